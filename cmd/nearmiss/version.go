@@ -1,0 +1,29 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"runtime"
+)
+
+// version and commit are set by the Makefile through -ldflags.
+var (
+	version = "dev"
+	commit  = "unknown"
+)
+
+type versionCmd struct {
+	JSON bool `name:"json" help:"Print one JSON object."`
+}
+
+func (c *versionCmd) Run(o *output) error {
+	if c.JSON {
+		return json.NewEncoder(o.Out).Encode(map[string]string{
+			"version": version, "commit": commit,
+			"go": runtime.Version(), "os": runtime.GOOS, "arch": runtime.GOARCH,
+		})
+	}
+	_, err := fmt.Fprintf(o.Out, "nearmiss %s (commit %s, %s, %s/%s)\n",
+		version, commit, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	return err
+}
