@@ -16,50 +16,77 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
+// Exit codes of the process.
+const (
+	exitOK          = 0
+	exitFailed      = 1
+	exitUsage       = 2
+	exitInterrupted = 130 // as shells report a command that SIGINT ended
+)
+
 // cli lists the subcommands, one file each.
 type cli struct {
+	LogLevel  string `name:"log-level" enum:"debug,info,warn,error" default:"info" env:"NEARMISS_LOG_LEVEL" help:"Least severe log line to print on standard error: ${enum}."`
+	LogFormat string `name:"log-format" enum:"auto,text,json" default:"auto" env:"NEARMISS_LOG_FORMAT" help:"How log lines look: ${enum}; auto is text on a terminal and JSON elsewhere."`
+
 	Version versionCmd `cmd:"" help:"Print version, commit and platform."`
 }
 
-// output is what subcommands write to: results on Out, logs and progress on Err.
-type output struct {
-	Out io.Writer
-	Err io.Writer
-}
+// usageError marks a mistake in the arguments that only the command itself
+// can see; the process exits with code 2 as for any wrong usage.
+type usageError struct{ err error }
+
+func (e usageError) Error() string { return e.err.Error() }
+func (e usageError) Unwrap() error { return e.err }
 
 // run parses args, executes one subcommand and returns the process's exit
-// code: 0 on success, 1 on failure, 2 on wrong usage.
+// code: 0 on success, 1 on failure, 2 on wrong usage, 130 when ctx ended
+// before the command had done its work. Services (up, worker, broker, camera,
+// watch) treat the end of ctx as their normal end.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	var c cli
 	code := -1
+	o := &output{Out: stdout, Err: stderr}
 	parser, err := kong.New(&c,
 		kong.Name("nearmiss"),
-		kong.Description("Streaming detection of visual anomalies, most of all those that look almost normal."),
+		kong.Description("Watches streams of images and raises an event when one is not normal, most of all when it is almost normal."),
 		kong.Writers(stdout, stderr),
 		kong.Exit(func(n int) { code = n }),
 		kong.BindTo(ctx, (*context.Context)(nil)),
-		kong.Bind(&output{Out: stdout, Err: stderr}),
-		kong.UsageOnError(),
+		kong.Bind(o),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
 	)
 	if err != nil {
 		fmt.Fprintln(stderr, "nearmiss:", err)
-		return 2
+		return exitUsage
 	}
 	kctx, err := parser.Parse(args)
 	if code >= 0 { // --help has been printed
 		return code
 	}
 	if err != nil {
-		fmt.Fprintln(stderr, "nearmiss:", err)
-		return 2
+		fmt.Fprintf(stderr, "nearmiss: %v (see nearmiss --help)\n", err)
+		return exitUsage
 	}
-	if err := kctx.Run(); err != nil && !errors.Is(err, context.Canceled) {
+	o.Log = newLogger(stderr, c.LogLevel, c.LogFormat)
+
+	err = kctx.Run()
+	var usage usageError
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.As(err, &usage):
 		fmt.Fprintln(stderr, "nearmiss:", err)
-		return 1
+		return exitUsage
+	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
+		fmt.Fprintln(stderr, "nearmiss: interrupted")
+		return exitInterrupted
+	default:
+		fmt.Fprintln(stderr, "nearmiss:", err)
+		return exitFailed
 	}
-	return 0
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"runtime"
 )
@@ -18,7 +17,7 @@ type versionCmd struct {
 
 func (c *versionCmd) Run(o *output) error {
 	if c.JSON {
-		return json.NewEncoder(o.Out).Encode(map[string]string{
+		return o.JSON(map[string]string{
 			"version": version, "commit": commit,
 			"go": runtime.Version(), "os": runtime.GOOS, "arch": runtime.GOARCH,
 		})
