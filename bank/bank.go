@@ -1,0 +1,321 @@
+package bank
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"slices"
+	"sync"
+
+	"github.com/rs/zerolog"
+)
+
+const (
+	maxDim   = 1 << 16
+	defaultK = 2
+)
+
+// Kind names an index.
+type Kind string
+
+const (
+	// Auto is Exact below Options.Cutoff and HNSW from there on.
+	Auto Kind = "auto"
+	// Exact compares with every entry.
+	Exact Kind = "exact"
+)
+
+// Options make a bank. The zero value of a field means its default.
+type Options struct {
+	// Dim is the length of the embeddings that come in, 1..65536. Required.
+	Dim int
+	// K is the number of neighbours in a score. Default 2.
+	K int
+	// Kind is the index that Build makes. Default Auto.
+	Kind Kind
+	// Transform is applied to every embedding on its way in, entries and
+	// queries alike; nil for none.
+	Transform *Transform
+	// Batch answers large batches of exact search; nil for loops on the CPU.
+	Batch BatchEngine
+	// Log gets the warnings of the recall gate. The zero value is silent.
+	Log zerolog.Logger
+}
+
+// Result is the verdict on one embedding.
+type Result struct {
+	// Score is the sum of the K Distances in Nearest: the novelty score.
+	Score float64
+	// PValue is the conformal p-value, 1/(n+1)..1; 0 where the bank is not
+	// calibrated.
+	PValue float64
+	// Threshold is the score above which an embedding is anomalous: +Inf where
+	// the calibration's rate is unreachable or the bank is not calibrated.
+	Threshold float64
+	// Anomalous says whether PValue ≤ the calibration's rate; false where the
+	// bank is not calibrated.
+	Anomalous bool
+	// Nearest are the K nearest entries, nearest first.
+	Nearest []Neighbour
+}
+
+// Bank is an index over the embeddings of normal images and the calibration of
+// their scores. All methods may be called from many goroutines.
+type Bank struct {
+	dim       int
+	k         int
+	kind      Kind
+	transform *Transform
+	batch     BatchEngine
+	log       zerolog.Logger
+
+	mu          sync.RWMutex // guards what follows, not what it points to
+	rows        *rows
+	index       Index
+	calibration *Calibration
+}
+
+// New makes an empty bank. It searches exactly until Build is called.
+func New(o Options) (*Bank, error) {
+	if o.Dim < 1 || o.Dim > maxDim {
+		return nil, fmt.Errorf("new bank: dimension %d is not in 1..%d", o.Dim, maxDim)
+	}
+	if o.K == 0 {
+		o.K = defaultK
+	}
+	if o.K < 1 {
+		return nil, fmt.Errorf("new bank: k is %d, must be at least 1", o.K)
+	}
+	if o.Kind == "" {
+		o.Kind = Auto
+	}
+	dim := o.Dim
+	if o.Transform != nil {
+		if err := o.Transform.check(o.Dim); err != nil {
+			return nil, fmt.Errorf("new bank: %w", err)
+		}
+		dim = o.Transform.Out()
+	}
+	r := newRows(dim)
+	return &Bank{
+		dim: o.Dim, k: o.K, kind: o.Kind, transform: o.Transform, batch: o.Batch, log: o.Log,
+		rows: r, index: &exact{rows: r},
+	}, nil
+}
+
+// Dim is the length of the embeddings that Add and Score take.
+func (b *Bank) Dim() int { return b.dim }
+
+// K is the number of neighbours in a score.
+func (b *Bank) K() int { return b.k }
+
+// Len is the number of entries.
+func (b *Bank) Len() int { return b.Index().Len() }
+
+// Index is the index that answers at present. Its vectors are transformed ones.
+func (b *Bank) Index() Index {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.index
+}
+
+// IDs lists the entries in no particular order.
+func (b *Bank) IDs() []uint64 {
+	b.rows.mu.RLock()
+	defer b.rows.mu.RUnlock()
+	return slices.Clone(b.rows.ids)
+}
+
+// Add puts one embedding in: ErrDim, ErrNotFinite or ErrExists.
+func (b *Bank) Add(id uint64, v []float32) error {
+	t, err := b.apply(v)
+	if err != nil {
+		return fmt.Errorf("add %d: %w", id, err)
+	}
+	return b.Index().Add(id, t)
+}
+
+// AddBatch puts n embeddings in, row-major n×Dim. On an error those before it
+// stay in.
+func (b *Bank) AddBatch(ids []uint64, embeddings []float32) error {
+	if len(embeddings) != len(ids)*b.dim {
+		return fmt.Errorf("add %d entries: %w: got %d numbers, want %d×%d",
+			len(ids), ErrDim, len(embeddings), len(ids), b.dim)
+	}
+	b.rows.mu.Lock()
+	b.rows.grow(len(ids))
+	b.rows.mu.Unlock()
+	for i, id := range ids {
+		if err := b.Add(id, embeddings[i*b.dim:(i+1)*b.dim]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Remove takes an entry out.
+func (b *Bank) Remove(id uint64) error { return b.Index().Remove(id) }
+
+// Score finds the K nearest entries of an embedding and judges it: ErrDim,
+// ErrNotFinite (a broken embedding never gets a verdict, least of all
+// "normal"), or ErrTooFew where the bank has fewer than K entries.
+func (b *Bank) Score(v []float32) (Result, error) {
+	t, err := b.apply(v)
+	if err != nil {
+		return Result{}, fmt.Errorf("score: %w", err)
+	}
+	index, calibration := b.state()
+	near, err := index.Search(t, b.k)
+	if err != nil {
+		return Result{}, err
+	}
+	return b.judge(near, calibration)
+}
+
+// ScoreBatch does the same for m embeddings, row-major m×Dim, on all cores or
+// the batch engine. It fails as a whole if one embedding is bad.
+func (b *Bank) ScoreBatch(ctx context.Context, embeddings []float32) ([]Result, error) {
+	t, err := b.applyAll(embeddings)
+	if err != nil {
+		return nil, fmt.Errorf("score: %w", err)
+	}
+	index, calibration := b.state()
+	near, err := index.SearchBatch(ctx, t, b.k)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]Result, len(near))
+	for i := range near {
+		if out[i], err = b.judge(near[i], calibration); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// Scores is ScoreBatch's scores alone: novelty scores of m embeddings.
+func (b *Bank) Scores(ctx context.Context, embeddings []float32) ([]float64, error) {
+	results, err := b.ScoreBatch(ctx, embeddings)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]float64, len(results))
+	for i, r := range results {
+		out[i] = r.Score
+	}
+	return out, nil
+}
+
+// LeaveOneOut gives every entry's score against the rest of the bank, by id.
+// It needs more than K entries.
+func (b *Bank) LeaveOneOut(ctx context.Context) (map[uint64]float64, error) {
+	b.rows.mu.RLock()
+	ids, data := slices.Clone(b.rows.ids), slices.Clone(b.rows.data)
+	b.rows.mu.RUnlock()
+	if len(ids) <= b.k {
+		return nil, fmt.Errorf("leave one out: %w: %d entries, need more than k = %d", ErrTooFew, len(ids), b.k)
+	}
+	near, err := b.Index().SearchBatch(ctx, data, b.k+1)
+	if err != nil {
+		return nil, fmt.Errorf("leave one out: %w", err)
+	}
+	out := make(map[uint64]float64, len(ids))
+	for i, id := range ids {
+		// Without itself; where k+1 duplicates with smaller ids pushed it out,
+		// the first k are as good.
+		others := slices.DeleteFunc(near[i], func(n Neighbour) bool { return n.ID == id })
+		if len(others) < b.k {
+			return nil, fmt.Errorf("leave one out: %w: entry %d has %d neighbours", ErrTooFew, id, len(others))
+		}
+		out[id] = sum(others[:b.k])
+	}
+	return out, nil
+}
+
+// Calibrate scores held-out normals, row-major n×Dim, which must not be in the
+// bank (nor have been seen by whatever made the embeddings), and sets the
+// bank's calibration for the false-alarm rate alpha. It fails with an
+// *UnreachableError, and changes nothing, where n is too small for alpha.
+func (b *Bank) Calibrate(ctx context.Context, heldOut []float32, alpha float64) (*Calibration, error) {
+	scores, err := b.Scores(ctx, heldOut)
+	if err != nil {
+		return nil, fmt.Errorf("calibrate: %w", err)
+	}
+	c, err := NewCalibration(scores, alpha)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Err(); err != nil {
+		return nil, err
+	}
+	return c, b.SetCalibration(c)
+}
+
+// SetCalibration replaces the calibration; nil removes it. Unlike Calibrate it
+// accepts one whose rate is unreachable, which then raises no alarms.
+func (b *Bank) SetCalibration(c *Calibration) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.calibration = c
+	return nil
+}
+
+// Calibration is the bank's calibration, or nil.
+func (b *Bank) Calibration() *Calibration {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.calibration
+}
+
+func (b *Bank) state() (Index, *Calibration) {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.index, b.calibration
+}
+
+func (b *Bank) judge(near []Neighbour, c *Calibration) (Result, error) {
+	if len(near) < b.k {
+		return Result{}, fmt.Errorf("score: %w: found %d entries, need k = %d", ErrTooFew, len(near), b.k)
+	}
+	r := Result{Score: sum(near), Nearest: near}
+	if c == nil {
+		r.Threshold = math.Inf(1)
+		return r, nil
+	}
+	r.PValue, r.Threshold, r.Anomalous = c.PValue(r.Score), c.Threshold(), c.Anomalous(r.Score)
+	return r, nil
+}
+
+func sum(near []Neighbour) float64 {
+	s := 0.0
+	for _, n := range near {
+		s += float64(n.Distance)
+	}
+	return s
+}
+
+func (b *Bank) apply(v []float32) ([]float32, error) {
+	if b.transform == nil {
+		return v, nil
+	}
+	return b.transform.apply(v)
+}
+
+func (b *Bank) applyAll(m []float32) ([]float32, error) {
+	if len(m)%b.dim != 0 {
+		return nil, fmt.Errorf("%w: %d numbers are not whole embeddings of dimension %d", ErrDim, len(m), b.dim)
+	}
+	if b.transform == nil {
+		return m, nil
+	}
+	n := len(m) / b.dim
+	out := make([]float32, 0, n*b.transform.Out())
+	for i := range n {
+		t, err := b.transform.apply(m[i*b.dim : (i+1)*b.dim])
+		if err != nil {
+			return nil, fmt.Errorf("embedding %d of %d: %w", i, n, err)
+		}
+		out = append(out, t...)
+	}
+	return out, nil
+}

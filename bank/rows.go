@@ -1,0 +1,149 @@
+package bank
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"sync"
+)
+
+// Neighbour is one entry of the bank near a query.
+type Neighbour struct {
+	// ID is the entry's id, as it was added.
+	ID uint64 `json:"id"`
+	// Distance is the squared Euclidean distance, ≥ 0.
+	Distance float32 `json:"distance"`
+}
+
+func compareNeighbours(a, b Neighbour) int {
+	return cmp.Or(cmp.Compare(a.Distance, b.Distance), cmp.Compare(a.ID, b.ID))
+}
+
+// rows is the storage that every index of one bank shares: a dense row-major
+// matrix, the id of each row, and the lock that guards both and whatever graph
+// lies over them. Row numbers are stable except that a removal moves the last
+// row into the hole.
+type rows struct {
+	mu   sync.RWMutex
+	dim  int
+	data []float32 // len(ids) × dim
+	ids  []uint64
+	row  map[uint64]uint32 // id → row number
+}
+
+func newRows(dim int) *rows { return &rows{dim: dim, row: map[uint64]uint32{}} }
+
+func (r *rows) len() int { return len(r.ids) }
+
+func (r *rows) at(i uint32) []float32 {
+	o := int(i) * r.dim
+	return r.data[o : o+r.dim : o+r.dim]
+}
+
+// add appends a checked vector and returns its row number.
+func (r *rows) add(id uint64, v []float32) uint32 {
+	i := uint32(len(r.ids))
+	r.data = append(r.data, v...)
+	r.ids = append(r.ids, id)
+	r.row[id] = i
+	return i
+}
+
+// grow makes room for n more rows, so that a batch is copied once.
+func (r *rows) grow(n int) {
+	r.data = slices.Grow(r.data, n*r.dim)
+	r.ids = slices.Grow(r.ids, n)
+}
+
+// remove deletes row i; the last row takes its place.
+func (r *rows) remove(i uint32) {
+	last := uint32(len(r.ids) - 1)
+	delete(r.row, r.ids[i])
+	if i != last {
+		copy(r.at(i), r.at(last))
+		r.ids[i] = r.ids[last]
+		r.row[r.ids[i]] = i
+	}
+	r.data = r.data[:int(last)*r.dim]
+	r.ids = r.ids[:last]
+}
+
+// checkNew says why a vector cannot be added.
+func (r *rows) checkNew(id uint64, v []float32) error {
+	if err := checkVector(v, r.dim); err != nil {
+		return fmt.Errorf("add %d: %w", id, err)
+	}
+	if _, ok := r.row[id]; ok {
+		return fmt.Errorf("add %d: %w", id, ErrExists)
+	}
+	return nil
+}
+
+// checkQuery says why a search cannot be answered.
+func (r *rows) checkQuery(q []float32, k int) error {
+	if k < 1 {
+		return fmt.Errorf("search: k is %d, must be at least 1", k)
+	}
+	if err := checkVector(q, r.dim); err != nil {
+		return fmt.Errorf("search: %w", err)
+	}
+	return nil
+}
+
+// finish turns candidate row numbers into at most k neighbours with distances
+// computed again, nearest first, ties by id.
+func (r *rows) finish(q []float32, candidates []candidate, k int) []Neighbour {
+	out := make([]Neighbour, len(candidates))
+	for i, c := range candidates {
+		out[i] = Neighbour{ID: r.ids[c.row], Distance: squaredL2Exact(q, r.at(c.row))}
+	}
+	slices.SortFunc(out, compareNeighbours)
+	if len(out) > k {
+		out = out[:k:k]
+	}
+	return out
+}
+
+// candidate is a row and its float32 squared distance to the query at hand.
+type candidate struct {
+	distance float32
+	row      uint32
+}
+
+// nearest keeps the k nearest candidates seen so far, sorted, ties by id. k is
+// small (2 in nearly all use), so insertion beats a heap.
+type nearest struct {
+	k     int
+	ids   []uint64
+	items []candidate
+}
+
+func (n *nearest) reset(k int, ids []uint64) {
+	n.k, n.ids = k, ids
+	if cap(n.items) < k+1 {
+		n.items = make([]candidate, 0, k+1)
+	}
+	n.items = n.items[:0]
+}
+
+// offer considers one row.
+func (n *nearest) offer(row uint32, d float32) {
+	if len(n.items) == n.k && d > n.items[n.k-1].distance {
+		return
+	}
+	i := len(n.items)
+	for i > 0 {
+		p := n.items[i-1]
+		if p.distance < d || (p.distance == d && n.ids[p.row] < n.ids[row]) {
+			break
+		}
+		i--
+	}
+	if i == n.k {
+		return
+	}
+	n.items = slices.Insert(n.items, i, candidate{d, row})
+	if len(n.items) > n.k {
+		n.items = n.items[:n.k]
+	}
+}
