@@ -1,0 +1,106 @@
+package imaging
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Preprocess says how an image becomes a model's input. It travels with the
+// model, because a model that is fed otherwise gives other embeddings.
+//
+// The image is resized so that its shorter side has Resize pixels and the
+// Crop × Crop square in its middle is kept. Mean and Std normalise samples that
+// were scaled to 0..1; exported models do that themselves, so Apply gives bytes.
+type Preprocess struct {
+	Resize        int           `json:"resize"`             // pixels of the shorter side, ≥ Crop
+	Crop          int           `json:"crop"`               // pixels of the model's square input
+	Squash        bool          `json:"squash,omitempty"`   // resize both sides to Crop, aspect ignored; Resize is not used
+	Truncate      bool          `json:"truncate,omitempty"` // the longer side's length is truncated, as torchvision does, not rounded
+	Interpolation Interpolation `json:"interpolation"`
+	Mean          [3]float64    `json:"mean"`              // red, green, blue; samples in 0..1
+	Std           [3]float64    `json:"std"`               // as Mean, > 0
+	Decoder       string        `json:"decoder,omitempty"` // DecoderName of the program that filled the bank
+}
+
+// Validate reports every field that makes no sense.
+func (p Preprocess) Validate() error {
+	var errs []error
+	if p.Crop < 1 || p.Crop > 1<<14 {
+		errs = append(errs, fmt.Errorf("preprocess: crop %d is not between 1 and %d", p.Crop, 1<<14))
+	}
+	if !p.Squash && (p.Resize < p.Crop || p.Resize > 1<<14) {
+		errs = append(errs, fmt.Errorf("preprocess: resize %d is not between the crop %d and %d", p.Resize, p.Crop, 1<<14))
+	}
+	if !p.Interpolation.Valid() {
+		errs = append(errs, fmt.Errorf("preprocess: interpolation %q is neither bilinear nor bicubic", p.Interpolation))
+	}
+	for i := range 3 {
+		if !(p.Std[i] > 0) || p.Mean[i] != p.Mean[i] {
+			errs = append(errs, fmt.Errorf("preprocess: mean %v and std %v do not normalise", p.Mean, p.Std))
+			break
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Bytes is the length of one preprocessed image: Crop × Crop × 3.
+func (p Preprocess) Bytes() int { return p.Crop * p.Crop * 3 }
+
+// Apply checks and decodes the file b and writes the model's input into dst:
+// Crop × Crop pixels, RGB, rows first (one NHWC image). The header it returns
+// has the size of the upright frame. What cannot be used is a *RejectError.
+func (p Preprocess) Apply(b []byte, l Limits, dst []uint8) (Header, error) {
+	h, err := Inspect(b, l)
+	if err != nil {
+		return h, err
+	}
+	side := p.Resize
+	if p.Squash {
+		side = p.Crop
+	}
+	img, err := decode(b, h, side)
+	if err != nil {
+		return h, err
+	}
+	return h, p.apply(img, h.Width, h.Height, dst)
+}
+
+// ApplyImage does what Apply does for pixels that are already at hand.
+func (p Preprocess) ApplyImage(img *Image, dst []uint8) error {
+	if !img.Valid() {
+		return errors.New("preprocess: the image's sizes do not fit its pixels")
+	}
+	return p.apply(img, img.Width, img.Height, dst)
+}
+
+// apply resizes img, which may be a reduced decoding of a frame of w × h
+// pixels: the frame's own size decides the geometry.
+func (p Preprocess) apply(img *Image, w, h int, dst []uint8) error {
+	if err := p.Validate(); err != nil {
+		return err
+	}
+	if len(dst) != p.Bytes() {
+		return fmt.Errorf("preprocess: the destination has %d bytes, %d×%d RGB takes %d", len(dst), p.Crop, p.Crop, p.Bytes())
+	}
+	outW, outH, win := p.geometry(w, h)
+	resampleWindow(dst, img, outW, outH, win, p.Interpolation)
+	return nil
+}
+
+// geometry gives the size after the resize and the window that the crop keeps.
+func (p Preprocess) geometry(w, h int) (outW, outH int, win window) {
+	if p.Squash {
+		return p.Crop, p.Crop, window{0, 0, p.Crop, p.Crop}
+	}
+	outW, outH = shorterTo(w, h, p.Resize, p.Truncate)
+	return outW, outH, window{centerOffset(outW, p.Crop), centerOffset(outH, p.Crop), p.Crop, p.Crop}
+}
+
+// Region tells which part of a frame of w × h pixels the model sees: the
+// rectangle from (x0, y0) to (x1, y1), in the frame's pixels and fractions of
+// them. It undoes resize and crop, for heatmaps on the frame's own geometry.
+func (p Preprocess) Region(w, h int) (x0, y0, x1, y1 float64) {
+	outW, outH, win := p.geometry(w, h)
+	sx, sy := float64(w)/float64(outW), float64(h)/float64(outH)
+	return float64(win.x) * sx, float64(win.y) * sy, float64(win.x+win.w) * sx, float64(win.y+win.h) * sy
+}

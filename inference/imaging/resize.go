@@ -1,0 +1,263 @@
+package imaging
+
+import (
+	"fmt"
+	"math"
+	"sync"
+)
+
+// Interpolation names a resampling filter.
+type Interpolation string
+
+const (
+	Bilinear Interpolation = "bilinear" // triangle, support 1
+	Bicubic  Interpolation = "bicubic"  // Keys' cubic with a = −0.5, support 2
+)
+
+// Valid reports whether the filter is known.
+func (ip Interpolation) Valid() bool { return ip == Bilinear || ip == Bicubic }
+
+func (ip Interpolation) support() float64 {
+	if ip == Bicubic {
+		return 2
+	}
+	return 1
+}
+
+// weight is the filter's value at x. The conversions forbid fused multiply-add,
+// which would give other last bits on other processors.
+func (ip Interpolation) weight(x float64) float64 {
+	x = math.Abs(x)
+	if ip == Bicubic {
+		const a = -0.5
+		switch {
+		case x < 1:
+			return float64(float64(float64(float64((a+2)*x)-(a+3))*x)*x) + 1
+		case x < 2:
+			return float64((float64((float64((x-5)*x)+8)*x) - 4) * a)
+		}
+		return 0
+	}
+	if x < 1 {
+		return 1 - x
+	}
+	return 0
+}
+
+// coefBits is the number of fractional bits of a coefficient: 32 bits less 8
+// for the sample and 2 for the overshoot of cubic filters, as in Pillow.
+const coefBits = 32 - 8 - 2
+
+// taps holds, for a run of output positions, which input positions contribute
+// and how much. Output i reads n[i] inputs from first[i] with the coefficients
+// k[i*width:].
+type taps struct {
+	first, n []int
+	k        []int32
+	width    int
+}
+
+// makeTaps computes the coefficients of outputs lo to hi-1 of a line of in
+// samples that is resampled to out.
+func makeTaps(in, out, lo, hi int, ip Interpolation) taps {
+	scale := float64(in) / float64(out)
+	filterScale := max(scale, 1)
+	support := ip.support() * filterScale
+	width := int(math.Ceil(support))*2 + 1
+	inv := 1 / filterScale
+
+	t := taps{
+		first: make([]int, hi-lo), n: make([]int, hi-lo),
+		k: make([]int32, (hi-lo)*width), width: width,
+	}
+	w := make([]float64, width)
+	for i := range hi - lo {
+		center := float64((float64(lo+i) + 0.5) * scale)
+		first := max(int(center-support+0.5), 0)
+		n := min(int(center+support+0.5), in) - first
+		sum := 0.0
+		for x := range n {
+			w[x] = ip.weight(float64((float64(x+first) - center + 0.5) * inv))
+			sum += w[x]
+		}
+		k := t.k[i*width : (i+1)*width]
+		for x := range n {
+			if sum != 0 {
+				w[x] /= sum
+			}
+			if w[x] < 0 {
+				k[x] = int32(-0.5 + float64(w[x]*(1<<coefBits)))
+			} else {
+				k[x] = int32(0.5 + float64(w[x]*(1<<coefBits)))
+			}
+		}
+		t.first[i], t.n[i] = first, n
+	}
+	return t
+}
+
+// clip8 drops the fractional bits and keeps the value within a byte.
+func clip8(v int32) uint8 {
+	v >>= coefBits
+	if uint32(v) > 255 {
+		if v < 0 {
+			return 0
+		}
+		return 255
+	}
+	return uint8(v)
+}
+
+// window is the part of a resized image that is wanted.
+type window struct{ x, y, w, h int }
+
+// between is a pool of the 8-bit rows between the two passes.
+var between = sync.Pool{New: func() any { return new([]uint8) }}
+
+// resampleWindow resizes src to outW × outH and writes the window of the result
+// into dst (3 × win.w × win.h bytes). Each output pixel depends only on its own
+// coefficients, so leaving out the others changes nothing.
+func resampleWindow(dst []uint8, src *Image, outW, outH int, win window, ip Interpolation) {
+	vert := makeTaps(src.Height, outH, win.y, win.y+win.h, ip)
+	rowLo := vert.first[0]
+	rowHi := rowLo
+	for i := range win.h {
+		rowLo = min(rowLo, vert.first[i])
+		rowHi = max(rowHi, vert.first[i]+vert.n[i])
+	}
+	stride := 3 * win.w
+
+	if outW == src.Width { // the horizontal pass would be the identity
+		if outH == src.Height {
+			for y := range win.h {
+				at := 3 * ((win.y+y)*src.Width + win.x)
+				copy(dst[y*stride:(y+1)*stride], src.Pix[at:at+stride])
+			}
+			return
+		}
+		verticalPass(dst, src.Pix[3*win.x:], 3*src.Width, stride, 0, vert)
+		return
+	}
+
+	hor := makeTaps(src.Width, outW, win.x, win.x+win.w, ip)
+	if outH == src.Height {
+		for y := range win.h {
+			horizontalRow(dst[y*stride:(y+1)*stride], src.Pix[3*(win.y+y)*src.Width:3*(win.y+y+1)*src.Width], hor)
+		}
+		return
+	}
+
+	buf := between.Get().(*[]uint8)
+	defer between.Put(buf)
+	if need := (rowHi - rowLo) * stride; cap(*buf) < need {
+		*buf = make([]uint8, need)
+	}
+	mid := (*buf)[:(rowHi-rowLo)*stride]
+	for y := rowLo; y < rowHi; y++ {
+		horizontalRow(mid[(y-rowLo)*stride:(y-rowLo+1)*stride], src.Pix[3*y*src.Width:3*(y+1)*src.Width], hor)
+	}
+	verticalPass(dst, mid, stride, stride, rowLo, vert)
+}
+
+// horizontalRow resamples one row of RGB pixels.
+func horizontalRow(dst, src []uint8, t taps) {
+	for i, first := range t.first {
+		k := t.k[i*t.width : i*t.width+t.n[i]]
+		px := src[3*first : 3*(first+len(k))]
+		var r, g, b int32 = 1 << (coefBits - 1), 1 << (coefBits - 1), 1 << (coefBits - 1)
+		for _, c := range k {
+			if len(px) < 3 { // never: tells the compiler the loads are in range
+				break
+			}
+			r += int32(px[0]) * c
+			g += int32(px[1]) * c
+			b += int32(px[2]) * c
+			px = px[3:]
+		}
+		d := dst[3*i : 3*i+3 : 3*i+3]
+		d[0], d[1], d[2] = clip8(r), clip8(g), clip8(b)
+	}
+}
+
+// sums is a pool of the vertical pass's row of accumulators.
+var sums = sync.Pool{New: func() any { return new([]int32) }}
+
+// verticalPass resamples columns. src holds rows of srcStride bytes, the first
+// of which is row rowLo of the image; each output row is rowBytes long. Whole
+// rows are accumulated, four inputs at a time, which keeps the reads in order.
+func verticalPass(dst, src []uint8, srcStride, rowBytes, rowLo int, t taps) {
+	buf := sums.Get().(*[]int32)
+	defer sums.Put(buf)
+	if cap(*buf) < rowBytes {
+		*buf = make([]int32, rowBytes)
+	}
+	acc := (*buf)[:rowBytes]
+	for i, first := range t.first {
+		for x := range acc {
+			acc[x] = 1 << (coefBits - 1)
+		}
+		k := t.k[i*t.width : i*t.width+t.n[i]]
+		row := func(j int) []uint8 {
+			at := (first - rowLo + j) * srcStride
+			return src[at : at+rowBytes][:len(acc)]
+		}
+		j := 0
+		for ; j+4 <= len(k); j += 4 {
+			r0, r1, r2, r3 := row(j), row(j+1), row(j+2), row(j+3)
+			k0, k1, k2, k3 := k[j], k[j+1], k[j+2], k[j+3]
+			for x := range acc {
+				acc[x] += int32(r0[x])*k0 + int32(r1[x])*k1 + int32(r2[x])*k2 + int32(r3[x])*k3
+			}
+		}
+		for ; j < len(k); j++ {
+			r0, k0 := row(j), k[j]
+			for x := range acc {
+				acc[x] += int32(r0[x]) * k0
+			}
+		}
+		out := dst[i*rowBytes : (i+1)*rowBytes][:len(acc)]
+		for x, v := range acc {
+			out[x] = clip8(v)
+		}
+	}
+}
+
+// Resize returns img resampled to w × h pixels, bit for bit as Pillow's
+// Image.resize does. img must be valid and w and h positive; it panics
+// otherwise, because such a call is a mistake of the program.
+func Resize(img *Image, w, h int, ip Interpolation) *Image {
+	if !img.Valid() || w <= 0 || h <= 0 || !ip.Valid() {
+		panic(fmt.Sprintf("imaging: resize of an invalid image or to %d×%d with %q", w, h, ip))
+	}
+	out := New(w, h)
+	resampleWindow(out.Pix, img, w, h, window{0, 0, w, h}, ip)
+	return out
+}
+
+// ResizeShorter resizes so that the shorter side becomes size, keeping the
+// aspect: the longer side is rounded to the nearest pixel.
+func ResizeShorter(img *Image, size int, ip Interpolation) *Image {
+	w, h := shorterTo(img.Width, img.Height, size, false)
+	return Resize(img, w, h, ip)
+}
+
+// shorterTo gives the size after a resize of the shorter side to size. The
+// longer side is rounded, or truncated as torchvision does
+// (new_long = int(size * long / short)).
+func shorterTo(w, h, size int, truncate bool) (int, int) {
+	if h < w {
+		h, w = shorterTo(h, w, size, truncate)
+		return w, h
+	}
+	long := float64(size*h) / float64(w)
+	if !truncate {
+		long = math.RoundToEven(long)
+	}
+	return size, int(long)
+}
+
+// centerOffset is torchvision's int(round((size - crop) / 2.0)): Python rounds
+// halves to even.
+func centerOffset(size, crop int) int {
+	return int(math.RoundToEven(float64(size-crop) / 2))
+}
