@@ -1,0 +1,248 @@
+package ort
+
+import (
+	"archive/tar"
+	"compress/gzip"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+)
+
+const childVariable = "NEARMISS_TEST_INSTALL_CHILD"
+
+// TestMain also serves as the child process of the tests below: an install
+// loads the library only in a process that has none.
+func TestMain(m *testing.M) {
+	if from := os.Getenv(childVariable); from != "" {
+		path, err := Install(context.Background(), InstallOptions{From: from})
+		if err != nil {
+			fmt.Println("error:", err)
+			os.Exit(1)
+		}
+		version, loaded, err := Loaded()
+		fmt.Println(path, version, loaded == path, err)
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// child installs from a file in a process of its own.
+func child(t *testing.T, cache, from string) (string, error) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), childVariable+"="+from, EnvCache+"="+cache, EnvLibrary+"=")
+	out, err := cmd.CombinedOutput()
+	return strings.TrimSpace(string(out)), err
+}
+
+func located(t *testing.T) string {
+	t.Helper()
+	path, err := Locate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestInstallFromALibrary(t *testing.T) {
+	cache := t.TempDir()
+	lib := located(t)
+	want := filepath.Join(cache, "onnxruntime", Version, runtime.GOOS+"-"+runtime.GOARCH, libraryName(runtime.GOOS))
+	var wg sync.WaitGroup
+	for range 3 { // at the same time
+		wg.Go(func() {
+			out, err := child(t, cache, lib)
+			if err != nil || out != want+" "+Version+" true <nil>" {
+				t.Errorf("got %q, %v", out, err)
+			}
+		})
+	}
+	wg.Wait()
+	left, err := os.ReadDir(filepath.Dir(want))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(left) != 1 {
+		t.Errorf("the installs left %v", left)
+	}
+	t.Setenv(EnvCache, cache)
+	t.Setenv(EnvLibrary, "")
+	if got, err := Locate(); err != nil || got != want {
+		t.Errorf("located %s, %v, want %s", got, err, want)
+	}
+}
+
+func TestInstallRefuses(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name string, b []byte) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	whole, err := os.ReadFile(located(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct{ from, want string }{
+		"a file that is no library":      {write("text.so", []byte("hello")), "not a"},
+		"half a library":                 {write("half.so", whole[:len(whole)/2]), "error"},
+		"a program":                      {self, ""},
+		"a file that is not there":       {filepath.Join(dir, "none.so"), "no such file"},
+		"a folder":                       {dir, "is not a file"},
+		"a package with another digest":  {write("other.tgz", []byte("not the package")), "SHA-256"},
+		"an empty file named as package": {write("empty.tgz", nil), "SHA-256"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cache := t.TempDir()
+			out, err := child(t, cache, c.from)
+			if err == nil || !strings.Contains(out, c.want) || strings.Contains(out, "\n") {
+				t.Errorf("got %q, %v", out, err)
+			}
+			left, _ := filepath.Glob(filepath.Join(cache, "onnxruntime", "*", "*", "*"))
+			if len(left) != 0 {
+				t.Errorf("it left %v", left)
+			}
+		})
+	}
+}
+
+// archive writes a package with one member and returns its path and digest.
+func archive(t *testing.T, member string, content []byte) (path, digest string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "p.tgz")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	zw := gzip.NewWriter(f)
+	tw := tar.NewWriter(zw)
+	for _, m := range []struct {
+		name string
+		data []byte
+	}{{"package/README.md", []byte("text")}, {member, content}} {
+		if err := errors.Join(tw.WriteHeader(&tar.Header{Name: m.name, Mode: 0o644, Size: int64(len(m.data)), Typeflag: tar.TypeReg})); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tw.Write(m.data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(tw.Close(), zw.Close()); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(b)
+	return path, hex.EncodeToString(sum[:])
+}
+
+func TestInstallFromThePackage(t *testing.T) {
+	lib, err := os.ReadFile(located(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Load(); err != nil { // before the cache moves
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(lib)
+	member := "package/bin/" + libraryName(runtime.GOOS)
+	path, digest := archive(t, member, lib)
+	platform := runtime.GOOS + "/" + runtime.GOARCH
+	in := installer{
+		goos: runtime.GOOS, goarch: runtime.GOARCH, digest: digest,
+		libraries: map[string]packagedLibrary{platform: {member, hex.EncodeToString(sum[:])}},
+	}
+	packs := 0
+	in.pack = func(context.Context, string) (string, error) { packs++; return path, nil }
+	ctx := context.Background()
+	t.Run("it is fetched, checked and put in place once", func(t *testing.T) {
+		t.Setenv(EnvCache, t.TempDir())
+		stages := map[string]bool{}
+		for range 2 {
+			got, err := in.install(ctx, InstallOptions{Progress: func(s string, done, total int64) {
+				stages[s] = true
+				if total > 0 && done > total {
+					t.Errorf("%s: %d of %d", s, done, total)
+				}
+			}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := os.ReadFile(got)
+			if err != nil || len(b) != len(lib) {
+				t.Fatalf("read %d bytes, %v", len(b), err)
+			}
+		}
+		if packs != 1 {
+			t.Errorf("it was fetched %d times", packs)
+		}
+		for _, s := range []string{"check the package", "extract the library", "check the library"} {
+			if !stages[s] {
+				t.Errorf("no progress was told of %q", s)
+			}
+		}
+	})
+	t.Run("another library in it is refused", func(t *testing.T) {
+		t.Setenv(EnvCache, t.TempDir())
+		in := in
+		in.libraries = map[string]packagedLibrary{platform: {member, "00"}}
+		if _, err := in.install(ctx, InstallOptions{}); err == nil || !strings.Contains(err.Error(), "SHA-256") {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("a missing library in it is named", func(t *testing.T) {
+		t.Setenv(EnvCache, t.TempDir())
+		in := in
+		in.libraries = map[string]packagedLibrary{platform: {"package/other.so", "00"}}
+		if _, err := in.install(ctx, InstallOptions{}); err == nil || !strings.Contains(err.Error(), "no package/other.so") {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("a platform without a library is told what to do", func(t *testing.T) {
+		t.Setenv(EnvCache, t.TempDir())
+		in := in
+		in.goos, in.goarch = "darwin", "amd64"
+		if _, err := in.install(ctx, InstallOptions{}); err == nil || !strings.Contains(err.Error(), "--from FILE") {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("a cancelled install leaves nothing", func(t *testing.T) {
+		cache := t.TempDir()
+		t.Setenv(EnvCache, cache)
+		ctx, cancel := context.WithCancel(ctx)
+		cancel()
+		if _, err := in.install(ctx, InstallOptions{}); !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v", err)
+		}
+		left, _ := filepath.Glob(filepath.Join(cache, "onnxruntime", "*", "*", "*"))
+		if len(left) != 0 {
+			t.Errorf("it left %v", left)
+		}
+	})
+}
+
+func TestInstallWithoutNpm(t *testing.T) {
+	t.Setenv(EnvCache, t.TempDir())
+	t.Setenv("PATH", t.TempDir())
+	if _, err := npmPack(context.Background(), t.TempDir()); err == nil || !strings.Contains(err.Error(), "npm is not found") {
+		t.Errorf("got %v", err)
+	}
+}
