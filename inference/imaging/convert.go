@@ -78,8 +78,13 @@ func convert(m image.Image) *Image {
 			if i == len(rgb) {
 				break
 			}
+			if n, ok := c.(color.NRGBA); ok { // the colour survives full transparency
+				rgb[i] = [3]uint8{n.R, n.G, n.B}
+				continue
+			}
+			// TIFF's palettes have 16 bits, made of 8 by v·257 or v·256.
 			n := color.NRGBA64Model.Convert(c).(color.NRGBA64)
-			rgb[i] = [3]uint8{to8(n.R), to8(n.G), to8(n.B)}
+			rgb[i] = [3]uint8{uint8(n.R >> 8), uint8(n.G >> 8), uint8(n.B >> 8)}
 		}
 		for y := range h {
 			dst, src := out.row(y), m.Pix[m.PixOffset(r.Min.X, r.Min.Y+y):][:w]

@@ -91,8 +91,11 @@ func Inspect(b []byte, l Limits) (Header, error) {
 		return Header{}, err
 	}
 	w, h := int64(s.Width), int64(s.Height)
-	if w <= 0 || h <= 0 || w > maxSide || h > maxSide {
+	if w <= 0 || h <= 0 {
 		return Header{}, reject(CodeCorrupt, "the %s header says %d×%d pixels", s.Format, w, h)
+	}
+	if w > maxSide || h > maxSide {
+		return Header{}, reject(CodeTooLarge, "the %s header says %d×%d pixels", s.Format, w, h)
 	}
 	if s.Orientation >= 5 {
 		s.Width, s.Height = s.Height, s.Width
@@ -284,9 +287,6 @@ func readPNG(b []byte) (stored, error) {
 		return s, reject(CodeCorrupt, "the png does not begin with IHDR")
 	}
 	w, h := binary.BigEndian.Uint32(b[16:]), binary.BigEndian.Uint32(b[20:])
-	if w > math.MaxInt32 || h > math.MaxInt32 {
-		return s, reject(CodeCorrupt, "the png header says %d×%d pixels", w, h)
-	}
 	s.Width, s.Height, s.Bits = int(w), int(h), int(b[24])
 	kind, interlaced := b[25], b[28] == 1
 	switch kind {
@@ -377,9 +377,6 @@ func readTIFF(b []byte) (stored, error) {
 		return s, err
 	}
 	w, h := d.first(256, 0), d.first(257, 0)
-	if w > math.MaxInt32 || h > math.MaxInt32 {
-		return s, reject(CodeCorrupt, "the tiff header says %d×%d pixels", w, h)
-	}
 	s.Width, s.Height = int(w), int(h)
 	s.Orientation = validOrientation(int(d.first(274, 1)))
 	s.Bits = int(d.first(258, 1))
