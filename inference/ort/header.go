@@ -27,9 +27,11 @@ func (i Info) Static() bool { return i.Ranked && !slices.Contains(i.Shape, -1) }
 // they are read from the model itself. Field numbers are those of onnx.proto:
 // ModelProto.graph 7; GraphProto.initializer 5, input 11, output 12;
 // TensorProto.name 8; ValueInfoProto.name 1, type 2; TypeProto.tensor_type 1;
-// Tensor.elem_type 1, shape 2; TensorShapeProto.dim 1; Dimension.dim_value 1.
+// Tensor.elem_type 1, shape 2; TensorShapeProto.dim 1; Dimension.dim_value 1;
+// ModelProto.metadata_props 14; StringStringEntryProto.key 1, value 2.
 const (
 	modelGraph       = 7
+	modelMetadata    = 14
 	graphInitializer = 5
 	graphInput       = 11
 	graphOutput      = 12
@@ -41,17 +43,43 @@ const maxInfo = 1 << 20
 
 var errNotModel = errors.New("not an ONNX model")
 
-// readInfo reads the inputs and outputs of the model in r, which holds size
-// bytes. Weights and nodes are skipped, not read, when r can seek.
-func readInfo(r io.ReadSeeker, size int64) (in, out []Info, err error) {
+// header is what a model says about itself, without its nodes and weights.
+type header struct {
+	in, out  []Info
+	metadata map[string]string
+}
+
+// readHeader reads the header of the model in r, which holds size bytes.
+// Weights and nodes are skipped, not read.
+func readHeader(r io.ReadSeeker, size int64) (header, error) {
 	s := &scanner{src: r, buf: bufio.NewReaderSize(r, 64<<10)}
 	initializers := map[string]bool{}
 	found := false
-	err = s.fields(size, func(num protowire.Number, n int64) error {
-		if num != modelGraph {
+	h := header{metadata: map[string]string{}}
+	err := s.fields(size, func(num protowire.Number, n int64) error {
+		switch num {
+		case modelGraph:
+			found = true
+		case modelMetadata:
+			b, err := s.bytes(n)
+			if err != nil {
+				return err
+			}
+			var key, value string
+			err = eachField(b, func(num protowire.Number, _ uint64, v []byte) error {
+				switch num {
+				case 1:
+					key = string(v)
+				case 2:
+					value = string(v)
+				}
+				return nil
+			})
+			h.metadata[key] = value
+			return err
+		default:
 			return s.skip(n)
 		}
-		found = true
 		return s.fields(n, func(num protowire.Number, n int64) error {
 			switch num {
 			case graphInitializer:
@@ -73,24 +101,24 @@ func readInfo(r io.ReadSeeker, size int64) (in, out []Info, err error) {
 					return err
 				}
 				if num == graphInput {
-					in = append(in, info)
+					h.in = append(h.in, info)
 				} else {
-					out = append(out, info)
+					h.out = append(h.out, info)
 				}
 				return nil
 			}
 			return s.skip(n)
 		})
 	})
-	if err == nil && (!found || len(out) == 0) {
+	if err == nil && (!found || len(h.out) == 0) {
 		err = errNotModel
 	}
 	if err != nil {
-		return nil, nil, err
+		return header{}, err
 	}
 	// Before IR version 4 initialisers are listed among the inputs.
-	in = slices.DeleteFunc(in, func(i Info) bool { return initializers[i.Name] })
-	return in, out, nil
+	h.in = slices.DeleteFunc(h.in, func(i Info) bool { return initializers[i.Name] })
+	return h, nil
 }
 
 // scanner walks the fields of a protobuf message without holding it.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"runtime"
 	"slices"
@@ -45,10 +46,10 @@ var ErrClosed = errors.New("session is closed")
 
 // Session is one loaded model. Run and RunInto may be called concurrently.
 type Session struct {
-	name    string
-	in, out []Info
-	mu      sync.RWMutex // held for reading by every Run, for writing by Close
-	s       *onnxruntime.DynamicAdvancedSession
+	header
+	name string
+	mu   sync.RWMutex // held for reading by every Run, for writing by Close
+	s    *onnxruntime.DynamicAdvancedSession
 }
 
 // Open loads the model file at path, with its external data beside it.
@@ -85,11 +86,11 @@ func OpenBytes(model []byte, o Options) (*Session, error) {
 func open(name string, r io.ReadSeeker, size int64, o Options,
 	create func(in, out []string, so *onnxruntime.SessionOptions) (*onnxruntime.DynamicAdvancedSession, error),
 ) (*Session, error) {
-	in, out, err := readInfo(r, size)
+	h, err := readHeader(r, size)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", name, err)
 	}
-	if len(in) == 0 {
+	if len(h.in) == 0 {
 		return nil, fmt.Errorf("open %s: it has no input: nothing to run it on", name)
 	}
 	so, err := o.session()
@@ -97,11 +98,11 @@ func open(name string, r io.ReadSeeker, size int64, o Options,
 		return nil, fmt.Errorf("open %s: %w", name, err)
 	}
 	defer so.Destroy()
-	s, err := create(names(in), names(out), so)
+	s, err := create(names(h.in), names(h.out), so)
 	if err != nil {
 		return nil, fmt.Errorf("open %s on %s: %s", name, o.Device, oneLine(err))
 	}
-	return &Session{name: name, in: in, out: out, s: s}, nil
+	return &Session{name: name, header: h, s: s}, nil
 }
 
 func names(infos []Info) []string {
@@ -168,6 +169,9 @@ func (s *Session) Inputs() []Info { return slices.Clone(s.in) }
 
 // Outputs describes the model's outputs, in the order of Run's result.
 func (s *Session) Outputs() []Info { return slices.Clone(s.out) }
+
+// Metadata returns the model's own properties (metadata_props).
+func (s *Session) Metadata() map[string]string { return maps.Clone(s.metadata) }
 
 // Run computes the outputs for the inputs, which are in the order of Inputs.
 // The caller closes the returned tensors. When ctx ends the run stops between

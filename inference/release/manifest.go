@@ -1,0 +1,199 @@
+package release
+
+import (
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nearmiss/nearmiss/inference/imaging"
+)
+
+// SchemaVersion is the version of the manifest that this program writes, and
+// the only one that it reads.
+const SchemaVersion = 1
+
+// Usual names in a release.
+const (
+	ManifestName = "manifest.json"
+	BackboneName = "backbone.onnx"
+	BankName     = "bank.nmb"
+)
+
+// maxManifest bounds what is read as a manifest.
+const maxManifest = 16 << 20
+
+// Manifest describes a release. It is written once, by [Builder.Commit].
+type Manifest struct {
+	// SchemaVersion is set by Commit.
+	SchemaVersion int `json:"schema_version"`
+	// Detector names the inspection task: [A-Za-z0-9_-]+.
+	Detector string `json:"detector"`
+	// Method is how the release was learnt: "knn" or "fitymi".
+	Method string `json:"method"`
+	// CreatedAt is set by Commit where it is zero.
+	CreatedAt time.Time `json:"created_at"`
+	// Files has every other file of the folder by its slash-separated path. It
+	// is filled by Commit.
+	Files map[string]File `json:"files"`
+
+	Model       Model       `json:"model"`
+	Bank        Bank        `json:"bank"`
+	Calibration Calibration `json:"calibration"`
+	// Check foretells the scores of a few images, so that a program that loads
+	// the release can see whether it scores as the one that made it.
+	Check []Check `json:"check,omitempty"`
+	// Training says where the release comes from; free form, for people.
+	Training json.RawMessage `json:"training,omitempty"`
+}
+
+// File is the digest and size of one file.
+type File struct {
+	SHA256 string `json:"sha256"` // lower-case hexadecimal
+	Size   int64  `json:"size"`   // bytes
+}
+
+// Model says what the backbone is and how images are prepared for it.
+type Model struct {
+	File       string             `json:"file"`             // of Files
+	Name       string             `json:"name,omitempty"`   // for people: "vit_tiny_patch16_224"
+	Family     string             `json:"family,omitempty"` // "vit", "resnet", …
+	Dim        int                `json:"dim"`              // length of an embedding
+	Preprocess imaging.Preprocess `json:"preprocess"`
+	// RandomWeights warns that the backbone was never trained.
+	RandomWeights bool `json:"random_weights,omitempty"`
+}
+
+// Bank sums up the bank file.
+type Bank struct {
+	File  string `json:"file"`  // of Files
+	Kind  string `json:"kind"`  // of index: "exact", "hnsw", "coder"
+	Count int    `json:"count"` // entries
+	K     int    `json:"k"`     // neighbours in a score
+	// Recall is the measured recall@k of an approximate index, 0..1, and
+	// Excess the mean relative excess of its first distance.
+	Recall *float64 `json:"recall,omitempty"`
+	Excess *float64 `json:"excess,omitempty"`
+}
+
+// Calibration sums up the calibration that the bank file holds.
+type Calibration struct {
+	Alpha         float64 `json:"alpha"`          // false-alarm rate asked for
+	SmallestAlpha float64 `json:"smallest_alpha"` // that HeldOut can promise: 1/(n+1)
+	HeldOut       int     `json:"held_out"`       // normals that the threshold comes from
+	// Threshold is the score above which an image is anomalous; null where the
+	// rate asked for is unreachable, so that nothing is called anomalous.
+	Threshold *float64 `json:"threshold"`
+}
+
+// Check is an image of the release and the score it had where it was made.
+type Check struct {
+	File  string  `json:"file"` // of Files
+	Score float64 `json:"score"`
+	// Tolerance is the relative difference that another processor, device or
+	// library may show; 0 means 1e-3.
+	Tolerance float64 `json:"tolerance,omitempty"`
+}
+
+// ParseManifest reads and checks a manifest. Fields it does not know are
+// passed over; another schema version is refused.
+func ParseManifest(b []byte) (Manifest, error) {
+	var m Manifest
+	if len(b) > maxManifest {
+		return Manifest{}, fmt.Errorf("read manifest: %d bytes, at most %d are read", len(b), maxManifest)
+	}
+	var version struct {
+		SchemaVersion int `json:"schema_version"`
+	}
+	if err := json.Unmarshal(b, &version); err != nil {
+		return Manifest{}, fmt.Errorf("read manifest: %w", err)
+	}
+	if version.SchemaVersion != SchemaVersion {
+		return Manifest{}, fmt.Errorf("read manifest: schema version %d, this program reads %d: use a matching version of nearmiss",
+			version.SchemaVersion, SchemaVersion)
+	}
+	d := json.NewDecoder(bytes.NewReader(b))
+	if err := d.Decode(&m); err != nil {
+		return Manifest{}, fmt.Errorf("read manifest: %w", err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return Manifest{}, errors.New("read manifest: there is something behind it")
+	}
+	if err := m.Validate(); err != nil {
+		return Manifest{}, fmt.Errorf("read manifest: %w", err)
+	}
+	return m, nil
+}
+
+// Validate reports everything in the manifest that contradicts itself.
+func (m Manifest) Validate() error {
+	var errs []error
+	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if m.Detector == "" || strings.Trim(m.Detector, tokenCharacters) != "" {
+		fail("detector %q: use letters, digits, - and _", m.Detector)
+	}
+	if m.Method == "" {
+		fail("no method is named")
+	}
+	for _, name := range slices.Sorted(maps.Keys(m.Files)) {
+		f := m.Files[name]
+		if err := checkName(name); err != nil {
+			fail("%w", err)
+		}
+		if sum, err := hex.DecodeString(f.SHA256); err != nil || len(sum) != 32 || f.SHA256 != strings.ToLower(f.SHA256) {
+			fail("file %q: %q is not a SHA-256", name, f.SHA256)
+		}
+		if f.Size < 0 {
+			fail("file %q: size %d", name, f.Size)
+		}
+	}
+	uses := func(what, name string) {
+		if _, ok := m.Files[name]; !ok {
+			fail("%s file %q is not among the files", what, name)
+		}
+	}
+	uses("model", m.Model.File)
+	uses("bank", m.Bank.File)
+	for _, c := range m.Check {
+		uses("check", c.File)
+		if !(c.Tolerance >= 0) {
+			fail("check %q: tolerance %v", c.File, c.Tolerance)
+		}
+	}
+	if m.Model.Dim < 1 {
+		fail("model: embeddings of %d dimensions", m.Model.Dim)
+	}
+	if err := m.Model.Preprocess.Validate(); err != nil {
+		fail("model: %w", err)
+	}
+	if m.Bank.K < 1 || m.Bank.Count < m.Bank.K {
+		fail("bank: %d entries do not give %d neighbours", m.Bank.Count, m.Bank.K)
+	}
+	return errors.Join(errs...)
+}
+
+const tokenCharacters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+
+// checkName admits a slash-separated path that stays in the folder on every
+// system.
+func checkName(name string) error {
+	if name == ManifestName || name != path.Clean(name) || !filepath.IsLocal(name) || name == "." ||
+		strings.ContainsAny(name, "\\:\x00") {
+		return fmt.Errorf("file %q: not a name inside a release", name)
+	}
+	return nil
+}
+
+// ModelDigest is the SHA-256 of the backbone file.
+func (m Manifest) ModelDigest() string { return m.Files[m.Model.File].SHA256 }
+
+// BankDigest is the SHA-256 of the bank file.
+func (m Manifest) BankDigest() string { return m.Files[m.Bank.File].SHA256 }

@@ -1,0 +1,214 @@
+package release
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/nearmiss/nearmiss/inference/imaging"
+)
+
+func manifest() Manifest {
+	threshold := 1.5
+	return Manifest{
+		Detector: "bolts", Method: "knn",
+		Model: Model{File: BackboneName, Dim: 4, Preprocess: imaging.Preprocess{
+			Resize: 8, Crop: 8, Interpolation: imaging.Bilinear,
+			Mean: [3]float64{0.5, 0.5, 0.5}, Std: [3]float64{0.5, 0.5, 0.5},
+		}},
+		Bank:        Bank{File: BankName, Kind: "exact", Count: 3, K: 2},
+		Calibration: Calibration{Alpha: 0.01, SmallestAlpha: 0.005, HeldOut: 199, Threshold: &threshold},
+		Check:       []Check{{File: "check/a.png", Score: 0.25}},
+		Training:    json.RawMessage(`{"seed":7}`),
+	}
+}
+
+func write(t *testing.T, dir string) *Release {
+	t.Helper()
+	b, err := Create(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Abort()
+	for name, s := range map[string]string{BackboneName: "model", BankName: "bank", "check/a.png": "image"} {
+		if err := b.AddBytes(name, []byte(s)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	src := filepath.Join(t.TempDir(), "x")
+	if err := os.WriteFile(src, []byte("weights"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.AddFile("backbone.onnx.data", src); err != nil {
+		t.Fatal(err)
+	}
+	r, err := b.Commit(context.Background(), manifest())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestReleaseRoundTrip(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "deep", "bolts")
+	w := write(t, dir)
+	r, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(w, r); d != "" {
+		t.Error(d)
+	}
+	if err := r.Verify(context.Background()); err != nil {
+		t.Error(err)
+	}
+	b, err := os.ReadFile(filepath.Join(dir, ManifestName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(b)
+	if want := hex.EncodeToString(sum[:]); r.Digest != want {
+		t.Errorf("digest %s, want %s", r.Digest, want)
+	}
+	model := sha256.Sum256([]byte("model"))
+	if got := r.Manifest.ModelDigest(); got != hex.EncodeToString(model[:]) {
+		t.Errorf("model digest %s", got)
+	}
+	if got := r.Manifest.Files["backbone.onnx.data"].Size; got != int64(len("weights")) {
+		t.Errorf("external data of %d bytes", got)
+	}
+	left, err := os.ReadDir(filepath.Dir(dir))
+	if err != nil || len(left) != 1 {
+		t.Errorf("beside the release lies %v, %v", left, err)
+	}
+}
+
+func TestReleasesDoNotChange(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "r")
+	b, err := Create(dir) // both started before either was there
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, dir)
+	if _, err := Create(dir); !errors.Is(err, ErrExists) {
+		t.Errorf("got %v", err)
+	}
+	for _, name := range []string{BackboneName, BankName, "check/a.png"} {
+		if err := b.AddBytes(name, []byte("other")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := b.Commit(context.Background(), manifest()); !errors.Is(err, ErrExists) {
+		t.Errorf("got %v", err)
+	}
+	r, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Verify(context.Background()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestCorruptReleasesAreRefused(t *testing.T) {
+	for name, damage := range map[string]func(dir string) error{
+		"a missing file":    func(dir string) error { return os.Remove(filepath.Join(dir, BankName)) },
+		"a shorter file":    func(dir string) error { return os.WriteFile(filepath.Join(dir, BankName), []byte("ban"), 0o600) },
+		"a changed byte":    func(dir string) error { return os.WriteFile(filepath.Join(dir, BankName), []byte("bonk"), 0o600) },
+		"a changed name":    func(dir string) error { return os.Rename(filepath.Join(dir, BankName), filepath.Join(dir, "bank2")) },
+		"no manifest":       func(dir string) error { return os.Remove(filepath.Join(dir, ManifestName)) },
+		"an empty manifest": func(dir string) error { return os.WriteFile(filepath.Join(dir, ManifestName), nil, 0o600) },
+		"a folder as file": func(dir string) error {
+			return errors.Join(os.Remove(filepath.Join(dir, BankName)), os.Mkdir(filepath.Join(dir, BankName), 0o700))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "r")
+			write(t, dir)
+			if err := damage(dir); err != nil {
+				t.Fatal(err)
+			}
+			r, err := Open(dir)
+			if err == nil {
+				err = r.Verify(context.Background())
+			}
+			if err == nil {
+				t.Error("it was accepted")
+			}
+		})
+	}
+}
+
+func TestManifestValidate(t *testing.T) {
+	good := manifest()
+	sum := strings.Repeat("ab", 32)
+	good.SchemaVersion = SchemaVersion
+	good.Files = map[string]File{BackboneName: {sum, 1}, BankName: {sum, 1}, "check/a.png": {sum, 1}}
+	if err := good.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(m *Manifest){
+		"a path that leaves the folder": func(m *Manifest) { m.Files["../x"] = File{sum, 1} },
+		"an absolute path":              func(m *Manifest) { m.Files["/etc/x"] = File{sum, 1} },
+		"a backslash":                   func(m *Manifest) { m.Files[`a\b`] = File{sum, 1} },
+		"the manifest itself":           func(m *Manifest) { m.Files[ManifestName] = File{sum, 1} },
+		"a digest of another length":    func(m *Manifest) { m.Files["x"] = File{"abcd", 1} },
+		"an upper-case digest":          func(m *Manifest) { m.Files["x"] = File{strings.ToUpper(sum), 1} },
+		"a negative size":               func(m *Manifest) { m.Files["x"] = File{sum, -1} },
+		"an unlisted model":             func(m *Manifest) { m.Model.File = "other.onnx" },
+		"an unlisted check":             func(m *Manifest) { m.Check = []Check{{File: "none.png"}} },
+		"no dimensions":                 func(m *Manifest) { m.Model.Dim = 0 },
+		"too small a bank":              func(m *Manifest) { m.Bank.Count = 1 },
+		"a detector with a dot":         func(m *Manifest) { m.Detector = "a.b" },
+		"no crop":                       func(m *Manifest) { m.Model.Preprocess.Crop = 0 },
+	} {
+		m := good
+		m.Files = map[string]File{}
+		for k, v := range good.Files {
+			m.Files[k] = v
+		}
+		change(&m)
+		if err := m.Validate(); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+func TestParseManifestRefusesOtherVersions(t *testing.T) {
+	_, err := ParseManifest([]byte(`{"schema_version": 2}`))
+	if err == nil || !strings.Contains(err.Error(), "schema version 2") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func FuzzParseManifest(f *testing.F) {
+	m := manifest()
+	sum := strings.Repeat("ab", 32)
+	m.SchemaVersion = SchemaVersion
+	m.Files = map[string]File{BackboneName: {sum, 1}, BankName: {sum, 1}, "check/a.png": {sum, 1}}
+	b, err := json.Marshal(m)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Add([]byte("{}"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, err := ParseManifest(b)
+		if err != nil {
+			return
+		}
+		for name := range m.Files {
+			if !filepath.IsLocal(filepath.FromSlash(name)) {
+				t.Errorf("accepted the name %q", name)
+			}
+		}
+	})
+}
