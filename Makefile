@@ -3,24 +3,45 @@ SHELL := /bin/bash
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 COMMIT  ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 LDFLAGS := -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+# Where `make run` keeps the demo's streams and releases.
+DATA ?= nearmiss-data
+
+# Packages whose work is concurrent are tested under the race detector; the
+# others are mostly arithmetic, which it slows down tenfold.
+RACE := ./bank/... ./cmd/... ./inference ./inference/ort/... ./inference/release/... ./stream/... ./training
 
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.PHONY: run
+run: runtime ## build, then show the demo: synthetic cameras, events as they come (Ctrl-C ends it)
+	@exec bin/nearmiss up --demo --data $(DATA)
 
 .PHONY: build
 build: ## build bin/nearmiss
 	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/nearmiss ./cmd/nearmiss
 
+.PHONY: runtime
+runtime: build ## install the ONNX Runtime library if it is missing
+	@bin/nearmiss runtime install
+
+.PHONY: test
+test: runtime ## run all tests
+	go test -race -timeout 14m $(RACE)
+	go test -timeout 14m $$(go list ./... | grep -vxF -f <(go list $(RACE)))
+
 .PHONY: lint
 lint: ## formatting, go vet and staticcheck
-	@bad=$$(go tool gofumpt -l cmd stream inference bank training 2>/dev/null | grep -v '\.pb\.go$$'); \
+	@bad=$$(git ls-files -co --exclude-standard '*.go' | grep -v '\.pb\.go$$' | xargs go tool gofumpt -l); \
 	  if [ -n "$$bad" ]; then echo "not formatted (run: go tool gofumpt -w .):"; echo "$$bad"; exit 1; fi
 	go vet ./...
 	go tool staticcheck ./...
 
-.PHONY: test
-test: build ## run all tests
-	go test -race ./...
+.PHONY: bench
+bench: runtime ## measure embedding, the bank's indexes and the broker on this machine
+	bin/nearmiss bench embed
+	bin/nearmiss bench bank
+	bin/nearmiss bench stream

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"io"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -97,6 +98,18 @@ func (p *progress) report(done, total int64) {
 	_ = p.bar.Set64(done)
 }
 
+// stage is report for steps that say what they are doing.
+func (p *progress) stage(what string, done, total int64) {
+	p.mu.Lock()
+	changed := p.what != what
+	p.what = what
+	if changed && p.bar != nil {
+		p.bar.Describe(what)
+	}
+	p.mu.Unlock()
+	p.report(done, total)
+}
+
 // close removes the bar from the screen.
 func (p *progress) close() {
 	p.mu.Lock()
@@ -105,4 +118,9 @@ func (p *progress) close() {
 		_ = p.bar.Clear()
 		p.bar = nil
 	}
+}
+
+// examples is the closing part of a command's --help.
+func examples(lines ...string) string {
+	return "Examples:\n\n  " + strings.Join(lines, "\n  ")
 }
