@@ -1,0 +1,187 @@
+package onnx
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/google/renameio/v2"
+)
+
+// WriteOption changes how [Graph.WriteFile] writes.
+type WriteOption func(*writeOptions)
+
+type writeOptions struct{ above int }
+
+// ExternalAbove puts the weights in the external data file when the model
+// would have more than this many bytes. The default is what one protobuf
+// message can hold.
+func ExternalAbove(bytes int) WriteOption {
+	return func(o *writeOptions) { o.above = bytes }
+}
+
+const (
+	// Smaller tensors stay in the model file even when others leave it.
+	externalMinimum = 1 << 10
+	// Tensors start on pages, so that a runtime can map them.
+	externalAlign = 1 << 12
+)
+
+// WriteFile writes the model to path. A model that would reach 2 GiB gets its
+// weights in path + ".data", which must stay beside it. Files are replaced
+// atomically, one by one, the data file first.
+func (g *Graph) WriteFile(path string, options ...WriteOption) error {
+	o := writeOptions{above: maxMessage - 1}
+	for _, f := range options {
+		f(&o)
+	}
+	m, err := g.message(nil)
+	if err != nil {
+		return err
+	}
+	if m.size > o.above {
+		if m, err = g.writeExternal(path + ".data"); err != nil {
+			return err
+		}
+		if m.size >= maxMessage {
+			return fmt.Errorf("write %s: the graph without its weights still reaches 2 GiB", path)
+		}
+	}
+	return writeAtomic(path, m.writeTo)
+}
+
+// writeExternal writes the large initialisers to a file and returns the
+// message that refers to them.
+func (g *Graph) writeExternal(path string) (*message, error) {
+	live := g.liveValues()
+	placed := map[*Value]placement{}
+	end := 0
+	var order []*Value
+	for _, v := range g.initializers {
+		n := len(v.constant.Data)
+		if !live[v] || n < externalMinimum {
+			continue
+		}
+		start := (end + externalAlign - 1) / externalAlign * externalAlign
+		placed[v] = placement{filepath.Base(path), start, n}
+		order = append(order, v)
+		end = start + n
+	}
+	err := writeAtomic(path, func(w io.Writer) error {
+		at := 0
+		zeros := make([]byte, externalAlign)
+		for _, v := range order {
+			if _, err := w.Write(zeros[:placed[v].offset-at]); err != nil {
+				return err
+			}
+			if _, err := w.Write(v.constant.Data); err != nil {
+				return err
+			}
+			at = placed[v].offset + placed[v].length
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return g.message(placed)
+}
+
+func writeAtomic(path string, write func(io.Writer) error) error {
+	f, err := renameio.NewPendingFile(path, renameio.WithPermissions(0o644))
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	defer f.Cleanup()
+	b := bufio.NewWriterSize(f, 1<<20)
+	if err := write(b); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	if err := b.Flush(); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	if err := f.CloseAtomicallyReplace(); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
+
+// ReadFile reads a model and the external data beside it. Files are mapped,
+// not read: they must not be changed in place while the graph is in use, and
+// [Graph.Close] unmaps them.
+func ReadFile(path string, options ...DecodeOption) (*Graph, error) {
+	f, err := mapFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read onnx model: %w", err)
+	}
+	g, err := Decode(f.data, append([]DecodeOption{ExternalDir(filepath.Dir(path))}, options...)...)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), f.Close())
+	}
+	g.release = append(g.release, f.Close)
+	return g, nil
+}
+
+// mappedFile is the read-only content of a file.
+type mappedFile struct {
+	data  []byte
+	close func() error
+}
+
+// Close releases the mapping.
+func (f *mappedFile) Close() error {
+	if f.close == nil {
+		return nil
+	}
+	return f.close()
+}
+
+// file returns the content of an external data file. Its name comes from the
+// model, so it must stay inside the folder, also through symbolic links.
+func (d *decoder) file(location string) ([]byte, error) {
+	if f := d.files[location]; f != nil {
+		return f.data, nil
+	}
+	if !filepath.IsLocal(location) {
+		return nil, fmt.Errorf("external data: %q is not a path inside the model's folder", location)
+	}
+	root, err := os.OpenRoot(d.dir)
+	if err != nil {
+		return nil, fmt.Errorf("external data: %w", err)
+	}
+	defer root.Close()
+	f, err := root.Open(location)
+	if err != nil {
+		return nil, fmt.Errorf("external data: %w", err)
+	}
+	defer f.Close()
+	m, err := mapOpen(f)
+	if err != nil {
+		return nil, fmt.Errorf("external data: %w", err)
+	}
+	if d.files == nil {
+		d.files = map[string]*mappedFile{}
+	}
+	d.files[location] = m
+	return m.data, nil
+}
+
+func (d *decoder) closeFiles() error {
+	var errs []error
+	for _, f := range d.files {
+		errs = append(errs, f.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func mapFile(path string) (*mappedFile, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return mapOpen(f)
+}
