@@ -1,0 +1,246 @@
+package backbone
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"slices"
+	"unsafe"
+
+	"github.com/nearmiss/nearmiss/inference/onnx"
+)
+
+// elementType is the storage type of a tensor in a weight file.
+type elementType int
+
+const (
+	typeF32 elementType = iota
+	typeF64
+	typeF16
+	typeBF16
+	typeI64
+	typeI32
+	typeI16
+	typeI8
+	typeU8
+	typeBool
+)
+
+var elementSizes = [...]int{
+	typeF32: 4, typeF64: 8, typeF16: 2, typeBF16: 2, typeI64: 8,
+	typeI32: 4, typeI16: 2, typeI8: 1, typeU8: 1, typeBool: 1,
+}
+
+// maxRank bounds the rank of a tensor in a weight file.
+const maxRank = 8
+
+// entry is one tensor of a weight file, not yet read.
+type entry struct {
+	typ   elementType
+	shape []int
+	// load returns the tensor's bytes, little-endian, row-major; it may alias
+	// the file.
+	load func() ([]byte, error)
+}
+
+// Weights is a set of named tensors read lazily from a file. Its float32
+// tensors alias the file's pages where they can, so they are valid only until
+// Close. Reading methods may be called from several goroutines.
+type Weights struct {
+	// Format is "safetensors", "npz" or "onnx".
+	Format string
+	// Metadata holds the file's own string properties (safetensors
+	// __metadata__), often empty.
+	Metadata map[string]string
+
+	names   []string
+	entries map[string]entry
+	close   func() error
+}
+
+// OpenWeights maps the safetensors or .npz file at path and reads its index.
+// The format is detected from the content, not from the name. Errors wrap
+// [ErrFormat] when the content is at fault.
+func OpenWeights(path string) (*Weights, error) {
+	data, unmap, err := mapFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("open weights %s: %w", path, err)
+	}
+	w, err := ReadWeights(data)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open weights %s: %w", path, err), unmap())
+	}
+	w.close = unmap
+	return w, nil
+}
+
+// ReadWeights reads the index of a safetensors or .npz file held in memory.
+// Tensors alias data.
+func ReadWeights(data []byte) (*Weights, error) {
+	switch {
+	case isZip(data):
+		return readNPZ(data)
+	case isSafetensors(data):
+		return readSafetensors(data)
+	case isTorchPickle(data):
+		return nil, formatError("this is a bare pickle (.pth); save it as safetensors first")
+	default:
+		return nil, formatError("neither safetensors nor npz (%d bytes, starts with %q)", len(data), data[:min(len(data), 8)])
+	}
+}
+
+func isZip(b []byte) bool { return bytes.HasPrefix(b, []byte("PK\x03\x04")) }
+
+func isTorchPickle(b []byte) bool { return len(b) > 2 && b[0] == 0x80 && b[1] >= 2 && b[1] <= 5 }
+
+// Close releases the file. Tensors taken from w must not be used afterwards.
+func (w *Weights) Close() error {
+	if w == nil || w.close == nil {
+		return nil
+	}
+	c := w.close
+	w.close = nil
+	return c()
+}
+
+// Names lists the tensors in the file's order.
+func (w *Weights) Names() []string { return slices.Clone(w.names) }
+
+// Has reports whether a tensor of that name exists.
+func (w *Weights) Has(name string) bool { _, ok := w.entries[name]; return ok }
+
+// Shape returns the shape of a tensor, nil if there is none of that name.
+func (w *Weights) Shape(name string) []int { return w.entries[name].shape }
+
+// Float32 returns the tensor as float32, converted from float64, float16 or
+// bfloat16 where need be. want, if given, is the shape it must have; −1 there
+// takes any size.
+func (w *Weights) Float32(name string, want ...int) (onnx.Tensor, error) {
+	e, ok := w.entries[name]
+	if !ok {
+		return onnx.Tensor{}, formatError("tensor %q is missing", name)
+	}
+	if len(want) > 0 && !shapeMatches(e.shape, want) {
+		return onnx.Tensor{}, architectureError("tensor %q has shape %v, want %v", name, e.shape, want)
+	}
+	raw, err := e.load()
+	if err != nil {
+		return onnx.Tensor{}, fmt.Errorf("read tensor %q: %w", name, err)
+	}
+	t := onnx.Tensor{Name: name, Type: onnx.Float, Shape: slices.Clone(e.shape)}
+	switch e.typ {
+	case typeF32:
+		t.Data = raw
+	case typeF64, typeF16, typeBF16:
+		t.Data = floatBytes(widen(e.typ, raw))
+	default:
+		return onnx.Tensor{}, formatError("tensor %q holds integers, want floating point", name)
+	}
+	return t, nil
+}
+
+func (w *Weights) add(name string, e entry) error {
+	if _, dup := w.entries[name]; dup {
+		return formatError("tensor %q appears twice", name)
+	}
+	w.names = append(w.names, name)
+	w.entries[name] = e
+	return nil
+}
+
+func newWeights(format string) *Weights {
+	return &Weights{Format: format, Metadata: map[string]string{}, entries: map[string]entry{}}
+}
+
+func shapeMatches(got, want []int) bool {
+	if len(got) != len(want) {
+		return false
+	}
+	for i := range got {
+		if want[i] >= 0 && got[i] != want[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// byteSize is the number of bytes of a dense tensor, with overflow checked.
+func byteSize(shape []int, typ elementType) (int, error) {
+	if len(shape) > maxRank {
+		return 0, formatError("a tensor has rank %d, want at most %d", len(shape), maxRank)
+	}
+	n := elementSizes[typ]
+	for _, d := range shape {
+		if d < 0 {
+			return 0, formatError("a tensor has the negative dimension %d", d)
+		}
+		if d > 0 && n > math.MaxInt64/2/d {
+			return 0, formatError("a tensor of shape %v is too large", shape)
+		}
+		n *= d
+	}
+	return n, nil
+}
+
+// widen converts little-endian floats of another width to float32.
+func widen(typ elementType, raw []byte) []float32 {
+	out := make([]float32, len(raw)/elementSizes[typ])
+	for i := range out {
+		switch typ {
+		case typeF64:
+			out[i] = float32(math.Float64frombits(binary.LittleEndian.Uint64(raw[8*i:])))
+		case typeBF16:
+			out[i] = math.Float32frombits(uint32(binary.LittleEndian.Uint16(raw[2*i:])) << 16)
+		case typeF16:
+			out[i] = float16(binary.LittleEndian.Uint16(raw[2*i:]))
+		}
+	}
+	return out
+}
+
+// float16 decodes an IEEE 754 binary16.
+func float16(h uint16) float32 {
+	sign := uint32(h>>15) << 31
+	exp, frac := uint32(h>>10)&0x1f, uint32(h)&0x3ff
+	switch {
+	case exp == 0x1f:
+		return math.Float32frombits(sign | 0x7f800000 | frac<<13)
+	case exp != 0:
+		return math.Float32frombits(sign | (exp+112)<<23 | frac<<13)
+	default: // zero or subnormal: frac · 2⁻²⁴
+		v := float32(frac) / (1 << 24)
+		return math.Float32frombits(sign | math.Float32bits(v))
+	}
+}
+
+// floatBytes views f as bytes. The hosts ONNX Runtime is shipped for are all
+// little-endian.
+func floatBytes(f []float32) []byte {
+	if len(f) == 0 {
+		return nil
+	}
+	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(f))), 4*len(f))
+}
+
+// mapFile maps path read-only, or reads it where mapping is not to be had.
+func mapFile(path string) (data []byte, unmap func() error, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, nil, err
+	}
+	if !st.Mode().IsRegular() {
+		return nil, nil, formatError("not a regular file")
+	}
+	if st.Size() == 0 {
+		return nil, nil, formatError("the file is empty")
+	}
+	return mmap(f, int(st.Size()))
+}
