@@ -1,0 +1,388 @@
+package inference
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+
+	"github.com/rs/zerolog"
+
+	"github.com/nearmiss/nearmiss/bank"
+	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/inference/release"
+)
+
+// defaultTolerance is how far a check image's score may be off, relative:
+// other processors and devices sum in another order.
+const defaultTolerance = 1e-3
+
+// ErrMismatch: the parts of a release do not belong together, or do not score
+// as they did where the release was made.
+var ErrMismatch = errors.New("release does not fit together")
+
+// Options adjust a Detector.
+type Options struct {
+	Embed EmbedOptions
+	// SkipVerify loads a release without reading its files for their digests
+	// and without scoring its check images: for a release that was verified
+	// in this process before.
+	SkipVerify bool
+	// NoBatchEngine searches the bank with loops on the CPU even where many
+	// images are scored at once, instead of a matrix product on the device.
+	NoBatchEngine bool
+	// Log gets warnings. The zero value is silent.
+	Log zerolog.Logger
+}
+
+// Score is the verdict on one image.
+type Score struct {
+	// Score is the sum of the squared distances to the K nearest normals.
+	Score float64
+	// Threshold is the score above which an image is anomalous, +Inf where the
+	// release has no usable calibration.
+	Threshold float64
+	// PValue is the share, 1/(n+1)..1, of held-out normals that look at least as
+	// strange; 0 without calibration.
+	PValue    float64
+	Anomalous bool
+	K         int
+	Nearest   []bank.Neighbour // nearest first
+	// Width and Height are those of the upright image, in pixels.
+	Width, Height int
+	// Err says why there is no score: an *imaging.RejectError for an image that
+	// cannot be used, or ErrNotFinite. The other fields then mean nothing, and
+	// Anomalous is true: what cannot be judged is not normal.
+	Err error
+}
+
+// Info names what a Detector scores with.
+type Info struct {
+	Detector string
+	Method   string
+	Release  string // digest of the release, empty where there is none
+	Model    string // digest of the backbone file
+	Bank     string // digest of the bank file
+	Device   string
+	Dim      int
+	Count    int     // entries of the bank
+	K        int     // neighbours in a score
+	Alpha    float64 // false-alarm rate of the calibration, 0 without one
+	HeldOut  int     // normals behind the calibration
+}
+
+// Detector scores images with one backbone and the bank made for it. All
+// methods may be called from many goroutines.
+type Detector struct {
+	e    *Embedder
+	b    *bank.Bank
+	info Info
+	rel  *release.Release
+	end  func() error // closes what belongs to the detector
+}
+
+// New joins an Embedder and a bank of its embeddings, without a release. Both
+// stay the caller's: Close does not close them.
+func New(e *Embedder, b *bank.Bank) (*Detector, error) {
+	if e.Dim() != b.Dim() {
+		return nil, fmt.Errorf("%w: the model gives %d dimensions, the bank has %d", ErrMismatch, e.Dim(), b.Dim())
+	}
+	d := &Detector{e: e, b: b, info: Info{Device: e.o.Device.String(), Dim: e.Dim(), Count: b.Len(), K: b.K()}}
+	if c := b.Calibration(); c != nil {
+		d.info.Alpha, d.info.HeldOut = c.Alpha(), c.Len()
+	}
+	return d, nil
+}
+
+// Open loads the release in dir. It refuses one whose files are not those that
+// the manifest names, whose model and bank do not fit together, or whose check
+// images score otherwise than they did where it was made.
+func Open(ctx context.Context, dir string, o Options) (*Detector, error) {
+	d, err := open(ctx, dir, o)
+	if err != nil {
+		return nil, fmt.Errorf("load release %s: %w", dir, err)
+	}
+	return d, nil
+}
+
+func open(ctx context.Context, dir string, o Options) (_ *Detector, err error) {
+	rel, err := release.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if !o.SkipVerify {
+		if err := rel.Verify(ctx); err != nil {
+			return nil, err
+		}
+	}
+	m := rel.Manifest
+	if made, here := m.Model.Preprocess.Decoder, imaging.DecoderName(); made != "" && made != here {
+		o.Log.Warn().Str("release", rel.Digest).Str("made_with", made).Str("here", here).
+			Msg("the release was made with another JPEG decoder: scores of JPEG files may differ a little")
+	}
+	o.Embed.Preprocess = &m.Model.Preprocess
+	e, err := NewEmbedder(rel.Path(m.Model.File), o.Embed)
+	if err != nil {
+		return nil, err
+	}
+	end := e.Close
+	defer func() {
+		if err != nil {
+			_ = end()
+		}
+	}()
+	read := bank.ReadOptions{Log: o.Log}
+	if !o.NoBatchEngine {
+		session := o.Embed.Session
+		session.Device = o.Embed.Device
+		engine, err := NewBatchEngine(session)
+		if err != nil {
+			return nil, err
+		}
+		read.Batch = engine
+		end = func() error { return errors.Join(e.Close(), engine.Close()) }
+	}
+	b, err := bank.ReadFile(rel.Path(m.Bank.File), read)
+	if err != nil {
+		return nil, err
+	}
+	d, err := New(e, b)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case e.Dim() != m.Model.Dim:
+		return nil, fmt.Errorf("%w: the model gives %d dimensions, the manifest says %d", ErrMismatch, e.Dim(), m.Model.Dim)
+	case b.Len() != m.Bank.Count || b.K() != m.Bank.K:
+		return nil, fmt.Errorf("%w: the bank has %d entries and k = %d, the manifest says %d and %d",
+			ErrMismatch, b.Len(), b.K(), m.Bank.Count, m.Bank.K)
+	}
+	d.rel, d.end = rel, end
+	d.info.Detector, d.info.Method, d.info.Release = m.Detector, m.Method, rel.Digest
+	d.info.Model, d.info.Bank = m.ModelDigest(), m.BankDigest()
+	if !o.SkipVerify {
+		if err := d.Verify(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return d, nil
+}
+
+// Verify scores the release's check images and compares with what the manifest
+// foretells. A release without check images passes.
+func (d *Detector) Verify(ctx context.Context) error {
+	if d.rel == nil {
+		return nil
+	}
+	checks := d.rel.Manifest.Check
+	files := make([][]byte, len(checks))
+	for i, c := range checks {
+		b, err := os.ReadFile(d.rel.Path(c.File))
+		if err != nil {
+			return fmt.Errorf("check the release: %w", err)
+		}
+		files[i] = b
+	}
+	scores, err := d.Score(ctx, files)
+	if err != nil {
+		return fmt.Errorf("check the release: %w", err)
+	}
+	for i, c := range checks {
+		tolerance := c.Tolerance
+		if tolerance == 0 {
+			tolerance = defaultTolerance
+		}
+		got := scores[i]
+		if got.Err != nil {
+			return fmt.Errorf("%w: check image %s: %w", ErrMismatch, c.File, got.Err)
+		}
+		if !(math.Abs(got.Score-c.Score) <= tolerance*math.Max(math.Abs(c.Score), 1e-6)) {
+			return fmt.Errorf("%w: check image %s scores %g, %g where the release was made", ErrMismatch, c.File, got.Score, c.Score)
+		}
+	}
+	return nil
+}
+
+// Score judges image files. The result has one entry for each file, in their
+// order; a file that cannot be used has an Err of its own. The call fails as a
+// whole only when ctx ends, the model fails, or the Detector is closed.
+func (d *Detector) Score(ctx context.Context, files [][]byte) ([]Score, error) {
+	embeddings, err := d.e.Embed(ctx, files)
+	if err != nil {
+		return nil, err
+	}
+	return d.ScoreEmbeddings(ctx, embeddings)
+}
+
+// ScoreImages judges decoded images, like Score.
+func (d *Detector) ScoreImages(ctx context.Context, images []*imaging.Image) ([]Score, error) {
+	embeddings, err := d.e.EmbedImages(ctx, images)
+	if err != nil {
+		return nil, err
+	}
+	return d.ScoreEmbeddings(ctx, embeddings)
+}
+
+// ScoreEmbeddings judges what the Detector's own Embedder gave.
+func (d *Detector) ScoreEmbeddings(ctx context.Context, embeddings []Embedding) ([]Score, error) {
+	scores := make([]Score, len(embeddings))
+	var rows []float32
+	var of []int
+	for i, e := range embeddings {
+		scores[i] = Score{Anomalous: true, K: d.b.K(), Width: e.Width, Height: e.Height, Err: e.Err}
+		if e.Err == nil {
+			rows = append(rows, e.Vector...)
+			of = append(of, i)
+		}
+	}
+	if len(of) == 0 {
+		return scores, nil
+	}
+	results, err := d.b.ScoreBatch(ctx, rows)
+	if err != nil {
+		return nil, fmt.Errorf("score %d images: %w", len(of), err)
+	}
+	for j, r := range results {
+		s := &scores[of[j]]
+		s.Score, s.Threshold, s.PValue = r.Score, r.Threshold, r.PValue
+		s.Anomalous, s.Nearest = r.Anomalous, r.Nearest
+	}
+	return scores, nil
+}
+
+// Info says what the Detector scores with.
+func (d *Detector) Info() Info { return d.info }
+
+// Embedder is the Detector's own.
+func (d *Detector) Embedder() *Embedder { return d.e }
+
+// Bank is the Detector's own.
+func (d *Detector) Bank() *bank.Bank { return d.b }
+
+// Release is what the Detector was loaded from, or nil.
+func (d *Detector) Release() *release.Release { return d.rel }
+
+// Close unloads the release.
+func (d *Detector) Close() error {
+	if d.end == nil {
+		return nil
+	}
+	return d.end()
+}
+
+// ReleaseSpec is what WriteRelease makes a release of.
+type ReleaseSpec struct {
+	Detector string // the inspection task
+	Method   string // "knn", "fitymi"
+	// Model is the backbone's ONNX file, which Embedder has loaded. External
+	// data in a file named like it with ".data" behind goes along.
+	Model    string
+	Embedder *Embedder
+	Bank     *bank.Bank
+	// Recall and Excess are the measured quality of an approximate index.
+	Recall, Excess *float64
+	RandomWeights  bool
+	// Check has a few image files whose scores the manifest will foretell.
+	Check [][]byte
+	// Training says where the release comes from; it is written as JSON.
+	Training any
+}
+
+// WriteRelease writes a release at dir, which must not exist: the model, the
+// bank, the check images and the manifest. The scores of the check images are
+// those of the bank as it was read back.
+func WriteRelease(ctx context.Context, dir string, s ReleaseSpec) (*release.Release, error) {
+	b, err := release.Create(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer b.Abort()
+	m, err := s.fill(ctx, b)
+	if err != nil {
+		return nil, fmt.Errorf("write release %s: %w", dir, err)
+	}
+	return b.Commit(ctx, m)
+}
+
+func (s ReleaseSpec) fill(ctx context.Context, b *release.Builder) (release.Manifest, error) {
+	fail := func(err error) (release.Manifest, error) { return release.Manifest{}, err }
+	if err := b.AddFile(release.BackboneName, s.Model); err != nil {
+		return fail(err)
+	}
+	// The model names its external data, so that name is kept.
+	if data := s.Model + ".data"; fileExists(data) {
+		if err := b.AddFile(filepath.Base(data), data); err != nil {
+			return fail(err)
+		}
+	}
+	bankPath, err := b.Path(release.BankName)
+	if err != nil {
+		return fail(err)
+	}
+	if err := s.Bank.WriteFile(bankPath); err != nil {
+		return fail(err)
+	}
+	written, err := bank.ReadFile(bankPath, bank.ReadOptions{})
+	if err != nil {
+		return fail(err)
+	}
+	d, err := New(s.Embedder, written)
+	if err != nil {
+		return fail(err)
+	}
+	preprocess := s.Embedder.Preprocess()
+	preprocess.Decoder = imaging.DecoderName()
+	m := release.Manifest{
+		Detector: s.Detector,
+		Method:   s.Method,
+		Model: release.Model{
+			File: release.BackboneName, Dim: s.Embedder.Dim(), Preprocess: preprocess, RandomWeights: s.RandomWeights,
+		},
+		Bank: release.Bank{
+			File: release.BankName, Kind: string(written.Index().Kind()), Count: written.Len(), K: written.K(),
+			Recall: s.Recall, Excess: s.Excess,
+		},
+	}
+	var about struct{ Name, Family string }
+	if err := json.Unmarshal(s.Embedder.Backbone(), &about); err == nil {
+		m.Model.Name, m.Model.Family = about.Name, about.Family
+	}
+	if c := written.Calibration(); c != nil {
+		m.Calibration = release.Calibration{Alpha: c.Alpha(), SmallestAlpha: c.SmallestAlpha(), HeldOut: c.Len()}
+		if t := c.Threshold(); !math.IsInf(t, 0) {
+			m.Calibration.Threshold = &t
+		}
+	}
+	if s.Training != nil {
+		if m.Training, err = json.Marshal(s.Training); err != nil {
+			return fail(err)
+		}
+	}
+	scores, err := d.Score(ctx, s.Check)
+	if err != nil {
+		return fail(err)
+	}
+	for i, score := range scores {
+		if score.Err != nil {
+			return fail(fmt.Errorf("check image %d: %w", i, score.Err))
+		}
+		h, err := imaging.Inspect(s.Check[i], s.Embedder.o.Limits)
+		if err != nil {
+			return fail(fmt.Errorf("check image %d: %w", i, err))
+		}
+		name := fmt.Sprintf("check/%d.%s", i, h.Format)
+		if err := b.AddBytes(name, s.Check[i]); err != nil {
+			return fail(err)
+		}
+		m.Check = append(m.Check, release.Check{File: name, Score: score.Score})
+	}
+	return m, nil
+}
+
+func fileExists(name string) bool {
+	info, err := os.Stat(name)
+	return err == nil && info.Mode().IsRegular()
+}

@@ -1,0 +1,511 @@
+package inference
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"runtime"
+	"slices"
+	"sync"
+
+	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/inference/ort"
+)
+
+// The surface of a backbone's ONNX file, as package inference/backbone writes it.
+const (
+	inputImage         = "image"     // uint8 [N, S, S, 3]
+	outputEmbedding    = "embedding" // float [N, D]
+	outputTokens       = "tokens"    // float [N, T, D], optional
+	metadataPreprocess = "nearmiss.preprocess"
+	metadataBackbone   = "nearmiss.backbone"
+)
+
+var (
+	// ErrNotFinite: the model gave an embedding with a NaN or an infinity. Such
+	// an image has no score, least of all a normal one.
+	ErrNotFinite = errors.New("the embedding is not finite")
+	// ErrClosed: the Embedder or Detector was closed.
+	ErrClosed = errors.New("it is closed")
+)
+
+// EmbedOptions adjust an Embedder. The zero value is a sensible choice for the
+// CPU.
+type EmbedOptions struct {
+	// Device runs the model. Default cpu.
+	Device ort.Device
+	// Threads is the number of CPU threads that the model computes on. On the
+	// CPU as many batches are computed at the same time, each by one thread,
+	// over one copy of the weights. Default: all cores.
+	Threads int
+	// Workers is the number of goroutines that decode and resize. Default: all
+	// cores.
+	Workers int
+	// Batch says when images become a batch.
+	Batch BatchPolicy
+	// Queue bounds the images that wait, decoded, for the model. Default: two
+	// batches for each thread.
+	Queue int
+	// Limits bound the image files that are decoded.
+	Limits imaging.Limits
+	// Preprocess replaces what the model's metadata says.
+	Preprocess *imaging.Preprocess
+	// Tokens asks for the tokens output, too.
+	Tokens bool
+	// Session has further options of ONNX Runtime; its Device and
+	// IntraOpThreads are overwritten.
+	Session ort.Options
+}
+
+// Embedding is what the model says of one image.
+type Embedding struct {
+	// Vector is the embedding, D numbers; nil where Err is set.
+	Vector []float32
+	// Tokens are the T×D token embeddings, row-major, where asked for.
+	Tokens []float32
+	// Width and Height are those of the upright image, in pixels.
+	Width, Height int
+	// Err says why there is no Vector: an *imaging.RejectError for an image
+	// that cannot be used, or ErrNotFinite.
+	Err error
+}
+
+// Embedder computes embeddings. All methods may be called from many goroutines.
+type Embedder struct {
+	o          EmbedOptions
+	session    *ort.Session
+	preprocess imaging.Preprocess
+	backbone   json.RawMessage
+	dim        int
+	tokens     int // in the tokens output, 0 without
+	limit      int // images in a batch
+	fixed      int // the model's own batch, 0 where it takes any
+	embedding  int // index of the output
+	tokensAt   int
+
+	jobs    chan *job     // to be decoded
+	ready   chan *job     // to be embedded
+	quit    chan struct{} // closed by Close
+	ctx     context.Context
+	cancel  context.CancelFunc
+	workers sync.WaitGroup
+	runners sync.WaitGroup
+	calls   sync.WaitGroup
+	mu      sync.Mutex // guards closed
+	closed  bool
+	buffers sync.Pool // of *[]uint8: one preprocessed image
+}
+
+// job is one image on its way.
+type job struct {
+	call   *call
+	index  int
+	file   []byte
+	img    *imaging.Image
+	pixels *[]uint8 // from the pool, or the caller's own
+	own    bool     // whether pixels go back to the pool
+}
+
+// call is one Embed.
+type call struct {
+	ctx  context.Context
+	out  []Embedding
+	mu   sync.Mutex
+	left int
+	err  error // of the whole call
+	done chan struct{}
+}
+
+// finish counts one image; the first error that is no image's own ends the call.
+func (c *call) finish(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err != nil && c.err == nil {
+		c.err = err
+	}
+	if c.left--; c.left == 0 {
+		close(c.done)
+	}
+}
+
+// NewEmbedder loads the backbone at path, an ONNX file with an input "image"
+// (uint8 [N, S, S, 3]) and an output "embedding" (float [N, D]), runs it once
+// on a black image, and starts its workers. Close stops them.
+func NewEmbedder(path string, o EmbedOptions) (*Embedder, error) {
+	e, err := newEmbedder(path, o)
+	if err != nil {
+		return nil, fmt.Errorf("load backbone %s: %w", path, err)
+	}
+	return e, nil
+}
+
+func newEmbedder(path string, o EmbedOptions) (_ *Embedder, err error) {
+	cpu := o.Device.Kind == "" || o.Device.Kind == "cpu"
+	if err := o.Batch.validate(); err != nil {
+		return nil, err
+	}
+	if o.Threads <= 0 {
+		o.Threads = runtime.GOMAXPROCS(0)
+	}
+	if o.Workers <= 0 {
+		o.Workers = runtime.GOMAXPROCS(0)
+	}
+	if o.Batch.Count == 0 {
+		o.Batch.Count = 8
+		if !cpu {
+			o.Batch.Count = 32
+		}
+	}
+	runners := o.Threads
+	o.Session.Device = o.Device
+	o.Session.IntraOpThreads = 1
+	if !cpu {
+		runners = 2 // one computes while the other gathers
+		o.Session.IntraOpThreads = o.Threads
+	}
+	e := &Embedder{o: o}
+	if e.session, err = ort.Open(path, o.Session); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = e.session.Close()
+		}
+	}()
+	if err := e.inspect(); err != nil {
+		return nil, err
+	}
+	e.limit = o.Batch.limit(e.preprocess.Bytes())
+	if e.fixed > 0 {
+		e.limit = min(e.limit, e.fixed)
+	}
+	if o.Queue <= 0 {
+		o.Queue = 2 * e.limit * runners
+	}
+	e.buffers.New = func() any {
+		b := make([]uint8, e.preprocess.Bytes())
+		return &b
+	}
+	e.ctx, e.cancel = context.WithCancel(context.Background())
+	if err := e.probe(); err != nil {
+		e.cancel()
+		return nil, err
+	}
+	e.jobs = make(chan *job, o.Workers)
+	e.ready = make(chan *job, o.Queue)
+	e.quit = make(chan struct{})
+	for range o.Workers {
+		e.workers.Go(e.decode)
+	}
+	for range runners {
+		e.runners.Go(func() { e.run(runners) })
+	}
+	return e, nil
+}
+
+// inspect reads the model's surface.
+func (e *Embedder) inspect() error {
+	in, out := e.session.Inputs(), e.session.Outputs()
+	if len(in) != 1 || in[0].Type != ort.Uint8 || len(in[0].Shape) != 4 || in[0].Shape[3] != 3 {
+		return fmt.Errorf(`its input must be one uint8 image [N, S, S, 3], it has %v: run "nearmiss backbone import"`, in)
+	}
+	e.embedding, e.tokensAt = -1, -1
+	for i, o := range out {
+		switch {
+		case o.Name == outputEmbedding:
+			e.embedding = i
+		case o.Name == outputTokens:
+			e.tokensAt = i
+		}
+	}
+	if e.embedding < 0 && len(out) == 1 {
+		e.embedding = 0
+	}
+	if e.embedding < 0 || out[e.embedding].Type != ort.Float {
+		return fmt.Errorf(`it has no float output %q: run "nearmiss backbone import"`, outputEmbedding)
+	}
+	if e.o.Tokens && e.tokensAt < 0 {
+		return fmt.Errorf("it has no output %q: export it with tokens", outputTokens)
+	}
+	meta := e.session.Metadata()
+	switch text, ok := meta[metadataPreprocess]; {
+	case e.o.Preprocess != nil:
+		e.preprocess = *e.o.Preprocess
+	case !ok:
+		return fmt.Errorf(`it does not say how images are prepared for it (metadata %q): run "nearmiss backbone import"`, metadataPreprocess)
+	default:
+		if err := json.Unmarshal([]byte(text), &e.preprocess); err != nil {
+			return fmt.Errorf("its metadata %q: %w", metadataPreprocess, err)
+		}
+	}
+	if err := e.preprocess.Validate(); err != nil {
+		return fmt.Errorf("its metadata %q: %w", metadataPreprocess, err)
+	}
+	if text := meta[metadataBackbone]; json.Valid([]byte(text)) {
+		e.backbone = json.RawMessage(text)
+	}
+	for _, side := range in[0].Shape[1:3] {
+		if side != -1 && side != e.preprocess.Crop {
+			return fmt.Errorf("its input is %v, but images are prepared as %d×%d", in[0].Shape, e.preprocess.Crop, e.preprocess.Crop)
+		}
+	}
+	if n := in[0].Shape[0]; n > 0 {
+		e.fixed = n
+	}
+	return nil
+}
+
+// probe embeds a black image, to learn the dimensions and to fail early.
+func (e *Embedder) probe() error {
+	n := max(e.fixed, 1)
+	r := &runner{Embedder: e, input: make([]uint8, n*e.preprocess.Bytes())}
+	vectors, tokens, err := r.infer(n)
+	if err != nil {
+		return err
+	}
+	e.dim = len(vectors) / n
+	if e.dim == 0 || len(vectors)%n != 0 {
+		return fmt.Errorf("it gave %d numbers for %d images", len(vectors), n)
+	}
+	if e.o.Tokens {
+		e.tokens = len(tokens) / n / e.dim
+	}
+	return nil
+}
+
+// Dim is the length of an embedding.
+func (e *Embedder) Dim() int { return e.dim }
+
+// Preprocess is how images are prepared for the model.
+func (e *Embedder) Preprocess() imaging.Preprocess { return e.preprocess }
+
+// Backbone is what the model's metadata says of it (JSON), or nil.
+func (e *Embedder) Backbone() json.RawMessage { return slices.Clone(e.backbone) }
+
+// Tokens is the number of token embeddings of an image, 0 where not asked for.
+func (e *Embedder) Tokens() int { return e.tokens }
+
+// BatchSize is the largest batch that the model is given.
+func (e *Embedder) BatchSize() int { return e.limit }
+
+// Embed decodes and embeds image files. The result has one entry for each file,
+// in their order; a file that cannot be used has an Err of its own. The call
+// fails as a whole only when ctx ends, the model fails, or the Embedder is
+// closed. The files must not change while it runs, nor after a failure.
+func (e *Embedder) Embed(ctx context.Context, files [][]byte) ([]Embedding, error) {
+	return e.embed(ctx, len(files), func(i int) *job { return &job{file: files[i]} })
+}
+
+// EmbedImages embeds decoded images, like Embed.
+func (e *Embedder) EmbedImages(ctx context.Context, images []*imaging.Image) ([]Embedding, error) {
+	return e.embed(ctx, len(images), func(i int) *job { return &job{img: images[i]} })
+}
+
+// EmbedPixels embeds images that are prepared already: Crop×Crop RGB pixels
+// each, as Preprocess.Apply gives them.
+func (e *Embedder) EmbedPixels(ctx context.Context, pixels [][]uint8) ([]Embedding, error) {
+	for i, p := range pixels {
+		if len(p) != e.preprocess.Bytes() {
+			return nil, fmt.Errorf("embed image %d: %d bytes of pixels, want %d", i, len(p), e.preprocess.Bytes())
+		}
+	}
+	return e.embed(ctx, len(pixels), func(i int) *job { return &job{pixels: &pixels[i]} })
+}
+
+func (e *Embedder) embed(ctx context.Context, n int, at func(i int) *job) ([]Embedding, error) {
+	if n == 0 {
+		return nil, ctx.Err()
+	}
+	e.mu.Lock()
+	if e.closed {
+		e.mu.Unlock()
+		return nil, fmt.Errorf("embed: %w", ErrClosed)
+	}
+	e.calls.Add(1)
+	e.mu.Unlock()
+	defer e.calls.Done()
+
+	c := &call{ctx: ctx, out: make([]Embedding, n), left: n, done: make(chan struct{})}
+	for i := range n {
+		j := at(i)
+		j.call, j.index = c, i
+		select {
+		case e.jobs <- j:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("embed %d images: %w", n, ctx.Err())
+		case <-e.quit:
+			return nil, fmt.Errorf("embed %d images: %w", n, ErrClosed)
+		}
+	}
+	select {
+	case <-c.done:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("embed %d images: %w", n, ctx.Err())
+	case <-e.quit: // the batch may be waiting for company
+		return nil, fmt.Errorf("embed %d images: %w", n, ErrClosed)
+	}
+	if c.err != nil {
+		return nil, fmt.Errorf("embed %d images: %w", n, c.err)
+	}
+	return c.out, nil
+}
+
+// decode is a worker: files and images in, the model's input out.
+func (e *Embedder) decode() {
+	for j := range e.jobs {
+		if j.call.ctx.Err() != nil {
+			j.call.finish(j.call.ctx.Err())
+			continue
+		}
+		if err := e.prepare(j); err != nil {
+			j.call.out[j.index].Err = err
+			j.call.finish(nil)
+			continue
+		}
+		e.ready <- j
+	}
+}
+
+func (e *Embedder) prepare(j *job) error {
+	out := &j.call.out[j.index]
+	if j.pixels != nil { // prepared by the caller
+		out.Width, out.Height = e.preprocess.Crop, e.preprocess.Crop
+		return nil
+	}
+	j.pixels, j.own = e.buffers.Get().(*[]uint8), true
+	var err error
+	if j.img != nil {
+		out.Width, out.Height = j.img.Width, j.img.Height
+		err = e.preprocess.ApplyImage(j.img, *j.pixels)
+	} else {
+		var h imaging.Header
+		h, err = e.preprocess.Apply(j.file, e.o.Limits, *j.pixels)
+		out.Width, out.Height = h.Width, h.Height
+	}
+	j.file, j.img = nil, nil
+	if err != nil {
+		e.release(j)
+	}
+	return err
+}
+
+func (e *Embedder) release(j *job) {
+	if j.own {
+		e.buffers.Put(j.pixels)
+	}
+	j.pixels = nil
+}
+
+// runner is one thread of the model with its input memory.
+type runner struct {
+	*Embedder
+	input []uint8
+}
+
+// run is a runner's loop.
+func (e *Embedder) run(share int) {
+	r := &runner{Embedder: e, input: make([]uint8, max(e.limit, e.fixed)*e.preprocess.Bytes())}
+	for {
+		batch := collect(e.ready, e.limit, share, e.o.Batch.Period)
+		if batch == nil {
+			return
+		}
+		r.embed(batch)
+	}
+}
+
+func (r *runner) embed(batch []*job) {
+	live := batch[:0]
+	for _, j := range batch {
+		if err := j.call.ctx.Err(); err != nil {
+			r.release(j)
+			j.call.finish(err)
+			continue
+		}
+		live = append(live, j)
+	}
+	if len(live) == 0 {
+		return
+	}
+	size := r.preprocess.Bytes()
+	for i, j := range live {
+		copy(r.input[i*size:], *j.pixels)
+		r.release(j)
+	}
+	n := len(live)
+	if r.fixed > 0 {
+		clear(r.input[n*size:])
+		n = r.fixed
+	}
+	vectors, tokens, err := r.infer(n)
+	for i, j := range live {
+		if err == nil {
+			out := &j.call.out[j.index]
+			v := vectors[i*r.dim : (i+1)*r.dim : (i+1)*r.dim]
+			if !finite(v) {
+				out.Err = ErrNotFinite
+			} else {
+				out.Vector = v
+				if t := r.tokens * r.dim; t > 0 {
+					out.Tokens = tokens[i*t : (i+1)*t : (i+1)*t]
+				}
+			}
+		}
+		j.call.finish(err)
+	}
+}
+
+// infer runs the model on the first n images of the input. The results are
+// memory of their own.
+func (r *runner) infer(n int) (vectors, tokens []float32, err error) {
+	side := r.preprocess.Crop
+	in, err := ort.NewTensor([]int{n, side, side, 3}, r.input[:n*r.preprocess.Bytes()])
+	if err != nil {
+		return nil, nil, err
+	}
+	defer in.Close()
+	out, err := r.session.Run(r.ctx, []*ort.Tensor{in})
+	if err != nil {
+		return nil, nil, err
+	}
+	defer ort.CloseAll(out...)
+	vectors = out[r.embedding].Float32s()
+	if r.o.Tokens {
+		tokens = out[r.tokensAt].Float32s()
+	}
+	if r.dim > 0 && len(vectors) != n*r.dim {
+		return nil, nil, fmt.Errorf("the model gave %d numbers for %d images of %d", len(vectors), n, r.dim)
+	}
+	return vectors, tokens, nil
+}
+
+func finite(v []float32) bool {
+	for _, x := range v {
+		if math.IsNaN(float64(x)) || math.IsInf(float64(x), 0) {
+			return false
+		}
+	}
+	return true
+}
+
+// Close stops the workers and unloads the model. Calls under way fail with
+// ErrClosed or finish.
+func (e *Embedder) Close() error {
+	e.mu.Lock()
+	if e.closed {
+		e.mu.Unlock()
+		return nil
+	}
+	e.closed = true
+	e.mu.Unlock()
+	close(e.quit)
+	e.calls.Wait()
+	close(e.jobs)
+	e.workers.Wait()
+	close(e.ready)
+	e.runners.Wait()
+	e.cancel()
+	return e.session.Close()
+}

@@ -1,0 +1,254 @@
+package inference
+
+import (
+	"context"
+	"errors"
+	"image/color"
+	"math"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/nearmiss/nearmiss/inference/imaging"
+)
+
+func near(a, b []float32) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if !(math.Abs(float64(a[i]-b[i])) < 1e-5) {
+			return false
+		}
+	}
+	return true
+}
+
+func TestEmbed(t *testing.T) {
+	ctx := context.Background()
+	for name, c := range map[string]struct {
+		batch int
+		o     EmbedOptions
+	}{
+		"any batch, all cores":                  {0, EmbedOptions{}},
+		"any batch, one thread, one worker":     {0, EmbedOptions{Threads: 1, Workers: 1, Queue: 1}},
+		"batches of one":                        {0, EmbedOptions{Batch: BatchPolicy{Count: 1}}},
+		"batches bounded by bytes":              {0, EmbedOptions{Batch: BatchPolicy{Bytes: 3 * side * side * 3}}},
+		"batches that wait for company":         {0, EmbedOptions{Batch: BatchPolicy{Count: 64, Period: time.Millisecond}}},
+		"a model for one image":                 {1, EmbedOptions{}},
+		"a model for four, partly filled":       {4, EmbedOptions{Threads: 2}},
+		"a model for four in batches of two":    {4, EmbedOptions{Batch: BatchPolicy{Count: 2}}},
+		"tokens are given where they are asked": {0, EmbedOptions{Tokens: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := newTestEmbedder(t, writeModel(t, c.batch, 1, false), c.o)
+			if e.Dim() != 6 {
+				t.Fatalf("%d dimensions", e.Dim())
+			}
+			files, want := images(t, 37, 1)
+			got, err := e.Embed(ctx, files)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, g := range got {
+				if g.Err != nil || !near(g.Vector, want[i]) || g.Width != side || g.Height != side {
+					t.Fatalf("image %d: got %+v, want %v", i, g, want[i])
+				}
+				if c.o.Tokens && (len(g.Tokens) != side*side*3 || e.Tokens()*e.Dim() != len(g.Tokens)) {
+					t.Fatalf("image %d: %d numbers of tokens", i, len(g.Tokens))
+				}
+				if c.o.Tokens && math.Abs(float64(g.Tokens[0]-want[i][0])) > 1e-5 {
+					t.Fatalf("image %d: token %v, want %v", i, g.Tokens[0], want[i][0])
+				}
+			}
+		})
+	}
+}
+
+func TestEmbedFromManyGoroutines(t *testing.T) {
+	e := newTestEmbedder(t, writeModel(t, 0, 1, false), EmbedOptions{Queue: 3})
+	files, want := images(t, 50, 2)
+	var wg sync.WaitGroup
+	for w := range 8 {
+		wg.Go(func() {
+			for i := w; i < len(files); i += 3 {
+				n := min(1+i%4, len(files)-i)
+				got, err := e.Embed(context.Background(), files[i:i+n])
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				for j, g := range got {
+					if !near(g.Vector, want[i+j]) {
+						t.Errorf("image %d got another's embedding", i+j)
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestEmbedOtherSources(t *testing.T) {
+	ctx := context.Background()
+	e := newTestEmbedder(t, writeModel(t, 0, 1, false), EmbedOptions{})
+	files, want := images(t, 3, 3)
+	var decoded []*imaging.Image
+	var pixels [][]uint8
+	for _, f := range files {
+		m, err := imaging.Decode(f, imaging.Limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		decoded = append(decoded, m)
+		p := make([]uint8, e.Preprocess().Bytes())
+		if err := e.Preprocess().ApplyImage(m, p); err != nil {
+			t.Fatal(err)
+		}
+		pixels = append(pixels, p)
+	}
+	a, err := e.EmbedImages(ctx, decoded)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := e.EmbedPixels(ctx, pixels)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range want {
+		if !near(a[i].Vector, want[i]) || !near(b[i].Vector, want[i]) {
+			t.Errorf("image %d: %v and %v, want %v", i, a[i].Vector, b[i].Vector, want[i])
+		}
+	}
+	if _, err := e.EmbedPixels(ctx, [][]uint8{{1, 2, 3}}); err == nil {
+		t.Error("too few pixels were accepted")
+	}
+}
+
+func TestEmbedRefusesImagesOneByOne(t *testing.T) {
+	e := newTestEmbedder(t, writeModel(t, 0, 1, true), EmbedOptions{})
+	good, want := halves(t, color.RGBA{128, 0, 0, 255}, color.RGBA{0, 255, 0, 255})
+	dark, _ := halves(t, color.RGBA{0, 0, 0, 255}, color.RGBA{0, 0, 0, 255})
+	got, err := e.Embed(context.Background(), [][]byte{good, nil, []byte("no image"), good[:40], dark, good})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range []int{0, 5} {
+		if got[i].Err != nil || !near(got[i].Vector, want) {
+			t.Errorf("image %d: %+v", i, got[i])
+		}
+	}
+	var codes []imaging.Code
+	for _, i := range []int{1, 2, 3} {
+		r := imaging.Rejection(got[i].Err)
+		if r == nil || got[i].Vector != nil {
+			t.Fatalf("image %d: %+v", i, got[i])
+		}
+		codes = append(codes, r.Code)
+	}
+	if d := cmp.Diff([]imaging.Code{imaging.CodeEmpty, imaging.CodeUnsupported, imaging.CodeTruncated}, codes); d != "" {
+		t.Error(d)
+	}
+	if !errors.Is(got[4].Err, ErrNotFinite) || got[4].Vector != nil {
+		t.Errorf("a NaN embedding: %+v", got[4])
+	}
+}
+
+func TestEmbedEnds(t *testing.T) {
+	files, _ := images(t, 5, 4)
+	t.Run("with its context", func(t *testing.T) {
+		e := newTestEmbedder(t, writeModel(t, 0, 1, false), EmbedOptions{})
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		if _, err := e.Embed(ctx, files); !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v", err)
+		}
+		if got, err := e.Embed(context.Background(), files); err != nil || len(got) != 5 {
+			t.Errorf("afterwards: %v", err)
+		}
+	})
+	t.Run("while it waits for company", func(t *testing.T) {
+		e := newTestEmbedder(t, writeModel(t, 0, 1, false), EmbedOptions{Batch: BatchPolicy{Count: 64, Period: time.Hour}})
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() {
+			_, err := e.Embed(ctx, files)
+			done <- err
+		}()
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("when the embedder is closed", func(t *testing.T) {
+		e := newTestEmbedder(t, writeModel(t, 0, 1, false), EmbedOptions{})
+		if err := e.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := e.Embed(context.Background(), files); !errors.Is(err, ErrClosed) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func TestNewEmbedderRefuses(t *testing.T) {
+	path := writeModel(t, 0, 1, false)
+	wrong := preprocess()
+	wrong.Crop, wrong.Resize = 4, 4
+	for name, c := range map[string]struct {
+		path string
+		o    EmbedOptions
+		want string
+	}{
+		"a file that is not there":       {path + "x", EmbedOptions{}, "no such file"},
+		"another size of images":         {path, EmbedOptions{Preprocess: &wrong}, "4×4"},
+		"a policy with a negative count": {path, EmbedOptions{Batch: BatchPolicy{Count: -1}}, "negative"},
+	} {
+		if _, err := NewEmbedder(c.path, c.o); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}
+
+func TestCollect(t *testing.T) {
+	fill := func(n int) chan int {
+		c := make(chan int, 10)
+		for i := range n {
+			c <- i
+		}
+		return c
+	}
+	t.Run("takes what is ready up to the limit", func(t *testing.T) {
+		if got := collect(fill(6), 4, 1, 0); len(got) != 4 {
+			t.Errorf("got %v", got)
+		}
+		if got := collect(fill(3), 4, 1, 0); len(got) != 3 {
+			t.Errorf("got %v", got)
+		}
+	})
+	t.Run("leaves other collectors their share", func(t *testing.T) {
+		if got := collect(fill(6), 8, 2, 0); len(got) != 3 {
+			t.Errorf("got %v", got)
+		}
+	})
+	t.Run("ends its wait when the batch is full", func(t *testing.T) {
+		c := fill(1)
+		go func() { c <- 1; c <- 2 }()
+		if got := collect(c, 3, 1, time.Hour); len(got) != 3 {
+			t.Errorf("got %v", got)
+		}
+	})
+	t.Run("ends its wait when the channel is closed", func(t *testing.T) {
+		c := fill(1)
+		close(c)
+		if got := collect(c, 3, 1, time.Hour); len(got) != 1 {
+			t.Errorf("got %v", got)
+		}
+		if got := collect(c, 3, 1, time.Hour); got != nil {
+			t.Errorf("got %v", got)
+		}
+	})
+}
