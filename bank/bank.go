@@ -23,6 +23,10 @@ const (
 	Auto Kind = "auto"
 	// Exact compares with every entry.
 	Exact Kind = "exact"
+	// HNSW walks our own navigable small world graph.
+	HNSW Kind = "hnsw"
+	// Coder is github.com/coder/hnsw, built once and never changed.
+	Coder Kind = "coder"
 )
 
 // Options make a bank. The zero value of a field means its default.
@@ -33,6 +37,13 @@ type Options struct {
 	K int
 	// Kind is the index that Build makes. Default Auto.
 	Kind Kind
+	// Cutoff is the number of entries from which on Auto means HNSW. Default
+	// DefaultCutoff.
+	Cutoff int
+	// Graph shapes the HNSW graph and, as far as it can be, coder's.
+	Graph GraphOptions
+	// Gate says what an approximate index must reach to serve.
+	Gate Gate
 	// Transform is applied to every embedding on its way in, entries and
 	// queries alike; nil for none.
 	Transform *Transform
@@ -65,13 +76,19 @@ type Bank struct {
 	dim       int
 	k         int
 	kind      Kind
+	cutoff    int
+	graph     GraphOptions
+	gate      Gate
 	transform *Transform
-	batch     BatchEngine
 	log       zerolog.Logger
+	rows      *rows
+
+	change sync.Mutex // held by whatever changes entries or replaces the index
 
 	mu          sync.RWMutex // guards what follows, not what it points to
-	rows        *rows
 	index       Index
+	report      Report
+	queries     []float32 // the recall gate's, transformed, n×rows.dim
 	calibration *Calibration
 }
 
@@ -89,6 +106,22 @@ func New(o Options) (*Bank, error) {
 	if o.Kind == "" {
 		o.Kind = Auto
 	}
+	switch o.Kind {
+	case Auto, Exact, HNSW, Coder:
+	default:
+		return nil, fmt.Errorf("new bank: unknown kind of index %q; use auto, exact, hnsw or coder", o.Kind)
+	}
+	if o.Cutoff == 0 {
+		o.Cutoff = DefaultCutoff
+	}
+	graph, err := o.Graph.withDefaults()
+	if err != nil {
+		return nil, fmt.Errorf("new bank: %w", err)
+	}
+	gate, err := o.Gate.withDefaults()
+	if err != nil {
+		return nil, fmt.Errorf("new bank: %w", err)
+	}
 	dim := o.Dim
 	if o.Transform != nil {
 		if err := o.Transform.check(o.Dim); err != nil {
@@ -97,9 +130,10 @@ func New(o Options) (*Bank, error) {
 		dim = o.Transform.Out()
 	}
 	r := newRows(dim)
+	r.engine = o.Batch
 	return &Bank{
-		dim: o.Dim, k: o.K, kind: o.Kind, transform: o.Transform, batch: o.Batch, log: o.Log,
-		rows: r, index: &exact{rows: r},
+		dim: o.Dim, k: o.K, kind: o.Kind, cutoff: o.Cutoff, graph: graph, gate: gate,
+		transform: o.Transform, log: o.Log, rows: r, index: &exact{rows: r},
 	}, nil
 }
 
@@ -132,6 +166,8 @@ func (b *Bank) Add(id uint64, v []float32) error {
 	if err != nil {
 		return fmt.Errorf("add %d: %w", id, err)
 	}
+	b.change.Lock()
+	defer b.change.Unlock()
 	return b.Index().Add(id, t)
 }
 
@@ -142,9 +178,11 @@ func (b *Bank) AddBatch(ids []uint64, embeddings []float32) error {
 		return fmt.Errorf("add %d entries: %w: got %d numbers, want %d×%d",
 			len(ids), ErrDim, len(embeddings), len(ids), b.dim)
 	}
+	b.change.Lock()
 	b.rows.mu.Lock()
 	b.rows.grow(len(ids))
 	b.rows.mu.Unlock()
+	b.change.Unlock()
 	for i, id := range ids {
 		if err := b.Add(id, embeddings[i*b.dim:(i+1)*b.dim]); err != nil {
 			return err
@@ -154,7 +192,11 @@ func (b *Bank) AddBatch(ids []uint64, embeddings []float32) error {
 }
 
 // Remove takes an entry out.
-func (b *Bank) Remove(id uint64) error { return b.Index().Remove(id) }
+func (b *Bank) Remove(id uint64) error {
+	b.change.Lock()
+	defer b.change.Unlock()
+	return b.Index().Remove(id)
+}
 
 // Score finds the K nearest entries of an embedding and judges it: ErrDim,
 // ErrNotFinite (a broken embedding never gets a verdict, least of all

@@ -3,6 +3,7 @@ package bank
 import (
 	"context"
 	"fmt"
+	"math"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -100,23 +101,49 @@ func (x *exact) Search(q []float32, k int) ([]Neighbour, error) {
 		return nil, err
 	}
 	var n nearest
-	x.rows.scan(q, k, &n)
-	return x.rows.finish(q, n.items, k), nil
+	return x.rows.search(q, k, &n), nil
 }
 
 func (x *exact) SearchBatch(ctx context.Context, queries []float32, k int) ([][]Neighbour, error) {
 	return x.rows.searchBatch(ctx, queries, k)
 }
 
-// scan offers every row to n. The caller holds the lock.
+// search is the exact search. The caller holds the lock and checked q and k.
+func (r *rows) search(q []float32, k int, n *nearest) []Neighbour {
+	k = min(k, r.len())
+	if k == 0 {
+		return []Neighbour{}
+	}
+	r.scan(q, k+slack, n)
+	return r.settle(q, k, n.items)
+}
+
+// settle picks the k nearest from at least min(k+slack, len) candidates of a
+// scan. Where rounding leaves open which belong among them, it looks at every
+// row that might, so the result is the same with any kernel on any machine.
+func (r *rows) settle(q []float32, k int, found []candidate) []Neighbour {
+	far := reach(found[k-1].distance, r.dim)
+	if last := len(found) - 1; last+1 < r.len() && found[last].distance <= far {
+		found = found[:0:0]
+		for i := range uint32(r.len()) {
+			if d := squaredL2(q, r.at(i)); d <= far {
+				found = append(found, candidate{d, i})
+			}
+		}
+	}
+	return r.finish(q, found, k)
+}
+
+// scan offers every row to n, which keeps the min(k, len) nearest.
 func (r *rows) scan(q []float32, k int, n *nearest) {
 	n.reset(k, r.ids)
-	worst := float32(0)
+	worst := float32(math.Inf(1))
 	for i := range r.ids {
-		d := squaredL2(q, r.at(uint32(i)))
-		if len(n.items) < k || d <= worst {
+		if d := squaredL2(q, r.at(uint32(i))); d <= worst {
 			n.offer(uint32(i), d)
-			worst = n.items[len(n.items)-1].distance
+			if len(n.items) == n.k {
+				worst = n.items[n.k-1].distance
+			}
 		}
 	}
 }
@@ -129,8 +156,7 @@ func (r *rows) searchBatch(ctx context.Context, queries []float32, k int) ([][]N
 		if err := r.checkQuery(q, k); err != nil {
 			return nil, err
 		}
-		r.scan(q, k, n)
-		return r.finish(q, n.items, k), nil
+		return r.search(q, k, n), nil
 	})
 }
 

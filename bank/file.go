@@ -2,12 +2,14 @@ package bank
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"hash/crc32"
 	"io"
 	"os"
+	"time"
 	"unsafe"
 
 	"github.com/google/renameio/v2"
@@ -48,8 +50,16 @@ type meta struct {
 	In    int      `json:"in"`  // of embeddings that come in
 	Count int      `json:"count"`
 	K     int      `json:"k"`
-	Kind  Kind     `json:"kind"`
+	Kind  Kind     `json:"kind"` // that serves; a graph is stored only for hnsw
 	Alpha *float64 `json:"alpha,omitempty"`
+	// what Options had
+	Wanted Kind         `json:"wanted"`
+	Cutoff int          `json:"cutoff"`
+	Graph  GraphOptions `json:"graph"`
+	Gate   Gate         `json:"gate"`
+	// Report of the last build, without its time, so that equal banks give
+	// equal files.
+	Report Report `json:"report"`
 }
 
 type section struct {
@@ -75,11 +85,15 @@ func (b *Bank) WriteFile(path string) (err error) {
 
 // Encode writes the bank in its file format. Equal banks give equal bytes.
 func (b *Bank) Encode(w io.Writer) error {
+	b.change.Lock()
+	defer b.change.Unlock()
 	b.mu.RLock()
 	defer b.mu.RUnlock()
-	b.rows.mu.RLock()
-	defer b.rows.mu.RUnlock()
-	m := meta{Dim: b.rows.dim, In: b.dim, Count: b.rows.len(), K: b.k, Kind: b.index.Kind()}
+	m := meta{
+		Dim: b.rows.dim, In: b.dim, Count: b.rows.len(), K: b.k, Kind: b.index.Kind(),
+		Wanted: b.kind, Cutoff: b.cutoff, Graph: b.graph, Gate: b.gate, Report: b.report,
+	}
+	m.Report.BuildSeconds = 0
 	sections := []section{
 		{"meta", nil},
 		{"ids ", bytesOf(b.rows.ids)},
@@ -91,6 +105,12 @@ func (b *Bank) Encode(w io.Writer) error {
 	}
 	if t := b.transform; t != nil {
 		sections = append(sections, section{"xfrm", append(bytesOf(t.Mean), bytesOf(t.Matrix)...)})
+	}
+	if len(b.queries) > 0 {
+		sections = append(sections, section{"gate", bytesOf(b.queries)})
+	}
+	if h, ok := b.index.(*hnsw); ok {
+		sections = append(sections, section{"hnsw", bytesOf(h.encode())})
 	}
 	var err error
 	if sections[0].data, err = json.Marshal(m); err != nil {
@@ -154,6 +174,8 @@ type ReadOptions struct {
 }
 
 // ReadFile reads a bank: ErrVersion, ErrCorrupt, or what the file system says.
+// An approximate index is put to the recall gate again, with the queries that
+// the file keeps; coder's is built anew.
 func ReadFile(path string, o ReadOptions) (*Bank, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -193,7 +215,10 @@ func Decode(r io.ReaderAt, size int64, o ReadOptions) (*Bank, error) {
 	if err != nil {
 		return nil, err
 	}
-	opts := Options{Dim: m.In, K: m.K, Kind: m.Kind, Batch: o.Batch, Log: o.Log}
+	opts := Options{
+		Dim: m.In, K: m.K, Kind: m.Wanted, Cutoff: m.Cutoff, Graph: m.Graph, Gate: m.Gate,
+		Batch: o.Batch, Log: o.Log,
+	}
 	if table.has("xfrm") {
 		if m.In < 1 || m.In > maxDim {
 			return nil, corrupt("meta says embeddings of dimension %d", m.In)
@@ -229,7 +254,57 @@ func Decode(r io.ReaderAt, size int64, o ReadOptions) (*Bank, error) {
 			return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
 		}
 	}
-	return b, nil
+	return b, b.restore(table, m)
+}
+
+// restore puts back the index that served when the file was written.
+func (b *Bank) restore(table *fileTable, m meta) error {
+	start := time.Now()
+	var queries []float32
+	var err error
+	if table.has("gate") {
+		if queries, err = readNumbers[float32](table, "gate", -1); err != nil {
+			return err
+		}
+	}
+	dim := b.rows.dim
+	if len(queries)%dim != 0 || len(queries)/dim > b.gate.Queries {
+		return corrupt("%d numbers are not at most %d queries of dimension %d", len(queries), b.gate.Queries, dim)
+	}
+	for i := 0; i < len(queries); i += dim {
+		if err := checkVector(queries[i:i+dim], dim); err != nil {
+			return fmt.Errorf("%w: query %d: %w", ErrCorrupt, i/dim, err)
+		}
+	}
+	var index Index = &exact{rows: b.rows}
+	switch m.Kind {
+	case Exact:
+		b.report, b.queries = m.Report, queries
+		b.report.BuildSeconds = time.Since(start).Seconds()
+		return nil
+	case HNSW:
+		if !table.has("hnsw") {
+			return corrupt("the graph is missing")
+		}
+		lists, err := readNumbers[uint32](table, "hnsw", -1)
+		if err != nil {
+			return err
+		}
+		if index, err = decodeHNSW(b.rows, lists); err != nil {
+			return err
+		}
+	case Coder:
+		x, err := buildCoder(context.Background(), b.rows, b.graph)
+		if err != nil {
+			b.log.Warn().Err(err).Msg("the coder index could not be built")
+		} else {
+			index = x
+		}
+	default:
+		return corrupt("unknown kind of index %q", m.Kind)
+	}
+	_, err = b.admit(context.Background(), m.Kind, index, queries, time.Since(start))
+	return err
 }
 
 func corrupt(format string, args ...any) error {

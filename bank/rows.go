@@ -29,6 +29,8 @@ type rows struct {
 	data []float32 // len(ids) × dim
 	ids  []uint64
 	row  map[uint64]uint32 // id → row number
+
+	engine BatchEngine // for large batches; nil for none
 }
 
 func newRows(dim int) *rows { return &rows{dim: dim, row: map[uint64]uint32{}} }
@@ -104,6 +106,18 @@ func (r *rows) finish(q []float32, candidates []candidate, k int) []Neighbour {
 	return out
 }
 
+// slack is how many candidates more than k a search keeps, because the float32
+// kernel's rounding may swap near ties.
+const slack = 4
+
+// reach is how large a float32 distance may have come out for a row that truly
+// belongs among the nearest, when the last of these came out as d. Squares are
+// summed, so the error is relative: at most dim+3 roundings of 2⁻²⁴ on either
+// side, whatever the order of the sum; the constant covers underflow.
+func reach(d float32, dim int) float32 {
+	return d + d*float32(4*(dim+16))/(1<<24) + 1e-35
+}
+
 // candidate is a row and its float32 squared distance to the query at hand.
 type candidate struct {
 	distance float32
@@ -119,6 +133,7 @@ type nearest struct {
 }
 
 func (n *nearest) reset(k int, ids []uint64) {
+	k = min(k, len(ids))
 	n.k, n.ids = k, ids
 	if cap(n.items) < k+1 {
 		n.items = make([]candidate, 0, k+1)

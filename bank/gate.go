@@ -1,0 +1,244 @@
+package bank
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// DefaultCutoff is the number of entries from which on Auto builds a graph.
+const DefaultCutoff = 50_000
+
+// Gate says what an approximate index must reach to serve. The zero value of a
+// field means its default.
+type Gate struct {
+	// MinRecall is the least recall@K, 0..1. Default 0.99.
+	MinRecall float64 `json:"min_recall"`
+	// Queries is how many of the queries given to Build are used, and kept in
+	// the file for the check on loading. Default 256.
+	Queries int `json:"queries"`
+}
+
+func (g Gate) withDefaults() (Gate, error) {
+	if g.MinRecall == 0 {
+		g.MinRecall = 0.99
+	}
+	if g.Queries == 0 {
+		g.Queries = 256
+	}
+	if !(g.MinRecall > 0 && g.MinRecall <= 1) || g.Queries < 1 {
+		return g, fmt.Errorf("recall gate: least recall %v must be in (0, 1] and queries %d at least 1",
+			g.MinRecall, g.Queries)
+	}
+	return g, nil
+}
+
+// Report is what building or loading an index found out, for the manifest.
+type Report struct {
+	// Wanted is the kind asked for (or chosen by size), Kind the one that
+	// serves: Exact where the recall gate turned Wanted down.
+	Wanted Kind `json:"wanted"`
+	Kind   Kind `json:"kind"`
+	// Count entries of dimension Dim, searched for K neighbours.
+	Count int `json:"count"`
+	Dim   int `json:"dim"`
+	K     int `json:"k"`
+	// Queries is the number of held-out queries that Recall and FirstExcess
+	// were measured with; 0 for an exact index that needed no measuring.
+	Queries int `json:"queries"`
+	// Recall is the mean share of the K nearest that Wanted found, 0..1.
+	// Entries as near as the K-th nearest count as found.
+	Recall float64 `json:"recall"`
+	// FirstExcess is the mean of (d−d*)/d*, ≥ 0, where d is the squared
+	// distance to the first neighbour Wanted found and d* to the nearest.
+	FirstExcess float64 `json:"first_excess"`
+	// EfSearch is HNSW's search width after tuning; 0 for other kinds.
+	EfSearch int `json:"ef_search,omitempty"`
+	// BuildSeconds is how long building (or loading) Wanted took.
+	BuildSeconds float64 `json:"build_seconds"`
+	// Fallback says why Kind is not Wanted; empty where it is.
+	Fallback string `json:"fallback,omitempty"`
+}
+
+// Build makes the index that the bank's options ask for and puts it to the
+// recall gate with held-out queries, row-major n×Dim: embeddings of normals
+// that are not in the bank. HNSW's search width is raised, as far as an
+// eighth of the entries and 4096, until half of them are answered well enough; the report's figures come from
+// the other half where there are at least two. An index below the gate is dropped and the
+// bank goes on searching exactly, with a warning. Searches go on meanwhile;
+// changes wait. Build may be called again after changes.
+func (b *Bank) Build(ctx context.Context, queries []float32) (Report, error) {
+	queries, err := b.applyAll(queries)
+	if err != nil {
+		return Report{}, fmt.Errorf("build index: %w", err)
+	}
+	b.change.Lock()
+	defer b.change.Unlock()
+	kind := b.kind
+	if kind == Auto {
+		kind = Exact
+		if b.rows.len() >= b.cutoff {
+			kind = HNSW
+		}
+	}
+	queries = slices.Clone(pick(queries, b.rows.dim, b.gate.Queries))
+	start := time.Now()
+	var index Index = &exact{rows: b.rows}
+	switch {
+	case kind == Exact:
+	case len(queries) == 0:
+		// nothing to measure with: admit turns it down before it is built
+	case kind == HNSW:
+		h, err := newHNSW(b.rows, b.graph)
+		if err == nil {
+			err = h.build(ctx)
+		}
+		if err != nil {
+			return Report{}, fmt.Errorf("build hnsw index: %w", err)
+		}
+		index = h
+	case kind == Coder:
+		x, err := buildCoder(ctx, b.rows, b.graph)
+		if err != nil && ctx.Err() != nil {
+			return Report{}, fmt.Errorf("build coder index: %w", err)
+		}
+		if err != nil {
+			b.log.Warn().Err(err).Msg("the coder index could not be built")
+		} else {
+			index = x
+		}
+	}
+	return b.admit(ctx, kind, index, queries, time.Since(start))
+}
+
+// admit measures an index, installs it or exact search, and reports. The caller
+// holds b.change.
+func (b *Bank) admit(ctx context.Context, wanted Kind, index Index, queries []float32, took time.Duration) (Report, error) {
+	r := Report{
+		Wanted: wanted, Kind: Exact, Count: b.rows.len(), Dim: b.rows.dim, K: b.k,
+		Recall: 1, BuildSeconds: took.Seconds(),
+	}
+	switch {
+	case wanted == Exact:
+	case len(queries) == 0:
+		r.Fallback = "there were no held-out queries to measure its recall with"
+	case index.Kind() != wanted:
+		r.Fallback = "it could not be built"
+	default:
+		if err := b.measure(ctx, index, queries, &r); err != nil {
+			return Report{}, fmt.Errorf("measure recall of the %s index: %w", wanted, err)
+		}
+		if r.Recall >= b.gate.MinRecall {
+			r.Kind = wanted
+		} else {
+			r.Fallback = fmt.Sprintf("its recall@%d of %.4f is below %.4g", b.k, r.Recall, b.gate.MinRecall)
+		}
+	}
+	if r.Kind == Exact {
+		index = &exact{rows: b.rows}
+	}
+	if r.Fallback != "" {
+		b.log.Warn().Str("wanted", string(wanted)).Float64("recall", r.Recall).
+			Float64("first_excess", r.FirstExcess).Int("entries", r.Count).
+			Msg("the bank searches exactly instead: " + r.Fallback)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.index, b.report, b.queries = index, r, queries
+	return r, nil
+}
+
+// Report is what the last Build or ReadFile found out; zero before either.
+func (b *Bank) Report() Report {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.report
+}
+
+// measure fills in the report's measured fields, and for HNSW chooses its
+// search width first.
+func (b *Bank) measure(ctx context.Context, index Index, queries []float32, r *Report) error {
+	dim := b.rows.dim
+	truth, err := b.rows.searchBatch(ctx, queries, b.k)
+	if err != nil {
+		return err
+	}
+	tune, judge := 0, 0 // queries [0, tune) tune, [judge, n) judge
+	n := len(truth)
+	if h, ok := index.(*hnsw); ok {
+		if n >= 2 {
+			tune, judge = n/2, n/2
+		} else {
+			tune = n
+		}
+		// Half of the allowed loss is kept as a margin for the judging half.
+		want := 1 - (1-b.gate.MinRecall)/2
+		widest := max(h.o.EfSearch, min(4096, max(64, len(b.rows.ids)/8)))
+		for {
+			found, err := h.SearchBatch(ctx, queries[:tune*dim], b.k)
+			if err != nil {
+				return err
+			}
+			recall, _ := compare(truth[:tune], found)
+			if recall >= want || h.o.EfSearch >= widest {
+				break
+			}
+			h.o.EfSearch = min(2*h.o.EfSearch, widest)
+		}
+		r.EfSearch = h.o.EfSearch
+	}
+	found, err := index.SearchBatch(ctx, queries[judge*dim:], b.k)
+	if err != nil {
+		return err
+	}
+	r.Queries = n - judge
+	r.Recall, r.FirstExcess = compare(truth[judge:], found)
+	return nil
+}
+
+// compare gives recall@k and the mean excess of the first distance.
+func compare(truth, found [][]Neighbour) (recall, excess float64) {
+	if len(truth) == 0 {
+		return 1, 0
+	}
+	for i, want := range truth {
+		if len(want) == 0 {
+			recall++
+			continue
+		}
+		last := want[len(want)-1].Distance
+		hits := 0
+		for _, n := range found[i] {
+			if n.Distance <= last {
+				hits++
+			}
+		}
+		recall += float64(min(hits, len(want))) / float64(len(want))
+		first := float64(want[0].Distance)
+		switch {
+		case len(found[i]) == 0:
+			excess++ // nothing found: as bad as twice the distance
+		case first > 0:
+			excess += float64(found[i][0].Distance)/first - 1
+		case found[i][0].Distance > 0:
+			excess++
+		}
+	}
+	n := float64(len(truth))
+	return recall / n, excess / n
+}
+
+// pick takes at most want of the queries, evenly spread.
+func pick(queries []float32, dim, want int) []float32 {
+	n := len(queries) / dim
+	if n <= want {
+		return queries
+	}
+	out := make([]float32, 0, want*dim)
+	for i := range want {
+		j := i * n / want
+		out = append(out, queries[j*dim:(j+1)*dim]...)
+	}
+	return out
+}

@@ -1,0 +1,289 @@
+package bank
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"sync"
+)
+
+// GraphOptions shape an HNSW graph. The zero value of a field means its default.
+type GraphOptions struct {
+	// M is the number of links a new node asks for on each layer, 2..128; a
+	// node keeps at most M links above layer 0 and 2M on it. Default 16.
+	M int `json:"m"`
+	// EfConstruction is the number of candidates a new node's links are chosen
+	// from, at least M. Default 200.
+	EfConstruction int `json:"ef_construction"`
+	// EfSearch is the number of candidates a search keeps; more is slower and
+	// finds more. Default 64; Build raises it until the recall gate is content.
+	EfSearch int `json:"ef_search"`
+	// Seed decides on which layers nodes live. Equal seeds and equal entries in
+	// equal order make equal graphs, on any number of cores.
+	Seed uint64 `json:"seed"`
+}
+
+const (
+	maxM     = 128
+	maxEf    = 1 << 16
+	maxLayer = 24
+)
+
+func (o GraphOptions) withDefaults() (GraphOptions, error) {
+	if o.M == 0 {
+		o.M = 16
+	}
+	if o.EfConstruction == 0 {
+		o.EfConstruction = max(200, o.M)
+	}
+	if o.EfSearch == 0 {
+		o.EfSearch = 64
+	}
+	if o.M < 2 || o.M > maxM {
+		return o, fmt.Errorf("hnsw: M is %d, must be in 2..%d", o.M, maxM)
+	}
+	if o.EfConstruction < o.M || o.EfConstruction > maxEf {
+		return o, fmt.Errorf("hnsw: ef_construction is %d, must be in %d..%d", o.EfConstruction, o.M, maxEf)
+	}
+	if o.EfSearch < 1 || o.EfSearch > maxEf {
+		return o, fmt.Errorf("hnsw: ef_search is %d, must be in 1..%d", o.EfSearch, maxEf)
+	}
+	return o, nil
+}
+
+// hnsw is a hierarchical navigable small world graph over the bank's rows, after
+// Malkov & Yashunin, "Efficient and robust approximate nearest neighbor search
+// using Hierarchical Navigable Small World graphs" (arXiv 1603.09320): algorithm
+// numbers in this package are that paper's.
+//
+// Searches hold rows.mu for reading. A change first plans under writer alone,
+// beside running searches, which takes nearly all of its time, and then writes
+// the planned lists under rows.mu. Nothing but writer's holder changes rows or
+// graph, so the plan may read both without rows.mu.
+type hnsw struct {
+	rows   *rows
+	writer sync.Mutex
+	o      GraphOptions
+	graph  graph
+	pool   sync.Pool // *searcher
+}
+
+// graph is the links. Node numbers are row numbers.
+type graph struct {
+	m     int
+	entry uint32 // a node of the top layer; meaningless while the graph is empty
+	top   int    // the highest layer, −1 while empty
+	layer []uint8
+	// base holds layer 0: for each node a count and room for 2m links.
+	base []uint32
+	// upper holds layers 1..layer[node], each a count and room for m links;
+	// nil for most nodes.
+	upper [][]uint32
+}
+
+func (g *graph) len() int { return len(g.layer) }
+
+func (g *graph) capacity(layer int) int {
+	if layer == 0 {
+		return 2 * g.m
+	}
+	return g.m
+}
+
+// list is the count and links of a node on a layer it lives on.
+func (g *graph) list(node uint32, layer int) []uint32 {
+	if layer == 0 {
+		stride := 2*g.m + 1
+		return g.base[int(node)*stride : (int(node)+1)*stride]
+	}
+	stride := g.m + 1
+	return g.upper[node][(layer-1)*stride : layer*stride]
+}
+
+func (g *graph) links(node uint32, layer int) []uint32 {
+	l := g.list(node, layer)
+	return l[1 : 1+l[0]]
+}
+
+func (g *graph) setLinks(node uint32, layer int, links []uint32) {
+	l := g.list(node, layer)
+	l[0] = uint32(copy(l[1:], links))
+}
+
+// extend adds a node without links.
+func (g *graph) extend(layer int) uint32 {
+	n := uint32(len(g.layer))
+	g.layer = append(g.layer, uint8(layer))
+	g.base = append(g.base, make([]uint32, 2*g.m+1)...)
+	var up []uint32
+	if layer > 0 {
+		up = make([]uint32, layer*(g.m+1))
+	}
+	g.upper = append(g.upper, up)
+	return n
+}
+
+// layerOf draws a node's highest layer from its id, geometric with ratio 1/M
+// (the paper's mL = 1/ln M), so that it does not depend on the order of things.
+func layerOf(seed, id uint64, m int) int {
+	// splitmix64's finaliser (Steele, Lea & Flood 2014), twice to mix the seed in
+	x := mix(mix(seed+0x9e3779b97f4a7c15) ^ id)
+	u := (float64(x>>11) + 1) / (1 << 53) // (0, 1]
+	return min(int(-math.Log(u)/math.Log(float64(m))), maxLayer)
+}
+
+func mix(x uint64) uint64 {
+	x += 0x9e3779b97f4a7c15
+	x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9
+	x = (x ^ (x >> 27)) * 0x94d049bb133111eb
+	return x ^ (x >> 31)
+}
+
+// NewHNSW makes an empty graph index over vectors of length dim.
+func NewHNSW(dim int, o GraphOptions) (Index, error) {
+	if dim < 1 || dim > maxDim {
+		return nil, fmt.Errorf("hnsw index: dimension %d is not in 1..%d", dim, maxDim)
+	}
+	return newHNSW(newRows(dim), o)
+}
+
+func newHNSW(r *rows, o GraphOptions) (*hnsw, error) {
+	o, err := o.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	return &hnsw{rows: r, o: o, graph: graph{m: o.M, top: -1}}, nil
+}
+
+func (h *hnsw) Kind() Kind { return HNSW }
+func (h *hnsw) Dim() int   { return h.rows.dim }
+
+func (h *hnsw) Len() int {
+	h.rows.mu.RLock()
+	defer h.rows.mu.RUnlock()
+	return h.rows.len()
+}
+
+func (h *hnsw) Search(q []float32, k int) ([]Neighbour, error) {
+	h.rows.mu.RLock()
+	defer h.rows.mu.RUnlock()
+	if err := h.rows.checkQuery(q, k); err != nil {
+		return nil, err
+	}
+	return h.search(q, k, h.o.EfSearch), nil
+}
+
+func (h *hnsw) SearchBatch(ctx context.Context, queries []float32, k int) ([][]Neighbour, error) {
+	h.rows.mu.RLock()
+	defer h.rows.mu.RUnlock()
+	return eachQuery(ctx, queries, h.rows.dim, func(q []float32, _ *nearest) ([]Neighbour, error) {
+		if err := h.rows.checkQuery(q, k); err != nil {
+			return nil, err
+		}
+		return h.search(q, k, h.o.EfSearch), nil
+	})
+}
+
+// search is the paper's algorithm 5. The caller holds rows.mu.
+func (h *hnsw) search(q []float32, k, ef int) []Neighbour {
+	if h.graph.top < 0 {
+		return nil
+	}
+	k = min(k, h.rows.len())
+	s := h.searcher()
+	defer h.pool.Put(s)
+	at := s.descend(q, h.graph.top, 0)
+	found := s.layer(q, at, max(ef, k), 0)
+	return h.rows.finish(q, found[:min(len(found), k+slack)], k)
+}
+
+func (h *hnsw) searcher() *searcher {
+	s, _ := h.pool.Get().(*searcher)
+	if s == nil {
+		s = &searcher{}
+	}
+	s.rows, s.graph = h.rows, &h.graph
+	return s
+}
+
+// searcher is the scratch memory of one search.
+type searcher struct {
+	rows    *rows
+	graph   *graph
+	seen    []uint32 // epoch in which a node was last seen
+	epoch   uint32
+	open    minHeap // nodes whose links are to be followed
+	found   maxHeap // the ef nearest so far
+	sorted  []candidate
+	scratch []uint32
+}
+
+func (s *searcher) begin() {
+	if n := s.graph.len(); len(s.seen) < n {
+		s.seen = make([]uint32, n+n/8)
+		s.epoch = 0
+	}
+	s.epoch++
+	if s.epoch == 0 {
+		clear(s.seen)
+		s.epoch = 1
+	}
+	s.open, s.found = s.open[:0], s.found[:0]
+}
+
+func (s *searcher) entry(q []float32) candidate {
+	return candidate{squaredL2(q, s.rows.at(s.graph.entry)), s.graph.entry}
+}
+
+// descend walks greedily from the entry point on layer from down to just above
+// layer to, and returns where it arrives.
+func (s *searcher) descend(q []float32, from, to int) candidate {
+	at := s.entry(q)
+	for l := from; l > to; l-- {
+		for moved := true; moved; {
+			moved = false
+			for _, n := range s.graph.links(at.row, l) {
+				if d := squaredL2(q, s.rows.at(n)); d < at.distance {
+					at, moved = candidate{d, n}, true
+				}
+			}
+		}
+	}
+	return at
+}
+
+// layer is the paper's algorithm 2: the ef nearest nodes of a layer that the
+// search reaches, nearest first. The result is valid until the next call.
+func (s *searcher) layer(q []float32, start candidate, ef, layer int) []candidate {
+	s.begin()
+	s.seen[start.row] = s.epoch
+	s.open.push(start)
+	s.found.push(start)
+	for len(s.open) > 0 {
+		c := s.open.pop()
+		if c.distance > s.found[0].distance && len(s.found) >= ef {
+			break
+		}
+		fresh := s.scratch[:0]
+		for _, n := range s.graph.links(c.row, layer) {
+			if s.seen[n] != s.epoch {
+				s.seen[n] = s.epoch
+				fresh = append(fresh, n)
+			}
+		}
+		s.scratch = fresh
+		for _, n := range fresh {
+			d := squaredL2(q, s.rows.at(n))
+			if len(s.found) < ef {
+				s.open.push(candidate{d, n})
+				s.found.push(candidate{d, n})
+			} else if d < s.found[0].distance {
+				s.open.push(candidate{d, n})
+				s.found.replaceTop(candidate{d, n})
+			}
+		}
+	}
+	s.sorted = append(s.sorted[:0], s.found...)
+	sortCandidates(s.sorted)
+	return s.sorted
+}
