@@ -33,8 +33,9 @@ type cli struct {
 	LogLevel  string `name:"log-level" enum:"debug,info,warn,error" default:"info" env:"NEARMISS_LOG_LEVEL" help:"Least severe log line to print on standard error: ${enum}."`
 	LogFormat string `name:"log-format" enum:"auto,text,json" default:"auto" env:"NEARMISS_LOG_FORMAT" help:"How log lines look: ${enum}; auto is text on a terminal and JSON elsewhere."`
 
-	Runtime runtimeCmd `cmd:"" help:"The ONNX Runtime library: install it, or see which one is in use."`
-	Version versionCmd `cmd:"" help:"Print version, commit and platform."`
+	Backbone backboneCmd `cmd:"" help:"Pretrained models: download, import, inspect."`
+	Runtime  runtimeCmd  `cmd:"" help:"The ONNX Runtime library: install it, or see which one is in use."`
+	Version  versionCmd  `cmd:"" help:"Print version, commit and platform."`
 }
 
 // usageError marks a mistake in the arguments that only the command itself
