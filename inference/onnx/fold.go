@@ -17,7 +17,7 @@ type folder func(c *inference) *Tensor
 var folders = map[string]folder{
 	"Identity": same, "Reshape": same, "Squeeze": same, "Unsqueeze": same, "Flatten": same,
 	"Gather": foldGather, "Slice": foldSlice, "Concat": foldConcat, "Transpose": foldTranspose,
-	"Expand": foldExpand, "ConstantOfShape": foldConstantOfShape, "Range": foldRange, "Cast": foldCast,
+	"Expand": foldExpand, "ConstantOfShape": foldConstantOfShape, "Range": foldRange, "Cast": foldCast, "CastLike": foldCast,
 	"Where": foldWhere, "Not": foldNot, "Tile": foldTile,
 	"ReduceProd": foldReduce(1, func(a, b float64) float64 { return a * b }),
 	"ReduceSum":  foldReduce(0, func(a, b float64) float64 { return a + b }),
@@ -28,7 +28,10 @@ var folders = map[string]folder{
 	"Sub": arithmetic(func(a, b int64) int64 { return a - b }, func(a, b float64) float64 { return a - b }),
 	"Mul": arithmetic(func(a, b int64) int64 { return a * b }, func(a, b float64) float64 { return a * b }),
 	"Div": arithmetic(func(a, b int64) int64 { return a / b }, func(a, b float64) float64 { return a / b }),
-	"Mod": arithmetic(floorMod, nil),
+	"Mod": foldMod,
+	"And": arithmetic(func(a, b int64) int64 { return a & b }, nil),
+	"Or":  arithmetic(func(a, b int64) int64 { return a | b }, nil),
+	"Xor": arithmetic(func(a, b int64) int64 { return a ^ b }, nil),
 	"Min": arithmetic(func(a, b int64) int64 { return min(a, b) }, math.Min),
 	"Max": arithmetic(func(a, b int64) int64 { return max(a, b) }, math.Max),
 	"Pow": arithmetic(nil, math.Pow),
@@ -45,6 +48,15 @@ var folders = map[string]folder{
 	"Ceil":  foldUnary(math.Ceil),
 	"Round": foldUnary(math.RoundToEven),
 	"Sqrt":  foldUnary(math.Sqrt),
+	"Relu":  foldUnary(func(a float64) float64 { return math.Max(a, 0) }),
+}
+
+// foldMod follows the sign of the divisor, or with fmod that of the dividend.
+func foldMod(c *inference) *Tensor {
+	if c.attrs().Int("fmod", 0) != 0 {
+		return arithmetic(func(a, b int64) int64 { return a % b }, math.Mod)(c)
+	}
+	return arithmetic(floorMod, nil)(c)
 }
 
 func floorMod(a, b int64) int64 {
@@ -57,6 +69,10 @@ func floorMod(a, b int64) int64 {
 
 func fold(c *inference) {
 	n := c.node
+	if n.OpType == "Split" && n.Domain == "" {
+		foldSplit(c)
+		return
+	}
 	out := n.Outputs[0]
 	f, ok := folders[n.OpType]
 	if !ok || n.Domain != "" || len(n.Outputs) != 1 || out.constant != nil || len(n.Inputs) == 0 || out.Elements() > maxFoldElements {
@@ -67,15 +83,43 @@ func fold(c *inference) {
 			return
 		}
 	}
-	root := n.graph.root()
-	if cost := out.Elements() * out.typ.Size(); root.foldBytes+cost > maxFoldBytes {
+	if !n.graph.afford(out.Elements() * out.typ.Size()) {
 		return
-	} else {
-		root.foldBytes += cost
 	}
 	if t := f(c); t != nil && t.check() == nil {
 		t.Name = out.name
 		out.constant = t
+	}
+}
+
+// afford takes bytes from what folding may allocate.
+func (g *Graph) afford(bytes int) bool {
+	r := g.root()
+	if r.foldBytes+bytes > maxFoldBytes {
+		return false
+	}
+	r.foldBytes += bytes
+	return true
+}
+
+// foldSplit cuts a known value, the one folded operator with several outputs.
+func foldSplit(c *inference) {
+	x := c.in(0)
+	if x.constant == nil || x.Elements() > maxFoldElements || !c.node.graph.afford(len(x.constant.Data)) {
+		return
+	}
+	axis := c.axis(c.attrs().Int("axis", 0), len(x.shape))
+	inner := product(x.shape[axis+1:]) * x.typ.Size()
+	start := 0
+	for _, v := range c.node.Outputs {
+		var data []byte
+		width := v.Dim(axis) * inner
+		for b := range product(x.shape[:axis]) {
+			at := b*x.shape[axis]*inner + start
+			data = append(data, x.constant.Data[at:at+width]...)
+		}
+		start += width
+		v.constant = &Tensor{Name: v.name, Type: v.typ, Shape: v.shape, Data: data}
 	}
 }
 
@@ -337,7 +381,6 @@ func foldUnary(f func(float64) float64) folder {
 func arithmetic(ints func(a, b int64) int64, floats func(a, b float64) float64) folder {
 	return func(c *inference) *Tensor {
 		out := c.node.Outputs[0]
-		n := out.Elements()
 		if out.typ.IsFloat() {
 			if floats == nil {
 				return nil
@@ -354,7 +397,6 @@ func arithmetic(ints func(a, b int64) int64, floats func(a, b float64) float64) 
 				}
 			}
 		}
-		_ = n
 		return c.result(nil, accumulate(c, Tensor.Ints, ints))
 	}
 }

@@ -491,12 +491,16 @@ func scatterND(c *inference) {
 
 func oneHot(c *inference) {
 	idx := c.in(0)
-	depth := c.constInts(1, "depth")
-	if len(depth) != 1 || depth[0] < 0 {
-		c.failf("depth %v is not one number", depth)
+	depth := c.in(1).constant
+	if depth == nil || depth.Elements() != 1 {
+		c.failf("depth (%s) is not one constant number", c.in(1).name)
+	}
+	n := depth.Float64s()[0]
+	if !(n >= 0 && n <= maxElements) {
+		c.failf("depth %v is out of range", n)
 	}
 	axis := c.axis(c.attrs().Int("axis", -1), len(idx.shape)+1)
-	shape := append(cloneShape(idx.shape[:axis]), depth[0])
+	shape := append(cloneShape(idx.shape[:axis]), int(n))
 	c.out(0, c.in(2).typ, append(shape, idx.shape[axis:]...))
 }
 

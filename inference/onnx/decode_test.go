@@ -1,0 +1,95 @@
+package onnx
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+func TestPyTorchExportsGetTheShapesOfONNXRuntime(t *testing.T) {
+	b, err := os.ReadFile("testdata/shapes.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var models map[string]map[string][]int
+	if err := json.Unmarshal(b, &models); err != nil {
+		t.Fatal(err)
+	}
+	for file, want := range models {
+		t.Run(file, func(t *testing.T) {
+			g, err := ReadFile(filepath.Join("testdata", file), BindDim("n", 2))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer g.Close()
+			for name, shape := range want {
+				v := g.Lookup(name)
+				if v == nil || !slices.Equal(v.Shape(), shape) {
+					t.Errorf("%s is %v, ONNX Runtime makes it %v", name, v, shape)
+				}
+			}
+		})
+	}
+}
+
+func TestOpenDimensionsMustBeBound(t *testing.T) {
+	if _, err := ReadFile("testdata/vit_17_open.onnx"); err == nil || !strings.Contains(err.Error(), `dimension 0 ("n") is open`) {
+		t.Errorf("got %v", err)
+	}
+	g, err := ReadFile("testdata/vit_17_open.onnx", BindBatch(5))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	if got := g.Outputs()[0].Shape(); !slices.Equal(got, []int{5, 3}) {
+		t.Errorf("output shape is %v", got)
+	}
+}
+
+func TestUnknownOperatorIsNamedWithItsNode(t *testing.T) {
+	g := New("g")
+	g.Output("y", g.Op("Neg", nil, g.Input("x", Float, 2)))
+	g.Nodes()[0].OpType = "Frobnicate"
+	b, err := g.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Decode(b); err == nil || !strings.Contains(err.Error(), `Frobnicate "Neg": shape inference does not know this operator`) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// FuzzDecode: whatever the bytes, Decode returns, without a panic and without
+// allocating far more than it was given.
+func FuzzDecode(f *testing.F) {
+	files, err := filepath.Glob("testdata/*.onnx")
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, path := range files {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Add(protowire.AppendBytes(protowire.AppendTag(nil, 7, protowire.BytesType), nil))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		g, err := Decode(b, BindBatch(2))
+		if err != nil {
+			return
+		}
+		again, err := g.Bytes()
+		if err != nil {
+			return // no outputs
+		}
+		if _, err := Decode(again); err != nil {
+			t.Errorf("what was decoded does not decode again: %v", err)
+		}
+	})
+}
