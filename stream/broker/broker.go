@@ -1,0 +1,271 @@
+// Package broker runs a nats-server inside this process, for one machine: with
+// JetStream for frames, events and releases, and, when asked for, MQTT for
+// cameras that speak it and WebSocket for browsers.
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/rs/zerolog"
+)
+
+// Config of an embedded broker. The zero value of a field means its default.
+type Config struct {
+	// Host to listen on. Default 127.0.0.1. Any other address needs a user and
+	// password, a token, or Anonymous.
+	Host string
+	// Port for NATS clients; -1 takes a free one. Default 4222.
+	Port int
+	// MQTTPort and WebSocketPort open these listeners; -1 takes a free one.
+	// Default 0: closed.
+	MQTTPort, WebSocketPort int
+	// StoreDir keeps everything the broker must not forget. Required.
+	StoreDir string
+	// MaxStore bounds the files in StoreDir in bytes. Without a bound a full
+	// disk makes publishes hang; with it they fail at once and recover. Default
+	// 16 GiB.
+	MaxStore int64
+	// MaxMemory bounds memory streams (Nearmiss has none). Default 256 MiB.
+	MaxMemory int64
+	// MaxPayload bounds one message in bytes; larger frames travel as objects.
+	// Default 8 MiB.
+	MaxPayload int32
+	// User and Password, or Token, that clients must give. Default none.
+	User, Password, Token string
+	// Anonymous allows clients without credentials on a Host that others can
+	// reach.
+	Anonymous bool
+	// Name of the server. Default nearmiss.
+	Name string
+}
+
+// maxBuffered is how much the server holds for a stream whose disk is behind.
+// With the default, 128 MiB, large releases fail while they are stored.
+const maxBuffered = 2 << 30
+
+func (c Config) withDefaults() Config {
+	if c.Host == "" {
+		c.Host = "127.0.0.1"
+	}
+	if c.Port == 0 {
+		c.Port = 4222
+	}
+	if c.MaxStore == 0 {
+		c.MaxStore = 16 << 30
+	}
+	if c.MaxMemory == 0 {
+		c.MaxMemory = 256 << 20
+	}
+	if c.MaxPayload == 0 {
+		c.MaxPayload = 8 << 20
+	}
+	if c.Name == "" {
+		c.Name = "nearmiss"
+	}
+	return c
+}
+
+// Validate reports every setting that cannot work.
+func (c Config) Validate() error {
+	d := c.withDefaults()
+	var errs []error
+	if d.StoreDir == "" {
+		errs = append(errs, errors.New("broker: no store folder is configured"))
+	}
+	for _, p := range []struct {
+		what string
+		port int
+	}{{"port", d.Port}, {"MQTT port", d.MQTTPort}, {"WebSocket port", d.WebSocketPort}} {
+		if p.port < -1 || p.port > 65535 {
+			errs = append(errs, fmt.Errorf("broker: %s %d: use 1 to 65535, or -1 for a free one", p.what, p.port))
+		}
+	}
+	if d.MaxStore < 64<<20 {
+		errs = append(errs, fmt.Errorf("broker: a store of %d bytes is too small: give it 64 MiB or more", d.MaxStore))
+	}
+	if d.MaxPayload < 64<<10 || d.MaxPayload > 64<<20 {
+		errs = append(errs, fmt.Errorf("broker: a payload limit of %d bytes: use 64 KiB to 64 MiB", d.MaxPayload))
+	}
+	if d.Token != "" && d.User != "" {
+		errs = append(errs, errors.New("broker: give a user and password or a token, not both"))
+	}
+	if (d.User == "") != (d.Password == "") {
+		errs = append(errs, errors.New("broker: a user needs a password and a password a user"))
+	}
+	if !isLoopback(d.Host) && d.User == "" && d.Token == "" && !d.Anonymous {
+		errs = append(errs, fmt.Errorf("broker: others can reach %s: set a user and password or a token, or allow anonymous clients", d.Host))
+	}
+	return errors.Join(errs...)
+}
+
+func isLoopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// Broker is an embedded nats-server.
+type Broker struct {
+	cfg   Config
+	log   zerolog.Logger
+	ready chan struct{}
+	srv   *server.Server // set before ready is closed
+}
+
+// New prepares a broker; Run starts it.
+func New(cfg Config, log zerolog.Logger) (*Broker, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	return &Broker{cfg: cfg.withDefaults(), log: log.With().Str("component", "broker").Logger(), ready: make(chan struct{})}, nil
+}
+
+// startTimeout covers the recovery of a large store after a crash.
+const startTimeout = 5 * time.Minute
+
+// Run serves until ctx ends, then shuts down in order: what was acknowledged is
+// on the disk. It can be called once.
+func (b *Broker) Run(ctx context.Context) error {
+	opts := b.options()
+	srv, err := server.NewServer(opts)
+	if err != nil {
+		return fmt.Errorf("start broker: %w", err)
+	}
+	fatal := make(chan string, 1)
+	srv.SetLoggerV2(natsLog{b.log, fatal}, false, false, false)
+	srv.Start()
+	defer func() {
+		srv.Shutdown()
+		srv.WaitForShutdown()
+	}()
+	for deadline := time.Now().Add(startTimeout); !srv.ReadyForConnections(100 * time.Millisecond); {
+		select {
+		case <-ctx.Done():
+			return nil
+		case why := <-fatal:
+			return fmt.Errorf("start broker with store %s: %s", b.cfg.StoreDir, why)
+		default:
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("start broker on %s with store %s: not ready after %v (see the log)",
+				net.JoinHostPort(b.cfg.Host, strconv.Itoa(b.cfg.Port)), b.cfg.StoreDir, startTimeout)
+		}
+	}
+	if !srv.JetStreamEnabled() {
+		return fmt.Errorf("start broker with store %s: JetStream did not start (see the log)", b.cfg.StoreDir)
+	}
+	b.srv = srv
+	close(b.ready)
+	b.log.Info().Str("url", b.ClientURL()).Str("mqtt", b.MQTTAddr()).Str("websocket", b.WebSocketURL()).
+		Str("store", b.cfg.StoreDir).Msg("broker is up")
+	stopped := make(chan struct{})
+	go func() {
+		srv.WaitForShutdown()
+		close(stopped)
+	}()
+	select {
+	case <-ctx.Done():
+		srv.Shutdown()
+		<-stopped
+		b.log.Info().Msg("broker is down")
+		return nil
+	case why := <-fatal:
+		return fmt.Errorf("broker with store %s gave up: %s", b.cfg.StoreDir, why)
+	case <-stopped:
+		return errors.New("broker stopped by itself (see the log)")
+	}
+}
+
+func (b *Broker) options() *server.Options {
+	c := b.cfg
+	o := &server.Options{
+		ServerName: c.Name, Host: c.Host, Port: c.Port,
+		Username: c.User, Password: c.Password, Authorization: c.Token,
+		JetStream: true, StoreDir: filepath.Clean(c.StoreDir),
+		JetStreamMaxStore: c.MaxStore, JetStreamMaxMemory: c.MaxMemory,
+		SyncAlways:            true, // an acknowledged frame survives a power cut
+		StreamMaxBufferedSize: maxBuffered,
+		MaxPayload:            c.MaxPayload, MaxPending: 256 << 20,
+		WriteDeadline: 10 * time.Second,
+		NoSigs:        true,
+	}
+	if c.MQTTPort != 0 {
+		o.MQTT.Host, o.MQTT.Port = c.Host, c.MQTTPort
+	}
+	if c.WebSocketPort != 0 {
+		o.Websocket.Host, o.Websocket.Port = c.Host, c.WebSocketPort
+		o.Websocket.NoTLS = true
+		o.Websocket.SameOrigin = false
+	}
+	return o
+}
+
+// Ready is closed when clients can connect.
+func (b *Broker) Ready() <-chan struct{} { return b.ready }
+
+// ClientURL is where NATS clients connect; call it after Ready.
+func (b *Broker) ClientURL() string { return b.srv.ClientURL() }
+
+// MQTTAddr is host and port of the MQTT listener, empty when it is closed; call
+// it after Ready.
+func (b *Broker) MQTTAddr() string {
+	if b.cfg.MQTTPort == 0 {
+		return ""
+	}
+	v, err := b.srv.Varz(nil) // the port that was taken, when a free one was asked for
+	if err != nil {
+		return ""
+	}
+	return net.JoinHostPort(v.MQTT.Host, strconv.Itoa(v.MQTT.Port))
+}
+
+// WebSocketURL is where WebSocket clients connect, empty when it is closed;
+// call it after Ready.
+func (b *Broker) WebSocketURL() string {
+	if b.cfg.WebSocketPort == 0 {
+		return ""
+	}
+	return b.srv.WebsocketURL()
+}
+
+// Credentials are the options that a client of this process needs besides the
+// URL.
+func (b *Broker) Credentials() []nats.Option {
+	switch {
+	case b.cfg.Token != "":
+		return []nats.Option{nats.Token(b.cfg.Token)}
+	case b.cfg.User != "":
+		return []nats.Option{nats.UserInfo(b.cfg.User, b.cfg.Password)}
+	default:
+		return nil
+	}
+}
+
+// natsLog gives the server's log lines to zerolog.
+type natsLog struct {
+	log   zerolog.Logger
+	fatal chan<- string // the first reason for which the server cannot serve
+}
+
+func (l natsLog) Noticef(f string, v ...any) { l.log.Debug().Msgf(f, v...) }
+func (l natsLog) Warnf(f string, v ...any)   { l.log.Warn().Msgf(f, v...) }
+func (l natsLog) Errorf(f string, v ...any)  { l.log.Error().Msgf(f, v...) }
+func (l natsLog) Debugf(f string, v ...any)  { l.log.Trace().Msgf(f, v...) }
+func (l natsLog) Tracef(f string, v ...any)  { l.log.Trace().Msgf(f, v...) }
+
+// Fatalf is what the server calls when it cannot listen, expecting the process
+// to end.
+func (l natsLog) Fatalf(f string, v ...any) {
+	select {
+	case l.fatal <- fmt.Sprintf(f, v...):
+	default:
+		l.log.Error().Msgf(f, v...)
+	}
+}

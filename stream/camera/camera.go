@@ -1,0 +1,203 @@
+// Package camera has sources of frames, and the publisher that brings them to
+// the broker.
+//
+// A [Source] hands out one image after the other. A [Publisher] names each,
+// says when it was taken, and publishes it so that it is stored once: when the
+// broker does not answer it asks again with the same message id, when the queue
+// is full it waits, and an image above the broker's payload limit travels as an
+// object.
+package camera
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
+
+	"github.com/nearmiss/nearmiss/stream"
+)
+
+// Image is one encoded image from a source.
+type Image struct {
+	Data       []byte    // the image file's bytes
+	CapturedAt time.Time // zero: now
+	Name       string    // where it came from: a file's path, a URL; may be empty
+	Truth      string    // ground truth, JSON, of a synthetic image; else empty
+}
+
+// Source is where images come from.
+type Source interface {
+	// Next returns the next image when it is due. It returns io.EOF after the
+	// last one, and ctx's error when ctx ends.
+	Next(ctx context.Context) (Image, error)
+}
+
+// Config says whose frames are published, and how.
+type Config struct {
+	stream.Names
+
+	Detector string // required
+	Camera   string // required
+	// Run begins every frame id, followed by a dash and the frame's number.
+	// Two runs of one camera need two names. Default: the time of the start.
+	Run string
+	// Live drops the oldest waiting frames of the detector when the queue is
+	// full, instead of waiting.
+	Live bool
+	// LiveBacklog is how many frames a live camera leaves in the queue. Default
+	// 32.
+	LiveBacklog int
+}
+
+// Validate reports every setting that cannot work.
+func (c Config) Validate() error {
+	errs := []error{c.Names.Validate(), stream.CheckToken("detector", c.Detector), stream.CheckToken("camera", c.Camera)}
+	if c.Run != "" && !stream.ValidToken(c.Run) {
+		errs = append(errs, stream.CheckToken("run", c.Run))
+	}
+	return errors.Join(errs...)
+}
+
+// Stats counts what a publisher did.
+type Stats struct {
+	Published uint64        `json:"published"` // frames that the broker has
+	Bytes     uint64        `json:"bytes"`     // of their images
+	Repeated  uint64        `json:"repeated"`  // publishes that were sent again
+	Waited    time.Duration `json:"waited"`    // for room in the queue
+}
+
+// Publisher brings a source's images to the broker as frames.
+type Publisher struct {
+	cfg   Config
+	js    jetstream.JetStream
+	log   zerolog.Logger
+	stats Stats
+}
+
+// NewPublisher prepares a publisher.
+func NewPublisher(cfg Config, js jetstream.JetStream, log zerolog.Logger) (*Publisher, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if cfg.Run == "" {
+		cfg.Run = strconv.FormatInt(time.Now().UnixMilli(), 36)
+	}
+	if cfg.LiveBacklog == 0 {
+		cfg.LiveBacklog = 32
+	}
+	return &Publisher{
+		cfg: cfg, js: js,
+		log: log.With().Str("component", "camera").Str("detector", cfg.Detector).Str("camera", cfg.Camera).Logger(),
+	}, nil
+}
+
+// Run publishes until the source ends or ctx does; neither is an error. It may
+// be called once.
+func (p *Publisher) Run(ctx context.Context, src Source) error {
+	for n := 1; ; n++ {
+		img, err := src.Next(ctx)
+		if errors.Is(err, io.EOF) || ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("camera %s: %w", p.cfg.Camera, err)
+		}
+		if img.CapturedAt.IsZero() {
+			img.CapturedAt = time.Now()
+		}
+		err = p.publish(ctx, stream.Frame{
+			Detector: p.cfg.Detector, Camera: p.cfg.Camera, ID: p.cfg.Run + "-" + strconv.Itoa(n),
+			CapturedAt: img.CapturedAt, Image: img.Data, Source: img.Name, Truth: img.Truth,
+		})
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// Stats returns the counters; call it when Run has returned.
+func (p *Publisher) Stats() Stats { return p.stats }
+
+// publish stores one frame, however long it takes.
+func (p *Publisher) publish(ctx context.Context, f stream.Frame) error {
+	size := len(f.Image)
+	m, err := f.Message(p.cfg.Names)
+	if err != nil {
+		return err
+	}
+	if int64(m.Size()) > p.js.Conn().MaxPayload() {
+		if m, err = p.asObject(ctx, f); err != nil {
+			return err
+		}
+	}
+	var fullSince time.Time
+	tries := 0
+	b := backoff.NewExponentialBackOff(backoff.WithInitialInterval(20*time.Millisecond), backoff.WithMaxInterval(2*time.Second), backoff.WithMaxElapsedTime(0))
+	err = backoff.Retry(func() error {
+		tries++
+		step, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		_, err := p.js.PublishMsg(step, m)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, nats.ErrMaxPayload), errors.Is(err, nats.ErrConnectionClosed), errors.Is(err, nats.ErrBadSubject):
+			return backoff.Permanent(err)
+		case stream.IsQueueFull(err):
+			tries--
+			if fullSince.IsZero() {
+				fullSince = time.Now()
+				p.log.Warn().Err(err).Bool("live", p.cfg.Live).Msg("the frame queue is full")
+			}
+			if p.cfg.Live {
+				if _, err := stream.Shed(ctx, p.js, p.cfg.Names, p.cfg.Detector, p.cfg.LiveBacklog); err != nil {
+					p.log.Warn().Err(err).Msg("cannot drop old frames")
+				}
+			}
+		case tries == 3:
+			p.log.Warn().Err(err).Msg("the broker does not take frames: trying on")
+		}
+		return err
+	}, backoff.WithContext(b, ctx))
+	if !fullSince.IsZero() {
+		p.stats.Waited += time.Since(fullSince)
+	}
+	if err != nil {
+		return fmt.Errorf("publish frame %s of camera %s: %w", f.ID, p.cfg.Camera, err)
+	}
+	p.stats.Published++
+	p.stats.Bytes += uint64(size)
+	p.stats.Repeated += uint64(max(tries-1, 0))
+	return nil
+}
+
+// asObject stores the image as an object and makes a frame that names it.
+func (p *Publisher) asObject(ctx context.Context, f stream.Frame) (*nats.Msg, error) {
+	f.Object = stream.FrameObjects + f.Detector + "/" + f.Camera + "/" + f.ID
+	b := backoff.NewExponentialBackOff(backoff.WithMaxElapsedTime(0), backoff.WithMaxInterval(5*time.Second))
+	err := backoff.Retry(func() error {
+		step, cancel := context.WithTimeout(ctx, time.Minute)
+		defer cancel()
+		store, err := p.js.ObjectStore(step, p.cfg.ArtifactsBucket())
+		if err != nil {
+			return err
+		}
+		_, err = store.PutBytes(step, f.Object, f.Image)
+		return err
+	}, backoff.WithContext(b, ctx))
+	if err != nil {
+		return nil, fmt.Errorf("store the image of frame %s: %w", f.ID, err)
+	}
+	f.Image = nil
+	return f.Message(p.cfg.Names)
+}

@@ -1,0 +1,283 @@
+package stream
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sort"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Policies of a detector's frames when there are more than can be scored.
+const (
+	// PolicyLossless keeps every frame in the queue; a camera is told when it
+	// is full.
+	PolicyLossless = "lossless"
+	// PolicyLive keeps only the newest frames.
+	PolicyLive = "live"
+)
+
+// Duration is a time.Duration that is written "90s" in JSON.
+type Duration time.Duration
+
+// MarshalText implements [encoding.TextMarshaler].
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// UnmarshalText implements [encoding.TextUnmarshaler].
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	*d = Duration(v)
+	return err
+}
+
+// Region is a rectangle in fractions of the image's width and height, 0-1 from
+// the top left corner.
+type Region struct {
+	X      float64 `json:"x"`
+	Y      float64 `json:"y"`
+	Width  float64 `json:"width"`
+	Height float64 `json:"height"`
+}
+
+func (r Region) validate(what string) error {
+	if !(r.X >= 0 && r.Y >= 0 && r.Width > 0 && r.Height > 0 && r.X+r.Width <= 1+1e-9 && r.Y+r.Height <= 1+1e-9) {
+		return fmt.Errorf("%s %g,%g,%g,%g: give x, y, width and height as fractions within 0 and 1", what, r.X, r.Y, r.Width, r.Height)
+	}
+	return nil
+}
+
+// Detector is the configuration of one inspection task. What concerns the model
+// (backbone, method, profile, k, false-alarm rate, region, mask) is used by the
+// next training and travels in its release; the rest acts at once.
+type Detector struct {
+	Name        string `json:"name"`
+	Description string `json:"description,omitempty"`
+
+	Backbone       string   `json:"backbone,omitempty"`         // model that the trainer begins with; empty: the trainer's own
+	Method         string   `json:"method,omitempty"`           // knn or fitymi; default knn
+	Profile        string   `json:"profile,omitempty"`          // training profile; empty: the method's default
+	K              int      `json:"k,omitempty"`                // nearest normals that are summed; default 2
+	FalseAlarmRate float64  `json:"false_alarm_rate,omitempty"` // share of normals above the threshold; default 0.01
+	Region         *Region  `json:"region,omitempty"`           // only this part of the image is looked at
+	Ignore         []Region `json:"ignore,omitempty"`           // these parts are masked out
+
+	Policy      string   `json:"policy,omitempty"`       // lossless or live; default lossless
+	LiveBacklog int      `json:"live_backlog,omitempty"` // live: how many frames may wait; default 32
+	Smoothing   int      `json:"smoothing,omitempty"`    // decide on the mean of a camera's last n scores; default 1
+	CoolDown    Duration `json:"cool_down,omitempty"`    // at most one anomaly event per camera in this time; default 0, all
+	NoEvidence  bool     `json:"no_evidence,omitempty"`  // do not keep the images of anomalies
+	Retention   Duration `json:"retention,omitempty"`    // how long evidence is kept; default 30 days
+
+	LearnFrames  int      `json:"learn_frames,omitempty"`  // without a release: the first n frames become normals, then training is asked for; default 0, frames wait
+	RetrainEvery Duration `json:"retrain_every,omitempty"` // ask for training this often; default never
+	RetrainAfter int      `json:"retrain_after,omitempty"` // ask for training after this many new normals; default never
+
+	CreatedAt time.Time `json:"created_at"`
+	// Revision is the entry's revision in the bucket.
+	Revision uint64 `json:"-"`
+}
+
+// WithDefaults fills in what is not set.
+func (d Detector) WithDefaults() Detector {
+	if d.Method == "" {
+		d.Method = "knn"
+	}
+	if d.K == 0 {
+		d.K = 2
+	}
+	if d.FalseAlarmRate == 0 {
+		d.FalseAlarmRate = 0.01
+	}
+	if d.Policy == "" {
+		d.Policy = PolicyLossless
+	}
+	if d.LiveBacklog == 0 {
+		d.LiveBacklog = 32
+	}
+	if d.Smoothing == 0 {
+		d.Smoothing = 1
+	}
+	if d.Retention == 0 {
+		d.Retention = Duration(30 * 24 * time.Hour)
+	}
+	return d
+}
+
+// Validate reports every field that cannot be.
+func (d Detector) Validate() error {
+	c := d.WithDefaults()
+	errs := []error{CheckToken("detector", d.Name)}
+	bad := func(wrong bool, format string, args ...any) {
+		if wrong {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	bad(!ValidToken(c.Method), "method %q: use knn or fitymi", d.Method)
+	bad(c.K < 1 || c.K > 1000, "k %d: use 1 to 1000", d.K)
+	bad(!(c.FalseAlarmRate > 0 && c.FalseAlarmRate < 1), "false-alarm rate %g: use a share between 0 and 1", d.FalseAlarmRate)
+	bad(c.Policy != PolicyLossless && c.Policy != PolicyLive, "policy %q: use %s or %s", d.Policy, PolicyLossless, PolicyLive)
+	bad(c.LiveBacklog < 1, "live backlog %d: use 1 or more frames", d.LiveBacklog)
+	bad(c.Smoothing < 1 || c.Smoothing > 1000, "smoothing over %d frames: use 1 to 1000", d.Smoothing)
+	bad(c.CoolDown < 0, "cool-down %v: use 0 or more", time.Duration(d.CoolDown))
+	bad(c.Retention < 0, "retention %v: use 0 or more", time.Duration(d.Retention))
+	bad(c.LearnFrames < 0 || c.LearnFrames > 1_000_000, "learning from %d frames: use 0 to 1000000", d.LearnFrames)
+	bad(c.RetrainAfter < 0, "retraining after %d normals: use 0 or more", d.RetrainAfter)
+	bad(c.RetrainEvery < 0 || c.RetrainEvery > 0 && time.Duration(c.RetrainEvery) < time.Minute, "retraining every %v: use a minute or more", time.Duration(d.RetrainEvery))
+	if d.Region != nil {
+		errs = append(errs, d.Region.validate("region"))
+	}
+	for _, r := range d.Ignore {
+		errs = append(errs, r.validate("ignored region"))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("detector %s: %w", clip(d.Name), err)
+	}
+	return nil
+}
+
+// Detectors is the store of configurations.
+type Detectors struct{ kv jetstream.KeyValue }
+
+// OpenDetectors opens the store that [Ensure] made.
+func OpenDetectors(ctx context.Context, js jetstream.JetStream, n Names) (*Detectors, error) {
+	kv, err := js.KeyValue(ctx, n.DetectorsBucket())
+	if err != nil {
+		return nil, fmt.Errorf("open bucket %s: %w", n.DetectorsBucket(), err)
+	}
+	return &Detectors{kv: kv}, nil
+}
+
+// Create stores a new detector, or returns [ErrDetectorExists].
+func (s *Detectors) Create(ctx context.Context, d Detector) (Detector, error) {
+	if err := d.Validate(); err != nil {
+		return d, err
+	}
+	if d.CreatedAt.IsZero() {
+		d.CreatedAt = time.Now().UTC()
+	}
+	data, err := json.Marshal(d)
+	if err != nil {
+		return d, err
+	}
+	d.Revision, err = s.kv.Create(ctx, d.Name, data)
+	if errors.Is(err, jetstream.ErrKeyExists) {
+		return d, fmt.Errorf("create detector %s: %w", d.Name, ErrDetectorExists)
+	}
+	if err != nil {
+		return d, fmt.Errorf("create detector %s: %w", d.Name, err)
+	}
+	return d, nil
+}
+
+// Get returns a detector, or [ErrNoDetector].
+func (s *Detectors) Get(ctx context.Context, name string) (Detector, error) {
+	if err := CheckToken("detector", name); err != nil {
+		return Detector{}, err
+	}
+	e, err := s.kv.Get(ctx, name)
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return Detector{}, fmt.Errorf("detector %s: %w", name, ErrNoDetector)
+	}
+	if err != nil {
+		return Detector{}, fmt.Errorf("read detector %s: %w", name, err)
+	}
+	var d Detector
+	if err := json.Unmarshal(e.Value(), &d); err != nil {
+		return Detector{}, fmt.Errorf("read detector %s: %v: %w", name, err, ErrBadMessage)
+	}
+	d.Name, d.Revision = name, e.Revision()
+	return d, nil
+}
+
+// Set changes a detector by change, by compare-and-set.
+func (s *Detectors) Set(ctx context.Context, name string, change func(*Detector) error) (Detector, error) {
+	for range 5 {
+		d, err := s.Get(ctx, name)
+		if err != nil {
+			return d, err
+		}
+		if err := change(&d); err != nil {
+			return d, err
+		}
+		d.Name = name
+		if err := d.Validate(); err != nil {
+			return d, err
+		}
+		data, err := json.Marshal(d)
+		if err != nil {
+			return d, err
+		}
+		rev, err := s.kv.Update(ctx, name, data, d.Revision)
+		if wrongRevision(err) {
+			continue
+		}
+		if err != nil {
+			return d, fmt.Errorf("change detector %s: %w", name, err)
+		}
+		d.Revision = rev
+		return d, nil
+	}
+	return Detector{}, fmt.Errorf("change detector %s: %w", name, ErrConflict)
+}
+
+// List returns all detectors in the order of their names.
+func (s *Detectors) List(ctx context.Context) ([]Detector, error) {
+	keys, err := s.kv.Keys(ctx)
+	if err != nil && !errors.Is(err, jetstream.ErrNoKeysFound) {
+		return nil, fmt.Errorf("list detectors: %w", err)
+	}
+	sort.Strings(keys)
+	var all []Detector
+	for _, k := range keys {
+		d, err := s.Get(ctx, k)
+		if errors.Is(err, ErrNoDetector) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, d)
+	}
+	return all, nil
+}
+
+// Delete removes a detector's configuration. Its frames, normals and releases
+// are other stores' matter; see [DeleteDetector].
+func (s *Detectors) Delete(ctx context.Context, name string) error {
+	if _, err := s.Get(ctx, name); err != nil && !errors.Is(err, ErrBadMessage) {
+		return err
+	}
+	if err := s.kv.Delete(ctx, name); err != nil {
+		return fmt.Errorf("delete detector %s: %w", name, err)
+	}
+	return nil
+}
+
+// watch calls changed whenever a configuration may have changed, until ctx ends.
+func (s *Detectors) watch(ctx context.Context, changed func()) error {
+	w, err := s.kv.WatchAll(ctx, jetstream.UpdatesOnly(), jetstream.MetaOnly())
+	if err != nil {
+		return fmt.Errorf("watch the detectors: %w", err)
+	}
+	defer w.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case _, ok := <-w.Updates():
+			if !ok {
+				return errors.New("watch the detectors: the watch ended")
+			}
+			changed()
+		}
+	}
+}
+
+func wrongRevision(err error) bool {
+	var api *jetstream.APIError
+	return errors.As(err, &api) && (api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence ||
+		api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant)
+}

@@ -1,0 +1,160 @@
+package stream
+
+import (
+	"crypto/sha256"
+	_ "embed" // the schema
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
+)
+
+// EventSchema is the JSON Schema (draft 2020-12) of the data of every event.
+//
+//go:embed schema/event.schema.json
+var EventSchema []byte
+
+// Kinds of event: the last token of its subject.
+const (
+	KindAnomaly  = "anomaly"  // a frame that is not normal
+	KindRejected = "rejected" // a frame that could not be read
+	KindDrift    = "drift"    // what a camera sees as normal has moved
+	KindRelease  = "release"  // a release was taken into service or refused
+)
+
+// typePrefix begins every ce-type; see [EventType].
+const typePrefix = "dev.nearmiss."
+
+// EventType is the CloudEvents type of a kind: dev.nearmiss.anomaly.v1.
+func EventType(kind string) string { return typePrefix + kind + ".v1" }
+
+// Near is one of the bank's entries nearest to a frame.
+type Near struct {
+	ID       uint64  `json:"id"`       // the entry's number in the bank
+	Distance float64 `json:"distance"` // squared Euclidean distance between embeddings
+}
+
+// Event is what subscribers get, and, without evidence and reason, what is
+// published for every frame on the scores subject. Fields that do not apply are
+// absent from the JSON: a rejected frame has no score.
+type Event struct {
+	// ID is the CloudEvents id, a function of the frame and the release; it
+	// travels in the header ce-id and not in the data.
+	ID string `json:"-"`
+	// Kind is the last token of the subject; it travels in ce-type.
+	Kind string `json:"-"`
+
+	FrameID    string    `json:"frame_id"`    // unique within detector and camera
+	Detector   string    `json:"detector"`    // whose release judged it
+	Camera     string    `json:"camera"`      // who took it
+	CapturedAt time.Time `json:"captured_at"` // when it was taken, UTC
+	ScoredAt   time.Time `json:"scored_at"`   // when it was judged, UTC
+	Source     string    `json:"source,omitempty"`
+
+	Score     *float64 `json:"score,omitempty"`     // sum of squared distances to the k nearest normals
+	Threshold *float64 `json:"threshold,omitempty"` // a score above it is anomalous
+	PValue    *float64 `json:"p_value,omitempty"`   // share of normals at least as strange, 0-1
+	Anomalous *bool    `json:"anomalous,omitempty"` // the decision
+	K         int      `json:"k,omitempty"`         // how many neighbours were summed
+	Nearest   []Near   `json:"nearest,omitempty"`   // those neighbours, nearest first
+	Smoothed  *float64 `json:"smoothed,omitempty"`  // mean over the camera's last frames, when the detector smooths
+
+	Release string `json:"release,omitempty"` // SHA-256 of the release's manifest
+	Model   string `json:"model,omitempty"`   // SHA-256 of the model
+	Bank    string `json:"bank,omitempty"`    // SHA-256 of the bank
+
+	Width  int `json:"width,omitempty"`  // of the image as taken, pixels
+	Height int `json:"height,omitempty"` // of the image as taken, pixels
+	Bytes  int `json:"bytes"`            // of the encoded image
+
+	Evidence string `json:"evidence,omitempty"` // object that keeps the image, "<bucket>/<name>"
+
+	Code   string `json:"code,omitempty"`   // rejected: why, as a stable word
+	Reason string `json:"reason,omitempty"` // rejected: why, as a sentence
+
+	// Truth is the ground truth of a synthetic frame; it travels in a header.
+	Truth string `json:"-"`
+	// Trace is the W3C traceparent of the frame; it travels in a header.
+	Trace string `json:"-"`
+}
+
+// CloudEvents headers, binary content mode (CloudEvents NATS protocol binding
+// 1.0.2: "ce-" and the attribute's name).
+const (
+	ceSpec        = "ce-specversion"
+	ceID          = "ce-id"
+	ceSource      = "ce-source"
+	ceType        = "ce-type"
+	ceTime        = "ce-time"
+	ceSubject     = "ce-subject"
+	ceContentType = "ce-datacontenttype"
+	contentType   = "content-type"
+	jsonType      = "application/json"
+)
+
+// eventID names the event that a frame raises under a release. It must be the
+// same in every process and at every delivery.
+func eventID(detector, camera, frame, release string) string {
+	h := sha256.New()
+	for _, s := range []string{detector, camera, frame, release} {
+		fmt.Fprintf(h, "%d:%s", len(s), s)
+	}
+	return hex.EncodeToString(h.Sum(nil)[:16])
+}
+
+// Message is the event as a CloudEvent in binary mode, ready to be published.
+func (e Event) Message(n Names) (*nats.Msg, error) {
+	m := nats.NewMsg(n.Events(e.Detector, e.Camera, e.Kind))
+	m.Header.Set(ceSpec, "1.0")
+	m.Header.Set(ceID, e.ID)
+	m.Header.Set(ceSource, "/"+n.prefix()+"/"+e.Detector)
+	m.Header.Set(ceType, EventType(e.Kind))
+	m.Header.Set(ceTime, e.ScoredAt.UTC().Format(time.RFC3339Nano))
+	m.Header.Set(ceSubject, e.Camera+"/"+e.FrameID)
+	m.Header.Set(ceContentType, jsonType)
+	m.Header.Set(contentType, jsonType)
+	m.Header.Set(nats.MsgIdHdr, e.ID)
+	if e.Truth != "" {
+		m.Header.Set(HeaderTruth, e.Truth)
+	}
+	if e.Trace != "" {
+		m.Header.Set(HeaderTrace, e.Trace)
+	}
+	data, err := json.Marshal(e)
+	if err != nil {
+		return nil, fmt.Errorf("encode event of frame %s: %w", e.FrameID, err)
+	}
+	m.Data = data
+	return m, nil
+}
+
+// ParseEvent reads an event message. Errors are [ErrBadMessage].
+func ParseEvent(n Names, subject string, h nats.Header, data []byte) (Event, error) {
+	var e Event
+	detector, camera, kind, ok := n.ParseEvents(subject)
+	if !ok {
+		return e, fmt.Errorf("subject %q is not %s: %w", clip(subject), n.Events("<detector>", "<camera>", "<kind>"), ErrBadMessage)
+	}
+	if v := h.Get(ceSpec); v != "1.0" {
+		return e, fmt.Errorf("%s %q on %s: only CloudEvents 1.0 is read: %w", ceSpec, clip(v), subject, ErrBadMessage)
+	}
+	if err := json.Unmarshal(data, &e); err != nil {
+		return e, fmt.Errorf("data of event %s on %s: %v: %w", clip(h.Get(ceID)), subject, err, ErrBadMessage)
+	}
+	e.ID, e.Kind, e.Detector, e.Camera = h.Get(ceID), kind, detector, camera
+	e.Truth, e.Trace = h.Get(HeaderTruth), h.Get(HeaderTrace)
+	return e, nil
+}
+
+// ParseScore reads a message of the scores subject, which carries an event's
+// data and the ground truth, and no CloudEvents attributes.
+func ParseScore(data []byte, h nats.Header) (Event, error) {
+	var e Event
+	if err := json.Unmarshal(data, &e); err != nil {
+		return e, fmt.Errorf("score message: %v: %w", err, ErrBadMessage)
+	}
+	e.Truth = h.Get(HeaderTruth)
+	return e, nil
+}

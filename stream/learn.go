@@ -1,0 +1,177 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// learn turns the first frames of a detector without a release into normals,
+// and asks for training when there are enough. It ends with ctx.
+func (l *line) learn(ctx, work context.Context) {
+	for ctx.Err() == nil {
+		conf, target, cur, changed := l.state()
+		if conf.LearnFrames == 0 || target.Release != "" || cur != nil {
+			select {
+			case <-ctx.Done():
+			case <-changed:
+			}
+			continue
+		}
+		if err := l.collect(ctx, work, conf); err != nil && ctx.Err() == nil {
+			l.log.Warn().Err(err).Msg("cannot learn yet")
+			pause(ctx, time.Second)
+		}
+	}
+}
+
+// collect takes frames until there are enough normals, then waits for the
+// release that the training makes.
+func (l *line) collect(ctx, work context.Context, conf Detector) error {
+	cons, err := l.consumer(ctx)
+	if err != nil {
+		return err
+	}
+	normals := &Normals{names: l.w.cfg.Names, js: l.w.js}
+	for ctx.Err() == nil {
+		if _, target, cur, _ := l.state(); target.Release != "" || cur != nil {
+			return nil
+		}
+		have, err := normals.Count(ctx, l.name)
+		if err != nil {
+			return err
+		}
+		if have >= conf.LearnFrames {
+			return l.learned(ctx, conf, have)
+		}
+		msgs, err := fetch(ctx, cons, min(l.w.cfg.BatchSize, conf.LearnFrames-have))
+		if err != nil {
+			return err
+		}
+		beat := newHeartbeat(l.w.cfg.AckWait/3, msgs)
+		for _, m := range msgs {
+			l.learnOne(work, normals, m)
+			beat.done(m)
+		}
+		beat.stop()
+	}
+	return nil
+}
+
+func (l *line) learnOne(ctx context.Context, normals *Normals, m jetstream.Msg) {
+	it := l.read(ctx, m)
+	if it == nil {
+		return
+	}
+	var perm *PermanentError
+	if it.failure == nil && len(it.frame.Image) == 0 {
+		it.failure = Permanent("empty", errors.New("the image has no bytes"))
+	}
+	if errors.As(it.failure, &perm) {
+		it.event, it.announce = rejectedEvent(it.frame, perm.Code, perm.Error()), true
+		it.event.Bytes = it.bytes
+		if ok, _ := l.publish(ctx, nil, []*item{it}); len(ok) == 1 {
+			l.finish(ctx, it)
+			return
+		}
+	}
+	if it.failure == nil {
+		err := normals.Add(ctx, Normal{
+			Detector: l.name, ID: it.frame.Camera + "/" + it.frame.ID, Origin: "learned from the first frames",
+			Source: it.frame.Source, CapturedAt: it.frame.CapturedAt, Image: it.frame.Image,
+		})
+		if err == nil {
+			l.w.count.learned.Add(1)
+			it.event = &Event{Kind: KindAnomaly}
+			if err := m.Ack(); err != nil {
+				l.log.Debug().Err(err).Msg("acknowledgement failed: the frame comes again")
+			}
+			return
+		}
+		it.failure = err
+	}
+	l.giveBack(it)
+}
+
+// learned asks for training, once however many workers learn, and waits for the
+// release. Frames wait in the queue meanwhile.
+func (l *line) learned(ctx context.Context, conf Detector, have int) error {
+	req := TrainRequest{
+		Job: fmt.Sprintf("learn-%s-%d", l.name, conf.CreatedAt.UnixMilli()), Detector: l.name,
+		Reason: fmt.Sprintf("the first %d frames have become normals", have), By: "worker", Promote: true,
+	}
+	if err := RequestTraining(ctx, l.w.js, l.w.cfg.Names, req); err != nil {
+		return err
+	}
+	l.log.Info().Int("normals", have).Str("job", req.Job).Msg("learned enough: asked for training, frames wait in the queue")
+	for ctx.Err() == nil {
+		_, target, cur, changed := l.state()
+		if target.Release != "" || cur != nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+		case <-changed:
+		}
+	}
+	return nil
+}
+
+// shed keeps the queue of a live detector short.
+func (l *line) shed(ctx context.Context) {
+	for ctx.Err() == nil {
+		conf, _, _, changed := l.state()
+		if conf.Policy != PolicyLive {
+			select {
+			case <-ctx.Done():
+			case <-changed:
+			}
+			continue
+		}
+		n, err := Shed(ctx, l.w.js, l.w.cfg.Names, l.name, conf.LiveBacklog)
+		if err != nil && ctx.Err() == nil {
+			l.log.Debug().Err(err).Msg("cannot drop old frames")
+		}
+		if n > 0 {
+			l.w.count.dropped.Add(n)
+			l.log.Warn().Uint64("frames", n).Msg("live detector is behind: old frames dropped")
+		}
+		pause(ctx, time.Second)
+	}
+}
+
+// Shed drops the oldest waiting frames of a detector until keep are left, and
+// returns how many went.
+func Shed(ctx context.Context, js jetstream.JetStream, n Names, detector string, keep int) (uint64, error) {
+	s, err := js.Stream(ctx, n.FramesStream())
+	if err != nil {
+		return 0, fmt.Errorf("look for stream %s: %w", n.FramesStream(), err)
+	}
+	subject := n.Frames(detector, "*")
+	count := func() (uint64, error) {
+		info, err := s.Info(ctx, jetstream.WithSubjectFilter(subject))
+		if err != nil {
+			return 0, fmt.Errorf("count the frames of %s: %w", detector, err)
+		}
+		var sum uint64
+		for _, c := range info.State.Subjects {
+			sum += c
+		}
+		return sum, nil
+	}
+	before, err := count()
+	if err != nil || before <= uint64(keep) {
+		return 0, err
+	}
+	if err := s.Purge(ctx, jetstream.WithPurgeSubject(subject), jetstream.WithPurgeKeep(uint64(keep))); err != nil {
+		return 0, fmt.Errorf("drop old frames of %s: %w", detector, err)
+	}
+	after, err := count()
+	if err != nil || after >= before {
+		return 0, err
+	}
+	return before - after, nil
+}

@@ -1,0 +1,361 @@
+package stream_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
+	"go.uber.org/goleak"
+
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/broker"
+	"github.com/nearmiss/nearmiss/stream/registry"
+)
+
+func TestMain(m *testing.M) {
+	if role := os.Getenv("NEARMISS_TEST_ROLE"); role != "" {
+		os.Exit(child(role))
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// testLog shows what happened when a test fails.
+func testLog(t testing.TB) zerolog.Logger {
+	return zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.InfoLevel)
+}
+
+// bench is a broker with everything set up, and a client.
+type rig struct {
+	t     testing.TB
+	names stream.Names
+	dir   string
+	url   string
+	nc    *nats.Conn
+	js    jetstream.JetStream
+	reg   *registry.Registry
+}
+
+// startBroker runs a broker until the test ends or stop is called.
+func startBroker(t testing.TB, cfg broker.Config) (b *broker.Broker, stop func()) {
+	t.Helper()
+	b, err := broker.New(cfg, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- b.Run(ctx) }()
+	select {
+	case <-b.Ready():
+	case err := <-done:
+		cancel()
+		t.Fatalf("broker: %v", err)
+	}
+	var once sync.Once
+	stop = func() {
+		once.Do(func() {
+			cancel()
+			if err := <-done; err != nil {
+				t.Errorf("broker: %v", err)
+			}
+		})
+	}
+	t.Cleanup(stop)
+	return b, stop
+}
+
+func newRig(t testing.TB, topology stream.Topology) *rig {
+	t.Helper()
+	r := &rig{t: t, dir: t.TempDir(), names: topology.Names}
+	b, _ := startBroker(t, broker.Config{Port: -1, StoreDir: filepath.Join(r.dir, "broker")})
+	r.url = b.ClientURL()
+	r.nc = r.connect()
+	var err error
+	if r.js, err = jetstream.New(r.nc); err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Ensure(t.Context(), r.js, topology); err != nil {
+		t.Fatal(err)
+	}
+	if r.reg, err = registry.Open(t.Context(), r.js, registry.Config{
+		ActiveBucket: r.names.ActiveBucket(), ArtifactsBucket: r.names.ArtifactsBucket(), CacheDir: filepath.Join(r.dir, "cache"),
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func (r *rig) connect() *nats.Conn {
+	r.t.Helper()
+	nc, err := stream.Connect(r.url, "test", zerolog.Nop())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(nc.Close)
+	return nc
+}
+
+// release stores a release whose only file says how the fake scorer behaves,
+// and makes it active.
+func (r *rig) release(detector string, f fake) string {
+	r.t.Helper()
+	digest := r.put(detector, f)
+	if _, err := r.reg.Promote(r.t.Context(), detector, digest, registry.Change{By: "test"}); err != nil {
+		r.t.Fatal(err)
+	}
+	return digest
+}
+
+func (r *rig) put(detector string, f fake) string {
+	r.t.Helper()
+	digest, err := r.reg.Put(r.t.Context(), detector, writeRelease(r.t, f))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return digest
+}
+
+// writeRelease makes a release folder.
+func writeRelease(t testing.TB, f fake) string {
+	t.Helper()
+	dir := t.TempDir()
+	model, err := json.Marshal(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(model)
+	manifest := fmt.Sprintf(`{"schema_version":1,"files":{"fake.json":{"sha256":%q,"size":%d}}}`, hex.EncodeToString(sum[:]), len(model))
+	for name, data := range map[string][]byte{"fake.json": model, "manifest.json": []byte(manifest)} {
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// fake is a deterministic scorer: the score is a number of the image's bytes.
+type fake struct {
+	Name      string        // makes releases differ
+	Threshold float64       // default 0.9
+	Delay     time.Duration // of each batch
+	Broken    string        // Load fails with it
+
+	onScore func([][]byte) error // for tests of one process
+}
+
+func (f fake) threshold() float64 {
+	if f.Threshold == 0 {
+		return 0.9
+	}
+	return f.Threshold
+}
+
+// image makes the bytes of a fake image; number is between 0 and 1.
+func image(number float64) []byte {
+	b := []byte("FAKE")
+	return binary.LittleEndian.AppendUint64(b, uint64(number*(1<<32)))
+}
+
+func (f fake) Score(ctx context.Context, images [][]byte) ([]stream.Verdict, error) {
+	if f.Delay > 0 {
+		select {
+		case <-time.After(f.Delay):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	if f.onScore != nil {
+		if err := f.onScore(images); err != nil {
+			return nil, err
+		}
+	}
+	out := make([]stream.Verdict, len(images))
+	for i, b := range images {
+		switch {
+		case len(b) == 0:
+			out[i] = stream.Verdict{Reject: "empty", Reason: "the image has no bytes"}
+		case !bytes.HasPrefix(b, []byte("FAKE")) || len(b) < 12:
+			out[i] = stream.Verdict{Reject: "unsupported", Reason: "this is no image"}
+		default:
+			s := float64(binary.LittleEndian.Uint64(b[4:])) / (1 << 32)
+			out[i] = stream.Verdict{
+				Score: s, Threshold: f.threshold(), PValue: 1 - s, Anomalous: s > f.threshold(), K: 2,
+				Nearest: []stream.Near{{ID: 1, Distance: s / 2}, {ID: 2, Distance: s / 2}}, Width: 8, Height: 8,
+			}
+		}
+	}
+	return out, nil
+}
+
+func (f fake) Close() error { return nil }
+
+// loadFake is the Loader of fakes.
+var loadFake = stream.LoaderFunc(func(_ context.Context, dir string) (stream.Scorer, error) {
+	b, err := os.ReadFile(filepath.Join(dir, "fake.json"))
+	if err != nil {
+		return nil, err
+	}
+	var f fake
+	if err := json.Unmarshal(b, &f); err != nil {
+		return nil, err
+	}
+	if f.Broken != "" {
+		return nil, errors.New(f.Broken)
+	}
+	return f, nil
+})
+
+// worker runs a worker until the test ends or stop is called.
+func (r *rig) worker(cfg stream.WorkerConfig, loader stream.Loader) (w *stream.Worker, stop func()) {
+	r.t.Helper()
+	cfg.Names = r.names
+	if cfg.CacheDir == "" {
+		cfg.CacheDir = filepath.Join(r.dir, "cache")
+	}
+	nc := r.connect()
+	w, err := stream.NewWorker(cfg, nc, loader, testLog(r.t))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- w.Run(ctx) }()
+	var once sync.Once
+	stop = func() {
+		once.Do(func() {
+			cancel()
+			if err := <-done; err != nil {
+				r.t.Errorf("worker: %v", err)
+			}
+		})
+	}
+	r.t.Cleanup(stop)
+	return w, stop
+}
+
+// publish sends one frame and fails the test when the broker does not take it.
+func (r *rig) publish(f stream.Frame) {
+	r.t.Helper()
+	m, err := f.Message(r.names)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if _, err := r.js.PublishMsg(r.t.Context(), m); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// scores collects what is sent on the scores subjects from now on.
+type scores struct {
+	mu  sync.Mutex
+	all []stream.Event
+}
+
+func (r *rig) scores() *scores {
+	r.t.Helper()
+	s := &scores{}
+	sub, err := r.nc.Subscribe(r.names.Scores("*", "*"), func(m *nats.Msg) {
+		e, err := stream.ParseScore(m.Data, m.Header)
+		if err != nil {
+			r.t.Errorf("score: %v", err)
+		}
+		s.mu.Lock()
+		s.all = append(s.all, e)
+		s.mu.Unlock()
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if err := sub.SetPendingLimits(-1, -1); err != nil {
+		r.t.Fatal(err)
+	}
+	if err := r.nc.Flush(); err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { _ = sub.Unsubscribe() })
+	return s
+}
+
+func (s *scores) byFrame() map[string][]stream.Event {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m := map[string][]stream.Event{}
+	for _, e := range s.all {
+		m[e.FrameID] = append(m[e.FrameID], e)
+	}
+	return m
+}
+
+// stored returns every message of a stream.
+func (r *rig) stored(name string) []*jetstream.RawStreamMsg {
+	r.t.Helper()
+	s, err := r.js.Stream(r.t.Context(), name)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	info, err := s.Info(r.t.Context())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var all []*jetstream.RawStreamMsg
+	for seq := info.State.FirstSeq; seq <= info.State.LastSeq && seq > 0; seq++ {
+		m, err := s.GetMsg(r.t.Context(), seq)
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			continue
+		}
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		all = append(all, m)
+	}
+	return all
+}
+
+// events returns every stored event, parsed.
+func (r *rig) events() []stream.Event {
+	r.t.Helper()
+	var all []stream.Event
+	for _, m := range r.stored(r.names.EventsStream()) {
+		e, err := stream.ParseEvent(r.names, m.Subject, m.Header, m.Data)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		checkSchema(r.t, m.Data)
+		all = append(all, e)
+	}
+	return all
+}
+
+func (r *rig) waiting() uint64 {
+	r.t.Helper()
+	s, err := r.js.Stream(r.t.Context(), r.names.FramesStream())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return s.CachedInfo().State.Msgs
+}
+
+// eventually polls until ok, and fails the test after a minute.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(time.Minute)
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain until %s", what)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}

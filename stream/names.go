@@ -1,0 +1,154 @@
+package stream
+
+import (
+	"fmt"
+	"strings"
+)
+
+// DefaultPrefix is the first token of every subject unless another is set.
+const DefaultPrefix = "nearmiss"
+
+// maxToken bounds a subject token: stream, consumer and bucket names are made
+// of them, and the file store turns those into file names.
+const maxToken = 64
+
+// ValidToken says whether s can name a detector or a camera: 1 to 64 of
+// [A-Za-z0-9_-].
+func ValidToken(s string) bool {
+	if s == "" || len(s) > maxToken {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '_', c == '-':
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// CheckToken is [ValidToken] with the sentence for the user; what is "detector"
+// or "camera".
+func CheckToken(what, s string) error {
+	if ValidToken(s) {
+		return nil
+	}
+	return fmt.Errorf("%s name %q: use 1 to %d letters, digits, - and _: %w", what, s, maxToken, ErrBadName)
+}
+
+// Names derives every subject, stream and bucket name from one prefix. The zero
+// value uses [DefaultPrefix].
+type Names struct {
+	// Prefix is the first subject token, lower case. Two installations on one
+	// broker account need two prefixes. Empty means "nearmiss".
+	Prefix string
+}
+
+// Validate refuses prefixes that cannot be the first token of a subject, and
+// "nm", whose streams would be those of the default prefix.
+func (n Names) Validate() error {
+	p := n.prefix()
+	if !ValidToken(p) || p != strings.ToLower(p) {
+		return fmt.Errorf("subject prefix %q: use 1 to %d lower-case letters, digits, - and _: %w", p, maxToken, ErrBadName)
+	}
+	if p == "nm" {
+		return fmt.Errorf("subject prefix %q: its streams would be those of %q, choose another: %w", p, DefaultPrefix, ErrBadName)
+	}
+	return nil
+}
+
+func (n Names) prefix() string {
+	if n.Prefix == "" {
+		return DefaultPrefix
+	}
+	return n.Prefix
+}
+
+// asset makes the name of a stream or bucket: NM_<kind> for the default prefix,
+// <PREFIX>_<kind> for others.
+func (n Names) asset(kind string) string {
+	if n.prefix() == DefaultPrefix {
+		return "NM_" + kind
+	}
+	return strings.ToUpper(n.prefix()) + "_" + kind
+}
+
+// Streams.
+
+func (n Names) FramesStream() string   { return n.asset("FRAMES") }   // work queue of frames
+func (n Names) EventsStream() string   { return n.asset("EVENTS") }   // anomaly, rejected, drift and release events
+func (n Names) NormalsStream() string  { return n.asset("NORMALS") }  // the training sets
+func (n Names) FeedbackStream() string { return n.asset("FEEDBACK") } // what operators said of frames
+func (n Names) TrainingStream() string { return n.asset("TRAINING") } // work queue of training requests
+func (n Names) DeadStream() string     { return n.asset("DEAD") }     // what could not be handled
+
+// Buckets.
+
+func (n Names) DetectorsBucket() string { return n.asset("DETECTORS") } // KV: detector → configuration
+func (n Names) ActiveBucket() string    { return n.asset("ACTIVE") }    // KV: detector → active release
+func (n Names) JobsBucket() string      { return n.asset("JOBS") }      // KV: training job → its state
+func (n Names) ArtifactsBucket() string { return n.asset("ARTIFACTS") } // objects: releases, evidence, checkpoints, large frames
+
+// Subjects.
+
+// Frames is where a camera of a detector publishes.
+func (n Names) Frames(detector, camera string) string {
+	return n.prefix() + ".frames." + detector + "." + camera
+}
+
+// Events is where events of a detector's camera appear; kind is [KindAnomaly],
+// [KindRejected] or another token, "*" subscribes to all.
+func (n Names) Events(detector, camera, kind string) string {
+	return n.prefix() + ".events." + detector + "." + camera + "." + kind
+}
+
+// Scores is where the score of every frame is published on core NATS.
+func (n Names) Scores(detector, camera string) string {
+	return n.prefix() + ".scores." + detector + "." + camera
+}
+
+func (n Names) Normals(detector string) string   { return n.prefix() + ".normals." + detector }   // one normal image
+func (n Names) Anomalies(detector string) string { return n.prefix() + ".anomalies." + detector } // one labelled anomaly, kept apart
+func (n Names) Feedback(detector string) string  { return n.prefix() + ".feedback." + detector }  // one operator's verdict
+func (n Names) Train(detector string) string     { return n.prefix() + ".train." + detector }     // one training request
+func (n Names) Dead(stream string) string        { return n.prefix() + ".dead." + stream }        // what a stream could not get handled
+
+// Progress is where a training job reports on core NATS.
+func (n Names) Progress(detector, job string) string {
+	return n.prefix() + ".progress." + detector + "." + job
+}
+
+// API is the root of the micro services' request subjects.
+func (n Names) API() string { return n.prefix() + ".api" }
+
+// ParseFrames splits a frame subject. ok is false for anything else.
+func (n Names) ParseFrames(subject string) (detector, camera string, ok bool) {
+	rest, found := strings.CutPrefix(subject, n.prefix()+".frames.")
+	if !found {
+		return "", "", false
+	}
+	detector, camera, found = strings.Cut(rest, ".")
+	if !found || !ValidToken(detector) || !ValidToken(camera) {
+		return "", "", false
+	}
+	return detector, camera, true
+}
+
+// ParseEvents splits an event subject. ok is false for anything else.
+func (n Names) ParseEvents(subject string) (detector, camera, kind string, ok bool) {
+	rest, found := strings.CutPrefix(subject, n.prefix()+".events.")
+	if !found {
+		return "", "", "", false
+	}
+	parts := strings.Split(rest, ".")
+	if len(parts) != 3 || !ValidToken(parts[0]) || !ValidToken(parts[1]) || !ValidToken(parts[2]) {
+		return "", "", "", false
+	}
+	return parts[0], parts[1], parts[2], true
+}
+
+// framesConsumer is the durable consumer from which every worker of a detector
+// pulls.
+func framesConsumer(detector string) string { return "frames-" + detector }

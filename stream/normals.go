@@ -1,0 +1,220 @@
+package stream
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Headers of a normal, besides those of a frame.
+const (
+	// HeaderOrigin says how the image came to be a normal.
+	HeaderOrigin = "Nearmiss-Origin"
+)
+
+// Normal is one image of a training set.
+type Normal struct {
+	Detector   string    `json:"detector"`
+	ID         string    `json:"id"`     // adding an id again within an hour adds nothing
+	Origin     string    `json:"origin"` // how it came to be one: a folder, a frame, an operator
+	Source     string    `json:"source,omitempty"`
+	CapturedAt time.Time `json:"captured_at,omitzero"`
+	Anomaly    bool      `json:"anomaly,omitempty"` // a labelled anomaly: kept apart, never trained on, used by the gate
+	Sequence   uint64    `json:"sequence"`          // its place in the stream; names it for removal
+	StoredAt   time.Time `json:"stored_at"`
+	Bytes      int       `json:"bytes"`
+	Image      []byte    `json:"-"`
+}
+
+// Normals are the training sets of all detectors.
+type Normals struct {
+	names Names
+	js    jetstream.JetStream
+}
+
+// OpenNormals opens the training sets.
+func OpenNormals(js jetstream.JetStream, n Names) *Normals { return &Normals{names: n, js: js} }
+
+func (s *Normals) subject(detector string, anomaly bool) string {
+	if anomaly {
+		return s.names.Anomalies(detector)
+	}
+	return s.names.Normals(detector)
+}
+
+// Add appends an image and returns when it is stored. Images above the broker's
+// payload limit go into an object.
+func (s *Normals) Add(ctx context.Context, n Normal) error {
+	if err := CheckToken("detector", n.Detector); err != nil {
+		return err
+	}
+	if len(n.Image) == 0 {
+		return fmt.Errorf("add %s to the normals of %s: the image has no bytes: %w", clip(n.ID), n.Detector, ErrBadMessage)
+	}
+	if n.ID == "" {
+		n.ID = "sha256-" + digestOf(n.Image)
+	}
+	m := nats.NewMsg(s.subject(n.Detector, n.Anomaly))
+	m.Data = n.Image
+	m.Header.Set(nats.MsgIdHdr, m.Subject+"/"+headerSafe(n.ID))
+	m.Header.Set(HeaderFrameID, headerSafe(n.ID))
+	m.Header.Set(HeaderOrigin, headerSafe(n.Origin))
+	if n.Source != "" {
+		m.Header.Set(HeaderSource, headerSafe(n.Source))
+	}
+	if !n.CapturedAt.IsZero() {
+		m.Header.Set(HeaderCapturedAt, n.CapturedAt.UTC().Format(time.RFC3339Nano))
+	}
+	err := retry(ctx, brief(), func() error {
+		step, cancel := context.WithTimeout(ctx, publishWait)
+		defer cancel()
+		_, err := s.js.PublishMsg(step, m)
+		return err
+	})
+	if errors.Is(err, nats.ErrMaxPayload) {
+		return s.addLarge(ctx, n, m)
+	}
+	if err != nil {
+		return fmt.Errorf("add %s to the normals of %s: %w", clip(n.ID), n.Detector, err)
+	}
+	return nil
+}
+
+// NormalObjects is what the names of large normals' objects begin with.
+const NormalObjects = "normals/"
+
+func (s *Normals) addLarge(ctx context.Context, n Normal, m *nats.Msg) error {
+	store, err := s.js.ObjectStore(ctx, s.names.ArtifactsBucket())
+	if err != nil {
+		return fmt.Errorf("add %s to the normals of %s: %w", clip(n.ID), n.Detector, err)
+	}
+	name := NormalObjects + digestOf(n.Image)
+	step, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	if _, err := store.PutBytes(step, name, n.Image); err != nil {
+		return fmt.Errorf("add %s to the normals of %s: %w", clip(n.ID), n.Detector, err)
+	}
+	m.Header.Set(HeaderObject, name)
+	m.Data = nil
+	if _, err := s.js.PublishMsg(step, m); err != nil {
+		return fmt.Errorf("add %s to the normals of %s: %w", clip(n.ID), n.Detector, err)
+	}
+	return nil
+}
+
+// Count says how many normals a detector has.
+func (s *Normals) Count(ctx context.Context, detector string) (int, error) {
+	n, err := s.count(ctx, s.names.Normals(detector))
+	if err != nil {
+		return 0, fmt.Errorf("count the normals of %s: %w", detector, err)
+	}
+	return n, nil
+}
+
+func (s *Normals) count(ctx context.Context, subject string) (int, error) {
+	str, err := s.js.Stream(ctx, s.names.NormalsStream())
+	if err != nil {
+		return 0, err
+	}
+	info, err := str.Info(ctx, jetstream.WithSubjectFilter(subject))
+	if err != nil {
+		return 0, err
+	}
+	return int(info.State.Subjects[subject]), nil
+}
+
+// Replay calls f for every normal (or labelled anomaly) of a detector, oldest
+// first, with its image, and returns the digest of what it saw: the SHA-256
+// over the sequence numbers and the images' digests. With images false, f gets
+// no images and only the headers travel; the digest is then empty.
+func (s *Normals) Replay(ctx context.Context, detector string, anomalies, images bool, f func(Normal) error) (digest string, err error) {
+	h := sha256.New()
+	err = scan(ctx, s.js, s.names.NormalsStream(), jetstream.OrderedConsumerConfig{
+		FilterSubjects: []string{s.subject(detector, anomalies)}, HeadersOnly: !images,
+	}, func(m jetstream.Msg, meta *jetstream.MsgMetadata) error {
+		n, err := s.parse(ctx, m.Headers(), m.Data(), images)
+		if err != nil {
+			return err
+		}
+		n.Detector, n.Anomaly = detector, anomalies
+		n.Sequence, n.StoredAt = meta.Sequence.Stream, meta.Timestamp.UTC()
+		if images {
+			fmt.Fprintf(h, "%d %s\n", n.Sequence, digestOf(n.Image))
+		}
+		return f(n)
+	})
+	if err != nil {
+		return "", fmt.Errorf("replay the normals of %s: %w", detector, err)
+	}
+	if !images {
+		return "", nil
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+func (s *Normals) parse(ctx context.Context, h nats.Header, data []byte, images bool) (Normal, error) {
+	n := Normal{ID: h.Get(HeaderFrameID), Origin: h.Get(HeaderOrigin), Source: h.Get(HeaderSource), Bytes: len(data), Image: data}
+	if at, err := time.Parse(time.RFC3339, h.Get(HeaderCapturedAt)); err == nil {
+		n.CapturedAt = at.UTC()
+	}
+	if size := h.Get("Nats-Msg-Size"); size != "" { // headers only
+		n.Bytes, _ = strconv.Atoi(size)
+	}
+	if o := h.Get(HeaderObject); o != "" && images {
+		store, err := s.js.ObjectStore(ctx, s.names.ArtifactsBucket())
+		if err != nil {
+			return n, err
+		}
+		step, cancel := context.WithTimeout(ctx, time.Minute)
+		defer cancel()
+		if n.Image, err = store.GetBytes(step, o); err != nil {
+			return n, fmt.Errorf("object %s: %w", clip(o), err)
+		}
+		n.Bytes = len(n.Image)
+	}
+	return n, nil
+}
+
+// Get returns one normal with its image, by its sequence.
+func (s *Normals) Get(ctx context.Context, detector string, sequence uint64) (Normal, error) {
+	str, err := s.js.Stream(ctx, s.names.NormalsStream())
+	if err != nil {
+		return Normal{}, err
+	}
+	raw, err := str.GetMsg(ctx, sequence)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return Normal{}, fmt.Errorf("normal %d of %s: %w", sequence, detector, ErrNotFound)
+	}
+	if err != nil {
+		return Normal{}, fmt.Errorf("normal %d of %s: %w", sequence, detector, err)
+	}
+	anomaly := raw.Subject == s.names.Anomalies(detector)
+	if !anomaly && raw.Subject != s.names.Normals(detector) {
+		return Normal{}, fmt.Errorf("normal %d of %s: %w", sequence, detector, ErrNotFound)
+	}
+	n, err := s.parse(ctx, raw.Header, raw.Data, true)
+	n.Detector, n.Anomaly, n.Sequence, n.StoredAt = detector, anomaly, sequence, raw.Time.UTC()
+	return n, err
+}
+
+// Remove takes one image out of a detector's training set for good.
+func (s *Normals) Remove(ctx context.Context, detector string, sequence uint64) error {
+	if _, err := s.Get(ctx, detector, sequence); err != nil {
+		return err
+	}
+	str, err := s.js.Stream(ctx, s.names.NormalsStream())
+	if err != nil {
+		return err
+	}
+	if err := str.DeleteMsg(ctx, sequence); err != nil {
+		return fmt.Errorf("remove normal %d of %s: %w", sequence, detector, err)
+	}
+	return nil
+}

@@ -1,0 +1,109 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// fetchWait is how long one pull waits at the broker for the first message.
+const fetchWait = 5 * time.Second
+
+// fetch takes up to n messages: what is there at once, or else the first that
+// comes within fetchWait and what is there with it. A batch thus fills by
+// itself when frames come faster than they are scored, and a single frame does
+// not wait for others. Nothing is held in the client beyond n messages: two
+// workers share a queue evenly. No message and no error means that none came.
+func fetch(ctx context.Context, c jetstream.Consumer, n int) ([]jetstream.Msg, error) {
+	msgs, err := drainBatch(c.FetchNoWait(n))
+	if len(msgs) > 0 || err != nil {
+		return msgs, err
+	}
+	wait, cancel := context.WithTimeout(ctx, fetchWait)
+	defer cancel()
+	msgs, err = drainBatch(c.Fetch(1, jetstream.FetchContext(wait)))
+	if ctx.Err() != nil && len(msgs) == 0 {
+		return nil, nil
+	}
+	if len(msgs) == 0 || n == 1 {
+		return msgs, err
+	}
+	more, _ := drainBatch(c.FetchNoWait(n - 1))
+	return append(msgs, more...), nil
+}
+
+// drainBatch collects a batch. An error is returned only with no message:
+// messages that came with it are there to be handled.
+func drainBatch(b jetstream.MessageBatch, err error) ([]jetstream.Msg, error) {
+	if err != nil {
+		return nil, err
+	}
+	var msgs []jetstream.Msg
+	for m := range b.Messages() {
+		msgs = append(msgs, m)
+	}
+	err = b.Error()
+	if len(msgs) > 0 || err == nil || errors.Is(err, nats.ErrTimeout) || errors.Is(err, context.DeadlineExceeded) ||
+		errors.Is(err, context.Canceled) || errors.Is(err, jetstream.ErrNoMessages) {
+		return msgs, nil
+	}
+	return nil, err
+}
+
+// pause waits for d or until ctx ends.
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+// scan calls f for every message that a stream holds now and that the ordered
+// consumer's filter lets through, oldest first. errStop from f ends it early.
+func scan(ctx context.Context, js jetstream.JetStream, stream string, cfg jetstream.OrderedConsumerConfig, f func(jetstream.Msg, *jetstream.MsgMetadata) error) error {
+	cons, err := js.OrderedConsumer(ctx, stream, cfg)
+	if err != nil {
+		return err
+	}
+	info, err := cons.Info(ctx)
+	if err != nil {
+		return err
+	}
+	left := info.NumPending
+	defer func() { _ = js.DeleteConsumer(context.WithoutCancel(ctx), stream, info.Name) }()
+	if left == 0 {
+		return nil
+	}
+	it, err := cons.Messages()
+	if err != nil {
+		return err
+	}
+	defer it.Stop()
+	for left > 0 {
+		m, err := it.Next(jetstream.NextContext(ctx))
+		if err != nil {
+			return err
+		}
+		meta, err := m.Metadata()
+		if err != nil {
+			return err
+		}
+		if err := f(m, meta); errors.Is(err, errStop) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		left--
+		if meta.NumPending == 0 {
+			return nil
+		}
+	}
+	return nil
+}
+
+var errStop = errors.New("enough")

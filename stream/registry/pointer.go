@@ -1,0 +1,336 @@
+package registry
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Pointer says which release a detector uses.
+type Pointer struct {
+	Detector   string    `json:"detector"`
+	Release    string    `json:"release"`     // digest
+	PromotedAt time.Time `json:"promoted_at"` // UTC
+	By         string    `json:"by,omitempty"`
+	Reason     string    `json:"reason,omitempty"`
+	// Below is the revision of the pointer that a rollback returns to, 0 for
+	// none.
+	Below uint64 `json:"below,omitempty"`
+	// RolledBack is the release that a rollback took out of service.
+	RolledBack string `json:"rolled_back,omitempty"`
+	// Revision of this entry in the bucket; a new one with every change.
+	Revision uint64 `json:"-"`
+}
+
+// Keys of the active bucket. Detector names have no slash.
+func activeKey(detector string) string { return detector }
+func shadowKey(detector string) string { return "shadow/" + detector }
+func pinKey(digest string) string      { return "pin/" + digest }
+
+// Active returns a detector's active release, or [ErrNoRelease].
+func (r *Registry) Active(ctx context.Context, detector string) (Pointer, error) {
+	return r.pointer(ctx, activeKey(detector), detector)
+}
+
+// Shadow returns the candidate that scores alongside, or [ErrNoRelease].
+func (r *Registry) Shadow(ctx context.Context, detector string) (Pointer, error) {
+	return r.pointer(ctx, shadowKey(detector), detector)
+}
+
+func (r *Registry) pointer(ctx context.Context, key, detector string) (Pointer, error) {
+	e, err := r.kv.Get(ctx, key)
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return Pointer{}, fmt.Errorf("detector %s has no %s release: %w", detector, role(key), ErrNoRelease)
+	}
+	if err != nil {
+		return Pointer{}, fmt.Errorf("read the %s release of %s: %w", role(key), detector, err)
+	}
+	return decodePointer(e)
+}
+
+func role(key string) string {
+	if strings.HasPrefix(key, "shadow/") {
+		return "shadow"
+	}
+	return "active"
+}
+
+func decodePointer(e jetstream.KeyValueEntry) (Pointer, error) {
+	var p Pointer
+	if err := json.Unmarshal(e.Value(), &p); err != nil || !isDigest(p.Release) {
+		return Pointer{}, fmt.Errorf("entry %s revision %d of bucket %s names no release: %w", e.Key(), e.Revision(), e.Bucket(), ErrCorrupt)
+	}
+	p.Revision = e.Revision()
+	return p, nil
+}
+
+// Change is who changes a pointer and why.
+type Change struct {
+	By     string
+	Reason string
+	// Expect, when not empty, is the release that must be active: the change
+	// fails with [ErrConflict] when another one is. "none" means that there
+	// must not be one.
+	Expect string
+}
+
+// Promote makes a release the active one. It must be in the store, whole.
+func (r *Registry) Promote(ctx context.Context, detector, digest string, c Change) (Pointer, error) {
+	if err := r.check(ctx, digest); err != nil {
+		return Pointer{}, err
+	}
+	old, err := r.Active(ctx, detector)
+	if err != nil && !errors.Is(err, ErrNoRelease) && !errors.Is(err, ErrCorrupt) {
+		return Pointer{}, err
+	}
+	if c.Expect != "" && c.Expect != old.Release && !(c.Expect == "none" && old.Release == "") {
+		return Pointer{}, fmt.Errorf("promote %s for %s: %s is active, not %s: %w", short(digest), detector, orNone(short(old.Release)), short(c.Expect), ErrConflict)
+	}
+	if old.Release == digest {
+		return old, nil
+	}
+	return r.write(ctx, activeKey(detector), Pointer{
+		Detector: detector, Release: digest, By: c.By, Reason: c.Reason, Below: old.Revision,
+	}, old.Revision)
+}
+
+// Rollback returns to the release that was active before the present one;
+// rolling back again goes one further.
+func (r *Registry) Rollback(ctx context.Context, detector string, c Change) (Pointer, error) {
+	now, err := r.Active(ctx, detector)
+	if err != nil {
+		return Pointer{}, err
+	}
+	if c.Expect != "" && c.Expect != now.Release {
+		return Pointer{}, fmt.Errorf("roll back %s: %s is active, not %s: %w", detector, short(now.Release), short(c.Expect), ErrConflict)
+	}
+	if now.Below == 0 {
+		return Pointer{}, fmt.Errorf("roll back %s: %s is its first release: %w", detector, short(now.Release), ErrNoPrevious)
+	}
+	e, err := r.kv.GetRevision(ctx, activeKey(detector), now.Below)
+	if errors.Is(err, jetstream.ErrKeyNotFound) || errors.Is(err, jetstream.ErrMsgNotFound) {
+		return Pointer{}, fmt.Errorf("roll back %s: the history no longer reaches back: %w", detector, ErrNoPrevious)
+	}
+	if err != nil {
+		return Pointer{}, fmt.Errorf("roll back %s: %w", detector, err)
+	}
+	before, err := decodePointer(e)
+	if err != nil {
+		return Pointer{}, err
+	}
+	if err := r.check(ctx, before.Release); err != nil {
+		return Pointer{}, fmt.Errorf("roll back %s: %w", detector, err)
+	}
+	return r.write(ctx, activeKey(detector), Pointer{
+		Detector: detector, Release: before.Release, By: c.By, Reason: c.Reason,
+		Below: before.Below, RolledBack: now.Release,
+	}, now.Revision)
+}
+
+// SetShadow has a candidate score alongside the active release; an empty digest
+// ends it.
+func (r *Registry) SetShadow(ctx context.Context, detector, digest string, c Change) error {
+	if digest == "" {
+		if err := r.kv.Delete(ctx, shadowKey(detector)); err != nil {
+			return fmt.Errorf("end the shadow release of %s: %w", detector, err)
+		}
+		return nil
+	}
+	if err := r.check(ctx, digest); err != nil {
+		return err
+	}
+	data, err := json.Marshal(Pointer{Detector: detector, Release: digest, PromotedAt: time.Now().UTC(), By: c.By, Reason: c.Reason})
+	if err != nil {
+		return err
+	}
+	if _, err := r.kv.Put(ctx, shadowKey(detector), data); err != nil {
+		return fmt.Errorf("set the shadow release of %s: %w", detector, err)
+	}
+	return nil
+}
+
+// write is the compare-and-set: rev is the revision that was read, 0 for none.
+func (r *Registry) write(ctx context.Context, key string, p Pointer, rev uint64) (Pointer, error) {
+	p.PromotedAt = time.Now().UTC()
+	data, err := json.Marshal(p)
+	if err != nil {
+		return Pointer{}, err
+	}
+	if rev == 0 {
+		p.Revision, err = r.kv.Create(ctx, key, data)
+	} else {
+		p.Revision, err = r.kv.Update(ctx, key, data, rev)
+	}
+	var api *jetstream.APIError
+	if errors.Is(err, jetstream.ErrKeyExists) || errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
+		return Pointer{}, fmt.Errorf("point %s to release %s: %w", key, short(p.Release), ErrConflict)
+	}
+	if err != nil {
+		return Pointer{}, fmt.Errorf("point %s to release %s: %w", key, short(p.Release), err)
+	}
+	return p, nil
+}
+
+// check says whether a release is in the store, whole.
+func (r *Registry) check(ctx context.Context, digest string) error {
+	if !isDigest(digest) {
+		return fmt.Errorf("release %q is not a sha256: %w", digest, ErrNoRelease)
+	}
+	raw, err := r.manifest(ctx, digest)
+	if err != nil {
+		return err
+	}
+	files, err := parseManifest(raw)
+	if err != nil {
+		return fmt.Errorf("release %s: %w", short(digest), err)
+	}
+	for _, f := range files {
+		info, err := r.blobs.GetInfo(ctx, f.SHA256)
+		if err != nil {
+			return fmt.Errorf("%s of release %s: %w", f.Name, short(digest), err)
+		}
+		if int64(info.Size) != f.Size {
+			return fmt.Errorf("%s of release %s has %d bytes, the manifest says %d: %w", f.Name, short(digest), info.Size, f.Size, ErrCorrupt)
+		}
+		if err := r.complete(ctx, info); err != nil {
+			return fmt.Errorf("%s of release %s: %w", f.Name, short(digest), err)
+		}
+	}
+	return nil
+}
+
+// History returns a detector's pointers, newest first, as far as the bucket
+// remembers.
+func (r *Registry) History(ctx context.Context, detector string) ([]Pointer, error) {
+	entries, err := r.kv.History(ctx, activeKey(detector))
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the releases' history of %s: %w", detector, err)
+	}
+	var all []Pointer
+	for i := len(entries) - 1; i >= 0; i-- {
+		if p, err := decodePointer(entries[i]); err == nil {
+			all = append(all, p)
+		}
+	}
+	return all, nil
+}
+
+// Detectors returns every detector that has an active release.
+func (r *Registry) Detectors(ctx context.Context) (map[string]Pointer, error) {
+	keys, err := r.keys(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all := map[string]Pointer{}
+	for _, k := range keys {
+		if strings.Contains(k, "/") {
+			continue
+		}
+		p, err := r.Active(ctx, k)
+		if errors.Is(err, ErrNoRelease) || errors.Is(err, ErrCorrupt) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		all[k] = p
+	}
+	return all, nil
+}
+
+func (r *Registry) keys(ctx context.Context) ([]string, error) {
+	keys, err := r.kv.Keys(ctx)
+	if err != nil && !errors.Is(err, jetstream.ErrNoKeysFound) {
+		return nil, fmt.Errorf("list active releases: %w", err)
+	}
+	return keys, nil
+}
+
+// Forget removes a detector's pointers; its releases become collectable.
+func (r *Registry) Forget(ctx context.Context, detector string) error {
+	for _, k := range []string{activeKey(detector), shadowKey(detector)} {
+		if err := r.kv.Purge(ctx, k); err != nil {
+			return fmt.Errorf("forget the releases of %s: %w", detector, err)
+		}
+	}
+	return nil
+}
+
+// Watch calls changed, from its own goroutine, whenever a pointer may have
+// changed, until ctx ends.
+func (r *Registry) Watch(ctx context.Context, changed func()) error {
+	w, err := r.kv.WatchAll(ctx, jetstream.UpdatesOnly(), jetstream.MetaOnly())
+	if err != nil {
+		return fmt.Errorf("watch the active releases: %w", err)
+	}
+	defer w.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case _, ok := <-w.Updates():
+			if !ok {
+				return fmt.Errorf("watch the active releases: %w", errWatchEnded)
+			}
+			changed()
+		}
+	}
+}
+
+var errWatchEnded = errors.New("the watch ended")
+
+// Pin keeps a release from being collected; Unpin lets it go.
+func (r *Registry) Pin(ctx context.Context, digest, by string) error {
+	if err := r.check(ctx, digest); err != nil {
+		return err
+	}
+	if _, err := r.kv.PutString(ctx, pinKey(digest), by); err != nil {
+		return fmt.Errorf("pin release %s: %w", short(digest), err)
+	}
+	return nil
+}
+
+// Unpin is the opposite of Pin.
+func (r *Registry) Unpin(ctx context.Context, digest string) error {
+	if err := r.kv.Purge(ctx, pinKey(digest)); err != nil {
+		return fmt.Errorf("unpin release %s: %w", short(digest), err)
+	}
+	return nil
+}
+
+// annotate sets Active and Pinned.
+func (r *Registry) annotate(ctx context.Context, all []Release) ([]Release, error) {
+	keys, err := r.keys(ctx)
+	if err != nil {
+		return nil, err
+	}
+	active, pinned := map[string]bool{}, map[string]bool{}
+	for _, k := range keys {
+		if d, ok := strings.CutPrefix(k, "pin/"); ok {
+			pinned[d] = true
+		} else if !strings.Contains(k, "/") {
+			if p, err := r.Active(ctx, k); err == nil {
+				active[p.Release] = true
+			}
+		}
+	}
+	for i := range all {
+		all[i].Active, all[i].Pinned = active[all[i].Digest], pinned[all[i].Digest]
+	}
+	return all, nil
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return s
+}

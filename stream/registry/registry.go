@@ -1,0 +1,448 @@
+package registry
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Config names the registry's buckets and its folder on this machine.
+type Config struct {
+	ActiveBucket    string // key-value bucket of the pointers
+	ArtifactsBucket string // object store of the files
+	// CacheDir holds downloaded releases. Processes of one machine can share
+	// it. Required by Get, not by the others.
+	CacheDir string
+	// ChunkSize of uploads in bytes. Default 256 KiB less 4 KiB, at most half
+	// the broker's payload limit.
+	ChunkSize uint32
+}
+
+// Registry is a broker's releases and pointers. It is safe for concurrent use.
+type Registry struct {
+	cfg    Config
+	kv     jetstream.KeyValue
+	blobs  jetstream.ObjectStore
+	stream jetstream.Stream // behind blobs, to count an object's chunks
+}
+
+// Metadata keys of the objects.
+const (
+	metaKind     = "nearmiss-kind" // manifest or file
+	metaDetector = "nearmiss-detector"
+	kindManifest = "manifest"
+	kindFile     = "file"
+)
+
+// Open connects a registry to buckets that exist.
+func Open(ctx context.Context, js jetstream.JetStream, cfg Config) (*Registry, error) {
+	kv, err := js.KeyValue(ctx, cfg.ActiveBucket)
+	if err != nil {
+		return nil, fmt.Errorf("open bucket %s: %w", cfg.ActiveBucket, err)
+	}
+	blobs, err := js.ObjectStore(ctx, cfg.ArtifactsBucket)
+	if err != nil {
+		return nil, fmt.Errorf("open object store %s: %w", cfg.ArtifactsBucket, err)
+	}
+	s, err := js.Stream(ctx, "OBJ_"+cfg.ArtifactsBucket)
+	if err != nil {
+		return nil, fmt.Errorf("open object store %s: %w", cfg.ArtifactsBucket, err)
+	}
+	if cfg.ChunkSize == 0 {
+		cfg.ChunkSize = 256<<10 - 4<<10
+	}
+	if limit := js.Conn().MaxPayload() / 2; limit > 0 && int64(cfg.ChunkSize) > limit {
+		cfg.ChunkSize = uint32(limit)
+	}
+	return &Registry{cfg: cfg, kv: kv, blobs: blobs, stream: s}, nil
+}
+
+// Release is what the registry knows of one release.
+type Release struct {
+	Digest   string    `json:"release"`  // SHA-256 of the manifest
+	Detector string    `json:"detector"` // for which it was put
+	StoredAt time.Time `json:"stored_at"`
+	Active   bool      `json:"active"` // it is its detector's active release
+	Pinned   bool      `json:"pinned"` // it is never collected
+	Files    []File    `json:"-"`      // set by Show only
+	Manifest []byte    `json:"-"`      // set by Show only
+}
+
+// Put stores the release in folder dir for a detector and returns its digest.
+// Files that are in the store already are not sent again. A release is there
+// only when all of it is there.
+func (r *Registry) Put(ctx context.Context, detector, dir string) (string, error) {
+	raw, digest, files, err := readManifest(dir)
+	if err != nil {
+		return "", err
+	}
+	// The second pass finds files that a collection removed during the first.
+	for range 2 {
+		for _, f := range files {
+			if err := r.putFile(ctx, filepath.Join(dir, filepath.FromSlash(f.Name)), f); err != nil {
+				return "", fmt.Errorf("store %s of release %s: %w", f.Name, short(digest), err)
+			}
+		}
+		if err := r.putManifest(ctx, detector, digest, raw); err != nil {
+			return "", fmt.Errorf("store release %s: %w", short(digest), err)
+		}
+	}
+	return digest, nil
+}
+
+func (r *Registry) putManifest(ctx context.Context, detector, digest string, raw []byte) error {
+	if r.has(ctx, digest, int64(len(raw))) {
+		return nil
+	}
+	_, err := r.blobs.Put(ctx, jetstream.ObjectMeta{
+		Name:     digest,
+		Metadata: map[string]string{metaKind: kindManifest, metaDetector: detector},
+		Opts:     &jetstream.ObjectMetaOptions{ChunkSize: r.cfg.ChunkSize},
+	}, strings.NewReader(string(raw)))
+	return err
+}
+
+func (r *Registry) putFile(ctx context.Context, path string, f File) error {
+	if err := checkFile(path, f); err != nil {
+		return err
+	}
+	if r.has(ctx, f.SHA256, f.Size) {
+		return nil
+	}
+	in, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	ctx, cancel := context.WithTimeout(ctx, transferTime(f.Size))
+	defer cancel()
+	info, err := r.blobs.Put(ctx, jetstream.ObjectMeta{
+		Name:     f.SHA256,
+		Metadata: map[string]string{metaKind: kindFile},
+		Opts:     &jetstream.ObjectMetaOptions{ChunkSize: r.cfg.ChunkSize},
+	}, fullReader{in})
+	if err != nil {
+		return err
+	}
+	if int64(info.Size) != f.Size {
+		return fmt.Errorf("%w: the file changed while it was sent", ErrCorrupt)
+	}
+	return nil
+}
+
+// has says whether an object is there with all its chunks.
+func (r *Registry) has(ctx context.Context, digest string, size int64) bool {
+	info, err := r.blobs.GetInfo(ctx, digest)
+	return err == nil && int64(info.Size) == size && r.complete(ctx, info) == nil
+}
+
+// complete compares the chunks that an object has with those it should have.
+func (r *Registry) complete(ctx context.Context, info *jetstream.ObjectInfo) error {
+	if info.Chunks == 0 {
+		return nil
+	}
+	subject := chunkSubject(r.cfg.ArtifactsBucket, info.NUID)
+	si, err := r.stream.Info(ctx, jetstream.WithSubjectFilter(subject))
+	if err != nil {
+		return err
+	}
+	if n := si.State.Subjects[subject]; n != uint64(info.Chunks) {
+		return fmt.Errorf("%w: object %s has %d chunks of %d", ErrCorrupt, short(info.Name), n, info.Chunks)
+	}
+	return nil
+}
+
+// chunkSubject is where the Object Store keeps an object's bytes (ADR-20).
+func chunkSubject(bucket, nuid string) string { return "$O." + bucket + ".C." + nuid }
+
+// Get makes sure that a release lies in the cache folder, whole and verified,
+// and returns its folder. What is damaged there is fetched again; what is
+// damaged in the store is [ErrCorrupt].
+func (r *Registry) Get(ctx context.Context, digest string) (string, error) {
+	if !isDigest(digest) {
+		return "", fmt.Errorf("release %q is not a sha256: %w", digest, ErrNoRelease)
+	}
+	if r.cfg.CacheDir == "" {
+		return "", errors.New("get a release: no cache folder is configured")
+	}
+	dir := filepath.Join(r.cfg.CacheDir, "releases", digest)
+	if verify(dir, digest) == nil {
+		return dir, nil
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return "", fmt.Errorf("remove damaged copy of release %s: %w", short(digest), err)
+	}
+	raw, err := r.manifest(ctx, digest)
+	if err != nil {
+		return "", err
+	}
+	files, err := parseManifest(raw)
+	if err != nil {
+		return "", fmt.Errorf("release %s: %w", short(digest), err)
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return "", fmt.Errorf("make the release cache: %w", err)
+	}
+	tmp, err := os.MkdirTemp(filepath.Dir(dir), ".get-")
+	if err != nil {
+		return "", fmt.Errorf("make the release cache: %w", err)
+	}
+	defer os.RemoveAll(tmp)
+	for _, f := range files {
+		if err := r.fetch(ctx, f, filepath.Join(tmp, filepath.FromSlash(f.Name))); err != nil {
+			return "", fmt.Errorf("get %s of release %s: %w", f.Name, short(digest), err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(tmp, ManifestName), raw, 0o644); err != nil {
+		return "", fmt.Errorf("write release %s: %w", short(digest), err)
+	}
+	if err := os.Rename(tmp, dir); err != nil && verify(dir, digest) != nil { // another process may have been faster
+		return "", fmt.Errorf("write release %s: %w", short(digest), err)
+	}
+	return dir, nil
+}
+
+// verify says whether dir holds the release, whole.
+func verify(dir, digest string) error {
+	_, got, files, err := readManifest(dir)
+	if err != nil {
+		return err
+	}
+	if got != digest {
+		return fmt.Errorf("%w: manifest of %s is that of %s", ErrCorrupt, short(digest), short(got))
+	}
+	for _, f := range files {
+		if err := checkFile(filepath.Join(dir, filepath.FromSlash(f.Name)), f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// manifest fetches a release's manifest and checks its digest.
+func (r *Registry) manifest(ctx context.Context, digest string) ([]byte, error) {
+	info, err := r.blobs.GetInfo(ctx, digest)
+	if errors.Is(err, jetstream.ErrObjectNotFound) || err == nil && info.Metadata[metaKind] != kindManifest {
+		return nil, fmt.Errorf("release %s: %w", short(digest), ErrNoRelease)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look for release %s: %w", short(digest), err)
+	}
+	if info.Size > maxManifest {
+		return nil, fmt.Errorf("release %s: %w: %d bytes", short(digest), ErrBadManifest, info.Size)
+	}
+	if err := r.complete(ctx, info); err != nil {
+		return nil, fmt.Errorf("release %s: %w", short(digest), err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, transferTime(int64(info.Size)))
+	defer cancel()
+	raw, err := r.blobs.GetBytes(ctx, digest)
+	if err != nil {
+		return nil, fmt.Errorf("get release %s: %w", short(digest), err)
+	}
+	if d := sha256.Sum256(raw); hex.EncodeToString(d[:]) != digest {
+		return nil, fmt.Errorf("%w: the manifest of release %s has another digest", ErrCorrupt, short(digest))
+	}
+	return raw, nil
+}
+
+// fetch brings one file to path: from the cache of files when it is there, else
+// from the store.
+func (r *Registry) fetch(ctx context.Context, f File, path string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	blob := filepath.Join(r.cfg.CacheDir, "blobs", f.SHA256)
+	if checkFile(blob, f) != nil {
+		if err := os.MkdirAll(filepath.Dir(blob), 0o755); err != nil {
+			return err
+		}
+		// An object that is replaced while it is read comes out damaged: try again.
+		b := backoff.WithMaxRetries(backoff.NewExponentialBackOff(backoff.WithInitialInterval(100*time.Millisecond)), 3)
+		if err := backoff.Retry(func() error {
+			err := r.download(ctx, f, blob)
+			if errors.Is(err, ErrNoRelease) || errors.Is(err, errIncomplete) {
+				return backoff.Permanent(err)
+			}
+			return err
+		}, backoff.WithContext(b, ctx)); err != nil {
+			return err
+		}
+	}
+	if os.Link(blob, path) == nil {
+		return nil
+	}
+	return copyFile(blob, path) // another file system, or one without links
+}
+
+var errIncomplete = fmt.Errorf("%w: chunks are missing", ErrCorrupt)
+
+func (r *Registry) download(ctx context.Context, f File, path string) (err error) {
+	info, err := r.blobs.GetInfo(ctx, f.SHA256)
+	if errors.Is(err, jetstream.ErrObjectNotFound) {
+		return fmt.Errorf("object %s is not in the store: %w", short(f.SHA256), ErrNoRelease)
+	}
+	if err != nil {
+		return err
+	}
+	if int64(info.Size) != f.Size {
+		return fmt.Errorf("object %s has %d bytes, the manifest says %d: %w", short(f.SHA256), info.Size, f.Size, errIncomplete)
+	}
+	// Reading an object without its chunks would wait for the deadline.
+	if err := r.complete(ctx, info); errors.Is(err, ErrCorrupt) {
+		return fmt.Errorf("object %s: %w", short(f.SHA256), errIncomplete)
+	} else if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, transferTime(f.Size))
+	defer cancel()
+	in, err := r.blobs.Get(ctx, f.SHA256)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.CreateTemp(filepath.Dir(path), ".get-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(out.Name())
+	defer out.Close()
+	h := sha256.New()
+	n, err := io.CopyBuffer(io.MultiWriter(out, h), struct{ io.Reader }{in}, make([]byte, 1<<20))
+	if err != nil && !errors.Is(err, jetstream.ErrDigestMismatch) {
+		return err
+	}
+	if got := hex.EncodeToString(h.Sum(nil)); n != f.Size || got != f.SHA256 {
+		return fmt.Errorf("%w: object %s came as %d bytes of sha256 %s", ErrCorrupt, short(f.SHA256), n, short(got))
+	}
+	if err := errors.Join(out.Chmod(0o644), out.Sync(), out.Close()); err != nil {
+		return err
+	}
+	return os.Rename(out.Name(), path)
+}
+
+// Show returns one release with its manifest.
+func (r *Registry) Show(ctx context.Context, digest string) (Release, error) {
+	info, err := r.blobs.GetInfo(ctx, digest)
+	if err != nil && !errors.Is(err, jetstream.ErrObjectNotFound) {
+		return Release{}, fmt.Errorf("look for release %s: %w", short(digest), err)
+	}
+	raw, err := r.manifest(ctx, digest)
+	if err != nil {
+		return Release{}, err
+	}
+	files, err := parseManifest(raw)
+	if err != nil {
+		return Release{}, fmt.Errorf("release %s: %w", short(digest), err)
+	}
+	rel := Release{Digest: digest, Detector: info.Metadata[metaDetector], StoredAt: info.ModTime, Files: files, Manifest: raw}
+	all, err := r.annotate(ctx, []Release{rel})
+	if err != nil {
+		return Release{}, err
+	}
+	return all[0], nil
+}
+
+// List returns a detector's releases, oldest first; an empty detector means all.
+func (r *Registry) List(ctx context.Context, detector string) ([]Release, error) {
+	infos, err := r.list(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var all []Release
+	for _, i := range infos {
+		if i.Metadata[metaKind] == kindManifest && (detector == "" || i.Metadata[metaDetector] == detector) {
+			all = append(all, Release{Digest: i.Name, Detector: i.Metadata[metaDetector], StoredAt: i.ModTime})
+		}
+	}
+	slices.SortFunc(all, func(a, b Release) int { return a.StoredAt.Compare(b.StoredAt) })
+	return r.annotate(ctx, all)
+}
+
+func (r *Registry) list(ctx context.Context) ([]*jetstream.ObjectInfo, error) {
+	infos, err := r.blobs.List(ctx)
+	if err != nil && !errors.Is(err, jetstream.ErrNoObjectsFound) {
+		return nil, fmt.Errorf("list releases: %w", err)
+	}
+	return infos, nil
+}
+
+// Resolve finds the full digest of a release of the detector by its first
+// characters, at least four.
+func (r *Registry) Resolve(ctx context.Context, detector, prefix string) (string, error) {
+	if isDigest(prefix) {
+		return prefix, nil
+	}
+	if len(prefix) < 4 {
+		return "", fmt.Errorf("release %q: give at least 4 characters of its digest: %w", prefix, ErrNoRelease)
+	}
+	all, err := r.List(ctx, detector)
+	if err != nil {
+		return "", err
+	}
+	var found []string
+	for _, rel := range all {
+		if strings.HasPrefix(rel.Digest, prefix) {
+			found = append(found, rel.Digest)
+		}
+	}
+	switch len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+		return "", fmt.Errorf("release %s of detector %s: %w", prefix, detector, ErrNoRelease)
+	default:
+		return "", fmt.Errorf("release %s of detector %s: %d releases begin so, give more characters: %w", prefix, detector, len(found), ErrNoRelease)
+	}
+}
+
+// short is what people see of a digest.
+func short(digest string) string {
+	if len(digest) > 12 {
+		return digest[:12]
+	}
+	return digest
+}
+
+// transferTime is how long moving n bytes may take: a minute, and a second for
+// every 2 MiB.
+func transferTime(n int64) time.Duration {
+	return time.Minute + time.Duration(n>>21)*time.Second
+}
+
+// fullReader fills the buffer it is given: the Object Store makes one chunk of
+// every Read, however little it returns.
+type fullReader struct{ io.Reader }
+
+func (f fullReader) Read(p []byte) (int, error) {
+	n, err := io.ReadFull(f.Reader, p)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		err = io.EOF
+	}
+	return n, err
+}
+
+func copyFile(from, to string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Close())
+}

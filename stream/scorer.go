@@ -1,0 +1,48 @@
+package stream
+
+import "context"
+
+// Verdict is what a [Scorer] says of one image.
+type Verdict struct {
+	Score     float64 // sum of squared distances to the K nearest normals
+	Threshold float64 // a score above it is anomalous
+	PValue    float64 // share of normals at least as strange, 0-1
+	Anomalous bool
+	K         int
+	Nearest   []Near // nearest first
+	Width     int    // of the image as taken, pixels
+	Height    int    // of the image as taken, pixels
+
+	// Reject, when not empty, says in one stable word why the image could not
+	// be read, and Reason says it in a sentence; the scores are then void.
+	Reject string
+	Reason string
+
+	Release string // SHA-256 of the release's manifest; empty means the one that was loaded
+	Model   string // SHA-256 of the model
+	Bank    string // SHA-256 of the bank
+}
+
+// Scorer is a loaded release. Score must be safe for concurrent use.
+type Scorer interface {
+	// Score judges encoded images and returns one verdict an image, in order.
+	// An image that cannot be read gives a verdict with Reject; an error means
+	// that nothing was judged and that the frames are to be tried again.
+	Score(ctx context.Context, images [][]byte) ([]Verdict, error)
+	// Close frees it. Nothing is scored during or after Close.
+	Close() error
+}
+
+// Loader opens release folders.
+type Loader interface {
+	// Load opens the release in dir, which is whole and verified, warms it and
+	// checks it (dimensions, its own check images). An error means that the
+	// release is not fit to serve.
+	Load(ctx context.Context, dir string) (Scorer, error)
+}
+
+// LoaderFunc makes a Loader of a function.
+type LoaderFunc func(ctx context.Context, dir string) (Scorer, error)
+
+// Load calls f.
+func (f LoaderFunc) Load(ctx context.Context, dir string) (Scorer, error) { return f(ctx, dir) }

@@ -1,0 +1,209 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Topology says how large and how old things may grow in the broker. The zero
+// value of a field means its default; streams without a byte limit share what
+// the broker's max_file_store leaves.
+type Topology struct {
+	Names
+
+	// FramesMaxBytes bounds the frame queue. When it is full the broker refuses
+	// new frames and the camera is told. Default 2 GiB.
+	FramesMaxBytes int64
+	// FramesMaxAge drops frames that nobody took. Default 7 days.
+	FramesMaxAge time.Duration
+	// EventsMaxBytes and EventsMaxAge bound the events; the oldest go first.
+	// Default 1 GiB and 90 days.
+	EventsMaxBytes int64
+	EventsMaxAge   time.Duration
+	// EventsDuplicates is how long the broker remembers event ids, so that a
+	// frame delivered again raises no second event. It costs about 100 bytes of
+	// broker memory for each event of that time. Default 2 hours; at most
+	// EventsMaxAge.
+	EventsDuplicates time.Duration
+	// DeadMaxBytes and DeadMaxAge bound the dead letters; the oldest go first.
+	// Default 1 GiB and 30 days.
+	DeadMaxBytes int64
+	DeadMaxAge   time.Duration
+	// NormalsMaxBytes bounds the training sets, which have no age; when it is
+	// reached new normals are refused. Default: no limit of its own.
+	NormalsMaxBytes int64
+	// ArtifactsMaxBytes bounds releases, evidence and checkpoints together.
+	// Default: no limit of its own.
+	ArtifactsMaxBytes int64
+	// Replicas of everything, for a cluster of brokers. Default 1.
+	Replicas int
+}
+
+// framesDuplicates covers a camera that publishes again because it got no
+// answer.
+const framesDuplicates = 2 * time.Minute
+
+func (t Topology) withDefaults() Topology {
+	def := func(v *int64, d int64) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	age := func(v *time.Duration, d time.Duration) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	def(&t.FramesMaxBytes, 2<<30)
+	def(&t.EventsMaxBytes, 1<<30)
+	def(&t.DeadMaxBytes, 1<<30)
+	def(&t.NormalsMaxBytes, -1)
+	def(&t.ArtifactsMaxBytes, -1)
+	age(&t.FramesMaxAge, 7*24*time.Hour)
+	age(&t.EventsMaxAge, 90*24*time.Hour)
+	age(&t.EventsDuplicates, 2*time.Hour)
+	age(&t.DeadMaxAge, 30*24*time.Hour)
+	if t.Replicas == 0 {
+		t.Replicas = 1
+	}
+	return t
+}
+
+// Validate reports every setting that the broker would refuse.
+func (t Topology) Validate() error {
+	err := t.Names.Validate()
+	d := t.withDefaults()
+	if d.EventsDuplicates > d.EventsMaxAge {
+		err = errors.Join(err, fmt.Errorf("event ids are to be remembered for %v, longer than events are kept (%v)", d.EventsDuplicates, d.EventsMaxAge))
+	}
+	if d.FramesMaxAge < framesDuplicates {
+		err = errors.Join(err, fmt.Errorf("frames are to be kept for %v: at least %v is needed to recognise frames that are sent twice", d.FramesMaxAge, framesDuplicates))
+	}
+	if d.Replicas < 1 || d.Replicas > 5 {
+		err = errors.Join(err, fmt.Errorf("%d replicas: the broker takes 1 to 5", d.Replicas))
+	}
+	return err
+}
+
+// Streams are the six streams as the broker gets them.
+func (t Topology) Streams() []jetstream.StreamConfig {
+	t = t.withDefaults()
+	p := t.prefix()
+	all := []jetstream.StreamConfig{
+		{
+			Name: t.FramesStream(), Description: "frames waiting to be scored",
+			Subjects:  []string{p + ".frames.*.*"},
+			Retention: jetstream.WorkQueuePolicy, Discard: jetstream.DiscardNew,
+			MaxBytes: t.FramesMaxBytes, MaxAge: t.FramesMaxAge, Duplicates: framesDuplicates,
+		},
+		{
+			Name: t.EventsStream(), Description: "CloudEvents about frames, detectors and releases",
+			Subjects:  []string{p + ".events.*.*.*"},
+			Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardOld,
+			MaxBytes: t.EventsMaxBytes, MaxAge: t.EventsMaxAge, Duplicates: t.EventsDuplicates,
+			AllowDirect: true,
+		},
+		{
+			Name: t.NormalsStream(), Description: "training sets: normal images, and labelled anomalies apart from them",
+			Subjects:  []string{p + ".normals.*", p + ".anomalies.*"},
+			Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew,
+			MaxBytes: t.NormalsMaxBytes, Duplicates: time.Hour,
+			AllowDirect: true,
+		},
+		{
+			Name: t.FeedbackStream(), Description: "what operators said of frames",
+			Subjects:  []string{p + ".feedback.*"},
+			Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardOld,
+			MaxBytes: 256 << 20, Duplicates: time.Hour,
+			AllowDirect: true,
+		},
+		{
+			Name: t.TrainingStream(), Description: "training requests waiting for a trainer",
+			Subjects:  []string{p + ".train.*"},
+			Retention: jetstream.WorkQueuePolicy, Discard: jetstream.DiscardNew,
+			MaxMsgs: 10_000, MaxBytes: 64 << 20, Duplicates: time.Hour,
+		},
+		{
+			Name: t.DeadStream(), Description: "what could not be handled, with the reason",
+			// The advisories are stored too: one that nobody heard would leave
+			// its message in the work queue for ever.
+			Subjects: []string{
+				p + ".dead.*",
+				advisoryMaxDeliver + t.FramesStream() + ".*",
+				advisoryMaxDeliver + t.TrainingStream() + ".*",
+			},
+			Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardOld,
+			MaxBytes: t.DeadMaxBytes, MaxAge: t.DeadMaxAge, Duplicates: time.Hour,
+			AllowDirect: true,
+		},
+	}
+	for i := range all {
+		all[i].Storage = jetstream.FileStorage
+		all[i].Replicas = t.Replicas
+	}
+	return all
+}
+
+// Ensure creates what is missing in the broker and brings what is there to this
+// configuration. It is safe to call from every process at every start. A stream
+// of another use that has one of the names is refused rather than changed.
+func Ensure(ctx context.Context, js jetstream.JetStream, t Topology) error {
+	if err := t.Validate(); err != nil {
+		return err
+	}
+	t = t.withDefaults()
+	for _, cfg := range t.Streams() {
+		if err := ensureStream(ctx, js, cfg); err != nil {
+			return err
+		}
+	}
+	for _, kv := range []jetstream.KeyValueConfig{
+		{Bucket: t.DetectorsBucket(), Description: "detector configurations", History: 16},
+		{Bucket: t.ActiveBucket(), Description: "detector → active release, with its history", History: 64},
+		{Bucket: t.JobsBucket(), Description: "training jobs and their state", History: 1, TTL: 90 * 24 * time.Hour},
+	} {
+		kv.Replicas, kv.Storage = t.Replicas, jetstream.FileStorage
+		if _, err := js.CreateOrUpdateKeyValue(ctx, kv); err != nil {
+			return fmt.Errorf("create bucket %s: %w", kv.Bucket, err)
+		}
+	}
+	if _, err := js.CreateOrUpdateObjectStore(ctx, jetstream.ObjectStoreConfig{
+		Bucket: t.ArtifactsBucket(), Description: "releases by SHA-256, evidence, checkpoints and large frames",
+		MaxBytes: t.ArtifactsMaxBytes, Storage: jetstream.FileStorage, Replicas: t.Replicas,
+	}); err != nil {
+		return fmt.Errorf("create object store %s: %w", t.ArtifactsBucket(), err)
+	}
+	return nil
+}
+
+func ensureStream(ctx context.Context, js jetstream.JetStream, cfg jetstream.StreamConfig) error {
+	s, err := js.Stream(ctx, cfg.Name)
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		if _, err = js.CreateStream(ctx, cfg); errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+			return ensureStream(ctx, js, cfg) // another process was faster
+		}
+		if err != nil {
+			return fmt.Errorf("create stream %s: %w", cfg.Name, err)
+		}
+		return nil
+	case err != nil:
+		return fmt.Errorf("look for stream %s: %w", cfg.Name, err)
+	}
+	if have := s.CachedInfo().Config; have.Retention != cfg.Retention || have.Subjects[0] != cfg.Subjects[0] {
+		return fmt.Errorf("stream %s holds %v and is not Nearmiss's: choose another prefix or remove it", cfg.Name, have.Subjects)
+	}
+	if _, err := js.UpdateStream(ctx, cfg); err != nil {
+		return fmt.Errorf("update stream %s: %w", cfg.Name, err)
+	}
+	return nil
+}
+
+// advisoryMaxDeliver, stream and consumer name the subject on which the server
+// says that a message has been delivered as often as allowed (nats-server,
+// JSAdvisoryConsumerMaxDeliveryExceedPre).
+const advisoryMaxDeliver = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES."

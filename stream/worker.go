@@ -1,0 +1,391 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
+
+	"github.com/nearmiss/nearmiss/stream/registry"
+)
+
+// WorkerConfig configures a [Worker]. The zero value of a field means its
+// default.
+type WorkerConfig struct {
+	Names
+
+	// Detectors to serve. Default: all that the broker knows.
+	Detectors []string
+	// CacheDir holds the releases that are in use. Required.
+	CacheDir string
+	// BatchSize is how many frames go to the scorer at once, at most. Default 16.
+	BatchSize int
+	// Lanes is how many batches of one detector are under way at once: one is
+	// fetched or published while another is scored. Default 2.
+	Lanes int
+	// AckWait is how long the broker waits for a sign of life before it gives a
+	// frame to another worker; the worker gives one every third of it. Default
+	// 30 s.
+	AckWait time.Duration
+	// MaxDeliver is how often a frame is tried before it goes to the dead
+	// letters. Default 5.
+	MaxDeliver int
+	// RetryDelay is the wait before the second try of a frame; it doubles with
+	// each. Default 1 s, at most a minute.
+	RetryDelay time.Duration
+	// MaxImage bounds the image that an object-referenced frame may name, in
+	// bytes. Default 64 MiB.
+	MaxImage int64
+	// Drain is how long frames under way may take to finish when Run's context
+	// ends. Default 20 s.
+	Drain time.Duration
+	// Resync is how often pointers and configurations are read again without a
+	// cause. Default 30 s.
+	Resync time.Duration
+}
+
+func (c WorkerConfig) withDefaults() WorkerConfig {
+	if c.BatchSize == 0 {
+		c.BatchSize = 16
+	}
+	if c.Lanes == 0 {
+		c.Lanes = 2
+	}
+	if c.AckWait == 0 {
+		c.AckWait = 30 * time.Second
+	}
+	if c.MaxDeliver == 0 {
+		c.MaxDeliver = 5
+	}
+	if c.RetryDelay == 0 {
+		c.RetryDelay = time.Second
+	}
+	if c.MaxImage == 0 {
+		c.MaxImage = 64 << 20
+	}
+	if c.Drain == 0 {
+		c.Drain = 20 * time.Second
+	}
+	if c.Resync == 0 {
+		c.Resync = 30 * time.Second
+	}
+	return c
+}
+
+// Validate reports every setting that cannot work.
+func (c WorkerConfig) Validate() error {
+	errs := []error{c.Names.Validate()}
+	d := c.withDefaults()
+	for _, name := range c.Detectors {
+		errs = append(errs, CheckToken("detector", name))
+	}
+	bad := func(wrong bool, format string, args ...any) {
+		if wrong {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	bad(d.CacheDir == "", "worker: no cache folder is configured")
+	bad(d.BatchSize < 1 || d.BatchSize > 1024, "worker: batch size %d: use 1 to 1024", d.BatchSize)
+	bad(d.Lanes < 1 || d.Lanes > 64, "worker: %d lanes: use 1 to 64", d.Lanes)
+	bad(d.AckWait < 100*time.Millisecond, "worker: ack wait %v: use 100ms or more", d.AckWait)
+	bad(d.MaxDeliver < 1, "worker: %d deliveries: use 1 or more", d.MaxDeliver)
+	bad(d.RetryDelay < 0 || d.Drain < 0 || d.Resync < 0, "worker: delays must not be negative")
+	return errors.Join(errs...)
+}
+
+// WorkerStats counts what a worker has done since it was made.
+type WorkerStats struct {
+	Scored    uint64 `json:"scored"`    // frames with a score
+	Anomalies uint64 `json:"anomalies"` // of those, anomalous
+	Rejected  uint64 `json:"rejected"`  // frames that could not be read
+	Retried   uint64 `json:"retried"`   // frames given back to be tried again
+	Dropped   uint64 `json:"dropped"`   // frames of live detectors that were too old
+	Learned   uint64 `json:"learned"`   // frames that became normals
+	Swaps     uint64 `json:"swaps"`     // releases taken into service
+	Refused   uint64 `json:"refused"`   // releases that were not fit to serve
+}
+
+type workerCounters struct {
+	scored, anomalies, rejected, retried, dropped, learned, swaps, refused atomic.Uint64
+}
+
+// Worker turns frames into scores and events. Several workers, in one process
+// or in many, share the frames of a detector.
+type Worker struct {
+	cfg    WorkerConfig
+	nc     *nats.Conn
+	loader Loader
+	log    zerolog.Logger
+	count  workerCounters
+	poke   chan struct{} // pointers or configurations may have changed
+
+	// Set by Run before any line is started.
+	js        jetstream.JetStream
+	registry  *registry.Registry
+	detectors *Detectors
+	artifacts jetstream.ObjectStore
+	created   atomic.Int64 // when the frames stream was created, Unix nanoseconds
+	window    atomic.Int64 // how long the broker remembers event ids, nanoseconds
+
+	mu    sync.Mutex
+	lines map[string]*line
+}
+
+// NewWorker prepares a worker on a connection that the caller closes after Run
+// has returned; see [Connect].
+func NewWorker(cfg WorkerConfig, nc *nats.Conn, loader Loader, log zerolog.Logger) (*Worker, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	return &Worker{
+		cfg: cfg.withDefaults(), nc: nc, loader: loader,
+		log:   log.With().Str("component", "worker").Logger(),
+		poke:  make(chan struct{}, 1),
+		lines: map[string]*line{},
+	}, nil
+}
+
+// Stats returns the worker's counters.
+func (w *Worker) Stats() WorkerStats {
+	c := &w.count
+	return WorkerStats{
+		Scored: c.scored.Load(), Anomalies: c.anomalies.Load(), Rejected: c.rejected.Load(), Retried: c.retried.Load(),
+		Dropped: c.dropped.Load(), Learned: c.learned.Load(), Swaps: c.swaps.Load(), Refused: c.refused.Load(),
+	}
+}
+
+// Run serves until ctx ends, finishes the frames under way, and gives up on
+// them after the drain time: the broker then gives them to another worker. It
+// waits for a broker that is not there or not set up yet.
+func (w *Worker) Run(ctx context.Context) error {
+	if err := w.open(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	// work outlives ctx by the drain time.
+	work, kill := context.WithCancel(context.WithoutCancel(ctx))
+	defer kill()
+
+	var helpers sync.WaitGroup
+	helpers.Go(func() {
+		w.follow(ctx, "releases", func(ctx context.Context) error { return w.registry.Watch(ctx, w.wake) })
+	})
+	helpers.Go(func() {
+		w.follow(ctx, "detectors", func(ctx context.Context) error { return w.detectors.watch(ctx, w.wake) })
+	})
+	helpers.Go(func() { w.undertake(ctx) })
+
+	// After a reconnect the watches need seconds to wake: read again at once.
+	connected := w.nc.StatusChanged(nats.CONNECTED)
+	defer w.nc.RemoveStatusListener(connected)
+	tick := time.NewTicker(w.cfg.Resync)
+	defer tick.Stop()
+
+	var lines sync.WaitGroup
+	w.log.Info().Int("batch", w.cfg.BatchSize).Int("lanes", w.cfg.Lanes).Msg("worker is up")
+	for ctx.Err() == nil {
+		if err := w.refresh(ctx, work, &lines); err != nil && ctx.Err() == nil {
+			w.log.Warn().Err(err).Msg("cannot read what to serve: going on with what is known")
+		}
+		select {
+		case <-ctx.Done():
+		case <-w.poke:
+		case <-tick.C:
+		case <-connected:
+			w.log.Info().Msg("connected again: reading pointers and configurations")
+			w.reopen(ctx)
+		}
+	}
+
+	done := make(chan struct{})
+	go func() {
+		lines.Wait()
+		helpers.Wait()
+		close(done)
+	}()
+	hard := time.NewTimer(w.cfg.Drain)
+	defer hard.Stop()
+	select {
+	case <-done:
+	case <-hard.C:
+		w.log.Warn().Dur("drain", w.cfg.Drain).Msg("frames under way did not finish in time: they go to another worker")
+		kill()
+		<-done
+	}
+	if err := w.nc.FlushTimeout(2 * time.Second); err != nil && !w.nc.IsClosed() {
+		w.log.Debug().Err(err).Msg("last acknowledgements may be late")
+	}
+	w.log.Info().Uint64("scored", w.count.scored.Load()).Uint64("anomalies", w.count.anomalies.Load()).Msg("worker is down")
+	return nil
+}
+
+// wake has pointers and configurations read again soon.
+func (w *Worker) wake() {
+	select {
+	case w.poke <- struct{}{}:
+	default:
+	}
+}
+
+// open waits for the broker and its streams.
+func (w *Worker) open(ctx context.Context) error {
+	var err error
+	if w.js, err = jetstream.New(w.nc, jetstream.WithPublishAsyncMaxPending(1024), jetstream.WithPublishAsyncTimeout(publishWait)); err != nil {
+		return fmt.Errorf("start worker: %w", err)
+	}
+	told := false
+	return retry(ctx, patient(), func() error {
+		err := func() error {
+			step, cancel := context.WithTimeout(ctx, 5*time.Second)
+			defer cancel()
+			frames, err := w.js.Stream(step, w.cfg.FramesStream())
+			if err != nil {
+				return fmt.Errorf("look for stream %s: %w", w.cfg.FramesStream(), err)
+			}
+			w.created.Store(frames.CachedInfo().Created.UnixNano())
+			events, err := w.js.Stream(step, w.cfg.EventsStream())
+			if err != nil {
+				return fmt.Errorf("look for stream %s: %w", w.cfg.EventsStream(), err)
+			}
+			w.window.Store(int64(events.CachedInfo().Config.Duplicates))
+			if w.registry, err = registry.Open(step, w.js, w.cfg.registry(w.cfg.CacheDir)); err != nil {
+				return err
+			}
+			if w.detectors, err = OpenDetectors(step, w.js, w.cfg.Names); err != nil {
+				return err
+			}
+			w.artifacts, err = w.js.ObjectStore(step, w.cfg.ArtifactsBucket())
+			return err
+		}()
+		if err != nil && ctx.Err() == nil && !told {
+			told = true
+			w.log.Warn().Err(err).Msg("waiting for the broker")
+		}
+		return err
+	})
+}
+
+// reopen learns whether the frames stream is the one it was.
+func (w *Worker) reopen(ctx context.Context) {
+	if s, err := w.js.Stream(ctx, w.cfg.FramesStream()); err == nil {
+		w.created.Store(s.CachedInfo().Created.UnixNano())
+	}
+}
+
+// dupWindow is how long the broker remembers event ids.
+func (w *Worker) dupWindow() time.Duration { return time.Duration(w.window.Load()) }
+
+func (n Names) registry(cache string) registry.Config {
+	return registry.Config{ActiveBucket: n.ActiveBucket(), ArtifactsBucket: n.ArtifactsBucket(), CacheDir: cache}
+}
+
+// follow keeps a watch running.
+func (w *Worker) follow(ctx context.Context, what string, watch func(context.Context) error) {
+	for ctx.Err() == nil {
+		if err := watch(ctx); err != nil && ctx.Err() == nil {
+			w.log.Debug().Err(err).Str("of", what).Msg("watch ended: starting it again")
+			pause(ctx, time.Second)
+			w.wake()
+		}
+	}
+}
+
+// refresh brings the lines to what the broker says: one for each detector that
+// has a configuration or a release.
+func (w *Worker) refresh(ctx, work context.Context, running *sync.WaitGroup) error {
+	step, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	pointers, err := w.registry.Detectors(step)
+	if err != nil {
+		return err
+	}
+	list, err := w.detectors.List(step)
+	if err != nil {
+		return err
+	}
+	confs := map[string]Detector{}
+	for _, d := range list {
+		confs[d.Name] = d
+	}
+	for name := range pointers {
+		if _, ok := confs[name]; !ok {
+			confs[name] = Detector{Name: name}
+		}
+	}
+	if len(w.cfg.Detectors) > 0 {
+		only := map[string]Detector{}
+		for _, name := range w.cfg.Detectors {
+			d, ok := confs[name]
+			if !ok {
+				d = Detector{Name: name}
+			}
+			only[name] = d
+		}
+		confs = only
+	}
+
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for name, conf := range confs {
+		l := w.lines[name]
+		if l == nil {
+			l = newLine(w, name)
+			w.lines[name] = l
+			lineCtx, stop := context.WithCancel(ctx)
+			l.stop = stop
+			running.Go(func() { l.run(lineCtx, work) })
+		}
+		l.want(conf.WithDefaults(), pointers[name])
+	}
+	for name, l := range w.lines {
+		if _, ok := confs[name]; !ok {
+			w.log.Info().Str("detector", name).Msg("detector is gone")
+			l.stop()
+			delete(w.lines, name)
+		}
+	}
+	return nil
+}
+
+// undertake moves frames that were delivered too often to the dead letters.
+func (w *Worker) undertake(ctx context.Context) {
+	u := &undertaker{names: w.cfg.Names, js: w.js, log: w.log, buried: func(ctx context.Context, raw *jetstream.RawStreamMsg, d DeadLetter) error {
+		meta := &jetstream.MsgMetadata{Timestamp: raw.Time, Sequence: jetstream.SequencePair{Stream: raw.Sequence}}
+		f, _ := ParseFrame(w.cfg.Names, raw.Subject, raw.Header, raw.Data, meta, time.Unix(0, w.created.Load()))
+		if f.Detector == "" || f.Camera == "" {
+			return nil
+		}
+		m, err := rejectedEvent(f, d.Code, d.Reason).Message(w.cfg.Names)
+		if err != nil {
+			return err
+		}
+		_, err = w.js.PublishMsg(ctx, m)
+		return err
+	}}
+	u.run(ctx, w.cfg.FramesStream())
+}
+
+// publishWait is how long one publish may wait for the broker's answer.
+const publishWait = 5 * time.Second
+
+// patient is the back-off for what must succeed at last: 100 ms to 5 s, for ever.
+func patient() backoff.BackOff {
+	return backoff.NewExponentialBackOff(
+		backoff.WithInitialInterval(100*time.Millisecond), backoff.WithMaxInterval(5*time.Second), backoff.WithMaxElapsedTime(0))
+}
+
+// brief is the back-off within the handling of one message: 50 ms to 2 s, half
+// a minute in all.
+func brief() backoff.BackOff {
+	return backoff.NewExponentialBackOff(
+		backoff.WithInitialInterval(50*time.Millisecond), backoff.WithMaxInterval(2*time.Second), backoff.WithMaxElapsedTime(30*time.Second))
+}
