@@ -287,6 +287,8 @@ type ReleaseSpec struct {
 	RandomWeights  bool
 	// Check has a few image files whose scores the manifest will foretell.
 	Check [][]byte
+	// Files are further files of the release: name to content.
+	Files map[string][]byte
 	// Training says where the release comes from; it is written as JSON.
 	Training any
 }
@@ -315,6 +317,11 @@ func (s ReleaseSpec) fill(ctx context.Context, b *release.Builder) (release.Mani
 	// The model names its external data, so that name is kept.
 	if data := s.Model + ".data"; fileExists(data) {
 		if err := b.AddFile(filepath.Base(data), data); err != nil {
+			return fail(err)
+		}
+	}
+	for name, content := range s.Files {
+		if err := b.AddBytes(name, content); err != nil {
 			return fail(err)
 		}
 	}

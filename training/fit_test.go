@@ -1,0 +1,201 @@
+package training
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/nearmiss/nearmiss/inference"
+	"github.com/nearmiss/nearmiss/inference/backbone"
+	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/inference/release"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// smallBackbone writes a ViT of one block with random weights.
+func smallBackbone(t testing.TB) string {
+	t.Helper()
+	m, err := backbone.Random(backbone.Spec{
+		Family: backbone.ViT, Dim: 64, Depth: 1, Heads: 1, Hidden: 128, Patch: 8, Size: 32, ClassPos: true, NormEps: 1e-6,
+	}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "small.onnx")
+	if _, err := m.Write(path, backbone.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// squares returns n different images: a bright square somewhere on noise.
+func squares(t testing.TB, n int) []Image {
+	t.Helper()
+	r := rand.New(rand.NewPCG(7, 7))
+	images := make([]Image, n)
+	for i := range images {
+		img := imaging.New(40, 40)
+		for j := range img.Pix {
+			img.Pix[j] = uint8(r.IntN(40))
+		}
+		x0, y0 := r.IntN(30), r.IntN(30)
+		for y := range 10 {
+			for x := range 10 {
+				img.SetRGB(x0+x, y0+y, 200, 210, 220)
+			}
+		}
+		b, err := img.PNG()
+		if err != nil {
+			t.Fatal(err)
+		}
+		images[i] = Image{Name: fmt.Sprintf("square-%d.png", i), Read: func() ([]byte, error) { return b, nil }}
+	}
+	return images
+}
+
+func TestFitWritesAReleaseThatScores(t *testing.T) {
+	normals := squares(t, 50)
+	normals = append(normals, Image{Name: "copy.png", Read: normals[3].Read},
+		Image{Name: "broken.png", Read: func() ([]byte, error) { return []byte("\x89PNG\r\n\x1a\nnonsense"), nil }})
+	out := filepath.Join(t.TempDir(), "release")
+	var steps []string
+	plan := Plan{
+		Detector: "squares", Normals: normals, Backbone: smallBackbone(t), Out: out, Seed: 5, Tool: "test",
+		Progress: func(step string, done, total int) { steps = append(steps, fmt.Sprintf("%s %d/%d", step, done, total)) },
+	}
+	res, err := Fit(t.Context(), plan)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if res.Bank != 40 || res.HeldOut != 10 || res.Duplicate != 1 || res.Rejected != 1 {
+		t.Fatalf("%+v", res)
+	}
+	// 1 % is out of reach of ten held-out normals: the result says so
+	if res.Alpha != 1.0/11 || res.Smallest != 1.0/11 {
+		t.Errorf("false-alarm rate %v, smallest %v", res.Alpha, res.Smallest)
+	}
+	for _, want := range []string{"493", "copies", "broken.png"} {
+		if !strings.Contains(strings.Join(res.Warnings, "\n"), want) {
+			t.Errorf("%q is not in the warnings: %q", want, res.Warnings)
+		}
+	}
+	if got := strings.Join(steps, ", "); got != "embed 52/52, bank 0/1, bank 1/1" {
+		t.Errorf("progress: %s", got)
+	}
+
+	d, err := inference.Open(t.Context(), out, inference.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	m := d.Release().Manifest
+	if !m.Model.RandomWeights || len(m.Check) != checkImages || m.Calibration.HeldOut != 10 {
+		t.Errorf("manifest: %+v", m)
+	}
+	var prov Provenance
+	if err := json.Unmarshal(m.Training, &prov); err != nil || prov.Seed != 5 || prov.DataSHA256 == "" {
+		t.Errorf("provenance %+v: %v", prov, err)
+	}
+
+	// an entry of the bank is its own nearest neighbour, and the listing names it
+	lines := readListing(t, out)
+	for _, n := range lines {
+		if n.Use != UsedInBank {
+			continue
+		}
+		b, _ := normals[n.ID].Read()
+		s, err := d.Score(t.Context(), [][]byte{b})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s[0].Nearest[0].ID != n.ID || s[0].Nearest[0].Distance > 1e-3 {
+			t.Errorf("%s: nearest is %+v", n.Name, s[0].Nearest)
+		}
+		break
+	}
+	count := map[string]int{}
+	for _, n := range lines {
+		count[n.Use]++
+	}
+	if count[UsedInBank] != 40 || count[UsedToHold] != 10 || count[NotUsedTwice] != 1 || count[NotUsedReject] != 1 {
+		t.Errorf("listing: %v", count)
+	}
+}
+
+func readListing(t *testing.T, dir string) (all []Normal) {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(dir, NormalsName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for s := bufio.NewScanner(bytes.NewReader(b)); s.Scan(); {
+		var n Normal
+		if err := json.Unmarshal(s.Bytes(), &n); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, n)
+	}
+	return all
+}
+
+func TestFitIsRepeatable(t *testing.T) {
+	plan := Plan{Detector: "squares", Normals: squares(t, 20), Backbone: smallBackbone(t), Seed: 9}
+	var digests []string
+	for range 2 {
+		plan.Out = filepath.Join(t.TempDir(), "release")
+		if _, err := Fit(t.Context(), plan); err != nil {
+			t.Fatal(err)
+		}
+		r, err := release.Open(plan.Out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		digests = append(digests, r.Manifest.BankDigest())
+	}
+	if digests[0] != digests[1] {
+		t.Fatal("one plan gave two banks")
+	}
+}
+
+func TestFitRefusesWhatItCannotPromise(t *testing.T) {
+	plan := Plan{Detector: "squares", Normals: squares(t, 20), Backbone: smallBackbone(t), Out: filepath.Join(t.TempDir(), "release"), Alpha: 0.05}
+	_, err := Fit(t.Context(), plan)
+	if err == nil || !strings.Contains(err.Error(), "93 different normal images") {
+		t.Errorf("4 held-out images, false-alarm rate 5 %%: %v", err)
+	}
+	plan.Alpha, plan.Normals = 0, plan.Normals[:2]
+	if _, err := Fit(t.Context(), plan); err == nil || !strings.Contains(err.Error(), "too few") {
+		t.Errorf("two images: %v", err)
+	}
+	if _, err := Fit(t.Context(), Plan{Method: "magic"}); err == nil || !strings.Contains(err.Error(), "magic") {
+		t.Errorf("unknown method: %v", err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(plan.Out), "*")); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestFitStopsWhenItsContextEnds(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	normals := squares(t, 30)
+	read := normals[10].Read
+	normals[10].Read = func() ([]byte, error) { cancel(); return read() }
+	plan := Plan{Detector: "squares", Normals: normals, Backbone: smallBackbone(t), Out: filepath.Join(t.TempDir(), "release")}
+	if _, err := Fit(ctx, plan); !errors.Is(err, context.Canceled) {
+		t.Fatalf("cancelled fit: %v", err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(plan.Out), "*")); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}

@@ -1,0 +1,122 @@
+package training
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/rs/zerolog"
+
+	"github.com/nearmiss/nearmiss/bank"
+	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/inference/ort"
+)
+
+// Method is how a detector learns.
+type Method string
+
+// KNN keeps the pretrained backbone and fills the bank with the normals'
+// embeddings.
+const KNN Method = "knn"
+
+// Defaults of a plan.
+const (
+	DefaultK     = 2    // neighbours in a score (paper, eq. 4)
+	DefaultAlpha = 0.01 // false-alarm rate, where the held-out normals can promise it
+)
+
+// Image is one normal image, read when it is needed.
+type Image struct {
+	Name string                 // for people; unique in a plan
+	Read func() ([]byte, error) // the image file's bytes, the same at every call
+}
+
+// Plan says what a detector learns from, how, and where its release goes. The
+// zero value of a field means its default.
+type Plan struct {
+	// Detector names the release: letters, digits, - and _. Required.
+	Detector string
+	// Method is how to learn. Default KNN.
+	Method Method
+	// Normals are the images to learn from; files with equal bytes count once.
+	// Required.
+	Normals []Image
+	// Backbone is the ONNX file that embeds images. Required.
+	Backbone string
+	// Out is the release folder that is written; it must not exist. Required.
+	Out string
+
+	// K is the number of neighbours in a score. Default DefaultK.
+	K int
+	// Alpha is the false-alarm rate, 0..1, that the threshold promises. The
+	// default is DefaultAlpha where the held-out normals can promise it, and
+	// else the smallest rate that they can. A rate that is set and cannot be
+	// promised fails the plan.
+	Alpha float64
+	// HeldOut is the share of the normals, 0..1, that calibrates and stays out
+	// of the bank. Default DefaultHeldOut.
+	HeldOut float64
+	// Seed draws the split. Equal seeds and images give equal banks.
+	Seed uint64
+	// Index is the bank's kind of index. Default bank.Auto.
+	Index bank.Kind
+
+	// Device and Threads say where the backbone runs, as in inference.
+	Device  ort.Device
+	Threads int
+	// Limits bound the images.
+	Limits imaging.Limits
+
+	// Tool is the program and its version, for the manifest.
+	Tool string
+	// Progress, when set, hears how far each step is; from one goroutine.
+	Progress func(step string, done, total int)
+	// Log gets warnings. The zero value is silent.
+	Log zerolog.Logger
+}
+
+func (p Plan) withDefaults() Plan {
+	if p.Method == "" {
+		p.Method = KNN
+	}
+	if p.K == 0 {
+		p.K = DefaultK
+	}
+	if p.HeldOut == 0 {
+		p.HeldOut = DefaultHeldOut
+	}
+	if p.Index == "" {
+		p.Index = bank.Auto
+	}
+	if p.Progress == nil {
+		p.Progress = func(string, int, int) {}
+	}
+	return p
+}
+
+// Validate names everything in the plan that makes no sense.
+func (p Plan) Validate() error {
+	var errs []error
+	fail := func(format string, a ...any) { errs = append(errs, fmt.Errorf(format, a...)) }
+	if p.Detector == "" {
+		fail("no detector is named")
+	}
+	if p.Method != "" && p.Method != KNN {
+		fail("method %q: only %q can be learnt", p.Method, KNN)
+	}
+	if p.Backbone == "" {
+		fail("no backbone is given")
+	}
+	if p.Out == "" {
+		fail("no folder is given for the release")
+	}
+	if p.K < 0 {
+		fail("%d neighbours in a score: use 1 or more", p.K)
+	}
+	if p.Alpha < 0 || p.Alpha >= 1 {
+		fail("false-alarm rate %v: use a number between 0 and 1", p.Alpha)
+	}
+	if p.HeldOut < 0 || p.HeldOut >= 1 {
+		fail("held-out share %v: use a number between 0 and 1", p.HeldOut)
+	}
+	return errors.Join(errs...)
+}
