@@ -131,10 +131,22 @@ func New(o Options) (*Bank, error) {
 	}
 	r := newRows(dim)
 	r.engine = o.Batch
+	r.warn = func(err error) {
+		o.Log.Warn().Err(err).Msg("the bank searches with its own loops instead of the batch engine")
+	}
 	return &Bank{
 		dim: o.Dim, k: o.K, kind: o.Kind, cutoff: o.Cutoff, graph: graph, gate: gate,
 		transform: o.Transform, log: o.Log, rows: r, index: &exact{rows: r},
 	}, nil
+}
+
+// Close gives back what a batch engine holds for the bank. The bank may still
+// be used afterwards.
+func (b *Bank) Close() error {
+	b.rows.mu.Lock()
+	defer b.rows.mu.Unlock()
+	b.rows.dropPrepared()
+	return nil
 }
 
 // Dim is the length of the embeddings that Add and Score take.

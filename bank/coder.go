@@ -70,7 +70,7 @@ func (x *coderIndex) Search(q []float32, k int) (out []Neighbour, err error) {
 }
 
 func (x *coderIndex) SearchBatch(ctx context.Context, queries []float32, k int) ([][]Neighbour, error) {
-	return eachQuery(ctx, queries, x.rows.dim, func(q []float32, _ *nearest) ([]Neighbour, error) {
+	return eachQuery(ctx, queries, x.rows.dim, func(q []float32) ([]Neighbour, error) {
 		return x.Search(q, k)
 	})
 }

@@ -3,7 +3,6 @@ package bank
 import (
 	"context"
 	"fmt"
-	"math"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -28,27 +27,6 @@ type Index interface {
 	Search(q []float32, k int) ([]Neighbour, error)
 	// SearchBatch does the same for m queries, row-major m×Dim, on all cores.
 	SearchBatch(ctx context.Context, queries []float32, k int) ([][]Neighbour, error)
-}
-
-// BatchEngine makes searchers that answer many queries at once, for example by
-// one matrix product on ONNX Runtime. The bank trusts its choice of rows up to
-// rounding, computes the distances of the chosen rows again, and falls back to
-// its own loops where rounding could have changed the choice.
-type BatchEngine interface {
-	// Prepare takes n rows, row-major n×dim. They do not change, and must not
-	// be changed, until the searcher is closed.
-	Prepare(rows []float32, dim int) (BatchSearcher, error)
-}
-
-// BatchSearcher answers batches over the rows it was prepared with. It must be
-// safe for concurrent use.
-type BatchSearcher interface {
-	// Search takes m queries, row-major m×dim, and returns for each the k rows
-	// (0 ≤ k ≤ n) of smallest squared Euclidean distance, nearest first: row
-	// numbers and approximate squared distances, both row-major m×k. Its
-	// distances may carry the rounding of ‖q‖² − 2q·v + ‖v‖² in float32.
-	Search(ctx context.Context, queries []float32, k int) (rows []int64, distances []float32, err error)
-	Close() error
 }
 
 // exact compares a query with every row.
@@ -137,13 +115,16 @@ func (r *rows) settle(q []float32, k int, found []candidate) []Neighbour {
 // scan offers every row to n, which keeps the min(k, len) nearest.
 func (r *rows) scan(q []float32, k int, n *nearest) {
 	n.reset(k, r.ids)
-	worst := float32(math.Inf(1))
-	for i := range r.ids {
+	r.scanBlock(q, n, 0, r.len())
+}
+
+// scanBlock offers rows from..to−1 to n.
+func (r *rows) scanBlock(q []float32, n *nearest, from, to int) {
+	worst := n.worst()
+	for i := from; i < to; i++ {
 		if d := squaredL2(q, r.at(uint32(i))); d <= worst {
 			n.offer(uint32(i), d)
-			if len(n.items) == n.k {
-				worst = n.items[n.k-1].distance
-			}
+			worst = n.worst()
 		}
 	}
 }
@@ -152,28 +133,82 @@ func (r *rows) scan(q []float32, k int, n *nearest) {
 func (r *rows) searchBatch(ctx context.Context, queries []float32, k int) ([][]Neighbour, error) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	return eachQuery(ctx, queries, r.dim, func(q []float32, n *nearest) ([]Neighbour, error) {
-		if err := r.checkQuery(q, k); err != nil {
-			return nil, err
+	m, err := countQueries(queries, r.dim)
+	if err != nil {
+		return nil, err
+	}
+	for i := range m {
+		if err := r.checkQuery(queries[i*r.dim:(i+1)*r.dim], k); err != nil {
+			return nil, fmt.Errorf("query %d of %d: %w", i, m, err)
 		}
-		return r.search(q, k, n), nil
+	}
+	k = min(k, r.len())
+	if r.engine != nil && m >= engineQueries && k > 0 {
+		out, err := r.engineBatch(ctx, queries, k)
+		if err == nil || ctx.Err() != nil {
+			return out, err
+		}
+		r.warn(err)
+	}
+	return r.loopBatch(ctx, queries, k)
+}
+
+// A group of queries is compared with one block of rows after the other, so
+// that a block is read from memory once for the whole group.
+const (
+	groupQueries = 8
+	blockBytes   = 128 << 10
+)
+
+// loopBatch is searchBatch on this package's own loops.
+func (r *rows) loopBatch(ctx context.Context, queries []float32, k int) ([][]Neighbour, error) {
+	m := len(queries) / r.dim
+	out := make([][]Neighbour, m)
+	if k == 0 {
+		for i := range out {
+			out[i] = []Neighbour{}
+		}
+		return out, ctx.Err()
+	}
+	group := min(max(1, m/runtime.GOMAXPROCS(0)), groupQueries)
+	block := max(1, blockBytes/4/r.dim)
+	parallel(ctx, (m+group-1)/group, func() func(int) {
+		found := make([]nearest, group)
+		return func(g int) {
+			first, end := g*group, min((g+1)*group, m)
+			for i := first; i < end; i++ {
+				found[i-first].reset(k+slack, r.ids)
+			}
+			for from := 0; from < r.len() && ctx.Err() == nil; from += block {
+				to := min(from+block, r.len())
+				for i := first; i < end; i++ {
+					r.scanBlock(queries[i*r.dim:(i+1)*r.dim], &found[i-first], from, to)
+				}
+			}
+			if ctx.Err() != nil {
+				return
+			}
+			for i := first; i < end; i++ {
+				out[i] = r.settle(queries[i*r.dim:(i+1)*r.dim], k, found[i-first].items)
+			}
+		}
 	})
+	return out, ctx.Err()
 }
 
 // eachQuery answers m queries on all cores; the error is that of the first
 // query that failed.
 func eachQuery(ctx context.Context, queries []float32, dim int,
-	search func(q []float32, n *nearest) ([]Neighbour, error),
+	search func(q []float32) ([]Neighbour, error),
 ) ([][]Neighbour, error) {
-	if len(queries)%dim != 0 {
-		return nil, fmt.Errorf("%w: %d numbers are not whole queries of dimension %d", ErrDim, len(queries), dim)
+	m, err := countQueries(queries, dim)
+	if err != nil {
+		return nil, err
 	}
-	m := len(queries) / dim
 	out := make([][]Neighbour, m)
 	errs := make([]error, m)
 	parallel(ctx, m, func() func(int) {
-		var n nearest
-		return func(i int) { out[i], errs[i] = search(queries[i*dim:(i+1)*dim:(i+1)*dim], &n) }
+		return func(i int) { out[i], errs[i] = search(queries[i*dim : (i+1)*dim : (i+1)*dim]) }
 	})
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -184,6 +219,13 @@ func eachQuery(ctx context.Context, queries []float32, dim int,
 		}
 	}
 	return out, nil
+}
+
+func countQueries(queries []float32, dim int) (int, error) {
+	if len(queries)%dim != 0 {
+		return 0, fmt.Errorf("search: %w: %d numbers are not whole queries of dimension %d", ErrDim, len(queries), dim)
+	}
+	return len(queries) / dim, nil
 }
 
 // parallel calls do(0..n−1) on all cores until ctx ends; worker makes one

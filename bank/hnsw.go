@@ -176,7 +176,7 @@ func (h *hnsw) Search(q []float32, k int) ([]Neighbour, error) {
 func (h *hnsw) SearchBatch(ctx context.Context, queries []float32, k int) ([][]Neighbour, error) {
 	h.rows.mu.RLock()
 	defer h.rows.mu.RUnlock()
-	return eachQuery(ctx, queries, h.rows.dim, func(q []float32, _ *nearest) ([]Neighbour, error) {
+	return eachQuery(ctx, queries, h.rows.dim, func(q []float32) ([]Neighbour, error) {
 		if err := h.rows.checkQuery(q, k); err != nil {
 			return nil, err
 		}

@@ -3,6 +3,7 @@ package bank
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 )
@@ -30,10 +31,13 @@ type rows struct {
 	ids  []uint64
 	row  map[uint64]uint32 // id → row number
 
-	engine BatchEngine // for large batches; nil for none
+	engine    BatchEngine // for large batches; nil for none
+	preparing sync.Mutex  // guards prepared while mu is held for reading
+	prepared  *prepared
+	warn      func(error) // of an engine that failed
 }
 
-func newRows(dim int) *rows { return &rows{dim: dim, row: map[uint64]uint32{}} }
+func newRows(dim int) *rows { return &rows{dim: dim, row: map[uint64]uint32{}, warn: func(error) {}} }
 
 func (r *rows) len() int { return len(r.ids) }
 
@@ -44,6 +48,7 @@ func (r *rows) at(i uint32) []float32 {
 
 // add appends a checked vector and returns its row number.
 func (r *rows) add(id uint64, v []float32) uint32 {
+	r.dropPrepared()
 	i := uint32(len(r.ids))
 	r.data = append(r.data, v...)
 	r.ids = append(r.ids, id)
@@ -59,6 +64,7 @@ func (r *rows) grow(n int) {
 
 // remove deletes row i; the last row takes its place.
 func (r *rows) remove(i uint32) {
+	r.dropPrepared()
 	last := uint32(len(r.ids) - 1)
 	delete(r.row, r.ids[i])
 	if i != last {
@@ -139,6 +145,14 @@ func (n *nearest) reset(k int, ids []uint64) {
 		n.items = make([]candidate, 0, k+1)
 	}
 	n.items = n.items[:0]
+}
+
+// worst is the distance above which an offer is in vain.
+func (n *nearest) worst() float32 {
+	if len(n.items) < n.k {
+		return math.MaxFloat32
+	}
+	return n.items[n.k-1].distance
 }
 
 // offer considers one row.
