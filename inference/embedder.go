@@ -153,7 +153,7 @@ func newEmbedder(path string, o EmbedOptions) (_ *Embedder, err error) {
 		o.Workers = runtime.GOMAXPROCS(0)
 	}
 	if o.Batch.Count == 0 {
-		o.Batch.Count = 8
+		o.Batch.Count = 4
 		if !cpu {
 			o.Batch.Count = 32
 		}

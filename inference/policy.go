@@ -8,7 +8,7 @@ import (
 // BatchPolicy says when images that are ready become a batch: as soon as one
 // of the limits is reached. The zero value of a field means its default.
 type BatchPolicy struct {
-	// Count is the largest number of images in a batch. Default 8 on the CPU,
+	// Count is the largest number of images in a batch. Default 4 on the CPU,
 	// 32 elsewhere.
 	Count int
 	// Bytes bounds the model's input of one batch, in bytes; at least one image
