@@ -104,12 +104,17 @@ func encodeNPZ(t *testing.T, ws []drawn) []byte {
 	return b.Bytes()
 }
 
-func writeTemp(t *testing.T, name string, b []byte) string {
+func writeFile(t testing.TB, path string, b []byte) {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), name)
 	if err := os.WriteFile(path, b, 0o644); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func writeTemp(t *testing.T, name string, b []byte) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	writeFile(t, path, b)
 	return path
 }
 

@@ -175,6 +175,9 @@ func (p *pull) attempt(ctx context.Context) error {
 		if err == io.EOF {
 			break
 		}
+		if err == nil {
+			err = ctx.Err()
+		}
 		if err != nil {
 			return err
 		}
