@@ -45,9 +45,15 @@ func NewCalibration(heldOut []float64, alpha float64) (*Calibration, error) {
 	}
 	sort.Float64s(s)
 	c := &Calibration{alpha: alpha, heldOut: s}
-	// The largest count with count/(n+1) ≤ alpha, in the very arithmetic of
-	// PValue, so that threshold and p-value cannot disagree by rounding.
-	n1 := float64(len(s) + 1)
+	c.rank = len(s) + 1 - alarmRank(len(s), alpha)
+	return c, nil
+}
+
+// alarmRank is ⌊α(n+1)⌋: the largest count with count/(n+1) ≤ alpha, in the
+// very arithmetic of PValue, so that threshold and p-value cannot disagree by
+// rounding.
+func alarmRank(n int, alpha float64) int {
+	n1 := float64(n + 1)
 	count := int(alpha * n1)
 	for float64(count+1)/n1 <= alpha {
 		count++
@@ -55,8 +61,7 @@ func NewCalibration(heldOut []float64, alpha float64) (*Calibration, error) {
 	for count > 0 && float64(count)/n1 > alpha {
 		count--
 	}
-	c.rank = len(s) + 1 - count
-	return c, nil
+	return count
 }
 
 // Alpha is the false-alarm rate asked for, 0..1.
@@ -143,4 +148,73 @@ func HeldOutFor(alpha float64) int {
 		n++
 	}
 	return max(n, 1)
+}
+
+// FalseAlarmRange says between which rates the false-alarm rate of one detector
+// lies with the given confidence, 0..1, when n held-out normals calibrate it
+// for alpha. The promise is the mean over calibrations; the rate of one of them
+// is Beta(l, n+1−l) distributed, l = ⌊α(n+1)⌋, for scores without ties (Vovk,
+// "Conditional validity of inductive conformal predictors", ACML 2012), and no
+// higher with ties. Both ends are 0 where alpha is unreachable.
+func FalseAlarmRange(n int, alpha, confidence float64) (low, high float64) {
+	l := alarmRank(n, alpha)
+	if l == 0 {
+		return 0, 0
+	}
+	a, b := float64(l), float64(n+1-l)
+	tail := (1 - confidence) / 2
+	return betaQuantile(a, b, tail), betaQuantile(a, b, 1-tail)
+}
+
+// betaQuantile inverts the distribution function of Beta(a, b) by bisection.
+func betaQuantile(a, b, p float64) float64 {
+	low, high := 0.0, 1.0
+	for range 60 {
+		mid := (low + high) / 2
+		if betaCDF(a, b, mid) < p {
+			low = mid
+		} else {
+			high = mid
+		}
+	}
+	return (low + high) / 2
+}
+
+// betaCDF is the regularised incomplete beta function I_x(a, b), by its
+// continued fraction (NIST DLMF 8.17.22) in Lentz's form.
+func betaCDF(a, b, x float64) float64 {
+	switch {
+	case x <= 0:
+		return 0
+	case x >= 1:
+		return 1
+	case x > (a+1)/(a+b+2):
+		return 1 - betaCDF(b, a, 1-x)
+	}
+	la, _ := math.Lgamma(a)
+	lb, _ := math.Lgamma(b)
+	lab, _ := math.Lgamma(a + b)
+	front := math.Exp(lab-la-lb+a*math.Log(x)+b*math.Log1p(-x)) / a
+	const tiny = 1e-300
+	nonZero := func(v float64) float64 {
+		if math.Abs(v) < tiny {
+			return tiny
+		}
+		return v
+	}
+	d := 1 / nonZero(1-(a+b)*x/(a+1))
+	c, f := 1.0, d
+	for i := 1; i <= 5000; i++ {
+		m := float64(i)
+		t := m * (b - m) * x / ((a + 2*m - 1) * (a + 2*m))
+		d, c = 1/nonZero(1+t*d), nonZero(1+t/c)
+		f *= d * c
+		t = -(a + m) * (a + b + m) * x / ((a + 2*m) * (a + 2*m + 1))
+		d, c = 1/nonZero(1+t*d), nonZero(1+t/c)
+		f *= d * c
+		if math.Abs(d*c-1) < 1e-14 {
+			break
+		}
+	}
+	return front * f
 }
