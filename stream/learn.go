@@ -103,7 +103,7 @@ func (l *line) learned(ctx context.Context, conf Detector, have int) error {
 		Job: fmt.Sprintf("learn-%s-%d", l.name, conf.CreatedAt.UnixMilli()), Detector: l.name,
 		Reason: fmt.Sprintf("the first %d frames have become normals", have), By: "worker", Promote: true,
 	}
-	if err := RequestTraining(ctx, l.w.js, l.w.cfg.Names, req); err != nil {
+	if _, err := l.w.jobs.Request(ctx, req); err != nil {
 		return err
 	}
 	l.log.Info().Int("normals", have).Str("job", req.Job).Msg("learned enough: asked for training, frames wait in the queue")

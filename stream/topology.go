@@ -134,7 +134,6 @@ func (t Topology) Streams() []jetstream.StreamConfig {
 			Subjects: []string{
 				p + ".dead.*",
 				advisoryMaxDeliver + t.FramesStream() + ".*",
-				advisoryMaxDeliver + t.TrainingStream() + ".*",
 			},
 			Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardOld,
 			MaxBytes: t.DeadMaxBytes, MaxAge: t.DeadMaxAge, Duplicates: time.Hour,

@@ -130,6 +130,7 @@ type Worker struct {
 	js        jetstream.JetStream
 	registry  *registry.Registry
 	detectors *Detectors
+	jobs      *Jobs
 	artifacts jetstream.ObjectStore
 	created   atomic.Int64 // when the frames stream was created, Unix nanoseconds
 	window    atomic.Int64 // how long the broker remembers event ids, nanoseconds
@@ -261,6 +262,9 @@ func (w *Worker) open(ctx context.Context) error {
 				return err
 			}
 			if w.detectors, err = OpenDetectors(step, w.js, w.cfg.Names); err != nil {
+				return err
+			}
+			if w.jobs, err = OpenJobs(step, w.js, w.cfg.Names); err != nil {
 				return err
 			}
 			w.artifacts, err = w.js.ObjectStore(step, w.cfg.ArtifactsBucket())

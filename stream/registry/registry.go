@@ -101,6 +101,12 @@ func (r *Registry) Put(ctx context.Context, detector, dir string) (string, error
 	return digest, nil
 }
 
+// Digest is the digest of the release in a folder.
+func Digest(dir string) (string, error) {
+	_, digest, _, err := readManifest(dir)
+	return digest, err
+}
+
 func (r *Registry) putManifest(ctx context.Context, detector, digest string, raw []byte) error {
 	if r.has(ctx, digest, int64(len(raw))) {
 		return nil

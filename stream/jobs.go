@@ -1,0 +1,317 @@
+package stream
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sort"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nuid"
+)
+
+// TrainRequest asks for a new release of a detector.
+type TrainRequest struct {
+	Job      string `json:"job"`               // names the job; asking for the same job again within an hour asks for nothing
+	Detector string `json:"detector"`          // whose configuration and normals are used
+	Method   string `json:"method,omitempty"`  // instead of the detector's
+	Profile  string `json:"profile,omitempty"` // instead of the detector's
+	Seed     int64  `json:"seed,omitempty"`    // of everything random; the same seed and normals give the same model
+	Promote  bool   `json:"promote"`           // make the release active when it passes its gate
+	By       string `json:"by,omitempty"`
+	Reason   string `json:"reason,omitempty"`
+	// Extend asks for the active release with these normals (sequences in the
+	// normals stream) added to its bank, instead of training.
+	Extend []uint64  `json:"extend,omitempty"`
+	At     time.Time `json:"at"`
+}
+
+// Validate says whether the request can be published.
+func (r TrainRequest) Validate() error {
+	if err := CheckToken("detector", r.Detector); err != nil {
+		return err
+	}
+	if !validJob(r.Job) {
+		return fmt.Errorf("job name %q: use 1 to %d letters, digits, - and _: %w", clip(r.Job), maxJob, ErrBadName)
+	}
+	for what, s := range map[string]string{"method": r.Method, "profile": r.Profile} {
+		if s != "" {
+			if err := CheckToken(what, s); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// maxJob leaves room for a detector's name and a time.
+const maxJob = 2 * maxToken
+
+func validJob(s string) bool {
+	return len(s) <= maxJob && (ValidToken(s) || len(s) > maxToken && ValidToken(s[:maxToken]) && ValidToken(s[maxToken:]))
+}
+
+// NewJob makes a job name that nobody else makes.
+func NewJob(detector string) string {
+	return detector + "-" + time.Now().UTC().Format("20060102-150405") + "-" + nuid.Next()[16:]
+}
+
+// States of a job.
+const (
+	JobQueued    = "queued"
+	JobRunning   = "running"
+	JobDone      = "done"
+	JobFailed    = "failed" // in the dead letters, with its reason
+	JobCancelled = "cancelled"
+)
+
+// Job is the record of a training job.
+type Job struct {
+	TrainRequest
+
+	State       string    `json:"state"`
+	Trainer     string    `json:"trainer,omitempty"`  // who works or worked on it
+	Attempts    int       `json:"attempts,omitempty"` // since the last checkpoint
+	Cancel      bool      `json:"cancel,omitempty"`   // it is to be cancelled
+	StartedAt   time.Time `json:"started_at,omitzero"`
+	FinishedAt  time.Time `json:"finished_at,omitzero"`
+	Progress    *Progress `json:"progress,omitempty"`     // the last
+	Checkpoint  string    `json:"checkpoint,omitempty"`   // object with the last checkpoint
+	CheckpointN int       `json:"checkpoint_n,omitempty"` // how many there have been
+	Normals     int       `json:"normals,omitempty"`      // images that it was trained on
+	DataDigest  string    `json:"data_digest,omitempty"`  // of those images
+	Release     string    `json:"release,omitempty"`      // the result
+	Promoted    bool      `json:"promoted,omitempty"`     // the result is or was active
+	Held        string    `json:"held,omitempty"`         // why it was not promoted
+	Code        string    `json:"code,omitempty"`         // why it failed, as a stable word
+	Error       string    `json:"error,omitempty"`        // why it failed, as a sentence
+
+	Revision uint64 `json:"-"`
+}
+
+// Finished says whether the job has come to its end.
+func (j Job) Finished() bool {
+	return j.State == JobDone || j.State == JobFailed || j.State == JobCancelled
+}
+
+// Progress is what a job says of itself, on its progress subject and in its
+// record.
+type Progress struct {
+	Job      string    `json:"job"`
+	Detector string    `json:"detector"`
+	Phase    string    `json:"phase"`          // what it does, in a word
+	Step     int       `json:"step"`           // of Steps in this phase
+	Steps    int       `json:"steps"`          // 0: not known
+	Loss     *float64  `json:"loss,omitempty"` // of the last step
+	Frechet  *float64  `json:"frechet,omitempty"`
+	Left     Duration  `json:"left,omitempty"` // estimate of the time that the job still takes; 0: not known
+	Message  string    `json:"message,omitempty"`
+	State    string    `json:"state"` // of the job
+	At       time.Time `json:"at"`
+}
+
+// Jobs is the store of training jobs' records.
+type Jobs struct {
+	names Names
+	js    jetstream.JetStream
+	kv    jetstream.KeyValue
+}
+
+// OpenJobs opens the store that [Ensure] made.
+func OpenJobs(ctx context.Context, js jetstream.JetStream, n Names) (*Jobs, error) {
+	kv, err := js.KeyValue(ctx, n.JobsBucket())
+	if err != nil {
+		return nil, fmt.Errorf("open bucket %s: %w", n.JobsBucket(), err)
+	}
+	return &Jobs{names: n, js: js, kv: kv}, nil
+}
+
+// Request puts a job into the trainers' queue. Requesting a job that has been
+// requested does nothing; the record returned is the one that is there.
+func (s *Jobs) Request(ctx context.Context, r TrainRequest) (Job, error) {
+	if err := r.Validate(); err != nil {
+		return Job{}, err
+	}
+	if j, err := s.Get(ctx, r.Job); err == nil {
+		return j, nil
+	} else if !errors.Is(err, ErrNotFound) {
+		return Job{}, err
+	}
+	if r.At.IsZero() {
+		r.At = time.Now().UTC()
+	}
+	data, err := json.Marshal(r)
+	if err != nil {
+		return Job{}, err
+	}
+	m := nats.NewMsg(s.names.Train(r.Detector))
+	m.Header.Set(nats.MsgIdHdr, r.Job)
+	m.Data = data
+	if _, err := s.js.PublishMsg(ctx, m); err != nil {
+		return Job{}, fmt.Errorf("ask for training of %s: %w", r.Detector, err)
+	}
+	j, err := s.create(ctx, Job{TrainRequest: r, State: JobQueued})
+	if errors.Is(err, ErrConflict) { // a trainer was faster
+		return s.Get(ctx, r.Job)
+	}
+	return j, err
+}
+
+func (s *Jobs) create(ctx context.Context, j Job) (Job, error) {
+	data, err := json.Marshal(j)
+	if err != nil {
+		return j, err
+	}
+	j.Revision, err = s.kv.Create(ctx, j.Job, data)
+	if errors.Is(err, jetstream.ErrKeyExists) {
+		return j, fmt.Errorf("record job %s: %w", j.Job, ErrConflict)
+	}
+	if err != nil {
+		return j, fmt.Errorf("record job %s: %w", j.Job, err)
+	}
+	return j, nil
+}
+
+// Get returns a job's record, or [ErrNotFound].
+func (s *Jobs) Get(ctx context.Context, job string) (Job, error) {
+	if !validJob(job) {
+		return Job{}, fmt.Errorf("job %q: %w", clip(job), ErrNotFound)
+	}
+	e, err := s.kv.Get(ctx, job)
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return Job{}, fmt.Errorf("job %s: %w", job, ErrNotFound)
+	}
+	if err != nil {
+		return Job{}, fmt.Errorf("read job %s: %w", job, err)
+	}
+	var j Job
+	if err := json.Unmarshal(e.Value(), &j); err != nil {
+		return Job{}, fmt.Errorf("read job %s: %v: %w", job, err, ErrBadMessage)
+	}
+	j.Revision = e.Revision()
+	return j, nil
+}
+
+// List returns the jobs of a detector, oldest first; an empty detector means
+// all.
+func (s *Jobs) List(ctx context.Context, detector string) ([]Job, error) {
+	keys, err := s.kv.Keys(ctx)
+	if err != nil && !errors.Is(err, jetstream.ErrNoKeysFound) {
+		return nil, fmt.Errorf("list jobs: %w", err)
+	}
+	var all []Job
+	for _, k := range keys {
+		j, err := s.Get(ctx, k)
+		if errors.Is(err, ErrNotFound) || errors.Is(err, ErrBadMessage) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if detector == "" || j.Detector == detector {
+			all = append(all, j)
+		}
+	}
+	sort.Slice(all, func(a, b int) bool { return all[a].At.Before(all[b].At) })
+	return all, nil
+}
+
+// Cancel asks for a job's end. A queued job ends when a trainer takes it, a
+// running one within seconds; a finished one stays as it is.
+func (s *Jobs) Cancel(ctx context.Context, job string) (Job, error) {
+	return s.update(ctx, job, func(j *Job) {
+		if !j.Finished() {
+			j.Cancel = true
+		}
+	})
+}
+
+// update changes a record by compare-and-set.
+func (s *Jobs) update(ctx context.Context, job string, change func(*Job)) (Job, error) {
+	for range 10 {
+		j, err := s.Get(ctx, job)
+		if err != nil {
+			return j, err
+		}
+		change(&j)
+		data, err := json.Marshal(j)
+		if err != nil {
+			return j, err
+		}
+		rev, err := s.kv.Update(ctx, job, data, j.Revision)
+		if wrongRevision(err) {
+			continue
+		}
+		if err != nil {
+			return j, fmt.Errorf("record job %s: %w", job, err)
+		}
+		j.Revision = rev
+		return j, nil
+	}
+	return Job{}, fmt.Errorf("record job %s: %w", job, ErrConflict)
+}
+
+// Wait calls told, when it is not nil, with every progress message of a job and
+// returns its record when it has finished.
+func (s *Jobs) Wait(ctx context.Context, job string, told func(Progress)) (Job, error) {
+	j, err := s.Get(ctx, job)
+	if err != nil || j.Finished() {
+		return j, err
+	}
+	if told != nil {
+		sub, err := s.js.Conn().Subscribe(s.names.Progress(j.Detector, job), func(m *nats.Msg) {
+			var p Progress
+			if json.Unmarshal(m.Data, &p) == nil {
+				told(p)
+			}
+		})
+		if err != nil {
+			return j, fmt.Errorf("wait for job %s: %w", job, err)
+		}
+		defer func() { _ = sub.Unsubscribe() }()
+	}
+	for {
+		// The watch wakes at once; the tick covers a broker that was away.
+		step, cancel := context.WithTimeout(ctx, 5*time.Second)
+		err := s.changed(step, job, j.Revision)
+		cancel()
+		if ctx.Err() != nil {
+			return j, ctx.Err()
+		}
+		if err != nil {
+			pause(ctx, 100*time.Millisecond)
+		}
+		if k, err := s.Get(ctx, job); err == nil {
+			if j = k; j.Finished() {
+				return j, nil
+			}
+		} else if errors.Is(err, ErrNotFound) {
+			return j, err
+		}
+	}
+}
+
+// changed returns when a job's record has another revision, or when ctx ends.
+func (s *Jobs) changed(ctx context.Context, job string, revision uint64) error {
+	w, err := s.kv.Watch(ctx, job, jetstream.MetaOnly())
+	if err != nil {
+		return err
+	}
+	defer w.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case e, ok := <-w.Updates():
+			if !ok {
+				return errors.New("the watch ended")
+			}
+			if e != nil && e.Revision() != revision {
+				return nil
+			}
+		}
+	}
+}

@@ -1,0 +1,231 @@
+package stream_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nearmiss/nearmiss/stream"
+)
+
+// fakeTrainer makes releases of fakes.
+type fakeTrainer struct {
+	t     testing.TB
+	train func(ctx context.Context, task *stream.Task) error // before the release is made
+	model func(task *stream.Task) fake
+}
+
+func (f fakeTrainer) Train(ctx context.Context, task *stream.Task) (stream.TrainResult, error) {
+	if f.train != nil {
+		if err := f.train(ctx, task); err != nil {
+			return stream.TrainResult{}, err
+		}
+	}
+	model := fake{Name: task.Request.Job}
+	if f.model != nil {
+		model = f.model(task)
+	}
+	return stream.TrainResult{Dir: writeRelease(f.t, model)}, nil
+}
+
+func (f fakeTrainer) Extend(_ context.Context, task *stream.Task) (stream.TrainResult, error) {
+	b, err := os.ReadFile(filepath.Join(task.Active, "fake.json"))
+	if err != nil {
+		return stream.TrainResult{}, err
+	}
+	var old fake
+	if err := json.Unmarshal(b, &old); err != nil {
+		return stream.TrainResult{}, err
+	}
+	files, err := os.ReadDir(task.Normals)
+	if err != nil {
+		return stream.TrainResult{}, err
+	}
+	for _, e := range files {
+		b, err := os.ReadFile(filepath.Join(task.Normals, e.Name()))
+		if err != nil {
+			return stream.TrainResult{}, err
+		}
+		old.Known = append(old.Known, b)
+	}
+	return stream.TrainResult{Dir: writeRelease(f.t, old)}, nil
+}
+
+func (r *rig) trainer(cfg stream.TrainerConfig, tr stream.Trainer) (stop func()) {
+	r.t.Helper()
+	cfg.Names = r.names
+	cfg.CacheDir, cfg.ScratchDir = filepath.Join(r.dir, "cache"), filepath.Join(r.dir, "scratch")
+	w, err := stream.NewTrainingWorker(cfg, r.connect(), tr, testLog(r.t))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- w.Run(ctx) }()
+	var once sync.Once
+	stop = func() {
+		once.Do(func() {
+			cancel()
+			if err := <-done; err != nil {
+				r.t.Errorf("trainer: %v", err)
+			}
+		})
+	}
+	r.t.Cleanup(stop)
+	return stop
+}
+
+func (r *rig) detector(d stream.Detector) {
+	r.t.Helper()
+	s, err := stream.OpenDetectors(r.t.Context(), r.js, r.names)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if _, err := s.Create(r.t.Context(), d); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *rig) jobs() *stream.Jobs {
+	r.t.Helper()
+	s, err := stream.OpenJobs(r.t.Context(), r.js, r.names)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return s
+}
+
+// wait returns a job's record when it has finished.
+func (r *rig) wait(job string) stream.Job {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
+	defer cancel()
+	j, err := r.jobs().Wait(ctx, job, nil)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return j
+}
+
+func TestANewDetectorLearnsFromItsFirstFramesThenScores(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	r.detector(stream.Detector{Name: "bolts", LearnFrames: 20})
+	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
+	counted := 0
+	r.trainer(stream.TrainerConfig{}, fakeTrainer{t: t, model: func(task *stream.Task) fake {
+		counted = task.Count
+		return fake{Name: "learned"}
+	}})
+	const frames = 50
+	for i := range frames {
+		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: image(0.5)})
+	}
+	eventually(t, "the rest is scored", func() bool { return w.Stats().Scored == frames-20 })
+	if counted != 20 || w.Stats().Learned != 20 {
+		t.Errorf("trained on %d images, %d learned, want 20", counted, w.Stats().Learned)
+	}
+	jobs, err := r.jobs().List(t.Context(), "bolts")
+	if err != nil || len(jobs) != 1 || jobs[0].State != stream.JobDone || !jobs[0].Promoted || jobs[0].Normals != 20 || len(jobs[0].DataDigest) != 64 {
+		t.Errorf("jobs %+v, %v", jobs, err)
+	}
+}
+
+func TestTrainingJobs(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	r.detector(stream.Detector{Name: "bolts"})
+	normals := stream.OpenNormals(r.js, r.names)
+	for i := range 3 {
+		if err := normals.Add(t.Context(), stream.Normal{Detector: "bolts", ID: fmt.Sprint(i), Image: image(float64(i) / 10)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	calm := errors.New("calm down")
+	attempts := 0
+	r.trainer(stream.TrainerConfig{RetryDelay: time.Millisecond, MaxAttempts: 3}, fakeTrainer{t: t, train: func(ctx context.Context, task *stream.Task) error {
+		attempts++
+		switch task.Request.Profile {
+		case "poison":
+			panic("poison")
+		case "hopeless":
+			return stream.Permanent(stream.CodeTraining, errors.New("hopeless"))
+		case "shaky":
+			if attempts < 3 {
+				return calm
+			}
+		case "slow":
+			task.Report(stream.Progress{Phase: "fit", Step: 1, Steps: 2})
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		return nil
+	}})
+	request := func(profile string) stream.Job {
+		t.Helper()
+		attempts = 0
+		j, err := r.jobs().Request(t.Context(), stream.TrainRequest{Job: "job-" + profile, Detector: "bolts", Profile: profile, Promote: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return j
+	}
+	t.Run("a job that panics ends in the dead letters", func(t *testing.T) {
+		request("poison")
+		j := r.wait("job-poison")
+		if j.State != stream.JobFailed || j.Code != stream.CodeTraining || attempts != 3 {
+			t.Errorf("after %d attempts: %+v", attempts, j)
+		}
+		dead, err := stream.DeadLetters(t.Context(), r.js, r.names, 0)
+		if err != nil || len(dead) != 1 || dead[0].Code != stream.CodeTraining {
+			t.Errorf("dead letters %+v, %v", dead, err)
+		}
+	})
+	t.Run("a job that cannot succeed is tried once", func(t *testing.T) {
+		request("hopeless")
+		if j := r.wait("job-hopeless"); j.State != stream.JobFailed || j.Error != "hopeless" || attempts != 1 {
+			t.Errorf("after %d attempts: %+v", attempts, j)
+		}
+	})
+	t.Run("a job that fails at first succeeds at last", func(t *testing.T) {
+		request("shaky")
+		if j := r.wait("job-shaky"); j.State != stream.JobDone || attempts != 3 || !j.Promoted {
+			t.Errorf("after %d attempts: %+v", attempts, j)
+		}
+	})
+	t.Run("a running job is cancelled", func(t *testing.T) {
+		request("slow")
+		eventually(t, "it runs", func() bool {
+			j, err := r.jobs().Get(t.Context(), "job-slow")
+			return err == nil && j.Progress != nil
+		})
+		if _, err := r.jobs().Cancel(t.Context(), "job-slow"); err != nil {
+			t.Fatal(err)
+		}
+		if j := r.wait("job-slow"); j.State != stream.JobCancelled {
+			t.Errorf("%+v", j)
+		}
+	})
+	t.Run("a request that cannot be understood is a dead letter", func(t *testing.T) {
+		if _, err := r.js.Publish(t.Context(), r.names.Train("bolts"), []byte("{")); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "it is dead", func() bool {
+			dead, err := stream.DeadLetters(t.Context(), r.js, r.names, 0)
+			return err == nil && len(dead) == 3 && dead[2].Code == stream.CodeBadRequest
+		})
+	})
+	t.Run("nothing is left", func(t *testing.T) {
+		eventually(t, "the queue is empty", func() bool {
+			s, err := r.js.Stream(t.Context(), r.names.TrainingStream())
+			return err == nil && s.CachedInfo().State.Msgs == 0
+		})
+		if left, _ := os.ReadDir(filepath.Join(r.dir, "scratch")); len(left) > 0 {
+			t.Errorf("scratch has %v", left)
+		}
+	})
+}
