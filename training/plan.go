@@ -24,6 +24,10 @@ const (
 	DefaultAlpha = 0.01 // false-alarm rate, where the held-out normals can promise it
 )
 
+// ErrPlan is wrapped by what Validate reports: the plan makes no sense, whatever
+// the images are.
+var ErrPlan = errors.New("bad plan")
+
 // Image is one normal image, read when it is needed.
 type Image struct {
 	Name string                 // for people; unique in a plan
@@ -118,5 +122,8 @@ func (p Plan) Validate() error {
 	if p.HeldOut < 0 || p.HeldOut >= 1 {
 		fail("held-out share %v: use a number between 0 and 1", p.HeldOut)
 	}
-	return errors.Join(errs...)
+	if len(errs) > 0 {
+		return fmt.Errorf("%w: %w", ErrPlan, errors.Join(errs...))
+	}
+	return nil
 }

@@ -33,6 +33,15 @@ type cli struct {
 	LogLevel  string `name:"log-level" enum:"debug,info,warn,error" default:"info" env:"NEARMISS_LOG_LEVEL" help:"Least severe log line to print on standard error: ${enum}."`
 	LogFormat string `name:"log-format" enum:"auto,text,json" default:"auto" env:"NEARMISS_LOG_FORMAT" help:"How log lines look: ${enum}; auto is text on a terminal and JSON elsewhere."`
 
+	Fit   fitCmd   `cmd:"" help:"Learn what is normal from images and write a release; needs no broker."`
+	Score scoreCmd `cmd:"" help:"Score images with a release; needs no broker."`
+
+	Broker   brokerCmd   `cmd:"" help:"Run a NATS broker for this machine, with everything that must survive in one folder."`
+	Worker   workerCmd   `cmd:"" help:"Score frames and raise events."`
+	Camera   cameraCmd   `cmd:"" help:"Publish images as frames."`
+	Watch    watchCmd    `cmd:"" help:"Print events as they come."`
+	Releases releasesCmd `cmd:"" help:"List, publish, promote and roll back a detector's releases."`
+
 	Backbone backboneCmd `cmd:"" help:"Pretrained models: download, import, inspect."`
 	Runtime  runtimeCmd  `cmd:"" help:"The ONNX Runtime library: install it, or see which one is in use."`
 	Version  versionCmd  `cmd:"" help:"Print version, commit and platform."`

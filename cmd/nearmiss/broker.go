@@ -1,0 +1,182 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/broker"
+)
+
+// configFlag reads the configuration that the services share.
+type configFlag struct {
+	Config string `type:"existingfile" placeholder:"FILE" help:"Configuration (YAML); deployments/nearmiss.yaml lists every key."`
+}
+
+// load reads the configuration, lets flags override it, and checks it.
+func (f configFlag) load(override func(*config)) (config, error) {
+	environment := map[string]string{}
+	for _, kv := range os.Environ() {
+		if k, v, ok := strings.Cut(kv, "="); ok {
+			environment[k] = v
+		}
+	}
+	c, err := loadConfig(f.Config, environment)
+	if err != nil {
+		return c, usageError{err}
+	}
+	override(&c)
+	if err := c.Validate(); err != nil {
+		return c, usageError{fmt.Errorf("configuration: %w", oneLine(err))}
+	}
+	return c, nil
+}
+
+// oneLine joins the parts of an errors.Join with semicolons.
+func oneLine(err error) error {
+	return errors.New(strings.ReplaceAll(err.Error(), "\n", "; "))
+}
+
+// set overrides a value of the configuration by a flag that was given.
+func set[T comparable](to *T, flag T) {
+	var unset T
+	if flag != unset {
+		*to = flag
+	}
+}
+
+type brokerCmd struct {
+	Data      string `type:"path" placeholder:"DIR" help:"Folder that keeps everything (default nearmiss-data)."`
+	Host      string `placeholder:"ADDR" help:"Address to listen on (default 127.0.0.1)."`
+	Port      int    `placeholder:"N" help:"Port of NATS clients (default 4222; -1: a free one)."`
+	MQTT      int    `name:"mqtt" placeholder:"N" help:"Also listen for MQTT clients on this port."`
+	WebSocket int    `name:"websocket" placeholder:"N" help:"Also listen for NATS over WebSocket on this port."`
+	Setup     string `placeholder:"URL" help:"Start nothing: create the streams and buckets in the NATS server at this address, and end."`
+	JSON      bool   `name:"json" help:"Print the addresses as one JSON object."`
+	configFlag
+}
+
+func (*brokerCmd) Help() string {
+	return "It serves until Ctrl-C. Everything that was acknowledged is on the disk and there again at the next start.\n\n" +
+		examples(
+			"nearmiss broker --data /var/lib/nearmiss --mqtt 1883",
+			"nearmiss broker --setup nats://nats.example.org:4222",
+		)
+}
+
+func (c *brokerCmd) Run(ctx context.Context, o *output) error {
+	conf, err := c.load(func(conf *config) {
+		set(&conf.Data, c.Data)
+		set(&conf.Broker.Host, c.Host)
+		set(&conf.Broker.Port, c.Port)
+		set(&conf.Broker.MQTTPort, c.MQTT)
+		set(&conf.Broker.WebSocketPort, c.WebSocket)
+	})
+	if err != nil {
+		return err
+	}
+	if c.Setup != "" {
+		return setup(ctx, o, c.Setup, conf)
+	}
+	b, err := broker.New(conf.broker(), o.Log)
+	if err != nil {
+		return err
+	}
+	return withBroker(ctx, b, conf, o, func(ctx context.Context, _ *nats.Conn) error {
+		if c.JSON {
+			if err := o.JSON(addresses(b)); err != nil {
+				return err
+			}
+		} else if err := printAddresses(o, b, conf); err != nil {
+			return err
+		}
+		<-ctx.Done()
+		return nil
+	})
+}
+
+func setup(ctx context.Context, o *output, url string, conf config) error {
+	nc, err := connect(url, "", "setup", o)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+	if err := stream.Ensure(ctx, js, conf.topology()); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(o.Out, "%s has the streams and buckets of Nearmiss\n", nc.ConnectedUrlRedacted())
+	return err
+}
+
+// withBroker runs the embedded broker around f: f starts when the streams are
+// there, and the broker stops after f has returned.
+func withBroker(ctx context.Context, b *broker.Broker, conf config, o *output, f func(context.Context, *nats.Conn) error) error {
+	work, cancel := context.WithCancel(ctx)
+	defer cancel()
+	serve, stop := context.WithCancel(context.WithoutCancel(ctx))
+	ended := make(chan error, 1)
+	go func() {
+		err := b.Run(serve)
+		cancel() // without a broker there is nothing left to do
+		ended <- err
+	}()
+	err := func() error {
+		select {
+		case <-b.Ready():
+		case <-work.Done():
+			return nil
+		}
+		nc, err := stream.Connect(b.ClientURL(), "nearmiss", o.Log, b.Credentials()...)
+		if err != nil {
+			return err
+		}
+		defer nc.Close()
+		js, err := jetstream.New(nc)
+		if err != nil {
+			return err
+		}
+		step, done := context.WithTimeout(work, time.Minute)
+		defer done()
+		if err := stream.Ensure(step, js, conf.topology()); err != nil {
+			return err
+		}
+		return f(work, nc)
+	}()
+	stop()
+	return errors.Join(<-ended, err)
+}
+
+func addresses(b *broker.Broker) map[string]string {
+	a := map[string]string{"nats": b.ClientURL()}
+	if m := b.MQTTAddr(); m != "" {
+		a["mqtt"] = m
+	}
+	if w := b.WebSocketURL(); w != "" {
+		a["websocket"] = w
+	}
+	return a
+}
+
+func printAddresses(o *output, b *broker.Broker, conf config) error {
+	a := addresses(b)
+	text := "NATS on " + a["nats"]
+	if m := a["mqtt"]; m != "" {
+		text += ", MQTT on " + m
+	}
+	if w := a["websocket"]; w != "" {
+		text += ", WebSocket on " + w
+	}
+	_, err := fmt.Fprintf(o.Out, "%s; data in %s\n", text, conf.Data)
+	return err
+}

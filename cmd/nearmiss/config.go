@@ -1,0 +1,156 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/caarlos0/env/v11"
+	"github.com/goccy/go-yaml"
+
+	"github.com/nearmiss/nearmiss/inference/ort"
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/broker"
+)
+
+// config is what the services (up, broker, worker) read: defaults, then the
+// YAML file of --config, then environment variables NEARMISS_…, then flags. The
+// commented sample in deployments/nearmiss.yaml is its documentation.
+type config struct {
+	Data   string       `yaml:"data" env:"DATA"`
+	Server string       `yaml:"server" env:"SERVER"`
+	Prefix string       `yaml:"prefix" env:"PREFIX"`
+	Broker brokerConfig `yaml:"broker" envPrefix:"BROKER_"`
+	Keep   keepConfig   `yaml:"keep" envPrefix:"KEEP_"`
+	Worker workerConfig `yaml:"worker" envPrefix:"WORKER_"`
+	Images imagesConfig `yaml:"images" envPrefix:"IMAGES_"`
+}
+
+// brokerConfig is the embedded NATS server.
+type brokerConfig struct {
+	Host          string `yaml:"host" env:"HOST"`
+	Port          int    `yaml:"port" env:"PORT"`                     // of NATS clients
+	MQTTPort      int    `yaml:"mqtt_port" env:"MQTT_PORT"`           // 0: off
+	WebSocketPort int    `yaml:"websocket_port" env:"WEBSOCKET_PORT"` // 0: off
+	MaxStore      int64  `yaml:"max_store" env:"MAX_STORE"`           // bytes on disk
+	User          string `yaml:"user" env:"USER"`
+	Password      string `yaml:"password" env:"PASSWORD"`
+	Token         string `yaml:"token" env:"TOKEN"`
+	Anonymous     bool   `yaml:"anonymous" env:"ANONYMOUS"`
+}
+
+// keepConfig bounds what the broker keeps.
+type keepConfig struct {
+	FramesBytes int64         `yaml:"frames_bytes" env:"FRAMES_BYTES"`
+	FramesAge   time.Duration `yaml:"frames_age" env:"FRAMES_AGE"`
+	EventsBytes int64         `yaml:"events_bytes" env:"EVENTS_BYTES"`
+	EventsAge   time.Duration `yaml:"events_age" env:"EVENTS_AGE"`
+}
+
+// workerConfig is how frames are scored.
+type workerConfig struct {
+	Device  string        `yaml:"device" env:"DEVICE"`   // cpu, cuda, cuda:1, tensorrt
+	Threads int           `yaml:"threads" env:"THREADS"` // sessions that compute side by side; 0: one a core
+	Batch   int           `yaml:"batch" env:"BATCH"`     // most frames in one run of the model
+	Wait    time.Duration `yaml:"wait" env:"WAIT"`       // longest wait for a batch to fill
+}
+
+// imagesConfig bounds what is decoded.
+type imagesConfig struct {
+	MaxBytes  int64 `yaml:"max_bytes" env:"MAX_BYTES"`
+	MaxPixels int64 `yaml:"max_pixels" env:"MAX_PIXELS"`
+}
+
+func defaultConfig() config {
+	return config{
+		Data: "nearmiss-data", Server: "nats://127.0.0.1:4222", Prefix: stream.DefaultPrefix,
+		Broker: brokerConfig{Host: "127.0.0.1", Port: 4222, MaxStore: 16 << 30},
+		Keep:   keepConfig{FramesBytes: 2 << 30, FramesAge: 7 * 24 * time.Hour, EventsBytes: 1 << 30, EventsAge: 90 * 24 * time.Hour},
+		Worker: workerConfig{Device: "cpu", Batch: 8, Wait: 20 * time.Millisecond},
+		Images: imagesConfig{MaxBytes: 64 << 20, MaxPixels: 100_000_000},
+	}
+}
+
+// loadConfig reads the file (none when path is empty) and the environment.
+func loadConfig(path string, environment map[string]string) (config, error) {
+	c := defaultConfig()
+	if path != "" {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return c, fmt.Errorf("read the configuration: %w", err)
+		}
+		err = yaml.NewDecoder(bytes.NewReader(b), yaml.Strict()).Decode(&c)
+		if err != nil && !errors.Is(err, io.EOF) { // EOF: nothing but comments
+			return c, fmt.Errorf("configuration %s: %s", path, yaml.FormatError(err, false, true))
+		}
+	}
+	o := env.Options{Prefix: "NEARMISS_", Environment: environment}
+	if err := env.ParseWithOptions(&c, o); err != nil {
+		return c, fmt.Errorf("configuration from the environment: %w", err)
+	}
+	return c, nil
+}
+
+// Validate names everything that is wrong, not only the first.
+func (c config) Validate() error {
+	var errs []error
+	wrong := func(key string, v any, want string) {
+		errs = append(errs, fmt.Errorf("%s: %q is not %s", key, fmt.Sprint(v), want))
+	}
+	if c.Data == "" {
+		wrong("data", c.Data, "a folder")
+	}
+	if u, err := url.Parse(c.Server); err != nil || u.Host == "" {
+		wrong("server", c.Server, "an address such as nats://127.0.0.1:4222")
+	}
+	if err := (stream.Names{Prefix: c.Prefix}).Validate(); err != nil {
+		errs = append(errs, fmt.Errorf("prefix: %w", err))
+	}
+	if err := c.broker().Validate(); err != nil {
+		errs = append(errs, err)
+	}
+	if err := c.topology().Validate(); err != nil {
+		errs = append(errs, fmt.Errorf("keep: %w", err))
+	}
+	if _, err := ort.ParseDevice(c.Worker.Device); err != nil {
+		errs = append(errs, fmt.Errorf("worker.device: %w", err))
+	}
+	if c.Worker.Threads < 0 {
+		wrong("worker.threads", c.Worker.Threads, "0 (one a core) or more")
+	}
+	if c.Worker.Batch < 1 || c.Worker.Batch > 1024 {
+		wrong("worker.batch", c.Worker.Batch, "between 1 and 1024")
+	}
+	if c.Worker.Wait < 0 || c.Worker.Wait > time.Minute {
+		wrong("worker.wait", c.Worker.Wait, "between 0s and 1m")
+	}
+	if c.Images.MaxBytes < 1 {
+		wrong("images.max_bytes", c.Images.MaxBytes, "at least 1")
+	}
+	if c.Images.MaxPixels < 1 {
+		wrong("images.max_pixels", c.Images.MaxPixels, "at least 1")
+	}
+	return errors.Join(errs...)
+}
+
+func (c config) broker() broker.Config {
+	b := c.Broker
+	return broker.Config{
+		Host: b.Host, Port: b.Port, MQTTPort: b.MQTTPort, WebSocketPort: b.WebSocketPort,
+		StoreDir: filepath.Join(c.Data, "broker"), MaxStore: b.MaxStore,
+		User: b.User, Password: b.Password, Token: b.Token, Anonymous: b.Anonymous,
+	}
+}
+
+func (c config) topology() stream.Topology {
+	return stream.Topology{
+		Names:          stream.Names{Prefix: c.Prefix},
+		FramesMaxBytes: c.Keep.FramesBytes, FramesMaxAge: c.Keep.FramesAge,
+		EventsMaxBytes: c.Keep.EventsBytes, EventsMaxAge: c.Keep.EventsAge,
+	}
+}

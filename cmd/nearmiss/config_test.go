@@ -1,0 +1,64 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestSampleConfigurationIsTheDefaults(t *testing.T) {
+	got, err := loadConfig("../../deployments/nearmiss.yaml", map[string]string{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := got.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(defaultConfig(), got); diff != "" {
+		t.Fatalf("the sample says otherwise than the defaults (-default +sample):\n%s", diff)
+	}
+}
+
+func TestEnvironmentOverridesTheFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "c.yaml")
+	write(t, path, "data: from-file\nworker: {batch: 3, wait: 1s}\n")
+	c, err := loadConfig(path, map[string]string{"NEARMISS_WORKER_BATCH": "5", "NEARMISS_BROKER_PORT": "5000"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Data != "from-file" || c.Worker.Batch != 5 || c.Worker.Wait != time.Second || c.Broker.Port != 5000 {
+		t.Fatalf("%+v", c)
+	}
+	if c.Worker.Device != "cpu" {
+		t.Fatalf("what the file leaves out is not the default: %+v", c.Worker)
+	}
+}
+
+func TestConfigurationMistakesAreNamed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "c.yaml")
+	write(t, path, "data: x\nworker:\n  batches: 3\n")
+	_, err := loadConfig(path, nil)
+	if err == nil || !strings.Contains(err.Error(), "batches") || !strings.Contains(err.Error(), "3:") {
+		t.Errorf("an unknown key gave: %v", err)
+	}
+
+	c := defaultConfig()
+	c.Data, c.Server, c.Broker.Port, c.Worker.Device, c.Worker.Batch = "", "nowhere", 70000, "gpu9", 0
+	err = c.Validate()
+	for _, key := range []string{"data:", "server:", "port 70000", "worker.device:", "worker.batch:"} {
+		if err == nil || !strings.Contains(err.Error(), key) {
+			t.Errorf("%s is not named in: %v", key, err)
+		}
+	}
+}
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}

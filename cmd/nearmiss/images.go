@@ -1,0 +1,50 @@
+package main
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// imageExtensions are the names by which a folder's images are known. Files
+// that are named on the command line are taken as they are.
+var imageExtensions = []string{".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+
+// listImages expands folders, their sub-folders included, to the images in
+// them, in the order of their names.
+func listImages(paths []string) ([]string, error) {
+	var all []string
+	for _, p := range paths {
+		info, err := os.Stat(p)
+		if err != nil {
+			return nil, err
+		}
+		if !info.IsDir() {
+			all = append(all, p)
+			continue
+		}
+		err = filepath.WalkDir(p, func(path string, d fs.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			hidden := strings.HasPrefix(d.Name(), ".") && path != p
+			switch {
+			case hidden && d.IsDir():
+				return filepath.SkipDir
+			case !hidden && !d.IsDir() && slices.Contains(imageExtensions, strings.ToLower(filepath.Ext(path))):
+				all = append(all, path)
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	if len(all) == 0 {
+		return nil, fmt.Errorf("no images in %s: files named %s are looked for", strings.Join(paths, ", "), strings.Join(imageExtensions, ", "))
+	}
+	return all, nil
+}

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"math"
+
+	"github.com/nearmiss/nearmiss/inference"
+	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/stream"
+)
+
+// loader opens releases for the worker.
+func loader(o inference.Options) stream.Loader {
+	return stream.LoaderFunc(func(ctx context.Context, dir string) (stream.Scorer, error) {
+		d, err := inference.Open(ctx, dir, o)
+		if err != nil {
+			return nil, err
+		}
+		return scorer{d}, nil
+	})
+}
+
+// scorer is a loaded release as the worker sees it.
+type scorer struct{ d *inference.Detector }
+
+func (s scorer) Score(ctx context.Context, images [][]byte) ([]stream.Verdict, error) {
+	scores, err := s.d.Score(ctx, images)
+	if err != nil {
+		return nil, err
+	}
+	info := s.d.Info()
+	verdicts := make([]stream.Verdict, len(scores))
+	for i, score := range scores {
+		v := verdict(score)
+		v.Release, v.Model, v.Bank = info.Release, info.Model, info.Bank
+		verdicts[i] = v
+	}
+	return verdicts, nil
+}
+
+func (s scorer) Close() error { return s.d.Close() }
+
+// verdict translates a score. A threshold that nothing exceeds, infinite in a
+// release without a usable calibration, becomes the largest number, because
+// JSON has no infinity.
+func verdict(s inference.Score) stream.Verdict {
+	v := stream.Verdict{Width: s.Width, Height: s.Height}
+	if s.Err != nil {
+		v.Reject, v.Reason = stream.CodeInternal, s.Err.Error()
+		if r := imaging.Rejection(s.Err); r != nil {
+			v.Reject, v.Reason = string(r.Code), r.Reason
+		} else if errors.Is(s.Err, inference.ErrNotFinite) {
+			v.Reject = stream.CodeNotFinite
+		}
+		return v
+	}
+	v.Score, v.Threshold, v.PValue = s.Score, min(s.Threshold, math.MaxFloat64), s.PValue
+	v.Anomalous, v.K = s.Anomalous, s.K
+	for _, n := range s.Nearest {
+		v.Nearest = append(v.Nearest, stream.Near{ID: n.ID, Distance: float64(n.Distance)})
+	}
+	return v
+}

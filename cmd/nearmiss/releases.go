@@ -1,0 +1,175 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os/user"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/registry"
+)
+
+type releasesCmd struct {
+	Detector string `arg:"" help:"Detector whose releases are meant."`
+	Action   string `arg:"" optional:"" enum:"list,show,publish,promote,rollback" default:"list" help:"list (default), show, publish, promote or rollback."`
+	Release  string `arg:"" optional:"" help:"publish: the release folder. show, promote: digest of the release, or its first characters (show without one: the active release)."`
+	Promote  bool   `help:"publish: also make the release the active one."`
+	Reason   string `placeholder:"TEXT" help:"promote, rollback: why; kept in the history."`
+	JSON     bool   `name:"json" help:"Print one JSON object a line."`
+	serverFlags
+}
+
+func (*releasesCmd) Help() string {
+	return "Workers take the active release into service between two batches of frames. A release that fails its own check " +
+		"images is refused, and the one before goes on serving.\n\n" +
+		examples(
+			"nearmiss releases bolts",
+			"nearmiss releases bolts publish releases/bolts --promote",
+			"nearmiss releases bolts promote 3f9a41",
+			"nearmiss releases bolts rollback --reason 'too many false alarms'",
+		)
+}
+
+func (c *releasesCmd) Run(ctx context.Context, o *output) error {
+	if err := stream.CheckToken("detector", c.Detector); err != nil {
+		return usageError{err}
+	}
+	switch {
+	case c.Action == "publish" && c.Release == "":
+		return usageError{errors.New("publish: name the release folder")}
+	case c.Action == "promote" && c.Release == "":
+		return usageError{errors.New("promote: name the release by its digest, or the first characters of it")}
+	}
+	nc, err := c.connect("releases", o)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+	n := c.names()
+	r, err := registry.Open(ctx, js, registry.Config{ActiveBucket: n.ActiveBucket(), ArtifactsBucket: n.ArtifactsBucket()})
+	if err != nil {
+		return err
+	}
+	switch c.Action {
+	case "show":
+		return c.show(ctx, o, r)
+	case "publish":
+		return c.publish(ctx, o, r)
+	case "promote":
+		digest, err := r.Resolve(ctx, c.Detector, c.Release)
+		if err != nil {
+			return err
+		}
+		return c.promote(ctx, o, r, digest)
+	case "rollback":
+		p, err := r.Rollback(ctx, c.Detector, c.change())
+		if err != nil {
+			return err
+		}
+		return c.printPointer(o, p)
+	default:
+		return c.list(ctx, o, r)
+	}
+}
+
+func (c *releasesCmd) list(ctx context.Context, o *output, r *registry.Registry) error {
+	all, err := r.List(ctx, c.Detector)
+	if err != nil {
+		return err
+	}
+	for _, rel := range all {
+		if c.JSON {
+			err = o.JSON(rel)
+		} else {
+			mark := " "
+			if rel.Active {
+				mark = "*"
+			}
+			_, err = fmt.Fprintf(o.Out, "%s %.12s  stored %s\n", mark, rel.Digest, rel.StoredAt.Local().Format(time.DateTime))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if len(all) == 0 && !c.JSON {
+		fmt.Fprintf(o.Err, "detector %s has no releases: publish one with nearmiss releases %s publish DIR\n", c.Detector, c.Detector)
+	}
+	return nil
+}
+
+func (c *releasesCmd) show(ctx context.Context, o *output, r *registry.Registry) error {
+	var digest string
+	if c.Release == "" {
+		p, err := r.Active(ctx, c.Detector)
+		if err != nil {
+			return err
+		}
+		digest = p.Release
+	} else {
+		d, err := r.Resolve(ctx, c.Detector, c.Release)
+		if err != nil {
+			return err
+		}
+		digest = d
+	}
+	rel, err := r.Show(ctx, digest)
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return o.JSON(struct {
+			registry.Release
+			Manifest json.RawMessage `json:"manifest"`
+		}{rel, rel.Manifest})
+	}
+	_, err = fmt.Fprintf(o.Out, "%s\n%s\n", rel.Digest, rel.Manifest)
+	return err
+}
+
+func (c *releasesCmd) publish(ctx context.Context, o *output, r *registry.Registry) error {
+	digest, err := r.Put(ctx, c.Detector, c.Release)
+	if err != nil {
+		return err
+	}
+	if c.Promote {
+		return c.promote(ctx, o, r, digest)
+	}
+	if c.JSON {
+		return o.JSON(map[string]any{"detector": c.Detector, "release": digest, "active": false})
+	}
+	_, err = fmt.Fprintf(o.Out, "stored %s; make it the active one with: nearmiss releases %s promote %.12s\n", digest, c.Detector, digest)
+	return err
+}
+
+func (c *releasesCmd) promote(ctx context.Context, o *output, r *registry.Registry, digest string) error {
+	p, err := r.Promote(ctx, c.Detector, digest, c.change())
+	if err != nil {
+		return err
+	}
+	return c.printPointer(o, p)
+}
+
+func (c *releasesCmd) change() registry.Change {
+	by := "nearmiss"
+	if u, err := user.Current(); err == nil {
+		by = u.Username
+	}
+	return registry.Change{By: by, Reason: c.Reason}
+}
+
+func (c *releasesCmd) printPointer(o *output, p registry.Pointer) error {
+	if c.JSON {
+		return o.JSON(p)
+	}
+	_, err := fmt.Fprintf(o.Out, "%s now uses release %s\n", p.Detector, p.Release)
+	return err
+}

@@ -1,0 +1,121 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/nearmiss/nearmiss/stream"
+)
+
+type watchCmd struct {
+	Detector string        `arg:"" optional:"" help:"Detector to watch (default: all)."`
+	Kind     string        `placeholder:"KIND" help:"Only events of this kind: anomaly, rejected, drift or release."`
+	Since    time.Duration `placeholder:"AGO" help:"Begin with the events of this long ago, for instance 1h."`
+	Durable  string        `placeholder:"NAME" help:"Remember under this name what was seen, and begin there the next time."`
+	Scores   bool          `help:"Print the score of every frame instead of the events."`
+	JSON     bool          `name:"json" help:"Print one JSON object a line."`
+	serverFlags
+}
+
+func (*watchCmd) Help() string {
+	return examples(
+		"nearmiss watch",
+		"nearmiss watch bolts --kind anomaly --since 24h --json",
+		"nearmiss watch bolts --durable alarm-lamp --json",
+	)
+}
+
+func (c *watchCmd) Run(ctx context.Context, o *output) error {
+	nc, err := c.connect("watch", o)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	if c.Scores {
+		var failed error
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		err := stream.WatchScores(ctx, nc, c.names(), c.Detector, func(e stream.Event) {
+			if failed = c.print(o, e); failed != nil {
+				cancel()
+			}
+		})
+		return firstError(failed, err)
+	}
+	w := stream.WatchConfig{Names: c.names(), Detector: c.Detector, Kind: c.Kind, Durable: c.Durable}
+	if c.Since > 0 {
+		w.Since = time.Now().Add(-c.Since)
+	}
+	return stream.Watch(ctx, nc, w, o.Log, func(_ context.Context, e stream.Event) error { return c.print(o, e) })
+}
+
+func firstError(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *watchCmd) print(o *output, e stream.Event) error {
+	if c.JSON {
+		return o.JSON(newEventLine(e))
+	}
+	_, err := fmt.Fprintln(o.Out, eventText(e))
+	return err
+}
+
+// eventLine is the JSON of an event on one line: its data, with its id, kind
+// and ground truth, which travel in headers.
+type eventLine struct {
+	ID   string `json:"id,omitempty"`   // of the CloudEvent; a score has none
+	Kind string `json:"kind,omitempty"` // anomaly, rejected, …; a score has none
+	stream.Event
+	Truth json.RawMessage `json:"truth,omitempty"` // of a synthetic frame
+}
+
+func newEventLine(e stream.Event) eventLine {
+	l := eventLine{ID: e.ID, Kind: e.Kind, Event: e}
+	if json.Valid([]byte(e.Truth)) {
+		l.Truth = json.RawMessage(e.Truth)
+	}
+	return l
+}
+
+// eventText is an event, or a score, for people: one line.
+func eventText(e stream.Event) string {
+	var b strings.Builder
+	at := e.CapturedAt
+	if at.IsZero() {
+		at = e.ScoredAt
+	}
+	fmt.Fprintf(&b, "%s  %s/%s  ", at.Local().Format("15:04:05.0"), e.Detector, e.Camera)
+	switch {
+	case e.Code != "":
+		fmt.Fprintf(&b, "rejected: %s: %s", e.Code, e.Reason)
+	case e.Score != nil:
+		anomalous := e.Anomalous != nil && *e.Anomalous
+		sign := "≤"
+		if e.Threshold != nil && *e.Score > *e.Threshold {
+			sign = ">"
+		}
+		fmt.Fprintf(&b, "%-7s  score %.4g", word(anomalous), *e.Score)
+		if e.Threshold != nil {
+			fmt.Fprintf(&b, " %s threshold %.4g", sign, *e.Threshold)
+		}
+		if e.PValue != nil {
+			fmt.Fprintf(&b, "  p %.3g", *e.PValue)
+		}
+	default:
+		fmt.Fprintf(&b, "%s %s", e.Kind, e.Reason)
+	}
+	fmt.Fprintf(&b, "  frame %s", e.FrameID)
+	if e.Source != "" {
+		fmt.Fprintf(&b, " (%s)", e.Source)
+	}
+	return b.String()
+}

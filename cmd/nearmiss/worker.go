@@ -1,0 +1,83 @@
+package main
+
+import (
+	"context"
+	"path/filepath"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/nearmiss/nearmiss/inference"
+	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/inference/ort"
+	"github.com/nearmiss/nearmiss/stream"
+)
+
+type workerCmd struct {
+	Detectors []string `name:"detector" placeholder:"NAME" help:"Serve this detector only; may be repeated (default: all that the broker knows)."`
+	Server    string   `placeholder:"URL" help:"NATS server (default nats://127.0.0.1:4222)."`
+	Creds     string   `type:"existingfile" placeholder:"FILE" help:"NATS credentials file."`
+	Data      string   `type:"path" placeholder:"DIR" help:"Folder for the releases in use (default nearmiss-data)."`
+	Device    string   `placeholder:"D" help:"Where the model runs: cpu, cuda, cuda:1 or tensorrt (default cpu)."`
+	Threads   int      `placeholder:"N" help:"CPU threads that the model computes on (default: all cores)."`
+	Batch     int      `placeholder:"N" help:"Most frames scored at once (default 16)."`
+	configFlag
+}
+
+func (*workerCmd) Help() string {
+	return "It serves until Ctrl-C, finishes the frames under way and leaves the others to the next worker. " +
+		"Any number of workers, on any number of machines, share the frames.\n\n" +
+		examples(
+			"nearmiss worker",
+			"nearmiss worker --server nats://line3.example.org:4222 --detector bolts --device cuda",
+		)
+}
+
+func (c *workerCmd) Run(ctx context.Context, o *output) error {
+	conf, err := c.load(func(conf *config) {
+		set(&conf.Server, c.Server)
+		set(&conf.Data, c.Data)
+		set(&conf.Worker.Device, c.Device)
+		set(&conf.Worker.Threads, c.Threads)
+		set(&conf.Worker.Batch, c.Batch)
+	})
+	if err != nil {
+		return err
+	}
+	if err := ort.Load(); err != nil { // now, and not at the first release
+		return err
+	}
+	nc, err := serverFlags{Server: conf.Server, Creds: c.Creds}.await("worker", o)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	w, err := newWorker(conf, c.Detectors, nc, o)
+	if err != nil {
+		return err
+	}
+	err = w.Run(ctx)
+	s := w.Stats()
+	o.Log.Info().Uint64("scored", s.Scored).Uint64("anomalies", s.Anomalies).Uint64("rejected", s.Rejected).
+		Uint64("retried", s.Retried).Msg("worker is down")
+	return err
+}
+
+// newWorker prepares the worker that conf describes.
+func newWorker(conf config, detectors []string, nc *nats.Conn, o *output) (*stream.Worker, error) {
+	d, err := ort.ParseDevice(conf.Worker.Device)
+	if err != nil {
+		return nil, err
+	}
+	limits := imaging.Limits{MaxBytes: conf.Images.MaxBytes, MaxPixels: conf.Images.MaxPixels}
+	w, err := stream.NewWorker(stream.WorkerConfig{
+		Names: stream.Names{Prefix: conf.Prefix}, Detectors: detectors, CacheDir: filepath.Join(conf.Data, "releases"),
+		BatchSize: conf.Worker.Batch, MaxImage: conf.Images.MaxBytes,
+	}, nc, loader(inference.Options{
+		Embed: inference.EmbedOptions{Device: d, Threads: conf.Worker.Threads, Limits: limits},
+		Log:   o.Log,
+	}), o.Log)
+	if err != nil {
+		return nil, usageError{oneLine(err)}
+	}
+	return w, nil
+}
