@@ -19,13 +19,16 @@ var (
 
 // Random makes a backbone of the given architecture with weights drawn from the
 // seed: the same everywhere, for the same seed. It has learned nothing; what it
-// gives is a random, but smooth and injective-in-practice, feature map, enough
-// to show a pipeline at work and to measure speed.
+// gives is a random feature map, enough to show a pipeline at work and to
+// measure speed.
 //
 // Kernels are normal with variance 1/fan-in, which keeps the scale of
-// activations; query and key weights are doubled, so that attention is
-// selective instead of a plain mean; norms start as the identity. Every tensor
-// has its own stream, so a deeper network shares the weights of a shallower one.
+// activations, the patch projection of a ViT three times as wide, so that
+// patches outweigh positions; norms start as the identity. Measured with k-NN
+// on white blood cells (one-vs-rest, 6 blocks, 128 px): AUROC 0.87, against 0.84
+// without the wider projection and 0.69 with doubled query and key weights.
+// Every tensor has its own stream, so a deeper network shares the weights of a
+// shallower one.
 func Random(s Spec, seed uint64) (*Model, error) {
 	if err := s.Validate(); err != nil {
 		return nil, fmt.Errorf("random backbone: %w", err)
@@ -76,6 +79,9 @@ func fill(data []float32, p paramShape, s Spec, seed uint64) {
 			fan *= d
 		}
 		std = 1 / math.Sqrt(float64(fan))
+		if name == "patch_embed.proj.weight" && s.Family == ViT {
+			std *= 3
+		}
 		if s.Family == ResNet || s.Family == ConvNeXt && strings.Contains(name, "fc1") {
 			std *= math.Sqrt2 // half of the activations are cut off
 		}
@@ -87,10 +93,5 @@ func fill(data []float32, p paramShape, s Spec, seed uint64) {
 	r := rand.New(rand.NewPCG(seed, h))
 	for i := range data {
 		data[i] = float32(r.NormFloat64() * std)
-	}
-	if strings.HasSuffix(p.name, "attn.qkv.weight") {
-		for i := range 2 * s.Dim * s.Dim {
-			data[i] *= 2
-		}
 	}
 }
