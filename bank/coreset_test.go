@@ -1,0 +1,86 @@
+package bank
+
+import (
+	"context"
+	"errors"
+	"math"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/viterin/vek/vek32"
+	"pgregory.net/rapid"
+)
+
+// plainCoreset is the algorithm without any pruning.
+func plainCoreset(vectors []float32, dim, want, first int) []int {
+	n := len(vectors) / dim
+	near := make([]float32, n)
+	for i := range near {
+		near[i] = math.MaxFloat32
+	}
+	chosen := []int{first}
+	for {
+		c := chosen[len(chosen)-1]
+		far := 0
+		for i := range near {
+			near[i] = min(near[i], vek32.Distance(vectors[c*dim:(c+1)*dim], vectors[i*dim:(i+1)*dim]))
+			if near[i] > near[far] {
+				far = i
+			}
+		}
+		if len(chosen) == want || near[far] == 0 {
+			return chosen
+		}
+		chosen = append(chosen, far)
+	}
+}
+
+func TestCoresetIsGreedy(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		dim := rapid.IntRange(1, 4).Draw(t, "dim")
+		n := rapid.IntRange(1, 60).Draw(t, "n")
+		vectors := rapid.SliceOfN(rapid.Map(rapid.IntRange(-5, 5), func(i int) float32 { return float32(i) }), n*dim, n*dim).Draw(t, "vectors")
+		want := rapid.IntRange(1, n+2).Draw(t, "want")
+		got, r, err := Coreset(context.Background(), vectors, dim, want, rapid.Uint64().Draw(t, "seed"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(plainCoreset(vectors, dim, want, got[0]), got); d != "" {
+			t.Fatal(d)
+		}
+		radius := 0.0
+		for i := range n {
+			nearest := math.Inf(1)
+			for _, c := range got {
+				nearest = min(nearest, float64(vek32.Distance(vectors[c*dim:(c+1)*dim], vectors[i*dim:(i+1)*dim])))
+			}
+			radius = max(radius, nearest)
+		}
+		if r.From != n || r.To != len(got) || math.Abs(r.Radius-radius) > 1e-5 || r.Mean > r.Radius {
+			t.Fatalf("%+v, radius is %v", r, radius)
+		}
+	})
+}
+
+func TestCoresetPrunes(t *testing.T) {
+	const n, dim, want = 5000, 96, 300
+	vectors := clustered(1, n, dim)
+	got, r, err := Coreset(context.Background(), vectors, dim, want, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(plainCoreset(vectors, dim, want, got[0]), got); d != "" {
+		t.Error(d)
+	}
+	if r.Distances > n*want/2 {
+		t.Errorf("%d of %d distances were computed", r.Distances, n*want)
+	}
+	if _, _, err := Coreset(context.Background(), []float32{float32(math.NaN())}, 1, 1, 0); !errors.Is(err, ErrNotFinite) {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, _, err := Coreset(ctx, vectors, dim, want, 1); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
