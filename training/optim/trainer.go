@@ -1,0 +1,514 @@
+package optim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/nearmiss/nearmiss/inference/onnx"
+	"github.com/nearmiss/nearmiss/inference/ort"
+)
+
+var (
+	// ErrDiverged: a loss became NaN or infinite. The weights are those of the
+	// last chunk that was sound.
+	ErrDiverged = errors.New("training diverged: lower the learning rate, clip the gradients, or warm up for longer")
+	// ErrStop may be returned by a Progress function: Run ends, without an error.
+	ErrStop = errors.New("stop training")
+)
+
+// Source gives the batches.
+type Source interface {
+	// Fill writes the batch of a step, counted from 0, into b: every element.
+	// The same step must always give the same batch. It is called from another
+	// goroutine than Run's, for the steps in order.
+	Fill(ctx context.Context, step int, b Batch) error
+}
+
+// SourceFunc is a function as a Source.
+type SourceFunc func(ctx context.Context, step int, b Batch) error
+
+// Fill calls f.
+func (f SourceFunc) Fill(ctx context.Context, step int, b Batch) error { return f(ctx, step, b) }
+
+// Batch is the memory of one batch. It holds what an earlier batch left in it.
+type Batch struct {
+	inputs []Input
+	step   int // its place in the tensors
+	memory []*ort.Tensor
+}
+
+func batchOf[T ort.Element](b Batch, name string) []T {
+	for i, in := range b.inputs {
+		if in.Name == name {
+			n := elements(in.Shape)
+			return ort.Data[T](b.memory[i])[b.step*n : (b.step+1)*n : (b.step+1)*n]
+		}
+	}
+	panic(fmt.Sprintf("optim: a batch has no input %q", name))
+}
+
+// Float32s is the memory of a float input, row-major in the input's shape. Like
+// the others, it panics when there is no such input of this type.
+func (b Batch) Float32s(name string) []float32 { return batchOf[float32](b, name) }
+
+// Uint8s is the memory of a uint8 input.
+func (b Batch) Uint8s(name string) []uint8 { return batchOf[uint8](b, name) }
+
+// Int64s is the memory of an int64 input.
+func (b Batch) Int64s(name string) []int64 { return batchOf[int64](b, name) }
+
+// Bools is the memory of a bool input.
+func (b Batch) Bools(name string) []bool { return batchOf[bool](b, name) }
+
+func elements(shape []int) int {
+	n := 1
+	for _, d := range shape {
+		n *= d
+	}
+	return n
+}
+
+// Trainer trains the weights of a Spec. Its methods must not be called at the
+// same time.
+type Trainer struct {
+	*plan
+	chunk   int
+	session *ort.Session
+	eval    *ort.Session // made by the first Evaluate
+	temp    string       // folder of the graphs' files
+	step    int
+
+	cur, next []*ort.Tensor // the state, in the order of state.flat
+	record    [2]*ort.Tensor
+	sets      [2]feed
+}
+
+// feed is the memory of one chunk's inputs.
+type feed struct {
+	trips    *ort.Tensor
+	schedule *ort.Tensor
+	batches  []*ort.Tensor
+}
+
+// New builds the training graph and loads it. The caller closes the Trainer.
+func New(s Spec) (*Trainer, error) {
+	t, err := newTrainer(s)
+	if err != nil {
+		return nil, fmt.Errorf("train %s: %w", s.Name, err)
+	}
+	return t, nil
+}
+
+func newTrainer(s Spec) (_ *Trainer, err error) {
+	if s.Name == "" {
+		s.Name = "model"
+	}
+	s.Accumulate = max(s.Accumulate, 1)
+	s.Optimizer = s.Optimizer.withDefaults()
+	if err := s.validate(); err != nil {
+		return nil, err
+	}
+	p, err := newPlan(s)
+	if err != nil {
+		return nil, err
+	}
+	t := &Trainer{plan: p, chunk: s.Chunk}
+	defer func() {
+		if err != nil {
+			t.Close()
+		}
+	}()
+	if t.chunk <= 0 {
+		bytes := 0
+		for _, in := range s.Inputs {
+			bytes += elements(in.Shape) * in.Type.Size()
+		}
+		t.chunk = min(10, max(1, 64<<20/max(bytes, 1)))
+	}
+	if s.SingleSteps {
+		t.chunk = 1
+	}
+	g, err := p.stepGraph(t.chunk)
+	if err != nil {
+		return nil, err
+	}
+	if t.session, err = t.load(g, "step"); err != nil {
+		return nil, err
+	}
+	return t, t.allocate()
+}
+
+// load gives a graph to ONNX Runtime through a file whose weights it can map,
+// so that frozen weights are not copied on the way.
+func (t *Trainer) load(g *onnx.Graph, name string) (*ort.Session, error) {
+	if t.temp == "" {
+		dir, err := os.MkdirTemp("", "nearmiss-train-")
+		if err != nil {
+			return nil, err
+		}
+		t.temp = dir
+	}
+	file := filepath.Join(t.temp, name+".onnx")
+	if err := g.WriteFile(file, onnx.ExternalAbove(32<<20)); err != nil {
+		return nil, err
+	}
+	return ort.Open(file, t.spec.Session)
+}
+
+// allocate makes the state, twice, and the memory of two chunks.
+func (t *Trainer) allocate() error {
+	zeros := func(typ onnx.DataType, shape ...int) (*ort.Tensor, error) {
+		return ort.Zeros(ort.Type(typ), shape...)
+	}
+	for side := range 2 {
+		var list []*ort.Tensor
+		for range 1 + len(t.spec.Optimizer.slots()) {
+			for _, w := range t.trained {
+				x, err := zeros(onnx.Float, w.shape...)
+				if err != nil {
+					return err
+				}
+				list = append(list, x)
+			}
+		}
+		if side == 0 {
+			t.cur = list
+		} else {
+			t.next = list
+		}
+		var err error
+		if t.record[side], err = zeros(onnx.Float, t.chunk, len(t.metrics)); err != nil {
+			return err
+		}
+		f := &t.sets[side]
+		var stack []int
+		if !t.spec.SingleSteps {
+			if f.trips, err = zeros(onnx.Int64); err != nil {
+				return err
+			}
+			stack = []int{t.chunk}
+		}
+		if f.schedule, err = zeros(onnx.Float, append(slices.Clone(stack), columns)...); err != nil {
+			return err
+		}
+		for _, in := range t.spec.Inputs {
+			shape := slices.Clone(stack)
+			if t.spec.Accumulate > 1 {
+				shape = append(shape, t.spec.Accumulate)
+			}
+			shape = append(append(shape, in.Shape[0]/t.spec.Accumulate), in.Shape[1:]...)
+			x, err := zeros(in.Type, shape...)
+			if err != nil {
+				return err
+			}
+			f.batches = append(f.batches, x)
+		}
+	}
+	at := t.places()
+	for _, w := range t.spec.Weights {
+		i, ok := at[w.Name]
+		if !ok {
+			continue
+		}
+		copy(t.cur[i].Float32s(), w.Float32s())
+		if t.spec.Optimizer.EMA > 0 {
+			copy(t.cur[len(t.cur)-len(t.trained)+i].Float32s(), w.Float32s())
+		}
+	}
+	return nil
+}
+
+func (t *Trainer) places() map[string]int {
+	at := make(map[string]int, len(t.trained))
+	for i, w := range t.trained {
+		at[w.name] = i
+	}
+	return at
+}
+
+// Progress is what a chunk of steps gave.
+type Progress struct {
+	Step int // steps done, in all
+	// Losses has the loss of each step of the chunk, before its update.
+	Losses []float64
+	// GradientNorms has the global norms before clipping, where recorded.
+	GradientNorms []float64
+	// Metrics has the metrics of the loss, by name.
+	Metrics map[string][]float64
+	// Seconds is the time of the chunk, Waited the part of it spent waiting for
+	// batches.
+	Seconds, Waited float64
+}
+
+// RunOptions adjust a Run.
+type RunOptions struct {
+	// Progress, if set, is called after each chunk of steps. The weights of the
+	// Trainer are then those after Progress.Step steps, and may be saved or
+	// evaluated. ErrStop ends the run early; another error fails it.
+	Progress func(ctx context.Context, p Progress) error
+}
+
+// Run does the next steps. When ctx ends, or on an error, the weights are those
+// of the last whole chunk, and Step says how many steps that were.
+func (t *Trainer) Run(ctx context.Context, src Source, steps int, o RunOptions) error {
+	if err := t.run(ctx, src, steps, o); err != nil {
+		return fmt.Errorf("train %s: step %d: %w", t.spec.Name, t.step, err)
+	}
+	return nil
+}
+
+func (t *Trainer) run(ctx context.Context, src Source, steps int, o RunOptions) error {
+	if t.session == nil {
+		return ort.ErrClosed
+	}
+	fills, stop := context.WithCancel(ctx)
+	pending := t.prepare(fills, src, 0, t.step, min(t.chunk, steps))
+	defer func() { // no fill may outlive the run
+		stop()
+		if pending != nil {
+			<-pending
+		}
+	}()
+	for side := 0; steps > 0; side = 1 - side {
+		n := min(t.chunk, steps)
+		start := time.Now()
+		err := <-pending
+		pending = nil
+		if err != nil {
+			return fmt.Errorf("fill the batches: %w", err)
+		}
+		waited := time.Since(start)
+		if steps -= n; steps > 0 {
+			pending = t.prepare(fills, src, 1-side, t.step+n, min(t.chunk, steps))
+		}
+		f := t.sets[side]
+		var in []*ort.Tensor
+		if f.trips != nil {
+			f.trips.Int64s()[0] = int64(n)
+			in = append(in, f.trips)
+		}
+		in = append(append(in, f.schedule), f.batches...)
+		in = append(append(in, t.record[0]), t.cur...)
+		out := append([]*ort.Tensor{t.record[1]}, t.next...)
+		if err := t.session.RunInto(ctx, in, out); err != nil {
+			return err
+		}
+		p := t.read(n)
+		for i, l := range p.Losses {
+			if math.IsNaN(l) || math.IsInf(l, 0) {
+				return fmt.Errorf("%w: the loss of step %d is %v", ErrDiverged, t.step+i, l)
+			}
+		}
+		t.cur, t.next = t.next, t.cur
+		t.step += n
+		p.Step, p.Seconds, p.Waited = t.step, time.Since(start).Seconds(), waited.Seconds()
+		if o.Progress != nil {
+			if err := o.Progress(ctx, p); errors.Is(err, ErrStop) {
+				return nil
+			} else if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// prepare fills the inputs of n steps in the background.
+func (t *Trainer) prepare(ctx context.Context, src Source, side, step, n int) chan error {
+	done := make(chan error, 1)
+	go func() {
+		f := t.sets[side]
+		for i := range n {
+			if err := ctx.Err(); err != nil {
+				done <- err
+				return
+			}
+			t.spec.Optimizer.schedule(step+i, f.schedule.Float32s()[i*columns:(i+1)*columns])
+			if err := src.Fill(ctx, step+i, Batch{t.spec.Inputs, i, f.batches}); err != nil {
+				done <- fmt.Errorf("step %d: %w", step+i, err)
+				return
+			}
+		}
+		done <- nil
+	}()
+	return done
+}
+
+// read turns the record into numbers.
+func (t *Trainer) read(n int) Progress {
+	p := Progress{Metrics: map[string][]float64{}}
+	m := len(t.metrics)
+	rows := t.record[1].Float32s()
+	for i := range n {
+		for j, name := range t.metrics {
+			v := float64(rows[i*m+j])
+			switch {
+			case j == 0:
+				p.Losses = append(p.Losses, v)
+			case name == "gradient_norm" && j == m-1:
+				p.GradientNorms = append(p.GradientNorms, v)
+			default:
+				p.Metrics[name] = append(p.Metrics[name], v)
+			}
+		}
+	}
+	return p
+}
+
+// Step is the number of steps done.
+func (t *Trainer) Step() int { return t.step }
+
+// Trained lists the names of the weights that are updated.
+func (t *Trainer) Trained() []string {
+	var out []string
+	for _, w := range t.trained {
+		out = append(out, w.name)
+	}
+	return out
+}
+
+// Weights returns all weights in the order of the Spec: copies of the trained
+// ones as they are now, and the frozen ones as they were given.
+func (t *Trainer) Weights() []onnx.Tensor { return t.weights(0) }
+
+// EMAWeights is Weights with the moving averages in the place of the trained
+// weights; the same as Weights where the optimiser keeps none.
+func (t *Trainer) EMAWeights() []onnx.Tensor {
+	if t.spec.Optimizer.EMA == 0 {
+		return t.weights(0)
+	}
+	return t.weights(len(t.cur) - len(t.trained))
+}
+
+func (t *Trainer) weights(from int) []onnx.Tensor {
+	at := t.places()
+	out := slices.Clone(t.spec.Weights)
+	for i, w := range out {
+		if j, ok := at[w.Name]; ok {
+			out[i] = onnx.FromFloat32(w.Name, slices.Clone(t.cur[from+j].Float32s()), w.Shape...)
+		}
+	}
+	return out
+}
+
+// EvalOptions adjust Evaluate.
+type EvalOptions struct {
+	EMA bool // with the moving averages of the weights
+}
+
+// Evaluate computes the mean loss and metrics over n batches, steps 0..n−1 of
+// the source, with the present weights and without changing them.
+func (t *Trainer) Evaluate(ctx context.Context, src Source, n int, o EvalOptions) (loss float64, metrics map[string]float64, err error) {
+	loss, metrics, err = t.evaluate(ctx, src, n, o)
+	if err != nil {
+		return 0, nil, fmt.Errorf("evaluate %s: %w", t.spec.Name, err)
+	}
+	return loss, metrics, nil
+}
+
+func (t *Trainer) evaluate(ctx context.Context, src Source, n int, o EvalOptions) (float64, map[string]float64, error) {
+	if t.session == nil {
+		return 0, nil, ort.ErrClosed
+	}
+	inputs := t.spec.EvalInputs
+	build := t.spec.Eval
+	if build == nil {
+		build = t.spec.Loss
+	}
+	if inputs == nil {
+		inputs = t.spec.Inputs
+	}
+	if t.eval == nil {
+		g := onnx.New(t.spec.Name + "_evaluation")
+		if _, _, err := t.lossGraph(g, build, inputs, true); err != nil {
+			return 0, nil, err
+		}
+		s, err := t.load(g, "evaluate")
+		if err != nil {
+			return 0, nil, err
+		}
+		t.eval = s
+	}
+	var in []*ort.Tensor
+	defer func() { ort.CloseAll(in[:min(len(in), len(inputs))]...) }()
+	for _, x := range inputs {
+		m, err := ort.Zeros(ort.Type(x.Type), x.Shape...)
+		if err != nil {
+			return 0, nil, err
+		}
+		in = append(in, m)
+	}
+	from := 0
+	if o.EMA && t.spec.Optimizer.EMA > 0 {
+		from = len(t.cur) - len(t.trained)
+	}
+	at := t.places()
+	var unused []*ort.Tensor // trainable weights that the loss of training does not use
+	defer func() { ort.CloseAll(unused...) }()
+	for _, w := range t.spec.Weights {
+		if freeze, _, _ := t.spec.group(w.Name); freeze {
+			continue
+		}
+		if i, ok := at[w.Name]; ok {
+			in = append(in, t.cur[from+i])
+			continue
+		}
+		m, err := ort.NewTensor(w.Shape, w.Float32s())
+		if err != nil {
+			return 0, nil, err
+		}
+		unused = append(unused, m)
+		in = append(in, m)
+	}
+	var loss float64
+	metrics := map[string]float64{}
+	names := t.eval.Outputs()
+	for step := range n {
+		if err := src.Fill(ctx, step, Batch{inputs, 0, in[:len(inputs)]}); err != nil {
+			return 0, nil, fmt.Errorf("fill batch %d: %w", step, err)
+		}
+		out, err := t.eval.Run(ctx, in)
+		if err != nil {
+			return 0, nil, err
+		}
+		for i, x := range out {
+			v := float64(x.Float32s()[0]) / float64(n)
+			if i == 0 {
+				loss += v
+			} else {
+				metrics[names[i].Name[len("metric/"):]] += v
+			}
+		}
+		ort.CloseAll(out...)
+	}
+	return loss, metrics, nil
+}
+
+// Close gives back the graphs and the memory.
+func (t *Trainer) Close() error {
+	var errs []error
+	for _, s := range []*ort.Session{t.session, t.eval} {
+		if s != nil {
+			errs = append(errs, s.Close())
+		}
+	}
+	t.session, t.eval = nil, nil
+	ort.CloseAll(t.cur...)
+	ort.CloseAll(t.next...)
+	ort.CloseAll(t.record[:]...)
+	for _, f := range t.sets {
+		ort.CloseAll(f.trips, f.schedule)
+		ort.CloseAll(f.batches...)
+	}
+	if t.temp != "" {
+		errs = append(errs, os.RemoveAll(t.temp))
+		t.temp = ""
+	}
+	return errors.Join(errs...)
+}
