@@ -303,8 +303,12 @@ func (b *Bank) restore(table *fileTable, m meta) error {
 	default:
 		return corrupt("unknown kind of index %q", m.Kind)
 	}
-	_, err = b.admit(context.Background(), m.Kind, index, queries, time.Since(start))
-	return err
+	report, err := b.judgeIndex(context.Background(), m.Kind, index, queries, time.Since(start))
+	if err != nil {
+		return err
+	}
+	b.install(index, report, queries)
+	return nil
 }
 
 func corrupt(format string, args ...any) error {

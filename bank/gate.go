@@ -55,6 +55,9 @@ type Report struct {
 	FirstExcess float64 `json:"first_excess"`
 	// EfSearch is HNSW's search width after tuning; 0 for other kinds.
 	EfSearch int `json:"ef_search,omitempty"`
+	// GraphBytes is the size of HNSW's graph in memory and in the file, without
+	// the vectors; 0 for other kinds.
+	GraphBytes int64 `json:"graph_bytes,omitempty"`
 	// BuildSeconds is how long building (or loading) Wanted took.
 	BuildSeconds float64 `json:"build_seconds"`
 	// Fallback says why Kind is not Wanted; empty where it is.
@@ -63,18 +66,40 @@ type Report struct {
 
 // Build makes the index that the bank's options ask for and puts it to the
 // recall gate with held-out queries, row-major n×Dim: embeddings of normals
-// that are not in the bank. HNSW's search width is raised, as far as an
-// eighth of the entries and 4096, until half of them are answered well enough; the report's figures come from
-// the other half where there are at least two. An index below the gate is dropped and the
-// bank goes on searching exactly, with a warning. Searches go on meanwhile;
-// changes wait. Build may be called again after changes.
+// that are not in the bank. HNSW's search width is raised, as far as an eighth
+// of the entries and 4096, until half of them are answered well enough; the
+// report's figures come from the other half where there are at least two. An
+// index below the gate is dropped and the bank goes on searching exactly, with
+// a warning. Searches go on meanwhile; changes wait. Build may be called again
+// after changes.
 func (b *Bank) Build(ctx context.Context, queries []float32) (Report, error) {
-	queries, err := b.applyAll(queries)
-	if err != nil {
-		return Report{}, fmt.Errorf("build index: %w", err)
-	}
 	b.change.Lock()
 	defer b.change.Unlock()
+	index, report, queries, err := b.make(ctx, queries)
+	if err != nil {
+		return Report{}, err
+	}
+	b.install(index, report, queries)
+	return report, nil
+}
+
+// Measure does what Build does up to the verdict, and returns the index that
+// was measured whatever the verdict (exact search where it could not be built).
+// The bank stays as it is. It is meant for comparisons: changes to the bank
+// while the index is in use spoil it.
+func (b *Bank) Measure(ctx context.Context, queries []float32) (Index, Report, error) {
+	b.change.Lock()
+	defer b.change.Unlock()
+	index, report, _, err := b.make(ctx, queries)
+	return index, report, err
+}
+
+// make builds and measures the index wanted. The caller holds b.change.
+func (b *Bank) make(ctx context.Context, queries []float32) (Index, Report, []float32, error) {
+	queries, err := b.applyAll(queries)
+	if err != nil {
+		return nil, Report{}, nil, fmt.Errorf("build index: %w", err)
+	}
 	kind := b.kind
 	if kind == Auto {
 		kind = Exact
@@ -88,20 +113,20 @@ func (b *Bank) Build(ctx context.Context, queries []float32) (Report, error) {
 	switch {
 	case kind == Exact:
 	case len(queries) == 0:
-		// nothing to measure with: admit turns it down before it is built
+		// nothing to measure with: judge turns it down before it is built
 	case kind == HNSW:
 		h, err := newHNSW(b.rows, b.graph)
 		if err == nil {
 			err = h.build(ctx)
 		}
 		if err != nil {
-			return Report{}, fmt.Errorf("build hnsw index: %w", err)
+			return nil, Report{}, nil, fmt.Errorf("build hnsw index: %w", err)
 		}
 		index = h
 	case kind == Coder:
 		x, err := buildCoder(ctx, b.rows, b.graph)
 		if err != nil && ctx.Err() != nil {
-			return Report{}, fmt.Errorf("build coder index: %w", err)
+			return nil, Report{}, nil, fmt.Errorf("build coder index: %w", err)
 		}
 		if err != nil {
 			b.log.Warn().Err(err).Msg("the coder index could not be built")
@@ -109,12 +134,12 @@ func (b *Bank) Build(ctx context.Context, queries []float32) (Report, error) {
 			index = x
 		}
 	}
-	return b.admit(ctx, kind, index, queries, time.Since(start))
+	report, err := b.judgeIndex(ctx, kind, index, queries, time.Since(start))
+	return index, report, queries, err
 }
 
-// admit measures an index, installs it or exact search, and reports. The caller
-// holds b.change.
-func (b *Bank) admit(ctx context.Context, wanted Kind, index Index, queries []float32, took time.Duration) (Report, error) {
+// judgeIndex puts an index to the recall gate.
+func (b *Bank) judgeIndex(ctx context.Context, wanted Kind, index Index, queries []float32, took time.Duration) (Report, error) {
 	r := Report{
 		Wanted: wanted, Kind: Exact, Count: b.rows.len(), Dim: b.rows.dim, K: b.k,
 		Recall: 1, BuildSeconds: took.Seconds(),
@@ -135,18 +160,22 @@ func (b *Bank) admit(ctx context.Context, wanted Kind, index Index, queries []fl
 			r.Fallback = fmt.Sprintf("its recall@%d of %.4f is below %.4g", b.k, r.Recall, b.gate.MinRecall)
 		}
 	}
+	return r, nil
+}
+
+// install puts the index that was judged to work, or exact search.
+func (b *Bank) install(index Index, r Report, queries []float32) {
 	if r.Kind == Exact {
 		index = &exact{rows: b.rows}
 	}
 	if r.Fallback != "" {
-		b.log.Warn().Str("wanted", string(wanted)).Float64("recall", r.Recall).
+		b.log.Warn().Str("wanted", string(r.Wanted)).Float64("recall", r.Recall).
 			Float64("first_excess", r.FirstExcess).Int("entries", r.Count).
 			Msg("the bank searches exactly instead: " + r.Fallback)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.index, b.report, b.queries = index, r, queries
-	return r, nil
 }
 
 // Report is what the last Build or ReadFile found out; zero before either.
@@ -187,6 +216,7 @@ func (b *Bank) measure(ctx context.Context, index Index, queries []float32, r *R
 			h.o.EfSearch = min(2*h.o.EfSearch, widest)
 		}
 		r.EfSearch = h.o.EfSearch
+		r.GraphBytes = int64(4 * len(h.encode()))
 	}
 	found, err := index.SearchBatch(ctx, queries[judge*dim:], b.k)
 	if err != nil {

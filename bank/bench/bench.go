@@ -1,0 +1,235 @@
+// Package bench measures the bank's indexes side by side on made-up embeddings:
+// recall, queries per second, build time and size. It prints nothing; command
+// nearmiss bench bank does.
+package bench
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math"
+	"math/rand/v2"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/nearmiss/nearmiss/bank"
+)
+
+// Case is one bank to measure.
+type Case struct {
+	Count int `json:"count"` // entries
+	Dim   int `json:"dim"`
+}
+
+// Cases are the sizes that the project reports.
+func Cases() []Case {
+	var out []Case
+	for _, n := range []int{2_000, 20_000, 100_000} {
+		for _, d := range []int{192, 768} {
+			out = append(out, Case{n, d})
+		}
+	}
+	return out
+}
+
+// Options choose what is measured. The zero value of a field means its default.
+type Options struct {
+	// Cases default to Cases().
+	Cases []Case
+	// Indexes to measure: exact, hnsw, coder and, where the program was built
+	// with the tag hnswlib, hnswlib. Default all.
+	Indexes []string
+	// Queries is the number of held-out queries. Default 512.
+	Queries int
+	// K is the number of neighbours. Default 2.
+	K int
+	// Seed of the made-up embeddings and of the graphs.
+	Seed uint64
+	// Batch answers the batches of exact search; nil for loops on the CPU.
+	Batch bank.BatchEngine
+	// MinTime is how long each speed is measured at least. Default 1 s.
+	MinTime time.Duration
+	// Log gets warnings. The zero value is silent.
+	Log zerolog.Logger
+}
+
+// Result is one index on one case.
+type Result struct {
+	Index string `json:"index"`
+	Case
+	K int `json:"k"`
+	// Recall@K, 0..1, and the mean of (d−d*)/d* over first distances.
+	Recall      float64 `json:"recall"`
+	FirstExcess float64 `json:"first_excess"`
+	// QueriesPerSecond one after the other on one core, BatchPerSecond as one
+	// batch of all queries on all cores (or the batch engine).
+	QueriesPerSecond float64 `json:"queries_per_second"`
+	BatchPerSecond   float64 `json:"batch_per_second"`
+	// BuildSeconds on all cores (coder: one).
+	BuildSeconds float64 `json:"build_seconds"`
+	// Bytes is the size of vectors, ids and graph as they are stored; coder's
+	// graph is not.
+	Bytes int64 `json:"bytes"`
+	// EfSearch is the search width that HNSW's tuning chose; 0 where there is
+	// none.
+	EfSearch int `json:"ef_search,omitempty"`
+	// Served is false where the recall gate would turn the index down.
+	Served bool `json:"served"`
+}
+
+// Indexes lists what this program can measure.
+func Indexes() []string {
+	out := []string{string(bank.Exact), string(bank.HNSW), string(bank.Coder)}
+	if runHNSWLib != nil {
+		out = append(out, "hnswlib")
+	}
+	return out
+}
+
+// runHNSWLib measures hnswlib; nil where the program was built without it.
+var runHNSWLib func(ctx context.Context, o Options, c Case, data, queries []float32) (Result, error)
+
+// Run measures case after case, index after index, and hands each result to
+// each as soon as it is there. It stops at the first error.
+func Run(ctx context.Context, o Options, each func(Result) error) error {
+	if len(o.Cases) == 0 {
+		o.Cases = Cases()
+	}
+	if len(o.Indexes) == 0 {
+		o.Indexes = Indexes()
+	}
+	if o.Queries == 0 {
+		o.Queries = 512
+	}
+	if o.K == 0 {
+		o.K = 2
+	}
+	if o.MinTime == 0 {
+		o.MinTime = time.Second
+	}
+	for _, c := range o.Cases {
+		if c.Count < o.K || c.Dim < 1 {
+			return fmt.Errorf("bench bank: case of %d entries of dimension %d: need at least k = %d entries", c.Count, c.Dim, o.K)
+		}
+		data := Embeddings(o.Seed, c.Count, c.Dim)
+		queries := Embeddings(o.Seed+1, o.Queries, c.Dim)
+		for _, index := range o.Indexes {
+			var r Result
+			var err error
+			switch {
+			case index == "hnswlib" && runHNSWLib != nil:
+				r, err = runHNSWLib(ctx, o, c, data, queries)
+			case index == "hnswlib":
+				err = fmt.Errorf("this program was built without it; install libhnswlib-dev and build with -tags hnswlib")
+			default:
+				r, err = runBank(ctx, o, bank.Kind(index), c, data, queries)
+			}
+			if err != nil {
+				return fmt.Errorf("bench bank: %s at %d×%d: %w", index, c.Count, c.Dim, err)
+			}
+			if err := each(r); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func runBank(ctx context.Context, o Options, kind bank.Kind, c Case, data, queries []float32) (Result, error) {
+	b, err := bank.New(bank.Options{
+		Dim: c.Dim, K: o.K, Kind: kind, Graph: bank.GraphOptions{Seed: o.Seed}, Batch: o.Batch, Log: o.Log,
+	})
+	if err != nil {
+		return Result{}, err
+	}
+	defer b.Close()
+	ids := make([]uint64, c.Count)
+	for i := range ids {
+		ids[i] = uint64(i)
+	}
+	if err := b.AddBatch(ids, data); err != nil {
+		return Result{}, err
+	}
+	index, report, err := b.Measure(ctx, queries)
+	if err != nil {
+		return Result{}, err
+	}
+	r := Result{
+		Index: string(kind), Case: c, K: o.K, Recall: report.Recall, FirstExcess: report.FirstExcess,
+		BuildSeconds: report.BuildSeconds, EfSearch: report.EfSearch, Served: report.Kind == kind,
+	}
+	m := len(queries) / c.Dim
+	if r.QueriesPerSecond, err = rate(ctx, o.MinTime, 1, func(i int) error {
+		_, err := index.Search(queries[i%m*c.Dim:(i%m+1)*c.Dim], o.K)
+		return err
+	}); err != nil {
+		return Result{}, err
+	}
+	if r.BatchPerSecond, err = rate(ctx, o.MinTime, m, func(int) error {
+		_, err := index.SearchBatch(ctx, queries, o.K)
+		return err
+	}); err != nil {
+		return Result{}, err
+	}
+	var size counter // of the bank without a graph, since Measure installs none
+	if err := b.Encode(&size); err != nil {
+		return Result{}, err
+	}
+	r.Bytes = int64(size) + report.GraphBytes
+	return r, nil
+}
+
+// rate calls do, which answers n queries, for at least the given time and
+// returns queries per second. One call before warms up.
+func rate(ctx context.Context, least time.Duration, n int, do func(i int) error) (float64, error) {
+	if err := do(0); err != nil {
+		return 0, err
+	}
+	start := time.Now()
+	for i := 0; ; i++ {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		if err := do(i); err != nil {
+			return 0, err
+		}
+		if took := time.Since(start); took >= least {
+			return float64(n*(i+1)) / took.Seconds(), nil
+		}
+	}
+}
+
+type counter int64
+
+func (c *counter) Write(p []byte) (int, error) {
+	*c += counter(len(p))
+	return len(p), nil
+}
+
+var _ io.Writer = (*counter)(nil)
+
+// Embeddings makes n vectors, row-major n×dim, that resemble a backbone's: 32
+// clusters (always the same ones), whose spread and whose centres' spread fall
+// off along the axes as a power law, so that about 30 axes carry most of it.
+// Axes need no rotation: distances do not see it.
+func Embeddings(seed uint64, n, dim int) []float32 {
+	const clusters = 32
+	r, rc := rand.New(rand.NewPCG(seed, 7)), rand.New(rand.NewPCG(99, 7))
+	scale := make([]float64, dim)
+	for i := range scale {
+		scale[i] = 1 / math.Sqrt(float64(i+1))
+	}
+	centres := make([]float64, clusters*dim)
+	for i := range centres {
+		centres[i] = rc.NormFloat64() * scale[i%dim]
+	}
+	out := make([]float32, n*dim)
+	for i := range n {
+		c := centres[r.IntN(clusters)*dim:]
+		for j, s := range scale {
+			out[i*dim+j] = float32(c[j] + r.NormFloat64()*s)
+		}
+	}
+	return out
+}

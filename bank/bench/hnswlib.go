@@ -1,0 +1,115 @@
+//go:build hnswlib
+
+package bench
+
+// #cgo CXXFLAGS: -O3 -march=native -std=c++11
+// #cgo LDFLAGS: -lstdc++
+// #include <stdlib.h>
+// #include "hnswlib.h"
+import "C"
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/nearmiss/nearmiss/bank"
+)
+
+func init() { runHNSWLib = measureHNSWLib }
+
+// measureHNSWLib measures github.com/nmslib/hnswlib with the parameters of our
+// own graph (M 16, efConstruction 200), its search width raised as ours is.
+func measureHNSWLib(ctx context.Context, o Options, c Case, data, queries []float32) (Result, error) {
+	x := C.nm_new(C.int(c.Dim), C.size_t(c.Count), 16, 200, C.size_t(o.Seed))
+	defer C.nm_free(x)
+	start := time.Now()
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				i := int(next.Add(1) - 1)
+				if i >= c.Count {
+					return
+				}
+				C.nm_add(x, (*C.float)(unsafe.Pointer(&data[i*c.Dim])), C.size_t(i))
+			}
+		})
+	}
+	wg.Wait()
+	if err := ctx.Err(); err != nil {
+		return Result{}, err
+	}
+	r := Result{Index: "hnswlib", Case: c, K: o.K, BuildSeconds: time.Since(start).Seconds(), Bytes: int64(C.nm_bytes(x))}
+	truth, err := exactTruth(ctx, o, c, data, queries)
+	if err != nil {
+		return Result{}, err
+	}
+	m := len(queries) / c.Dim
+	rows, distances := make([]C.size_t, o.K), make([]C.float, o.K)
+	search := func(i int, rows []C.size_t, distances []C.float) error {
+		if n := C.nm_search(x, (*C.float)(unsafe.Pointer(&queries[i*c.Dim])), C.int(o.K), &rows[0], &distances[0]); int(n) != o.K {
+			return fmt.Errorf("hnswlib found %d of %d neighbours", n, o.K)
+		}
+		return nil
+	}
+	for r.EfSearch = 64; ; r.EfSearch *= 2 {
+		C.nm_set_ef(x, C.size_t(r.EfSearch))
+		r.Recall, r.FirstExcess = 0, 0
+		for i := range m {
+			if err := search(i, rows, distances); err != nil {
+				return Result{}, err
+			}
+			last := truth[i][o.K-1].Distance * (1 + 1e-5) // its float32 sums differ from ours
+			for _, d := range distances {
+				if float32(d) <= last {
+					r.Recall += 1 / float64(m*o.K)
+				}
+			}
+			r.FirstExcess += max(0, float64(distances[0])/float64(truth[i][0].Distance)-1) / float64(m)
+		}
+		if r.Recall >= 0.995 || r.EfSearch >= 4096 {
+			break
+		}
+	}
+	r.Served = r.Recall >= 0.99
+	if r.QueriesPerSecond, err = rate(ctx, o.MinTime, 1, func(i int) error { return search(i%m, rows, distances) }); err != nil {
+		return Result{}, err
+	}
+	r.BatchPerSecond, err = rate(ctx, o.MinTime, m, func(int) error {
+		var next atomic.Int64
+		var wg sync.WaitGroup
+		for range runtime.GOMAXPROCS(0) {
+			wg.Go(func() {
+				rows, distances := make([]C.size_t, o.K), make([]C.float, o.K)
+				for i := int(next.Add(1) - 1); i < m; i = int(next.Add(1) - 1) {
+					_ = search(i, rows, distances) // each was found above
+				}
+			})
+		}
+		wg.Wait()
+		return nil
+	})
+	return r, err
+}
+
+func exactTruth(ctx context.Context, o Options, c Case, data, queries []float32) ([][]bank.Neighbour, error) {
+	b, err := bank.New(bank.Options{Dim: c.Dim, K: o.K, Kind: bank.Exact, Batch: o.Batch})
+	if err != nil {
+		return nil, err
+	}
+	defer b.Close()
+	ids := make([]uint64, c.Count)
+	for i := range ids {
+		ids[i] = uint64(i)
+	}
+	if err := b.AddBatch(ids, data); err != nil {
+		return nil, err
+	}
+	return b.Index().SearchBatch(ctx, queries, o.K)
+}
