@@ -188,6 +188,38 @@ func TestImportForeign(t *testing.T) {
 	}
 }
 
+func TestReplaceWeights(t *testing.T) {
+	src := writeTemp(t, "net.onnx", foreignNet(t, "x", false, func(g *onnx.Graph, y *onnx.Value) { g.Output("map", y) }))
+	dir := t.TempDir()
+	imported, dst := filepath.Join(dir, "imported.onnx"), filepath.Join(dir, "out.onnx")
+	if _, err := Import(src, imported, ImportOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	w := drawn{Name: "w", Shape: []int{5, 3, 3, 3}, Scale: 0.4}.values()
+	for i := range w {
+		w[i] *= 2
+	}
+	if err := ReplaceWeights(imported, dst, []onnx.Tensor{onnx.FromFloat32("embedding_weight", w, 5, 3, 3, 3)}); err != nil {
+		t.Fatal(err)
+	}
+	im := testImages(2, 16)
+	a := run(t, imported, im, 2, 16)[OutputEmbedding].Float32s()
+	b := run(t, dst, im, 2, 16)[OutputEmbedding].Float32s()
+	for i := range a { // one convolution and a ReLU: twice the weights, twice the features
+		if b[i] != 2*a[i] {
+			t.Fatalf("feature %d is %v, want %v", i, b[i], 2*a[i])
+		}
+	}
+	for name, bad := range map[string]onnx.Tensor{
+		"unknown": onnx.FromFloat32("nope", w, 5, 3, 3, 3),
+		"smaller": onnx.FromFloat32("embedding_weight", w[:9], 1, 1, 3, 3),
+	} {
+		if err := ReplaceWeights(imported, dst, []onnx.Tensor{bad}); !errors.Is(err, ErrArchitecture) {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}
+
 func FuzzForeign(f *testing.F) {
 	g := onnx.New("seed")
 	g.Output("embedding", g.Relu(g.Input("image", onnx.Float, 1, 3, 8, 8)))

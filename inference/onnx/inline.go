@@ -7,7 +7,8 @@ import "fmt"
 // which turns weights into computed values or inputs. Initialisers that are
 // not replaced are added to the outermost graph around g, once, without a copy
 // of their data, so that a Loop body shares them. Shapes are inferred again: a
-// replacement may have another batch size where the graph allows it.
+// replacement may have another batch size where the graph allows it. Nodes of
+// another operator set are converted where the sets differ.
 //
 // Inline also returns the value in g of every value of src.
 func (g *Graph) Inline(src *Graph, replace map[*Value]*Value) (outputs []*Value, values map[*Value]*Value, err error) {
@@ -25,9 +26,6 @@ func (g *Graph) Inline(src *Graph, replace map[*Value]*Value) (outputs []*Value,
 		if values[v] == nil {
 			return nil, nil, fmt.Errorf("inline %q: input %q is not replaced", src.name, v.name)
 		}
-	}
-	if g.opset != src.opset {
-		return nil, nil, fmt.Errorf("inline %q: it has operator set %d, the graph around it %d", src.name, src.opset, g.opset)
 	}
 	live := src.liveValues()
 	if err := g.copyInitializers(src, g.root(), values, live); err != nil {
@@ -86,6 +84,9 @@ func (g *Graph) copyNodes(src *Graph, values map[*Value]*Value, live map[*Value]
 			}
 			c.Outputs = append(c.Outputs, w)
 			values[v] = w
+		}
+		if err := c.convert(src.opset); err != nil {
+			return fmt.Errorf("inline %q: %w", src.name, err)
 		}
 		if err := g.append(c); err != nil {
 			return err
