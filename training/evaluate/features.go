@@ -1,0 +1,146 @@
+package evaluate
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/nearmiss/nearmiss/bank"
+	"github.com/nearmiss/nearmiss/training/dataset"
+)
+
+// EmbedFunc embeds image files: one vector for each, or an error that names
+// what cannot be embedded.
+type EmbedFunc func(ctx context.Context, files [][]byte) ([][]float32, error)
+
+// Features remembers the embeddings of a frozen model, so that protocols which
+// meet an image many times embed it once. Memory: 4 bytes a number.
+type Features struct {
+	embed EmbedFunc
+	chunk int
+	mu    sync.Mutex
+	known map[string][]float32
+}
+
+// NewFeatures returns an empty memory over a model.
+func NewFeatures(embed EmbedFunc) *Features {
+	return &Features{embed: embed, chunk: 64, known: map[string][]float32{}}
+}
+
+// key tells items of different sets apart: names are unique within a set only.
+func key(it dataset.Item) string {
+	if it.Path != "" {
+		return it.Path
+	}
+	return "memory:" + it.Name
+}
+
+// Of returns the items' embeddings, in their order. The vectors are shared: do
+// not change them.
+func (f *Features) Of(ctx context.Context, items []dataset.Item) ([][]float32, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var missing []dataset.Item
+	asked := map[string]bool{}
+	for _, it := range items {
+		if k := key(it); f.known[k] == nil && !asked[k] {
+			asked[k] = true
+			missing = append(missing, it)
+		}
+	}
+	for len(missing) > 0 {
+		part := missing[:min(f.chunk, len(missing))]
+		missing = missing[len(part):]
+		files := make([][]byte, len(part))
+		for i, it := range part {
+			b, err := it.Read()
+			if err != nil {
+				return nil, fmt.Errorf("embed image %s: %w", it.Name, err)
+			}
+			files[i] = b
+		}
+		vectors, err := f.embed(ctx, files)
+		if err != nil {
+			return nil, fmt.Errorf("embed images %s to %s: %w", part[0].Name, part[len(part)-1].Name, err)
+		}
+		if len(vectors) != len(part) {
+			return nil, fmt.Errorf("embed images: %d vectors for %d images", len(vectors), len(part))
+		}
+		for i, v := range vectors {
+			if len(v) == 0 {
+				return nil, fmt.Errorf("embed image %s: the vector is empty", part[i].Name)
+			}
+			f.known[key(part[i])] = v
+		}
+	}
+	out := make([][]float32, len(items))
+	for i, it := range items {
+		out[i] = f.known[key(it)]
+	}
+	return out, nil
+}
+
+// Len is the number of images that are remembered.
+func (f *Features) Len() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.known)
+}
+
+// KNN is the baseline (DN2): the score is the sum of the squared distances to
+// the k nearest normal embeddings of the frozen model, searched exactly. Engine
+// may be nil.
+func KNN(f *Features, k int, engine bank.BatchEngine) Method { return knn{f, k, engine} }
+
+type knn struct {
+	f      *Features
+	k      int
+	engine bank.BatchEngine
+}
+
+func (knn) Name() string { return "knn" }
+
+func (m knn) Fit(ctx context.Context, normals []dataset.Item, _ uint64) (Scorer, error) {
+	rows, err := m.f.Of(ctx, normals)
+	if err != nil {
+		return nil, err
+	}
+	if len(rows) == 0 {
+		return nil, fmt.Errorf("there are no normal images")
+	}
+	b, err := bank.New(bank.Options{Dim: len(rows[0]), K: m.k, Kind: bank.Exact, Batch: m.engine})
+	if err != nil {
+		return nil, err
+	}
+	ids := make([]uint64, len(rows))
+	for i := range ids {
+		ids[i] = uint64(i)
+	}
+	if err := b.AddBatch(ids, flatten(rows)); err != nil {
+		return nil, err
+	}
+	return knnScorer{m.f, b}, nil
+}
+
+type knnScorer struct {
+	f *Features
+	b *bank.Bank
+}
+
+func (s knnScorer) Score(ctx context.Context, items []dataset.Item) ([]float64, error) {
+	rows, err := s.f.Of(ctx, items)
+	if err != nil {
+		return nil, err
+	}
+	return s.b.Scores(ctx, flatten(rows))
+}
+
+func (s knnScorer) Close() error { return s.b.Close() }
+
+func flatten(rows [][]float32) []float32 {
+	var out []float32
+	for _, r := range rows {
+		out = append(out, r...)
+	}
+	return out
+}

@@ -1,0 +1,134 @@
+package evaluate
+
+import (
+	"cmp"
+	"math"
+	"slices"
+)
+
+// AUROC is the area under the receiver operating characteristic: the
+// probability that an anomalous image scores higher than a normal one, ties
+// counting one half (Mann–Whitney). It is NaN when either side is empty or any
+// score is NaN.
+func AUROC(normal, anomalous []float64) float64 {
+	if len(normal) == 0 || len(anomalous) == 0 || hasNaN(normal) || hasNaN(anomalous) {
+		return math.NaN()
+	}
+	n := slices.Sorted(slices.Values(normal))
+	a := slices.Sorted(slices.Values(anomalous))
+	// Counts are whole and halves: exact in float64 up to 2⁵² pairs.
+	var wins float64
+	below, upTo := 0, 0 // normals < s, normals ≤ s
+	for _, s := range a {
+		for below < len(n) && n[below] < s {
+			below++
+		}
+		upTo = max(upTo, below)
+		for upTo < len(n) && n[upTo] <= s {
+			upTo++
+		}
+		wins += float64(below) + float64(upTo-below)/2
+	}
+	return wins / float64(len(n)) / float64(len(a))
+}
+
+func hasNaN(s []float64) bool { return slices.ContainsFunc(s, math.IsNaN) }
+
+// Point is a point of a receiver operating characteristic.
+type Point struct {
+	FPR       float64 `json:"fpr"` // share of the normals with a score ≥ Threshold
+	TPR       float64 `json:"tpr"` // share of the anomalies with a score ≥ Threshold
+	Threshold float64 `json:"threshold"`
+}
+
+// ROC returns the curve's corners, one for each different score, from (0, 0) to
+// (1, 1). The first threshold is +Inf. It is nil where AUROC is NaN.
+func ROC(normal, anomalous []float64) []Point {
+	if math.IsNaN(AUROC(normal, anomalous)) {
+		return nil
+	}
+	all := rank(normal, anomalous)
+	out := []Point{{Threshold: math.Inf(1)}}
+	var fp, tp int
+	for i, s := range all {
+		if s.anomalous {
+			tp++
+		} else {
+			fp++
+		}
+		if i+1 < len(all) && all[i+1].score == s.score {
+			continue
+		}
+		out = append(out, Point{float64(fp) / float64(len(normal)), float64(tp) / float64(len(anomalous)), s.score})
+	}
+	return out
+}
+
+type ranked struct {
+	score     float64
+	anomalous bool
+}
+
+// rank sorts all scores, highest first.
+func rank(normal, anomalous []float64) []ranked {
+	all := make([]ranked, 0, len(normal)+len(anomalous))
+	for _, s := range normal {
+		all = append(all, ranked{s, false})
+	}
+	for _, s := range anomalous {
+		all = append(all, ranked{s, true})
+	}
+	slices.SortFunc(all, func(a, b ranked) int { return cmp.Compare(b.score, a.score) })
+	return all
+}
+
+// AveragePrecision is Σ (Rₙ − Rₙ₋₁)·Pₙ over the different scores from the
+// highest: precision weighted by the gain in recall, anomalies being the
+// positives. It is NaN where AUROC is.
+func AveragePrecision(normal, anomalous []float64) float64 {
+	if math.IsNaN(AUROC(normal, anomalous)) {
+		return math.NaN()
+	}
+	all := rank(normal, anomalous)
+	var sum float64
+	var tp, before int
+	for i, s := range all {
+		if s.anomalous {
+			tp++
+		}
+		if i+1 < len(all) && all[i+1].score == s.score {
+			continue
+		}
+		sum += float64(tp-before) / float64(len(anomalous)) * float64(tp) / float64(i+1)
+		before = tp
+	}
+	return sum
+}
+
+// FPRAtTPR is the smallest share of normals that raise a false alarm at a
+// threshold that finds at least the share tpr (0 to 1) of the anomalies. It is
+// NaN where AUROC is.
+func FPRAtTPR(normal, anomalous []float64, tpr float64) float64 {
+	for _, p := range ROC(normal, anomalous) {
+		if p.TPR >= tpr {
+			return p.FPR
+		}
+	}
+	return math.NaN()
+}
+
+// meanStd returns the mean and the sample's standard deviation (n − 1), which
+// is 0 for one value.
+func meanStd(v []float64) (mean, std float64) {
+	for _, x := range v {
+		mean += x
+	}
+	mean /= float64(len(v))
+	if len(v) < 2 {
+		return mean, 0
+	}
+	for _, x := range v {
+		std += (x - mean) * (x - mean)
+	}
+	return mean, math.Sqrt(std / float64(len(v)-1))
+}
