@@ -1,0 +1,275 @@
+package camera_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"image/png"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
+	"go.uber.org/goleak"
+
+	"github.com/nearmiss/nearmiss/inference/imaging/synthetic"
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/broker"
+	"github.com/nearmiss/nearmiss/stream/camera"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// setUp starts a broker with everything in it.
+func setUp(t *testing.T, top stream.Topology) jetstream.JetStream {
+	t.Helper()
+	b, err := broker.New(broker.Config{Port: -1, StoreDir: t.TempDir(), MaxPayload: 256 << 10}, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- b.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("broker: %v", err)
+		}
+	})
+	select {
+	case <-b.Ready():
+	case err := <-done:
+		done <- err
+		t.Fatal(err)
+	}
+	nc, err := nats.Connect(b.ClientURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Ensure(t.Context(), js, top); err != nil {
+		t.Fatal(err)
+	}
+	return js
+}
+
+// frames returns what waits in the queue.
+func frames(t *testing.T, js jetstream.JetStream) []stream.Frame {
+	t.Helper()
+	var n stream.Names
+	s, err := js.Stream(t.Context(), n.FramesStream())
+	if err != nil {
+		t.Fatal(err)
+	}
+	info := s.CachedInfo()
+	var all []stream.Frame
+	for seq := info.State.FirstSeq; seq > 0 && seq <= info.State.LastSeq; seq++ {
+		m, err := s.GetMsg(t.Context(), seq)
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := stream.ParseFrame(n, m.Subject, m.Header, m.Data, &jetstream.MsgMetadata{Timestamp: m.Time, Sequence: jetstream.SequencePair{Stream: seq}}, info.State.FirstTime)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, f)
+	}
+	return all
+}
+
+func publisher(t *testing.T, js jetstream.JetStream, cfg camera.Config) *camera.Publisher {
+	t.Helper()
+	cfg.Detector, cfg.Camera = "bolts", "left"
+	p, err := camera.NewPublisher(cfg, js, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func TestFolderBecomesFrames(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"b.png", "a.JPG", "sub/c.tiff", "notes.txt", ".hidden.png"} {
+		path := filepath.Join(dir, filepath.FromSlash(name))
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte("image "+name), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	js := setUp(t, stream.Topology{})
+	for range 2 { // the second time with the same names stores nothing
+		p := publisher(t, js, camera.Config{Run: "r"})
+		if err := p.Run(t.Context(), &camera.Folder{Dir: dir}); err != nil {
+			t.Fatal(err)
+		}
+		if p.Stats().Published != 3 {
+			t.Errorf("%+v", p.Stats())
+		}
+	}
+	var got []string
+	for _, f := range frames(t, js) {
+		got = append(got, f.ID+" "+f.Source+" "+string(f.Image))
+		if f.CapturedAt.IsZero() {
+			t.Errorf("frame %s has no time", f.ID)
+		}
+	}
+	want := []string{"r-1 a.JPG image a.JPG", "r-2 b.png image b.png", "r-3 sub/c.tiff image sub/c.tiff"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestFolderOrders(t *testing.T) {
+	dir := t.TempDir()
+	for i := range 20 {
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("%02d.png", i)), []byte{1}, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	names := func(s camera.Source, n int) (all []string) {
+		for range n {
+			img, err := s.Next(t.Context())
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, img.Name)
+		}
+		return all
+	}
+	sorted := names(&camera.Folder{Dir: dir}, 100)
+	if len(sorted) != 20 || !slices.IsSorted(sorted) {
+		t.Errorf("by name: %q", sorted)
+	}
+	one := names(&camera.Folder{Dir: dir, Order: camera.OrderRandom, Seed: 1, Loop: true}, 40)
+	two := names(&camera.Folder{Dir: dir, Order: camera.OrderRandom, Seed: 1, Loop: true}, 40)
+	if !slices.Equal(one, two) {
+		t.Error("the same seed gives two orders")
+	}
+	if slices.Equal(one[:20], one[20:]) {
+		t.Error("two rounds have one order")
+	}
+	for _, round := range [][]string{one[:20], one[20:]} {
+		if s := slices.Sorted(slices.Values(round)); !slices.Equal(s, sorted) {
+			t.Errorf("a round is %q", s)
+		}
+	}
+	if _, err := (&camera.Folder{Dir: t.TempDir()}).Next(t.Context()); err == nil {
+		t.Error("an empty folder is no error")
+	}
+	if _, err := (&camera.Folder{Dir: dir, Order: "size"}).Next(t.Context()); err == nil {
+		t.Error("an unknown order is no error")
+	}
+}
+
+func TestSyntheticFramesCarryTheirTruth(t *testing.T) {
+	js := setUp(t, stream.Topology{})
+	src, err := camera.Synthetic(camera.SyntheticConfig{Kind: synthetic.Parts, Seed: 7, Size: 32, DefectRate: 1, CleanFirst: 3, Count: 6})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := publisher(t, js, camera.Config{}).Run(t.Context(), src); err != nil {
+		t.Fatal(err)
+	}
+	all := frames(t, js)
+	if len(all) != 6 {
+		t.Fatalf("%d frames", len(all))
+	}
+	for i, f := range all {
+		var truth synthetic.Truth
+		if err := json.Unmarshal([]byte(f.Truth), &truth); err != nil || truth.Anomalous != (i >= 3) {
+			t.Errorf("frame %d: truth %q, %v", i, f.Truth, err)
+		}
+		if img, err := png.Decode(bytes.NewReader(f.Image)); err != nil || img.Bounds().Dx() != 32 {
+			t.Errorf("frame %d is no image: %v", i, err)
+		}
+	}
+}
+
+func TestAFullQueueHoldsTheCameraBackAndLosesNothing(t *testing.T) {
+	js := setUp(t, stream.Topology{FramesMaxBytes: 64 << 10})
+	const count = 40 // of 4 KiB: more than fit
+	src := &camera.Generated{Count: count, Make: func(n int) ([]byte, string, error) { return make([]byte, 4<<10), "", nil }}
+	p := publisher(t, js, camera.Config{})
+	done := make(chan error, 1)
+	go func() { done <- p.Run(t.Context(), src) }()
+
+	var n stream.Names
+	cons, err := js.CreateConsumer(t.Context(), n.FramesStream(), jetstream.ConsumerConfig{Durable: "d", AckPolicy: jetstream.AckExplicitPolicy})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := map[string]int{}
+	for len(ids) < count {
+		m, err := cons.Next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids[m.Headers().Get(stream.HeaderFrameID)]++
+		if err := m.DoubleAck(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	for id, c := range ids {
+		if c != 1 {
+			t.Errorf("frame %s came %d times", id, c)
+		}
+	}
+	if p.Stats().Published != count {
+		t.Errorf("%+v", p.Stats())
+	}
+}
+
+func TestALiveCameraDropsOldFrames(t *testing.T) {
+	js := setUp(t, stream.Topology{FramesMaxBytes: 64 << 10})
+	src := &camera.Generated{Count: 100, Make: func(n int) ([]byte, string, error) { return make([]byte, 4<<10), "", nil }}
+	p := publisher(t, js, camera.Config{Live: true, LiveBacklog: 5, Run: "r"})
+	if err := p.Run(t.Context(), src); err != nil {
+		t.Fatal(err)
+	}
+	all := frames(t, js)
+	if len(all) == 0 || len(all) > 16 || all[len(all)-1].ID != "r-100" {
+		t.Errorf("%d frames are left", len(all))
+	}
+}
+
+func TestALargeImageTravelsAsAnObject(t *testing.T) {
+	js := setUp(t, stream.Topology{})
+	big := bytes.Repeat([]byte("x"), 1<<20) // the broker takes 256 KiB
+	src := &camera.Generated{Count: 1, Make: func(int) ([]byte, string, error) { return big, "", nil }}
+	if err := publisher(t, js, camera.Config{}).Run(t.Context(), src); err != nil {
+		t.Fatal(err)
+	}
+	all := frames(t, js)
+	if len(all) != 1 || all[0].Object == "" || len(all[0].Image) != 0 {
+		t.Fatalf("%+v", all)
+	}
+	var n stream.Names
+	store, err := js.ObjectStore(t.Context(), n.ArtifactsBucket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := store.GetBytes(t.Context(), all[0].Object); err != nil || !bytes.Equal(got, big) {
+		t.Errorf("object of %d bytes, %v", len(got), err)
+	}
+}
