@@ -1,4 +1,145 @@
 package stream_test
 
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/nearmiss/nearmiss/stream"
+)
+
 // child is what the test binary does when a test starts it as another process.
-func child(string) int { return 2 }
+func child(role string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	log := zerolog.New(os.Stderr).Level(zerolog.WarnLevel)
+	nc, err := stream.Connect(os.Getenv("NEARMISS_TEST_URL"), role, log)
+	if err != nil {
+		log.Error().Err(err).Msg("child")
+		return 1
+	}
+	defer nc.Close()
+	dir := os.Getenv("NEARMISS_TEST_DIR")
+	switch role {
+	case "worker":
+		w, err := stream.NewWorker(stream.WorkerConfig{CacheDir: filepath.Join(dir, "cache"), AckWait: time.Second}, nc, loadFake, log)
+		if err == nil {
+			err = w.Run(ctx)
+		}
+		if err != nil {
+			log.Error().Err(err).Msg("child")
+			return 1
+		}
+	default:
+		log.Error().Str("role", role).Msg("child has an unknown role")
+		return 2
+	}
+	return 0
+}
+
+// process is this test binary in another role.
+type process struct {
+	t   testing.TB
+	cmd *exec.Cmd
+}
+
+func (r *rig) process(role string, env ...string) *process {
+	r.t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), append([]string{
+		"NEARMISS_TEST_ROLE=" + role, "NEARMISS_TEST_URL=" + r.url, "NEARMISS_TEST_DIR=" + r.dir,
+	}, env...)...)
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		r.t.Fatal(err)
+	}
+	p := &process{t: r.t, cmd: cmd}
+	r.t.Cleanup(p.kill)
+	return p
+}
+
+// kill sends SIGKILL and waits for the end.
+func (p *process) kill() {
+	if p.cmd.ProcessState == nil {
+		_ = p.cmd.Process.Signal(syscall.SIGKILL)
+		_ = p.cmd.Wait()
+	}
+}
+
+// interrupt asks the process to end and returns how it did.
+func (p *process) interrupt() error {
+	if err := p.cmd.Process.Signal(os.Interrupt); err != nil {
+		return err
+	}
+	return p.cmd.Wait()
+}
+
+func TestKilledWorkersLoseNoFrameAndRepeatNoEvent(t *testing.T) {
+	const frames, kills = 2000, 20
+	r := newRig(t, stream.Topology{})
+	r.release("bolts", fake{Name: "one", Threshold: 0.9, Delay: 2 * time.Millisecond})
+	got := r.scores()
+	want := map[string]bool{} // frames that are anomalous
+	for i := range frames {
+		id := fmt.Sprint("f", i)
+		n := float64(i%10) / 10
+		if i%10 == 9 {
+			n, want[id] = 0.95, true
+		}
+		// Each image is another, so that each piece of evidence is.
+		r.publish(stream.Frame{Detector: "bolts", Camera: fmt.Sprint("c", i%3), ID: id, Image: image(n + float64(i)/1e6)})
+	}
+	rng := rand.New(rand.NewPCG(1, 2))
+	workers := []*process{r.process("worker"), r.process("worker")}
+	for k := range kills {
+		target := frames * (k + 1) / (kills + 2)
+		eventually(t, fmt.Sprintf("%d frames are scored", target), func() bool { return len(got.byFrame()) >= target })
+		i := rng.IntN(len(workers))
+		workers[i].kill()
+		workers[i] = r.process("worker")
+	}
+	eventually(t, "every frame is scored", func() bool { return len(got.byFrame()) == frames })
+	eventually(t, "the queue is empty", func() bool { return r.waiting() == 0 })
+	for _, w := range workers {
+		if err := w.interrupt(); err != nil {
+			t.Errorf("worker: %v", err)
+		}
+	}
+	again := 0
+	for _, s := range got.byFrame() {
+		again += len(s) - 1
+	}
+	cons, err := r.js.Consumer(t.Context(), r.names.FramesStream(), "frames-bolts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	delivered := cons.CachedInfo().Delivered.Consumer
+	t.Logf("%d kills: %d of %d frames were delivered again, %d scored again", kills, delivered-frames, frames, again)
+	if delivered < frames+kills/2 {
+		t.Errorf("only %d frames were under way when their worker was killed: the test shows little", delivered-frames)
+	}
+	events := map[string]int{}
+	for _, e := range r.events() {
+		events[e.FrameID]++
+		if !want[e.FrameID] || e.Kind != stream.KindAnomaly {
+			t.Errorf("event of %s: %+v", e.FrameID, e)
+		}
+	}
+	for id := range want {
+		if events[id] != 1 {
+			t.Errorf("frame %s has %d events, want 1", id, events[id])
+		}
+	}
+	if dead := r.stored(r.names.DeadStream()); len(dead) > 0 {
+		t.Errorf("%d dead letters, first: %v", len(dead), dead[0].Header)
+	}
+}

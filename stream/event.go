@@ -58,7 +58,7 @@ type Event struct {
 	PValue    *float64 `json:"p_value,omitempty"`   // share of normals at least as strange, 0-1
 	Anomalous *bool    `json:"anomalous,omitempty"` // the decision
 	K         int      `json:"k,omitempty"`         // how many neighbours were summed
-	Nearest   []Near   `json:"nearest,omitempty"`   // those neighbours, nearest first
+	Nearest   []Near   `json:"nearest,omitzero"`    // those neighbours, nearest first
 	Smoothed  *float64 `json:"smoothed,omitempty"`  // mean over the camera's last frames, when the detector smooths
 
 	Release string `json:"release,omitempty"` // SHA-256 of the release's manifest

@@ -47,7 +47,7 @@ func (l *line) collect(ctx, work context.Context, conf Detector) error {
 		if have >= conf.LearnFrames {
 			return l.learned(ctx, conf, have)
 		}
-		msgs, err := fetch(ctx, cons, min(l.w.cfg.BatchSize, conf.LearnFrames-have))
+		msgs, err := l.w.epoch.fetch(ctx, cons, min(l.w.cfg.BatchSize, conf.LearnFrames-have))
 		if err != nil {
 			return err
 		}

@@ -139,7 +139,7 @@ func (l *line) lane(ctx, work context.Context) {
 				continue
 			}
 		}
-		msgs, err := fetch(ctx, cons, l.w.cfg.BatchSize)
+		msgs, err := l.w.epoch.fetch(ctx, cons, l.w.cfg.BatchSize)
 		if err != nil && ctx.Err() == nil {
 			l.log.Debug().Err(err).Msg("cannot take frames")
 			if !l.w.nc.IsConnected() || errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrConsumerDeleted) {

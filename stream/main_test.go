@@ -38,7 +38,7 @@ func testLog(t testing.TB) zerolog.Logger {
 	return zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.InfoLevel)
 }
 
-// bench is a broker with everything set up, and a client.
+// rig is a broker with everything set up, and a client.
 type rig struct {
 	t     testing.TB
 	names stream.Names
@@ -83,20 +83,26 @@ func newRig(t testing.TB, topology stream.Topology) *rig {
 	r := &rig{t: t, dir: t.TempDir(), names: topology.Names}
 	b, _ := startBroker(t, broker.Config{Port: -1, StoreDir: filepath.Join(r.dir, "broker")})
 	r.url = b.ClientURL()
+	r.open(topology)
+	return r
+}
+
+// open connects the rig to its broker and sets everything up in it.
+func (r *rig) open(topology stream.Topology) {
+	r.t.Helper()
 	r.nc = r.connect()
 	var err error
 	if r.js, err = jetstream.New(r.nc); err != nil {
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
-	if err := stream.Ensure(t.Context(), r.js, topology); err != nil {
-		t.Fatal(err)
+	if err := stream.Ensure(r.t.Context(), r.js, topology); err != nil {
+		r.t.Fatal(err)
 	}
-	if r.reg, err = registry.Open(t.Context(), r.js, registry.Config{
+	if r.reg, err = registry.Open(r.t.Context(), r.js, registry.Config{
 		ActiveBucket: r.names.ActiveBucket(), ArtifactsBucket: r.names.ArtifactsBucket(), CacheDir: filepath.Join(r.dir, "cache"),
 	}); err != nil {
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
-	return r
 }
 
 func (r *rig) connect() *nats.Conn {

@@ -3,6 +3,7 @@ package stream
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -107,3 +108,54 @@ func scan(ctx context.Context, js jetstream.JetStream, stream string, cfg jetstr
 }
 
 var errStop = errors.New("enough")
+
+// epoch is the time between two reconnects. A pull that waits at the broker is
+// lost with the connection, and its answer would be waited for in vain.
+type epoch struct {
+	mu  sync.Mutex
+	end chan struct{} // closed at the next reconnect
+}
+
+func newEpoch() *epoch { return &epoch{end: make(chan struct{})} }
+
+// follow begins a new epoch, and calls told, whenever the connection comes back,
+// until ctx ends.
+func (e *epoch) follow(ctx context.Context, nc *nats.Conn, told func()) {
+	connected := nc.StatusChanged(nats.CONNECTED)
+	defer nc.RemoveStatusListener(connected)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-connected:
+			e.mu.Lock()
+			close(e.end)
+			e.end = make(chan struct{})
+			e.mu.Unlock()
+			told()
+		}
+	}
+}
+
+// fetch is [fetch] for as long as the connection lasts.
+func (e *epoch) fetch(ctx context.Context, c jetstream.Consumer, n int) ([]jetstream.Msg, error) {
+	e.mu.Lock()
+	end := e.end
+	e.mu.Unlock()
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		select {
+		case <-end:
+			cancel()
+		case <-done:
+		}
+	})
+	defer func() {
+		close(done)
+		wg.Wait()
+		cancel()
+	}()
+	return fetch(ctx, c, n)
+}

@@ -206,6 +206,7 @@ type TrainingWorker struct {
 	nc      *nats.Conn
 	trainer Trainer
 	log     zerolog.Logger
+	epoch   *epoch
 
 	js        jetstream.JetStream
 	registry  *registry.Registry
@@ -221,7 +222,7 @@ func NewTrainingWorker(cfg TrainerConfig, nc *nats.Conn, t Trainer, log zerolog.
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &TrainingWorker{cfg: cfg.withDefaults(), nc: nc, trainer: t, log: log.With().Str("component", "trainer").Logger()}, nil
+	return &TrainingWorker{cfg: cfg.withDefaults(), nc: nc, trainer: t, epoch: newEpoch(), log: log.With().Str("component", "trainer").Logger()}, nil
 }
 
 // Run works until ctx ends. A job under way is then stopped and given back: the
@@ -235,6 +236,7 @@ func (w *TrainingWorker) Run(ctx context.Context) error {
 	}
 	var helpers sync.WaitGroup
 	defer helpers.Wait()
+	helpers.Go(func() { w.epoch.follow(ctx, w.nc, func() {}) })
 	if w.cfg.Schedule > 0 {
 		helpers.Go(func() { w.schedule(ctx) })
 	}
@@ -252,7 +254,7 @@ func (w *TrainingWorker) Run(ctx context.Context) error {
 				continue
 			}
 		}
-		msgs, err := fetch(ctx, cons, 1)
+		msgs, err := w.epoch.fetch(ctx, cons, 1)
 		if err != nil && ctx.Err() == nil {
 			w.log.Debug().Err(err).Msg("cannot take jobs")
 			cons = nil

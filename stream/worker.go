@@ -125,6 +125,7 @@ type Worker struct {
 	log    zerolog.Logger
 	count  workerCounters
 	poke   chan struct{} // pointers or configurations may have changed
+	epoch  *epoch
 
 	// Set by Run before any line is started.
 	js        jetstream.JetStream
@@ -149,6 +150,7 @@ func NewWorker(cfg WorkerConfig, nc *nats.Conn, loader Loader, log zerolog.Logge
 		cfg: cfg.withDefaults(), nc: nc, loader: loader,
 		log:   log.With().Str("component", "worker").Logger(),
 		poke:  make(chan struct{}, 1),
+		epoch: newEpoch(),
 		lines: map[string]*line{},
 	}, nil
 }
@@ -186,8 +188,13 @@ func (w *Worker) Run(ctx context.Context) error {
 	helpers.Go(func() { w.undertake(ctx) })
 
 	// After a reconnect the watches need seconds to wake: read again at once.
-	connected := w.nc.StatusChanged(nats.CONNECTED)
-	defer w.nc.RemoveStatusListener(connected)
+	helpers.Go(func() {
+		w.epoch.follow(ctx, w.nc, func() {
+			w.log.Info().Msg("connected again: reading pointers and configurations")
+			w.reopen(ctx)
+			w.wake()
+		})
+	})
 	tick := time.NewTicker(w.cfg.Resync)
 	defer tick.Stop()
 
@@ -201,9 +208,6 @@ func (w *Worker) Run(ctx context.Context) error {
 		case <-ctx.Done():
 		case <-w.poke:
 		case <-tick.C:
-		case <-connected:
-			w.log.Info().Msg("connected again: reading pointers and configurations")
-			w.reopen(ctx)
 		}
 	}
 
@@ -280,7 +284,9 @@ func (w *Worker) open(ctx context.Context) error {
 
 // reopen learns whether the frames stream is the one it was.
 func (w *Worker) reopen(ctx context.Context) {
-	if s, err := w.js.Stream(ctx, w.cfg.FramesStream()); err == nil {
+	step, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if s, err := w.js.Stream(step, w.cfg.FramesStream()); err == nil {
 		w.created.Store(s.CachedInfo().Created.UnixNano())
 	}
 }

@@ -1,11 +1,32 @@
 package stream_test
 
 import (
+	"bytes"
+	"context"
+	"errors"
 	"fmt"
+	"math"
+	"net/url"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/broker"
+	"github.com/nearmiss/nearmiss/stream/registry"
 )
+
+// serve is a Loader of one scorer.
+func serve(f fake) stream.Loader {
+	return stream.LoaderFunc(func(context.Context, string) (stream.Scorer, error) { return f, nil })
+}
 
 func TestWorkerScoresEveryFrameAndAnnouncesAnomalies(t *testing.T) {
 	r := newRig(t, stream.Topology{})
@@ -14,7 +35,7 @@ func TestWorkerScoresEveryFrameAndAnnouncesAnomalies(t *testing.T) {
 	w, stop := r.worker(stream.WorkerConfig{}, loadFake)
 	const frames = 50
 	for i := range frames {
-		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: image(float64(i) / frames), Truth: `{"defect":false}`})
+		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: image(float64(i) / frames), Truth: `{"defect":false}`, Source: "a/b.png"})
 	}
 	eventually(t, "all frames are scored", func() bool { return w.Stats().Scored == frames })
 	eventually(t, "the queue is empty", func() bool { return r.waiting() == 0 })
@@ -35,8 +56,551 @@ func TestWorkerScoresEveryFrameAndAnnouncesAnomalies(t *testing.T) {
 		t.Errorf("%d events, want 4", len(events))
 	}
 	for _, e := range events {
-		if e.Release != release || !*e.Anomalous || e.Truth == "" || e.Evidence == "" {
+		if e.Release != release || !*e.Anomalous || e.Truth == "" || e.Source != "a/b.png" {
 			t.Errorf("event %+v", e)
 		}
+		bucket, name, _ := strings.Cut(e.Evidence, "/")
+		store, err := r.js.ObjectStore(t.Context(), bucket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b, err := store.GetBytes(t.Context(), name); err != nil || !bytes.HasPrefix(b, []byte("FAKE")) {
+			t.Errorf("evidence %s: %d bytes, %v", e.Evidence, len(b), err)
+		}
+	}
+}
+
+func TestEventsAreCloudEvents(t *testing.T) {
+	r := newRig(t, stream.Topology{Names: stream.Names{Prefix: "plant-2"}})
+	r.release("bolts", fake{Name: "one"})
+	r.worker(stream.WorkerConfig{}, loadFake)
+	captured := time.Date(2026, 1, 2, 3, 4, 5, 600, time.UTC)
+	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f1", CapturedAt: captured, Image: image(0.95), Trace: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"})
+	eventually(t, "there is an event", func() bool { return len(r.stored("PLANT-2_EVENTS")) == 1 })
+	m := r.stored("PLANT-2_EVENTS")[0]
+	if m.Subject != "plant-2.events.bolts.left.anomaly" {
+		t.Errorf("subject %s", m.Subject)
+	}
+	for k, want := range map[string]string{
+		"ce-specversion": "1.0", "ce-type": "dev.nearmiss.anomaly.v1", "ce-source": "/plant-2/bolts", "ce-subject": "left/f1",
+		"ce-datacontenttype": "application/json", "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+	} {
+		if got := m.Header.Get(k); got != want {
+			t.Errorf("header %s is %q, want %q", k, got, want)
+		}
+	}
+	if id := m.Header.Get("ce-id"); id == "" || id != m.Header.Get(nats.MsgIdHdr) {
+		t.Errorf("ce-id %q, Nats-Msg-Id %q", id, m.Header.Get(nats.MsgIdHdr))
+	}
+	if _, err := time.Parse(time.RFC3339Nano, m.Header.Get("ce-time")); err != nil {
+		t.Error(err)
+	}
+	e := r.events()[0]
+	if !e.CapturedAt.Equal(captured) || *e.Score < 0.94 || e.K != 2 || len(e.Nearest) != 2 || e.Bytes != 12 || e.Width != 8 {
+		t.Errorf("%+v", e)
+	}
+}
+
+func TestTwoWorkersShareTheFramesOfADetector(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	r.release("bolts", fake{Name: "one"})
+	const frames = 400
+	for i := range frames {
+		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: image(0.1)})
+	}
+	slow := serve(fake{Delay: 5 * time.Millisecond})
+	one, _ := r.worker(stream.WorkerConfig{BatchSize: 8}, slow)
+	two, _ := r.worker(stream.WorkerConfig{BatchSize: 8}, slow)
+	eventually(t, "all frames are scored", func() bool { return one.Stats().Scored+two.Stats().Scored == frames })
+	a, b := one.Stats().Scored, two.Stats().Scored
+	t.Logf("%d and %d frames", a, b)
+	if min(a, b) < frames/4 {
+		t.Errorf("one worker scored %d frames, the other %d", a, b)
+	}
+}
+
+func TestAFrameThatCannotBeReadIsRejectedAtOnce(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	r.release("bolts", fake{Name: "one"})
+	w, _ := r.worker(stream.WorkerConfig{MaxImage: 1 << 20}, loadFake)
+	subject := r.names.Frames("bolts", "left")
+	store, err := r.js.ObjectStore(t.Context(), r.names.ArtifactsBucket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.PutBytes(t.Context(), "frames/huge", make([]byte, 2<<20)); err != nil {
+		t.Fatal(err)
+	}
+	cases := []struct {
+		name   string
+		data   []byte
+		header nats.Header
+		code   string
+	}{
+		{"empty", nil, nil, "empty"},
+		{"not an image", []byte("hello"), nil, "unsupported"},
+		{"truncated", image(0.5)[:10], nil, "unsupported"},
+		{"bad time", image(0.5), nats.Header{stream.HeaderCapturedAt: {"yesterday"}}, stream.CodeBadHeader},
+		{"bad id", image(0.5), nats.Header{stream.HeaderFrameID: {"two words"}}, stream.CodeBadHeader},
+		{"object elsewhere", nil, nats.Header{stream.HeaderObject: {"release/x"}}, stream.CodeBadHeader},
+		{"object and payload", image(0.5), nats.Header{stream.HeaderObject: {"frames/x"}}, stream.CodeBadHeader},
+		{"object missing", nil, nats.Header{stream.HeaderObject: {"frames/none"}}, stream.CodeObjectMissing},
+		{"object too large", nil, nats.Header{stream.HeaderObject: {"frames/huge"}}, stream.CodeTooLarge},
+	}
+	for i, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			m := nats.NewMsg(subject)
+			m.Data = c.data
+			for k, v := range c.header {
+				m.Header[k] = v
+			}
+			if _, err := r.js.PublishMsg(t.Context(), m); err != nil {
+				t.Fatal(err)
+			}
+			r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("good", i), Image: image(0.1)})
+			eventually(t, "the next frame is scored", func() bool { return w.Stats().Scored == uint64(i+1) })
+			eventually(t, "it is rejected", func() bool { return w.Stats().Rejected == uint64(i+1) })
+			events := r.events()
+			if e := events[len(events)-1]; len(events) != i+1 || e.Kind != stream.KindRejected || e.Code != c.code || e.Reason == "" || e.FrameID == "" {
+				t.Errorf("%d events, last %+v", len(events), e)
+			}
+			dead, err := stream.DeadLetters(t.Context(), r.js, r.names, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := dead[len(dead)-1]; len(dead) != i+1 || d.Code != c.code || d.Deliveries != 1 || d.Subject != subject || !bytes.Equal(d.Data, c.data) {
+				t.Errorf("%d dead letters, last %+v", len(dead), d)
+			}
+		})
+	}
+	eventually(t, "the queue is empty", func() bool { return r.waiting() == 0 })
+	if n := w.Stats().Retried; n != 0 {
+		t.Errorf("%d frames were retried", n)
+	}
+}
+
+func TestAScoreThatIsNoNumberIsNoNormalFrame(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	r.release("bolts", fake{Name: "one"})
+	w, _ := r.worker(stream.WorkerConfig{}, stream.LoaderFunc(func(context.Context, string) (stream.Scorer, error) { return nanScorer{}, nil }))
+	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f", Image: image(0.1)})
+	eventually(t, "it is rejected", func() bool { return w.Stats().Rejected == 1 })
+	if e := r.events(); len(e) != 1 || e[0].Code != stream.CodeNotFinite {
+		t.Errorf("%+v", e)
+	}
+}
+
+type nanScorer struct{}
+
+func (nanScorer) Score(_ context.Context, images [][]byte) ([]stream.Verdict, error) {
+	v := make([]stream.Verdict, len(images))
+	for i := range v {
+		v[i] = stream.Verdict{Score: math.NaN(), Threshold: 1, PValue: 0.5, K: 1}
+	}
+	return v, nil
+}
+func (nanScorer) Close() error { return nil }
+
+func TestAScorerThatFailsIsTriedAgain(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	r.release("bolts", fake{Name: "one"})
+	var calls, poisoned atomic.Int64
+	poison := image(0.123)
+	f := fake{onScore: func(images [][]byte) error {
+		if calls.Add(1) <= 2 {
+			return errors.New("the session was lost")
+		}
+		for _, b := range images {
+			if bytes.Equal(b, poison) {
+				poisoned.Add(1)
+				panic("division by zero")
+			}
+		}
+		return nil
+	}}
+	w, _ := r.worker(stream.WorkerConfig{RetryDelay: time.Millisecond, MaxDeliver: 4}, serve(f))
+	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "good1", Image: image(0.1)})
+	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "poison", Image: poison})
+	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "good2", Image: image(0.2)})
+	eventually(t, "the good frames are scored", func() bool { return w.Stats().Scored == 2 })
+	eventually(t, "the bad frame is given up", func() bool { return w.Stats().Rejected == 1 })
+	dead, err := stream.DeadLetters(t.Context(), r.js, r.names, 0)
+	if err != nil || len(dead) != 1 || dead[0].Code != stream.CodeScoring || dead[0].Deliveries != 4 || !strings.Contains(dead[0].Reason, "division by zero") {
+		t.Errorf("dead letters %+v, %v", dead, err)
+	}
+	eventually(t, "the queue is empty", func() bool { return r.waiting() == 0 })
+	if e := r.events(); len(e) != 1 || e[0].Code != stream.CodeScoring || e[0].FrameID != "poison" {
+		t.Errorf("events %+v", e)
+	}
+}
+
+func TestAFrameThatIsNeverAcknowledgedGoesToTheDeadLetters(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	// Somebody takes the frame as often as allowed and says nothing, with no
+	// worker running: the advisory waits for one.
+	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "cursed", Image: image(0.5)})
+	cons, err := r.js.CreateConsumer(t.Context(), r.names.FramesStream(), jetstream.ConsumerConfig{
+		Durable: "frames-bolts", FilterSubject: r.names.Frames("bolts", "*"), AckPolicy: jetstream.AckExplicitPolicy, AckWait: 20 * time.Millisecond, MaxDeliver: 2,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err := cons.Next(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "the broker gives up", func() bool {
+		_, _ = cons.Next(jetstream.FetchMaxWait(20 * time.Millisecond))
+		return len(r.stored(r.names.DeadStream())) == 1
+	})
+	r.release("bolts", fake{Name: "one"})
+	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
+	eventually(t, "it is dead", func() bool {
+		dead, err := stream.DeadLetters(t.Context(), r.js, r.names, 0)
+		return err == nil && len(dead) == 1 && dead[0].Code == stream.CodeMaxDeliveries && bytes.Equal(dead[0].Data, image(0.5))
+	})
+	eventually(t, "the queue is empty", func() bool { return r.waiting() == 0 })
+	eventually(t, "only the dead letter is left", func() bool { return len(r.stored(r.names.DeadStream())) == 1 })
+	if e := r.events(); len(e) != 1 || e[0].Code != stream.CodeMaxDeliveries || e[0].FrameID != "cursed" {
+		t.Errorf("events %+v", e)
+	}
+	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "next", Image: image(0.5)})
+	eventually(t, "the next frame is scored", func() bool { return w.Stats().Scored == 1 })
+}
+
+func TestFramesOfADetectorWithoutAReleaseWait(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
+	for i := range 5 {
+		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: image(0.5)})
+	}
+	// Another detector works meanwhile.
+	r.release("nuts", fake{Name: "nuts"})
+	r.publish(stream.Frame{Detector: "nuts", Camera: "left", ID: "f", Image: image(0.5)})
+	eventually(t, "the other detector's frame is scored", func() bool { return w.Stats().Scored == 1 })
+	if n := r.waiting(); n != 5 {
+		t.Errorf("%d frames wait, want 5", n)
+	}
+	r.release("bolts", fake{Name: "bolts"})
+	eventually(t, "they are scored once there is one", func() bool { return w.Stats().Scored == 6 })
+	if w.Stats().Retried != 0 {
+		t.Errorf("%+v", w.Stats())
+	}
+}
+
+func TestFramesOfAnyClient(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	r.release("bolts", fake{Name: "one"})
+	got := r.scores()
+	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
+	for range 3 { // plain core NATS publishes, no headers
+		if err := r.nc.Publish("nearmiss.frames.bolts.phone", image(0.3)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m := nats.NewMsg("nearmiss.frames.bolts.phone")
+	m.Data = image(0.3)
+	m.Header.Set(nats.MsgIdHdr, "mine")
+	if err := r.nc.PublishMsg(m); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "they are scored", func() bool { return w.Stats().Scored == 4 })
+	eventually(t, "their scores are there", func() bool { return len(got.byFrame()) == 4 })
+	if len(got.byFrame()["mine"]) != 1 {
+		t.Errorf("scores of %v", got.byFrame())
+	}
+}
+
+func TestAnImageAboveThePayloadLimitIsScoredAndItsObjectRemoved(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	r.release("bolts", fake{Name: "one"})
+	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
+	store, err := r.js.ObjectStore(t.Context(), r.names.ArtifactsBucket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	big := append(image(0.2), make([]byte, 9<<20)...)
+	if _, err := store.PutBytes(t.Context(), "frames/big", big); err != nil {
+		t.Fatal(err)
+	}
+	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "big", Object: "frames/big"})
+	eventually(t, "it is scored", func() bool { return w.Stats().Scored == 1 })
+	eventually(t, "its object is gone", func() bool {
+		_, err := store.GetInfo(t.Context(), "frames/big")
+		return errors.Is(err, jetstream.ErrObjectNotFound)
+	})
+}
+
+// TestAFrameThatComesAgainAfterASwapRaisesNoSecondEvent: the event was stored,
+// the acknowledgement was lost, and the release is another one now.
+func TestAFrameThatComesAgainAfterASwapRaisesNoSecondEvent(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	old := r.release("bolts", fake{Name: "one"})
+	cons, err := r.js.CreateConsumer(t.Context(), r.names.FramesStream(), jetstream.ConsumerConfig{
+		Durable: "frames-bolts", FilterSubject: r.names.Frames("bolts", "*"), AckPolicy: jetstream.AckExplicitPolicy, AckWait: 30 * time.Second, MaxDeliver: 5,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"told", "untold"} {
+		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: id, Image: image(0.95)})
+	}
+	var msgs []jetstream.Msg
+	for range 2 {
+		m, err := cons.Next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		msgs = append(msgs, m)
+	}
+	score, yes := 0.95, true
+	e := stream.Event{
+		ID: "of the old release", Kind: stream.KindAnomaly, FrameID: "told", Detector: "bolts", Camera: "left",
+		CapturedAt: time.Now().UTC(), ScoredAt: time.Now().UTC(), Score: &score, Threshold: &score, PValue: &score, Anomalous: &yes,
+		K: 1, Nearest: []stream.Near{}, Release: old, Width: 8, Height: 8,
+	}
+	m, err := e.Message(r.names)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.js.PublishMsg(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	r.release("bolts", fake{Name: "two"})
+	for _, m := range msgs {
+		if err := m.Nak(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
+	eventually(t, "both are scored", func() bool { return w.Stats().Scored == 2 })
+	var ids []string
+	for _, e := range r.events() {
+		ids = append(ids, e.FrameID)
+	}
+	if len(ids) != 2 || ids[0] == ids[1] {
+		t.Errorf("events of frames %v", ids)
+	}
+}
+
+func TestALiveDetectorKeepsOnlyTheNewestFrames(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	r.detector(stream.Detector{Name: "bolts", Policy: stream.PolicyLive, LiveBacklog: 10})
+	for i := range 100 {
+		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: image(0.5)})
+	}
+	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
+	eventually(t, "old frames are dropped", func() bool { return w.Stats().Dropped == 90 })
+	got := r.scores()
+	r.release("bolts", fake{Name: "one"})
+	eventually(t, "the others are scored", func() bool { return len(got.byFrame()) == 10 })
+	if len(got.byFrame()["f99"]) != 1 {
+		t.Error("the newest frame is not scored")
+	}
+}
+
+func TestAWorkerFinishesItsFramesWhenItIsStopped(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	r.release("bolts", fake{Name: "one"})
+	entered := make(chan struct{})
+	var calls atomic.Int64
+	f := fake{Delay: 0, onScore: func([][]byte) error {
+		if calls.Add(1) == 1 {
+			close(entered)
+			time.Sleep(50 * time.Millisecond)
+		}
+		return nil
+	}}
+	for i := range 8 {
+		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: image(0.5)})
+	}
+	w, stop := r.worker(stream.WorkerConfig{BatchSize: 8, Lanes: 1}, serve(f))
+	<-entered
+	stop()
+	if w.Stats().Scored != 8 {
+		t.Errorf("%d frames scored", w.Stats().Scored)
+	}
+	eventually(t, "the queue is empty", func() bool { return r.waiting() == 0 })
+}
+
+func TestAScorerThatHangsDoesNotHoldTheWorker(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	r.release("bolts", fake{Name: "one"})
+	entered := make(chan struct{}, 10)
+	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f", Image: image(0.5)})
+	f := fake{Delay: time.Hour, onScore: nil}
+	w, stop := r.worker(stream.WorkerConfig{Drain: 10 * time.Millisecond, Lanes: 1}, stream.LoaderFunc(func(context.Context, string) (stream.Scorer, error) {
+		return hooked{f, func() { entered <- struct{}{} }}, nil
+	}))
+	<-entered
+	stop()
+	if w.Stats().Scored != 0 || r.waiting() != 1 {
+		t.Errorf("%d frames scored, %d wait", w.Stats().Scored, r.waiting())
+	}
+}
+
+type hooked struct {
+	fake
+	hook func()
+}
+
+func (h hooked) Score(ctx context.Context, images [][]byte) ([]stream.Verdict, error) {
+	h.hook()
+	return h.fake.Score(ctx, images)
+}
+
+// TestWorkGoesOnAfterTheBrokerRestarts restarts the broker under a worker, and
+// changes the release while the worker cannot hear of it.
+func TestWorkGoesOnAfterTheBrokerRestarts(t *testing.T) {
+	dir := t.TempDir()
+	store := filepath.Join(dir, "broker")
+	b, stop := startBroker(t, broker.Config{Port: -1, StoreDir: store})
+	u, err := url.Parse(b.ClientURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	port, err := strconv.Atoi(u.Port())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &rig{t: t, dir: dir, url: b.ClientURL()}
+	r.open(stream.Topology{})
+	r.release("bolts", fake{Name: "one"})
+	w, _ := r.worker(stream.WorkerConfig{Resync: time.Hour}, loadFake)
+	frame := 0
+	publish := func(n int) {
+		for range n {
+			frame++
+			r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", frame), Image: image(0.95)})
+		}
+	}
+	publish(20)
+	eventually(t, "the first frames are scored", func() bool { return w.Stats().Scored == 20 })
+	stop()
+	// The pointer changes behind the worker's back: on a broker of another port.
+	b2, stop2 := startBroker(t, broker.Config{Port: -1, StoreDir: store})
+	other := &rig{t: t, dir: dir, url: b2.ClientURL()}
+	other.open(stream.Topology{})
+	second := other.release("bolts", fake{Name: "two"})
+	other.nc.Close()
+	stop2()
+	startBroker(t, broker.Config{Port: port, StoreDir: store})
+	eventually(t, "the connection is back", r.nc.IsConnected)
+	publish(20)
+	eventually(t, "the next frames are scored", func() bool { return w.Stats().Scored >= 40 })
+	eventually(t, "the pointer is read again", func() bool { return w.Stats().Swaps == 2 })
+	publish(5)
+	eventually(t, "the last frames are scored", func() bool { return w.Stats().Scored >= 45 })
+	seen := map[string]int{}
+	for _, e := range r.events() {
+		seen[e.FrameID]++
+	}
+	if len(seen) != 45 {
+		t.Errorf("%d frames have events", len(seen))
+	}
+	all := r.events()
+	if last := all[len(all)-1]; last.Release != second {
+		t.Errorf("the last event is of release %s", last.Release)
+	}
+	for id, n := range seen {
+		if n != 1 {
+			t.Errorf("frame %s has %d events", id, n)
+		}
+	}
+}
+
+func TestAReleaseThatIsUnfitIsRefusedAndTheOldOneServes(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	old := r.release("bolts", fake{Name: "good"})
+	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
+	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f1", Image: image(0.95)})
+	eventually(t, "it serves", func() bool { return w.Stats().Scored == 1 })
+	r.release("bolts", fake{Name: "bad", Broken: "the bank has 192 dimensions, the model 384"})
+	eventually(t, "the new one is refused", func() bool { return w.Stats().Refused == 1 })
+	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f2", Image: image(0.95)})
+	eventually(t, "the old one serves", func() bool { return w.Stats().Scored == 2 })
+	for _, e := range r.events() {
+		if e.Kind == stream.KindAnomaly && e.Release != old {
+			t.Errorf("event of release %s", e.Release)
+		}
+	}
+	if _, err := r.reg.Rollback(t.Context(), "bolts", registry.Change{By: "test"}); err != nil {
+		t.Fatal(err)
+	}
+	third := r.release("bolts", fake{Name: "better"})
+	eventually(t, "the third one serves", func() bool { return w.Stats().Swaps == 2 })
+	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f3", Image: image(0.95)})
+	eventually(t, "it scores", func() bool { return w.Stats().Scored == 3 })
+	var releases []string
+	for _, e := range r.events() {
+		if e.Kind == stream.KindAnomaly {
+			releases = append(releases, e.Release)
+		}
+	}
+	if last := releases[len(releases)-1]; last != third {
+		t.Errorf("the last event is of %s, want %s", last, third)
+	}
+}
+
+func TestWatchDeliversEvents(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	r.release("bolts", fake{Name: "one"})
+	r.worker(stream.WorkerConfig{}, loadFake)
+	publish := func(ids ...string) {
+		for _, id := range ids {
+			r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: id, Image: image(0.95)})
+		}
+	}
+	watch := func(cfg stream.WatchConfig, n int, handle func(stream.Event) error) (ids []string) {
+		t.Helper()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		got := make(chan string, 100)
+		done := make(chan error, 1)
+		go func() {
+			done <- stream.Watch(ctx, r.nc, cfg, zerolog.Nop(), func(_ context.Context, e stream.Event) error {
+				if err := handle(e); err != nil {
+					return err
+				}
+				got <- e.FrameID
+				return nil
+			})
+		}()
+		for len(ids) < n {
+			select {
+			case id := <-got:
+				ids = append(ids, id)
+			case err := <-done:
+				t.Fatalf("watch ended with %v", err)
+			}
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		return ids
+	}
+	fine := func(stream.Event) error { return nil }
+	before := time.Now()
+	publish("a", "b")
+	if ids := watch(stream.WatchConfig{Detector: "bolts", Since: before}, 2, fine); len(ids) != 2 {
+		t.Errorf("%v", ids)
+	}
+	// A durable watch: an event that is not handled comes again, and what comes
+	// between two watches is not lost.
+	failed := false
+	ids := watch(stream.WatchConfig{Durable: "desk", Since: before}, 2, func(e stream.Event) error {
+		if !failed {
+			failed = true
+			return errors.New("not now")
+		}
+		return nil
+	})
+	publish("c")
+	eventually(t, "the event is stored", func() bool { return len(r.stored(r.names.EventsStream())) == 3 })
+	ids = append(ids, watch(stream.WatchConfig{Durable: "desk"}, 1, fine)...)
+	if got := strings.Join(ids, ""); len(got) != 3 || got[2] != 'c' {
+		t.Errorf("durable watch: %v", ids)
 	}
 }

@@ -194,8 +194,8 @@ func (r *Registry) check(ctx context.Context, digest string) error {
 		if err != nil {
 			return fmt.Errorf("%s of release %s: %w", f.Name, short(digest), err)
 		}
-		if int64(info.Size) != f.Size {
-			return fmt.Errorf("%s of release %s has %d bytes, the manifest says %d: %w", f.Name, short(digest), info.Size, f.Size, ErrCorrupt)
+		if int64(info.Size) != f.Size || storedDigest(info) != f.SHA256 {
+			return fmt.Errorf("%s of release %s has %d bytes of sha256 %s, the manifest says %d: %w", f.Name, short(digest), info.Size, short(storedDigest(info)), f.Size, errReplaced)
 		}
 		if err := r.complete(ctx, info); err != nil {
 			return fmt.Errorf("%s of release %s: %w", f.Name, short(digest), err)

@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -141,7 +142,7 @@ func (r *Registry) putFile(ctx context.Context, path string, f File) error {
 	if err != nil {
 		return err
 	}
-	if int64(info.Size) != f.Size {
+	if int64(info.Size) != f.Size || storedDigest(info) != f.SHA256 {
 		return fmt.Errorf("%w: the file changed while it was sent", ErrCorrupt)
 	}
 	return nil
@@ -150,7 +151,17 @@ func (r *Registry) putFile(ctx context.Context, path string, f File) error {
 // has says whether an object is there with all its chunks.
 func (r *Registry) has(ctx context.Context, digest string, size int64) bool {
 	info, err := r.blobs.GetInfo(ctx, digest)
-	return err == nil && int64(info.Size) == size && r.complete(ctx, info) == nil
+	return err == nil && int64(info.Size) == size && storedDigest(info) == digest && r.complete(ctx, info) == nil
+}
+
+// storedDigest is the digest that the Object Store computed of an object (it
+// writes SHA-256=<URL-safe base64>), as hexadecimal.
+func storedDigest(info *jetstream.ObjectInfo) string {
+	b, err := base64.URLEncoding.DecodeString(strings.TrimPrefix(info.Digest, "SHA-256="))
+	if err != nil {
+		return ""
+	}
+	return hex.EncodeToString(b)
 }
 
 // complete compares the chunks that an object has with those it should have.
@@ -278,7 +289,7 @@ func (r *Registry) fetch(ctx context.Context, f File, path string) error {
 		b := backoff.WithMaxRetries(backoff.NewExponentialBackOff(backoff.WithInitialInterval(100*time.Millisecond)), 3)
 		if err := backoff.Retry(func() error {
 			err := r.download(ctx, f, blob)
-			if errors.Is(err, ErrNoRelease) || errors.Is(err, errIncomplete) {
+			if errors.Is(err, ErrNoRelease) || errors.Is(err, errIncomplete) || errors.Is(err, errReplaced) {
 				return backoff.Permanent(err)
 			}
 			return err
@@ -292,7 +303,10 @@ func (r *Registry) fetch(ctx context.Context, f File, path string) error {
 	return copyFile(blob, path) // another file system, or one without links
 }
 
-var errIncomplete = fmt.Errorf("%w: chunks are missing", ErrCorrupt)
+var (
+	errIncomplete = fmt.Errorf("%w: chunks are missing", ErrCorrupt)
+	errReplaced   = fmt.Errorf("%w: it is another object", ErrCorrupt)
+)
 
 func (r *Registry) download(ctx context.Context, f File, path string) (err error) {
 	info, err := r.blobs.GetInfo(ctx, f.SHA256)
@@ -302,8 +316,8 @@ func (r *Registry) download(ctx context.Context, f File, path string) (err error
 	if err != nil {
 		return err
 	}
-	if int64(info.Size) != f.Size {
-		return fmt.Errorf("object %s has %d bytes, the manifest says %d: %w", short(f.SHA256), info.Size, f.Size, errIncomplete)
+	if int64(info.Size) != f.Size || storedDigest(info) != f.SHA256 {
+		return fmt.Errorf("object %s has %d bytes of sha256 %s, the manifest says %d: %w", short(f.SHA256), info.Size, short(storedDigest(info)), f.Size, errReplaced)
 	}
 	// Reading an object without its chunks would wait for the deadline.
 	if err := r.complete(ctx, info); errors.Is(err, ErrCorrupt) {

@@ -1,0 +1,249 @@
+package broker_test
+
+import (
+	"bufio"
+	"context"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
+	"go.uber.org/goleak"
+
+	"github.com/nearmiss/nearmiss/stream/broker"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// start runs a broker until the test ends or stop is called.
+func start(t *testing.T, cfg broker.Config) (b *broker.Broker, stop func()) {
+	t.Helper()
+	cfg.Port = -1
+	b, err := broker.New(cfg, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- b.Run(ctx) }()
+	select {
+	case <-b.Ready():
+	case err := <-done:
+		cancel()
+		t.Fatal(err)
+	}
+	stopped := false
+	stop = func() {
+		if !stopped {
+			stopped = true
+			cancel()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	t.Cleanup(stop)
+	return b, stop
+}
+
+func connect(t *testing.T, b *broker.Broker, opts ...nats.Option) *nats.Conn {
+	t.Helper()
+	nc, err := nats.Connect(b.ClientURL(), opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	return nc
+}
+
+func TestWhatIsStoredSurvivesARestart(t *testing.T) {
+	cfg := broker.Config{StoreDir: filepath.Join(t.TempDir(), "data")}
+	b, stop := start(t, cfg)
+	js, err := jetstream.New(connect(t, b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "S", Subjects: []string{"s"}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.Publish(t.Context(), "s", []byte("kept")); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	b, _ = start(t, cfg)
+	js, err = jetstream.New(connect(t, b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := js.Stream(t.Context(), "S")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err := s.GetMsg(t.Context(), 1); err != nil || string(m.Data) != "kept" {
+		t.Errorf("%v, %v", m, err)
+	}
+}
+
+func TestItListensOnLoopbackOnly(t *testing.T) {
+	b, _ := start(t, broker.Config{StoreDir: t.TempDir()})
+	if !strings.HasPrefix(b.ClientURL(), "nats://127.0.0.1:") {
+		t.Errorf("listens on %s", b.ClientURL())
+	}
+}
+
+func TestCredentialsAreAsked(t *testing.T) {
+	for name, cfg := range map[string]broker.Config{
+		"user and password": {User: "u", Password: "p"},
+		"token":             {Token: "secret"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg.StoreDir = t.TempDir()
+			b, _ := start(t, cfg)
+			if nc, err := nats.Connect(b.ClientURL()); err == nil {
+				nc.Close()
+				t.Error("a client without credentials is let in")
+			}
+			connect(t, b, b.Credentials()...)
+		})
+	}
+}
+
+// TestAnMQTTCamera publishes as an MQTT 3.1.1 client does, packet by packet.
+func TestAnMQTTCamera(t *testing.T) {
+	b, _ := start(t, broker.Config{StoreDir: t.TempDir(), MQTTPort: -1})
+	js, err := jetstream.New(connect(t, b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "F", Subjects: []string{"nearmiss.frames.*.*"}}); err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.Dial("tcp", b.MQTTAddr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	send := func(packet ...byte) {
+		if _, err := c.Write(packet); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := bufio.NewReader(c)
+	receive := func(n int) []byte {
+		p := make([]byte, n)
+		for i := range p {
+			if p[i], err = r.ReadByte(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return p
+	}
+	send(append([]byte{0x10, 15, 0, 4, 'M', 'Q', 'T', 'T', 4, 2, 0, 60, 0, 3}, "cam"...)...) // CONNECT
+	if p := receive(4); p[0] != 0x20 || p[3] != 0 {
+		t.Fatalf("CONNACK %x", p)
+	}
+	topic := "nearmiss/frames/bolts/phone"
+	body := append([]byte{0, byte(len(topic))}, topic...)
+	body = append(body, 0, 1)          // packet id
+	body = append(body, "an image"...) // payload
+	send(append([]byte{0x32, byte(len(body))}, body...)...)
+	if p := receive(4); p[0] != 0x40 || p[3] != 1 {
+		t.Fatalf("PUBACK %x", p)
+	}
+	s, err := js.Stream(t.Context(), "F")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err := s.GetLastMsgForSubject(t.Context(), "nearmiss.frames.bolts.phone"); err != nil || string(m.Data) != "an image" {
+		t.Errorf("%v, %v", m, err)
+	}
+}
+
+func TestAWebSocketClient(t *testing.T) {
+	b, _ := start(t, broker.Config{StoreDir: t.TempDir(), WebSocketPort: -1})
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, strings.Replace(b.WebSocketURL(), "ws://", "http://", 1), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for k, v := range map[string]string{
+		"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+	} {
+		req.Header.Set(k, v)
+	}
+	tr := &http.Transport{}
+	defer tr.CloseIdleConnections()
+	resp, err := tr.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		t.Errorf("status %s", resp.Status)
+	}
+}
+
+func TestAFullStoreRefusesAtOnceAndRecovers(t *testing.T) {
+	b, _ := start(t, broker.Config{StoreDir: t.TempDir(), MaxStore: 64 << 20})
+	js, err := jetstream.New(connect(t, b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "S", Subjects: []string{"s"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	full := false
+	for range 100 {
+		if _, err := js.Publish(t.Context(), "s", make([]byte, 1<<20)); err != nil {
+			full = true
+			break
+		}
+	}
+	if !full {
+		t.Fatal("more is stored than allowed")
+	}
+	if err := s.Purge(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.Publish(t.Context(), "s", []byte("again")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAPortThatIsTakenIsAnError(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	b, err := broker.New(broker.Config{Port: l.Addr().(*net.TCPAddr).Port, StoreDir: t.TempDir()}, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "address already in use") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestValidate(t *testing.T) {
+	for name, cfg := range map[string]broker.Config{
+		"no store":                 {},
+		"open to all":              {StoreDir: "x", Host: "0.0.0.0"},
+		"half credentials":         {StoreDir: "x", User: "u"},
+		"two kinds of credentials": {StoreDir: "x", User: "u", Password: "p", Token: "t"},
+		"bad port":                 {StoreDir: "x", Port: 70000},
+		"tiny store":               {StoreDir: "x", MaxStore: 1},
+		"huge payload":             {StoreDir: "x", MaxPayload: 1 << 30},
+	} {
+		if err := cfg.Validate(); err == nil {
+			t.Errorf("%s is accepted", name)
+		}
+	}
+	if err := (broker.Config{StoreDir: "x", Host: "0.0.0.0", Anonymous: true}).Validate(); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,4 @@
+package registry
+
+// ParseManifest is for the fuzz test.
+var ParseManifest = parseManifest
