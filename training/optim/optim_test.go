@@ -13,13 +13,9 @@ import (
 	"strings"
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"github.com/nearmiss/nearmiss/inference/onnx"
 	"github.com/nearmiss/nearmiss/inference/ort"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // The tests train y = x·w + b under the mean squared error, whose gradients are
 // written down by hand here, in the graph and again in float64.

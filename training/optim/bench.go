@@ -1,0 +1,414 @@
+package optim
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nearmiss/nearmiss/inference/onnx"
+	"github.com/nearmiss/nearmiss/inference/ort"
+)
+
+// BenchOptions say how Bench measures.
+type BenchOptions struct {
+	// Rounds is how often forward pass and step take turns. Default 5.
+	Rounds int
+	// Steps is the number of steps in one round's Loop. Default 2.
+	Steps int
+	// Single also measures steps as single calls, without a Loop.
+	Single bool
+	// Profile also finds out where the time of a step goes, by operator.
+	Profile bool
+	// Progress, if set, is called with the name of the part that begins.
+	Progress func(part string)
+}
+
+// BenchResult is what a training step costs.
+type BenchResult struct {
+	Name      string  `json:"name"`
+	Device    string  `json:"device"`
+	Batch     int     `json:"batch"`
+	Threads   int     `json:"threads"` // 0: ONNX Runtime's choice
+	Trained   int     `json:"trained_parameters"`
+	Frozen    int     `json:"frozen_parameters"`
+	BuildTime float64 `json:"build_seconds"` // of the training graph, until it is loaded
+
+	// Forward is the forward pass with the loss, all weights constant, as in
+	// service. Step is a whole training step in a Loop.
+	Forward Seconds `json:"forward"`
+	Step    Seconds `json:"step"`
+	// SingleStep is a step as a call of its own; zero where not measured.
+	SingleStep Seconds `json:"single_step"`
+	Ratio      float64 `json:"ratio"` // Step ÷ Forward, medians
+
+	// GFLOP counts the matrix products and convolutions, 2 for each
+	// multiplication with addition.
+	ForwardGFLOP float64 `json:"forward_gflop"`
+	StepGFLOP    float64 `json:"step_gflop"`
+	// RatioGFLOP is what Ratio would be if only these counted.
+	RatioGFLOP        float64 `json:"ratio_gflop"`
+	ForwardGFLOPPerS  float64 `json:"forward_gflop_per_second"`
+	StepGFLOPPerS     float64 `json:"step_gflop_per_second"`
+	PeakMemoryBytes   int64   `json:"peak_memory_bytes"`   // of the process during steps; 0 where unknown
+	BeforeMemoryBytes int64   `json:"before_memory_bytes"` // of the process before the training graph was made
+
+	// Operators has the share of each kind of operator in a step's time, the
+	// largest first; empty where not measured.
+	Operators []OperatorTime `json:"operators,omitempty"`
+	// UpdateShare, BackwardShare and ForwardShare divide the same time by what
+	// the operators are for: optimiser and clipping, gradients, the rest.
+	UpdateShare   float64 `json:"update_share,omitempty"`
+	BackwardShare float64 `json:"backward_share,omitempty"`
+	ForwardShare  float64 `json:"forward_share,omitempty"`
+}
+
+// Seconds is a time over several rounds.
+type Seconds struct {
+	Median float64 `json:"seconds"`
+	Min    float64 `json:"min"`
+	Max    float64 `json:"max"`
+}
+
+// OperatorTime is the time of one kind of operator.
+type OperatorTime struct {
+	Operator string  `json:"operator"`
+	Share    float64 `json:"share"`
+	Seconds  float64 `json:"seconds"` // in one step
+}
+
+func secondsOf(v []float64) Seconds {
+	if len(v) == 0 {
+		return Seconds{}
+	}
+	v = slices.Clone(v)
+	slices.Sort(v)
+	return Seconds{v[len(v)/2], v[0], v[len(v)-1]}
+}
+
+// Bench measures a training step and its forward pass. The batches come from
+// src; the weights change.
+func Bench(ctx context.Context, s Spec, src Source, o BenchOptions) (BenchResult, error) {
+	r, err := benchmark(ctx, s, src, o)
+	if err != nil {
+		return BenchResult{}, fmt.Errorf("bench training of %s: %w", s.Name, err)
+	}
+	return r, nil
+}
+
+func benchmark(ctx context.Context, s Spec, src Source, o BenchOptions) (_ BenchResult, err error) {
+	if o.Rounds <= 0 {
+		o.Rounds = 5
+	}
+	if o.Steps <= 0 {
+		o.Steps = 2
+	}
+	if o.Progress == nil {
+		o.Progress = func(string) {}
+	}
+	runtime.GC()
+	r := BenchResult{Name: s.Name, Device: s.Session.Device.String(), Threads: s.Session.IntraOpThreads}
+	resetPeak()
+	_, r.BeforeMemoryBytes = memory()
+	s.Chunk, s.SingleSteps = o.Steps, false
+	o.Progress("build")
+	start := time.Now()
+	loop, err := New(s)
+	if err != nil {
+		return r, err
+	}
+	defer loop.Close()
+	r.BuildTime = time.Since(start).Seconds()
+	r.Batch = s.Inputs[0].Shape[0]
+	for _, w := range loop.trained {
+		r.Trained += elements(w.shape)
+	}
+	r.Frozen = loop.frozen
+	forwardGraph, err := loop.servingLoss()
+	if err != nil {
+		return r, err
+	}
+	r.ForwardGFLOP = float64(FLOPs(forwardGraph)) * 1e-9
+	stepGraph, err := loop.stepGraph(o.Steps)
+	if err != nil {
+		return r, err
+	}
+	r.StepGFLOP = float64(FLOPs(stepGraph)) * 1e-9 * float64(loop.spec.Accumulate)
+	r.ForwardGFLOP *= float64(loop.spec.Accumulate)
+	r.RatioGFLOP = r.StepGFLOP / r.ForwardGFLOP
+
+	steps := func(t *Trainer, n int) (float64, error) {
+		var waited float64
+		start := time.Now()
+		err := t.Run(ctx, src, n, RunOptions{Progress: func(_ context.Context, p Progress) error {
+			waited += p.Waited
+			return nil
+		}})
+		return (time.Since(start).Seconds() - waited) / float64(n), err
+	}
+	// The peak is that of the training session, before the others are there.
+	o.Progress("first steps")
+	if _, err := steps(loop, o.Steps); err != nil {
+		return r, err
+	}
+	r.PeakMemoryBytes, _ = memory()
+
+	forward, err := loop.load(forwardGraph, "forward")
+	if err != nil {
+		return r, err
+	}
+	defer forward.Close()
+	var in []*ort.Tensor
+	defer func() { ort.CloseAll(in...) }()
+	for i, f := range loop.sets[0].batches {
+		shape := microInputs(s.Inputs, loop.spec.Accumulate)[i].Shape
+		n := elements(shape) * s.Inputs[i].Type.Size()
+		x, err := ort.NewRaw(f.Type(), shape, f.Bytes()[:n])
+		if err != nil {
+			return r, err
+		}
+		in = append(in, x)
+	}
+	pass := func() (float64, error) {
+		start := time.Now()
+		for range loop.spec.Accumulate {
+			out, err := forward.Run(ctx, in)
+			if err != nil {
+				return 0, err
+			}
+			ort.CloseAll(out...)
+		}
+		return time.Since(start).Seconds(), nil
+	}
+	var single *Trainer
+	if o.Single {
+		s := s
+		s.SingleSteps = true
+		if single, err = New(s); err != nil {
+			return r, err
+		}
+		defer single.Close()
+		if _, err := steps(single, 1); err != nil {
+			return r, err
+		}
+	}
+	if _, err := pass(); err != nil {
+		return r, err
+	}
+	var forwards, loops, singles []float64
+	for round := range o.Rounds {
+		o.Progress(fmt.Sprintf("round %d of %d", round+1, o.Rounds))
+		v, err := pass()
+		if err != nil {
+			return r, err
+		}
+		forwards = append(forwards, v)
+		if v, err = steps(loop, o.Steps); err != nil {
+			return r, err
+		}
+		loops = append(loops, v)
+		if single != nil {
+			if v, err = steps(single, o.Steps); err != nil {
+				return r, err
+			}
+			singles = append(singles, v)
+		}
+	}
+	r.Forward, r.Step, r.SingleStep = secondsOf(forwards), secondsOf(loops), secondsOf(singles)
+	r.Ratio = r.Step.Median / r.Forward.Median
+	r.ForwardGFLOPPerS = r.ForwardGFLOP / r.Forward.Median
+	r.StepGFLOPPerS = r.StepGFLOP / r.Step.Median
+	if o.Profile {
+		o.Progress("profile")
+		if err := r.profile(s, func(t *Trainer) error {
+			_, err := steps(t, o.Steps)
+			return err
+		}, o.Steps); err != nil {
+			return r, err
+		}
+	}
+	return r, nil
+}
+
+// servingLoss is the loss with every weight constant.
+func (p *plan) servingLoss() (*onnx.Graph, error) {
+	g := onnx.New(p.spec.Name + "_serving")
+	var batch []*onnx.Value
+	for _, in := range microInputs(p.spec.Inputs, p.spec.Accumulate) {
+		batch = append(batch, g.Input(in.Name, in.Type, in.Shape...))
+	}
+	loss, err := p.call(g, g, p.spec.Loss, batch, nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	g.Output("loss", g.Reshape(loss.Value, 1))
+	return g, g.Err()
+}
+
+// profile runs steps under ONNX Runtime's profiler and reads its trace.
+func (r *BenchResult) profile(s Spec, run func(t *Trainer) error, steps int) error {
+	dir, err := os.MkdirTemp("", "nearmiss-profile-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	s.Session.Profile = filepath.Join(dir, "trace")
+	t, err := New(s)
+	if err != nil {
+		return err
+	}
+	err = run(t)
+	if e := t.Close(); err == nil { // closing writes the trace
+		err = e
+	}
+	if err != nil {
+		return err
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "trace*.json"))
+	if err != nil || len(files) != 1 {
+		return fmt.Errorf("the profiler left %d files", len(files))
+	}
+	b, err := os.ReadFile(files[0])
+	if err != nil {
+		return err
+	}
+	return r.readTrace(b, steps)
+}
+
+// readTrace sums up the node events of an ONNX Runtime trace. Nodes that hold a
+// subgraph are left out: their time is that of the nodes in it.
+func (r *BenchResult) readTrace(b []byte, steps int) error {
+	var events []struct {
+		Cat, Name string
+		Dur       float64 // µs
+		Args      struct {
+			OpName string `json:"op_name"`
+		}
+	}
+	if err := json.Unmarshal(b, &events); err != nil {
+		return fmt.Errorf("read the profiler's trace: %w", err)
+	}
+	byOp := map[string]float64{}
+	var total, update, backward float64
+	for _, e := range events {
+		op := e.Args.OpName
+		if e.Cat != "Node" || !strings.HasSuffix(e.Name, "_kernel_time") || op == "Loop" || op == "If" {
+			continue
+		}
+		byOp[op] += e.Dur
+		total += e.Dur
+		switch {
+		case strings.Contains(e.Name, "grad/"):
+			backward += e.Dur
+		case strings.Contains(e.Name, "update/") || strings.Contains(e.Name, "clip/"):
+			update += e.Dur
+		}
+	}
+	if total == 0 {
+		return fmt.Errorf("read the profiler's trace: it has no operators")
+	}
+	for op, d := range byOp {
+		r.Operators = append(r.Operators, OperatorTime{op, d / total, d * 1e-6 / float64(steps)})
+	}
+	slices.SortFunc(r.Operators, func(a, b OperatorTime) int {
+		return cmp.Or(cmp.Compare(b.Share, a.Share), cmp.Compare(a.Operator, b.Operator))
+	})
+	r.UpdateShare, r.BackwardShare = update/total, backward/total
+	r.ForwardShare = 1 - r.UpdateShare - r.BackwardShare
+	return nil
+}
+
+// FLOPs counts the floating-point operations of the matrix products and
+// convolutions of a graph, 2 for each multiplication with addition. The body
+// of a Loop counts once.
+func FLOPs(g *onnx.Graph) int64 {
+	var sum int64
+	for _, n := range g.Nodes() {
+		for _, a := range n.Attrs {
+			if sub, ok := a.(*onnx.Graph); ok {
+				sum += FLOPs(sub)
+			}
+		}
+		if len(n.Outputs) == 0 {
+			continue
+		}
+		out := int64(n.Outputs[0].Elements())
+		switch n.OpType {
+		case "MatMul", "FusedMatMul":
+			a := n.Inputs[0]
+			inner := a.Dim(-1)
+			if n.Attrs.Int("transA", 0) != 0 {
+				inner = a.Dim(-2)
+			}
+			sum += 2 * out * int64(inner)
+		case "Gemm":
+			inner := n.Inputs[0].Dim(1)
+			if n.Attrs.Int("transA", 0) != 0 {
+				inner = n.Inputs[0].Dim(0)
+			}
+			sum += 2 * out * int64(inner)
+		case "Conv":
+			w := n.Inputs[1] // [out, in/group, kernel…]
+			sum += 2 * out * int64(w.Elements()/max(w.Dim(0), 1))
+		case "ConvTranspose":
+			w := n.Inputs[1] // [in, out/group, kernel…]
+			sum += 2 * int64(n.Inputs[0].Elements()) * int64(w.Elements()/max(w.Dim(0), 1))
+		case "Einsum":
+			sum += einsumFLOPs(n)
+		}
+	}
+	return sum
+}
+
+// einsumFLOPs is twice the product of all labels' sizes, for two operands.
+func einsumFLOPs(n *onnx.Node) int64 {
+	terms, _, problem := onnx.EinsumTerms(n.Attrs.String("equation", ""))
+	if problem != "" || len(terms) != 2 {
+		return 0
+	}
+	sizes := map[any]int{}
+	for i, term := range terms {
+		for j, l := range term {
+			sizes[l] = n.Inputs[i].Dim(j)
+		}
+	}
+	p := int64(2)
+	for _, s := range sizes {
+		p *= int64(s)
+	}
+	return p
+}
+
+// memory is the largest and the present resident size of this process, in
+// bytes, 0 where the system does not tell.
+func memory() (peak, now int64) {
+	b, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return 0, 0
+	}
+	field := func(name string) int64 {
+		_, rest, ok := bytes.Cut(b, []byte("\n"+name+":"))
+		if !ok {
+			return 0
+		}
+		words := strings.Fields(string(rest[:min(len(rest), 64)]))
+		if len(words) == 0 {
+			return 0
+		}
+		kib, _ := strconv.ParseInt(words[0], 10, 64)
+		return kib << 10
+	}
+	return field("VmHWM"), field("VmRSS")
+}
+
+// resetPeak makes the system forget the largest size so far (Linux; elsewhere
+// nothing happens).
+func resetPeak() { _ = os.WriteFile("/proc/self/clear_refs", []byte("5"), 0) }
