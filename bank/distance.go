@@ -53,3 +53,10 @@ func norm2(v []float32) float64 {
 }
 
 func isBad(f float64) bool { return math.IsNaN(f) || math.IsInf(f, 0) }
+
+func squaredL2RowsPlain(q, base []float32, list []uint32, out []float32) {
+	for i, r := range list {
+		o := int(r) * len(q)
+		out[i] = squaredL2(q, base[o:o+len(q)])
+	}
+}

@@ -121,13 +121,26 @@ func (r *rows) scan(q []float32, k int, n *nearest) {
 // scanBlock offers rows from..to−1 to n.
 func (r *rows) scanBlock(q []float32, n *nearest, from, to int) {
 	worst := n.worst()
-	for i := from; i < to; i++ {
-		if d := squaredL2(q, r.at(uint32(i))); d <= worst {
-			n.offer(uint32(i), d)
-			worst = n.worst()
+	var squares [len(countUp)]float32
+	for ; from < to; from += len(countUp) {
+		count := min(len(countUp), to-from)
+		squaredL2Rows(q, r.data[from*r.dim:], countUp[:count], squares[:count])
+		for i, d := range squares[:count] {
+			if d <= worst {
+				n.offer(uint32(from+i), d)
+				worst = n.worst()
+			}
 		}
 	}
 }
+
+// countUp is 0, 1, 2, …: a list of rows that lie one after the other.
+var countUp = func() (list [64]uint32) {
+	for i := range list {
+		list[i] = uint32(i)
+	}
+	return list
+}()
 
 // searchBatch is the exact batch search.
 func (r *rows) searchBatch(ctx context.Context, queries []float32, k int) ([][]Neighbour, error) {

@@ -1,9 +1,6 @@
 package bank
 
-import (
-	"cmp"
-	"slices"
-)
+import "slices"
 
 // before orders candidates by distance, ties by row.
 func (c candidate) before(d candidate) bool {
@@ -12,7 +9,13 @@ func (c candidate) before(d candidate) bool {
 
 func sortCandidates(c []candidate) {
 	slices.SortFunc(c, func(a, b candidate) int {
-		return cmp.Or(cmp.Compare(a.distance, b.distance), cmp.Compare(a.row, b.row))
+		switch {
+		case a.before(b):
+			return -1
+		case b.before(a):
+			return 1
+		}
+		return 0
 	})
 }
 

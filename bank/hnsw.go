@@ -216,6 +216,16 @@ type searcher struct {
 	found   maxHeap // the ef nearest so far
 	sorted  []candidate
 	scratch []uint32
+	squares []float32
+}
+
+// measure gives the squared distances of rows to q; valid until the next call.
+func (s *searcher) measure(q []float32, list []uint32) []float32 {
+	if len(s.squares) < len(list) {
+		s.squares = make([]float32, 2*len(list))
+	}
+	squaredL2Rows(q, s.rows.data, list, s.squares[:len(list)])
+	return s.squares[:len(list)]
 }
 
 func (s *searcher) begin() {
@@ -242,9 +252,10 @@ func (s *searcher) descend(q []float32, from, to int) candidate {
 	for l := from; l > to; l-- {
 		for moved := true; moved; {
 			moved = false
-			for _, n := range s.graph.links(at.row, l) {
-				if d := squaredL2(q, s.rows.at(n)); d < at.distance {
-					at, moved = candidate{d, n}, true
+			links := s.graph.links(at.row, l)
+			for i, d := range s.measure(q, links) {
+				if d < at.distance {
+					at, moved = candidate{d, links[i]}, true
 				}
 			}
 		}
@@ -272,8 +283,8 @@ func (s *searcher) layer(q []float32, start candidate, ef, layer int) []candidat
 			}
 		}
 		s.scratch = fresh
-		for _, n := range fresh {
-			d := squaredL2(q, s.rows.at(n))
+		for i, d := range s.measure(q, fresh) {
+			n := fresh[i]
 			if len(s.found) < ef {
 				s.open.push(candidate{d, n})
 				s.found.push(candidate{d, n})

@@ -214,20 +214,21 @@ func (h *hnsw) build(ctx context.Context) error {
 
 // round places rows first..first+size−1.
 func (h *hnsw) round(ctx context.Context, first, size int) {
-	layers := make([]int, size)
+	layers, list := make([]int, size), make([]uint32, size)
 	for i := range layers {
+		list[i] = uint32(first + i)
 		layers[i] = layerOf(h.o.Seed, h.rows.ids[first+i], h.o.M)
 	}
 	placed := make([]placement, size)
 	parallel(ctx, size, func() func(int) {
-		peers := make([]peer, 0, size)
+		peers, squares := make([]peer, 0, size), make([]float32, size)
 		return func(i int) {
 			v := h.rows.at(uint32(first + i))
+			squaredL2Rows(v, h.rows.data, list, squares)
 			peers = peers[:0]
-			for j := range size {
+			for j, d := range squares {
 				if j != i {
-					n := uint32(first + j)
-					peers = append(peers, peer{candidate{squaredL2(v, h.rows.at(n)), n}, layers[j]})
+					peers = append(peers, peer{candidate{d, list[j]}, layers[j]})
 				}
 			}
 			placed[i] = h.plan(v, layers[i], peers)
