@@ -165,16 +165,14 @@ func (p Plan) calibrate(ctx context.Context, b *bank.Bank, heldRows []float32, r
 	n := res.HeldOut
 	smallest := bank.SmallestAlpha(n)
 	alpha := p.Alpha
-	switch {
-	case alpha == 0 && smallest > DefaultAlpha:
-		alpha = smallest
-		res.warn("%d held-out normals can promise no false-alarm rate below %.3g %%, which is what the threshold promises; %g %% needs %d different normal images",
-			n, 100*smallest, 100*DefaultAlpha, NormalsFor(DefaultAlpha, p.HeldOut))
-	case alpha == 0:
-		alpha = DefaultAlpha
-	case alpha < smallest:
+	if alpha < smallest && !p.Settle {
 		return fmt.Errorf("%d held-out normals cannot promise a false-alarm rate of %g, the smallest is %.3g: give %d different normal images, hold out more, or ask for less",
 			n, alpha, smallest, NormalsFor(alpha, p.HeldOut))
+	}
+	if alpha < smallest {
+		alpha = smallest
+		res.warn("%d held-out normals can promise no false-alarm rate below %.3g %%, and that is what the threshold promises; %g %% needs %d different normal images",
+			n, 100*smallest, 100*p.Alpha, NormalsFor(p.Alpha, p.HeldOut))
 	}
 	c, err := b.Calibrate(ctx, heldRows, alpha)
 	if err != nil {

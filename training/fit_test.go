@@ -1,14 +1,11 @@
 package training
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -71,7 +68,7 @@ func TestFitWritesAReleaseThatScores(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "release")
 	var steps []string
 	plan := Plan{
-		Detector: "squares", Normals: normals, Backbone: smallBackbone(t), Out: out, Seed: 5, Tool: "test",
+		Detector: "squares", Normals: normals, Backbone: smallBackbone(t), Out: out, Seed: 5, Tool: "test", Settle: true,
 		Progress: func(step string, done, total int) { steps = append(steps, fmt.Sprintf("%s %d/%d", step, done, total)) },
 	}
 	res, err := Fit(t.Context(), plan)
@@ -109,7 +106,10 @@ func TestFitWritesAReleaseThatScores(t *testing.T) {
 	}
 
 	// an entry of the bank is its own nearest neighbour, and the listing names it
-	lines := readListing(t, out)
+	lines, err := ReadNormals(out)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, n := range lines {
 		if n.Use != UsedInBank {
 			continue
@@ -133,24 +133,8 @@ func TestFitWritesAReleaseThatScores(t *testing.T) {
 	}
 }
 
-func readListing(t *testing.T, dir string) (all []Normal) {
-	t.Helper()
-	b, err := os.ReadFile(filepath.Join(dir, NormalsName))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for s := bufio.NewScanner(bytes.NewReader(b)); s.Scan(); {
-		var n Normal
-		if err := json.Unmarshal(s.Bytes(), &n); err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, n)
-	}
-	return all
-}
-
 func TestFitIsRepeatable(t *testing.T) {
-	plan := Plan{Detector: "squares", Normals: squares(t, 20), Backbone: smallBackbone(t), Seed: 9}
+	plan := Plan{Detector: "squares", Normals: squares(t, 20), Backbone: smallBackbone(t), Seed: 9, Settle: true}
 	var digests []string
 	for range 2 {
 		plan.Out = filepath.Join(t.TempDir(), "release")
@@ -174,7 +158,7 @@ func TestFitRefusesWhatItCannotPromise(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "93 different normal images") {
 		t.Errorf("4 held-out images, false-alarm rate 5 %%: %v", err)
 	}
-	plan.Alpha, plan.Normals = 0, plan.Normals[:2]
+	plan.Settle, plan.Normals = true, plan.Normals[:2]
 	if _, err := Fit(t.Context(), plan); err == nil || !strings.Contains(err.Error(), "too few") {
 		t.Errorf("two images: %v", err)
 	}
@@ -191,11 +175,47 @@ func TestFitStopsWhenItsContextEnds(t *testing.T) {
 	normals := squares(t, 30)
 	read := normals[10].Read
 	normals[10].Read = func() ([]byte, error) { cancel(); return read() }
-	plan := Plan{Detector: "squares", Normals: normals, Backbone: smallBackbone(t), Out: filepath.Join(t.TempDir(), "release")}
+	plan := Plan{Detector: "squares", Normals: normals, Backbone: smallBackbone(t), Out: filepath.Join(t.TempDir(), "release"), Settle: true}
 	if _, err := Fit(ctx, plan); !errors.Is(err, context.Canceled) {
 		t.Fatalf("cancelled fit: %v", err)
 	}
 	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(plan.Out), "*")); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestExtendPutsAConfirmedNormalIntoTheBank(t *testing.T) {
+	normals := squares(t, 32)
+	first, second := filepath.Join(t.TempDir(), "first"), filepath.Join(t.TempDir(), "second")
+	plan := Plan{Detector: "squares", Normals: normals[:30], Backbone: smallBackbone(t), Out: first, Seed: 5, Settle: true}
+	before, err := Fit(t.Context(), plan)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// one image is new, the other has been seen
+	x := Extension{Release: first, Normals: []Image{normals[31], normals[0]}, Out: second}
+	res, err := Extend(t.Context(), x)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if res.Bank != before.Bank+1 || res.Duplicate != 1 || res.Threshold != before.Threshold || res.Digest == before.Digest {
+		t.Fatalf("before %+v, after %+v", before, res)
+	}
+	d, err := inference.Open(t.Context(), second, inference.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	b, _ := normals[31].Read()
+	s, err := d.Score(t.Context(), [][]byte{b})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s[0].Nearest[0].ID != 30 || s[0].Nearest[0].Distance > 1e-3 {
+		t.Fatalf("the added image's nearest: %+v", s[0].Nearest)
+	}
+	x.Normals, x.Out = normals[:2], filepath.Join(t.TempDir(), "third")
+	if _, err := Extend(t.Context(), x); !errors.Is(err, ErrNothingNew) {
+		t.Fatalf("nothing new: %v", err)
 	}
 }

@@ -51,11 +51,12 @@ type Plan struct {
 
 	// K is the number of neighbours in a score. Default DefaultK.
 	K int
-	// Alpha is the false-alarm rate, 0..1, that the threshold promises. The
-	// default is DefaultAlpha where the held-out normals can promise it, and
-	// else the smallest rate that they can. A rate that is set and cannot be
-	// promised fails the plan.
+	// Alpha is the false-alarm rate, 0..1, that the threshold promises. Default
+	// DefaultAlpha.
 	Alpha float64
+	// Settle takes the smallest rate that the held-out normals can promise where
+	// that is above Alpha, and warns; else such a plan fails.
+	Settle bool
 	// HeldOut is the share of the normals, 0..1, that calibrates and stays out
 	// of the bank. Default DefaultHeldOut.
 	HeldOut float64
@@ -84,6 +85,9 @@ func (p Plan) withDefaults() Plan {
 	}
 	if p.K == 0 {
 		p.K = DefaultK
+	}
+	if p.Alpha == 0 {
+		p.Alpha = DefaultAlpha
 	}
 	if p.HeldOut == 0 {
 		p.HeldOut = DefaultHeldOut

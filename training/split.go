@@ -1,6 +1,7 @@
 package training
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -13,6 +14,9 @@ import (
 // is kept out of its bank.
 const DefaultHeldOut = 0.2
 
+// ErrTooFew: there are not enough normal images for a bank and its calibration.
+var ErrTooFew = errors.New("too few normal images")
+
 // Split divides the indices 0..n-1 at random, repeatably from seed, into those
 // that a detector learns from and those held out to calibrate it. The held-out
 // part has round(share·n) indices, at least one; the other part at least keep.
@@ -23,8 +27,8 @@ func Split(n int, share float64, keep int, seed uint64) (train, heldOut []int, e
 	}
 	m := heldOutOf(n, share)
 	if n-m < keep {
-		return nil, nil, fmt.Errorf("%d different normal images are too few: %d held out for calibration leave %d, and the bank needs at least %d; add images",
-			n, m, max(0, n-m), keep)
+		return nil, nil, fmt.Errorf("%w: of %d different ones %d are held out for calibration, and the bank needs at least %d; add images",
+			ErrTooFew, n, m, keep)
 	}
 	order := rand.New(rand.NewPCG(seed, 0x6e656172)).Perm(n)
 	heldOut, train = order[:m:m], order[m:]

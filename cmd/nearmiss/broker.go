@@ -89,7 +89,7 @@ func (c *brokerCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	return withBroker(ctx, b, conf, o, func(ctx context.Context, _ *nats.Conn) error {
+	return withBroker(ctx, b, conf, o, func(ctx context.Context, _ dial) error {
 		if c.JSON {
 			if err := o.JSON(addresses(b)); err != nil {
 				return err
@@ -119,9 +119,12 @@ func setup(ctx context.Context, o *output, url string, conf config) error {
 	return err
 }
 
+// dial opens a connection to the embedded broker.
+type dial func(as string) (*nats.Conn, error)
+
 // withBroker runs the embedded broker around f: f starts when the streams are
 // there, and the broker stops after f has returned.
-func withBroker(ctx context.Context, b *broker.Broker, conf config, o *output, f func(context.Context, *nats.Conn) error) error {
+func withBroker(ctx context.Context, b *broker.Broker, conf config, o *output, f func(context.Context, dial) error) error {
 	work, cancel := context.WithCancel(ctx)
 	defer cancel()
 	serve, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -137,7 +140,10 @@ func withBroker(ctx context.Context, b *broker.Broker, conf config, o *output, f
 		case <-work.Done():
 			return nil
 		}
-		nc, err := stream.Connect(b.ClientURL(), "nearmiss", o.Log, b.Credentials()...)
+		connect := func(as string) (*nats.Conn, error) {
+			return stream.Connect(b.ClientURL(), "nearmiss "+as, o.Log, b.Credentials()...)
+		}
+		nc, err := connect("setup")
 		if err != nil {
 			return err
 		}
@@ -151,7 +157,7 @@ func withBroker(ctx context.Context, b *broker.Broker, conf config, o *output, f
 		if err := stream.Ensure(step, js, conf.topology()); err != nil {
 			return err
 		}
-		return f(work, nc)
+		return f(work, connect)
 	}()
 	stop()
 	return errors.Join(<-ended, err)

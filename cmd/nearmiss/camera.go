@@ -9,6 +9,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/inference/imaging/synthetic"
 	"github.com/nearmiss/nearmiss/stream/camera"
 )
 
@@ -72,7 +73,11 @@ func (c *cameraCmd) Run(ctx context.Context, o *output) error {
 // source opens what the command line names.
 func (c *cameraCmd) source() (camera.Source, error) {
 	if kind, ok := strings.CutPrefix(c.Source, "synthetic:"); ok {
-		return nil, fmt.Errorf("synthetic %s: not built yet", kind)
+		s, err := synthetic.New(kind, c.Seed, synthetic.Options{DefectRate: c.Defects})
+		if err != nil {
+			return nil, usageError{err}
+		}
+		return &camera.Generated{Make: drawn(s, 0), FPS: c.FPS}, nil
 	}
 	if strings.Contains(c.Source, "://") {
 		return nil, usageError{fmt.Errorf("%s: cameras read folders and synthetic images", c.Source)}

@@ -22,13 +22,14 @@ import (
 // YAML file of --config, then environment variables NEARMISS_…, then flags. The
 // commented sample in deployments/nearmiss.yaml is its documentation.
 type config struct {
-	Data   string       `yaml:"data" env:"DATA"`
-	Server string       `yaml:"server" env:"SERVER"`
-	Prefix string       `yaml:"prefix" env:"PREFIX"`
-	Broker brokerConfig `yaml:"broker" envPrefix:"BROKER_"`
-	Keep   keepConfig   `yaml:"keep" envPrefix:"KEEP_"`
-	Worker workerConfig `yaml:"worker" envPrefix:"WORKER_"`
-	Images imagesConfig `yaml:"images" envPrefix:"IMAGES_"`
+	Data    string        `yaml:"data" env:"DATA"`
+	Server  string        `yaml:"server" env:"SERVER"`
+	Prefix  string        `yaml:"prefix" env:"PREFIX"`
+	Broker  brokerConfig  `yaml:"broker" envPrefix:"BROKER_"`
+	Keep    keepConfig    `yaml:"keep" envPrefix:"KEEP_"`
+	Worker  workerConfig  `yaml:"worker" envPrefix:"WORKER_"`
+	Trainer trainerConfig `yaml:"trainer" envPrefix:"TRAINER_"`
+	Images  imagesConfig  `yaml:"images" envPrefix:"IMAGES_"`
 }
 
 // brokerConfig is the embedded NATS server.
@@ -52,12 +53,17 @@ type keepConfig struct {
 	EventsAge   time.Duration `yaml:"events_age" env:"EVENTS_AGE"`
 }
 
-// workerConfig is how frames are scored.
+// workerConfig is how frames are scored; device and threads are the trainer's, too.
 type workerConfig struct {
 	Device  string        `yaml:"device" env:"DEVICE"`   // cpu, cuda, cuda:1, tensorrt
 	Threads int           `yaml:"threads" env:"THREADS"` // sessions that compute side by side; 0: one a core
 	Batch   int           `yaml:"batch" env:"BATCH"`     // most frames in one run of the model
 	Wait    time.Duration `yaml:"wait" env:"WAIT"`       // longest wait for a batch to fill
+}
+
+// trainerConfig is how detectors learn.
+type trainerConfig struct {
+	Backbone string `yaml:"backbone" env:"BACKBONE"` // ONNX file, for detectors that name none; empty: random weights
 }
 
 // imagesConfig bounds what is decoded.

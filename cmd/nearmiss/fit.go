@@ -20,7 +20,7 @@ type fitCmd struct {
 	Detector string   `placeholder:"NAME" help:"Name of the inspection task (default: the release folder's)."`
 	Method   string   `enum:"knn" default:"knn" help:"How to learn: ${enum}."`
 	K        int      `default:"2" help:"Nearest normals whose squared distances make the score."`
-	Alpha    float64  `placeholder:"RATE" help:"False-alarm rate that the threshold promises, 0..1 (default 0.01, or the smallest that the held-out images can promise)."`
+	Alpha    float64  `placeholder:"RATE" help:"False-alarm rate that the threshold promises, 0..1 (default 0.01, or else the smallest that the held-out images can promise)."`
 	HeldOut  float64  `name:"held-out" default:"0.2" help:"Share of the normals that sets the threshold and stays out of the bank."`
 	Seed     *uint64  `placeholder:"N" help:"Draws the held-out images (default: another one every time; the release records it)."`
 	Index    string   `enum:"auto,exact,hnsw,coder" default:"auto" help:"The bank's index: ${enum}; auto is exact for fewer than 50,000 images."`
@@ -63,7 +63,7 @@ func (c *fitCmd) Run(ctx context.Context, o *output) error {
 	bar := o.progress("embedding")
 	res, err := training.Fit(ctx, training.Plan{
 		Detector: c.Detector, Method: training.Method(c.Method), Normals: normals, Backbone: c.Backbone, Out: c.Out,
-		K: c.K, Alpha: c.Alpha, HeldOut: c.HeldOut, Seed: seed, Index: bank.Kind(c.Index),
+		K: c.K, Alpha: c.Alpha, Settle: c.Alpha == 0, HeldOut: c.HeldOut, Seed: seed, Index: bank.Kind(c.Index),
 		Device: embed.Device, Threads: embed.Threads, Tool: "nearmiss " + version, Log: o.Log,
 		Progress: func(_ string, done, total int) { bar.report(int64(done), int64(total)) },
 	})

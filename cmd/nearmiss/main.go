@@ -33,11 +33,14 @@ type cli struct {
 	LogLevel  string `name:"log-level" enum:"debug,info,warn,error" default:"info" env:"NEARMISS_LOG_LEVEL" help:"Least severe log line to print on standard error: ${enum}."`
 	LogFormat string `name:"log-format" enum:"auto,text,json" default:"auto" env:"NEARMISS_LOG_FORMAT" help:"How log lines look: ${enum}; auto is text on a terminal and JSON elsewhere."`
 
+	Up upCmd `cmd:"" help:"Run broker, worker and trainer on this machine; --demo shows them at work."`
+
 	Fit   fitCmd   `cmd:"" help:"Learn what is normal from images and write a release; needs no broker."`
 	Score scoreCmd `cmd:"" help:"Score images with a release; needs no broker."`
 
 	Broker   brokerCmd   `cmd:"" help:"Run a NATS broker for this machine, with everything that must survive in one folder."`
 	Worker   workerCmd   `cmd:"" help:"Score frames and raise events."`
+	Trainer  trainerCmd  `cmd:"" help:"Learn detectors from their normals when asked."`
 	Camera   cameraCmd   `cmd:"" help:"Publish images as frames."`
 	Watch    watchCmd    `cmd:"" help:"Print events as they come."`
 	Releases releasesCmd `cmd:"" help:"List, publish, promote and roll back a detector's releases."`

@@ -1,12 +1,9 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/training"
@@ -63,7 +60,10 @@ func (c *scoreCmd) Run(ctx context.Context, o *output) error {
 		return err
 	}
 	defer d.Close()
-	names := normalNames(c.Release)
+	names, err := normalNames(c.Release)
+	if err != nil {
+		return err
+	}
 	bar := o.progress("scoring")
 	defer bar.close()
 	unread := 0
@@ -129,22 +129,16 @@ func word(anomalous bool) string {
 	return "normal"
 }
 
-// normalNames reads the names of the images behind a bank's entries. A release
+// normalNames are the names of the images behind a bank's entries. A release
 // that does not list them gives none.
-func normalNames(release string) map[uint64]string {
-	f, err := os.Open(filepath.Join(release, training.NormalsName))
+func normalNames(release string) (map[uint64]string, error) {
+	all, err := training.ReadNormals(release)
 	if err != nil {
-		return nil
+		return nil, err
 	}
-	defer f.Close()
-	names := map[uint64]string{}
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		var n training.Normal
-		if json.Unmarshal(lines.Bytes(), &n) == nil {
-			names[n.ID] = n.Name
-		}
+	names := make(map[uint64]string, len(all))
+	for _, n := range all {
+		names[n.ID] = n.Name
 	}
-	return names
+	return names, nil
 }

@@ -1,0 +1,280 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/nearmiss/nearmiss/inference/imaging/synthetic"
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/camera"
+	"github.com/nearmiss/nearmiss/stream/registry"
+)
+
+// Sizes of the demo: on two cores the first event comes within half a minute.
+const (
+	demoLearn   = 200 // frames that are taken to be normal
+	demoFPS     = 2   // of each camera, after those
+	demoDefects = 0.2 // share of frames with a defect
+)
+
+// demoTask is one of the demo's detectors and its camera.
+type demoTask struct {
+	detector, camera string
+	kind             string   // of synthetic images
+	defects          []string // that occur
+}
+
+// The defects are those that random weights see at all.
+var demoTasks = []demoTask{
+	{"demo-parts", "line1", synthetic.Parts, []string{"scratch", "crack", "chip", "stain", "tint"}},
+	{"demo-cells", "scope1", synthetic.Cells, []string{"inclusion", "rod", "vacuole", "nucleus", "precipitate"}},
+}
+
+// source draws the task's images, the first n of them normal. from is the
+// number of the first image, so that no two runs show the same.
+func (d demoTask) source(normal int, from uint64) (camera.Source, error) {
+	o := synthetic.Options{Variation: 0.1, Defects: d.defects}
+	good, err := synthetic.New(d.kind, 1, o)
+	if err != nil {
+		return nil, err
+	}
+	subtle := 0.25
+	o.DefectRate, o.SubtleShare = demoDefects, &subtle
+	mixed, err := synthetic.New(d.kind, 1, o)
+	if err != nil {
+		return nil, err
+	}
+	return &inTurn{
+		&camera.Generated{Make: drawn(good, from), Count: normal},
+		&camera.Generated{Make: drawn(mixed, from+uint64(normal)), FPS: demoFPS},
+	}, nil
+}
+
+// drawn makes a synthetic source's images camera images.
+func drawn(s *synthetic.Source, from uint64) func(int) ([]byte, string, error) {
+	return func(n int) ([]byte, string, error) {
+		img, truth := s.At(from + uint64(n))
+		file, err := img.PNG()
+		if err != nil {
+			return nil, "", err
+		}
+		text, err := json.Marshal(truth)
+		return file, string(text), err
+	}
+}
+
+// inTurn is one source after the other.
+type inTurn []camera.Source
+
+func (s *inTurn) Next(ctx context.Context) (camera.Image, error) {
+	for {
+		if len(*s) == 0 {
+			return camera.Image{}, io.EOF
+		}
+		img, err := (*s)[0].Next(ctx)
+		if !errors.Is(err, io.EOF) {
+			return img, err
+		}
+		*s = (*s)[1:]
+	}
+}
+
+// runDemo sets the detectors up, lets the cameras run and tells what happens,
+// until ctx ends.
+func runDemo(ctx context.Context, connect dial, conf config, o *output, asJSON bool) error {
+	nc, err := connect("demo")
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	d := &demo{o: o, json: asJSON, names: stream.Names{Prefix: conf.Prefix}, tally: map[string]*tally{}}
+	if err := d.open(ctx, nc); err != nil {
+		return err
+	}
+	if conf.Trainer.Backbone == "" {
+		d.say("The model has seeded random weights and has learnt nothing: expect misses and false alarms.")
+		d.say("For real work give a pretrained one: --backbone, see the README.")
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	for _, task := range demoTasks {
+		d.tally[task.detector] = &tally{}
+		g.Go(func() error { return d.run(ctx, connect, task, o) })
+	}
+	g.Go(func() error {
+		w := stream.WatchConfig{Names: d.names}
+		return stream.Watch(ctx, nc, w, o.Log, func(_ context.Context, e stream.Event) error { return d.event(e) })
+	})
+	g.Go(func() error { return stream.WatchScores(ctx, nc, d.names, "", d.score) })
+	g.Go(func() error {
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(time.Minute):
+				d.summary()
+			}
+		}
+	})
+	err = g.Wait()
+	d.summary()
+	return err
+}
+
+// demo tells what its cameras show and what the detectors make of it.
+type demo struct {
+	o         *output
+	json      bool
+	names     stream.Names
+	js        jetstream.JetStream
+	detectors *stream.Detectors
+	normals   *stream.Normals
+	registry  *registry.Registry
+
+	mu    sync.Mutex
+	tally map[string]*tally // by detector
+}
+
+// tally counts scored frames by what they were and what was said of them.
+type tally struct{ found, missed, falseAlarms, quiet int }
+
+func (d *demo) open(ctx context.Context, nc *nats.Conn) (err error) {
+	if d.js, err = jetstream.New(nc); err != nil {
+		return err
+	}
+	if d.detectors, err = stream.OpenDetectors(ctx, d.js, d.names); err != nil {
+		return err
+	}
+	d.normals = stream.OpenNormals(d.js, d.names)
+	d.registry, err = registry.Open(ctx, d.js, registry.Config{
+		ActiveBucket: d.names.ActiveBucket(), ArtifactsBucket: d.names.ArtifactsBucket(),
+	})
+	return err
+}
+
+// run has one detector learn, unless it has, and its camera publish.
+func (d *demo) run(ctx context.Context, connect dial, task demoTask, o *output) error {
+	_, err := d.detectors.Create(ctx, stream.Detector{
+		Name: task.detector, Description: "demo on synthetic images", LearnFrames: demoLearn,
+	})
+	if err != nil && !errors.Is(err, stream.ErrDetectorExists) {
+		return err
+	}
+	learn := 0
+	switch p, err := d.registry.Active(ctx, task.detector); {
+	case err == nil:
+		d.say("%s goes on with release %.12s from an earlier run", task.detector, p.Release)
+	case errors.Is(err, registry.ErrNoRelease):
+		have, err := d.normals.Count(ctx, task.detector)
+		if err != nil {
+			return err
+		}
+		learn = max(0, demoLearn-have)
+		d.say("%s learns normal from the first %d frames of camera %s", task.detector, demoLearn, task.camera)
+	default:
+		return err
+	}
+	src, err := task.source(learn, uint64(time.Now().Unix())*demoFPS)
+	if err != nil {
+		return err
+	}
+	nc, err := connect("camera " + task.camera)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+	p, err := camera.NewPublisher(camera.Config{Names: d.names, Detector: task.detector, Camera: task.camera, Live: true}, js, o.Log)
+	if err != nil {
+		return err
+	}
+	return p.Run(ctx, src)
+}
+
+// say prints a line for people.
+func (d *demo) say(format string, a ...any) {
+	if d.json {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	fmt.Fprintf(d.o.Out, format+"\n", a...)
+}
+
+// event prints an event and whether the synthetic ground truth agrees.
+func (d *demo) event(e stream.Event) error {
+	var truth synthetic.Truth
+	known := json.Unmarshal([]byte(e.Truth), &truth) == nil
+	agrees := known && truth.Anomalous == (e.Kind == stream.KindAnomaly)
+	if d.json {
+		return d.o.JSON(struct {
+			eventLine
+			Agrees *bool `json:"agrees,omitempty"`
+		}{newEventLine(e), ifKnown(known, agrees)})
+	}
+	text := eventText(e)
+	switch {
+	case !known:
+	case agrees:
+		text += fmt.Sprintf("  truth: %s %s, agrees", truth.Severity, truth.Defect)
+	case truth.Anomalous:
+		text += fmt.Sprintf("  truth: %s %s, DISAGREES", truth.Severity, truth.Defect)
+	default:
+		text += "  truth: normal, DISAGREES"
+	}
+	d.say("%s", text)
+	return nil
+}
+
+func ifKnown(known, v bool) *bool {
+	if !known {
+		return nil
+	}
+	return &v
+}
+
+// score counts a frame.
+func (d *demo) score(e stream.Event) {
+	var truth synthetic.Truth
+	if e.Anomalous == nil || json.Unmarshal([]byte(e.Truth), &truth) != nil {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	t := d.tally[e.Detector]
+	switch {
+	case t == nil:
+	case truth.Anomalous && *e.Anomalous:
+		t.found++
+	case truth.Anomalous:
+		t.missed++
+	case *e.Anomalous:
+		t.falseAlarms++
+	default:
+		t.quiet++
+	}
+}
+
+// summary prints the counts so far.
+func (d *demo) summary() {
+	for _, task := range demoTasks {
+		d.mu.Lock()
+		t := *d.tally[task.detector]
+		d.mu.Unlock()
+		if n := t.found + t.missed + t.falseAlarms + t.quiet; n > 0 {
+			d.say("%s so far: %d frames; defects: %d found, %d missed; normals: %d false alarms in %d",
+				task.detector, n, t.found, t.missed, t.falseAlarms, t.falseAlarms+t.quiet)
+		}
+	}
+}

@@ -1,0 +1,199 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/nearmiss/nearmiss/bank"
+	"github.com/nearmiss/nearmiss/inference/backbone"
+	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/inference/ort"
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/training"
+)
+
+type trainerCmd struct {
+	Server   string `placeholder:"URL" help:"NATS server (default nats://127.0.0.1:4222)."`
+	Creds    string `type:"existingfile" placeholder:"FILE" help:"NATS credentials file."`
+	Data     string `type:"path" placeholder:"DIR" help:"Folder for releases and jobs under way (default nearmiss-data)."`
+	Backbone string `type:"existingfile" placeholder:"FILE.onnx" help:"Model for detectors that name none (default: seeded random weights, which have learnt nothing)."`
+	Device   string `placeholder:"D" help:"Where the model runs: cpu, cuda, cuda:1 or tensorrt (default cpu)."`
+	Threads  int    `placeholder:"N" help:"CPU threads that the model computes on (default: all cores)."`
+	configFlag
+}
+
+func (*trainerCmd) Help() string {
+	return "It serves until Ctrl-C; a job under way is then given back and another trainer takes it.\n\n" +
+		examples("nearmiss trainer --backbone vit_b.onnx")
+}
+
+func (c *trainerCmd) Run(ctx context.Context, o *output) error {
+	conf, err := c.load(func(conf *config) {
+		set(&conf.Server, c.Server)
+		set(&conf.Data, c.Data)
+		set(&conf.Trainer.Backbone, c.Backbone)
+		set(&conf.Worker.Device, c.Device)
+		set(&conf.Worker.Threads, c.Threads)
+	})
+	if err != nil {
+		return err
+	}
+	if err := ort.Load(); err != nil { // now, and not at the first job
+		return err
+	}
+	nc, err := serverFlags{Server: conf.Server, Creds: c.Creds}.await("trainer", o)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	w, err := newTrainer(conf, nc, o)
+	if err != nil {
+		return err
+	}
+	return w.Run(ctx)
+}
+
+// newTrainer prepares the trainer that conf describes.
+func newTrainer(conf config, nc *nats.Conn, o *output) (*stream.TrainingWorker, error) {
+	d, err := ort.ParseDevice(conf.Worker.Device)
+	if err != nil {
+		return nil, err
+	}
+	w, err := stream.NewTrainingWorker(stream.TrainerConfig{
+		Names:    stream.Names{Prefix: conf.Prefix},
+		CacheDir: filepath.Join(conf.Data, "releases"), ScratchDir: filepath.Join(conf.Data, "jobs"),
+	}, nc, trainer{
+		conf: conf, device: d, o: o,
+		limits: imaging.Limits{MaxBytes: conf.Images.MaxBytes, MaxPixels: conf.Images.MaxPixels},
+	}, o.Log)
+	if err != nil {
+		return nil, usageError{oneLine(err)}
+	}
+	return w, nil
+}
+
+// trainer carries training jobs out.
+type trainer struct {
+	conf   config
+	device ort.Device
+	limits imaging.Limits
+	o      *output
+}
+
+// Train implements stream.Trainer.
+func (t trainer) Train(ctx context.Context, task *stream.Task) (stream.TrainResult, error) {
+	normals, err := folderImages(task.Normals)
+	if err != nil {
+		return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
+	}
+	model, err := t.backbone(task.Detector)
+	if err != nil {
+		return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
+	}
+	out := filepath.Join(task.Dir, "release")
+	d := task.Detector
+	res, err := training.Fit(ctx, training.Plan{
+		Detector: d.Name, Method: training.Method(d.Method), Normals: normals, Backbone: model, Out: out,
+		K: d.K, Alpha: d.FalseAlarmRate, Settle: true, Seed: uint64(task.Request.Seed), Index: bank.Auto,
+		Device: t.device, Threads: t.conf.Worker.Threads, Limits: t.limits, Tool: "nearmiss " + version, Log: t.o.Log,
+		Progress: func(step string, done, total int) {
+			task.Report(stream.Progress{Phase: step, Step: done, Steps: total})
+		},
+	})
+	if errors.Is(err, training.ErrPlan) || errors.Is(err, training.ErrTooFew) {
+		return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
+	}
+	if err != nil {
+		return stream.TrainResult{}, err
+	}
+	t.warn(d.Name, res)
+	return stream.TrainResult{Dir: out}, nil
+}
+
+// Extend implements stream.Trainer.
+func (t trainer) Extend(ctx context.Context, task *stream.Task) (stream.TrainResult, error) {
+	normals, err := folderImages(task.Normals)
+	if err != nil {
+		return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
+	}
+	out := filepath.Join(task.Dir, "release")
+	res, err := training.Extend(ctx, training.Extension{
+		Release: task.Active, Normals: normals, Out: out,
+		Device: t.device, Threads: t.conf.Worker.Threads, Limits: t.limits, Tool: "nearmiss " + version, Log: t.o.Log,
+	})
+	if errors.Is(err, training.ErrNothingNew) {
+		return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
+	}
+	if err != nil {
+		return stream.TrainResult{}, err
+	}
+	t.warn(task.Detector.Name, res)
+	return stream.TrainResult{Dir: out}, nil
+}
+
+func (t trainer) warn(detector string, res *training.Result) {
+	for _, w := range res.Warnings {
+		t.o.Log.Warn().Str("component", "trainer").Str("detector", detector).Msg(w)
+	}
+}
+
+// backbone is the detector's own model, or the trainer's, or one with random
+// weights, so that everything can be tried without a download.
+func (t trainer) backbone(d stream.Detector) (string, error) {
+	for _, file := range []string{d.Backbone, t.conf.Trainer.Backbone} {
+		if file == "" {
+			continue
+		}
+		if _, err := os.Stat(file); err != nil {
+			return "", fmt.Errorf("backbone of detector %s: %w", d.Name, err)
+		}
+		return file, nil
+	}
+	return randomBackbone(t.conf.Data)
+}
+
+// randomSpec is the ViT that stands in until a pretrained one is given: small
+// enough to learn and to score in seconds on two cores.
+var randomSpec = backbone.Spec{
+	Family: backbone.ViT, Dim: 192, Depth: 1, Heads: 3, Hidden: 768, Patch: 16, Size: 224, ClassPos: true, NormEps: 1e-6,
+}
+
+// randomSeed draws its weights, the same on every machine. Of the first six
+// seeds it tells the demo's defects from its normals best; all are poor.
+const randomSeed = 3
+
+// randomBackbone returns the stand-in model's file in the data folder.
+func randomBackbone(data string) (string, error) {
+	file := filepath.Join(data, "models", fmt.Sprintf("random-%d.onnx", randomSeed))
+	if _, err := os.Stat(file); err == nil {
+		return file, nil
+	}
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return "", err
+	}
+	if _, err := writeRandomBackbone(randomSpec, randomSeed, file); err != nil {
+		return "", err
+	}
+	return file, nil
+}
+
+// folderImages are the images in a folder, whatever their names.
+func folderImages(dir string) ([]training.Image, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var all []training.Image
+	for _, e := range entries {
+		if e.Type().IsRegular() {
+			path := filepath.Join(dir, e.Name())
+			all = append(all, training.Image{Name: e.Name(), Read: func() ([]byte, error) { return os.ReadFile(path) }})
+		}
+	}
+	return all, nil
+}

@@ -1,0 +1,113 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/nearmiss/nearmiss/inference/ort"
+	"github.com/nearmiss/nearmiss/stream/broker"
+)
+
+type upCmd struct {
+	Demo      bool   `help:"Add two synthetic cameras, learn normal from their first frames, and print events as they come."`
+	Data      string `type:"path" placeholder:"DIR" help:"Folder that keeps everything (default nearmiss-data)."`
+	Host      string `placeholder:"ADDR" help:"Address to listen on (default 127.0.0.1)."`
+	Port      int    `placeholder:"N" help:"Port of NATS clients (default 4222; -1: a free one)."`
+	MQTT      int    `name:"mqtt" placeholder:"N" help:"Also listen for MQTT clients on this port."`
+	WebSocket int    `name:"websocket" placeholder:"N" help:"Also listen for NATS over WebSocket on this port."`
+	Backbone  string `type:"existingfile" placeholder:"FILE.onnx" help:"Model for detectors that name none (default: seeded random weights, which have learnt nothing)."`
+	Device    string `placeholder:"D" help:"Where the model runs: cpu, cuda, cuda:1 or tensorrt (default cpu)."`
+	Threads   int    `placeholder:"N" help:"CPU threads that the model computes on (default: all cores)."`
+	JSON      bool   `name:"json" help:"Print one JSON object a line: first the addresses, then the demo's events."`
+	configFlag
+}
+
+func (*upCmd) Help() string {
+	return "Broker, worker and trainer in one process, until Ctrl-C. The next start goes on where this one ended.\n\n" +
+		examples(
+			"nearmiss up --demo",
+			"nearmiss up --data /var/lib/nearmiss --backbone vit_b.onnx --mqtt 1883",
+			"nearmiss up --config deployments/nearmiss.yaml",
+		)
+}
+
+func (c *upCmd) Run(ctx context.Context, o *output) error {
+	conf, err := c.load(func(conf *config) {
+		set(&conf.Data, c.Data)
+		set(&conf.Broker.Host, c.Host)
+		set(&conf.Broker.Port, c.Port)
+		set(&conf.Broker.MQTTPort, c.MQTT)
+		set(&conf.Broker.WebSocketPort, c.WebSocket)
+		set(&conf.Trainer.Backbone, c.Backbone)
+		set(&conf.Worker.Device, c.Device)
+		set(&conf.Worker.Threads, c.Threads)
+	})
+	if err != nil {
+		return err
+	}
+	if err := ort.Load(); err != nil { // now, and not at the first release
+		return err
+	}
+	if c.Demo && o.Log.GetLevel() == zerolog.InfoLevel {
+		o.Log = o.Log.Level(zerolog.WarnLevel) // the demo tells its own story
+	}
+	b, err := broker.New(conf.broker(), o.Log)
+	if err != nil {
+		return err
+	}
+	return withBroker(ctx, b, conf, o, func(ctx context.Context, connect dial) error {
+		if c.JSON {
+			err = o.JSON(addresses(b))
+		} else {
+			err = printAddresses(o, b, conf)
+		}
+		if err != nil {
+			return err
+		}
+		g, ctx := errgroup.WithContext(ctx)
+		for name, start := range map[string]func(context.Context, dial) error{
+			"worker":  func(ctx context.Context, connect dial) error { return runWorker(ctx, connect, conf, o) },
+			"trainer": func(ctx context.Context, connect dial) error { return runTrainer(ctx, connect, conf, o) },
+		} {
+			g.Go(func() error {
+				if err := start(ctx, connect); err != nil {
+					return fmt.Errorf("%s: %w", name, err)
+				}
+				return nil
+			})
+		}
+		if c.Demo {
+			g.Go(func() error { return runDemo(ctx, connect, conf, o, c.JSON) })
+		}
+		return g.Wait()
+	})
+}
+
+func runWorker(ctx context.Context, connect dial, conf config, o *output) error {
+	nc, err := connect("worker")
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	w, err := newWorker(conf, nil, nc, o)
+	if err != nil {
+		return err
+	}
+	return w.Run(ctx)
+}
+
+func runTrainer(ctx context.Context, connect dial, conf config, o *output) error {
+	nc, err := connect("trainer")
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	w, err := newTrainer(conf, nc, o)
+	if err != nil {
+		return err
+	}
+	return w.Run(ctx)
+}

@@ -1,0 +1,159 @@
+package training
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/nearmiss/nearmiss/inference"
+	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/inference/ort"
+)
+
+// Extension says which normals join the bank of a release.
+type Extension struct {
+	// Release is the folder of the release that is extended; it stays as it is.
+	Release string
+	// Normals join its bank, but for those whose bytes it has already.
+	Normals []Image
+	// Out is the release folder that is written; it must not exist.
+	Out string
+
+	Device  ort.Device
+	Threads int
+	Limits  imaging.Limits
+	Tool    string
+	Log     zerolog.Logger
+}
+
+// extended is the provenance of an extended release.
+type extended struct {
+	Tool    string          `json:"tool,omitempty"`
+	Extends string          `json:"extends"` // digest of the release that was extended
+	Added   int             `json:"added"`   // normals
+	Before  json.RawMessage `json:"before,omitempty"`
+}
+
+// Extend writes a release with the same model and further normals in its bank,
+// without training. The calibration stays: a larger bank makes the scores of
+// normals smaller, never larger, so its false-alarm rate holds as it was
+// promised.
+func Extend(ctx context.Context, x Extension) (*Result, error) {
+	start := time.Now()
+	d, err := inference.Open(ctx, x.Release, inference.Options{
+		Embed: inference.EmbedOptions{Device: x.Device, Threads: x.Threads, Limits: x.Limits}, Log: x.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	rel := d.Release()
+	known, err := ReadNormals(x.Release)
+	if err != nil {
+		return nil, err
+	}
+	have := map[string]bool{}
+	var next uint64
+	for _, n := range known {
+		if n.Use != NotUsedReject {
+			have[n.SHA256] = true
+		}
+		next = max(next, n.ID+1)
+	}
+	for _, id := range d.Bank().IDs() {
+		next = max(next, id+1)
+	}
+
+	added, rows, of, err := embedNormals(ctx, d.Embedder(), x.Normals, func(int, int) {})
+	if err != nil {
+		return nil, err
+	}
+	dim := d.Embedder().Dim()
+	b := d.Bank()
+	for i := range added {
+		added[i].ID = next + uint64(i)
+	}
+	joined := 0
+	for j, i := range of {
+		if have[added[i].SHA256] {
+			added[i].Use = NotUsedTwice
+			continue
+		}
+		if err := b.Add(added[i].ID, rows[j*dim:(j+1)*dim]); err != nil {
+			return nil, fmt.Errorf("add normal image %s to the bank: %w", added[i].Name, err)
+		}
+		added[i].Use = UsedInBank
+		joined++
+	}
+	if joined == 0 {
+		return nil, fmt.Errorf("extend release %s: %w", x.Release, ErrNothingNew)
+	}
+
+	m := rel.Manifest
+	lines, err := listing(slices.Concat(known, added))
+	if err != nil {
+		return nil, err
+	}
+	spec := inference.ReleaseSpec{
+		Detector: m.Detector, Method: m.Method, Model: rel.Path(m.Model.File), Embedder: d.Embedder(), Bank: b,
+		Recall: m.Bank.Recall, Excess: m.Bank.Excess, RandomWeights: m.Model.RandomWeights,
+		Files:    map[string][]byte{NormalsName: lines},
+		Training: extended{Tool: x.Tool, Extends: rel.Digest, Added: joined, Before: m.Training},
+	}
+	for _, c := range m.Check {
+		file, err := os.ReadFile(rel.Path(c.File))
+		if err != nil {
+			return nil, err
+		}
+		spec.Check = append(spec.Check, file)
+	}
+	r, err := inference.WriteRelease(ctx, x.Out, spec)
+	if err != nil {
+		return nil, err
+	}
+	res := &Result{
+		Release: x.Out, Digest: r.Digest, Images: len(x.Normals), Bank: b.Len(), HeldOut: m.Calibration.HeldOut,
+		Alpha: m.Calibration.Alpha, Smallest: m.Calibration.SmallestAlpha,
+		Index: string(b.Index().Kind()), Seconds: time.Since(start).Seconds(),
+	}
+	if t := m.Calibration.Threshold; t != nil {
+		res.Threshold = *t
+	}
+	res.count(added)
+	return res, nil
+}
+
+// ErrNothingNew: every image is in the bank already, or cannot be read.
+var ErrNothingNew = errors.New("there is no new image to add")
+
+// ReadNormals reads the list of images that the release in dir was learnt from.
+// A release without one gives none.
+func ReadNormals(dir string) ([]Normal, error) {
+	b, err := os.ReadFile(filepath.Join(dir, NormalsName))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the list of normals: %w", err)
+	}
+	var all []Normal
+	lines := bufio.NewScanner(bytes.NewReader(b))
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		var n Normal
+		if err := json.Unmarshal(lines.Bytes(), &n); err != nil {
+			return nil, fmt.Errorf("read the list of normals in %s: line %d: %w", dir, len(all)+1, err)
+		}
+		all = append(all, n)
+	}
+	return all, lines.Err()
+}
