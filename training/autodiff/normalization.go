@@ -1,0 +1,220 @@
+package autodiff
+
+import (
+	"github.com/nearmiss/nearmiss/inference/onnx"
+)
+
+func init() {
+	register(softmax, "Softmax")
+	register(logSoftmax, "LogSoftmax")
+	register(layerNorm, "LayerNormalization")
+	register(instanceNorm, "InstanceNormalization")
+	register(batchNorm, "BatchNormalization")
+}
+
+// softmax: dX = Y·(dY − Σ dY·Y) over the axis. Where Y = P only goes into a
+// product O = P·V, Σ dP·P = Σ dO·O, which is a sum over fewer elements
+// (FlashAttention, arXiv 2205.14135, appendix B.2).
+func softmax(b *backward) {
+	g, y, dy := b.g, b.y(0), b.dy()
+	axis := b.node.Attrs.Int("axis", -1)
+	row := b.attentionRowSum(axis)
+	if row == nil {
+		row = g.ReduceSum(g.Mul(dy, y), true, axis)
+	}
+	b.give(0, g.Mul(y, g.Sub(dy, row)))
+}
+
+// attentionRowSum returns Σ dO·O over the last axis when the only use of a
+// softmax over the last axis is a matrix product with something that is not
+// wider.
+func (b *backward) attentionRowSum(axis int) *onnx.Value {
+	y := b.y(0)
+	if axis != -1 && axis != y.Rank()-1 || b.uses[y] != 1 {
+		return nil
+	}
+	for _, n := range b.g.Nodes() {
+		if n.OpType != "MatMul" || n.Input(0) != y || n.Input(1).Rank() != y.Rank() {
+			continue
+		}
+		o := n.Outputs[0]
+		d := b.gradient(o)
+		if d == nil || o.Dim(-1) > y.Dim(-1) {
+			return nil
+		}
+		for i := range y.Rank() - 1 {
+			if o.Dim(i) != y.Dim(i) {
+				return nil // P was broadcast
+			}
+		}
+		return b.g.ReduceSum(b.g.Mul(d, o), true, -1)
+	}
+	return nil
+}
+
+// logSoftmax: dX = dY − e^Y·Σ dY over the axis.
+func logSoftmax(b *backward) {
+	g := b.g
+	sum := g.ReduceSum(b.dy(), true, b.node.Attrs.Int("axis", -1))
+	b.give(0, g.Sub(b.dy(), g.Mul(g.Exp(b.y(0)), sum)))
+}
+
+// layerNorm: Y = γ·x̂ + β with x̂ = (X − m)·r. With g = dY·γ:
+// dX = r·(g − mean g − x̂·mean(g·x̂)), dγ = Σ dY·x̂, dβ = Σ dY (layer
+// normalisation, arXiv 1607.06450; LayerNormalization-17 gives m and r as
+// outputs 1 and 2).
+//
+// x̂ is never formed. All sums over rows or columns are products of matrices
+// with vectors, because these read memory once and write next to nothing:
+// with Q = dY·X, s = Q·γ and t = dY·γ (one number a row, n columns)
+//
+//	mean g      = t/n
+//	mean(g·x̂)   = r(s − m·t)/n  =: c
+//	dγ          = Σ rows r·Q − Σ rows m·r·dY
+//	dX          = r·dY·γ − X·r²·c − (r·t/n − m·r²·c)
+func layerNorm(b *backward) {
+	x, gamma := b.x(0), b.x(1)
+	axis := b.node.Attrs.Int("axis", -1)
+	if axis < 0 {
+		axis += x.Rank()
+	}
+	rows, n := 1, 1
+	for i, d := range x.Shape() {
+		if i < axis {
+			rows *= d
+		} else {
+			n *= d
+		}
+	}
+	if gamma.Elements() != n || b.x(2) != nil && b.x(2).Elements() != n {
+		b.failf("scale and bias must have the %d elements of the normalised dimensions", n)
+		return
+	}
+	g := b.g
+	stats := g.Extend(b.node, 3)
+	dy := b.reshape(b.dy(), []int{rows, n})
+	column := []int{rows, 1}
+	m := b.reshape(g.Cast(stats[1], x.Type()), column)
+	r := b.reshape(g.Cast(stats[2], x.Type()), column)
+	if b.wants(2) {
+		b.give(2, b.reshape(sumRows(g, dy), b.x(2).Shape()))
+	}
+	if !b.wants(0) && !b.wants(1) {
+		return
+	}
+	xm := b.reshape(x, []int{rows, n})
+	q := g.Mul(dy, xm)
+	if b.wants(1) {
+		scaled := g.Gemm(r, q, nil, onnx.Attrs{"transA": 1})
+		shifted := g.Gemm(g.Mul(m, r), dy, nil, onnx.Attrs{"transA": 1})
+		b.give(1, b.reshape(g.Sub(scaled, shifted), gamma.Shape()))
+	}
+	if !b.wants(0) {
+		return
+	}
+	vector := b.reshape(gamma, []int{n, 1})
+	s, t := g.MatMul(q, vector), g.MatMul(dy, vector)
+	c := g.Scale(g.Mul(r, g.Sub(s, g.Mul(m, t))), 1/float64(n))
+	slope := g.Mul(g.Mul(r, r), c)
+	offset := g.Sub(g.Scale(g.Mul(r, t), 1/float64(n)), g.Mul(m, slope))
+	first := g.Mul(g.Mul(dy, b.reshape(gamma, []int{1, n})), r)
+	d := g.Sub(first, g.Add(g.Mul(xm, slope), offset))
+	b.give(0, b.reshape(d, x.Shape()))
+}
+
+// sumRows adds the rows of a matrix [rows, n] to [1, n].
+func sumRows(g *onnx.Graph, v *onnx.Value) *onnx.Value { return g.ReduceSum(v, true, 0) }
+
+// instanceNorm: as layer normalisation over the spatial dimensions of every
+// channel, scale and bias by channel (arXiv 1607.08022). The statistics are
+// computed again. Where the scale is 1 and the bias 0, as in a group
+// normalisation composed of it, Y itself is x̂.
+func instanceNorm(b *backward) {
+	g, x, gamma := b.g, b.x(0), b.x(1)
+	spatial := make([]int, x.Rank()-2)
+	for i := range spatial {
+		spatial[i] = i + 2
+	}
+	channel := make([]int, x.Rank()-1)
+	for i := range channel {
+		channel[i] = 1
+	}
+	channel[0] = x.Dim(1)
+
+	centred := g.Sub(x, g.ReduceMean(x, true, spatial...))
+	count := float64(x.Elements()) / float64(max(x.Dim(0)*x.Dim(1), 1))
+	variance := g.Scale(g.Reduce("ReduceSumSquare", centred, true, spatial...), 1/count)
+	epsilon := float64(b.node.Attrs.Float("epsilon", 1e-5))
+	r := g.Op("Reciprocal", nil, g.Sqrt(g.Add(variance, g.ConstLike(x, epsilon))))
+
+	plain := isFilledWith(gamma, 1) && !b.active[gamma]
+	normal := b.y(0)
+	if !plain || !isFilledWith(b.x(2), 0) || b.active[b.x(2)] {
+		normal = g.Mul(centred, r)
+	}
+	dy := b.dy()
+	product := g.Mul(dy, normal)
+	if b.wants(1) {
+		b.give(1, g.ReduceSum(product, false, append([]int{0}, spatial...)...))
+	}
+	if b.wants(2) {
+		b.give(2, g.ReduceSum(dy, false, append([]int{0}, spatial...)...))
+	}
+	if !b.wants(0) {
+		return
+	}
+	inner := g.Add(g.ReduceMean(dy, true, spatial...), g.Mul(normal, g.ReduceMean(product, true, spatial...)))
+	if !plain {
+		r = g.Mul(r, b.reshape(gamma, channel))
+	}
+	b.give(0, g.Mul(g.Sub(dy, inner), r))
+}
+
+// isFilledWith reports whether v is known and all its elements are equal to f.
+func isFilledWith(v *onnx.Value, f float64) bool {
+	if v == nil || v.Const() == nil || v.Elements() > 1<<16 {
+		return false
+	}
+	for _, x := range v.Const().Float64s() {
+		if x != f {
+			return false
+		}
+	}
+	return true
+}
+
+// batchNorm with frozen statistics: Y = γ(X − μ)·s + β with s = 1/√(σ² + ε):
+// dX = dY·γ·s, dγ = s·(Σ dY·X − μ·Σ dY), dβ = Σ dY.
+func batchNorm(b *backward) {
+	if b.node.Attrs.Int("training_mode", 0) != 0 {
+		b.failf("batch statistics are not differentiated: freeze them")
+		return
+	}
+	g, x := b.g, b.x(0)
+	others := []int{0}
+	channel := make([]int, x.Rank()-1)
+	for i := range channel {
+		channel[i] = 1
+	}
+	channel[0] = x.Dim(1)
+	for i := 2; i < x.Rank(); i++ {
+		others = append(others, i)
+	}
+	epsilon := float64(b.node.Attrs.Float("epsilon", 1e-5))
+	s := g.Op("Reciprocal", nil, g.Sqrt(g.Add(b.x(4), g.ConstLike(b.x(4), epsilon))))
+	if b.wants(0) {
+		b.give(0, g.Mul(b.dy(), b.reshape(g.Mul(b.x(1), s), channel)))
+	}
+	if !b.wants(1) && !b.wants(2) {
+		return
+	}
+	sum := g.ReduceSum(b.dy(), false, others...)
+	b.give(2, sum)
+	if b.wants(1) {
+		with := g.ReduceSum(g.Mul(b.dy(), x), false, others...)
+		b.give(1, g.Mul(s, g.Sub(with, g.Mul(b.x(3), sum))))
+	}
+	if b.wants(3) || b.wants(4) {
+		b.failf("the statistics are frozen: they have no gradient")
+	}
+}
