@@ -20,8 +20,20 @@ var EventSchema []byte
 const (
 	KindAnomaly  = "anomaly"  // a frame that is not normal
 	KindRejected = "rejected" // a frame that could not be read
-	KindDrift    = "drift"    // what a camera sees as normal has moved
-	KindRelease  = "release"  // a release was taken into service or refused
+	// KindDisagreement is a frame that the release in service and the candidate
+	// beside it judge differently; the scores are the candidate's.
+	KindDisagreement = "disagreement"
+	KindDrift        = "drift"   // what a camera sees as normal has moved
+	KindRelease      = "release" // a release was taken into service or refused
+)
+
+// NoCamera stands in the subject of events that are of no camera.
+const NoCamera = "-"
+
+// Codes of release events.
+const (
+	ReleaseInService = "in_service" // frames are judged by it from now on
+	ReleaseRefused   = "refused"    // it is not fit to serve; what served before goes on
 )
 
 // typePrefix begins every ce-type; see [EventType].
@@ -46,12 +58,12 @@ type Event struct {
 	// Kind is the last token of the subject; it travels in ce-type.
 	Kind string `json:"-"`
 
-	FrameID    string    `json:"frame_id"`    // unique within detector and camera
-	Detector   string    `json:"detector"`    // whose release judged it
-	Camera     string    `json:"camera"`      // who took it
-	CapturedAt time.Time `json:"captured_at"` // when it was taken, UTC
-	ScoredAt   time.Time `json:"scored_at"`   // when it was judged, UTC
-	Source     string    `json:"source,omitempty"`
+	FrameID    string    `json:"frame_id,omitempty"`   // unique within detector and camera
+	Detector   string    `json:"detector"`             // whose release judged it
+	Camera     string    `json:"camera"`               // who took it, or [NoCamera]
+	CapturedAt time.Time `json:"captured_at,omitzero"` // when it was taken, UTC
+	ScoredAt   time.Time `json:"scored_at"`            // when it was judged, or when this was noticed, UTC
+	Source     string    `json:"source,omitempty"`     // where the camera had the image from, as it said
 
 	Score     *float64 `json:"score,omitempty"`     // sum of squared distances to the k nearest normals
 	Threshold *float64 `json:"threshold,omitempty"` // a score above it is anomalous
@@ -67,17 +79,48 @@ type Event struct {
 
 	Width  int `json:"width,omitempty"`  // of the image as taken, pixels
 	Height int `json:"height,omitempty"` // of the image as taken, pixels
-	Bytes  int `json:"bytes"`            // of the encoded image
+	Bytes  int `json:"bytes,omitempty"`  // of the encoded image
 
 	Evidence string `json:"evidence,omitempty"` // object that keeps the image, "<bucket>/<name>"
 
-	Code   string `json:"code,omitempty"`   // rejected: why, as a stable word
-	Reason string `json:"reason,omitempty"` // rejected: why, as a sentence
+	Code   string `json:"code,omitempty"`   // rejected, release, drift: why or what, as a stable word
+	Reason string `json:"reason,omitempty"` // rejected, release, drift: why or what, as a sentence
+
+	Against *Judgement   `json:"against,omitempty"` // disagreement: what the release in service said
+	Drift   *DriftStatus `json:"drift,omitempty"`   // drift: the test's figures
 
 	// Truth is the ground truth of a synthetic frame; it travels in a header.
 	Truth string `json:"-"`
 	// Trace is the W3C traceparent of the frame; it travels in a header.
 	Trace string `json:"-"`
+}
+
+// Judgement is what a release says of a frame, in short.
+type Judgement struct {
+	Release   string  `json:"release"`
+	Score     float64 `json:"score"`
+	Threshold float64 `json:"threshold"`
+	PValue    float64 `json:"p_value"`
+	Anomalous bool    `json:"anomalous"`
+}
+
+// DriftStatus is what a [DriftTest] knows of a camera.
+type DriftStatus struct {
+	Drifted    bool    `json:"drifted"`
+	Cause      string  `json:"cause,omitempty"` // what moved: scores or alarms
+	Frames     int     `json:"frames"`          // observed
+	Evidence   float64 `json:"evidence"`        // 1 and above means drift
+	Level      float64 `json:"level"`           // mean rank of recent scores, 0-1; 0.5 as calibrated, less where scores rise
+	AlarmShare float64 `json:"alarm_share"`     // share of anomalous frames among the recent ones, 0-1
+}
+
+// notice makes an event that is of no frame. what makes its id: the same notice
+// from several workers is stored once.
+func notice(kind, detector, camera, release, code, reason, what string) *Event {
+	return &Event{
+		ID: eventID(detector, camera, kind+"/"+code+"/"+what, release), Kind: kind, Detector: detector, Camera: camera,
+		ScoredAt: time.Now().UTC(), Release: release, Code: code, Reason: reason,
+	}
 }
 
 // CloudEvents headers, binary content mode (CloudEvents NATS protocol binding
@@ -112,7 +155,9 @@ func (e Event) Message(n Names) (*nats.Msg, error) {
 	m.Header.Set(ceSource, "/"+n.prefix()+"/"+e.Detector)
 	m.Header.Set(ceType, EventType(e.Kind))
 	m.Header.Set(ceTime, e.ScoredAt.UTC().Format(time.RFC3339Nano))
-	m.Header.Set(ceSubject, e.Camera+"/"+e.FrameID)
+	if e.FrameID != "" {
+		m.Header.Set(ceSubject, e.Camera+"/"+e.FrameID)
+	}
 	m.Header.Set(ceContentType, jsonType)
 	m.Header.Set(contentType, jsonType)
 	m.Header.Set(nats.MsgIdHdr, e.ID)

@@ -31,7 +31,7 @@ type item struct {
 //
 // A frame that was delivered before may be the one that killed the process the
 // last time: such frames are scored alone, so that they take nobody with them.
-func (l *line) handle(ctx context.Context, rel *loaded, msgs []jetstream.Msg) {
+func (l *line) handle(ctx context.Context, rel, shadow *loaded, msgs []jetstream.Msg) {
 	beat := newHeartbeat(l.w.cfg.AckWait/3, msgs)
 	defer beat.stop()
 	var fresh, again []*item
@@ -49,6 +49,9 @@ func (l *line) handle(ctx context.Context, rel *loaded, msgs []jetstream.Msg) {
 	l.settle(ctx, rel, fresh, beat)
 	for _, it := range again {
 		l.settle(ctx, rel, []*item{it}, beat)
+	}
+	if shadow != nil {
+		l.compare(ctx, rel, shadow, append(fresh, again...))
 	}
 }
 
@@ -126,7 +129,7 @@ func (l *line) settle(ctx context.Context, rel *loaded, items []*item, beat *hea
 	for _, it := range out {
 		it.event.Bytes = it.bytes
 	}
-	l.judge(ctx, out)
+	l.judge(ctx, rel, out)
 	out, failed := l.publish(ctx, rel, out)
 	lost = append(lost, failed...)
 	for _, it := range out {
@@ -254,23 +257,16 @@ func codeOf(s string) string {
 	return string(b)
 }
 
-// judge decides which events are to be stored.
-func (l *line) judge(_ context.Context, items []*item) {
-	for _, it := range items {
-		if it.event.Anomalous != nil && *it.event.Anomalous {
-			it.announce = true
-		}
-	}
-}
-
 // publish stores events and dead letters and sends scores. It returns the items
 // whose publication is certain, and those to be tried again.
 func (l *line) publish(ctx context.Context, rel *loaded, items []*item) (ok, failed []*item) {
 	type pending struct {
-		it   *item
-		msgs []*nats.Msg
-		acks []jetstream.PubAckFuture
+		it  *item
+		msg *nats.Msg
+		ack jetstream.PubAckFuture
 	}
+	conf, _, _, _ := l.state()
+	cool := time.Duration(conf.CoolDown)
 	var wait []*pending
 	for _, it := range items {
 		if !it.announce {
@@ -286,6 +282,16 @@ func (l *line) publish(ctx context.Context, rel *loaded, items []*item) (ok, fai
 				ok = append(ok, it)
 				continue
 			}
+			if cool > 0 {
+				if stored, err := l.coolDown(ctx, it, cool); err != nil {
+					it.failure = fmt.Errorf("store event of frame %s: %w", it.frame.ID, err)
+					failed = append(failed, it)
+				} else {
+					it.announce = stored
+					ok = append(ok, it)
+				}
+				continue
+			}
 			if err := l.keep(ctx, it); err != nil {
 				it.failure = err
 				failed = append(failed, it)
@@ -298,7 +304,7 @@ func (l *line) publish(ctx context.Context, rel *loaded, items []*item) (ok, fai
 			failed = append(failed, it)
 			continue
 		}
-		p := &pending{it: it, msgs: []*nats.Msg{m}}
+		p := &pending{it: it, msg: m}
 		if it.event.Kind == KindRejected {
 			dead := deadMessage(l.w.cfg.Names, it.msg.Subject(), l.w.cfg.FramesStream(), it.meta.Sequence.Stream, it.deliveries,
 				it.msg.Headers(), it.msg.Data(), it.event.Code, it.event.Reason)
@@ -308,23 +314,13 @@ func (l *line) publish(ctx context.Context, rel *loaded, items []*item) (ok, fai
 				continue
 			}
 		}
-		for _, m := range p.msgs {
-			ack, err := l.w.js.PublishMsgAsync(m)
-			if err != nil {
-				ack = nil // tried again below
-			}
-			p.acks = append(p.acks, ack)
+		if p.ack, err = l.w.js.PublishMsgAsync(m); err != nil {
+			p.ack = nil // tried again below
 		}
 		wait = append(wait, p)
 	}
 	for _, p := range wait {
-		var err error
-		for i, m := range p.msgs {
-			if err = l.acked(ctx, p.acks[i], m); err != nil {
-				break
-			}
-		}
-		if err != nil {
+		if err := l.acked(ctx, p.ack, p.msg); err != nil {
 			p.it.failure = fmt.Errorf("store event of frame %s: %w", p.it.frame.ID, err)
 			failed = append(failed, p.it)
 			continue

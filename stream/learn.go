@@ -79,7 +79,7 @@ func (l *line) learnOne(ctx context.Context, normals *Normals, m jetstream.Msg) 
 		}
 	}
 	if it.failure == nil {
-		err := normals.Add(ctx, Normal{
+		_, err := normals.Add(ctx, Normal{
 			Detector: l.name, ID: it.frame.Camera + "/" + it.frame.ID, Origin: "learned from the first frames",
 			Source: it.frame.Source, CapturedAt: it.frame.CapturedAt, Image: it.frame.Image,
 		})

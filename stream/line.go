@@ -13,24 +13,35 @@ import (
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
-// line is a worker's part in one detector: its release and the lanes that score
-// with it.
+// line is a worker's part in one detector: its release, maybe a candidate
+// beside it, and the lanes that score with them.
 //
-// A lane borrows the release for one batch. The swapper loads a new release
+// A lane borrows the releases for one batch. The swapper loads a new release
 // beside the old one, exchanges the two between batches, and closes the old one
 // when the last batch has given it back.
 type line struct {
-	w    *Worker
-	name string
-	log  zerolog.Logger
-	stop context.CancelFunc
+	w       *Worker
+	name    string
+	log     zerolog.Logger
+	stop    context.CancelFunc
+	recent  recentScores
+	notices sync.WaitGroup
 
-	mu      sync.Mutex
-	conf    Detector
-	target  registry.Pointer // what should be served; zero: nothing
-	cur     *loaded          // what is served; nil: nothing yet
-	changed chan struct{}    // closed and replaced when any of the above changes
-	refused refusal          // the last release that was not fit
+	// Lock order: line.mu, then loaded.mu.
+	mu           sync.Mutex
+	want         wanted
+	cur          *loaded           // what is served; nil: nothing yet
+	shadow       *loaded           // the candidate; nil: none
+	shadowReport ShadowReport      // of the candidate
+	changed      chan struct{}     // closed and replaced when any of the above changes
+	refused      map[string]uint64 // release → revision of the pointer with which it was refused
+}
+
+// wanted is what the broker says of a detector.
+type wanted struct {
+	conf   Detector
+	active registry.Pointer // zero: nothing is to be served
+	shadow registry.Pointer // zero: no candidate
 }
 
 // loaded is a release in service.
@@ -38,25 +49,26 @@ type loaded struct {
 	scorer  Scorer
 	pointer registry.Pointer
 	users   sync.WaitGroup
-}
 
-type refusal struct {
-	revision uint64 // of the pointer
-	err      error
+	mu    sync.Mutex
+	drift map[string]*drift // by camera
 }
 
 func newLine(w *Worker, name string) *line {
-	return &line{w: w, name: name, log: w.log.With().Str("detector", name).Logger(), changed: make(chan struct{})}
+	return &line{
+		w: w, name: name, log: w.log.With().Str("detector", name).Logger(),
+		changed: make(chan struct{}), refused: map[string]uint64{},
+	}
 }
 
-// want tells the line what the broker says. It does not wait.
-func (l *line) want(conf Detector, target registry.Pointer) {
+// set tells the line what the broker says. It does not wait.
+func (l *line) set(w wanted) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.conf.Revision == conf.Revision && l.conf.Name != "" && l.target == target {
+	if l.want.conf.Name != "" && l.want.conf.Revision == w.conf.Revision && l.want.active == w.active && l.want.shadow == w.shadow {
 		return
 	}
-	l.conf, l.target = conf, target
+	l.want = w
 	l.signal()
 }
 
@@ -65,21 +77,24 @@ func (l *line) signal() {
 	l.changed = make(chan struct{})
 }
 
-// borrow returns the release in service, to be given back with users.Done, or
-// nil.
-func (l *line) borrow() *loaded {
+// borrow returns the releases in service, each nil or to be given back with
+// users.Done.
+func (l *line) borrow() (cur, shadow *loaded) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.cur != nil {
 		l.cur.users.Add(1)
 	}
-	return l.cur
+	if l.shadow != nil {
+		l.shadow.users.Add(1)
+	}
+	return l.cur, l.shadow
 }
 
 func (l *line) state() (conf Detector, target registry.Pointer, cur *loaded, changed <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.conf, l.target, l.cur, l.changed
+	return l.want.conf, l.want.active, l.cur, l.changed
 }
 
 // run serves the detector until ctx ends and the batches under way are done;
@@ -91,15 +106,16 @@ func (l *line) run(ctx, work context.Context) {
 	}
 	all.Go(func() { l.learn(ctx, work) })
 	all.Go(func() { l.shed(ctx) })
+	all.Go(func() { l.listen(ctx) })
 	l.swapper(ctx, work)
 	all.Wait()
+	l.notices.Wait()
 	l.mu.Lock()
-	cur := l.cur
-	l.cur = nil
+	cur, shadow := l.cur, l.shadow
+	l.cur, l.shadow = nil, nil
 	l.mu.Unlock()
-	if cur != nil {
-		l.retire(cur)
-	}
+	l.retire(cur)
+	l.retire(shadow)
 }
 
 // consumer is the durable consumer that all workers of the detector share.
@@ -142,46 +158,52 @@ func (l *line) lane(ctx, work context.Context) {
 		msgs, err := l.w.epoch.fetch(ctx, cons, l.w.cfg.BatchSize)
 		if err != nil && ctx.Err() == nil {
 			l.log.Debug().Err(err).Msg("cannot take frames")
-			if !l.w.nc.IsConnected() || errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrConsumerDeleted) {
-				cons = nil
-			}
+			cons = nil
 			pause(ctx, 250*time.Millisecond)
 			continue
 		}
 		if len(msgs) == 0 {
 			continue
 		}
-		rel := l.borrow()
-		if rel == nil { // only at the end of Run
-			continue
-		}
-		l.handle(work, rel, msgs)
+		rel, shadow := l.borrow() // rel is there: it goes only after the lanes
+		l.handle(work, rel, shadow, msgs)
 		rel.users.Done()
+		if shadow != nil {
+			shadow.users.Done()
+		}
 	}
 }
 
-// swapper follows the target until ctx ends.
+// swapper brings the releases in service to those that are wanted, until ctx
+// ends.
 func (l *line) swapper(ctx, work context.Context) {
 	told := false
 	for ctx.Err() == nil {
-		conf, target, cur, changed := l.state()
+		l.mu.Lock()
+		want, cur, shadow, changed := l.want, l.cur, l.shadow, l.changed
+		l.mu.Unlock()
+		if want.active.Release == "" && cur == nil && !told && want.conf.Name != "" {
+			told = true
+			if n := want.conf.LearnFrames; n > 0 {
+				l.log.Info().Int("frames", n).Msg("no release yet: learning from the first frames")
+			} else {
+				l.log.Warn().Msg("no release yet: frames wait in the queue")
+			}
+		}
+		ok := true
+		if l.due(want.active, cur) {
+			ok = l.swap(ctx, work, want.active, &l.cur)
+		}
 		switch {
-		case target.Release == "":
-			if !told {
-				told = true
-				if conf.LearnFrames > 0 {
-					l.log.Info().Int("frames", conf.LearnFrames).Msg("no release yet: learning from the first frames")
-				} else {
-					l.log.Warn().Msg("no release yet: frames wait in the queue")
-				}
-			}
-		case cur != nil && cur.pointer.Release == target.Release:
-		case l.refused.revision == target.Revision:
-		default:
-			if !l.swap(ctx, work, target, cur) {
-				pause(ctx, time.Second)
-				continue
-			}
+		case shadow != nil && shadow.pointer.Release != want.shadow.Release && want.shadow.Release == "":
+			l.log.Info().Str("release", short(shadow.pointer.Release)).Msg("candidate no longer scores alongside")
+			l.exchange(&l.shadow, nil)
+		case l.due(want.shadow, shadow):
+			ok = l.swap(ctx, work, want.shadow, &l.shadow) && ok
+		}
+		if !ok {
+			pause(ctx, time.Second)
+			continue
 		}
 		select {
 		case <-ctx.Done():
@@ -190,10 +212,23 @@ func (l *line) swapper(ctx, work context.Context) {
 	}
 }
 
-// swap takes a release into service, or refuses it. It returns false when it
-// could not find out which, for the broker's sake.
-func (l *line) swap(ctx, work context.Context, target registry.Pointer, old *loaded) bool {
-	log := l.log.With().Str("release", short(target.Release)).Logger()
+// due says whether a pointer names a release that is to be loaded.
+func (l *line) due(p registry.Pointer, have *loaded) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	rev, refused := l.refused[p.Release]
+	return p.Release != "" && (have == nil || have.pointer.Release != p.Release) && !(refused && rev == p.Revision)
+}
+
+// swap takes a release into service, in one of the line's two places, or
+// refuses it. It returns false when it could not find out which, for the
+// broker's sake.
+func (l *line) swap(ctx, work context.Context, target registry.Pointer, place **loaded) bool {
+	role := "active"
+	if place == &l.shadow {
+		role = "candidate"
+	}
+	log := l.log.With().Str("release", short(target.Release)).Str("role", role).Logger()
 	begin := time.Now()
 	scorer, err := l.load(ctx, target.Release)
 	if ctx.Err() != nil {
@@ -202,6 +237,7 @@ func (l *line) swap(ctx, work context.Context, target registry.Pointer, old *loa
 		}
 		return true
 	}
+	what := fmt.Sprintf("%s/%d", role, target.Revision)
 	if err != nil {
 		if retryable(err) && !unfit(err) {
 			log.Warn().Err(err).Msg("cannot get the release yet")
@@ -209,22 +245,32 @@ func (l *line) swap(ctx, work context.Context, target registry.Pointer, old *loa
 		}
 		l.w.count.refused.Add(1)
 		l.mu.Lock()
-		l.refused = refusal{revision: target.Revision, err: err}
+		l.refused[target.Release] = target.Revision
+		serving := "no release serves"
+		if l.cur != nil {
+			serving = "release " + short(l.cur.pointer.Release) + " goes on serving"
+		}
 		l.mu.Unlock()
-		log.Error().Err(err).Bool("serving_another", old != nil).Msg("release refused")
+		log.Error().Err(err).Msg("release refused: " + serving)
+		l.tell(work, notice(KindRelease, l.name, NoCamera, target.Release, ReleaseRefused, fmt.Sprintf("as the %s release: %v; %s", role, err, serving), what))
 		return true
 	}
-	fresh := &loaded{scorer: scorer, pointer: target}
-	l.mu.Lock()
-	l.cur = fresh
-	l.signal()
-	l.mu.Unlock()
+	l.exchange(place, &loaded{scorer: scorer, pointer: target})
 	l.w.count.swaps.Add(1)
 	log.Info().Dur("took", time.Since(begin)).Msg("release is in service")
-	if old != nil {
-		l.retire(old)
-	}
+	l.tell(work, notice(KindRelease, l.name, NoCamera, target.Release, ReleaseInService, "it is in service as the "+role+" release", what))
 	return true
+}
+
+// exchange puts a release into its place between two batches, and closes what
+// was there when nobody uses it any more.
+func (l *line) exchange(place **loaded, fresh *loaded) {
+	l.mu.Lock()
+	old := *place
+	*place = fresh
+	l.signal()
+	l.mu.Unlock()
+	l.retire(old)
 }
 
 // loadError is a release that the loader found unfit.
@@ -258,6 +304,9 @@ func (l *line) load(ctx context.Context, digest string) (s Scorer, err error) {
 
 // retire closes a release when nobody uses it any more.
 func (l *line) retire(old *loaded) {
+	if old == nil {
+		return
+	}
 	old.users.Wait()
 	if err := old.scorer.Close(); err != nil {
 		l.log.Warn().Err(err).Str("release", short(old.pointer.Release)).Msg("closing the release failed")

@@ -335,8 +335,14 @@ func (r *rig) stored(name string) []*jetstream.RawStreamMsg {
 	return all
 }
 
-// events returns every stored event, parsed.
+// events returns every stored event of a frame.
 func (r *rig) events() []stream.Event {
+	r.t.Helper()
+	return r.eventsOf(stream.KindAnomaly, stream.KindRejected)
+}
+
+// eventsOf returns every stored event of these kinds.
+func (r *rig) eventsOf(kinds ...string) []stream.Event {
 	r.t.Helper()
 	var all []stream.Event
 	for _, m := range r.stored(r.names.EventsStream()) {
@@ -345,7 +351,9 @@ func (r *rig) events() []stream.Event {
 			r.t.Fatal(err)
 		}
 		checkSchema(r.t, m.Data)
-		all = append(all, e)
+		if slices.Contains(kinds, e.Kind) {
+			all = append(all, e)
+		}
 	}
 	return all
 }

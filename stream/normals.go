@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -49,14 +50,14 @@ func (s *Normals) subject(detector string, anomaly bool) string {
 	return s.names.Normals(detector)
 }
 
-// Add appends an image and returns when it is stored. Images above the broker's
-// payload limit go into an object.
-func (s *Normals) Add(ctx context.Context, n Normal) error {
+// Add appends an image and returns its sequence when it is stored. Images above
+// the broker's payload limit go into an object.
+func (s *Normals) Add(ctx context.Context, n Normal) (sequence uint64, err error) {
 	if err := CheckToken("detector", n.Detector); err != nil {
-		return err
+		return 0, err
 	}
 	if len(n.Image) == 0 {
-		return fmt.Errorf("add %s to the normals of %s: the image has no bytes: %w", clip(n.ID), n.Detector, ErrBadMessage)
+		return 0, fmt.Errorf("add %s to the normals of %s: the image has no bytes: %w", clip(n.ID), n.Detector, ErrBadMessage)
 	}
 	if n.ID == "" {
 		n.ID = "sha256-" + digestOf(n.Image)
@@ -72,40 +73,45 @@ func (s *Normals) Add(ctx context.Context, n Normal) error {
 	if !n.CapturedAt.IsZero() {
 		m.Header.Set(HeaderCapturedAt, n.CapturedAt.UTC().Format(time.RFC3339Nano))
 	}
-	err := retry(ctx, brief(), func() error {
+	if int64(m.Size()) > s.js.Conn().MaxPayload() {
+		if err := s.putObject(ctx, n, m); err != nil {
+			return 0, fmt.Errorf("add %s to the normals of %s: %w", clip(n.ID), n.Detector, err)
+		}
+	}
+	err = retry(ctx, brief(), func() error {
 		step, cancel := context.WithTimeout(ctx, publishWait)
 		defer cancel()
-		_, err := s.js.PublishMsg(step, m)
+		ack, err := s.js.PublishMsg(step, m)
+		if err == nil {
+			sequence = ack.Sequence
+		}
 		return err
 	})
-	if errors.Is(err, nats.ErrMaxPayload) {
-		return s.addLarge(ctx, n, m)
-	}
 	if err != nil {
-		return fmt.Errorf("add %s to the normals of %s: %w", clip(n.ID), n.Detector, err)
+		return 0, fmt.Errorf("add %s to the normals of %s: %w", clip(n.ID), n.Detector, err)
 	}
-	return nil
+	return sequence, nil
 }
 
 // NormalObjects is what the names of large normals' objects begin with.
 const NormalObjects = "normals/"
 
-func (s *Normals) addLarge(ctx context.Context, n Normal, m *nats.Msg) error {
+// putObject stores a large normal's image as an object that m names.
+func (s *Normals) putObject(ctx context.Context, n Normal, m *nats.Msg) error {
 	store, err := s.js.ObjectStore(ctx, s.names.ArtifactsBucket())
 	if err != nil {
-		return fmt.Errorf("add %s to the normals of %s: %w", clip(n.ID), n.Detector, err)
+		return err
 	}
-	name := NormalObjects + digestOf(n.Image)
 	step, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
+	// Two normals may share an image: each has an object of its own, so that
+	// each can be removed.
+	name := NormalObjects + n.Detector + "/" + digestOf([]byte(m.Header.Get(nats.MsgIdHdr)))
 	if _, err := store.PutBytes(step, name, n.Image); err != nil {
-		return fmt.Errorf("add %s to the normals of %s: %w", clip(n.ID), n.Detector, err)
+		return err
 	}
 	m.Header.Set(HeaderObject, name)
 	m.Data = nil
-	if _, err := s.js.PublishMsg(step, m); err != nil {
-		return fmt.Errorf("add %s to the normals of %s: %w", clip(n.ID), n.Detector, err)
-	}
 	return nil
 }
 
@@ -206,15 +212,86 @@ func (s *Normals) Get(ctx context.Context, detector string, sequence uint64) (No
 
 // Remove takes one image out of a detector's training set for good.
 func (s *Normals) Remove(ctx context.Context, detector string, sequence uint64) error {
-	if _, err := s.Get(ctx, detector, sequence); err != nil {
-		return err
-	}
 	str, err := s.js.Stream(ctx, s.names.NormalsStream())
 	if err != nil {
 		return err
 	}
+	raw, err := str.GetMsg(ctx, sequence)
+	if errors.Is(err, jetstream.ErrMsgNotFound) || err == nil && raw.Subject != s.names.Normals(detector) && raw.Subject != s.names.Anomalies(detector) {
+		return fmt.Errorf("remove normal %d of %s: %w", sequence, detector, ErrNotFound)
+	}
+	if err != nil {
+		return fmt.Errorf("remove normal %d of %s: %w", sequence, detector, err)
+	}
+	if o := raw.Header.Get(HeaderObject); strings.HasPrefix(o, NormalObjects) {
+		store, err := s.js.ObjectStore(ctx, s.names.ArtifactsBucket())
+		if err == nil {
+			err = store.Delete(ctx, o)
+		}
+		if err != nil && !errors.Is(err, jetstream.ErrObjectNotFound) {
+			return fmt.Errorf("remove normal %d of %s: %w", sequence, detector, err)
+		}
+	}
 	if err := str.DeleteMsg(ctx, sequence); err != nil {
 		return fmt.Errorf("remove normal %d of %s: %w", sequence, detector, err)
+	}
+	return nil
+}
+
+// List returns the normals (or labelled anomalies) of a detector without their
+// images, oldest first.
+func (s *Normals) List(ctx context.Context, detector string, anomalies bool) ([]Normal, error) {
+	var all []Normal
+	_, err := s.Replay(ctx, detector, anomalies, false, func(n Normal) error {
+		all = append(all, n)
+		return nil
+	})
+	return all, err
+}
+
+// FromFrames makes the next n frames of a detector normals, besides their being
+// scored as ever. It calls told with the count after each.
+func (s *Normals) FromFrames(ctx context.Context, detector string, n int, told func(int)) error {
+	if err := CheckToken("detector", detector); err != nil {
+		return err
+	}
+	// A publish to a stream is seen by plain subscribers too.
+	sub, err := s.js.Conn().SubscribeSync(s.names.Frames(detector, "*"))
+	if err != nil {
+		return fmt.Errorf("take normals from the frames of %s: %w", detector, err)
+	}
+	defer func() { _ = sub.Unsubscribe() }()
+	for done := 0; done < n; {
+		m, err := sub.NextMsgWithContext(ctx)
+		if errors.Is(err, nats.ErrSlowConsumer) {
+			continue // frames come faster than they are stored; any will do
+		}
+		if err != nil {
+			return fmt.Errorf("take normals from the frames of %s: %w", detector, err)
+		}
+		meta := &jetstream.MsgMetadata{Timestamp: time.Now()}
+		f, err := ParseFrame(s.names, m.Subject, m.Header, m.Data, meta, time.Now())
+		if err != nil || len(f.Image) == 0 && f.Object == "" {
+			continue // the worker rejects it
+		}
+		if f.Object != "" {
+			store, err := s.js.ObjectStore(ctx, s.names.ArtifactsBucket())
+			if err != nil {
+				return fmt.Errorf("take normals from the frames of %s: %w", detector, err)
+			}
+			if f.Image, err = store.GetBytes(ctx, f.Object); err != nil {
+				continue // scored, and gone
+			}
+		}
+		if _, err := s.Add(ctx, Normal{
+			Detector: detector, ID: f.Camera + "/" + f.ID, Origin: "taken from the frames", Source: f.Source, CapturedAt: f.CapturedAt, Image: f.Image,
+		}); err != nil {
+			return err
+		}
+		done++
+		if told != nil {
+			told(done)
+		}
 	}
 	return nil
 }

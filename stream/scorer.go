@@ -33,6 +33,21 @@ type Scorer interface {
 	Close() error
 }
 
+// DriftTest watches the p-values of one camera under one release. It need not
+// be safe for concurrent use.
+type DriftTest interface {
+	// Observe takes the p-value of the next frame and returns what the test
+	// knows then.
+	Observe(p float64) (DriftStatus, error)
+}
+
+// DriftTester is a [Scorer] that can say when normal has moved away from what
+// it was calibrated on. A Scorer that is none is not watched for drift.
+type DriftTester interface {
+	// DriftTest makes a new test for a camera.
+	DriftTest(camera string) (DriftTest, error)
+}
+
 // Loader opens release folders.
 type Loader interface {
 	// Load opens the release in dir, which is whole and verified, warms it and

@@ -141,7 +141,7 @@ func TestTrainingJobs(t *testing.T) {
 	r.detector(stream.Detector{Name: "bolts"})
 	normals := stream.OpenNormals(r.js, r.names)
 	for i := range 3 {
-		if err := normals.Add(t.Context(), stream.Normal{Detector: "bolts", ID: fmt.Sprint(i), Image: image(float64(i) / 10)}); err != nil {
+		if _, err := normals.Add(t.Context(), stream.Normal{Detector: "bolts", ID: fmt.Sprint(i), Image: image(float64(i) / 10)}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -133,6 +133,7 @@ type Worker struct {
 	detectors *Detectors
 	jobs      *Jobs
 	artifacts jetstream.ObjectStore
+	events    jetstream.Stream
 	created   atomic.Int64 // when the frames stream was created, Unix nanoseconds
 	window    atomic.Int64 // how long the broker remembers event ids, nanoseconds
 
@@ -261,6 +262,7 @@ func (w *Worker) open(ctx context.Context) error {
 			if err != nil {
 				return fmt.Errorf("look for stream %s: %w", w.cfg.EventsStream(), err)
 			}
+			w.events = events
 			w.window.Store(int64(events.CachedInfo().Config.Duplicates))
 			if w.registry, err = registry.Open(step, w.js, w.cfg.registry(w.cfg.CacheDir)); err != nil {
 				return err
@@ -314,7 +316,7 @@ func (w *Worker) follow(ctx context.Context, what string, watch func(context.Con
 func (w *Worker) refresh(ctx, work context.Context, running *sync.WaitGroup) error {
 	step, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	pointers, err := w.registry.Detectors(step)
+	pointers, shadows, err := w.registry.Pointers(step)
 	if err != nil {
 		return err
 	}
@@ -354,7 +356,7 @@ func (w *Worker) refresh(ctx, work context.Context, running *sync.WaitGroup) err
 			l.stop = stop
 			running.Go(func() { l.run(lineCtx, work) })
 		}
-		l.want(conf.WithDefaults(), pointers[name])
+		l.set(wanted{conf: conf.WithDefaults(), active: pointers[name], shadow: shadows[name]})
 	}
 	for name, l := range w.lines {
 		if _, ok := confs[name]; !ok {

@@ -76,8 +76,9 @@ func TestEventsAreCloudEvents(t *testing.T) {
 	r.worker(stream.WorkerConfig{}, loadFake)
 	captured := time.Date(2026, 1, 2, 3, 4, 5, 600, time.UTC)
 	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f1", CapturedAt: captured, Image: image(0.95), Trace: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"})
-	eventually(t, "there is an event", func() bool { return len(r.stored("PLANT-2_EVENTS")) == 1 })
-	m := r.stored("PLANT-2_EVENTS")[0]
+	eventually(t, "there is an event", func() bool { return len(r.events()) == 1 })
+	all := r.stored("PLANT-2_EVENTS")
+	m := all[len(all)-1]
 	if m.Subject != "plant-2.events.bolts.left.anomaly" {
 		t.Errorf("subject %s", m.Subject)
 	}
@@ -499,8 +500,8 @@ func TestWorkGoesOnAfterTheBrokerRestarts(t *testing.T) {
 	if len(seen) != 45 {
 		t.Errorf("%d frames have events", len(seen))
 	}
-	all := r.events()
-	if last := all[len(all)-1]; last.Release != second {
+	stored := r.events()
+	if last := stored[len(stored)-1]; last.Release != second {
 		t.Errorf("the last event is of release %s", last.Release)
 	}
 	for id, n := range seen {
@@ -521,10 +522,18 @@ func TestAReleaseThatIsUnfitIsRefusedAndTheOldOneServes(t *testing.T) {
 	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f2", Image: image(0.95)})
 	eventually(t, "the old one serves", func() bool { return w.Stats().Scored == 2 })
 	for _, e := range r.events() {
-		if e.Kind == stream.KindAnomaly && e.Release != old {
+		if e.Release != old {
 			t.Errorf("event of release %s", e.Release)
 		}
 	}
+	eventually(t, "the refusal is told", func() bool {
+		for _, e := range r.eventsOf(stream.KindRelease) {
+			if e.Code == stream.ReleaseRefused && strings.Contains(e.Reason, "192 dimensions") && strings.Contains(e.Reason, "goes on serving") {
+				return true
+			}
+		}
+		return false
+	})
 	if _, err := r.reg.Rollback(t.Context(), "bolts", registry.Change{By: "test"}); err != nil {
 		t.Fatal(err)
 	}
@@ -534,9 +543,7 @@ func TestAReleaseThatIsUnfitIsRefusedAndTheOldOneServes(t *testing.T) {
 	eventually(t, "it scores", func() bool { return w.Stats().Scored == 3 })
 	var releases []string
 	for _, e := range r.events() {
-		if e.Kind == stream.KindAnomaly {
-			releases = append(releases, e.Release)
-		}
+		releases = append(releases, e.Release)
 	}
 	if last := releases[len(releases)-1]; last != third {
 		t.Errorf("the last event is of %s, want %s", last, third)
@@ -584,13 +591,13 @@ func TestWatchDeliversEvents(t *testing.T) {
 	fine := func(stream.Event) error { return nil }
 	before := time.Now()
 	publish("a", "b")
-	if ids := watch(stream.WatchConfig{Detector: "bolts", Since: before}, 2, fine); len(ids) != 2 {
+	if ids := watch(stream.WatchConfig{Detector: "bolts", Kind: stream.KindAnomaly, Since: before}, 2, fine); len(ids) != 2 {
 		t.Errorf("%v", ids)
 	}
 	// A durable watch: an event that is not handled comes again, and what comes
 	// between two watches is not lost.
 	failed := false
-	ids := watch(stream.WatchConfig{Durable: "desk", Since: before}, 2, func(e stream.Event) error {
+	ids := watch(stream.WatchConfig{Durable: "desk", Kind: stream.KindAnomaly, Since: before}, 2, func(e stream.Event) error {
 		if !failed {
 			failed = true
 			return errors.New("not now")
@@ -598,7 +605,7 @@ func TestWatchDeliversEvents(t *testing.T) {
 		return nil
 	})
 	publish("c")
-	eventually(t, "the event is stored", func() bool { return len(r.stored(r.names.EventsStream())) == 3 })
+	eventually(t, "the event is stored", func() bool { return len(r.events()) == 3 })
 	ids = append(ids, watch(stream.WatchConfig{Durable: "desk"}, 1, fine)...)
 	if got := strings.Join(ids, ""); len(got) != 3 || got[2] != 'c' {
 		t.Errorf("durable watch: %v", ids)

@@ -223,27 +223,31 @@ func (r *Registry) History(ctx context.Context, detector string) ([]Pointer, err
 	return all, nil
 }
 
-// Detectors returns every detector that has an active release.
-func (r *Registry) Detectors(ctx context.Context) (map[string]Pointer, error) {
+// Pointers returns the active releases, and the candidates that score
+// alongside, by detector.
+func (r *Registry) Pointers(ctx context.Context) (active, shadow map[string]Pointer, err error) {
 	keys, err := r.keys(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	all := map[string]Pointer{}
+	active, shadow = map[string]Pointer{}, map[string]Pointer{}
 	for _, k := range keys {
-		if strings.Contains(k, "/") {
+		into, detector := active, k
+		if d, ok := strings.CutPrefix(k, "shadow/"); ok {
+			into, detector = shadow, d
+		} else if strings.Contains(k, "/") {
 			continue
 		}
-		p, err := r.Active(ctx, k)
+		p, err := r.pointer(ctx, k, detector)
 		if errors.Is(err, ErrNoRelease) || errors.Is(err, ErrCorrupt) {
 			continue
 		}
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		all[k] = p
+		into[detector] = p
 	}
-	return all, nil
+	return active, shadow, nil
 }
 
 func (r *Registry) keys(ctx context.Context) ([]string, error) {

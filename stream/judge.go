@@ -1,0 +1,203 @@
+package stream
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// judge decides which events are to be stored: smoothing first, then the
+// detector's threshold. It also feeds the drift tests.
+func (l *line) judge(ctx context.Context, rel *loaded, items []*item) {
+	conf, _, _, _ := l.state()
+	for _, it := range items {
+		if it.event.Anomalous == nil {
+			continue
+		}
+		l.observe(ctx, rel, it)
+		if conf.Smoothing > 1 {
+			mean := l.recent.add(it.frame.Camera, it.frame.ID, *it.event.Score, conf.Smoothing)
+			yes := mean > *it.event.Threshold
+			it.event.Smoothed, it.event.Anomalous = &mean, &yes
+		}
+		it.announce = *it.event.Anomalous
+	}
+}
+
+// recentScores remembers each camera's last scores.
+type recentScores struct {
+	mu       sync.Mutex
+	byCamera map[string][]scored
+}
+
+type scored struct {
+	frame string
+	score float64
+}
+
+// add puts in a frame's score, once, and returns the mean of the camera's last n.
+func (r *recentScores) add(camera, frame string, score float64, n int) float64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.byCamera == nil {
+		r.byCamera = map[string][]scored{}
+	}
+	last := r.byCamera[camera]
+	known := false
+	for i := range last {
+		if last[i].frame == frame {
+			known = true
+		}
+	}
+	if !known {
+		last = append(last, scored{frame, score})
+	}
+	if len(last) > n {
+		last = append(last[:0], last[len(last)-n:]...)
+	}
+	r.byCamera[camera] = last
+	sum := 0.0
+	for _, s := range last {
+		sum += s.score
+	}
+	return sum / float64(len(last))
+}
+
+// listen lets the smoothing know what other workers of the detector score: a
+// camera's frames are spread over them. It ends with ctx.
+func (l *line) listen(ctx context.Context) {
+	for ctx.Err() == nil {
+		conf, _, _, changed := l.state()
+		if conf.Smoothing <= 1 {
+			select {
+			case <-ctx.Done():
+			case <-changed:
+			}
+			continue
+		}
+		sub, err := l.w.nc.Subscribe(l.w.cfg.Scores(l.name, "*"), func(m *nats.Msg) {
+			if e, err := ParseScore(m.Data, m.Header); err == nil && e.Score != nil {
+				l.recent.add(e.Camera, e.FrameID, *e.Score, conf.Smoothing)
+			}
+		})
+		if err != nil {
+			l.log.Warn().Err(err).Msg("cannot hear the scores of other workers")
+			pause(ctx, time.Second)
+			continue
+		}
+		select {
+		case <-ctx.Done():
+		case <-changed:
+		}
+		_ = sub.Unsubscribe()
+	}
+}
+
+// observe feeds the drift test of the frame's camera, and tells when it finds
+// that normal has moved.
+func (l *line) observe(ctx context.Context, rel *loaded, it *item) {
+	tester, ok := rel.scorer.(DriftTester)
+	if !ok || it.deliveries > 1 { // a frame counts once
+		return
+	}
+	camera := it.frame.Camera
+	rel.mu.Lock()
+	defer rel.mu.Unlock()
+	d := rel.drift[camera]
+	if d == nil {
+		test, err := tester.DriftTest(camera)
+		if err != nil {
+			l.log.Warn().Err(err).Str("camera", camera).Msg("this camera is not watched for drift")
+		}
+		d = &drift{test: test}
+		if rel.drift == nil {
+			rel.drift = map[string]*drift{}
+		}
+		rel.drift[camera] = d
+	}
+	if d.test == nil {
+		return
+	}
+	was := d.status.Drifted
+	s, err := d.test.Observe(*it.event.PValue)
+	if err != nil {
+		l.log.Debug().Err(err).Str("camera", camera).Msg("p-value not observed")
+		return
+	}
+	d.status = s
+	if !s.Drifted || was {
+		return
+	}
+	e := notice(KindDrift, l.name, camera, rel.pointer.Release, codeOf(s.Cause),
+		fmt.Sprintf("what camera %s sees as normal has moved away from what release %s was calibrated on (%s): retraining is advised", camera, short(rel.pointer.Release), s.Cause), "")
+	e.Drift = &s
+	l.log.Warn().Str("camera", camera).Str("cause", s.Cause).Int("frames", s.Frames).Msg("normal has drifted: retraining is advised")
+	l.tell(ctx, e)
+}
+
+// drift is the state of one camera's test.
+type drift struct {
+	test   DriftTest
+	status DriftStatus
+}
+
+// tell stores a notice, in the background: nothing waits for it.
+func (l *line) tell(ctx context.Context, e *Event) {
+	l.notices.Go(func() {
+		m, err := e.Message(l.w.cfg.Names)
+		if err == nil {
+			err = l.acked(ctx, nil, m)
+		}
+		if err != nil && ctx.Err() == nil {
+			l.log.Warn().Err(err).Str("kind", e.Kind).Msg("notice not stored")
+		}
+	})
+}
+
+// coolDown stores an anomaly unless the camera has raised one a short time ago,
+// by the time at which the frames were taken. The last stored event is the
+// state, and the broker checks that it still is the last: workers need not know
+// of each other. It returns whether the event is stored, now or before.
+func (l *line) coolDown(ctx context.Context, it *item, cool time.Duration) (bool, error) {
+	subject := l.w.cfg.Events(l.name, it.frame.Camera, KindAnomaly)
+	for ctx.Err() == nil {
+		var seq uint64
+		last, err := l.w.events.GetLastMsgForSubject(ctx, subject)
+		switch {
+		case errors.Is(err, jetstream.ErrMsgNotFound):
+		case err != nil:
+			return false, err
+		default:
+			seq = last.Sequence
+			if last.Header.Get(ceID) == it.event.ID {
+				return true, nil
+			}
+			var e Event
+			if json.Unmarshal(last.Data, &e) == nil {
+				if d := it.frame.CapturedAt.Sub(e.CapturedAt).Abs(); d < cool {
+					return false, nil
+				}
+			}
+		}
+		if err := l.keep(ctx, it); err != nil {
+			return false, err
+		}
+		m, err := it.event.Message(l.w.cfg.Names)
+		if err != nil {
+			return false, err
+		}
+		step, cancel := context.WithTimeout(ctx, publishWait)
+		_, err = l.w.js.PublishMsg(step, m, jetstream.WithExpectLastSequencePerSubject(seq))
+		cancel()
+		if !wrongRevision(err) {
+			return err == nil, err
+		}
+	}
+	return false, ctx.Err()
+}

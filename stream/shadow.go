@@ -1,0 +1,93 @@
+package stream
+
+import (
+	"context"
+)
+
+// ShadowReport says how a candidate compares with the release in service, as
+// seen by one worker since it loaded the candidate.
+type ShadowReport struct {
+	Detector   string `json:"detector"`
+	Active     string `json:"active"`      // release in service
+	Candidate  string `json:"candidate"`   // release that scores alongside
+	Frames     uint64 `json:"frames"`      // judged by both
+	Both       uint64 `json:"both"`        // anomalous for both
+	OnlyActive uint64 `json:"only_active"` // anomalous only for the release in service
+	OnlyShadow uint64 `json:"only_shadow"` // anomalous only for the candidate
+	Failed     uint64 `json:"failed"`      // that the candidate could not judge
+}
+
+// compare has the candidate judge what the release in service has judged, and
+// stores an event for each disagreement. The frames are done: nothing here can
+// hold them up or bring them back.
+func (l *line) compare(ctx context.Context, rel, candidate *loaded, items []*item) {
+	var todo []*item
+	for _, it := range items {
+		if it.event != nil && it.event.Anomalous != nil {
+			todo = append(todo, it)
+		}
+	}
+	if len(todo) == 0 || ctx.Err() != nil {
+		return
+	}
+	images := make([]*item, len(todo))
+	for i, it := range todo {
+		images[i] = &item{frame: it.frame, bytes: it.bytes}
+	}
+	err := l.scoreBatch(ctx, candidate, images)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r := &l.shadowReport
+	if r.Candidate != candidate.pointer.Release || r.Active != rel.pointer.Release {
+		*r = ShadowReport{Detector: l.name, Active: rel.pointer.Release, Candidate: candidate.pointer.Release}
+	}
+	if err != nil {
+		r.Failed += uint64(len(todo))
+		l.log.Warn().Err(err).Msg("the candidate failed")
+		return
+	}
+	for i, it := range todo {
+		got := images[i]
+		if got.failure != nil {
+			r.Failed++
+			continue
+		}
+		r.Frames++
+		// The threshold's decision, not the smoothed one: the candidate has no
+		// history.
+		active := *it.event.Score > *it.event.Threshold
+		shadow := *got.event.Anomalous
+		switch {
+		case active && shadow:
+			r.Both++
+		case active != shadow:
+			if active {
+				r.OnlyActive++
+			} else {
+				r.OnlyShadow++
+			}
+			e := got.event
+			e.Kind, e.Bytes = KindDisagreement, it.bytes
+			e.Against = &Judgement{
+				Release: it.event.Release, Score: *it.event.Score, Threshold: *it.event.Threshold, PValue: *it.event.PValue, Anomalous: active,
+			}
+			e.ID = eventID(e.Detector, e.Camera, "disagreement/"+e.FrameID, e.Release)
+			l.tell(ctx, e)
+		}
+	}
+}
+
+// Shadows returns how the candidates of this worker's detectors compare.
+func (w *Worker) Shadows() []ShadowReport {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var all []ShadowReport
+	for _, l := range w.lines {
+		l.mu.Lock()
+		if l.shadow != nil && l.shadowReport.Candidate == l.shadow.pointer.Release {
+			all = append(all, l.shadowReport)
+		}
+		l.mu.Unlock()
+	}
+	return all
+}
