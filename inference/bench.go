@@ -44,7 +44,10 @@ type BenchResult struct {
 	Prepared   Rate   `json:"prepared"`   // the model's input → embedding, through the Embedder
 	// Share is Whole ÷ Inference, 0..1: how much of ONNX Runtime's own speed
 	// is left end to end. SharePrepared is the same without decoding.
-	Share         float64 `json:"share"`
+	Share float64 `json:"share"`
+	// ShareCPU is Whole ÷ Inference in images per second of processor time,
+	// which a busy machine disturbs less; 0 where it is unknown.
+	ShareCPU      float64 `json:"share_cpu"`
 	SharePrepared float64 `json:"share_prepared"`
 	// Limit is the Whole that these parts allow if nothing else costs time and
 	// all share the same cores: 1 / (1/Decode + 1/Preprocess + 1/Inference).
@@ -58,6 +61,8 @@ type Rate struct {
 	Median float64 `json:"images_per_second"`
 	Min    float64 `json:"min"`
 	Max    float64 `json:"max"`
+	// PerCPU is images per second of processor time; 0 where it is unknown.
+	PerCPU float64 `json:"images_per_cpu_second"`
 }
 
 // RawRate is the speed of ONNX Runtime alone in one arrangement.
@@ -68,10 +73,24 @@ type RawRate struct {
 	Rate
 }
 
-func rateOf(v []float64) Rate {
-	v = slices.Clone(v)
+// part is one thing that is measured.
+type part struct {
+	name   string
+	speed  []float64
+	images int
+	cpu    float64
+	// run does work until end is closed and returns the images done.
+	run func(ctx context.Context, end <-chan struct{}) (int, error)
+}
+
+func (p *part) rate() Rate {
+	v := slices.Clone(p.speed)
 	slices.Sort(v)
-	return Rate{Median: v[len(v)/2], Min: v[0], Max: v[len(v)-1]}
+	r := Rate{Median: v[len(v)/2], Min: v[0], Max: v[len(v)-1]}
+	if p.cpu > 0 {
+		r.PerCPU = float64(p.images) / p.cpu
+	}
+	return r
 }
 
 // BenchEmbed measures the way of an image from its file to its embedding.
@@ -117,12 +136,6 @@ func benchEmbed(ctx context.Context, o BenchOptions) (BenchResult, error) {
 		}
 	}
 
-	type part struct {
-		name  string
-		speed []float64
-		// run does work until end is closed and returns the images done.
-		run func(ctx context.Context, end <-chan struct{}) (int, error)
-	}
 	at := func(i int64) int { return int(i) % len(o.Files) }
 	parts := []*part{
 		{name: "decode", run: func(ctx context.Context, end <-chan struct{}) (int, error) {
@@ -182,7 +195,7 @@ func benchEmbed(ctx context.Context, o BenchOptions) (BenchResult, error) {
 			}
 			o.Progress(fmt.Sprintf("%s (%d of %d)", p.name, round+1, o.Rounds))
 			end := make(chan struct{})
-			start := time.Now()
+			start, cpu := time.Now(), cpuTime()
 			timer := time.AfterFunc(o.Time/time.Duration(o.Rounds), func() { close(end) })
 			n, err := p.run(ctx, end)
 			timer.Stop()
@@ -190,19 +203,24 @@ func benchEmbed(ctx context.Context, o BenchOptions) (BenchResult, error) {
 				return BenchResult{}, fmt.Errorf("%s: %w", p.name, err)
 			}
 			p.speed = append(p.speed, float64(n)/time.Since(start).Seconds())
+			p.images += n
+			p.cpu += cpuTime() - cpu
 		}
 	}
-	out.Decode, out.Preprocess = rateOf(parts[0].speed), rateOf(parts[1].speed)
-	out.Whole, out.Prepared = rateOf(parts[2].speed), rateOf(parts[3].speed)
+	out.Decode, out.Preprocess = parts[0].rate(), parts[1].rate()
+	out.Whole, out.Prepared = parts[2].rate(), parts[3].rate()
 	for i, p := range parts[fixed:] {
 		raw := raws[i].RawRate
-		raw.Rate = rateOf(p.speed)
+		raw.Rate = p.rate()
 		out.Raw = append(out.Raw, raw)
 		if raw.Median > out.Inference.Median {
 			out.Inference = raw.Rate
 		}
 	}
 	out.Share = out.Whole.Median / out.Inference.Median
+	if out.Inference.PerCPU > 0 {
+		out.ShareCPU = out.Whole.PerCPU / out.Inference.PerCPU
+	}
 	out.SharePrepared = out.Prepared.Median / out.Inference.Median
 	out.Limit = 1 / (1/out.Decode.Median + 1/out.Preprocess.Median + 1/out.Inference.Median)
 	return out, nil

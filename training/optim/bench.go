@@ -49,6 +49,9 @@ type BenchResult struct {
 	// SingleStep is a step as a call of its own; zero where not measured.
 	SingleStep Seconds `json:"single_step"`
 	Ratio      float64 `json:"ratio"` // Step ÷ Forward, medians
+	// RatioCPU is the same in processor time, which a busy machine disturbs
+	// less; 0 where it is unknown.
+	RatioCPU float64 `json:"ratio_cpu"`
 
 	// GFLOP counts the matrix products and convolutions, 2 for each
 	// multiplication with addition.
@@ -76,6 +79,7 @@ type Seconds struct {
 	Median float64 `json:"seconds"`
 	Min    float64 `json:"min"`
 	Max    float64 `json:"max"`
+	CPU    float64 `json:"cpu_seconds"` // processor time, the mean of the rounds
 }
 
 // OperatorTime is the time of one kind of operator.
@@ -85,13 +89,19 @@ type OperatorTime struct {
 	Seconds  float64 `json:"seconds"` // in one step
 }
 
-func secondsOf(v []float64) Seconds {
-	if len(v) == 0 {
+// rounds collects the times of one part.
+type rounds struct {
+	wall []float64
+	cpu  float64
+}
+
+func (r *rounds) seconds() Seconds {
+	if len(r.wall) == 0 {
 		return Seconds{}
 	}
-	v = slices.Clone(v)
+	v := slices.Clone(r.wall)
 	slices.Sort(v)
-	return Seconds{v[len(v)/2], v[0], v[len(v)-1]}
+	return Seconds{v[len(v)/2], v[0], v[len(v)-1], r.cpu / float64(len(v))}
 }
 
 // Bench measures a training step and its forward pass. The batches come from
@@ -145,18 +155,20 @@ func benchmark(ctx context.Context, s Spec, src Source, o BenchOptions) (_ Bench
 	r.ForwardGFLOP *= float64(loop.spec.Accumulate)
 	r.RatioGFLOP = r.StepGFLOP / r.ForwardGFLOP
 
-	steps := func(t *Trainer, n int) (float64, error) {
+	steps := func(t *Trainer, n int, into *rounds) error {
 		var waited float64
-		start := time.Now()
+		start, cpu := time.Now(), cpuTime()
 		err := t.Run(ctx, src, n, RunOptions{Progress: func(_ context.Context, p Progress) error {
 			waited += p.Waited
 			return nil
 		}})
-		return (time.Since(start).Seconds() - waited) / float64(n), err
+		into.wall = append(into.wall, (time.Since(start).Seconds()-waited)/float64(n))
+		into.cpu += (cpuTime() - cpu) / float64(n)
+		return err
 	}
 	// The peak is that of the training session, before the others are there.
 	o.Progress("first steps")
-	if _, err := steps(loop, o.Steps); err != nil {
+	if err := steps(loop, o.Steps, &rounds{}); err != nil {
 		return r, err
 	}
 	r.PeakMemoryBytes, _ = memory()
@@ -177,16 +189,18 @@ func benchmark(ctx context.Context, s Spec, src Source, o BenchOptions) (_ Bench
 		}
 		in = append(in, x)
 	}
-	pass := func() (float64, error) {
-		start := time.Now()
+	pass := func(into *rounds) error {
+		start, cpu := time.Now(), cpuTime()
 		for range loop.spec.Accumulate {
 			out, err := forward.Run(ctx, in)
 			if err != nil {
-				return 0, err
+				return err
 			}
 			ort.CloseAll(out...)
 		}
-		return time.Since(start).Seconds(), nil
+		into.wall = append(into.wall, time.Since(start).Seconds())
+		into.cpu += cpuTime() - cpu
+		return nil
 	}
 	var single *Trainer
 	if o.Single {
@@ -196,41 +210,39 @@ func benchmark(ctx context.Context, s Spec, src Source, o BenchOptions) (_ Bench
 			return r, err
 		}
 		defer single.Close()
-		if _, err := steps(single, 1); err != nil {
+		if err := steps(single, 1, &rounds{}); err != nil {
 			return r, err
 		}
 	}
-	if _, err := pass(); err != nil {
+	if err := pass(&rounds{}); err != nil {
 		return r, err
 	}
-	var forwards, loops, singles []float64
+	var forwards, loops, singles rounds
 	for round := range o.Rounds {
 		o.Progress(fmt.Sprintf("round %d of %d", round+1, o.Rounds))
-		v, err := pass()
-		if err != nil {
+		if err := pass(&forwards); err != nil {
 			return r, err
 		}
-		forwards = append(forwards, v)
-		if v, err = steps(loop, o.Steps); err != nil {
+		if err := steps(loop, o.Steps, &loops); err != nil {
 			return r, err
 		}
-		loops = append(loops, v)
 		if single != nil {
-			if v, err = steps(single, o.Steps); err != nil {
+			if err := steps(single, o.Steps, &singles); err != nil {
 				return r, err
 			}
-			singles = append(singles, v)
 		}
 	}
-	r.Forward, r.Step, r.SingleStep = secondsOf(forwards), secondsOf(loops), secondsOf(singles)
+	r.Forward, r.Step, r.SingleStep = forwards.seconds(), loops.seconds(), singles.seconds()
 	r.Ratio = r.Step.Median / r.Forward.Median
+	if r.Forward.CPU > 0 {
+		r.RatioCPU = r.Step.CPU / r.Forward.CPU
+	}
 	r.ForwardGFLOPPerS = r.ForwardGFLOP / r.Forward.Median
 	r.StepGFLOPPerS = r.StepGFLOP / r.Step.Median
 	if o.Profile {
 		o.Progress("profile")
 		if err := r.profile(s, func(t *Trainer) error {
-			_, err := steps(t, o.Steps)
-			return err
+			return steps(t, o.Steps, &rounds{})
 		}, o.Steps); err != nil {
 			return r, err
 		}
