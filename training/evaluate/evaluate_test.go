@@ -36,7 +36,8 @@ func bytesAsVectors(calls *int) EmbedFunc {
 func clusters(train, test int) *dataset.Set {
 	r := rand.New(rand.NewPCG(3, 4))
 	s := &dataset.Set{Name: "clusters", Root: "memory", Layout: dataset.LayoutClasses}
-	for label, at := range map[string]int{"a": 40, "b": 60, "c": 200} {
+	for i, at := range []int{40, 60, 200} {
+		label := string(rune('a' + i))
 		for i := range train + test {
 			split := dataset.Train
 			if i >= train {

@@ -2,6 +2,7 @@ package evaluate
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"sync"
 
@@ -32,7 +33,11 @@ func key(it dataset.Item) string {
 	if it.Path != "" {
 		return it.Path
 	}
-	return "memory:" + it.Name
+	b, err := it.Read()
+	if err != nil {
+		return "memory:" + it.Name
+	}
+	return fmt.Sprintf("memory:%s:%x", it.Name, sha256.Sum256(b))
 }
 
 // Of returns the items' embeddings, in their order. The vectors are shared: do

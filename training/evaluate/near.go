@@ -41,7 +41,7 @@ func Near(ctx context.Context, set, others *dataset.Set, m Method, f *Features, 
 	}
 	var means []float64
 	var bottoms, nearests [][]float64
-	closeness := map[[2]string][]float64{}
+	closes := map[[2]string][]float64{}
 	for r := range o.repeats() {
 		seed := o.Seed + uint64(r)
 		s, err := o.prepare(set, seed)
@@ -55,6 +55,7 @@ func Near(ctx context.Context, set, others *dataset.Set, m Method, f *Features, 
 			}
 		}
 		var sum float64
+		var order *closeness
 		for i, class := range normals {
 			o.progress(r*len(normals)+i, o.repeats()*len(normals), class)
 			var far []string
@@ -72,23 +73,27 @@ func Near(ctx context.Context, set, others *dataset.Set, m Method, f *Features, 
 			if err != nil {
 				return nil, err
 			}
-			near, err := closenessOf(ctx, f, s, p, class, far)
-			if err != nil {
-				return nil, err
+			if order == nil || s != p {
+				if order, err = newCloseness(ctx, f, s, p, class); err != nil {
+					return nil, err
+				}
 			}
-			aurocs := make([]float64, len(far))
+			near, aurocs := make([]float64, len(far)), make([]float64, len(far))
 			for j, l := range far {
 				name := foreign(l, others != set)
 				aurocs[j] = t.add(*run, class, name, name)
-				closeness[[2]string{class, name}] = append(closeness[[2]string{class, name}], near[j])
+				if near[j], err = order.of(ctx, class, l); err != nil {
+					return nil, err
+				}
+				closes[[2]string{class, name}] = append(closes[[2]string{class, name}], near[j])
 			}
-			order := make([]int, len(far))
-			for j := range order {
-				order[j] = j
+			at := make([]int, len(far))
+			for j := range at {
+				at[j] = j
 			}
-			slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(near[b], near[a]) })
+			slices.SortStableFunc(at, func(a, b int) int { return cmp.Compare(near[b], near[a]) })
 			byCloseness := make([]float64, len(far))
-			for j, k := range order {
+			for j, k := range at {
 				byCloseness[j] = aurocs[k]
 			}
 			slices.Sort(aurocs)
@@ -101,7 +106,7 @@ func Near(ctx context.Context, set, others *dataset.Set, m Method, f *Features, 
 	res.Parts = t.parts()
 	res.PerClass = map[string]float64{}
 	for i, p := range res.Parts {
-		c, _ := meanStd(closeness[[2]string{p.Normal, p.Anomaly}])
+		c, _ := meanStd(closes[[2]string{p.Normal, p.Anomaly}])
 		res.Parts[i].Closeness = &c
 	}
 	for i, class := range slices.Concat(slices.Repeat([][]string{normals}, o.repeats())...) {
@@ -163,16 +168,41 @@ func columnMeans(rows [][]float64) []float64 {
 	return out
 }
 
-// closenessOf trains the classifier and asks it about the other classes' test
-// images: the mean log probability of the normal class, for each.
-func closenessOf(ctx context.Context, f *Features, set, others *dataset.Set, normal string, far []string) ([]float64, error) {
-	groups := [][]dataset.Item{set.Select(dataset.Train, normal)}
-	for _, l := range far {
+// closenessImages bounds the training images of a class that the classifier
+// learns from: more only take longer.
+const closenessImages = 500
+
+// closeness holds the classifier over one set's classes and their features, or
+// over one class of a set and all of another's.
+type closeness struct {
+	f       *Features
+	others  *dataset.Set
+	model   *softmaxModel
+	classes []string // of others, in the model's order, after the first if two sets
+	two     bool
+}
+
+// newCloseness trains the classifier. Within one set it is the same for every
+// normal class; normal is only used with two sets.
+func newCloseness(ctx context.Context, f *Features, set, others *dataset.Set, normal string) (*closeness, error) {
+	c := &closeness{f: f, others: others, classes: others.Labels(), two: others != set}
+	var groups [][]dataset.Item
+	if c.two {
+		groups = append(groups, set.Select(dataset.Train, normal))
+	}
+	for _, l := range c.classes {
 		groups = append(groups, others.Select(dataset.Train, l))
 	}
 	var x [][]float32
 	var y []int
 	for class, items := range groups {
+		if n := len(items); n > closenessImages { // evenly spread over the names
+			kept := make([]dataset.Item, closenessImages)
+			for i := range kept {
+				kept[i] = items[i*n/closenessImages]
+			}
+			items = kept
+		}
 		v, err := f.Of(ctx, items)
 		if err != nil {
 			return nil, err
@@ -180,18 +210,26 @@ func closenessOf(ctx context.Context, f *Features, set, others *dataset.Set, nor
 		x = append(x, v...)
 		y = append(y, slices.Repeat([]int{class}, len(v))...)
 	}
-	model := fitSoftmax(x, y, len(groups))
-	out := make([]float64, len(far))
-	for i, l := range far {
-		v, err := f.Of(ctx, others.Select(dataset.Test, l))
-		if err != nil {
-			return nil, err
-		}
-		for _, row := range v {
-			out[i] += model.logProbability(row, 0) / float64(len(v))
-		}
+	c.model = fitSoftmax(x, y, len(groups))
+	return c, nil
+}
+
+// of asks about the test images of another class: the mean log probability
+// that they get for the normal class.
+func (c *closeness) of(ctx context.Context, normal, far string) (float64, error) {
+	class := 0
+	if !c.two {
+		class = slices.Index(c.classes, normal)
 	}
-	return out, nil
+	rows, err := c.f.Of(ctx, c.others.Select(dataset.Test, far))
+	if err != nil {
+		return 0, err
+	}
+	sum := 0.0
+	for _, row := range rows {
+		sum += c.model.logProbability(row, class)
+	}
+	return sum / float64(len(rows)), nil
 }
 
 // softmaxModel is a multinomial logistic regression on standardised features.
