@@ -2,7 +2,6 @@ package onnx
 
 import (
 	"fmt"
-	"slices"
 	"strconv"
 )
 
@@ -61,27 +60,24 @@ func (g *Graph) Extend(n *Node, outputs int) []*Value {
 }
 
 // Replace puts other nodes in the place of n: build appends them with the
-// usual calls and returns what computes the outputs of n instead. The output
-// values of n stay the same objects with the same names, types and shapes, and
-// are outputs of the new nodes afterwards.
+// usual calls and returns what stands for the outputs of n, whose uses are
+// redirected. Types and shapes must stay the same.
 func (g *Graph) Replace(n *Node, build func() []*Value) error {
 	if g.Err() != nil {
 		return g.Err()
 	}
-	at := slices.Index(g.nodes, n)
+	at := -1
+	for i, m := range g.nodes {
+		if m == n {
+			at = i
+		}
+	}
 	if at < 0 {
 		return fmt.Errorf("%s: belongs to another graph", n)
 	}
-	tail := slices.Clone(g.nodes[at+1:])
-	g.nodes = slices.Clone(g.nodes[:at])
+	tail := append([]*Node(nil), g.nodes[at+1:]...)
+	g.nodes = g.nodes[:at:at]
 	with := build()
-	for i, v := range with {
-		// Only a value that a new node computes, once, can change its identity.
-		if v != nil && !v.bad && (slices.Index(g.nodes[at:], v.producer) < 0 || slices.Contains(with[:i], v)) {
-			with[i] = g.Op("Identity", nil, v)
-		}
-	}
-	added := g.nodes[at:]
 	g.nodes = append(g.nodes, tail...)
 	if g.Err() != nil {
 		return g.Err()
@@ -91,16 +87,26 @@ func (g *Graph) Replace(n *Node, build func() []*Value) error {
 	}
 	swap := map[*Value]*Value{}
 	for i, v := range n.Outputs {
-		w := with[i]
-		if w.typ != v.typ || !equalShapes(w.shape, v.shape) {
-			return fmt.Errorf("%s: output %d is %s%v, its replacement %s%v", n, i, v.typ, v.shape, w.typ, w.shape)
+		if with[i].typ != v.typ || !equalShapes(with[i].shape, v.shape) {
+			return fmt.Errorf("%s: output %d is %s%v, its replacement %s%v", n, i, v.typ, v.shape, with[i].typ, with[i].shape)
 		}
-		swap[w] = v
-		delete(g.values, w.name)
-		v.producer, v.index = w.producer, w.index
-		v.producer.Outputs[v.index] = v
+		swap[v] = with[i]
+		delete(g.values, v.name)
 	}
-	redirect(added, swap)
+	redirect(tail, swap)
+	for i, v := range g.outputs {
+		w := swap[v]
+		if w == nil {
+			continue
+		}
+		// The graph output keeps its name.
+		delete(g.values, w.name)
+		w.name = v.name
+		g.values[w.name] = w
+		delete(g.outputNames, v)
+		g.outputNames[w] = w.name
+		g.outputs[i] = w
+	}
 	return nil
 }
 

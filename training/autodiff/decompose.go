@@ -27,44 +27,57 @@ var decompositions = map[string]func(g *onnx.Graph, n *onnx.Node) ([]*onnx.Value
 // so itself for the nodes that it differentiates.
 func Decompose(g *onnx.Graph) error {
 	for _, n := range slices.Clone(g.Nodes()) {
-		if err := decomposeNode(g, n); err != nil {
+		if _, err := decomposeNode(g, n); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// decomposeNode replaces n unless its operator may stay.
-func decomposeNode(g *onnx.Graph, n *onnx.Node) error {
+// decomposeNode returns what stands for the outputs of n, nil when n stays.
+func decomposeNode(g *onnx.Graph, n *onnx.Node) ([]*onnx.Value, error) {
 	f := decompositions[key(n)]
 	if f == nil {
-		return nil
+		return nil, nil
 	}
+	var with []*onnx.Value
 	var failed error
 	err := g.Replace(n, func() []*onnx.Value {
 		defer g.Scope(n.Name)()
-		var with []*onnx.Value
 		with, failed = f(g, n)
 		return with
 	})
 	if failed != nil {
-		return fmt.Errorf("%s: %w", n, failed)
+		return nil, fmt.Errorf("%s: %w", n, failed)
 	}
-	return err
+	return with, err
 }
 
-// decompose decomposes the nodes that depend on the parameters.
-func (t *tape) decompose(params []*onnx.Value) error {
+// decompose decomposes the nodes between the parameters and the loss and
+// returns the two as they are afterwards.
+func (t *tape) decompose(loss *onnx.Value, params []*onnx.Value) (*onnx.Value, []*onnx.Value, error) {
 	active := reachable(t.g, params)
+	params = slices.Clone(params)
 	for _, n := range slices.Clone(t.g.Nodes()) {
 		if !slices.ContainsFunc(n.Outputs, func(v *onnx.Value) bool { return active[v] }) {
 			continue
 		}
-		if err := decomposeNode(t.g, n); err != nil {
-			return err
+		with, err := decomposeNode(t.g, n)
+		if err != nil {
+			return nil, nil, err
+		}
+		for i, w := range with {
+			if loss == n.Outputs[i] {
+				loss = w
+			}
+			for j, p := range params {
+				if p == n.Outputs[i] {
+					params[j] = w
+				}
+			}
 		}
 	}
-	return nil
+	return loss, params, t.g.Err()
 }
 
 // attention (Attention-23): softmax(Q·Kᵀ·scale + mask)·V for each head.

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/nearmiss/nearmiss/inference/onnx"
+	"github.com/nearmiss/nearmiss/training/optim"
 )
 
 // Network is the shape of a score network: a U-Net of residual blocks with
@@ -218,21 +219,7 @@ func (n Network) Cost() (params int, flops int64, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	for _, node := range u.g.Nodes() {
-		out := node.Outputs[0]
-		switch node.OpType {
-		case "Conv":
-			flops += 2 * int64(out.Elements()) * int64(volume(node.Inputs[1].Shape()[1:]))
-		case "ConvTranspose":
-			flops += 2 * int64(node.Inputs[0].Elements()) * int64(volume(node.Inputs[1].Shape()[1:]))
-		case "MatMul":
-			flops += 2 * int64(out.Elements()) * int64(node.Inputs[0].Dim(-1))
-		case "Gemm":
-			k := node.Inputs[0].Dim(-1)
-			flops += 2 * int64(out.Elements()) * int64(k)
-		}
-	}
-	return params, flops, nil
+	return params, optim.FLOPs(u.g), nil
 }
 
 // unet is a network in the course of being built.
@@ -248,21 +235,27 @@ type unet struct {
 	drops    int
 }
 
-// build appends the network to a new graph. In training mode dropout is drawn
-// inside the graph.
+// build makes the network as a graph of its own, in training mode or not.
 func (n Network) build(batch int, training bool, weights func(*onnx.Graph) source) (*unet, error) {
 	if err := n.Validate(); err != nil {
 		return nil, err
 	}
 	g := onnx.New("score network")
-	u := &unet{Network: n, g: g, batch: batch, training: training, weight: weights(g)}
-	u.x = g.Input("x", onnx.Float, batch, n.Channels, n.Size, n.Size)
-	u.label = g.Input("label", onnx.Float, batch)
-	u.forward()
+	x := g.Input("x", onnx.Float, batch, n.Channels, n.Size, n.Size)
+	label := g.Input("label", onnx.Float, batch)
+	u := n.attach(g, x, label, training, weights(g))
 	if err := g.Err(); err != nil {
 		return nil, fmt.Errorf("build score network: %w", err)
 	}
 	return u, nil
+}
+
+// attach appends the network to a graph. In training mode dropout is drawn
+// inside the graph.
+func (n Network) attach(g *onnx.Graph, x, label *onnx.Value, training bool, weight source) *unet {
+	u := &unet{Network: n, g: g, batch: x.Dim(0), training: training, weight: weight, x: x, label: label}
+	u.forward()
+	return u
 }
 
 func (u *unet) forward() {

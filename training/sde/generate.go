@@ -1,0 +1,877 @@
+package sde
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"image"
+	"image/png"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/google/renameio/v2"
+
+	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/training/frechet"
+)
+
+// Extractor embeds images for distances between sets: the detector's own
+// pretrained backbone, or FID's Inception.
+type Extractor interface {
+	// Embed returns one vector an image, all of one length.
+	Embed(ctx context.Context, images []*imaging.Image) ([][]float32, error)
+}
+
+// Detail says what becomes of the frequencies that the network is too small for.
+type Detail string
+
+const (
+	// DetailNone leaves fakes at the network's size.
+	DetailNone Detail = "none"
+	// DetailResidual gives a fake that was made from a normal (Edit) that
+	// normal's own high frequencies back, at its full size.
+	DetailResidual Detail = "residual"
+)
+
+// Options of [Generate]. [Profile] fills in a sensible set.
+type Options struct {
+	SDE     string       `json:"sde"`     // see [New]
+	Network Network      `json:"network"` // its size and channels are those of the fakes
+	Train   TrainOptions `json:"train"`
+	// MaxSteps bounds training. ProbeEvery steps the generator is compared with
+	// the normals, on Probes samples at most (and at most half the normals).
+	MaxSteps   int `json:"max_steps"`
+	ProbeEvery int `json:"probe_every"`
+	Probes     int `json:"probes"`
+	// Stop is where training ends; Control tunes how.
+	Stop    frechet.Target            `json:"stop"`
+	Control frechet.ControllerOptions `json:"control"`
+	// Mix draws fakes from several checkpoints around the target.
+	Mix bool `json:"mix"`
+
+	N       int     `json:"n"` // fakes to make
+	Sampler Sampler `json:"sampler"`
+	Steps   int     `json:"sampler_steps"` // 0: the sampler's default
+	Batch   int     `json:"batch"`         // images a network call in sampling
+	// Edit makes fakes from normals by partial diffusion, up to the noise level
+	// that vp reaches at time Edit in (0, 1]; small is near. 0: from noise.
+	Edit float64 `json:"edit"`
+	// EditFrom, with Edit, is the lower end of the range that each fake's own
+	// level is drawn from; 0 means Edit for all.
+	EditFrom float64 `json:"edit_from"`
+	Detail   Detail  `json:"detail"`
+	// DropCopies makes another fake for each that is a copy of a normal.
+	DropCopies bool   `json:"drop_copies"`
+	Seed       uint64 `json:"seed"`
+
+	// Reference bounds the embeddings of normals that fakes are measured against,
+	// mirror images included; default 4000.
+	Reference int `json:"reference"`
+	// Resume is a checkpoint file of an earlier run with the same options to go
+	// on from; "" for none.
+	Resume string `json:"-"`
+	// Names are the names of the normals for the manifest; nil for numbers.
+	Names []string `json:"-"`
+	// Extractor is needed but for a target in steps, where it may be nil: then
+	// no distances are measured and copies go unnoticed.
+	Extractor Extractor `json:"-"`
+	// Log gets JSON lines: steps, probes and the outcome.
+	Log io.Writer `json:"-"`
+	// Progress hears what is done and how far it is.
+	Progress func(stage string, done, total int) `json:"-"`
+}
+
+// Profiles are the names that [Profile] knows.
+var Profiles = []string{"cpu", "gpu", "paper"}
+
+// Profile returns options for images of size×size pixels:
+//
+//   - paper: the paper's sizes and steps; days on a CPU, hours on a GPU
+//   - gpu: a network of a tenth of the operations, EDM's loss, an hour
+//   - cpu: a network of a hundredth, minutes on two cores
+//
+// With an SDE "" the profile chooses: vp for paper, edm else.
+func Profile(name, sdeName string, size, channels int) (Options, error) {
+	o := Options{
+		SDE: sdeName, Sampler: Heun, Probes: 500, N: 1000, Mix: true, DropCopies: true, Detail: DetailNone,
+		Stop: frechet.Target{Kind: frechet.Ratio, Value: 0.15},
+	}
+	if o.SDE == "" {
+		o.SDE = "edm"
+	}
+	preset := "tiny"
+	switch name {
+	case "paper":
+		if sdeName == "" {
+			o.SDE = "vp"
+		}
+		preset = "ddpm++"
+		o.Sampler = EulerMaruyama
+		if o.SDE == "ve" {
+			preset, o.Sampler = "ncsn++", PredictorCorrector
+			if size >= 256 {
+				preset = "ncsn++-256"
+			}
+		}
+		o.MaxSteps, o.ProbeEvery, o.Batch = 200_000, 2500, 256
+	case "gpu":
+		preset = "medium"
+		o.Train = TrainOptions{Batch: 128, LearningRate: 5e-4, Warmup: 500, EMA: 0.999}
+		o.MaxSteps, o.ProbeEvery, o.Batch = 40_000, 500, 256
+	case "cpu":
+		if size > 32 {
+			preset = "nano"
+		}
+		o.Train = TrainOptions{Batch: 32, LearningRate: 1e-3, Warmup: 100, EMA: 0.995}
+		o.MaxSteps, o.ProbeEvery, o.Batch, o.Probes = 4000, 200, 32, 100
+		o.Reference = 1200
+	default:
+		return o, fmt.Errorf("choose profile %q: unknown, take one of %v", name, Profiles)
+	}
+	n, err := Preset(preset, size, channels)
+	if err != nil {
+		return o, err
+	}
+	if name != "paper" { // small networks on short runs have no time to overfit
+		n.Dropout = 0
+	}
+	o.Network = n
+	return o, nil
+}
+
+// ErrOptions marks options that do not fit each other, or not the images.
+var ErrOptions = errors.New("options that cannot work")
+
+// Fake is one entry of the manifest.
+type Fake struct {
+	File string `json:"file"`
+	Step int    `json:"step"` // of the checkpoint that made it
+	// From is the normal that it was made from, and Edit the level, with Edit.
+	From string  `json:"from,omitempty"`
+	Edit float64 `json:"edit,omitempty"`
+}
+
+// Manifest says how a folder of fakes was made. It is the folder's
+// manifest.json.
+type Manifest struct {
+	SchemaVersion int       `json:"schema_version"` // 1
+	CreatedAt     time.Time `json:"created_at"`
+	Options       Options   `json:"options"`
+	Normals       int       `json:"normals"`
+	Weights       int       `json:"weights"`
+	FLOPs         int64     `json:"flops_per_image"`
+	// FloorFD and NoiseFD are the ends of the scale of r; sets compared hold
+	// Compared images.
+	FloorFD  float64 `json:"floor_fd,omitempty"`
+	NoiseFD  float64 `json:"noise_fd,omitempty"`
+	Compared int     `json:"compared,omitempty"`
+
+	Probes []frechet.Probe `json:"probes"`
+	Stop   string          `json:"stop"` // why training ended
+	// Reached says whether the target was; if not, the fakes come from the
+	// checkpoint that came nearest.
+	Reached bool            `json:"reached"`
+	Mix     []frechet.Share `json:"mix"`
+	// Final compares the fakes themselves with the normals; Copied is how many
+	// copies were thrown away and made anew.
+	Final  *frechet.Probe `json:"final,omitempty"`
+	Copied int            `json:"copied"`
+	Fakes  []Fake         `json:"fakes"`
+
+	Seconds struct {
+		Train  float64 `json:"train"`
+		Probe  float64 `json:"probe"`
+		Sample float64 `json:"sample"`
+	} `json:"seconds"`
+	// Speed, for comparison with what the forward pass alone reaches.
+	TrainImagesPerS  float64 `json:"train_images_per_s"`
+	SampleImagesPerS float64 `json:"sample_network_images_per_s"` // network calls times batch
+}
+
+// Names of the files in a folder of fakes.
+const (
+	ManifestFile   = "manifest.json"
+	CurveFile      = "curve.png"
+	SheetFile      = "sheet.png"
+	CheckpointFile = "training.ckpt"
+	FakesFolder    = "fakes"
+)
+
+// Generate learns to make images like the normals, stops early, and writes to
+// the folder out: fakes as PNG files, a contact sheet, the curve of early
+// stopping, the kept checkpoints and a manifest. The folder is created; files of
+// an earlier run in it are replaced.
+//
+// When ctx ends during training, the state is saved as [CheckpointFile], from
+// which [Options.Resume] goes on.
+func Generate(ctx context.Context, normals Images, out string, o Options) (*Manifest, error) {
+	g := &generation{o: o, normals: normals, out: out}
+	if err := g.prepare(ctx); err != nil {
+		return nil, err
+	}
+	defer func() { _ = g.trainer.Close() }()
+	if err := g.train(ctx); err != nil {
+		if ctx.Err() != nil && g.trainer.Steps() > 0 {
+			err = errors.Join(err, g.save())
+		}
+		return nil, err
+	}
+	if err := g.make(ctx); err != nil {
+		return nil, err
+	}
+	return &g.m, g.report()
+}
+
+// generation is one run of Generate.
+type generation struct {
+	o       Options
+	normals Images
+	out     string
+
+	sde       SDE
+	set       *Set
+	trainer   *Trainer
+	control   *frechet.Controller
+	reference *frechet.Reference
+	copies    *frechet.Copies
+	columns   []frechet.Column // of the contact sheet, one a probe
+	steps     int              // of training in this run
+	m         Manifest
+}
+
+func (g *generation) validate() error {
+	o := &g.o
+	var errs []error
+	if o.N < 1 {
+		errs = append(errs, fmt.Errorf("n %d: want at least one fake", o.N))
+	}
+	if o.MaxSteps < 1 || o.ProbeEvery < 1 {
+		errs = append(errs, fmt.Errorf("%d steps with a probe every %d: want at least 1", o.MaxSteps, o.ProbeEvery))
+	}
+	if o.Stop.Kind == frechet.Steps {
+		o.MaxSteps = int(o.Stop.Value)
+	} else if o.Extractor == nil {
+		errs = append(errs, fmt.Errorf("stop at %s: distances need a feature extractor; name a backbone, or stop at steps=N", o.Stop))
+	}
+	if !(o.Edit >= 0 && o.Edit <= 1) || !(o.EditFrom >= 0 && o.EditFrom <= o.Edit) {
+		errs = append(errs, fmt.Errorf("edit from %g to %g: want 0 ≤ from ≤ to ≤ 1", o.EditFrom, o.Edit))
+	}
+	if !slices.Contains([]Detail{"", DetailNone, DetailResidual}, o.Detail) {
+		errs = append(errs, fmt.Errorf("detail %q: want none or residual", o.Detail))
+	}
+	if o.Detail == DetailResidual && o.Edit == 0 {
+		errs = append(errs, errors.New("detail residual: only fakes made from normals have details to take back; set edit"))
+	}
+	if o.Names != nil && len(o.Names) != g.normals.Len() {
+		errs = append(errs, fmt.Errorf("%d names for %d normals", len(o.Names), g.normals.Len()))
+	}
+	if o.Batch <= 0 {
+		o.Batch = 64
+	}
+	if o.Probes <= 0 {
+		o.Probes = 500
+	}
+	if o.Reference <= 0 {
+		o.Reference = 4000
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("make fakes: %w: %w", ErrOptions, err)
+	}
+	return nil
+}
+
+func (g *generation) prepare(ctx context.Context) (err error) {
+	if err := g.validate(); err != nil {
+		return err
+	}
+	o := &g.o
+	o.Train.Log = o.Log
+	o.Train.Seed = o.Seed
+	if g.sde, err = New(o.SDE, o.Network.Size); err != nil {
+		return err
+	}
+	if g.set, err = NewSet(g.normals, o.Network.Size, o.Network.Channels); err != nil {
+		return err
+	}
+	if g.trainer, err = NewTrainer(g.sde, o.Network, g.set, o.Train); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = g.trainer.Close()
+		}
+	}()
+	if o.Resume != "" {
+		if err = g.trainer.Load(o.Resume); err != nil {
+			return err
+		}
+	}
+	o.Train = g.trainer.o
+	g.m = Manifest{SchemaVersion: 1, CreatedAt: time.Now().UTC().Truncate(time.Second), Normals: g.set.n}
+	if g.m.Weights, g.m.FLOPs, err = o.Network.Cost(); err != nil {
+		return err
+	}
+	g.control = frechet.NewController(o.Stop, o.Control)
+	if err = os.MkdirAll(filepath.Join(g.out, FakesFolder), 0o755); err != nil {
+		return fmt.Errorf("make fakes: %w", err)
+	}
+	if o.Extractor != nil {
+		err = g.scale(ctx)
+	}
+	return err
+}
+
+// scale embeds the normals and makes the references to measure fakes by.
+func (g *generation) scale(ctx context.Context) error {
+	// Every symmetry that training shows can be copied, so each is embedded, of
+	// as many normals as Reference allows.
+	symmetries := g.o.Train.Augment.all()
+	some := newRand(g.o.Seed, streamSplit, 3).Perm(g.set.n)
+	some = some[:min(g.set.n, max(g.o.Reference/len(symmetries), 4))]
+	sets := make([][][]float32, len(symmetries))
+	var images []*imaging.Image
+	x := make([]float32, g.set.dim())
+	for _, turn := range symmetries {
+		for _, i := range some {
+			g.set.put(x, i, 0, 1, turn)
+			images = append(images, toPicture(quantise(x, 0, 1), g.set.Channels, g.set.Size))
+		}
+	}
+	all, err := g.embed(ctx, images, "embed the normals")
+	if err != nil {
+		return err
+	}
+	for k := range sets {
+		sets[k] = all[k*len(some) : (k+1)*len(some)]
+	}
+	if g.reference, err = frechet.NewReference(sets[0], g.o.Probes, g.o.Seed); err != nil {
+		return err
+	}
+	if g.copies, err = frechet.NewCopies(0, sets[0], sets[1:]...); err != nil {
+		return err
+	}
+	g.m.FloorFD, g.m.Compared = g.reference.Floor(), g.reference.Size()
+	return nil
+}
+
+func (g *generation) embed(ctx context.Context, images []*imaging.Image, stage string) ([][]float32, error) {
+	const chunk = 64
+	var all [][]float32
+	for lo := 0; lo < len(images); lo += chunk {
+		part, err := g.o.Extractor.Embed(ctx, images[lo:min(lo+chunk, len(images))])
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", stage, err)
+		}
+		all = append(all, part...)
+		g.progress(stage, len(all), len(images))
+	}
+	if len(all) != len(images) {
+		return nil, fmt.Errorf("%s: the extractor gave %d vectors for %d images", stage, len(all), len(images))
+	}
+	return all, nil
+}
+
+func (g *generation) progress(stage string, done, total int) {
+	if g.o.Progress != nil {
+		g.o.Progress(stage, done, total)
+	}
+}
+
+// train trains until the controller stops it or the steps are used up.
+func (g *generation) train(ctx context.Context) error {
+	if err := g.probe(ctx); err != nil { // before the first step: the noise end of the scale
+		return err
+	}
+	for g.trainer.Steps() < g.o.MaxSteps && g.m.Stop == "" {
+		step := g.trainer.Steps()
+		n := min(g.o.ProbeEvery-step%g.o.ProbeEvery, g.o.MaxSteps-step)
+		began := time.Now()
+		err := g.trainer.Run(ctx, n, func(i StepInfo) { g.progress("train", i.Step, g.o.MaxSteps) })
+		g.m.Seconds.Train += time.Since(began).Seconds()
+		g.steps += g.trainer.Steps() - step
+		if err != nil {
+			return err
+		}
+		if err := g.save(); err != nil {
+			return err
+		}
+		if err := g.probe(ctx); err != nil {
+			return err
+		}
+	}
+	if g.m.Stop == "" {
+		g.m.Stop = g.control.Reason()
+	}
+	return nil
+}
+
+// save writes the state of training, to resume from.
+func (g *generation) save() error {
+	return g.trainer.Save(filepath.Join(g.out, CheckpointFile))
+}
+
+func (g *generation) averagedFile(step int) string {
+	return filepath.Join(g.out, fmt.Sprintf("step-%06d.onnx", step))
+}
+
+// probe samples from the averaged weights, measures, and asks the controller.
+func (g *generation) probe(ctx context.Context) error {
+	began := time.Now()
+	defer func() { g.m.Seconds.Probe += time.Since(began).Seconds() }()
+	n := 8
+	if g.reference != nil {
+		n = max(n, g.reference.Size())
+	}
+	step := g.trainer.Steps()
+	c := Trained{Step: step, SDE: g.o.SDE, Network: g.o.Network, Params: g.trainer.Averaged()}
+	// The same noise at every probe, so that only the weights change the curve.
+	x, err := g.sample(ctx, c, SampleOptions{N: n, Seed: g.o.Seed, Sampler: Heun, Progress: func(done, total int) { g.progress("probe", done, total) }})
+	if err != nil {
+		return err
+	}
+	p := frechet.Probe{Step: step}
+	if g.reference != nil {
+		features, err := g.embed(ctx, x, "measure")
+		if err != nil {
+			return err
+		}
+		if p.Measurement, err = g.reference.Measure(features); err != nil {
+			return err
+		}
+		if g.reference.Noise() == 0 {
+			if step > 0 { // resumed: noise itself stands for the untrained network
+				if err := g.measureNoise(ctx); err != nil {
+					return err
+				}
+			} else if err := g.reference.SetNoise(p.FD); err != nil {
+				return err
+			}
+			g.m.NoiseFD = g.reference.Noise()
+			p.Ratio = (p.FD - g.reference.Floor()) / (g.reference.Noise() - g.reference.Floor())
+		}
+		if p.Copies, err = g.copies.Look(features); err != nil {
+			return err
+		}
+		p.Copies.Copied = nil
+	}
+	if g.o.Log != nil {
+		if err := logLine(g.o.Log, "probe", p); err != nil {
+			return err
+		}
+	}
+	title := []string{fmt.Sprintf("%d", step)}
+	if g.reference != nil {
+		title = append(title, fmt.Sprintf("r %.2f", p.Ratio))
+	}
+	g.columns = append(g.columns, frechet.Column{Title: title, Images: pictures(x[:8])})
+	stop := g.control.Observe(p)
+	g.m.Probes = g.control.Probes()
+	if stop {
+		g.m.Stop = g.control.Reason()
+	}
+	if step > 0 {
+		if err := c.WriteFile(g.averagedFile(step)); err != nil {
+			return err
+		}
+	}
+	return g.tidy()
+}
+
+// measureNoise measures the network as it was before training.
+func (g *generation) measureNoise(ctx context.Context) error {
+	ps, err := g.o.Network.Init(g.o.Train.Seed)
+	if err != nil {
+		return err
+	}
+	c := Trained{SDE: g.o.SDE, Network: g.o.Network, Params: ps}
+	x, err := g.sample(ctx, c, SampleOptions{N: g.reference.Size(), Seed: g.o.Seed, Sampler: Heun})
+	if err != nil {
+		return err
+	}
+	features, err := g.embed(ctx, x, "measure")
+	if err != nil {
+		return err
+	}
+	m, err := g.reference.Measure(features)
+	if err != nil {
+		return err
+	}
+	return g.reference.SetNoise(m.FD)
+}
+
+// tidy deletes the checkpoints that the controller has no use for.
+func (g *generation) tidy() error {
+	keep := g.control.Keep()
+	for _, p := range g.m.Probes {
+		if p.Step > 0 && !slices.Contains(keep, p.Step) {
+			if err := os.Remove(g.averagedFile(p.Step)); err != nil && !os.IsNotExist(err) {
+				return fmt.Errorf("delete a checkpoint that is not needed: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// sample makes images from a checkpoint at the network's size.
+func (g *generation) sample(ctx context.Context, c Trained, o SampleOptions) ([]*imaging.Image, error) {
+	n := c.Network
+	o.Channels, o.Height, o.Width = n.Channels, n.Size, n.Size
+	o.Batch = min(g.o.Batch, o.N)
+	m, err := NewNetworkModel(g.sde, n, c.Params, o.Batch, g.o.Train.Session)
+	if err != nil {
+		return nil, err
+	}
+	defer m.Close()
+	began := time.Now()
+	x, st, err := Sample(ctx, g.sde, m, o)
+	if err != nil {
+		return nil, err
+	}
+	g.m.SampleImagesPerS = float64(st.Images) / time.Since(began).Seconds()
+	lo, hi := g.sde.Range()
+	bytes := quantise(x, lo, hi)
+	images := make([]*imaging.Image, o.N)
+	dim := n.Channels * n.Size * n.Size
+	for i := range images {
+		images[i] = toPicture(bytes[i*dim:(i+1)*dim], n.Channels, n.Size)
+	}
+	return images, nil
+}
+
+// made is a fake in memory.
+type made struct {
+	low   *imaging.Image // at the network's size
+	entry Fake
+	from  int
+}
+
+// make samples the fakes from the mix of checkpoints and writes them.
+func (g *generation) make(ctx context.Context) error {
+	began := time.Now()
+	g.m.Mix = g.control.Mix()
+	if len(g.m.Mix) == 0 {
+		return fmt.Errorf("make fakes: no checkpoint is fit to sample from: %s; look at the generator more often than every %d steps, or lower the learning rate", g.m.Stop, g.o.ProbeEvery)
+	}
+	if !g.o.Mix {
+		g.m.Mix = []frechet.Share{{Step: g.control.Keep()[0], Part: 1}}
+	}
+	g.m.Reached = g.reached()
+	var fakes []made
+	first := 0 // sampled so far, copies included: the place in the seed's sequence
+	for k, share := range g.m.Mix {
+		c, err := ReadTrained(g.averagedFile(share.Step))
+		if err != nil {
+			return err
+		}
+		want := int(math.Round(float64(g.o.N)*sumOf(g.m.Mix[:k+1]))) - len(fakes)
+		var part []made
+		for try := 0; len(part) < want && try < 4; try++ {
+			batch, err := g.draw(ctx, c, first, want-len(part), len(fakes)+len(part))
+			if err != nil {
+				return err
+			}
+			first += len(batch)
+			if g.copies != nil && g.o.DropCopies && g.o.Edit == 0 && try < 3 {
+				if batch, err = g.withoutCopies(ctx, batch); err != nil {
+					return err
+				}
+			}
+			part = append(part, batch...)
+		}
+		fakes = append(fakes, part...)
+	}
+	if err := g.compare(ctx, fakes); err != nil {
+		return err
+	}
+	if err := g.write(fakes); err != nil {
+		return err
+	}
+	g.m.Seconds.Sample = time.Since(began).Seconds()
+	return nil
+}
+
+func sumOf(mix []frechet.Share) float64 {
+	s := 0.0
+	for _, m := range mix {
+		s += m.Part
+	}
+	return s
+}
+
+func (g *generation) reached() bool {
+	for _, p := range g.m.Probes {
+		if p.Step == g.m.Mix[len(g.m.Mix)-1].Step || p.Step == g.m.Probes[len(g.m.Probes)-1].Step {
+			switch g.o.Stop.Kind {
+			case frechet.Ratio:
+				if p.Ratio <= g.o.Stop.Value {
+					return true
+				}
+			case frechet.FID:
+				if p.FD <= g.o.Stop.Value {
+					return true
+				}
+			case frechet.Steps:
+				if p.Step >= int(g.o.Stop.Value) {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// draw samples n fakes; first is their place in the seed's sequence.
+func (g *generation) draw(ctx context.Context, c Trained, first, n, done int) ([]made, error) {
+	out := make([]made, n)
+	base := SampleOptions{
+		Seed: mix(g.o.Seed), Sampler: g.o.Sampler, Steps: g.o.Steps,
+		Progress: func(k, of int) { g.progress("sample", done*of+n*k, g.o.N*of) },
+	}
+	if g.o.Edit == 0 {
+		base.N, base.First = n, first
+		images, err := g.sample(ctx, c, base)
+		if err != nil {
+			return nil, err
+		}
+		for i, im := range images {
+			out[i] = made{low: im, entry: Fake{Step: c.Step}, from: -1}
+		}
+		return out, nil
+	}
+	// Each fake has its own normal; levels are few, so that a batch shares one.
+	const levels = 4
+	lo, hi := g.sde.Range()
+	dim := g.set.dim()
+	for l := range levels {
+		from, to := n*l/levels, n*(l+1)/levels
+		if from == to {
+			continue
+		}
+		low := g.o.EditFrom
+		if low == 0 {
+			low = g.o.Edit
+		}
+		edit := low + (g.o.Edit-low)*float64(l)/(levels-1)
+		base.N, base.First = to-from, first+from
+		base.From = make([]float32, base.N*dim)
+		base.Start = g.level(edit)
+		for i := range base.N {
+			k := g.pick(first + from + i)
+			g.set.put(base.From[i*dim:(i+1)*dim], k, lo, hi, 0)
+			out[from+i] = made{from: k, entry: Fake{Step: c.Step, From: g.name(k), Edit: edit}}
+		}
+		images, err := g.sample(ctx, c, base)
+		if err != nil {
+			return nil, err
+		}
+		for i, im := range images {
+			out[from+i].low = im
+		}
+	}
+	return out, nil
+}
+
+// level is the noise-to-signal ratio that vp reaches at time t, for values in
+// [−1, 1], in the units of this SDE's range.
+func (g *generation) level(t float64) float64 {
+	vp, _ := New("vp", g.o.Network.Size)
+	lo, hi := g.sde.Range()
+	_, _, end := g.sde.Horizon()
+	return min(ratio(vp, t)*(hi-lo)/2, ratio(g.sde, end))
+}
+
+// pick is the normal that fake i starts from: all in turn, each round in
+// another order.
+func (g *generation) pick(i int) int {
+	return newRand(g.o.Seed, streamPick, uint64(i/g.set.n)).Perm(g.set.n)[i%g.set.n]
+}
+
+func (g *generation) name(i int) string {
+	if g.o.Names != nil {
+		return g.o.Names[i]
+	}
+	return fmt.Sprintf("%d", i)
+}
+
+func (g *generation) withoutCopies(ctx context.Context, fakes []made) ([]made, error) {
+	features, err := g.embed(ctx, lows(fakes), "look for copies")
+	if err != nil {
+		return nil, err
+	}
+	r, err := g.copies.Look(features)
+	if err != nil {
+		return nil, err
+	}
+	g.m.Copied += len(r.Copied)
+	var kept []made
+	for i, f := range fakes {
+		if !slices.Contains(r.Copied, i) {
+			kept = append(kept, f)
+		}
+	}
+	return kept, nil
+}
+
+func lows(fakes []made) []*imaging.Image {
+	images := make([]*imaging.Image, len(fakes))
+	for i, f := range fakes {
+		images[i] = f.low
+	}
+	return images
+}
+
+// compare measures the fakes that are delivered.
+func (g *generation) compare(ctx context.Context, fakes []made) error {
+	if g.reference == nil || len(fakes) < g.reference.Size() {
+		return nil
+	}
+	// Fakes lie in the order of their checkpoints: take some of each.
+	order := newRand(g.o.Seed, streamSplit, 0).Perm(len(fakes))[:g.reference.Size()]
+	some := make([]*imaging.Image, len(order))
+	for i, k := range order {
+		some[i] = fakes[k].low
+	}
+	features, err := g.embed(ctx, some, "measure")
+	if err != nil {
+		return err
+	}
+	p := frechet.Probe{Step: g.m.Mix[len(g.m.Mix)-1].Step}
+	if p.Measurement, err = g.reference.Measure(features); err != nil {
+		return err
+	}
+	if p.Copies, err = g.copies.Look(features); err != nil {
+		return err
+	}
+	p.Copies.Copied = nil
+	g.m.Final = &p
+	return nil
+}
+
+// write writes the fakes' files.
+func (g *generation) write(fakes []made) error {
+	old, err := filepath.Glob(filepath.Join(g.out, FakesFolder, "fake-*.png"))
+	if err != nil {
+		return err
+	}
+	for _, f := range old {
+		if err := os.Remove(f); err != nil {
+			return fmt.Errorf("replace fakes of an earlier run: %w", err)
+		}
+	}
+	for i, f := range fakes {
+		im := f.low
+		if g.o.Detail == DetailResidual {
+			full, err := g.normals.At(f.from)
+			if err != nil {
+				return fmt.Errorf("read normal image %d again: %w", f.from, err)
+			}
+			low, err := g.set.At(f.from)
+			if err != nil {
+				return err
+			}
+			im = addDetail(full, low, f.low)
+		}
+		raw, err := im.PNG()
+		if err != nil {
+			return fmt.Errorf("encode fake %d: %w", i, err)
+		}
+		f.entry.File = filepath.ToSlash(filepath.Join(FakesFolder, fmt.Sprintf("fake-%06d.png", i)))
+		if err := os.WriteFile(filepath.Join(g.out, f.entry.File), raw, 0o644); err != nil {
+			return fmt.Errorf("write fake %d: %w", i, err)
+		}
+		g.m.Fakes = append(g.m.Fakes, f.entry)
+		g.progress("write", i+1, len(fakes))
+	}
+	return g.sheet(fakes)
+}
+
+// sheet draws the probes' samples, then the fakes, then normals.
+func (g *generation) sheet(fakes []made) error {
+	columns := g.columns
+	if len(columns) > 10 { // enough to see the way: the first, the last, and others at equal distances
+		var some []frechet.Column
+		for i := range 10 {
+			some = append(some, columns[i*(len(columns)-1)/9])
+		}
+		columns = some
+	}
+	rows := len(columns[0].Images)
+	several := func(title string, n int, at func(i int) *imaging.Image) {
+		for k := range 2 {
+			c := frechet.Column{Title: []string{title}}
+			for i := k * rows; i < min((k+1)*rows, n); i++ {
+				c.Images = append(c.Images, at(i).RGBA())
+			}
+			if len(c.Images) > 0 {
+				columns = append(columns, c)
+			}
+		}
+	}
+	order := newRand(g.o.Seed, streamSplit, 1).Perm(len(fakes))
+	several("fakes", len(fakes), func(i int) *imaging.Image { return fakes[order[i]].low })
+	pickNormal := newRand(g.o.Seed, streamSplit, 2).Perm(g.set.n)
+	several("real", g.set.n, func(i int) *imaging.Image { im, _ := g.set.At(pickNormal[i]); return im })
+	side := max(64, g.o.Network.Size)
+	return writePNG(filepath.Join(g.out, SheetFile), frechet.Sheet(columns, side))
+}
+
+func pictures(images []*imaging.Image) []image.Image {
+	out := make([]image.Image, len(images))
+	for i, im := range images {
+		out[i] = im.RGBA()
+	}
+	return out
+}
+
+func writePNG(path string, im image.Image) error {
+	f, err := renameio.NewPendingFile(path)
+	if err != nil {
+		return fmt.Errorf("write picture: %w", err)
+	}
+	defer f.Cleanup()
+	if err := png.Encode(f, im); err != nil {
+		return fmt.Errorf("write picture %s: %w", path, err)
+	}
+	return f.CloseAtomicallyReplace()
+}
+
+// report writes the curve and the manifest.
+func (g *generation) report() error {
+	if g.reference != nil {
+		f, err := renameio.NewPendingFile(filepath.Join(g.out, CurveFile))
+		if err != nil {
+			return fmt.Errorf("write the curve: %w", err)
+		}
+		defer f.Cleanup()
+		if err := frechet.WriteCurve(f, "early stopping", g.m.Probes, g.o.Stop, g.control.Keep()[0]); err != nil {
+			return err
+		}
+		if err := f.CloseAtomicallyReplace(); err != nil {
+			return fmt.Errorf("write the curve: %w", err)
+		}
+	}
+	if s := g.m.Seconds.Train; s > 0 {
+		g.m.TrainImagesPerS = float64(g.steps*g.o.Train.Batch) / s
+	}
+	g.m.Options = g.o
+	if g.o.Log != nil {
+		line := g.m
+		line.Fakes, line.Probes = nil, nil
+		if err := logLine(g.o.Log, "outcome", line); err != nil {
+			return err
+		}
+	}
+	raw, err := json.MarshalIndent(g.m, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := renameio.WriteFile(filepath.Join(g.out, ManifestFile), append(raw, '\n'), 0o644); err != nil {
+		return fmt.Errorf("write the manifest: %w", err)
+	}
+	return nil
+}
