@@ -2,6 +2,7 @@ package bank
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -90,6 +91,7 @@ type Bank struct {
 	report      Report
 	queries     []float32 // the recall gate's, transformed, n×rows.dim
 	calibration *Calibration
+	heldOut     []float32 // what Calibrate was given, transformed; nil after SetCalibration
 }
 
 // New makes an empty bank. It searches exactly until Build is called.
@@ -290,10 +292,46 @@ func (b *Bank) LeaveOneOut(ctx context.Context) (map[uint64]float64, error) {
 // bank (nor have been seen by whatever made the embeddings), and sets the
 // bank's calibration for the false-alarm rate alpha. It fails with an
 // *UnreachableError, and changes nothing, where n is too small for alpha.
+//
+// The bank keeps the held-out embeddings for Recalibrate. Entries that are added
+// later leave the promise intact, since scores only fall; after removals it
+// needs Recalibrate.
 func (b *Bank) Calibrate(ctx context.Context, heldOut []float32, alpha float64) (*Calibration, error) {
-	scores, err := b.Scores(ctx, heldOut)
+	t, err := b.applyAll(heldOut)
 	if err != nil {
 		return nil, fmt.Errorf("calibrate: %w", err)
+	}
+	return b.calibrate(ctx, slices.Clone(t), alpha)
+}
+
+// ErrNoHeldOut: the bank has no held-out embeddings to calibrate with anew.
+var ErrNoHeldOut = errors.New("the bank keeps no held-out embeddings")
+
+// Recalibrate scores the held-out embeddings of the last Calibrate, also one
+// before the bank was written to a file, against the entries as they are now,
+// under the same rate. It fails with ErrNoHeldOut where there was none.
+func (b *Bank) Recalibrate(ctx context.Context) (*Calibration, error) {
+	b.mu.RLock()
+	heldOut, c := b.heldOut, b.calibration
+	b.mu.RUnlock()
+	if heldOut == nil || c == nil {
+		return nil, fmt.Errorf("recalibrate: %w; call Calibrate", ErrNoHeldOut)
+	}
+	return b.calibrate(ctx, heldOut, c.alpha)
+}
+
+func (b *Bank) calibrate(ctx context.Context, heldOut []float32, alpha float64) (*Calibration, error) {
+	near, err := b.Index().SearchBatch(ctx, heldOut, b.k)
+	if err != nil {
+		return nil, fmt.Errorf("calibrate: %w", err)
+	}
+	scores := make([]float64, len(near))
+	for i := range near {
+		r, err := b.judge(near[i], nil)
+		if err != nil {
+			return nil, fmt.Errorf("calibrate: %w", err)
+		}
+		scores[i] = r.Score
 	}
 	c, err := NewCalibration(scores, alpha)
 	if err != nil {
@@ -302,15 +340,19 @@ func (b *Bank) Calibrate(ctx context.Context, heldOut []float32, alpha float64) 
 	if err := c.Err(); err != nil {
 		return nil, err
 	}
-	return c, b.SetCalibration(c)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.calibration, b.heldOut = c, heldOut
+	return c, nil
 }
 
-// SetCalibration replaces the calibration; nil removes it. Unlike Calibrate it
-// accepts one whose rate is unreachable, which then raises no alarms.
+// SetCalibration replaces the calibration by one made elsewhere; nil removes
+// it. Unlike Calibrate it accepts one whose rate is unreachable, which then
+// raises no alarms.
 func (b *Bank) SetCalibration(c *Calibration) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.calibration = c
+	b.calibration, b.heldOut = c, nil
 	return nil
 }
 

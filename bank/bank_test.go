@@ -170,3 +170,45 @@ func TestUnreachableRate(t *testing.T) {
 		t.Error("the threshold at the smallest rate is not the largest held-out score")
 	}
 }
+
+func TestRecalibrate(t *testing.T) {
+	ctx := context.Background()
+	const dim = 4
+	b := newFilled(t, Options{Dim: dim}, gauss(1, 60, dim))
+	if _, err := b.Recalibrate(ctx); !errors.Is(err, ErrNoHeldOut) {
+		t.Error(err)
+	}
+	heldOut := gauss(2, 40, dim)
+	before, err := b.Calibrate(ctx, heldOut, 0.1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clear(heldOut) // the bank has its own copy
+	path := filepath.Join(t.TempDir(), "bank.nmb")
+	if err := b.WriteFile(path); err != nil {
+		t.Fatal(err)
+	}
+	if b, err = ReadFile(path, ReadOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for i := range uint64(30) {
+		if err := b.Remove(i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	after, err := b.Recalibrate(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fresh := newFilled(t, Options{Dim: dim}, gauss(1, 60, dim)[30*dim:])
+	want, err := fresh.Calibrate(ctx, gauss(2, 40, dim), 0.1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(want.HeldOut(), after.HeldOut()); d != "" {
+		t.Error(d)
+	}
+	if after.Threshold() <= before.Threshold() || b.Calibration() != after {
+		t.Errorf("threshold %v before, %v after removing half", before.Threshold(), after.Threshold())
+	}
+}

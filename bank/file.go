@@ -30,7 +30,8 @@ import (
 //
 // Sections: "meta" JSON; "ids " uint64 each; "rows" float32, row-major n×dim,
 // aligned so that a mapped file can be searched in place; "held" float64
-// held-out scores, ascending; "xfrm" float32 mean and matrix; "gate" float32
+// held-out scores, ascending; "hvec" float32 held-out embeddings, row-major
+// ?×dim; "xfrm" float32 mean and matrix; "gate" float32
 // queries for the recall gate; "hnsw" the graph.
 const (
 	fileMagic   = "NMBANK\r\n"
@@ -102,6 +103,9 @@ func (b *Bank) Encode(w io.Writer) error {
 	if c := b.calibration; c != nil {
 		m.Alpha = &c.alpha
 		sections = append(sections, section{"held", bytesOf(c.heldOut)})
+		if len(b.heldOut) > 0 {
+			sections = append(sections, section{"hvec", bytesOf(b.heldOut)})
+		}
 	}
 	if t := b.transform; t != nil {
 		sections = append(sections, section{"xfrm", append(bytesOf(t.Mean), bytesOf(t.Matrix)...)})
@@ -253,6 +257,11 @@ func Decode(r io.ReaderAt, size int64, o ReadOptions) (*Bank, error) {
 		if b.calibration, err = NewCalibration(scores, *m.Alpha); err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
 		}
+		if table.has("hvec") {
+			if b.heldOut, err = readVectors(table, "hvec", m.Dim, len(scores)); err != nil {
+				return nil, err
+			}
+		}
 	}
 	return b, b.restore(table, m)
 }
@@ -263,17 +272,8 @@ func (b *Bank) restore(table *fileTable, m meta) error {
 	var queries []float32
 	var err error
 	if table.has("gate") {
-		if queries, err = readNumbers[float32](table, "gate", -1); err != nil {
+		if queries, err = readVectors(table, "gate", b.rows.dim, b.gate.Queries); err != nil {
 			return err
-		}
-	}
-	dim := b.rows.dim
-	if len(queries)%dim != 0 || len(queries)/dim > b.gate.Queries {
-		return corrupt("%d numbers are not at most %d queries of dimension %d", len(queries), b.gate.Queries, dim)
-	}
-	for i := 0; i < len(queries); i += dim {
-		if err := checkVector(queries[i:i+dim], dim); err != nil {
-			return fmt.Errorf("%w: query %d: %w", ErrCorrupt, i/dim, err)
 		}
 	}
 	var index Index = &exact{rows: b.rows}
@@ -372,7 +372,7 @@ func readTable(r io.ReaderAt, size int64) (*fileTable, error) {
 			return nil, corrupt("section %q appears twice", tag)
 		}
 		switch tag {
-		case "meta", "ids ", "rows", "held", "xfrm", "gate", "hnsw":
+		case "meta", "ids ", "rows", "held", "hvec", "xfrm", "gate", "hnsw":
 		default:
 			return nil, corrupt("unknown section %q", tag)
 		}
@@ -416,6 +416,23 @@ func (t *fileTable) json(tag string, v any) error {
 		return corrupt("section %q: %v", tag, err)
 	}
 	return nil
+}
+
+// readVectors reads a section of at most most vectors and checks them.
+func readVectors(t *fileTable, tag string, dim, most int) ([]float32, error) {
+	v, err := readNumbers[float32](t, tag, -1)
+	if err != nil {
+		return nil, err
+	}
+	if len(v)%dim != 0 || len(v)/dim > most {
+		return nil, corrupt("section %q: %d numbers are not at most %d vectors of dimension %d", tag, len(v), most, dim)
+	}
+	for i := 0; i < len(v); i += dim {
+		if err := checkVector(v[i:i+dim], dim); err != nil {
+			return nil, fmt.Errorf("%w: section %q, vector %d: %w", ErrCorrupt, tag, i/dim, err)
+		}
+	}
+	return v, nil
 }
 
 type number interface {

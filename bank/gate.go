@@ -7,7 +7,11 @@ import (
 	"time"
 )
 
-// DefaultCutoff is the number of entries from which on Auto builds a graph.
+// DefaultCutoff is the number of entries from which on Auto builds a graph. Up
+// to there exact search costs a core less than a tenth of what embedding the
+// image did: 50,000 × 192 takes about 1.4 ms beside some 15 ms of ViT-Ti, 50,000
+// × 768 about 7 ms beside 200 ms of ViT-B. A bank that answers many queries an
+// image (patches) gains from a graph at a fifth of that.
 const DefaultCutoff = 50_000
 
 // Gate says what an approximate index must reach to serve. The zero value of a

@@ -9,7 +9,7 @@ import (
 type deviceFlags struct {
 	Device  string `default:"cpu" placeholder:"D" help:"Where the model runs: cpu, cuda, cuda:1 or tensorrt."`
 	Threads int    `placeholder:"N" help:"CPU threads that the model computes on (default: all cores)."`
-	Batch   int    `placeholder:"N" help:"Most images in one run of the model (default: 8 on the CPU, 32 elsewhere)."`
+	Batch   int    `placeholder:"N" help:"Most images in one run of the model (default: 4 on the CPU, 32 elsewhere)."`
 }
 
 func (f deviceFlags) options() (inference.EmbedOptions, error) {

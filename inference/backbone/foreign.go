@@ -437,9 +437,26 @@ func spliceForeign(b []byte, o ImportOptions) (out []byte, info Info, pre imagin
 	for _, n := range prologue {
 		g = appendBytes(g, graphNode, n)
 	}
+	shared, err := sharedInitializers(m.graph)
+	if err != nil {
+		return fail(err)
+	}
 	err = eachField(m.graph, func(f field) error {
 		switch f.tag {
 		case graphNode:
+			own, err := unshare(f.val, shared)
+			if err != nil {
+				return err
+			}
+			if own != nil {
+				_, elements, _, err := initializer(own)
+				if err != nil {
+					return err
+				}
+				info.Params += elements
+				g = appendBytes(g, graphInitializer, renameField(own, tensorName, rename))
+				return nil
+			}
 			n, err := renameNode(f.val, rename, 0)
 			if err != nil {
 				return err
@@ -514,6 +531,49 @@ func spliceForeign(b []byte, o ImportOptions) (out []byte, info Info, pre imagin
 		out = appendBytes(out, modelMetadata, appendBytes(appendText(nil, 1, kv.key), 2, j))
 	}
 	return out, info, pre, m.external, nil
+}
+
+// sharedInitializers has the initialisers of a graph by name.
+func sharedInitializers(graph []byte) (map[string][]byte, error) {
+	out := map[string][]byte{}
+	err := eachField(graph, func(f field) error {
+		if f.tag != graphInitializer {
+			return nil
+		}
+		name, _, _, err := initializer(f.val)
+		out[name] = f.val
+		return err
+	})
+	return out, err
+}
+
+// unshare turns a node that is the Identity of an initialiser into an
+// initialiser of its own, and returns nil for any other node. PyTorch's
+// exporter merges weights that happen to be equal, such as the ones of every
+// norm, and leaves such nodes behind: training must not tie them.
+func unshare(node []byte, shared map[string][]byte) ([]byte, error) {
+	var op, in, out string
+	inputs := 0
+	err := eachField(node, func(f field) error {
+		switch f.tag {
+		case nodeOp:
+			op = string(f.val)
+		case nodeInput:
+			in = string(f.val)
+			inputs++
+		case nodeOutput:
+			out = string(f.val)
+		}
+		return nil
+	})
+	t, ok := shared[in]
+	if err != nil || op != "Identity" || inputs != 1 || !ok {
+		return nil, err
+	}
+	if named := renameField(t, tensorName, map[string]string{in: out}); len(named) > 0 && in != out {
+		return named, nil
+	}
+	return nil, nil
 }
 
 // imageInput finds the input that takes the image, and its size and layout.

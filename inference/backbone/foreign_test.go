@@ -188,6 +188,48 @@ func TestImportForeign(t *testing.T) {
 	}
 }
 
+// TestUnshare: weights that an exporter merged because they were equal come
+// apart again.
+func TestUnshare(t *testing.T) {
+	src := writeTemp(t, "net.onnx", foreignNet(t, "x", false, func(g *onnx.Graph, y *onnx.Value) {
+		one := g.Initializer(onnx.FromFloat32("first.scale", []float32{1, 2, 3, 4, 5}, 5))
+		two := g.Op("Identity", nil, one)
+		y = g.Flatten(g.Op("GlobalAveragePool", nil, y), 1)
+		g.Output("features", g.Mul(g.Mul(y, one), two))
+	}))
+	dst := filepath.Join(t.TempDir(), "out.onnx")
+	info, err := Import(src, dst, ImportOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.Params != 135+10 {
+		t.Errorf("%d parameters, want 145", info.Params)
+	}
+	g, err := onnx.ReadFile(dst, onnx.BindBatch(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	n := 0
+	for _, v := range g.Initializers() {
+		if cmp.Equal(v.Shape(), []int{5}) {
+			n++
+		}
+	}
+	if n != 2 {
+		t.Errorf("%d vectors of five, want 2", n)
+	}
+	near(t, "embedding", run(t, dst, testImages(2, 16), 2, 16)[OutputEmbedding].Float32s(), func() [][]float64 {
+		ref := foreignReference(testImages(2, 16), 2, imageNetMean, imageNetStd)
+		for _, row := range ref {
+			for i := range row {
+				row[i] *= float64((i + 1) * (i + 1))
+			}
+		}
+		return ref
+	}(), 1e-5)
+}
+
 func TestReplaceWeights(t *testing.T) {
 	src := writeTemp(t, "net.onnx", foreignNet(t, "x", false, func(g *onnx.Graph, y *onnx.Value) { g.Output("map", y) }))
 	dir := t.TempDir()

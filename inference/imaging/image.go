@@ -58,11 +58,10 @@ func (m *Image) Crop(x, y, w, h int) *Image {
 	return out
 }
 
-// CenterCrop copies the w × h rectangle in the middle, with the rounding of
-// torchvision's CenterCrop (halves go to the even side). What would lie outside
-// m is black.
+// CenterCrop copies the w × h rectangle in the middle, half a pixel going to
+// the upper left. What would lie outside m is black.
 func (m *Image) CenterCrop(w, h int) *Image {
-	return m.Crop(centerOffset(m.Width, w), centerOffset(m.Height, h), w, h)
+	return m.Crop(centerOffset(m.Width, w, false), centerOffset(m.Height, h, false), w, h)
 }
 
 // FlipHorizontal returns m mirrored left to right.

@@ -244,20 +244,25 @@ func ResizeShorter(img *Image, size int, ip Interpolation) *Image {
 // shorterTo gives the size after a resize of the shorter side to size. The
 // longer side is rounded, or truncated as torchvision does
 // (new_long = int(size * long / short)).
-func shorterTo(w, h, size int, truncate bool) (int, int) {
+func shorterTo(w, h, size int, torchvision bool) (int, int) {
 	if h < w {
-		h, w = shorterTo(h, w, size, truncate)
+		h, w = shorterTo(h, w, size, torchvision)
 		return w, h
 	}
 	long := float64(size*h) / float64(w)
-	if !truncate {
+	if !torchvision {
 		long = math.RoundToEven(long)
 	}
 	return size, int(long)
 }
 
-// centerOffset is torchvision's int(round((size - crop) / 2.0)): Python rounds
-// halves to even.
-func centerOffset(size, crop int) int {
-	return int(math.RoundToEven(float64(size-crop) / 2))
+// centerOffset is where a crop in the middle begins: half a pixel goes to the
+// upper left, or to the even side as in torchvision's
+// int(round((size - crop) / 2.0)).
+func centerOffset(size, crop int, torchvision bool) int {
+	half := float64(size-crop) / 2
+	if torchvision {
+		return int(math.RoundToEven(half))
+	}
+	return int(math.Floor(half))
 }

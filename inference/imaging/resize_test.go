@@ -100,21 +100,22 @@ func TestUniformImagesStayUniform(t *testing.T) {
 func TestShorterSideAndCropRounding(t *testing.T) {
 	for _, c := range []struct {
 		w, h, size     int
-		truncate       bool
+		torchvision    bool
 		wantW, wantH   int
 		crop           int
 		cropX0, cropY0 int
 	}{
-		{112, 116, 248, false, 248, 257, 224, 12, 16}, // 256.86
+		{112, 116, 248, false, 248, 257, 224, 12, 16}, // 256.86; 16.5
 		{112, 116, 248, true, 248, 256, 224, 12, 16},
-		{640, 480, 256, false, 341, 256, 224, 58, 16}, // 341.33; 58.5 goes to the even 58
+		{640, 480, 256, false, 341, 256, 224, 58, 16}, // 341.33; 58.5
 		{480, 640, 256, true, 256, 341, 224, 16, 58},
-		{100, 100, 227, false, 227, 227, 224, 2, 2}, // 1.5 goes to the even 2
+		{100, 100, 227, false, 227, 227, 224, 1, 1},
+		{100, 100, 227, true, 227, 227, 224, 2, 2}, // 1.5 goes to the even 2
 	} {
-		w, h := shorterTo(c.w, c.h, c.size, c.truncate)
-		x, y := centerOffset(w, c.crop), centerOffset(h, c.crop)
+		w, h := shorterTo(c.w, c.h, c.size, c.torchvision)
+		x, y := centerOffset(w, c.crop, c.torchvision), centerOffset(h, c.crop, c.torchvision)
 		if w != c.wantW || h != c.wantH || x != c.cropX0 || y != c.cropY0 {
-			t.Errorf("%d×%d to %d (truncate %v): got %d×%d, crop at %d,%d", c.w, c.h, c.size, c.truncate, w, h, x, y)
+			t.Errorf("%d×%d to %d (torchvision %v): got %d×%d, crop at %d,%d", c.w, c.h, c.size, c.torchvision, w, h, x, y)
 		}
 	}
 }

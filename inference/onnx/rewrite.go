@@ -2,6 +2,7 @@ package onnx
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 )
 
@@ -60,24 +61,27 @@ func (g *Graph) Extend(n *Node, outputs int) []*Value {
 }
 
 // Replace puts other nodes in the place of n: build appends them with the
-// usual calls and returns what stands for the outputs of n, whose uses are
-// redirected. Types and shapes must stay the same.
+// usual calls and returns what computes the outputs of n instead. The output
+// values of n stay the same objects with the same names, types and shapes, and
+// are outputs of the new nodes afterwards.
 func (g *Graph) Replace(n *Node, build func() []*Value) error {
 	if g.Err() != nil {
 		return g.Err()
 	}
-	at := -1
-	for i, m := range g.nodes {
-		if m == n {
-			at = i
-		}
-	}
+	at := slices.Index(g.nodes, n)
 	if at < 0 {
 		return fmt.Errorf("%s: belongs to another graph", n)
 	}
-	tail := append([]*Node(nil), g.nodes[at+1:]...)
-	g.nodes = g.nodes[:at:at]
+	tail := slices.Clone(g.nodes[at+1:])
+	g.nodes = slices.Clone(g.nodes[:at])
 	with := build()
+	for i, v := range with {
+		// Only a value that a new node computes, once, can change its identity.
+		if v != nil && !v.bad && (slices.Index(g.nodes[at:], v.producer) < 0 || slices.Contains(with[:i], v)) {
+			with[i] = g.Op("Identity", nil, v)
+		}
+	}
+	added := g.nodes[at:]
 	g.nodes = append(g.nodes, tail...)
 	if g.Err() != nil {
 		return g.Err()
@@ -87,26 +91,16 @@ func (g *Graph) Replace(n *Node, build func() []*Value) error {
 	}
 	swap := map[*Value]*Value{}
 	for i, v := range n.Outputs {
-		if with[i].typ != v.typ || !equalShapes(with[i].shape, v.shape) {
-			return fmt.Errorf("%s: output %d is %s%v, its replacement %s%v", n, i, v.typ, v.shape, with[i].typ, with[i].shape)
+		w := with[i]
+		if w.typ != v.typ || !equalShapes(w.shape, v.shape) {
+			return fmt.Errorf("%s: output %d is %s%v, its replacement %s%v", n, i, v.typ, v.shape, w.typ, w.shape)
 		}
-		swap[v] = with[i]
-		delete(g.values, v.name)
-	}
-	redirect(tail, swap)
-	for i, v := range g.outputs {
-		w := swap[v]
-		if w == nil {
-			continue
-		}
-		// The graph output keeps its name.
+		swap[w] = v
 		delete(g.values, w.name)
-		w.name = v.name
-		g.values[w.name] = w
-		delete(g.outputNames, v)
-		g.outputNames[w] = w.name
-		g.outputs[i] = w
+		v.producer, v.index = w.producer, w.index
+		v.producer.Outputs[v.index] = v
 	}
+	redirect(added, swap)
 	return nil
 }
 

@@ -27,57 +27,44 @@ var decompositions = map[string]func(g *onnx.Graph, n *onnx.Node) ([]*onnx.Value
 // so itself for the nodes that it differentiates.
 func Decompose(g *onnx.Graph) error {
 	for _, n := range slices.Clone(g.Nodes()) {
-		if _, err := decomposeNode(g, n); err != nil {
+		if err := decomposeNode(g, n); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// decomposeNode returns what stands for the outputs of n, nil when n stays.
-func decomposeNode(g *onnx.Graph, n *onnx.Node) ([]*onnx.Value, error) {
+// decomposeNode replaces n unless its operator may stay.
+func decomposeNode(g *onnx.Graph, n *onnx.Node) error {
 	f := decompositions[key(n)]
 	if f == nil {
-		return nil, nil
+		return nil
 	}
-	var with []*onnx.Value
 	var failed error
 	err := g.Replace(n, func() []*onnx.Value {
 		defer g.Scope(n.Name)()
+		var with []*onnx.Value
 		with, failed = f(g, n)
 		return with
 	})
 	if failed != nil {
-		return nil, fmt.Errorf("%s: %w", n, failed)
+		return fmt.Errorf("%s: %w", n, failed)
 	}
-	return with, err
+	return err
 }
 
-// decompose decomposes the nodes between the parameters and the loss and
-// returns the two as they are afterwards.
-func (t *tape) decompose(loss *onnx.Value, params []*onnx.Value) (*onnx.Value, []*onnx.Value, error) {
+// decompose decomposes the nodes that depend on the parameters.
+func (t *tape) decompose(params []*onnx.Value) error {
 	active := reachable(t.g, params)
-	params = slices.Clone(params)
 	for _, n := range slices.Clone(t.g.Nodes()) {
 		if !slices.ContainsFunc(n.Outputs, func(v *onnx.Value) bool { return active[v] }) {
 			continue
 		}
-		with, err := decomposeNode(t.g, n)
-		if err != nil {
-			return nil, nil, err
-		}
-		for i, w := range with {
-			if loss == n.Outputs[i] {
-				loss = w
-			}
-			for j, p := range params {
-				if p == n.Outputs[i] {
-					params[j] = w
-				}
-			}
+		if err := decomposeNode(t.g, n); err != nil {
+			return err
 		}
 	}
-	return loss, params, t.g.Err()
+	return nil
 }
 
 // attention (Attention-23): softmax(Q·Kᵀ·scale + mask)·V for each head.

@@ -78,8 +78,7 @@ func Gradient(g *onnx.Graph, loss *onnx.Value, params []*onnx.Value, opts ...Opt
 		}
 	}
 	t := &tape{g: g, target: o.target, grads: map[*onnx.Value][]part{}, summed: map[*onnx.Value]*onnx.Value{}}
-	loss, params, err := t.decompose(loss, params)
-	if err != nil {
+	if err := t.decompose(params); err != nil {
 		return nil, fmt.Errorf("gradient: %w", err)
 	}
 	t.active = reachable(g, params)

@@ -319,6 +319,15 @@ func TestConvolutionRules(t *testing.T) {
 			})
 		})
 	}
+	t.Run("depthwise with uneven padding", func(t *testing.T) {
+		checkRule(t, func(b *bench) *onnx.Value {
+			c, s, d := b.n(2, 3, "c"), b.n(1, 2, "stride"), b.n(1, 2, "dilation")
+			return b.g.Conv(b.x(2, c, 6, 5), b.x(c, 1, 3, 2), b.x(c), onnx.ConvOptions{
+				Strides: []int{s, 1}, Dilations: []int{d, 1}, Group: c,
+				Pads: []int{b.n(0, 2, "top"), b.n(0, 1, "left"), b.n(0, 2, "bottom"), b.n(0, 1, "right")},
+			})
+		})
+	})
 	t.Run("pointwise", func(t *testing.T) {
 		checkRule(t, func(b *bench) *onnx.Value {
 			c, m := b.n(1, 20, "c"), b.n(1, 20, "m")

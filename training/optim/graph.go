@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/nearmiss/nearmiss/inference/onnx"
+	"github.com/nearmiss/nearmiss/training/autodiff"
 )
 
 // trained is one weight that the optimiser updates.
@@ -312,7 +313,13 @@ func (p *plan) gradients(root, b *onnx.Graph, batch, weights []*onnx.Value) (val
 	defer b.Scope("loss")()
 	differentiate := p.spec.Gradient
 	if differentiate == nil {
-		return nil, nil, errors.New("no differentiator is given")
+		target := autodiff.CPU
+		if k := p.spec.Session.Device.Kind; k != "" && k != "cpu" {
+			target = autodiff.CUDA
+		}
+		differentiate = func(g *onnx.Graph, loss *onnx.Value, params []*onnx.Value) ([]*onnx.Value, error) {
+			return autodiff.Gradient(g, loss, params, autodiff.For(target))
+		}
 	}
 	at := func(g *onnx.Graph, batch, weights []*onnx.Value) (values, gradients []*onnx.Value, err error) {
 		given := map[string]*onnx.Value{}
