@@ -54,8 +54,10 @@ func decodeJPEG(b []byte, h Header, side int) (*Image, error) {
 		return nil, reject(CodeCorrupt, "the jpeg has more than one frame header")
 	}
 
+	// Reduced sides are rounded up, at the stored image's right and lower edge:
+	// the caller allows for that in upright images of a sensible size.
 	shrink := 1
-	for side > 0 && shrink < 8 && min(int(w), int(ht))/(2*shrink) >= 2*side {
+	for side >= 16 && h.Orientation == 1 && shrink < 8 && min(int(w), int(ht))/(2*shrink) >= 2*side {
 		shrink *= 2
 	}
 	up := func(v C.int) int { return (int(v) + shrink - 1) / shrink } // TJSCALED

@@ -3,6 +3,7 @@ package imaging
 import (
 	"errors"
 	"fmt"
+	"math"
 )
 
 // Preprocess says how an image becomes a model's input. It travels with the
@@ -86,7 +87,9 @@ func (p Preprocess) apply(img *Image, w, h int, dst []uint8) error {
 		return fmt.Errorf("preprocess: the destination has %d bytes, %d×%d RGB takes %d", len(dst), p.Crop, p.Crop, p.Bytes())
 	}
 	outW, outH, win := p.geometry(w, h)
-	resampleWindow(dst, img, outW, outH, win, p.Interpolation)
+	// How much of img is frame: reductions round its sides up.
+	reduced := math.Round(max(float64(w)/float64(img.Width), float64(h)/float64(img.Height)))
+	resampleExtent(dst, img, float64(w)/reduced, float64(h)/reduced, outW, outH, win, p.Interpolation)
 	return nil
 }
 

@@ -58,9 +58,9 @@ type taps struct {
 }
 
 // makeTaps computes the coefficients of outputs lo to hi-1 of a line of in
-// samples that is resampled to out.
-func makeTaps(in, out, lo, hi int, ip Interpolation) taps {
-	scale := float64(in) / float64(out)
+// samples, the first extent of which are resampled to out.
+func makeTaps(in int, extent float64, out, lo, hi int, ip Interpolation) taps {
+	scale := extent / float64(out)
 	filterScale := max(scale, 1)
 	support := ip.support() * filterScale
 	width := int(math.Ceil(support))*2 + 1
@@ -118,7 +118,14 @@ var between = sync.Pool{New: func() any { return new([]uint8) }}
 // into dst (3 × win.w × win.h bytes). Each output pixel depends only on its own
 // coefficients, so leaving out the others changes nothing.
 func resampleWindow(dst []uint8, src *Image, outW, outH int, win window, ip Interpolation) {
-	vert := makeTaps(src.Height, outH, win.y, win.y+win.h, ip)
+	resampleExtent(dst, src, float64(src.Width), float64(src.Height), outW, outH, win, ip)
+}
+
+// resampleExtent does so with the upper left extW × extH pixels of src, which
+// may be fractions: a frame of 1203 pixels that a decoder reduced by 4 has 301,
+// of which 300.75 are the frame.
+func resampleExtent(dst []uint8, src *Image, extW, extH float64, outW, outH int, win window, ip Interpolation) {
+	vert := makeTaps(src.Height, extH, outH, win.y, win.y+win.h, ip)
 	rowLo := vert.first[0]
 	rowHi := rowLo
 	for i := range win.h {
@@ -127,8 +134,8 @@ func resampleWindow(dst []uint8, src *Image, outW, outH int, win window, ip Inte
 	}
 	stride := 3 * win.w
 
-	if outW == src.Width { // the horizontal pass would be the identity
-		if outH == src.Height {
+	if float64(outW) == extW && outW == src.Width { // the horizontal pass would be the identity
+		if float64(outH) == extH && outH == src.Height {
 			for y := range win.h {
 				at := 3 * ((win.y+y)*src.Width + win.x)
 				copy(dst[y*stride:(y+1)*stride], src.Pix[at:at+stride])
@@ -139,8 +146,8 @@ func resampleWindow(dst []uint8, src *Image, outW, outH int, win window, ip Inte
 		return
 	}
 
-	hor := makeTaps(src.Width, outW, win.x, win.x+win.w, ip)
-	if outH == src.Height {
+	hor := makeTaps(src.Width, extW, outW, win.x, win.x+win.w, ip)
+	if float64(outH) == extH && outH == src.Height {
 		for y := range win.h {
 			horizontalRow(dst[y*stride:(y+1)*stride], src.Pix[3*(win.y+y)*src.Width:3*(win.y+y+1)*src.Width], hor)
 		}

@@ -201,3 +201,47 @@ func BenchmarkPreprocess(b *testing.B) {
 		})
 	}
 }
+
+// A decoder that reduces (build tag turbo) must keep the frame's geometry and
+// come close to the pixels of the full size; one that does not must be equal.
+func TestReducedDecodingKeepsTheGeometry(t *testing.T) {
+	m := New(1203, 901)
+	for y := range m.Height {
+		for x := range m.Width {
+			m.SetRGB(x, y, uint8(x*255/m.Width), uint8(y*255/m.Height), uint8((x/60+y/60)%2*180+30))
+		}
+	}
+	b, err := m.JPEG(95)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := Preprocess{Resize: 70, Crop: 64, Interpolation: Bicubic, Std: [3]float64{1, 1, 1}}
+	got, want := make([]uint8, p.Bytes()), make([]uint8, p.Bytes())
+	h, err := p.Apply(b, Limits{}, got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h.Width != m.Width || h.Height != m.Height {
+		t.Errorf("header says %d×%d", h.Width, h.Height)
+	}
+	full, err := Decode(b, Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if full.Width != m.Width || full.Height != m.Height {
+		t.Errorf("Decode gave %d×%d", full.Width, full.Height)
+	}
+	if err := p.ApplyImage(full, want); err != nil {
+		t.Fatal(err)
+	}
+	sum := 0
+	for i, v := range want {
+		d := int(v) - int(got[i])
+		sum += max(d, -d)
+	}
+	mean := float64(sum) / float64(len(want))
+	t.Logf("%s: mean difference %.3f levels", DecoderName(), mean)
+	if DecoderName() == "go" && sum != 0 || mean > 2 {
+		t.Errorf("decoder %s: the pixels differ by %.2f levels on average", DecoderName(), mean)
+	}
+}
