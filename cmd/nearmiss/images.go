@@ -5,13 +5,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
-)
 
-// imageExtensions are the names by which a folder's images are known. Files
-// that are named on the command line are taken as they are.
-var imageExtensions = []string{".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+	"github.com/nearmiss/nearmiss/training/dataset"
+)
 
 // listImages expands folders, their sub-folders included, to the images in
 // them, in the order of their names.
@@ -34,7 +31,7 @@ func listImages(paths []string) ([]string, error) {
 			switch {
 			case hidden && d.IsDir():
 				return filepath.SkipDir
-			case !hidden && !d.IsDir() && slices.Contains(imageExtensions, strings.ToLower(filepath.Ext(path))):
+			case !hidden && !d.IsDir() && dataset.IsImageName(path):
 				all = append(all, path)
 			}
 			return nil
@@ -44,7 +41,7 @@ func listImages(paths []string) ([]string, error) {
 		}
 	}
 	if len(all) == 0 {
-		return nil, fmt.Errorf("no images in %s: files named %s are looked for", strings.Join(paths, ", "), strings.Join(imageExtensions, ", "))
+		return nil, fmt.Errorf("no images in %s: JPEG, PNG, BMP, TIFF and WebP files are looked for by their names", strings.Join(paths, ", "))
 	}
 	return all, nil
 }

@@ -38,6 +38,7 @@ type cli struct {
 	Fit   fitCmd   `cmd:"" help:"Learn what is normal from images and write a release; needs no broker."`
 	Score scoreCmd `cmd:"" help:"Score images with a release; needs no broker."`
 	Fakes fakesCmd `cmd:"" help:"Learn to make near-normal images from normal ones; needs no broker."`
+	Eval  evalCmd  `cmd:"" help:"Measure a method on a labelled data set with the paper's protocols; needs no broker."`
 
 	Broker   brokerCmd   `cmd:"" help:"Run a NATS broker for this machine, with everything that must survive in one folder."`
 	Worker   workerCmd   `cmd:"" help:"Score frames and raise events."`

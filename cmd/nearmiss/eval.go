@@ -1,0 +1,111 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/nearmiss/nearmiss/inference"
+	"github.com/nearmiss/nearmiss/training/dataset"
+	"github.com/nearmiss/nearmiss/training/evaluate"
+)
+
+type evalCmd struct {
+	Data     string   `required:"" type:"existingdir" placeholder:"DIR" help:"Data set: {train,test}/<class>/* (one-vs-rest) or the layout of MVTec AD (mvtec)."`
+	Backbone string   `required:"" type:"existingfile" placeholder:"FILE.onnx" help:"Pretrained model, from nearmiss backbone import."`
+	Protocol string   `required:"" enum:"one-vs-rest,mvtec" help:"What is normal and what is not: ${enum}."`
+	Method   string   `enum:"knn" default:"knn" help:"How to learn: ${enum}."`
+	K        int      `default:"2" help:"Nearest normals whose squared distances make the score."`
+	Repeats  int      `default:"1" placeholder:"N" help:"Repeat with the seeds S, S+1, …"`
+	Seed     uint64   `default:"0" placeholder:"S" help:"Draws the random splits."`
+	Resplit  float64  `placeholder:"SHARE" help:"Pool train and test and draw this share for training, anew in each repeat."`
+	Normal   []string `placeholder:"CLASS" help:"Take only this class as normal; may be repeated (default: every class in turn)."`
+	JSON     bool     `name:"json" help:"Print one JSON object."`
+	deviceFlags
+}
+
+func (*evalCmd) Help() string {
+	return "The bank holds every normal training image, as in the paper; nothing is held out, because only ranks count here.\n\n" +
+		examples(
+			"nearmiss eval --data wbc --protocol one-vs-rest --backbone vit_ti.onnx --json",
+			"nearmiss eval --data wbc --protocol one-vs-rest --backbone vit_ti.onnx --resplit 0.8 --repeats 10",
+			"nearmiss eval --data magnetic-tile --protocol mvtec --backbone vit_ti.onnx --json",
+		)
+}
+
+func (c *evalCmd) Run(ctx context.Context, o *output) error {
+	embed, err := c.options()
+	if err != nil {
+		return err
+	}
+	open, protocol := dataset.Classes, evaluate.OneVsRest
+	if c.Protocol == evaluate.ProtocolMVTec {
+		open, protocol = dataset.MVTec, evaluate.MVTec
+	}
+	set, err := open(c.Data)
+	if err != nil {
+		return err
+	}
+	e, err := inference.NewEmbedder(c.Backbone, embed)
+	if err != nil {
+		return err
+	}
+	defer e.Close()
+	bar := o.progress("")
+	defer bar.close()
+	method := evaluate.KNN(evaluate.NewFeatures(embedAll(e)), c.K, nil)
+	res, err := protocol(ctx, set, method, evaluate.Options{
+		Repeats: c.Repeats, Seed: c.Seed, Resplit: c.Resplit, Normal: c.Normal,
+		Progress: func(done, total int, what string) { bar.stage(what, int64(done), int64(total)) },
+	})
+	bar.close()
+	if errors.Is(err, evaluate.ErrWrongLayout) {
+		return usageError{err}
+	}
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return o.JSON(res)
+	}
+	return printResult(o, res)
+}
+
+// embedAll is an embedder for which every image must be readable: a data set
+// with a broken image gives no figures.
+func embedAll(e *inference.Embedder) evaluate.EmbedFunc {
+	return func(ctx context.Context, files [][]byte) ([][]float32, error) {
+		all, err := e.Embed(ctx, files)
+		if err != nil {
+			return nil, err
+		}
+		vectors := make([][]float32, len(all))
+		for i, v := range all {
+			if v.Err != nil {
+				return nil, fmt.Errorf("image %d: %w", i, v.Err)
+			}
+			vectors[i] = v.Vector
+		}
+		return vectors, nil
+	}
+}
+
+func printResult(o *output, r *evaluate.Result) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s on %s, method %s: AUROC %.1f %%", r.Protocol, r.Data, r.Method, 100*r.AUROC)
+	if r.Repeats > 1 {
+		fmt.Fprintf(&b, " ± %.1f over %d repeats", 100*r.Std, r.Repeats)
+	}
+	b.WriteByte('\n')
+	for _, parts := range []map[string]float64{r.PerClass, r.PerDefect} {
+		for _, name := range slices.Sorted(maps.Keys(parts)) {
+			fmt.Fprintf(&b, "  %-20s %.1f\n", name, 100*parts[name])
+		}
+	}
+	fmt.Fprintf(&b, "%.1f s\n", r.Seconds)
+	_, err := fmt.Fprint(o.Out, b.String())
+	return err
+}
