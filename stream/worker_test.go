@@ -359,7 +359,7 @@ func TestAFrameThatComesAgainAfterASwapRaisesNoSecondEvent(t *testing.T) {
 	e := stream.Event{
 		ID: "of the old release", Kind: stream.KindAnomaly, FrameID: "told", Detector: "bolts", Camera: "left",
 		CapturedAt: time.Now().UTC(), ScoredAt: time.Now().UTC(), Score: &score, Threshold: &score, PValue: &score, Anomalous: &yes,
-		K: 1, Nearest: []stream.Near{}, Release: old, Width: 8, Height: 8,
+		K: 1, Nearest: []stream.Near{}, Release: old, Width: 8, Height: 8, Bytes: 12,
 	}
 	m, err := e.Message(r.names)
 	if err != nil {
