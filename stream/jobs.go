@@ -83,6 +83,7 @@ type Job struct {
 	CheckpointN int       `json:"checkpoint_n,omitempty"` // how many there have been
 	Normals     int       `json:"normals,omitempty"`      // images that it was trained on
 	DataDigest  string    `json:"data_digest,omitempty"`  // of those images
+	LastNormal  uint64    `json:"last_normal,omitempty"`  // sequence of the newest of them
 	Release     string    `json:"release,omitempty"`      // the result
 	Promoted    bool      `json:"promoted,omitempty"`     // the result is or was active
 	Held        string    `json:"held,omitempty"`         // why it was not promoted

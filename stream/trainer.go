@@ -54,9 +54,10 @@ type Task struct {
 	ActiveID   string // its digest, or empty
 	Checkpoint string // file of the last checkpoint of an earlier attempt, or empty
 
-	w    *TrainingWorker
-	mu   sync.Mutex
-	last time.Time
+	w          *TrainingWorker
+	lastNormal uint64 // sequence
+	mu         sync.Mutex
+	last       time.Time // when progress was last recorded
 }
 
 // Report publishes progress; it may be called as often as there is something
@@ -234,9 +235,15 @@ func (w *TrainingWorker) Run(ctx context.Context) error {
 		}
 		return err
 	}
+	stopService, err := w.service(ctx)
+	if err != nil {
+		return err
+	}
+	defer stopService()
 	var helpers sync.WaitGroup
 	defer helpers.Wait()
 	helpers.Go(func() { w.epoch.follow(ctx, w.nc, func() {}) })
+	helpers.Go(func() { w.feedback(ctx) })
 	if w.cfg.Schedule > 0 {
 		helpers.Go(func() { w.schedule(ctx) })
 	}
@@ -378,7 +385,6 @@ func (w *TrainingWorker) handle(ctx context.Context, m jetstream.Msg) {
 	case err == nil:
 		w.end(ctx, m, job, func(j *Job) {
 			j.State, j.Release, j.Promoted, j.Held = JobDone, job.Release, job.Promoted, job.Held
-			j.Normals, j.DataDigest = job.Normals, job.DataDigest
 			j.Error, j.Code = "", ""
 		}, "done")
 	case errors.Is(cause, errJobCancelled):
@@ -453,7 +459,7 @@ func (w *TrainingWorker) attempt(ctx context.Context, job Job) (done Job, err er
 	if err != nil {
 		return done, err
 	}
-	done.Normals, done.DataDigest = task.Count, task.DataDigest
+	done.Normals, done.DataDigest, done.LastNormal = task.Count, task.DataDigest, task.lastNormal
 	task.Report(Progress{Phase: "begin", Message: fmt.Sprintf("%d normal images", task.Count)})
 
 	res, err := w.train(ctx, task)
@@ -468,7 +474,8 @@ func (w *TrainingWorker) attempt(ctx context.Context, job Job) (done Job, err er
 	}
 	done.Held = res.Hold
 	if _, err := w.jobs.update(ctx, job.Job, func(j *Job) {
-		j.Release, j.Held, j.Normals, j.DataDigest = done.Release, done.Held, done.Normals, done.DataDigest
+		j.Release, j.Held = done.Release, done.Held
+		j.Normals, j.DataDigest, j.LastNormal = done.Normals, done.DataDigest, done.LastNormal
 	}); err != nil {
 		return done, err
 	}
@@ -507,9 +514,34 @@ func (w *TrainingWorker) promote(ctx context.Context, job Job, expect string) (J
 		if errors.Is(err, registry.ErrConflict) && expect == "" && ctx.Err() == nil {
 			continue // whoever was faster: this release is newer
 		}
-		job.Promoted = err == nil
-		return job, err
+		if err != nil {
+			return job, err
+		}
+		job.Promoted = true
+		return job, w.catchUp(ctx, job)
 	}
+}
+
+// catchUp brings into a newly trained release what operators have called normal
+// while it was trained: the release that it replaces had that already.
+func (w *TrainingWorker) catchUp(ctx context.Context, job Job) error {
+	if len(job.Extend) > 0 {
+		return nil
+	}
+	var late []uint64
+	if _, err := w.normals.Replay(ctx, job.Detector, false, false, func(n Normal) error {
+		if n.Sequence > job.LastNormal && strings.HasPrefix(n.ID, feedbackID) {
+			late = append(late, n.Sequence)
+		}
+		return nil
+	}); err != nil || len(late) == 0 {
+		return err
+	}
+	_, err := w.jobs.Request(ctx, TrainRequest{
+		Job: "late-" + job.Detector + "-" + short(job.Release), Detector: job.Detector, Extend: late, Promote: true,
+		By: w.cfg.Name, Reason: fmt.Sprintf("%d frames were confirmed normal during job %s", len(late), job.Job),
+	})
+	return err
 }
 
 // prepare brings a job's data to this machine.
@@ -548,6 +580,7 @@ func (w *TrainingWorker) prepare(ctx context.Context, job Job, dir string) (*Tas
 					return nil
 				}
 				t.Count++
+				t.lastNormal = max(t.lastNormal, n.Sequence)
 			}
 			return os.WriteFile(filepath.Join(folder, fmt.Sprintf("%012d%s", n.Sequence, extension(n.Image))), n.Image, 0o644)
 		}

@@ -175,6 +175,11 @@ func (w *Worker) Run(ctx context.Context) error {
 		}
 		return err
 	}
+	stopService, err := w.service(ctx)
+	if err != nil {
+		return err
+	}
+	defer stopService()
 	// work outlives ctx by the drain time.
 	work, kill := context.WithCancel(context.WithoutCancel(ctx))
 	defer kill()
@@ -196,6 +201,7 @@ func (w *Worker) Run(ctx context.Context) error {
 			w.wake()
 		})
 	})
+	helpers.Go(func() { w.evict(ctx) })
 	tick := time.NewTicker(w.cfg.Resync)
 	defer tick.Stop()
 
@@ -233,6 +239,24 @@ func (w *Worker) Run(ctx context.Context) error {
 	w.log.Info().Uint64("scored", w.count.scored.Load()).Uint64("anomalies", w.count.anomalies.Load()).Msg("worker is down")
 	return nil
 }
+
+// evict keeps this machine's cache of releases from growing for ever.
+func (w *Worker) evict(ctx context.Context) {
+	for ctx.Err() == nil {
+		n, err := w.registry.Evict(ctx, evictAfter)
+		switch {
+		case err != nil && ctx.Err() == nil:
+			w.log.Debug().Err(err).Msg("cannot clear the cache of releases")
+		case n > 0:
+			w.log.Info().Int("releases", n).Msg("cleared from the cache")
+		}
+		pause(ctx, evictAfter)
+	}
+}
+
+// evictAfter is how old a cached release must be to go, when nothing points to
+// it.
+const evictAfter = time.Hour
 
 // wake has pointers and configurations read again soon.
 func (w *Worker) wake() {

@@ -195,6 +195,8 @@ func (r *Registry) Get(ctx context.Context, digest string) (string, error) {
 	}
 	dir := filepath.Join(r.cfg.CacheDir, "releases", digest)
 	if verify(dir, digest) == nil {
+		now := time.Now() // Evict goes by it
+		_ = os.Chtimes(dir, now, now)
 		return dir, nil
 	}
 	if err := os.RemoveAll(dir); err != nil {

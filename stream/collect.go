@@ -1,0 +1,160 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream/registry"
+)
+
+// Collected is what a collection removed.
+type Collected struct {
+	registry.Collected
+	Evidence    int `json:"evidence"`    // images of anomalies that are past their retention
+	Frames      int `json:"frames"`      // large frames that were left behind
+	Checkpoints int `json:"checkpoints"` // of jobs that have ended
+}
+
+// Collect removes from the artifacts what nobody can need any more: releases
+// (see [registry.Registry.Collect]), evidence past the retention of its
+// detector, and what cameras and trainers that died left behind.
+func Collect(ctx context.Context, js jetstream.JetStream, n Names, o registry.CollectOptions) (Collected, error) {
+	var out Collected
+	reg, err := registry.Open(ctx, js, n.registry(""))
+	if err != nil {
+		return out, err
+	}
+	if out.Collected, err = reg.Collect(ctx, o); err != nil {
+		return out, err
+	}
+	store, err := js.ObjectStore(ctx, n.ArtifactsBucket())
+	if err != nil {
+		return out, fmt.Errorf("collect: %w", err)
+	}
+	infos, err := store.List(ctx)
+	if err != nil && !errors.Is(err, jetstream.ErrNoObjectsFound) {
+		return out, fmt.Errorf("collect: %w", err)
+	}
+	retention, err := evidenceRetention(ctx, js, n)
+	if err != nil {
+		return out, err
+	}
+	jobs, err := OpenJobs(ctx, js, n)
+	if err != nil {
+		return out, err
+	}
+	grace := o.Grace
+	if grace == 0 {
+		grace = time.Hour
+	}
+	for _, i := range infos {
+		age := time.Since(i.ModTime)
+		var count *int
+		switch {
+		case strings.HasPrefix(i.Name, EvidenceObjects) && age > retention:
+			count = &out.Evidence
+		case strings.HasPrefix(i.Name, FrameObjects) && age > 7*24*time.Hour:
+			count = &out.Frames
+		case strings.HasPrefix(i.Name, CheckpointObjects) && age > grace:
+			job, _, _ := strings.Cut(strings.TrimPrefix(i.Name, CheckpointObjects), "/")
+			j, err := jobs.Get(ctx, job)
+			if err != nil && !errors.Is(err, ErrNotFound) {
+				return out, err
+			}
+			if err == nil && !j.Finished() && j.Checkpoint == i.Name {
+				continue
+			}
+			count = &out.Checkpoints
+		default:
+			continue
+		}
+		*count++
+		if !o.DryRun {
+			if err := store.Delete(ctx, i.Name); err != nil {
+				return out, fmt.Errorf("collect %s: %w", i.Name, err)
+			}
+		}
+	}
+	return out, nil
+}
+
+// evidenceRetention is the longest retention of any detector: evidence is named
+// by its content, and two detectors may share a piece.
+func evidenceRetention(ctx context.Context, js jetstream.JetStream, n Names) (time.Duration, error) {
+	s, err := OpenDetectors(ctx, js, n)
+	if err != nil {
+		return 0, err
+	}
+	all, err := s.List(ctx)
+	if err != nil {
+		return 0, err
+	}
+	longest := time.Duration(0)
+	for _, d := range all {
+		longest = max(longest, time.Duration(d.WithDefaults().Retention))
+	}
+	if len(all) == 0 {
+		longest = time.Duration(Detector{}.WithDefaults().Retention)
+	}
+	return longest, nil
+}
+
+// DeleteDetector removes a detector: its configuration, its pointers and its
+// waiting frames. With everything set, its training set and labelled anomalies
+// go too. Its releases go with the next collection, its events with their age.
+func DeleteDetector(ctx context.Context, js jetstream.JetStream, n Names, name string, everything bool) error {
+	s, err := OpenDetectors(ctx, js, n)
+	if err != nil {
+		return err
+	}
+	reg, err := registry.Open(ctx, js, n.registry(""))
+	if err != nil {
+		return err
+	}
+	if err := s.Delete(ctx, name); err != nil {
+		return err
+	}
+	if err := reg.Forget(ctx, name); err != nil {
+		return err
+	}
+	if err := js.DeleteConsumer(ctx, n.FramesStream(), framesConsumer(name)); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+		return fmt.Errorf("delete detector %s: %w", name, err)
+	}
+	purge := map[string]string{n.Frames(name, "*"): n.FramesStream(), n.Train(name): n.TrainingStream()}
+	if everything {
+		purge[n.Normals(name)], purge[n.Anomalies(name)] = n.NormalsStream(), n.NormalsStream()
+	}
+	for subject, stream := range purge {
+		str, err := js.Stream(ctx, stream)
+		if err != nil {
+			return fmt.Errorf("delete detector %s: %w", name, err)
+		}
+		if err := str.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
+			return fmt.Errorf("delete detector %s: drop %s: %w", name, subject, err)
+		}
+	}
+	if !everything {
+		return nil
+	}
+	store, err := js.ObjectStore(ctx, n.ArtifactsBucket())
+	if err != nil {
+		return fmt.Errorf("delete detector %s: %w", name, err)
+	}
+	infos, err := store.List(ctx)
+	if err != nil && !errors.Is(err, jetstream.ErrNoObjectsFound) {
+		return fmt.Errorf("delete detector %s: %w", name, err)
+	}
+	for _, i := range infos {
+		if strings.HasPrefix(i.Name, NormalObjects+name+"/") {
+			if err := store.Delete(ctx, i.Name); err != nil {
+				return fmt.Errorf("delete detector %s: %w", name, err)
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,287 @@
+package stream
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream/registry"
+)
+
+// Verdicts of an operator.
+const (
+	FeedbackNormal    = "normal"    // a false alarm: the frame shows nothing wrong
+	FeedbackAnomalous = "anomalous" // the frame shows something wrong
+)
+
+// Feedback is what an operator says of a frame.
+type Feedback struct {
+	Detector string `json:"detector"`
+	Verdict  string `json:"verdict"` // [FeedbackNormal] or [FeedbackAnomalous]
+	// Event is the id of the event that is meant. Or else Camera and Frame say
+	// which frame is; it must have raised an event.
+	Event  string    `json:"event,omitempty"`
+	Camera string    `json:"camera,omitempty"`
+	Frame  string    `json:"frame,omitempty"`
+	By     string    `json:"by,omitempty"`
+	Note   string    `json:"note,omitempty"`
+	At     time.Time `json:"at"`
+}
+
+// Validate says whether the feedback can be published.
+func (f Feedback) Validate() error {
+	errs := []error{CheckToken("detector", f.Detector)}
+	if f.Verdict != FeedbackNormal && f.Verdict != FeedbackAnomalous {
+		errs = append(errs, fmt.Errorf("verdict %q: use %s or %s: %w", clip(f.Verdict), FeedbackNormal, FeedbackAnomalous, ErrBadMessage))
+	}
+	if f.Event == "" && (f.Frame == "" || f.Camera == "") {
+		errs = append(errs, fmt.Errorf("feedback needs an event's id, or a camera and a frame: %w", ErrBadMessage))
+	}
+	if f.Camera != "" {
+		errs = append(errs, CheckToken("camera", f.Camera))
+	}
+	return errors.Join(errs...)
+}
+
+// SendFeedback publishes feedback. A trainer takes it: a normal frame becomes a
+// normal, and enters the bank of the active release at once; an anomalous one
+// becomes a labelled anomaly.
+func SendFeedback(ctx context.Context, js jetstream.JetStream, n Names, f Feedback) error {
+	if f.At.IsZero() {
+		f.At = time.Now().UTC()
+	}
+	if err := f.Validate(); err != nil {
+		return err
+	}
+	data, err := json.Marshal(f)
+	if err != nil {
+		return err
+	}
+	m := nats.NewMsg(n.Feedback(f.Detector))
+	m.Header.Set(nats.MsgIdHdr, strings.Join([]string{f.Event, f.Camera, f.Frame, f.Verdict}, "/"))
+	m.Data = data
+	if _, err := js.PublishMsg(ctx, m); err != nil {
+		return fmt.Errorf("send feedback on detector %s: %w", f.Detector, err)
+	}
+	return nil
+}
+
+// feedback handles operators' feedback until ctx ends. The trainers share it.
+func (w *TrainingWorker) feedback(ctx context.Context) {
+	for ctx.Err() == nil {
+		if err := w.takeFeedback(ctx); err != nil && ctx.Err() == nil {
+			w.log.Debug().Err(err).Msg("cannot take feedback")
+			pause(ctx, time.Second)
+		}
+	}
+}
+
+// feedbackID is what the ids of normals that came by feedback begin with.
+const feedbackID = "feedback/"
+
+// feedbackBatch is how many frames enter a bank together, at most.
+const feedbackBatch = 64
+
+func (w *TrainingWorker) takeFeedback(ctx context.Context) error {
+	step, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	cons, err := w.js.CreateOrUpdateConsumer(step, w.cfg.FeedbackStream(), jetstream.ConsumerConfig{
+		Durable: "feedback", Description: "trainers, for operators' feedback",
+		AckPolicy: jetstream.AckExplicitPolicy, AckWait: 30 * time.Second, MaxDeliver: -1,
+	})
+	if err != nil {
+		return err
+	}
+	for ctx.Err() == nil {
+		msgs, err := w.epoch.fetch(ctx, cons, feedbackBatch)
+		if err != nil {
+			return err
+		}
+		w.handleFeedback(ctx, msgs)
+	}
+	return nil
+}
+
+// handleFeedback sees a batch of feedback to its end: the normals of one
+// detector make one job.
+func (w *TrainingWorker) handleFeedback(ctx context.Context, msgs []jetstream.Msg) {
+	beat := newHeartbeat(10*time.Second, msgs)
+	defer beat.stop()
+	type group struct {
+		msgs []jetstream.Msg
+		seqs []uint64
+	}
+	groups := map[string]*group{}
+	for _, m := range msgs {
+		f, seq, err := w.learnFrom(ctx, m)
+		var perm *PermanentError
+		switch {
+		case errors.As(err, &perm):
+			w.refuseFeedback(ctx, m, perm)
+		case err != nil:
+			w.log.Warn().Err(err).Msg("feedback not handled: it comes again")
+			_ = m.NakWithDelay(5 * time.Second)
+		case f.Verdict == FeedbackNormal:
+			g := groups[f.Detector]
+			if g == nil {
+				g = &group{}
+				groups[f.Detector] = g
+			}
+			g.msgs, g.seqs = append(g.msgs, m), append(g.seqs, seq)
+			continue
+		default:
+			_ = m.Ack()
+		}
+		beat.done(m)
+	}
+	for detector, g := range groups {
+		_, err := w.registry.Active(ctx, detector)
+		if err == nil {
+			_, err = w.jobs.Request(ctx, TrainRequest{
+				Job: fmt.Sprintf("extend-%s-%d", detector, g.seqs[len(g.seqs)-1]), Detector: detector, Extend: g.seqs, Promote: true,
+				By: "feedback", Reason: fmt.Sprintf("%d frames were confirmed normal", len(g.seqs)),
+			})
+		} else if errors.Is(err, registry.ErrNoRelease) {
+			err = nil // they are normals for the first training
+		}
+		for _, m := range g.msgs {
+			if err != nil {
+				_ = m.NakWithDelay(5 * time.Second)
+			} else {
+				_ = m.Ack()
+			}
+			beat.done(m)
+		}
+		if err != nil {
+			w.log.Warn().Err(err).Str("detector", detector).Msg("feedback not handled: it comes again")
+		}
+	}
+}
+
+// learnFrom adds the frame that feedback is about to the detector's normals or
+// labelled anomalies.
+func (w *TrainingWorker) learnFrom(ctx context.Context, m jetstream.Msg) (f Feedback, sequence uint64, err error) {
+	if err := json.Unmarshal(m.Data(), &f); err != nil {
+		return f, 0, Permanent(CodeBadRequest, fmt.Errorf("feedback: %w", err))
+	}
+	if err := f.Validate(); err != nil {
+		return f, 0, Permanent(CodeBadRequest, err)
+	}
+	if m.Subject() != w.cfg.Feedback(f.Detector) {
+		return f, 0, Permanent(CodeBadRequest, fmt.Errorf("feedback on detector %s came on subject %s", f.Detector, m.Subject()))
+	}
+	e, err := FindEvent(ctx, w.js, w.cfg.Names, f.Detector, f.Camera, f.Event, f.Frame)
+	if errors.Is(err, ErrNotFound) {
+		return f, 0, Permanent(CodeNotFound, err)
+	}
+	if err != nil {
+		return f, 0, err
+	}
+	image, err := w.evidence(ctx, e)
+	if errors.Is(err, ErrNotFound) {
+		return f, 0, Permanent(CodeNotFound, err)
+	}
+	if err != nil {
+		return f, 0, err
+	}
+	origin := "an operator called the frame " + f.Verdict
+	if f.By != "" {
+		origin = f.By + " called the frame " + f.Verdict
+	}
+	sequence, err = w.normals.Add(ctx, Normal{
+		Detector: f.Detector, ID: feedbackID + e.Camera + "/" + e.FrameID, Origin: origin, Anomaly: f.Verdict == FeedbackAnomalous,
+		Source: e.Source, CapturedAt: e.CapturedAt, Image: image,
+	})
+	return f, sequence, err
+}
+
+// evidence returns the image of an event.
+func (w *TrainingWorker) evidence(ctx context.Context, e Event) ([]byte, error) {
+	bucket, name, ok := strings.Cut(e.Evidence, "/")
+	if !ok || bucket != w.cfg.ArtifactsBucket() || !strings.HasPrefix(name, EvidenceObjects) {
+		return nil, fmt.Errorf("event %s keeps no image: %w", e.ID, ErrNotFound)
+	}
+	return readObject(ctx, w.artifacts, name)
+}
+
+// readObject reads a whole object into memory.
+func readObject(ctx context.Context, store jetstream.ObjectStore, name string) ([]byte, error) {
+	info, err := store.GetInfo(ctx, name)
+	if errors.Is(err, jetstream.ErrObjectNotFound) {
+		return nil, fmt.Errorf("object %s: %w", clip(name), ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look for object %s: %w", clip(name), err)
+	}
+	step, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	r, err := store.Get(step, name)
+	if err != nil {
+		return nil, fmt.Errorf("read object %s: %w", clip(name), err)
+	}
+	defer r.Close()
+	b := make([]byte, info.Size)
+	if _, err := io.ReadFull(r, b); err != nil {
+		return nil, fmt.Errorf("read object %s: %w", clip(name), err)
+	}
+	return b, nil
+}
+
+// refuseFeedback moves feedback that cannot be used to the dead letters.
+func (w *TrainingWorker) refuseFeedback(ctx context.Context, m jetstream.Msg, why *PermanentError) {
+	meta, err := m.Metadata()
+	if err != nil {
+		return
+	}
+	dead := deadMessage(w.cfg.Names, m.Subject(), w.cfg.FeedbackStream(), meta.Sequence.Stream, int(meta.NumDelivered), m.Headers(), m.Data(), why.Code, why.Error())
+	if err := retry(ctx, brief(), func() error { return publishDead(ctx, w.js, w.cfg.Names, dead) }); err != nil {
+		_ = m.NakWithDelay(5 * time.Second)
+		return
+	}
+	w.log.Warn().Err(why).Msg("feedback refused")
+	_ = m.Ack()
+}
+
+// FindEvent returns the stored anomaly event with an id, or the newest one of a
+// camera's frame, or [ErrNotFound]. An empty camera means any.
+func FindEvent(ctx context.Context, js jetstream.JetStream, n Names, detector, camera, id, frame string) (Event, error) {
+	if camera == "" {
+		camera = "*"
+	}
+	var seq uint64
+	err := scan(ctx, js, n.EventsStream(), jetstream.OrderedConsumerConfig{
+		FilterSubjects: []string{n.Events(detector, camera, KindAnomaly)}, HeadersOnly: true,
+	}, func(m jetstream.Msg, meta *jetstream.MsgMetadata) error {
+		h := m.Headers()
+		if id != "" && h.Get(ceID) == id || id == "" && h.Get(ceSubject) == camera+"/"+frame {
+			seq = meta.Sequence.Stream
+		}
+		return nil
+	})
+	if err != nil {
+		return Event{}, fmt.Errorf("look for the event: %w", err)
+	}
+	what := fmt.Sprintf("event %s of detector %s", clip(id), detector)
+	if id == "" {
+		what = fmt.Sprintf("an event of frame %s of camera %s of detector %s", clip(frame), camera, detector)
+	}
+	if seq == 0 {
+		return Event{}, fmt.Errorf("%s: %w", what, ErrNotFound)
+	}
+	s, err := js.Stream(ctx, n.EventsStream())
+	if err != nil {
+		return Event{}, fmt.Errorf("look for the event: %w", err)
+	}
+	raw, err := s.GetMsg(ctx, seq)
+	if err != nil {
+		return Event{}, fmt.Errorf("read %s: %w", what, err)
+	}
+	return ParseEvent(n, raw.Subject, raw.Header, raw.Data)
+}

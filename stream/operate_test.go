@@ -1,0 +1,566 @@
+package stream_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nats.go/micro"
+
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/registry"
+)
+
+func (r *rig) client() *stream.Client { return stream.NewClient(r.nc, r.names) }
+
+func TestAFalseAlarmThatIsMarkedNormalIsNotRaisedAgain(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	r.detector(stream.Detector{Name: "bolts"})
+	first := r.release("bolts", fake{Name: "one"})
+	got := r.scores()
+	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
+	r.trainer(stream.TrainerConfig{}, fakeTrainer{t: t})
+	alarm, defect := image(0.95), image(0.97)
+	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "alarm", Image: alarm})
+	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "defect", Image: defect})
+	eventually(t, "both are announced", func() bool { return len(r.events()) == 2 })
+
+	c := r.client()
+	eventually(t, "the trainer answers", func() bool { _, err := c.Status(t.Context()); return err == nil })
+	if err := c.Feedback(t.Context(), stream.Feedback{Detector: "bolts", Verdict: stream.FeedbackNormal, Camera: "left", Frame: "alarm", By: "Kim"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range r.events() {
+		if e.FrameID == "defect" {
+			if err := c.Feedback(t.Context(), stream.Feedback{Detector: "bolts", Verdict: stream.FeedbackAnomalous, Event: e.ID}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	eventually(t, "the bank has it", func() bool { return w.Stats().Swaps == 2 })
+	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "alarm2", Image: alarm})
+	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "defect2", Image: defect})
+	eventually(t, "both are scored again", func() bool { return len(got.byFrame()) == 4 })
+	events := r.events()
+	if len(events) != 3 || events[2].FrameID != "defect2" || events[2].Release == first {
+		t.Errorf("%d events, last %+v", len(events), events[len(events)-1])
+	}
+	if *got.byFrame()["alarm2"][0].Anomalous {
+		t.Error("the false alarm is raised again")
+	}
+	s := stream.OpenNormals(r.js, r.names)
+	normals, err := s.List(t.Context(), "bolts", false)
+	if err != nil || len(normals) != 1 || !strings.Contains(normals[0].Origin, "Kim") {
+		t.Errorf("normals %+v, %v", normals, err)
+	}
+	eventually(t, "the defect is a labelled anomaly", func() bool {
+		all, err := s.List(t.Context(), "bolts", true)
+		return err == nil && len(all) == 1
+	})
+	t.Run("feedback on a frame without an event is refused", func(t *testing.T) {
+		if err := c.Feedback(t.Context(), stream.Feedback{Detector: "bolts", Verdict: stream.FeedbackNormal, Camera: "left", Frame: "nowhere"}); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "it is dead", func() bool {
+			dead, err := stream.DeadLetters(t.Context(), r.js, r.names, 0)
+			return err == nil && len(dead) == 1 && dead[0].Code == stream.CodeNotFound
+		})
+	})
+}
+
+func TestServices(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	r.detector(stream.Detector{Name: "bolts"})
+	one := r.release("bolts", fake{Name: "one"})
+	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
+	r.trainer(stream.TrainerConfig{}, fakeTrainer{t: t})
+	c := r.client()
+	ctx := t.Context()
+	eventually(t, "the trainer answers", func() bool { _, err := c.Status(ctx); return err == nil })
+	eventually(t, "the worker serves", func() bool { return w.Stats().Swaps == 1 })
+	code := func(err error) string {
+		var se *stream.ServiceError
+		if errors.As(err, &se) {
+			return se.Code
+		}
+		return fmt.Sprint(err)
+	}
+	t.Run("score now", func(t *testing.T) {
+		e, err := c.ScoreNow(ctx, "bolts", image(0.95))
+		if err != nil || !*e.Anomalous || e.Release != one {
+			t.Errorf("%+v, %v", e, err)
+		}
+		// The same as JSON, as another client would ask.
+		q, _ := json.Marshal(map[string]any{"detector": "bolts", "image": image(0.5)})
+		m, err := r.nc.Request("nearmiss.api.worker.score-now", q, time.Minute)
+		if err != nil || !strings.Contains(string(m.Data), `"anomalous":false`) {
+			t.Errorf("%s, %v", m.Data, err)
+		}
+		if _, err := c.ScoreNow(ctx, "nuts", image(0.5)); code(err) != stream.CodeNotFound {
+			t.Error(err)
+		}
+		if _, err := c.ScoreNow(ctx, "bolts", []byte("no image")); code(err) != "unsupported" {
+			t.Error(err)
+		}
+		if len(r.events()) != 0 {
+			t.Error("an event was stored")
+		}
+	})
+	t.Run("promote and rollback", func(t *testing.T) {
+		two := r.put("bolts", fake{Name: "two"})
+		if p, err := c.Promote(ctx, stream.PromoteRequest{Detector: "bolts", Release: two[:10], By: "Kim"}); err != nil || p.Release != two {
+			t.Errorf("%+v, %v", p, err)
+		}
+		if _, err := c.Promote(ctx, stream.PromoteRequest{Detector: "bolts", Release: one, Expect: one}); code(err) != stream.CodeConflict {
+			t.Error(err)
+		}
+		if _, err := c.Promote(ctx, stream.PromoteRequest{Detector: "bolts", Release: "ffffffff"}); code(err) != stream.CodeNotFound {
+			t.Error(err)
+		}
+		if _, err := c.Promote(ctx, stream.PromoteRequest{Detector: "no bolts", Release: two}); code(err) != stream.CodeBadRequest {
+			t.Error(err)
+		}
+		if p, err := c.Rollback(ctx, stream.PromoteRequest{Detector: "bolts"}); err != nil || p.Release != one || p.RolledBack != two {
+			t.Errorf("%+v, %v", p, err)
+		}
+		if _, err := c.Rollback(ctx, stream.PromoteRequest{Detector: "bolts"}); code(err) != stream.CodeNotFound {
+			t.Error(err)
+		}
+		a, err := c.Releases(ctx, "bolts")
+		if err != nil || len(a.Releases) != 2 || !a.Releases[0].Active || len(a.History) != 3 {
+			t.Errorf("%+v, %v", a, err)
+		}
+	})
+	t.Run("train", func(t *testing.T) {
+		if _, err := stream.OpenNormals(r.js, r.names).Add(ctx, stream.Normal{Detector: "bolts", Image: image(0.1)}); err != nil {
+			t.Fatal(err)
+		}
+		j, err := c.Train(ctx, stream.TrainRequest{Detector: "bolts", Promote: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if done := r.wait(j.Job); done.State != stream.JobDone || !done.Promoted {
+			t.Errorf("%+v", done)
+		}
+		if _, err := c.Train(ctx, stream.TrainRequest{Detector: "nuts"}); code(err) != stream.CodeNotFound {
+			t.Error(err)
+		}
+		if _, err := c.Cancel(ctx, "no-such-job"); code(err) != stream.CodeNotFound {
+			t.Error(err)
+		}
+		if all, err := c.Jobs(ctx, "bolts"); err != nil || len(all) != 1 {
+			t.Errorf("%+v, %v", all, err)
+		}
+	})
+	t.Run("status", func(t *testing.T) {
+		if err := r.nc.Publish(r.names.Frames("nuts", "left"), image(0.1)); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the frame that nobody takes is counted", func() bool {
+			s, err := c.Status(ctx)
+			return err == nil && s.Unserved["nuts"] == 1
+		})
+		s, err := c.Status(ctx)
+		if err != nil || len(s.Detectors) != 1 || s.Detectors[0].Normals != 1 || s.Detectors[0].LastJob == nil {
+			t.Errorf("%+v, %v", s, err)
+		}
+		all, err := c.Workers(ctx, 500*time.Millisecond)
+		if err != nil || len(all) != 1 || all[0].Serving["bolts"] == "" {
+			t.Errorf("%+v, %v", all, err)
+		}
+	})
+	t.Run("a request that cannot be understood", func(t *testing.T) {
+		m, err := r.nc.Request("nearmiss.api.trainer.train", []byte(`{"detektor":"bolts"}`), time.Minute)
+		if err != nil || m.Header.Get(micro.ErrorCodeHeader) != stream.CodeBadRequest {
+			t.Errorf("%v, %v", m, err)
+		}
+	})
+	t.Run("they can be discovered", func(t *testing.T) {
+		for _, name := range []string{stream.WorkerService, stream.TrainerService} {
+			m, err := r.nc.Request("$SRV.INFO."+name, nil, time.Minute)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var info micro.Info
+			if err := json.Unmarshal(m.Data, &info); err != nil || info.Name != name || len(info.Endpoints) < 2 {
+				t.Errorf("%+v, %v", info, err)
+			}
+		}
+	})
+}
+
+func TestACandidateScoresAlongside(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	active := r.release("bolts", fake{Name: "one", Threshold: 0.8})
+	candidate := r.put("bolts", fake{Name: "two", Threshold: 0.5})
+	if err := r.reg.SetShadow(t.Context(), "bolts", candidate, registry.Change{}); err != nil {
+		t.Fatal(err)
+	}
+	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
+	eventually(t, "both are loaded", func() bool { return w.Stats().Swaps == 2 })
+	for i := range 100 {
+		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: image(float64(i) / 100)})
+	}
+	eventually(t, "both have judged", func() bool { s := w.Shadows(); return len(s) == 1 && s[0].Frames == 100 })
+	if s := w.Shadows()[0]; s.Both != 19 || s.OnlyShadow != 30 || s.OnlyActive != 0 || s.Active != active || s.Candidate != candidate {
+		t.Errorf("%+v", s)
+	}
+	eventually(t, "the disagreements are told", func() bool { return len(r.eventsOf(stream.KindDisagreement)) == 30 })
+	for _, e := range r.events() {
+		if e.Release != active {
+			t.Errorf("event of %s", e.Release)
+		}
+	}
+	for _, e := range r.eventsOf(stream.KindDisagreement) {
+		if e.Release != candidate || e.Against.Release != active || e.Against.Anomalous {
+			t.Errorf("%+v", e)
+		}
+	}
+	if err := r.reg.SetShadow(t.Context(), "bolts", "", registry.Change{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the candidate is gone", func() bool { return len(w.Shadows()) == 0 })
+}
+
+func TestTheMeanOfACamerasScoresDecidesWhenTheDetectorSmooths(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	r.detector(stream.Detector{Name: "bolts", Smoothing: 4})
+	r.release("bolts", fake{Name: "one", Threshold: 0.5})
+	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
+	// One outlier does not lift the mean over the threshold; a lasting rise does,
+	// from the third frame on.
+	for i, n := range []float64{0.1, 0.1, 0.1, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9, 0.9, 0.9, 0.9} {
+		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: image(n)})
+		eventually(t, "it is scored", func() bool { return w.Stats().Scored == uint64(i+1) })
+	}
+	var ids []string
+	for _, e := range r.events() {
+		ids = append(ids, e.FrameID)
+		if e.Smoothed == nil || *e.Smoothed <= 0.5 || *e.Smoothed >= 0.95 {
+			t.Errorf("%+v", e)
+		}
+	}
+	if got := strings.Join(ids, " "); got != "f10 f11" {
+		t.Errorf("events of %s", got)
+	}
+}
+
+func TestACoolDownSparesTheSubscribers(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	r.detector(stream.Detector{Name: "bolts", CoolDown: stream.Duration(10 * time.Second)})
+	r.release("bolts", fake{Name: "one"})
+	got := r.scores()
+	begin := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	for i := range 25 { // a frame a second
+		for _, camera := range []string{"left", "right"} {
+			r.publish(stream.Frame{Detector: "bolts", Camera: camera, ID: fmt.Sprint(camera, i), CapturedAt: begin.Add(time.Duration(i) * time.Second), Image: image(0.95)})
+		}
+	}
+	one, _ := r.worker(stream.WorkerConfig{BatchSize: 4, Lanes: 1}, loadFake)
+	two, _ := r.worker(stream.WorkerConfig{BatchSize: 4, Lanes: 1}, loadFake)
+	eventually(t, "all are scored", func() bool { return one.Stats().Scored+two.Stats().Scored == 50 })
+	eventually(t, "all scores are sent", func() bool { return len(got.byFrame()) == 50 })
+	times := map[string][]time.Time{}
+	for _, e := range r.events() {
+		times[e.Camera] = append(times[e.Camera], e.CapturedAt)
+	}
+	for _, camera := range []string{"left", "right"} {
+		// Batches of two workers may swap places, so there are two or three.
+		if n := len(times[camera]); n < 2 || n > 3 {
+			t.Errorf("camera %s has %d events", camera, n)
+		}
+		for i, a := range times[camera] {
+			for _, b := range times[camera][:i] {
+				if a.Sub(b).Abs() < 10*time.Second {
+					t.Errorf("camera %s: events at %v and %v", camera, b, a)
+				}
+			}
+		}
+	}
+}
+
+// drifting is a scorer whose test finds drift at the fifth frame.
+type drifting struct{ fake }
+
+func (drifting) DriftTest(string) (stream.DriftTest, error) { return &countingTest{}, nil }
+
+type countingTest struct{ s stream.DriftStatus }
+
+func (c *countingTest) Observe(float64) (stream.DriftStatus, error) {
+	c.s.Frames++
+	c.s.Evidence = float64(c.s.Frames) / 5
+	if c.s.Drifted = c.s.Frames >= 5; c.s.Drifted {
+		c.s.Cause = "scores"
+	}
+	return c.s, nil
+}
+
+func TestDriftIsToldOnceAndRetrainingAdvised(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	r.detector(stream.Detector{Name: "bolts"})
+	release := r.release("bolts", fake{Name: "one"})
+	w, _ := r.worker(stream.WorkerConfig{}, stream.LoaderFunc(func(context.Context, string) (stream.Scorer, error) { return drifting{}, nil }))
+	for i := range 20 {
+		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: image(0.5)})
+	}
+	eventually(t, "all are scored", func() bool { return w.Stats().Scored == 20 })
+	eventually(t, "drift is told", func() bool { return len(r.eventsOf(stream.KindDrift)) == 1 })
+	if e := r.eventsOf(stream.KindDrift)[0]; e.Camera != "left" || e.Release != release || e.Drift.Frames != 5 {
+		t.Errorf("%+v", e)
+	}
+	s, err := stream.GetStatus(t.Context(), r.js, r.names)
+	if err != nil || len(s.Detectors) != 1 || len(s.Detectors[0].Retrain) != 1 {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	if st := w.Status(); len(st.Drift) != 1 || st.Drift[0].Frames != 20 {
+		t.Errorf("%+v", st)
+	}
+	// Another release has nothing to do with it.
+	r.release("bolts", fake{Name: "two"})
+	if s, err = stream.GetStatus(t.Context(), r.js, r.names); err != nil || len(s.Detectors[0].Retrain) != 0 {
+		t.Errorf("%+v, %v", s, err)
+	}
+}
+
+func TestNormals(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	s := stream.OpenNormals(r.js, r.names)
+	ctx := t.Context()
+	big := append(image(0.3), make([]byte, 9<<20)...) // above the payload limit
+	var seqs []uint64
+	for i, b := range [][]byte{image(0.1), image(0.2), big, image(0.1)} {
+		seq, err := s.Add(ctx, stream.Normal{Detector: "bolts", ID: fmt.Sprint(i % 3), Origin: "test", Source: "a.png", Image: b})
+		if err != nil {
+			t.Fatal(err)
+		}
+		seqs = append(seqs, seq)
+	}
+	if seqs[3] != seqs[0] {
+		t.Errorf("adding an id again: %v", seqs)
+	}
+	if _, err := s.Add(ctx, stream.Normal{Detector: "bolts", Anomaly: true, Image: image(0.9)}); err != nil {
+		t.Fatal(err)
+	}
+	replay := func() (digest string, sizes []int) {
+		t.Helper()
+		digest, err := s.Replay(ctx, "bolts", false, true, func(n stream.Normal) error {
+			sizes = append(sizes, len(n.Image))
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return digest, sizes
+	}
+	before, sizes := replay()
+	if fmt.Sprint(sizes) != fmt.Sprint([]int{12, 12, len(big)}) {
+		t.Errorf("replayed %v", sizes)
+	}
+	if again, _ := replay(); again != before {
+		t.Error("the digest of the same images differs")
+	}
+	all, err := s.List(ctx, "bolts", false)
+	if err != nil || len(all) != 3 || all[1].Sequence != seqs[1] || all[1].Bytes != 12 || all[1].Source != "a.png" {
+		t.Errorf("%+v, %v", all, err)
+	}
+	if n, err := s.Get(ctx, "bolts", seqs[2]); err != nil || len(n.Image) != len(big) {
+		t.Errorf("%+v, %v", n, err)
+	}
+	if err := s.Remove(ctx, "nuts", seqs[2]); !errors.Is(err, stream.ErrNotFound) {
+		t.Error(err)
+	}
+	if err := s.Remove(ctx, "bolts", seqs[2]); err != nil {
+		t.Error(err)
+	}
+	if after, sizes := replay(); after == before || len(sizes) != 2 {
+		t.Errorf("after the removal: %v", sizes)
+	}
+	if n, err := s.Count(ctx, "bolts"); err != nil || n != 2 {
+		t.Errorf("%d, %v", n, err)
+	}
+	store, err := r.js.ObjectStore(ctx, r.names.ArtifactsBucket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left, err := store.List(ctx); !errors.Is(err, jetstream.ErrNoObjectsFound) {
+		t.Errorf("%v, %v", left, err)
+	}
+
+	t.Run("from frames that are being scored", func(t *testing.T) {
+		r.release("bolts", fake{Name: "one"})
+		w, _ := r.worker(stream.WorkerConfig{}, loadFake)
+		done := make(chan error, 1)
+		counted := make(chan int, 10)
+		go func() { done <- s.FromFrames(ctx, "bolts", 3, func(n int) { counted <- n }) }()
+		sent := uint64(0)
+		for {
+			select {
+			case err := <-done:
+				if err != nil {
+					t.Error(err)
+				}
+				eventually(t, "all frames are scored", func() bool { return w.Stats().Scored == sent })
+				if n, err := s.Count(ctx, "bolts"); err != nil || n != 5 || len(counted) != 3 {
+					t.Errorf("%d normals, %d counted, %v", n, len(counted), err)
+				}
+				return
+			default:
+				r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", sent), Image: image(0.5)})
+				sent++
+			}
+		}
+	})
+}
+
+func TestDetectors(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	ctx := t.Context()
+	s, err := stream.OpenDetectors(ctx, r.js, r.names)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Create(ctx, stream.Detector{Name: "bolts", K: 3, CoolDown: stream.Duration(time.Minute)}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Create(ctx, stream.Detector{Name: "bolts"}); !errors.Is(err, stream.ErrDetectorExists) {
+		t.Error(err)
+	}
+	d, err := s.Set(ctx, "bolts", func(d *stream.Detector) error { d.Policy = stream.PolicyLive; return nil })
+	if err != nil || d.K != 3 || d.Policy != stream.PolicyLive {
+		t.Errorf("%+v, %v", d, err)
+	}
+	bad := []func(*stream.Detector) error{
+		func(d *stream.Detector) error { d.K = -1; return nil },
+		func(d *stream.Detector) error { d.FalseAlarmRate = 2; return nil },
+		func(d *stream.Detector) error { d.Policy = "best effort"; return nil },
+		func(d *stream.Detector) error { d.Region = &stream.Region{X: 0.5, Width: 0.6, Height: 1}; return nil },
+		func(d *stream.Detector) error { d.Ignore = []stream.Region{{}}; return nil },
+		func(d *stream.Detector) error { d.RetrainEvery = 1; return nil },
+	}
+	for i, change := range bad {
+		if _, err := s.Set(ctx, "bolts", change); err == nil {
+			t.Errorf("bad change %d is accepted", i)
+		}
+	}
+	if _, err := s.Get(ctx, "nuts"); !errors.Is(err, stream.ErrNoDetector) {
+		t.Error(err)
+	}
+	if _, err := s.Get(ctx, "*"); !errors.Is(err, stream.ErrBadName) {
+		t.Error(err)
+	}
+	r.release("bolts", fake{Name: "one"})
+	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f", Image: image(0.1)})
+	if _, err := stream.OpenNormals(r.js, r.names).Add(ctx, stream.Normal{Detector: "bolts", Image: image(0.1)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.DeleteDetector(ctx, r.js, r.names, "bolts", true); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := s.List(ctx); err != nil || len(all) != 0 {
+		t.Errorf("%+v, %v", all, err)
+	}
+	if st, err := stream.GetStatus(ctx, r.js, r.names); err != nil || len(st.Detectors) != 0 || len(st.Unserved) != 0 {
+		t.Errorf("%+v, %v", st, err)
+	}
+	if n, err := stream.OpenNormals(r.js, r.names).Count(ctx, "bolts"); err != nil || n != 0 {
+		t.Errorf("%d, %v", n, err)
+	}
+	if err := stream.DeleteDetector(ctx, r.js, r.names, "bolts", true); !errors.Is(err, stream.ErrNoDetector) {
+		t.Error(err)
+	}
+}
+
+func TestEnsureIsSafeToRepeatAndRefusesForeignStreams(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	if err := stream.Ensure(t.Context(), r.js, stream.Topology{}); err != nil {
+		t.Error(err)
+	}
+	if err := stream.Ensure(t.Context(), r.js, stream.Topology{FramesMaxBytes: 1 << 20, EventsMaxAge: 3 * time.Hour}); err != nil {
+		t.Error(err)
+	}
+	s, err := r.js.Stream(t.Context(), "NM_FRAMES")
+	if err != nil || s.CachedInfo().Config.MaxBytes != 1<<20 {
+		t.Errorf("%+v, %v", s.CachedInfo().Config, err)
+	}
+	if _, err := r.js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "OTHER_FRAMES", Subjects: []string{"somebody.else"}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Ensure(t.Context(), r.js, stream.Topology{Names: stream.Names{Prefix: "other"}}); err == nil || !strings.Contains(err.Error(), "not Nearmiss's") {
+		t.Errorf("error %v", err)
+	}
+	for _, bad := range []stream.Topology{
+		{Names: stream.Names{Prefix: "nm"}},
+		{Names: stream.Names{Prefix: "Upper"}},
+		{Names: stream.Names{Prefix: "a.b"}},
+		{EventsMaxAge: time.Hour},
+		{Replicas: 7},
+	} {
+		if err := bad.Validate(); err == nil {
+			t.Errorf("%+v is accepted", bad)
+		}
+	}
+}
+
+func TestCollect(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	ctx := t.Context()
+	var releases []string
+	for i := range 10 {
+		releases = append(releases, r.release("bolts", fake{Name: fmt.Sprint(i)}))
+	}
+	candidate, pinned, orphan := r.put("bolts", fake{Name: "candidate"}), r.put("bolts", fake{Name: "pinned"}), r.put("bolts", fake{Name: "orphan"})
+	if err := r.reg.SetShadow(ctx, "bolts", candidate, registry.Change{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.reg.Pin(ctx, pinned, "test"); err != nil {
+		t.Fatal(err)
+	}
+	// An upload that never ended, a checkpoint of no job, and fresh evidence.
+	if _, err := r.js.Publish(ctx, "$O.NM_ARTIFACTS.C.unfinished", make([]byte, 1000)); err != nil {
+		t.Fatal(err)
+	}
+	store, err := r.js.ObjectStore(ctx, r.names.ArtifactsBucket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"checkpoints/gone/1", "evidence/fresh", "frames/fresh"} {
+		if _, err := store.PutBytes(ctx, name, []byte(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := stream.Collect(ctx, r.js, r.names, registry.CollectOptions{}); err != nil || len(got.Releases)+got.Files+got.Chunks+got.Checkpoints > 0 {
+		t.Errorf("what is young was collected: %+v, %v", got, err)
+	}
+	dry, err := stream.Collect(ctx, r.js, r.names, registry.CollectOptions{Keep: 3, Grace: -1, DryRun: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := stream.Collect(ctx, r.js, r.names, registry.CollectOptions{Keep: 3, Grace: -1})
+	if err != nil || len(got.Releases) != 7 || got.Files != 7 || got.Chunks != 1 || got.Kept != 6 || got.Evidence != 0 || got.Checkpoints != 1 || got.Frames != 0 {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if fmt.Sprint(dry) != fmt.Sprint(got) {
+		t.Errorf("the dry run said %+v, done was %+v", dry, got)
+	}
+	for _, d := range append(releases[6:], candidate, pinned) {
+		if _, err := r.reg.Get(ctx, d); err != nil {
+			t.Errorf("release %s: %v", d, err)
+		}
+	}
+	for _, d := range append(releases[:6], orphan) {
+		if _, err := r.reg.Show(ctx, d); !errors.Is(err, registry.ErrNoRelease) {
+			t.Errorf("release %s: %v", d, err)
+		}
+	}
+	if _, err := store.GetInfo(ctx, "evidence/fresh"); err != nil {
+		t.Error(err)
+	}
+	if again, err := stream.Collect(ctx, r.js, r.names, registry.CollectOptions{Keep: 3, Grace: -1}); err != nil || len(again.Releases)+again.Files+again.Chunks > 0 {
+		t.Errorf("collecting again: %+v, %v", again, err)
+	}
+}

@@ -1,0 +1,184 @@
+package registry
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// CollectOptions says what a collection may remove.
+type CollectOptions struct {
+	// Keep is how many releases of a detector stay for rollback, counted from
+	// the newest pointers backwards, besides those that are active, shadow or
+	// pinned. Default 5; negative: none.
+	Keep int
+	// Grace protects what is younger: a release may be on its way into the
+	// store. Default an hour; negative: none.
+	Grace time.Duration
+	// DryRun removes nothing and reports what would go.
+	DryRun bool
+}
+
+// Collected is what a collection removed.
+type Collected struct {
+	Releases []string `json:"releases"` // digests
+	Files    int      `json:"files"`    // that no release names any more
+	Chunks   int      `json:"chunks"`   // of uploads that never ended
+	Bytes    uint64   `json:"bytes"`    // of the files
+	Kept     int      `json:"kept"`     // releases that stay
+}
+
+// Collect removes releases that nobody can need any more, and files and chunks
+// that belong to no release. It never removes what is active, shadow, pinned,
+// or young.
+func (r *Registry) Collect(ctx context.Context, o CollectOptions) (Collected, error) {
+	if o.Keep == 0 {
+		o.Keep = 5
+	}
+	if o.Grace == 0 {
+		o.Grace = time.Hour
+	}
+	young := time.Now().Add(-max(o.Grace, 0))
+	var out Collected
+
+	// What is seen before the pointers are read cannot be younger than they are.
+	infos, err := r.list(ctx)
+	if err != nil {
+		return out, err
+	}
+	keep, err := r.needed(ctx, o.Keep)
+	if err != nil {
+		return out, err
+	}
+	named := map[string]bool{} // files that a release names
+	for _, i := range infos {
+		if i.Metadata[metaKind] != kindManifest {
+			continue
+		}
+		if !keep[i.Name] && i.ModTime.Before(young) {
+			out.Releases = append(out.Releases, i.Name)
+			if !o.DryRun {
+				// A pointer may have come back to it meanwhile.
+				again, err := r.needed(ctx, o.Keep)
+				if err != nil {
+					return out, err
+				}
+				if again[i.Name] {
+					out.Releases = out.Releases[:len(out.Releases)-1]
+				} else if err := r.blobs.Delete(ctx, i.Name); err != nil {
+					return out, fmt.Errorf("collect release %s: %w", short(i.Name), err)
+				} else {
+					continue
+				}
+			} else {
+				continue
+			}
+		}
+		out.Kept++
+		raw, err := r.manifest(ctx, i.Name)
+		if err != nil {
+			return out, fmt.Errorf("collect: cannot tell which files release %s needs: %w", short(i.Name), err)
+		}
+		files, err := parseManifest(raw)
+		if err != nil {
+			return out, fmt.Errorf("collect: cannot tell which files release %s needs: %w", short(i.Name), err)
+		}
+		for _, f := range files {
+			named[f.SHA256] = true
+		}
+	}
+	for _, i := range infos {
+		if i.Metadata[metaKind] != kindFile || named[i.Name] || !i.ModTime.Before(young) {
+			continue
+		}
+		out.Files++
+		out.Bytes += i.Size
+		if !o.DryRun {
+			if err := r.blobs.Delete(ctx, i.Name); err != nil {
+				return out, fmt.Errorf("collect file %s: %w", short(i.Name), err)
+			}
+		}
+	}
+	out.Chunks, err = r.collectChunks(ctx, young, o.DryRun)
+	return out, err
+}
+
+// needed returns the releases that must stay.
+func (r *Registry) needed(ctx context.Context, keep int) (map[string]bool, error) {
+	need := map[string]bool{}
+	active, shadow, err := r.Pointers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range shadow {
+		need[p.Release] = true
+	}
+	for detector, p := range active {
+		need[p.Release] = true
+		history, err := r.History(ctx, detector)
+		if err != nil {
+			return nil, err
+		}
+		left := max(keep, 0)
+		seen := map[string]bool{p.Release: true}
+		for _, h := range history {
+			if !seen[h.Release] && left > 0 {
+				seen[h.Release], need[h.Release] = true, true
+				left--
+			}
+		}
+	}
+	keys, err := r.keys(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range keys {
+		if d, ok := strings.CutPrefix(k, "pin/"); ok {
+			need[d] = true
+		}
+	}
+	return need, nil
+}
+
+// collectChunks removes the chunks of uploads that never became objects.
+func (r *Registry) collectChunks(ctx context.Context, young time.Time, dry bool) (int, error) {
+	prefix := chunkSubject(r.cfg.ArtifactsBucket, "")
+	si, err := r.stream.Info(ctx, jetstream.WithSubjectFilter(prefix+">"))
+	if err != nil {
+		return 0, fmt.Errorf("collect chunks: %w", err)
+	}
+	if len(si.State.Subjects) == 0 {
+		return 0, nil
+	}
+	// Objects that became whole after the chunks were counted are in this list.
+	infos, err := r.blobs.List(ctx, jetstream.ListObjectsShowDeleted())
+	if err != nil {
+		return 0, fmt.Errorf("collect chunks: %w", err)
+	}
+	whole := map[string]bool{}
+	for _, i := range infos {
+		if !i.Deleted {
+			whole[i.NUID] = true
+		}
+	}
+	removed := 0
+	for subject, n := range si.State.Subjects {
+		if whole[strings.TrimPrefix(subject, prefix)] {
+			continue
+		}
+		last, err := r.stream.GetLastMsgForSubject(ctx, subject)
+		if err != nil || !last.Time.Before(young) {
+			continue // gone meanwhile, or still being uploaded
+		}
+		removed += int(n)
+		if !dry {
+			if err := r.stream.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
+				return removed, fmt.Errorf("collect chunks: %w", err)
+			}
+		}
+	}
+	return removed, nil
+}

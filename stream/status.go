@@ -1,0 +1,179 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sort"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream/registry"
+)
+
+// Status is the state of a whole installation, as the broker knows it.
+type Status struct {
+	Detectors []DetectorStatus `json:"detectors"`
+	// Unserved counts the frames of detectors that have neither a configuration
+	// nor a release, by detector: nobody will take them.
+	Unserved    map[string]uint64 `json:"unserved,omitempty"`
+	Events      uint64            `json:"events"`       // stored
+	DeadLetters uint64            `json:"dead_letters"` // stored
+	Jobs        int               `json:"jobs"`         // queued or running
+}
+
+// DetectorStatus is the state of one detector.
+type DetectorStatus struct {
+	Detector   string    `json:"detector"`
+	Release    string    `json:"release,omitempty"` // active
+	PromotedAt time.Time `json:"promoted_at,omitzero"`
+	Candidate  string    `json:"candidate,omitempty"` // scores alongside
+	Waiting    uint64    `json:"waiting"`             // frames in the queue, those under way included
+	Normals    int       `json:"normals"`
+	Anomalies  int       `json:"anomalies"`          // labelled
+	LastJob    *Job      `json:"last_job,omitempty"` // newest
+	// Retrain says why retraining is advised, one sentence a reason.
+	Retrain []string `json:"retrain,omitempty"`
+}
+
+// GetStatus reads the state of an installation.
+func GetStatus(ctx context.Context, js jetstream.JetStream, n Names) (Status, error) {
+	var st Status
+	fail := func(err error) (Status, error) { return st, fmt.Errorf("read the status: %w", err) }
+	detectors, err := OpenDetectors(ctx, js, n)
+	if err != nil {
+		return fail(err)
+	}
+	reg, err := registry.Open(ctx, js, n.registry(""))
+	if err != nil {
+		return fail(err)
+	}
+	jobs, err := OpenJobs(ctx, js, n)
+	if err != nil {
+		return fail(err)
+	}
+	list, err := detectors.List(ctx)
+	if err != nil {
+		return fail(err)
+	}
+	active, shadow, err := reg.Pointers(ctx)
+	if err != nil {
+		return fail(err)
+	}
+	all, err := jobs.List(ctx, "")
+	if err != nil {
+		return fail(err)
+	}
+	byName := map[string]*DetectorStatus{}
+	for _, d := range list {
+		byName[d.Name] = &DetectorStatus{Detector: d.Name}
+	}
+	for name := range active {
+		if byName[name] == nil {
+			byName[name] = &DetectorStatus{Detector: name}
+		}
+	}
+	waiting, err := perDetector(ctx, js, n.FramesStream(), n.Frames("*", "*"), func(s string) (string, bool) {
+		d, _, ok := n.ParseFrames(s)
+		return d, ok
+	})
+	if err != nil {
+		return fail(err)
+	}
+	for name, count := range waiting {
+		if d := byName[name]; d != nil {
+			d.Waiting = count
+			continue
+		}
+		if st.Unserved == nil {
+			st.Unserved = map[string]uint64{}
+		}
+		st.Unserved[name] = count
+	}
+	drifts, err := js.Stream(ctx, n.EventsStream())
+	if err != nil {
+		return fail(err)
+	}
+	st.Events = drifts.CachedInfo().State.Msgs
+	dead, err := perDetector(ctx, js, n.DeadStream(), n.Dead("*"), func(string) (string, bool) { return "", true })
+	if err != nil {
+		return fail(err)
+	}
+	st.DeadLetters = dead[""]
+	normals := OpenNormals(js, n)
+	for name, d := range byName {
+		p := active[name]
+		d.Release, d.PromotedAt, d.Candidate = p.Release, p.PromotedAt, shadow[name].Release
+		if d.Normals, err = normals.count(ctx, n.Normals(name)); err != nil {
+			return fail(err)
+		}
+		if d.Anomalies, err = normals.count(ctx, n.Anomalies(name)); err != nil {
+			return fail(err)
+		}
+		if d.Retrain, err = driftsOf(ctx, js, drifts, n, name, p.Release); err != nil {
+			return fail(err)
+		}
+		st.Detectors = append(st.Detectors, *d)
+	}
+	sort.Slice(st.Detectors, func(a, b int) bool { return st.Detectors[a].Detector < st.Detectors[b].Detector })
+	for i := range all {
+		j := &all[i]
+		if !j.Finished() {
+			st.Jobs++
+		}
+		for k := range st.Detectors {
+			if st.Detectors[k].Detector == j.Detector {
+				st.Detectors[k].LastJob = j // they come oldest first
+			}
+		}
+	}
+	return st, nil
+}
+
+// perDetector counts the messages of a stream by what key makes of their
+// subjects.
+func perDetector(ctx context.Context, js jetstream.JetStream, stream, filter string, key func(subject string) (string, bool)) (map[string]uint64, error) {
+	s, err := js.Stream(ctx, stream)
+	if err != nil {
+		return nil, err
+	}
+	info, err := s.Info(ctx, jetstream.WithSubjectFilter(filter))
+	if err != nil {
+		return nil, err
+	}
+	counts := map[string]uint64{}
+	for subject, c := range info.State.Subjects {
+		if k, ok := key(subject); ok {
+			counts[k] += c
+		}
+	}
+	return counts, nil
+}
+
+// driftsOf returns the reasons for retraining that workers have found since the
+// active release came into service.
+func driftsOf(ctx context.Context, js jetstream.JetStream, events jetstream.Stream, n Names, detector, release string) ([]string, error) {
+	if release == "" {
+		return nil, nil
+	}
+	info, err := events.Info(ctx, jetstream.WithSubjectFilter(n.Events(detector, "*", KindDrift)))
+	if err != nil {
+		return nil, err
+	}
+	var all []string
+	for subject := range info.State.Subjects {
+		m, err := events.GetLastMsgForSubject(ctx, subject)
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if e, err := ParseEvent(n, m.Subject, m.Header, m.Data); err == nil && e.Release == release {
+			all = append(all, e.Reason)
+		}
+	}
+	sort.Strings(all)
+	return all, nil
+}
