@@ -160,7 +160,8 @@ func (b *Bank) K() int { return b.k }
 // Len is the number of entries.
 func (b *Bank) Len() int { return b.Index().Len() }
 
-// Index is the index that answers at present. Its vectors are transformed ones.
+// Index is the index that answers at present, for searching it directly; its
+// vectors are transformed ones. Change the bank through the bank alone.
 func (b *Bank) Index() Index {
 	b.mu.RLock()
 	defer b.mu.RUnlock()

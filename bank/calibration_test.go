@@ -104,7 +104,7 @@ func TestUnreachableCalibration(t *testing.T) {
 // bounds are 5 standard errors.
 func TestFalseAlarmRateIsKept(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 1))
-	const draws = 20_000
+	const draws = 4_000
 	for _, n := range []int{9, 50, 199} {
 		for _, alpha := range []float64{0.01, 0.05, 0.1} {
 			alarms, tied := 0, 0
@@ -153,7 +153,7 @@ func TestFalseAlarmRange(t *testing.T) {
 			if !(0 <= low && low < alpha && alpha < high && high < 1) {
 				t.Fatalf("n %d, alpha %v: range %v..%v", n, alpha, low, high)
 			}
-			const draws = 5000
+			const draws = 1500
 			below, above := 0, 0
 			scores := make([]float64, n)
 			for range draws {

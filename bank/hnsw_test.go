@@ -105,7 +105,7 @@ func checkGraph(t interface{ Fatalf(string, ...any) }, h *hnsw, reachable bool) 
 
 func TestHNSWRecall(t *testing.T) {
 	for name, c := range map[string]struct{ n, dim int }{
-		"small and narrow": {500, 16}, "issue size": {2000, 192}, "larger": {6000, 64},
+		"small and narrow": {500, 16}, "issue size": {2000, 192}, "larger": {4000, 64},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := builtHNSW(t, clustered(1, c.n, c.dim), c.dim, GraphOptions{EfConstruction: 100})
@@ -133,7 +133,7 @@ func TestHNSWFindsDuplicates(t *testing.T) {
 }
 
 func TestHNSWIsDeterministic(t *testing.T) {
-	data := clustered(1, 1500, 12)
+	data := clustered(1, 800, 12)
 	one := builtHNSW(t, data, 12, GraphOptions{Seed: 7})
 	before := runtime.GOMAXPROCS(1)
 	two := builtHNSW(t, data, 12, GraphOptions{Seed: 7})

@@ -1,9 +1,11 @@
 package bank
 
 import (
+	"context"
 	"fmt"
 	"math"
 
+	"github.com/viterin/vek"
 	"github.com/viterin/vek/vek32"
 )
 
@@ -115,17 +117,24 @@ func covariance(embeddings []float32, dim int) (mean, cov []float64) {
 	for j := range mean {
 		mean[j] /= float64(n)
 	}
-	c := make([]float64, dim)
-	for i := range n {
-		for j, v := range embeddings[i*dim : (i+1)*dim] {
-			c[j] = float64(v) - mean[j]
-		}
-		for j, v := range c {
-			row := cov[j*dim : j*dim+j+1]
-			for l := range row {
-				row[l] += v * c[l]
+	// Column by column of a block of rows that fits into a core's cache. Each
+	// sum is one goroutine's, in the order of the rows.
+	block := max(1, min(n, 128<<10/dim))
+	columns := make([]float64, dim*block)
+	for from := 0; from < n; from += block {
+		m := min(block, n-from)
+		for i := range m {
+			for j, v := range embeddings[(from+i)*dim : (from+i+1)*dim] {
+				columns[j*m+i] = float64(v) - mean[j]
 			}
 		}
+		parallel(context.Background(), dim, func() func(int) {
+			return func(j int) {
+				for l := range j + 1 {
+					cov[j*dim+l] += vek.Dot(columns[j*m:(j+1)*m], columns[l*m:(l+1)*m])
+				}
+			}
+		})
 	}
 	for i := range cov {
 		cov[i] /= float64(n - 1)
@@ -139,8 +148,8 @@ func inverseCholesky(a []float64, n int) ([]float64, error) {
 	for j := range n {
 		for i := j; i < n; i++ {
 			s := a[i*n+j]
-			for l := range j {
-				s -= a[i*n+l] * a[j*n+l]
+			if j > 0 { // vek refuses empty slices
+				s -= vek.Dot(a[i*n:i*n+j], a[j*n:j*n+j])
 			}
 			if i == j {
 				if !(s > 0) {

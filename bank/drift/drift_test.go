@@ -75,7 +75,7 @@ func TestDensitiesIntegrateToOne(t *testing.T) {
 // any one calibration, nothing is found where nothing moved: the chance of a
 // false alarm within t frames is at most t/Patience.
 func TestFalseAlarmsAreRare(t *testing.T) {
-	const frames, runs, patience = 1500, 400, 15_000
+	const frames, runs, patience = 1000, 200, 10_000
 	for _, n := range []int{10, 60, 300} {
 		r := rand.New(rand.NewPCG(uint64(n), 5))
 		drifted := map[Cause]int{}
@@ -125,12 +125,12 @@ func TestDriftIsFound(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := rand.New(rand.NewPCG(9, 9))
-			const runs = 40
+			const runs = 15
 			var took []int
 			for run := range runs {
 				cam := newCamera(t, r, 400, 0.01)
 				m := newMonitor(t, Options{HeldOut: 400, Alpha: 0.01, Seed: uint64(run)})
-				const before = 3000
+				const before = 2000
 				for range before {
 					observe(t, m, cam.p(0, 1))
 				}
@@ -152,7 +152,7 @@ func TestDriftIsFound(t *testing.T) {
 
 func TestDefectsAreNotDrift(t *testing.T) {
 	r := rand.New(rand.NewPCG(2, 2))
-	for run := range 30 {
+	for run := range 12 {
 		cam := newCamera(t, r, 200, 0.01)
 		m := newMonitor(t, Options{HeldOut: 200, Alpha: 0.01, Seed: uint64(run)})
 		for range 4000 {
