@@ -104,7 +104,7 @@ func Profile(name, sdeName string, size, channels int) (Options, error) {
 	if o.SDE == "" {
 		o.SDE = "edm"
 	}
-	preset := "tiny"
+	var preset string
 	switch name {
 	case "paper":
 		if sdeName == "" {
@@ -124,11 +124,9 @@ func Profile(name, sdeName string, size, channels int) (Options, error) {
 		o.Train = TrainOptions{Batch: 128, LearningRate: 5e-4, Warmup: 500, EMA: 0.999}
 		o.MaxSteps, o.ProbeEvery, o.Batch = 40_000, 500, 256
 	case "cpu":
-		if size > 32 {
-			preset = "nano"
-		}
-		o.Train = TrainOptions{Batch: 32, LearningRate: 1e-3, Warmup: 100, EMA: 0.995}
-		o.MaxSteps, o.ProbeEvery, o.Batch, o.Probes = 4000, 200, 32, 100
+		preset = "nano"
+		o.Train = TrainOptions{Batch: 32, LearningRate: 2e-3, Warmup: 100, EMA: 0.995}
+		o.MaxSteps, o.ProbeEvery, o.Batch, o.Probes = 2000, 100, 32, 64
 		o.Reference = 1200
 	default:
 		return o, fmt.Errorf("choose profile %q: unknown, take one of %v", name, Profiles)
