@@ -24,6 +24,7 @@ const (
 	demoLearn   = 200 // frames that are taken to be normal
 	demoFPS     = 2   // of each camera, after those
 	demoDefects = 0.2 // share of frames with a defect
+	demoAlpha   = 0.05
 )
 
 // demoTask is one of the demo's detectors and its camera.
@@ -163,7 +164,7 @@ func (d *demo) open(ctx context.Context, nc *nats.Conn) (err error) {
 // run has one detector learn, unless it has, and its camera publish.
 func (d *demo) run(ctx context.Context, connect dial, task demoTask, o *output) error {
 	_, err := d.detectors.Create(ctx, stream.Detector{
-		Name: task.detector, Description: "demo on synthetic images", LearnFrames: demoLearn,
+		Name: task.detector, Description: "demo on synthetic images", LearnFrames: demoLearn, FalseAlarmRate: demoAlpha,
 	})
 	if err != nil && !errors.Is(err, stream.ErrDetectorExists) {
 		return err
@@ -216,6 +217,7 @@ func (d *demo) say(format string, a ...any) {
 func (d *demo) event(e stream.Event) error {
 	var truth synthetic.Truth
 	known := json.Unmarshal([]byte(e.Truth), &truth) == nil
+	known = known && (e.Kind == stream.KindAnomaly || e.Kind == stream.KindRejected)
 	agrees := known && truth.Anomalous == (e.Kind == stream.KindAnomaly)
 	if d.json {
 		return d.o.JSON(struct {

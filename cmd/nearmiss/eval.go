@@ -5,12 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
+	"time"
+
+	"github.com/google/renameio/v2"
 
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/training/dataset"
 	"github.com/nearmiss/nearmiss/training/evaluate"
+	"github.com/nearmiss/nearmiss/training/evaluate/report"
 )
 
 type evalCmd struct {
@@ -23,6 +28,7 @@ type evalCmd struct {
 	Seed     uint64   `default:"0" placeholder:"S" help:"Draws the random splits."`
 	Resplit  float64  `placeholder:"SHARE" help:"Pool train and test and draw this share for training, anew in each repeat."`
 	Normal   []string `placeholder:"CLASS" help:"Take only this class as normal; may be repeated (default: every class in turn)."`
+	Out      string   `short:"o" type:"path" placeholder:"REPORT" help:"Also write a report: .html (one page with curves and the worst misses), .md or .jsonl."`
 	JSON     bool     `name:"json" help:"Print one JSON object."`
 	deviceFlags
 }
@@ -37,6 +43,11 @@ func (*evalCmd) Help() string {
 }
 
 func (c *evalCmd) Run(ctx context.Context, o *output) error {
+	switch filepath.Ext(c.Out) {
+	case "", ".html", ".md", ".jsonl":
+	default:
+		return usageError{fmt.Errorf("--out %s: name a file that ends in .html, .md or .jsonl", c.Out)}
+	}
 	embed, err := c.options()
 	if err != nil {
 		return err
@@ -68,10 +79,41 @@ func (c *evalCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
+	if c.Out != "" {
+		if err := c.report(ctx, res); err != nil {
+			return fmt.Errorf("write the report %s: %w", c.Out, err)
+		}
+	}
 	if c.JSON {
 		return o.JSON(res)
 	}
 	return printResult(o, res)
+}
+
+// report writes the result to the file --out, in the format that its name asks for.
+func (c *evalCmd) report(ctx context.Context, res *evaluate.Result) error {
+	f, err := renameio.NewPendingFile(c.Out, renameio.WithPermissions(0o644))
+	if err != nil {
+		return err
+	}
+	defer f.Cleanup()
+	results := []evaluate.Result{*res}
+	switch filepath.Ext(c.Out) {
+	case ".html":
+		err = report.HTML(ctx, f, report.Page{
+			Title:   "Nearmiss: " + res.Protocol + " on " + res.Data,
+			Notes:   []string{fmt.Sprintf("Method %s with %s, k = %d; nearmiss %s.", res.Method, filepath.Base(c.Backbone), c.K, version)},
+			Results: results, Made: time.Now(),
+		})
+	case ".md":
+		err = report.Markdown(f, results)
+	default:
+		err = report.JSONLines(f, results)
+	}
+	if err != nil {
+		return err
+	}
+	return f.CloseAtomicallyReplace()
 }
 
 // embedAll is an embedder for which every image must be readable: a data set

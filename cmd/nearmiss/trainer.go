@@ -160,12 +160,11 @@ func (t trainer) backbone(d stream.Detector) (string, error) {
 // randomSpec is the ViT that stands in until a pretrained one is given: small
 // enough to learn and to score in seconds on two cores.
 var randomSpec = backbone.Spec{
-	Family: backbone.ViT, Dim: 192, Depth: 1, Heads: 3, Hidden: 768, Patch: 16, Size: 224, ClassPos: true, NormEps: 1e-6,
+	Family: backbone.ViT, Dim: 192, Depth: 1, Heads: 3, Hidden: 768, Patch: 16, Size: 128, ClassPos: true, NormEps: 1e-6,
 }
 
-// randomSeed draws its weights, the same on every machine. Of the first six
-// seeds it tells the demo's defects from its normals best; all are poor.
-const randomSeed = 3
+// randomSeed draws its weights, the same on every machine.
+const randomSeed = 1
 
 // randomBackbone returns the stand-in model's file in the data folder.
 func randomBackbone(data string) (string, error) {

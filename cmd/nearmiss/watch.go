@@ -93,7 +93,16 @@ func eventText(e stream.Event) string {
 	if at.IsZero() {
 		at = e.ScoredAt
 	}
-	fmt.Fprintf(&b, "%s  %s/%s  ", at.Local().Format("15:04:05.0"), e.Detector, e.Camera)
+	fmt.Fprintf(&b, "%s  %s", at.Local().Format("15:04:05.0"), e.Detector)
+	if e.FrameID == "" { // about the detector, not about a frame
+		fmt.Fprintf(&b, "  %s", e.Kind)
+		if e.Release != "" {
+			fmt.Fprintf(&b, " %.12s", e.Release)
+		}
+		fmt.Fprintf(&b, ": %s", e.Reason)
+		return b.String()
+	}
+	fmt.Fprintf(&b, "/%s  ", e.Camera)
 	switch {
 	case e.Code != "":
 		fmt.Fprintf(&b, "rejected: %s: %s", e.Code, e.Reason)
@@ -110,8 +119,6 @@ func eventText(e stream.Event) string {
 		if e.PValue != nil {
 			fmt.Fprintf(&b, "  p %.3g", *e.PValue)
 		}
-	default:
-		fmt.Fprintf(&b, "%s %s", e.Kind, e.Reason)
 	}
 	fmt.Fprintf(&b, "  frame %s", e.FrameID)
 	if e.Source != "" {
