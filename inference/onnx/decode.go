@@ -34,7 +34,9 @@ func ExternalDir(dir string) DecodeOption {
 }
 
 // Decode reads a model and infers the shape of every value. Operator sets 13
-// to 23 are accepted. Raw weights alias b, which must not change afterwards.
+// to 23 are accepted; those below 17 are raised to 17, which changes nothing
+// but what may be added to the graph. Raw weights alias b, which must not
+// change afterwards.
 //
 // It fails on an operator that it does not know (the message names the
 // operator and the node), on an open dimension that no option binds, and on a
@@ -114,6 +116,9 @@ func (d *decoder) model(b []byte) (*Graph, error) {
 	if opset < minOpset || opset > maxOpset {
 		return nil, fmt.Errorf("operator set %d is not one of %d to %d: export the model again with one of these", opset, minOpset, maxOpset)
 	}
+	// Between 13 and 17 operators only gained types, attributes and outputs, so
+	// that an older model is a valid newer one.
+	opset = max(opset, 17)
 	for _, f := range m.Functions {
 		return nil, fmt.Errorf("model-local function %q is not supported: inline it when exporting", f.Name)
 	}

@@ -45,8 +45,10 @@ func (b *backward) sumChannels(v *onnx.Value) *onnx.Value {
 }
 
 // convData returns the gradient of a convolution's input. A transposed
-// convolution does it in general, and is cuDNN's own data gradient; on the CPU
-// a depthwise one is twice as fast as a convolution with the flipped kernel.
+// convolution does it in general, and is cuDNN's own data gradient. On the CPU
+// a convolution with the flipped kernel is twice as fast for depthwise kernels,
+// and one with the transposed kernel for 1×1 ones, whose strides then only put
+// zeros between the pixels.
 func (b *backward) convData(w onnx.Window) *onnx.Value {
 	x, weight, dy := b.x(0), b.x(1), b.dy()
 	spatial := len(w.Kernel)
@@ -63,6 +65,9 @@ func (b *backward) convData(w onnx.Window) *onnx.Value {
 			})
 		}
 	}
+	if b.target == CPU && w.Group == 1 && allEqual(w.Kernel, 1) && allEqual(w.Begin, 0) && allEqual(w.End, 0) {
+		return b.pointwiseData(w)
+	}
 	rest := make([]int, spatial)
 	for i, k := range w.Kernel {
 		rest[i] = (x.Dim(i+2) + w.Begin[i] + w.End[i] - ((k-1)*w.Dilations[i] + 1)) % w.Strides[i]
@@ -71,6 +76,30 @@ func (b *backward) convData(w onnx.Window) *onnx.Value {
 		Strides: w.Strides, Dilations: w.Dilations, Group: w.Group,
 		Pads: slices.Concat(w.Begin, w.End), OutputPadding: rest,
 	})
+}
+
+// pointwiseData is convData for a 1×1 kernel without padding.
+func (b *backward) pointwiseData(w onnx.Window) *onnx.Value {
+	g, x, weight := b.g, b.x(0), b.x(1)
+	m, c := weight.Dim(0), weight.Dim(1)
+	ones := weight.Shape()[2:]
+	t := b.reshape(g.Transpose(b.reshape(weight, []int{m, c}), 1, 0), append([]int{c, m}, ones...))
+	d := g.Conv(b.dy(), t, nil, onnx.ConvOptions{})
+	for i, s := range w.Strides {
+		axis := i + 2
+		if s == 1 {
+			continue
+		}
+		d, _ = b.spread(d, axis, onnx.Span{Step: s, Count: d.Dim(axis)})
+	}
+	pads := make([]int, 2*x.Rank())
+	for i := range x.Rank() {
+		pads[x.Rank()+i] = x.Dim(i) - d.Dim(i)
+	}
+	if allEqual(pads, 0) {
+		return d
+	}
+	return g.Pad(d, pads...)
 }
 
 // flip reverses the last n dimensions.

@@ -331,7 +331,9 @@ func TestConvolutionRules(t *testing.T) {
 	t.Run("pointwise", func(t *testing.T) {
 		checkRule(t, func(b *bench) *onnx.Value {
 			c, m := b.n(1, 20, "c"), b.n(1, 20, "m")
-			return b.g.Conv(b.x(2, c, b.n(1, 3, "h"), 2), b.x(m, c, 1, 1), nil, onnx.ConvOptions{})
+			return b.g.Conv(b.x(2, c, b.n(1, 5, "h"), b.n(1, 4, "w")), b.x(m, c, 1, 1), nil, onnx.ConvOptions{
+				Strides: []int{b.n(1, 3, "rows"), b.n(1, 2, "columns")},
+			})
 		})
 	})
 	t.Run("padding by name", func(t *testing.T) {
