@@ -162,19 +162,22 @@ func (r *runner) embed(ctx context.Context, path string, images [][]uint8, weigh
 
 // scoreDifference compares the scores of n images, each against the others as
 // its bank (k = 2, sum of squared distances), under two sets of embeddings: the
-// largest relative difference.
+// largest difference, relative to the score or, for images that nearly are
+// copies of others, to the median score.
 func scoreDifference(a, b []float32, n int) float64 {
 	if n < 2 || len(a) != len(b) || len(a)%n != 0 {
 		return math.Inf(1)
 	}
 	worst := 0.0
 	x, y := scores(a, n), scores(b, n)
+	sorted := slices.Sorted(slices.Values(x))
+	median := sorted[n/2]
 	for i := range x {
 		if x[i] == y[i] {
 			continue
 		}
 		// NaN compares as different.
-		if d := math.Abs(x[i]-y[i]) / math.Abs(x[i]); !(d <= worst) {
+		if d := math.Abs(x[i]-y[i]) / max(x[i], median); !(d <= worst) {
 			worst = d
 		}
 	}

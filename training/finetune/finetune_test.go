@@ -582,8 +582,58 @@ func TestScoreDifference(t *testing.T) {
 	if d := scoreDifference(a, b, 4); !(d > 1e-5 && d < 1e-4) {
 		t.Errorf("off by %v", d)
 	}
+	copies := []float32{1, 1.001, 9, 13, 40, 90}
+	near := []float32{1, 1.0010001, 9, 13, 40, 90}
+	if d := scoreDifference(copies, near, 6); d > MaxDifference {
+		t.Errorf("rounding between copies counts as %v", d)
+	}
 	b[7] = float32(math.NaN())
 	if d := scoreDifference(a, b, 4); d <= MaxDifference {
 		t.Errorf("NaN is off by %v", d)
+	}
+}
+
+// TestFamilies: every family of the paper's Table 1 can be tuned, and serves
+// what was trained.
+func TestFamilies(t *testing.T) {
+	for _, s := range []backbone.Spec{
+		{Family: backbone.ResNet, Blocks: []int{1, 1, 1, 1}, Widths: []int{64, 64, 128, 128}, Dim: 128, Size: 64, NormEps: 1e-5},
+		{Family: backbone.ConvNeXt, Blocks: []int{1, 1, 1, 1}, Widths: []int{16, 32, 48, 64}, Hidden: 4, Dim: 64, Size: 64, NormEps: 1e-6},
+		{
+			Family: backbone.Hybrid, Blocks: []int{1, 1}, Widths: []int{128, 128}, Dim: 64, Depth: 2, Heads: 1, Hidden: 64,
+			Patch: 1, Size: 32, ClassPos: true, NormEps: 1e-6, GroupEps: 1e-5, StdEps: 1e-8,
+		},
+	} {
+		t.Run(s.Name(), func(t *testing.T) {
+			m, err := backbone.Random(s, 4)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cfg := config(t)
+			cfg.Backbone = filepath.Join(t.TempDir(), "m.onnx")
+			if _, err := m.Write(cfg.Backbone, backbone.Options{}); err != nil {
+				t.Fatal(err)
+			}
+			cfg.Normals, cfg.Fakes = pictures(1, 8, false), pictures(2, 8, true)
+			cfg.Recipe.Epochs, cfg.Recipe.Optimizer.LearningRate = 2, 1e-3
+			res, err := Run(context.Background(), cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("loss %.3f to %.3f, served scores differ by %.2g", res.Epochs[0].Loss, res.Epochs[1].Loss, res.ServedDifference)
+			// Stages from the second half on have changed, statistics never do.
+			a, b := weights(t, cfg.Backbone), weights(t, cfg.Out)
+			stages := s.Stages()
+			for name, w := range a {
+				same := bytes.Equal(w.Data, b[name].Data)
+				frozen := strings.Contains(name, "running_") || strings.HasPrefix(name, stages[0])
+				if frozen && !same {
+					t.Errorf("%s changed", name)
+				}
+				if strings.HasPrefix(name, stages[len(stages)-1]) && strings.HasSuffix(name, "weight") && same {
+					t.Errorf("%s did not change", name)
+				}
+			}
+		})
 	}
 }
