@@ -48,6 +48,7 @@ type cli struct {
 	Releases releasesCmd `cmd:"" help:"List, publish, promote and roll back a detector's releases."`
 
 	Backbone backboneCmd `cmd:"" help:"Pretrained models: download, import, inspect."`
+	Bench    benchCmd    `cmd:"" help:"Measure speed on this machine."`
 	Runtime  runtimeCmd  `cmd:"" help:"The ONNX Runtime library: install it, or see which one is in use."`
 	Version  versionCmd  `cmd:"" help:"Print version, commit and platform."`
 }
