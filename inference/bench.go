@@ -45,8 +45,8 @@ type BenchResult struct {
 	// Share is Whole ÷ Inference, 0..1: how much of ONNX Runtime's own speed
 	// is left end to end. SharePrepared is the same without decoding.
 	Share float64 `json:"share"`
-	// ShareCPU is Whole ÷ Inference in images per second of processor time,
-	// which a busy machine disturbs less; 0 where it is unknown.
+	// ShareCPU is Whole ÷ the best of Raw in images per second of processor
+	// time, which a busy machine disturbs less; 0 where it is unknown.
 	ShareCPU      float64 `json:"share_cpu"`
 	SharePrepared float64 `json:"share_prepared"`
 	// Limit is the Whole that these parts allow if nothing else costs time and
@@ -218,8 +218,12 @@ func benchEmbed(ctx context.Context, o BenchOptions) (BenchResult, error) {
 		}
 	}
 	out.Share = out.Whole.Median / out.Inference.Median
-	if out.Inference.PerCPU > 0 {
-		out.ShareCPU = out.Whole.PerCPU / out.Inference.PerCPU
+	var best float64
+	for _, raw := range out.Raw {
+		best = max(best, raw.PerCPU)
+	}
+	if best > 0 {
+		out.ShareCPU = out.Whole.PerCPU / best
 	}
 	out.SharePrepared = out.Prepared.Median / out.Inference.Median
 	out.Limit = 1 / (1/out.Decode.Median + 1/out.Preprocess.Median + 1/out.Inference.Median)
