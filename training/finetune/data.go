@@ -236,3 +236,25 @@ func (f *feeder) view(dst []uint8, e example, place uint64) error {
 	copy(dst, mid.Pix)
 	return nil
 }
+
+// Shrunk is a Set a share of whose images went through the size that fakes are
+// made at: the middle square, Size × Size pixels, which is then enlarged as the
+// fakes are. Where fakes are made smaller than the backbone's input, a
+// classifier can tell them by their blur alone and learns nothing else, unless
+// normals are seen blurred in the same way.
+type Shrunk struct {
+	Set
+	Size          int
+	Interpolation imaging.Interpolation
+	Share         float64 // 0..1, of the images
+	Seed          uint64  // draws which
+}
+
+// Image returns image i, shrunk or as it is: always the same.
+func (s Shrunk) Image(i int) (*imaging.Image, error) {
+	m, err := s.Set.Image(i)
+	if err != nil || rand.New(rand.NewPCG(s.Seed, uint64(i))).Float64() >= s.Share {
+		return m, err
+	}
+	return imaging.ResizeShorter(m, s.Size, s.Interpolation).CenterCrop(s.Size, s.Size), nil
+}

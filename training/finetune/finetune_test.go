@@ -637,3 +637,27 @@ func TestFamilies(t *testing.T) {
 		})
 	}
 }
+
+func TestShrunk(t *testing.T) {
+	s := Shrunk{Set: pictures(1, 200, false), Size: 16, Interpolation: imaging.Bilinear, Share: 0.3, Seed: 4}
+	small := 0
+	for i := range s.Len() {
+		m, err := s.Image(i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, _ := s.Image(i)
+		if !bytes.Equal(m.Pix, again.Pix) {
+			t.Fatalf("image %d changes", i)
+		}
+		switch {
+		case m.Width == 16 && m.Height == 16:
+			small++
+		case m.Width != 40 || m.Height != 36:
+			t.Fatalf("image %d has %d×%d pixels", i, m.Width, m.Height)
+		}
+	}
+	if small < 40 || small > 80 {
+		t.Errorf("%d of 200 images are shrunk, want about 60", small)
+	}
+}
