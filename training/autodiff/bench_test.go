@@ -26,7 +26,13 @@ import (
 // With AUTODIFF_PROFILE set to a path, ONNX Runtime writes a trace of the steps
 // there.
 func BenchmarkStep(b *testing.B) {
-	vit := func(size string, freeze int) func(b *testing.B) step {
+	blocks := autodiff.Recompute(func(node string) string {
+		if i := strings.Index(node, "/"); i > 0 && strings.HasPrefix(node, "blocks.") {
+			return node[:i]
+		}
+		return ""
+	})
+	vit := func(size string, freeze int, o ...autodiff.Option) func(b *testing.B) step {
 		return func(b *testing.B) step {
 			s := backbone.Spec{
 				Family: backbone.ViT, Size: 224, Dim: 384, Depth: 12, Heads: 6, Hidden: 1536, Patch: 16,
@@ -42,7 +48,7 @@ func BenchmarkStep(b *testing.B) {
 					}
 				}
 				return freeze == 0 || strings.HasPrefix(name, "blocks.") || strings.HasPrefix(name, "norm.")
-			})
+			}, o...)
 		}
 	}
 	family := func(s backbone.Spec, batch int) func(b *testing.B) step {
@@ -54,6 +60,7 @@ func BenchmarkStep(b *testing.B) {
 	}{
 		{"vit-small-16/half frozen", vit("small", 6)},
 		{"vit-small-16/none frozen", vit("small", 0)},
+		{"vit-small-16/none frozen, recomputed", vit("small", 0, blocks)},
 		{"vit-base-16/half frozen", vit("base", 6)},
 		{"unet-32", unet},
 		{"convnext-atto-128", family(backbone.Spec{
@@ -121,9 +128,9 @@ func inlined(b *testing.B, src *onnx.Graph, train func(name string) bool) (s ste
 	return s, params, out
 }
 
-func (s *step) differentiate(b *testing.B, params []*onnx.Value) {
+func (s *step) differentiate(b *testing.B, params []*onnx.Value, o ...autodiff.Option) {
 	b.Helper()
-	grads, err := autodiff.Gradient(s.g, s.loss, params)
+	grads, err := autodiff.Gradient(s.g, s.loss, params, o...)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -132,7 +139,7 @@ func (s *step) differentiate(b *testing.B, params []*onnx.Value) {
 	}
 }
 
-func classifier(b *testing.B, spec backbone.Spec, batch int, train func(name string) bool) step {
+func classifier(b *testing.B, spec backbone.Spec, batch int, train func(name string) bool, o ...autodiff.Option) step {
 	b.Helper()
 	m, err := backbone.Random(spec, 1)
 	if err != nil {
@@ -148,7 +155,7 @@ func classifier(b *testing.B, spec backbone.Spec, batch int, train func(name str
 	s.data[head] = onnx.FromFloat32("", make([]float32, 2*spec.Dim), spec.Dim, 2)
 	logs := g.LogSoftmax(g.MatMul(out[0], head), -1)
 	s.loss = g.Neg(g.ReduceMean(g.Slice(logs, 1, 0, 1), false))
-	s.differentiate(b, append(params, head))
+	s.differentiate(b, append(params, head), o...)
 	return s
 }
 

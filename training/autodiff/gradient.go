@@ -35,8 +35,9 @@ const (
 )
 
 type options struct {
-	target Target
-	seed   *onnx.Value
+	target  Target
+	seed    *onnx.Value
+	segment func(node string) string
 }
 
 // Option changes how gradients are built.
@@ -83,8 +84,8 @@ func Gradient(g *onnx.Graph, loss *onnx.Value, params []*onnx.Value, opts ...Opt
 	}
 	t.active = reachable(g, params)
 	t.uses = countUses(g)
-	t.fused = t.findPatterns()
-	if err := t.run(loss, o.seed); err != nil {
+	t.fused = t.findPatterns(g.Nodes())
+	if err := t.run(loss, o); err != nil {
 		return nil, fmt.Errorf("gradient: %w", err)
 	}
 	out := make([]*onnx.Value, len(params))
@@ -152,34 +153,51 @@ func countUses(g *onnx.Graph) map[*onnx.Value]int {
 }
 
 // run goes through the nodes from the last to the first and applies the rules.
-func (t *tape) run(loss, seed *onnx.Value) error {
+func (t *tape) run(loss *onnx.Value, o options) error {
 	if !t.active[loss] {
 		return nil
 	}
+	seed := o.seed
 	if seed == nil {
 		seed = t.g.Filled(loss.Type(), 1, loss.Shape()...)
 	}
 	t.add(loss, seed)
-	nodes := slices.Clone(t.g.Nodes())
-	for _, n := range slices.Backward(nodes) {
-		if !slices.ContainsFunc(n.Outputs, func(v *onnx.Value) bool { return len(t.grads[v]) > 0 }) {
+	runs, labels := t.segments(o.segment)
+	for i, nodes := range slices.Backward(runs) {
+		if labels[i] != "" && slices.ContainsFunc(nodes, t.due) {
+			if err := t.runAgain(nodes); err != nil {
+				return err
+			}
 			continue
 		}
-		if !slices.ContainsFunc(n.Reads(), func(v *onnx.Value) bool { return t.active[v] }) {
-			continue
-		}
-		r := t.fused[n]
-		if r == nil {
-			r = rules[key(n)]
-		}
-		if r == nil {
-			return fmt.Errorf("no rule for the operator of node %s", n)
-		}
-		if err := t.apply(r, n); err != nil {
-			return err
+		for _, n := range slices.Backward(nodes) {
+			if err := t.step(n); err != nil {
+				return err
+			}
 		}
 	}
 	return t.g.Err()
+}
+
+// due reports whether a node has a gradient to pass on.
+func (t *tape) due(n *onnx.Node) bool {
+	return slices.ContainsFunc(n.Outputs, func(v *onnx.Value) bool { return len(t.grads[v]) > 0 }) &&
+		slices.ContainsFunc(n.Reads(), func(v *onnx.Value) bool { return t.active[v] })
+}
+
+// step differentiates one node.
+func (t *tape) step(n *onnx.Node) error {
+	if !t.due(n) {
+		return nil
+	}
+	r := t.fused[n]
+	if r == nil {
+		r = rules[key(n)]
+	}
+	if r == nil {
+		return fmt.Errorf("no rule for the operator of node %s", n)
+	}
+	return t.apply(r, n)
 }
 
 func (t *tape) apply(r rule, n *onnx.Node) error {

@@ -38,8 +38,9 @@ func (f *floats) UnmarshalJSON(b []byte) error {
 // compares every parameter's gradient with that of PyTorch.
 func TestModelsAgreeWithPyTorch(t *testing.T) {
 	for _, name := range []string{"vit", "resnet", "convnext", "hybrid", "unet"} {
-		for _, target := range []Target{CPU, CUDA} {
-			t.Run(fmt.Sprintf("%s for target %d", name, target), func(t *testing.T) {
+		for i := range 4 {
+			target, again := Target(i%2), i >= 2
+			t.Run(fmt.Sprintf("%s for target %d, recomputed %v", name, target, again), func(t *testing.T) {
 				b, err := os.ReadFile("testdata/" + name + ".json")
 				if err != nil {
 					t.Fatal(err)
@@ -72,7 +73,11 @@ func TestModelsAgreeWithPyTorch(t *testing.T) {
 					}
 					params = append(params, p)
 				}
-				grads, err := Gradient(g, loss, params, For(target))
+				options := []Option{For(target)}
+				if again {
+					options = append(options, Recompute(thirds(g)))
+				}
+				grads, err := Gradient(g, loss, params, options...)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -86,6 +91,17 @@ func TestModelsAgreeWithPyTorch(t *testing.T) {
 			})
 		}
 	}
+}
+
+// thirds labels runs of nodes so that two segments of a graph are recomputed and
+// a stretch between them is not.
+func thirds(g *onnx.Graph) func(string) string {
+	label := map[string]string{}
+	n := len(g.Nodes())
+	for i, node := range g.Nodes() {
+		label[node.Name] = []string{"first", "", "last"}[3*i/n]
+	}
+	return func(name string) string { return label[name] }
 }
 
 // compareScaled allows 2e-4 of the largest element.

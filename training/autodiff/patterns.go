@@ -10,10 +10,11 @@ import (
 // they take twice the passes over memory that their own formula takes, so they
 // are recognised by their last node. Inner nodes must have no other use.
 
-// findPatterns returns a rule for the last node of every recognised pattern.
-func (t *tape) findPatterns() map[*onnx.Node]rule {
+// findPatterns returns a rule for the last node of every recognised pattern
+// among nodes.
+func (t *tape) findPatterns(nodes []*onnx.Node) map[*onnx.Node]rule {
 	found := map[*onnx.Node]rule{}
-	for _, n := range t.g.Nodes() {
+	for _, n := range nodes {
 		if n.OpType != "Mul" || n.Domain != "" {
 			continue
 		}
