@@ -2,12 +2,14 @@ package stream_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -39,11 +41,56 @@ func child(role string) int {
 			log.Error().Err(err).Msg("child")
 			return 1
 		}
+	case "trainer":
+		steps, _ := strconv.Atoi(os.Getenv("NEARMISS_TEST_STEPS"))
+		w, err := stream.NewTrainingWorker(stream.TrainerConfig{
+			Name: fmt.Sprint("pid-", os.Getpid()), CacheDir: filepath.Join(dir, "cache"), ScratchDir: filepath.Join(dir, "scratch"), AckWait: 500 * time.Millisecond,
+		}, nc, stepping(steps), log)
+		if err == nil {
+			err = w.Run(ctx)
+		}
+		if err != nil {
+			log.Error().Err(err).Msg("child")
+			return 1
+		}
 	default:
 		log.Error().Str("role", role).Msg("child has an unknown role")
 		return 2
 	}
 	return 0
+}
+
+// stepping is a trainer of so many steps, with a checkpoint after each.
+type stepping int
+
+func (n stepping) Train(ctx context.Context, task *stream.Task) (stream.TrainResult, error) {
+	step := 0
+	if task.Checkpoint != "" {
+		b, err := os.ReadFile(task.Checkpoint)
+		if err != nil {
+			return stream.TrainResult{}, err
+		}
+		if step, err = strconv.Atoi(string(b)); err != nil {
+			return stream.TrainResult{}, err
+		}
+	}
+	for step < int(n) {
+		step++
+		task.Report(stream.Progress{Phase: "fit", Step: step, Steps: int(n)})
+		path := filepath.Join(task.Dir, "checkpoint")
+		if err := os.WriteFile(path, []byte(strconv.Itoa(step)), 0o644); err != nil {
+			return stream.TrainResult{}, err
+		}
+		if err := task.SaveCheckpoint(ctx, path); err != nil {
+			return stream.TrainResult{}, err
+		}
+	}
+	out := filepath.Join(task.Dir, "release")
+	return stream.TrainResult{Dir: out}, makeRelease(out, fake{Name: task.DataDigest})
+}
+
+func (stepping) Extend(context.Context, *stream.Task) (stream.TrainResult, error) {
+	return stream.TrainResult{}, errors.New("not here")
 }
 
 // process is this test binary in another role.

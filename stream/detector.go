@@ -256,13 +256,15 @@ func (s *Detectors) Delete(ctx context.Context, name string) error {
 	return nil
 }
 
-// watch calls changed whenever a configuration may have changed, until ctx ends.
+// watch calls changed when it has begun to watch, and whenever a configuration
+// may have changed since, until ctx ends.
 func (s *Detectors) watch(ctx context.Context, changed func()) error {
 	w, err := s.kv.WatchAll(ctx, jetstream.UpdatesOnly(), jetstream.MetaOnly())
 	if err != nil {
 		return fmt.Errorf("watch the detectors: %w", err)
 	}
 	defer w.Stop()
+	changed()
 	for {
 		select {
 		case <-ctx.Done():

@@ -223,21 +223,24 @@ func (s *Jobs) List(ctx context.Context, detector string) ([]Job, error) {
 // Cancel asks for a job's end. A queued job ends when a trainer takes it, a
 // running one within seconds; a finished one stays as it is.
 func (s *Jobs) Cancel(ctx context.Context, job string) (Job, error) {
-	return s.update(ctx, job, func(j *Job) {
+	return s.update(ctx, job, func(j *Job) error {
 		if !j.Finished() {
 			j.Cancel = true
 		}
+		return nil
 	})
 }
 
-// update changes a record by compare-and-set.
-func (s *Jobs) update(ctx context.Context, job string, change func(*Job)) (Job, error) {
+// update changes a record by compare-and-set, unless change returns an error.
+func (s *Jobs) update(ctx context.Context, job string, change func(*Job) error) (Job, error) {
 	for range 10 {
 		j, err := s.Get(ctx, job)
 		if err != nil {
 			return j, err
 		}
-		change(&j)
+		if err := change(&j); err != nil {
+			return j, err
+		}
 		data, err := json.Marshal(j)
 		if err != nil {
 			return j, err

@@ -139,18 +139,26 @@ func (r *rig) put(detector string, f fake) string {
 func writeRelease(t testing.TB, f fake) string {
 	t.Helper()
 	dir := t.TempDir()
+	if err := makeRelease(dir, f); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func makeRelease(dir string, f fake) error {
 	model, err := json.Marshal(f)
 	if err != nil {
-		t.Fatal(err)
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
 	}
 	sum := sha256.Sum256(model)
 	manifest := fmt.Sprintf(`{"schema_version":1,"files":{"fake.json":{"sha256":%q,"size":%d}}}`, hex.EncodeToString(sum[:]), len(model))
-	for name, data := range map[string][]byte{"fake.json": model, "manifest.json": []byte(manifest)} {
-		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return dir
+	return errors.Join(
+		os.WriteFile(filepath.Join(dir, "fake.json"), model, 0o644),
+		os.WriteFile(filepath.Join(dir, "manifest.json"), []byte(manifest), 0o644),
+	)
 }
 
 // fake is a deterministic scorer: the score is a number of the image's bytes.

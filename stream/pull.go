@@ -137,8 +137,8 @@ func (e *epoch) follow(ctx context.Context, nc *nats.Conn, told func()) {
 	}
 }
 
-// fetch is [fetch] for as long as the connection lasts.
-func (e *epoch) fetch(ctx context.Context, c jetstream.Consumer, n int) ([]jetstream.Msg, error) {
+// within returns a context that ends with the epoch.
+func (e *epoch) within(ctx context.Context) (context.Context, context.CancelFunc) {
 	e.mu.Lock()
 	end := e.end
 	e.mu.Unlock()
@@ -152,10 +152,19 @@ func (e *epoch) fetch(ctx context.Context, c jetstream.Consumer, n int) ([]jetst
 		case <-done:
 		}
 	})
-	defer func() {
-		close(done)
-		wg.Wait()
-		cancel()
-	}()
+	var once sync.Once
+	return ctx, func() {
+		once.Do(func() {
+			close(done)
+			wg.Wait()
+			cancel()
+		})
+	}
+}
+
+// fetch is [fetch] for as long as the connection lasts.
+func (e *epoch) fetch(ctx context.Context, c jetstream.Consumer, n int) ([]jetstream.Msg, error) {
+	ctx, cancel := e.within(ctx)
+	defer cancel()
 	return fetch(ctx, c, n)
 }

@@ -1,12 +1,11 @@
 package stream
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
-	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -56,42 +55,39 @@ func codeFor(err error) string {
 	}
 }
 
-// endpoints serves JSON requests until its service stops.
+// endpoints are the endpoints of a service.
 type endpoints struct {
 	ctx   context.Context
 	group micro.Group
-	all   sync.WaitGroup
 	err   error
 }
 
-// serve answers requests of one endpoint. Each is handled in a goroutine of its
-// own: a slow one must not hold up the others.
+// serve answers the requests of one endpoint, one after the other; endpoints do
+// not wait for each other.
 func serve[Q, A any](e *endpoints, name string, f func(context.Context, Q) (A, error), opts ...micro.EndpointOpt) {
 	if e.err != nil {
 		return
 	}
 	e.err = e.group.AddEndpoint(name, micro.HandlerFunc(func(r micro.Request) {
-		e.all.Go(func() {
-			var q Q
-			if raw, ok := any(&q).(rawRequest); ok {
-				raw.read(r)
-			} else if len(r.Data()) > 0 {
-				dec := json.NewDecoder(strings.NewReader(string(r.Data())))
-				dec.DisallowUnknownFields()
-				if err := dec.Decode(&q); err != nil {
-					_ = r.Error(CodeBadRequest, fmt.Sprintf("the request of %s cannot be understood: %v", name, err), nil)
-					return
-				}
-			}
-			ctx, cancel := context.WithTimeout(e.ctx, requestTime)
-			defer cancel()
-			a, err := f(ctx, q)
-			if err != nil {
-				_ = r.Error(codeFor(err), headerSafe(err.Error()), nil)
+		var q Q
+		if raw, ok := any(&q).(rawRequest); ok {
+			raw.read(r)
+		} else if len(r.Data()) > 0 {
+			dec := json.NewDecoder(bytes.NewReader(r.Data()))
+			dec.DisallowUnknownFields()
+			if err := dec.Decode(&q); err != nil {
+				_ = r.Error(CodeBadRequest, headerSafe(fmt.Sprintf("the request of %s cannot be understood: %v", name, err)), nil)
 				return
 			}
-			_ = r.RespondJSON(a)
-		})
+		}
+		ctx, cancel := context.WithTimeout(e.ctx, requestTime)
+		defer cancel()
+		a, err := f(ctx, q)
+		if err != nil {
+			_ = r.Error(codeFor(err), headerSafe(err.Error()), nil)
+			return
+		}
+		_ = r.RespondJSON(a)
 	}), opts...)
 }
 
@@ -99,7 +95,6 @@ func serve[Q, A any](e *endpoints, name string, f func(context.Context, Q) (A, e
 type rawRequest interface{ read(micro.Request) }
 
 // startService adds a micro service until ctx ends; add declares its endpoints.
-// The returned function stops it and waits for the requests under way.
 func startService(ctx context.Context, nc *nats.Conn, name, description, subject string, meta map[string]string, add func(*endpoints)) (stop func(), err error) {
 	s, err := micro.AddService(nc, micro.Config{Name: name, Version: serviceVersion, Description: description, Metadata: meta})
 	if err != nil {
@@ -111,10 +106,7 @@ func startService(ctx context.Context, nc *nats.Conn, name, description, subject
 		_ = s.Stop()
 		return nil, fmt.Errorf("start service %s: %w", name, e.err)
 	}
-	return func() {
-		_ = s.Stop()
-		e.all.Wait()
-	}, nil
+	return func() { _ = s.Stop() }, nil
 }
 
 // ScoreRequest asks a worker to score one image now, past the queue. Nothing is

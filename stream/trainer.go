@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cenkalti/backoff/v4"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
@@ -75,46 +76,64 @@ func (t *Task) Report(p Progress) {
 	if due {
 		ctx, cancel := context.WithTimeout(context.Background(), publishWait)
 		defer cancel()
-		if _, err := t.w.jobs.update(ctx, p.Job, func(j *Job) { j.Progress = &p }); err != nil {
+		if _, err := t.w.jobs.update(ctx, p.Job, func(j *Job) error {
+			if err := t.w.mine(j); err != nil {
+				return err
+			}
+			j.Progress = &p
+			return nil
+		}); err != nil {
 			t.w.log.Debug().Err(err).Msg("progress not recorded")
 		}
 	}
 }
 
 // SaveCheckpoint stores a file from which another trainer can go on. When it
-// returns nil, the work up to it is safe.
+// returns nil, the work up to it is safe. It waits a few minutes for a broker
+// that is away.
 func (t *Task) SaveCheckpoint(ctx context.Context, path string) error {
+	b := backoff.NewExponentialBackOff(backoff.WithMaxInterval(5*time.Second), backoff.WithMaxElapsedTime(5*time.Minute))
+	if err := retry(ctx, b, func() error { return t.saveCheckpoint(ctx, path) }); err != nil {
+		return fmt.Errorf("save checkpoint of job %s: %w", t.Request.Job, err)
+	}
+	return nil
+}
+
+func (t *Task) saveCheckpoint(ctx context.Context, path string) error {
 	f, err := os.Open(path)
 	if err != nil {
-		return fmt.Errorf("save checkpoint: %w", err)
+		return Permanent(CodeInternal, err)
 	}
 	defer f.Close()
 	fi, err := f.Stat()
 	if err != nil {
-		return fmt.Errorf("save checkpoint: %w", err)
+		return Permanent(CodeInternal, err)
 	}
-	step, cancel := context.WithTimeout(ctx, time.Minute+time.Duration(fi.Size()>>21)*time.Second)
+	step, cancel := context.WithTimeout(ctx, 10*time.Second+time.Duration(fi.Size()>>21)*time.Second)
 	defer cancel()
 	// A new name each time: the last checkpoint is whole until the record names
 	// the next one.
-	var old string
 	j, err := t.w.jobs.Get(step, t.Request.Job)
 	if err != nil {
-		return fmt.Errorf("save checkpoint: %w", err)
+		return err
 	}
-	old = j.Checkpoint
+	old := j.Checkpoint
 	name := fmt.Sprintf("%s%s/%d", CheckpointObjects, t.Request.Job, j.CheckpointN+1)
 	if _, err := t.w.artifacts.Put(step, jetstream.ObjectMeta{Name: name, Opts: &jetstream.ObjectMetaOptions{ChunkSize: 252 << 10}}, bigReads{f}); err != nil {
-		return fmt.Errorf("save checkpoint of job %s: %w", t.Request.Job, err)
+		return err
 	}
-	if _, err := t.w.jobs.update(step, t.Request.Job, func(j *Job) {
+	if _, err := t.w.jobs.update(step, t.Request.Job, func(j *Job) error {
+		if err := t.w.mine(j); err != nil {
+			return err
+		}
 		j.Checkpoint = name
 		j.CheckpointN++
 		j.Attempts = 0 // it gets on
+		return nil
 	}); err != nil {
-		return fmt.Errorf("save checkpoint of job %s: %w", t.Request.Job, err)
+		return err
 	}
-	if old != "" {
+	if old != "" && old != name {
 		_ = t.w.artifacts.Delete(step, old)
 	}
 	return nil
@@ -272,8 +291,10 @@ func (w *TrainingWorker) Run(ctx context.Context) error {
 			w.handle(ctx, m)
 		}
 	}
-	if err := w.nc.FlushTimeout(2 * time.Second); err != nil && !w.nc.IsClosed() {
-		w.log.Debug().Err(err).Msg("last acknowledgements may be late")
+	if w.nc.IsConnected() {
+		if err := w.nc.FlushTimeout(2 * time.Second); err != nil {
+			w.log.Debug().Err(err).Msg("last acknowledgements may be late")
+		}
 	}
 	return nil
 }
@@ -387,6 +408,8 @@ func (w *TrainingWorker) handle(ctx context.Context, m jetstream.Msg) {
 			j.State, j.Release, j.Promoted, j.Held = JobDone, job.Release, job.Promoted, job.Held
 			j.Error, j.Code = "", ""
 		}, "done")
+	case errors.Is(cause, errTakenOver), errors.Is(err, errTakenOver):
+		log.Warn().Msg("job lost: another trainer has taken it over")
 	case errors.Is(cause, errJobCancelled):
 		w.end(ctx, m, job, func(j *Job) { j.State = JobCancelled }, "cancelled")
 	case ctx.Err() != nil:
@@ -411,15 +434,16 @@ func (w *TrainingWorker) begin(ctx context.Context, m jetstream.Msg, req TrainRe
 	if _, err := w.jobs.create(ctx, Job{TrainRequest: req, State: JobQueued}); err != nil && !errors.Is(err, ErrConflict) {
 		return Job{}, err
 	}
-	return w.jobs.update(ctx, req.Job, func(j *Job) {
+	return w.jobs.update(ctx, req.Job, func(j *Job) error {
 		if j.Finished() || j.Cancel {
-			return
+			return nil
 		}
 		j.State, j.Trainer = JobRunning, w.cfg.Name
 		j.Attempts++
 		if j.StartedAt.IsZero() {
 			j.StartedAt = time.Now().UTC()
 		}
+		return nil
 	})
 }
 
@@ -432,7 +456,10 @@ func (w *TrainingWorker) work(ctx context.Context, job Job) (Job, error) {
 			return done, err
 		}
 		w.log.Info().Str("job", job.Job).Msg("the active release was replaced meanwhile: once more")
-		if job, err = w.jobs.update(ctx, job.Job, func(j *Job) { j.Release = "" }); err != nil {
+		if job, err = w.jobs.update(ctx, job.Job, func(j *Job) error {
+			j.Release = ""
+			return w.mine(j)
+		}); err != nil {
 			return done, err
 		}
 	}
@@ -447,14 +474,11 @@ func (w *TrainingWorker) attempt(ctx context.Context, job Job) (done Job, err er
 			return w.promote(ctx, done, "")
 		}
 	}
-	if err := os.MkdirAll(w.cfg.ScratchDir, 0o755); err != nil {
-		return done, fmt.Errorf("make a scratch folder: %w", err)
-	}
-	dir, err := os.MkdirTemp(w.cfg.ScratchDir, "job-")
+	dir, remove, err := scratch(w.cfg.ScratchDir)
 	if err != nil {
 		return done, fmt.Errorf("make a scratch folder: %w", err)
 	}
-	defer os.RemoveAll(dir)
+	defer remove()
 	task, err := w.prepare(ctx, job, dir)
 	if err != nil {
 		return done, err
@@ -473,9 +497,10 @@ func (w *TrainingWorker) attempt(ctx context.Context, job Job) (done Job, err er
 		return done, Permanent(CodeTraining, fmt.Errorf("the trainer's release: %w", err))
 	}
 	done.Held = res.Hold
-	if _, err := w.jobs.update(ctx, job.Job, func(j *Job) {
+	if _, err := w.jobs.update(ctx, job.Job, func(j *Job) error {
 		j.Release, j.Held = done.Release, done.Held
 		j.Normals, j.DataDigest, j.LastNormal = done.Normals, done.DataDigest, done.LastNormal
+		return w.mine(j)
 	}); err != nil {
 		return done, err
 	}
@@ -656,7 +681,19 @@ func extension(b []byte) string {
 	return ".img"
 }
 
-var errJobCancelled = errors.New("the job was cancelled")
+var (
+	errJobCancelled = errors.New("the job was cancelled")
+	errTakenOver    = errors.New("another trainer has taken the job over")
+)
+
+// mine says whether this trainer still has the job: one that gave no sign of
+// life for too long has lost it, and must not touch it any more.
+func (w *TrainingWorker) mine(j *Job) error {
+	if j.Trainer != w.cfg.Name {
+		return Permanent(CodeConflict, fmt.Errorf("job %s: %w (%s)", j.Job, errTakenOver, j.Trainer))
+	}
+	return nil
+}
 
 // watchCancel stops a job when its record says so.
 func (w *TrainingWorker) watchCancel(ctx context.Context, job Job, stop context.CancelCauseFunc) {
@@ -671,8 +708,13 @@ func (w *TrainingWorker) watchCancel(ctx context.Context, job Job, stop context.
 		if err != nil {
 			continue
 		}
-		if revision = j.Revision; j.Cancel {
+		revision = j.Revision
+		switch {
+		case j.Cancel:
 			stop(errJobCancelled)
+			return
+		case j.Trainer != w.cfg.Name:
+			stop(errTakenOver)
 			return
 		}
 	}
@@ -689,12 +731,13 @@ func (w *TrainingWorker) end(ctx context.Context, m jetstream.Msg, job Job, chan
 	defer cancel()
 	var final Job
 	err := retry(ctx, brief(), func() (err error) {
-		final, err = w.jobs.update(ctx, job.Job, func(j *Job) {
+		final, err = w.jobs.update(ctx, job.Job, func(j *Job) error {
 			change(j)
 			j.FinishedAt = time.Now().UTC()
 			if j.Progress != nil {
 				j.Progress.State = j.State
 			}
+			return nil
 		})
 		return err
 	})
@@ -723,11 +766,12 @@ func (w *TrainingWorker) end(ctx context.Context, m jetstream.Msg, job Job, chan
 func (w *TrainingWorker) release(ctx context.Context, m jetstream.Msg, job Job, delay time.Duration, why string, counts bool) {
 	ctx, cancel := w.lasting(ctx)
 	defer cancel()
-	if _, err := w.jobs.update(ctx, job.Job, func(j *Job) {
+	if _, err := w.jobs.update(ctx, job.Job, func(j *Job) error {
 		j.State, j.Error = JobQueued, why
 		if !counts {
 			j.Attempts = max(j.Attempts-1, 0)
 		}
+		return w.mine(j)
 	}); err != nil {
 		w.log.Warn().Err(err).Str("job", job.Job).Msg("cannot record that the job goes back")
 	}

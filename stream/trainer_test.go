@@ -7,11 +7,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/broker"
 )
 
 // fakeTrainer makes releases of fakes.
@@ -228,4 +231,99 @@ func TestTrainingJobs(t *testing.T) {
 			t.Errorf("scratch has %v", left)
 		}
 	})
+}
+
+// TestTrainingSurvivesABrokerRestart restarts the broker in the middle of a job
+// while frames are scored.
+func TestTrainingSurvivesABrokerRestart(t *testing.T) {
+	store := filepath.Join(t.TempDir(), "broker")
+	b, stop := startBroker(t, broker.Config{Port: -1, StoreDir: store})
+	r := &rig{t: t, dir: t.TempDir(), url: b.ClientURL()}
+	r.open(stream.Topology{})
+	r.detector(stream.Detector{Name: "bolts"})
+	r.release("bolts", fake{Name: "old"})
+	if _, err := stream.OpenNormals(r.js, r.names).Add(t.Context(), stream.Normal{Detector: "bolts", Image: image(0.1)}); err != nil {
+		t.Fatal(err)
+	}
+	w, stopWorker := r.worker(stream.WorkerConfig{}, loadFake)
+	middle, restarted := make(chan struct{}), make(chan struct{})
+	attempts := 0
+	stopTrainer := r.trainer(stream.TrainerConfig{AckWait: time.Second}, fakeTrainer{t: t, train: func(ctx context.Context, task *stream.Task) error {
+		attempts++
+		path := filepath.Join(task.Dir, "checkpoint")
+		if err := os.WriteFile(path, []byte("x"), 0o644); err != nil {
+			return err
+		}
+		for step := range 4 {
+			if step == 2 && attempts == 1 {
+				close(middle)
+				<-restarted
+			}
+			task.Report(stream.Progress{Phase: "fit", Step: step})
+			if err := task.SaveCheckpoint(ctx, path); err != nil {
+				return err
+			}
+		}
+		return nil
+	}})
+	if _, err := r.jobs().Request(t.Context(), stream.TrainRequest{Job: "job", Detector: "bolts", Promote: true}); err != nil {
+		t.Fatal(err)
+	}
+	<-middle
+	stop()
+	port, err := strconv.Atoi(b.ClientURL()[strings.LastIndex(b.ClientURL(), ":")+1:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	startBroker(t, broker.Config{Port: port, StoreDir: store})
+	close(restarted)
+	eventually(t, "the connection is back", r.nc.IsConnected)
+	if j := r.wait("job"); j.State != stream.JobDone || !j.Promoted {
+		t.Errorf("%+v", j)
+	}
+	eventually(t, "the new release serves", func() bool { return w.Stats().Swaps == 2 })
+	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f", Image: image(0.1)})
+	eventually(t, "frames are scored", func() bool { return w.Stats().Scored == 1 })
+	t.Logf("%d attempts", attempts)
+	stopWorker() // before the broker, or they wait for it
+	stopTrainer()
+}
+
+func TestRetrainingIsAskedForWhenItIsDue(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	r.detector(stream.Detector{Name: "bolts", RetrainAfter: 3})
+	normals := stream.OpenNormals(r.js, r.names)
+	add := func(n int) {
+		for i := range n {
+			if _, err := normals.Add(t.Context(), stream.Normal{Detector: "bolts", ID: fmt.Sprint(time.Now().UnixNano(), i), Image: image(0.1)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	add(5)
+	r.trainer(stream.TrainerConfig{Schedule: 10 * time.Millisecond}, fakeTrainer{t: t})
+	r.trainer(stream.TrainerConfig{Schedule: 10 * time.Millisecond}, fakeTrainer{t: t})
+	jobs := func() []stream.Job {
+		all, err := r.jobs().List(t.Context(), "bolts")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all
+	}
+	add(4) // without a first training nothing is due
+	if _, err := r.jobs().Request(t.Context(), stream.TrainRequest{Job: "first", Detector: "bolts", Promote: true}); err != nil {
+		t.Fatal(err)
+	}
+	if j := r.wait("first"); j.Normals != 9 || len(jobs()) != 1 {
+		t.Errorf("%+v, %d jobs", j, len(jobs()))
+	}
+	add(3)
+	eventually(t, "retraining is asked for", func() bool { return len(jobs()) == 2 })
+	second := r.wait(jobs()[1].Job)
+	if second.State != stream.JobDone || second.Normals != 12 || second.By != "schedule" {
+		t.Errorf("%+v", second)
+	}
+	if n := len(jobs()); n != 2 {
+		t.Errorf("%d jobs", n)
+	}
 }

@@ -233,8 +233,10 @@ func (w *Worker) Run(ctx context.Context) error {
 		kill()
 		<-done
 	}
-	if err := w.nc.FlushTimeout(2 * time.Second); err != nil && !w.nc.IsClosed() {
-		w.log.Debug().Err(err).Msg("last acknowledgements may be late")
+	if w.nc.IsConnected() {
+		if err := w.nc.FlushTimeout(2 * time.Second); err != nil {
+			w.log.Debug().Err(err).Msg("last acknowledgements may be late")
+		}
 	}
 	w.log.Info().Uint64("scored", w.count.scored.Load()).Uint64("anomalies", w.count.anomalies.Load()).Msg("worker is down")
 	return nil
@@ -324,14 +326,18 @@ func (n Names) registry(cache string) registry.Config {
 	return registry.Config{ActiveBucket: n.ActiveBucket(), ArtifactsBucket: n.ArtifactsBucket(), CacheDir: cache}
 }
 
-// follow keeps a watch running.
+// follow keeps a watch running. It begins anew after a reconnect: the old one
+// would need 10 to 20 seconds to notice.
 func (w *Worker) follow(ctx context.Context, what string, watch func(context.Context) error) {
 	for ctx.Err() == nil {
-		if err := watch(ctx); err != nil && ctx.Err() == nil {
+		within, cancel := w.epoch.within(ctx)
+		err := watch(within)
+		cancel()
+		if err != nil && ctx.Err() == nil {
 			w.log.Debug().Err(err).Str("of", what).Msg("watch ended: starting it again")
 			pause(ctx, time.Second)
-			w.wake()
 		}
+		w.wake()
 	}
 }
 

@@ -468,7 +468,7 @@ func TestWorkGoesOnAfterTheBrokerRestarts(t *testing.T) {
 	r := &rig{t: t, dir: dir, url: b.ClientURL()}
 	r.open(stream.Topology{})
 	r.release("bolts", fake{Name: "one"})
-	w, _ := r.worker(stream.WorkerConfig{Resync: time.Hour}, loadFake)
+	w, stopWorker := r.worker(stream.WorkerConfig{Resync: time.Hour}, loadFake)
 	frame := 0
 	publish := func(n int) {
 		for range n {
@@ -493,6 +493,7 @@ func TestWorkGoesOnAfterTheBrokerRestarts(t *testing.T) {
 	eventually(t, "the pointer is read again", func() bool { return w.Stats().Swaps == 2 })
 	publish(5)
 	eventually(t, "the last frames are scored", func() bool { return w.Stats().Scored >= 45 })
+	stopWorker() // before the broker, or it waits for it
 	seen := map[string]int{}
 	for _, e := range r.events() {
 		seen[e.FrameID]++

@@ -268,14 +268,15 @@ func (r *Registry) Forget(ctx context.Context, detector string) error {
 	return nil
 }
 
-// Watch calls changed, from its own goroutine, whenever a pointer may have
-// changed, until ctx ends.
+// Watch calls changed when it has begun to watch, and whenever a pointer may
+// have changed since, until ctx ends.
 func (r *Registry) Watch(ctx context.Context, changed func()) error {
 	w, err := r.kv.WatchAll(ctx, jetstream.UpdatesOnly(), jetstream.MetaOnly())
 	if err != nil {
 		return fmt.Errorf("watch the active releases: %w", err)
 	}
 	defer w.Stop()
+	changed()
 	for {
 		select {
 		case <-ctx.Done():

@@ -402,11 +402,11 @@ func TestPointers(t *testing.T) {
 		told := make(chan struct{}, 100)
 		done := make(chan error, 1)
 		go func() { done <- r.reg.Watch(wctx, func() { told <- struct{}{} }) }()
-		for len(told) == 0 { // the watch begins when it begins
-			if err := r.reg.SetShadow(ctx, "bolts", digests[2], registry.Change{}); err != nil {
-				t.Fatal(err)
-			}
+		<-told // it has begun
+		if err := r.reg.SetShadow(ctx, "bolts", digests[2], registry.Change{}); err != nil {
+			t.Fatal(err)
 		}
+		<-told
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
