@@ -263,7 +263,11 @@ func Decode(r io.ReaderAt, size int64, o ReadOptions) (*Bank, error) {
 			}
 		}
 	}
-	return b, b.restore(table, m)
+	if err := b.restore(table, m); err != nil {
+		_ = b.Close() // the first error says more
+		return nil, err
+	}
+	return b, nil
 }
 
 // restore puts back the index that served when the file was written.

@@ -149,6 +149,8 @@ func open(ctx context.Context, dir string, o Options) (_ *Detector, err error) {
 	if err != nil {
 		return nil, err
 	}
+	rest := end
+	end = func() error { return errors.Join(b.Close(), rest()) } // the bank's searcher before its engine
 	d, err := New(e, b)
 	if err != nil {
 		return nil, err
