@@ -25,6 +25,7 @@ type benchCmd struct {
 	Embed  benchEmbedCmd  `cmd:"" help:"Images a second: decode, preprocess, the model alone, and the whole way."`
 	Bank   benchBankCmd   `cmd:"" help:"Recall, queries a second and build time of the bank's indexes."`
 	Stream benchStreamCmd `cmd:"" help:"Frames a second through a broker with a scorer that does nothing."`
+	Train  benchTrainCmd  `cmd:"" help:"Seconds of a training step, against those of its forward pass."`
 }
 
 type benchEmbedCmd struct {

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/nearmiss/nearmiss/inference/backbone"
+	"github.com/nearmiss/nearmiss/inference/ort"
+	"github.com/nearmiss/nearmiss/training/finetune"
+	"github.com/nearmiss/nearmiss/training/optim"
+	"github.com/nearmiss/nearmiss/training/sde"
+)
+
+type benchTrainCmd struct {
+	Backbone   string `type:"existingfile" placeholder:"FILE.onnx" help:"Backbone to fine-tune (default: a ViT-S/16 at 224 px with random weights, which is as fast as a trained one)."`
+	Network    string `placeholder:"NAME" help:"Train a score network instead of a backbone: ddpm++, ncsn++, medium, small, tiny, nano and others."`
+	Size       int    `default:"32" help:"Side of the score network's images in pixels."`
+	Batch      int    `placeholder:"N" help:"Images in a step (default: 16, for a score network 32)."`
+	Micro      int    `placeholder:"N" help:"Images that are in memory at once; their gradients are summed up to a step's."`
+	Freeze     int    `default:"0" help:"Freeze so many blocks from the front, and what lies before them."`
+	Embeddings bool   `help:"Train what lies before the frozen blocks all the same, as the paper does: gradients then cross the frozen blocks."`
+	Rounds     int    `default:"5" help:"How often forward pass and step take turns."`
+	Steps      int    `default:"2" help:"Steps in one Loop."`
+	Single     bool   `help:"Also measure steps as single calls, without a Loop."`
+	Profile    bool   `help:"Also tell where the time goes, by operator."`
+	Device     string `default:"cpu" placeholder:"D" help:"Where the model runs: cpu, cuda, cuda:1 or tensorrt."`
+	Threads    int    `placeholder:"N" help:"CPU threads (default: all cores)."`
+	JSON       bool   `name:"json" help:"Print one JSON object."`
+}
+
+func (*benchTrainCmd) Help() string {
+	return "A step is forward pass, loss, gradients and update; it is compared with the forward pass as it is served.\n\n" +
+		examples("nearmiss bench train --backbone vit_s.onnx --batch 16 --freeze 6 --json",
+			"nearmiss bench train --network tiny --size 32 --batch 32 --profile")
+}
+
+func (c *benchTrainCmd) Run(ctx context.Context, o *output) error {
+	device, err := ort.ParseDevice(c.Device)
+	if err != nil {
+		return usageError{err}
+	}
+	session := ort.Options{Device: device, IntraOpThreads: c.Threads}
+	bar := o.progress("")
+	bench := optim.BenchOptions{
+		Rounds: c.Rounds, Steps: c.Steps, Single: c.Single, Profile: c.Profile,
+		Progress: func(part string) { bar.stage(part, 0, -1) },
+	}
+	var r optim.BenchResult
+	if c.Network != "" {
+		r, err = c.network(ctx, session, bench)
+	} else {
+		r, err = c.backbone(ctx, session, bench)
+	}
+	bar.close()
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return o.JSON(r)
+	}
+	return c.print(o, r)
+}
+
+func (c *benchTrainCmd) network(ctx context.Context, session ort.Options, o optim.BenchOptions) (optim.BenchResult, error) {
+	n, err := sde.Preset(c.Network, c.Size, 3)
+	if err != nil {
+		return optim.BenchResult{}, usageError{err}
+	}
+	s, err := sde.New("vp", c.Size)
+	if err != nil {
+		return optim.BenchResult{}, err
+	}
+	if c.Batch == 0 {
+		c.Batch = 32
+	}
+	return sde.Bench(ctx, s, n, sde.TrainOptions{Batch: c.Batch, Session: session}, o)
+}
+
+func (c *benchTrainCmd) backbone(ctx context.Context, session ort.Options, o optim.BenchOptions) (optim.BenchResult, error) {
+	model := c.Backbone
+	if model == "" {
+		dir, err := os.MkdirTemp("", "nearmiss-bench-")
+		if err != nil {
+			return optim.BenchResult{}, err
+		}
+		defer os.RemoveAll(dir)
+		model = filepath.Join(dir, "vit_s.onnx")
+		if _, err := writeRandomBackbone(backbone.Small, 1, model); err != nil {
+			return optim.BenchResult{}, err
+		}
+	}
+	recipe := finetune.Paper()
+	recipe.Dropout, recipe.MicroBatch, recipe.FreezeBlocks = 0, c.Micro, c.Freeze
+	if c.Batch > 0 {
+		recipe.Batch = c.Batch
+	}
+	if c.Freeze > 0 && !c.Embeddings {
+		recipe.Freeze = []string{"patch_embed.*", "cls_token", "reg_token", "pos_embed"}
+	}
+	return finetune.Bench(ctx, finetune.Config{Backbone: model, Recipe: recipe, Session: session}, o)
+}
+
+func (c *benchTrainCmd) print(o *output, r optim.BenchResult) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, `training step of %s, batch %d, device %s, %d parameters trained, %d frozen:
+  forward      %8.3f s  %8.1f GFLOP/s
+  step         %8.3f s  %8.1f GFLOP/s
+`, r.Name, r.Batch, r.Device, r.Trained, r.Frozen, r.Forward.Median, r.ForwardGFLOPPerS, r.Step.Median, r.StepGFLOPPerS)
+	if r.SingleStep.Median > 0 {
+		fmt.Fprintf(&b, "  single step  %8.3f s\n", r.SingleStep.Median)
+	}
+	fmt.Fprintf(&b, "  step ÷ forward  %.2f (%.2f by processor time; by arithmetic %.2f)\n", r.Ratio, r.RatioCPU, r.RatioGFLOP)
+	if r.PeakMemoryBytes > 0 {
+		fmt.Fprintf(&b, "  peak memory  %8.0f MiB\n", float64(r.PeakMemoryBytes)/(1<<20))
+	}
+	if len(r.Operators) > 0 {
+		fmt.Fprintf(&b, "  of a step: forward %.0f %%, gradients %.0f %%, update %.0f %%\n", 100*r.ForwardShare, 100*r.BackwardShare, 100*r.UpdateShare)
+		for _, op := range r.Operators[:min(10, len(r.Operators))] {
+			fmt.Fprintf(&b, "    %-24s %5.1f %%\n", op.Operator, 100*op.Share)
+		}
+	}
+	_, err := fmt.Fprint(o.Out, b.String())
+	return err
+}
