@@ -55,7 +55,7 @@ func set[T comparable](to *T, flag T) {
 type brokerCmd struct {
 	Data      string `type:"path" placeholder:"DIR" help:"Folder that keeps everything (default nearmiss-data)."`
 	Host      string `placeholder:"ADDR" help:"Address to listen on (default 127.0.0.1)."`
-	Port      int    `placeholder:"N" help:"Port of NATS clients (default 4222; -1: a free one)."`
+	Port      int    `placeholder:"N" help:"Port of NATS clients (default 4222; --port=-1 takes a free one)."`
 	MQTT      int    `name:"mqtt" placeholder:"N" help:"Also listen for MQTT clients on this port."`
 	WebSocket int    `name:"websocket" placeholder:"N" help:"Also listen for NATS over WebSocket on this port."`
 	Setup     string `placeholder:"URL" help:"Start nothing: create the streams and buckets in the NATS server at this address, and end."`

@@ -54,10 +54,11 @@ func (d demoTask) source(normal int, from uint64) (camera.Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &inTurn{
-		&camera.Generated{Make: drawn(good, from), Count: normal},
-		&camera.Generated{Make: drawn(mixed, from+uint64(normal)), FPS: demoFPS},
-	}, nil
+	sources := inTurn{&camera.Generated{Make: drawn(mixed, from+uint64(normal)), FPS: demoFPS}}
+	if normal > 0 {
+		sources = inTurn{&camera.Generated{Make: drawn(good, from), Count: normal}, sources[0]}
+	}
+	return &sources, nil
 }
 
 // drawn makes a synthetic source's images camera images.

@@ -15,7 +15,7 @@ type upCmd struct {
 	Demo      bool   `help:"Add two synthetic cameras, learn normal from their first frames, and print events as they come."`
 	Data      string `type:"path" placeholder:"DIR" help:"Folder that keeps everything (default nearmiss-data)."`
 	Host      string `placeholder:"ADDR" help:"Address to listen on (default 127.0.0.1)."`
-	Port      int    `placeholder:"N" help:"Port of NATS clients (default 4222; -1: a free one)."`
+	Port      int    `placeholder:"N" help:"Port of NATS clients (default 4222; --port=-1 takes a free one)."`
 	MQTT      int    `name:"mqtt" placeholder:"N" help:"Also listen for MQTT clients on this port."`
 	WebSocket int    `name:"websocket" placeholder:"N" help:"Also listen for NATS over WebSocket on this port."`
 	Backbone  string `type:"existingfile" placeholder:"FILE.onnx" help:"Model for detectors that name none (default: seeded random weights, which have learnt nothing)."`

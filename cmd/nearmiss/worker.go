@@ -55,11 +55,7 @@ func (c *workerCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	err = w.Run(ctx)
-	s := w.Stats()
-	o.Log.Info().Uint64("scored", s.Scored).Uint64("anomalies", s.Anomalies).Uint64("rejected", s.Rejected).
-		Uint64("retried", s.Retried).Msg("worker is down")
-	return err
+	return w.Run(ctx)
 }
 
 // newWorker prepares the worker that conf describes.
