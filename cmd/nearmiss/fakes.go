@@ -41,7 +41,7 @@ type fakesCmd struct {
 	EditFrom float64 `name:"edit-from" placeholder:"T" help:"Lower end of the times that fakes are diffused to, with --edit as the upper end."`
 	Detail   string  `enum:"none,residual" default:"none" help:"With --edit, residual gives fakes the normals' size and fine detail: ${enum}."`
 
-	Resume string  `type:"existingfile" placeholder:"FILE" help:"Go on from the training.ckpt of an interrupted run."`
+	Resume bool    `help:"Go on with an interrupted run in the same folder, with the same options; --stop may differ."`
 	Seed   *uint64 `placeholder:"N" help:"Of everything random (default: another one every time; the manifest records it)."`
 	JSON   bool    `name:"json" help:"Print training steps, looks and the outcome as JSON lines."`
 	deviceFlags
@@ -91,8 +91,8 @@ func (c *fakesCmd) Run(ctx context.Context, o *output) error {
 	m, err := sde.Generate(ctx, imageFiles(paths), c.Out, opt)
 	bar.close()
 	if ctx.Err() != nil && err != nil {
-		if ckpt := filepath.Join(c.Out, sde.CheckpointFile); fileExists(ckpt) {
-			fmt.Fprintf(o.Err, "note: go on with --resume %s\n", ckpt)
+		if fileExists(filepath.Join(c.Out, sde.CheckpointFile)) {
+			fmt.Fprintf(o.Err, "note: the same command with --resume --seed %d goes on\n", opt.Seed)
 		}
 	}
 	if errors.Is(err, sde.ErrOptions) {

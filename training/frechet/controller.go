@@ -118,6 +118,17 @@ func (c *Controller) value(p Probe) float64 {
 	return float64(p.Step)
 }
 
+// Reached reports whether a probe came as near to the normals as the target
+// asks, or nearer.
+func (c *Controller) Reached() bool {
+	return slices.ContainsFunc(c.probes, func(p Probe) bool {
+		if c.target.Kind == Steps {
+			return p.Step >= int(c.target.Value)
+		}
+		return c.value(p) <= c.target.Value
+	})
+}
+
 // Reason says why Observe asked to stop, or that the target was not reached.
 func (c *Controller) Reason() string {
 	switch {

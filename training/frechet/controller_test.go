@@ -63,7 +63,7 @@ func TestTheControllerStopsAtItsTarget(t *testing.T) {
 	if got := c.Mix(); !slices.Equal(got, want) {
 		t.Errorf("mix: got %v, want %v", got, want)
 	}
-	if !strings.Contains(c.Reason(), "reached r=0.3 at step 400") {
+	if !strings.Contains(c.Reason(), "reached r=0.3 at step 400") || !c.Reached() {
 		t.Errorf("reason: %s", c.Reason())
 	}
 }
@@ -103,7 +103,7 @@ func TestATargetThatIsNotReachedIsSaid(t *testing.T) {
 	if got := c.Keep(); got[0] != 200 {
 		t.Errorf("kept %v, want the nearest, 200, first", got)
 	}
-	if !strings.Contains(c.Reason(), "not reached") {
+	if !strings.Contains(c.Reason(), "not reached") || c.Reached() {
 		t.Errorf("reason: %s", c.Reason())
 	}
 	if NewController(Target{Ratio, 0.1}, ControllerOptions{}).Mix() != nil {
@@ -116,8 +116,8 @@ func TestATargetInSteps(t *testing.T) {
 	if at := run(c, 1, 0.1, 0.05, 0.01, 0.001); at != 300 {
 		t.Fatalf("stopped at %d, want 300", at)
 	}
-	if got := c.Keep(); !slices.Equal(got, []int{300, 200}) {
-		t.Errorf("kept %v, want 300 and 200", got)
+	if got := c.Keep(); !slices.Equal(got, []int{300, 200}) || !c.Reached() {
+		t.Errorf("kept %v, reached %v; want 300 and 200, reached", got, c.Reached())
 	}
 }
 

@@ -72,9 +72,9 @@ type Options struct {
 	// Reference bounds the embeddings of normals that fakes are measured against,
 	// mirror images included; default 4000.
 	Reference int `json:"reference"`
-	// Resume is a checkpoint file of an earlier run with the same options to go
-	// on from; "" for none.
-	Resume string `json:"-"`
+	// Resume goes on with an interrupted run of the same options in the same
+	// folder; the target may be another.
+	Resume bool `json:"-"`
 	// Names are the names of the normals for the manifest; nil for numbers.
 	Names []string `json:"-"`
 	// Extractor is needed but for a target in steps, where it may be nil: then
@@ -196,7 +196,8 @@ const (
 	ManifestFile   = "manifest.json"
 	CurveFile      = "curve.png"
 	SheetFile      = "sheet.png"
-	CheckpointFile = "training.ckpt"
+	CheckpointFile = "training.ckpt" // the state of training
+	HistoryFile    = "looks.json"    // the looks at the generator so far
 	FakesFolder    = "fakes"
 )
 
@@ -205,8 +206,8 @@ const (
 // stopping, the kept checkpoints and a manifest. The folder is created; files of
 // an earlier run in it are replaced.
 //
-// When ctx ends during training, the state is saved as [CheckpointFile], from
-// which [Options.Resume] goes on.
+// When ctx ends during training, the state is saved, and a call with
+// [Options.Resume] goes on from there. The state is also saved at every look.
 func Generate(ctx context.Context, normals Images, out string, o Options) (*Manifest, error) {
 	g := &generation{o: o, normals: normals, out: out}
 	if err := g.prepare(ctx); err != nil {
@@ -304,8 +305,8 @@ func (g *generation) prepare(ctx context.Context) (err error) {
 			_ = g.trainer.Close()
 		}
 	}()
-	if o.Resume != "" {
-		if err = g.trainer.Load(o.Resume); err != nil {
+	if o.Resume {
+		if err = g.trainer.Load(filepath.Join(g.out, CheckpointFile)); err != nil {
 			return err
 		}
 	}
@@ -319,9 +320,118 @@ func (g *generation) prepare(ctx context.Context) (err error) {
 		return fmt.Errorf("make fakes: %w", err)
 	}
 	if o.Extractor != nil {
-		err = g.scale(ctx)
+		if err = g.scale(ctx); err != nil {
+			return err
+		}
+	}
+	if o.Resume {
+		err = g.recall()
+	} else {
+		err = g.clear()
 	}
 	return err
+}
+
+// history is what a run has seen so far, beside its checkpoint: [HistoryFile],
+// and the samples of each look as a strip.
+type history struct {
+	NoiseFD float64         `json:"noise_fd"`
+	Probes  []frechet.Probe `json:"probes"`
+}
+
+const lookImages = 8 // of a strip
+
+func (g *generation) strip(step int) string {
+	return filepath.Join(g.out, fmt.Sprintf("look-%06d.png", step))
+}
+
+// remember writes the history.
+func (g *generation) remember(look []*imaging.Image, step int) error {
+	strip := imaging.New(g.o.Network.Size, g.o.Network.Size*len(look))
+	strip.Pix = strip.Pix[:0]
+	for _, im := range look {
+		strip.Pix = append(strip.Pix, im.Pix...)
+	}
+	raw, err := strip.PNG()
+	if err != nil {
+		return err
+	}
+	if err := renameio.WriteFile(g.strip(step), raw, 0o644); err != nil {
+		return fmt.Errorf("write the samples of step %d: %w", step, err)
+	}
+	if raw, err = json.Marshal(history{g.m.NoiseFD, g.m.Probes}); err != nil {
+		return err
+	}
+	if err := renameio.WriteFile(filepath.Join(g.out, HistoryFile), raw, 0o644); err != nil {
+		return fmt.Errorf("write the history of looks: %w", err)
+	}
+	return nil
+}
+
+// recall takes up the history of the run that goes on.
+func (g *generation) recall() error {
+	raw, err := os.ReadFile(filepath.Join(g.out, HistoryFile))
+	if err != nil {
+		return fmt.Errorf("go on with a run: %w", err)
+	}
+	var h history
+	if err := json.Unmarshal(raw, &h); err != nil {
+		return fmt.Errorf("go on with a run: read %s: %w", HistoryFile, err)
+	}
+	if g.reference != nil {
+		if err := g.reference.SetNoise(h.NoiseFD); err != nil {
+			return err
+		}
+		g.m.NoiseFD = h.NoiseFD
+	}
+	for _, p := range h.Probes {
+		if p.Step > g.trainer.Steps() {
+			break
+		}
+		raw, err := os.ReadFile(g.strip(p.Step))
+		if err != nil {
+			return fmt.Errorf("go on with a run: %w", err)
+		}
+		strip, err := imaging.Decode(raw, imaging.Limits{MaxAspect: 2 * lookImages})
+		if err != nil {
+			return fmt.Errorf("go on with a run: read %s: %w", g.strip(p.Step), err)
+		}
+		var look []*imaging.Image
+		for y := 0; y < strip.Height; y += strip.Width {
+			look = append(look, strip.Crop(0, y, strip.Width, strip.Width))
+		}
+		g.observe(p, look)
+	}
+	return nil
+}
+
+// clear removes what an earlier run left in the folder.
+func (g *generation) clear() error {
+	for _, pattern := range []string{"step-*.onnx", "look-*.png", HistoryFile, CheckpointFile, ManifestFile, CurveFile, SheetFile} {
+		old, err := filepath.Glob(filepath.Join(g.out, pattern))
+		if err != nil {
+			return err
+		}
+		for _, f := range old {
+			if err := os.Remove(f); err != nil {
+				return fmt.Errorf("remove what an earlier run left: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// observe shows a look to the controller and notes its column of the sheet.
+func (g *generation) observe(p frechet.Probe, look []*imaging.Image) {
+	title := []string{fmt.Sprintf("%d", p.Step)}
+	if g.reference != nil {
+		title = append(title, fmt.Sprintf("r %.2f", p.Ratio))
+	}
+	g.columns = append(g.columns, frechet.Column{Title: title, Images: pictures(look)})
+	if g.control.Observe(p) {
+		g.m.Stop = g.control.Reason()
+	}
+	g.m.Probes = g.control.Probes()
 }
 
 // scale embeds the normals and makes the references to measure fakes by.
@@ -382,8 +492,13 @@ func (g *generation) progress(stage string, done, total int) {
 
 // train trains until the controller stops it or the steps are used up.
 func (g *generation) train(ctx context.Context) error {
-	if err := g.probe(ctx); err != nil { // before the first step: the noise end of the scale
-		return err
+	// The first look, before the first step, is the noise end of the scale; a run
+	// that goes on may have been interrupted just before a look.
+	now, seen := g.trainer.Steps(), g.m.Probes
+	if len(seen) == 0 || now%g.o.ProbeEvery == 0 && seen[len(seen)-1].Step != now {
+		if err := g.probe(ctx); err != nil {
+			return err
+		}
 	}
 	for g.trainer.Steps() < g.o.MaxSteps && g.m.Stop == "" {
 		step := g.trainer.Steps()
@@ -421,7 +536,7 @@ func (g *generation) averagedFile(step int) string {
 func (g *generation) probe(ctx context.Context) error {
 	began := time.Now()
 	defer func() { g.m.Seconds.Probe += time.Since(began).Seconds() }()
-	n := 8
+	n := lookImages
 	if g.reference != nil {
 		n = max(n, g.reference.Size())
 	}
@@ -442,15 +557,10 @@ func (g *generation) probe(ctx context.Context) error {
 			return err
 		}
 		if g.reference.Noise() == 0 {
-			if step > 0 { // resumed: noise itself stands for the untrained network
-				if err := g.measureNoise(ctx); err != nil {
-					return err
-				}
-			} else if err := g.reference.SetNoise(p.FD); err != nil {
+			if err := g.reference.SetNoise(p.FD); err != nil {
 				return err
 			}
-			g.m.NoiseFD = g.reference.Noise()
-			p.Ratio = (p.FD - g.reference.Floor()) / (g.reference.Noise() - g.reference.Floor())
+			g.m.NoiseFD, p.Ratio = p.FD, 1
 		}
 		if p.Copies, err = g.copies.Look(features); err != nil {
 			return err
@@ -462,15 +572,9 @@ func (g *generation) probe(ctx context.Context) error {
 			return err
 		}
 	}
-	title := []string{fmt.Sprintf("%d", step)}
-	if g.reference != nil {
-		title = append(title, fmt.Sprintf("r %.2f", p.Ratio))
-	}
-	g.columns = append(g.columns, frechet.Column{Title: title, Images: pictures(x[:8])})
-	stop := g.control.Observe(p)
-	g.m.Probes = g.control.Probes()
-	if stop {
-		g.m.Stop = g.control.Reason()
+	g.observe(p, x[:lookImages])
+	if err := g.remember(x[:lookImages], step); err != nil {
+		return err
 	}
 	if step > 0 {
 		if err := c.WriteFile(g.averagedFile(step)); err != nil {
@@ -478,28 +582,6 @@ func (g *generation) probe(ctx context.Context) error {
 		}
 	}
 	return g.tidy()
-}
-
-// measureNoise measures the network as it was before training.
-func (g *generation) measureNoise(ctx context.Context) error {
-	ps, err := g.o.Network.Init(g.o.Train.Seed)
-	if err != nil {
-		return err
-	}
-	c := Trained{SDE: g.o.SDE, Network: g.o.Network, Params: ps}
-	x, err := g.sample(ctx, c, SampleOptions{N: g.reference.Size(), Seed: g.o.Seed, Sampler: Heun})
-	if err != nil {
-		return err
-	}
-	features, err := g.embed(ctx, x, "measure")
-	if err != nil {
-		return err
-	}
-	m, err := g.reference.Measure(features)
-	if err != nil {
-		return err
-	}
-	return g.reference.SetNoise(m.FD)
 }
 
 // tidy deletes the checkpoints that the controller has no use for.
@@ -558,7 +640,7 @@ func (g *generation) make(ctx context.Context) error {
 	if !g.o.Mix {
 		g.m.Mix = []frechet.Share{{Step: g.control.Keep()[0], Part: 1}}
 	}
-	g.m.Reached = g.reached()
+	g.m.Reached = g.control.Reached()
 	var fakes []made
 	first := 0 // sampled so far, copies included: the place in the seed's sequence
 	for k, share := range g.m.Mix {
@@ -599,28 +681,6 @@ func sumOf(mix []frechet.Share) float64 {
 		s += m.Part
 	}
 	return s
-}
-
-func (g *generation) reached() bool {
-	for _, p := range g.m.Probes {
-		if p.Step == g.m.Mix[len(g.m.Mix)-1].Step || p.Step == g.m.Probes[len(g.m.Probes)-1].Step {
-			switch g.o.Stop.Kind {
-			case frechet.Ratio:
-				if p.Ratio <= g.o.Stop.Value {
-					return true
-				}
-			case frechet.FID:
-				if p.FD <= g.o.Stop.Value {
-					return true
-				}
-			case frechet.Steps:
-				if p.Step >= int(g.o.Stop.Value) {
-					return true
-				}
-			}
-		}
-	}
-	return false
 }
 
 // draw samples n fakes; first is their place in the seed's sequence.

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/training/frechet"
 )
@@ -183,27 +185,44 @@ func TestGenerateFromNormals(t *testing.T) {
 }
 
 func TestGenerateGoesOnAfterAnInterruption(t *testing.T) {
-	dir := t.TempDir()
+	whole, broken := t.TempDir(), t.TempDir()
 	normals := blobs(20)
-	ctx, cancel := context.WithCancel(t.Context())
 	o := testOptions()
-	o.Stop, o.Extractor = frechet.Target{Kind: frechet.Steps, Value: 30}, nil
-	o.Progress = func(stage string, done, _ int) {
-		if stage == "train" && done == 20 {
-			cancel()
-		}
-	}
-	if _, err := Generate(ctx, normals, dir, o); !errors.Is(err, context.Canceled) {
-		t.Fatalf("got %v, want a cancelled run", err)
-	}
-	o.Progress = nil
-	o.Resume = filepath.Join(dir, CheckpointFile)
-	m, err := Generate(t.Context(), normals, dir, o)
+	o.MaxSteps, o.Stop.Value = 20, 0.01
+	want, err := Generate(t.Context(), normals, whole, o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(m.Fakes) != o.N || !m.Reached {
-		t.Errorf("%d fakes, reached %v: %s", len(m.Fakes), m.Reached, m.Stop)
+	ctx, cancel := context.WithCancel(t.Context())
+	o.Progress = func(stage string, done, _ int) {
+		if stage == "train" && done == 10 {
+			cancel()
+		}
+	}
+	if _, err := Generate(ctx, normals, broken, o); !errors.Is(err, context.Canceled) {
+		t.Fatalf("got %v, want a cancelled run", err)
+	}
+	o.Progress, o.Resume = nil, true
+	got, err := Generate(t.Context(), normals, broken, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want.Probes, got.Probes); diff != "" {
+		t.Errorf("the curve of an interrupted run differs: %s", diff)
+	}
+	if got.Reached || len(got.Fakes) != o.N {
+		t.Errorf("%d fakes, reached %v: %s", len(got.Fakes), got.Reached, got.Stop)
+	}
+	for _, name := range []string{SheetFile, CurveFile, got.Fakes[0].File} {
+		a, err1 := os.ReadFile(filepath.Join(whole, name))
+		b, err2 := os.ReadFile(filepath.Join(broken, name))
+		if err1 != nil || err2 != nil || !bytes.Equal(a, b) {
+			t.Errorf("%s of an interrupted run differs (%v, %v)", name, err1, err2)
+		}
+	}
+	o.Resume = true
+	if _, err := Generate(t.Context(), normals, t.TempDir(), o); err == nil {
+		t.Error("a run was taken up where there is none")
 	}
 }
 

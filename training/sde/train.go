@@ -275,7 +275,7 @@ func logLine(w io.Writer, kind string, v any) error {
 	return nil
 }
 
-// The keys of a network file's metadata, see [WriteNetwork].
+// networkKey is the entry of a network file's metadata that says what it is.
 const networkKey = "nearmiss.score_network"
 
 // ErrNetwork marks a file that holds no score network.
