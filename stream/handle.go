@@ -267,6 +267,9 @@ func (l *line) publish(ctx context.Context, rel *loaded, items []*item) (ok, fai
 	}
 	conf, _, _, _ := l.state()
 	cool := time.Duration(conf.CoolDown)
+	if cool == 0 {
+		l.keepAll(ctx, items)
+	}
 	var wait []*pending
 	for _, it := range items {
 		if !it.announce {
@@ -292,8 +295,7 @@ func (l *line) publish(ctx context.Context, rel *loaded, items []*item) (ok, fai
 				}
 				continue
 			}
-			if err := l.keep(ctx, it); err != nil {
-				it.failure = err
+			if it.failure != nil { // its evidence could not be kept
 				failed = append(failed, it)
 				continue
 			}
@@ -378,6 +380,24 @@ func (l *line) announced(ctx context.Context, rel *loaded, it *item) (bool, erro
 		return false, fmt.Errorf("look for an earlier event of frame %s: %w", it.frame.ID, err)
 	}
 	return seen, nil
+}
+
+// keepAll keeps the evidence of a batch, several pieces at a time: each takes
+// the broker several writes to the disk.
+func (l *line) keepAll(ctx context.Context, items []*item) {
+	var all sync.WaitGroup
+	slots := make(chan struct{}, 8)
+	for _, it := range items {
+		if !it.announce || it.event.Kind != KindAnomaly {
+			continue
+		}
+		slots <- struct{}{}
+		all.Go(func() {
+			it.failure = l.keep(ctx, it)
+			<-slots
+		})
+	}
+	all.Wait()
 }
 
 // keep stores an anomaly's image as evidence, named by its content.

@@ -70,6 +70,11 @@ func (l *line) learnOne(ctx context.Context, normals *Normals, m jetstream.Msg) 
 	if it.failure == nil && len(it.frame.Image) == 0 {
 		it.failure = Permanent("empty", errors.New("the image has no bytes"))
 	}
+	if inspect := l.w.cfg.Inspect; it.failure == nil && inspect != nil {
+		if code, reason := inspect(it.frame.Image); code != "" {
+			it.failure = Permanent(code, errors.New(reason))
+		}
+	}
 	if errors.As(it.failure, &perm) {
 		it.event, it.announce = rejectedEvent(it.frame, perm.Code, perm.Error()), true
 		it.event.Bytes = it.bytes
@@ -85,7 +90,6 @@ func (l *line) learnOne(ctx context.Context, normals *Normals, m jetstream.Msg) 
 		})
 		if err == nil {
 			l.w.count.learned.Add(1)
-			it.event = &Event{Kind: KindAnomaly}
 			if err := m.Ack(); err != nil {
 				l.log.Debug().Err(err).Msg("acknowledgement failed: the frame comes again")
 			}

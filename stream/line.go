@@ -178,6 +178,7 @@ func (l *line) lane(ctx, work context.Context) {
 // ends.
 func (l *line) swapper(ctx, work context.Context) {
 	told := false
+	again := patient()
 	for ctx.Err() == nil {
 		l.mu.Lock()
 		want, cur, shadow, changed := l.want, l.cur, l.shadow, l.changed
@@ -202,9 +203,10 @@ func (l *line) swapper(ctx, work context.Context) {
 			ok = l.swap(ctx, work, want.shadow, &l.shadow) && ok
 		}
 		if !ok {
-			pause(ctx, time.Second)
+			pause(ctx, again.NextBackOff())
 			continue
 		}
+		again.Reset()
 		select {
 		case <-ctx.Done():
 		case <-changed:

@@ -35,7 +35,9 @@ type Trainer interface {
 
 // TrainResult is what a trainer made.
 type TrainResult struct {
-	Dir string // release folder
+	// Dir is the release folder; empty says that there was nothing to do, and
+	// Hold says why.
+	Dir string
 	// Hold, when not empty, says why the release must not replace the active
 	// one, in a sentence: it did not pass the gate.
 	Hold string
@@ -175,8 +177,12 @@ type TrainerConfig struct {
 	// Schedule is how often it is looked whether a detector is due for
 	// retraining. Default a minute; negative: never.
 	Schedule time.Duration
-	// Drain is how long a job may take to stop when Run's context ends. Default
-	// 20 s.
+	// Collect is how often what nobody can need any more is removed, see
+	// [Collect]; releases of the last week stay. Default an hour; negative:
+	// never.
+	Collect time.Duration
+	// Drain is how long a job may take to stop when it is cancelled or Run's
+	// context ends. Default 20 s.
 	Drain time.Duration
 }
 
@@ -196,6 +202,9 @@ func (c TrainerConfig) withDefaults() TrainerConfig {
 	}
 	if c.Schedule == 0 {
 		c.Schedule = time.Minute
+	}
+	if c.Collect == 0 {
+		c.Collect = time.Hour
 	}
 	if c.Drain == 0 {
 		c.Drain = 20 * time.Second
@@ -263,6 +272,9 @@ func (w *TrainingWorker) Run(ctx context.Context) error {
 	defer helpers.Wait()
 	helpers.Go(func() { w.epoch.follow(ctx, w.nc, func() {}) })
 	helpers.Go(func() { w.feedback(ctx) })
+	if w.cfg.Collect > 0 {
+		helpers.Go(func() { w.collect(ctx) })
+	}
 	if w.cfg.Schedule > 0 {
 		helpers.Go(func() { w.schedule(ctx) })
 	}
@@ -493,10 +505,12 @@ func (w *TrainingWorker) attempt(ctx context.Context, job Job) (done Job, err er
 	if err != nil {
 		return done, err
 	}
+	if done.Held = res.Hold; res.Dir == "" {
+		return done, nil
+	}
 	if done.Release, err = registry.Digest(res.Dir); err != nil {
 		return done, Permanent(CodeTraining, fmt.Errorf("the trainer's release: %w", err))
 	}
-	done.Held = res.Hold
 	if _, err := w.jobs.update(ctx, job.Job, func(j *Job) error {
 		j.Release, j.Held = done.Release, done.Held
 		j.Normals, j.DataDigest, j.LastNormal = done.Normals, done.DataDigest, done.LastNormal
@@ -515,17 +529,41 @@ func (w *TrainingWorker) attempt(ctx context.Context, job Job) (done Job, err er
 	return w.promote(ctx, done, expect)
 }
 
-// train calls the trainer; a panic is a failed attempt.
-func (w *TrainingWorker) train(ctx context.Context, task *Task) (res TrainResult, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("train %s: panic: %v", task.Request.Detector, p)
+// train calls the trainer. A panic is a failed attempt, and so is a trainer
+// that does not stop in time: it is left behind.
+func (w *TrainingWorker) train(ctx context.Context, task *Task) (TrainResult, error) {
+	type outcome struct {
+		res TrainResult
+		err error
+	}
+	out := make(chan outcome, 1)
+	go func() {
+		var o outcome
+		defer func() {
+			if p := recover(); p != nil {
+				o.err = fmt.Errorf("train %s: panic: %v", task.Request.Detector, p)
+			}
+			out <- o
+		}()
+		if len(task.Request.Extend) > 0 {
+			o.res, o.err = w.trainer.Extend(ctx, task)
+		} else {
+			o.res, o.err = w.trainer.Train(ctx, task)
 		}
 	}()
-	if len(task.Request.Extend) > 0 {
-		return w.trainer.Extend(ctx, task)
+	select {
+	case o := <-out:
+		return o.res, o.err
+	case <-ctx.Done():
 	}
-	return w.trainer.Train(ctx, task)
+	hard := time.NewTimer(w.cfg.Drain)
+	defer hard.Stop()
+	select {
+	case o := <-out:
+		return o.res, o.err
+	case <-hard.C:
+		return TrainResult{}, fmt.Errorf("train %s: it did not stop within %v", task.Request.Detector, w.cfg.Drain)
+	}
 }
 
 // promote makes a job's release active if it was asked for and allowed. expect,
@@ -810,6 +848,20 @@ func (w *TrainingWorker) tell(p Progress) {
 	}
 	if err := w.nc.Publish(w.cfg.Progress(p.Detector, p.Job), data); err != nil {
 		w.log.Debug().Err(err).Msg("progress not sent")
+	}
+}
+
+// collect removes what nobody can need any more, from time to time.
+func (w *TrainingWorker) collect(ctx context.Context) {
+	for pause(ctx, w.cfg.Collect); ctx.Err() == nil; pause(ctx, w.cfg.Collect) {
+		c, err := Collect(ctx, w.js, w.cfg.Names, registry.CollectOptions{Grace: 7 * 24 * time.Hour})
+		switch {
+		case err != nil && ctx.Err() == nil:
+			w.log.Warn().Err(err).Msg("collection failed")
+		case len(c.Releases)+c.Files+c.Chunks+c.Evidence+c.Frames+c.Checkpoints > 0:
+			w.log.Info().Int("releases", len(c.Releases)).Int("files", c.Files).Uint64("bytes", c.Bytes).Int("chunks", c.Chunks).
+				Int("evidence", c.Evidence).Int("frames", c.Frames).Int("checkpoints", c.Checkpoints).Msg("removed what nobody needs")
+		}
 	}
 }
 

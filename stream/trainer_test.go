@@ -119,17 +119,27 @@ func (r *rig) wait(job string) stream.Job {
 func TestANewDetectorLearnsFromItsFirstFramesThenScores(t *testing.T) {
 	r := newRig(t, stream.Topology{})
 	r.detector(stream.Detector{Name: "bolts", LearnFrames: 20})
-	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
+	w, _ := r.worker(stream.WorkerConfig{Inspect: func(b []byte) (code, reason string) {
+		if b[0] != 'F' {
+			return "unsupported", "this is no image"
+		}
+		return "", ""
+	}}, loadFake)
 	counted := 0
 	r.trainer(stream.TrainerConfig{}, fakeTrainer{t: t, model: func(task *stream.Task) fake {
 		counted = task.Count
 		return fake{Name: "learned"}
 	}})
 	const frames = 50
+	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "empty"})
+	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "text", Image: []byte("text")})
 	for i := range frames {
 		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: image(0.5)})
 	}
 	eventually(t, "the rest is scored", func() bool { return w.Stats().Scored == frames-20 })
+	if s := w.Stats(); s.Rejected != 2 || len(r.events()) != 2 {
+		t.Errorf("%+v, %d events", s, len(r.events()))
+	}
 	if counted != 20 || w.Stats().Learned != 20 {
 		t.Errorf("trained on %d images, %d learned, want 20", counted, w.Stats().Learned)
 	}

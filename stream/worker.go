@@ -43,6 +43,10 @@ type WorkerConfig struct {
 	// MaxImage bounds the image that an object-referenced frame may name, in
 	// bytes. Default 64 MiB.
 	MaxImage int64
+	// Inspect looks at an image before it becomes a normal in the learn phase,
+	// in which no release can. A code, a stable word, and a reason reject it; an
+	// empty code accepts it. Default: whatever is not empty is accepted.
+	Inspect func(image []byte) (code, reason string)
 	// Drain is how long frames under way may take to finish when Run's context
 	// ends. Default 20 s.
 	Drain time.Duration

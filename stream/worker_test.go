@@ -551,6 +551,77 @@ func TestAReleaseThatIsUnfitIsRefusedAndTheOldOneServes(t *testing.T) {
 	}
 }
 
+// TestAReleaseThatIsDamagedInTheStoreIsRefused points a detector, past the
+// registry's own check, to releases whose objects are not what they should be.
+func TestAReleaseThatIsDamagedInTheStoreIsRefused(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	old := r.release("bolts", fake{Name: "good"})
+	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
+	eventually(t, "it serves", func() bool { return w.Stats().Swaps == 1 })
+	store, err := r.js.ObjectStore(t.Context(), r.names.ArtifactsBucket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	kv, err := r.js.KeyValue(t.Context(), r.names.ActiveBucket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := func(digest string) string {
+		rel, err := r.reg.Show(t.Context(), digest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rel.Files[0].SHA256
+	}
+	for i, c := range []struct {
+		name   string
+		damage func(digest string) error
+		reason string
+	}{
+		{"truncated", func(d string) error {
+			info, err := store.GetInfo(t.Context(), file(d))
+			if err != nil {
+				return err
+			}
+			s, err := r.js.Stream(t.Context(), "OBJ_"+r.names.ArtifactsBucket())
+			if err != nil {
+				return err
+			}
+			return s.Purge(t.Context(), jetstream.WithPurgeSubject("$O."+r.names.ArtifactsBucket()+".C."+info.NUID))
+		}, "chunks"},
+		{"another model", func(d string) error {
+			_, err := store.PutBytes(t.Context(), file(d), []byte("another model"))
+			return err
+		}, "sha256"},
+		{"gone", func(d string) error { return store.Delete(t.Context(), file(d)) }, "not in the store"},
+		{"no manifest", func(d string) error { return store.Delete(t.Context(), d) }, "no such release"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			digest := r.put("bolts", fake{Name: c.name})
+			if err := c.damage(digest); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := kv.PutString(t.Context(), "bolts", `{"detector":"bolts","release":"`+digest+`"}`); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "it is refused", func() bool { return w.Stats().Refused == uint64(i+1) })
+			eventually(t, "the reason is told", func() bool {
+				for _, e := range r.eventsOf(stream.KindRelease) {
+					if e.Release == digest && e.Code == stream.ReleaseRefused && strings.Contains(e.Reason, c.reason) {
+						return true
+					}
+				}
+				return false
+			})
+			r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: image(0.95)})
+			eventually(t, "the old one serves", func() bool { return len(r.events()) == i+1 })
+			if e := r.events()[i]; e.Release != old {
+				t.Errorf("event of release %s", e.Release)
+			}
+		})
+	}
+}
+
 func TestWatchDeliversEvents(t *testing.T) {
 	r := newRig(t, stream.Topology{})
 	r.release("bolts", fake{Name: "one"})
