@@ -21,7 +21,7 @@ func init() {
 	})
 	// max(x, 0)′ = 1 where y > 0
 	pointwise("Relu", func(g *onnx.Graph, _, y, dy *onnx.Value) *onnx.Value {
-		return g.Op("Where", nil, g.Op("Greater", nil, y, g.ConstLike(y, 0)), dy, g.ConstLike(y, 0))
+		return g.Mul(dy, indicator(g, g.Op("Greater", nil, y, g.ConstLike(y, 0)), y))
 	})
 	// ln(1 + eˣ)′ = σ(x)
 	pointwise("Softplus", func(g *onnx.Graph, x, _, dy *onnx.Value) *onnx.Value { return g.Mul(dy, g.Sigmoid(x)) })
@@ -38,6 +38,12 @@ func init() {
 	register(clip, "Clip")
 	register(gelu, "Gelu", "com.microsoft:Gelu")
 	register(swish, "Swish", "com.microsoft:QuickGelu")
+}
+
+// indicator returns 1 where a condition holds and 0 elsewhere, of the type of
+// x. A product with it takes two thirds of the time of Where on the CPU.
+func indicator(g *onnx.Graph, condition, x *onnx.Value) *onnx.Value {
+	return g.Cast(condition, x.Type())
 }
 
 // between returns the condition low < x < high.
@@ -90,7 +96,7 @@ func elu(b *backward) {
 func hardSigmoid(b *backward) {
 	g, y := b.g, b.y(0)
 	alpha := float64(b.node.Attrs.Float("alpha", 0.2))
-	b.give(0, g.Op("Where", nil, between(g, y, 0, 1), g.Scale(b.dy(), alpha), g.ConstLike(y, 0)))
+	b.give(0, g.Mul(b.dy(), g.Scale(indicator(g, between(g, y, 0, 1), y), alpha)))
 }
 
 // hardSwish (HardSwish-14): y = x·clip(x/6 + 1/2, 0, 1), so y′ = x/3 + 1/2 inside
@@ -122,7 +128,7 @@ func clip(b *backward) {
 		b.give(0, b.dy())
 		return
 	}
-	b.give(0, g.Op("Where", nil, in, b.dy(), g.ConstLike(x, 0)))
+	b.give(0, g.Mul(b.dy(), indicator(g, in, x)))
 	if b.wants(1) || b.wants(2) {
 		b.failf("the gradient with respect to the bounds is not supported")
 	}
