@@ -375,6 +375,7 @@ func (g *Graph) Output(name string, v *Value) {
 		}
 	}
 	if v.name != name {
+		g.yield(name)
 		if err := g.claim(name); err != nil {
 			g.fail(fmt.Errorf("output %q: %w", name, err))
 			return
@@ -385,6 +386,21 @@ func (g *Graph) Output(name string, v *Value) {
 	}
 	g.outputNames[v] = name
 	g.outputs = append(g.outputs, v)
+}
+
+// yield renames a computed value that holds a name and is no output.
+func (g *Graph) yield(name string) {
+	v := g.values[name]
+	if v == nil || v.kind != computed {
+		return
+	}
+	if _, output := g.outputNames[v]; output {
+		return
+	}
+	v.name = g.unique(name)
+	g.values[v.name] = v
+	delete(g.values, name)
+	delete(g.root().names, name)
 }
 
 // Op appends a node with one output and returns it. A nil input is an absent

@@ -267,7 +267,7 @@ func (g *Graph) GroupNorm(x, scale, bias *Value, groups int, epsilon float64) *V
 		return g.badValue()
 	}
 	if x.Rank() < 3 || groups < 1 || x.shape[1]%groups != 0 {
-		g.fail(fmt.Errorf("group norm of %s: channels do not split into %d groups", x, groups))
+		g.fail(fmt.Errorf("group norm of %q %v: channels do not split into %d groups", x.name, x.shape, groups))
 		return g.badValue()
 	}
 	h := g.Reshape(x, x.shape[0], groups, -1)
