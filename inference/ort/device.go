@@ -70,7 +70,7 @@ func Providers() ([]string, error) {
 		if err != nil {
 			return nil, fmt.Errorf("create session options: %s", oneLine(err))
 		}
-		if err := appendProvider(so, Device{Kind: p.kind}); err == nil {
+		if err := appendProvider(so, Device{Kind: p.kind}, false); err == nil {
 			out = append(out, p.name)
 		}
 		_ = so.Destroy()
@@ -80,7 +80,9 @@ func Providers() ([]string, error) {
 
 // appendProvider adds the device's execution provider; the CPU's is always
 // there, behind the others.
-func appendProvider(so *onnxruntime.SessionOptions, d Device) error {
+//
+// tf32 lets an accelerator round the inputs of float32 products to 10 bits.
+func appendProvider(so *onnxruntime.SessionOptions, d Device, tf32 bool) error {
 	id := strconv.Itoa(d.ID)
 	switch d.Kind {
 	case "", "cpu":
@@ -98,7 +100,7 @@ func appendProvider(so *onnxruntime.SessionOptions, d Device) error {
 			return deviceError(d, err)
 		}
 		// What TensorRT does not take runs on CUDA.
-		return appendProvider(so, Device{Kind: "cuda", ID: d.ID})
+		return appendProvider(so, Device{Kind: "cuda", ID: d.ID}, tf32)
 	case "cuda":
 		o, err := onnxruntime.NewCUDAProviderOptions()
 		if err != nil {
@@ -110,6 +112,7 @@ func appendProvider(so *onnxruntime.SessionOptions, d Device) error {
 		if err := o.Update(map[string]string{
 			"device_id":              id,
 			"cudnn_conv_algo_search": "HEURISTIC",
+			"use_tf32":               map[bool]string{false: "0", true: "1"}[tf32],
 		}); err != nil {
 			return deviceError(d, err)
 		}
