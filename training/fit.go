@@ -4,12 +4,15 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math"
+	"os"
 	"path/filepath"
 	"slices"
 	"time"
 
 	"github.com/nearmiss/nearmiss/bank"
 	"github.com/nearmiss/nearmiss/inference"
+	"github.com/nearmiss/nearmiss/inference/ort"
 )
 
 // Result says what Fit made.
@@ -26,6 +29,9 @@ type Result struct {
 	Threshold float64 `json:"threshold"`      // score above which an image is anomalous
 	Index     string  `json:"index"`          // kind of the bank's index
 	Seconds   float64 `json:"seconds"`        // that it took
+	// Published is "tuned" or "frozen" after FITYMI, and Reason says why.
+	Published string `json:"published,omitempty"`
+	Reason    string `json:"reason,omitempty"`
 	// Warnings are sentences for the user: what was left out, and what this
 	// release cannot promise.
 	Warnings []string `json:"warnings,omitempty"`
@@ -44,6 +50,9 @@ type Provenance struct {
 	Index        bank.Report        `json:"index"`
 	Seconds      map[string]float64 `json:"seconds"` // by step
 	Warnings     []string           `json:"warnings,omitempty"`
+	K            int                `json:"k"`
+	Runtime      string             `json:"onnx_runtime"` // version
+	Learning     *Learning          `json:"learning,omitempty"`
 }
 
 // checkImages is how many held-out images a release carries, so that whoever
@@ -51,9 +60,10 @@ type Provenance struct {
 const checkImages = 4
 
 // Fit carries the plan out and writes the release: embed every normal, hold a
-// share of them out, fill and index the bank with the rest, calibrate it with
-// the held-out ones. It stops soon after ctx ends, and then leaves nothing
-// behind.
+// share of them out, learn from the others (FITYMI), fill and index the bank with
+// them, calibrate it with the held-out ones. It stops soon after ctx ends, and
+// then leaves nothing behind but the work folder, from which another run goes
+// on.
 func Fit(ctx context.Context, p Plan) (*Result, error) {
 	if err := p.Validate(); err != nil {
 		return nil, err
@@ -61,13 +71,11 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 	p = p.withDefaults()
 	start := time.Now()
 
-	e, err := inference.NewEmbedder(p.Backbone, inference.EmbedOptions{
-		Device: p.Device, Threads: p.Threads, Limits: p.Limits,
-	})
+	e, err := p.embedder(p.Backbone)
 	if err != nil {
 		return nil, err
 	}
-	defer e.Close()
+	defer func() { e.Close() }()
 	all, rows, of, err := embedNormals(ctx, e, p.Normals, func(done, total int) { p.Progress("embed", done, total) })
 	if err != nil {
 		return nil, err
@@ -78,10 +86,38 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	var about struct{ Format string }
+	_ = json.Unmarshal(e.Backbone(), &about) // a foreign model says nothing of itself
+
+	took := time.Now()
+	model, learning, tidy, err := p.model(ctx, all, of, train)
+	if err != nil {
+		return nil, err
+	}
+	if model != p.Backbone {
+		seconds["learn"] = time.Since(took).Seconds()
+		took = time.Now()
+		if err := e.Close(); err != nil {
+			return nil, err
+		}
+		if e, err = p.embedder(model); err != nil {
+			return nil, err
+		}
+		if rows, err = p.embedAgain(ctx, e, of); err != nil {
+			return nil, err
+		}
+		seconds["embed again"] = time.Since(took).Seconds()
+	}
 	ids, trainRows := use(all, rows, of, train, UsedInBank)
 	_, heldRows := use(all, rows, of, held, UsedToHold)
 	res := &Result{Release: p.Out, Images: len(all), Bank: len(train), HeldOut: len(held)}
 	res.count(all)
+	if learning != nil {
+		res.Published, res.Reason = learning.Gate.Published, learning.Gate.Reason
+		if res.Published == "frozen" {
+			res.warn("the frozen backbone is published: %s", res.Reason)
+		}
+	}
 
 	p.Progress("bank", 0, 1)
 	began := time.Now()
@@ -103,16 +139,15 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	var about struct{ Format string }
-	_ = json.Unmarshal(e.Backbone(), &about) // a foreign model says nothing of itself
 	spec := inference.ReleaseSpec{
-		Detector: p.Detector, Method: string(p.Method), Model: p.Backbone, Embedder: e, Bank: b,
+		Detector: p.Detector, Method: string(p.Method), Model: model, Embedder: e, Bank: b,
 		RandomWeights: about.Format == "random",
 		Files:         map[string][]byte{NormalsName: lines},
 		Training: Provenance{
 			Tool: p.Tool, Backbone: filepath.Base(p.Backbone), DataSHA256: dataDigest(all),
 			Images: len(all), Duplicates: res.Duplicate, Rejected: res.Rejected,
 			HeldOutShare: p.HeldOut, Seed: p.Seed, Index: report, Seconds: seconds, Warnings: res.Warnings,
+			K: p.K, Runtime: ort.Version, Learning: learning,
 		},
 	}
 	if report.Wanted != bank.Exact {
@@ -130,7 +165,50 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 		return nil, err
 	}
 	res.Digest, res.Seconds = r.Digest, time.Since(start).Seconds()
-	return res, nil
+	return res, tidy()
+}
+
+func (p Plan) embedder(model string) (*inference.Embedder, error) {
+	return inference.NewEmbedder(model, inference.EmbedOptions{Device: p.Device, Threads: p.Threads, Limits: p.Limits})
+}
+
+// model makes the model to serve from the normals at the places train of of. It
+// is the backbone itself where nothing is learnt but the bank. tidy removes what
+// is needed no more once the release is written.
+func (p Plan) model(ctx context.Context, all []Normal, of, train []int) (path string, about *Learning, tidy func() error, err error) {
+	tidy = func() error { return nil }
+	if p.Method == KNN && plain(p.Parts) {
+		return p.Backbone, nil, tidy, nil
+	}
+	if p.Work == "" {
+		p.Work = filepath.Clean(p.Out) + ".work"
+		tidy = func() error { return os.RemoveAll(p.Work) }
+	}
+	if p.Method == KNN {
+		p.Tuning = &Tuning{Stopping: DefaultHeldOut, Gate: Gate{Least: 1, Most: math.MaxInt}}
+	}
+	normals, digests := make([]Image, len(train)), make([]string, len(train))
+	for j, i := range train {
+		normals[j], digests[j] = p.Normals[of[i]], all[of[i]].SHA256
+	}
+	l, err := p.learn(ctx, normals, digests)
+	if err != nil {
+		return "", nil, nil, err
+	}
+	return l.model, &l.about, tidy, nil
+}
+
+// embedAgain embeds the images at the places of with another model.
+func (p Plan) embedAgain(ctx context.Context, e *inference.Embedder, of []int) ([]float32, error) {
+	images := make([]Image, len(of))
+	for j, i := range of {
+		images[j] = p.Normals[i]
+	}
+	_, rows, use, err := embedNormals(ctx, e, images, func(done, total int) { p.Progress("embed again", done, total) })
+	if err == nil && len(use) != len(of) {
+		err = fmt.Errorf("embed the normal images again: %d of %d changed on the way", len(of)-len(use), len(of))
+	}
+	return rows, err
 }
 
 // use marks the images of which, places in of, and collects their ids and rows.

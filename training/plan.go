@@ -18,6 +18,10 @@ type Method string
 // embeddings.
 const KNN Method = "knn"
 
+// FITYMI first tunes the backbone to tell normals from fakes that are almost
+// normal (arXiv 2205.14297), and keeps the frozen one where that does not help.
+const FITYMI Method = "fitymi"
+
 // Defaults of a plan.
 const (
 	DefaultK     = 2    // neighbours in a score (paper, eq. 4)
@@ -64,6 +68,18 @@ type Plan struct {
 	Seed uint64
 	// Index is the bank's kind of index. Default bank.Auto.
 	Index bank.Kind
+	// Parts of the embedding that scores are computed on. Default ClassPart alone,
+	// as in the paper.
+	Parts []Part
+
+	// Tuning says how FITYMI learns. Default Profile("cpu").
+	Tuning *Tuning
+	// Anomalies are real ones, for the gate of FITYMI; nothing is trained on them.
+	Anomalies []Image
+	// Work is the folder where FITYMI leaves the results of its steps. A run with
+	// the same folder, images, backbone and seed takes up what is there. Default: a
+	// folder beside Out, which is removed once the release is written.
+	Work string
 
 	// Device and Threads say where the backbone runs, as in inference.
 	Device  ort.Device
@@ -73,7 +89,8 @@ type Plan struct {
 
 	// Tool is the program and its version, for the manifest.
 	Tool string
-	// Progress, when set, hears how far each step is; from one goroutine.
+	// Progress, when set, hears how far each step is; from one goroutine at a
+	// time.
 	Progress func(step string, done, total int)
 	// Log gets warnings. The zero value is silent.
 	Log zerolog.Logger
@@ -95,6 +112,13 @@ func (p Plan) withDefaults() Plan {
 	if p.Index == "" {
 		p.Index = bank.Auto
 	}
+	if len(p.Parts) == 0 {
+		p.Parts = []Part{ClassPart}
+	}
+	if p.Method == FITYMI && p.Tuning == nil {
+		t, _ := Profile("cpu")
+		p.Tuning = &t
+	}
 	if p.Progress == nil {
 		p.Progress = func(string, int, int) {}
 	}
@@ -108,8 +132,18 @@ func (p Plan) Validate() error {
 	if p.Detector == "" {
 		fail("no detector is named")
 	}
-	if p.Method != "" && p.Method != KNN {
-		fail("method %q: only %q can be learnt", p.Method, KNN)
+	switch p.Method {
+	case "", KNN, FITYMI:
+	default:
+		fail("method %q: take %q or %q", p.Method, KNN, FITYMI)
+	}
+	if err := checkParts(p.Parts); err != nil {
+		errs = append(errs, err)
+	}
+	if p.Method == FITYMI && p.Tuning != nil {
+		if err := p.Tuning.Validate(); err != nil {
+			errs = append(errs, err)
+		}
 	}
 	if p.Backbone == "" {
 		fail("no backbone is given")

@@ -1,0 +1,296 @@
+package training
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/nearmiss/nearmiss/inference"
+	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/inference/ort"
+	"github.com/nearmiss/nearmiss/training/corrupt"
+	"github.com/nearmiss/nearmiss/training/dataset"
+	"github.com/nearmiss/nearmiss/training/finetune"
+	"github.com/nearmiss/nearmiss/training/sde"
+)
+
+// makers are images that are made or read when they are needed; a
+// finetune.Set.
+type makers []func() (*imaging.Image, error)
+
+func (m makers) Len() int                            { return len(m) }
+func (m makers) Image(i int) (*imaging.Image, error) { return m[i]() }
+
+// fakeSets are the fakes of all sources.
+type fakeSets struct {
+	fit, held makers
+	// small is the side, pixels, of fakes that are smaller than what the backbone
+	// looks at, the smallest of all sources; 0: none are.
+	small int
+	key   string // digest of everything that they depend on
+}
+
+// makeFakes makes or finds the fakes of each source.
+func (l *lesson) makeFakes(ctx context.Context) error {
+	t := l.Tuning
+	total := 0.0
+	for _, s := range t.Sources {
+		total += s.Share
+	}
+	h := sha256.New()
+	enc := json.NewEncoder(h)
+	for i, s := range t.Sources {
+		part := s.Share / total
+		r := FakesReport{
+			Source: s, Seed: l.draw("fakes", i),
+			Count:   max(1, int(math.Round(part*t.PerNormal*float64(len(l.fit))))),
+			HeldOut: max(1, int(math.Round(part*float64(len(l.unseen))))),
+		}
+		var fit, held makers
+		var err error
+		switch {
+		case s.learns():
+			fit, held, err = l.generate(ctx, i, &r)
+		case s.Kind == FolderSource:
+			fit, held, err = l.folder(&r)
+		default:
+			fit = l.corrupted(corrupt.Kind(s.Kind), s, l.fit, r.Count, r.Seed)
+			held = l.corrupted(corrupt.Kind(s.Kind), s, l.unseen, r.HeldOut, r.Seed+1)
+		}
+		if err != nil {
+			return fmt.Errorf("make fakes from source %s: %w", s.Kind, err)
+		}
+		if err := l.measure(fit, &r); err != nil {
+			return fmt.Errorf("look at fakes of source %s: %w", s.Kind, err)
+		}
+		if r.Small > 0 && (l.fakes.small == 0 || r.Small < l.fakes.small) {
+			l.fakes.small = r.Small
+		}
+		l.fakes.fit, l.fakes.held = append(l.fakes.fit, fit...), append(l.fakes.held, held...)
+		l.about.Fakes = append(l.about.Fakes, r)
+		if err := enc.Encode([]any{l.base, r}); err != nil {
+			return err
+		}
+	}
+	l.fakes.key = hex.EncodeToString(h.Sum(nil))
+	return nil
+}
+
+// corrupted spoils normals in turn.
+func (l *lesson) corrupted(k corrupt.Kind, s Source, from []int, n int, seed uint64) makers {
+	out := make(makers, n)
+	for i := range out {
+		out[i] = func() (*imaging.Image, error) {
+			r := rand.New(rand.NewPCG(seed, uint64(i)))
+			m, err := l.image(from[i%len(from)])
+			if err != nil {
+				return nil, err
+			}
+			donor, err := l.image(from[r.IntN(len(from))])
+			if err != nil {
+				return nil, err
+			}
+			return corrupt.Apply(k, m, donor, s.Weak+(s.Strong-s.Weak)*r.Float64(), r.Uint64())
+		}
+	}
+	return out
+}
+
+// generate trains a generator and samples from it.
+func (l *lesson) generate(ctx context.Context, i int, r *FakesReport) (fit, held makers, err error) {
+	o := l.Tuning.SDE
+	o.Seed, o.N = r.Seed, r.Count+r.HeldOut
+	o.Detail = sde.DetailNone
+	if r.Source.Kind == SDESource {
+		o.Edit, o.EditFrom = 0, 0
+	} else if o.Edit > 0 {
+		o.Detail = sde.DetailResidual
+	} else {
+		return nil, nil, fmt.Errorf("how far normals are diffused is not set: give a time in (0, 1]")
+	}
+	o.Train.Session = l.session()
+	for _, j := range l.fit {
+		o.Names = append(o.Names, l.normals[j].Name)
+	}
+	name := fmt.Sprintf("fakes-%d", i+1)
+	inputs := []any{o, r.Count, r.HeldOut} // runtime handles carry no JSON
+	var m sde.Manifest
+	dir, err := l.step(name, inputs, &m, func(dir string) error {
+		e, err := inference.NewEmbedder(l.Backbone, inference.EmbedOptions{Device: l.Device, Threads: l.Threads, Limits: l.Limits})
+		if err != nil {
+			return err
+		}
+		defer e.Close()
+		o.Extractor = backboneSpace{e}
+		o.Progress = func(stage string, done, total int) { l.Progress(name+": "+stage, done, total) }
+		o.Resume = fileExists(filepath.Join(dir, sde.CheckpointFile))
+		made, err := sde.Generate(ctx, normalImages{l, l.fit}, dir, o)
+		if err == nil {
+			m = *made
+		}
+		return err
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	r.Stop, r.Reached, r.Mix, r.Curve, r.Copied = m.Stop, m.Reached, m.Mix, m.Probes, m.Copied
+	var paths []string
+	for _, f := range m.Fakes {
+		paths = append(paths, filepath.Join(dir, filepath.FromSlash(f.File)))
+	}
+	fit, held = l.divide(paths, r)
+	return fit, held, nil
+}
+
+func fileExists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// folder reads fakes that were made before. It uses as many as there are.
+func (l *lesson) folder(r *FakesReport) (fit, held makers, err error) {
+	dir := r.Source.Path
+	// A folder of nearmiss fakes has a contact sheet beside the fakes.
+	if inner := filepath.Join(dir, sde.FakesFolder); fileExists(inner) {
+		dir = inner
+	}
+	set, err := dataset.Folder(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(set.Items) < 2 {
+		return nil, nil, fmt.Errorf("%s has %d images: give two or more", dir, len(set.Items))
+	}
+	r.HeldOut = min(r.HeldOut, max(1, len(set.Items)/5))
+	r.Count = min(r.Count, len(set.Items)-r.HeldOut)
+	var paths []string
+	for _, it := range set.Items {
+		paths = append(paths, it.Path)
+	}
+	fit, held = l.divide(paths, r)
+	return fit, held, nil
+}
+
+// divide draws which files are trained on.
+func (l *lesson) divide(paths []string, r *FakesReport) (fit, held makers) {
+	order := rand.New(rand.NewPCG(r.Seed, 0x66616b65)).Perm(len(paths))
+	for i, j := range order {
+		read := func() (*imaging.Image, error) {
+			b, err := os.ReadFile(paths[j])
+			if err != nil {
+				return nil, err
+			}
+			m, err := imaging.Decode(b, l.Limits)
+			if err != nil {
+				return nil, fmt.Errorf("fake %s: %w", paths[j], err)
+			}
+			return m, nil
+		}
+		switch {
+		case i < r.HeldOut:
+			held = append(held, read)
+		case i < r.HeldOut+r.Count:
+			fit = append(fit, read)
+		}
+	}
+	r.Count, r.HeldOut = len(fit), len(held)
+	return fit, held
+}
+
+// measure notes whether the fakes are small beside the normals.
+func (l *lesson) measure(fakes makers, r *FakesReport) error {
+	m, err := fakes.Image(0)
+	if err != nil {
+		return err
+	}
+	normal, err := l.image(l.fit[0])
+	if err != nil {
+		return err
+	}
+	side := min(m.Width, m.Height)
+	if 2*side <= min(normal.Width, normal.Height) {
+		r.Small = side
+	}
+	return nil
+}
+
+// matched are normals to train on; where fakes are small, a share of them is
+// brought to the fakes' size, so that size tells nothing.
+func (l *lesson) matched(which []int) finetune.Set {
+	out := make(makers, len(which))
+	for k, i := range which {
+		out[k] = func() (*imaging.Image, error) {
+			m, err := l.image(i)
+			if err != nil || l.fakes.small == 0 || l.Tuning.Match == 0 {
+				return m, err
+			}
+			if rand.New(rand.NewPCG(l.Seed, uint64(i)^0x6d61746368)).Float64() >= l.Tuning.Match {
+				return m, nil
+			}
+			side := min(m.Width, m.Height)
+			square := m.CenterCrop(side, side)
+			return imaging.Resize(square, l.fakes.small, l.fakes.small, imaging.Bicubic), nil
+		}
+	}
+	return out
+}
+
+func (l *lesson) session() ort.Options {
+	return ort.Options{Device: l.Device, IntraOpThreads: l.Threads}
+}
+
+// normalImages are the normals at some places, for the generator.
+type normalImages struct {
+	l     *lesson
+	which []int
+}
+
+func (n normalImages) Len() int                         { return len(n.which) }
+func (n normalImages) At(i int) (*imaging.Image, error) { return n.l.image(n.which[i]) }
+
+// backboneSpace measures fakes in the space of the frozen backbone.
+type backboneSpace struct{ e *inference.Embedder }
+
+func (x backboneSpace) Embed(ctx context.Context, images []*imaging.Image) ([][]float32, error) {
+	all, err := x.e.EmbedImages(ctx, images)
+	if err != nil {
+		return nil, err
+	}
+	out := make([][]float32, len(all))
+	for i, v := range all {
+		if v.Err != nil {
+			return nil, v.Err
+		}
+		out[i] = v.Vector
+	}
+	return out, nil
+}
+
+// sourcesDigest names the folders of fakes by what is in them.
+func sourcesDigest(sources []Source) ([]string, error) {
+	var out []string
+	for _, s := range sources {
+		if s.Kind != FolderSource {
+			continue
+		}
+		set, err := dataset.Folder(s.Path)
+		if err != nil {
+			return nil, err
+		}
+		d, err := dataset.Digest(set.Items)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, d)
+	}
+	slices.SortFunc(out, cmp.Compare[string])
+	return out, nil
+}

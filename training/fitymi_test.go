@@ -1,0 +1,345 @@
+package training
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/nearmiss/nearmiss/inference"
+	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/training/corrupt"
+	"github.com/nearmiss/nearmiss/training/frechet"
+	"github.com/nearmiss/nearmiss/training/sde"
+)
+
+// quick is a tuning that takes a second: two short fine-tunes on warps.
+func quick(t testing.TB, sources string) *Tuning {
+	t.Helper()
+	tune, err := Profile("cpu")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if tune.Sources, err = ParseSources(sources); err != nil {
+		t.Fatal(err)
+	}
+	tune.Members, tune.Recipe.Epochs, tune.Recipe.Batch = 2, 1, 8
+	tune.Gate.Resamples, tune.Gate.Strengths = 100, []float64{0.5}
+	tune.Gate.Kinds = []corrupt.Kind{"swirl", "shade"}
+	return &tune
+}
+
+func fitymiPlan(t testing.TB, n int, sources string) Plan {
+	t.Helper()
+	dir := t.TempDir()
+	return Plan{
+		Detector: "squares", Method: FITYMI, Normals: squares(t, n), Backbone: smallBackbone(t),
+		Out: filepath.Join(dir, "release"), Work: filepath.Join(dir, "work"), Seed: 5, Settle: true,
+		Tuning: quick(t, sources), Threads: 1,
+	}
+}
+
+func provenanceOf(t *testing.T, dir string) (Provenance, *inference.Detector) {
+	t.Helper()
+	d, err := inference.Open(t.Context(), dir, inference.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	var prov Provenance
+	if err := json.Unmarshal(d.Release().Manifest.Training, &prov); err != nil {
+		t.Fatal(err)
+	}
+	return prov, d
+}
+
+func TestFitymiWritesAReleaseAndSaysHowItCameAbout(t *testing.T) {
+	plan := fitymiPlan(t, 50, "warp=3,cutpaste=1")
+	plan.Tuning.Gate.Off = true // so that the tuned model is served
+	var steps []string
+	plan.Progress = func(step string, _, _ int) {
+		if len(steps) == 0 || steps[len(steps)-1] != step {
+			steps = append(steps, step)
+		}
+	}
+	res, err := Fit(t.Context(), plan)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if res.Published != "tuned" || res.Bank != 40 || res.HeldOut != 10 {
+		t.Fatalf("%+v", res)
+	}
+	if want := []string{"embed", "finetune-1", "finetune-2", "gate", "embed again", "bank"}; !slices.Equal(steps, want) {
+		t.Errorf("steps %v, want %v", steps, want)
+	}
+	prov, d := provenanceOf(t, plan.Out)
+	l := prov.Learning
+	switch {
+	case l == nil || l.Fitted != 32 || l.Unseen != 8:
+		t.Fatalf("%+v", l)
+	case len(l.Fakes) != 2 || l.Fakes[0].Count != 48 || l.Fakes[1].Count != 16:
+		t.Errorf("fakes %+v", l.Fakes)
+	case len(l.Members) != 2 || l.Members[0].Seed == l.Members[1].Seed || l.Members[0].Result.Epochs[0].HeldLoss == nil:
+		t.Errorf("members %+v", l.Members)
+	case len(l.Gate.Candidates) != 2 || l.Gate.Held != 8 || l.Gate.Frozen["swirl"] == 0 || l.Gate.Frozen[EvidenceFakes] == 0:
+		t.Errorf("gate %+v", l.Gate)
+	case prov.Runtime == "" || prov.K != 2 || l.Seconds["finetune-1"] == 0:
+		t.Errorf("provenance %+v", prov)
+	}
+	frozen, err := os.ReadFile(plan.Backbone)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if served, err := os.ReadFile(filepath.Join(plan.Out, "backbone.onnx")); err != nil || string(served) == string(frozen) {
+		t.Errorf("the served backbone is the frozen one (%v)", err)
+	}
+	if d.Info().Method != "fitymi" {
+		t.Errorf("method %s", d.Info().Method)
+	}
+}
+
+func TestFitymiPublishesTheFrozenBackboneWhereTuningDoesNotHelp(t *testing.T) {
+	plan := fitymiPlan(t, 40, "shade")
+	plan.Tuning.Recipe.Optimizer.LearningRate = 1e-9 // changes nothing
+	res, err := Fit(t.Context(), plan)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if res.Published != "frozen" || !strings.Contains(strings.Join(res.Warnings, " "), "frozen backbone is published") {
+		t.Fatalf("%+v", res)
+	}
+	knn := plan
+	knn.Method, knn.Tuning, knn.Out = KNN, nil, plan.Out+"-knn"
+	if _, err := Fit(t.Context(), knn); err != nil {
+		t.Fatal(err)
+	}
+	_, a := provenanceOf(t, plan.Out)
+	_, b := provenanceOf(t, knn.Out)
+	if a.Info().Model != b.Info().Model || a.Info().Bank != b.Info().Bank {
+		t.Error("the release differs from that of knn in more than its manifest")
+	}
+}
+
+func TestFitymiGoesOnWhereItWasInterrupted(t *testing.T) {
+	whole := fitymiPlan(t, 40, "warp")
+	whole.Tuning.Gate.Off = true
+	if _, err := Fit(t.Context(), whole); err != nil {
+		t.Fatal(err)
+	}
+	_, want := provenanceOf(t, whole.Out)
+
+	plan := whole
+	plan.Out, plan.Work = whole.Out+"-2", whole.Work+"-2"
+	ctx, cancel := context.WithCancel(t.Context())
+	plan.Progress = func(step string, done, _ int) {
+		if step == "finetune-2" && done > 0 {
+			cancel()
+		}
+	}
+	if _, err := Fit(ctx, plan); !errors.Is(err, context.Canceled) {
+		t.Fatalf("error %v", err)
+	}
+	if _, err := os.Stat(plan.Out); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("an interrupted fit leaves a release: %v", err)
+	}
+	var steps []string
+	plan.Progress = func(step string, _, _ int) { steps = append(steps, step) }
+	if _, err := Fit(t.Context(), plan); err != nil {
+		t.Fatal(err)
+	}
+	if slices.Contains(steps, "finetune-1") {
+		t.Error("the first fine-tune is done again")
+	}
+	prov, got := provenanceOf(t, plan.Out)
+	if !slices.Equal(prov.Learning.Resumed, []string{"finetune-1"}) {
+		t.Errorf("resumed %v", prov.Learning.Resumed)
+	}
+	if got.Info().Model != want.Info().Model || got.Info().Bank != want.Info().Bank {
+		t.Error("the interrupted run ends elsewhere")
+	}
+}
+
+func TestFitymiLearnsFromAGeneratorsFakes(t *testing.T) {
+	for name, source := range map[string]string{"diffused normals": "sdedit", "samples from noise": "sde"} {
+		t.Run(name, func(t *testing.T) {
+			plan := fitymiPlan(t, 30, source)
+			o := &plan.Tuning.SDE
+			o.Network = sde.Network{Size: 8, Channels: 3, Width: 8, Multipliers: []int{1}, Blocks: 1}
+			o.Stop, o.MaxSteps, o.ProbeEvery, o.Probes, o.Mix = frechet.Target{Kind: frechet.Steps, Value: 4}, 4, 4, 8, false
+			o.Train.Batch, o.Steps = 4, 3
+			plan.Tuning.Members = 1
+			if _, err := Fit(t.Context(), plan); err != nil {
+				t.Fatal(err)
+			}
+			prov, _ := provenanceOf(t, plan.Out)
+			f := prov.Learning.Fakes[0]
+			if f.Stop == "" || len(f.Curve) == 0 || f.Count != 36 || f.HeldOut != 6 {
+				t.Errorf("%+v", f)
+			}
+			if small := map[string]int{"sdedit": 0, "sde": 8}[source]; f.Small != small {
+				t.Errorf("fakes of %d pixels are small, want %d", f.Small, small)
+			}
+			// what was made serves as a folder of fakes, too
+			made, err := filepath.Glob(filepath.Join(plan.Work, "fakes-1-*"))
+			if err != nil || len(made) != 1 {
+				t.Fatal(made, err)
+			}
+			plan.Tuning.Sources = []Source{{Kind: FolderSource, Path: made[0], Share: 1}}
+			plan.Out += "-2"
+			if _, err := Fit(t.Context(), plan); err != nil {
+				t.Fatal(err)
+			}
+			prov, _ = provenanceOf(t, plan.Out)
+			if f := prov.Learning.Fakes[0]; f.Count != 36 || f.HeldOut != 6 {
+				t.Errorf("%+v", f)
+			}
+		})
+	}
+}
+
+func TestPartsAreJoinedByTheServedModel(t *testing.T) {
+	model := smallBackbone(t)
+	dst := filepath.Join(t.TempDir(), "combined.onnx")
+	pieces := []piece{{ClassPart, 2}, {PatchesPart, 0.5}, {FrozenClassPart, 1}}
+	if err := compose(dst, model, model, pieces); err != nil {
+		t.Fatal(err)
+	}
+	var files [][]byte
+	for _, s := range squares(t, 5) {
+		b, _ := s.Read()
+		files = append(files, b)
+	}
+	plain := embedAll(t, model, files)
+	got := embedAll(t, dst, files)
+	for i := range files {
+		if len(got[i]) != 3*64 {
+			t.Fatalf("%d dimensions", len(got[i]))
+		}
+		for j, v := range plain[i] {
+			if !close32(got[i][j], 2*v) || !close32(got[i][128+j], v) {
+				t.Fatalf("image %d, dimension %d: %v and %v, want %v and %v", i, j, got[i][j], got[i][128+j], 2*v, v)
+			}
+		}
+	}
+	if slices.Equal(got[0][64:128], got[1][64:128]) || !finite(got[0][64:128]) {
+		t.Error("the patches' part does not depend on the image")
+	}
+}
+
+func embedAll(t *testing.T, model string, files [][]byte) [][]float32 {
+	t.Helper()
+	e, err := inference.NewEmbedder(model, inference.EmbedOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	all, err := e.Embed(t.Context(), files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := make([][]float32, len(all))
+	for i, v := range all {
+		if v.Err != nil {
+			t.Fatal(v.Err)
+		}
+		out[i] = v.Vector
+	}
+	return out
+}
+
+func close32(a, b float32) bool { return math.Abs(float64(a-b)) <= 1e-4*(1+math.Abs(float64(b))) }
+
+func finite(v []float32) bool {
+	return !slices.ContainsFunc(v, func(x float32) bool { return math.IsNaN(float64(x)) || math.IsInf(float64(x), 0) })
+}
+
+func TestKNNOnSeveralParts(t *testing.T) {
+	plan := Plan{
+		Detector: "squares", Normals: squares(t, 40), Backbone: smallBackbone(t), Settle: true, Seed: 1,
+		Out: filepath.Join(t.TempDir(), "release"), Parts: []Part{ClassPart, PatchesPart},
+	}
+	if _, err := Fit(t.Context(), plan); err != nil {
+		t.Fatal(err)
+	}
+	prov, d := provenanceOf(t, plan.Out)
+	if d.Info().Dim != 128 || len(prov.Learning.Score) != 2 {
+		t.Errorf("%d dimensions, score %+v", d.Info().Dim, prov.Learning.Score)
+	}
+	if _, err := os.Stat(plan.Out + ".work"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the work folder stays: %v", err)
+	}
+}
+
+func TestSourcesOfFakesAreRead(t *testing.T) {
+	for text, want := range map[string][]Source{
+		"none":             {},
+		"sdedit":           {{Kind: SDEditSource, Share: 1}},
+		"sde=3, warp":      {{Kind: SDESource, Share: 3}, {Kind: "warp", Share: 1, Weak: 0.2, Strong: 0.8}},
+		"folder:a/b=0.5":   {{Kind: FolderSource, Path: "a/b", Share: 0.5}},
+		"cutpaste,scar=.5": {{Kind: "cutpaste", Share: 1, Weak: 0.2, Strong: 0.8}, {Kind: "scar", Share: 0.5, Weak: 0.2, Strong: 0.8}},
+	} {
+		got, err := ParseSources(text)
+		if err != nil {
+			t.Errorf("%q: %v", text, err)
+		} else if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("%q: %s", text, d)
+		}
+	}
+	for _, text := range []string{"", "rust", "warp=0", "warp=x", "folder", "sde:x", "warp=-1", "warp,,mix", "warp=Inf"} {
+		if _, err := ParseSources(text); err == nil {
+			t.Errorf("%q is accepted", text)
+		}
+	}
+}
+
+func TestProfilesAreValid(t *testing.T) {
+	for _, name := range Profiles {
+		p, err := Profile(name)
+		if err == nil {
+			err = p.Validate()
+		}
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := json.Marshal(p); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := Profile("abacus"); err == nil {
+		t.Error("an unknown profile is accepted")
+	}
+}
+
+func TestNormalsMeetSmallFakesOnEqualTerms(t *testing.T) {
+	normals := squares(t, 40)
+	tune, _ := Profile("cpu")
+	l := &lesson{Plan: Plan{Tuning: &tune, Seed: 3, Limits: imaging.DefaultLimits()}, normals: normals}
+	count := func() int {
+		n := 0
+		set := l.matched([]int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19})
+		for i := range set.Len() {
+			m, err := set.Image(i)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if m.Width == 16 {
+				n++
+			}
+		}
+		return n
+	}
+	if n := count(); n != 0 {
+		t.Errorf("%d normals are made small although no fakes are", n)
+	}
+	l.fakes.small = 16
+	if n := count(); n < 5 || n > 15 {
+		t.Errorf("%d of 20 normals are made small, want about half", n)
+	}
+}

@@ -1,0 +1,143 @@
+package training
+
+import (
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"github.com/nearmiss/nearmiss/training/corrupt"
+	"github.com/nearmiss/nearmiss/training/evaluate"
+)
+
+// scoresOf draws evidence of n normals: anomalies lie shift above them, and all
+// scores are moved by noise.
+func scoresOf(base *rand.Rand, n int, shift, noise float64) func(r *rand.Rand) evidence {
+	type unit struct{ normal, warp, swirl float64 }
+	units := make([]unit, n)
+	for i := range units {
+		z := base.NormFloat64()
+		units[i] = unit{z, z + shift + base.NormFloat64(), z + shift + base.NormFloat64()}
+	}
+	return func(r *rand.Rand) evidence {
+		e := evidence{anomalies: map[string][]float64{}}
+		move := func(v float64) float64 { return v + noise*r.NormFloat64() }
+		for _, u := range units {
+			e.normals = append(e.normals, move(u.normal))
+			e.anomalies["warp"] = append(e.anomalies["warp"], move(u.warp))
+			e.anomalies["swirl"] = append(e.anomalies["swirl"], move(u.swirl))
+		}
+		return e
+	}
+}
+
+func TestGateSeldomPublishesWhatIsNoBetter(t *testing.T) {
+	g := defaultGate()
+	g.Resamples = 200
+	passed := 0
+	const trials = 200
+	for trial := range uint64(trials) {
+		r := rand.New(rand.NewPCG(1, trial))
+		draw := scoresOf(r, 25, 1, 0.5)
+		_, best := g.judge(draw(r), []string{"a", "b"}, []float64{0.5, 1}, []evidence{draw(r), draw(r)}, trial)
+		if best >= 0 {
+			passed++
+		}
+	}
+	// One in ten is allowed by the confidence; the bootstrap is a little narrow
+	// with so few normals.
+	if share := float64(passed) / trials; share > 0.16 {
+		t.Errorf("%.0f %% of useless candidates pass", 100*share)
+	}
+}
+
+func TestGatePublishesWhatIsBetter(t *testing.T) {
+	g := defaultGate()
+	passed := 0
+	const trials = 40
+	for trial := range uint64(trials) {
+		r := rand.New(rand.NewPCG(2, trial))
+		weak := scoresOf(r, 40, 0.5, 1.5)(r)
+		strong := scoresOf(r, 40, 2, 0.1)(r)
+		if _, best := g.judge(weak, []string{"a"}, []float64{1}, []evidence{strong}, trial); best == 0 {
+			passed++
+		}
+	}
+	if passed < trials*9/10 {
+		t.Errorf("only %d of %d clear gains pass", passed, trials)
+	}
+}
+
+func TestGateHoldsBack(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 3))
+	weak, strong := scoresOf(r, 30, 0.5, 0)(r), scoresOf(r, 30, 3, 0)(r)
+	few := func(e evidence, n int) evidence {
+		out := evidence{normals: e.normals[:n], anomalies: map[string][]float64{}}
+		for k, v := range e.anomalies {
+			out.anomalies[k] = v[:n]
+		}
+		return out
+	}
+	with := func(e evidence, real ...float64) evidence {
+		out := evidence{normals: e.normals, anomalies: map[string][]float64{EvidenceReal: real}}
+		for k, v := range e.anomalies {
+			out.anomalies[k] = v
+		}
+		return out
+	}
+	g := defaultGate()
+	for name, c := range map[string]struct {
+		frozen, tuned evidence
+		off           bool
+		want          int
+		reason        string
+	}{
+		"a clear gain passes":               {weak, strong, false, 0, "raises the mean"},
+		"a loss does not":                   {strong, weak, false, -1, "does not surely help"},
+		"the same does not":                 {weak, weak, false, -1, "does not surely help"},
+		"too few normals tell nothing":      {few(weak, 4), few(strong, 4), false, -1, "too few"},
+		"real anomalies must not get worse": {with(weak, 9, 9, 9), with(strong, -9, 9, 9), false, -1, "real anomalies harder"},
+		"switched off, it says so":          {strong, weak, true, 0, "the gate is off"},
+	} {
+		g.Off = c.off
+		v, best := g.judge(c.frozen, []string{"the candidate"}, []float64{1}, []evidence{c.tuned}, 1)
+		if best != c.want || !strings.Contains(v.Reason, c.reason) {
+			t.Errorf("%s: candidate %d, %q", name, best, v.Reason)
+		}
+		if (v.Published == "tuned") != (best >= 0) {
+			t.Errorf("%s: published %q", name, v.Published)
+		}
+	}
+}
+
+func TestGateMeasuresAUROC(t *testing.T) {
+	r := rand.New(rand.NewPCG(4, 4))
+	e := scoresOf(r, 20, 1, 0)(r)
+	e.anomalies["warp"] = append(e.anomalies["warp"], e.anomalies["swirl"]...) // two rounds
+	e.anomalies[EvidenceReal] = []float64{1, 2, e.normals[3]}
+	c := newComparison(e)
+	for name, scores := range e.anomalies {
+		if want := evaluate.AUROC(e.normals, scores); !near(c.auroc[name], want) {
+			t.Errorf("%s: AUROC %v, want %v", name, c.auroc[name], want)
+		}
+	}
+	// real anomalies weigh as much as the others together
+	want := 0.5*c.auroc[EvidenceReal] + 0.25*(c.auroc["warp"]+c.auroc["swirl"])
+	if !near(c.mean, want) {
+		t.Errorf("mean %v, want %v", c.mean, want)
+	}
+}
+
+func near(a, b float64) bool { return a-b < 1e-9 && b-a < 1e-9 }
+
+func TestGateJudgesByKindsThatWereNotTrainedOn(t *testing.T) {
+	g := defaultGate()
+	kinds := g.kinds([]Source{{Kind: "warp"}, {Kind: SDEditSource}})
+	if len(kinds) != len(corrupt.Kinds)-1 {
+		t.Errorf("%v", kinds)
+	}
+	for _, k := range kinds {
+		if k == corrupt.Warp {
+			t.Error("the gate judges by warps although they were trained on")
+		}
+	}
+}

@@ -1,0 +1,569 @@
+package training
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/google/renameio/v2"
+
+	"github.com/nearmiss/nearmiss/bank"
+	"github.com/nearmiss/nearmiss/inference"
+	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/training/corrupt"
+	"github.com/nearmiss/nearmiss/training/finetune"
+	"github.com/nearmiss/nearmiss/training/frechet"
+)
+
+// Learning records how a model came about, for the manifest.
+type Learning struct {
+	Tuning Tuning `json:"tuning"`
+	// Fitted normals were trained on; Unseen ones were kept for the curves and
+	// the gate, and are in the bank.
+	Fitted int `json:"fitted"`
+	Unseen int `json:"unseen"`
+
+	Fakes   []FakesReport `json:"fakes"`
+	Members []Member      `json:"members"`
+	Gate    Verdict       `json:"gate"`
+	Score   []ScorePart   `json:"score"`
+
+	Seconds map[string]float64 `json:"seconds"` // by step, of the run that did it
+	Resumed []string           `json:"resumed,omitempty"`
+}
+
+// FakesReport says what came from one source.
+type FakesReport struct {
+	Source  Source `json:"source"`
+	Seed    uint64 `json:"seed"`
+	Count   int    `json:"count"`    // trained on
+	HeldOut int    `json:"held_out"` // kept for the curves and the gate
+	Small   int    `json:"small,omitempty"`
+	// Of a generator: why it stopped, where, and the curve.
+	Stop    string          `json:"stop,omitempty"`
+	Reached bool            `json:"reached,omitempty"`
+	Mix     []frechet.Share `json:"mix,omitempty"`
+	Curve   []frechet.Probe `json:"curve,omitempty"`
+	Copied  int             `json:"copied,omitempty"`
+}
+
+// Member is one fine-tune.
+type Member struct {
+	Seed   uint64           `json:"seed"`
+	Result *finetune.Result `json:"result"`
+}
+
+// ScorePart is a part of the served embedding and its scale.
+type ScorePart struct {
+	Part  Part    `json:"part"`
+	Scale float64 `json:"scale"`
+}
+
+// learned is what learn gives.
+type learned struct {
+	model string // the ONNX file to serve
+	about Learning
+}
+
+// lesson is one course of learning: from the frozen backbone and normals to a
+// model. Its steps leave their results in folders of work, named by a digest of
+// everything that they depend on, so that another run takes up where one ended.
+type lesson struct {
+	Plan
+	normals     []Image // of use, without duplicates
+	digests     []string
+	fit, unseen []int // places in normals
+	work        string
+	base        string // digest of what every step depends on
+	about       Learning
+	fakes       fakeSets
+	tuned       []string // the members' files
+}
+
+// learn makes the model that a plan asks for from the usable normals.
+func (p Plan) learn(ctx context.Context, normals []Image, digests []string) (_ *learned, err error) {
+	l := &lesson{Plan: p, normals: normals, digests: digests, work: p.Work}
+	l.about = Learning{Tuning: *p.Tuning, Seconds: map[string]float64{}}
+	if err := os.MkdirAll(l.work, 0o755); err != nil {
+		return nil, fmt.Errorf("make the work folder: %w", err)
+	}
+	if l.fit, l.unseen, err = l.Tuning.split(len(normals), p.K, p.Seed); err != nil {
+		return nil, err
+	}
+	l.about.Fitted, l.about.Unseen = len(l.fit), len(l.unseen)
+	if err := l.identify(); err != nil {
+		return nil, err
+	}
+	if len(p.Tuning.Sources) > 0 {
+		if err := l.makeFakes(ctx); err != nil {
+			return nil, err
+		}
+		for i := range p.Tuning.Members {
+			if err := l.finetune(ctx, i); err != nil {
+				return nil, err
+			}
+		}
+	}
+	model, err := l.choose(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &learned{model: model, about: l.about}, nil
+}
+
+// split keeps some normals from the fine-tune, in ascending order.
+func (t Tuning) split(n, k int, seed uint64) (fit, unseen []int, err error) {
+	m := heldOutOf(n, t.Stopping)
+	if m < t.Gate.Least {
+		m = max(1, min(t.Gate.Least, n/3))
+	}
+	if n-m <= k {
+		return nil, nil, fmt.Errorf("%w: of %d, %d are kept to judge the fine-tune by, and it needs more than %d; add images", ErrTooFew, n, m, k)
+	}
+	order := rand.New(rand.NewPCG(seed, 0x73746f70)).Perm(n)
+	unseen, fit = order[:m:m], order[m:]
+	slices.Sort(unseen)
+	slices.Sort(fit)
+	return fit, unseen, nil
+}
+
+// draw gives a seed for one purpose, small enough for a JSON number.
+func (l *lesson) draw(purpose string, i int) uint64 {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%d %s %d", l.Seed, purpose, i))
+	return uint64(sum[0])<<40 | uint64(sum[1])<<32 | uint64(sum[2])<<24 | uint64(sum[3])<<16 | uint64(sum[4])<<8 | uint64(sum[5])
+}
+
+// identify computes the digest of the backbone, the images and the split.
+func (l *lesson) identify() error {
+	f, err := os.Open(l.Backbone)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return fmt.Errorf("read backbone %s: %w", l.Backbone, err)
+	}
+	enc := json.NewEncoder(h)
+	pick := func(which []int) []string {
+		var out []string
+		for _, i := range which {
+			out = append(out, l.digests[i])
+		}
+		return out
+	}
+	folders, err := sourcesDigest(l.Tuning.Sources)
+	if err != nil {
+		return err
+	}
+	if err := enc.Encode([]any{pick(l.fit), pick(l.unseen), l.Seed, imaging.DecoderName(), folders}); err != nil {
+		return err
+	}
+	l.base = hex.EncodeToString(h.Sum(nil))
+	return nil
+}
+
+const doneFile = "done.json"
+
+// step does something once: do leaves files in dir and its result in out. Where
+// a run with equal inputs did it before, out is read instead.
+func (l *lesson) step(name string, inputs, out any, do func(dir string) error) (dir string, err error) {
+	h := sha256.New()
+	if err := json.NewEncoder(h).Encode([]any{l.base, name, inputs}); err != nil {
+		return "", err
+	}
+	dir = filepath.Join(l.work, name+"-"+hex.EncodeToString(h.Sum(nil))[:16])
+	var saved struct {
+		Seconds float64         `json:"seconds"`
+		Result  json.RawMessage `json:"result"`
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, doneFile)); err == nil {
+		if err := json.Unmarshal(b, &saved); err == nil && json.Unmarshal(saved.Result, out) == nil {
+			l.about.Resumed = append(l.about.Resumed, name)
+			l.about.Seconds[name] += saved.Seconds
+			return dir, nil
+		}
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	began := time.Now()
+	if err := do(dir); err != nil {
+		return "", err
+	}
+	saved.Seconds = time.Since(began).Seconds()
+	l.about.Seconds[name] += saved.Seconds
+	if saved.Result, err = json.Marshal(out); err != nil {
+		return "", err
+	}
+	b, err := json.MarshalIndent(saved, "", "  ")
+	if err != nil {
+		return "", err
+	}
+	return dir, renameio.WriteFile(filepath.Join(dir, doneFile), b, 0o644)
+}
+
+// image decodes a normal.
+func (l *lesson) image(i int) (*imaging.Image, error) {
+	b, err := l.normals[i].Read()
+	if err != nil {
+		return nil, fmt.Errorf("read normal image %s: %w", l.normals[i].Name, err)
+	}
+	return imaging.Decode(b, l.Limits)
+}
+
+// finetune runs member i.
+func (l *lesson) finetune(ctx context.Context, i int) error {
+	t := l.Tuning
+	recipe := t.Recipe
+	recipe.Seed = l.draw("member", i)
+	name := fmt.Sprintf("finetune-%d", i+1)
+	m := Member{Seed: recipe.Seed}
+	dir, err := l.step(name, []any{recipe, l.fakes.key, t.Match}, &m, func(dir string) error {
+		res, err := finetune.Run(ctx, finetune.Config{
+			Backbone: l.Backbone, Out: filepath.Join(dir, tunedFile),
+			Normals: l.matched(l.fit), Fakes: l.fakes.fit,
+			HeldNormals: l.matched(l.unseen), HeldFakes: l.fakes.held,
+			Recipe: recipe, Session: l.session(), Checkpoint: dir,
+			Progress: func(p finetune.Progress) { l.Progress(name, p.Step, p.Steps) },
+		})
+		m.Result = res
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	l.about.Members = append(l.about.Members, m)
+	l.tuned = append(l.tuned, filepath.Join(dir, tunedFile))
+	return nil
+}
+
+const tunedFile = "tuned.onnx"
+
+// choice is what the gate's step leaves.
+type choice struct {
+	Verdict Verdict     `json:"verdict"`
+	Score   []ScorePart `json:"score"`
+	Model   string      `json:"model"` // in the step's folder; "": the frozen backbone as it is
+}
+
+// choose compares the candidates with the frozen backbone and makes the model to
+// serve.
+func (l *lesson) choose(ctx context.Context) (string, error) {
+	var c choice
+	var real []string
+	for _, a := range l.Anomalies {
+		b, err := a.Read()
+		if err != nil {
+			return "", fmt.Errorf("read anomaly %s: %w", a.Name, err)
+		}
+		real = append(real, fmt.Sprintf("%x", sha256.Sum256(b)))
+	}
+	var members []string // the folders' names have digests of what is in them
+	for _, path := range l.tuned {
+		members = append(members, filepath.Base(filepath.Dir(path)))
+	}
+	inputs := []any{l.Tuning.Gate, l.Parts, l.K, members, l.fakes.key, real}
+	dir, err := l.step("gate", inputs, &c, func(dir string) (err error) {
+		c, err = l.gate(ctx, dir)
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	l.about.Gate, l.about.Score = c.Verdict, c.Score
+	if c.Model == "" {
+		return l.Backbone, nil
+	}
+	return filepath.Join(dir, c.Model), nil
+}
+
+func (l *lesson) gate(ctx context.Context, dir string) (choice, error) {
+	none := func(err error) (choice, error) { return choice{}, fmt.Errorf("judge the fine-tune: %w", err) }
+	g := l.Tuning.Gate
+	blends := g.Blends
+	if len(l.tuned) == 0 {
+		blends = nil
+	}
+	l.Progress("gate", 0, len(blends)+1)
+	parts := l.Parts
+	patches := slices.ContainsFunc(parts, func(p Part) bool { return p.frozen() == FrozenPatchesPart })
+	frozen, err := l.features(ctx, dir, l.Backbone, patches)
+	if err != nil {
+		return none(err)
+	}
+	without := withoutTuned(parts)
+	base, scales, err := l.scores(ctx, without, frozen, frozen)
+	if err != nil {
+		return none(err)
+	}
+	l.Progress("gate", 1, len(blends)+1)
+	var names []string
+	var candidates []evidence
+	var allScales [][]float64
+	for i, share := range blends {
+		name := fmt.Sprintf("blend-%.2f.onnx", share)
+		if err := blend(filepath.Join(dir, name), l.Backbone, l.tuned, share); err != nil {
+			return none(err)
+		}
+		tuned, err := l.features(ctx, dir, filepath.Join(dir, name), patches)
+		if err != nil {
+			return none(err)
+		}
+		e, s, err := l.scores(ctx, parts, tuned, frozen)
+		if err != nil {
+			return none(err)
+		}
+		names, candidates, allScales = append(names, name), append(candidates, e), append(allScales, s)
+		l.Progress("gate", i+2, len(blends)+1)
+	}
+	v, best := g.judge(base, describe(blends, len(l.tuned)), blends, candidates, l.Seed)
+	c := choice{Verdict: v}
+	serve := l.Backbone
+	if best >= 0 {
+		c.Model, without, scales = names[best], parts, allScales[best]
+		serve = filepath.Join(dir, c.Model)
+	}
+	var pieces []piece
+	for i, p := range without {
+		s := scales[i]
+		if plain(without) {
+			s = 1
+		}
+		pieces = append(pieces, piece{p, s})
+		c.Score = append(c.Score, ScorePart{p, s})
+	}
+	if !plain(without) {
+		c.Model = "combined.onnx"
+		if err := compose(filepath.Join(dir, c.Model), l.Backbone, serve, pieces); err != nil {
+			return none(err)
+		}
+	}
+	for _, name := range names {
+		if name != c.Model {
+			err = errors.Join(err, os.Remove(filepath.Join(dir, name)))
+		}
+	}
+	return c, err
+}
+
+func describe(blends []float64, members int) []string {
+	out := make([]string, len(blends))
+	for i, b := range blends {
+		out[i] = fmt.Sprintf("%.0f %% tuned weights", 100*b)
+		if members > 1 {
+			out[i] += fmt.Sprintf(", mean of %d", members)
+		}
+	}
+	return out
+}
+
+// Groups of images that features are computed of, beside the evidence's kinds.
+const (
+	groupFit    = "\x00fit"
+	groupUnseen = "\x00unseen"
+)
+
+// featureSet is the embeddings of one model by group: class and, where asked
+// for, patches, row-major.
+type featureSet struct {
+	dim            int
+	class, patches map[string][]float32
+}
+
+// features embeds everything that the gate looks at.
+func (l *lesson) features(ctx context.Context, dir, model string, patches bool) (_ *featureSet, err error) {
+	if patches {
+		both := filepath.Join(dir, "features.onnx")
+		if err := compose(both, model, model, []piece{{ClassPart, 1}, {PatchesPart, 1}}); err != nil {
+			return nil, err
+		}
+		defer func() { err = errors.Join(err, os.Remove(both)) }()
+		model = both
+	}
+	e, err := inference.NewEmbedder(model, inference.EmbedOptions{Device: l.Device, Threads: l.Threads, Limits: l.Limits})
+	if err != nil {
+		return nil, err
+	}
+	defer e.Close()
+	f := &featureSet{dim: e.Dim(), class: map[string][]float32{}, patches: map[string][]float32{}}
+	if patches {
+		f.dim /= 2
+	}
+	return f, l.lookAt(func(group string, images []*imaging.Image) error {
+		all, err := e.EmbedImages(ctx, images)
+		if err != nil {
+			return err
+		}
+		for _, v := range all {
+			if v.Err != nil {
+				return v.Err
+			}
+			f.class[group] = append(f.class[group], v.Vector[:f.dim]...)
+			if patches {
+				f.patches[group] = append(f.patches[group], v.Vector[f.dim:]...)
+			}
+		}
+		return nil
+	})
+}
+
+// lookAt goes through all images of the gate, some at a time.
+func (l *lesson) lookAt(see func(group string, images []*imaging.Image) error) error {
+	const chunk = 32
+	all := func(group string, n int, at func(i int) (*imaging.Image, error)) error {
+		for lo := 0; lo < n; lo += chunk {
+			var images []*imaging.Image
+			for i := lo; i < min(lo+chunk, n); i++ {
+				m, err := at(i)
+				if err != nil {
+					return err
+				}
+				images = append(images, m)
+			}
+			if err := see(group, images); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	unseen := l.unseen[:min(len(l.unseen), l.Tuning.Gate.Most)]
+	errs := []error{
+		all(groupFit, len(l.fit), func(i int) (*imaging.Image, error) { return l.image(l.fit[i]) }),
+		all(groupUnseen, len(unseen), func(i int) (*imaging.Image, error) { return l.image(unseen[i]) }),
+	}
+	if err := errors.Join(errs...); err != nil || len(l.tuned) == 0 {
+		return err
+	}
+	g := l.Tuning.Gate
+	for k, kind := range g.kinds(l.Tuning.Sources) {
+		n := len(unseen)
+		err := all(string(kind), n*len(g.Strengths), func(i int) (*imaging.Image, error) {
+			m, err := l.image(unseen[i%n])
+			if err != nil {
+				return nil, err
+			}
+			donor, err := l.image(unseen[(i+1+i/n)%n])
+			if err != nil {
+				return nil, err
+			}
+			return corrupt.Apply(kind, m, donor, g.Strengths[i/n], l.draw("gate", k*1_000_000+i))
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if err := all(EvidenceFakes, l.fakes.held.Len(), l.fakes.held.Image); err != nil {
+		return err
+	}
+	return all(EvidenceReal, len(l.Anomalies), func(i int) (*imaging.Image, error) {
+		b, err := l.Anomalies[i].Read()
+		if err != nil {
+			return nil, err
+		}
+		m, err := imaging.Decode(b, l.Limits)
+		if err != nil {
+			return nil, fmt.Errorf("anomaly %s: %w", l.Anomalies[i].Name, err)
+		}
+		return m, nil
+	})
+}
+
+// scores computes the evidence of a model: k-NN on the parts, scaled so that
+// unseen normals score 1 in each at the median.
+func (l *lesson) scores(ctx context.Context, parts []Part, tuned, frozen *featureSet) (evidence, []float64, error) {
+	rowsOf := func(p Part, group string) []float32 {
+		f := tuned
+		if p == FrozenClassPart || p == FrozenPatchesPart {
+			f = frozen
+		}
+		if p.frozen() == FrozenPatchesPart {
+			return f.patches[group]
+		}
+		return f.class[group]
+	}
+	medians := make([]float64, len(parts))
+	for i, p := range parts {
+		s, err := knnScores(ctx, rowsOf(p, groupFit), rowsOf(p, groupUnseen), tuned.dim, l.K)
+		if err != nil {
+			return evidence{}, nil, err
+		}
+		medians[i] = median(s)
+	}
+	scales := equalise(medians)
+	joined := func(group string) []float32 {
+		if len(parts) == 1 {
+			return rowsOf(parts[0], group)
+		}
+		rows := make([][]float32, len(parts))
+		for i, p := range parts {
+			rows[i] = rowsOf(p, group)
+		}
+		return join(rows, scales, tuned.dim)
+	}
+	dim := tuned.dim * len(parts)
+	e := evidence{anomalies: map[string][]float64{}}
+	for group := range tuned.class {
+		if group == groupFit {
+			continue
+		}
+		s, err := knnScores(ctx, joined(groupFit), joined(group), dim, l.K)
+		if err != nil {
+			return evidence{}, nil, err
+		}
+		if group == groupUnseen {
+			e.normals = s
+		} else {
+			e.anomalies[group] = s
+		}
+	}
+	return e, scales, nil
+}
+
+// join puts scaled rows of the same images one after the other.
+func join(rows [][]float32, scales []float64, dim int) []float32 {
+	n := len(rows[0]) / dim
+	out := make([]float32, 0, n*dim*len(rows))
+	for i := range n {
+		for k, r := range rows {
+			for _, v := range r[i*dim : (i+1)*dim] {
+				out = append(out, float32(scales[k])*v)
+			}
+		}
+	}
+	return out
+}
+
+func knnScores(ctx context.Context, entries, queries []float32, dim, k int) ([]float64, error) {
+	b, err := bank.New(bank.Options{Dim: dim, K: k, Kind: bank.Exact})
+	if err != nil {
+		return nil, err
+	}
+	defer b.Close()
+	ids := make([]uint64, len(entries)/dim)
+	for i := range ids {
+		ids[i] = uint64(i)
+	}
+	if err := b.AddBatch(ids, entries); err != nil {
+		return nil, err
+	}
+	return b.Scores(ctx, queries)
+}
+
+func median(v []float64) float64 {
+	if len(v) == 0 {
+		return math.NaN()
+	}
+	s := slices.Sorted(slices.Values(v))
+	return (s[(len(s)-1)/2] + s[len(s)/2]) / 2
+}
