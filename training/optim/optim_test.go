@@ -404,20 +404,22 @@ func TestRunEnds(t *testing.T) {
 			t.Errorf("step %d, %v", x.Step(), err)
 		}
 	})
-	t.Run("when it diverges, with the last sound weights", func(t *testing.T) {
-		s := linear()
-		s.Optimizer.LearningRate = 1e12
-		x := newTestTrainer(t, s)
-		err := x.Run(ctx, source, 100, RunOptions{})
-		if !errors.Is(err, ErrDiverged) {
-			t.Errorf("got %v", err)
-		}
-		for _, v := range flatten(x.Weights()) {
-			if math.IsNaN(v) {
-				t.Error("a weight is NaN")
+	for _, rate := range []float64{1e12, 3e38} { // in a loss, or first in a weight
+		t.Run(fmt.Sprintf("when it diverges at rate %g, with the last sound weights", rate), func(t *testing.T) {
+			s := linear()
+			s.Optimizer.LearningRate, s.Chunk = rate, 1
+			x := newTestTrainer(t, s)
+			err := x.Run(ctx, source, 100, RunOptions{})
+			if !errors.Is(err, ErrDiverged) {
+				t.Errorf("got %v", err)
 			}
-		}
-	})
+			for _, v := range flatten(x.Weights()) {
+				if math.IsNaN(v) || math.IsInf(v, 0) {
+					t.Errorf("a weight is %v", v)
+				}
+			}
+		})
+	}
 }
 
 func TestEvaluate(t *testing.T) {

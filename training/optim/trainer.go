@@ -15,7 +15,7 @@ import (
 )
 
 var (
-	// ErrDiverged: a loss became NaN or infinite. The weights are those of the
+	// ErrDiverged: a loss or a weight became NaN or infinite. The weights are those of the
 	// last chunk that was sound.
 	ErrDiverged = errors.New("training diverged: lower the learning rate, clip the gradients, or warm up for longer")
 	// ErrStop may be returned by a Progress function: Run ends, without an error.
@@ -250,7 +250,7 @@ type Progress struct {
 type RunOptions struct {
 	// Progress, if set, is called after each chunk of steps. The weights of the
 	// Trainer are then those after Progress.Step steps, and may be saved or
-	// evaluated. ErrStop ends the run early; another error fails it.
+	// evaluated; the source fills the next batches meanwhile. ErrStop ends the run early; another error fails it.
 	Progress func(ctx context.Context, p Progress) error
 }
 
@@ -305,6 +305,12 @@ func (t *Trainer) run(ctx context.Context, src Source, steps int, o RunOptions) 
 				return fmt.Errorf("%w: the loss of step %d is %v", ErrDiverged, t.step+i, l)
 			}
 		}
+		// The last update of a chunk shows in no loss of it.
+		for i, w := range t.trained {
+			if !finite(t.next[i].Float32s()) {
+				return fmt.Errorf("%w: after step %d, %s is not finite", ErrDiverged, t.step+n-1, w.name)
+			}
+		}
 		t.cur, t.next = t.next, t.cur
 		t.step += n
 		p.Step, p.Seconds, p.Waited = t.step, time.Since(start).Seconds(), waited.Seconds()
@@ -317,6 +323,15 @@ func (t *Trainer) run(ctx context.Context, src Source, steps int, o RunOptions) 
 		}
 	}
 	return nil
+}
+
+func finite(v []float32) bool {
+	for _, x := range v {
+		if x-x != 0 { // NaN or infinite
+			return false
+		}
+	}
+	return true
 }
 
 // prepare fills the inputs of n steps in the background.
