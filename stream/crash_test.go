@@ -5,18 +5,23 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/url"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/broker"
+	"github.com/nearmiss/nearmiss/stream/camera"
 )
 
 // child is what the test binary does when a test starts it as another process.
@@ -24,6 +29,9 @@ func child(role string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	log := zerolog.New(os.Stderr).Level(zerolog.WarnLevel)
+	if role == "broker" {
+		return childBroker(ctx, log)
+	}
 	nc, err := stream.Connect(os.Getenv("NEARMISS_TEST_URL"), role, log)
 	if err != nil {
 		log.Error().Err(err).Msg("child")
@@ -56,6 +64,25 @@ func child(role string) int {
 	default:
 		log.Error().Str("role", role).Msg("child has an unknown role")
 		return 2
+	}
+	return 0
+}
+
+// childBroker serves the store of the test on the port of its URL.
+func childBroker(ctx context.Context, log zerolog.Logger) int {
+	u, err := url.Parse(os.Getenv("NEARMISS_TEST_URL"))
+	if err != nil {
+		log.Error().Err(err).Msg("child")
+		return 1
+	}
+	port, _ := strconv.Atoi(u.Port())
+	b, err := broker.New(broker.Config{Port: port, StoreDir: filepath.Join(os.Getenv("NEARMISS_TEST_DIR"), "broker")}, log)
+	if err == nil {
+		err = b.Run(ctx)
+	}
+	if err != nil {
+		log.Error().Err(err).Msg("child")
+		return 1
 	}
 	return 0
 }
@@ -188,5 +215,79 @@ func TestKilledWorkersLoseNoFrameAndRepeatNoEvent(t *testing.T) {
 	}
 	if dead := r.stored(r.names.DeadStream()); len(dead) > 0 {
 		t.Errorf("%d dead letters, first: %v", len(dead), dead[0].Header)
+	}
+}
+
+// TestAKilledBrokerLosesNoFrameAndRepeatsNoEvent kills the broker while a camera
+// publishes and a worker scores. What the broker acknowledged it still has; what
+// it did not the camera sends again.
+func TestAKilledBrokerLosesNoFrameAndRepeatsNoEvent(t *testing.T) {
+	const frames, kills = 600, 6
+	// A port that is free now serves all the brokers.
+	b, stop := startBroker(t, broker.Config{Port: -1, StoreDir: t.TempDir()})
+	r := &rig{t: t, dir: t.TempDir(), url: b.ClientURL()}
+	stop()
+	server := r.process("broker")
+	r.nc = r.connect()
+	eventually(t, "the broker is up", r.nc.IsConnected)
+	r.open(stream.Topology{})
+	r.release("bolts", fake{Name: "one"})
+	// Scores on core NATS are lost while the broker is away: the scorer itself
+	// says what it has seen.
+	var mu sync.Mutex
+	seen := map[string]int{}
+	w, stopWorker := r.worker(stream.WorkerConfig{AckWait: time.Second}, serve(fake{onScore: func(images [][]byte) error {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, b := range images {
+			seen[string(b)]++
+		}
+		return nil
+	}}))
+
+	js, err := jetstream.New(r.connect())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := camera.NewPublisher(camera.Config{Detector: "bolts", Camera: "left", Run: "r"}, js, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	published := make(chan error, 1)
+	go func() {
+		published <- p.Run(t.Context(), &camera.Generated{Count: frames, Make: func(n int) ([]byte, string, error) {
+			return image([]float64{0.1, 0.95}[n%2] + float64(n)/1e6), "", nil
+		}})
+	}()
+	for k := range kills {
+		target := uint64(frames * (k + 1) / (kills + 2))
+		eventually(t, fmt.Sprintf("%d frames are scored", target), func() bool { return w.Stats().Scored >= target })
+		server.kill()
+		server = r.process("broker")
+	}
+	if err := <-published; err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the queue is empty", func() bool { return r.waiting() == 0 })
+	stopWorker()
+	again := 0
+	for _, n := range seen {
+		again += n - 1
+	}
+	if len(seen) != frames {
+		t.Errorf("%d frames of %d were scored", len(seen), frames)
+	}
+	t.Logf("%d kills: %d publishes were repeated, %d frames scored again", kills, p.Stats().Repeated, again)
+	events := map[string]int{}
+	for _, e := range r.events() {
+		events[e.FrameID]++
+	}
+	if len(events) != frames/2 {
+		t.Errorf("%d frames have events, want %d", len(events), frames/2)
+	}
+	for id, n := range events {
+		if n != 1 {
+			t.Errorf("frame %s has %d events", id, n)
+		}
 	}
 }

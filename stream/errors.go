@@ -62,10 +62,11 @@ func Permanent(code string, err error) error { return &PermanentError{Code: code
 
 // retryable says whether a failed request to the broker is worth another try:
 // lost connections, time-outs and a broker that is busy or out of space are,
-// refusals of the request itself are not.
+// refusals of the request itself are not. That the caller's context has not
+// ended is the caller's to check.
 func retryable(err error) bool {
 	var perm *PermanentError
-	if err == nil || errors.As(err, &perm) || errors.Is(err, context.Canceled) {
+	if err == nil || errors.As(err, &perm) {
 		return false
 	}
 	if errors.Is(err, nats.ErrMaxPayload) || errors.Is(err, nats.ErrConnectionClosed) ||

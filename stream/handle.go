@@ -78,6 +78,8 @@ func (l *line) read(ctx context.Context, m jetstream.Msg) *item {
 
 // object reads the image of a frame that was too large for a message.
 func (l *line) object(ctx context.Context, name string) ([]byte, error) {
+	ctx, cancel := l.w.epoch.Within(ctx)
+	defer cancel()
 	info, err := l.w.artifacts.GetInfo(ctx, name)
 	if errors.Is(err, jetstream.ErrObjectNotFound) {
 		return nil, Permanent(CodeObjectMissing, fmt.Errorf("object %s is not in %s", clip(name), l.w.cfg.ArtifactsBucket()))
@@ -310,7 +312,11 @@ func (l *line) publish(ctx context.Context, rel *loaded, items []*item) (ok, fai
 		if it.event.Kind == KindRejected {
 			dead := deadMessage(l.w.cfg.Names, it.msg.Subject(), l.w.cfg.FramesStream(), it.meta.Sequence.Stream, it.deliveries,
 				it.msg.Headers(), it.msg.Data(), it.event.Code, it.event.Reason)
-			if err := retry(ctx, brief(), func() error { return publishDead(ctx, l.w.js, l.w.cfg.Names, dead) }); err != nil {
+			if err := retry(ctx, brief(), func() error {
+				within, cancel := l.w.epoch.Within(ctx)
+				defer cancel()
+				return publishDead(within, l.w.js, l.w.cfg.Names, dead)
+			}); err != nil {
 				it.failure = err
 				failed = append(failed, it)
 				continue
@@ -336,16 +342,22 @@ func (l *line) publish(ctx context.Context, rel *loaded, items []*item) (ok, fai
 // broker knows a message that it has by its id.
 func (l *line) acked(ctx context.Context, ack jetstream.PubAckFuture, m *nats.Msg) error {
 	if ack != nil {
+		within, cancel := l.w.epoch.Within(ctx)
+		defer cancel()
 		select {
 		case <-ack.Ok():
 			return nil
 		case <-ack.Err():
-		case <-ctx.Done():
+		case <-within.Done():
+		}
+		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 	}
 	return retry(ctx, brief(), func() error {
-		step, cancel := context.WithTimeout(ctx, publishWait)
+		within, cancel := l.w.epoch.Within(ctx)
+		defer cancel()
+		step, cancel := context.WithTimeout(within, publishWait)
 		defer cancel()
 		again := nats.NewMsg(m.Subject)
 		again.Header, again.Data = m.Header, m.Data
@@ -364,6 +376,8 @@ func (l *line) announced(ctx context.Context, rel *loaded, it *item) (bool, erro
 	if rel.pointer.PromotedAt.Before(it.meta.Timestamp) && time.Since(it.meta.Timestamp) < l.w.dupWindow()/2 {
 		return false, nil
 	}
+	ctx, cancel := l.w.epoch.Within(ctx)
+	defer cancel()
 	seen := false
 	start := it.meta.Timestamp
 	err := scan(ctx, l.w.js, l.w.cfg.EventsStream(), jetstream.OrderedConsumerConfig{
@@ -408,7 +422,9 @@ func (l *line) keep(ctx context.Context, it *item) error {
 	name := EvidenceObjects + digestOf(it.frame.Image)
 	bucket := l.w.cfg.ArtifactsBucket()
 	err := retry(ctx, brief(), func() error {
-		step, cancel := context.WithTimeout(ctx, 30*time.Second)
+		within, cancel := l.w.epoch.Within(ctx)
+		defer cancel()
+		step, cancel := context.WithTimeout(within, 30*time.Second)
 		defer cancel()
 		if info, err := l.w.artifacts.GetInfo(step, name); err == nil && info.Size == uint64(len(it.frame.Image)) {
 			return nil

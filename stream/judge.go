@@ -165,6 +165,8 @@ func (l *line) tell(ctx context.Context, e *Event) {
 // state, and the broker checks that it still is the last: workers need not know
 // of each other. It returns whether the event is stored, now or before.
 func (l *line) coolDown(ctx context.Context, it *item, cool time.Duration) (bool, error) {
+	ctx, cancel := l.w.epoch.Within(ctx)
+	defer cancel()
 	subject := l.w.cfg.Events(l.name, it.frame.Camera, KindAnomaly)
 	for ctx.Err() == nil {
 		var seq uint64

@@ -109,18 +109,20 @@ func scan(ctx context.Context, js jetstream.JetStream, stream string, cfg jetstr
 
 var errStop = errors.New("enough")
 
-// epoch is the time between two reconnects. A pull that waits at the broker is
-// lost with the connection, and its answer would be waited for in vain.
-type epoch struct {
+// Epoch is the time between two reconnects. What waits for an answer of the
+// broker when the connection is lost waits in vain: it is better asked again as
+// soon as the connection is back.
+type Epoch struct {
 	mu  sync.Mutex
 	end chan struct{} // closed at the next reconnect
 }
 
-func newEpoch() *epoch { return &epoch{end: make(chan struct{})} }
+// NewEpoch begins the first epoch; Follow has others begin.
+func NewEpoch() *Epoch { return &Epoch{end: make(chan struct{})} }
 
-// follow begins a new epoch, and calls told, whenever the connection comes back,
+// Follow begins a new epoch, and calls told, whenever the connection comes back,
 // until ctx ends.
-func (e *epoch) follow(ctx context.Context, nc *nats.Conn, told func()) {
+func (e *Epoch) Follow(ctx context.Context, nc *nats.Conn, told func()) {
 	connected := nc.StatusChanged(nats.CONNECTED)
 	defer nc.RemoveStatusListener(connected)
 	for {
@@ -137,8 +139,8 @@ func (e *epoch) follow(ctx context.Context, nc *nats.Conn, told func()) {
 	}
 }
 
-// within returns a context that ends with the epoch.
-func (e *epoch) within(ctx context.Context) (context.Context, context.CancelFunc) {
+// Within returns a context that ends with the epoch.
+func (e *Epoch) Within(ctx context.Context) (context.Context, context.CancelFunc) {
 	e.mu.Lock()
 	end := e.end
 	e.mu.Unlock()
@@ -163,8 +165,8 @@ func (e *epoch) within(ctx context.Context) (context.Context, context.CancelFunc
 }
 
 // fetch is [fetch] for as long as the connection lasts.
-func (e *epoch) fetch(ctx context.Context, c jetstream.Consumer, n int) ([]jetstream.Msg, error) {
-	ctx, cancel := e.within(ctx)
+func (e *Epoch) fetch(ctx context.Context, c jetstream.Consumer, n int) ([]jetstream.Msg, error) {
+	ctx, cancel := e.Within(ctx)
 	defer cancel()
 	return fetch(ctx, c, n)
 }

@@ -235,7 +235,7 @@ type TrainingWorker struct {
 	nc      *nats.Conn
 	trainer Trainer
 	log     zerolog.Logger
-	epoch   *epoch
+	epoch   *Epoch
 
 	js        jetstream.JetStream
 	registry  *registry.Registry
@@ -251,7 +251,7 @@ func NewTrainingWorker(cfg TrainerConfig, nc *nats.Conn, t Trainer, log zerolog.
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &TrainingWorker{cfg: cfg.withDefaults(), nc: nc, trainer: t, epoch: newEpoch(), log: log.With().Str("component", "trainer").Logger()}, nil
+	return &TrainingWorker{cfg: cfg.withDefaults(), nc: nc, trainer: t, epoch: NewEpoch(), log: log.With().Str("component", "trainer").Logger()}, nil
 }
 
 // Run works until ctx ends. A job under way is then stopped and given back: the
@@ -270,7 +270,7 @@ func (w *TrainingWorker) Run(ctx context.Context) error {
 	defer stopService()
 	var helpers sync.WaitGroup
 	defer helpers.Wait()
-	helpers.Go(func() { w.epoch.follow(ctx, w.nc, func() {}) })
+	helpers.Go(func() { w.epoch.Follow(ctx, w.nc, func() {}) })
 	helpers.Go(func() { w.feedback(ctx) })
 	if w.cfg.Collect > 0 {
 		helpers.Go(func() { w.collect(ctx) })

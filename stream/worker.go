@@ -129,7 +129,7 @@ type Worker struct {
 	log    zerolog.Logger
 	count  workerCounters
 	poke   chan struct{} // pointers or configurations may have changed
-	epoch  *epoch
+	epoch  *Epoch
 
 	// Set by Run before any line is started.
 	js        jetstream.JetStream
@@ -155,7 +155,7 @@ func NewWorker(cfg WorkerConfig, nc *nats.Conn, loader Loader, log zerolog.Logge
 		cfg: cfg.withDefaults(), nc: nc, loader: loader,
 		log:   log.With().Str("component", "worker").Logger(),
 		poke:  make(chan struct{}, 1),
-		epoch: newEpoch(),
+		epoch: NewEpoch(),
 		lines: map[string]*line{},
 	}, nil
 }
@@ -199,7 +199,7 @@ func (w *Worker) Run(ctx context.Context) error {
 
 	// After a reconnect the watches need seconds to wake: read again at once.
 	helpers.Go(func() {
-		w.epoch.follow(ctx, w.nc, func() {
+		w.epoch.Follow(ctx, w.nc, func() {
 			w.log.Info().Msg("connected again: reading pointers and configurations")
 			w.reopen(ctx)
 			w.wake()
@@ -334,7 +334,7 @@ func (n Names) registry(cache string) registry.Config {
 // would need 10 to 20 seconds to notice.
 func (w *Worker) follow(ctx context.Context, what string, watch func(context.Context) error) {
 	for ctx.Err() == nil {
-		within, cancel := w.epoch.within(ctx)
+		within, cancel := w.epoch.Within(ctx)
 		err := watch(within)
 		cancel()
 		if err != nil && ctx.Err() == nil {

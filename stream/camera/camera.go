@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
@@ -78,6 +79,7 @@ type Publisher struct {
 	cfg   Config
 	js    jetstream.JetStream
 	log   zerolog.Logger
+	epoch *stream.Epoch
 	stats Stats
 }
 
@@ -93,7 +95,7 @@ func NewPublisher(cfg Config, js jetstream.JetStream, log zerolog.Logger) (*Publ
 		cfg.LiveBacklog = 32
 	}
 	return &Publisher{
-		cfg: cfg, js: js,
+		cfg: cfg, js: js, epoch: stream.NewEpoch(),
 		log: log.With().Str("component", "camera").Str("detector", cfg.Detector).Str("camera", cfg.Camera).Logger(),
 	}, nil
 }
@@ -101,6 +103,11 @@ func NewPublisher(cfg Config, js jetstream.JetStream, log zerolog.Logger) (*Publ
 // Run publishes until the source ends or ctx does; neither is an error. It may
 // be called once.
 func (p *Publisher) Run(ctx context.Context, src Source) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var follow sync.WaitGroup
+	follow.Go(func() { p.epoch.Follow(ctx, p.js.Conn(), func() {}) })
+	defer follow.Wait()
+	defer cancel()
 	for n := 1; ; n++ {
 		img, err := src.Next(ctx)
 		if errors.Is(err, io.EOF) || ctx.Err() != nil {
@@ -145,7 +152,9 @@ func (p *Publisher) publish(ctx context.Context, f stream.Frame) error {
 	b := backoff.NewExponentialBackOff(backoff.WithInitialInterval(20*time.Millisecond), backoff.WithMaxInterval(2*time.Second), backoff.WithMaxElapsedTime(0))
 	err = backoff.Retry(func() error {
 		tries++
-		step, cancel := context.WithTimeout(ctx, 5*time.Second)
+		within, cancel := p.epoch.Within(ctx)
+		defer cancel()
+		step, cancel := context.WithTimeout(within, 5*time.Second)
 		defer cancel()
 		_, err := p.js.PublishMsg(step, m)
 		switch {
