@@ -25,6 +25,7 @@ const (
 	demoFPS     = 2   // of each camera, after those
 	demoDefects = 0.2 // share of frames with a defect
 	demoAlpha   = 0.05
+	demoSize    = 160 // pixels of a frame's sides
 )
 
 // demoTask is one of the demo's detectors and its camera.
@@ -43,7 +44,7 @@ var demoTasks = []demoTask{
 // source draws the task's images, the first n of them normal. from is the
 // number of the first image, so that no two runs show the same.
 func (d demoTask) source(normal int, from uint64) (camera.Source, error) {
-	o := synthetic.Options{Variation: 0.1, Defects: d.defects}
+	o := synthetic.Options{Size: demoSize, Variation: 0.1, Defects: d.defects}
 	good, err := synthetic.New(d.kind, 1, o)
 	if err != nil {
 		return nil, err

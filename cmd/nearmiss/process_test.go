@@ -88,7 +88,7 @@ func (p *process) stderr() string {
 
 // patience is how long tests wait for what must come. It decides nothing but
 // when a test that hangs fails.
-const patience = 3 * time.Minute
+const patience = 5 * time.Minute
 
 // line returns the next line of standard output that want accepts.
 func (p *process) line(what string, want func(string) bool) string {
