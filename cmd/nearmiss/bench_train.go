@@ -22,6 +22,7 @@ type benchTrainCmd struct {
 	Micro      int    `placeholder:"N" help:"Images that are in memory at once; their gradients are summed up to a step's."`
 	Freeze     int    `default:"0" help:"Freeze so many blocks from the front, and what lies before them."`
 	Embeddings bool   `help:"Train what lies before the frozen blocks all the same, as the paper does: gradients then cross the frozen blocks."`
+	Recompute  bool   `help:"Compute the activations of each block again for its gradients instead of keeping them: less memory, more time."`
 	Rounds     int    `default:"5" help:"How often forward pass and step take turns."`
 	Steps      int    `default:"2" help:"Steps in one Loop."`
 	Single     bool   `help:"Also measure steps as single calls, without a Loop."`
@@ -100,7 +101,7 @@ func (c *benchTrainCmd) backbone(ctx context.Context, session ort.Options, o opt
 	if c.Freeze > 0 && !c.Embeddings {
 		recipe.Freeze = []string{"patch_embed.*", "cls_token", "reg_token", "pos_embed"}
 	}
-	return finetune.Bench(ctx, finetune.Config{Backbone: model, Recipe: recipe, Session: session}, o)
+	return finetune.Bench(ctx, finetune.Config{Backbone: model, Recipe: recipe, Session: session, Recompute: c.Recompute}, o)
 }
 
 func (c *benchTrainCmd) print(o *output, r optim.BenchResult) error {

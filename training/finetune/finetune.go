@@ -10,13 +10,13 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/nearmiss/nearmiss/inference/backbone"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/onnx"
 	"github.com/nearmiss/nearmiss/inference/ort"
-	"github.com/nearmiss/nearmiss/training/autodiff"
 	"github.com/nearmiss/nearmiss/training/optim"
 )
 
@@ -42,6 +42,9 @@ type Config struct {
 	Chunk int
 	// SingleSteps runs every step as a call of its own, without a Loop.
 	SingleSteps bool
+	// Recompute computes the activations of each block again when its gradients
+	// are due, instead of keeping them: less memory for more time.
+	Recompute bool
 	// CacheBytes bounds the memory for resized images; 0: 1 GiB.
 	CacheBytes int
 
@@ -301,6 +304,10 @@ func (r *runner) spec() (optim.Spec, error) {
 			evalInputs[i].Shape = s
 		}
 	}
+	var recompute func(node string) string
+	if r.Recompute {
+		recompute = segments
+	}
 	return optim.Spec{
 		Name:       "fine-tune " + r.net.info.Name,
 		Weights:    append(append([]onnx.Tensor{}, r.net.weights...), top...),
@@ -312,20 +319,21 @@ func (r *runner) spec() (optim.Spec, error) {
 		Optimizer:  rec.Optimizer,
 		Accumulate: rec.Batch / rec.micro(),
 		Chunk:      r.Chunk, SingleSteps: r.SingleSteps,
-		Session:  r.Session,
-		Gradient: gradientFor(r.Session.Device),
+		Session:   r.Session,
+		Recompute: recompute,
 	}, nil
 }
 
-// gradientFor differentiates in the way that suits a device.
-func gradientFor(d ort.Device) func(g *onnx.Graph, loss *onnx.Value, params []*onnx.Value) ([]*onnx.Value, error) {
-	target := autodiff.CPU
-	if d.Kind != "" && d.Kind != "cpu" {
-		target = autodiff.CUDA
+// segments labels the nodes of a network by its blocks, for recomputation.
+func segments(node string) string {
+	for part := range strings.SplitSeq(node, "/") {
+		for _, prefix := range []string{"blocks.", "layer", "stages."} {
+			if strings.HasPrefix(part, prefix) {
+				return part
+			}
+		}
 	}
-	return func(g *onnx.Graph, loss *onnx.Value, params []*onnx.Value) ([]*onnx.Value, error) {
-		return autodiff.Gradient(g, loss, params, autodiff.For(target))
-	}
+	return ""
 }
 
 // fingerprint names everything that a checkpoint depends on.

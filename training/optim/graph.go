@@ -317,8 +317,12 @@ func (p *plan) gradients(root, b *onnx.Graph, batch, weights []*onnx.Value) (val
 		if k := p.spec.Session.Device.Kind; k != "" && k != "cpu" {
 			target = autodiff.CUDA
 		}
+		options := []autodiff.Option{autodiff.For(target)}
+		if p.spec.Recompute != nil {
+			options = append(options, autodiff.Recompute(p.spec.Recompute))
+		}
 		differentiate = func(g *onnx.Graph, loss *onnx.Value, params []*onnx.Value) ([]*onnx.Value, error) {
-			return autodiff.Gradient(g, loss, params, autodiff.For(target))
+			return autodiff.Gradient(g, loss, params, options...)
 		}
 	}
 	at := func(g *onnx.Graph, batch, weights []*onnx.Value) (values, gradients []*onnx.Value, err error) {

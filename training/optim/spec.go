@@ -46,7 +46,13 @@ type Spec struct {
 	// Session has the options of ONNX Runtime.
 	Session ort.Options
 
-	// Gradient differentiates; nil means autodiff.Gradient.
+	// Recompute trades about a third more time for memory: see
+	// autodiff.Recompute. It labels the nodes of the loss, whose names begin with
+	// the names of the graphs around them, by segment; nil keeps everything.
+	Recompute func(node string) string
+
+	// Gradient differentiates; nil means autodiff.Gradient for the session's
+	// device, with Recompute.
 	Gradient func(g *onnx.Graph, loss *onnx.Value, params []*onnx.Value) ([]*onnx.Value, error)
 }
 

@@ -5,6 +5,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/nearmiss/nearmiss/inference/backbone"
@@ -108,6 +109,20 @@ func TestViTLearns(t *testing.T) {
 	t.Run("gradients gathered from four parts of the batch", func(t *testing.T) {
 		spec := spec
 		spec.Accumulate = 4
+		got, _ := lossesOf(t, spec, source, 12)
+		for i := range want {
+			if math.Abs(got[i]-want[i]) > 1e-3*(1e-2+want[i]) {
+				t.Errorf("loss %d is %v, want %v", i, got[i], want[i])
+			}
+		}
+	})
+	t.Run("activations computed again for the gradients", func(t *testing.T) {
+		spec := spec
+		spec.Recompute = func(node string) string {
+			_, block, _ := strings.Cut(node, "blocks.")
+			block, _, _ = strings.Cut(block, "/")
+			return block
+		}
 		got, _ := lossesOf(t, spec, source, 12)
 		for i := range want {
 			if math.Abs(got[i]-want[i]) > 1e-3*(1e-2+want[i]) {
