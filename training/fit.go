@@ -185,7 +185,7 @@ func (p Plan) model(ctx context.Context, all []Normal, of, train []int) (path st
 		tidy = func() error { return os.RemoveAll(p.Work) }
 	}
 	if p.Method == KNN {
-		p.Tuning = &Tuning{Stopping: DefaultHeldOut, Gate: Gate{Least: 1, Most: math.MaxInt}}
+		p.Tuning = combineOnly()
 	}
 	normals, digests := make([]Image, len(train)), make([]string, len(train))
 	for j, i := range train {
@@ -196,6 +196,12 @@ func (p Plan) model(ctx context.Context, all []Normal, of, train []int) (path st
 		return "", nil, nil, err
 	}
 	return l.model, &l.about, tidy, nil
+}
+
+// combineOnly tunes nothing: the parts of the frozen embedding are joined, with
+// the scales that normals which are not in the bank give them.
+func combineOnly() *Tuning {
+	return &Tuning{Stopping: DefaultHeldOut, Gate: Gate{Least: 1, Most: math.MaxInt}}
 }
 
 // embedAgain embeds the images at the places of with another model.

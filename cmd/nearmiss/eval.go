@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"github.com/google/renameio/v2"
 
 	"github.com/nearmiss/nearmiss/inference"
+	"github.com/nearmiss/nearmiss/training"
 	"github.com/nearmiss/nearmiss/training/dataset"
 	"github.com/nearmiss/nearmiss/training/evaluate"
 	"github.com/nearmiss/nearmiss/training/evaluate/report"
@@ -22,7 +24,7 @@ type evalCmd struct {
 	Data     string   `required:"" type:"existingdir" placeholder:"DIR" help:"Data set: {train,test}/<class>/* (one-vs-rest) or the layout of MVTec AD (mvtec)."`
 	Backbone string   `required:"" type:"existingfile" placeholder:"FILE.onnx" help:"Pretrained model, from nearmiss backbone import."`
 	Protocol string   `required:"" enum:"one-vs-rest,mvtec" help:"What is normal and what is not: ${enum}."`
-	Method   string   `enum:"knn" default:"knn" help:"How to learn: ${enum}."`
+	Method   string   `enum:"knn,fitymi" default:"knn" help:"How to learn: ${enum}."`
 	K        int      `default:"2" help:"Nearest normals whose squared distances make the score."`
 	Repeats  int      `default:"1" placeholder:"N" help:"Repeat with the seeds S, S+1, …"`
 	Seed     uint64   `default:"0" placeholder:"S" help:"Draws the random splits."`
@@ -30,6 +32,7 @@ type evalCmd struct {
 	Normal   []string `placeholder:"CLASS" help:"Take only this class as normal; may be repeated (default: every class in turn)."`
 	Out      string   `short:"o" type:"path" placeholder:"REPORT" help:"Also write a report: .html (one page with curves and the worst misses), .md or .jsonl."`
 	JSON     bool     `name:"json" help:"Print one JSON object."`
+	tuneFlags
 	deviceFlags
 }
 
@@ -38,6 +41,7 @@ func (*evalCmd) Help() string {
 		examples(
 			"nearmiss eval --data wbc --protocol one-vs-rest --backbone vit_ti.onnx --json",
 			"nearmiss eval --data wbc --protocol one-vs-rest --backbone vit_ti.onnx --resplit 0.8 --repeats 10",
+			"nearmiss eval --data wbc --protocol one-vs-rest --backbone vit_ti.onnx --method fitymi --fakes warp --work /tmp/wbc",
 			"nearmiss eval --data magnetic-tile --protocol mvtec --backbone vit_ti.onnx --json",
 		)
 }
@@ -60,14 +64,13 @@ func (c *evalCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	e, err := inference.NewEmbedder(c.Backbone, embed)
+	bar := o.progress("")
+	defer bar.close()
+	method, end, err := c.method(o, embed, bar)
 	if err != nil {
 		return err
 	}
-	defer e.Close()
-	bar := o.progress("")
-	defer bar.close()
-	method := evaluate.KNN(evaluate.NewFeatures(embedAll(e)), c.K, nil)
+	defer end()
 	res, err := protocol(ctx, set, method, evaluate.Options{
 		Repeats: c.Repeats, Seed: c.Seed, Resplit: c.Resplit, Normal: c.Normal,
 		Progress: func(done, total int, what string) { bar.stage(what, int64(done), int64(total)) },
@@ -88,6 +91,43 @@ func (c *evalCmd) Run(ctx context.Context, o *output) error {
 		return o.JSON(res)
 	}
 	return printResult(o, res)
+}
+
+// method is what is measured; end gives back what it holds.
+func (c *evalCmd) method(o *output, embed inference.EmbedOptions, bar *progress) (m evaluate.Method, end func(), err error) {
+	if c.Method == string(training.KNN) && c.Score == string(training.ClassPart) {
+		e, err := inference.NewEmbedder(c.Backbone, embed)
+		if err != nil {
+			return nil, nil, err
+		}
+		return evaluate.KNN(evaluate.NewFeatures(embedAll(e)), c.K, nil), func() { e.Close() }, nil
+	}
+	plan, err := c.plan(c.Method)
+	if err != nil {
+		return nil, nil, err
+	}
+	end = func() {}
+	if plan.Work == "" {
+		if plan.Work, err = os.MkdirTemp("", "nearmiss-eval-"); err != nil {
+			return nil, nil, err
+		}
+		end = func() { os.RemoveAll(plan.Work) }
+	}
+	plan.Backbone, plan.K, plan.Device, plan.Threads, plan.Log = c.Backbone, c.K, embed.Device, embed.Threads, o.Log
+	plan.Progress = func(step string, done, total int) { bar.stage(step, int64(done), int64(total)) }
+	m, err = training.ForEvaluation(plan, func(l training.Learning) {
+		if plan.Method == training.FITYMI {
+			o.printGate(l)
+		}
+	})
+	if errors.Is(err, training.ErrPlan) {
+		err = usageError{err}
+	}
+	if err != nil {
+		end()
+		return nil, nil, err
+	}
+	return m, end, nil
 }
 
 // report writes the result to the file --out, in the format that its name asks for.

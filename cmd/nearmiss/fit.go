@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 
 	"github.com/nearmiss/nearmiss/bank"
@@ -14,17 +13,19 @@ import (
 )
 
 type fitCmd struct {
-	Normals  []string `required:"" type:"existingpath" placeholder:"DIR" help:"Normal images to learn from: folders (with their sub-folders) or files; may be repeated."`
-	Backbone string   `required:"" type:"existingfile" placeholder:"FILE.onnx" help:"Pretrained model, from nearmiss backbone import."`
-	Out      string   `short:"o" required:"" type:"path" placeholder:"DIR" help:"Release folder that is written; it must not exist."`
-	Detector string   `placeholder:"NAME" help:"Name of the inspection task (default: the release folder's)."`
-	Method   string   `enum:"knn" default:"knn" help:"How to learn: ${enum}."`
-	K        int      `default:"2" help:"Nearest normals whose squared distances make the score."`
-	Alpha    float64  `placeholder:"RATE" help:"False-alarm rate that the threshold promises, 0..1 (default 0.01, or else the smallest that the held-out images can promise)."`
-	HeldOut  float64  `name:"held-out" default:"0.2" help:"Share of the normals that sets the threshold and stays out of the bank."`
-	Seed     *uint64  `placeholder:"N" help:"Draws the held-out images (default: another one every time; the release records it)."`
-	Index    string   `enum:"auto,exact,hnsw,coder" default:"auto" help:"The bank's index: ${enum}; auto is exact for fewer than 50,000 images."`
-	JSON     bool     `name:"json" help:"Print one JSON object."`
+	Normals   []string `required:"" type:"existingpath" placeholder:"DIR" help:"Normal images to learn from: folders (with their sub-folders) or files; may be repeated."`
+	Backbone  string   `required:"" type:"existingfile" placeholder:"FILE.onnx" help:"Pretrained model, from nearmiss backbone import."`
+	Out       string   `short:"o" required:"" type:"path" placeholder:"DIR" help:"Release folder that is written; it must not exist."`
+	Detector  string   `placeholder:"NAME" help:"Name of the inspection task (default: the release folder's)."`
+	Method    string   `enum:"knn,fitymi" default:"knn" help:"How to learn: ${enum}. fitymi first tunes the backbone to tell normals from fakes."`
+	K         int      `default:"2" help:"Nearest normals whose squared distances make the score."`
+	Alpha     float64  `placeholder:"RATE" help:"False-alarm rate that the threshold promises, 0..1 (default 0.01, or else the smallest that the held-out images can promise)."`
+	HeldOut   float64  `name:"held-out" default:"0.2" help:"Share of the normals that sets the threshold and stays out of the bank."`
+	Seed      *uint64  `placeholder:"N" help:"Draws the held-out images (default: another one every time; the release records it)."`
+	Anomalies []string `type:"existingpath" placeholder:"DIR" help:"Real anomalies that fitymi's gate is to judge by; nothing is learnt from them."`
+	Index     string   `enum:"auto,exact,hnsw,coder" default:"auto" help:"The bank's index: ${enum}; auto is exact for fewer than 50,000 images."`
+	JSON      bool     `name:"json" help:"Print one JSON object."`
+	tuneFlags
 	deviceFlags
 }
 
@@ -34,6 +35,7 @@ func (*fitCmd) Help() string {
 		examples(
 			"nearmiss fit --normals good/ --backbone vit_b.onnx --out releases/bolts",
 			"nearmiss fit --normals good/ --backbone vit_b.onnx --out releases/bolts --alpha 0.05 --seed 1 --json",
+			"nearmiss fit --normals good/ --backbone vit_ti.onnx --out releases/bolts --method fitymi --seed 1 --work /tmp/bolts",
 		)
 }
 
@@ -52,21 +54,28 @@ func (c *fitCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	normals := make([]training.Image, len(paths))
-	for i, p := range paths {
-		normals[i] = training.Image{Name: p, Read: func() ([]byte, error) { return os.ReadFile(p) }}
-	}
 	seed := rand.Uint64() >> 11 // fits a JSON number
 	if c.Seed != nil {
 		seed = *c.Seed
 	}
+	plan, err := c.plan(c.Method)
+	if err != nil {
+		return err
+	}
+	if len(c.Anomalies) > 0 {
+		found, err := listImages(c.Anomalies)
+		if err != nil {
+			return err
+		}
+		plan.Anomalies = imagePaths(found)
+	}
 	bar := o.progress("embedding")
-	res, err := training.Fit(ctx, training.Plan{
-		Detector: c.Detector, Method: training.Method(c.Method), Normals: normals, Backbone: c.Backbone, Out: c.Out,
-		K: c.K, Alpha: c.Alpha, Settle: c.Alpha == 0, HeldOut: c.HeldOut, Seed: seed, Index: bank.Kind(c.Index),
-		Device: embed.Device, Threads: embed.Threads, Tool: "nearmiss " + version, Log: o.Log,
-		Progress: func(_ string, done, total int) { bar.report(int64(done), int64(total)) },
-	})
+	plan.Detector, plan.Normals, plan.Backbone, plan.Out = c.Detector, imagePaths(paths), c.Backbone, c.Out
+	plan.K, plan.Alpha, plan.Settle, plan.HeldOut = c.K, c.Alpha, c.Alpha == 0, c.HeldOut
+	plan.Seed, plan.Index = seed, bank.Kind(c.Index)
+	plan.Device, plan.Threads, plan.Tool, plan.Log = embed.Device, embed.Threads, "nearmiss "+version, o.Log
+	plan.Progress = func(step string, done, total int) { bar.stage(step, int64(done), int64(total)) }
+	res, err := training.Fit(ctx, plan)
 	bar.close()
 	if errors.Is(err, training.ErrPlan) {
 		return usageError{err}
@@ -79,6 +88,9 @@ func (c *fitCmd) Run(ctx context.Context, o *output) error {
 	}
 	for _, w := range res.Warnings {
 		fmt.Fprintln(o.Err, "note:", w)
+	}
+	if res.Published == "tuned" {
+		fmt.Fprintln(o.Err, "the fine-tuned backbone is published:", res.Reason)
 	}
 	_, err = fmt.Fprintf(o.Out, "%s: %d normals in the bank, %d held out, %.1f s\nscores above %.4g are anomalous (false-alarm rate %.3g %%)\nrelease %s\n",
 		res.Release, res.Bank, res.HeldOut, res.Seconds, res.Threshold, 100*res.Alpha, res.Digest)

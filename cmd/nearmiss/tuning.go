@@ -1,0 +1,133 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/nearmiss/nearmiss/training"
+	"github.com/nearmiss/nearmiss/training/frechet"
+	"github.com/nearmiss/nearmiss/training/sde"
+)
+
+// tuneFlags say how method fitymi learns, for fit and eval. What is not given is
+// the profile's.
+type tuneFlags struct {
+	Profile   string  `enum:"cpu,gpu,paper" default:"cpu" help:"With fitymi, how much to spend: ${enum}. Everything below changes a number of it."`
+	Fakes     string  `placeholder:"SOURCES" help:"Where fakes come from: sde (samples from noise), sdedit (partly diffused normals), folder:DIR (from nearmiss fakes), a local corruption (cutpaste, scar, mix, warp, swirl, bulge, blur, shade, spots, grain, erase), several with their shares as in sdedit=2,warp=1, or none."`
+	PerNormal float64 `name:"per-normal" placeholder:"N" help:"Fakes for each normal."`
+	Match     string  `placeholder:"SHARE" help:"Share of the normals, 0..1, that is brought to the fakes' size where these are small."`
+	Stop      string  `placeholder:"T" help:"When the generator stops: r=R, fid=F or steps=N."`
+	FakeSize  int     `name:"fake-size" placeholder:"PIXELS" help:"Size of the generator's images."`
+	FakeSteps int     `name:"fake-steps" placeholder:"N" help:"Most training steps of the generator."`
+	Edit      float64 `placeholder:"T" help:"How far sdedit diffuses, 0..1."`
+	EditFrom  float64 `name:"edit-from" placeholder:"T" help:"Lower end of the times that sdedit diffuses to."`
+
+	Epochs  int       `placeholder:"N" help:"Epochs of a fine-tune."`
+	Rate    float64   `placeholder:"R" help:"Learning rate of a fine-tune."`
+	Freeze  *int      `placeholder:"N" help:"First blocks of the backbone that stay as they are."`
+	Dropout *float64  `placeholder:"P" help:"Dropout of a fine-tune."`
+	Members int       `placeholder:"N" help:"Fine-tunes with different seeds whose weights are averaged."`
+	Unseen  float64   `placeholder:"SHARE" help:"Share of the normals that the fine-tune does not see, to judge it by."`
+	Blends  []float64 `placeholder:"SHARE" help:"Shares of the tuned weights, the rest being frozen ones, that the gate chooses from."`
+	NoGate  bool      `name:"no-gate" help:"Publish the fine-tuned backbone whatever the gate finds."`
+
+	Score string `default:"class" placeholder:"PARTS" help:"Parts of the embedding that scores are computed on, joined by +: class (the paper's), patches, frozen-class, frozen-patches."`
+	Work  string `type:"path" placeholder:"DIR" help:"Folder for the results of single steps, from which another run with the same images and seed goes on."`
+}
+
+// plan is the part of a plan that the flags make.
+func (f tuneFlags) plan(method string) (training.Plan, error) {
+	p := training.Plan{Method: training.Method(method), Work: f.Work}
+	var err error
+	if p.Parts, err = training.ParseParts(f.Score); err != nil {
+		return p, usageError{err}
+	}
+	if p.Method != training.FITYMI {
+		return p, nil
+	}
+	t, err := training.Profile(f.Profile)
+	if err == nil {
+		err = f.change(&t)
+	}
+	if err != nil {
+		return p, usageError{err}
+	}
+	p.Tuning = &t
+	return p, nil
+}
+
+func (f tuneFlags) change(t *training.Tuning) (err error) {
+	if f.Fakes != "" {
+		if t.Sources, err = training.ParseSources(f.Fakes); err != nil {
+			return err
+		}
+	}
+	if f.Stop != "" {
+		if t.SDE.Stop, err = frechet.ParseTarget(f.Stop); err != nil {
+			return err
+		}
+		t.SDE.MaxSteps = max(t.SDE.MaxSteps, 1)
+	}
+	if f.Match != "" {
+		if t.Match, err = strconv.ParseFloat(f.Match, 64); err != nil {
+			return fmt.Errorf("--match %s: not a number", f.Match)
+		}
+	}
+	if f.FakeSize != 0 {
+		o, err := sde.Profile(f.Profile, "", f.FakeSize, 3)
+		if err != nil {
+			return err
+		}
+		t.SDE.Network = o.Network
+	}
+	if f.Freeze != nil {
+		t.Recipe.FreezeBlocks = *f.Freeze
+	}
+	if f.Dropout != nil {
+		t.Recipe.Dropout = *f.Dropout
+	}
+	if len(f.Blends) > 0 {
+		t.Gate.Blends = f.Blends
+	}
+	t.Gate.Off = f.NoGate
+	for to, v := range map[*int]int{&t.SDE.MaxSteps: f.FakeSteps, &t.Recipe.Epochs: f.Epochs, &t.Members: f.Members} {
+		if v != 0 {
+			*to = v
+		}
+	}
+	for to, v := range map[*float64]float64{
+		&t.PerNormal: f.PerNormal, &t.SDE.Edit: f.Edit, &t.SDE.EditFrom: f.EditFrom,
+		&t.Recipe.Optimizer.LearningRate: f.Rate, &t.Stopping: f.Unseen,
+	} {
+		if v != 0 {
+			*to = v
+		}
+	}
+	if f.Edit != 0 && f.EditFrom == 0 {
+		t.SDE.EditFrom = min(t.SDE.EditFrom, f.Edit)
+	}
+	return nil
+}
+
+// printGate says what the gate found, for people.
+func (o *output) printGate(l training.Learning) {
+	v := l.Gate
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s is published: %s\n", v.Published, v.Reason)
+	for _, c := range v.Candidates {
+		fmt.Fprintf(&b, "  %-28s mean AUROC %.1f %% on %d unseen normals, %+.1f (%+.1f to %+.1f) against frozen\n",
+			c.Name, 100*c.Mean, v.Held, 100*c.Gain, 100*c.Low, 100*c.High)
+	}
+	fmt.Fprint(o.Err, b.String())
+}
+
+// imagePaths makes images of files.
+func imagePaths(paths []string) []training.Image {
+	out := make([]training.Image, len(paths))
+	for i, p := range paths {
+		out[i] = training.Image{Name: p, Read: func() ([]byte, error) { return os.ReadFile(p) }}
+	}
+	return out
+}

@@ -1,0 +1,102 @@
+package training
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/training/dataset"
+	"github.com/nearmiss/nearmiss/training/evaluate"
+)
+
+// twoClasses are squares, and squares with a bar through them.
+func twoClasses(t *testing.T, n int) *dataset.Set {
+	t.Helper()
+	set := &dataset.Set{Name: "squares", Layout: dataset.LayoutClasses}
+	for i, s := range squares(t, 2*n) {
+		b, err := s.Read()
+		if err != nil {
+			t.Fatal(err)
+		}
+		label := []string{"plain", "barred"}[i%2]
+		if label == "barred" {
+			m, err := imaging.Decode(b, imaging.DefaultLimits())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for x := range m.Width {
+				for y := range 4 {
+					m.SetRGB(x, 18+y, 250, 20, 20)
+				}
+			}
+			if b, err = m.PNG(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		split := dataset.Train
+		if i >= 2*n*2/3 {
+			split = dataset.Test
+		}
+		set.Items = append(set.Items, dataset.FromBytes(s.Name, split, label, b))
+	}
+	return set
+}
+
+func TestFitymiUnderTheProtocols(t *testing.T) {
+	set := twoClasses(t, 30)
+	plan := Plan{Method: FITYMI, Backbone: smallBackbone(t), Work: t.TempDir(), Tuning: quick(t, "warp"), Threads: 1}
+	plan.Tuning.Members = 1
+	var heard []Learning
+	run := func() *evaluate.Result {
+		heard = nil
+		m, err := ForEvaluation(plan, func(l Learning) { heard = append(heard, l) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := evaluate.OneVsRest(t.Context(), set, m, evaluate.Options{Seed: 4})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	first := run()
+	if first.Method != "fitymi" || len(heard) != 2 || heard[0].Fitted != 14 || heard[0].Unseen != 6 || len(heard[0].Resumed) != 0 {
+		t.Fatalf("%+v, %+v", first, heard)
+	}
+	if first.AUROC < 0.8 {
+		t.Errorf("AUROC %.3f: red bars are hardly found", first.AUROC)
+	}
+	// Everything is there the second time, and k may be another.
+	second := run()
+	if len(heard[0].Resumed) != 2 || second.AUROC != first.AUROC {
+		t.Errorf("resumed %v, AUROC %v instead of %v", heard[0].Resumed, second.AUROC, first.AUROC)
+	}
+	plan.K = 5
+	if run(); len(heard[0].Resumed) != 1 {
+		t.Errorf("with another k %v is resumed", heard[0].Resumed)
+	}
+
+	plan = Plan{Method: KNN, Backbone: plan.Backbone, Work: plan.Work, Parts: []Part{ClassPart, PatchesPart}}
+	if r := run(); r.Method != "knn class+patches" || r.AUROC < 0.8 {
+		t.Errorf("%s: AUROC %.3f", r.Method, r.AUROC)
+	}
+}
+
+func TestPlansForEvaluationAreChecked(t *testing.T) {
+	ok := Plan{Backbone: filepath.Join("any", "file.onnx"), Work: "work"}
+	for name, change := range map[string]func(*Plan){
+		"no work folder":  func(p *Plan) { p.Work = "" },
+		"unknown method":  func(p *Plan) { p.Method = "guess" },
+		"unknown part":    func(p *Plan) { p.Parts = []Part{"left"} },
+		"no backbone":     func(p *Plan) { p.Backbone = "" },
+		"part twice":      func(p *Plan) { p.Parts = []Part{ClassPart, ClassPart} },
+		"negative shares": func(p *Plan) { p.Method, p.Tuning = FITYMI, &Tuning{Stopping: -1} },
+	} {
+		p := ok
+		change(&p)
+		if _, err := ForEvaluation(p, nil); err == nil || !strings.Contains(err.Error(), "bad plan") {
+			t.Errorf("%s: error %v", name, err)
+		}
+	}
+}
