@@ -78,8 +78,11 @@ func startBroker(t testing.TB, cfg broker.Config) (b *broker.Broker, stop func()
 	return b, stop
 }
 
-func newRig(t testing.TB, topology stream.Topology) *rig {
+// newRig starts a broker for one test, which then runs beside others: most of
+// their time goes into waiting for the disk.
+func newRig(t *testing.T, topology stream.Topology) *rig {
 	t.Helper()
+	t.Parallel()
 	r := &rig{t: t, dir: t.TempDir(), names: topology.Names}
 	b, _ := startBroker(t, broker.Config{Port: -1, StoreDir: filepath.Join(r.dir, "broker")})
 	r.url = b.ClientURL()
