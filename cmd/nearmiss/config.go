@@ -92,7 +92,7 @@ func loadConfig(path string, environment map[string]string) (config, error) {
 		}
 		err = yaml.NewDecoder(bytes.NewReader(b), yaml.Strict()).Decode(&c)
 		if err != nil && !errors.Is(err, io.EOF) { // EOF: nothing but comments
-			return c, fmt.Errorf("configuration %s: %s", path, yaml.FormatError(err, false, true))
+			return c, fmt.Errorf("configuration %s: %s", path, yaml.FormatError(err, false, false))
 		}
 	}
 	o := env.Options{Prefix: "NEARMISS_", Environment: environment}

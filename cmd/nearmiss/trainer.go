@@ -97,14 +97,29 @@ func (t trainer) Train(ctx context.Context, task *stream.Task) (stream.TrainResu
 	}
 	out := filepath.Join(task.Dir, "release")
 	d := task.Detector
-	res, err := training.Fit(ctx, training.Plan{
+	plan := training.Plan{
 		Detector: d.Name, Method: training.Method(d.Method), Normals: normals, Backbone: model, Out: out,
 		K: d.K, Alpha: d.FalseAlarmRate, Settle: true, Seed: uint64(task.Request.Seed), Index: bank.Auto,
 		Device: t.device, Threads: t.conf.Worker.Threads, Limits: t.limits, Tool: "nearmiss " + version, Log: t.o.Log,
 		Progress: func(step string, done, total int) {
 			task.Report(stream.Progress{Phase: step, Step: done, Steps: total})
 		},
-	})
+	}
+	if plan.Method == training.FITYMI {
+		profile := d.Profile
+		if profile == "" {
+			profile = "cpu"
+		}
+		tuning, err := training.Profile(profile)
+		if err != nil {
+			return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
+		}
+		plan.Tuning = &tuning
+		if plan.Anomalies, err = folderImages(task.Anomalies); err != nil {
+			return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
+		}
+	}
+	res, err := training.Fit(ctx, plan)
 	if errors.Is(err, training.ErrPlan) || errors.Is(err, training.ErrTooFew) {
 		return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
 	}
@@ -181,10 +196,11 @@ func randomBackbone(data string) (string, error) {
 	return file, nil
 }
 
-// folderImages are the images in a folder, whatever their names.
+// folderImages are the images in a folder, whatever their names; none where there
+// is no folder.
 func folderImages(dir string) ([]training.Image, error) {
 	entries, err := os.ReadDir(dir)
-	if err != nil {
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
 	var all []training.Image

@@ -1,0 +1,169 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/nearmiss/nearmiss/training/evaluate"
+)
+
+func TestWrongUsageIsOneClearLineAndExitCode2(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "a.png")
+	write(t, file, "x")
+	config := filepath.Join(t.TempDir(), "c.yaml")
+	write(t, config, "worker: {bach: 3}\n")
+	for name, c := range map[string]struct {
+		args []string
+		says string
+	}{
+		"no command":              {nil, "expected one of"},
+		"unknown command":         {[]string{"nonsense"}, "nonsense"},
+		"unknown flag":            {[]string{"version", "--nope"}, "--nope"},
+		"missing argument":        {[]string{"score", "--release", t.TempDir()}, "image"},
+		"missing file":            {[]string{"backbone", "inspect", "/does/not/exist"}, "/does/not/exist"},
+		"bad detector name":       {[]string{"releases", "a.b"}, "a.b"},
+		"publish without folder":  {[]string{"releases", "bolts", "publish"}, "release folder"},
+		"promote without release": {[]string{"releases", "bolts", "promote"}, "digest"},
+		"bad source of a camera":  {[]string{"camera", "synthetic:trees", "--detector", "d", "--camera", "c"}, "trees"},
+		"bad size":                {[]string{"bench", "bank", "--size", "many"}, "many"},
+		"bad configuration":       {[]string{"worker", "--config", config}, "bach"},
+		"bad device":              {[]string{"score", "--release", t.TempDir(), "--device", "abacus", file}, "abacus"},
+		"bad report":              {[]string{"eval", "--data", t.TempDir(), "--backbone", file, "--protocol", "mvtec", "--out", "r.pdf"}, ".html"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, errs := program(t, exitUsage, c.args...)
+			if !strings.Contains(errs, c.says) || strings.Count(errs, "\n") != 1 {
+				t.Errorf("it says: %s", errs)
+			}
+		})
+	}
+}
+
+func TestEveryCommandExplainsItself(t *testing.T) {
+	for _, command := range []string{
+		"up", "fit", "score", "eval", "broker", "worker", "trainer", "camera", "watch", "releases", "bench embed", "bench bank",
+		"bench stream", "backbone pull", "backbone import", "backbone random", "backbone inspect", "runtime install", "runtime info", "version",
+	} {
+		help, _ := program(t, 0, append(strings.Fields(command), "--help")...)
+		if !strings.Contains(help, "Usage: nearmiss "+command) {
+			t.Errorf("%s --help: %s", command, help)
+		}
+	}
+}
+
+func TestInterruptedCommandSaysSo(t *testing.T) {
+	m := newMaterial(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var out, errs bytes.Buffer
+	code := run(ctx, []string{"fit", "--normals", m.normals, "--backbone", m.backbone, "--out", filepath.Join(t.TempDir(), "r")}, &out, &errs)
+	if code != exitInterrupted || errs.String() != "nearmiss: interrupted\n" {
+		t.Errorf("exit code %d: %s", code, errs.String())
+	}
+}
+
+func TestScoreNamesTheNearestNormalsAndWhatItCannotRead(t *testing.T) {
+	needRuntime(t)
+	dir := t.TempDir()
+	normals := filepath.Join(dir, "normals")
+	drawImages(t, normals, 30, 0)
+	release := filepath.Join(dir, "release")
+	text, _ := program(t, 0, "fit", "--normals", normals, "--backbone", randomModel(t), "--out", release, "--seed", "4", "--json")
+	var fitted struct {
+		Bank          int     `json:"bank"`
+		HeldOut       int     `json:"held_out"`
+		Alpha         float64 `json:"alpha"`
+		SmallestAlpha float64 `json:"smallest_alpha"`
+		Warnings      []string
+	}
+	if err := json.Unmarshal([]byte(text), &fitted); err != nil {
+		t.Fatal(err)
+	}
+	if fitted.Bank != 24 || fitted.HeldOut != 6 || fitted.Alpha != 1.0/7 || fitted.SmallestAlpha != 1.0/7 || len(fitted.Warnings) == 0 {
+		t.Errorf("fit says %s", text)
+	}
+	if _, errs := program(t, 1, "fit", "--normals", normals, "--backbone", randomModel(t), "--out", release); !strings.Contains(errs, "exists") {
+		t.Errorf("fit over a release: %s", errs)
+	}
+
+	broken := filepath.Join(dir, "broken.png")
+	write(t, broken, "no image")
+	var out, errs bytes.Buffer
+	code := run(t.Context(), []string{"score", "--release", release, "--json", normals, broken}, &out, &errs)
+	lines := readLines[scoreLine](t, out.String())
+	if code != 1 || len(lines) != 31 || !strings.Contains(errs.String(), "1 of 31") {
+		t.Fatalf("exit code %d, %d lines: %s", code, len(lines), errs.String())
+	}
+	named := 0
+	for _, l := range lines[:30] {
+		if l.Score == nil || len(l.Nearest) != 2 || l.Release == "" {
+			t.Fatalf("%+v", l)
+		}
+		if l.Nearest[0].Name == l.Image {
+			named++ // an image of the bank is nearest to itself
+		}
+	}
+	if named != 24 {
+		t.Errorf("%d images are their own nearest, want the bank's 24", named)
+	}
+	if last := lines[30]; last.Rejected != "unsupported" || last.Score != nil || last.Reason == "" {
+		t.Errorf("the broken image: %+v", last)
+	}
+}
+
+func TestEvalOnBothProtocols(t *testing.T) {
+	needRuntime(t)
+	model := randomModel(t)
+	dir := t.TempDir()
+	for class, defects := range map[string]float64{"clean": 0, "faulty": 1} {
+		drawImages(t, filepath.Join(dir, "classes/train", class), 12, defects)
+		drawImages(t, filepath.Join(dir, "classes/test", class), 6, defects)
+	}
+	drawImages(t, filepath.Join(dir, "mvtec/train/good"), 12, 0)
+	drawImages(t, filepath.Join(dir, "mvtec/test/good"), 6, 0)
+	drawImages(t, filepath.Join(dir, "mvtec/test/dent"), 6, 1)
+	report := filepath.Join(dir, "report.html")
+	for _, c := range []struct{ protocol, data, parts string }{
+		{"one-vs-rest", "classes", "per_class"}, {"mvtec", "mvtec", "per_defect"},
+	} {
+		text, _ := program(t, 0, "eval", "--data", filepath.Join(dir, c.data), "--protocol", c.protocol, "--backbone", model, "--out", report, "--json")
+		var r map[string]any
+		if err := json.Unmarshal([]byte(text), &r); err != nil {
+			t.Fatal(err)
+		}
+		auroc, ok := r["auroc"].(float64)
+		if r["protocol"] != c.protocol || r["method"] != "knn" || !ok || auroc < 0 || auroc > 1 || r[c.parts] == nil || r["seconds"] == nil {
+			t.Errorf("%s: %s", c.protocol, text)
+		}
+		if page, err := os.ReadFile(report); err != nil || !bytes.Contains(page, []byte("<html")) {
+			t.Errorf("%s: no report: %v", c.protocol, err)
+		}
+	}
+}
+
+func TestEvalReproducesTheKnownFigures(t *testing.T) {
+	shared := sharedData()
+	if shared == "" {
+		t.Skip("the white blood cell images are not on this machine: set NEARMISS_SHARED to the folder that holds data/wbc")
+	}
+	m := newMaterial(t)
+	text, _ := program(t, 0, "eval", "--data", filepath.Join(shared, "wbc"), "--protocol", "one-vs-rest", "--backbone", m.backbone, "--json")
+	var r evaluate.Result
+	if err := json.Unmarshal([]byte(text), &r); err != nil {
+		t.Fatal(err)
+	}
+	if math.Abs(r.AUROC-0.945) > 0.003 {
+		t.Errorf("mean AUROC %.4f, want 0.945", r.AUROC)
+	}
+	for class, want := range map[string]float64{"neutrophil": 0.920, "lymphocyte": 0.946, "monocyte": 0.954, "eosinophil": 0.960} {
+		if got := r.PerClass[class]; math.Abs(got-want) > 0.003 {
+			t.Errorf("%s: AUROC %.4f, want %.3f", class, got, want)
+		}
+	}
+}
