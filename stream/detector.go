@@ -68,6 +68,7 @@ type Detector struct {
 	LiveBacklog int      `json:"live_backlog,omitempty"` // live: how many frames may wait; default 32
 	Smoothing   int      `json:"smoothing,omitempty"`    // decide on the mean of a camera's last n scores; default 1
 	CoolDown    Duration `json:"cool_down,omitempty"`    // at most one anomaly event per camera in this time; default 0, all
+	DefectShare float64  `json:"defect_share,omitempty"` // share of defective frames that is nothing to worry about; more of them is drift; default 0.05
 	NoEvidence  bool     `json:"no_evidence,omitempty"`  // do not keep the images of anomalies
 	Retention   Duration `json:"retention,omitempty"`    // how long evidence is kept; default 30 days
 
@@ -100,6 +101,9 @@ func (d Detector) WithDefaults() Detector {
 	if d.Smoothing == 0 {
 		d.Smoothing = 1
 	}
+	if d.DefectShare == 0 {
+		d.DefectShare = 0.05
+	}
 	if d.Retention == 0 {
 		d.Retention = Duration(30 * 24 * time.Hour)
 	}
@@ -123,6 +127,7 @@ func (d Detector) Validate() error {
 	bad(c.Smoothing < 1 || c.Smoothing > 1000, "smoothing over %d frames: use 1 to 1000", d.Smoothing)
 	bad(c.CoolDown < 0, "cool-down %v: use 0 or more", time.Duration(d.CoolDown))
 	bad(c.Retention < 0, "retention %v: use 0 or more", time.Duration(d.Retention))
+	bad(!(c.DefectShare > 0 && c.DefectShare < 1), "defect share %g: use a share between 0 and 1", d.DefectShare)
 	bad(c.LearnFrames < 0 || c.LearnFrames > 1_000_000, "learning from %d frames: use 0 to 1000000", d.LearnFrames)
 	bad(c.RetrainAfter < 0, "retraining after %d normals: use 0 or more", d.RetrainAfter)
 	bad(c.RetrainEvery < 0 || c.RetrainEvery > 0 && time.Duration(c.RetrainEvery) < time.Minute, "retraining every %v: use a minute or more", time.Duration(d.RetrainEvery))

@@ -20,7 +20,7 @@ func (l *line) judge(ctx context.Context, rel *loaded, items []*item) {
 		if it.event.Anomalous == nil {
 			continue
 		}
-		l.observe(ctx, rel, it)
+		l.observe(ctx, rel, it, conf.DefectShare)
 		if conf.Smoothing > 1 {
 			mean := l.recent.add(it.frame.Camera, it.frame.ID, *it.event.Score, conf.Smoothing)
 			yes := mean > *it.event.Threshold
@@ -101,7 +101,7 @@ func (l *line) listen(ctx context.Context) {
 
 // observe feeds the drift test of the frame's camera, and tells when it finds
 // that normal has moved.
-func (l *line) observe(ctx context.Context, rel *loaded, it *item) {
+func (l *line) observe(ctx context.Context, rel *loaded, it *item, defects float64) {
 	tester, ok := rel.scorer.(DriftTester)
 	if !ok || it.deliveries > 1 { // a frame counts once
 		return
@@ -111,7 +111,7 @@ func (l *line) observe(ctx context.Context, rel *loaded, it *item) {
 	defer rel.mu.Unlock()
 	d := rel.drift[camera]
 	if d == nil {
-		test, err := tester.DriftTest(camera)
+		test, err := tester.DriftTest(camera, defects)
 		if err != nil {
 			l.log.Warn().Err(err).Str("camera", camera).Msg("this camera is not watched for drift")
 		}

@@ -287,7 +287,7 @@ func TestACoolDownSparesTheSubscribers(t *testing.T) {
 // drifting is a scorer whose test finds drift at the fifth frame.
 type drifting struct{ fake }
 
-func (drifting) DriftTest(string) (stream.DriftTest, error) { return &countingTest{}, nil }
+func (drifting) DriftTest(string, float64) (stream.DriftTest, error) { return &countingTest{}, nil }
 
 type countingTest struct{ s stream.DriftStatus }
 

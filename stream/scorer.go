@@ -44,8 +44,9 @@ type DriftTest interface {
 // DriftTester is a [Scorer] that can say when normal has moved away from what
 // it was calibrated on. A Scorer that is none is not watched for drift.
 type DriftTester interface {
-	// DriftTest makes a new test for a camera.
-	DriftTest(camera string) (DriftTest, error)
+	// DriftTest makes a new test for a camera of which a share of defective
+	// frames, 0-1, is nothing to worry about.
+	DriftTest(camera string, defects float64) (DriftTest, error)
 }
 
 // Loader opens release folders.

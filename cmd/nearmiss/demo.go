@@ -166,7 +166,7 @@ func (d *demo) open(ctx context.Context, nc *nats.Conn) (err error) {
 // run has one detector learn, unless it has, and its camera publish.
 func (d *demo) run(ctx context.Context, connect dial, task demoTask, o *output) error {
 	_, err := d.detectors.Create(ctx, stream.Detector{
-		Name: task.detector, Description: "demo on synthetic images", LearnFrames: demoLearn, FalseAlarmRate: demoAlpha,
+		Name: task.detector, Description: "demo on synthetic images", LearnFrames: demoLearn, FalseAlarmRate: demoAlpha, DefectShare: demoDefects,
 	})
 	if err != nil && !errors.Is(err, stream.ErrDetectorExists) {
 		return err

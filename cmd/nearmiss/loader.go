@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 
+	"github.com/nearmiss/nearmiss/bank/drift"
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/stream"
@@ -40,6 +41,41 @@ func (s scorer) Score(ctx context.Context, images [][]byte) ([]stream.Verdict, e
 }
 
 func (s scorer) Close() error { return s.d.Close() }
+
+// DriftTest watches the p-values of one camera.
+func (s scorer) DriftTest(_ string, defects float64) (stream.DriftTest, error) {
+	info := s.d.Info()
+	if info.HeldOut == 0 {
+		return nil, errors.New("the release is not calibrated")
+	}
+	m, err := drift.New(drift.Options{HeldOut: info.HeldOut, Alpha: info.Alpha, Defects: defects})
+	if err != nil {
+		return nil, err
+	}
+	return driftTest{m}, nil
+}
+
+// driftTest is a drift monitor as the worker sees it.
+type driftTest struct{ m *drift.Monitor }
+
+func (t driftTest) Observe(p float64) (stream.DriftStatus, error) {
+	s, err := t.m.Observe(p)
+	return stream.DriftStatus{
+		Drifted: s.Drifted, Cause: string(s.Cause), Frames: s.Frames,
+		Evidence: s.Evidence, Level: s.Level, AlarmShare: s.AlarmShare,
+	}, err
+}
+
+// inspect looks at an image before it becomes a normal.
+func inspect(l imaging.Limits) func([]byte) (code, reason string) {
+	return func(file []byte) (code, reason string) {
+		_, err := imaging.Inspect(file, l)
+		if r := imaging.Rejection(err); r != nil {
+			return string(r.Code), r.Reason
+		}
+		return "", ""
+	}
+}
 
 // verdict translates a score. A threshold that nothing exceeds, infinite in a
 // release without a usable calibration, becomes the largest number, because

@@ -142,7 +142,7 @@ func (t trainer) Extend(ctx context.Context, task *stream.Task) (stream.TrainRes
 		Device: t.device, Threads: t.conf.Worker.Threads, Limits: t.limits, Tool: "nearmiss " + version, Log: t.o.Log,
 	})
 	if errors.Is(err, training.ErrNothingNew) {
-		return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
+		return stream.TrainResult{Hold: training.ErrNothingNew.Error()}, nil
 	}
 	if err != nil {
 		return stream.TrainResult{}, err

@@ -67,7 +67,7 @@ func newWorker(conf config, detectors []string, nc *nats.Conn, o *output) (*stre
 	limits := imaging.Limits{MaxBytes: conf.Images.MaxBytes, MaxPixels: conf.Images.MaxPixels}
 	w, err := stream.NewWorker(stream.WorkerConfig{
 		Names: stream.Names{Prefix: conf.Prefix}, Detectors: detectors, CacheDir: filepath.Join(conf.Data, "releases"),
-		BatchSize: conf.Worker.Batch, MaxImage: conf.Images.MaxBytes,
+		BatchSize: conf.Worker.Batch, MaxImage: conf.Images.MaxBytes, Inspect: inspect(limits),
 	}, nc, loader(inference.Options{
 		Embed: inference.EmbedOptions{Device: d, Threads: conf.Worker.Threads, Limits: limits},
 		Log:   o.Log,
