@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -295,6 +296,33 @@ func TestSourcesOfFakesAreRead(t *testing.T) {
 	for _, text := range []string{"", "rust", "warp=0", "warp=x", "folder", "sde:x", "warp=-1", "warp,,mix", "warp=Inf"} {
 		if _, err := ParseSources(text); err == nil {
 			t.Errorf("%q is accepted", text)
+		}
+	}
+}
+
+func TestTimeLeftCountsTheFineTunesToCome(t *testing.T) {
+	at := time.Unix(0, 0)
+	c := &clock{plan: Plan{Tuning: &Tuning{Members: 3}}, now: func() time.Time { return at }}
+	for _, s := range []struct {
+		after       time.Duration
+		step        string
+		done, total int
+		want        time.Duration
+	}{
+		{0, "embed", 0, 100, -1},
+		{10 * time.Second, "embed", 20, 100, 40 * time.Second},
+		{0, "finetune-1", 10, 30, -1}, // taken up at step 10
+		{5 * time.Second, "finetune-1", 20, 30, 5*time.Second + 2*15*time.Second},
+		{0, "finetune-3", 0, 30, -1},
+		{time.Second, "finetune-3", 1, 30, 29*time.Second + 30*time.Second},
+	} {
+		at = at.Add(s.after)
+		left, ok := c.left(s.step, s.done, s.total)
+		if !ok {
+			left = -1
+		}
+		if left != s.want {
+			t.Errorf("%s %d/%d: %v left, want %v", s.step, s.done, s.total, left, s.want)
 		}
 	}
 }

@@ -3,6 +3,8 @@ package training
 import (
 	"errors"
 	"fmt"
+	"strings"
+	"time"
 
 	"github.com/rs/zerolog"
 
@@ -92,6 +94,9 @@ type Plan struct {
 	// Progress, when set, hears how far each step is; from one goroutine at a
 	// time.
 	Progress func(step string, done, total int)
+	// Left, when set, hears after Progress how long the run will take at least: the
+	// rest of the step at its speed so far, and the fine-tunes to come.
+	Left func(time.Duration)
 	// Log gets warnings. The zero value is silent.
 	Log zerolog.Logger
 }
@@ -121,6 +126,15 @@ func (p Plan) withDefaults() Plan {
 	}
 	if p.Progress == nil {
 		p.Progress = func(string, int, int) {}
+	}
+	if p.Left != nil {
+		c, hear := &clock{plan: p, now: time.Now}, p.Progress
+		p.Progress = func(step string, done, total int) {
+			hear(step, done, total)
+			if left, ok := c.left(step, done, total); ok {
+				p.Left(left)
+			}
+		}
 	}
 	return p
 }
@@ -164,4 +178,33 @@ func (p Plan) Validate() error {
 		return fmt.Errorf("%w: %w", ErrPlan, errors.Join(errs...))
 	}
 	return nil
+}
+
+// clock estimates the time that is left from the speed so far.
+type clock struct {
+	plan    Plan
+	now     func() time.Time
+	step    string
+	began   time.Time
+	first   int // done when the step was first heard of: resumed steps start late
+	members int // fine-tunes begun
+}
+
+func (c *clock) left(step string, done, total int) (time.Duration, bool) {
+	tuning := strings.HasPrefix(step, "finetune-")
+	if step != c.step {
+		c.step, c.began, c.first = step, c.now(), done
+		if tuning {
+			c.members++
+		}
+	}
+	if done <= c.first || total <= 0 {
+		return 0, false
+	}
+	each := float64(c.now().Sub(c.began)) / float64(done-c.first)
+	left := each * float64(total-done)
+	if tuning {
+		left += each * float64(total) * float64(max(c.plan.Tuning.Members-c.members, 0))
+	}
+	return time.Duration(left), true
 }

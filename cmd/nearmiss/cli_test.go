@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -144,6 +145,34 @@ func TestEvalOnBothProtocols(t *testing.T) {
 		if page, err := os.ReadFile(report); err != nil || !bytes.Contains(page, []byte("<html")) {
 			t.Errorf("%s: no report: %v", c.protocol, err)
 		}
+	}
+}
+
+func TestEvalVariesOptions(t *testing.T) {
+	needRuntime(t)
+	model := randomModel(t)
+	dir := t.TempDir()
+	for class, defects := range map[string]float64{"clean": 0, "faulty": 1, "mixed": 0.5} {
+		drawImages(t, filepath.Join(dir, "train", class), 9, defects)
+		drawImages(t, filepath.Join(dir, "test", class), 4, defects)
+	}
+	methods := func(args ...string) (out []string) {
+		text, _ := program(t, 0, append([]string{"eval", "--data", dir, "--backbone", model, "--json", "--seed", "1"}, args...)...)
+		for _, r := range readLines[evaluate.Result](t, text) {
+			out = append(out, r.Method)
+		}
+		return out
+	}
+	if got, want := methods("--protocol", "near", "--vary", "k=1,3"), []string{"knn k=1", "knn k=3"}; !slices.Equal(got, want) {
+		t.Errorf("methods %q, want %q", got, want)
+	}
+	got := methods("--protocol", "one-vs-rest", "--normal", "clean", "--method", "fitymi", "--members", "1", "--epochs", "1",
+		"--work", t.TempDir(), "--vary", "fakes=warp", "--vary", "fakes=none", "--vary", "score=class")
+	if want := []string{"fitymi fakes=warp score=class", "fitymi fakes=none score=class"}; !slices.Equal(got, want) {
+		t.Errorf("methods %q, want %q", got, want)
+	}
+	for _, bad := range []string{"k=two", "colour=red", "k", "k="} {
+		program(t, 2, "eval", "--data", dir, "--backbone", model, "--protocol", "one-vs-rest", "--vary", bad)
 	}
 }
 

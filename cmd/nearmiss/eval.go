@@ -15,7 +15,6 @@ import (
 
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/training"
-	"github.com/nearmiss/nearmiss/training/dataset"
 	"github.com/nearmiss/nearmiss/training/evaluate"
 	"github.com/nearmiss/nearmiss/training/evaluate/report"
 )
@@ -23,15 +22,19 @@ import (
 type evalCmd struct {
 	Data     string   `required:"" type:"existingdir" placeholder:"DIR" help:"Data set: {train,test}/<class>/* (one-vs-rest) or the layout of MVTec AD (mvtec)."`
 	Backbone string   `required:"" type:"existingfile" placeholder:"FILE.onnx" help:"Pretrained model, from nearmiss backbone import."`
-	Protocol string   `required:"" enum:"one-vs-rest,mvtec" help:"What is normal and what is not: ${enum}."`
+	Protocol string   `required:"" enum:"one-vs-rest,near,mvtec" help:"What is normal and what is not: ${enum}."`
 	Method   string   `enum:"knn,fitymi" default:"knn" help:"How to learn: ${enum}."`
 	K        int      `default:"2" help:"Nearest normals whose squared distances make the score."`
 	Repeats  int      `default:"1" placeholder:"N" help:"Repeat with the seeds S, S+1, …"`
 	Seed     uint64   `default:"0" placeholder:"S" help:"Draws the random splits."`
 	Resplit  float64  `placeholder:"SHARE" help:"Pool train and test and draw this share for training, anew in each repeat."`
 	Normal   []string `placeholder:"CLASS" help:"Take only this class as normal; may be repeated (default: every class in turn)."`
+	Others   string   `type:"existingdir" placeholder:"DIR" help:"With near, the set whose classes are the anomalies (default: the same set)."`
+	Train    int      `name:"train-limit" placeholder:"N" help:"Learn from at most this many images of a class."`
+	Test     int      `name:"test-limit" placeholder:"N" help:"Test on at most this many images of a class."`
+	Vary     []string `sep:"none" placeholder:"NAME=VALUE" help:"Measure with each value of an option in turn, which is named in the results; may be repeated. Numbers may be listed: k=1,2,5; also fakes, stop, per-normal, epochs, members, rate, fake-steps, score, method and backbone."`
 	Out      string   `short:"o" type:"path" placeholder:"REPORT" help:"Also write a report: .html (one page with curves and the worst misses), .md or .jsonl."`
-	JSON     bool     `name:"json" help:"Print one JSON object."`
+	JSON     bool     `name:"json" help:"Print one JSON object for each method."`
 	tuneFlags
 	deviceFlags
 }
@@ -42,6 +45,9 @@ func (*evalCmd) Help() string {
 			"nearmiss eval --data wbc --protocol one-vs-rest --backbone vit_ti.onnx --json",
 			"nearmiss eval --data wbc --protocol one-vs-rest --backbone vit_ti.onnx --resplit 0.8 --repeats 10",
 			"nearmiss eval --data wbc --protocol one-vs-rest --backbone vit_ti.onnx --method fitymi --fakes warp --work /tmp/wbc",
+			"nearmiss eval --data wbc --protocol one-vs-rest --backbone vit_ti.onnx --vary k=1,2,5,10,50",
+			"nearmiss eval --data wbc --protocol one-vs-rest --backbone vit_ti.onnx --method fitymi --vary fakes=sdedit --vary fakes=warp --vary fakes=none",
+			"nearmiss eval --data cifar10 --protocol near --backbone vit_ti.onnx --train-limit 500 --test-limit 200",
 			"nearmiss eval --data magnetic-tile --protocol mvtec --backbone vit_ti.onnx --json",
 		)
 }
@@ -56,57 +62,81 @@ func (c *evalCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	open, protocol := dataset.Classes, evaluate.OneVsRest
-	if c.Protocol == evaluate.ProtocolMVTec {
-		open, protocol = dataset.MVTec, evaluate.MVTec
+	variants, err := c.variants()
+	if err != nil {
+		return err
 	}
-	set, err := open(c.Data)
+	run, err := c.protocol()
 	if err != nil {
 		return err
 	}
 	bar := o.progress("")
 	defer bar.close()
-	method, end, err := c.method(o, embed, bar)
-	if err != nil {
-		return err
-	}
-	defer end()
-	res, err := protocol(ctx, set, method, evaluate.Options{
-		Repeats: c.Repeats, Seed: c.Seed, Resplit: c.Resplit, Normal: c.Normal,
-		Progress: func(done, total int, what string) { bar.stage(what, int64(done), int64(total)) },
-	})
-	bar.close()
-	if errors.Is(err, evaluate.ErrWrongLayout) {
-		return usageError{err}
-	}
-	if err != nil {
-		return err
+	features := map[string]*evaluate.Features{} // by backbone
+	var results []evaluate.Result
+	for _, v := range variants {
+		f := features[v.Backbone]
+		if f == nil {
+			e, err := inference.NewEmbedder(v.Backbone, embed)
+			if err != nil {
+				return err
+			}
+			defer e.Close()
+			f = evaluate.NewFeatures(embedAll(e))
+			features[v.Backbone] = f
+		}
+		res, err := v.measure(ctx, o, embed, bar, run, f)
+		if err != nil {
+			return err
+		}
+		results = append(results, *res)
+		bar.close()
+		print := printResult
+		if c.JSON {
+			print = func(o *output, r *evaluate.Result) error { return o.JSON(r) }
+		}
+		if err := print(o, res); err != nil {
+			return err
+		}
 	}
 	if c.Out != "" {
-		if err := c.report(ctx, res); err != nil {
+		if err := c.report(ctx, results); err != nil {
 			return fmt.Errorf("write the report %s: %w", c.Out, err)
 		}
 	}
-	if c.JSON {
-		return o.JSON(res)
+	return nil
+}
+
+// measure runs the protocol with one method.
+func (v *variant) measure(ctx context.Context, o *output, embed inference.EmbedOptions, bar *progress, run runProtocol, f *evaluate.Features) (*evaluate.Result, error) {
+	method, end, err := v.method(o, embed, bar, f)
+	if err != nil {
+		return nil, err
 	}
-	return printResult(o, res)
+	defer end()
+	if v.label != "" {
+		method = named{method, method.Name() + " " + v.label}
+	}
+	res, err := run(ctx, method, f, evaluate.Options{
+		Repeats: v.Repeats, Seed: v.Seed, Resplit: v.Resplit, Normal: v.Normal, TrainLimit: v.Train, TestLimit: v.Test,
+		Progress: func(done, total int, what string) { bar.stage(what, int64(done), int64(total)) },
+	})
+	if errors.Is(err, evaluate.ErrWrongLayout) {
+		err = usageError{err}
+	}
+	return res, err
 }
 
 // method is what is measured; end gives back what it holds.
-func (c *evalCmd) method(o *output, embed inference.EmbedOptions, bar *progress) (m evaluate.Method, end func(), err error) {
+func (c *evalCmd) method(o *output, embed inference.EmbedOptions, bar *progress, f *evaluate.Features) (m evaluate.Method, end func(), err error) {
+	end = func() {}
 	if c.Method == string(training.KNN) && c.Score == string(training.ClassPart) {
-		e, err := inference.NewEmbedder(c.Backbone, embed)
-		if err != nil {
-			return nil, nil, err
-		}
-		return evaluate.KNN(evaluate.NewFeatures(embedAll(e)), c.K, nil), func() { e.Close() }, nil
+		return evaluate.KNN(f, c.K, nil), end, nil
 	}
 	plan, err := c.plan(c.Method)
 	if err != nil {
 		return nil, nil, err
 	}
-	end = func() {}
 	if plan.Work == "" {
 		if plan.Work, err = os.MkdirTemp("", "nearmiss-eval-"); err != nil {
 			return nil, nil, err
@@ -130,19 +160,18 @@ func (c *evalCmd) method(o *output, embed inference.EmbedOptions, bar *progress)
 	return m, end, nil
 }
 
-// report writes the result to the file --out, in the format that its name asks for.
-func (c *evalCmd) report(ctx context.Context, res *evaluate.Result) error {
+// report writes the results to the file --out, in the format that its name asks for.
+func (c *evalCmd) report(ctx context.Context, results []evaluate.Result) error {
 	f, err := renameio.NewPendingFile(c.Out, renameio.WithPermissions(0o644))
 	if err != nil {
 		return err
 	}
 	defer f.Cleanup()
-	results := []evaluate.Result{*res}
 	switch filepath.Ext(c.Out) {
 	case ".html":
 		err = report.HTML(ctx, f, report.Page{
-			Title:   "Nearmiss: " + res.Protocol + " on " + res.Data,
-			Notes:   []string{fmt.Sprintf("Method %s with %s, k = %d; nearmiss %s.", res.Method, filepath.Base(c.Backbone), c.K, version)},
+			Title:   "Nearmiss: " + c.Protocol + " on " + results[0].Data,
+			Notes:   []string{fmt.Sprintf("Method %s with %s, k = %d, where nothing else is said; nearmiss %s.", c.Method, filepath.Base(c.Backbone), c.K, version)},
 			Results: results, Made: time.Now(),
 		})
 	case ".md":

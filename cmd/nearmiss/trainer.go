@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -97,12 +98,18 @@ func (t trainer) Train(ctx context.Context, task *stream.Task) (stream.TrainResu
 	}
 	out := filepath.Join(task.Dir, "release")
 	d := task.Detector
+	var at stream.Progress
 	plan := training.Plan{
 		Detector: d.Name, Method: training.Method(d.Method), Normals: normals, Backbone: model, Out: out,
 		K: d.K, Alpha: d.FalseAlarmRate, Settle: true, Seed: uint64(task.Request.Seed), Index: bank.Auto,
 		Device: t.device, Threads: t.conf.Worker.Threads, Limits: t.limits, Tool: "nearmiss " + version, Log: t.o.Log,
 		Progress: func(step string, done, total int) {
-			task.Report(stream.Progress{Phase: step, Step: done, Steps: total})
+			at = stream.Progress{Phase: step, Step: done, Steps: total}
+			task.Report(at)
+		},
+		Left: func(left time.Duration) {
+			at.Left = stream.Duration(left)
+			task.Report(at)
 		},
 	}
 	if plan.Method == training.FITYMI {

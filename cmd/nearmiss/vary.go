@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/nearmiss/nearmiss/training/dataset"
+	"github.com/nearmiss/nearmiss/training/evaluate"
+)
+
+// varied are the options that --vary changes, by name. Those whose values are
+// numbers take several, with commas between.
+var varied = map[string]struct {
+	numbers bool
+	set     func(c *evalCmd, v string) error
+}{
+	"k":          {true, func(c *evalCmd, v string) (err error) { c.K, err = strconv.Atoi(v); return err }},
+	"per-normal": {true, func(c *evalCmd, v string) error { return setFloat(&c.PerNormal, v) }},
+	"epochs":     {true, func(c *evalCmd, v string) (err error) { c.Epochs, err = strconv.Atoi(v); return err }},
+	"members":    {true, func(c *evalCmd, v string) (err error) { c.Members, err = strconv.Atoi(v); return err }},
+	"rate":       {true, func(c *evalCmd, v string) error { return setFloat(&c.Rate, v) }},
+	"fake-steps": {true, func(c *evalCmd, v string) (err error) { c.FakeSteps, err = strconv.Atoi(v); return err }},
+	"fakes":      {false, func(c *evalCmd, v string) error { c.Fakes = v; return nil }},
+	"stop":       {false, func(c *evalCmd, v string) error { c.Stop = v; return nil }},
+	"score":      {false, func(c *evalCmd, v string) error { c.Score = v; return nil }},
+	"method":     {false, func(c *evalCmd, v string) error { c.Method = v; return nil }},
+	"backbone":   {false, func(c *evalCmd, v string) error { c.Backbone = v; return nil }},
+}
+
+func setFloat(to *float64, v string) (err error) {
+	*to, err = strconv.ParseFloat(v, 64)
+	return err
+}
+
+// variant is the command with some options changed, and what they are.
+type variant struct {
+	evalCmd
+	label string
+}
+
+// variants is every combination of the values that --vary names.
+func (c *evalCmd) variants() ([]variant, error) {
+	var names []string
+	values := map[string][]string{}
+	for _, item := range c.Vary {
+		name, list, ok := strings.Cut(item, "=")
+		option, known := varied[name]
+		if !ok || !known || list == "" {
+			var all []string
+			for n := range varied {
+				all = append(all, n)
+			}
+			slices.Sort(all)
+			return nil, usageError{fmt.Errorf("--vary %s: want NAME=VALUE with a name of %s", item, strings.Join(all, ", "))}
+		}
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+		if option.numbers {
+			values[name] = append(values[name], strings.Split(list, ",")...)
+		} else {
+			values[name] = append(values[name], list)
+		}
+	}
+	out := []variant{{evalCmd: *c}}
+	for _, name := range names {
+		var next []variant
+		for _, v := range out {
+			for _, value := range values[name] {
+				w := v
+				if err := varied[name].set(&w.evalCmd, value); err != nil {
+					return nil, usageError{fmt.Errorf("--vary %s=%s: not a number", name, value)}
+				}
+				w.label = strings.TrimSpace(w.label + " " + name + "=" + value)
+				next = append(next, w)
+			}
+		}
+		out = next
+	}
+	return out, nil
+}
+
+// named is a method under another name.
+type named struct {
+	evaluate.Method
+	name string
+}
+
+func (n named) Name() string { return n.name }
+
+// runProtocol is one protocol on one set.
+type runProtocol func(ctx context.Context, m evaluate.Method, f *evaluate.Features, o evaluate.Options) (*evaluate.Result, error)
+
+// protocol opens the data and returns what is to be run on it.
+func (c *evalCmd) protocol() (runProtocol, error) {
+	switch c.Protocol {
+	case evaluate.ProtocolMVTec:
+		set, err := dataset.MVTec(c.Data)
+		return func(ctx context.Context, m evaluate.Method, _ *evaluate.Features, o evaluate.Options) (*evaluate.Result, error) {
+			return evaluate.MVTec(ctx, set, m, o)
+		}, err
+	case evaluate.ProtocolNear:
+		set, err := dataset.Classes(c.Data)
+		if err != nil {
+			return nil, err
+		}
+		others := set
+		if c.Others != "" {
+			if others, err = dataset.Classes(c.Others); err != nil {
+				return nil, err
+			}
+		}
+		return func(ctx context.Context, m evaluate.Method, f *evaluate.Features, o evaluate.Options) (*evaluate.Result, error) {
+			return evaluate.Near(ctx, set, others, m, f, o)
+		}, nil
+	}
+	set, err := dataset.Classes(c.Data)
+	return func(ctx context.Context, m evaluate.Method, _ *evaluate.Features, o evaluate.Options) (*evaluate.Result, error) {
+		return evaluate.OneVsRest(ctx, set, m, o)
+	}, err
+}
