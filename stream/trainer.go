@@ -645,7 +645,7 @@ func (w *TrainingWorker) prepare(ctx context.Context, job Job, dir string) (*Tas
 				t.Count++
 				t.lastNormal = max(t.lastNormal, n.Sequence)
 			}
-			return os.WriteFile(filepath.Join(folder, fmt.Sprintf("%012d%s", n.Sequence, extension(n.Image))), n.Image, 0o644)
+			return os.WriteFile(filepath.Join(folder, fmt.Sprintf("%012d%s", n.Sequence, ImageExtension(n.Image))), n.Image, 0o644)
 		}
 	}
 	if t.DataDigest, err = w.normals.Replay(ctx, job.Detector, false, true, save(t.Normals)); err != nil {
@@ -707,8 +707,9 @@ func (w *TrainingWorker) download(ctx context.Context, name, path string) error 
 	return nil
 }
 
-// extension is what an image file of these bytes is called.
-func extension(b []byte) string {
+// ImageExtension is what an image file of these bytes is called, by their
+// beginning: ".jpg", ".png" and so on, or ".img".
+func ImageExtension(b []byte) string {
 	for _, k := range []struct{ magic, ext string }{
 		{"\xff\xd8\xff", ".jpg"}, {"\x89PNG", ".png"}, {"BM", ".bmp"}, {"II*\x00", ".tif"}, {"MM\x00*", ".tif"}, {"RIFF", ".webp"},
 	} {

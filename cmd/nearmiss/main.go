@@ -47,6 +47,14 @@ type cli struct {
 	Watch    watchCmd    `cmd:"" help:"Print events as they come."`
 	Releases releasesCmd `cmd:"" help:"List, publish, promote and roll back a detector's releases."`
 
+	Detector detectorCmd `cmd:"" help:"Create, list, show, change and delete detectors."`
+	Normals  normalsCmd  `cmd:"" help:"The images that detectors learn from."`
+	Train    trainCmd    `cmd:"" help:"Ask for a detector's training."`
+	Jobs     jobsCmd     `cmd:"" help:"List training jobs, or cancel one."`
+	Mark     markCmd     `cmd:"" help:"Tell a detector that an alarm was false, or true."`
+	Status   statusCmd   `cmd:"" help:"Show detectors, workers, jobs and what needs attention."`
+	Collect  collectCmd  `cmd:"" help:"Remove releases and files that nobody needs."`
+
 	Backbone backboneCmd `cmd:"" help:"Pretrained models: download, import, inspect."`
 	Bench    benchCmd    `cmd:"" help:"Measure speed on this machine."`
 	Runtime  runtimeCmd  `cmd:"" help:"The ONNX Runtime library: install it, or see which one is in use."`

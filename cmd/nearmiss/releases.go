@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os/user"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -16,7 +15,7 @@ import (
 
 type releasesCmd struct {
 	Detector string `arg:"" help:"Detector whose releases are meant."`
-	Action   string `arg:"" optional:"" enum:"list,show,publish,promote,rollback" default:"list" help:"list (default), show, publish, promote or rollback."`
+	Action   string `arg:"" optional:"" enum:"list,show,publish,promote,rollback,shadow,unshadow,pin,unpin" default:"list" help:"list (default), show, publish, promote, rollback, shadow (have a candidate score alongside), unshadow, pin (never collect) or unpin."`
 	Release  string `arg:"" optional:"" help:"publish: the release folder. show, promote: digest of the release, or its first characters (show without one: the active release)."`
 	Promote  bool   `help:"publish: also make the release the active one."`
 	Reason   string `placeholder:"TEXT" help:"promote, rollback: why; kept in the history."`
@@ -44,6 +43,8 @@ func (c *releasesCmd) Run(ctx context.Context, o *output) error {
 		return usageError{errors.New("publish: name the release folder")}
 	case c.Action == "promote" && c.Release == "":
 		return usageError{errors.New("promote: name the release by its digest, or the first characters of it")}
+	case (c.Action == "shadow" || c.Action == "pin" || c.Action == "unpin") && c.Release == "":
+		return usageError{errors.New(c.Action + ": name the release by its digest, or the first characters of it")}
 	}
 	nc, err := c.connect("releases", o)
 	if err != nil {
@@ -70,6 +71,26 @@ func (c *releasesCmd) Run(ctx context.Context, o *output) error {
 			return err
 		}
 		return c.promote(ctx, o, r, digest)
+	case "shadow", "pin", "unpin":
+		digest, err := r.Resolve(ctx, c.Detector, c.Release)
+		if err != nil {
+			return err
+		}
+		switch c.Action {
+		case "shadow":
+			err = r.SetShadow(ctx, c.Detector, digest, c.change())
+		case "pin":
+			err = r.Pin(ctx, digest, userName())
+		case "unpin":
+			err = r.Unpin(ctx, digest)
+		}
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(o.Out, "%s %s\n", c.Action, digest)
+		return err
+	case "unshadow":
+		return r.SetShadow(ctx, c.Detector, "", c.change())
 	case "rollback":
 		p, err := r.Rollback(ctx, c.Detector, c.change())
 		if err != nil {
@@ -159,11 +180,7 @@ func (c *releasesCmd) promote(ctx context.Context, o *output, r *registry.Regist
 }
 
 func (c *releasesCmd) change() registry.Change {
-	by := "nearmiss"
-	if u, err := user.Current(); err == nil {
-		by = u.Username
-	}
-	return registry.Change{By: by, Reason: c.Reason}
+	return registry.Change{By: userName(), Reason: c.Reason}
 }
 
 func (c *releasesCmd) printPointer(o *output, p registry.Pointer) error {

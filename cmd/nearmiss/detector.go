@@ -1,0 +1,270 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream"
+)
+
+type detectorCmd struct {
+	Create detectorCreateCmd `cmd:"" help:"Create a detector."`
+	List   detectorListCmd   `cmd:"" help:"List the detectors."`
+	Show   detectorShowCmd   `cmd:"" help:"Show a detector's configuration."`
+	Set    detectorSetCmd    `cmd:"" help:"Change a detector's configuration."`
+	Delete detectorDeleteCmd `cmd:"" help:"Delete a detector and its waiting frames."`
+}
+
+func (*detectorCmd) Help() string {
+	return examples(
+		"nearmiss detector create bolts --learn-frames 200",
+		"nearmiss detector set bolts --cool-down 30s --smoothing 3",
+		"nearmiss detector list --json",
+	)
+}
+
+// detectorFlags are the settings; what is not given stays as it is.
+type detectorFlags struct {
+	Description    *string        `placeholder:"TEXT" help:"What is inspected."`
+	Backbone       *string        `placeholder:"FILE.onnx" help:"Model to begin with, a file that the trainers can read (default: the trainer's own)."`
+	Method         *string        `placeholder:"M" help:"How it learns: knn or fitymi (default knn)."`
+	Profile        *string        `placeholder:"P" help:"Training profile (default: the method's own)."`
+	K              *int           `name:"k" placeholder:"N" help:"Nearest normals whose distances are summed (default 2)."`
+	FalseAlarmRate *float64       `placeholder:"SHARE" help:"Share of normal images that may be called anomalous (default 0.01)."`
+	Region         *string        `placeholder:"X,Y,W,H" help:"Look at this part of the image only, in fractions of its width and height; empty for all of it."`
+	Ignore         []string       `placeholder:"X,Y,W,H" sep:"none" help:"Mask this part out; may be repeated, replaces those before."`
+	Policy         *string        `placeholder:"P" help:"lossless: every frame is scored; live: only the newest (default lossless)."`
+	LiveBacklog    *int           `placeholder:"N" help:"live: frames that may wait (default 32)."`
+	Smoothing      *int           `placeholder:"N" help:"Decide on the mean of a camera's last N scores (default 1)."`
+	CoolDown       *time.Duration `placeholder:"TIME" help:"At most one anomaly event a camera in this time (default 0s: all)."`
+	DefectShare    *float64       `placeholder:"SHARE" help:"Share of defective frames that is nothing to worry about (default 0.05)."`
+	Evidence       *bool          `negatable:"" help:"Keep the images of anomalies (default yes)."`
+	Retention      *time.Duration `placeholder:"TIME" help:"How long those images are kept (default 720h)."`
+	LearnFrames    *int           `placeholder:"N" help:"Without a release, take the first N frames as normal and learn from them (default 0: frames wait)."`
+	RetrainEvery   *time.Duration `placeholder:"TIME" help:"Train again this often (default 0s: never)."`
+	RetrainAfter   *int           `placeholder:"N" help:"Train again after N new normals (default 0: never)."`
+}
+
+// apply changes d by the flags that were given.
+func (f detectorFlags) apply(d *stream.Detector) error {
+	give(&d.Description, f.Description)
+	give(&d.Backbone, f.Backbone)
+	give(&d.Method, f.Method)
+	give(&d.Profile, f.Profile)
+	give(&d.K, f.K)
+	give(&d.FalseAlarmRate, f.FalseAlarmRate)
+	give(&d.Policy, f.Policy)
+	give(&d.LiveBacklog, f.LiveBacklog)
+	give(&d.Smoothing, f.Smoothing)
+	give(&d.DefectShare, f.DefectShare)
+	give(&d.LearnFrames, f.LearnFrames)
+	give(&d.RetrainAfter, f.RetrainAfter)
+	give((*time.Duration)(&d.CoolDown), f.CoolDown)
+	give((*time.Duration)(&d.Retention), f.Retention)
+	give((*time.Duration)(&d.RetrainEvery), f.RetrainEvery)
+	if f.Evidence != nil {
+		d.NoEvidence = !*f.Evidence
+	}
+	if f.Region != nil {
+		d.Region = nil
+		if *f.Region != "" {
+			r, err := parseRegion(*f.Region)
+			if err != nil {
+				return err
+			}
+			d.Region = &r
+		}
+	}
+	if f.Ignore != nil {
+		d.Ignore = nil
+		for _, s := range f.Ignore {
+			r, err := parseRegion(s)
+			if err != nil {
+				return err
+			}
+			d.Ignore = append(d.Ignore, r)
+		}
+	}
+	return nil
+}
+
+// give sets to when value is there.
+func give[T any](to, value *T) {
+	if value != nil {
+		*to = *value
+	}
+}
+
+func parseRegion(s string) (stream.Region, error) {
+	parts := strings.Split(s, ",")
+	var v [4]float64
+	for i := range v {
+		var err error
+		if len(parts) == 4 {
+			v[i], err = strconv.ParseFloat(strings.TrimSpace(parts[i]), 64)
+		}
+		if len(parts) != 4 || err != nil {
+			return stream.Region{}, usageError{fmt.Errorf("region %q: give x,y,width,height as fractions, for instance 0.1,0.1,0.8,0.8", s)}
+		}
+	}
+	return stream.Region{X: v[0], Y: v[1], Width: v[2], Height: v[3]}, nil
+}
+
+// withDetectors runs f with the store of configurations.
+func withDetectors(ctx context.Context, s serverFlags, o *output, f func(jetstream.JetStream, *stream.Detectors) error) error {
+	nc, err := s.connect("detector", o)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+	all, err := stream.OpenDetectors(ctx, js, s.names())
+	if err != nil {
+		return err
+	}
+	return f(js, all)
+}
+
+type detectorCreateCmd struct {
+	Name string `arg:"" help:"Name of the detector: letters, digits, - and _."`
+	JSON bool   `name:"json" help:"Print one JSON object."`
+	detectorFlags
+	serverFlags
+}
+
+func (c *detectorCreateCmd) Run(ctx context.Context, o *output) error {
+	d := stream.Detector{Name: c.Name}
+	if err := c.apply(&d); err != nil {
+		return err
+	}
+	if err := d.Validate(); err != nil {
+		return usageError{err}
+	}
+	return withDetectors(ctx, c.serverFlags, o, func(_ jetstream.JetStream, s *stream.Detectors) error {
+		d, err := s.Create(ctx, d)
+		if errors.Is(err, stream.ErrDetectorExists) {
+			return fmt.Errorf("%w: change it with nearmiss detector set %s", err, c.Name)
+		}
+		if err != nil {
+			return err
+		}
+		if c.JSON {
+			return o.JSON(d)
+		}
+		switch {
+		case d.LearnFrames > 0:
+			_, err = fmt.Fprintf(o.Out, "created %s: it learns from its first %d frames\n", d.Name, d.LearnFrames)
+		default:
+			_, err = fmt.Fprintf(o.Out, "created %s: give it normals with nearmiss normals add %s DIR, then nearmiss train %s\n", d.Name, d.Name, d.Name)
+		}
+		return err
+	})
+}
+
+type detectorListCmd struct {
+	JSON bool `name:"json" help:"Print one JSON object a line."`
+	serverFlags
+}
+
+func (c *detectorListCmd) Run(ctx context.Context, o *output) error {
+	return withDetectors(ctx, c.serverFlags, o, func(_ jetstream.JetStream, s *stream.Detectors) error {
+		all, err := s.List(ctx)
+		if err != nil {
+			return err
+		}
+		for _, d := range all {
+			if c.JSON {
+				err = o.JSON(d)
+			} else {
+				d = d.WithDefaults()
+				_, err = fmt.Fprintf(o.Out, "%-24s %-8s %-9s %s\n", d.Name, d.Method, d.Policy, d.Description)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+type detectorShowCmd struct {
+	Name string `arg:"" help:"Name of the detector."`
+	JSON bool   `name:"json" help:"Print one JSON object."`
+	serverFlags
+}
+
+func (c *detectorShowCmd) Run(ctx context.Context, o *output) error {
+	return withDetectors(ctx, c.serverFlags, o, func(_ jetstream.JetStream, s *stream.Detectors) error {
+		d, err := s.Get(ctx, c.Name)
+		if err != nil {
+			return err
+		}
+		return printDetector(o, d, c.JSON)
+	})
+}
+
+// printDetector shows what is in force, defaults included.
+func printDetector(o *output, d stream.Detector, asJSON bool) error {
+	d = d.WithDefaults()
+	if asJSON {
+		return o.JSON(d)
+	}
+	backbone := d.Backbone
+	if backbone == "" {
+		backbone = "the trainer's own"
+	}
+	_, err := fmt.Fprintf(o.Out, "%s\n  learns     %s, k %d, false-alarm rate %g, backbone: %s\n  frames     %s, smoothing over %d, cool-down %v\n  evidence   kept: %v, for %v\n  retrains   every %v, after %d normals (0: never)\n",
+		d.Name, d.Method, d.K, d.FalseAlarmRate, backbone, d.Policy, d.Smoothing, time.Duration(d.CoolDown), !d.NoEvidence,
+		time.Duration(d.Retention), time.Duration(d.RetrainEvery), d.RetrainAfter)
+	return err
+}
+
+type detectorSetCmd struct {
+	Name string `arg:"" help:"Name of the detector."`
+	JSON bool   `name:"json" help:"Print one JSON object."`
+	detectorFlags
+	serverFlags
+}
+
+func (*detectorSetCmd) Help() string {
+	return "What concerns the model (backbone, method, profile, k, false-alarm rate, region, mask) is used by the next training; the rest acts at once."
+}
+
+func (c *detectorSetCmd) Run(ctx context.Context, o *output) error {
+	return withDetectors(ctx, c.serverFlags, o, func(_ jetstream.JetStream, s *stream.Detectors) error {
+		d, err := s.Set(ctx, c.Name, c.apply)
+		if err != nil {
+			return err
+		}
+		return printDetector(o, d, c.JSON)
+	})
+}
+
+type detectorDeleteCmd struct {
+	Name       string `arg:"" help:"Name of the detector."`
+	Everything bool   `help:"Delete its normals and labelled anomalies, too."`
+	serverFlags
+}
+
+func (*detectorDeleteCmd) Help() string {
+	return "Its releases go with the next collection, its events with their age."
+}
+
+func (c *detectorDeleteCmd) Run(ctx context.Context, o *output) error {
+	return withDetectors(ctx, c.serverFlags, o, func(js jetstream.JetStream, _ *stream.Detectors) error {
+		if err := stream.DeleteDetector(ctx, js, c.names(), c.Name, c.Everything); err != nil {
+			return err
+		}
+		_, err := fmt.Fprintf(o.Out, "deleted %s\n", c.Name)
+		return err
+	})
+}

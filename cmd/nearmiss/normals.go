@@ -1,0 +1,217 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/stream"
+)
+
+type normalsCmd struct {
+	Add    normalsAddCmd    `cmd:"" help:"Add images to a detector's normals, or to its labelled anomalies."`
+	List   normalsListCmd   `cmd:"" help:"List them."`
+	Export normalsExportCmd `cmd:"" help:"Write them, or their thumbnails, into a folder."`
+	Remove normalsRemoveCmd `cmd:"" help:"Remove single images by their numbers."`
+}
+
+func (*normalsCmd) Help() string {
+	return examples(
+		"nearmiss normals add bolts pictures/good",
+		"nearmiss normals add bolts --from-frames 500",
+		"nearmiss normals add bolts --anomaly pictures/scratched",
+		"nearmiss normals remove bolts 17 18",
+	)
+}
+
+// withNormals runs f with the training sets of all detectors.
+func withNormals(s serverFlags, o *output, f func(*stream.Normals) error) error {
+	nc, err := s.connect("normals", o)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+	return f(stream.OpenNormals(js, s.names()))
+}
+
+type normalsAddCmd struct {
+	Detector   string   `arg:"" help:"Detector that learns from them."`
+	Paths      []string `arg:"" optional:"" type:"path" help:"Image files, and folders of them."`
+	FromFrames int      `placeholder:"N" help:"Take the next N frames, besides their being scored."`
+	Anomaly    bool     `help:"They show defects: keep them apart, for the gate that a new release must pass."`
+	JSON       bool     `name:"json" help:"Print one JSON object."`
+	serverFlags
+}
+
+func (c *normalsAddCmd) Run(ctx context.Context, o *output) error {
+	if (len(c.Paths) == 0) == (c.FromFrames == 0) {
+		return usageError{errors.New("give images or --from-frames")}
+	}
+	if c.FromFrames > 0 && c.Anomaly {
+		return usageError{errors.New("--anomaly and --from-frames do not go together")}
+	}
+	return withNormals(c.serverFlags, o, func(s *stream.Normals) error {
+		p := o.progress("adding")
+		defer p.close()
+		added, skipped := 0, 0
+		if c.FromFrames > 0 {
+			err := s.FromFrames(ctx, c.Detector, c.FromFrames, func(n int) {
+				added = n
+				p.report(int64(n), int64(c.FromFrames))
+			})
+			if err != nil {
+				return err
+			}
+			return c.report(o, added, skipped)
+		}
+		n, skipped, err := addNormals(ctx, s, c.Detector, c.Paths, c.Anomaly, o, p)
+		if err != nil {
+			return err
+		}
+		return c.report(o, n, skipped)
+	})
+}
+
+func (c *normalsAddCmd) report(o *output, added, skipped int) error {
+	if c.JSON {
+		return o.JSON(map[string]any{"detector": c.Detector, "added": added, "skipped": skipped, "anomalies": c.Anomaly})
+	}
+	what := "normals"
+	if c.Anomaly {
+		what = "labelled anomalies"
+	}
+	_, err := fmt.Fprintf(o.Out, "added %d images to the %s of %s, skipped %d\n", added, what, c.Detector, skipped)
+	return err
+}
+
+// addNormals adds files; what is no image is skipped and named. Adding a file
+// again within an hour adds nothing.
+func addNormals(ctx context.Context, s *stream.Normals, detector string, paths []string, anomaly bool, o *output, p *progress) (added, skipped int, err error) {
+	files, err := listImages(paths)
+	if err != nil {
+		return 0, 0, err
+	}
+	for i, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return added, skipped, err
+		}
+		if _, err := imaging.Decode(data, imaging.Limits{}); err != nil {
+			o.Log.Warn().Err(err).Str("file", file).Msg("skipped")
+			skipped++
+			continue
+		}
+		if _, err := s.Add(ctx, stream.Normal{Detector: detector, Origin: "added from a file", Source: file, Anomaly: anomaly, Image: data}); err != nil {
+			return added, skipped, err
+		}
+		added++
+		p.report(int64(i+1), int64(len(files)))
+	}
+	return added, skipped, nil
+}
+
+type normalsListCmd struct {
+	Detector  string `arg:"" help:"Detector whose normals are meant."`
+	Anomalies bool   `help:"List the labelled anomalies instead."`
+	JSON      bool   `name:"json" help:"Print one JSON object a line."`
+	serverFlags
+}
+
+func (c *normalsListCmd) Run(ctx context.Context, o *output) error {
+	return withNormals(c.serverFlags, o, func(s *stream.Normals) error {
+		all, err := s.List(ctx, c.Detector, c.Anomalies)
+		if err != nil {
+			return err
+		}
+		for _, n := range all {
+			if c.JSON {
+				err = o.JSON(n)
+			} else {
+				_, err = fmt.Fprintf(o.Out, "%8d  %s  %9d bytes  %s  %s\n", n.Sequence, n.StoredAt.Local().Format(time.DateTime), n.Bytes, n.Origin, n.Source)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+type normalsExportCmd struct {
+	Detector  string `arg:"" help:"Detector whose normals are meant."`
+	Dir       string `arg:"" type:"path" help:"Folder to write to."`
+	Anomalies bool   `help:"Export the labelled anomalies instead."`
+	Thumbnail int    `placeholder:"PIXELS" help:"Write JPEG thumbnails with this longer side instead of the images themselves."`
+	serverFlags
+}
+
+func (c *normalsExportCmd) Run(ctx context.Context, o *output) error {
+	if c.Thumbnail < 0 || c.Thumbnail > 4096 {
+		return usageError{fmt.Errorf("thumbnails of %d pixels: use 1 to 4096", c.Thumbnail)}
+	}
+	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
+		return err
+	}
+	return withNormals(c.serverFlags, o, func(s *stream.Normals) error {
+		count := 0
+		_, err := s.Replay(ctx, c.Detector, c.Anomalies, true, func(n stream.Normal) error {
+			data, ext := n.Image, stream.ImageExtension(n.Image)
+			if c.Thumbnail > 0 {
+				img, err := imaging.Decode(n.Image, imaging.Limits{})
+				if err != nil {
+					o.Log.Warn().Err(err).Uint64("number", n.Sequence).Msg("skipped")
+					return nil
+				}
+				if data, err = thumbnail(img, c.Thumbnail).JPEG(85); err != nil {
+					return err
+				}
+				ext = ".jpg"
+			}
+			count++
+			return os.WriteFile(filepath.Join(c.Dir, fmt.Sprintf("%08d%s", n.Sequence, ext)), data, 0o644)
+		})
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(o.Out, "wrote %d images to %s, named by their numbers\n", count, c.Dir)
+		return err
+	})
+}
+
+// thumbnail scales an image so that its longer side has so many pixels, never
+// up.
+func thumbnail(img *imaging.Image, side int) *imaging.Image {
+	long := max(img.Width, img.Height)
+	if long <= side {
+		return img
+	}
+	return imaging.Resize(img, max(1, img.Width*side/long), max(1, img.Height*side/long), imaging.Bilinear)
+}
+
+type normalsRemoveCmd struct {
+	Detector string   `arg:"" help:"Detector whose normals are meant."`
+	Numbers  []uint64 `arg:"" help:"Numbers of the images, as list shows them."`
+	serverFlags
+}
+
+func (c *normalsRemoveCmd) Run(ctx context.Context, o *output) error {
+	return withNormals(c.serverFlags, o, func(s *stream.Normals) error {
+		for _, n := range c.Numbers {
+			if err := s.Remove(ctx, c.Detector, n); err != nil {
+				return err
+			}
+		}
+		_, err := fmt.Fprintf(o.Out, "removed %d images; the next training does without them\n", len(c.Numbers))
+		return err
+	})
+}

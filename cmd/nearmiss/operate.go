@@ -1,0 +1,195 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os/user"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/registry"
+)
+
+// userName is who gives orders from this terminal.
+func userName() string {
+	if u, err := user.Current(); err == nil {
+		return u.Username
+	}
+	return "nearmiss"
+}
+
+type markCmd struct {
+	Detector string `arg:"" help:"Detector whose event is meant."`
+	Verdict  string `arg:"" enum:"normal,anomalous" help:"normal: a false alarm; anomalous: a true one."`
+	Event    string `arg:"" optional:"" help:"Id of the event, as watch --json shows it."`
+	Camera   string `placeholder:"C" help:"Instead of the event: the camera …"`
+	Frame    string `placeholder:"F" help:"… and its frame."`
+	Note     string `placeholder:"TEXT" help:"Kept with the feedback."`
+	serverFlags
+}
+
+func (*markCmd) Help() string {
+	return "A frame marked normal joins the normals and enters the bank of the active release at once, without training: the same false alarm is not raised twice. " +
+		"One marked anomalous becomes a labelled anomaly, for the gate that new releases must pass.\n\n" +
+		examples(
+			"nearmiss mark bolts normal 6f1c2a0e9b7d4c55a1b2c3d4e5f60718",
+			"nearmiss mark bolts anomalous --camera line1 --frame mb3k9-1042",
+		)
+}
+
+func (c *markCmd) Run(ctx context.Context, o *output) error {
+	f := stream.Feedback{
+		Detector: c.Detector, Verdict: c.Verdict, Event: c.Event, Camera: c.Camera, Frame: c.Frame, Note: c.Note, By: userName(),
+	}
+	if err := f.Validate(); err != nil {
+		return usageError{oneLine(err)}
+	}
+	nc, err := c.connect("mark", o)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+	if _, err := stream.FindEvent(ctx, js, c.names(), c.Detector, c.Camera, c.Event, c.Frame); err != nil {
+		return err
+	}
+	if err := stream.SendFeedback(ctx, js, c.names(), f); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(o.Out, "marked %s\n", c.Verdict)
+	return err
+}
+
+type statusCmd struct {
+	Dead    int           `placeholder:"N" help:"Also show the newest N dead letters."`
+	Workers time.Duration `default:"500ms" placeholder:"TIME" help:"How long to wait for the workers' answers."`
+	JSON    bool          `name:"json" help:"Print one JSON object."`
+	serverFlags
+}
+
+func (*statusCmd) Help() string {
+	return examples("nearmiss status", "nearmiss status --dead 5")
+}
+
+func (c *statusCmd) Run(ctx context.Context, o *output) error {
+	nc, err := c.connect("status", o)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+	st, err := stream.GetStatus(ctx, js, c.names())
+	if err != nil {
+		return err
+	}
+	workers, err := stream.NewClient(nc, c.names()).Workers(ctx, c.Workers)
+	if err != nil {
+		return err
+	}
+	var dead []stream.DeadLetter
+	if c.Dead > 0 {
+		if dead, err = stream.DeadLetters(ctx, js, c.names(), c.Dead); err != nil {
+			return err
+		}
+	}
+	if c.JSON {
+		return o.JSON(struct {
+			stream.Status
+			Workers []stream.WorkerStatus `json:"workers"`
+			Dead    []stream.DeadLetter   `json:"dead,omitempty"`
+		}{st, workers, dead})
+	}
+	var b strings.Builder
+	for _, d := range st.Detectors {
+		release := "no release"
+		if d.Release != "" {
+			release = fmt.Sprintf("release %.12s since %s", d.Release, d.PromotedAt.Local().Format(time.DateTime))
+		}
+		fmt.Fprintf(&b, "%-24s %s, %d frames wait, %d normals, %d labelled anomalies\n", d.Detector, release, d.Waiting, d.Normals, d.Anomalies)
+		if d.Candidate != "" {
+			fmt.Fprintf(&b, "  candidate %.12s scores alongside\n", d.Candidate)
+		}
+		if d.LastJob != nil {
+			fmt.Fprintf(&b, "  last job: %s\n", jobText(*d.LastJob))
+		}
+		for _, r := range d.Retrain {
+			fmt.Fprintf(&b, "  %s\n", r)
+		}
+	}
+	for name, n := range st.Unserved {
+		fmt.Fprintf(&b, "%-24s does not exist, and %d frames wait for it: create it, or correct the camera\n", name, n)
+	}
+	for _, w := range workers {
+		fmt.Fprintf(&b, "%-24s scored %d, anomalies %d, rejected %d, serves %d detectors\n", w.Name, w.Scored, w.Anomalies, w.Rejected, len(w.Serving))
+		for _, s := range w.Shadows {
+			fmt.Fprintf(&b, "  %s: candidate %.12s on %d frames: both call %d anomalous, only the active release %d, only the candidate %d\n",
+				s.Detector, s.Candidate, s.Frames, s.Both, s.OnlyActive, s.OnlyShadow)
+		}
+		for name, digest := range w.Refused {
+			fmt.Fprintf(&b, "  %s: release %.12s was refused\n", name, digest)
+		}
+	}
+	if len(workers) == 0 {
+		fmt.Fprintln(&b, "no worker answers")
+	}
+	fmt.Fprintf(&b, "%d events and %d dead letters are stored, %d jobs are queued or running\n", st.Events, st.DeadLetters, st.Jobs)
+	for _, d := range dead {
+		fmt.Fprintf(&b, "  %s  %s  %s: %s\n", d.At.Local().Format(time.DateTime), d.Subject, d.Code, d.Reason)
+	}
+	_, err = fmt.Fprint(o.Out, b.String())
+	return err
+}
+
+type collectCmd struct {
+	Keep   int           `default:"5" help:"Releases of a detector that stay for rollback, besides those in use."`
+	Grace  time.Duration `default:"1h" help:"What is younger stays."`
+	DryRun bool          `help:"Remove nothing, say what would go."`
+	JSON   bool          `name:"json" help:"Print one JSON object."`
+	serverFlags
+}
+
+func (*collectCmd) Help() string {
+	return "Releases that are active, candidates or pinned are never removed. Trainers collect by themselves once an hour, what is older than a week."
+}
+
+func (c *collectCmd) Run(ctx context.Context, o *output) error {
+	nc, err := c.connect("collect", o)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+	opts := registry.CollectOptions{Keep: c.Keep, Grace: c.Grace, DryRun: c.DryRun}
+	if c.Keep == 0 {
+		opts.Keep = -1 // none
+	}
+	if c.Grace == 0 {
+		opts.Grace = -1
+	}
+	got, err := stream.Collect(ctx, js, c.names(), opts)
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return o.JSON(got)
+	}
+	verb := "removed"
+	if c.DryRun {
+		verb = "would remove"
+	}
+	_, err = fmt.Fprintf(o.Out, "%s %d releases, %d files (%d bytes), %d pieces of evidence, %d checkpoints; %d releases stay\n",
+		verb, len(got.Releases), got.Files, got.Bytes, got.Evidence, got.Checkpoints, got.Kept)
+	return err
+}

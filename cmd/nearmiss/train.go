@@ -1,0 +1,179 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream"
+)
+
+type trainCmd struct {
+	Detector string `arg:"" help:"Detector to train."`
+	Normals  string `type:"existingdir" placeholder:"DIR" help:"Add these images to its normals first."`
+	Method   string `placeholder:"M" help:"Instead of the detector's: knn or fitymi."`
+	Profile  string `placeholder:"P" help:"Instead of the detector's."`
+	Seed     int64  `help:"Of everything random."`
+	Promote  bool   `negatable:"" default:"true" help:"Make the release active when it passes its gate."`
+	Wait     bool   `help:"Wait for the end, and fail if the job does."`
+	JSON     bool   `name:"json" help:"Print one JSON object a line: progress, then the job."`
+	serverFlags
+}
+
+func (*trainCmd) Help() string {
+	return "A trainer takes the job; frames are scored by the old release until the new one is ready.\n\n" +
+		examples(
+			"nearmiss train bolts --wait",
+			"nearmiss train bolts --normals pictures/good --method fitymi",
+		)
+}
+
+func (c *trainCmd) Run(ctx context.Context, o *output) error {
+	nc, err := c.connect("train", o)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+	if c.Normals != "" {
+		p := o.progress("adding normals")
+		_, _, err := addNormals(ctx, stream.OpenNormals(js, c.names()), c.Detector, []string{c.Normals}, false, o, p)
+		p.close()
+		if err != nil {
+			return err
+		}
+	}
+	detectors, err := stream.OpenDetectors(ctx, js, c.names())
+	if err != nil {
+		return err
+	}
+	if _, err := detectors.Get(ctx, c.Detector); err != nil {
+		return err
+	}
+	jobs, err := stream.OpenJobs(ctx, js, c.names())
+	if err != nil {
+		return err
+	}
+	// Without the service: the job waits in the queue when no trainer runs.
+	j, err := jobs.Request(ctx, stream.TrainRequest{
+		Job: stream.NewJob(c.Detector), Detector: c.Detector, Method: c.Method, Profile: c.Profile, Seed: c.Seed,
+		Promote: c.Promote, By: userName(), Reason: "asked for",
+	})
+	if err != nil {
+		return err
+	}
+	if !c.Wait {
+		if c.JSON {
+			return o.JSON(j)
+		}
+		_, err := fmt.Fprintf(o.Out, "job %s is in the queue; see nearmiss jobs %s\n", j.Job, c.Detector)
+		return err
+	}
+	bar := o.progress("waiting for a trainer")
+	j, err = jobs.Wait(ctx, j.Job, func(p stream.Progress) {
+		if c.JSON {
+			_ = o.JSON(p)
+			return
+		}
+		bar.stage(p.Phase, int64(p.Step), int64(p.Steps))
+	})
+	bar.close()
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		err = o.JSON(j)
+	} else {
+		_, err = fmt.Fprintln(o.Out, jobText(j))
+	}
+	if err == nil && j.State != stream.JobDone {
+		err = fmt.Errorf("job %s: %s", j.Job, firstText(j.Error, j.State))
+	}
+	return err
+}
+
+func firstText(texts ...string) string {
+	for _, t := range texts {
+		if t != "" {
+			return t
+		}
+	}
+	return ""
+}
+
+// jobText is a job on one line.
+func jobText(j stream.Job) string {
+	text := fmt.Sprintf("%s  %-9s %s", j.At.Local().Format(time.DateTime), j.State, j.Job)
+	switch {
+	case j.State == stream.JobRunning && j.Progress != nil:
+		text += fmt.Sprintf("  %s %d/%d at %s", j.Progress.Phase, j.Progress.Step, j.Progress.Steps, j.Trainer)
+	case j.Release != "" && j.Promoted:
+		text += fmt.Sprintf("  release %.12s, active since; %d normals", j.Release, j.Normals)
+	case j.Release != "":
+		text += fmt.Sprintf("  release %.12s, not promoted; %d normals", j.Release, j.Normals)
+	}
+	if j.Held != "" {
+		text += "  held: " + j.Held
+	}
+	if j.Error != "" {
+		text += "  " + j.Error
+	}
+	return text
+}
+
+type jobsCmd struct {
+	Detector string `arg:"" optional:"" help:"Detector whose jobs are meant (default: all)."`
+	Cancel   string `placeholder:"JOB" help:"Cancel this job."`
+	JSON     bool   `name:"json" help:"Print one JSON object a line."`
+	serverFlags
+}
+
+func (*jobsCmd) Help() string {
+	return examples("nearmiss jobs", "nearmiss jobs bolts --json", "nearmiss jobs --cancel bolts-20260102-030405-AbCdEf")
+}
+
+func (c *jobsCmd) Run(ctx context.Context, o *output) error {
+	nc, err := c.connect("jobs", o)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+	jobs, err := stream.OpenJobs(ctx, js, c.names())
+	if err != nil {
+		return err
+	}
+	var all []stream.Job
+	if c.Cancel != "" {
+		j, err := jobs.Cancel(ctx, c.Cancel)
+		if err != nil {
+			return err
+		}
+		if j.Finished() {
+			return errors.New("job " + j.Job + " has ended already: " + j.State)
+		}
+		all = append(all, j)
+	} else if all, err = jobs.List(ctx, c.Detector); err != nil {
+		return err
+	}
+	for _, j := range all {
+		if c.JSON {
+			err = o.JSON(j)
+		} else {
+			_, err = fmt.Fprintln(o.Out, jobText(j))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
