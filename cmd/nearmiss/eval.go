@@ -22,7 +22,7 @@ import (
 type evalCmd struct {
 	Data     string   `required:"" type:"existingdir" placeholder:"DIR" help:"Data set: {train,test}/<class>/* (one-vs-rest) or the layout of MVTec AD (mvtec)."`
 	Backbone string   `required:"" type:"existingfile" placeholder:"FILE.onnx" help:"Pretrained model, from nearmiss backbone import."`
-	Protocol string   `required:"" enum:"one-vs-rest,near,mvtec" help:"What is normal and what is not: ${enum}."`
+	Protocol string   `required:"" enum:"one-vs-rest,near,mvtec,alarms" help:"What is normal and what is not: ${enum}."`
 	Method   string   `enum:"knn,fitymi" default:"knn" help:"How to learn: ${enum}."`
 	K        int      `default:"2" help:"Nearest normals whose squared distances make the score."`
 	Repeats  int      `default:"1" placeholder:"N" help:"Repeat with the seeds S, S+1, …"`
@@ -40,7 +40,8 @@ type evalCmd struct {
 }
 
 func (*evalCmd) Help() string {
-	return "The bank holds every normal training image, as in the paper; nothing is held out, because only ranks count here.\n\n" +
+	return "The bank holds every normal training image, as in the paper; nothing is held out, because only ranks count here. " +
+		"Protocol alarms measures false-alarm rates instead: normal images are drawn into bank, held-out and test images, --repeats times.\n\n" +
 		examples(
 			"nearmiss eval --data wbc --protocol one-vs-rest --backbone vit_ti.onnx --json",
 			"nearmiss eval --data wbc --protocol one-vs-rest --backbone vit_ti.onnx --resplit 0.8 --repeats 10",
@@ -48,6 +49,7 @@ func (*evalCmd) Help() string {
 			"nearmiss eval --data wbc --protocol one-vs-rest --backbone vit_ti.onnx --vary k=1,2,5,10,50",
 			"nearmiss eval --data wbc --protocol one-vs-rest --backbone vit_ti.onnx --method fitymi --vary fakes=sdedit --vary fakes=warp --vary fakes=none",
 			"nearmiss eval --data cifar10 --protocol near --backbone vit_ti.onnx --train-limit 500 --test-limit 200",
+			"nearmiss eval --data magnetic-tile --protocol alarms --backbone vit_ti.onnx --repeats 1000",
 			"nearmiss eval --data magnetic-tile --protocol mvtec --backbone vit_ti.onnx --json",
 		)
 }
@@ -65,6 +67,9 @@ func (c *evalCmd) Run(ctx context.Context, o *output) error {
 	variants, err := c.variants()
 	if err != nil {
 		return err
+	}
+	if c.Protocol == protocolAlarms {
+		return c.alarms(ctx, o, embed)
 	}
 	run, err := c.protocol()
 	if err != nil {

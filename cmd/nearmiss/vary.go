@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/training/dataset"
 	"github.com/nearmiss/nearmiss/training/evaluate"
 )
@@ -121,4 +122,49 @@ func (c *evalCmd) protocol() (runProtocol, error) {
 	return func(ctx context.Context, m evaluate.Method, _ *evaluate.Features, o evaluate.Options) (*evaluate.Result, error) {
 		return evaluate.OneVsRest(ctx, set, m, o)
 	}, err
+}
+
+// protocolAlarms is no protocol of the paper's.
+const protocolAlarms = "alarms"
+
+// alarms measures the false-alarm rates of each normal class.
+func (c *evalCmd) alarms(ctx context.Context, o *output, embed inference.EmbedOptions) error {
+	set, err := dataset.Open(c.Data)
+	if err != nil {
+		return err
+	}
+	classes := c.Normal
+	switch {
+	case set.Layout == dataset.LayoutMVTec:
+		classes = []string{dataset.Good}
+	case set.Layout == dataset.LayoutFolder:
+		classes = []string{""}
+	case len(classes) == 0:
+		classes = set.Labels()
+	}
+	e, err := inference.NewEmbedder(c.Backbone, embed)
+	if err != nil {
+		return err
+	}
+	defer e.Close()
+	f := evaluate.NewFeatures(embedAll(e))
+	for _, class := range classes {
+		r, err := evaluate.FalseAlarms(ctx, set.Select("", class), f, c.K, []float64{0.01, 0.05, 0.1}, c.Repeats, c.Seed)
+		if err != nil {
+			return err
+		}
+		r.Data, r.Normal = set.Name, class
+		if c.JSON {
+			if err := o.JSON(r); err != nil {
+				return err
+			}
+			continue
+		}
+		fmt.Fprintf(o.Out, "%s %s: %d images in the bank, %d held out, %d tested, %d draws\n", r.Data, r.Normal, r.Bank, r.HeldOut, r.Test, r.Draws)
+		for _, a := range r.Alarms {
+			fmt.Fprintf(o.Out, "  asked for %.3g %%: expected %.2f %%, measured %.2f %%; 95 %% of single calibrations within %.2f to %.2f %%\n",
+				100*a.Alpha, 100*a.Expected, 100*a.Rate, 100*a.Low, 100*a.High)
+		}
+	}
+	return nil
 }

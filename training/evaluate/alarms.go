@@ -1,0 +1,152 @@
+package evaluate
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+
+	"github.com/nearmiss/nearmiss/bank"
+	"github.com/nearmiss/nearmiss/training/dataset"
+)
+
+// Alarms is the false-alarm rate that was measured at one promised rate. Rates
+// are fractions of 1.
+type Alarms struct {
+	Alpha float64 `json:"alpha"` // asked for
+	// Expected is what conformal calibration gives on average over calibrations:
+	// ⌊α(n+1)⌋/(n+1) for n held-out normals, 0 where α is unreachable.
+	Expected float64 `json:"expected"`
+	// Rate is the share of unseen normals that raised an alarm, over all draws.
+	Rate float64 `json:"rate"`
+	// Low and High bound the rate of 95 % of single calibrations (a beta
+	// distribution), and Inside is the share of draws that were within, where the
+	// few test images of a draw widen the bounds.
+	Low    float64 `json:"low"`
+	High   float64 `json:"high"`
+	Inside float64 `json:"inside"`
+}
+
+// AlarmResult is what FalseAlarms found.
+type AlarmResult struct {
+	Data    string   `json:"data"`
+	Normal  string   `json:"normal"`
+	Images  int      `json:"images"`
+	Bank    int      `json:"bank"`
+	HeldOut int      `json:"held_out"`
+	Test    int      `json:"test"`
+	Draws   int      `json:"draws"`
+	Alarms  []Alarms `json:"alarms"`
+}
+
+// FalseAlarms draws normal images into a bank (3 of 5), held-out ones that
+// calibrate (1 of 5) and test images (1 of 5), over and over, and counts the
+// test images that raise an alarm: the method of the promise is what is tested.
+func FalseAlarms(ctx context.Context, items []dataset.Item, f *Features, k int, alphas []float64, draws int, seed uint64) (*AlarmResult, error) {
+	n := len(items)
+	part := n / 5
+	if part < 1 || n-2*part < k || k < 1 || draws < 1 {
+		return nil, fmt.Errorf("measure false alarms: %d normal images, k = %d and %d draws: want at least 5 images, and more than k in three fifths of them", n, k, draws)
+	}
+	rows, err := f.Of(ctx, items)
+	if err != nil {
+		return nil, err
+	}
+	r := &AlarmResult{Images: n, Bank: n - 2*part, HeldOut: part, Test: part, Draws: draws}
+	near, err := order(ctx, rows)
+	if err != nil {
+		return nil, err
+	}
+	rnd := rand.New(rand.NewPCG(seed, 0x616c61726d))
+	rates := make([][]float64, len(alphas))
+	inBank := make([]bool, n)
+	for range draws {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		perm := rnd.Perm(n)
+		clear(inBank)
+		for _, i := range perm[2*part:] {
+			inBank[i] = true
+		}
+		scores := make([]float64, 2*part)
+		for j, i := range perm[:2*part] {
+			scores[j] = near[i].score(inBank, k)
+		}
+		for a, alpha := range alphas {
+			c, err := bank.NewCalibration(scores[:part], alpha)
+			if err != nil {
+				return nil, err
+			}
+			alarms := 0
+			for _, s := range scores[part:] {
+				if c.Anomalous(s) {
+					alarms++
+				}
+			}
+			rates[a] = append(rates[a], float64(alarms)/float64(part))
+		}
+	}
+	for a, alpha := range alphas {
+		x := Alarms{Alpha: alpha, Expected: math.Floor(alpha*float64(part+1)) / float64(part+1)}
+		x.Rate, _ = meanStd(rates[a])
+		x.Low, x.High = bank.FalseAlarmRange(part, alpha, 0.95)
+		// A draw's rate is measured on part images: three of its binomial standard
+		// deviations are allowed on top.
+		slack := func(p float64) float64 { return 3 * math.Sqrt(max(p*(1-p), 1/float64(part))/float64(part)) }
+		for _, v := range rates[a] {
+			if v >= x.Low-slack(x.Low) && v <= x.High+slack(x.High) {
+				x.Inside += 1 / float64(draws)
+			}
+		}
+		r.Alarms = append(r.Alarms, x)
+	}
+	return r, nil
+}
+
+// neighbours are the others of an image, nearest first.
+type neighbours struct {
+	index    []int32
+	distance []float32
+}
+
+func (n neighbours) score(inBank []bool, k int) float64 {
+	sum := 0.0
+	for j, i := range n.index {
+		if inBank[i] {
+			sum += float64(n.distance[j])
+			if k--; k == 0 {
+				break
+			}
+		}
+	}
+	return sum
+}
+
+// order sorts all images by their distance from each.
+func order(ctx context.Context, rows [][]float32) ([]neighbours, error) {
+	out := make([]neighbours, len(rows))
+	index, err := bank.NewExact(len(rows[0]))
+	if err != nil {
+		return nil, err
+	}
+	for i, r := range rows {
+		if err := index.Add(uint64(i), r); err != nil {
+			return nil, err
+		}
+	}
+	found, err := index.SearchBatch(ctx, slices.Concat(rows...), len(rows))
+	if err != nil {
+		return nil, err
+	}
+	for i, near := range found {
+		for _, b := range near {
+			if int(b.ID) != i {
+				out[i].index = append(out[i].index, int32(b.ID))
+				out[i].distance = append(out[i].distance, b.Distance)
+			}
+		}
+	}
+	return out, nil
+}
