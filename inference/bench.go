@@ -297,7 +297,7 @@ func (e *Embedder) rawArrangements(model string) (raws []raw, closeAll func(), e
 	for _, w := range ways {
 		o := e.o.Session
 		o.IntraOpThreads = w.threads
-		s, err := ort.Open(model, o)
+		s, err := openBackbone(model, o)
 		if err != nil {
 			return nil, closeAll, err
 		}

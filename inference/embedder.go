@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/inference/onnx/lower"
 	"github.com/nearmiss/nearmiss/inference/ort"
 )
 
@@ -166,7 +167,7 @@ func newEmbedder(path string, o EmbedOptions) (_ *Embedder, err error) {
 		o.Session.IntraOpThreads = o.Threads
 	}
 	e := &Embedder{o: o}
-	if e.session, err = ort.Open(path, o.Session); err != nil {
+	if e.session, err = openBackbone(path, o.Session); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -203,6 +204,18 @@ func newEmbedder(path string, o EmbedOptions) (_ *Embedder, err error) {
 		e.runners.Go(func() { e.run(runners) })
 	}
 	return e, nil
+}
+
+// openBackbone loads a model in the form that its device runs fastest: on the
+// CPU layer normalisations are lowered, which for ViT-Ti and ViT-S is 10 to 19 %
+// of the time of an image.
+func openBackbone(path string, o ort.Options) (*ort.Session, error) {
+	if o.Device.Kind == "" || o.Device.Kind == "cpu" {
+		if model, ok := lower.FileForCPU(path); ok {
+			return ort.OpenBytes(model, o)
+		}
+	}
+	return ort.Open(path, o)
 }
 
 // inspect reads the model's surface.

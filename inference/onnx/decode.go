@@ -27,6 +27,11 @@ func BindBatch(size int) DecodeOption {
 	return func(d *decoder) { d.batch = size }
 }
 
+// KeepOpen writes dimensions that were open in the file as open again. The
+// nodes must not have been changed in a way that depends on what they are bound
+// to.
+func KeepOpen() DecodeOption { return func(d *decoder) { d.keepOpen = true } }
+
 // ExternalDir lets [Decode] read external data from files in a folder.
 // [ReadFile] sets it to the folder of the model.
 func ExternalDir(dir string) DecodeOption {
@@ -59,6 +64,8 @@ type decoder struct {
 	dir   string
 	files map[string]*mappedFile
 	depth int
+
+	keepOpen bool
 }
 
 // maxDepth bounds how deep subgraphs may nest.
@@ -203,6 +210,7 @@ func (d *decoder) fill(g *Graph, p *onnxpb.GraphProto, initializers []Tensor, ar
 		}
 		name := g.unique(in.Name)
 		v := &Value{name: name, typ: typ, shape: shape, graph: g, kind: input}
+		d.nameDims(v, in)
 		g.inputs = append(g.inputs, v)
 		g.values[name] = v
 		if err := define(in.Name, v); err != nil {
@@ -224,10 +232,24 @@ func (d *decoder) fill(g *Graph, p *onnxpb.GraphProto, initializers []Tensor, ar
 				return g.Err()
 			}
 		}
+		d.nameDims(v, out)
 		g.outputs = append(g.outputs, v)
 		g.outputNames[v] = v.name
 	}
 	return g.Err()
+}
+
+// nameDims keeps the names of declared open dimensions.
+func (d *decoder) nameDims(v *Value, p *onnxpb.ValueInfoProto) {
+	dims := p.GetType().GetTensorType().GetShape().GetDim()
+	if !d.keepOpen || len(dims) != len(v.shape) {
+		return
+	}
+	for i, dim := range dims {
+		if _, fixed := dim.Value.(*onnxpb.TensorShapeProto_Dimension_DimValue); !fixed {
+			v.SetDimName(i, dim.GetDimParam())
+		}
+	}
 }
 
 // inputType reads a declared type. Inputs of subgraphs are set by the node

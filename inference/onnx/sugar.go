@@ -272,7 +272,7 @@ func (g *Graph) GroupNorm(x, scale, bias *Value, groups int, epsilon float64) *V
 	}
 	h := g.Reshape(x, x.shape[0], groups, -1)
 	h = g.Op("InstanceNormalization", Attrs{"epsilon": epsilon}, h,
-		g.shared(constantVector(x.typ, groups, 1)), g.shared(constantVector(x.typ, groups, 0)))
+		g.Repeated(x.typ, 1, groups), g.Repeated(x.typ, 0, groups))
 	h = g.Reshape(h, x.shape...)
 	channel := make([]int, x.Rank()-1)
 	for i := range channel {
@@ -282,12 +282,25 @@ func (g *Graph) GroupNorm(x, scale, bias *Value, groups int, epsilon float64) *V
 	return g.Add(g.Mul(h, g.Reshape(scale, channel...)), g.Reshape(bias, channel...))
 }
 
-func constantVector(t DataType, n int, v float64) *Tensor {
-	floats := make([]float64, n)
-	for i := range floats {
-		floats[i] = v
+// Repeated returns a one-dimensional constant of n equal elements, kept as an
+// initialiser: unlike [Graph.Filled] nothing is computed at run time.
+func (g *Graph) Repeated(t DataType, v float64, n int) *Value {
+	if g.Err() != nil {
+		return g.badValue()
 	}
-	return tensorOf(t, []int{n}, floats, nil)
+	key := fmt.Sprintf("repeated %d %v %d", t, v, n)
+	if c := g.constants[key]; c != nil {
+		return c
+	}
+	floats := make([]float64, n)
+	ints := make([]int64, n)
+	for i := range n {
+		floats[i], ints[i] = v, int64(v)
+	}
+	c := tensorOf(t, []int{n}, floats, ints)
+	c.Name = g.unique("const")
+	g.constants[key] = g.addInitializer(c)
+	return g.constants[key]
 }
 
 // Gelu is the exact, erf-based GELU. Below operator set 20 it is composed.

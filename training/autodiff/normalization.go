@@ -126,48 +126,56 @@ func layerNorm(b *backward) {
 func sumRows(g *onnx.Graph, v *onnx.Value) *onnx.Value { return g.ReduceSum(v, true, 0) }
 
 // instanceNorm: as layer normalisation over the spatial dimensions of every
-// channel, scale and bias by channel (arXiv 1607.08022). The statistics are
-// computed again. Where the scale is 1 and the bias 0, as in a group
-// normalisation composed of it, Y itself is x̂.
+// channel, with scale and bias by channel (arXiv 1607.08022):
+// dX = r·(g − mean g − x̂·mean(g·x̂)) with g = dY·γ.
+//
+// The operator does not give its statistics. Where the scale is 1 and the bias
+// 0, as in group and layer normalisations composed of it, Y itself is x̂, and
+// r follows from it: q = mean(X·x̂) = r·σ² = 1/r − ε·r, so r = 2/(q + √(q² + 4ε)).
 func instanceNorm(b *backward) {
 	g, x, gamma := b.g, b.x(0), b.x(1)
 	spatial := make([]int, x.Rank()-2)
 	for i := range spatial {
 		spatial[i] = i + 2
 	}
+	all := append([]int{0}, spatial...)
+	epsilon := float64(b.node.Attrs.Float("epsilon", 1e-5))
+	dy := b.dy()
+	if isFilledWith(gamma, 1) && isFilledWith(b.x(2), 0) && !b.wants(1) && !b.wants(2) {
+		normal := b.y(0)
+		q := g.ReduceMean(g.Mul(x, normal), true, spatial...)
+		root := g.Sqrt(g.Add(g.Mul(q, q), g.ConstLike(x, 4*epsilon)))
+		r := g.Div(g.ConstLike(x, 2), g.Add(q, root))
+		b.give(0, b.normalized(dy, normal, g.Mul(dy, normal), r, spatial))
+		return
+	}
 	channel := make([]int, x.Rank()-1)
 	for i := range channel {
 		channel[i] = 1
 	}
 	channel[0] = x.Dim(1)
-
 	centred := g.Sub(x, g.ReduceMean(x, true, spatial...))
 	count := float64(x.Elements()) / float64(max(x.Dim(0)*x.Dim(1), 1))
 	variance := g.Scale(g.Reduce("ReduceSumSquare", centred, true, spatial...), 1/count)
-	epsilon := float64(b.node.Attrs.Float("epsilon", 1e-5))
 	r := g.Op("Reciprocal", nil, g.Sqrt(g.Add(variance, g.ConstLike(x, epsilon))))
-
-	plain := isFilledWith(gamma, 1) && !b.active[gamma]
-	normal := b.y(0)
-	if !plain || !isFilledWith(b.x(2), 0) || b.active[b.x(2)] {
-		normal = g.Mul(centred, r)
-	}
-	dy := b.dy()
+	normal := g.Mul(centred, r)
 	product := g.Mul(dy, normal)
 	if b.wants(1) {
-		b.give(1, g.ReduceSum(product, false, append([]int{0}, spatial...)...))
+		b.give(1, g.ReduceSum(product, false, all...))
 	}
 	if b.wants(2) {
-		b.give(2, g.ReduceSum(dy, false, append([]int{0}, spatial...)...))
+		b.give(2, g.ReduceSum(dy, false, all...))
 	}
-	if !b.wants(0) {
-		return
+	if b.wants(0) {
+		b.give(0, b.normalized(dy, normal, product, g.Mul(r, b.reshape(gamma, channel)), spatial))
 	}
-	inner := g.Add(g.ReduceMean(dy, true, spatial...), g.Mul(normal, g.ReduceMean(product, true, spatial...)))
-	if !plain {
-		r = g.Mul(r, b.reshape(gamma, channel))
-	}
-	b.give(0, g.Mul(g.Sub(dy, inner), r))
+}
+
+// normalized returns r·(d − mean d − x̂·mean(product)), where product is d·x̂.
+func (b *backward) normalized(d, normal, product, r *onnx.Value, axes []int) *onnx.Value {
+	g := b.g
+	inner := g.Add(g.Mul(normal, g.ReduceMean(product, true, axes...)), g.ReduceMean(d, true, axes...))
+	return g.Mul(g.Sub(d, inner), r)
 }
 
 // isFilledWith reports whether v is known and all its elements are equal to f.

@@ -1,0 +1,124 @@
+// Package lower rewrites ONNX graphs into what a kind of device computes
+// fastest, without changing what they compute.
+//
+// A file that is stored or shared keeps the plain operators; lowering is for a
+// graph that is about to be run or differentiated.
+package lower
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/nearmiss/nearmiss/inference/onnx"
+)
+
+// CPU rewrites, in place, what ONNX Runtime's CPU kernels are slow at, in g and
+// the subgraphs of its nodes, and returns how many nodes it has replaced.
+//
+// Layer normalisation over the last dimension becomes an instance normalisation
+// of the same rows, followed by scale and bias: measured on [16, 197, 384], one
+// thread, 1.2 ms instead of 6.4 (ONNX Runtime 1.27). The rows are seen as
+// [-1, k, D] with k the second last dimension, or all rows of a matrix, so that
+// a batch dimension that the caller bound to 1 stays free.
+func CPU(g *onnx.Graph) (replaced int, err error) {
+	return rewrite(g, func(*onnx.Node) bool { return true })
+}
+
+func rewrite(g *onnx.Graph, allowed func(*onnx.Node) bool) (replaced int, err error) {
+	for _, n := range slices.Clone(g.Nodes()) {
+		for _, a := range n.Attrs {
+			if body, ok := a.(*onnx.Graph); ok {
+				in, err := rewrite(body, allowed)
+				if err != nil {
+					return replaced, err
+				}
+				replaced += in
+			}
+		}
+		if !rewritable(n) || !allowed(n) {
+			continue
+		}
+		if err := g.Replace(n, func() []*onnx.Value { return []*onnx.Value{layerNorm(g, n)} }); err != nil {
+			return replaced, fmt.Errorf("lower for the CPU: %w", err)
+		}
+		replaced++
+	}
+	return replaced, g.Err()
+}
+
+// maxModel bounds what FileForCPU holds in memory.
+const maxModel = 1 << 30
+
+// FileForCPU returns the model at path lowered for the CPU, open batch
+// dimensions left open. ok is false when the file is better run as it is:
+// nothing to lower, a model that Package onnx cannot read or of more than
+// 1 GiB.
+func FileForCPU(path string) (model []byte, ok bool) {
+	// What a node sees at batch 1 and at batch 2 tells which dimensions depend on
+	// the batch.
+	one, err := onnx.ReadFile(path, onnx.BindBatch(1), onnx.KeepOpen())
+	if err != nil {
+		return nil, false
+	}
+	defer one.Close()
+	two, err := onnx.ReadFile(path, onnx.BindBatch(2))
+	if err != nil {
+		return nil, false
+	}
+	defer two.Close()
+	size := 0
+	for _, v := range one.Initializers() {
+		size += len(v.Const().Data)
+	}
+	if size > maxModel {
+		return nil, false
+	}
+	free := map[string]bool{}
+	for i, n := range two.Nodes() {
+		if m := one.Nodes()[i]; rewritable(n) && len(n.Reads()) == len(m.Reads()) {
+			x1, x2 := m.Inputs[0], n.Inputs[0]
+			free[m.Outputs[0].Name()] = slices.Equal(x1.Shape()[1:], x2.Shape()[1:]) && x2.Dim(0)%x1.Dim(0) == 0
+		}
+	}
+	replaced, err := rewrite(one, func(n *onnx.Node) bool { return free[n.Outputs[0].Name()] })
+	if err != nil || replaced == 0 {
+		return nil, false
+	}
+	model, err = one.Bytes()
+	return model, err == nil
+}
+
+// rewritable reports whether n is a LayerNormalization of float rows over the
+// last dimension whose statistics nobody asks for.
+func rewritable(n *onnx.Node) bool {
+	if n.OpType != "LayerNormalization" || n.Domain != "" || len(n.Outputs) != 1 {
+		return false
+	}
+	x := n.Inputs[0]
+	axis := n.Attrs.Int("axis", -1)
+	return x.Type() == onnx.Float && x.Rank() >= 2 && (axis == -1 || axis == x.Rank()-1) && x.Elements() > 0 &&
+		n.Inputs[1].Elements() == x.Dim(-1)
+}
+
+func layerNorm(g *onnx.Graph, n *onnx.Node) *onnx.Value {
+	defer g.Scope(n.Name)()
+	x, scale, bias := n.Input(0), n.Input(1), n.Input(2)
+	shape := x.Shape()
+	rows, d := x.Dim(-2), x.Dim(-1)
+	h := x
+	if x.Rank() != 3 {
+		h = g.Reshape(x, -1, rows, d)
+	}
+	h = g.Op("InstanceNormalization", onnx.Attrs{"epsilon": n.Attrs.Float("epsilon", 1e-5)}, h,
+		g.Repeated(onnx.Float, 1, rows), g.Repeated(onnx.Float, 0, rows))
+	if x.Rank() != 3 {
+		back := slices.Clone(shape)
+		back[0] = -1
+		h = g.Reshape(h, back...)
+	}
+	h = g.Mul(h, scale)
+	if bias != nil {
+		h = g.Add(h, bias)
+	}
+	return h
+}
