@@ -10,6 +10,8 @@ import (
 
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/training"
+	"github.com/nearmiss/nearmiss/training/dataset"
 	"github.com/nearmiss/nearmiss/training/frechet"
 	"github.com/nearmiss/nearmiss/training/sde"
 )
@@ -41,9 +43,10 @@ type fakesCmd struct {
 	EditFrom float64 `name:"edit-from" placeholder:"T" help:"Lower end of the times that fakes are diffused to, with --edit as the upper end."`
 	Detail   string  `enum:"none,residual" default:"none" help:"With --edit, residual gives fakes the normals' size and fine detail: ${enum}."`
 
-	Resume bool    `help:"Go on with an interrupted run in the same folder, with the same options; --stop may differ."`
-	Seed   *uint64 `placeholder:"N" help:"Of everything random (default: another one every time; the manifest records it)."`
-	JSON   bool    `name:"json" help:"Print training steps, looks and the outcome as JSON lines."`
+	Resume  bool    `help:"Go on with an interrupted run in the same folder, with the same options; --stop may differ."`
+	Dataset string  `type:"path" placeholder:"DIR" help:"Also write a data set for nearmiss eval: a fifth of the normals, which the generator then does not see, against the fakes."`
+	Seed    *uint64 `placeholder:"N" help:"Of everything random (default: another one every time; the manifest records it)."`
+	JSON    bool    `name:"json" help:"Print training steps, looks and the outcome as JSON lines."`
 	deviceFlags
 }
 
@@ -54,6 +57,7 @@ func (*fakesCmd) Help() string {
 			"nearmiss fakes --normals good/ --backbone vit.onnx --out fakes -n 500",
 			"nearmiss fakes --normals good/ --backbone vit.onnx --out fakes --edit 0.45 --edit-from 0.3 --detail residual --seed 1",
 			"nearmiss fakes --normals good/ --out fakes --stop steps=2000 --sde vp --preset tiny --json",
+			"nearmiss fakes --normals good/ --backbone vit.onnx --out fakes --dataset faked   # then: nearmiss eval --data faked --protocol mvtec ...",
 			"nearmiss fakes --normals good/ --backbone inception.onnx --out fakes --profile paper --stop fid=40 --device cuda",
 		)
 }
@@ -66,6 +70,15 @@ func (c *fakesCmd) Run(ctx context.Context, o *output) error {
 	paths, err := listImages(c.Normals)
 	if err != nil {
 		return err
+	}
+	var test []string
+	if c.Dataset != "" {
+		if fileExists(c.Dataset) {
+			return usageError{fmt.Errorf("--dataset %s: it exists already", c.Dataset)}
+		}
+		if paths, test, err = holdOut(paths, opt.Seed); err != nil {
+			return err
+		}
 	}
 	opt.Names = make([]string, len(paths))
 	for i, p := range paths {
@@ -98,8 +111,20 @@ func (c *fakesCmd) Run(ctx context.Context, o *output) error {
 	if errors.Is(err, sde.ErrOptions) {
 		return usageError{err}
 	}
-	if err != nil || c.JSON {
+	if err != nil {
 		return err
+	}
+	if c.Dataset != "" {
+		var fakes []string
+		for _, f := range m.Fakes {
+			fakes = append(fakes, filepath.Join(c.Out, filepath.FromSlash(f.File)))
+		}
+		if err := dataset.WriteFakes(c.Dataset, itemsOf(paths), itemsOf(test), itemsOf(fakes)); err != nil {
+			return err
+		}
+	}
+	if c.JSON {
+		return nil
 	}
 	if !m.Reached {
 		fmt.Fprintln(o.Err, "note:", m.Stop)
@@ -108,6 +133,26 @@ func (c *fakesCmd) Run(ctx context.Context, o *output) error {
 		filepath.Join(c.Out, sde.FakesFolder), len(m.Fakes), c.Size, c.Size, m.Normals, m.Seconds.Train, m.Seconds.Probe, m.Seconds.Sample,
 		m.Stop, filepath.Join(c.Out, sde.SheetFile))
 	return err
+}
+
+// holdOut keeps a fifth of the files from the generator.
+func holdOut(paths []string, seed uint64) (train, test []string, err error) {
+	a, b, err := training.Split(len(paths), 0.2, 1, seed)
+	for _, i := range a {
+		train = append(train, paths[i])
+	}
+	for _, i := range b {
+		test = append(test, paths[i])
+	}
+	return train, test, err
+}
+
+func itemsOf(paths []string) []dataset.Item {
+	out := make([]dataset.Item, len(paths))
+	for i, p := range paths {
+		out[i] = dataset.Item{Name: filepath.Base(p), Path: p}
+	}
+	return out
 }
 
 // options are the profile's, changed by the flags.

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/training/dataset"
 )
 
 // greyFolder holds n small pictures.
@@ -32,14 +33,18 @@ func greyFolder(t *testing.T, n int) string {
 }
 
 func TestFakesWritesAFolder(t *testing.T) {
-	out := filepath.Join(t.TempDir(), "fakes")
+	out, set := filepath.Join(t.TempDir(), "fakes"), filepath.Join(t.TempDir(), "set")
 	var stdout, stderr bytes.Buffer
 	code := run(t.Context(), []string{
 		"fakes", "--normals", greyFolder(t, 5), "--out", out, "-n", "3", "--stop", "steps=2", "--preset", "nano", "--grey", "--train-batch", "2",
 		"--sampler-steps", "2", "--edit", "0.4", "--edit-from", "0.2", "--detail", "residual", "--seed", "7", "--threads", "1", "--json",
+		"--dataset", set,
 	}, &stdout, &stderr)
 	if code != 0 {
 		t.Fatalf("exit code %d: %s", code, stderr.String())
+	}
+	if d, err := dataset.MVTec(set); err != nil || len(d.Select(dataset.Train, "")) != 4 || len(d.Select(dataset.Test, dataset.Fake)) != 3 {
+		t.Errorf("data set %+v: %v", d, err)
 	}
 	kinds := map[string]int{}
 	for line := range strings.Lines(stdout.String()) {
