@@ -53,6 +53,9 @@ type EmbedOptions struct {
 	Limits imaging.Limits
 	// Preprocess replaces what the model's metadata says.
 	Preprocess *imaging.Preprocess
+	// View is the part of each image file that counts, in place of what
+	// Preprocess says. Images that are decoded already are taken as they are.
+	View *imaging.View
 	// Tokens asks for the tokens output, too.
 	Tokens bool
 	// Session has further options of ONNX Runtime; its Device and
@@ -253,6 +256,9 @@ func (e *Embedder) inspect() error {
 			return fmt.Errorf("its metadata %q: %w", metadataPreprocess, err)
 		}
 	}
+	if e.o.View != nil {
+		e.preprocess.View = e.o.View
+	}
 	if err := e.preprocess.Validate(); err != nil {
 		return fmt.Errorf("its metadata %q: %w", metadataPreprocess, err)
 	}
@@ -311,7 +317,7 @@ func (e *Embedder) Embed(ctx context.Context, files [][]byte) ([]Embedding, erro
 	return e.embed(ctx, len(files), func(i int) *job { return &job{file: files[i]} })
 }
 
-// EmbedImages embeds decoded images, like Embed.
+// EmbedImages embeds decoded images, like Embed; a view counts as applied.
 func (e *Embedder) EmbedImages(ctx context.Context, images []*imaging.Image) ([]Embedding, error) {
 	return e.embed(ctx, len(images), func(i int) *job { return &job{img: images[i]} })
 }

@@ -219,3 +219,52 @@ func TestExtendPutsAConfirmedNormalIntoTheBank(t *testing.T) {
 		t.Fatalf("nothing new: %v", err)
 	}
 }
+
+// TestWhatIsOutsideTheViewDoesNotCount learns with a view, and spoils an image
+// outside it, in the ignored part, and inside.
+func TestWhatIsOutsideTheViewDoesNotCount(t *testing.T) {
+	out := filepath.Join(t.TempDir(), "release")
+	view := &imaging.View{Region: &imaging.Rect{Width: 0.8, Height: 0.8}, Ignore: []imaging.Rect{{X: 0.4, Y: 0.4, Width: 0.1, Height: 0.1}}}
+	normals := squares(t, 30)
+	if _, err := Fit(t.Context(), Plan{
+		Detector: "squares", Normals: normals, Backbone: smallBackbone(t), Out: out, Seed: 5, Settle: true, View: view,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	d, err := inference.Open(t.Context(), out, inference.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	file, err := normals[0].Read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := imaging.Decode(file, imaging.Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := [][]byte{file}
+	for _, at := range []struct{ x, y int }{{36, 36}, {17, 18}, {5, 5}} {
+		spoilt := img.Clone()
+		spoilt.SetRGB(at.x, at.y, 255, 0, 255)
+		b, err := spoilt.PNG()
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, b)
+	}
+	s, err := d.Score(t.Context(), files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s[1].Score != s[0].Score || s[2].Score != s[0].Score {
+		t.Errorf("what is outside counts: %v, %v, %v", s[0].Score, s[1].Score, s[2].Score)
+	}
+	if s[3].Score == s[0].Score {
+		t.Error("what is inside does not count")
+	}
+	if s[0].Width != 40 || s[0].Height != 40 {
+		t.Errorf("the image is said to have %d × %d pixels", s[0].Width, s[0].Height)
+	}
+}

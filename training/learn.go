@@ -166,7 +166,7 @@ func (l *lesson) identify() error {
 	if err != nil {
 		return err
 	}
-	if err := enc.Encode([]any{pick(l.fit), pick(l.unseen), l.Seed, imaging.DecoderName(), folders}); err != nil {
+	if err := enc.Encode([]any{pick(l.fit), pick(l.unseen), l.Seed, imaging.DecoderName(), folders, l.View}); err != nil {
 		return err
 	}
 	l.base = hex.EncodeToString(h.Sum(nil))
@@ -219,7 +219,7 @@ func (l *lesson) image(i int) (*imaging.Image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read normal image %s: %w", l.normals[i].Name, err)
 	}
-	return imaging.Decode(b, l.Limits)
+	return l.View.Decode(b, l.Limits)
 }
 
 // finetune runs member i.
@@ -391,7 +391,7 @@ func (l *lesson) features(ctx context.Context, dir, model string, patches bool) 
 		defer func() { err = errors.Join(err, os.Remove(both)) }()
 		model = both
 	}
-	e, err := inference.NewEmbedder(model, inference.EmbedOptions{Device: l.Device, Threads: l.Threads, Limits: l.Limits})
+	e, err := inference.NewEmbedder(model, inference.EmbedOptions{Device: l.Device, Threads: l.Threads, Limits: l.Limits, View: l.View})
 	if err != nil {
 		return nil, err
 	}
@@ -471,7 +471,7 @@ func (l *lesson) lookAt(see func(group string, images []*imaging.Image) error) e
 		if err != nil {
 			return nil, err
 		}
-		m, err := imaging.Decode(b, l.Limits)
+		m, err := l.View.Decode(b, l.Limits)
 		if err != nil {
 			return nil, fmt.Errorf("anomaly %s: %w", l.Anomalies[i].Name, err)
 		}

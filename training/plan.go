@@ -83,6 +83,10 @@ type Plan struct {
 	// folder beside Out, which is removed once the release is written.
 	Work string
 
+	// View is the part of each image that counts, in learning and in scoring. It
+	// travels with the release. Default: all of it.
+	View *imaging.View
+
 	// Device and Threads say where the backbone runs, as in inference.
 	Device  ort.Device
 	Threads int
@@ -158,6 +162,9 @@ func (p Plan) Validate() error {
 		if err := p.Tuning.Validate(); err != nil {
 			errs = append(errs, err)
 		}
+	}
+	if err := p.View.Validate(); err != nil {
+		errs = append(errs, err)
 	}
 	if p.Backbone == "" {
 		fail("no backbone is given")

@@ -101,7 +101,7 @@ func (t trainer) Train(ctx context.Context, task *stream.Task) (stream.TrainResu
 	var at stream.Progress
 	plan := training.Plan{
 		Detector: d.Name, Method: training.Method(d.Method), Normals: normals, Backbone: model, Out: out,
-		K: d.K, Alpha: d.FalseAlarmRate, Settle: true, Seed: uint64(task.Request.Seed), Index: bank.Auto,
+		K: d.K, Alpha: d.FalseAlarmRate, View: view(d), Settle: true, Seed: uint64(task.Request.Seed), Index: bank.Auto,
 		Device: t.device, Threads: t.conf.Worker.Threads, Limits: t.limits, Tool: "nearmiss " + version, Log: t.o.Log,
 		Progress: func(step string, done, total int) {
 			at = stream.Progress{Phase: step, Step: done, Steps: total}
@@ -135,6 +135,22 @@ func (t trainer) Train(ctx context.Context, task *stream.Task) (stream.TrainResu
 	}
 	t.warn(d.Name, res)
 	return stream.TrainResult{Dir: out}, nil
+}
+
+// view is the part of each image that a detector looks at.
+func view(d stream.Detector) *imaging.View {
+	if d.Region == nil && len(d.Ignore) == 0 {
+		return nil
+	}
+	v := &imaging.View{}
+	if d.Region != nil {
+		r := imaging.Rect(*d.Region)
+		v.Region = &r
+	}
+	for _, r := range d.Ignore {
+		v.Ignore = append(v.Ignore, imaging.Rect(r))
+	}
+	return v
 }
 
 // Extend implements stream.Trainer.

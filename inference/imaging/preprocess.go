@@ -24,6 +24,7 @@ type Preprocess struct {
 	Mean          [3]float64    `json:"mean"`              // red, green, blue; samples in 0..1
 	Std           [3]float64    `json:"std"`               // as Mean, > 0
 	Decoder       string        `json:"decoder,omitempty"` // DecoderName of the program that filled the bank
+	View          *View         `json:"view,omitempty"`    // part of the frame that counts; nil: all of it
 }
 
 // Validate reports every field that makes no sense.
@@ -44,6 +45,9 @@ func (p Preprocess) Validate() error {
 			break
 		}
 	}
+	if err := p.View.Validate(); err != nil {
+		errs = append(errs, err)
+	}
 	return errors.Join(errs...)
 }
 
@@ -58,6 +62,13 @@ func (p Preprocess) Apply(b []byte, l Limits, dst []uint8) (Header, error) {
 	if err != nil {
 		return h, err
 	}
+	if p.View != nil {
+		img, err := decode(b, h, 0)
+		if err != nil {
+			return h, err
+		}
+		return h, p.ApplyImage(p.View.Apply(img), dst)
+	}
 	side := p.Resize
 	if p.Squash {
 		side = p.Crop
@@ -69,7 +80,8 @@ func (p Preprocess) Apply(b []byte, l Limits, dst []uint8) (Header, error) {
 	return h, p.apply(img, h.Width, h.Height, dst)
 }
 
-// ApplyImage does what Apply does for pixels that are already at hand.
+// ApplyImage does what Apply does for pixels that are already at hand, and that
+// are those of the view.
 func (p Preprocess) ApplyImage(img *Image, dst []uint8) error {
 	if !img.Valid() {
 		return errors.New("preprocess: the image's sizes do not fit its pixels")
@@ -104,9 +116,12 @@ func (p Preprocess) geometry(w, h int) (outW, outH int, win window) {
 
 // Region tells which part of a frame of w × h pixels the model sees: the
 // rectangle from (x0, y0) to (x1, y1), in the frame's pixels and fractions of
-// them. It undoes resize and crop, for heatmaps on the frame's own geometry.
+// them. It undoes view, resize and crop, for heatmaps on the frame's own geometry.
 func (p Preprocess) Region(w, h int) (x0, y0, x1, y1 float64) {
+	left, top, right, bottom := p.View.region(w, h)
+	w, h = right-left, bottom-top
 	outW, outH, win := p.geometry(w, h)
 	sx, sy := float64(w)/float64(outW), float64(h)/float64(outH)
-	return float64(win.x) * sx, float64(win.y) * sy, float64(win.x+win.w) * sx, float64(win.y+win.h) * sy
+	dx, dy := float64(left), float64(top)
+	return dx + float64(win.x)*sx, dy + float64(win.y)*sy, dx + float64(win.x+win.w)*sx, dy + float64(win.y+win.h)*sy
 }
