@@ -21,7 +21,8 @@ const (
 	// Ratio is r = (FD − FD_split)/(FD_noise − FD_split), for any extractor.
 	Ratio Kind = "r"
 	// FID is the Fréchet distance itself: the paper's targets, if the extractor
-	// is FID's Inception network.
+	// is FID's Inception network. It grows as sets shrink: the same generator
+	// that has 5 with fifty thousand images has above 30 with a thousand.
 	FID Kind = "fid"
 	// Steps is a number of training steps, whatever the distance.
 	Steps Kind = "steps"

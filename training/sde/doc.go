@@ -13,6 +13,11 @@
 //     the closed form of a Gaussian or a mixture.
 //   - [Sample]: the samplers, from noise to images or from images through a
 //     partial diffusion and back (SDEdit).
+//   - [Network]: the score networks DDPM++ and NCSN++ as ONNX graphs of any size;
+//     [Preset] has the published ones.
+//   - [Trainer]: denoising score matching on ONNX Runtime, by package optim.
+//   - [Generate]: all of it: from a folder of normal images to a folder of fakes
+//     that are nearly normal, by training that is stopped early on purpose.
 //
 // Images are float32 in N, C, H, W order, in the range that [SDE.Range] names.
 // Every random number comes from a seed: image i of a run draws the same noise
