@@ -289,6 +289,14 @@ func (r *runner) spec() (optim.Spec, error) {
 	top := r.head
 	if top == nil {
 		top = head(dim, rec.Seed)
+		if rec.ZeroHead {
+			for _, w := range top {
+				clear(w.Float32s())
+			}
+		}
+	}
+	if rec.HeadRate > 0 {
+		groups = append(groups, optim.Group{Pattern: HeadWeight, LRScale: rec.HeadRate}, optim.Group{Pattern: HeadBias, LRScale: rec.HeadRate})
 	}
 	inputs := []optim.Input{
 		{Name: inputImage, Type: onnx.Uint8, Shape: []int{rec.Batch, pre.Crop, pre.Crop, 3}},

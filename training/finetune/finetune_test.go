@@ -339,6 +339,37 @@ func weights(t *testing.T, path string) map[string]onnx.Tensor {
 	return out
 }
 
+func TestZeroHead(t *testing.T) {
+	c := config(t)
+	c.Recipe.ZeroHead, c.Recipe.Epochs = true, 1
+	c.Recipe.Optimizer.LearningRate = 1e-12
+	res, err := Run(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A head of zeros knows nothing: the loss is ln 2.
+	if e := res.Epochs[0]; math.Abs(e.Loss-math.Ln2) > 1e-4 || math.Abs(*e.HeldLoss-math.Ln2) > 1e-4 {
+		t.Errorf("%+v", e)
+	}
+	c.Out += ".2"
+	c.Recipe.HeadRate = 1e10 // 0.01 for the head alone
+	if res, err = Run(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	if slices.Max(res.Head.Weight) == 0 || math.Abs(*res.Epochs[0].HeldLoss-math.Ln2) < 1e-6 {
+		t.Errorf("the head does not learn: loss %v on held-out images, %v", *res.Epochs[0].HeldLoss, res.Head.Weight)
+	}
+	for name, w := range weights(t, c.Out) {
+		if before := weights(t, c.Backbone)[name]; before.Elements() > 1 {
+			for i, v := range w.Float32s() {
+				if math.Abs(float64(v-before.Float32s()[i])) > 1e-6 {
+					t.Fatalf("%s moves, too", name)
+				}
+			}
+		}
+	}
+}
+
 func TestPatience(t *testing.T) {
 	cfg := config(t)
 	// The held-out labels are the wrong way round, so the loss there only rises.

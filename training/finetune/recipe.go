@@ -32,6 +32,12 @@ type Recipe struct {
 	// Dropout is the probability of dropping an activation after the position
 	// embedding and after both layers of every MLP of a ViT or hybrid.
 	Dropout float64 `json:"dropout"`
+	// ZeroHead starts with a head of zeros instead of torch's random one: a random
+	// head's first gradients move the backbone about without knowing where to
+	// (Kumar et al. 2022, "Fine-tuning can distort pretrained features").
+	ZeroHead bool `json:"zero_head,omitempty"`
+	// HeadRate multiplies the learning rate of the head; 0 means 1.
+	HeadRate float64 `json:"head_rate,omitempty"`
 	// NoCrop takes the middle instead of a random crop; NoFlip never mirrors.
 	NoCrop bool `json:"no_crop,omitempty"`
 	NoFlip bool `json:"no_flip,omitempty"`
@@ -79,6 +85,9 @@ func (r Recipe) Validate() error {
 	}
 	if !(r.Dropout >= 0 && r.Dropout < 1) {
 		fail("dropout %v is not in [0, 1)", r.Dropout)
+	}
+	if !(r.HeadRate >= 0) || math.IsInf(r.HeadRate, 0) {
+		fail("%v times the learning rate for the head", r.HeadRate)
 	}
 	if r.Patience < 0 || !(r.MinFall >= 0) || math.IsInf(r.MinFall, 0) {
 		fail("patience %d, least fall %v", r.Patience, r.MinFall)
