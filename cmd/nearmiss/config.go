@@ -55,10 +55,9 @@ type keepConfig struct {
 
 // workerConfig is how frames are scored; device and threads are the trainer's, too.
 type workerConfig struct {
-	Device  string        `yaml:"device" env:"DEVICE"`   // cpu, cuda, cuda:1, tensorrt
-	Threads int           `yaml:"threads" env:"THREADS"` // sessions that compute side by side; 0: one a core
-	Batch   int           `yaml:"batch" env:"BATCH"`     // most frames in one run of the model
-	Wait    time.Duration `yaml:"wait" env:"WAIT"`       // longest wait for a batch to fill
+	Device  string `yaml:"device" env:"DEVICE"`   // cpu, cuda, cuda:1, tensorrt
+	Threads int    `yaml:"threads" env:"THREADS"` // CPU threads that the model computes on; 0: one a core
+	Batch   int    `yaml:"batch" env:"BATCH"`     // most frames scored at once
 }
 
 // trainerConfig is how detectors learn.
@@ -77,7 +76,7 @@ func defaultConfig() config {
 		Data: "nearmiss-data", Server: "nats://127.0.0.1:4222", Prefix: stream.DefaultPrefix,
 		Broker: brokerConfig{Host: "127.0.0.1", Port: 4222, MaxStore: 16 << 30},
 		Keep:   keepConfig{FramesBytes: 2 << 30, FramesAge: 7 * 24 * time.Hour, EventsBytes: 1 << 30, EventsAge: 90 * 24 * time.Hour},
-		Worker: workerConfig{Device: "cpu", Batch: 8, Wait: 20 * time.Millisecond},
+		Worker: workerConfig{Device: "cpu", Batch: 16},
 		Images: imagesConfig{MaxBytes: 64 << 20, MaxPixels: 100_000_000},
 	}
 }
@@ -131,9 +130,6 @@ func (c config) Validate() error {
 	}
 	if c.Worker.Batch < 1 || c.Worker.Batch > 1024 {
 		wrong("worker.batch", c.Worker.Batch, "between 1 and 1024")
-	}
-	if c.Worker.Wait < 0 || c.Worker.Wait > time.Minute {
-		wrong("worker.wait", c.Worker.Wait, "between 0s and 1m")
 	}
 	if c.Images.MaxBytes < 1 {
 		wrong("images.max_bytes", c.Images.MaxBytes, "at least 1")

@@ -25,12 +25,12 @@ func TestSampleConfigurationIsTheDefaults(t *testing.T) {
 
 func TestEnvironmentOverridesTheFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "c.yaml")
-	write(t, path, "data: from-file\nworker: {batch: 3, wait: 1s}\n")
+	write(t, path, "data: from-file\nworker: {batch: 3}\nkeep: {frames_age: 1h}\n")
 	c, err := loadConfig(path, map[string]string{"NEARMISS_WORKER_BATCH": "5", "NEARMISS_BROKER_PORT": "5000"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Data != "from-file" || c.Worker.Batch != 5 || c.Worker.Wait != time.Second || c.Broker.Port != 5000 {
+	if c.Data != "from-file" || c.Worker.Batch != 5 || c.Keep.FramesAge != time.Hour || c.Broker.Port != 5000 {
 		t.Fatalf("%+v", c)
 	}
 	if c.Worker.Device != "cpu" {
