@@ -46,21 +46,28 @@ func (b *backward) sumChannels(v *onnx.Value) *onnx.Value {
 
 // convData returns the gradient of a convolution's input. A transposed
 // convolution does it in general, and is cuDNN's own data gradient. On the CPU
-// a convolution with the flipped kernel is twice as fast for depthwise kernels,
-// and one with the transposed kernel for 1×1 ones, whose strides then only put
-// zeros between the pixels.
+// a convolution with the flipped kernel is twice as fast for depthwise kernels
+// and, at stride 1, 15 to 40 % faster for dense ones, unless turning the kernel
+// round costs too much; one with the transposed kernel is for 1×1 ones, whose
+// strides then only put zeros between the pixels.
 func (b *backward) convData(w onnx.Window) *onnx.Value {
 	x, weight, dy := b.x(0), b.x(1), b.dy()
 	spatial := len(w.Kernel)
 	depthwise := weight.Dim(1) == 1 && weight.Dim(0) == w.Group
-	if b.target == CPU && depthwise && allEqual(w.Strides, 1) {
+	positions := dy.Elements() / max(dy.Dim(1), 1)
+	dense := w.Group == 1 && !allEqual(w.Kernel, 1) && positions >= 8*max(weight.Dim(0), weight.Dim(1))
+	if b.target == CPU && (depthwise || dense) && allEqual(w.Strides, 1) {
 		pads := make([]int, 2*spatial)
 		for i, k := range w.Kernel {
 			reach := (k - 1) * w.Dilations[i]
 			pads[i], pads[spatial+i] = reach-w.Begin[i], reach-w.End[i]
 		}
 		if slices.Min(pads) >= 0 {
-			return b.g.Conv(dy, b.flip(weight, spatial), nil, onnx.ConvOptions{
+			turned := b.flip(weight, spatial)
+			if dense {
+				turned = b.swapChannels(turned)
+			}
+			return b.g.Conv(dy, turned, nil, onnx.ConvOptions{
 				Dilations: w.Dilations, Pads: pads, Group: w.Group,
 			})
 		}
@@ -111,6 +118,15 @@ func (b *backward) flip(v *onnx.Value, n int) *onnx.Value {
 	return b.g.SliceStep(v, axes, starts, ends, steps)
 }
 
+// swapChannels turns a kernel [M, C, k...] into [C, M, k...].
+func (b *backward) swapChannels(v *onnx.Value) *onnx.Value {
+	perm := []int{1, 0}
+	for i := 2; i < v.Rank(); i++ {
+		perm = append(perm, i)
+	}
+	return b.g.Transpose(v, perm...)
+}
+
 func allEqual(list []int, v int) bool {
 	return !slices.ContainsFunc(list, func(x int) bool { return x != v })
 }
@@ -134,7 +150,26 @@ func (b *backward) convWeight(x, dy *onnx.Value, shape []int, w onnx.Window) *on
 	if pointwise && w.Group == 1 {
 		return b.pointwiseWeight(x, dy, shape)
 	}
+	if w.Group == 1 && 2*shape[0] <= shape[1] && allEqual(w.Strides, 1) {
+		return b.shiftedWeight(x, dy, shape, w)
+	}
 	return b.tappedWeight(x, dy, shape, w)
+}
+
+// shiftedWeight moves dY instead of x, which is less work where there are fewer
+// output than input channels: with p the position in dY and q that in x,
+// q = p + t·dilation − pad, dY at q − t·dilation + pad meets x at q. That is the
+// weight gradient with the two in each other's place, its taps in reverse.
+func (b *backward) shiftedWeight(x, dy *onnx.Value, shape []int, w onnx.Window) *onnx.Value {
+	turned := w
+	turned.Begin, turned.End = slices.Clone(w.Begin), slices.Clone(w.End)
+	for i, k := range w.Kernel {
+		reach := (k - 1) * w.Dilations[i]
+		turned.Begin[i], turned.End[i] = reach-w.Begin[i], reach-w.End[i]
+	}
+	swapped := append([]int{shape[1], shape[0]}, shape[2:]...)
+	d := b.tappedWeight(dy, x, swapped, turned)
+	return b.swapChannels(b.flip(d, len(w.Kernel)))
 }
 
 // pointwiseWeight: dW = Σₙ dY[n]·X[n]ᵀ over flattened positions: one product a
@@ -156,13 +191,9 @@ func (b *backward) pointwiseWeight(x, dy *onnx.Value, shape []int) *onnx.Value {
 // channelsFirst turns [N, C, d...] into [C, N·d] for one group and into
 // [groups, C/groups, N·d] for several.
 func (b *backward) channelsFirst(v *onnx.Value, groups int) *onnx.Value {
-	perm := []int{1, 0}
-	for i := 2; i < v.Rank(); i++ {
-		perm = append(perm, i)
-	}
 	t := v
 	if v.Dim(0) != 1 {
-		t = b.g.Transpose(v, perm...)
+		t = b.swapChannels(v)
 	}
 	c := v.Dim(1)
 	rest := v.Elements() / max(c, 1)
@@ -177,16 +208,7 @@ func (b *backward) tappedWeight(x, dy *onnx.Value, shape []int, w onnx.Window) *
 	g := b.g
 	spatial := len(w.Kernel)
 	n, c, m := x.Dim(0), x.Dim(1), dy.Dim(1)
-	perm := []int{1, 0}
-	for i := range spatial {
-		perm = append(perm, i+2)
-	}
-	xt := x
-	if n != 1 {
-		xt = g.Transpose(x, perm...)
-	} else {
-		xt = b.reshape(x, append([]int{c, n}, x.Shape()[2:]...))
-	}
+	xt := b.reshape(b.channelsFirst(x, 1), append([]int{c, n}, x.Shape()[2:]...))
 	if !allEqual(w.Begin, 0) || !allEqual(w.End, 0) {
 		xt = g.Pad(xt, slices.Concat([]int{0, 0}, w.Begin, []int{0, 0}, w.End)...)
 	}
@@ -257,15 +279,13 @@ func (b *backward) depthwiseWeight(x, dy *onnx.Value, shape []int, w onnx.Window
 	g := b.g
 	spatial := len(w.Kernel)
 	n, c := x.Dim(0), x.Dim(1)
-	perm := []int{1, 0}
 	pads := make([]int, 2*spatial)
 	for i, k := range w.Kernel {
-		perm = append(perm, i+2)
 		pads[i] = w.Begin[i]
 		pads[spatial+i] = (dy.Dim(i+2)-1)*w.Strides[i] + (k-1)*w.Dilations[i] + 1 - x.Dim(i+2) - w.Begin[i]
 	}
-	xt := b.reshape(g.Transpose(x, perm...), append([]int{1, c * n}, x.Shape()[2:]...))
-	dt := g.Transpose(dy, perm...)
+	xt := b.reshape(b.swapChannels(x), append([]int{1, c * n}, x.Shape()[2:]...))
+	dt := b.swapChannels(dy)
 	if slices.Min(pads) < 0 {
 		// The end of the input that no window reached is cut off.
 		cut := make([]int, 2*xt.Rank())

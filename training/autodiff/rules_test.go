@@ -336,6 +336,15 @@ func TestConvolutionRules(t *testing.T) {
 			})
 		})
 	})
+	t.Run("fewer channels out than in, many positions", func(t *testing.T) {
+		checkRule(t, func(b *bench) *onnx.Value {
+			c := b.n(2, 5, "c")
+			return b.g.Conv(b.x(2, c, 6, 5), b.x(c/2, c, 3, 2), nil, onnx.ConvOptions{
+				Dilations: []int{b.n(1, 2, "dilation"), 1},
+				Pads:      []int{b.n(0, 2, "top"), b.n(0, 1, "left"), b.n(0, 2, "bottom"), b.n(0, 1, "right")},
+			})
+		})
+	})
 	t.Run("padding by name", func(t *testing.T) {
 		checkRule(t, func(b *bench) *onnx.Value {
 			attrs := onnx.Attrs{"auto_pad": []string{"SAME_UPPER", "SAME_LOWER", "VALID"}[b.n(0, 2, "how")], "strides": []int{2, 1}}
