@@ -111,6 +111,9 @@ func isLoopback(host string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
+// ErrInUse: another broker runs on the store folder.
+var ErrInUse = errors.New("another broker uses it: stop that one, or choose another folder")
+
 // Broker is an embedded nats-server.
 type Broker struct {
 	cfg   Config
@@ -133,6 +136,11 @@ const startTimeout = 5 * time.Minute
 // Run serves until ctx ends, then shuts down in order: what was acknowledged is
 // on the disk. It can be called once.
 func (b *Broker) Run(ctx context.Context) error {
+	release, err := lockStore(b.cfg.StoreDir)
+	if err != nil {
+		return err
+	}
+	defer release()
 	opts := b.options()
 	srv, err := server.NewServer(opts)
 	if err != nil {

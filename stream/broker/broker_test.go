@@ -3,9 +3,11 @@ package broker_test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"net"
 	"net/http"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -227,6 +229,23 @@ func TestAPortThatIsTakenIsAnError(t *testing.T) {
 	if err := b.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "address already in use") {
 		t.Errorf("error %v", err)
 	}
+}
+
+func TestTwoBrokersCannotShareAStore(t *testing.T) {
+	if runtime.GOOS != "linux" && runtime.GOOS != "darwin" {
+		t.Skip("there is no flock on this system")
+	}
+	dir := t.TempDir()
+	_, stop := start(t, broker.Config{StoreDir: dir})
+	second, err := broker.New(broker.Config{StoreDir: dir, Port: -1}, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Run(t.Context()); !errors.Is(err, broker.ErrInUse) {
+		t.Fatalf("a second broker on the store: %v", err)
+	}
+	stop()
+	start(t, broker.Config{StoreDir: dir}) // the store is free again
 }
 
 func TestValidate(t *testing.T) {
