@@ -99,11 +99,16 @@ func (t trainer) Train(ctx context.Context, task *stream.Task) (stream.TrainResu
 	out := filepath.Join(task.Dir, "release")
 	d := task.Detector
 	var at stream.Progress
+	work, saved := filepath.Join(task.Dir, "steps"), time.Now()
 	plan := training.Plan{
 		Detector: d.Name, Method: training.Method(d.Method), Normals: normals, Backbone: model, Out: out,
 		K: d.K, Alpha: d.FalseAlarmRate, View: view(d), Settle: true, Seed: uint64(task.Request.Seed), Index: bank.Auto,
 		Device: t.device, Threads: t.conf.Worker.Threads, Limits: t.limits, Tool: "nearmiss " + version, Log: t.o.Log,
 		Progress: func(step string, done, total int) {
+			if step != at.Phase || time.Since(saved) > saveEvery {
+				t.save(ctx, task, work)
+				saved = time.Now()
+			}
 			at = stream.Progress{Phase: step, Step: done, Steps: total}
 			task.Report(at)
 		},
@@ -121,7 +126,13 @@ func (t trainer) Train(ctx context.Context, task *stream.Task) (stream.TrainResu
 		if err != nil {
 			return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
 		}
-		plan.Tuning = &tuning
+		plan.Tuning, plan.Work = &tuning, work
+		if _, err := task.RestoreFolder(work); err != nil {
+			t.o.Log.Warn().Err(err).Str("detector", d.Name).Msg("learning from the beginning")
+			if err := os.RemoveAll(work); err != nil {
+				return stream.TrainResult{}, err
+			}
+		}
 		if plan.Anomalies, err = folderImages(task.Anomalies); err != nil {
 			return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
 		}
@@ -135,6 +146,21 @@ func (t trainer) Train(ctx context.Context, task *stream.Task) (stream.TrainResu
 	}
 	t.warn(d.Name, res)
 	return stream.TrainResult{Dir: out}, nil
+}
+
+// saveEvery is how often the results of a step that is under way are kept; those
+// of the steps before are kept when it begins.
+const saveEvery = 10 * time.Minute
+
+// save keeps what the steps have left, so that another trainer can go on.
+func (t trainer) save(ctx context.Context, task *stream.Task, work string) {
+	entries, err := os.ReadDir(work)
+	if err != nil || len(entries) == 0 {
+		return // nothing yet, or a method without steps
+	}
+	if err := task.SaveFolder(ctx, work); err != nil && ctx.Err() == nil {
+		t.o.Log.Warn().Err(err).Str("detector", task.Detector.Name).Msg("no checkpoint: should this trainer die, more is to be learnt again")
+	}
 }
 
 // view is the part of each image that a detector looks at.
