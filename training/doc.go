@@ -4,4 +4,20 @@
 // backbone as it is and fills the bank with the normals' embeddings (the
 // paper's baseline, DN2). Some normals are held out of the bank and calibrate
 // it: their scores give every later score its p-value and set the threshold.
+//
+// Method fitymi tunes the backbone first (arXiv 2205.14297):
+//
+//	normals ─┬─ held out: calibrate the release, seen by nothing before
+//	         ├─ unseen:   the fine-tune's curve and the gate; join the bank
+//	         └─ fitted ─▶ fakes ─▶ fine-tunes ─▶ average ─▶ gate ─▶ bank
+//
+// Fakes come from any mix of [Source]s. Several fine-tunes with different seeds
+// are averaged, weight by weight. The [Gate] publishes the average, or one half
+// way to the frozen weights, only where it is surely better than the frozen
+// backbone at telling unseen normals from anomalies of kinds that nothing was
+// trained on; else the release has the frozen backbone, and says so.
+//
+// Each step leaves its result in the work folder under a digest of everything it
+// depends on, so an interrupted run goes on, and runs that share steps (ablations
+// of k, of the score, of the gate) do them once.
 package training

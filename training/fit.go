@@ -181,7 +181,7 @@ func (p Plan) model(ctx context.Context, all []Normal, of, train []int) (path st
 		return p.Backbone, nil, tidy, nil
 	}
 	if p.Work == "" {
-		p.Work = filepath.Clean(p.Out) + ".work"
+		p.Work = WorkFolder(p.Out)
 		tidy = func() error { return os.RemoveAll(p.Work) }
 	}
 	if p.Method == KNN {

@@ -150,6 +150,9 @@ func TestFitymiGoesOnWhereItWasInterrupted(t *testing.T) {
 	if _, err := os.Stat(plan.Out); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("an interrupted fit leaves a release: %v", err)
 	}
+	if seed, ok := WorkSeed(plan.Work); !ok || seed != plan.Seed {
+		t.Errorf("the work folder says seed %d, %v", seed, ok)
+	}
 	var steps []string
 	plan.Progress = func(step string, _, _ int) { steps = append(steps, step) }
 	if _, err := Fit(t.Context(), plan); err != nil {

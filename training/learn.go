@@ -13,6 +13,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/google/renameio/v2"
@@ -97,6 +99,9 @@ func (p Plan) learn(ctx context.Context, normals []Image, digests []string) (_ *
 	if err := os.MkdirAll(l.work, 0o755); err != nil {
 		return nil, fmt.Errorf("make the work folder: %w", err)
 	}
+	if err := l.keepSeed(); err != nil {
+		return nil, err
+	}
 	if l.fit, l.unseen, err = l.Tuning.split(len(normals), p.K, p.Seed); err != nil {
 		return nil, err
 	}
@@ -120,6 +125,27 @@ func (p Plan) learn(ctx context.Context, normals []Image, digests []string) (_ *
 	}
 	return &learned{model: model, about: l.about}, nil
 }
+
+const seedFile = "seed"
+
+// keepSeed lets a later run with the same folder find the seed.
+func (l *lesson) keepSeed() error {
+	return renameio.WriteFile(filepath.Join(l.work, seedFile), fmt.Appendf(nil, "%d\n", l.Seed), 0o644)
+}
+
+// WorkSeed is the seed of the last run that used a work folder; ok is false where
+// there was none.
+func WorkSeed(work string) (seed uint64, ok bool) {
+	b, err := os.ReadFile(filepath.Join(work, seedFile))
+	if err != nil {
+		return 0, false
+	}
+	seed, err = strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
+	return seed, err == nil
+}
+
+// WorkFolder is the default of Plan.Work for a release folder.
+func WorkFolder(out string) string { return filepath.Clean(out) + ".work" }
 
 // split keeps some normals from the fine-tune, in ascending order.
 func (t Tuning) split(n, k int, seed uint64) (fit, unseen []int, err error) {

@@ -54,9 +54,16 @@ func (c *fitCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
+	work := c.Work
+	if work == "" {
+		work = training.WorkFolder(c.Out)
+	}
 	seed := rand.Uint64() >> 11 // fits a JSON number
 	if c.Seed != nil {
 		seed = *c.Seed
+	} else if before, ok := training.WorkSeed(work); ok {
+		seed = before
+		fmt.Fprintf(o.Err, "note: going on with what is in %s (seed %d)\n", work, seed)
 	}
 	plan, err := c.plan(c.Method)
 	if err != nil {
