@@ -248,9 +248,10 @@ func (b *backward) tappedWeight(x, dy *onnx.Value, shape []int, w onnx.Window) *
 	}
 	products := make([]*onnx.Value, taps)
 	for i, s := range slicesOf {
-		products[i] = b.reshape(product(s), []int{m * perGroup, 1})
+		products[i] = b.reshape(product(s), []int{m, perGroup})
 	}
-	return b.reshape(g.Concat(1, products...), shape)
+	all := b.reshape(g.Concat(0, products...), []int{taps, m * perGroup})
+	return b.reshape(g.Transpose(all, 1, 0), shape)
 }
 
 // tapSlice returns the elements of the padded [C, N, d...] input that one tap of
