@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"math"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -31,7 +32,7 @@ func quick(t testing.TB, sources string) *Tuning {
 	if tune.Sources, err = ParseSources(sources); err != nil {
 		t.Fatal(err)
 	}
-	tune.Members, tune.Recipe.Epochs, tune.Recipe.Batch = 2, 1, 8
+	tune.Members, tune.Recipe.Epochs, tune.Recipe.Batch, tune.LeastSteps = 2, 1, 8, 0
 	tune.Gate.Resamples, tune.Gate.Strengths = 100, []float64{0.5}
 	tune.Gate.Kinds = []corrupt.Kind{"swirl", "shade"}
 	return &tune
@@ -205,6 +206,55 @@ func TestFitymiLearnsFromAGeneratorsFakes(t *testing.T) {
 				t.Errorf("%+v", f)
 			}
 		})
+	}
+}
+
+func TestLogisticFindsTheDirection(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 5))
+	const dim, n = 20, 60
+	draw := func(shift float64) (out []float32) {
+		for range n {
+			for j := range dim {
+				v := 7 + r.NormFloat64() // far from the origin
+				if j == 3 {
+					v += shift
+				}
+				out = append(out, float32(v))
+			}
+		}
+		return out
+	}
+	h := logistic(draw(0), draw(4), dim, 0.01)
+	right := 0
+	for label, rows := range [][]float32{draw(0), draw(4)} {
+		for i := range n {
+			z := [2]float32{h.Bias[0], h.Bias[1]}
+			for j, v := range rows[i*dim : (i+1)*dim] {
+				z[0] += h.Weight[j] * v
+				z[1] += h.Weight[dim+j] * v
+			}
+			if (z[1] > z[0]) == (label == 1) {
+				right++
+			}
+		}
+	}
+	if right < 2*n*9/10 {
+		t.Errorf("%d of %d are told apart", right, 2*n)
+	}
+	if h := logistic([]float32{1, 1}, []float32{1, 1}, 2, 0.01); !finite(h.Weight) || !finite(h.Bias) {
+		t.Errorf("equal rows give %+v", h)
+	}
+}
+
+func TestFewNormalsMakeEnoughSteps(t *testing.T) {
+	plan := fitymiPlan(t, 20, "warp")
+	plan.Tuning.Members, plan.Tuning.LeastSteps = 1, 10
+	if _, err := Fit(t.Context(), plan); err != nil {
+		t.Fatal(err)
+	}
+	prov, _ := provenanceOf(t, plan.Out)
+	if steps := prov.Learning.Members[0].Result.Steps; steps < 10 || steps > 14 {
+		t.Errorf("%d steps", steps)
 	}
 }
 

@@ -89,7 +89,8 @@ type lesson struct {
 	base        string // digest of what every step depends on
 	about       Learning
 	fakes       fakeSets
-	tuned       []string // the members' files
+	start       *finetune.Head // nil: the recipe's
+	tuned       []string       // the members' files
 }
 
 // learn makes the model that a plan asks for from the usable normals.
@@ -112,6 +113,11 @@ func (p Plan) learn(ctx context.Context, normals []Image, digests []string) (_ *
 	if len(p.Tuning.Sources) > 0 {
 		if err := l.makeFakes(ctx); err != nil {
 			return nil, err
+		}
+		if p.Tuning.Probe > 0 {
+			if l.start, err = l.linearProbe(ctx); err != nil {
+				return nil, err
+			}
 		}
 		for i := range p.Tuning.Members {
 			if err := l.finetune(ctx, i); err != nil {
@@ -253,14 +259,16 @@ func (l *lesson) finetune(ctx context.Context, i int) error {
 	t := l.Tuning
 	recipe := t.Recipe
 	recipe.Seed = l.draw("member", i)
+	perEpoch := (2*len(l.fit) + recipe.Batch - 1) / recipe.Batch
+	recipe.Epochs = max(recipe.Epochs, (t.LeastSteps+perEpoch-1)/perEpoch)
 	name := fmt.Sprintf("finetune-%d", i+1)
 	m := Member{Seed: recipe.Seed}
-	dir, err := l.step(name, []any{recipe, l.fakes.key, t.Match}, &m, func(dir string) error {
+	dir, err := l.step(name, []any{recipe, l.fakes.key, t.Match, t.Probe}, &m, func(dir string) error {
 		res, err := finetune.Run(ctx, finetune.Config{
 			Backbone: l.Backbone, Out: filepath.Join(dir, tunedFile),
 			Normals: l.matched(l.fit), Fakes: l.fakes.fit,
 			HeldNormals: l.matched(l.unseen), HeldFakes: l.fakes.held,
-			Recipe: recipe, Session: l.session(), Checkpoint: dir,
+			Recipe: recipe, Start: l.start, Session: l.session(), Checkpoint: dir,
 			Progress: func(p finetune.Progress) { l.Progress(name, p.Step, p.Steps) },
 		})
 		m.Result = res
@@ -449,13 +457,9 @@ func (l *lesson) lookAt(see func(group string, images []*imaging.Image) error) e
 	const chunk = 32
 	all := func(group string, n int, at func(i int) (*imaging.Image, error)) error {
 		for lo := 0; lo < n; lo += chunk {
-			var images []*imaging.Image
-			for i := lo; i < min(lo+chunk, n); i++ {
-				m, err := at(i)
-				if err != nil {
-					return err
-				}
-				images = append(images, m)
+			images, err := picturesOf(setOf{n, at}, lo, min(lo+chunk, n))
+			if err != nil {
+				return err
 			}
 			if err := see(group, images); err != nil {
 				return err
@@ -503,6 +507,26 @@ func (l *lesson) lookAt(see func(group string, images []*imaging.Image) error) e
 		}
 		return m, nil
 	})
+}
+
+// setOf is a finetune.Set of a function.
+type setOf struct {
+	n  int
+	at func(i int) (*imaging.Image, error)
+}
+
+func (s setOf) Len() int                            { return s.n }
+func (s setOf) Image(i int) (*imaging.Image, error) { return s.at(i) }
+
+func picturesOf(set finetune.Set, from, to int) ([]*imaging.Image, error) {
+	out := make([]*imaging.Image, to-from)
+	for i := range out {
+		var err error
+		if out[i], err = set.Image(from + i); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
 }
 
 // scores computes the evidence of a model: k-NN on the parts, scaled so that

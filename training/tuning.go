@@ -39,6 +39,12 @@ type Tuning struct {
 	Stopping float64 `json:"stopping"`
 	// Recipe is the fine-tune; its seed is drawn from the plan's.
 	Recipe finetune.Recipe `json:"recipe"`
+	// LeastSteps raises the epochs where there are so few normals that they would
+	// make fewer steps.
+	LeastSteps int `json:"least_steps,omitempty"`
+	// Probe, above 0, starts from a head that was fitted to the frozen embeddings,
+	// with this penalty on its weights; 0: from the recipe's head.
+	Probe float64 `json:"probe,omitempty"`
 	// Members is the number of fine-tunes with different seeds whose weights are
 	// averaged into one model: the outcome of one depends on chance.
 	Members int `json:"members"`
@@ -147,7 +153,8 @@ func Profile(name string) (Tuning, error) {
 	if name != "paper" {
 		// A random head on a class token of norm 50 starts with a loss of 3 and
 		// spoils the features before it knows anything.
-		t.Recipe.ZeroHead, t.Recipe.HeadRate = true, 0.2
+		t.Probe, t.Recipe.HeadRate = 0.01, 0.2
+		t.LeastSteps = 100
 	}
 	t.SDE.Edit, t.SDE.EditFrom = 0.45, 0.3
 	switch name {
@@ -189,6 +196,9 @@ func (t Tuning) Validate() error {
 	}
 	if !(t.Stopping > 0 && t.Stopping < 1) {
 		fail("share %g of normals for the gate: use a number between 0 and 1", t.Stopping)
+	}
+	if !(t.Probe >= 0) || math.IsInf(t.Probe, 0) || t.LeastSteps < 0 {
+		fail("penalty %g of the head and at least %d steps: use 0 or more", t.Probe, t.LeastSteps)
 	}
 	if t.Members < 1 {
 		fail("%d fine-tunes: use 1 or more", t.Members)

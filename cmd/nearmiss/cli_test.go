@@ -166,7 +166,7 @@ func TestEvalVariesOptions(t *testing.T) {
 	if got, want := methods("--protocol", "near", "--vary", "k=1,3"), []string{"knn k=1", "knn k=3"}; !slices.Equal(got, want) {
 		t.Errorf("methods %q, want %q", got, want)
 	}
-	got := methods("--protocol", "one-vs-rest", "--normal", "clean", "--method", "fitymi", "--members", "1", "--epochs", "1",
+	got := methods("--protocol", "one-vs-rest", "--normal", "clean", "--method", "fitymi", "--members", "1", "--epochs", "1", "--least-steps", "0",
 		"--work", t.TempDir(), "--vary", "fakes=warp", "--vary", "fakes=none", "--vary", "score=class")
 	if want := []string{"fitymi fakes=warp score=class", "fitymi fakes=none score=class"}; !slices.Equal(got, want) {
 		t.Errorf("methods %q, want %q", got, want)

@@ -24,14 +24,16 @@ type tuneFlags struct {
 	Edit      float64 `placeholder:"T" help:"How far sdedit diffuses, 0..1."`
 	EditFrom  float64 `name:"edit-from" placeholder:"T" help:"Lower end of the times that sdedit diffuses to."`
 
-	Epochs  int       `placeholder:"N" help:"Epochs of a fine-tune."`
-	Rate    float64   `placeholder:"R" help:"Learning rate of a fine-tune."`
-	Freeze  *int      `placeholder:"N" help:"First blocks of the backbone that stay as they are."`
-	Dropout *float64  `placeholder:"P" help:"Dropout of a fine-tune."`
-	Members int       `placeholder:"N" help:"Fine-tunes with different seeds whose weights are averaged."`
-	Unseen  float64   `placeholder:"SHARE" help:"Share of the normals that the fine-tune does not see, to judge it by."`
-	Blends  []float64 `placeholder:"SHARE" help:"Shares of the tuned weights, the rest being frozen ones, that the gate chooses from."`
-	NoGate  bool      `name:"no-gate" help:"Publish the fine-tuned backbone whatever the gate finds."`
+	Epochs     int       `placeholder:"N" help:"Epochs of a fine-tune."`
+	Rate       float64   `placeholder:"R" help:"Learning rate of a fine-tune."`
+	Freeze     *int      `placeholder:"N" help:"First blocks of the backbone that stay as they are."`
+	Dropout    *float64  `placeholder:"P" help:"Dropout of a fine-tune."`
+	LeastSteps *int      `name:"least-steps" placeholder:"N" help:"Steps that a fine-tune makes at least, however few the normals."`
+	Probe      *float64  `placeholder:"P" help:"Start the fine-tune from a head that was fitted with this penalty on its weights; 0: from a random one."`
+	Members    int       `placeholder:"N" help:"Fine-tunes with different seeds whose weights are averaged."`
+	Unseen     float64   `placeholder:"SHARE" help:"Share of the normals that the fine-tune does not see, to judge it by."`
+	Blends     []float64 `placeholder:"SHARE" help:"Shares of the tuned weights, the rest being frozen ones, that the gate chooses from."`
+	NoGate     bool      `name:"no-gate" help:"Publish the fine-tuned backbone whatever the gate finds."`
 
 	Score string `default:"class" placeholder:"PARTS" help:"Parts of the embedding that scores are computed on, joined by +: class (the paper's), patches, frozen-class, frozen-patches."`
 	Work  string `type:"path" placeholder:"DIR" help:"Folder for the results of single steps, from which another run with the same images and seed goes on."`
@@ -87,6 +89,12 @@ func (f tuneFlags) change(t *training.Tuning) (err error) {
 	}
 	if f.Dropout != nil {
 		t.Recipe.Dropout = *f.Dropout
+	}
+	if f.LeastSteps != nil {
+		t.LeastSteps = *f.LeastSteps
+	}
+	if f.Probe != nil {
+		t.Probe = *f.Probe
 	}
 	if len(f.Blends) > 0 {
 		t.Gate.Blends = f.Blends

@@ -35,6 +35,10 @@ type Config struct {
 	// Recipe says how to train.
 	Recipe Recipe
 
+	// Start is the head to start from, for a backbone of its dimension; nil: as the
+	// recipe says.
+	Start *Head
+
 	// Session says where and with how many threads.
 	Session ort.Options
 	// Chunk is the number of steps in one call of ONNX Runtime, between which
@@ -287,6 +291,12 @@ func (r *runner) spec() (optim.Spec, error) {
 		groups = append(groups, optim.Group{Pattern: p, Freeze: true})
 	}
 	top := r.head
+	if r.Start != nil {
+		if len(r.Start.Weight) != 2*dim || len(r.Start.Bias) != 2 {
+			return optim.Spec{}, fmt.Errorf("the head to start from has %d weights, the backbone's embedding takes %d", len(r.Start.Weight), 2*dim)
+		}
+		top = []onnx.Tensor{onnx.FromFloat32(HeadWeight, r.Start.Weight, 2, dim), onnx.FromFloat32(HeadBias, r.Start.Bias, 2)}
+	}
 	if top == nil {
 		top = head(dim, rec.Seed)
 		if rec.ZeroHead {
@@ -351,7 +361,7 @@ func (r *runner) fingerprint() (string, error) {
 	if r.held != nil {
 		held = [2]int{r.HeldNormals.Len(), r.HeldFakes.Len()}
 	}
-	err := json.NewEncoder(h).Encode([]any{r.net.info, r.net.pre, r.Recipe, r.Normals.Len(), r.Fakes.Len(), held})
+	err := json.NewEncoder(h).Encode([]any{r.net.info, r.net.pre, r.Recipe, r.Normals.Len(), r.Fakes.Len(), held, r.Start})
 	return hex.EncodeToString(h.Sum(nil)), err
 }
 
