@@ -25,7 +25,7 @@ type fakesCmd struct {
 	Grey    bool     `help:"Make grey images."`
 
 	Backbone string `type:"existingfile" placeholder:"FILE.onnx" help:"Model whose embeddings tell how near fakes are: the detector's pretrained backbone, from nearmiss backbone import, or an Inception for fid targets."`
-	Stop     string `default:"r=0.15" placeholder:"T" help:"When to stop training: r=R of the way from the normals (0) to noise (1), fid=F, or steps=N, which needs no backbone (default ${default})."`
+	Stop     string `default:"r=0.25" placeholder:"T" help:"When to stop training: r=R of the way from the normals (0) to noise (1), fid=F, or steps=N, which needs no backbone (default ${default})."`
 	MaxSteps int    `name:"max-steps" placeholder:"N" help:"Most training steps (default: the profile's)."`
 	Every    int    `placeholder:"N" help:"Steps between two looks at the generator (default: the profile's)."`
 	Probes   int    `placeholder:"N" help:"Samples at each look, at most half the normals (default: the profile's)."`

@@ -8,6 +8,7 @@ import (
 	"image/draw"
 	"io"
 	"math"
+	"strconv"
 
 	xdraw "golang.org/x/image/draw"
 	"golang.org/x/image/font"
@@ -28,6 +29,7 @@ func WriteCurve(w io.Writer, title string, probes []Probe, t Target, chosen int)
 	p.Title.Text = title
 	p.X.Label.Text = "training steps"
 	p.X.Min, p.Y.Min = 0, 0
+	p.X.Tick.Marker = wholeTicks{}
 	p.Add(plotter.NewGrid())
 	value, label := func(q Probe) float64 { return q.FD }, "Fréchet distance"
 	if t.Kind == Ratio {
@@ -82,7 +84,7 @@ func WriteCurve(w io.Writer, title string, probes []Probe, t Target, chosen int)
 		p.Legend.Add(fmt.Sprintf("chosen: step %d", chosen), s)
 	}
 	p.Legend.Top = true
-	p.X.Max = max(p.X.Max, 1)
+	p.X.Max = max(p.X.Max*1.03, 1)
 	p.Y.Max = max(top, t.Value*boolTo(t.Kind != Steps)) * 1.05
 	if p.Y.Max <= 0 {
 		p.Y.Max = 1
@@ -93,6 +95,19 @@ func WriteCurve(w io.Writer, title string, probes []Probe, t Target, chosen int)
 	}
 	_, err = to.WriteTo(w)
 	return err
+}
+
+// wholeTicks labels an axis of counts without decimals.
+type wholeTicks struct{}
+
+func (wholeTicks) Ticks(lo, hi float64) []plot.Tick {
+	ticks := plot.DefaultTicks{}.Ticks(lo, hi)
+	for i, t := range ticks {
+		if t.Label != "" {
+			ticks[i].Label = strconv.FormatFloat(t.Value, 'f', -1, 64)
+		}
+	}
+	return ticks
 }
 
 func boolTo(b bool) float64 {

@@ -99,7 +99,7 @@ var Profiles = []string{"cpu", "gpu", "paper"}
 func Profile(name, sdeName string, size, channels int) (Options, error) {
 	o := Options{
 		SDE: sdeName, Sampler: Heun, Probes: 500, N: 1000, Mix: true, DropCopies: true, Detail: DetailNone,
-		Stop: frechet.Target{Kind: frechet.Ratio, Value: 0.15},
+		Stop: frechet.Target{Kind: frechet.Ratio, Value: 0.25},
 	}
 	if o.SDE == "" {
 		o.SDE = "edm"
