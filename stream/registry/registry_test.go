@@ -24,7 +24,11 @@ import (
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// leak is nats.go's: a Put into an Object Store that ends before its helper has
+// begun leaves the helper waiting (v1.55, resetPendingAcksOnReconnect).
+var leak = goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect")
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, leak) }
 
 const bucket = "ARTIFACTS"
 
