@@ -41,12 +41,12 @@ type inference struct {
 	node *Node
 }
 
-// mismatch carries a rule's complaint up to infer.
+// mismatch carries a rule's complaint up to guard.
 type mismatch struct{ err error }
 
 // infer sets the type and shape of the node's outputs, and folds them where
 // they are small and known.
-func infer(n *Node) (err error) {
+func infer(n *Node) error {
 	key := n.OpType
 	if n.Domain != "" && n.Domain != "ai.onnx" {
 		key = n.Domain + ":" + n.OpType
@@ -55,6 +55,29 @@ func infer(n *Node) (err error) {
 	if !ok {
 		return fmt.Errorf("%s: shape inference does not know this operator", n)
 	}
+	c := &inference{n}
+	return guard(func() {
+		if b := arity[key]; len(n.Inputs) < b[0] || len(n.Inputs) > b[1] {
+			c.failf("has %d inputs, takes %s", len(n.Inputs), arityText(b))
+		}
+		r(c)
+		for i, v := range n.Outputs {
+			if v.name == "" {
+				continue
+			}
+			if v.typ == Undefined {
+				c.failf("has no output %d", i)
+			}
+			if _, err := elements(v.shape); err != nil {
+				c.failf("output %d: %v", i, err)
+			}
+		}
+		fold(c)
+	})
+}
+
+// guard turns what a rule complains about into an error.
+func guard(f func()) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			m, ours := p.(mismatch)
@@ -64,23 +87,7 @@ func infer(n *Node) (err error) {
 			err = m.err
 		}
 	}()
-	c := &inference{n}
-	if b := arity[key]; len(n.Inputs) < b[0] || len(n.Inputs) > b[1] {
-		c.failf("has %d inputs, takes %s", len(n.Inputs), arityText(b))
-	}
-	r(c)
-	for i, v := range n.Outputs {
-		if v.name == "" {
-			continue
-		}
-		if v.typ == Undefined {
-			c.failf("has no output %d", i)
-		}
-		if _, err := elements(v.shape); err != nil {
-			c.failf("output %d: %v", i, err)
-		}
-	}
-	fold(c)
+	f()
 	return nil
 }
 

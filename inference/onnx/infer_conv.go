@@ -25,16 +25,7 @@ type Window struct {
 // shapes have been inferred.
 func WindowOf(n *Node) (Window, error) {
 	var w Window
-	err := func() (err error) {
-		defer func() {
-			if p := recover(); p != nil {
-				m, ours := p.(mismatch)
-				if !ours {
-					panic(p)
-				}
-				err = m.err
-			}
-		}()
+	err := guard(func() {
 		c := &inference{n}
 		kernel := n.Attrs.Ints("kernel_shape")
 		if n.OpType == "Conv" || n.OpType == "ConvTranspose" {
@@ -46,8 +37,7 @@ func WindowOf(n *Node) (Window, error) {
 		} else {
 			c.slide(&w)
 		}
-		return nil
-	}()
+	})
 	return w, err
 }
 
