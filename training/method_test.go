@@ -1,6 +1,7 @@
 package training
 
 import (
+	"io"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -54,6 +55,7 @@ func TestFitymiUnderTheProtocols(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer m.(io.Closer).Close()
 		r, err := evaluate.OneVsRest(t.Context(), set, m, evaluate.Options{Seed: 4})
 		if err != nil {
 			t.Fatal(err)

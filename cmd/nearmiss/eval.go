@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -162,7 +163,13 @@ func (c *evalCmd) method(o *output, embed inference.EmbedOptions, bar *progress,
 		end()
 		return nil, nil, err
 	}
-	return m, end, nil
+	tidy := end
+	return m, func() {
+		if c, ok := m.(io.Closer); ok {
+			_ = c.Close()
+		}
+		tidy()
+	}, nil
 }
 
 // report writes the results to the file --out, in the format that its name asks for.
