@@ -4,124 +4,233 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/nearmiss/nearmiss/inference/imaging/synthetic"
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/training/evaluate"
 )
 
-// TestTheOperatorsStory is the README's: a new detector learns from its camera,
-// raises events, is told of a false alarm, is trained anew, and goes back.
+// story is the README's section of that name, one command line after the other.
+type story struct {
+	t     *testing.T
+	at    string // the broker's address, as a flag
+	lines [][]string
+}
+
+func readStory(t *testing.T) *story {
+	t.Helper()
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, found := strings.Cut(string(readme), "\n## The system learns while it watches")
+	if !found {
+		t.Fatal("the README tells no story")
+	}
+	text, _, _ = strings.Cut(text, "\n## ")
+	s := &story{t: t}
+	for _, m := range regexp.MustCompile(`(?m)^bin/nearmiss ([^#\n]*)`).FindAllStringSubmatch(text, -1) {
+		s.lines = append(s.lines, strings.Fields(m[1]))
+	}
+	return s
+}
+
+// next is the story's next command, which must begin as the test expects, with
+// the placeholders filled in.
+func (s *story) next(begins string, fill ...string) []string {
+	s.t.Helper()
+	if len(s.lines) == 0 {
+		s.t.Fatalf("the README's story ends before %q", begins)
+	}
+	line := strings.Join(s.lines[0], " ")
+	s.lines = s.lines[1:]
+	if !strings.HasPrefix(line, begins) {
+		s.t.Fatalf("the README's story goes on with %q, the test with %q", line, begins)
+	}
+	line = strings.NewReplacer(fill...).Replace(strings.TrimSuffix(line, " &"))
+	args := strings.Fields(line)
+	if s.at != "" {
+		args = append(args, s.at)
+	}
+	return args
+}
+
+// run carries the next command out and returns its standard output.
+func (s *story) run(begins string, fill ...string) string {
+	s.t.Helper()
+	out, _ := program(s.t, 0, s.next(begins, fill...)...)
+	return out
+}
+
+// TestTheOperatorsStory runs the command lines of the README's story: a new
+// detector learns from its camera, raises events, is told of a false alarm, is
+// trained anew while frames come in, and goes back.
 func TestTheOperatorsStory(t *testing.T) {
 	needRuntime(t)
-	up := start(t, "up", "--data", t.TempDir(), "--port=-1", "--json")
+	s := readStory(t)
+	up := start(t, append(s.next("up"), "--data", t.TempDir(), "--port=-1", "--json")...)
 	var a struct{ NATS string }
 	if err := json.Unmarshal([]byte(up.line("its addresses", func(l string) bool { return strings.HasPrefix(l, "{") })), &a); err != nil {
 		t.Fatal(err)
 	}
-	at := "--server=" + a.NATS
+	s.at = "--server=" + a.NATS
 	l := listen(t, a.NATS)
+	scored := func(n int) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("%d frames are scored", n), func() bool { return len(l.scoresOf("parts")) >= n && l.waiting(t) == 0 })
+	}
 
-	// Create it; it learns from the first frames of its camera.
-	program(t, 0, "detector", "create", "parts", "--learn-frames=60", "--false-alarm-rate=0.1", at)
-	good, bad := t.TempDir(), t.TempDir()
-	draw(t, good, 90, 0, 0)
-	draw(t, bad, 30, 500, 1)
-	program(t, 0, "camera", good, "--detector=parts", "--camera=line1", at)
-	eventually(t, "it learns and scores", func() bool { return len(l.scoresOf("parts")) == 30 })
-	first := activeRelease(t, at)
+	// It learns from the first frames of its camera, and scores those that follow.
+	s.run("detector create parts")
+	watch := start(t, s.next("watch parts --kind anomaly --json")...)
+	s.run("camera synthetic:parts")
+	scored(30)
+	first := activeRelease(t, s.at)
 
-	// Defects raise events.
-	program(t, 0, "camera", bad, "--detector=parts", "--camera=line1", at)
-	eventually(t, "all frames are scored", func() bool { return len(l.scoresOf("parts")) == 60 })
-	var alarms []stream.Event
-	eventually(t, "there are events", func() bool {
-		alarms = nil
-		for _, e := range l.alarms("parts") {
-			if e.CapturedAt.After(l.scoresOf("parts")[29].CapturedAt) { // of the bad ones
-				alarms = append(alarms, e)
-			}
+	// Events tell of defects and of some good parts.
+	s.run("camera synthetic:parts")
+	scored(90)
+	before := l.scoresOf("parts")[30:]
+	wanted := 0
+	shown := map[string]bool{} // the frames of the second run
+	for _, e := range before {
+		shown[e.FrameID] = true
+		if *e.Anomalous {
+			wanted++
 		}
-		return len(alarms) >= 2
-	})
+	}
+	var falseAlarm, trueAlarm eventLine
+	for range wanted {
+		text := watch.line("an event of the second run", func(l string) bool {
+			var e eventLine
+			return json.Unmarshal([]byte(l), &e) == nil && shown[e.FrameID]
+		})
+		var e eventLine
+		if err := json.Unmarshal([]byte(text), &e); err != nil {
+			t.Fatal(err)
+		}
+		if truthOf(t, string(e.Truth)).Anomalous {
+			trueAlarm = e
+		} else {
+			falseAlarm = e
+		}
+	}
+	if falseAlarm.ID == "" || trueAlarm.ID == "" {
+		t.Fatalf("%d events, but no false or no true alarm among them", wanted)
+	}
 
-	// One is called a false alarm: the bank has it at once, without training.
-	program(t, 0, "mark", "parts", "normal", alarms[0].ID, at)
-	eventually(t, "another release is active", func() bool { return activeRelease(t, at) != first })
-	second := activeRelease(t, at)
-	eventually(t, "it is in service", func() bool { return serves(t, at, second) })
-	one := t.TempDir()
-	image, err := os.ReadFile(filepath.Join(bad, alarms[0].Source))
+	// The false alarm enters the bank at once, without training.
+	s.run("mark parts normal", "FALSE_ALARM", falseAlarm.ID)
+	eventually(t, "another release is active", func() bool { return activeRelease(t, s.at) != first })
+	second := activeRelease(t, s.at)
+	eventually(t, "it is in service", func() bool { return serves(t, s.at, second) })
+	s.run("mark parts anomalous", "TRUE_ALARM", trueAlarm.ID)
+	s.run("camera synthetic:parts")
+	scored(150)
+	after := l.scoresOf("parts")[90:]
+	marked := truthOf(t, string(falseAlarm.Truth)).Index
+	for _, e := range after {
+		if e.Release != second {
+			t.Errorf("frame %s was scored by release %.12s, want %.12s", e.FrameID, e.Release, second)
+		}
+		if truthOf(t, e.Truth).Index == marked && *e.Anomalous {
+			t.Errorf("the false alarm again: score %v over %v", *e.Score, *e.Threshold)
+		}
+	}
+	// What was held out, all other frames, is told apart no worse.
+	was, is := auroc(t, before, marked), auroc(t, after, marked)
+	t.Logf("AUROC on the 59 other frames, random weights: %.4f before the mark, %.4f after it", was, is)
+	if is < was {
+		t.Errorf("AUROC fell from %v to %v", was, is)
+	}
+
+	// Train on everything that is known to be normal, while frames come in.
+	line1 := start(t, s.next("camera synthetic:parts")...)
+	scored(151)
+	s.run("train parts --wait")
+	third := activeRelease(t, s.at)
+	if third == second || third == first {
+		t.Errorf("release %.12s is active after the training", third)
+	}
+	eventually(t, "the new release is in service", func() bool {
+		all := l.scoresOf("parts")
+		return all[len(all)-1].Release == third
+	})
+	if out := s.run("releases parts"); !strings.Contains(out, "* "+third[:12]) || strings.Count(out, "\n") != 3 {
+		t.Errorf("releases:\n%s", out)
+	}
+	s.run("releases parts rollback")
+	eventually(t, "the release before is in service again", func() bool {
+		all := l.scoresOf("parts")
+		return all[len(all)-1].Release == second
+	})
+	if err := line1.cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	<-line1.exited
+
+	// Each frame that the broker has taken was learnt from or has one score.
+	frames, err := l.js.Stream(t.Context(), stream.Names{}.FramesStream())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(one, "again.png"), image, 0o644); err != nil {
+	info, err := frames.Info(t.Context())
+	if err != nil {
 		t.Fatal(err)
 	}
-	program(t, 0, "camera", one, "--detector=parts", "--camera=line1", at)
-	eventually(t, "it is scored again", func() bool { return len(l.scoresOf("parts")) == 61 })
-	if e := l.scoresOf("parts")[60]; *e.Anomalous || e.Release != second {
-		t.Errorf("the false alarm again: score %v over %v, release %.12s", *e.Score, *e.Threshold, e.Release)
-	}
-
-	// Train on everything that is known to be normal, and go back.
-	program(t, 0, "mark", "parts", "anomalous", alarms[1].ID, at)
-	out, _ := program(t, 0, "train", "parts", "--wait", "--json", at)
-	var job stream.Job
-	lines := strings.Split(strings.TrimSpace(out), "\n")
-	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &job); err != nil || job.State != stream.JobDone || !job.Promoted || job.Normals != 61 {
-		t.Fatalf("the job: %s, %v", lines[len(lines)-1], err)
-	}
-	if now := activeRelease(t, at); now != job.Release {
-		t.Errorf("release %s is active, the job made %s", now, job.Release)
-	}
-	program(t, 0, "releases", "parts", "rollback", at)
-	if now := activeRelease(t, at); now != second {
-		t.Errorf("after the rollback release %s is active, want %s", now, second)
-	}
-
-	// Every frame has one score, and none was lost.
+	total := int(info.State.LastSeq) - 120
+	scored(total)
 	seen := map[string]int{}
 	for _, e := range l.scoresOf("parts") {
 		seen[e.Camera+"/"+e.FrameID]++
 	}
-	if len(seen) != 61 {
-		t.Errorf("%d frames of 61 were scored", len(seen))
+	if len(seen) != total {
+		t.Errorf("%d frames of %d were scored", len(seen), total)
 	}
 	for id, n := range seen {
 		if n != 1 {
 			t.Errorf("frame %s was scored %d times", id, n)
 		}
 	}
-	if jobs, _ := program(t, 0, "jobs", "parts", at); strings.Count(jobs, " done ") != 3 {
-		t.Errorf("jobs:\n%s", jobs)
-	}
-	if text, _ := program(t, 0, "status", at); !strings.Contains(text, second[:12]) || !strings.Contains(text, "61 normals, 1 labelled anomalies") {
+	if text := s.run("status"); !strings.Contains(text, second[:12]) || !strings.Contains(text, "121 normals, 1 labelled anomalies") {
 		t.Errorf("status:\n%s", text)
 	}
+	if jobs, _ := program(t, 0, "jobs", "parts", s.at); strings.Count(jobs, " done ") != 3 {
+		t.Errorf("jobs:\n%s", jobs)
+	}
+	if len(s.lines) != 0 {
+		t.Errorf("the README's story goes on: %v", s.lines)
+	}
+	t.Logf("%d frames through three releases and back: %d have one score", total, len(seen))
+	watch.stop()
 	up.stop()
 }
 
-// draw writes n synthetic parts, defective ones at a rate.
-func draw(t *testing.T, dir string, n int, from uint64, rate float64) {
+func truthOf(t *testing.T, text string) (truth synthetic.Truth) {
 	t.Helper()
-	gross := 0.0
-	s, err := synthetic.New(synthetic.Parts, 1, synthetic.Options{DefectRate: rate, SubtleShare: &gross, Variation: 0.1, Defects: demoTasks[0].defects})
-	if err != nil {
-		t.Fatal(err)
+	if err := json.Unmarshal([]byte(text), &truth); err != nil {
+		t.Fatalf("ground truth %q: %v", text, err)
 	}
-	for i := range n {
-		img, _ := s.At(from + uint64(i))
-		b, err := img.PNG()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("%04d.png", i)), b, 0o644); err != nil {
-			t.Fatal(err)
+	return truth
+}
+
+// auroc is of the scores of all frames but one.
+func auroc(t *testing.T, events []stream.Event, but uint64) float64 {
+	t.Helper()
+	var normal, anomalous []float64
+	for _, e := range events {
+		switch truth := truthOf(t, e.Truth); {
+		case truth.Index == but:
+		case truth.Anomalous:
+			anomalous = append(anomalous, *e.Score)
+		default:
+			normal = append(normal, *e.Score)
 		}
 	}
+	return evaluate.AUROC(normal, anomalous)
 }
 
 func activeRelease(t *testing.T, at string) string {
@@ -156,18 +265,6 @@ func (l *listener) scoresOf(detector string) (all []stream.Event) {
 	defer l.mu.Unlock()
 	for _, e := range l.scores {
 		if e.Detector == detector {
-			all = append(all, e)
-		}
-	}
-	return all
-}
-
-// alarms returns the anomaly events of a detector so far.
-func (l *listener) alarms(detector string) (all []stream.Event) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, e := range l.events {
-		if e.Detector == detector && e.Kind == stream.KindAnomaly {
 			all = append(all, e)
 		}
 	}
