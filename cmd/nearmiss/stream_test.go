@@ -337,8 +337,15 @@ func TestBadImagesAreRejectedAndTheNextGoodOneIsScored(t *testing.T) {
 // the system does not tell, it is 0.
 func peakMemory(t *testing.T, p *process) int64 {
 	t.Helper()
+	return memory(t, p, "VmHWM:")
+}
+
+// memory is a figure of /proc's on a process, in bytes. Where the system does
+// not tell, it is 0.
+func memory(t *testing.T, p *process, field string) int64 {
+	t.Helper()
 	if runtime.GOOS != "linux" {
-		t.Logf("peak memory is not measured on %s", runtime.GOOS)
+		t.Logf("memory is not measured on %s", runtime.GOOS)
 		return 0
 	}
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
@@ -346,7 +353,7 @@ func peakMemory(t *testing.T, p *process) int64 {
 		t.Fatal(err)
 	}
 	for _, line := range strings.Split(string(b), "\n") {
-		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+		if rest, ok := strings.CutPrefix(line, field); ok {
 			kib, err := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
 			if err != nil {
 				t.Fatal(err)
@@ -354,7 +361,7 @@ func peakMemory(t *testing.T, p *process) int64 {
 			return kib << 10
 		}
 	}
-	t.Fatal("no VmHWM in the process's status")
+	t.Fatalf("no %s in the process's status", field)
 	return 0
 }
 
