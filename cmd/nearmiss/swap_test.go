@@ -37,7 +37,7 @@ func smallRelease(t *testing.T, normals string, seed uint64, images [][]byte) (d
 		t.Fatal(err)
 	}
 	dir = filepath.Join(t.TempDir(), "release")
-	program(t, 0, "fit", "--normals", normals, "--backbone", model, "--out", dir, "--detector", "cells", "--alpha", "0.1")
+	program(t, 0, "fit", "--normals", normals, "--backbone", model, "--out", dir, "--detector", "cells", "--alpha", "0.1", "--seed", "1")
 	return dir, scoresBy(t, dir, images)
 }
 
