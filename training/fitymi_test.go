@@ -34,7 +34,7 @@ func quick(t testing.TB, sources string) *Tuning {
 	}
 	tune.Members, tune.Recipe.Epochs, tune.Recipe.Batch, tune.LeastSteps = 2, 1, 8, 0
 	tune.Gate.Resamples, tune.Gate.Strengths = 100, []float64{0.5}
-	tune.Gate.Kinds = []corrupt.Kind{"swirl", "shade"}
+	tune.Gate.Kinds = []corrupt.Kind{"swirl", "shade", "tint"}
 	return &tune
 }
 
@@ -90,7 +90,7 @@ func TestFitymiWritesAReleaseAndSaysHowItCameAbout(t *testing.T) {
 		t.Errorf("fakes %+v", l.Fakes)
 	case len(l.Members) != 2 || l.Members[0].Seed == l.Members[1].Seed || l.Members[0].Result.Epochs[0].HeldLoss == nil:
 		t.Errorf("members %+v", l.Members)
-	case len(l.Gate.Candidates) != 2 || l.Gate.Held != 8 || l.Gate.Frozen["swirl"] == 0 || l.Gate.Frozen[EvidenceFakes] == 0:
+	case len(l.Gate.Candidates) != 2 || l.Gate.Held != 8 || l.Gate.Frozen["shade"] == 0 || l.Gate.Frozen["swirl"] != 0 || l.Gate.Frozen[EvidenceFakes] == 0:
 		t.Errorf("gate %+v", l.Gate)
 	case prov.Runtime == "" || prov.K != 2 || l.Seconds["finetune-1"] == 0:
 		t.Errorf("provenance %+v", prov)

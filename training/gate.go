@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sort"
+	"strings"
 
 	"github.com/nearmiss/nearmiss/training/corrupt"
 )
@@ -18,10 +19,11 @@ import (
 // did not see, against the same normals spoilt in ways that it was not trained
 // on, against fakes that it did not see, and against real anomalies where there
 // are some. The images are resampled together for all of them (paired
-// bootstrap), and a candidate passes if the lower bound of its gain is above 0.
+// bootstrap), and a candidate passes if the lower bound of its mean gain is above
+// 0 and no kind of evidence surely gets harder.
 type Gate struct {
-	// Kinds of corruption to judge by; those that are trained on are left out.
-	// None: all.
+	// Kinds of corruption to judge by; those that are trained on, and their kin
+	// (corrupt.Family), are left out. None: all.
 	Kinds []corrupt.Kind `json:"kinds,omitempty"`
 	// Strengths of each, 0..1.
 	Strengths []float64 `json:"strengths"`
@@ -86,7 +88,10 @@ func (g Gate) kinds(trained []Source) []corrupt.Kind {
 		all = corrupt.Kinds
 	}
 	return slices.DeleteFunc(slices.Clone(all), func(k corrupt.Kind) bool {
-		return slices.ContainsFunc(trained, func(s Source) bool { return s.Kind == SourceKind(k) })
+		return slices.ContainsFunc(trained, func(s Source) bool {
+			t := corrupt.Kind(s.Kind)
+			return t.Valid() && t.Family() == k.Family()
+		})
 	})
 }
 
@@ -130,6 +135,8 @@ type Candidate struct {
 	// shared among the candidates.
 	Low  float64 `json:"low"`
 	High float64 `json:"high"`
+	// Harder are the kinds of evidence whose AUROC surely falls.
+	Harder []string `json:"harder,omitempty"`
 }
 
 // judge compares the candidates with the frozen model. It returns the verdict
@@ -140,13 +147,19 @@ func (g Gate) judge(frozen evidence, names []string, blends []float64, candidate
 	best := -1
 	for i, c := range candidates {
 		m := newComparison(c)
-		gains := m.gains(base, g.Resamples, seed)
+		gains, kinds := m.gains(base, g.Resamples, seed)
 		tail := (1 - g.Confidence) / float64(len(candidates))
 		v.Candidates = append(v.Candidates, Candidate{
 			Name: names[i], Blend: blends[i], AUROC: m.auroc, Mean: m.mean, Gain: m.mean - base.mean,
 			Low: quantile(gains, tail), High: quantile(gains, 1-tail),
 		})
-		if best < 0 || v.Candidates[i].Low > v.Candidates[best].Low {
+		last := &v.Candidates[i]
+		for k, gains := range kinds {
+			if quantile(gains, 1-tail/float64(len(kinds))) < 0 {
+				last.Harder = append(last.Harder, m.groups[k].name)
+			}
+		}
+		if best < 0 || less(v.Candidates[best], *last) {
 			best = i
 		}
 	}
@@ -161,6 +174,8 @@ func (g Gate) judge(frozen evidence, names []string, blends []float64, candidate
 		v.Reason = fmt.Sprintf("%d unseen normals are too few to tell whether fine-tuning helps, %d are needed", len(frozen.normals), g.Least)
 	case hasReal && real < v.Frozen[EvidenceReal]:
 		v.Reason = fmt.Sprintf("fine-tuning makes real anomalies harder to find: AUROC %.3f instead of %.3f", real, v.Frozen[EvidenceReal])
+	case len(c.Harder) > 0:
+		v.Reason = fmt.Sprintf("fine-tuning makes some anomalies harder to find: %s", strings.Join(c.Harder, ", "))
 	case !(c.Low > 0):
 		v.Reason = fmt.Sprintf("fine-tuning does not surely help: the best candidate, %s, changes the mean AUROC by %+.3f, at least %+.3f", c.Name, c.Gain, c.Low)
 	default:
@@ -175,6 +190,14 @@ func (g Gate) judge(frozen evidence, names []string, blends []float64, candidate
 		return v, best
 	}
 	return v, -1
+}
+
+// less says whether b is the better candidate.
+func less(a, b Candidate) bool {
+	if (len(a.Harder) == 0) != (len(b.Harder) == 0) {
+		return len(b.Harder) == 0
+	}
+	return b.Low > a.Low
 }
 
 // comparison has the wins of anomalies over normals, for resampling.
@@ -248,9 +271,9 @@ func newComparison(e evidence) *comparison {
 	return c
 }
 
-// gains are bootstrap draws of the difference of the means, ascending. A normal
-// and what was made of it are drawn together.
-func (c *comparison) gains(base *comparison, draws int, seed uint64) []float64 {
+// gains are bootstrap draws of the difference of the means, and of each group's
+// AUROC, ascending. A normal and what was made of it are drawn together.
+func (c *comparison) gains(base *comparison, draws int, seed uint64) (all []float64, groups [][]float64) {
 	r := rand.New(rand.NewPCG(seed, 0x67617465))
 	diff := make([][]float64, len(c.groups))
 	for k, g := range c.groups {
@@ -259,8 +282,8 @@ func (c *comparison) gains(base *comparison, draws int, seed uint64) []float64 {
 			diff[k][i] = g.wins[i] - base.groups[k].wins[i]
 		}
 	}
-	out := make([]float64, draws)
-	for d := range out {
+	all, groups = make([]float64, draws), make([][]float64, len(c.groups))
+	for d := range all {
 		normals := counts(r, c.n)
 		for k, g := range c.groups {
 			units := normals
@@ -278,11 +301,16 @@ func (c *comparison) gains(base *comparison, draws int, seed uint64) []float64 {
 				}
 				sum += times * row
 			}
-			out[d] += g.weight * sum / (g.rounds * float64(g.units) * float64(c.n))
+			gain := sum / (g.rounds * float64(g.units) * float64(c.n))
+			all[d] += g.weight * gain
+			groups[k] = append(groups[k], gain)
 		}
 	}
-	slices.Sort(out)
-	return out
+	slices.Sort(all)
+	for _, g := range groups {
+		slices.Sort(g)
+	}
+	return all, groups
 }
 
 // counts is how often each of n things comes up in n draws.

@@ -92,7 +92,7 @@ func TestGateHoldsBack(t *testing.T) {
 		reason        string
 	}{
 		"a clear gain passes":               {weak, strong, false, 0, "raises the mean"},
-		"a loss does not":                   {strong, weak, false, -1, "does not surely help"},
+		"a loss does not":                   {strong, weak, false, -1, "harder to find"},
 		"the same does not":                 {weak, weak, false, -1, "does not surely help"},
 		"too few normals tell nothing":      {few(weak, 4), few(strong, 4), false, -1, "too few"},
 		"real anomalies must not get worse": {with(weak, 9, 9, 9), with(strong, -9, 9, 9), false, -1, "real anomalies harder"},
@@ -132,12 +132,27 @@ func near(a, b float64) bool { return a-b < 1e-9 && b-a < 1e-9 }
 func TestGateJudgesByKindsThatWereNotTrainedOn(t *testing.T) {
 	g := defaultGate()
 	kinds := g.kinds([]Source{{Kind: "warp"}, {Kind: SDEditSource}})
-	if len(kinds) != len(corrupt.Kinds)-1 {
+	if len(kinds) != len(corrupt.Kinds)-3 {
 		t.Errorf("%v", kinds)
 	}
 	for _, k := range kinds {
-		if k == corrupt.Warp {
-			t.Error("the gate judges by warps although they were trained on")
+		if k.Family() == corrupt.Shape {
+			t.Errorf("the gate judges by %s although warps were trained on", k)
 		}
+	}
+}
+
+func TestGateRefusesWhatMakesOneKindHarder(t *testing.T) {
+	r := rand.New(rand.NewPCG(6, 6))
+	frozen, tuned := scoresOf(r, 40, 1, 0)(r), scoresOf(r, 40, 1, 0)(r)
+	tuned.normals = frozen.normals
+	tuned.anomalies["warp"], tuned.anomalies["swirl"] = nil, nil
+	for i := range frozen.normals {
+		tuned.anomalies["warp"] = append(tuned.anomalies["warp"], frozen.anomalies["warp"][i]+6)
+		tuned.anomalies["swirl"] = append(tuned.anomalies["swirl"], frozen.anomalies["swirl"][i]-0.7)
+	}
+	v, best := defaultGate().judge(frozen, []string{"a"}, []float64{1}, []evidence{tuned}, 1)
+	if best >= 0 || v.Candidates[0].Low <= 0 || len(v.Candidates[0].Harder) != 1 || v.Candidates[0].Harder[0] != "swirl" {
+		t.Errorf("%+v", v)
 	}
 }

@@ -307,7 +307,8 @@ func (l *lesson) choose(ctx context.Context) (string, error) {
 	for _, path := range l.tuned {
 		members = append(members, filepath.Base(filepath.Dir(path)))
 	}
-	inputs := []any{l.Tuning.Gate, l.Parts, l.K, members, l.fakes.key, real}
+	const version = 2 // of how the gate judges
+	inputs := []any{version, l.Tuning.Gate, l.Tuning.Gate.kinds(l.Tuning.Sources), l.Parts, l.K, members, l.fakes.key, real}
 	dir, err := l.step("gate", inputs, &c, func(dir string) (err error) {
 		c, err = l.gate(ctx, dir)
 		return err

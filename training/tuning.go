@@ -168,13 +168,13 @@ func Profile(name string) (Tuning, error) {
 		t.Recipe.Epochs, t.Recipe.Optimizer.LearningRate = 4, 2e-3
 		// Frozen up to the middle, gradients need not go farther than that.
 		t.Recipe.Freeze = []string{"patch_embed.*", "pos_embed", "cls_token", "reg_token"}
-		t.PerNormal = 2
+		t.PerNormal, t.Members = 2, 2
 		// Partial diffusion needs the small noise levels only, which are learnt
 		// soon.
 		if t.SDE.Network, err = sde.Preset("nano", 32, 3); err != nil {
 			return t, err
 		}
-		t.SDE.MaxSteps, t.SDE.ProbeEvery, t.SDE.Probes = 300, 150, 40
+		t.SDE.MaxSteps, t.SDE.ProbeEvery, t.SDE.Probes = 200, 100, 40
 	}
 	return t, nil
 }

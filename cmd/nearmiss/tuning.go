@@ -15,7 +15,7 @@ import (
 // the profile's.
 type tuneFlags struct {
 	Profile   string  `enum:"cpu,gpu,paper" default:"cpu" help:"With fitymi, how much to spend: ${enum}. Everything below changes a number of it."`
-	Fakes     string  `placeholder:"SOURCES" help:"Where fakes come from: sde (samples from noise), sdedit (partly diffused normals), folder:DIR (from nearmiss fakes), a local corruption (cutpaste, scar, mix, warp, swirl, bulge, blur, shade, spots, grain, erase), several with their shares as in sdedit=2,warp=1, or none."`
+	Fakes     string  `placeholder:"SOURCES" help:"Where fakes come from: sde (samples from noise), sdedit (partly diffused normals), folder:DIR (from nearmiss fakes), a local corruption (cutpaste, scar, mix, warp, swirl, bulge, blur, shade, spots, grain, erase; of the whole picture: tint, zoom, fade), several with their shares as in sdedit=2,warp=1, or none."`
 	PerNormal float64 `name:"per-normal" placeholder:"N" help:"Fakes for each normal."`
 	Match     string  `placeholder:"SHARE" help:"Share of the normals, 0..1, that is brought to the fakes' size where these are small."`
 	Stop      string  `placeholder:"T" help:"When the generator stops: r=R, fid=F or steps=N."`

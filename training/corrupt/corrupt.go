@@ -25,10 +25,37 @@ const (
 	Spots    Kind = "spots"    // small dark or bright spots
 	Grain    Kind = "grain"    // a region is noisy
 	Erase    Kind = "erase"    // a region is filled with the colour around it
+	Tint     Kind = "tint"     // everything has another tint
+	Zoom     Kind = "zoom"     // everything is larger or smaller
+	Fade     Kind = "fade"     // everything has more or less contrast
 )
 
 // Kinds lists all kinds.
-var Kinds = []Kind{CutPaste, Scar, Mix, Warp, Swirl, Bulge, Blur, Shade, Spots, Grain, Erase}
+var Kinds = []Kind{CutPaste, Scar, Mix, Warp, Swirl, Bulge, Blur, Shade, Spots, Grain, Erase, Tint, Zoom, Fade}
+
+// Family is what several kinds have in common. Whoever has learnt one kind knows
+// something of its kin.
+type Family string
+
+const (
+	Pieces     Family = "pieces"     // material from elsewhere
+	Shape      Family = "shape"      // things are bent
+	Appearance Family = "appearance" // a region looks different
+	Global     Family = "global"     // the whole picture does
+)
+
+// Family of a kind.
+func (k Kind) Family() Family {
+	switch k {
+	case CutPaste, Scar, Mix:
+		return Pieces
+	case Warp, Swirl, Bulge:
+		return Shape
+	case Tint, Zoom, Fade:
+		return Global
+	}
+	return Appearance
+}
 
 // Valid reports whether k is one of Kinds.
 func (k Kind) Valid() bool { return slices.Contains(Kinds, k) }
@@ -80,6 +107,12 @@ func Apply(k Kind, img, donor *imaging.Image, strength float64, seed uint64) (*i
 		return d.spots(), nil
 	case Grain:
 		return d.grain(), nil
+	case Tint:
+		return d.tint(), nil
+	case Zoom:
+		return d.zoom(), nil
+	case Fade:
+		return d.fade(), nil
 	default:
 		return d.erase(), nil
 	}
@@ -434,6 +467,48 @@ func (d *defect) grain() *imaging.Image {
 		}
 	}
 	return d.blend(d.region(0.4), other)
+}
+
+// tint scales the channels, keeping the brightness about as it is.
+func (d *defect) tint() *imaging.Image {
+	var gain [3]float64
+	sum := 0.0
+	for c := range gain {
+		gain[c] = d.sign() * d.between(0.5, 1)
+		sum += gain[c] / 3
+	}
+	out := d.img.Clone()
+	for i := range out.Pix {
+		c := i % 3
+		out.Pix[i] = clamp(float64(d.img.Pix[i]) * (1 + 0.25*d.strength*(gain[c]-sum/2)))
+	}
+	return out
+}
+
+// zoom scales everything about the middle; what is beyond the rim is mirrored.
+func (d *defect) zoom() *imaging.Image {
+	by := 1 + (0.08+0.35*d.strength)*d.between(0.7, 1)
+	if d.r.IntN(2) == 0 {
+		by = 1 / by
+	}
+	cx, cy := float64(d.img.Width-1)/2, float64(d.img.Height-1)/2
+	return d.remap(func(x, y int) (float64, float64, bool) {
+		return cx + (float64(x)-cx)*by, cy + (float64(y)-cy)*by, true
+	})
+}
+
+// fade moves everything towards or away from the mean colour.
+func (d *defect) fade() *imaging.Image {
+	var mean [3]float64
+	for i, v := range d.img.Pix {
+		mean[i%3] += 3 * float64(v) / float64(len(d.img.Pix))
+	}
+	by := 1 + d.sign()*(0.08+0.4*d.strength)*d.between(0.7, 1)
+	out := d.img.Clone()
+	for i, v := range d.img.Pix {
+		out.Pix[i] = clamp(mean[i%3] + by*(float64(v)-mean[i%3]))
+	}
+	return out
 }
 
 // erase fills a region with the mean colour of its rim.

@@ -1,5 +1,5 @@
 // Package corrupt spoils normal images locally: pieces pasted in, smooth warps,
-// scratches, stains. The results are near-normal images that no generative
+// scratches, stains; and a few changes of the whole picture. The results are near-normal images that no generative
 // model had to learn, used as fakes to compare others with, and as anomalies
 // whose kind a fine-tune has not seen.
 //
