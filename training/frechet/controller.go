@@ -57,8 +57,9 @@ type ControllerOptions struct {
 	Overshoot float64
 	// Keep is the number of checkpoints to keep around the target; default 3.
 	Keep int
-	// Reach is how far above its target, as a multiple of it, a checkpoint may
-	// lie to be kept beside the best one; default 2.
+	// Reach is how far before its target, as a multiple of it, a checkpoint may
+	// lie to be kept beside the best one; default 1.5, for steps 1.25: samples of
+	// much earlier weights still are noisy.
 	Reach float64
 	// MaxCopies is the share of copied fakes at which training stops and the
 	// checkpoint is not used; default 0.1.
@@ -83,7 +84,10 @@ func NewController(t Target, o ControllerOptions) *Controller {
 		o.Keep = 3
 	}
 	if o.Reach == 0 {
-		o.Reach = 2
+		o.Reach = 1.5
+		if t.Kind == Steps {
+			o.Reach = 1.25
+		}
 	}
 	if o.MaxCopies == 0 {
 		o.MaxCopies = 0.1
