@@ -101,17 +101,21 @@ func (j Job) Finished() bool {
 // Progress is what a job says of itself, on its progress subject and in its
 // record.
 type Progress struct {
-	Job      string    `json:"job"`
-	Detector string    `json:"detector"`
-	Phase    string    `json:"phase"`          // what it does, in a word
-	Step     int       `json:"step"`           // of Steps in this phase
-	Steps    int       `json:"steps"`          // 0: not known
-	Loss     *float64  `json:"loss,omitempty"` // of the last step
-	Frechet  *float64  `json:"frechet,omitempty"`
-	Left     Duration  `json:"left,omitempty"` // estimate of the time that the job still takes; 0: not known
-	Message  string    `json:"message,omitempty"`
-	State    string    `json:"state"` // of the job
-	At       time.Time `json:"at"`
+	Job      string   `json:"job"`
+	Detector string   `json:"detector"`
+	Phase    string   `json:"phase"`          // what it does, in a word
+	Step     int      `json:"step"`           // of Steps in this phase
+	Steps    int      `json:"steps"`          // 0: not known
+	Loss     *float64 `json:"loss,omitempty"` // of the last steps
+	// Frechet is the last point of the generator's curve: the distance between
+	// its samples and as many normals. Ratio is the same between 0, what two halves
+	// of the normals have, and 1, noise.
+	Frechet *float64  `json:"frechet,omitempty"`
+	Ratio   *float64  `json:"ratio,omitempty"`
+	Left    Duration  `json:"left,omitempty"` // estimate of the time that the job still takes; 0: not known
+	Message string    `json:"message,omitempty"`
+	State   string    `json:"state"` // of the job
+	At      time.Time `json:"at"`
 }
 
 // Jobs is the store of training jobs' records.

@@ -130,7 +130,13 @@ func (l *lesson) generate(ctx context.Context, i int, r *FakesReport) (fit, held
 		}
 		defer e.Close()
 		o.Extractor = backboneSpace{e}
-		o.Progress = func(stage string, done, total int) { l.Progress(name+": "+stage, done, total) }
+		o.Progress = func(p sde.Progress) {
+			at := Progress{Step: name + ": " + p.Stage, Done: p.Done, Total: p.Total, Loss: p.Loss}
+			if p.Probe != nil {
+				at.Frechet, at.Ratio = &p.Probe.FD, &p.Probe.Ratio
+			}
+			l.Progress(at)
+		}
 		o.Resume = fileExists(filepath.Join(dir, sde.CheckpointFile))
 		made, err := sde.Generate(ctx, normalImages{l, l.fit}, dir, o)
 		if err == nil {

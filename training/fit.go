@@ -76,7 +76,7 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 		return nil, err
 	}
 	defer func() { e.Close() }()
-	all, rows, of, err := embedNormals(ctx, e, p.Normals, func(done, total int) { p.Progress("embed", done, total) })
+	all, rows, of, err := embedNormals(ctx, e, p.Normals, func(done, total int) { p.tell("embed", done, total) })
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +119,7 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 		}
 	}
 
-	p.Progress("bank", 0, 1)
+	p.tell("bank", 0, 1)
 	began := time.Now()
 	b, report, err := p.fill(ctx, e.Dim(), ids, trainRows, heldRows)
 	if err != nil {
@@ -133,7 +133,7 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 		return nil, err
 	}
 	seconds["bank"] = time.Since(began).Seconds()
-	p.Progress("bank", 1, 1)
+	p.tell("bank", 1, 1)
 
 	lines, err := listing(all)
 	if err != nil {
@@ -210,7 +210,7 @@ func (p Plan) embedAgain(ctx context.Context, e *inference.Embedder, of []int) (
 	for j, i := range of {
 		images[j] = p.Normals[i]
 	}
-	_, rows, use, err := embedNormals(ctx, e, images, func(done, total int) { p.Progress("embed again", done, total) })
+	_, rows, use, err := embedNormals(ctx, e, images, func(done, total int) { p.tell("embed again", done, total) })
 	if err == nil && len(use) != len(of) {
 		err = fmt.Errorf("embed the normal images again: %d of %d changed on the way", len(of)-len(use), len(of))
 	}

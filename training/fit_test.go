@@ -69,7 +69,7 @@ func TestFitWritesAReleaseThatScores(t *testing.T) {
 	var steps []string
 	plan := Plan{
 		Detector: "squares", Normals: normals, Backbone: smallBackbone(t), Out: out, Seed: 5, Tool: "test", Settle: true,
-		Progress: func(step string, done, total int) { steps = append(steps, fmt.Sprintf("%s %d/%d", step, done, total)) },
+		Progress: func(p Progress) { steps = append(steps, fmt.Sprintf("%s %d/%d", p.Step, p.Done, p.Total)) },
 	}
 	res, err := Fit(t.Context(), plan)
 	if err != nil {

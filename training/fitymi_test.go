@@ -66,9 +66,12 @@ func TestFitymiWritesAReleaseAndSaysHowItCameAbout(t *testing.T) {
 	plan := fitymiPlan(t, 50, "warp=3,cutpaste=1")
 	plan.Tuning.Gate.Off = true // so that the tuned model is served
 	var steps []string
-	plan.Progress = func(step string, _, _ int) {
-		if len(steps) == 0 || steps[len(steps)-1] != step {
-			steps = append(steps, step)
+	plan.Progress = func(p Progress) {
+		if len(steps) == 0 || steps[len(steps)-1] != p.Step {
+			steps = append(steps, p.Step)
+		}
+		if tuning := strings.HasPrefix(p.Step, "finetune-"); tuning != (p.Loss != nil) || p.Frechet != nil {
+			t.Errorf("%s %d/%d: loss %v, Fréchet %v", p.Step, p.Done, p.Total, p.Loss, p.Frechet)
 		}
 	}
 	res, err := Fit(t.Context(), plan)
@@ -140,8 +143,8 @@ func TestFitymiGoesOnWhereItWasInterrupted(t *testing.T) {
 	plan := whole
 	plan.Out, plan.Work = whole.Out+"-2", whole.Work+"-2"
 	ctx, cancel := context.WithCancel(t.Context())
-	plan.Progress = func(step string, done, _ int) {
-		if step == "finetune-2" && done > 0 {
+	plan.Progress = func(p Progress) {
+		if p.Step == "finetune-2" && p.Done > 0 {
 			cancel()
 		}
 	}
@@ -155,7 +158,7 @@ func TestFitymiGoesOnWhereItWasInterrupted(t *testing.T) {
 		t.Errorf("the work folder says seed %d, %v", seed, ok)
 	}
 	var steps []string
-	plan.Progress = func(step string, _, _ int) { steps = append(steps, step) }
+	plan.Progress = func(p Progress) { steps = append(steps, p.Step) }
 	if _, err := Fit(t.Context(), plan); err != nil {
 		t.Fatal(err)
 	}
@@ -180,8 +183,17 @@ func TestFitymiLearnsFromAGeneratorsFakes(t *testing.T) {
 			o.Stop, o.MaxSteps, o.ProbeEvery, o.Probes, o.Mix = frechet.Target{Kind: frechet.Steps, Value: 4}, 4, 4, 8, false
 			o.Train.Batch, o.Steps = 4, 3
 			plan.Tuning.Members = 1
+			var last Progress
+			plan.Progress = func(p Progress) {
+				if p.Step == "fakes-1: train" {
+					last = p
+				}
+			}
 			if _, err := Fit(t.Context(), plan); err != nil {
 				t.Fatal(err)
+			}
+			if last.Loss == nil || *last.Loss <= 0 || last.Frechet == nil || *last.Frechet <= 0 || last.Ratio == nil {
+				t.Errorf("the last step of the generator says %+v", last)
 			}
 			prov, _ := provenanceOf(t, plan.Out)
 			f := prov.Learning.Fakes[0]
@@ -362,19 +374,15 @@ func TestTimeLeftCountsTheFineTunesToCome(t *testing.T) {
 		done, total int
 		want        time.Duration
 	}{
-		{0, "embed", 0, 100, -1},
+		{0, "embed", 0, 100, 0},
 		{10 * time.Second, "embed", 20, 100, 40 * time.Second},
-		{0, "finetune-1", 10, 30, -1}, // taken up at step 10
+		{0, "finetune-1", 10, 30, 0}, // taken up at step 10
 		{5 * time.Second, "finetune-1", 20, 30, 5*time.Second + 2*15*time.Second},
-		{0, "finetune-3", 0, 30, -1},
+		{0, "finetune-3", 0, 30, 0},
 		{time.Second, "finetune-3", 1, 30, 29*time.Second + 30*time.Second},
 	} {
 		at = at.Add(s.after)
-		left, ok := c.left(s.step, s.done, s.total)
-		if !ok {
-			left = -1
-		}
-		if left != s.want {
+		if left := c.left(s.step, s.done, s.total); left != s.want {
 			t.Errorf("%s %d/%d: %v left, want %v", s.step, s.done, s.total, left, s.want)
 		}
 	}

@@ -269,7 +269,9 @@ func (l *lesson) finetune(ctx context.Context, i int) error {
 			Normals: l.matched(l.fit), Fakes: l.fakes.fit,
 			HeldNormals: l.matched(l.unseen), HeldFakes: l.fakes.held,
 			Recipe: recipe, Start: l.start, Session: l.session(), Checkpoint: dir,
-			Progress: func(p finetune.Progress) { l.Progress(name, p.Step, p.Steps) },
+			Progress: func(p finetune.Progress) {
+				l.Progress(Progress{Step: name, Done: p.Step, Total: p.Steps, Loss: &p.Loss})
+			},
 		})
 		m.Result = res
 		return err
@@ -330,7 +332,7 @@ func (l *lesson) gate(ctx context.Context, dir string) (choice, error) {
 	if len(l.tuned) == 0 {
 		blends = nil
 	}
-	l.Progress("gate", 0, len(blends)+1)
+	l.tell("gate", 0, len(blends)+1)
 	parts := l.Parts
 	patches := slices.ContainsFunc(parts, func(p Part) bool { return p.frozen() == FrozenPatchesPart })
 	frozen, err := l.features(ctx, dir, l.Backbone, patches)
@@ -342,7 +344,7 @@ func (l *lesson) gate(ctx context.Context, dir string) (choice, error) {
 	if err != nil {
 		return none(err)
 	}
-	l.Progress("gate", 1, len(blends)+1)
+	l.tell("gate", 1, len(blends)+1)
 	var names []string
 	var candidates []evidence
 	var allScales [][]float64
@@ -360,7 +362,7 @@ func (l *lesson) gate(ctx context.Context, dir string) (choice, error) {
 			return none(err)
 		}
 		names, candidates, allScales = append(names, name), append(candidates, e), append(allScales, s)
-		l.Progress("gate", i+2, len(blends)+1)
+		l.tell("gate", i+2, len(blends)+1)
 	}
 	v, best := g.judge(base, describe(blends, len(l.tuned)), blends, candidates, l.Seed)
 	c := choice{Verdict: v}

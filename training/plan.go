@@ -3,6 +3,7 @@ package training
 import (
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
@@ -97,12 +98,29 @@ type Plan struct {
 	Tool string
 	// Progress, when set, hears how far each step is; from one goroutine at a
 	// time.
-	Progress func(step string, done, total int)
-	// Left, when set, hears after Progress how long the run will take at least: the
-	// rest of the step at its speed so far, and the fine-tunes to come.
-	Left func(time.Duration)
+	Progress func(Progress)
 	// Log gets warnings. The zero value is silent.
 	Log zerolog.Logger
+}
+
+// Progress is how far a run is.
+type Progress struct {
+	Step        string
+	Done, Total int
+	// Loss, where the step has one, is the mean of its last chunk; finite.
+	Loss *float64
+	// Frechet is the last point of a generator's curve, the Fréchet distance of its
+	// samples to as many normals; Ratio is the same on the scale from 0, what two
+	// halves of the normals have, to 1, noise. Nil where nothing is measured.
+	Frechet, Ratio *float64
+	// Left is how long the run will take at least: the rest of the step at its
+	// speed so far, and the fine-tunes to come. 0: not known yet.
+	Left time.Duration
+}
+
+// tell reports how far a step without a loss is.
+func (p Plan) tell(step string, done, total int) {
+	p.Progress(Progress{Step: step, Done: done, Total: total})
 }
 
 func (p Plan) withDefaults() Plan {
@@ -128,17 +146,18 @@ func (p Plan) withDefaults() Plan {
 		t, _ := Profile("cpu")
 		p.Tuning = &t
 	}
-	if p.Progress == nil {
-		p.Progress = func(string, int, int) {}
+	c, hear := &clock{plan: p, now: time.Now}, p.Progress
+	if hear == nil {
+		hear = func(Progress) {}
 	}
-	if p.Left != nil {
-		c, hear := &clock{plan: p, now: time.Now}, p.Progress
-		p.Progress = func(step string, done, total int) {
-			hear(step, done, total)
-			if left, ok := c.left(step, done, total); ok {
-				p.Left(left)
+	p.Progress = func(at Progress) {
+		at.Left = c.left(at.Step, at.Done, at.Total)
+		for _, v := range []**float64{&at.Loss, &at.Frechet, &at.Ratio} {
+			if *v != nil && (math.IsNaN(**v) || math.IsInf(**v, 0)) {
+				*v = nil
 			}
 		}
+		hear(at)
 	}
 	return p
 }
@@ -197,7 +216,7 @@ type clock struct {
 	members int // fine-tunes begun
 }
 
-func (c *clock) left(step string, done, total int) (time.Duration, bool) {
+func (c *clock) left(step string, done, total int) time.Duration {
 	tuning := strings.HasPrefix(step, "finetune-")
 	if step != c.step {
 		c.step, c.began, c.first = step, c.now(), done
@@ -206,12 +225,12 @@ func (c *clock) left(step string, done, total int) (time.Duration, bool) {
 		}
 	}
 	if done <= c.first || total <= 0 {
-		return 0, false
+		return 0
 	}
 	each := float64(c.now().Sub(c.began)) / float64(done-c.first)
 	left := each * float64(total-done)
 	if tuning {
 		left += each * float64(total) * float64(max(c.plan.Tuning.Members-c.members, 0))
 	}
-	return time.Duration(left), true
+	return time.Duration(left)
 }

@@ -150,7 +150,9 @@ func (c *evalCmd) method(o *output, embed inference.EmbedOptions, bar *progress,
 		end = func() { os.RemoveAll(plan.Work) }
 	}
 	plan.Backbone, plan.K, plan.Device, plan.Threads, plan.Log = c.Backbone, c.K, embed.Device, embed.Threads, o.Log
-	plan.Progress = func(step string, done, total int) { bar.stage(step, int64(done), int64(total)) }
+	plan.Progress = func(p training.Progress) {
+		bar.stage(stageText(p.Step, p.Loss, p.Frechet, p.Left), int64(p.Done), int64(p.Total))
+	}
 	m, err = training.ForEvaluation(plan, func(l training.Learning) {
 		if plan.Method == training.FITYMI {
 			o.printGate(l)

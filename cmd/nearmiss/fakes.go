@@ -97,7 +97,7 @@ func (c *fakesCmd) Run(ctx context.Context, o *output) error {
 		opt.Extractor = extractor{e}
 	}
 	bar := o.progress("train")
-	opt.Progress = func(stage string, done, total int) { bar.stage(stage, int64(done), int64(total)) }
+	opt.Progress = func(p sde.Progress) { bar.stage(p.Stage, int64(p.Done), int64(p.Total)) }
 	if c.JSON {
 		opt.Log = o.Out
 	}

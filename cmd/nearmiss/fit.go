@@ -81,7 +81,9 @@ func (c *fitCmd) Run(ctx context.Context, o *output) error {
 	plan.K, plan.Alpha, plan.Settle, plan.HeldOut = c.K, c.Alpha, c.Alpha == 0, c.HeldOut
 	plan.Seed, plan.Index = seed, bank.Kind(c.Index)
 	plan.Device, plan.Threads, plan.Tool, plan.Log = embed.Device, embed.Threads, "nearmiss "+version, o.Log
-	plan.Progress = func(step string, done, total int) { bar.stage(step, int64(done), int64(total)) }
+	plan.Progress = func(p training.Progress) {
+		bar.stage(stageText(p.Step, p.Loss, p.Frechet, p.Left), int64(p.Done), int64(p.Total))
+	}
 	res, err := training.Fit(ctx, plan)
 	bar.close()
 	if errors.Is(err, training.ErrPlan) {

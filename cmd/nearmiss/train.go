@@ -81,7 +81,7 @@ func (c *trainCmd) Run(ctx context.Context, o *output) error {
 			_ = o.JSON(p)
 			return
 		}
-		bar.stage(p.Phase, int64(p.Step), int64(p.Steps))
+		bar.stage(stageText(p.Phase, p.Loss, p.Frechet, time.Duration(p.Left)), int64(p.Step), int64(p.Steps))
 	})
 	bar.close()
 	if err != nil {
@@ -107,12 +107,32 @@ func firstText(texts ...string) string {
 	return ""
 }
 
+// stageText is what a training does, and what it has measured.
+func stageText(step string, loss, frechet *float64, left time.Duration) string {
+	text := step
+	if loss != nil {
+		text += fmt.Sprintf(", loss %.3g", *loss)
+	}
+	if frechet != nil {
+		text += fmt.Sprintf(", Fréchet distance %.4g", *frechet)
+	}
+	if left >= time.Second {
+		text += fmt.Sprintf(", %v left", left.Round(time.Second))
+	}
+	return text
+}
+
 // jobText is a job on one line.
 func jobText(j stream.Job) string {
 	text := fmt.Sprintf("%s  %-9s %s", j.At.Local().Format(time.DateTime), j.State, j.Job)
 	switch {
 	case j.State == stream.JobRunning && j.Progress != nil:
-		text += fmt.Sprintf("  %s %d/%d at %s", j.Progress.Phase, j.Progress.Step, j.Progress.Steps, j.Trainer)
+		p := j.Progress
+		text += "  " + stageText(p.Phase, p.Loss, p.Frechet, time.Duration(p.Left))
+		if p.Steps > 0 {
+			text += fmt.Sprintf(", %d of %d", p.Step, p.Steps)
+		}
+		text += ", at " + j.Trainer
 	case j.Release != "" && j.Promoted:
 		text += fmt.Sprintf("  release %.12s, active since; %d normals", j.Release, j.Normals)
 	case j.Release != "":

@@ -98,23 +98,19 @@ func (t trainer) Train(ctx context.Context, task *stream.Task) (stream.TrainResu
 	}
 	out := filepath.Join(task.Dir, "release")
 	d := task.Detector
-	var at stream.Progress
-	work, saved := filepath.Join(task.Dir, "steps"), time.Now()
+	work, phase, saved := filepath.Join(task.Dir, "steps"), "", time.Now()
 	plan := training.Plan{
 		Detector: d.Name, Method: training.Method(d.Method), Normals: normals, Backbone: model, Out: out,
 		K: d.K, Alpha: d.FalseAlarmRate, View: view(d), Settle: true, Seed: uint64(task.Request.Seed), Index: bank.Auto,
 		Device: t.device, Threads: t.conf.Worker.Threads, Limits: t.limits, Tool: "nearmiss " + version, Log: t.o.Log,
-		Progress: func(step string, done, total int) {
-			if step != at.Phase || time.Since(saved) > saveEvery {
+		Progress: func(p training.Progress) {
+			if p.Step != phase || time.Since(saved) > saveEvery {
 				t.save(ctx, task, work)
-				saved = time.Now()
+				phase, saved = p.Step, time.Now()
 			}
-			at = stream.Progress{Phase: step, Step: done, Steps: total}
-			task.Report(at)
-		},
-		Left: func(left time.Duration) {
-			at.Left = stream.Duration(left)
-			task.Report(at)
+			task.Report(stream.Progress{
+				Phase: p.Step, Step: p.Done, Steps: p.Total, Loss: p.Loss, Frechet: p.Frechet, Ratio: p.Ratio, Left: stream.Duration(p.Left),
+			})
 		},
 	}
 	if plan.Method == training.FITYMI {

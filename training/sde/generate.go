@@ -83,7 +83,15 @@ type Options struct {
 	// Log gets JSON lines: steps, probes and the outcome.
 	Log io.Writer `json:"-"`
 	// Progress hears what is done and how far it is.
-	Progress func(stage string, done, total int) `json:"-"`
+	Progress func(Progress) `json:"-"`
+}
+
+// Progress is how far a generation is.
+type Progress struct {
+	Stage       string // what is done
+	Done, Total int
+	Loss        *float64       // of the last step, while training
+	Probe       *frechet.Probe // the last with a distance; nil before the first
 }
 
 // Profiles are the names that [Profile] knows.
@@ -485,9 +493,19 @@ func (g *generation) embed(ctx context.Context, images []*imaging.Image, stage s
 }
 
 func (g *generation) progress(stage string, done, total int) {
-	if g.o.Progress != nil {
-		g.o.Progress(stage, done, total)
+	g.tell(Progress{Stage: stage, Done: done, Total: total})
+}
+
+// tell adds the last point of the curve.
+func (g *generation) tell(p Progress) {
+	if g.o.Progress == nil {
+		return
 	}
+	if n := len(g.m.Probes); n > 0 && g.reference != nil {
+		last := g.m.Probes[n-1]
+		p.Probe = &last
+	}
+	g.o.Progress(p)
 }
 
 // train trains until the controller stops it or the steps are used up.
@@ -504,7 +522,9 @@ func (g *generation) train(ctx context.Context) error {
 		step := g.trainer.Steps()
 		n := min(g.o.ProbeEvery-step%g.o.ProbeEvery, g.o.MaxSteps-step)
 		began := time.Now()
-		err := g.trainer.Run(ctx, n, func(i StepInfo) { g.progress("train", i.Step, g.o.MaxSteps) })
+		err := g.trainer.Run(ctx, n, func(i StepInfo) {
+			g.tell(Progress{Stage: "train", Done: i.Step, Total: g.o.MaxSteps, Loss: &i.Loss})
+		})
 		g.m.Seconds.Train += time.Since(began).Seconds()
 		g.steps += g.trainer.Steps() - step
 		if err != nil {

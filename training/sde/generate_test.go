@@ -194,8 +194,8 @@ func TestGenerateGoesOnAfterAnInterruption(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	o.Progress = func(stage string, done, _ int) {
-		if stage == "train" && done == 10 {
+	o.Progress = func(p Progress) {
+		if p.Loss != nil && p.Probe != nil && p.Stage == "train" && p.Done == 10 {
 			cancel()
 		}
 	}
