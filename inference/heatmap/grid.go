@@ -1,0 +1,29 @@
+package heatmap
+
+import "fmt"
+
+// Grid is one image's patches, rows first: the value of column x and row y is
+// at Values[y*Width+x]. It holds squared patch distances (≥ 0), or intensities.
+type Grid struct {
+	Width, Height int // patches across and down
+	Values        []float32
+}
+
+// NewGrid returns a grid of width × height zeros.
+func NewGrid(width, height int) Grid {
+	return Grid{Width: width, Height: height, Values: make([]float32, width*height)}
+}
+
+// At returns the value of column x, row y, which must lie inside the grid.
+func (g Grid) At(x, y int) float32 { return g.Values[y*g.Width+x] }
+
+// Empty reports whether there is no grid: a release without a patch bank gives none.
+func (g Grid) Empty() bool { return len(g.Values) == 0 }
+
+// Validate checks that the sizes are positive and fit the values.
+func (g Grid) Validate() error {
+	if g.Width < 1 || g.Height < 1 || len(g.Values) != g.Width*g.Height {
+		return fmt.Errorf("heatmap: a grid of %d×%d patches has %d values", g.Width, g.Height, len(g.Values))
+	}
+	return nil
+}
