@@ -3,6 +3,7 @@ package imaging
 import (
 	"errors"
 	"fmt"
+	"image"
 	"math"
 )
 
@@ -72,6 +73,18 @@ func (v *View) region(w, h int) (x0, y0, x1, y1 int) {
 		return 0, 0, w, h
 	}
 	return v.Region.pixels(w, h)
+}
+
+// Ignored are the pixels of a w × h frame that are painted over.
+func (v *View) Ignored(w, h int) []image.Rectangle {
+	if v == nil {
+		return nil
+	}
+	var out []image.Rectangle
+	for _, r := range v.Ignore {
+		out = append(out, image.Rect(r.pixels(w, h)))
+	}
+	return out
 }
 
 // Apply returns what counts of img, which stays as it is. A nil view keeps
