@@ -3,7 +3,9 @@ package stream
 import (
 	"archive/tar"
 	"bufio"
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -17,18 +19,27 @@ import (
 const maxFolder = 8 << 30
 
 // SaveFolder is [Task.SaveCheckpoint] of all regular files below a folder. They
-// must not change meanwhile.
+// must not change meanwhile. What is saved already is not saved again: a job that
+// kills one trainer after the other at the same place has not got on.
 func (t *Task) SaveFolder(ctx context.Context, dir string) error {
 	f, err := os.CreateTemp(t.Dir, ".checkpoint-")
 	if err != nil {
 		return fmt.Errorf("save checkpoint: %w", err)
 	}
 	defer os.Remove(f.Name())
-	w := bufio.NewWriterSize(f, 1<<20)
-	if err = errors.Join(packFolder(w, dir), w.Flush(), f.Close()); err != nil {
+	w, content := bufio.NewWriterSize(f, 1<<20), sha256.New()
+	if err = errors.Join(packFolder(w, content, dir), w.Flush(), f.Close()); err != nil {
 		return fmt.Errorf("save checkpoint: pack %s: %w", dir, err)
 	}
-	return t.SaveCheckpoint(ctx, f.Name())
+	sum := content.Sum(nil)
+	if bytes.Equal(sum, t.saved) {
+		return nil
+	}
+	if err := t.SaveCheckpoint(ctx, f.Name()); err != nil {
+		return err
+	}
+	t.saved = sum
+	return nil
 }
 
 // RestoreFolder puts the files of the last checkpoint, which SaveFolder made,
@@ -45,11 +56,17 @@ func (t *Task) RestoreFolder(dir string) (bool, error) {
 	if err := unpackFolder(bufio.NewReaderSize(f, 1<<20), dir); err != nil {
 		return false, fmt.Errorf("restore checkpoint: unpack into %s: %w", dir, err)
 	}
+	content := sha256.New()
+	if err := packFolder(io.Discard, content, dir); err != nil {
+		return false, fmt.Errorf("restore checkpoint: read %s: %w", dir, err)
+	}
+	t.saved = content.Sum(nil)
 	return true, nil
 }
 
-// packFolder writes a tar archive of the regular files below dir.
-func packFolder(w io.Writer, dir string) error {
+// packFolder writes a tar archive of the regular files below dir. content gets
+// their names and what is in them, but not when they were written.
+func packFolder(w, content io.Writer, dir string) error {
 	tw := tar.NewWriter(w)
 	total := int64(0)
 	err := filepath.WalkDir(dir, func(file string, d fs.DirEntry, err error) error {
@@ -70,11 +87,14 @@ func packFolder(w io.Writer, dir string) error {
 		if err := tw.WriteHeader(&tar.Header{Name: filepath.ToSlash(name), Mode: 0o644, Size: info.Size(), ModTime: info.ModTime(), Format: tar.FormatPAX}); err != nil {
 			return err
 		}
+		if _, err := fmt.Fprintf(content, "%q %d\n", name, info.Size()); err != nil {
+			return err
+		}
 		in, err := os.Open(file)
 		if err != nil {
 			return err
 		}
-		_, err = io.Copy(tw, in)
+		_, err = io.Copy(io.MultiWriter(tw, content), in)
 		return errors.Join(err, in.Close())
 	})
 	return errors.Join(err, tw.Close())

@@ -3,6 +3,7 @@ package stream
 import (
 	"archive/tar"
 	"bytes"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -22,7 +23,7 @@ func TestFolderComesBackAsItWasPacked(t *testing.T) {
 		}
 	}
 	var b bytes.Buffer
-	if err := packFolder(&b, from); err != nil {
+	if err := packFolder(&b, io.Discard, from); err != nil {
 		t.Fatal(err)
 	}
 	if err := unpackFolder(&b, to); err != nil {

@@ -7,22 +7,30 @@ import (
 	"syscall"
 )
 
-// scratch makes a folder for one job below root, and removes those that
-// trainers left there when they died: a folder belongs to a living process as
-// long as its lock file is locked, whatever container the process is in.
-func scratch(root string) (dir string, remove func(), err error) {
-	if err := os.MkdirAll(root, 0o755); err != nil {
-		return "", nil, err
-	}
+// sweep removes the jobs' folders that trainers left below root when they died:
+// a folder belongs to a living process as long as its lock file is locked,
+// whatever container the process is in.
+func sweep(root string) error {
 	old, err := filepath.Glob(filepath.Join(root, "job-*"))
 	if err != nil {
-		return "", nil, err
+		return err
 	}
 	for _, d := range old {
 		if f, err := lock(filepath.Join(d, ".lock")); err == nil {
 			_ = os.RemoveAll(d)
 			_ = f.Close()
 		}
+	}
+	return nil
+}
+
+// scratch makes a folder for one job below root.
+func scratch(root string) (dir string, remove func(), err error) {
+	if err := os.MkdirAll(root, 0o755); err != nil {
+		return "", nil, err
+	}
+	if err := sweep(root); err != nil {
+		return "", nil, err
 	}
 	// The folder gets its name when it is locked: nobody may take it between.
 	tmp, err := os.MkdirTemp(root, ".new-")

@@ -58,6 +58,7 @@ type Task struct {
 	Checkpoint string // file of the last checkpoint of an earlier attempt, or empty
 
 	w          *TrainingWorker
+	saved      []byte // digest of the folder that was saved or restored last
 	lastNormal uint64 // sequence
 	mu         sync.Mutex
 	last       time.Time // when progress was last recorded
@@ -262,6 +263,9 @@ func (w *TrainingWorker) Run(ctx context.Context) error {
 			return nil
 		}
 		return err
+	}
+	if err := sweep(w.cfg.ScratchDir); err != nil {
+		return fmt.Errorf("clear the folder of jobs: %w", err)
 	}
 	stopService, err := w.service(ctx)
 	if err != nil {

@@ -175,6 +175,20 @@ func TestTrainingJobs(t *testing.T) {
 			task.Report(stream.Progress{Phase: "fit", Step: 1, Steps: 2})
 			<-ctx.Done()
 			return ctx.Err()
+		case "stuck": // saves the same at each attempt, and dies after it
+			dir := filepath.Join(task.Dir, "steps")
+			if _, err := task.RestoreFolder(dir); err != nil {
+				return err
+			}
+			if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "seed"), []byte("7"), 0o644)); err != nil {
+				return err
+			}
+			for range 2 {
+				if err := task.SaveFolder(ctx, dir); err != nil {
+					return err
+				}
+			}
+			panic("stuck")
 		}
 		return nil
 	}})
@@ -196,6 +210,12 @@ func TestTrainingJobs(t *testing.T) {
 		dead, err := stream.DeadLetters(t.Context(), r.js, r.names, 0)
 		if err != nil || len(dead) != 1 || dead[0].Code != stream.CodeTraining {
 			t.Errorf("dead letters %+v, %v", dead, err)
+		}
+	})
+	t.Run("a job that dies again and again after its checkpoint ends there, too", func(t *testing.T) {
+		request("stuck")
+		if j := r.wait("job-stuck"); j.State != stream.JobFailed || j.CheckpointN != 1 || attempts != 4 {
+			t.Errorf("after %d attempts: %+v", attempts, j)
 		}
 	})
 	t.Run("a job that cannot succeed is tried once", func(t *testing.T) {
@@ -229,7 +249,7 @@ func TestTrainingJobs(t *testing.T) {
 		}
 		eventually(t, "it is dead", func() bool {
 			dead, err := stream.DeadLetters(t.Context(), r.js, r.names, 0)
-			return err == nil && len(dead) == 3 && dead[2].Code == stream.CodeBadRequest
+			return err == nil && len(dead) == 4 && dead[3].Code == stream.CodeBadRequest
 		})
 	})
 	t.Run("nothing is left", func(t *testing.T) {

@@ -406,6 +406,51 @@ func TestProfilesAreValid(t *testing.T) {
 	}
 }
 
+func TestATuningIsReadOverItsProfile(t *testing.T) {
+	gpu, err := Profile("gpu")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := ParseTuning([]byte(`{"profile":"gpu","members":7,"sources":[{"kind":"warp","share":1}],"sde":{"max_steps":9}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := gpu
+	want.Members, want.SDE.MaxSteps, want.Sources = 7, 9, []Source{{Kind: "warp", Share: 1, Weak: 0.2, Strong: 0.8}}
+	text := func(v Tuning) string {
+		b, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	if diff := cmp.Diff(text(want), text(got)); diff != "" {
+		t.Error(diff)
+	}
+	// What a release records is read back as it was.
+	again, err := ParseTuning([]byte(text(got)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(text(got), text(again)); diff != "" {
+		t.Error(diff)
+	}
+	for _, bad := range []string{``, `[]`, `{"profile":"abacus"}`, `{"membres":2}`, `{"members":0}`, `{"sources":[{"kind":"warp"}]}`} {
+		if _, err := ParseTuning([]byte(bad)); err == nil {
+			t.Errorf("%s is accepted", bad)
+		}
+	}
+}
+
+func FuzzParseTuning(f *testing.F) {
+	f.Add([]byte(`{"profile":"gpu","members":7,"sources":[{"kind":"warp","share":1}]}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if got, err := ParseTuning(b); err == nil && got.Validate() != nil {
+			t.Errorf("%s gives %+v", b, got)
+		}
+	})
+}
+
 func TestNormalsMeetSmallFakesOnEqualTerms(t *testing.T) {
 	normals := squares(t, 40)
 	tune, _ := Profile("cpu")

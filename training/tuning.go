@@ -1,6 +1,9 @@
 package training
 
 import (
+	"bytes"
+	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -99,9 +102,7 @@ func ParseSources(text string) ([]Source, error) {
 		}
 		kind, path, _ := strings.Cut(name, ":")
 		s.Kind, s.Path = SourceKind(kind), path
-		if corrupt.Kind(kind).Valid() {
-			s.Weak, s.Strong = 0.2, 0.8
-		}
+		s.withDefaults()
 		out = append(out, s)
 	}
 	for _, s := range out {
@@ -110,6 +111,13 @@ func ParseSources(text string) ([]Source, error) {
 		}
 	}
 	return out, nil
+}
+
+// withDefaults sets the strengths of a corruption that has none.
+func (s *Source) withDefaults() {
+	if corrupt.Kind(s.Kind).Valid() && s.Weak == 0 && s.Strong == 0 {
+		s.Weak, s.Strong = 0.2, 0.8
+	}
 }
 
 func (s Source) validate() error {
@@ -175,6 +183,38 @@ func Profile(name string) (Tuning, error) {
 			return t, err
 		}
 		t.SDE.MaxSteps, t.SDE.ProbeEvery, t.SDE.Probes = 200, 100, 40
+	}
+	return t, nil
+}
+
+// ParseTuning reads a tuning in JSON, as releases record it. What it leaves out
+// is as in the profile that it names; default "cpu".
+func ParseTuning(b []byte) (Tuning, error) {
+	var base struct {
+		Profile string          `json:"profile"`
+		Sources json.RawMessage `json:"sources"`
+	}
+	fail := func(err error) (Tuning, error) { return Tuning{}, fmt.Errorf("read a training profile: %w", err) }
+	if err := json.Unmarshal(b, &base); err != nil {
+		return fail(err)
+	}
+	t, err := Profile(cmp.Or(base.Profile, "cpu"))
+	if err != nil {
+		return fail(err)
+	}
+	if base.Sources != nil {
+		t.Sources = nil // else they would be laid over the profile's
+	}
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&t); err != nil {
+		return fail(err)
+	}
+	for i := range t.Sources {
+		t.Sources[i].withDefaults()
+	}
+	if err := t.Validate(); err != nil {
+		return fail(err)
 	}
 	return t, nil
 }

@@ -62,7 +62,9 @@ type workerConfig struct {
 
 // trainerConfig is how detectors learn.
 type trainerConfig struct {
-	Backbone string `yaml:"backbone" env:"BACKBONE"` // ONNX file, for detectors that name none; empty: random weights
+	Backbone string        `yaml:"backbone" env:"BACKBONE"` // ONNX file, for detectors that name none; empty: random weights
+	Profiles string        `yaml:"profiles" env:"PROFILES"` // folder of further training profiles, NAME.json
+	Takeover time.Duration `yaml:"takeover" env:"TAKEOVER"` // silence after which a trainer has lost its job to another
 }
 
 // imagesConfig bounds what is decoded.
@@ -76,7 +78,7 @@ func defaultConfig() config {
 		Data: "nearmiss-data", Server: "nats://127.0.0.1:4222", Prefix: stream.DefaultPrefix,
 		Broker: brokerConfig{Host: "127.0.0.1", Port: 4222, MaxStore: 16 << 30},
 		Keep:   keepConfig{FramesBytes: 2 << 30, FramesAge: 7 * 24 * time.Hour, EventsBytes: 1 << 30, EventsAge: 90 * 24 * time.Hour},
-		Worker: workerConfig{Device: "cpu", Batch: 16},
+		Worker: workerConfig{Device: "cpu", Batch: 16}, Trainer: trainerConfig{Takeover: 30 * time.Second},
 		Images: imagesConfig{MaxBytes: 64 << 20, MaxPixels: 100_000_000},
 	}
 }
@@ -130,6 +132,9 @@ func (c config) Validate() error {
 	}
 	if c.Worker.Batch < 1 || c.Worker.Batch > 1024 {
 		wrong("worker.batch", c.Worker.Batch, "between 1 and 1024")
+	}
+	if c.Trainer.Takeover < time.Second {
+		wrong("trainer.takeover", c.Trainer.Takeover, "1s or more")
 	}
 	if c.Images.MaxBytes < 1 {
 		wrong("images.max_bytes", c.Images.MaxBytes, "at least 1")

@@ -68,6 +68,7 @@ func newTrainer(conf config, nc *nats.Conn, o *output) (*stream.TrainingWorker, 
 	w, err := stream.NewTrainingWorker(stream.TrainerConfig{
 		Names:    stream.Names{Prefix: conf.Prefix},
 		CacheDir: filepath.Join(conf.Data, "releases"), ScratchDir: filepath.Join(conf.Data, "jobs"),
+		AckWait: conf.Trainer.Takeover,
 	}, nc, trainer{
 		conf: conf, device: d, o: o,
 		limits: imaging.Limits{MaxBytes: conf.Images.MaxBytes, MaxPixels: conf.Images.MaxPixels},
@@ -118,7 +119,7 @@ func (t trainer) Train(ctx context.Context, task *stream.Task) (stream.TrainResu
 		if profile == "" {
 			profile = "cpu"
 		}
-		tuning, err := training.Profile(profile)
+		tuning, err := t.profile(profile)
 		if err != nil {
 			return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
 		}
@@ -142,6 +143,26 @@ func (t trainer) Train(ctx context.Context, task *stream.Task) (stream.TrainResu
 	}
 	t.warn(d.Name, res)
 	return stream.TrainResult{Dir: out}, nil
+}
+
+// profile is a training profile of the trainer's own, or one that all have.
+func (t trainer) profile(name string) (training.Tuning, error) {
+	if t.conf.Trainer.Profiles == "" {
+		return training.Profile(name)
+	}
+	file := filepath.Join(t.conf.Trainer.Profiles, name+".json")
+	b, err := os.ReadFile(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return training.Profile(name)
+	}
+	if err != nil {
+		return training.Tuning{}, fmt.Errorf("read training profile %s: %w", name, err)
+	}
+	tuning, err := training.ParseTuning(b)
+	if err != nil {
+		return training.Tuning{}, fmt.Errorf("%s: %w", file, err)
+	}
+	return tuning, nil
 }
 
 // saveEvery is how often the results of a step that is under way are kept; those
