@@ -8,10 +8,12 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/bank"
+	"github.com/nearmiss/nearmiss/inference/heatmap"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/release"
 )
@@ -34,14 +36,19 @@ type Options struct {
 	// NoBatchEngine searches the bank with loops on the CPU even where many
 	// images are scored at once, instead of a matrix product on the device.
 	NoBatchEngine bool
+	// Maps says which images get a grid of patch distances.
+	Maps Maps
 	// Log gets warnings. The zero value is silent.
 	Log zerolog.Logger
 }
 
 // Score is the verdict on one image.
 type Score struct {
-	// Score is the sum of the squared distances to the K nearest normals.
+	// Score is the sum of the squared distances to the K nearest normals, or
+	// what CombineScores makes of several Parts.
 	Score float64
+	// Parts are what the score is made of.
+	Parts []PartScore
 	// Threshold is the score above which an image is anomalous, +Inf where the
 	// release has no usable calibration.
 	Threshold float64
@@ -50,7 +57,11 @@ type Score struct {
 	PValue    float64
 	Anomalous bool
 	K         int
-	Nearest   []bank.Neighbour // nearest first
+	Nearest   []bank.Neighbour // by the main part of the score, nearest first
+	// Map is the grid of the squared distances of the patches to the nearest patch
+	// of a normal, where the release has a bank of them and Options.Maps asks; or
+	// nil.
+	Map *heatmap.Grid
 	// Width and Height are those of the upright image, in pixels.
 	Width, Height int
 	// Err says why there is no score: an *imaging.RejectError for an image that
@@ -63,9 +74,10 @@ type Score struct {
 type Info struct {
 	Detector string
 	Method   string
-	Release  string // digest of the release, empty where there is none
-	Model    string // digest of the backbone file
-	Bank     string // digest of the bank file
+	Release  string   // digest of the release, empty where there is none
+	Model    string   // digest of the backbone file
+	Bank     string   // digest of the main bank's file
+	Parts    []string // of the score
 	Device   string
 	Dim      int
 	Count    int     // entries of the bank
@@ -74,14 +86,17 @@ type Info struct {
 	HeldOut  int     // normals behind the calibration
 }
 
-// Detector scores images with one backbone and the bank made for it. All
+// Detector scores images with one backbone and the banks made for it. All
 // methods may be called from many goroutines.
 type Detector struct {
-	e    *Embedder
-	b    *bank.Bank
-	info Info
-	rel  *release.Release
-	end  func() error // closes what belongs to the detector
+	e     *Embedder
+	parts []Part
+	main  int   // of parts, whose bank is calibrated
+	patch *Part // of parts, or nil
+	maps  Maps
+	info  Info
+	rel   *release.Release
+	end   func() error // closes what belongs to the detector
 }
 
 // New joins an Embedder and a bank of its embeddings, without a release. Both
@@ -90,11 +105,7 @@ func New(e *Embedder, b *bank.Bank) (*Detector, error) {
 	if e.Dim() != b.Dim() {
 		return nil, fmt.Errorf("%w: the model gives %d dimensions, the bank has %d", ErrMismatch, e.Dim(), b.Dim())
 	}
-	d := &Detector{e: e, b: b, info: Info{Device: e.o.Device.String(), Dim: e.Dim(), Count: b.Len(), K: b.K()}}
-	if c := b.Calibration(); c != nil {
-		d.info.Alpha, d.info.HeldOut = c.Alpha(), c.Len()
-	}
-	return d, nil
+	return NewOfParts(e, []Part{wholePart(b)})
 }
 
 // Open loads the release in dir. It refuses one whose files are not those that
@@ -123,7 +134,17 @@ func open(ctx context.Context, dir string, o Options) (_ *Detector, err error) {
 		o.Log.Warn().Str("release", rel.Digest).Str("made_with", made).Str("here", here).
 			Msg("the release was made with another JPEG decoder: scores of JPEG files may differ a little")
 	}
+	about := m.Parts
+	if len(about) == 0 {
+		about = []release.Part{wholePartOf(m)}
+	}
 	o.Embed.Preprocess = &m.Model.Preprocess
+	o.Embed.Patches = slices.ContainsFunc(about, func(p release.Part) bool {
+		return p.IsPatch() && (p.Scored || o.Maps != MapNone)
+	})
+	if !o.Embed.Patches {
+		about = slices.DeleteFunc(slices.Clone(about), release.Part.IsPatch)
+	}
 	e, err := NewEmbedder(rel.Path(m.Model.File), o.Embed)
 	if err != nil {
 		return nil, err
@@ -145,23 +166,31 @@ func open(ctx context.Context, dir string, o Options) (_ *Detector, err error) {
 		read.Batch = engine
 		end = func() error { return errors.Join(e.Close(), engine.Close()) }
 	}
-	b, err := bank.ReadFile(rel.Path(m.Bank.File), read)
-	if err != nil {
-		return nil, err
-	}
-	rest := end
-	end = func() error { return errors.Join(b.Close(), rest()) } // the bank's searcher before its engine
-	d, err := New(e, b)
-	if err != nil {
-		return nil, err
-	}
-	switch {
-	case e.Dim() != m.Model.Dim:
+	if e.Dim() != m.Model.Dim {
 		return nil, fmt.Errorf("%w: the model gives %d dimensions, the manifest says %d", ErrMismatch, e.Dim(), m.Model.Dim)
-	case b.Len() != m.Bank.Count || b.K() != m.Bank.K:
-		return nil, fmt.Errorf("%w: the bank has %d entries and k = %d, the manifest says %d and %d",
-			ErrMismatch, b.Len(), b.K(), m.Bank.Count, m.Bank.K)
 	}
+	var parts []Part
+	for _, p := range about {
+		b, err := bank.ReadFile(rel.Path(p.Bank.File), read)
+		if err != nil {
+			return nil, err
+		}
+		rest := end
+		end = func() error { return errors.Join(b.Close(), rest()) } // the bank's searcher before its engine
+		if b.Len() != p.Bank.Count || b.K() != p.Bank.K {
+			return nil, fmt.Errorf("%w: bank %s has %d entries and k = %d, the manifest says %d and %d",
+				ErrMismatch, p.Bank.File, b.Len(), b.K(), p.Bank.Count, p.Bank.K)
+		}
+		parts = append(parts, Part{About: p, Bank: b})
+	}
+	d, err := NewOfParts(e, parts)
+	if err != nil {
+		return nil, err
+	}
+	if got := d.parts[d.main].About.Bank.File; got != m.Bank.File {
+		return nil, fmt.Errorf("%w: the main bank is %s, the manifest says %s", ErrMismatch, got, m.Bank.File)
+	}
+	d.maps = o.Maps
 	d.rel, d.end = rel, end
 	d.info.Detector, d.info.Method, d.info.Release = m.Detector, m.Method, rel.Digest
 	d.info.Model, d.info.Bank = m.ModelDigest(), m.BankDigest()
@@ -231,26 +260,20 @@ func (d *Detector) ScoreImages(ctx context.Context, images []*imaging.Image) ([]
 // ScoreEmbeddings judges what the Detector's own Embedder gave.
 func (d *Detector) ScoreEmbeddings(ctx context.Context, embeddings []Embedding) ([]Score, error) {
 	scores := make([]Score, len(embeddings))
-	var rows []float32
-	var of []int
-	for i, e := range embeddings {
-		scores[i] = Score{Anomalous: true, K: d.b.K(), Width: e.Width, Height: e.Height, Err: e.Err}
+	var good []*Embedding
+	var to []*Score
+	for i := range embeddings {
+		e := &embeddings[i]
+		scores[i] = Score{Anomalous: true, K: d.info.K, Width: e.Width, Height: e.Height, Err: e.Err}
 		if e.Err == nil {
-			rows = append(rows, e.Vector...)
-			of = append(of, i)
+			good, to = append(good, e), append(to, &scores[i])
 		}
 	}
-	if len(of) == 0 {
+	if len(good) == 0 {
 		return scores, nil
 	}
-	results, err := d.b.ScoreBatch(ctx, rows)
-	if err != nil {
-		return nil, fmt.Errorf("score %d images: %w", len(of), err)
-	}
-	for j, r := range results {
-		s := &scores[of[j]]
-		s.Score, s.Threshold, s.PValue = r.Score, r.Threshold, r.PValue
-		s.Anomalous, s.Nearest = r.Anomalous, r.Nearest
+	if err := d.score(ctx, good, to); err != nil {
+		return nil, fmt.Errorf("score %d images: %w", len(good), err)
 	}
 	return scores, nil
 }
@@ -261,8 +284,8 @@ func (d *Detector) Info() Info { return d.info }
 // Embedder is the Detector's own.
 func (d *Detector) Embedder() *Embedder { return d.e }
 
-// Bank is the Detector's own.
-func (d *Detector) Bank() *bank.Bank { return d.b }
+// Bank is the Detector's main bank, of images, whose calibration is the score's.
+func (d *Detector) Bank() *bank.Bank { return d.parts[d.main].Bank }
 
 // Release is what the Detector was loaded from, or nil.
 func (d *Detector) Release() *release.Release { return d.rel }
@@ -283,8 +306,10 @@ type ReleaseSpec struct {
 	// data in a file named like it with ".data" behind goes along.
 	Model    string
 	Embedder *Embedder
-	Bank     *bank.Bank
-	// Recall and Excess are the measured quality of an approximate index.
+	// Bank is of whole embeddings; or Parts are the parts of the score.
+	Bank  *bank.Bank
+	Parts []Part
+	// Recall and Excess are the measured quality of Bank's index, if approximate.
 	Recall, Excess *float64
 	RandomWeights  bool
 	// Check has a few image files whose scores the manifest will foretell.
@@ -327,18 +352,37 @@ func (s ReleaseSpec) fill(ctx context.Context, b *release.Builder) (release.Mani
 			return fail(err)
 		}
 	}
-	bankPath, err := b.Path(release.BankName)
-	if err != nil {
-		return fail(err)
+	parts := s.Parts
+	if len(parts) == 0 {
+		parts = []Part{wholePart(s.Bank)}
+		parts[0].About.Bank.Recall, parts[0].About.Bank.Excess = s.Recall, s.Excess
 	}
-	if err := s.Bank.WriteFile(bankPath); err != nil {
-		return fail(err)
+	main := mainPart(parts)
+	if main < 0 {
+		return fail(fmt.Errorf("%w: no part of the score is of the embedding", ErrMismatch))
 	}
-	written, err := bank.ReadFile(bankPath, bank.ReadOptions{})
-	if err != nil {
-		return fail(err)
+	var written []Part
+	for i, p := range parts {
+		about := p.About
+		about.Bank.File = release.BankName
+		if i != main {
+			about.Bank.File = release.PartBankName(about.Name)
+		}
+		path, err := b.Path(about.Bank.File)
+		if err != nil {
+			return fail(err)
+		}
+		if err := p.Bank.WriteFile(path); err != nil {
+			return fail(err)
+		}
+		read, err := bank.ReadFile(path, bank.ReadOptions{})
+		if err != nil {
+			return fail(err)
+		}
+		about.Bank.Kind, about.Bank.Count, about.Bank.K = string(read.Index().Kind()), read.Len(), read.K()
+		written = append(written, Part{About: about, Bank: read})
 	}
-	d, err := New(s.Embedder, written)
+	d, err := NewOfParts(s.Embedder, written)
 	if err != nil {
 		return fail(err)
 	}
@@ -350,16 +394,18 @@ func (s ReleaseSpec) fill(ctx context.Context, b *release.Builder) (release.Mani
 		Model: release.Model{
 			File: release.BackboneName, Dim: s.Embedder.Dim(), Preprocess: preprocess, RandomWeights: s.RandomWeights,
 		},
-		Bank: release.Bank{
-			File: release.BankName, Kind: string(written.Index().Kind()), Count: written.Len(), K: written.K(),
-			Recall: s.Recall, Excess: s.Excess,
-		},
+		Bank: written[main].About.Bank,
+	}
+	if len(s.Parts) > 0 {
+		for _, p := range written {
+			m.Parts = append(m.Parts, p.About)
+		}
 	}
 	var about struct{ Name, Family string }
 	if err := json.Unmarshal(s.Embedder.Backbone(), &about); err == nil {
 		m.Model.Name, m.Model.Family = about.Name, about.Family
 	}
-	if c := written.Calibration(); c != nil {
+	if c := d.Bank().Calibration(); c != nil {
 		m.Calibration = release.Calibration{Alpha: c.Alpha(), SmallestAlpha: c.SmallestAlpha(), HeldOut: c.Len()}
 		if t := c.Threshold(); !math.IsInf(t, 0) {
 			m.Calibration.Threshold = &t
@@ -389,6 +435,14 @@ func (s ReleaseSpec) fill(ctx context.Context, b *release.Builder) (release.Mani
 		m.Check = append(m.Check, release.Check{File: name, Score: score.Score})
 	}
 	return m, nil
+}
+
+// wholePartOf is the only part of a release whose manifest names none.
+func wholePartOf(m release.Manifest) release.Part {
+	return release.Part{
+		Name: "class", Output: release.OutputEmbedding, Dim: m.Model.Dim, Bank: m.Bank,
+		Statistic: release.StatisticKNN, Scored: true, Scale: 1,
+	}
 }
 
 func fileExists(name string) bool {

@@ -20,6 +20,7 @@ const (
 	inputImage         = "image"     // uint8 [N, S, S, 3]
 	outputEmbedding    = "embedding" // float [N, D]
 	outputTokens       = "tokens"    // float [N, T, D], optional
+	outputPatches      = "patches"   // float [N, P, E], optional
 	metadataPreprocess = "nearmiss.preprocess"
 	metadataBackbone   = "nearmiss.backbone"
 )
@@ -58,6 +59,8 @@ type EmbedOptions struct {
 	View *imaging.View
 	// Tokens asks for the tokens output, too.
 	Tokens bool
+	// Patches asks for the patches output, too.
+	Patches bool
 	// Session has further options of ONNX Runtime; its Device and
 	// IntraOpThreads are overwritten.
 	Session ort.Options
@@ -69,6 +72,9 @@ type Embedding struct {
 	Vector []float32
 	// Tokens are the T×D token embeddings, row-major, where asked for.
 	Tokens []float32
+	// Patches are the P×E patch vectors, row-major and rows of the image first,
+	// where asked for.
+	Patches []float32
 	// Width and Height are those of the upright image, in pixels.
 	Width, Height int
 	// Err says why there is no Vector: an *imaging.RejectError for an image
@@ -84,10 +90,13 @@ type Embedder struct {
 	backbone   json.RawMessage
 	dim        int
 	tokens     int // in the tokens output, 0 without
+	patches    int // in the patches output, 0 without
+	patchDim   int
 	limit      int // images in a batch
 	fixed      int // the model's own batch, 0 where it takes any
 	embedding  int // index of the output
 	tokensAt   int
+	patchesAt  int
 
 	jobs    chan *job     // to be decoded
 	ready   chan *job     // to be embedded
@@ -227,13 +236,15 @@ func (e *Embedder) inspect() error {
 	if len(in) != 1 || in[0].Type != ort.Uint8 || len(in[0].Shape) != 4 || in[0].Shape[3] != 3 {
 		return fmt.Errorf(`its input must be one uint8 image [N, S, S, 3], it has %v: run "nearmiss backbone import"`, in)
 	}
-	e.embedding, e.tokensAt = -1, -1
+	e.embedding, e.tokensAt, e.patchesAt = -1, -1, -1
 	for i, o := range out {
 		switch {
 		case o.Name == outputEmbedding:
 			e.embedding = i
 		case o.Name == outputTokens:
 			e.tokensAt = i
+		case o.Name == outputPatches:
+			e.patchesAt = i
 		}
 	}
 	if e.embedding < 0 && len(out) == 1 {
@@ -244,6 +255,9 @@ func (e *Embedder) inspect() error {
 	}
 	if e.o.Tokens && e.tokensAt < 0 {
 		return fmt.Errorf("it has no output %q: export it with tokens", outputTokens)
+	}
+	if e.o.Patches && e.patchesAt < 0 {
+		return fmt.Errorf("it has no output %q: fit a release of the backbone", outputPatches)
 	}
 	meta := e.session.Metadata()
 	switch text, ok := meta[metadataPreprocess]; {
@@ -280,16 +294,22 @@ func (e *Embedder) inspect() error {
 func (e *Embedder) probe() error {
 	n := max(e.fixed, 1)
 	r := &runner{Embedder: e, input: make([]uint8, n*e.preprocess.Bytes())}
-	vectors, tokens, err := r.infer(n)
+	out, err := r.infer(n)
 	if err != nil {
 		return err
 	}
-	e.dim = len(vectors) / n
-	if e.dim == 0 || len(vectors)%n != 0 {
-		return fmt.Errorf("it gave %d numbers for %d images", len(vectors), n)
+	e.dim = len(out.vectors) / n
+	if e.dim == 0 || len(out.vectors)%n != 0 {
+		return fmt.Errorf("it gave %d numbers for %d images", len(out.vectors), n)
 	}
 	if e.o.Tokens {
-		e.tokens = len(tokens) / n / e.dim
+		e.tokens = len(out.tokens) / n / e.dim
+	}
+	if e.o.Patches {
+		if len(out.shape) != 3 || out.shape[0] != n || out.shape[1] < 1 || out.shape[2] < 1 {
+			return fmt.Errorf("its output %q is %v for %d images, want [%d, P, E]", outputPatches, out.shape, n, n)
+		}
+		e.patches, e.patchDim = out.shape[1], out.shape[2]
 	}
 	return nil
 }
@@ -305,6 +325,10 @@ func (e *Embedder) Backbone() json.RawMessage { return slices.Clone(e.backbone) 
 
 // Tokens is the number of token embeddings of an image, 0 where not asked for.
 func (e *Embedder) Tokens() int { return e.tokens }
+
+// Patches is the number of patch vectors of an image and their length; 0 and 0
+// where not asked for.
+func (e *Embedder) Patches() (count, dim int) { return e.patches, e.patchDim }
 
 // BatchSize is the largest batch that the model is given.
 func (e *Embedder) BatchSize() int { return e.limit }
@@ -458,17 +482,21 @@ func (r *runner) embed(batch []*job) {
 		clear(r.input[n*size:])
 		n = r.fixed
 	}
-	vectors, tokens, err := r.infer(n)
+	got, err := r.infer(n)
+	part := func(all []float32, i, size int) []float32 { return all[i*size : (i+1)*size : (i+1)*size] }
 	for i, j := range live {
 		if err == nil {
 			out := &j.call.out[j.index]
-			v := vectors[i*r.dim : (i+1)*r.dim : (i+1)*r.dim]
-			if !finite(v) {
+			v, patches := part(got.vectors, i, r.dim), part(got.patches, i, r.patches*r.patchDim)
+			if !finite(v) || !finite(patches) {
 				out.Err = ErrNotFinite
 			} else {
 				out.Vector = v
-				if t := r.tokens * r.dim; t > 0 {
-					out.Tokens = tokens[i*t : (i+1)*t : (i+1)*t]
+				if r.o.Tokens {
+					out.Tokens = part(got.tokens, i, r.tokens*r.dim)
+				}
+				if r.o.Patches {
+					out.Patches = patches
 				}
 			}
 		}
@@ -476,28 +504,37 @@ func (r *runner) embed(batch []*job) {
 	}
 }
 
-// infer runs the model on the first n images of the input. The results are
-// memory of their own.
-func (r *runner) infer(n int) (vectors, tokens []float32, err error) {
+// outputs are what the model gave for a batch, in memory of their own.
+type outputs struct {
+	vectors, tokens, patches []float32
+	shape                    []int // of patches
+}
+
+// infer runs the model on the first n images of the input.
+func (r *runner) infer(n int) (o outputs, err error) {
 	side := r.preprocess.Crop
 	in, err := ort.NewTensor([]int{n, side, side, 3}, r.input[:n*r.preprocess.Bytes()])
 	if err != nil {
-		return nil, nil, err
+		return o, err
 	}
 	defer in.Close()
 	out, err := r.session.Run(r.ctx, []*ort.Tensor{in})
 	if err != nil {
-		return nil, nil, err
+		return o, err
 	}
 	defer ort.CloseAll(out...)
-	vectors = out[r.embedding].Float32s()
+	o.vectors = out[r.embedding].Float32s()
 	if r.o.Tokens {
-		tokens = out[r.tokensAt].Float32s()
+		o.tokens = out[r.tokensAt].Float32s()
 	}
-	if r.dim > 0 && len(vectors) != n*r.dim {
-		return nil, nil, fmt.Errorf("the model gave %d numbers for %d images of %d", len(vectors), n, r.dim)
+	if r.o.Patches {
+		o.patches, o.shape = out[r.patchesAt].Float32s(), out[r.patchesAt].Shape()
 	}
-	return vectors, tokens, nil
+	if r.dim > 0 && (len(o.vectors) != n*r.dim || len(o.patches) != n*r.patches*r.patchDim) {
+		return o, fmt.Errorf("the model gave %d and %d numbers for %d images of %d and %d",
+			len(o.vectors), len(o.patches), n, r.dim, r.patches*r.patchDim)
+	}
+	return o, nil
 }
 
 func finite(v []float32) bool {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"path"
 	"path/filepath"
 	"slices"
@@ -28,6 +29,9 @@ const (
 	BankName     = "bank.nmb"
 )
 
+// PartBankName is the file of the bank of a part that is not the main one.
+func PartBankName(part string) string { return "bank-" + part + ".nmb" }
+
 // maxManifest bounds what is read as a manifest.
 const maxManifest = 16 << 20
 
@@ -45,8 +49,12 @@ type Manifest struct {
 	// is filled by Commit.
 	Files map[string]File `json:"files"`
 
-	Model       Model       `json:"model"`
-	Bank        Bank        `json:"bank"`
+	Model Model `json:"model"`
+	// Bank is the main bank, which holds the calibration of the score.
+	Bank Bank `json:"bank"`
+	// Parts of the score, each with a bank of its own; the main bank is one of
+	// theirs. None: the score is that of the main bank on the whole embedding.
+	Parts       []Part      `json:"parts,omitempty"`
 	Calibration Calibration `json:"calibration"`
 	// Check foretells the scores of a few images, so that a program that loads
 	// the release can see whether it scores as the one that made it.
@@ -83,6 +91,53 @@ type Bank struct {
 	Recall *float64 `json:"recall,omitempty"`
 	Excess *float64 `json:"excess,omitempty"`
 }
+
+// Statistics of a part: how distances to the nearest entries become a number.
+const (
+	StatisticKNN  = "knn"  // sum over the k nearest of the part's one vector
+	StatisticMean = "mean" // mean over the patches of the nearest's
+	StatisticTop5 = "top5" // mean over the 5 % of the patches where it is largest
+	StatisticMax  = "max"  // the largest
+)
+
+// Part is a part of the score: vectors of the model, and the bank of those of
+// normals. Distances are squared Euclidean ones.
+type Part struct {
+	Name string `json:"name"` // for people and programs: "class", "pooled", "patch", …
+	// Output is the model's: "embedding", float [N, D], of which the part has the
+	// numbers From to From+Dim−1, or "patches", float [N, Width·Height, Dim].
+	Output string `json:"output"`
+	From   int    `json:"from,omitempty"`
+	Dim    int    `json:"dim"`
+	Bank   Bank   `json:"bank"`
+	// Statistic is one of those above; StatisticKNN for the embedding, another for
+	// patches.
+	Statistic string `json:"statistic"`
+	// Scored says whether it counts in the image's score. A part that does not is
+	// there for what else it tells: where, or which normals are nearest.
+	Scored bool `json:"scored"`
+	// Scale is what normals that are not in the bank score at the median: a part's
+	// ratio is its score divided by that. Above 0.
+	Scale float64 `json:"scale"`
+
+	// Of patches: the grid, and after how many of the backbone's blocks they are
+	// taken.
+	Width  int `json:"width,omitempty"`
+	Height int `json:"height,omitempty"`
+	Layer  int `json:"layer,omitempty"`
+	// Radius is the largest distance, not squared, of any normal patch that was
+	// given to one that was kept in the bank.
+	Radius float64 `json:"radius,omitempty"`
+}
+
+// OutputEmbedding and OutputPatches are the outputs that parts are taken from.
+const (
+	OutputEmbedding = "embedding"
+	OutputPatches   = "patches"
+)
+
+// IsPatch says whether the part has a vector for each patch of the image.
+func (p Part) IsPatch() bool { return p.Output == OutputPatches }
 
 // Calibration sums up the calibration that the bank file holds.
 type Calibration struct {
@@ -177,7 +232,65 @@ func (m Manifest) Validate() error {
 	if m.Bank.K < 1 || m.Bank.Count < m.Bank.K {
 		fail("bank: %d entries do not give %d neighbours", m.Bank.Count, m.Bank.K)
 	}
+	for i, p := range m.Parts {
+		uses("bank", p.Bank.File)
+		for _, err := range p.validate(m.Model.Dim) {
+			fail("part %q: %w", p.Name, err)
+		}
+		if slices.ContainsFunc(m.Parts[:i], func(q Part) bool { return q.Name == p.Name || q.Bank.File == p.Bank.File }) {
+			fail("part %q: another has its name or its bank", p.Name)
+		}
+		if p.IsPatch() && slices.ContainsFunc(m.Parts[:i], Part.IsPatch) {
+			fail("part %q: a release has one part of patches at most", p.Name)
+		}
+	}
+	if len(m.Parts) > 0 {
+		if !slices.ContainsFunc(m.Parts, func(p Part) bool { return p.Scored }) {
+			fail("no part counts in the score")
+		}
+		if !slices.ContainsFunc(m.Parts, func(p Part) bool { return p.Bank.File == m.Bank.File && !p.IsPatch() }) {
+			fail("the main bank %q is no part's of the embedding", m.Bank.File)
+		}
+	}
 	return errors.Join(errs...)
+}
+
+// maxLength bounds lengths and sizes in a part.
+const maxLength = 1 << 16
+
+func (p Part) validate(dim int) (errs []error) {
+	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if p.Name == "" || strings.Trim(p.Name, tokenCharacters) != "" {
+		fail("use letters, digits, - and _")
+	}
+	if p.Dim < 1 || p.Dim > maxLength || p.From < 0 || p.Layer < 0 {
+		fail("%d numbers from %d after %d blocks", p.Dim, p.From, p.Layer)
+	}
+	if p.Bank.K < 1 || p.Bank.Count < p.Bank.K {
+		fail("%d entries do not give %d neighbours", p.Bank.Count, p.Bank.K)
+	}
+	if !(p.Scale > 0) || math.IsInf(p.Scale, 0) || !(p.Radius >= 0) || math.IsInf(p.Radius, 0) {
+		fail("scale %v, radius %v", p.Scale, p.Radius)
+	}
+	switch p.Output {
+	case OutputEmbedding:
+		if p.From > dim-p.Dim {
+			fail("%d numbers from %d are not in an embedding of %d", p.Dim, p.From, dim)
+		}
+		if p.Statistic != StatisticKNN {
+			fail("statistic %q, one vector has %q", p.Statistic, StatisticKNN)
+		}
+	case OutputPatches:
+		if p.Width < 1 || p.Height < 1 || p.Width > maxLength || p.Height > maxLength || p.From != 0 || p.Bank.K != 1 {
+			fail("a grid of %d×%d, from %d, k = %d: patches have a grid, all their numbers and k = 1", p.Width, p.Height, p.From, p.Bank.K)
+		}
+		if !slices.Contains([]string{StatisticMean, StatisticTop5, StatisticMax}, p.Statistic) {
+			fail("statistic %q is unknown", p.Statistic)
+		}
+	default:
+		fail("output %q is unknown", p.Output)
+	}
+	return errs
 }
 
 const tokenCharacters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"

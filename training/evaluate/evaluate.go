@@ -10,6 +10,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/nearmiss/nearmiss/inference/heatmap"
+	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/training/dataset"
 )
 
@@ -31,6 +33,14 @@ type Scorer interface {
 // upright image. A nil map means that there is none for this image.
 type Mapper interface {
 	Map(ctx context.Context, item dataset.Item) (scores []float32, width, height int, err error)
+}
+
+// Localizer is a Scorer that says where by patches: the grid of each item's
+// squared patch distances, or no grids at all (nil) where it has no bank of
+// patches. Preprocess says which part of an image a grid covers.
+type Localizer interface {
+	Maps(ctx context.Context, items []dataset.Item) ([]heatmap.Grid, error)
+	Preprocess() imaging.Preprocess
 }
 
 // Protocol names.
