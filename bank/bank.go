@@ -321,6 +321,50 @@ func (b *Bank) Recalibrate(ctx context.Context) (*Calibration, error) {
 	return b.calibrate(ctx, heldOut, c.alpha)
 }
 
+// Readjust changes the number of neighbours and the false-alarm rate, 0..1, and
+// decides by the held-out embeddings scored anew. With k as it is the held-out
+// scores do. It fails with ErrNoHeldOut where the bank keeps neither, and then
+// and on every other error stays as it was. Nobody may score meanwhile.
+func (b *Bank) Readjust(ctx context.Context, k int, alpha float64) (*Calibration, error) {
+	if k < 1 {
+		return nil, fmt.Errorf("readjust the bank: %d neighbours in a score: use 1 or more", k)
+	}
+	if b.calibration == nil || k != b.k && b.heldOut == nil {
+		return nil, fmt.Errorf("readjust the bank: %w", ErrNoHeldOut)
+	}
+	if k == b.k {
+		c, err := b.calibration.WithAlpha(alpha)
+		if err == nil {
+			err = c.Err()
+		}
+		if err != nil {
+			return nil, err
+		}
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.calibration = c
+		return c, nil
+	}
+	was := b.k
+	b.k = k
+	c, err := b.calibrate(ctx, b.heldOut, alpha)
+	if err != nil {
+		b.k = was
+		return nil, fmt.Errorf("readjust the bank to k = %d: %w", k, err)
+	}
+	// What an approximate index is worth depends on k.
+	if kind := b.index.Kind(); kind != Exact {
+		r, err := b.judgeIndex(ctx, kind, b.index, b.queries, 0)
+		if err != nil {
+			return nil, err
+		}
+		if b.install(b.index, r, b.queries); r.Kind != kind {
+			return b.calibrate(ctx, b.heldOut, alpha)
+		}
+	}
+	return c, nil
+}
+
 func (b *Bank) calibrate(ctx context.Context, heldOut []float32, alpha float64) (*Calibration, error) {
 	near, err := b.Index().SearchBatch(ctx, heldOut, b.k)
 	if err != nil {

@@ -171,6 +171,72 @@ func TestUnreachableRate(t *testing.T) {
 	}
 }
 
+func TestReadjust(t *testing.T) {
+	ctx := context.Background()
+	const dim = 4
+	rows, heldOut := gauss(1, 60, dim), gauss(2, 40, dim)
+	for _, kind := range []Kind{Exact, HNSW} {
+		b, err := New(Options{Dim: dim, Kind: kind})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.Readjust(ctx, 2, 0.1); !errors.Is(err, ErrNoHeldOut) {
+			t.Error(err)
+		}
+		fill := func(b *Bank) {
+			t.Helper()
+			for i := range uint64(60) {
+				if err := b.Add(i, rows[i*dim:(i+1)*dim]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := b.Build(ctx, heldOut); err != nil {
+				t.Fatal(err)
+			}
+		}
+		fill(b)
+		if _, err := b.Calibrate(ctx, heldOut, 0.1); err != nil {
+			t.Fatal(err)
+		}
+		for _, to := range []struct {
+			k     int
+			alpha float64
+		}{{2, 0.3}, {5, 0.3}, {1, 0.05}} {
+			got, err := b.Readjust(ctx, to.k, to.alpha)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fresh, err := New(Options{Dim: dim, K: to.k, Kind: kind})
+			if err != nil {
+				t.Fatal(err)
+			}
+			fill(fresh)
+			want, err := fresh.Calibrate(ctx, heldOut, to.alpha)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(want.HeldOut(), got.HeldOut()); d != "" || got.Alpha() != to.alpha || b.K() != to.k || b.Calibration() != got {
+				t.Errorf("%s with k = %d: %s", kind, to.k, d)
+			}
+			if r := b.Report(); kind == HNSW && r.K != to.k {
+				t.Errorf("its index was judged with k = %d, not %d", r.K, to.k)
+			}
+		}
+		before := b.Calibration()
+		for _, bad := range []struct {
+			k     int
+			alpha float64
+		}{{0, 0.1}, {61, 0.1}, {1, 0.001}, {2, 0.001}, {1, 2}} {
+			if _, err := b.Readjust(ctx, bad.k, bad.alpha); err == nil {
+				t.Errorf("%+v is accepted", bad)
+			}
+			if b.Calibration() != before || b.K() != 1 {
+				t.Errorf("%+v has changed the bank", bad)
+			}
+		}
+	}
+}
+
 func TestRecalibrate(t *testing.T) {
 	ctx := context.Background()
 	const dim = 4

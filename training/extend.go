@@ -14,6 +14,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/nearmiss/nearmiss/bank"
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/ort"
@@ -98,8 +99,23 @@ func Extend(ctx context.Context, x Extension) (*Result, error) {
 		return nil, fmt.Errorf("extend release %s: %w", x.Release, ErrNothingNew)
 	}
 
+	res, err := rewrite(ctx, d, x.Out, slices.Concat(known, added), extended{
+		Tool: x.Tool, Extends: rel.Digest, Added: joined, Before: rel.Manifest.Training,
+	})
+	if err != nil {
+		return nil, err
+	}
+	res.Images, res.Seconds = len(x.Normals), time.Since(start).Seconds()
+	res.count(added)
+	return res, nil
+}
+
+// rewrite writes a release of a detector whose bank has changed since it was
+// loaded.
+func rewrite(ctx context.Context, d *inference.Detector, out string, normals []Normal, provenance any) (*Result, error) {
+	rel, b := d.Release(), d.Bank()
 	m := rel.Manifest
-	lines, err := listing(slices.Concat(known, added))
+	lines, err := listing(normals)
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +123,10 @@ func Extend(ctx context.Context, x Extension) (*Result, error) {
 		Detector: m.Detector, Method: m.Method, Model: rel.Path(m.Model.File), Embedder: d.Embedder(), Bank: b,
 		Recall: m.Bank.Recall, Excess: m.Bank.Excess, RandomWeights: m.Model.RandomWeights,
 		Files:    map[string][]byte{NormalsName: lines},
-		Training: extended{Tool: x.Tool, Extends: rel.Digest, Added: joined, Before: m.Training},
+		Training: provenance,
+	}
+	if r := b.Report(); r.K != m.Bank.K && r.Wanted != bank.Exact {
+		spec.Recall, spec.Excess = &r.Recall, &r.FirstExcess
 	}
 	for _, c := range m.Check {
 		file, err := os.ReadFile(rel.Path(c.File))
@@ -116,19 +135,18 @@ func Extend(ctx context.Context, x Extension) (*Result, error) {
 		}
 		spec.Check = append(spec.Check, file)
 	}
-	r, err := inference.WriteRelease(ctx, x.Out, spec)
+	r, err := inference.WriteRelease(ctx, out, spec)
 	if err != nil {
 		return nil, err
 	}
+	now := r.Manifest
 	res := &Result{
-		Release: x.Out, Digest: r.Digest, Images: len(x.Normals), Bank: b.Len(), HeldOut: m.Calibration.HeldOut,
-		Alpha: m.Calibration.Alpha, Smallest: m.Calibration.SmallestAlpha,
-		Index: string(b.Index().Kind()), Seconds: time.Since(start).Seconds(),
+		Release: out, Digest: r.Digest, Bank: b.Len(), HeldOut: now.Calibration.HeldOut,
+		Alpha: now.Calibration.Alpha, Smallest: now.Calibration.SmallestAlpha, Index: string(b.Index().Kind()),
 	}
-	if t := m.Calibration.Threshold; t != nil {
+	if t := now.Calibration.Threshold; t != nil {
 		res.Threshold = *t
 	}
-	res.count(added)
 	return res, nil
 }
 

@@ -12,6 +12,8 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/backbone"
 	"github.com/nearmiss/nearmiss/inference/imaging"
@@ -217,6 +219,64 @@ func TestExtendPutsAConfirmedNormalIntoTheBank(t *testing.T) {
 	x.Normals, x.Out = normals[:2], filepath.Join(t.TempDir(), "third")
 	if _, err := Extend(t.Context(), x); !errors.Is(err, ErrNothingNew) {
 		t.Fatalf("nothing new: %v", err)
+	}
+}
+
+func TestReadjustDecidesAsATrainingWouldHave(t *testing.T) {
+	normals, model := squares(t, 60), smallBackbone(t)
+	fit := func(k int, alpha float64) string {
+		t.Helper()
+		out := filepath.Join(t.TempDir(), "release")
+		if _, err := Fit(t.Context(), Plan{Detector: "squares", Normals: normals, Backbone: model, Out: out, Seed: 5, K: k, Alpha: alpha}); err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	scores := func(dir string) []inference.Score {
+		t.Helper()
+		d, err := inference.Open(t.Context(), dir, inference.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		var files [][]byte
+		for _, n := range normals[:10] {
+			b, _ := n.Read()
+			files = append(files, b)
+		}
+		all, err := d.Score(t.Context(), files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all
+	}
+	first := fit(2, 0.2)
+	for _, c := range []struct {
+		k     int
+		alpha float64
+	}{{2, 0.1}, {4, 0.2}, {1, 0.3}} {
+		out := filepath.Join(t.TempDir(), "readjusted")
+		res, err := Readjust(t.Context(), Readjustment{Release: first, Out: out, K: c.k, Alpha: c.alpha})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if res.Alpha != c.alpha || res.Bank != 48 || res.HeldOut != 12 || len(res.Warnings) > 0 {
+			t.Errorf("%+v", res)
+		}
+		if diff := cmp.Diff(scores(fit(c.k, c.alpha)), scores(out)); diff != "" {
+			t.Errorf("k = %d, rate %g: %s", c.k, c.alpha, diff)
+		}
+		if all, err := ReadNormals(out); err != nil || len(all) != 60 {
+			t.Errorf("%d normals, %v", len(all), err)
+		}
+	}
+	x := Readjustment{Release: first, Out: filepath.Join(t.TempDir(), "out"), K: 2, Alpha: 0.2}
+	if _, err := Readjust(t.Context(), x); !errors.Is(err, ErrUnchanged) {
+		t.Error(err)
+	}
+	x.Alpha = 0.001
+	if res, err := Readjust(t.Context(), x); err != nil || res.Alpha != 1.0/13 || len(res.Warnings) != 1 {
+		t.Errorf("%+v, %v", res, err)
 	}
 }
 

@@ -1,0 +1,92 @@
+package training
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/nearmiss/nearmiss/bank"
+	"github.com/nearmiss/nearmiss/inference"
+	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/inference/ort"
+)
+
+// Readjustment says how a release is to decide otherwise.
+type Readjustment struct {
+	// Release is the folder of the release; it stays as it is.
+	Release string
+	// Out is the release folder that is written; it must not exist.
+	Out string
+	// K is the number of neighbours in a score, Alpha the false-alarm rate, 0..1.
+	// Where the held-out normals cannot promise it, the smallest that they can is
+	// taken, with a warning.
+	K     int
+	Alpha float64
+
+	Device  ort.Device
+	Threads int
+	Limits  imaging.Limits
+	Tool    string
+	Log     zerolog.Logger
+}
+
+// readjusted is the provenance of a readjusted release.
+type readjusted struct {
+	Tool      string          `json:"tool,omitempty"`
+	Readjusts string          `json:"readjusts"` // digest of the release that was readjusted
+	K         int             `json:"k"`
+	Alpha     float64         `json:"alpha"`
+	Before    json.RawMessage `json:"before,omitempty"`
+}
+
+// ErrUnchanged: the release decides as it is asked to.
+var ErrUnchanged = errors.New("the release decides so already")
+
+// ErrCannotReadjust: the release does not keep what it takes; train anew.
+var ErrCannotReadjust = errors.New("the release does not keep the held-out normals that it takes: train anew")
+
+// Readjust writes a release with the same model and bank that decides with
+// another number of neighbours, or another false-alarm rate, without training:
+// the normals that were held out are scored anew. It fails with ErrUnchanged
+// where there is nothing to change.
+func Readjust(ctx context.Context, x Readjustment) (*Result, error) {
+	start := time.Now()
+	d, err := inference.Open(ctx, x.Release, inference.Options{
+		Embed: inference.EmbedOptions{Device: x.Device, Threads: x.Threads, Limits: x.Limits}, Log: x.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	b, c := d.Bank(), d.Bank().Calibration()
+	if c == nil || x.K != b.K() && len(d.Parts()) > 1 {
+		return nil, fmt.Errorf("readjust release %s: %w", x.Release, ErrCannotReadjust)
+	}
+	alpha := max(x.Alpha, c.SmallestAlpha())
+	if x.K == b.K() && alpha == c.Alpha() {
+		return nil, fmt.Errorf("readjust release %s: %w", x.Release, ErrUnchanged)
+	}
+	if _, err := b.Readjust(ctx, x.K, alpha); errors.Is(err, bank.ErrNoHeldOut) {
+		return nil, fmt.Errorf("readjust release %s: %w", x.Release, ErrCannotReadjust)
+	} else if err != nil {
+		return nil, err
+	}
+	known, err := ReadNormals(x.Release)
+	if err != nil {
+		return nil, err
+	}
+	rel := d.Release()
+	res, err := rewrite(ctx, d, x.Out, known, readjusted{Tool: x.Tool, Readjusts: rel.Digest, K: x.K, Alpha: alpha, Before: rel.Manifest.Training})
+	if err != nil {
+		return nil, err
+	}
+	res.Seconds = time.Since(start).Seconds()
+	if x.Alpha < alpha {
+		res.warn("%d held-out normals can promise no false-alarm rate below %.3g %%, and that is what the threshold promises", c.Len(), 100*alpha)
+	}
+	return res, nil
+}
