@@ -311,7 +311,9 @@ type ReleaseSpec struct {
 	Parts []Part
 	// Recall and Excess are the measured quality of Bank's index, if approximate.
 	Recall, Excess *float64
-	RandomWeights  bool
+	// RandomWeights and StarterWeights say where the model's weights come from,
+	// if not from photographs: see [release.Model].
+	RandomWeights, StarterWeights bool
 	// Check has a few image files whose scores the manifest will foretell.
 	Check [][]byte
 	// Files are further files of the release: name to content.
@@ -392,7 +394,7 @@ func (s ReleaseSpec) fill(ctx context.Context, b *release.Builder) (release.Mani
 		Detector: s.Detector,
 		Method:   s.Method,
 		Model: release.Model{
-			File: release.BackboneName, Dim: s.Embedder.Dim(), Preprocess: preprocess, RandomWeights: s.RandomWeights,
+			File: release.BackboneName, Dim: s.Embedder.Dim(), Preprocess: preprocess, RandomWeights: s.RandomWeights, StarterWeights: s.StarterWeights,
 		},
 		Bank: written[main].About.Bank,
 	}

@@ -121,7 +121,7 @@ func rewrite(ctx context.Context, d *inference.Detector, out string, normals []N
 	}
 	spec := inference.ReleaseSpec{
 		Detector: m.Detector, Method: m.Method, Model: rel.Path(m.Model.File), Embedder: d.Embedder(), Bank: b,
-		Recall: m.Bank.Recall, Excess: m.Bank.Excess, RandomWeights: m.Model.RandomWeights,
+		Recall: m.Bank.Recall, Excess: m.Bank.Excess, RandomWeights: m.Model.RandomWeights, StarterWeights: m.Model.StarterWeights,
 		Files:    map[string][]byte{NormalsName: lines},
 		Training: provenance,
 	}

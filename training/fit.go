@@ -12,6 +12,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/bank"
 	"github.com/nearmiss/nearmiss/inference"
+	"github.com/nearmiss/nearmiss/inference/backbone"
 	"github.com/nearmiss/nearmiss/inference/ort"
 )
 
@@ -111,6 +112,12 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 	ids, trainRows := use(all, rows, of, train, UsedInBank)
 	_, heldRows := use(all, rows, of, held, UsedToHold)
 	res := &Result{Release: p.Out, Images: len(all), Bank: len(train), HeldOut: len(held)}
+	switch about.Format {
+	case backbone.FormatRandom:
+		res.warn("the backbone has random weights and has learnt nothing; for real work import a pretrained one: nearmiss backbone import")
+	case backbone.FormatStarter:
+		res.warn("the starter backbone knows drawn pictures only; for real work import a pretrained one: nearmiss backbone import")
+	}
 	res.count(all)
 	if learning != nil {
 		res.Published, res.Reason = learning.Gate.Published, learning.Gate.Reason
@@ -141,8 +148,8 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 	}
 	spec := inference.ReleaseSpec{
 		Detector: p.Detector, Method: string(p.Method), Model: model, Embedder: e, Bank: b,
-		RandomWeights: about.Format == "random",
-		Files:         map[string][]byte{NormalsName: lines},
+		RandomWeights: about.Format == backbone.FormatRandom, StarterWeights: about.Format == backbone.FormatStarter,
+		Files: map[string][]byte{NormalsName: lines},
 		Training: Provenance{
 			Tool: p.Tool, Backbone: filepath.Base(p.Backbone), DataSHA256: dataDigest(all),
 			Images: len(all), Duplicates: res.Duplicate, Rejected: res.Rejected,

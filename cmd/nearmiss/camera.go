@@ -14,7 +14,7 @@ import (
 )
 
 type cameraCmd struct {
-	Source   string  `arg:"" help:"An image file, a folder of images, or synthetic:parts or synthetic:cells for procedural images."`
+	Source   string  `arg:"" help:"An image file, a folder of images, or synthetic:parts, synthetic:cells or synthetic:patterns for procedural images."`
 	Detector string  `required:"" placeholder:"NAME" help:"Detector that judges the frames."`
 	Camera   string  `required:"" placeholder:"NAME" help:"Name of this camera."`
 	FPS      float64 `name:"fps" placeholder:"F" help:"Frames a second (default: as fast as they are taken)."`

@@ -80,6 +80,16 @@ func FromWeights(w *Weights, o LoadOptions) (*Model, error) {
 		return nil, err
 	}
 	m.Preprocess = DefaultPreprocess(m.Spec, m.Format)
+	own, pre, err := readMetadata(w.Metadata)
+	if err != nil {
+		return nil, err
+	}
+	if own.Format != "" { // a file of EncodeHalf
+		m.Format, m.Source, m.Seed = own.Format, own.Source, own.Seed
+	}
+	if pre.Crop == m.Spec.Size {
+		m.Preprocess = pre
+	}
 	if o.Size != 0 && o.Size != m.Spec.Size {
 		if err := m.Resize(o.Size, o.Positions); err != nil {
 			return nil, err

@@ -25,11 +25,17 @@ const (
 	OutputTokens    = "tokens"
 )
 
+// Formats of weights that come out of no other ecosystem's file.
+const (
+	FormatRandom  = "random"  // drawn: see [Random]
+	FormatStarter = "starter" // trained on drawn pictures: see package starter
+)
+
 // Info says what an exported model is. It travels in the model's metadata.
 type Info struct {
 	Name   string `json:"name"`             // as in timm where shapes tell
 	Family Family `json:"family"`           //
-	Format string `json:"format"`           // of the weights' source: safetensors, npz, onnx, random
+	Format string `json:"format"`           // of the weights' source: safetensors, npz, onnx, [FormatRandom], [FormatStarter]
 	Source string `json:"source,omitempty"` // the file's base name
 	Size   int    `json:"size"`             // pixels of the square input
 	Dim    int    `json:"dim"`              // of the embedding; 0: the file does not tell

@@ -33,7 +33,7 @@ func Random(s Spec, seed uint64) (*Model, error) {
 	if err := s.Validate(); err != nil {
 		return nil, fmt.Errorf("random backbone: %w", err)
 	}
-	m := &Model{Spec: s, Format: "random", Source: fmt.Sprintf("seed %d", seed), Seed: seed, tensors: map[string]onnx.Tensor{}}
+	m := &Model{Spec: s, Format: FormatRandom, Source: fmt.Sprintf("seed %d", seed), Seed: seed, tensors: map[string]onnx.Tensor{}}
 	for _, p := range s.shapes() {
 		n := 1
 		for _, d := range p.shape {

@@ -78,6 +78,9 @@ type Model struct {
 	Preprocess imaging.Preprocess `json:"preprocess"`
 	// RandomWeights warns that the backbone was never trained.
 	RandomWeights bool `json:"random_weights,omitempty"`
+	// StarterWeights says that the backbone is the starter's, trained on drawn
+	// pictures only, or was tuned from it.
+	StarterWeights bool `json:"starter_weights,omitempty"`
 }
 
 // Bank sums up the bank file.

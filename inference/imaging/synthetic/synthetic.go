@@ -1,6 +1,7 @@
 // Package synthetic draws images of things to inspect: machined parts under a
-// ring light and stained blood cells under a microscope, most of them normal,
-// some with a defect that is known to the pixel.
+// ring light, stained blood cells under a microscope, and surfaces with and
+// without something on them, most of them normal, some with a defect that is known
+// to the pixel.
 //
 // It serves demonstrations, tests and the training of a small starter backbone:
 // nothing in it comes from a photograph. Image i of a source depends only on
@@ -29,10 +30,13 @@ import (
 const (
 	Parts = "parts" // machined metal parts on a dark table
 	Cells = "cells" // a white blood cell among red ones, Romanowsky stain
+	// Patterns are surfaces, in endless variety: grain, cloth, stripes, things in
+	// rows, … Nothing in particular is meant.
+	Patterns = "patterns"
 )
 
 // Kinds lists the kinds of source.
-func Kinds() []string { return []string{Parts, Cells} }
+func Kinds() []string { return []string{Parts, Cells, Patterns} }
 
 // Severities of a defect.
 const (
@@ -142,8 +146,11 @@ func New(kind string, seed uint64, o Options) (*Source, error) {
 
 // Defects lists the kinds of defect of a kind of source.
 func Defects(kind string) []string {
-	if kind == Cells {
+	switch kind {
+	case Cells:
 		return slices.Clone(cellDefects)
+	case Patterns:
+		return slices.Clone(patternDefects)
 	}
 	return slices.Clone(partDefects)
 }
@@ -151,10 +158,7 @@ func Defects(kind string) []string {
 // ClassName says what a class shows. Names repeat beyond the basic classes,
 // with a number of their design.
 func ClassName(kind string, class int) string {
-	names := partNames
-	if kind == Cells {
-		names = cellNames
-	}
+	names := families(kind)
 	if design := class / len(names); design > 0 {
 		return fmt.Sprintf("%s %d", names[class%len(names)], design+1)
 	}
@@ -163,10 +167,17 @@ func ClassName(kind string, class int) string {
 
 // BasicClasses is the number of families that a kind of source knows.
 func BasicClasses(kind string) int {
-	if kind == Cells {
-		return len(cellNames)
+	return len(families(kind))
+}
+
+func families(kind string) []string {
+	switch kind {
+	case Cells:
+		return cellNames
+	case Patterns:
+		return patternNames
 	}
-	return len(partNames)
+	return partNames
 }
 
 // Size is the width and height of the images in pixels.
@@ -191,8 +202,11 @@ func (s *Source) At(i uint64) (*imaging.Image, Truth) {
 	c := s.scratch.Get().(*canvas)
 	defer s.scratch.Put(c)
 	scene := newPart
-	if s.kind == Cells {
+	switch s.kind {
+	case Cells:
 		scene = newCell
+	case Patterns:
+		scene = newPattern
 	}
 	img := imaging.New(s.o.Size, s.o.Size)
 	sc := scene(c, t.Class, drawn, s.o.Variation)
@@ -238,8 +252,11 @@ func (s *Source) At(i uint64) (*imaging.Image, Truth) {
 }
 
 func fallback(kind string) string {
-	if kind == Cells {
+	switch kind {
+	case Cells:
 		return "precipitate"
+	case Patterns:
+		return "blot"
 	}
 	return "stain"
 }

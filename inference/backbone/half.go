@@ -1,0 +1,76 @@
+package backbone
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+)
+
+// EncodeHalf returns the weights as a safetensors file of half-precision numbers,
+// about two bytes a parameter, that [FromWeights] reads back with the
+// preprocessing and the description of where the weights come from. properties
+// are kept besides. Weights beyond ±65504 and NaN are refused.
+func (m *Model) EncodeHalf(properties map[string]string) ([]byte, error) {
+	metadata := maps.Clone(properties)
+	if metadata == nil {
+		metadata = map[string]string{}
+	}
+	for key, v := range map[string]any{MetadataPreprocess: m.Preprocess, MetadataBackbone: m.Info()} {
+		b, err := json.Marshal(v)
+		if err != nil {
+			return nil, fmt.Errorf("encode %s: %w", m.Spec.Name(), err)
+		}
+		metadata[key] = string(b)
+	}
+	type entry struct {
+		DType   string `json:"dtype"`
+		Shape   []int  `json:"shape"`
+		Offsets [2]int `json:"data_offsets"`
+	}
+	header := map[string]any{"__metadata__": metadata}
+	var data []byte
+	for _, t := range m.Tensors() {
+		from := len(data)
+		for i, v := range t.Float32s() {
+			h, ok := toHalf(v)
+			if !ok {
+				return nil, fmt.Errorf("encode %s: element %d of %q is %v, which half precision does not hold", m.Spec.Name(), i, t.Name, v)
+			}
+			data = binary.LittleEndian.AppendUint16(data, h)
+		}
+		header[t.Name] = entry{"F16", slices.Clone(t.Shape), [2]int{from, len(data)}}
+	}
+	text, err := json.Marshal(header) // keys sorted: the same bytes for the same weights
+	if err != nil {
+		return nil, fmt.Errorf("encode %s: %w", m.Spec.Name(), err)
+	}
+	for len(text)%8 != 0 {
+		text = append(text, ' ')
+	}
+	out := binary.LittleEndian.AppendUint64(nil, uint64(len(text)))
+	return append(append(out, text...), data...), nil
+}
+
+// toHalf rounds to the nearest IEEE 754 binary16, ties to even; ok is false where
+// that is no finite number.
+func toHalf(v float32) (h uint16, ok bool) {
+	sign := uint16(math.Float32bits(v)>>16) & 0x8000
+	a := math.Abs(float64(v))
+	if !(a < 65520) { // also NaN
+		return 0, false
+	}
+	// Steps of 2⁻²⁴ below 2⁻¹⁴, and of 2⁻¹⁰ of the leading power of two above.
+	// A carry of the rounding runs into the exponent, as it should.
+	exp := max(math.Ilogb(a), -14)
+	if a == 0 {
+		exp = -14
+	}
+	n := uint16(math.RoundToEven(math.Ldexp(a, 10-exp)))
+	if n < 1<<10 {
+		return sign | n, true // subnormal
+	}
+	return sign | (uint16(exp+15)<<10 + (n - 1<<10)), true
+}
