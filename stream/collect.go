@@ -16,6 +16,7 @@ import (
 type Collected struct {
 	registry.Collected
 	Evidence    int `json:"evidence"`    // images of anomalies that are past their retention
+	Pictures    int `json:"pictures"`    // of anomalies, past the retention of their detector or beyond what they may take
 	Frames      int `json:"frames"`      // large frames that were left behind
 	Checkpoints int `json:"checkpoints"` // of jobs that have ended
 }
@@ -43,6 +44,9 @@ func Collect(ctx context.Context, js jetstream.JetStream, n Names, o registry.Co
 	retention, err := evidenceRetention(ctx, js, n)
 	if err != nil {
 		return out, err
+	}
+	if out.Pictures, err = purgeAllEvidence(ctx, js, n, o.DryRun); err != nil {
+		return out, fmt.Errorf("collect: %w", err)
 	}
 	jobs, err := OpenJobs(ctx, js, n)
 	if err != nil {
@@ -140,6 +144,9 @@ func DeleteDetector(ctx context.Context, js jetstream.JetStream, n Names, name s
 	}
 	if !everything {
 		return nil
+	}
+	if _, _, err := PurgeEvidence(ctx, js, n, name, 0, 0); err != nil {
+		return fmt.Errorf("delete detector %s: %w", name, err)
 	}
 	store, err := js.ObjectStore(ctx, n.ArtifactsBucket())
 	if err != nil {

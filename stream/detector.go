@@ -69,8 +69,9 @@ type Detector struct {
 	Smoothing   int      `json:"smoothing,omitempty"`    // decide on the mean of a camera's last n scores; default 1
 	CoolDown    Duration `json:"cool_down,omitempty"`    // at most one anomaly event per camera in this time; default 0, all
 	DefectShare float64  `json:"defect_share,omitempty"` // share of defective frames that is nothing to worry about; more of them is drift; default 0.05
-	NoEvidence  bool     `json:"no_evidence,omitempty"`  // do not keep the images of anomalies
+	NoEvidence  bool     `json:"no_evidence,omitempty"`  // keep no images: neither anomalies nor pictures of them, nor thumbnails of normals in releases
 	Retention   Duration `json:"retention,omitempty"`    // how long evidence is kept; default 30 days
+	EvidenceMiB int      `json:"evidence_mib,omitempty"` // how much the pictures of anomalies may take, the oldest go first; default 256
 
 	LearnFrames  int      `json:"learn_frames,omitempty"`  // without a release: the first n frames become normals, then training is asked for; default 0, frames wait
 	RetrainEvery Duration `json:"retrain_every,omitempty"` // ask for training this often; default never
@@ -104,6 +105,9 @@ func (d Detector) WithDefaults() Detector {
 	if d.DefectShare == 0 {
 		d.DefectShare = 0.05
 	}
+	if d.EvidenceMiB == 0 {
+		d.EvidenceMiB = 256
+	}
 	if d.Retention == 0 {
 		d.Retention = Duration(30 * 24 * time.Hour)
 	}
@@ -127,6 +131,7 @@ func (d Detector) Validate() error {
 	bad(c.Smoothing < 1 || c.Smoothing > 1000, "smoothing over %d frames: use 1 to 1000", d.Smoothing)
 	bad(c.CoolDown < 0, "cool-down %v: use 0 or more", time.Duration(d.CoolDown))
 	bad(c.Retention < 0, "retention %v: use 0 or more", time.Duration(d.Retention))
+	bad(c.EvidenceMiB < 1 || c.EvidenceMiB > 1<<24, "%d MiB of pictures: use 1 to %d", d.EvidenceMiB, 1<<24)
 	bad(!(c.DefectShare > 0 && c.DefectShare < 1), "defect share %g: use a share between 0 and 1", d.DefectShare)
 	bad(c.LearnFrames < 0 || c.LearnFrames > 1_000_000, "learning from %d frames: use 0 to 1000000", d.LearnFrames)
 	bad(c.RetrainAfter < 0, "retraining after %d normals: use 0 or more", d.RetrainAfter)

@@ -48,7 +48,7 @@ type Near struct {
 	Distance float64 `json:"distance"` // squared Euclidean distance between embeddings
 }
 
-// Event is what subscribers get, and, without evidence and reason, what is
+// Event is what subscribers get, and, without evidence, pictures and reason, what is
 // published for every frame on the scores subject. Fields that do not apply are
 // absent from the JSON: a rejected frame has no score.
 type Event struct {
@@ -77,11 +77,19 @@ type Event struct {
 	Model   string `json:"model,omitempty"`   // SHA-256 of the model
 	Bank    string `json:"bank,omitempty"`    // SHA-256 of the bank
 
+	Regions []Spot `json:"regions,omitzero"` // where it is strange, strangest first, when the release can tell
+
 	Width  int `json:"width,omitempty"`  // of the image as taken, pixels
 	Height int `json:"height,omitempty"` // of the image as taken, pixels
 	Bytes  int `json:"bytes,omitempty"`  // of the encoded image
 
 	Evidence string `json:"evidence,omitempty"` // object that keeps the image, "<bucket>/<name>"
+
+	// Pictures is the object with the event's pictures, "<bucket>/<name>"; see
+	// [GetEvidence]. NoPictures says why there is none although the release could
+	// draw them: [NoPicturesPrivacy] and so on.
+	Pictures   string `json:"pictures,omitempty"`
+	NoPictures string `json:"no_pictures,omitempty"`
 
 	Code   string `json:"code,omitempty"`   // rejected, release, drift: why or what, as a stable word
 	Reason string `json:"reason,omitempty"` // rejected, release, drift: why or what, as a sentence

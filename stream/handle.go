@@ -24,6 +24,8 @@ type item struct {
 	event      *Event
 	announce   bool // the event is to be stored, not only the score sent
 	deliveries int
+	draw       func(context.Context, []byte) ([]Picture, error) // nil: no pictures can be made
+	apart      bool                                             // it is in the exhibitor's hands
 }
 
 // handle scores one batch with one release and sees every frame of it to its
@@ -132,6 +134,10 @@ func (l *line) settle(ctx context.Context, rel *loaded, items []*item, beat *hea
 		it.event.Bytes = it.bytes
 	}
 	l.judge(ctx, rel, out)
+	out, later := l.setAside(rel, out)
+	for _, it := range later {
+		beat.done(it.msg)
+	}
 	out, failed := l.publish(ctx, rel, out)
 	lost = append(lost, failed...)
 	for _, it := range out {
@@ -193,6 +199,7 @@ func (l *line) scoreBatch(ctx context.Context, rel *loaded, items []*item) (err 
 	}
 	for i, it := range items {
 		it.event, it.failure = judged(it.frame, verdicts[i], rel.pointer.Release)
+		it.draw = verdicts[i].Draw
 	}
 	return nil
 }
@@ -222,7 +229,7 @@ func judged(f Frame, v Verdict, release string) (*Event, error) {
 		ID: eventID(f.Detector, f.Camera, f.ID, v.Release), Kind: KindAnomaly,
 		FrameID: f.ID, Detector: f.Detector, Camera: f.Camera,
 		CapturedAt: f.CapturedAt, ScoredAt: time.Now().UTC(), Source: f.Source,
-		Score: &v.Score, Threshold: &v.Threshold, PValue: &v.PValue, Anomalous: &v.Anomalous, K: v.K, Nearest: v.Nearest,
+		Score: &v.Score, Threshold: &v.Threshold, PValue: &v.PValue, Anomalous: &v.Anomalous, K: v.K, Nearest: v.Nearest, Regions: v.Regions,
 		Release: v.Release, Model: v.Model, Bank: v.Bank, Width: v.Width, Height: v.Height,
 		Truth: f.Truth, Trace: f.Trace,
 	}, nil
@@ -436,7 +443,7 @@ func (l *line) keep(ctx context.Context, it *item) error {
 		return fmt.Errorf("keep the image of frame %s as evidence: %w", it.frame.ID, err)
 	}
 	it.event.Evidence = bucket + "/" + name
-	return nil
+	return l.show(ctx, it)
 }
 
 // EvidenceObjects is what the names of evidence objects begin with; the rest is
@@ -478,7 +485,7 @@ func (l *line) finish(ctx context.Context, it *item) {
 // sendScore publishes on core NATS: whoever listens gets it.
 func (l *line) sendScore(e *Event) {
 	s := *e
-	s.Evidence = ""
+	s.Evidence, s.Pictures, s.NoPictures = "", "", ""
 	data, err := json.Marshal(s)
 	if err != nil {
 		return

@@ -27,6 +27,10 @@ type line struct {
 	recent  recentScores
 	notices sync.WaitGroup
 
+	exhibits chan exhibit // anomalies whose pictures are to be made
+	added    uint64       // bytes of pictures since bounded; the exhibitor's
+	bounded  time.Time    // when old pictures were last looked for; the exhibitor's
+
 	// Lock order: line.mu, then loaded.mu.
 	mu           sync.Mutex
 	want         wanted
@@ -58,6 +62,7 @@ func newLine(w *Worker, name string) *line {
 	return &line{
 		w: w, name: name, log: w.log.With().Str("detector", name).Logger(),
 		changed: make(chan struct{}), refused: map[string]uint64{},
+		exhibits: make(chan exhibit, w.cfg.Exhibits),
 	}
 }
 
@@ -100,14 +105,18 @@ func (l *line) state() (conf Detector, target registry.Pointer, cur *loaded, cha
 // run serves the detector until ctx ends and the batches under way are done;
 // work is the context of those.
 func (l *line) run(ctx, work context.Context) {
-	var all sync.WaitGroup
+	var all, lanes, pictures sync.WaitGroup
 	for range l.w.cfg.Lanes {
-		all.Go(func() { l.lane(ctx, work) })
+		lanes.Go(func() { l.lane(ctx, work) })
 	}
+	pictures.Go(func() { l.exhibitor(work) })
 	all.Go(func() { l.learn(ctx, work) })
 	all.Go(func() { l.shed(ctx) })
 	all.Go(func() { l.listen(ctx) })
 	l.swapper(ctx, work)
+	lanes.Wait()
+	close(l.exhibits)
+	pictures.Wait()
 	all.Wait()
 	l.notices.Wait()
 	l.mu.Lock()

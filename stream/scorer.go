@@ -13,6 +13,14 @@ type Verdict struct {
 	Width     int    // of the image as taken, pixels
 	Height    int    // of the image as taken, pixels
 
+	// Regions say where the image is strange, strangest first; nil where the
+	// release cannot tell, or was not asked because the image is normal.
+	Regions []Spot
+	// Draw makes pictures of what is strange: the image with its regions, the
+	// normals nearest to it. nil where the release cannot. It is called only for
+	// anomalies, apart from scoring, at most once, and before the Scorer is closed.
+	Draw func(ctx context.Context, image []byte) ([]Picture, error)
+
 	// Reject, when not empty, says in one stable word why the image could not
 	// be read, and Reason says it in a sentence; the scores are then void.
 	Reject string

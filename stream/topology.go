@@ -39,6 +39,10 @@ type Topology struct {
 	// ArtifactsMaxBytes bounds releases, evidence and checkpoints together.
 	// Default: no limit of its own.
 	ArtifactsMaxBytes int64
+	// EvidenceMaxBytes bounds the pictures of anomalies of all detectors together;
+	// when it is reached events go without. Default: no limit of its own, each
+	// detector has one.
+	EvidenceMaxBytes int64
 	// Replicas of everything, for a cluster of brokers. Default 1.
 	Replicas int
 }
@@ -63,6 +67,7 @@ func (t Topology) withDefaults() Topology {
 	def(&t.DeadMaxBytes, 1<<30)
 	def(&t.NormalsMaxBytes, -1)
 	def(&t.ArtifactsMaxBytes, -1)
+	def(&t.EvidenceMaxBytes, -1)
 	age(&t.FramesMaxAge, 7*24*time.Hour)
 	age(&t.EventsMaxAge, 90*24*time.Hour)
 	age(&t.EventsDuplicates, 2*time.Hour)
@@ -170,11 +175,14 @@ func Ensure(ctx context.Context, js jetstream.JetStream, t Topology) error {
 			return fmt.Errorf("create bucket %s: %w", kv.Bucket, err)
 		}
 	}
-	if _, err := js.CreateOrUpdateObjectStore(ctx, jetstream.ObjectStoreConfig{
-		Bucket: t.ArtifactsBucket(), Description: "releases by SHA-256, evidence, checkpoints and large frames",
-		MaxBytes: t.ArtifactsMaxBytes, Storage: jetstream.FileStorage, Replicas: t.Replicas,
-	}); err != nil {
-		return fmt.Errorf("create object store %s: %w", t.ArtifactsBucket(), err)
+	for _, o := range []jetstream.ObjectStoreConfig{
+		{Bucket: t.ArtifactsBucket(), Description: "releases by SHA-256, images of anomalies, checkpoints and large frames", MaxBytes: t.ArtifactsMaxBytes},
+		{Bucket: t.EvidenceBucket(), Description: "pictures of anomalies, by detector and event", MaxBytes: t.EvidenceMaxBytes},
+	} {
+		o.Storage, o.Replicas = jetstream.FileStorage, t.Replicas
+		if _, err := js.CreateOrUpdateObjectStore(ctx, o); err != nil {
+			return fmt.Errorf("create object store %s: %w", o.Bucket, err)
+		}
 	}
 	return nil
 }

@@ -40,6 +40,9 @@ type WorkerConfig struct {
 	// RetryDelay is the wait before the second try of a frame; it doubles with
 	// each. Default 1 s, at most a minute.
 	RetryDelay time.Duration
+	// Exhibits is how many anomalies of a detector may wait for their pictures.
+	// Those beyond it go without: frames never wait for pictures. Default 32.
+	Exhibits int
 	// MaxImage bounds the image that an object-referenced frame may name, in
 	// bytes. Default 64 MiB.
 	MaxImage int64
@@ -71,6 +74,9 @@ func (c WorkerConfig) withDefaults() WorkerConfig {
 	if c.RetryDelay == 0 {
 		c.RetryDelay = time.Second
 	}
+	if c.Exhibits == 0 {
+		c.Exhibits = 32
+	}
 	if c.MaxImage == 0 {
 		c.MaxImage = 64 << 20
 	}
@@ -100,6 +106,7 @@ func (c WorkerConfig) Validate() error {
 	bad(d.Lanes < 1 || d.Lanes > 64, "worker: %d lanes: use 1 to 64", d.Lanes)
 	bad(d.AckWait < 100*time.Millisecond, "worker: ack wait %v: use 100ms or more", d.AckWait)
 	bad(d.MaxDeliver < 1, "worker: %d deliveries: use 1 or more", d.MaxDeliver)
+	bad(d.Exhibits < 1 || d.Exhibits > 1024, "worker: %d anomalies that wait for pictures: use 1 to 1024", d.Exhibits)
 	bad(d.RetryDelay < 0 || d.Drain < 0 || d.Resync < 0, "worker: delays must not be negative")
 	return errors.Join(errs...)
 }
@@ -114,10 +121,14 @@ type WorkerStats struct {
 	Learned   uint64 `json:"learned"`   // frames that became normals
 	Swaps     uint64 `json:"swaps"`     // releases taken into service
 	Refused   uint64 `json:"refused"`   // releases that were not fit to serve
+	// Pictured are anomalies of which pictures are kept; Unpictured those that
+	// went without although the release could draw them.
+	Pictured   uint64 `json:"pictured"`
+	Unpictured uint64 `json:"unpictured"`
 }
 
 type workerCounters struct {
-	scored, anomalies, rejected, retried, dropped, learned, swaps, refused atomic.Uint64
+	scored, anomalies, rejected, retried, dropped, learned, swaps, refused, pictured, unpictured atomic.Uint64
 }
 
 // Worker turns frames into scores and events. Several workers, in one process
@@ -137,6 +148,7 @@ type Worker struct {
 	detectors *Detectors
 	jobs      *Jobs
 	artifacts jetstream.ObjectStore
+	evidence  jetstream.ObjectStore
 	events    jetstream.Stream
 	created   atomic.Int64 // when the frames stream was created, Unix nanoseconds
 	window    atomic.Int64 // how long the broker remembers event ids, nanoseconds
@@ -166,6 +178,7 @@ func (w *Worker) Stats() WorkerStats {
 	return WorkerStats{
 		Scored: c.scored.Load(), Anomalies: c.anomalies.Load(), Rejected: c.rejected.Load(), Retried: c.retried.Load(),
 		Dropped: c.dropped.Load(), Learned: c.learned.Load(), Swaps: c.swaps.Load(), Refused: c.refused.Load(),
+		Pictured: c.pictured.Load(), Unpictured: c.unpictured.Load(),
 	}
 }
 
@@ -303,7 +316,10 @@ func (w *Worker) open(ctx context.Context) error {
 			if w.jobs, err = OpenJobs(step, w.js, w.cfg.Names); err != nil {
 				return err
 			}
-			w.artifacts, err = w.js.ObjectStore(step, w.cfg.ArtifactsBucket())
+			if w.artifacts, err = w.js.ObjectStore(step, w.cfg.ArtifactsBucket()); err != nil {
+				return err
+			}
+			w.evidence, err = w.js.ObjectStore(step, w.cfg.EvidenceBucket())
 			return err
 		}()
 		if err != nil && ctx.Err() == nil && !told {

@@ -1,0 +1,157 @@
+package stream
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// exhibit is an anomaly whose pictures are made apart from the lanes: its event
+// goes out, and its frame is acknowledged, once they are kept.
+type exhibit struct {
+	it   *item
+	rel  *loaded // borrowed
+	beat *heartbeat
+}
+
+// setAside hands the anomalies whose pictures can be drawn to the exhibitor and
+// returns the others. Nothing waits here: when the exhibitor has enough to do,
+// the event goes out without pictures, and says so.
+func (l *line) setAside(rel *loaded, items []*item) (now, later []*item) {
+	conf, _, _, _ := l.state()
+	for _, it := range items {
+		if it.draw == nil || !it.announce || it.event.Kind != KindAnomaly {
+			now = append(now, it)
+			continue
+		}
+		if conf.NoEvidence {
+			it.event.NoPictures = NoPicturesPrivacy
+			now = append(now, it)
+			continue
+		}
+		rel.users.Add(1) // rel is borrowed here, so that it cannot be about to close
+		x := exhibit{it: it, rel: rel, beat: newHeartbeat(l.w.cfg.AckWait/3, []jetstream.Msg{it.msg})}
+		it.apart = true
+		select {
+		case l.exhibits <- x:
+			later = append(later, it)
+		default:
+			it.apart = false
+			x.beat.stop()
+			rel.users.Done()
+			it.event.NoPictures = NoPicturesBusy
+			l.w.count.unpictured.Add(1)
+			l.log.Warn().Str("camera", it.frame.Camera).Str("frame", it.frame.ID).Msg("too many anomalies at once: the event goes without pictures")
+			now = append(now, it)
+		}
+	}
+	return now, later
+}
+
+// exhibitor sees the anomalies that were set aside to their end, until the lanes
+// have ended and their channel is closed.
+func (l *line) exhibitor(work context.Context) {
+	for x := range l.exhibits {
+		out, failed := l.publish(work, x.rel, []*item{x.it})
+		for _, it := range out {
+			l.finish(work, it)
+		}
+		for _, it := range failed {
+			l.giveBack(it)
+		}
+		x.beat.stop()
+		x.rel.users.Done()
+	}
+}
+
+// show draws an anomaly's pictures and keeps them. Whatever fails, the event
+// goes out; but where ctx has ended, the frame is for another worker.
+func (l *line) show(ctx context.Context, it *item) error {
+	if it.draw == nil || !it.apart {
+		return nil
+	}
+	size, err := l.keepPictures(ctx, it)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil {
+		it.event.NoPictures = NoPicturesFailed
+		l.w.count.unpictured.Add(1)
+		l.log.Warn().Err(err).Str("camera", it.frame.Camera).Str("frame", it.frame.ID).Msg("the event goes without pictures")
+		return nil
+	}
+	it.event.Pictures = l.w.cfg.EvidenceBucket() + "/" + evidenceObject(l.name, it.event.ID)
+	l.w.count.pictured.Add(1)
+	l.bound(ctx, size)
+	return nil
+}
+
+func (l *line) keepPictures(ctx context.Context, it *item) (size int, err error) {
+	pictures, err := drawn(ctx, it)
+	if err != nil {
+		return 0, fmt.Errorf("draw the pictures of frame %s: %w", it.frame.ID, err)
+	}
+	b, err := Evidence{Event: *it.event, Pictures: pictures}.Archive()
+	if err != nil {
+		return 0, err
+	}
+	score, _ := json.Marshal(it.event.Score)
+	meta := jetstream.ObjectMeta{
+		Name: evidenceObject(l.name, it.event.ID), Description: "evidence of an anomaly: a ZIP archive of pictures",
+		Metadata: map[string]string{
+			metaCamera: it.frame.Camera, metaFrame: it.frame.ID, metaScore: string(score),
+			metaCapturedAt: it.event.CapturedAt.UTC().Format(time.RFC3339Nano),
+		},
+	}
+	err = retry(ctx, brief(), func() error {
+		within, cancel := l.w.epoch.Within(ctx)
+		defer cancel()
+		step, cancel := context.WithTimeout(within, 30*time.Second)
+		defer cancel()
+		_, err := l.w.evidence.Put(step, meta, bytes.NewReader(b))
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("keep the pictures of frame %s: %w", it.frame.ID, err)
+	}
+	return len(b), nil
+}
+
+// drawn calls draw, which is another package's.
+func drawn(ctx context.Context, it *item) (p []Picture, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("panic: %v", r)
+		}
+	}()
+	return it.draw(ctx, it.frame.Image)
+}
+
+// bound keeps the detector's evidence within its limits: it looks after every
+// sixteenth part of what may be kept, and every hour, and makes as much room, so
+// that the limit holds in between.
+func (l *line) bound(ctx context.Context, size int) {
+	conf, _, _, _ := l.state()
+	most := conf.evidenceBytes()
+	l.added += uint64(size)
+	if l.added < most/16 && time.Since(l.bounded) < evictAfter {
+		return
+	}
+	step, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	removed, _, err := PurgeEvidence(step, l.w.js, l.w.cfg.Names, l.name, time.Duration(conf.Retention), most-most/16)
+	if err != nil {
+		if ctx.Err() == nil {
+			l.log.Warn().Err(err).Msg("cannot remove old evidence")
+		}
+		return
+	}
+	l.added, l.bounded = 0, time.Now()
+	if removed > 0 {
+		l.log.Info().Int("events", removed).Msg("removed old evidence")
+	}
+}
