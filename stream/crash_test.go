@@ -120,6 +120,10 @@ func (stepping) Extend(context.Context, *stream.Task) (stream.TrainResult, error
 	return stream.TrainResult{}, errors.New("not here")
 }
 
+func (stepping) Readjust(context.Context, *stream.Task) (stream.TrainResult, error) {
+	return stream.TrainResult{}, errors.New("not here")
+}
+
 // process is this test binary in another role.
 type process struct {
 	t   testing.TB

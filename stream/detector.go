@@ -49,9 +49,10 @@ func (r Region) validate(what string) error {
 	return nil
 }
 
-// Detector is the configuration of one inspection task. What concerns the model
-// (backbone, method, profile, k, false-alarm rate, region, mask) is used by the
-// next training and travels in its release; the rest acts at once.
+// Detector is the configuration of one inspection task. What is learnt with
+// (backbone, method, profile, region, mask) is used by the next training and
+// travels in its release; k and the false-alarm rate, too, or in a release that
+// [TrainRequest] calls readjusted. The rest acts at once.
 type Detector struct {
 	Name        string `json:"name"`
 	Description string `json:"description,omitempty"`

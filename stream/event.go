@@ -34,6 +34,7 @@ const NoCamera = "-"
 const (
 	ReleaseInService = "in_service" // frames are judged by it from now on
 	ReleaseRefused   = "refused"    // it is not fit to serve; what served before goes on
+	ReleaseMissing   = "missing"    // the first training has made none, and frames wait
 )
 
 // typePrefix begins every ce-type; see [EventType].

@@ -25,9 +25,15 @@ type TrainRequest struct {
 	Reason   string `json:"reason,omitempty"`
 	// Extend asks for the active release with these normals (sequences in the
 	// normals stream) added to its bank, instead of training.
-	Extend []uint64  `json:"extend,omitempty"`
-	At     time.Time `json:"at"`
+	Extend []uint64 `json:"extend,omitempty"`
+	// Readjust asks for the active release with the detector's k and false-alarm
+	// rate, instead of training.
+	Readjust bool      `json:"readjust,omitempty"`
+	At       time.Time `json:"at"`
 }
+
+// derived says whether the job changes the active release instead of training.
+func (r TrainRequest) derived() bool { return len(r.Extend) > 0 || r.Readjust }
 
 // Validate says whether the request can be published.
 func (r TrainRequest) Validate() error {
@@ -36,6 +42,9 @@ func (r TrainRequest) Validate() error {
 	}
 	if !validJob(r.Job) {
 		return fmt.Errorf("job name %q: use 1 to %d letters, digits, - and _: %w", clip(r.Job), maxJob, ErrBadName)
+	}
+	if len(r.Extend) > 0 && r.Readjust {
+		return fmt.Errorf("job %s: a release is extended or readjusted, not both: %w", r.Job, ErrBadMessage)
 	}
 	for what, s := range map[string]string{"method": r.Method, "profile": r.Profile} {
 		if s != "" {

@@ -45,7 +45,7 @@ func (l *line) collect(ctx, work context.Context, conf Detector) error {
 			return err
 		}
 		if have >= conf.LearnFrames {
-			return l.learned(ctx, conf, have)
+			return l.learned(ctx, work, conf, have)
 		}
 		msgs, err := l.w.epoch.fetch(ctx, cons, min(l.w.cfg.BatchSize, conf.LearnFrames-have))
 		if err != nil {
@@ -101,20 +101,48 @@ func (l *line) learnOne(ctx context.Context, normals *Normals, m jetstream.Msg) 
 }
 
 // learned asks for training, once however many workers learn, and waits for the
-// release. Frames wait in the queue meanwhile.
-func (l *line) learned(ctx context.Context, conf Detector, have int) error {
-	req := TrainRequest{
-		Job: fmt.Sprintf("learn-%s-%d", l.name, conf.CreatedAt.UnixMilli()), Detector: l.name,
-		Reason: fmt.Sprintf("the first %d frames have become normals", have), By: "worker", Promote: true,
-	}
-	if _, err := l.w.jobs.Request(ctx, req); err != nil {
-		return err
-	}
-	l.log.Info().Int("normals", have).Str("job", req.Job).Msg("learned enough: asked for training, frames wait in the queue")
+// release. Frames wait in the queue meanwhile. Trainers try again by themselves
+// what may succeed; what they give up is said, and asked for again when the
+// configuration has changed.
+func (l *line) learned(ctx, work context.Context, conf Detector, have int) error {
+	told := ""
 	for ctx.Err() == nil {
-		_, target, cur, changed := l.state()
+		now, target, cur, changed := l.state()
 		if target.Release != "" || cur != nil {
 			return nil
+		}
+		if now.Revision != 0 {
+			conf = now
+		}
+		job, err := l.firstJob(ctx, conf, have)
+		if err != nil {
+			return err
+		}
+		if !job.Finished() {
+			if told != job.Job {
+				told = job.Job
+				l.log.Info().Int("normals", have).Str("job", job.Job).Msg("learned enough: training is asked for, frames wait in the queue")
+			}
+			step, cancel := until(ctx, changed)
+			_, err := l.w.jobs.Wait(step, job.Job, nil)
+			gone := step.Err() != nil
+			cancel()
+			if err != nil && !gone {
+				return err
+			}
+			continue
+		}
+		if !job.Promoted {
+			why := fmt.Sprintf("job %s, the first training, was %s", job.Job, job.State)
+			switch {
+			case job.Error != "":
+				why = fmt.Sprintf("job %s, the first training, failed: %s", job.Job, job.Error)
+			case job.Held != "":
+				why = fmt.Sprintf("job %s, the first training, made a release that is held back: %s", job.Job, job.Held)
+			}
+			why += fmt.Sprintf("; frames wait until the configuration of %s is corrected, or nearmiss train %s is asked for", l.name, l.name)
+			l.log.Error().Msg(why)
+			l.tell(work, notice(KindRelease, l.name, NoCamera, "", ReleaseMissing, why, job.Job))
 		}
 		select {
 		case <-ctx.Done():
@@ -122,6 +150,24 @@ func (l *line) learned(ctx context.Context, conf Detector, have int) error {
 		}
 	}
 	return nil
+}
+
+// firstJob is the training that the detector's first release is to come from:
+// one that is under way, or the one of the learn phase.
+func (l *line) firstJob(ctx context.Context, conf Detector, have int) (Job, error) {
+	all, err := l.w.jobs.List(ctx, l.name)
+	if err != nil {
+		return Job{}, err
+	}
+	for _, j := range all {
+		if !j.Finished() && !j.derived() {
+			return j, nil
+		}
+	}
+	return l.w.jobs.Request(ctx, TrainRequest{
+		Job: fmt.Sprintf("learn-%s-%d", l.name, conf.Revision), Detector: l.name,
+		Reason: fmt.Sprintf("the first %d frames have become normals", have), By: "worker", Promote: true,
+	})
 }
 
 // shed keeps the queue of a live detector short.

@@ -144,6 +144,11 @@ func (e *Epoch) Within(ctx context.Context) (context.Context, context.CancelFunc
 	e.mu.Lock()
 	end := e.end
 	e.mu.Unlock()
+	return until(ctx, end)
+}
+
+// until returns a context that ends when end is closed, too.
+func until(ctx context.Context, end <-chan struct{}) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	var wg sync.WaitGroup

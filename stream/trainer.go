@@ -31,6 +31,9 @@ type Trainer interface {
 	// Extend returns the task's active release with the task's images added to
 	// its bank.
 	Extend(ctx context.Context, task *Task) (TrainResult, error)
+	// Readjust returns the task's active release with the k and the false-alarm
+	// rate of its detector.
+	Readjust(ctx context.Context, task *Task) (TrainResult, error)
 }
 
 // TrainResult is what a trainer made.
@@ -49,7 +52,7 @@ type Task struct {
 	Detector Detector // with the request's method and profile, and defaults
 
 	Dir        string // scratch folder, empty at first, removed afterwards
-	Normals    string // folder of the normal images; for Extend: of those to add
+	Normals    string // folder of the normal images; for Extend: of those to add; for Readjust: empty
 	Anomalies  string // folder of the labelled anomalies, maybe empty
 	Count      int    // normal images
 	DataDigest string // of the normal images
@@ -500,6 +503,13 @@ func (w *TrainingWorker) attempt(ctx context.Context, job Job) (done Job, err er
 		return done, err
 	}
 	done.Normals, done.DataDigest, done.LastNormal = task.Count, task.DataDigest, task.lastNormal
+	// Also of a job that fails: it is what the next one is asked for after.
+	if _, err := w.jobs.update(ctx, job.Job, func(j *Job) error {
+		j.Normals, j.DataDigest, j.LastNormal = done.Normals, done.DataDigest, done.LastNormal
+		return w.mine(j)
+	}); err != nil {
+		return done, err
+	}
 	task.Report(Progress{Phase: "begin", Message: fmt.Sprintf("%d normal images", task.Count)})
 
 	res, err := w.train(ctx, task)
@@ -517,7 +527,6 @@ func (w *TrainingWorker) attempt(ctx context.Context, job Job) (done Job, err er
 	}
 	if _, err := w.jobs.update(ctx, job.Job, func(j *Job) error {
 		j.Release, j.Held = done.Release, done.Held
-		j.Normals, j.DataDigest, j.LastNormal = done.Normals, done.DataDigest, done.LastNormal
 		return w.mine(j)
 	}); err != nil {
 		return done, err
@@ -527,7 +536,7 @@ func (w *TrainingWorker) attempt(ctx context.Context, job Job) (done Job, err er
 		return done, err
 	}
 	expect := ""
-	if len(job.Extend) > 0 {
+	if job.derived() {
 		expect = task.ActiveID
 	}
 	return w.promote(ctx, done, expect)
@@ -549,9 +558,12 @@ func (w *TrainingWorker) train(ctx context.Context, task *Task) (TrainResult, er
 			}
 			out <- o
 		}()
-		if len(task.Request.Extend) > 0 {
+		switch {
+		case task.Request.Readjust:
+			o.res, o.err = w.trainer.Readjust(ctx, task)
+		case len(task.Request.Extend) > 0:
 			o.res, o.err = w.trainer.Extend(ctx, task)
-		} else {
+		default:
 			o.res, o.err = w.trainer.Train(ctx, task)
 		}
 	}()
@@ -592,7 +604,7 @@ func (w *TrainingWorker) promote(ctx context.Context, job Job, expect string) (J
 // catchUp brings into a newly trained release what operators have called normal
 // while it was trained: the release that it replaces had that already.
 func (w *TrainingWorker) catchUp(ctx context.Context, job Job) error {
-	if len(job.Extend) > 0 {
+	if job.derived() {
 		return nil
 	}
 	var late []uint64
@@ -652,14 +664,18 @@ func (w *TrainingWorker) prepare(ctx context.Context, job Job, dir string) (*Tas
 			return os.WriteFile(filepath.Join(folder, fmt.Sprintf("%012d%s", n.Sequence, ImageExtension(n.Image))), n.Image, 0o644)
 		}
 	}
-	if t.DataDigest, err = w.normals.Replay(ctx, job.Detector, false, true, save(t.Normals)); err != nil {
-		return nil, err
+	if !job.Readjust {
+		if t.DataDigest, err = w.normals.Replay(ctx, job.Detector, false, true, save(t.Normals)); err != nil {
+			return nil, err
+		}
+		if t.Count == 0 {
+			return nil, Permanent(CodeBadRequest, fmt.Errorf("detector %s has no such normal images: add some first", job.Detector))
+		}
 	}
-	if t.Count == 0 {
-		return nil, Permanent(CodeBadRequest, fmt.Errorf("detector %s has no such normal images: add some first", job.Detector))
-	}
-	if _, err := w.normals.Replay(ctx, job.Detector, true, true, save(t.Anomalies)); err != nil {
-		return nil, err
+	if !job.derived() {
+		if _, err := w.normals.Replay(ctx, job.Detector, true, true, save(t.Anomalies)); err != nil {
+			return nil, err
+		}
 	}
 	p, err := w.registry.Active(ctx, job.Detector)
 	switch {
@@ -674,8 +690,8 @@ func (w *TrainingWorker) prepare(ctx context.Context, job Job, dir string) (*Tas
 			t.ActiveID = p.Release
 		}
 	}
-	if len(job.Extend) > 0 && t.Active == "" {
-		return nil, Permanent(CodeBadRequest, fmt.Errorf("detector %s has no release to extend", job.Detector))
+	if job.derived() && t.Active == "" {
+		return nil, Permanent(CodeBadRequest, fmt.Errorf("detector %s has no release to change: train it", job.Detector))
 	}
 	if job.Checkpoint != "" {
 		path := filepath.Join(dir, "checkpoint")
@@ -901,16 +917,18 @@ func (w *TrainingWorker) due(ctx context.Context, now time.Time) error {
 		if err != nil {
 			return err
 		}
-		last, trained, open := time.Time{}, 0, false
+		// One that failed or was cancelled was a training, too: the next is due as
+		// much later.
+		last, trained, open, once := time.Time{}, 0, false, false
 		for _, j := range jobs {
 			switch {
 			case !j.Finished():
 				open = true
-			case j.State == JobDone && len(j.Extend) == 0 && j.FinishedAt.After(last):
-				last, trained = j.FinishedAt, j.Normals
+			case !j.derived() && j.FinishedAt.After(last):
+				last, trained, once = j.FinishedAt, j.Normals, once || j.State == JobDone
 			}
 		}
-		if open || last.IsZero() {
+		if open || !once {
 			continue // under way, or never trained: that is the operator's to begin
 		}
 		req := TrainRequest{Detector: d.Name, By: "schedule", Promote: true}

@@ -60,6 +60,19 @@ func (f fakeTrainer) Extend(_ context.Context, task *stream.Task) (stream.TrainR
 	return stream.TrainResult{Dir: writeRelease(f.t, old)}, nil
 }
 
+func (f fakeTrainer) Readjust(_ context.Context, task *stream.Task) (stream.TrainResult, error) {
+	b, err := os.ReadFile(filepath.Join(task.Active, "fake.json"))
+	if err != nil {
+		return stream.TrainResult{}, err
+	}
+	var old fake
+	if err := json.Unmarshal(b, &old); err != nil {
+		return stream.TrainResult{}, err
+	}
+	old.Threshold = 1 - task.Detector.FalseAlarmRate
+	return stream.TrainResult{Dir: writeRelease(f.t, old)}, nil
+}
+
 func (r *rig) trainer(cfg stream.TrainerConfig, tr stream.Trainer) (stop func()) {
 	r.t.Helper()
 	cfg.Names = r.names
@@ -146,6 +159,75 @@ func TestANewDetectorLearnsFromItsFirstFramesThenScores(t *testing.T) {
 	jobs, err := r.jobs().List(t.Context(), "bolts")
 	if err != nil || len(jobs) != 1 || jobs[0].State != stream.JobDone || !jobs[0].Promoted || jobs[0].Normals != 20 || len(jobs[0].DataDigest) != 64 {
 		t.Errorf("jobs %+v, %v", jobs, err)
+	}
+}
+
+// TestAFirstTrainingThatFailsIsReportedAndRepeated learns with a configuration
+// that no trainer can carry out, until an operator corrects it.
+func TestAFirstTrainingThatFailsIsReportedAndRepeated(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	r.detector(stream.Detector{Name: "bolts", LearnFrames: 5, Backbone: "missing.onnx"})
+	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
+	r.trainer(stream.TrainerConfig{}, fakeTrainer{t: t, train: func(_ context.Context, task *stream.Task) error {
+		if task.Detector.Backbone != "" {
+			return stream.Permanent(stream.CodeTraining, errors.New("there is no "+task.Detector.Backbone))
+		}
+		return nil
+	}})
+	for i := range 8 {
+		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: image(0.5)})
+	}
+	eventually(t, "it is reported", func() bool { return len(r.eventsOf(stream.KindRelease)) == 1 })
+	e := r.eventsOf(stream.KindRelease)[0]
+	for _, want := range []string{"missing.onnx", "nearmiss train bolts"} {
+		if e.Code != stream.ReleaseMissing || !strings.Contains(e.Reason, want) {
+			t.Errorf("%s: %s", e.Code, e.Reason)
+		}
+	}
+	if n := r.waiting(); n != 3 {
+		t.Errorf("%d frames wait, want 3", n)
+	}
+	detectors, err := stream.OpenDetectors(t.Context(), r.js, r.names)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := detectors.Set(t.Context(), "bolts", func(d *stream.Detector) error { d.Backbone = ""; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the frames are scored", func() bool { return w.Stats().Scored == 3 })
+	if jobs, err := r.jobs().List(t.Context(), "bolts"); err != nil || len(jobs) != 2 {
+		t.Errorf("%+v, %v", jobs, err)
+	}
+}
+
+func TestAReleaseIsReadjustedWithoutTraining(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	r.detector(stream.Detector{Name: "bolts", FalseAlarmRate: 0.3})
+	r.trainer(stream.TrainerConfig{}, fakeTrainer{t: t})
+	request := func(job string) stream.Job {
+		t.Helper()
+		if _, err := r.jobs().Request(t.Context(), stream.TrainRequest{Job: job, Detector: "bolts", Readjust: true, Promote: true}); err != nil {
+			t.Fatal(err)
+		}
+		return r.wait(job)
+	}
+	if j := request("early"); j.State != stream.JobFailed || !strings.Contains(j.Error, "no release") {
+		t.Errorf("%+v", j)
+	}
+	r.release("bolts", fake{Name: "one"})
+	got := r.scores()
+	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
+	if j := request("now"); j.State != stream.JobDone || !j.Promoted {
+		t.Errorf("%+v", j)
+	}
+	eventually(t, "it serves", func() bool {
+		p, err := r.reg.Active(t.Context(), "bolts")
+		return err == nil && w.Status().Serving["bolts"] == p.Release
+	})
+	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f", Image: image(0.8)})
+	eventually(t, "it is scored", func() bool { return len(got.byFrame()) == 1 })
+	if e := got.byFrame()["f"][0]; *e.Threshold != 0.7 || !*e.Anomalous {
+		t.Errorf("score %v over %v", *e.Score, *e.Threshold)
 	}
 }
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -11,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
 type detectorCmd struct {
@@ -236,17 +239,65 @@ type detectorSetCmd struct {
 }
 
 func (*detectorSetCmd) Help() string {
-	return "What concerns the model (backbone, method, profile, k, false-alarm rate, region, mask) is used by the next training; the rest acts at once."
+	return "What is learnt with (backbone, method, profile, region, mask) is used by the next training. The rest acts at once; k and the false-alarm rate do so in a new release of the same model, which a trainer makes without training."
 }
 
 func (c *detectorSetCmd) Run(ctx context.Context, o *output) error {
-	return withDetectors(ctx, c.serverFlags, o, func(_ jetstream.JetStream, s *stream.Detectors) error {
-		d, err := s.Set(ctx, c.Name, c.apply)
+	return withDetectors(ctx, c.serverFlags, o, func(js jetstream.JetStream, s *stream.Detectors) error {
+		var before stream.Detector
+		d, err := s.Set(ctx, c.Name, func(d *stream.Detector) error {
+			before = *d
+			return c.apply(d)
+		})
 		if err != nil {
 			return err
 		}
-		return printDetector(o, d, c.JSON)
+		if err := printDetector(o, d, c.JSON); err != nil {
+			return err
+		}
+		return c.takeEffect(ctx, o, js, before.WithDefaults(), d.WithDefaults())
 	})
+}
+
+// takeEffect has what was changed act as soon as it can, and says when that is.
+func (c *detectorSetCmd) takeEffect(ctx context.Context, o *output, js jetstream.JetStream, was, is stream.Detector) error {
+	reg, err := registry.Open(ctx, js, registry.Config{ActiveBucket: c.names().ActiveBucket(), ArtifactsBucket: c.names().ArtifactsBucket()})
+	if err != nil {
+		return err
+	}
+	if _, err := reg.Active(ctx, c.Name); errors.Is(err, registry.ErrNoRelease) {
+		return nil // all of it acts with the first training
+	} else if err != nil {
+		return err
+	}
+	if was.K != is.K || was.FalseAlarmRate != is.FalseAlarmRate {
+		jobs, err := stream.OpenJobs(ctx, js, c.names())
+		if err != nil {
+			return err
+		}
+		j, err := jobs.Request(ctx, stream.TrainRequest{
+			Job: fmt.Sprintf("readjust-%s-%d", c.Name, is.Revision), Detector: c.Name, Readjust: true, Promote: true, By: userName(),
+			Reason: fmt.Sprintf("k is %d, the false-alarm rate %g", is.K, is.FalseAlarmRate),
+		})
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(o.Err, "note: k %d and false-alarm rate %g act with a release of the same model, which job %s makes now\n", is.K, is.FalseAlarmRate, j.Job)
+	}
+	var learnt []string
+	for what, changed := range map[string]bool{
+		"backbone": was.Backbone != is.Backbone, "method": was.Method != is.Method, "profile": was.Profile != is.Profile,
+		"region": !reflect.DeepEqual(was.Region, is.Region), "mask": !slices.Equal(was.Ignore, is.Ignore),
+	} {
+		if changed {
+			learnt = append(learnt, what)
+		}
+	}
+	if len(learnt) > 0 {
+		slices.Sort(learnt)
+		fmt.Fprintf(o.Err, "note: %s: the active release stays as it was learnt, until nearmiss train %s\n", strings.Join(learnt, ", "), c.Name)
+	}
+	return nil
 }
 
 type detectorDeleteCmd struct {

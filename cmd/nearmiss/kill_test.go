@@ -17,7 +17,6 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/nearmiss/nearmiss/inference/backbone"
 	"github.com/nearmiss/nearmiss/inference/release"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/registry"
@@ -63,10 +62,7 @@ func newFakery(t *testing.T, url string) *fakery {
 	}
 	write(t, filepath.Join(dir, "profiles", "quick.json"), quickProfile)
 	write(t, f.config, fmt.Sprintf("trainer: {profiles: %q, takeover: 2s}\n", filepath.Join(dir, "profiles")))
-	spec := backbone.Spec{
-		Family: backbone.ViT, Dim: 64, Depth: 1, Heads: 2, Hidden: 128, Patch: 16, Size: 64, ClassPos: true, NormEps: 1e-6,
-	}
-	if _, err := writeRandomBackbone(spec, 1, f.backbone); err != nil {
+	if _, err := writeRandomBackbone(tinySpec, 1, f.backbone); err != nil {
 		t.Fatal(err)
 	}
 	drawImages(t, f.normals, 40, 0)

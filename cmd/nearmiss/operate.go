@@ -121,6 +121,9 @@ func (c *statusCmd) Run(ctx context.Context, o *output) error {
 		if d.LastJob != nil {
 			fmt.Fprintf(&b, "  last job: %s\n", jobText(*d.LastJob))
 		}
+		if j := d.LastJob; d.Release == "" && j != nil && (j.State == stream.JobFailed || j.State == stream.JobCancelled) {
+			fmt.Fprintf(&b, "  frames wait for a release: correct the cause, then nearmiss train %s\n", d.Detector)
+		}
 		for _, r := range d.Retrain {
 			fmt.Fprintf(&b, "  %s\n", r)
 		}

@@ -25,15 +25,17 @@ import (
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
+// tinySpec is the ViT of tests in which its embeddings hardly matter.
+var tinySpec = backbone.Spec{
+	Family: backbone.ViT, Dim: 64, Depth: 1, Heads: 2, Hidden: 128, Patch: 16, Size: 64, ClassPos: true, NormEps: 1e-6,
+}
+
 // smallRelease learns from the folder with a small ViT of random weights, and
 // returns the release's folder and its score of each image.
 func smallRelease(t *testing.T, normals string, seed uint64, images [][]byte) (dir string, scores []inference.Score) {
 	t.Helper()
-	spec := backbone.Spec{
-		Family: backbone.ViT, Dim: 64, Depth: 1, Heads: 2, Hidden: 128, Patch: 16, Size: 64, ClassPos: true, NormEps: 1e-6,
-	}
 	model := filepath.Join(t.TempDir(), "model.onnx")
-	if _, err := writeRandomBackbone(spec, seed, model); err != nil {
+	if _, err := writeRandomBackbone(tinySpec, seed, model); err != nil {
 		t.Fatal(err)
 	}
 	dir = filepath.Join(t.TempDir(), "release")

@@ -133,10 +133,11 @@ func jobText(j stream.Job) string {
 			text += fmt.Sprintf(", %d of %d", p.Step, p.Steps)
 		}
 		text += ", at " + j.Trainer
-	case j.Release != "" && j.Promoted:
-		text += fmt.Sprintf("  release %.12s, active since; %d normals", j.Release, j.Normals)
 	case j.Release != "":
-		text += fmt.Sprintf("  release %.12s, not promoted; %d normals", j.Release, j.Normals)
+		text += fmt.Sprintf("  release %.12s, %s", j.Release, map[bool]string{true: "active since", false: "not promoted"}[j.Promoted])
+		if !j.Readjust {
+			text += fmt.Sprintf("; %d normals", j.Normals)
+		}
 	}
 	if j.Held != "" {
 		text += "  held: " + j.Held

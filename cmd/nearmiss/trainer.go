@@ -217,6 +217,26 @@ func (t trainer) Extend(ctx context.Context, task *stream.Task) (stream.TrainRes
 	return stream.TrainResult{Dir: out}, nil
 }
 
+// Readjust implements stream.Trainer.
+func (t trainer) Readjust(ctx context.Context, task *stream.Task) (stream.TrainResult, error) {
+	out := filepath.Join(task.Dir, "release")
+	d := task.Detector
+	res, err := training.Readjust(ctx, training.Readjustment{
+		Release: task.Active, Out: out, K: d.K, Alpha: d.FalseAlarmRate,
+		Device: t.device, Threads: t.conf.Worker.Threads, Limits: t.limits, Tool: "nearmiss " + version, Log: t.o.Log,
+	})
+	switch {
+	case errors.Is(err, training.ErrUnchanged):
+		return stream.TrainResult{Hold: training.ErrUnchanged.Error()}, nil
+	case errors.Is(err, training.ErrCannotReadjust), errors.Is(err, bank.ErrTooFew):
+		return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
+	case err != nil:
+		return stream.TrainResult{}, err
+	}
+	t.warn(d.Name, res)
+	return stream.TrainResult{Dir: out}, nil
+}
+
 func (t trainer) warn(detector string, res *training.Result) {
 	for _, w := range res.Warnings {
 		t.o.Log.Warn().Str("component", "trainer").Str("detector", detector).Msg(w)
