@@ -37,10 +37,10 @@ func (m *Map) PNG16() ([]byte, error) {
 	return buf.Bytes(), nil
 }
 
-// Heat's opacity rises from nothing at visible, half of the threshold, to opaque
+// Heat's opacity rises from nothing at visible, that part of the threshold, to opaque
 // at the threshold and above.
 const (
-	visible = 0.5
+	visible = 0.6
 	opaque  = 0.65
 )
 
