@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nearmiss/nearmiss/inference/heatmap"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 )
 
@@ -131,6 +132,9 @@ type Part struct {
 	// Radius is the largest distance, not squared, of any normal patch that was
 	// given to one that was kept in the bank.
 	Radius float64 `json:"radius,omitempty"`
+	// Heat says how large the patches' distances are among held-out normals, which
+	// makes intensities of them. None: the release draws no heatmaps.
+	Heat *heatmap.Scale `json:"heat,omitempty"`
 }
 
 // OutputEmbedding and OutputPatches are the outputs that parts are taken from.
@@ -274,6 +278,9 @@ func (p Part) validate(dim int) (errs []error) {
 	}
 	if !(p.Scale > 0) || math.IsInf(p.Scale, 0) || !(p.Radius >= 0) || math.IsInf(p.Radius, 0) {
 		fail("scale %v, radius %v", p.Scale, p.Radius)
+	}
+	if err := p.Heat.Validate(); err != nil {
+		fail("%w", err)
 	}
 	switch p.Output {
 	case OutputEmbedding:
