@@ -401,6 +401,51 @@ func TestTrainingSurvivesABrokerRestart(t *testing.T) {
 	stopTrainer()
 }
 
+// TestRetrainingIsRepeatedOnItsSchedule has trainings that ended hours ago: the
+// next is due an hour after the last, also where that one failed.
+func TestRetrainingIsRepeatedOnItsSchedule(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	kv, err := r.js.KeyValue(t.Context(), r.names.JobsBucket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ago := func(detector, job, state string, d time.Duration) {
+		t.Helper()
+		data, err := json.Marshal(stream.Job{
+			TrainRequest: stream.TrainRequest{Job: job, Detector: detector, At: time.Now().Add(-d)}, State: state, FinishedAt: time.Now().Add(-d),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := kv.Create(t.Context(), job, data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"late", "failed", "fresh", "never"} {
+		r.detector(stream.Detector{Name: name, RetrainEvery: stream.Duration(time.Hour)})
+		if _, err := stream.OpenNormals(r.js, r.names).Add(t.Context(), stream.Normal{Detector: name, Image: image(0.1)}); err != nil {
+			t.Fatal(err)
+		}
+		if name != "never" {
+			ago(name, "one-"+name, stream.JobDone, 4*time.Hour)
+		}
+	}
+	ago("failed", "two-failed", stream.JobFailed, 2*time.Hour)
+	ago("fresh", "two-fresh", stream.JobFailed, time.Minute)
+	r.trainer(stream.TrainerConfig{Schedule: 10 * time.Millisecond}, fakeTrainer{t: t})
+	for _, name := range []string{"late", "failed"} {
+		eventually(t, name+" is trained", func() bool {
+			all, err := r.jobs().List(t.Context(), name)
+			return err == nil && all[len(all)-1].By == "schedule" && all[len(all)-1].State == stream.JobDone
+		})
+	}
+	for name, want := range map[string]int{"late": 2, "failed": 3, "fresh": 2, "never": 0} {
+		if all, err := r.jobs().List(t.Context(), name); err != nil || len(all) != want {
+			t.Errorf("%s has %d jobs, want %d (%v)", name, len(all), want, err)
+		}
+	}
+}
+
 func TestRetrainingIsAskedForWhenItIsDue(t *testing.T) {
 	r := newRig(t, stream.Topology{})
 	r.detector(stream.Detector{Name: "bolts", RetrainAfter: 3})

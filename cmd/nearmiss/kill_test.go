@@ -61,11 +61,12 @@ func newFakery(t *testing.T, url string) *fakery {
 		t.Fatal(err)
 	}
 	write(t, filepath.Join(dir, "profiles", "quick.json"), quickProfile)
+	write(t, filepath.Join(dir, "profiles", "long.json"), strings.Replace(quickProfile, `"members": 2`, `"members": 6`, 1))
 	write(t, f.config, fmt.Sprintf("trainer: {profiles: %q, takeover: 2s}\n", filepath.Join(dir, "profiles")))
 	if _, err := writeRandomBackbone(tinySpec, 1, f.backbone); err != nil {
 		t.Fatal(err)
 	}
-	drawImages(t, f.normals, 40, 0)
+	drawImages(t, f.normals, 45, 0)
 	l := listen(t, url)
 	f.nc, f.js = l.nc, l.js
 	var err error
@@ -76,9 +77,9 @@ func newFakery(t *testing.T, url string) *fakery {
 }
 
 // detector creates a detector that has the normals.
-func (f *fakery) detector(name string) {
+func (f *fakery) detector(name, profile string) {
 	f.t.Helper()
-	program(f.t, 0, "detector", "create", name, "--method", "fitymi", "--profile", "quick", "--backbone", f.backbone,
+	program(f.t, 0, "detector", "create", name, "--method", "fitymi", "--profile", profile, "--backbone", f.backbone,
 		"--false-alarm-rate", "0.2", f.at)
 	program(f.t, 0, "normals", "add", name, f.normals, f.at)
 }
@@ -190,7 +191,7 @@ func TestATrainerKilledTenTimesEndsItsJob(t *testing.T) {
 	begin(t.TempDir())
 
 	// An undisturbed job says which places there are, and what must come out.
-	f.detector("calm")
+	f.detector("calm", "quick")
 	told := f.follow("calm", "calm")
 	began := time.Now()
 	f.request("calm", "calm")
@@ -222,7 +223,7 @@ func TestATrainerKilledTenTimesEndsItsJob(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 6))
 	at := rng.Perm(len(places) * 9 / 10)[:kills] // or the job ends before its last trainer is killed
 	slices.Sort(at)
-	f.detector("killed")
+	f.detector("killed", "quick")
 	told = f.follow("killed", "killed")
 	began = time.Now()
 	f.request("killed", "killed")
