@@ -57,6 +57,9 @@ type EmbedOptions struct {
 	// View is the part of each image file that counts, in place of what
 	// Preprocess says. Images that are decoded already are taken as they are.
 	View *imaging.View
+	// Symmetry is what embeddings are averaged over, in place of what Preprocess
+	// says. Tokens and patches are those of the image as it is.
+	Symmetry imaging.Symmetry
 	// Tokens asks for the tokens output, too.
 	Tokens bool
 	// Patches asks for the patches output, too.
@@ -190,7 +193,8 @@ func newEmbedder(path string, o EmbedOptions) (_ *Embedder, err error) {
 	if err := e.inspect(); err != nil {
 		return nil, err
 	}
-	e.limit = o.Batch.limit(e.preprocess.Bytes())
+	// A batch has as many inputs as ever, which makes fewer images of them.
+	e.limit = max(1, o.Batch.limit(e.preprocess.Bytes())/e.preprocess.Symmetry.Count())
 	if e.fixed > 0 {
 		e.limit = min(e.limit, e.fixed)
 	}
@@ -273,6 +277,9 @@ func (e *Embedder) inspect() error {
 	if e.o.View != nil {
 		e.preprocess.View = e.o.View
 	}
+	if e.o.Symmetry != "" {
+		e.preprocess.Symmetry = e.o.Symmetry
+	}
 	if err := e.preprocess.Validate(); err != nil {
 		return fmt.Errorf("its metadata %q: %w", metadataPreprocess, err)
 	}
@@ -286,6 +293,9 @@ func (e *Embedder) inspect() error {
 	}
 	if n := in[0].Shape[0]; n > 0 {
 		e.fixed = n
+		if e.preprocess.Symmetry.Count() > 1 {
+			return fmt.Errorf("it takes %d images at a time, and averaging over symmetry %q needs any number: export it with a free first dimension", n, e.preprocess.Symmetry)
+		}
 	}
 	return nil
 }
@@ -449,7 +459,8 @@ type runner struct {
 
 // run is a runner's loop.
 func (e *Embedder) run(share int) {
-	r := &runner{Embedder: e, input: make([]uint8, max(e.limit, e.fixed)*e.preprocess.Bytes())}
+	inputs := max(e.limit*e.preprocess.Symmetry.Count(), e.fixed)
+	r := &runner{Embedder: e, input: make([]uint8, inputs*e.preprocess.Bytes())}
 	for {
 		batch := collect(e.ready, e.limit, share, e.o.Batch.Period)
 		if batch == nil {
@@ -473,11 +484,12 @@ func (r *runner) embed(batch []*job) {
 		return
 	}
 	size := r.preprocess.Bytes()
+	same := r.preprocess.Symmetry.Count()
 	for i, j := range live {
-		copy(r.input[i*size:], *j.pixels)
+		r.preprocess.Symmetry.Expand(*j.pixels, r.preprocess.Crop, r.input[i*same*size:])
 		r.release(j)
 	}
-	n := len(live)
+	n := len(live) * same
 	if r.fixed > 0 {
 		clear(r.input[n*size:])
 		n = r.fixed
@@ -487,13 +499,13 @@ func (r *runner) embed(batch []*job) {
 	for i, j := range live {
 		if err == nil {
 			out := &j.call.out[j.index]
-			v, patches := part(got.vectors, i, r.dim), part(got.patches, i, r.patches*r.patchDim)
+			v, patches := mean(part(got.vectors, i, same*r.dim), same), part(got.patches, i*same, r.patches*r.patchDim)
 			if !finite(v) || !finite(patches) {
 				out.Err = ErrNotFinite
 			} else {
 				out.Vector = v
 				if r.o.Tokens {
-					out.Tokens = part(got.tokens, i, r.tokens*r.dim)
+					out.Tokens = part(got.tokens, i*same, r.tokens*r.dim)
 				}
 				if r.o.Patches {
 					out.Patches = patches
@@ -535,6 +547,24 @@ func (r *runner) infer(n int) (o outputs, err error) {
 			len(o.vectors), len(o.patches), n, r.dim, r.patches*r.patchDim)
 	}
 	return o, nil
+}
+
+// mean is that of n vectors which stand one after the other; it overwrites the
+// first of them.
+func mean(all []float32, n int) []float32 {
+	dim := len(all) / n
+	v := all[:dim:dim]
+	if n == 1 {
+		return v
+	}
+	for i := range v {
+		sum := float64(v[i])
+		for k := 1; k < n; k++ {
+			sum += float64(all[k*dim+i])
+		}
+		v[i] = float32(sum / float64(n))
+	}
+	return v
 }
 
 func finite(v []float32) bool {

@@ -176,7 +176,7 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 }
 
 func (p Plan) embedder(model string) (*inference.Embedder, error) {
-	return inference.NewEmbedder(model, inference.EmbedOptions{Device: p.Device, Threads: p.Threads, Limits: p.Limits, View: p.View})
+	return inference.NewEmbedder(model, inference.EmbedOptions{Device: p.Device, Threads: p.Threads, Limits: p.Limits, View: p.View, Symmetry: p.Symmetry})
 }
 
 // model makes the model to serve from the normals at the places train of of. It

@@ -20,7 +20,6 @@ import (
 	"github.com/google/renameio/v2"
 
 	"github.com/nearmiss/nearmiss/bank"
-	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/training/corrupt"
 	"github.com/nearmiss/nearmiss/training/finetune"
@@ -310,7 +309,7 @@ func (l *lesson) choose(ctx context.Context) (string, error) {
 		members = append(members, filepath.Base(filepath.Dir(path)))
 	}
 	const version = 2 // of how the gate judges
-	inputs := []any{version, l.Tuning.Gate, l.Tuning.Gate.kinds(l.Tuning.Sources), l.Parts, l.K, members, l.fakes.key, real}
+	inputs := []any{version, l.Tuning.Gate, l.Tuning.Gate.kinds(l.Tuning.Sources), l.Parts, l.K, members, l.fakes.key, real, l.Symmetry}
 	dir, err := l.step("gate", inputs, &c, func(dir string) (err error) {
 		c, err = l.gate(ctx, dir)
 		return err
@@ -428,7 +427,7 @@ func (l *lesson) features(ctx context.Context, dir, model string, patches bool) 
 		defer func() { err = errors.Join(err, os.Remove(both)) }()
 		model = both
 	}
-	e, err := inference.NewEmbedder(model, inference.EmbedOptions{Device: l.Device, Threads: l.Threads, Limits: l.Limits, View: l.View})
+	e, err := l.embedder(model)
 	if err != nil {
 		return nil, err
 	}

@@ -87,6 +87,9 @@ type Plan struct {
 	// View is the part of each image that counts, in learning and in scoring. It
 	// travels with the release. Default: all of it.
 	View *imaging.View
+	// Symmetry is what embeddings are averaged over. It travels with the release.
+	// Default: each image is taken as it is.
+	Symmetry imaging.Symmetry
 
 	// Device and Threads say where the backbone runs, as in inference.
 	Device  ort.Device
@@ -183,6 +186,9 @@ func (p Plan) Validate() error {
 		}
 	}
 	if err := p.View.Validate(); err != nil {
+		errs = append(errs, err)
+	}
+	if err := p.Symmetry.Validate(); err != nil {
 		errs = append(errs, err)
 	}
 	if p.Backbone == "" {

@@ -6,6 +6,7 @@ import (
 	"math"
 
 	"github.com/nearmiss/nearmiss/inference"
+	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/training/finetune"
 )
 
@@ -13,7 +14,9 @@ import (
 // fine-tune starts from a head that knows where to pull (linear probing, then
 // fine-tuning: Kumar et al. 2022).
 func (l *lesson) linearProbe(ctx context.Context) (*finetune.Head, error) {
-	e, err := l.embedder(l.Backbone)
+	plan := l.Plan
+	plan.Symmetry = imaging.NoSymmetry // single images are trained on
+	e, err := plan.embedder(l.Backbone)
 	if err != nil {
 		return nil, err
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/google/renameio/v2"
 
 	"github.com/nearmiss/nearmiss/inference"
+	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/training"
 	"github.com/nearmiss/nearmiss/training/evaluate"
 	"github.com/nearmiss/nearmiss/training/evaluate/report"
@@ -33,7 +34,7 @@ type evalCmd struct {
 	Others   string   `type:"existingdir" placeholder:"DIR" help:"With near, the set whose classes are the anomalies (default: the same set)."`
 	Train    int      `name:"train-limit" placeholder:"N" help:"Learn from at most this many images of a class."`
 	Test     int      `name:"test-limit" placeholder:"N" help:"Test on at most this many images of a class."`
-	Vary     []string `sep:"none" placeholder:"NAME=VALUE" help:"Measure with each value of an option in turn, which is named in the results; may be repeated. Numbers may be listed: k=1,2,5; also fakes, stop, per-normal, epochs, members, rate, fake-steps, score, method and backbone."`
+	Vary     []string `sep:"none" placeholder:"NAME=VALUE" help:"Measure with each value of an option in turn, which is named in the results; may be repeated. Numbers may be listed: k=1,2,5; also fakes, stop, per-normal, epochs, members, rate, fake-steps, score, symmetry, method and backbone."`
 	Out      string   `short:"o" type:"path" placeholder:"REPORT" help:"Also write a report: .html (one page with curves and the worst misses), .md or .jsonl."`
 	JSON     bool     `name:"json" help:"Print one JSON object for each method."`
 	tuneFlags
@@ -65,6 +66,9 @@ func (c *evalCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
+	if embed.Symmetry, err = imaging.ParseSymmetry(c.Symmetry); err != nil {
+		return usageError{err}
+	}
 	variants, err := c.variants()
 	if err != nil {
 		return err
@@ -78,18 +82,22 @@ func (c *evalCmd) Run(ctx context.Context, o *output) error {
 	}
 	bar := o.progress("")
 	defer bar.close()
-	features := map[string]*evaluate.Features{} // by backbone
+	features := map[[2]string]*evaluate.Features{} // by backbone and symmetry
 	var results []evaluate.Result
 	for _, v := range variants {
-		f := features[v.Backbone]
+		at := [2]string{v.Backbone, v.Symmetry}
+		f := features[at]
 		if f == nil {
+			if embed.Symmetry, err = imaging.ParseSymmetry(v.Symmetry); err != nil {
+				return usageError{err}
+			}
 			e, err := inference.NewEmbedder(v.Backbone, embed)
 			if err != nil {
 				return err
 			}
 			defer e.Close()
 			f = evaluate.NewFeatures(embedAll(e))
-			features[v.Backbone] = f
+			features[at] = f
 		}
 		res, err := v.measure(ctx, o, embed, bar, run, f)
 		if err != nil {

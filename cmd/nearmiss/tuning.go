@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/training"
 	"github.com/nearmiss/nearmiss/training/frechet"
 	"github.com/nearmiss/nearmiss/training/sde"
@@ -35,8 +36,9 @@ type tuneFlags struct {
 	Blends     []float64 `placeholder:"SHARE" help:"Shares of the tuned weights, the rest being frozen ones, that the gate chooses from."`
 	NoGate     bool      `name:"no-gate" help:"Publish the fine-tuned backbone whatever the gate finds."`
 
-	Score string `default:"class" placeholder:"PARTS" help:"Parts of the embedding that scores are computed on, joined by +: class (the paper's), patches, frozen-class, frozen-patches."`
-	Work  string `type:"path" placeholder:"DIR" help:"Folder for the results of single steps, from which another run with the same images and seed goes on."`
+	Score    string `default:"class" placeholder:"PARTS" help:"Parts of the embedding that scores are computed on, joined by +: class (the paper's), patches, frozen-class, frozen-patches."`
+	Symmetry string `enum:"none,flip,dihedral" default:"none" help:"Changes of an image that mean nothing, which embeddings are averaged over: ${enum}; flip is the mirror image (twice the time), dihedral the eight turns and mirror images of a square (eight times), for what may lie in any orientation."`
+	Work     string `type:"path" placeholder:"DIR" help:"Folder for the results of single steps, from which another run with the same images and seed goes on."`
 }
 
 // plan is the part of a plan that the flags make.
@@ -44,6 +46,9 @@ func (f tuneFlags) plan(method string) (training.Plan, error) {
 	p := training.Plan{Method: training.Method(method), Work: f.Work}
 	var err error
 	if p.Parts, err = training.ParseParts(f.Score); err != nil {
+		return p, usageError{err}
+	}
+	if p.Symmetry, err = imaging.ParseSymmetry(f.Symmetry); err != nil {
 		return p, usageError{err}
 	}
 	if p.Method != training.FITYMI {

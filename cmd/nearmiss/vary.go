@@ -27,6 +27,7 @@ var varied = map[string]struct {
 	"fakes":      {false, func(c *evalCmd, v string) error { c.Fakes = v; return nil }},
 	"stop":       {false, func(c *evalCmd, v string) error { c.Stop = v; return nil }},
 	"score":      {false, func(c *evalCmd, v string) error { c.Score = v; return nil }},
+	"symmetry":   {false, func(c *evalCmd, v string) error { c.Symmetry = v; return nil }},
 	"method":     {false, func(c *evalCmd, v string) error { c.Method = v; return nil }},
 	"backbone":   {false, func(c *evalCmd, v string) error { c.Backbone = v; return nil }},
 }

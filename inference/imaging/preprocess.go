@@ -21,10 +21,11 @@ type Preprocess struct {
 	Squash        bool          `json:"squash,omitempty"`      // resize both sides to Crop, aspect ignored; Resize is not used
 	Torchvision   bool          `json:"torchvision,omitempty"` // torchvision's roundings: the longer side truncated, half pixels of the crop to the even side
 	Interpolation Interpolation `json:"interpolation"`
-	Mean          [3]float64    `json:"mean"`              // red, green, blue; samples in 0..1
-	Std           [3]float64    `json:"std"`               // as Mean, > 0
-	Decoder       string        `json:"decoder,omitempty"` // DecoderName of the program that filled the bank
-	View          *View         `json:"view,omitempty"`    // part of the frame that counts; nil: all of it
+	Mean          [3]float64    `json:"mean"`               // red, green, blue; samples in 0..1
+	Std           [3]float64    `json:"std"`                // as Mean, > 0
+	Decoder       string        `json:"decoder,omitempty"`  // DecoderName of the program that filled the bank
+	View          *View         `json:"view,omitempty"`     // part of the frame that counts; nil: all of it
+	Symmetry      Symmetry      `json:"symmetry,omitempty"` // what embeddings are averaged over
 }
 
 // Validate reports every field that makes no sense.
@@ -46,6 +47,9 @@ func (p Preprocess) Validate() error {
 		}
 	}
 	if err := p.View.Validate(); err != nil {
+		errs = append(errs, err)
+	}
+	if err := p.Symmetry.Validate(); err != nil {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
