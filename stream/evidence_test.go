@@ -27,21 +27,29 @@ func (a artist) Score(ctx context.Context, images [][]byte) ([]stream.Verdict, e
 	all, err := a.fake.Score(ctx, images)
 	for i := range all {
 		if v := &all[i]; v.Anomalous {
-			v.Regions = []stream.Spot{{X: 1, Y: 2, Width: 3, Height: 4, Area: 7, Peak: 0.75}, {X: 6, Width: 1, Height: 1, Area: 1, Peak: 0.25, Faint: true}}
-			v.Draw = func(ctx context.Context, image []byte) ([]stream.Picture, error) {
-				if a.enter != nil {
-					if err := a.enter(ctx); err != nil {
-						return nil, err
-					}
-				}
-				return []stream.Picture{
-					{Name: "overlay.jpg", About: "the frame", Data: append([]byte("drawn "), image...)},
-					{Name: "normal-1.jpg", About: "a normal", Data: make([]byte, a.size)},
-				}, nil
-			}
+			v.Place = scene{a}
 		}
 	}
 	return all, err
+}
+
+// scene is what an artist sees of an anomaly.
+type scene struct{ artist }
+
+func (scene) Regions() []stream.Spot {
+	return []stream.Spot{{X: 1, Y: 2, Width: 3, Height: 4, Area: 7, Peak: 0.75}, {X: 6, Width: 1, Height: 1, Area: 1, Peak: 0.25, Faint: true}}
+}
+
+func (s scene) Draw(ctx context.Context, image []byte) ([]stream.Picture, error) {
+	if s.enter != nil {
+		if err := s.enter(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return []stream.Picture{
+		{Name: "overlay.jpg", About: "the frame", Data: append([]byte("drawn "), image...)},
+		{Name: "normal-1.jpg", About: "a normal", Data: make([]byte, s.size)},
+	}, nil
 }
 
 func serveArtist(a artist) stream.Loader {

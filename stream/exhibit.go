@@ -10,26 +10,21 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// exhibit is an anomaly whose pictures are made apart from the lanes: its event
-// goes out, and its frame is acknowledged, once they are kept.
+// exhibit is an anomaly that is looked at apart from the lanes: where it is
+// strange, and pictures of that. Its event goes out, and its frame is
+// acknowledged, once they are kept.
 type exhibit struct {
 	it   *item
 	rel  *loaded // borrowed
 	beat *heartbeat
 }
 
-// setAside hands the anomalies whose pictures can be drawn to the exhibitor and
-// returns the others. Nothing waits here: when the exhibitor has enough to do,
-// the event goes out without pictures, and says so.
+// setAside hands the anomalies of which pictures can be made to the exhibitor
+// and returns the others. Nothing waits here: when the exhibitor has enough to
+// do, the event goes out without pictures, and says so.
 func (l *line) setAside(rel *loaded, items []*item) (now, later []*item) {
-	conf, _, _, _ := l.state()
 	for _, it := range items {
-		if it.draw == nil || !it.announce || it.event.Kind != KindAnomaly {
-			now = append(now, it)
-			continue
-		}
-		if conf.NoEvidence {
-			it.event.NoPictures = NoPicturesPrivacy
+		if it.place == nil || !it.announce || it.event.Kind != KindAnomaly {
 			now = append(now, it)
 			continue
 		}
@@ -43,9 +38,11 @@ func (l *line) setAside(rel *loaded, items []*item) (now, later []*item) {
 			it.apart = false
 			x.beat.stop()
 			rel.users.Done()
-			it.event.NoPictures = NoPicturesBusy
-			l.w.count.unpictured.Add(1)
-			l.log.Warn().Str("camera", it.frame.Camera).Str("frame", it.frame.ID).Msg("too many anomalies at once: the event goes without pictures")
+			if conf, _, _, _ := l.state(); !conf.NoEvidence {
+				it.event.NoPictures = NoPicturesBusy
+				l.w.count.unpictured.Add(1)
+			}
+			l.log.Warn().Str("camera", it.frame.Camera).Str("frame", it.frame.ID).Msg("too many anomalies at once: no pictures are made of this one")
 			now = append(now, it)
 		}
 	}
@@ -71,7 +68,7 @@ func (l *line) exhibitor(work context.Context) {
 // show draws an anomaly's pictures and keeps them. Whatever fails, the event
 // goes out; but where ctx has ended, the frame is for another worker.
 func (l *line) show(ctx context.Context, it *item) error {
-	if it.draw == nil || !it.apart {
+	if it.place == nil || !it.apart {
 		return nil
 	}
 	size, err := l.keepPictures(ctx, it)
@@ -121,14 +118,28 @@ func (l *line) keepPictures(ctx context.Context, it *item) (size int, err error)
 	return len(b), nil
 }
 
-// drawn calls draw, which is another package's.
+// locate says in an anomaly's event where it is strange. Whatever fails, the
+// event goes out.
+func (l *line) locate(it *item) {
+	if it.place == nil || it.event.Regions != nil {
+		return
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			l.log.Warn().Any("panic", r).Str("camera", it.frame.Camera).Str("frame", it.frame.ID).Msg("the event goes without regions")
+		}
+	}()
+	it.event.Regions = it.place.Regions()
+}
+
+// drawn calls Draw, which is another package's.
 func drawn(ctx context.Context, it *item) (p []Picture, err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			err = fmt.Errorf("panic: %v", r)
 		}
 	}()
-	return it.draw(ctx, it.frame.Image)
+	return it.place.Draw(ctx, it.frame.Image)
 }
 
 // bound keeps the detector's evidence within its limits: it looks after every

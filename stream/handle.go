@@ -24,8 +24,8 @@ type item struct {
 	event      *Event
 	announce   bool // the event is to be stored, not only the score sent
 	deliveries int
-	draw       func(context.Context, []byte) ([]Picture, error) // nil: no pictures can be made
-	apart      bool                                             // it is in the exhibitor's hands
+	place      Place // nil: the release cannot tell where
+	apart      bool  // it is in the exhibitor's hands
 }
 
 // handle scores one batch with one release and sees every frame of it to its
@@ -199,7 +199,7 @@ func (l *line) scoreBatch(ctx context.Context, rel *loaded, items []*item) (err 
 	}
 	for i, it := range items {
 		it.event, it.failure = judged(it.frame, verdicts[i], rel.pointer.Release)
-		it.draw = verdicts[i].Draw
+		it.place = verdicts[i].Place
 	}
 	return nil
 }
@@ -229,7 +229,7 @@ func judged(f Frame, v Verdict, release string) (*Event, error) {
 		ID: eventID(f.Detector, f.Camera, f.ID, v.Release), Kind: KindAnomaly,
 		FrameID: f.ID, Detector: f.Detector, Camera: f.Camera,
 		CapturedAt: f.CapturedAt, ScoredAt: time.Now().UTC(), Source: f.Source,
-		Score: &v.Score, Threshold: &v.Threshold, PValue: &v.PValue, Anomalous: &v.Anomalous, K: v.K, Nearest: v.Nearest, Regions: v.Regions,
+		Score: &v.Score, Threshold: &v.Threshold, PValue: &v.PValue, Anomalous: &v.Anomalous, K: v.K, Nearest: v.Nearest,
 		Release: v.Release, Model: v.Model, Bank: v.Bank, Width: v.Width, Height: v.Height,
 		Truth: f.Truth, Trace: f.Trace,
 	}, nil
@@ -423,7 +423,11 @@ func (l *line) keepAll(ctx context.Context, items []*item) {
 
 // keep stores an anomaly's image as evidence, named by its content.
 func (l *line) keep(ctx context.Context, it *item) error {
+	l.locate(it)
 	if conf, _, _, _ := l.state(); conf.NoEvidence {
+		if it.place != nil {
+			it.event.NoPictures = NoPicturesPrivacy
+		}
 		return nil
 	}
 	name := EvidenceObjects + digestOf(it.frame.Image)

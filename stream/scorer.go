@@ -13,13 +13,8 @@ type Verdict struct {
 	Width     int    // of the image as taken, pixels
 	Height    int    // of the image as taken, pixels
 
-	// Regions say where the image is strange, strangest first; nil where the
-	// release cannot tell, or was not asked because the image is normal.
-	Regions []Spot
-	// Draw makes pictures of what is strange: the image with its regions, the
-	// normals nearest to it. nil where the release cannot. It is called only for
-	// anomalies, apart from scoring, at most once, and before the Scorer is closed.
-	Draw func(ctx context.Context, image []byte) ([]Picture, error)
+	// Place knows where the image is strange; nil where the release cannot tell.
+	Place Place
 
 	// Reject, when not empty, says in one stable word why the image could not
 	// be read, and Reason says it in a sentence; the scores are then void.
@@ -39,6 +34,17 @@ type Scorer interface {
 	Score(ctx context.Context, images [][]byte) ([]Verdict, error)
 	// Close frees it. Nothing is scored during or after Close.
 	Close() error
+}
+
+// Place knows where one image is strange. It is asked for anomalies only, from
+// one goroutine, and before its Scorer is closed.
+type Place interface {
+	// Regions are the strange parts, strangest first.
+	Regions() []Spot
+	// Draw makes pictures of them: the image with its regions, the normals nearest
+	// to it. It is called apart from scoring, and not at all where no images are to
+	// be kept.
+	Draw(ctx context.Context, image []byte) ([]Picture, error)
 }
 
 // DriftTest watches the p-values of one camera under one release. It need not
