@@ -879,9 +879,9 @@ func (w *TrainingWorker) collect(ctx context.Context) {
 		switch {
 		case err != nil && ctx.Err() == nil:
 			w.log.Warn().Err(err).Msg("collection failed")
-		case len(c.Releases)+c.Files+c.Chunks+c.Evidence+c.Frames+c.Checkpoints > 0:
+		case len(c.Releases)+c.Files+c.Chunks+c.Evidence+c.Pictures+c.Frames+c.Checkpoints > 0:
 			w.log.Info().Int("releases", len(c.Releases)).Int("files", c.Files).Uint64("bytes", c.Bytes).Int("chunks", c.Chunks).
-				Int("evidence", c.Evidence).Int("frames", c.Frames).Int("checkpoints", c.Checkpoints).Msg("removed what nobody needs")
+				Int("evidence", c.Evidence).Int("pictures", c.Pictures).Int("frames", c.Frames).Int("checkpoints", c.Checkpoints).Msg("removed what nobody needs")
 		}
 	}
 }

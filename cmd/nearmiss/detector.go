@@ -47,8 +47,9 @@ type detectorFlags struct {
 	Smoothing      *int           `placeholder:"N" help:"Decide on the mean of a camera's last N scores (default 1)."`
 	CoolDown       *time.Duration `placeholder:"TIME" help:"At most one anomaly event a camera in this time (default 0s: all)."`
 	DefectShare    *float64       `placeholder:"SHARE" help:"Share of defective frames that is nothing to worry about (default 0.05)."`
-	Evidence       *bool          `negatable:"" help:"Keep the images of anomalies (default yes)."`
+	Evidence       *bool          `negatable:"" help:"Keep the images of anomalies, pictures of where they are strange, and, in the next release, thumbnails of normals (default yes)."`
 	Retention      *time.Duration `placeholder:"TIME" help:"How long those images are kept (default 720h)."`
+	EvidenceMiB    *int           `name:"evidence-mib" placeholder:"N" help:"How much pictures of anomalies may take; the oldest go first (default 256)."`
 	LearnFrames    *int           `placeholder:"N" help:"Without a release, take the first N frames as normal and learn from them (default 0: frames wait)."`
 	RetrainEvery   *time.Duration `placeholder:"TIME" help:"Train again this often (default 0s: never)."`
 	RetrainAfter   *int           `placeholder:"N" help:"Train again after N new normals (default 0: never)."`
@@ -67,6 +68,7 @@ func (f detectorFlags) apply(d *stream.Detector) error {
 	give(&d.Smoothing, f.Smoothing)
 	give(&d.DefectShare, f.DefectShare)
 	give(&d.LearnFrames, f.LearnFrames)
+	give(&d.EvidenceMiB, f.EvidenceMiB)
 	give(&d.RetrainAfter, f.RetrainAfter)
 	give((*time.Duration)(&d.CoolDown), f.CoolDown)
 	give((*time.Duration)(&d.Retention), f.Retention)
@@ -225,9 +227,9 @@ func printDetector(o *output, d stream.Detector, asJSON bool) error {
 	if backbone == "" {
 		backbone = "the trainer's own"
 	}
-	_, err := fmt.Fprintf(o.Out, "%s\n  learns     %s, k %d, false-alarm rate %g, backbone: %s\n  frames     %s, smoothing over %d, cool-down %v\n  evidence   kept: %v, for %v\n  retrains   every %v, after %d normals (0: never)\n",
+	_, err := fmt.Fprintf(o.Out, "%s\n  learns     %s, k %d, false-alarm rate %g, backbone: %s\n  frames     %s, smoothing over %d, cool-down %v\n  evidence   kept: %v, for %v, pictures up to %d MiB\n  retrains   every %v, after %d normals (0: never)\n",
 		d.Name, d.Method, d.K, d.FalseAlarmRate, backbone, d.Policy, d.Smoothing, time.Duration(d.CoolDown), !d.NoEvidence,
-		time.Duration(d.Retention), time.Duration(d.RetrainEvery), d.RetrainAfter)
+		time.Duration(d.Retention), d.EvidenceMiB, time.Duration(d.RetrainEvery), d.RetrainAfter)
 	return err
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/training"
 )
 
 // loader opens releases for the worker.
@@ -18,12 +19,20 @@ func loader(o inference.Options) stream.Loader {
 		if err != nil {
 			return nil, err
 		}
-		return scorer{d}, nil
+		thumbs, err := training.ReadThumbnails(dir)
+		if err != nil {
+			return nil, errors.Join(err, d.Close())
+		}
+		return scorer{d, thumbs, o.Embed.Limits}, nil
 	})
 }
 
 // scorer is a loaded release as the worker sees it.
-type scorer struct{ d *inference.Detector }
+type scorer struct {
+	d      *inference.Detector
+	thumbs training.Thumbnails // of the normals in the bank; nil: the release has none
+	limits imaging.Limits
+}
 
 func (s scorer) Score(ctx context.Context, images [][]byte) ([]stream.Verdict, error) {
 	scores, err := s.d.Score(ctx, images)
@@ -35,6 +44,9 @@ func (s scorer) Score(ctx context.Context, images [][]byte) ([]stream.Verdict, e
 	for i, score := range scores {
 		v := verdict(score)
 		v.Release, v.Model, v.Bank = info.Release, info.Model, info.Bank
+		if score.Err == nil && score.Map != nil && s.d.HasHeatmaps() {
+			v.Place = &place{s: s, score: score}
+		}
 		verdicts[i] = v
 	}
 	return verdicts, nil

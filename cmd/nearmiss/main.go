@@ -45,6 +45,7 @@ type cli struct {
 	Trainer  trainerCmd  `cmd:"" help:"Learn detectors from their normals when asked."`
 	Camera   cameraCmd   `cmd:"" help:"Publish images as frames."`
 	Watch    watchCmd    `cmd:"" help:"Print events as they come."`
+	Evidence evidenceCmd `cmd:"" help:"Pictures of what raised an alarm."`
 	Releases releasesCmd `cmd:"" help:"List, publish, promote and roll back a detector's releases."`
 
 	Detector detectorCmd `cmd:"" help:"Create, list, show, change and delete detectors."`

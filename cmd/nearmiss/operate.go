@@ -192,7 +192,7 @@ func (c *collectCmd) Run(ctx context.Context, o *output) error {
 	if c.DryRun {
 		verb = "would remove"
 	}
-	_, err = fmt.Fprintf(o.Out, "%s %d releases, %d files (%d bytes), %d pieces of evidence, %d checkpoints; %d releases stay\n",
-		verb, len(got.Releases), got.Files, got.Bytes, got.Evidence, got.Checkpoints, got.Kept)
+	_, err = fmt.Fprintf(o.Out, "%s %d releases, %d files (%d bytes), %d images and %d sets of pictures of anomalies, %d checkpoints; %d releases stay\n",
+		verb, len(got.Releases), got.Files, got.Bytes, got.Evidence, got.Pictures, got.Checkpoints, got.Kept)
 	return err
 }

@@ -2,25 +2,38 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/google/renameio/v2"
 
 	"github.com/nearmiss/nearmiss/inference"
+	"github.com/nearmiss/nearmiss/inference/heatmap"
+	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/training"
 )
 
 type scoreCmd struct {
 	Release string   `required:"" type:"existingdir" placeholder:"DIR" help:"Release folder, from nearmiss fit."`
 	Images  []string `arg:"" name:"image" type:"existingpath" help:"Image files, or folders of them."`
+	Heatmap string   `placeholder:"DIR" type:"path" help:"Also write where anomalous images are strange: IMAGE.overlay.png for people and IMAGE.heat.png with 16-bit values for programs, named like the images."`
+	All     bool     `name:"heatmap-all" help:"With --heatmap, do so for normal images, too."`
 	JSON    bool     `name:"json" help:"Print one JSON object a line for each image."`
 	deviceFlags
 }
 
 func (*scoreCmd) Help() string {
 	return "Exits with 0 when every image has a score, whatever the scores are, and with 1 when some could not be read.\n\n" +
+		"Heatmaps say how rare a place is among held-out normals: with p the share of normal patches that are at least as strange and L = -log10 p, " +
+		"the intensity is I = L/(L+3), so that 0.5 is one patch in a thousand. In IMAGE.heat.png, which has the image's own size, " +
+		"0 is a pixel that the model does not see, and v from 1 to 65535 is I = (v-1)/65534.\n\n" +
 		examples(
 			"nearmiss score --release releases/bolts part.jpg",
 			"nearmiss score --release releases/bolts today/ --json",
+			"nearmiss score --release releases/bolts today/ --heatmap heat/ --heatmap-all",
 		)
 }
 
@@ -35,9 +48,14 @@ type scoreLine struct {
 	Nearest   []namedNear `json:"nearest,omitempty"`
 	Width     int         `json:"width,omitempty"`
 	Height    int         `json:"height,omitempty"`
-	Release   string      `json:"release"`
-	Rejected  string      `json:"rejected,omitempty"` // code of why there is no score
-	Reason    string      `json:"reason,omitempty"`
+	// Regions are where the image is strange, when the release can tell and the
+	// image is anomalous or --heatmap-all asks.
+	Regions  []heatmap.Region `json:"regions,omitempty"`
+	Overlay  string           `json:"overlay,omitempty"` // file of --heatmap
+	Heat     string           `json:"heat,omitempty"`    // file of --heatmap
+	Release  string           `json:"release"`
+	Rejected string           `json:"rejected,omitempty"` // code of why there is no score
+	Reason   string           `json:"reason,omitempty"`
 }
 
 type namedNear struct {
@@ -55,11 +73,25 @@ func (c *scoreCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	d, err := inference.Open(ctx, c.Release, inference.Options{Embed: embed, Log: o.Log})
+	if c.All && c.Heatmap == "" {
+		return usageError{errors.New("--heatmap-all needs --heatmap DIR")}
+	}
+	maps := inference.MapAnomalies
+	if c.All {
+		maps = inference.MapAll
+	}
+	d, err := inference.Open(ctx, c.Release, inference.Options{Embed: embed, Maps: maps, Log: o.Log})
 	if err != nil {
 		return err
 	}
 	defer d.Close()
+	if c.Heatmap != "" && !d.HasHeatmaps() {
+		return fmt.Errorf("heatmaps with release %s: %w", c.Release, inference.ErrNoPlaces)
+	}
+	targets, err := c.targets(paths)
+	if err != nil {
+		return err
+	}
 	names, err := normalNames(c.Release)
 	if err != nil {
 		return err
@@ -85,7 +117,11 @@ func (c *scoreCmd) Run(ctx context.Context, o *output) error {
 			if s.Err != nil {
 				unread++
 			}
-			if err := c.print(o, some[i], d.Info().Release, s, names); err != nil {
+			h, err := c.heat(d, s, files[i], targets[some[i]])
+			if err != nil {
+				return fmt.Errorf("heatmap of %s: %w", some[i], err)
+			}
+			if err := c.print(o, some[i], d.Info().Release, s, h, names); err != nil {
 				return err
 			}
 		}
@@ -97,10 +133,80 @@ func (c *scoreCmd) Run(ctx context.Context, o *output) error {
 	return nil
 }
 
-func (c *scoreCmd) print(o *output, path, digest string, s inference.Score, names map[uint64]string) error {
+// targets are the paths, without their ends, of what --heatmap writes for each
+// image: below its folder they are named as below the folders that were given.
+func (c *scoreCmd) targets(paths []string) (map[string]string, error) {
+	if c.Heatmap == "" {
+		return nil, nil
+	}
+	of, taken := map[string]string{}, map[string]string{}
+	for _, p := range paths {
+		name := filepath.Base(p)
+		for _, given := range c.Images {
+			if rel, err := filepath.Rel(given, p); err == nil && rel != "." && filepath.IsLocal(rel) {
+				name = rel
+				break
+			}
+		}
+		if other, ok := taken[name]; ok && other != p {
+			return nil, usageError{fmt.Errorf("the heatmaps of %s and %s would have one name: score them one after the other, with other folders", other, p)}
+		}
+		of[p], taken[name] = filepath.Join(c.Heatmap, name), p
+	}
+	return of, nil
+}
+
+// heated is what a heatmap says of an image.
+type heated struct {
+	regions       []heatmap.Region
+	overlay, heat string // files that were written
+}
+
+// heat finds the regions of a score that has a map, and writes the pictures to
+// target with their ends, when there is one.
+func (c *scoreCmd) heat(d *inference.Detector, s inference.Score, file []byte, target string) (h heated, err error) {
+	if s.Err != nil || s.Map == nil || !d.HasHeatmaps() || !s.Anomalous && !c.All {
+		return h, nil
+	}
+	m, err := d.Heatmap(s)
+	if err != nil {
+		return h, err
+	}
+	h.regions = m.Find(maxRegions)
+	if !s.Anomalous { // its hottest place means nothing
+		h.regions = slices.DeleteFunc(h.regions, func(r heatmap.Region) bool { return r.Faint })
+	}
+	if target == "" {
+		return h, nil
+	}
+	frame, err := imaging.Decode(file, imaging.Limits{})
+	if err != nil {
+		return h, err
+	}
+	overlay, err := m.Overlay(frame, h.regions, 0)
+	if err != nil {
+		return h, err
+	}
+	over, err := overlay.PNG()
+	if err != nil {
+		return h, err
+	}
+	raw, err := m.PNG16()
+	if err != nil {
+		return h, err
+	}
+	h.overlay, h.heat = target+".overlay.png", target+".heat.png"
+	return h, errors.Join(
+		os.MkdirAll(filepath.Dir(target), 0o755),
+		renameio.WriteFile(h.overlay, over, 0o644),
+		renameio.WriteFile(h.heat, raw, 0o644),
+	)
+}
+
+func (c *scoreCmd) print(o *output, path, digest string, s inference.Score, h heated, names map[uint64]string) error {
 	v := verdict(s)
 	if !c.JSON {
-		text := fmt.Sprintf("%-9s score %-10.4g threshold %-10.4g p %-8.3g %s\n", word(s.Anomalous), s.Score, s.Threshold, s.PValue, path)
+		text := fmt.Sprintf("%-9s score %-10.4g threshold %-10.4g p %-8.3g %s%s\n", word(s.Anomalous), s.Score, s.Threshold, s.PValue, path, whereText(spots(h.regions)))
 		if v.Reject != "" {
 			text = fmt.Sprintf("%-9s %s: %s: %s\n", "rejected", path, v.Reject, v.Reason)
 		}
@@ -112,6 +218,7 @@ func (c *scoreCmd) print(o *output, path, digest string, s inference.Score, name
 		l.Rejected, l.Reason = v.Reject, v.Reason
 		return o.JSON(l)
 	}
+	l.Regions, l.Overlay, l.Heat = h.regions, h.overlay, h.heat
 	l.Score, l.PValue, l.Anomalous, l.K = &s.Score, &s.PValue, &s.Anomalous, s.K
 	if v.Threshold == s.Threshold {
 		l.Threshold = &s.Threshold

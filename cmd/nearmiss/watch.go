@@ -120,9 +120,13 @@ func eventText(e stream.Event) string {
 			fmt.Fprintf(&b, "  p %.3g", *e.PValue)
 		}
 	}
+	b.WriteString(whereText(e.Regions))
 	fmt.Fprintf(&b, "  frame %s", e.FrameID)
 	if e.Source != "" {
 		fmt.Fprintf(&b, " (%s)", e.Source)
+	}
+	if e.NoPictures != "" {
+		fmt.Fprintf(&b, "  no pictures: %s", e.NoPictures)
 	}
 	return b.String()
 }

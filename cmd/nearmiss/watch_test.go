@@ -23,6 +23,14 @@ func TestEventsForPeopleAndForMachines(t *testing.T) {
 			},
 			"15:04:05.0  bolts/line1  ANOMALY  score 12.5 > threshold 8  p 0.01  frame f7 (a.png)",
 		},
+		"anomaly with a place": {
+			stream.Event{
+				ID: "e1", Kind: stream.KindAnomaly, Detector: "bolts", Camera: "line1", FrameID: "f7", CapturedAt: at,
+				Score: &score, Threshold: &threshold, PValue: &p, Anomalous: &yes, NoPictures: stream.NoPicturesBusy,
+				Regions: []stream.Spot{{X: 10, Y: 20, Width: 30, Height: 40, Area: 700, Peak: 0.625}, {X: 1, Y: 1, Width: 1, Height: 1, Area: 1, Peak: 0.5}},
+			},
+			"15:04:05.0  bolts/line1  ANOMALY  score 12.5 > threshold 8  p 0.01  at 10,20 30×40 heat 0.62 and 1 more  frame f7  no pictures: busy",
+		},
 		"rejected": {
 			stream.Event{
 				ID: "e2", Kind: stream.KindRejected, Detector: "bolts", Camera: "line1", FrameID: "f8", CapturedAt: at,
