@@ -64,7 +64,8 @@ type Options struct {
 	TrainLimit, TestLimit int
 	// Normal limits which classes are taken as normal; none means all.
 	Normal []string
-	// Pixels asks for pixel AUROC and PRO where masks and a Mapper exist.
+	// Pixels asks where the anomalies are, of a Mapper or a Localizer: for pixel
+	// AUROC and PRO where there are masks, and for the pictures of reports.
 	Pixels bool
 	// Progress is told what is being done; nil is fine.
 	Progress func(done, total int, what string)
@@ -93,9 +94,11 @@ type Result struct {
 	// the i hardest other classes, and Nearest[i-1] against the i closest ones.
 	Bottom  []float64 `json:"bottom,omitempty"`
 	Nearest []float64 `json:"nearest,omitempty"`
-	// Pixel measures, where there are masks and maps.
-	PixelAUROC *float64 `json:"pixel_auroc,omitempty"`
-	PRO        *float64 `json:"pro,omitempty"`
+	// Pixel measures, where there are masks and maps; the means over the repeats.
+	// Pixels has them for each defect against the good images, and for All.
+	PixelAUROC *float64                `json:"pixel_auroc,omitempty"`
+	PRO        *float64                `json:"pro,omitempty"`
+	Pixels     map[string]PixelFigures `json:"pixels,omitempty"`
 
 	Repeats int      `json:"repeats"`
 	Seeds   []uint64 `json:"seeds"`
@@ -134,6 +137,8 @@ type Run struct {
 	Normal string
 	Train  int
 	Scored []Scored
+	// Places says how the grids of Scored are to be read; nil where there are none.
+	Places *Places
 }
 
 // Scored is a test image and its score.
@@ -141,6 +146,23 @@ type Scored struct {
 	Item      dataset.Item
 	Score     float64
 	Anomalous bool
+	Grid      *heatmap.Grid // of squared patch distances; nil where there is none
+}
+
+// Places is what a Localizer says of its grids.
+type Places struct {
+	Preprocess imaging.Preprocess
+	// Scale is of the tested normals: good enough for pictures, and for nothing
+	// else.
+	Scale *heatmap.Scale
+}
+
+// Map is where a scored image of width × height pixels is strange.
+func (p *Places) Map(s Scored, width, height int) (*heatmap.Map, error) {
+	if p == nil || s.Grid == nil {
+		return nil, fmt.Errorf("map of %s: the method has none", s.Item.Name)
+	}
+	return heatmap.New(*s.Grid, p.Scale, heatmap.GeometryOf(p.Preprocess, width, height))
 }
 
 // Split separates the scores of normal images from those of anomalies, of one
@@ -181,7 +203,7 @@ func OneVsRest(ctx context.Context, set *dataset.Set, m Method, o Options) (*Res
 		var sum float64
 		for i, class := range normals {
 			o.progress(r*len(normals)+i, o.repeats()*len(normals), class)
-			run, err := fitAndScore(ctx, m, s.Select(dataset.Train, class), s.Select(dataset.Test, ""), class, seed, nil)
+			run, err := fitAndScore(ctx, m, s.Select(dataset.Train, class), s.Select(dataset.Test, ""), class, seed, nil, o.Pixels)
 			if err != nil {
 				return nil, err
 			}
@@ -209,7 +231,8 @@ func MVTec(ctx context.Context, set *dataset.Set, m Method, o Options) (*Result,
 	if len(defects) == 0 {
 		return nil, fmt.Errorf("mvtec on %s: there are no defects below test", set.Root)
 	}
-	var means, pixels, pros []float64
+	var means []float64
+	var figures []map[string]PixelFigures
 	for r := range o.repeats() {
 		seed := o.Seed + uint64(r)
 		s, err := o.prepare(set, seed)
@@ -217,11 +240,8 @@ func MVTec(ctx context.Context, set *dataset.Set, m Method, o Options) (*Result,
 			return nil, err
 		}
 		o.progress(r, o.repeats(), dataset.Good)
-		var px *Pixels
-		if o.Pixels {
-			px = &Pixels{}
-		}
-		run, err := fitAndScore(ctx, m, s.Select(dataset.Train, dataset.Good), s.Select(dataset.Test, ""), dataset.Good, seed, px)
+		px := pixelsOf{}
+		run, err := fitAndScore(ctx, m, s.Select(dataset.Train, dataset.Good), s.Select(dataset.Test, ""), dataset.Good, seed, px, o.Pixels)
 		if err != nil {
 			return nil, err
 		}
@@ -230,17 +250,11 @@ func MVTec(ctx context.Context, set *dataset.Set, m Method, o Options) (*Result,
 		}
 		means = append(means, t.add(*run, dataset.Good, All, ""))
 		res.Runs = append(res.Runs, *run)
-		if px != nil && px.Regions() > 0 {
-			a, err := px.AUROC()
-			if err != nil {
-				return nil, err
-			}
-			b, err := px.PRO(PROLimit)
-			if err != nil {
-				return nil, err
-			}
-			pixels, pros = append(pixels, a), append(pros, b)
+		f, err := px.figures(dataset.Good)
+		if err != nil {
+			return nil, err
 		}
+		figures = append(figures, f)
 	}
 	res.Parts = t.parts()
 	res.PerDefect = map[string]float64{}
@@ -249,10 +263,9 @@ func MVTec(ctx context.Context, set *dataset.Set, m Method, o Options) (*Result,
 			res.PerDefect[p.Anomaly] = p.AUROC
 		}
 	}
-	if len(pixels) > 0 {
-		a, _ := meanStd(pixels)
-		b, _ := meanStd(pros)
-		res.PixelAUROC, res.PRO = &a, &b
+	if res.Pixels = meanFigures(figures); res.Pixels != nil {
+		all := res.Pixels[All]
+		res.PixelAUROC, res.PRO = &all.AUROC, &all.PRO
 	}
 	return t.end(res, means)
 }
@@ -307,7 +320,7 @@ func (o Options) prepare(set *dataset.Set, seed uint64) (*dataset.Set, error) {
 }
 
 // fitAndScore runs one method once. Items of the normal label are normal.
-func fitAndScore(ctx context.Context, m Method, train, test []dataset.Item, normal string, seed uint64, px *Pixels) (_ *Run, err error) {
+func fitAndScore(ctx context.Context, m Method, train, test []dataset.Item, normal string, seed uint64, px pixelsOf, where bool) (_ *Run, err error) {
 	scorer, err := m.Fit(ctx, train, seed)
 	if err != nil {
 		return nil, fmt.Errorf("fit %s to %d images of %s: %w", m.Name(), len(train), normal, err)
@@ -327,41 +340,14 @@ func fitAndScore(ctx context.Context, m Method, train, test []dataset.Item, norm
 		if math.IsNaN(scores[i]) {
 			return nil, fmt.Errorf("score with %s: the score of %s is not a number", m.Name(), it.Name)
 		}
-		run.Scored = append(run.Scored, Scored{it, scores[i], it.Label != normal})
+		run.Scored = append(run.Scored, Scored{Item: it, Score: scores[i], Anomalous: it.Label != normal})
 	}
-	if mapper, ok := scorer.(Mapper); ok && px != nil {
-		if err := addMaps(ctx, mapper, run.Scored, px); err != nil {
+	if where {
+		if err := run.locate(ctx, scorer, px); err != nil {
 			return nil, err
 		}
 	}
 	return run, nil
-}
-
-// addMaps collects the maps of normal images and of anomalies with a mask.
-func addMaps(ctx context.Context, m Mapper, scored []Scored, px *Pixels) error {
-	for _, s := range scored {
-		if s.Anomalous && s.Item.Mask == "" {
-			continue
-		}
-		mask, mw, mh, err := s.Item.ReadMask()
-		if err != nil {
-			return err
-		}
-		scores, w, h, err := m.Map(ctx, s.Item)
-		if err != nil {
-			return fmt.Errorf("map of %s: %w", s.Item.Name, err)
-		}
-		if scores == nil {
-			continue
-		}
-		if mask != nil && (mw != w || mh != h) {
-			return fmt.Errorf("map of %s has %d×%d pixels, its mask %d×%d", s.Item.Name, w, h, mw, mh)
-		}
-		if err := px.Add(scores, mask, w, h); err != nil {
-			return fmt.Errorf("map of %s: %w", s.Item.Name, err)
-		}
-	}
-	return nil
 }
 
 // table gathers the parts' figures over the repeats.

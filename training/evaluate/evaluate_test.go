@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/nearmiss/nearmiss/inference/heatmap"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/training/dataset"
 )
@@ -327,6 +328,92 @@ func TestMVTecMeasuresPixelsWhereThereAreMasks(t *testing.T) {
 	write("ground_truth/hole/0_mask.png", 5, 9)
 	if _, err := MVTec(t.Context(), set, mapping{}, Options{Pixels: true}); err == nil || !strings.Contains(err.Error(), "9×8") {
 		t.Errorf("a mask of another size: %v", err)
+	}
+}
+
+// locating is a scorer that knows the patches where its images are bright.
+type locating struct{ mapping }
+
+func (locating) Fit(context.Context, []dataset.Item, uint64) (Scorer, error) {
+	return locating{}, nil
+}
+
+func (locating) Preprocess() imaging.Preprocess {
+	half := [3]float64{0.5, 0.5, 0.5}
+	return imaging.Preprocess{Resize: 64, Crop: 64, Interpolation: imaging.Bilinear, Mean: half, Std: half}
+}
+
+func (locating) Maps(_ context.Context, items []dataset.Item) ([]heatmap.Grid, error) {
+	grids := make([]heatmap.Grid, len(items))
+	for i, it := range items {
+		b, err := it.Read()
+		if err != nil {
+			return nil, err
+		}
+		pix := make([]uint8, 64*64*3)
+		if _, err := (locating{}).Preprocess().Apply(b, imaging.Limits{}, pix); err != nil {
+			return nil, err
+		}
+		grids[i] = heatmap.NewGrid(8, 8)
+		for p := range 64 * 64 {
+			grids[i].Values[p/64/8*8+p%64/8] += float32(pix[3*p]) / 255 / 64
+		}
+	}
+	return grids, nil
+}
+
+func TestMVTecMeasuresPatchesOnTheFramesGeometry(t *testing.T) {
+	dir := t.TempDir()
+	const w, h = 240, 120 // the crop sees columns 60 to 179
+	draw := func(x0, x1 int, files ...string) {
+		t.Helper()
+		m := imaging.New(w, h)
+		for y := 30; y < 60; y++ {
+			for x := x0; x < x1; x++ {
+				m.SetRGB(x, y, 255, 255, 255)
+			}
+		}
+		b, err := m.PNG()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range files {
+			p := filepath.Join(dir, filepath.FromSlash(name))
+			if err := errors.Join(os.MkdirAll(filepath.Dir(p), 0o755), os.WriteFile(p, b, 0o644)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	draw(0, 0, "train/good/0.png", "test/good/0.png")
+	draw(75, 120, "test/inside/0.png", "ground_truth/inside/0_mask.png")
+	draw(0, 30, "test/outside/0.png", "ground_truth/outside/0_mask.png")
+	set, err := dataset.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := MVTec(t.Context(), set, locating{}, Options{Pixels: true, Repeats: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, out, all := res.Pixels["inside"], res.Pixels["outside"], res.Pixels[All]
+	if in.Seen != 1 || in.AUROC < 0.99 || in.SeenAUROC < 0.99 || in.PRO < 0.9 || in.Regions != 1 {
+		t.Errorf("inside: %+v", in)
+	}
+	if out.Seen != 0 || out.AUROC > 0.4 || out.PRO > 0.2 || out.SeenAUROC != 0 {
+		t.Errorf("outside: %+v", out)
+	}
+	if all.Regions != 2 || math.Abs(all.Seen-0.6) > 1e-9 || all.SeenAUROC < 0.99 || all.AUROC > 0.9 || *res.PixelAUROC != all.AUROC || *res.PRO != all.PRO {
+		t.Errorf("all: %+v", all)
+	}
+	run := res.Runs[0]
+	for _, s := range run.Scored {
+		m, err := run.Places.Map(s, w, h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, x, y, _ := m.Peak(); s.Item.Label == "inside" && (x < 75 || x >= 120 || y < 30 || y >= 60) {
+			t.Errorf("the peak is at %d,%d", x, y)
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package evaluate
 
 import (
 	"encoding/json"
+	"errors"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -212,6 +213,88 @@ func TestPROWeighsRegionsAlike(t *testing.T) {
 	}
 	if pro, err := q.PRO(PROLimit); err != nil || math.Abs(pro-1) > 1e-12 {
 		t.Errorf("pro %v, %v; want 1", pro, err)
+	}
+}
+
+// Several groups are measured as if they were one, and the pixels that are seen
+// as if there were no others.
+func TestPixelsOfGroupsAndOfWhatIsSeen(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	var groups []*Pixels
+	var all, seen Pixels
+	unseen, marked := 0, 0
+	for range 3 {
+		g := &Pixels{}
+		for range 4 {
+			const w, h, border = 10, 8, 3 // columns that are not seen
+			scores, mask := make([]float32, w*h), make([]uint8, w*h)
+			var crop []float32
+			var cropMask []uint8
+			for i := range scores {
+				scores[i] = float32(r.IntN(30))
+				if r.IntN(3) == 0 {
+					mask[i] = 1
+					marked++
+					scores[i] += 5
+				}
+				if i%w < border {
+					scores[i] = Unseen
+					unseen += int(mask[i])
+					continue
+				}
+				crop, cropMask = append(crop, scores[i]), append(cropMask, mask[i])
+			}
+			// Regions are cut where the view ends, and keep what they are.
+			isolated := slices.Clone(mask)
+			for i := range isolated {
+				if i%w == border || i%w == border-1 {
+					isolated[i] = 0
+				}
+			}
+			for i := range cropMask {
+				if i%(w-border) == 0 {
+					cropMask[i] = 0
+				}
+			}
+			for i := range mask {
+				if mask[i] != isolated[i] {
+					marked--
+					if i%w < border {
+						unseen--
+					}
+				}
+			}
+			if err := errors.Join(g.Add(scores, isolated, w, h), all.Add(scores, isolated, w, h), seen.Add(crop, cropMask, w-border, h)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		groups = append(groups, g)
+	}
+	f, err := measurePixels(groups...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, pair := range map[string][2]float64{
+		"auroc": {f.AUROC, must(t)(all.AUROC())}, "pro": {f.PRO, must(t)(all.PRO(PROLimit))},
+		"seen auroc": {f.SeenAUROC, must(t)(seen.AUROC())}, "seen pro": {f.SeenPRO, must(t)(seen.PRO(PROLimit))},
+		"seen": {f.Seen, 1 - float64(unseen)/float64(marked)},
+	} {
+		if math.Abs(pair[0]-pair[1]) > 1e-9 {
+			t.Errorf("%s is %v, want %v", name, pair[0], pair[1])
+		}
+	}
+	if f.Regions != all.Regions() {
+		t.Errorf("%d regions, want %d", f.Regions, all.Regions())
+	}
+}
+
+func must(t *testing.T) func(float64, error) float64 {
+	return func(v float64, err error) float64 {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
 	}
 }
 

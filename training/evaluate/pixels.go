@@ -69,53 +69,182 @@ func (p *Pixels) Regions() int { return len(p.sizes) }
 
 var errNoPixels = errors.New("pixel measures need both normal and anomalous pixels")
 
+// Unseen is the score of a pixel that a method does not look at: lower than any
+// other.
+var Unseen = float32(math.Inf(-1))
+
 // AUROC is the area under the pixels' receiver operating characteristic.
-func (p *Pixels) AUROC() (float64, error) {
-	return p.area(1, func(int) float64 { return 1 / float64(len(p.marked)) })
-}
+func (p *Pixels) AUROC() (float64, error) { return pixelGroups{p}.auroc(false) }
 
 // PRO is the per-region overlap: the share of a region that is found, averaged
 // over the regions, as a function of the share of normal pixels that are marked
 // in error, integrated from 0 to limit and divided by limit. 1 is perfect.
-func (p *Pixels) PRO(limit float64) (float64, error) {
-	if !(limit > 0 && limit <= 1) {
-		return 0, fmt.Errorf("limit %v of the false-positive rate is not between 0 and 1", limit)
-	}
-	return p.area(limit, func(region int) float64 { return 1 / float64(p.sizes[region]) / float64(len(p.sizes)) })
+func (p *Pixels) PRO(limit float64) (float64, error) { return pixelGroups{p}.pro(limit, false) }
+
+// PixelFigures are the pixel measures of one kind of anomaly, or of all. Rates
+// are fractions of 1.
+type PixelFigures struct {
+	AUROC   float64 `json:"auroc"`
+	PRO     float64 `json:"pro"`     // up to a false-positive rate of 0.3
+	Regions int     `json:"regions"` // of the ground truth
+	// Seen is the share of the anomalous pixels that the method looks at; what it
+	// does not counts as missed in AUROC and PRO. SeenAUROC and SeenPRO are those of
+	// the pixels that it looks at alone.
+	Seen      float64 `json:"seen"`
+	SeenAUROC float64 `json:"seen_auroc"`
+	SeenPRO   float64 `json:"seen_pro"`
 }
 
-// area integrates Σ weight over found anomalous pixels against the false-
-// positive rate. PRO is nothing but a pixel ROC in which every region weighs
-// the same.
-func (p *Pixels) area(limit float64, weight func(region int) float64) (float64, error) {
-	if len(p.normal) == 0 || len(p.marked) == 0 {
-		return 0, errNoPixels
+// measurePixels sums up the pixels of several groups of images together.
+func measurePixels(groups ...*Pixels) (f PixelFigures, err error) {
+	all := pixelGroups(groups)
+	if f.AUROC, err = all.auroc(false); err != nil {
+		return f, err
 	}
+	if f.PRO, err = all.pro(PROLimit, false); err != nil {
+		return f, err
+	}
+	marked, seen := 0, 0
+	for _, p := range groups {
+		f.Regions += len(p.sizes)
+		marked += len(p.marked)
+		seen += p.seenMarked()
+	}
+	f.Seen = float64(seen) / float64(marked)
+	if seen == 0 {
+		return f, nil // nothing of it can be found
+	}
+	if f.SeenAUROC, err = all.auroc(true); err != nil {
+		return f, err
+	}
+	f.SeenPRO, err = all.pro(PROLimit, true)
+	return f, err
+}
+
+// sort puts normal scores in rising and marked ones in falling order.
+func (p *Pixels) sort() {
 	if !p.sorted {
 		slices.Sort(p.normal)
 		slices.SortFunc(p.marked, func(a, b markedPixel) int { return cmp.Compare(b.score, a.score) })
 		p.sorted = true
 	}
-	total := float64(len(p.normal))
-	var sum, fpr, found float64
-	i, j := len(p.normal), 0 // normals from i on and marked before j are above the threshold
-	for i > 0 || j < len(p.marked) {
-		t := float32(math.Inf(-1))
-		if i > 0 {
-			t = p.normal[i-1]
+}
+
+// seenMarked is how many of the marked pixels are not Unseen.
+func (p *Pixels) seenMarked() int {
+	p.sort()
+	n, _ := slices.BinarySearchFunc(p.marked, Unseen, func(m markedPixel, s float32) int { return cmp.Compare(s, m.score) })
+	return n
+}
+
+// unseenNormal is how many of the normal pixels are Unseen.
+func (p *Pixels) unseenNormal() int {
+	p.sort()
+	n, _ := slices.BinarySearch(p.normal, math.Nextafter32(Unseen, 0))
+	return n
+}
+
+// pixelGroups are measured together without being copied into one.
+type pixelGroups []*Pixels
+
+func (g pixelGroups) auroc(seen bool) (float64, error) {
+	n := 0
+	for _, p := range g {
+		if seen {
+			n += p.seenMarked()
+		} else {
+			n += len(p.marked)
 		}
-		if j < len(p.marked) {
-			t = max(t, p.marked[j].score)
+	}
+	return g.area(1, seen, func(*Pixels, int32) float64 { return 1 / float64(n) })
+}
+
+func (g pixelGroups) pro(limit float64, seen bool) (float64, error) {
+	if !(limit > 0 && limit <= 1) {
+		return 0, fmt.Errorf("limit %v of the false-positive rate is not between 0 and 1", limit)
+	}
+	sizes := map[*Pixels][]int{}
+	regions := 0
+	for _, p := range g {
+		sizes[p] = p.sizes
+		if seen {
+			sizes[p] = make([]int, len(p.sizes))
+			for _, m := range p.marked[:p.seenMarked()] {
+				sizes[p][m.region]++
+			}
+		}
+		for _, n := range sizes[p] {
+			if n > 0 {
+				regions++
+			}
+		}
+	}
+	weights := map[*Pixels][]float64{}
+	for p, all := range sizes {
+		w := make([]float64, len(all))
+		for i, n := range all {
+			w[i] = 1 / float64(n) / float64(regions)
+		}
+		weights[p] = w
+	}
+	return g.area(limit, seen, func(p *Pixels, region int32) float64 { return weights[p][region] })
+}
+
+// area integrates Σ weight over found anomalous pixels against the false-
+// positive rate. PRO is nothing but a pixel ROC in which every region weighs
+// the same.
+func (g pixelGroups) area(limit float64, seen bool, weight func(p *Pixels, region int32) float64) (float64, error) {
+	type cursor struct {
+		p    *Pixels
+		i, j int // normals from i on and marked before j are above the threshold
+		from int // first normal that counts
+		to   int // first marked that does not
+	}
+	cursors := make([]cursor, len(g))
+	normals, marked := 0, 0
+	for k, p := range g {
+		p.sort()
+		c := cursor{p: p, i: len(p.normal), to: len(p.marked)}
+		if seen {
+			c.from, c.to = p.unseenNormal(), p.seenMarked()
+		}
+		normals += c.i - c.from
+		marked += c.to
+		cursors[k] = c
+	}
+	if normals == 0 || marked == 0 {
+		return 0, errNoPixels
+	}
+	total := float64(normals)
+	var sum, fpr, found float64
+	alarms := 0
+	for {
+		t, more := float32(math.Inf(-1)), false
+		for k := range cursors {
+			c := &cursors[k]
+			if c.i > c.from {
+				t, more = max(t, c.p.normal[c.i-1]), true
+			}
+			if c.j < c.to {
+				t, more = max(t, c.p.marked[c.j].score), true
+			}
+		}
+		if !more {
+			return sum / limit, nil
 		}
 		was := found
-		for i > 0 && p.normal[i-1] >= t {
-			i--
+		for k := range cursors {
+			c := &cursors[k]
+			for c.i > c.from && c.p.normal[c.i-1] >= t {
+				c.i--
+				alarms++
+			}
+			for c.j < c.to && c.p.marked[c.j].score >= t {
+				found += weight(c.p, c.p.marked[c.j].region)
+				c.j++
+			}
 		}
-		for j < len(p.marked) && p.marked[j].score >= t {
-			found += weight(int(p.marked[j].region))
-			j++
-		}
-		next := (total - float64(i)) / total
+		next := float64(alarms) / total
 		if next >= limit {
 			at := found
 			if next > fpr {
@@ -127,7 +256,6 @@ func (p *Pixels) area(limit float64, weight func(region int) float64) (float64, 
 		sum += (next - fpr) * (was + found) / 2
 		fpr = next
 	}
-	return sum / limit, nil
 }
 
 // regions labels the connected pixels of a mask, 8-connected, from 0 in the
