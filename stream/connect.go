@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -8,6 +9,22 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/rs/zerolog"
 )
+
+// await does what needs the broker as soon as that can, for ever. It says once
+// that it waits.
+func await(ctx context.Context, log zerolog.Logger, do func(context.Context) error) error {
+	told := false
+	return retry(ctx, patient(), func() error {
+		step, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		err := do(step)
+		if err != nil && ctx.Err() == nil && !told {
+			told = true
+			log.Warn().Err(err).Msg("waiting for the broker")
+		}
+		return err
+	})
+}
 
 // Connect opens a connection as every part of Nearmiss wants it: it reconnects
 // for ever, and waits for a broker that is not there yet. name shows in the

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream/internal/kv"
 )
 
 // Policies of a detector's frames when there are more than can be scored.
@@ -270,23 +272,7 @@ func (s *Detectors) Delete(ctx context.Context, name string) error {
 // watch calls changed when it has begun to watch, and whenever a configuration
 // may have changed since, until ctx ends.
 func (s *Detectors) watch(ctx context.Context, changed func()) error {
-	w, err := s.kv.WatchAll(ctx, jetstream.UpdatesOnly(), jetstream.MetaOnly())
-	if err != nil {
-		return fmt.Errorf("watch the detectors: %w", err)
-	}
-	defer w.Stop()
-	changed()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case _, ok := <-w.Updates():
-			if !ok {
-				return errors.New("watch the detectors: the watch ended")
-			}
-			changed()
-		}
-	}
+	return kv.Changes(ctx, s.kv, changed)
 }
 
 func wrongRevision(err error) bool {

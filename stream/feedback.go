@@ -73,40 +73,22 @@ func SendFeedback(ctx context.Context, js jetstream.JetStream, n Names, f Feedba
 	return nil
 }
 
-// feedback handles operators' feedback until ctx ends. The trainers share it.
-func (w *TrainingWorker) feedback(ctx context.Context) {
-	for ctx.Err() == nil {
-		if err := w.takeFeedback(ctx); err != nil && ctx.Err() == nil {
-			w.log.Debug().Err(err).Msg("cannot take feedback")
-			pause(ctx, time.Second)
-		}
-	}
-}
-
 // feedbackID is what the ids of normals that came by feedback begin with.
 const feedbackID = "feedback/"
 
 // feedbackBatch is how many frames enter a bank together, at most.
 const feedbackBatch = 64
 
-func (w *TrainingWorker) takeFeedback(ctx context.Context) error {
-	step, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	cons, err := w.js.CreateOrUpdateConsumer(step, w.cfg.FeedbackStream(), jetstream.ConsumerConfig{
+// feedbackConsumer is shared by all trainers.
+func (w *TrainingWorker) feedbackConsumer(ctx context.Context) (jetstream.Consumer, error) {
+	c, err := w.js.CreateOrUpdateConsumer(ctx, w.cfg.FeedbackStream(), jetstream.ConsumerConfig{
 		Durable: "feedback", Description: "trainers, for operators' feedback",
 		AckPolicy: jetstream.AckExplicitPolicy, AckWait: 30 * time.Second, MaxDeliver: -1,
 	})
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("consumer of feedback: %w", err)
 	}
-	for ctx.Err() == nil {
-		msgs, err := w.epoch.fetch(ctx, cons, feedbackBatch)
-		if err != nil {
-			return err
-		}
-		w.handleFeedback(ctx, msgs)
-	}
-	return nil
+	return c, nil
 }
 
 // handleFeedback sees a batch of feedback to its end: the normals of one

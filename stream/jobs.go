@@ -11,6 +11,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nuid"
+
+	"github.com/nearmiss/nearmiss/stream/internal/kv"
 )
 
 // TrainRequest asks for a new release of a detector.
@@ -313,22 +315,5 @@ func (s *Jobs) Wait(ctx context.Context, job string, told func(Progress)) (Job, 
 
 // changed returns when a job's record has another revision, or when ctx ends.
 func (s *Jobs) changed(ctx context.Context, job string, revision uint64) error {
-	w, err := s.kv.Watch(ctx, job, jetstream.MetaOnly())
-	if err != nil {
-		return err
-	}
-	defer w.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case e, ok := <-w.Updates():
-			if !ok {
-				return errors.New("the watch ended")
-			}
-			if e != nil && e.Revision() != revision {
-				return nil
-			}
-		}
-	}
+	return kv.Watch(ctx, s.kv, job, func(e jetstream.KeyValueEntry) bool { return e == nil || e.Revision() == revision })
 }

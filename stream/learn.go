@@ -31,7 +31,9 @@ func (l *line) learn(ctx, work context.Context) {
 // collect takes frames until there are enough normals, then waits for the
 // release that the training makes.
 func (l *line) collect(ctx, work context.Context, conf Detector) error {
-	cons, err := l.consumer(ctx)
+	step, cancel := context.WithTimeout(ctx, 10*time.Second)
+	cons, err := l.consumer(step)
+	cancel()
 	if err != nil {
 		return err
 	}

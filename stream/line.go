@@ -129,9 +129,7 @@ func (l *line) run(ctx, work context.Context) {
 
 // consumer is the durable consumer that all workers of the detector share.
 func (l *line) consumer(ctx context.Context) (jetstream.Consumer, error) {
-	step, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	c, err := l.w.js.CreateOrUpdateConsumer(step, l.w.cfg.FramesStream(), jetstream.ConsumerConfig{
+	c, err := l.w.js.CreateOrUpdateConsumer(ctx, l.w.cfg.FramesStream(), jetstream.ConsumerConfig{
 		Durable: framesConsumer(l.name), Description: "workers of detector " + l.name,
 		FilterSubject: l.w.cfg.Frames(l.name, "*"),
 		AckPolicy:     jetstream.AckExplicitPolicy, AckWait: l.w.cfg.AckWait, MaxDeliver: l.w.cfg.MaxDeliver,
@@ -145,42 +143,24 @@ func (l *line) consumer(ctx context.Context) (jetstream.Consumer, error) {
 
 // lane takes batch after batch while there is a release.
 func (l *line) lane(ctx, work context.Context) {
-	var cons jetstream.Consumer
 	for ctx.Err() == nil {
-		if _, _, cur, changed := l.state(); cur == nil {
-			select {
-			case <-ctx.Done():
-			case <-changed:
-			}
-			continue
+		_, _, cur, changed := l.state()
+		if cur != nil { // and stays
+			break
 		}
-		if cons == nil {
-			var err error
-			if cons, err = l.consumer(ctx); err != nil {
-				if ctx.Err() == nil {
-					l.log.Warn().Err(err).Msg("cannot take frames yet")
-					pause(ctx, time.Second)
-				}
-				continue
-			}
+		select {
+		case <-ctx.Done():
+		case <-changed:
 		}
-		msgs, err := l.w.epoch.fetch(ctx, cons, l.w.cfg.BatchSize)
-		if err != nil && ctx.Err() == nil {
-			l.log.Debug().Err(err).Msg("cannot take frames")
-			cons = nil
-			pause(ctx, 250*time.Millisecond)
-			continue
-		}
-		if len(msgs) == 0 {
-			continue
-		}
+	}
+	l.w.epoch.pull(ctx, l.log, l.consumer, l.w.cfg.BatchSize, func(msgs []jetstream.Msg) {
 		rel, shadow := l.borrow() // rel is there: it goes only after the lanes
 		l.handle(work, rel, shadow, msgs)
 		rel.users.Done()
 		if shadow != nil {
 			shadow.users.Done()
 		}
-	}
+	})
 }
 
 // swapper brings the releases in service to those that are wanted, until ctx

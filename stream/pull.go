@@ -8,6 +8,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
 )
 
 // fetchWait is how long one pull waits at the broker for the first message.
@@ -166,6 +167,37 @@ func until(ctx context.Context, end <-chan struct{}) (context.Context, context.C
 			wg.Wait()
 			cancel()
 		})
+	}
+}
+
+// pull calls handle with what a consumer delivers, up to n messages at a time,
+// until ctx ends. Whatever happens to the broker, it goes on when that is back.
+func (e *Epoch) pull(ctx context.Context, log zerolog.Logger, consumer func(context.Context) (jetstream.Consumer, error), n int, handle func([]jetstream.Msg)) {
+	var cons jetstream.Consumer
+	for ctx.Err() == nil {
+		if cons == nil {
+			step, cancel := context.WithTimeout(ctx, 10*time.Second)
+			c, err := consumer(step)
+			cancel()
+			if err != nil {
+				if ctx.Err() == nil {
+					log.Warn().Err(err).Msg("cannot take messages yet")
+					pause(ctx, time.Second)
+				}
+				continue
+			}
+			cons = c
+		}
+		msgs, err := e.fetch(ctx, cons, n)
+		if err != nil && ctx.Err() == nil {
+			log.Debug().Err(err).Msg("cannot take messages")
+			cons = nil
+			pause(ctx, 250*time.Millisecond)
+			continue
+		}
+		if len(msgs) > 0 {
+			handle(msgs)
+		}
 	}
 }
 

@@ -278,7 +278,9 @@ func (w *TrainingWorker) Run(ctx context.Context) error {
 	var helpers sync.WaitGroup
 	defer helpers.Wait()
 	helpers.Go(func() { w.epoch.Follow(ctx, w.nc, func() {}) })
-	helpers.Go(func() { w.feedback(ctx) })
+	helpers.Go(func() {
+		w.epoch.pull(ctx, w.log, w.feedbackConsumer, feedbackBatch, func(msgs []jetstream.Msg) { w.handleFeedback(ctx, msgs) })
+	})
 	if w.cfg.Collect > 0 {
 		helpers.Go(func() { w.collect(ctx) })
 	}
@@ -287,29 +289,11 @@ func (w *TrainingWorker) Run(ctx context.Context) error {
 	}
 	w.log.Info().Str("trainer", w.cfg.Name).Msg("trainer is up")
 	defer w.log.Info().Msg("trainer is down")
-	var cons jetstream.Consumer
-	for ctx.Err() == nil {
-		if cons == nil {
-			var err error
-			if cons, err = w.consumer(ctx); err != nil {
-				if ctx.Err() == nil {
-					w.log.Warn().Err(err).Msg("cannot take jobs yet")
-					pause(ctx, time.Second)
-				}
-				continue
-			}
-		}
-		msgs, err := w.epoch.fetch(ctx, cons, 1)
-		if err != nil && ctx.Err() == nil {
-			w.log.Debug().Err(err).Msg("cannot take jobs")
-			cons = nil
-			pause(ctx, 250*time.Millisecond)
-			continue
-		}
+	w.epoch.pull(ctx, w.log, w.consumer, 1, func(msgs []jetstream.Msg) {
 		for _, m := range msgs {
 			w.handle(ctx, m)
 		}
-	}
+	})
 	if w.nc.IsConnected() {
 		if err := w.nc.FlushTimeout(2 * time.Second); err != nil {
 			w.log.Debug().Err(err).Msg("last acknowledgements may be late")
@@ -324,27 +308,18 @@ func (w *TrainingWorker) open(ctx context.Context) error {
 		return fmt.Errorf("start trainer: %w", err)
 	}
 	w.normals = OpenNormals(w.js, w.cfg.Names)
-	told := false
-	return retry(ctx, patient(), func() error {
-		err := func() error {
-			step, cancel := context.WithTimeout(ctx, 5*time.Second)
-			defer cancel()
-			if w.registry, err = registry.Open(step, w.js, w.cfg.registry(w.cfg.CacheDir)); err != nil {
-				return err
-			}
-			if w.detectors, err = OpenDetectors(step, w.js, w.cfg.Names); err != nil {
-				return err
-			}
-			if w.jobs, err = OpenJobs(step, w.js, w.cfg.Names); err != nil {
-				return err
-			}
-			w.artifacts, err = w.js.ObjectStore(step, w.cfg.ArtifactsBucket())
+	return await(ctx, w.log, func(step context.Context) error {
+		var err error
+		if w.registry, err = registry.Open(step, w.js, w.cfg.registry(w.cfg.CacheDir)); err != nil {
 			return err
-		}()
-		if err != nil && ctx.Err() == nil && !told {
-			told = true
-			w.log.Warn().Err(err).Msg("waiting for the broker")
 		}
+		if w.detectors, err = OpenDetectors(step, w.js, w.cfg.Names); err != nil {
+			return err
+		}
+		if w.jobs, err = OpenJobs(step, w.js, w.cfg.Names); err != nil {
+			return err
+		}
+		w.artifacts, err = w.js.ObjectStore(step, w.cfg.ArtifactsBucket())
 		return err
 	})
 }
@@ -352,9 +327,7 @@ func (w *TrainingWorker) open(ctx context.Context) error {
 // consumer is shared by all trainers. Each takes one job at a time; the limit
 // of unacknowledged messages is the limit of trainers at work, so it is not 1.
 func (w *TrainingWorker) consumer(ctx context.Context) (jetstream.Consumer, error) {
-	step, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	c, err := w.js.CreateOrUpdateConsumer(step, w.cfg.TrainingStream(), jetstream.ConsumerConfig{
+	c, err := w.js.CreateOrUpdateConsumer(ctx, w.cfg.TrainingStream(), jetstream.ConsumerConfig{
 		Durable: "trainers", Description: "trainers",
 		AckPolicy: jetstream.AckExplicitPolicy, AckWait: w.cfg.AckWait,
 		// A job may lose its trainer as often as it gets on in between; the

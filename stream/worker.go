@@ -291,41 +291,31 @@ func (w *Worker) open(ctx context.Context) error {
 	if w.js, err = jetstream.New(w.nc, jetstream.WithPublishAsyncMaxPending(1024), jetstream.WithPublishAsyncTimeout(publishWait)); err != nil {
 		return fmt.Errorf("start worker: %w", err)
 	}
-	told := false
-	return retry(ctx, patient(), func() error {
-		err := func() error {
-			step, cancel := context.WithTimeout(ctx, 5*time.Second)
-			defer cancel()
-			frames, err := w.js.Stream(step, w.cfg.FramesStream())
-			if err != nil {
-				return fmt.Errorf("look for stream %s: %w", w.cfg.FramesStream(), err)
-			}
-			w.created.Store(frames.CachedInfo().Created.UnixNano())
-			events, err := w.js.Stream(step, w.cfg.EventsStream())
-			if err != nil {
-				return fmt.Errorf("look for stream %s: %w", w.cfg.EventsStream(), err)
-			}
-			w.events = events
-			w.window.Store(int64(events.CachedInfo().Config.Duplicates))
-			if w.registry, err = registry.Open(step, w.js, w.cfg.registry(w.cfg.CacheDir)); err != nil {
-				return err
-			}
-			if w.detectors, err = OpenDetectors(step, w.js, w.cfg.Names); err != nil {
-				return err
-			}
-			if w.jobs, err = OpenJobs(step, w.js, w.cfg.Names); err != nil {
-				return err
-			}
-			if w.artifacts, err = w.js.ObjectStore(step, w.cfg.ArtifactsBucket()); err != nil {
-				return err
-			}
-			w.evidence, err = w.js.ObjectStore(step, w.cfg.EvidenceBucket())
-			return err
-		}()
-		if err != nil && ctx.Err() == nil && !told {
-			told = true
-			w.log.Warn().Err(err).Msg("waiting for the broker")
+	return await(ctx, w.log, func(step context.Context) error {
+		frames, err := w.js.Stream(step, w.cfg.FramesStream())
+		if err != nil {
+			return fmt.Errorf("look for stream %s: %w", w.cfg.FramesStream(), err)
 		}
+		w.created.Store(frames.CachedInfo().Created.UnixNano())
+		events, err := w.js.Stream(step, w.cfg.EventsStream())
+		if err != nil {
+			return fmt.Errorf("look for stream %s: %w", w.cfg.EventsStream(), err)
+		}
+		w.events = events
+		w.window.Store(int64(events.CachedInfo().Config.Duplicates))
+		if w.registry, err = registry.Open(step, w.js, w.cfg.registry(w.cfg.CacheDir)); err != nil {
+			return err
+		}
+		if w.detectors, err = OpenDetectors(step, w.js, w.cfg.Names); err != nil {
+			return err
+		}
+		if w.jobs, err = OpenJobs(step, w.js, w.cfg.Names); err != nil {
+			return err
+		}
+		if w.artifacts, err = w.js.ObjectStore(step, w.cfg.ArtifactsBucket()); err != nil {
+			return err
+		}
+		w.evidence, err = w.js.ObjectStore(step, w.cfg.EvidenceBucket())
 		return err
 	})
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream/internal/kv"
 )
 
 // Pointer says which release a detector uses.
@@ -271,26 +273,8 @@ func (r *Registry) Forget(ctx context.Context, detector string) error {
 // Watch calls changed when it has begun to watch, and whenever a pointer may
 // have changed since, until ctx ends.
 func (r *Registry) Watch(ctx context.Context, changed func()) error {
-	w, err := r.kv.WatchAll(ctx, jetstream.UpdatesOnly(), jetstream.MetaOnly())
-	if err != nil {
-		return fmt.Errorf("watch the active releases: %w", err)
-	}
-	defer w.Stop()
-	changed()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case _, ok := <-w.Updates():
-			if !ok {
-				return fmt.Errorf("watch the active releases: %w", errWatchEnded)
-			}
-			changed()
-		}
-	}
+	return kv.Changes(ctx, r.kv, changed)
 }
-
-var errWatchEnded = errors.New("the watch ended")
 
 // Pin keeps a release from being collected; Unpin lets it go.
 func (r *Registry) Pin(ctx context.Context, digest, by string) error {
