@@ -113,16 +113,21 @@ func (m *Map) Picture(side int) *imaging.Image {
 				blank.SetRGB(x, y, 120, 120, 120)
 				continue
 			}
-			c, a := m.paint(v)
-			a = min(a/opaque, 1)
-			mixed := [3]uint8{}
-			for i := range c {
-				mixed[i] = uint8(math.Round((1-a)*238 + a*float64(c[i])))
-			}
-			blank.SetRGB(x, y, mixed[0], mixed[1], mixed[2])
+			c := m.onGrey(v)
+			blank.SetRGB(x, y, c[0], c[1], c[2])
 		}
 	}
 	return blank
+}
+
+// onGrey is a value's colour on light grey.
+func (m *Map) onGrey(v float32) (c [3]uint8) {
+	paint, a := m.paint(v)
+	a = min(a/opaque, 1)
+	for i := range c {
+		c[i] = uint8(math.Round((1-a)*238 + a*float64(paint[i])))
+	}
+	return c
 }
 
 // Thumbnail scales an image down so that its longer side has at most side
@@ -190,4 +195,18 @@ func oklch(l, c, h float64) [3]uint8 {
 		gamma(-1.2684380046*x + 2.6097574011*y - 0.3413193965*z),
 		gamma(-0.0041960863*x - 0.7034186147*y + 1.7076147010*z),
 	}
+}
+
+// Bar is a legend of width × height pixels: the colours of the intensities from 0
+// on the left to 0.75 on the right, as Picture shows them for a threshold.
+func Bar(threshold float64, width, height int) *imaging.Image {
+	m := &Map{threshold: threshold}
+	out := imaging.New(width, height)
+	for x := range width {
+		c := m.onGrey(float32(0.75 * (float64(x) + 0.5) / float64(width)))
+		for y := range height {
+			out.SetRGB(x, y, c[0], c[1], c[2])
+		}
+	}
+	return out
 }

@@ -1,6 +1,7 @@
 package report
 
 import (
+	"cmp"
 	"context"
 	_ "embed"
 	"encoding/base64"
@@ -38,6 +39,8 @@ type Sheet struct {
 	Title    string
 	Caption  string
 	Pictures []Picture
+	// Side is the longer side of its pictures in pixels; 0 means the page's Thumb.
+	Side int
 }
 
 // Picture is one image of a sheet.
@@ -80,6 +83,7 @@ type resultView struct {
 	Curves  []curveView
 	Near    []nearView
 	Parts   []partView
+	Pixels  []pixelView
 	Orders  []orderView
 	HasNear bool
 }
@@ -104,6 +108,11 @@ type partView struct {
 	Train, Normals, Anomalies       int
 }
 
+type pixelView struct {
+	Anomaly, AUROC, PRO, Seen, SeenAUROC, SeenPRO string
+	Regions                                       int
+}
+
 type thumbView struct {
 	Src     template.URL
 	Caption string
@@ -113,6 +122,7 @@ type thumbView struct {
 type sheetView struct {
 	Title, Caption string
 	Pictures       []thumbView
+	Side           int // 0: the page's own
 }
 
 // HTML writes one page that needs nothing else: styles, curves and small images
@@ -140,9 +150,9 @@ func HTML(ctx context.Context, w io.Writer, p Page) error {
 		v.Results = append(v.Results, rv)
 	}
 	for _, s := range p.Sheets {
-		sv := sheetView{Title: s.Title, Caption: s.Caption}
+		sv := sheetView{Title: s.Title, Caption: s.Caption, Side: s.Side}
 		for _, q := range s.Pictures {
-			src, err := thumb(q.Image, p.Thumb)
+			src, err := thumb(q.Image, cmp.Or(s.Side, p.Thumb))
 			if err != nil {
 				return fmt.Errorf("sheet %s: %w", s.Title, err)
 			}
@@ -197,6 +207,14 @@ func (p Page) result(ctx context.Context, r evaluate.Result) (resultView, error)
 			v.HasNear = true
 			v.Near = append(v.Near, nearView{part.Normal, part.Anomaly, percent(part.AUROC, part.Std, r.Repeats), fmt.Sprintf("%.2f", *part.Closeness)})
 		}
+	}
+	for _, label := range pixelLabels(r) {
+		f := r.Pixels[label]
+		p := pixelView{Anomaly: label, Regions: f.Regions}
+		for to, v := range map[*string]float64{&p.AUROC: f.AUROC, &p.PRO: f.PRO, &p.Seen: f.Seen, &p.SeenAUROC: f.SeenAUROC, &p.SeenPRO: f.SeenPRO} {
+			*to = fmt.Sprintf("%.1f", 100*v)
+		}
+		v.Pixels = append(v.Pixels, p)
 	}
 	for _, o := range []struct {
 		name string

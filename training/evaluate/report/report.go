@@ -94,8 +94,33 @@ func Markdown(w io.Writer, results []evaluate.Result) error {
 			}
 		}
 	}
+	for _, r := range results {
+		markdownPixels(&b, r)
+	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// markdownPixels writes the pixel measures of each kind of anomaly.
+func markdownPixels(b *strings.Builder, r evaluate.Result) {
+	if len(r.Pixels) == 0 {
+		return
+	}
+	fmt.Fprintf(b, "\n%s, %s, %s: pixels in %%; what the method does not look at counts as missed\n\n", r.Data, r.Protocol, r.Method)
+	b.WriteString("| anomaly | regions | pixel AUROC | PRO | seen | AUROC of what is seen | PRO of what is seen |\n|---|---|---|---|---|---|---|\n")
+	for _, label := range pixelLabels(r) {
+		f := r.Pixels[label]
+		fmt.Fprintf(b, "| %s | %d | %.1f | %.1f | %.1f | %.1f | %.1f |\n", label, f.Regions, 100*f.AUROC, 100*f.PRO, 100*f.Seen, 100*f.SeenAUROC, 100*f.SeenPRO)
+	}
+}
+
+// pixelLabels are the kinds of anomaly with pixel measures, all together last.
+func pixelLabels(r evaluate.Result) []string {
+	names := slices.Sorted(maps.Keys(r.Pixels))
+	if i := slices.Index(names, evaluate.All); i >= 0 {
+		names = append(slices.Delete(names, i, i+1), evaluate.All)
+	}
+	return names
 }
 
 // group puts results of the same question together, in the order given.

@@ -1,0 +1,256 @@
+package report
+
+import (
+	"context"
+	"fmt"
+	"image"
+	"image/color"
+	"image/draw"
+	"maps"
+	"slices"
+
+	"golang.org/x/image/font"
+	"golang.org/x/image/font/basicfont"
+	"golang.org/x/image/math/fixed"
+
+	"github.com/nearmiss/nearmiss/inference/heatmap"
+	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/training/evaluate"
+)
+
+// HeatmapOptions choose what is shown of a run's maps. The zero value of a field
+// means its default.
+type HeatmapOptions struct {
+	// PerKind anomalies of each kind and Normals normal images are shown, evenly
+	// spread by rank from the lowest score to the highest: neither the best nor the
+	// worst are picked. Default 3 and 4.
+	PerKind, Normals int
+	// Side is the longer side of each picture in pixels. Default 160.
+	Side int
+	// WithoutImages shows heat and the outline of the ground truth only, for data
+	// that may not be passed on.
+	WithoutImages bool
+}
+
+func (o HeatmapOptions) withDefaults() HeatmapOptions {
+	if o.PerKind == 0 {
+		o.PerKind = 3
+	}
+	if o.Normals == 0 {
+		o.Normals = 4
+	}
+	if o.Side == 0 {
+		o.Side = 160
+	}
+	return o
+}
+
+// shown is one image of a run that was chosen.
+type shown struct {
+	evaluate.Scored
+	rank, of int // by score among its kind, from 1
+}
+
+func (s shown) caption() string {
+	return fmt.Sprintf("%s %d of %d", s.Item.Label, s.rank, s.of)
+}
+
+// choose takes the images that are shown: anomalies by kind, then normal ones.
+func choose(run evaluate.Run, o HeatmapOptions) (out []shown) {
+	kinds := map[string][]evaluate.Scored{}
+	for _, s := range run.Scored {
+		if s.Grid != nil {
+			kinds[s.Item.Label] = append(kinds[s.Item.Label], s)
+		}
+	}
+	names := slices.Sorted(maps.Keys(kinds))
+	slices.SortStableFunc(names, func(a, b string) int { // the normal class last
+		return b2i(a == run.Normal) - b2i(b == run.Normal)
+	})
+	for _, name := range names {
+		all := kinds[name]
+		slices.SortStableFunc(all, func(a, b evaluate.Scored) int {
+			switch {
+			case a.Score < b.Score:
+				return -1
+			case a.Score > b.Score:
+				return 1
+			}
+			return 0
+		})
+		n := o.PerKind
+		if name == run.Normal {
+			n = o.Normals
+		}
+		n = min(n, len(all))
+		for i := range n {
+			at := (len(all) - 1) / 2
+			if n > 1 {
+				at = i * (len(all) - 1) / (n - 1)
+			}
+			out = append(out, shown{all[at], at + 1, len(all)})
+		}
+	}
+	return out
+}
+
+func b2i(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// panels are the pictures of one image: frame, frame with heat and regions, and
+// ground truth; or, without images, the heat with the ground truth's outline.
+func panels(run evaluate.Run, s shown, o HeatmapOptions) ([]*imaging.Image, error) {
+	frame, err := decodeItem(s.Item)
+	if err != nil {
+		return nil, fmt.Errorf("heatmap of %s: %w", s.Item.Name, err)
+	}
+	m, err := run.Places.Map(s.Scored, frame.Width, frame.Height)
+	if err != nil {
+		return nil, err
+	}
+	mask, w, h, err := s.Item.ReadMask()
+	if err != nil {
+		return nil, err
+	}
+	if mask != nil && (w != frame.Width || h != frame.Height) {
+		return nil, fmt.Errorf("heatmap of %s: %d×%d pixels, its mask has %d×%d", s.Item.Name, frame.Width, frame.Height, w, h)
+	}
+	truth := heatmap.Thumbnail(frame, o.Side).Clone()
+	inside := make([]bool, truth.Width*truth.Height)
+	for i := range inside {
+		x, y := i%truth.Width, i/truth.Width
+		v := uint8(0)
+		if mask != nil && covers(mask, frame.Width, frame.Height, truth.Width, truth.Height, x, y) {
+			v, inside[i] = 255, true
+		}
+		truth.SetRGB(x, y, v, v, v)
+	}
+	if o.WithoutImages {
+		heat := m.Picture(o.Side)
+		outline(heat, inside)
+		return []*imaging.Image{heat}, nil
+	}
+	over, err := m.Overlay(frame, m.Find(8), o.Side)
+	if err != nil {
+		return nil, err
+	}
+	return []*imaging.Image{heatmap.Thumbnail(frame, o.Side), over, truth}, nil
+}
+
+// covers says whether any marked pixel lies below pixel (x, y) of a picture that
+// is smaller: a hole of few pixels must not vanish.
+func covers(mask []uint8, w, h, smallW, smallH, x, y int) bool {
+	for j := y * h / smallH; j < max((y+1)*h/smallH, y*h/smallH+1); j++ {
+		for i := x * w / smallW; i < max((x+1)*w/smallW, x*w/smallW+1); i++ {
+			if mask[j*w+i] != 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// outline draws the border of what is inside, in a blue that heat has not.
+func outline(m *imaging.Image, inside []bool) {
+	at := func(x, y int) bool {
+		return x >= 0 && y >= 0 && x < m.Width && y < m.Height && inside[y*m.Width+x]
+	}
+	for i, in := range inside {
+		x, y := i%m.Width, i/m.Width
+		if in && !(at(x-1, y) && at(x+1, y) && at(x, y-1) && at(x, y+1)) {
+			m.SetRGB(x, y, 20, 70, 210)
+		}
+	}
+}
+
+// HeatmapSheet is a contact sheet of a run's maps for an HTML page. A run without
+// maps gives a sheet without pictures.
+func HeatmapSheet(ctx context.Context, run evaluate.Run, o HeatmapOptions) (Sheet, error) {
+	o = o.withDefaults()
+	sheet := Sheet{Title: "Where " + run.Normal + " images are strange", Caption: explanation(run, o), Side: o.Side}
+	for _, s := range choose(run, o) {
+		if err := ctx.Err(); err != nil {
+			return sheet, err
+		}
+		ps, err := panels(run, s, o)
+		if err != nil {
+			return sheet, err
+		}
+		for i, p := range ps {
+			what := []string{s.caption(), fmt.Sprintf("score %.4g", s.Score), "ground truth"}[i]
+			sheet.Pictures = append(sheet.Pictures, Picture{p, what})
+		}
+	}
+	return sheet, nil
+}
+
+func explanation(run evaluate.Run, o HeatmapOptions) string {
+	text := "Images are spread evenly by rank of their scores within their kind. "
+	if o.WithoutImages {
+		text += "Heat, with the ground truth's outline in blue. "
+	} else {
+		text += "Each with its heat and regions, and the ground truth. "
+	}
+	if run.Places != nil && run.Places.Scale != nil {
+		text += fmt.Sprintf("Heat begins where one patch in %.0f of the tested normals is, and is full at one in %.0f, above which 5 %% of them have a region. Dark borders are not looked at.",
+			1/heatmap.PValue(0.6*run.Places.Scale.Threshold), 1/heatmap.PValue(run.Places.Scale.Threshold))
+	}
+	return text
+}
+
+// Sizes of a contact sheet, in pixels.
+const (
+	gap      = 6
+	line     = 15 // of text
+	perSheet = 2  // images beside each other, each with its panels
+)
+
+// ContactSheet draws the same as one picture. It fails for a run without maps.
+func ContactSheet(ctx context.Context, run evaluate.Run, o HeatmapOptions) (*imaging.Image, error) {
+	o = o.withDefaults()
+	all := choose(run, o)
+	if len(all) == 0 {
+		return nil, fmt.Errorf("contact sheet: the method says nowhere where images are strange: it takes a score with patches")
+	}
+	perImage, across := 3, perSheet
+	if o.WithoutImages {
+		perImage, across = 1, 3*perSheet
+	}
+	cell := o.Side + gap
+	width := across*(perImage*cell+gap) + gap
+	rows := (len(all) + across - 1) / across
+	sheet := image.NewRGBA(image.Rect(0, 0, width, rows*(cell+line)+3*line))
+	draw.Draw(sheet, sheet.Bounds(), image.White, image.Point{}, draw.Src)
+	for i, s := range all {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		ps, err := panels(run, s, o)
+		if err != nil {
+			return nil, err
+		}
+		x, y := gap+i%across*(perImage*cell+gap), i/across*(cell+line)+line
+		write(sheet, x, y-3, fmt.Sprintf("%s, score %.3g", s.caption(), s.Score))
+		for j, p := range ps {
+			at := image.Pt(x+j*cell, y)
+			draw.Draw(sheet, image.Rectangle{Min: at, Max: at.Add(image.Pt(p.Width, p.Height))}, p.RGBA(), image.Point{}, draw.Src)
+		}
+	}
+	y := rows*(cell+line) + line
+	if scale := run.Places.Scale; scale != nil {
+		bar := heatmap.Bar(scale.Threshold, 256, line-3)
+		draw.Draw(sheet, image.Rect(gap, y-line+5, gap+256, y+2), bar.RGBA(), image.Point{}, draw.Src)
+		write(sheet, gap+256+gap, y, "intensity 0 to 0.75")
+		write(sheet, gap, y+line, fmt.Sprintf("full heat: one normal patch in %.0f", 1/heatmap.PValue(scale.Threshold)))
+	}
+	return imaging.FromImage(sheet), nil
+}
+
+func write(to draw.Image, x, y int, text string) {
+	d := font.Drawer{Dst: to, Src: image.NewUniform(color.Gray{40}), Face: basicfont.Face7x13, Dot: fixed.P(x, y)}
+	d.DrawString(text)
+}
