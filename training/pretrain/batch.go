@@ -44,7 +44,7 @@ func (f *feeder) Fill(_ context.Context, step int, b optim.Batch) error {
 		for range f.c.BatchMarred {
 			dst := images[at*each : (at+1)*each]
 			at++
-			if r.Float64() > f.c.Corrupt {
+			if r.Float64() >= f.c.Corrupt {
 				look.take(dst, size, d.marred[r.IntN(len(d.marred))], r)
 				continue
 			}

@@ -133,7 +133,7 @@ func share(i int) (kind string, nth int) {
 }
 
 // turns are the kinds in turn: patterns have by far the greatest variety.
-var turns = []string{synthetic.Patterns, synthetic.Parts, synthetic.Patterns, synthetic.Cells, synthetic.Patterns}
+var turns = []string{synthetic.Patterns, synthetic.Parts, synthetic.Patterns, synthetic.Cells}
 
 // trainedOn numbers the classes of a kind that are trained on, and lists the
 // defects.

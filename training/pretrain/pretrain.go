@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -47,6 +48,10 @@ type Config struct {
 	// Head is the width of a layer between the embedding and the loss, which is
 	// dropped after the training; 0: none.
 	Head int `json:"head"`
+	// Thumbnail weighs a second loss: to draw, from the embedding, the image at
+	// 8 × 8 pixels; 0: none. It keeps colours and their places in the embedding,
+	// which the first loss alone forgets as far as it can.
+	Thumbnail float64 `json:"thumbnail"`
 	// Corrupt is the share, 0..1, of the marred images that are normal ones with
 	// a local corruption (training/corrupt) instead of a drawn defect.
 	Corrupt float64 `json:"corrupt"`
@@ -66,11 +71,11 @@ type Config struct {
 func Starter() Config {
 	return Config{
 		Spec: backbone.Spec{
-			Family: backbone.ViT, Size: 128, Dim: 192, Depth: 4, Heads: 3, Hidden: 768, Patch: 16, ClassPos: true, NormEps: 1e-6,
+			Family: backbone.ViT, Size: 112, Dim: 192, Depth: 3, Heads: 3, Hidden: 768, Patch: 16, ClassPos: true, NormEps: 1e-6,
 		},
-		Seed: 1, Steps: 2000, LearningRate: 1e-3, WeightDecay: 0.05, Temperature: 0.1,
+		Seed: 1, Steps: 1600, LearningRate: 1.5e-3, WeightDecay: 0.05, Temperature: 0.1,
 		Designs: 480, PoolNormals: 8, PoolMarred: 6,
-		BatchDesigns: 12, BatchNormals: 3, BatchMarred: 2, Looks: 4, Head: 384, Corrupt: 0.3,
+		BatchDesigns: 12, BatchNormals: 3, BatchMarred: 2, Looks: 6, Head: 384, Thumbnail: 4, Corrupt: 0.3,
 	}
 }
 
@@ -88,8 +93,9 @@ type Progress struct {
 	Stage string
 	Done  int // designs drawn, or steps
 	Total int
-	Loss  float64       // mean over the latest steps; 0 before the first
-	Left  time.Duration // of this stage, as estimated; 0: not known yet
+	Loss  float64            // mean over the latest steps; 0 before the first
+	Parts map[string]float64 // of the loss, not weighed, likewise: contrast, thumbnail
+	Left  time.Duration      // of this stage, as estimated; 0: not known yet
 }
 
 // Result is a trained backbone.
@@ -127,8 +133,11 @@ func (c Config) Validate() error {
 	if c.PoolMarred < 1 || c.BatchMarred < 1 {
 		fail("%d marred images of %d: at least 1 is needed", c.BatchMarred, c.PoolMarred)
 	}
-	if c.Looks < 1 || c.Head < 0 {
-		fail("%d looks and a head of width %d", c.Looks, c.Head)
+	if c.Looks < 1 || c.Head < 0 || !(c.Thumbnail >= 0) {
+		fail("%d looks, a head of width %d and a weight of %v", c.Looks, c.Head, c.Thumbnail)
+	}
+	if c.Spec.Size%thumbSide != 0 {
+		fail("%d pixels are no multiple of %d", c.Spec.Size, thumbSide)
 	}
 	if c.BatchDesigns < 2 || c.Designs < c.BatchDesigns {
 		fail("%d designs of %d: draw at least as many, and show at least 2", c.BatchDesigns, c.Designs)
@@ -225,7 +234,14 @@ func (c Config) optim(m *backbone.Model) optim.Spec {
 				e = g.Gelu(g.Gemm(e, w(headIn), w(headBias), onnx.Attrs{"transB": 1}))
 				e = g.Gemm(e, w(headOut), nil, onnx.Attrs{"transB": 1})
 			}
-			return c.contrast(g, e, batch[1]), nil
+			loss := c.contrast(g, e, batch[1])
+			metrics := []optim.Metric{{Name: "contrast", Value: loss}}
+			if c.Thumbnail > 0 {
+				small := c.thumbnail(g, f.Embedding, batch[0], w)
+				metrics = append(metrics, optim.Metric{Name: "thumbnail", Value: small})
+				loss = g.Add(loss, g.Scale(small, c.Thumbnail))
+			}
+			return optim.Loss{Value: loss, Metrics: metrics}, nil
 		},
 		Session: c.Session,
 	}
@@ -236,15 +252,15 @@ const (
 	headIn   = "head.0.weight"
 	headBias = "head.0.bias"
 	headOut  = "head.1.weight"
+
+	thumbWeight = "head.thumbnail.weight"
+	thumbBias   = "head.thumbnail.bias"
 )
 
 // headDim is the number of dimensions that the loss sees behind a head.
 const headDim = 128
 
 func (c Config) head() []onnx.Tensor {
-	if c.Head == 0 {
-		return nil
-	}
 	r := rand.New(rand.NewPCG(c.Seed, 0x68656164))
 	draw := func(name string, out, in int) onnx.Tensor {
 		w := make([]float32, out*in)
@@ -253,11 +269,15 @@ func (c Config) head() []onnx.Tensor {
 		}
 		return onnx.FromFloat32(name, w, out, in)
 	}
-	return []onnx.Tensor{
-		draw(headIn, c.Head, c.Spec.Dim),
-		onnx.FromFloat32(headBias, make([]float32, c.Head), c.Head),
-		draw(headOut, headDim, c.Head),
+	var out []onnx.Tensor
+	if c.Head > 0 {
+		out = append(out, draw(headIn, c.Head, c.Spec.Dim), onnx.FromFloat32(headBias, make([]float32, c.Head), c.Head), draw(headOut, headDim, c.Head))
 	}
+	if c.Thumbnail > 0 {
+		const pixels = 3 * thumbSide * thumbSide
+		out = append(out, draw(thumbWeight, pixels, c.Spec.Dim), onnx.FromFloat32(thumbBias, make([]float32, pixels), pixels))
+	}
+	return out
 }
 
 // undecayed are the weights that do not shrink: norms, biases, positions.
@@ -273,7 +293,7 @@ func (c Config) undecayed() []optim.Group {
 // contrast is the supervised contrastive loss of embeddings [N, D]: the mean,
 // over the normal images, of the cross entropy between target [N, N] and the
 // softmax of the cosines to all other images.
-func (c Config) contrast(g *onnx.Graph, e, target *onnx.Value) optim.Loss {
+func (c Config) contrast(g *onnx.Graph, e, target *onnx.Value) *onnx.Value {
 	n, anchors := c.batch(), float64(c.BatchDesigns*c.BatchNormals)
 	length := g.Sqrt(g.Add(g.ReduceSum(g.Mul(e, e), true, 1), g.ConstLike(e, 1e-6)))
 	u := g.Div(e, length)
@@ -283,8 +303,21 @@ func (c Config) contrast(g *onnx.Graph, e, target *onnx.Value) optim.Loss {
 		self[i*n+i] = -1e4
 	}
 	logits = g.Add(logits, g.Initializer(onnx.FromFloat32("", self, n, n)))
-	loss := g.Scale(g.ReduceSum(g.Mul(target, g.LogSoftmax(logits, -1)), false, 0, 1), -1/anchors)
-	return optim.Loss{Value: loss}
+	return g.Scale(g.ReduceSum(g.Mul(target, g.LogSoftmax(logits, -1)), false, 0, 1), -1/anchors)
+}
+
+// thumbSide is the side of a thumbnail, in pixels.
+const thumbSide = 8
+
+// thumbnail is the mean squared error of a linear guess, from the embedding, of
+// the image [N, S, S, 3] at 8 × 8 pixels, samples −1 to 1.
+func (c Config) thumbnail(g *onnx.Graph, e, image *onnx.Value, w optim.Weights) *onnx.Value {
+	n, cell := c.batch(), c.Spec.Size/thumbSide
+	x := g.Reshape(g.Cast(image, onnx.Float), n, thumbSide, cell, thumbSide, cell, 3)
+	x = g.Reshape(g.ReduceMean(x, false, 2, 4), n, thumbSide*thumbSide*3)
+	x = g.Sub(g.Scale(x, 2.0/255), g.ConstLike(x, 1))
+	d := g.Sub(g.Gemm(e, w(thumbWeight), w(thumbBias), onnx.Attrs{"transB": 1}), x)
+	return g.ReduceMean(g.Mul(d, d), false, 0, 1)
 }
 
 // resume loads the checkpoint of the same training, if there is one.
@@ -321,18 +354,26 @@ func (c Config) run(ctx context.Context, t *optim.Trainer, p pool, res *Result) 
 		}
 		return t.Save(path, c)
 	}
-	start, from, mean := time.Now(), t.Step(), 0.0
+	start, from, mean, parts := time.Now(), t.Step(), 0.0, map[string]float64{}
+	follow := func(was, v float64) float64 {
+		if was == 0 {
+			return v
+		}
+		return was + 0.05*(v-was)
+	}
 	saved := from
 	err := t.Run(ctx, &feeder{c, p}, c.Steps-from, optim.RunOptions{Progress: func(_ context.Context, now optim.Progress) error {
 		for _, l := range now.Losses {
-			if mean == 0 {
-				mean = l
+			mean = follow(mean, l)
+		}
+		for name, all := range now.Metrics {
+			for _, v := range all {
+				parts[name] = follow(parts[name], v)
 			}
-			mean += 0.05 * (l - mean)
 		}
 		res.Losses = append(res.Losses, now.Losses...)
 		c.Progress(Progress{
-			Stage: StageTrain, Done: now.Step, Total: c.Steps, Loss: mean, Left: left(start, now.Step-from, c.Steps-from),
+			Stage: StageTrain, Done: now.Step, Total: c.Steps, Loss: mean, Parts: maps.Clone(parts), Left: left(start, now.Step-from, c.Steps-from),
 		})
 		if now.Step-saved < c.Every {
 			return nil

@@ -28,7 +28,7 @@ func tiny() Config {
 		Spec:  backbone.Spec{Family: backbone.ViT, Size: 32, Dim: 64, Depth: 1, Heads: 1, Hidden: 64, Patch: 8, ClassPos: true, NormEps: 1e-6},
 		Seed:  1,
 		Steps: 25, LearningRate: 2e-3, WeightDecay: 0.05, Temperature: 0.1, Designs: 8, PoolNormals: 3, PoolMarred: 2,
-		BatchDesigns: 4, BatchNormals: 2, BatchMarred: 1, Looks: 2, Head: 32, Corrupt: 0.3,
+		BatchDesigns: 4, BatchNormals: 2, BatchMarred: 1, Looks: 2, Head: 32, Thumbnail: 1, Corrupt: 0.3,
 		Session: ort.Options{IntraOpThreads: 1}, Every: 10,
 	}
 }
@@ -46,7 +46,7 @@ func TestTrainingLowersTheLoss(t *testing.T) {
 		}
 		return sum
 	}
-	if first, last := mean(r.Losses[:10]), mean(r.Losses[50:]); !(last < 0.9*first) {
+	if first, last := mean(r.Losses[:10]), mean(r.Losses[50:]); !(last < first-0.1) {
 		t.Errorf("the loss went from %.3f to %.3f", first, last)
 	}
 	if got := r.Model.Info(); got.Format != backbone.FormatStarter || got.Seed != 1 {
@@ -249,7 +249,7 @@ func TestContrastiveLoss(t *testing.T) {
 
 	g := onnx.New("loss")
 	l := c.contrast(g, g.Input("e", onnx.Float, n, dim), g.Input("target", onnx.Float, n, n))
-	g.Output("loss", l.Value)
+	g.Output("loss", l)
 	b, err := g.Bytes()
 	if err != nil {
 		t.Fatal(err)
