@@ -28,6 +28,9 @@ const (
 	HNSW Kind = "hnsw"
 	// Coder is github.com/coder/hnsw, built once and never changed.
 	Coder Kind = "coder"
+	// Sketch dismisses most entries by a short description of them, for banks that
+	// answer many queries at once through a BlockEngine; else it is exact.
+	Sketch Kind = "sketch"
 )
 
 // Options make a bank. The zero value of a field means its default.
@@ -109,9 +112,9 @@ func New(o Options) (*Bank, error) {
 		o.Kind = Auto
 	}
 	switch o.Kind {
-	case Auto, Exact, HNSW, Coder:
+	case Auto, Exact, HNSW, Coder, Sketch:
 	default:
-		return nil, fmt.Errorf("new bank: unknown kind of index %q; use auto, exact, hnsw or coder", o.Kind)
+		return nil, fmt.Errorf("new bank: unknown kind of index %q; use auto, exact, hnsw, coder or sketch", o.Kind)
 	}
 	if o.Cutoff == 0 {
 		o.Cutoff = DefaultCutoff

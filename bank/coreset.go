@@ -178,17 +178,38 @@ func (t *traversal) takePart(row int, p *part) {
 	p.farthest, p.distances = far, p.distances+distances
 }
 
-// makeSketch finds the main axes by orthogonal iteration on a sample (they need
-// not be exact: any orthonormal axes give a lower bound) and projects all rows.
+// makeSketch projects all rows on their main axes.
 func (t *traversal) makeSketch(ctx context.Context, seed uint64) {
-	n, d := len(t.near), t.dim
 	const axes = sketchDim - 1
+	mean, q := mainAxes(ctx, t.vectors, t.dim, axes, seed)
+	t.sketch = make([]float32, len(t.near)*sketchDim)
+	longest := make([]float64, len(t.parts))
+	parallel(ctx, len(t.parts), func() func(int) {
+		x := make([]float64, t.dim)
+		return func(p int) {
+			for i := t.parts[p].from; i < t.parts[p].to; i++ {
+				all := project(t.sketch[i*sketchDim:(i+1)*sketchDim], t.at(i), mean, q, x)
+				longest[p] = max(longest[p], all)
+			}
+		}
+	})
+	// Rounding to float32 moves a sketch by 2⁻²⁴ of its length or less, the
+	// float64 sums before by less than the square root of 2⁻⁴⁰ of it.
+	t.error = float32(4 * math.Sqrt(slices.Max(longest)) / (1 << 20))
+}
+
+// mainAxes are the mean of row-major ?×d vectors and their main axes, found by
+// orthogonal iteration on a sample. They need not be exact: any orthonormal axes
+// give a lower bound of distances.
+func mainAxes(ctx context.Context, vectors []float32, d, axes int, seed uint64) (mean []float64, q [][]float64) {
+	n := len(vectors) / d
 	r := rand.New(rand.NewPCG(seed, 1))
 	sample := make([][]float64, min(n, sketchSample))
-	mean := make([]float64, d)
+	mean = make([]float64, d)
 	for i := range sample {
 		sample[i] = make([]float64, d)
-		for j, v := range t.at(i * n / len(sample)) {
+		at := i * n / len(sample)
+		for j, v := range vectors[at*d : (at+1)*d] {
 			sample[i][j] = float64(v)
 			mean[j] += float64(v) / float64(len(sample))
 		}
@@ -196,7 +217,7 @@ func (t *traversal) makeSketch(ctx context.Context, seed uint64) {
 	for _, x := range sample {
 		vek.Sub_Inplace(x, mean)
 	}
-	q := make([][]float64, axes)
+	q = make([][]float64, axes)
 	for i := range q {
 		q[i] = make([]float64, d)
 		for j := range q[i] {
@@ -217,30 +238,25 @@ func (t *traversal) makeSketch(ctx context.Context, seed uint64) {
 		})
 		orthonormalise(q)
 	}
-	t.sketch = make([]float32, n*sketchDim)
-	longest := make([]float64, len(t.parts))
-	parallel(ctx, len(t.parts), func() func(int) {
-		x := make([]float64, d)
-		return func(p int) {
-			for i := t.parts[p].from; i < t.parts[p].to; i++ {
-				for j, v := range t.at(i) {
-					x[j] = float64(v) - mean[j]
-				}
-				rest := vek.Dot(x, x)
-				longest[p] = max(longest[p], rest)
-				s := t.sketch[i*sketchDim : (i+1)*sketchDim]
-				for j, axis := range q {
-					y := vek.Dot(x, axis)
-					s[j] = float32(y)
-					rest -= y * y
-				}
-				s[axes] = float32(math.Sqrt(max(0, rest)))
-			}
-		}
-	})
-	// Rounding to float32 moves a sketch by 2⁻²⁴ of its length or less, the
-	// float64 sums before by less than the square root of 2⁻⁴⁰ of it.
-	t.error = float32(4 * math.Sqrt(slices.Max(longest)) / (1 << 20))
+	return mean, q
+}
+
+// project writes the coordinates of v−mean along the axes to to, and behind them
+// the length of what they leave over. It returns the square of the length of
+// v−mean; x is scratch memory as long as v.
+func project(to, v []float32, mean []float64, axes [][]float64, x []float64) float64 {
+	for j, v := range v {
+		x[j] = float64(v) - mean[j]
+	}
+	all := vek.Dot(x, x)
+	rest := all
+	for j, axis := range axes {
+		y := vek.Dot(x, axis)
+		to[j] = float32(y)
+		rest -= y * y
+	}
+	to[len(axes)] = float32(math.Sqrt(max(0, rest)))
+	return all
 }
 
 // orthonormalise is modified Gram–Schmidt, twice for accuracy. Vectors that the

@@ -111,6 +111,13 @@ func (r *rows) prepare() (*prepared, error) {
 // dropPrepared takes the rows back from the engine. The caller holds rows.mu
 // for writing, so no search is using the searcher.
 func (r *rows) dropPrepared() {
+	r.changes++
+	if r.sketches != nil {
+		if err := r.sketches.drop(); err != nil {
+			r.warn(fmt.Errorf("close the batch engine's sketches: %w", err))
+		}
+		r.sketches = nil
+	}
 	if r.prepared == nil {
 		return
 	}

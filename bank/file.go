@@ -286,6 +286,8 @@ func (b *Bank) restore(table *fileTable, m meta) error {
 		b.report, b.queries = m.Report, queries
 		b.report.BuildSeconds = time.Since(start).Seconds()
 		return nil
+	case Sketch:
+		index = newSketched(b.rows)
 	case HNSW:
 		if !table.has("hnsw") {
 			return corrupt("the graph is missing")

@@ -59,6 +59,9 @@ type Report struct {
 	FirstExcess float64 `json:"first_excess"`
 	// EfSearch is HNSW's search width after tuning; 0 for other kinds.
 	EfSearch int `json:"ef_search,omitempty"`
+	// Blocks is how many blocks of 16 entries Sketch compares in full, after
+	// tuning; 0 for other kinds.
+	Blocks int `json:"blocks,omitempty"`
 	// GraphBytes is the size of HNSW's graph in memory and in the file, without
 	// the vectors; 0 for other kinds.
 	GraphBytes int64 `json:"graph_bytes,omitempty"`
@@ -72,7 +75,8 @@ type Report struct {
 // recall gate with held-out queries, row-major n×Dim: embeddings of normals
 // that are not in the bank. HNSW's search width is raised, as far as an eighth
 // of the entries and 4096, until half of them are answered well enough; the
-// report's figures come from the other half where there are at least two. An
+// report's figures come from the other half where there are at least two; likewise
+// the blocks that Sketch compares in full, up to 32. An
 // index below the gate is dropped and the bank goes on searching exactly, with
 // a warning. Searches go on meanwhile; changes wait. Build may be called again
 // after changes.
@@ -118,6 +122,8 @@ func (b *Bank) make(ctx context.Context, queries []float32) (Index, Report, []fl
 	case kind == Exact:
 	case len(queries) == 0:
 		// nothing to measure with: judge turns it down before it is built
+	case kind == Sketch:
+		index = newSketched(b.rows)
 	case kind == HNSW:
 		h, err := newHNSW(b.rows, b.graph)
 		if err == nil {
@@ -199,7 +205,8 @@ func (b *Bank) measure(ctx context.Context, index Index, queries []float32, r *R
 	}
 	tune, judge := 0, 0 // queries [0, tune) tune, [judge, n) judge
 	n := len(truth)
-	if h, ok := index.(*hnsw); ok {
+	// widen raises how much is looked at, from *width to at most widest.
+	widen := func(width *int, widest int) error {
 		if n >= 2 {
 			tune, judge = n/2, n/2
 		} else {
@@ -207,20 +214,30 @@ func (b *Bank) measure(ctx context.Context, index Index, queries []float32, r *R
 		}
 		// Half of the allowed loss is kept as a margin for the judging half.
 		want := 1 - (1-b.gate.MinRecall)/2
-		widest := max(h.o.EfSearch, min(4096, max(64, len(b.rows.ids)/8)))
 		for {
-			found, err := h.SearchBatch(ctx, queries[:tune*dim], b.k)
+			found, err := index.SearchBatch(ctx, queries[:tune*dim], b.k)
 			if err != nil {
 				return err
 			}
 			recall, _ := compare(truth[:tune], found)
-			if recall >= want || h.o.EfSearch >= widest {
-				break
+			if recall >= want || *width >= widest {
+				return nil
 			}
-			h.o.EfSearch = min(2*h.o.EfSearch, widest)
+			*width = min(2**width, widest)
 		}
-		r.EfSearch = h.o.EfSearch
-		r.GraphBytes = int64(4 * len(h.encode()))
+	}
+	switch x := index.(type) {
+	case *hnsw:
+		if err := widen(&x.o.EfSearch, max(x.o.EfSearch, min(4096, max(64, len(b.rows.ids)/8)))); err != nil {
+			return err
+		}
+		r.EfSearch = x.o.EfSearch
+		r.GraphBytes = int64(4 * len(x.encode()))
+	case *sketched:
+		if err := widen(&x.blocks, 4*fewestBlocks); err != nil {
+			return err
+		}
+		r.Blocks = x.blocks
 	}
 	found, err := index.SearchBatch(ctx, queries[judge*dim:], b.k)
 	if err != nil {

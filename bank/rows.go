@@ -35,6 +35,8 @@ type rows struct {
 	preparing sync.Mutex  // guards prepared while mu is held for reading
 	prepared  *prepared
 	warn      func(error) // of an engine that failed
+	changes   uint64      // counts additions and removals
+	sketches  *sketched   // that an engine holds, or nil
 }
 
 func newRows(dim int) *rows { return &rows{dim: dim, row: map[uint64]uint32{}, warn: func(error) {}} }

@@ -443,7 +443,7 @@ func (s ReleaseSpec) fill(ctx context.Context, b *release.Builder) (release.Mani
 func wholePartOf(m release.Manifest) release.Part {
 	return release.Part{
 		Name: "class", Output: release.OutputEmbedding, Dim: m.Model.Dim, Bank: m.Bank,
-		Statistic: release.StatisticKNN, Scored: true, Scale: 1,
+		Statistic: release.StatisticKNN, Scored: true, Scale: 1, Weight: 1,
 	}
 }
 

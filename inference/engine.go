@@ -27,7 +27,7 @@ type BatchEngine struct {
 // graphKey names one search graph.
 type graphKey struct{ dim, k int }
 
-var _ bank.BatchEngine = (*BatchEngine)(nil)
+var _ bank.BlockEngine = (*BatchEngine)(nil)
 
 // NewBatchEngine returns an engine for a device. On the CPU it reads the rows
 // where the bank keeps them; elsewhere it holds a copy on the device.
@@ -220,3 +220,81 @@ func (s *batchSearcher) Close() error {
 	clear(s.own)
 	return errors.Join(errs...)
 }
+
+// PrepareBlocks implements bank.BlockEngine. The rows become part of a session,
+// which ONNX Runtime lays out once for its matrix product.
+func (e *BatchEngine) PrepareBlocks(rows []float32, dim, block int) (bank.BlockSearcher, error) {
+	if dim < 1 || block < 1 || len(rows) == 0 || len(rows)%(dim*block) != 0 {
+		return nil, fmt.Errorf("prepare block search: %d numbers are no blocks of %d rows of %d", len(rows), block, dim)
+	}
+	n := len(rows) / dim
+	across := make([]float32, len(rows))
+	for i := range n {
+		for j, v := range rows[i*dim : (i+1)*dim] {
+			across[j*n+i] = v
+		}
+	}
+	g := onnx.New("bank_blocks")
+	q := g.Input("queries", onnx.Float, 3, dim)
+	q.SetDimName(0, "m")
+	x := g.MatMul(q, g.Initializer(onnx.FromFloat32("rows", across, dim, n)))
+	x = g.Reduce("ReduceMax", g.Reshape(x, -1, n/block, block), false, 2)
+	g.Output("best", x)
+	x.SetDimName(0, "m")
+	model, err := g.Bytes()
+	if err == nil {
+		err = g.Err()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("prepare block search: %w", err)
+	}
+	session, err := ort.OpenBytes(model, e.o)
+	if err != nil {
+		return nil, fmt.Errorf("prepare block search: %w", err)
+	}
+	return &blockSearcher{session: session, dim: dim, n: n, blocks: n / block}, nil
+}
+
+type blockSearcher struct {
+	session        *ort.Session
+	dim, n, blocks int
+}
+
+// mostProducts bounds the products that one run of a block search holds: 4 MiB,
+// which the caches help with.
+const mostProducts = 1 << 20
+
+// Best implements bank.BlockSearcher.
+func (s *blockSearcher) Best(ctx context.Context, queries []float32) ([]float32, error) {
+	m := len(queries) / s.dim
+	if m*s.dim != len(queries) {
+		return nil, fmt.Errorf("block search: %d numbers are no queries of %d", len(queries), s.dim)
+	}
+	best := make([]float32, m*s.blocks)
+	step := max(1, mostProducts/s.n)
+	for from := 0; from < m; from += step {
+		to := min(from+step, m)
+		if err := s.search(ctx, queries[from*s.dim:to*s.dim], best[from*s.blocks:to*s.blocks]); err != nil {
+			return nil, fmt.Errorf("block search: %w", err)
+		}
+	}
+	return best, nil
+}
+
+func (s *blockSearcher) search(ctx context.Context, queries, best []float32) error {
+	m := len(queries) / s.dim
+	in, err := ort.NewTensor([]int{m, s.dim}, queries)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := ort.NewTensor([]int{m, s.blocks}, best)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	return s.session.RunInto(ctx, []*ort.Tensor{in}, []*ort.Tensor{out})
+}
+
+// Close implements bank.BlockSearcher.
+func (s *blockSearcher) Close() error { return s.session.Close() }

@@ -27,6 +27,8 @@ type PartScore struct {
 	// Ratio is Score divided by what normals that are not in the bank score at the
 	// median.
 	Ratio float64
+	// Weight is that of the ratio's logarithm in the score.
+	Weight float64
 }
 
 // Maps says which images get a grid of patch distances, where the release has a
@@ -60,27 +62,32 @@ func PatchStatistic(distances []float32, statistic string) float64 {
 	return mean(distances)
 }
 
-// CombineScores joins the parts of a score: the geometric mean of their ratios.
-// One part's score stays as it is, which for class is the paper's.
+// CombineScores joins the parts of a score: the weighted geometric mean of their
+// ratios. One part's score stays as it is, which for class is the paper's.
 //
-// Measured on WBC with frozen ViT-Ti (k = 2, mean AUROC of four classes): one
-// k-NN on the class token and the pooled patch tokens, scaled to equal
-// importance and put into one vector, gives 95.5; the sum of the logarithms of
-// each part's own k-NN score 96.0. Conformal p-values, which would be the
-// textbook's way, are too coarse for this: 30 held-out normals give 31 of them,
-// and every anomaly beyond the largest held-out score ties. The logarithm of a
-// ratio is their smooth equivalent. The scales move all images' scores by one
-// factor, so neither ranks nor the promise of a calibration depend on them; the
-// combined score is calibrated as a whole.
+// With weights inverse to the spread of a part's logarithm among normals this is
+// the sum of z-scores, so that a part whose scores vary much among normals does
+// not drown one whose scores vary little. Measured with frozen ViT-Ti, mean AUROC:
+// magnetic-tile, class and patch, 94.0 with equal weights and 95.9 with these,
+// pooled and patch 96.1 and 96.9; WBC the same within noise. On WBC one k-NN on
+// class and pooled tokens in one vector gives 95.5, their scores combined 96.0.
+// Conformal p-values, which would be the textbook's way, are too coarse for this:
+// 30 held-out normals give 31 of them, and all anomalies beyond the largest
+// held-out score tie. The logarithm of a ratio is their smooth equivalent.
+//
+// The scales move all images' scores by one factor, so neither ranks nor a
+// calibration's promise depend on them. The weights come from normals that do not
+// calibrate. The combined score is calibrated as a whole.
 func CombineScores(parts []PartScore) float64 {
 	if len(parts) == 1 {
 		return parts[0].Score
 	}
-	sum := 0.0
+	sum, weights := 0.0, 0.0
 	for _, p := range parts {
-		sum += math.Log(p.Ratio) // −Inf where a part is 0: a copy of a normal
+		sum += p.Weight * math.Log(p.Ratio) // −Inf where a part is 0: a copy of a normal
+		weights += p.Weight
 	}
-	return math.Exp(sum / float64(len(parts)))
+	return math.Exp(sum / weights)
 }
 
 // NewOfParts joins an Embedder and the banks of several parts of its outputs,
@@ -136,7 +143,7 @@ func mainPart(parts []Part) int {
 // wholePart is the only part of what has none: the whole embedding.
 func wholePart(b *bank.Bank) Part {
 	return Part{About: release.Part{
-		Name: "class", Output: release.OutputEmbedding, Dim: b.Dim(), Statistic: release.StatisticKNN, Scored: true, Scale: 1,
+		Name: "class", Output: release.OutputEmbedding, Dim: b.Dim(), Statistic: release.StatisticKNN, Scored: true, Scale: 1, Weight: 1,
 	}, Bank: b}
 }
 
@@ -205,7 +212,7 @@ func (d *Detector) score(ctx context.Context, embeddings []*Embedding, scores []
 }
 
 func (s *Score) add(p *Part, score float64) {
-	s.Parts = append(s.Parts, PartScore{Name: p.About.Name, Score: score, Ratio: score / p.About.Scale})
+	s.Parts = append(s.Parts, PartScore{Name: p.About.Name, Score: score, Ratio: score / p.About.Scale, Weight: p.About.Weight})
 }
 
 // mapPatches fills in the grids of patch distances.

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 
@@ -12,27 +11,50 @@ import (
 	"github.com/nearmiss/nearmiss/inference/onnx"
 )
 
-// Part is a piece of the embedding that scores are computed on. Several parts
-// are scaled to equal importance and put one after the other by the release's
-// own model, so that one bank and one search combine them.
+// Part is a part of the score: the model's vectors and the bank that they are
+// compared with. The ratios of several parts are combined, see
+// inference.CombineScores.
 type Part string
 
 const (
 	// ClassPart is the backbone's embedding: the paper's score.
 	ClassPart Part = "class"
-	// PatchesPart is the mean of the backbone's patch tokens after its last norm.
-	PatchesPart Part = "patches"
-	// FrozenClassPart and FrozenPatchesPart are those of the backbone before it
+	// PooledPart is the mean of the backbone's patch tokens after its last norm.
+	PooledPart Part = "pooled"
+	// PatchPart is each patch against the patches of normals: means of
+	// neighbouring patch tokens from the middle of the backbone.
+	PatchPart Part = "patch"
+	// FrozenClassPart and FrozenPooledPart are those of the backbone before it
 	// was fine-tuned; serving computes both networks.
-	FrozenClassPart   Part = "frozen-class"
-	FrozenPatchesPart Part = "frozen-patches"
+	FrozenClassPart  Part = "frozen-class"
+	FrozenPooledPart Part = "frozen-pooled"
 )
 
 // Parts lists all parts.
-var Parts = []Part{ClassPart, PatchesPart, FrozenClassPart, FrozenPatchesPart}
+var Parts = []Part{ClassPart, PooledPart, PatchPart, FrozenClassPart, FrozenPooledPart}
 
-// ParseParts reads a list such as "class" or "class+patches".
+// Both is a name for class+patch, and Auto for what is advised: see Advice.
+const (
+	bothParts = "both"
+	AutoScore = "auto"
+)
+
+// ParseScore reads what ParseParts does, or "auto", which stands for class and
+// leaves the choice to Advice. Nothing means class.
+func ParseScore(text string) (parts []Part, auto bool, err error) {
+	if text == AutoScore || text == "" {
+		return []Part{ClassPart}, text == AutoScore, nil
+	}
+	parts, err = ParseParts(text)
+	return parts, false, err
+}
+
+// ParseParts reads a list such as "class" or "class+pooled"; "both" is
+// class+patch.
 func ParseParts(text string) ([]Part, error) {
+	if text == bothParts {
+		return []Part{ClassPart, PatchPart}, nil
+	}
 	var out []Part
 	for _, name := range strings.Split(text, "+") {
 		out = append(out, Part(strings.TrimSpace(name)))
@@ -43,10 +65,10 @@ func ParseParts(text string) ([]Part, error) {
 func checkParts(parts []Part) error {
 	for i, p := range parts {
 		if !slices.Contains(Parts, p) {
-			return fmt.Errorf("part %q of the embedding: unknown, take some of %v", p, Parts)
+			return fmt.Errorf("part %q of the score: unknown, take some of %v joined by +, or %s", p, Parts, bothParts)
 		}
 		if slices.Contains(parts[:i], p) {
-			return fmt.Errorf("part %q of the embedding is asked for twice", p)
+			return fmt.Errorf("part %q of the score is asked for twice", p)
 		}
 	}
 	return nil
@@ -57,20 +79,26 @@ func (p Part) frozen() Part {
 	switch p {
 	case ClassPart:
 		return FrozenClassPart
-	case PatchesPart:
-		return FrozenPatchesPart
+	case PooledPart:
+		return FrozenPooledPart
 	}
 	return p
 }
+
+// ofFrozen says whether the part is of the backbone before it was tuned.
+func (p Part) ofFrozen() bool { return p == FrozenClassPart || p == FrozenPooledPart }
 
 // withoutTuned replaces the tuned parts by frozen ones and names them as those of
 // the only model.
 func withoutTuned(parts []Part) []Part {
 	var out []Part
 	for _, p := range parts {
-		q := ClassPart
-		if p.frozen() == FrozenPatchesPart {
-			q = PatchesPart
+		q := p
+		switch p {
+		case FrozenClassPart:
+			q = ClassPart
+		case FrozenPooledPart:
+			q = PooledPart
 		}
 		if !slices.Contains(out, q) {
 			out = append(out, q)
@@ -79,75 +107,126 @@ func withoutTuned(parts []Part) []Part {
 	return out
 }
 
+// vectorParts are the parts that are one vector each, with the class in front
+// where there would be none: a detector has a bank of images.
+func vectorParts(parts []Part) []Part {
+	out := slices.DeleteFunc(slices.Clone(parts), func(p Part) bool { return p == PatchPart })
+	if len(out) == 0 {
+		out = []Part{ClassPart}
+	}
+	return out
+}
+
 // plain says whether the parts are the model's own embedding.
 func plain(parts []Part) bool { return len(parts) == 1 && parts[0] == ClassPart }
 
-// piece is a part and what its numbers are multiplied by.
-type piece struct {
-	part  Part
-	scale float64
+// partsName joins the parts' names.
+func partsName(parts []Part) string {
+	names := make([]string, len(parts))
+	for i, p := range parts {
+		names[i] = string(p)
+	}
+	return strings.Join(names, "+")
 }
 
-// compose writes a model whose embedding is the pieces of the tuned and the
-// frozen backbone, scaled, one after the other.
-func compose(dst, frozen, tuned string, pieces []piece) (err error) {
+// sight is what a composed model gives: parts of the embedding, one after the
+// other, and patch vectors of the tuned network.
+type sight struct {
+	parts []Part // without PatchPart
+	layer int    // blocks before the patch vectors are taken; 0: none are
+}
+
+// patchSpec says what patch vectors a backbone's file gives, after so many of
+// its blocks (0: the usual number). ok is false for a foreign model.
+func patchSpec(path string, layer int) (s backbone.Spec, at int, ok bool, err error) {
+	file, err := onnx.ReadFile(path, onnx.BindBatch(1))
+	if err != nil {
+		return s, 0, false, err
+	}
+	defer file.Close()
+	own, ok, err := backbone.FromONNX(file)
+	if err != nil || !ok {
+		return s, 0, false, err
+	}
+	if layer == 0 {
+		layer = own.Spec.PatchLayer()
+	}
+	if layer > own.Spec.Layers() {
+		return s, 0, false, fmt.Errorf("%w: patches after %d blocks of %s, which has %d", ErrPlan, layer, path, own.Spec.Layers())
+	}
+	return own.Spec, layer, true, nil
+}
+
+// compose writes a model that gives a sight through the tuned and the frozen
+// backbone, and returns the grid of its patch vectors, across and down.
+func compose(dst, frozen, tuned string, s sight) (grid [2]int, err error) {
 	c := &composer{g: onnx.New("combined"), networks: map[string]*features{}}
 	defer func() {
 		for _, f := range c.networks {
 			err = errors.Join(err, f.file.Close())
 		}
 		if err != nil {
-			err = fmt.Errorf("combine parts of the embedding of %s: %w", tuned, err)
+			err = fmt.Errorf("combine parts of the score of %s: %w", tuned, err)
 		}
 	}()
 	needs := func(path string) bool {
-		return slices.ContainsFunc(pieces, func(p piece) bool {
-			return p.part == PatchesPart && path == tuned || p.part == FrozenPatchesPart && path == frozen
+		return slices.ContainsFunc(s.parts, func(p Part) bool {
+			return p == PooledPart && path == tuned || p == FrozenPooledPart && path == frozen
 		})
 	}
 	var values []*onnx.Value
-	var names []string
-	for _, p := range pieces {
+	for _, p := range s.parts {
 		path := tuned
-		if p.part == FrozenClassPart || p.part == FrozenPatchesPart {
+		if p.ofFrozen() {
 			path = frozen
 		}
-		f, err := c.network(path, needs(path))
+		layer := 0
+		if path == tuned {
+			layer = s.layer
+		}
+		f, err := c.network(path, needs(path), layer)
 		if err != nil {
-			return err
+			return grid, err
 		}
 		v := f.Embedding
-		if p.part.frozen() == FrozenPatchesPart {
-			v = f.patches
+		if p.frozen() == FrozenPooledPart {
+			v = f.pooled
 		}
-		if p.scale != 1 {
-			v = c.g.Scale(v, p.scale)
-		}
-		values, names = append(values, v), append(names, string(p.part))
+		values = append(values, v)
 	}
 	out := values[0]
 	if len(values) > 1 {
 		out = c.g.Concat(1, values...)
 	}
 	c.g.Output(backbone.OutputEmbedding, out)
+	if s.layer > 0 {
+		f, err := c.network(tuned, needs(tuned), s.layer)
+		if err != nil {
+			return grid, err
+		}
+		grid = f.Grid
+		c.g.Output(backbone.OutputPatches, f.Patches)
+	}
 	c.image.SetDimName(0, "N")
 	for _, v := range c.g.Outputs() {
 		v.SetDimName(0, "N")
 	}
 	info := c.info
-	info.Spec, info.Tokens, info.Dim = nil, 0, out.Dim(1) // no longer that architecture
-	info.Name += " " + strings.Join(names, "+")
+	if !plain(s.parts) {
+		info.Spec, info.Tokens, info.Dim = nil, 0, out.Dim(1) // no longer that architecture
+		info.Name += " " + partsName(s.parts)
+	}
 	for key, v := range map[string]any{backbone.MetadataPreprocess: c.own.Preprocess, backbone.MetadataBackbone: info} {
 		b, err := json.Marshal(v)
 		if err != nil {
-			return err
+			return grid, err
 		}
 		c.g.SetMetadata(key, string(b))
 	}
 	if err := c.g.Err(); err != nil {
-		return err
+		return grid, err
 	}
-	return c.g.WriteFile(dst)
+	return grid, c.g.WriteFile(dst)
 }
 
 // composer builds a graph over several networks of one architecture.
@@ -162,11 +241,11 @@ type composer struct {
 // features is a network's part of the graph.
 type features struct {
 	backbone.Features
-	patches *onnx.Value
-	file    *onnx.Graph // whose data the weights alias
+	pooled *onnx.Value
+	file   *onnx.Graph // whose data the weights alias
 }
 
-func (c *composer) network(path string, patches bool) (*features, error) {
+func (c *composer) network(path string, pooled bool, layer int) (*features, error) {
 	if f := c.networks[path]; f != nil {
 		return f, nil
 	}
@@ -183,8 +262,8 @@ func (c *composer) network(path string, patches bool) (*features, error) {
 	if !ok {
 		return nil, fmt.Errorf("%s is a foreign model, which gives one embedding only: score on part %q alone", path, ClassPart)
 	}
-	if patches && own.Spec.Tokens() == 0 {
-		return nil, fmt.Errorf("%s has no patch tokens, only transformers have: score on part %q", path, ClassPart)
+	if pooled && own.Spec.Tokens() == 0 {
+		return nil, fmt.Errorf("%s has no patch tokens, only transformers have: score on part %q or %q", path, ClassPart, PatchPart)
 	}
 	prefix := ""
 	if c.own == nil {
@@ -194,7 +273,7 @@ func (c *composer) network(path string, patches bool) (*features, error) {
 		prefix = fmt.Sprintf("net%d/", len(c.networks))
 	}
 	f.Features, err = own.Forward(c.g, c.image, backbone.ForwardOptions{
-		Tokens: patches,
+		Tokens: pooled, Patches: layer,
 		Param: func(w onnx.Tensor) *onnx.Value {
 			w.Name = prefix + w.Name
 			return c.g.Initializer(w)
@@ -203,9 +282,9 @@ func (c *composer) network(path string, patches bool) (*features, error) {
 	if err != nil {
 		return nil, err
 	}
-	if patches {
+	if pooled {
 		lead := 1 + own.Spec.Registers
-		f.patches = c.g.ReduceMean(c.g.Slice(f.Tokens, 1, lead, own.Spec.Tokens()), false, 1)
+		f.pooled = c.g.ReduceMean(c.g.Slice(f.Tokens, 1, lead, own.Spec.Tokens()), false, 1)
 	}
 	return f, nil
 }
@@ -274,17 +353,4 @@ func blend(dst, frozen string, tuned []string, share float64) (err error) {
 	}
 	slices.SortFunc(out, func(a, b onnx.Tensor) int { return strings.Compare(a.Name, b.Name) })
 	return backbone.ReplaceWeights(frozen, dst, out)
-}
-
-// equalise gives each part the scale that makes the median of its scores 1:
-// sums of squared distances of normals to others of their kind.
-func equalise(medians []float64) []float64 {
-	out := make([]float64, len(medians))
-	for i, m := range medians {
-		out[i] = 1
-		if m > 0 && !math.IsInf(m, 0) {
-			out[i] = 1 / math.Sqrt(m)
-		}
-	}
-	return out
 }

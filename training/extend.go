@@ -7,9 +7,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -45,7 +47,7 @@ type extended struct {
 }
 
 // Extend writes a release with the same model and further normals in its bank,
-// without training. The calibration stays: a larger bank makes the scores of
+// without training. Every part's bank grows. The calibration stays: a larger bank makes the scores of
 // normals smaller, never larger, so its false-alarm rate holds as it was
 // promised.
 func Extend(ctx context.Context, x Extension) (*Result, error) {
@@ -74,22 +76,26 @@ func Extend(ctx context.Context, x Extension) (*Result, error) {
 		next = max(next, id+1)
 	}
 
-	added, rows, of, err := embedNormals(ctx, d.Embedder(), x.Normals, func(int, int) {})
+	found, err := embedNormals(ctx, d.Embedder(), x.Normals, math.MaxInt, 0, func(int, int) {})
 	if err != nil {
 		return nil, err
 	}
-	dim := d.Embedder().Dim()
-	b := d.Bank()
+	added := found.all
 	for i := range added {
 		added[i].ID = next + uint64(i)
 	}
 	joined := 0
-	for j, i := range of {
+	for j, i := range found.of {
 		if have[added[i].SHA256] {
 			added[i].Use = NotUsedTwice
 			continue
 		}
-		if err := b.Add(added[i].ID, rows[j*dim:(j+1)*dim]); err != nil {
+		var patches []float32
+		if found.patches.dim > 0 {
+			patches = found.patches.rows[j]
+		}
+		dim := d.Embedder().Dim()
+		if err := join(ctx, d.Parts(), added[i].ID, found.rows[j*dim:(j+1)*dim], patches); err != nil {
 			return nil, fmt.Errorf("add normal image %s to the bank: %w", added[i].Name, err)
 		}
 		added[i].Use = UsedInBank
@@ -120,13 +126,23 @@ func rewrite(ctx context.Context, d *inference.Detector, out string, normals []N
 		return nil, err
 	}
 	spec := inference.ReleaseSpec{
-		Detector: m.Detector, Method: m.Method, Model: rel.Path(m.Model.File), Embedder: d.Embedder(), Bank: b,
-		Recall: m.Bank.Recall, Excess: m.Bank.Excess, RandomWeights: m.Model.RandomWeights, StarterWeights: m.Model.StarterWeights,
+		Detector: m.Detector, Method: m.Method, Model: rel.Path(m.Model.File), Embedder: d.Embedder(), Parts: d.Parts(),
+		RandomWeights: m.Model.RandomWeights, StarterWeights: m.Model.StarterWeights,
 		Files:    map[string][]byte{NormalsName: lines},
 		Training: provenance,
 	}
-	if r := b.Report(); r.K != m.Bank.K && r.Wanted != bank.Exact {
-		spec.Recall, spec.Excess = &r.Recall, &r.FirstExcess
+	for i := range spec.Parts {
+		a := &spec.Parts[i].About
+		if own := spec.Parts[i].Bank; own.K() != a.Bank.K {
+			a.Bank.Recall, a.Bank.Excess = nil, nil
+			if r := own.Report(); r.Wanted != bank.Exact {
+				a.Bank.Recall, a.Bank.Excess = &r.Recall, &r.FirstExcess
+			}
+			// The part's own scores calibrate, or k would not have changed.
+			if s := median(b.Calibration().HeldOut()); a.Scored && s > 0 && !math.IsInf(s, 0) {
+				a.Scale = s
+			}
+		}
 	}
 	for _, c := range m.Check {
 		file, err := os.ReadFile(rel.Path(c.File))
@@ -143,11 +159,45 @@ func rewrite(ctx context.Context, d *inference.Detector, out string, normals []N
 	res := &Result{
 		Release: out, Digest: r.Digest, Bank: b.Len(), HeldOut: now.Calibration.HeldOut,
 		Alpha: now.Calibration.Alpha, Smallest: now.Calibration.SmallestAlpha, Index: string(b.Index().Kind()),
+		Score: strings.Join(d.Info().Parts, "+"),
+	}
+	for _, p := range spec.Parts {
+		if p.About.IsPatch() {
+			res.Patches = p.Bank.Len()
+		}
 	}
 	if t := now.Calibration.Threshold; t != nil {
 		res.Threshold = *t
 	}
 	return res, nil
+}
+
+// join puts an image into the bank of every part. Of its patches those join that
+// are farther from the bank than the coreset left any patch of a normal, so that
+// the bank stays small.
+func join(ctx context.Context, parts []inference.Part, id uint64, row, patches []float32) error {
+	for _, p := range parts {
+		a := p.About
+		if !a.IsPatch() {
+			if err := p.Bank.Add(id, row[a.From:a.From+a.Dim]); err != nil {
+				return err
+			}
+			continue
+		}
+		distances, err := inference.NearestDistances(ctx, p.Bank, patches)
+		if err != nil {
+			return err
+		}
+		for i, d := range distances {
+			if float64(d) <= a.Radius*a.Radius {
+				continue
+			}
+			if err := p.Bank.Add(patchID(id, i), patches[i*a.Dim:(i+1)*a.Dim]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // ErrNothingNew: every image is in the bank already, or cannot be read.

@@ -3,6 +3,7 @@ package training
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -13,7 +14,9 @@ import (
 	"github.com/nearmiss/nearmiss/bank"
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/backbone"
+	"github.com/nearmiss/nearmiss/inference/heatmap"
 	"github.com/nearmiss/nearmiss/inference/ort"
+	"github.com/nearmiss/nearmiss/inference/release"
 )
 
 // Result says what Fit made.
@@ -29,10 +32,14 @@ type Result struct {
 	Smallest  float64 `json:"smallest_alpha"` // smallest rate that could be promised
 	Threshold float64 `json:"threshold"`      // score above which an image is anomalous
 	Index     string  `json:"index"`          // kind of the bank's index
+	Score     string  `json:"score"`          // parts of the score, joined by +
+	Patches   int     `json:"patches"`        // patch vectors in their bank; 0: there is none
 	Seconds   float64 `json:"seconds"`        // that it took
 	// Published is "tuned" or "frozen" after FITYMI, and Reason says why.
 	Published string `json:"published,omitempty"`
 	Reason    string `json:"reason,omitempty"`
+	// Advice says which score fits this detector, where it was asked for.
+	Advice *Advice `json:"advice,omitempty"`
 	// Warnings are sentences for the user: what was left out, and what this
 	// release cannot promise.
 	Warnings []string `json:"warnings,omitempty"`
@@ -54,6 +61,9 @@ type Provenance struct {
 	K            int                `json:"k"`
 	Runtime      string             `json:"onnx_runtime"` // version
 	Learning     *Learning          `json:"learning,omitempty"`
+	Score        []Part             `json:"score"`
+	Patches      *patchBank         `json:"patches,omitempty"`
+	Advice       *Advice            `json:"advice,omitempty"`
 }
 
 // checkImages is how many held-out images a release carries, so that whoever
@@ -72,200 +82,481 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 	p = p.withDefaults()
 	start := time.Now()
 
-	e, err := p.embedder(p.Backbone)
+	dir, err := os.MkdirTemp(filepath.Dir(filepath.Clean(p.Out)), ".fit-")
+	if errors.Is(err, os.ErrNotExist) {
+		if err = os.MkdirAll(filepath.Dir(filepath.Clean(p.Out)), 0o755); err == nil {
+			dir, err = os.MkdirTemp(filepath.Dir(filepath.Clean(p.Out)), ".fit-")
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make a folder beside the release: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	f := &fitting{Plan: p, network: p.Backbone, parts: p.Parts, dir: dir, seconds: map[string]float64{}}
+	if p.Method == KNN {
+		f.parts = withoutTuned(p.Parts)
+	}
+	defer f.close()
+	if err := f.look(ctx); err != nil {
+		return nil, err
+	}
+	res, err := f.finish(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { e.Close() }()
-	all, rows, of, err := embedNormals(ctx, e, p.Normals, func(done, total int) { p.tell("embed", done, total) })
-	if err != nil {
-		return nil, err
-	}
-	seconds := map[string]float64{"embed": time.Since(start).Seconds()}
+	res.Seconds = time.Since(start).Seconds()
+	return res, f.tidy()
+}
 
-	train, held, err := Split(len(of), p.HeldOut, p.K, p.Seed)
-	if err != nil {
-		return nil, err
-	}
-	var about struct{ Format string }
-	_ = json.Unmarshal(e.Backbone(), &about) // a foreign model says nothing of itself
+// fitting is one run of Fit.
+type fitting struct {
+	Plan
+	dir     string
+	network string // that is served
+	parts   []Part // of the score
+	layer   int    // blocks before the patches; 0: no patches
+	k       *look
+	*seen
+	train, held []int // places in of
+	learned     *learned
+	engine      *inference.BatchEngine
+	seconds     map[string]float64
+}
 
+func (f *fitting) close() {
+	if f.k != nil {
+		_ = f.k.Close()
+	}
+	if f.engine != nil {
+		_ = f.engine.Close()
+	}
+}
+
+// tidy removes what is needed no more once the release is written.
+func (f *fitting) tidy() error {
+	if f.learned == nil || f.Work != "" {
+		return nil
+	}
+	return os.RemoveAll(f.learned.work)
+}
+
+// look embeds the normals with the network that is served, which FITYMI learns
+// first, and splits them.
+func (f *fitting) look(ctx context.Context) error {
+	spec, layer, ok, err := patchSpec(f.Backbone, f.Patches.Layer)
+	if err != nil {
+		return err
+	}
+	if ok && !f.Patches.Off {
+		f.layer = layer
+	}
+	if slices.Contains(f.parts, PatchPart) && f.layer == 0 {
+		return fmt.Errorf("%w: %s is a foreign model, which gives no patches: score on part %q", ErrPlan, f.Backbone, ClassPart)
+	}
+	if f.engine, err = f.Plan.engine(); err != nil {
+		return err
+	}
+	first := sight{parts: []Part{ClassPart}} // for FITYMI: it only sees which images are of use
+	if f.Method == KNN {
+		first = f.sight(spec)
+	}
 	took := time.Now()
-	model, learning, tidy, err := p.model(ctx, all, of, train)
+	if err := f.embed(ctx, "embed", f.Backbone, first, f.Normals); err != nil {
+		return err
+	}
+	f.seconds["embed"] = time.Since(took).Seconds()
+	if f.train, f.held, err = Split(len(f.of), f.HeldOut, f.K, f.Seed); err != nil {
+		return err
+	}
+	if f.Method == KNN {
+		return nil
+	}
+	took = time.Now()
+	p := f.Plan
+	if p.Work == "" {
+		p.Work = WorkFolder(p.Out)
+	}
+	normals, digests := f.images(f.train), make([]string, len(f.train))
+	for j, i := range f.train {
+		digests[j] = f.all[f.of[i]].SHA256
+	}
+	if f.learned, err = p.learn(ctx, normals, digests); err != nil {
+		return err
+	}
+	f.seconds["learn"] = time.Since(took).Seconds()
+	f.network, f.parts = f.learned.network, f.learned.parts
+	second := f.sight(spec)
+	if f.network == f.Backbone && plain(second.parts) && second.layer == 0 {
+		return nil
+	}
+	took = time.Now()
+	all, of := f.all, f.of
+	usable := make([]Image, len(of))
+	for j, i := range of {
+		usable[j] = f.Normals[i]
+	}
+	if err := f.embed(ctx, "embed again", f.network, second, usable); err != nil {
+		return err
+	}
+	if len(f.of) != len(of) {
+		return fmt.Errorf("embed the normal images again: %d of %d changed on the way", len(of)-len(f.of), len(of))
+	}
+	f.all, f.of = all, of
+	f.seconds["embed again"] = time.Since(took).Seconds()
+	return nil
+}
+
+// sight is what the model has to give: the parts of the score, and what they are
+// compared with where advice is asked for.
+func (f *fitting) sight(spec backbone.Spec) sight {
+	s := sight{parts: vectorParts(f.parts), layer: f.layer}
+	if f.advises() {
+		for _, p := range []Part{ClassPart, PooledPart} {
+			if !slices.Contains(s.parts, p) && (p == ClassPart || spec.Tokens() > 0) {
+				s.parts = append(s.parts, p)
+			}
+		}
+	}
+	return s
+}
+
+func (f *fitting) advises() bool { return f.Advise || f.Auto }
+
+// embed loads a model and looks at images.
+func (f *fitting) embed(ctx context.Context, step, network string, s sight, images []Image) (err error) {
+	if f.k != nil {
+		err = f.k.Close()
+		f.k = nil
+	}
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if model != p.Backbone {
-		seconds["learn"] = time.Since(took).Seconds()
-		took = time.Now()
-		if err := e.Close(); err != nil {
-			return nil, err
-		}
-		if e, err = p.embedder(model); err != nil {
-			return nil, err
-		}
-		if rows, err = p.embedAgain(ctx, e, of); err != nil {
-			return nil, err
-		}
-		seconds["embed again"] = time.Since(took).Seconds()
+	if f.k, err = f.open(filepath.Join(f.dir, fmt.Sprintf("%s.onnx", step[:5])), network, s); err != nil {
+		return err
 	}
-	ids, trainRows := use(all, rows, of, train, UsedInBank)
-	_, heldRows := use(all, rows, of, held, UsedToHold)
-	res := &Result{Release: p.Out, Images: len(all), Bank: len(train), HeldOut: len(held)}
+	keep := max(1, mostPatches/max(len(images), 1))
+	f.seen, err = embedNormals(ctx, f.k.e, images, keep, f.Seed, func(done, total int) { f.tell(step, done, total) })
+	return err
+}
+
+// images are the ones at places in of.
+func (f *fitting) images(which []int) []Image {
+	out := make([]Image, len(which))
+	for j, i := range which {
+		out[j] = f.Normals[f.of[i]]
+	}
+	return out
+}
+
+// rows are the embeddings of a part of the images at places in of.
+func (f *fitting) rowsAt(p Part, which []int) []float32 {
+	var out []float32
+	d := len(f.k.parts) * f.k.dim
+	for _, i := range which {
+		out = append(out, f.k.of(p, f.rows[i*d:(i+1)*d])...)
+	}
+	return out
+}
+
+// use marks the images at places in of, and collects their ids.
+func (f *fitting) use(which []int, as string) []uint64 {
+	ids := make([]uint64, len(which))
+	for j, i := range which {
+		f.all[f.of[i]].Use = as
+		ids[j] = f.all[f.of[i]].ID
+	}
+	return ids
+}
+
+// weigh finds the weights of the parts of the score, by normals of the bank that
+// are compared with the others of it, and advises which parts to take.
+func (f *fitting) weigh(ctx context.Context) (map[Part]mark, *Advice, error) {
+	marks := map[Part]mark{}
+	for _, p := range Parts {
+		marks[p] = mark{scale: 1, weight: 1}
+	}
+	if len(f.parts) < 2 && !f.advises() {
+		return marks, nil, nil
+	}
+	var l *lesson
+	if f.learned != nil {
+		l = f.learned.lesson
+	} else {
+		l = &lesson{Plan: f.Plan, normals: f.images(f.train)}
+		l.Tuning = compareOnly()
+		var err error
+		if l.fit, l.unseen, err = l.Tuning.split(len(l.normals), f.K, f.Seed); err != nil {
+			if errors.Is(err, ErrTooFew) { // equal weights, and nothing to advise by
+				return marks, nil, nil
+			}
+			return nil, nil, err
+		}
+	}
+	have := &known{rows: map[Part][]float32{}}
+	places := make([]int, len(l.fit))
+	var some [][]float32
+	for j, i := range l.fit {
+		places[j] = f.train[i]
+		if f.layer > 0 {
+			some = append(some, f.patches.rows[f.train[i]])
+		}
+	}
+	have.patches = slices.Concat(some...)
+	for _, p := range f.k.parts {
+		have.rows[p] = f.rowsAt(p, places)
+	}
+	var advice *Advice
+	if f.advises() {
+		f.tell("advise", 0, 1)
+		var err error
+		if advice, err = l.advise(ctx, f.k, have); err != nil {
+			return nil, nil, err
+		}
+		if f.Auto {
+			if f.parts, err = ParseParts(advice.Choice); err != nil {
+				return nil, nil, err
+			}
+		}
+		f.tell("advise", 1, 1)
+	}
+	if len(f.parts) < 2 {
+		return marks, advice, nil
+	}
+	x, err := l.examine(ctx, f.k, f.parts, have, false)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, p := range f.parts {
+		marks[p] = markOf(x[p][groupUnseen])
+	}
+	return marks, advice, nil
+}
+
+// compareOnly tunes nothing: normals are only compared with others.
+func compareOnly() *Tuning {
+	return &Tuning{Stopping: DefaultHeldOut, Gate: Gate{Strengths: []float64{0.3, 0.7}, Least: 1, Most: math.MaxInt}}
+}
+
+// finish makes the banks, calibrates them and writes the release.
+func (f *fitting) finish(ctx context.Context) (*Result, error) {
+	var about struct{ Format string }
+	_ = json.Unmarshal(f.k.e.Backbone(), &about) // a foreign model says nothing of itself
+	ids, _ := f.use(f.train, UsedInBank), f.use(f.held, UsedToHold)
+	res := &Result{Release: f.Out, Images: len(f.all), Bank: len(f.train), HeldOut: len(f.held)}
 	switch about.Format {
 	case backbone.FormatRandom:
 		res.warn("the backbone has random weights and has learnt nothing; for real work import a pretrained one: nearmiss backbone import")
 	case backbone.FormatStarter:
 		res.warn("the starter backbone knows drawn pictures only; for real work import a pretrained one: nearmiss backbone import")
 	}
-	res.count(all)
-	if learning != nil {
+	res.count(f.all)
+	var learning *Learning
+	if f.learned != nil {
+		learning = &f.learned.about
 		res.Published, res.Reason = learning.Gate.Published, learning.Gate.Reason
 		if res.Published == "frozen" {
 			res.warn("the frozen backbone is published: %s", res.Reason)
 		}
 	}
-
-	p.tell("bank", 0, 1)
 	began := time.Now()
-	b, report, err := p.fill(ctx, e.Dim(), ids, trainRows, heldRows)
+	marks, advice, err := f.weigh(ctx)
 	if err != nil {
 		return nil, err
 	}
-	res.Index = string(report.Kind)
-	if report.Fallback != "" {
-		res.warn("the %s index was turned down, and the bank searches exactly: %s", report.Wanted, report.Fallback)
+	res.Advice, res.Score = advice, partsName(f.parts)
+	if f.advises() {
+		f.seconds["advise"] = time.Since(began).Seconds()
 	}
-	if err := p.calibrate(ctx, b, heldRows, res); err != nil {
+
+	f.tell("bank", 0, 1)
+	began = time.Now()
+	var parts []inference.Part
+	var report bank.Report
+	heldScores := map[Part][]float64{}
+	for _, p := range vectorParts(f.parts) {
+		heldRows := f.rowsAt(p, f.held)
+		b, r, err := f.fill(ctx, p, ids, f.rowsAt(p, f.train), heldRows)
+		if err != nil {
+			return nil, err
+		}
+		if r.Fallback != "" {
+			res.warn("the %s index of part %s was turned down, and its bank searches exactly: %s", r.Wanted, p, r.Fallback)
+		}
+		if len(parts) == 0 {
+			report, res.Index = r, string(r.Kind)
+		}
+		if heldScores[p], err = b.Scores(ctx, heldRows); err != nil {
+			return nil, err
+		}
+		a := release.Part{Name: string(p), Output: release.OutputEmbedding, From: len(parts) * f.k.dim, Dim: f.k.dim, Statistic: release.StatisticKNN}
+		if r.Wanted != bank.Exact {
+			a.Bank.Recall, a.Bank.Excess = &r.Recall, &r.FirstExcess
+		}
+		parts = append(parts, inference.Part{About: a, Bank: b})
+	}
+	f.tell("bank", 1, 1)
+	f.seconds["bank"] = time.Since(began).Seconds()
+	var patches *patchBank
+	if f.layer > 0 {
+		began = time.Now()
+		part, made, grids, err := f.patchPart(ctx)
+		if err != nil {
+			return nil, err
+		}
+		patches, res.Patches = made, made.Len()
+		for _, g := range grids {
+			heldScores[PatchPart] = append(heldScores[PatchPart], inference.PatchStatistic(g.Values, f.Patches.Statistic))
+		}
+		if f := made.Index.Fallback; f != "" {
+			res.warn("the %s index of the patches was turned down, and their bank searches exactly: %s", made.Index.Wanted, f)
+		}
+		parts = append(parts, part)
+		f.seconds["patches"] = time.Since(began).Seconds()
+	}
+	for i := range parts {
+		a := &parts[i].About
+		p := Part(a.Name)
+		a.Scored, a.Weight, a.Scale = slices.Contains(f.parts, p), marks[p].weight, 1
+		if m := median(heldScores[p]); m > 0 && !math.IsInf(m, 0) {
+			a.Scale = m
+		}
+	}
+	if err := f.calibrate(ctx, parts, heldScores, res); err != nil {
 		return nil, err
 	}
-	seconds["bank"] = time.Since(began).Seconds()
-	p.tell("bank", 1, 1)
+	return f.write(ctx, res, parts, report, patches, learning, about.Format)
+}
 
-	lines, err := listing(all)
+// patchPart makes the part of the patches. The grids are those of the held-out
+// normals.
+func (f *fitting) patchPart(ctx context.Context) (inference.Part, *patchBank, []heatmap.Grid, error) {
+	fail := func(err error) (inference.Part, *patchBank, []heatmap.Grid, error) {
+		return inference.Part{}, nil, nil, fmt.Errorf("make the bank of patches: %w", err)
+	}
+	ids := make([]uint64, len(f.of))
+	for j, i := range f.of {
+		ids[j] = f.all[i].ID
+	}
+	f.tell("patches", 0, len(f.held))
+	b, err := f.fillPatches(ctx, &f.patches, ids, f.train, f.held, f.engine)
+	if err != nil {
+		return fail(err)
+	}
+	grids, err := f.k.grids(ctx, b.Bank, f.images(f.held), func(done, total int) { f.tell("patches", done, total) })
+	if err != nil {
+		return fail(err)
+	}
+	heat, err := heatmap.NewScale(grids)
+	if err != nil {
+		return fail(err)
+	}
+	a := release.Part{
+		Name: string(PatchPart), Output: release.OutputPatches, Dim: f.patches.dim, Statistic: f.Patches.Statistic,
+		Width: f.k.grid[0], Height: f.k.grid[1], Layer: f.layer, Radius: b.Coreset.Radius, Heat: heat,
+	}
+	if b.Index.Wanted != bank.Exact {
+		a.Bank.Recall, a.Bank.Excess = &b.Index.Recall, &b.Index.FirstExcess
+	}
+	return inference.Part{About: a, Bank: b.Bank}, b, grids, nil
+}
+
+func (f *fitting) write(ctx context.Context, res *Result, parts []inference.Part, report bank.Report, patches *patchBank, learning *Learning, format string) (*Result, error) {
+	// What advice alone needed is not served.
+	serve := sight{parts: vectorParts(f.parts), layer: f.layer}
+	if !slices.Equal(serve.parts, f.k.parts) {
+		k, err := f.open(filepath.Join(f.dir, "serve.onnx"), f.network, serve)
+		if err != nil {
+			return nil, err
+		}
+		if err := f.k.Close(); err != nil {
+			_ = k.Close()
+			return nil, err
+		}
+		f.k = k
+	}
+	lines, err := listing(f.all)
 	if err != nil {
 		return nil, err
 	}
 	spec := inference.ReleaseSpec{
-		Detector: p.Detector, Method: string(p.Method), Model: model, Embedder: e, Bank: b,
-		RandomWeights: about.Format == backbone.FormatRandom, StarterWeights: about.Format == backbone.FormatStarter,
+		Detector: f.Detector, Method: string(f.Method), Model: f.k.path, Embedder: f.k.e, Parts: parts,
+		RandomWeights: format == backbone.FormatRandom, StarterWeights: format == backbone.FormatStarter,
 		Files: map[string][]byte{NormalsName: lines},
 		Training: Provenance{
-			Tool: p.Tool, Backbone: filepath.Base(p.Backbone), DataSHA256: dataDigest(all),
-			Images: len(all), Duplicates: res.Duplicate, Rejected: res.Rejected,
-			HeldOutShare: p.HeldOut, Seed: p.Seed, Index: report, Seconds: seconds, Warnings: res.Warnings,
-			K: p.K, Runtime: ort.Version, Learning: learning,
+			Tool: f.Tool, Backbone: filepath.Base(f.Backbone), DataSHA256: dataDigest(f.all),
+			Images: len(f.all), Duplicates: res.Duplicate, Rejected: res.Rejected,
+			HeldOutShare: f.HeldOut, Seed: f.Seed, Index: report, Seconds: f.seconds, Warnings: res.Warnings,
+			K: f.K, Runtime: ort.Version, Learning: learning, Score: f.parts, Patches: patches, Advice: res.Advice,
 		},
 	}
-	if report.Wanted != bank.Exact {
-		spec.Recall, spec.Excess = &report.Recall, &report.FirstExcess
-	}
-	for _, j := range held[:min(checkImages, len(held))] {
-		file, err := p.Normals[of[j]].Read()
+	for _, m := range f.images(f.held[:min(checkImages, len(f.held))]) {
+		file, err := m.Read()
 		if err != nil {
-			return nil, fmt.Errorf("read normal image %s: %w", all[of[j]].Name, err)
+			return nil, fmt.Errorf("read normal image %s: %w", m.Name, err)
 		}
 		spec.Check = append(spec.Check, file)
 	}
-	r, err := inference.WriteRelease(ctx, p.Out, spec)
+	r, err := inference.WriteRelease(ctx, f.Out, spec)
 	if err != nil {
 		return nil, err
 	}
-	res.Digest, res.Seconds = r.Digest, time.Since(start).Seconds()
-	return res, tidy()
+	res.Digest = r.Digest
+	return res, nil
 }
 
 func (p Plan) embedder(model string) (*inference.Embedder, error) {
 	return inference.NewEmbedder(model, inference.EmbedOptions{Device: p.Device, Threads: p.Threads, Limits: p.Limits, View: p.View, Symmetry: p.Symmetry})
 }
 
-// model makes the model to serve from the normals at the places train of of. It
-// is the backbone itself where nothing is learnt but the bank. tidy removes what
-// is needed no more once the release is written.
-func (p Plan) model(ctx context.Context, all []Normal, of, train []int) (path string, about *Learning, tidy func() error, err error) {
-	tidy = func() error { return nil }
-	if p.Method == KNN && plain(p.Parts) {
-		return p.Backbone, nil, tidy, nil
-	}
-	if p.Work == "" {
-		p.Work = WorkFolder(p.Out)
-		tidy = func() error { return os.RemoveAll(p.Work) }
-	}
-	if p.Method == KNN {
-		p.Tuning = combineOnly()
-	}
-	normals, digests := make([]Image, len(train)), make([]string, len(train))
-	for j, i := range train {
-		normals[j], digests[j] = p.Normals[of[i]], all[of[i]].SHA256
-	}
-	l, err := p.learn(ctx, normals, digests)
-	if err != nil {
-		return "", nil, nil, err
-	}
-	return l.model, &l.about, tidy, nil
-}
-
-// combineOnly tunes nothing: the parts of the frozen embedding are joined, with
-// the scales that normals which are not in the bank give them.
-func combineOnly() *Tuning {
-	return &Tuning{Stopping: DefaultHeldOut, Gate: Gate{Least: 1, Most: math.MaxInt}}
-}
-
-// embedAgain embeds the images at the places of with another model.
-func (p Plan) embedAgain(ctx context.Context, e *inference.Embedder, of []int) ([]float32, error) {
-	images := make([]Image, len(of))
-	for j, i := range of {
-		images[j] = p.Normals[i]
-	}
-	_, rows, use, err := embedNormals(ctx, e, images, func(done, total int) { p.tell("embed again", done, total) })
-	if err == nil && len(use) != len(of) {
-		err = fmt.Errorf("embed the normal images again: %d of %d changed on the way", len(of)-len(use), len(of))
-	}
-	return rows, err
-}
-
-// use marks the images of which, places in of, and collects their ids and rows.
-func use(all []Normal, rows []float32, of, which []int, as string) (ids []uint64, picked []float32) {
-	if len(of) == 0 {
-		return nil, nil
-	}
-	dim := len(rows) / len(of)
-	for _, j := range which {
-		all[of[j]].Use = as
-		ids = append(ids, all[of[j]].ID)
-		picked = append(picked, rows[j*dim:(j+1)*dim]...)
-	}
-	return ids, picked
-}
-
-// fill makes the bank and its index.
-func (p Plan) fill(ctx context.Context, dim int, ids []uint64, rows, heldRows []float32) (*bank.Bank, bank.Report, error) {
-	b, err := bank.New(bank.Options{Dim: dim, K: p.K, Kind: p.Index, Log: p.Log})
+// fill makes a part's bank and its index.
+func (f *fitting) fill(ctx context.Context, p Part, ids []uint64, rows, heldRows []float32) (*bank.Bank, bank.Report, error) {
+	b, err := bank.New(bank.Options{Dim: f.k.dim, K: f.K, Kind: f.Index, Log: f.Log})
 	if err != nil {
 		return nil, bank.Report{}, err
 	}
 	if err := b.AddBatch(ids, rows); err != nil {
-		return nil, bank.Report{}, err
+		return nil, bank.Report{}, fmt.Errorf("part %s: %w", p, err)
 	}
 	report, err := b.Build(ctx, heldRows)
 	return b, report, err
 }
 
-// calibrate sets the bank's threshold and says in res what it promises.
-func (p Plan) calibrate(ctx context.Context, b *bank.Bank, heldRows []float32, res *Result) error {
+// calibrate sets the main bank's threshold and says in res what it promises.
+func (f *fitting) calibrate(ctx context.Context, parts []inference.Part, held map[Part][]float64, res *Result) error {
 	n := res.HeldOut
 	smallest := bank.SmallestAlpha(n)
-	alpha := p.Alpha
-	if alpha < smallest && !p.Settle {
+	alpha := f.Alpha
+	if alpha < smallest && !f.Settle {
 		return fmt.Errorf("%d held-out normals cannot promise a false-alarm rate of %g, the smallest is %.3g: give %d different normal images, hold out more, or ask for less",
-			n, alpha, smallest, NormalsFor(alpha, p.HeldOut))
+			n, alpha, smallest, NormalsFor(alpha, f.HeldOut))
 	}
 	if alpha < smallest {
 		alpha = smallest
 		res.warn("%d held-out normals can promise no false-alarm rate below %.3g %%, and that is what the threshold promises; %g %% needs %d different normal images",
-			n, 100*smallest, 100*p.Alpha, NormalsFor(p.Alpha, p.HeldOut))
+			n, 100*smallest, 100*f.Alpha, NormalsFor(f.Alpha, f.HeldOut))
 	}
-	c, err := b.Calibrate(ctx, heldRows, alpha)
+	main := parts[0].Bank // of a part of the embedding, scored where any is
+	var c *bank.Calibration
+	var err error
+	if len(f.parts) == 1 && f.parts[0] != PatchPart {
+		// The bank keeps the embeddings, too, to calibrate again after removals.
+		c, err = main.Calibrate(ctx, f.rowsAt(f.parts[0], f.held), alpha)
+	} else {
+		scores := make([]float64, n)
+		for j := range scores {
+			var one []inference.PartScore
+			for _, p := range parts {
+				if a := p.About; a.Scored {
+					s := held[Part(a.Name)][j]
+					one = append(one, inference.PartScore{Score: s, Ratio: s / a.Scale, Weight: a.Weight})
+				}
+			}
+			scores[j] = inference.CombineScores(one)
+		}
+		if c, err = bank.NewCalibration(scores, alpha); err == nil {
+			err = main.SetCalibration(c)
+		}
+	}
 	if err != nil {
 		return err
 	}

@@ -89,7 +89,7 @@ func TestFitWritesAReleaseThatScores(t *testing.T) {
 			t.Errorf("%q is not in the warnings: %q", want, res.Warnings)
 		}
 	}
-	if got := strings.Join(steps, ", "); got != "embed 52/52, bank 0/1, bank 1/1" {
+	if got := strings.Join(steps, ", "); got != "embed 52/52, bank 0/1, bank 1/1, patches 0/10, patches 10/10" {
 		t.Errorf("progress: %s", got)
 	}
 

@@ -81,7 +81,7 @@ func TestFitymiWritesAReleaseAndSaysHowItCameAbout(t *testing.T) {
 	if res.Published != "tuned" || res.Bank != 40 || res.HeldOut != 10 {
 		t.Fatalf("%+v", res)
 	}
-	if want := []string{"embed", "finetune-1", "finetune-2", "gate", "embed again", "bank"}; !slices.Equal(steps, want) {
+	if want := []string{"embed", "finetune-1", "finetune-2", "gate", "embed again", "bank", "patches"}; !slices.Equal(steps, want) {
 		t.Errorf("steps %v, want %v", steps, want)
 	}
 	prov, d := provenanceOf(t, plan.Out)
@@ -270,12 +270,15 @@ func TestFewNormalsMakeEnoughSteps(t *testing.T) {
 	}
 }
 
-func TestPartsAreJoinedByTheServedModel(t *testing.T) {
+func TestPartsAreGivenByOneModel(t *testing.T) {
 	model := smallBackbone(t)
 	dst := filepath.Join(t.TempDir(), "combined.onnx")
-	pieces := []piece{{ClassPart, 2}, {PatchesPart, 0.5}, {FrozenClassPart, 1}}
-	if err := compose(dst, model, model, pieces); err != nil {
+	grid, err := compose(dst, model, model, sight{parts: []Part{ClassPart, PooledPart, FrozenClassPart}, layer: 1})
+	if err != nil {
 		t.Fatal(err)
+	}
+	if grid[0] < 2 || grid[0] != grid[1] {
+		t.Errorf("a grid of %v patches", grid)
 	}
 	var files [][]byte
 	for _, s := range squares(t, 5) {
@@ -289,13 +292,13 @@ func TestPartsAreJoinedByTheServedModel(t *testing.T) {
 			t.Fatalf("%d dimensions", len(got[i]))
 		}
 		for j, v := range plain[i] {
-			if !close32(got[i][j], 2*v) || !close32(got[i][128+j], v) {
-				t.Fatalf("image %d, dimension %d: %v and %v, want %v and %v", i, j, got[i][j], got[i][128+j], 2*v, v)
+			if !close32(got[i][j], v) || !close32(got[i][128+j], v) {
+				t.Fatalf("image %d, dimension %d: %v and %v, want %v", i, j, got[i][j], got[i][128+j], v)
 			}
 		}
 	}
 	if slices.Equal(got[0][64:128], got[1][64:128]) || !finite(got[0][64:128]) {
-		t.Error("the patches' part does not depend on the image")
+		t.Error("the pooled part does not depend on the image")
 	}
 }
 
@@ -329,14 +332,14 @@ func finite(v []float32) bool {
 func TestKNNOnSeveralParts(t *testing.T) {
 	plan := Plan{
 		Detector: "squares", Normals: squares(t, 40), Backbone: smallBackbone(t), Settle: true, Seed: 1,
-		Out: filepath.Join(t.TempDir(), "release"), Parts: []Part{ClassPart, PatchesPart},
+		Out: filepath.Join(t.TempDir(), "release"), Parts: []Part{ClassPart, PooledPart},
 	}
 	if _, err := Fit(t.Context(), plan); err != nil {
 		t.Fatal(err)
 	}
 	prov, d := provenanceOf(t, plan.Out)
-	if d.Info().Dim != 128 || len(prov.Learning.Score) != 2 {
-		t.Errorf("%d dimensions, score %+v", d.Info().Dim, prov.Learning.Score)
+	if d.Info().Dim != 128 || !slices.Equal(d.Info().Parts, []string{"class", "pooled"}) || len(prov.Score) != 2 {
+		t.Errorf("%d dimensions, score %v, %v", d.Info().Dim, d.Info().Parts, prov.Score)
 	}
 	if _, err := os.Stat(plan.Out + ".work"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the work folder stays: %v", err)

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -19,7 +18,6 @@ import (
 
 	"github.com/google/renameio/v2"
 
-	"github.com/nearmiss/nearmiss/bank"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/training/corrupt"
 	"github.com/nearmiss/nearmiss/training/finetune"
@@ -37,7 +35,6 @@ type Learning struct {
 	Fakes   []FakesReport `json:"fakes"`
 	Members []Member      `json:"members"`
 	Gate    Verdict       `json:"gate"`
-	Score   []ScorePart   `json:"score"`
 
 	Seconds map[string]float64 `json:"seconds"` // by step, of the run that did it
 	Resumed []string           `json:"resumed,omitempty"`
@@ -64,16 +61,11 @@ type Member struct {
 	Result *finetune.Result `json:"result"`
 }
 
-// ScorePart is a part of the served embedding and its scale.
-type ScorePart struct {
-	Part  Part    `json:"part"`
-	Scale float64 `json:"scale"`
-}
-
 // learned is what learn gives.
 type learned struct {
-	model string // the ONNX file to serve
-	about Learning
+	*lesson
+	network string // the ONNX file of the network to serve
+	parts   []Part // of the score
 }
 
 // lesson is one course of learning: from the frozen backbone and normals to a
@@ -124,11 +116,15 @@ func (p Plan) learn(ctx context.Context, normals []Image, digests []string) (_ *
 			}
 		}
 	}
-	model, err := l.choose(ctx)
+	network, err := l.choose(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &learned{model: model, about: l.about}, nil
+	out := &learned{lesson: l, network: network, parts: l.Parts}
+	if network == l.Backbone {
+		out.parts = withoutTuned(l.Parts)
+	}
+	return out, nil
 }
 
 const seedFile = "seed"
@@ -287,9 +283,8 @@ const tunedFile = "tuned.onnx"
 
 // choice is what the gate's step leaves.
 type choice struct {
-	Verdict Verdict     `json:"verdict"`
-	Score   []ScorePart `json:"score"`
-	Model   string      `json:"model"` // in the step's folder; "": the frozen backbone as it is
+	Verdict Verdict `json:"verdict"`
+	Model   string  `json:"model"` // in the step's folder; "": the frozen backbone as it is
 }
 
 // choose compares the candidates with the frozen backbone and makes the model to
@@ -308,8 +303,8 @@ func (l *lesson) choose(ctx context.Context) (string, error) {
 	for _, path := range l.tuned {
 		members = append(members, filepath.Base(filepath.Dir(path)))
 	}
-	const version = 2 // of how the gate judges
-	inputs := []any{version, l.Tuning.Gate, l.Tuning.Gate.kinds(l.Tuning.Sources), l.Parts, l.K, members, l.fakes.key, real, l.Symmetry}
+	const version = 3 // of how the gate judges
+	inputs := []any{version, l.Tuning.Gate, l.Tuning.Gate.kinds(l.Tuning.Sources), l.Parts, l.Patches, l.K, members, l.fakes.key, real, l.Symmetry}
 	dir, err := l.step("gate", inputs, &c, func(dir string) (err error) {
 		c, err = l.gate(ctx, dir)
 		return err
@@ -317,7 +312,7 @@ func (l *lesson) choose(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	l.about.Gate, l.about.Score = c.Verdict, c.Score
+	l.about.Gate = c.Verdict
 	if c.Model == "" {
 		return l.Backbone, nil
 	}
@@ -332,58 +327,31 @@ func (l *lesson) gate(ctx context.Context, dir string) (choice, error) {
 		blends = nil
 	}
 	l.tell("gate", 0, len(blends)+1)
-	parts := l.Parts
-	patches := slices.ContainsFunc(parts, func(p Part) bool { return p.frozen() == FrozenPatchesPart })
-	frozen, err := l.features(ctx, dir, l.Backbone, patches)
+	frozen, err := l.sit(ctx, dir, l.Backbone, withoutTuned(l.Parts))
 	if err != nil {
 		return none(err)
 	}
-	without := withoutTuned(parts)
-	base, scales, err := l.scores(ctx, without, frozen, frozen)
-	if err != nil {
-		return none(err)
-	}
+	base := combined(frozen.ofParts(withoutTuned(l.Parts), nil))
 	l.tell("gate", 1, len(blends)+1)
 	var names []string
 	var candidates []evidence
-	var allScales [][]float64
 	for i, share := range blends {
 		name := fmt.Sprintf("blend-%.2f.onnx", share)
 		if err := blend(filepath.Join(dir, name), l.Backbone, l.tuned, share); err != nil {
 			return none(err)
 		}
-		tuned, err := l.features(ctx, dir, filepath.Join(dir, name), patches)
+		tuned := slices.DeleteFunc(slices.Clone(l.Parts), Part.ofFrozen)
+		x, err := l.sit(ctx, dir, filepath.Join(dir, name), tuned)
 		if err != nil {
 			return none(err)
 		}
-		e, s, err := l.scores(ctx, parts, tuned, frozen)
-		if err != nil {
-			return none(err)
-		}
-		names, candidates, allScales = append(names, name), append(candidates, e), append(allScales, s)
+		names, candidates = append(names, name), append(candidates, combined(x.ofParts(l.Parts, frozen)))
 		l.tell("gate", i+2, len(blends)+1)
 	}
 	v, best := g.judge(base, describe(blends, len(l.tuned)), blends, candidates, l.Seed)
 	c := choice{Verdict: v}
-	serve := l.Backbone
 	if best >= 0 {
-		c.Model, without, scales = names[best], parts, allScales[best]
-		serve = filepath.Join(dir, c.Model)
-	}
-	var pieces []piece
-	for i, p := range without {
-		s := scales[i]
-		if plain(without) {
-			s = 1
-		}
-		pieces = append(pieces, piece{p, s})
-		c.Score = append(c.Score, ScorePart{p, s})
-	}
-	if !plain(without) {
-		c.Model = "combined.onnx"
-		if err := compose(filepath.Join(dir, c.Model), l.Backbone, serve, pieces); err != nil {
-			return none(err)
-		}
+		c.Model = names[best]
 	}
 	for _, name := range names {
 		if name != c.Model {
@@ -404,111 +372,76 @@ func describe(blends []float64, members int) []string {
 	return out
 }
 
-// Groups of images that features are computed of, beside the evidence's kinds.
-const (
-	groupFit    = "\x00fit"
-	groupUnseen = "\x00unseen"
-)
-
-// featureSet is the embeddings of one model by group: class and, where asked
-// for, patches, row-major.
-type featureSet struct {
-	dim            int
-	class, patches map[string][]float32
-}
-
-// features embeds everything that the gate looks at.
-func (l *lesson) features(ctx context.Context, dir, model string, patches bool) (_ *featureSet, err error) {
-	if patches {
-		both := filepath.Join(dir, "features.onnx")
-		if err := compose(both, model, model, []piece{{ClassPart, 1}, {PatchesPart, 1}}); err != nil {
+// sit examines a network's parts.
+func (l *lesson) sit(ctx context.Context, dir, network string, parts []Part) (_ exam, err error) {
+	if len(parts) == 0 {
+		return exam{}, nil
+	}
+	file := filepath.Join(dir, "exam.onnx")
+	s := sight{parts: vectorParts(parts)}
+	if slices.Contains(parts, PatchPart) {
+		_, layer, ok, err := patchSpec(network, l.Patches.Layer)
+		if err != nil {
 			return nil, err
 		}
-		defer func() { err = errors.Join(err, os.Remove(both)) }()
-		model = both
+		if !ok {
+			return nil, fmt.Errorf("%s is a foreign model, which gives no patches: score on part %q", network, ClassPart)
+		}
+		s.layer = layer
 	}
-	e, err := l.embedder(model)
+	k, err := l.open(file, network, s)
 	if err != nil {
 		return nil, err
 	}
-	defer e.Close()
-	f := &featureSet{dim: e.Dim(), class: map[string][]float32{}, patches: map[string][]float32{}}
-	if patches {
-		f.dim /= 2
-	}
-	return f, l.lookAt(func(group string, images []*imaging.Image) error {
-		all, err := e.EmbedImages(ctx, images)
-		if err != nil {
-			return err
+	defer func() {
+		err = errors.Join(err, k.Close())
+		if k.path == file {
+			err = errors.Join(err, os.Remove(file))
 		}
-		for _, v := range all {
-			if v.Err != nil {
-				return v.Err
-			}
-			f.class[group] = append(f.class[group], v.Vector[:f.dim]...)
-			if patches {
-				f.patches[group] = append(f.patches[group], v.Vector[f.dim:]...)
-			}
-		}
-		return nil
-	})
+	}()
+	return l.examine(ctx, k, parts, nil, len(l.tuned) > 0)
 }
 
-// lookAt goes through all images of the gate, some at a time.
-func (l *lesson) lookAt(see func(group string, images []*imaging.Image) error) error {
-	const chunk = 32
-	all := func(group string, n int, at func(i int) (*imaging.Image, error)) error {
-		for lo := 0; lo < n; lo += chunk {
-			images, err := picturesOf(setOf{n, at}, lo, min(lo+chunk, n))
-			if err != nil {
-				return err
-			}
-			if err := see(group, images); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
+// group is a group's images.
+func (l *lesson) group(name string) (setOf, error) {
 	unseen := l.unseen[:min(len(l.unseen), l.Tuning.Gate.Most)]
-	errs := []error{
-		all(groupFit, len(l.fit), func(i int) (*imaging.Image, error) { return l.image(l.fit[i]) }),
-		all(groupUnseen, len(unseen), func(i int) (*imaging.Image, error) { return l.image(unseen[i]) }),
-	}
-	if err := errors.Join(errs...); err != nil || len(l.tuned) == 0 {
-		return err
+	switch name {
+	case groupFit:
+		return setOf{len(l.fit), func(i int) (*imaging.Image, error) { return l.image(l.fit[i]) }}, nil
+	case groupUnseen:
+		return setOf{len(unseen), func(i int) (*imaging.Image, error) { return l.image(unseen[i]) }}, nil
+	case EvidenceFakes:
+		return setOf{l.fakes.held.Len(), l.fakes.held.Image}, nil
+	case EvidenceReal:
+		return setOf{len(l.Anomalies), func(i int) (*imaging.Image, error) {
+			b, err := l.Anomalies[i].Read()
+			if err != nil {
+				return nil, err
+			}
+			m, err := l.View.Decode(b, l.Limits)
+			if err != nil {
+				return nil, fmt.Errorf("anomaly %s: %w", l.Anomalies[i].Name, err)
+			}
+			return m, nil
+		}}, nil
 	}
 	g := l.Tuning.Gate
-	for k, kind := range g.kinds(l.Tuning.Sources) {
-		n := len(unseen)
-		err := all(string(kind), n*len(g.Strengths), func(i int) (*imaging.Image, error) {
-			m, err := l.image(unseen[i%n])
-			if err != nil {
-				return nil, err
-			}
-			donor, err := l.image(unseen[(i+1+i/n)%n])
-			if err != nil {
-				return nil, err
-			}
-			return corrupt.Apply(kind, m, donor, g.Strengths[i/n], l.draw("gate", k*1_000_000+i))
-		})
-		if err != nil {
-			return err
-		}
+	kind, n := corrupt.Kind(name), len(unseen)
+	k := slices.Index(g.kinds(l.Tuning.Sources), kind)
+	if k < 0 {
+		return setOf{}, fmt.Errorf("no group of images is called %q", name)
 	}
-	if err := all(EvidenceFakes, l.fakes.held.Len(), l.fakes.held.Image); err != nil {
-		return err
-	}
-	return all(EvidenceReal, len(l.Anomalies), func(i int) (*imaging.Image, error) {
-		b, err := l.Anomalies[i].Read()
+	return setOf{n * len(g.Strengths), func(i int) (*imaging.Image, error) {
+		m, err := l.image(unseen[i%n])
 		if err != nil {
 			return nil, err
 		}
-		m, err := l.View.Decode(b, l.Limits)
+		donor, err := l.image(unseen[(i+1+i/n)%n])
 		if err != nil {
-			return nil, fmt.Errorf("anomaly %s: %w", l.Anomalies[i].Name, err)
+			return nil, err
 		}
-		return m, nil
-	})
+		return corrupt.Apply(kind, m, donor, g.Strengths[i/n], l.draw("gate", k*1_000_000+i))
+	}}, nil
 }
 
 // setOf is a finetune.Set of a function.
@@ -529,93 +462,4 @@ func picturesOf(set finetune.Set, from, to int) ([]*imaging.Image, error) {
 		}
 	}
 	return out, nil
-}
-
-// scores computes the evidence of a model: k-NN on the parts, scaled so that
-// unseen normals score 1 in each at the median.
-func (l *lesson) scores(ctx context.Context, parts []Part, tuned, frozen *featureSet) (evidence, []float64, error) {
-	rowsOf := func(p Part, group string) []float32 {
-		f := tuned
-		if p == FrozenClassPart || p == FrozenPatchesPart {
-			f = frozen
-		}
-		if p.frozen() == FrozenPatchesPart {
-			return f.patches[group]
-		}
-		return f.class[group]
-	}
-	medians := make([]float64, len(parts))
-	for i, p := range parts {
-		s, err := knnScores(ctx, rowsOf(p, groupFit), rowsOf(p, groupUnseen), tuned.dim, l.K)
-		if err != nil {
-			return evidence{}, nil, err
-		}
-		medians[i] = median(s)
-	}
-	scales := equalise(medians)
-	joined := func(group string) []float32 {
-		if len(parts) == 1 {
-			return rowsOf(parts[0], group)
-		}
-		rows := make([][]float32, len(parts))
-		for i, p := range parts {
-			rows[i] = rowsOf(p, group)
-		}
-		return join(rows, scales, tuned.dim)
-	}
-	dim := tuned.dim * len(parts)
-	e := evidence{anomalies: map[string][]float64{}}
-	for group := range tuned.class {
-		if group == groupFit {
-			continue
-		}
-		s, err := knnScores(ctx, joined(groupFit), joined(group), dim, l.K)
-		if err != nil {
-			return evidence{}, nil, err
-		}
-		if group == groupUnseen {
-			e.normals = s
-		} else {
-			e.anomalies[group] = s
-		}
-	}
-	return e, scales, nil
-}
-
-// join puts scaled rows of the same images one after the other.
-func join(rows [][]float32, scales []float64, dim int) []float32 {
-	n := len(rows[0]) / dim
-	out := make([]float32, 0, n*dim*len(rows))
-	for i := range n {
-		for k, r := range rows {
-			for _, v := range r[i*dim : (i+1)*dim] {
-				out = append(out, float32(scales[k])*v)
-			}
-		}
-	}
-	return out
-}
-
-func knnScores(ctx context.Context, entries, queries []float32, dim, k int) ([]float64, error) {
-	b, err := bank.New(bank.Options{Dim: dim, K: k, Kind: bank.Exact})
-	if err != nil {
-		return nil, err
-	}
-	defer b.Close()
-	ids := make([]uint64, len(entries)/dim)
-	for i := range ids {
-		ids[i] = uint64(i)
-	}
-	if err := b.AddBatch(ids, entries); err != nil {
-		return nil, err
-	}
-	return b.Scores(ctx, queries)
-}
-
-func median(v []float64) float64 {
-	if len(v) == 0 {
-		return math.NaN()
-	}
-	s := slices.Sorted(slices.Values(v))
-	return (s[(len(s)-1)/2] + s[len(s)/2]) / 2
 }

@@ -8,228 +8,95 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/nearmiss/nearmiss/bank"
 	"github.com/nearmiss/nearmiss/inference"
+	"github.com/nearmiss/nearmiss/inference/heatmap"
+	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/training/dataset"
 	"github.com/nearmiss/nearmiss/training/evaluate"
 )
 
-// ForEvaluation adapts a plan to the protocols of package evaluate, which give
-// the normals and the seeds; the plan's own, Out and what concerns calibration
-// count for nothing. Every normal that is given joins the bank, as in the paper.
-// Work must be set. heard, if not nil, is told how each model came about. A method that is
-// an io.Closer must be closed.
-func ForEvaluation(p Plan, heard func(Learning)) (evaluate.Method, error) {
-	p.Detector, p.Out = "evaluation", "none"
-	if err := p.Validate(); err != nil {
-		return nil, err
-	}
-	if p.Work == "" {
-		return nil, fmt.Errorf("%w: no work folder is given", ErrPlan)
-	}
-	return &evaluation{plan: p.withDefaults(), heard: heard}, nil
+// Shared keeps what a frozen backbone says of images, for several evaluations of
+// it that differ in how they score: each image is embedded once. It must be
+// closed after them. The zero value is ready.
+type Shared struct {
+	looks map[string]*shownImages
 }
 
-type evaluation struct {
-	plan  Plan
-	heard func(Learning)
-	// Of a frozen backbone whose parts are joined: nothing changes but scales, so
-	// each image is embedded once.
-	parts *inference.Embedder
-	known *evaluate.Features
+// shownImages are a model and its features of images.
+type shownImages struct {
+	*look
+	features *evaluate.Features
 }
 
-// Close unloads what is kept from one fit to the next.
-func (m *evaluation) Close() error {
-	if m.parts == nil {
-		return nil
+// Close unloads the models.
+func (s *Shared) Close() error {
+	var errs []error
+	for _, k := range s.looks {
+		errs = append(errs, k.Close())
 	}
-	return m.parts.Close()
+	clear(s.looks)
+	return errors.Join(errs...)
 }
 
-// Name is the method's, with the parts of the embedding where they are not the
-// paper's.
-func (m *evaluation) Name() string {
-	name := string(m.plan.Method)
-	if !plain(m.plan.Parts) {
-		for i, p := range m.plan.Parts {
-			name += []string{" ", "+"}[min(i, 1)] + string(p)
-		}
-	}
-	return name
-}
-
-// Fit implements evaluate.Method.
-func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64) (evaluate.Scorer, error) {
-	p := m.plan
-	p.Seed, p.Normals = seed, nil
-	var digests []string
-	seen := map[[32]byte]bool{}
-	for _, it := range items {
-		b, err := it.Read()
-		if err != nil {
-			return nil, fmt.Errorf("read normal image %s: %w", it.Name, err)
-		}
-		sum := sha256.Sum256(b)
-		if !seen[sum] {
-			seen[sum] = true
-			p.Normals = append(p.Normals, Image{Name: it.Name, Read: it.Read})
-			digests = append(digests, hex.EncodeToString(sum[:]))
-		}
-	}
-	if p.Method == KNN && !plain(p.Parts) {
-		return m.joined(ctx, p, items)
-	}
-	model := p.Backbone
-	if p.Method == FITYMI {
-		l, err := p.learn(ctx, p.Normals, digests)
-		if err != nil {
-			return nil, err
-		}
-		model = l.model
-		if m.heard != nil {
-			m.heard(l.about)
-		}
-	}
-	return newBankScorer(ctx, p, model, items)
-}
-
-// joined scores on several parts of the frozen embedding, scaled as in a release.
-func (m *evaluation) joined(ctx context.Context, p Plan, items []dataset.Item) (evaluate.Scorer, error) {
-	parts := withoutTuned(p.Parts)
-	if m.known == nil {
-		if err := os.MkdirAll(p.Work, 0o755); err != nil {
-			return nil, err
-		}
-		var pieces []piece
-		for _, part := range parts {
-			pieces = append(pieces, piece{part, 1})
-		}
-		model := filepath.Join(p.Work, "parts.onnx")
-		if err := compose(model, p.Backbone, p.Backbone, pieces); err != nil {
-			return nil, err
-		}
-		var err error
-		if m.parts, err = p.embedder(model); err != nil {
-			return nil, err
-		}
-		s := bankScorer{e: m.parts}
-		m.known = evaluate.NewFeatures(s.embedFiles)
-	}
-	j := &joinedScorer{known: m.known, dim: m.parts.Dim() / len(parts), scales: make([]float64, len(parts)), k: p.K}
-	fit, unseen, err := combineOnly().split(len(items), p.K, p.Seed)
+// of returns the features of the plan's frozen backbone: class and pooled tokens
+// and, where asked for, patches.
+func (s *Shared) of(p Plan, patches bool) (*shownImages, error) {
+	spec, layer, ok, err := patchSpec(p.Backbone, p.Patches.Layer)
 	if err != nil {
 		return nil, err
 	}
-	rows, err := m.known.Of(ctx, items)
+	see := sight{parts: []Part{ClassPart}}
+	if ok && spec.Tokens() > 0 {
+		see.parts = append(see.parts, PooledPart)
+	}
+	if patches && !ok {
+		return nil, fmt.Errorf("%w: %s is a foreign model, which gives no patches: score on part %q", ErrPlan, p.Backbone, ClassPart)
+	}
+	if patches {
+		see.layer = layer
+	}
+	key := fmt.Sprintf("%s %v %s", p.Backbone, see, p.Symmetry)
+	if k := s.looks[key]; k != nil {
+		return k, nil
+	}
+	k, err := p.show(p.Backbone, see)
 	if err != nil {
 		return nil, err
 	}
-	medians := make([]float64, len(parts))
-	for i := range parts {
-		pick := func(which []int) (out []float32) {
-			for _, r := range which {
-				out = append(out, rows[r][i*j.dim:(i+1)*j.dim]...)
-			}
-			return out
-		}
-		scores, err := knnScores(ctx, pick(fit), pick(unseen), j.dim, p.K)
-		if err != nil {
-			return nil, err
-		}
-		medians[i] = median(scores)
+	if s.looks == nil {
+		s.looks = map[string]*shownImages{}
 	}
-	j.scales = equalise(medians)
-	j.bank = j.scaled(rows)
-	return j, nil
+	s.looks[key] = k
+	return k, nil
 }
 
-// joinedScorer scores rows of several parts, scaled.
-type joinedScorer struct {
-	known  *evaluate.Features
-	dim    int // of a part
-	scales []float64
-	bank   []float32
-	k      int
-}
-
-func (j *joinedScorer) scaled(rows [][]float32) []float32 {
-	var out []float32
-	for _, r := range rows {
-		for i, v := range r {
-			out = append(out, v*float32(j.scales[i/j.dim]))
-		}
+// show loads what is to be seen of a network, by way of a file in the work
+// folder.
+func (p Plan) show(network string, s sight) (*shownImages, error) {
+	if err := os.MkdirAll(p.Work, 0o755); err != nil {
+		return nil, err
 	}
-	return out
-}
-
-// Score implements evaluate.Scorer.
-func (j *joinedScorer) Score(ctx context.Context, items []dataset.Item) ([]float64, error) {
-	rows, err := j.known.Of(ctx, items)
+	dir, err := os.MkdirTemp(p.Work, "parts-")
 	if err != nil {
 		return nil, err
 	}
-	return knnScores(ctx, j.bank, j.scaled(rows), j.dim*len(j.scales), j.k)
-}
-
-// bankScorer scores with a model and a bank of everything that it learnt from.
-type bankScorer struct {
-	e *inference.Embedder
-	b *bank.Bank
-}
-
-func newBankScorer(ctx context.Context, p Plan, model string, items []dataset.Item) (_ *bankScorer, err error) {
-	s := &bankScorer{}
-	if s.e, err = p.embedder(model); err != nil {
+	k := &shownImages{}
+	k.look, err = p.open(filepath.Join(dir, "parts.onnx"), network, s)
+	if err := errors.Join(err, os.RemoveAll(dir)); err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			_ = s.e.Close()
-		}
-	}()
-	rows, err := s.embed(ctx, items)
-	if err != nil {
-		return nil, err
-	}
-	if s.b, err = bank.New(bank.Options{Dim: s.e.Dim(), K: p.K, Kind: bank.Exact}); err != nil {
-		return nil, err
-	}
-	ids := make([]uint64, len(items))
-	for i := range ids {
-		ids[i] = uint64(i)
-	}
-	return s, s.b.AddBatch(ids, rows)
+	k.features = evaluate.NewFeatures(k.vectors)
+	return k, nil
 }
 
-func (s *bankScorer) embed(ctx context.Context, items []dataset.Item) ([]float32, error) {
-	const chunk = 64 // images in memory at a time
-	var rows []float32
-	for lo := 0; lo < len(items); lo += chunk {
-		part := items[lo:min(lo+chunk, len(items))]
-		files := make([][]byte, len(part))
-		for i, it := range part {
-			var err error
-			if files[i], err = it.Read(); err != nil {
-				return nil, fmt.Errorf("embed image %s: %w", it.Name, err)
-			}
-		}
-		vectors, err := s.embedFiles(ctx, files)
-		if err != nil {
-			return nil, fmt.Errorf("embed images %s to %s: %w", part[0].Name, part[len(part)-1].Name, err)
-		}
-		for _, v := range vectors {
-			rows = append(rows, v...)
-		}
-	}
-	return rows, nil
-}
-
-// embedFiles fails where one file cannot be embedded: a data set with a broken
+// vectors are the parts of the embedding and then the patch vectors, image by
+// image. It fails where one file cannot be embedded: a data set with a broken
 // image gives no figures.
-func (s *bankScorer) embedFiles(ctx context.Context, files [][]byte) ([][]float32, error) {
-	all, err := s.e.Embed(ctx, files)
+func (k *shownImages) vectors(ctx context.Context, files [][]byte) ([][]float32, error) {
+	all, err := k.e.Embed(ctx, files)
 	if err != nil {
 		return nil, err
 	}
@@ -238,19 +105,348 @@ func (s *bankScorer) embedFiles(ctx context.Context, files [][]byte) ([][]float3
 		if v.Err != nil {
 			return nil, fmt.Errorf("image %d: %w", i, v.Err)
 		}
-		out[i] = v.Vector
+		out[i] = slices.Concat(v.Vector, v.Patches)
+	}
+	return out, nil
+}
+
+// ForEvaluation adapts a plan to the protocols of package evaluate, which give
+// the normals and the seeds; the plan's own, Out and what concerns calibration
+// count for nothing. Every normal that is given joins the bank, as in the paper.
+// Work must be set. Several evaluations may share what they know of images; nil
+// shares nothing. heard, if not nil, is told how each model came about. A method
+// that is an io.Closer must be closed.
+func ForEvaluation(p Plan, shared *Shared, heard func(Learning)) (evaluate.Method, error) {
+	p.Detector, p.Out = "evaluation", "none"
+	if err := p.Validate(); err != nil {
+		return nil, err
+	}
+	if p.Work == "" {
+		return nil, fmt.Errorf("%w: no work folder is given", ErrPlan)
+	}
+	m := &evaluation{plan: p.withDefaults(), shared: shared, heard: heard}
+	if shared == nil {
+		m.shared, m.own = &Shared{}, true
+	}
+	return m, nil
+}
+
+type evaluation struct {
+	plan   Plan
+	heard  func(Learning)
+	shared *Shared
+	own    bool // shared is no one else's
+}
+
+// Close unloads what is kept from one fit to the next.
+func (m *evaluation) Close() error {
+	if !m.own {
+		return nil
+	}
+	return m.shared.Close()
+}
+
+// Name is the method's, with the parts of the score where they are not the
+// paper's.
+func (m *evaluation) Name() string {
+	name := string(m.plan.Method)
+	if m.plan.Auto {
+		return name + " " + AutoScore
+	}
+	if !plain(m.plan.Parts) {
+		name += " " + partsName(m.plan.Parts)
+	}
+	return name
+}
+
+// Fit implements evaluate.Method.
+func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64) (_ evaluate.Scorer, err error) {
+	p := m.plan
+	p.Seed, p.Normals = seed, nil
+	var digests []string
+	var kept []dataset.Item // without copies
+	have := map[[32]byte]bool{}
+	for _, it := range items {
+		b, err := it.Read()
+		if err != nil {
+			return nil, fmt.Errorf("read normal image %s: %w", it.Name, err)
+		}
+		sum := sha256.Sum256(b)
+		if !have[sum] {
+			have[sum] = true
+			kept = append(kept, it)
+			p.Normals = append(p.Normals, Image{Name: it.Name, Read: it.Read})
+			digests = append(digests, hex.EncodeToString(sum[:]))
+		}
+	}
+	s := &partScorer{plan: p, parts: withoutTuned(p.Parts)}
+	if p.Method == KNN {
+		if s.look, err = m.shared.of(p, p.Auto || slices.Contains(p.Parts, PatchPart)); err != nil {
+			return nil, err
+		}
+		if p.Auto {
+			l := &lesson{Plan: p, normals: p.Normals}
+			l.Tuning = compareOnly()
+			if l.fit, l.unseen, err = l.Tuning.split(len(kept), p.K, p.Seed); err != nil {
+				return nil, err
+			}
+			if err := s.choose(ctx, l, kept); err != nil {
+				return nil, err
+			}
+		}
+	} else {
+		l, err := p.learn(ctx, p.Normals, digests)
+		if err != nil {
+			return nil, err
+		}
+		if m.heard != nil {
+			m.heard(l.about)
+		}
+		s.parts = l.parts
+		see := sight{parts: vectorParts(l.parts)}
+		if slices.Contains(l.parts, PatchPart) || p.Auto {
+			if _, see.layer, _, err = patchSpec(l.network, p.Patches.Layer); err != nil {
+				return nil, err
+			}
+		}
+		if p.Auto && !slices.Contains(see.parts, PooledPart) {
+			see.parts = append(see.parts, PooledPart)
+		}
+		if s.look, err = p.show(l.network, see); err != nil {
+			return nil, err
+		}
+		s.own = true
+		if p.Auto {
+			if err := s.choose(ctx, l.lesson, kept); err != nil {
+				return nil, errors.Join(err, s.Close())
+			}
+		}
+	}
+	// As in the paper, copies of normals count as often as they are given.
+	if err := s.fill(ctx, items); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+// partScorer scores with banks of everything that it learnt from.
+type partScorer struct {
+	plan   Plan
+	look   *shownImages
+	own    bool // look is no one else's
+	parts  []Part
+	engine *inference.BatchEngine
+	banks  map[Part]*bank.Bank
+	marks  map[Part]mark
+}
+
+// choose takes the advised score.
+func (s *partScorer) choose(ctx context.Context, l *lesson, items []dataset.Item) error {
+	rows, err := s.look.features.Of(ctx, items)
+	if err != nil {
+		return err
+	}
+	advice, err := l.advise(ctx, s.look.look, s.known(rows, l.fit, s.look.parts))
+	if err != nil {
+		return err
+	}
+	s.parts, err = ParseParts(advice.Choice)
+	s.plan.Log.Info().Str("score", advice.Choice).Float64("sure", advice.Sure).Msg(advice.Reason)
+	return err
+}
+
+// known are the rows at which, part by part, and some of their patches.
+func (s *partScorer) known(rows [][]float32, which []int, parts []Part) *known {
+	out := &known{rows: map[Part][]float32{}}
+	var some sampled
+	for _, i := range which {
+		for _, p := range parts {
+			if p != PatchPart {
+				out.rows[p] = append(out.rows[p], s.look.of(p, rows[i])...)
+			}
+		}
+		if s.look.layer > 0 {
+			_, dim := s.look.e.Patches()
+			some.keep(s.patches(rows[i]), dim, max(1, 8*examPatches/len(which)), s.plan.Seed)
+		}
+	}
+	out.patches = slices.Concat(some.rows...)
+	return out
+}
+
+func (s *partScorer) patches(row []float32) []float32 { return row[len(s.look.parts)*s.look.dim:] }
+
+// fill makes the banks, and the marks that several parts are joined by: normals
+// against the others.
+func (s *partScorer) fill(ctx context.Context, items []dataset.Item) (err error) {
+	p := s.plan
+	if s.engine, err = p.engine(); err != nil {
+		return err
+	}
+	rows, err := s.look.features.Of(ctx, items)
+	if err != nil {
+		return err
+	}
+	all := make([]int, len(rows))
+	for i := range all {
+		all[i] = i
+	}
+	s.banks = map[Part]*bank.Bank{}
+	for _, part := range s.parts {
+		if part == PatchPart {
+			s.banks[part], err = s.patchBank(ctx, rows, all, nil)
+		} else {
+			s.banks[part], err = bankOf(s.known(rows, all, []Part{part}).rows[part], s.look.dim, p.K, s.engine)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	s.marks = map[Part]mark{}
+	if len(s.parts) < 2 {
+		s.marks[s.parts[0]] = mark{1, 1}
+		return nil
+	}
+	fit, unseen, err := compareOnly().split(len(items), p.K, p.Seed)
+	if err != nil {
+		return err
+	}
+	have := s.known(rows, fit, s.parts)
+	for _, part := range s.parts {
+		var b *bank.Bank
+		if part == PatchPart {
+			_, dim := s.look.e.Patches()
+			b, err = bankOf(drawRows(have.patches, dim, examPatches, p.Seed), dim, 1, s.engine)
+		} else {
+			b, err = bankOf(have.rows[part], s.look.dim, p.K, s.engine)
+		}
+		if err != nil {
+			return err
+		}
+		scores, err := s.scores(ctx, part, b, rows, unseen)
+		if err := errors.Join(err, b.Close()); err != nil {
+			return err
+		}
+		s.marks[part] = markOf(scores)
+	}
+	return nil
+}
+
+// patchBank is the bank of the patches of rows at which; others are queries for
+// the recall gate.
+func (s *partScorer) patchBank(ctx context.Context, rows [][]float32, which, others []int) (*bank.Bank, error) {
+	_, dim := s.look.e.Patches()
+	var some sampled
+	ids := make([]uint64, len(rows))
+	for i, r := range rows {
+		ids[i] = uint64(i)
+		some.keep(s.patches(r), dim, max(1, mostPatches/len(rows)), s.plan.Seed)
+	}
+	p := s.plan
+	if p.Index == bank.Auto {
+		p.Index = bank.Exact
+	}
+	b, err := p.fillPatches(ctx, &some, ids, which, others, s.engine)
+	if err != nil {
+		return nil, err
+	}
+	return b.Bank, nil
+}
+
+// scores are a part's scores of the rows at which.
+func (s *partScorer) scores(ctx context.Context, part Part, b *bank.Bank, rows [][]float32, which []int) ([]float64, error) {
+	var out []float64
+	const chunk = 32 // images whose patches are put together at a time
+	for at := 0; at < len(which); at += chunk {
+		var some []float32
+		for _, i := range which[at:min(at+chunk, len(which))] {
+			if part == PatchPart {
+				some = append(some, s.patches(rows[i])...)
+			} else {
+				some = append(some, s.look.of(part, rows[i])...)
+			}
+		}
+		if part != PatchPart {
+			scores, err := b.Scores(ctx, some)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, scores...)
+			continue
+		}
+		grids, err := s.look.gridsOf(ctx, b, some)
+		if err != nil {
+			return nil, err
+		}
+		for _, g := range grids {
+			out = append(out, inference.PatchStatistic(g.Values, s.plan.Patches.Statistic))
+		}
 	}
 	return out, nil
 }
 
 // Score implements evaluate.Scorer.
-func (s *bankScorer) Score(ctx context.Context, items []dataset.Item) ([]float64, error) {
-	rows, err := s.embed(ctx, items)
+func (s *partScorer) Score(ctx context.Context, items []dataset.Item) ([]float64, error) {
+	rows, err := s.look.features.Of(ctx, items)
 	if err != nil {
 		return nil, err
 	}
-	return s.b.Scores(ctx, rows)
+	all := make([]int, len(rows))
+	for i := range all {
+		all[i] = i
+	}
+	parts := make([][]float64, len(s.parts))
+	for i, p := range s.parts {
+		if parts[i], err = s.scores(ctx, p, s.banks[p], rows, all); err != nil {
+			return nil, err
+		}
+	}
+	out := make([]float64, len(items))
+	one := make([]inference.PartScore, len(s.parts))
+	for j := range out {
+		for i, p := range s.parts {
+			one[i] = s.marks[p].score(parts[i][j])
+		}
+		out[j] = inference.CombineScores(one)
+	}
+	return out, nil
 }
 
-// Close unloads the model.
-func (s *bankScorer) Close() error { return errors.Join(s.b.Close(), s.e.Close()) }
+// Maps implements evaluate.Localizer.
+func (s *partScorer) Maps(ctx context.Context, items []dataset.Item) ([]heatmap.Grid, error) {
+	b := s.banks[PatchPart]
+	if b == nil {
+		return nil, nil
+	}
+	rows, err := s.look.features.Of(ctx, items)
+	if err != nil {
+		return nil, err
+	}
+	var out []heatmap.Grid
+	for _, r := range rows {
+		g, err := s.look.gridsOf(ctx, b, s.patches(r))
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, g...)
+	}
+	return out, nil
+}
+
+// Preprocess implements evaluate.Localizer.
+func (s *partScorer) Preprocess() imaging.Preprocess { return s.look.e.Preprocess() }
+
+// Close gives back the banks, and the model where it is its own.
+func (s *partScorer) Close() error {
+	var errs []error
+	for _, b := range s.banks {
+		errs = append(errs, b.Close())
+	}
+	if s.engine != nil {
+		errs = append(errs, s.engine.Close())
+	}
+	if s.own {
+		errs = append(errs, s.look.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -51,7 +51,7 @@ func TestFitymiUnderTheProtocols(t *testing.T) {
 	var heard []Learning
 	run := func() *evaluate.Result {
 		heard = nil
-		m, err := ForEvaluation(plan, func(l Learning) { heard = append(heard, l) })
+		m, err := ForEvaluation(plan, nil, func(l Learning) { heard = append(heard, l) })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -79,8 +79,8 @@ func TestFitymiUnderTheProtocols(t *testing.T) {
 		t.Errorf("with another k %v is resumed", heard[0].Resumed)
 	}
 
-	plan = Plan{Method: KNN, Backbone: plan.Backbone, Work: plan.Work, Parts: []Part{ClassPart, PatchesPart}}
-	if r := run(); r.Method != "knn class+patches" || r.AUROC < 0.8 {
+	plan = Plan{Method: KNN, Backbone: plan.Backbone, Work: plan.Work, Parts: []Part{ClassPart, PooledPart}}
+	if r := run(); r.Method != "knn class+pooled" || r.AUROC < 0.8 {
 		t.Errorf("%s: AUROC %.3f", r.Method, r.AUROC)
 	}
 }
@@ -97,7 +97,7 @@ func TestPlansForEvaluationAreChecked(t *testing.T) {
 	} {
 		p := ok
 		change(&p)
-		if _, err := ForEvaluation(p, nil); err == nil || !strings.Contains(err.Error(), "bad plan") {
+		if _, err := ForEvaluation(p, nil, nil); err == nil || !strings.Contains(err.Error(), "bad plan") {
 			t.Errorf("%s: error %v", name, err)
 		}
 	}

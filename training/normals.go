@@ -37,50 +37,62 @@ type Normal struct {
 // embedder turns image files into embeddings, all of one length.
 type embedder interface {
 	Embed(ctx context.Context, images [][]byte) ([]inference.Embedding, error)
+	Patches() (count, dim int)
 }
 
-// embedNormals reads and embeds the images, chunk by chunk. Rows are the
-// embeddings of the images that are of use, row-major, in the order of of,
-// which are their places in all.
-func embedNormals(ctx context.Context, e embedder, images []Image, progress func(done, total int)) (all []Normal, rows []float32, of []int, err error) {
+// seen is what embedNormals found.
+type seen struct {
+	all  []Normal  // every image
+	of   []int     // places in all of the images that are of use
+	rows []float32 // their embeddings, row-major
+	// patches are some of theirs, where the model gives patches.
+	patches sampled
+}
+
+// embedNormals reads and embeds the images, chunk by chunk. Of the patches of each
+// image it keeps at most keep, drawn with seed.
+func embedNormals(ctx context.Context, e embedder, images []Image, keep int, seed uint64, progress func(done, total int)) (*seen, error) {
 	const chunk = 64 // images in memory at a time
-	seen := make(map[[32]byte]bool, len(images))
-	all = make([]Normal, len(images))
+	known := make(map[[32]byte]bool, len(images))
+	s := &seen{all: make([]Normal, len(images))}
 	for at := 0; at < len(images); at += chunk {
 		var files [][]byte
 		var places []int
 		for i := at; i < min(at+chunk, len(images)); i++ {
 			b, err := images[i].Read()
 			if err != nil {
-				return nil, nil, nil, fmt.Errorf("read normal image %s: %w", images[i].Name, err)
+				return nil, fmt.Errorf("read normal image %s: %w", images[i].Name, err)
 			}
 			sum := sha256.Sum256(b)
-			all[i] = Normal{ID: uint64(i), Name: images[i].Name, SHA256: hex.EncodeToString(sum[:])}
-			if seen[sum] {
-				all[i].Use = NotUsedTwice
+			s.all[i] = Normal{ID: uint64(i), Name: images[i].Name, SHA256: hex.EncodeToString(sum[:])}
+			if known[sum] {
+				s.all[i].Use = NotUsedTwice
 				continue
 			}
-			seen[sum] = true
+			known[sum] = true
 			files, places = append(files, b), append(places, i)
 		}
 		embeddings, err := e.Embed(ctx, files)
 		if err != nil {
-			return nil, nil, nil, fmt.Errorf("embed the normal images: %w", err)
+			return nil, fmt.Errorf("embed the normal images: %w", err)
 		}
 		for j, v := range embeddings {
 			i := places[j]
 			if v.Err != nil {
 				if imaging.Rejection(v.Err) == nil {
-					return nil, nil, nil, fmt.Errorf("embed normal image %s: %w", all[i].Name, v.Err)
+					return nil, fmt.Errorf("embed normal image %s: %w", s.all[i].Name, v.Err)
 				}
-				all[i].Use, all[i].Reason = NotUsedReject, v.Err.Error()
+				s.all[i].Use, s.all[i].Reason = NotUsedReject, v.Err.Error()
 				continue
 			}
-			rows, of = append(rows, v.Vector...), append(of, i)
+			s.rows, s.of = append(s.rows, v.Vector...), append(s.of, i)
+			if _, dim := e.Patches(); dim > 0 {
+				s.patches.keep(v.Patches, dim, keep, seed)
+			}
 		}
 		progress(min(at+chunk, len(images)), len(images))
 	}
-	return all, rows, of, nil
+	return s, nil
 }
 
 // listing encodes the lines of NormalsName.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -71,9 +72,13 @@ type Plan struct {
 	Seed uint64
 	// Index is the bank's kind of index. Default bank.Auto.
 	Index bank.Kind
-	// Parts of the embedding that scores are computed on. Default ClassPart alone,
-	// as in the paper.
+	// Parts of the score. Default ClassPart alone, as in the paper.
 	Parts []Part
+	// Advise compares several scores on normals that are spoilt, for people to
+	// choose by; Auto takes what is advised in place of Parts.
+	Advise, Auto bool
+	// Patches say how the bank of patches is made.
+	Patches PatchOptions
 
 	// Tuning says how FITYMI learns. Default Profile("cpu").
 	Tuning *Tuning
@@ -145,6 +150,7 @@ func (p Plan) withDefaults() Plan {
 	if len(p.Parts) == 0 {
 		p.Parts = []Part{ClassPart}
 	}
+	p.Patches = p.Patches.withDefaults()
 	if p.Method == FITYMI && p.Tuning == nil {
 		t, _ := Profile("cpu")
 		p.Tuning = &t
@@ -179,6 +185,12 @@ func (p Plan) Validate() error {
 	}
 	if err := checkParts(p.Parts); err != nil {
 		errs = append(errs, err)
+	}
+	if err := p.Patches.validate(); err != nil {
+		errs = append(errs, err)
+	}
+	if p.Patches.Off && slices.Contains(p.Parts, PatchPart) {
+		fail("part %q of the score needs a bank of patches, and there is to be none", PatchPart)
 	}
 	if p.Method == FITYMI && p.Tuning != nil {
 		if err := p.Tuning.Validate(); err != nil {

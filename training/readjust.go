@@ -63,7 +63,7 @@ func Readjust(ctx context.Context, x Readjustment) (*Result, error) {
 	}
 	defer d.Close()
 	b, c := d.Bank(), d.Bank().Calibration()
-	if c == nil || x.K != b.K() && len(d.Parts()) > 1 {
+	if c == nil || x.K != b.K() && len(d.Info().Parts) > 1 {
 		return nil, fmt.Errorf("readjust release %s: %w", x.Release, ErrCannotReadjust)
 	}
 	alpha := max(x.Alpha, c.SmallestAlpha())

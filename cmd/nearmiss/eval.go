@@ -34,7 +34,7 @@ type evalCmd struct {
 	Others   string   `type:"existingdir" placeholder:"DIR" help:"With near, the set whose classes are the anomalies (default: the same set)."`
 	Train    int      `name:"train-limit" placeholder:"N" help:"Learn from at most this many images of a class."`
 	Test     int      `name:"test-limit" placeholder:"N" help:"Test on at most this many images of a class."`
-	Vary     []string `sep:"none" placeholder:"NAME=VALUE" help:"Measure with each value of an option in turn, which is named in the results; may be repeated. Numbers may be listed: k=1,2,5; also fakes, stop, per-normal, epochs, members, rate, fake-steps, score, symmetry, method and backbone."`
+	Vary     []string `sep:"none" placeholder:"NAME=VALUE" help:"Measure with each value of an option in turn, which is named in the results; may be repeated. Numbers may be listed: k=1,2,5; also fakes, stop, per-normal, epochs, members, rate, fake-steps, score, layer, coreset, statistic, symmetry, method and backbone."`
 	Out      string   `short:"o" type:"path" placeholder:"REPORT" help:"Also write a report: .html (one page with curves and the worst misses), .md or .jsonl."`
 	JSON     bool     `name:"json" help:"Print one JSON object for each method."`
 	tuneFlags
@@ -83,6 +83,8 @@ func (c *evalCmd) Run(ctx context.Context, o *output) error {
 	bar := o.progress("")
 	defer bar.close()
 	features := map[[2]string]*evaluate.Features{} // by backbone and symmetry
+	shared := &training.Shared{}                   // what other scores than class need
+	defer shared.Close()
 	var results []evaluate.Result
 	for _, v := range variants {
 		at := [2]string{v.Backbone, v.Symmetry}
@@ -99,7 +101,7 @@ func (c *evalCmd) Run(ctx context.Context, o *output) error {
 			f = evaluate.NewFeatures(embedAll(e))
 			features[at] = f
 		}
-		res, err := v.measure(ctx, o, embed, bar, run, f)
+		res, err := v.measure(ctx, o, embed, bar, run, f, shared)
 		if err != nil {
 			return err
 		}
@@ -122,8 +124,8 @@ func (c *evalCmd) Run(ctx context.Context, o *output) error {
 }
 
 // measure runs the protocol with one method.
-func (v *variant) measure(ctx context.Context, o *output, embed inference.EmbedOptions, bar *progress, run runProtocol, f *evaluate.Features) (*evaluate.Result, error) {
-	method, end, err := v.method(o, embed, bar, f)
+func (v *variant) measure(ctx context.Context, o *output, embed inference.EmbedOptions, bar *progress, run runProtocol, f *evaluate.Features, shared *training.Shared) (*evaluate.Result, error) {
+	method, end, err := v.method(o, embed, bar, f, shared)
 	if err != nil {
 		return nil, err
 	}
@@ -142,7 +144,7 @@ func (v *variant) measure(ctx context.Context, o *output, embed inference.EmbedO
 }
 
 // method is what is measured; end gives back what it holds.
-func (c *evalCmd) method(o *output, embed inference.EmbedOptions, bar *progress, f *evaluate.Features) (m evaluate.Method, end func(), err error) {
+func (c *evalCmd) method(o *output, embed inference.EmbedOptions, bar *progress, f *evaluate.Features, shared *training.Shared) (m evaluate.Method, end func(), err error) {
 	end = func() {}
 	if c.Method == string(training.KNN) && c.Score == string(training.ClassPart) {
 		return evaluate.KNN(f, c.K, nil), end, nil
@@ -161,7 +163,7 @@ func (c *evalCmd) method(o *output, embed inference.EmbedOptions, bar *progress,
 	plan.Progress = func(p training.Progress) {
 		bar.stage(stageText(p.Step, p.Loss, p.Frechet, p.Left), int64(p.Done), int64(p.Total))
 	}
-	m, err = training.ForEvaluation(plan, func(l training.Learning) {
+	m, err = training.ForEvaluation(plan, shared, func(l training.Learning) {
 		if plan.Method == training.FITYMI {
 			o.printGate(l)
 		}

@@ -13,6 +13,7 @@ func (b *builder) convnext(image *onnx.Value) Features {
 	s := b.m.Spec
 	x := b.conv(b.pixels(image), "stem.0", 4, 0)
 	x = b.channelNorm(x, "stem.1")
+	var f Features
 	for stage, n := range s.Blocks {
 		name := fmt.Sprintf("stages.%d.", stage)
 		if stage > 0 {
@@ -21,8 +22,12 @@ func (b *builder) convnext(image *onnx.Value) Features {
 		for i := range n {
 			x = b.convnextBlock(x, fmt.Sprintf("%sblocks.%d", name, i))
 		}
+		if stage+1 == b.o.Patches {
+			f.Patches = b.local(x)
+		}
 	}
-	return Features{Embedding: b.layerNorm(b.pool(x), "head.norm")}
+	f.Embedding = b.layerNorm(b.pool(x), "head.norm")
+	return f
 }
 
 func (b *builder) convnextBlock(x *onnx.Value, name string) *onnx.Value {

@@ -180,12 +180,20 @@ type ForwardOptions struct {
 	Dropout func(x *onnx.Value, site string) *onnx.Value
 	// Tokens computes Features.Tokens too.
 	Tokens bool
+	// Patches, above 0, computes Features.Patches after that many blocks of a
+	// transformer or stages of a convolutional network, at most Spec.Layers.
+	Patches int
 }
 
 // Features are the results of a forward pass.
 type Features struct {
 	Embedding *onnx.Value // float [N, D]
 	Tokens    *onnx.Value // float [N, T, D], nil unless asked for
+	// Patches, where asked for, are the means of each patch and its neighbours,
+	// scaled to length 1: float [N, P, E], rows of the image first. Grid is their
+	// number across and down.
+	Patches *onnx.Value
+	Grid    [2]int
 }
 
 // Forward appends the network to g. image is uint8 or float [N, S, S, 3] with
@@ -199,6 +207,9 @@ func (m *Model) Forward(g *onnx.Graph, image *onnx.Value, o ForwardOptions) (Fea
 		return Features{}, fmt.Errorf("build %s: this family has no tokens", m.Spec.Name())
 	}
 	b := &builder{m: m, g: g, o: o, used: map[string]*onnx.Value{}}
+	if err := b.checkPatches(); err != nil {
+		return Features{}, err
+	}
 	var f Features
 	switch m.Spec.Family {
 	case ViT, Hybrid:
@@ -210,6 +221,7 @@ func (m *Model) Forward(g *onnx.Graph, image *onnx.Value, o ForwardOptions) (Fea
 	default:
 		return Features{}, architectureError("family %q", m.Spec.Family)
 	}
+	f.Grid = b.grid
 	if b.err != nil {
 		return Features{}, b.err
 	}
@@ -225,6 +237,7 @@ type builder struct {
 	g    *onnx.Graph
 	o    ForwardOptions
 	used map[string]*onnx.Value
+	grid [2]int // of the patch vectors
 	err  error
 }
 

@@ -14,6 +14,7 @@ func (b *builder) resnet(image *onnx.Value) Features {
 	x := b.pixels(image)
 	x = g.Op("Relu", nil, b.batchNorm(b.conv(x, "conv1", 2, 3), "bn1"))
 	x = g.Op("MaxPool", onnx.Attrs{"kernel_shape": []int{3, 3}, "strides": []int{2, 2}, "pads": []int{1, 1, 1, 1}}, x)
+	var f Features
 	for stage, n := range s.Blocks {
 		for i := range n {
 			stride := 1
@@ -22,8 +23,12 @@ func (b *builder) resnet(image *onnx.Value) Features {
 			}
 			x = b.residual(x, fmt.Sprintf("layer%d.%d", stage+1, i), stride)
 		}
+		if stage+1 == b.o.Patches {
+			f.Patches = b.local(x)
+		}
 	}
-	return Features{Embedding: b.pool(x)}
+	f.Embedding = b.pool(x)
+	return f
 }
 
 // pool is the mean over the plane: [N, C, H, W] → [N, C].

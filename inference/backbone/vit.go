@@ -15,17 +15,26 @@ func (b *builder) vit(image *onnx.Value) Features {
 	s := b.m.Spec
 	x := b.drop(b.embed(image), "pos_drop") // [N, T, D]
 	x = b.reshape(x, -1, int64(s.Dim))
-	for i := range s.Depth {
-		last := i == s.Depth-1 && !b.o.Tokens
-		x = b.block(x, fmt.Sprintf("blocks.%d", i), last)
-	}
 	var f Features
+	all := b.o.Tokens || b.o.Patches == s.Depth // the last block computes every token
+	for i := range s.Depth {
+		last := i == s.Depth-1
+		x = b.block(x, fmt.Sprintf("blocks.%d", i), last && !all)
+		if i+1 == b.o.Patches && !last {
+			f.Patches = b.localTokens(x)
+		}
+	}
 	x = b.layerNorm(x, "norm")
-	if !b.o.Tokens {
+	if b.o.Patches == s.Depth {
+		f.Patches = b.localTokens(x)
+	}
+	if !all {
 		f.Embedding = x
 		return f
 	}
-	f.Tokens = b.reshape(x, -1, int64(s.Tokens()), int64(s.Dim))
+	if b.o.Tokens {
+		f.Tokens = b.reshape(x, -1, int64(s.Tokens()), int64(s.Dim))
+	}
 	f.Embedding = b.classToken(x)
 	return f
 }

@@ -123,6 +123,8 @@ type Part struct {
 	// Scale is what normals that are not in the bank score at the median: a part's
 	// ratio is its score divided by that. Above 0.
 	Scale float64 `json:"scale"`
+	// Weight is that of the ratio's logarithm among the scored parts'. Above 0.
+	Weight float64 `json:"weight"`
 
 	// Of patches: the grid, and after how many of the backbone's blocks they are
 	// taken.
@@ -275,6 +277,9 @@ func (p Part) validate(dim int) (errs []error) {
 	}
 	if p.Bank.K < 1 || p.Bank.Count < p.Bank.K {
 		fail("%d entries do not give %d neighbours", p.Bank.Count, p.Bank.K)
+	}
+	if !(p.Weight > 0) || math.IsInf(p.Weight, 0) {
+		fail("weight %v", p.Weight)
 	}
 	if !(p.Scale > 0) || math.IsInf(p.Scale, 0) || !(p.Radius >= 0) || math.IsInf(p.Radius, 0) {
 		fail("scale %v, radius %v", p.Scale, p.Radius)

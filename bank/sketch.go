@@ -1,0 +1,259 @@
+package bank
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"sync"
+
+	"github.com/viterin/vek/vek32"
+)
+
+// BlockEngine is a BatchEngine that can also tell which blocks of rows are worth
+// a look, by one matrix product of short rows. The Sketch index needs one.
+type BlockEngine interface {
+	BatchEngine
+	// PrepareBlocks takes n rows, row-major n×dim, n a multiple of block. They do
+	// not change until the searcher is closed.
+	PrepareBlocks(rows []float32, dim, block int) (BlockSearcher, error)
+}
+
+// BlockSearcher answers over the rows it was prepared with. It must be safe for
+// concurrent use.
+type BlockSearcher interface {
+	// Best gives, for each of m queries (row-major m×dim), the largest inner product
+	// with a row of each block: row-major m×(n/block).
+	Best(ctx context.Context, queries []float32) ([]float32, error)
+	Close() error
+}
+
+// sketched finds the nearest of many queries at once, for banks of patches. Every
+// row and query is described by a sketch: coordinates along the rows' main axes
+// and the length of what these leave over. The distance of two sketches is never
+// more than that of their vectors, and an engine computes it for all rows in a
+// third of the time of the whole distance. Only the blocks of rows with the least
+// sketch distance are then compared in full. What is found is exact where the
+// nearest row lies in one of these blocks; the recall gate measures how often.
+//
+// Without an engine, and for single queries, it searches exactly.
+type sketched struct {
+	*exact
+	blocks int // that are looked at in full
+
+	making sync.Mutex // guards made while rows.mu is held for reading
+	made   *sketch
+}
+
+// Numbers of a sketch: axes, the length of the rest, and a constant that carries
+// the rows' norms into the inner product.
+const (
+	blockRows    = 16
+	blockAxes    = 62
+	fewestBlocks = 8
+)
+
+// sketch describes the rows as they were when rows.changes was version.
+type sketch struct {
+	searcher BlockSearcher
+	version  uint64
+	mean     []float32
+	axes     [][]float32
+	dim      int
+}
+
+func newSketched(r *rows) *sketched { return &sketched{exact: &exact{rows: r}, blocks: fewestBlocks} }
+
+func (x *sketched) Kind() Kind { return Sketch }
+
+// SearchBatch implements Index.
+func (x *sketched) SearchBatch(ctx context.Context, queries []float32, k int) ([][]Neighbour, error) {
+	r := x.rows
+	r.mu.RLock()
+	m, err := countQueries(queries, r.dim)
+	for i := 0; err == nil && i < m; i++ {
+		if err = r.checkQuery(queries[i*r.dim:(i+1)*r.dim], k); err != nil {
+			err = fmt.Errorf("query %d of %d: %w", i, m, err)
+		}
+	}
+	if err == nil {
+		k = min(k, r.len())
+	}
+	engine, ok := r.engine.(BlockEngine)
+	// Where as many rows are looked at as there are, exact search is as fast.
+	if err != nil || !ok || m < engineQueries || k < 1 || k > blockRows || 2*x.blocks*blockRows >= r.len() {
+		r.mu.RUnlock()
+		if err != nil {
+			return nil, err
+		}
+		return x.exact.SearchBatch(ctx, queries, k)
+	}
+	defer r.mu.RUnlock()
+	out, err := x.search(ctx, engine, queries, k)
+	if err == nil || ctx.Err() != nil {
+		return out, err
+	}
+	r.warn(err)
+	return r.loopBatch(ctx, queries, k)
+}
+
+// search answers through the engine. The caller holds rows.mu for reading.
+func (x *sketched) search(ctx context.Context, engine BlockEngine, queries []float32, k int) ([][]Neighbour, error) {
+	s, err := x.prepare(ctx, engine)
+	if err != nil {
+		return nil, fmt.Errorf("sketch the bank: %w", err)
+	}
+	r := x.rows
+	m := len(queries) / r.dim
+	sketches, lengths := make([]float32, m*s.dim), make([]float32, m)
+	parallel(ctx, m, func() func(int) {
+		scratch := make([]float32, r.dim)
+		return func(i int) {
+			lengths[i] = s.describe(sketches[i*s.dim:(i+1)*s.dim], queries[i*r.dim:(i+1)*r.dim], scratch)
+			sketches[(i+1)*s.dim-1] = 1
+		}
+	})
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	best, err := s.searcher.Best(ctx, sketches)
+	if err != nil {
+		return nil, fmt.Errorf("search the sketches: %w", err)
+	}
+	blocks := (r.len() + blockRows - 1) / blockRows
+	if len(best) != m*blocks {
+		return nil, fmt.Errorf("search the sketches: got %d products, want %d×%d", len(best), m, blocks)
+	}
+	out := make([][]Neighbour, m)
+	parallel(ctx, m, func() func(int) {
+		var n nearest
+		top := make([]candidate, 0, x.blocks+1)
+		var squares [blockRows]float32
+		return func(i int) {
+			top = largest(top[:0], best[i*blocks:(i+1)*blocks], x.blocks)
+			q := queries[i*r.dim : (i+1)*r.dim]
+			n.reset(k+slack, r.ids)
+			for _, b := range top {
+				// No row of this block, nor of those after it, is nearer than this.
+				least := lengths[i] - 2*b.distance
+				if len(n.items) >= k && least-lengths[i]*sketchError > n.items[k-1].distance {
+					break
+				}
+				from := int(b.row) * blockRows
+				count := min(blockRows, r.len()-from)
+				squaredL2Rows(q, r.data[from*r.dim:], countUp[:count], squares[:count])
+				for j, d := range squares[:count] {
+					if d <= n.worst() {
+						n.offer(uint32(from+j), d)
+					}
+				}
+			}
+			out[i] = r.finish(q, n.items, k)
+		}
+	})
+	return out, ctx.Err()
+}
+
+// sketchError bounds, relative to the query's squared length, what rounding may
+// add to the distance of two sketches.
+const sketchError = 1e-4
+
+// largest puts the places of the most largest values into top, largest first.
+func largest(top []candidate, values []float32, most int) []candidate {
+	least := float32(math.Inf(-1))
+	for b, v := range values {
+		if len(top) == most && v <= least {
+			continue
+		}
+		i := len(top)
+		for i > 0 && top[i-1].distance < v {
+			i--
+		}
+		if len(top) < most {
+			top = append(top, candidate{})
+		}
+		copy(top[i+1:], top[i:])
+		top[i] = candidate{distance: v, row: uint32(b)}
+		least = top[len(top)-1].distance
+	}
+	return top
+}
+
+// prepare sketches the rows unless that is done. The caller holds rows.mu for
+// reading.
+func (x *sketched) prepare(ctx context.Context, engine BlockEngine) (*sketch, error) {
+	x.making.Lock()
+	defer x.making.Unlock()
+	r := x.rows
+	if x.made != nil && x.made.version == r.changes {
+		return x.made, nil
+	}
+	if err := x.drop(); err != nil {
+		return nil, err
+	}
+	s := &sketch{version: r.changes}
+	// A sketch of all dimensions is the vector itself, turned.
+	axes := min(blockAxes, r.dim)
+	mean, q := mainAxes(ctx, r.data, r.dim, axes, 0)
+	for _, a := range append([][]float64{mean}, q...) {
+		short := make([]float32, len(a))
+		for j, v := range a {
+			short[j] = float32(v)
+		}
+		s.axes = append(s.axes, short)
+	}
+	s.mean, s.axes, s.dim = s.axes[0], s.axes[1:], axes+2
+	blocks := (r.len() + blockRows - 1) / blockRows
+	sketches := make([]float32, blocks*blockRows*s.dim)
+	parallel(ctx, blocks*blockRows, func() func(int) {
+		scratch := make([]float32, r.dim)
+		return func(i int) {
+			to := sketches[i*s.dim : (i+1)*s.dim]
+			if i >= r.len() {
+				to[s.dim-1] = -math.MaxFloat32 / 4 // no row
+				return
+			}
+			// ‖q − v‖² ≥ ‖q‖² + ‖v‖² − 2 (sketch of q)·(sketch of v), of which the part that
+			// depends on v is −2 times the product.
+			norm := s.describe(to, r.at(uint32(i)), scratch)
+			to[s.dim-1] = -norm / 2
+		}
+	})
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	var err error
+	if s.searcher, err = engine.PrepareBlocks(sketches, s.dim, blockRows); err != nil {
+		return nil, err
+	}
+	x.made = s
+	r.preparing.Lock()
+	defer r.preparing.Unlock()
+	r.sketches = x
+	return s, nil
+}
+
+// describe writes the sketch of v but its last number, and returns the squared
+// length of v − mean.
+func (s *sketch) describe(to, v, scratch []float32) float32 {
+	vek32.Sub_Into(scratch, v, s.mean)
+	all := vek32.Dot(scratch, scratch)
+	rest := all
+	for j, a := range s.axes {
+		y := vek32.Dot(scratch, a)
+		to[j] = y
+		rest -= y * y
+	}
+	to[len(s.axes)] = float32(math.Sqrt(float64(max(0, rest))))
+	return all
+}
+
+// drop gives back what the engine holds. The caller holds making or rows.mu for
+// writing.
+func (x *sketched) drop() error {
+	if x.made == nil {
+		return nil
+	}
+	s := x.made
+	x.made = nil
+	return s.searcher.Close()
+}
