@@ -26,6 +26,7 @@ func (*normalsCmd) Help() string {
 		"nearmiss normals add bolts pictures/good",
 		"nearmiss normals add bolts --from-frames 500",
 		"nearmiss normals add bolts --anomaly pictures/scratched",
+		"nearmiss normals export bolts look --thumbnail 160",
 		"nearmiss normals remove bolts 17 18",
 	)
 }
@@ -148,10 +149,11 @@ func (c *normalsListCmd) Run(ctx context.Context, o *output) error {
 }
 
 type normalsExportCmd struct {
-	Detector  string `arg:"" help:"Detector whose normals are meant."`
-	Dir       string `arg:"" type:"path" help:"Folder to write to."`
-	Anomalies bool   `help:"Export the labelled anomalies instead."`
-	Thumbnail int    `placeholder:"PIXELS" help:"Write JPEG thumbnails with this longer side instead of the images themselves."`
+	Detector  string   `arg:"" help:"Detector whose normals are meant."`
+	Dir       string   `arg:"" type:"path" help:"Folder to write to."`
+	Numbers   []uint64 `arg:"" optional:"" help:"Numbers of the images, as list shows them (default: all)."`
+	Anomalies bool     `help:"Export the labelled anomalies instead."`
+	Thumbnail int      `placeholder:"PIXELS" help:"Write JPEG thumbnails with this longer side instead of the images themselves."`
 	serverFlags
 }
 
@@ -164,7 +166,7 @@ func (c *normalsExportCmd) Run(ctx context.Context, o *output) error {
 	}
 	return withNormals(c.serverFlags, o, func(s *stream.Normals) error {
 		count := 0
-		_, err := s.Replay(ctx, c.Detector, c.Anomalies, true, func(n stream.Normal) error {
+		write := func(n stream.Normal) error {
 			data, ext := n.Image, stream.ImageExtension(n.Image)
 			if c.Thumbnail > 0 {
 				img, err := imaging.Decode(n.Image, imaging.Limits{})
@@ -179,11 +181,22 @@ func (c *normalsExportCmd) Run(ctx context.Context, o *output) error {
 			}
 			count++
 			return os.WriteFile(filepath.Join(c.Dir, fmt.Sprintf("%08d%s", n.Sequence, ext)), data, 0o644)
-		})
-		if err != nil {
-			return err
 		}
-		_, err = fmt.Fprintf(o.Out, "wrote %d images to %s, named by their numbers\n", count, c.Dir)
+		if len(c.Numbers) == 0 {
+			if _, err := s.Replay(ctx, c.Detector, c.Anomalies, true, write); err != nil {
+				return err
+			}
+		}
+		for _, number := range c.Numbers {
+			n, err := s.Get(ctx, c.Detector, number)
+			if err == nil {
+				err = write(n)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		_, err := fmt.Fprintf(o.Out, "wrote %d images to %s, named by their numbers\n", count, c.Dir)
 		return err
 	})
 }
