@@ -124,6 +124,7 @@ func (l *lesson) generate(ctx context.Context, i int, r *FakesReport) (fit, held
 	inputs := []any{o, r.Count, r.HeldOut} // runtime handles carry no JSON
 	var m sde.Manifest
 	dir, err := l.step(name, inputs, &m, func(dir string) error {
+		l.tell(name+": prepare", 0, 0)
 		e, err := inference.NewEmbedder(l.Backbone, inference.EmbedOptions{Device: l.Device, Threads: l.Threads, Limits: l.Limits, View: l.View})
 		if err != nil {
 			return err

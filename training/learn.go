@@ -259,6 +259,7 @@ func (l *lesson) finetune(ctx context.Context, i int) error {
 	name := fmt.Sprintf("finetune-%d", i+1)
 	m := Member{Seed: recipe.Seed}
 	dir, err := l.step(name, []any{recipe, l.fakes.key, t.Match, t.Probe}, &m, func(dir string) error {
+		l.tell(name, 0, 0) // the graph of its gradients takes a while
 		res, err := finetune.Run(ctx, finetune.Config{
 			Backbone: l.Backbone, Out: filepath.Join(dir, tunedFile),
 			Normals: l.matched(l.fit), Fakes: l.fakes.fit,

@@ -114,7 +114,7 @@ type Plan struct {
 // Progress is how far a run is.
 type Progress struct {
 	Step        string
-	Done, Total int
+	Done, Total int // 0 of 0: it begins
 	// Loss, where the step has one, is the mean of its last chunk; finite.
 	Loss *float64
 	// Frechet is the last point of a generator's curve, the Fréchet distance of its
