@@ -32,7 +32,7 @@ func quick(t testing.TB, sources string) *Tuning {
 	if tune.Sources, err = ParseSources(sources); err != nil {
 		t.Fatal(err)
 	}
-	tune.Members, tune.Recipe.Epochs, tune.Recipe.Batch, tune.LeastSteps = 2, 1, 8, 0
+	tune.PerNormal, tune.Members, tune.Recipe.Epochs, tune.Recipe.Batch, tune.LeastSteps = 2, 2, 1, 8, 0
 	tune.Gate.Resamples, tune.Gate.Strengths = 100, []float64{0.5}
 	tune.Gate.Kinds = []corrupt.Kind{"swirl", "shade", "tint"}
 	return &tune

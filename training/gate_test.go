@@ -31,7 +31,7 @@ func scoresOf(base *rand.Rand, n int, shift, noise float64) func(r *rand.Rand) e
 }
 
 func TestGateSeldomPublishesWhatIsNoBetter(t *testing.T) {
-	g := defaultGate()
+	g := defaultGate().forSources([]Source{{Kind: "warp"}})
 	g.Resamples = 200
 	passed := 0
 	const trials = 200
@@ -47,6 +47,37 @@ func TestGateSeldomPublishesWhatIsNoBetter(t *testing.T) {
 	// with so few normals.
 	if share := float64(passed) / trials; share > 0.16 {
 		t.Errorf("%.0f %% of useless candidates pass", 100*share)
+	}
+}
+
+func TestGateSeldomPublishesWhatLosesMoreThanTheMargin(t *testing.T) {
+	g := defaultGate()
+	g.Resamples = 200
+	lost, same := 0, 0
+	const trials = 200
+	for trial := range uint64(trials) {
+		r := rand.New(rand.NewPCG(7, trial))
+		// Anomalies 0.3 lower: the AUROC falls by about 0.07.
+		frozen := scoresOf(r, 40, 1, 0.1)
+		before := frozen(r)
+		after := frozen(r)
+		if _, best := g.judge(before, []string{"a"}, []float64{1}, []evidence{after}, trial); best >= 0 {
+			same++
+		}
+		for _, scores := range after.anomalies {
+			for i := range scores {
+				scores[i] -= 0.3
+			}
+		}
+		if _, best := g.judge(before, []string{"a"}, []float64{1}, []evidence{after}, trial); best >= 0 {
+			lost++
+		}
+	}
+	if share := float64(lost) / trials; share > 0.1 {
+		t.Errorf("%.0f %% of candidates that lose more than the margin pass", 100*share)
+	}
+	if share := float64(same) / trials; share < 0.9 {
+		t.Errorf("only %.0f %% of candidates that are as good pass", 100*share)
 	}
 }
 
@@ -84,7 +115,7 @@ func TestGateHoldsBack(t *testing.T) {
 		}
 		return out
 	}
-	g := defaultGate()
+	g := defaultGate().forSources(nil)
 	for name, c := range map[string]struct {
 		frozen, tuned evidence
 		off           bool
@@ -151,7 +182,7 @@ func TestGateRefusesWhatMakesOneKindHarder(t *testing.T) {
 		tuned.anomalies["warp"] = append(tuned.anomalies["warp"], frozen.anomalies["warp"][i]+6)
 		tuned.anomalies["swirl"] = append(tuned.anomalies["swirl"], frozen.anomalies["swirl"][i]-0.7)
 	}
-	v, best := defaultGate().judge(frozen, []string{"a"}, []float64{1}, []evidence{tuned}, 1)
+	v, best := defaultGate().forSources(nil).judge(frozen, []string{"a"}, []float64{1}, []evidence{tuned}, 1)
 	if best >= 0 || v.Candidates[0].Low <= 0 || len(v.Candidates[0].Harder) != 1 || v.Candidates[0].Harder[0] != "swirl" {
 		t.Errorf("%+v", v)
 	}

@@ -304,7 +304,7 @@ func (l *lesson) choose(ctx context.Context) (string, error) {
 	for _, path := range l.tuned {
 		members = append(members, filepath.Base(filepath.Dir(path)))
 	}
-	const version = 3 // of how the gate judges
+	const version = 4 // of how the gate judges
 	inputs := []any{version, l.Tuning.Gate, l.Tuning.Gate.kinds(l.Tuning.Sources), l.Parts, l.Patches, l.K, members, l.fakes.key, real, l.Symmetry}
 	dir, err := l.step("gate", inputs, &c, func(dir string) (err error) {
 		c, err = l.gate(ctx, dir)
@@ -349,7 +349,7 @@ func (l *lesson) gate(ctx context.Context, dir string) (choice, error) {
 		names, candidates = append(names, name), append(candidates, combined(x.ofParts(l.Parts, frozen)))
 		l.tell("gate", i+2, len(blends)+1)
 	}
-	v, best := g.judge(base, describe(blends, len(l.tuned)), blends, candidates, l.Seed)
+	v, best := g.forSources(l.Tuning.Sources).judge(base, describe(blends, len(l.tuned)), blends, candidates, l.Seed)
 	c := choice{Verdict: v}
 	if best >= 0 {
 		c.Model = names[best]
