@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -91,6 +92,9 @@ func childBroker(ctx context.Context, log zerolog.Logger) int {
 type stepping int
 
 func (n stepping) Train(ctx context.Context, task *stream.Task) (stream.TrainResult, error) {
+	if n < 0 {
+		return stream.TrainResult{}, n.die(ctx, task)
+	}
 	step := 0
 	if task.Checkpoint != "" {
 		b, err := os.ReadFile(task.Checkpoint)
@@ -114,6 +118,18 @@ func (n stepping) Train(ctx context.Context, task *stream.Task) (stream.TrainRes
 	}
 	out := filepath.Join(task.Dir, "release")
 	return stream.TrainResult{Dir: out}, makeRelease(out, fake{Name: task.DataDigest})
+}
+
+// die saves what it has, the same each time, and kills its process.
+func (stepping) die(ctx context.Context, task *stream.Task) error {
+	dir := filepath.Join(task.Dir, "steps")
+	if _, err := task.RestoreFolder(dir); err != nil {
+		return err
+	}
+	if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "seed"), []byte("7"), 0o644), task.SaveFolder(ctx, dir)); err != nil {
+		return err
+	}
+	return syscall.Kill(os.Getpid(), syscall.SIGKILL)
 }
 
 func (stepping) Extend(context.Context, *stream.Task) (stream.TrainResult, error) {
@@ -295,5 +311,55 @@ func TestAKilledBrokerLosesNoFrameAndRepeatsNoEvent(t *testing.T) {
 		if n != 1 {
 			t.Errorf("frame %s has %d events", id, n)
 		}
+	}
+}
+
+// TestAJobThatKillsItsTrainersEndsInTheDeadLetters starts trainer after trainer.
+func TestAJobThatKillsItsTrainersEndsInTheDeadLetters(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	r.detector(stream.Detector{Name: "bolts"})
+	if _, err := stream.OpenNormals(r.js, r.names).Add(t.Context(), stream.Normal{Detector: "bolts", Image: image(0.1)}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.jobs().Request(t.Context(), stream.TrainRequest{Job: "poison", Detector: "bolts", Promote: true}); err != nil {
+		t.Fatal(err)
+	}
+	died := 0
+	ended := make(chan stream.Job, 1)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	jobs := r.jobs()
+	go func() {
+		j, _ := jobs.Wait(ctx, "poison", nil)
+		ended <- j
+	}()
+	for over := false; !over; {
+		p := r.process("trainer", "NEARMISS_TEST_STEPS=-1")
+		gone := make(chan struct{})
+		go func() {
+			_ = p.cmd.Wait()
+			close(gone)
+		}()
+		select {
+		case <-gone:
+			died++
+		case j := <-ended:
+			over = true
+			if j.State != stream.JobFailed || j.Code != stream.CodeTraining || !strings.Contains(j.Error, "its trainer died each time") {
+				t.Errorf("%+v", j)
+			}
+			if err := p.cmd.Process.Signal(os.Interrupt); err != nil {
+				t.Error(err)
+			}
+			<-gone
+		}
+	}
+	// The first saved a checkpoint, which began a new count.
+	if died != 6 {
+		t.Errorf("%d trainers died, want 6", died)
+	}
+	dead, err := stream.DeadLetters(t.Context(), r.js, r.names, 0)
+	if err != nil || len(dead) != 1 || dead[0].Code != stream.CodeTraining {
+		t.Errorf("%+v, %v", dead, err)
 	}
 }
