@@ -62,6 +62,7 @@ type backboneImportCmd struct {
 	Out           string    `short:"o" required:"" type:"path" placeholder:"FILE.onnx" help:"The backbone that is written."`
 	Size          int       `placeholder:"PX" help:"Side of the square input (default: what the weights were made for)."`
 	Resize        int       `placeholder:"PX" help:"Shorter side before the crop (default: the family's)."`
+	Squash        bool      `help:"See the whole image, squeezed into the square, instead of the square in its middle: for defects at the edges of long images."`
 	Interpolation string    `enum:",bilinear,bicubic" default:"" help:"How images are resized: bilinear or bicubic (default: the family's)."`
 	Mean          []float64 `placeholder:"R,G,B" help:"Mean of the samples, 0..1 (default: the family's)."`
 	Std           []float64 `placeholder:"R,G,B" help:"Standard deviation of the samples."`
@@ -91,7 +92,10 @@ func (c *backboneImportCmd) Run(o *output) error {
 	if err := triple(c.Std, &opts.Std); err != nil {
 		return usageError{fmt.Errorf("--std: %w", err)}
 	}
-	if c.Resize != 0 || c.Interpolation != "" {
+	if c.Squash && c.Resize != 0 {
+		return usageError{errors.New("--squash has no use for --resize")}
+	}
+	if c.Resize != 0 || c.Interpolation != "" || c.Squash {
 		r, err := backbone.Inspect(c.File)
 		if err != nil {
 			return err
@@ -103,6 +107,9 @@ func (c *backboneImportCmd) Run(o *output) error {
 		}
 		if c.Resize != 0 {
 			pre.Resize = c.Resize
+		}
+		if c.Squash {
+			pre.Squash, pre.Resize = true, 0
 		}
 		if c.Interpolation != "" {
 			pre.Interpolation = imaging.Interpolation(c.Interpolation)

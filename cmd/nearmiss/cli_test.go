@@ -196,3 +196,17 @@ func TestEvalReproducesTheKnownFigures(t *testing.T) {
 		}
 	}
 }
+
+func TestABackboneMaySeeTheWholeImage(t *testing.T) {
+	whole := filepath.Join(t.TempDir(), "whole.onnx")
+	program(t, 0, "backbone", "import", randomModel(t), "--squash", "--out", whole)
+	text, _ := program(t, 0, "backbone", "inspect", whole, "--json")
+	var got struct{ Preprocess struct{ Squash bool } }
+	if err := json.Unmarshal([]byte(text), &got); err != nil || !got.Preprocess.Squash {
+		t.Errorf("%s, %v", text, err)
+	}
+	_, errs := program(t, exitUsage, "backbone", "import", whole, "--squash", "--resize", "300", "--out", whole+"2")
+	if !strings.Contains(errs, "--squash") {
+		t.Error(errs)
+	}
+}

@@ -134,7 +134,11 @@ func panels(run evaluate.Run, s shown, o HeatmapOptions) ([]*imaging.Image, erro
 		outline(heat, inside)
 		return []*imaging.Image{heat}, nil
 	}
-	over, err := m.Overlay(frame, m.Find(8), o.Side)
+	regions := m.Find(8)
+	if !s.Anomalous { // the hottest place of a normal image means nothing
+		regions = slices.DeleteFunc(regions, func(r heatmap.Region) bool { return r.Faint })
+	}
+	over, err := m.Overlay(frame, regions, o.Side)
 	if err != nil {
 		return nil, err
 	}
