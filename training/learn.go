@@ -304,8 +304,8 @@ func (l *lesson) choose(ctx context.Context) (string, error) {
 	for _, path := range l.tuned {
 		members = append(members, filepath.Base(filepath.Dir(path)))
 	}
-	const version = 4 // of how the gate judges
-	inputs := []any{version, l.Tuning.Gate, l.Tuning.Gate.kinds(l.Tuning.Sources), l.Parts, l.Patches, l.K, members, l.fakes.key, real, l.Symmetry}
+	const version = 5 // of how the gate judges
+	inputs := []any{version, l.Tuning.Gate, l.Tuning.Gate.kinds(l.Tuning.Sources), l.Parts, l.Patches, l.K, members, l.fakes.key, real}
 	dir, err := l.step("gate", inputs, &c, func(dir string) (err error) {
 		c, err = l.gate(ctx, dir)
 		return err
@@ -373,7 +373,8 @@ func describe(blends []float64, members int) []string {
 	return out
 }
 
-// sit examines a network's parts.
+// sit examines a network's parts on single images: averaged over symmetries, the
+// many spoilt normals would take up to eight times as long.
 func (l *lesson) sit(ctx context.Context, dir, network string, parts []Part) (_ exam, err error) {
 	if len(parts) == 0 {
 		return exam{}, nil
@@ -390,7 +391,9 @@ func (l *lesson) sit(ctx context.Context, dir, network string, parts []Part) (_ 
 		}
 		s.layer = layer
 	}
-	k, err := l.open(file, network, s)
+	single := l.Plan
+	single.Symmetry = imaging.NoSymmetry
+	k, err := single.open(file, network, s)
 	if err != nil {
 		return nil, err
 	}
