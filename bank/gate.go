@@ -234,7 +234,7 @@ func (b *Bank) measure(ctx context.Context, index Index, queries []float32, r *R
 		r.EfSearch = x.o.EfSearch
 		r.GraphBytes = int64(4 * len(x.encode()))
 	case *sketched:
-		if err := widen(&x.blocks, 4*fewestBlocks); err != nil {
+		if err := widen(&x.blocks, mostBlocks); err != nil {
 			return err
 		}
 		r.Blocks = x.blocks

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sort"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -52,7 +53,7 @@ func (r Region) validate(what string) error {
 }
 
 // Detector is the configuration of one inspection task. What is learnt with
-// (backbone, method, profile, region, mask) is used by the next training and
+// (backbone, method, profile, score, region, mask) is used by the next training and
 // travels in its release; k and the false-alarm rate, too, or in a release that
 // [TrainRequest] calls readjusted. The rest acts at once.
 type Detector struct {
@@ -62,6 +63,7 @@ type Detector struct {
 	Backbone       string   `json:"backbone,omitempty"`         // model that the trainer begins with; empty: the trainer's own
 	Method         string   `json:"method,omitempty"`           // knn or fitymi; default knn
 	Profile        string   `json:"profile,omitempty"`          // training profile; empty: the method's default
+	Score          string   `json:"score,omitempty"`            // what scores are made of: class, pooled, patch, both, several joined by +, or auto; default class
 	K              int      `json:"k,omitempty"`                // nearest normals that are summed; default 2
 	FalseAlarmRate float64  `json:"false_alarm_rate,omitempty"` // share of normals above the threshold; default 0.01
 	Region         *Region  `json:"region,omitempty"`           // only this part of the image is looked at
@@ -127,6 +129,7 @@ func (d Detector) Validate() error {
 		}
 	}
 	bad(!ValidToken(c.Method), "method %q: use knn or fitymi", d.Method)
+	bad(strings.Trim(d.Score, "abcdefghijklmnopqrstuvwxyz-+") != "" || len(d.Score) > 100, "score %q: use class, pooled, patch, both, several joined by +, or auto", d.Score)
 	bad(c.K < 1 || c.K > 1000, "k %d: use 1 to 1000", d.K)
 	bad(!(c.FalseAlarmRate > 0 && c.FalseAlarmRate < 1), "false-alarm rate %g: use a share between 0 and 1", d.FalseAlarmRate)
 	bad(c.Policy != PolicyLossless && c.Policy != PolicyLive, "policy %q: use %s or %s", d.Policy, PolicyLossless, PolicyLive)

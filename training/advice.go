@@ -48,6 +48,7 @@ var candidateScores = [][]Part{
 const adviceNormals = 40
 
 const (
+	adviceStrength   = 0.5
 	adviceDraws      = 1000
 	adviceConfidence = 0.9
 )
@@ -61,7 +62,7 @@ func (l *lesson) advise(ctx context.Context, k *look, have *known) (*Advice, err
 	}
 	at := *l
 	t := *l.Tuning
-	t.Gate.Most = min(t.Gate.Most, adviceNormals)
+	t.Gate.Most, t.Gate.Strengths = min(t.Gate.Most, adviceNormals), []float64{adviceStrength}
 	at.Tuning = &t
 	x, err := at.examine(ctx, k, parts, have, true)
 	if err != nil {

@@ -334,7 +334,7 @@ func (f *fitting) weigh(ctx context.Context) (map[Part]mark, *Advice, error) {
 
 // compareOnly tunes nothing: normals are only compared with others.
 func compareOnly() *Tuning {
-	return &Tuning{Stopping: DefaultHeldOut, Gate: Gate{Strengths: []float64{0.3, 0.7}, Least: 1, Most: math.MaxInt}}
+	return &Tuning{Stopping: DefaultHeldOut, Gate: Gate{Strengths: []float64{adviceStrength}, Least: 1, Most: math.MaxInt}}
 }
 
 // finish makes the banks, calibrates them and writes the release.

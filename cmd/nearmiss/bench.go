@@ -23,6 +23,7 @@ import (
 // benchCmd measures speed on this machine. Nothing in the tests depends on it.
 type benchCmd struct {
 	Embed  benchEmbedCmd  `cmd:"" help:"Images a second: decode, preprocess, the model alone, and the whole way."`
+	Score  benchScoreCmd  `cmd:"" help:"Images a second from file to verdict, of one release against others."`
 	Bank   benchBankCmd   `cmd:"" help:"Recall, queries a second and build time of the bank's indexes."`
 	Stream benchStreamCmd `cmd:"" help:"Frames a second through a broker with a scorer that does nothing."`
 	Train  benchTrainCmd  `cmd:"" help:"Seconds of a training step, against those of its forward pass."`
@@ -82,7 +83,7 @@ func (c *benchEmbedCmd) Run(ctx context.Context, o *output) error {
 	return err
 }
 
-func (c *benchEmbedCmd) files() ([][]byte, error) {
+func (c benchEmbedCmd) files() ([][]byte, error) {
 	var files [][]byte
 	if len(c.Images) == 0 {
 		s, err := synthetic.New(synthetic.Cells, 1, synthetic.Options{})

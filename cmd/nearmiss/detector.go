@@ -14,6 +14,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/registry"
+	"github.com/nearmiss/nearmiss/training"
 )
 
 type detectorCmd struct {
@@ -38,6 +39,7 @@ type detectorFlags struct {
 	Backbone       *string        `placeholder:"FILE.onnx" help:"Model to begin with, a file that the trainers can read (default: the trainer's own)."`
 	Method         *string        `placeholder:"M" help:"How it learns: knn or fitymi (default knn)."`
 	Profile        *string        `placeholder:"P" help:"Training profile (default: the method's own)."`
+	Score          *string        `placeholder:"PARTS" help:"What scores are made of: class, pooled, patch, both, several joined by +, or auto, which compares some on spoilt normals (default class)."`
 	K              *int           `name:"k" placeholder:"N" help:"Nearest normals whose distances are summed (default 2)."`
 	FalseAlarmRate *float64       `placeholder:"SHARE" help:"Share of normal images that may be called anomalous (default 0.01)."`
 	Region         *string        `placeholder:"X,Y,W,H" help:"Look at this part of the image only, in fractions of its width and height; empty for all of it."`
@@ -61,6 +63,7 @@ func (f detectorFlags) apply(d *stream.Detector) error {
 	give(&d.Backbone, f.Backbone)
 	give(&d.Method, f.Method)
 	give(&d.Profile, f.Profile)
+	give(&d.Score, f.Score)
 	give(&d.K, f.K)
 	give(&d.FalseAlarmRate, f.FalseAlarmRate)
 	give(&d.Policy, f.Policy)
@@ -73,6 +76,11 @@ func (f detectorFlags) apply(d *stream.Detector) error {
 	give((*time.Duration)(&d.CoolDown), f.CoolDown)
 	give((*time.Duration)(&d.Retention), f.Retention)
 	give((*time.Duration)(&d.RetrainEvery), f.RetrainEvery)
+	if f.Score != nil {
+		if _, _, err := training.ParseScore(*f.Score); err != nil {
+			return usageError{err}
+		}
+	}
 	if f.Evidence != nil {
 		d.NoEvidence = !*f.Evidence
 	}
@@ -241,7 +249,7 @@ type detectorSetCmd struct {
 }
 
 func (*detectorSetCmd) Help() string {
-	return "What is learnt with (backbone, method, profile, region, mask) is used by the next training. The rest acts at once; k and the false-alarm rate do so in a new release of the same model, which a trainer makes without training."
+	return "What is learnt with (backbone, method, profile, score, region, mask) is used by the next training. The rest acts at once; k and the false-alarm rate do so in a new release of the same model, which a trainer makes without training."
 }
 
 func (c *detectorSetCmd) Run(ctx context.Context, o *output) error {

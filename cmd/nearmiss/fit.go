@@ -23,6 +23,7 @@ type fitCmd struct {
 	HeldOut   float64  `name:"held-out" default:"0.2" help:"Share of the normals that sets the threshold and stays out of the bank."`
 	Seed      *uint64  `placeholder:"N" help:"Draws the held-out images (default: another one every time; the release records it)."`
 	Anomalies []string `type:"existingpath" placeholder:"DIR" help:"Real anomalies that fitymi's gate is to judge by; nothing is learnt from them."`
+	Advice    bool     `negatable:"" default:"true" help:"Compare several scores on spoilt normals and say which fits (default yes)."`
 	Index     string   `enum:"auto,exact,hnsw,coder" default:"auto" help:"The bank's index: ${enum}; auto is exact for fewer than 50,000 images."`
 	JSON      bool     `name:"json" help:"Print one JSON object."`
 	tuneFlags
@@ -79,7 +80,7 @@ func (c *fitCmd) Run(ctx context.Context, o *output) error {
 	bar := o.progress("embedding")
 	plan.Detector, plan.Normals, plan.Backbone, plan.Out = c.Detector, imagePaths(paths), c.Backbone, c.Out
 	plan.K, plan.Alpha, plan.Settle, plan.HeldOut = c.K, c.Alpha, c.Alpha == 0, c.HeldOut
-	plan.Seed, plan.Index = seed, bank.Kind(c.Index)
+	plan.Seed, plan.Index, plan.Advise = seed, bank.Kind(c.Index), c.Advice
 	plan.Device, plan.Threads, plan.Tool, plan.Log = embed.Device, embed.Threads, "nearmiss "+version, o.Log
 	plan.Progress = func(p training.Progress) {
 		bar.stage(stageText(p.Step, p.Loss, p.Frechet, p.Left), int64(p.Done), int64(p.Total))
@@ -101,6 +102,7 @@ func (c *fitCmd) Run(ctx context.Context, o *output) error {
 	if res.Published == "tuned" {
 		fmt.Fprintln(o.Err, "the fine-tuned backbone is published:", res.Reason)
 	}
+	o.printAdvice(res)
 	_, err = fmt.Fprintf(o.Out, "%s: %d normals in the bank, %d held out, %.1f s\nscores above %.4g are anomalous (false-alarm rate %.3g %%)\nrelease %s\n",
 		res.Release, res.Bank, res.HeldOut, res.Seconds, res.Threshold, 100*res.Alpha, res.Digest)
 	return err

@@ -142,6 +142,24 @@ func (o *output) printGate(l training.Learning) {
 	fmt.Fprint(o.Err, b.String())
 }
 
+// printAdvice says which score fits, for people.
+func (o *output) printAdvice(r *training.Result) {
+	a := r.Advice
+	if a == nil || len(a.Scores) < 2 {
+		return
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "advised score: %s (%.0f %% sure): %s\n", a.Choice, 100*a.Sure, a.Reason)
+	for _, s := range a.Scores {
+		fmt.Fprintf(&b, "  %-14s mean AUROC %.1f %% (%.1f to %.1f) on %d normals and %d ways to spoil them\n",
+			s.Score, 100*s.AUROC, 100*s.Low, 100*s.High, a.Normals, len(a.Kinds))
+	}
+	if a.Choice != r.Score {
+		fmt.Fprintf(&b, "  this release scores on %s; --score %s or --score auto takes the advice\n", r.Score, a.Choice)
+	}
+	fmt.Fprint(o.Err, b.String())
+}
+
 // imagePaths makes images of files.
 func imagePaths(paths []string) []training.Image {
 	out := make([]training.Image, len(paths))

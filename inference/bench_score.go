@@ -1,0 +1,95 @@
+package inference
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// ScoreBench is the speed of one release from file to verdict.
+type ScoreBench struct {
+	Release string   `json:"release"` // its folder
+	Parts   []string `json:"parts"`   // of the score
+	Banks   []int    `json:"entries"` // of each of its banks
+	Recall  *float64 `json:"recall,omitempty"`
+	Rate
+	// Time and CPU are how much longer an image takes than with the first release,
+	// by the wall clock and by processor time, which a busy machine disturbs less; 0
+	// where that is unknown.
+	Time float64 `json:"time_ratio"`
+	CPU  float64 `json:"cpu_ratio"`
+}
+
+// BenchScore measures releases in turns, so that a disturbance meets them all: in
+// each of rounds every one scores the files, again and again, for a share of
+// total.
+func BenchScore(ctx context.Context, dirs []string, files [][]byte, o Options, total time.Duration, rounds int) ([]ScoreBench, error) {
+	out, err := benchScore(ctx, dirs, files, o, total, rounds)
+	if err != nil {
+		return nil, fmt.Errorf("bench score: %w", err)
+	}
+	return out, nil
+}
+
+func benchScore(ctx context.Context, dirs []string, files [][]byte, o Options, total time.Duration, rounds int) (out []ScoreBench, err error) {
+	if len(dirs) == 0 || len(files) == 0 || rounds < 1 {
+		return nil, errors.New("it takes releases, images and at least one round")
+	}
+	var parts []*part
+	for _, dir := range dirs {
+		d, err := Open(ctx, dir, o)
+		if err != nil {
+			return nil, err
+		}
+		defer d.Close()
+		b := ScoreBench{Release: dir, Parts: d.Info().Parts}
+		for _, p := range d.Parts() {
+			b.Banks = append(b.Banks, p.Bank.Len())
+			if r := p.Bank.Report(); r.Queries > 0 {
+				b.Recall = &r.Recall
+			}
+		}
+		out = append(out, b)
+		parts = append(parts, &part{name: dir, run: func(ctx context.Context, end <-chan struct{}) (int, error) {
+			return parallel(2, end, func(i int64) (int, error) { // two callers, so that one's end is the other's middle
+				n := 4 * d.e.limit
+				some := make([][]byte, n)
+				for j := range some {
+					some[j] = files[(int(i)*n+j)%len(files)]
+				}
+				scores, err := d.Score(ctx, some)
+				for _, s := range scores {
+					err = errors.Join(err, s.Err)
+				}
+				return n, err
+			})
+		}})
+	}
+	for range rounds {
+		for _, p := range parts {
+			if err := ctx.Err(); err != nil {
+				return nil, err
+			}
+			end := make(chan struct{})
+			start, cpu := time.Now(), cpuTime()
+			timer := time.AfterFunc(total/time.Duration(rounds), func() { close(end) })
+			n, err := p.run(ctx, end)
+			timer.Stop()
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", p.name, err)
+			}
+			p.speed = append(p.speed, float64(n)/time.Since(start).Seconds())
+			p.images += n
+			p.cpu += cpuTime() - cpu
+		}
+	}
+	for i, p := range parts {
+		out[i].Rate = p.rate()
+		out[i].Time = out[0].Median / out[i].Median
+		if out[i].PerCPU > 0 {
+			out[i].CPU = out[0].PerCPU / out[i].PerCPU
+		}
+	}
+	return out, nil
+}
