@@ -177,6 +177,7 @@ func (f *fakery) manifest(r *registry.Registry, digest string) (m release.Manife
 // folder of its own, takes it up from the last checkpoint. The model and the bank
 // are those of a job that nobody disturbed.
 func TestATrainerKilledTenTimesEndsItsJob(t *testing.T) {
+	t.Parallel() // most of its time it waits for dead trainers to be missed
 	const kills = 10
 	f := newFakery(t, startBroker(t))
 	reg := openRegistry(t, f.js)

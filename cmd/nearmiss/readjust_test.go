@@ -9,6 +9,7 @@ import (
 // TestKAndTheFalseAlarmRateActWithoutTraining changes them while a worker and a
 // trainer run: frames are soon judged by them, with the same model and normals.
 func TestKAndTheFalseAlarmRateActWithoutTraining(t *testing.T) {
+	t.Parallel()
 	needRuntime(t)
 	dir := t.TempDir()
 	m := material{backbone: filepath.Join(dir, "model.onnx"), normals: filepath.Join(dir, "normals")}

@@ -24,6 +24,7 @@ import (
 // an operator would. Each time another release is made active the moment it is
 // back, before the others are connected again.
 func TestTheBrokerReturnsWhileAllAreAtWork(t *testing.T) {
+	t.Parallel()
 	data := t.TempDir()
 	broker := func(port string) (*process, string) {
 		p := start(t, "broker", "--data", data, "--port="+port, "--json")
