@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -53,8 +54,8 @@ func (r Region) validate(what string) error {
 }
 
 // Detector is the configuration of one inspection task. What is learnt with
-// (backbone, method, profile, score, region, mask) is used by the next training and
-// travels in its release; k and the false-alarm rate, too, or in a release that
+// (backbone, method, profile, score, symmetry, region, mask) is used by the next
+// training and travels in its release; k and the false-alarm rate, too, or in a release that
 // [TrainRequest] calls readjusted. The rest acts at once.
 type Detector struct {
 	Name        string `json:"name"`
@@ -64,6 +65,7 @@ type Detector struct {
 	Method         string   `json:"method,omitempty"`           // knn or fitymi; default knn
 	Profile        string   `json:"profile,omitempty"`          // training profile; empty: the method's default
 	Score          string   `json:"score,omitempty"`            // what scores are made of: class, pooled, patch, both, several joined by +, or auto; default class
+	Symmetry       string   `json:"symmetry,omitempty"`         // what embeddings are averaged over: none, flip or dihedral; default none
 	K              int      `json:"k,omitempty"`                // nearest normals that are summed; default 2
 	FalseAlarmRate float64  `json:"false_alarm_rate,omitempty"` // share of normals above the threshold; default 0.01
 	Region         *Region  `json:"region,omitempty"`           // only this part of the image is looked at
@@ -129,6 +131,7 @@ func (d Detector) Validate() error {
 		}
 	}
 	bad(!ValidToken(c.Method), "method %q: use knn or fitymi", d.Method)
+	bad(!slices.Contains([]string{"", "none", "flip", "dihedral"}, d.Symmetry), "symmetry %q: use none, flip or dihedral", d.Symmetry)
 	bad(strings.Trim(d.Score, "abcdefghijklmnopqrstuvwxyz-+") != "" || len(d.Score) > 100, "score %q: use class, pooled, patch, both, several joined by +, or auto", d.Score)
 	bad(c.K < 1 || c.K > 1000, "k %d: use 1 to 1000", d.K)
 	bad(!(c.FalseAlarmRate > 0 && c.FalseAlarmRate < 1), "false-alarm rate %g: use a share between 0 and 1", d.FalseAlarmRate)

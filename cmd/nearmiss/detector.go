@@ -39,6 +39,7 @@ type detectorFlags struct {
 	Backbone       *string        `placeholder:"FILE.onnx" help:"Model to begin with, a file that the trainers can read (default: the trainer's own)."`
 	Method         *string        `placeholder:"M" help:"How it learns: knn or fitymi (default knn)."`
 	Profile        *string        `placeholder:"P" help:"Training profile (default: the method's own)."`
+	Symmetry       *string        `placeholder:"S" help:"What embeddings are averaged over: none, flip (twice the time of a frame) or dihedral (eight times), for what may lie in any orientation (default none)."`
 	Score          *string        `placeholder:"PARTS" help:"What scores are made of: class, pooled, patch, both, several joined by +, or auto, which compares some on spoilt normals (default class)."`
 	K              *int           `name:"k" placeholder:"N" help:"Nearest normals whose distances are summed (default 2)."`
 	FalseAlarmRate *float64       `placeholder:"SHARE" help:"Share of normal images that may be called anomalous (default 0.01)."`
@@ -64,6 +65,7 @@ func (f detectorFlags) apply(d *stream.Detector) error {
 	give(&d.Method, f.Method)
 	give(&d.Profile, f.Profile)
 	give(&d.Score, f.Score)
+	give(&d.Symmetry, f.Symmetry)
 	give(&d.K, f.K)
 	give(&d.FalseAlarmRate, f.FalseAlarmRate)
 	give(&d.Policy, f.Policy)
@@ -249,7 +251,7 @@ type detectorSetCmd struct {
 }
 
 func (*detectorSetCmd) Help() string {
-	return "What is learnt with (backbone, method, profile, score, region, mask) is used by the next training. The rest acts at once; k and the false-alarm rate do so in a new release of the same model, which a trainer makes without training."
+	return "What is learnt with (backbone, method, profile, score, symmetry, region, mask) is used by the next training. The rest acts at once; k and the false-alarm rate do so in a new release of the same model, which a trainer makes without training."
 }
 
 func (c *detectorSetCmd) Run(ctx context.Context, o *output) error {
@@ -297,6 +299,7 @@ func (c *detectorSetCmd) takeEffect(ctx context.Context, o *output, js jetstream
 	var learnt []string
 	for what, changed := range map[string]bool{
 		"backbone": was.Backbone != is.Backbone, "method": was.Method != is.Method, "profile": was.Profile != is.Profile,
+		"score": was.Score != is.Score, "symmetry": was.Symmetry != is.Symmetry,
 		"region": !reflect.DeepEqual(was.Region, is.Region), "mask": !slices.Equal(was.Ignore, is.Ignore),
 	} {
 		if changed {
