@@ -182,6 +182,55 @@ func TestManifestValidate(t *testing.T) {
 	}
 }
 
+// withParts is a manifest of two scored parts, and its files.
+func withParts() Manifest {
+	m := manifest()
+	sum := strings.Repeat("ab", 32)
+	m.SchemaVersion = SchemaVersion
+	patches := Bank{File: PartBankName("patch"), Kind: "sketch", Count: 40, K: 1}
+	m.Files = map[string]File{BackboneName: {sum, 1}, BankName: {sum, 1}, patches.File: {sum, 1}, "check/a.png": {sum, 1}}
+	m.Parts = []Part{
+		{Name: "class", Output: OutputEmbedding, Dim: 4, Bank: m.Bank, Statistic: StatisticKNN, Scored: true, Scale: 2, Weight: 1},
+		{Name: "patch", Output: OutputPatches, Dim: 3, Bank: patches, Statistic: StatisticTop5, Scored: true, Scale: 0.1, Weight: 5, Width: 2, Height: 3, Layer: 6, Radius: 0.5},
+	}
+	return m
+}
+
+func TestManifestOfPartsValidate(t *testing.T) {
+	if err := withParts().Validate(); err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(m *Manifest){
+		"an unlisted bank":                func(m *Manifest) { m.Parts[1].Bank.File = "none.nmb" },
+		"no name":                         func(m *Manifest) { m.Parts[0].Name = "" },
+		"a name of another kind":          func(m *Manifest) { m.Parts[0].Name = "a/b" },
+		"one name twice":                  func(m *Manifest) { m.Parts[1].Name = "class" },
+		"one bank twice":                  func(m *Manifest) { m.Parts[1].Bank.File = BankName },
+		"an unknown output":               func(m *Manifest) { m.Parts[0].Output = "logits" },
+		"an unknown statistic":            func(m *Manifest) { m.Parts[1].Statistic = "median" },
+		"a statistic of patches":          func(m *Manifest) { m.Parts[0].Statistic = StatisticMean },
+		"numbers beyond the embedding":    func(m *Manifest) { m.Parts[0].From = 1 },
+		"an overflow beyond it":           func(m *Manifest) { m.Parts[0].From = 1<<63 - 2 },
+		"numbers before the embedding":    func(m *Manifest) { m.Parts[0].From = -1 },
+		"no dimensions":                   func(m *Manifest) { m.Parts[0].Dim = 0 },
+		"no grid":                         func(m *Manifest) { m.Parts[1].Width = 0 },
+		"two neighbours of a patch":       func(m *Manifest) { m.Parts[1].Bank.K = 2 },
+		"an empty bank":                   func(m *Manifest) { m.Parts[1].Bank.Count = 0 },
+		"no scale":                        func(m *Manifest) { m.Parts[0].Scale = 0 },
+		"a negative weight":               func(m *Manifest) { m.Parts[0].Weight = -1 },
+		"a negative radius":               func(m *Manifest) { m.Parts[1].Radius = -1 },
+		"nothing scored":                  func(m *Manifest) { m.Parts[0].Scored, m.Parts[1].Scored = false, false },
+		"a main bank that is of no part":  func(m *Manifest) { m.Parts = m.Parts[1:] },
+		"a main bank that is the patches": func(m *Manifest) { m.Bank.File = PartBankName("patch") },
+	} {
+		m := withParts()
+		change(&m)
+		if err := m.Validate(); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
 func TestParseManifestRefusesOtherVersions(t *testing.T) {
 	_, err := ParseManifest([]byte(`{"schema_version": 2}`))
 	if err == nil || !strings.Contains(err.Error(), "schema version 2") {
@@ -200,6 +249,10 @@ func FuzzParseManifest(f *testing.F) {
 	}
 	f.Add(b)
 	f.Add([]byte("{}"))
+	if b, err = json.Marshal(withParts()); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, err := ParseManifest(b)
 		if err != nil {

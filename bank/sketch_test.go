@@ -1,0 +1,245 @@
+package bank
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"slices"
+	"sync/atomic"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// blockProducts is a BlockEngine in plain loops.
+type blockProducts struct {
+	productEngine
+	blocks atomic.Int32 // searchers at hand
+	asked  atomic.Int32
+	broken error
+}
+
+type blockProductSearcher struct {
+	e          *blockProducts
+	rows       []float32
+	dim, block int
+}
+
+func (e *blockProducts) PrepareBlocks(rows []float32, dim, block int) (BlockSearcher, error) {
+	e.blocks.Add(1)
+	return &blockProductSearcher{e, slices.Clone(rows), dim, block}, nil
+}
+
+func (s *blockProductSearcher) Close() error {
+	s.e.blocks.Add(-1)
+	return nil
+}
+
+func (s *blockProductSearcher) Best(_ context.Context, queries []float32) ([]float32, error) {
+	s.e.asked.Add(1)
+	if s.e.broken != nil {
+		return nil, s.e.broken
+	}
+	var out []float32
+	n := len(s.rows) / s.dim
+	for ; len(queries) > 0; queries = queries[s.dim:] {
+		for b := 0; b < n; b += s.block {
+			best := dot32(queries[:s.dim], s.rows[b*s.dim:(b+1)*s.dim])
+			for i := b + 1; i < b+s.block; i++ {
+				best = max(best, dot32(queries[:s.dim], s.rows[i*s.dim:(i+1)*s.dim]))
+			}
+			out = append(out, best)
+		}
+	}
+	return out, nil
+}
+
+func sketchBank(t *testing.T, e BatchEngine, data []float32, dim int) *Bank {
+	t.Helper()
+	b, err := New(Options{Dim: dim, K: 1, Kind: Sketch, Batch: e})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := make([]uint64, len(data)/dim)
+	for i := range ids {
+		ids[i] = uint64(i)
+	}
+	if err := b.AddBatch(ids, data); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func TestSketchFindsTheNearest(t *testing.T) {
+	ctx := context.Background()
+	for _, dim := range []int{8, 64, 192} {
+		data, queries, fresh := clustered(1, 3005, dim), clustered(2, 300, dim), clustered(3, 200, dim)
+		e := &blockProducts{}
+		b := sketchBank(t, e, data, dim)
+		r, err := b.Build(ctx, queries)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Kind != Sketch || r.Recall < 0.99 || r.Blocks < fewestBlocks || r.Queries == 0 {
+			t.Fatalf("dim %d: %+v", dim, r)
+		}
+		asked := e.asked.Load()
+		got, err := b.Index().SearchBatch(ctx, fresh, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.asked.Load() == asked {
+			t.Fatal("the engine was not asked")
+		}
+		want, err := (&exact{rows: b.rows}).SearchBatch(ctx, fresh, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Whatever is found is a row at its true distance.
+		hits := 0
+		for i := range got {
+			d := squaredL2Exact(fresh[i*dim:(i+1)*dim], data[got[i][0].ID*uint64(dim):][:dim])
+			if len(got[i]) != 1 || got[i][0].Distance != d {
+				t.Fatalf("dim %d, query %d: %+v, which is at %v", dim, i, got[i], d)
+			}
+			if cmp.Equal(got[i], want[i]) {
+				hits++
+			}
+		}
+		if hits < 190 {
+			t.Errorf("dim %d: %d of 200 nearest were found", dim, hits)
+		}
+		if err := b.Close(); err != nil || e.blocks.Load() != 0 {
+			t.Errorf("%d searchers are left, %v", e.blocks.Load(), err)
+		}
+	}
+}
+
+func TestSketchSeesChanges(t *testing.T) {
+	ctx := context.Background()
+	const dim = 64
+	e := &blockProducts{}
+	b := sketchBank(t, e, clustered(1, 1000, dim), dim)
+	queries := clustered(2, 20, dim)
+	if _, err := b.Build(ctx, queries); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := b.Scores(ctx, queries); err != nil || s[3] == 0 {
+		t.Fatalf("%v, %v", s, err)
+	}
+	if err := b.Add(5000, queries[3*dim:4*dim]); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := b.Scores(ctx, queries); err != nil || s[3] != 0 {
+		t.Errorf("an entry that joined is not found: %v, %v", s, err)
+	}
+	if err := b.Remove(5000); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := b.Scores(ctx, queries); err != nil || s[3] == 0 {
+		t.Errorf("an entry that left is found: %v, %v", s, err)
+	}
+	if n := e.blocks.Load(); n != 1 {
+		t.Errorf("%d searchers are held", n)
+	}
+}
+
+func TestSketchWithoutAnEngineIsExact(t *testing.T) {
+	ctx := context.Background()
+	const dim = 64
+	data, queries := clustered(1, 1000, dim), clustered(2, 40, dim)
+	for name, e := range map[string]BatchEngine{
+		"none": nil, "one that knows no blocks": &productEngine{}, "one that fails": &blockProducts{broken: errors.New("out of order")},
+	} {
+		b := sketchBank(t, e, data, dim)
+		if _, err := b.Build(ctx, queries); err != nil {
+			t.Fatal(err)
+		}
+		got, err := b.Index().SearchBatch(ctx, queries, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := (&exact{rows: b.rows}).SearchBatch(ctx, queries, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("%s: %s", name, d)
+		}
+		if _, err := b.Index().SearchBatch(ctx, queries[:dim+1], 1); !errors.Is(err, ErrDim) {
+			t.Errorf("%s: half a query: %v", name, err)
+		}
+	}
+}
+
+func TestSketchIsReadBackAndMeasured(t *testing.T) {
+	ctx := context.Background()
+	const dim = 64
+	data, queries := clustered(1, 2000, dim), clustered(2, 60, dim)
+	b := sketchBank(t, nil, data, dim)
+	if _, err := b.Build(ctx, queries); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "b.nmb")
+	if err := b.WriteFile(path); err != nil {
+		t.Fatal(err)
+	}
+	e := &blockProducts{}
+	read, err := ReadFile(path, ReadOptions{Batch: e})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer read.Close()
+	if r := read.Report(); read.Index().Kind() != Sketch || r.Queries != 30 || r.Recall < 0.99 || e.asked.Load() == 0 {
+		t.Errorf("%s, %+v", read.Index().Kind(), r)
+	}
+}
+
+// TestSketchBelowTheGateIsDropped takes an engine that points at the wrong
+// blocks.
+func TestSketchBelowTheGateIsDropped(t *testing.T) {
+	const dim = 64
+	b := sketchBank(t, &wrongBlocks{}, clustered(1, 4000, dim), dim)
+	r, err := b.Build(context.Background(), clustered(2, 60, dim))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Kind != Exact || r.Fallback == "" || b.Index().Kind() != Exact {
+		t.Errorf("%+v", r)
+	}
+}
+
+type wrongBlocks struct{ productEngine }
+
+func (*wrongBlocks) PrepareBlocks(rows []float32, dim, block int) (BlockSearcher, error) {
+	return wrongSearcher(len(rows) / dim / block), nil
+}
+
+type wrongSearcher int
+
+func (n wrongSearcher) Best(_ context.Context, queries []float32) ([]float32, error) {
+	out := make([]float32, len(queries)/(blockAxes+2)*int(n))
+	for i := range out {
+		out[i] = -float32(i % int(n)) // always the first blocks
+	}
+	return out, nil
+}
+
+func (wrongSearcher) Close() error { return nil }
+
+func TestLargest(t *testing.T) {
+	values := make([]float32, 300)
+	for i := range values {
+		values[i] = float32((i * 7919) % 307)
+	}
+	top := largest(nil, values, 9)
+	sorted := slices.Sorted(slices.Values(values))
+	for i, c := range top {
+		if want := sorted[len(sorted)-1-i]; c.distance != want || values[c.row] != want {
+			t.Errorf("place %d: %+v, want %v", i, c, want)
+		}
+	}
+	if len(top) != 9 || len(largest(nil, values[:4], 9)) != 4 {
+		t.Errorf("%d values", len(top))
+	}
+}
