@@ -2,7 +2,9 @@ package evaluate
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -32,6 +34,7 @@ type Alarms struct {
 type AlarmResult struct {
 	Data    string   `json:"data"`
 	Normal  string   `json:"normal"`
+	Method  string   `json:"method"`
 	Images  int      `json:"images"`
 	Bank    int      `json:"bank"`
 	HeldOut int      `json:"held_out"`
@@ -53,26 +56,65 @@ func FalseAlarms(ctx context.Context, items []dataset.Item, f *Features, k int, 
 	if err != nil {
 		return nil, err
 	}
-	r := &AlarmResult{Images: n, Bank: n - 2*part, HeldOut: part, Test: part, Draws: draws}
 	near, err := order(ctx, rows)
 	if err != nil {
 		return nil, err
 	}
+	inBank := make([]bool, n)
+	return countAlarms(ctx, n, alphas, draws, seed, func(_ int, in, out []int) ([]float64, error) {
+		clear(inBank)
+		for _, i := range in {
+			inBank[i] = true
+		}
+		scores := make([]float64, len(out))
+		for j, i := range out {
+			scores[j] = near[i].score(inBank, k)
+		}
+		return scores, nil
+	})
+}
+
+// MethodAlarms does the same with any method, which learns from the images of
+// the bank anew in each draw.
+func MethodAlarms(ctx context.Context, items []dataset.Item, m Method, alphas []float64, draws int, seed uint64) (*AlarmResult, error) {
+	n := len(items)
+	if n < 5 || draws < 1 {
+		return nil, fmt.Errorf("measure false alarms: %d normal images and %d draws: want at least 5 and 1", n, draws)
+	}
+	pick := func(which []int) []dataset.Item {
+		out := make([]dataset.Item, len(which))
+		for j, i := range which {
+			out[j] = items[i]
+		}
+		return out
+	}
+	return countAlarms(ctx, n, alphas, draws, seed, func(draw int, in, out []int) (scores []float64, err error) {
+		s, err := m.Fit(ctx, pick(in), seed+uint64(draw))
+		if err != nil {
+			return nil, fmt.Errorf("fit %s: %w", m.Name(), err)
+		}
+		if c, ok := s.(io.Closer); ok {
+			defer func() { err = errors.Join(err, c.Close()) }()
+		}
+		return s.Score(ctx, pick(out))
+	})
+}
+
+// countAlarms draws the images. score scores those that are out of the bank
+// against those that are in it; the first half of them calibrates.
+func countAlarms(ctx context.Context, n int, alphas []float64, draws int, seed uint64, score func(draw int, in, out []int) ([]float64, error)) (*AlarmResult, error) {
+	part := n / 5
+	r := &AlarmResult{Images: n, Bank: n - 2*part, HeldOut: part, Test: part, Draws: draws}
 	rnd := rand.New(rand.NewPCG(seed, 0x616c61726d))
 	rates := make([][]float64, len(alphas))
-	inBank := make([]bool, n)
-	for range draws {
+	for draw := range draws {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
 		perm := rnd.Perm(n)
-		clear(inBank)
-		for _, i := range perm[2*part:] {
-			inBank[i] = true
-		}
-		scores := make([]float64, 2*part)
-		for j, i := range perm[:2*part] {
-			scores[j] = near[i].score(inBank, k)
+		scores, err := score(draw, perm[2*part:], perm[:2*part])
+		if err != nil {
+			return nil, err
 		}
 		for a, alpha := range alphas {
 			c, err := bank.NewCalibration(scores[:part], alpha)

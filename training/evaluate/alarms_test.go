@@ -8,6 +8,8 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/nearmiss/nearmiss/training/dataset"
 )
 
@@ -49,6 +51,25 @@ func TestFalseAlarmsAreAsManyAsPromised(t *testing.T) {
 	}
 	if a := r.Alarms[2]; a.Rate != 0 || a.Expected != 0 {
 		t.Errorf("an unreachable rate gives alarms: %+v", a)
+	}
+}
+
+func TestFalseAlarmsOfAMethodAreThoseOfItsScores(t *testing.T) {
+	items, f := points(200, 3)
+	alphas := []float64{0.05, 0.1}
+	want, err := FalseAlarms(t.Context(), items, f, 2, alphas, 30, 9)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := MethodAlarms(t.Context(), items, KNN(f, 2, nil), alphas, 30, 9)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+	if _, err := MethodAlarms(t.Context(), items[:4], KNN(f, 2, nil), alphas, 30, 9); err == nil {
+		t.Error("four images are accepted")
 	}
 }
 
