@@ -447,3 +447,20 @@ func TestProtocolsFailClearly(t *testing.T) {
 		t.Error("empty embeddings were taken")
 	}
 }
+
+// TestMoreNeighboursThanNormals: k is bounded by the normals that there are.
+func TestMoreNeighboursThanNormals(t *testing.T) {
+	calls := 0
+	set := clusters(20, 10)
+	f := NewFeatures(bytesAsVectors(&calls))
+	var got [2]*Result
+	for i, k := range []int{20, 50} {
+		var err error
+		if got[i], err = OneVsRest(t.Context(), set, KNN(f, k, nil), Options{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got[0].AUROC != got[1].AUROC {
+		t.Errorf("k = 50 of 20 normals gives %v, k = 20 %v", got[1].AUROC, got[0].AUROC)
+	}
+}

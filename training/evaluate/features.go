@@ -93,8 +93,8 @@ func (f *Features) Len() int {
 }
 
 // KNN is the baseline (DN2): the score is the sum of the squared distances to
-// the k nearest normal embeddings of the frozen model, searched exactly. Engine
-// may be nil.
+// the k nearest normal embeddings of the frozen model, all of them where there
+// are fewer, searched exactly. Engine may be nil.
 func KNN(f *Features, k int, engine bank.BatchEngine) Method { return knn{f, k, engine} }
 
 type knn struct {
@@ -113,7 +113,7 @@ func (m knn) Fit(ctx context.Context, normals []dataset.Item, _ uint64) (Scorer,
 	if len(rows) == 0 {
 		return nil, fmt.Errorf("there are no normal images")
 	}
-	b, err := bank.New(bank.Options{Dim: len(rows[0]), K: m.k, Kind: bank.Exact, Batch: m.engine})
+	b, err := bank.New(bank.Options{Dim: len(rows[0]), K: min(m.k, len(rows)), Kind: bank.Exact, Batch: m.engine})
 	if err != nil {
 		return nil, err
 	}
