@@ -30,6 +30,9 @@ type Extension struct {
 	Normals []Image
 	// Out is the release folder that is written; it must not exist.
 	Out string
+	// NoThumbnails leaves out the normals' thumbnails, also those that the release
+	// has.
+	NoThumbnails bool
 
 	Device  ort.Device
 	Threads int
@@ -105,7 +108,18 @@ func Extend(ctx context.Context, x Extension) (*Result, error) {
 		return nil, fmt.Errorf("extend release %s: %w", x.Release, ErrNothingNew)
 	}
 
-	res, err := rewrite(ctx, d, x.Out, slices.Concat(known, added), extended{
+	var thumbs Thumbnails
+	if !x.NoThumbnails {
+		if thumbs, err = ReadThumbnails(x.Release); err != nil {
+			return nil, err
+		}
+	}
+	if thumbs != nil {
+		if err := thumbs.add(ctx, added, func(i int) ([]byte, error) { return x.Normals[i].Read() }, rel.Manifest.Model.Preprocess.View, x.Limits); err != nil {
+			return nil, err
+		}
+	}
+	res, err := rewrite(ctx, d, x.Out, slices.Concat(known, added), thumbs, extended{
 		Tool: x.Tool, Extends: rel.Digest, Added: joined, Before: rel.Manifest.Training,
 	})
 	if err != nil {
@@ -117,8 +131,8 @@ func Extend(ctx context.Context, x Extension) (*Result, error) {
 }
 
 // rewrite writes a release of a detector whose bank has changed since it was
-// loaded.
-func rewrite(ctx context.Context, d *inference.Detector, out string, normals []Normal, provenance any) (*Result, error) {
+// loaded. nil thumbs are left out.
+func rewrite(ctx context.Context, d *inference.Detector, out string, normals []Normal, thumbs Thumbnails, provenance any) (*Result, error) {
 	rel, b := d.Release(), d.Bank()
 	m := rel.Manifest
 	lines, err := listing(normals)
@@ -130,6 +144,11 @@ func rewrite(ctx context.Context, d *inference.Detector, out string, normals []N
 		RandomWeights: m.Model.RandomWeights, StarterWeights: m.Model.StarterWeights,
 		Files:    map[string][]byte{NormalsName: lines},
 		Training: provenance,
+	}
+	if thumbs != nil {
+		if spec.Files[ThumbnailsName], err = thumbs.archive(); err != nil {
+			return nil, err
+		}
 	}
 	for i := range spec.Parts {
 		a := &spec.Parts[i].About

@@ -489,6 +489,15 @@ func (f *fitting) write(ctx context.Context, res *Result, parts []inference.Part
 			K: f.K, Runtime: ort.Version, Learning: learning, Score: f.parts, Patches: patches, Advice: res.Advice,
 		},
 	}
+	if !f.NoThumbnails {
+		t := Thumbnails{}
+		if err := t.add(ctx, f.all, func(i int) ([]byte, error) { return f.Normals[i].Read() }, f.View, f.Limits); err != nil {
+			return nil, err
+		}
+		if spec.Files[ThumbnailsName], err = t.archive(); err != nil {
+			return nil, err
+		}
+	}
 	for _, m := range f.images(f.held[:min(checkImages, len(f.held))]) {
 		file, err := m.Read()
 		if err != nil {

@@ -96,6 +96,10 @@ type Plan struct {
 	// Default: each image is taken as it is.
 	Symmetry imaging.Symmetry
 
+	// NoThumbnails leaves the normals' thumbnails out of the release: it cannot
+	// show what is nearest to an anomaly.
+	NoThumbnails bool
+
 	// Device and Threads say where the backbone runs, as in inference.
 	Device  ort.Device
 	Threads int

@@ -79,8 +79,12 @@ func Readjust(ctx context.Context, x Readjustment) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	thumbs, err := ReadThumbnails(x.Release)
+	if err != nil {
+		return nil, err
+	}
 	rel := d.Release()
-	res, err := rewrite(ctx, d, x.Out, known, readjusted{Tool: x.Tool, Readjusts: rel.Digest, K: x.K, Alpha: alpha, Before: rel.Manifest.Training})
+	res, err := rewrite(ctx, d, x.Out, known, thumbs, readjusted{Tool: x.Tool, Readjusts: rel.Digest, K: x.K, Alpha: alpha, Before: rel.Manifest.Training})
 	if err != nil {
 		return nil, err
 	}

@@ -36,6 +36,9 @@ type evalCmd struct {
 	Test     int      `name:"test-limit" placeholder:"N" help:"Test on at most this many images of a class."`
 	Vary     []string `sep:"none" placeholder:"NAME=VALUE" help:"Measure with each value of an option in turn, which is named in the results; may be repeated. Numbers may be listed: k=1,2,5; also fakes, stop, per-normal, epochs, members, rate, fake-steps, score, layer, coreset, statistic, symmetry, method and backbone."`
 	Out      string   `short:"o" type:"path" placeholder:"REPORT" help:"Also write a report: .html (one page with curves and the worst misses), .md or .jsonl."`
+	Pixels   bool     `negatable:"" default:"true" help:"With mvtec and a score with patches, also measure where defects are found: pixel AUROC and PRO."`
+	Sheet    string   `type:"path" placeholder:"FILE.png" help:"With a score with patches, also draw a contact sheet of heatmaps: images spread evenly by rank of their scores."`
+	Bare     bool     `name:"sheet-without-images" help:"Show heat and ground truth in --sheet, and nothing of the images."`
 	JSON     bool     `name:"json" help:"Print one JSON object for each method."`
 	tuneFlags
 	deviceFlags
@@ -53,6 +56,7 @@ func (*evalCmd) Help() string {
 			"nearmiss eval --data cifar10 --protocol near --backbone vit_ti.onnx --train-limit 500 --test-limit 200",
 			"nearmiss eval --data magnetic-tile --protocol alarms --backbone vit_ti.onnx --repeats 1000",
 			"nearmiss eval --data magnetic-tile --protocol mvtec --backbone vit_ti.onnx --json",
+			"nearmiss eval --data magnetic-tile --protocol mvtec --backbone vit_ti.onnx --score patch --out tile.html --sheet tile.png",
 		)
 }
 
@@ -120,7 +124,51 @@ func (c *evalCmd) Run(ctx context.Context, o *output) error {
 			return fmt.Errorf("write the report %s: %w", c.Out, err)
 		}
 	}
+	if c.Sheet != "" {
+		if err := c.sheet(ctx, results); err != nil {
+			return fmt.Errorf("draw %s: %w", c.Sheet, err)
+		}
+	}
 	return nil
+}
+
+// sheet draws the first run that has maps.
+func (c *evalCmd) sheet(ctx context.Context, results []evaluate.Result) error {
+	run := results[0].Runs[0]
+	for _, r := range slices.Backward(results) {
+		for _, q := range slices.Backward(r.Runs) {
+			if q.Places != nil {
+				run = q
+			}
+		}
+	}
+	sheet, err := report.ContactSheet(ctx, run, report.HeatmapOptions{WithoutImages: c.Bare})
+	if err != nil {
+		return err
+	}
+	b, err := sheet.PNG()
+	if err != nil {
+		return err
+	}
+	return renameio.WriteFile(c.Sheet, b, 0o644)
+}
+
+// heatmaps are the sheets of an HTML report: of the first repeat of each result.
+func heatmaps(ctx context.Context, results []evaluate.Result) (sheets []report.Sheet, err error) {
+	for _, r := range results {
+		for _, run := range r.Runs {
+			if run.Seed != r.Runs[0].Seed || run.Places == nil {
+				continue
+			}
+			s, err := report.HeatmapSheet(ctx, run, report.HeatmapOptions{})
+			if err != nil {
+				return nil, err
+			}
+			s.Title += " (" + r.Method + ")"
+			sheets = append(sheets, s)
+		}
+	}
+	return sheets, nil
 }
 
 // measure runs the protocol with one method.
@@ -135,6 +183,7 @@ func (v *variant) measure(ctx context.Context, o *output, embed inference.EmbedO
 	}
 	res, err := run(ctx, method, f, evaluate.Options{
 		Repeats: v.Repeats, Seed: v.Seed, Resplit: v.Resplit, Normal: v.Normal, TrainLimit: v.Train, TestLimit: v.Test,
+		Pixels:   v.Protocol == evaluate.ProtocolMVTec && v.Pixels || v.Sheet != "" || filepath.Ext(v.Out) == ".html",
 		Progress: func(done, total int, what string) { bar.stage(what, int64(done), int64(total)) },
 	})
 	if errors.Is(err, evaluate.ErrWrongLayout) {
@@ -193,11 +242,18 @@ func (c *evalCmd) report(ctx context.Context, results []evaluate.Result) error {
 	defer f.Cleanup()
 	switch filepath.Ext(c.Out) {
 	case ".html":
+		sheets, err := heatmaps(ctx, results)
+		if err != nil {
+			return err
+		}
 		err = report.HTML(ctx, f, report.Page{
 			Title:   "Nearmiss: " + c.Protocol + " on " + results[0].Data,
 			Notes:   []string{fmt.Sprintf("Method %s with %s, k = %d, where nothing else is said; nearmiss %s.", c.Method, filepath.Base(c.Backbone), c.K, version)},
-			Results: results, Made: time.Now(),
+			Results: results, Sheets: sheets, Made: time.Now(),
 		})
+		if err != nil {
+			return err
+		}
 	case ".md":
 		err = report.Markdown(f, results)
 	default:
@@ -239,6 +295,11 @@ func printResult(o *output, r *evaluate.Result) error {
 		for _, name := range slices.Sorted(maps.Keys(parts)) {
 			fmt.Fprintf(&b, "  %-20s %.1f\n", name, 100*parts[name])
 		}
+	}
+	for _, name := range report.PixelLabels(*r) {
+		p := r.Pixels[name]
+		fmt.Fprintf(&b, "  pixels of %-10s AUROC %.1f PRO %.1f; %.0f %% of them are seen, of these AUROC %.1f PRO %.1f\n",
+			name, 100*p.AUROC, 100*p.PRO, 100*p.Seen, 100*p.SeenAUROC, 100*p.SeenPRO)
 	}
 	fmt.Fprintf(&b, "%.1f s\n", r.Seconds)
 	_, err := fmt.Fprint(o.Out, b.String())

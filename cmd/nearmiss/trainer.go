@@ -102,7 +102,7 @@ func (t trainer) Train(ctx context.Context, task *stream.Task) (stream.TrainResu
 	work, phase, saved := filepath.Join(task.Dir, "steps"), "", time.Now()
 	plan := training.Plan{
 		Detector: d.Name, Method: training.Method(d.Method), Normals: normals, Backbone: model, Out: out,
-		K: d.K, Alpha: d.FalseAlarmRate, View: view(d), Settle: true, Seed: uint64(task.Request.Seed), Index: bank.Auto,
+		K: d.K, Alpha: d.FalseAlarmRate, View: view(d), NoThumbnails: d.NoEvidence, Settle: true, Seed: uint64(task.Request.Seed), Index: bank.Auto,
 		Device: t.device, Threads: t.conf.Worker.Threads, Limits: t.limits, Tool: "nearmiss " + version, Log: t.o.Log,
 		Progress: func(p training.Progress) {
 			if p.Step != phase || time.Since(saved) > saveEvery {
@@ -210,7 +210,7 @@ func (t trainer) Extend(ctx context.Context, task *stream.Task) (stream.TrainRes
 	}
 	out := filepath.Join(task.Dir, "release")
 	res, err := training.Extend(ctx, training.Extension{
-		Release: task.Active, Normals: normals, Out: out,
+		Release: task.Active, Normals: normals, Out: out, NoThumbnails: task.Detector.NoEvidence,
 		Device: t.device, Threads: t.conf.Worker.Threads, Limits: t.limits, Tool: "nearmiss " + version, Log: t.o.Log,
 	})
 	if errors.Is(err, training.ErrNothingNew) {

@@ -208,7 +208,7 @@ func (p Page) result(ctx context.Context, r evaluate.Result) (resultView, error)
 			v.Near = append(v.Near, nearView{part.Normal, part.Anomaly, percent(part.AUROC, part.Std, r.Repeats), fmt.Sprintf("%.2f", *part.Closeness)})
 		}
 	}
-	for _, label := range pixelLabels(r) {
+	for _, label := range PixelLabels(r) {
 		f := r.Pixels[label]
 		p := pixelView{Anomaly: label, Regions: f.Regions}
 		for to, v := range map[*string]float64{&p.AUROC: f.AUROC, &p.PRO: f.PRO, &p.Seen: f.Seen, &p.SeenAUROC: f.SeenAUROC, &p.SeenPRO: f.SeenPRO} {

@@ -108,14 +108,14 @@ func markdownPixels(b *strings.Builder, r evaluate.Result) {
 	}
 	fmt.Fprintf(b, "\n%s, %s, %s: pixels in %%; what the method does not look at counts as missed\n\n", r.Data, r.Protocol, r.Method)
 	b.WriteString("| anomaly | regions | pixel AUROC | PRO | seen | AUROC of what is seen | PRO of what is seen |\n|---|---|---|---|---|---|---|\n")
-	for _, label := range pixelLabels(r) {
+	for _, label := range PixelLabels(r) {
 		f := r.Pixels[label]
 		fmt.Fprintf(b, "| %s | %d | %.1f | %.1f | %.1f | %.1f | %.1f |\n", label, f.Regions, 100*f.AUROC, 100*f.PRO, 100*f.Seen, 100*f.SeenAUROC, 100*f.SeenPRO)
 	}
 }
 
-// pixelLabels are the kinds of anomaly with pixel measures, all together last.
-func pixelLabels(r evaluate.Result) []string {
+// PixelLabels are the kinds of anomaly with pixel measures, all together last.
+func PixelLabels(r evaluate.Result) []string {
 	names := slices.Sorted(maps.Keys(r.Pixels))
 	if i := slices.Index(names, evaluate.All); i >= 0 {
 		names = append(slices.Delete(names, i, i+1), evaluate.All)
