@@ -553,3 +553,38 @@ func FuzzMap(f *testing.F) {
 		}
 	})
 }
+
+// What an event costs beside its score: regions and overlay of a full HD frame.
+func BenchmarkEvent(b *testing.B) {
+	s, err := NewScale(normals(50, 7))
+	if err != nil {
+		b.Fatal(err)
+	}
+	g := normals(1, 8)[0]
+	g.Values[100] = 2
+	frame := imaging.New(1920, 1080)
+	geo := GeometryOf(preprocess(), frame.Width, frame.Height)
+	b.Run("regions", func(b *testing.B) {
+		for b.Loop() {
+			m, err := New(g, s, geo)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if len(m.Find(16)) == 0 {
+				b.Fatal("no region")
+			}
+		}
+	})
+	b.Run("overlay", func(b *testing.B) {
+		m, err := New(g, s, geo)
+		if err != nil {
+			b.Fatal(err)
+		}
+		regions := m.Find(16)
+		for b.Loop() {
+			if _, err := m.Overlay(frame, regions, 768); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
