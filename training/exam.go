@@ -71,9 +71,9 @@ func (l *lesson) examine(ctx context.Context, k *look, parts []Part, have *known
 	for _, p := range parts {
 		if p == PatchPart {
 			_, dim := k.e.Patches()
-			banks[p], err = bankOf(drawRows(have.patches, dim, examPatches, l.Seed), dim, 1, engine)
+			banks[p], err = bankOf(drawRows(have.patches, dim, examPatches, l.Seed), dim, 1, l.Patches.Whiten, engine)
 		} else {
-			banks[p], err = bankOf(have.rows[p], k.dim, l.K, engine)
+			banks[p], err = bankOf(have.rows[p], k.dim, l.K, l.Whiten, engine)
 		}
 		if err != nil {
 			return nil, err
@@ -135,9 +135,13 @@ func (k *look) see(ctx context.Context, images []*imaging.Image, take func(v inf
 	return nil
 }
 
-// bankOf is a bank of rows with the ids 0, 1, …
-func bankOf(rows []float32, dim, k int, engine bank.BatchEngine) (*bank.Bank, error) {
-	b, err := bank.New(bank.Options{Dim: dim, K: k, Kind: bank.Exact, Batch: engine})
+// bankOf is a bank of rows with the ids 0, 1, …, whitened with a shrinkage above 0.
+func bankOf(rows []float32, dim, k int, shrinkage float64, engine bank.BatchEngine) (*bank.Bank, error) {
+	whiten, err := whitening(rows, dim, shrinkage)
+	if err != nil {
+		return nil, err
+	}
+	b, err := bank.New(bank.Options{Dim: dim, K: k, Kind: bank.Exact, Transform: whiten, Batch: engine})
 	if err != nil {
 		return nil, err
 	}

@@ -454,6 +454,9 @@ func (f *fitting) patchPart(ctx context.Context) (inference.Part, *patchBank, []
 		Name: string(PatchPart), Output: release.OutputPatches, Dim: f.patches.dim, Statistic: f.Patches.Statistic,
 		Width: f.k.grid[0], Height: f.k.grid[1], Layer: f.layer, Radius: b.Coreset.Radius, Heat: heat,
 	}
+	if f.Patches.Whiten > 0 {
+		a.Radius = 0 // the coreset's is of plain distances
+	}
 	if b.Index.Wanted != bank.Exact {
 		a.Bank.Recall, a.Bank.Excess = &b.Index.Recall, &b.Index.FirstExcess
 	}
@@ -519,7 +522,11 @@ func (p Plan) embedder(model string) (*inference.Embedder, error) {
 
 // fill makes a part's bank and its index.
 func (f *fitting) fill(ctx context.Context, p Part, ids []uint64, rows, heldRows []float32) (*bank.Bank, bank.Report, error) {
-	b, err := bank.New(bank.Options{Dim: f.k.dim, K: f.K, Kind: f.Index, Log: f.Log})
+	whiten, err := whitening(rows, f.k.dim, f.Whiten)
+	if err != nil {
+		return nil, bank.Report{}, fmt.Errorf("part %s: %w", p, err)
+	}
+	b, err := bank.New(bank.Options{Dim: f.k.dim, K: f.K, Kind: f.Index, Transform: whiten, Log: f.Log})
 	if err != nil {
 		return nil, bank.Report{}, err
 	}

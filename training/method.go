@@ -296,7 +296,7 @@ func (s *partScorer) fill(ctx context.Context, items []dataset.Item) (err error)
 		if part == PatchPart {
 			s.banks[part], err = s.patchBank(ctx, rows, all, nil)
 		} else {
-			s.banks[part], err = bankOf(s.known(rows, all, []Part{part}).rows[part], s.look.dim, p.K, s.engine)
+			s.banks[part], err = bankOf(s.known(rows, all, []Part{part}).rows[part], s.look.dim, p.K, p.Whiten, s.engine)
 		}
 		if err != nil {
 			return err
@@ -316,9 +316,9 @@ func (s *partScorer) fill(ctx context.Context, items []dataset.Item) (err error)
 		var b *bank.Bank
 		if part == PatchPart {
 			_, dim := s.look.e.Patches()
-			b, err = bankOf(drawRows(have.patches, dim, examPatches, p.Seed), dim, 1, s.engine)
+			b, err = bankOf(drawRows(have.patches, dim, examPatches, p.Seed), dim, 1, p.Patches.Whiten, s.engine)
 		} else {
-			b, err = bankOf(have.rows[part], s.look.dim, p.K, s.engine)
+			b, err = bankOf(have.rows[part], s.look.dim, p.K, p.Whiten, s.engine)
 		}
 		if err != nil {
 			return err

@@ -173,6 +173,40 @@ func TestFitOnPatchesAlone(t *testing.T) {
 	}
 }
 
+func TestFitWhitensEitherBank(t *testing.T) {
+	normals := squares(t, 40)
+	plan := Plan{
+		Detector: "squares", Normals: normals[:39], Backbone: smallBackbone(t), Out: filepath.Join(t.TempDir(), "release"), Seed: 5, Settle: true,
+		Parts: []Part{ClassPart, PatchPart}, Whiten: 0.1, Patches: PatchOptions{Whiten: 0.5, Coreset: 200},
+	}
+	if _, err := Fit(t.Context(), plan); err != nil {
+		t.Fatal(err)
+	}
+	d, err := inference.Open(t.Context(), plan.Out, inference.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	s, err := d.Score(t.Context(), [][]byte{redSquare(t, normals[39])})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A whitened normal has a squared length of about its dimensions, 64.
+	if p := s[0].Parts; s[0].Err != nil || !s[0].Anomalous || p[0].Score < 10 || p[1].Score < 1 {
+		t.Errorf("%+v", s[0])
+	}
+	if r := d.Release().Manifest.Parts[1].Radius; r != 0 {
+		t.Errorf("radius %v of plain distances", r)
+	}
+	for _, bad := range []float64{-1, 2, math.NaN()} {
+		p, q := plan, plan
+		p.Whiten, q.Patches.Whiten = bad, bad
+		if p.Validate() == nil || q.Validate() == nil {
+			t.Errorf("shrinkage %v is accepted", bad)
+		}
+	}
+}
+
 func TestFitWithoutPatchesServesTheBackboneItself(t *testing.T) {
 	plan := Plan{
 		Detector: "squares", Normals: squares(t, 20), Backbone: smallBackbone(t), Out: filepath.Join(t.TempDir(), "release"), Seed: 5, Settle: true,

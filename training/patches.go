@@ -30,6 +30,9 @@ type PatchOptions struct {
 	// Coreset bounds the bank: up to 1 a share of the normals' patches, above it a
 	// number. Default DefaultCoreset.
 	Coreset float64 `json:"coreset,omitempty"`
+	// Whiten, above 0 to 1, compares patches by Mahalanobis distances, of the
+	// normals' covariance with this shrinkage. Default: plain distances.
+	Whiten float64 `json:"whiten,omitempty"`
 }
 
 // DefaultCoreset is how many patches a bank keeps at most.
@@ -59,6 +62,9 @@ func (o PatchOptions) validate() error {
 	}
 	if !(o.Coreset >= 0) || math.IsInf(o.Coreset, 0) {
 		errs = append(errs, fmt.Errorf("coreset %g: use a share up to 1 or a number of patches", o.Coreset))
+	}
+	if !(o.Whiten >= 0 && o.Whiten <= 1) {
+		errs = append(errs, fmt.Errorf("shrinkage %g of the patches' covariance: use a number from 0, which whitens nothing, to 1", o.Whiten))
 	}
 	return errors.Join(errs...)
 }
@@ -108,18 +114,6 @@ func (k *look) Close() error { return k.e.Close() }
 func (k *look) of(p Part, v []float32) []float32 {
 	i := slices.Index(k.parts, p)
 	return v[i*k.dim : (i+1)*k.dim]
-}
-
-// rowsOf collects the part's pieces of row-major embeddings.
-func (k *look) rowsOf(p Part, rows []float32) []float32 {
-	if len(k.parts) == 1 {
-		return rows
-	}
-	var out []float32
-	for d := len(k.parts) * k.dim; len(rows) > 0; rows = rows[d:] {
-		out = append(out, k.of(p, rows[:d])...)
-	}
-	return out
 }
 
 // engine is what searches many vectors at once.
@@ -173,6 +167,10 @@ func (p Plan) fillPatches(ctx context.Context, s *sampled, ids []uint64, which, 
 		}
 	}
 	b := &patchBank{Coreset: bank.CoresetReport{From: len(names), To: len(names)}}
+	whiten, err := whitening(rows, s.dim, p.Patches.Whiten)
+	if err != nil {
+		return nil, err
+	}
 	if want := p.Patches.want(len(names)); want < len(names) {
 		chosen, report, err := bank.Coreset(ctx, rows, s.dim, want, p.Seed)
 		if err != nil {
@@ -195,8 +193,7 @@ func (p Plan) fillPatches(ctx context.Context, s *sampled, ids []uint64, which, 
 			kind = bank.HNSW
 		}
 	}
-	var err error
-	if b.Bank, err = bank.New(bank.Options{Dim: s.dim, K: 1, Kind: kind, Batch: engine, Log: p.Log}); err != nil {
+	if b.Bank, err = bank.New(bank.Options{Dim: s.dim, K: 1, Kind: kind, Transform: whiten, Batch: engine, Log: p.Log}); err != nil {
 		return nil, err
 	}
 	if err := b.AddBatch(names, rows); err != nil {
@@ -208,6 +205,14 @@ func (p Plan) fillPatches(ctx context.Context, s *sampled, ids []uint64, which, 
 	}
 	b.Index, err = b.Build(ctx, queries)
 	return b, err
+}
+
+// whitening is the transform of a bank of these rows; nil with a shrinkage of 0.
+func whitening(rows []float32, dim int, shrinkage float64) (*bank.Transform, error) {
+	if shrinkage == 0 {
+		return nil, nil
+	}
+	return bank.LearnWhitening(rows, dim, shrinkage)
 }
 
 // grids are the images' patch distances.

@@ -77,6 +77,10 @@ type Plan struct {
 	// Advise compares several scores on normals that are spoilt, for people to
 	// choose by; Auto takes what is advised in place of Parts.
 	Advise, Auto bool
+	// Whiten, above 0 to 1, compares embeddings by Mahalanobis distances, of the
+	// normals' covariance with this shrinkage. Default: plain distances, as in the
+	// paper.
+	Whiten float64
 	// Patches say how the bank of patches is made.
 	Patches PatchOptions
 
@@ -189,6 +193,9 @@ func (p Plan) Validate() error {
 	}
 	if err := checkParts(p.Parts); err != nil {
 		errs = append(errs, err)
+	}
+	if !(p.Whiten >= 0 && p.Whiten <= 1) {
+		fail("shrinkage %g of the covariance: use a number from 0, which whitens nothing, to 1", p.Whiten)
 	}
 	if err := p.Patches.validate(); err != nil {
 		errs = append(errs, err)

@@ -36,20 +36,22 @@ type tuneFlags struct {
 	Blends     []float64 `placeholder:"SHARE" help:"Shares of the tuned weights, the rest being frozen ones, that the gate chooses from."`
 	NoGate     bool      `name:"no-gate" help:"Publish the fine-tuned backbone whatever the gate finds."`
 
-	Score     string  `default:"class" placeholder:"PARTS" help:"What scores are made of: class (the paper's), pooled (mean patch token), patch (each patch against normals' patches), both (class+patch), several joined by +, also with frozen-class and frozen-pooled; or auto, which compares some on spoilt normals."`
-	Layer     int     `name:"patch-layer" placeholder:"N" help:"Blocks of the backbone before patches are taken (default: half of them)."`
-	Statistic string  `name:"patch-statistic" enum:"mean,top5,max" default:"mean" help:"What of the patches' distances an image's score is: ${enum}; top5 is the mean of the largest 5 %."`
-	Coreset   float64 `placeholder:"N" help:"Patches that the bank keeps at most; up to 1, the share of them (default 20000)."`
-	NoPatches bool    `name:"no-patches" help:"Make no bank of patches: there are no heatmaps."`
-	Symmetry  string  `enum:"none,flip,dihedral" default:"none" help:"Changes of an image that mean nothing, which embeddings are averaged over: ${enum}; flip is the mirror image (twice the time), dihedral the eight turns and mirror images of a square (eight times), for what may lie in any orientation."`
-	Work      string  `type:"path" placeholder:"DIR" help:"Folder for the results of single steps, from which another run with the same images and seed goes on."`
+	Score         string  `default:"class" placeholder:"PARTS" help:"What scores are made of: class (the paper's), pooled (mean patch token), patch (each patch against normals' patches), both (class+patch), several joined by +, also with frozen-class and frozen-pooled; or auto, which compares some on spoilt normals."`
+	Layer         int     `name:"patch-layer" placeholder:"N" help:"Blocks of the backbone before patches are taken (default: half of them)."`
+	Statistic     string  `name:"patch-statistic" enum:"mean,top5,max" default:"mean" help:"What of the patches' distances an image's score is: ${enum}; top5 is the mean of the largest 5 %."`
+	Coreset       float64 `placeholder:"N" help:"Patches that the bank keeps at most; up to 1, the share of them (default 20000)."`
+	Whiten        float64 `placeholder:"S" help:"Compare embeddings by Mahalanobis distances, of the normals' covariance with shrinkage S, above 0 to 1 (default: plain distances)."`
+	WhitenPatches float64 `name:"whiten-patches" placeholder:"S" help:"The same for patches."`
+	NoPatches     bool    `name:"no-patches" help:"Make no bank of patches: there are no heatmaps."`
+	Symmetry      string  `enum:"none,flip,dihedral" default:"none" help:"Changes of an image that mean nothing, which embeddings are averaged over: ${enum}; flip is the mirror image (twice the time), dihedral the eight turns and mirror images of a square (eight times), for what may lie in any orientation."`
+	Work          string  `type:"path" placeholder:"DIR" help:"Folder for the results of single steps, from which another run with the same images and seed goes on."`
 }
 
 // plan is the part of a plan that the flags make.
 func (f tuneFlags) plan(method string) (training.Plan, error) {
 	p := training.Plan{Method: training.Method(method), Work: f.Work, Patches: training.PatchOptions{
-		Off: f.NoPatches, Layer: f.Layer, Statistic: f.Statistic, Coreset: f.Coreset,
-	}}
+		Off: f.NoPatches, Layer: f.Layer, Statistic: f.Statistic, Coreset: f.Coreset, Whiten: f.WhitenPatches,
+	}, Whiten: f.Whiten}
 	var err error
 	if p.Parts, p.Auto, err = training.ParseScore(f.Score); err != nil {
 		return p, usageError{err}

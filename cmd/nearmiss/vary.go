@@ -18,21 +18,23 @@ var varied = map[string]struct {
 	numbers bool
 	set     func(c *evalCmd, v string) error
 }{
-	"k":          {true, func(c *evalCmd, v string) (err error) { c.K, err = strconv.Atoi(v); return err }},
-	"per-normal": {true, func(c *evalCmd, v string) error { return setFloat(&c.PerNormal, v) }},
-	"epochs":     {true, func(c *evalCmd, v string) (err error) { c.Epochs, err = strconv.Atoi(v); return err }},
-	"members":    {true, func(c *evalCmd, v string) (err error) { c.Members, err = strconv.Atoi(v); return err }},
-	"rate":       {true, func(c *evalCmd, v string) error { return setFloat(&c.Rate, v) }},
-	"fake-steps": {true, func(c *evalCmd, v string) (err error) { c.FakeSteps, err = strconv.Atoi(v); return err }},
-	"fakes":      {false, func(c *evalCmd, v string) error { c.Fakes = v; return nil }},
-	"stop":       {false, func(c *evalCmd, v string) error { c.Stop = v; return nil }},
-	"layer":      {true, func(c *evalCmd, v string) (err error) { c.Layer, err = strconv.Atoi(v); return err }},
-	"coreset":    {true, func(c *evalCmd, v string) error { return setFloat(&c.Coreset, v) }},
-	"statistic":  {false, func(c *evalCmd, v string) error { c.Statistic = v; return nil }},
-	"score":      {false, func(c *evalCmd, v string) error { c.Score = v; return nil }},
-	"symmetry":   {false, func(c *evalCmd, v string) error { c.Symmetry = v; return nil }},
-	"method":     {false, func(c *evalCmd, v string) error { c.Method = v; return nil }},
-	"backbone":   {false, func(c *evalCmd, v string) error { c.Backbone = v; return nil }},
+	"k":              {true, func(c *evalCmd, v string) (err error) { c.K, err = strconv.Atoi(v); return err }},
+	"per-normal":     {true, func(c *evalCmd, v string) error { return setFloat(&c.PerNormal, v) }},
+	"epochs":         {true, func(c *evalCmd, v string) (err error) { c.Epochs, err = strconv.Atoi(v); return err }},
+	"members":        {true, func(c *evalCmd, v string) (err error) { c.Members, err = strconv.Atoi(v); return err }},
+	"rate":           {true, func(c *evalCmd, v string) error { return setFloat(&c.Rate, v) }},
+	"fake-steps":     {true, func(c *evalCmd, v string) (err error) { c.FakeSteps, err = strconv.Atoi(v); return err }},
+	"fakes":          {false, func(c *evalCmd, v string) error { c.Fakes = v; return nil }},
+	"stop":           {false, func(c *evalCmd, v string) error { c.Stop = v; return nil }},
+	"layer":          {true, func(c *evalCmd, v string) (err error) { c.Layer, err = strconv.Atoi(v); return err }},
+	"coreset":        {true, func(c *evalCmd, v string) error { return setFloat(&c.Coreset, v) }},
+	"whiten":         {true, func(c *evalCmd, v string) error { return setFloat(&c.Whiten, v) }},
+	"whiten-patches": {true, func(c *evalCmd, v string) error { return setFloat(&c.WhitenPatches, v) }},
+	"statistic":      {false, func(c *evalCmd, v string) error { c.Statistic = v; return nil }},
+	"score":          {false, func(c *evalCmd, v string) error { c.Score = v; return nil }},
+	"symmetry":       {false, func(c *evalCmd, v string) error { c.Symmetry = v; return nil }},
+	"method":         {false, func(c *evalCmd, v string) error { c.Method = v; return nil }},
+	"backbone":       {false, func(c *evalCmd, v string) error { c.Backbone = v; return nil }},
 }
 
 func setFloat(to *float64, v string) (err error) {
