@@ -23,6 +23,10 @@
 // it) serves only while its measured recall stays at or above
 // [Gate.MinRecall]; otherwise the bank warns and answers exactly.
 //
+// A bank of patches answers hundreds of queries an image. [Sketch] does so through a
+// [BlockEngine]: a short description of every entry leaves few to be compared in
+// full. It is approximate too, and passes through the same gate.
+//
 // The package knows nothing of images, ONNX or NATS. Large batches may be
 // handed to a [BatchEngine], which package inference implements with a matrix
 // product on ONNX Runtime; every distance it proposes is computed again here.

@@ -16,6 +16,10 @@
 //		if s.Anomalous { … }
 //	}
 //
+// A score has one or several parts: slices of the embedding with k-NN banks, and
+// patches with a bank of theirs, see [CombineScores]. Where a release has patches,
+// a score may say where an image is strange: [Score.Map].
+//
 // An image that cannot be used is refused alone, with its reason; it never
 // counts as normal. An embedding that is not finite is an error too.
 package inference

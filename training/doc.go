@@ -17,6 +17,11 @@
 // backbone at telling unseen normals from anomalies of kinds that nothing was
 // trained on; else the release has the frozen backbone, and says so.
 //
+// A score is made of one or several [Part]s, each with a bank of its own: the class
+// token (the paper's), the mean patch token, and every patch against the patches of
+// normals. The patches' bank is a coreset, and gives heatmaps also where it is not
+// scored. [Advice] compares scores on normals that are spoilt.
+//
 // Each step leaves its result in the work folder under a digest of everything it
 // depends on, so an interrupted run goes on, and runs that share steps (ablations
 // of k, of the score, of the gate) do them once.

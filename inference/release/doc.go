@@ -5,6 +5,7 @@
 //	manifest.json     what the release is; names every other file by its SHA-256
 //	backbone.onnx     image → embedding (external data, if any, beside it)
 //	bank.nmb          embeddings of the normal images, index, calibration
+//	bank-….nmb        the same for further parts of the score, and for patches
 //	check/…           a few images whose scores the manifest foretells
 //
 // The SHA-256 of manifest.json is the release's digest, and names it
