@@ -166,7 +166,7 @@ func outline(m *imaging.Image, inside []bool) {
 	for i, in := range inside {
 		x, y := i%m.Width, i/m.Width
 		if in && !(at(x-1, y) && at(x+1, y) && at(x, y-1) && at(x, y+1)) {
-			m.SetRGB(x, y, 20, 70, 210)
+			m.SetRGB(x, y, 0, 110, 255)
 		}
 	}
 }
@@ -238,7 +238,11 @@ func ContactSheet(ctx context.Context, run evaluate.Run, o HeatmapOptions) (*ima
 			return nil, err
 		}
 		x, y := gap+i%across*(perImage*cell+gap), i/across*(cell+line)+line
-		write(sheet, x, y-3, fmt.Sprintf("%s, score %.3g", s.caption(), s.Score))
+		caption := s.caption()
+		if perImage > 1 { // there is room for it
+			caption += fmt.Sprintf(", score %.3g", s.Score)
+		}
+		write(sheet, x, y-3, caption)
 		for j, p := range ps {
 			at := image.Pt(x+j*cell, y)
 			draw.Draw(sheet, image.Rectangle{Min: at, Max: at.Add(image.Pt(p.Width, p.Height))}, p.RGBA(), image.Point{}, draw.Src)

@@ -87,7 +87,7 @@ func TestContactSheets(t *testing.T) {
 	}
 	blue := 0
 	for i := 0; i < len(bare.Pix); i += 3 {
-		if bare.Pix[i] == 20 && bare.Pix[i+1] == 70 && bare.Pix[i+2] == 210 {
+		if bare.Pix[i] == 0 && bare.Pix[i+1] == 110 && bare.Pix[i+2] == 255 {
 			blue++
 		}
 	}
