@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 )
 
 // Advice compares scores by how well they tell normals that are not in the bank
@@ -12,7 +13,7 @@ import (
 // where there are some. It knows no more of the anomalies to come than these do.
 type Advice struct {
 	// Choice is the advised score: the best one if it is surely better than class,
-	// the paper's, and class else.
+	// the paper's, and surely worse with no kind of anomaly; class else.
 	Choice string `json:"choice"`
 	// Sure is the share of the bootstrap draws, 0..1, in which the choice is no
 	// worse than class, or, where it is class, than the best of the others.
@@ -128,13 +129,25 @@ func (x exam) advise(have []Part, seed uint64) *Advice {
 			a.Reason = fmt.Sprintf("mean AUROC %.3f, next %s with %.3f", all[class].mean, names[second], all[second].mean)
 		}
 	default:
-		draws, _ := all[best].gains(all[class], adviceDraws, seed)
-		low := quantile(draws, 1-adviceConfidence)
+		// As the gate does: the best of several is sure of less.
+		draws, kinds := all[best].gains(all[class], adviceDraws, seed)
+		tail := (1 - adviceConfidence) / float64(len(all)-1)
+		low := quantile(draws, tail)
+		var harder []string
+		for k, g := range kinds {
+			if quantile(g, 1-tail/float64(len(kinds))) < 0 {
+				harder = append(harder, all[best].groups[k].name)
+			}
+		}
 		a.Reason = fmt.Sprintf("%s raises the mean AUROC from %.3f to %.3f, at least by %+.3f", names[best], all[class].mean, all[best].mean, low)
 		a.Sure = notWorse(best, class)
-		if low > 0 {
+		switch {
+		case low > 0 && len(harder) == 0:
 			a.Choice = names[best]
-		} else {
+		case low > 0:
+			a.Sure = 1 - a.Sure
+			a.Reason += ", and makes some anomalies harder to find: " + strings.Join(harder, ", ")
+		default:
 			a.Sure = 1 - a.Sure
 			a.Reason += ", which is not sure"
 		}

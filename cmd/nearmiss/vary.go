@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/nearmiss/nearmiss/inference"
+	"github.com/nearmiss/nearmiss/training"
 	"github.com/nearmiss/nearmiss/training/dataset"
 	"github.com/nearmiss/nearmiss/training/evaluate"
 )
@@ -154,19 +155,39 @@ func (c *evalCmd) alarms(ctx context.Context, o *output, embed inference.EmbedOp
 	}
 	defer e.Close()
 	f := evaluate.NewFeatures(embedAll(e))
+	// The paper's score needs no model of its own for each draw.
+	quick := c.Score == string(training.ClassPart) && c.Method == string(training.KNN) && c.Whiten == 0
+	method := evaluate.KNN(f, c.K, nil)
+	if !quick {
+		shared := &training.Shared{}
+		defer shared.Close()
+		bar := o.progress("")
+		defer bar.close()
+		var end func()
+		if method, end, err = c.method(o, embed, bar, f, shared); err != nil {
+			return err
+		}
+		defer end()
+	}
 	for _, class := range classes {
-		r, err := evaluate.FalseAlarms(ctx, set.Select("", class), f, c.K, []float64{0.01, 0.05, 0.1}, c.Repeats, c.Seed)
+		var r *evaluate.AlarmResult
+		items, alphas := set.Select("", class), []float64{0.01, 0.05, 0.1}
+		if quick {
+			r, err = evaluate.FalseAlarms(ctx, items, f, c.K, alphas, c.Repeats, c.Seed)
+		} else {
+			r, err = evaluate.MethodAlarms(ctx, items, method, alphas, c.Repeats, c.Seed)
+		}
 		if err != nil {
 			return err
 		}
-		r.Data, r.Normal = set.Name, class
+		r.Data, r.Normal, r.Method = set.Name, class, method.Name()
 		if c.JSON {
 			if err := o.JSON(r); err != nil {
 				return err
 			}
 			continue
 		}
-		fmt.Fprintf(o.Out, "%s %s: %d images in the bank, %d held out, %d tested, %d draws\n", r.Data, r.Normal, r.Bank, r.HeldOut, r.Test, r.Draws)
+		fmt.Fprintf(o.Out, "%s %s, method %s: %d images in the bank, %d held out, %d tested, %d draws\n", r.Data, r.Normal, r.Method, r.Bank, r.HeldOut, r.Test, r.Draws)
 		for _, a := range r.Alarms {
 			fmt.Fprintf(o.Out, "  asked for %.3g %%: expected %.2f %%, measured %.2f %%; 95 %% of single calibrations within %.2f to %.2f %%\n",
 				100*a.Alpha, 100*a.Expected, 100*a.Rate, 100*a.Low, 100*a.High)
