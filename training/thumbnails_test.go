@@ -78,3 +78,42 @@ func FuzzParseThumbnails(f *testing.F) {
 	f.Add(b)
 	f.Fuzz(func(_ *testing.T, b []byte) { _, _ = parseThumbnails(b) })
 }
+
+func TestReleasesShowTheirNormalsUnlessTheyMayNot(t *testing.T) {
+	normals, model, dir := squares(t, 32), smallBackbone(t), t.TempDir()
+	first, second, third, bare := filepath.Join(dir, "1"), filepath.Join(dir, "2"), filepath.Join(dir, "3"), filepath.Join(dir, "4")
+	plan := Plan{Detector: "squares", Normals: normals[:30], Backbone: model, Out: first, Seed: 5, Settle: true}
+	res, err := Fit(t.Context(), plan)
+	if err != nil {
+		t.Fatal(err)
+	}
+	count := func(release string) int {
+		t.Helper()
+		thumbs, err := ReadThumbnails(release)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(thumbs)
+	}
+	if n := count(first); n != res.Bank {
+		t.Errorf("%d thumbnails of %d normals in the bank", n, res.Bank)
+	}
+	x := Extension{Release: first, Normals: normals[30:], Out: second}
+	if _, err := Extend(t.Context(), x); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(second); n != res.Bank+2 {
+		t.Errorf("%d thumbnails after two normals joined %d", n, res.Bank)
+	}
+	x.Out, x.NoThumbnails = third, true
+	if _, err := Extend(t.Context(), x); err != nil {
+		t.Fatal(err)
+	}
+	plan.Out, plan.NoThumbnails = bare, true
+	if _, err := Fit(t.Context(), plan); err != nil {
+		t.Fatal(err)
+	}
+	if a, b := count(third), count(bare); a != 0 || b != 0 {
+		t.Errorf("%d and %d thumbnails where none may be kept", a, b)
+	}
+}

@@ -77,6 +77,9 @@ func (c *evalCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
+	if c.Protocol == protocolAlarms && c.Sheet != "" {
+		return usageError{errors.New("--sheet shows heatmaps, and protocol alarms makes none")}
+	}
 	if c.Protocol == protocolAlarms {
 		return c.alarms(ctx, o, embed)
 	}
