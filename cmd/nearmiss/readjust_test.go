@@ -2,6 +2,7 @@ package main
 
 import (
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -46,6 +47,10 @@ func TestKAndTheFalseAlarmRateActWithoutTraining(t *testing.T) {
 	if is.Bank.K != 3 || is.Calibration.Alpha != 0.1 || is.ModelDigest() != was.ModelDigest() || is.Bank.Count != was.Bank.Count {
 		t.Errorf("k %d, rate %g, %d entries, model %.12s", is.Bank.K, is.Calibration.Alpha, is.Bank.Count, is.ModelDigest())
 	}
+	// A frame that comes before the worker has it is scored by the release before.
+	eventually(t, "the other release is in service", func() bool {
+		return regexp.MustCompile(`"release":"` + active()[:12] + `[^\n]*release is in service`).MatchString(worker.stderr())
+	})
 	program(t, 0, "camera", m.normals, "--detector", "cells", "--camera", "one", at)
 	eventually(t, "a frame is scored with k = 3", func() bool {
 		all := l.scoresOf("cells")
