@@ -73,7 +73,7 @@ func sketchBank(t *testing.T, e BatchEngine, data []float32, dim int) *Bank {
 func TestSketchFindsTheNearest(t *testing.T) {
 	ctx := context.Background()
 	for _, dim := range []int{8, 64, 192} {
-		data, queries, fresh := clustered(1, 3005, dim), clustered(2, 300, dim), clustered(3, 200, dim)
+		data, queries, fresh := clustered(1, 1505, dim), clustered(2, 80, dim), clustered(3, 100, dim)
 		e := &blockProducts{}
 		b := sketchBank(t, e, data, dim)
 		r, err := b.Build(ctx, queries)
@@ -106,8 +106,8 @@ func TestSketchFindsTheNearest(t *testing.T) {
 				hits++
 			}
 		}
-		if hits < 190 {
-			t.Errorf("dim %d: %d of 200 nearest were found", dim, hits)
+		if hits < 95 {
+			t.Errorf("dim %d: %d of 100 nearest were found", dim, hits)
 		}
 		if err := b.Close(); err != nil || e.blocks.Load() != 0 {
 			t.Errorf("%d searchers are left, %v", e.blocks.Load(), err)
@@ -175,7 +175,7 @@ func TestSketchWithoutAnEngineIsExact(t *testing.T) {
 func TestSketchIsReadBackAndMeasured(t *testing.T) {
 	ctx := context.Background()
 	const dim = 64
-	data, queries := clustered(1, 2000, dim), clustered(2, 60, dim)
+	data, queries := clustered(1, 1200, dim), clustered(2, 60, dim)
 	b := sketchBank(t, nil, data, dim)
 	if _, err := b.Build(ctx, queries); err != nil {
 		t.Fatal(err)
@@ -199,7 +199,7 @@ func TestSketchIsReadBackAndMeasured(t *testing.T) {
 // blocks.
 func TestSketchBelowTheGateIsDropped(t *testing.T) {
 	const dim = 64
-	b := sketchBank(t, &wrongBlocks{}, clustered(1, 4000, dim), dim)
+	b := sketchBank(t, &wrongBlocks{}, clustered(1, 1500, dim), dim)
 	r, err := b.Build(context.Background(), clustered(2, 60, dim))
 	if err != nil {
 		t.Fatal(err)
