@@ -141,7 +141,7 @@ type sight struct {
 func patchSpec(path string, layer int) (s backbone.Spec, at int, ok bool, err error) {
 	file, err := onnx.ReadFile(path, onnx.BindBatch(1))
 	if err != nil {
-		return s, 0, false, err
+		return s, 0, false, nil // ONNX Runtime may still know its operators
 	}
 	defer file.Close()
 	own, ok, err := backbone.FromONNX(file)

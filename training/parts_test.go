@@ -1,6 +1,8 @@
 package training
 
 import (
+	"encoding/json"
+	"errors"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -11,8 +13,11 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/nearmiss/nearmiss/bank"
 	"github.com/nearmiss/nearmiss/inference"
+	"github.com/nearmiss/nearmiss/inference/backbone"
 	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/inference/onnx"
 	"github.com/nearmiss/nearmiss/training/dataset"
 	"github.com/nearmiss/nearmiss/training/evaluate"
 )
@@ -231,6 +236,69 @@ func TestFitWithoutPatchesServesTheBackboneItself(t *testing.T) {
 	}
 	if res.Patches != 0 || d.HasMaps() || !slices.Equal(want, got) {
 		t.Errorf("%+v; maps: %v; the model is the backbone: %v", res, d.HasMaps(), slices.Equal(want, got))
+	}
+}
+
+// foreignBackbone is a model of another program: the mean colours of the image's
+// halves.
+func foreignBackbone(t *testing.T) string {
+	t.Helper()
+	g := onnx.New("foreign")
+	x := g.Input(backbone.InputImage, onnx.Uint8, 1, 32, 32, 3)
+	halves := g.Split(g.Scale(g.Cast(x, onnx.Float), 1.0/255), 2, 16, 16)
+	e := g.Concat(1, g.ReduceMean(halves[0], false, 1, 2), g.ReduceMean(halves[1], false, 1, 2))
+	g.Output(backbone.OutputEmbedding, e)
+	x.SetDimName(0, "N")
+	e.SetDimName(0, "N")
+	p, err := json.Marshal(imaging.Preprocess{Resize: 32, Crop: 32, Interpolation: imaging.Bilinear, Mean: [3]float64{0.5, 0.5, 0.5}, Std: [3]float64{0.5, 0.5, 0.5}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.SetMetadata(backbone.MetadataPreprocess, string(p))
+	path := filepath.Join(t.TempDir(), "foreign.onnx")
+	if err := g.WriteFile(path); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestForeignModelsHaveNoPatches(t *testing.T) {
+	plan := Plan{Detector: "squares", Normals: squares(t, 20), Backbone: foreignBackbone(t), Out: filepath.Join(t.TempDir(), "release"), Settle: true, Advise: true}
+	res, err := Fit(t.Context(), plan)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if res.Patches != 0 || res.Score != "class" || len(res.Advice.Scores) != 1 {
+		t.Errorf("%+v, advice %+v", res, res.Advice)
+	}
+	plan.Parts, plan.Out = []Part{PatchPart}, filepath.Join(t.TempDir(), "other")
+	if _, err := Fit(t.Context(), plan); !errors.Is(err, ErrPlan) {
+		t.Errorf("patches of a foreign model: %v", err)
+	}
+	plan.Parts, plan.Work = []Part{PatchPart}, t.TempDir()
+	m, err := ForEvaluation(plan, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Fit(t.Context(), twoClasses(t, 10).Items, 1); !errors.Is(err, ErrPlan) {
+		t.Errorf("patches of a foreign model: %v", err)
+	}
+}
+
+func TestPatchesInAGraphIndex(t *testing.T) {
+	plan := Plan{
+		Detector: "squares", Normals: squares(t, 40), Backbone: smallBackbone(t), Out: filepath.Join(t.TempDir(), "release"), Settle: true, Seed: 5,
+		Parts: []Part{PatchPart}, Index: bank.HNSW,
+	}
+	if _, err := Fit(t.Context(), plan); err != nil {
+		t.Fatal(err)
+	}
+	prov, d := provenanceOf(t, plan.Out)
+	if r := prov.Patches.Index; r.Wanted != bank.HNSW || r.Kind != bank.HNSW && r.Fallback == "" {
+		t.Errorf("%+v", r)
+	}
+	if p := d.Release().Manifest.Parts[1].Bank; p.Recall == nil || p.Count < 100 {
+		t.Errorf("%+v", p)
 	}
 }
 
