@@ -41,6 +41,10 @@ lint: ## formatting, go vet and staticcheck
 	go vet ./...
 	go tool staticcheck ./...
 
+.PHONY: starter
+starter: runtime ## train the starter backbone anew, on one thread (half an hour); then build again
+	bin/nearmiss backbone train-starter --threads 1 --out inference/backbone/starter/starter.safetensors
+
 .PHONY: bench
 bench: runtime ## measure embedding, the bank's indexes and the broker on this machine
 	bin/nearmiss bench embed

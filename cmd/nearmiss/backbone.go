@@ -11,14 +11,17 @@ import (
 
 	"github.com/nearmiss/nearmiss/inference/backbone"
 	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/training/pretrain"
 )
 
 // backboneCmd brings pretrained models in.
 type backboneCmd struct {
-	Pull    backbonePullCmd    `cmd:"" help:"Download a file of weights; an interrupted download is resumed."`
-	Import  backboneImportCmd  `cmd:"" help:"Turn weights (safetensors, npz) or a foreign ONNX model into a backbone."`
-	Random  backboneRandomCmd  `cmd:"" help:"Make a backbone with seeded random weights, for trials and measurements."`
-	Inspect backboneInspectCmd `cmd:"" help:"Say what a file of weights or an ONNX model is."`
+	Pull         backbonePullCmd         `cmd:"" help:"Download a file of weights; an interrupted download is resumed."`
+	Import       backboneImportCmd       `cmd:"" help:"Turn weights (safetensors, npz) or a foreign ONNX model into a backbone."`
+	Random       backboneRandomCmd       `cmd:"" help:"Make a backbone with seeded random weights, for trials and measurements."`
+	Starter      backboneStarterCmd      `cmd:"" help:"Write the starter backbone that comes with the program."`
+	TrainStarter backboneTrainStarterCmd `cmd:"" name:"train-starter" help:"Train the starter backbone anew, from drawn pictures."`
+	Inspect      backboneInspectCmd      `cmd:"" help:"Say what a file of weights or an ONNX model is."`
 }
 
 type backbonePullCmd struct {
@@ -139,7 +142,7 @@ func triple(in []float64, out *[3]float64) error {
 
 type backboneRandomCmd struct {
 	Out  string `short:"o" required:"" type:"path" placeholder:"FILE.onnx" help:"The backbone that is written."`
-	Arch string `enum:"tiny,small,base,large" default:"tiny" help:"Size of the ViT: ${enum}."`
+	Arch string `enum:"tiny,small,base,large,starter" default:"tiny" help:"Size of the ViT: ${enum} (that of the starter backbone)."`
 	Size int    `placeholder:"PX" help:"Side of the square input (default 224)."`
 	Seed uint64 `default:"1" help:"Draws the weights."`
 	JSON bool   `name:"json" help:"Print one JSON object."`
@@ -153,6 +156,7 @@ func (*backboneRandomCmd) Help() string {
 func (c *backboneRandomCmd) Run(o *output) error {
 	spec := map[string]backbone.Spec{
 		"tiny": backbone.Tiny, "small": backbone.Small, "base": backbone.Base, "large": backbone.Large,
+		"starter": pretrain.Starter().Spec,
 	}[c.Arch]
 	if c.Size != 0 {
 		spec.Size = c.Size
@@ -210,8 +214,11 @@ func (c *backboneInspectCmd) Run(o *output) error {
 		return err
 	}
 	fmt.Fprintf(&b, "images are prepared as %s\n", pre)
-	if r.Format == "random" {
+	switch r.Format {
+	case backbone.FormatRandom:
 		fmt.Fprintf(&b, "the weights are random (seed %d): it has learnt nothing\n", r.Seed)
+	case backbone.FormatStarter:
+		fmt.Fprintf(&b, "trained on drawn pictures only: for the demo and for first trials\n")
 	}
 	if len(r.Ignored) > 0 {
 		fmt.Fprintf(&b, "not used: %s\n", strings.Join(r.Ignored, ", "))

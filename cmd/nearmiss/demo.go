@@ -35,7 +35,7 @@ type demoTask struct {
 	defects          []string // that occur
 }
 
-// The defects are those that random weights see at all.
+// The defects are those that a small model sees at all.
 var demoTasks = []demoTask{
 	{"demo-parts", "line1", synthetic.Parts, []string{"scratch", "crack", "chip", "stain", "tint"}},
 	{"demo-cells", "scope1", synthetic.Cells, []string{"inclusion", "rod", "vacuole", "nucleus", "precipitate"}},
@@ -104,8 +104,7 @@ func runDemo(ctx context.Context, connect dial, conf config, o *output, asJSON b
 		return err
 	}
 	if conf.Trainer.Backbone == "" {
-		d.say("The model has seeded random weights and has learnt nothing: expect misses and false alarms.")
-		d.say("For real work give a pretrained one: --backbone, see the README.")
+		d.say("%s", aboutStarter)
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	for _, task := range demoTasks {

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nearmiss/nearmiss/inference/backbone"
 	"github.com/nearmiss/nearmiss/inference/imaging/synthetic"
 	"github.com/nearmiss/nearmiss/inference/ort"
 )
@@ -216,6 +217,30 @@ func sharedData() string {
 		}
 	}
 	return dir
+}
+
+// randomSpec is the ViT that stands in for a pretrained one: small, so that tests are
+// fast.
+var randomSpec = backbone.Spec{
+	Family: backbone.ViT, Dim: 192, Depth: 1, Heads: 3, Hidden: 768, Patch: 16, Size: 128, ClassPos: true, NormEps: 1e-6,
+}
+
+// randomSeed draws its weights, the same on every machine.
+const randomSeed = 1
+
+// randomBackbone returns the stand-in model's file in the data folder.
+func randomBackbone(data string) (string, error) {
+	file := filepath.Join(data, "models", fmt.Sprintf("random-%d.onnx", randomSeed))
+	if _, err := os.Stat(file); err == nil {
+		return file, nil
+	}
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return "", err
+	}
+	if _, err := writeRandomBackbone(randomSpec, randomSeed, file); err != nil {
+		return "", err
+	}
+	return file, nil
 }
 
 func randomModel(t *testing.T) string {

@@ -11,7 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/nearmiss/nearmiss/bank"
-	"github.com/nearmiss/nearmiss/inference/backbone"
+	"github.com/nearmiss/nearmiss/inference/backbone/starter"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/ort"
 	"github.com/nearmiss/nearmiss/stream"
@@ -22,7 +22,7 @@ type trainerCmd struct {
 	Server   string `placeholder:"URL" help:"NATS server (default nats://127.0.0.1:4222)."`
 	Creds    string `type:"existingfile" placeholder:"FILE" help:"NATS credentials file."`
 	Data     string `type:"path" placeholder:"DIR" help:"Folder for releases and jobs under way (default nearmiss-data)."`
-	Backbone string `type:"existingfile" placeholder:"FILE.onnx" help:"Model for detectors that name none (default: seeded random weights, which have learnt nothing)."`
+	Backbone string `type:"existingfile" placeholder:"FILE.onnx" help:"Model for detectors that name none (default: the starter backbone, for first trials)."`
 	Device   string `placeholder:"D" help:"Where the model runs: cpu, cuda, cuda:1 or tensorrt (default cpu)."`
 	Threads  int    `placeholder:"N" help:"CPU threads that the model computes on (default: all cores)."`
 	configFlag
@@ -249,8 +249,8 @@ func (t trainer) warn(detector string, res *training.Result) {
 	}
 }
 
-// backbone is the detector's own model, or the trainer's, or one with random
-// weights, so that everything can be tried without a download.
+// backbone is the detector's own model, or the trainer's, or the starter
+// backbone, so that everything can be tried without a download.
 func (t trainer) backbone(d stream.Detector) (string, error) {
 	for _, file := range []string{d.Backbone, t.conf.Trainer.Backbone} {
 		if file == "" {
@@ -261,31 +261,7 @@ func (t trainer) backbone(d stream.Detector) (string, error) {
 		}
 		return file, nil
 	}
-	return randomBackbone(t.conf.Data)
-}
-
-// randomSpec is the ViT that stands in until a pretrained one is given: small
-// enough to learn and to score in seconds on two cores.
-var randomSpec = backbone.Spec{
-	Family: backbone.ViT, Dim: 192, Depth: 1, Heads: 3, Hidden: 768, Patch: 16, Size: 128, ClassPos: true, NormEps: 1e-6,
-}
-
-// randomSeed draws its weights, the same on every machine.
-const randomSeed = 1
-
-// randomBackbone returns the stand-in model's file in the data folder.
-func randomBackbone(data string) (string, error) {
-	file := filepath.Join(data, "models", fmt.Sprintf("random-%d.onnx", randomSeed))
-	if _, err := os.Stat(file); err == nil {
-		return file, nil
-	}
-	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-		return "", err
-	}
-	if _, err := writeRandomBackbone(randomSpec, randomSeed, file); err != nil {
-		return "", err
-	}
-	return file, nil
+	return starter.File(filepath.Join(t.conf.Data, "models"))
 }
 
 // folderImages are the images in a folder, whatever their names; none where there

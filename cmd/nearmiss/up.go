@@ -18,7 +18,7 @@ type upCmd struct {
 	Port      int    `placeholder:"N" help:"Port of NATS clients (default 4222; --port=-1 takes a free one)."`
 	MQTT      int    `name:"mqtt" placeholder:"N" help:"Also listen for MQTT clients on this port."`
 	WebSocket int    `name:"websocket" placeholder:"N" help:"Also listen for NATS over WebSocket on this port."`
-	Backbone  string `type:"existingfile" placeholder:"FILE.onnx" help:"Model for detectors that name none (default: seeded random weights, which have learnt nothing)."`
+	Backbone  string `type:"existingfile" placeholder:"FILE.onnx" help:"Model for detectors that name none (default: the starter backbone, for first trials)."`
 	Device    string `placeholder:"D" help:"Where the model runs: cpu, cuda, cuda:1 or tensorrt (default cpu)."`
 	Threads   int    `placeholder:"N" help:"CPU threads that the model computes on (default: all cores)."`
 	JSON      bool   `name:"json" help:"Print one JSON object a line: first the addresses, then the demo's events."`

@@ -13,9 +13,14 @@
 // design first of all, since they are nearest. A marred image is never drawn to
 // anything: there is no such thing as the class of all defects.
 //
+// The loss sees the embedding through a small head that is dropped afterwards, and
+// a second loss has the embedding draw the image again at 8 × 8 pixels: both keep
+// in it what the first loss has no use for, and other images may need.
+//
 // Colours, mirrorings and turns are drawn anew in each batch and are common to
 // all images of a design, so they make new designs and are not unlearnt: to a
-// bank, another colour may well be the anomaly.
+// bank, another colour may well be the anomaly. Several designs of a batch share
+// them, so that they are not all that tells designs apart.
 //
 // Some families of pictures and some kinds of defect are left out of the training
 // (see [HeldOut]) to measure on.
