@@ -141,7 +141,7 @@ func TestTheOperatorsStory(t *testing.T) {
 		}
 	}
 	// See TestConfirmedNormalsDoNotBlunt for a measure on more than these.
-	t.Logf("AUROC on the 59 other frames, random weights: %.4f before the mark, %.4f after it", auroc(t, before, marked), auroc(t, after, marked))
+	t.Logf("AUROC on the 59 other frames, starter backbone: %.4f before the mark, %.4f after it", auroc(t, before, marked), auroc(t, after, marked))
 
 	// Train on everything that is known to be normal, while frames come in.
 	line1 := start(t, s.next("camera synthetic:parts")...)
