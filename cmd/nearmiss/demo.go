@@ -25,6 +25,7 @@ const (
 	demoFPS     = 2   // of each camera, after those
 	demoDefects = 0.2 // share of frames with a defect
 	demoAlpha   = 0.05
+	demoScore   = "both"
 	demoSize    = 160 // pixels of a frame's sides
 )
 
@@ -166,6 +167,7 @@ func (d *demo) open(ctx context.Context, nc *nats.Conn) (err error) {
 func (d *demo) run(ctx context.Context, connect dial, task demoTask, o *output) error {
 	_, err := d.detectors.Create(ctx, stream.Detector{
 		Name: task.detector, Description: "demo on synthetic images", LearnFrames: demoLearn, FalseAlarmRate: demoAlpha, DefectShare: demoDefects,
+		Score: demoScore,
 	})
 	if err != nil && !errors.Is(err, stream.ErrDetectorExists) {
 		return err
