@@ -23,9 +23,9 @@ import (
 // minus the margin and no kind of evidence surely loses more than that.
 //
 // Spoilt normals show harm, but they do not foretell what fine-tuning on a
-// generator's fakes is for, anomalies that look almost normal: on white blood
-// cells it made three of four other classes easier to find while the mean over
-// spoilt normals fell by 0 to 1 points. So such candidates need not surely gain
+// generator's fakes is for, anomalies that look almost normal: with three of four
+// classes of white blood cells as the normals it made the other cells easier to
+// find while the mean over spoilt normals fell by 0 to 1 points. So such candidates need not surely gain
 // on them, only not lose much. Those that were trained on corruptions alone get
 // no margin: they did not help there.
 type Gate struct {
