@@ -34,7 +34,7 @@ type evalCmd struct {
 	Others   string   `type:"existingdir" placeholder:"DIR" help:"With near, the set whose classes are the anomalies (default: the same set)."`
 	Train    int      `name:"train-limit" placeholder:"N" help:"Learn from at most this many images of a class."`
 	Test     int      `name:"test-limit" placeholder:"N" help:"Test on at most this many images of a class."`
-	Vary     []string `sep:"none" placeholder:"NAME=VALUE" help:"Measure with each value of an option in turn, which is named in the results; may be repeated. Numbers may be listed: k=1,2,5; also fakes, stop, per-normal, epochs, members, rate, fake-steps, score, layer, coreset, statistic, whiten, whiten-patches, symmetry, method and backbone."`
+	Vary     []string `sep:"none" placeholder:"NAME=VALUE" help:"Measure with each value of an option in turn, which is named in the results; may be repeated. Numbers may be listed, as in k=1,2,5. The options are ${varied}."`
 	Out      string   `short:"o" type:"path" placeholder:"REPORT" help:"Also write a report: .html (one page with curves and the worst misses), .md or .jsonl."`
 	Pixels   bool     `negatable:"" default:"true" help:"With mvtec and a score with patches, also measure where defects are found: pixel AUROC and PRO."`
 	Sheet    string   `type:"path" placeholder:"FILE.png" help:"With a score with patches, also draw a contact sheet of heatmaps: images spread evenly by rank of their scores."`

@@ -80,6 +80,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	parser, err := kong.New(&c,
 		kong.Name("nearmiss"),
 		kong.Description("Watches streams of images and raises an event when one is not normal, most of all when it is almost normal."),
+		kong.Vars{"varied": variedNames()},
 		kong.Writers(stdout, stderr),
 		kong.Exit(func(n int) { code = n }),
 		kong.BindTo(ctx, (*context.Context)(nil)),

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"os"
-	"strconv"
 	"strings"
 
 	"github.com/nearmiss/nearmiss/inference/imaging"
@@ -15,15 +14,15 @@ import (
 // tuneFlags say how method fitymi learns, for fit and eval. What is not given is
 // the profile's.
 type tuneFlags struct {
-	Profile   string  `enum:"cpu,gpu,paper" default:"cpu" help:"With fitymi, how much to spend: ${enum}. Everything below changes a number of it."`
-	Fakes     string  `placeholder:"SOURCES" help:"Where fakes come from: sde (samples from noise), sdedit (partly diffused normals), folder:DIR (from nearmiss fakes), a local corruption (cutpaste, scar, mix, warp, swirl, bulge, blur, shade, spots, grain, erase; of the whole picture: tint, zoom, fade), several with their shares as in sdedit=2,warp=1, or none."`
-	PerNormal float64 `name:"per-normal" placeholder:"N" help:"Fakes for each normal."`
-	Match     string  `placeholder:"SHARE" help:"Share of the normals, 0..1, that is brought to the fakes' size where these are small."`
-	Stop      string  `placeholder:"T" help:"When the generator stops: r=R, fid=F or steps=N."`
-	FakeSize  int     `name:"fake-size" placeholder:"PIXELS" help:"Size of the generator's images."`
-	FakeSteps int     `name:"fake-steps" placeholder:"N" help:"Most training steps of the generator."`
-	Edit      float64 `placeholder:"T" help:"How far sdedit diffuses, 0..1."`
-	EditFrom  float64 `name:"edit-from" placeholder:"T" help:"Lower end of the times that sdedit diffuses to."`
+	Profile   string   `enum:"cpu,gpu,paper" default:"cpu" help:"With fitymi, how much to spend: ${enum}. Everything below changes a number of it."`
+	Fakes     string   `placeholder:"SOURCES" help:"Where fakes come from: sde (samples from noise), sdedit (partly diffused normals), folder:DIR (from nearmiss fakes), a local corruption (cutpaste, scar, mix, warp, swirl, bulge, blur, shade, spots, grain, erase; of the whole picture: tint, zoom, fade), several with their shares as in sdedit=2,warp=1, or none."`
+	PerNormal float64  `name:"per-normal" placeholder:"N" help:"Fakes for each normal."`
+	Match     *float64 `placeholder:"SHARE" help:"Share of the normals, 0..1, that is brought to the fakes' size where these are small."`
+	Stop      string   `placeholder:"T" help:"When the generator stops: r=R, fid=F or steps=N."`
+	FakeSize  int      `name:"fake-size" placeholder:"PIXELS" help:"Size of the generator's images."`
+	FakeSteps int      `name:"fake-steps" placeholder:"N" help:"Most training steps of the generator."`
+	Edit      float64  `placeholder:"T" help:"How far sdedit diffuses, 0..1."`
+	EditFrom  float64  `name:"edit-from" placeholder:"T" help:"Lower end of the times that sdedit diffuses to."`
 
 	Epochs     int       `placeholder:"N" help:"Epochs of a fine-tune."`
 	Rate       float64   `placeholder:"R" help:"Learning rate of a fine-tune."`
@@ -85,10 +84,8 @@ func (f tuneFlags) change(t *training.Tuning) (err error) {
 		}
 		t.SDE.MaxSteps = max(t.SDE.MaxSteps, 1)
 	}
-	if f.Match != "" {
-		if t.Match, err = strconv.ParseFloat(f.Match, 64); err != nil {
-			return fmt.Errorf("--match %s: not a number", f.Match)
-		}
+	if f.Match != nil {
+		t.Match = *f.Match
 	}
 	if f.FakeSize != 0 {
 		o, err := sde.Profile(f.Profile, "", f.FakeSize, 3)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,35 +14,51 @@ import (
 	"github.com/nearmiss/nearmiss/training/evaluate"
 )
 
-// varied are the options that --vary changes, by name. Those whose values are
-// numbers take several, with commas between.
-var varied = map[string]struct {
+// option is one that --vary changes. Values that are numbers may be listed, with
+// commas between.
+type option struct {
 	numbers bool
 	set     func(c *evalCmd, v string) error
-}{
-	"k":              {true, func(c *evalCmd, v string) (err error) { c.K, err = strconv.Atoi(v); return err }},
-	"per-normal":     {true, func(c *evalCmd, v string) error { return setFloat(&c.PerNormal, v) }},
-	"epochs":         {true, func(c *evalCmd, v string) (err error) { c.Epochs, err = strconv.Atoi(v); return err }},
-	"members":        {true, func(c *evalCmd, v string) (err error) { c.Members, err = strconv.Atoi(v); return err }},
-	"rate":           {true, func(c *evalCmd, v string) error { return setFloat(&c.Rate, v) }},
-	"fake-steps":     {true, func(c *evalCmd, v string) (err error) { c.FakeSteps, err = strconv.Atoi(v); return err }},
-	"fakes":          {false, func(c *evalCmd, v string) error { c.Fakes = v; return nil }},
-	"stop":           {false, func(c *evalCmd, v string) error { c.Stop = v; return nil }},
-	"layer":          {true, func(c *evalCmd, v string) (err error) { c.Layer, err = strconv.Atoi(v); return err }},
-	"coreset":        {true, func(c *evalCmd, v string) error { return setFloat(&c.Coreset, v) }},
-	"whiten":         {true, func(c *evalCmd, v string) error { return setFloat(&c.Whiten, v) }},
-	"whiten-patches": {true, func(c *evalCmd, v string) error { return setFloat(&c.WhitenPatches, v) }},
-	"statistic":      {false, func(c *evalCmd, v string) error { c.Statistic = v; return nil }},
-	"score":          {false, func(c *evalCmd, v string) error { c.Score = v; return nil }},
-	"symmetry":       {false, func(c *evalCmd, v string) error { c.Symmetry = v; return nil }},
-	"method":         {false, func(c *evalCmd, v string) error { c.Method = v; return nil }},
-	"backbone":       {false, func(c *evalCmd, v string) error { c.Backbone = v; return nil }},
 }
 
-func setFloat(to *float64, v string) (err error) {
-	*to, err = strconv.ParseFloat(v, 64)
-	return err
+func count(field func(c *evalCmd) *int) option {
+	return option{true, func(c *evalCmd, v string) (err error) { *field(c), err = strconv.Atoi(v); return err }}
 }
+
+func number(field func(c *evalCmd) *float64) option {
+	return option{true, func(c *evalCmd, v string) (err error) { *field(c), err = strconv.ParseFloat(v, 64); return err }}
+}
+
+func text(field func(c *evalCmd) *string) option {
+	return option{false, func(c *evalCmd, v string) error { *field(c) = v; return nil }}
+}
+
+// varied are the options that --vary changes, by name.
+var varied = map[string]option{
+	"backbone":       text(func(c *evalCmd) *string { return &c.Backbone }),
+	"coreset":        number(func(c *evalCmd) *float64 { return &c.Coreset }),
+	"edit":           number(func(c *evalCmd) *float64 { return &c.Edit }),
+	"epochs":         count(func(c *evalCmd) *int { return &c.Epochs }),
+	"fake-size":      count(func(c *evalCmd) *int { return &c.FakeSize }),
+	"fake-steps":     count(func(c *evalCmd) *int { return &c.FakeSteps }),
+	"fakes":          text(func(c *evalCmd) *string { return &c.Fakes }),
+	"k":              count(func(c *evalCmd) *int { return &c.K }),
+	"layer":          count(func(c *evalCmd) *int { return &c.Layer }),
+	"match":          number(func(c *evalCmd) *float64 { c.Match = new(float64); return c.Match }),
+	"members":        count(func(c *evalCmd) *int { return &c.Members }),
+	"method":         text(func(c *evalCmd) *string { return &c.Method }),
+	"per-normal":     number(func(c *evalCmd) *float64 { return &c.PerNormal }),
+	"rate":           number(func(c *evalCmd) *float64 { return &c.Rate }),
+	"score":          text(func(c *evalCmd) *string { return &c.Score }),
+	"statistic":      text(func(c *evalCmd) *string { return &c.Statistic }),
+	"stop":           text(func(c *evalCmd) *string { return &c.Stop }),
+	"symmetry":       text(func(c *evalCmd) *string { return &c.Symmetry }),
+	"whiten":         number(func(c *evalCmd) *float64 { return &c.Whiten }),
+	"whiten-patches": number(func(c *evalCmd) *float64 { return &c.WhitenPatches }),
+}
+
+// variedNames are their names, for people.
+func variedNames() string { return strings.Join(slices.Sorted(maps.Keys(varied)), ", ") }
 
 // variant is the command with some options changed, and what they are.
 type variant struct {
@@ -57,12 +74,7 @@ func (c *evalCmd) variants() ([]variant, error) {
 		name, list, ok := strings.Cut(item, "=")
 		option, known := varied[name]
 		if !ok || !known || list == "" {
-			var all []string
-			for n := range varied {
-				all = append(all, n)
-			}
-			slices.Sort(all)
-			return nil, usageError{fmt.Errorf("--vary %s: want NAME=VALUE with a name of %s", item, strings.Join(all, ", "))}
+			return nil, usageError{fmt.Errorf("--vary %s: want NAME=VALUE with a name of %s", item, variedNames())}
 		}
 		if !slices.Contains(names, name) {
 			names = append(names, name)
