@@ -113,16 +113,19 @@ type Result struct {
 
 // Part is one normal class against one kind of anomaly.
 type Part struct {
-	Normal           string   `json:"normal"`
-	Anomaly          string   `json:"anomaly"` // a class or defect; "rest" or "all" for several
-	AUROC            float64  `json:"auroc"`
-	Std              float64  `json:"auroc_std,omitempty"`
-	AveragePrecision float64  `json:"average_precision"`
-	FPR95            float64  `json:"fpr_at_tpr_95"`
-	Train            int      `json:"train"` // normal images learnt from, in the first repeat
-	Normals          int      `json:"normals"`
-	Anomalies        int      `json:"anomalies"`
-	Closeness        *float64 `json:"closeness,omitempty"` // near: mean log probability of the normal class
+	Normal  string  `json:"normal"`
+	Anomaly string  `json:"anomaly"` // a class or defect; "rest" or "all" for several
+	AUROC   float64 `json:"auroc"`
+	Std     float64 `json:"auroc_std,omitempty"`
+	// AUROCs are those of the repeats, in the order of Result.Seeds, so that two
+	// methods can be compared split by split; nil where there is one.
+	AUROCs           []float64 `json:"aurocs,omitempty"`
+	AveragePrecision float64   `json:"average_precision"`
+	FPR95            float64   `json:"fpr_at_tpr_95"`
+	Train            int       `json:"train"` // normal images learnt from, in the first repeat
+	Normals          int       `json:"normals"`
+	Anomalies        int       `json:"anomalies"`
+	Closeness        *float64  `json:"closeness,omitempty"` // near: mean log probability of the normal class
 }
 
 // Together are the names that Part.Anomaly gives to several kinds at once.
@@ -358,8 +361,8 @@ type table struct {
 
 type row struct {
 	Part
-	order             int
-	aurocs, aps, fprs []float64
+	order     int
+	aps, fprs []float64
 }
 
 // add measures the run's normals against the anomalies with the label and
@@ -376,7 +379,7 @@ func (t *table) add(run Run, normal, anomaly, label string) float64 {
 		t.rows[key] = r
 	}
 	auroc := AUROC(n, a)
-	r.aurocs = append(r.aurocs, auroc)
+	r.AUROCs = append(r.AUROCs, auroc)
 	r.aps = append(r.aps, AveragePrecision(n, a))
 	r.fprs = append(r.fprs, FPRAtTPR(n, a, 0.95))
 	return auroc
@@ -386,7 +389,9 @@ func (t *table) parts() []Part {
 	rows := slices.SortedFunc(maps.Values(t.rows), func(a, b *row) int { return a.order - b.order })
 	out := make([]Part, len(rows))
 	for i, r := range rows {
-		r.AUROC, r.Std = meanStd(r.aurocs)
+		if r.AUROC, r.Std = meanStd(r.AUROCs); len(r.AUROCs) == 1 {
+			r.AUROCs = nil
+		}
 		r.AveragePrecision, _ = meanStd(r.aps)
 		r.FPR95, _ = meanStd(r.fprs)
 		out[i] = r.Part

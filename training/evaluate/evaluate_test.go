@@ -118,6 +118,14 @@ func TestRandomSplitsDeviate(t *testing.T) {
 	if len(res.PerClass) != 2 || res.Parts[0].Train != 15 || res.Parts[0].Normals != 8 {
 		t.Errorf("%+v", res.Parts[0])
 	}
+	for r, seed := range res.Seeds {
+		o := o
+		o.Repeats, o.Seed = 1, seed
+		single, err := OneVsRest(t.Context(), clusters(20, 10), KNN(f, 2, nil), o)
+		if err != nil || single.Parts[1].AUROC != res.Parts[1].AUROCs[r] || single.Parts[1].AUROCs != nil {
+			t.Errorf("seed %d alone: %+v, %v, want %v", seed, single, err, res.Parts[1].AUROCs)
+		}
+	}
 	again, err := OneVsRest(t.Context(), clusters(20, 10), KNN(f, 2, nil), o)
 	if err != nil {
 		t.Fatal(err)
