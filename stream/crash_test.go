@@ -23,6 +23,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/stream/camera"
+	"github.com/nearmiss/nearmiss/stream/internal/brokertest"
 )
 
 // child is what the test binary does when a test starts it as another process.
@@ -244,7 +245,7 @@ func TestKilledWorkersLoseNoFrameAndRepeatNoEvent(t *testing.T) {
 func TestAKilledBrokerLosesNoFrameAndRepeatsNoEvent(t *testing.T) {
 	const frames, kills = 600, 6
 	// A port that is free now serves all the brokers.
-	b, stop := startBroker(t, broker.Config{Port: -1, StoreDir: t.TempDir()})
+	b, stop := brokertest.Start(t, broker.Config{Port: -1, StoreDir: t.TempDir()})
 	r := &rig{t: t, dir: t.TempDir(), url: b.ClientURL()}
 	stop()
 	server := r.process("broker")

@@ -24,6 +24,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
+	"github.com/nearmiss/nearmiss/stream/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
@@ -54,42 +55,13 @@ type rig struct {
 	reg   *registry.Registry
 }
 
-// startBroker runs a broker until the test ends or stop is called.
-func startBroker(t testing.TB, cfg broker.Config) (b *broker.Broker, stop func()) {
-	t.Helper()
-	b, err := broker.New(cfg, zerolog.Nop())
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- b.Run(ctx) }()
-	select {
-	case <-b.Ready():
-	case err := <-done:
-		cancel()
-		t.Fatalf("broker: %v", err)
-	}
-	var once sync.Once
-	stop = func() {
-		once.Do(func() {
-			cancel()
-			if err := <-done; err != nil {
-				t.Errorf("broker: %v", err)
-			}
-		})
-	}
-	t.Cleanup(stop)
-	return b, stop
-}
-
 // newRig starts a broker for one test, which then runs beside others: most of
 // their time goes into waiting for the disk.
 func newRig(t *testing.T, topology stream.Topology) *rig {
 	t.Helper()
 	t.Parallel()
 	r := &rig{t: t, dir: t.TempDir(), names: topology.Names}
-	b, _ := startBroker(t, broker.Config{Port: -1, StoreDir: filepath.Join(r.dir, "broker")})
+	b, _ := brokertest.Start(t, broker.Config{Port: -1, StoreDir: filepath.Join(r.dir, "broker")})
 	r.url = b.ClientURL()
 	r.open(topology)
 	return r
@@ -257,20 +229,7 @@ func (r *rig) worker(cfg stream.WorkerConfig, loader stream.Loader) (w *stream.W
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- w.Run(ctx) }()
-	var once sync.Once
-	stop = func() {
-		once.Do(func() {
-			cancel()
-			if err := <-done; err != nil {
-				r.t.Errorf("worker: %v", err)
-			}
-		})
-	}
-	r.t.Cleanup(stop)
-	return w, stop
+	return w, brokertest.Run(r.t, "worker", w.Run)
 }
 
 // publish sends one frame and fails the test when the broker does not take it.

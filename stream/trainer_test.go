@@ -9,12 +9,12 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
+	"github.com/nearmiss/nearmiss/stream/internal/brokertest"
 )
 
 // fakeTrainer makes releases of fakes.
@@ -81,20 +81,7 @@ func (r *rig) trainer(cfg stream.TrainerConfig, tr stream.Trainer) (stop func())
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- w.Run(ctx) }()
-	var once sync.Once
-	stop = func() {
-		once.Do(func() {
-			cancel()
-			if err := <-done; err != nil {
-				r.t.Errorf("trainer: %v", err)
-			}
-		})
-	}
-	r.t.Cleanup(stop)
-	return stop
+	return brokertest.Run(r.t, "trainer", w.Run)
 }
 
 func (r *rig) detector(d stream.Detector) {
@@ -349,7 +336,7 @@ func TestTrainingJobs(t *testing.T) {
 // while frames are scored.
 func TestTrainingSurvivesABrokerRestart(t *testing.T) {
 	store := filepath.Join(t.TempDir(), "broker")
-	b, stop := startBroker(t, broker.Config{Port: -1, StoreDir: store})
+	b, stop := brokertest.Start(t, broker.Config{Port: -1, StoreDir: store})
 	r := &rig{t: t, dir: t.TempDir(), url: b.ClientURL()}
 	r.open(stream.Topology{})
 	r.detector(stream.Detector{Name: "bolts"})
@@ -387,7 +374,7 @@ func TestTrainingSurvivesABrokerRestart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	startBroker(t, broker.Config{Port: port, StoreDir: store})
+	brokertest.Start(t, broker.Config{Port: port, StoreDir: store})
 	close(restarted)
 	eventually(t, "the connection is back", r.nc.IsConnected)
 	if j := r.wait("job"); j.State != stream.JobDone || !j.Promoted {

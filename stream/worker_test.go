@@ -20,6 +20,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
+	"github.com/nearmiss/nearmiss/stream/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
@@ -454,7 +455,7 @@ func (h hooked) Score(ctx context.Context, images [][]byte) ([]stream.Verdict, e
 func TestWorkGoesOnAfterTheBrokerRestarts(t *testing.T) {
 	dir := t.TempDir()
 	store := filepath.Join(dir, "broker")
-	b, stop := startBroker(t, broker.Config{Port: -1, StoreDir: store})
+	b, stop := brokertest.Start(t, broker.Config{Port: -1, StoreDir: store})
 	u, err := url.Parse(b.ClientURL())
 	if err != nil {
 		t.Fatal(err)
@@ -478,13 +479,13 @@ func TestWorkGoesOnAfterTheBrokerRestarts(t *testing.T) {
 	eventually(t, "the first frames are scored", func() bool { return w.Stats().Scored == 20 })
 	stop()
 	// The pointer changes behind the worker's back: on a broker of another port.
-	b2, stop2 := startBroker(t, broker.Config{Port: -1, StoreDir: store})
+	b2, stop2 := brokertest.Start(t, broker.Config{Port: -1, StoreDir: store})
 	other := &rig{t: t, dir: dir, url: b2.ClientURL()}
 	other.open(stream.Topology{})
 	second := other.release("bolts", fake{Name: "two"})
 	other.nc.Close()
 	stop2()
-	startBroker(t, broker.Config{Port: port, StoreDir: store})
+	brokertest.Start(t, broker.Config{Port: port, StoreDir: store})
 	eventually(t, "the connection is back", r.nc.IsConnected)
 	publish(20)
 	eventually(t, "the next frames are scored", func() bool { return w.Stats().Scored >= 40 })

@@ -2,7 +2,6 @@ package broker_test
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"net"
 	"net/http"
@@ -17,55 +16,22 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/nearmiss/nearmiss/stream/broker"
+	"github.com/nearmiss/nearmiss/stream/internal/brokertest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// start runs a broker until the test ends or stop is called.
+// start runs a broker at any free port until the test ends or stop is called.
 func start(t *testing.T, cfg broker.Config) (b *broker.Broker, stop func()) {
 	t.Helper()
 	cfg.Port = -1
-	b, err := broker.New(cfg, zerolog.Nop())
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- b.Run(ctx) }()
-	select {
-	case <-b.Ready():
-	case err := <-done:
-		cancel()
-		t.Fatal(err)
-	}
-	stopped := false
-	stop = func() {
-		if !stopped {
-			stopped = true
-			cancel()
-			if err := <-done; err != nil {
-				t.Error(err)
-			}
-		}
-	}
-	t.Cleanup(stop)
-	return b, stop
-}
-
-func connect(t *testing.T, b *broker.Broker, opts ...nats.Option) *nats.Conn {
-	t.Helper()
-	nc, err := nats.Connect(b.ClientURL(), opts...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
-	return nc
+	return brokertest.Start(t, cfg)
 }
 
 func TestWhatIsStoredSurvivesARestart(t *testing.T) {
 	cfg := broker.Config{StoreDir: filepath.Join(t.TempDir(), "data")}
 	b, stop := start(t, cfg)
-	js, err := jetstream.New(connect(t, b))
+	js, err := jetstream.New(brokertest.Connect(t, b))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +43,7 @@ func TestWhatIsStoredSurvivesARestart(t *testing.T) {
 	}
 	stop()
 	b, _ = start(t, cfg)
-	js, err = jetstream.New(connect(t, b))
+	js, err = jetstream.New(brokertest.Connect(t, b))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +75,7 @@ func TestCredentialsAreAsked(t *testing.T) {
 				nc.Close()
 				t.Error("a client without credentials is let in")
 			}
-			connect(t, b, b.Credentials()...)
+			brokertest.Connect(t, b, b.Credentials()...)
 		})
 	}
 }
@@ -117,7 +83,7 @@ func TestCredentialsAreAsked(t *testing.T) {
 // TestAnMQTTCamera publishes as an MQTT 3.1.1 client does, packet by packet.
 func TestAnMQTTCamera(t *testing.T) {
 	b, _ := start(t, broker.Config{StoreDir: t.TempDir(), MQTTPort: -1})
-	js, err := jetstream.New(connect(t, b))
+	js, err := jetstream.New(brokertest.Connect(t, b))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,7 +156,7 @@ func TestAWebSocketClient(t *testing.T) {
 
 func TestAFullStoreRefusesAtOnceAndRecovers(t *testing.T) {
 	b, _ := start(t, broker.Config{StoreDir: t.TempDir(), MaxStore: 64 << 20})
-	js, err := jetstream.New(connect(t, b))
+	js, err := jetstream.New(brokertest.Connect(t, b))
 	if err != nil {
 		t.Fatal(err)
 	}

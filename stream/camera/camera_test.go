@@ -2,7 +2,6 @@ package camera_test
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,7 +12,6 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
@@ -22,6 +20,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/stream/camera"
+	"github.com/nearmiss/nearmiss/stream/internal/brokertest"
 )
 
 // leak is nats.go's: a Put into an Object Store that ends before its helper has
@@ -33,34 +32,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m, leak) }
 // setUp starts a broker with everything in it.
 func setUp(t *testing.T, top stream.Topology) jetstream.JetStream {
 	t.Helper()
-	b, err := broker.New(broker.Config{Port: -1, StoreDir: t.TempDir(), MaxPayload: 256 << 10}, zerolog.Nop())
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- b.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("broker: %v", err)
-		}
-	})
-	select {
-	case <-b.Ready():
-	case err := <-done:
-		done <- err
-		t.Fatal(err)
-	}
-	nc, err := nats.Connect(b.ClientURL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := brokertest.JetStream(t, broker.Config{MaxPayload: 256 << 10})
 	if err := stream.Ensure(t.Context(), js, top); err != nil {
 		t.Fatal(err)
 	}

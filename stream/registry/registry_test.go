@@ -15,12 +15,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
 
 	"github.com/nearmiss/nearmiss/stream/broker"
+	"github.com/nearmiss/nearmiss/stream/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
@@ -41,38 +40,12 @@ type rig struct {
 
 func setUp(t testing.TB) *rig {
 	t.Helper()
-	b, err := broker.New(broker.Config{Port: -1, StoreDir: t.TempDir()}, zerolog.Nop())
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- b.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("broker: %v", err)
-		}
-	})
-	select {
-	case <-b.Ready():
-	case err := <-done:
-		done <- err
-		t.Fatal(err)
-	}
-	nc, err := nats.Connect(b.ClientURL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := brokertest.JetStream(t, broker.Config{})
 	if _, err := js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "ACTIVE", History: 64}); err != nil {
 		t.Fatal(err)
 	}
 	r := &rig{js: js, cache: t.TempDir()}
+	var err error
 	if r.blobs, err = js.CreateObjectStore(t.Context(), jetstream.ObjectStoreConfig{Bucket: bucket}); err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,80 @@
+// Package brokertest runs brokers, and services on them, for tests.
+package brokertest
+
+import (
+	"context"
+	"sync"
+	"testing"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
+
+	"github.com/nearmiss/nearmiss/stream/broker"
+)
+
+// Start runs a broker until the test ends or stop is called, which waits for its
+// end. Without a StoreDir it keeps what it stores in a folder of the test's.
+func Start(t testing.TB, cfg broker.Config) (b *broker.Broker, stop func()) {
+	t.Helper()
+	if cfg.StoreDir == "" {
+		cfg.StoreDir = t.TempDir()
+	}
+	b, err := broker.New(cfg, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	stop = Run(t, "broker", func(ctx context.Context) error {
+		defer close(ended)
+		return b.Run(ctx)
+	})
+	select {
+	case <-b.Ready():
+	case <-ended:
+		stop()
+		t.FailNow()
+	}
+	return b, stop
+}
+
+// Run runs a service until the test ends or stop is called, which waits for its
+// end; an error of it fails the test.
+func Run(t testing.TB, name string, run func(ctx context.Context) error) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	})
+	t.Cleanup(stop)
+	return stop
+}
+
+// Connect is a client of the broker's until the test ends.
+func Connect(t testing.TB, b *broker.Broker, opts ...nats.Option) *nats.Conn {
+	t.Helper()
+	nc, err := nats.Connect(b.ClientURL(), opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	return nc
+}
+
+// JetStream is a client of a broker that runs until the test ends, at any free
+// port.
+func JetStream(t testing.TB, cfg broker.Config) jetstream.JetStream {
+	t.Helper()
+	cfg.Port = -1
+	b, _ := Start(t, cfg)
+	js, err := jetstream.New(Connect(t, b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return js
+}
