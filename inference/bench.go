@@ -12,6 +12,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/ort"
+	"github.com/nearmiss/nearmiss/internal/cputime"
 )
 
 // BenchOptions say what BenchEmbed measures.
@@ -195,7 +196,7 @@ func benchEmbed(ctx context.Context, o BenchOptions) (BenchResult, error) {
 			}
 			o.Progress(fmt.Sprintf("%s (%d of %d)", p.name, round+1, o.Rounds))
 			end := make(chan struct{})
-			start, cpu := time.Now(), cpuTime()
+			start, cpu := time.Now(), cputime.Seconds()
 			timer := time.AfterFunc(o.Time/time.Duration(o.Rounds), func() { close(end) })
 			n, err := p.run(ctx, end)
 			timer.Stop()
@@ -204,7 +205,7 @@ func benchEmbed(ctx context.Context, o BenchOptions) (BenchResult, error) {
 			}
 			p.speed = append(p.speed, float64(n)/time.Since(start).Seconds())
 			p.images += n
-			p.cpu += cpuTime() - cpu
+			p.cpu += cputime.Seconds() - cpu
 		}
 	}
 	out.Decode, out.Preprocess = parts[0].rate(), parts[1].rate()

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/nearmiss/nearmiss/internal/cputime"
 )
 
 // ScoreBench is the speed of one release from file to verdict.
@@ -72,7 +74,7 @@ func benchScore(ctx context.Context, dirs []string, files [][]byte, o Options, t
 				return nil, err
 			}
 			end := make(chan struct{})
-			start, cpu := time.Now(), cpuTime()
+			start, cpu := time.Now(), cputime.Seconds()
 			timer := time.AfterFunc(total/time.Duration(rounds), func() { close(end) })
 			n, err := p.run(ctx, end)
 			timer.Stop()
@@ -81,7 +83,7 @@ func benchScore(ctx context.Context, dirs []string, files [][]byte, o Options, t
 			}
 			p.speed = append(p.speed, float64(n)/time.Since(start).Seconds())
 			p.images += n
-			p.cpu += cpuTime() - cpu
+			p.cpu += cputime.Seconds() - cpu
 		}
 	}
 	for i, p := range parts {

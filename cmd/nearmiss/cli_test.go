@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/nearmiss/nearmiss/internal/evaldata"
 	"github.com/nearmiss/nearmiss/training/evaluate"
 )
 
@@ -177,12 +178,9 @@ func TestEvalVariesOptions(t *testing.T) {
 }
 
 func TestEvalReproducesTheKnownFigures(t *testing.T) {
-	shared := sharedData()
-	if shared == "" {
-		t.Skip("the white blood cell images are not on this machine: set NEARMISS_SHARED to the folder that holds data/wbc")
-	}
+	wbc := filepath.Join(evaldata.Dir(t), "data", "wbc")
 	m := newMaterial(t)
-	text, _ := program(t, 0, "eval", "--data", filepath.Join(shared, "wbc"), "--protocol", "one-vs-rest", "--backbone", m.backbone, "--json")
+	text, _ := program(t, 0, "eval", "--data", wbc, "--protocol", "one-vs-rest", "--backbone", m.backbone, "--json")
 	var r evaluate.Result
 	if err := json.Unmarshal([]byte(text), &r); err != nil {
 		t.Fatal(err)

@@ -18,6 +18,7 @@ import (
 	"github.com/nearmiss/nearmiss/inference/backbone"
 	"github.com/nearmiss/nearmiss/inference/imaging/synthetic"
 	"github.com/nearmiss/nearmiss/inference/ort"
+	"github.com/nearmiss/nearmiss/internal/evaldata"
 )
 
 // asProgram, when set, makes the test binary the program itself, so that tests
@@ -184,7 +185,8 @@ func newMaterial(t *testing.T) material {
 	needRuntime(t)
 	dir := t.TempDir()
 	m := material{backbone: filepath.Join(dir, "backbone.onnx")}
-	if shared := sharedData(); shared != "" {
+	if shared, ok := evaldata.Find(); ok {
+		shared = filepath.Join(shared, "data")
 		program(t, 0, "backbone", "import", filepath.Join(shared, "vit_tiny_patch16_224.safetensors"), "--out", m.backbone)
 		m.normals, m.test = filepath.Join(shared, "wbc/train/neutrophil"), filepath.Join(shared, "wbc/test")
 		return m
@@ -202,21 +204,6 @@ func needRuntime(t *testing.T) {
 	if err := ort.Load(); err != nil {
 		t.Fatal(err)
 	}
-}
-
-// sharedData is the folder of the evaluation data, or empty.
-func sharedData() string {
-	root := os.Getenv("NEARMISS_SHARED")
-	if root == "" {
-		root = "../../../shared"
-	}
-	dir := filepath.Join(root, "data")
-	for _, need := range []string{"vit_tiny_patch16_224.safetensors", "wbc/train/neutrophil", "wbc/test"} {
-		if _, err := os.Stat(filepath.Join(dir, need)); err != nil {
-			return ""
-		}
-	}
-	return dir
 }
 
 // randomSpec is the ViT that stands in for a pretrained one: small, so that tests are

@@ -8,26 +8,13 @@ import (
 	"testing"
 
 	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/internal/evaldata"
 )
-
-// sharedDir finds the folder with evaluation data, which is not part of the
-// repository.
-func sharedDir(t *testing.T) string {
-	t.Helper()
-	dir := os.Getenv("NEARMISS_SHARED")
-	if dir == "" {
-		dir = filepath.Join("..", "..", "..", "shared")
-	}
-	if _, err := os.Stat(filepath.Join(dir, "golden")); err != nil {
-		t.Skipf("no evaluation data in %s: set NEARMISS_SHARED to the folder that holds data/ and golden/", dir)
-	}
-	return dir
-}
 
 // TestViTTinyForward reproduces the embeddings of real pretrained weights from
 // the image files' bytes on: decode, resize, crop, embed.
 func TestViTTinyForward(t *testing.T) {
-	dir := sharedDir(t)
+	dir := evaldata.Dir(t)
 	b, err := os.ReadFile(filepath.Join(dir, "golden", "vit_tiny_forward.json"))
 	if err != nil {
 		t.Fatal(err)

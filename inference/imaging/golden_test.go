@@ -6,24 +6,12 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/nearmiss/nearmiss/internal/evaldata"
 )
 
-// sharedDir finds the reference data that lies beside a checkout: it is not
-// part of the repository, so tests that need it are skipped without it.
-func sharedDir(t testing.TB) string {
-	t.Helper()
-	dir := os.Getenv("NEARMISS_SHARED")
-	if dir == "" {
-		dir = filepath.Join("..", "..", "..", "shared")
-	}
-	if _, err := os.Stat(filepath.Join(dir, "golden")); err != nil {
-		t.Skipf("no reference data in %s: set NEARMISS_SHARED to the folder with golden/ and data/", dir)
-	}
-	return dir
-}
-
 func TestPreprocessMatchesPyTorchStatistics(t *testing.T) {
-	shared := sharedDir(t)
+	shared := evaldata.Dir(t)
 	raw, err := os.ReadFile(filepath.Join(shared, "golden", "vit_tiny_forward.json"))
 	if err != nil {
 		t.Fatal(err)

@@ -6,13 +6,13 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/nearmiss/nearmiss/inference/backbone"
 	"github.com/nearmiss/nearmiss/inference/onnx"
 	"github.com/nearmiss/nearmiss/inference/onnx/lower"
 	"github.com/nearmiss/nearmiss/inference/ort"
+	"github.com/nearmiss/nearmiss/internal/cputime"
 	"github.com/nearmiss/nearmiss/training/autodiff"
 	"github.com/nearmiss/nearmiss/training/sde"
 )
@@ -230,22 +230,14 @@ func (s step) session(b *testing.B, values ...*onnx.Value) func() float64 {
 		}
 	})
 	run := func() float64 {
-		before := processorTime()
+		before := cputime.Seconds()
 		out, err := session.Run(context.Background(), in)
 		if err != nil {
 			b.Fatal(err)
 		}
 		ort.CloseAll(out...)
-		return processorTime() - before
+		return cputime.Seconds() - before
 	}
 	run()
 	return run
-}
-
-func processorTime() float64 {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		return 0
-	}
-	return float64(u.Utime.Sec+u.Stime.Sec) + float64(u.Utime.Usec+u.Stime.Usec)/1e6
 }

@@ -13,28 +13,15 @@ import (
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/onnx"
 	"github.com/nearmiss/nearmiss/inference/ort"
+	"github.com/nearmiss/nearmiss/internal/evaldata"
 	"github.com/nearmiss/nearmiss/training/autodiff"
 	"github.com/nearmiss/nearmiss/training/optim"
 )
 
-// sharedDir finds the folder with evaluation data, which is not part of the
-// repository.
-func sharedDir(t testing.TB) string {
-	t.Helper()
-	dir := os.Getenv("NEARMISS_SHARED")
-	if dir == "" {
-		dir = filepath.Join("..", "..", "..", "shared")
-	}
-	if _, err := os.Stat(filepath.Join(dir, "golden")); err != nil {
-		t.Skipf("no evaluation data in %s: set NEARMISS_SHARED to the folder that holds data/ and golden/", dir)
-	}
-	return dir
-}
-
 // TestViTTinySGD reproduces twenty steps of SGD on real weights: every loss,
 // every gradient's norm at the first step, every weight's way.
 func TestViTTinySGD(t *testing.T) {
-	dir := sharedDir(t)
+	dir := evaldata.Dir(t)
 	b, err := os.ReadFile(filepath.Join(dir, "golden", "vit_tiny_sgd.json"))
 	if err != nil {
 		t.Fatal(err)

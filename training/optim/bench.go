@@ -16,6 +16,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/inference/onnx"
 	"github.com/nearmiss/nearmiss/inference/ort"
+	"github.com/nearmiss/nearmiss/internal/cputime"
 )
 
 // BenchOptions say how Bench measures.
@@ -157,13 +158,13 @@ func benchmark(ctx context.Context, s Spec, src Source, o BenchOptions) (_ Bench
 
 	steps := func(t *Trainer, n int, into *rounds) error {
 		var waited float64
-		start, cpu := time.Now(), cpuTime()
+		start, cpu := time.Now(), cputime.Seconds()
 		err := t.Run(ctx, src, n, RunOptions{Progress: func(_ context.Context, p Progress) error {
 			waited += p.Waited
 			return nil
 		}})
 		into.wall = append(into.wall, (time.Since(start).Seconds()-waited)/float64(n))
-		into.cpu += (cpuTime() - cpu) / float64(n)
+		into.cpu += (cputime.Seconds() - cpu) / float64(n)
 		return err
 	}
 	// The peak is that of the training session, before the others are there.
@@ -190,7 +191,7 @@ func benchmark(ctx context.Context, s Spec, src Source, o BenchOptions) (_ Bench
 		in = append(in, x)
 	}
 	pass := func(into *rounds) error {
-		start, cpu := time.Now(), cpuTime()
+		start, cpu := time.Now(), cputime.Seconds()
 		for range loop.spec.Accumulate {
 			out, err := forward.Run(ctx, in)
 			if err != nil {
@@ -199,7 +200,7 @@ func benchmark(ctx context.Context, s Spec, src Source, o BenchOptions) (_ Bench
 			ort.CloseAll(out...)
 		}
 		into.wall = append(into.wall, time.Since(start).Seconds())
-		into.cpu += cpuTime() - cpu
+		into.cpu += cputime.Seconds() - cpu
 		return nil
 	}
 	var single *Trainer

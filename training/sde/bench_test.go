@@ -2,12 +2,11 @@ package sde
 
 import (
 	"fmt"
-	"syscall"
 	"testing"
-	"time"
 
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/ort"
+	"github.com/nearmiss/nearmiss/internal/cputime"
 )
 
 type benchCase struct {
@@ -19,20 +18,11 @@ func (c benchCase) String() string { return fmt.Sprintf("%s/%dpx/batch%d", c.pre
 
 var benchCases = []benchCase{{"nano", 32, 32}, {"tiny", 32, 32}, {"small", 32, 32}, {"nano", 64, 16}, {"medium", 64, 8}, {"ddpm++", 32, 8}}
 
-// processorTime is what the process has used of all cores.
-func processorTime(b *testing.B) time.Duration {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		b.Fatal(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
-
 // report gives images per second, and per second of one core's time, which
 // other load on the machine changes less.
-func report(b *testing.B, images int, flops int64, began time.Duration) {
+func report(b *testing.B, images int, flops int64, began float64) {
 	per := func(s float64) float64 { return float64(images) / s }
-	cpu := (processorTime(b) - began).Seconds()
+	cpu := cputime.Seconds() - began
 	b.ReportMetric(per(b.Elapsed().Seconds()), "images/s")
 	b.ReportMetric(per(cpu), "images/core-s")
 	b.ReportMetric(per(cpu)*float64(flops)/1e9, "GFLOP/core-s")
@@ -72,7 +62,7 @@ func benchmarkModel(b *testing.B, sample bool) {
 			defer m.Close()
 			x := make([]float32, c.batch*3*c.size*c.size)
 			y := make([]float32, len(x))
-			began, images := processorTime(b), 0
+			began, images := cputime.Seconds(), 0
 			for b.Loop() {
 				if sample {
 					_, st, err := Sample(b.Context(), s, m, SampleOptions{N: c.batch, Channels: 3, Height: c.size, Width: c.size, Steps: 3, Batch: c.batch})
@@ -105,7 +95,7 @@ func BenchmarkTrain(b *testing.B) {
 				b.Fatal(err)
 			}
 			defer tr.Close()
-			began, images := processorTime(b), 0
+			began, images := cputime.Seconds(), 0
 			for b.Loop() {
 				if err := tr.Run(b.Context(), 2, nil); err != nil {
 					b.Fatal(err)

@@ -1,14 +1,15 @@
 //go:build unix
 
-package optim
+package cputime
 
 import (
 	"syscall"
 	"time"
 )
 
-// cpuTime is the processor time that this process has used, in seconds.
-func cpuTime() float64 {
+// Seconds is the processor time that this process has used, or 0 where the
+// system does not tell.
+func Seconds() float64 {
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
 		return 0
