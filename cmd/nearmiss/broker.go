@@ -52,14 +52,27 @@ func set[T comparable](to *T, flag T) {
 	}
 }
 
-type brokerCmd struct {
+// brokerFlags say where a broker listens and what it keeps.
+type brokerFlags struct {
 	Data      string `type:"path" placeholder:"DIR" help:"Folder that keeps everything (default nearmiss-data)."`
 	Host      string `placeholder:"ADDR" help:"Address to listen on (default 127.0.0.1)."`
 	Port      int    `placeholder:"N" help:"Port of NATS clients (default 4222; --port=-1 takes a free one)."`
 	MQTT      int    `name:"mqtt" placeholder:"N" help:"Also listen for MQTT clients on this port."`
 	WebSocket int    `name:"websocket" placeholder:"N" help:"Also listen for NATS over WebSocket on this port."`
-	Setup     string `placeholder:"URL" help:"Start nothing: create the streams and buckets in the NATS server at this address, and end."`
-	JSON      bool   `name:"json" help:"Print the addresses as one JSON object."`
+}
+
+func (f brokerFlags) override(conf *config) {
+	set(&conf.Data, f.Data)
+	set(&conf.Broker.Host, f.Host)
+	set(&conf.Broker.Port, f.Port)
+	set(&conf.Broker.MQTTPort, f.MQTT)
+	set(&conf.Broker.WebSocketPort, f.WebSocket)
+}
+
+type brokerCmd struct {
+	brokerFlags
+	Setup string `placeholder:"URL" help:"Start nothing: create the streams and buckets in the NATS server at this address, and end."`
+	JSON  bool   `name:"json" help:"Print the addresses as one JSON object."`
 	configFlag
 }
 
@@ -72,13 +85,7 @@ func (*brokerCmd) Help() string {
 }
 
 func (c *brokerCmd) Run(ctx context.Context, o *output) error {
-	conf, err := c.load(func(conf *config) {
-		set(&conf.Data, c.Data)
-		set(&conf.Broker.Host, c.Host)
-		set(&conf.Broker.Port, c.Port)
-		set(&conf.Broker.MQTTPort, c.MQTT)
-		set(&conf.Broker.WebSocketPort, c.WebSocket)
-	})
+	conf, err := c.load(c.override)
 	if err != nil {
 		return err
 	}

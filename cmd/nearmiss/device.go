@@ -19,3 +19,15 @@ func (f deviceFlags) options() (inference.EmbedOptions, error) {
 	}
 	return inference.EmbedOptions{Device: d, Threads: f.Threads, Batch: inference.BatchPolicy{Count: f.Batch}}, nil
 }
+
+// modelFlags say the same to a service, which may have it from its
+// configuration.
+type modelFlags struct {
+	Device  string `placeholder:"D" help:"Where the model runs: cpu, cuda, cuda:1 or tensorrt (default cpu)."`
+	Threads int    `placeholder:"N" help:"CPU threads that the model computes on (default: all cores)."`
+}
+
+func (f modelFlags) override(conf *config) {
+	set(&conf.Worker.Device, f.Device)
+	set(&conf.Worker.Threads, f.Threads)
+}

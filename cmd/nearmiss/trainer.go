@@ -23,8 +23,7 @@ type trainerCmd struct {
 	Creds    string `type:"existingfile" placeholder:"FILE" help:"NATS credentials file."`
 	Data     string `type:"path" placeholder:"DIR" help:"Folder for releases and jobs under way (default nearmiss-data)."`
 	Backbone string `type:"existingfile" placeholder:"FILE.onnx" help:"Model for detectors that name none (default: the starter backbone, for first trials)."`
-	Device   string `placeholder:"D" help:"Where the model runs: cpu, cuda, cuda:1 or tensorrt (default cpu)."`
-	Threads  int    `placeholder:"N" help:"CPU threads that the model computes on (default: all cores)."`
+	modelFlags
 	configFlag
 }
 
@@ -38,8 +37,7 @@ func (c *trainerCmd) Run(ctx context.Context, o *output) error {
 		set(&conf.Server, c.Server)
 		set(&conf.Data, c.Data)
 		set(&conf.Trainer.Backbone, c.Backbone)
-		set(&conf.Worker.Device, c.Device)
-		set(&conf.Worker.Threads, c.Threads)
+		c.modelFlags.override(conf)
 	})
 	if err != nil {
 		return err

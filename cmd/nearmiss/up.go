@@ -12,16 +12,11 @@ import (
 )
 
 type upCmd struct {
-	Demo      bool   `help:"Add two synthetic cameras, learn normal from their first frames, and print events as they come."`
-	Data      string `type:"path" placeholder:"DIR" help:"Folder that keeps everything (default nearmiss-data)."`
-	Host      string `placeholder:"ADDR" help:"Address to listen on (default 127.0.0.1)."`
-	Port      int    `placeholder:"N" help:"Port of NATS clients (default 4222; --port=-1 takes a free one)."`
-	MQTT      int    `name:"mqtt" placeholder:"N" help:"Also listen for MQTT clients on this port."`
-	WebSocket int    `name:"websocket" placeholder:"N" help:"Also listen for NATS over WebSocket on this port."`
-	Backbone  string `type:"existingfile" placeholder:"FILE.onnx" help:"Model for detectors that name none (default: the starter backbone, for first trials)."`
-	Device    string `placeholder:"D" help:"Where the model runs: cpu, cuda, cuda:1 or tensorrt (default cpu)."`
-	Threads   int    `placeholder:"N" help:"CPU threads that the model computes on (default: all cores)."`
-	JSON      bool   `name:"json" help:"Print one JSON object a line: first the addresses, then the demo's events."`
+	Demo bool `help:"Add two synthetic cameras, learn normal from their first frames, and print events as they come."`
+	brokerFlags
+	Backbone string `type:"existingfile" placeholder:"FILE.onnx" help:"Model for detectors that name none (default: the starter backbone, for first trials)."`
+	modelFlags
+	JSON bool `name:"json" help:"Print one JSON object a line: first the addresses, then the demo's events."`
 	configFlag
 }
 
@@ -36,14 +31,9 @@ func (*upCmd) Help() string {
 
 func (c *upCmd) Run(ctx context.Context, o *output) error {
 	conf, err := c.load(func(conf *config) {
-		set(&conf.Data, c.Data)
-		set(&conf.Broker.Host, c.Host)
-		set(&conf.Broker.Port, c.Port)
-		set(&conf.Broker.MQTTPort, c.MQTT)
-		set(&conf.Broker.WebSocketPort, c.WebSocket)
+		c.brokerFlags.override(conf)
+		c.modelFlags.override(conf)
 		set(&conf.Trainer.Backbone, c.Backbone)
-		set(&conf.Worker.Device, c.Device)
-		set(&conf.Worker.Threads, c.Threads)
 	})
 	if err != nil {
 		return err

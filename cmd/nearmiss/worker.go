@@ -17,9 +17,8 @@ type workerCmd struct {
 	Server    string   `placeholder:"URL" help:"NATS server (default nats://127.0.0.1:4222)."`
 	Creds     string   `type:"existingfile" placeholder:"FILE" help:"NATS credentials file."`
 	Data      string   `type:"path" placeholder:"DIR" help:"Folder for the releases in use (default nearmiss-data)."`
-	Device    string   `placeholder:"D" help:"Where the model runs: cpu, cuda, cuda:1 or tensorrt (default cpu)."`
-	Threads   int      `placeholder:"N" help:"CPU threads that the model computes on (default: all cores)."`
-	Batch     int      `placeholder:"N" help:"Most frames scored at once (default 16)."`
+	modelFlags
+	Batch int `placeholder:"N" help:"Most frames scored at once (default 16)."`
 	configFlag
 }
 
@@ -36,8 +35,7 @@ func (c *workerCmd) Run(ctx context.Context, o *output) error {
 	conf, err := c.load(func(conf *config) {
 		set(&conf.Server, c.Server)
 		set(&conf.Data, c.Data)
-		set(&conf.Worker.Device, c.Device)
-		set(&conf.Worker.Threads, c.Threads)
+		c.modelFlags.override(conf)
 		set(&conf.Worker.Batch, c.Batch)
 	})
 	if err != nil {

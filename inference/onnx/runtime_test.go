@@ -209,7 +209,7 @@ func compareWithRuntime(t *testing.T, g *onnx.Graph, values []*onnx.Value) {
 	defer s.Close()
 	var in []*ort.Tensor
 	for _, v := range g.Inputs() {
-		x, err := ort.Zeros(ort.Type(v.Type()), v.Shape()...)
+		x, err := ort.Zeros(v.Type(), v.Shape()...)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -221,7 +221,7 @@ func compareWithRuntime(t *testing.T, g *onnx.Graph, values []*onnx.Value) {
 	}
 	defer ort.CloseAll(append(in, out...)...)
 	for i, v := range g.Outputs()[:len(values)] {
-		if !slices.Equal(out[i].Shape(), v.Shape()) || out[i].Type() != ort.Type(v.Type()) {
+		if !slices.Equal(out[i].Shape(), v.Shape()) || out[i].Type() != v.Type() {
 			t.Errorf("output %d is %s%v, ONNX Runtime gives %s%v", i, v.Type(), v.Shape(), out[i].Type(), out[i].Shape())
 			continue
 		}

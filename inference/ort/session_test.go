@@ -163,7 +163,7 @@ func TestRunRefuses(t *testing.T) {
 	}{
 		"a missing input":                 {[]*Tensor{good}, "got 1 inputs"},
 		"a nil input":                     {[]*Tensor{good, nil}, `input "y": no tensor is given`},
-		"another element type":            {[]*Tensor{good, tensor[int64](t, []int{1, 2}, 1, 2)}, `input "y": got int64, want float32`},
+		"another element type":            {[]*Tensor{good, tensor[int64](t, []int{1, 2}, 1, 2)}, `input "y": got int64, want float`},
 		"another rank":                    {[]*Tensor{good, tensor[float32](t, []int{2}, 1, 2)}, "got shape [2], want [-1 2]"},
 		"a shape that the operator lacks": {[]*Tensor{tensor[float32](t, []int{3, 2}, 1, 2, 3, 4, 5, 6), tensor[float32](t, []int{2, 2}, 1, 2, 3, 4)}, "run model in memory"},
 	} {

@@ -8,56 +8,29 @@ import (
 	"unsafe"
 
 	onnxruntime "github.com/yalue/onnxruntime_go"
+
+	"github.com/nearmiss/nearmiss/inference/onnx"
 )
 
-// Type is the element type of a tensor. Its numbers are those of ONNX's
-// TensorProto.DataType.
-type Type int32
+// Type is the element type of a tensor.
+type Type = onnx.DataType
 
 // The element types that tensors can have here.
 const (
-	Float    Type = 1
-	Uint8    Type = 2
-	Int8     Type = 3
-	Uint16   Type = 4
-	Int16    Type = 5
-	Int32    Type = 6
-	Int64    Type = 7
-	Bool     Type = 9
-	Float16  Type = 10
-	Double   Type = 11
-	Uint32   Type = 12
-	Uint64   Type = 13
-	BFloat16 Type = 16
+	Float    = onnx.Float
+	Uint8    = onnx.Uint8
+	Int8     = onnx.Int8
+	Uint16   = onnx.Uint16
+	Int16    = onnx.Int16
+	Int32    = onnx.Int32
+	Int64    = onnx.Int64
+	Bool     = onnx.Bool
+	Float16  = onnx.Float16
+	Double   = onnx.Double
+	Uint32   = onnx.Uint32
+	Uint64   = onnx.Uint64
+	BFloat16 = onnx.BFloat16
 )
-
-var typeNames = map[Type]string{
-	Float: "float32", Uint8: "uint8", Int8: "int8", Uint16: "uint16", Int16: "int16",
-	Int32: "int32", Int64: "int64", Bool: "bool", Float16: "float16", Double: "float64",
-	Uint32: "uint32", Uint64: "uint64", BFloat16: "bfloat16",
-}
-
-func (t Type) String() string {
-	if s, ok := typeNames[t]; ok {
-		return s
-	}
-	return fmt.Sprintf("type %d", int32(t))
-}
-
-// Size returns the bytes of one element, 0 for a type that is not supported.
-func (t Type) Size() int {
-	switch t {
-	case Uint8, Int8, Bool:
-		return 1
-	case Uint16, Int16, Float16, BFloat16:
-		return 2
-	case Float, Int32, Uint32:
-		return 4
-	case Int64, Uint64, Double:
-		return 8
-	}
-	return 0
-}
 
 // Element is a Go type with an ONNX element type.
 type Element interface {

@@ -195,7 +195,7 @@ func (s step) session(b *testing.B, values ...*onnx.Value) func() float64 {
 	var in []*ort.Tensor
 	for _, v := range s.g.Inputs() {
 		replace[v] = g.Input(v.Name(), v.Type(), v.Shape()...)
-		t, err := ort.NewRaw(ort.Type(v.Type()), v.Shape(), s.data[v].Data)
+		t, err := ort.NewRaw(v.Type(), v.Shape(), s.data[v].Data)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -164,7 +164,7 @@ func (t *Trainer) load(g *onnx.Graph, name string) (*ort.Session, error) {
 // allocate makes the state, twice, and the memory of two chunks.
 func (t *Trainer) allocate() error {
 	zeros := func(typ onnx.DataType, shape ...int) (*ort.Tensor, error) {
-		return ort.Zeros(ort.Type(typ), shape...)
+		return ort.Zeros(typ, shape...)
 	}
 	for side := range 2 {
 		var list []*ort.Tensor
@@ -453,7 +453,7 @@ func (t *Trainer) evaluate(ctx context.Context, src Source, n int, o EvalOptions
 	var in []*ort.Tensor
 	defer func() { ort.CloseAll(in[:min(len(in), len(inputs))]...) }()
 	for _, x := range inputs {
-		m, err := ort.Zeros(ort.Type(x.Type), x.Shape...)
+		m, err := ort.Zeros(x.Type, x.Shape...)
 		if err != nil {
 			return 0, nil, err
 		}
