@@ -172,16 +172,11 @@ func (c *detectorCreateCmd) Run(ctx context.Context, o *output) error {
 		if err != nil {
 			return err
 		}
-		if c.JSON {
-			return o.JSON(d)
+		text := fmt.Sprintf("created %s: give it normals with nearmiss normals add %s DIR, then nearmiss train %s", d.Name, d.Name, d.Name)
+		if d.LearnFrames > 0 {
+			text = fmt.Sprintf("created %s: it learns from its first %d frames", d.Name, d.LearnFrames)
 		}
-		switch {
-		case d.LearnFrames > 0:
-			_, err = fmt.Fprintf(o.Out, "created %s: it learns from its first %d frames\n", d.Name, d.LearnFrames)
-		default:
-			_, err = fmt.Fprintf(o.Out, "created %s: give it normals with nearmiss normals add %s DIR, then nearmiss train %s\n", d.Name, d.Name, d.Name)
-		}
-		return err
+		return o.say(c.JSON, d, text)
 	})
 }
 
@@ -196,18 +191,10 @@ func (c *detectorListCmd) Run(ctx context.Context, o *output) error {
 		if err != nil {
 			return err
 		}
-		for _, d := range all {
-			if c.JSON {
-				err = o.JSON(d)
-			} else {
-				d = d.WithDefaults()
-				_, err = fmt.Fprintf(o.Out, "%-24s %-8s %-9s %s\n", d.Name, d.Method, d.Policy, d.Description)
-			}
-			if err != nil {
-				return err
-			}
-		}
-		return nil
+		return list(o, c.JSON, all, func(d stream.Detector) string {
+			d = d.WithDefaults()
+			return fmt.Sprintf("%-24s %-8s %-9s %s", d.Name, d.Method, d.Policy, d.Description)
+		})
 	})
 }
 

@@ -54,17 +54,9 @@ func (c *evidenceListCmd) Run(ctx context.Context, o *output) error {
 		if err != nil {
 			return err
 		}
-		for _, e := range all {
-			if c.JSON {
-				err = o.JSON(e)
-			} else {
-				_, err = fmt.Fprintf(o.Out, "%s  %s  %s/%s  score %.4g  frame %s  %d bytes\n", e.Event, e.StoredAt.Local().Format(time.DateTime), e.Detector, e.Camera, e.Score, e.FrameID, e.Bytes)
-			}
-			if err != nil {
-				return err
-			}
-		}
-		return nil
+		return list(o, c.JSON, all, func(e stream.EvidenceInfo) string {
+			return fmt.Sprintf("%s  %s  %s/%s  score %.4g  frame %s  %d bytes", e.Event, e.StoredAt.Local().Format(time.DateTime), e.Detector, e.Camera, e.Score, e.FrameID, e.Bytes)
+		})
 	})
 }
 
@@ -116,10 +108,6 @@ func (c *evidenceGetCmd) Run(ctx context.Context, o *output) error {
 				}
 			}
 		}
-		if c.JSON {
-			return o.JSON(map[string]any{"event": newEventLine(e.Event), "files": files})
-		}
-		_, err = fmt.Fprintln(o.Out, eventText(e.Event))
-		return err
+		return o.say(c.JSON, map[string]any{"event": newEventLine(e.Event), "files": files}, eventText(e.Event))
 	})
 }

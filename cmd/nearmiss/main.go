@@ -69,6 +69,16 @@ type usageError struct{ err error }
 func (e usageError) Error() string { return e.err.Error() }
 func (e usageError) Unwrap() error { return e.err }
 
+// newParser is a parser of the command line.
+func newParser(c *cli, options ...kong.Option) (*kong.Kong, error) {
+	return kong.New(c, append(options,
+		kong.Name("nearmiss"),
+		kong.Description("Watches streams of images and raises an event when one is not normal, most of all when it is almost normal."),
+		kong.Vars{"varied": variedNames()},
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
+	)...)
+}
+
 // run parses args, executes one subcommand and returns the process's exit
 // code: 0 on success, 1 on failure, 2 on wrong usage, 130 when ctx ended
 // before the command had done its work. Services (up, worker, broker, camera,
@@ -77,15 +87,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	var c cli
 	code := -1
 	o := &output{Out: stdout, Err: stderr}
-	parser, err := kong.New(&c,
-		kong.Name("nearmiss"),
-		kong.Description("Watches streams of images and raises an event when one is not normal, most of all when it is almost normal."),
-		kong.Vars{"varied": variedNames()},
+	parser, err := newParser(&c,
 		kong.Writers(stdout, stderr),
 		kong.Exit(func(n int) { code = n }),
 		kong.BindTo(ctx, (*context.Context)(nil)),
 		kong.Bind(o),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
 	)
 	if err != nil {
 		fmt.Fprintln(stderr, "nearmiss:", err)

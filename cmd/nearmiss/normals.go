@@ -84,15 +84,12 @@ func (c *normalsAddCmd) Run(ctx context.Context, o *output) error {
 }
 
 func (c *normalsAddCmd) report(o *output, added, skipped int) error {
-	if c.JSON {
-		return o.JSON(map[string]any{"detector": c.Detector, "added": added, "skipped": skipped, "anomalies": c.Anomaly})
-	}
 	what := "normals"
 	if c.Anomaly {
 		what = "labelled anomalies"
 	}
-	_, err := fmt.Fprintf(o.Out, "added %d images to the %s of %s, skipped %d\n", added, what, c.Detector, skipped)
-	return err
+	return o.say(c.JSON, map[string]any{"detector": c.Detector, "added": added, "skipped": skipped, "anomalies": c.Anomaly},
+		fmt.Sprintf("added %d images to the %s of %s, skipped %d", added, what, c.Detector, skipped))
 }
 
 // addNormals adds files; what is no image is skipped and named. Adding a file
@@ -134,17 +131,9 @@ func (c *normalsListCmd) Run(ctx context.Context, o *output) error {
 		if err != nil {
 			return err
 		}
-		for _, n := range all {
-			if c.JSON {
-				err = o.JSON(n)
-			} else {
-				_, err = fmt.Fprintf(o.Out, "%8d  %s  %9d bytes  %s  %s\n", n.Sequence, n.StoredAt.Local().Format(time.DateTime), n.Bytes, n.Origin, n.Source)
-			}
-			if err != nil {
-				return err
-			}
-		}
-		return nil
+		return list(o, c.JSON, all, func(n stream.Normal) string {
+			return fmt.Sprintf("%8d  %s  %9d bytes  %s  %s", n.Sequence, n.StoredAt.Local().Format(time.DateTime), n.Bytes, n.Origin, n.Source)
+		})
 	})
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"strings"
@@ -32,6 +33,29 @@ func (o *output) JSON(v any) error {
 	defer o.mu.Unlock()
 	_, err = o.Out.Write(append(b, '\n'))
 	return err
+}
+
+// say prints one result: as JSON, or as the text for people.
+func (o *output) say(asJSON bool, v any, text string) error {
+	if asJSON {
+		return o.JSON(v)
+	}
+	_, err := fmt.Fprintln(o.Out, text)
+	return err
+}
+
+// list prints results, one a line: as JSON, or as the text for people.
+func list[T any](o *output, asJSON bool, all []T, text func(T) string) error {
+	for _, v := range all {
+		line := ""
+		if !asJSON {
+			line = text(v)
+		}
+		if err := o.say(asJSON, v, line); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // newLogger writes to w: text on a terminal and JSON elsewhere, unless format

@@ -50,7 +50,7 @@ func TestReadmeCommandsAreAccepted(t *testing.T) {
 	for _, m := range commands {
 		line, _, _ := strings.Cut(string(m[1]), "#")
 		args := strings.Fields(strings.TrimSuffix(strings.TrimSpace(line), "&"))
-		parser, err := kong.New(new(cli), kong.Exit(func(int) {}))
+		parser, err := newParser(new(cli), kong.Exit(func(int) {}))
 		if err != nil {
 			t.Fatal(err)
 		}

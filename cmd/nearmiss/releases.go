@@ -107,19 +107,14 @@ func (c *releasesCmd) list(ctx context.Context, o *output, r *registry.Registry)
 	if err != nil {
 		return err
 	}
-	for _, rel := range all {
-		if c.JSON {
-			err = o.JSON(rel)
-		} else {
-			mark := " "
-			if rel.Active {
-				mark = "*"
-			}
-			_, err = fmt.Fprintf(o.Out, "%s %.12s  stored %s\n", mark, rel.Digest, rel.StoredAt.Local().Format(time.DateTime))
+	if err := list(o, c.JSON, all, func(rel registry.Release) string {
+		mark := " "
+		if rel.Active {
+			mark = "*"
 		}
-		if err != nil {
-			return err
-		}
+		return fmt.Sprintf("%s %.12s  stored %s", mark, rel.Digest, rel.StoredAt.Local().Format(time.DateTime))
+	}); err != nil {
+		return err
 	}
 	if len(all) == 0 && !c.JSON {
 		fmt.Fprintf(o.Err, "detector %s has no releases: publish one with nearmiss releases %s publish DIR\n", c.Detector, c.Detector)
@@ -146,14 +141,10 @@ func (c *releasesCmd) show(ctx context.Context, o *output, r *registry.Registry)
 	if err != nil {
 		return err
 	}
-	if c.JSON {
-		return o.JSON(struct {
-			registry.Release
-			Manifest json.RawMessage `json:"manifest"`
-		}{rel, rel.Manifest})
-	}
-	_, err = fmt.Fprintf(o.Out, "%s\n%s\n", rel.Digest, rel.Manifest)
-	return err
+	return o.say(c.JSON, struct {
+		registry.Release
+		Manifest json.RawMessage `json:"manifest"`
+	}{rel, rel.Manifest}, fmt.Sprintf("%s\n%s", rel.Digest, rel.Manifest))
 }
 
 func (c *releasesCmd) publish(ctx context.Context, o *output, r *registry.Registry) error {
@@ -164,11 +155,8 @@ func (c *releasesCmd) publish(ctx context.Context, o *output, r *registry.Regist
 	if c.Promote {
 		return c.promote(ctx, o, r, digest)
 	}
-	if c.JSON {
-		return o.JSON(map[string]any{"detector": c.Detector, "release": digest, "active": false})
-	}
-	_, err = fmt.Fprintf(o.Out, "stored %s; make it the active one with: nearmiss releases %s promote %.12s\n", digest, c.Detector, digest)
-	return err
+	return o.say(c.JSON, map[string]any{"detector": c.Detector, "release": digest, "active": false},
+		fmt.Sprintf("stored %s; make it the active one with: nearmiss releases %s promote %.12s", digest, c.Detector, digest))
 }
 
 func (c *releasesCmd) promote(ctx context.Context, o *output, r *registry.Registry, digest string) error {
@@ -184,9 +172,5 @@ func (c *releasesCmd) change() registry.Change {
 }
 
 func (c *releasesCmd) printPointer(o *output, p registry.Pointer) error {
-	if c.JSON {
-		return o.JSON(p)
-	}
-	_, err := fmt.Fprintf(o.Out, "%s now uses release %s\n", p.Detector, p.Release)
-	return err
+	return o.say(c.JSON, p, fmt.Sprintf("%s now uses release %s", p.Detector, p.Release))
 }

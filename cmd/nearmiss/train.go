@@ -69,11 +69,7 @@ func (c *trainCmd) Run(ctx context.Context, o *output) error {
 		return err
 	}
 	if !c.Wait {
-		if c.JSON {
-			return o.JSON(j)
-		}
-		_, err := fmt.Fprintf(o.Out, "job %s is in the queue; see nearmiss jobs %s\n", j.Job, c.Detector)
-		return err
+		return o.say(c.JSON, j, fmt.Sprintf("job %s is in the queue; see nearmiss jobs %s", j.Job, c.Detector))
 	}
 	bar := o.progress("waiting for a trainer")
 	j, err = jobs.Wait(ctx, j.Job, func(p stream.Progress) {
@@ -87,12 +83,7 @@ func (c *trainCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	if c.JSON {
-		err = o.JSON(j)
-	} else {
-		_, err = fmt.Fprintln(o.Out, jobText(j))
-	}
-	if err == nil && j.State != stream.JobDone {
+	if err = o.say(c.JSON, j, jobText(j)); err == nil && j.State != stream.JobDone {
 		err = fmt.Errorf("job %s: %s", j.Job, firstText(j.Error, j.State))
 	}
 	return err
@@ -186,15 +177,8 @@ func (c *jobsCmd) Run(ctx context.Context, o *output) error {
 	} else if all, err = jobs.List(ctx, c.Detector); err != nil {
 		return err
 	}
-	for _, j := range all {
-		if c.JSON {
-			err = o.JSON(j)
-		} else {
-			_, err = fmt.Fprintln(o.Out, jobText(j))
-		}
-		if err != nil {
-			return err
-		}
+	if err := list(o, c.JSON, all, jobText); err != nil {
+		return err
 	}
 	return nil
 }

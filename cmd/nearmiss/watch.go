@@ -62,11 +62,7 @@ func firstError(errs ...error) error {
 }
 
 func (c *watchCmd) print(o *output, e stream.Event) error {
-	if c.JSON {
-		return o.JSON(newEventLine(e))
-	}
-	_, err := fmt.Fprintln(o.Out, eventText(e))
-	return err
+	return o.say(c.JSON, newEventLine(e), eventText(e))
 }
 
 // eventLine is the JSON of an event on one line: its data, with its id, kind
