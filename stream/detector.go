@@ -76,7 +76,7 @@ type Detector struct {
 	Smoothing   int      `json:"smoothing,omitempty"`    // decide on the mean of a camera's last n scores; default 1
 	CoolDown    Duration `json:"cool_down,omitempty"`    // at most one anomaly event per camera in this time; default 0, all
 	DefectShare float64  `json:"defect_share,omitempty"` // share of defective frames that is nothing to worry about; more of them is drift; default 0.05
-	NoEvidence  bool     `json:"no_evidence,omitempty"`  // keep no images: neither anomalies nor pictures of them, nor thumbnails of normals in releases
+	NoEvidence  bool     `json:"no_evidence,omitempty"`  // keep no images: neither anomalies nor pictures of them, nor any of normals in releases
 	Retention   Duration `json:"retention,omitempty"`    // how long evidence is kept; default 30 days
 	EvidenceMiB int      `json:"evidence_mib,omitempty"` // how much the pictures of anomalies may take, the oldest go first; default 256
 

@@ -30,9 +30,8 @@ type Extension struct {
 	Normals []Image
 	// Out is the release folder that is written; it must not exist.
 	Out string
-	// NoThumbnails leaves out the normals' thumbnails, also those that the release
-	// has.
-	NoThumbnails bool
+	// NoImages keeps every image of a normal out, also those that the release has.
+	NoImages bool
 
 	Device  ort.Device
 	Threads int
@@ -108,18 +107,16 @@ func Extend(ctx context.Context, x Extension) (*Result, error) {
 		return nil, fmt.Errorf("extend release %s: %w", x.Release, ErrNothingNew)
 	}
 
-	var thumbs Thumbnails
-	if !x.NoThumbnails {
-		if thumbs, err = ReadThumbnails(x.Release); err != nil {
-			return nil, err
-		}
+	thumbs, err := keptThumbnails(x.Release, x.NoImages)
+	if err != nil {
+		return nil, err
 	}
 	if thumbs != nil {
 		if err := thumbs.add(ctx, added, func(i int) ([]byte, error) { return x.Normals[i].Read() }, rel.Manifest.Model.Preprocess.View, x.Limits); err != nil {
 			return nil, err
 		}
 	}
-	res, err := rewrite(ctx, d, x.Out, slices.Concat(known, added), thumbs, extended{
+	res, err := rewrite(ctx, d, x.Out, slices.Concat(known, added), thumbs, x.NoImages, extended{
 		Tool: x.Tool, Extends: rel.Digest, Added: joined, Before: rel.Manifest.Training,
 	})
 	if err != nil {
@@ -132,7 +129,7 @@ func Extend(ctx context.Context, x Extension) (*Result, error) {
 
 // rewrite writes a release of a detector whose bank has changed since it was
 // loaded. nil thumbs are left out.
-func rewrite(ctx context.Context, d *inference.Detector, out string, normals []Normal, thumbs Thumbnails, provenance any) (*Result, error) {
+func rewrite(ctx context.Context, d *inference.Detector, out string, normals []Normal, thumbs Thumbnails, noImages bool, provenance any) (*Result, error) {
 	rel, b := d.Release(), d.Bank()
 	m := rel.Manifest
 	lines, err := listing(normals)
@@ -163,12 +160,8 @@ func rewrite(ctx context.Context, d *inference.Detector, out string, normals []N
 			}
 		}
 	}
-	for _, c := range m.Check {
-		file, err := os.ReadFile(rel.Path(c.File))
-		if err != nil {
-			return nil, err
-		}
-		spec.Check = append(spec.Check, file)
+	if spec.Check, err = keptChecks(d, noImages); err != nil {
+		return nil, err
 	}
 	r, err := inference.WriteRelease(ctx, out, spec)
 	if err != nil {

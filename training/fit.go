@@ -66,10 +66,6 @@ type Provenance struct {
 	Advice       *Advice            `json:"advice,omitempty"`
 }
 
-// checkImages is how many held-out images a release carries, so that whoever
-// loads it can compare scores.
-const checkImages = 4
-
 // Fit carries the plan out and writes the release: embed every normal, hold a
 // share of them out, learn from the others (FITYMI), fill and index the bank with
 // them, calibrate it with the held-out ones. It stops soon after ctx ends, and
@@ -492,7 +488,7 @@ func (f *fitting) write(ctx context.Context, res *Result, parts []inference.Part
 			K: f.K, Runtime: ort.Version, Learning: learning, Score: f.parts, Patches: patches, Advice: res.Advice,
 		},
 	}
-	if !f.NoThumbnails {
+	if !f.NoImages {
 		t := Thumbnails{}
 		if err := t.add(ctx, f.all, func(i int) ([]byte, error) { return f.Normals[i].Read() }, f.View, f.Limits); err != nil {
 			return nil, err
@@ -501,12 +497,8 @@ func (f *fitting) write(ctx context.Context, res *Result, parts []inference.Part
 			return nil, err
 		}
 	}
-	for _, m := range f.images(f.held[:min(checkImages, len(f.held))]) {
-		file, err := m.Read()
-		if err != nil {
-			return nil, fmt.Errorf("read normal image %s: %w", m.Name, err)
-		}
-		spec.Check = append(spec.Check, file)
+	if spec.Check, err = f.checks(); err != nil {
+		return nil, err
 	}
 	r, err := inference.WriteRelease(ctx, f.Out, spec)
 	if err != nil {

@@ -100,9 +100,9 @@ type Plan struct {
 	// Default: each image is taken as it is.
 	Symmetry imaging.Symmetry
 
-	// NoThumbnails leaves the normals' thumbnails out of the release: it cannot
-	// show what is nearest to an anomaly.
-	NoThumbnails bool
+	// NoImages keeps every image of a normal out of the release: it cannot show
+	// what is nearest to an anomaly, and is checked with drawn pictures.
+	NoImages bool
 
 	// Device and Threads say where the backbone runs, as in inference.
 	Device  ort.Device

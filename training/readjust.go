@@ -26,6 +26,8 @@ type Readjustment struct {
 	// taken, with a warning.
 	K     int
 	Alpha float64
+	// NoImages keeps every image of a normal out, also those that the release has.
+	NoImages bool
 
 	Device  ort.Device
 	Threads int
@@ -79,12 +81,12 @@ func Readjust(ctx context.Context, x Readjustment) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	thumbs, err := ReadThumbnails(x.Release)
+	thumbs, err := keptThumbnails(x.Release, x.NoImages)
 	if err != nil {
 		return nil, err
 	}
 	rel := d.Release()
-	res, err := rewrite(ctx, d, x.Out, known, thumbs, readjusted{Tool: x.Tool, Readjusts: rel.Digest, K: x.K, Alpha: alpha, Before: rel.Manifest.Training})
+	res, err := rewrite(ctx, d, x.Out, known, thumbs, x.NoImages, readjusted{Tool: x.Tool, Readjusts: rel.Digest, K: x.K, Alpha: alpha, Before: rel.Manifest.Training})
 	if err != nil {
 		return nil, err
 	}

@@ -66,6 +66,15 @@ func ReadThumbnails(dir string) (Thumbnails, error) {
 	return nil, fmt.Errorf("read the thumbnails of release %s: %w", dir, err)
 }
 
+// keptThumbnails are those of the release in dir, unless it may hold no image of
+// a normal any more.
+func keptThumbnails(dir string, noImages bool) (Thumbnails, error) {
+	if noImages {
+		return nil, nil
+	}
+	return ReadThumbnails(dir)
+}
+
 func parseThumbnails(b []byte) (Thumbnails, error) {
 	z, err := zip.NewReader(bytes.NewReader(b), int64(len(b)))
 	if err != nil {

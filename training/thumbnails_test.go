@@ -2,10 +2,12 @@ package training
 
 import (
 	"bytes"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
 
+	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 )
 
@@ -105,15 +107,61 @@ func TestReleasesShowTheirNormalsUnlessTheyMayNot(t *testing.T) {
 	if n := count(second); n != res.Bank+2 {
 		t.Errorf("%d thumbnails after two normals joined %d", n, res.Bank)
 	}
-	x.Out, x.NoThumbnails = third, true
+	if n := copies(t, second, normals); n != checkImages {
+		t.Errorf("%d normals to check the extended release with, want %d", n, checkImages)
+	}
+
+	x.Out, x.NoImages = third, true
 	if _, err := Extend(t.Context(), x); err != nil {
 		t.Fatal(err)
 	}
-	plan.Out, plan.NoThumbnails = bare, true
+	plan.Out, plan.NoImages = bare, true
 	if _, err := Fit(t.Context(), plan); err != nil {
 		t.Fatal(err)
 	}
-	if a, b := count(third), count(bare); a != 0 || b != 0 {
-		t.Errorf("%d and %d thumbnails where none may be kept", a, b)
+	fourth := filepath.Join(dir, "5")
+	if _, err := Readjust(t.Context(), Readjustment{Release: first, Out: fourth, K: 3, Alpha: 0.2, NoImages: true}); err != nil {
+		t.Fatal(err)
 	}
+	for _, release := range []string{third, bare, fourth} {
+		if a, b := count(release), copies(t, release, normals); a != 0 || b != 0 {
+			t.Errorf("%s: %d thumbnails and %d normals where none may be kept", release, a, b)
+		}
+		d, err := inference.Open(t.Context(), release, inference.Options{}) // which compares the scores of the check images
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := len(d.Release().Manifest.Check); n != checkImages {
+			t.Errorf("%s: %d check images", release, n)
+		}
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// copies is how many files of a release are normals, byte for byte.
+func copies(t *testing.T, release string, normals []Image) (n int) {
+	t.Helper()
+	known := map[string]bool{}
+	for _, m := range normals {
+		b, err := m.Read()
+		if err != nil {
+			t.Fatal(err)
+		}
+		known[string(b)] = true
+	}
+	if err := filepath.WalkDir(release, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		if known[string(b)] {
+			n++
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return n
 }

@@ -25,6 +25,7 @@ type fitCmd struct {
 	Anomalies []string `type:"existingpath" placeholder:"DIR" help:"Real anomalies that fitymi's gate is to judge by; nothing is learnt from them."`
 	Advice    bool     `negatable:"" default:"true" help:"Compare several scores on spoilt normals and say which fits (default yes)."`
 	Index     string   `enum:"auto,exact,hnsw,coder" default:"auto" help:"The bank's index: ${enum}; auto is exact for fewer than 50,000 images."`
+	NoImages  bool     `name:"no-images" help:"Keep no image of a normal in the release: neither thumbnails of what is nearest nor images to check it with."`
 	JSON      bool     `name:"json" help:"Print one JSON object."`
 	tuneFlags
 	deviceFlags
@@ -80,7 +81,7 @@ func (c *fitCmd) Run(ctx context.Context, o *output) error {
 	bar := o.progress("embedding")
 	plan.Detector, plan.Normals, plan.Backbone, plan.Out = c.Detector, imagePaths(paths), c.Backbone, c.Out
 	plan.K, plan.Alpha, plan.Settle, plan.HeldOut = c.K, c.Alpha, c.Alpha == 0, c.HeldOut
-	plan.Seed, plan.Index, plan.Advise = seed, bank.Kind(c.Index), c.Advice
+	plan.Seed, plan.Index, plan.Advise, plan.NoImages = seed, bank.Kind(c.Index), c.Advice, c.NoImages
 	plan.Device, plan.Threads, plan.Tool, plan.Log = embed.Device, embed.Threads, "nearmiss "+version, o.Log
 	plan.Progress = func(p training.Progress) {
 		bar.stage(stageText(p.Step, p.Loss, p.Frechet, p.Left), int64(p.Done), int64(p.Total))

@@ -100,7 +100,7 @@ func (t trainer) Train(ctx context.Context, task *stream.Task) (stream.TrainResu
 	work, phase, saved := filepath.Join(task.Dir, "steps"), "", time.Now()
 	plan := training.Plan{
 		Detector: d.Name, Method: training.Method(d.Method), Normals: normals, Backbone: model, Out: out,
-		K: d.K, Alpha: d.FalseAlarmRate, View: view(d), NoThumbnails: d.NoEvidence, Settle: true, Seed: uint64(task.Request.Seed), Index: bank.Auto,
+		K: d.K, Alpha: d.FalseAlarmRate, View: view(d), NoImages: d.NoEvidence, Settle: true, Seed: uint64(task.Request.Seed), Index: bank.Auto,
 		Device: t.device, Threads: t.conf.Worker.Threads, Limits: t.limits, Tool: "nearmiss " + version, Log: t.o.Log,
 		Progress: func(p training.Progress) {
 			if p.Step != phase || time.Since(saved) > saveEvery {
@@ -208,7 +208,7 @@ func (t trainer) Extend(ctx context.Context, task *stream.Task) (stream.TrainRes
 	}
 	out := filepath.Join(task.Dir, "release")
 	res, err := training.Extend(ctx, training.Extension{
-		Release: task.Active, Normals: normals, Out: out, NoThumbnails: task.Detector.NoEvidence,
+		Release: task.Active, Normals: normals, Out: out, NoImages: task.Detector.NoEvidence,
 		Device: t.device, Threads: t.conf.Worker.Threads, Limits: t.limits, Tool: "nearmiss " + version, Log: t.o.Log,
 	})
 	if errors.Is(err, training.ErrNothingNew) {
@@ -226,7 +226,7 @@ func (t trainer) Readjust(ctx context.Context, task *stream.Task) (stream.TrainR
 	out := filepath.Join(task.Dir, "release")
 	d := task.Detector
 	res, err := training.Readjust(ctx, training.Readjustment{
-		Release: task.Active, Out: out, K: d.K, Alpha: d.FalseAlarmRate,
+		Release: task.Active, Out: out, K: d.K, Alpha: d.FalseAlarmRate, NoImages: d.NoEvidence,
 		Device: t.device, Threads: t.conf.Worker.Threads, Limits: t.limits, Tool: "nearmiss " + version, Log: t.o.Log,
 	})
 	switch {
