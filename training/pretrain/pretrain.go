@@ -73,8 +73,8 @@ func Starter() Config {
 		Spec: backbone.Spec{
 			Family: backbone.ViT, Size: 112, Dim: 192, Depth: 3, Heads: 3, Hidden: 768, Patch: 16, ClassPos: true, NormEps: 1e-6,
 		},
-		Seed: 1, Steps: 1600, LearningRate: 1.5e-3, WeightDecay: 0.05, Temperature: 0.1,
-		Designs: 480, PoolNormals: 8, PoolMarred: 6,
+		Seed: 1, Steps: 6400, LearningRate: 1.5e-3, WeightDecay: 0.05, Temperature: 0.1,
+		Designs: 1200, PoolNormals: 8, PoolMarred: 6,
 		BatchDesigns: 12, BatchNormals: 3, BatchMarred: 2, Looks: 6, Head: 384, Thumbnail: 4, Corrupt: 0.3,
 	}
 }
