@@ -14,7 +14,7 @@ import (
 )
 
 type cameraCmd struct {
-	Source   string  `arg:"" help:"An image file, a folder of images, or synthetic:parts, synthetic:cells or synthetic:patterns for procedural images."`
+	Source   string  `arg:"" help:"An image file, a folder of images, a video file, a capture device (/dev/video0), a network camera's URL (http, https, rtsp, …), - for JPEG or PNG images on standard input, or synthetic:parts, synthetic:cells or synthetic:patterns for procedural images."`
 	Detector string  `required:"" placeholder:"NAME" help:"Detector that judges the frames."`
 	Camera   string  `required:"" placeholder:"NAME" help:"Name of this camera."`
 	FPS      float64 `name:"fps" placeholder:"F" help:"Frames a second (default: as fast as they are taken)."`
@@ -29,15 +29,20 @@ type cameraCmd struct {
 }
 
 func (*cameraCmd) Help() string {
-	return "Anything that can publish a NATS or MQTT message can be a camera: the payload of a frame is the image file.\n\n" +
+	return "Anything that can publish a NATS or MQTT message can be a camera: the payload of a frame is the image file. " +
+		"Videos, devices and streams are read by the program ffmpeg, if it is installed.\n\n" +
 		examples(
 			"nearmiss camera ./today --detector bolts --camera line1 --fps 5",
+			"nearmiss camera http://root:secret@10.0.0.7/snapshot.jpg --detector bolts --camera line1 --fps 2",
+			"nearmiss camera rtsp://10.0.0.7/stream1 --detector bolts --camera line1 --fps 5 --live",
+			"nearmiss camera /dev/video0 --detector bolts --camera bench --fps 5 --live",
+			"gphoto2 --capture-image-and-download --interval 5 --stdout | nearmiss camera - --detector bolts --camera bench",
 			"nearmiss camera synthetic:parts --detector demo --camera one --fps 2 --defects 0.05",
 		)
 }
 
 func (c *cameraCmd) Run(ctx context.Context, o *output) error {
-	src, err := c.source()
+	src, err := c.source(o)
 	if err != nil {
 		return err
 	}
@@ -71,7 +76,7 @@ func (c *cameraCmd) Run(ctx context.Context, o *output) error {
 }
 
 // source opens what the command line names.
-func (c *cameraCmd) source() (camera.Source, error) {
+func (c *cameraCmd) source(o *output) (camera.Source, error) {
 	if kind, ok := strings.CutPrefix(c.Source, "synthetic:"); ok {
 		s, err := synthetic.New(kind, c.Seed, synthetic.Options{DefectRate: c.Defects})
 		if err != nil {
@@ -79,11 +84,18 @@ func (c *cameraCmd) source() (camera.Source, error) {
 		}
 		return &camera.Generated{Make: drawn(s, 0), FPS: c.FPS}, nil
 	}
-	if strings.Contains(c.Source, "://") {
-		return nil, usageError{fmt.Errorf("%s: cameras read folders and synthetic images", c.Source)}
+	switch isURL := strings.Contains(c.Source, "://"); {
+	case c.Source == "-":
+		return &camera.Pipe{R: os.Stdin, FPS: c.FPS, Name: "standard input"}, nil
+	case isURL && !camera.IsVideo(c.Source):
+		return &camera.Web{URL: c.Source, FPS: c.FPS, Log: o.Log}, nil
+	case !isURL:
+		if _, err := os.Stat(c.Source); err != nil {
+			return nil, usageError{err}
+		}
 	}
-	if _, err := os.Stat(c.Source); err != nil {
-		return nil, usageError{err}
+	if camera.IsVideo(c.Source) {
+		return &camera.Video{Source: c.Source, FPS: c.FPS, Log: o.Log}, nil
 	}
 	return &camera.Folder{Dir: c.Source, Loop: c.Loop, FPS: c.FPS, Order: c.Order, Seed: c.Seed}, nil
 }

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"math"
 	"os"
 	"path/filepath"
@@ -206,5 +208,25 @@ func TestABackboneMaySeeTheWholeImage(t *testing.T) {
 	_, errs := program(t, exitUsage, "backbone", "import", whole, "--squash", "--resize", "300", "--out", whole+"2")
 	if !strings.Contains(errs, "--squash") {
 		t.Error(errs)
+	}
+}
+
+func TestCamerasReadWhatTheirSourceNames(t *testing.T) {
+	dir := t.TempDir()
+	clip := filepath.Join(dir, "clip.mp4")
+	write(t, clip, "")
+	for source, want := range map[string]string{
+		dir: "*camera.Folder", clip: "*camera.Video", "/dev/null": "*camera.Video", "-": "*camera.Pipe", "synthetic:cells": "*camera.Generated",
+		"http://eye/snapshot.jpg": "*camera.Web", "https://eye/stream": "*camera.Web", "rtsp://eye/1": "*camera.Video",
+	} {
+		src, err := (&cameraCmd{Source: source}).source(&output{})
+		if got := fmt.Sprintf("%T", src); err != nil || got != want {
+			t.Errorf("%s: %s, %v", source, got, err)
+		}
+	}
+	for _, source := range []string{filepath.Join(dir, "none"), filepath.Join(dir, "none.mp4"), "synthetic:cars"} {
+		if _, err := (&cameraCmd{Source: source}).source(&output{}); !errors.As(err, new(usageError)) {
+			t.Errorf("%s: %v", source, err)
+		}
 	}
 }
