@@ -17,8 +17,8 @@ type cameraCmd struct {
 	Source   string  `arg:"" help:"An image file, a folder of images, a video file, a capture device (/dev/video0), a network camera's URL (http, https, rtsp, …), - for JPEG or PNG images on standard input, or synthetic:parts, synthetic:cells or synthetic:patterns for procedural images."`
 	Detector string  `required:"" placeholder:"NAME" help:"Detector that judges the frames."`
 	Camera   string  `required:"" placeholder:"NAME" help:"Name of this camera."`
-	FPS      float64 `name:"fps" placeholder:"F" help:"Frames a second (default: as fast as they are taken)."`
-	Loop     bool    `help:"Begin again after the last image of a folder."`
+	FPS      float64 `name:"fps" placeholder:"F" help:"Frames a second (default: as fast as they are taken; 1 from a network camera that answers with single images)."`
+	Loop     bool    `help:"Begin again after the last image of a folder, or a video file's end."`
 	Order    string  `enum:"name,time,random" default:"name" help:"Order of a folder's images: ${enum}."`
 	Count    int     `placeholder:"N" help:"End after this many frames."`
 	Live     bool    `help:"When the queue is full drop the oldest waiting frames, instead of waiting."`
@@ -95,7 +95,7 @@ func (c *cameraCmd) source(o *output) (camera.Source, error) {
 		}
 	}
 	if camera.IsVideo(c.Source) {
-		return &camera.Video{Source: c.Source, FPS: c.FPS, Log: o.Log}, nil
+		return &camera.Video{Source: c.Source, FPS: c.FPS, Loop: c.Loop, Log: o.Log}, nil
 	}
 	return &camera.Folder{Dir: c.Source, Loop: c.Loop, FPS: c.FPS, Order: c.Order, Seed: c.Seed}, nil
 }

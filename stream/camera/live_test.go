@@ -232,6 +232,7 @@ func TestFFmpeg(t *testing.T) {
 	if _, err := s.Next(t.Context()); !errors.Is(err, io.EOF) {
 		t.Error(err)
 	}
+	take(t, &camera.Video{Source: clip, Loop: true, Log: zerolog.Nop()}, 25)
 	s = &camera.Video{Source: clip + ".mp4", Log: zerolog.Nop()}
 	if _, err := s.Next(t.Context()); err == nil || !strings.Contains(err.Error(), "No such file") {
 		t.Error(err)

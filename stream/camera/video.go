@@ -31,6 +31,8 @@ type Video struct {
 	// FPS is how many pictures a second are taken; a file is then played at its
 	// own speed. 0: all of them, a file's as fast as they are taken.
 	FPS float64
+	// Loop begins a file again after its end.
+	Loop bool
 	// Program is ffmpeg's name or path. Default: ffmpeg.
 	Program string
 	Log     zerolog.Logger
@@ -83,8 +85,14 @@ func (s *Video) arguments() []string {
 		args = append(args, "-rtsp_transport", "tcp")
 	case strings.HasPrefix(s.Source, "/dev/"):
 		args = append(args, "-f", "v4l2")
-	case s.FPS > 0 && !s.live():
-		args = append(args, "-re")
+	case s.live():
+	default:
+		if s.FPS > 0 {
+			args = append(args, "-re")
+		}
+		if s.Loop {
+			args = append(args, "-stream_loop", "-1")
+		}
 	}
 	args = append(args, "-i", s.Source, "-an")
 	if s.FPS > 0 {
