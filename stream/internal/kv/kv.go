@@ -24,6 +24,9 @@ func Watch(ctx context.Context, bucket jetstream.KeyValue, keys string, seen fun
 		case <-ctx.Done():
 			return nil
 		case e, ok := <-w.Updates():
+			if !ok && ctx.Err() != nil { // which ends the watch, too
+				return nil
+			}
 			if !ok {
 				return fmt.Errorf("watch %s of bucket %s: %w", keys, bucket.Bucket(), errEnded)
 			}
