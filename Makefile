@@ -34,6 +34,10 @@ test: runtime ## run all tests
 	go test -race -timeout 14m $(RACE)
 	go test -timeout 14m $$(go list ./... | grep -vxF -f <(go list $(RACE)))
 
+.PHONY: ffmpeg
+ffmpeg: ## test cameras on a real video, where ffmpeg is installed
+	go test -tags ffmpeg -count 1 -run FFmpeg ./stream/camera
+
 .PHONY: lint
 lint: ## formatting, go vet and staticcheck
 	@bad=$$(git ls-files -co --exclude-standard '*.go' | grep -v '\.pb\.go$$' | xargs go tool gofumpt -l); \

@@ -356,6 +356,23 @@ func (e *Embedder) EmbedImages(ctx context.Context, images []*imaging.Image) ([]
 	return e.embed(ctx, len(images), func(i int) *job { return &job{img: images[i]} })
 }
 
+// Vectors embeds decoded images that must all be of use: one vector of Dim
+// numbers for each, in their order, or the first image's error.
+func (e *Embedder) Vectors(ctx context.Context, images []*imaging.Image) ([][]float32, error) {
+	all, err := e.EmbedImages(ctx, images)
+	if err != nil {
+		return nil, err
+	}
+	out := make([][]float32, len(all))
+	for i, v := range all {
+		if v.Err != nil {
+			return nil, fmt.Errorf("embed image %d: %w", i, v.Err)
+		}
+		out[i] = v.Vector
+	}
+	return out, nil
+}
+
 // EmbedPixels embeds images that are prepared already: Crop×Crop RGB pixels
 // each, as Preprocess.Apply gives them.
 func (e *Embedder) EmbedPixels(ctx context.Context, pixels [][]uint8) ([]Embedding, error) {

@@ -130,7 +130,7 @@ func (l *lesson) generate(ctx context.Context, i int, r *FakesReport) (fit, held
 			return err
 		}
 		defer e.Close()
-		o.Extractor = backboneSpace{e}
+		o.Extractor = e
 		o.Progress = func(p sde.Progress) {
 			at := Progress{Step: name + ": " + p.Stage, Done: p.Done, Total: p.Total, Loss: p.Loss}
 			if p.Probe != nil {
@@ -262,24 +262,6 @@ type normalImages struct {
 
 func (n normalImages) Len() int                         { return len(n.which) }
 func (n normalImages) At(i int) (*imaging.Image, error) { return n.l.image(n.which[i]) }
-
-// backboneSpace measures fakes in the space of the frozen backbone.
-type backboneSpace struct{ e *inference.Embedder }
-
-func (x backboneSpace) Embed(ctx context.Context, images []*imaging.Image) ([][]float32, error) {
-	all, err := x.e.EmbedImages(ctx, images)
-	if err != nil {
-		return nil, err
-	}
-	out := make([][]float32, len(all))
-	for i, v := range all {
-		if v.Err != nil {
-			return nil, v.Err
-		}
-		out[i] = v.Vector
-	}
-	return out, nil
-}
 
 // sourcesDigest names the folders of fakes by what is in them.
 func sourcesDigest(sources []Source) ([]string, error) {

@@ -40,15 +40,12 @@ func embedSet(ctx context.Context, e *inference.Embedder, set finetune.Set) ([]f
 		if err != nil {
 			return nil, err
 		}
-		all, err := e.EmbedImages(ctx, images)
+		vectors, err := e.Vectors(ctx, images)
 		if err != nil {
 			return nil, err
 		}
-		for _, v := range all {
-			if v.Err != nil {
-				return nil, v.Err
-			}
-			rows = append(rows, v.Vector...)
+		for _, v := range vectors {
+			rows = append(rows, v...)
 		}
 	}
 	return rows, nil

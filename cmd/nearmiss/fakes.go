@@ -94,7 +94,7 @@ func (c *fakesCmd) Run(ctx context.Context, o *output) error {
 			return err
 		}
 		defer e.Close()
-		opt.Extractor = extractor{e}
+		opt.Extractor = e
 	}
 	bar := o.progress("train")
 	opt.Progress = func(p sde.Progress) { bar.stage(p.Stage, int64(p.Done), int64(p.Total)) }
@@ -224,24 +224,6 @@ func (f imageFiles) At(i int) (*imaging.Image, error) {
 		return nil, fmt.Errorf("%s: %w", f[i], err)
 	}
 	return im, nil
-}
-
-// extractor measures fakes in the space of a backbone.
-type extractor struct{ e *inference.Embedder }
-
-func (x extractor) Embed(ctx context.Context, images []*imaging.Image) ([][]float32, error) {
-	es, err := x.e.EmbedImages(ctx, images)
-	if err != nil {
-		return nil, err
-	}
-	out := make([][]float32, len(es))
-	for i, e := range es {
-		if e.Err != nil {
-			return nil, e.Err
-		}
-		out[i] = e.Vector
-	}
-	return out, nil
 }
 
 func fileExists(path string) bool {

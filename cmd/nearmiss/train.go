@@ -177,8 +177,5 @@ func (c *jobsCmd) Run(ctx context.Context, o *output) error {
 	} else if all, err = jobs.List(ctx, c.Detector); err != nil {
 		return err
 	}
-	if err := list(o, c.JSON, all, jobText); err != nil {
-		return err
-	}
-	return nil
+	return list(o, c.JSON, all, jobText)
 }

@@ -8,9 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -210,34 +208,5 @@ func TestAVideoEndsWithItsContext(t *testing.T) {
 	cancel()
 	if _, err := s.Next(ctx); !errors.Is(err, context.Canceled) {
 		t.Error(err)
-	}
-}
-
-// TestFFmpeg reads a real video where ffmpeg is installed.
-func TestFFmpeg(t *testing.T) {
-	path, err := exec.LookPath("ffmpeg")
-	if err != nil {
-		t.Skip("ffmpeg is not installed")
-	}
-	clip := filepath.Join(t.TempDir(), "clip.avi")
-	if out, err := exec.CommandContext(t.Context(), path, "-loglevel", "error", "-f", "lavfi", "-i", "testsrc=size=64x48:rate=10:duration=1", "-c:v", "mjpeg", clip).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	s := &camera.Video{Source: clip, Log: zerolog.Nop()}
-	for i, img := range take(t, s, 10) {
-		if !bytes.HasPrefix(img.Data, []byte("\x89PNG")) || !bytes.HasSuffix(img.Data, []byte("IEND\xaeB`\x82")) {
-			t.Errorf("picture %d is no PNG", i)
-		}
-	}
-	if _, err := s.Next(t.Context()); !errors.Is(err, io.EOF) {
-		t.Error(err)
-	}
-	take(t, &camera.Video{Source: clip, Loop: true, Log: zerolog.Nop()}, 25)
-	s = &camera.Video{Source: clip + ".mp4", Log: zerolog.Nop()}
-	if _, err := s.Next(t.Context()); err == nil || !strings.Contains(err.Error(), "No such file") {
-		t.Error(err)
-	}
-	if u, err := url.Parse(clip); err != nil || u.Scheme != "" {
-		t.Error("a path is taken for a URL")
 	}
 }

@@ -23,8 +23,8 @@ import (
 // Extractor embeds images for distances between sets: the detector's own
 // pretrained backbone, or FID's Inception.
 type Extractor interface {
-	// Embed returns one vector an image, all of one length.
-	Embed(ctx context.Context, images []*imaging.Image) ([][]float32, error)
+	// Vectors returns one vector an image, all of one length.
+	Vectors(ctx context.Context, images []*imaging.Image) ([][]float32, error)
 }
 
 // Detail says what becomes of the frequencies that the network is too small for.
@@ -479,7 +479,7 @@ func (g *generation) embed(ctx context.Context, images []*imaging.Image, stage s
 	const chunk = 64
 	var all [][]float32
 	for lo := 0; lo < len(images); lo += chunk {
-		part, err := g.o.Extractor.Embed(ctx, images[lo:min(lo+chunk, len(images))])
+		part, err := g.o.Extractor.Vectors(ctx, images[lo:min(lo+chunk, len(images))])
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", stage, err)
 		}

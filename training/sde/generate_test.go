@@ -42,7 +42,7 @@ func blobs(n int) Pictures {
 // pixels is an extractor of 4×4 mean colours.
 type pixels struct{}
 
-func (pixels) Embed(_ context.Context, images []*imaging.Image) ([][]float32, error) {
+func (pixels) Vectors(_ context.Context, images []*imaging.Image) ([][]float32, error) {
 	var out [][]float32
 	for _, im := range images {
 		small := imaging.Resize(im, 4, 4, imaging.Bilinear)
