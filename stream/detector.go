@@ -65,7 +65,7 @@ type Detector struct {
 	Method         string   `json:"method,omitempty"`           // knn or fitymi; default knn
 	Profile        string   `json:"profile,omitempty"`          // training profile; empty: the method's default
 	Score          string   `json:"score,omitempty"`            // what scores are made of: class, pooled, patch, both, several joined by +, or auto; default class
-	Symmetry       string   `json:"symmetry,omitempty"`         // what embeddings are averaged over: none, flip or dihedral; default none
+	Symmetry       string   `json:"symmetry,omitempty"`         // what embeddings are averaged over: none, flip, dihedral, or auto, which looks how normals lie; default none
 	K              int      `json:"k,omitempty"`                // nearest normals that are summed; default 2
 	FalseAlarmRate float64  `json:"false_alarm_rate,omitempty"` // share of normals above the threshold; default 0.01
 	Region         *Region  `json:"region,omitempty"`           // only this part of the image is looked at
@@ -131,7 +131,7 @@ func (d Detector) Validate() error {
 		}
 	}
 	bad(!ValidToken(c.Method), "method %q: use knn or fitymi", d.Method)
-	bad(!slices.Contains([]string{"", "none", "flip", "dihedral"}, d.Symmetry), "symmetry %q: use none, flip or dihedral", d.Symmetry)
+	bad(!slices.Contains([]string{"", "none", "flip", "dihedral", "auto"}, d.Symmetry), "symmetry %q: use none, flip, dihedral or auto", d.Symmetry)
 	bad(strings.Trim(d.Score, "abcdefghijklmnopqrstuvwxyz-+") != "" || len(d.Score) > 100, "score %q: use class, pooled, patch, both, several joined by +, or auto", d.Score)
 	bad(c.K < 1 || c.K > 1000, "k %d: use 1 to 1000", d.K)
 	bad(!(c.FalseAlarmRate > 0 && c.FalseAlarmRate < 1), "false-alarm rate %g: use a share between 0 and 1", d.FalseAlarmRate)

@@ -33,17 +33,17 @@ const (
 // Parts lists all parts.
 var Parts = []Part{ClassPart, PooledPart, PatchPart, FrozenClassPart, FrozenPooledPart}
 
-// Both is a name for class+patch, and Auto for what is advised: see Advice.
+// Names for class+patch, and for what is advised: see Advice and Orientation.
 const (
-	bothParts = "both"
-	AutoScore = "auto"
+	bothParts  = "both"
+	autoChoice = "auto"
 )
 
 // ParseScore reads what ParseParts does, or "auto", which stands for class and
 // leaves the choice to Advice. Nothing means class.
 func ParseScore(text string) (parts []Part, auto bool, err error) {
-	if text == AutoScore || text == "" {
-		return []Part{ClassPart}, text == AutoScore, nil
+	if text == autoChoice || text == "" {
+		return []Part{ClassPart}, text == autoChoice, nil
 	}
 	parts, err = ParseParts(text)
 	return parts, false, err

@@ -15,6 +15,7 @@ import (
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/backbone"
 	"github.com/nearmiss/nearmiss/inference/heatmap"
+	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/ort"
 	"github.com/nearmiss/nearmiss/inference/release"
 )
@@ -38,8 +39,12 @@ type Result struct {
 	// Published is "tuned" or "frozen" after FITYMI, and Reason says why.
 	Published string `json:"published,omitempty"`
 	Reason    string `json:"reason,omitempty"`
-	// Advice says which score fits this detector, where it was asked for.
-	Advice *Advice `json:"advice,omitempty"`
+	// Advice says which score fits this detector, where it was asked for, and
+	// Orientation whether it matters how the normals lie, where no symmetry was
+	// given.
+	Advice      *Advice          `json:"advice,omitempty"`
+	Orientation *Orientation     `json:"orientation,omitempty"`
+	Symmetry    imaging.Symmetry `json:"symmetry,omitempty"` // what embeddings are averaged over
 	// Warnings are sentences for the user: what was left out, and what this
 	// release cannot promise.
 	Warnings []string `json:"warnings,omitempty"`
@@ -64,6 +69,7 @@ type Provenance struct {
 	Score        []Part             `json:"score"`
 	Patches      *patchBank         `json:"patches,omitempty"`
 	Advice       *Advice            `json:"advice,omitempty"`
+	Orientation  *Orientation       `json:"orientation,omitempty"`
 }
 
 // Fit carries the plan out and writes the release: embed every normal, hold a
@@ -115,6 +121,7 @@ type fitting struct {
 	*seen
 	train, held []int // places in of
 	learned     *learned
+	orientation *Orientation // nil where a symmetry was given
 	engine      *inference.BatchEngine
 	seconds     map[string]float64
 }
@@ -164,7 +171,14 @@ func (f *fitting) look(ctx context.Context) error {
 	if f.train, f.held, err = Split(len(f.of), f.HeldOut, f.K, f.Seed); err != nil {
 		return err
 	}
+	turned, err := f.turn(ctx)
+	if err != nil {
+		return err
+	}
 	if f.Method == KNN {
+		if turned {
+			return f.again(ctx, first)
+		}
 		return nil
 	}
 	took = time.Now()
@@ -182,16 +196,40 @@ func (f *fitting) look(ctx context.Context) error {
 	f.seconds["learn"] = time.Since(took).Seconds()
 	f.network, f.parts = f.learned.network, f.learned.parts
 	second := f.sight(spec)
-	if f.network == f.Backbone && plain(second.parts) && second.layer == 0 {
+	if f.network == f.Backbone && plain(second.parts) && second.layer == 0 && !turned {
 		return nil
 	}
-	took = time.Now()
+	return f.again(ctx, second)
+}
+
+// turn looks at how the normals of the bank lie, and says whether embeddings are
+// to be averaged over that from now on.
+func (f *fitting) turn(ctx context.Context) (bool, error) {
+	if f.Symmetry != imaging.NoSymmetry || !f.Advise && !f.AutoSymmetry {
+		return false, nil
+	}
+	took := time.Now()
+	var err error
+	if f.orientation, err = f.orient(ctx, f.k, f.images(f.train), f.rowsAt(f.k.parts[0], f.train)); err != nil {
+		return false, fmt.Errorf("look at how the normals lie: %w", err)
+	}
+	f.seconds["orientation"] = time.Since(took).Seconds()
+	if f.AutoSymmetry {
+		f.Symmetry = f.orientation.Choice
+	}
+	return f.Symmetry != imaging.NoSymmetry, nil
+}
+
+// again embeds the normals anew: by the network that is served, or otherwise
+// turned.
+func (f *fitting) again(ctx context.Context, s sight) error {
+	took := time.Now()
 	all, of := f.all, f.of
 	usable := make([]Image, len(of))
 	for j, i := range of {
 		usable[j] = f.Normals[i]
 	}
-	if err := f.embed(ctx, "embed again", f.network, second, usable); err != nil {
+	if err := f.embed(ctx, "embed again", f.network, s, usable); err != nil {
 		return err
 	}
 	if len(f.of) != len(of) {
@@ -360,6 +398,7 @@ func (f *fitting) finish(ctx context.Context) (*Result, error) {
 		return nil, err
 	}
 	res.Advice, res.Score = advice, partsName(f.parts)
+	res.Orientation, res.Symmetry = f.orientation, f.Symmetry
 	if f.advises() {
 		f.seconds["advise"] = time.Since(began).Seconds()
 	}
@@ -485,7 +524,7 @@ func (f *fitting) write(ctx context.Context, res *Result, parts []inference.Part
 			Tool: f.Tool, Backbone: filepath.Base(f.Backbone), DataSHA256: dataDigest(f.all),
 			Images: len(f.all), Duplicates: res.Duplicate, Rejected: res.Rejected,
 			HeldOutShare: f.HeldOut, Seed: f.Seed, Index: report, Seconds: f.seconds, Warnings: res.Warnings,
-			K: f.K, Runtime: ort.Version, Learning: learning, Score: f.parts, Patches: patches, Advice: res.Advice,
+			K: f.K, Runtime: ort.Version, Learning: learning, Score: f.parts, Patches: patches, Advice: res.Advice, Orientation: res.Orientation,
 		},
 	}
 	if !f.NoImages {

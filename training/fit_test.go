@@ -39,7 +39,11 @@ func smallBackbone(t testing.TB) string {
 }
 
 // squares returns n different images: a bright square somewhere on noise.
-func squares(t testing.TB, n int) []Image {
+func squares(t testing.TB, n int) []Image { return squaresIn(t, n, 30, 30) }
+
+// squaresIn leaves the square's upper left corner the w×h upper left of 31×31
+// places.
+func squaresIn(t testing.TB, n, w, h int) []Image {
 	t.Helper()
 	r := rand.New(rand.NewPCG(7, 7))
 	images := make([]Image, n)
@@ -48,7 +52,7 @@ func squares(t testing.TB, n int) []Image {
 		for j := range img.Pix {
 			img.Pix[j] = uint8(r.IntN(40))
 		}
-		x0, y0 := r.IntN(30), r.IntN(30)
+		x0, y0 := r.IntN(w), r.IntN(h)
 		for y := range 10 {
 			for x := range 10 {
 				img.SetRGB(x0+x, y0+y, 200, 210, 220)

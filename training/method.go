@@ -1,6 +1,7 @@
 package training
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -151,7 +152,7 @@ func (m *evaluation) Close() error {
 func (m *evaluation) Name() string {
 	name := string(m.plan.Method)
 	if m.plan.Auto {
-		return name + " " + AutoScore
+		return name + " " + autoChoice
 	}
 	if !plain(m.plan.Parts) {
 		name += " " + partsName(m.plan.Parts)
@@ -177,6 +178,11 @@ func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64)
 			kept = append(kept, it)
 			p.Normals = append(p.Normals, Image{Name: it.Name, Read: it.Read})
 			digests = append(digests, hex.EncodeToString(sum[:]))
+		}
+	}
+	if p.AutoSymmetry {
+		if p.Symmetry, err = m.turn(ctx, p, kept); err != nil {
+			return nil, err
 		}
 	}
 	s := &partScorer{plan: p, parts: withoutTuned(p.Parts)}
@@ -227,6 +233,29 @@ func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64)
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
+}
+
+// turn finds the symmetry that the frozen backbone's embeddings of the items are
+// to be averaged over.
+func (m *evaluation) turn(ctx context.Context, p Plan, items []dataset.Item) (imaging.Symmetry, error) {
+	k, err := m.shared.of(p, false)
+	if err != nil {
+		return "", err
+	}
+	all, err := k.features.Of(ctx, items)
+	if err != nil {
+		return "", err
+	}
+	var rows []float32
+	for _, r := range all {
+		rows = append(rows, r[:k.dim]...)
+	}
+	o, err := p.orient(ctx, k.look, p.Normals, rows)
+	if err != nil {
+		return "", err
+	}
+	p.Log.Info().Str("symmetry", cmp.Or(string(o.Choice), "none")).Msg(o.String())
+	return o.Choice, nil
 }
 
 // partScorer scores with banks of everything that it learnt from.

@@ -74,9 +74,10 @@ type Plan struct {
 	Index bank.Kind
 	// Parts of the score. Default ClassPart alone, as in the paper.
 	Parts []Part
-	// Advise compares several scores on normals that are spoilt, for people to
-	// choose by; Auto takes what is advised in place of Parts.
-	Advise, Auto bool
+	// Advise compares several scores on normals that are spoilt, and looks whether
+	// it matters how normals lie, for people to choose by; Auto takes what is
+	// advised in place of Parts, AutoSymmetry in place of Symmetry.
+	Advise, Auto, AutoSymmetry bool
 	// Whiten, above 0 to 1, compares embeddings by Mahalanobis distances, of the
 	// normals' covariance with this shrinkage. Default: plain distances, as in the
 	// paper.
@@ -213,6 +214,9 @@ func (p Plan) Validate() error {
 	}
 	if err := p.Symmetry.Validate(); err != nil {
 		errs = append(errs, err)
+	}
+	if p.AutoSymmetry && p.Symmetry != imaging.NoSymmetry {
+		fail("symmetry %q is given, and is to be found: choose one", p.Symmetry)
 	}
 	if p.Backbone == "" {
 		fail("no backbone is given")

@@ -39,7 +39,7 @@ type detectorFlags struct {
 	Backbone       *string        `placeholder:"FILE.onnx" help:"Model to begin with, a file that the trainers can read (default: the trainer's own)."`
 	Method         *string        `placeholder:"M" help:"How it learns: knn or fitymi (default knn)."`
 	Profile        *string        `placeholder:"P" help:"Training profile (default: the method's own)."`
-	Symmetry       *string        `placeholder:"S" help:"What embeddings are averaged over: none, flip (twice the time of a frame) or dihedral (eight times), for what may lie in any orientation (default none)."`
+	Symmetry       *string        `placeholder:"S" help:"What embeddings are averaged over: none, flip (twice the time of a frame) or dihedral (eight times), for what may lie in any orientation; or auto, which looks how the normals lie (default none)."`
 	Score          *string        `placeholder:"PARTS" help:"What scores are made of: class, pooled, patch, both, several joined by +, or auto, which compares some on spoilt normals (default class)."`
 	K              *int           `name:"k" placeholder:"N" help:"Nearest normals whose distances are summed (default 2)."`
 	FalseAlarmRate *float64       `placeholder:"SHARE" help:"Share of normal images that may be called anomalous (default 0.01)."`

@@ -15,7 +15,6 @@ import (
 	"github.com/google/renameio/v2"
 
 	"github.com/nearmiss/nearmiss/inference"
-	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/training"
 	"github.com/nearmiss/nearmiss/training/evaluate"
 	"github.com/nearmiss/nearmiss/training/evaluate/report"
@@ -70,7 +69,7 @@ func (c *evalCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	if embed.Symmetry, err = imaging.ParseSymmetry(c.Symmetry); err != nil {
+	if embed.Symmetry, _, err = training.ParseSymmetry(c.Symmetry); err != nil {
 		return usageError{err}
 	}
 	variants, err := c.variants()
@@ -97,7 +96,7 @@ func (c *evalCmd) Run(ctx context.Context, o *output) error {
 		at := [2]string{v.Backbone, v.Symmetry}
 		f := features[at]
 		if f == nil {
-			if embed.Symmetry, err = imaging.ParseSymmetry(v.Symmetry); err != nil {
+			if embed.Symmetry, _, err = training.ParseSymmetry(v.Symmetry); err != nil {
 				return usageError{err}
 			}
 			e, err := inference.NewEmbedder(v.Backbone, embed)
@@ -195,10 +194,17 @@ func (v *variant) measure(ctx context.Context, o *output, embed inference.EmbedO
 	return res, err
 }
 
+// plain says whether the method is the paper's baseline, which needs no model but
+// the frozen one.
+func (c *evalCmd) plain() bool {
+	_, auto, _ := training.ParseSymmetry(c.Symmetry)
+	return c.Method == string(training.KNN) && c.Score == string(training.ClassPart) && c.Whiten == 0 && !auto
+}
+
 // method is what is measured; end gives back what it holds.
 func (c *evalCmd) method(o *output, embed inference.EmbedOptions, bar *progress, f *evaluate.Features, shared *training.Shared) (m evaluate.Method, end func(), err error) {
 	end = func() {}
-	if c.Method == string(training.KNN) && c.Score == string(training.ClassPart) && c.Whiten == 0 {
+	if c.plain() {
 		return evaluate.KNN(f, c.K, nil), end, nil
 	}
 	plan, err := c.plan(c.Method)

@@ -23,7 +23,7 @@ type fitCmd struct {
 	HeldOut   float64  `name:"held-out" default:"0.2" help:"Share of the normals that sets the threshold and stays out of the bank."`
 	Seed      *uint64  `placeholder:"N" help:"Draws the held-out images (default: another one every time; the release records it)."`
 	Anomalies []string `type:"existingpath" placeholder:"DIR" help:"Real anomalies that fitymi's gate is to judge by; nothing is learnt from them."`
-	Advice    bool     `negatable:"" default:"true" help:"Compare several scores on spoilt normals and say which fits (default yes)."`
+	Advice    bool     `negatable:"" default:"true" help:"Compare several scores on spoilt normals and say which fits, and whether it matters how the normals lie (default yes)."`
 	Index     string   `enum:"auto,exact,hnsw,coder" default:"auto" help:"The bank's index: ${enum}; auto is exact for fewer than 50,000 images."`
 	NoImages  bool     `name:"no-images" help:"Keep no image of a normal in the release: neither thumbnails of what is nearest nor images to check it with."`
 	JSON      bool     `name:"json" help:"Print one JSON object."`
@@ -104,6 +104,7 @@ func (c *fitCmd) Run(ctx context.Context, o *output) error {
 		fmt.Fprintln(o.Err, "the fine-tuned backbone is published:", res.Reason)
 	}
 	o.printAdvice(res)
+	o.printOrientation(res)
 	_, err = fmt.Fprintf(o.Out, "%s: %d normals in the bank, %d held out, %.1f s\nscores above %.4g are anomalous (false-alarm rate %.3g %%)\nrelease %s\n",
 		res.Release, res.Bank, res.HeldOut, res.Seconds, res.Threshold, 100*res.Alpha, res.Digest)
 	return err

@@ -115,7 +115,7 @@ func (t trainer) Train(ctx context.Context, task *stream.Task) (stream.TrainResu
 	if plan.Parts, plan.Auto, err = training.ParseScore(d.Score); err != nil {
 		return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
 	}
-	if plan.Symmetry, err = imaging.ParseSymmetry(d.Symmetry); err != nil {
+	if plan.Symmetry, plan.AutoSymmetry, err = training.ParseSymmetry(d.Symmetry); err != nil {
 		return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
 	}
 	if plan.Method == training.FITYMI {

@@ -1,11 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"strings"
 
-	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/training"
 	"github.com/nearmiss/nearmiss/training/frechet"
 	"github.com/nearmiss/nearmiss/training/sde"
@@ -42,7 +42,7 @@ type tuneFlags struct {
 	Whiten        float64 `placeholder:"S" help:"Compare embeddings by Mahalanobis distances, of the normals' covariance with shrinkage S, above 0 to 1 (default: plain distances)."`
 	WhitenPatches float64 `name:"whiten-patches" placeholder:"S" help:"The same for patches."`
 	NoPatches     bool    `name:"no-patches" help:"Make no bank of patches: there are no heatmaps."`
-	Symmetry      string  `enum:"none,flip,dihedral" default:"none" help:"Changes of an image that mean nothing, which embeddings are averaged over: ${enum}; flip is the mirror image (twice the time), dihedral the eight turns and mirror images of a square (eight times), for what may lie in any orientation."`
+	Symmetry      string  `enum:"none,flip,dihedral,auto" default:"none" help:"Changes of an image that mean nothing, which embeddings are averaged over: ${enum}; flip is the mirror image (twice the time), dihedral the eight turns and mirror images of a square (eight times), for what may lie in any orientation; auto looks how the normals lie."`
 	Work          string  `type:"path" placeholder:"DIR" help:"Folder for the results of single steps, from which another run with the same images and seed goes on."`
 }
 
@@ -55,7 +55,7 @@ func (f tuneFlags) plan(method string) (training.Plan, error) {
 	if p.Parts, p.Auto, err = training.ParseScore(f.Score); err != nil {
 		return p, usageError{err}
 	}
-	if p.Symmetry, err = imaging.ParseSymmetry(f.Symmetry); err != nil {
+	if p.Symmetry, p.AutoSymmetry, err = training.ParseSymmetry(f.Symmetry); err != nil {
 		return p, usageError{err}
 	}
 	if p.Method != training.FITYMI {
@@ -157,6 +157,20 @@ func (o *output) printAdvice(r *training.Result) {
 		fmt.Fprintf(&b, "  this release scores on %s; --score %s or --score auto takes the advice\n", r.Score, a.Choice)
 	}
 	fmt.Fprint(o.Err, b.String())
+}
+
+// printOrientation says whether it matters how the normals lie, for people.
+func (o *output) printOrientation(r *training.Result) {
+	a := r.Orientation
+	if a == nil {
+		return
+	}
+	advised := cmp.Or(a.Choice, "none")
+	fmt.Fprintf(o.Err, "advised symmetry: %s: %s\n", advised, a)
+	if a.Choice != r.Symmetry {
+		fmt.Fprintf(o.Err, "  this release averages over %s; --symmetry %s or --symmetry auto takes the advice, for %d times the time of a frame\n",
+			cmp.Or(string(r.Symmetry), "nothing"), advised, a.Choice.Count())
+	}
 }
 
 // imagePaths makes images of files.

@@ -167,8 +167,7 @@ func (c *evalCmd) alarms(ctx context.Context, o *output, embed inference.EmbedOp
 	}
 	defer e.Close()
 	f := evaluate.NewFeatures(embedAll(e))
-	// The paper's score needs no model of its own for each draw.
-	quick := c.Score == string(training.ClassPart) && c.Method == string(training.KNN) && c.Whiten == 0
+	quick := c.plain()
 	method := evaluate.KNN(f, c.K, nil)
 	if !quick {
 		shared := &training.Shared{}
