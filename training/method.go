@@ -1,7 +1,6 @@
 package training
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -254,8 +253,7 @@ func (m *evaluation) turn(ctx context.Context, p Plan, items []dataset.Item) (im
 	if err != nil {
 		return "", err
 	}
-	p.Log.Info().Str("symmetry", cmp.Or(string(o.Choice), "none")).Msg(o.String())
-	return o.Choice, nil
+	return p.taken(o), nil
 }
 
 // partScorer scores with banks of everything that it learnt from.

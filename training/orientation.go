@@ -1,6 +1,7 @@
 package training
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -94,6 +95,12 @@ func (p Plan) orient(ctx context.Context, k *look, normals []Image, rows []float
 		p.tell("orientation", done+1, len(which))
 	}
 	return orientationOf(scores, p.Seed), nil
+}
+
+// taken is the choice, which is logged.
+func (p Plan) taken(o *Orientation) imaging.Symmetry {
+	p.Log.Info().Str("symmetry", cmp.Or(string(o.Choice), "none")).Msg(o.String())
+	return o.Choice
 }
 
 // scoreWithout is the score by the K nearest entries beside one.
