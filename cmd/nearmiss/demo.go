@@ -24,7 +24,7 @@ const (
 	demoLearn   = 200 // frames that are taken to be normal
 	demoFPS     = 2   // of each camera, after those
 	demoDefects = 0.2 // share of frames with a defect
-	demoAlpha   = 0.05
+	demoAlpha   = 0.025 // the least that 40 held-out frames can promise
 	demoScore   = "both"
 	demoSize    = 160 // pixels of a frame's sides
 )
