@@ -215,7 +215,7 @@ func (f *fitting) turn(ctx context.Context) (bool, error) {
 	}
 	f.seconds["orientation"] = time.Since(took).Seconds()
 	if f.AutoSymmetry {
-		f.Symmetry = f.taken(f.orientation)
+		f.Symmetry = f.orientation.Choice
 	}
 	return f.Symmetry != imaging.NoSymmetry, nil
 }

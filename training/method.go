@@ -1,6 +1,7 @@
 package training
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -253,7 +254,8 @@ func (m *evaluation) turn(ctx context.Context, p Plan, items []dataset.Item) (im
 	if err != nil {
 		return "", err
 	}
-	return p.taken(o), nil
+	p.Log.Info().Str("symmetry", cmp.Or(string(o.Choice), "none")).Msg(o.String())
+	return o.Choice, nil
 }
 
 // partScorer scores with banks of everything that it learnt from.

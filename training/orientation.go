@@ -1,7 +1,6 @@
 package training
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -97,12 +96,6 @@ func (p Plan) orient(ctx context.Context, k *look, normals []Image, rows []float
 	return orientationOf(scores, p.Seed), nil
 }
 
-// taken is the choice, which is logged.
-func (p Plan) taken(o *Orientation) imaging.Symmetry {
-	p.Log.Info().Str("symmetry", cmp.Or(string(o.Choice), "none")).Msg(o.String())
-	return o.Choice
-}
-
 // scoreWithout is the score by the K nearest entries beside one.
 func scoreWithout(near []bank.Neighbour, id uint64, k int) float64 {
 	sum := 0.0
@@ -140,6 +133,13 @@ func (o Orientation) String() string {
 	if o.Normals == 0 {
 		return "too few normals to see whether it matters how they lie"
 	}
-	return fmt.Sprintf("normals that are turned or mirrored are told from the others with AUROC %.3f, at most %.3f, mirror images with %.3f, at most %.3f (%d normals)",
-		o.Turned, o.TurnedHigh, o.Mirrored, o.MirroredHigh, o.Normals)
+	found := "turned and mirrored normals may not look like the others"
+	switch o.Choice {
+	case imaging.Dihedral:
+		found = "turned and mirrored normals look like the others"
+	case imaging.Flip:
+		found = "mirrored normals look like the others, turned ones may not"
+	}
+	return fmt.Sprintf("%s: they are told apart with AUROC %.3f, at most %.3f, mirrored alone %.3f, at most %.3f (%d normals)",
+		found, o.Turned, o.TurnedHigh, o.Mirrored, o.MirroredHigh, o.Normals)
 }

@@ -21,9 +21,9 @@ import (
 
 // Sizes of the demo: on two cores the first event comes within half a minute.
 const (
-	demoLearn   = 200 // frames that are taken to be normal
-	demoFPS     = 2   // of each camera, after those
-	demoDefects = 0.2 // share of frames with a defect
+	demoLearn   = 200   // frames that are taken to be normal
+	demoFPS     = 2     // of each camera, after those
+	demoDefects = 0.2   // share of frames with a defect
 	demoAlpha   = 0.025 // the least that 40 held-out frames can promise
 	demoScore   = "both"
 	demoSize    = 160 // pixels of a frame's sides

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -145,7 +146,7 @@ func (t trainer) Train(ctx context.Context, task *stream.Task) (stream.TrainResu
 	if err != nil {
 		return stream.TrainResult{}, err
 	}
-	t.warn(d.Name, res)
+	t.tell(d.Name, res)
 	return stream.TrainResult{Dir: out}, nil
 }
 
@@ -217,7 +218,7 @@ func (t trainer) Extend(ctx context.Context, task *stream.Task) (stream.TrainRes
 	if err != nil {
 		return stream.TrainResult{}, err
 	}
-	t.warn(task.Detector.Name, res)
+	t.tell(task.Detector.Name, res)
 	return stream.TrainResult{Dir: out}, nil
 }
 
@@ -237,13 +238,16 @@ func (t trainer) Readjust(ctx context.Context, task *stream.Task) (stream.TrainR
 	case err != nil:
 		return stream.TrainResult{}, err
 	}
-	t.warn(d.Name, res)
+	t.tell(d.Name, res)
 	return stream.TrainResult{Dir: out}, nil
 }
 
-func (t trainer) warn(detector string, res *training.Result) {
+func (t trainer) tell(detector string, res *training.Result) {
 	for _, w := range res.Warnings {
 		t.o.Log.Warn().Str("component", "trainer").Str("detector", detector).Msg(w)
+	}
+	if o := res.Orientation; o != nil {
+		t.o.Log.Info().Str("component", "trainer").Str("detector", detector).Str("symmetry", cmp.Or(string(res.Symmetry), "none")).Msg(o.String())
 	}
 }
 
