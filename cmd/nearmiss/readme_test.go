@@ -34,7 +34,7 @@ func TestReadmeCommandsAreAccepted(t *testing.T) {
 	}
 
 	dir := t.TempDir()
-	for _, sub := range []string{"work/good", "work/new", "work/releases/bolts", "shared/data/wbc", "shared/data/magnetic-tile"} {
+	for _, sub := range []string{"work/good", "work/new", "work/releases/bolts", "shared/data/wbc", "shared/data/magnetic-tile", "work/cifar10"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
 			t.Fatal(err)
 		}
