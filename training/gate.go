@@ -25,8 +25,9 @@ import (
 // Spoilt normals show harm, but they do not foretell what fine-tuning on a
 // generator's fakes is for, anomalies that look almost normal: with three of four
 // classes of white blood cells as the normals it made the other cells easier to
-// find while the mean over spoilt normals fell by 0 to 1 points. So such candidates need not surely gain
-// on them, only not lose much. Those that were trained on corruptions alone get
+// find while the mean over spoilt normals fell by 0 to 1 points. So such candidates
+// need not surely gain on them, only not lose much, and of those the one with most
+// of the tuned weights is taken. Those that were trained on corruptions alone get
 // no margin: they did not help there.
 type Gate struct {
 	// Kinds of corruption to judge by; those that are trained on, and their kin
@@ -181,7 +182,7 @@ func (g Gate) judge(frozen evidence, names []string, blends []float64, candidate
 				last.Harder = append(last.Harder, m.groups[k].name)
 			}
 		}
-		if best < 0 || less(v.Candidates[best], *last) {
+		if best < 0 || g.less(v.Candidates[best], *last) {
 			best = i
 		}
 	}
@@ -220,13 +221,20 @@ func (g Gate) judge(frozen evidence, names []string, blends []float64, candidate
 	return v, -1
 }
 
-// less says whether b is the better candidate.
-func less(a, b Candidate) bool {
-	if (len(a.Harder) == 0) != (len(b.Harder) == 0) {
-		return len(b.Harder) == 0
+// less says whether b is the better candidate: the one that may pass, and of two
+// the one with the higher lower bound. Within a margin, which says that these
+// bounds do not foretell what the fakes are for, it is the one with more of the
+// tuned weights, unless there are real anomalies to rank by.
+func (g Gate) less(a, b Candidate) bool {
+	if x, y := g.harmless(a), g.harmless(b); x != y {
+		return y
+	} else if _, hasReal := a.AUROC[EvidenceReal]; x && g.Margin > 0 && !hasReal {
+		return b.Blend > a.Blend
 	}
 	return b.Low > a.Low
 }
+
+func (g Gate) harmless(c Candidate) bool { return len(c.Harder) == 0 && c.Low > -g.Margin }
 
 // comparison has the wins of anomalies over normals, for resampling.
 type comparison struct {

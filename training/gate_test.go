@@ -187,3 +187,33 @@ func TestGateRefusesWhatMakesOneKindHarder(t *testing.T) {
 		t.Errorf("%+v", v)
 	}
 }
+
+// What a generator's fakes are for, spoilt normals do not foretell: of candidates
+// that do no harm, the one that learnt most is taken; where there are real
+// anomalies, or only corruptions were learnt from, the one that is surely best.
+func TestGateRanksByWhatForetells(t *testing.T) {
+	small := Candidate{Blend: 0.5, Low: 0.01}
+	for name, c := range map[string]struct {
+		margin float64
+		large  Candidate
+		want   bool // the large one
+	}{
+		"harmless":              {0.03, Candidate{Blend: 1, Low: -0.01}, true},
+		"no margin":             {0, Candidate{Blend: 1, Low: 0.005}, false},
+		"no margin, better":     {0, Candidate{Blend: 1, Low: 0.02}, true},
+		"beyond the margin":     {0.03, Candidate{Blend: 1, Low: -0.04}, false},
+		"one kind harder":       {0.03, Candidate{Blend: 1, Low: 0.02, Harder: []string{"blur"}}, false},
+		"real anomalies":        {0.03, Candidate{Blend: 1, Low: 0.005}, false},
+		"real anomalies, surer": {0.03, Candidate{Blend: 1, Low: 0.02}, true},
+	} {
+		a, b := small, c.large
+		if strings.HasPrefix(name, "real") {
+			a.AUROC = map[string]float64{EvidenceReal: 0.9}
+			b.AUROC = a.AUROC
+		}
+		g := Gate{Margin: c.margin}
+		if g.less(a, b) != c.want || g.less(b, a) == c.want {
+			t.Errorf("%s: %v, %v", name, g.less(a, b), g.less(b, a))
+		}
+	}
+}

@@ -304,7 +304,7 @@ func (l *lesson) choose(ctx context.Context) (string, error) {
 	for _, path := range l.tuned {
 		members = append(members, filepath.Base(filepath.Dir(path)))
 	}
-	const version = 5 // of how the gate judges
+	const version = 6 // of how the gate judges
 	inputs := []any{version, l.Tuning.Gate, l.Tuning.Gate.kinds(l.Tuning.Sources), l.Parts, l.Patches, l.Whiten, l.K, members, l.fakes.key, real}
 	dir, err := l.step("gate", inputs, &c, func(dir string) (err error) {
 		c, err = l.gate(ctx, dir)
