@@ -13,14 +13,16 @@
 //
 // Fakes come from any mix of [Source]s. Several fine-tunes with different seeds
 // are averaged, weight by weight. The [Gate] publishes the average, or one half
-// way to the frozen weights, only where it is surely better than the frozen
-// backbone at telling unseen normals from anomalies of kinds that nothing was
-// trained on; else the release has the frozen backbone, and says so.
+// way to the frozen weights, only where unseen normals and anomalies of kinds that
+// nothing was trained on show no harm beyond a margin, and without a generator's
+// fakes only where it is surely better; else the release has the frozen backbone,
+// and says so.
 //
 // A score is made of one or several [Part]s, each with a bank of its own: the class
 // token (the paper's), the mean patch token, and every patch against the patches of
 // normals. The patches' bank is a coreset, and gives heatmaps also where it is not
-// scored. [Advice] compares scores on normals that are spoilt.
+// scored. [Advice] compares scores on normals that are spoilt, and [Orientation]
+// says whether it matters how normals lie.
 //
 // Each step leaves its result in the work folder under a digest of everything it
 // depends on, so an interrupted run goes on, and runs that share steps (ablations
