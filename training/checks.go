@@ -5,7 +5,7 @@ import (
 	"os"
 
 	"github.com/nearmiss/nearmiss/inference"
-	"github.com/nearmiss/nearmiss/inference/imaging/synthetic"
+	"github.com/nearmiss/nearmiss/internal/synthetic"
 )
 
 // checkImages is how many images a release carries, so that whoever loads it

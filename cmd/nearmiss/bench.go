@@ -14,8 +14,8 @@ import (
 	indexbench "github.com/nearmiss/nearmiss/bank/bench"
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/backbone"
-	"github.com/nearmiss/nearmiss/inference/imaging/synthetic"
 	"github.com/nearmiss/nearmiss/inference/ort"
+	"github.com/nearmiss/nearmiss/internal/synthetic"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
 )

@@ -6,7 +6,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/nearmiss/nearmiss/inference/imaging/synthetic"
+	"github.com/nearmiss/nearmiss/internal/synthetic"
 	"github.com/nearmiss/nearmiss/training"
 	"github.com/nearmiss/nearmiss/training/evaluate"
 )

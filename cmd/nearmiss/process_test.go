@@ -16,9 +16,9 @@ import (
 	"time"
 
 	"github.com/nearmiss/nearmiss/inference/backbone"
-	"github.com/nearmiss/nearmiss/inference/imaging/synthetic"
 	"github.com/nearmiss/nearmiss/inference/ort"
 	"github.com/nearmiss/nearmiss/internal/evaldata"
+	"github.com/nearmiss/nearmiss/internal/synthetic"
 )
 
 // asProgram, when set, makes the test binary the program itself, so that tests

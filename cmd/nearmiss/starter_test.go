@@ -12,8 +12,8 @@ import (
 
 	"github.com/nearmiss/nearmiss/inference/backbone"
 	"github.com/nearmiss/nearmiss/inference/backbone/starter"
-	"github.com/nearmiss/nearmiss/inference/imaging/synthetic"
 	"github.com/nearmiss/nearmiss/inference/release"
+	"github.com/nearmiss/nearmiss/internal/synthetic"
 	"github.com/nearmiss/nearmiss/training/evaluate"
 	"github.com/nearmiss/nearmiss/training/pretrain"
 )

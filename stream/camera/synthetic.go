@@ -7,7 +7,7 @@ import (
 	"image"
 	"image/png"
 
-	"github.com/nearmiss/nearmiss/inference/imaging/synthetic"
+	"github.com/nearmiss/nearmiss/internal/synthetic"
 )
 
 // SyntheticConfig shapes a synthetic camera.

@@ -1,6 +1,6 @@
 // Package pretrain makes a small backbone from nothing: a ViT that starts from
 // random weights and sees drawn pictures only, those of
-// inference/imaging/synthetic. The starter backbone of the repository
+// internal/synthetic. The starter backbone of the repository
 // (inference/backbone/starter) is its result.
 //
 // What it learns is what the bank will ask of it. A design is one thing to

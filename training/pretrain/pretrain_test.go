@@ -15,9 +15,9 @@ import (
 
 	"github.com/nearmiss/nearmiss/inference/backbone"
 	"github.com/nearmiss/nearmiss/inference/imaging"
-	"github.com/nearmiss/nearmiss/inference/imaging/synthetic"
 	"github.com/nearmiss/nearmiss/inference/onnx"
 	"github.com/nearmiss/nearmiss/inference/ort"
+	"github.com/nearmiss/nearmiss/internal/synthetic"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

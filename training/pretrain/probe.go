@@ -6,7 +6,7 @@ import (
 	"slices"
 
 	"github.com/nearmiss/nearmiss/inference/imaging"
-	"github.com/nearmiss/nearmiss/inference/imaging/synthetic"
+	"github.com/nearmiss/nearmiss/internal/synthetic"
 	"github.com/nearmiss/nearmiss/training/evaluate"
 )
 

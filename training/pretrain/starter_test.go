@@ -8,7 +8,7 @@ import (
 	"github.com/nearmiss/nearmiss/inference/backbone"
 	"github.com/nearmiss/nearmiss/inference/backbone/starter"
 	"github.com/nearmiss/nearmiss/inference/imaging"
-	"github.com/nearmiss/nearmiss/inference/imaging/synthetic"
+	"github.com/nearmiss/nearmiss/internal/synthetic"
 )
 
 // embedder serves a model to a probe.

@@ -3,7 +3,7 @@
 // downloaded a model.
 //
 // It was trained by "nearmiss backbone train-starter", with the engine of this
-// repository and on drawn pictures only (inference/imaging/synthetic): no
+// repository and on drawn pictures only (internal/synthetic): no
 // photograph went into it, and no weights of others. training/RESULTS.md says how
 // well it does. A backbone that was pretrained on photographs does better on
 // photographs: for real work, import one with "nearmiss backbone import".
