@@ -9,7 +9,7 @@ DATA ?= nearmiss-data
 # Packages whose work is concurrent are tested under the race detector; the
 # others are mostly arithmetic, which it slows down tenfold.
 # Package cmd starts whole programs, so it counts among those.
-RACE := ./bank/... ./inference ./inference/ort/... ./inference/release/... ./stream/... ./training
+RACE := ./bank/... ./inference ./inference/ort/... ./inference/release/... ./internal/bench ./stream/... ./training
 
 .DEFAULT_GOAL := help
 

@@ -182,7 +182,7 @@ func newEmbedder(path string, o EmbedOptions) (_ *Embedder, err error) {
 		o.Session.IntraOpThreads = o.Threads
 	}
 	e := &Embedder{o: o}
-	if e.session, err = openBackbone(path, o.Session); err != nil {
+	if e.session, err = OpenBackbone(path, o.Session); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -222,10 +222,10 @@ func newEmbedder(path string, o EmbedOptions) (_ *Embedder, err error) {
 	return e, nil
 }
 
-// openBackbone loads a model in the form that its device runs fastest: on the
+// OpenBackbone loads the ONNX file at path in the form that its device runs fastest: on the
 // CPU layer normalisations are lowered, which for ViT-Ti and ViT-S is 10 to 19 %
 // of the time of an image.
-func openBackbone(path string, o ort.Options) (*ort.Session, error) {
+func OpenBackbone(path string, o ort.Options) (*ort.Session, error) {
 	if o.Device.Kind == "" || o.Device.Kind == "cpu" {
 		if model, ok := lower.FileForCPU(path); ok {
 			return ort.OpenBytes(model, o)
@@ -339,6 +339,9 @@ func (e *Embedder) Tokens() int { return e.tokens }
 // Patches is the number of patch vectors of an image and their length; 0 and 0
 // where not asked for.
 func (e *Embedder) Patches() (count, dim int) { return e.patches, e.patchDim }
+
+// Options are those that the Embedder was made with, defaults filled in.
+func (e *Embedder) Options() EmbedOptions { return e.o }
 
 // BatchSize is the largest batch that the model is given.
 func (e *Embedder) BatchSize() int { return e.limit }

@@ -22,9 +22,9 @@ import (
 	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
 
+	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
-	"github.com/nearmiss/nearmiss/stream/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 

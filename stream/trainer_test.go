@@ -12,9 +12,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
-	"github.com/nearmiss/nearmiss/stream/internal/brokertest"
 )
 
 // fakeTrainer makes releases of fakes.

@@ -11,12 +11,11 @@ import (
 
 	"github.com/rs/zerolog"
 
-	indexbench "github.com/nearmiss/nearmiss/bank/bench"
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/backbone"
 	"github.com/nearmiss/nearmiss/inference/ort"
+	"github.com/nearmiss/nearmiss/internal/bench"
 	"github.com/nearmiss/nearmiss/internal/synthetic"
-	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
 )
 
@@ -63,7 +62,7 @@ func (c *benchEmbedCmd) Run(ctx context.Context, o *output) error {
 		}
 	}
 	bar := o.progress("")
-	r, err := inference.BenchEmbed(ctx, inference.BenchOptions{
+	r, err := bench.Embed(ctx, bench.EmbedOptions{
 		Model: model, Embed: embed, Files: files, Time: c.Time,
 		Progress: func(part string) { bar.stage(part, 0, -1) },
 	})
@@ -128,7 +127,7 @@ func (*benchBankCmd) Help() string {
 }
 
 func (c *benchBankCmd) Run(ctx context.Context, o *output) error {
-	opts := indexbench.Options{Queries: c.Queries, Indexes: c.Index, Log: zerolog.Nop()}
+	opts := bench.BankOptions{Queries: c.Queries, Indexes: c.Index, Log: zerolog.Nop()}
 	for _, s := range c.Size {
 		n, d, ok := strings.Cut(s, "x")
 		count, err1 := strconv.Atoi(n)
@@ -136,7 +135,7 @@ func (c *benchBankCmd) Run(ctx context.Context, o *output) error {
 		if !ok || err1 != nil || err2 != nil || count < 1 || dim < 1 {
 			return usageError{fmt.Errorf("--size %s: write entries x dimensions, for instance 20000x192", s)}
 		}
-		opts.Cases = append(opts.Cases, indexbench.Case{Count: count, Dim: dim})
+		opts.Cases = append(opts.Cases, bench.BankCase{Count: count, Dim: dim})
 	}
 	if c.Engine {
 		engine, err := inference.NewBatchEngine(ort.Options{})
@@ -149,7 +148,7 @@ func (c *benchBankCmd) Run(ctx context.Context, o *output) error {
 	if !c.JSON {
 		fmt.Fprintln(o.Out, "index      entries   dim  recall@2  excess  queries/s  in batches/s  build s  served")
 	}
-	return indexbench.Run(ctx, opts, func(r indexbench.Result) error {
+	return bench.Bank(ctx, opts, func(r bench.BankResult) error {
 		if c.JSON {
 			return o.JSON(r)
 		}
@@ -183,9 +182,9 @@ func (c *benchStreamCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	var r stream.BenchResult
+	var r bench.StreamResult
 	err = withBroker(ctx, b, conf, quiet, func(ctx context.Context, connect dial) error {
-		r, err = stream.Bench(ctx, stream.BenchConfig{
+		r, err = bench.Stream(ctx, bench.StreamConfig{
 			Frames: c.Frames, FrameBytes: c.Bytes, Workers: c.Workers, Dir: filepath.Join(dir, "work"), Connect: connect,
 		}, quiet.Log)
 		return err

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/nearmiss/nearmiss/inference"
+	"github.com/nearmiss/nearmiss/internal/bench"
 )
 
 type benchScoreCmd struct {
@@ -33,7 +34,7 @@ func (c *benchScoreCmd) Run(ctx context.Context, o *output) error {
 	}
 	maps := map[string]inference.Maps{"anomalies": inference.MapAnomalies, "all": inference.MapAll, "none": inference.MapNone}[c.Maps]
 	const rounds = 10
-	all, err := inference.BenchScore(ctx, c.Release, files, inference.Options{Embed: embed, Maps: maps, Log: o.Log}, c.Time, rounds)
+	all, err := bench.Score(ctx, c.Release, files, inference.Options{Embed: embed, Maps: maps, Log: o.Log}, c.Time, rounds)
 	if err != nil {
 		return err
 	}

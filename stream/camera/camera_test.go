@@ -16,11 +16,11 @@ import (
 	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
 
+	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/internal/synthetic"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/stream/camera"
-	"github.com/nearmiss/nearmiss/stream/internal/brokertest"
 )
 
 // leak is nats.go's: a Put into an Object Store that ends before its helper has

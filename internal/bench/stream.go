@@ -1,4 +1,4 @@
-package stream
+package bench
 
 import (
 	"context"
@@ -17,12 +17,13 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
+	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
-// BenchConfig configures [Bench]. The zero value of a field means its default.
-type BenchConfig struct {
-	Names
+// StreamConfig configures [Stream]. The zero value of a field means its default.
+type StreamConfig struct {
+	stream.Names
 
 	Frames     int // default 2000
 	FrameBytes int // default 150 KiB
@@ -36,9 +37,9 @@ type BenchConfig struct {
 	Connect func(name string) (*nats.Conn, error)
 }
 
-// BenchResult is what the broker and the workers did with a scorer that does
+// StreamResult is what the broker and the workers did with a scorer that does
 // nothing.
-type BenchResult struct {
+type StreamResult struct {
 	Frames     int     `json:"frames"`
 	FrameBytes int     `json:"frame_bytes"`
 	Workers    int     `json:"workers"`
@@ -51,10 +52,10 @@ type BenchResult struct {
 
 const benchDetector = "bench"
 
-// Bench measures frames a second through the broker: publishing alone, scoring
+// Stream measures frames a second through the broker: publishing alone, scoring
 // a full queue, and both at once. It needs a broker whose streams exist, and
 // leaves a detector named bench without frames.
-func Bench(ctx context.Context, cfg BenchConfig, log zerolog.Logger) (BenchResult, error) {
+func Stream(ctx context.Context, cfg StreamConfig, log zerolog.Logger) (StreamResult, error) {
 	def := func(v *int, d int) {
 		if *v == 0 {
 			*v = d
@@ -67,9 +68,9 @@ func Bench(ctx context.Context, cfg BenchConfig, log zerolog.Logger) (BenchResul
 	def(&cfg.Lanes, 2)
 	def(&cfg.Publishes, 64)
 	if cfg.Dir == "" || cfg.Connect == nil {
-		return BenchResult{}, errors.New("bench: a scratch folder and connections are needed")
+		return StreamResult{}, errors.New("bench: a scratch folder and connections are needed")
 	}
-	res := BenchResult{Frames: cfg.Frames, FrameBytes: cfg.FrameBytes, Workers: cfg.Workers, Batch: cfg.BatchSize}
+	res := StreamResult{Frames: cfg.Frames, FrameBytes: cfg.FrameBytes, Workers: cfg.Workers, Batch: cfg.BatchSize}
 	nc, err := cfg.Connect("bench-camera")
 	if err != nil {
 		return res, err
@@ -114,7 +115,7 @@ func Bench(ctx context.Context, cfg BenchConfig, log zerolog.Logger) (BenchResul
 }
 
 // benchRelease makes an empty release active.
-func benchRelease(ctx context.Context, cfg BenchConfig, js jetstream.JetStream) error {
+func benchRelease(ctx context.Context, cfg StreamConfig, js jetstream.JetStream) error {
 	dir := filepath.Join(cfg.Dir, "null-release")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("bench: %w", err)
@@ -126,7 +127,9 @@ func benchRelease(ctx context.Context, cfg BenchConfig, js jetstream.JetStream) 
 			return fmt.Errorf("bench: %w", err)
 		}
 	}
-	reg, err := registry.Open(ctx, js, cfg.registry(filepath.Join(cfg.Dir, "cache")))
+	reg, err := registry.Open(ctx, js, registry.Config{
+		ActiveBucket: cfg.ActiveBucket(), ArtifactsBucket: cfg.ArtifactsBucket(), CacheDir: filepath.Join(cfg.Dir, "cache"),
+	})
 	if err != nil {
 		return err
 	}
@@ -140,7 +143,7 @@ func benchRelease(ctx context.Context, cfg BenchConfig, js jetstream.JetStream) 
 
 // benchPublish publishes all frames, some at a time, and waits until they are
 // stored.
-func benchPublish(ctx context.Context, cfg BenchConfig, js jetstream.JetStream) error {
+func benchPublish(ctx context.Context, cfg StreamConfig, js jetstream.JetStream) error {
 	image := make([]byte, cfg.FrameBytes)
 	if _, err := rand.Read(image); err != nil {
 		return err
@@ -148,7 +151,7 @@ func benchPublish(ctx context.Context, cfg BenchConfig, js jetstream.JetStream) 
 	run := fmt.Sprint(time.Now().UnixNano())
 	var acks []jetstream.PubAckFuture
 	for i := range cfg.Frames {
-		m, err := Frame{Detector: benchDetector, Camera: "camera", ID: fmt.Sprintf("%s-%d", run, i), Image: image}.Message(cfg.Names)
+		m, err := stream.Frame{Detector: benchDetector, Camera: "camera", ID: fmt.Sprintf("%s-%d", run, i), Image: image}.Message(cfg.Names)
 		if err != nil {
 			return err
 		}
@@ -173,14 +176,14 @@ func benchPublish(ctx context.Context, cfg BenchConfig, js jetstream.JetStream) 
 type benchRun struct {
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
-	workers []*Worker
+	workers []*stream.Worker
 	conns   []*nats.Conn
 	total   atomic.Int64
 	more    chan struct{}
 }
 
 // startBench starts the workers.
-func startBench(ctx context.Context, cfg BenchConfig, log zerolog.Logger) (*benchRun, error) {
+func startBench(ctx context.Context, cfg StreamConfig, log zerolog.Logger) (*benchRun, error) {
 	r := &benchRun{more: make(chan struct{}, 1)}
 	ctx, r.cancel = context.WithCancel(ctx)
 	for i := range cfg.Workers {
@@ -190,10 +193,10 @@ func startBench(ctx context.Context, cfg BenchConfig, log zerolog.Logger) (*benc
 			return nil, err
 		}
 		r.conns = append(r.conns, nc)
-		w, err := NewWorker(WorkerConfig{
+		w, err := stream.NewWorker(stream.WorkerConfig{
 			Names: cfg.Names, Detectors: []string{benchDetector}, CacheDir: filepath.Join(cfg.Dir, "cache"),
 			BatchSize: cfg.BatchSize, Lanes: cfg.Lanes,
-		}, nc, LoaderFunc(func(context.Context, string) (Scorer, error) { return nullScorer{r}, nil }), log)
+		}, nc, stream.LoaderFunc(func(context.Context, string) (stream.Scorer, error) { return nullScorer{r}, nil }), log)
 		if err != nil {
 			r.stop()
 			return nil, err
@@ -233,10 +236,10 @@ func (r *benchRun) stop() []int {
 // nullScorer finds everything normal and takes no time.
 type nullScorer struct{ r *benchRun }
 
-func (s nullScorer) Score(_ context.Context, images [][]byte) ([]Verdict, error) {
-	out := make([]Verdict, len(images))
+func (s nullScorer) Score(_ context.Context, images [][]byte) ([]stream.Verdict, error) {
+	out := make([]stream.Verdict, len(images))
 	for i := range out {
-		out[i] = Verdict{Threshold: 1, PValue: 1, K: 1, Width: 1, Height: 1}
+		out[i] = stream.Verdict{Threshold: 1, PValue: 1, K: 1, Width: 1, Height: 1}
 	}
 	s.r.total.Add(int64(len(images)))
 	select {

@@ -1,4 +1,4 @@
-package inference
+package bench
 
 import (
 	"context"
@@ -7,19 +7,18 @@ import (
 	"runtime"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
+	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/ort"
-	"github.com/nearmiss/nearmiss/internal/cputime"
 )
 
-// BenchOptions say what BenchEmbed measures.
-type BenchOptions struct {
-	Model string       // backbone's ONNX file
-	Embed EmbedOptions // as in service
-	Files [][]byte     // image files, used again and again
+// EmbedOptions say what Embed measures.
+type EmbedOptions struct {
+	Model string                 // backbone's ONNX file
+	Embed inference.EmbedOptions // as in service
+	Files [][]byte               // image files, used again and again
 	// Time is how long each of the parts is measured, in all. Default 5 s.
 	Time time.Duration
 	// Rounds is how often the parts take turns, so that a disturbance meets
@@ -29,9 +28,9 @@ type BenchOptions struct {
 	Progress func(part string)
 }
 
-// BenchResult has images per second of each part of the way of an image, with
+// EmbedResult has images per second of each part of the way of an image, with
 // all the threads of the options.
-type BenchResult struct {
+type EmbedResult struct {
 	Device     string `json:"device"`
 	Threads    int    `json:"threads"`
 	Workers    int    `json:"workers"`
@@ -57,15 +56,6 @@ type BenchResult struct {
 	Raw []RawRate `json:"raw"`
 }
 
-// Rate is a speed over several rounds.
-type Rate struct {
-	Median float64 `json:"images_per_second"`
-	Min    float64 `json:"min"`
-	Max    float64 `json:"max"`
-	// PerCPU is images per second of processor time; 0 where it is unknown.
-	PerCPU float64 `json:"images_per_cpu_second"`
-}
-
 // RawRate is the speed of ONNX Runtime alone in one arrangement.
 type RawRate struct {
 	Sessions int `json:"concurrent_runs"`
@@ -74,38 +64,18 @@ type RawRate struct {
 	Rate
 }
 
-// part is one thing that is measured.
-type part struct {
-	name   string
-	speed  []float64
-	images int
-	cpu    float64
-	// run does work until end is closed and returns the images done.
-	run func(ctx context.Context, end <-chan struct{}) (int, error)
-}
-
-func (p *part) rate() Rate {
-	v := slices.Clone(p.speed)
-	slices.Sort(v)
-	r := Rate{Median: v[len(v)/2], Min: v[0], Max: v[len(v)-1]}
-	if p.cpu > 0 {
-		r.PerCPU = float64(p.images) / p.cpu
-	}
-	return r
-}
-
-// BenchEmbed measures the way of an image from its file to its embedding.
-func BenchEmbed(ctx context.Context, o BenchOptions) (BenchResult, error) {
-	r, err := benchEmbed(ctx, o)
+// Embed measures the way of an image from its file to its embedding.
+func Embed(ctx context.Context, o EmbedOptions) (EmbedResult, error) {
+	r, err := embed(ctx, o)
 	if err != nil {
-		return BenchResult{}, fmt.Errorf("bench embed: %w", err)
+		return EmbedResult{}, fmt.Errorf("bench embed: %w", err)
 	}
 	return r, nil
 }
 
-func benchEmbed(ctx context.Context, o BenchOptions) (BenchResult, error) {
+func embed(ctx context.Context, o EmbedOptions) (EmbedResult, error) {
 	if len(o.Files) == 0 {
-		return BenchResult{}, errors.New("no images are given")
+		return EmbedResult{}, errors.New("no images are given")
 	}
 	if o.Time <= 0 {
 		o.Time = 5 * time.Second
@@ -116,45 +86,47 @@ func benchEmbed(ctx context.Context, o BenchOptions) (BenchResult, error) {
 	if o.Progress == nil {
 		o.Progress = func(string) {}
 	}
-	e, err := NewEmbedder(o.Model, o.Embed)
+	e, err := inference.NewEmbedder(o.Model, o.Embed)
 	if err != nil {
-		return BenchResult{}, err
+		return EmbedResult{}, err
 	}
 	defer e.Close()
-	out := BenchResult{
-		Device: e.o.Device.String(), Threads: e.o.Threads, Workers: e.o.Workers, Batch: e.limit,
+	used, prepare, limit := e.Options(), e.Preprocess(), e.BatchSize()
+	out := EmbedResult{
+		Device: used.Device.String(), Threads: used.Threads, Workers: used.Workers, Batch: limit,
 		Files: len(o.Files), Decoder: imaging.DecoderName(),
 	}
 	images := make([]*imaging.Image, len(o.Files))
 	pixels := make([][]uint8, len(o.Files))
 	for i, f := range o.Files {
-		if images[i], err = imaging.Decode(f, e.o.Limits); err != nil {
-			return BenchResult{}, fmt.Errorf("image %d: %w", i, err)
+		if images[i], err = imaging.Decode(f, used.Limits); err != nil {
+			return EmbedResult{}, fmt.Errorf("image %d: %w", i, err)
 		}
-		pixels[i] = make([]uint8, e.preprocess.Bytes())
-		if err := e.preprocess.ApplyImage(images[i], pixels[i]); err != nil {
-			return BenchResult{}, fmt.Errorf("image %d: %w", i, err)
+		pixels[i] = make([]uint8, prepare.Bytes())
+		if err := prepare.ApplyImage(images[i], pixels[i]); err != nil {
+			return EmbedResult{}, fmt.Errorf("image %d: %w", i, err)
 		}
 	}
 
+	buffers := sync.Pool{New: func() any { b := make([]uint8, prepare.Bytes()); return &b }}
 	at := func(i int64) int { return int(i) % len(o.Files) }
 	parts := []*part{
 		{name: "decode", run: func(ctx context.Context, end <-chan struct{}) (int, error) {
-			return parallel(e.o.Workers, end, func(i int64) (int, error) {
-				_, err := imaging.Decode(o.Files[at(i)], e.o.Limits)
+			return parallel(used.Workers, end, func(i int64) (int, error) {
+				_, err := imaging.Decode(o.Files[at(i)], used.Limits)
 				return 1, err
 			})
 		}},
 		{name: "preprocess", run: func(ctx context.Context, end <-chan struct{}) (int, error) {
-			return parallel(e.o.Workers, end, func(i int64) (int, error) {
-				b := e.buffers.Get().(*[]uint8)
-				defer e.buffers.Put(b)
-				return 1, e.preprocess.ApplyImage(images[at(i)], *b)
+			return parallel(used.Workers, end, func(i int64) (int, error) {
+				b := buffers.Get().(*[]uint8)
+				defer buffers.Put(b)
+				return 1, prepare.ApplyImage(images[at(i)], *b)
 			})
 		}},
 		{name: "whole", run: func(ctx context.Context, end <-chan struct{}) (int, error) {
 			return parallel(2, end, func(i int64) (int, error) { // two callers, so that one's end is the other's middle
-				n := 4 * e.limit
+				n := 4 * limit
 				files := make([][]byte, n)
 				for j := range files {
 					files[j] = o.Files[at(i*int64(n)+int64(j))]
@@ -164,7 +136,7 @@ func benchEmbed(ctx context.Context, o BenchOptions) (BenchResult, error) {
 		}},
 		{name: "prepared", run: func(ctx context.Context, end <-chan struct{}) (int, error) {
 			return parallel(2, end, func(i int64) (int, error) {
-				n := 4 * e.limit
+				n := 4 * limit
 				files := make([][]uint8, n)
 				for j := range files {
 					files[j] = pixels[at(i*int64(n)+int64(j))]
@@ -174,10 +146,10 @@ func benchEmbed(ctx context.Context, o BenchOptions) (BenchResult, error) {
 		}},
 	}
 	fixed := len(parts)
-	raws, closeRaws, err := e.rawArrangements(o.Model)
+	raws, closeRaws, err := rawArrangements(ctx, e, o.Model)
 	defer closeRaws()
 	if err != nil {
-		return BenchResult{}, err
+		return EmbedResult{}, err
 	}
 	for _, raw := range raws {
 		parts = append(parts, &part{
@@ -189,24 +161,8 @@ func benchEmbed(ctx context.Context, o BenchOptions) (BenchResult, error) {
 			},
 		})
 	}
-	for round := range o.Rounds {
-		for _, p := range parts {
-			if err := ctx.Err(); err != nil {
-				return BenchResult{}, err
-			}
-			o.Progress(fmt.Sprintf("%s (%d of %d)", p.name, round+1, o.Rounds))
-			end := make(chan struct{})
-			start, cpu := time.Now(), cputime.Seconds()
-			timer := time.AfterFunc(o.Time/time.Duration(o.Rounds), func() { close(end) })
-			n, err := p.run(ctx, end)
-			timer.Stop()
-			if err != nil {
-				return BenchResult{}, fmt.Errorf("%s: %w", p.name, err)
-			}
-			p.speed = append(p.speed, float64(n)/time.Since(start).Seconds())
-			p.images += n
-			p.cpu += cputime.Seconds() - cpu
-		}
+	if err := takeTurns(ctx, parts, o.Time, o.Rounds, o.Progress); err != nil {
+		return EmbedResult{}, err
 	}
 	out.Decode, out.Preprocess = parts[0].rate(), parts[1].rate()
 	out.Whole, out.Prepared = parts[2].rate(), parts[3].rate()
@@ -231,43 +187,13 @@ func benchEmbed(ctx context.Context, o BenchOptions) (BenchResult, error) {
 	return out, nil
 }
 
-func firstError(embeddings []Embedding, err error) error {
+func firstError(embeddings []inference.Embedding, err error) error {
 	for _, x := range embeddings {
 		if err == nil {
 			err = x.Err
 		}
 	}
 	return err
-}
-
-// parallel calls f with 0, 1, 2, … from n goroutines until end is closed and
-// returns the sum of its results. Every goroutine calls f at least once.
-func parallel(n int, end <-chan struct{}, f func(i int64) (int, error)) (int, error) {
-	var next, sum atomic.Int64
-	var mu sync.Mutex
-	var failed error
-	var wg sync.WaitGroup
-	for range n {
-		wg.Go(func() {
-			for {
-				k, err := f(next.Add(1) - 1)
-				sum.Add(int64(k))
-				if err != nil {
-					mu.Lock()
-					failed = errors.Join(failed, err)
-					mu.Unlock()
-					return
-				}
-				select {
-				case <-end:
-					return
-				default:
-				}
-			}
-		})
-	}
-	wg.Wait()
-	return int(sum.Load()), failed
 }
 
 // raw is one arrangement of ONNX Runtime without anything of ours around it.
@@ -278,31 +204,32 @@ type raw struct {
 
 // rawArrangements are the ways to spend the options' threads: many runs of one
 // thread, or one run of all threads, each with several batch sizes.
-func (e *Embedder) rawArrangements(model string) (raws []raw, closeAll func(), err error) {
+func rawArrangements(ctx context.Context, e *inference.Embedder, model string) (raws []raw, closeAll func(), err error) {
 	var sessions []*ort.Session
 	closeAll = func() {
 		for _, s := range sessions {
 			_ = s.Close()
 		}
 	}
+	used, prepare, limit := e.Options(), e.Preprocess(), e.BatchSize()
 	type arrangement struct{ sessions, threads int }
-	ways := []arrangement{{1, e.o.Threads}}
-	if cpu := e.o.Device.Kind == "" || e.o.Device.Kind == "cpu"; cpu && e.o.Threads > 1 {
-		ways = append(ways, arrangement{e.o.Threads, 1})
+	ways := []arrangement{{1, used.Threads}}
+	if cpu := used.Device.Kind == "" || used.Device.Kind == "cpu"; cpu && used.Threads > 1 {
+		ways = append(ways, arrangement{used.Threads, 1})
 	}
-	batches := []int{1, e.limit}
-	if e.fixed > 0 {
-		batches = []int{e.fixed}
-	}
-	side := e.preprocess.Crop
+	side := prepare.Crop
 	for _, w := range ways {
-		o := e.o.Session
+		o := used.Session
 		o.IntraOpThreads = w.threads
-		s, err := openBackbone(model, o)
+		s, err := inference.OpenBackbone(model, o)
 		if err != nil {
 			return nil, closeAll, err
 		}
 		sessions = append(sessions, s)
+		batches := []int{1, limit}
+		if n := s.Inputs()[0].Shape[0]; n > 0 { // the model's own
+			batches = []int{n}
+		}
 		for _, n := range slices.Compact(batches) {
 			// The inputs are prepared and the outputs allocated beforehand.
 			type slot struct {
@@ -311,12 +238,12 @@ func (e *Embedder) rawArrangements(model string) (raws []raw, closeAll func(), e
 			}
 			free := make(chan slot, w.sessions)
 			for range w.sessions {
-				p := make([]uint8, n*e.preprocess.Bytes())
+				p := make([]uint8, n*prepare.Bytes())
 				t, err := ort.NewTensor([]int{n, side, side, 3}, p)
 				if err != nil {
 					return nil, closeAll, err
 				}
-				out, err := s.Run(e.ctx, []*ort.Tensor{t})
+				out, err := s.Run(ctx, []*ort.Tensor{t})
 				if err != nil {
 					return nil, closeAll, err
 				}

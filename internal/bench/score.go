@@ -1,4 +1,4 @@
-package inference
+package bench
 
 import (
 	"context"
@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/nearmiss/nearmiss/internal/cputime"
+	"github.com/nearmiss/nearmiss/inference"
 )
 
-// ScoreBench is the speed of one release from file to verdict.
-type ScoreBench struct {
+// ScoreResult is the speed of one release from file to verdict.
+type ScoreResult struct {
 	Release string   `json:"release"` // its folder
 	Parts   []string `json:"parts"`   // of the score
 	Banks   []int    `json:"entries"` // of each of its banks
@@ -23,29 +23,29 @@ type ScoreBench struct {
 	CPU  float64 `json:"cpu_ratio"`
 }
 
-// BenchScore measures releases in turns, so that a disturbance meets them all: in
+// Score measures releases in turns, so that a disturbance meets them all: in
 // each of rounds every one scores the files, again and again, for a share of
 // total.
-func BenchScore(ctx context.Context, dirs []string, files [][]byte, o Options, total time.Duration, rounds int) ([]ScoreBench, error) {
-	out, err := benchScore(ctx, dirs, files, o, total, rounds)
+func Score(ctx context.Context, dirs []string, files [][]byte, o inference.Options, total time.Duration, rounds int) ([]ScoreResult, error) {
+	out, err := score(ctx, dirs, files, o, total, rounds)
 	if err != nil {
 		return nil, fmt.Errorf("bench score: %w", err)
 	}
 	return out, nil
 }
 
-func benchScore(ctx context.Context, dirs []string, files [][]byte, o Options, total time.Duration, rounds int) (out []ScoreBench, err error) {
+func score(ctx context.Context, dirs []string, files [][]byte, o inference.Options, total time.Duration, rounds int) (out []ScoreResult, err error) {
 	if len(dirs) == 0 || len(files) == 0 || rounds < 1 {
 		return nil, errors.New("it takes releases, images and at least one round")
 	}
 	var parts []*part
 	for _, dir := range dirs {
-		d, err := Open(ctx, dir, o)
+		d, err := inference.Open(ctx, dir, o)
 		if err != nil {
 			return nil, err
 		}
 		defer d.Close()
-		b := ScoreBench{Release: dir, Parts: d.Info().Parts}
+		b := ScoreResult{Release: dir, Parts: d.Info().Parts}
 		for _, p := range d.Parts() {
 			b.Banks = append(b.Banks, p.Bank.Len())
 			if r := p.Bank.Report(); r.Queries > 0 {
@@ -55,7 +55,7 @@ func benchScore(ctx context.Context, dirs []string, files [][]byte, o Options, t
 		out = append(out, b)
 		parts = append(parts, &part{name: dir, run: func(ctx context.Context, end <-chan struct{}) (int, error) {
 			return parallel(2, end, func(i int64) (int, error) { // two callers, so that one's end is the other's middle
-				n := 4 * d.e.limit
+				n := 4 * d.Embedder().BatchSize()
 				some := make([][]byte, n)
 				for j := range some {
 					some[j] = files[(int(i)*n+j)%len(files)]
@@ -68,23 +68,8 @@ func benchScore(ctx context.Context, dirs []string, files [][]byte, o Options, t
 			})
 		}})
 	}
-	for range rounds {
-		for _, p := range parts {
-			if err := ctx.Err(); err != nil {
-				return nil, err
-			}
-			end := make(chan struct{})
-			start, cpu := time.Now(), cputime.Seconds()
-			timer := time.AfterFunc(total/time.Duration(rounds), func() { close(end) })
-			n, err := p.run(ctx, end)
-			timer.Stop()
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", p.name, err)
-			}
-			p.speed = append(p.speed, float64(n)/time.Since(start).Seconds())
-			p.images += n
-			p.cpu += cputime.Seconds() - cpu
-		}
+	if err := takeTurns(ctx, parts, total, rounds, func(string) {}); err != nil {
+		return nil, err
 	}
 	for i, p := range parts {
 		out[i].Rate = p.rate()

@@ -1,6 +1,3 @@
-// Package bench measures the bank's indexes side by side on made-up embeddings:
-// recall, queries per second, build time and size. It prints nothing; command
-// nearmiss bench bank does.
 package bench
 
 import (
@@ -16,27 +13,27 @@ import (
 	"github.com/nearmiss/nearmiss/bank"
 )
 
-// Case is one bank to measure.
-type Case struct {
+// BankCase is one bank to measure.
+type BankCase struct {
 	Count int `json:"count"` // entries
 	Dim   int `json:"dim"`
 }
 
-// Cases are the sizes that the project reports.
-func Cases() []Case {
-	var out []Case
+// BankCases are the sizes that the project reports.
+func BankCases() []BankCase {
+	var out []BankCase
 	for _, n := range []int{2_000, 20_000, 100_000} {
 		for _, d := range []int{192, 768} {
-			out = append(out, Case{n, d})
+			out = append(out, BankCase{n, d})
 		}
 	}
 	return out
 }
 
-// Options choose what is measured. The zero value of a field means its default.
-type Options struct {
-	// Cases default to Cases().
-	Cases []Case
+// BankOptions choose what is measured. The zero value of a field means its default.
+type BankOptions struct {
+	// Cases default to BankCases().
+	Cases []BankCase
 	// Indexes to measure: exact, hnsw, coder and, where the program was built
 	// with the tag hnswlib, hnswlib. Default all.
 	Indexes []string
@@ -54,10 +51,10 @@ type Options struct {
 	Log zerolog.Logger
 }
 
-// Result is one index on one case.
-type Result struct {
+// BankResult is one index on one case.
+type BankResult struct {
 	Index string `json:"index"`
-	Case
+	BankCase
 	K int `json:"k"`
 	// Recall@K, 0..1, and the mean of (d−d*)/d* over first distances.
 	Recall      float64 `json:"recall"`
@@ -78,8 +75,8 @@ type Result struct {
 	Served bool `json:"served"`
 }
 
-// Indexes lists what this program can measure.
-func Indexes() []string {
+// BankIndexes lists what this program can measure.
+func BankIndexes() []string {
 	out := []string{string(bank.Exact), string(bank.HNSW), string(bank.Coder)}
 	if runHNSWLib != nil {
 		out = append(out, "hnswlib")
@@ -88,16 +85,16 @@ func Indexes() []string {
 }
 
 // runHNSWLib measures hnswlib; nil where the program was built without it.
-var runHNSWLib func(ctx context.Context, o Options, c Case, data, queries []float32) (Result, error)
+var runHNSWLib func(ctx context.Context, o BankOptions, c BankCase, data, queries []float32) (BankResult, error)
 
-// Run measures case after case, index after index, and hands each result to
+// Bank measures case after case, index after index, and hands each result to
 // each as soon as it is there. It stops at the first error.
-func Run(ctx context.Context, o Options, each func(Result) error) error {
+func Bank(ctx context.Context, o BankOptions, each func(BankResult) error) error {
 	if len(o.Cases) == 0 {
-		o.Cases = Cases()
+		o.Cases = BankCases()
 	}
 	if len(o.Indexes) == 0 {
-		o.Indexes = Indexes()
+		o.Indexes = BankIndexes()
 	}
 	if o.Queries == 0 {
 		o.Queries = 512
@@ -115,7 +112,7 @@ func Run(ctx context.Context, o Options, each func(Result) error) error {
 		data := Embeddings(o.Seed, c.Count, c.Dim)
 		queries := Embeddings(o.Seed+1, o.Queries, c.Dim)
 		for _, index := range o.Indexes {
-			var r Result
+			var r BankResult
 			var err error
 			switch {
 			case index == "hnswlib" && runHNSWLib != nil:
@@ -136,12 +133,12 @@ func Run(ctx context.Context, o Options, each func(Result) error) error {
 	return nil
 }
 
-func runBank(ctx context.Context, o Options, kind bank.Kind, c Case, data, queries []float32) (Result, error) {
+func runBank(ctx context.Context, o BankOptions, kind bank.Kind, c BankCase, data, queries []float32) (BankResult, error) {
 	b, err := bank.New(bank.Options{
 		Dim: c.Dim, K: o.K, Kind: kind, Graph: bank.GraphOptions{Seed: o.Seed}, Batch: o.Batch, Log: o.Log,
 	})
 	if err != nil {
-		return Result{}, err
+		return BankResult{}, err
 	}
 	defer b.Close()
 	ids := make([]uint64, c.Count)
@@ -149,40 +146,40 @@ func runBank(ctx context.Context, o Options, kind bank.Kind, c Case, data, queri
 		ids[i] = uint64(i)
 	}
 	if err := b.AddBatch(ids, data); err != nil {
-		return Result{}, err
+		return BankResult{}, err
 	}
 	index, report, err := b.Measure(ctx, queries)
 	if err != nil {
-		return Result{}, err
+		return BankResult{}, err
 	}
-	r := Result{
-		Index: string(kind), Case: c, K: o.K, Recall: report.Recall, FirstExcess: report.FirstExcess,
+	r := BankResult{
+		Index: string(kind), BankCase: c, K: o.K, Recall: report.Recall, FirstExcess: report.FirstExcess,
 		BuildSeconds: report.BuildSeconds, EfSearch: report.EfSearch, Served: report.Kind == kind,
 	}
 	m := len(queries) / c.Dim
-	if r.QueriesPerSecond, err = rate(ctx, o.MinTime, 1, func(i int) error {
+	if r.QueriesPerSecond, err = queryRate(ctx, o.MinTime, 1, func(i int) error {
 		_, err := index.Search(queries[i%m*c.Dim:(i%m+1)*c.Dim], o.K)
 		return err
 	}); err != nil {
-		return Result{}, err
+		return BankResult{}, err
 	}
-	if r.BatchPerSecond, err = rate(ctx, o.MinTime, m, func(int) error {
+	if r.BatchPerSecond, err = queryRate(ctx, o.MinTime, m, func(int) error {
 		_, err := index.SearchBatch(ctx, queries, o.K)
 		return err
 	}); err != nil {
-		return Result{}, err
+		return BankResult{}, err
 	}
 	var size counter // of the bank without a graph, since Measure installs none
 	if err := b.Encode(&size); err != nil {
-		return Result{}, err
+		return BankResult{}, err
 	}
 	r.Bytes = int64(size) + report.GraphBytes
 	return r, nil
 }
 
-// rate calls do, which answers n queries, for at least the given time and
+// queryRate calls do, which answers n queries, for at least the given time and
 // returns queries per second. One call before warms up.
-func rate(ctx context.Context, least time.Duration, n int, do func(i int) error) (float64, error) {
+func queryRate(ctx context.Context, least time.Duration, n int, do func(i int) error) (float64, error) {
 	if err := do(0); err != nil {
 		return 0, err
 	}

@@ -24,7 +24,7 @@ func init() { runHNSWLib = measureHNSWLib }
 
 // measureHNSWLib measures github.com/nmslib/hnswlib with the parameters of our
 // own graph (M 16, efConstruction 200), its search width raised as ours is.
-func measureHNSWLib(ctx context.Context, o Options, c Case, data, queries []float32) (Result, error) {
+func measureHNSWLib(ctx context.Context, o BankOptions, c BankCase, data, queries []float32) (BankResult, error) {
 	x := C.nm_new(C.int(c.Dim), C.size_t(c.Count), 16, 200, C.size_t(o.Seed))
 	defer C.nm_free(x)
 	start := time.Now()
@@ -43,12 +43,12 @@ func measureHNSWLib(ctx context.Context, o Options, c Case, data, queries []floa
 	}
 	wg.Wait()
 	if err := ctx.Err(); err != nil {
-		return Result{}, err
+		return BankResult{}, err
 	}
-	r := Result{Index: "hnswlib", Case: c, K: o.K, BuildSeconds: time.Since(start).Seconds(), Bytes: int64(C.nm_bytes(x))}
+	r := BankResult{Index: "hnswlib", BankCase: c, K: o.K, BuildSeconds: time.Since(start).Seconds(), Bytes: int64(C.nm_bytes(x))}
 	truth, err := exactTruth(ctx, o, c, data, queries)
 	if err != nil {
-		return Result{}, err
+		return BankResult{}, err
 	}
 	m := len(queries) / c.Dim
 	rows, distances := make([]C.size_t, o.K), make([]C.float, o.K)
@@ -63,7 +63,7 @@ func measureHNSWLib(ctx context.Context, o Options, c Case, data, queries []floa
 		r.Recall, r.FirstExcess = 0, 0
 		for i := range m {
 			if err := search(i, rows, distances); err != nil {
-				return Result{}, err
+				return BankResult{}, err
 			}
 			last := truth[i][o.K-1].Distance * (1 + 1e-5) // its float32 sums differ from ours
 			for _, d := range distances {
@@ -78,10 +78,10 @@ func measureHNSWLib(ctx context.Context, o Options, c Case, data, queries []floa
 		}
 	}
 	r.Served = r.Recall >= 0.99
-	if r.QueriesPerSecond, err = rate(ctx, o.MinTime, 1, func(i int) error { return search(i%m, rows, distances) }); err != nil {
-		return Result{}, err
+	if r.QueriesPerSecond, err = queryRate(ctx, o.MinTime, 1, func(i int) error { return search(i%m, rows, distances) }); err != nil {
+		return BankResult{}, err
 	}
-	r.BatchPerSecond, err = rate(ctx, o.MinTime, m, func(int) error {
+	r.BatchPerSecond, err = queryRate(ctx, o.MinTime, m, func(int) error {
 		var next atomic.Int64
 		var wg sync.WaitGroup
 		for range runtime.GOMAXPROCS(0) {
@@ -98,7 +98,7 @@ func measureHNSWLib(ctx context.Context, o Options, c Case, data, queries []floa
 	return r, err
 }
 
-func exactTruth(ctx context.Context, o Options, c Case, data, queries []float32) ([][]bank.Neighbour, error) {
+func exactTruth(ctx context.Context, o BankOptions, c BankCase, data, queries []float32) ([][]bank.Neighbour, error) {
 	b, err := bank.New(bank.Options{Dim: c.Dim, K: o.K, Kind: bank.Exact, Batch: o.Batch})
 	if err != nil {
 		return nil, err

@@ -7,10 +7,10 @@ import (
 	"time"
 )
 
-func TestRunMeasuresEveryIndex(t *testing.T) {
+func TestBankMeasuresEveryIndex(t *testing.T) {
 	var got []string
-	o := Options{Cases: []Case{{600, 24}}, Queries: 40, MinTime: time.Millisecond}
-	err := Run(context.Background(), o, func(r Result) error {
+	o := BankOptions{Cases: []BankCase{{600, 24}}, Queries: 40, MinTime: time.Millisecond}
+	err := Bank(context.Background(), o, func(r BankResult) error {
 		got = append(got, r.Index)
 		if r.Count != 600 || r.Dim != 24 || r.K != 2 || r.BuildSeconds < 0 || r.Bytes < 600*24*4 ||
 			r.QueriesPerSecond <= 0 || r.BatchPerSecond <= 0 || r.Recall <= 0 || r.Recall > 1+1e-9 || r.FirstExcess < 0 {
@@ -28,17 +28,17 @@ func TestRunMeasuresEveryIndex(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(got) != len(Indexes()) {
-		t.Errorf("measured %v, want %v", got, Indexes())
+	if len(got) != len(BankIndexes()) {
+		t.Errorf("measured %v, want %v", got, BankIndexes())
 	}
 }
 
-func TestRunRefusesNonsense(t *testing.T) {
-	for name, o := range map[string]Options{
-		"an unknown index": {Cases: []Case{{10, 2}}, Indexes: []string{"ivf"}},
-		"too few entries":  {Cases: []Case{{1, 2}}},
+func TestBankRefusesNonsense(t *testing.T) {
+	for name, o := range map[string]BankOptions{
+		"an unknown index": {Cases: []BankCase{{10, 2}}, Indexes: []string{"ivf"}},
+		"too few entries":  {Cases: []BankCase{{1, 2}}},
 	} {
-		if err := Run(context.Background(), o, func(Result) error { return nil }); err == nil {
+		if err := Bank(context.Background(), o, func(BankResult) error { return nil }); err == nil {
 			t.Errorf("%s was accepted", name)
 		}
 	}
