@@ -397,11 +397,10 @@ func (b *Bank) calibrate(ctx context.Context, heldOut []float32, alpha float64) 
 // SetCalibration replaces the calibration by one made elsewhere; nil removes
 // it. Unlike Calibrate it accepts one whose rate is unreachable, which then
 // raises no alarms.
-func (b *Bank) SetCalibration(c *Calibration) error {
+func (b *Bank) SetCalibration(c *Calibration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.calibration, b.heldOut = c, nil
-	return nil
 }
 
 // Calibration is the bank's calibration, or nil.

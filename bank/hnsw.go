@@ -139,14 +139,6 @@ func mix(x uint64) uint64 {
 	return x ^ (x >> 31)
 }
 
-// NewHNSW makes an empty graph index over vectors of length dim.
-func NewHNSW(dim int, o GraphOptions) (Index, error) {
-	if dim < 1 || dim > maxDim {
-		return nil, fmt.Errorf("hnsw index: dimension %d is not in 1..%d", dim, maxDim)
-	}
-	return newHNSW(newRows(dim), o)
-}
-
 func newHNSW(r *rows, o GraphOptions) (*hnsw, error) {
 	o, err := o.withDefaults()
 	if err != nil {

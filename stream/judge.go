@@ -77,7 +77,7 @@ func (l *line) listen(ctx context.Context) {
 		if conf.Smoothing <= 1 {
 			select {
 			case <-ctx.Done():
-			case <-changed:
+			case <-changed.Done():
 			}
 			continue
 		}
@@ -93,7 +93,7 @@ func (l *line) listen(ctx context.Context) {
 		}
 		select {
 		case <-ctx.Done():
-		case <-changed:
+		case <-changed.Done():
 		}
 		_ = sub.Unsubscribe()
 	}

@@ -17,7 +17,7 @@ func (l *line) learn(ctx, work context.Context) {
 		if conf.LearnFrames == 0 || target.Release != "" || cur != nil {
 			select {
 			case <-ctx.Done():
-			case <-changed:
+			case <-changed.Done():
 			}
 			continue
 		}
@@ -148,7 +148,7 @@ func (l *line) learned(ctx, work context.Context, conf Detector, have int) error
 		}
 		select {
 		case <-ctx.Done():
-		case <-changed:
+		case <-changed.Done():
 		}
 	}
 	return nil
@@ -179,7 +179,7 @@ func (l *line) shed(ctx context.Context) {
 		if conf.Policy != PolicyLive {
 			select {
 			case <-ctx.Done():
-			case <-changed:
+			case <-changed.Done():
 			}
 			continue
 		}

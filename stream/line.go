@@ -34,11 +34,12 @@ type line struct {
 	// Lock order: line.mu, then loaded.mu.
 	mu           sync.Mutex
 	want         wanted
-	cur          *loaded           // what is served; nil: nothing yet
-	shadow       *loaded           // the candidate; nil: none
-	shadowReport ShadowReport      // of the candidate
-	changed      chan struct{}     // closed and replaced when any of the above changes
-	refused      map[string]uint64 // release → revision of the pointer with which it was refused
+	cur          *loaded            // what is served; nil: nothing yet
+	shadow       *loaded            // the candidate; nil: none
+	shadowReport ShadowReport       // of the candidate
+	changed      context.Context    // ends, and is replaced, when any of the above changes
+	change       context.CancelFunc // of changed
+	refused      map[string]uint64  // release → revision of the pointer with which it was refused
 }
 
 // wanted is what the broker says of a detector.
@@ -59,11 +60,13 @@ type loaded struct {
 }
 
 func newLine(w *Worker, name string) *line {
-	return &line{
+	l := &line{
 		w: w, name: name, log: w.log.With().Str("detector", name).Logger(),
-		changed: make(chan struct{}), refused: map[string]uint64{},
+		refused:  map[string]uint64{},
 		exhibits: make(chan exhibit, w.cfg.Exhibits),
 	}
+	l.changed, l.change = context.WithCancel(context.Background())
+	return l
 }
 
 // set tells the line what the broker says. It does not wait.
@@ -78,8 +81,8 @@ func (l *line) set(w wanted) {
 }
 
 func (l *line) signal() {
-	close(l.changed)
-	l.changed = make(chan struct{})
+	l.change()
+	l.changed, l.change = context.WithCancel(context.Background())
 }
 
 // borrow returns the releases in service, each nil or to be given back with
@@ -96,7 +99,7 @@ func (l *line) borrow() (cur, shadow *loaded) {
 	return l.cur, l.shadow
 }
 
-func (l *line) state() (conf Detector, target registry.Pointer, cur *loaded, changed <-chan struct{}) {
+func (l *line) state() (conf Detector, target registry.Pointer, cur *loaded, changed context.Context) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.want.conf, l.want.active, l.cur, l.changed
@@ -150,7 +153,7 @@ func (l *line) lane(ctx, work context.Context) {
 		}
 		select {
 		case <-ctx.Done():
-		case <-changed:
+		case <-changed.Done():
 		}
 	}
 	l.w.epoch.pull(ctx, l.log, l.consumer, l.w.cfg.BatchSize, func(msgs []jetstream.Msg) {
@@ -198,7 +201,7 @@ func (l *line) swapper(ctx, work context.Context) {
 		again.Reset()
 		select {
 		case <-ctx.Done():
-		case <-changed:
+		case <-changed.Done():
 		}
 	}
 }

@@ -114,12 +114,17 @@ var errStop = errors.New("enough")
 // broker when the connection is lost waits in vain: it is better asked again as
 // soon as the connection is back.
 type Epoch struct {
-	mu  sync.Mutex
-	end chan struct{} // closed at the next reconnect
+	mu     sync.Mutex
+	epoch  context.Context // until the next reconnect
+	finish context.CancelFunc
 }
 
 // NewEpoch begins the first epoch; Follow has others begin.
-func NewEpoch() *Epoch { return &Epoch{end: make(chan struct{})} }
+func NewEpoch() *Epoch {
+	e := &Epoch{}
+	e.epoch, e.finish = context.WithCancel(context.Background())
+	return e
+}
 
 // Follow begins a new epoch, and calls told, whenever the connection comes back,
 // until ctx ends.
@@ -132,8 +137,8 @@ func (e *Epoch) Follow(ctx context.Context, nc *nats.Conn, told func()) {
 			return
 		case <-connected:
 			e.mu.Lock()
-			close(e.end)
-			e.end = make(chan struct{})
+			e.finish()
+			e.epoch, e.finish = context.WithCancel(context.Background())
 			e.mu.Unlock()
 			told()
 		}
@@ -143,30 +148,18 @@ func (e *Epoch) Follow(ctx context.Context, nc *nats.Conn, told func()) {
 // Within returns a context that ends with the epoch.
 func (e *Epoch) Within(ctx context.Context) (context.Context, context.CancelFunc) {
 	e.mu.Lock()
-	end := e.end
+	epoch := e.epoch
 	e.mu.Unlock()
-	return until(ctx, end)
+	return until(ctx, epoch)
 }
 
-// until returns a context that ends when end is closed, too.
-func until(ctx context.Context, end <-chan struct{}) (context.Context, context.CancelFunc) {
+// until returns a context that ends with other, too.
+func until(ctx, other context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(ctx)
-	done := make(chan struct{})
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		select {
-		case <-end:
-			cancel()
-		case <-done:
-		}
-	})
-	var once sync.Once
+	stop := context.AfterFunc(other, cancel)
 	return ctx, func() {
-		once.Do(func() {
-			close(done)
-			wg.Wait()
-			cancel()
-		})
+		stop()
+		cancel()
 	}
 }
 

@@ -601,7 +601,7 @@ func (f *fitting) calibrate(ctx context.Context, parts []inference.Part, held ma
 			scores[j] = inference.CombineScores(one)
 		}
 		if c, err = bank.NewCalibration(scores, alpha); err == nil {
-			err = main.SetCalibration(c)
+			main.SetCalibration(c)
 		}
 	}
 	if err != nil {

@@ -144,10 +144,6 @@ func (s *sampled) keep(patches []float32, dim, most int, seed uint64) {
 // patchID is the id of an image's patch in the bank of patches.
 func patchID(image uint64, place int) uint64 { return image<<16 | uint64(place) }
 
-// PatchImage is the id of the image that an entry of the bank of patches is of,
-// and the patch's place in it, rows first.
-func PatchImage(id uint64) (image uint64, place int) { return id >> 16, int(id & 0xffff) }
-
 // patchBank is a bank of patches and how it came about.
 type patchBank struct {
 	*bank.Bank

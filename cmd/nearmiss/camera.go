@@ -82,7 +82,7 @@ func (c *cameraCmd) source(o *output) (camera.Source, error) {
 		if err != nil {
 			return nil, usageError{err}
 		}
-		return &camera.Generated{Make: drawn(s, 0), FPS: c.FPS}, nil
+		return &camera.Generated{Make: camera.Drawn(s, 0), FPS: c.FPS}, nil
 	}
 	switch isURL := strings.Contains(c.Source, "://"); {
 	case c.Source == "-":

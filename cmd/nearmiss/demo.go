@@ -56,24 +56,11 @@ func (d demoTask) source(normal int, from uint64) (camera.Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	sources := inTurn{&camera.Generated{Make: drawn(mixed, from+uint64(normal)), FPS: demoFPS}}
+	sources := inTurn{&camera.Generated{Make: camera.Drawn(mixed, from+uint64(normal)), FPS: demoFPS}}
 	if normal > 0 {
-		sources = inTurn{&camera.Generated{Make: drawn(good, from), Count: normal}, sources[0]}
+		sources = inTurn{&camera.Generated{Make: camera.Drawn(good, from), Count: normal}, sources[0]}
 	}
 	return &sources, nil
-}
-
-// drawn makes a synthetic source's images camera images.
-func drawn(s *synthetic.Source, from uint64) func(int) ([]byte, string, error) {
-	return func(n int) ([]byte, string, error) {
-		img, truth := s.At(from + uint64(n))
-		file, err := img.PNG()
-		if err != nil {
-			return nil, "", err
-		}
-		text, err := json.Marshal(truth)
-		return file, string(text), err
-	}
 }
 
 // inTurn is one source after the other.

@@ -214,5 +214,3 @@ func (s googleSource) take(m *Model, name string, shape ...int) error {
 	m.put(onnx.FromFloat32(name, out, shape...))
 	return nil
 }
-
-func (s googleSource) names() []string { return s.w.Names() }

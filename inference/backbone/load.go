@@ -154,7 +154,6 @@ type graphSource map[string]onnx.Tensor
 
 func (s graphSource) has(name string) bool    { _, ok := s[name]; return ok }
 func (s graphSource) shape(name string) []int { return s[name].Shape }
-func (s graphSource) names() []string         { return nil }
 
 func (s graphSource) take(m *Model, name string, shape ...int) error {
 	t, ok := s[name]

@@ -3,7 +3,6 @@ package backbone
 import (
 	"fmt"
 	"math"
-	"strings"
 
 	"github.com/nearmiss/nearmiss/inference/onnx"
 )
@@ -301,7 +300,6 @@ type source interface {
 	shape(name string) []int
 	// take moves a weight of the given shape into the model.
 	take(m *Model, name string, shape ...int) error
-	names() []string
 }
 
 // timmSource reads weights that have timm names behind a common prefix.
@@ -321,14 +319,4 @@ func (s timmSource) take(m *Model, name string, shape ...int) error {
 	t.Name = name
 	m.put(t)
 	return nil
-}
-
-func (s timmSource) names() []string {
-	var out []string
-	for _, n := range s.w.names {
-		if rest, ok := strings.CutPrefix(n, s.prefix); ok {
-			out = append(out, rest)
-		}
-	}
-	return out
 }

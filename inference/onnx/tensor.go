@@ -80,11 +80,6 @@ func FromFloat32(name string, data []float32, shape ...int) Tensor {
 	return Tensor{Name: name, Type: Float, Shape: cloneShape(shape), Data: bytesOf(data)}
 }
 
-// FromFloat64 returns a double tensor that aliases data.
-func FromFloat64(name string, data []float64, shape ...int) Tensor {
-	return Tensor{Name: name, Type: Double, Shape: cloneShape(shape), Data: bytesOf(data)}
-}
-
 // FromInt64 returns an int64 tensor that aliases data.
 func FromInt64(name string, data []int64, shape ...int) Tensor {
 	return Tensor{Name: name, Type: Int64, Shape: cloneShape(shape), Data: bytesOf(data)}
@@ -93,16 +88,6 @@ func FromInt64(name string, data []int64, shape ...int) Tensor {
 // FromInt32 returns an int32 tensor that aliases data.
 func FromInt32(name string, data []int32, shape ...int) Tensor {
 	return Tensor{Name: name, Type: Int32, Shape: cloneShape(shape), Data: bytesOf(data)}
-}
-
-// FromUint8 returns a uint8 tensor that aliases data.
-func FromUint8(name string, data []uint8, shape ...int) Tensor {
-	return Tensor{Name: name, Type: Uint8, Shape: cloneShape(shape), Data: data}
-}
-
-// FromBool returns a bool tensor that aliases data.
-func FromBool(name string, data []bool, shape ...int) Tensor {
-	return Tensor{Name: name, Type: Bool, Shape: cloneShape(shape), Data: bytesOf(data)}
 }
 
 // Elements returns the number of elements that the shape asks for.

@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path"
@@ -386,17 +385,4 @@ func tryLoad(staged, target string) error {
 		return errors.New("the library does not tell its version")
 	}
 	return nil
-}
-
-// Installed says whether Install's target is in place, and where it is.
-func Installed() (path string, ok bool, err error) {
-	path, err = installedPath()
-	if err != nil {
-		return "", false, err
-	}
-	_, err = os.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return path, false, nil
-	}
-	return path, err == nil, err
 }

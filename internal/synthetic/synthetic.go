@@ -180,9 +180,6 @@ func families(kind string) []string {
 	return partNames
 }
 
-// Size is the width and height of the images in pixels.
-func (s *Source) Size() int { return s.o.Size }
-
 // Next draws the next image, beginning with image 0.
 func (s *Source) Next() (*imaging.Image, Truth) { return s.At(s.counter.Add(1) - 1) }
 

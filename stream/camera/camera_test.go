@@ -157,12 +157,15 @@ func TestFolderOrders(t *testing.T) {
 
 func TestSyntheticFramesCarryTheirTruth(t *testing.T) {
 	js := setUp(t, stream.Topology{})
-	src, err := camera.Synthetic(camera.SyntheticConfig{Kind: synthetic.Parts, Seed: 7, Size: 32, DefectRate: 1, CleanFirst: 3, Count: 6})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := publisher(t, js, camera.Config{}).Run(t.Context(), src); err != nil {
-		t.Fatal(err)
+	for _, defects := range []float64{0, 1} {
+		s, err := synthetic.New(synthetic.Parts, 7, synthetic.Options{Size: 32, DefectRate: defects})
+		if err != nil {
+			t.Fatal(err)
+		}
+		src := &camera.Generated{Count: 3, Make: camera.Drawn(s, uint64(3*defects))}
+		if err := publisher(t, js, camera.Config{}).Run(t.Context(), src); err != nil {
+			t.Fatal(err)
+		}
 	}
 	all := frames(t, js)
 	if len(all) != 6 {

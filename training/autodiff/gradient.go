@@ -231,14 +231,6 @@ func register(r rule, ops ...string) {
 	}
 }
 
-// Supported reports whether an operator has a rule or is decomposed.
-func Supported(domain, op string) bool {
-	if domain != "" {
-		op = domain + ":" + op
-	}
-	return rules[op] != nil || decompositions[op] != nil
-}
-
 // backward is a rule's view of its node.
 type backward struct {
 	*tape

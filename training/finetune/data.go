@@ -29,25 +29,6 @@ func (p Pictures) Len() int { return len(p) }
 // Image returns picture i.
 func (p Pictures) Image(i int) (*imaging.Image, error) { return p[i], nil }
 
-// Files is a Set of n encoded images, read and decoded when they are needed.
-type Files struct {
-	N      int
-	Read   func(i int) ([]byte, error)
-	Limits imaging.Limits
-}
-
-// Len is the number of files.
-func (f Files) Len() int { return f.N }
-
-// Image reads and decodes file i.
-func (f Files) Image(i int) (*imaging.Image, error) {
-	b, err := f.Read(i)
-	if err != nil {
-		return nil, err
-	}
-	return imaging.Decode(b, f.Limits)
-}
-
 // cacheRoom is memory that several sets share.
 type cacheRoom struct {
 	mu   sync.Mutex
@@ -235,26 +216,4 @@ func (f *feeder) view(dst []uint8, e example, place uint64) error {
 	}
 	copy(dst, mid.Pix)
 	return nil
-}
-
-// Shrunk is a Set a share of whose images went through the size that fakes are
-// made at: the middle square, Size × Size pixels, which is then enlarged as the
-// fakes are. Where fakes are made smaller than the backbone's input, a
-// classifier can tell them by their blur alone and learns nothing else, unless
-// normals are seen blurred in the same way.
-type Shrunk struct {
-	Set
-	Size          int
-	Interpolation imaging.Interpolation
-	Share         float64 // 0..1, of the images
-	Seed          uint64  // draws which
-}
-
-// Image returns image i, shrunk or as it is: always the same.
-func (s Shrunk) Image(i int) (*imaging.Image, error) {
-	m, err := s.Set.Image(i)
-	if err != nil || rand.New(rand.NewPCG(s.Seed, uint64(i))).Float64() >= s.Share {
-		return m, err
-	}
-	return imaging.ResizeShorter(m, s.Size, s.Interpolation).CenterCrop(s.Size, s.Size), nil
 }

@@ -407,7 +407,7 @@ func TestRefused(t *testing.T) {
 		"dropout of all":                    func(c *Config) { c.Recipe.Dropout = 1 },
 		"no learning rate":                  func(c *Config) { c.Recipe.Optimizer.LearningRate = 0 },
 		"a broken image": func(c *Config) {
-			c.Normals = Files{N: 3, Read: func(int) ([]byte, error) { return []byte("no image"), nil }}
+			c.Normals = unreadable{}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -669,26 +669,10 @@ func TestFamilies(t *testing.T) {
 	}
 }
 
-func TestShrunk(t *testing.T) {
-	s := Shrunk{Set: pictures(1, 200, false), Size: 16, Interpolation: imaging.Bilinear, Share: 0.3, Seed: 4}
-	small := 0
-	for i := range s.Len() {
-		m, err := s.Image(i)
-		if err != nil {
-			t.Fatal(err)
-		}
-		again, _ := s.Image(i)
-		if !bytes.Equal(m.Pix, again.Pix) {
-			t.Fatalf("image %d changes", i)
-		}
-		switch {
-		case m.Width == 16 && m.Height == 16:
-			small++
-		case m.Width != 40 || m.Height != 36:
-			t.Fatalf("image %d has %d×%d pixels", i, m.Width, m.Height)
-		}
-	}
-	if small < 40 || small > 80 {
-		t.Errorf("%d of 200 images are shrunk, want about 60", small)
-	}
+// unreadable is a Set whose images cannot be read.
+type unreadable struct{}
+
+func (unreadable) Len() int { return 3 }
+func (unreadable) Image(int) (*imaging.Image, error) {
+	return imaging.Decode([]byte("no image"), imaging.Limits{})
 }

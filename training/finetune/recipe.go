@@ -8,8 +8,7 @@ import (
 	"github.com/nearmiss/nearmiss/training/optim"
 )
 
-// Recipe says how to train. [Paper] and [HighResolution] are the published
-// ones.
+// Recipe says how to train. [Paper] is the published one.
 type Recipe struct {
 	// Batch is the number of images in a step, normals and fakes together.
 	Batch int `json:"batch"`
@@ -58,14 +57,6 @@ func Paper() Recipe {
 		Batch: 16, Epochs: 30, FreezeBlocks: -1, Dropout: 0.1,
 		Optimizer: optim.Optimizer{Kind: optim.SGD, LearningRate: 4e-4, WeightDecay: 5e-5},
 	}
-}
-
-// HighResolution is the paper's recipe for its high-resolution data: 5e-3, 150
-// epochs.
-func HighResolution() Recipe {
-	r := Paper()
-	r.Epochs, r.Optimizer.LearningRate = 150, 5e-3
-	return r
 }
 
 // Validate names everything that makes no sense.

@@ -55,9 +55,6 @@ func Fit(features [][]float32) (*Gaussian, error) {
 	return g, nil
 }
 
-// Count is the number of images that the distribution was fitted to.
-func (g *Gaussian) Count() int { return g.count }
-
 // Distance is the squared Fréchet (2-Wasserstein) distance of two normal
 // distributions, |m₁−m₂|² + tr S₁ + tr S₂ − 2 tr √(S₁S₂), as FID uses it
 // (Heusel et al. 2017, eq. 6).

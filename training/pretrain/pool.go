@@ -26,12 +26,6 @@ var heldOut = map[string]HeldOut{
 	synthetic.Patterns: {Families: []int{3, 5}, Defects: []string{"smear"}},                // cobbles and tokens
 }
 
-// Held returns what of a kind of synthetic image the training never shows.
-func Held(kind string) HeldOut {
-	h := heldOut[kind]
-	return HeldOut{slices.Clone(h.Families), slices.Clone(h.Defects)}
-}
-
 // poolSize is the side of the images in the pool, in pixels: somewhat more than
 // a backbone takes, so that crops differ.
 const poolSize = 160

@@ -28,10 +28,6 @@ type inputs struct {
 	x, label, target []float32 // [n, dim], [n], [n, dim]
 }
 
-func newInputs(n, dim int) inputs {
-	return inputs{make([]float32, n*dim), make([]float32, n), make([]float32, n*dim)}
-}
-
 // draw noises clean images [n, dim], in the SDE's range, at random times. Times
 // are stratified over the batch: each image's is uniform, or for edm ln σ is
 // normal, and together they cover the range evenly, which lowers the variance

@@ -42,7 +42,7 @@ func TestTheTargetIsTheConditionalScore(t *testing.T) {
 
 func TestTrainingTimesCoverTheirDistribution(t *testing.T) {
 	each(t, func(t *testing.T, s SDE) {
-		in := newInputs(64, 1)
+		in := inputs{make([]float32, 64), make([]float32, 64), make([]float32, 64)}
 		var all []float64
 		for i := range 20 {
 			in.draw(s, make([]float32, 64), newRand(4, 4, uint64(i)))

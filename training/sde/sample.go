@@ -16,13 +16,6 @@ type Model interface {
 	Score(ctx context.Context, dst, x []float32, n int, t float64) error
 }
 
-// ScoreFunc is a [Model] made of a function.
-type ScoreFunc func(ctx context.Context, dst, x []float32, n int, t float64) error
-
-func (f ScoreFunc) Score(ctx context.Context, dst, x []float32, n int, t float64) error {
-	return f(ctx, dst, x, n, t)
-}
-
 // Sampler names a way back from noise to images.
 type Sampler string
 

@@ -312,7 +312,7 @@ func TestSamplingStopsWithItsContext(t *testing.T) {
 	s := testSDE(t, "vp")
 	ctx, cancel := context.WithCancel(t.Context())
 	calls := 0
-	m := ScoreFunc(func(ctx context.Context, dst, x []float32, n int, tm float64) error {
+	m := scoreFunc(func(ctx context.Context, dst, x []float32, n int, tm float64) error {
 		if calls++; calls == 5 {
 			cancel()
 		}
@@ -326,8 +326,8 @@ func TestSamplingStopsWithItsContext(t *testing.T) {
 
 func TestSamplingRefuses(t *testing.T) {
 	s := testSDE(t, "vp")
-	ok := ScoreFunc(func(context.Context, []float32, []float32, int, float64) error { return nil })
-	nan := ScoreFunc(func(_ context.Context, dst, _ []float32, _ int, _ float64) error {
+	ok := scoreFunc(func(context.Context, []float32, []float32, int, float64) error { return nil })
+	nan := scoreFunc(func(_ context.Context, dst, _ []float32, _ int, _ float64) error {
 		dst[0] = float32(math.NaN())
 		return nil
 	})
@@ -378,7 +378,7 @@ func TestProgressReachesItsTotal(t *testing.T) {
 func ExampleSample() {
 	s, _ := New("vp", 32)
 	// A model of data that is the single point 0.5: the score leads there.
-	point := ScoreFunc(func(_ context.Context, dst, x []float32, _ int, t float64) error {
+	point := scoreFunc(func(_ context.Context, dst, x []float32, _ int, t float64) error {
 		scale, std := s.Marginal(t)
 		for i := range dst {
 			dst[i] = (float32(scale)*0.5 - x[i]) / float32(std*std)
@@ -388,4 +388,11 @@ func ExampleSample() {
 	x, st, err := Sample(context.Background(), s, point, SampleOptions{N: 2, Channels: 1, Height: 1, Width: 1, Seed: 1})
 	fmt.Printf("%.3f %d calls %v\n", x, st.Calls, err)
 	// Output: [0.500 0.500] 35 calls <nil>
+}
+
+// scoreFunc is a [Model] made of a function.
+type scoreFunc func(ctx context.Context, dst, x []float32, n int, t float64) error
+
+func (f scoreFunc) Score(ctx context.Context, dst, x []float32, n int, t float64) error {
+	return f(ctx, dst, x, n, t)
 }

@@ -111,3 +111,9 @@ func nearest2(bank [][]float32, q []float32) float64 {
 	}
 	return sum
 }
+
+// Held returns what of a kind of synthetic image the training never shows.
+func Held(kind string) HeldOut {
+	h := heldOut[kind]
+	return HeldOut{slices.Clone(h.Families), slices.Clone(h.Defects)}
+}
