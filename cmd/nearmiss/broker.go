@@ -148,7 +148,7 @@ func withBroker(ctx context.Context, b *broker.Broker, conf config, o *output, f
 			return nil
 		}
 		connect := func(as string) (*nats.Conn, error) {
-			return stream.Connect(b.ClientURL(), "nearmiss "+as, o.Log, b.Credentials()...)
+			return stream.Connect(b.LocalURL(), "nearmiss "+as, o.Log, b.Credentials()...)
 		}
 		nc, err := connect("setup")
 		if err != nil {

@@ -8,13 +8,17 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/rs/zerolog"
+
+	"github.com/nearmiss/nearmiss/stream/access"
 )
 
 // Config of an embedded broker. The zero value of a field means its default.
@@ -40,6 +44,19 @@ type Config struct {
 	MaxPayload int32
 	// User and Password, or Token, that clients must give. Default none.
 	User, Password, Token string
+	// Users is the file of identities ([access.File]). When it has users, every
+	// client must be one of them, in accounts that contain it, and changes of the
+	// file are in force within a second. A broker that starts without users stays
+	// open until it is started again.
+	Users string
+	// Prefix is the first token of the subjects that users may use. Default
+	// nearmiss.
+	Prefix string
+	// TLS has the certificate of all listeners. Without one they speak plain TCP.
+	TLS access.TLSFiles
+	// Origins are the pages that may open a WebSocket ("https://host:port").
+	// Without them none may.
+	Origins []string
 	// Anonymous allows clients without credentials on a Host that others can
 	// reach.
 	Anonymous bool
@@ -100,8 +117,27 @@ func (c Config) Validate() error {
 	if (d.User == "") != (d.Password == "") {
 		errs = append(errs, errors.New("broker: a user needs a password and a password a user"))
 	}
-	if !isLoopback(d.Host) && d.User == "" && d.Token == "" && !d.Anonymous {
-		errs = append(errs, fmt.Errorf("broker: others can reach %s: set a user and password or a token, or allow anonymous clients", d.Host))
+	users, err := d.users()
+	if err != nil {
+		errs = append(errs, err)
+	}
+	locked := len(users.Users) > 0 || d.User != "" || d.Token != ""
+	if len(users.Users) > 0 && (d.User != "" || d.Token != "") {
+		errs = append(errs, errors.New("broker: there are users (nearmiss users list): take the one user, password or token for all out of the configuration"))
+	}
+	if !isLoopback(d.Host) && !locked && !d.Anonymous {
+		errs = append(errs, fmt.Errorf("broker: others can reach %s: add users (nearmiss users add), set a user and password or a token, or allow anonymous clients", d.Host))
+	}
+	if d.WebSocketPort != 0 && (!locked || len(d.Origins) == 0) {
+		errs = append(errs, errors.New("broker: a WebSocket can be opened by any page that a browser on this machine shows: name the pages that may (websocket_origins), and add users or set a password"))
+	}
+	for _, o := range d.Origins {
+		if u, err := url.Parse(o); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.Path != "" {
+			errs = append(errs, fmt.Errorf("broker: %q is not the origin of a page: write https://host or https://host:port", o))
+		}
+	}
+	if err := d.TLS.Validate(); err != nil {
+		errs = append(errs, fmt.Errorf("broker: %w", err))
 	}
 	return errors.Join(errs...)
 }
@@ -119,6 +155,7 @@ type Broker struct {
 	cfg   Config
 	log   zerolog.Logger
 	ready chan struct{}
+	own   *identity      // of this process, when there are users
 	srv   *server.Server // set before ready is closed
 }
 
@@ -141,7 +178,22 @@ func (b *Broker) Run(ctx context.Context) error {
 		return err
 	}
 	defer release()
-	opts := b.options()
+	users, err := b.cfg.users()
+	if err != nil {
+		return err
+	}
+	if len(users.Users) > 0 {
+		if b.own, err = newIdentity(); err != nil {
+			return err
+		}
+	}
+	if err := moveAccount(b.cfg.StoreDir, b.own != nil); err != nil {
+		return err
+	}
+	opts, err := b.serverOptions(users, time.Now())
+	if err != nil {
+		return err
+	}
 	srv, err := server.NewServer(opts)
 	if err != nil {
 		return fmt.Errorf("start broker: %w", err)
@@ -173,6 +225,9 @@ func (b *Broker) Run(ctx context.Context) error {
 	close(b.ready)
 	b.log.Info().Str("url", b.ClientURL()).Str("mqtt", b.MQTTAddr()).Str("websocket", b.WebSocketURL()).
 		Str("store", b.cfg.StoreDir).Msg("broker is up")
+	watching, enough := context.WithCancel(ctx)
+	defer enough()
+	go b.watchUsers(watching, users)
 	stopped := make(chan struct{})
 	go func() {
 		srv.WaitForShutdown()
@@ -191,7 +246,7 @@ func (b *Broker) Run(ctx context.Context) error {
 	}
 }
 
-func (b *Broker) options() *server.Options {
+func (b *Broker) options() (*server.Options, error) {
 	c := b.cfg
 	o := &server.Options{
 		ServerName: c.Name, Host: c.Host, Port: c.Port,
@@ -210,9 +265,25 @@ func (b *Broker) options() *server.Options {
 	if c.WebSocketPort != 0 {
 		o.Websocket.Host, o.Websocket.Port = c.Host, c.WebSocketPort
 		o.Websocket.NoTLS = true
-		o.Websocket.SameOrigin = false
+		o.Websocket.AllowedOrigins = c.Origins
 	}
-	return o
+	if c.TLS.On() {
+		t, err := c.TLS.Server(func(err error) {
+			b.log.Error().Err(err).Msg("the certificate cannot be used: the one before stays in force")
+		})
+		if err != nil {
+			return nil, err
+		}
+		o.TLS, o.TLSTimeout, o.TLSConfig = true, 10, t
+		o.TLSVerify = c.TLS.Verify == access.ClientCertsRequired
+		if c.MQTTPort != 0 {
+			o.MQTT.TLSConfig, o.MQTT.TLSTimeout = t, 10
+		}
+		if c.WebSocketPort != 0 {
+			o.Websocket.TLSConfig, o.Websocket.NoTLS = t, false
+		}
+	}
+	return o, nil
 }
 
 // Ready is closed when clients can connect.
@@ -243,10 +314,26 @@ func (b *Broker) WebSocketURL() string {
 	return b.srv.WebsocketURL()
 }
 
+// LocalURL is where clients of this process connect, with [Broker.Credentials];
+// call it after Ready.
+func (b *Broker) LocalURL() string {
+	return strings.Replace(b.ClientURL(), "tls://", "nats://", 1)
+}
+
 // Credentials are the options that a client of this process needs besides the
-// URL.
+// URL. Where others need TLS it connects without the network.
 func (b *Broker) Credentials() []nats.Option {
+	var local []nats.Option
+	if b.cfg.TLS.On() {
+		local = append(local, nats.InProcessServer(b.srv))
+	}
+	return append(local, b.identification()...)
+}
+
+func (b *Broker) identification() []nats.Option {
 	switch {
+	case b.own != nil:
+		return b.own.options()
 	case b.cfg.Token != "":
 		return []nats.Option{nats.Token(b.cfg.Token)}
 	case b.cfg.User != "":

@@ -3,6 +3,8 @@ package broker_test
 import (
 	"bufio"
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -16,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/stream/access"
 	"github.com/nearmiss/nearmiss/stream/broker"
 )
 
@@ -95,32 +98,8 @@ func TestAnMQTTCamera(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	send := func(packet ...byte) {
-		if _, err := c.Write(packet); err != nil {
-			t.Fatal(err)
-		}
-	}
-	r := bufio.NewReader(c)
-	receive := func(n int) []byte {
-		p := make([]byte, n)
-		for i := range p {
-			if p[i], err = r.ReadByte(); err != nil {
-				t.Fatal(err)
-			}
-		}
-		return p
-	}
-	send(append([]byte{0x10, 15, 0, 4, 'M', 'Q', 'T', 'T', 4, 2, 0, 60, 0, 3}, "cam"...)...) // CONNECT
-	if p := receive(4); p[0] != 0x20 || p[3] != 0 {
-		t.Fatalf("CONNACK %x", p)
-	}
-	topic := "nearmiss/frames/bolts/phone"
-	body := append([]byte{0, byte(len(topic))}, topic...)
-	body = append(body, 0, 1)          // packet id
-	body = append(body, "an image"...) // payload
-	send(append([]byte{0x32, byte(len(body))}, body...)...)
-	if p := receive(4); p[0] != 0x40 || p[3] != 1 {
-		t.Fatalf("PUBACK %x", p)
+	if err := mqttPublish(c, "", "", "nearmiss/frames/bolts/phone", "an image"); err != nil {
+		t.Fatal(err)
 	}
 	s, err := js.Stream(t.Context(), "F")
 	if err != nil {
@@ -131,26 +110,71 @@ func TestAnMQTTCamera(t *testing.T) {
 	}
 }
 
+// mqttPublish logs in on c, publishes with QoS 1, and waits for the answer.
+func mqttPublish(c net.Conn, user, password, topic, payload string) error {
+	text := func(s string) []byte { return append([]byte{byte(len(s) >> 8), byte(len(s))}, s...) }
+	flags, login := byte(2), []byte(nil)
+	if user != "" {
+		flags, login = flags|0xc0, append(text(user), text(password)...)
+	}
+	connect := append(text("MQTT"), 4, flags, 0, 60)
+	connect = append(append(connect, text("cam-"+user)...), login...)
+	publish := append(append(text(topic), 0, 1), payload...)
+	r := bufio.NewReader(c)
+	for _, step := range []struct {
+		what     string
+		packet   byte
+		body     []byte
+		answer   byte
+		returned byte
+	}{{"CONNECT", 0x10, connect, 0x20, 0}, {"PUBLISH", 0x32, publish, 0x40, 1}} {
+		if len(step.body) > 127 {
+			return errors.New("the packet is too long for this client")
+		}
+		if _, err := c.Write(append([]byte{step.packet, byte(len(step.body))}, step.body...)); err != nil {
+			return fmt.Errorf("%s: %w", step.what, err)
+		}
+		got := make([]byte, 4)
+		if _, err := io.ReadFull(r, got); err != nil {
+			return fmt.Errorf("answer to %s: %w", step.what, err)
+		}
+		if got[0] != step.answer || got[3] != step.returned {
+			return fmt.Errorf("answer to %s: %x", step.what, got)
+		}
+	}
+	return nil
+}
+
+// A page that was not named is refused, and so is a client that is no page.
 func TestAWebSocketClient(t *testing.T) {
-	b, _ := start(t, broker.Config{StoreDir: t.TempDir(), WebSocketPort: -1})
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, strings.Replace(b.WebSocketURL(), "ws://", "http://", 1), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for k, v := range map[string]string{
-		"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+	b, _ := start(t, broker.Config{
+		StoreDir: t.TempDir(), WebSocketPort: -1,
+		User: "u", Password: "p", Origins: []string{"https://desk.example"},
+	})
+	for origin, want := range map[string]int{
+		"https://desk.example": http.StatusSwitchingProtocols,
+		"https://evil.example": http.StatusForbidden,
 	} {
-		req.Header.Set(k, v)
-	}
-	tr := &http.Transport{}
-	defer tr.CloseIdleConnections()
-	resp, err := tr.RoundTrip(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusSwitchingProtocols {
-		t.Errorf("status %s", resp.Status)
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, strings.Replace(b.WebSocketURL(), "ws://", "http://", 1), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for k, v := range map[string]string{
+			"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+			"Origin": origin,
+		} {
+			req.Header.Set(k, v)
+		}
+		tr := &http.Transport{}
+		resp, err := tr.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		tr.CloseIdleConnections()
+		if resp.StatusCode != want {
+			t.Errorf("a page of %s: status %s", origin, resp.Status)
+		}
 	}
 }
 
@@ -223,6 +247,10 @@ func TestValidate(t *testing.T) {
 		"bad port":                 {StoreDir: "x", Port: 70000},
 		"tiny store":               {StoreDir: "x", MaxStore: 1},
 		"huge payload":             {StoreDir: "x", MaxPayload: 1 << 30},
+		"a WebSocket for any page": {StoreDir: "x", WebSocketPort: 8080, User: "u", Password: "p"},
+		"an open WebSocket":        {StoreDir: "x", WebSocketPort: 8080, Origins: []string{"https://a.example"}},
+		"a wildcard origin":        {StoreDir: "x", WebSocketPort: 8080, User: "u", Password: "p", Origins: []string{"*"}},
+		"half a certificate":       {StoreDir: "x", TLS: access.TLSFiles{Cert: "c"}},
 	} {
 		if err := cfg.Validate(); err == nil {
 			t.Errorf("%s is accepted", name)

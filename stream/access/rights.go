@@ -1,0 +1,262 @@
+package access
+
+import (
+	"slices"
+
+	"github.com/nearmiss/nearmiss/stream"
+)
+
+// Rights are what a client may publish and subscribe, in its own account.
+type Rights struct {
+	Publish, Subscribe []string
+	// Respond allows one answer to each request that the client received, on
+	// whatever subject the asker named.
+	Respond bool
+}
+
+// Rights of u. Each list was found by tracing what the role does in a whole
+// story (learn, score, mark, train, promote, roll back, collect, …); the tests
+// run that story with exactly these.
+func (u User) Rights(n stream.Names) Rights {
+	d := u.Detector
+	if d == "" {
+		d = "*"
+	}
+	r := subjects{n}
+	var out Rights
+	switch u.Role {
+	case Camera:
+		out.Publish = []string{n.Frames(u.Detector, u.CameraName())}
+	case Subscriber:
+		out = r.subscriber(u, d)
+	case Worker:
+		out = r.worker(d)
+	case Trainer:
+		out = r.trainer()
+	case Operator:
+		out = r.operator()
+	case Setup:
+		out.Publish = r.setup()
+	case Metrics:
+		out.Publish = []string{"$SYS.REQ.SERVER.PING.*", "$SYS.REQ.ACCOUNT.PING.*", "$SYS.REQ.SERVER.*.*"}
+	}
+	if !u.MQTT { // MQTT clients have no inbox
+		for _, k := range []*Key{&u.Key, u.Old} {
+			if k != nil && k.Public != "" {
+				out.Subscribe = append(out.Subscribe, Inbox(k.Public)+".>")
+			}
+		}
+	}
+	return out
+}
+
+// Inbox is the prefix of the reply subjects of the client with that public key.
+// Nobody else may subscribe to them: who reads another's inbox reads its frames
+// and answers.
+func Inbox(public string) string { return "_INBOX_" + public }
+
+// subjects builds the lists for one prefix.
+type subjects struct{ stream.Names }
+
+// service is what a NATS micro service subscribes to besides its own requests.
+var service = []string{
+	"$SRV.PING", "$SRV.PING.*", "$SRV.PING.*.*",
+	"$SRV.INFO", "$SRV.INFO.*", "$SRV.INFO.*.*",
+	"$SRV.STATS", "$SRV.STATS.*", "$SRV.STATS.*.*",
+}
+
+const api = "$JS.API."
+
+func info(streams ...string) []string {
+	var out []string
+	for _, s := range streams {
+		out = append(out, api+"STREAM.INFO."+s)
+	}
+	return out
+}
+
+// reads are the requests of a consumer that its user makes, pulls from and
+// deletes.
+func reads(streamName, filter string) []string {
+	c := api + "CONSUMER."
+	return []string{
+		c + "CREATE." + streamName + ".*." + filter,
+		c + "INFO." + streamName + ".*",
+		c + "MSG.NEXT." + streamName + ".*",
+		c + "DELETE." + streamName + ".*",
+	}
+}
+
+// pulls are the requests of a durable consumer with a fixed name.
+func pulls(streamName, durable string) []string {
+	return []string{
+		api + "CONSUMER.CREATE." + streamName + "." + durable,
+		api + "CONSUMER.MSG.NEXT." + streamName + "." + durable,
+		"$JS.ACK." + streamName + "." + durable + ".>",
+	}
+}
+
+// readKV opens, gets, lists and watches a bucket.
+func readKV(bucket string) []string {
+	s := "KV_" + bucket
+	return []string{
+		api + "STREAM.INFO." + s,
+		api + "DIRECT.GET." + s, api + "DIRECT.GET." + s + ".$KV." + bucket + ".>",
+		api + "CONSUMER.CREATE." + s + ".*.$KV." + bucket + ".>",
+		api + "CONSUMER.DELETE." + s + ".*",
+		api + "CONSUMER.INFO." + s + ".*",
+	}
+}
+
+// readObjects gets, lists and watches objects.
+func readObjects(bucket string) []string {
+	s := "OBJ_" + bucket
+	return []string{
+		api + "STREAM.INFO." + s,
+		api + "DIRECT.GET." + s + ".$O." + bucket + ".M.*",
+		api + "CONSUMER.CREATE." + s + ".*.$O." + bucket + ".>",
+		api + "CONSUMER.DELETE." + s + ".*",
+		"$JS.FC." + s + ".>",
+	}
+}
+
+// writeObjects stores and deletes objects of a bucket that may be read.
+func writeObjects(bucket string) []string {
+	return []string{
+		"$O." + bucket + ".C.*", "$O." + bucket + ".M.*",
+		api + "STREAM.PURGE.OBJ_" + bucket,
+	}
+}
+
+func (r subjects) worker(d string) Rights {
+	frames, events, dead := r.FramesStream(), r.EventsStream(), r.DeadStream()
+	advisories := "advisories-" + frames
+	durable := "*"
+	if d != "*" {
+		durable = "frames-" + d
+	}
+	return Rights{
+		Publish: slices.Concat(
+			info(frames, events, r.NormalsStream(), dead),
+			[]string{
+				api + "CONSUMER.CREATE." + frames + "." + durable + "." + r.Frames(d, "*"),
+				api + "CONSUMER.MSG.NEXT." + frames + "." + durable,
+				"$JS.ACK." + frames + "." + durable + ".>",
+				api + "STREAM.MSG.GET." + frames, api + "STREAM.MSG.DELETE." + frames, api + "STREAM.PURGE." + frames,
+				api + "CONSUMER.CREATE." + dead + "." + advisories + ".$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES." + frames + ".*",
+				api + "CONSUMER.MSG.NEXT." + dead + "." + advisories,
+				"$JS.ACK." + dead + "." + advisories + ".>",
+				api + "STREAM.MSG.DELETE." + dead,
+				api + "DIRECT.GET." + events + "." + r.Events(d, "*", stream.KindAnomaly),
+			},
+			reads(events, r.Events(d, "*", stream.KindAnomaly)),
+			readKV(r.ActiveBucket()), readKV(r.DetectorsBucket()),
+			readKV(r.JobsBucket()), []string{"$KV." + r.JobsBucket() + ".*"},
+			readObjects(r.ArtifactsBucket()), writeObjects(r.ArtifactsBucket()),
+			readObjects(r.EvidenceBucket()), writeObjects(r.EvidenceBucket()),
+			[]string{r.Events(d, "*", "*"), r.Scores(d, "*"), r.Normals(d), r.Train(d), r.Dead(frames)},
+		),
+		Subscribe: append([]string{r.API() + ".worker.>", r.Scores(d, "*")}, service...),
+		Respond:   true,
+	}
+}
+
+func (r subjects) trainer() Rights {
+	frames, events, normals, dead := r.FramesStream(), r.EventsStream(), r.NormalsStream(), r.DeadStream()
+	return Rights{
+		Publish: slices.Concat(
+			info(frames, events, normals, dead),
+			pulls(r.TrainingStream(), "trainers"), pulls(r.FeedbackStream(), "feedback"),
+			reads(normals, r.Normals("*")),
+			[]string{api + "CONSUMER.CREATE." + normals + ".*." + r.Anomalies("*")},
+			reads(events, r.Events("*", "*", stream.KindAnomaly)),
+			[]string{api + "DIRECT.GET." + events, api + "DIRECT.GET." + events + "." + r.Events("*", "*", stream.KindDrift)},
+			readKV(r.ActiveBucket()), []string{"$KV." + r.ActiveBucket() + ".*"},
+			readKV(r.DetectorsBucket()),
+			readKV(r.JobsBucket()), []string{"$KV." + r.JobsBucket() + ".*"},
+			readObjects(r.ArtifactsBucket()), writeObjects(r.ArtifactsBucket()),
+			[]string{api + "DIRECT.GET.OBJ_" + r.ArtifactsBucket() + ".$O." + r.ArtifactsBucket() + ".C.*"},
+			readObjects(r.EvidenceBucket()), writeObjects(r.EvidenceBucket()),
+			[]string{
+				r.Events("*", "*", "*"),
+				r.Train("*"), r.Normals("*"), r.Anomalies("*"), r.Feedback("*"), r.Progress("*", "*"),
+				r.Dead(r.TrainingStream()), r.Dead(r.FeedbackStream()),
+			},
+		),
+		Subscribe: append([]string{r.API() + ".trainer.>"}, service...),
+		Respond:   true,
+	}
+}
+
+func (r subjects) operator() Rights {
+	frames, events, normals, dead := r.FramesStream(), r.EventsStream(), r.NormalsStream(), r.DeadStream()
+	return Rights{
+		Publish: slices.Concat(
+			info(frames, events, normals, dead, r.TrainingStream(), r.FeedbackStream()),
+			readKV(r.ActiveBucket()), []string{"$KV." + r.ActiveBucket() + ".*"},
+			readKV(r.DetectorsBucket()), []string{"$KV." + r.DetectorsBucket() + ".*"},
+			readKV(r.JobsBucket()), []string{"$KV." + r.JobsBucket() + ".*"},
+			reads(dead, r.Dead("*")),
+			reads(events, r.prefixed("events.>")),
+			[]string{
+				api + "DIRECT.GET." + events, api + "DIRECT.GET." + events + "." + r.Events("*", "*", stream.KindDrift),
+				"$JS.ACK." + events + ".*.>",
+			},
+			reads(normals, r.Normals("*")),
+			[]string{
+				api + "CONSUMER.CREATE." + normals + ".*." + r.Anomalies("*"),
+				api + "DIRECT.GET." + normals, api + "STREAM.MSG.DELETE." + normals,
+				api + "CONSUMER.DELETE." + frames + ".*",
+				api + "STREAM.PURGE." + frames, api + "STREAM.PURGE." + normals, api + "STREAM.PURGE." + r.TrainingStream(),
+			},
+			readObjects(r.ArtifactsBucket()), writeObjects(r.ArtifactsBucket()),
+			[]string{api + "DIRECT.GET.OBJ_" + r.ArtifactsBucket() + ".$O." + r.ArtifactsBucket() + ".C.*"},
+			readObjects(r.EvidenceBucket()), writeObjects(r.EvidenceBucket()),
+			[]string{r.Feedback("*"), r.Normals("*"), r.Anomalies("*"), r.Train("*"), r.API() + ".>", "$SRV.PING.*", "$SRV.INFO.*", "$SRV.STATS.*"},
+		),
+		Subscribe: []string{r.Progress("*", "*"), r.Frames("*", "*"), r.Scores("*", "*")},
+	}
+}
+
+// subscriber's requests go to JetStream in account NM by the names that its own
+// account imports them under ([subscriberAPI]).
+func (r subjects) subscriber(u User, d string) Rights {
+	if u.Live {
+		out := Rights{Subscribe: []string{r.Scores(d, "*")}}
+		if len(u.Kinds) == 0 {
+			out.Subscribe = append(out.Subscribe, r.Events(d, "*", "*"))
+		}
+		for _, k := range u.Kinds {
+			out.Subscribe = append(out.Subscribe, r.Events(d, "*", k))
+		}
+		return out
+	}
+	s, c := r.EventsStream(), u.Durable()
+	return Rights{Publish: []string{
+		subscriberAPI + "CONSUMER.INFO." + s + "." + c,
+		subscriberAPI + "CONSUMER.MSG.NEXT." + s + "." + c,
+		"$JS.ACK." + s + "." + c + ".>",
+	}}
+}
+
+func (r subjects) setup() []string {
+	names := []string{
+		r.FramesStream(), r.EventsStream(), r.NormalsStream(), r.FeedbackStream(), r.TrainingStream(), r.DeadStream(),
+		"KV_" + r.DetectorsBucket(), "KV_" + r.ActiveBucket(), "KV_" + r.JobsBucket(),
+		"OBJ_" + r.ArtifactsBucket(), "OBJ_" + r.EvidenceBucket(),
+	}
+	out := []string{api + "INFO"}
+	for _, n := range names {
+		for _, verb := range []string{"INFO", "CREATE", "UPDATE"} {
+			out = append(out, api+"STREAM."+verb+"."+n)
+		}
+	}
+	return out
+}
+
+func (r subjects) prefixed(rest string) string {
+	if r.Prefix == "" {
+		return stream.DefaultPrefix + "." + rest
+	}
+	return r.Prefix + "." + rest
+}
