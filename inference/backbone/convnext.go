@@ -13,8 +13,8 @@ func (b *builder) convnext(image *onnx.Value) Features {
 	s := b.m.Spec
 	x := b.conv(b.pixels(image), "stem.0", 4, 0)
 	x = b.channelNorm(x, "stem.1")
-	var f Features
-	for stage, n := range s.Blocks {
+	layers, head := b.last()
+	for stage, n := range s.Blocks[:layers] {
 		name := fmt.Sprintf("stages.%d.", stage)
 		if stage > 0 {
 			x = b.conv(b.channelNorm(x, name+"downsample.0"), name+"downsample.1", 2, 0)
@@ -22,11 +22,13 @@ func (b *builder) convnext(image *onnx.Value) Features {
 		for i := range n {
 			x = b.convnextBlock(x, fmt.Sprintf("%sblocks.%d", name, i))
 		}
-		if stage+1 == b.o.Patches {
-			f.Patches = b.local(x)
-		}
+		b.tapPlane(x, stage+1)
 	}
-	f.Embedding = b.layerNorm(b.pool(x), "head.norm")
+	if !head {
+		return Features{}
+	}
+	f := Features{Embedding: b.layerNorm(b.pool(x), "head.norm")}
+	b.tapHead(f.Embedding)
 	return f
 }
 

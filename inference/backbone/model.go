@@ -154,12 +154,8 @@ func (m *Model) Build(o Options) (*onnx.Graph, error) {
 	if o.Tokens {
 		info.Tokens = m.Spec.Tokens()
 	}
-	for key, v := range map[string]any{MetadataPreprocess: m.Preprocess, MetadataBackbone: info} {
-		b, err := json.Marshal(v)
-		if err != nil {
-			return nil, fmt.Errorf("build %s: %w", m.Spec.Name(), err)
-		}
-		g.SetMetadata(key, string(b))
+	if err := setMetadata(g, m.Preprocess, info); err != nil {
+		return nil, fmt.Errorf("build %s: %w", m.Spec.Name(), err)
 	}
 	if err := g.Err(); err != nil {
 		return nil, fmt.Errorf("build %s: %w", m.Spec.Name(), err)
@@ -180,20 +176,18 @@ type ForwardOptions struct {
 	Dropout func(x *onnx.Value, site string) *onnx.Value
 	// Tokens computes Features.Tokens too.
 	Tokens bool
-	// Patches, above 0, computes Features.Patches after that many blocks of a
-	// transformer or stages of a convolutional network, at most Spec.Layers.
-	Patches int
+	// Taps asks for vectors of some layers, which Features.Taps gives in their
+	// order. With TapsOnly the pass ends behind the last of them, and there is an
+	// Embedding only where that is behind all layers.
+	Taps     []Tap
+	TapsOnly bool
 }
 
 // Features are the results of a forward pass.
 type Features struct {
 	Embedding *onnx.Value // float [N, D]
 	Tokens    *onnx.Value // float [N, T, D], nil unless asked for
-	// Patches, where asked for, are the means of each patch and its neighbours,
-	// scaled to length 1: float [N, P, E], rows of the image first. Grid is their
-	// number across and down.
-	Patches *onnx.Value
-	Grid    [2]int
+	Taps      []Tapped
 }
 
 // Forward appends the network to g. image is uint8 or float [N, S, S, 3] with
@@ -206,8 +200,8 @@ func (m *Model) Forward(g *onnx.Graph, image *onnx.Value, o ForwardOptions) (Fea
 	if o.Tokens && m.Spec.Tokens() == 0 {
 		return Features{}, fmt.Errorf("build %s: this family has no tokens", m.Spec.Name())
 	}
-	b := &builder{m: m, g: g, o: o, used: map[string]*onnx.Value{}}
-	if err := b.checkPatches(); err != nil {
+	b := &builder{m: m, g: g, o: o, used: map[string]*onnx.Value{}, taps: make([]Tapped, len(o.Taps))}
+	if err := b.checkTaps(); err != nil {
 		return Features{}, err
 	}
 	var f Features
@@ -221,7 +215,7 @@ func (m *Model) Forward(g *onnx.Graph, image *onnx.Value, o ForwardOptions) (Fea
 	default:
 		return Features{}, architectureError("family %q", m.Spec.Family)
 	}
-	f.Grid = b.grid
+	f.Taps = b.taps
 	if b.err != nil {
 		return Features{}, b.err
 	}
@@ -237,7 +231,7 @@ type builder struct {
 	g    *onnx.Graph
 	o    ForwardOptions
 	used map[string]*onnx.Value
-	grid [2]int // of the patch vectors
+	taps []Tapped
 	err  error
 }
 
@@ -334,6 +328,17 @@ func (b *builder) float(x *onnx.Value) *onnx.Value {
 func (b *builder) pixels(image *onnx.Value) *onnx.Value {
 	defer b.g.Scope("normalise")()
 	return b.transpose(b.scaleShift(b.float(image), 1, 3), 0, 3, 1, 2)
+}
+
+func setMetadata(g *onnx.Graph, p imaging.Preprocess, info Info) error {
+	for key, v := range map[string]any{MetadataPreprocess: p, MetadataBackbone: info} {
+		b, err := json.Marshal(v)
+		if err != nil {
+			return err
+		}
+		g.SetMetadata(key, string(b))
+	}
+	return nil
 }
 
 // readMetadata parses what Build wrote. A model without the keys gives zero

@@ -14,8 +14,8 @@ func (b *builder) resnet(image *onnx.Value) Features {
 	x := b.pixels(image)
 	x = g.Op("Relu", nil, b.batchNorm(b.conv(x, "conv1", 2, 3), "bn1"))
 	x = g.Op("MaxPool", onnx.Attrs{"kernel_shape": []int{3, 3}, "strides": []int{2, 2}, "pads": []int{1, 1, 1, 1}}, x)
-	var f Features
-	for stage, n := range s.Blocks {
+	layers, head := b.last()
+	for stage, n := range s.Blocks[:layers] {
 		for i := range n {
 			stride := 1
 			if i == 0 && stage > 0 {
@@ -23,11 +23,13 @@ func (b *builder) resnet(image *onnx.Value) Features {
 			}
 			x = b.residual(x, fmt.Sprintf("layer%d.%d", stage+1, i), stride)
 		}
-		if stage+1 == b.o.Patches {
-			f.Patches = b.local(x)
-		}
+		b.tapPlane(x, stage+1)
 	}
-	f.Embedding = b.pool(x)
+	if !head {
+		return Features{}
+	}
+	f := Features{Embedding: b.pool(x)}
+	b.tapHead(f.Embedding)
 	return f
 }
 

@@ -14,23 +14,22 @@ func (b *builder) vit(image *onnx.Value) Features {
 	s := b.m.Spec
 	x := b.drop(b.embed(image), "pos_drop") // [N, T, D]
 	x = b.reshape(x, -1, int64(s.Dim))
-	var f Features
-	all := b.o.Tokens || b.o.Patches == s.Depth // the last block computes every token
-	for i := range s.Depth {
-		last := i == s.Depth-1
-		x = b.block(x, fmt.Sprintf("blocks.%d", i), last && !all)
-		if i+1 == b.o.Patches && !last {
-			f.Patches = b.localTokens(x)
-		}
+	layers, head := b.last()
+	classOnly := false
+	for i := range layers {
+		classOnly = i == layers-1 && !b.allTokens(layers) // nobody asks for the others
+		x = b.block(x, fmt.Sprintf("blocks.%d", i), classOnly)
+		b.tapTokens(x, i+1, classOnly)
+	}
+	if !head {
+		return Features{}
 	}
 	x = b.layerNorm(x, "norm")
-	if b.o.Patches == s.Depth {
-		f.Patches = b.localTokens(x)
+	b.tapTokens(x, 0, classOnly)
+	if classOnly {
+		return Features{Embedding: x}
 	}
-	if !all {
-		f.Embedding = x
-		return f
-	}
+	var f Features
 	if b.o.Tokens {
 		f.Tokens = b.reshape(x, -1, int64(s.Tokens()), int64(s.Dim))
 	}
