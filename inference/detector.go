@@ -89,14 +89,11 @@ type Info struct {
 // Detector scores images with one backbone and the banks made for it. All
 // methods may be called from many goroutines.
 type Detector struct {
-	e     *Embedder
-	parts []Part
-	main  int   // of parts, whose bank is calibrated
-	patch *Part // of parts, or nil
-	maps  Maps
-	info  Info
-	rel   *release.Release
-	end   func() error // closes what belongs to the detector
+	*Scorer
+	e    *Embedder
+	info Info
+	rel  *release.Release
+	end  func() error // closes what belongs to the detector
 }
 
 // New joins an Embedder and a bank of its embeddings, without a release. Both
@@ -105,7 +102,28 @@ func New(e *Embedder, b *bank.Bank) (*Detector, error) {
 	if e.Dim() != b.Dim() {
 		return nil, fmt.Errorf("%w: the model gives %d dimensions, the bank has %d", ErrMismatch, e.Dim(), b.Dim())
 	}
-	return NewOfParts(e, []Part{wholePart(b)})
+	return NewOfParts(e, []Part{wholePart(b)}, nil, MapAnomalies)
+}
+
+// NewOfParts joins an Embedder and the banks of several parts of its outputs, as
+// NewScorer does, without a release. All stay the caller's.
+func NewOfParts(e *Embedder, parts []Part, join *release.Join, maps Maps) (*Detector, error) {
+	s, err := NewScorer(e.Outputs(), parts, join, maps)
+	if err != nil {
+		return nil, err
+	}
+	d := &Detector{Scorer: s, e: e}
+	b := d.Bank()
+	d.info = Info{Device: e.o.Device.String(), Dim: e.Dim(), Count: b.Len(), K: b.K()}
+	if c := b.Calibration(); c != nil {
+		d.info.Alpha, d.info.HeldOut = c.Alpha(), c.Len()
+	}
+	for _, p := range parts {
+		if p.About.Scored {
+			d.info.Parts = append(d.info.Parts, p.About.Name)
+		}
+	}
+	return d, nil
 }
 
 // Open loads the release in dir. It refuses one whose files are not those that
@@ -139,12 +157,10 @@ func open(ctx context.Context, dir string, o Options) (_ *Detector, err error) {
 		about = []release.Part{wholePartOf(m)}
 	}
 	o.Embed.Preprocess = &m.Model.Preprocess
-	o.Embed.Patches = slices.ContainsFunc(about, func(p release.Part) bool {
-		return p.IsPatch() && (p.Scored || o.Maps != MapNone)
+	about = slices.DeleteFunc(slices.Clone(about), func(p release.Part) bool {
+		return p.IsPatch() && !p.Scored && o.Maps == MapNone
 	})
-	if !o.Embed.Patches {
-		about = slices.DeleteFunc(slices.Clone(about), release.Part.IsPatch)
-	}
+	o.Embed.Patches = patchOutputs(about)
 	e, err := NewEmbedder(rel.Path(m.Model.File), o.Embed)
 	if err != nil {
 		return nil, err
@@ -183,14 +199,13 @@ func open(ctx context.Context, dir string, o Options) (_ *Detector, err error) {
 		}
 		parts = append(parts, Part{About: p, Bank: b})
 	}
-	d, err := NewOfParts(e, parts)
+	d, err := NewOfParts(e, parts, m.Join, o.Maps)
 	if err != nil {
 		return nil, err
 	}
 	if got := d.parts[d.main].About.Bank.File; got != m.Bank.File {
 		return nil, fmt.Errorf("%w: the main bank is %s, the manifest says %s", ErrMismatch, got, m.Bank.File)
 	}
-	d.maps = o.Maps
 	d.rel, d.end = rel, end
 	d.info.Detector, d.info.Method, d.info.Release = m.Detector, m.Method, rel.Digest
 	d.info.Model, d.info.Bank = m.ModelDigest(), m.BankDigest()
@@ -272,7 +287,7 @@ func (d *Detector) ScoreEmbeddings(ctx context.Context, embeddings []Embedding) 
 	if len(good) == 0 {
 		return scores, nil
 	}
-	if err := d.score(ctx, good, to); err != nil {
+	if err := d.Judge(ctx, good, to); err != nil {
 		return nil, fmt.Errorf("score %d images: %w", len(good), err)
 	}
 	return scores, nil
@@ -283,9 +298,6 @@ func (d *Detector) Info() Info { return d.info }
 
 // Embedder is the Detector's own.
 func (d *Detector) Embedder() *Embedder { return d.e }
-
-// Bank is the Detector's main bank, of images, whose calibration is the score's.
-func (d *Detector) Bank() *bank.Bank { return d.parts[d.main].Bank }
 
 // Release is what the Detector was loaded from, or nil.
 func (d *Detector) Release() *release.Release { return d.rel }
@@ -309,6 +321,7 @@ type ReleaseSpec struct {
 	// Bank is of whole embeddings; or Parts are the parts of the score.
 	Bank  *bank.Bank
 	Parts []Part
+	Join  *release.Join // how groups of Parts become one score, or nil
 	// Recall and Excess are the measured quality of Bank's index, if approximate.
 	Recall, Excess *float64
 	// RandomWeights and StarterWeights say where the model's weights come from,
@@ -384,7 +397,7 @@ func (s ReleaseSpec) fill(ctx context.Context, b *release.Builder) (release.Mani
 		about.Bank.Kind, about.Bank.Count, about.Bank.K = string(read.Index().Kind()), read.Len(), read.K()
 		written = append(written, Part{About: about, Bank: read})
 	}
-	d, err := NewOfParts(s.Embedder, written)
+	d, err := NewOfParts(s.Embedder, written, s.Join, MapNone)
 	if err != nil {
 		return fail(err)
 	}
@@ -402,6 +415,7 @@ func (s ReleaseSpec) fill(ctx context.Context, b *release.Builder) (release.Mani
 		for _, p := range written {
 			m.Parts = append(m.Parts, p.About)
 		}
+		m.Join = s.Join
 	}
 	var about struct{ Name, Family string }
 	if err := json.Unmarshal(s.Embedder.Backbone(), &about); err == nil {
@@ -445,6 +459,16 @@ func wholePartOf(m release.Manifest) release.Part {
 		Name: "class", Output: release.OutputEmbedding, Dim: m.Model.Dim, Bank: m.Bank,
 		Statistic: release.StatisticKNN, Scored: true, Scale: 1, Weight: 1,
 	}
+}
+
+// patchOutputs are the outputs of patch vectors that parts are taken from.
+func patchOutputs(parts []release.Part) (out []string) {
+	for _, p := range parts {
+		if p.IsPatch() && !slices.Contains(out, p.Output) {
+			out = append(out, p.Output)
+		}
+	}
+	return out
 }
 
 func fileExists(name string) bool {

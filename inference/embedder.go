@@ -20,7 +20,6 @@ const (
 	inputImage         = "image"     // uint8 [N, S, S, 3]
 	outputEmbedding    = "embedding" // float [N, D]
 	outputTokens       = "tokens"    // float [N, T, D], optional
-	outputPatches      = "patches"   // float [N, P, E], optional
 	metadataPreprocess = "nearmiss.preprocess"
 	metadataBackbone   = "nearmiss.backbone"
 )
@@ -62,8 +61,9 @@ type EmbedOptions struct {
 	Symmetry imaging.Symmetry
 	// Tokens asks for the tokens output, too.
 	Tokens bool
-	// Patches asks for the patches output, too.
-	Patches bool
+	// Patches are the outputs of patch vectors, float [N, P, E], that are asked for,
+	// too.
+	Patches []string
 	// Session has further options of ONNX Runtime; its Device and
 	// IntraOpThreads are overwritten.
 	Session ort.Options
@@ -75,9 +75,9 @@ type Embedding struct {
 	Vector []float32
 	// Tokens are the T×D token embeddings, row-major, where asked for.
 	Tokens []float32
-	// Patches are the P×E patch vectors, row-major and rows of the image first,
-	// where asked for.
-	Patches []float32
+	// Patches are the P×E patch vectors, row-major and rows of the image first, of
+	// each output that was asked for.
+	Patches [][]float32
 	// Width and Height are those of the upright image, in pixels.
 	Width, Height int
 	// Err says why there is no Vector: an *imaging.RejectError for an image
@@ -93,13 +93,11 @@ type Embedder struct {
 	backbone   json.RawMessage
 	dim        int
 	tokens     int // in the tokens output, 0 without
-	patches    int // in the patches output, 0 without
-	patchDim   int
+	patches    []patchOutput
 	limit      int // images in a batch
 	fixed      int // the model's own batch, 0 where it takes any
 	embedding  int // index of the output
 	tokensAt   int
-	patchesAt  int
 
 	jobs    chan *job     // to be decoded
 	ready   chan *job     // to be embedded
@@ -112,6 +110,12 @@ type Embedder struct {
 	mu      sync.Mutex // guards closed
 	closed  bool
 	buffers sync.Pool // of *[]uint8: one preprocessed image
+}
+
+// patchOutput is an output of patch vectors.
+type patchOutput struct {
+	at         int // index of the output
+	count, dim int
 }
 
 // job is one image on its way.
@@ -240,15 +244,13 @@ func (e *Embedder) inspect() error {
 	if len(in) != 1 || in[0].Type != ort.Uint8 || len(in[0].Shape) != 4 || in[0].Shape[3] != 3 {
 		return fmt.Errorf(`its input must be one uint8 image [N, S, S, 3], it has %v: run "nearmiss backbone import"`, in)
 	}
-	e.embedding, e.tokensAt, e.patchesAt = -1, -1, -1
+	e.embedding, e.tokensAt = -1, -1
 	for i, o := range out {
 		switch {
 		case o.Name == outputEmbedding:
 			e.embedding = i
 		case o.Name == outputTokens:
 			e.tokensAt = i
-		case o.Name == outputPatches:
-			e.patchesAt = i
 		}
 	}
 	if e.embedding < 0 && len(out) == 1 {
@@ -260,8 +262,12 @@ func (e *Embedder) inspect() error {
 	if e.o.Tokens && e.tokensAt < 0 {
 		return fmt.Errorf("it has no output %q: export it with tokens", outputTokens)
 	}
-	if e.o.Patches && e.patchesAt < 0 {
-		return fmt.Errorf("it has no output %q: fit a release of the backbone", outputPatches)
+	for _, name := range e.o.Patches {
+		at := slices.IndexFunc(out, func(o ort.Info) bool { return o.Name == name })
+		if at < 0 {
+			return fmt.Errorf("it has no output %q: fit a release of the backbone", name)
+		}
+		e.patches = append(e.patches, patchOutput{at: at})
 	}
 	meta := e.session.Metadata()
 	switch text, ok := meta[metadataPreprocess]; {
@@ -315,11 +321,11 @@ func (e *Embedder) probe() error {
 	if e.o.Tokens {
 		e.tokens = len(out.tokens) / n / e.dim
 	}
-	if e.o.Patches {
-		if len(out.shape) != 3 || out.shape[0] != n || out.shape[1] < 1 || out.shape[2] < 1 {
-			return fmt.Errorf("its output %q is %v for %d images, want [%d, P, E]", outputPatches, out.shape, n, n)
+	for i, shape := range out.shapes {
+		if len(shape) != 3 || shape[0] != n || shape[1] < 1 || shape[2] < 1 {
+			return fmt.Errorf("its output %q is %v for %d images, want [%d, P, E]", e.o.Patches[i], shape, n, n)
 		}
-		e.patches, e.patchDim = out.shape[1], out.shape[2]
+		e.patches[i].count, e.patches[i].dim = shape[1], shape[2]
 	}
 	return nil
 }
@@ -336,9 +342,17 @@ func (e *Embedder) Backbone() json.RawMessage { return slices.Clone(e.backbone) 
 // Tokens is the number of token embeddings of an image, 0 where not asked for.
 func (e *Embedder) Tokens() int { return e.tokens }
 
-// Patches is the number of patch vectors of an image and their length; 0 and 0
-// where not asked for.
-func (e *Embedder) Patches() (count, dim int) { return e.patches, e.patchDim }
+// Patches is the number of patch vectors of an image and their length, of an
+// output that was asked for; 0 and 0 of others.
+func (e *Embedder) Patches(output string) (count, dim int) {
+	if i := slices.Index(e.o.Patches, output); i >= 0 {
+		return e.patches[i].count, e.patches[i].dim
+	}
+	return 0, 0
+}
+
+// PatchOutputs are those that were asked for, in the order of Embedding.Patches.
+func (e *Embedder) PatchOutputs() []string { return slices.Clone(e.o.Patches) }
 
 // Options are those that the Embedder was made with, defaults filled in.
 func (e *Embedder) Options() EmbedOptions { return e.o }
@@ -519,16 +533,19 @@ func (r *runner) embed(batch []*job) {
 	for i, j := range live {
 		if err == nil {
 			out := &j.call.out[j.index]
-			v, patches := mean(part(got.vectors, i, same*r.dim), same), part(got.patches, i*same, r.patches*r.patchDim)
-			if !finite(v) || !finite(patches) {
+			v := mean(part(got.vectors, i, same*r.dim), same)
+			good := finite(v)
+			var patches [][]float32
+			for k, p := range r.patches {
+				patches = append(patches, part(got.patches[k], i*same, p.count*p.dim))
+				good = good && finite(patches[k])
+			}
+			if !good {
 				out.Err = ErrNotFinite
 			} else {
-				out.Vector = v
+				out.Vector, out.Patches = v, patches
 				if r.o.Tokens {
 					out.Tokens = part(got.tokens, i*same, r.tokens*r.dim)
-				}
-				if r.o.Patches {
-					out.Patches = patches
 				}
 			}
 		}
@@ -538,8 +555,9 @@ func (r *runner) embed(batch []*job) {
 
 // outputs are what the model gave for a batch, in memory of their own.
 type outputs struct {
-	vectors, tokens, patches []float32
-	shape                    []int // of patches
+	vectors, tokens []float32
+	patches         [][]float32
+	shapes          [][]int // of patches
 }
 
 // infer runs the model on the first n images of the input.
@@ -559,12 +577,15 @@ func (r *runner) infer(n int) (o outputs, err error) {
 	if r.o.Tokens {
 		o.tokens = out[r.tokensAt].Float32s()
 	}
-	if r.o.Patches {
-		o.patches, o.shape = out[r.patchesAt].Float32s(), out[r.patchesAt].Shape()
+	if r.dim > 0 && len(o.vectors) != n*r.dim {
+		return o, fmt.Errorf("the model gave %d numbers for %d images of %d", len(o.vectors), n, r.dim)
 	}
-	if r.dim > 0 && (len(o.vectors) != n*r.dim || len(o.patches) != n*r.patches*r.patchDim) {
-		return o, fmt.Errorf("the model gave %d and %d numbers for %d images of %d and %d",
-			len(o.vectors), len(o.patches), n, r.dim, r.patches*r.patchDim)
+	for _, p := range r.patches {
+		v := out[p.at].Float32s()
+		if r.dim > 0 && len(v) != n*p.count*p.dim {
+			return o, fmt.Errorf("the model gave %d numbers for %d images of %d×%d patches", len(v), n, p.count, p.dim)
+		}
+		o.patches, o.shapes = append(o.patches, v), append(o.shapes, out[p.at].Shape())
 	}
 	return o, nil
 }

@@ -14,7 +14,7 @@ var ErrNoPlaces = errors.New("the release has no bank of patches and cannot tell
 // The score must be this Detector's and have a Map. It is [ErrNoPlaces] where the
 // release has no bank of patches, or none that was measured on held-out normals.
 func (d *Detector) Heatmap(s Score) (*heatmap.Map, error) {
-	if d.patch == nil || d.patch.About.Heat == nil {
+	if !d.HasHeatmaps() {
 		return nil, ErrNoPlaces
 	}
 	switch {
@@ -23,8 +23,11 @@ func (d *Detector) Heatmap(s Score) (*heatmap.Map, error) {
 	case s.Map == nil:
 		return nil, fmt.Errorf("heatmap of an image of %d×%d pixels: its score has no map, because Options.Maps asks for none", s.Width, s.Height)
 	}
-	return heatmap.New(*s.Map, d.patch.About.Heat, heatmap.GeometryOf(d.e.Preprocess(), s.Width, s.Height))
+	return heatmap.New(*s.Map, d.patch().Heat, heatmap.GeometryOf(d.e.Preprocess(), s.Width, s.Height))
 }
 
 // HasHeatmaps says whether Heatmap gives any.
-func (d *Detector) HasHeatmaps() bool { return d.patch != nil && d.patch.About.Heat != nil }
+func (d *Detector) HasHeatmaps() bool {
+	p := d.patch()
+	return p != nil && p.Heat != nil
+}

@@ -11,8 +11,8 @@ import (
 	"github.com/nearmiss/nearmiss/inference/release"
 )
 
-// Part is a part of a Detector's score with its bank. About.Bank counts only
-// once it is in a release.
+// Part is a part of a score with its bank. About.Bank counts only once it is in a
+// release.
 type Part struct {
 	About release.Part
 	Bank  *bank.Bank
@@ -27,8 +27,9 @@ type PartScore struct {
 	// Ratio is Score divided by what normals that are not in the bank score at the
 	// median.
 	Ratio float64
-	// Weight is that of the ratio's logarithm in the score.
+	// Weight is that of the ratio's logarithm in the score, or in its group.
 	Weight float64
+	Group  string
 }
 
 // Maps says which images get a grid of patch distances, where the release has a
@@ -52,85 +53,144 @@ func PatchStatistic(distances []float32, statistic string) float64 {
 		}
 		return sum / float64(len(v))
 	}
+	largest := func(percent int) float64 {
+		sorted := slices.Sorted(slices.Values(distances))
+		return mean(sorted[len(sorted)-(len(sorted)*percent+99)/100:])
+	}
 	switch statistic {
 	case release.StatisticMax:
 		return float64(slices.Max(distances))
 	case release.StatisticTop5:
+		return largest(5)
+	case release.StatisticTop1:
+		return largest(1)
+	case release.StatisticContrast:
 		sorted := slices.Sorted(slices.Values(distances))
-		return mean(sorted[len(sorted)-(len(sorted)+19)/20:])
+		return largest(1) - (float64(sorted[(len(sorted)-1)/2])+float64(sorted[len(sorted)/2]))/2
 	}
 	return mean(distances)
 }
 
-// CombineScores joins the parts of a score: the weighted geometric mean of their
-// ratios. One part's score stays as it is, which for class is the paper's.
+// CombineScores joins the parts of a score. One part's score stays as it is, which
+// for class is the paper's. Without a join, or within a group of it, it is the
+// weighted geometric mean of the ratios.
 //
 // With weights inverse to the spread of a part's logarithm among normals this is
 // the sum of z-scores, so that a part whose scores vary much among normals does
-// not drown one whose scores vary little. Measured with frozen ViT-Ti, mean AUROC:
-// magnetic-tile, class and patch, 94.0 with equal weights and 95.9 with these,
-// pooled and patch 96.1 and 96.9; WBC the same within noise. On WBC one k-NN on
-// class and pooled tokens in one vector gives 95.5, their scores combined 96.0.
-// Conformal p-values, which would be the textbook's way, are too coarse for this:
-// 30 held-out normals give 31 of them, and all anomalies beyond the largest
-// held-out score tie. The logarithm of a ratio is their smooth equivalent.
+// not drown one whose scores vary little. Conformal p-values, which would be the
+// textbook's way, are too coarse for this: 30 held-out normals give 31 of them,
+// and all anomalies beyond the largest held-out score tie. The logarithm of a
+// ratio is their smooth equivalent.
 //
-// The scales move all images' scores by one factor, so neither ranks nor a
-// calibration's promise depend on them. The weights come from normals that do not
-// calibrate. The combined score is calibrated as a whole.
-func CombineScores(parts []PartScore) float64 {
-	if len(parts) == 1 {
-		return parts[0].Score
+// Scales, weights and the join come from normals that do not calibrate; the
+// combined score is calibrated as a whole.
+func CombineScores(parts []PartScore, join *release.Join) float64 {
+	if join == nil {
+		if len(parts) == 1 {
+			return parts[0].Score
+		}
+		return math.Exp(meanLog(parts, func(PartScore) bool { return true }))
 	}
-	sum, weights := 0.0, 0.0
-	for _, p := range parts {
-		sum += p.Weight * math.Log(p.Ratio) // −Inf where a part is 0: a copy of a normal
-		weights += p.Weight
+	z := make([]float64, len(join.Groups))
+	most := math.Inf(-1)
+	for i, g := range join.Groups {
+		m := meanLog(parts, func(p PartScore) bool { return p.Group == g.Name })
+		z[i] = (m - g.Center) / g.Spread
+		if math.IsNaN(z[i]) {
+			return math.NaN()
+		}
+		most = max(most, z[i])
 	}
-	return math.Exp(sum / weights)
+	if math.IsInf(most, 0) {
+		return math.Exp(most)
+	}
+	sum := 0.0
+	for i, g := range join.Groups {
+		sum += g.Weight * math.Exp(join.Sharpness*(z[i]-most))
+	}
+	return math.Exp(join.Unit * (most + math.Log(sum)/join.Sharpness))
 }
 
-// NewOfParts joins an Embedder and the banks of several parts of its outputs,
-// without a release. All stay the caller's. The calibration is that of the main
-// bank: the first part of the embedding that is scored, or the first of the
-// embedding at all.
-func NewOfParts(e *Embedder, parts []Part) (*Detector, error) {
-	d := &Detector{e: e, parts: parts, main: mainPart(parts)}
-	if d.main < 0 {
+// meanLog is the weighted mean of the logarithms of some parts' ratios; −Inf where
+// one is 0: a copy of a normal.
+func meanLog(parts []PartScore, some func(PartScore) bool) float64 {
+	sum, weights := 0.0, 0.0
+	for _, p := range parts {
+		if some(p) {
+			sum += p.Weight * math.Log(p.Ratio)
+			weights += p.Weight
+		}
+	}
+	return sum / weights
+}
+
+// Scorer judges embeddings by parts with banks. It is what a release serves, and
+// what is measured before there is one. All methods may be called from many
+// goroutines.
+type Scorer struct {
+	parts []Part
+	join  *release.Join
+	main  int   // of parts, whose bank is calibrated
+	at    []int // of the parts' patches in an Embedding; −1: the part is of the vector
+	maps  Maps
+}
+
+// Outputs is what a model gives: the length of its embedding, and its outputs of
+// patch vectors in the order of Embedding.Patches.
+type Outputs struct {
+	Dim     int
+	Patches []PatchShape
+}
+
+// PatchShape is an output of patch vectors.
+type PatchShape struct {
+	Name       string
+	Count, Dim int
+}
+
+// Outputs are what the Embedder was asked for.
+func (e *Embedder) Outputs() Outputs {
+	o := Outputs{Dim: e.dim}
+	for i, p := range e.patches {
+		o.Patches = append(o.Patches, PatchShape{Name: e.o.Patches[i], Count: p.count, Dim: p.dim})
+	}
+	return o
+}
+
+// NewScorer joins the banks of several parts of a model's outputs. The banks stay
+// the caller's. The calibration is that of the main bank: of the first part of the
+// embedding that is scored, or of the first of the embedding at all. join may be
+// nil.
+func NewScorer(o Outputs, parts []Part, join *release.Join, maps Maps) (*Scorer, error) {
+	s := &Scorer{parts: parts, join: join, main: mainPart(parts), maps: maps}
+	if s.main < 0 {
 		return nil, fmt.Errorf("%w: no part of the score is of the embedding", ErrMismatch)
 	}
-	count, patchDim := e.Patches()
 	scored := false
-	for i, p := range parts {
+	for _, p := range parts {
 		a := p.About
 		scored = scored || a.Scored
-		switch {
-		case a.Dim != p.Bank.Dim():
+		at := -1
+		if a.Dim != p.Bank.Dim() {
 			return nil, fmt.Errorf("%w: part %s has %d dimensions, its bank %d", ErrMismatch, a.Name, a.Dim, p.Bank.Dim())
-		case a.IsPatch() && (a.Width*a.Height != count || a.Dim != patchDim):
-			return nil, fmt.Errorf("%w: part %s has %d×%d patches of %d dimensions, the model gives %d of %d",
-				ErrMismatch, a.Name, a.Width, a.Height, a.Dim, count, patchDim)
-		case !a.IsPatch() && a.From+a.Dim > e.Dim():
-			return nil, fmt.Errorf("%w: part %s has %d numbers from %d, the model gives %d dimensions", ErrMismatch, a.Name, a.Dim, a.From, e.Dim())
 		}
 		if a.IsPatch() {
-			d.patch = &parts[i]
+			if at = slices.IndexFunc(o.Patches, func(q PatchShape) bool { return q.Name == a.Output }); at < 0 {
+				return nil, fmt.Errorf("%w: part %s is of output %q, which the model does not give", ErrMismatch, a.Name, a.Output)
+			}
+			if q := o.Patches[at]; a.Width*a.Height != q.Count || a.Dim != q.Dim {
+				return nil, fmt.Errorf("%w: part %s has %d×%d patches of %d dimensions, the model gives %d of %d",
+					ErrMismatch, a.Name, a.Width, a.Height, a.Dim, q.Count, q.Dim)
+			}
+		} else if a.From+a.Dim > o.Dim {
+			return nil, fmt.Errorf("%w: part %s has %d numbers from %d, the model gives %d dimensions", ErrMismatch, a.Name, a.Dim, a.From, o.Dim)
 		}
+		s.at = append(s.at, at)
 	}
 	if !scored {
 		return nil, fmt.Errorf("%w: no part counts in the score", ErrMismatch)
 	}
-	b := d.Bank()
-	d.info = Info{Device: e.o.Device.String(), Dim: e.Dim(), Count: b.Len(), K: b.K()}
-	if c := b.Calibration(); c != nil {
-		d.info.Alpha, d.info.HeldOut = c.Alpha(), c.Len()
-	}
-	for _, p := range parts {
-		if p.About.Scored {
-			d.info.Parts = append(d.info.Parts, p.About.Name)
-		}
-	}
-	return d, nil
+	return s, nil
 }
 
 func mainPart(parts []Part) int {
@@ -147,90 +207,187 @@ func wholePart(b *bank.Bank) Part {
 	}, Bank: b}
 }
 
-// Parts are the Detector's own.
-func (d *Detector) Parts() []Part { return slices.Clone(d.parts) }
+// Parts are the Scorer's own.
+func (s *Scorer) Parts() []Part { return slices.Clone(s.parts) }
 
-// HasMaps says whether the Detector can tell where an image is strange.
-func (d *Detector) HasMaps() bool { return d.patch != nil }
+// Join says how groups of parts become one score, or nil.
+func (s *Scorer) Join() *release.Join { return s.join }
 
-// score judges embeddings of which none has an error.
-func (d *Detector) score(ctx context.Context, embeddings []*Embedding, scores []*Score) error {
-	c := d.Bank().Calibration()
-	for i := range d.parts {
-		p := &d.parts[i]
-		if !p.About.Scored && i != d.main {
+// Bank is the main bank, of images, whose calibration is the score's.
+func (s *Scorer) Bank() *bank.Bank { return s.parts[s.main].Bank }
+
+// HasMaps says whether the Scorer can tell where an image is strange.
+func (s *Scorer) HasMaps() bool { return s.patch() != nil }
+
+// patch is the first part of patches, which has the scale of maps.
+func (s *Scorer) patch() *release.Part {
+	for i, at := range s.at {
+		if at >= 0 {
+			return &s.parts[i].About
+		}
+	}
+	return nil
+}
+
+// Row is the part's piece of an embedding, as its bank takes it.
+func Row(p release.Part, vector []float32) []float32 {
+	v := vector[p.From : p.From+p.Dim]
+	if !p.Unit {
+		return v
+	}
+	sum := 0.0
+	for _, x := range v {
+		sum += float64(x) * float64(x)
+	}
+	out := make([]float32, len(v))
+	for i, x := range v {
+		out[i] = float32(float64(x) / max(math.Sqrt(sum), 1e-12))
+	}
+	return out
+}
+
+// Judge scores embeddings, of which none has an error, and fills in scores.
+func (s *Scorer) Judge(ctx context.Context, embeddings []*Embedding, scores []*Score) error {
+	c := s.Bank().Calibration()
+	grids := make([][]heatmap.Grid, len(s.parts)) // by part, of each image
+	for i := range s.parts {
+		p := &s.parts[i]
+		if !p.About.Scored && i != s.main {
 			continue
 		}
-		if p.About.IsPatch() {
-			if err := d.mapPatches(ctx, embeddings, scores); err != nil {
+		if s.at[i] >= 0 {
+			var err error
+			if grids[i], err = s.grids(ctx, i, embeddings); err != nil {
 				return err
 			}
-			for j, s := range scores {
-				s.add(p, PatchStatistic(s.Map.Values, p.About.Statistic))
-				if d.maps == MapNone {
-					scores[j].Map = nil
-				}
+			for j, g := range grids[i] {
+				scores[j].add(p.About, PatchStatistic(g.Values, p.About.Statistic))
 			}
 			continue
 		}
-		var rows []float32
+		rows := make([]float32, 0, len(embeddings)*p.About.Dim)
 		for _, e := range embeddings {
-			rows = append(rows, e.Vector[p.About.From:p.About.From+p.About.Dim]...)
+			rows = append(rows, Row(p.About, e.Vector)...)
 		}
 		results, err := p.Bank.ScoreBatch(ctx, rows)
 		if err != nil {
 			return fmt.Errorf("part %s: %w", p.About.Name, err)
 		}
 		for j, r := range results {
-			if i == d.main {
+			if i == s.main {
 				scores[j].Nearest = r.Nearest
 			}
 			if p.About.Scored {
-				scores[j].add(p, r.Score)
+				scores[j].add(p.About, r.Score)
 			}
 		}
 	}
 	var strange []int
-	for j, s := range scores {
-		s.Score = CombineScores(s.Parts)
-		s.Threshold, s.Anomalous = math.Inf(1), false
+	for j, v := range scores {
+		v.Score = CombineScores(v.Parts, s.join)
+		v.Threshold, v.Anomalous = math.Inf(1), false
 		if c != nil {
-			s.PValue, s.Threshold, s.Anomalous = c.PValue(s.Score), c.Threshold(), c.Anomalous(s.Score)
+			v.PValue, v.Threshold, v.Anomalous = c.PValue(v.Score), c.Threshold(), c.Anomalous(v.Score)
 		}
-		if s.Map == nil && (d.maps == MapAll || d.maps == MapAnomalies && s.Anomalous) {
+		if s.maps == MapAll || s.maps == MapAnomalies && (v.Anomalous || s.scoresPatches()) {
 			strange = append(strange, j)
 		}
 	}
-	if d.patch == nil || len(strange) == 0 {
+	if len(strange) == 0 || !s.HasMaps() {
 		return nil
 	}
-	pick, to := make([]*Embedding, len(strange)), make([]*Score, len(strange))
+	// Parts that only tell where are asked about strange images alone.
+	pick := make([]*Embedding, len(strange))
 	for i, j := range strange {
-		pick[i], to[i] = embeddings[j], scores[j]
+		pick[i] = embeddings[j]
 	}
-	return d.mapPatches(ctx, pick, to)
-}
-
-func (s *Score) add(p *Part, score float64) {
-	s.Parts = append(s.Parts, PartScore{Name: p.About.Name, Score: score, Ratio: score / p.About.Scale, Weight: p.About.Weight})
-}
-
-// mapPatches fills in the grids of patch distances.
-func (d *Detector) mapPatches(ctx context.Context, embeddings []*Embedding, scores []*Score) error {
-	a := d.patch.About
-	var rows []float32
-	for _, e := range embeddings {
-		rows = append(rows, e.Patches...)
+	for i, at := range s.at {
+		if at < 0 || grids[i] != nil {
+			continue
+		}
+		some, err := s.grids(ctx, i, pick)
+		if err != nil {
+			return err
+		}
+		grids[i] = make([]heatmap.Grid, len(scores))
+		for k, j := range strange {
+			grids[i][j] = some[k]
+		}
 	}
-	distances, err := NearestDistances(ctx, d.patch.Bank, rows)
-	if err != nil {
-		return fmt.Errorf("part %s: %w", a.Name, err)
-	}
-	n := a.Width * a.Height
-	for j, s := range scores {
-		s.Map = &heatmap.Grid{Width: a.Width, Height: a.Height, Values: distances[j*n : (j+1)*n : (j+1)*n]}
+	for _, j := range strange {
+		var of []heatmap.Grid
+		var weights []float64
+		for i, at := range s.at {
+			if at >= 0 {
+				of, weights = append(of, grids[i][j]), append(weights, s.parts[i].About.Map)
+			}
+		}
+		g := SumMaps(of, weights)
+		scores[j].Map = &g
 	}
 	return nil
+}
+
+func (s *Scorer) scoresPatches() bool {
+	return slices.ContainsFunc(s.parts, func(p Part) bool { return p.About.IsPatch() && p.About.Scored })
+}
+
+func (s *Score) add(p release.Part, score float64) {
+	s.Parts = append(s.Parts, PartScore{Name: p.Name, Score: score, Ratio: score / p.Scale, Weight: p.Weight, Group: p.Group})
+}
+
+// grids are the patch distances of one part.
+func (s *Scorer) grids(ctx context.Context, part int, embeddings []*Embedding) ([]heatmap.Grid, error) {
+	p := s.parts[part]
+	var rows []float32
+	for _, e := range embeddings {
+		rows = append(rows, e.Patches[s.at[part]]...)
+	}
+	g, err := PatchGrids(ctx, p, rows)
+	if err != nil {
+		return nil, fmt.Errorf("part %s: %w", p.About.Name, err)
+	}
+	return g, nil
+}
+
+// PatchGrids are the squared distances of the patches of whole images, row-major,
+// to the nearest in the part's bank.
+func PatchGrids(ctx context.Context, p Part, rows []float32) ([]heatmap.Grid, error) {
+	distances, err := NearestDistances(ctx, p.Bank, rows)
+	if err != nil {
+		return nil, err
+	}
+	n := p.About.Width * p.About.Height
+	out := make([]heatmap.Grid, len(distances)/n)
+	for i := range out {
+		out[i] = heatmap.Grid{Width: p.About.Width, Height: p.About.Height, Values: distances[i*n : (i+1)*n : (i+1)*n]}
+	}
+	return out, nil
+}
+
+// SumMaps adds the grids of one image's parts, each with its weight (0 stands for
+// 1), on the finest of their grids. One grid stays as it is where its weight is 1.
+func SumMaps(grids []heatmap.Grid, weights []float64) heatmap.Grid {
+	finest := 0
+	for i, g := range grids {
+		if len(g.Values) > len(grids[finest].Values) {
+			finest = i
+		}
+	}
+	if len(grids) == 1 && (weights[0] == 0 || weights[0] == 1) {
+		return grids[0]
+	}
+	out := heatmap.NewGrid(grids[finest].Width, grids[finest].Height)
+	for i, g := range grids {
+		w := float32(weights[i])
+		if w == 0 {
+			w = 1
+		}
+		for j, v := range g.Resized(out.Width, out.Height).Values {
+			out.Values[j] += w * v
+		}
+	}
+	return out
 }
 
 // NearestDistances are the squared distances of rows, m×Dim, to their nearest

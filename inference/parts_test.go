@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/nearmiss/nearmiss/bank"
+	"github.com/nearmiss/nearmiss/inference/heatmap"
 	"github.com/nearmiss/nearmiss/inference/onnx"
 	"github.com/nearmiss/nearmiss/inference/ort"
 	"github.com/nearmiss/nearmiss/inference/release"
@@ -26,7 +27,7 @@ func writePatchModel(t testing.TB) string {
 	halves := g.Split(f, 2, side/2, side/2)
 	g.Output(outputEmbedding, g.Concat(1, g.ReduceMean(halves[0], false, 1, 2), g.ReduceMean(halves[1], false, 1, 2)))
 	p := g.Reshape(f, -1, 2, side/2, 2, side/2, 3)
-	g.Output(outputPatches, g.Reshape(g.ReduceMean(p, false, 2, 4), -1, 4, 3))
+	g.Output(release.OutputPatches, g.Reshape(g.ReduceMean(p, false, 2, 4), -1, 4, 3))
 	x.SetDimName(0, "N")
 	for _, v := range g.Outputs() {
 		v.SetDimName(0, "N")
@@ -71,7 +72,7 @@ func threeParts(t testing.TB, e *Embedder, files [][]byte, scored ...string) []P
 	for _, v := range all {
 		left, right = append(left, v.Vector[:3]), append(right, v.Vector[3:])
 		for i := range 4 {
-			patches = append(patches, v.Patches[i*3:(i+1)*3])
+			patches = append(patches, v.Patches[0][i*3:(i+1)*3])
 		}
 	}
 	parts := []Part{
@@ -92,6 +93,7 @@ func TestPatchStatistic(t *testing.T) {
 	}
 	for statistic, want := range map[string]float64{
 		release.StatisticMean: 97.5, release.StatisticMax: 195, release.StatisticTop5: 190.5, // the ten largest of 196
+		release.StatisticTop1: 194.5, release.StatisticContrast: 97, // the two largest, and less the median
 	} {
 		if got := PatchStatistic(v, statistic); math.Abs(got-want) > 1e-9 {
 			t.Errorf("%s: %v, want %v", statistic, got, want)
@@ -104,28 +106,72 @@ func TestPatchStatistic(t *testing.T) {
 
 func TestCombinedScoresAreWeighedGeometricMeans(t *testing.T) {
 	a, b := PartScore{Score: 8, Ratio: 4, Weight: 1}, PartScore{Score: 5, Ratio: 0.5, Weight: 3}
-	if got := CombineScores([]PartScore{a}); got != 8 {
+	if got := CombineScores([]PartScore{a}, nil); got != 8 {
 		t.Errorf("one part's score becomes %v", got)
 	}
-	if got, want := CombineScores([]PartScore{a, b}), math.Pow(4*0.5*0.5*0.5, 0.25); math.Abs(got-want) > 1e-12 {
+	if got, want := CombineScores([]PartScore{a, b}, nil), math.Pow(4*0.5*0.5*0.5, 0.25); math.Abs(got-want) > 1e-12 {
 		t.Errorf("%v, want %v", got, want)
 	}
 	b.Ratio = 0
-	if got := CombineScores([]PartScore{a, b}); got != 0 {
+	if got := CombineScores([]PartScore{a, b}, nil); got != 0 {
 		t.Errorf("a copy of a normal scores %v", got)
 	}
 	b.Ratio = math.NaN()
-	if got := CombineScores([]PartScore{a, b}); !math.IsNaN(got) {
+	if got := CombineScores([]PartScore{a, b}, nil); !math.IsNaN(got) {
 		t.Errorf("what cannot be judged scores %v", got)
+	}
+}
+
+// A joint score is at least that of the group that stands out more, and hardly
+// more than it.
+func TestGroupsAreJoinedBySoftMaximum(t *testing.T) {
+	join := &release.Join{Sharpness: 2, Unit: 0.5, Groups: []release.Group{
+		{Name: "whole", Center: 0.5, Spread: 0.25, Weight: 0.5}, {Name: "local", Center: 0, Spread: 0.5, Weight: 0.5},
+	}}
+	parts := func(a, b, c float64) []PartScore {
+		return []PartScore{{Ratio: a, Weight: 1, Group: "whole"}, {Ratio: b, Weight: 3, Group: "whole"}, {Ratio: c, Weight: 7, Group: "local"}}
+	}
+	want := func(whole, local float64) float64 {
+		return math.Exp(0.5 * math.Log(0.5*math.Exp(2*whole)+0.5*math.Exp(2*local)) / 2)
+	}
+	for _, c := range [][3]float64{{math.E, math.E, 1}, {1, 1, math.E}, {2, 0.5, 8}} {
+		whole, local := ((math.Log(c[0])+3*math.Log(c[1]))/4-0.5)/0.25, math.Log(c[2])/0.5
+		if got, want := CombineScores(parts(c[0], c[1], c[2]), join), want(whole, local); math.Abs(got-want) > 1e-9*want {
+			t.Errorf("%v: %v, want %v", c, got, want)
+		}
+	}
+	if got := CombineScores(parts(1, 1, 1e300), join); !(got > 1e100) {
+		t.Errorf("what stands out by far scores %v", got)
+	}
+	if got := CombineScores(parts(0, 1, 0), join); got != 0 {
+		t.Errorf("a copy of a normal scores %v", got)
+	}
+	if got := CombineScores(parts(1, math.NaN(), 1), join); !math.IsNaN(got) {
+		t.Errorf("what cannot be judged scores %v", got)
+	}
+	if a, b := CombineScores(parts(0, 1, 1), join), CombineScores(parts(1, 1, 1), join); !(a > 0 && a < b) {
+		t.Errorf("a copy by one group scores %v, any normal %v", a, b)
+	}
+}
+
+func TestMapsOfSeveralGridsAreAdded(t *testing.T) {
+	coarse := heatmap.Grid{Width: 1, Height: 1, Values: []float32{3}}
+	fine := heatmap.Grid{Width: 2, Height: 1, Values: []float32{1, 5}}
+	got := SumMaps([]heatmap.Grid{coarse, fine}, []float64{2, 0.5})
+	if got.Width != 2 || got.Height != 1 || got.Values[0] != 6.5 || got.Values[1] != 8.5 {
+		t.Errorf("%+v", got)
+	}
+	if one := SumMaps([]heatmap.Grid{fine}, []float64{0}); &one.Values[0] != &fine.Values[0] {
+		t.Error("a grid alone is changed")
 	}
 }
 
 func TestDetectorJoinsParts(t *testing.T) {
 	ctx := context.Background()
-	e := newTestEmbedder(t, writePatchModel(t), EmbedOptions{Patches: true})
+	e := newTestEmbedder(t, writePatchModel(t), EmbedOptions{Patches: []string{release.OutputPatches}})
 	files, _ := images(t, 40, 3)
 	parts := threeParts(t, e, files, "left", "right", "patch")
-	d, err := NewOfParts(e, parts)
+	d, err := NewOfParts(e, parts, nil, MapAnomalies)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -186,12 +232,12 @@ func TestDetectorJoinsParts(t *testing.T) {
 func TestReleasesOfPartsAreReadBack(t *testing.T) {
 	ctx := context.Background()
 	model := writePatchModel(t)
-	e := newTestEmbedder(t, model, EmbedOptions{Patches: true})
+	e := newTestEmbedder(t, model, EmbedOptions{Patches: []string{release.OutputPatches}})
 	files, _ := images(t, 40, 3)
 	held, _ := images(t, 39, 4)
 	write := func(scored ...string) string {
 		parts := threeParts(t, e, files, scored...)
-		d, err := NewOfParts(e, parts)
+		d, err := NewOfParts(e, parts, nil, MapAnomalies)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -278,7 +324,7 @@ func TestReleasesOfPartsAreReadBack(t *testing.T) {
 }
 
 func TestPartsThatDoNotFitAreRefused(t *testing.T) {
-	e := newTestEmbedder(t, writePatchModel(t), EmbedOptions{Patches: true})
+	e := newTestEmbedder(t, writePatchModel(t), EmbedOptions{Patches: []string{release.OutputPatches}})
 	files, _ := images(t, 10, 3)
 	for name, change := range map[string]func(p []Part) []Part{
 		"another length":             func(p []Part) []Part { p[0].About.Dim = 4; return p },
@@ -287,11 +333,11 @@ func TestPartsThatDoNotFitAreRefused(t *testing.T) {
 		"nothing scored":             func(p []Part) []Part { p[0].About.Scored = false; return p[:1] },
 		"nothing of the whole image": func(p []Part) []Part { return p[2:] },
 	} {
-		if _, err := NewOfParts(e, change(threeParts(t, e, files, "left", "patch"))); !errors.Is(err, ErrMismatch) {
+		if _, err := NewOfParts(e, change(threeParts(t, e, files, "left", "patch")), nil, MapAnomalies); !errors.Is(err, ErrMismatch) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := NewEmbedder(writeModel(t, 0, 1, false), EmbedOptions{Patches: true}); err == nil {
+	if _, err := NewEmbedder(writeModel(t, 0, 1, false), EmbedOptions{Patches: []string{release.OutputPatches}}); err == nil {
 		t.Error("a model without patches gives some")
 	}
 }

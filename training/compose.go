@@ -1,7 +1,6 @@
 package training
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -138,155 +137,50 @@ type sight struct {
 
 // patchSpec says what patch vectors a backbone's file gives, after so many of
 // its blocks (0: the usual number). ok is false for a foreign model.
-func patchSpec(path string, layer int) (s backbone.Spec, at int, ok bool, err error) {
-	file, err := onnx.ReadFile(path, onnx.BindBatch(1))
-	if err != nil {
-		return s, 0, false, nil // ONNX Runtime may still know its operators
-	}
-	defer file.Close()
-	own, ok, err := backbone.FromONNX(file)
-	if err != nil || !ok {
-		return s, 0, false, err
+func patchSpec(path string, layer int) (a backbone.Anatomy, at int, ok bool, err error) {
+	a, err = backbone.Dissect(path)
+	if err != nil || a.Layers == 0 {
+		return a, 0, false, err
 	}
 	if layer == 0 {
-		layer = own.Spec.PatchLayer()
+		layer = a.PatchLayer
 	}
-	if layer > own.Spec.Layers() {
-		return s, 0, false, fmt.Errorf("%w: patches after %d blocks of %s, which has %d", ErrPlan, layer, path, own.Spec.Layers())
+	if layer > a.Layers {
+		return a, 0, false, fmt.Errorf("%w: patches after %d blocks of %s, which has %d", ErrPlan, layer, path, a.Layers)
 	}
-	return own.Spec, layer, true, nil
+	return a, layer, true, nil
 }
 
 // compose writes a model that gives a sight through the tuned and the frozen
 // backbone, and returns the grid of its patch vectors, across and down.
 func compose(dst, frozen, tuned string, s sight) (grid [2]int, err error) {
-	c := &composer{g: onnx.New("combined"), networks: map[string]*features{}}
-	defer func() {
-		for _, f := range c.networks {
-			err = errors.Join(err, f.file.Close())
-		}
-		if err != nil {
-			err = fmt.Errorf("combine parts of the score of %s: %w", tuned, err)
-		}
-	}()
-	needs := func(path string) bool {
-		return slices.ContainsFunc(s.parts, func(p Part) bool {
-			return p == PooledPart && path == tuned || p == FrozenPooledPart && path == frozen
-		})
-	}
-	var values []*onnx.Value
+	var taps []backbone.Selected
 	for _, p := range s.parts {
-		path := tuned
-		if p.ofFrozen() {
-			path = frozen
-		}
-		layer := 0
-		if path == tuned {
-			layer = s.layer
-		}
-		f, err := c.network(path, needs(path), layer)
-		if err != nil {
-			return grid, err
-		}
-		v := f.Embedding
+		t := backbone.Selected{Tap: backbone.Tap{What: backbone.TapClass}}
 		if p.frozen() == FrozenPooledPart {
-			v = f.pooled
+			t.What = backbone.TapPooled
 		}
-		values = append(values, v)
+		if p.ofFrozen() {
+			t.Network = 1
+		}
+		taps = append(taps, t)
 	}
-	out := values[0]
-	if len(values) > 1 {
-		out = c.g.Concat(1, values...)
-	}
-	c.g.Output(backbone.OutputEmbedding, out)
 	if s.layer > 0 {
-		f, err := c.network(tuned, needs(tuned), s.layer)
-		if err != nil {
-			return grid, err
-		}
-		grid = f.Grid
-		c.g.Output(backbone.OutputPatches, f.Patches)
+		taps = append(taps, backbone.Selected{Tap: s.patches()})
 	}
-	c.image.SetDimName(0, "N")
-	for _, v := range c.g.Outputs() {
-		v.SetDimName(0, "N")
-	}
-	info := c.info
-	if !plain(s.parts) {
-		info.Spec, info.Tokens, info.Dim = nil, 0, out.Dim(1) // no longer that architecture
-		info.Name += " " + partsName(s.parts)
-	}
-	for key, v := range map[string]any{backbone.MetadataPreprocess: c.own.Preprocess, backbone.MetadataBackbone: info} {
-		b, err := json.Marshal(v)
-		if err != nil {
-			return grid, err
-		}
-		c.g.SetMetadata(key, string(b))
-	}
-	if err := c.g.Err(); err != nil {
+	got, err := backbone.Select(dst, []string{tuned, frozen}, taps)
+	if err != nil {
 		return grid, err
 	}
-	return grid, c.g.WriteFile(dst)
+	if s.layer > 0 {
+		grid = got.Patches[0].Grid
+	}
+	return grid, nil
 }
 
-// composer builds a graph over several networks of one architecture.
-type composer struct {
-	g        *onnx.Graph
-	image    *onnx.Value
-	own      *backbone.Model
-	info     backbone.Info
-	networks map[string]*features
-}
-
-// features is a network's part of the graph.
-type features struct {
-	backbone.Features
-	pooled *onnx.Value
-	file   *onnx.Graph // whose data the weights alias
-}
-
-func (c *composer) network(path string, pooled bool, layer int) (*features, error) {
-	if f := c.networks[path]; f != nil {
-		return f, nil
-	}
-	file, err := onnx.ReadFile(path, onnx.BindBatch(1))
-	if err != nil {
-		return nil, err
-	}
-	f := &features{file: file}
-	c.networks[path] = f
-	own, ok, err := backbone.FromONNX(file)
-	if err != nil {
-		return nil, err
-	}
-	if !ok {
-		return nil, fmt.Errorf("%s is a foreign model, which gives one embedding only: score on part %q alone", path, ClassPart)
-	}
-	if pooled && own.Spec.Tokens() == 0 {
-		return nil, fmt.Errorf("%s has no patch tokens, only transformers have: score on part %q or %q", path, ClassPart, PatchPart)
-	}
-	prefix := ""
-	if c.own == nil {
-		c.own, c.info = own, own.Info()
-		c.image = c.g.Input(backbone.InputImage, onnx.Uint8, 1, own.Spec.Size, own.Spec.Size, 3)
-	} else {
-		prefix = fmt.Sprintf("net%d/", len(c.networks))
-	}
-	f.Features, err = own.Forward(c.g, c.image, backbone.ForwardOptions{
-		Tokens: pooled, Patches: layer,
-		Param: func(w onnx.Tensor) *onnx.Value {
-			w.Name = prefix + w.Name
-			return c.g.Initializer(w)
-		},
-	})
-	if err != nil {
-		return nil, err
-	}
-	if pooled {
-		lead := 1 + own.Spec.Registers
-		f.pooled = c.g.ReduceMean(c.g.Slice(f.Tokens, 1, lead, own.Spec.Tokens()), false, 1)
-	}
-	return f, nil
+// patches is where patch vectors are taken.
+func (s sight) patches() backbone.Tap {
+	return backbone.Tap{What: backbone.TapPatch, Layer: s.layer, Around: 3}
 }
 
 // blend writes a copy of the frozen backbone with the weights

@@ -52,8 +52,8 @@ func (l *lesson) examine(ctx context.Context, k *look, parts []Part, have *known
 					have.rows[p] = append(have.rows[p], k.of(p, v.Vector)...)
 				}
 				if k.layer > 0 {
-					_, dim := k.e.Patches()
-					some.keep(v.Patches, dim, most, l.Seed)
+					dim := k.patchDim()
+					some.keep(v.Patches[0], dim, most, l.Seed)
 				}
 			})
 		})
@@ -70,7 +70,7 @@ func (l *lesson) examine(ctx context.Context, k *look, parts []Part, have *known
 	}()
 	for _, p := range parts {
 		if p == PatchPart {
-			_, dim := k.e.Patches()
+			dim := k.patchDim()
 			banks[p], err = bankOf(drawRows(have.patches, dim, examPatches, l.Seed), dim, 1, l.Patches.Whiten, engine)
 		} else {
 			banks[p], err = bankOf(have.rows[p], k.dim, l.K, l.Whiten, engine)
@@ -92,7 +92,7 @@ func (l *lesson) examine(ctx context.Context, k *look, parts []Part, have *known
 		err := k.see(ctx, images, func(v inference.Embedding) {
 			for _, p := range parts {
 				if p == PatchPart {
-					rows[p] = append(rows[p], v.Patches...)
+					rows[p] = append(rows[p], v.Patches[0]...)
 				} else {
 					rows[p] = append(rows[p], k.of(p, v.Vector)...)
 				}
@@ -195,7 +195,7 @@ func combined(parts []map[string][]float64) evidence {
 			for i, p := range parts {
 				one[i] = marks[i].score(p[group][j])
 			}
-			scores[j] = inference.CombineScores(one)
+			scores[j] = inference.CombineScores(one, nil)
 		}
 		if group == groupUnseen {
 			e.normals = scores

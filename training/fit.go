@@ -242,11 +242,11 @@ func (f *fitting) again(ctx context.Context, s sight) error {
 
 // sight is what the model has to give: the parts of the score, and what they are
 // compared with where advice is asked for.
-func (f *fitting) sight(spec backbone.Spec) sight {
+func (f *fitting) sight(spec backbone.Anatomy) sight {
 	s := sight{parts: vectorParts(f.parts), layer: f.layer}
 	if f.advises() {
 		for _, p := range []Part{ClassPart, PooledPart} {
-			if !slices.Contains(s.parts, p) && (p == ClassPart || spec.Tokens() > 0) {
+			if !slices.Contains(s.parts, p) && (p == ClassPart || spec.Class) {
 				s.parts = append(s.parts, p)
 			}
 		}
@@ -486,7 +486,7 @@ func (f *fitting) patchPart(ctx context.Context) (inference.Part, *patchBank, []
 		return fail(err)
 	}
 	a := release.Part{
-		Name: string(PatchPart), Output: release.OutputPatches, Dim: f.patches.dim, Statistic: f.Patches.Statistic,
+		Name: string(PatchPart), Output: f.k.patches().String(), Dim: f.patches.dim, Statistic: f.Patches.Statistic,
 		Width: f.k.grid[0], Height: f.k.grid[1], Layer: f.layer, Radius: b.Coreset.Radius, Heat: heat,
 	}
 	if f.Patches.Whiten > 0 {
@@ -598,7 +598,7 @@ func (f *fitting) calibrate(ctx context.Context, parts []inference.Part, held ma
 					one = append(one, inference.PartScore{Score: s, Ratio: s / a.Scale, Weight: a.Weight})
 				}
 			}
-			scores[j] = inference.CombineScores(one)
+			scores[j] = inference.CombineScores(one, nil)
 		}
 		if c, err = bank.NewCalibration(scores, alpha); err == nil {
 			main.SetCalibration(c)

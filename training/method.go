@@ -50,7 +50,7 @@ func (s *Shared) of(p Plan, patches bool) (*shownImages, error) {
 		return nil, err
 	}
 	see := sight{parts: []Part{ClassPart}}
-	if ok && spec.Tokens() > 0 {
+	if ok && spec.Class {
 		see.parts = append(see.parts, PooledPart)
 	}
 	if patches && !ok {
@@ -106,7 +106,7 @@ func (k *shownImages) vectors(ctx context.Context, files [][]byte) ([][]float32,
 		if v.Err != nil {
 			return nil, fmt.Errorf("image %d: %w", i, v.Err)
 		}
-		out[i] = slices.Concat(v.Vector, v.Patches)
+		out[i] = slices.Concat(v.Vector, slices.Concat(v.Patches...))
 	}
 	return out, nil
 }
@@ -295,7 +295,7 @@ func (s *partScorer) known(rows [][]float32, which []int, parts []Part) *known {
 			}
 		}
 		if s.look.layer > 0 {
-			_, dim := s.look.e.Patches()
+			dim := s.look.patchDim()
 			some.keep(s.patches(rows[i]), dim, max(1, 8*examPatches/len(which)), s.plan.Seed)
 		}
 	}
@@ -344,7 +344,7 @@ func (s *partScorer) fill(ctx context.Context, items []dataset.Item) (err error)
 	for _, part := range s.parts {
 		var b *bank.Bank
 		if part == PatchPart {
-			_, dim := s.look.e.Patches()
+			dim := s.look.patchDim()
 			b, err = bankOf(drawRows(have.patches, dim, examPatches, p.Seed), dim, 1, p.Patches.Whiten, s.engine)
 		} else {
 			b, err = bankOf(have.rows[part], s.look.dim, p.K, p.Whiten, s.engine)
@@ -364,7 +364,7 @@ func (s *partScorer) fill(ctx context.Context, items []dataset.Item) (err error)
 // patchBank is the bank of the patches of rows at which; others are queries for
 // the recall gate.
 func (s *partScorer) patchBank(ctx context.Context, rows [][]float32, which, others []int) (*bank.Bank, error) {
-	_, dim := s.look.e.Patches()
+	dim := s.look.patchDim()
 	var some sampled
 	ids := make([]uint64, len(rows))
 	for i, r := range rows {
@@ -436,7 +436,7 @@ func (s *partScorer) Score(ctx context.Context, items []dataset.Item) ([]float64
 		for i, p := range s.parts {
 			one[i] = s.marks[p].score(parts[i][j])
 		}
-		out[j] = inference.CombineScores(one)
+		out[j] = inference.CombineScores(one, nil)
 	}
 	return out, nil
 }

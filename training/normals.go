@@ -37,7 +37,7 @@ type Normal struct {
 // embedder turns image files into embeddings, all of one length.
 type embedder interface {
 	Embed(ctx context.Context, images [][]byte) ([]inference.Embedding, error)
-	Patches() (count, dim int)
+	Outputs() inference.Outputs
 }
 
 // seen is what embedNormals found.
@@ -86,8 +86,8 @@ func embedNormals(ctx context.Context, e embedder, images []Image, keep int, see
 				continue
 			}
 			s.rows, s.of = append(s.rows, v.Vector...), append(s.of, i)
-			if _, dim := e.Patches(); dim > 0 {
-				s.patches.keep(v.Patches, dim, keep, seed)
+			if p := e.Outputs().Patches; len(p) > 0 {
+				s.patches.keep(v.Patches[0], p[0].Dim, keep, seed)
 			}
 		}
 		progress(min(at+chunk, len(images)), len(images))

@@ -97,15 +97,23 @@ func (p Plan) open(file, network string, s sight) (*look, error) {
 			return nil, err
 		}
 	}
+	o := inference.EmbedOptions{Device: p.Device, Threads: p.Threads, Limits: p.Limits, View: p.View, Symmetry: p.Symmetry}
+	if s.layer > 0 {
+		o.Patches = []string{s.patches().String()}
+	}
 	var err error
-	k.e, err = inference.NewEmbedder(k.path, inference.EmbedOptions{
-		Device: p.Device, Threads: p.Threads, Limits: p.Limits, View: p.View, Symmetry: p.Symmetry, Patches: s.layer > 0,
-	})
+	k.e, err = inference.NewEmbedder(k.path, o)
 	if err != nil {
 		return nil, err
 	}
 	k.dim = k.e.Dim() / len(s.parts)
 	return k, nil
+}
+
+// patchDim is the length of a patch vector, 0 where there are none.
+func (k *look) patchDim() int {
+	_, dim := k.e.Patches(k.patches().String())
+	return dim
 }
 
 func (k *look) Close() error { return k.e.Close() }
@@ -233,7 +241,7 @@ func (k *look) grids(ctx context.Context, b *bank.Bank, images []Image, progress
 			if v.Err != nil {
 				return nil, fmt.Errorf("embed image %s: %w", some[i].Name, v.Err)
 			}
-			rows = append(rows, v.Patches...)
+			rows = append(rows, v.Patches[0]...)
 		}
 		part, err := k.gridsOf(ctx, b, rows)
 		if err != nil {

@@ -32,10 +32,10 @@ type Tap struct {
 }
 
 // String is the tap's name, which outputs of models and parts of scores have:
-// "class", "pooled@6", "patch@4", "patch@4x3".
+// "class", "pooled@6", "patch@4", "patch@4x3", "patch@0".
 func (t Tap) String() string {
 	name := t.What
-	if t.Layer > 0 {
+	if t.Layer > 0 || t.What == TapPatch {
 		name += fmt.Sprintf("@%d", t.Layer)
 	}
 	if t.What == TapPatch && t.Around > 1 {

@@ -170,7 +170,7 @@ func TestSelectedVectorsAreThoseOfThePass(t *testing.T) {
 		all = append(all, Selected{Tap: tap})
 	}
 	all = append(all, Selected{Tap: Tap{TapPatch, 2, 1}}, Selected{Tap: Tap{TapPatch, 0, 1}})
-	if len(all) != 10 || all[0].String() != "class@1" || all[7].String() != "pooled" || all[9].String() != "patch" {
+	if len(all) != 10 || all[0].String() != "class@1" || all[7].String() != "pooled" || all[9].String() != "patch@0" {
 		t.Fatalf("%v", all)
 	}
 	selected := filepath.Join(dir, "selected.onnx")
@@ -221,7 +221,7 @@ func TestSelectedVectorsAreThoseOfThePass(t *testing.T) {
 		}
 	}
 	// Patch vectors have length 1, each its own token's direction.
-	patches := got["patch"].Float32s()
+	patches := got["patch@0"].Float32s()
 	length, along, norm := 0.0, 0.0, 0.0
 	for d := range dim {
 		v, w := float64(patches[7*dim+d]), float64(tokens[(lead+7)*dim+d])

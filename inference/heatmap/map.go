@@ -23,7 +23,18 @@ func smooth(g Grid) Grid {
 	for k > 1 && max(g.Width, g.Height)*k > finest {
 		k /= 2
 	}
-	f := NewGrid(g.Width*k, g.Height*k)
+	f := g.Resized(g.Width*k, g.Height*k)
+	kernel := gaussian(sigma * float64(k))
+	return f.blurred(kernel, 1, f.Width, f.Width, f.Height).blurred(kernel, f.Width, 1, f.Height, f.Width)
+}
+
+// Resized is the grid with other numbers of patches across and down, by bilinear
+// interpolation between the patches' middles.
+func (g Grid) Resized(width, height int) Grid {
+	if width == g.Width && height == g.Height {
+		return g
+	}
+	f := NewGrid(width, height)
 	cols, rows := between(g.Width, f.Width), between(g.Height, f.Height)
 	for y, r := range rows {
 		a, b := g.Values[r.at*g.Width:(r.at+1)*g.Width], g.Values[r.next*g.Width:(r.next+1)*g.Width]
@@ -31,8 +42,7 @@ func smooth(g Grid) Grid {
 			f.Values[y*f.Width+x] = mix(mix(a[c.at], a[c.next], c.weight), mix(b[c.at], b[c.next], c.weight), r.weight)
 		}
 	}
-	kernel := gaussian(sigma * float64(k))
-	return f.blurred(kernel, 1, f.Width, f.Width, f.Height).blurred(kernel, f.Width, 1, f.Height, f.Width)
+	return f
 }
 
 // step is a place between two samples.

@@ -11,6 +11,7 @@ import (
 	"math"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -55,7 +56,10 @@ type Manifest struct {
 	Bank Bank `json:"bank"`
 	// Parts of the score, each with a bank of its own; the main bank is one of
 	// theirs. None: the score is that of the main bank on the whole embedding.
-	Parts       []Part      `json:"parts,omitempty"`
+	Parts []Part `json:"parts,omitempty"`
+	// Join says how groups of parts become one score. None: all parts are one group,
+	// whose mean is the score.
+	Join        *Join       `json:"join,omitempty"`
 	Calibration Calibration `json:"calibration"`
 	// Check foretells the scores of a few images, so that a program that loads
 	// the release can see whether it scores as the one that made it.
@@ -100,20 +104,90 @@ type Bank struct {
 const (
 	StatisticKNN  = "knn"  // sum over the k nearest of the part's one vector
 	StatisticMean = "mean" // mean over the patches of the nearest's
+	StatisticTop1 = "top1" // mean over the 1 % of the patches where it is largest
 	StatisticTop5 = "top5" // mean over the 5 % of the patches where it is largest
 	StatisticMax  = "max"  // the largest
+	// StatisticContrast is StatisticTop1 less the median over the patches.
+	StatisticContrast = "contrast"
 )
+
+// PatchStatistics are those that sum up the patches of an image.
+var PatchStatistics = []string{StatisticMean, StatisticTop5, StatisticTop1, StatisticMax, StatisticContrast}
+
+// Join says how the parts of a score, in groups, become one. The parts of a group
+// have a weighted mean of their ratios' logarithms, m. Among normals it has the
+// centre and the spread of the group, so that z = (m − Center)/Spread is how far an
+// image stands out by it. With s the Sharpness, the joint value is
+//
+//	z = 1/s · log Σ w·exp(s·z)    over the groups, w their weights
+//
+// which is close to the largest z, and the score exp(Unit·z), a positive number.
+// A score is calibrated as a whole: none of these numbers comes from the normals
+// that calibrate.
+type Join struct {
+	Groups    []Group `json:"groups"`
+	Sharpness float64 `json:"sharpness"` // above 0
+	Unit      float64 `json:"unit"`      // above 0
+}
+
+// Group is some parts of a score.
+type Group struct {
+	Name   string  `json:"name"` // as Part.Group
+	Center float64 `json:"center"`
+	Spread float64 `json:"spread"` // above 0
+	Weight float64 `json:"weight"` // above 0
+}
+
+// Groups of parts.
+const (
+	GroupWhole = "whole" // vectors of the whole picture
+	GroupLocal = "local" // patches
+)
+
+func (j *Join) validate(parts []Part) (errs []error) {
+	if j == nil {
+		return nil
+	}
+	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf("join: "+format, args...)) }
+	positive := func(v float64) bool { return v > 0 && !math.IsInf(v, 0) }
+	if len(j.Groups) == 0 || len(j.Groups) > 16 {
+		fail("%d groups", len(j.Groups))
+	}
+	if !positive(j.Sharpness) || !positive(j.Unit) {
+		fail("sharpness %v, unit %v", j.Sharpness, j.Unit)
+	}
+	for i, g := range j.Groups {
+		if !positive(g.Spread) || !positive(g.Weight) || math.IsNaN(g.Center) || math.IsInf(g.Center, 0) {
+			fail("group %q: centre %v, spread %v, weight %v", g.Name, g.Center, g.Spread, g.Weight)
+		}
+		if slices.ContainsFunc(j.Groups[:i], func(o Group) bool { return o.Name == g.Name }) {
+			fail("two groups are called %q", g.Name)
+		}
+		if !slices.ContainsFunc(parts, func(p Part) bool { return p.Scored && p.Group == g.Name }) {
+			fail("group %q has no part", g.Name)
+		}
+	}
+	for _, p := range parts {
+		if p.Scored && !slices.ContainsFunc(j.Groups, func(g Group) bool { return g.Name == p.Group }) {
+			fail("part %q is of no group", p.Name)
+		}
+	}
+	return errs
+}
 
 // Part is a part of the score: vectors of the model, and the bank of those of
 // normals. Distances are squared Euclidean ones.
 type Part struct {
 	Name string `json:"name"` // for people and programs: "class", "pooled", "patch", …
 	// Output is the model's: "embedding", float [N, D], of which the part has the
-	// numbers From to From+Dim−1, or "patches", float [N, Width·Height, Dim].
+	// numbers From to From+Dim−1, or one of patches, float [N, Width·Height, Dim].
 	Output string `json:"output"`
 	From   int    `json:"from,omitempty"`
 	Dim    int    `json:"dim"`
-	Bank   Bank   `json:"bank"`
+	// Unit says whether vectors of the embedding are scaled to length 1. Those of
+	// patches are so already.
+	Unit bool `json:"unit,omitempty"`
+	Bank Bank `json:"bank"`
 	// Statistic is one of those above; StatisticKNN for the embedding, another for
 	// patches.
 	Statistic string `json:"statistic"`
@@ -123,8 +197,11 @@ type Part struct {
 	// Scale is what normals that are not in the bank score at the median: a part's
 	// ratio is its score divided by that. Above 0.
 	Scale float64 `json:"scale"`
-	// Weight is that of the ratio's logarithm among the scored parts'. Above 0.
+	// Weight is that of the ratio's logarithm among the scored parts' of the group.
+	// Above 0.
 	Weight float64 `json:"weight"`
+	// Group is one of the join's, where there is one.
+	Group string `json:"group,omitempty"`
 
 	// Of patches: the grid, and after how many of the backbone's blocks they are
 	// taken.
@@ -134,19 +211,28 @@ type Part struct {
 	// Radius is the largest distance, not squared, of any normal patch that was
 	// given to one that was kept in the bank.
 	Radius float64 `json:"radius,omitempty"`
-	// Heat says how large the patches' distances are among held-out normals, which
-	// makes intensities of them. None: the release draws no heatmaps.
+	// Map is the weight of the part's distances in maps, to which those of all parts
+	// of patches are added; 0 stands for 1.
+	Map float64 `json:"map,omitempty"`
+	// Heat says how large the values of maps are among held-out normals, which makes
+	// intensities of them. The first part of patches has it. None: the release draws
+	// no heatmaps.
 	Heat *heatmap.Scale `json:"heat,omitempty"`
 }
 
-// OutputEmbedding and OutputPatches are the outputs that parts are taken from.
+// patchOutput are names of outputs, as in package backbone: patches after some
+// layers, and of which network.
+var patchOutput = regexp.MustCompile(`^(net[0-9]-)?patch@[0-9]{1,4}(x[0-9]{1,2})?$`)
+
+// OutputEmbedding is the output that parts of one vector are taken from. Any other
+// is one of patches; releases with one of these only have called it OutputPatches.
 const (
 	OutputEmbedding = "embedding"
 	OutputPatches   = "patches"
 )
 
 // IsPatch says whether the part has a vector for each patch of the image.
-func (p Part) IsPatch() bool { return p.Output == OutputPatches }
+func (p Part) IsPatch() bool { return p.Output != OutputEmbedding }
 
 // Calibration sums up the calibration that the bank file holds.
 type Calibration struct {
@@ -249,10 +335,11 @@ func (m Manifest) Validate() error {
 		if slices.ContainsFunc(m.Parts[:i], func(q Part) bool { return q.Name == p.Name || q.Bank.File == p.Bank.File }) {
 			fail("part %q: another has its name or its bank", p.Name)
 		}
-		if p.IsPatch() && slices.ContainsFunc(m.Parts[:i], Part.IsPatch) {
-			fail("part %q: a release has one part of patches at most", p.Name)
-		}
 	}
+	if len(m.Parts) > maxParts {
+		fail("%d parts of the score, at most %d are read", len(m.Parts), maxParts)
+	}
+	errs = append(errs, m.Join.validate(m.Parts)...)
 	if len(m.Parts) > 0 {
 		if !slices.ContainsFunc(m.Parts, func(p Part) bool { return p.Scored }) {
 			fail("no part counts in the score")
@@ -264,8 +351,11 @@ func (m Manifest) Validate() error {
 	return errors.Join(errs...)
 }
 
-// maxLength bounds lengths and sizes in a part.
-const maxLength = 1 << 16
+// maxLength bounds lengths and sizes in a part, maxParts the parts.
+const (
+	maxLength = 1 << 16
+	maxParts  = 1 << 10
+)
 
 func (p Part) validate(dim int) (errs []error) {
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
@@ -295,15 +385,19 @@ func (p Part) validate(dim int) (errs []error) {
 		if p.Statistic != StatisticKNN {
 			fail("statistic %q, one vector has %q", p.Statistic, StatisticKNN)
 		}
-	case OutputPatches:
+	default:
+		if p.Output != OutputPatches && !patchOutput.MatchString(p.Output) {
+			fail("output %q is unknown", p.Output)
+		}
 		if p.Width < 1 || p.Height < 1 || p.Width > maxLength || p.Height > maxLength || p.From != 0 || p.Bank.K != 1 {
 			fail("a grid of %d×%d, from %d, k = %d: patches have a grid, all their numbers and k = 1", p.Width, p.Height, p.From, p.Bank.K)
 		}
-		if !slices.Contains([]string{StatisticMean, StatisticTop5, StatisticMax}, p.Statistic) {
+		if !slices.Contains(PatchStatistics, p.Statistic) {
 			fail("statistic %q is unknown", p.Statistic)
 		}
-	default:
-		fail("output %q is unknown", p.Output)
+		if !(p.Map >= 0) || math.IsInf(p.Map, 0) {
+			fail("weight %v in maps", p.Map)
+		}
 	}
 	return errs
 }

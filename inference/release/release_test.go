@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -190,15 +191,25 @@ func withParts() Manifest {
 	patches := Bank{File: PartBankName("patch"), Kind: "sketch", Count: 40, K: 1}
 	m.Files = map[string]File{BackboneName: {sum, 1}, BankName: {sum, 1}, patches.File: {sum, 1}, "check/a.png": {sum, 1}}
 	m.Parts = []Part{
-		{Name: "class", Output: OutputEmbedding, Dim: 4, Bank: m.Bank, Statistic: StatisticKNN, Scored: true, Scale: 2, Weight: 1},
-		{Name: "patch", Output: OutputPatches, Dim: 3, Bank: patches, Statistic: StatisticTop5, Scored: true, Scale: 0.1, Weight: 5, Width: 2, Height: 3, Layer: 6, Radius: 0.5},
+		{Name: "class", Output: OutputEmbedding, Dim: 4, Bank: m.Bank, Statistic: StatisticKNN, Scored: true, Scale: 2, Weight: 1, Group: GroupWhole},
+		{Name: "patch", Output: OutputPatches, Dim: 3, Bank: patches, Statistic: StatisticTop5, Scored: true, Scale: 0.1, Weight: 5, Width: 2, Height: 3, Layer: 6, Radius: 0.5, Group: GroupLocal},
 	}
 	return m
 }
 
+// joined is for withParts.
+func joined() *Join {
+	return &Join{Sharpness: 1, Unit: 0.1, Groups: []Group{{GroupWhole, 0.1, 0.2, 0.5}, {GroupLocal, -0.1, 0.3, 0.5}}}
+}
+
 func TestManifestOfPartsValidate(t *testing.T) {
-	if err := withParts().Validate(); err != nil {
-		t.Fatal(err)
+	whole := withParts()
+	whole.Join = joined()
+	whole.Parts[1].Output = "patch@4x3"
+	for _, m := range []Manifest{withParts(), whole} {
+		if err := m.Validate(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for name, change := range map[string]func(m *Manifest){
 		"an unlisted bank":                func(m *Manifest) { m.Parts[1].Bank.File = "none.nmb" },
@@ -221,6 +232,14 @@ func TestManifestOfPartsValidate(t *testing.T) {
 		"a negative radius":               func(m *Manifest) { m.Parts[1].Radius = -1 },
 		"nothing scored":                  func(m *Manifest) { m.Parts[0].Scored, m.Parts[1].Scored = false, false },
 		"a main bank that is of no part":  func(m *Manifest) { m.Parts = m.Parts[1:] },
+		"a join of nothing":               func(m *Manifest) { m.Join = &Join{Sharpness: 1, Unit: 1} },
+		"a group without parts":           func(m *Manifest) { m.Join = joined(); m.Join.Groups[0].Name = "other" },
+		"a part of no group":              func(m *Manifest) { m.Join = joined(); m.Join.Groups = m.Join.Groups[:1] },
+		"one group twice":                 func(m *Manifest) { m.Join = joined(); m.Join.Groups[1].Name = GroupWhole },
+		"no spread":                       func(m *Manifest) { m.Join = joined(); m.Join.Groups[1].Spread = 0 },
+		"a centre that is no number":      func(m *Manifest) { m.Join = joined(); m.Join.Groups[1].Center = math.NaN() },
+		"no sharpness":                    func(m *Manifest) { m.Join = joined(); m.Join.Sharpness = 0 },
+		"a negative weight in maps":       func(m *Manifest) { m.Parts[1].Map = -1 },
 		"a main bank that is the patches": func(m *Manifest) { m.Bank.File = PartBankName("patch") },
 	} {
 		m := withParts()
