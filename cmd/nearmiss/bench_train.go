@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,8 +10,8 @@ import (
 
 	"github.com/nearmiss/nearmiss/inference/backbone"
 	"github.com/nearmiss/nearmiss/inference/ort"
+	"github.com/nearmiss/nearmiss/internal/bench"
 	"github.com/nearmiss/nearmiss/training/finetune"
-	"github.com/nearmiss/nearmiss/training/optim"
 	"github.com/nearmiss/nearmiss/training/sde"
 )
 
@@ -45,15 +46,15 @@ func (c *benchTrainCmd) Run(ctx context.Context, o *output) error {
 	}
 	session := ort.Options{Device: device, IntraOpThreads: c.Threads}
 	bar := o.progress("")
-	bench := optim.BenchOptions{
+	opts := bench.TrainOptions{
 		Rounds: c.Rounds, Steps: c.Steps, Single: c.Single, Profile: c.Profile,
 		Progress: func(part string) { bar.stage(part, 0, -1) },
 	}
-	var r optim.BenchResult
+	var r bench.TrainResult
 	if c.Network != "" {
-		r, err = c.network(ctx, session, bench)
+		r, err = c.network(ctx, session, opts)
 	} else {
-		r, err = c.backbone(ctx, session, bench)
+		r, err = c.backbone(ctx, session, opts)
 	}
 	bar.close()
 	if err != nil {
@@ -65,32 +66,36 @@ func (c *benchTrainCmd) Run(ctx context.Context, o *output) error {
 	return c.print(o, r)
 }
 
-func (c *benchTrainCmd) network(ctx context.Context, session ort.Options, o optim.BenchOptions) (optim.BenchResult, error) {
+func (c *benchTrainCmd) network(ctx context.Context, session ort.Options, o bench.TrainOptions) (bench.TrainResult, error) {
 	n, err := sde.Preset(c.Network, c.Size, 3)
 	if err != nil {
-		return optim.BenchResult{}, usageError{err}
+		return bench.TrainResult{}, usageError{err}
 	}
 	s, err := sde.New("vp", c.Size)
 	if err != nil {
-		return optim.BenchResult{}, err
+		return bench.TrainResult{}, err
 	}
 	if c.Batch == 0 {
 		c.Batch = 32
 	}
-	return sde.Bench(ctx, s, n, sde.TrainOptions{Batch: c.Batch, Session: session}, o)
+	spec, src, err := sde.Step(s, n, sde.TrainOptions{Batch: c.Batch, Session: session})
+	if err != nil {
+		return bench.TrainResult{}, err
+	}
+	return bench.Train(ctx, spec, src, o)
 }
 
-func (c *benchTrainCmd) backbone(ctx context.Context, session ort.Options, o optim.BenchOptions) (optim.BenchResult, error) {
+func (c *benchTrainCmd) backbone(ctx context.Context, session ort.Options, o bench.TrainOptions) (bench.TrainResult, error) {
 	model := c.Backbone
 	if model == "" {
 		dir, err := os.MkdirTemp("", "nearmiss-bench-")
 		if err != nil {
-			return optim.BenchResult{}, err
+			return bench.TrainResult{}, err
 		}
 		defer os.RemoveAll(dir)
 		model = filepath.Join(dir, "vit_s.onnx")
 		if _, err := writeRandomBackbone(backbone.Small, 1, model); err != nil {
-			return optim.BenchResult{}, err
+			return bench.TrainResult{}, err
 		}
 	}
 	recipe := finetune.Paper()
@@ -101,10 +106,15 @@ func (c *benchTrainCmd) backbone(ctx context.Context, session ort.Options, o opt
 	if c.Freeze > 0 && !c.Embeddings {
 		recipe.Freeze = []string{"patch_embed.*", "cls_token", "reg_token", "pos_embed"}
 	}
-	return finetune.Bench(ctx, finetune.Config{Backbone: model, Recipe: recipe, Session: session, Recompute: c.Recompute}, o)
+	spec, src, closeStep, err := finetune.Step(finetune.Config{Backbone: model, Recipe: recipe, Session: session, Recompute: c.Recompute})
+	if err != nil {
+		return bench.TrainResult{}, err
+	}
+	r, err := bench.Train(ctx, spec, src, o)
+	return r, errors.Join(err, closeStep())
 }
 
-func (c *benchTrainCmd) print(o *output, r optim.BenchResult) error {
+func (c *benchTrainCmd) print(o *output, r bench.TrainResult) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, `training step of %s, batch %d, device %s, %d parameters trained, %d frozen:
   forward      %8.3f s  %8.1f GFLOP/s

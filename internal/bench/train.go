@@ -1,4 +1,4 @@
-package optim
+package bench
 
 import (
 	"bytes"
@@ -14,13 +14,12 @@ import (
 	"strings"
 	"time"
 
-	"github.com/nearmiss/nearmiss/inference/onnx"
-	"github.com/nearmiss/nearmiss/inference/ort"
 	"github.com/nearmiss/nearmiss/internal/cputime"
+	"github.com/nearmiss/nearmiss/training/optim"
 )
 
-// BenchOptions say how Bench measures.
-type BenchOptions struct {
+// TrainOptions say how Train measures.
+type TrainOptions struct {
 	// Rounds is how often forward pass and step take turns. Default 5.
 	Rounds int
 	// Steps is the number of steps in one round's Loop. Default 2.
@@ -33,8 +32,8 @@ type BenchOptions struct {
 	Progress func(part string)
 }
 
-// BenchResult is what a training step costs.
-type BenchResult struct {
+// TrainResult is what a training step costs.
+type TrainResult struct {
 	Name      string  `json:"name"`
 	Device    string  `json:"device"`
 	Batch     int     `json:"batch"`
@@ -105,17 +104,17 @@ func (r *rounds) seconds() Seconds {
 	return Seconds{v[len(v)/2], v[0], v[len(v)-1], r.cpu / float64(len(v))}
 }
 
-// Bench measures a training step and its forward pass. The batches come from
+// Train measures a training step and its forward pass. The batches come from
 // src; the weights change.
-func Bench(ctx context.Context, s Spec, src Source, o BenchOptions) (BenchResult, error) {
-	r, err := benchmark(ctx, s, src, o)
+func Train(ctx context.Context, s optim.Spec, src optim.Source, o TrainOptions) (TrainResult, error) {
+	r, err := train(ctx, s, src, o)
 	if err != nil {
-		return BenchResult{}, fmt.Errorf("bench training of %s: %w", s.Name, err)
+		return TrainResult{}, fmt.Errorf("bench training of %s: %w", s.Name, err)
 	}
 	return r, nil
 }
 
-func benchmark(ctx context.Context, s Spec, src Source, o BenchOptions) (_ BenchResult, err error) {
+func train(ctx context.Context, s optim.Spec, src optim.Source, o TrainOptions) (_ TrainResult, err error) {
 	if o.Rounds <= 0 {
 		o.Rounds = 5
 	}
@@ -126,40 +125,31 @@ func benchmark(ctx context.Context, s Spec, src Source, o BenchOptions) (_ Bench
 		o.Progress = func(string) {}
 	}
 	runtime.GC()
-	r := BenchResult{Name: s.Name, Device: s.Session.Device.String(), Threads: s.Session.IntraOpThreads}
+	r := TrainResult{Name: s.Name, Device: s.Session.Device.String(), Threads: s.Session.IntraOpThreads}
 	resetPeak()
 	_, r.BeforeMemoryBytes = memory()
 	s.Chunk, s.SingleSteps = o.Steps, false
 	o.Progress("build")
 	start := time.Now()
-	loop, err := New(s)
+	loop, err := optim.New(s)
 	if err != nil {
 		return r, err
 	}
 	defer loop.Close()
 	r.BuildTime = time.Since(start).Seconds()
 	r.Batch = s.Inputs[0].Shape[0]
-	for _, w := range loop.trained {
-		r.Trained += elements(w.shape)
-	}
-	r.Frozen = loop.frozen
-	forwardGraph, err := loop.servingLoss()
+	cost, err := loop.Cost(o.Steps)
 	if err != nil {
 		return r, err
 	}
-	r.ForwardGFLOP = float64(FLOPs(forwardGraph)) * 1e-9
-	stepGraph, err := loop.stepGraph(o.Steps)
-	if err != nil {
-		return r, err
-	}
-	r.StepGFLOP = float64(FLOPs(stepGraph)) * 1e-9 * float64(loop.spec.Accumulate)
-	r.ForwardGFLOP *= float64(loop.spec.Accumulate)
+	r.Trained, r.Frozen = cost.Trained, cost.Frozen
+	r.ForwardGFLOP, r.StepGFLOP = 1e-9*float64(cost.Forward), 1e-9*float64(cost.Step)
 	r.RatioGFLOP = r.StepGFLOP / r.ForwardGFLOP
 
-	steps := func(t *Trainer, n int, into *rounds) error {
+	steps := func(t *optim.Trainer, n int, into *rounds) error {
 		var waited float64
 		start, cpu := time.Now(), cputime.Seconds()
-		err := t.Run(ctx, src, n, RunOptions{Progress: func(_ context.Context, p Progress) error {
+		err := t.Run(ctx, src, n, optim.RunOptions{Progress: func(_ context.Context, p optim.Progress) error {
 			waited += p.Waited
 			return nil
 		}})
@@ -174,40 +164,25 @@ func benchmark(ctx context.Context, s Spec, src Source, o BenchOptions) (_ Bench
 	}
 	r.PeakMemoryBytes, _ = memory()
 
-	forward, err := loop.load(forwardGraph, "forward")
+	forward, err := loop.Forward()
 	if err != nil {
 		return r, err
 	}
 	defer forward.Close()
-	var in []*ort.Tensor
-	defer func() { ort.CloseAll(in...) }()
-	for i, f := range loop.sets[0].batches {
-		shape := microInputs(s.Inputs, loop.spec.Accumulate)[i].Shape
-		n := elements(shape) * s.Inputs[i].Type.Size()
-		x, err := ort.NewRaw(f.Type(), shape, f.Bytes()[:n])
-		if err != nil {
-			return r, err
-		}
-		in = append(in, x)
-	}
 	pass := func(into *rounds) error {
 		start, cpu := time.Now(), cputime.Seconds()
-		for range loop.spec.Accumulate {
-			out, err := forward.Run(ctx, in)
-			if err != nil {
-				return err
-			}
-			ort.CloseAll(out...)
+		if err := forward.Run(ctx); err != nil {
+			return err
 		}
 		into.wall = append(into.wall, time.Since(start).Seconds())
 		into.cpu += cputime.Seconds() - cpu
 		return nil
 	}
-	var single *Trainer
+	var single *optim.Trainer
 	if o.Single {
 		s := s
 		s.SingleSteps = true
-		if single, err = New(s); err != nil {
+		if single, err = optim.New(s); err != nil {
 			return r, err
 		}
 		defer single.Close()
@@ -242,7 +217,7 @@ func benchmark(ctx context.Context, s Spec, src Source, o BenchOptions) (_ Bench
 	r.StepGFLOPPerS = r.StepGFLOP / r.Step.Median
 	if o.Profile {
 		o.Progress("profile")
-		if err := r.profile(s, func(t *Trainer) error {
+		if err := r.profile(s, func(t *optim.Trainer) error {
 			return steps(t, o.Steps, &rounds{})
 		}, o.Steps); err != nil {
 			return r, err
@@ -251,30 +226,15 @@ func benchmark(ctx context.Context, s Spec, src Source, o BenchOptions) (_ Bench
 	return r, nil
 }
 
-// servingLoss is the loss with every weight constant.
-func (p *plan) servingLoss() (*onnx.Graph, error) {
-	g := onnx.New(p.spec.Name + "_serving")
-	var batch []*onnx.Value
-	for _, in := range microInputs(p.spec.Inputs, p.spec.Accumulate) {
-		batch = append(batch, g.Input(in.Name, in.Type, in.Shape...))
-	}
-	loss, err := p.call(g, g, p.spec.Loss, batch, nil, nil)
-	if err != nil {
-		return nil, err
-	}
-	g.Output("loss", g.Reshape(loss.Value, 1))
-	return g, g.Err()
-}
-
 // profile runs steps under ONNX Runtime's profiler and reads its trace.
-func (r *BenchResult) profile(s Spec, run func(t *Trainer) error, steps int) error {
+func (r *TrainResult) profile(s optim.Spec, run func(t *optim.Trainer) error, steps int) error {
 	dir, err := os.MkdirTemp("", "nearmiss-profile-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
 	s.Session.Profile = filepath.Join(dir, "trace")
-	t, err := New(s)
+	t, err := optim.New(s)
 	if err != nil {
 		return err
 	}
@@ -298,7 +258,7 @@ func (r *BenchResult) profile(s Spec, run func(t *Trainer) error, steps int) err
 
 // readTrace sums up the node events of an ONNX Runtime trace. Nodes that hold a
 // subgraph are left out: their time is that of the nodes in it.
-func (r *BenchResult) readTrace(b []byte, steps int) error {
+func (r *TrainResult) readTrace(b []byte, steps int) error {
 	var events []struct {
 		Cat, Name string
 		Dur       float64 // µs
@@ -337,67 +297,6 @@ func (r *BenchResult) readTrace(b []byte, steps int) error {
 	r.UpdateShare, r.BackwardShare = update/total, backward/total
 	r.ForwardShare = 1 - r.UpdateShare - r.BackwardShare
 	return nil
-}
-
-// FLOPs counts the floating-point operations of the matrix products and
-// convolutions of a graph, 2 for each multiplication with addition. The body
-// of a Loop counts once.
-func FLOPs(g *onnx.Graph) int64 {
-	var sum int64
-	for _, n := range g.Nodes() {
-		for _, a := range n.Attrs {
-			if sub, ok := a.(*onnx.Graph); ok {
-				sum += FLOPs(sub)
-			}
-		}
-		if len(n.Outputs) == 0 {
-			continue
-		}
-		out := int64(n.Outputs[0].Elements())
-		switch n.OpType {
-		case "MatMul", "FusedMatMul":
-			a := n.Inputs[0]
-			inner := a.Dim(-1)
-			if n.Attrs.Int("transA", 0) != 0 {
-				inner = a.Dim(-2)
-			}
-			sum += 2 * out * int64(inner)
-		case "Gemm":
-			inner := n.Inputs[0].Dim(1)
-			if n.Attrs.Int("transA", 0) != 0 {
-				inner = n.Inputs[0].Dim(0)
-			}
-			sum += 2 * out * int64(inner)
-		case "Conv":
-			w := n.Inputs[1] // [out, in/group, kernel…]
-			sum += 2 * out * int64(w.Elements()/max(w.Dim(0), 1))
-		case "ConvTranspose":
-			w := n.Inputs[1] // [in, out/group, kernel…]
-			sum += 2 * int64(n.Inputs[0].Elements()) * int64(w.Elements()/max(w.Dim(0), 1))
-		case "Einsum":
-			sum += einsumFLOPs(n)
-		}
-	}
-	return sum
-}
-
-// einsumFLOPs is twice the product of all labels' sizes, for two operands.
-func einsumFLOPs(n *onnx.Node) int64 {
-	terms, _, problem := onnx.EinsumTerms(n.Attrs.String("equation", ""))
-	if problem != "" || len(terms) != 2 {
-		return 0
-	}
-	sizes := map[any]int{}
-	for i, term := range terms {
-		for j, l := range term {
-			sizes[l] = n.Inputs[i].Dim(j)
-		}
-	}
-	p := int64(2)
-	for _, s := range sizes {
-		p *= int64(s)
-	}
-	return p
 }
 
 // memory is the largest and the present resident size of this process, in

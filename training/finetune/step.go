@@ -1,7 +1,6 @@
 package finetune
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -10,36 +9,36 @@ import (
 	"github.com/nearmiss/nearmiss/training/optim"
 )
 
-// Bench measures what a step of the fine-tune of cfg costs, on noise where cfg
-// has no images. Of cfg, Backbone, Recipe and Session count; nothing is written.
-func Bench(ctx context.Context, cfg Config, o optim.BenchOptions) (optim.BenchResult, error) {
+// Step is a step of the fine-tune of cfg and its batches, of noise where cfg has
+// no images, for those who measure what it costs. Of cfg, Backbone, Recipe,
+// Session and Recompute count; nothing is written. The step is valid until
+// closed.
+func Step(cfg Config) (spec optim.Spec, src optim.Source, closeAll func() error, err error) {
 	r := &runner{Config: cfg}
-	res, err := r.bench(ctx, o)
-	if err = errors.Join(err, r.close()); err != nil {
-		return res, fmt.Errorf("bench the fine-tune of %s: %w", cfg.Backbone, err)
+	if spec, src, err = r.step(); err != nil {
+		return optim.Spec{}, nil, nil, errors.Join(fmt.Errorf("step of the fine-tune of %s: %w", cfg.Backbone, err), r.close())
 	}
-	return res, nil
+	return spec, src, r.close, nil
 }
 
-func (r *runner) bench(ctx context.Context, o optim.BenchOptions) (res optim.BenchResult, err error) {
+func (r *runner) step() (spec optim.Spec, src optim.Source, err error) {
 	if err := r.Recipe.Validate(); err != nil {
-		return res, err
+		return spec, nil, err
 	}
 	if r.net, err = openNetwork(r.Backbone, r.Recipe.micro()); err != nil {
-		return res, err
+		return spec, nil, err
 	}
 	if r.drop, err = findDropout(r.net, r.Recipe.Dropout); err != nil {
-		return res, err
+		return spec, nil, err
 	}
-	spec, err := r.spec()
-	if err != nil {
-		return res, err
+	if spec, err = r.spec(); err != nil {
+		return spec, nil, err
 	}
 	normals, fakes := r.Normals, r.Fakes
 	if normals == nil {
 		normals, fakes = noise(r.net.pre.Crop, r.Recipe.Batch), noise(r.net.pre.Crop, r.Recipe.Batch)
 	}
-	return optim.Bench(ctx, spec, r.newFeeder(normals, fakes, false), o)
+	return spec, r.newFeeder(normals, fakes, false), nil
 }
 
 // noise is n images of random pixels.
