@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/stream/internal/object"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
@@ -37,8 +40,8 @@ func Collect(ctx context.Context, js jetstream.JetStream, n Names, o registry.Co
 	if err != nil {
 		return out, fmt.Errorf("collect: %w", err)
 	}
-	infos, err := store.List(ctx)
-	if err != nil && !errors.Is(err, jetstream.ErrNoObjectsFound) {
+	infos, _, err := object.List(ctx, js, n.ArtifactsBucket())
+	if err != nil {
 		return out, fmt.Errorf("collect: %w", err)
 	}
 	retention, err := evidenceRetention(ctx, js, n)
@@ -67,7 +70,7 @@ func Collect(ctx context.Context, js jetstream.JetStream, n Names, o registry.Co
 		case strings.HasPrefix(i.Name, CheckpointObjects) && age > grace:
 			job, _, _ := strings.Cut(strings.TrimPrefix(i.Name, CheckpointObjects), "/")
 			j, err := jobs.Get(ctx, job)
-			if err != nil && !errors.Is(err, ErrNotFound) {
+			if err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrBadMessage) {
 				return out, err
 			}
 			if err == nil && !j.Finished() && j.Checkpoint == i.Name {
@@ -94,11 +97,14 @@ func evidenceRetention(ctx context.Context, js jetstream.JetStream, n Names) (ti
 	if err != nil {
 		return 0, err
 	}
-	all, err := s.List(ctx)
+	all, unread, err := s.Check(ctx)
 	if err != nil {
 		return 0, err
 	}
 	longest := time.Duration(0)
+	if slices.ContainsFunc(unread, func(u Unreadable) bool { return u.Using == 0 }) {
+		longest = math.MaxInt64 // nobody knows how long that detector's evidence is wanted
+	}
 	for _, d := range all {
 		longest = max(longest, time.Duration(d.WithDefaults().Retention))
 	}
@@ -106,6 +112,26 @@ func evidenceRetention(ctx context.Context, js jetstream.JetStream, n Names) (ti
 		longest = time.Duration(Detector{}.WithDefaults().Retention)
 	}
 	return longest, nil
+}
+
+// dropKey removes an entry of the bucket whose key cannot be a detector's name:
+// nothing else belongs to it.
+func (s *Detectors) dropKey(ctx context.Context, js jetstream.JetStream, n Names, key string) error {
+	_, unread, err := s.Check(ctx)
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(unread, func(u Unreadable) bool { return u.Key == key }) || strings.ContainsAny(key, "*> \t\r\n") {
+		return CheckToken("detector", key)
+	}
+	str, err := js.Stream(ctx, "KV_"+n.DetectorsBucket())
+	if err == nil {
+		err = str.Purge(ctx, jetstream.WithPurgeSubject("$KV."+n.DetectorsBucket()+"."+key))
+	}
+	if err != nil {
+		return fmt.Errorf("delete entry %q of bucket %s: %w", key, n.DetectorsBucket(), err)
+	}
+	return nil
 }
 
 // DeleteDetector removes a detector: its configuration, its pointers and its
@@ -119,6 +145,9 @@ func DeleteDetector(ctx context.Context, js jetstream.JetStream, n Names, name s
 	reg, err := registry.Open(ctx, js, n.registry(""))
 	if err != nil {
 		return err
+	}
+	if !ValidToken(name) {
+		return s.dropKey(ctx, js, n, name)
 	}
 	if err := s.Delete(ctx, name); err != nil {
 		return err
@@ -152,8 +181,8 @@ func DeleteDetector(ctx context.Context, js jetstream.JetStream, n Names, name s
 	if err != nil {
 		return fmt.Errorf("delete detector %s: %w", name, err)
 	}
-	infos, err := store.List(ctx)
-	if err != nil && !errors.Is(err, jetstream.ErrNoObjectsFound) {
+	infos, _, err := object.List(ctx, js, n.ArtifactsBucket())
+	if err != nil {
 		return fmt.Errorf("delete detector %s: %w", name, err)
 	}
 	for _, i := range infos {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sort"
 	"strings"
 	"time"
 
@@ -158,16 +157,43 @@ func (d Detector) Validate() error {
 }
 
 // Detectors is the store of configurations.
-type Detectors struct{ kv jetstream.KeyValue }
+type Detectors struct{ kv kv.Store[Detector] }
 
 // OpenDetectors opens the store that [Ensure] made.
 func OpenDetectors(ctx context.Context, js jetstream.JetStream, n Names) (*Detectors, error) {
-	kv, err := js.KeyValue(ctx, n.DetectorsBucket())
+	bucket, err := js.KeyValue(ctx, n.DetectorsBucket())
 	if err != nil {
 		return nil, fmt.Errorf("open bucket %s: %w", n.DetectorsBucket(), err)
 	}
-	return &Detectors{kv: kv}, nil
+	return &Detectors{kv: kv.Store[Detector]{Bucket: bucket, Decode: decodeDetector}}, nil
 }
+
+// decodeDetector reads a configuration as anybody may have written it. One of
+// which a part is not understood is refused as a whole: without its mask, rate or
+// privacy it would be another one.
+func decodeDetector(key string, value []byte) (Detector, error) {
+	var d Detector
+	if err := kv.Object(value, &d, true); err != nil {
+		return d, err
+	}
+	if d.Name != key {
+		return d, fmt.Errorf("it is the configuration of detector %q", clip(d.Name))
+	}
+	return d, oneLine(d.Validate())
+}
+
+// oneLine joins the lines of an error.
+func oneLine(err error) error {
+	if err == nil || !strings.Contains(err.Error(), "\n") {
+		return err
+	}
+	return lineError{err}
+}
+
+type lineError struct{ error }
+
+func (e lineError) Error() string { return strings.ReplaceAll(e.error.Error(), "\n", "; ") }
+func (e lineError) Unwrap() error { return e.error }
 
 // Create stores a new detector, or returns [ErrDetectorExists].
 func (s *Detectors) Create(ctx context.Context, d Detector) (Detector, error) {
@@ -181,8 +207,8 @@ func (s *Detectors) Create(ctx context.Context, d Detector) (Detector, error) {
 	if err != nil {
 		return d, err
 	}
-	d.Revision, err = s.kv.Create(ctx, d.Name, data)
-	if errors.Is(err, jetstream.ErrKeyExists) {
+	d.Revision, err = s.kv.Bucket.Create(ctx, d.Name, data)
+	if kv.Conflict(err) {
 		return d, fmt.Errorf("create detector %s: %w", d.Name, ErrDetectorExists)
 	}
 	if err != nil {
@@ -191,30 +217,36 @@ func (s *Detectors) Create(ctx context.Context, d Detector) (Detector, error) {
 	return d, nil
 }
 
-// Get returns a detector, or [ErrNoDetector].
+// Get returns a detector, or [ErrNoDetector]. Where its newest configuration
+// cannot be read, it is the one before; where none can, the error is
+// [ErrBadMessage].
 func (s *Detectors) Get(ctx context.Context, name string) (Detector, error) {
+	d, _, err := s.get(ctx, name)
+	return d, err
+}
+
+// get also returns the revision that the next change replaces.
+func (s *Detectors) get(ctx context.Context, name string) (d Detector, head uint64, err error) {
 	if err := CheckToken("detector", name); err != nil {
-		return Detector{}, err
+		return Detector{}, 0, err
 	}
 	e, err := s.kv.Get(ctx, name)
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		return Detector{}, fmt.Errorf("detector %s: %w", name, ErrNoDetector)
+	switch {
+	case errors.Is(err, jetstream.ErrKeyNotFound):
+		return Detector{}, 0, fmt.Errorf("detector %s: %w", name, ErrNoDetector)
+	case errors.Is(err, kv.ErrUnreadable):
+		return Detector{}, e.Head, fmt.Errorf("detector %s: %w: delete it and create it anew: %w", name, ErrBadMessage, err)
+	case err != nil:
+		return Detector{}, 0, fmt.Errorf("read detector %s: %w", name, err)
 	}
-	if err != nil {
-		return Detector{}, fmt.Errorf("read detector %s: %w", name, err)
-	}
-	var d Detector
-	if err := json.Unmarshal(e.Value(), &d); err != nil {
-		return Detector{}, fmt.Errorf("read detector %s: %v: %w", name, err, ErrBadMessage)
-	}
-	d.Name, d.Revision = name, e.Revision()
-	return d, nil
+	e.Value.Revision = e.Revision
+	return e.Value, e.Head, nil
 }
 
 // Set changes a detector by change, by compare-and-set.
 func (s *Detectors) Set(ctx context.Context, name string, change func(*Detector) error) (Detector, error) {
 	for range 5 {
-		d, err := s.Get(ctx, name)
+		d, head, err := s.get(ctx, name)
 		if err != nil {
 			return d, err
 		}
@@ -229,8 +261,8 @@ func (s *Detectors) Set(ctx context.Context, name string, change func(*Detector)
 		if err != nil {
 			return d, err
 		}
-		rev, err := s.kv.Update(ctx, name, data, d.Revision)
-		if wrongRevision(err) {
+		rev, err := s.kv.Bucket.Update(ctx, name, data, head)
+		if kv.Conflict(err) {
 			continue
 		}
 		if err != nil {
@@ -242,26 +274,31 @@ func (s *Detectors) Set(ctx context.Context, name string, change func(*Detector)
 	return Detector{}, fmt.Errorf("change detector %s: %w", name, ErrConflict)
 }
 
-// List returns all detectors in the order of their names.
+// List returns all detectors in the order of their names, as far as they can be
+// read; see [Detectors.Check].
 func (s *Detectors) List(ctx context.Context) ([]Detector, error) {
-	keys, err := s.kv.Keys(ctx)
-	if err != nil && !errors.Is(err, jetstream.ErrNoKeysFound) {
-		return nil, fmt.Errorf("list detectors: %w", err)
-	}
-	sort.Strings(keys)
-	var all []Detector
-	for _, k := range keys {
-		d, err := s.Get(ctx, k)
-		if errors.Is(err, ErrNoDetector) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, d)
-	}
-	return all, nil
+	all, _, err := s.Check(ctx)
+	return all, err
 }
+
+// Check returns all detectors in the order of their names, and the entries of the
+// bucket that cannot be read.
+func (s *Detectors) Check(ctx context.Context) ([]Detector, []Unreadable, error) {
+	entries, bad, err := s.kv.List(ctx)
+	if err != nil {
+		return nil, nil, fmt.Errorf("list detectors: %w", err)
+	}
+	var all []Detector
+	for _, e := range entries {
+		e.Value.Revision = e.Revision
+		all = append(all, e.Value)
+	}
+	return all, bad, nil
+}
+
+// Unreadable is an entry of a bucket that cannot be read, and what is used
+// instead.
+type Unreadable = kv.Bad
 
 // Delete removes a detector's configuration. Its frames, normals and releases
 // are other stores' matter; see [DeleteDetector].
@@ -269,7 +306,7 @@ func (s *Detectors) Delete(ctx context.Context, name string) error {
 	if _, err := s.Get(ctx, name); err != nil && !errors.Is(err, ErrBadMessage) {
 		return err
 	}
-	if err := s.kv.Delete(ctx, name); err != nil {
+	if err := s.kv.Bucket.Delete(ctx, name); err != nil {
 		return fmt.Errorf("delete detector %s: %w", name, err)
 	}
 	return nil
@@ -278,11 +315,5 @@ func (s *Detectors) Delete(ctx context.Context, name string) error {
 // watch calls changed when it has begun to watch, and whenever a configuration
 // may have changed since, until ctx ends.
 func (s *Detectors) watch(ctx context.Context, changed func()) error {
-	return kv.Changes(ctx, s.kv, changed)
-}
-
-func wrongRevision(err error) bool {
-	var api *jetstream.APIError
-	return errors.As(err, &api) && (api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence ||
-		api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant)
+	return kv.Changes(ctx, s.kv.Bucket, changed)
 }

@@ -25,6 +25,7 @@ const (
 	KindDisagreement = "disagreement"
 	KindDrift        = "drift"   // what a camera sees as normal has moved
 	KindRelease      = "release" // a release was taken into service or refused
+	KindStore        = "store"   // something that is stored cannot be read
 )
 
 // NoCamera stands in the subject of events that are of no camera.
@@ -35,6 +36,12 @@ const (
 	ReleaseInService = "in_service" // frames are judged by it from now on
 	ReleaseRefused   = "refused"    // it is not fit to serve; what served before goes on
 	ReleaseMissing   = "missing"    // the first training has made none, and frames wait
+)
+
+// Codes of store events.
+const (
+	StoreUnreadable = "unreadable"      // an entry of a bucket; what it had before is used, or it is left out
+	StoreMissing    = "normals_missing" // images of a training set; training goes on without them
 )
 
 // typePrefix begins every ce-type; see [EventType].

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream/internal/object"
 )
 
 // Spot is a part of a frame that is stranger than normals are.
@@ -176,12 +178,8 @@ type EvidenceInfo struct {
 // ListEvidence lists the evidence of a detector, or with an empty name of all,
 // oldest first.
 func ListEvidence(ctx context.Context, js jetstream.JetStream, n Names, detector string) ([]EvidenceInfo, error) {
-	store, err := js.ObjectStore(ctx, n.EvidenceBucket())
+	infos, _, err := object.List(ctx, js, n.EvidenceBucket())
 	if err != nil {
-		return nil, fmt.Errorf("open object store %s: %w", n.EvidenceBucket(), err)
-	}
-	infos, err := store.List(ctx)
-	if err != nil && !errors.Is(err, jetstream.ErrNoObjectsFound) {
 		return nil, fmt.Errorf("list evidence: %w", err)
 	}
 	var out []EvidenceInfo
@@ -207,11 +205,7 @@ func ListEvidence(ctx context.Context, js jetstream.JetStream, n Names, detector
 // GetEvidence reads the evidence of an event, or returns [ErrNotFound]: there
 // was none, or its time is over.
 func GetEvidence(ctx context.Context, js jetstream.JetStream, n Names, detector, event string) (Evidence, error) {
-	store, err := js.ObjectStore(ctx, n.EvidenceBucket())
-	if err != nil {
-		return Evidence{}, fmt.Errorf("open object store %s: %w", n.EvidenceBucket(), err)
-	}
-	b, err := readObject(ctx, store, evidenceObject(detector, event))
+	b, err := fetchObject(ctx, js, n.EvidenceBucket(), evidenceObject(detector, event), maxEvidence)
 	if err != nil {
 		return Evidence{}, fmt.Errorf("evidence of event %s: %w", clip(event), err)
 	}
@@ -283,6 +277,9 @@ func purgeAllEvidence(ctx context.Context, js jetstream.JetStream, n Names, dry 
 	count := 0
 	for name, pieces := range byDetector {
 		d, err := s.Get(ctx, name)
+		if errors.Is(err, ErrBadMessage) {
+			continue // nobody knows how long it is wanted
+		}
 		if err != nil && !errors.Is(err, ErrNoDetector) && !errors.Is(err, ErrBadName) {
 			return count, err
 		}

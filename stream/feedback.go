@@ -5,13 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/stream/internal/kv"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
@@ -35,6 +35,9 @@ type Feedback struct {
 	At     time.Time `json:"at"`
 }
 
+// maxNote bounds a note, in bytes.
+const maxNote = 4096
+
 // Validate says whether the feedback can be published.
 func (f Feedback) Validate() error {
 	errs := []error{CheckToken("detector", f.Detector)}
@@ -44,10 +47,28 @@ func (f Feedback) Validate() error {
 	if f.Event == "" && (f.Frame == "" || f.Camera == "") {
 		errs = append(errs, fmt.Errorf("feedback needs an event's id, or a camera and a frame: %w", ErrBadMessage))
 	}
+	for _, field := range []struct {
+		what, text string
+		most       int
+	}{{"event id", f.Event, maxFrameID}, {"frame id", f.Frame, maxFrameID}, {"name of who says it", f.By, maxFrameID}, {"note", f.Note, maxNote}} {
+		if len(field.text) > field.most {
+			errs = append(errs, fmt.Errorf("%s of %d bytes: use up to %d: %w", field.what, len(field.text), field.most, ErrBadMessage))
+		}
+	}
 	if f.Camera != "" {
 		errs = append(errs, CheckToken("camera", f.Camera))
 	}
 	return errors.Join(errs...)
+}
+
+// ParseFeedback reads feedback as it is published. Anybody may have written it:
+// fields that are not known are refused.
+func ParseFeedback(b []byte) (Feedback, error) {
+	var f Feedback
+	if err := kv.Object(b, &f, true); err != nil {
+		return f, fmt.Errorf("feedback: %w: %w", ErrBadMessage, err)
+	}
+	return f, oneLine(f.Validate())
 }
 
 // SendFeedback publishes feedback. A trainer takes it: a normal frame becomes a
@@ -150,10 +171,7 @@ func (w *TrainingWorker) handleFeedback(ctx context.Context, msgs []jetstream.Ms
 // learnFrom adds the frame that feedback is about to the detector's normals or
 // labelled anomalies.
 func (w *TrainingWorker) learnFrom(ctx context.Context, m jetstream.Msg) (f Feedback, sequence uint64, err error) {
-	if err := json.Unmarshal(m.Data(), &f); err != nil {
-		return f, 0, Permanent(CodeBadRequest, fmt.Errorf("feedback: %w", err))
-	}
-	if err := f.Validate(); err != nil {
+	if f, err = ParseFeedback(m.Data()); err != nil {
 		return f, 0, Permanent(CodeBadRequest, err)
 	}
 	if m.Subject() != w.cfg.Feedback(f.Detector) {
@@ -167,9 +185,6 @@ func (w *TrainingWorker) learnFrom(ctx context.Context, m jetstream.Msg) (f Feed
 		return f, 0, err
 	}
 	image, err := w.evidence(ctx, e)
-	if errors.Is(err, ErrNotFound) {
-		return f, 0, Permanent(CodeNotFound, err)
-	}
 	if err != nil {
 		return f, 0, err
 	}
@@ -188,32 +203,9 @@ func (w *TrainingWorker) learnFrom(ctx context.Context, m jetstream.Msg) (f Feed
 func (w *TrainingWorker) evidence(ctx context.Context, e Event) ([]byte, error) {
 	bucket, name, ok := strings.Cut(e.Evidence, "/")
 	if !ok || bucket != w.cfg.ArtifactsBucket() || !strings.HasPrefix(name, EvidenceObjects) {
-		return nil, fmt.Errorf("event %s keeps no image: %w", e.ID, ErrNotFound)
+		return nil, Permanent(CodeNotFound, fmt.Errorf("event %s keeps no image: %w", clip(e.ID), ErrNotFound))
 	}
-	return readObject(ctx, w.artifacts, name)
-}
-
-// readObject reads a whole object into memory.
-func readObject(ctx context.Context, store jetstream.ObjectStore, name string) ([]byte, error) {
-	info, err := store.GetInfo(ctx, name)
-	if errors.Is(err, jetstream.ErrObjectNotFound) {
-		return nil, fmt.Errorf("object %s: %w", clip(name), ErrNotFound)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("look for object %s: %w", clip(name), err)
-	}
-	step, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	r, err := store.Get(step, name)
-	if err != nil {
-		return nil, fmt.Errorf("read object %s: %w", clip(name), err)
-	}
-	defer r.Close()
-	b := make([]byte, info.Size)
-	if _, err := io.ReadFull(r, b); err != nil {
-		return nil, fmt.Errorf("read object %s: %w", clip(name), err)
-	}
-	return b, nil
+	return fetchObject(ctx, w.js, bucket, name, maxStoredImage)
 }
 
 // refuseFeedback moves feedback that cannot be used to the dead letters.

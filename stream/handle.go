@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"sync"
 	"time"
@@ -82,28 +81,7 @@ func (l *line) read(ctx context.Context, m jetstream.Msg) *item {
 func (l *line) object(ctx context.Context, name string) ([]byte, error) {
 	ctx, cancel := l.w.epoch.Within(ctx)
 	defer cancel()
-	info, err := l.w.artifacts.GetInfo(ctx, name)
-	if errors.Is(err, jetstream.ErrObjectNotFound) {
-		return nil, Permanent(CodeObjectMissing, fmt.Errorf("object %s is not in %s", clip(name), l.w.cfg.ArtifactsBucket()))
-	}
-	if err != nil {
-		return nil, fmt.Errorf("look for object %s: %w", clip(name), err)
-	}
-	if info.Size > uint64(l.w.cfg.MaxImage) {
-		return nil, Permanent(CodeTooLarge, fmt.Errorf("object %s has %d bytes, at most %d are read", clip(name), info.Size, l.w.cfg.MaxImage))
-	}
-	step, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	r, err := l.w.artifacts.Get(step, name)
-	if err != nil {
-		return nil, fmt.Errorf("read object %s: %w", clip(name), err)
-	}
-	defer r.Close()
-	b := make([]byte, info.Size)
-	if _, err := io.ReadFull(r, b); err != nil {
-		return nil, fmt.Errorf("read object %s: %w", clip(name), err)
-	}
-	return b, nil
+	return fetchObject(ctx, l.w.js, l.w.cfg.ArtifactsBucket(), name, l.w.cfg.MaxImage)
 }
 
 // settle scores items and brings each to its end.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"time"
 
@@ -56,6 +57,16 @@ func (r TrainRequest) Validate() error {
 		}
 	}
 	return nil
+}
+
+// ParseTrainRequest reads a request as it is published. Anybody may have written
+// it: fields that are not known are refused.
+func ParseTrainRequest(b []byte) (TrainRequest, error) {
+	var r TrainRequest
+	if err := kv.Object(b, &r, true); err != nil {
+		return r, fmt.Errorf("%w: %w", ErrBadMessage, err)
+	}
+	return r, oneLine(r.Validate())
 }
 
 // maxJob leaves room for a detector's name and a time.
@@ -133,16 +144,32 @@ type Progress struct {
 type Jobs struct {
 	names Names
 	js    jetstream.JetStream
-	kv    jetstream.KeyValue
+	kv    kv.Store[Job]
 }
 
 // OpenJobs opens the store that [Ensure] made.
 func OpenJobs(ctx context.Context, js jetstream.JetStream, n Names) (*Jobs, error) {
-	kv, err := js.KeyValue(ctx, n.JobsBucket())
+	bucket, err := js.KeyValue(ctx, n.JobsBucket())
 	if err != nil {
 		return nil, fmt.Errorf("open bucket %s: %w", n.JobsBucket(), err)
 	}
-	return &Jobs{names: n, js: js, kv: kv}, nil
+	return &Jobs{names: n, js: js, kv: kv.Store[Job]{Bucket: bucket, Decode: decodeJob}}, nil
+}
+
+// decodeJob reads a job's record. Fields that are not known are let through: they
+// are a later trainer's.
+func decodeJob(key string, value []byte) (Job, error) {
+	var j Job
+	if err := kv.Object(value, &j, false); err != nil {
+		return j, err
+	}
+	if j.Job != key {
+		return j, fmt.Errorf("it is the record of job %q", clip(j.Job))
+	}
+	if !slices.Contains([]string{JobQueued, JobRunning, JobDone, JobFailed, JobCancelled}, j.State) {
+		return j, fmt.Errorf("state %q is none of a job", clip(j.State))
+	}
+	return j, oneLine(j.TrainRequest.Validate())
 }
 
 // Request puts a job into the trainers' queue. Requesting a job that has been
@@ -153,7 +180,7 @@ func (s *Jobs) Request(ctx context.Context, r TrainRequest) (Job, error) {
 	}
 	if j, err := s.Get(ctx, r.Job); err == nil {
 		return j, nil
-	} else if !errors.Is(err, ErrNotFound) {
+	} else if !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrBadMessage) {
 		return Job{}, err
 	}
 	if r.At.IsZero() {
@@ -176,13 +203,19 @@ func (s *Jobs) Request(ctx context.Context, r TrainRequest) (Job, error) {
 	return j, err
 }
 
+// create stores a new record, also in place of one that cannot be read.
 func (s *Jobs) create(ctx context.Context, j Job) (Job, error) {
 	data, err := json.Marshal(j)
 	if err != nil {
 		return j, err
 	}
-	j.Revision, err = s.kv.Create(ctx, j.Job, data)
-	if errors.Is(err, jetstream.ErrKeyExists) {
+	j.Revision, err = s.kv.Bucket.Create(ctx, j.Job, data)
+	if kv.Conflict(err) {
+		if have, unread := s.Get(ctx, j.Job); errors.Is(unread, ErrBadMessage) {
+			j.Revision, err = s.kv.Bucket.Update(ctx, j.Job, data, have.Revision)
+		}
+	}
+	if kv.Conflict(err) {
 		return j, fmt.Errorf("record job %s: %w", j.Job, ErrConflict)
 	}
 	if err != nil {
@@ -197,42 +230,40 @@ func (s *Jobs) Get(ctx context.Context, job string) (Job, error) {
 		return Job{}, fmt.Errorf("job %q: %w", clip(job), ErrNotFound)
 	}
 	e, err := s.kv.Get(ctx, job)
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
+	switch {
+	case errors.Is(err, jetstream.ErrKeyNotFound):
 		return Job{}, fmt.Errorf("job %s: %w", job, ErrNotFound)
-	}
-	if err != nil {
+	case errors.Is(err, kv.ErrUnreadable):
+		return Job{Revision: e.Head}, fmt.Errorf("job %s: %w: %w", job, ErrBadMessage, err)
+	case err != nil:
 		return Job{}, fmt.Errorf("read job %s: %w", job, err)
 	}
-	var j Job
-	if err := json.Unmarshal(e.Value(), &j); err != nil {
-		return Job{}, fmt.Errorf("read job %s: %v: %w", job, err, ErrBadMessage)
-	}
-	j.Revision = e.Revision()
-	return j, nil
+	e.Value.Revision = e.Head
+	return e.Value, nil
 }
 
 // List returns the jobs of a detector, oldest first; an empty detector means
 // all.
 func (s *Jobs) List(ctx context.Context, detector string) ([]Job, error) {
-	keys, err := s.kv.Keys(ctx)
-	if err != nil && !errors.Is(err, jetstream.ErrNoKeysFound) {
-		return nil, fmt.Errorf("list jobs: %w", err)
+	all, _, err := s.Check(ctx, detector)
+	return all, err
+}
+
+// Check is List, and also returns the records that cannot be read.
+func (s *Jobs) Check(ctx context.Context, detector string) ([]Job, []Unreadable, error) {
+	entries, bad, err := s.kv.List(ctx)
+	if err != nil {
+		return nil, nil, fmt.Errorf("list jobs: %w", err)
 	}
 	var all []Job
-	for _, k := range keys {
-		j, err := s.Get(ctx, k)
-		if errors.Is(err, ErrNotFound) || errors.Is(err, ErrBadMessage) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		if detector == "" || j.Detector == detector {
-			all = append(all, j)
+	for _, e := range entries {
+		e.Value.Revision = e.Head
+		if detector == "" || e.Value.Detector == detector {
+			all = append(all, e.Value)
 		}
 	}
 	sort.Slice(all, func(a, b int) bool { return all[a].At.Before(all[b].At) })
-	return all, nil
+	return all, bad, nil
 }
 
 // Cancel asks for a job's end. A queued job ends when a trainer takes it, a
@@ -260,8 +291,8 @@ func (s *Jobs) update(ctx context.Context, job string, change func(*Job) error) 
 		if err != nil {
 			return j, err
 		}
-		rev, err := s.kv.Update(ctx, job, data, j.Revision)
-		if wrongRevision(err) {
+		rev, err := s.kv.Bucket.Update(ctx, job, data, j.Revision)
+		if kv.Conflict(err) {
 			continue
 		}
 		if err != nil {
@@ -315,5 +346,5 @@ func (s *Jobs) Wait(ctx context.Context, job string, told func(Progress)) (Job, 
 
 // changed returns when a job's record has another revision, or when ctx ends.
 func (s *Jobs) changed(ctx context.Context, job string, revision uint64) error {
-	return kv.Watch(ctx, s.kv, job, func(e jetstream.KeyValueEntry) bool { return e == nil || e.Revision() == revision })
+	return kv.Watch(ctx, s.kv.Bucket, job, func(e jetstream.KeyValueEntry) bool { return e == nil || e.Revision() == revision })
 }

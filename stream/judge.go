@@ -10,6 +10,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream/internal/kv"
 )
 
 // judge decides which events are to be stored: smoothing first, then the
@@ -197,7 +199,7 @@ func (l *line) coolDown(ctx context.Context, it *item, cool time.Duration) (bool
 		step, cancel := context.WithTimeout(ctx, publishWait)
 		_, err = l.w.js.PublishMsg(step, m, jetstream.WithExpectLastSequencePerSubject(seq))
 		cancel()
-		if !wrongRevision(err) {
+		if !kv.WrongSequence(err) {
 			return err == nil, err
 		}
 	}

@@ -187,6 +187,9 @@ func (l *line) swapper(ctx, work context.Context) {
 		if l.due(want.active, cur) {
 			ok = l.swap(ctx, work, want.active, &l.cur)
 		}
+		if _, target, serving, _ := l.state(); ok && serving == nil && target == want.active && target.Release != "" {
+			ok = l.fallBack(ctx, work, target) // it was refused
+		}
 		switch {
 		case shadow != nil && shadow.pointer.Release != want.shadow.Release && want.shadow.Release == "":
 			l.log.Info().Str("release", short(shadow.pointer.Release)).Msg("candidate no longer scores alongside")

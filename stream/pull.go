@@ -9,6 +9,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
+
+	scanning "github.com/nearmiss/nearmiss/stream/internal/scan"
 )
 
 // fetchWait is how long one pull waits at the broker for the first message.
@@ -68,47 +70,10 @@ func pause(ctx context.Context, d time.Duration) {
 // scan calls f for every message that a stream holds now and that the ordered
 // consumer's filter lets through, oldest first. errStop from f ends it early.
 func scan(ctx context.Context, js jetstream.JetStream, stream string, cfg jetstream.OrderedConsumerConfig, f func(jetstream.Msg, *jetstream.MsgMetadata) error) error {
-	cons, err := js.OrderedConsumer(ctx, stream, cfg)
-	if err != nil {
-		return err
-	}
-	info, err := cons.Info(ctx)
-	if err != nil {
-		return err
-	}
-	left := info.NumPending
-	defer func() { _ = js.DeleteConsumer(context.WithoutCancel(ctx), stream, info.Name) }()
-	if left == 0 {
-		return nil
-	}
-	it, err := cons.Messages()
-	if err != nil {
-		return err
-	}
-	defer it.Stop()
-	for left > 0 {
-		m, err := it.Next(jetstream.NextContext(ctx))
-		if err != nil {
-			return err
-		}
-		meta, err := m.Metadata()
-		if err != nil {
-			return err
-		}
-		if err := f(m, meta); errors.Is(err, errStop) {
-			return nil
-		} else if err != nil {
-			return err
-		}
-		left--
-		if meta.NumPending == 0 {
-			return nil
-		}
-	}
-	return nil
+	return scanning.Run(ctx, js, stream, cfg, f)
 }
 
-var errStop = errors.New("enough")
+var errStop = scanning.ErrStop
 
 // Epoch is the time between two reconnects. What waits for an answer of the
 // broker when the connection is lost waits in vain: it is better asked again as

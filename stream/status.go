@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"time"
 
@@ -21,6 +22,9 @@ type Status struct {
 	Events      uint64            `json:"events"`       // stored
 	DeadLetters uint64            `json:"dead_letters"` // stored
 	Jobs        int               `json:"jobs"`         // queued or running
+	// Unreadable are configurations, pointers and records that cannot be read. What
+	// they had before is used, or they are left out.
+	Unreadable []Unreadable `json:"unreadable,omitempty"`
 }
 
 // DetectorStatus is the state of one detector.
@@ -53,18 +57,19 @@ func GetStatus(ctx context.Context, js jetstream.JetStream, n Names) (Status, er
 	if err != nil {
 		return fail(err)
 	}
-	list, err := detectors.List(ctx)
+	list, unread, err := detectors.Check(ctx)
 	if err != nil {
 		return fail(err)
 	}
-	active, shadow, err := reg.Pointers(ctx)
+	active, shadow, bad, err := reg.Pointers(ctx)
 	if err != nil {
 		return fail(err)
 	}
-	all, err := jobs.List(ctx, "")
+	all, lost, err := jobs.Check(ctx, "")
 	if err != nil {
 		return fail(err)
 	}
+	st.Unreadable = slices.Concat(unread, bad, lost)
 	byName := map[string]*DetectorStatus{}
 	for _, d := range list {
 		byName[d.Name] = &DetectorStatus{Detector: d.Name}

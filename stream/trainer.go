@@ -247,6 +247,7 @@ type TrainingWorker struct {
 	jobs      *Jobs
 	normals   *Normals
 	artifacts jetstream.ObjectStore
+	unread    reporter // of what is stored and cannot be read
 }
 
 // NewTrainingWorker prepares a trainer on a connection that the caller closes
@@ -347,11 +348,7 @@ const maxTries = 1000
 func (w *TrainingWorker) handle(ctx context.Context, m jetstream.Msg) {
 	beat := newHeartbeat(w.cfg.AckWait/3, []jetstream.Msg{m})
 	defer beat.stop()
-	var req TrainRequest
-	err := json.Unmarshal(m.Data(), &req)
-	if err == nil {
-		err = req.Validate()
-	}
+	req, err := ParseTrainRequest(m.Data())
 	if err == nil && m.Subject() != w.cfg.Train(req.Detector) {
 		err = fmt.Errorf("it asks for detector %s on subject %s: %w", req.Detector, m.Subject(), ErrBadMessage)
 	}
@@ -882,19 +879,21 @@ func (w *TrainingWorker) due(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return err
 	}
+	records, lost, err := w.jobs.Check(ctx, "")
+	if err != nil {
+		return err
+	}
+	w.unread.report(ctx, w.js, w.cfg.Names, w.log, lost)
 	for _, d := range all {
 		if d.RetrainEvery == 0 && d.RetrainAfter == 0 {
 			continue
 		}
-		jobs, err := w.jobs.List(ctx, d.Name)
-		if err != nil {
-			return err
-		}
 		// One that failed or was cancelled was a training, too: the next is due as
 		// much later.
 		last, trained, open, once := time.Time{}, 0, false, false
-		for _, j := range jobs {
+		for _, j := range records {
 			switch {
+			case j.Detector != d.Name:
 			case !j.Finished():
 				open = true
 			case !j.derived() && j.FinishedAt.After(last):

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -152,6 +153,8 @@ type Worker struct {
 	events    jetstream.Stream
 	created   atomic.Int64 // when the frames stream was created, Unix nanoseconds
 	window    atomic.Int64 // how long the broker remembers event ids, nanoseconds
+
+	unread reporter // of what is stored and cannot be read
 
 	mu    sync.Mutex
 	lines map[string]*line
@@ -356,21 +359,22 @@ func (w *Worker) follow(ctx context.Context, what string, watch func(context.Con
 func (w *Worker) refresh(ctx, work context.Context, running *sync.WaitGroup) error {
 	step, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	pointers, shadows, err := w.registry.Pointers(step)
+	pointers, shadows, bad, err := w.registry.Pointers(step)
 	if err != nil {
 		return err
 	}
-	list, err := w.detectors.List(step)
+	list, unread, err := w.detectors.Check(step)
 	if err != nil {
 		return err
 	}
+	w.unread.report(step, w.js, w.cfg.Names, w.log, append(bad, unread...))
 	confs := map[string]Detector{}
 	for _, d := range list {
 		confs[d.Name] = d
 	}
 	for name := range pointers {
 		if _, ok := confs[name]; !ok {
-			confs[name] = Detector{Name: name}
+			confs[name] = w.unconfigured(name, unread)
 		}
 	}
 	if len(w.cfg.Detectors) > 0 {
@@ -406,6 +410,24 @@ func (w *Worker) refresh(ctx, work context.Context, running *sync.WaitGroup) err
 		}
 	}
 	return nil
+}
+
+// unconfigured is what holds for a detector that has a release and no
+// configuration. One whose configuration cannot be read goes on with the one that
+// is in force; where none is, its images are not kept: it may have forbidden that.
+func (w *Worker) unconfigured(name string, unread []Unreadable) Detector {
+	if !slices.ContainsFunc(unread, func(u Unreadable) bool { return u.Key == name }) {
+		return Detector{Name: name}
+	}
+	w.mu.Lock()
+	l := w.lines[name]
+	w.mu.Unlock()
+	if l != nil {
+		if conf, _, _, _ := l.state(); conf.Name != "" {
+			return conf
+		}
+	}
+	return Detector{Name: name, NoEvidence: true}
 }
 
 // undertake moves frames that were delivered too often to the dead letters.

@@ -131,6 +131,9 @@ func (c *statusCmd) Run(ctx context.Context, o *output) error {
 	for name, n := range st.Unserved {
 		fmt.Fprintf(&b, "%-24s does not exist, and %d frames wait for it: create it, or correct the camera\n", name, n)
 	}
+	for _, u := range st.Unreadable {
+		fmt.Fprintf(&b, "%s\n", u.Error())
+	}
 	for _, w := range workers {
 		fmt.Fprintf(&b, "%-24s scored %d, anomalies %d, rejected %d, serves %d detectors\n", w.Name, w.Scored, w.Anomalies, w.Rejected, len(w.Serving))
 		for _, s := range w.Shadows {

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -79,12 +80,15 @@ func (r *Registry) Collect(ctx context.Context, o CollectOptions) (Collected, er
 		}
 		out.Kept++
 		raw, err := r.manifest(ctx, i.Name)
+		if errors.Is(err, ErrCorrupt) || errors.Is(err, ErrBadManifest) || errors.Is(err, ErrNoRelease) {
+			continue // it cannot be loaded either: no file is needed for its sake
+		}
 		if err != nil {
 			return out, fmt.Errorf("collect: cannot tell which files release %s needs: %w", short(i.Name), err)
 		}
 		files, err := parseManifest(raw)
 		if err != nil {
-			return out, fmt.Errorf("collect: cannot tell which files release %s needs: %w", short(i.Name), err)
+			continue
 		}
 		for _, f := range files {
 			named[f.SHA256] = true
@@ -109,7 +113,7 @@ func (r *Registry) Collect(ctx context.Context, o CollectOptions) (Collected, er
 // needed returns the releases that must stay.
 func (r *Registry) needed(ctx context.Context, keep int) (map[string]bool, error) {
 	need := map[string]bool{}
-	active, shadow, err := r.Pointers(ctx)
+	active, shadow, _, err := r.Pointers(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -154,15 +158,13 @@ func (r *Registry) collectChunks(ctx context.Context, young time.Time, dry bool)
 		return 0, nil
 	}
 	// Objects that became whole after the chunks were counted are in this list.
-	infos, err := r.blobs.List(ctx, jetstream.ListObjectsShowDeleted())
+	infos, err := r.list(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("collect chunks: %w", err)
 	}
 	whole := map[string]bool{}
 	for _, i := range infos {
-		if !i.Deleted {
-			whole[i.NUID] = true
-		}
+		whole[i.NUID] = true
 	}
 	removed := 0
 	for subject, n := range si.State.Subjects {

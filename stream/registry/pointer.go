@@ -27,6 +27,8 @@ type Pointer struct {
 	RolledBack string `json:"rolled_back,omitempty"`
 	// Revision of this entry in the bucket; a new one with every change.
 	Revision uint64 `json:"-"`
+
+	head uint64 // newest revision of its key, which cannot be read where it is another one
 }
 
 // Keys of the active bucket. Detector names have no slash.
@@ -45,14 +47,24 @@ func (r *Registry) Shadow(ctx context.Context, detector string) (Pointer, error)
 }
 
 func (r *Registry) pointer(ctx context.Context, key, detector string) (Pointer, error) {
-	e, err := r.kv.Get(ctx, key)
+	e, err := r.points.Get(ctx, key)
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
 		return Pointer{}, fmt.Errorf("detector %s has no %s release: %w", detector, role(key), ErrNoRelease)
+	}
+	if errors.Is(err, kv.ErrUnreadable) {
+		return Pointer{head: e.Head}, fmt.Errorf("the %s release of %s: %w: %w", role(key), detector, ErrCorrupt, err)
 	}
 	if err != nil {
 		return Pointer{}, fmt.Errorf("read the %s release of %s: %w", role(key), detector, err)
 	}
-	return decodePointer(e)
+	return pointerOf(e), nil
+}
+
+// pointerOf is an entry's pointer, with its place in the bucket.
+func pointerOf(e kv.Entry[Pointer]) Pointer {
+	p := e.Value
+	p.Revision, p.head = e.Revision, e.Head
+	return p
 }
 
 func role(key string) string {
@@ -62,13 +74,31 @@ func role(key string) string {
 	return "active"
 }
 
-func decodePointer(e jetstream.KeyValueEntry) (Pointer, error) {
+// decodePointer reads a value of the active bucket. Fields that are not known are
+// let through: they are a later version's.
+func decodePointer(key string, value []byte) (Pointer, error) {
 	var p Pointer
-	if err := json.Unmarshal(e.Value(), &p); err != nil || !isDigest(p.Release) {
-		return Pointer{}, fmt.Errorf("entry %s revision %d of bucket %s names no release: %w", e.Key(), e.Revision(), e.Bucket(), ErrCorrupt)
+	if err := kv.Object(value, &p, false); err != nil {
+		return p, err
 	}
-	p.Revision = e.Revision()
+	detector := strings.TrimPrefix(key, "shadow/")
+	switch {
+	case !isName(detector):
+		return p, errors.New("the key is no detector's name")
+	case p.Detector != "" && p.Detector != detector:
+		return p, fmt.Errorf("it is a pointer of detector %q", kv.Clip(p.Detector))
+	case !isDigest(p.Release):
+		return p, errors.New("it names no release")
+	}
+	p.Detector = detector
 	return p, nil
+}
+
+// isName says whether s can be a detector's name: a token of a subject and part
+// of consumers' names, 1 to 64 of [A-Za-z0-9_-].
+func isName(s string) bool {
+	return s != "" && len(s) <= 64 &&
+		strings.Trim(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_") == ""
 }
 
 // Change is who changes a pointer and why.
@@ -93,12 +123,12 @@ func (r *Registry) Promote(ctx context.Context, detector, digest string, c Chang
 	if c.Expect != "" && c.Expect != old.Release && !(c.Expect == "none" && old.Release == "") {
 		return Pointer{}, fmt.Errorf("promote %s for %s: %s is active, not %s: %w", short(digest), detector, orNone(short(old.Release)), short(c.Expect), ErrConflict)
 	}
-	if old.Release == digest {
+	if old.Release == digest && old.Revision == old.head {
 		return old, nil
 	}
 	return r.write(ctx, activeKey(detector), Pointer{
 		Detector: detector, Release: digest, By: c.By, Reason: c.Reason, Below: old.Revision,
-	}, old.Revision)
+	}, old.head)
 }
 
 // Rollback returns to the release that was active before the present one;
@@ -111,19 +141,9 @@ func (r *Registry) Rollback(ctx context.Context, detector string, c Change) (Poi
 	if c.Expect != "" && c.Expect != now.Release {
 		return Pointer{}, fmt.Errorf("roll back %s: %s is active, not %s: %w", detector, short(now.Release), short(c.Expect), ErrConflict)
 	}
-	if now.Below == 0 {
-		return Pointer{}, fmt.Errorf("roll back %s: %s is its first release: %w", detector, short(now.Release), ErrNoPrevious)
-	}
-	e, err := r.kv.GetRevision(ctx, activeKey(detector), now.Below)
-	if errors.Is(err, jetstream.ErrKeyNotFound) || errors.Is(err, jetstream.ErrMsgNotFound) {
-		return Pointer{}, fmt.Errorf("roll back %s: the history no longer reaches back: %w", detector, ErrNoPrevious)
-	}
+	before, err := r.Before(ctx, now)
 	if err != nil {
 		return Pointer{}, fmt.Errorf("roll back %s: %w", detector, err)
-	}
-	before, err := decodePointer(e)
-	if err != nil {
-		return Pointer{}, err
 	}
 	if err := r.check(ctx, before.Release); err != nil {
 		return Pointer{}, fmt.Errorf("roll back %s: %w", detector, err)
@@ -131,7 +151,26 @@ func (r *Registry) Rollback(ctx context.Context, detector string, c Change) (Poi
 	return r.write(ctx, activeKey(detector), Pointer{
 		Detector: detector, Release: before.Release, By: c.By, Reason: c.Reason,
 		Below: before.Below, RolledBack: now.Release,
-	}, now.Revision)
+	}, now.head)
+}
+
+// Before returns the pointer that a rollback from p returns to, or
+// [ErrNoPrevious]. Where that one cannot be read, it is the newest before it that
+// can.
+func (r *Registry) Before(ctx context.Context, p Pointer) (Pointer, error) {
+	if p.Below == 0 {
+		return Pointer{}, fmt.Errorf("%s is the first release of %s: %w", short(p.Release), p.Detector, ErrNoPrevious)
+	}
+	all, err := r.History(ctx, p.Detector)
+	if err != nil {
+		return Pointer{}, err
+	}
+	for _, h := range all {
+		if h.Revision <= p.Below && h.Revision < p.Revision {
+			return h, nil
+		}
+	}
+	return Pointer{}, fmt.Errorf("the history of %s no longer reaches back: %w", p.Detector, ErrNoPrevious)
 }
 
 // SetShadow has a candidate score alongside the active release; an empty digest
@@ -168,8 +207,8 @@ func (r *Registry) write(ctx context.Context, key string, p Pointer, rev uint64)
 	} else {
 		p.Revision, err = r.kv.Update(ctx, key, data, rev)
 	}
-	var api *jetstream.APIError
-	if errors.Is(err, jetstream.ErrKeyExists) || errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
+	p.head = p.Revision
+	if kv.Conflict(err) {
 		return Pointer{}, fmt.Errorf("point %s to release %s: %w", key, short(p.Release), ErrConflict)
 	}
 	if err != nil {
@@ -209,48 +248,38 @@ func (r *Registry) check(ctx context.Context, digest string) error {
 // History returns a detector's pointers, newest first, as far as the bucket
 // remembers.
 func (r *Registry) History(ctx context.Context, detector string) ([]Pointer, error) {
-	entries, err := r.kv.History(ctx, activeKey(detector))
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		return nil, nil
-	}
+	entries, err := r.points.History(ctx, activeKey(detector))
 	if err != nil {
 		return nil, fmt.Errorf("read the releases' history of %s: %w", detector, err)
 	}
 	var all []Pointer
-	for i := len(entries) - 1; i >= 0; i-- {
-		if p, err := decodePointer(entries[i]); err == nil {
-			all = append(all, p)
-		}
+	for _, e := range entries {
+		all = append(all, pointerOf(e))
 	}
 	return all, nil
 }
 
 // Pointers returns the active releases, and the candidates that score
-// alongside, by detector.
-func (r *Registry) Pointers(ctx context.Context) (active, shadow map[string]Pointer, err error) {
-	keys, err := r.keys(ctx)
+// alongside, by detector. Entries that cannot be read are reported in bad, and
+// cost their detector only what was written there.
+func (r *Registry) Pointers(ctx context.Context) (active, shadow map[string]Pointer, bad []Bad, err error) {
+	entries, bad, err := r.points.List(ctx)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, fmt.Errorf("list active releases: %w", err)
 	}
 	active, shadow = map[string]Pointer{}, map[string]Pointer{}
-	for _, k := range keys {
-		into, detector := active, k
-		if d, ok := strings.CutPrefix(k, "shadow/"); ok {
-			into, detector = shadow, d
-		} else if strings.Contains(k, "/") {
-			continue
+	for _, e := range entries {
+		into := active
+		if strings.HasPrefix(e.Key, "shadow/") {
+			into = shadow
 		}
-		p, err := r.pointer(ctx, k, detector)
-		if errors.Is(err, ErrNoRelease) || errors.Is(err, ErrCorrupt) {
-			continue
-		}
-		if err != nil {
-			return nil, nil, err
-		}
-		into[detector] = p
+		into[e.Value.Detector] = pointerOf(e)
 	}
-	return active, shadow, nil
+	return active, shadow, bad, nil
 }
+
+// Bad is an entry that cannot be read.
+type Bad = kv.Bad
 
 func (r *Registry) keys(ctx context.Context) ([]string, error) {
 	keys, err := r.kv.Keys(ctx)
@@ -301,14 +330,17 @@ func (r *Registry) annotate(ctx context.Context, all []Release) ([]Release, erro
 	if err != nil {
 		return nil, err
 	}
+	pointers, _, _, err := r.Pointers(ctx)
+	if err != nil {
+		return nil, err
+	}
 	active, pinned := map[string]bool{}, map[string]bool{}
+	for _, p := range pointers {
+		active[p.Release] = true
+	}
 	for _, k := range keys {
 		if d, ok := strings.CutPrefix(k, "pin/"); ok {
 			pinned[d] = true
-		} else if !strings.Contains(k, "/") {
-			if p, err := r.Active(ctx, k); err == nil {
-				active[p.Release] = true
-			}
 		}
 	}
 	for i := range all {

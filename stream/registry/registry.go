@@ -16,6 +16,9 @@ import (
 
 	"github.com/cenkalti/backoff/v4"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream/internal/kv"
+	"github.com/nearmiss/nearmiss/stream/internal/object"
 )
 
 // Config names the registry's buckets and its folder on this machine.
@@ -33,7 +36,9 @@ type Config struct {
 // Registry is a broker's releases and pointers. It is safe for concurrent use.
 type Registry struct {
 	cfg    Config
+	js     jetstream.JetStream
 	kv     jetstream.KeyValue
+	points kv.Store[Pointer] // in kv
 	blobs  jetstream.ObjectStore
 	stream jetstream.Stream // behind blobs, to count an object's chunks
 }
@@ -48,7 +53,7 @@ const (
 
 // Open connects a registry to buckets that exist.
 func Open(ctx context.Context, js jetstream.JetStream, cfg Config) (*Registry, error) {
-	kv, err := js.KeyValue(ctx, cfg.ActiveBucket)
+	bucket, err := js.KeyValue(ctx, cfg.ActiveBucket)
 	if err != nil {
 		return nil, fmt.Errorf("open bucket %s: %w", cfg.ActiveBucket, err)
 	}
@@ -66,7 +71,10 @@ func Open(ctx context.Context, js jetstream.JetStream, cfg Config) (*Registry, e
 	if limit := js.Conn().MaxPayload() / 2; limit > 0 && int64(cfg.ChunkSize) > limit {
 		cfg.ChunkSize = uint32(limit)
 	}
-	return &Registry{cfg: cfg, kv: kv, blobs: blobs, stream: s}, nil
+	return &Registry{
+		cfg: cfg, js: js, kv: bucket, blobs: blobs, stream: s,
+		points: kv.Store[Pointer]{Bucket: bucket, Decode: decodePointer, Skip: func(key string) bool { return strings.HasPrefix(key, pinKey("")) }},
+	}, nil
 }
 
 // Release is what the registry knows of one release.
@@ -264,9 +272,10 @@ func (r *Registry) manifest(ctx context.Context, digest string) ([]byte, error) 
 	if err := r.complete(ctx, info); err != nil {
 		return nil, fmt.Errorf("release %s: %w", short(digest), err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, transferTime(int64(info.Size)))
-	defer cancel()
-	raw, err := r.blobs.GetBytes(ctx, digest)
+	raw, err := object.Read(ctx, r.js, r.cfg.ArtifactsBucket, digest, maxManifest)
+	if errors.Is(err, object.ErrBad) || errors.Is(err, object.ErrMissing) {
+		err = fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("get release %s: %w", short(digest), err)
 	}
@@ -341,7 +350,7 @@ func (r *Registry) download(ctx context.Context, f File, path string) (err error
 	defer os.Remove(out.Name())
 	defer out.Close()
 	h := sha256.New()
-	n, err := io.CopyBuffer(io.MultiWriter(out, h), struct{ io.Reader }{in}, make([]byte, 1<<20))
+	n, err := io.CopyBuffer(io.MultiWriter(out, h), struct{ io.Reader }{io.LimitReader(in, f.Size+1)}, make([]byte, 1<<20))
 	if err != nil && !errors.Is(err, jetstream.ErrDigestMismatch) {
 		return err
 	}
@@ -393,8 +402,8 @@ func (r *Registry) List(ctx context.Context, detector string) ([]Release, error)
 }
 
 func (r *Registry) list(ctx context.Context) ([]*jetstream.ObjectInfo, error) {
-	infos, err := r.blobs.List(ctx)
-	if err != nil && !errors.Is(err, jetstream.ErrNoObjectsFound) {
+	infos, _, err := object.List(ctx, r.js, r.cfg.ArtifactsBucket)
+	if err != nil {
 		return nil, fmt.Errorf("list releases: %w", err)
 	}
 	return infos, nil

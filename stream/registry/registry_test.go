@@ -402,7 +402,7 @@ func TestPointers(t *testing.T) {
 		if err := r.reg.Forget(ctx, "bolts"); err != nil {
 			t.Fatal(err)
 		}
-		if all, _, err := r.reg.Pointers(ctx); err != nil || len(all) != 0 {
+		if all, _, _, err := r.reg.Pointers(ctx); err != nil || len(all) != 0 {
 			t.Errorf("%v, %v", all, err)
 		}
 		if err := promote(0, registry.Change{Expect: "none"}); err != nil {

@@ -1,0 +1,265 @@
+package stream_test
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/registry"
+)
+
+// forgeObject writes an object's metadata as anybody could who may publish.
+func (r *rig) forgeObject(bucket, name string, change func(*jetstream.ObjectInfo)) {
+	r.t.Helper()
+	store, err := r.js.ObjectStore(r.t.Context(), bucket)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	info, err := store.PutBytes(r.t.Context(), name, image(0.95))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	change(info)
+	m := nats.NewMsg("$O." + bucket + ".M." + base64.URLEncoding.EncodeToString([]byte(name)))
+	m.Header.Set("Nats-Rollup", "sub")
+	m.Data, _ = json.Marshal(info)
+	if _, err := r.js.PublishMsg(r.t.Context(), m); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// raw publishes bytes on a subject of a stream.
+func (r *rig) raw(subject, data string) {
+	r.t.Helper()
+	if _, err := r.js.Publish(r.t.Context(), subject, []byte(data)); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// TestFeedbackOnForgedEvidence: an object whose metadata say 2^62 bytes, an event
+// that names it, and feedback on that event neither end the trainer nor come
+// again for ever.
+func TestFeedbackOnForgedEvidence(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	r.detector(stream.Detector{Name: "bolts"})
+	r.release("bolts", fake{Name: "one"})
+	for i, change := range []func(*jetstream.ObjectInfo){
+		func(i *jetstream.ObjectInfo) { i.Size = 1 << 62 },
+		func(i *jetstream.ObjectInfo) { i.Size = 1<<64 - 1 },
+		func(i *jetstream.ObjectInfo) { i.Size = 200 << 20 }, // would be allowed, and is not there
+		func(i *jetstream.ObjectInfo) { i.Chunks = 1 << 31 },
+		func(i *jetstream.ObjectInfo) { i.NUID = "*" },
+		func(i *jetstream.ObjectInfo) {
+			i.Opts = &jetstream.ObjectMetaOptions{Link: &jetstream.ObjectLink{Bucket: r.names.ArtifactsBucket(), Name: "x"}}
+		},
+	} {
+		name := fmt.Sprintf("%sforged%d", stream.EvidenceObjects, i)
+		r.forgeObject(r.names.ArtifactsBucket(), name, change)
+		one := 1.0
+		yes := true
+		e := stream.Event{
+			ID: fmt.Sprint("forged", i), Kind: stream.KindAnomaly, Detector: "bolts", Camera: "left", FrameID: fmt.Sprint(i), ScoredAt: time.Now(),
+			Score: &one, Threshold: &one, PValue: &one, Anomalous: &yes, Evidence: r.names.ArtifactsBucket() + "/" + name,
+		}
+		m, err := e.Message(r.names)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.js.PublishMsg(t.Context(), m); err != nil {
+			t.Fatal(err)
+		}
+		if err := stream.SendFeedback(t.Context(), r.js, r.names, stream.Feedback{Detector: "bolts", Verdict: stream.FeedbackNormal, Event: e.ID}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, junk := range []string{"", "null", "[]", `{"detector":"bolts"}`, `{"detector":"bolts","verdict":"normal","event":"forged0","why":1}`, strings.Repeat("[", 100_000)} {
+		r.raw(r.names.Feedback("bolts"), junk)
+	}
+	r.trainer(stream.TrainerConfig{}, fakeTrainer{t: t})
+	eventually(t, "all of it is dead", func() bool {
+		dead, err := stream.DeadLetters(t.Context(), r.js, r.names, 0)
+		return err == nil && len(dead) == 12
+	})
+	dead, err := stream.DeadLetters(t.Context(), r.js, r.names, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	codes := map[string]int{}
+	for _, d := range dead {
+		codes[d.Code]++
+	}
+	if codes[stream.CodeBadRequest] != 6 || codes[stream.CodeTooLarge] != 2 || codes[stream.CodeObjectBad]+codes[stream.CodeObjectMissing] != 4 {
+		t.Errorf("codes %v", codes)
+	}
+	if c, err := r.client().Status(t.Context()); err != nil || c.DeadLetters != 12 {
+		t.Errorf("the trainer does not answer: %+v, %v", c, err)
+	}
+}
+
+// TestOneBadKeyCostsThatKey: whatever lies in the buckets, lists, status and
+// collection go on, and so does serving, also after a restart.
+func TestOneBadKeyCostsThatKey(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	ctx := t.Context()
+	one := r.release("bolts", fake{Name: "one"})
+	r.detector(stream.Detector{Name: "bolts", Smoothing: 3})
+	r.detector(stream.Detector{Name: "lost"})
+	r.release("secret", fake{Name: "secret"})
+
+	detectors, active, jobs := "$KV."+r.names.DetectorsBucket()+".", "$KV."+r.names.ActiveBucket()+".", "$KV."+r.names.JobsBucket()+"."
+	r.raw(detectors+"bolts", `{"name":"bolts","smoothing":-1}`)
+	r.raw(detectors+"secret", `{"name":"secret","k":"two"}`) // never had another
+	r.raw(detectors+"junk", "{")
+	r.raw(detectors+"a.b", `{"name":"a.b"}`)
+	r.raw(detectors+"ü", "{}")
+	r.raw(detectors+"empty", "{}")
+	r.raw(active+"bolts", `{"stream":"NM_FRAMES","seq":158}`)
+	r.raw(active+"no.name", "{}")
+	r.raw(active+"shadow/bolts", "x")
+	r.raw(jobs+"job1", "x")
+	r.raw(jobs+"job2", "{}")
+	r.forgeObject(r.names.ArtifactsBucket(), "last", func(i *jetstream.ObjectInfo) { i.Size = 1 << 63 })
+	r.raw("$O."+r.names.ArtifactsBucket()+".M.xxxx", "{")
+	r.raw("$O."+r.names.EvidenceBucket()+".M.xxxx", "{")
+
+	store, err := stream.OpenDetectors(ctx, r.js, r.names)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if all, err := store.List(ctx); err != nil || len(all) != 2 || all[0].Name != "bolts" || all[0].Smoothing != 3 || all[1].Name != "lost" {
+		t.Errorf("detectors %+v, %v", all, err)
+	}
+	if all, err := r.jobs().List(ctx, ""); err != nil || len(all) != 0 {
+		t.Errorf("jobs %+v, %v", all, err)
+	}
+	st, err := stream.GetStatus(ctx, r.js, r.names)
+	if err != nil || len(st.Detectors) != 3 || st.Detectors[0].Release != one || len(st.Unreadable) != 11 {
+		t.Errorf("status %+v, %v", st, err)
+	}
+	if _, err := stream.ListEvidence(ctx, r.js, r.names, ""); err != nil {
+		t.Error(err)
+	}
+	if _, err := stream.Collect(ctx, r.js, r.names, registry.CollectOptions{Grace: -1}); err != nil {
+		t.Error(err)
+	}
+	if p, err := r.reg.Active(ctx, "bolts"); err != nil || p.Release != one {
+		t.Errorf("active %+v, %v", p, err)
+	}
+
+	w, stop := r.worker(stream.WorkerConfig{}, loadFake)
+	eventually(t, "what can be served is", func() bool { return len(w.Status().Serving) == 2 })
+	r.detector(stream.Detector{Name: "new"})
+	r.release("new", fake{Name: "new"})
+	eventually(t, "a new detector is served", func() bool { return len(w.Status().Serving) == 3 })
+	r.publish(stream.Frame{Detector: "secret", Camera: "left", ID: "f", Image: image(0.95)})
+	eventually(t, "a frame is judged", func() bool { return len(r.events()) == 1 })
+	if e := r.events()[0]; e.Evidence != "" {
+		t.Error("an image is kept although nobody knows whether it may be")
+	}
+	eventually(t, "all that concerns the worker is told", func() bool { return len(r.eventsOf(stream.KindStore)) == 9 })
+	stop()
+	w, stop = r.worker(stream.WorkerConfig{}, loadFake)
+	eventually(t, "it serves after a restart", func() bool { return len(w.Status().Serving) == 3 })
+	r.trainer(stream.TrainerConfig{}, fakeTrainer{t: t})
+	eventually(t, "the jobs' records are told of", func() bool { return len(r.eventsOf(stream.KindStore)) == 11 })
+	stop()
+
+	t.Run("it is mended by the usual commands", func(t *testing.T) {
+		if d, err := store.Set(ctx, "bolts", func(d *stream.Detector) error { d.K = 3; return nil }); err != nil || d.Smoothing != 3 || d.K != 3 {
+			t.Errorf("%+v, %v", d, err)
+		}
+		two := r.put("bolts", fake{Name: "two"})
+		if p, err := r.reg.Promote(ctx, "bolts", two, registry.Change{Expect: one}); err != nil || p.Release != two {
+			t.Errorf("%+v, %v", p, err)
+		}
+		if p, err := r.reg.Rollback(ctx, "bolts", registry.Change{}); err != nil || p.Release != one {
+			t.Errorf("%+v, %v", p, err)
+		}
+		for _, key := range []string{"junk", "a.b", "ü", "empty", "secret"} {
+			if err := stream.DeleteDetector(ctx, r.js, r.names, key, false); err != nil {
+				t.Errorf("delete %s: %v", key, err)
+			}
+		}
+		if err := stream.DeleteDetector(ctx, r.js, r.names, "no.where", false); !errors.Is(err, stream.ErrBadName) {
+			t.Error(err)
+		}
+		r.detector(stream.Detector{Name: "secret"})
+		// A request takes the place of a record that cannot be read.
+		if j, err := r.jobs().Request(ctx, stream.TrainRequest{Job: "job2", Detector: "bolts"}); err != nil || j.Detector != "bolts" {
+			t.Errorf("%+v, %v", j, err)
+		}
+		if st, err := stream.GetStatus(ctx, r.js, r.names); err != nil || len(st.Unreadable) != 3 {
+			t.Errorf("%+v, %v", st.Unreadable, err)
+		}
+	})
+}
+
+// TestARefusedReleaseAndARestart: the release before serves.
+func TestARefusedReleaseAndARestart(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	r.detector(stream.Detector{Name: "bolts"})
+	one := r.release("bolts", fake{Name: "one"})
+	r.release("bolts", fake{Name: "two", Broken: "no session"})
+	three := r.release("bolts", fake{Name: "three", Broken: "another version"})
+	w, stop := r.worker(stream.WorkerConfig{}, loadFake)
+	eventually(t, "the release before those serves", func() bool { return w.Status().Serving["bolts"] == one })
+	if st := w.Status(); st.Refused["bolts"] != three {
+		t.Errorf("refused: %+v", st.Refused)
+	}
+	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f", Image: image(0.95)})
+	eventually(t, "a frame is judged", func() bool { return len(r.events()) == 1 })
+	if e := r.events()[0]; e.Release != one {
+		t.Errorf("judged by %s", e.Release)
+	}
+	four := r.release("bolts", fake{Name: "four"})
+	eventually(t, "a good one takes over", func() bool { return w.Status().Serving["bolts"] == four })
+	stop()
+
+	t.Run("nothing serves where there is nothing before", func(t *testing.T) {
+		r.release("nuts", fake{Name: "only", Broken: "no session"})
+		w, _ := r.worker(stream.WorkerConfig{Detectors: []string{"nuts"}}, loadFake)
+		eventually(t, "it is refused", func() bool { return len(w.Status().Refused) == 1 })
+		good := r.release("nuts", fake{Name: "good"})
+		eventually(t, "a good one serves", func() bool { return w.Status().Serving["nuts"] == good })
+	})
+}
+
+// FuzzRequests: whatever is on the subjects of requests, it is a request that can
+// be published again or an error; nothing panics.
+func FuzzRequests(f *testing.F) {
+	for _, s := range []string{
+		`{"job":"j","detector":"bolts","promote":true,"extend":[1,2],"at":"2026-01-02T03:04:05Z"}`,
+		`{"detector":"bolts","verdict":"normal","event":"e","at":"2026-01-02T03:04:05Z"}`,
+		`null`, `[]`, `{"extend":[-1]}`, `{"extend":[1e30]}`, `{"job":"j"}{}`, "\xff", `{"detector":"a b"}`,
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if req, err := stream.ParseTrainRequest(b); err == nil {
+			again, err := json.Marshal(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := stream.ParseTrainRequest(again); err != nil {
+				t.Fatalf("%q became %q: %v", b, again, err)
+			}
+		}
+		if fb, err := stream.ParseFeedback(b); err == nil {
+			again, err := json.Marshal(fb)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := stream.ParseFeedback(again); err != nil {
+				t.Fatalf("%q became %q: %v", b, again, err)
+			}
+		}
+	})
+}

@@ -1,0 +1,150 @@
+// Package object reads objects of a store that anybody may have written: what
+// their metadata says is bounded and checked before it is believed.
+package object
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream/internal/scan"
+)
+
+var (
+	// ErrMissing is returned for an object that is not there, or not whole.
+	ErrMissing = errors.New("object is missing")
+	// ErrTooLarge is returned for an object with more bytes than are wanted.
+	ErrTooLarge = errors.New("object is too large")
+	// ErrBad is returned for an object that is not what its metadata says.
+	ErrBad = errors.New("object is damaged")
+)
+
+// tries bounds how often an object that is replaced while it is read is read again.
+const tries = 3
+
+// Read reads a whole object of at most most bytes into memory. No more is
+// allocated than there are bytes, whatever the metadata says, and links are not
+// followed. Errors other than those of this package are worth another try.
+func Read(ctx context.Context, js jetstream.JetStream, bucket, name string, most int64) ([]byte, error) {
+	store, err := js.ObjectStore(ctx, bucket)
+	if err != nil {
+		return nil, fmt.Errorf("open object store %s: %w", bucket, err)
+	}
+	seen := ""
+	for range tries {
+		info, err := look(ctx, js, store, bucket, name, most)
+		if err != nil {
+			return nil, err
+		}
+		if info.NUID == seen {
+			break // the same object is as damaged as it was
+		}
+		seen = info.NUID
+		b, err := read(ctx, store, info)
+		if err == nil {
+			return b, nil
+		}
+		if !errors.Is(err, ErrBad) {
+			return nil, fmt.Errorf("read object %s: %w", clip(name), err)
+		}
+	}
+	return nil, fmt.Errorf("object %s does not have the size and digest that its metadata say: %w", clip(name), ErrBad)
+}
+
+// look returns an object's metadata when they can be true.
+func look(ctx context.Context, js jetstream.JetStream, store jetstream.ObjectStore, bucket, name string, most int64) (*jetstream.ObjectInfo, error) {
+	info, err := store.GetInfo(ctx, name)
+	switch {
+	case errors.Is(err, jetstream.ErrObjectNotFound):
+		return nil, fmt.Errorf("object %s is not in %s: %w", clip(name), bucket, ErrMissing)
+	case errors.Is(err, jetstream.ErrBadObjectMeta):
+		return nil, fmt.Errorf("object %s: its metadata cannot be understood: %w", clip(name), ErrBad)
+	case err != nil:
+		return nil, fmt.Errorf("look for object %s: %w", clip(name), err)
+	case info.Opts != nil && info.Opts.Link != nil:
+		return nil, fmt.Errorf("object %s is a link, which is not followed: %w", clip(name), ErrBad)
+	case info.Name != name || !token(info.NUID):
+		return nil, fmt.Errorf("object %s: its metadata are of something else: %w", clip(name), ErrBad)
+	case info.Size > uint64(most):
+		return nil, fmt.Errorf("object %s has %d bytes, at most %d are read: %w", clip(name), info.Size, most, ErrTooLarge)
+	}
+	if _, err := jetstream.DecodeObjectDigest(info.Digest); err != nil && info.Size > 0 {
+		return nil, fmt.Errorf("object %s: its metadata have no digest: %w", clip(name), ErrBad)
+	}
+	// Reading chunks that are not there would wait for the deadline.
+	s, err := js.Stream(ctx, "OBJ_"+bucket)
+	if err != nil {
+		return nil, fmt.Errorf("look for object %s: %w", clip(name), err)
+	}
+	subject := "$O." + bucket + ".C." + info.NUID // where the object store keeps an object's bytes (ADR-20)
+	si, err := s.Info(ctx, jetstream.WithSubjectFilter(subject))
+	if err != nil {
+		return nil, fmt.Errorf("look for object %s: %w", clip(name), err)
+	}
+	if have := si.State.Subjects[subject]; info.Size > 0 && have != uint64(info.Chunks) {
+		return nil, fmt.Errorf("object %s has %d chunks of %d: %w", clip(name), have, info.Chunks, ErrMissing)
+	}
+	return info, nil
+}
+
+func read(ctx context.Context, store jetstream.ObjectStore, info *jetstream.ObjectInfo) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second+time.Duration(info.Size>>21)*time.Second)
+	defer cancel()
+	r, err := store.Get(ctx, info.Name)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	var buf bytes.Buffer
+	if n, err := io.Copy(&buf, io.LimitReader(r, int64(info.Size)+1)); errors.Is(err, jetstream.ErrDigestMismatch) || err == nil && uint64(n) != info.Size {
+		return nil, ErrBad
+	} else if err != nil {
+		return nil, err
+	}
+	return buf.Bytes(), nil
+}
+
+// List returns the metadata of a bucket's objects, in the order in which they
+// were stored, and how many there are that cannot be understood. (The client
+// library's own List waits in vain where the last one cannot.)
+func List(ctx context.Context, js jetstream.JetStream, bucket string) (all []*jetstream.ObjectInfo, bad int, err error) {
+	err = scan.Run(ctx, js, "OBJ_"+bucket, jetstream.OrderedConsumerConfig{
+		FilterSubjects: []string{"$O." + bucket + ".M.>"}, DeliverPolicy: jetstream.DeliverLastPerSubjectPolicy,
+	}, func(m jetstream.Msg, meta *jetstream.MsgMetadata) error {
+		var info jetstream.ObjectInfo
+		switch err := json.Unmarshal(m.Data(), &info); {
+		case err != nil || info.Name == "":
+			bad++
+		case !info.Deleted:
+			info.ModTime = meta.Timestamp.UTC()
+			all = append(all, &info)
+		}
+		return nil
+	})
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		err = fmt.Errorf("object store %s: %w", bucket, jetstream.ErrBucketNotFound)
+	}
+	if err != nil {
+		return nil, bad, fmt.Errorf("list the objects of %s: %w", bucket, err)
+	}
+	return all, bad, nil
+}
+
+// token says whether s can be one token of a subject, without wild cards.
+func token(s string) bool {
+	return s != "" && len(s) <= 64 && !strings.ContainsAny(s, " .*>\t\r\n\x00")
+}
+
+func clip(s string) string {
+	if len(s) > 80 {
+		s = s[:80] + "…"
+	}
+	return s
+}

@@ -1,0 +1,30 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream/internal/object"
+)
+
+// maxStoredImage bounds one stored image that is read into memory, in bytes.
+const maxStoredImage = 256 << 20
+
+// fetchObject reads a whole object of at most most bytes into memory. What
+// another try cannot mend is a [PermanentError]; an object that is not there, or
+// not whole, is [ErrNotFound] besides.
+func fetchObject(ctx context.Context, js jetstream.JetStream, bucket, name string, most int64) ([]byte, error) {
+	b, err := object.Read(ctx, js, bucket, name, most)
+	switch {
+	case errors.Is(err, object.ErrMissing):
+		return nil, Permanent(CodeObjectMissing, fmt.Errorf("%w: %w", err, ErrNotFound))
+	case errors.Is(err, object.ErrTooLarge):
+		return nil, Permanent(CodeTooLarge, err)
+	case errors.Is(err, object.ErrBad):
+		return nil, Permanent(CodeObjectBad, err)
+	}
+	return b, err
+}

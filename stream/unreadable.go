@@ -1,0 +1,64 @@
+package stream
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
+)
+
+// reporter says once of each entry that cannot be read that it cannot: in the log
+// and as an event. Several processes that see the same store one event.
+type reporter struct {
+	mu   sync.Mutex
+	told map[Unreadable]bool
+}
+
+// report tells of entries. One that could not be told of is told of the next time.
+func (r *reporter) report(ctx context.Context, js jetstream.JetStream, n Names, log zerolog.Logger, all []Unreadable) {
+	for _, u := range all {
+		r.mu.Lock()
+		known := r.told[u]
+		r.mu.Unlock()
+		if known {
+			continue
+		}
+		if err := publishNotice(ctx, js, n, unreadableNotice(u)); err != nil {
+			if ctx.Err() == nil {
+				log.Debug().Err(err).Msg("notice not stored")
+			}
+			continue
+		}
+		log.Error().Str("bucket", u.Bucket).Str("key", u.Key).Uint64("revision", u.Revision).Msg(u.Error())
+		r.mu.Lock()
+		if r.told == nil {
+			r.told = map[Unreadable]bool{}
+		}
+		r.told[u] = true
+		r.mu.Unlock()
+	}
+}
+
+// unreadableNotice is the event about an entry. A key may be anything: the event
+// is of its detector only where it can be one.
+func unreadableNotice(u Unreadable) *Event {
+	detector := u.Key
+	if !ValidToken(detector) {
+		detector = NoCamera
+	}
+	return notice(KindStore, detector, NoCamera, "", StoreUnreadable, u.Error(), fmt.Sprintf("%s/%s/%d", u.Bucket, u.Key, u.Revision))
+}
+
+// publishNotice stores an event that is of no frame.
+func publishNotice(ctx context.Context, js jetstream.JetStream, n Names, e *Event) error {
+	m, err := e.Message(n)
+	if err != nil {
+		return err
+	}
+	step, cancel := context.WithTimeout(ctx, publishWait)
+	defer cancel()
+	_, err = js.PublishMsg(step, m)
+	return err
+}
