@@ -15,7 +15,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/nearmiss/nearmiss/stream/broker"
-	"github.com/nearmiss/nearmiss/stream/internal/brokertest"
+	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream/internal/object"
 )
 
