@@ -8,8 +8,8 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/stream/internal/kv"
 )
 

@@ -14,8 +14,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/goleak"
 
-	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/stream/internal/object"
 )
 
