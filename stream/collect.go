@@ -186,7 +186,7 @@ func DeleteDetector(ctx context.Context, js jetstream.JetStream, n Names, name s
 		return fmt.Errorf("delete detector %s: %w", name, err)
 	}
 	for _, i := range infos {
-		if strings.HasPrefix(i.Name, NormalObjects+name+"/") {
+		if normalObject(name, i.Name) {
 			if err := store.Delete(ctx, i.Name); err != nil {
 				return fmt.Errorf("delete detector %s: %w", name, err)
 			}

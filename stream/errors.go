@@ -36,6 +36,7 @@ var (
 const (
 	CodeBadHeader     = "bad_header"     // the message's headers could not be understood
 	CodeObjectMissing = "object_missing" // the named object is not in the store
+	CodeEmpty         = "empty"          // the image has no bytes
 	CodeObjectBad     = "object_bad"     // the named object is not what its metadata say
 	CodeTooLarge      = "too_large"      // more bytes than the worker reads
 	CodeNotFinite     = "not_finite"     // the score was NaN or infinite

@@ -263,3 +263,101 @@ func FuzzRequests(f *testing.F) {
 		}
 	})
 }
+
+// TestNormalsWithoutAnImage are left out of training and export, reported, and
+// can be removed.
+func TestNormalsWithoutAnImage(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	ctx := t.Context()
+	r.detector(stream.Detector{Name: "bolts", RetrainAfter: 4})
+	s := stream.OpenNormals(r.js, r.names)
+	add := func(i int) uint64 {
+		t.Helper()
+		seq, err := s.Add(ctx, stream.Normal{Detector: "bolts", ID: fmt.Sprint(i), Image: image(float64(i) / 100)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return seq
+	}
+	add(1)
+	forge := func(object string) {
+		t.Helper()
+		m := nats.NewMsg(r.names.Normals("bolts"))
+		m.Header.Set(stream.HeaderObject, object)
+		if _, err := r.js.PublishMsg(ctx, m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	forge("normals/bolts/nowhere")
+	if _, err := s.Add(ctx, stream.Normal{Detector: "nuts", Image: make([]byte, 9<<20)}); err != nil {
+		t.Fatal(err)
+	}
+	if store, err := r.js.ObjectStore(ctx, r.names.ArtifactsBucket()); err != nil {
+		t.Fatal(err)
+	} else if all, err := store.List(ctx); err != nil || len(all) != 1 {
+		t.Fatalf("%d objects, %v", len(all), err)
+	} else {
+		forge(all[0].Name) // another detector's
+	}
+	r.forgeObject(r.names.ArtifactsBucket(), "normals/bolts/huge", func(i *jetstream.ObjectInfo) { i.Size = 1 << 62 })
+	forge("normals/bolts/huge")
+	r.forgeObject(r.names.ArtifactsBucket(), "normals/bolts/cut", func(i *jetstream.ObjectInfo) { i.NUID = "gone" })
+	forge("normals/bolts/cut")
+	r.raw(r.names.Normals("bolts"), "")
+	last := add(2)
+
+	all, err := s.List(ctx, "bolts", false)
+	if err != nil || len(all) != 7 {
+		t.Fatalf("%d normals, %v", len(all), err)
+	}
+	var bad []uint64
+	for _, n := range all {
+		if n.Problem != "" {
+			bad = append(bad, n.Sequence)
+		}
+	}
+	if len(bad) != 5 || all[0].Problem != "" || all[6].Problem != "" {
+		t.Errorf("with a problem: %v of %+v", bad, all)
+	}
+	r.trainer(stream.TrainerConfig{Schedule: 20 * time.Millisecond}, fakeTrainer{t: t})
+	j, err := r.jobs().Request(ctx, stream.TrainRequest{Job: "train", Detector: "bolts", Promote: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if j = r.wait(j.Job); j.State != stream.JobDone || j.Normals != 2 || j.Skipped != 5 || !j.Promoted {
+		t.Errorf("job %+v", j)
+	}
+	told := r.eventsOf(stream.KindStore)
+	if len(told) != 1 || told[0].Detector != "bolts" || told[0].Code != stream.StoreMissing || !strings.Contains(told[0].Reason, fmt.Sprintf("nearmiss normals remove bolts %d", bad[0])) {
+		t.Errorf("told %+v", told)
+	}
+	if j, err = r.jobs().Request(ctx, stream.TrainRequest{Job: "extend", Detector: "bolts", Extend: []uint64{bad[0], last}, Promote: true}); err != nil {
+		t.Fatal(err)
+	}
+	if j = r.wait(j.Job); j.State != stream.JobDone || j.Normals != 1 || j.Skipped != 1 {
+		t.Errorf("job %+v", j)
+	}
+	for _, seq := range bad {
+		if _, err := s.Get(ctx, "bolts", seq); err == nil {
+			t.Errorf("number %d has an image", seq)
+		}
+		if err := s.Remove(ctx, "bolts", seq); err != nil {
+			t.Errorf("remove %d: %v", seq, err)
+		}
+	}
+	seen, err := s.Replay(ctx, "bolts", false, true, func(stream.Normal) error { return nil })
+	if err != nil || len(seen.Skipped) != 0 || seen.Digest == "" {
+		t.Errorf("%+v, %v", seen, err)
+	}
+	if _, err := s.Replay(ctx, "nuts", false, true, func(n stream.Normal) error {
+		if len(n.Image) != 9<<20 {
+			t.Errorf("another detector's normal has %d bytes", len(n.Image))
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	if jobs, err := r.jobs().List(ctx, "bolts"); err != nil || len(jobs) != 2 {
+		t.Errorf("what cannot be read counts as new: %d jobs, %v", len(jobs), err)
+	}
+}

@@ -12,6 +12,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream/internal/object"
 )
 
 // Headers of a normal, besides those of a frame.
@@ -31,7 +33,19 @@ type Normal struct {
 	Sequence   uint64    `json:"sequence"`          // its place in the stream; names it for removal
 	StoredAt   time.Time `json:"stored_at"`
 	Bytes      int       `json:"bytes"`
-	Image      []byte    `json:"-"`
+	// Problem says why there is no image: it names an object that is not there, for
+	// instance. Such a normal is left out of everything, and can be removed.
+	Problem string `json:"problem,omitempty"`
+	Image   []byte `json:"-"`
+}
+
+// Replayed says what [Normals.Replay] saw.
+type Replayed struct {
+	// Digest is the SHA-256 over the sequence numbers and the images' digests;
+	// empty when no images were asked for.
+	Digest string
+	// Skipped have no image, each with its Problem.
+	Skipped []Normal
 }
 
 // Normals are the training sets of all detectors.
@@ -96,6 +110,15 @@ func (s *Normals) Add(ctx context.Context, n Normal) (sequence uint64, err error
 // NormalObjects is what the names of large normals' objects begin with.
 const NormalObjects = "normals/"
 
+// normalObjects is what the names of the objects of one detector's begin with.
+func normalObjects(detector string) string { return NormalObjects + detector + "/" }
+
+// normalObject says whether an object can be a normal's of a detector: anybody
+// can publish a normal that names any other.
+func normalObject(detector, name string) bool {
+	return strings.HasPrefix(name, normalObjects(detector))
+}
+
 // putObject stores a large normal's image as an object that m names.
 func (s *Normals) putObject(ctx context.Context, n Normal, m *nats.Msg) error {
 	store, err := s.js.ObjectStore(ctx, s.names.ArtifactsBucket())
@@ -106,7 +129,7 @@ func (s *Normals) putObject(ctx context.Context, n Normal, m *nats.Msg) error {
 	defer cancel()
 	// Two normals may share an image: each has an object of its own, so that
 	// each can be removed.
-	name := NormalObjects + n.Detector + "/" + digestOf([]byte(m.Header.Get(nats.MsgIdHdr)))
+	name := normalObjects(n.Detector) + digestOf([]byte(m.Header.Get(nats.MsgIdHdr)))
 	if _, err := store.PutBytes(step, name, n.Image); err != nil {
 		return err
 	}
@@ -137,35 +160,43 @@ func (s *Normals) count(ctx context.Context, subject string) (int, error) {
 }
 
 // Replay calls f for every normal (or labelled anomaly) of a detector, oldest
-// first, with its image, and returns the digest of what it saw: the SHA-256
-// over the sequence numbers and the images' digests. With images false, f gets
-// no images and only the headers travel; the digest is then empty.
-func (s *Normals) Replay(ctx context.Context, detector string, anomalies, images bool, f func(Normal) error) (digest string, err error) {
+// first, with its image. One whose image is not to be had is skipped: it costs
+// itself only. With images false, f gets no images and only the headers travel.
+func (s *Normals) Replay(ctx context.Context, detector string, anomalies, images bool, f func(Normal) error) (Replayed, error) {
+	var out Replayed
 	h := sha256.New()
-	err = scan(ctx, s.js, s.names.NormalsStream(), jetstream.OrderedConsumerConfig{
+	err := scan(ctx, s.js, s.names.NormalsStream(), jetstream.OrderedConsumerConfig{
 		FilterSubjects: []string{s.subject(detector, anomalies)}, HeadersOnly: !images,
 	}, func(m jetstream.Msg, meta *jetstream.MsgMetadata) error {
-		n, err := s.parse(ctx, m.Headers(), m.Data(), images)
-		if err != nil {
-			return err
-		}
+		n, err := s.parse(ctx, detector, m.Headers(), m.Data(), images)
 		n.Detector, n.Anomaly = detector, anomalies
 		n.Sequence, n.StoredAt = meta.Sequence.Stream, meta.Timestamp.UTC()
+		var perm *PermanentError
+		switch {
+		case errors.As(err, &perm):
+			n.Problem = perm.Error()
+			out.Skipped = append(out.Skipped, n)
+			return nil
+		case err != nil:
+			return err
+		}
 		if images {
 			fmt.Fprintf(h, "%d %s\n", n.Sequence, digestOf(n.Image))
 		}
 		return f(n)
 	})
 	if err != nil {
-		return "", fmt.Errorf("replay the normals of %s: %w", detector, err)
+		return out, fmt.Errorf("replay the normals of %s: %w", detector, err)
 	}
-	if !images {
-		return "", nil
+	if images {
+		out.Digest = hex.EncodeToString(h.Sum(nil))
 	}
-	return hex.EncodeToString(h.Sum(nil)), nil
+	return out, nil
 }
 
-func (s *Normals) parse(ctx context.Context, h nats.Header, data []byte, images bool) (Normal, error) {
+// parse reads a normal's message. Errors that another try cannot mend are
+// [PermanentError]s.
+func (s *Normals) parse(ctx context.Context, detector string, h nats.Header, data []byte, images bool) (Normal, error) {
 	n := Normal{ID: h.Get(HeaderFrameID), Origin: h.Get(HeaderOrigin), Source: h.Get(HeaderSource), Bytes: len(data), Image: data}
 	if at, err := time.Parse(time.RFC3339, h.Get(HeaderCapturedAt)); err == nil {
 		n.CapturedAt = at.UTC()
@@ -173,17 +204,21 @@ func (s *Normals) parse(ctx context.Context, h nats.Header, data []byte, images 
 	if size := h.Get("Nats-Msg-Size"); size != "" { // headers only
 		n.Bytes, _ = strconv.Atoi(size)
 	}
-	if o := h.Get(HeaderObject); o != "" && images {
-		store, err := s.js.ObjectStore(ctx, s.names.ArtifactsBucket())
-		if err != nil {
+	o := h.Get(HeaderObject)
+	switch {
+	case !images:
+		return n, nil
+	case o != "" && !normalObject(detector, o):
+		return n, Permanent(CodeBadHeader, fmt.Errorf("it names object %s, which is no normal's of %s: %w", clip(o), detector, ErrBadMessage))
+	case o != "":
+		var err error
+		if n.Image, err = fetchObject(ctx, s.js, s.names.ArtifactsBucket(), o, maxStoredImage); err != nil {
 			return n, err
 		}
-		step, cancel := context.WithTimeout(ctx, time.Minute)
-		defer cancel()
-		if n.Image, err = store.GetBytes(step, o); err != nil {
-			return n, fmt.Errorf("object %s: %w", clip(o), err)
-		}
 		n.Bytes = len(n.Image)
+	}
+	if len(n.Image) == 0 {
+		return n, Permanent(CodeEmpty, fmt.Errorf("it has no bytes: %w", ErrBadMessage))
 	}
 	return n, nil
 }
@@ -205,7 +240,7 @@ func (s *Normals) Get(ctx context.Context, detector string, sequence uint64) (No
 	if !anomaly && raw.Subject != s.names.Normals(detector) {
 		return Normal{}, fmt.Errorf("normal %d of %s: %w", sequence, detector, ErrNotFound)
 	}
-	n, err := s.parse(ctx, raw.Header, raw.Data, true)
+	n, err := s.parse(ctx, detector, raw.Header, raw.Data, true)
 	n.Detector, n.Anomaly, n.Sequence, n.StoredAt = detector, anomaly, sequence, raw.Time.UTC()
 	return n, err
 }
@@ -223,7 +258,7 @@ func (s *Normals) Remove(ctx context.Context, detector string, sequence uint64) 
 	if err != nil {
 		return fmt.Errorf("remove normal %d of %s: %w", sequence, detector, err)
 	}
-	if o := raw.Header.Get(HeaderObject); strings.HasPrefix(o, NormalObjects) {
+	if o := raw.Header.Get(HeaderObject); normalObject(detector, o) {
 		store, err := s.js.ObjectStore(ctx, s.names.ArtifactsBucket())
 		if err == nil {
 			err = store.Delete(ctx, o)
@@ -239,14 +274,52 @@ func (s *Normals) Remove(ctx context.Context, detector string, sequence uint64) 
 }
 
 // List returns the normals (or labelled anomalies) of a detector without their
-// images, oldest first.
+// images, oldest first. Those that have no image say so.
 func (s *Normals) List(ctx context.Context, detector string, anomalies bool) ([]Normal, error) {
 	var all []Normal
-	_, err := s.Replay(ctx, detector, anomalies, false, func(n Normal) error {
+	err := scan(ctx, s.js, s.names.NormalsStream(), jetstream.OrderedConsumerConfig{
+		FilterSubjects: []string{s.subject(detector, anomalies)}, HeadersOnly: true,
+	}, func(m jetstream.Msg, meta *jetstream.MsgMetadata) error {
+		n, err := s.parse(ctx, detector, m.Headers(), nil, false)
+		if err != nil {
+			return err
+		}
+		n.Detector, n.Anomaly = detector, anomalies
+		n.Sequence, n.StoredAt = meta.Sequence.Stream, meta.Timestamp.UTC()
+		if err := s.locate(ctx, m.Headers().Get(HeaderObject), &n); err != nil {
+			return err
+		}
 		all = append(all, n)
 		return nil
 	})
-	return all, err
+	if err != nil {
+		return nil, fmt.Errorf("list the normals of %s: %w", detector, err)
+	}
+	return all, nil
+}
+
+// locate looks for the object of a large normal, without reading it.
+func (s *Normals) locate(ctx context.Context, name string, n *Normal) error {
+	switch {
+	case name == "" && n.Bytes == 0:
+		n.Problem = "it has no bytes"
+		return nil
+	case name == "":
+		return nil
+	case !normalObject(n.Detector, name):
+		n.Problem = "it names object " + clip(name) + ", which is no normal's of " + n.Detector
+		return nil
+	}
+	info, err := object.Look(ctx, s.js, s.names.ArtifactsBucket(), name, maxStoredImage)
+	switch {
+	case err == nil:
+		n.Bytes = int(info.Size)
+	case object.Permanent(err):
+		n.Problem = err.Error()
+	default:
+		return err
+	}
+	return nil
 }
 
 // FromFrames makes the next n frames of a detector normals, besides their being
@@ -275,12 +348,13 @@ func (s *Normals) FromFrames(ctx context.Context, detector string, n int, told f
 			continue // the worker rejects it
 		}
 		if f.Object != "" {
-			store, err := s.js.ObjectStore(ctx, s.names.ArtifactsBucket())
+			var perm *PermanentError
+			f.Image, err = fetchObject(ctx, s.js, s.names.ArtifactsBucket(), f.Object, maxStoredImage)
+			if errors.As(err, &perm) {
+				continue // scored, and gone
+			}
 			if err != nil {
 				return fmt.Errorf("take normals from the frames of %s: %w", detector, err)
-			}
-			if f.Image, err = store.GetBytes(ctx, f.Object); err != nil {
-				continue // scored, and gone
 			}
 		}
 		if _, err := s.Add(ctx, Normal{

@@ -348,14 +348,14 @@ func TestNormals(t *testing.T) {
 	}
 	replay := func() (digest string, sizes []int) {
 		t.Helper()
-		digest, err := s.Replay(ctx, "bolts", false, true, func(n stream.Normal) error {
+		seen, err := s.Replay(ctx, "bolts", false, true, func(n stream.Normal) error {
 			sizes = append(sizes, len(n.Image))
 			return nil
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		return digest, sizes
+		return seen.Digest, sizes
 	}
 	before, sizes := replay()
 	if fmt.Sprint(sizes) != fmt.Sprint([]int{12, 12, len(big)}) {

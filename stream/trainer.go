@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -51,20 +52,31 @@ type Task struct {
 	Request  TrainRequest
 	Detector Detector // with the request's method and profile, and defaults
 
-	Dir        string // scratch folder, empty at first, removed afterwards
-	Normals    string // folder of the normal images; for Extend: of those to add; for Readjust: empty
-	Anomalies  string // folder of the labelled anomalies, maybe empty
-	Count      int    // normal images
-	DataDigest string // of the normal images
-	Active     string // folder of the active release, or empty
-	ActiveID   string // its digest, or empty
-	Checkpoint string // file of the last checkpoint of an earlier attempt, or empty
+	Dir        string   // scratch folder, empty at first, removed afterwards
+	Normals    string   // folder of the normal images; for Extend: of those to add; for Readjust: empty
+	Anomalies  string   // folder of the labelled anomalies, maybe empty
+	Count      int      // normal images
+	DataDigest string   // of the normal images
+	Active     string   // folder of the active release, or empty
+	ActiveID   string   // its digest, or empty
+	Checkpoint string   // file of the last checkpoint of an earlier attempt, or empty
+	Skipped    []Normal // normals and labelled anomalies without an image, which are left out
 
 	w          *TrainingWorker
 	saved      []byte // digest of the folder that was saved or restored last
 	lastNormal uint64 // sequence
 	mu         sync.Mutex
 	last       time.Time // when progress was last recorded
+}
+
+// skip notes images of the training set that are not to be had, as far as the
+// task wants them.
+func (t *Task) skip(all []Normal) {
+	for _, n := range all {
+		if len(t.Request.Extend) == 0 || slices.Contains(t.Request.Extend, n.Sequence) {
+			t.Skipped = append(t.Skipped, n)
+		}
+	}
 }
 
 // Report publishes progress; it may be called as often as there is something
@@ -473,9 +485,15 @@ func (w *TrainingWorker) attempt(ctx context.Context, job Job) (done Job, err er
 		return done, err
 	}
 	done.Normals, done.DataDigest, done.LastNormal = task.Count, task.DataDigest, task.lastNormal
+	done.Skipped = 0
+	for _, n := range task.Skipped {
+		if !n.Anomaly {
+			done.Skipped++
+		}
+	}
 	// Also of a job that fails: it is what the next one is asked for after.
 	if _, err := w.jobs.update(ctx, job.Job, func(j *Job) error {
-		j.Normals, j.DataDigest, j.LastNormal = done.Normals, done.DataDigest, done.LastNormal
+		j.Normals, j.DataDigest, j.LastNormal, j.Skipped = done.Normals, done.DataDigest, done.LastNormal, done.Skipped
 		return w.mine(j)
 	}); err != nil {
 		return done, err
@@ -635,18 +653,24 @@ func (w *TrainingWorker) prepare(ctx context.Context, job Job, dir string) (*Tas
 		}
 	}
 	if !job.Readjust {
-		if t.DataDigest, err = w.normals.Replay(ctx, job.Detector, false, true, save(t.Normals)); err != nil {
+		seen, err := w.normals.Replay(ctx, job.Detector, false, true, save(t.Normals))
+		if err != nil {
 			return nil, err
 		}
+		t.DataDigest = seen.Digest
+		t.skip(seen.Skipped)
 		if t.Count == 0 {
 			return nil, Permanent(CodeBadRequest, fmt.Errorf("detector %s has no such normal images: add some first", job.Detector))
 		}
 	}
 	if !job.derived() {
-		if _, err := w.normals.Replay(ctx, job.Detector, true, true, save(t.Anomalies)); err != nil {
+		seen, err := w.normals.Replay(ctx, job.Detector, true, true, save(t.Anomalies))
+		if err != nil {
 			return nil, err
 		}
+		t.skip(seen.Skipped)
 	}
+	w.tellSkipped(ctx, job, t.Skipped)
 	p, err := w.registry.Active(ctx, job.Detector)
 	switch {
 	case errors.Is(err, registry.ErrNoRelease), errors.Is(err, registry.ErrCorrupt):
@@ -672,6 +696,23 @@ func (w *TrainingWorker) prepare(ctx context.Context, job Job, dir string) (*Tas
 		}
 	}
 	return t, nil
+}
+
+// tellSkipped says which images of a training set are left out, and how to be rid
+// of them.
+func (w *TrainingWorker) tellSkipped(ctx context.Context, job Job, all []Normal) {
+	if len(all) == 0 {
+		return
+	}
+	first := all[0]
+	why := fmt.Sprintf("%d images of the training set of %s cannot be read and are left out, the first is number %d: %s; "+
+		"nearmiss normals list %s shows them, nearmiss normals remove %s %d removes one",
+		len(all), job.Detector, first.Sequence, first.Problem, job.Detector, job.Detector, first.Sequence)
+	w.log.Warn().Str("job", job.Job).Msg(why)
+	last := all[len(all)-1].Sequence
+	if err := publishNotice(ctx, w.js, w.cfg.Names, notice(KindStore, job.Detector, NoCamera, "", StoreMissing, why, fmt.Sprintf("%d/%d", len(all), last))); err != nil {
+		w.log.Debug().Err(err).Msg("notice not stored")
+	}
 }
 
 func (w *TrainingWorker) download(ctx context.Context, name, path string) error {
@@ -897,7 +938,7 @@ func (w *TrainingWorker) due(ctx context.Context, now time.Time) error {
 			case !j.Finished():
 				open = true
 			case !j.derived() && j.FinishedAt.After(last):
-				last, trained, once = j.FinishedAt, j.Normals, once || j.State == JobDone
+				last, trained, once = j.FinishedAt, j.Normals+j.Skipped, once || j.State == JobDone
 			}
 		}
 		if open || !once {

@@ -132,7 +132,11 @@ func (c *normalsListCmd) Run(ctx context.Context, o *output) error {
 			return err
 		}
 		return list(o, c.JSON, all, func(n stream.Normal) string {
-			return fmt.Sprintf("%8d  %s  %9d bytes  %s  %s", n.Sequence, n.StoredAt.Local().Format(time.DateTime), n.Bytes, n.Origin, n.Source)
+			line := fmt.Sprintf("%8d  %s  %9d bytes  %s  %s", n.Sequence, n.StoredAt.Local().Format(time.DateTime), n.Bytes, n.Origin, n.Source)
+			if n.Problem != "" {
+				line += "  left out: " + n.Problem
+			}
+			return line
 		})
 	})
 }
@@ -172,8 +176,12 @@ func (c *normalsExportCmd) Run(ctx context.Context, o *output) error {
 			return os.WriteFile(filepath.Join(c.Dir, fmt.Sprintf("%08d%s", n.Sequence, ext)), data, 0o644)
 		}
 		if len(c.Numbers) == 0 {
-			if _, err := s.Replay(ctx, c.Detector, c.Anomalies, true, write); err != nil {
+			seen, err := s.Replay(ctx, c.Detector, c.Anomalies, true, write)
+			if err != nil {
 				return err
+			}
+			for _, n := range seen.Skipped {
+				o.Log.Warn().Uint64("number", n.Sequence).Str("problem", n.Problem).Msg("skipped")
 			}
 		}
 		for _, number := range c.Numbers {

@@ -130,6 +130,9 @@ func jobText(j stream.Job) string {
 			text += fmt.Sprintf("; %d normals", j.Normals)
 		}
 	}
+	if j.Skipped > 0 {
+		text += fmt.Sprintf("  %d normals could not be read and were left out", j.Skipped)
+	}
 	if j.Held != "" {
 		text += "  held: " + j.Held
 	}

@@ -33,9 +33,9 @@ const tries = 3
 // allocated than there are bytes, whatever the metadata says, and links are not
 // followed. Errors other than those of this package are worth another try.
 func Read(ctx context.Context, js jetstream.JetStream, bucket, name string, most int64) ([]byte, error) {
-	store, err := js.ObjectStore(ctx, bucket)
+	store, err := open(ctx, js, bucket)
 	if err != nil {
-		return nil, fmt.Errorf("open object store %s: %w", bucket, err)
+		return nil, err
 	}
 	seen := ""
 	for range tries {
@@ -56,6 +56,30 @@ func Read(ctx context.Context, js jetstream.JetStream, bucket, name string, most
 		}
 	}
 	return nil, fmt.Errorf("object %s does not have the size and digest that its metadata say: %w", clip(name), ErrBad)
+}
+
+// Permanent says whether err is the object's own fault: another try would not
+// help.
+func Permanent(err error) bool {
+	return errors.Is(err, ErrMissing) || errors.Is(err, ErrTooLarge) || errors.Is(err, ErrBad)
+}
+
+// Look returns an object's metadata when it could be read by [Read], without
+// reading it.
+func Look(ctx context.Context, js jetstream.JetStream, bucket, name string, most int64) (*jetstream.ObjectInfo, error) {
+	store, err := open(ctx, js, bucket)
+	if err != nil {
+		return nil, err
+	}
+	return look(ctx, js, store, bucket, name, most)
+}
+
+func open(ctx context.Context, js jetstream.JetStream, bucket string) (jetstream.ObjectStore, error) {
+	store, err := js.ObjectStore(ctx, bucket)
+	if err != nil {
+		return nil, fmt.Errorf("open object store %s: %w", bucket, err)
+	}
+	return store, nil
 }
 
 // look returns an object's metadata when they can be true.
