@@ -29,10 +29,10 @@ var ErrMismatch = errors.New("release does not fit together")
 // Options adjust a Detector.
 type Options struct {
 	Embed EmbedOptions
-	// SkipVerify loads a release without reading its files for their digests
-	// and without scoring its check images: for a release that was verified
-	// in this process before.
-	SkipVerify bool
+	// Verified says that the release's files were compared with their digests by
+	// whoever brought them here, as the registry does, and need not be read for
+	// that again. Its check images are scored all the same.
+	Verified bool
 	// NoBatchEngine searches the bank with loops on the CPU even where many
 	// images are scored at once, instead of a matrix product on the device.
 	NoBatchEngine bool
@@ -142,7 +142,7 @@ func open(ctx context.Context, dir string, o Options) (_ *Detector, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if !o.SkipVerify {
+	if !o.Verified {
 		if err := rel.Verify(ctx); err != nil {
 			return nil, err
 		}
@@ -209,10 +209,8 @@ func open(ctx context.Context, dir string, o Options) (_ *Detector, err error) {
 	d.rel, d.end = rel, end
 	d.info.Detector, d.info.Method, d.info.Release = m.Detector, m.Method, rel.Digest
 	d.info.Model, d.info.Bank = m.ModelDigest(), m.BankDigest()
-	if !o.SkipVerify {
-		if err := d.Verify(ctx); err != nil {
-			return nil, err
-		}
+	if err := d.Verify(ctx); err != nil {
+		return nil, err
 	}
 	return d, nil
 }
@@ -353,12 +351,12 @@ func WriteRelease(ctx context.Context, dir string, s ReleaseSpec) (*release.Rele
 
 func (s ReleaseSpec) fill(ctx context.Context, b *release.Builder) (release.Manifest, error) {
 	fail := func(err error) (release.Manifest, error) { return release.Manifest{}, err }
-	if err := b.AddFile(release.BackboneName, s.Model); err != nil {
+	if err := b.AddFile(ctx, release.BackboneName, s.Model); err != nil {
 		return fail(err)
 	}
 	// The model names its external data, so that name is kept.
 	if data := s.Model + ".data"; fileExists(data) {
-		if err := b.AddFile(filepath.Base(data), data); err != nil {
+		if err := b.AddFile(ctx, filepath.Base(data), data); err != nil {
 			return fail(err)
 		}
 	}

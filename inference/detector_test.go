@@ -194,6 +194,11 @@ func TestOpenRefuses(t *testing.T) {
 		if _, err := Open(ctx, dir, Options{}); !errors.Is(err, release.ErrCorrupt) {
 			t.Errorf("got %v", err)
 		}
+		// Who says that it was verified is believed; what the bank file says of
+		// itself is looked at all the same.
+		if _, err := Open(ctx, dir, Options{Verified: true}); err == nil || errors.Is(err, release.ErrCorrupt) {
+			t.Errorf("verified before: got %v", err)
+		}
 	})
 	t.Run("a bank of another model's dimensions", func(t *testing.T) {
 		e := newTestEmbedder(t, model, EmbedOptions{})

@@ -26,6 +26,8 @@ import (
 type Extension struct {
 	// Release is the folder of the release that is extended; it stays as it is.
 	Release string
+	// Verified says that its files were compared with their digests already.
+	Verified bool
 	// Normals join its bank, but for those whose bytes it has already.
 	Normals []Image
 	// Out is the release folder that is written; it must not exist.
@@ -55,7 +57,7 @@ type extended struct {
 func Extend(ctx context.Context, x Extension) (*Result, error) {
 	start := time.Now()
 	d, err := inference.Open(ctx, x.Release, inference.Options{
-		Embed: inference.EmbedOptions{Device: x.Device, Threads: x.Threads, Limits: x.Limits}, Log: x.Log,
+		Embed: inference.EmbedOptions{Device: x.Device, Threads: x.Threads, Limits: x.Limits}, Verified: x.Verified, Log: x.Log,
 	})
 	if err != nil {
 		return nil, err

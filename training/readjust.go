@@ -19,6 +19,8 @@ import (
 type Readjustment struct {
 	// Release is the folder of the release; it stays as it is.
 	Release string
+	// Verified says that its files were compared with their digests already.
+	Verified bool
 	// Out is the release folder that is written; it must not exist.
 	Out string
 	// K is the number of neighbours in a score, Alpha the false-alarm rate, 0..1.
@@ -58,7 +60,7 @@ var ErrCannotReadjust = errors.New("the release does not keep the held-out norma
 func Readjust(ctx context.Context, x Readjustment) (*Result, error) {
 	start := time.Now()
 	d, err := inference.Open(ctx, x.Release, inference.Options{
-		Embed: inference.EmbedOptions{Device: x.Device, Threads: x.Threads, Limits: x.Limits}, Log: x.Log,
+		Embed: inference.EmbedOptions{Device: x.Device, Threads: x.Threads, Limits: x.Limits}, Verified: x.Verified, Log: x.Log,
 	})
 	if err != nil {
 		return nil, err

@@ -12,8 +12,9 @@ import (
 	"github.com/nearmiss/nearmiss/training"
 )
 
-// loader opens releases for the worker.
+// loader opens releases for the worker, which has them from the registry.
 func loader(o inference.Options) stream.Loader {
+	o.Verified = true
 	return stream.LoaderFunc(func(ctx context.Context, dir string) (stream.Scorer, error) {
 		d, err := inference.Open(ctx, dir, o)
 		if err != nil {

@@ -209,7 +209,7 @@ func (t trainer) Extend(ctx context.Context, task *stream.Task) (stream.TrainRes
 	}
 	out := filepath.Join(task.Dir, "release")
 	res, err := training.Extend(ctx, training.Extension{
-		Release: task.Active, Normals: normals, Out: out, NoImages: task.Detector.NoEvidence,
+		Release: task.Active, Verified: true, Normals: normals, Out: out, NoImages: task.Detector.NoEvidence,
 		Device: t.device, Threads: t.conf.Worker.Threads, Limits: t.limits, Tool: "nearmiss " + version, Log: t.o.Log,
 	})
 	if errors.Is(err, training.ErrNothingNew) {
@@ -227,7 +227,7 @@ func (t trainer) Readjust(ctx context.Context, task *stream.Task) (stream.TrainR
 	out := filepath.Join(task.Dir, "release")
 	d := task.Detector
 	res, err := training.Readjust(ctx, training.Readjustment{
-		Release: task.Active, Out: out, K: d.K, Alpha: d.FalseAlarmRate, NoImages: d.NoEvidence,
+		Release: task.Active, Verified: true, Out: out, K: d.K, Alpha: d.FalseAlarmRate, NoImages: d.NoEvidence,
 		Device: t.device, Threads: t.conf.Worker.Threads, Limits: t.limits, Tool: "nearmiss " + version, Log: t.o.Log,
 	})
 	switch {

@@ -2,15 +2,11 @@ package release
 
 import (
 	"bytes"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"math"
-	"path"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -18,6 +14,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/inference/heatmap"
 	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/inference/release/envelope"
 )
 
 // SchemaVersion is the version of the manifest that this program writes, and
@@ -26,16 +23,13 @@ const SchemaVersion = 1
 
 // Usual names in a release.
 const (
-	ManifestName = "manifest.json"
+	ManifestName = envelope.ManifestName
 	BackboneName = "backbone.onnx"
 	BankName     = "bank.nmb"
 )
 
 // PartBankName is the file of the bank of a part that is not the main one.
 func PartBankName(part string) string { return "bank-" + part + ".nmb" }
-
-// maxManifest bounds what is read as a manifest.
-const maxManifest = 16 << 20
 
 // Manifest describes a release. It is written once, by [Builder.Commit].
 type Manifest struct {
@@ -49,7 +43,7 @@ type Manifest struct {
 	CreatedAt time.Time `json:"created_at"`
 	// Files has every other file of the folder by its slash-separated path. It
 	// is filled by Commit.
-	Files map[string]File `json:"files"`
+	Files envelope.Files `json:"files"`
 
 	Model Model `json:"model"`
 	// Bank is the main bank, which holds the calibration of the score.
@@ -66,12 +60,6 @@ type Manifest struct {
 	Check []Check `json:"check,omitempty"`
 	// Training says where the release comes from; free form, for people.
 	Training json.RawMessage `json:"training,omitempty"`
-}
-
-// File is the digest and size of one file.
-type File struct {
-	SHA256 string `json:"sha256"` // lower-case hexadecimal
-	Size   int64  `json:"size"`   // bytes
 }
 
 // Model says what the backbone is and how images are prepared for it.
@@ -257,8 +245,8 @@ type Check struct {
 // passed over; another schema version is refused.
 func ParseManifest(b []byte) (Manifest, error) {
 	var m Manifest
-	if len(b) > maxManifest {
-		return Manifest{}, fmt.Errorf("read manifest: %d bytes, at most %d are read", len(b), maxManifest)
+	if len(b) > envelope.MaxManifest {
+		return Manifest{}, fmt.Errorf("read manifest: %d bytes, at most %d are read", len(b), envelope.MaxManifest)
 	}
 	var version struct {
 		SchemaVersion int `json:"schema_version"`
@@ -293,17 +281,8 @@ func (m Manifest) Validate() error {
 	if m.Method == "" {
 		fail("no method is named")
 	}
-	for _, name := range slices.Sorted(maps.Keys(m.Files)) {
-		f := m.Files[name]
-		if err := checkName(name); err != nil {
-			fail("%w", err)
-		}
-		if sum, err := hex.DecodeString(f.SHA256); err != nil || len(sum) != 32 || f.SHA256 != strings.ToLower(f.SHA256) {
-			fail("file %q: %q is not a SHA-256", name, f.SHA256)
-		}
-		if f.Size < 0 {
-			fail("file %q: size %d", name, f.Size)
-		}
+	if err := m.Files.Validate(); err != nil {
+		fail("%w", err)
 	}
 	uses := func(what, name string) {
 		if _, ok := m.Files[name]; !ok {
@@ -403,16 +382,6 @@ func (p Part) validate(dim int) (errs []error) {
 }
 
 const tokenCharacters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-
-// checkName admits a slash-separated path that stays in the folder on every
-// system.
-func checkName(name string) error {
-	if name == ManifestName || name != path.Clean(name) || !filepath.IsLocal(name) || name == "." ||
-		strings.ContainsAny(name, "\\:\x00") {
-		return fmt.Errorf("file %q: not a name inside a release", name)
-	}
-	return nil
-}
 
 // ModelDigest is the SHA-256 of the backbone file.
 func (m Manifest) ModelDigest() string { return m.Files[m.Model.File].SHA256 }

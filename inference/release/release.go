@@ -2,25 +2,22 @@ package release
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
+
+	"github.com/nearmiss/nearmiss/inference/release/envelope"
 )
 
 var (
 	// ErrCorrupt: a file of the release is missing, or is not the one that the
 	// manifest names.
-	ErrCorrupt = errors.New("release is corrupt")
+	ErrCorrupt = envelope.ErrCorrupt
 	// ErrExists: there is already something where the release should go.
 	ErrExists = errors.New("it already exists, and releases do not change: choose another folder or remove it")
 )
@@ -37,7 +34,7 @@ type Release struct {
 // Open reads the manifest in dir and checks that every file is there with its
 // size. It does not read them: see Verify.
 func Open(dir string) (*Release, error) {
-	b, err := readManifest(filepath.Join(dir, ManifestName))
+	b, err := envelope.ReadManifest(dir)
 	if err != nil {
 		return nil, fmt.Errorf("open release %s: %w", dir, err)
 	}
@@ -45,70 +42,24 @@ func Open(dir string) (*Release, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open release %s: %w", dir, err)
 	}
-	sum := sha256.Sum256(b)
-	r := &Release{Dir: dir, Manifest: m, Digest: hex.EncodeToString(sum[:])}
-	for _, name := range slices.Sorted(maps.Keys(m.Files)) {
-		info, err := os.Stat(r.Path(name))
-		switch {
-		case err != nil:
-			return nil, fmt.Errorf("open release %s: %w: %w", dir, ErrCorrupt, err)
-		case !info.Mode().IsRegular():
-			return nil, fmt.Errorf("open release %s: %w: %s is not a file", dir, ErrCorrupt, name)
-		case info.Size() != m.Files[name].Size:
-			return nil, fmt.Errorf("open release %s: %w: %s has %d bytes, the manifest says %d", dir, ErrCorrupt, name, info.Size(), m.Files[name].Size)
+	for _, e := range m.Files.Sorted() {
+		if err := e.CheckSize(envelope.Path(dir, e.Name)); err != nil {
+			return nil, fmt.Errorf("open release %s: %w", dir, err)
 		}
 	}
-	return r, nil
-}
-
-func readManifest(name string) ([]byte, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, maxManifest+1))
+	return &Release{Dir: dir, Manifest: m, Digest: envelope.Digest(b)}, nil
 }
 
 // Path is where a file of the release lies.
-func (r *Release) Path(name string) string { return filepath.Join(r.Dir, filepath.FromSlash(name)) }
+func (r *Release) Path(name string) string { return envelope.Path(r.Dir, name) }
 
 // Verify reads every file and compares its SHA-256 with the manifest.
 func (r *Release) Verify(ctx context.Context) error {
-	for _, name := range slices.Sorted(maps.Keys(r.Manifest.Files)) {
-		got, err := hashFile(ctx, r.Path(name))
-		if err != nil {
-			return fmt.Errorf("verify release %s: %w", r.Dir, err)
-		}
-		if want := r.Manifest.Files[name]; got != want {
-			return fmt.Errorf("verify release %s: %w: %s has SHA-256 %s and %d bytes, the manifest says %s and %d",
-				r.Dir, ErrCorrupt, name, got.SHA256, got.Size, want.SHA256, want.Size)
-		}
+	e := envelope.Envelope{Dir: r.Dir, Files: r.Manifest.Files.Sorted()}
+	if err := e.Check(ctx, nil); err != nil {
+		return fmt.Errorf("verify release %s: %w", r.Dir, err)
 	}
 	return nil
-}
-
-func hashFile(ctx context.Context, name string) (File, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return File{}, err
-	}
-	defer f.Close()
-	h := sha256.New()
-	var size int64
-	for {
-		if err := ctx.Err(); err != nil {
-			return File{}, err
-		}
-		n, err := io.CopyN(h, f, 4<<20)
-		size += n
-		if errors.Is(err, io.EOF) {
-			return File{SHA256: hex.EncodeToString(h.Sum(nil)), Size: size}, nil
-		}
-		if err != nil {
-			return File{}, err
-		}
-	}
 }
 
 // Builder collects the files of a new release. Exactly one of Commit and Abort
@@ -116,6 +67,7 @@ func hashFile(ctx context.Context, name string) (File, error) {
 type Builder struct {
 	dir     string
 	staging string
+	copied  envelope.Files // that AddFile read, so that Commit need not
 }
 
 // Create starts a release that Commit will put at dir, which must not exist.
@@ -135,16 +87,17 @@ func Create(dir string) (*Builder, error) {
 	if err := os.Chmod(staging, 0o755); err != nil {
 		return nil, fmt.Errorf("create release %s: %w", dir, err)
 	}
-	return &Builder{dir: dir, staging: staging}, nil
+	return &Builder{dir: dir, staging: staging, copied: envelope.Files{}}, nil
 }
 
 // Path returns where the caller writes the file that will have this
 // slash-separated name in the release. Its folder exists.
 func (b *Builder) Path(name string) (string, error) {
-	if err := checkName(name); err != nil {
+	if err := envelope.CheckName(name); err != nil {
 		return "", err
 	}
-	p := filepath.Join(b.staging, filepath.FromSlash(name))
+	delete(b.copied, name)
+	p := envelope.Path(b.staging, name)
 	if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
 		return "", fmt.Errorf("create release %s: %w", b.dir, err)
 	}
@@ -164,7 +117,7 @@ func (b *Builder) AddBytes(name string, content []byte) error {
 }
 
 // AddFile copies a file into the release.
-func (b *Builder) AddFile(name, from string) error {
+func (b *Builder) AddFile(ctx context.Context, name, from string) error {
 	p, err := b.Path(name)
 	if err != nil {
 		return err
@@ -178,10 +131,11 @@ func (b *Builder) AddFile(name, from string) error {
 	if err != nil {
 		return fmt.Errorf("create release %s: %w", b.dir, err)
 	}
-	_, err = io.Copy(dst, src)
+	file, err := envelope.Copy(ctx, dst, src)
 	if err := errors.Join(err, dst.Close()); err != nil {
 		return fmt.Errorf("create release %s: copy %s: %w", b.dir, from, err)
 	}
+	b.copied[name] = file
 	return nil
 }
 
@@ -202,7 +156,7 @@ func (b *Builder) commit(ctx context.Context, m Manifest) (*Release, error) {
 	if m.CreatedAt.IsZero() {
 		m.CreatedAt = time.Now().UTC().Truncate(time.Second)
 	}
-	m.Files = map[string]File{}
+	m.Files = envelope.Files{}
 	var dirs []string
 	err := filepath.WalkDir(b.staging, func(p string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -217,13 +171,17 @@ func (b *Builder) commit(ctx context.Context, m Manifest) (*Release, error) {
 			return err
 		}
 		name := filepath.ToSlash(rel)
-		if err := checkName(name); err != nil {
+		if err := envelope.CheckName(name); err != nil {
 			return err
 		}
 		if err := syncPath(p); err != nil {
 			return err
 		}
-		m.Files[name], err = hashFile(ctx, p)
+		if f, ok := b.copied[name]; ok {
+			m.Files[name] = f
+			return nil
+		}
+		m.Files[name], err = envelope.Sum(ctx, p)
 		return err
 	})
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/inference/release/envelope"
 )
 
 func manifest() Manifest {
@@ -48,7 +49,7 @@ func write(t *testing.T, dir string) *Release {
 	if err := os.WriteFile(src, []byte("weights"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.AddFile("backbone.onnx.data", src); err != nil {
+	if err := b.AddFile(t.Context(), "backbone.onnx.data", src); err != nil {
 		t.Fatal(err)
 	}
 	r, err := b.Commit(context.Background(), manifest())
@@ -152,18 +153,18 @@ func TestManifestValidate(t *testing.T) {
 	good := manifest()
 	sum := strings.Repeat("ab", 32)
 	good.SchemaVersion = SchemaVersion
-	good.Files = map[string]File{BackboneName: {sum, 1}, BankName: {sum, 1}, "check/a.png": {sum, 1}}
+	good.Files = envelope.Files{BackboneName: file(sum, 1), BankName: file(sum, 1), "check/a.png": file(sum, 1)}
 	if err := good.Validate(); err != nil {
 		t.Fatal(err)
 	}
 	for name, change := range map[string]func(m *Manifest){
-		"a path that leaves the folder": func(m *Manifest) { m.Files["../x"] = File{sum, 1} },
-		"an absolute path":              func(m *Manifest) { m.Files["/etc/x"] = File{sum, 1} },
-		"a backslash":                   func(m *Manifest) { m.Files[`a\b`] = File{sum, 1} },
-		"the manifest itself":           func(m *Manifest) { m.Files[ManifestName] = File{sum, 1} },
-		"a digest of another length":    func(m *Manifest) { m.Files["x"] = File{"abcd", 1} },
-		"an upper-case digest":          func(m *Manifest) { m.Files["x"] = File{strings.ToUpper(sum), 1} },
-		"a negative size":               func(m *Manifest) { m.Files["x"] = File{sum, -1} },
+		"a path that leaves the folder": func(m *Manifest) { m.Files["../x"] = file(sum, 1) },
+		"an absolute path":              func(m *Manifest) { m.Files["/etc/x"] = file(sum, 1) },
+		"a backslash":                   func(m *Manifest) { m.Files[`a\b`] = file(sum, 1) },
+		"the manifest itself":           func(m *Manifest) { m.Files[ManifestName] = file(sum, 1) },
+		"a digest of another length":    func(m *Manifest) { m.Files["x"] = file("abcd", 1) },
+		"an upper-case digest":          func(m *Manifest) { m.Files["x"] = file(strings.ToUpper(sum), 1) },
+		"a negative size":               func(m *Manifest) { m.Files["x"] = file(sum, -1) },
 		"an unlisted model":             func(m *Manifest) { m.Model.File = "other.onnx" },
 		"an unlisted check":             func(m *Manifest) { m.Check = []Check{{File: "none.png"}} },
 		"no dimensions":                 func(m *Manifest) { m.Model.Dim = 0 },
@@ -172,7 +173,7 @@ func TestManifestValidate(t *testing.T) {
 		"no crop":                       func(m *Manifest) { m.Model.Preprocess.Crop = 0 },
 	} {
 		m := good
-		m.Files = map[string]File{}
+		m.Files = envelope.Files{}
 		for k, v := range good.Files {
 			m.Files[k] = v
 		}
@@ -189,7 +190,7 @@ func withParts() Manifest {
 	sum := strings.Repeat("ab", 32)
 	m.SchemaVersion = SchemaVersion
 	patches := Bank{File: PartBankName("patch"), Kind: "sketch", Count: 40, K: 1}
-	m.Files = map[string]File{BackboneName: {sum, 1}, BankName: {sum, 1}, patches.File: {sum, 1}, "check/a.png": {sum, 1}}
+	m.Files = envelope.Files{BackboneName: file(sum, 1), BankName: file(sum, 1), patches.File: file(sum, 1), "check/a.png": file(sum, 1)}
 	m.Parts = []Part{
 		{Name: "class", Output: OutputEmbedding, Dim: 4, Bank: m.Bank, Statistic: StatisticKNN, Scored: true, Scale: 2, Weight: 1, Group: GroupWhole},
 		{Name: "patch", Output: OutputPatches, Dim: 3, Bank: patches, Statistic: StatisticTop5, Scored: true, Scale: 0.1, Weight: 5, Width: 2, Height: 3, Layer: 6, Radius: 0.5, Group: GroupLocal},
@@ -261,7 +262,7 @@ func FuzzParseManifest(f *testing.F) {
 	m := manifest()
 	sum := strings.Repeat("ab", 32)
 	m.SchemaVersion = SchemaVersion
-	m.Files = map[string]File{BackboneName: {sum, 1}, BankName: {sum, 1}, "check/a.png": {sum, 1}}
+	m.Files = envelope.Files{BackboneName: file(sum, 1), BankName: file(sum, 1), "check/a.png": file(sum, 1)}
 	b, err := json.Marshal(m)
 	if err != nil {
 		f.Fatal(err)
@@ -284,3 +285,5 @@ func FuzzParseManifest(f *testing.F) {
 		}
 	})
 }
+
+func file(sum string, size int64) envelope.File { return envelope.File{SHA256: sum, Size: size} }

@@ -17,6 +17,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
+	"github.com/nearmiss/nearmiss/inference/release/envelope"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
@@ -122,7 +123,7 @@ func benchRelease(ctx context.Context, cfg StreamConfig, js jetstream.JetStream)
 	}
 	sum := sha256.Sum256(nil)
 	manifest := fmt.Sprintf(`{"schema_version":1,"method":"null","files":{"nothing":{"sha256":%q,"size":0}}}`, hex.EncodeToString(sum[:]))
-	for name, data := range map[string]string{"nothing": "", registry.ManifestName: manifest} {
+	for name, data := range map[string]string{"nothing": "", envelope.ManifestName: manifest} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(data), 0o644); err != nil {
 			return fmt.Errorf("bench: %w", err)
 		}

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/nearmiss/nearmiss/inference/release/envelope"
 )
 
 // Evict removes releases from this machine's cache that nothing points to and
@@ -38,13 +40,13 @@ func (r *Registry) Evict(ctx context.Context, age time.Duration) (int, error) {
 			if err := os.RemoveAll(dir); err != nil {
 				return gone, fmt.Errorf("clear the release cache: %w", err)
 			}
-			if isDigest(e.Name()) {
+			if envelope.IsDigest(e.Name()) {
 				gone++
 			}
 			continue
 		}
-		if _, _, files, err := readManifest(dir); err == nil {
-			for _, f := range files {
+		if e, err := envelope.Read(dir); err == nil {
+			for _, f := range e.Files {
 				named[f.SHA256] = true
 			}
 		}

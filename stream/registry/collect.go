@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/inference/release/envelope"
 )
 
 // CollectOptions says what a collection may remove.
@@ -86,7 +88,7 @@ func (r *Registry) Collect(ctx context.Context, o CollectOptions) (Collected, er
 		if err != nil {
 			return out, fmt.Errorf("collect: cannot tell which files release %s needs: %w", short(i.Name), err)
 		}
-		files, err := parseManifest(raw)
+		files, err := envelope.Parse(raw)
 		if err != nil {
 			continue
 		}

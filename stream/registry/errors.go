@@ -1,6 +1,10 @@
 package registry
 
-import "errors"
+import (
+	"errors"
+
+	"github.com/nearmiss/nearmiss/inference/release/envelope"
+)
 
 var (
 	// ErrNoRelease is returned when a release, or a detector's active release,
@@ -13,7 +17,7 @@ var (
 	ErrConflict = errors.New("the active release was changed meanwhile")
 	// ErrCorrupt is returned for content that does not have the digest or size
 	// that names it.
-	ErrCorrupt = errors.New("corrupt release")
+	ErrCorrupt = envelope.ErrCorrupt
 	// ErrBadManifest is returned for a manifest that cannot be understood.
-	ErrBadManifest = errors.New("bad manifest")
+	ErrBadManifest = envelope.ErrManifest
 )

@@ -11,6 +11,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream/internal/kv"
+
+	"github.com/nearmiss/nearmiss/inference/release/envelope"
 )
 
 // Pointer says which release a detector uses.
@@ -87,7 +89,7 @@ func decodePointer(key string, value []byte) (Pointer, error) {
 		return p, errors.New("the key is no detector's name")
 	case p.Detector != "" && p.Detector != detector:
 		return p, fmt.Errorf("it is a pointer of detector %q", kv.Clip(p.Detector))
-	case !isDigest(p.Release):
+	case !envelope.IsDigest(p.Release):
 		return p, errors.New("it names no release")
 	}
 	p.Detector = detector
@@ -219,14 +221,14 @@ func (r *Registry) write(ctx context.Context, key string, p Pointer, rev uint64)
 
 // check says whether a release is in the store, whole.
 func (r *Registry) check(ctx context.Context, digest string) error {
-	if !isDigest(digest) {
+	if !envelope.IsDigest(digest) {
 		return fmt.Errorf("release %q is not a sha256: %w", digest, ErrNoRelease)
 	}
 	raw, err := r.manifest(ctx, digest)
 	if err != nil {
 		return err
 	}
-	files, err := parseManifest(raw)
+	files, err := envelope.Parse(raw)
 	if err != nil {
 		return fmt.Errorf("release %s: %w", short(digest), err)
 	}

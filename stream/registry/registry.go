@@ -2,7 +2,6 @@ package registry
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
@@ -17,6 +16,7 @@ import (
 	"github.com/cenkalti/backoff/v4"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/inference/release/envelope"
 	"github.com/nearmiss/nearmiss/stream/internal/kv"
 	"github.com/nearmiss/nearmiss/stream/internal/object"
 )
@@ -41,6 +41,8 @@ type Registry struct {
 	points kv.Store[Pointer] // in kv
 	blobs  jetstream.ObjectStore
 	stream jetstream.Stream // behind blobs, to count an object's chunks
+	// whole are files of the cache that were compared with their digests.
+	whole envelope.Checked
 }
 
 // Metadata keys of the objects.
@@ -79,41 +81,44 @@ func Open(ctx context.Context, js jetstream.JetStream, cfg Config) (*Registry, e
 
 // Release is what the registry knows of one release.
 type Release struct {
-	Digest   string    `json:"release"`  // SHA-256 of the manifest
-	Detector string    `json:"detector"` // for which it was put
-	StoredAt time.Time `json:"stored_at"`
-	Active   bool      `json:"active"` // it is its detector's active release
-	Pinned   bool      `json:"pinned"` // it is never collected
-	Files    []File    `json:"-"`      // set by Show only
-	Manifest []byte    `json:"-"`      // set by Show only
+	Digest   string           `json:"release"`  // SHA-256 of the manifest
+	Detector string           `json:"detector"` // for which it was put
+	StoredAt time.Time        `json:"stored_at"`
+	Active   bool             `json:"active"` // it is its detector's active release
+	Pinned   bool             `json:"pinned"` // it is never collected
+	Files    []envelope.Entry `json:"-"`      // set by Show only
+	Manifest []byte           `json:"-"`      // set by Show only
 }
 
 // Put stores the release in folder dir for a detector and returns its digest.
 // Files that are in the store already are not sent again. A release is there
 // only when all of it is there.
 func (r *Registry) Put(ctx context.Context, detector, dir string) (string, error) {
-	raw, digest, files, err := readManifest(dir)
+	e, err := envelope.Read(dir)
 	if err != nil {
 		return "", err
 	}
 	// The second pass finds files that a collection removed during the first.
 	for range 2 {
-		for _, f := range files {
-			if err := r.putFile(ctx, filepath.Join(dir, filepath.FromSlash(f.Name)), f); err != nil {
-				return "", fmt.Errorf("store %s of release %s: %w", f.Name, short(digest), err)
+		for _, f := range e.Files {
+			if err := r.putFile(ctx, envelope.Path(dir, f.Name), f); err != nil {
+				return "", fmt.Errorf("store %s of release %s: %w", f.Name, short(e.Digest), err)
 			}
 		}
-		if err := r.putManifest(ctx, detector, digest, raw); err != nil {
-			return "", fmt.Errorf("store release %s: %w", short(digest), err)
+		if err := r.putManifest(ctx, detector, e.Digest, e.Manifest); err != nil {
+			return "", fmt.Errorf("store release %s: %w", short(e.Digest), err)
 		}
 	}
-	return digest, nil
+	return e.Digest, nil
 }
 
 // Digest is the digest of the release in a folder.
 func Digest(dir string) (string, error) {
-	_, digest, _, err := readManifest(dir)
-	return digest, err
+	e, err := envelope.Read(dir)
+	if err != nil {
+		return "", err
+	}
+	return e.Digest, nil
 }
 
 func (r *Registry) putManifest(ctx context.Context, detector, digest string, raw []byte) error {
@@ -128,12 +133,15 @@ func (r *Registry) putManifest(ctx context.Context, detector, digest string, raw
 	return err
 }
 
-func (r *Registry) putFile(ctx context.Context, path string, f File) error {
-	if err := checkFile(path, f); err != nil {
+func (r *Registry) putFile(ctx context.Context, path string, f envelope.Entry) error {
+	if err := f.CheckSize(path); err != nil {
 		return err
 	}
 	if r.has(ctx, f.SHA256, f.Size) {
 		return nil
+	}
+	if err := r.whole.Check(ctx, path, f); err != nil {
+		return err
 	}
 	in, err := os.Open(path)
 	if err != nil {
@@ -195,14 +203,14 @@ func chunkSubject(bucket, nuid string) string { return "$O." + bucket + ".C." + 
 // and returns its folder. What is damaged there is fetched again; what is
 // damaged in the store is [ErrCorrupt].
 func (r *Registry) Get(ctx context.Context, digest string) (string, error) {
-	if !isDigest(digest) {
+	if !envelope.IsDigest(digest) {
 		return "", fmt.Errorf("release %q is not a sha256: %w", digest, ErrNoRelease)
 	}
 	if r.cfg.CacheDir == "" {
 		return "", errors.New("get a release: no cache folder is configured")
 	}
 	dir := filepath.Join(r.cfg.CacheDir, "releases", digest)
-	if verify(dir, digest) == nil {
+	if r.verify(ctx, dir, digest) == nil {
 		now := time.Now() // Evict goes by it
 		_ = os.Chtimes(dir, now, now)
 		return dir, nil
@@ -214,7 +222,7 @@ func (r *Registry) Get(ctx context.Context, digest string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	files, err := parseManifest(raw)
+	files, err := envelope.Parse(raw)
 	if err != nil {
 		return "", fmt.Errorf("release %s: %w", short(digest), err)
 	}
@@ -227,34 +235,29 @@ func (r *Registry) Get(ctx context.Context, digest string) (string, error) {
 	}
 	defer os.RemoveAll(tmp)
 	for _, f := range files {
-		if err := r.fetch(ctx, f, filepath.Join(tmp, filepath.FromSlash(f.Name))); err != nil {
+		if err := r.fetch(ctx, f, envelope.Path(tmp, f.Name)); err != nil {
 			return "", fmt.Errorf("get %s of release %s: %w", f.Name, short(digest), err)
 		}
 	}
-	if err := os.WriteFile(filepath.Join(tmp, ManifestName), raw, 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(tmp, envelope.ManifestName), raw, 0o644); err != nil {
 		return "", fmt.Errorf("write release %s: %w", short(digest), err)
 	}
-	if err := os.Rename(tmp, dir); err != nil && verify(dir, digest) != nil { // another process may have been faster
+	if err := os.Rename(tmp, dir); err != nil && r.verify(ctx, dir, digest) != nil { // another process may have been faster
 		return "", fmt.Errorf("write release %s: %w", short(digest), err)
 	}
 	return dir, nil
 }
 
 // verify says whether dir holds the release, whole.
-func verify(dir, digest string) error {
-	_, got, files, err := readManifest(dir)
+func (r *Registry) verify(ctx context.Context, dir, digest string) error {
+	e, err := envelope.Read(dir)
 	if err != nil {
 		return err
 	}
-	if got != digest {
-		return fmt.Errorf("%w: manifest of %s is that of %s", ErrCorrupt, short(digest), short(got))
+	if e.Digest != digest {
+		return fmt.Errorf("%w: manifest of %s is that of %s", ErrCorrupt, short(digest), short(e.Digest))
 	}
-	for _, f := range files {
-		if err := checkFile(filepath.Join(dir, filepath.FromSlash(f.Name)), f); err != nil {
-			return err
-		}
-	}
-	return nil
+	return e.Check(ctx, &r.whole)
 }
 
 // manifest fetches a release's manifest and checks its digest.
@@ -266,20 +269,20 @@ func (r *Registry) manifest(ctx context.Context, digest string) ([]byte, error) 
 	if err != nil {
 		return nil, fmt.Errorf("look for release %s: %w", short(digest), err)
 	}
-	if info.Size > maxManifest {
+	if info.Size > envelope.MaxManifest {
 		return nil, fmt.Errorf("release %s: %w: %d bytes", short(digest), ErrBadManifest, info.Size)
 	}
 	if err := r.complete(ctx, info); err != nil {
 		return nil, fmt.Errorf("release %s: %w", short(digest), err)
 	}
-	raw, err := object.Read(ctx, r.js, r.cfg.ArtifactsBucket, digest, maxManifest)
+	raw, err := object.Read(ctx, r.js, r.cfg.ArtifactsBucket, digest, envelope.MaxManifest)
 	if errors.Is(err, object.ErrBad) || errors.Is(err, object.ErrMissing) {
 		err = fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("get release %s: %w", short(digest), err)
 	}
-	if d := sha256.Sum256(raw); hex.EncodeToString(d[:]) != digest {
+	if envelope.Digest(raw) != digest {
 		return nil, fmt.Errorf("%w: the manifest of release %s has another digest", ErrCorrupt, short(digest))
 	}
 	return raw, nil
@@ -287,12 +290,12 @@ func (r *Registry) manifest(ctx context.Context, digest string) ([]byte, error) 
 
 // fetch brings one file to path: from the cache of files when it is there, else
 // from the store.
-func (r *Registry) fetch(ctx context.Context, f File, path string) error {
+func (r *Registry) fetch(ctx context.Context, f envelope.Entry, path string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
 	blob := filepath.Join(r.cfg.CacheDir, "blobs", f.SHA256)
-	if checkFile(blob, f) != nil {
+	if r.whole.Check(ctx, blob, f) != nil {
 		if err := os.MkdirAll(filepath.Dir(blob), 0o755); err != nil {
 			return err
 		}
@@ -319,7 +322,7 @@ var (
 	errReplaced   = fmt.Errorf("%w: it is another object", ErrCorrupt)
 )
 
-func (r *Registry) download(ctx context.Context, f File, path string) (err error) {
+func (r *Registry) download(ctx context.Context, f envelope.Entry, path string) (err error) {
 	info, err := r.blobs.GetInfo(ctx, f.SHA256)
 	if errors.Is(err, jetstream.ErrObjectNotFound) {
 		return fmt.Errorf("object %s is not in the store: %w", short(f.SHA256), ErrNoRelease)
@@ -349,13 +352,12 @@ func (r *Registry) download(ctx context.Context, f File, path string) (err error
 	}
 	defer os.Remove(out.Name())
 	defer out.Close()
-	h := sha256.New()
-	n, err := io.CopyBuffer(io.MultiWriter(out, h), struct{ io.Reader }{io.LimitReader(in, f.Size+1)}, make([]byte, 1<<20))
+	got, err := envelope.Copy(ctx, out, io.LimitReader(in, f.Size+1))
 	if err != nil && !errors.Is(err, jetstream.ErrDigestMismatch) {
 		return err
 	}
-	if got := hex.EncodeToString(h.Sum(nil)); n != f.Size || got != f.SHA256 {
-		return fmt.Errorf("%w: object %s came as %d bytes of sha256 %s", ErrCorrupt, short(f.SHA256), n, short(got))
+	if got != f.File {
+		return fmt.Errorf("%w: object %s came as %d bytes of sha256 %s", ErrCorrupt, short(f.SHA256), got.Size, short(got.SHA256))
 	}
 	if err := errors.Join(out.Chmod(0o644), out.Sync(), out.Close()); err != nil {
 		return err
@@ -373,7 +375,7 @@ func (r *Registry) Show(ctx context.Context, digest string) (Release, error) {
 	if err != nil {
 		return Release{}, err
 	}
-	files, err := parseManifest(raw)
+	files, err := envelope.Parse(raw)
 	if err != nil {
 		return Release{}, fmt.Errorf("release %s: %w", short(digest), err)
 	}
@@ -412,7 +414,7 @@ func (r *Registry) list(ctx context.Context) ([]*jetstream.ObjectInfo, error) {
 // Resolve finds the full digest of a release of the detector by its first
 // characters, at least four.
 func (r *Registry) Resolve(ctx context.Context, detector, prefix string) (string, error) {
-	if isDigest(prefix) {
+	if envelope.IsDigest(prefix) {
 		return prefix, nil
 	}
 	if len(prefix) < 4 {

@@ -18,6 +18,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/goleak"
 
+	"github.com/nearmiss/nearmiss/inference/release/envelope"
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/stream/registry"
@@ -88,7 +89,7 @@ func folder(t testing.TB, files map[string][]byte) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, registry.ManifestName), raw, 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, envelope.ManifestName), raw, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return dir
@@ -434,30 +435,4 @@ func TestALargeRelease(t *testing.T) {
 	}
 	t.Logf("%d MB: put in %v, got in %v", size>>20, stored.Round(time.Millisecond), time.Since(begin).Round(time.Millisecond))
 	same(t, got, files)
-}
-
-// FuzzManifest: a folder with any manifest is put whole or refused.
-func FuzzManifest(f *testing.F) {
-	f.Add([]byte(`{"files":{"a":{"sha256":"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":0}}}`))
-	f.Add([]byte(`{"files":{"../a":{"sha256":"","size":-1}}}`))
-	f.Add([]byte(`{`))
-	f.Fuzz(func(t *testing.T, manifest []byte) {
-		dir := t.TempDir()
-		if err := os.WriteFile(filepath.Join(dir, registry.ManifestName), manifest, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		files, err := registry.ParseManifest(manifest)
-		if err != nil {
-			if !errors.Is(err, registry.ErrBadManifest) {
-				t.Fatal(err)
-			}
-			return
-		}
-		for _, file := range files {
-			p := filepath.Join(dir, filepath.FromSlash(file.Name))
-			if rel, err := filepath.Rel(dir, p); err != nil || rel == "." || rel[0] == '.' {
-				t.Fatalf("file %q leaves its folder", file.Name)
-			}
-		}
-	})
 }

@@ -1,4 +1,0 @@
-package registry
-
-// ParseManifest is for the fuzz test.
-var ParseManifest = parseManifest
