@@ -1,15 +1,11 @@
 package training
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -20,6 +16,7 @@ import (
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/ort"
+	"github.com/nearmiss/nearmiss/inference/release"
 )
 
 // Extension says which normals join the bank of a release.
@@ -64,7 +61,7 @@ func Extend(ctx context.Context, x Extension) (*Result, error) {
 	}
 	defer d.Close()
 	rel := d.Release()
-	known, err := ReadNormals(x.Release)
+	known, err := release.ReadNormals(x.Release)
 	if err != nil {
 		return nil, err
 	}
@@ -114,7 +111,7 @@ func Extend(ctx context.Context, x Extension) (*Result, error) {
 		return nil, err
 	}
 	if thumbs != nil {
-		if err := thumbs.add(ctx, added, func(i int) ([]byte, error) { return x.Normals[i].Read() }, rel.Manifest.Model.Preprocess.View, x.Limits); err != nil {
+		if err := thumbs.Add(ctx, added, func(i int) ([]byte, error) { return x.Normals[i].Read() }, rel.Manifest.Model.Preprocess.View, x.Limits); err != nil {
 			return nil, err
 		}
 	}
@@ -131,21 +128,21 @@ func Extend(ctx context.Context, x Extension) (*Result, error) {
 
 // rewrite writes a release of a detector whose bank has changed since it was
 // loaded. nil thumbs are left out.
-func rewrite(ctx context.Context, d *inference.Detector, out string, normals []Normal, thumbs Thumbnails, noImages bool, provenance any) (*Result, error) {
+func rewrite(ctx context.Context, d *inference.Detector, out string, normals []Normal, thumbs release.Thumbnails, noImages bool, provenance any) (*Result, error) {
 	rel, b := d.Release(), d.Bank()
 	m := rel.Manifest
-	lines, err := listing(normals)
+	lines, err := release.EncodeNormals(normals)
 	if err != nil {
 		return nil, err
 	}
 	spec := inference.ReleaseSpec{
 		Detector: m.Detector, Method: m.Method, Model: rel.Path(m.Model.File), Embedder: d.Embedder(), Parts: d.Parts(),
 		RandomWeights: m.Model.RandomWeights, StarterWeights: m.Model.StarterWeights,
-		Files:    map[string][]byte{NormalsName: lines},
+		Files:    map[string][]byte{release.NormalsName: lines},
 		Training: provenance,
 	}
 	if thumbs != nil {
-		if spec.Files[ThumbnailsName], err = thumbs.archive(); err != nil {
+		if spec.Files[release.ThumbnailsName], err = thumbs.Archive(); err != nil {
 			return nil, err
 		}
 	}
@@ -206,7 +203,7 @@ func join(ctx context.Context, parts []inference.Part, id uint64, row, patches [
 			if float64(d) <= a.Radius*a.Radius {
 				continue
 			}
-			if err := p.Bank.Add(patchID(id, i), patches[i*a.Dim:(i+1)*a.Dim]); err != nil {
+			if err := p.Bank.Add(release.PatchID(id, i), patches[i*a.Dim:(i+1)*a.Dim]); err != nil {
 				return err
 			}
 		}
@@ -217,25 +214,11 @@ func join(ctx context.Context, parts []inference.Part, id uint64, row, patches [
 // ErrNothingNew: every image is in the bank already, or cannot be read.
 var ErrNothingNew = errors.New("there is no new image to add")
 
-// ReadNormals reads the list of images that the release in dir was learnt from.
-// A release without one gives none.
-func ReadNormals(dir string) ([]Normal, error) {
-	b, err := os.ReadFile(filepath.Join(dir, NormalsName))
-	if errors.Is(err, os.ErrNotExist) {
+// keptThumbnails are those of the release in dir, unless it may hold no image of
+// a normal any more.
+func keptThumbnails(dir string, noImages bool) (release.Thumbnails, error) {
+	if noImages {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("read the list of normals: %w", err)
-	}
-	var all []Normal
-	lines := bufio.NewScanner(bytes.NewReader(b))
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		var n Normal
-		if err := json.Unmarshal(lines.Bytes(), &n); err != nil {
-			return nil, fmt.Errorf("read the list of normals in %s: line %d: %w", dir, len(all)+1, err)
-		}
-		all = append(all, n)
-	}
-	return all, lines.Err()
+	return release.ReadThumbnails(dir)
 }

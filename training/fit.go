@@ -512,14 +512,14 @@ func (f *fitting) write(ctx context.Context, res *Result, parts []inference.Part
 		}
 		f.k = k
 	}
-	lines, err := listing(f.all)
+	lines, err := release.EncodeNormals(f.all)
 	if err != nil {
 		return nil, err
 	}
 	spec := inference.ReleaseSpec{
 		Detector: f.Detector, Method: string(f.Method), Model: f.k.path, Embedder: f.k.e, Parts: parts,
 		RandomWeights: format == backbone.FormatRandom, StarterWeights: format == backbone.FormatStarter,
-		Files: map[string][]byte{NormalsName: lines},
+		Files: map[string][]byte{release.NormalsName: lines},
 		Training: Provenance{
 			Tool: f.Tool, Backbone: filepath.Base(f.Backbone), DataSHA256: dataDigest(f.all),
 			Images: len(f.all), Duplicates: res.Duplicate, Rejected: res.Rejected,
@@ -528,11 +528,11 @@ func (f *fitting) write(ctx context.Context, res *Result, parts []inference.Part
 		},
 	}
 	if !f.NoImages {
-		t := Thumbnails{}
-		if err := t.add(ctx, f.all, func(i int) ([]byte, error) { return f.Normals[i].Read() }, f.View, f.Limits); err != nil {
+		t := release.Thumbnails{}
+		if err := t.Add(ctx, f.all, func(i int) ([]byte, error) { return f.Normals[i].Read() }, f.View, f.Limits); err != nil {
 			return nil, err
 		}
-		if spec.Files[ThumbnailsName], err = t.archive(); err != nil {
+		if spec.Files[release.ThumbnailsName], err = t.Archive(); err != nil {
 			return nil, err
 		}
 	}

@@ -112,7 +112,7 @@ func TestFitWritesAReleaseThatScores(t *testing.T) {
 	}
 
 	// an entry of the bank is its own nearest neighbour, and the listing names it
-	lines, err := ReadNormals(out)
+	lines, err := release.ReadNormals(out)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -270,7 +270,7 @@ func TestReadjustDecidesAsATrainingWouldHave(t *testing.T) {
 		if diff := cmp.Diff(scores(fit(c.k, c.alpha)), scores(out)); diff != "" {
 			t.Errorf("k = %d, rate %g: %s", c.k, c.alpha, diff)
 		}
-		if all, err := ReadNormals(out); err != nil || len(all) != 60 {
+		if all, err := release.ReadNormals(out); err != nil || len(all) != 60 {
 			t.Errorf("%d normals, %v", len(all), err)
 		}
 	}

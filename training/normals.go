@@ -1,38 +1,27 @@
 package training
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"slices"
 
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/inference/release"
 )
 
-// NormalsName is the file of a release that lists the images it was learnt
-// from, one JSON object a line: see [Normal].
-const NormalsName = "normals.jsonl"
+// The list of normals is package release's.
+type Normal = release.Normal
 
 // What became of a normal image.
 const (
-	UsedInBank    = "bank"      // its embedding is in the bank
-	UsedToHold    = "held_out"  // it calibrates
-	NotUsedTwice  = "duplicate" // its bytes equal those of an earlier image
-	NotUsedReject = "rejected"  // it could not be read; Reason says why
+	UsedInBank    = release.UsedInBank
+	UsedToHold    = release.UsedToHold
+	NotUsedTwice  = release.NotUsedTwice
+	NotUsedReject = release.NotUsedReject
 )
-
-// Normal is one line of [NormalsName].
-type Normal struct {
-	ID     uint64 `json:"id"` // in the bank, and in the nearest entries of scores
-	Name   string `json:"name"`
-	SHA256 string `json:"sha256"` // of the image file
-	Use    string `json:"use"`    // bank, held_out, duplicate or rejected
-	Reason string `json:"reason,omitempty"`
-}
 
 // embedder turns image files into embeddings, all of one length.
 type embedder interface {
@@ -93,18 +82,6 @@ func embedNormals(ctx context.Context, e embedder, images []Image, keep int, see
 		progress(min(at+chunk, len(images)), len(images))
 	}
 	return s, nil
-}
-
-// listing encodes the lines of NormalsName.
-func listing(all []Normal) ([]byte, error) {
-	var buf bytes.Buffer
-	enc := json.NewEncoder(&buf)
-	for _, n := range all {
-		if err := enc.Encode(n); err != nil {
-			return nil, err
-		}
-	}
-	return buf.Bytes(), nil
 }
 
 // dataDigest names a set of images, whatever their names and order: the SHA-256

@@ -149,9 +149,6 @@ func (s *sampled) keep(patches []float32, dim, most int, seed uint64) {
 	s.rows, s.places = append(s.rows, rows), append(s.places, which)
 }
 
-// patchID is the id of an image's patch in the bank of patches.
-func patchID(image uint64, place int) uint64 { return image<<16 | uint64(place) }
-
 // patchBank is a bank of patches and how it came about.
 type patchBank struct {
 	*bank.Bank
@@ -167,7 +164,7 @@ func (p Plan) fillPatches(ctx context.Context, s *sampled, ids []uint64, which, 
 	for _, i := range which {
 		rows = append(rows, s.rows[i]...)
 		for _, place := range s.places[i] {
-			names = append(names, patchID(ids[i], place))
+			names = append(names, release.PatchID(ids[i], place))
 		}
 	}
 	b := &patchBank{Coreset: bank.CoresetReport{From: len(names), To: len(names)}}

@@ -13,6 +13,7 @@ import (
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/ort"
+	"github.com/nearmiss/nearmiss/inference/release"
 )
 
 // Readjustment says how a release is to decide otherwise.
@@ -79,7 +80,7 @@ func Readjust(ctx context.Context, x Readjustment) (*Result, error) {
 	} else if err != nil {
 		return nil, err
 	}
-	known, err := ReadNormals(x.Release)
+	known, err := release.ReadNormals(x.Release)
 	if err != nil {
 		return nil, err
 	}

@@ -8,8 +8,8 @@ import (
 	"github.com/nearmiss/nearmiss/bank/drift"
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/inference/release"
 	"github.com/nearmiss/nearmiss/stream"
-	"github.com/nearmiss/nearmiss/training"
 )
 
 // loader opens releases for the worker, which has them from the registry.
@@ -20,7 +20,7 @@ func loader(o inference.Options) stream.Loader {
 		if err != nil {
 			return nil, err
 		}
-		thumbs, err := training.ReadThumbnails(dir)
+		thumbs, err := release.ReadThumbnails(dir)
 		if err != nil {
 			return nil, errors.Join(err, d.Close())
 		}
@@ -31,7 +31,7 @@ func loader(o inference.Options) stream.Loader {
 // scorer is a loaded release as the worker sees it.
 type scorer struct {
 	d      *inference.Detector
-	thumbs training.Thumbnails // of the normals in the bank; nil: the release has none
+	thumbs release.Thumbnails // of the normals in the bank; nil: the release has none
 	limits imaging.Limits
 }
 

@@ -9,8 +9,8 @@ import (
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/heatmap"
 	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/inference/release"
 	"github.com/nearmiss/nearmiss/stream"
-	"github.com/nearmiss/nearmiss/training"
 )
 
 // What evidence is made of.
@@ -103,7 +103,7 @@ func (p *place) Draw(_ context.Context, file []byte) ([]stream.Picture, error) {
 }
 
 // nearestPictures are the thumbnails of the nearest normals that have one.
-func nearestPictures(nearest []bank.Neighbour, thumbs training.Thumbnails) []stream.Picture {
+func nearestPictures(nearest []bank.Neighbour, thumbs release.Thumbnails) []stream.Picture {
 	var out []stream.Picture
 	for i, n := range nearest {
 		if b := thumbs[n.ID]; b != nil {

@@ -16,8 +16,8 @@ import (
 	"github.com/nearmiss/nearmiss/inference/backbone"
 	"github.com/nearmiss/nearmiss/inference/heatmap"
 	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/inference/release"
 	"github.com/nearmiss/nearmiss/stream"
-	"github.com/nearmiss/nearmiss/training"
 )
 
 // spot is where the images of drawPlates have their defect: 20 × 20 pixels from
@@ -154,13 +154,13 @@ func TestAlarmsCarryEvidence(t *testing.T) {
 	normals, bad := filepath.Join(dir, "normals"), filepath.Join(dir, "bad")
 	drawPlates(t, normals, 40, 1, false)
 	drawPlates(t, bad, 3, 2, true)
-	release := filepath.Join(dir, "release")
-	program(t, 0, "fit", "--normals", normals, "--backbone", model, "--out", release, "--detector", "plates", "--score", "patch", "--alpha", "0.15")
-	if thumbs, err := training.ReadThumbnails(release); err != nil || len(thumbs) != 32 {
+	fitted := filepath.Join(dir, "release")
+	program(t, 0, "fit", "--normals", normals, "--backbone", model, "--out", fitted, "--detector", "plates", "--score", "patch", "--alpha", "0.15")
+	if thumbs, err := release.ReadThumbnails(fitted); err != nil || len(thumbs) != 32 {
 		t.Fatalf("%d thumbnails of 32 normals in the bank, %v", len(thumbs), err)
 	}
 	url := startBroker(t)
-	program(t, 0, "releases", "plates", "publish", release, "--promote", "--server", url)
+	program(t, 0, "releases", "plates", "publish", fitted, "--promote", "--server", url)
 	l := listen(t, url)
 	w := start(t, "worker", "--server", url, "--data", t.TempDir())
 	w.logged("release is in service")

@@ -13,7 +13,7 @@ import (
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/heatmap"
 	"github.com/nearmiss/nearmiss/inference/imaging"
-	"github.com/nearmiss/nearmiss/training"
+	"github.com/nearmiss/nearmiss/inference/release"
 )
 
 type scoreCmd struct {
@@ -238,8 +238,8 @@ func word(anomalous bool) string {
 
 // normalNames are the names of the images behind a bank's entries. A release
 // that does not list them gives none.
-func normalNames(release string) (map[uint64]string, error) {
-	all, err := training.ReadNormals(release)
+func normalNames(dir string) (map[uint64]string, error) {
+	all, err := release.ReadNormals(dir)
 	if err != nil {
 		return nil, err
 	}

@@ -1,4 +1,4 @@
-package training
+package release
 
 import (
 	"archive/zip"
@@ -66,15 +66,6 @@ func ReadThumbnails(dir string) (Thumbnails, error) {
 	return nil, fmt.Errorf("read the thumbnails of release %s: %w", dir, err)
 }
 
-// keptThumbnails are those of the release in dir, unless it may hold no image of
-// a normal any more.
-func keptThumbnails(dir string, noImages bool) (Thumbnails, error) {
-	if noImages {
-		return nil, nil
-	}
-	return ReadThumbnails(dir)
-}
-
 func parseThumbnails(b []byte) (Thumbnails, error) {
 	z, err := zip.NewReader(bytes.NewReader(b), int64(len(b)))
 	if err != nil {
@@ -102,9 +93,9 @@ func parseThumbnails(b []byte) (Thumbnails, error) {
 	return t, nil
 }
 
-// add draws the normals that are in the bank; read gives the image of the one
+// Add draws the normals that are in the bank; read gives the image of the one
 // with an index. What the view hides is not shown.
-func (t Thumbnails) add(ctx context.Context, normals []Normal, read func(i int) ([]byte, error), view *imaging.View, l imaging.Limits) error {
+func (t Thumbnails) Add(ctx context.Context, normals []Normal, read func(i int) ([]byte, error), view *imaging.View, l imaging.Limits) error {
 	side := thumbnailSide(len(t) + len(normals))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0))
@@ -138,9 +129,9 @@ func (t Thumbnails) add(ctx context.Context, normals []Normal, read func(i int) 
 	return g.Wait()
 }
 
-// archive packs them, in the order of their ids: equal thumbnails give equal
+// Archive packs them, in the order of their ids: equal thumbnails give equal
 // bytes.
-func (t Thumbnails) archive() ([]byte, error) {
+func (t Thumbnails) Archive() ([]byte, error) {
 	var buf bytes.Buffer
 	z := zip.NewWriter(&buf)
 	for _, id := range slices.Sorted(maps.Keys(t)) {

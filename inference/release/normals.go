@@ -1,0 +1,82 @@
+package release
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// NormalsName is the file of a release that lists the images it was learnt
+// from, one JSON object a line: see [Normal].
+const NormalsName = "normals.jsonl"
+
+// What became of a normal image.
+const (
+	UsedInBank    = "bank"      // its embedding is in the bank
+	UsedToHold    = "held_out"  // it calibrates
+	NotUsedTwice  = "duplicate" // its bytes equal those of an earlier image
+	NotUsedReject = "rejected"  // it could not be read; Reason says why
+)
+
+// Normal is one line of [NormalsName].
+type Normal struct {
+	ID     uint64 `json:"id"` // in the bank, and in the nearest entries of scores
+	Name   string `json:"name"`
+	SHA256 string `json:"sha256"` // of the image file
+	Use    string `json:"use"`    // bank, held_out, duplicate or rejected
+	Reason string `json:"reason,omitempty"`
+}
+
+// maxLine bounds a line of the list in bytes.
+const maxLine = 1 << 20
+
+// ReadNormals reads the list of images that the release in dir was learnt from.
+// A release without one gives none.
+func ReadNormals(dir string) ([]Normal, error) {
+	b, err := os.ReadFile(filepath.Join(dir, NormalsName))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the list of normals: %w", err)
+	}
+	all, err := ParseNormals(b)
+	if err != nil {
+		return nil, fmt.Errorf("read the list of normals in %s: %w", dir, err)
+	}
+	return all, nil
+}
+
+// ParseNormals reads the lines of NormalsName.
+func ParseNormals(b []byte) (all []Normal, err error) {
+	lines := bufio.NewScanner(bytes.NewReader(b))
+	lines.Buffer(nil, maxLine)
+	for lines.Scan() {
+		var n Normal
+		if err := json.Unmarshal(lines.Bytes(), &n); err != nil {
+			return nil, fmt.Errorf("line %d: %w", len(all)+1, err)
+		}
+		all = append(all, n)
+	}
+	return all, lines.Err()
+}
+
+// EncodeNormals writes the lines of NormalsName.
+func EncodeNormals(all []Normal) ([]byte, error) {
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
+	for _, n := range all {
+		if err := enc.Encode(n); err != nil {
+			return nil, err
+		}
+	}
+	return buf.Bytes(), nil
+}
+
+// PatchID is the id, in the bank of patches, of the patch at a place of an image
+// with an id in the other banks. Places count row by row, below 65,536.
+func PatchID(image uint64, place int) uint64 { return image<<16 | uint64(place) }
