@@ -1,0 +1,241 @@
+package walls
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"go/parser"
+	"go/token"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/nearmiss/nearmiss/"
+
+// pkg is what go list says of a package.
+type pkg struct {
+	ImportPath string
+	Imports    []string // without those of its tests
+	Deps       []string // all that it imports, however indirectly
+}
+
+func packages(t *testing.T) []pkg {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=ImportPath,Imports,Deps", "./...")
+	cmd.Dir = "../.."
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, errs.String())
+	}
+	var all []pkg
+	for d := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p pkg
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			return all
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		p.ImportPath = strings.TrimPrefix(p.ImportPath, module)
+		all = append(all, p)
+	}
+}
+
+// match says whether a package is what a pattern means: itself, or, where the
+// pattern ends in /…, also whatever lies below.
+func match(pattern, name string) bool {
+	if root, ok := strings.CutSuffix(pattern, "/…"); ok {
+		return name == root || strings.HasPrefix(name, root+"/")
+	}
+	return name == pattern
+}
+
+func TestMatch(t *testing.T) {
+	for _, c := range []struct {
+		pattern, name string
+		want          bool
+	}{
+		{"bank", "bank", true},
+		{"bank", "bank/drift", false},
+		{"bank/…", "bank/drift", true},
+		{"bank/…", "bank", true},
+		{"bank/…", "banker", false},
+	} {
+		if got := match(c.pattern, c.name); got != c.want {
+			t.Errorf("%s, %s: %v", c.pattern, c.name, got)
+		}
+	}
+}
+
+// rule is a line of the page.
+type rule struct {
+	pattern string
+	may     []string
+	used    map[string]bool
+}
+
+func rules(t *testing.T) []rule {
+	t.Helper()
+	page, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, block, ok := strings.Cut(string(page), "\n```\n")
+	block, _, ok2 := strings.Cut(block, "\n```\n")
+	if !ok || !ok2 {
+		t.Fatal("internal/README.md has no import graph")
+	}
+	var all []rule
+	for line := range strings.Lines(block) {
+		left, right, ok := strings.Cut(line, "→")
+		if left = strings.TrimSpace(left); !ok && left != "" {
+			t.Fatalf("internal/README.md: what is meant by %q?", line)
+		}
+		if left != "" {
+			all = append(all, rule{left, strings.Fields(right), map[string]bool{}})
+		}
+	}
+	return all
+}
+
+func TestImportsAreThoseOfThePage(t *testing.T) {
+	all := rules(t)
+	named := map[string]bool{}
+	for _, p := range packages(t) {
+		at := slices.IndexFunc(all, func(r rule) bool { return r.pattern == p.ImportPath })
+		if at < 0 {
+			at = slices.IndexFunc(all, func(r rule) bool { return match(r.pattern, p.ImportPath) })
+		}
+		if at < 0 {
+			t.Errorf("internal/README.md does not name %s", p.ImportPath)
+			continue
+		}
+		named[all[at].pattern] = true
+		for _, i := range p.Imports {
+			name, ours := strings.CutPrefix(i, module)
+			if !ours {
+				continue
+			}
+			k := slices.IndexFunc(all[at].may, func(pattern string) bool { return match(pattern, name) })
+			if k < 0 {
+				t.Errorf("%s imports %s, which internal/README.md does not say", p.ImportPath, name)
+				continue
+			}
+			all[at].used[all[at].may[k]] = true
+		}
+	}
+	for _, r := range all {
+		if !named[r.pattern] {
+			t.Errorf("internal/README.md names %s, which is not there", r.pattern)
+			continue
+		}
+		for _, m := range r.may {
+			if !r.used[m] {
+				t.Errorf("internal/README.md says that %s imports %s, which it does not", r.pattern, m)
+			}
+		}
+	}
+}
+
+func TestWhatMayNotBeKnown(t *testing.T) {
+	const (
+		nats    = "github.com/nats-io/…"
+		runtime = "github.com/yalue/onnxruntime_go"
+	)
+	var (
+		learned = []string{"bank/…", "inference", "inference/onnx/…", "inference/ort", "inference/backbone/…", "training/…", runtime}
+		walls   = []struct {
+			pattern string
+			not     []string // however indirectly
+		}{
+			{"bank/…", []string{"inference/…", "stream/…", "training/…", "image/…", nats, runtime}},
+			{"inference/…", []string{"stream/…", "training/…", nats}},
+			{"inference/imaging", []string{runtime, "inference/onnx/…"}},
+			{"inference/heatmap", []string{runtime, "inference/onnx/…", "bank/…"}},
+			{"inference/onnx/…", []string{runtime}},
+			{"inference/backbone/…", []string{runtime}},
+			{"inference/release/…", []string{runtime, "bank/…"}},
+			{"stream/…", learned},
+			{"training/…", []string{"stream/…", nats}},
+			{"training/autodiff", []string{"inference/backbone/…", "training/dataset", runtime}},
+			{"cmd/nearmiss", []string{"testing", "internal/brokertest", "internal/evaldata"}},
+		}
+	)
+	all := packages(t)
+	for _, w := range walls {
+		found := false
+		for _, p := range all {
+			if !match(w.pattern, p.ImportPath) {
+				continue
+			}
+			found = true
+			for _, d := range p.Deps {
+				name := strings.TrimPrefix(d, module)
+				for _, not := range w.not {
+					if match(not, name) {
+						t.Errorf("%s must not know %s", p.ImportPath, name)
+					}
+				}
+			}
+		}
+		if !found {
+			t.Errorf("no package is %s", w.pattern)
+		}
+	}
+}
+
+// TestLibrariesHaveOneUser: what could spread through the program is named by the
+// packages that it was chosen for, so that it can be exchanged.
+func TestLibrariesHaveOneUser(t *testing.T) {
+	for library, users := range map[string][]string{
+		"github.com/yalue/onnxruntime_go":     {"inference/ort"},
+		"github.com/coder/hnsw":               {"bank"},
+		"github.com/viterin/vek/…":            {"bank"},
+		"github.com/alecthomas/kong":          {"cmd/nearmiss"},
+		"github.com/caarlos0/env/v11":         {"cmd/nearmiss"},
+		"github.com/schollz/progressbar/v3":   {"cmd/nearmiss"},
+		"github.com/nats-io/nats-server/v2/…": {"stream/broker"},
+		"gonum.org/v1/…":                      {"training/…"},
+	} {
+		used := false
+		for _, p := range packages(t) {
+			if !slices.ContainsFunc(p.Imports, func(i string) bool { return match(library, i) }) {
+				continue
+			}
+			used = true
+			if !slices.ContainsFunc(users, func(u string) bool { return match(u, p.ImportPath) }) {
+				t.Errorf("%s imports %s, which is for %v", p.ImportPath, library, users)
+			}
+		}
+		if !used {
+			t.Errorf("nobody imports %s", library)
+		}
+	}
+}
+
+// TestServingDoesNotLearn: the command's files that serve import nothing of what
+// learns.
+func TestServingDoesNotLearn(t *testing.T) {
+	for _, name := range []string{"worker.go", "loader.go", "place.go", "score.go", "camera.go", "watch.go", "broker.go", "evidence.go"} {
+		f, err := parser.ParseFile(token.NewFileSet(), filepath.Join("../../cmd/nearmiss", name), nil, parser.ImportsOnly)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, i := range f.Imports {
+			path, err := strconv.Unquote(i.Path.Value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if match("training/…", strings.TrimPrefix(path, module)) {
+				t.Errorf("cmd/nearmiss/%s imports %s", name, path)
+			}
+		}
+	}
+}
