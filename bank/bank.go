@@ -305,7 +305,7 @@ func (b *Bank) Calibrate(ctx context.Context, heldOut []float32, alpha float64) 
 	if err != nil {
 		return nil, fmt.Errorf("calibrate: %w", err)
 	}
-	return b.calibrate(ctx, slices.Clone(t), alpha)
+	return b.calibrate(ctx, slices.Clone(t), alpha, 0)
 }
 
 // ErrNoHeldOut: the bank has no held-out embeddings to calibrate with anew.
@@ -321,7 +321,7 @@ func (b *Bank) Recalibrate(ctx context.Context) (*Calibration, error) {
 	if heldOut == nil || c == nil {
 		return nil, fmt.Errorf("recalibrate: %w; call Calibrate", ErrNoHeldOut)
 	}
-	return b.calibrate(ctx, heldOut, c.alpha)
+	return b.calibrate(ctx, heldOut, c.alpha, c.worth)
 }
 
 // Readjust changes the number of neighbours and the false-alarm rate, 0..1, and
@@ -332,6 +332,8 @@ func (b *Bank) Readjust(ctx context.Context, k int, alpha float64) (*Calibration
 	if k < 1 {
 		return nil, fmt.Errorf("readjust the bank: %d neighbours in a score: use 1 or more", k)
 	}
+	b.change.Lock()
+	defer b.change.Unlock()
 	if b.calibration == nil || k != b.k && b.heldOut == nil {
 		return nil, fmt.Errorf("readjust the bank: %w", ErrNoHeldOut)
 	}
@@ -348,27 +350,64 @@ func (b *Bank) Readjust(ctx context.Context, k int, alpha float64) (*Calibration
 		b.calibration = c
 		return c, nil
 	}
-	was := b.k
+	was := b.keep()
 	b.k = k
-	c, err := b.calibrate(ctx, b.heldOut, alpha)
-	if err != nil {
-		b.k = was
+	if err := b.rejudge(ctx); err != nil {
+		b.putBack(was)
 		return nil, fmt.Errorf("readjust the bank to k = %d: %w", k, err)
 	}
-	// What an approximate index is worth depends on k.
-	if kind := b.index.Kind(); kind != Exact {
-		r, err := b.judgeIndex(ctx, kind, b.index, b.queries, 0)
-		if err != nil {
-			return nil, err
-		}
-		if b.install(b.index, r, b.queries); r.Kind != kind {
-			return b.calibrate(ctx, b.heldOut, alpha)
-		}
+	c, err := b.calibrate(ctx, b.heldOut, alpha, b.calibration.worth)
+	if err != nil {
+		b.putBack(was)
+		return nil, fmt.Errorf("readjust the bank to k = %d: %w", k, err)
 	}
 	return c, nil
 }
 
-func (b *Bank) calibrate(ctx context.Context, heldOut []float32, alpha float64) (*Calibration, error) {
+// kept is what Readjust changes.
+type kept struct {
+	k       int
+	index   Index
+	width   int // of an approximate index's search
+	report  Report
+	queries []float32
+}
+
+func (b *Bank) keep() kept {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	was := kept{k: b.k, index: b.index, report: b.report, queries: b.queries}
+	if w := searchWidth(b.index); w != nil {
+		was.width = *w
+	}
+	return was
+}
+
+func (b *Bank) putBack(was kept) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.k, b.index, b.report, b.queries = was.k, was.index, was.report, was.queries
+	if w := searchWidth(b.index); w != nil {
+		*w = was.width
+	}
+}
+
+// rejudge puts an approximate index to the recall gate again: what it is worth
+// depends on k.
+func (b *Bank) rejudge(ctx context.Context) error {
+	kind := b.index.Kind()
+	if kind == Exact {
+		return nil
+	}
+	r, err := b.judgeIndex(ctx, kind, b.index, b.queries, 0)
+	if err == nil {
+		b.install(b.index, r, b.queries)
+	}
+	return err
+}
+
+// calibrate scores held-out embeddings that are worth so many, 0: each counts.
+func (b *Bank) calibrate(ctx context.Context, heldOut []float32, alpha, worth float64) (*Calibration, error) {
 	near, err := b.Index().SearchBatch(ctx, heldOut, b.k)
 	if err != nil {
 		return nil, fmt.Errorf("calibrate: %w", err)
@@ -388,10 +427,22 @@ func (b *Bank) calibrate(ctx context.Context, heldOut []float32, alpha float64) 
 	if err := c.Err(); err != nil {
 		return nil, err
 	}
+	c.worth = worth
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.calibration, b.heldOut = c, heldOut
 	return c, nil
+}
+
+// Rest says that the held-out scores of the calibration are worth only so many
+// independent ones, as [Calibration.Resting] does. Later calibrations of the same
+// embeddings keep it.
+func (b *Bank) Rest(worth float64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.calibration != nil {
+		b.calibration = b.calibration.Resting(worth)
+	}
 }
 
 // SetCalibration replaces the calibration by one made elsewhere; nil removes

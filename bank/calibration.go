@@ -23,6 +23,8 @@ type Calibration struct {
 	heldOut []float64
 	// rank is the 1-based rank of the threshold; n+1 when Alpha is unreachable
 	rank int
+	// worth is how many independent held-out scores these are worth; 0: all
+	worth float64
 }
 
 // NewCalibration takes the scores of held-out normals (any order; kept as they
@@ -62,6 +64,35 @@ func alarmRank(n int, alpha float64) int {
 		count--
 	}
 	return count
+}
+
+// Resting is the same calibration of held-out scores that are worth only so many
+// independent ones, at least 1, because they are those of frames that resemble
+// one another. The threshold stays; what it promises gets less.
+func (c *Calibration) Resting(worth float64) *Calibration {
+	out := *c
+	if out.worth = max(1, worth); !(out.worth < float64(len(c.heldOut))) {
+		out.worth = 0
+	}
+	return &out
+}
+
+// Worth is how many independent scores the held-out ones are worth, 1..n.
+func (c *Calibration) Worth() float64 {
+	if c.worth > 0 {
+		return c.worth
+	}
+	return float64(len(c.heldOut))
+}
+
+// Promise is the false-alarm rate that the threshold keeps in the mean over
+// calibrations: Alpha, or what scores of that worth can promise at all, which is
+// the rate at which the largest of them is exceeded.
+func (c *Calibration) Promise() float64 {
+	if c.worth > 0 {
+		return max(c.alpha, 1/(c.worth+1))
+	}
+	return c.alpha
 }
 
 // Alpha is the false-alarm rate asked for, 0..1.
@@ -117,7 +148,12 @@ func (c *Calibration) Anomalous(s float64) bool {
 
 // WithAlpha is the same held-out scores under another false-alarm rate.
 func (c *Calibration) WithAlpha(alpha float64) (*Calibration, error) {
-	return NewCalibration(c.heldOut, alpha)
+	out, err := NewCalibration(c.heldOut, alpha)
+	if err != nil {
+		return nil, err
+	}
+	out.worth = c.worth
+	return out, nil
 }
 
 // MarshalJSON gives what a manifest shows: alpha, smallest_alpha, reachable,

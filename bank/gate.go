@@ -228,13 +228,13 @@ func (b *Bank) measure(ctx context.Context, index Index, queries []float32, r *R
 	}
 	switch x := index.(type) {
 	case *hnsw:
-		if err := widen(&x.o.EfSearch, max(x.o.EfSearch, min(4096, max(64, len(b.rows.ids)/8)))); err != nil {
+		if err := widen(searchWidth(x), max(x.o.EfSearch, min(4096, max(64, len(b.rows.ids)/8)))); err != nil {
 			return err
 		}
 		r.EfSearch = x.o.EfSearch
 		r.GraphBytes = int64(4 * len(x.encode()))
 	case *sketched:
-		if err := widen(&x.blocks, mostBlocks); err != nil {
+		if err := widen(searchWidth(x), mostBlocks); err != nil {
 			return err
 		}
 		r.Blocks = x.blocks
@@ -245,6 +245,17 @@ func (b *Bank) measure(ctx context.Context, index Index, queries []float32, r *R
 	}
 	r.Queries = n - judge
 	r.Recall, r.FirstExcess = compare(truth[judge:], found)
+	return nil
+}
+
+// searchWidth is how much an index looks at, where that can be chosen, or nil.
+func searchWidth(index Index) *int {
+	switch x := index.(type) {
+	case *hnsw:
+		return &x.o.EfSearch
+	case *sketched:
+		return &x.blocks
+	}
 	return nil
 }
 

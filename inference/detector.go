@@ -421,6 +421,9 @@ func (s ReleaseSpec) fill(ctx context.Context, b *release.Builder) (release.Mani
 	}
 	if c := d.Bank().Calibration(); c != nil {
 		m.Calibration = release.Calibration{Alpha: c.Alpha(), SmallestAlpha: c.SmallestAlpha(), HeldOut: c.Len()}
+		if c.Worth() < float64(c.Len()) {
+			m.Calibration.Worth, m.Calibration.Promised = c.Worth(), c.Promise()
+		}
 		if t := c.Threshold(); !math.IsInf(t, 0) {
 			m.Calibration.Threshold = &t
 		}

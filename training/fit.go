@@ -31,11 +31,14 @@ type Result struct {
 	Rejected  int     `json:"rejected"`       // images that could not be read
 	Alpha     float64 `json:"alpha"`          // false-alarm rate that the threshold promises
 	Smallest  float64 `json:"smallest_alpha"` // smallest rate that could be promised
-	Threshold float64 `json:"threshold"`      // score above which an image is anomalous
-	Index     string  `json:"index"`          // kind of the bank's index
-	Score     string  `json:"score"`          // parts of the score, joined by +
-	Patches   int     `json:"patches"`        // patch vectors in their bank; 0: there is none
-	Seconds   float64 `json:"seconds"`        // that it took
+	// Worth is how many independent pictures the normals are worth, where they
+	// resemble one another; 0: each counts.
+	Worth     float64 `json:"worth,omitempty"`
+	Threshold float64 `json:"threshold"` // score above which an image is anomalous
+	Index     string  `json:"index"`     // kind of the bank's index
+	Score     string  `json:"score"`     // parts of the score, joined by +
+	Patches   int     `json:"patches"`   // patch vectors in their bank; 0: there is none
+	Seconds   float64 `json:"seconds"`   // that it took
 	// Published is "tuned" or "frozen" after FITYMI, and Reason says why.
 	Published string `json:"published,omitempty"`
 	Reason    string `json:"reason,omitempty"`
@@ -70,6 +73,7 @@ type Provenance struct {
 	Patches      *patchBank         `json:"patches,omitempty"`
 	Advice       *Advice            `json:"advice,omitempty"`
 	Orientation  *Orientation       `json:"orientation,omitempty"`
+	Worth        *worth             `json:"worth,omitempty"`
 }
 
 // Fit carries the plan out and writes the release: embed every normal, hold a
@@ -119,7 +123,8 @@ type fitting struct {
 	layer   int    // blocks before the patches; 0: no patches
 	k       *look
 	*seen
-	train, held []int // places in of
+	train, held []int  // places in of
+	worth       *worth // nil: each normal counts
 	learned     *learned
 	orientation *Orientation // nil where a symmetry was given
 	engine      *inference.BatchEngine
@@ -168,7 +173,7 @@ func (f *fitting) look(ctx context.Context) error {
 		return err
 	}
 	f.seconds["embed"] = time.Since(took).Seconds()
-	if f.train, f.held, err = Split(len(f.of), f.HeldOut, f.K, f.Seed); err != nil {
+	if err := f.split(ctx); err != nil {
 		return err
 	}
 	turned, err := f.turn(ctx)
@@ -524,7 +529,7 @@ func (f *fitting) write(ctx context.Context, res *Result, parts []inference.Part
 			Tool: f.Tool, Backbone: filepath.Base(f.Backbone), DataSHA256: dataDigest(f.all),
 			Images: len(f.all), Duplicates: res.Duplicate, Rejected: res.Rejected,
 			HeldOutShare: f.HeldOut, Seed: f.Seed, Index: report, Seconds: f.seconds, Warnings: res.Warnings,
-			K: f.K, Runtime: ort.Version, Learning: learning, Score: f.parts, Patches: patches, Advice: res.Advice, Orientation: res.Orientation,
+			K: f.K, Runtime: ort.Version, Learning: learning, Score: f.parts, Patches: patches, Advice: res.Advice, Orientation: res.Orientation, Worth: f.worth,
 		},
 	}
 	if !f.NoImages {
@@ -608,6 +613,7 @@ func (f *fitting) calibrate(ctx context.Context, parts []inference.Part, held ma
 		return err
 	}
 	res.Alpha, res.Smallest, res.Threshold = alpha, smallest, c.Threshold()
+	f.rest(main, res)
 	return nil
 }
 

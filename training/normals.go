@@ -20,6 +20,7 @@ const (
 	UsedInBank    = release.UsedInBank
 	UsedToHold    = release.UsedToHold
 	NotUsedTwice  = release.NotUsedTwice
+	NotUsedNear   = release.NotUsedNear
 	NotUsedReject = release.NotUsedReject
 )
 
@@ -53,7 +54,7 @@ func embedNormals(ctx context.Context, e embedder, images []Image, keep int, see
 				return nil, fmt.Errorf("read normal image %s: %w", images[i].Name, err)
 			}
 			sum := sha256.Sum256(b)
-			s.all[i] = Normal{ID: uint64(i), Name: images[i].Name, SHA256: hex.EncodeToString(sum[:])}
+			s.all[i] = Normal{ID: uint64(i), Name: images[i].Name, SHA256: hex.EncodeToString(sum[:]), Camera: images[i].Camera, CapturedAt: images[i].At}
 			if known[sum] {
 				s.all[i].Use = NotUsedTwice
 				continue

@@ -40,6 +40,11 @@ var ErrPlan = errors.New("bad plan")
 type Image struct {
 	Name string                 // for people; unique in a plan
 	Read func() ([]byte, error) // the image file's bytes, the same at every call
+	// Camera and At say where and when it was taken, as far as that is known.
+	// Frames of a camera resemble those before and after them, which matters for
+	// what is held out; without them the names tell the order.
+	Camera string
+	At     time.Time
 }
 
 // Plan says what a detector learns from, how, and where its release goes. The

@@ -227,6 +227,11 @@ type Calibration struct {
 	Alpha         float64 `json:"alpha"`          // false-alarm rate asked for
 	SmallestAlpha float64 `json:"smallest_alpha"` // that HeldOut can promise: 1/(n+1)
 	HeldOut       int     `json:"held_out"`       // normals that the threshold comes from
+	// Worth is how many independent normals the held-out ones are worth, and
+	// Promised the false-alarm rate that they can promise; absent where each counts
+	// and Alpha is promised.
+	Worth    float64 `json:"worth,omitempty"`
+	Promised float64 `json:"promised,omitempty"`
 	// Threshold is the score above which an image is anomalous; null where the
 	// rate asked for is unreachable, so that nothing is called anomalous.
 	Threshold *float64 `json:"threshold"`

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 )
 
 // NormalsName is the file of a release that lists the images it was learnt
@@ -18,7 +19,8 @@ const NormalsName = "normals.jsonl"
 const (
 	UsedInBank    = "bank"      // its embedding is in the bank
 	UsedToHold    = "held_out"  // it calibrates
-	NotUsedTwice  = "duplicate" // its bytes equal those of an earlier image
+	NotUsedTwice  = "duplicate" // it equals or shows the same as an earlier image
+	NotUsedNear   = "near"      // taken just before or after a held-out one
 	NotUsedReject = "rejected"  // it could not be read; Reason says why
 )
 
@@ -27,8 +29,11 @@ type Normal struct {
 	ID     uint64 `json:"id"` // in the bank, and in the nearest entries of scores
 	Name   string `json:"name"`
 	SHA256 string `json:"sha256"` // of the image file
-	Use    string `json:"use"`    // bank, held_out, duplicate or rejected
+	Use    string `json:"use"`    // bank, held_out, duplicate, near or rejected
 	Reason string `json:"reason,omitempty"`
+	// Where and when it was taken, as far as that is known.
+	Camera     string    `json:"camera,omitempty"`
+	CapturedAt time.Time `json:"captured_at,omitzero"`
 }
 
 // maxLine bounds a line of the list in bytes.
