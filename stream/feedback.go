@@ -194,7 +194,7 @@ func (w *TrainingWorker) learnFrom(ctx context.Context, m jetstream.Msg) (f Feed
 	}
 	sequence, err = w.normals.Add(ctx, Normal{
 		Detector: f.Detector, ID: feedbackID + e.Camera + "/" + e.FrameID, Origin: origin, Anomaly: f.Verdict == FeedbackAnomalous,
-		Source: e.Source, CapturedAt: e.CapturedAt, Image: image,
+		Source: e.Source, Camera: e.Camera, CapturedAt: e.CapturedAt, Image: image,
 	})
 	return f, sequence, err
 }

@@ -110,6 +110,7 @@ type Job struct {
 	Release     string    `json:"release,omitempty"`      // the result
 	Promoted    bool      `json:"promoted,omitempty"`     // the result is or was active
 	Held        string    `json:"held,omitempty"`         // why it was not promoted
+	Notes       []string  `json:"notes,omitempty"`        // what the result cannot promise
 	Code        string    `json:"code,omitempty"`         // why it failed, as a stable word
 	Error       string    `json:"error,omitempty"`        // why it failed, as a sentence
 

@@ -88,7 +88,7 @@ func (l *line) learnOne(ctx context.Context, normals *Normals, m jetstream.Msg) 
 	if it.failure == nil {
 		_, err := normals.Add(ctx, Normal{
 			Detector: l.name, ID: it.frame.Camera + "/" + it.frame.ID, Origin: "learned from the first frames",
-			Source: it.frame.Source, CapturedAt: it.frame.CapturedAt, Image: it.frame.Image,
+			Source: it.frame.Source, Camera: it.frame.Camera, CapturedAt: it.frame.CapturedAt, Image: it.frame.Image,
 		})
 		if err == nil {
 			l.w.count.learned.Add(1)

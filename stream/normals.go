@@ -20,6 +20,9 @@ import (
 const (
 	// HeaderOrigin says how the image came to be a normal.
 	HeaderOrigin = "Nearmiss-Origin"
+	// HeaderCamera names the camera that took it, where it was a frame. With
+	// HeaderCapturedAt it tells trainers which normals are neighbours in time.
+	HeaderCamera = "Nearmiss-Camera"
 )
 
 // Normal is one image of a training set.
@@ -28,6 +31,7 @@ type Normal struct {
 	ID         string    `json:"id"`     // adding an id again within an hour adds nothing
 	Origin     string    `json:"origin"` // how it came to be one: a folder, a frame, an operator
 	Source     string    `json:"source,omitempty"`
+	Camera     string    `json:"camera,omitempty"` // that took it, where it was a frame
 	CapturedAt time.Time `json:"captured_at,omitzero"`
 	Anomaly    bool      `json:"anomaly,omitempty"` // a labelled anomaly: kept apart, never trained on, used by the gate
 	Sequence   uint64    `json:"sequence"`          // its place in the stream; names it for removal
@@ -83,6 +87,9 @@ func (s *Normals) Add(ctx context.Context, n Normal) (sequence uint64, err error
 	m.Header.Set(HeaderOrigin, headerSafe(n.Origin))
 	if n.Source != "" {
 		m.Header.Set(HeaderSource, headerSafe(n.Source))
+	}
+	if n.Camera != "" {
+		m.Header.Set(HeaderCamera, headerSafe(n.Camera))
 	}
 	if !n.CapturedAt.IsZero() {
 		m.Header.Set(HeaderCapturedAt, n.CapturedAt.UTC().Format(time.RFC3339Nano))
@@ -197,7 +204,7 @@ func (s *Normals) Replay(ctx context.Context, detector string, anomalies, images
 // parse reads a normal's message. Errors that another try cannot mend are
 // [PermanentError]s.
 func (s *Normals) parse(ctx context.Context, detector string, h nats.Header, data []byte, images bool) (Normal, error) {
-	n := Normal{ID: h.Get(HeaderFrameID), Origin: h.Get(HeaderOrigin), Source: h.Get(HeaderSource), Bytes: len(data), Image: data}
+	n := Normal{ID: h.Get(HeaderFrameID), Origin: h.Get(HeaderOrigin), Source: h.Get(HeaderSource), Camera: h.Get(HeaderCamera), Bytes: len(data), Image: data}
 	if at, err := time.Parse(time.RFC3339, h.Get(HeaderCapturedAt)); err == nil {
 		n.CapturedAt = at.UTC()
 	}
@@ -358,7 +365,7 @@ func (s *Normals) FromFrames(ctx context.Context, detector string, n int, told f
 			}
 		}
 		if _, err := s.Add(ctx, Normal{
-			Detector: detector, ID: f.Camera + "/" + f.ID, Origin: "taken from the frames", Source: f.Source, CapturedAt: f.CapturedAt, Image: f.Image,
+			Detector: detector, ID: f.Camera + "/" + f.ID, Origin: "taken from the frames", Source: f.Source, Camera: f.Camera, CapturedAt: f.CapturedAt, Image: f.Image,
 		}); err != nil {
 			return err
 		}

@@ -45,6 +45,8 @@ type TrainResult struct {
 	// Hold, when not empty, says why the release must not replace the active
 	// one, in a sentence: it did not pass the gate.
 	Hold string
+	// Notes are sentences about what the release cannot promise, for people.
+	Notes []string
 }
 
 // Task is one job as a [Trainer] sees it.
@@ -52,15 +54,16 @@ type Task struct {
 	Request  TrainRequest
 	Detector Detector // with the request's method and profile, and defaults
 
-	Dir        string   // scratch folder, empty at first, removed afterwards
-	Normals    string   // folder of the normal images; for Extend: of those to add; for Readjust: empty
-	Anomalies  string   // folder of the labelled anomalies, maybe empty
-	Count      int      // normal images
-	DataDigest string   // of the normal images
-	Active     string   // folder of the active release, or empty
-	ActiveID   string   // its digest, or empty
-	Checkpoint string   // file of the last checkpoint of an earlier attempt, or empty
-	Skipped    []Normal // normals and labelled anomalies without an image, which are left out
+	Dir        string            // scratch folder, empty at first, removed afterwards
+	Normals    string            // folder of the normal images; for Extend: of those to add; for Readjust: empty
+	Anomalies  string            // folder of the labelled anomalies, maybe empty
+	Taken      map[string]Normal // where and when each file in Normals was taken, by its name
+	Count      int               // normal images
+	DataDigest string            // of the normal images
+	Active     string            // folder of the active release, or empty
+	ActiveID   string            // its digest, or empty
+	Checkpoint string            // file of the last checkpoint of an earlier attempt, or empty
+	Skipped    []Normal          // normals and labelled anomalies without an image, which are left out
 
 	w          *TrainingWorker
 	saved      []byte // digest of the folder that was saved or restored last
@@ -406,7 +409,7 @@ func (w *TrainingWorker) handle(ctx context.Context, m jetstream.Msg) {
 	switch {
 	case err == nil:
 		w.end(ctx, m, job, func(j *Job) {
-			j.State, j.Release, j.Promoted, j.Held = JobDone, job.Release, job.Promoted, job.Held
+			j.State, j.Release, j.Promoted, j.Held, j.Notes = JobDone, job.Release, job.Promoted, job.Held, job.Notes
 			j.Error, j.Code = "", ""
 		}, "done")
 	case errors.Is(cause, errTakenOver), errors.Is(err, errTakenOver):
@@ -507,6 +510,7 @@ func (w *TrainingWorker) attempt(ctx context.Context, job Job) (done Job, err er
 	if err != nil {
 		return done, err
 	}
+	done.Notes = res.Notes
 	if done.Held = res.Hold; res.Dir == "" {
 		return done, nil
 	}
@@ -514,7 +518,7 @@ func (w *TrainingWorker) attempt(ctx context.Context, job Job) (done Job, err er
 		return done, Permanent(CodeTraining, fmt.Errorf("the trainer's release: %w", err))
 	}
 	if _, err := w.jobs.update(ctx, job.Job, func(j *Job) error {
-		j.Release, j.Held = done.Release, done.Held
+		j.Release, j.Held, j.Notes = done.Release, done.Held, done.Notes
 		return w.mine(j)
 	}); err != nil {
 		return done, err
@@ -630,6 +634,7 @@ func (w *TrainingWorker) prepare(ctx context.Context, job Job, dir string) (*Tas
 	t := &Task{
 		Request: job.TrainRequest, Detector: det, w: w,
 		Dir: filepath.Join(dir, "work"), Normals: filepath.Join(dir, "normals"), Anomalies: filepath.Join(dir, "anomalies"),
+		Taken: map[string]Normal{},
 	}
 	for _, d := range []string{t.Dir, t.Normals, t.Anomalies} {
 		if err := os.Mkdir(d, 0o755); err != nil {
@@ -642,14 +647,18 @@ func (w *TrainingWorker) prepare(ctx context.Context, job Job, dir string) (*Tas
 	}
 	save := func(folder string) func(Normal) error {
 		return func(n Normal) error {
+			name := fmt.Sprintf("%012d%s", n.Sequence, ImageExtension(n.Image))
 			if folder == t.Normals {
 				if len(only) > 0 && !only[n.Sequence] {
 					return nil
 				}
 				t.Count++
 				t.lastNormal = max(t.lastNormal, n.Sequence)
+				about := n
+				about.Image = nil
+				t.Taken[name] = about
 			}
-			return os.WriteFile(filepath.Join(folder, fmt.Sprintf("%012d%s", n.Sequence, ImageExtension(n.Image))), n.Image, 0o644)
+			return os.WriteFile(filepath.Join(folder, name), n.Image, 0o644)
 		}
 	}
 	if !job.Readjust {

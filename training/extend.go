@@ -177,6 +177,9 @@ func rewrite(ctx context.Context, d *inference.Detector, out string, normals []N
 			res.Patches = p.Bank.Len()
 		}
 	}
+	if c := now.Calibration; c.Promised > 0 {
+		res.Alpha, res.Smallest = c.Promised, max(res.Smallest, 1/(c.Worth+1))
+	}
 	if t := now.Calibration.Threshold; t != nil {
 		res.Threshold = *t
 	}

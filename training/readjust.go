@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -96,6 +97,10 @@ func Readjust(ctx context.Context, x Readjustment) (*Result, error) {
 	res.Seconds = time.Since(start).Seconds()
 	if x.Alpha < alpha {
 		res.warn("%d held-out normals can promise no false-alarm rate below %.3g %%, and that is what the threshold promises", c.Len(), 100*alpha)
+	}
+	if asked := max(x.Alpha, alpha); res.Alpha > asked {
+		res.warn("the held-out normals resemble one another and are worth about %s: no false-alarm rate below %.2g %% can be promised",
+			plural(int(math.Round(b.Calibration().Worth())), "independent one"), 100*res.Alpha)
 	}
 	return res, nil
 }

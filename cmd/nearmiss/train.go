@@ -139,6 +139,9 @@ func jobText(j stream.Job) string {
 	if j.Error != "" {
 		text += "  " + j.Error
 	}
+	for _, n := range j.Notes {
+		text += "\n    note: " + n
+	}
 	return text
 }
 

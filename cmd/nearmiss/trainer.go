@@ -88,7 +88,7 @@ type trainer struct {
 
 // Train implements stream.Trainer.
 func (t trainer) Train(ctx context.Context, task *stream.Task) (stream.TrainResult, error) {
-	normals, err := folderImages(task.Normals)
+	normals, err := normalImages(task)
 	if err != nil {
 		return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
 	}
@@ -147,7 +147,7 @@ func (t trainer) Train(ctx context.Context, task *stream.Task) (stream.TrainResu
 		return stream.TrainResult{}, err
 	}
 	t.tell(d.Name, res)
-	return stream.TrainResult{Dir: out}, nil
+	return stream.TrainResult{Dir: out, Notes: res.Warnings}, nil
 }
 
 // profile is a training profile of the trainer's own, or one that all have.
@@ -203,7 +203,7 @@ func view(d stream.Detector) *imaging.View {
 
 // Extend implements stream.Trainer.
 func (t trainer) Extend(ctx context.Context, task *stream.Task) (stream.TrainResult, error) {
-	normals, err := folderImages(task.Normals)
+	normals, err := normalImages(task)
 	if err != nil {
 		return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
 	}
@@ -219,7 +219,7 @@ func (t trainer) Extend(ctx context.Context, task *stream.Task) (stream.TrainRes
 		return stream.TrainResult{}, err
 	}
 	t.tell(task.Detector.Name, res)
-	return stream.TrainResult{Dir: out}, nil
+	return stream.TrainResult{Dir: out, Notes: res.Warnings}, nil
 }
 
 // Readjust implements stream.Trainer.
@@ -239,7 +239,7 @@ func (t trainer) Readjust(ctx context.Context, task *stream.Task) (stream.TrainR
 		return stream.TrainResult{}, err
 	}
 	t.tell(d.Name, res)
-	return stream.TrainResult{Dir: out}, nil
+	return stream.TrainResult{Dir: out, Notes: res.Warnings}, nil
 }
 
 func (t trainer) tell(detector string, res *training.Result) {
@@ -264,6 +264,19 @@ func (t trainer) backbone(d stream.Detector) (string, error) {
 		return file, nil
 	}
 	return starter.File(filepath.Join(t.conf.Data, "models"))
+}
+
+// normalImages are a task's normals, with where and when they were taken.
+func normalImages(task *stream.Task) ([]training.Image, error) {
+	all, err := folderImages(task.Normals)
+	for i := range all {
+		n := task.Taken[all[i].Name]
+		all[i].Camera, all[i].At = n.Camera, n.CapturedAt
+		if n.Camera == "" && n.Source != "" { // of a folder
+			all[i].Camera = filepath.Dir(n.Source)
+		}
+	}
+	return all, err
 }
 
 // folderImages are the images in a folder, whatever their names; none where there
