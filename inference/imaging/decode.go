@@ -2,71 +2,80 @@ package imaging
 
 import (
 	"bytes"
-	"image"
-	"image/png"
 
-	"golang.org/x/image/bmp"
-	"golang.org/x/image/tiff"
 	"golang.org/x/image/webp"
 )
 
-// Decode inspects and decodes an image file. Every error is a *RejectError; a
-// decoder that panics on hostile bytes counts as "corrupt".
-func Decode(b []byte, l Limits) (*Image, error) {
+// Decode inspects and decodes an image file, to look at it. Every error is a
+// *RejectError; a decoder that panics on hostile bytes counts as "corrupt".
+//
+// Where neither the file nor anybody says how many of the 16 bits of a sample
+// are used, Decode guesses by this one picture; frames that are judged are
+// decoded by [View.Decode] and [Preprocess.Apply], which do not.
+func Decode(b []byte, l Limits) (*Image, error) { return decodeWhole(b, l, 0, true) }
+
+// DecoderName names the JPEG decoder of this build: "islow", whose pixels are
+// libjpeg's, or "turbo" with the build tag of that name, which makes large
+// images smaller while it decodes them. Releases that "go" was noted in were
+// made with the standard library's decoder. Pixels differ by a few levels, so a
+// bank should be filled and asked by the same one.
+func DecoderName() string { return jpegDecoder }
+
+// decodeWhole decodes in full size. bits are those of samples that are used, 0
+// if nobody says; guess allows to guess them.
+func decodeWhole(b []byte, l Limits, bits int, guess bool) (*Image, error) {
 	h, err := Inspect(b, l)
 	if err != nil {
 		return nil, err
 	}
-	return decode(b, h, 0)
+	img := New(h.Width, h.Height)
+	if h.Orientation >= 5 {
+		img.Width, img.Height = h.Height, h.Width
+	}
+	if err := decodeRows(b, h, bits, guess, canvas{img}); err != nil {
+		return nil, err
+	}
+	return img.orient(h.Orientation), nil
 }
 
-// DecoderName names the JPEG decoder of this build: "go", or "turbo" with the
-// build tag of that name. Their pixels differ by a few levels, so a bank should
-// be filled and asked by the same one.
-func DecoderName() string { return jpegDecoder }
-
-// decode decodes a file whose header was accepted. side > 0 says that the
-// shorter side will be resized to so many pixels: the decoder may then reduce
-// the image, but not below twice that.
-func decode(b []byte, h Header, side int) (img *Image, err error) {
+// decodeRows decodes a file whose header was accepted into the sink, as it is
+// stored.
+func decodeRows(b []byte, h Header, bits int, guess bool, s sink) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			img, err = nil, reject(CodeCorrupt, "the %s decoder failed: %v", h.Format, p)
+			err = reject(CodeCorrupt, "the %s decoder failed: %v", h.Format, p)
 		}
 	}()
-	if h.Format == JPEG {
-		img, err = decodeJPEG(b, h, side)
-	} else {
-		var m image.Image
+	b = content(b)
+	w, height := h.Width, h.Height
+	if h.Orientation >= 5 {
+		w, height = height, w
+	}
+	err = decodeDeep(h, bits, guess, func(d *depth) error {
 		switch h.Format {
+		case JPEG:
+			return decodeJPEGInto(b, jpegWant{w: w, h: height}, s)
 		case PNG:
-			m, err = png.Decode(bytes.NewReader(b))
+			return decodePNG(b, d, s)
 		case BMP:
-			m, err = bmp.Decode(bytes.NewReader(b))
+			return decodeBMP(b, s)
 		case TIFF:
-			m, err = tiff.Decode(bytes.NewReader(b))
+			return decodeTIFF(b, d, s)
 		case WebP:
-			m, err = webp.Decode(bytes.NewReader(b))
-		default:
-			return nil, reject(CodeUnsupported, "format %q", h.Format)
-		}
-		if err == nil {
-			if h.Format == WebP {
-				img = convertWebP(m)
-			} else {
-				img = convert(m)
+			m, err := webp.Decode(bytes.NewReader(b))
+			if err != nil {
+				return err
 			}
+			if r := m.Bounds(); r.Dx() != w || r.Dy() != height {
+				return reject(CodeCorrupt, "the webp header says %d×%d pixels, %d×%d came out", w, height, r.Dx(), r.Dy())
+			}
+			convertWebP(m, s)
+			return nil
 		}
+		return reject(CodeUnsupported, "format %q", h.Format)
+	})
+	if err != nil && Rejection(err) == nil {
+		err = rejectDecoder(h.Format, err)
 	}
-	if err != nil {
-		if r := Rejection(err); r != nil {
-			return nil, r
-		}
-		return nil, rejectDecoder(h.Format, err)
-	}
-	img = img.orient(h.Orientation)
-	if side == 0 && (img.Width != h.Width || img.Height != h.Height) {
-		return nil, reject(CodeCorrupt, "the %s header says %d×%d pixels, %d×%d came out", h.Format, h.Width, h.Height, img.Width, img.Height)
-	}
-	return img, nil
+	return err
 }

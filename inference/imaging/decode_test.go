@@ -3,12 +3,10 @@ package imaging
 import (
 	"bytes"
 	"compress/zlib"
-	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"hash/crc32"
-	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -21,8 +19,6 @@ type decodeGolden struct {
 	Files map[string]struct {
 		Width, Height int
 		SHA256        string
-		Tolerance     int
-		Pixels        string
 	}
 	Refused map[string]Code
 }
@@ -66,43 +62,15 @@ func TestDecodeAgreesWithPillow(t *testing.T) {
 			t.Errorf("%s: %d×%d pixels, header %d×%d, Pillow %d×%d", name, m.Width, m.Height, h.Width, h.Height, want.Width, want.Height)
 			continue
 		}
-		if digest(m.Pix) == want.SHA256 {
-			continue
-		}
-		if want.Tolerance == 0 {
+		if digest(m.Pix) != want.SHA256 {
 			t.Errorf("%s: pixels differ from Pillow's", name)
-			continue
-		}
-		packed, err := base64.StdEncoding.DecodeString(want.Pixels)
-		if err != nil {
-			t.Fatal(err)
-		}
-		z, err := zlib.NewReader(bytes.NewReader(packed))
-		if err != nil {
-			t.Fatal(err)
-		}
-		pillow, err := io.ReadAll(z)
-		if err != nil {
-			t.Fatal(err)
-		}
-		worst, differ := 0, 0
-		for i, v := range pillow {
-			d := int(v) - int(m.Pix[i])
-			worst = max(worst, d, -d)
-			if d != 0 {
-				differ++
-			}
-		}
-		t.Logf("%s: %d of %d samples differ, by %d at most", name, differ, len(pillow), worst)
-		if worst > want.Tolerance {
-			t.Errorf("%s: a sample differs by %d levels from Pillow's, at most %d are allowed", name, worst, want.Tolerance)
 		}
 	}
 }
 
 func TestUnreadableKindsSayWhatTheyAre(t *testing.T) {
 	words := map[string]string{
-		"float.tif": "floating point", "cmyk.tif": "CMYK", "jpeg_in.tif": "JPEG", "signed32.tif": "signed",
+		"float.tif": "floating-point", "signed32.tif": "signed",
 		"picture.gif": "GIF", "animation.webp": "animation",
 	}
 	for name, code := range readGolden(t).Refused {
@@ -116,6 +84,9 @@ func TestUnreadableKindsSayWhatTheyAre(t *testing.T) {
 
 func TestTruncatedFilesAreRejected(t *testing.T) {
 	for name := range readGolden(t).Files {
+		if name == "pages.tif" {
+			continue // its picture is whole without the others
+		}
 		b := readCase(t, name)
 		for _, n := range []int{1, 3, 7, 11, 20, 40, len(b) / 3, len(b) / 2, len(b) * 3 / 4} {
 			if n >= len(b) {
@@ -228,6 +199,19 @@ func bombs(t testing.TB) map[string][]byte {
 	binary.LittleEndian.PutUint32(w[21:], 0x3fff|0x3fff<<14)
 	out["webp 16384x16384"] = w
 	return out
+}
+
+func deflated(t testing.TB, b []byte) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	z := zlib.NewWriter(&out)
+	if _, err := z.Write(b); err != nil {
+		t.Fatal(err)
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
 }
 
 func pngFile(w, h uint32, depth, kind byte, data []byte) []byte {

@@ -3,12 +3,7 @@ package imaging
 import (
 	"errors"
 	"fmt"
-	"image/jpeg"
-	"image/png"
 	"io"
-
-	"golang.org/x/image/bmp"
-	"golang.org/x/image/tiff"
 )
 
 // Code names why an image was refused. Codes travel in events and dead letters
@@ -54,19 +49,10 @@ func reject(c Code, format string, args ...any) *RejectError {
 }
 
 // rejectDecoder gives a decoder's error its code. The decoders tell "ends too
-// early" by io.EOF or io.ErrUnexpectedEOF and "not implemented" by a type.
+// early" by io.EOF or io.ErrUnexpectedEOF.
 func rejectDecoder(f Format, err error) *RejectError {
-	var (
-		jpegUnsupported jpeg.UnsupportedError
-		pngUnsupported  png.UnsupportedError
-		tiffUnsupported tiff.UnsupportedError
-	)
-	switch {
-	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
+	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
 		return reject(CodeTruncated, "%s data ends before the image does", f)
-	case errors.As(err, &jpegUnsupported), errors.As(err, &pngUnsupported),
-		errors.As(err, &tiffUnsupported), errors.Is(err, bmp.ErrUnsupported):
-		return reject(CodeUnsupported, "%s feature is not read: %v", f, err)
 	}
 	return reject(CodeCorrupt, "%s cannot be decoded: %v", f, err)
 }

@@ -2,107 +2,115 @@ package imaging
 
 import (
 	"bytes"
-	"encoding/binary"
+	"compress/zlib"
+	"encoding/hex"
+	"io"
 )
 
-// ifd is the first directory of a TIFF file, or of EXIF data, which has the
-// same form.
-type ifd struct {
-	b       []byte
-	order   binary.ByteOrder
-	entries []byte // 12 bytes each
+// orientation collects what a file says about the way its picture lies. The
+// first EXIF data counts, whatever further ones say; where that says nothing,
+// the first XMP packet does. Damaged metadata says nothing: it is no reason to
+// refuse the pixels.
+type orientation struct {
+	first, packet int // 0: not said
+	closed        bool
 }
 
-func readIFD(b []byte) (ifd, error) {
-	d := ifd{b: b, order: binary.LittleEndian}
-	if len(b) < 8 {
-		return d, reject(CodeTruncated, "the tiff ends within its header")
+// value is the EXIF orientation, 1 (upright) to 8.
+func (o *orientation) value() int {
+	for _, v := range []int{o.first, o.packet} {
+		if v >= 1 && v <= 8 {
+			return v
+		}
 	}
-	if bytes.HasPrefix(b, []byte("MM")) {
-		d.order = binary.BigEndian
-	}
-	at := int64(d.order.Uint32(b[4:]))
-	if at < 8 {
-		return d, reject(CodeCorrupt, "the tiff's directory is at byte %d", at)
-	}
-	if at+2 > int64(len(b)) {
-		return d, reject(CodeTruncated, "the tiff's directory is at byte %d of %d", at, len(b))
-	}
-	n := int64(d.order.Uint16(b[at:]))
-	if at+2+12*n > int64(len(b)) {
-		return d, reject(CodeTruncated, "the tiff's directory of %d entries is cut off", n)
-	}
-	d.entries = b[at+2 : at+2+12*n]
-	return d, nil
+	return 1
 }
 
-// all returns the values of a tag of type BYTE, SHORT or LONG, at most 16 of
-// them; none when the tag is missing or of another type.
-func (d ifd) all(tag uint16) []uint32 {
-	for e := d.entries; len(e) >= 12; e = e[12:] {
-		if d.order.Uint16(e) != tag {
-			continue
-		}
-		var size int64
-		switch d.order.Uint16(e[2:]) {
-		case 1:
-			size = 1
-		case 3:
-			size = 2
-		case 4:
-			size = 4
-		default:
-			return nil
-		}
-		n := min(int64(d.order.Uint32(e[4:])), 1<<20)
-		values := e[8:12]
-		if n*size > 4 {
-			n = min(n, 16)
-			at := int64(d.order.Uint32(e[8:]))
-			if at+n*size > int64(len(d.b)) {
-				return nil
-			}
-			values = d.b[at : at+n*size]
-		}
-		out := make([]uint32, n)
-		for i := range out {
-			switch size {
-			case 1:
-				out[i] = uint32(values[i])
-			case 2:
-				out[i] = uint32(d.order.Uint16(values[2*i:]))
-			case 4:
-				out[i] = d.order.Uint32(values[4*i:])
-			}
-		}
-		return out
-	}
-	return nil
-}
-
-func (d ifd) first(tag uint16, missing uint32) uint32 {
-	if v := d.all(tag); len(v) > 0 {
-		return v[0]
-	}
-	return missing
-}
-
-// exifOrientation reads tag 274 of EXIF data, which begins with a TIFF header.
-// Damaged EXIF data means upright: it is no reason to refuse the pixels.
-func exifOrientation(b []byte) int {
-	if !bytes.HasPrefix(b, []byte("II*\x00")) && !bytes.HasPrefix(b, []byte("MM\x00*")) {
-		return 1
+// exif takes EXIF data, which begins with a TIFF header, or with the name that
+// JPEG puts before it.
+func (o *orientation) exif(b []byte) {
+	b = bytes.TrimPrefix(b, []byte("Exif\x00\x00"))
+	if o.closed || !bytes.HasPrefix(b, []byte("II*\x00")) && !bytes.HasPrefix(b, []byte("MM\x00*")) {
+		return
 	}
 	d, err := readIFD(b)
 	if err != nil {
-		return 1
+		return
 	}
-	return validOrientation(int(d.first(274, 1)))
+	o.closed = true
+	o.first = int(d.first(tagOrientation, 0))
 }
 
-func validOrientation(o int) int {
-	if o < 1 || o > 8 {
-		return 1
+// xmp takes an XMP packet, in which the orientation is an attribute or an
+// element (XMP specification part 2, 3.6).
+func (o *orientation) xmp(b []byte) {
+	if o.packet != 0 {
+		return
 	}
-	return o
+	_, after, found := bytes.Cut(b, []byte("tiff:Orientation"))
+	if !found {
+		return
+	}
+	after = bytes.TrimLeft(after, " \t\r\n=>")
+	after = bytes.TrimLeft(after, `"'`)
+	if len(after) > 0 && after[0] >= '1' && after[0] <= '8' {
+		o.packet = int(after[0] - '0')
+	}
+}
+
+// maxText is how much of compressed metadata is read, in bytes. The orientation
+// stands near the beginning.
+const maxText = 64 << 10
+
+// pngText takes a text chunk that may hold EXIF or XMP: so ImageMagick and Adobe
+// store them.
+func (o *orientation) pngText(c pngChunk) {
+	if body, ok := isPNGText(c.body, "XML:com.adobe.xmp"); ok && c.id == "iTXt" && len(body) > 2 {
+		packed := body[0] == 1
+		if parts := bytes.SplitN(body[2:], []byte{0}, 3); len(parts) == 3 { // language, translated keyword
+			text := parts[2]
+			if packed {
+				text = unpackText(text)
+			}
+			o.xmp(text)
+		}
+		return
+	}
+	for _, kind := range []string{"exif", "APP1", "xmp"} {
+		body, ok := isPNGText(c.body, "Raw profile type "+kind)
+		if !ok {
+			continue
+		}
+		if c.id == "zTXt" && len(body) > 0 {
+			body = unpackText(body[1:])
+		}
+		// "\nexif\n      38\n4578…": the name, the length, and hexadecimal lines.
+		lines := bytes.Fields(body)
+		if len(lines) < 3 {
+			return
+		}
+		raw, err := hex.DecodeString(string(bytes.Join(lines[2:], nil)))
+		if err != nil {
+			return
+		}
+		if packet, isXMP := bytes.CutPrefix(raw, []byte(xmpName)); isXMP || kind == "xmp" {
+			o.xmp(packet)
+		} else {
+			o.exif(raw)
+		}
+		return
+	}
+}
+
+// xmpName begins a JPEG's segment with an XMP packet.
+const xmpName = "http://ns.adobe.com/xap/1.0/\x00"
+
+func unpackText(b []byte) []byte {
+	z, err := zlib.NewReader(bytes.NewReader(b))
+	if err != nil {
+		return nil
+	}
+	text := make([]byte, maxText)
+	n, _ := io.ReadFull(z, text)
+	return text[:n]
 }

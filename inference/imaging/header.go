@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	"math"
 )
 
 // Format is an image file format.
@@ -49,24 +48,28 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// Header is what the first bytes of a file promise.
+// Header is what a file promises.
 type Header struct {
 	Format        Format
 	Width, Height int // of the upright image, orientation applied
 	Orientation   int // EXIF orientation, 1 (upright) to 8
 	Bits          int // bits of a sample
+	Significant   int // of 16 bits and more: how many the file says are used; 0: it does not say
 	Channels      int // samples of a stored pixel: 1 grey or palette, 3 colour, 4 with alpha or CMYK
 
-	// Memory is an upper bound of what decoding takes at its peak, in bytes.
+	// Memory is an upper bound of what Decode takes at its peak, in bytes, the
+	// image that it returns included. What [Preprocess.Apply] takes is less:
+	// [Preprocess.Memory].
 	Memory int64
+
+	work  int64 // what the decoder takes beside the rows it puts out
+	whole bool  // the rows come only when the whole image is there, in RGB
+	float bool  // the samples are floating point
 }
 
-// stored describes the pixels as they lie in the file.
+// stored is a header of pixels as they lie in the file.
 type stored struct {
 	Header
-	// decoded is what the decoder holds for a pixel at its peak, our 3 bytes
-	// of RGB not counted; extra is what it takes beyond.
-	decoded, extra int64
 	// least is the smallest number of bytes that can hold so many pixels: a
 	// shorter file is truncated, whatever follows its header.
 	least int64
@@ -75,9 +78,9 @@ type stored struct {
 // maxSide keeps every product of sides, samples and bytes within int64.
 const maxSide = 1 << 24
 
-// Inspect reads the header of an image file and checks it against the limits.
-// It allocates nothing that depends on what the header says. Every error is a
-// *RejectError.
+// Inspect reads the header of an image file, and its metadata, and checks it
+// against the limits. It allocates nothing that depends on what the header says.
+// Every error is a *RejectError.
 func Inspect(b []byte, l Limits) (Header, error) {
 	l = l.withDefaults()
 	if len(b) == 0 {
@@ -101,7 +104,7 @@ func Inspect(b []byte, l Limits) (Header, error) {
 		s.Width, s.Height = s.Height, s.Width
 	}
 	px := w * h
-	s.Memory = px*(s.decoded+3) + s.extra
+	s.Memory = 3*px + s.work
 	if s.Orientation > 1 {
 		s.Memory += 3 * px
 	}
@@ -119,46 +122,89 @@ func Inspect(b []byte, l Limits) (Header, error) {
 	return s.Header, nil
 }
 
+// content is what of a file is the image: cameras on the web send line ends,
+// zeros, fill bytes or the head of a multipart before a JPEG.
+func content(b []byte) []byte {
+	head := b[:min(len(b), 1<<10)]
+	i := bytes.Index(head, jpegStart)
+	if i <= 0 {
+		return b
+	}
+	if lead := bytes.Trim(head[:i], "\r\n\t \x00\xff"); len(lead) == 0 || bytes.HasPrefix(lead, []byte("--")) || bytes.HasPrefix(lead, []byte("Content-")) {
+		return b[i:]
+	}
+	return b
+}
+
 func readHeader(b []byte) (stored, error) {
+	b = content(b)
 	switch {
-	case bytes.HasPrefix(b, []byte("\xff\xd8\xff")):
+	case bytes.HasPrefix(b, jpegStart):
 		return readJPEG(b)
 	case bytes.HasPrefix(b, []byte(pngMagic)):
 		return readPNG(b)
 	case bytes.HasPrefix(b, []byte("BM")):
 		return readBMP(b)
-	case bytes.HasPrefix(b, []byte("II*\x00")), bytes.HasPrefix(b, []byte("MM\x00*")):
+	case isTIFF(b):
 		return readTIFF(b)
 	case len(b) >= 12 && string(b[:4]) == "RIFF" && string(b[8:12]) == "WEBP":
 		return readWebP(b)
 	}
-	what := "it begins with " + fmt.Sprintf("% x", b[:min(len(b), 8)])
-	for _, known := range []struct{ magic, name string }{
-		{"GIF8", "a GIF"},
-		{"%PDF", "a PDF"},
-		{"II+\x00", "a BigTIFF"},
-		{"MM\x00+", "a BigTIFF"},
-		{"8BPS", "a Photoshop file"},
-		{"\x00\x00\x00\x0cjP", "a JPEG 2000"},
-		{"v/1\x01", "an OpenEXR"},
-		{"P5", "a PGM"},
-		{"P6", "a PPM"},
-		{"<?xml", "XML text"},
-		{"<svg", "an SVG"},
-	} {
-		if bytes.HasPrefix(b, []byte(known.magic)) {
-			what = "it looks like " + known.name
-		}
-	}
-	if len(b) >= 12 && string(b[4:8]) == "ftyp" {
-		what = "it looks like a video, HEIF or AVIF"
-	}
-	for _, magic := range []string{"\xff\xd8\xff", pngMagic, "II*\x00", "MM\x00*", "RIFF????WEBP"} {
+	for _, magic := range []string{string(jpegStart), pngMagic, "II*\x00", "MM\x00*", "RIFF????WEBP"} {
 		if len(b) < len(magic) && magicBegins(magic, b) {
 			return stored{}, reject(CodeTruncated, "the file ends within its first %d bytes", len(magic))
 		}
 	}
-	return stored{}, reject(CodeUnsupported, "not a JPEG, PNG, BMP, TIFF or WebP image: %s", what)
+	return stored{}, reject(CodeUnsupported, "not a JPEG, PNG, BMP, TIFF or WebP image: %s", whatElse(b))
+}
+
+// whatElse says what a file is that is no image that is read, and what to do.
+func whatElse(b []byte) string {
+	const convert = ", convert it to PNG"
+	for _, known := range []struct{ magic, name string }{
+		{"GIF8", "a GIF" + convert},
+		{"%PDF", "a PDF"},
+		{"8BPS", "a Photoshop file" + convert},
+		{"\x00\x00\x00\x0cjP", "a JPEG 2000" + convert},
+		{"\xff\x4f\xff\x51", "a JPEG 2000" + convert},
+		{"\xff\x0a", "a JPEG XL" + convert},
+		{"\x00\x00\x00\x0cJXL ", "a JPEG XL" + convert},
+		{"v/1\x01", "an OpenEXR" + convert},
+		{"SIMPLE  =", "a FITS file" + convert},
+		{"\x93NUMPY", "a NumPy array" + convert},
+		{"DDS ", "a DirectX texture" + convert},
+		{"DICM", "a DICOM file" + convert},
+		{"version https://git-lfs", "a pointer of Git LFS, not the file itself: run `git lfs pull`"},
+		{"PK\x03\x04", "a ZIP archive: unpack it"},
+		{"\x1f\x8b", "a gzip file: unpack it"},
+		{"RIFF", "a video or sound (RIFF)"},
+	} {
+		if bytes.HasPrefix(b, []byte(known.magic)) {
+			return "it looks like " + known.name
+		}
+	}
+	if len(b) >= 2 && b[0] == 'P' && b[1] >= '1' && b[1] <= '7' {
+		return "it looks like a PBM, PGM, PPM or PAM" + convert
+	}
+	if len(b) >= 12 && string(b[4:8]) == "ftyp" {
+		return "it looks like a video, HEIF or AVIF" + convert
+	}
+	if len(b) >= 132 && string(b[128:132]) == "DICM" {
+		return "it looks like a DICOM file" + convert
+	}
+	text := bytes.ToLower(bytes.TrimLeft(bytes.TrimPrefix(b[:min(len(b), 512)], []byte("\xef\xbb\xbf")), " \t\r\n"))
+	for _, known := range []struct{ begin, name string }{
+		{"<!doctype html", "an HTML page: a login or an error instead of the image?"},
+		{"<html", "an HTML page: a login or an error instead of the image?"},
+		{"<svg", "an SVG" + convert},
+		{"<?xml", "XML text"},
+		{"{", "JSON text"},
+	} {
+		if bytes.HasPrefix(text, []byte(known.begin)) {
+			return "it looks like " + known.name
+		}
+	}
+	return "it begins with " + fmt.Sprintf("% x", b[:min(len(b), 8)])
 }
 
 // magicBegins reports whether the short file b is a beginning of magic, in
@@ -170,286 +216,6 @@ func magicBegins(magic string, b []byte) bool {
 		}
 	}
 	return true
-}
-
-// maxScans bounds the passes over an image that a JPEG may ask for. Encoders
-// write about ten; a file with thousands keeps a decoder busy for minutes.
-const maxScans = 100
-
-// readJPEG walks the marker segments up to the frame header (ITU-T T.81 B.2).
-func readJPEG(b []byte) (stored, error) {
-	s := stored{Header: Header{Format: JPEG, Orientation: 1}}
-	cut := reject(CodeTruncated, "the jpeg ends within its header")
-	for at := 2; ; {
-		for at < len(b) && b[at] != 0xff { // garbage between segments is skipped, as decoders do
-			at++
-		}
-		for at < len(b) && b[at] == 0xff {
-			at++
-		}
-		if at >= len(b) {
-			return s, cut
-		}
-		marker := b[at]
-		at++
-		if marker == 0 || marker == 0x01 || marker >= 0xd0 && marker <= 0xd8 {
-			continue // stuffed byte or a marker without a segment
-		}
-		if marker == 0xd9 || marker == 0xda {
-			return s, reject(CodeCorrupt, "the jpeg has no frame header before its data")
-		}
-		if at+2 > len(b) {
-			return s, cut
-		}
-		n := int(binary.BigEndian.Uint16(b[at:]))
-		if n < 2 {
-			return s, reject(CodeCorrupt, "a jpeg segment says it is %d bytes long", n)
-		}
-		if at+n > len(b) {
-			return s, cut
-		}
-		seg := b[at+2 : at+n]
-		at += n
-		switch {
-		case marker == 0xe1 && bytes.HasPrefix(seg, []byte("Exif\x00\x00")):
-			s.Orientation = exifOrientation(seg[6:])
-		case marker >= 0xc0 && marker <= 0xcf && marker != 0xc4 && marker != 0xc8 && marker != 0xcc:
-			if len(seg) < 6 {
-				return s, reject(CodeCorrupt, "the jpeg frame header has %d bytes", len(seg))
-			}
-			s.Bits = int(seg[0])
-			s.Height = int(binary.BigEndian.Uint16(seg[1:]))
-			s.Width = int(binary.BigEndian.Uint16(seg[3:]))
-			s.Channels = int(seg[5])
-			if marker > 0xc2 {
-				return s, reject(CodeUnsupported, "the jpeg is lossless, hierarchical or arithmetic-coded (frame type %#x)", marker)
-			}
-			if s.Bits != 8 {
-				return s, reject(CodeUnsupported, "the jpeg has %d bits a sample, 8 are read", s.Bits)
-			}
-			if s.Channels != 1 && s.Channels != 3 && s.Channels != 4 {
-				return s, reject(CodeUnsupported, "the jpeg has %d components", s.Channels)
-			}
-			if s.Height == 0 {
-				return s, reject(CodeUnsupported, "the jpeg gives its height only after its data")
-			}
-			if len(seg) < 6+3*s.Channels {
-				return s, reject(CodeCorrupt, "the jpeg frame header is too short for %d components", s.Channels)
-			}
-			s.decoded = int64(s.Channels)
-			if marker == 0xc2 { // progressive decoders keep every coefficient
-				s.decoded += 4 * int64(s.Channels)
-			}
-			if s.Channels == 4 {
-				s.decoded += 4
-			}
-			s.extra = 64 << 10
-			// Every 8×8 block of the first component takes a bit or more.
-			s.least = int64((s.Width+63)/64) * int64((s.Height+7)/8) / 8
-			if scans := countScans(b[at:]); scans > maxScans {
-				return s, reject(CodeTooLarge, "the jpeg has %d scans, at most %d are decoded", scans, maxScans)
-			}
-			return s, nil
-		}
-	}
-}
-
-// countScans counts the start-of-scan markers. Within entropy-coded data a byte
-// 0xff is always followed by 0 or a restart marker, so nothing is miscounted.
-func countScans(b []byte) int {
-	n := 0
-	for {
-		i := bytes.IndexByte(b, 0xff)
-		if i < 0 || i+1 >= len(b) {
-			return n
-		}
-		if b[i+1] == 0xda {
-			n++
-		}
-		b = b[i+1:]
-	}
-}
-
-const pngMagic = "\x89PNG\r\n\x1a\n"
-
-// maxDeflate is the largest factor by which DEFLATE shrinks (RFC 1951: 258
-// bytes for two bits, in effect 1032).
-const maxDeflate = 1032
-
-// readPNG reads IHDR and looks for eXIf before the data (PNG third edition).
-func readPNG(b []byte) (stored, error) {
-	s := stored{Header: Header{Format: PNG, Orientation: 1}}
-	cut := reject(CodeTruncated, "the png ends within its header")
-	if len(b) < 8+8+13+4 {
-		return s, cut
-	}
-	if string(b[12:16]) != "IHDR" || binary.BigEndian.Uint32(b[8:]) != 13 {
-		return s, reject(CodeCorrupt, "the png does not begin with IHDR")
-	}
-	w, h := binary.BigEndian.Uint32(b[16:]), binary.BigEndian.Uint32(b[20:])
-	s.Width, s.Height, s.Bits = int(w), int(h), int(b[24])
-	kind, interlaced := b[25], b[28] == 1
-	switch kind {
-	case 0, 3:
-		s.Channels = 1
-	case 2:
-		s.Channels = 3
-	case 4:
-		s.Channels = 2
-	case 6:
-		s.Channels = 4
-	default:
-		return s, reject(CodeCorrupt, "the png has colour type %d", kind)
-	}
-	sample := int64(1)
-	if s.Bits == 16 {
-		sample = 2
-	}
-	// The decoder makes grey and palettes 1 sample, the rest 4; grey with
-	// transparency 4; an interlaced image once more for its largest pass.
-	s.decoded = 4 * sample
-	if interlaced {
-		s.decoded += 4 * sample
-	}
-	s.extra = 256<<10 + 4*int64(s.Width)*int64(s.Channels)*sample
-	if s.Width <= maxSide && s.Height <= maxSide {
-		bits := int64(s.Width) * int64(s.Channels) * int64(s.Bits)
-		s.least = (bits + 7) / 8 * int64(s.Height) / maxDeflate
-	}
-	for at := 33; at+8 <= len(b); {
-		n := int64(binary.BigEndian.Uint32(b[at:]))
-		id := string(b[at+4 : at+8])
-		if id == "IDAT" || id == "IEND" || int64(at)+8+n > int64(len(b)) {
-			break
-		}
-		if id == "eXIf" {
-			s.Orientation = exifOrientation(b[at+8 : at+8+int(n)])
-		}
-		at += int(n) + 12
-	}
-	return s, nil
-}
-
-// readBMP reads a BITMAPINFOHEADER or one of its longer successors.
-func readBMP(b []byte) (stored, error) {
-	s := stored{Header: Header{Format: BMP, Orientation: 1}}
-	if len(b) < 34 {
-		return s, reject(CodeTruncated, "the bmp ends within its header")
-	}
-	le := binary.LittleEndian
-	w, h := int64(int32(le.Uint32(b[18:]))), int64(int32(le.Uint32(b[22:])))
-	bits, compression := int(le.Uint16(b[28:])), le.Uint32(b[30:])
-	if n := le.Uint32(b[14:]); n < 40 {
-		return s, reject(CodeUnsupported, "the bmp has an OS/2 header of %d bytes", n)
-	}
-	if h < 0 { // rows from the top
-		h = -h
-	}
-	if w < 0 {
-		return s, reject(CodeCorrupt, "the bmp header says %d×%d pixels", w, h)
-	}
-	if compression != 0 && compression != 3 {
-		return s, reject(CodeUnsupported, "the bmp is compressed (method %d), only plain ones are read", compression)
-	}
-	s.Width, s.Height, s.Bits, s.Channels = int(w), int(h), 8, 1
-	switch bits {
-	case 1, 2, 4, 8:
-		s.Bits, s.decoded = bits, 1
-	case 24:
-		s.Channels, s.decoded = 3, 4
-	case 32:
-		s.Channels, s.decoded = 4, 4
-	default:
-		return s, reject(CodeUnsupported, "the bmp has %d bits a pixel", bits)
-	}
-	s.extra = 64 << 10
-	if w <= maxSide && h <= maxSide {
-		s.least = int64(le.Uint32(b[10:])) + (w*int64(bits)+31)/32*4*h
-	}
-	return s, nil
-}
-
-// readTIFF reads the first image file directory (TIFF 6.0 section 2).
-func readTIFF(b []byte) (stored, error) {
-	s := stored{Header: Header{Format: TIFF, Orientation: 1}}
-	d, err := readIFD(b)
-	if err != nil {
-		return s, err
-	}
-	w, h := d.first(256, 0), d.first(257, 0)
-	s.Width, s.Height = int(w), int(h)
-	s.Orientation = validOrientation(int(d.first(274, 1)))
-	s.Bits = int(d.first(258, 1))
-	s.Channels = max(1, int(d.first(277, 1)))
-
-	for _, f := range d.all(339) {
-		if f != 1 {
-			name := map[uint32]string{2: "signed integers", 3: "floating point", 4: "undefined", 5: "complex integers", 6: "complex floating point"}[f]
-			return s, reject(CodeUnsupported, "the tiff's samples are of format %d (%s), unsigned integers are read", f, name)
-		}
-	}
-	compression := d.first(259, 1)
-	switch compression {
-	case 0, 1, 2, 3, 4, 5, 8, 32773, 32946:
-	case 6, 7:
-		return s, reject(CodeUnsupported, "the tiff holds JPEG data (compression %d), store it plain, LZW or Deflate", compression)
-	default:
-		return s, reject(CodeUnsupported, "the tiff's compression %d is not read, store it plain, LZW or Deflate", compression)
-	}
-	switch photometric := d.first(262, 1); photometric {
-	case 0, 1, 2, 3:
-	case 5:
-		return s, reject(CodeUnsupported, "the tiff is CMYK, convert it to RGB")
-	case 6:
-		return s, reject(CodeUnsupported, "the tiff is YCbCr, convert it to RGB")
-	case 8, 9, 10:
-		return s, reject(CodeUnsupported, "the tiff is CIE L*a*b*, convert it to RGB")
-	default:
-		return s, reject(CodeUnsupported, "the tiff's colour model %d is not read", photometric)
-	}
-	if s.Bits != 1 && s.Bits != 8 && s.Bits != 16 {
-		return s, reject(CodeUnsupported, "the tiff has %d bits a sample, 1, 8 and 16 are read", s.Bits)
-	}
-	if d.first(284, 1) == 2 && s.Channels > 1 {
-		return s, reject(CodeUnsupported, "the tiff keeps its channels in separate planes")
-	}
-
-	sample := int64(max(s.Bits/8, 1))
-	s.decoded = sample
-	if s.Channels > 1 {
-		s.decoded = 4 * sample
-	}
-	if w > maxSide || h > maxSide {
-		return s, nil // refused by Inspect
-	}
-	// A block (strip or tile) is unpacked whole, into at most 8 bytes a pixel
-	// and no more than its compression can yield from the file.
-	blockW, blockH := int64(w), min(int64(h), int64(d.first(278, math.MaxUint32)))
-	if tw := d.first(322, 0); tw > 0 {
-		blockW, blockH = int64(tw), int64(d.first(323, 0))
-	}
-	if blockH <= 0 {
-		blockH = int64(h)
-	}
-	block := min(blockW, maxSide) * min(blockH, maxSide) * 8
-	size := int64(len(b))
-	raw := (int64(w)*int64(s.Channels)*int64(s.Bits) + 7) / 8 * int64(h)
-	switch compression {
-	case 0, 1: // blocks alias the file
-		s.least = raw
-		block = 0
-	case 5:
-		s.least = raw / 2731 // at best 4096 bytes for a 12-bit code
-		block = min(block, size*2731)
-	case 8, 32946:
-		s.least = raw / maxDeflate
-		block = min(block, size*maxDeflate)
-	case 32773:
-		s.least = raw / 64 // 128 bytes for two
-		block = min(block, size*64)
-	}
-	s.extra = 256<<10 + 3*block // a growing buffer holds its old half too
-	return s, nil
 }
 
 // readWebP reads the RIFF container's first chunks.
@@ -478,9 +244,7 @@ func readWebP(b []byte) (stored, error) {
 			s.Width = 1 + int(uint32(body[4])|uint32(body[5])<<8|uint32(body[6])<<16)
 			s.Height = 1 + int(uint32(body[7])|uint32(body[8])<<8|uint32(body[9])<<16)
 			sized = true
-			if body[0]&8 != 0 {
-				s.Orientation = webpOrientation(b, end+end&1)
-			}
+			s.Orientation = webpOrientation(b, end+end&1)
 		case "VP8 ", "VP8L":
 			if end > int64(len(b)) {
 				return s, reject(CodeTruncated, "the webp says its data has %d bytes, %d are there", n, len(body))
@@ -494,9 +258,9 @@ func readWebP(b []byte) (stored, error) {
 					return s, reject(CodeCorrupt, "the webp does not begin with a key frame")
 				}
 				w, h = int(le.Uint16(body[6:])&0x3fff), int(le.Uint16(body[8:])&0x3fff)
-				s.decoded, s.extra = 2, 512<<10
-				if alpha {
-					s.decoded += 9 // the lossless alpha plane is decoded as a picture
+				s.work = 2*int64(w)*int64(h) + 512<<10
+				if alpha { // the lossless alpha plane is decoded as a picture
+					s.work += 9 * int64(w) * int64(h)
 				}
 			} else {
 				if len(body) < 5 {
@@ -504,7 +268,7 @@ func readWebP(b []byte) (stored, error) {
 				}
 				v := le.Uint32(body[1:])
 				w, h = int(v&0x3fff)+1, int(v>>14&0x3fff)+1
-				s.Channels, s.decoded, s.extra = 4, 12, 4<<20
+				s.Channels, s.work = 4, 12*int64(w)*int64(h)+4<<20
 			}
 			if sized && (w != s.Width || h != s.Height) {
 				return s, reject(CodeCorrupt, "the webp's canvas has %d×%d pixels, its picture %d×%d", s.Width, s.Height, w, h)
@@ -521,15 +285,22 @@ func readWebP(b []byte) (stored, error) {
 	}
 }
 
-// webpOrientation looks for the EXIF chunk, which follows the picture.
+// webpOrientation looks for the EXIF and XMP chunks, which follow the picture.
 func webpOrientation(b []byte, at int64) int {
+	var o orientation
 	for at+8 <= int64(len(b)) {
 		n := int64(binary.LittleEndian.Uint32(b[at+4:]))
 		end := at + 8 + n
-		if string(b[at:at+4]) == "EXIF" && end <= int64(len(b)) {
-			return exifOrientation(bytes.TrimPrefix(b[at+8:end], []byte("Exif\x00\x00")))
+		if end > int64(len(b)) {
+			break
+		}
+		switch string(b[at : at+4]) {
+		case "EXIF":
+			o.exif(b[at+8 : end])
+		case "XMP ":
+			o.xmp(b[at+8 : end])
 		}
 		at = end + end&1
 	}
-	return 1
+	return o.value()
 }

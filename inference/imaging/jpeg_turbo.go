@@ -17,6 +17,10 @@ import (
 
 const jpegDecoder = "turbo"
 
+// reducedPixel is how many bytes a pixel takes at the peak: RGB, and perhaps
+// CMYK.
+const reducedPixel = 7
+
 // turboHandles keeps decompressors, which are not to be shared between
 // goroutines but are costly to make.
 var turboHandles = sync.Pool{New: func() any { return newTurbo() }}
@@ -31,10 +35,11 @@ func newTurbo() *turbo {
 	return t
 }
 
-// decodeJPEG decodes with libjpeg-turbo. With side > 0 the inverse DCT makes
+// reducedJPEG decodes with libjpeg-turbo. With side > 0 the inverse DCT makes
 // the image smaller by 2, 4 or 8 while its shorter side stays at least twice
 // the side that it will be resized to.
-func decodeJPEG(b []byte, h Header, side int) (*Image, error) {
+func reducedJPEG(b []byte, h Header, side int) (*Image, error) {
+	b = content(b)
 	t := turboHandles.Get().(*turbo)
 	if t.handle == nil {
 		return nil, reject(CodeUnsupported, "libjpeg-turbo gives no decompressor")

@@ -61,27 +61,77 @@ func (p Preprocess) Bytes() int { return p.Crop * p.Crop * 3 }
 // Apply checks and decodes the file b and writes the model's input into dst:
 // Crop × Crop pixels, RGB, rows first (one NHWC image). The header it returns
 // has the size of the upright frame. What cannot be used is a *RejectError.
+//
+// Rows are resized as they are decoded, so that most files take memory for a few
+// rows and the model's input only: see Memory.
 func (p Preprocess) Apply(b []byte, l Limits, dst []uint8) (Header, error) {
 	h, err := Inspect(b, l)
 	if err != nil {
 		return h, err
 	}
-	if p.View != nil {
-		img, err := decode(b, h, 0)
+	if err := p.fits(dst); err != nil {
+		return h, err
+	}
+	if p.View == nil && h.Format == JPEG {
+		side := p.Resize
+		if p.Squash {
+			side = p.Crop
+		}
+		img, err := reducedJPEG(b, h, side)
 		if err != nil {
 			return h, err
 		}
-		return h, p.ApplyImage(p.View.Apply(img), dst)
+		if img != nil {
+			img = img.orient(h.Orientation)
+			return h, p.apply(img, h.Width, h.Height, dst)
+		}
 	}
-	side := p.Resize
-	if p.Squash {
-		side = p.Crop
+	if h.Orientation >= 5 { // its rows are columns
+		img, err := p.View.Decode(b, l)
+		if err != nil {
+			return h, err
+		}
+		return h, p.ApplyImage(img, dst)
 	}
-	img, err := decode(b, h, side)
-	if err != nil {
+	r := newReducer(p, h)
+	defer r.passes.release()
+	if err := decodeRows(b, h, p.View.bits(), false, r); err != nil {
 		return h, err
 	}
-	return h, p.apply(img, h.Width, h.Height, dst)
+	r.passes.finish(dst)
+	return h, nil
+}
+
+// Memory bounds what Apply takes at its peak for a file with this header, in
+// bytes, beside the file and the model's input.
+func (p Preprocess) Memory(h Header) int64 {
+	px := 3 * int64(h.Width) * int64(h.Height)
+	if h.Orientation >= 5 {
+		if p.View != nil {
+			px += px / 3
+		}
+		return h.Memory + px
+	}
+	x0, y0, x1, y1 := p.View.region(h.Width, h.Height)
+	n := h.work + 3*int64(h.Width) + 3*int64(p.Crop)*int64(y1-y0) + 16*int64(x1-x0+y1-y0) + 64<<10
+	if h.whole {
+		n += px
+	}
+	if h.Format == JPEG {
+		n += reducedPixel * px / 3
+	}
+	return n
+}
+
+// fits checks the settings and the destination.
+func (p Preprocess) fits(dst []uint8) error {
+	if err := p.Validate(); err != nil {
+		return err
+	}
+	if len(dst) != p.Bytes() {
+		return fmt.Errorf("preprocess: the destination has %d bytes, %d×%d RGB takes %d", len(dst), p.Crop, p.Crop, p.Bytes())
+	}
+	return nil
 }
 
 // ApplyImage does what Apply does for pixels that are already at hand, and that
@@ -96,11 +146,8 @@ func (p Preprocess) ApplyImage(img *Image, dst []uint8) error {
 // apply resizes img, which may be a reduced decoding of a frame of w × h
 // pixels: the frame's own size decides the geometry.
 func (p Preprocess) apply(img *Image, w, h int, dst []uint8) error {
-	if err := p.Validate(); err != nil {
+	if err := p.fits(dst); err != nil {
 		return err
-	}
-	if len(dst) != p.Bytes() {
-		return fmt.Errorf("preprocess: the destination has %d bytes, %d×%d RGB takes %d", len(dst), p.Crop, p.Crop, p.Bytes())
 	}
 	outW, outH, win := p.geometry(w, h)
 	// How much of img is frame: reductions round its sides up.

@@ -125,45 +125,77 @@ func resampleWindow(dst []uint8, src *Image, outW, outH int, win window, ip Inte
 // may be fractions: a frame of 1203 pixels that a decoder reduced by 4 has 301,
 // of which 300.75 are the frame.
 func resampleExtent(dst []uint8, src *Image, extW, extH float64, outW, outH int, win window, ip Interpolation) {
-	vert := makeTaps(src.Height, extH, outH, win.y, win.y+win.h, ip)
-	rowLo := vert.first[0]
-	rowHi := rowLo
-	for i := range win.h {
-		rowLo = min(rowLo, vert.first[i])
-		rowHi = max(rowHi, vert.first[i]+vert.n[i])
+	p := newPasses(src.Width, src.Height, extW, extH, outW, outH, win, ip)
+	for y := p.lo; y < p.hi; y++ {
+		p.put(y, src.row(y))
 	}
-	stride := 3 * win.w
+	p.finish(dst)
+}
 
-	if float64(outW) == extW && outW == src.Width { // the horizontal pass would be the identity
-		if float64(outH) == extH && outH == src.Height {
-			for y := range win.h {
-				at := 3 * ((win.y+y)*src.Width + win.x)
-				copy(dst[y*stride:(y+1)*stride], src.Pix[at:at+stride])
-			}
-			return
+// passes resamples an image whose rows come one at a time, in any order: each
+// goes through the horizontal pass at once, and only what that leaves is kept.
+type passes struct {
+	hor, vert    taps
+	sameW, sameH bool // the pass would be the identity
+	win          window
+	lo, hi       int // the rows that count
+	stride       int // bytes of a row between the passes
+	buf          *[]uint8
+}
+
+// newPasses prepares for an image of w × h pixels, as [resampleExtent] does.
+func newPasses(w, h int, extW, extH float64, outW, outH int, win window, ip Interpolation) *passes {
+	p := &passes{
+		sameW: float64(outW) == extW && outW == w, sameH: float64(outH) == extH && outH == h,
+		win: win, lo: win.y, hi: win.y + win.h, stride: 3 * win.w,
+	}
+	if !p.sameW {
+		p.hor = makeTaps(w, extW, outW, win.x, win.x+win.w, ip)
+	}
+	if !p.sameH {
+		p.vert = makeTaps(h, extH, outH, win.y, win.y+win.h, ip)
+		p.lo, p.hi = p.vert.first[0], 0
+		for i, first := range p.vert.first {
+			p.lo, p.hi = min(p.lo, first), max(p.hi, first+p.vert.n[i])
 		}
-		verticalPass(dst, src.Pix[3*win.x:], 3*src.Width, stride, 0, vert)
+	}
+	p.buf = between.Get().(*[]uint8)
+	if need := (p.hi - p.lo) * p.stride; cap(*p.buf) < need {
+		*p.buf = make([]uint8, need)
+	}
+	return p
+}
+
+// put takes row y.
+func (p *passes) put(y int, src []uint8) {
+	if y < p.lo || y >= p.hi {
 		return
 	}
-
-	hor := makeTaps(src.Width, extW, outW, win.x, win.x+win.w, ip)
-	if float64(outH) == extH && outH == src.Height {
-		for y := range win.h {
-			horizontalRow(dst[y*stride:(y+1)*stride], src.Pix[3*(win.y+y)*src.Width:3*(win.y+y+1)*src.Width], hor)
-		}
+	mid := (*p.buf)[(y-p.lo)*p.stride : (y-p.lo+1)*p.stride]
+	if p.sameW {
+		copy(mid, src[3*p.win.x:])
 		return
 	}
+	horizontalRow(mid, src, p.hor)
+}
 
-	buf := between.Get().(*[]uint8)
-	defer between.Put(buf)
-	if need := (rowHi - rowLo) * stride; cap(*buf) < need {
-		*buf = make([]uint8, need)
+// finish writes the result, when every row has come.
+func (p *passes) finish(dst []uint8) {
+	mid := (*p.buf)[:(p.hi-p.lo)*p.stride]
+	if p.sameH {
+		copy(dst, mid)
+	} else {
+		verticalPass(dst, mid, p.stride, p.stride, p.lo, p.vert)
 	}
-	mid := (*buf)[:(rowHi-rowLo)*stride]
-	for y := rowLo; y < rowHi; y++ {
-		horizontalRow(mid[(y-rowLo)*stride:(y-rowLo+1)*stride], src.Pix[3*y*src.Width:3*(y+1)*src.Width], hor)
+	p.release()
+}
+
+// release gives the memory back; it must not be used after that.
+func (p *passes) release() {
+	if p.buf != nil {
+		between.Put(p.buf)
+		p.buf = nil
 	}
-	verticalPass(dst, mid, stride, stride, rowLo, vert)
 }
 
 // horizontalRow resamples one row of RGB pixels.

@@ -42,11 +42,21 @@ func outwards(at, size float64, n int) (from, to int) {
 
 // View says which part of a frame counts: what is outside Region is cut off,
 // and what lies in Ignore is painted in middle grey, before anything else is
-// done with the image. Both are of the upright frame. The same view is used for
+// done with the image. Both are of the upright frame. Bits says what white is. The same view is used for
 // learning and for scoring, and travels with the release.
 type View struct {
 	Region *Rect  `json:"region,omitempty"` // nil: all of the frame
 	Ignore []Rect `json:"ignore,omitempty"`
+	// Bits is how many bits of 16-bit samples (and longer ones) are used: 12 for
+	// a camera that stores 0 to 4095. What is above is white. 0: nobody says.
+	Bits int `json:"bits,omitempty"`
+}
+
+func (v *View) bits() int {
+	if v == nil {
+		return 0
+	}
+	return v.Bits
 }
 
 // grey is what ignored parts are painted with: neither bright nor dark.
@@ -63,6 +73,9 @@ func (v *View) Validate() error {
 	}
 	for _, r := range v.Ignore {
 		errs = append(errs, r.validate("ignored part"))
+	}
+	if v.Bits != 0 && (v.Bits < 8 || v.Bits > 32) {
+		errs = append(errs, fmt.Errorf("view: %d bits of a sample: 8 to 32, or 0", v.Bits))
 	}
 	return errors.Join(errs...)
 }
@@ -95,21 +108,33 @@ func (v *View) Apply(img *Image) *Image {
 	}
 	x0, y0, x1, y1 := v.region(img.Width, img.Height)
 	out := img.Crop(x0, y0, x1-x0, y1-y0)
-	for _, r := range v.Ignore {
-		a, b, c, d := r.pixels(img.Width, img.Height)
-		a, b, c, d = max(a-x0, 0), max(b-y0, 0), min(c-x0, out.Width), min(d-y0, out.Height)
-		for y := b; y < d; y++ {
-			for i := 3 * (y*out.Width + a); i < 3*(y*out.Width+c); i++ {
-				out.Pix[i] = grey
-			}
-		}
+	for y := range out.Height {
+		v.paint(out.row(y), y0+y, x0, img.Width, img.Height)
 	}
 	return out
 }
 
-// Decode is [Decode], and Apply on what comes out.
+// paint paints over what is ignored of row y of a w × h frame, of which row has
+// the pixels from x0 on.
+func (v *View) paint(row []uint8, y, x0, w, h int) {
+	if v == nil {
+		return
+	}
+	for _, r := range v.Ignore {
+		left, top, right, bottom := r.pixels(w, h)
+		if y < top || y >= bottom {
+			continue
+		}
+		for i := 3 * max(left-x0, 0); i < min(3*(right-x0), len(row)); i++ {
+			row[i] = grey
+		}
+	}
+}
+
+// Decode decodes a frame that is judged or learned from, and applies the view.
+// See [Decode].
 func (v *View) Decode(b []byte, l Limits) (*Image, error) {
-	img, err := Decode(b, l)
+	img, err := decodeWhole(b, l, v.bits(), false)
 	if err != nil {
 		return nil, err
 	}
