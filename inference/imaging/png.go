@@ -92,7 +92,7 @@ func readPNG(b []byte) (stored, error) {
 	}
 	s.Channels = pngChannels(kind)
 	line := int64(s.Width)*int64(s.Channels)*int64(max(s.Bits, 8)/8) + 1
-	s.work = 2*zlibMemory + 4*line // a second run may follow the first
+	s.work = 4*zlibMemory + 4*line // metadata may be packed, and a second run may follow the first
 	if s.Width <= maxSide && s.Height <= maxSide {
 		bits := int64(s.Width) * int64(s.Channels) * int64(s.Bits)
 		s.least = (bits + 7) / 8 * int64(s.Height) / maxDeflate
