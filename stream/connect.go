@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	neturl "net/url"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/rs/zerolog"
+
+	"github.com/nearmiss/nearmiss/internal/redact"
 )
 
 // await does what needs the broker as soon as that can, for ever. It says once
@@ -26,9 +29,31 @@ func await(ctx context.Context, log zerolog.Logger, do func(context.Context) err
 	})
 }
 
+// ErrNotAuthorised is returned when the broker is there and does not let this
+// client in.
+var ErrNotAuthorised = errors.New("not authorised")
+
+// unauthorised says whether the broker refused a client.
+func unauthorised(err error) bool {
+	for _, e := range []error{nats.ErrAuthorization, nats.ErrAuthExpired, nats.ErrAuthRevoked, nats.ErrAccountAuthExpired} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+var errAddress = errors.New("the address cannot be understood: write what is special in a user or password as %23 (#), %40 (@), %2F (/) and so on")
+
+// refusal is the sentence for a client that is not let in.
+func refusal(url string, err error) error {
+	return redact.Error(fmt.Errorf("%w at the broker %s: its answer is %q; name this client's credentials, or user and password in the broker's URL",
+		ErrNotAuthorised, url, err))
+}
+
 // Connect opens a connection as every part of Nearmiss wants it: it reconnects
-// for ever, and waits for a broker that is not there yet. name shows in the
-// broker's connection list.
+// for ever, and waits for a broker that is not there yet; one that is there and
+// refuses it is [ErrNotAuthorised]. name shows in the broker's connection list.
 func Connect(url, name string, log zerolog.Logger, extra ...nats.Option) (*nats.Conn, error) {
 	log = log.With().Str("component", "connection").Logger()
 	opts := append([]nats.Option{
@@ -37,12 +62,13 @@ func Connect(url, name string, log zerolog.Logger, extra ...nats.Option) (*nats.
 		nats.ReconnectWait(250 * time.Millisecond),
 		nats.ReconnectJitter(250*time.Millisecond, time.Second),
 		nats.RetryOnFailedConnect(true),
+		nats.IgnoreAuthErrorAbort(), // credentials may be put right while it runs
 		nats.ReconnectBufSize(64 << 20),
 		nats.PingInterval(10 * time.Second),
 		nats.MaxPingsOutstanding(3),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil {
-				log.Warn().Err(err).Msg("connection to the broker lost: trying again")
+				log.Warn().Err(redact.Error(err)).Msg("connection to the broker lost: trying again")
 			}
 		}),
 		nats.ReconnectHandler(func(nc *nats.Conn) { log.Info().Str("url", nc.ConnectedUrlRedacted()).Msg("connected again") }),
@@ -50,6 +76,10 @@ func Connect(url, name string, log zerolog.Logger, extra ...nats.Option) (*nats.
 			e := log.Warn().Err(err)
 			if sub != nil {
 				e = e.Str("subject", sub.Subject)
+			}
+			if unauthorised(err) {
+				log.Error().Err(refusal(url, err)).Msg("the broker does not let this client in any more: trying again")
+				return
 			}
 			if errors.Is(err, nats.ErrSlowConsumer) {
 				e.Msg("messages were dropped: this process is too slow for them")
@@ -59,8 +89,18 @@ func Connect(url, name string, log zerolog.Logger, extra ...nats.Option) (*nats.
 		}),
 	}, extra...)
 	nc, err := nats.Connect(url, opts...)
+	if err == nil && !nc.IsConnected() && unauthorised(nc.LastError()) {
+		err = nc.LastError()
+		nc.Close()
+	}
+	if unauthorised(err) {
+		return nil, refusal(url, err)
+	}
+	if bad := (*neturl.Error)(nil); errors.As(err, &bad) {
+		err = errAddress // its own text repeats what may be a password
+	}
 	if err != nil {
-		return nil, fmt.Errorf("connect to the broker at %s: %w", url, err)
+		return nil, redact.Error(fmt.Errorf("connect to the broker at %s: %w", url, err))
 	}
 	return nc, nil
 }

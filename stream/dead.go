@@ -12,6 +12,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
+
+	"github.com/nearmiss/nearmiss/internal/redact"
 )
 
 // Headers of a dead letter, besides those of the message that died. Its payload
@@ -192,6 +194,11 @@ func (u *undertaker) bury(ctx context.Context, queue string, advisory jetstream.
 // publishDead stores a dead letter; a payload that no longer fits with the
 // headers goes into an object.
 func publishDead(ctx context.Context, js jetstream.JetStream, n Names, m *nats.Msg) error {
+	for _, k := range []string{HeaderSource, HeaderDeadReason} { // where a camera's password may stand
+		if v := m.Header.Get(k); v != "" {
+			m.Header.Set(k, redact.Text(v))
+		}
+	}
 	_, err := js.PublishMsg(ctx, m)
 	if !errors.Is(err, nats.ErrMaxPayload) {
 		return err

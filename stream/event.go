@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/nearmiss/nearmiss/internal/redact"
 )
 
 // EventSchema is the JSON Schema (draft 2020-12) of the data of every event.
@@ -183,6 +185,7 @@ func (e Event) Message(n Names) (*nats.Msg, error) {
 	if e.Trace != "" {
 		m.Header.Set(HeaderTrace, e.Trace)
 	}
+	e.Source, e.Reason = redact.Text(e.Source), redact.Text(e.Reason)
 	data, err := json.Marshal(e)
 	if err != nil {
 		return nil, fmt.Errorf("encode event of frame %s: %w", e.FrameID, err)
@@ -205,6 +208,7 @@ func ParseEvent(n Names, subject string, h nats.Header, data []byte) (Event, err
 		return e, fmt.Errorf("data of event %s on %s: %v: %w", clip(h.Get(ceID)), subject, err, ErrBadMessage)
 	}
 	e.ID, e.Kind, e.Detector, e.Camera = h.Get(ceID), kind, detector, camera
+	e.Source, e.Reason = redact.Text(e.Source), redact.Text(e.Reason)
 	e.Truth, e.Trace = h.Get(HeaderTruth), h.Get(HeaderTrace)
 	return e, nil
 }

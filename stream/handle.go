@@ -11,6 +11,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/internal/redact"
 )
 
 // item is one frame on its way through a lane.
@@ -467,7 +469,7 @@ func (l *line) finish(ctx context.Context, it *item) {
 // sendScore publishes on core NATS: whoever listens gets it.
 func (l *line) sendScore(e *Event) {
 	s := *e
-	s.Evidence, s.Pictures, s.NoPictures = "", "", ""
+	s.Evidence, s.Pictures, s.NoPictures, s.Source = "", "", "", redact.Text(s.Source)
 	data, err := json.Marshal(s)
 	if err != nil {
 		return

@@ -361,3 +361,36 @@ func TestNormalsWithoutAnImage(t *testing.T) {
 		t.Errorf("what cannot be read counts as new: %d jobs, %v", len(jobs), err)
 	}
 }
+
+// TestEventsCarryNoPassword of a camera, whoever wrote it there.
+func TestEventsCarryNoPassword(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	r.release("bolts", fake{Name: "one"})
+	got := r.scores()
+	r.worker(stream.WorkerConfig{}, loadFake)
+	for id, data := range map[string][]byte{"alarm": image(0.95), "rejected": []byte("no image")} {
+		m := nats.NewMsg(r.names.Frames("bolts", "left"))
+		m.Header.Set(stream.HeaderFrameID, id)
+		m.Header.Set(stream.HeaderSource, "http://root:s3#cret@10.0.0.7/a.jpg?password=s3cret")
+		m.Data = data
+		if _, err := r.js.PublishMsg(t.Context(), m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := stream.OpenNormals(r.js, r.names).Add(t.Context(), stream.Normal{Detector: "bolts", Source: "rtsp://u:s3cret@h", Image: image(0.1)}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "both are announced", func() bool { return len(r.events()) == 2 && len(got.byFrame()["alarm"]) == 1 })
+	for _, s := range []string{r.names.EventsStream(), r.names.DeadStream(), r.names.NormalsStream()} {
+		for _, m := range r.stored(s) {
+			if all := fmt.Sprint(m.Header) + string(m.Data); strings.Contains(all, "cret") {
+				t.Errorf("%s: %s", m.Subject, all)
+			}
+		}
+	}
+	for _, e := range append(r.events(), got.byFrame()["alarm"]...) {
+		if e.Source != "http://root:xxxxx@10.0.0.7/a.jpg?password=xxxxx" {
+			t.Errorf("source %q", e.Source)
+		}
+	}
+}

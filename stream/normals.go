@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/internal/redact"
 	"github.com/nearmiss/nearmiss/stream/internal/object"
 )
 
@@ -86,7 +87,7 @@ func (s *Normals) Add(ctx context.Context, n Normal) (sequence uint64, err error
 	m.Header.Set(HeaderFrameID, headerSafe(n.ID))
 	m.Header.Set(HeaderOrigin, headerSafe(n.Origin))
 	if n.Source != "" {
-		m.Header.Set(HeaderSource, headerSafe(n.Source))
+		m.Header.Set(HeaderSource, headerSafe(redact.Text(n.Source)))
 	}
 	if n.Camera != "" {
 		m.Header.Set(HeaderCamera, headerSafe(n.Camera))
@@ -204,7 +205,7 @@ func (s *Normals) Replay(ctx context.Context, detector string, anomalies, images
 // parse reads a normal's message. Errors that another try cannot mend are
 // [PermanentError]s.
 func (s *Normals) parse(ctx context.Context, detector string, h nats.Header, data []byte, images bool) (Normal, error) {
-	n := Normal{ID: h.Get(HeaderFrameID), Origin: h.Get(HeaderOrigin), Source: h.Get(HeaderSource), Camera: h.Get(HeaderCamera), Bytes: len(data), Image: data}
+	n := Normal{ID: h.Get(HeaderFrameID), Origin: h.Get(HeaderOrigin), Source: redact.Text(h.Get(HeaderSource)), Camera: h.Get(HeaderCamera), Bytes: len(data), Image: data}
 	if at, err := time.Parse(time.RFC3339, h.Get(HeaderCapturedAt)); err == nil {
 		n.CapturedAt = at.UTC()
 	}

@@ -86,7 +86,9 @@ func newParser(c *cli, options ...kong.Option) (*kong.Kong, error) {
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	var c cli
 	code := -1
-	o := &output{Out: stdout, Err: stderr}
+	screen := stderr
+	stdout, stderr = &edge{w: stdout}, &edge{w: stderr, redact: true}
+	o := &output{Out: stdout, Err: stderr, screen: screen}
 	parser, err := newParser(&c,
 		kong.Writers(stdout, stderr),
 		kong.Exit(func(n int) { code = n }),
@@ -105,7 +107,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "nearmiss: %v (see nearmiss --help)\n", err)
 		return exitUsage
 	}
-	o.Log = newLogger(stderr, c.LogLevel, c.LogFormat)
+	o.Log = newLogger(screen, c.LogLevel, c.LogFormat)
 
 	err = kctx.Run()
 	var usage usageError

@@ -20,6 +20,8 @@ type output struct {
 	Err io.Writer
 	Log zerolog.Logger
 
+	screen io.Writer // Err as it is, for progress bars; nil: there are none
+
 	mu sync.Mutex // one JSON line at a time
 }
 
@@ -70,7 +72,7 @@ func newLogger(w io.Writer, level, format string) zerolog.Logger {
 	if format == "text" || format == "auto" && tty {
 		w = zerolog.ConsoleWriter{Out: w, TimeFormat: time.TimeOnly}
 	}
-	return zerolog.New(w).Level(l).With().Timestamp().Logger()
+	return zerolog.New(logEdge{w}).Level(l).With().Timestamp().Logger()
 }
 
 func isTerminal(w io.Writer) bool {
@@ -97,7 +99,7 @@ func (o *output) download(what string) *progress { return &progress{o: o, what: 
 
 // report sets the bar; a total of 0 or less means that it is not known.
 func (p *progress) report(done, total int64) {
-	if !isTerminal(p.o.Err) {
+	if !isTerminal(p.o.screen) {
 		return
 	}
 	p.mu.Lock()
@@ -107,7 +109,7 @@ func (p *progress) report(done, total int64) {
 	}
 	if p.bar == nil {
 		p.bar = progressbar.NewOptions64(total,
-			progressbar.OptionSetWriter(p.o.Err),
+			progressbar.OptionSetWriter(p.o.screen),
 			progressbar.OptionSetDescription(p.what),
 			progressbar.OptionSetWidth(24),
 			progressbar.OptionThrottle(100*time.Millisecond),
@@ -124,6 +126,7 @@ func (p *progress) report(done, total int64) {
 
 // stage is report for steps that say what they are doing.
 func (p *progress) stage(what string, done, total int64) {
+	what = printable(what)
 	p.mu.Lock()
 	changed := p.what != what
 	p.what = what

@@ -412,4 +412,7 @@ func TestCommandsSayThatThereIsNoBroker(t *testing.T) {
 			t.Errorf("%v: %s", args, errs)
 		}
 	}
+	if _, errs := program(t, 1, "watch", "--server", "nats://u:s3cret@127.0.0.1:1"); strings.Contains(errs, "s3cret") || !strings.Contains(errs, "nats://u:xxxxx@127.0.0.1:1") {
+		t.Errorf("the password is shown: %s", errs)
+	}
 }

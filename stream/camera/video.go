@@ -19,6 +19,8 @@ import (
 
 	"github.com/cenkalti/backoff/v4"
 	"github.com/rs/zerolog"
+
+	"github.com/nearmiss/nearmiss/internal/redact"
 )
 
 // Video is a source of the pictures of a video file, of a capture device
@@ -62,14 +64,6 @@ func IsVideo(source string) bool {
 	}
 	ext := strings.ToLower(path.Ext(u.Path)) // motion JPEG is for Web
 	return ext == ".m3u8" || slices.Contains(videoFiles, ext) && !strings.HasPrefix(ext, ".mj")
-}
-
-// withoutPassword is a source as it may be shown.
-func withoutPassword(source string) string {
-	if u, err := url.Parse(source); err == nil {
-		return u.Redacted()
-	}
-	return source
 }
 
 // live says whether it has no end of its own.
@@ -128,7 +122,7 @@ func (s *Video) once(ctx context.Context) (Image, error) {
 	data, err := s.run.images.Next()
 	if err == nil {
 		s.known = true
-		return Image{Data: data, CapturedAt: time.Now(), Name: withoutPassword(s.Source)}, nil
+		return Image{Data: data, CapturedAt: time.Now(), Name: redact.Text(s.Source)}, nil
 	}
 	failed := s.run.end()
 	s.run = nil
@@ -136,11 +130,11 @@ func (s *Video) once(ctx context.Context) (Image, error) {
 	case ctx.Err() != nil:
 		return Image{}, ctx.Err()
 	case failed != nil:
-		return Image{}, fmt.Errorf("read video %s: %w", withoutPassword(s.Source), failed)
+		return Image{}, fmt.Errorf("read video %s: %w", redact.Text(s.Source), failed)
 	case errors.Is(err, io.EOF):
 		return Image{}, io.EOF
 	}
-	return Image{}, fmt.Errorf("read video %s: %w", withoutPassword(s.Source), err)
+	return Image{}, fmt.Errorf("read video %s: %w", redact.Text(s.Source), err)
 }
 
 // videoRun is one run of ffmpeg.
@@ -158,7 +152,7 @@ func (s *Video) open(ctx context.Context) (*videoRun, error) {
 	}
 	found, err := exec.LookPath(program)
 	if err != nil {
-		return nil, fmt.Errorf("read video %s: %w", withoutPassword(s.Source), ErrNoProgram)
+		return nil, fmt.Errorf("read video %s: %w", redact.Text(s.Source), ErrNoProgram)
 	}
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -179,7 +173,7 @@ func (s *Video) open(ctx context.Context) (*videoRun, error) {
 	go func() {
 		defer close(run.ended)
 		if err := cmd.Wait(); err != nil {
-			run.err = fmt.Errorf("%s: %w: %s", program, err, strings.ReplaceAll(said.String(), s.Source, withoutPassword(s.Source)))
+			run.err = fmt.Errorf("%s: %w: %s", program, err, redact.Text(said.String()))
 		}
 	}()
 	context.AfterFunc(ctx, func() { r.Close() })

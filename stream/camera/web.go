@@ -13,6 +13,8 @@ import (
 
 	"github.com/cenkalti/backoff/v4"
 	"github.com/rs/zerolog"
+
+	"github.com/nearmiss/nearmiss/internal/redact"
 )
 
 // Web is a source that asks a network camera: for one image after the other
@@ -76,7 +78,7 @@ func (s *Web) once(ctx context.Context) (Image, error) {
 			if errors.Is(err, io.EOF) {
 				err = errors.New("its stream ended")
 			}
-			return Image{}, fmt.Errorf("ask camera %s: %w", withoutPassword(s.URL), err)
+			return Image{}, fmt.Errorf("ask camera %s: %w", redact.Text(s.URL), err)
 		}
 		if s.take(time.Now()) {
 			return s.image(data), nil
@@ -102,21 +104,21 @@ func (s *Web) take(now time.Time) bool {
 
 func (s *Web) image(data []byte) Image {
 	s.known = s.known || data != nil
-	return Image{Data: data, CapturedAt: time.Now(), Name: withoutPassword(s.URL)}
+	return Image{Data: data, CapturedAt: time.Now(), Name: redact.Text(s.URL)}
 }
 
 // ask returns the image that the camera answers with, or nil where the answer is
 // a stream, which is open then.
 func (s *Web) ask(ctx context.Context) ([]byte, error) {
 	fail := func(err error) ([]byte, error) {
-		return nil, fmt.Errorf("ask camera %s: %w", withoutPassword(s.URL), err)
+		return nil, redact.Error(fmt.Errorf("ask camera %s: %w", s.URL, err))
 	}
 	step, cancel := context.WithCancel(ctx)
 	late := time.AfterFunc(answerTime, cancel)
 	req, err := http.NewRequestWithContext(step, http.MethodGet, s.URL, nil)
-	if err != nil {
+	if err != nil { // which repeats what may be a password
 		cancel()
-		return fail(err)
+		return fail(errors.New("its address cannot be understood: write what is special in a user or password as %23 (#), %40 (@), %2F (/) and so on"))
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
