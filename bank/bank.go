@@ -305,7 +305,7 @@ func (b *Bank) Calibrate(ctx context.Context, heldOut []float32, alpha float64) 
 	if err != nil {
 		return nil, fmt.Errorf("calibrate: %w", err)
 	}
-	return b.calibrate(ctx, slices.Clone(t), alpha, 0)
+	return b.calibrate(ctx, slices.Clone(t), alpha, nil)
 }
 
 // ErrNoHeldOut: the bank has no held-out embeddings to calibrate with anew.
@@ -321,7 +321,7 @@ func (b *Bank) Recalibrate(ctx context.Context) (*Calibration, error) {
 	if heldOut == nil || c == nil {
 		return nil, fmt.Errorf("recalibrate: %w; call Calibrate", ErrNoHeldOut)
 	}
-	return b.calibrate(ctx, heldOut, c.alpha, c.worth)
+	return b.calibrate(ctx, heldOut, c.alpha, c)
 }
 
 // Readjust changes the number of neighbours and the false-alarm rate, 0..1, and
@@ -356,7 +356,7 @@ func (b *Bank) Readjust(ctx context.Context, k int, alpha float64) (*Calibration
 		b.putBack(was)
 		return nil, fmt.Errorf("readjust the bank to k = %d: %w", k, err)
 	}
-	c, err := b.calibrate(ctx, b.heldOut, alpha, b.calibration.worth)
+	c, err := b.calibrate(ctx, b.heldOut, alpha, b.calibration)
 	if err != nil {
 		b.putBack(was)
 		return nil, fmt.Errorf("readjust the bank to k = %d: %w", k, err)
@@ -406,8 +406,9 @@ func (b *Bank) rejudge(ctx context.Context) error {
 	return err
 }
 
-// calibrate scores held-out embeddings that are worth so many, 0: each counts.
-func (b *Bank) calibrate(ctx context.Context, heldOut []float32, alpha, worth float64) (*Calibration, error) {
+// calibrate scores held-out embeddings; they are worth what those of before are, if
+// not nil, which are of the same.
+func (b *Bank) calibrate(ctx context.Context, heldOut []float32, alpha float64, before *Calibration) (*Calibration, error) {
 	near, err := b.Index().SearchBatch(ctx, heldOut, b.k)
 	if err != nil {
 		return nil, fmt.Errorf("calibrate: %w", err)
@@ -427,7 +428,9 @@ func (b *Bank) calibrate(ctx context.Context, heldOut []float32, alpha, worth fl
 	if err := c.Err(); err != nil {
 		return nil, err
 	}
-	c.worth = worth
+	if before != nil {
+		c.worth, c.alike = before.worth, before.alike
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.calibration, b.heldOut = c, heldOut
@@ -437,11 +440,11 @@ func (b *Bank) calibrate(ctx context.Context, heldOut []float32, alpha, worth fl
 // Rest says that the held-out scores of the calibration are worth only so many
 // independent ones, as [Calibration.Resting] does. Later calibrations of the same
 // embeddings keep it.
-func (b *Bank) Rest(worth float64) {
+func (b *Bank) Rest(worth, alike float64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.calibration != nil {
-		b.calibration = b.calibration.Resting(worth)
+		b.calibration = b.calibration.Resting(worth, alike)
 	}
 }
 

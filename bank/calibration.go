@@ -23,8 +23,9 @@ type Calibration struct {
 	heldOut []float64
 	// rank is the 1-based rank of the threshold; n+1 when Alpha is unreachable
 	rank int
-	// worth is how many independent held-out scores these are worth; 0: all
-	worth float64
+	// worth is how many independent held-out scores these are worth; 0: all. alike
+	// is how many frames in a row are as one; 0: each counts.
+	worth, alike float64
 }
 
 // NewCalibration takes the scores of held-out normals (any order; kept as they
@@ -67,10 +68,14 @@ func alarmRank(n int, alpha float64) int {
 }
 
 // Resting is the same calibration of held-out scores that are worth only so many
-// independent ones, at least 1, because they are those of frames that resemble
-// one another. The threshold stays; what it promises gets less.
-func (c *Calibration) Resting(worth float64) *Calibration {
+// independent ones, at least 1, because they are those of frames of which alike
+// in a row resemble one another, 0: any do. The threshold stays; what it promises
+// gets less.
+func (c *Calibration) Resting(worth, alike float64) *Calibration {
 	out := *c
+	if out.alike = alike; !(alike > 1) {
+		out.alike = 0
+	}
 	if out.worth = max(1, worth); !(out.worth < float64(len(c.heldOut))) {
 		out.worth = 0
 	}
@@ -84,6 +89,9 @@ func (c *Calibration) Worth() float64 {
 	}
 	return float64(len(c.heldOut))
 }
+
+// Alike is how many frames in a row tell as much as one, 1 where each counts.
+func (c *Calibration) Alike() float64 { return max(1, c.alike) }
 
 // Promise is the false-alarm rate that the threshold keeps in the mean over
 // calibrations: Alpha, or what scores of that worth can promise at all, which is
@@ -152,7 +160,7 @@ func (c *Calibration) WithAlpha(alpha float64) (*Calibration, error) {
 	if err != nil {
 		return nil, err
 	}
-	out.worth = c.worth
+	out.worth, out.alike = c.worth, c.alike
 	return out, nil
 }
 

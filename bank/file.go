@@ -54,6 +54,7 @@ type meta struct {
 	Kind  Kind     `json:"kind"` // that serves; a graph is stored only for hnsw
 	Alpha *float64 `json:"alpha,omitempty"`
 	Worth float64  `json:"worth,omitempty"` // of the held-out scores; 0: each counts
+	Alike float64  `json:"alike,omitempty"` // frames in a row; 0: each counts
 	// what Options had
 	Wanted Kind         `json:"wanted"`
 	Cutoff int          `json:"cutoff"`
@@ -102,7 +103,7 @@ func (b *Bank) Encode(w io.Writer) error {
 		{"rows", bytesOf(b.rows.data)},
 	}
 	if c := b.calibration; c != nil {
-		m.Alpha, m.Worth = &c.alpha, c.worth
+		m.Alpha, m.Worth, m.Alike = &c.alpha, c.worth, c.alike
 		sections = append(sections, section{"held", bytesOf(c.heldOut)})
 		if len(b.heldOut) > 0 {
 			sections = append(sections, section{"hvec", bytesOf(b.heldOut)})
@@ -258,11 +259,14 @@ func Decode(r io.ReaderAt, size int64, o ReadOptions) (*Bank, error) {
 		if b.calibration, err = NewCalibration(scores, *m.Alpha); err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
 		}
-		if m.Worth != 0 {
-			if !(m.Worth >= 1 && m.Worth <= float64(len(scores))) {
-				return nil, corrupt("%d held-out scores are worth %g", len(scores), m.Worth)
+		if m.Worth != 0 || m.Alike != 0 {
+			if m.Worth == 0 {
+				m.Worth = float64(len(scores))
 			}
-			b.calibration = b.calibration.Resting(m.Worth)
+			if !(m.Worth >= 1 && m.Worth <= float64(len(scores)) && m.Alike >= 0) {
+				return nil, corrupt("%d held-out scores are worth %g, of frames of which %g are alike", len(scores), m.Worth, m.Alike)
+			}
+			b.calibration = b.calibration.Resting(m.Worth, m.Alike)
 		}
 		if table.has("hvec") {
 			if b.heldOut, err = readVectors(table, "hvec", m.Dim, len(scores)); err != nil {

@@ -32,7 +32,7 @@ func TestReadjustThatFailsChangesNothing(t *testing.T) {
 		if _, err := b.Calibrate(t.Context(), gauss(3, 40, 8), 0.1); err != nil {
 			t.Fatal(err)
 		}
-		b.Rest(7)
+		b.Rest(7, 0)
 		before, report, width := b.Calibration(), b.Report(), *searchWidth(b.Index())
 		c := &shortCtx{Context: t.Context()}
 		c.left.Store(n)
@@ -87,12 +87,12 @@ func TestWorthLessHeldOutScoresPromiseLess(t *testing.T) {
 	for _, v := range []struct{ worth, counts, promise float64 }{
 		{4, 4, 0.2}, {19, 19, 0.05}, {30.5, 30.5, 0.05}, {0.2, 1, 0.5}, {99, 99, 0.05}, {1000, 99, 0.05}, {math.NaN(), 99, 0.05},
 	} {
-		r := c.Resting(v.worth)
+		r := c.Resting(v.worth, 0)
 		if r.Worth() != v.counts || math.Abs(r.Promise()-v.promise) > 1e-12 || r.Threshold() != c.Threshold() {
 			t.Errorf("worth %g: counts as %g, promises %g", v.worth, r.Worth(), r.Promise())
 		}
 	}
-	b.Rest(4)
+	b.Rest(4, 6)
 	path := filepath.Join(t.TempDir(), "bank")
 	if err := b.WriteFile(path); err != nil {
 		t.Fatal(err)
@@ -111,7 +111,7 @@ func TestWorthLessHeldOutScoresPromiseLess(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if c.Worth() != 4 || c.Promise() != 0.2 {
+		if c.Worth() != 4 || c.Alike() != 6 || c.Promise() != 0.2 {
 			t.Errorf("worth %g, promise %g", c.Worth(), c.Promise())
 		}
 	}

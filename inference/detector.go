@@ -88,6 +88,9 @@ type Info struct {
 	K        int     // neighbours in a score
 	Alpha    float64 // false-alarm rate of the calibration, 0 without one
 	HeldOut  int     // normals behind the calibration
+	Worth    float64 // independent normals that these are worth, 1..HeldOut
+	Promise  float64 // false-alarm rate that they can promise, at least Alpha
+	Alike    float64 // frames in a row that tell as much as one, at least 1
 }
 
 // Detector scores images with one backbone and the banks made for it. All

@@ -408,6 +408,15 @@ func TestNormals(t *testing.T) {
 				if n, err := s.Count(ctx, "bolts"); err != nil || n != 5 || len(counted) != 3 {
 					t.Errorf("%d normals, %d counted, %v", n, len(counted), err)
 				}
+				all, err := s.List(ctx, "bolts", false)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, n := range all[2:] {
+					if n.Camera != "left" || n.CapturedAt.IsZero() {
+						t.Errorf("a normal from a frame of camera left: camera %q, captured at %v", n.Camera, n.CapturedAt)
+					}
+				}
 				return
 			default:
 				r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", sent), Image: image(0.5)})

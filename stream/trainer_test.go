@@ -222,8 +222,11 @@ func TestTrainingJobs(t *testing.T) {
 	r := newRig(t, stream.Topology{})
 	r.detector(stream.Detector{Name: "bolts"})
 	normals := stream.OpenNormals(r.js, r.names)
+	taken := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	for i := range 3 {
-		if _, err := normals.Add(t.Context(), stream.Normal{Detector: "bolts", ID: fmt.Sprint(i), Image: image(float64(i) / 10)}); err != nil {
+		if _, err := normals.Add(t.Context(), stream.Normal{
+			Detector: "bolts", ID: fmt.Sprint(i), Camera: "left", CapturedAt: taken.Add(time.Duration(i) * time.Second), Image: image(float64(i) / 10),
+		}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -231,6 +234,15 @@ func TestTrainingJobs(t *testing.T) {
 	attempts := 0
 	r.trainer(stream.TrainerConfig{RetryDelay: time.Millisecond, MaxAttempts: 3}, fakeTrainer{t: t, train: func(ctx context.Context, task *stream.Task) error {
 		attempts++
+		files, err := os.ReadDir(task.Normals)
+		if err != nil {
+			return err
+		}
+		for i, e := range files {
+			if n := task.Taken[e.Name()]; n.Camera != "left" || !n.CapturedAt.Equal(taken.Add(time.Duration(i)*time.Second)) || n.Image != nil {
+				t.Errorf("file %s: %+v", e.Name(), n)
+			}
+		}
 		switch task.Request.Profile {
 		case "poison":
 			panic("poison")

@@ -142,7 +142,7 @@ func (f *fitting) rest(main *bank.Bank, res *Result) {
 	}
 	res.Worth = w.Pictures
 	if w.HeldOut > 0 {
-		main.Rest(w.HeldOut)
+		main.Rest(w.HeldOut, w.Alike)
 	}
 	asked := res.Alpha
 	res.Alpha = main.Calibration().Promise()

@@ -42,6 +42,10 @@ import (
 type Options struct {
 	// HeldOut is the number n of held-out normals behind the p-values. Required.
 	HeldOut int `json:"held_out"`
+	// Worth is how many independent ones these are worth, 1..HeldOut, as
+	// [bank.Calibration.Worth] has it; p-values are then told apart no finer than
+	// so many can. Default HeldOut.
+	Worth float64 `json:"worth,omitempty"`
 	// Alpha is the detector's false-alarm rate, 0 < Alpha < 1: frames with p ≤
 	// Alpha are anomalous. Required.
 	Alpha float64 `json:"alpha"`
@@ -55,6 +59,15 @@ type Options struct {
 	Every int `json:"every"`
 	// Seed of the randomised ranks.
 	Seed uint64 `json:"seed"`
+}
+
+// EveryOf is Options.Every for frames of which alike in a row tell as much as
+// one ([bank.Calibration.Alike]): frames so far apart are as good as independent.
+func EveryOf(alike float64) int {
+	if !(alike > 1) {
+		return 1
+	}
+	return int(math.Ceil(min(2*alike, 1e6)))
 }
 
 // Cause says what moved.
@@ -103,7 +116,7 @@ type Monitor struct {
 // state is what changes, and what MarshalJSON keeps.
 type state struct {
 	Seen   int       `json:"seen"`   // frames offered
-	Counts []uint32  `json:"counts"` // by level − first − 1: normal frames observed
+	Counts []uint32  `json:"counts"` // normal frames observed, by level above first or groups of them
 	Scores []float64 `json:"scores"` // R of each bet on ranks
 	Alarms []float64 `json:"alarms"` // R of each bet on the alarm share
 	Status Status    `json:"status"`
@@ -123,6 +136,8 @@ func New(o Options) (*Monitor, error) {
 	switch {
 	case o.HeldOut < 1 || o.HeldOut > 1<<24:
 		return nil, fmt.Errorf("drift monitor: %d held-out normals, must be in 1..%d", o.HeldOut, 1<<24)
+	case !(o.Worth >= 0) || o.Worth != 0 && !(o.Worth >= 1 && o.Worth <= float64(o.HeldOut)):
+		return nil, fmt.Errorf("drift monitor: %d held-out normals are worth %v, must be in 1..%d", o.HeldOut, o.Worth, o.HeldOut)
 	case !(o.Alpha > 0 && o.Alpha < 1):
 		return nil, fmt.Errorf("drift monitor: false-alarm rate %v is not between 0 and 1", o.Alpha)
 	case !(o.Patience > 1):
@@ -137,11 +152,17 @@ func New(o Options) (*Monitor, error) {
 	for float64(m.first+1)/n1 <= o.Alpha {
 		m.first++
 	}
+	levels, worth, promise := o.HeldOut+1-m.first, o.HeldOut, o.Alpha
+	if o.Worth > 0 && o.Worth < float64(o.HeldOut) {
+		worth = int(o.Worth)
+		promise = max(o.Alpha, 1/float64(worth+1))
+		levels = max(1, int(math.Round(float64(levels)*(o.Worth+1)/n1)))
+	}
 	// What this one calibration's own rate can be, defects on top.
-	_, high := bank.FalseAlarmRange(o.HeldOut, o.Alpha, 0.998)
+	_, high := bank.FalseAlarmRange(worth, promise, 0.998)
 	m.limit = min(high+o.Defects*(1-high), 0.99)
 	m.s = state{
-		Counts: make([]uint32, o.HeldOut+1-m.first),
+		Counts: make([]uint32, levels),
 		Scores: make([]float64, len(rankBets)),
 		Alarms: make([]float64, len(shareBets)),
 		Status: Status{Level: 0.5},
@@ -172,7 +193,7 @@ func (m *Monitor) Observe(p float64) (Status, error) {
 	if anomalous {
 		st.Anomalous++
 	} else {
-		u := m.rank(level - m.first - 1)
+		u := m.rank((level - m.first - 1) * len(m.s.Counts) / (m.o.HeldOut + 1 - m.first))
 		m.betOnRank(u)
 		st.Level += (u - st.Level) / 100
 	}
@@ -289,7 +310,7 @@ func (m *Monitor) UnmarshalJSON(b []byte) error {
 	if err := json.Unmarshal(b, &v); err != nil {
 		return fmt.Errorf("read drift monitor: %w", err)
 	}
-	if v.Options.HeldOut > len(v.State.Counts)+1<<20 { // bounds what New allocates
+	if v.Options.HeldOut > 1<<24 || v.Options.Worth == 0 && v.Options.HeldOut > len(v.State.Counts)+1<<20 { // bounds what New allocates
 		return errors.New("read drift monitor: counts do not fit its options")
 	}
 	fresh, err := New(v.Options)

@@ -61,7 +61,10 @@ func (s scorer) DriftTest(_ string, defects float64) (stream.DriftTest, error) {
 	if info.HeldOut == 0 {
 		return nil, errors.New("the release is not calibrated")
 	}
-	m, err := drift.New(drift.Options{HeldOut: info.HeldOut, Alpha: info.Alpha, Defects: defects})
+	m, err := drift.New(drift.Options{
+		HeldOut: info.HeldOut, Worth: info.Worth, Alpha: info.Alpha, Defects: defects,
+		Every: drift.EveryOf(info.Alike),
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -99,7 +99,7 @@ func TestThePromiseHoldsOnVideo(t *testing.T) {
 			}
 			c, far := falseAlarms(t, rows, s.Train, s.Held)
 			blocks += far / seeds
-			promise += c.Resting(s.HeldWorth).Promise() / seeds
+			promise += c.Resting(s.HeldWorth, s.Alike).Promise() / seeds
 			worth += s.Worth / seeds
 		}
 		t.Logf("overlap %g: 250 frames are worth %.0f; false alarms %.1f %% held out at random, %.1f %% as blocks, promised %.1f %%",
