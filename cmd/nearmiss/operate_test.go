@@ -88,7 +88,7 @@ func TestTheOperatorsStory(t *testing.T) {
 	watch := start(t, s.next("watch parts --kind anomaly --json")...)
 	s.run("camera synthetic:parts")
 	scored(30)
-	first := activeRelease(t, s.at)
+	first := activeRelease(t, "parts", s.at)
 
 	// Events tell of defects and of some good parts.
 	s.run("camera synthetic:parts")
@@ -124,9 +124,9 @@ func TestTheOperatorsStory(t *testing.T) {
 
 	// The false alarm enters the bank at once, without training.
 	s.run("mark parts normal", "FALSE_ALARM", falseAlarm.ID)
-	eventually(t, "another release is active", func() bool { return activeRelease(t, s.at) != first })
-	second := activeRelease(t, s.at)
-	eventually(t, "it is in service", func() bool { return serves(t, s.at, second) })
+	eventually(t, "another release is active", func() bool { return activeRelease(t, "parts", s.at) != first })
+	second := activeRelease(t, "parts", s.at)
+	eventually(t, "it is in service", func() bool { return serves(t, "parts", s.at, second) })
 	s.run("mark parts anomalous", "TRUE_ALARM", trueAlarm.ID)
 	s.run("camera synthetic:parts")
 	scored(150)
@@ -147,7 +147,7 @@ func TestTheOperatorsStory(t *testing.T) {
 	line1 := start(t, s.next("camera synthetic:parts")...)
 	scored(151)
 	s.run("train parts --wait")
-	third := activeRelease(t, s.at)
+	third := activeRelease(t, "parts", s.at)
 	if third == second || third == first {
 		t.Errorf("release %.12s is active after the training", third)
 	}
@@ -229,9 +229,9 @@ func auroc(t *testing.T, events []stream.Event, but uint64) float64 {
 	return evaluate.AUROC(normal, anomalous)
 }
 
-func activeRelease(t *testing.T, at string) string {
+func activeRelease(t *testing.T, detector, at string) string {
 	t.Helper()
-	out, _ := program(t, 0, "releases", "parts", "--json", at)
+	out, _ := program(t, 0, "releases", detector, "--json", at)
 	for line := range strings.SplitSeq(strings.TrimSpace(out), "\n") {
 		var r struct {
 			Release string
@@ -245,14 +245,14 @@ func activeRelease(t *testing.T, at string) string {
 }
 
 // serves says whether the worker has a release in service.
-func serves(t *testing.T, at, release string) bool {
+func serves(t *testing.T, detector, at, release string) bool {
 	t.Helper()
 	out, _ := program(t, 0, "status", "--json", "--workers=200ms", at)
 	var s struct{ Workers []stream.WorkerStatus }
 	if err := json.Unmarshal([]byte(out), &s); err != nil {
 		t.Fatal(err)
 	}
-	return len(s.Workers) == 1 && s.Workers[0].Serving["parts"] == release
+	return len(s.Workers) == 1 && s.Workers[0].Serving[detector] == release
 }
 
 // scoresOf returns what was scored of a detector so far.
