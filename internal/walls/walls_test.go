@@ -197,7 +197,7 @@ func TestLibrariesHaveOneUser(t *testing.T) {
 	for library, users := range map[string][]string{
 		"github.com/yalue/onnxruntime_go":     {"inference/ort"},
 		"github.com/coder/hnsw":               {"bank"},
-		"github.com/viterin/vek/…":            {"bank"},
+		"github.com/viterin/vek/…":            {"bank", "training/holdout"},
 		"github.com/alecthomas/kong":          {"cmd/nearmiss"},
 		"github.com/caarlos0/env/v11":         {"cmd/nearmiss"},
 		"github.com/schollz/progressbar/v3":   {"cmd/nearmiss"},
