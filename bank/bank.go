@@ -505,14 +505,5 @@ func (b *Bank) applyAll(m []float32) ([]float32, error) {
 	if b.transform == nil {
 		return m, nil
 	}
-	n := len(m) / b.dim
-	out := make([]float32, 0, n*b.transform.Out())
-	for i := range n {
-		t, err := b.transform.apply(m[i*b.dim : (i+1)*b.dim])
-		if err != nil {
-			return nil, fmt.Errorf("embedding %d of %d: %w", i, n, err)
-		}
-		out = append(out, t...)
-	}
-	return out, nil
+	return b.transform.ApplyAll(m)
 }

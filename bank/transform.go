@@ -54,6 +54,23 @@ func (t *Transform) apply(x []float32) ([]float32, error) {
 	return y, nil
 }
 
+// ApplyAll applies it to n vectors, row-major n×In, and gives n×Out numbers.
+func (t *Transform) ApplyAll(rows []float32) ([]float32, error) {
+	n := len(rows) / t.In()
+	if n*t.In() != len(rows) {
+		return nil, fmt.Errorf("transform: %w: %d numbers are not whole vectors of dimension %d", ErrDim, len(rows), t.In())
+	}
+	out := make([]float32, 0, n*t.Out())
+	for i := range n {
+		y, err := t.apply(rows[i*t.In() : (i+1)*t.In()])
+		if err != nil {
+			return nil, fmt.Errorf("vector %d of %d: %w", i, n, err)
+		}
+		out = append(out, y...)
+	}
+	return out, nil
+}
+
 // LearnWhitening learns a transform from n normal embeddings, row-major n×dim:
 // y = L⁻¹(x − mean), where L·Lᵀ is the Cholesky factor of the shrunk covariance
 // (1−shrinkage)·Σ + shrinkage·(tr Σ/dim)·I, shrinkage in (0, 1]. Squared

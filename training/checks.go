@@ -15,12 +15,12 @@ const checkImages = 4
 // checks are held-out normals, or drawn pictures where a release may hold no
 // image of a normal: any image tells whether a model and a bank compute the
 // same here as there.
-func (f *fitting) checks() ([][]byte, error) {
-	if f.NoImages {
+func checks(held []Image, noImages bool) ([][]byte, error) {
+	if noImages {
 		return drawnChecks()
 	}
 	var out [][]byte
-	for _, m := range f.images(f.held[:min(checkImages, len(f.held))]) {
+	for _, m := range held[:min(checkImages, len(held))] {
 		file, err := m.Read()
 		if err != nil {
 			return nil, fmt.Errorf("read normal image %s: %w", m.Name, err)

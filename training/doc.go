@@ -18,11 +18,15 @@
 // fakes only where it is surely better; else the release has the frozen backbone,
 // and says so.
 //
-// A score is made of one or several [Part]s, each with a bank of its own: the class
-// token (the paper's), the mean patch token, and every patch against the patches of
-// normals. The patches' bank is a coreset, and gives heatmaps also where it is not
-// scored. [Advice] compares scores on normals that are spoilt, and [Orientation]
-// says whether it matters how normals lie.
+// A score is made of [Part]s, each with banks of its own, in groups: see [Score].
+// The full one, the default, reads the whole picture at every layer and patches of
+// several; class is the paper's. Banks of patches are coresets, and give heatmaps
+// also where they are not scored. One builder makes scores, for releases, for the
+// gate and for the protocols of package evaluate. [Orientation] says whether it
+// matters how the normals lie.
+//
+// Fit is one walk: embed → split → tune → build → calibrate → write, each a function
+// from what came before to what comes next.
 //
 // Each step leaves its result in the work folder under a digest of everything it
 // depends on, so an interrupted run goes on, and runs that share steps (ablations

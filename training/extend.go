@@ -77,26 +77,24 @@ func Extend(ctx context.Context, x Extension) (*Result, error) {
 		next = max(next, id+1)
 	}
 
-	found, err := embedNormals(ctx, d.Embedder(), x.Normals, math.MaxInt, 0, func(int, int) {})
+	var found []*inference.Embedding
+	added, of, err := embedNormals(ctx, d.Embedder(), x.Normals, func(_ int, e *inference.Embedding) error {
+		found = append(found, e)
+		return nil
+	}, func(int, int) {})
 	if err != nil {
 		return nil, err
 	}
-	added := found.all
 	for i := range added {
 		added[i].ID = next + uint64(i)
 	}
 	joined := 0
-	for j, i := range found.of {
+	for j, i := range of {
 		if have[added[i].SHA256] {
 			added[i].Use = NotUsedTwice
 			continue
 		}
-		var patches []float32
-		if found.patches.dim > 0 {
-			patches = found.patches.rows[j]
-		}
-		dim := d.Embedder().Dim()
-		if err := join(ctx, d.Parts(), added[i].ID, found.rows[j*dim:(j+1)*dim], patches); err != nil {
+		if err := join(ctx, d.Parts(), d.Embedder().PatchOutputs(), added[i].ID, found[j]); err != nil {
 			return nil, fmt.Errorf("add normal image %s to the bank: %w", added[i].Name, err)
 		}
 		added[i].Use = UsedInBank
@@ -136,7 +134,7 @@ func rewrite(ctx context.Context, d *inference.Detector, out string, normals []N
 		return nil, err
 	}
 	spec := inference.ReleaseSpec{
-		Detector: m.Detector, Method: m.Method, Model: rel.Path(m.Model.File), Embedder: d.Embedder(), Parts: d.Parts(),
+		Detector: m.Detector, Method: m.Method, Model: rel.Path(m.Model.File), Embedder: d.Embedder(), Parts: d.Parts(), Join: d.Join(),
 		RandomWeights: m.Model.RandomWeights, StarterWeights: m.Model.StarterWeights,
 		Files:    map[string][]byte{release.NormalsName: lines},
 		Training: provenance,
@@ -174,7 +172,7 @@ func rewrite(ctx context.Context, d *inference.Detector, out string, normals []N
 	}
 	for _, p := range spec.Parts {
 		if p.About.IsPatch() {
-			res.Patches = p.Bank.Len()
+			res.Patches += p.Bank.Len()
 		}
 	}
 	if c := now.Calibration; c.Promised > 0 {
@@ -186,18 +184,19 @@ func rewrite(ctx context.Context, d *inference.Detector, out string, normals []N
 	return res, nil
 }
 
-// join puts an image into the bank of every part. Of its patches those join that
-// are farther from the bank than the coreset left any patch of a normal, so that
-// the bank stays small.
-func join(ctx context.Context, parts []inference.Part, id uint64, row, patches []float32) error {
+// join puts an image into the bank of every part; outputs are those of its patches.
+// Of its patches those join that are farther from the bank than the coreset left
+// any patch of a normal, so that the bank stays small.
+func join(ctx context.Context, parts []inference.Part, outputs []string, id uint64, e *inference.Embedding) error {
 	for _, p := range parts {
 		a := p.About
 		if !a.IsPatch() {
-			if err := p.Bank.Add(id, row[a.From:a.From+a.Dim]); err != nil {
+			if err := p.Bank.Add(id, inference.Row(a, e.Vector)); err != nil {
 				return err
 			}
 			continue
 		}
+		patches := e.Patches[slices.Index(outputs, a.Output)]
 		distances, err := inference.NearestDistances(ctx, p.Bank, patches)
 		if err != nil {
 			return err

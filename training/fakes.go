@@ -39,8 +39,8 @@ type fakeSets struct {
 }
 
 // makeFakes makes or finds the fakes of each source.
-func (l *lesson) makeFakes(ctx context.Context) error {
-	t := l.Tuning
+func (run *tuningRun) makeFakes(ctx context.Context) error {
+	t := run.plan.Tuning
 	total := 0.0
 	for _, s := range t.Sources {
 		total += s.Share
@@ -50,51 +50,51 @@ func (l *lesson) makeFakes(ctx context.Context) error {
 	for i, s := range t.Sources {
 		part := s.Share / total
 		r := FakesReport{
-			Source: s, Seed: l.draw("fakes", i),
-			Count:   max(1, int(math.Round(part*t.PerNormal*float64(len(l.fit))))),
-			HeldOut: max(1, int(math.Round(part*float64(len(l.unseen))))),
+			Source: s, Seed: run.draw("fakes", i),
+			Count:   max(1, int(math.Round(part*t.PerNormal*float64(len(run.fit))))),
+			HeldOut: max(1, int(math.Round(part*float64(len(run.unseen))))),
 		}
 		var fit, held makers
 		var err error
 		switch {
 		case s.learns():
-			fit, held, err = l.generate(ctx, i, &r)
+			fit, held, err = run.generate(ctx, i, &r)
 		case s.Kind == FolderSource:
-			fit, held, err = l.folder(&r)
+			fit, held, err = run.folder(&r)
 		default:
-			fit = l.corrupted(corrupt.Kind(s.Kind), s, l.fit, r.Count, r.Seed)
-			held = l.corrupted(corrupt.Kind(s.Kind), s, l.unseen, r.HeldOut, r.Seed+1)
+			fit = run.corrupted(corrupt.Kind(s.Kind), s, run.fit, r.Count, r.Seed)
+			held = run.corrupted(corrupt.Kind(s.Kind), s, run.unseen, r.HeldOut, r.Seed+1)
 		}
 		if err != nil {
 			return fmt.Errorf("make fakes from source %s: %w", s.Kind, err)
 		}
-		if err := l.measure(fit, &r); err != nil {
+		if err := run.measure(fit, &r); err != nil {
 			return fmt.Errorf("look at fakes of source %s: %w", s.Kind, err)
 		}
-		if r.Small > 0 && (l.fakes.small == 0 || r.Small < l.fakes.small) {
-			l.fakes.small = r.Small
+		if r.Small > 0 && (run.fakes.small == 0 || r.Small < run.fakes.small) {
+			run.fakes.small = r.Small
 		}
-		l.fakes.fit, l.fakes.held = append(l.fakes.fit, fit...), append(l.fakes.held, held...)
-		l.about.Fakes = append(l.about.Fakes, r)
-		if err := enc.Encode([]any{l.base, r}); err != nil {
+		run.fakes.fit, run.fakes.held = append(run.fakes.fit, fit...), append(run.fakes.held, held...)
+		run.about.Fakes = append(run.about.Fakes, r)
+		if err := enc.Encode([]any{run.base, r}); err != nil {
 			return err
 		}
 	}
-	l.fakes.key = hex.EncodeToString(h.Sum(nil))
+	run.fakes.key = hex.EncodeToString(h.Sum(nil))
 	return nil
 }
 
 // corrupted spoils normals in turn.
-func (l *lesson) corrupted(k corrupt.Kind, s Source, from []int, n int, seed uint64) makers {
+func (run *tuningRun) corrupted(k corrupt.Kind, s Source, from []int, n int, seed uint64) makers {
 	out := make(makers, n)
 	for i := range out {
 		out[i] = func() (*imaging.Image, error) {
 			r := rand.New(rand.NewPCG(seed, uint64(i)))
-			m, err := l.image(from[i%len(from)])
+			m, err := run.image(from[i%len(from)])
 			if err != nil {
 				return nil, err
 			}
-			donor, err := l.image(from[r.IntN(len(from))])
+			donor, err := run.image(from[r.IntN(len(from))])
 			if err != nil {
 				return nil, err
 			}
@@ -105,8 +105,8 @@ func (l *lesson) corrupted(k corrupt.Kind, s Source, from []int, n int, seed uin
 }
 
 // generate trains a generator and samples from it.
-func (l *lesson) generate(ctx context.Context, i int, r *FakesReport) (fit, held makers, err error) {
-	o := l.Tuning.SDE
+func (run *tuningRun) generate(ctx context.Context, i int, r *FakesReport) (fit, held makers, err error) {
+	o := run.plan.Tuning.SDE
 	o.Seed, o.N = r.Seed, r.Count+r.HeldOut
 	o.Detail = sde.DetailNone
 	if r.Source.Kind == SDESource {
@@ -116,16 +116,16 @@ func (l *lesson) generate(ctx context.Context, i int, r *FakesReport) (fit, held
 	} else {
 		return nil, nil, fmt.Errorf("how far normals are diffused is not set: give a time in (0, 1]")
 	}
-	o.Train.Session = l.session()
-	for _, j := range l.fit {
-		o.Names = append(o.Names, l.normals[j].Name)
+	o.Train.Session = run.session()
+	for _, j := range run.fit {
+		o.Names = append(o.Names, run.normals[j].Name)
 	}
 	name := fmt.Sprintf("fakes-%d", i+1)
 	inputs := []any{o, r.Count, r.HeldOut} // runtime handles carry no JSON
 	var m sde.Manifest
-	dir, err := l.step(name, inputs, &m, func(dir string) error {
-		l.tell(name+": prepare", 0, 0)
-		e, err := inference.NewEmbedder(l.Backbone, inference.EmbedOptions{Device: l.Device, Threads: l.Threads, Limits: l.Limits, View: l.View})
+	dir, err := run.step(name, inputs, &m, func(dir string) error {
+		run.plan.Host.tell(name+": prepare", 0, 0)
+		e, err := inference.NewEmbedder(run.plan.Model.Backbone, inference.EmbedOptions{Device: run.plan.Host.Device, Threads: run.plan.Host.Threads, Limits: run.plan.Data.Limits, View: run.plan.Data.View})
 		if err != nil {
 			return err
 		}
@@ -136,10 +136,10 @@ func (l *lesson) generate(ctx context.Context, i int, r *FakesReport) (fit, held
 			if p.Probe != nil {
 				at.Frechet, at.Ratio = &p.Probe.FD, &p.Probe.Ratio
 			}
-			l.Progress(at)
+			run.plan.Host.Progress(at)
 		}
 		o.Resume = fileExists(filepath.Join(dir, sde.CheckpointFile))
-		made, err := sde.Generate(ctx, normalImages{l, l.fit}, dir, o)
+		made, err := sde.Generate(ctx, normalImages{run, run.fit}, dir, o)
 		if err == nil {
 			m = *made
 		}
@@ -153,7 +153,7 @@ func (l *lesson) generate(ctx context.Context, i int, r *FakesReport) (fit, held
 	for _, f := range m.Fakes {
 		paths = append(paths, filepath.Join(dir, filepath.FromSlash(f.File)))
 	}
-	fit, held = l.divide(paths, r)
+	fit, held = run.divide(paths, r)
 	return fit, held, nil
 }
 
@@ -163,7 +163,7 @@ func fileExists(path string) bool {
 }
 
 // folder reads fakes that were made before. It uses as many as there are.
-func (l *lesson) folder(r *FakesReport) (fit, held makers, err error) {
+func (run *tuningRun) folder(r *FakesReport) (fit, held makers, err error) {
 	dir := r.Source.Path
 	// A folder of nearmiss fakes has a contact sheet beside the fakes.
 	if inner := filepath.Join(dir, sde.FakesFolder); fileExists(inner) {
@@ -182,12 +182,12 @@ func (l *lesson) folder(r *FakesReport) (fit, held makers, err error) {
 	for _, it := range set.Items {
 		paths = append(paths, it.Path)
 	}
-	fit, held = l.divide(paths, r)
+	fit, held = run.divide(paths, r)
 	return fit, held, nil
 }
 
 // divide draws which files are trained on.
-func (l *lesson) divide(paths []string, r *FakesReport) (fit, held makers) {
+func (run *tuningRun) divide(paths []string, r *FakesReport) (fit, held makers) {
 	order := rand.New(rand.NewPCG(r.Seed, 0x66616b65)).Perm(len(paths))
 	for i, j := range order {
 		read := func() (*imaging.Image, error) {
@@ -195,7 +195,7 @@ func (l *lesson) divide(paths []string, r *FakesReport) (fit, held makers) {
 			if err != nil {
 				return nil, err
 			}
-			m, err := imaging.Decode(b, l.Limits)
+			m, err := imaging.Decode(b, run.plan.Data.Limits)
 			if err != nil {
 				return nil, fmt.Errorf("fake %s: %w", paths[j], err)
 			}
@@ -213,12 +213,12 @@ func (l *lesson) divide(paths []string, r *FakesReport) (fit, held makers) {
 }
 
 // measure notes whether the fakes are small beside the normals.
-func (l *lesson) measure(fakes makers, r *FakesReport) error {
+func (run *tuningRun) measure(fakes makers, r *FakesReport) error {
 	m, err := fakes.Image(0)
 	if err != nil {
 		return err
 	}
-	normal, err := l.image(l.fit[0])
+	normal, err := run.image(run.fit[0])
 	if err != nil {
 		return err
 	}
@@ -231,37 +231,37 @@ func (l *lesson) measure(fakes makers, r *FakesReport) error {
 
 // matched are normals to train on; where fakes are small, a share of them is
 // brought to the fakes' size, so that size tells nothing.
-func (l *lesson) matched(which []int) finetune.Set {
+func (run *tuningRun) matched(which []int) finetune.Set {
 	out := make(makers, len(which))
 	for k, i := range which {
 		out[k] = func() (*imaging.Image, error) {
-			m, err := l.image(i)
-			if err != nil || l.fakes.small == 0 || l.Tuning.Match == 0 {
+			m, err := run.image(i)
+			if err != nil || run.fakes.small == 0 || run.plan.Tuning.Match == 0 {
 				return m, err
 			}
-			if rand.New(rand.NewPCG(l.Seed, uint64(i)^0x6d61746368)).Float64() >= l.Tuning.Match {
+			if rand.New(rand.NewPCG(run.plan.Seed, uint64(i)^0x6d61746368)).Float64() >= run.plan.Tuning.Match {
 				return m, nil
 			}
 			side := min(m.Width, m.Height)
 			square := m.CenterCrop(side, side)
-			return imaging.Resize(square, l.fakes.small, l.fakes.small, imaging.Bicubic), nil
+			return imaging.Resize(square, run.fakes.small, run.fakes.small, imaging.Bicubic), nil
 		}
 	}
 	return out
 }
 
-func (l *lesson) session() ort.Options {
-	return ort.Options{Device: l.Device, IntraOpThreads: l.Threads}
+func (run *tuningRun) session() ort.Options {
+	return ort.Options{Device: run.plan.Host.Device, IntraOpThreads: run.plan.Host.Threads}
 }
 
 // normalImages are the normals at some places, for the generator.
 type normalImages struct {
-	l     *lesson
+	run   *tuningRun
 	which []int
 }
 
 func (n normalImages) Len() int                         { return len(n.which) }
-func (n normalImages) At(i int) (*imaging.Image, error) { return n.l.image(n.which[i]) }
+func (n normalImages) At(i int) (*imaging.Image, error) { return n.run.image(n.which[i]) }
 
 // sourcesDigest names the folders of fakes by what is in them.
 func sourcesDigest(sources []Source) ([]string, error) {

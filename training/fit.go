@@ -34,23 +34,30 @@ type Result struct {
 	// Worth is how many independent pictures the normals are worth, where they
 	// resemble one another; 0: each counts.
 	Worth     float64 `json:"worth,omitempty"`
-	Threshold float64 `json:"threshold"` // score above which an image is anomalous
-	Index     string  `json:"index"`     // kind of the bank's index
-	Score     string  `json:"score"`     // parts of the score, joined by +
-	Patches   int     `json:"patches"`   // patch vectors in their bank; 0: there is none
-	Seconds   float64 `json:"seconds"`   // that it took
+	Threshold float64 `json:"threshold"`      // score above which an image is anomalous
+	Index     string  `json:"index"`          // kind of the bank's index
+	Score     string  `json:"score"`          // full, class, or its parts
+	Patches   int     `json:"patches"`        // patch vectors in their banks; 0: there are none
+	Cost      *Cost   `json:"cost,omitempty"` // of judging an image
+	Seconds   float64 `json:"seconds"`        // that it took
 	// Published is "tuned" or "frozen" after FITYMI, and Reason says why.
 	Published string `json:"published,omitempty"`
 	Reason    string `json:"reason,omitempty"`
-	// Advice says which score fits this detector, where it was asked for, and
-	// Orientation whether it matters how the normals lie, where no symmetry was
-	// given.
-	Advice      *Advice          `json:"advice,omitempty"`
+	// Orientation says whether it matters how the normals lie, where that was looked
+	// at.
 	Orientation *Orientation     `json:"orientation,omitempty"`
 	Symmetry    imaging.Symmetry `json:"symmetry,omitempty"` // what embeddings are averaged over
 	// Warnings are sentences for the user: what was left out, and what this
 	// release cannot promise.
 	Warnings []string `json:"warnings,omitempty"`
+}
+
+// Cost is what judging an image takes, where the release was made.
+type Cost struct {
+	Milliseconds float64 `json:"milliseconds"` // from file to verdict, one image at a time, at the median
+	Parts        int     `json:"parts"`        // of the score
+	Banks        int64   `json:"bank_bytes"`   // of all vectors in memory
+	Model        int64   `json:"model_bytes"`  // of the network's file
 }
 
 // Provenance is the manifest's free-form "training" member, for people.
@@ -63,557 +70,438 @@ type Provenance struct {
 	Rejected     int                `json:"rejected"`
 	HeldOutShare float64            `json:"held_out_share"`
 	Seed         uint64             `json:"seed"`
-	Index        bank.Report        `json:"index"`
+	Index        bank.Report        `json:"index"`   // of the main bank
 	Seconds      map[string]float64 `json:"seconds"` // by step
 	Warnings     []string           `json:"warnings,omitempty"`
 	K            int                `json:"k"`
 	Runtime      string             `json:"onnx_runtime"` // version
 	Learning     *Learning          `json:"learning,omitempty"`
-	Score        []Part             `json:"score"`
-	Patches      *patchBank         `json:"patches,omitempty"`
-	Advice       *Advice            `json:"advice,omitempty"`
+	Score        string             `json:"score"` // as ParseScore reads it
+	Parts        []Part             `json:"parts"` // that it is made of
+	Patches      []PatchReport      `json:"patches,omitempty"`
+	Cost         *Cost              `json:"cost,omitempty"`
 	Orientation  *Orientation       `json:"orientation,omitempty"`
 	Worth        *worth             `json:"worth,omitempty"`
 }
 
-// Fit carries the plan out and writes the release: embed every normal, hold a
-// share of them out, learn from the others (FITYMI), fill and index the bank with
-// them, calibrate it with the held-out ones. It stops soon after ctx ends, and
-// then leaves nothing behind but the work folder, from which another run goes
-// on.
+// PatchReport is how a bank of patches came about.
+type PatchReport struct {
+	Part    Part               `json:"part"`
+	Coreset bank.CoresetReport `json:"coreset"`
+	Index   bank.Report        `json:"index"`
+}
+
+// Fit carries the plan out and writes the release, one step after the other: embed
+// every normal, split them into those that are learnt from and those that
+// calibrate, tune the backbone (FITYMI), build the score, calibrate it, write. It
+// stops soon after ctx ends, and then leaves nothing behind but the work folder,
+// from which another run goes on.
 func Fit(ctx context.Context, p Plan) (*Result, error) {
 	if err := p.Validate(); err != nil {
 		return nil, err
 	}
 	p = p.withDefaults()
 	start := time.Now()
-
-	dir, err := os.MkdirTemp(filepath.Dir(filepath.Clean(p.Out)), ".fit-")
-	if errors.Is(err, os.ErrNotExist) {
-		if err = os.MkdirAll(filepath.Dir(filepath.Clean(p.Out)), 0o755); err == nil {
-			dir, err = os.MkdirTemp(filepath.Dir(filepath.Clean(p.Out)), ".fit-")
-		}
-	}
+	dir, err := folderBeside(p.Out)
 	if err != nil {
-		return nil, fmt.Errorf("make a folder beside the release: %w", err)
-	}
-	defer os.RemoveAll(dir)
-	f := &fitting{Plan: p, network: p.Backbone, parts: p.Parts, dir: dir, seconds: map[string]float64{}}
-	if p.Method == KNN {
-		f.parts = withoutTuned(p.Parts)
-	}
-	defer f.close()
-	if err := f.look(ctx); err != nil {
 		return nil, err
 	}
-	res, err := f.finish(ctx)
+	defer os.RemoveAll(dir)
+	took := stopwatch{last: start}
+	res := &Result{Release: p.Out}
+
+	nets := networks{served: p.Model.Backbone, frozen: p.Model.Backbone}
+	first := p
+	if p.Method == FITYMI { // which images are of use; what is served comes later
+		first.Score = Score{Groups: Class(), NoPatches: true}.withDefaults()
+	}
+	x, err := embed(ctx, first, nets, filepath.Join(dir, "embed.onnx"), p.Data.Normals, "embed")
 	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = x.Close() }()
+	took.lap("embed")
+
+	halves, err := split(ctx, p, x)
+	if err != nil {
+		return nil, err
+	}
+	train, held := halves.train, halves.held
+
+	again := p.Method == FITYMI
+	if p.Model.Look || p.Model.AutoSymmetry {
+		if p.Model.Symmetry == imaging.NoSymmetry {
+			if res.Orientation, err = p.orient(ctx, x, train); err != nil {
+				return nil, fmt.Errorf("look at how the normals lie: %w", err)
+			}
+			took.lap("orientation")
+		}
+		if p.Model.AutoSymmetry {
+			p.Model.Symmetry = res.Orientation.Choice
+			again = again || p.Model.Symmetry != imaging.NoSymmetry
+		}
+	}
+
+	var t *tuned
+	if p.Method == FITYMI {
+		own := p.Host.Work == ""
+		if own {
+			p.Host.Work = WorkFolder(p.Out)
+		}
+		if t, err = tune(ctx, p, x.imagesAt(train), x.digestsAt(train)); err != nil {
+			return nil, err
+		}
+		if own {
+			defer func() {
+				if res.Digest != "" {
+					_ = os.RemoveAll(t.work)
+				}
+			}()
+		}
+		nets.served = t.network
+		took.lap("learn")
+	}
+	if again {
+		if err := x.again(ctx, p, nets, filepath.Join(dir, "again.onnx")); err != nil {
+			return nil, err
+		}
+		took.lap("embed again")
+	}
+
+	s, err := x.b.build(ctx, x.n.at(train), x.n.at(held))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = s.Close() }()
+	took.lap("bank")
+	parts, err := calibrate(ctx, p, x, s, halves, res)
+	if err != nil {
+		return nil, err
+	}
+	took.lap("calibrate")
+	res.describe(x, s, train, held, t)
+	if res.Cost, err = x.cost(ctx, s, held); err != nil {
+		return nil, err
+	}
+	x.use(train, UsedInBank)
+	x.use(held, UsedToHold)
+	if err := write(ctx, p, x, s, parts, halves, t, took.seconds, res); err != nil {
 		return nil, err
 	}
 	res.Seconds = time.Since(start).Seconds()
-	return res, f.tidy()
-}
-
-// fitting is one run of Fit.
-type fitting struct {
-	Plan
-	dir     string
-	network string // that is served
-	parts   []Part // of the score
-	layer   int    // blocks before the patches; 0: no patches
-	k       *look
-	*seen
-	train, held []int  // places in of
-	worth       *worth // nil: each normal counts
-	learned     *learned
-	orientation *Orientation // nil where a symmetry was given
-	engine      *inference.BatchEngine
-	seconds     map[string]float64
-}
-
-func (f *fitting) close() {
-	if f.k != nil {
-		_ = f.k.Close()
-	}
-	if f.engine != nil {
-		_ = f.engine.Close()
-	}
-}
-
-// tidy removes what is needed no more once the release is written.
-func (f *fitting) tidy() error {
-	if f.learned == nil || f.Work != "" {
-		return nil
-	}
-	return os.RemoveAll(f.learned.work)
-}
-
-// look embeds the normals with the network that is served, which FITYMI learns
-// first, and splits them.
-func (f *fitting) look(ctx context.Context) error {
-	spec, layer, ok, err := patchSpec(f.Backbone, f.Patches.Layer)
-	if err != nil {
-		return err
-	}
-	if ok && !f.Patches.Off {
-		f.layer = layer
-	}
-	if slices.Contains(f.parts, PatchPart) && f.layer == 0 {
-		return fmt.Errorf("%w: %s is a foreign model, which gives no patches: score on part %q", ErrPlan, f.Backbone, ClassPart)
-	}
-	if f.engine, err = f.Plan.engine(); err != nil {
-		return err
-	}
-	first := sight{parts: []Part{ClassPart}} // for FITYMI: it only sees which images are of use
-	if f.Method == KNN {
-		first = f.sight(spec)
-	}
-	took := time.Now()
-	if err := f.embed(ctx, "embed", f.Backbone, first, f.Normals); err != nil {
-		return err
-	}
-	f.seconds["embed"] = time.Since(took).Seconds()
-	if err := f.split(ctx); err != nil {
-		return err
-	}
-	turned, err := f.turn(ctx)
-	if err != nil {
-		return err
-	}
-	if f.Method == KNN {
-		if turned {
-			return f.again(ctx, first)
-		}
-		return nil
-	}
-	took = time.Now()
-	p := f.Plan
-	if p.Work == "" {
-		p.Work = WorkFolder(p.Out)
-	}
-	normals, digests := f.images(f.train), make([]string, len(f.train))
-	for j, i := range f.train {
-		digests[j] = f.all[f.of[i]].SHA256
-	}
-	if f.learned, err = p.learn(ctx, normals, digests); err != nil {
-		return err
-	}
-	f.seconds["learn"] = time.Since(took).Seconds()
-	f.network, f.parts = f.learned.network, f.learned.parts
-	second := f.sight(spec)
-	if f.network == f.Backbone && plain(second.parts) && second.layer == 0 && !turned {
-		return nil
-	}
-	return f.again(ctx, second)
-}
-
-// turn looks at how the normals of the bank lie, and says whether embeddings are
-// to be averaged over that from now on.
-func (f *fitting) turn(ctx context.Context) (bool, error) {
-	if f.Symmetry != imaging.NoSymmetry || !f.Advise && !f.AutoSymmetry {
-		return false, nil
-	}
-	took := time.Now()
-	var err error
-	if f.orientation, err = f.orient(ctx, f.k, f.images(f.train), f.rowsAt(f.k.parts[0], f.train)); err != nil {
-		return false, fmt.Errorf("look at how the normals lie: %w", err)
-	}
-	f.seconds["orientation"] = time.Since(took).Seconds()
-	if f.AutoSymmetry {
-		f.Symmetry = f.orientation.Choice
-	}
-	return f.Symmetry != imaging.NoSymmetry, nil
-}
-
-// again embeds the normals anew: by the network that is served, or otherwise
-// turned.
-func (f *fitting) again(ctx context.Context, s sight) error {
-	took := time.Now()
-	all, of := f.all, f.of
-	usable := make([]Image, len(of))
-	for j, i := range of {
-		usable[j] = f.Normals[i]
-	}
-	if err := f.embed(ctx, "embed again", f.network, s, usable); err != nil {
-		return err
-	}
-	if len(f.of) != len(of) {
-		return fmt.Errorf("embed the normal images again: %d of %d changed on the way", len(of)-len(f.of), len(of))
-	}
-	f.all, f.of = all, of
-	f.seconds["embed again"] = time.Since(took).Seconds()
-	return nil
-}
-
-// sight is what the model has to give: the parts of the score, and what they are
-// compared with where advice is asked for.
-func (f *fitting) sight(spec backbone.Anatomy) sight {
-	s := sight{parts: vectorParts(f.parts), layer: f.layer}
-	if f.advises() {
-		for _, p := range []Part{ClassPart, PooledPart} {
-			if !slices.Contains(s.parts, p) && (p == ClassPart || spec.Class) {
-				s.parts = append(s.parts, p)
-			}
-		}
-	}
-	return s
-}
-
-func (f *fitting) advises() bool { return f.Advise || f.Auto }
-
-// embed loads a model and looks at images.
-func (f *fitting) embed(ctx context.Context, step, network string, s sight, images []Image) (err error) {
-	if f.k != nil {
-		err = f.k.Close()
-		f.k = nil
-	}
-	if err != nil {
-		return err
-	}
-	if f.k, err = f.open(filepath.Join(f.dir, fmt.Sprintf("%s.onnx", step[:5])), network, s); err != nil {
-		return err
-	}
-	keep := max(1, mostPatches/max(len(images), 1))
-	f.seen, err = embedNormals(ctx, f.k.e, images, keep, f.Seed, func(done, total int) { f.tell(step, done, total) })
-	return err
-}
-
-// images are the ones at places in of.
-func (f *fitting) images(which []int) []Image {
-	out := make([]Image, len(which))
-	for j, i := range which {
-		out[j] = f.Normals[f.of[i]]
-	}
-	return out
-}
-
-// rows are the embeddings of a part of the images at places in of.
-func (f *fitting) rowsAt(p Part, which []int) []float32 {
-	var out []float32
-	d := len(f.k.parts) * f.k.dim
-	for _, i := range which {
-		out = append(out, f.k.of(p, f.rows[i*d:(i+1)*d])...)
-	}
-	return out
-}
-
-// use marks the images at places in of, and collects their ids.
-func (f *fitting) use(which []int, as string) []uint64 {
-	ids := make([]uint64, len(which))
-	for j, i := range which {
-		f.all[f.of[i]].Use = as
-		ids[j] = f.all[f.of[i]].ID
-	}
-	return ids
-}
-
-// weigh finds the weights of the parts of the score, by normals of the bank that
-// are compared with the others of it, and advises which parts to take.
-func (f *fitting) weigh(ctx context.Context) (map[Part]mark, *Advice, error) {
-	marks := map[Part]mark{}
-	for _, p := range Parts {
-		marks[p] = mark{scale: 1, weight: 1}
-	}
-	if len(f.parts) < 2 && !f.advises() {
-		return marks, nil, nil
-	}
-	var l *lesson
-	if f.learned != nil {
-		l = f.learned.lesson
-	} else {
-		l = &lesson{Plan: f.Plan, normals: f.images(f.train)}
-		l.Tuning = compareOnly()
-		var err error
-		if l.fit, l.unseen, err = l.Tuning.split(len(l.normals), f.K, f.Seed); err != nil {
-			if errors.Is(err, ErrTooFew) { // equal weights, and nothing to advise by
-				return marks, nil, nil
-			}
-			return nil, nil, err
-		}
-	}
-	have := &known{rows: map[Part][]float32{}}
-	places := make([]int, len(l.fit))
-	var some [][]float32
-	for j, i := range l.fit {
-		places[j] = f.train[i]
-		if f.layer > 0 {
-			some = append(some, f.patches.rows[f.train[i]])
-		}
-	}
-	have.patches = slices.Concat(some...)
-	for _, p := range f.k.parts {
-		have.rows[p] = f.rowsAt(p, places)
-	}
-	var advice *Advice
-	if f.advises() {
-		f.tell("advise", 0, 1)
-		var err error
-		if advice, err = l.advise(ctx, f.k, have); err != nil {
-			return nil, nil, err
-		}
-		if f.Auto {
-			if f.parts, err = ParseParts(advice.Choice); err != nil {
-				return nil, nil, err
-			}
-		}
-		f.tell("advise", 1, 1)
-	}
-	if len(f.parts) < 2 {
-		return marks, advice, nil
-	}
-	x, err := l.examine(ctx, f.k, f.parts, have, false)
-	if err != nil {
-		return nil, nil, err
-	}
-	for _, p := range f.parts {
-		marks[p] = markOf(x[p][groupUnseen])
-	}
-	return marks, advice, nil
-}
-
-// compareOnly tunes nothing: normals are only compared with others.
-func compareOnly() *Tuning {
-	return &Tuning{Stopping: DefaultHeldOut, Gate: Gate{Strengths: []float64{adviceStrength}, Least: 1, Most: math.MaxInt}}
-}
-
-// finish makes the banks, calibrates them and writes the release.
-func (f *fitting) finish(ctx context.Context) (*Result, error) {
-	var about struct{ Format string }
-	_ = json.Unmarshal(f.k.e.Backbone(), &about) // a foreign model says nothing of itself
-	ids, _ := f.use(f.train, UsedInBank), f.use(f.held, UsedToHold)
-	res := &Result{Release: f.Out, Images: len(f.all), Bank: len(f.train), HeldOut: len(f.held)}
-	switch about.Format {
-	case backbone.FormatRandom:
-		res.warn("the backbone has random weights and has learnt nothing; for real work import a pretrained one: nearmiss backbone import")
-	case backbone.FormatStarter:
-		res.warn("the starter backbone knows drawn pictures only; for real work import a pretrained one: nearmiss backbone import")
-	}
-	res.count(f.all)
-	var learning *Learning
-	if f.learned != nil {
-		learning = &f.learned.about
-		res.Published, res.Reason = learning.Gate.Published, learning.Gate.Reason
-		if res.Published == "frozen" {
-			res.warn("the frozen backbone is published: %s", res.Reason)
-		}
-	}
-	began := time.Now()
-	marks, advice, err := f.weigh(ctx)
-	if err != nil {
-		return nil, err
-	}
-	res.Advice, res.Score = advice, partsName(f.parts)
-	res.Orientation, res.Symmetry = f.orientation, f.Symmetry
-	if f.advises() {
-		f.seconds["advise"] = time.Since(began).Seconds()
-	}
-
-	f.tell("bank", 0, 1)
-	began = time.Now()
-	var parts []inference.Part
-	var report bank.Report
-	heldScores := map[Part][]float64{}
-	for _, p := range vectorParts(f.parts) {
-		heldRows := f.rowsAt(p, f.held)
-		b, r, err := f.fill(ctx, p, ids, f.rowsAt(p, f.train), heldRows)
-		if err != nil {
-			return nil, err
-		}
-		if r.Fallback != "" {
-			res.warn("the %s index of part %s was turned down, and its bank searches exactly: %s", r.Wanted, p, r.Fallback)
-		}
-		if len(parts) == 0 {
-			report, res.Index = r, string(r.Kind)
-		}
-		if heldScores[p], err = b.Scores(ctx, heldRows); err != nil {
-			return nil, err
-		}
-		a := release.Part{Name: string(p), Output: release.OutputEmbedding, From: len(parts) * f.k.dim, Dim: f.k.dim, Statistic: release.StatisticKNN}
-		if r.Wanted != bank.Exact {
-			a.Bank.Recall, a.Bank.Excess = &r.Recall, &r.FirstExcess
-		}
-		parts = append(parts, inference.Part{About: a, Bank: b})
-	}
-	f.tell("bank", 1, 1)
-	f.seconds["bank"] = time.Since(began).Seconds()
-	var patches *patchBank
-	if f.layer > 0 {
-		began = time.Now()
-		part, made, grids, err := f.patchPart(ctx)
-		if err != nil {
-			return nil, err
-		}
-		patches, res.Patches = made, made.Len()
-		for _, g := range grids {
-			heldScores[PatchPart] = append(heldScores[PatchPart], inference.PatchStatistic(g.Values, f.Patches.Statistic))
-		}
-		if f := made.Index.Fallback; f != "" {
-			res.warn("the %s index of the patches was turned down, and their bank searches exactly: %s", made.Index.Wanted, f)
-		}
-		parts = append(parts, part)
-		f.seconds["patches"] = time.Since(began).Seconds()
-	}
-	for i := range parts {
-		a := &parts[i].About
-		p := Part(a.Name)
-		a.Scored, a.Weight, a.Scale = slices.Contains(f.parts, p), marks[p].weight, 1
-		if m := median(heldScores[p]); m > 0 && !math.IsInf(m, 0) {
-			a.Scale = m
-		}
-	}
-	if err := f.calibrate(ctx, parts, heldScores, res); err != nil {
-		return nil, err
-	}
-	return f.write(ctx, res, parts, report, patches, learning, about.Format)
-}
-
-// patchPart makes the part of the patches. The grids are those of the held-out
-// normals.
-func (f *fitting) patchPart(ctx context.Context) (inference.Part, *patchBank, []heatmap.Grid, error) {
-	fail := func(err error) (inference.Part, *patchBank, []heatmap.Grid, error) {
-		return inference.Part{}, nil, nil, fmt.Errorf("make the bank of patches: %w", err)
-	}
-	ids := make([]uint64, len(f.of))
-	for j, i := range f.of {
-		ids[j] = f.all[i].ID
-	}
-	f.tell("patches", 0, len(f.held))
-	b, err := f.fillPatches(ctx, &f.patches, ids, f.train, f.held, f.engine)
-	if err != nil {
-		return fail(err)
-	}
-	grids, err := f.k.grids(ctx, b.Bank, f.images(f.held), func(done, total int) { f.tell("patches", done, total) })
-	if err != nil {
-		return fail(err)
-	}
-	heat, err := heatmap.NewScale(grids)
-	if err != nil {
-		return fail(err)
-	}
-	a := release.Part{
-		Name: string(PatchPart), Output: f.k.patches().String(), Dim: f.patches.dim, Statistic: f.Patches.Statistic,
-		Width: f.k.grid[0], Height: f.k.grid[1], Layer: f.layer, Radius: b.Coreset.Radius, Heat: heat,
-	}
-	if f.Patches.Whiten > 0 {
-		a.Radius = 0 // the coreset's is of plain distances
-	}
-	if b.Index.Wanted != bank.Exact {
-		a.Bank.Recall, a.Bank.Excess = &b.Index.Recall, &b.Index.FirstExcess
-	}
-	return inference.Part{About: a, Bank: b.Bank}, b, grids, nil
-}
-
-func (f *fitting) write(ctx context.Context, res *Result, parts []inference.Part, report bank.Report, patches *patchBank, learning *Learning, format string) (*Result, error) {
-	// What advice alone needed is not served.
-	serve := sight{parts: vectorParts(f.parts), layer: f.layer}
-	if !slices.Equal(serve.parts, f.k.parts) {
-		k, err := f.open(filepath.Join(f.dir, "serve.onnx"), f.network, serve)
-		if err != nil {
-			return nil, err
-		}
-		if err := f.k.Close(); err != nil {
-			_ = k.Close()
-			return nil, err
-		}
-		f.k = k
-	}
-	lines, err := release.EncodeNormals(f.all)
-	if err != nil {
-		return nil, err
-	}
-	spec := inference.ReleaseSpec{
-		Detector: f.Detector, Method: string(f.Method), Model: f.k.path, Embedder: f.k.e, Parts: parts,
-		RandomWeights: format == backbone.FormatRandom, StarterWeights: format == backbone.FormatStarter,
-		Files: map[string][]byte{release.NormalsName: lines},
-		Training: Provenance{
-			Tool: f.Tool, Backbone: filepath.Base(f.Backbone), DataSHA256: dataDigest(f.all),
-			Images: len(f.all), Duplicates: res.Duplicate, Rejected: res.Rejected,
-			HeldOutShare: f.HeldOut, Seed: f.Seed, Index: report, Seconds: f.seconds, Warnings: res.Warnings,
-			K: f.K, Runtime: ort.Version, Learning: learning, Score: f.parts, Patches: patches, Advice: res.Advice, Orientation: res.Orientation, Worth: f.worth,
-		},
-	}
-	if !f.NoImages {
-		t := release.Thumbnails{}
-		if err := t.Add(ctx, f.all, func(i int) ([]byte, error) { return f.Normals[i].Read() }, f.View, f.Limits); err != nil {
-			return nil, err
-		}
-		if spec.Files[release.ThumbnailsName], err = t.Archive(); err != nil {
-			return nil, err
-		}
-	}
-	if spec.Check, err = f.checks(); err != nil {
-		return nil, err
-	}
-	r, err := inference.WriteRelease(ctx, f.Out, spec)
-	if err != nil {
-		return nil, err
-	}
-	res.Digest = r.Digest
 	return res, nil
 }
 
-func (p Plan) embedder(model string) (*inference.Embedder, error) {
-	return inference.NewEmbedder(model, inference.EmbedOptions{Device: p.Device, Threads: p.Threads, Limits: p.Limits, View: p.View, Symmetry: p.Symmetry})
-}
-
-// fill makes a part's bank and its index.
-func (f *fitting) fill(ctx context.Context, p Part, ids []uint64, rows, heldRows []float32) (*bank.Bank, bank.Report, error) {
-	whiten, err := whitening(rows, f.k.dim, f.Whiten)
-	if err != nil {
-		return nil, bank.Report{}, fmt.Errorf("part %s: %w", p, err)
-	}
-	b, err := bank.New(bank.Options{Dim: f.k.dim, K: f.K, Kind: f.Index, Transform: whiten, Log: f.Log})
-	if err != nil {
-		return nil, bank.Report{}, err
-	}
-	if err := b.AddBatch(ids, rows); err != nil {
-		return nil, bank.Report{}, fmt.Errorf("part %s: %w", p, err)
-	}
-	report, err := b.Build(ctx, heldRows)
-	return b, report, err
-}
-
-// calibrate sets the main bank's threshold and says in res what it promises.
-func (f *fitting) calibrate(ctx context.Context, parts []inference.Part, held map[Part][]float64, res *Result) error {
-	n := res.HeldOut
-	smallest := bank.SmallestAlpha(n)
-	alpha := f.Alpha
-	if alpha < smallest && !f.Settle {
-		return fmt.Errorf("%d held-out normals cannot promise a false-alarm rate of %g, the smallest is %.3g: give %d different normal images, hold out more, or ask for less",
-			n, alpha, smallest, NormalsFor(alpha, f.HeldOut))
-	}
-	if alpha < smallest {
-		alpha = smallest
-		res.warn("%d held-out normals can promise no false-alarm rate below %.3g %%, and that is what the threshold promises; %g %% needs %d different normal images",
-			n, 100*smallest, 100*f.Alpha, NormalsFor(f.Alpha, f.HeldOut))
-	}
-	main := parts[0].Bank // of a part of the embedding, scored where any is
-	var c *bank.Calibration
-	var err error
-	if len(f.parts) == 1 && f.parts[0] != PatchPart {
-		// The bank keeps the embeddings, too, to calibrate again after removals.
-		c, err = main.Calibrate(ctx, f.rowsAt(f.parts[0], f.held), alpha)
-	} else {
-		scores := make([]float64, n)
-		for j := range scores {
-			var one []inference.PartScore
-			for _, p := range parts {
-				if a := p.About; a.Scored {
-					s := held[Part(a.Name)][j]
-					one = append(one, inference.PartScore{Score: s, Ratio: s / a.Scale, Weight: a.Weight})
-				}
-			}
-			scores[j] = inference.CombineScores(one, nil)
-		}
-		if c, err = bank.NewCalibration(scores, alpha); err == nil {
-			main.SetCalibration(c)
+// folderBeside makes a folder for what is needed until the release is written.
+func folderBeside(out string) (string, error) {
+	parent := filepath.Dir(filepath.Clean(out))
+	dir, err := os.MkdirTemp(parent, ".fit-")
+	if errors.Is(err, os.ErrNotExist) {
+		if err = os.MkdirAll(parent, 0o755); err == nil {
+			dir, err = os.MkdirTemp(parent, ".fit-")
 		}
 	}
+	if err != nil {
+		return "", fmt.Errorf("make a folder beside the release: %w", err)
+	}
+	return dir, nil
+}
+
+// stopwatch notes how long steps take.
+type stopwatch struct {
+	last    time.Time
+	seconds map[string]float64
+}
+
+// lap ends a step.
+func (s *stopwatch) lap(step string) {
+	now := time.Now()
+	if s.seconds == nil {
+		s.seconds = map[string]float64{}
+	}
+	s.seconds[step] += now.Sub(s.last).Seconds()
+	s.last = now
+}
+
+// embedded is what a model gave of the images of a plan.
+type embedded struct {
+	b      *scoreBuilder
+	images []Image
+	all    []Normal // every image
+	of     []int    // places in all of the images that are of use
+	n      *normals // of these
+}
+
+// embed loads what the plan's score needs and shows it images.
+func embed(ctx context.Context, p Plan, nets networks, file string, images []Image, step string) (*embedded, error) {
+	b, err := p.scoreBuilder(file, nets)
+	if err != nil {
+		return nil, err
+	}
+	x := &embedded{b: b, images: images, n: b.empty()}
+	most := max(1, mostPatches/max(len(images), 1))
+	x.all, x.of, err = embedNormals(ctx, b.model.e, images, func(i int, e *inference.Embedding) error {
+		return x.n.add(ctx, uint64(i), e, most, p.Seed)
+	}, func(done, total int) { p.Host.tell(step, done, total) })
+	if err != nil {
+		return nil, errors.Join(err, b.Close())
+	}
+	x.n.look = func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error {
+		return b.model.look(ctx, x.usable(), which, f)
+	}
+	return x, nil
+}
+
+// again embeds the images of use by another network, or otherwise turned.
+func (x *embedded) again(ctx context.Context, p Plan, nets networks, file string) error {
+	err := x.b.Close()
 	if err != nil {
 		return err
 	}
-	res.Alpha, res.Smallest, res.Threshold = alpha, smallest, c.Threshold()
-	f.rest(main, res)
+	y, err := embed(ctx, p, nets, file, x.usable(), "embed again")
+	if err != nil {
+		return err
+	}
+	x.b, x.n = y.b, y.n
+	if len(y.of) != len(x.of) {
+		return fmt.Errorf("embed the normal images again: %d of %d changed on the way", len(x.of)-len(y.of), len(x.of))
+	}
+	for j, i := range x.of {
+		x.n.ids[j] = x.all[i].ID
+	}
+	return nil
+}
+
+func (x *embedded) Close() error { return x.b.Close() }
+
+// usable are the images of use.
+func (x *embedded) usable() []Image {
+	out := make([]Image, len(x.of))
+	for j, i := range x.of {
+		out[j] = x.images[i]
+	}
+	return out
+}
+
+// imagesAt are those at places in of, digestsAt the SHA-256 of their files.
+func (x *embedded) imagesAt(which []int) []Image {
+	out := make([]Image, len(which))
+	for j, i := range which {
+		out[j] = x.images[x.of[i]]
+	}
+	return out
+}
+
+func (x *embedded) digestsAt(which []int) []string {
+	out := make([]string, len(which))
+	for j, i := range which {
+		out[j] = x.all[x.of[i]].SHA256
+	}
+	return out
+}
+
+// use marks the images at places in of.
+func (x *embedded) use(which []int, as string) {
+	for _, i := range which {
+		x.all[x.of[i]].Use = as
+	}
+}
+
+// calibrate sets the main bank's threshold, by the normals that were held out, and
+// says in res what it promises. It returns the parts with what these normals say
+// of them.
+func calibrate(ctx context.Context, p Plan, x *embedded, s *builtScore, halves halves, res *Result) ([]inference.Part, error) {
+	held := halves.held
+	alpha, err := p.Calibration.rate(len(held), res)
+	if err != nil {
+		return nil, err
+	}
+	p.Host.tell("calibrate", 0, len(held))
+	var scores []float64
+	var maps []heatmap.Grid
+	err = x.n.look(ctx, held, func(e *inference.Embedding) error {
+		var v inference.Score
+		if err := s.Judge(ctx, []*inference.Embedding{e}, []*inference.Score{&v}); err != nil {
+			return err
+		}
+		scores = append(scores, v.Score)
+		if v.Map != nil {
+			maps = append(maps, *v.Map)
+		}
+		p.Host.tell("calibrate", len(scores), len(held))
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	parts := s.Parts()
+	scored := x.b.scored()
+	var c *bank.Calibration
+	if main := parts[slices.IndexFunc(parts, func(p inference.Part) bool { return p.Bank == s.Bank() })]; len(scored) == 1 && main.About.Scored {
+		// The bank keeps the embeddings, too, to calibrate again after removals.
+		c, err = main.Bank.Calibrate(ctx, x.n.at(held).part(main.About), alpha)
+	} else if c, err = bank.NewCalibration(scores, alpha); err == nil {
+		s.Bank().SetCalibration(c)
+	}
+	if err != nil {
+		return nil, err
+	}
+	res.Alpha, res.Smallest, res.Threshold = alpha, bank.SmallestAlpha(len(held)), c.Threshold()
+	halves.rest(s.Bank(), p.Calibration, res)
+	for i := range parts {
+		a := &parts[i].About
+		if m := median(scores); a.Scored && len(scored) == 1 && m > 0 && !math.IsInf(m, 0) {
+			a.Scale = m
+		}
+		if a.IsPatch() && maps != nil {
+			if a.Heat, err = heatmap.NewScale(maps); err != nil {
+				return nil, err
+			}
+			maps = nil // the first part of patches has it
+		}
+	}
+	return parts, nil
+}
+
+// rate is the false-alarm rate that n held-out normals can promise.
+func (c Calibration) rate(n int, res *Result) (float64, error) {
+	smallest := bank.SmallestAlpha(n)
+	if c.Alpha >= smallest {
+		return c.Alpha, nil
+	}
+	if !c.Settle {
+		return 0, fmt.Errorf("%d held-out normals cannot promise a false-alarm rate of %g, the smallest is %.3g: give %d different normal images, hold out more, or ask for less",
+			n, c.Alpha, smallest, NormalsFor(c.Alpha, c.HeldOut))
+	}
+	res.warn("%d held-out normals can promise no false-alarm rate below %.3g %%, and that is what the threshold promises; %g %% needs %d different normal images",
+		n, 100*smallest, 100*c.Alpha, NormalsFor(c.Alpha, c.HeldOut))
+	return smallest, nil
+}
+
+// describe fills in what was done, and what is to be known about it.
+func (r *Result) describe(x *embedded, s *builtScore, train, held []int, t *tuned) {
+	r.Images, r.Bank, r.HeldOut = len(x.all), len(train), len(held)
+	r.Score, r.Symmetry = x.b.composition.name, x.b.model.e.Preprocess().Symmetry
+	switch format(x.b.model) {
+	case backbone.FormatRandom:
+		r.warn("the backbone has random weights and has learnt nothing; for real work import a pretrained one: nearmiss backbone import")
+	case backbone.FormatStarter:
+		r.warn("the starter backbone knows drawn pictures only; for real work import a pretrained one: nearmiss backbone import")
+	}
+	if x.b.composition.name == FullScore && len(x.b.scored()) == 1 {
+		r.warn("the backbone is a foreign model that gives one vector only, so the score is %s: one that gives its layers finds more", ClassScore)
+	}
+	r.count(x.all)
+	if t != nil {
+		r.Published, r.Reason = t.about.Gate.Published, t.about.Gate.Reason
+		if r.Published == "frozen" {
+			r.warn("the frozen backbone is published: %s", r.Reason)
+		}
+	}
+	for i, p := range s.Parts() {
+		if p.About.IsPatch() {
+			r.Patches += p.Bank.Len()
+		}
+		if p.Bank == s.Bank() {
+			r.Index = string(s.reports[i].Kind)
+		}
+		if f := s.reports[i].Fallback; f != "" {
+			r.warn("the %s index of part %s was turned down, and its bank searches exactly: %s", s.reports[i].Wanted, p.About.Name, f)
+		}
+	}
+}
+
+// format is where a model's weights come from; a foreign one says nothing.
+func format(m *model) string {
+	var about struct{ Format string }
+	_ = json.Unmarshal(m.e.Backbone(), &about)
+	return about.Format
+}
+
+// cost times a few of the held-out images.
+func (x *embedded) cost(ctx context.Context, s *builtScore, held []int) (*Cost, error) {
+	c := &Cost{Parts: len(x.b.scored())}
+	for _, p := range s.Parts() {
+		c.Banks += 4 * int64(p.Bank.Len()) * int64(p.Bank.Dim())
+	}
+	if info, err := os.Stat(x.b.model.path); err == nil {
+		c.Model = info.Size()
+	}
+	const runs = 9
+	var times []float64
+	for i := range min(runs, 2*len(held)) {
+		m := x.images[x.of[held[i%len(held)]]]
+		file, err := m.Read()
+		if err != nil {
+			return nil, fmt.Errorf("read normal image %s: %w", m.Name, err)
+		}
+		began := time.Now()
+		all, err := x.b.model.e.Embed(ctx, [][]byte{file})
+		if err != nil {
+			return nil, err
+		}
+		if all[0].Err != nil {
+			return nil, fmt.Errorf("embed normal image %s: %w", m.Name, all[0].Err)
+		}
+		var v inference.Score
+		if err := s.Judge(ctx, []*inference.Embedding{&all[0]}, []*inference.Score{&v}); err != nil {
+			return nil, err
+		}
+		times = append(times, 1000*time.Since(began).Seconds())
+	}
+	c.Milliseconds = median(times)
+	return c, nil
+}
+
+// write puts the release in place and names it in res.
+func write(ctx context.Context, p Plan, x *embedded, s *builtScore, parts []inference.Part, halves halves, t *tuned, seconds map[string]float64, res *Result) error {
+	lines, err := release.EncodeNormals(x.all)
+	if err != nil {
+		return err
+	}
+	about := Provenance{
+		Tool: p.Host.Tool, Backbone: filepath.Base(p.Model.Backbone), DataSHA256: dataDigest(x.all),
+		Images: len(x.all), Duplicates: res.Duplicate, Rejected: res.Rejected,
+		HeldOutShare: p.Calibration.HeldOut, Seed: p.Seed, Seconds: seconds, Warnings: res.Warnings,
+		K: p.Score.K, Runtime: ort.Version, Score: res.Score, Cost: res.Cost, Orientation: res.Orientation, Worth: halves.worth,
+	}
+	if t != nil {
+		about.Learning = &t.about
+	}
+	for i, q := range x.b.parts {
+		if q.scored {
+			about.Parts = append(about.Parts, q.Part)
+		}
+		if q.isPatch() {
+			about.Patches = append(about.Patches, PatchReport{Part: q.Part, Coreset: s.patches[i], Index: s.reports[i]})
+		}
+		if parts[i].Bank == s.Bank() {
+			about.Index = s.reports[i]
+		}
+	}
+	kind := format(x.b.model)
+	spec := inference.ReleaseSpec{
+		Detector: p.Detector, Method: string(p.Method), Model: x.b.model.path, Embedder: x.b.model.e, Parts: parts, Join: s.Join(),
+		RandomWeights: kind == backbone.FormatRandom, StarterWeights: kind == backbone.FormatStarter,
+		Files: map[string][]byte{release.NormalsName: lines}, Training: about,
+	}
+	if !p.Data.NoImages {
+		thumbs := release.Thumbnails{}
+		if err := thumbs.Add(ctx, x.all, func(i int) ([]byte, error) { return x.images[i].Read() }, p.Data.View, p.Data.Limits); err != nil {
+			return err
+		}
+		if spec.Files[release.ThumbnailsName], err = thumbs.Archive(); err != nil {
+			return err
+		}
+	}
+	if spec.Check, err = checks(x.imagesAt(halves.held), p.Data.NoImages); err != nil {
+		return err
+	}
+	r, err := inference.WriteRelease(ctx, p.Out, spec)
+	if err != nil {
+		return err
+	}
+	res.Digest = r.Digest
 	return nil
 }
 

@@ -74,8 +74,14 @@ func TestFitWritesAReleaseThatScores(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "release")
 	var steps []string
 	plan := Plan{
-		Detector: "squares", Normals: normals, Backbone: smallBackbone(t), Out: out, Seed: 5, Tool: "test", Settle: true,
-		Progress: func(p Progress) { steps = append(steps, fmt.Sprintf("%s %d/%d", p.Step, p.Done, p.Total)) },
+		Detector:    "squares",
+		Out:         out,
+		Seed:        5,
+		Data:        Data{Normals: normals},
+		Model:       Model{Backbone: smallBackbone(t)},
+		Host:        Host{Tool: "test", Progress: func(p Progress) { steps = append(steps, fmt.Sprintf("%s %d/%d", p.Step, p.Done, p.Total)) }},
+		Calibration: Calibration{Settle: true},
+		Score:       Score{Groups: Class()},
 	}
 	res, err := Fit(t.Context(), plan)
 	if err != nil {
@@ -93,7 +99,7 @@ func TestFitWritesAReleaseThatScores(t *testing.T) {
 			t.Errorf("%q is not in the warnings: %q", want, res.Warnings)
 		}
 	}
-	if got := strings.Join(steps, ", "); got != "embed 52/52, bank 0/1, bank 1/1, patches 0/10, patches 10/10" {
+	if got := strings.Join(steps, ", "); !strings.HasPrefix(got, "embed 52/52, bank 0/2, bank 1/2, bank 2/2, calibrate 0/10, calibrate 1/10") || !strings.HasSuffix(got, "calibrate 10/10") {
 		t.Errorf("progress: %s", got)
 	}
 
@@ -140,7 +146,7 @@ func TestFitWritesAReleaseThatScores(t *testing.T) {
 }
 
 func TestFitIsRepeatable(t *testing.T) {
-	plan := Plan{Detector: "squares", Normals: squares(t, 20), Backbone: smallBackbone(t), Seed: 9, Settle: true}
+	plan := Plan{Detector: "squares", Seed: 9, Data: Data{Normals: squares(t, 20)}, Model: Model{Backbone: smallBackbone(t)}, Calibration: Calibration{Settle: true}, Score: Score{Groups: Class()}}
 	var digests []string
 	for range 2 {
 		plan.Out = filepath.Join(t.TempDir(), "release")
@@ -159,16 +165,16 @@ func TestFitIsRepeatable(t *testing.T) {
 }
 
 func TestFitRefusesWhatItCannotPromise(t *testing.T) {
-	plan := Plan{Detector: "squares", Normals: squares(t, 20), Backbone: smallBackbone(t), Out: filepath.Join(t.TempDir(), "release"), Alpha: 0.05}
+	plan := Plan{Detector: "squares", Out: filepath.Join(t.TempDir(), "release"), Data: Data{Normals: squares(t, 20)}, Model: Model{Backbone: smallBackbone(t)}, Calibration: Calibration{Alpha: 0.05}, Score: Score{Groups: Class()}}
 	_, err := Fit(t.Context(), plan)
 	if err == nil || !strings.Contains(err.Error(), "93 different normal images") {
 		t.Errorf("4 held-out images, false-alarm rate 5 %%: %v", err)
 	}
-	plan.Settle, plan.Normals = true, plan.Normals[:2]
+	plan.Calibration.Settle, plan.Data.Normals = true, plan.Data.Normals[:2]
 	if _, err := Fit(t.Context(), plan); err == nil || !strings.Contains(err.Error(), "too few") {
 		t.Errorf("two images: %v", err)
 	}
-	if _, err := Fit(t.Context(), Plan{Method: "magic"}); err == nil || !strings.Contains(err.Error(), "magic") {
+	if _, err := Fit(t.Context(), Plan{Method: "magic", Score: Score{Groups: Class()}}); err == nil || !strings.Contains(err.Error(), "magic") {
 		t.Errorf("unknown method: %v", err)
 	}
 	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(plan.Out), "*")); len(left) > 0 {
@@ -181,7 +187,7 @@ func TestFitStopsWhenItsContextEnds(t *testing.T) {
 	normals := squares(t, 30)
 	read := normals[10].Read
 	normals[10].Read = func() ([]byte, error) { cancel(); return read() }
-	plan := Plan{Detector: "squares", Normals: normals, Backbone: smallBackbone(t), Out: filepath.Join(t.TempDir(), "release"), Settle: true}
+	plan := Plan{Detector: "squares", Out: filepath.Join(t.TempDir(), "release"), Data: Data{Normals: normals}, Model: Model{Backbone: smallBackbone(t)}, Calibration: Calibration{Settle: true}, Score: Score{Groups: Class()}}
 	if _, err := Fit(ctx, plan); !errors.Is(err, context.Canceled) {
 		t.Fatalf("cancelled fit: %v", err)
 	}
@@ -193,7 +199,7 @@ func TestFitStopsWhenItsContextEnds(t *testing.T) {
 func TestExtendPutsAConfirmedNormalIntoTheBank(t *testing.T) {
 	normals := squares(t, 32)
 	first, second := filepath.Join(t.TempDir(), "first"), filepath.Join(t.TempDir(), "second")
-	plan := Plan{Detector: "squares", Normals: normals[:30], Backbone: smallBackbone(t), Out: first, Seed: 5, Settle: true}
+	plan := Plan{Detector: "squares", Out: first, Seed: 5, Data: Data{Normals: normals[:30]}, Model: Model{Backbone: smallBackbone(t)}, Calibration: Calibration{Settle: true}, Score: Score{Groups: Class()}}
 	before, err := Fit(t.Context(), plan)
 	if err != nil {
 		t.Fatal(err)
@@ -231,7 +237,7 @@ func TestReadjustDecidesAsATrainingWouldHave(t *testing.T) {
 	fit := func(k int, alpha float64) string {
 		t.Helper()
 		out := filepath.Join(t.TempDir(), "release")
-		if _, err := Fit(t.Context(), Plan{Detector: "squares", Normals: normals, Backbone: model, Out: out, Seed: 5, K: k, Alpha: alpha}); err != nil {
+		if _, err := Fit(t.Context(), Plan{Detector: "squares", Out: out, Seed: 5, Data: Data{Normals: normals}, Model: Model{Backbone: model}, Score: Score{Groups: Class(), K: k}, Calibration: Calibration{Alpha: alpha}}); err != nil {
 			t.Fatal(err)
 		}
 		return out
@@ -291,7 +297,13 @@ func TestWhatIsOutsideTheViewDoesNotCount(t *testing.T) {
 	view := &imaging.View{Region: &imaging.Rect{Width: 0.8, Height: 0.8}, Ignore: []imaging.Rect{{X: 0.4, Y: 0.4, Width: 0.1, Height: 0.1}}}
 	normals := squares(t, 30)
 	if _, err := Fit(t.Context(), Plan{
-		Detector: "squares", Normals: normals, Backbone: smallBackbone(t), Out: out, Seed: 5, Settle: true, View: view,
+		Detector:    "squares",
+		Out:         out,
+		Seed:        5,
+		Data:        Data{Normals: normals, View: view},
+		Model:       Model{Backbone: smallBackbone(t)},
+		Calibration: Calibration{Settle: true},
+		Score:       Score{Groups: Class()},
 	}); err != nil {
 		t.Fatal(err)
 	}

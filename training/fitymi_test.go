@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/nearmiss/nearmiss/inference"
+	"github.com/nearmiss/nearmiss/inference/backbone"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/training/corrupt"
 	"github.com/nearmiss/nearmiss/training/frechet"
@@ -42,9 +43,16 @@ func fitymiPlan(t testing.TB, n int, sources string) Plan {
 	t.Helper()
 	dir := t.TempDir()
 	return Plan{
-		Detector: "squares", Method: FITYMI, Normals: squares(t, n), Backbone: smallBackbone(t),
-		Out: filepath.Join(dir, "release"), Work: filepath.Join(dir, "work"), Seed: 5, Settle: true,
-		Tuning: quick(t, sources), Threads: 1,
+		Detector:    "squares",
+		Method:      FITYMI,
+		Out:         filepath.Join(dir, "release"),
+		Seed:        5,
+		Tuning:      quick(t, sources),
+		Data:        Data{Normals: squares(t, n)},
+		Model:       Model{Backbone: smallBackbone(t)},
+		Host:        Host{Work: filepath.Join(dir, "work"), Threads: 1},
+		Calibration: Calibration{Settle: true},
+		Score:       Score{Groups: Class()},
 	}
 }
 
@@ -66,7 +74,7 @@ func TestFitymiWritesAReleaseAndSaysHowItCameAbout(t *testing.T) {
 	plan := fitymiPlan(t, 50, "warp=3,cutpaste=1")
 	plan.Tuning.Gate.Off = true // so that the tuned model is served
 	var steps []string
-	plan.Progress = func(p Progress) {
+	plan.Host.Progress = func(p Progress) {
 		if len(steps) == 0 || steps[len(steps)-1] != p.Step {
 			steps = append(steps, p.Step)
 		}
@@ -81,7 +89,7 @@ func TestFitymiWritesAReleaseAndSaysHowItCameAbout(t *testing.T) {
 	if res.Published != "tuned" || res.Bank != 40 || res.HeldOut != 10 {
 		t.Fatalf("%+v", res)
 	}
-	if want := []string{"embed", "finetune-1", "finetune-2", "gate", "embed again", "bank", "patches"}; !slices.Equal(steps, want) {
+	if want := []string{"embed", "finetune-1", "finetune-2", "gate", "embed again", "bank", "calibrate"}; !slices.Equal(steps, want) {
 		t.Errorf("steps %v, want %v", steps, want)
 	}
 	prov, d := provenanceOf(t, plan.Out)
@@ -98,7 +106,7 @@ func TestFitymiWritesAReleaseAndSaysHowItCameAbout(t *testing.T) {
 	case prov.Runtime == "" || prov.K != 2 || l.Seconds["finetune-1"] == 0:
 		t.Errorf("provenance %+v", prov)
 	}
-	frozen, err := os.ReadFile(plan.Backbone)
+	frozen, err := os.ReadFile(plan.Model.Backbone)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,9 +149,9 @@ func TestFitymiGoesOnWhereItWasInterrupted(t *testing.T) {
 	_, want := provenanceOf(t, whole.Out)
 
 	plan := whole
-	plan.Out, plan.Work = whole.Out+"-2", whole.Work+"-2"
+	plan.Out, plan.Host.Work = whole.Out+"-2", whole.Host.Work+"-2"
 	ctx, cancel := context.WithCancel(t.Context())
-	plan.Progress = func(p Progress) {
+	plan.Host.Progress = func(p Progress) {
 		if p.Step == "finetune-2" && p.Done > 0 {
 			cancel()
 		}
@@ -154,11 +162,11 @@ func TestFitymiGoesOnWhereItWasInterrupted(t *testing.T) {
 	if _, err := os.Stat(plan.Out); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("an interrupted fit leaves a release: %v", err)
 	}
-	if seed, ok := WorkSeed(plan.Work); !ok || seed != plan.Seed {
+	if seed, ok := WorkSeed(plan.Host.Work); !ok || seed != plan.Seed {
 		t.Errorf("the work folder says seed %d, %v", seed, ok)
 	}
 	var steps []string
-	plan.Progress = func(p Progress) { steps = append(steps, p.Step) }
+	plan.Host.Progress = func(p Progress) { steps = append(steps, p.Step) }
 	if _, err := Fit(t.Context(), plan); err != nil {
 		t.Fatal(err)
 	}
@@ -184,7 +192,7 @@ func TestFitymiLearnsFromAGeneratorsFakes(t *testing.T) {
 			o.Train.Batch, o.Steps = 4, 3
 			plan.Tuning.Members = 1
 			var last Progress
-			plan.Progress = func(p Progress) {
+			plan.Host.Progress = func(p Progress) {
 				if p.Step == "fakes-1: train" {
 					last = p
 				}
@@ -204,7 +212,7 @@ func TestFitymiLearnsFromAGeneratorsFakes(t *testing.T) {
 				t.Errorf("fakes of %d pixels are small, want %d", f.Small, small)
 			}
 			// what was made serves as a folder of fakes, too
-			made, err := filepath.Glob(filepath.Join(plan.Work, "fakes-1-*"))
+			made, err := filepath.Glob(filepath.Join(plan.Host.Work, "fakes-1-*"))
 			if err != nil || len(made) != 1 {
 				t.Fatal(made, err)
 			}
@@ -273,12 +281,26 @@ func TestFewNormalsMakeEnoughSteps(t *testing.T) {
 func TestPartsAreGivenByOneModel(t *testing.T) {
 	model := smallBackbone(t)
 	dst := filepath.Join(t.TempDir(), "combined.onnx")
-	grid, err := compose(dst, model, model, sight{parts: []Part{ClassPart, PooledPart, FrozenClassPart}, layer: 1})
+	groups, err := ParseScore("class+pooled+frozen-class+patch@1")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if grid[0] < 2 || grid[0] != grid[1] {
-		t.Errorf("a grid of %v patches", grid)
+	c, err := Score{Groups: groups}.compose(model, backbone.Anatomy{Layers: 1, Class: true, PatchLayer: 1}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The frozen network is another file with the same weights.
+	frozen := filepath.Join(t.TempDir(), "frozen.onnx")
+	if b, err := os.ReadFile(model); err != nil || os.WriteFile(frozen, b, 0o600) != nil {
+		t.Fatal(err)
+	}
+	m, err := c.open(dst, networks{served: model, frozen: frozen}, Data{}, Model{}, Host{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if p := m.parts[3]; p.Width < 2 || p.Width != p.Height || p.Output != "patch@1" || m.parts[2].From != 128 {
+		t.Errorf("%+v", m.parts)
 	}
 	var files [][]byte
 	for _, s := range squares(t, 5) {
@@ -331,14 +353,19 @@ func finite(v []float32) bool {
 
 func TestKNNOnSeveralParts(t *testing.T) {
 	plan := Plan{
-		Detector: "squares", Normals: squares(t, 40), Backbone: smallBackbone(t), Settle: true, Seed: 1,
-		Out: filepath.Join(t.TempDir(), "release"), Parts: []Part{ClassPart, PooledPart},
+		Detector:    "squares",
+		Seed:        1,
+		Out:         filepath.Join(t.TempDir(), "release"),
+		Data:        Data{Normals: squares(t, 40)},
+		Model:       Model{Backbone: smallBackbone(t)},
+		Calibration: Calibration{Settle: true},
+		Score:       Score{Groups: [][]Part{{ClassPart, PooledPart}}},
 	}
 	if _, err := Fit(t.Context(), plan); err != nil {
 		t.Fatal(err)
 	}
 	prov, d := provenanceOf(t, plan.Out)
-	if d.Info().Dim != 128 || !slices.Equal(d.Info().Parts, []string{"class", "pooled"}) || len(prov.Score) != 2 {
+	if d.Info().Dim != 128 || !slices.Equal(d.Info().Parts, []string{"class", "pooled"}) || prov.Score != "class+pooled" || len(prov.Parts) != 2 {
 		t.Errorf("%d dimensions, score %v, %v", d.Info().Dim, d.Info().Parts, prov.Score)
 	}
 	if _, err := os.Stat(plan.Out + ".work"); !errors.Is(err, os.ErrNotExist) {
@@ -370,7 +397,7 @@ func TestSourcesOfFakesAreRead(t *testing.T) {
 
 func TestTimeLeftCountsTheFineTunesToCome(t *testing.T) {
 	at := time.Unix(0, 0)
-	c := &clock{plan: Plan{Tuning: &Tuning{Members: 3}}, now: func() time.Time { return at }}
+	c := &clock{fineTunes: 3, now: func() time.Time { return at }}
 	for _, s := range []struct {
 		after       time.Duration
 		step        string
@@ -457,7 +484,7 @@ func FuzzParseTuning(f *testing.F) {
 func TestNormalsMeetSmallFakesOnEqualTerms(t *testing.T) {
 	normals := squares(t, 40)
 	tune, _ := Profile("cpu")
-	l := &lesson{Plan: Plan{Tuning: &tune, Seed: 3, Limits: imaging.DefaultLimits()}, normals: normals}
+	l := &tuningRun{plan: Plan{Tuning: &tune, Seed: 3, Data: Data{Limits: imaging.DefaultLimits()}, Score: Score{Groups: Class()}}, normals: normals}
 	count := func() int {
 		n := 0
 		set := l.matched([]int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19})

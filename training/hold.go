@@ -33,77 +33,86 @@ type worth struct {
 // fewestDifferent normals are left when copies are put aside, or none is.
 const fewestDifferent = 8
 
-// split divides the usable normals into those of the bank and those held out.
-func (f *fitting) split(ctx context.Context) error {
-	copies, err := f.copies(ctx)
+// halves are the usable normals, at places in of: those of the bank, and those that
+// are held out.
+type halves struct {
+	train, held []int
+	worth       *worth // nil: each normal counts
+}
+
+// split divides the usable normals into those of the bank and those held out, and
+// puts copies aside.
+func split(ctx context.Context, p Plan, x *embedded) (halves, error) {
+	var out halves
+	copies, err := x.copies(ctx, p.Data)
 	if err != nil {
-		return err
+		return out, err
 	}
-	w := &worth{Normals: len(f.of)}
+	w := &worth{Normals: len(x.of)}
 	for _, first := range copies {
 		if first >= 0 {
 			w.Copies++
 		}
 	}
-	different := len(f.of) - w.Copies
-	if w.Copies > 0 && different >= max(fewestDifferent, 2*(f.K+1)) {
-		f.leave(copies)
-		w.Normals = len(f.of)
+	different := len(x.of) - w.Copies
+	if w.Copies > 0 && different >= max(fewestDifferent, 2*(p.Score.K+1)) {
+		x.leave(copies)
+		w.Normals = len(x.of)
 	} else {
 		w.Kept = w.Copies > 0
 	}
 
-	shots := make([]holdout.Shot, len(f.of))
-	for j, i := range f.of {
-		m := f.Normals[i]
+	shots := make([]holdout.Shot, len(x.of))
+	for j, i := range x.of {
+		m := x.images[i]
 		shots[j] = holdout.Shot{Name: filepath.ToSlash(m.Name), Camera: m.Camera, At: m.At}
 	}
-	s := holdout.Draw(shots, f.rows, holdout.Options{Share: f.HeldOut, Need: bank.HeldOutFor(f.Alpha), K: f.K, Seed: f.Seed})
-	if s != nil && len(s.Train) < f.K {
+	s := holdout.Draw(shots, x.n.part(x.b.model.parts[0]), holdout.Options{Share: p.Calibration.HeldOut, Need: bank.HeldOutFor(p.Calibration.Alpha), K: p.Score.K, Seed: p.Seed})
+	if s != nil && len(s.Train) < p.Score.K {
 		s = nil
 	}
 	if s != nil {
-		f.train, f.held = s.Train, s.Held
+		out.train, out.held = s.Train, s.Held
 		w.Pictures, w.HeldOut, w.Alike = s.Worth, min(s.HeldWorth, float64(len(s.Held))), s.Alike
 		for _, j := range s.Near {
-			f.all[f.of[j]].Use = NotUsedNear
+			x.all[x.of[j]].Use = NotUsedNear
 		}
 	} else {
-		if f.train, f.held, err = Split(len(f.of), f.HeldOut, f.K, f.Seed); err != nil {
-			return err
+		if out.train, out.held, err = Split(len(x.of), p.Calibration.HeldOut, p.Score.K, p.Seed); err != nil {
+			return out, err
 		}
-		w.Pictures = float64(len(f.of))
+		w.Pictures = float64(len(x.of))
 	}
 	if w.Kept && float64(different) < w.Pictures {
 		w.Pictures = float64(different)
-		if held := max(1, f.HeldOut*w.Pictures); w.HeldOut == 0 || held < w.HeldOut {
-			w.HeldOut = min(held, float64(len(f.held)))
+		if held := max(1, p.Calibration.HeldOut*w.Pictures); w.HeldOut == 0 || held < w.HeldOut {
+			w.HeldOut = min(held, float64(len(out.held)))
 		}
 	}
 	if s != nil || w.Copies > 0 {
-		f.worth = w
+		out.worth = w
 	}
-	return nil
+	return out, nil
 }
 
 // copies are, for each usable normal, the place in of of the one that it shows
 // the same as, or -1.
-func (f *fitting) copies(ctx context.Context) ([]int, error) {
-	looks := make([]holdout.Look, len(f.of))
+func (x *embedded) copies(ctx context.Context, d Data) ([]int, error) {
+	looks := make([]holdout.Look, len(x.of))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0))
-	for j, i := range f.of {
+	for j, i := range x.of {
 		g.Go(func() error {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			b, err := f.Normals[i].Read()
+			b, err := x.images[i].Read()
 			if err != nil {
-				return fmt.Errorf("read normal image %s: %w", f.Normals[i].Name, err)
+				return fmt.Errorf("read normal image %s: %w", x.images[i].Name, err)
 			}
-			m, err := f.View.Decode(b, f.Limits)
+			m, err := d.View.Decode(b, d.Limits)
 			if err != nil {
-				return fmt.Errorf("normal image %s: %w", f.Normals[i].Name, err)
+				return fmt.Errorf("normal image %s: %w", x.images[i].Name, err)
 			}
 			looks[j] = holdout.LookAt(m)
 			return nil
@@ -116,27 +125,24 @@ func (f *fitting) copies(ctx context.Context) ([]int, error) {
 }
 
 // leave puts copies aside.
-func (f *fitting) leave(copies []int) {
-	dim := len(f.rows) / len(f.of)
-	var of []int
-	var rows []float32
-	var patches [][]float32
-	for j, i := range f.of {
+func (x *embedded) leave(copies []int) {
+	var of, kept []int
+	for j, i := range x.of {
 		if first := copies[j]; first >= 0 {
-			f.all[i].Use, f.all[i].Reason = NotUsedTwice, "shows the same as "+f.all[f.of[first]].Name
+			x.all[i].Use, x.all[i].Reason = NotUsedTwice, "shows the same as "+x.all[x.of[first]].Name
 			continue
 		}
-		of, rows = append(of, i), append(rows, f.rows[j*dim:(j+1)*dim]...)
-		if f.patches.rows != nil {
-			patches = append(patches, f.patches.rows[j])
-		}
+		of, kept = append(of, i), append(kept, j)
 	}
-	f.of, f.rows, f.patches.rows = of, rows, patches
+	look := x.n.look // of x.of as it is then
+	n := x.n.at(kept)
+	n.look = look
+	x.of, x.n = of, n
 }
 
 // rest tells the main bank and the result what the held-out normals are worth.
-func (f *fitting) rest(main *bank.Bank, res *Result) {
-	w := f.worth
+func (h halves) rest(main *bank.Bank, c Calibration, res *Result) {
+	w := h.worth
 	if w == nil {
 		return
 	}
@@ -161,7 +167,7 @@ func (f *fitting) rest(main *bank.Bank, res *Result) {
 	if res.Alpha > asked {
 		text += fmt.Sprintf("; the threshold was set for false alarms in %.3g %% of normal pictures, and no less than %.2g %% can be promised", 100*asked, 100*res.Alpha)
 		if w.Alike > 0 {
-			need := float64(bank.HeldOutFor(asked)) * float64(len(f.held)) / w.HeldOut / f.HeldOut
+			need := float64(bank.HeldOutFor(asked)) * float64(len(h.held)) / w.HeldOut / c.HeldOut
 			text += fmt.Sprintf(". Learn from a longer time: about %d such frames, or as many as now, but only one in %.0f", int(math.Ceil(need/50)*50), math.Ceil(need/float64(w.Normals)))
 		} else {
 			text += ". Learn from pictures that differ as much as normal ones may: more parts, other light, a longer time"

@@ -66,7 +66,12 @@ func TestAVideosNormalsAreHeldOutInStretches(t *testing.T) {
 		for seed := range uint64(seeds) {
 			out := filepath.Join(t.TempDir(), "release")
 			res, err := Fit(t.Context(), Plan{
-				Detector: "video", Normals: frames[:250], Backbone: model, Out: out, Seed: seed, Alpha: 0.05, NoImages: true, Patches: PatchOptions{Off: true},
+				Detector: "video",
+				Out:      out,
+				Seed:     seed,
+				Data:     Data{Normals: frames[:250], NoImages: true},
+				Model:    Model{Backbone: model}, Score: Score{Groups: Class(), NoPatches: true},
+				Calibration: Calibration{Alpha: 0.05},
 			})
 			if err != nil {
 				t.Fatal(err)
@@ -164,7 +169,7 @@ func TestNearlyEqualNormalsCountOnce(t *testing.T) {
 	normals := squares(t, 60)
 	given := append(copiesOf(t, normals[0], 100), normals[1:30]...)
 	out := filepath.Join(t.TempDir(), "release")
-	res, err := Fit(t.Context(), Plan{Detector: "squares", Normals: given, Backbone: smallBackbone(t), Out: out, Seed: 1, Settle: true, Alpha: 0.1})
+	res, err := Fit(t.Context(), Plan{Detector: "squares", Out: out, Seed: 1, Data: Data{Normals: given}, Model: Model{Backbone: smallBackbone(t)}, Score: Score{Groups: Class()}, Calibration: Calibration{Settle: true, Alpha: 0.1}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -180,7 +185,7 @@ func TestNearlyEqualNormalsCountOnce(t *testing.T) {
 func TestAStillSceneIsLearnt(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "release")
 	still := copiesOf(t, squares(t, 1)[0], 60)
-	res, err := Fit(t.Context(), Plan{Detector: "still", Normals: still[:50], Backbone: smallBackbone(t), Out: out, Seed: 1, Settle: true, Alpha: 0.1})
+	res, err := Fit(t.Context(), Plan{Detector: "still", Out: out, Seed: 1, Data: Data{Normals: still[:50]}, Model: Model{Backbone: smallBackbone(t)}, Score: Score{Groups: Class()}, Calibration: Calibration{Settle: true, Alpha: 0.1}})
 	if err != nil {
 		t.Fatal(err)
 	}

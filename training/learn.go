@@ -18,6 +18,7 @@ import (
 
 	"github.com/google/renameio/v2"
 
+	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/training/corrupt"
 	"github.com/nearmiss/nearmiss/training/finetune"
@@ -61,18 +62,18 @@ type Member struct {
 	Result *finetune.Result `json:"result"`
 }
 
-// learned is what learn gives.
-type learned struct {
-	*lesson
-	network string // the ONNX file of the network to serve
-	parts   []Part // of the score
+// tuned is what fine-tuning gives.
+type tuned struct {
+	network string // the ONNX file of the network to serve: the frozen one where that is better
+	work    string // the folder of its steps
+	about   Learning
 }
 
-// lesson is one course of learning: from the frozen backbone and normals to a
+// tuningRun is one course of fine-tuning: from the frozen backbone and normals to a
 // model. Its steps leave their results in folders of work, named by a digest of
 // everything that they depend on, so that another run takes up where one ended.
-type lesson struct {
-	Plan
+type tuningRun struct {
+	plan        Plan
 	normals     []Image // of use, without duplicates
 	digests     []string
 	fit, unseen []int // places in normals
@@ -81,57 +82,54 @@ type lesson struct {
 	about       Learning
 	fakes       fakeSets
 	start       *finetune.Head // nil: the recipe's
-	tuned       []string       // the members' files
+	members     []string       // the fine-tuned networks' files
 }
 
-// learn makes the model that a plan asks for from the usable normals.
-func (p Plan) learn(ctx context.Context, normals []Image, digests []string) (_ *learned, err error) {
-	l := &lesson{Plan: p, normals: normals, digests: digests, work: p.Work}
-	l.about = Learning{Tuning: *p.Tuning, Seconds: map[string]float64{}}
-	if err := os.MkdirAll(l.work, 0o755); err != nil {
+// tune makes the network that a plan asks for from the usable normals.
+func tune(ctx context.Context, p Plan, normals []Image, digests []string) (*tuned, error) {
+	run := &tuningRun{plan: p, normals: normals, digests: digests, work: p.Host.Work}
+	run.about = Learning{Tuning: *p.Tuning, Seconds: map[string]float64{}}
+	if err := os.MkdirAll(run.work, 0o755); err != nil {
 		return nil, fmt.Errorf("make the work folder: %w", err)
 	}
-	if err := l.keepSeed(); err != nil {
+	if err := run.keepSeed(); err != nil {
 		return nil, err
 	}
-	if l.fit, l.unseen, err = l.Tuning.split(len(normals), p.K, p.Seed); err != nil {
+	var err error
+	if run.fit, run.unseen, err = p.Tuning.split(len(normals), p.Score.K, p.Seed); err != nil {
 		return nil, err
 	}
-	l.about.Fitted, l.about.Unseen = len(l.fit), len(l.unseen)
-	if err := l.identify(); err != nil {
+	run.about.Fitted, run.about.Unseen = len(run.fit), len(run.unseen)
+	if err := run.identify(); err != nil {
 		return nil, err
 	}
 	if len(p.Tuning.Sources) > 0 {
-		if err := l.makeFakes(ctx); err != nil {
+		if err := run.makeFakes(ctx); err != nil {
 			return nil, err
 		}
 		if p.Tuning.Probe > 0 {
-			if l.start, err = l.linearProbe(ctx); err != nil {
+			if run.start, err = run.linearProbe(ctx); err != nil {
 				return nil, err
 			}
 		}
 		for i := range p.Tuning.Members {
-			if err := l.finetune(ctx, i); err != nil {
+			if err := run.finetune(ctx, i); err != nil {
 				return nil, err
 			}
 		}
 	}
-	network, err := l.choose(ctx)
+	network, err := run.choose(ctx)
 	if err != nil {
 		return nil, err
 	}
-	out := &learned{lesson: l, network: network, parts: l.Parts}
-	if network == l.Backbone {
-		out.parts = withoutTuned(l.Parts)
-	}
-	return out, nil
+	return &tuned{network: network, work: run.work, about: run.about}, nil
 }
 
 const seedFile = "seed"
 
 // keepSeed lets a later run with the same folder find the seed.
-func (l *lesson) keepSeed() error {
-	return renameio.WriteFile(filepath.Join(l.work, seedFile), fmt.Appendf(nil, "%d\n", l.Seed), 0o644)
+func (run *tuningRun) keepSeed() error {
+	return renameio.WriteFile(filepath.Join(run.work, seedFile), fmt.Appendf(nil, "%d\n", run.plan.Seed), 0o644)
 }
 
 // WorkSeed is the seed of the last run that used a work folder; ok is false where
@@ -145,7 +143,7 @@ func WorkSeed(work string) (seed uint64, ok bool) {
 	return seed, err == nil
 }
 
-// WorkFolder is the default of Plan.Work for a release folder.
+// WorkFolder is the default of Host.Work for a release folder.
 func WorkFolder(out string) string { return filepath.Clean(out) + ".work" }
 
 // split keeps some normals from the fine-tune, in ascending order.
@@ -165,38 +163,38 @@ func (t Tuning) split(n, k int, seed uint64) (fit, unseen []int, err error) {
 }
 
 // draw gives a seed for one purpose, small enough for a JSON number.
-func (l *lesson) draw(purpose string, i int) uint64 {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%d %s %d", l.Seed, purpose, i))
+func (run *tuningRun) draw(purpose string, i int) uint64 {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%d %s %d", run.plan.Seed, purpose, i))
 	return uint64(sum[0])<<40 | uint64(sum[1])<<32 | uint64(sum[2])<<24 | uint64(sum[3])<<16 | uint64(sum[4])<<8 | uint64(sum[5])
 }
 
 // identify computes the digest of the backbone, the images and the split.
-func (l *lesson) identify() error {
-	f, err := os.Open(l.Backbone)
+func (run *tuningRun) identify() error {
+	f, err := os.Open(run.plan.Model.Backbone)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	h := sha256.New()
 	if _, err := io.Copy(h, f); err != nil {
-		return fmt.Errorf("read backbone %s: %w", l.Backbone, err)
+		return fmt.Errorf("read backbone %s: %w", run.plan.Model.Backbone, err)
 	}
 	enc := json.NewEncoder(h)
 	pick := func(which []int) []string {
 		var out []string
 		for _, i := range which {
-			out = append(out, l.digests[i])
+			out = append(out, run.digests[i])
 		}
 		return out
 	}
-	folders, err := sourcesDigest(l.Tuning.Sources)
+	folders, err := sourcesDigest(run.plan.Tuning.Sources)
 	if err != nil {
 		return err
 	}
-	if err := enc.Encode([]any{pick(l.fit), pick(l.unseen), l.Seed, imaging.DecoderName(), folders, l.View}); err != nil {
+	if err := enc.Encode([]any{pick(run.fit), pick(run.unseen), run.plan.Seed, imaging.DecoderName(), folders, run.plan.Data.View}); err != nil {
 		return err
 	}
-	l.base = hex.EncodeToString(h.Sum(nil))
+	run.base = hex.EncodeToString(h.Sum(nil))
 	return nil
 }
 
@@ -204,20 +202,20 @@ const doneFile = "done.json"
 
 // step does something once: do leaves files in dir and its result in out. Where
 // a run with equal inputs did it before, out is read instead.
-func (l *lesson) step(name string, inputs, out any, do func(dir string) error) (dir string, err error) {
+func (run *tuningRun) step(name string, inputs, out any, do func(dir string) error) (dir string, err error) {
 	h := sha256.New()
-	if err := json.NewEncoder(h).Encode([]any{l.base, name, inputs}); err != nil {
+	if err := json.NewEncoder(h).Encode([]any{run.base, name, inputs}); err != nil {
 		return "", err
 	}
-	dir = filepath.Join(l.work, name+"-"+hex.EncodeToString(h.Sum(nil))[:16])
+	dir = filepath.Join(run.work, name+"-"+hex.EncodeToString(h.Sum(nil))[:16])
 	var saved struct {
 		Seconds float64         `json:"seconds"`
 		Result  json.RawMessage `json:"result"`
 	}
 	if b, err := os.ReadFile(filepath.Join(dir, doneFile)); err == nil {
 		if err := json.Unmarshal(b, &saved); err == nil && json.Unmarshal(saved.Result, out) == nil {
-			l.about.Resumed = append(l.about.Resumed, name)
-			l.about.Seconds[name] += saved.Seconds
+			run.about.Resumed = append(run.about.Resumed, name)
+			run.about.Seconds[name] += saved.Seconds
 			return dir, nil
 		}
 	}
@@ -229,7 +227,7 @@ func (l *lesson) step(name string, inputs, out any, do func(dir string) error) (
 		return "", err
 	}
 	saved.Seconds = time.Since(began).Seconds()
-	l.about.Seconds[name] += saved.Seconds
+	run.about.Seconds[name] += saved.Seconds
 	if saved.Result, err = json.Marshal(out); err != nil {
 		return "", err
 	}
@@ -241,32 +239,32 @@ func (l *lesson) step(name string, inputs, out any, do func(dir string) error) (
 }
 
 // image decodes a normal.
-func (l *lesson) image(i int) (*imaging.Image, error) {
-	b, err := l.normals[i].Read()
+func (run *tuningRun) image(i int) (*imaging.Image, error) {
+	b, err := run.normals[i].Read()
 	if err != nil {
-		return nil, fmt.Errorf("read normal image %s: %w", l.normals[i].Name, err)
+		return nil, fmt.Errorf("read normal image %s: %w", run.normals[i].Name, err)
 	}
-	return l.View.Decode(b, l.Limits)
+	return run.plan.Data.View.Decode(b, run.plan.Data.Limits)
 }
 
 // finetune runs member i.
-func (l *lesson) finetune(ctx context.Context, i int) error {
-	t := l.Tuning
+func (run *tuningRun) finetune(ctx context.Context, i int) error {
+	t := run.plan.Tuning
 	recipe := t.Recipe
-	recipe.Seed = l.draw("member", i)
-	perEpoch := (2*len(l.fit) + recipe.Batch - 1) / recipe.Batch
+	recipe.Seed = run.draw("member", i)
+	perEpoch := (2*len(run.fit) + recipe.Batch - 1) / recipe.Batch
 	recipe.Epochs = max(recipe.Epochs, (t.LeastSteps+perEpoch-1)/perEpoch)
 	name := fmt.Sprintf("finetune-%d", i+1)
 	m := Member{Seed: recipe.Seed}
-	dir, err := l.step(name, []any{recipe, l.fakes.key, t.Match, t.Probe}, &m, func(dir string) error {
-		l.tell(name, 0, 0) // the graph of its gradients takes a while
+	dir, err := run.step(name, []any{recipe, run.fakes.key, t.Match, t.Probe}, &m, func(dir string) error {
+		run.plan.Host.tell(name, 0, 0) // the graph of its gradients takes a while
 		res, err := finetune.Run(ctx, finetune.Config{
-			Backbone: l.Backbone, Out: filepath.Join(dir, tunedFile),
-			Normals: l.matched(l.fit), Fakes: l.fakes.fit,
-			HeldNormals: l.matched(l.unseen), HeldFakes: l.fakes.held,
-			Recipe: recipe, Start: l.start, Session: l.session(), Checkpoint: dir,
+			Backbone: run.plan.Model.Backbone, Out: filepath.Join(dir, tunedFile),
+			Normals: run.matched(run.fit), Fakes: run.fakes.fit,
+			HeldNormals: run.matched(run.unseen), HeldFakes: run.fakes.held,
+			Recipe: recipe, Start: run.start, Session: run.session(), Checkpoint: dir,
 			Progress: func(p finetune.Progress) {
-				l.Progress(Progress{Step: name, Done: p.Step, Total: p.Steps, Loss: &p.Loss})
+				run.plan.Host.Progress(Progress{Step: name, Done: p.Step, Total: p.Steps, Loss: &p.Loss})
 			},
 		})
 		m.Result = res
@@ -275,8 +273,8 @@ func (l *lesson) finetune(ctx context.Context, i int) error {
 	if err != nil {
 		return err
 	}
-	l.about.Members = append(l.about.Members, m)
-	l.tuned = append(l.tuned, filepath.Join(dir, tunedFile))
+	run.about.Members = append(run.about.Members, m)
+	run.members = append(run.members, filepath.Join(dir, tunedFile))
 	return nil
 }
 
@@ -290,10 +288,10 @@ type choice struct {
 
 // choose compares the candidates with the frozen backbone and makes the model to
 // serve.
-func (l *lesson) choose(ctx context.Context) (string, error) {
+func (run *tuningRun) choose(ctx context.Context) (string, error) {
 	var c choice
 	var real []string
-	for _, a := range l.Anomalies {
+	for _, a := range run.plan.Data.Anomalies {
 		b, err := a.Read()
 		if err != nil {
 			return "", fmt.Errorf("read anomaly %s: %w", a.Name, err)
@@ -301,55 +299,55 @@ func (l *lesson) choose(ctx context.Context) (string, error) {
 		real = append(real, fmt.Sprintf("%x", sha256.Sum256(b)))
 	}
 	var members []string // the folders' names have digests of what is in them
-	for _, path := range l.tuned {
+	for _, path := range run.members {
 		members = append(members, filepath.Base(filepath.Dir(path)))
 	}
-	const version = 6 // of how the gate judges
-	inputs := []any{version, l.Tuning.Gate, l.Tuning.Gate.kinds(l.Tuning.Sources), l.Parts, l.Patches, l.Whiten, l.K, members, l.fakes.key, real}
-	dir, err := l.step("gate", inputs, &c, func(dir string) (err error) {
-		c, err = l.gate(ctx, dir)
+	const version = 7 // of how the gate judges
+	inputs := []any{version, run.plan.Tuning.Gate, run.plan.Tuning.Gate.kinds(run.plan.Tuning.Sources), run.plan.Score, members, run.fakes.key, real}
+	dir, err := run.step("gate", inputs, &c, func(dir string) (err error) {
+		c, err = run.gate(ctx, dir)
 		return err
 	})
 	if err != nil {
 		return "", err
 	}
-	l.about.Gate = c.Verdict
+	run.about.Gate = c.Verdict
 	if c.Model == "" {
-		return l.Backbone, nil
+		return run.plan.Model.Backbone, nil
 	}
 	return filepath.Join(dir, c.Model), nil
 }
 
-func (l *lesson) gate(ctx context.Context, dir string) (choice, error) {
+// gate compares the candidates, which are scored as they would be served, with the
+// frozen backbone by the same score without the tuned parts.
+func (run *tuningRun) gate(ctx context.Context, dir string) (choice, error) {
 	none := func(err error) (choice, error) { return choice{}, fmt.Errorf("judge the fine-tune: %w", err) }
-	g := l.Tuning.Gate
+	g := run.plan.Tuning.Gate
 	blends := g.Blends
-	if len(l.tuned) == 0 {
+	if len(run.members) == 0 {
 		blends = nil
 	}
-	l.tell("gate", 0, len(blends)+1)
-	frozen, err := l.sit(ctx, dir, l.Backbone, withoutTuned(l.Parts))
+	run.plan.Host.tell("gate", 0, len(blends)+1)
+	base, err := run.judge(ctx, dir, run.plan.Model.Backbone)
 	if err != nil {
 		return none(err)
 	}
-	base := combined(frozen.ofParts(withoutTuned(l.Parts), nil))
-	l.tell("gate", 1, len(blends)+1)
+	run.plan.Host.tell("gate", 1, len(blends)+1)
 	var names []string
 	var candidates []evidence
 	for i, share := range blends {
 		name := fmt.Sprintf("blend-%.2f.onnx", share)
-		if err := blend(filepath.Join(dir, name), l.Backbone, l.tuned, share); err != nil {
+		if err := blend(filepath.Join(dir, name), run.plan.Model.Backbone, run.members, share); err != nil {
 			return none(err)
 		}
-		tuned := slices.DeleteFunc(slices.Clone(l.Parts), Part.ofFrozen)
-		x, err := l.sit(ctx, dir, filepath.Join(dir, name), tuned)
+		e, err := run.judge(ctx, dir, filepath.Join(dir, name))
 		if err != nil {
 			return none(err)
 		}
-		names, candidates = append(names, name), append(candidates, combined(x.ofParts(l.Parts, frozen)))
-		l.tell("gate", i+2, len(blends)+1)
+		names, candidates = append(names, name), append(candidates, e)
+		run.plan.Host.tell("gate", i+2, len(blends)+1)
 	}
-	v, best := g.forSources(l.Tuning.Sources).judge(base, describe(blends, len(l.tuned)), blends, candidates, l.Seed)
+	v, best := g.forSources(run.plan.Tuning.Sources).judge(base, describe(blends, len(run.members)), blends, candidates, run.plan.Seed)
 	c := choice{Verdict: v}
 	if best >= 0 {
 		c.Model = names[best]
@@ -373,78 +371,191 @@ func describe(blends []float64, members int) []string {
 	return out
 }
 
-// sit examines a network's parts on single images: averaged over symmetries, the
-// many spoilt normals would take up to eight times as long.
-func (l *lesson) sit(ctx context.Context, dir, network string, parts []Part) (_ exam, err error) {
-	if len(parts) == 0 {
-		return exam{}, nil
-	}
-	file := filepath.Join(dir, "exam.onnx")
-	s := sight{parts: vectorParts(parts)}
-	if slices.Contains(parts, PatchPart) {
-		_, layer, ok, err := patchSpec(network, l.Patches.Layer)
-		if err != nil {
-			return nil, err
-		}
-		if !ok {
-			return nil, fmt.Errorf("%s is a foreign model, which gives no patches: score on part %q", network, ClassPart)
-		}
-		s.layer = layer
-	}
-	single := l.Plan
-	single.Symmetry = imaging.NoSymmetry
-	k, err := single.open(file, network, s)
+// gateCoreset bounds the banks of patches of the gate, which compares scores and
+// serves nobody.
+const gateCoreset = 2_000
+
+// judge scores unseen normals and anomalies with a network, as it would be served,
+// and banks of the normals that were fitted. Images are taken as they are: averaged
+// over symmetries, the many spoilt normals would take up to eight times as long.
+func (run *tuningRun) judge(ctx context.Context, dir, network string) (_ evidence, err error) {
+	p := run.plan
+	p.Model.Symmetry = imaging.NoSymmetry
+	p.Score.Coreset = min(p.Score.Coreset, gateCoreset)
+	p.Score.NoPatches = p.Score.NoPatches || len(p.Score.Groups) > 0 && !slices.ContainsFunc(slices.Concat(p.Score.Groups...), Part.isPatch)
+	file := filepath.Join(dir, "judge.onnx")
+	b, err := p.scoreBuilder(file, networks{served: network, frozen: p.Model.Backbone})
 	if err != nil {
-		return nil, err
+		return evidence{}, err
 	}
 	defer func() {
-		err = errors.Join(err, k.Close())
-		if k.path == file {
+		err = errors.Join(err, b.Close())
+		if b.model.path == file {
 			err = errors.Join(err, os.Remove(file))
 		}
 	}()
-	return l.examine(ctx, k, parts, nil, len(l.tuned) > 0)
+	b.tell = nil
+	fitted, err := run.fitted(ctx, b)
+	if err != nil {
+		return evidence{}, err
+	}
+	s, err := b.build(ctx, fitted, nil)
+	if err != nil {
+		return evidence{}, err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	e := evidence{anomalies: map[string][]float64{}}
+	groups := []string{groupUnseen}
+	if len(run.members) > 0 {
+		groups = run.groups()
+	}
+	return e, run.lookAt(groups, func(group string, images []*imaging.Image) error {
+		all, err := b.model.e.EmbedImages(ctx, images)
+		if err != nil {
+			return err
+		}
+		scores := make([]inference.Score, len(all))
+		some, to := make([]*inference.Embedding, len(all)), make([]*inference.Score, len(all))
+		for i := range all {
+			if all[i].Err != nil {
+				return all[i].Err
+			}
+			some[i], to[i] = &all[i], &scores[i]
+		}
+		if err := s.Judge(ctx, some, to); err != nil {
+			return err
+		}
+		for _, v := range scores {
+			if group == groupUnseen {
+				e.normals = append(e.normals, v.Score)
+			} else {
+				e.anomalies[group] = append(e.anomalies[group], v.Score)
+			}
+		}
+		return nil
+	})
+}
+
+// fitted are the normals that the fine-tune saw, as a model shows them.
+func (run *tuningRun) fitted(ctx context.Context, b *scoreBuilder) (*normals, error) {
+	n := b.empty()
+	n.look = func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error {
+		for _, i := range which {
+			m, err := run.image(run.fit[i])
+			if err != nil {
+				return err
+			}
+			all, err := b.model.e.EmbedImages(ctx, []*imaging.Image{m})
+			if err != nil {
+				return err
+			}
+			if all[0].Err != nil {
+				return all[0].Err
+			}
+			if err := f(&all[0]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	most := max(1, 8*gateCoreset/max(len(run.fit), 1))
+	return n, run.lookAt([]string{groupFit}, func(_ string, images []*imaging.Image) error {
+		all, err := b.model.e.EmbedImages(ctx, images)
+		if err != nil {
+			return err
+		}
+		for i := range all {
+			if all[i].Err != nil {
+				return all[i].Err
+			}
+			if err := n.add(ctx, uint64(n.size()), &all[i], most, run.plan.Seed); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Groups of images that the gate looks at, beside the evidence's kinds.
+const (
+	groupFit    = "\x00fit"
+	groupUnseen = "\x00unseen"
+)
+
+// groups lists all groups but groupFit.
+func (run *tuningRun) groups() []string {
+	out := []string{groupUnseen}
+	for _, k := range run.plan.Tuning.Gate.kinds(run.plan.Tuning.Sources) {
+		out = append(out, string(k))
+	}
+	return append(out, EvidenceFakes, EvidenceReal)
+}
+
+var errNoLooks = errors.New("no images to look at")
+
+// lookAt goes through the images of groups, some at a time.
+func (run *tuningRun) lookAt(groups []string, see func(group string, images []*imaging.Image) error) error {
+	const chunk = 32
+	for _, group := range groups {
+		set, err := run.group(group)
+		if err != nil {
+			return err
+		}
+		if set.n == 0 && (group == groupFit || group == groupUnseen) {
+			return fmt.Errorf("judge by normals: %w", errNoLooks)
+		}
+		for lo := 0; lo < set.n; lo += chunk {
+			images, err := picturesOf(set, lo, min(lo+chunk, set.n))
+			if err != nil {
+				return err
+			}
+			if err := see(group, images); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // group is a group's images.
-func (l *lesson) group(name string) (setOf, error) {
-	unseen := l.unseen[:min(len(l.unseen), l.Tuning.Gate.Most)]
+func (run *tuningRun) group(name string) (setOf, error) {
+	unseen := run.unseen[:min(len(run.unseen), run.plan.Tuning.Gate.Most)]
 	switch name {
 	case groupFit:
-		return setOf{len(l.fit), func(i int) (*imaging.Image, error) { return l.image(l.fit[i]) }}, nil
+		return setOf{len(run.fit), func(i int) (*imaging.Image, error) { return run.image(run.fit[i]) }}, nil
 	case groupUnseen:
-		return setOf{len(unseen), func(i int) (*imaging.Image, error) { return l.image(unseen[i]) }}, nil
+		return setOf{len(unseen), func(i int) (*imaging.Image, error) { return run.image(unseen[i]) }}, nil
 	case EvidenceFakes:
-		return setOf{l.fakes.held.Len(), l.fakes.held.Image}, nil
+		return setOf{run.fakes.held.Len(), run.fakes.held.Image}, nil
 	case EvidenceReal:
-		return setOf{len(l.Anomalies), func(i int) (*imaging.Image, error) {
-			b, err := l.Anomalies[i].Read()
+		return setOf{len(run.plan.Data.Anomalies), func(i int) (*imaging.Image, error) {
+			b, err := run.plan.Data.Anomalies[i].Read()
 			if err != nil {
 				return nil, err
 			}
-			m, err := l.View.Decode(b, l.Limits)
+			m, err := run.plan.Data.View.Decode(b, run.plan.Data.Limits)
 			if err != nil {
-				return nil, fmt.Errorf("anomaly %s: %w", l.Anomalies[i].Name, err)
+				return nil, fmt.Errorf("anomaly %s: %w", run.plan.Data.Anomalies[i].Name, err)
 			}
 			return m, nil
 		}}, nil
 	}
-	g := l.Tuning.Gate
+	g := run.plan.Tuning.Gate
 	kind, n := corrupt.Kind(name), len(unseen)
-	k := slices.Index(g.kinds(l.Tuning.Sources), kind)
+	k := slices.Index(g.kinds(run.plan.Tuning.Sources), kind)
 	if k < 0 {
 		return setOf{}, fmt.Errorf("no group of images is called %q", name)
 	}
 	return setOf{n * len(g.Strengths), func(i int) (*imaging.Image, error) {
-		m, err := l.image(unseen[i%n])
+		m, err := run.image(unseen[i%n])
 		if err != nil {
 			return nil, err
 		}
-		donor, err := l.image(unseen[(i+1+i/n)%n])
+		donor, err := run.image(unseen[(i+1+i/n)%n])
 		if err != nil {
 			return nil, err
 		}
-		return corrupt.Apply(kind, m, donor, g.Strengths[i/n], l.draw("gate", k*1_000_000+i))
+		return corrupt.Apply(kind, m, donor, g.Strengths[i/n], run.draw("gate", k*1_000_000+i))
 	}}, nil
 }
 

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 
-	"github.com/nearmiss/nearmiss/bank"
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/heatmap"
 	"github.com/nearmiss/nearmiss/inference/imaging"
@@ -23,81 +22,67 @@ import (
 // it that differ in how they score: each image is embedded once. It must be
 // closed after them. The zero value is ready.
 type Shared struct {
-	looks map[string]*shownImages
+	known map[string]*knownImages
 }
 
-// shownImages are a model and its features of images.
-type shownImages struct {
-	*look
+// knownImages are a model and what it gave of images.
+type knownImages struct {
+	b        *scoreBuilder
 	features *evaluate.Features
 }
 
 // Close unloads the models.
 func (s *Shared) Close() error {
 	var errs []error
-	for _, k := range s.looks {
-		errs = append(errs, k.Close())
+	for _, k := range s.known {
+		errs = append(errs, k.b.Close())
 	}
-	clear(s.looks)
+	clear(s.known)
 	return errors.Join(errs...)
 }
 
-// of returns the features of the plan's frozen backbone: class and pooled tokens
-// and, where asked for, patches.
-func (s *Shared) of(p Plan, patches bool) (*shownImages, error) {
-	spec, layer, ok, err := patchSpec(p.Backbone, p.Patches.Layer)
-	if err != nil {
-		return nil, err
-	}
-	see := sight{parts: []Part{ClassPart}}
-	if ok && spec.Class {
-		see.parts = append(see.parts, PooledPart)
-	}
-	if patches && !ok {
-		return nil, fmt.Errorf("%w: %s is a foreign model, which gives no patches: score on part %q", ErrPlan, p.Backbone, ClassPart)
-	}
-	if patches {
-		see.layer = layer
-	}
-	key := fmt.Sprintf("%s %v %s", p.Backbone, see, p.Symmetry)
-	if k := s.looks[key]; k != nil {
+// of returns what the plan's frozen backbone gives for the plan's score.
+func (s *Shared) of(p Plan) (*knownImages, error) {
+	key := fmt.Sprintf("%s %s %v %s %v", p.Model.Backbone, p.Score.name(), p.Score.NoPatches, p.Model.Symmetry, p.Data.View)
+	if k := s.known[key]; k != nil {
 		return k, nil
 	}
-	k, err := p.show(p.Backbone, see)
+	k, err := p.know(networks{served: p.Model.Backbone, frozen: p.Model.Backbone})
 	if err != nil {
 		return nil, err
 	}
-	if s.looks == nil {
-		s.looks = map[string]*shownImages{}
+	if s.known == nil {
+		s.known = map[string]*knownImages{}
 	}
-	s.looks[key] = k
+	s.known[key] = k
 	return k, nil
 }
 
-// show loads what is to be seen of a network, by way of a file in the work
+// know loads what the plan's score needs of networks, by way of a file in the work
 // folder.
-func (p Plan) show(network string, s sight) (*shownImages, error) {
-	if err := os.MkdirAll(p.Work, 0o755); err != nil {
+func (p Plan) know(n networks) (*knownImages, error) {
+	if err := os.MkdirAll(p.Host.Work, 0o755); err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp(p.Work, "parts-")
+	dir, err := os.MkdirTemp(p.Host.Work, "parts-")
 	if err != nil {
 		return nil, err
 	}
-	k := &shownImages{}
-	k.look, err = p.open(filepath.Join(dir, "parts.onnx"), network, s)
+	k := &knownImages{}
+	k.b, err = p.scoreBuilder(filepath.Join(dir, "parts.onnx"), n)
 	if err := errors.Join(err, os.RemoveAll(dir)); err != nil {
 		return nil, err
 	}
+	k.b.tell = nil
 	k.features = evaluate.NewFeatures(k.vectors)
 	return k, nil
 }
 
-// vectors are the parts of the embedding and then the patch vectors, image by
-// image. It fails where one file cannot be embedded: a data set with a broken
-// image gives no figures.
-func (k *shownImages) vectors(ctx context.Context, files [][]byte) ([][]float32, error) {
-	all, err := k.e.Embed(ctx, files)
+// vectors are the embedding and then the patch vectors, image by image. It fails
+// where one file cannot be embedded: a data set with a broken image gives no
+// figures.
+func (k *knownImages) vectors(ctx context.Context, files [][]byte) ([][]float32, error) {
+	all, err := k.b.model.e.Embed(ctx, files)
 	if err != nil {
 		return nil, err
 	}
@@ -111,18 +96,63 @@ func (k *shownImages) vectors(ctx context.Context, files [][]byte) ([][]float32,
 	return out, nil
 }
 
+// embedding is a row of vectors as the model gave it.
+func (k *knownImages) embedding(row []float32) *inference.Embedding {
+	o := k.b.model.e.Outputs()
+	e := &inference.Embedding{Vector: row[:o.Dim]}
+	row = row[o.Dim:]
+	for _, p := range o.Patches {
+		n := p.Count * p.Dim
+		e.Patches, row = append(e.Patches, row[:n]), row[n:]
+	}
+	return e
+}
+
+// see shows f what the model gives of items, in their order.
+func (k *knownImages) see(ctx context.Context, items []dataset.Item, f func(e *inference.Embedding) error) error {
+	const chunk = 64 // items in memory at a time
+	for some := range slices.Chunk(items, chunk) {
+		rows, err := k.features.Of(ctx, some)
+		if err != nil {
+			return err
+		}
+		for _, row := range rows {
+			if err := f(k.embedding(row)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// normals are the items, to build a score of.
+func (k *knownImages) normals(ctx context.Context, items []dataset.Item, seed uint64) (*normals, error) {
+	n := k.b.empty()
+	n.look = func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error {
+		some := make([]dataset.Item, len(which))
+		for i, at := range which {
+			some[i] = items[at]
+		}
+		return k.see(ctx, some, f)
+	}
+	most := max(1, mostPatches/max(len(items), 1))
+	return n, k.see(ctx, items, func(e *inference.Embedding) error {
+		return n.add(ctx, uint64(n.size()), e, most, seed)
+	})
+}
+
 // ForEvaluation adapts a plan to the protocols of package evaluate, which give
 // the normals and the seeds; the plan's own, Out and what concerns calibration
 // count for nothing. Every normal that is given joins the bank, as in the paper.
-// Work must be set. Several evaluations may share what they know of images; nil
-// shares nothing. heard, if not nil, is told how each model came about. A method
-// that is an io.Closer must be closed.
+// Host.Work must be set. Several evaluations may share what they know of images;
+// nil shares nothing. heard, if not nil, is told how each model came about. A
+// method that is an io.Closer must be closed.
 func ForEvaluation(p Plan, shared *Shared, heard func(Learning)) (evaluate.Method, error) {
 	p.Detector, p.Out = "evaluation", "none"
 	if err := p.Validate(); err != nil {
 		return nil, err
 	}
-	if p.Work == "" {
+	if p.Host.Work == "" {
 		return nil, fmt.Errorf("%w: no work folder is given", ErrPlan)
 	}
 	m := &evaluation{plan: p.withDefaults(), shared: shared, heard: heard}
@@ -147,15 +177,11 @@ func (m *evaluation) Close() error {
 	return m.shared.Close()
 }
 
-// Name is the method's, with the parts of the score where they are not the
-// paper's.
+// Name is the method's, with the score where it is not the paper's.
 func (m *evaluation) Name() string {
 	name := string(m.plan.Method)
-	if m.plan.Auto {
-		return name + " " + autoChoice
-	}
-	if !plain(m.plan.Parts) {
-		name += " " + partsName(m.plan.Parts)
+	if score := m.plan.Score.name(); score != ClassScore {
+		name += " " + score
 	}
 	return name
 }
@@ -163,7 +189,7 @@ func (m *evaluation) Name() string {
 // Fit implements evaluate.Method.
 func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64) (_ evaluate.Scorer, err error) {
 	p := m.plan
-	p.Seed, p.Normals = seed, nil
+	p.Seed, p.Data.Normals = seed, nil
 	var digests []string
 	var kept []dataset.Item // without copies
 	have := map[[32]byte]bool{}
@@ -176,60 +202,41 @@ func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64)
 		if !have[sum] {
 			have[sum] = true
 			kept = append(kept, it)
-			p.Normals = append(p.Normals, Image{Name: it.Name, Read: it.Read})
+			p.Data.Normals = append(p.Data.Normals, Image{Name: it.Name, Read: it.Read})
 			digests = append(digests, hex.EncodeToString(sum[:]))
 		}
 	}
-	if p.AutoSymmetry {
-		if p.Symmetry, err = m.turn(ctx, p, kept); err != nil {
+	if p.Model.AutoSymmetry {
+		if p.Model.Symmetry, err = m.turn(ctx, p, kept); err != nil {
 			return nil, err
 		}
 	}
-	s := &partScorer{plan: p, parts: withoutTuned(p.Parts)}
+	s := &evaluatedScore{}
 	if p.Method == KNN {
-		if s.look, err = m.shared.of(p, p.Auto || slices.Contains(p.Parts, PatchPart)); err != nil {
+		if s.known, err = m.shared.of(p); err != nil {
 			return nil, err
 		}
-		if p.Auto {
-			l := &lesson{Plan: p, normals: p.Normals}
-			l.Tuning = compareOnly()
-			if l.fit, l.unseen, err = l.Tuning.split(len(kept), p.K, p.Seed); err != nil {
-				return nil, err
-			}
-			if err := s.choose(ctx, l, kept); err != nil {
-				return nil, err
-			}
-		}
 	} else {
-		l, err := p.learn(ctx, p.Normals, digests)
+		t, err := tune(ctx, p, p.Data.Normals, digests)
 		if err != nil {
 			return nil, err
 		}
 		if m.heard != nil {
-			m.heard(l.about)
+			m.heard(t.about)
 		}
-		s.parts = l.parts
-		see := sight{parts: vectorParts(l.parts)}
-		if slices.Contains(l.parts, PatchPart) || p.Auto {
-			if _, see.layer, _, err = patchSpec(l.network, p.Patches.Layer); err != nil {
-				return nil, err
-			}
-		}
-		if p.Auto && !slices.Contains(see.parts, PooledPart) {
-			see.parts = append(see.parts, PooledPart)
-		}
-		if s.look, err = p.show(l.network, see); err != nil {
+		if s.known, err = p.know(networks{served: t.network, frozen: p.Model.Backbone}); err != nil {
 			return nil, err
 		}
 		s.own = true
-		if p.Auto {
-			if err := s.choose(ctx, l.lesson, kept); err != nil {
-				return nil, errors.Join(err, s.Close())
-			}
-		}
 	}
 	// As in the paper, copies of normals count as often as they are given.
-	if err := s.fill(ctx, items); err != nil {
+	n, err := s.known.normals(ctx, items, seed)
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	b := *s.known.b // several scores may be built of what is known
+	b.Score, b.seed = p.Score, seed
+	if s.score, err = b.build(ctx, n, nil); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
@@ -238,244 +245,91 @@ func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64)
 // turn finds the symmetry that the frozen backbone's embeddings of the items are
 // to be averaged over.
 func (m *evaluation) turn(ctx context.Context, p Plan, items []dataset.Item) (imaging.Symmetry, error) {
-	k, err := m.shared.of(p, false)
+	k, err := m.shared.of(p)
 	if err != nil {
 		return "", err
 	}
-	all, err := k.features.Of(ctx, items)
+	n, err := k.normals(ctx, items, p.Seed)
 	if err != nil {
 		return "", err
 	}
-	var rows []float32
-	for _, r := range all {
-		rows = append(rows, r[:k.dim]...)
-	}
-	o, err := p.orient(ctx, k.look, p.Normals, rows)
+	o, err := orient(ctx, k.b, p.Data.Normals, n, p)
 	if err != nil {
 		return "", err
 	}
-	p.Log.Info().Str("symmetry", cmp.Or(string(o.Choice), "none")).Msg(o.String())
+	p.Host.Log.Info().Str("symmetry", cmp.Or(string(o.Choice), "none")).Msg(o.String())
 	return o.Choice, nil
 }
 
-// partScorer scores with banks of everything that it learnt from.
-type partScorer struct {
-	plan   Plan
-	look   *shownImages
-	own    bool // look is no one else's
-	parts  []Part
-	engine *inference.BatchEngine
-	banks  map[Part]*bank.Bank
-	marks  map[Part]mark
+// evaluatedScore scores with banks of everything that it learnt from: a release's
+// score before it is calibrated.
+type evaluatedScore struct {
+	known *knownImages
+	own   bool // known is no one else's
+	score *builtScore
 }
 
-// choose takes the advised score.
-func (s *partScorer) choose(ctx context.Context, l *lesson, items []dataset.Item) error {
-	rows, err := s.look.features.Of(ctx, items)
-	if err != nil {
-		return err
+// judge scores items, and says where they are strange.
+func (s *evaluatedScore) judge(ctx context.Context, items []dataset.Item) ([]inference.Score, error) {
+	const chunk = 32 // images whose patches are searched at a time
+	out := make([]inference.Score, len(items))
+	var some []*inference.Embedding
+	var to []*inference.Score
+	done := 0
+	flush := func() error {
+		defer func() { some, to = some[:0], to[:0] }()
+		return s.score.Judge(ctx, some, to)
 	}
-	advice, err := l.advise(ctx, s.look.look, s.known(rows, l.fit, s.look.parts))
-	if err != nil {
-		return err
-	}
-	s.parts, err = ParseParts(advice.Choice)
-	s.plan.Log.Info().Str("score", advice.Choice).Float64("sure", advice.Sure).Msg(advice.Reason)
-	return err
-}
-
-// known are the rows at which, part by part, and some of their patches.
-func (s *partScorer) known(rows [][]float32, which []int, parts []Part) *known {
-	out := &known{rows: map[Part][]float32{}}
-	var some sampled
-	for _, i := range which {
-		for _, p := range parts {
-			if p != PatchPart {
-				out.rows[p] = append(out.rows[p], s.look.of(p, rows[i])...)
-			}
+	err := s.known.see(ctx, items, func(e *inference.Embedding) error {
+		some, to = append(some, e), append(to, &out[done])
+		if done++; len(some) < chunk && done < len(items) {
+			return nil
 		}
-		if s.look.layer > 0 {
-			dim := s.look.patchDim()
-			some.keep(s.patches(rows[i]), dim, max(1, 8*examPatches/len(which)), s.plan.Seed)
-		}
-	}
-	out.patches = slices.Concat(some.rows...)
-	return out
-}
-
-func (s *partScorer) patches(row []float32) []float32 { return row[len(s.look.parts)*s.look.dim:] }
-
-// fill makes the banks, and the marks that several parts are joined by: normals
-// against the others.
-func (s *partScorer) fill(ctx context.Context, items []dataset.Item) (err error) {
-	p := s.plan
-	if s.engine, err = p.engine(); err != nil {
-		return err
-	}
-	rows, err := s.look.features.Of(ctx, items)
-	if err != nil {
-		return err
-	}
-	all := make([]int, len(rows))
-	for i := range all {
-		all[i] = i
-	}
-	s.banks = map[Part]*bank.Bank{}
-	for _, part := range s.parts {
-		if part == PatchPart {
-			s.banks[part], err = s.patchBank(ctx, rows, all, nil)
-		} else {
-			s.banks[part], err = bankOf(s.known(rows, all, []Part{part}).rows[part], s.look.dim, p.K, p.Whiten, s.engine)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	s.marks = map[Part]mark{}
-	if len(s.parts) < 2 {
-		s.marks[s.parts[0]] = mark{1, 1}
-		return nil
-	}
-	fit, unseen, err := compareOnly().split(len(items), p.K, p.Seed)
-	if err != nil {
-		return err
-	}
-	have := s.known(rows, fit, s.parts)
-	for _, part := range s.parts {
-		var b *bank.Bank
-		if part == PatchPart {
-			dim := s.look.patchDim()
-			b, err = bankOf(drawRows(have.patches, dim, examPatches, p.Seed), dim, 1, p.Patches.Whiten, s.engine)
-		} else {
-			b, err = bankOf(have.rows[part], s.look.dim, p.K, p.Whiten, s.engine)
-		}
-		if err != nil {
-			return err
-		}
-		scores, err := s.scores(ctx, part, b, rows, unseen)
-		if err := errors.Join(err, b.Close()); err != nil {
-			return err
-		}
-		s.marks[part] = markOf(scores)
-	}
-	return nil
-}
-
-// patchBank is the bank of the patches of rows at which; others are queries for
-// the recall gate.
-func (s *partScorer) patchBank(ctx context.Context, rows [][]float32, which, others []int) (*bank.Bank, error) {
-	dim := s.look.patchDim()
-	var some sampled
-	ids := make([]uint64, len(rows))
-	for i, r := range rows {
-		ids[i] = uint64(i)
-		some.keep(s.patches(r), dim, max(1, mostPatches/len(rows)), s.plan.Seed)
-	}
-	p := s.plan
-	if p.Index == bank.Auto {
-		p.Index = bank.Exact
-	}
-	b, err := p.fillPatches(ctx, &some, ids, which, others, s.engine)
-	if err != nil {
-		return nil, err
-	}
-	return b.Bank, nil
-}
-
-// scores are a part's scores of the rows at which.
-func (s *partScorer) scores(ctx context.Context, part Part, b *bank.Bank, rows [][]float32, which []int) ([]float64, error) {
-	var out []float64
-	const chunk = 32 // images whose patches are put together at a time
-	for at := 0; at < len(which); at += chunk {
-		var some []float32
-		for _, i := range which[at:min(at+chunk, len(which))] {
-			if part == PatchPart {
-				some = append(some, s.patches(rows[i])...)
-			} else {
-				some = append(some, s.look.of(part, rows[i])...)
-			}
-		}
-		if part != PatchPart {
-			scores, err := b.Scores(ctx, some)
-			if err != nil {
-				return nil, err
-			}
-			out = append(out, scores...)
-			continue
-		}
-		grids, err := s.look.gridsOf(ctx, b, some)
-		if err != nil {
-			return nil, err
-		}
-		for _, g := range grids {
-			out = append(out, inference.PatchStatistic(g.Values, s.plan.Patches.Statistic))
-		}
-	}
-	return out, nil
+		return flush()
+	})
+	return out, err
 }
 
 // Score implements evaluate.Scorer.
-func (s *partScorer) Score(ctx context.Context, items []dataset.Item) ([]float64, error) {
-	rows, err := s.look.features.Of(ctx, items)
+func (s *evaluatedScore) Score(ctx context.Context, items []dataset.Item) ([]float64, error) {
+	all, err := s.judge(ctx, items)
 	if err != nil {
 		return nil, err
 	}
-	all := make([]int, len(rows))
-	for i := range all {
-		all[i] = i
-	}
-	parts := make([][]float64, len(s.parts))
-	for i, p := range s.parts {
-		if parts[i], err = s.scores(ctx, p, s.banks[p], rows, all); err != nil {
-			return nil, err
-		}
-	}
-	out := make([]float64, len(items))
-	one := make([]inference.PartScore, len(s.parts))
-	for j := range out {
-		for i, p := range s.parts {
-			one[i] = s.marks[p].score(parts[i][j])
-		}
-		out[j] = inference.CombineScores(one, nil)
+	out := make([]float64, len(all))
+	for i, v := range all {
+		out[i] = v.Score
 	}
 	return out, nil
 }
 
 // Maps implements evaluate.Localizer.
-func (s *partScorer) Maps(ctx context.Context, items []dataset.Item) ([]heatmap.Grid, error) {
-	b := s.banks[PatchPart]
-	if b == nil {
+func (s *evaluatedScore) Maps(ctx context.Context, items []dataset.Item) ([]heatmap.Grid, error) {
+	if !s.score.HasMaps() {
 		return nil, nil
 	}
-	rows, err := s.look.features.Of(ctx, items)
+	all, err := s.judge(ctx, items)
 	if err != nil {
 		return nil, err
 	}
-	var out []heatmap.Grid
-	for _, r := range rows {
-		g, err := s.look.gridsOf(ctx, b, s.patches(r))
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, g...)
+	out := make([]heatmap.Grid, len(all))
+	for i, v := range all {
+		out[i] = *v.Map
 	}
 	return out, nil
 }
 
 // Preprocess implements evaluate.Localizer.
-func (s *partScorer) Preprocess() imaging.Preprocess { return s.look.e.Preprocess() }
+func (s *evaluatedScore) Preprocess() imaging.Preprocess { return s.known.b.model.e.Preprocess() }
 
 // Close gives back the banks, and the model where it is its own.
-func (s *partScorer) Close() error {
+func (s *evaluatedScore) Close() error {
 	var errs []error
-	for _, b := range s.banks {
-		errs = append(errs, b.Close())
-	}
-	if s.engine != nil {
-		errs = append(errs, s.engine.Close())
+	if s.score != nil {
+		errs = append(errs, s.score.Close())
 	}
 	if s.own {
-		errs = append(errs, s.look.Close())
+		errs = append(errs, s.known.b.Close())
 	}
 	return errors.Join(errs...)
 }

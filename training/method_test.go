@@ -46,7 +46,7 @@ func twoClasses(t *testing.T, n int) *dataset.Set {
 
 func TestFitymiUnderTheProtocols(t *testing.T) {
 	set := twoClasses(t, 30)
-	plan := Plan{Method: FITYMI, Backbone: smallBackbone(t), Work: t.TempDir(), Tuning: quick(t, "warp"), Threads: 1}
+	plan := Plan{Method: FITYMI, Tuning: quick(t, "warp"), Model: Model{Backbone: smallBackbone(t)}, Host: Host{Work: t.TempDir(), Threads: 1}, Score: Score{Groups: Class()}}
 	plan.Tuning.Members = 1
 	var heard []Learning
 	run := func() *evaluate.Result {
@@ -74,25 +74,25 @@ func TestFitymiUnderTheProtocols(t *testing.T) {
 	if len(heard[0].Resumed) != 2 || second.AUROC != first.AUROC {
 		t.Errorf("resumed %v, AUROC %v instead of %v", heard[0].Resumed, second.AUROC, first.AUROC)
 	}
-	plan.K = 5
+	plan.Score.K = 5
 	if run(); len(heard[0].Resumed) != 1 {
 		t.Errorf("with another k %v is resumed", heard[0].Resumed)
 	}
 
-	plan = Plan{Method: KNN, Backbone: plan.Backbone, Work: plan.Work, Parts: []Part{ClassPart, PooledPart}}
+	plan = Plan{Method: KNN, Model: Model{Backbone: plan.Model.Backbone}, Host: Host{Work: plan.Host.Work}, Score: Score{Groups: [][]Part{{ClassPart, PooledPart}}}}
 	if r := run(); r.Method != "knn class+pooled" || r.AUROC < 0.8 {
 		t.Errorf("%s: AUROC %.3f", r.Method, r.AUROC)
 	}
 }
 
 func TestPlansForEvaluationAreChecked(t *testing.T) {
-	ok := Plan{Backbone: filepath.Join("any", "file.onnx"), Work: "work"}
+	ok := Plan{Model: Model{Backbone: filepath.Join("any", "file.onnx")}, Host: Host{Work: "work"}, Score: Score{Groups: Class()}}
 	for name, change := range map[string]func(*Plan){
-		"no work folder":  func(p *Plan) { p.Work = "" },
+		"no work folder":  func(p *Plan) { p.Host.Work = "" },
 		"unknown method":  func(p *Plan) { p.Method = "guess" },
-		"unknown part":    func(p *Plan) { p.Parts = []Part{"left"} },
-		"no backbone":     func(p *Plan) { p.Backbone = "" },
-		"part twice":      func(p *Plan) { p.Parts = []Part{ClassPart, ClassPart} },
+		"unknown part":    func(p *Plan) { p.Score.Groups = [][]Part{{{Statistic: "left"}}} },
+		"no backbone":     func(p *Plan) { p.Model.Backbone = "" },
+		"part twice":      func(p *Plan) { p.Score.Groups = [][]Part{{ClassPart, ClassPart}} },
 		"negative shares": func(p *Plan) { p.Method, p.Tuning = FITYMI, &Tuning{Stopping: -1} },
 	} {
 		p := ok

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/nearmiss/nearmiss/bank"
+	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 )
 
@@ -35,6 +36,7 @@ const (
 	// others where the way is said to mean nothing.
 	strangeAUROC          = 0.6
 	orientationConfidence = 0.95
+	orientationDraws      = 1000 // bootstrap
 )
 
 // ParseSymmetry reads what [imaging.ParseSymmetry] does, or "auto", which leaves
@@ -47,33 +49,51 @@ func ParseSymmetry(text string) (s imaging.Symmetry, auto bool, err error) {
 	return s, false, err
 }
 
-// orient looks at how the normals lie. k takes images as they are, and rows are the
-// first part of their embeddings by it.
-func (p Plan) orient(ctx context.Context, k *look, normals []Image, rows []float32) (*Orientation, error) {
-	if len(normals) < p.K+2 {
+// orient looks at how the normals at which lie, by the main part of the score. The
+// model takes images as they are.
+func (p Plan) orient(ctx context.Context, x *embedded, which []int) (*Orientation, error) {
+	return orient(ctx, x.b, x.imagesAt(which), x.n.at(which), p)
+}
+
+func orient(ctx context.Context, s *scoreBuilder, normals []Image, n *normals, p Plan) (*Orientation, error) {
+	main := s.model.parts[0]
+	k := p.Score.K
+	if len(normals) < k+2 {
 		return &Orientation{}, nil
 	}
-	b, err := bankOf(rows, k.dim, p.K+1, p.Whiten, nil)
+	rows := n.part(main)
+	whiten, err := whitening(rows, main.Dim, s.parts[0].White)
+	if err != nil {
+		return nil, err
+	}
+	b, err := bank.New(bank.Options{Dim: main.Dim, K: k + 1, Kind: bank.Exact, Transform: whiten})
 	if err != nil {
 		return nil, err
 	}
 	defer b.Close()
-	which := rand.New(rand.NewPCG(p.Seed, 0x6f7269656e74)).Perm(len(normals))
-	which = which[:min(len(which), orientationNormals)]
+	ids := make([]uint64, len(normals))
+	for i := range ids {
+		ids[i] = uint64(i)
+	}
+	if err := b.AddBatch(ids, rows); err != nil {
+		return nil, err
+	}
+	turned := rand.New(rand.NewPCG(p.Seed, 0x6f7269656e74)).Perm(len(normals))
+	turned = turned[:min(len(turned), orientationNormals)]
 	ways := imaging.Dihedral.Count()
 	scores := make([][]float64, ways)
-	prepare := k.e.Preprocess()
+	prepare := s.model.e.Preprocess()
 	square, squares := make([]uint8, prepare.Bytes()), make([]uint8, ways*prepare.Bytes())
-	for done, i := range which {
+	for done, i := range turned {
 		file, err := normals[i].Read()
 		if err != nil {
 			return nil, fmt.Errorf("read normal image %s: %w", normals[i].Name, err)
 		}
-		if _, err := prepare.Apply(file, p.Limits, square); err != nil {
+		if _, err := prepare.Apply(file, p.Data.Limits, square); err != nil {
 			return nil, fmt.Errorf("prepare normal image %s: %w", normals[i].Name, err)
 		}
 		imaging.Dihedral.Expand(square, prepare.Crop, squares)
-		all, err := k.e.EmbedPixels(ctx, slices.Collect(slices.Chunk(squares, prepare.Bytes())))
+		all, err := s.model.e.EmbedPixels(ctx, slices.Collect(slices.Chunk(squares, prepare.Bytes())))
 		if err != nil {
 			return nil, err
 		}
@@ -82,16 +102,16 @@ func (p Plan) orient(ctx context.Context, k *look, normals []Image, rows []float
 			if v.Err != nil {
 				return nil, fmt.Errorf("embed normal image %s: %w", normals[i].Name, v.Err)
 			}
-			queries = append(queries, v.Vector[:k.dim]...)
+			queries = append(queries, inference.Row(main, v.Vector)...)
 		}
 		found, err := b.ScoreBatch(ctx, queries)
 		if err != nil {
 			return nil, err
 		}
 		for way, r := range found {
-			scores[way] = append(scores[way], scoreWithout(r.Nearest, uint64(i), p.K))
+			scores[way] = append(scores[way], scoreWithout(r.Nearest, uint64(i), k))
 		}
-		p.tell("orientation", done+1, len(which))
+		p.Host.tell("orientation", done+1, len(turned))
 	}
 	return orientationOf(scores, p.Seed), nil
 }
@@ -108,13 +128,23 @@ func scoreWithout(near []bank.Neighbour, id uint64, k int) float64 {
 	return sum
 }
 
+// nothing is a comparison that wins nothing, so that gains over it are AUROCs.
+func (c *comparison) nothing() *comparison {
+	z := &comparison{n: c.n}
+	for _, g := range c.groups {
+		g.wins = make([]float64, len(g.wins))
+		z.groups = append(z.groups, g)
+	}
+	return z
+}
+
 // orientationOf compares the scores of normals as they are, the first, with those
 // of the mirror images, the second, and of all others.
 func orientationOf(scores [][]float64, seed uint64) *Orientation {
 	o := &Orientation{Normals: len(scores[0])}
 	against := func(ways [][]float64) (auroc, high float64) {
 		c := newComparison(evidence{normals: scores[0], anomalies: map[string][]float64{"other ways": slices.Concat(ways...)}})
-		draws, _ := c.gains(c.nothing(), adviceDraws, seed)
+		draws, _ := c.gains(c.nothing(), orientationDraws, seed)
 		return c.mean, quantile(draws, orientationConfidence)
 	}
 	o.Mirrored, o.MirroredHigh = against(scores[1:2])

@@ -10,6 +10,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/bank"
 	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/inference/release"
 	"github.com/nearmiss/nearmiss/training/dataset"
 )
 
@@ -19,8 +20,13 @@ func TestFitSeesHowNormalsLie(t *testing.T) {
 	backbone := smallBackbone(t)
 	for want, place := range map[imaging.Symmetry][2]int{imaging.Dihedral: {31, 31}, imaging.Flip: {31, 8}, imaging.NoSymmetry: {8, 8}} {
 		plan := Plan{
-			Detector: "squares", Normals: squaresIn(t, 300, place[0], place[1]), Backbone: backbone, Seed: 6, Settle: true,
-			Out: filepath.Join(t.TempDir(), "release"), AutoSymmetry: true,
+			Detector:    "squares",
+			Seed:        6,
+			Out:         filepath.Join(t.TempDir(), "release"),
+			Data:        Data{Normals: squaresIn(t, 300, place[0], place[1])},
+			Model:       Model{Backbone: backbone, AutoSymmetry: true},
+			Calibration: Calibration{Settle: true},
+			Score:       Score{Groups: Class()},
 		}
 		res, err := Fit(t.Context(), plan)
 		if err != nil {
@@ -40,7 +46,7 @@ func TestFitSeesHowNormalsLie(t *testing.T) {
 		// The same release comes of a symmetry that is given, and then nothing is
 		// looked at.
 		given := plan
-		given.AutoSymmetry, given.Symmetry, given.Out = false, want, filepath.Join(t.TempDir(), "given")
+		given.Model.AutoSymmetry, given.Model.Symmetry, given.Out = false, want, filepath.Join(t.TempDir(), "given")
 		same, err := Fit(t.Context(), given)
 		if err != nil {
 			t.Fatal(err)
@@ -53,8 +59,13 @@ func TestFitSeesHowNormalsLie(t *testing.T) {
 
 func TestAdviceOnSymmetryChangesNothing(t *testing.T) {
 	plan := Plan{
-		Detector: "squares", Normals: squares(t, 100), Backbone: smallBackbone(t), Seed: 5, Settle: true,
-		Out: filepath.Join(t.TempDir(), "release"), Advise: true,
+		Detector:    "squares",
+		Seed:        5,
+		Out:         filepath.Join(t.TempDir(), "release"),
+		Data:        Data{Normals: squares(t, 100)},
+		Model:       Model{Backbone: smallBackbone(t), Look: true},
+		Calibration: Calibration{Settle: true},
+		Score:       Score{Groups: Class()},
 	}
 	res, err := Fit(t.Context(), plan)
 	if err != nil {
@@ -63,7 +74,7 @@ func TestAdviceOnSymmetryChangesNothing(t *testing.T) {
 	if o := res.Orientation; o == nil || o.Choice != imaging.Dihedral || res.Symmetry != imaging.NoSymmetry {
 		t.Errorf("%+v, symmetry %q", o, res.Symmetry)
 	}
-	plan.AutoSymmetry, plan.Symmetry = true, imaging.Flip
+	plan.Model.AutoSymmetry, plan.Model.Symmetry = true, imaging.Flip
 	if err := plan.Validate(); err == nil || !strings.Contains(err.Error(), "choose one") {
 		t.Errorf("given and to be found: %v", err)
 	}
@@ -71,7 +82,7 @@ func TestAdviceOnSymmetryChangesNothing(t *testing.T) {
 
 func TestFitymiLearnsAtTheSymmetryThatItFinds(t *testing.T) {
 	plan := fitymiPlan(t, 100, "warp")
-	plan.AutoSymmetry, plan.Tuning.Gate.Off = true, true
+	plan.Model.AutoSymmetry, plan.Tuning.Gate.Off = true, true
 	if _, err := Fit(t.Context(), plan); err != nil {
 		t.Fatal(err)
 	}
@@ -92,9 +103,9 @@ func TestSymmetryIsFoundUnderTheProtocols(t *testing.T) {
 	}
 	var scores [2][]float64
 	for i, auto := range []bool{false, true} {
-		plan := Plan{Method: KNN, Backbone: smallBackbone(t), Work: t.TempDir(), Symmetry: imaging.Dihedral}
+		plan := Plan{Method: KNN, Model: Model{Backbone: smallBackbone(t), Symmetry: imaging.Dihedral}, Host: Host{Work: t.TempDir()}, Score: Score{Groups: Class()}}
 		if auto {
-			plan.Symmetry, plan.AutoSymmetry = imaging.NoSymmetry, true
+			plan.Model.Symmetry, plan.Model.AutoSymmetry = imaging.NoSymmetry, true
 		}
 		m, err := ForEvaluation(plan, nil, nil)
 		if err != nil {
@@ -142,8 +153,9 @@ func TestOrientationTakesNoChances(t *testing.T) {
 			t.Errorf("%s: %+v", name, o)
 		}
 	}
-	few := Plan{K: 2}
-	if o, err := few.orient(t.Context(), nil, make([]Image, 3), nil); err != nil || o.Choice != imaging.NoSymmetry || !strings.Contains(o.String(), "too few") {
+	few := Plan{Score: Score{K: 2}}
+	b := &scoreBuilder{model: &model{parts: make([]release.Part, 1)}}
+	if o, err := orient(t.Context(), b, make([]Image, 3), nil, few); err != nil || o.Choice != imaging.NoSymmetry || !strings.Contains(o.String(), "too few") {
 		t.Errorf("%v, %v", o, err)
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"math"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,43 +17,113 @@ import (
 	"github.com/nearmiss/nearmiss/inference/backbone"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/onnx"
+	"github.com/nearmiss/nearmiss/inference/release"
 	"github.com/nearmiss/nearmiss/training/dataset"
 	"github.com/nearmiss/nearmiss/training/evaluate"
 )
 
 func TestScoresAreRead(t *testing.T) {
-	for text, want := range map[string][]Part{
-		"class": {ClassPart}, "both": {ClassPart, PatchPart}, "": {ClassPart}, "auto": {ClassPart},
-		"pooled + patch": {PooledPart, PatchPart}, "class+frozen-class": {ClassPart, FrozenClassPart},
+	white := ClassPart
+	white.White, white.Unit = 0.1, true
+	single := Part{Tap: backbone.Tap{What: backbone.TapPatch, Layer: 4, Around: 1}, Statistic: release.StatisticTop1}
+	last := Part{Tap: backbone.Tap{What: backbone.TapPatch, Around: 3}, Statistic: release.StatisticMean}
+	frozen := ClassPart
+	frozen.Frozen = true
+	for text, want := range map[string][][]Part{
+		"class": {{ClassPart}}, "both": {{ClassPart, PatchPart}}, "": nil, "full": nil, "auto": nil,
+		"pooled + patch": {{PooledPart, PatchPart}}, "class+frozen-class": {{ClassPart, frozen}},
+		"class:unit:white|patch@4:top1": {{white}, {single}}, "patch@0x3": {{last}},
 	} {
-		got, auto, err := ParseScore(text)
-		if err != nil || !slices.Equal(got, want) || auto != (text == "auto") {
-			t.Errorf("%q: %v, %v, %v", text, got, auto, err)
+		got, err := ParseScore(text)
+		if d := cmp.Diff(want, got); err != nil || d != "" {
+			t.Errorf("%q: %v, %s", text, err, d)
+		}
+		again, err := ParseScore(Score{Groups: got}.name())
+		if d := cmp.Diff(want, again); err != nil || d != "" {
+			t.Errorf("%q is written as %q: %v, %s", text, Score{Groups: got}.name(), err, d)
 		}
 	}
-	for _, text := range []string{"left", "class+class", "class+", "auto+class"} {
-		if _, _, err := ParseScore(text); err == nil {
-			t.Errorf("%q is accepted", text)
+	for _, text := range []string{
+		"left", "class+class", "class+", "auto+class", "class|", "class@x", "class:white=x", "class:white=2", "class:white=NaN",
+		"class:top1", "patch:median", "patch@4|patch@4", "class:", "patch@4x0", "class@-1",
+	} {
+		if got, err := ParseScore(text); err == nil {
+			t.Errorf("%q is read as %v", text, got)
 		}
 	}
 }
 
+func FuzzParseScore(f *testing.F) {
+	f.Add("class:unit:white+frozen-pooled@6|patch@4x3:top1")
+	f.Fuzz(func(t *testing.T, text string) {
+		got, err := ParseScore(text)
+		if err != nil {
+			return
+		}
+		again, err := ParseScore(Score{Groups: got}.name())
+		if d := cmp.Diff(got, again); err != nil || d != "" {
+			t.Errorf("%q is written as %q: %v, %s", text, Score{Groups: got}.name(), err, d)
+		}
+	})
+}
+
 func TestOnlyWhatMakesSenseIsAskedOfPatches(t *testing.T) {
-	for name, o := range map[string]PatchOptions{
-		"a negative layer": {Layer: -1}, "an unknown statistic": {Statistic: "median"}, "a negative coreset": {Coreset: -1}, "no number": {Coreset: math.NaN()},
+	for name, s := range map[string]Score{
+		"a negative coreset": {Coreset: -1}, "no number": {Coreset: math.NaN()}, "a negative k": {K: -1},
+		"patches without a bank": {Groups: [][]Part{{PatchPart}}, NoPatches: true},
 	} {
-		if o.validate() == nil {
+		if s.validate() == nil {
 			t.Errorf("%s is accepted", name)
 		}
 	}
-	for o, want := range map[float64]int{0: 20_000, 0.25: 25_000, 1: 100_000, 500: 500, 1e9: 100_000} {
-		if got := (PatchOptions{Coreset: o}).withDefaults().want(100_000); got != want {
+	for o, want := range map[float64]int{0: DefaultCoreset, 0.25: 25_000, 1: 100_000, 500: 500, 1e9: 100_000} {
+		if got := (Score{Coreset: o}).withDefaults().want(100_000); got != want {
 			t.Errorf("coreset %g of 100,000: %d, want %d", o, got, want)
 		}
 	}
-	p := Plan{Detector: "d", Backbone: "b", Out: "o", Parts: []Part{PatchPart}, Patches: PatchOptions{Off: true}}
-	if err := p.Validate(); err == nil || !strings.Contains(err.Error(), "bank of patches") {
-		t.Errorf("patches without a bank: %v", err)
+}
+
+// The full score reads every layer, whatever the backbone is, and one vector where
+// there is no more.
+func TestTheFullScoreFitsTheBackbone(t *testing.T) {
+	for name, c := range map[string]struct {
+		a     backbone.Anatomy
+		tuned bool
+		parts string
+	}{
+		"a transformer":           {backbone.Anatomy{Layers: 2, Class: true, PatchLayer: 1}, false, "class class-1 pooled-1 class-2 pooled-2 pooled|patch-1"},
+		"a convolutional network": {backbone.Anatomy{Layers: 4, PatchLayer: 3}, false, "class pooled-1 pooled-2 pooled-3 pooled-4|patch-2 patch-3"},
+		"a foreign model":         {backbone.Anatomy{}, false, "class"},
+	} {
+		got, err := Score{}.compose("file", c.a, c.tuned)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var whole, local []string
+		for _, p := range got.parts {
+			short, _, _ := strings.Cut(p.name, "-unit")
+			if short, _, _ = strings.Cut(short, "-top"); p.group == release.GroupLocal {
+				local = append(local, short)
+			} else {
+				whole = append(whole, short)
+			}
+		}
+		text := strings.Join(whole, " ")
+		if len(local) > 0 {
+			text += "|" + strings.Join(local, " ")
+		}
+		if text != c.parts || got.joined != (len(local) > 0) {
+			t.Errorf("%s: %s", name, text)
+		}
+	}
+	for _, bad := range []string{"class@3", "patch@3", "pooled"} {
+		g, err := ParseScore(bad)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := (Score{Groups: g}).compose("file", backbone.Anatomy{Layers: 2}, false); !errors.Is(err, ErrPlan) {
+			t.Errorf("%s of a network of two stages: %v", bad, err)
+		}
 	}
 }
 
@@ -84,8 +153,13 @@ func TestFitScoresOnClassAndPatches(t *testing.T) {
 	normals := squares(t, 42)
 	out, next := filepath.Join(t.TempDir(), "release"), filepath.Join(t.TempDir(), "next")
 	plan := Plan{
-		Detector: "squares", Normals: normals[:40], Backbone: smallBackbone(t), Out: out, Seed: 5, Settle: true,
-		Parts: []Part{ClassPart, PatchPart}, Patches: PatchOptions{Coreset: 100},
+		Detector:    "squares",
+		Out:         out,
+		Seed:        5,
+		Data:        Data{Normals: normals[:40]},
+		Model:       Model{Backbone: smallBackbone(t)},
+		Calibration: Calibration{Settle: true},
+		Score:       Score{Groups: [][]Part{{ClassPart, PatchPart}}, Coreset: 100},
 	}
 	res, err := Fit(t.Context(), plan)
 	if err != nil {
@@ -152,10 +226,17 @@ func TestFitScoresOnClassAndPatches(t *testing.T) {
 }
 
 func TestFitOnPatchesAlone(t *testing.T) {
+	largest := PatchPart
+	largest.Statistic = release.StatisticMax
 	normals := squares(t, 40)
 	plan := Plan{
-		Detector: "squares", Normals: normals, Backbone: smallBackbone(t), Out: filepath.Join(t.TempDir(), "release"), Seed: 5, Settle: true,
-		Parts: []Part{PatchPart}, Patches: PatchOptions{Statistic: "max"},
+		Detector:    "squares",
+		Out:         filepath.Join(t.TempDir(), "release"),
+		Seed:        5,
+		Data:        Data{Normals: normals},
+		Model:       Model{Backbone: smallBackbone(t)},
+		Calibration: Calibration{Settle: true},
+		Score:       Score{Groups: [][]Part{{largest}}},
 	}
 	if _, err := Fit(t.Context(), plan); err != nil {
 		t.Fatal(err)
@@ -180,9 +261,18 @@ func TestFitOnPatchesAlone(t *testing.T) {
 
 func TestFitWhitensEitherBank(t *testing.T) {
 	normals := squares(t, 40)
+	groups, err := ParseScore("class:white+patch:white=0.5")
+	if err != nil {
+		t.Fatal(err)
+	}
 	plan := Plan{
-		Detector: "squares", Normals: normals[:39], Backbone: smallBackbone(t), Out: filepath.Join(t.TempDir(), "release"), Seed: 5, Settle: true,
-		Parts: []Part{ClassPart, PatchPart}, Whiten: 0.1, Patches: PatchOptions{Whiten: 0.5, Coreset: 200},
+		Detector:    "squares",
+		Out:         filepath.Join(t.TempDir(), "release"),
+		Seed:        5,
+		Data:        Data{Normals: normals[:39]},
+		Model:       Model{Backbone: smallBackbone(t)},
+		Calibration: Calibration{Settle: true},
+		Score:       Score{Groups: groups, Coreset: 200},
 	}
 	if _, err := Fit(t.Context(), plan); err != nil {
 		t.Fatal(err)
@@ -200,22 +290,20 @@ func TestFitWhitensEitherBank(t *testing.T) {
 	if p := s[0].Parts; s[0].Err != nil || !s[0].Anomalous || p[0].Score < 10 || p[1].Score < 1 {
 		t.Errorf("%+v", s[0])
 	}
-	if r := d.Release().Manifest.Parts[1].Radius; r != 0 {
-		t.Errorf("radius %v of plain distances", r)
-	}
-	for _, bad := range []float64{-1, 2, math.NaN()} {
-		p, q := plan, plan
-		p.Whiten, q.Patches.Whiten = bad, bad
-		if p.Validate() == nil || q.Validate() == nil {
-			t.Errorf("shrinkage %v is accepted", bad)
-		}
+	if r := d.Release().Manifest.Parts[1].Radius; r < 1 {
+		t.Errorf("radius %v is of plain distances", r)
 	}
 }
 
 func TestFitWithoutPatchesServesTheBackboneItself(t *testing.T) {
 	plan := Plan{
-		Detector: "squares", Normals: squares(t, 20), Backbone: smallBackbone(t), Out: filepath.Join(t.TempDir(), "release"), Seed: 5, Settle: true,
-		Patches: PatchOptions{Off: true},
+		Detector:    "squares",
+		Out:         filepath.Join(t.TempDir(), "release"),
+		Seed:        5,
+		Data:        Data{Normals: squares(t, 20)},
+		Model:       Model{Backbone: smallBackbone(t)},
+		Calibration: Calibration{Settle: true},
+		Score:       Score{Groups: Class(), NoPatches: true},
 	}
 	res, err := Fit(t.Context(), plan)
 	if err != nil {
@@ -226,7 +314,7 @@ func TestFitWithoutPatchesServesTheBackboneItself(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	want, err := os.ReadFile(plan.Backbone)
+	want, err := os.ReadFile(plan.Model.Backbone)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -263,19 +351,19 @@ func foreignBackbone(t *testing.T) string {
 }
 
 func TestForeignModelsHaveNoPatches(t *testing.T) {
-	plan := Plan{Detector: "squares", Normals: squares(t, 20), Backbone: foreignBackbone(t), Out: filepath.Join(t.TempDir(), "release"), Settle: true, Advise: true}
+	plan := Plan{Detector: "squares", Out: filepath.Join(t.TempDir(), "release"), Data: Data{Normals: squares(t, 20)}, Model: Model{Backbone: foreignBackbone(t), Look: true}, Calibration: Calibration{Settle: true}, Score: Score{}}
 	res, err := Fit(t.Context(), plan)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if res.Patches != 0 || res.Score != "class" || len(res.Advice.Scores) != 1 {
-		t.Errorf("%+v, advice %+v", res, res.Advice)
+	if res.Patches != 0 || res.Score != "full" || res.Cost.Parts != 1 || !strings.Contains(strings.Join(res.Warnings, "\n"), "foreign") {
+		t.Errorf("%+v", res)
 	}
-	plan.Parts, plan.Out = []Part{PatchPart}, filepath.Join(t.TempDir(), "other")
+	plan.Score.Groups, plan.Out = [][]Part{{PatchPart}}, filepath.Join(t.TempDir(), "other")
 	if _, err := Fit(t.Context(), plan); !errors.Is(err, ErrPlan) {
 		t.Errorf("patches of a foreign model: %v", err)
 	}
-	plan.Parts, plan.Work = []Part{PatchPart}, t.TempDir()
+	plan.Host.Work = t.TempDir()
 	m, err := ForEvaluation(plan, nil, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -287,82 +375,23 @@ func TestForeignModelsHaveNoPatches(t *testing.T) {
 
 func TestPatchesInAGraphIndex(t *testing.T) {
 	plan := Plan{
-		Detector: "squares", Normals: squares(t, 40), Backbone: smallBackbone(t), Out: filepath.Join(t.TempDir(), "release"), Settle: true, Seed: 5,
-		Parts: []Part{PatchPart}, Index: bank.HNSW,
+		Detector:    "squares",
+		Out:         filepath.Join(t.TempDir(), "release"),
+		Seed:        5,
+		Data:        Data{Normals: squares(t, 40)},
+		Model:       Model{Backbone: smallBackbone(t)},
+		Calibration: Calibration{Settle: true},
+		Score:       Score{Groups: [][]Part{{PatchPart}}, Index: bank.HNSW},
 	}
 	if _, err := Fit(t.Context(), plan); err != nil {
 		t.Fatal(err)
 	}
 	prov, d := provenanceOf(t, plan.Out)
-	if r := prov.Patches.Index; r.Wanted != bank.HNSW || r.Kind != bank.HNSW && r.Fallback == "" {
+	if r := prov.Patches[0].Index; r.Wanted != bank.HNSW || r.Kind != bank.HNSW && r.Fallback == "" {
 		t.Errorf("%+v", r)
 	}
 	if p := d.Release().Manifest.Parts[1].Bank; p.Recall == nil || p.Count < 100 {
 		t.Errorf("%+v", p)
-	}
-}
-
-func TestFitAdvisesAndTakesTheAdvice(t *testing.T) {
-	plan := Plan{
-		Detector: "squares", Normals: squares(t, 40), Backbone: smallBackbone(t), Out: filepath.Join(t.TempDir(), "release"), Seed: 5, Settle: true,
-		Auto: true,
-	}
-	res, err := Fit(t.Context(), plan)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a := res.Advice
-	if a == nil || len(a.Scores) != 5 || a.Choice != res.Score || a.Normals != 6 || len(a.Kinds) < 10 || a.Reason == "" || !(a.Sure >= 0 && a.Sure <= 1) {
-		t.Fatalf("%+v", a)
-	}
-	for _, s := range a.Scores {
-		if !(s.Low <= s.AUROC && s.AUROC <= s.High) || s.Low < 0 || s.High > 1 || len(s.Kinds) != len(a.Kinds) {
-			t.Errorf("%+v", s)
-		}
-	}
-	prov, d := provenanceOf(t, plan.Out)
-	if prov.Advice == nil || prov.Advice.Choice != a.Choice || strings.Join(d.Info().Parts, "+") != a.Choice {
-		t.Errorf("provenance %+v, parts %v", prov.Advice, d.Info().Parts)
-	}
-	// What only the advice needed is not served.
-	if want := 64 * len(vectorParts(prov.Score)); d.Embedder().Dim() != want {
-		t.Errorf("the model gives %d numbers, want %d", d.Embedder().Dim(), want)
-	}
-}
-
-func TestAdviceIsClassUnlessAnotherIsSurelyBetter(t *testing.T) {
-	r := rand.New(rand.NewPCG(1, 2))
-	const n = 40
-	part := func(shift float64) map[string][]float64 {
-		out := map[string][]float64{}
-		for range n {
-			out[groupUnseen] = append(out[groupUnseen], math.Exp(r.NormFloat64()))
-			for _, kind := range []string{"warp", "blur"} {
-				out[kind] = append(out[kind], math.Exp(r.NormFloat64()+shift))
-			}
-		}
-		return out
-	}
-	parts := []Part{ClassPart, PooledPart, PatchPart}
-	better := exam{ClassPart: part(0.5), PooledPart: part(0.4), PatchPart: part(3)}.advise(parts, 7)
-	if better.Choice != "patch" && better.Choice != "class+patch" || better.Sure < 0.95 {
-		t.Errorf("patches find much more: %+v", better)
-	}
-	same := part(1)
-	even := exam{ClassPart: same, PooledPart: same, PatchPart: same}.advise(parts, 7)
-	if even.Choice != "class" {
-		t.Errorf("all are equal: %+v", even)
-	}
-	if d := cmp.Diff(even, exam{ClassPart: same, PooledPart: same, PatchPart: same}.advise(parts, 7), cmp.AllowUnexported(Advice{})); d != "" {
-		t.Error(d)
-	}
-	alone := exam{ClassPart: part(1)}.advise([]Part{ClassPart}, 7)
-	if alone.Choice != "class" || len(alone.Scores) != 1 {
-		t.Errorf("no other score: %+v", alone)
-	}
-	nothing := exam{ClassPart: {groupUnseen: same[groupUnseen]}}.advise([]Part{ClassPart}, 7)
-	if nothing.Choice != "class" || nothing.Reason == "" {
-		t.Errorf("nothing to compare by: %+v", nothing)
 	}
 }
 
@@ -391,7 +420,7 @@ func TestPatchesUnderTheProtocols(t *testing.T) {
 	}
 	var scores [][]float64
 	for _, c := range []float64{1, 0.1} {
-		plan := Plan{Method: KNN, Backbone: smallBackbone(t), Work: t.TempDir(), Parts: []Part{PatchPart}, Patches: PatchOptions{Coreset: c}}
+		plan := Plan{Method: KNN, Model: Model{Backbone: smallBackbone(t)}, Host: Host{Work: t.TempDir()}, Score: Score{Groups: [][]Part{{PatchPart}}, Coreset: c}}
 		m, err := ForEvaluation(plan, shared, nil)
 		if err != nil {
 			t.Fatal(err)
@@ -415,7 +444,7 @@ func TestPatchesUnderTheProtocols(t *testing.T) {
 				t.Errorf("image %d: %v, score %v", i, g, got[i])
 			}
 		}
-		if err := s.(*partScorer).Close(); err != nil {
+		if err := s.(*evaluatedScore).Close(); err != nil {
 			t.Error(err)
 		}
 	}

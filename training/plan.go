@@ -4,13 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/rs/zerolog"
 
-	"github.com/nearmiss/nearmiss/bank"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/ort"
 )
@@ -52,18 +50,53 @@ type Image struct {
 type Plan struct {
 	// Detector names the release: letters, digits, - and _. Required.
 	Detector string
+	// Out is the release folder that is written; it must not exist. Required.
+	Out string
 	// Method is how to learn. Default KNN.
 	Method Method
+	// Seed draws the split. Equal seeds and images give equal banks.
+	Seed uint64
+
+	Data        Data
+	Model       Model
+	Score       Score
+	Calibration Calibration
+	// Tuning says how FITYMI learns. Default Profile("cpu").
+	Tuning *Tuning
+	Host   Host
+}
+
+// Data is what is learnt from.
+type Data struct {
 	// Normals are the images to learn from; files with equal bytes count once.
 	// Required.
 	Normals []Image
+	// Anomalies are real ones, for the gate of FITYMI; nothing is trained on them.
+	Anomalies []Image
+	// View is the part of each image that counts, in learning and in scoring. It
+	// travels with the release. Default: all of it.
+	View *imaging.View
+	// Limits bound the images.
+	Limits imaging.Limits
+	// NoImages keeps every image of a normal out of the release: it cannot show
+	// what is nearest to an anomaly, and is checked with drawn pictures.
+	NoImages bool
+}
+
+// Model is what looks at images.
+type Model struct {
 	// Backbone is the ONNX file that embeds images. Required.
 	Backbone string
-	// Out is the release folder that is written; it must not exist. Required.
-	Out string
+	// Symmetry is what embeddings are averaged over. It travels with the release.
+	// Default: each image is taken as it is.
+	Symmetry imaging.Symmetry
+	// Look finds out whether it matters how normals lie, for people to choose by;
+	// AutoSymmetry takes what is found in place of Symmetry.
+	Look, AutoSymmetry bool
+}
 
-	// K is the number of neighbours in a score. Default DefaultK.
-	K int
+// Calibration says what a threshold promises.
+type Calibration struct {
 	// Alpha is the false-alarm rate, 0..1, that the threshold promises. Default
 	// DefaultAlpha.
 	Alpha float64
@@ -73,49 +106,17 @@ type Plan struct {
 	// HeldOut is the share of the normals, 0..1, that calibrates and stays out
 	// of the bank. Default DefaultHeldOut.
 	HeldOut float64
-	// Seed draws the split. Equal seeds and images give equal banks.
-	Seed uint64
-	// Index is the bank's kind of index. Default bank.Auto.
-	Index bank.Kind
-	// Parts of the score. Default ClassPart alone, as in the paper.
-	Parts []Part
-	// Advise compares several scores on normals that are spoilt, and looks whether
-	// it matters how normals lie, for people to choose by; Auto takes what is
-	// advised in place of Parts, AutoSymmetry in place of Symmetry.
-	Advise, Auto, AutoSymmetry bool
-	// Whiten, above 0 to 1, compares embeddings by Mahalanobis distances, of the
-	// normals' covariance with this shrinkage. Default: plain distances, as in the
-	// paper.
-	Whiten float64
-	// Patches say how the bank of patches is made.
-	Patches PatchOptions
+}
 
-	// Tuning says how FITYMI learns. Default Profile("cpu").
-	Tuning *Tuning
-	// Anomalies are real ones, for the gate of FITYMI; nothing is trained on them.
-	Anomalies []Image
+// Host is where a plan is carried out, and who is told.
+type Host struct {
+	// Device and Threads say where the backbone runs, as in inference.
+	Device  ort.Device
+	Threads int
 	// Work is the folder where FITYMI leaves the results of its steps. A run with
 	// the same folder, images, backbone and seed takes up what is there. Default: a
 	// folder beside Out, which is removed once the release is written.
 	Work string
-
-	// View is the part of each image that counts, in learning and in scoring. It
-	// travels with the release. Default: all of it.
-	View *imaging.View
-	// Symmetry is what embeddings are averaged over. It travels with the release.
-	// Default: each image is taken as it is.
-	Symmetry imaging.Symmetry
-
-	// NoImages keeps every image of a normal out of the release: it cannot show
-	// what is nearest to an anomaly, and is checked with drawn pictures.
-	NoImages bool
-
-	// Device and Threads say where the backbone runs, as in inference.
-	Device  ort.Device
-	Threads int
-	// Limits bound the images.
-	Limits imaging.Limits
-
 	// Tool is the program and its version, for the manifest.
 	Tool string
 	// Progress, when set, hears how far each step is; from one goroutine at a
@@ -141,39 +142,33 @@ type Progress struct {
 }
 
 // tell reports how far a step without a loss is.
-func (p Plan) tell(step string, done, total int) {
-	p.Progress(Progress{Step: step, Done: done, Total: total})
+func (h Host) tell(step string, done, total int) {
+	h.Progress(Progress{Step: step, Done: done, Total: total})
 }
 
 func (p Plan) withDefaults() Plan {
 	if p.Method == "" {
 		p.Method = KNN
 	}
-	if p.K == 0 {
-		p.K = DefaultK
+	p.Score = p.Score.withDefaults()
+	if p.Calibration.Alpha == 0 {
+		p.Calibration.Alpha = DefaultAlpha
 	}
-	if p.Alpha == 0 {
-		p.Alpha = DefaultAlpha
+	if p.Calibration.HeldOut == 0 {
+		p.Calibration.HeldOut = DefaultHeldOut
 	}
-	if p.HeldOut == 0 {
-		p.HeldOut = DefaultHeldOut
-	}
-	if p.Index == "" {
-		p.Index = bank.Auto
-	}
-	if len(p.Parts) == 0 {
-		p.Parts = []Part{ClassPart}
-	}
-	p.Patches = p.Patches.withDefaults()
 	if p.Method == FITYMI && p.Tuning == nil {
 		t, _ := Profile("cpu")
 		p.Tuning = &t
 	}
-	c, hear := &clock{plan: p, now: time.Now}, p.Progress
+	c, hear := &clock{now: time.Now}, p.Host.Progress
+	if p.Tuning != nil {
+		c.fineTunes = p.Tuning.Members
+	}
 	if hear == nil {
 		hear = func(Progress) {}
 	}
-	p.Progress = func(at Progress) {
+	p.Host.Progress = func(at Progress) {
 		at.Left = c.left(at.Step, at.Done, at.Total)
 		for _, v := range []**float64{&at.Loss, &at.Frechet, &at.Ratio} {
 			if *v != nil && (math.IsNaN(**v) || math.IsInf(**v, 0)) {
@@ -187,7 +182,7 @@ func (p Plan) withDefaults() Plan {
 
 // Validate names everything in the plan that makes no sense.
 func (p Plan) Validate() error {
-	var errs []error
+	errs := []error{p.Score.validate(), p.Data.View.Validate(), p.Model.Symmetry.Validate()}
 	fail := func(format string, a ...any) { errs = append(errs, fmt.Errorf(format, a...)) }
 	if p.Detector == "" {
 		fail("no detector is named")
@@ -197,61 +192,38 @@ func (p Plan) Validate() error {
 	default:
 		fail("method %q: take %q or %q", p.Method, KNN, FITYMI)
 	}
-	if err := checkParts(p.Parts); err != nil {
-		errs = append(errs, err)
-	}
-	if !(p.Whiten >= 0 && p.Whiten <= 1) {
-		fail("shrinkage %g of the covariance: use a number from 0, which whitens nothing, to 1", p.Whiten)
-	}
-	if err := p.Patches.validate(); err != nil {
-		errs = append(errs, err)
-	}
-	if p.Patches.Off && slices.Contains(p.Parts, PatchPart) {
-		fail("part %q of the score needs a bank of patches, and there is to be none", PatchPart)
-	}
 	if p.Method == FITYMI && p.Tuning != nil {
-		if err := p.Tuning.Validate(); err != nil {
-			errs = append(errs, err)
-		}
+		errs = append(errs, p.Tuning.Validate())
 	}
-	if err := p.View.Validate(); err != nil {
-		errs = append(errs, err)
+	if p.Model.AutoSymmetry && p.Model.Symmetry != imaging.NoSymmetry {
+		fail("symmetry %q is given, and is to be found: choose one", p.Model.Symmetry)
 	}
-	if err := p.Symmetry.Validate(); err != nil {
-		errs = append(errs, err)
-	}
-	if p.AutoSymmetry && p.Symmetry != imaging.NoSymmetry {
-		fail("symmetry %q is given, and is to be found: choose one", p.Symmetry)
-	}
-	if p.Backbone == "" {
+	if p.Model.Backbone == "" {
 		fail("no backbone is given")
 	}
 	if p.Out == "" {
 		fail("no folder is given for the release")
 	}
-	if p.K < 0 {
-		fail("%d neighbours in a score: use 1 or more", p.K)
+	if p.Calibration.Alpha < 0 || p.Calibration.Alpha >= 1 {
+		fail("false-alarm rate %v: use a number between 0 and 1", p.Calibration.Alpha)
 	}
-	if p.Alpha < 0 || p.Alpha >= 1 {
-		fail("false-alarm rate %v: use a number between 0 and 1", p.Alpha)
+	if p.Calibration.HeldOut < 0 || p.Calibration.HeldOut >= 1 {
+		fail("held-out share %v: use a number between 0 and 1", p.Calibration.HeldOut)
 	}
-	if p.HeldOut < 0 || p.HeldOut >= 1 {
-		fail("held-out share %v: use a number between 0 and 1", p.HeldOut)
-	}
-	if len(errs) > 0 {
-		return fmt.Errorf("%w: %w", ErrPlan, errors.Join(errs...))
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("%w: %w", ErrPlan, err)
 	}
 	return nil
 }
 
 // clock estimates the time that is left from the speed so far.
 type clock struct {
-	plan    Plan
-	now     func() time.Time
-	step    string
-	began   time.Time
-	first   int // done when the step was first heard of: resumed steps start late
-	members int // fine-tunes begun
+	fineTunes int
+	now       func() time.Time
+	step      string
+	began     time.Time
+	first     int // done when the step was first heard of: resumed steps start late
+	members   int // fine-tunes begun
 }
 
 func (c *clock) left(step string, done, total int) time.Duration {
@@ -268,7 +240,7 @@ func (c *clock) left(step string, done, total int) time.Duration {
 	each := float64(c.now().Sub(c.began)) / float64(done-c.first)
 	left := each * float64(total-done)
 	if tuning {
-		left += each * float64(total) * float64(max(c.plan.Tuning.Members-c.members, 0))
+		left += each * float64(total) * float64(max(c.fineTunes-c.members, 0))
 	}
 	return time.Duration(left)
 }

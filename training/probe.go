@@ -6,30 +6,28 @@ import (
 	"math"
 
 	"github.com/nearmiss/nearmiss/inference"
-	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/training/finetune"
 )
 
 // linearProbe fits the head on the frozen backbone's embeddings, so that the
 // fine-tune starts from a head that knows where to pull (linear probing, then
 // fine-tuning: Kumar et al. 2022).
-func (l *lesson) linearProbe(ctx context.Context) (*finetune.Head, error) {
-	plan := l.Plan
-	plan.Symmetry = imaging.NoSymmetry // single images are trained on
-	e, err := plan.embedder(l.Backbone)
+func (run *tuningRun) linearProbe(ctx context.Context) (*finetune.Head, error) {
+	single := Model{} // single images are trained on, whatever the symmetry
+	e, err := inference.NewEmbedder(run.plan.Model.Backbone, run.plan.Host.embed(run.plan.Data, single))
 	if err != nil {
 		return nil, err
 	}
 	defer e.Close()
-	normals, err := embedSet(ctx, e, l.matched(l.fit))
+	normals, err := embedSet(ctx, e, run.matched(run.fit))
 	if err != nil {
 		return nil, fmt.Errorf("fit the head: %w", err)
 	}
-	fakes, err := embedSet(ctx, e, l.fakes.fit)
+	fakes, err := embedSet(ctx, e, run.fakes.fit)
 	if err != nil {
 		return nil, fmt.Errorf("fit the head: %w", err)
 	}
-	return logistic(normals, fakes, e.Dim(), l.Tuning.Probe), nil
+	return logistic(normals, fakes, e.Dim(), run.plan.Tuning.Probe), nil
 }
 
 func embedSet(ctx context.Context, e *inference.Embedder, set finetune.Set) ([]float32, error) {

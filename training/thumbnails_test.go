@@ -13,7 +13,7 @@ import (
 func TestReleasesShowTheirNormalsUnlessTheyMayNot(t *testing.T) {
 	normals, model, dir := squares(t, 32), smallBackbone(t), t.TempDir()
 	first, second, third, bare := filepath.Join(dir, "1"), filepath.Join(dir, "2"), filepath.Join(dir, "3"), filepath.Join(dir, "4")
-	plan := Plan{Detector: "squares", Normals: normals[:30], Backbone: model, Out: first, Seed: 5, Settle: true}
+	plan := Plan{Detector: "squares", Out: first, Seed: 5, Data: Data{Normals: normals[:30]}, Model: Model{Backbone: model}, Calibration: Calibration{Settle: true}, Score: Score{Groups: Class()}}
 	res, err := Fit(t.Context(), plan)
 	if err != nil {
 		t.Fatal(err)
@@ -44,7 +44,7 @@ func TestReleasesShowTheirNormalsUnlessTheyMayNot(t *testing.T) {
 	if _, err := Extend(t.Context(), x); err != nil {
 		t.Fatal(err)
 	}
-	plan.Out, plan.NoImages = bare, true
+	plan.Out, plan.Data.NoImages = bare, true
 	if _, err := Fit(t.Context(), plan); err != nil {
 		t.Fatal(err)
 	}

@@ -142,7 +142,7 @@ func TestEvalOnBothProtocols(t *testing.T) {
 			t.Fatal(err)
 		}
 		auroc, ok := r["auroc"].(float64)
-		if r["protocol"] != c.protocol || r["method"] != "knn" || !ok || auroc < 0 || auroc > 1 || r[c.parts] == nil || r["seconds"] == nil {
+		if r["protocol"] != c.protocol || r["method"] != "knn full" || !ok || auroc < 0 || auroc > 1 || r[c.parts] == nil || r["seconds"] == nil {
 			t.Errorf("%s: %s", c.protocol, text)
 		}
 		if page, err := os.ReadFile(report); err != nil || !bytes.Contains(page, []byte("<html")) {
@@ -166,7 +166,7 @@ func TestEvalVariesOptions(t *testing.T) {
 		}
 		return out
 	}
-	if got, want := methods("--protocol", "near", "--vary", "k=1,3"), []string{"knn k=1", "knn k=3"}; !slices.Equal(got, want) {
+	if got, want := methods("--protocol", "near", "--vary", "k=1,3"), []string{"knn full k=1", "knn full k=3"}; !slices.Equal(got, want) {
 		t.Errorf("methods %q, want %q", got, want)
 	}
 	got := methods("--protocol", "one-vs-rest", "--normal", "clean", "--method", "fitymi", "--members", "1", "--epochs", "1", "--least-steps", "0",
@@ -182,7 +182,7 @@ func TestEvalVariesOptions(t *testing.T) {
 func TestEvalReproducesTheKnownFigures(t *testing.T) {
 	wbc := filepath.Join(evaldata.Dir(t), "data", "wbc")
 	m := newMaterial(t)
-	text, _ := program(t, 0, "eval", "--data", wbc, "--protocol", "one-vs-rest", "--backbone", m.backbone, "--json")
+	text, _ := program(t, 0, "eval", "--data", wbc, "--protocol", "one-vs-rest", "--backbone", m.backbone, "--score", "class", "--json")
 	var r evaluate.Result
 	if err := json.Unmarshal([]byte(text), &r); err != nil {
 		t.Fatal(err)

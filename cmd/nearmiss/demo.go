@@ -25,8 +25,7 @@ const (
 	demoFPS     = 2     // of each camera, after those
 	demoDefects = 0.2   // share of frames with a defect
 	demoAlpha   = 0.025 // the least that 40 held-out frames can promise
-	demoScore   = "both"
-	demoSize    = 160 // pixels of a frame's sides
+	demoSize    = 160   // pixels of a frame's sides
 )
 
 // demoTask is one of the demo's detectors and its camera.
@@ -154,7 +153,6 @@ func (d *demo) open(ctx context.Context, nc *nats.Conn) (err error) {
 func (d *demo) run(ctx context.Context, connect dial, task demoTask, o *output) error {
 	_, err := d.detectors.Create(ctx, stream.Detector{
 		Name: task.detector, Description: "demo on synthetic images", LearnFrames: demoLearn, FalseAlarmRate: demoAlpha, DefectShare: demoDefects,
-		Score: demoScore,
 	})
 	if err != nil && !errors.Is(err, stream.ErrDetectorExists) {
 		return err

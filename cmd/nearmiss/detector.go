@@ -40,7 +40,7 @@ type detectorFlags struct {
 	Method         *string        `placeholder:"M" help:"How it learns: knn or fitymi (default knn)."`
 	Profile        *string        `placeholder:"P" help:"Training profile (default: the method's own)."`
 	Symmetry       *string        `placeholder:"S" help:"What embeddings are averaged over: none, flip (twice the time of a frame) or dihedral (eight times), for what may lie in any orientation; or auto, which looks how the normals lie (default none)."`
-	Score          *string        `placeholder:"PARTS" help:"What scores are made of: class, pooled, patch, both, several joined by +, or auto, which compares some on spoilt normals (default class)."`
+	Score          *string        `placeholder:"PARTS" help:"What scores are made of: full (every layer of the whole picture, and single patches), class (the paper's), or parts of your own, as in fit --score (default full)."`
 	K              *int           `name:"k" placeholder:"N" help:"Nearest normals whose distances are summed (default 2)."`
 	FalseAlarmRate *float64       `placeholder:"SHARE" help:"Share of normal images that may be called anomalous (default 0.01)."`
 	Region         *string        `placeholder:"X,Y,W,H" help:"Look at this part of the image only, in fractions of its width and height; empty for all of it."`
@@ -79,7 +79,7 @@ func (f detectorFlags) apply(d *stream.Detector) error {
 	give((*time.Duration)(&d.Retention), f.Retention)
 	give((*time.Duration)(&d.RetrainEvery), f.RetrainEvery)
 	if f.Score != nil {
-		if _, _, err := training.ParseScore(*f.Score); err != nil {
+		if _, err := training.ParseScore(*f.Score); err != nil {
 			return usageError{err}
 		}
 	}

@@ -194,31 +194,31 @@ func (v *variant) measure(ctx context.Context, o *output, embed inference.EmbedO
 	return res, err
 }
 
-// plain says whether the method is the paper's baseline, which needs no model but
+// paper says whether the method is the paper's baseline, which needs no model but
 // the frozen one.
-func (c *evalCmd) plain() bool {
+func (c *evalCmd) paper() bool {
 	_, auto, _ := training.ParseSymmetry(c.Symmetry)
-	return c.Method == string(training.KNN) && c.Score == string(training.ClassPart) && c.Whiten == 0 && !auto
+	return c.Method == string(training.KNN) && c.Score == training.ClassScore && !auto
 }
 
 // method is what is measured; end gives back what it holds.
 func (c *evalCmd) method(o *output, embed inference.EmbedOptions, bar *progress, f *evaluate.Features, shared *training.Shared) (m evaluate.Method, end func(), err error) {
 	end = func() {}
-	if c.plain() {
+	if c.paper() {
 		return evaluate.KNN(f, c.K, nil), end, nil
 	}
 	plan, err := c.plan(c.Method)
 	if err != nil {
 		return nil, nil, err
 	}
-	if plan.Work == "" {
-		if plan.Work, err = os.MkdirTemp("", "nearmiss-eval-"); err != nil {
+	if plan.Host.Work == "" {
+		if plan.Host.Work, err = os.MkdirTemp("", "nearmiss-eval-"); err != nil {
 			return nil, nil, err
 		}
-		end = func() { os.RemoveAll(plan.Work) }
+		end = func() { os.RemoveAll(plan.Host.Work) }
 	}
-	plan.Backbone, plan.K, plan.Device, plan.Threads, plan.Log = c.Backbone, c.K, embed.Device, embed.Threads, o.Log
-	plan.Progress = func(p training.Progress) {
+	plan.Model.Backbone, plan.Score.K, plan.Host.Device, plan.Host.Threads, plan.Host.Log = c.Backbone, c.K, embed.Device, embed.Threads, o.Log
+	plan.Host.Progress = func(p training.Progress) {
 		bar.stage(stageText(p.Step, p.Loss, p.Frechet, p.Left), int64(p.Done), int64(p.Total))
 	}
 	m, err = training.ForEvaluation(plan, shared, func(l training.Learning) {

@@ -23,7 +23,7 @@ type fitCmd struct {
 	HeldOut   float64  `name:"held-out" default:"0.2" help:"Share of the normals that sets the threshold and stays out of the bank."`
 	Seed      *uint64  `placeholder:"N" help:"Draws the held-out images (default: another one every time; the release records it)."`
 	Anomalies []string `type:"existingpath" placeholder:"DIR" help:"Real anomalies that fitymi's gate is to judge by; nothing is learnt from them."`
-	Advice    bool     `negatable:"" default:"true" help:"Compare several scores on spoilt normals and say which fits, and whether it matters how the normals lie (default yes)."`
+	Advice    bool     `negatable:"" default:"true" help:"Say whether it matters how the normals lie (default yes)."`
 	Index     string   `enum:"auto,exact,hnsw,coder" default:"auto" help:"The bank's index: ${enum}; auto is exact for fewer than 50,000 images."`
 	NoImages  bool     `name:"no-images" help:"Keep no image of a normal in the release: neither thumbnails of what is nearest nor images to check it with."`
 	JSON      bool     `name:"json" help:"Print one JSON object."`
@@ -76,14 +76,16 @@ func (c *fitCmd) Run(ctx context.Context, o *output) error {
 		if err != nil {
 			return err
 		}
-		plan.Anomalies = imagePaths(found)
+		plan.Data.Anomalies = imagePaths(found)
 	}
 	bar := o.progress("embedding")
-	plan.Detector, plan.Normals, plan.Backbone, plan.Out = c.Detector, imagePaths(paths), c.Backbone, c.Out
-	plan.K, plan.Alpha, plan.Settle, plan.HeldOut = c.K, c.Alpha, c.Alpha == 0, c.HeldOut
-	plan.Seed, plan.Index, plan.Advise, plan.NoImages = seed, bank.Kind(c.Index), c.Advice, c.NoImages
-	plan.Device, plan.Threads, plan.Tool, plan.Log = embed.Device, embed.Threads, "nearmiss "+version, o.Log
-	plan.Progress = func(p training.Progress) {
+	plan.Detector, plan.Out, plan.Seed = c.Detector, c.Out, seed
+	plan.Data.Normals, plan.Data.NoImages = imagePaths(paths), c.NoImages
+	plan.Model.Backbone, plan.Model.Look = c.Backbone, c.Advice
+	plan.Score.K, plan.Score.Index = c.K, bank.Kind(c.Index)
+	plan.Calibration = training.Calibration{Alpha: c.Alpha, Settle: c.Alpha == 0, HeldOut: c.HeldOut}
+	plan.Host.Device, plan.Host.Threads, plan.Host.Tool, plan.Host.Log = embed.Device, embed.Threads, "nearmiss "+version, o.Log
+	plan.Host.Progress = func(p training.Progress) {
 		bar.stage(stageText(p.Step, p.Loss, p.Frechet, p.Left), int64(p.Done), int64(p.Total))
 	}
 	res, err := training.Fit(ctx, plan)
@@ -103,9 +105,8 @@ func (c *fitCmd) Run(ctx context.Context, o *output) error {
 	if res.Published == "tuned" {
 		fmt.Fprintln(o.Err, "the fine-tuned backbone is published:", res.Reason)
 	}
-	o.printAdvice(res)
 	o.printOrientation(res)
-	_, err = fmt.Fprintf(o.Out, "%s: %d normals in the bank, %d held out, %.1f s\nscores above %.4g are anomalous (false-alarm rate %.3g %%)\nrelease %s\n",
-		res.Release, res.Bank, res.HeldOut, res.Seconds, res.Threshold, 100*res.Alpha, res.Digest)
+	_, err = fmt.Fprintf(o.Out, "%s: %d normals in the bank, %d held out, %.1f s\nscore %s: %.0f ms an image, banks of %.0f MiB; scores above %.4g are anomalous (false-alarm rate %.3g %%)\nrelease %s\n",
+		res.Release, res.Bank, res.HeldOut, res.Seconds, res.Score, res.Cost.Milliseconds, float64(res.Cost.Banks)/(1<<20), res.Threshold, 100*res.Alpha, res.Digest)
 	return err
 }

@@ -259,7 +259,7 @@ func TestEvalShowsWhereDefectsAre(t *testing.T) {
 	if strings.Contains(text, "pixels") {
 		t.Error(text)
 	}
-	_, errs := program(t, 1, "eval", "--data", data, "--protocol", "mvtec", "--backbone", model, "--sheet", sheet)
+	_, errs := program(t, 1, "eval", "--data", data, "--protocol", "mvtec", "--backbone", model, "--score", "class", "--sheet", sheet)
 	if !strings.Contains(errs, "patches") {
 		t.Errorf("a sheet of a score without patches: %s", errs)
 	}

@@ -23,7 +23,7 @@ func TestKAndTheFalseAlarmRateActWithoutTraining(t *testing.T) {
 	l := listen(t, url)
 	reg := openRegistry(t, l.js)
 	f := &fakery{t: t}
-	program(t, 0, "detector", "create", "cells", "--backbone", m.backbone, "--false-alarm-rate", "0.2", at)
+	program(t, 0, "detector", "create", "cells", "--backbone", m.backbone, "--score", "class", "--false-alarm-rate", "0.2", at)
 	trainer := start(t, "trainer", "--server", url, "--data", t.TempDir(), "--threads", "1")
 	worker := start(t, "worker", "--server", url, "--data", t.TempDir(), "--threads", "1")
 	program(t, 0, "train", "cells", "--normals", m.normals, "--wait", at)

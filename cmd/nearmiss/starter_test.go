@@ -64,7 +64,7 @@ func demoAUROC(t *testing.T, task demoTask, model string) float64 {
 			t.Fatal(err)
 		}
 	}
-	program(t, 0, "fit", "--normals", normals, "--backbone", model, "--out", dir, "--alpha", fmt.Sprint(demoAlpha), "--score", demoScore, "--seed", "1", "--no-advice")
+	program(t, 0, "fit", "--normals", normals, "--backbone", model, "--out", dir, "--alpha", fmt.Sprint(demoAlpha), "--seed", "1", "--no-advice")
 	files, truths := draw(300, 0.5, 10_000)
 	var good, bad []float64
 	var found, alarms int

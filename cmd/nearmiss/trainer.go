@@ -100,23 +100,28 @@ func (t trainer) Train(ctx context.Context, task *stream.Task) (stream.TrainResu
 	d := task.Detector
 	work, phase, saved := filepath.Join(task.Dir, "steps"), "", time.Now()
 	plan := training.Plan{
-		Detector: d.Name, Method: training.Method(d.Method), Normals: normals, Backbone: model, Out: out,
-		K: d.K, Alpha: d.FalseAlarmRate, View: view(d), NoImages: d.NoEvidence, Settle: true, Seed: uint64(task.Request.Seed), Index: bank.Auto,
-		Device: t.device, Threads: t.conf.Worker.Threads, Limits: t.limits, Tool: "nearmiss " + version, Log: t.o.Log,
-		Progress: func(p training.Progress) {
-			if p.Step != phase || time.Since(saved) > saveEvery {
-				t.save(ctx, task, work)
-				phase, saved = p.Step, time.Now()
-			}
-			task.Report(stream.Progress{
-				Phase: p.Step, Step: p.Done, Steps: p.Total, Loss: p.Loss, Frechet: p.Frechet, Ratio: p.Ratio, Left: stream.Duration(p.Left),
-			})
+		Detector: d.Name, Method: training.Method(d.Method), Out: out, Seed: uint64(task.Request.Seed),
+		Data:        training.Data{Normals: normals, View: view(d), NoImages: d.NoEvidence, Limits: t.limits},
+		Model:       training.Model{Backbone: model},
+		Score:       training.Score{K: d.K},
+		Calibration: training.Calibration{Alpha: d.FalseAlarmRate, Settle: true},
+		Host: training.Host{
+			Device: t.device, Threads: t.conf.Worker.Threads, Tool: "nearmiss " + version, Log: t.o.Log,
+			Progress: func(p training.Progress) {
+				if p.Step != phase || time.Since(saved) > saveEvery {
+					t.save(ctx, task, work)
+					phase, saved = p.Step, time.Now()
+				}
+				task.Report(stream.Progress{
+					Phase: p.Step, Step: p.Done, Steps: p.Total, Loss: p.Loss, Frechet: p.Frechet, Ratio: p.Ratio, Left: stream.Duration(p.Left),
+				})
+			},
 		},
 	}
-	if plan.Parts, plan.Auto, err = training.ParseScore(d.Score); err != nil {
+	if plan.Score.Groups, err = training.ParseScore(d.Score); err != nil {
 		return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
 	}
-	if plan.Symmetry, plan.AutoSymmetry, err = training.ParseSymmetry(d.Symmetry); err != nil {
+	if plan.Model.Symmetry, plan.Model.AutoSymmetry, err = training.ParseSymmetry(d.Symmetry); err != nil {
 		return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
 	}
 	if plan.Method == training.FITYMI {
@@ -128,14 +133,14 @@ func (t trainer) Train(ctx context.Context, task *stream.Task) (stream.TrainResu
 		if err != nil {
 			return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
 		}
-		plan.Tuning, plan.Work = &tuning, work
+		plan.Tuning, plan.Host.Work = &tuning, work
 		if _, err := task.RestoreFolder(work); err != nil {
 			t.o.Log.Warn().Err(err).Str("detector", d.Name).Msg("learning from the beginning")
 			if err := os.RemoveAll(work); err != nil {
 				return stream.TrainResult{}, err
 			}
 		}
-		if plan.Anomalies, err = folderImages(task.Anomalies); err != nil {
+		if plan.Data.Anomalies, err = folderImages(task.Anomalies); err != nil {
 			return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
 		}
 	}

@@ -35,27 +35,23 @@ type tuneFlags struct {
 	Blends     []float64 `placeholder:"SHARE" help:"Shares of the tuned weights, the rest being frozen ones, that the gate chooses from."`
 	NoGate     bool      `name:"no-gate" help:"Publish the fine-tuned backbone whatever the gate finds."`
 
-	Score         string  `default:"class" placeholder:"PARTS" help:"What scores are made of: class (the paper's), pooled (mean patch token), patch (each patch against normals' patches), both (class+patch), several joined by +, also with frozen-class and frozen-pooled; or auto, which compares some on spoilt normals."`
-	Layer         int     `name:"patch-layer" placeholder:"N" help:"Blocks of the backbone before patches are taken (default: half of them)."`
-	Statistic     string  `name:"patch-statistic" enum:"mean,top5,max" default:"mean" help:"What of the patches' distances an image's score is: ${enum}; top5 is the mean of the largest 5 %."`
-	Coreset       float64 `placeholder:"N" help:"Patches that the bank keeps at most; up to 1, the share of them (default 20000)."`
-	Whiten        float64 `placeholder:"S" help:"Compare embeddings by Mahalanobis distances, of the normals' covariance with shrinkage S, above 0 to 1 (default: plain distances)."`
-	WhitenPatches float64 `name:"whiten-patches" placeholder:"S" help:"The same for patches."`
-	NoPatches     bool    `name:"no-patches" help:"Make no bank of patches: there are no heatmaps."`
-	Symmetry      string  `enum:"none,flip,dihedral,auto" default:"none" help:"Changes of an image that mean nothing, which embeddings are averaged over: ${enum}; flip is the mirror image (twice the time), dihedral the eight turns and mirror images of a square (eight times), for what may lie in any orientation; auto looks how the normals lie."`
-	Work          string  `type:"path" placeholder:"DIR" help:"Folder for the results of single steps, from which another run with the same images and seed goes on."`
+	Score     string  `default:"full" placeholder:"PARTS" help:"What scores are made of: full (every layer of the whole picture, and single patches of several), class (the paper's), or parts of your own: class, pooled or patch, after a layer as in pooled@6, with :unit or :white, patches with :top1 or another statistic; joined by + within a group and by | between groups, of which one that stands out suffices."`
+	Coreset   float64 `placeholder:"N" help:"Patches that each bank keeps at most; up to 1, the share of them (default 5000)."`
+	NoPatches bool    `name:"no-patches" help:"Make no bank of patches: there are no heatmaps, and a full score looks at the whole picture only."`
+	Symmetry  string  `enum:"none,flip,dihedral,auto" default:"none" help:"Changes of an image that mean nothing, which embeddings are averaged over: ${enum}; flip is the mirror image (twice the time), dihedral the eight turns and mirror images of a square (eight times), for what may lie in any orientation; auto looks how the normals lie."`
+	Work      string  `type:"path" placeholder:"DIR" help:"Folder for the results of single steps, from which another run with the same images and seed goes on."`
 }
 
 // plan is the part of a plan that the flags make.
 func (f tuneFlags) plan(method string) (training.Plan, error) {
-	p := training.Plan{Method: training.Method(method), Work: f.Work, Patches: training.PatchOptions{
-		Off: f.NoPatches, Layer: f.Layer, Statistic: f.Statistic, Coreset: f.Coreset, Whiten: f.WhitenPatches,
-	}, Whiten: f.Whiten}
+	p := training.Plan{
+		Method: training.Method(method), Score: training.Score{Coreset: f.Coreset, NoPatches: f.NoPatches}, Host: training.Host{Work: f.Work},
+	}
 	var err error
-	if p.Parts, p.Auto, err = training.ParseScore(f.Score); err != nil {
+	if p.Score.Groups, err = training.ParseScore(f.Score); err != nil {
 		return p, usageError{err}
 	}
-	if p.Symmetry, p.AutoSymmetry, err = training.ParseSymmetry(f.Symmetry); err != nil {
+	if p.Model.Symmetry, p.Model.AutoSymmetry, err = training.ParseSymmetry(f.Symmetry); err != nil {
 		return p, usageError{err}
 	}
 	if p.Method != training.FITYMI {
@@ -137,24 +133,6 @@ func (o *output) printGate(l training.Learning) {
 	for _, c := range v.Candidates {
 		fmt.Fprintf(&b, "  %-28s mean AUROC %.1f %% on %d unseen normals, %+.1f (%+.1f to %+.1f) against frozen\n",
 			c.Name, 100*c.Mean, v.Held, 100*c.Gain, 100*c.Low, 100*c.High)
-	}
-	fmt.Fprint(o.Err, b.String())
-}
-
-// printAdvice says which score fits, for people.
-func (o *output) printAdvice(r *training.Result) {
-	a := r.Advice
-	if a == nil || len(a.Scores) < 2 {
-		return
-	}
-	var b strings.Builder
-	fmt.Fprintf(&b, "advised score: %s (%.0f %% sure): %s\n", a.Choice, 100*a.Sure, a.Reason)
-	for _, s := range a.Scores {
-		fmt.Fprintf(&b, "  %-14s mean AUROC %.1f %% (%.1f to %.1f) on %d normals and %d ways to spoil them\n",
-			s.Score, 100*s.AUROC, 100*s.Low, 100*s.High, a.Normals, len(a.Kinds))
-	}
-	if a.Choice != r.Score {
-		fmt.Fprintf(&b, "  this release scores on %s; --score %s or --score auto takes the advice\n", r.Score, a.Choice)
 	}
 	fmt.Fprint(o.Err, b.String())
 }

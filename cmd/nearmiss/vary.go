@@ -35,26 +35,22 @@ func text(field func(c *evalCmd) *string) option {
 
 // varied are the options that --vary changes, by name.
 var varied = map[string]option{
-	"backbone":       text(func(c *evalCmd) *string { return &c.Backbone }),
-	"coreset":        number(func(c *evalCmd) *float64 { return &c.Coreset }),
-	"edit":           number(func(c *evalCmd) *float64 { return &c.Edit }),
-	"epochs":         count(func(c *evalCmd) *int { return &c.Epochs }),
-	"fake-size":      count(func(c *evalCmd) *int { return &c.FakeSize }),
-	"fake-steps":     count(func(c *evalCmd) *int { return &c.FakeSteps }),
-	"fakes":          text(func(c *evalCmd) *string { return &c.Fakes }),
-	"k":              count(func(c *evalCmd) *int { return &c.K }),
-	"layer":          count(func(c *evalCmd) *int { return &c.Layer }),
-	"match":          number(func(c *evalCmd) *float64 { c.Match = new(float64); return c.Match }),
-	"members":        count(func(c *evalCmd) *int { return &c.Members }),
-	"method":         text(func(c *evalCmd) *string { return &c.Method }),
-	"per-normal":     number(func(c *evalCmd) *float64 { return &c.PerNormal }),
-	"rate":           number(func(c *evalCmd) *float64 { return &c.Rate }),
-	"score":          text(func(c *evalCmd) *string { return &c.Score }),
-	"statistic":      text(func(c *evalCmd) *string { return &c.Statistic }),
-	"stop":           text(func(c *evalCmd) *string { return &c.Stop }),
-	"symmetry":       text(func(c *evalCmd) *string { return &c.Symmetry }),
-	"whiten":         number(func(c *evalCmd) *float64 { return &c.Whiten }),
-	"whiten-patches": number(func(c *evalCmd) *float64 { return &c.WhitenPatches }),
+	"backbone":   text(func(c *evalCmd) *string { return &c.Backbone }),
+	"coreset":    number(func(c *evalCmd) *float64 { return &c.Coreset }),
+	"edit":       number(func(c *evalCmd) *float64 { return &c.Edit }),
+	"epochs":     count(func(c *evalCmd) *int { return &c.Epochs }),
+	"fake-size":  count(func(c *evalCmd) *int { return &c.FakeSize }),
+	"fake-steps": count(func(c *evalCmd) *int { return &c.FakeSteps }),
+	"fakes":      text(func(c *evalCmd) *string { return &c.Fakes }),
+	"k":          count(func(c *evalCmd) *int { return &c.K }),
+	"match":      number(func(c *evalCmd) *float64 { c.Match = new(float64); return c.Match }),
+	"members":    count(func(c *evalCmd) *int { return &c.Members }),
+	"method":     text(func(c *evalCmd) *string { return &c.Method }),
+	"per-normal": number(func(c *evalCmd) *float64 { return &c.PerNormal }),
+	"rate":       number(func(c *evalCmd) *float64 { return &c.Rate }),
+	"score":      text(func(c *evalCmd) *string { return &c.Score }),
+	"stop":       text(func(c *evalCmd) *string { return &c.Stop }),
+	"symmetry":   text(func(c *evalCmd) *string { return &c.Symmetry }),
 }
 
 // variedNames are their names, for people.
@@ -167,7 +163,7 @@ func (c *evalCmd) alarms(ctx context.Context, o *output, embed inference.EmbedOp
 	}
 	defer e.Close()
 	f := evaluate.NewFeatures(embedAll(e))
-	quick := c.plain()
+	quick := c.paper()
 	method := evaluate.KNN(f, c.K, nil)
 	if !quick {
 		shared := &training.Shared{}

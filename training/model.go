@@ -1,0 +1,129 @@
+package training
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/nearmiss/nearmiss/inference"
+	"github.com/nearmiss/nearmiss/inference/backbone"
+	"github.com/nearmiss/nearmiss/inference/ort"
+	"github.com/nearmiss/nearmiss/inference/release"
+)
+
+// model is a network that is loaded, and where the parts of a score are in what it
+// gives.
+type model struct {
+	e     *inference.Embedder
+	path  string         // of its file
+	parts []release.Part // in the composition's order: what concerns the model
+}
+
+// networks are the files of a model: the one that is served, and the backbone
+// before it was tuned, which is the same file where nothing was.
+type networks struct{ served, frozen string }
+
+func (n networks) tuned() bool { return n.served != n.frozen }
+
+// open loads what a composition needs. file is where a model is written, where
+// one has to be; h and the rest say where and how images are prepared.
+func (c composition) open(file string, n networks, data Data, m Model, h Host) (*model, error) {
+	out := &model{path: n.served}
+	o := h.embed(data, m)
+	var dims []int
+	var patches []backbone.PatchOutput
+	var taps []backbone.Selected
+	if !c.plain() {
+		out.path = file
+		for _, p := range c.parts {
+			if t := p.selected(); !slices.Contains(taps, t) {
+				taps = append(taps, t)
+			}
+		}
+		got, err := backbone.Select(file, []string{n.served, n.frozen}, taps)
+		if err != nil {
+			return nil, err
+		}
+		dims, patches = got.Dims, got.Patches
+		for _, p := range patches {
+			o.Patches = append(o.Patches, p.Name)
+		}
+	}
+	var err error
+	if out.e, err = inference.NewEmbedder(out.path, o); err != nil {
+		return nil, err
+	}
+	if c.plain() {
+		dims, taps = []int{out.e.Dim()}, []backbone.Selected{c.parts[0].selected()}
+	}
+	isPatch := func(t backbone.Selected) bool { return t.What == backbone.TapPatch }
+	for _, p := range c.parts {
+		a := release.Part{
+			Name: p.name, Output: release.OutputEmbedding, Unit: p.Unit && !p.isPatch(), Statistic: release.StatisticKNN,
+			Scored: p.scored, Scale: 1, Weight: 1, Layer: p.Layer,
+		}
+		if c.joined && p.scored {
+			a.Group = p.group
+		}
+		at := 0 // among the outputs of its kind
+		for _, t := range taps {
+			if t == p.selected() {
+				break
+			}
+			if isPatch(t) == p.isPatch() {
+				at++
+			}
+		}
+		if p.isPatch() {
+			q := patches[at]
+			a.Output, a.Statistic, a.Dim, a.Width, a.Height = q.Name, p.Statistic, q.Dim, q.Grid[0], q.Grid[1]
+		} else {
+			for _, d := range dims[:at] {
+				a.From += d
+			}
+			a.Dim = dims[at]
+		}
+		out.parts = append(out.parts, a)
+	}
+	return out, nil
+}
+
+func (m *model) Close() error { return m.e.Close() }
+
+// embed are the options of an embedder of images as data and m prepare them.
+func (h Host) embed(data Data, m Model) inference.EmbedOptions {
+	return inference.EmbedOptions{Device: h.Device, Threads: h.Threads, Limits: data.Limits, View: data.View, Symmetry: m.Symmetry}
+}
+
+// engine is what searches many vectors at once.
+func (h Host) engine() (*inference.BatchEngine, error) {
+	return inference.NewBatchEngine(ort.Options{Device: h.Device})
+}
+
+// look shows f what the model gives of the images at which, in this order. Every
+// one must be of use.
+func (m *model) look(ctx context.Context, images []Image, which []int, f func(e *inference.Embedding) error) error {
+	const chunk = 32 // images in memory at a time
+	for some := range slices.Chunk(which, chunk) {
+		files := make([][]byte, len(some))
+		for i, at := range some {
+			var err error
+			if files[i], err = images[at].Read(); err != nil {
+				return fmt.Errorf("read normal image %s: %w", images[at].Name, err)
+			}
+		}
+		all, err := m.e.Embed(ctx, files)
+		if err != nil {
+			return err
+		}
+		for i := range all {
+			if all[i].Err != nil {
+				return fmt.Errorf("embed image %s: %w", images[some[i]].Name, all[i].Err)
+			}
+			if err := f(&all[i]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

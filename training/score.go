@@ -1,0 +1,246 @@
+package training
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+
+	"github.com/nearmiss/nearmiss/bank"
+	"github.com/nearmiss/nearmiss/inference/backbone"
+	"github.com/nearmiss/nearmiss/inference/release"
+)
+
+// Score says what a score is made of. The zero value is the full one.
+type Score struct {
+	// Groups of parts. The parts of a group are joined by the weighted mean of the
+	// logarithms of their scores, the groups by a soft maximum, so that one that
+	// stands out suffices: see release.Join. None: full, which is every layer of the
+	// whole picture and the patches of several.
+	Groups [][]Part
+	// K is the number of neighbours in the score of a part of one vector. Default
+	// DefaultK.
+	K int
+	// Index is the kind of index of the banks. Default bank.Auto.
+	Index bank.Kind
+	// Coreset bounds each bank of patches: up to 1 a share of the normals' patches,
+	// above it a number. Default DefaultCoreset.
+	Coreset float64
+	// NoPatches makes no bank of patches, which heatmaps need, where the score itself
+	// needs none; of the full score its local group is left out.
+	NoPatches bool
+}
+
+// DefaultCoreset is how many patches a bank keeps at most.
+const DefaultCoreset = 5_000
+
+// Names of scores. both is class+patch; auto chose among several scores once, and
+// is the full one now.
+const (
+	FullScore  = "full"
+	ClassScore = "class"
+	bothScore  = "both"
+	autoChoice = "auto"
+)
+
+// ParseScore reads "full", "class" or a list of parts, joined by + within a group
+// and by | between groups, as in "class:unit:white+pooled@6:unit:white|patch@4:top1".
+// Nothing is the full score.
+func ParseScore(text string) ([][]Part, error) {
+	switch text = strings.TrimSpace(text); text {
+	case "", FullScore, autoChoice:
+		return nil, nil
+	case bothScore:
+		return [][]Part{{ClassPart, PatchPart}}, nil
+	}
+	var groups [][]Part
+	var names []string
+	for _, group := range strings.Split(text, "|") {
+		var parts []Part
+		for _, item := range strings.Split(group, "+") {
+			p, err := ParsePart(item)
+			if err != nil {
+				return nil, fmt.Errorf("%w; or take %s or %s", err, FullScore, ClassScore)
+			}
+			if slices.Contains(names, p.name()) {
+				return nil, fmt.Errorf("part %q of the score is asked for twice", p)
+			}
+			names, parts = append(names, p.name()), append(parts, p)
+		}
+		groups = append(groups, parts)
+	}
+	return groups, nil
+}
+
+// Class is the paper's score.
+func Class() [][]Part { return [][]Part{{ClassPart}} }
+
+// name is the score's as ParseScore reads it.
+func (s Score) name() string {
+	if len(s.Groups) == 0 {
+		return FullScore
+	}
+	var groups []string
+	for _, g := range s.Groups {
+		var parts []string
+		for _, p := range g {
+			parts = append(parts, p.String())
+		}
+		groups = append(groups, strings.Join(parts, "+"))
+	}
+	return strings.Join(groups, "|")
+}
+
+func (s Score) withDefaults() Score {
+	if s.K == 0 {
+		s.K = DefaultK
+	}
+	if s.Index == "" {
+		s.Index = bank.Auto
+	}
+	if s.Coreset == 0 {
+		s.Coreset = DefaultCoreset
+	}
+	return s
+}
+
+func (s Score) validate() error {
+	var errs []error
+	fail := func(format string, a ...any) { errs = append(errs, fmt.Errorf(format, a...)) }
+	if s.K < 0 {
+		fail("%d neighbours in a score: use 1 or more", s.K)
+	}
+	if !(s.Coreset >= 0) || math.IsInf(s.Coreset, 0) {
+		fail("coreset %g: use a share up to 1 or a number of patches", s.Coreset)
+	}
+	if len(s.Groups) > 0 {
+		if _, err := ParseScore(s.name()); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if s.NoPatches && slices.ContainsFunc(slices.Concat(s.Groups...), Part.isPatch) {
+		fail("the score %s needs a bank of patches, and there is to be none", s.name())
+	}
+	return errors.Join(errs...)
+}
+
+// want is how many of n patches a bank keeps.
+func (s Score) want(n int) int {
+	if s.Coreset <= 1 {
+		return max(1, int(math.Round(s.Coreset*float64(n))))
+	}
+	return min(n, int(s.Coreset))
+}
+
+// placed is a part of a score as one backbone gives it.
+type placed struct {
+	Part
+	name   string
+	group  string // where groups are joined
+	scored bool   // it counts in the score
+}
+
+// composition is what a score is made of with one backbone.
+type composition struct {
+	name   string
+	parts  []placed
+	joined bool // groups are joined
+}
+
+// compose settles what the score is made of with the backbone at path. tuned says
+// whether there is a fine-tuned network beside the frozen one.
+func (s Score) compose(path string, a backbone.Anatomy, tuned bool) (composition, error) {
+	groups := s.Groups
+	if len(groups) == 0 {
+		groups = full(a, tuned, s.NoPatches)
+	}
+	c := composition{name: s.name(), joined: len(groups) > 1}
+	used := map[string]bool{}
+	for _, g := range groups {
+		group := release.GroupWhole
+		if !slices.ContainsFunc(g, func(p Part) bool { return !p.isPatch() }) {
+			group = release.GroupLocal
+		}
+		for name, n := group, 2; used[group]; n++ {
+			group = fmt.Sprintf("%s-%d", name, n)
+		}
+		used[group] = true
+		for _, p := range g {
+			p.Frozen = p.Frozen && tuned
+			if slices.ContainsFunc(c.parts, func(q placed) bool { return q.name == p.name() }) {
+				continue // a frozen part, where all are
+			}
+			c.parts = append(c.parts, placed{Part: p, name: p.name(), group: group, scored: true})
+		}
+	}
+	isVector := func(p placed) bool { return !p.isPatch() }
+	if !slices.ContainsFunc(c.parts, isVector) { // a detector has a bank of images
+		c.parts = slices.Insert(c.parts, 0, placed{Part: ClassPart, name: ClassPart.name()})
+	}
+	if a.Layers > 0 && !s.NoPatches && !slices.ContainsFunc(c.parts, func(p placed) bool { return p.isPatch() }) {
+		c.parts = append(c.parts, placed{Part: PatchPart, name: PatchPart.name()})
+	}
+	// The main bank is the first: of the class token after the last layer, which
+	// tells neighbours apart best, where there is one.
+	if i := slices.IndexFunc(c.parts, func(p placed) bool { return isVector(p) && p.What == backbone.TapClass && p.Layer == 0 && p.scored }); i > 0 {
+		main := c.parts[i]
+		c.parts = slices.Insert(slices.Delete(c.parts, i, i+1), 0, main)
+	}
+	for i := range c.parts {
+		p := &c.parts[i]
+		if p.Layer == usualLayer {
+			p.Layer = a.PatchLayer
+		}
+		switch {
+		case a.Layers == 0 && p.Tap != ClassPart.Tap:
+			return c, fmt.Errorf("%w: %s is a foreign model, which gives one vector only: score on %s", ErrPlan, path, ClassScore)
+		case p.Layer > a.Layers:
+			return c, fmt.Errorf("%w: part %s of the score: %s has %d layers", ErrPlan, p.Part, path, a.Layers)
+		case !a.Class && (p.What == backbone.TapClass && p.Layer > 0 || p.What != backbone.TapClass && p.Layer == 0) && a.Layers > 0:
+			return c, fmt.Errorf("%w: part %s of the score: %s is no transformer; take class, or pooled and patches after some of its %d stages", ErrPlan, p.Part, path, a.Layers)
+		}
+	}
+	return c, nil
+}
+
+// plain says whether the model's own embedding is all that is needed.
+func (c composition) plain() bool {
+	return len(c.parts) == 1 && c.parts[0].Tap == ClassPart.Tap && !c.parts[0].Frozen
+}
+
+// scored are the parts that count in the score.
+func (c composition) scored() []placed {
+	return slices.DeleteFunc(slices.Clone(c.parts), func(p placed) bool { return !p.scored })
+}
+
+// full is the score that is good on everything: class and pooled tokens of every
+// layer, and patches of several.
+func full(a backbone.Anatomy, tuned, noPatches bool) [][]Part {
+	if a.Layers == 0 {
+		return Class()
+	}
+	var whole, local []Part
+	for _, t := range a.Vectors() {
+		whole = append(whole, Part{Tap: t, Unit: true, White: shrinkage, Frozen: tuned})
+	}
+	if noPatches {
+		return [][]Part{whole}
+	}
+	for _, l := range localLayers(a) {
+		local = append(local, Part{Tap: backbone.Tap{What: backbone.TapPatch, Layer: l, Around: 1}, Statistic: release.StatisticTop1, Frozen: tuned})
+	}
+	return [][]Part{whole, local}
+}
+
+// localLayers are the layers whose patches the full score reads.
+func localLayers(a backbone.Anatomy) []int {
+	if !a.Class {
+		return []int{min(2, a.Layers), a.PatchLayer}
+	}
+	first, second := max(1, a.Layers/3), max(1, a.Layers/2)
+	if first == second {
+		return []int{first}
+	}
+	return []int{first, second}
+}
