@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	neturl "net/url"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -103,4 +105,11 @@ func Connect(url, name string, log zerolog.Logger, extra ...nats.Option) (*nats.
 		return nil, redact.Error(fmt.Errorf("connect to the broker at %s: %w", url, err))
 	}
 	return nc, nil
+}
+
+// IsForbidden says whether the broker's last complaint was that this client may
+// not publish on subject. A publisher that waits for an answer gets none then.
+func IsForbidden(nc *nats.Conn, subject string) bool {
+	err := nc.LastError()
+	return errors.Is(err, nats.ErrPermissionViolation) && strings.Contains(err.Error(), strconv.Quote(subject))
 }

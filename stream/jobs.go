@@ -107,7 +107,6 @@ type Job struct {
 	DataDigest  string    `json:"data_digest,omitempty"`  // of those images
 	LastNormal  uint64    `json:"last_normal,omitempty"`  // sequence of the newest of them
 	Skipped     int       `json:"skipped,omitempty"`      // normals that could not be read and were left out
-	Base        string    `json:"base,omitempty"`         // release that a derived one was made from: it must still be active when that is promoted
 	Release     string    `json:"release,omitempty"`      // the result
 	Promoted    bool      `json:"promoted,omitempty"`     // the result is or was active
 	Held        string    `json:"held,omitempty"`         // why it was not promoted

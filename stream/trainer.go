@@ -70,8 +70,6 @@ type Task struct {
 	lastNormal uint64 // sequence
 	mu         sync.Mutex
 	last       time.Time // when progress was last recorded
-	busy, over bool      // progress is being recorded; the attempt has ended
-	records    sync.WaitGroup
 }
 
 // skip notes images of the training set that are not to be had, as far as the
@@ -85,46 +83,30 @@ func (t *Task) skip(all []Normal) {
 }
 
 // Report publishes progress; it may be called as often as there is something
-// to say. It does not wait for the broker.
+// to say.
 func (t *Task) Report(p Progress) {
 	p.Job, p.Detector, p.State, p.At = t.Request.Job, t.Request.Detector, JobRunning, time.Now().UTC()
 	t.w.tell(p)
-	// The record is for those who come later: once a second is enough, and what
-	// comes while one is written is written with the next.
+	// The record is for those who come later: once a second is enough.
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.busy || t.over || time.Since(t.last) < time.Second {
-		return
+	due := time.Since(t.last) > time.Second
+	if due {
+		t.last = time.Now()
 	}
-	t.busy, t.last = true, time.Now()
-	t.records.Go(func() {
-		t.record(p)
-		t.mu.Lock()
-		t.busy = false
-		t.mu.Unlock()
-	})
-}
-
-func (t *Task) record(p Progress) {
-	ctx, cancel := context.WithTimeout(context.Background(), publishWait)
-	defer cancel()
-	if _, err := t.w.jobs.update(ctx, p.Job, func(j *Job) error {
-		if err := t.w.mine(j); err != nil {
-			return err
-		}
-		j.Progress = &p
-		return nil
-	}); err != nil {
-		t.w.log.Debug().Err(err).Msg("progress not recorded")
-	}
-}
-
-// close waits for progress that is being recorded, and has none recorded any more.
-func (t *Task) close() {
-	t.mu.Lock()
-	t.over = true
 	t.mu.Unlock()
-	t.records.Wait()
+	if due {
+		ctx, cancel := context.WithTimeout(context.Background(), publishWait)
+		defer cancel()
+		if _, err := t.w.jobs.update(ctx, p.Job, func(j *Job) error {
+			if err := t.w.mine(j); err != nil {
+				return err
+			}
+			j.Progress = &p
+			return nil
+		}); err != nil {
+			t.w.log.Debug().Err(err).Msg("progress not recorded")
+		}
+	}
 }
 
 // SaveCheckpoint stores a file from which another trainer can go on. When it
@@ -490,11 +472,10 @@ func (w *TrainingWorker) work(ctx context.Context, job Job) (Job, error) {
 func (w *TrainingWorker) attempt(ctx context.Context, job Job) (done Job, err error) {
 	done = job
 	// An earlier attempt may have died between storing the release and saying
-	// so. One that was made from another release goes only into that one's place;
-	// without a record of which that was it is made again.
-	if job.Release != "" && (!job.derived() || job.Base != "") {
+	// so.
+	if job.Release != "" {
 		if _, err := w.registry.Show(ctx, job.Release); err == nil {
-			return w.promote(ctx, done)
+			return w.promote(ctx, done, "")
 		}
 	}
 	dir, remove, err := scratch(w.cfg.ScratchDir)
@@ -506,7 +487,6 @@ func (w *TrainingWorker) attempt(ctx context.Context, job Job) (done Job, err er
 	if err != nil {
 		return done, err
 	}
-	defer task.close()
 	done.Normals, done.DataDigest, done.LastNormal = task.Count, task.DataDigest, task.lastNormal
 	done.Skipped = 0
 	for _, n := range task.Skipped {
@@ -515,11 +495,7 @@ func (w *TrainingWorker) attempt(ctx context.Context, job Job) (done Job, err er
 		}
 	}
 	// Also of a job that fails: it is what the next one is asked for after.
-	if done.Base, done.Release = "", ""; job.derived() {
-		done.Base = task.ActiveID
-	}
 	if _, err := w.jobs.update(ctx, job.Job, func(j *Job) error {
-		j.Base, j.Release = done.Base, ""
 		j.Normals, j.DataDigest, j.LastNormal, j.Skipped = done.Normals, done.DataDigest, done.LastNormal, done.Skipped
 		return w.mine(j)
 	}); err != nil {
@@ -551,7 +527,11 @@ func (w *TrainingWorker) attempt(ctx context.Context, job Job) (done Job, err er
 	if _, err := w.registry.Put(ctx, job.Detector, res.Dir); err != nil {
 		return done, err
 	}
-	return w.promote(ctx, done)
+	expect := ""
+	if job.derived() {
+		expect = task.ActiveID
+	}
+	return w.promote(ctx, done, expect)
 }
 
 // train calls the trainer. A panic is a failed attempt, and so is a trainer
@@ -594,15 +574,15 @@ func (w *TrainingWorker) train(ctx context.Context, task *Task) (TrainResult, er
 	}
 }
 
-// promote makes a job's release active if it was asked for and allowed. One that
-// was made from another release must find that one active.
-func (w *TrainingWorker) promote(ctx context.Context, job Job) (Job, error) {
+// promote makes a job's release active if it was asked for and allowed. expect,
+// when not empty, is the release that must be active.
+func (w *TrainingWorker) promote(ctx context.Context, job Job, expect string) (Job, error) {
 	if !job.Promote || job.Held != "" {
 		return job, nil
 	}
 	for {
-		_, err := w.registry.Promote(ctx, job.Detector, job.Release, registry.Change{By: w.cfg.Name, Reason: "job " + job.Job, Expect: job.Base})
-		if errors.Is(err, registry.ErrConflict) && job.Base == "" && ctx.Err() == nil {
+		_, err := w.registry.Promote(ctx, job.Detector, job.Release, registry.Change{By: w.cfg.Name, Reason: "job " + job.Job, Expect: expect})
+		if errors.Is(err, registry.ErrConflict) && expect == "" && ctx.Err() == nil {
 			continue // whoever was faster: this release is newer
 		}
 		if err != nil {

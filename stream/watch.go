@@ -23,6 +23,56 @@ type WatchConfig struct {
 	Durable string
 	// Since is the time of the first event that is wanted; zero: now.
 	Since time.Time
+	// Live takes events as they are published, without the broker's store: no
+	// Durable, no Since, and what comes while the connection is away is missed.
+	// It needs no more than the right to subscribe.
+	Live bool
+	// APIPrefix is where JetStream answers, for clients of another account.
+	// Empty: "$JS.API".
+	APIPrefix string
+}
+
+// Durable says which events a durable subscription is for.
+type Durable struct {
+	Names
+	Name     string
+	Detector string   // empty: of all detectors
+	Kinds    []string // empty: of all kinds
+}
+
+// EnsureDurable makes the consumer of [Watch]'s durable subscription for a
+// client that may not make it itself. It begins with the events that come next.
+func EnsureDurable(ctx context.Context, js jetstream.JetStream, d Durable) error {
+	filters := []string{d.Events(star(d.Detector), "*", "*")}
+	if len(d.Kinds) > 0 {
+		filters = nil
+		for _, k := range d.Kinds {
+			filters = append(filters, d.Events(star(d.Detector), "*", k))
+		}
+	}
+	_, err := js.CreateConsumer(ctx, d.EventsStream(), durableConfig(d.Name, filters, jetstream.DeliverNewPolicy, nil))
+	if errors.Is(err, jetstream.ErrConsumerExists) {
+		return nil // with another start or filter: its reader's place must not be lost
+	}
+	if err != nil {
+		return fmt.Errorf("make the durable subscription %s: %w", d.Name, err)
+	}
+	return nil
+}
+
+func durableConfig(name string, filters []string, policy jetstream.DeliverPolicy, start *time.Time) jetstream.ConsumerConfig {
+	return jetstream.ConsumerConfig{
+		Durable: "watch-" + name, FilterSubjects: filters, DeliverPolicy: policy, OptStartTime: start,
+		AckPolicy: jetstream.AckExplicitPolicy, AckWait: 30 * time.Second, MaxAckPending: 1,
+	}
+}
+
+// star is the token that stands for s in a subject.
+func star(s string) string {
+	if s == "" {
+		return "*"
+	}
+	return s
 }
 
 // Watch calls handle for every event, in order, until ctx ends, which is no
@@ -40,17 +90,14 @@ func Watch(ctx context.Context, nc *nats.Conn, cfg WatchConfig, log zerolog.Logg
 			}
 		}
 	}
-	js, err := jetstream.New(nc)
+	subject := cfg.Events(star(cfg.Detector), "*", star(cfg.Kind))
+	if cfg.Live {
+		return watchLive(ctx, nc, cfg, subject, log, handle)
+	}
+	js, err := jetStream(nc, cfg.APIPrefix)
 	if err != nil {
 		return err
 	}
-	star := func(s string) string {
-		if s == "" {
-			return "*"
-		}
-		return s
-	}
-	subject := cfg.Events(star(cfg.Detector), "*", star(cfg.Kind))
 	if cfg.Since.IsZero() {
 		cfg.Since = time.Now()
 	}
@@ -67,10 +114,7 @@ func Watch(ctx context.Context, nc *nats.Conn, cfg WatchConfig, log zerolog.Logg
 		}
 		cons, err = js.Consumer(step, cfg.EventsStream(), "watch-"+cfg.Durable)
 		if errors.Is(err, jetstream.ErrConsumerNotFound) {
-			cons, err = js.CreateConsumer(step, cfg.EventsStream(), jetstream.ConsumerConfig{
-				Durable: "watch-" + cfg.Durable, FilterSubject: subject, DeliverPolicy: policy, OptStartTime: start,
-				AckPolicy: jetstream.AckExplicitPolicy, AckWait: 30 * time.Second, MaxAckPending: 1,
-			})
+			cons, err = js.CreateConsumer(step, cfg.EventsStream(), durableConfig(cfg.Durable, []string{subject}, policy, start))
 		}
 		return err
 	})
@@ -117,16 +161,43 @@ func Watch(ctx context.Context, nc *nats.Conn, cfg WatchConfig, log zerolog.Logg
 	}
 }
 
+// watchLive is [Watch] on core NATS.
+func watchLive(ctx context.Context, nc *nats.Conn, cfg WatchConfig, subject string, log zerolog.Logger, handle func(context.Context, Event) error) error {
+	return subscribe(ctx, nc, subject, func(m *nats.Msg) error {
+		e, err := ParseEvent(cfg.Names, m.Subject, m.Header, m.Data)
+		if err != nil {
+			log.Warn().Err(err).Msg("skipped what is no event")
+			return nil
+		}
+		return handle(ctx, e)
+	})
+}
+
+func jetStream(nc *nats.Conn, apiPrefix string) (jetstream.JetStream, error) {
+	if apiPrefix == "" {
+		return jetstream.New(nc)
+	}
+	return jetstream.NewWithAPIPrefix(nc, apiPrefix)
+}
+
 // WatchScores calls handle for every score that is sent on core NATS from now
 // on, until ctx ends, which is no error. Scores that come faster than handle
 // takes them are dropped by the connection, which says so.
 func WatchScores(ctx context.Context, nc *nats.Conn, n Names, detector string, handle func(Event)) error {
-	if detector == "" {
-		detector = "*"
-	}
-	sub, err := nc.SubscribeSync(n.Scores(detector, "*"))
+	return subscribe(ctx, nc, n.Scores(star(detector), "*"), func(m *nats.Msg) error {
+		if e, err := ParseScore(m.Data, m.Header); err == nil {
+			handle(e)
+		}
+		return nil
+	})
+}
+
+// subscribe calls handle for every message until ctx ends, which is no error, or
+// handle returns one.
+func subscribe(ctx context.Context, nc *nats.Conn, subject string, handle func(*nats.Msg) error) error {
+	sub, err := nc.SubscribeSync(subject)
 	if err != nil {
-		return fmt.Errorf("watch scores: %w", err)
+		return fmt.Errorf("watch %s: %w", subject, err)
 	}
 	defer func() { _ = sub.Unsubscribe() }()
 	for {
@@ -138,10 +209,10 @@ func WatchScores(ctx context.Context, nc *nats.Conn, n Names, detector string, h
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("watch scores: %w", err)
+			return fmt.Errorf("watch %s: %w", subject, err)
 		}
-		if e, err := ParseScore(m.Data, m.Header); err == nil {
-			handle(e)
+		if err := handle(m); err != nil {
+			return err
 		}
 	}
 }

@@ -59,6 +59,10 @@ type brokerFlags struct {
 	Port      int    `placeholder:"N" help:"Port of NATS clients (default 4222; --port=-1 takes a free one)."`
 	MQTT      int    `name:"mqtt" placeholder:"N" help:"Also listen for MQTT clients on this port."`
 	WebSocket int    `name:"websocket" placeholder:"N" help:"Also listen for NATS over WebSocket on this port."`
+	TLSCert   string `name:"tls-cert" type:"existingfile" placeholder:"FILE" help:"Certificate of all listeners, from nearmiss tls issue server."`
+	TLSKey    string `name:"tls-key" type:"existingfile" placeholder:"FILE" help:"Key of that certificate."`
+	TLSCA     string `name:"tls-ca" type:"existingfile" placeholder:"FILE" help:"CA that signed the clients' certificates."`
+	TLSVerify string `name:"tls-verify" enum:",optional,required" default:"" help:"Ask clients for a certificate: optional or required (default: not at all)."`
 }
 
 func (f brokerFlags) override(conf *config) {
@@ -67,12 +71,18 @@ func (f brokerFlags) override(conf *config) {
 	set(&conf.Broker.Port, f.Port)
 	set(&conf.Broker.MQTTPort, f.MQTT)
 	set(&conf.Broker.WebSocketPort, f.WebSocket)
+	set(&conf.Broker.TLS.Cert, f.TLSCert)
+	set(&conf.Broker.TLS.Key, f.TLSKey)
+	set(&conf.Broker.TLS.CA, f.TLSCA)
+	set(&conf.Broker.TLS.Verify, f.TLSVerify)
 }
 
 type brokerCmd struct {
 	brokerFlags
 	Setup string `placeholder:"URL" help:"Start nothing: create the streams and buckets in the NATS server at this address, and end."`
 	JSON  bool   `name:"json" help:"Print the addresses as one JSON object."`
+	NKey  string `name:"nkey" type:"existingfile" env:"NEARMISS_NKEY" placeholder:"FILE" help:"With --setup: key of an identity with role setup."`
+	Creds string `type:"existingfile" env:"NEARMISS_CREDS" placeholder:"FILE" help:"With --setup: NATS credentials file."`
 	configFlag
 }
 
@@ -81,6 +91,7 @@ func (*brokerCmd) Help() string {
 		examples(
 			"nearmiss broker --data /var/lib/nearmiss --mqtt 1883",
 			"nearmiss broker --setup nats://nats.example.org:4222",
+			"nearmiss broker --host 0.0.0.0 --tls-cert tls/server.crt --tls-key tls/server.key   # after nearmiss users add and nearmiss tls",
 		)
 }
 
@@ -90,7 +101,8 @@ func (c *brokerCmd) Run(ctx context.Context, o *output) error {
 		return err
 	}
 	if c.Setup != "" {
-		return setup(ctx, o, c.Setup, conf)
+		who := credentialFlags{NKey: c.NKey, Creds: c.Creds, TLSCA: c.TLSCA, TLSCert: c.TLSCert, TLSKey: c.TLSKey}
+		return setup(ctx, o, serverFlags{Server: c.Setup, credentialFlags: who}, conf)
 	}
 	b, err := broker.New(conf.broker(), o.Log)
 	if err != nil {
@@ -109,8 +121,8 @@ func (c *brokerCmd) Run(ctx context.Context, o *output) error {
 	})
 }
 
-func setup(ctx context.Context, o *output, url string, conf config) error {
-	nc, err := connect(url, "", "setup", o)
+func setup(ctx context.Context, o *output, server serverFlags, conf config) error {
+	nc, err := server.connect("setup", o)
 	if err != nil {
 		return err
 	}
@@ -164,6 +176,7 @@ func withBroker(ctx context.Context, b *broker.Broker, conf config, o *output, f
 		if err := stream.Ensure(step, js, conf.topology()); err != nil {
 			return err
 		}
+		go keepDurables(work, js, conf, o)
 		return f(work, connect)
 	}()
 	stop()

@@ -15,6 +15,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/inference/ort"
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/access"
 	"github.com/nearmiss/nearmiss/stream/broker"
 )
 
@@ -43,6 +44,18 @@ type brokerConfig struct {
 	Password      string `yaml:"password" env:"PASSWORD"`
 	Token         string `yaml:"token" env:"TOKEN"`
 	Anonymous     bool   `yaml:"anonymous" env:"ANONYMOUS"`
+	// Pages that may open a WebSocket, as https://host:port.
+	WebSocketOrigins []string  `yaml:"websocket_origins" env:"WEBSOCKET_ORIGINS"`
+	TLS              tlsConfig `yaml:"tls" envPrefix:"TLS_"`
+}
+
+// tlsConfig are the files of the broker's listeners; all of NATS, MQTT and
+// WebSocket use them.
+type tlsConfig struct {
+	Cert   string `yaml:"cert" env:"CERT"`
+	Key    string `yaml:"key" env:"KEY"`
+	CA     string `yaml:"ca" env:"CA"`         // that signed the clients' certificates
+	Verify string `yaml:"verify" env:"VERIFY"` // "", optional, required
 }
 
 // keepConfig bounds what the broker keeps.
@@ -76,7 +89,7 @@ type imagesConfig struct {
 func defaultConfig() config {
 	return config{
 		Data: "nearmiss-data", Server: "nats://127.0.0.1:4222", Prefix: stream.DefaultPrefix,
-		Broker: brokerConfig{Host: "127.0.0.1", Port: 4222, MaxStore: 16 << 30},
+		Broker: brokerConfig{Host: "127.0.0.1", Port: 4222, MaxStore: 16 << 30, WebSocketOrigins: []string{}},
 		Keep:   keepConfig{FramesBytes: 2 << 30, FramesAge: 7 * 24 * time.Hour, EventsBytes: 1 << 30, EventsAge: 90 * 24 * time.Hour},
 		Worker: workerConfig{Device: "cpu", Batch: 16}, Trainer: trainerConfig{Takeover: 30 * time.Second},
 		Images: imagesConfig{MaxBytes: 64 << 20, MaxPixels: 100_000_000},
@@ -145,12 +158,17 @@ func (c config) Validate() error {
 	return errors.Join(errs...)
 }
 
+// usersFile has the identities of those who may connect.
+func (c config) usersFile() string { return filepath.Join(c.Data, "auth", "users.yaml") }
+
 func (c config) broker() broker.Config {
 	b := c.Broker
 	return broker.Config{
 		Host: b.Host, Port: b.Port, MQTTPort: b.MQTTPort, WebSocketPort: b.WebSocketPort,
 		StoreDir: filepath.Join(c.Data, "broker"), MaxStore: b.MaxStore,
 		User: b.User, Password: b.Password, Token: b.Token, Anonymous: b.Anonymous,
+		Users: c.usersFile(), Prefix: c.Prefix, Origins: b.WebSocketOrigins,
+		TLS: access.TLSFiles{Cert: b.TLS.Cert, Key: b.TLS.Key, CA: b.TLS.CA, Verify: access.ClientCerts(b.TLS.Verify)},
 	}
 }
 

@@ -56,6 +56,9 @@ type cli struct {
 	Status   statusCmd   `cmd:"" help:"Show detectors, workers, jobs and what needs attention."`
 	Collect  collectCmd  `cmd:"" help:"Remove releases and files that nobody needs."`
 
+	Users usersCmd `cmd:"" help:"Identities of machines: who may connect, and do what."`
+	TLS   tlsCmd   `cmd:"" name:"tls" help:"Certificates for the broker and its clients."`
+
 	Backbone backboneCmd `cmd:"" help:"Pretrained models: download, import, inspect."`
 	Bench    benchCmd    `cmd:"" help:"Measure speed on this machine."`
 	Runtime  runtimeCmd  `cmd:"" help:"The ONNX Runtime library: install it, or see which one is in use."`

@@ -7,43 +7,62 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/access"
 )
 
 // serverFlags say which broker a command talks to.
 type serverFlags struct {
 	Server string `default:"nats://127.0.0.1:4222" env:"NEARMISS_SERVER" placeholder:"URL" help:"NATS server; user and password may stand in the URL."`
-	Creds  string `type:"existingfile" placeholder:"FILE" help:"NATS credentials file."`
+	credentialFlags
 	Prefix string `default:"nearmiss" env:"NEARMISS_PREFIX" help:"First token of every subject."`
 }
 
 func (f serverFlags) names() stream.Names { return stream.Names{Prefix: f.Prefix} }
 
+// credentialFlags say how a command proves to the broker who it is.
+type credentialFlags struct {
+	NKey    string `name:"nkey" type:"existingfile" env:"NEARMISS_NKEY" placeholder:"FILE" help:"Key of this machine's identity, from nearmiss users add."`
+	Creds   string `type:"existingfile" env:"NEARMISS_CREDS" placeholder:"FILE" help:"NATS credentials file."`
+	TLSCA   string `name:"tls-ca" type:"existingfile" env:"NEARMISS_TLS_CA" placeholder:"FILE" help:"CA that signed the broker's certificate (default: the system's)."`
+	TLSCert string `name:"tls-cert" type:"existingfile" env:"NEARMISS_TLS_CERT" placeholder:"FILE" help:"This machine's certificate, where the broker asks for one."`
+	TLSKey  string `name:"tls-key" type:"existingfile" env:"NEARMISS_TLS_KEY" placeholder:"FILE" help:"Key of that certificate."`
+}
+
+// options are the connection options for a broker at server.
+func (f credentialFlags) options(server string) ([]nats.Option, error) {
+	opts, err := access.Credentials{
+		NKey: f.NKey, Creds: f.Creds,
+		TLS: access.TLSFiles{CA: f.TLSCA, Cert: f.TLSCert, Key: f.TLSKey},
+	}.Options(server)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	return opts, nil
+}
+
 // connect opens a connection for a command that is of no use without the
 // broker.
 func (f serverFlags) connect(as string, o *output) (*nats.Conn, error) {
-	return connect(f.Server, f.Creds, as, o)
-}
-
-func connect(url, creds, as string, o *output) (*nats.Conn, error) {
-	nc, err := stream.Connect(url, "nearmiss "+as, o.Log, append(credentials(creds), nats.RetryOnFailedConnect(false))...)
+	opts, err := f.options(f.Server)
+	if err != nil {
+		return nil, err
+	}
+	nc, err := stream.Connect(f.Server, "nearmiss "+as, o.Log, append(opts, nats.RetryOnFailedConnect(false))...)
 	if errors.Is(err, nats.ErrNoServers) {
-		return nil, fmt.Errorf("no broker answers at %s: start one with nearmiss up or nearmiss broker, or name yours with --server", url)
+		return nil, fmt.Errorf("no broker answers at %s: start one with nearmiss up or nearmiss broker, or name yours with --server", f.Server)
 	}
 	return nc, err
 }
 
 // await opens a connection for a service, which waits for its broker.
 func (f serverFlags) await(as string, o *output) (*nats.Conn, error) {
-	nc, err := stream.Connect(f.Server, "nearmiss "+as, o.Log, credentials(f.Creds)...)
+	opts, err := f.options(f.Server)
+	if err != nil {
+		return nil, err
+	}
+	nc, err := stream.Connect(f.Server, "nearmiss "+as, o.Log, opts...)
 	if err == nil && !nc.IsConnected() {
 		o.Log.Warn().Str("server", f.Server).Msg("no broker answers yet: waiting for it")
 	}
 	return nc, err
-}
-
-func credentials(file string) []nats.Option {
-	if file == "" {
-		return nil
-	}
-	return []nats.Option{nats.UserCredentials(file)}
 }

@@ -20,8 +20,8 @@ import (
 )
 
 type trainerCmd struct {
-	Server   string `placeholder:"URL" help:"NATS server (default nats://127.0.0.1:4222)."`
-	Creds    string `type:"existingfile" placeholder:"FILE" help:"NATS credentials file."`
+	Server string `placeholder:"URL" help:"NATS server (default nats://127.0.0.1:4222)."`
+	credentialFlags
 	Data     string `type:"path" placeholder:"DIR" help:"Folder for releases and jobs under way (default nearmiss-data)."`
 	Backbone string `type:"existingfile" placeholder:"FILE.onnx" help:"Model for detectors that name none (default: the starter backbone, for first trials)."`
 	modelFlags
@@ -46,7 +46,7 @@ func (c *trainerCmd) Run(ctx context.Context, o *output) error {
 	if err := ort.Load(); err != nil { // now, and not at the first job
 		return err
 	}
-	nc, err := serverFlags{Server: conf.Server, Creds: c.Creds}.await("trainer", o)
+	nc, err := serverFlags{Server: conf.Server, credentialFlags: c.credentialFlags}.await("trainer", o)
 	if err != nil {
 		return err
 	}

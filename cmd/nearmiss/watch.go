@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -11,12 +12,14 @@ import (
 )
 
 type watchCmd struct {
-	Detector string        `arg:"" optional:"" help:"Detector to watch (default: all)."`
-	Kind     string        `placeholder:"KIND" help:"Only events of this kind: anomaly, rejected, drift or release."`
-	Since    time.Duration `placeholder:"AGO" help:"Begin with the events of this long ago, for instance 1h."`
-	Durable  string        `placeholder:"NAME" help:"Remember under this name what was seen, and begin there the next time."`
-	Scores   bool          `help:"Print the score of every frame instead of the events."`
-	JSON     bool          `name:"json" help:"Print one JSON object a line."`
+	Detector    string        `arg:"" optional:"" help:"Detector to watch (default: all)."`
+	Kind        string        `placeholder:"KIND" help:"Only events of this kind: anomaly, rejected, drift or release."`
+	Since       time.Duration `placeholder:"AGO" help:"Begin with the events of this long ago, for instance 1h."`
+	Durable     string        `placeholder:"NAME" help:"Remember under this name what was seen, and begin there the next time."`
+	Live        bool          `help:"Print events as they are published and nothing else: for identities that may only listen."`
+	Scores      bool          `help:"Print the score of every frame instead of the events."`
+	JSON        bool          `name:"json" help:"Print one JSON object a line."`
+	JSAPIPrefix string        `name:"js-api-prefix" placeholder:"SUBJECT" env:"NEARMISS_JS_API_PREFIX" help:"Where JetStream answers, for subscribers in an account of their own: NM.API."`
 	serverFlags
 }
 
@@ -25,6 +28,7 @@ func (*watchCmd) Help() string {
 		"nearmiss watch",
 		"nearmiss watch bolts --kind anomaly --since 24h --json",
 		"nearmiss watch bolts --durable alarm-lamp --json",
+		"nearmiss watch bolts --durable lamp --nkey lamp.nk --js-api-prefix NM.API   # a subscriber of nearmiss users",
 	)
 }
 
@@ -45,7 +49,10 @@ func (c *watchCmd) Run(ctx context.Context, o *output) error {
 		})
 		return firstError(failed, err)
 	}
-	w := stream.WatchConfig{Names: c.names(), Detector: c.Detector, Kind: c.Kind, Durable: c.Durable}
+	w := stream.WatchConfig{Names: c.names(), Detector: c.Detector, Kind: c.Kind, Durable: c.Durable, Live: c.Live, APIPrefix: c.JSAPIPrefix}
+	if c.Live && (c.Durable != "" || c.Since > 0) {
+		return usageError{errors.New("--live prints what comes from now on: leave out --durable and --since")}
+	}
 	if c.Since > 0 {
 		w.Since = time.Now().Add(-c.Since)
 	}

@@ -15,8 +15,8 @@ import (
 type workerCmd struct {
 	Detectors []string `name:"detector" placeholder:"NAME" help:"Serve this detector only; may be repeated (default: all that the broker knows)."`
 	Server    string   `placeholder:"URL" help:"NATS server (default nats://127.0.0.1:4222)."`
-	Creds     string   `type:"existingfile" placeholder:"FILE" help:"NATS credentials file."`
-	Data      string   `type:"path" placeholder:"DIR" help:"Folder for the releases in use (default nearmiss-data)."`
+	credentialFlags
+	Data string `type:"path" placeholder:"DIR" help:"Folder for the releases in use (default nearmiss-data)."`
 	modelFlags
 	Batch int `placeholder:"N" help:"Most frames scored at once (default 16)."`
 	configFlag
@@ -44,7 +44,7 @@ func (c *workerCmd) Run(ctx context.Context, o *output) error {
 	if err := ort.Load(); err != nil { // now, and not at the first release
 		return err
 	}
-	nc, err := serverFlags{Server: conf.Server, Creds: c.Creds}.await("worker", o)
+	nc, err := serverFlags{Server: conf.Server, credentialFlags: c.credentialFlags}.await("worker", o)
 	if err != nil {
 		return err
 	}

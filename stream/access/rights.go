@@ -105,6 +105,7 @@ func readKV(bucket string) []string {
 		api + "CONSUMER.CREATE." + s + ".*.$KV." + bucket + ".>",
 		api + "CONSUMER.DELETE." + s + ".*",
 		api + "CONSUMER.INFO." + s + ".*",
+		api + "CONSUMER.MSG.NEXT." + s + ".*",
 	}
 }
 
@@ -116,6 +117,8 @@ func readObjects(bucket string) []string {
 		api + "DIRECT.GET." + s + ".$O." + bucket + ".M.*",
 		api + "CONSUMER.CREATE." + s + ".*.$O." + bucket + ".>",
 		api + "CONSUMER.DELETE." + s + ".*",
+		api + "CONSUMER.INFO." + s + ".*",
+		api + "CONSUMER.MSG.NEXT." + s + ".*",
 		"$JS.FC." + s + ".>",
 	}
 }

@@ -162,6 +162,8 @@ func (p *Publisher) publish(ctx context.Context, f stream.Frame) error {
 			return nil
 		case errors.Is(err, nats.ErrMaxPayload), errors.Is(err, nats.ErrConnectionClosed), errors.Is(err, nats.ErrBadSubject):
 			return backoff.Permanent(err)
+		case stream.IsForbidden(p.js.Conn(), m.Subject):
+			return backoff.Permanent(fmt.Errorf("this identity may not publish on %s: %w", m.Subject, nats.ErrPermissionViolation))
 		case stream.IsQueueFull(err):
 			tries--
 			if fullSince.IsZero() {

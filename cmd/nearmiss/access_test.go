@@ -1,0 +1,101 @@
+package main
+
+import (
+	"encoding/json"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/nearmiss/nearmiss/stream"
+)
+
+// TestEachRoleDoesItsJobWithItsRights has every part in a process of its own,
+// with its own identity, and goes through the life of a detector. The broker
+// refuses nobody anything.
+func TestEachRoleDoesItsJobWithItsRights(t *testing.T) {
+	needRuntime(t)
+	data := t.TempDir()
+	in := "--data=" + data
+	for _, u := range []string{
+		"operator desk", "camera line1 --detector parts", "worker w1", "trainer t1",
+		"subscriber lamp --detector parts", "subscriber view --detector parts --live", "setup s1",
+	} {
+		program(t, 0, append(append([]string{"users", "add"}, strings.Fields(u)...), in)...)
+	}
+	key := func(name string) string { return "--nkey=" + filepath.Join(data, "auth", name+".nk") }
+	up := start(t, "broker", in, "--port=-1", "--json")
+	var a struct{ NATS string }
+	if err := json.Unmarshal([]byte(up.line("its addresses", func(l string) bool { return strings.HasPrefix(l, "{") })), &a); err != nil {
+		t.Fatal(err)
+	}
+	server := "--server=" + a.NATS
+	if out, _ := program(t, 1, "status", server); strings.TrimSpace(out) != "" {
+		t.Errorf("status without a key printed: %s", out)
+	}
+	services := []*process{
+		up,
+		start(t, "worker", server, key("w1"), "--data", t.TempDir()),
+		start(t, "trainer", server, key("t1"), "--data", t.TempDir()),
+		start(t, "watch", "parts", "--live", "--json", server, key("view")),
+		start(t, "watch", "parts", "--durable", "lamp", "--js-api-prefix", "NM.API", "--json", server, key("lamp")),
+	}
+	view, lamp := services[3], services[4]
+	var errs strings.Builder
+	desk := func(args ...string) string {
+		t.Helper()
+		out, stderr := program(t, 0, append(args, server, key("desk"))...)
+		errs.WriteString(stderr)
+		return out
+	}
+	camera := func(args ...string) {
+		t.Helper()
+		_, stderr := program(t, 0, append(append([]string{"camera", "synthetic:parts", "--detector", "parts", "--camera", "line1"}, args...), server, key("line1"))...)
+		errs.WriteString(stderr)
+	}
+	program(t, 0, "broker", "--setup", a.NATS, key("s1"))
+
+	desk("detector", "create", "parts", "--learn-frames", "60", "--false-alarm-rate", "0.2")
+	camera("--count", "60", "--defects", "0")
+	eventually(t, "a release is active", func() bool { return strings.Contains(desk("releases", "parts"), "* ") })
+	camera("--count", "40", "--defects", "0.5", "--seed", "2")
+	event := func(p *process) eventLine {
+		var e eventLine
+		p.line("an anomaly", func(l string) bool { return json.Unmarshal([]byte(l), &e) == nil && e.Kind == stream.KindAnomaly })
+		return e
+	}
+	e := event(view)
+	if got := event(lamp); got.Detector != "parts" {
+		t.Errorf("the durable subscriber got %+v", got)
+	}
+	for _, args := range [][]string{
+		{"mark", "parts", "normal", e.ID},
+		{"normals", "list", "parts"},
+		{"normals", "export", "parts", t.TempDir()},
+		{"evidence", "list", "parts"},
+		{"evidence", "get", "parts", "--last", "--out", t.TempDir()},
+		{"detector", "set", "parts", "--k", "3"},
+		{"detector", "list"},
+		{"detector", "show", "parts"},
+		{"train", "parts", "--wait"},
+		{"jobs", "parts"},
+		{"releases", "parts"},
+		{"releases", "parts", "rollback"},
+		{"status"},
+		{"collect"},
+	} {
+		desk(args...)
+	}
+	for _, p := range services {
+		errs.WriteString(p.stderr())
+	}
+	for line := range strings.Lines(errs.String()) {
+		if strings.Contains(strings.ToLower(line), "permissions violation") {
+			t.Errorf("a right is missing: %s", strings.TrimSpace(line))
+		}
+	}
+	// A camera is its own camera only.
+	_, stderr := program(t, 1, "camera", "synthetic:parts", "--detector", "parts", "--camera", "line2", "--count", "1", server, key("line1"))
+	if !strings.Contains(stderr, "may not publish on nearmiss.frames.parts.line2") {
+		t.Errorf("another camera's frames: %s", stderr)
+	}
+}
