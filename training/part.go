@@ -12,8 +12,8 @@ import (
 )
 
 // Part is a part of a score: vectors of the model, which are compared with those
-// of normals. It says what (the class token, the mean of the patch tokens, or
-// every patch), where (after how many layers), how (scaled to length 1, whitened)
+// of normals. It says what (the class token, the mean or the spread of the patch
+// tokens, or every patch), where (after how many layers), how (scaled to length 1, whitened)
 // and, of patches, which statistic of their distances counts.
 type Part struct {
 	backbone.Tap
@@ -64,11 +64,11 @@ func ParsePart(text string) (Part, error) {
 		}
 	}
 	switch p.What {
-	case backbone.TapClass, backbone.TapPooled:
+	case backbone.TapClass, backbone.TapPooled, backbone.TapSpread:
 	case backbone.TapPatch:
 		p.Statistic = release.StatisticMean
 	default:
-		return fail(errors.New("unknown, take class, pooled or patch, as in class, pooled@6 or patch@4"))
+		return fail(errors.New("unknown, take class, pooled, spread or patch, as in class, pooled@6 or patch@4"))
 	}
 	for _, w := range words[1:] {
 		word, value, given := strings.Cut(w, "=")

@@ -91,8 +91,8 @@ func TestTheFullScoreFitsTheBackbone(t *testing.T) {
 		tuned bool
 		parts string
 	}{
-		"a transformer":           {backbone.Anatomy{Layers: 2, Class: true, PatchLayer: 1}, false, "class class-1 pooled-1 class-2 pooled-2 pooled|patch-1"},
-		"a convolutional network": {backbone.Anatomy{Layers: 4, PatchLayer: 3}, false, "class pooled-1 pooled-2 pooled-3 pooled-4|patch-2 patch-3"},
+		"a transformer":           {backbone.Anatomy{Layers: 2, Class: true, PatchLayer: 1}, false, "class class-1 pooled-1m1 pooled-1m3 spread-1m1 spread-1m3 class-2 pooled-2m1 pooled-2m3 spread-2m1 spread-2m3 pooled-0m1 pooled-0m3 spread-0m1 spread-0m3|patch-1 patch-1x3"},
+		"a convolutional network": {backbone.Anatomy{Layers: 4, PatchLayer: 3}, false, "class pooled-2m1 pooled-2m3 spread-2m1 spread-2m3 pooled-3m1 pooled-3m3 spread-3m1 spread-3m3 pooled-4m1 pooled-4m3 spread-4m1 spread-4m3|patch-2 patch-3x3"},
 		"a foreign model":         {backbone.Anatomy{}, false, "class"},
 	} {
 		got, err := Score{}.compose("file", c.a, c.tuned)

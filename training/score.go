@@ -33,7 +33,7 @@ type Score struct {
 }
 
 // DefaultCoreset is how many patches a bank keeps at most.
-const DefaultCoreset = 5_000
+const DefaultCoreset = 4_000
 
 // Names of scores. both is class+patch; auto chose among several scores once, and
 // is the full one now.
@@ -214,33 +214,61 @@ func (c composition) scored() []placed {
 	return slices.DeleteFunc(slices.Clone(c.parts), func(p placed) bool { return !p.scored })
 }
 
-// full is the score that is good on everything: class and pooled tokens of every
-// layer, and patches of several.
+// full is the score that is good on everything: of the whole picture the class
+// token, and the mean and the spread of the patch tokens in two windows, after five
+// layers; and single patches and their neighbourhoods after two.
 func full(a backbone.Anatomy, tuned, noPatches bool) [][]Part {
 	if a.Layers == 0 {
 		return Class()
 	}
 	var whole, local []Part
-	for _, t := range a.Vectors() {
-		whole = append(whole, Part{Tap: t, Unit: true, White: shrinkage, Frozen: tuned})
+	for _, l := range wholeLayers(a) {
+		if a.Class || l == 0 {
+			whole = append(whole, Part{Tap: backbone.Tap{What: backbone.TapClass, Layer: l}, Unit: true, White: shrinkage, Frozen: tuned})
+		}
+		if !a.Class && l == 0 {
+			continue // the same as after the last stage
+		}
+		for _, what := range []string{backbone.TapPooled, backbone.TapSpread} {
+			for _, margin := range []int{1, 3} {
+				whole = append(whole, Part{Tap: backbone.Tap{What: what, Layer: l, Margin: margin}, Unit: true, White: shrinkage, Frozen: tuned})
+			}
+		}
 	}
 	if noPatches {
 		return [][]Part{whole}
 	}
-	for _, l := range localLayers(a) {
-		local = append(local, Part{Tap: backbone.Tap{What: backbone.TapPatch, Layer: l, Around: 1}, Statistic: release.StatisticTop1, Frozen: tuned})
+	for _, t := range localTaps(a) {
+		local = append(local, Part{Tap: t, Statistic: release.StatisticTop1, Frozen: tuned})
 	}
 	return [][]Part{whole, local}
 }
 
-// localLayers are the layers whose patches the full score reads.
-func localLayers(a backbone.Anatomy) []int {
+// wholeLayers are the layers that the full score reads of the whole picture.
+func wholeLayers(a backbone.Anatomy) (out []int) {
+	share := []float64{1. / 3, 1. / 2, 2. / 3, 5. / 6}
 	if !a.Class {
-		return []int{min(2, a.Layers), a.PatchLayer}
+		share = []float64{1. / 2, 3. / 4, 1}
 	}
-	first, second := max(1, a.Layers/3), max(1, a.Layers/2)
-	if first == second {
-		return []int{first}
+	for _, s := range share {
+		if l := layerAt(a, s); !slices.Contains(out, l) {
+			out = append(out, l)
+		}
 	}
-	return []int{first, second}
+	return append(out, 0)
+}
+
+// localTaps are the patches that the full score reads.
+func localTaps(a backbone.Anatomy) []backbone.Tap {
+	single := backbone.Tap{What: backbone.TapPatch, Layer: layerAt(a, 1./3), Around: 1}
+	around := backbone.Tap{What: backbone.TapPatch, Layer: layerAt(a, 2./3), Around: 3}
+	if !a.Class {
+		single.Layer, around.Layer = layerAt(a, 1./2), layerAt(a, 3./4)
+	}
+	return []backbone.Tap{single, around}
+}
+
+// layerAt is the layer behind a share of all.
+func layerAt(a backbone.Anatomy, share float64) int {
+	return min(max(1, int(math.Round(share*float64(a.Layers)))), a.Layers)
 }

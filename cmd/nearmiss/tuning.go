@@ -35,8 +35,8 @@ type tuneFlags struct {
 	Blends     []float64 `placeholder:"SHARE" help:"Shares of the tuned weights, the rest being frozen ones, that the gate chooses from."`
 	NoGate     bool      `name:"no-gate" help:"Publish the fine-tuned backbone whatever the gate finds."`
 
-	Score     string  `default:"full" placeholder:"PARTS" help:"What scores are made of: full (every layer of the whole picture, and single patches of several), class (the paper's), or parts of your own: class, pooled or patch, after a layer as in pooled@6, with :unit or :white, patches with :top1 or another statistic; joined by + within a group and by | between groups, of which one that stands out suffices."`
-	Coreset   float64 `placeholder:"N" help:"Patches that each bank keeps at most; up to 1, the share of them (default 5000)."`
+	Score     string  `default:"full" placeholder:"PARTS" help:"What scores are made of: full (every layer of the whole picture, and single patches of several), class (the paper's), or parts of your own: class, pooled, spread or patch, after a layer as in pooled@6, with :unit or :white, patches with :top1 or another statistic; joined by + within a group and by | between groups, of which one that stands out suffices."`
+	Coreset   float64 `placeholder:"N" help:"Patches that each bank keeps at most; up to 1, the share of them (default 4000)."`
 	NoPatches bool    `name:"no-patches" help:"Make no bank of patches: there are no heatmaps, and a full score looks at the whole picture only."`
 	Symmetry  string  `enum:"none,flip,dihedral,auto" default:"none" help:"Changes of an image that mean nothing, which embeddings are averaged over: ${enum}; flip is the mirror image (twice the time), dihedral the eight turns and mirror images of a square (eight times), for what may lie in any orientation; auto looks how the normals lie."`
 	Work      string  `type:"path" placeholder:"DIR" help:"Folder for the results of single steps, from which another run with the same images and seed goes on."`

@@ -2,6 +2,8 @@ package backbone
 
 import (
 	"fmt"
+	"math"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,6 +15,7 @@ import (
 const (
 	TapClass  = "class"  // the class token
 	TapPooled = "pooled" // the mean over the patch tokens, or over the plane of a convolutional network
+	TapSpread = "spread" // the standard deviation over them, number by number: texture
 	TapPatch  = "patch"  // every patch token, or every cell of the plane
 )
 
@@ -25,6 +28,10 @@ type Tap struct {
 	// convolutional network, 1 to Spec.Layers. 0 is behind all of them and the last
 	// norm: where the embedding comes from.
 	Layer int
+	// Margin is how much of the picture is left out at each edge, in 14ths of its side:
+	// tokens at the edges are noisy, and what matters is often in the middle. It counts
+	// for TapPooled and TapSpread only.
+	Margin int
 	// Around is the side of the square of patches whose mean makes a patch vector:
 	// 1 is each patch alone, 3 with its neighbours (PatchCore, arXiv 2106.08265,
 	// section 3.1). It counts for TapPatch only.
@@ -32,11 +39,14 @@ type Tap struct {
 }
 
 // String is the tap's name, which outputs of models and parts of scores have:
-// "class", "pooled@6", "patch@4", "patch@4x3", "patch@0".
+// "class", "pooled@6", "spread@4m1", "patch@4", "patch@4x3", "patch@0".
 func (t Tap) String() string {
 	name := t.What
-	if t.Layer > 0 || t.What == TapPatch {
+	if t.Layer > 0 || t.What == TapPatch || t.Margin > 0 {
 		name += fmt.Sprintf("@%d", t.Layer)
+	}
+	if t.Margin > 0 {
+		name += fmt.Sprintf("m%d", t.Margin)
 	}
 	if t.What == TapPatch && t.Around > 1 {
 		name += fmt.Sprintf("x%d", t.Around)
@@ -77,8 +87,10 @@ func (b *builder) checkTaps() error {
 			return architectureError("build %s: %s after %d layers: it has %d", s.Name(), t.What, t.Layer, s.Layers())
 		case t.What == TapClass && t.Layer > 0 && s.Tokens() == 0, t.What != TapClass && t.Layer == 0 && s.Tokens() == 0:
 			return architectureError("build %s: %s is taken of transformers only", s.Name(), t)
-		case t.What != TapClass && t.What != TapPooled && t.What != TapPatch:
+		case !slices.Contains([]string{TapClass, TapPooled, TapSpread, TapPatch}, t.What):
 			return architectureError("build %s: unknown vectors %q", s.Name(), t.What)
+		case t.Margin < 0 || t.Margin > mostMargin || t.Margin > 0 && t.What != TapPooled && t.What != TapSpread:
+			return architectureError("build %s: %s without %d 14ths at each edge: pooled and spread leave out up to %d", s.Name(), t.What, t.Margin, mostMargin)
 		case t.What == TapPatch && t.Around != 0 && t.Around%2 == 0:
 			return architectureError("build %s: the mean of %d×%d patches has no middle one", s.Name(), t.Around, t.Around)
 		}
@@ -119,8 +131,14 @@ func (b *builder) tapTokens(x *onnx.Value, layer int, classOnly bool) {
 			if out.Value = x; !classOnly {
 				out.Value = b.classToken(x)
 			}
-		case TapPooled:
-			out.Value = b.g.ReduceMean(b.patchTokens(x), false, 1)
+		case TapPooled, TapSpread:
+			y := b.patchTokens(x)
+			if margin(t, s.grid()) > 0 {
+				y = b.reshape(y, -1, int64(s.grid()), int64(s.grid()), int64(s.Dim))
+				y = b.inner(y, t, 1)
+				y = b.reshape(y, -1, int64(y.Dim(1)*y.Dim(2)), int64(s.Dim))
+			}
+			out.Value = b.moment(y, t, 1)
 		case TapPatch:
 			y := b.patchTokens(x)
 			if t.Around > 1 {
@@ -141,8 +159,8 @@ func (b *builder) tapPlane(x *onnx.Value, layer int) {
 		}
 		out := Tapped{Tap: t}
 		switch t.What {
-		case TapPooled:
-			out.Value = b.pool(x)
+		case TapPooled, TapSpread:
+			out.Value = b.moment(b.inner(x, t, 2), t, 2, 3)
 		case TapPatch:
 			y := x
 			if t.Around > 1 {
@@ -161,6 +179,35 @@ func (b *builder) tapHead(embedding *onnx.Value) {
 			b.taps[i] = Tapped{Tap: t, Value: embedding}
 		}
 	}
+}
+
+// mostMargin leaves two 14ths in the middle.
+const mostMargin = 6
+
+// margin is how many patches a tap leaves out at each edge of a side of n.
+func margin(t Tap, n int) int {
+	return min(int(math.Round(float64(t.Margin)*float64(n)/14)), (n-1)/2)
+}
+
+// inner is what a tap looks at of a plane whose rows are along an axis and whose
+// columns along the next.
+func (b *builder) inner(x *onnx.Value, t Tap, axis int) *onnx.Value {
+	for a := axis; a < axis+2; a++ {
+		if m, n := margin(t, x.Dim(a)), x.Dim(a); m > 0 {
+			x = b.g.Slice(x, a, m, n-m)
+		}
+	}
+	return x
+}
+
+// moment is the mean or the standard deviation over some axes.
+func (b *builder) moment(x *onnx.Value, t Tap, axes ...int) *onnx.Value {
+	if t.What == TapPooled {
+		return b.g.ReduceMean(x, false, axes...)
+	}
+	defer b.g.Scope("spread")()
+	off := b.g.Sub(x, b.g.ReduceMean(x, true, axes...))
+	return b.g.Sqrt(b.g.ReduceMean(b.g.Mul(off, off), false, axes...))
 }
 
 // patchTokens are [N, P, D] of [N·T, D].
@@ -373,23 +420,24 @@ func (c *selection) network(n int, want []Tap) ([]Tapped, error) {
 	return f.Taps, err
 }
 
+var tapText = regexp.MustCompile(`^([a-z]+)(?:@([0-9]{1,4})(?:m([0-9]{1,2}))?(?:x([0-9]{1,2}))?)?$`)
+
 // ParseTap reads what Tap.String gives; Around is 1 where it says nothing.
 func ParseTap(text string) (Tap, error) {
-	t := Tap{Around: 1}
-	name, place, at := strings.Cut(text, "@")
-	t.What = name
-	if at {
-		layer, around, square := strings.Cut(place, "x")
-		var err error
-		if t.Layer, err = strconv.Atoi(layer); err == nil && square {
-			t.Around, err = strconv.Atoi(around)
-		}
-		if err != nil || t.Layer < 0 || t.Around < 1 {
-			return t, fmt.Errorf("layer %q: take a number of blocks, as in class@6, or of blocks and neighbours, as in patch@6x3", text)
-		}
+	m := tapText.FindStringSubmatch(text)
+	if m == nil {
+		return Tap{}, fmt.Errorf("vectors %q: take them after a number of layers, as in class@6, perhaps without the edges, as in pooled@6m1, or with neighbours, as in patch@6x3", text)
 	}
-	if t.What != TapPatch {
-		t.Around = 0
+	number := func(s string) int {
+		n, _ := strconv.Atoi(s) // digits, or nothing
+		return n
+	}
+	t := Tap{What: m[1], Layer: number(m[2]), Margin: number(m[3]), Around: number(m[4])}
+	switch {
+	case t.What == TapPatch && m[4] == "":
+		t.Around = 1
+	case t.What == TapPatch && t.Around < 1, t.What != TapPatch && m[4] != "":
+		return Tap{}, fmt.Errorf("vectors %q: patches have 1 or more neighbours across, others none", text)
 	}
 	return t, nil
 }

@@ -18,7 +18,7 @@ func patchModel(t *testing.T, m *Model, tokens bool, layer int) (path string, gr
 	t.Helper()
 	g := onnx.New("patches")
 	x := g.Input(InputImage, onnx.Uint8, 1, m.Spec.Size, m.Spec.Size, 3)
-	f, err := m.Forward(g, x, ForwardOptions{Tokens: tokens, Taps: []Tap{{TapPatch, layer, 3}}})
+	f, err := m.Forward(g, x, ForwardOptions{Tokens: tokens, Taps: []Tap{{What: TapPatch, Layer: layer, Around: 3}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,7 +141,7 @@ func TestPatchVectorsComeFromTheirBlock(t *testing.T) {
 			}
 			g := onnx.New("too many")
 			x := g.Input(InputImage, onnx.Uint8, 1, spec.Size, spec.Size, 3)
-			if _, err := m.Forward(g, x, ForwardOptions{Taps: []Tap{{TapPatch, spec.Layers() + 1, 1}}}); err == nil {
+			if _, err := m.Forward(g, x, ForwardOptions{Taps: []Tap{{What: TapPatch, Layer: spec.Layers() + 1, Around: 1}}}); err == nil {
 				t.Error("a block that is not there is accepted")
 			}
 		})
@@ -169,7 +169,7 @@ func TestSelectedVectorsAreThoseOfThePass(t *testing.T) {
 	for _, tap := range a.Vectors() {
 		all = append(all, Selected{Tap: tap})
 	}
-	all = append(all, Selected{Tap: Tap{TapPatch, 2, 1}}, Selected{Tap: Tap{TapPatch, 0, 1}})
+	all = append(all, Selected{Tap: Tap{What: TapPatch, Layer: 2, Around: 1}}, Selected{Tap: Tap{What: TapPatch, Layer: 0, Around: 1}})
 	if len(all) != 10 || all[0].String() != "class@1" || all[7].String() != "pooled" || all[9].String() != "patch@0" {
 		t.Fatalf("%v", all)
 	}
@@ -194,6 +194,28 @@ func TestSelectedVectorsAreThoseOfThePass(t *testing.T) {
 			}
 			if math.Abs(class-float64(tokens[i*count*dim+d])) > 1e-5 || math.Abs(pooled-mean) > 1e-5 {
 				t.Fatalf("image %d, dimension %d: %v and %v", i, d, class, pooled)
+			}
+		}
+	}
+	// Without the outermost of five rows and columns nine patches are left, whose mean
+	// and spread these are.
+	inner := filepath.Join(dir, "inner.onnx")
+	if _, err := Select(inner, []string{file}, []Selected{{Tap: Tap{What: TapPooled, Margin: 3}}, {Tap: Tap{What: TapSpread, Margin: 3}}}); err != nil {
+		t.Fatal(err)
+	}
+	middle := run(t, inner, images, 2, 40)[OutputEmbedding].Float32s()
+	for i := range 2 {
+		for d := range dim {
+			var sum, squares float64
+			for y := 1; y < 4; y++ {
+				for x := 1; x < 4; x++ {
+					v := float64(tokens[(i*count+lead+y*5+x)*dim+d])
+					sum, squares = sum+v, squares+v*v
+				}
+			}
+			mean, spread := sum/9, math.Sqrt(squares/9-sum*sum/81)
+			if a, b := float64(middle[i*2*dim+d]), float64(middle[i*2*dim+dim+d]); math.Abs(a-mean) > 1e-5 || math.Abs(b-spread) > 1e-4 {
+				t.Fatalf("image %d, dimension %d: %v and %v, want %v and %v", i, d, a, b, mean, spread)
 			}
 		}
 	}
@@ -250,7 +272,7 @@ func TestConvolutionalNetworksGivePooledStages(t *testing.T) {
 	for _, tap := range a.Vectors() {
 		taps = append(taps, Selected{Tap: tap})
 	}
-	s, err := Select(selected, []string{file}, append(taps, Selected{Tap: Tap{TapPatch, 2, 1}}))
+	s, err := Select(selected, []string{file}, append(taps, Selected{Tap: Tap{What: TapPatch, Layer: 2, Around: 1}}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -264,7 +286,7 @@ func TestConvolutionalNetworksGivePooledStages(t *testing.T) {
 			t.Fatalf("dimension %d: %v and %v, want %v", i, last, head, v)
 		}
 	}
-	for _, tap := range []Tap{{What: TapClass, Layer: 2}, {What: TapPooled}, {What: "logits"}, {TapPatch, 2, 2}} {
+	for _, tap := range []Tap{{What: TapClass, Layer: 2}, {What: TapPooled, Layer: 2, Margin: 7}, {What: TapSpread, Layer: 2, Margin: -1}, {What: TapPooled}, {What: "logits"}, {What: TapPatch, Layer: 2, Around: 2}} {
 		if _, err := Select(filepath.Join(dir, "bad.onnx"), []string{file}, []Selected{{Tap: tap}}); err == nil {
 			t.Errorf("%v is accepted", tap)
 		}
@@ -272,12 +294,12 @@ func TestConvolutionalNetworksGivePooledStages(t *testing.T) {
 }
 
 func TestTapsAreRead(t *testing.T) {
-	for _, want := range []Tap{{What: TapClass}, {What: TapPooled, Layer: 12}, {TapPatch, 4, 1}, {TapPatch, 4, 3}} {
+	for _, want := range []Tap{{What: TapClass}, {What: TapPooled, Margin: 3}, {What: TapSpread, Layer: 4, Margin: 1}, {What: TapPooled, Layer: 12}, {What: TapPatch, Layer: 4, Around: 1}, {What: TapPatch, Layer: 4, Around: 3}} {
 		if got, err := ParseTap(want.String()); err != nil || got != want {
 			t.Errorf("%v: %+v, %v", want, got, err)
 		}
 	}
-	for _, bad := range []string{"class@", "class@x", "patch@4x", "patch@a"} {
+	for _, bad := range []string{"class@", "class@x", "patch@4x", "patch@a", "patch@4x0", "class@4x3", "pooled@4m", "class@-1", "Class"} {
 		if got, err := ParseTap(bad); err == nil {
 			t.Errorf("%q is read as %+v", bad, got)
 		}
