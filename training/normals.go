@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 
 	"github.com/nearmiss/nearmiss/inference"
@@ -41,6 +43,10 @@ func embedNormals(ctx context.Context, e embedder, images []Image, take func(i i
 		var places []int
 		for i := at; i < min(at+chunk, len(images)); i++ {
 			b, err := images[i].Read()
+			if gone := unreadable(err); gone != "" {
+				s.all[i] = Normal{ID: uint64(i), Name: images[i].Name, Use: NotUsedReject, Reason: gone}
+				continue
+			}
 			if err != nil {
 				return nil, nil, fmt.Errorf("read normal image %s: %w", images[i].Name, err)
 			}
@@ -74,6 +80,21 @@ func embedNormals(ctx context.Context, e embedder, images []Image, take func(i i
 		progress(min(at+chunk, len(images)), len(images))
 	}
 	return all, of, nil
+}
+
+// unreadable says why a file that was listed cannot be read, where that is the
+// file's matter alone: it was removed or moved since, or may not be read.
+func unreadable(err error) string {
+	var at *fs.PathError
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "it is gone"
+	case errors.Is(err, fs.ErrPermission):
+		return "it may not be read"
+	case errors.As(err, &at) && at.Op == "read": // a folder with an image's name, a bad disk
+		return at.Err.Error()
+	}
+	return ""
 }
 
 // dataDigest names a set of images, whatever their names and order: the SHA-256

@@ -45,7 +45,7 @@ func (c *benchEmbedCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	files, err := c.files()
+	files, err := c.files(o)
 	if err != nil {
 		return err
 	}
@@ -82,7 +82,7 @@ func (c *benchEmbedCmd) Run(ctx context.Context, o *output) error {
 	return err
 }
 
-func (c benchEmbedCmd) files() ([][]byte, error) {
+func (c benchEmbedCmd) files(o *output) ([][]byte, error) {
 	var files [][]byte
 	if len(c.Images) == 0 {
 		s, err := synthetic.New(synthetic.Cells, 1, synthetic.Options{})
@@ -99,7 +99,7 @@ func (c benchEmbedCmd) files() ([][]byte, error) {
 		}
 		return files, nil
 	}
-	paths, err := listImages(c.Images)
+	paths, err := o.listImages(c.Images)
 	if err != nil {
 		return nil, err
 	}

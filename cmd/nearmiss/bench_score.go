@@ -28,7 +28,7 @@ func (c *benchScoreCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	files, err := benchEmbedCmd{Images: c.Images}.files()
+	files, err := benchEmbedCmd{Images: c.Images}.files(o)
 	if err != nil {
 		return err
 	}

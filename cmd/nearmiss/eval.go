@@ -82,7 +82,7 @@ func (c *evalCmd) Run(ctx context.Context, o *output) error {
 	if c.Protocol == protocolAlarms {
 		return c.alarms(ctx, o, embed)
 	}
-	run, err := c.protocol()
+	run, err := c.protocol(ctx, o)
 	if err != nil {
 		return err
 	}

@@ -67,7 +67,7 @@ func (c *fakesCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	paths, err := listImages(c.Normals)
+	paths, err := o.listNormals(c.Normals)
 	if err != nil {
 		return err
 	}

@@ -52,7 +52,7 @@ func (c *fitCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	paths, err := listImages(c.Normals)
+	paths, err := o.listNormals(c.Normals)
 	if err != nil {
 		return err
 	}
@@ -72,7 +72,7 @@ func (c *fitCmd) Run(ctx context.Context, o *output) error {
 		return err
 	}
 	if len(c.Anomalies) > 0 {
-		found, err := listImages(c.Anomalies)
+		found, err := o.listAnomalies(c.Anomalies)
 		if err != nil {
 			return err
 		}

@@ -2,46 +2,36 @@ package main
 
 import (
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
-	"strings"
 
 	"github.com/nearmiss/nearmiss/training/dataset"
 )
 
 // listImages expands folders, their sub-folders included, to the images in
 // them, in the order of their names.
-func listImages(paths []string) ([]string, error) {
-	var all []string
-	for _, p := range paths {
-		info, err := os.Stat(p)
-		if err != nil {
-			return nil, err
-		}
-		if !info.IsDir() {
-			all = append(all, p)
-			continue
-		}
-		err = filepath.WalkDir(p, func(path string, d fs.DirEntry, err error) error {
-			if err != nil {
-				return err
-			}
-			hidden := strings.HasPrefix(d.Name(), ".") && path != p
-			switch {
-			case hidden && d.IsDir():
-				return filepath.SkipDir
-			case !hidden && !d.IsDir() && dataset.IsImageName(path):
-				all = append(all, path)
-			}
-			return nil
-		})
-		if err != nil {
-			return nil, err
-		}
+func (o *output) listImages(paths []string) ([]string, error) { return o.listed(dataset.List(paths)) }
+
+// listNormals does so for images to learn from, of which some folders hold more
+// than that.
+func (o *output) listNormals(paths []string) ([]string, error) {
+	return o.listed(dataset.Normals(paths))
+}
+
+// listAnomalies does so for labelled anomalies.
+func (o *output) listAnomalies(paths []string) ([]string, error) {
+	return o.listed(dataset.Anomalies(paths))
+}
+
+func (o *output) listed(f dataset.Files, err error) ([]string, error) {
+	if err != nil {
+		return nil, err
 	}
-	if len(all) == 0 {
-		return nil, fmt.Errorf("no images in %s: JPEG, PNG, BMP, TIFF and WebP files are looked for by their names", strings.Join(paths, ", "))
+	o.notes(f.Notes)
+	return f.Paths, nil
+}
+
+// notes prints sentences for people, apart from the results.
+func (o *output) notes(all []string) {
+	for _, n := range all {
+		fmt.Fprintln(o.Err, "note:", n)
 	}
-	return all, nil
 }

@@ -95,7 +95,11 @@ func (c *normalsAddCmd) report(o *output, added, skipped int) error {
 // addNormals adds files; what is no image is skipped and named. Adding a file
 // again within an hour adds nothing.
 func addNormals(ctx context.Context, s *stream.Normals, detector string, paths []string, anomaly bool, o *output, p *progress) (added, skipped int, err error) {
-	files, err := listImages(paths)
+	list := o.listNormals
+	if anomaly {
+		list = o.listAnomalies
+	}
+	files, err := list(paths)
 	if err != nil {
 		return 0, 0, err
 	}

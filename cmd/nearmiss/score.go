@@ -4,9 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
+	"unicode"
 
 	"github.com/google/renameio/v2"
 
@@ -69,7 +73,7 @@ func (c *scoreCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	paths, err := listImages(c.Images)
+	paths, err := o.listImages(c.Images)
 	if err != nil {
 		return err
 	}
@@ -102,11 +106,9 @@ func (c *scoreCmd) Run(ctx context.Context, o *output) error {
 	const chunk = 64 // images in memory at a time
 	for at := 0; at < len(paths); at += chunk {
 		some := paths[at:min(at+chunk, len(paths))]
-		files := make([][]byte, len(some))
-		for i, p := range some {
-			if files[i], err = os.ReadFile(p); err != nil {
-				return err
-			}
+		files, lost := make([][]byte, len(some)), make([]error, len(some))
+		for i, p := range some { // the others have their scores whatever became of one
+			files[i], lost[i] = os.ReadFile(p)
 		}
 		scores, err := d.Score(ctx, files)
 		if err != nil {
@@ -114,6 +116,9 @@ func (c *scoreCmd) Run(ctx context.Context, o *output) error {
 		}
 		bar.close() // lines and bar do not mix on one terminal
 		for i, s := range scores {
+			if lost[i] != nil {
+				s.Err = lost[i]
+			}
 			if s.Err != nil {
 				unread++
 			}
@@ -205,6 +210,13 @@ func (c *scoreCmd) heat(d *inference.Detector, s inference.Score, file []byte, t
 
 func (c *scoreCmd) print(o *output, path, digest string, s inference.Score, h heated, names map[uint64]string) error {
 	v := verdict(s)
+	var gone *fs.PathError
+	if errors.As(s.Err, &gone) {
+		v.Reject, v.Reason = "unreadable", gone.Err.Error()
+	}
+	if !c.JSON {
+		path = quoted(path)
+	}
 	if !c.JSON {
 		text := fmt.Sprintf("%-9s score %-10.4g threshold %-10.4g p %-8.3g %s%s\n", word(s.Anomalous), s.Score, s.Threshold, s.PValue, path, whereText(spots(h.regions)))
 		if v.Reject != "" {
@@ -227,6 +239,15 @@ func (c *scoreCmd) print(o *output, path, digest string, s inference.Score, h he
 		l.Nearest = append(l.Nearest, namedNear{ID: n.ID, Distance: float64(n.Distance), Name: names[n.ID]})
 	}
 	return o.JSON(l)
+}
+
+// quoted is a path as text lines show it: one that would end the line, or be cut
+// in two by a reader, is quoted.
+func quoted(path string) string {
+	if strings.ContainsFunc(path, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return strconv.Quote(path)
+	}
+	return path
 }
 
 func word(anomalous bool) string {

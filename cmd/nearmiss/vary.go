@@ -111,13 +111,24 @@ func (n named) Name() string { return n.name }
 type runProtocol func(ctx context.Context, m evaluate.Method, f *evaluate.Features, o evaluate.Options) (*evaluate.Result, error)
 
 // protocol opens the data and returns what is to be run on it.
-func (c *evalCmd) protocol() (runProtocol, error) {
+func (c *evalCmd) protocol(ctx context.Context, o *output) (runProtocol, error) {
 	switch c.Protocol {
 	case evaluate.ProtocolMVTec:
 		set, err := dataset.MVTec(c.Data)
+		if err != nil {
+			return nil, err
+		}
+		o.notes(set.Notes)
+		if c.Pixels {
+			notes, err := set.CheckMasks(ctx)
+			if err != nil {
+				return nil, err
+			}
+			o.notes(notes)
+		}
 		return func(ctx context.Context, m evaluate.Method, _ *evaluate.Features, o evaluate.Options) (*evaluate.Result, error) {
 			return evaluate.MVTec(ctx, set, m, o)
-		}, err
+		}, nil
 	case evaluate.ProtocolNear:
 		set, err := dataset.Classes(c.Data)
 		if err != nil {

@@ -7,7 +7,7 @@
 //	folder   DIR/**/*.png                                   normal images
 //	mvtec    DIR/train/good/*  DIR/test/good/*              normal images
 //	         DIR/test/<defect>/*                            anomalies
-//	         DIR/ground_truth/<defect>/<name>[_mask].png    masks
+//	         DIR/ground_truth/<defect>/<name>[_mask].png    masks, see [Item.ReadMask]
 //	classes  DIR/{train,test}/<class>/*                     labelled images
 //
 // Items are sorted by name, so that everything that is drawn from a seed is the
@@ -21,7 +21,6 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io"
-	"io/fs"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -29,8 +28,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-
-	"github.com/nearmiss/nearmiss/inference/imaging"
 )
 
 // Good is the label of normal images in the MVTec layout.
@@ -56,12 +53,12 @@ var ErrNoImages = errors.New("no images")
 
 // Item is one image, not yet read.
 type Item struct {
-	Name   string // unique in its set: the path below the set's folder, with slashes
-	Path   string // of the file; empty for images in memory
-	Split  string // Train, Test, or empty in a plain folder
-	Label  string // the class, or Good or the defect; empty in a plain folder
-	Defect string // the defect's name in the MVTec layout, empty for normal images
-	Mask   string // path of the ground truth's mask, empty where there is none
+	Name   string   // unique in its set: the path below the set's folder, with slashes
+	Path   string   // of the file; empty for images in memory
+	Split  string   // Train, Test, or empty in a plain folder
+	Label  string   // the class, or Good or the defect; empty in a plain folder
+	Defect string   // the defect's name in the MVTec layout, empty for normal images
+	Masks  []string // paths of the ground truth's masks, which count together
 
 	bytes []byte
 }
@@ -82,30 +79,6 @@ func (it Item) Read() ([]byte, error) {
 	return os.ReadFile(it.Path)
 }
 
-// ReadMask returns the ground truth of an anomaly, one byte a pixel, row-major,
-// 0 where the image is normal and 255 where it is not, and its size. Items
-// without a mask give nil.
-func (it Item) ReadMask() (mask []uint8, width, height int, err error) {
-	if it.Mask == "" {
-		return nil, 0, 0, nil
-	}
-	b, err := os.ReadFile(it.Mask)
-	if err != nil {
-		return nil, 0, 0, fmt.Errorf("read mask of %s: %w", it.Name, err)
-	}
-	m, err := imaging.Decode(b, imaging.Limits{})
-	if err != nil {
-		return nil, 0, 0, fmt.Errorf("mask %s of %s: %w", it.Mask, it.Name, err)
-	}
-	mask = make([]uint8, m.Width*m.Height)
-	for i := range mask {
-		if m.Pix[3*i] >= 128 { // masks are black and white, or grey at their edges
-			mask[i] = 255
-		}
-	}
-	return mask, m.Width, m.Height, nil
-}
-
 // Set is a data set.
 type Set struct {
 	Name   string // the folder's name
@@ -115,25 +88,25 @@ type Set struct {
 	// Ignored are the files that are no images by their names' ends, below Root.
 	// Hidden files and text that describes the set are not listed.
 	Ignored []string
-}
-
-// extensions of the formats that package imaging reads.
-var extensions = []string{".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
-
-// IsImageName reports whether a file's name ends like an image's.
-func IsImageName(name string) bool {
-	return slices.Contains(extensions, strings.ToLower(filepath.Ext(name)))
+	// Notes are sentences about what does not fit: masks without images, images
+	// without masks, links that lead nowhere.
+	Notes []string
 }
 
 // Open lists a folder in whatever layout it has.
 func Open(dir string) (*Set, error) {
 	switch {
-	case isDir(dir, "train", Good) && isDir(dir, "test"):
+	case isDir(dir, Test) && (isDir(dir, Train, Good) || goodIn(dir, Train) != "" && len(foldersIn(filepath.Join(dir, Train))) == 1):
 		return MVTec(dir)
 	case isDir(dir, "train") && isDir(dir, "test"):
 		return Classes(dir)
 	}
 	return Folder(dir)
+}
+
+// goodIn is the name of the folder of normal images of a split.
+func goodIn(dir, split string) string {
+	return find(foldersIn(filepath.Join(dir, split)), goodNames...)
 }
 
 func isDir(parts ...string) bool {
@@ -154,41 +127,49 @@ func Folder(dir string) (*Set, error) {
 }
 
 // MVTec lists a folder in the layout of MVTec AD. Of train only good is used:
-// learning is from normal images.
+// learning is from normal images. The folders of normal images may be called ok or
+// normal, too.
 func MVTec(dir string) (*Set, error) {
 	s, err := newSet(dir, LayoutMVTec)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.walk(path.Join(Train, Good), func(it *Item) { it.Split, it.Label = Train, Good }); err != nil {
+	train, test := goodIn(dir, Train), goodIn(dir, Test)
+	if train == "" {
+		return nil, fmt.Errorf("data set %s: %s/%s is missing: normal images are needed to learn from", dir, Train, Good)
+	}
+	if test == "" {
+		return nil, fmt.Errorf("data set %s: %s/%s is missing: normal test images are needed to measure anything", dir, Test, Good)
+	}
+	if err := s.walk(path.Join(Train, train), func(it *Item) { it.Split, it.Label = Train, Good }); err != nil {
 		return nil, err
 	}
 	labels, err := s.folders(Test)
 	if err != nil {
 		return nil, err
 	}
-	if !slices.Contains(labels, Good) {
-		return nil, fmt.Errorf("data set %s: test/%s is missing: normal test images are needed to measure anything", dir, Good)
-	}
-	for _, label := range labels {
-		masks := map[string]string{} // stem → path
-		truth := filepath.Join(dir, "ground_truth", label)
-		if entries, err := os.ReadDir(truth); err == nil {
-			for _, e := range entries {
-				if !e.IsDir() && IsImageName(e.Name()) {
-					masks[strings.TrimSuffix(stem(e.Name()), "_mask")] = filepath.Join(truth, e.Name())
-				}
-			}
+	for _, folder := range labels {
+		before := len(s.Items)
+		label := folder
+		if folder == test {
+			label = Good
 		}
-		err := s.walk(path.Join(Test, label), func(it *Item) {
-			it.Split, it.Label = Test, label
-			if label != Good {
-				it.Defect, it.Mask = label, masks[stem(it.Name)]
+		err := s.walk(path.Join(Test, folder), func(it *Item) {
+			if it.Split, it.Label = Test, label; label != Good {
+				it.Defect = label
 			}
 		})
 		if err != nil {
 			return nil, err
 		}
+		if label == Good {
+			continue
+		}
+		images, err := s.masked(folder, s.Items[before:])
+		if err != nil {
+			return nil, err
+		}
+		s.Items = append(s.Items[:before], images...)
 	}
 	return s.done()
 }
@@ -270,53 +251,24 @@ func (s *Set) folders(below string) ([]string, error) {
 
 // walk adds the images below a folder of the set.
 func (s *Set) walk(below string, label func(*Item)) error {
-	// A link to a folder is followed where it is named, not within.
-	root := filepath.Join(s.Root, filepath.FromSlash(below))
-	if real, err := filepath.EvalSymlinks(root); err == nil {
-		root = real
-	}
-	return filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return fmt.Errorf("list data set: %w", err)
-		}
-		if strings.HasPrefix(d.Name(), ".") && p != root {
-			if d.IsDir() {
-				return fs.SkipDir
-			}
-			return nil
-		}
-		if d.IsDir() {
-			return nil
-		}
-		rel, err := filepath.Rel(root, p)
-		if err != nil {
-			return fmt.Errorf("list data set: %w", err)
-		}
-		name := path.Join(below, filepath.ToSlash(rel))
+	err := walk(filepath.Join(s.Root, filepath.FromSlash(below)), func(rel, full string) {
+		name := path.Join(below, rel)
 		if !IsImageName(name) {
-			if !described(d.Name()) {
+			if !described(path.Base(name)) {
 				s.Ignored = append(s.Ignored, name)
 			}
-			return nil
+			return
 		}
-		it := Item{Name: name, Path: p}
+		it := Item{Name: name, Path: full}
 		label(&it)
 		s.Items = append(s.Items, it)
-		return nil
+	}, func(rel string, err error) {
+		s.Notes = append(s.Notes, fmt.Sprintf("%s cannot be looked at: %v", path.Join(below, rel), cause(err)))
 	})
-}
-
-// described: files that usually accompany images and tell about them.
-func described(name string) bool {
-	switch strings.ToLower(filepath.Ext(name)) {
-	case ".md", ".txt", ".json", ".jsonl", ".csv", ".html":
-		return true
+	if err != nil {
+		return fmt.Errorf("list data set: %w", err)
 	}
-	switch strings.ToLower(name) {
-	case "thumbs.db", "desktop.ini", "license", "readme":
-		return true
-	}
-	return false
+	return nil
 }
 
 // Labels lists the set's labels in alphabetical order.

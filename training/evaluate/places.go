@@ -67,7 +67,7 @@ func meanFigures(repeats []map[string]PixelFigures) map[string]PixelFigures {
 
 // add takes the map of one image. An anomaly without a mask counts for nothing.
 func (p pixelsOf) add(s Scored, scores []float32, w, h int) error {
-	if p == nil || s.Anomalous && s.Item.Mask == "" {
+	if p == nil || s.Anomalous && len(s.Item.Masks) == 0 {
 		return nil
 	}
 	mask, mw, mh, err := s.Item.ReadMask()
@@ -76,6 +76,9 @@ func (p pixelsOf) add(s Scored, scores []float32, w, h int) error {
 	}
 	if mask != nil && (mw != w || mh != h) {
 		return fmt.Errorf("map of %s has %d×%d pixels, its mask %d×%d", s.Item.Name, w, h, mw, mh)
+	}
+	if mask != nil && !slices.ContainsFunc(mask, func(v uint8) bool { return v != 0 }) {
+		return nil // it says nothing of an anomaly: its pixels are not normal ones
 	}
 	if p[s.Item.Label] == nil {
 		p[s.Item.Label] = &Pixels{}
@@ -97,7 +100,7 @@ func (r *Run) locate(ctx context.Context, scorer Scorer, px pixelsOf) error {
 			return nil
 		}
 		for _, s := range r.Scored {
-			if s.Anomalous && s.Item.Mask == "" {
+			if s.Anomalous && len(s.Item.Masks) == 0 {
 				continue
 			}
 			scores, w, h, err := where.Map(ctx, s.Item)
@@ -145,7 +148,7 @@ func (r *Run) locateByPatches(ctx context.Context, where Localizer, px pixelsOf)
 	}
 	r.Places = places
 	for _, s := range r.Scored {
-		if px == nil || s.Anomalous && s.Item.Mask == "" {
+		if px == nil || s.Anomalous && len(s.Item.Masks) == 0 {
 			continue
 		}
 		if err := ctx.Err(); err != nil {

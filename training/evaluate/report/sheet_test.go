@@ -47,7 +47,7 @@ func located(t *testing.T) evaluate.Run {
 		}
 		it := dataset.FromBytes(fmt.Sprintf("%d.png", i), dataset.Test, dataset.Good, file)
 		if i%2 == 1 {
-			it.Label, it.Defect, it.Mask = "hole", "hole", mask
+			it.Label, it.Defect, it.Masks = "hole", "hole", []string{mask}
 			g.Values[3*8+5] = 1
 		} else {
 			normals = append(normals, g)
