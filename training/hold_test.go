@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -194,5 +195,24 @@ func TestAStillSceneIsLearnt(t *testing.T) {
 	}
 	if n := alarmsOf(t, out, still[50:]); n > 4 {
 		t.Errorf("%d of 10 pictures of the same raise alarms", n)
+	}
+}
+
+// TestNormalsThatAreGoneAreLeftOut: a folder that others write to loses a file
+// between its listing and its reading.
+func TestNormalsThatAreGoneAreLeftOut(t *testing.T) {
+	dir := t.TempDir()
+	normals := squares(t, 20)
+	normals[3].Read = func() ([]byte, error) { return os.ReadFile(filepath.Join(dir, "gone.png")) }
+	normals[4].Read = func() ([]byte, error) { return os.ReadFile(dir) } // a folder that is called like an image
+	res, err := Fit(t.Context(), Plan{
+		Detector: "squares", Out: filepath.Join(dir, "release"), Data: Data{Normals: normals},
+		Model: Model{Backbone: smallBackbone(t)}, Score: Score{Groups: Class()}, Calibration: Calibration{Settle: true},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if res.Rejected != 2 || res.Bank+res.HeldOut != 18 || !strings.Contains(strings.Join(res.Warnings, "\n"), normals[3].Name+": it is gone") {
+		t.Errorf("%+v", res)
 	}
 }

@@ -44,7 +44,7 @@ func embedNormals(ctx context.Context, e embedder, images []Image, take func(i i
 		for i := at; i < min(at+chunk, len(images)); i++ {
 			b, err := images[i].Read()
 			if gone := unreadable(err); gone != "" {
-				s.all[i] = Normal{ID: uint64(i), Name: images[i].Name, Use: NotUsedReject, Reason: gone}
+				all[i] = Normal{ID: uint64(i), Name: images[i].Name, Use: NotUsedReject, Reason: gone}
 				continue
 			}
 			if err != nil {
