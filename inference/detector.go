@@ -15,6 +15,7 @@ import (
 	"github.com/nearmiss/nearmiss/bank"
 	"github.com/nearmiss/nearmiss/inference/heatmap"
 	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/inference/onnx"
 	"github.com/nearmiss/nearmiss/inference/release"
 )
 
@@ -322,8 +323,8 @@ func (d *Detector) Close() error {
 type ReleaseSpec struct {
 	Detector string // the inspection task
 	Method   string // "knn", "fitymi"
-	// Model is the backbone's ONNX file, which Embedder has loaded. External
-	// data in a file named like it with ".data" behind goes along.
+	// Model is the backbone's ONNX file, which Embedder has loaded. The files of its
+	// external data go along.
 	Model    string
 	Embedder *Embedder
 	// Bank is of whole embeddings; or Parts are the parts of the score.
@@ -356,7 +357,26 @@ func WriteRelease(ctx context.Context, dir string, s ReleaseSpec) (*release.Rele
 	if err != nil {
 		return nil, fmt.Errorf("write release %s: %w", dir, err)
 	}
-	return b.Commit(ctx, m)
+	r, err := b.Commit(ctx, m)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.try(ctx, r); err != nil {
+		return nil, errors.Join(fmt.Errorf("write release %s: it does not load, so it was removed: %w", dir, err), os.RemoveAll(dir))
+	}
+	return r, nil
+}
+
+// try loads the release and scores its check images, as whoever serves it will.
+func (s ReleaseSpec) try(ctx context.Context, r *release.Release) error {
+	o := Options{Verified: true, NoBatchEngine: true}
+	o.Embed.Device, o.Embed.Threads, o.Embed.Session = s.Embedder.o.Device, s.Embedder.o.Threads, s.Embedder.o.Session
+	o.Embed.Batch, o.Embed.Limits = s.Embedder.o.Batch, s.Embedder.o.Limits
+	d, err := open(ctx, r.Dir, o)
+	if err != nil {
+		return err
+	}
+	return d.Close()
 }
 
 func (s ReleaseSpec) fill(ctx context.Context, b *release.Builder) (release.Manifest, error) {
@@ -364,10 +384,14 @@ func (s ReleaseSpec) fill(ctx context.Context, b *release.Builder) (release.Mani
 	if err := b.AddFile(ctx, release.BackboneName, s.Model); err != nil {
 		return fail(err)
 	}
-	// The model names its external data, so that name is kept.
-	if data := s.Model + ".data"; fileExists(data) {
-		if err := b.AddFile(ctx, filepath.Base(data), data); err != nil {
-			return fail(err)
+	// The model names its external data, so these names are kept.
+	external, err := onnx.External(s.Model)
+	if err != nil {
+		return fail(err)
+	}
+	for _, name := range external {
+		if err := b.AddFile(ctx, filepath.ToSlash(name), filepath.Join(filepath.Dir(s.Model), name)); err != nil {
+			return fail(fmt.Errorf("the model's weights in %s: %w", name, err))
 		}
 	}
 	for name, content := range s.Files {
@@ -480,9 +504,4 @@ func patchOutputs(parts []release.Part) (out []string) {
 		}
 	}
 	return out
-}
-
-func fileExists(name string) bool {
-	info, err := os.Stat(name)
-	return err == nil && info.Mode().IsRegular()
 }

@@ -9,15 +9,17 @@ import (
 	"path"
 	"strings"
 
+	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/backbone"
 	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/inference/ort"
 	"github.com/nearmiss/nearmiss/training/pretrain"
 )
 
 // backboneCmd brings pretrained models in.
 type backboneCmd struct {
 	Pull         backbonePullCmd         `cmd:"" help:"Download a file of weights; an interrupted download is resumed."`
-	Import       backboneImportCmd       `cmd:"" help:"Turn weights (safetensors, npz) or a foreign ONNX model into a backbone."`
+	Import       backboneImportCmd       `cmd:"" help:"Turn weights (safetensors, npz, pth) or a foreign ONNX model into a backbone."`
 	Random       backboneRandomCmd       `cmd:"" help:"Make a backbone with seeded random weights, for trials and measurements."`
 	Starter      backboneStarterCmd      `cmd:"" help:"Write the starter backbone that comes with the program."`
 	TrainStarter backboneTrainStarterCmd `cmd:"" name:"train-starter" help:"Train the starter backbone anew, from drawn pictures."`
@@ -60,64 +62,106 @@ func (c *backbonePullCmd) Run(ctx context.Context, o *output) error {
 	return err
 }
 
-type backboneImportCmd struct {
-	File          string    `arg:"" type:"existingfile" help:"Weights with timm names (.safetensors), the original ViT weights (.npz), or an ONNX model."`
-	Out           string    `short:"o" required:"" type:"path" placeholder:"FILE.onnx" help:"The backbone that is written."`
-	Size          int       `placeholder:"PX" help:"Side of the square input (default: what the weights were made for)."`
-	Resize        int       `placeholder:"PX" help:"Shorter side before the crop (default: the family's)."`
+// weightFlags say of a file of weights what its tensors do not.
+type weightFlags struct {
+	Size          *int      `placeholder:"PX" help:"Side of the square input (default: what the weights were made for)."`
+	Arch          string    `placeholder:"NAME" help:"Of which publication the weights are where several have the same tensors: timm's name or a part of it, such as deit, dino, mae, miil, augreg or tf_efficientnet_lite0 (default: what config.json beside the file or the file's name says)."`
+	Heads         *int      `placeholder:"N" help:"Attention heads of a ViT (default: those of the published networks of the same width)."`
+	Prefix        string    `placeholder:"TEXT" help:"Which of several networks in the file: the start of its tensors' names."`
+	Resize        *int      `placeholder:"PX" help:"Shorter side before the crop (default: that of the weights' publication)."`
 	Squash        bool      `help:"See the whole image, squeezed into the square, instead of the square in its middle: for defects at the edges of long images."`
-	Interpolation string    `enum:",bilinear,bicubic" default:"" help:"How images are resized: bilinear or bicubic (default: the family's)."`
-	Mean          []float64 `placeholder:"R,G,B" help:"Mean of the samples, 0..1 (default: the family's)."`
-	Std           []float64 `placeholder:"R,G,B" help:"Standard deviation of the samples."`
-	Tokens        bool      `help:"Also export the patch tokens (ViT)."`
-	Input         string    `help:"ONNX: name of the image input."`
-	Output        string    `help:"ONNX: name of the value that becomes the embedding."`
-	Pool          string    `enum:",class,mean,none" default:"" help:"ONNX: how it becomes one vector: class, mean or none."`
-	JSON          bool      `name:"json" help:"Print one JSON object."`
+	Interpolation string    `enum:",bilinear,bicubic" default:"" help:"How images are resized: bilinear or bicubic (default: that of the weights' publication)."`
+	Mean          []float64 `placeholder:"R,G,B" help:"Mean of the samples, 0..1 (default: that of the weights' publication; an ONNX model has none)."`
+	Std           []float64 `placeholder:"R,G,B" help:"Standard deviation of the samples, 0..1."`
+}
+
+func (c weightFlags) options() (o backbone.LoadOptions, err error) {
+	o = backbone.LoadOptions{Arch: c.Arch, Prefix: c.Prefix}
+	for _, n := range []struct {
+		flag string
+		from *int
+		to   *int
+	}{{"--size", c.Size, &o.Size}, {"--heads", c.Heads, &o.Heads}} {
+		if n.from != nil {
+			if *n.from < 1 {
+				return o, usageError{fmt.Errorf("%s %d: give a number above 0, or leave it out", n.flag, *n.from)}
+			}
+			*n.to = *n.from
+		}
+	}
+	if o.Mean, err = triple(c.Mean); err != nil {
+		return o, usageError{fmt.Errorf("--mean: %w", err)}
+	}
+	if o.Std, err = triple(c.Std); err != nil {
+		return o, usageError{fmt.Errorf("--std: %w", err)}
+	}
+	if c.Squash && c.Resize != nil {
+		return o, usageError{errors.New("--squash has no use for --resize")}
+	}
+	if c.Resize != nil && *c.Resize < 1 {
+		return o, usageError{fmt.Errorf("--resize %d: give a number above 0, or leave it out", *c.Resize)}
+	}
+	return o, nil
+}
+
+// geometry changes how images are resized.
+func (c weightFlags) geometry(file string, o *backbone.ImportOptions) error {
+	if c.Resize == nil && c.Interpolation == "" && !c.Squash {
+		return nil
+	}
+	r, err := backbone.Inspect(file, *o)
+	if err != nil {
+		return err
+	}
+	pre := r.Preprocess
+	if c.Resize != nil {
+		pre.Resize = *c.Resize
+	}
+	if c.Squash {
+		pre.Squash, pre.Resize = true, 0
+	}
+	if c.Interpolation != "" {
+		pre.Interpolation = imaging.Interpolation(c.Interpolation)
+	}
+	o.Preprocess = &pre
+	return nil
+}
+
+type backboneImportCmd struct {
+	File string `arg:"" type:"existingfile" help:"Weights (.safetensors, .npz, .pth) with the names of timm, Hugging Face or the original publication, or an ONNX model."`
+	Out  string `short:"o" required:"" type:"path" placeholder:"FILE.onnx" help:"The backbone that is written."`
+	weightFlags
+	Tokens bool     `help:"Also export the patch tokens (ViT)."`
+	Input  string   `help:"ONNX: name of the image input."`
+	Output string   `help:"ONNX: name of the value that becomes the embedding."`
+	Pool   string   `enum:",class,mean,none" default:"" help:"ONNX: how it becomes one vector: class, mean or none."`
+	Layer  []string `placeholder:"NAME" help:"ONNX: values whose vectors the score may use, in order of depth (default: the blocks that are found by their structure)."`
+	JSON   bool     `name:"json" help:"Print one JSON object."`
 }
 
 func (*backboneImportCmd) Help() string {
 	return examples(
 		"nearmiss backbone import vit_tiny_patch16_224.safetensors --out vit_ti.onnx",
+		"nearmiss backbone import deit_small.pth --out deit_s.onnx --arch deit",
 		"nearmiss backbone import ViT-B_16.npz --out vit_b.onnx --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225",
-		"nearmiss backbone import model.onnx --out backbone.onnx --output features --pool mean",
+		"nearmiss backbone import model.onnx --out backbone.onnx --output features --pool mean --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225",
 	)
 }
 
 func (c *backboneImportCmd) Run(o *output) error {
+	load, err := c.options()
+	if err != nil {
+		return err
+	}
 	opts := backbone.ImportOptions{
-		LoadOptions: backbone.LoadOptions{Size: c.Size},
-		Tokens:      c.Tokens, Input: c.Input, Output: c.Output, Pool: backbone.Pooling(c.Pool),
+		LoadOptions: load, Tokens: c.Tokens, Input: c.Input, Output: c.Output, Pool: backbone.Pooling(c.Pool), Layers: c.Layer,
+		Note: func(text string) { fmt.Fprintln(o.Err, "note:", text) },
 	}
-	if err := triple(c.Mean, &opts.Mean); err != nil {
-		return usageError{fmt.Errorf("--mean: %w", err)}
+	if err := ort.Load(); err == nil { // without it the model is not tried
+		opts.Run = runOnce
 	}
-	if err := triple(c.Std, &opts.Std); err != nil {
-		return usageError{fmt.Errorf("--std: %w", err)}
-	}
-	if c.Squash && c.Resize != 0 {
-		return usageError{errors.New("--squash has no use for --resize")}
-	}
-	if c.Resize != 0 || c.Interpolation != "" || c.Squash {
-		r, err := backbone.Inspect(c.File)
-		if err != nil {
-			return err
-		}
-		pre := r.Preprocess
-		if c.Size != 0 {
-			pre.Resize = pre.Resize * c.Size / pre.Crop
-			pre.Crop = c.Size
-		}
-		if c.Resize != 0 {
-			pre.Resize = c.Resize
-		}
-		if c.Squash {
-			pre.Squash, pre.Resize = true, 0
-		}
-		if c.Interpolation != "" {
-			pre.Interpolation = imaging.Interpolation(c.Interpolation)
-		}
-		opts.Preprocess = &pre
+	if err := c.geometry(c.File, &opts); err != nil {
+		return err
 	}
 	info, err := backbone.Import(c.File, c.Out, opts)
 	if err != nil {
@@ -126,18 +170,28 @@ func (c *backboneImportCmd) Run(o *output) error {
 	return printBackbone(o, c.JSON, c.Out, info)
 }
 
-func triple(in []float64, out *[3]float64) error {
+// runOnce tries a model that is imported.
+func runOnce(path string, images int) (map[string]backbone.Output, error) {
+	tried, err := inference.RunOnce(path, images)
+	out := map[string]backbone.Output{}
+	for name, t := range tried {
+		out[name] = backbone.Output(t)
+	}
+	return out, err
+}
+
+// triple is one number for all channels, or three; nil where there is none.
+func triple(in []float64) (*[3]float64, error) {
 	switch len(in) {
 	case 0:
-		return nil
+		return nil, nil
 	case 1:
-		*out = [3]float64{in[0], in[0], in[0]}
+		return &[3]float64{in[0], in[0], in[0]}, nil
 	case 3:
-		*out = [3]float64(in)
-	default:
-		return errors.New("give one number, or three for red, green and blue")
+		out := [3]float64(in)
+		return &out, nil
 	}
-	return nil
+	return nil, errors.New("give one number, or three for red, green and blue")
 }
 
 type backboneRandomCmd struct {
@@ -190,8 +244,9 @@ func printBackbone(o *output, asJSON bool, file string, info backbone.Info) erro
 }
 
 type backboneInspectCmd struct {
-	File string `arg:"" type:"existingfile" help:"Weights (safetensors, npz) or an ONNX model."`
-	JSON bool   `name:"json" help:"Print one JSON object."`
+	File string `arg:"" type:"existingfile" help:"Weights (safetensors, npz, pth) or an ONNX model."`
+	weightFlags
+	JSON bool `name:"json" help:"Print one JSON object."`
 }
 
 func (*backboneInspectCmd) Help() string {
@@ -199,7 +254,15 @@ func (*backboneInspectCmd) Help() string {
 }
 
 func (c *backboneInspectCmd) Run(o *output) error {
-	r, err := backbone.Inspect(c.File)
+	load, err := c.options()
+	if err != nil {
+		return err
+	}
+	opts := backbone.ImportOptions{LoadOptions: load}
+	if err := c.geometry(c.File, &opts); err != nil {
+		return err
+	}
+	r, err := backbone.Inspect(c.File, opts)
 	if err != nil {
 		return err
 	}
@@ -214,6 +277,12 @@ func (c *backboneInspectCmd) Run(o *output) error {
 		return err
 	}
 	fmt.Fprintf(&b, "images are prepared as %s\n", pre)
+	if r.PreprocessFrom != "" {
+		fmt.Fprintf(&b, "  (%s)\n", r.PreprocessFrom)
+	}
+	if r.HeadsFrom != "" {
+		fmt.Fprintf(&b, "%d attention heads (%s)\n", r.Spec.Heads, r.HeadsFrom)
+	}
 	switch r.Format {
 	case backbone.FormatRandom:
 		fmt.Fprintf(&b, "the weights are random (seed %d): it has learnt nothing\n", r.Seed)

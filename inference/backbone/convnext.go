@@ -56,19 +56,10 @@ func (b *builder) channelNorm(x *onnx.Value, name string) *onnx.Value {
 	return b.transpose(b.layerNorm(b.transpose(x, 0, 2, 3, 1), name), 0, 3, 1, 2)
 }
 
-func isConvNeXt(w source) bool {
-	return w.has("stem.0.weight") && w.has("stages.0.blocks.0.conv_dw.weight")
-}
-
 // loadConvNeXt fills m from timm-named weights.
 func loadConvNeXt(m *Model, w source) error {
 	s := &m.Spec
 	s.Family, s.Size, s.NormEps = ConvNeXt, 224, 1e-6
-	for _, name := range []string{"stages.0.blocks.0.mlp.grn.weight", "norm_pre.weight"} {
-		if w.has(name) {
-			return architectureError("%s belongs to a ConvNeXt variant that is not built; export it to ONNX and import that", name)
-		}
-	}
 	for stage := range 4 {
 		n := 0
 		for w.has(fmt.Sprintf("stages.%d.blocks.%d.conv_dw.weight", stage, n)) {
@@ -87,19 +78,7 @@ func loadConvNeXt(m *Model, w source) error {
 	if err := s.Validate(); err != nil {
 		return err
 	}
-	for _, p := range convnextShapes(*s) {
-		if p.optional && !w.has(p.name) {
-			continue
-		}
-		shape := p.shape
-		if got := w.shape(p.name); len(got) == 4 && len(shape) == 2 { // conv_mlp checkpoints
-			shape = []int{shape[0], shape[1], 1, 1}
-		}
-		if err := w.take(m, p.name, shape...); err != nil {
-			return err
-		}
-	}
-	return nil
+	return takeAll(m, w)
 }
 
 func convnextShapes(s Spec) []paramShape {

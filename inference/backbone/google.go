@@ -47,8 +47,15 @@ const (
 	kernel               // HWIO → OIHW
 )
 
-// origin finds where a timm name comes from: one tensor, or three for qkv.
-func (s googleSource) origin(name string) (files []string, l layout) {
+func (s googleSource) behind() string { return s.prefix }
+
+func (s googleSource) origin(name string) []string {
+	files, _ := s.place(name)
+	return files
+}
+
+// place finds where a timm name comes from: one tensor, or three for qkv.
+func (s googleSource) place(name string) (files []string, l layout) {
 	one := func(n string) []string { return []string{s.prefix + n} }
 	suffix := func(base, rest string) ([]string, layout) { // a norm: scale and bias
 		if rest == "weight" {
@@ -122,7 +129,7 @@ func (s googleSource) origin(name string) (files []string, l layout) {
 }
 
 func (s googleSource) has(name string) bool {
-	files, _ := s.origin(name)
+	files, _ := s.place(name)
 	for _, f := range files {
 		if !s.w.Has(f) {
 			return false
@@ -136,7 +143,7 @@ func (s googleSource) shape(name string) []int {
 	if !s.has(name) {
 		return nil
 	}
-	files, l := s.origin(name)
+	files, l := s.place(name)
 	from := s.w.Shape(files[0])
 	var out []int
 	switch {
@@ -169,7 +176,7 @@ func (s googleSource) shape(name string) []int {
 }
 
 func (s googleSource) take(m *Model, name string, shape ...int) error {
-	files, l := s.origin(name)
+	files, l := s.place(name)
 	if len(files) == 0 {
 		return architectureError("the .npz naming has no %s", name)
 	}

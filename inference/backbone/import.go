@@ -27,6 +27,28 @@ type ImportOptions struct {
 	// usual name; class token for rank 3, mean for rank 4.
 	Input, Output string
 	Pool          Pooling
+	// Note is told, a sentence each, what was taken from elsewhere than the
+	// weights: the normalisation, the number of attention heads, what was left out.
+	// Nil: nobody is told.
+	Note func(sentence string)
+	// Layers names, in a foreign model, values whose vectors the score may use, in
+	// order of depth. Nil: the blocks that are found by their structure.
+	Layers []string
+
+	// Run runs a model once on so many test images, for what the file does not tell
+	// and to see that it works; package inference has one. Nil: the model is not
+	// tried.
+	Run func(path string, images int) (map[string]Output, error)
+
+	path    string // of the file
+	work    string // folder for models that are tried
+	inspect bool   // nothing is written
+}
+
+func (o ImportOptions) note(format string, a ...any) {
+	if o.Note != nil {
+		o.Note(fmt.Sprintf(format, a...))
+	}
 }
 
 // Import turns the weights or model in the file src into a serving model at
@@ -57,11 +79,15 @@ func importFile(src, dst string, o ImportOptions) (info Info, err error) {
 		if err != nil {
 			return info, err
 		}
+		w.path = src
 		m, err := FromWeights(w, o.LoadOptions)
 		if err != nil {
 			return info, err
 		}
 		m.Source = filepath.Base(src)
+		for _, s := range m.assumptions() {
+			o.note("%s", s)
+		}
 		return m.write(dst, o)
 	}
 
@@ -98,7 +124,7 @@ func importFile(src, dst string, o ImportOptions) (info Info, err error) {
 		if o.Size != 0 && o.Size != own.Size {
 			return info, architectureError("the model takes %d px, not the %d px asked for", own.Size, o.Size)
 		}
-		if o.Preprocess == nil && o.Mean == [3]float64{} && o.Std == [3]float64{} {
+		if o.Preprocess == nil && o.Mean == nil && o.Std == nil {
 			if err := copyExternal(src, dst, f.external); err != nil {
 				return info, err
 			}
@@ -109,14 +135,13 @@ func importFile(src, dst string, o ImportOptions) (info Info, err error) {
 	if o.Name == "" {
 		o.Name = stripExtension(src)
 	}
-	out, info, _, external, err := spliceForeign(data, o)
+	o.path = src
+	o.work = filepath.Dir(dst)
+	r, err := importForeign(data, o)
 	if err != nil {
 		return info, err
 	}
-	if err := copyExternal(src, dst, external); err != nil {
-		return info, err
-	}
-	return info, renameio.WriteFile(dst, out, 0o644)
+	return r.info, renameio.WriteFile(dst, r.model, 0o644)
 }
 
 // Write builds the serving graph and writes it to dst atomically.
@@ -189,6 +214,12 @@ func copyFile(from, to string) error {
 type Report struct {
 	Info
 	Preprocess imaging.Preprocess `json:"preprocess"`
+	// PreprocessFrom and HeadsFrom say where that, and the number of attention
+	// heads, was taken from, of a file of weights.
+	PreprocessFrom string `json:"preprocess_from,omitempty"`
+	HeadsFrom      string `json:"heads_from,omitempty"`
+	// Layers are the places in a foreign model that the score may use.
+	Layers []Layer `json:"layers,omitempty"`
 	// Imported is true for an ONNX file that is ready to serve.
 	Imported bool `json:"imported"`
 	// Ignored lists tensors that the backbone does not use, such as a classifier.
@@ -196,8 +227,8 @@ type Report struct {
 }
 
 // Inspect says what a weight file or ONNX model is, and how it would be
-// imported with default options, without writing anything.
-func Inspect(path string) (r Report, err error) {
+// imported, without writing anything.
+func Inspect(path string, o ImportOptions) (r Report, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("inspect %s: %w", path, err)
@@ -213,13 +244,14 @@ func Inspect(path string) (r Report, err error) {
 		if err != nil {
 			return r, err
 		}
-		m, err := FromWeights(w, LoadOptions{})
+		w.path = path
+		m, err := FromWeights(w, o.LoadOptions)
 		if err != nil {
 			return r, err
 		}
 		m.Source = filepath.Base(path)
 		r.Info, r.Preprocess = m.Info(), m.Preprocess
-		r.Ignored = ignored(m, w)
+		r.PreprocessFrom, r.HeadsFrom, r.Ignored = m.PreprocessFrom, m.HeadsFrom, m.Left
 		return r, nil
 	}
 	f, err := parseForeign(data)
@@ -233,33 +265,36 @@ func Inspect(path string) (r Report, err error) {
 		r.Imported = true
 		return r, nil
 	}
-	_, r.Info, r.Preprocess, _, err = spliceForeign(data, ImportOptions{Name: stripExtension(path)})
-	return r, err
+	if o.Name == "" {
+		o.Name = stripExtension(path)
+	}
+	o.path = path
+	o.inspect = true
+	made, err := importForeign(data, o)
+	if err != nil {
+		return r, err
+	}
+	r.Info, r.Preprocess, r.PreprocessFrom = made.info, made.pre, made.from
+	r.Layers = made.layers
+	return r, nil
 }
 
-// ignored lists the tensors of w that m was not made of.
-func ignored(m *Model, w *Weights) []string {
-	used := map[string]bool{}
-	src, err := recognise(&Model{}, w)
-	if err != nil {
-		return nil
+// assumptions are sentences about what the weights do not say themselves.
+func (m *Model) assumptions() []string {
+	p := m.Preprocess
+	how := fmt.Sprintf("images are resized to %d px (%s)", p.Resize, p.Interpolation)
+	if p.Squash {
+		how = fmt.Sprintf("images are squeezed to %d px (%s)", p.Crop, p.Interpolation)
+	} else if p.Resize != p.Crop {
+		how += fmt.Sprintf(", cropped to %d px", p.Crop)
 	}
-	for _, name := range m.order {
-		switch s := src.(type) {
-		case timmSource:
-			used[s.prefix+name] = true
-		case googleSource:
-			files, _ := s.origin(name)
-			for _, f := range files {
-				used[f] = true
-			}
-		}
+	out := []string{fmt.Sprintf("%s and normalised with mean %.4g,%.4g,%.4g and std %.4g,%.4g,%.4g (%s)",
+		how, p.Mean[0], p.Mean[1], p.Mean[2], p.Std[0], p.Std[1], p.Std[2], m.PreprocessFrom)}
+	if m.HeadsFrom != "" {
+		out = append(out, fmt.Sprintf("%d attention heads (%s)", m.Spec.Heads, m.HeadsFrom))
 	}
-	var out []string
-	for _, name := range w.names {
-		if !used[name] {
-			out = append(out, name)
-		}
+	if len(m.Left) > 0 {
+		out = append(out, "not used: "+sortedNames(m.Left, 8))
 	}
 	return out
 }
@@ -267,12 +302,24 @@ func ignored(m *Model, w *Weights) []string {
 // ReadMetadata returns what an imported model's file says of itself without
 // loading its weights. Family is "" for an ONNX file that was not imported.
 func ReadMetadata(path string) (info Info, pre imaging.Preprocess, err error) {
-	data, unmap, err := mapFile(path)
+	props, err := readProperties(path)
 	if err != nil {
+		return info, pre, err
+	}
+	if info, pre, err = readMetadata(props); err != nil {
 		return info, pre, fmt.Errorf("read metadata of %s: %w", path, err)
 	}
+	return info, pre, nil
+}
+
+// readProperties are the metadata properties of a model's file.
+func readProperties(path string) (props map[string]string, err error) {
+	data, unmap, err := mapFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read metadata of %s: %w", path, err)
+	}
 	defer func() { err = errors.Join(err, unmap()) }()
-	props := map[string]string{}
+	props = map[string]string{}
 	err = eachField(data, func(f field) error {
 		if f.tag != modelMetadata {
 			return nil
@@ -281,11 +328,8 @@ func ReadMetadata(path string) (info Info, pre imaging.Preprocess, err error) {
 		props[key] = value
 		return err
 	})
-	if err == nil {
-		info, pre, err = readMetadata(props)
-	}
 	if err != nil {
-		return info, pre, fmt.Errorf("read metadata of %s: %w", path, err)
+		return nil, fmt.Errorf("read metadata of %s: %w", path, err)
 	}
-	return info, pre, nil
+	return props, nil
 }

@@ -67,6 +67,9 @@ func (s Spec) PatchLayer() int {
 	if s.Family == ResNet || s.Family == ConvNeXt {
 		return min(3, s.Layers())
 	}
+	if s.Family == MobileNet {
+		return min(5, s.Layers()) // the last on the grid of 16 pixels
+	}
 	return max(s.Depth/2, 1)
 }
 
@@ -85,7 +88,7 @@ func (b *builder) checkTaps() error {
 		switch {
 		case t.Layer < 0 || t.Layer > s.Layers():
 			return architectureError("build %s: %s after %d layers: it has %d", s.Name(), t.What, t.Layer, s.Layers())
-		case t.What == TapClass && t.Layer > 0 && s.Tokens() == 0, t.What != TapClass && t.Layer == 0 && s.Tokens() == 0:
+		case t.What == TapClass && t.Layer > 0 && (s.Tokens() == 0 || s.NoClass), t.What != TapClass && t.Layer == 0 && s.Tokens() == 0:
 			return architectureError("build %s: %s is taken of transformers only", s.Name(), t)
 		case !slices.Contains([]string{TapClass, TapPooled, TapSpread, TapPatch}, t.What):
 			return architectureError("build %s: unknown vectors %q", s.Name(), t.What)
@@ -114,7 +117,7 @@ func (b *builder) last() (layers int, head bool) {
 func (b *builder) allTokens(layer int) bool {
 	return b.o.Tokens || slices.ContainsFunc(b.o.Taps, func(t Tap) bool {
 		return t.What != TapClass && (t.Layer == 0 || t.Layer >= layer)
-	})
+	}) || b.m.Spec.MeanPool || b.m.Spec.Distilled
 }
 
 // tapTokens takes what is asked for of a transformer's tokens at a layer: x is
@@ -128,7 +131,11 @@ func (b *builder) tapTokens(x *onnx.Value, layer int, classOnly bool) {
 		out := Tapped{Tap: t}
 		switch t.What {
 		case TapClass:
-			if out.Value = x; !classOnly {
+			switch out.Value = x; {
+			case classOnly:
+			case layer == 0: // what the classifier reads
+				out.Value = b.embedding(x)
+			default:
 				out.Value = b.classToken(x)
 			}
 		case TapPooled, TapSpread:
@@ -214,7 +221,7 @@ func (b *builder) moment(x *onnx.Value, t Tap, axes ...int) *onnx.Value {
 func (b *builder) patchTokens(x *onnx.Value) *onnx.Value {
 	s := b.m.Spec
 	x = b.reshape(x, -1, int64(s.Tokens()), int64(s.Dim))
-	return b.g.Slice(x, 1, 1+s.Registers, s.Tokens())
+	return b.g.Slice(x, 1, s.Lead(), s.Tokens())
 }
 
 // around is the mean of each cell of a plane and its neighbours in a square, as
@@ -248,6 +255,8 @@ type Anatomy struct {
 	Class bool
 	// PatchLayer is the usual place for patch vectors.
 	PatchLayer int
+	// Foreign models give behind all layers their embedding only.
+	Foreign bool
 }
 
 // Vectors lists the taps of one vector that the model has: for each layer the
@@ -259,26 +268,32 @@ func (a Anatomy) Vectors() []Tap {
 		if a.Class || layer == 0 {
 			out = append(out, Tap{What: TapClass, Layer: layer})
 		}
-		if a.Class || layer > 0 {
+		if a.Class && !a.Foreign || layer > 0 {
 			out = append(out, Tap{What: TapPooled, Layer: layer})
 		}
 	}
 	return out
 }
 
-// Dissect says what the model at path can give. A file that this package did not
-// build, or that onnx cannot read, gives its embedding.
+// Dissect says what the model at path can give. A foreign model in which no layers
+// were found gives its embedding.
 func Dissect(path string) (Anatomy, error) {
-	file, err := onnx.ReadFile(path, onnx.BindBatch(1))
+	props, err := readProperties(path)
 	if err != nil {
-		return Anatomy{}, nil // ONNX Runtime may still know its operators
-	}
-	defer file.Close()
-	m, ok, err := FromONNX(file)
-	if err != nil || !ok {
 		return Anatomy{}, err
 	}
-	return Anatomy{Layers: m.Spec.Layers(), Class: m.Spec.Tokens() > 0, PatchLayer: m.Spec.PatchLayer()}, nil
+	info, _, err := readMetadata(props)
+	if err != nil {
+		return Anatomy{}, fmt.Errorf("read %s: %w", path, err)
+	}
+	if s := info.Spec; s != nil {
+		return Anatomy{Layers: s.Layers(), Class: s.Tokens() > 0 && !s.NoClass, PatchLayer: s.PatchLayer()}, nil
+	}
+	layers, err := readLayers(props)
+	if err != nil {
+		return Anatomy{}, fmt.Errorf("read %s: %w", path, err)
+	}
+	return foreignAnatomy(layers), nil
 }
 
 // Selected is a tap of one of several networks of one architecture.
@@ -308,6 +323,13 @@ type PatchOutput struct {
 // computes nothing that no tap needs.
 func Select(dst string, paths []string, taps []Selected) (_ Selection, err error) {
 	c := selection{g: onnx.New("selection"), paths: paths, taps: taps}
+	if path, only, ok := c.foreign(); ok {
+		s, err := selectForeign(dst, path, only)
+		if err != nil {
+			return s, fmt.Errorf("take vectors of %s: %w", path, err)
+		}
+		return s, nil
+	}
 	defer func() {
 		for _, f := range c.files {
 			_ = f.Close()
@@ -326,6 +348,22 @@ type selection struct {
 	image *onnx.Value
 	first *Model
 	files []*onnx.Graph // whose data the weights alias
+}
+
+// foreign says whether all taps are of one foreign model.
+func (c *selection) foreign() (path string, taps []Tap, ok bool) {
+	for _, t := range c.taps {
+		if t.Network != c.taps[0].Network {
+			return "", nil, false
+		}
+		taps = append(taps, t.Tap)
+	}
+	if len(taps) == 0 || c.taps[0].Network >= len(c.paths) {
+		return "", nil, false
+	}
+	path = c.paths[c.taps[0].Network]
+	info, _, err := ReadMetadata(path)
+	return path, taps, err == nil && info.Family == Foreign && info.Spec == nil
 }
 
 func (c *selection) write(dst string) (Selection, error) {
@@ -402,7 +440,7 @@ func (c *selection) network(n int, want []Tap) ([]Tapped, error) {
 		return nil, err
 	}
 	if !ok {
-		return nil, architectureError("%s is a foreign model, which gives one embedding only: score on class alone", c.paths[n])
+		return nil, architectureError("%s is a foreign model: vectors of it and of its fine-tuned copy are not had from one model", c.paths[n])
 	}
 	prefix := ""
 	if c.first == nil {

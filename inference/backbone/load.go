@@ -16,14 +16,24 @@ type LoadOptions struct {
 	// Size is the side of the square input in pixels; 0: what the weights were
 	// made for. Position embeddings are resampled where it differs.
 	Size int
-	// Positions is how they are resampled; "": bicubic for timm weights, linear
-	// for .npz files, as their own code does.
+	// Positions is how they are resampled; "": as the weights' own code does.
 	Positions PositionResample
-	// Preprocess overrides the family's default ([DefaultPreprocess]); its Crop
-	// must be the input's size. Nil: the default.
+	// Preprocess overrides how images are prepared; its Crop must be the input's
+	// size. Nil: what files beside the weights say, or the family's default
+	// ([DefaultPreprocess]).
 	Preprocess *imaging.Preprocess
-	// Mean and Std override the normalisation alone; all zero: unchanged.
-	Mean, Std [3]float64
+	// Mean and Std override the normalisation alone; nil: unchanged.
+	Mean, Std *[3]float64
+	// Heads is the number of attention heads; 0: as in the published networks of
+	// the same width. No tensor's shape tells it.
+	Heads int
+	// Arch says of which publication the weights are where several have the same
+	// tensors: timm's name of the architecture or a part of it, such as "deit",
+	// "vit_base_patch16_224.mae" or "tf_efficientnet_lite0".
+	Arch string
+	// Prefix chooses among several networks in one file by the start of their
+	// tensors' names, as in "teacher.backbone".
+	Prefix string
 }
 
 // apply changes the preprocessing of a model whose size is settled.
@@ -31,21 +41,22 @@ func (o LoadOptions) apply(p imaging.Preprocess, size int) (imaging.Preprocess, 
 	if o.Preprocess != nil {
 		p = *o.Preprocess
 	}
-	if o.Mean != [3]float64{} {
-		p.Mean = o.Mean
+	if o.Mean != nil {
+		p.Mean = *o.Mean
 	}
-	if o.Std != [3]float64{} {
-		p.Std = o.Std
+	if o.Std != nil {
+		p.Std = *o.Std
 	}
 	if p.Crop != size {
 		return p, fmt.Errorf("the crop of %d px is not the model's input of %d px", p.Crop, size)
 	}
-	return p, p.Validate()
+	return p, errors.Join(checkNormalise(p.Mean, p.Std), p.Validate())
 }
 
-// Load opens the safetensors or .npz file at path, recognises the architecture
-// from its tensors and checks every shape. The model aliases the file until
-// Close. Errors wrap [ErrFormat] or [ErrArchitecture].
+// Load opens the weights at path (safetensors, .npz or PyTorch), recognises the
+// architecture from its tensors, checks every shape and refuses a file with
+// tensors of the network that it does not understand. The model aliases the file
+// until Close. Errors wrap [ErrFormat] or [ErrArchitecture].
 func Load(path string, o LoadOptions) (*Model, error) {
 	w, err := OpenWeights(path)
 	if err != nil {
@@ -63,77 +74,86 @@ func Load(path string, o LoadOptions) (*Model, error) {
 // FromWeights recognises the architecture of w and reads it. The model aliases
 // w, which the caller closes after it.
 func FromWeights(w *Weights, o LoadOptions) (*Model, error) {
+	if err := checkArch(o.Arch); err != nil {
+		return nil, err
+	}
 	m := &Model{Format: w.Format, tensors: map[string]onnx.Tensor{}}
-	src, err := recognise(m, w)
-	if err != nil {
-		return nil, err
-	}
-	switch m.Spec.Family {
-	case ViT, Hybrid:
-		err = loadViT(m, src)
-	case ResNet:
-		err = loadResNet(m, src)
-	case ConvNeXt:
-		err = loadConvNeXt(m, src)
-	}
-	if err != nil {
-		return nil, err
-	}
-	m.Preprocess = DefaultPreprocess(m.Spec, m.Format)
 	own, pre, err := readMetadata(w.Metadata)
 	if err != nil {
 		return nil, err
 	}
-	if own.Format != "" { // a file of EncodeHalf
-		m.Format, m.Source, m.Seed = own.Format, own.Source, own.Seed
+	m.own = own.Spec
+	hint := strings.ToLower(o.Arch)
+	src, err := recognise(m, w, o.Prefix, func(dim int) string {
+		if side := readSidecar(w.path, dim); hint == "" {
+			hint = side.arch
+		}
+		if hint == "" {
+			hint = fileHint(w.path)
+		}
+		return hint
+	})
+	if err != nil {
+		return nil, err
 	}
-	if pre.Crop == m.Spec.Size {
-		m.Preprocess = pre
+	side := sidecar{}
+	if d := outputs(src); d > 0 {
+		side = readSidecar(w.path, d)
+	}
+	switch m.Spec.Family {
+	case ViT, Hybrid:
+		err = loadViT(m, src, side, hint, o)
+	case ResNet:
+		err = loadResNet(m, src)
+	case ConvNeXt:
+		err = loadConvNeXt(m, src)
+	case MobileNet:
+		err = loadMobile(m, src, hint)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if m.Left, err = checkUsed(m, src, w); err != nil {
+		return nil, err
 	}
 	if o.Size != 0 && o.Size != m.Spec.Size {
 		if err := m.Resize(o.Size, o.Positions); err != nil {
 			return nil, err
 		}
 	}
+	m.prepare(w, side, o)
+	if own.Format != "" { // a file of EncodeHalf
+		m.Format, m.Source, m.Seed = own.Format, own.Source, own.Seed
+	}
+	if pre.Crop == m.Spec.Size {
+		m.Preprocess, m.PreprocessFrom = pre, "what the file says"
+	}
 	m.Preprocess, err = o.apply(m.Preprocess, m.Spec.Size)
+	if o.Preprocess != nil || o.Mean != nil {
+		m.PreprocessFrom = "as asked for"
+	}
 	return m, err
 }
 
-// prefixes are what training code puts before the names of a wrapped network.
-var prefixes = []string{"", "module.", "model.", "backbone.", "encoder.", "visual.trunk.", "model.backbone."}
+// outputs is the embedding's length, as config.json has it, from a tensor of its
+// own shape; 0 where none tells.
+func outputs(src source) int {
+	for _, name := range []string{"patch_embed.proj.weight", "conv_head.weight", "head.norm.weight"} {
+		if s := src.shape(name); len(s) > 0 {
+			return s[0]
+		}
+	}
+	return 0
+}
 
-// recognise sets the family and finds the naming.
-func recognise(m *Model, w *Weights) (source, error) {
-	if g, ok := newGoogleSource(w); ok {
-		m.Spec.Family = ViT
-		if g.stages > 0 {
-			m.Spec.Family = Hybrid
-		}
-		return g, nil
+// fileHint is what a file's name says of the architecture, where it says
+// anything.
+func fileHint(path string) string {
+	name := strings.ToLower(filepath.Base(path))
+	if path != "" && checkArch(name) == nil {
+		return name
 	}
-	for _, prefix := range prefixes {
-		s := timmSource{w, prefix}
-		switch {
-		case isViT(s):
-			m.Spec.Family = ViT
-			if s.has("patch_embed.backbone.stem.conv.weight") {
-				m.Spec.Family = Hybrid
-			} else if s.has("patch_embed.backbone.conv.weight") || s.has("patch_embed.backbone.conv1.weight") {
-				return nil, architectureError("this hybrid's stem is not built; export it to ONNX and import that")
-			}
-			return s, nil
-		case isResNet(s):
-			m.Spec.Family = ResNet
-			return s, nil
-		case isConvNeXt(s):
-			m.Spec.Family = ConvNeXt
-			return s, nil
-		}
-	}
-	if len(w.names) == 0 {
-		return nil, architectureError("the file holds no tensors")
-	}
-	return nil, architectureError("the tensors are named neither as timm's ViT, ResNet, ConvNeXt or hybrid nor as the original ViT (%s)", sortedNames(w.names, 6))
+	return ""
 }
 
 // shapes lists the weights of an architecture in the order of the forward pass.
@@ -145,6 +165,8 @@ func (s Spec) shapes() []paramShape {
 		return resnetShapes(s)
 	case ConvNeXt:
 		return convnextShapes(s)
+	case MobileNet:
+		return mobileShapes(s)
 	}
 	return nil
 }
@@ -154,6 +176,8 @@ type graphSource map[string]onnx.Tensor
 
 func (s graphSource) has(name string) bool    { _, ok := s[name]; return ok }
 func (s graphSource) shape(name string) []int { return s[name].Shape }
+func (s graphSource) origin(string) []string  { return nil }
+func (s graphSource) behind() string          { return "" }
 
 func (s graphSource) take(m *Model, name string, shape ...int) error {
 	t, ok := s[name]

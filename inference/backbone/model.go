@@ -54,6 +54,15 @@ type Model struct {
 	Source     string // its base name
 	Seed       uint64 // of random weights
 
+	// PreprocessFrom and HeadsFrom say where what no tensor tells was taken from,
+	// and Left lists tensors of the file that the backbone does without, of a model
+	// that was read from weights.
+	PreprocessFrom, HeadsFrom string
+	Left                      []string
+
+	dialect string // of the file's names
+	own     *Spec  // the file's own specification
+
 	order   []string
 	tensors map[string]onnx.Tensor
 	close   func() error
@@ -212,6 +221,8 @@ func (m *Model) Forward(g *onnx.Graph, image *onnx.Value, o ForwardOptions) (Fea
 		f = b.resnet(image)
 	case ConvNeXt:
 		f = b.convnext(image)
+	case MobileNet:
+		f = b.mobile(image)
 	default:
 		return Features{}, architectureError("family %q", m.Spec.Family)
 	}

@@ -38,8 +38,8 @@ func readNPZ(b []byte) (*Weights, error) {
 	for _, f := range z.File {
 		name, ok := strings.CutSuffix(f.Name, ".npy")
 		if !ok {
-			if strings.HasSuffix(f.Name, "data.pkl") {
-				return nil, formatError("this is a PyTorch archive (.pth); save it as safetensors first")
+			if f.Name == "data.pkl" || strings.HasSuffix(f.Name, "/data.pkl") {
+				return readTorch(b, z)
 			}
 			continue
 		}
@@ -50,6 +50,9 @@ func readNPZ(b []byte) (*Weights, error) {
 		if err := w.add(name, e); err != nil {
 			return nil, err
 		}
+	}
+	if len(w.names) == 0 {
+		return nil, formatError("a zip archive with neither .npy members nor a PyTorch pickle (%d members)", len(z.File))
 	}
 	return w, nil
 }

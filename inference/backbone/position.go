@@ -18,11 +18,13 @@ const (
 	// LinearPositions is what the original ViT code does for .npz files: linear
 	// with the corners of both grids aligned (scipy's zoom of order 1).
 	LinearPositions PositionResample = "linear"
+	// PlainPositions is what Hugging Face's and DINOv2's code does: bicubic
+	// (a = −0.75), half-pixel centres, no antialiasing.
+	PlainPositions PositionResample = "plain"
 )
 
 // Resize fits a ViT or Hybrid to another square input by resampling its
-// position embeddings, and the preprocessing to the family's default for that
-// size, keeping mean and standard deviation. ResNet and ConvNeXt take any size
+// position embeddings, and the preprocessing to that size. ResNet and ConvNeXt take any size
 // as they are. how "" chooses by the weights' format.
 func (m *Model) Resize(size int, how PositionResample) error {
 	old := m.Spec
@@ -33,23 +35,27 @@ func (m *Model) Resize(size int, how PositionResample) error {
 	}
 	if how == "" {
 		how = BicubicPositions
-		if m.Format == "npz" {
+		switch {
+		case m.Format == "npz":
 			how = LinearPositions
+		case m.dialect == dialectHFViT, m.dialect == dialectHFDINOv2:
+			how = PlainPositions
 		}
 	}
-	if how != BicubicPositions && how != LinearPositions {
-		return fmt.Errorf("resize %s: position resampling %q is neither bicubic nor linear", old.Name(), how)
+	if how != BicubicPositions && how != LinearPositions && how != PlainPositions {
+		return fmt.Errorf("resize %s: position resampling %q is neither bicubic, linear nor plain", old.Name(), how)
 	}
 	if pos, ok := m.tensors["pos_embed"]; ok && s.grid() != old.grid() {
-		lead := 0
-		if s.ClassPos {
-			lead = 1
-		}
-		m.put(resamplePositions(pos, lead, old.grid(), s.grid(), how))
+		m.put(resamplePositions(pos, s.posLead(), old.grid(), s.grid(), how))
 	}
 	m.Spec = s
-	p := DefaultPreprocess(s, m.Format)
-	p.Mean, p.Std = m.Preprocess.Mean, m.Preprocess.Std
+	usual, p := DefaultPreprocess(old, m.Format), m.Preprocess
+	if p.Resize == usual.Resize && !p.Squash {
+		p.Resize = DefaultPreprocess(s, m.Format).Resize
+	} else {
+		p.Resize = p.Resize * size / old.Size
+	}
+	p.Crop = size
 	m.Preprocess = p
 	return nil
 }
@@ -60,8 +66,11 @@ func resamplePositions(t onnx.Tensor, lead, from, to int, how PositionResample) 
 	d := t.Shape[2]
 	src := t.Float32s()
 	weights := bicubicWeights(from, to)
-	if how == LinearPositions {
+	switch how {
+	case LinearPositions:
 		weights = linearWeights(from, to)
+	case PlainPositions:
+		weights = plainWeights(from, to)
 	}
 	// Columns first, then rows; float64 in between.
 	mid := make([]float64, from*to*d)
@@ -117,7 +126,7 @@ func bicubicWeights(from, to int) []taps {
 		t := taps{first: lo, w: make([]float64, hi-lo)}
 		sum := 0.0
 		for j := range t.w {
-			t.w[j] = cubic((float64(lo+j) - center + 0.5) / stretch)
+			t.w[j] = cubic((float64(lo+j)-center+0.5)/stretch, -0.5)
 			sum += t.w[j]
 		}
 		for j := range t.w {
@@ -128,9 +137,25 @@ func bicubicWeights(from, to int) []taps {
 	return out
 }
 
-// cubic is Keys' kernel with a = −0.5.
-func cubic(x float64) float64 {
-	const a = -0.5
+// plainWeights are those of torch's bicubic interpolation: a = −0.75, four taps,
+// the border repeated.
+func plainWeights(from, to int) []taps {
+	out := make([]taps, to)
+	for i := range out {
+		center := (float64(i)+0.5)*float64(from)/float64(to) - 0.5
+		base := int(math.Floor(center))
+		lo, hi := max(0, base-1), min(from-1, base+2)
+		t := taps{first: lo, w: make([]float64, hi-lo+1)}
+		for j := base - 1; j <= base+2; j++ {
+			t.w[min(max(j, lo), hi)-lo] += cubic(center-float64(j), -0.75)
+		}
+		out[i] = t
+	}
+	return out
+}
+
+// cubic is Keys' kernel.
+func cubic(x, a float64) float64 {
 	x = math.Abs(x)
 	switch {
 	case x < 1:

@@ -81,10 +81,6 @@ func (b *builder) batchNorm(x *onnx.Value, name string) *onnx.Value {
 		b.param(name+".weight"), b.param(name+".bias"), b.param(name+".running_mean"), b.param(name+".running_var"))
 }
 
-func isResNet(w source) bool {
-	return w.has("conv1.weight") && w.has("bn1.running_mean") && w.has("layer1.0.conv1.weight")
-}
-
 // loadResNet fills m from timm- or torchvision-named weights.
 func loadResNet(m *Model, w source) error {
 	s := &m.Spec
@@ -109,17 +105,10 @@ func loadResNet(m *Model, w source) error {
 	if err := s.Validate(); err != nil {
 		return err
 	}
-	for _, name := range []string{"layer1.0.se.fc1.weight", "layer1.0.downsample.2.weight"} {
-		if w.has(name) {
-			return architectureError("%s belongs to a ResNet variant that is not built; export it to ONNX and import that", name)
-		}
+	if mid := w.shape("layer1.0.conv1.weight"); !s.Basic && len(mid) == 4 && mid[0] > s.Widths[0]/4 {
+		s.Wide = mid[0] / max(s.Widths[0]/4, 1)
 	}
-	for _, p := range resnetShapes(*s) {
-		if err := w.take(m, p.name, p.shape...); err != nil {
-			return err
-		}
-	}
-	return nil
+	return takeAll(m, w)
 }
 
 // resnetShapes lists the weights of a ResNet. The stem has 64 channels and a
@@ -143,9 +132,10 @@ func resnetShapes(s Spec) []paramShape {
 				unit(p+"conv1", p+"bn1", width, in, 3)
 				unit(p+"conv2", p+"bn2", width, width, 3)
 			} else {
-				unit(p+"conv1", p+"bn1", width/4, in, 1)
-				unit(p+"conv2", p+"bn2", width/4, width/4, 3)
-				unit(p+"conv3", p+"bn3", width, width/4, 1)
+				mid := width / 4 * max(s.Wide, 1)
+				unit(p+"conv1", p+"bn1", mid, in, 1)
+				unit(p+"conv2", p+"bn2", mid, mid, 3)
+				unit(p+"conv3", p+"bn3", width, mid, 1)
 			}
 			if i == 0 && (stage > 0 || in != width) {
 				unit(p+"downsample.0", p+"downsample.1", width, in, 1)

@@ -3,24 +3,20 @@ package backbone
 import (
 	"fmt"
 	"strings"
-
-	"github.com/nearmiss/nearmiss/inference/imaging"
 )
 
 // Family is a kind of architecture that this package can build.
 type Family string
 
-// The families of the paper's Table 1, and foreign ONNX models.
+// The families of the paper's Table 1, mobile networks, and foreign ONNX models.
 const (
-	ViT      Family = "vit"
-	Hybrid   Family = "hybrid" // ResNet stem, ViT encoder
-	ResNet   Family = "resnet"
-	ConvNeXt Family = "convnext"
-	Foreign  Family = "onnx" // any other model: no code of ours
+	ViT       Family = "vit"
+	Hybrid    Family = "hybrid" // ResNet stem, ViT encoder
+	ResNet    Family = "resnet"
+	ConvNeXt  Family = "convnext"
+	MobileNet Family = "mobilenet" // mobile inverted bottlenecks: MobileNet, EfficientNet
+	Foreign   Family = "onnx"      // any other model: no code of ours
 )
-
-// headDim is the width of an attention head in every ViT this package reads.
-const headDim = 64
 
 // Spec is an architecture: everything about a network but its weights. Which
 // fields count depends on the family.
@@ -31,17 +27,32 @@ type Spec struct {
 
 	// ViT and Hybrid.
 	Depth      int  `json:"depth,omitempty"`       // encoder blocks
-	Heads      int  `json:"heads,omitempty"`       // Dim / 64
+	Heads      int  `json:"heads,omitempty"`       // attention heads
 	Hidden     int  `json:"hidden,omitempty"`      // width of the MLP's middle
 	Patch      int  `json:"patch,omitempty"`       // pixels; Hybrid: cells of the ResNet's feature map
 	Registers  int  `json:"registers,omitempty"`   // register tokens, after the class token
 	ClassPos   bool `json:"class_pos,omitempty"`   // the class token has a position embedding
 	LayerScale bool `json:"layer_scale,omitempty"` // ls1.gamma, ls2.gamma
+	AllPos     bool `json:"all_pos,omitempty"`     // registers have position embeddings, too
+	NoClass    bool `json:"no_class,omitempty"`    // there is no class token
+	Distilled  bool `json:"distilled,omitempty"`   // a distillation token behind the class token (DeiT); the embedding is the mean of both
+	Gated      bool `json:"gated,omitempty"`       // SwiGLU: fc1 gives the gate and the value, Hidden each
+	PreNorm    bool `json:"pre_norm,omitempty"`    // a norm in front of the blocks (CLIP)
+	// MeanPool takes the mean of the patch tokens as the embedding; with PoolNorm it
+	// is normalised after that, not the tokens before.
+	MeanPool bool `json:"mean_pool,omitempty"`
+	PoolNorm bool `json:"pool_norm,omitempty"`
+	// Rope is the period of rotary positions as in DINOv3; 0: there are none.
+	Rope float64 `json:"rope,omitempty"`
+	Act  string  `json:"act,omitempty"` // of the MLPs; "": erf-GELU
 
 	// ResNet, ConvNeXt and Hybrid.
 	Blocks []int `json:"blocks,omitempty"` // blocks of each stage
 	Widths []int `json:"widths,omitempty"` // output channels of each stage
 	Basic  bool  `json:"basic,omitempty"`  // ResNet-18/34 blocks instead of bottlenecks
+	Wide   int   `json:"wide,omitempty"`   // bottlenecks are so many times as wide in the middle as a quarter of their output; 0: 1
+
+	Mobile *Mobile `json:"mobile,omitempty"` // MobileNet
 
 	NormEps  float64 `json:"norm_eps"`            // of LayerNorm, BatchNorm
 	GroupEps float64 `json:"group_eps,omitempty"` // Hybrid: of GroupNorm
@@ -60,13 +71,37 @@ func (s Spec) grid() int {
 // stage but the first.
 func (s Spec) reduction() int { return 4 << max(len(s.Blocks)-1, 0) }
 
-// Tokens is the number of tokens of a ViT or Hybrid: class, registers, patches.
+// Lead is the number of tokens of a ViT or Hybrid in front of the patches: class,
+// distillation, registers.
+func (s Spec) Lead() int {
+	n := s.Registers
+	if !s.NoClass {
+		n++
+	}
+	if s.Distilled {
+		n++
+	}
+	return n
+}
+
+// posLead is the number of these that have position embeddings.
+func (s Spec) posLead() int {
+	switch {
+	case s.AllPos:
+		return s.Lead()
+	case s.ClassPos:
+		return s.Lead() - s.Registers
+	}
+	return 0
+}
+
+// Tokens is the number of tokens of a ViT or Hybrid: those of Lead and the patches.
 // 0 for the other families.
 func (s Spec) Tokens() int {
 	if s.Family != ViT && s.Family != Hybrid {
 		return 0
 	}
-	return 1 + s.Registers + s.grid()*s.grid()
+	return s.Lead() + s.grid()*s.grid()
 }
 
 // Name says what the architecture is called in timm, as near as shapes tell.
@@ -91,7 +126,12 @@ func (s Spec) Name() string {
 		for _, b := range s.Blocks {
 			n += per * b
 		}
+		if s.Wide > 1 {
+			return fmt.Sprintf("wide_resnet%d_%d", n, s.Wide)
+		}
 		return fmt.Sprintf("resnet%d", n)
+	case MobileNet:
+		return s.mobileName()
 	case ConvNeXt:
 		key := fmt.Sprint(s.Blocks, s.Widths[0])
 		for name, k := range map[string]string{
@@ -117,6 +157,12 @@ func (s Spec) vitSize() string {
 		return "base"
 	case [2]int{1024, 24}:
 		return "large"
+	case [2]int{1280, 32}:
+		return "huge"
+	case [2]int{1408, 40}, [2]int{1536, 40}:
+		return "giant"
+	case [2]int{1664, 48}:
+		return "gigantic"
 	}
 	return fmt.Sprintf("%dx%d", s.Dim, s.Depth)
 }
@@ -138,6 +184,10 @@ func (s Spec) Stages() []string {
 	case ConvNeXt:
 		for i := range s.Blocks {
 			out = append(out, fmt.Sprintf("stages.%d.", i))
+		}
+	case MobileNet:
+		for i := range s.Blocks {
+			out = append(out, fmt.Sprintf("blocks.%d.", i))
 		}
 	}
 	return out
@@ -167,6 +217,12 @@ func (s Spec) Validate() error {
 		if s.Heads < 1 || s.Dim%s.Heads != 0 {
 			return bad("%d heads do not divide %d dimensions", s.Heads, s.Dim)
 		}
+		if s.NoClass && (!s.MeanPool || s.Distilled || s.ClassPos) {
+			return bad("without a class token the embedding is the mean of the patches")
+		}
+		if s.Rope < 0 || s.Rope > 0 && s.Dim/s.Heads%4 != 0 {
+			return bad("rotary positions of period %g in heads of %d", s.Rope, s.Dim/s.Heads)
+		}
 		unit := s.Patch
 		if s.Family == Hybrid {
 			unit *= s.reduction()
@@ -178,48 +234,21 @@ func (s Spec) Validate() error {
 		if len(s.Blocks) != 4 || len(s.Widths) != 4 {
 			return bad("%d stages, want 4", len(s.Blocks))
 		}
+	case MobileNet:
+		if s.Mobile == nil || len(s.Mobile.Blocks) == 0 || s.Mobile.Stem < 1 || s.Mobile.Head < 1 {
+			return bad("no blocks")
+		}
+		stage := 0
+		for _, b := range s.Mobile.Blocks {
+			if b.Stage < stage || b.Stage > stage+1 || b.Stage >= len(s.Blocks) || b.Hidden < 0 || b.Width < 1 || b.Squeeze < 0 || b.Kernel < 1 || b.Stride < 1 {
+				return bad("block %+v", b)
+			}
+			stage = b.Stage
+		}
 	default:
 		return architectureError("family %q", s.Family)
 	}
 	return nil
-}
-
-// The normalisation constants in use: samples in 0..1.
-var (
-	halfMean     = [3]float64{0.5, 0.5, 0.5}
-	halfStd      = [3]float64{0.5, 0.5, 0.5}
-	imageNetMean = [3]float64{0.485, 0.456, 0.406}
-	imageNetStd  = [3]float64{0.229, 0.224, 0.225}
-)
-
-// DefaultPreprocess is how the family's published checkpoints want images.
-// format is the weight file's ("npz": the original ViT recipe). Sources: timm's
-// default configurations; resize is ⌊size / crop fraction⌋.
-//
-//   - ViT, AugReg (timm): bicubic, crop fraction 0.9 up to 224 px (248 → 224) and
-//     1.0 above, mean = std = 0.5
-//   - ViT and hybrid, original .npz: bilinear, 0.875 (256 → 224), mean = std = 0.5
-//   - ViT with LayerScale (DINOv2): bicubic, 1.0, ImageNet statistics
-//   - ResNet: bilinear, 0.875; ConvNeXt: bicubic, 0.875; ImageNet statistics
-func DefaultPreprocess(s Spec, format string) imaging.Preprocess {
-	p := imaging.Preprocess{Crop: s.Size, Interpolation: imaging.Bicubic, Mean: halfMean, Std: halfStd}
-	fraction := 0.9
-	switch {
-	case s.Family == ResNet:
-		p.Mean, p.Std, fraction, p.Interpolation = imageNetMean, imageNetStd, 0.875, imaging.Bilinear
-	case s.Family == ConvNeXt:
-		p.Mean, p.Std, fraction = imageNetMean, imageNetStd, 0.875
-	case s.Family == Foreign:
-		p.Mean, p.Std, fraction = imageNetMean, imageNetStd, 0.875
-	case format == "npz":
-		fraction, p.Interpolation = 0.875, imaging.Bilinear
-	case s.LayerScale:
-		p.Mean, p.Std, fraction = imageNetMean, imageNetStd, 1
-	case s.Size > 224:
-		fraction = 1
-	}
-	p.Resize = int(float64(s.Size)/fraction + 1e-9)
-	return p
 }
 
 // trainable reports whether a tensor is a parameter that gradients reach, not a

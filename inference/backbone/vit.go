@@ -24,7 +24,9 @@ func (b *builder) vit(image *onnx.Value) Features {
 	if !head {
 		return Features{}
 	}
-	x = b.layerNorm(x, "norm")
+	if !s.PoolNorm {
+		x = b.layerNorm(x, "norm")
+	}
 	b.tapTokens(x, 0, classOnly)
 	if classOnly {
 		return Features{Embedding: x}
@@ -33,8 +35,25 @@ func (b *builder) vit(image *onnx.Value) Features {
 	if b.o.Tokens {
 		f.Tokens = b.reshape(x, -1, int64(s.Tokens()), int64(s.Dim))
 	}
-	f.Embedding = b.classToken(x)
+	f.Embedding = b.embedding(x)
 	return f
+}
+
+// embedding is made of the tokens [N·T, D] after the last norm.
+func (b *builder) embedding(x *onnx.Value) *onnx.Value {
+	s, g := b.m.Spec, b.g
+	switch {
+	case s.MeanPool:
+		x = g.ReduceMean(b.patchTokens(x), false, 1)
+		if s.PoolNorm {
+			x = b.layerNorm(x, "fc_norm")
+		}
+		return x
+	case s.Distilled:
+		x = b.reshape(x, -1, int64(s.Tokens()), int64(s.Dim))
+		return g.ReduceMean(g.Slice(x, 1, 0, 2), false, 1)
+	}
+	return b.classToken(x)
 }
 
 // embed gives [N, T, D]: projected patches, class token and registers in front,
@@ -55,17 +74,53 @@ func (b *builder) embed(image *onnx.Value) *onnx.Value {
 
 	// The leading tokens are added as rows, not concatenated: Concat would need
 	// one copy of them for each image, and so the batch size.
-	lead := 1 + s.Registers
-	x = b.padRows(x, lead, 0)
-	pos, cls := b.param("pos_embed"), b.param("cls_token")
-	if s.ClassPos {
-		return g.Op("Add", nil, x, g.Op("Add", nil, pos, b.padRows(cls, 0, s.Tokens()-1)))
+	if lead := s.Lead(); lead > 0 {
+		x = b.padRows(x, lead, 0)
 	}
-	rows := []*onnx.Value{cls}
-	if s.Registers > 0 {
-		rows = append(rows, b.param("reg_token"))
+	if rows := b.rows(); rows != nil {
+		x = g.Op("Add", nil, x, rows)
 	}
-	return g.Op("Add", nil, x, g.Op("Concat", onnx.Attrs{"axis": 1}, append(rows, pos)...))
+	if s.PreNorm {
+		x = b.reshape(b.layerNorm(b.reshape(x, -1, int64(s.Dim)), "norm_pre"), -1, int64(s.Tokens()), int64(s.Dim))
+	}
+	return x
+}
+
+// rows are the leading tokens and the position embeddings, [1, T, D]; nil where
+// there are neither.
+func (b *builder) rows() *onnx.Value {
+	s, g := b.m.Spec, b.g
+	var lead []*onnx.Value
+	for _, t := range []struct {
+		there bool
+		name  string
+	}{{!s.NoClass, "cls_token"}, {s.Distilled, "dist_token"}, {s.Registers > 0, "reg_token"}} {
+		if t.there {
+			lead = append(lead, b.param(t.name))
+		}
+	}
+	join := func(all []*onnx.Value) *onnx.Value {
+		if len(all) == 1 {
+			return all[0]
+		}
+		return g.Concat(1, all...)
+	}
+	n, patches := s.posLead(), s.grid()*s.grid()
+	switch {
+	case s.Rope > 0:
+		if len(lead) == 0 {
+			return nil
+		}
+		return b.padRows(join(lead), 0, patches)
+	case n == 0:
+		return join(append(lead, b.param("pos_embed")))
+	case n == s.Lead():
+		return g.Op("Add", nil, b.param("pos_embed"), b.padRows(join(lead), 0, patches))
+	}
+	// The class token has a position, and the registers behind it have none.
+	pos := b.param("pos_embed")
+	first := g.Op("Add", nil, join(lead[:len(lead)-1]), g.Slice(pos, 1, 0, n))
+	return g.Concat(1, first, lead[len(lead)-1], g.Slice(pos, 1, n, n+patches))
 }
 
 // padRows puts zero rows before and after axis 1 of a rank-3 tensor.
@@ -94,8 +149,13 @@ func (b *builder) block(x *onnx.Value, name string, classOnly bool) *onnx.Value 
 	}
 	x = b.g.Op("Add", nil, x, b.layerScale(h, name+".ls1.gamma"))
 
-	h = b.layerNorm(x, name+".norm2")
-	h = b.g.Op("Gelu", nil, b.linear(h, name+".mlp.fc1"))
+	h = b.linear(b.layerNorm(x, name+".norm2"), name+".mlp.fc1")
+	if b.m.Spec.Gated { // Shazeer 2020
+		parts := b.g.OpN("Split", 2, onnx.Attrs{"axis": 1, "num_outputs": 2}, h)
+		h = b.g.Op("Mul", nil, b.activate(parts[0], actSilu), parts[1])
+	} else {
+		h = b.activate(h, b.m.Spec.Act)
+	}
 	h = b.linear(b.drop(h, name+".mlp.drop1"), name+".mlp.fc2")
 	h = b.layerScale(b.drop(h, name+".mlp.drop2"), name+".ls2.gamma")
 	return b.g.Op("Add", nil, x, h)
@@ -147,175 +207,45 @@ func (b *builder) attention(x *onnx.Value, name string, classOnly bool) *onnx.Va
 		return b.transpose(b.reshape(x, -1, rows, heads, d/heads), perm...)
 	}
 	q = split(q, queries, 0, 2, 1, 3) // [N, H, Q, d]
-	k = split(k, t, 0, 2, 3, 1)       // [N, H, d, T]
-	v = split(v, t, 0, 2, 1, 3)       // [N, H, T, d]
+	if s.Rope > 0 {
+		if !classOnly { // the class token is nowhere
+			q = b.rotate(q)
+		}
+		k = b.transpose(b.rotate(split(k, t, 0, 2, 1, 3)), 0, 1, 3, 2)
+	} else {
+		k = split(k, t, 0, 2, 3, 1) // [N, H, d, T]
+	}
+	v = split(v, t, 0, 2, 1, 3) // [N, H, T, d]
 	q = g.Op("Mul", nil, q, b.floats([]float32{float32(1 / math.Sqrt(float64(d/heads)))}))
 	p := g.Op("Softmax", onnx.Attrs{"axis": -1}, g.Op("MatMul", nil, q, k))
 	o := b.transpose(g.Op("MatMul", nil, p, v), 0, 2, 1, 3)
 	return b.linear(b.reshape(o, -1, d), name+".proj")
 }
 
-// loadViT fills m from timm-named weights. m.Spec.Family is set.
-func loadViT(m *Model, w source) error {
-	s := &m.Spec
-	proj := w.shape("patch_embed.proj.weight")
-	if len(proj) != 4 || proj[2] != proj[3] {
-		return architectureError("patch_embed.proj.weight has shape %v, want [D C p p]", proj)
+// rotate turns pairs of queries or keys [N, H, T, d] by angles that grow with the
+// place of their patch (rotary positions, as DINOv3 has them: Siméoni et al.
+// 2025). Tokens in front of the patches are not turned.
+func (b *builder) rotate(x *onnx.Value) *onnx.Value {
+	s, g := b.m.Spec, b.g
+	d, grid, lead := s.Dim/s.Heads, s.grid(), s.Lead()
+	cos, sin := make([]float32, s.Tokens()*d), make([]float32, s.Tokens()*d)
+	for i := range lead * d {
+		cos[i] = 1
 	}
-	s.Dim, s.Patch, s.NormEps = proj[0], proj[2], 1e-6
-	s.Heads = s.Dim / headDim
-	if s.Dim%headDim != 0 {
-		return architectureError("%d dimensions are not a multiple of the head width %d", s.Dim, headDim)
-	}
-	for w.has(fmt.Sprintf("blocks.%d.norm1.weight", s.Depth)) {
-		s.Depth++
-	}
-	if s.Depth == 0 {
-		return architectureError("no weights named blocks.0.…")
-	}
-	if fc1 := w.shape("blocks.0.mlp.fc1.weight"); len(fc1) == 2 {
-		s.Hidden = fc1[0]
-	}
-	s.LayerScale = w.has("blocks.0.ls1.gamma")
-	if reg := w.shape("reg_token"); len(reg) == 3 {
-		s.Registers = reg[1]
-	}
-	for _, name := range []string{"norm_pre.weight", "fc_norm.weight", "dist_token", "blocks.0.attn.q_norm.weight", "blocks.0.mlp.w12.weight", "blocks.0.mlp.fc1_g.weight"} {
-		if w.has(name) {
-			return architectureError("%s belongs to a ViT variant that is not built; export it to ONNX and import that", name)
+	for p := range grid * grid {
+		for j := range d {
+			axis, step := p/grid, j%(d/2)
+			if step >= d/4 {
+				axis, step = p%grid, step-d/4
+			}
+			place := 2*(float64(axis)+0.5)/float64(grid) - 1 // of the patch's middle, −1 to 1
+			angle := 2 * math.Pi * place * math.Pow(s.Rope, -float64(4*step)/float64(d))
+			cos[(lead+p)*d+j], sin[(lead+p)*d+j] = float32(math.Cos(angle)), float32(math.Sin(angle))
 		}
 	}
-
-	pos := w.shape("pos_embed")
-	if len(pos) != 3 || pos[0] != 1 || pos[2] != s.Dim {
-		return architectureError("pos_embed has shape %v, want [1 T %d]", pos, s.Dim)
-	}
-	grid, ok := squareRoot(pos[1] - 1)
-	s.ClassPos = ok && s.Registers == 0
-	if !s.ClassPos {
-		if grid, ok = squareRoot(pos[1]); !ok {
-			return architectureError("pos_embed has %d rows, which no square grid has", pos[1])
-		}
-	}
-	unit := s.Patch
-	if s.Family == Hybrid {
-		if err := inferHybrid(m, w); err != nil {
-			return err
-		}
-		unit *= s.reduction()
-		if proj[1] != s.Widths[len(s.Widths)-1] {
-			return architectureError("patch_embed.proj.weight reads %d channels, the ResNet gives %d", proj[1], s.Widths[len(s.Widths)-1])
-		}
-	} else if proj[1] != 3 {
-		return architectureError("patch_embed.proj.weight reads %d channels, want 3", proj[1])
-	}
-	if grid > 4096/unit {
-		return architectureError("an input of %d px is too large", grid*unit)
-	}
-	s.Size = grid * unit
-	if err := s.Validate(); err != nil {
-		return err
-	}
-	for _, p := range vitShapes(*s) {
-		if p.optional && !w.has(p.name) {
-			continue
-		}
-		if err := w.take(m, p.name, p.shape...); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// paramShape is a weight that an architecture has.
-type paramShape struct {
-	name     string
-	shape    []int
-	optional bool
-}
-
-// vitShapes lists the weights of a ViT or Hybrid in the order of the forward
-// pass.
-func vitShapes(s Spec) []paramShape {
-	var out []paramShape
-	add := func(name string, shape ...int) { out = append(out, paramShape{name, shape, false}) }
-	norm := func(name string) { add(name+".weight", s.Dim); add(name+".bias", s.Dim) }
-	channels := 3
-	if s.Family == Hybrid {
-		out = append(out, hybridShapes(s)...)
-		channels = s.Widths[len(s.Widths)-1]
-	}
-	add("cls_token", 1, 1, s.Dim)
-	rows := s.grid() * s.grid()
-	if s.ClassPos {
-		rows++
-	}
-	if s.Registers > 0 {
-		add("reg_token", 1, s.Registers, s.Dim)
-	}
-	add("pos_embed", 1, rows, s.Dim)
-	add("patch_embed.proj.weight", s.Dim, channels, s.Patch, s.Patch)
-	add("patch_embed.proj.bias", s.Dim)
-	for i := range s.Depth {
-		p := fmt.Sprintf("blocks.%d.", i)
-		norm(p + "norm1")
-		add(p+"attn.qkv.weight", 3*s.Dim, s.Dim)
-		out = append(out, paramShape{p + "attn.qkv.bias", []int{3 * s.Dim}, true})
-		add(p+"attn.proj.weight", s.Dim, s.Dim)
-		add(p+"attn.proj.bias", s.Dim)
-		if s.LayerScale {
-			add(p+"ls1.gamma", s.Dim)
-		}
-		norm(p + "norm2")
-		add(p+"mlp.fc1.weight", s.Hidden, s.Dim)
-		add(p+"mlp.fc1.bias", s.Hidden)
-		add(p+"mlp.fc2.weight", s.Dim, s.Hidden)
-		add(p+"mlp.fc2.bias", s.Dim)
-		if s.LayerScale {
-			add(p+"ls2.gamma", s.Dim)
-		}
-	}
-	norm("norm")
-	return out
-}
-
-func squareRoot(n int) (int, bool) {
-	if n < 1 {
-		return 0, false
-	}
-	r := int(math.Round(math.Sqrt(float64(n))))
-	return r, r*r == n
-}
-
-// isViT recognises timm's ViT names.
-func isViT(w source) bool {
-	return w.has("patch_embed.proj.weight") && w.has("pos_embed") && w.has("cls_token")
-}
-
-// source is a set of weights under timm names, whatever the file calls them.
-type source interface {
-	has(name string) bool
-	// shape is nil where there is no such weight.
-	shape(name string) []int
-	// take moves a weight of the given shape into the model.
-	take(m *Model, name string, shape ...int) error
-}
-
-// timmSource reads weights that have timm names behind a common prefix.
-type timmSource struct {
-	w      *Weights
-	prefix string
-}
-
-func (s timmSource) has(name string) bool    { return s.w.Has(s.prefix + name) }
-func (s timmSource) shape(name string) []int { return s.w.Shape(s.prefix + name) }
-
-func (s timmSource) take(m *Model, name string, shape ...int) error {
-	t, err := s.w.Float32(s.prefix+name, shape...)
-	if err != nil {
-		return err
-	}
-	t.Name = name
-	m.put(t)
-	return nil
+	half := g.OpN("Split", 2, onnx.Attrs{"axis": 3, "num_outputs": 2}, x)
+	turned := g.Concat(3, g.Op("Neg", nil, half[1]), half[0])
+	return g.Op("Add", nil,
+		g.Op("Mul", nil, x, b.floats(cos, s.Tokens(), d)),
+		g.Op("Mul", nil, turned, b.floats(sin, s.Tokens(), d)))
 }

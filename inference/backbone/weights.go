@@ -50,12 +50,13 @@ type entry struct {
 // tensors alias the file's pages where they can, so they are valid only until
 // Close. Reading methods may be called from several goroutines.
 type Weights struct {
-	// Format is "safetensors", "npz" or "onnx".
+	// Format is "safetensors", "npz" or "pth".
 	Format string
 	// Metadata holds the file's own string properties (safetensors
 	// __metadata__), often empty.
 	Metadata map[string]string
 
+	path    string // of the file, "" where there is none
 	names   []string
 	entries map[string]entry
 	close   func() error
@@ -73,7 +74,7 @@ func OpenWeights(path string) (*Weights, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open weights %s: %w", path, err), unmap())
 	}
-	w.close = unmap
+	w.close, w.path = unmap, path
 	return w, nil
 }
 
@@ -86,15 +87,35 @@ func ReadWeights(data []byte) (*Weights, error) {
 	case isSafetensors(data):
 		return readSafetensors(data)
 	case isTorchPickle(data):
-		return nil, formatError("this is a bare pickle (.pth); save it as safetensors first")
-	default:
-		return nil, formatError("neither safetensors nor npz (%d bytes, starts with %q)", len(data), data[:min(len(data), 8)])
+		return readTorch(data, nil)
 	}
+	return nil, notWeights(data)
+}
+
+// notWeights says what a file is that is no weights.
+func notWeights(data []byte) error {
+	text := bytes.TrimLeft(data[:min(len(data), 512)], " \t\r\n")
+	low := bytes.ToLower(text)
+	switch {
+	case bytes.HasPrefix(text, []byte("version https://git-lfs")):
+		return formatError("this is a Git LFS pointer, not the file that it stands for: run \"git lfs pull\" where it lies, or download the file itself")
+	case bytes.HasPrefix(low, []byte("<!doctype")), bytes.HasPrefix(low, []byte("<html")):
+		return formatError("this is a web page, not weights: the address that it came from shows the file, download the file itself (a \"raw\" or \"resolve\" address)")
+	case bytes.HasPrefix(text, []byte("{")) || bytes.HasPrefix(low, []byte("<?xml")):
+		return formatError("this is a text file (%.40q), not weights", text)
+	case looksONNX(data):
+		return formatError("this is an ONNX model that is cut off or corrupt (%d bytes): copy or download it again", len(data))
+	case bytes.HasPrefix(data, []byte("\x89HDF\r\n")):
+		return formatError("this is an HDF5 file (Keras), which is not read: export the model to ONNX and import that")
+	case len(data) > 9 && binary.LittleEndian.Uint64(data) <= maxSafetensorsHeader && data[8] == '{':
+		return formatError("this is a safetensors file that is cut off (%d bytes)", len(data))
+	case bytes.HasPrefix(data, []byte("\x1f\x8b")), bytes.HasPrefix(data, []byte("7z\xbc\xaf")), bytes.HasPrefix(data, []byte("\x28\xb5\x2f\xfd")):
+		return formatError("this is a compressed file: unpack it first")
+	}
+	return formatError("this is neither safetensors, .npz, a PyTorch file nor an ONNX model (%d bytes, starts with %q)", len(data), data[:min(len(data), 8)])
 }
 
 func isZip(b []byte) bool { return bytes.HasPrefix(b, []byte("PK\x03\x04")) }
-
-func isTorchPickle(b []byte) bool { return len(b) > 2 && b[0] == 0x80 && b[1] >= 2 && b[1] <= 5 }
 
 // Close releases the file. Tensors taken from w must not be used afterwards.
 func (w *Weights) Close() error {

@@ -45,7 +45,7 @@ func TestTorchExport(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "torch.onnx")
 	half := [3]float64{0.5, 0.5, 0.5}
 	if _, err := backbone.Import(filepath.Join("testdata", "torch_small.onnx"), path, backbone.ImportOptions{
-		LoadOptions: backbone.LoadOptions{Size: 24, Mean: half, Std: half},
+		LoadOptions: backbone.LoadOptions{Size: 24, Mean: &half, Std: &half},
 	}); err != nil {
 		t.Fatal(err)
 	}

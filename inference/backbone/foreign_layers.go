@@ -1,0 +1,524 @@
+package backbone
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/google/renameio/v2"
+
+	"github.com/nearmiss/nearmiss/inference/onnx"
+)
+
+// MetadataLayers holds the JSON of a foreign model's [Layer] list, in order of
+// depth.
+const MetadataLayers = "nearmiss.layers"
+
+// Layouts of a foreign model's layers.
+const (
+	layoutTokens = "tokens" // [N, Lead + Width·Height, Dim]
+	layoutNCHW   = "nchw"   // [N, Dim, Height, Width]
+)
+
+// Layer is a value in a foreign model whose vectors the score may use.
+type Layer struct {
+	Value  string `json:"value"`  // its name in the graph
+	Layout string `json:"layout"` // "tokens" or "nchw"
+	Lead   int    `json:"lead"`   // tokens in front of the patches
+	Class  bool   `json:"class"`  // the first of these is a class token
+	Width  int    `json:"width"`  // patches across
+	Height int    `json:"height"` // and down
+	Dim    int    `json:"dim"`    // of each
+}
+
+// maxLead bounds the tokens in front of the patches.
+const maxLead = 16
+
+// chooseLayers are those that are asked for, or found by the structure.
+func (f *foreign) chooseLayers() ([]Layer, error) {
+	if len(f.o.Layers) == 0 {
+		return f.layers(), nil
+	}
+	var out []Layer
+	grids := f.grids()
+	for _, name := range f.o.Layers {
+		if !f.produced[name] {
+			return nil, architectureError("no node produces the layer %q", name)
+		}
+		shape := f.shape(name)
+		if shape == nil && f.o.Run != nil {
+			got, err := f.run(name, 1)
+			if err != nil {
+				return nil, architectureError("the shape of the layer %q is found neither in the model nor by running it: %v", name, err)
+			}
+			shape = got.Shape
+		}
+		l, ok := layerOf(f.inner(name), shape, grids)
+		if !ok {
+			return nil, architectureError("the layer %q has the shape %v, want tokens [N, T, D] on a square grid or a plane [N, C, H, W]", name, shape)
+		}
+		out = append(out, l)
+	}
+	return out, nil
+}
+
+// layerOf makes a layer of a value of a shape, for one image.
+func layerOf(name string, shape []int, grids [][2]int) (Layer, bool) {
+	switch {
+	case len(shape) == 4 && shape[2] > 1 && shape[3] > 1:
+		return Layer{Value: name, Layout: layoutNCHW, Width: shape[3], Height: shape[2], Dim: shape[1]}, true
+	case len(shape) == 3:
+		for _, g := range grids {
+			if lead := shape[1] - g[0]*g[1]; lead >= 0 && lead <= maxLead {
+				return Layer{Value: name, Layout: layoutTokens, Lead: lead, Class: lead > 0, Width: g[1], Height: g[0], Dim: shape[2]}, true
+			}
+		}
+		for lead := range maxLead + 1 {
+			if side, ok := squareRoot(shape[1] - lead); ok && side > 1 {
+				return Layer{Value: name, Layout: layoutTokens, Lead: lead, Class: lead > 0, Width: side, Height: side, Dim: shape[2]}, true
+			}
+		}
+	}
+	return Layer{}, false
+}
+
+// grids are the planes, down and across, that convolutions make of the image
+// with the stride of their kernel: where patches become tokens.
+func (f *foreign) grids() (out [][2]int) {
+	if f.graph == nil {
+		return nil
+	}
+	for _, n := range f.graph.Nodes() {
+		if n.OpType != "Conv" || len(n.Outputs) != 1 {
+			continue
+		}
+		if s := n.Outputs[0].Shape(); len(s) == 4 && s[2] > 1 && s[3] > 1 && n.Input(1).Dim(2) > 1 {
+			out = append(out, [2]int{s[2], s[3]})
+		}
+	}
+	return out
+}
+
+// layers finds the ends of a transformer's blocks, or else of the stages of a
+// convolutional network, by the graph's structure.
+func (f *foreign) layers() []Layer {
+	if f.graph == nil {
+		return nil
+	}
+	if blocks := f.blocks(); len(blocks) > 0 {
+		return blocks
+	}
+	return f.stages()
+}
+
+// blocks are the ends of a transformer's encoder blocks: the stream of tokens is
+// a chain of additions, of what attention gives and of what a perceptron gives; a
+// block ends with the second.
+func (f *foreign) blocks() []Layer {
+	grids := f.grids()
+	stream := map[*onnx.Value]bool{} // results of the chain's additions
+	var out []Layer
+	var shape []int
+	attended := false
+	for _, n := range f.graph.Nodes() {
+		if n.OpType != "Add" || len(n.Outputs) != 1 {
+			continue
+		}
+		y := n.Outputs[0]
+		s := y.Shape()
+		if len(s) != 3 || s[1] < 5 || s[2] < minDim || shape != nil && !slices.Equal(shape, s) {
+			continue
+		}
+		a, b := n.Input(0), n.Input(1)
+		if !slices.Equal(a.Shape(), s) || !slices.Equal(b.Shape(), s) {
+			continue
+		}
+		attention, ok := branch(a, b)
+		if !ok {
+			if attention, ok = branch(b, a); !ok {
+				continue
+			}
+		}
+		stream[y] = true
+		if attention {
+			shape, attended = s, true
+			continue
+		}
+		if !attended {
+			continue
+		}
+		attended = false
+		l, ok := layerOf(y.Name(), s, grids)
+		if !ok {
+			return nil
+		}
+		out = append(out, l)
+	}
+	return out
+}
+
+// maxBranch bounds the nodes of one branch of a residual block.
+const maxBranch = 400
+
+// branch says whether y is computed from x, and whether by attention.
+func branch(x, y *onnx.Value) (attention, ok bool) {
+	seen := map[*onnx.Value]bool{}
+	todo := []*onnx.Value{y}
+	for len(todo) > 0 && len(seen) < maxBranch {
+		v := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		if v == x {
+			ok = true
+			continue
+		}
+		if v == nil || seen[v] || v.Producer() == nil {
+			continue
+		}
+		seen[v] = true
+		n := v.Producer()
+		switch n.OpType {
+		case "Softmax", "Attention", "MultiHeadAttention":
+			attention = true
+		}
+		todo = append(todo, n.Inputs...)
+	}
+	return attention, ok
+}
+
+// stages are the last planes of a convolutional network before each that is
+// smaller, of what the embedding is computed from.
+func (f *foreign) stages() []Layer {
+	live := map[*onnx.Value]bool{}
+	var mark func(v *onnx.Value)
+	mark = func(v *onnx.Value) {
+		for v != nil && !live[v] {
+			live[v] = true
+			n := v.Producer()
+			if n == nil {
+				return
+			}
+			for _, in := range n.Inputs[min(1, len(n.Inputs)):] {
+				mark(in)
+			}
+			v = n.Input(0)
+		}
+	}
+	for _, v := range f.graph.Outputs() {
+		mark(v)
+	}
+	last := map[[2]int]Layer{}
+	var order [][2]int
+	for _, n := range f.graph.Nodes() {
+		if len(n.Outputs) != 1 || !live[n.Outputs[0]] || !slices.Contains([]string{"Add", "Relu", "Conv", "Clip", "Mul", "HardSwish", "Concat", "BatchNormalization"}, n.OpType) {
+			continue
+		}
+		y := n.Outputs[0]
+		s := y.Shape()
+		if y.Type() != onnx.Float || len(s) != 4 || s[1] < minDim || s[2] < 2 || s[3] < 2 || s[2] > f.size/4 || s[3] > f.size/4 {
+			continue
+		}
+		key := [2]int{s[2], s[3]}
+		if n := len(order); n > 0 && order[n-1] != key {
+			if key[0] > order[n-1][0] { // a decoder begins
+				break
+			}
+		}
+		if _, seen := last[key]; !seen {
+			order = append(order, key)
+		}
+		last[key], _ = layerOf(y.Name(), s, nil)
+	}
+	var out []Layer
+	for _, key := range order {
+		out = append(out, last[key])
+	}
+	return out
+}
+
+// readLayers are the layers that a foreign model's file names.
+func readLayers(metadata map[string]string) ([]Layer, error) {
+	text, ok := metadata[MetadataLayers]
+	if !ok {
+		return nil, nil
+	}
+	var out []Layer
+	if err := json.Unmarshal([]byte(text), &out); err != nil {
+		return nil, formatError("metadata %s: %v", MetadataLayers, err)
+	}
+	for _, l := range out {
+		if l.Value == "" || l.Layout != layoutTokens && l.Layout != layoutNCHW || l.Width < 1 || l.Height < 1 || l.Dim < 1 || l.Lead < 0 || l.Lead > maxLead {
+			return nil, formatError("metadata %s: the layer %+v makes no sense", MetadataLayers, l)
+		}
+	}
+	return out, nil
+}
+
+// foreignAnatomy is what a foreign model's file gives.
+func foreignAnatomy(layers []Layer) Anatomy {
+	a := Anatomy{Layers: len(layers), Foreign: true}
+	if a.Layers == 0 {
+		return a
+	}
+	a.Class = !slices.ContainsFunc(layers, func(l Layer) bool { return !l.Class })
+	a.PatchLayer = max(a.Layers/2, 1)
+	if layers[0].Layout == layoutNCHW {
+		a.PatchLayer = min(3, a.Layers)
+	}
+	return a
+}
+
+// selectForeign does for a foreign model what [Select] does for one of this
+// package, in wire form.
+func selectForeign(dst, path string, taps []Tap) (s Selection, err error) {
+	fail := func(err error) (Selection, error) { return Selection{}, err }
+	data, unmap, err := mapFile(path)
+	if err != nil {
+		return fail(err)
+	}
+	defer func() { _ = unmap() }()
+	m, err := parseForeign(data)
+	if err != nil {
+		return fail(err)
+	}
+	if len(m.external) > 0 {
+		return fail(architectureError("%s has its weights in other files: import it anew", path))
+	}
+	info, pre, err := readMetadata(m.metadata)
+	if err != nil {
+		return fail(err)
+	}
+	layers, err := readLayers(m.metadata)
+	if err != nil {
+		return fail(err)
+	}
+	end := &splice{prefix: "tap"}
+	var vectors []string
+	var outputs []tensorInfo
+	batch := int64(-1)
+	if len(m.inputs) == 1 && len(m.inputs[0].dims) == 4 {
+		batch = m.inputs[0].dims[0]
+	}
+	rename := map[string]string{OutputEmbedding: "nearmiss/whole"}
+	for _, t := range taps {
+		v, l, err := tapForeign(end, m, layers, t)
+		if err != nil {
+			return fail(err)
+		}
+		if t.What != TapPatch {
+			vectors = append(vectors, v)
+			d := l.Dim
+			if t.Layer == 0 {
+				d = info.Dim
+			}
+			s.Dims = append(s.Dims, d)
+			continue
+		}
+		end.node("Identity", []string{v}, t.String())
+		outputs = append(outputs, tensorInfo{t.String(), elemFloat, true, []int64{batch, int64(l.Width * l.Height), int64(l.Dim)}})
+		s.Patches = append(s.Patches, PatchOutput{Name: t.String(), Grid: [2]int{l.Width, l.Height}, Dim: l.Dim})
+	}
+	if len(vectors) == 0 {
+		return fail(architectureError("a model needs one vector of an image at least"))
+	}
+	total := 0
+	for _, d := range s.Dims {
+		total += d
+	}
+	if len(vectors) == 1 {
+		end.node("Identity", vectors, OutputEmbedding)
+	} else {
+		end.node("Concat", vectors, OutputEmbedding, intAttr("axis", 1))
+	}
+	outputs = append([]tensorInfo{{OutputEmbedding, elemFloat, true, []int64{batch, int64(total)}}}, outputs...)
+	g, err := prune(m.graph, rename, end, outputs)
+	if err != nil {
+		return fail(err)
+	}
+	if len(taps) > 1 || taps[0] != (Tap{What: TapClass}) {
+		info.Tokens, info.Dim = 0, total
+	}
+	f := &foreign{foreignModel: m, b: data}
+	out, err := f.model(g, map[string]any{MetadataBackbone: info, MetadataPreprocess: pre})
+	if err != nil {
+		return fail(err)
+	}
+	return s, renameio.WriteFile(dst, out, 0o644)
+}
+
+// tapForeign appends the nodes of one tap and names what it gives.
+func tapForeign(s *splice, m *foreignModel, layers []Layer, t Tap) (string, Layer, error) {
+	if t.Layer == 0 {
+		if t.What != TapClass {
+			return "", Layer{}, architectureError("%s is not to be had of a foreign model, behind all layers it gives its embedding only", t)
+		}
+		return "nearmiss/whole", Layer{}, nil
+	}
+	if t.Layer > len(layers) {
+		return "", Layer{}, architectureError("%s after %d layers: the model has %d", t.What, t.Layer, len(layers))
+	}
+	l := layers[t.Layer-1]
+	x := l.Value
+	if m.values[x].elem == elemFloat16 || m.inputs[0].elem == elemFloat16 {
+		x = s.node("Cast", []string{x}, "", intAttr("to", elemFloat))
+	}
+	constant := func(v ...int64) string { return s.ints(v...) }
+	patches := func() string { // [N, P, D]
+		if l.Layout == layoutNCHW {
+			y := s.node("Reshape", []string{x, constant(0, int64(l.Dim), -1)}, "")
+			return s.node("Transpose", []string{y}, "", intsAttr("perm", 0, 2, 1))
+		}
+		if l.Lead == 0 {
+			return x
+		}
+		return s.node("Slice", []string{x, constant(int64(l.Lead)), constant(int64(l.Lead + l.Width*l.Height)), constant(1)}, "")
+	}
+	switch t.What {
+	case TapClass:
+		if !l.Class {
+			return "", l, architectureError("%s: the layer has no class token", t)
+		}
+		y := s.node("Slice", []string{x, constant(0), constant(1), constant(1)}, "")
+		return s.node("Reshape", []string{y, constant(0, int64(l.Dim))}, ""), l, nil
+	case TapPooled:
+		return s.mean(m.opset, patches(), "", 1), l, nil
+	case TapPatch:
+		if t.Around > 1 && t.Around%2 == 0 {
+			return "", l, architectureError("the mean of %d×%d patches has no middle one", t.Around, t.Around)
+		}
+		y := patches()
+		if t.Around > 1 {
+			p := int64(t.Around / 2)
+			y = s.node("Transpose", []string{y}, "", intsAttr("perm", 0, 2, 1))
+			y = s.node("Reshape", []string{y, constant(0, int64(l.Dim), int64(l.Height), int64(l.Width))}, "")
+			y = s.node("AveragePool", []string{y}, "", intsAttr("kernel_shape", int64(t.Around), int64(t.Around)), intsAttr("strides", 1, 1), intsAttr("pads", p, p, p, p), intAttr("count_include_pad", 0))
+			y = s.node("Reshape", []string{y, constant(0, int64(l.Dim), -1)}, "")
+			y = s.node("Transpose", []string{y}, "", intsAttr("perm", 0, 2, 1))
+		}
+		length := s.l2(m.opset, y, 2)
+		length = s.node("Max", []string{length, s.floats(fmt.Sprintf("nearmiss/tap/%d/least", s.count), []float32{1e-12})}, "")
+		return s.node("Div", []string{y, length}, ""), l, nil
+	}
+	return "", l, architectureError("unknown vectors %q", t.What)
+}
+
+// prune writes a graph with only the nodes and weights that some outputs need.
+func prune(graph []byte, rename map[string]string, end *splice, outputs []tensorInfo) ([]byte, error) {
+	type node struct {
+		raw     []byte
+		outputs []string
+		reads   []string
+	}
+	var nodes []node
+	add := func(raw []byte) error {
+		n := node{raw: raw}
+		var err error
+		n.outputs, n.reads, err = wires(raw, 0)
+		nodes = append(nodes, n)
+		return err
+	}
+	err := eachField(graph, func(f field) error {
+		if f.tag != graphNode {
+			return nil
+		}
+		raw, err := renameNode(f.val, rename, 0)
+		if err != nil {
+			return err
+		}
+		return add(raw)
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, raw := range end.nodes {
+		if err := add(raw); err != nil {
+			return nil, err
+		}
+	}
+	need := map[string]bool{}
+	for _, t := range outputs {
+		need[t.name] = true
+	}
+	keep := make([]bool, len(nodes))
+	for i := len(nodes) - 1; i >= 0; i-- { // nodes are in topological order
+		if slices.ContainsFunc(nodes[i].outputs, func(o string) bool { return need[o] }) {
+			keep[i] = true
+			for _, r := range nodes[i].reads {
+				need[r] = true
+			}
+		}
+	}
+	var g []byte
+	for i, n := range nodes {
+		if keep[i] {
+			g = appendBytes(g, graphNode, n.raw)
+		}
+	}
+	err = eachField(graph, func(f field) error {
+		switch f.tag {
+		case graphInitializer:
+			name, _, _, err := initializer(f.val)
+			if err != nil {
+				return err
+			}
+			if need[name] {
+				g = append(g, f.raw...)
+			}
+		case graphNode, graphOutput, graphValueInfo:
+		default:
+			g = append(g, f.raw...)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range end.tensors {
+		g = appendBytes(g, graphInitializer, t)
+	}
+	for _, t := range outputs {
+		g = appendBytes(g, graphOutput, t.encode())
+	}
+	return g, nil
+}
+
+// wires lists what a node gives and what it reads, in its subgraphs, too.
+func wires(node []byte, depth int) (outputs, reads []string, err error) {
+	if depth > maxGraphDepth {
+		return nil, nil, formatError("subgraphs nest deeper than %d", maxGraphDepth)
+	}
+	all := map[string]bool{}
+	err = eachField(node, func(f field) error {
+		switch f.tag {
+		case nodeInput:
+			all[string(f.val)] = true
+		case nodeOutput:
+			if len(f.val) > 0 {
+				outputs = append(outputs, string(f.val))
+			}
+		case nodeAttribute:
+			return eachField(f.val, func(f field) error {
+				if f.tag != attrGraph && f.tag != attrGraphs {
+					return nil
+				}
+				return eachField(f.val, func(f field) error {
+					switch f.tag {
+					case graphNode:
+						_, inside, err := wires(f.val, depth+1)
+						for _, r := range inside {
+							all[r] = true
+						}
+						return err
+					case graphOutput: // may be a value of the outer graph
+						t, err := parseTensorInfo(f.val)
+						all[t.name] = true
+						return err
+					}
+					return nil
+				})
+			})
+		}
+		return nil
+	})
+	return outputs, slices.Collect(maps.Keys(all)), err
+}

@@ -1,0 +1,626 @@
+package backbone
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/inference/onnx"
+)
+
+// Pooling says how a foreign output of rank 3 or 4 becomes one vector.
+type Pooling string
+
+const (
+	// PoolClass takes token 0 of [N, T, D].
+	PoolClass Pooling = "class"
+	// PoolMean averages the tokens of [N, T, D] or the plane of [N, C, H, W].
+	PoolMean Pooling = "mean"
+	// PoolNone takes [N, D] as it is.
+	PoolNone Pooling = "none"
+)
+
+// Output is what a model gave when it was run.
+type Output struct {
+	Shape []int
+	Data  []float32 // nil for other than float32
+}
+
+// minDim is the least length of vectors that the score may use.
+const minDim = 8
+
+// foreign is a foreign model under import.
+type foreign struct {
+	*foreignModel
+	b          []byte
+	o          ImportOptions
+	dir        string // of the model's external data
+	in         tensorInfo
+	size       int
+	nchw       bool
+	pre        imaging.Preprocess
+	from       string // where that was taken from
+	unprepared error  // it is not known
+	rename     map[string]string
+	graph      *onnx.Graph // nil where onnx cannot read the model
+}
+
+// openForeign parses a foreign model and settles its input.
+func openForeign(b []byte, o ImportOptions) (*foreign, error) {
+	m, err := parseForeign(b)
+	if err != nil {
+		return nil, err
+	}
+	f := &foreign{foreignModel: m, b: b, o: o, dir: filepath.Dir(o.path)}
+	if f.in, f.size, f.nchw, err = m.imageInput(o); err != nil {
+		return nil, err
+	}
+	f.pre, f.from, f.unprepared = foreignPreprocess(f.in, f.size, o)
+	// Free the two public names, and give the input its own where it takes bytes.
+	f.rename = map[string]string{}
+	for _, public := range []string{InputImage, OutputEmbedding} {
+		if _, declared := m.values[public]; declared || m.produced[public] {
+			f.rename[public] = "nearmiss/was/" + public
+		}
+	}
+	if f.in.elem == elemUint8 {
+		f.rename[f.in.name] = InputImage
+	}
+	return f, nil
+}
+
+func (f *foreign) inner(name string) string {
+	if n, ok := f.rename[name]; ok {
+		return n
+	}
+	return name
+}
+
+// read decodes the model with its input bound to one image, for the shapes of
+// what is inside: shapes that the graph computes are folded there. A model that
+// onnx cannot read is not at fault.
+func (f *foreign) read() error {
+	var outputs []tensorInfo
+	for _, t := range f.outputs {
+		t.name = f.inner(t.name)
+		outputs = append(outputs, t)
+	}
+	b, err := f.assemble(nil, outputs, 1, nil, true)
+	if err != nil {
+		return err
+	}
+	if f.graph, err = onnx.Decode(b, onnx.BindBatch(1), onnx.ExternalDir(f.dir)); err != nil {
+		f.graph = nil // ONNX Runtime may still know its operators
+	}
+	return nil
+}
+
+func (f *foreign) close() {
+	if f.graph != nil {
+		_ = f.graph.Close()
+	}
+}
+
+// shape is that of a value for one image; nil where it is not known.
+func (f *foreign) shape(name string) []int {
+	if f.graph != nil {
+		if v := f.graph.Lookup(f.inner(name)); v != nil {
+			return v.Shape()
+		}
+	}
+	t := f.values[name]
+	if !t.known {
+		return nil
+	}
+	out := make([]int, len(t.dims))
+	for i, d := range t.dims {
+		if out[i] = int(d); i == 0 {
+			out[i] = 1
+		}
+		if out[i] < 1 {
+			return nil
+		}
+	}
+	return out
+}
+
+// run gives the value of a model for so many images by running it.
+func (f *foreign) run(name string, images int) (Output, error) {
+	b, err := f.assemble(nil, []tensorInfo{{name: f.inner(name), elem: max(f.values[name].elem, elemFloat)}}, -1, nil, false)
+	if err != nil {
+		return Output{}, err
+	}
+	return f.runBytes(b, images, f.inner(name))
+}
+
+func (f *foreign) runBytes(b []byte, images int, name string) (Output, error) {
+	dir, err := os.MkdirTemp(f.o.work, ".import-")
+	if err != nil {
+		return Output{}, err
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "model.onnx")
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		return Output{}, err
+	}
+	outs, err := f.o.Run(path, images)
+	if err != nil {
+		return Output{}, err
+	}
+	out, ok := outs[name]
+	if !ok {
+		return Output{}, fmt.Errorf("the model gave no %q", name)
+	}
+	return out, nil
+}
+
+// chosen is the value that becomes the embedding.
+type chosen struct {
+	tensorInfo
+	pool Pooling
+	dim  int
+	rank int
+}
+
+// embedding finds the value that becomes the embedding, and its length.
+func (f *foreign) embedding() (c chosen, err error) {
+	fail := func(format string, a ...any) (chosen, error) { return c, architectureError(format, a...) }
+	var names []string
+	for _, v := range f.outputs {
+		names = append(names, v.name)
+	}
+	name := f.o.Output
+	if name == "" {
+		if len(names) == 1 {
+			name = names[0]
+		}
+		for _, usual := range []string{"last_hidden_state", "pooler_output", "image_embeds", OutputEmbedding} {
+			if slices.Contains(names, usual) {
+				name = usual
+			}
+		}
+	}
+	if name == "" {
+		return fail("cannot choose the embedding among the outputs %q: name one with --output", names)
+	}
+	if !f.produced[name] {
+		return fail("no node produces %q; the outputs are %q: name one of them, or a value inside, with --output", name, names)
+	}
+	var declared bool
+	if c.tensorInfo, declared = f.values[name]; !declared || f.outputInside(name) {
+		c.tensorInfo = tensorInfo{name: name, elem: elemFloat}
+		if f.graph != nil {
+			if v := f.graph.Lookup(f.inner(name)); v != nil {
+				c.elem = int(v.Type())
+			}
+		}
+	}
+	shape := f.shape(name)
+	if shape == nil && f.o.Run != nil {
+		out, err := f.run(name, 1)
+		if err != nil {
+			return fail("the shape of %q is found neither in the model nor by running it: %v", name, err)
+		}
+		shape = out.Shape
+	}
+	if shape == nil {
+		return fail("the shape of %q is not to be had from the model; install ONNX Runtime (nearmiss runtime install), so that import can run the model once", name)
+	}
+	c.rank, c.pool = len(shape), f.o.Pool
+	if c.pool == "" {
+		c.pool = map[int]Pooling{2: PoolNone, 3: PoolClass, 4: PoolMean}[c.rank]
+	}
+	if ok := map[Pooling]bool{PoolNone: c.rank == 2, PoolClass: c.rank == 3, PoolMean: c.rank == 3 || c.rank == 4}; !ok[c.pool] {
+		return fail("pooling %q does not fit %q of shape %v: choose with --pool, or another value with --output", c.pool, name, shape)
+	}
+	c.dim = shape[c.rank-1]
+	if c.rank == 4 {
+		c.dim = shape[1]
+	}
+	if c.dim < 2 && f.o.Output == "" {
+		return fail("%q of shape %v gives embeddings of %d numbers, too few to tell images apart: it looks like a map or a score, not like features; name the value that holds these with --output%s",
+			name, shape, c.dim, f.suggest())
+	}
+	if c.dim < 1 {
+		return fail("%q of shape %v gives embeddings of %d numbers", name, shape, c.dim)
+	}
+	if slices.Contains([]int{1000, 21841, 21843}, c.dim) {
+		f.o.note("%q has %d numbers, which looks like classes: a value in front of the classifier is better (--output)", name, c.dim)
+	}
+	return c, nil
+}
+
+// outputInside says whether the name is an inner value's.
+func (f *foreign) outputInside(name string) bool {
+	return !slices.ContainsFunc(f.outputs, func(t tensorInfo) bool { return t.name == name })
+}
+
+// suggest names values that could be meant.
+func (f *foreign) suggest() string {
+	layers := f.layers()
+	if len(layers) == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (the last of %d blocks gives %q)", len(layers), f.outer(layers[len(layers)-1].Value))
+}
+
+// outer is the name that the original file has for a value.
+func (f *foreign) outer(name string) string {
+	for from, to := range f.rename {
+		if to == name {
+			return from
+		}
+	}
+	return name
+}
+
+// prologue are nodes from the uint8 image to the model's own input.
+func (f *foreign) prologue(s *splice) {
+	if f.in.elem == elemUint8 {
+		return
+	}
+	x := s.node("Cast", []string{InputImage}, "", intAttr("to", elemFloat))
+	scale, shift := make([]float32, 3), make([]float32, 3)
+	for c := range 3 {
+		scale[c] = float32(1 / (255 * f.pre.Std[c]))
+		shift[c] = float32(-f.pre.Mean[c] / f.pre.Std[c])
+	}
+	x = s.node("Mul", []string{x, s.floats("nearmiss/scale", scale)}, "")
+	steps := 0 // what follows the Add
+	if f.nchw {
+		steps++
+	}
+	if f.in.elem == elemFloat16 {
+		steps++
+	}
+	end := func() string { // the last step produces the model's own input
+		if steps--; steps < 0 {
+			return f.inner(f.in.name)
+		}
+		return ""
+	}
+	x = s.node("Add", []string{x, s.floats("nearmiss/shift", shift)}, end())
+	if f.nchw {
+		x = s.node("Transpose", []string{x}, end(), intsAttr("perm", 0, 3, 1, 2))
+	}
+	if f.in.elem == elemFloat16 {
+		s.node("Cast", []string{x}, end(), intAttr("to", elemFloat16))
+	}
+}
+
+// epilogue are nodes from the chosen value to the embedding.
+func (f *foreign) epilogue(c chosen) *splice {
+	s := &splice{prefix: "pool"}
+	y := f.inner(c.name)
+	half := c.elem == elemFloat16
+	end := OutputEmbedding
+	if half {
+		end = ""
+	}
+	switch {
+	case c.pool == PoolNone:
+		y = s.node("Identity", []string{y}, end)
+	case c.pool == PoolClass:
+		y = s.node("Gather", []string{y, s.scalar("nearmiss/class", 0)}, end, intAttr("axis", 1))
+	case c.rank == 4:
+		y = s.node("Flatten", []string{s.node("GlobalAveragePool", []string{y}, "")}, end, intAttr("axis", 1))
+	default:
+		y = s.mean(f.opset, y, end, 1)
+	}
+	if half {
+		s.node("Cast", []string{y}, OutputEmbedding, intAttr("to", elemFloat))
+	}
+	return s
+}
+
+// assemble writes the model with its input replaced, end behind its nodes and
+// other outputs. batch −1 leaves the number of images open. Weights in external
+// files are brought in, but for outside, a model that is only looked at.
+func (f *foreign) assemble(end *splice, outputs []tensorInfo, batch int64, metadata map[string]any, outside bool) ([]byte, error) {
+	start := &splice{prefix: "image"}
+	f.prologue(start)
+	if end == nil {
+		end = &splice{}
+	}
+	var g []byte
+	for _, n := range start.nodes {
+		g = appendBytes(g, graphNode, n)
+	}
+	shared, err := sharedInitializers(f.foreignModel.graph)
+	if err != nil {
+		return nil, err
+	}
+	weights := &inliner{dir: f.dir, keep: outside}
+	defer weights.close()
+	put := func(t []byte) error {
+		t, err := weights.inline(renameField(t, tensorName, f.rename))
+		g = appendBytes(g, graphInitializer, t)
+		return err
+	}
+	f.params = 0
+	err = eachField(f.foreignModel.graph, func(fd field) error {
+		switch fd.tag {
+		case graphNode:
+			own, err := unshare(fd.val, shared)
+			if err != nil {
+				return err
+			}
+			if own != nil {
+				_, elements, _, err := initializer(own)
+				f.params += elements
+				return errors.Join(err, put(own))
+			}
+			n, err := renameNode(fd.val, f.rename, 0)
+			if err != nil {
+				return err
+			}
+			g = appendBytes(g, graphNode, n)
+		case graphInput:
+			t, err := parseTensorInfo(fd.val)
+			if err != nil {
+				return err
+			}
+			if t.name != f.in.name { // an initialiser's
+				g = appendBytes(g, graphInput, renameField(fd.val, infoName, f.rename))
+			}
+		case graphOutput:
+		case graphInitializer:
+			_, elements, _, err := initializer(fd.val)
+			f.params += elements
+			return errors.Join(err, put(fd.val))
+		case graphValueInfo:
+			// Shapes that the file declares are not to be trusted for another input, and
+			// nobody needs them.
+		default:
+			g = append(g, fd.raw...)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range end.nodes {
+		g = appendBytes(g, graphNode, n)
+	}
+	for _, t := range slices.Concat(start.tensors, end.tensors) {
+		g = appendBytes(g, graphInitializer, t)
+	}
+	side := int64(f.size)
+	g = appendBytes(g, graphInput, tensorInfo{InputImage, elemUint8, true, []int64{batch, side, side, 3}}.encode())
+	for _, t := range outputs {
+		g = appendBytes(g, graphOutput, t.encode())
+	}
+	return f.model(g, metadata)
+}
+
+// model puts a graph into the model's frame.
+func (f *foreign) model(graph []byte, metadata map[string]any) (out []byte, err error) {
+	err = eachField(f.b, func(fd field) error {
+		switch fd.tag {
+		case modelGraph:
+			out = appendBytes(out, modelGraph, graph)
+		case modelMetadata:
+			key, _, err := stringEntry(fd.val)
+			if err != nil {
+				return err
+			}
+			if !strings.HasPrefix(key, "nearmiss.") {
+				out = append(out, fd.raw...)
+			}
+		default:
+			out = append(out, fd.raw...)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, key := range []string{MetadataBackbone, MetadataPreprocess, MetadataLayers} {
+		v, ok := metadata[key]
+		if !ok {
+			continue
+		}
+		j, err := json.Marshal(v)
+		if err != nil {
+			return nil, err
+		}
+		out = appendBytes(out, modelMetadata, appendBytes(appendText(nil, 1, key), 2, j))
+	}
+	if len(out) > math.MaxInt32 {
+		return nil, architectureError("the model reaches the 2 GiB of one ONNX file: export it in half precision")
+	}
+	return out, nil
+}
+
+// result is a foreign model that is ready to be written.
+type result struct {
+	model  []byte
+	info   Info
+	pre    imaging.Preprocess
+	from   string
+	layers []Layer
+}
+
+// importForeign rewrites a foreign model so that it has the surface of this
+// package's models. All its own nodes, initialisers and operator sets are kept.
+func importForeign(b []byte, o ImportOptions) (r result, err error) {
+	f, err := openForeign(b, o)
+	if err != nil {
+		return r, err
+	}
+	defer f.close()
+	if err := f.read(); err != nil {
+		return r, err
+	}
+	c, err := f.embedding()
+	if err != nil {
+		return r, err
+	}
+	layers, err := f.chooseLayers()
+	if err != nil {
+		return r, err
+	}
+	if f.unprepared != nil {
+		return r, f.unprepared
+	}
+	batch := int64(-1)
+	if f.in.known && len(f.in.dims) == 4 {
+		batch = f.in.dims[0]
+	}
+	r.pre, r.from, r.layers = f.pre, f.from, layers
+	for {
+		r.info = Info{Name: o.Name, Family: Foreign, Format: "onnx", Size: f.size, Dim: c.dim, Params: f.params}
+		metadata := map[string]any{MetadataBackbone: r.info, MetadataPreprocess: r.pre}
+		if len(layers) > 0 {
+			metadata[MetadataLayers] = layers
+		}
+		out := tensorInfo{OutputEmbedding, elemFloat, true, []int64{batch, int64(c.dim)}}
+		if r.model, err = f.assemble(f.epilogue(c), []tensorInfo{out}, batch, metadata, false); err != nil {
+			return r, err
+		}
+		if o.Run == nil {
+			return r, nil
+		}
+		again, err := f.try(r.model, &batch, &c.dim)
+		if err != nil || !again {
+			return r, err
+		}
+	}
+}
+
+// try runs the finished model on one image and on two. A model that takes one
+// only is declared as such, which again says.
+func (f *foreign) try(model []byte, batch *int64, dim *int) (again bool, err error) {
+	n := max(int(*batch), 1)
+	one, err := f.runBytes(model, n, OutputEmbedding)
+	if err != nil {
+		return false, architectureError("the model does not run: %v", err)
+	}
+	if len(one.Shape) != 2 || one.Shape[0] != n || one.Shape[1] < 1 {
+		return false, architectureError("the embedding of %d images has the shape %v", n, one.Shape)
+	}
+	if one.Shape[1] != *dim {
+		*dim = one.Shape[1]
+		return true, nil
+	}
+	if *batch > 0 {
+		return false, nil
+	}
+	two, err := f.runBytes(model, 2, OutputEmbedding)
+	if err == nil && slices.Equal(two.Shape, []int{2, *dim}) && agree(one.Data, two.Data[:*dim]) {
+		return false, nil
+	}
+	f.o.note("the model takes one image at a time, though it says otherwise: it is run so, which is slower; export it with a free first dimension")
+	*batch = 1
+	return true, nil
+}
+
+// agree says whether two vectors are the same but for rounding.
+func agree(a, b []float32) bool {
+	scale, worst := 0.0, 0.0
+	for i := range a {
+		scale = max(scale, math.Abs(float64(a[i])))
+		worst = max(worst, math.Abs(float64(a[i]-b[i])))
+	}
+	return worst <= 1e-2*scale
+}
+
+// inliner brings weights from external files into the model.
+type inliner struct {
+	dir   string
+	keep  bool // leave them where they are
+	files map[string][]byte
+	ends  []func() error
+}
+
+func (l *inliner) close() {
+	for _, end := range l.ends {
+		_ = end()
+	}
+}
+
+// inline returns an initialiser with its data in it.
+func (l *inliner) inline(t []byte) ([]byte, error) {
+	name, _, location, err := initializer(t)
+	if err != nil || location == "" || l.keep {
+		return t, err
+	}
+	var out []byte
+	offset, length := int64(0), int64(-1)
+	err = eachField(t, func(f field) error {
+		if f.tag == tensorExternal {
+			key, value, err := stringEntry(f.val)
+			if err != nil {
+				return err
+			}
+			to := map[string]*int64{"offset": &offset, "length": &length}[key]
+			if to == nil {
+				return nil
+			}
+			if _, err := fmt.Sscan(value, to); err != nil || *to < 0 {
+				return formatError("the external data of %q have the %s %q", name, key, value)
+			}
+			return nil
+		}
+		if f.tag != tensorLocation {
+			out = append(out, f.raw...)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	data, err := l.file(location)
+	if err != nil {
+		return nil, err
+	}
+	if length < 0 {
+		length = int64(len(data)) - offset
+	}
+	if offset > int64(len(data)) || length > int64(len(data))-offset || length < 0 {
+		return nil, formatError("the weight %q is %d bytes at %d of %q, which has %d: truncated", name, length, offset, location, len(data))
+	}
+	if length > math.MaxInt32 {
+		return nil, architectureError("the weight %q alone has %d bytes: export the model in half precision", name, length)
+	}
+	return appendBytes(out, tensorRaw, data[offset:offset+length]), nil
+}
+
+func (l *inliner) file(location string) ([]byte, error) {
+	if b, ok := l.files[location]; ok {
+		return b, nil
+	}
+	if !filepath.IsLocal(location) {
+		return nil, formatError("external data %q lies outside the model's folder", location)
+	}
+	root, err := os.OpenRoot(l.dir) // also symbolic links stay inside
+	if err != nil {
+		return nil, fmt.Errorf("external data: %w", err)
+	}
+	defer root.Close()
+	f, err := root.Open(location)
+	if err != nil {
+		return nil, fmt.Errorf("the model's weights are in another file, which has to lie beside it: %w", err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil || !st.Mode().IsRegular() || st.Size() == 0 {
+		return nil, formatError("external data %q is no file with content", location)
+	}
+	b, unmap, err := mmap(f, int(st.Size()))
+	if err != nil {
+		return nil, fmt.Errorf("external data %q: %w", location, err)
+	}
+	if l.files == nil {
+		l.files = map[string][]byte{}
+	}
+	l.files[location] = b
+	l.ends = append(l.ends, unmap)
+	return b, nil
+}
