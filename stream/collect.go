@@ -22,6 +22,7 @@ type Collected struct {
 	Pictures    int `json:"pictures"`    // of anomalies, past the retention of their detector or beyond what they may take
 	Frames      int `json:"frames"`      // large frames that were left behind
 	Checkpoints int `json:"checkpoints"` // of jobs that have ended
+	Jobs        int `json:"jobs"`        // records of jobs that ended long ago, beyond the newest
 }
 
 // Collect removes from the artifacts what nobody can need any more: releases
@@ -58,6 +59,9 @@ func Collect(ctx context.Context, js jetstream.JetStream, n Names, o registry.Co
 	grace := o.Grace
 	if grace == 0 {
 		grace = time.Hour
+	}
+	if out.Jobs, err = jobs.prune(ctx, time.Now().Add(-max(grace, 0)), o.DryRun); err != nil {
+		return out, fmt.Errorf("collect: %w", err)
 	}
 	for _, i := range infos {
 		age := time.Since(i.ModTime)

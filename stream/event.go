@@ -67,6 +67,8 @@ type Event struct {
 	ID string `json:"-"`
 	// Kind is the last token of the subject; it travels in ce-type.
 	Kind string `json:"-"`
+	// Sequence is its place in the events stream, where it was read from there.
+	Sequence uint64 `json:"-"`
 
 	FrameID    string    `json:"frame_id,omitempty"`   // unique within detector and camera
 	Detector   string    `json:"detector"`             // whose release judged it

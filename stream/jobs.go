@@ -107,12 +107,17 @@ type Job struct {
 	DataDigest  string    `json:"data_digest,omitempty"`  // of those images
 	LastNormal  uint64    `json:"last_normal,omitempty"`  // sequence of the newest of them
 	Skipped     int       `json:"skipped,omitempty"`      // normals that could not be read and were left out
-	Release     string    `json:"release,omitempty"`      // the result
-	Promoted    bool      `json:"promoted,omitempty"`     // the result is or was active
-	Held        string    `json:"held,omitempty"`         // why it was not promoted
-	Notes       []string  `json:"notes,omitempty"`        // what the result cannot promise
-	Code        string    `json:"code,omitempty"`         // why it failed, as a stable word
-	Error       string    `json:"error,omitempty"`        // why it failed, as a sentence
+	K           int       `json:"k,omitempty"`            // that it was asked for with
+	// FalseAlarmRate is the one that it was asked for with; the release may promise
+	// another.
+	FalseAlarmRate float64  `json:"false_alarm_rate,omitempty"`
+	Base           string   `json:"base,omitempty"`     // release that a derived one was made from: it must still be active when that is promoted
+	Release        string   `json:"release,omitempty"`  // the result
+	Promoted       bool     `json:"promoted,omitempty"` // the result is or was active
+	Held           string   `json:"held,omitempty"`     // why it was not promoted
+	Notes          []string `json:"notes,omitempty"`    // what the result cannot promise
+	Code           string   `json:"code,omitempty"`     // why it failed, as a stable word
+	Error          string   `json:"error,omitempty"`    // why it failed, as a sentence
 
 	Revision uint64 `json:"-"`
 }
@@ -266,6 +271,43 @@ func (s *Jobs) Check(ctx context.Context, detector string) ([]Job, []Unreadable,
 	}
 	sort.Slice(all, func(a, b int) bool { return all[a].At.Before(all[b].At) })
 	return all, bad, nil
+}
+
+// Of each detector so many records of ended jobs stay, and besides so many of its
+// trainings, which are what the next one is reckoned from.
+const (
+	keptJobs      = 200
+	keptTrainings = 20
+)
+
+// prune removes the records of jobs that ended before old, beyond the newest:
+// whoever reads the records reads all of them.
+func (s *Jobs) prune(ctx context.Context, old time.Time, dry bool) (int, error) {
+	all, err := s.List(ctx, "")
+	if err != nil {
+		return 0, err
+	}
+	removed := 0
+	kept, trainings := map[string]int{}, map[string]int{}
+	for _, j := range slices.Backward(all) {
+		if !j.Finished() {
+			continue
+		}
+		kept[j.Detector]++
+		if !j.derived() {
+			trainings[j.Detector]++
+		}
+		if kept[j.Detector] <= keptJobs || !j.derived() && trainings[j.Detector] <= keptTrainings || j.FinishedAt.After(old) {
+			continue
+		}
+		removed++
+		if !dry {
+			if err := s.kv.Bucket.Purge(ctx, j.Job, jetstream.LastRevision(j.Revision)); err != nil && !kv.Conflict(err) {
+				return removed, fmt.Errorf("remove the record of job %s: %w", j.Job, err)
+			}
+		}
+	}
+	return removed, nil
 }
 
 // Cancel asks for a job's end. A queued job ends when a trainer takes it, a

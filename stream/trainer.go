@@ -70,6 +70,8 @@ type Task struct {
 	lastNormal uint64 // sequence
 	mu         sync.Mutex
 	last       time.Time // when progress was last recorded
+	busy, over bool      // progress is being recorded; the attempt has ended
+	records    sync.WaitGroup
 }
 
 // skip notes images of the training set that are not to be had, as far as the
@@ -83,30 +85,46 @@ func (t *Task) skip(all []Normal) {
 }
 
 // Report publishes progress; it may be called as often as there is something
-// to say.
+// to say. It does not wait for the broker.
 func (t *Task) Report(p Progress) {
 	p.Job, p.Detector, p.State, p.At = t.Request.Job, t.Request.Detector, JobRunning, time.Now().UTC()
 	t.w.tell(p)
-	// The record is for those who come later: once a second is enough.
+	// The record is for those who come later: once a second is enough, and what
+	// comes while one is written is written with the next.
 	t.mu.Lock()
-	due := time.Since(t.last) > time.Second
-	if due {
-		t.last = time.Now()
+	defer t.mu.Unlock()
+	if t.busy || t.over || time.Since(t.last) < time.Second {
+		return
 	}
-	t.mu.Unlock()
-	if due {
-		ctx, cancel := context.WithTimeout(context.Background(), publishWait)
-		defer cancel()
-		if _, err := t.w.jobs.update(ctx, p.Job, func(j *Job) error {
-			if err := t.w.mine(j); err != nil {
-				return err
-			}
-			j.Progress = &p
-			return nil
-		}); err != nil {
-			t.w.log.Debug().Err(err).Msg("progress not recorded")
+	t.busy, t.last = true, time.Now()
+	t.records.Go(func() {
+		t.record(p)
+		t.mu.Lock()
+		t.busy = false
+		t.mu.Unlock()
+	})
+}
+
+func (t *Task) record(p Progress) {
+	ctx, cancel := context.WithTimeout(context.Background(), publishWait)
+	defer cancel()
+	if _, err := t.w.jobs.update(ctx, p.Job, func(j *Job) error {
+		if err := t.w.mine(j); err != nil {
+			return err
 		}
+		j.Progress = &p
+		return nil
+	}); err != nil {
+		t.w.log.Debug().Err(err).Msg("progress not recorded")
 	}
+}
+
+// close waits for progress that is being recorded, and has none recorded any more.
+func (t *Task) close() {
+	t.mu.Lock()
+	t.over = true
+	t.mu.Unlock()
+	t.records.Wait()
 }
 
 // SaveCheckpoint stores a file from which another trainer can go on. When it
@@ -297,6 +315,7 @@ func (w *TrainingWorker) Run(ctx context.Context) error {
 	helpers.Go(func() {
 		w.epoch.pull(ctx, w.log, w.feedbackConsumer, feedbackBatch, func(msgs []jetstream.Msg) { w.handleFeedback(ctx, msgs) })
 	})
+	helpers.Go(func() { w.adjustments(ctx) })
 	if w.cfg.Collect > 0 {
 		helpers.Go(func() { w.collect(ctx) })
 	}
@@ -472,10 +491,11 @@ func (w *TrainingWorker) work(ctx context.Context, job Job) (Job, error) {
 func (w *TrainingWorker) attempt(ctx context.Context, job Job) (done Job, err error) {
 	done = job
 	// An earlier attempt may have died between storing the release and saying
-	// so.
-	if job.Release != "" {
+	// so. One that was made from another release goes only into that one's place;
+	// without a record of which that was it is made again.
+	if job.Release != "" && (!job.derived() || job.Base != "") {
 		if _, err := w.registry.Show(ctx, job.Release); err == nil {
-			return w.promote(ctx, done, "")
+			return w.promote(ctx, done)
 		}
 	}
 	dir, remove, err := scratch(w.cfg.ScratchDir)
@@ -487,7 +507,9 @@ func (w *TrainingWorker) attempt(ctx context.Context, job Job) (done Job, err er
 	if err != nil {
 		return done, err
 	}
+	defer task.close()
 	done.Normals, done.DataDigest, done.LastNormal = task.Count, task.DataDigest, task.lastNormal
+	done.K, done.FalseAlarmRate = task.Detector.K, task.Detector.FalseAlarmRate
 	done.Skipped = 0
 	for _, n := range task.Skipped {
 		if !n.Anomaly {
@@ -495,7 +517,11 @@ func (w *TrainingWorker) attempt(ctx context.Context, job Job) (done Job, err er
 		}
 	}
 	// Also of a job that fails: it is what the next one is asked for after.
+	if done.Base, done.Release = "", ""; job.derived() {
+		done.Base = task.ActiveID
+	}
 	if _, err := w.jobs.update(ctx, job.Job, func(j *Job) error {
+		j.Base, j.Release, j.K, j.FalseAlarmRate = done.Base, "", done.K, done.FalseAlarmRate
 		j.Normals, j.DataDigest, j.LastNormal, j.Skipped = done.Normals, done.DataDigest, done.LastNormal, done.Skipped
 		return w.mine(j)
 	}); err != nil {
@@ -527,11 +553,7 @@ func (w *TrainingWorker) attempt(ctx context.Context, job Job) (done Job, err er
 	if _, err := w.registry.Put(ctx, job.Detector, res.Dir); err != nil {
 		return done, err
 	}
-	expect := ""
-	if job.derived() {
-		expect = task.ActiveID
-	}
-	return w.promote(ctx, done, expect)
+	return w.promote(ctx, done)
 }
 
 // train calls the trainer. A panic is a failed attempt, and so is a trainer
@@ -574,15 +596,15 @@ func (w *TrainingWorker) train(ctx context.Context, task *Task) (TrainResult, er
 	}
 }
 
-// promote makes a job's release active if it was asked for and allowed. expect,
-// when not empty, is the release that must be active.
-func (w *TrainingWorker) promote(ctx context.Context, job Job, expect string) (Job, error) {
+// promote makes a job's release active if it was asked for and allowed. One that
+// was made from another release must find that one active.
+func (w *TrainingWorker) promote(ctx context.Context, job Job) (Job, error) {
 	if !job.Promote || job.Held != "" {
 		return job, nil
 	}
 	for {
-		_, err := w.registry.Promote(ctx, job.Detector, job.Release, registry.Change{By: w.cfg.Name, Reason: "job " + job.Job, Expect: expect})
-		if errors.Is(err, registry.ErrConflict) && expect == "" && ctx.Err() == nil {
+		_, err := w.registry.Promote(ctx, job.Detector, job.Release, registry.Change{By: w.cfg.Name, Reason: "job " + job.Job, Expect: job.Base})
+		if errors.Is(err, registry.ErrConflict) && job.Base == "" && ctx.Err() == nil {
 			continue // whoever was faster: this release is newer
 		}
 		if err != nil {
@@ -598,6 +620,9 @@ func (w *TrainingWorker) promote(ctx context.Context, job Job, expect string) (J
 func (w *TrainingWorker) catchUp(ctx context.Context, job Job) error {
 	if job.derived() {
 		return nil
+	}
+	if err := w.overtaken(ctx, job); err != nil {
+		return err
 	}
 	var late []uint64
 	if _, err := w.normals.Replay(ctx, job.Detector, false, false, func(n Normal) error {
@@ -899,9 +924,9 @@ func (w *TrainingWorker) collect(ctx context.Context) {
 		switch {
 		case err != nil && ctx.Err() == nil:
 			w.log.Warn().Err(err).Msg("collection failed")
-		case len(c.Releases)+c.Files+c.Chunks+c.Evidence+c.Pictures+c.Frames+c.Checkpoints > 0:
+		case len(c.Releases)+c.Files+c.Chunks+c.Evidence+c.Pictures+c.Frames+c.Checkpoints+c.Jobs > 0:
 			w.log.Info().Int("releases", len(c.Releases)).Int("files", c.Files).Uint64("bytes", c.Bytes).Int("chunks", c.Chunks).
-				Int("evidence", c.Evidence).Int("pictures", c.Pictures).Int("frames", c.Frames).Int("checkpoints", c.Checkpoints).Msg("removed what nobody needs")
+				Int("evidence", c.Evidence).Int("pictures", c.Pictures).Int("frames", c.Frames).Int("checkpoints", c.Checkpoints).Int("jobs", c.Jobs).Msg("removed what nobody needs")
 		}
 	}
 }

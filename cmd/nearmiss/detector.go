@@ -274,10 +274,8 @@ func (c *detectorSetCmd) takeEffect(ctx context.Context, o *output, js jetstream
 		if err != nil {
 			return err
 		}
-		j, err := jobs.Request(ctx, stream.TrainRequest{
-			Job: fmt.Sprintf("readjust-%s-%d", c.Name, is.Revision), Detector: c.Name, Readjust: true, Promote: true, By: userName(),
-			Reason: fmt.Sprintf("k is %d, the false-alarm rate %g", is.K, is.FalseAlarmRate),
-		})
+		// Trainers do so by themselves; asked for here, it waits for one.
+		j, err := jobs.Request(ctx, stream.ReadjustRequest(is, userName()))
 		if err != nil {
 			return err
 		}

@@ -29,6 +29,8 @@ type Pointer struct {
 	RolledBack string `json:"rolled_back,omitempty"`
 	// Revision of this entry in the bucket; a new one with every change.
 	Revision uint64 `json:"-"`
+	// StoredAt is when the broker stored it, by the broker's clock.
+	StoredAt time.Time `json:"-"`
 
 	head uint64 // newest revision of its key, which cannot be read where it is another one
 }
@@ -65,7 +67,7 @@ func (r *Registry) pointer(ctx context.Context, key, detector string) (Pointer, 
 // pointerOf is an entry's pointer, with its place in the bucket.
 func pointerOf(e kv.Entry[Pointer]) Pointer {
 	p := e.Value
-	p.Revision, p.head = e.Revision, e.Head
+	p.Revision, p.StoredAt, p.head = e.Revision, e.Created.UTC(), e.Head
 	return p
 }
 

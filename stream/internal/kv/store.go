@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"sort"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -34,9 +35,10 @@ type Store[T any] struct {
 type Entry[T any] struct {
 	Key      string
 	Value    T
-	Revision uint64 // of Value
-	Head     uint64 // newest revision of the key: what a compare-and-set names
-	Bad      *Bad   // the newest revision cannot be read, and Value is an older one; nil otherwise
+	Revision uint64    // of Value
+	Head     uint64    // newest revision of the key: what a compare-and-set names
+	Created  time.Time // when the broker stored Value
+	Bad      *Bad      // the newest revision cannot be read, and Value is an older one; nil otherwise
 }
 
 // Bad is a value that cannot be read.
@@ -72,7 +74,7 @@ func (s Store[T]) Get(ctx context.Context, key string) (Entry[T], error) {
 
 // read decodes an entry, or what its key had before.
 func (s Store[T]) read(ctx context.Context, e jetstream.KeyValueEntry) (Entry[T], error) {
-	out := Entry[T]{Key: e.Key(), Revision: e.Revision(), Head: e.Revision()}
+	out := Entry[T]{Key: e.Key(), Revision: e.Revision(), Head: e.Revision(), Created: e.Created()}
 	v, why := s.decode(e)
 	if why == nil {
 		out.Value = v
@@ -92,7 +94,7 @@ func (s Store[T]) read(ctx context.Context, e jetstream.KeyValueEntry) (Entry[T]
 			break // deleted: what was before does not come back
 		}
 		if v, err := s.decode(h); err == nil {
-			out.Value, out.Revision, out.Bad.Using = v, h.Revision(), h.Revision()
+			out.Value, out.Revision, out.Created, out.Bad.Using = v, h.Revision(), h.Created(), h.Revision()
 			return out, nil
 		}
 	}
@@ -176,7 +178,7 @@ func (s Store[T]) History(ctx context.Context, key string) ([]Entry[T], error) {
 			break
 		}
 		if v, err := s.decode(e); err == nil {
-			all = append(all, Entry[T]{Key: key, Value: v, Revision: e.Revision(), Head: entries[len(entries)-1].Revision()})
+			all = append(all, Entry[T]{Key: key, Value: v, Revision: e.Revision(), Head: entries[len(entries)-1].Revision(), Created: e.Created()})
 		}
 	}
 	return all, nil

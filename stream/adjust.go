@@ -1,0 +1,115 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/nearmiss/nearmiss/stream/internal/kv"
+	"github.com/nearmiss/nearmiss/stream/registry"
+)
+
+// ReadjustRequest asks for a detector's active release with its k and its
+// false-alarm rate, which were changed in the configuration's revision. The job
+// has the same name whoever asks for it, so that it is done once.
+func ReadjustRequest(d Detector, by string) TrainRequest {
+	d = d.WithDefaults()
+	return TrainRequest{
+		Job: fmt.Sprintf("readjust-%s-%d", d.Name, d.Revision), Detector: d.Name, Readjust: true, Promote: true, By: by,
+		Reason: fmt.Sprintf("k is %d, the false-alarm rate %g", d.K, d.FalseAlarmRate),
+	}
+}
+
+// sameJudgement says whether two configurations have the same k and rate, which
+// act through a release.
+func sameJudgement(a, b Detector) bool {
+	a, b = a.WithDefaults(), b.WithDefaults()
+	return a.K == b.K && a.FalseAlarmRate == b.FalseAlarmRate
+}
+
+// adjustments has a changed k or rate act, whichever client of the broker changed
+// it, until ctx ends.
+func (w *TrainingWorker) adjustments(ctx context.Context) {
+	seen := map[string]uint64{} // detector → revision that has been looked at
+	for ctx.Err() == nil {
+		within, cancel := w.epoch.Within(ctx)
+		var failed error
+		err := w.detectors.watch(within, func() {
+			if failed = w.adjust(within, seen); failed != nil {
+				cancel() // and from the beginning
+			}
+		})
+		cancel()
+		if err := errors.Join(failed, err); err != nil && ctx.Err() == nil {
+			w.log.Debug().Err(err).Msg("cannot look for changed configurations: once more")
+		}
+		pause(ctx, w.cfg.RetryDelay/5)
+	}
+}
+
+func (w *TrainingWorker) adjust(ctx context.Context, seen map[string]uint64) error {
+	all, err := w.detectors.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, d := range all {
+		if seen[d.Name] == d.Revision {
+			continue
+		}
+		p, err := w.registry.Active(ctx, d.Name)
+		if errors.Is(err, registry.ErrNoRelease) || errors.Is(err, registry.ErrCorrupt) {
+			continue // all of it acts with the first training
+		}
+		if err != nil {
+			return err
+		}
+		history, err := w.detectors.kv.History(ctx, d.Name)
+		if err != nil {
+			return err
+		}
+		if changed, ok := changedSince(history, p); ok {
+			j, err := w.jobs.Request(ctx, ReadjustRequest(changed, w.cfg.Name))
+			if err != nil {
+				return err
+			}
+			w.log.Info().Str("detector", d.Name).Str("job", j.Job).Msg("k or the false-alarm rate was changed: the release is readjusted")
+		}
+		seen[d.Name] = d.Revision
+	}
+	return nil
+}
+
+// changedSince returns the newest configuration, newest first in history, that
+// changed k or the rate after a release was made active. What was configured
+// before is the matter of who promoted it.
+func changedSince(history []kv.Entry[Detector], p registry.Pointer) (Detector, bool) {
+	for i := 0; i+1 < len(history) && history[i].Created.After(p.StoredAt); i++ {
+		if d := history[i].Value; !sameJudgement(d, history[i+1].Value) {
+			d.Revision = history[i].Revision
+			return d, true
+		}
+	}
+	return Detector{}, false
+}
+
+// overtaken asks for a readjustment where k or the rate were changed while a
+// release was trained: it was made with what they were.
+func (w *TrainingWorker) overtaken(ctx context.Context, job Job) error {
+	d, err := w.detectors.Get(ctx, job.Detector)
+	if errors.Is(err, ErrNoDetector) || errors.Is(err, ErrBadMessage) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	was := Detector{K: job.K, FalseAlarmRate: job.FalseAlarmRate}
+	if job.K == 0 || sameJudgement(d, was) {
+		return nil
+	}
+	// Its own name: a job of the change's revision may have been done already, on
+	// the release that this one has replaced.
+	req := ReadjustRequest(d, w.cfg.Name)
+	req.Job = "late-readjust-" + job.Detector + "-" + short(job.Release)
+	_, err = w.jobs.Request(ctx, req)
+	return err
+}

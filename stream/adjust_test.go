@@ -1,0 +1,132 @@
+package stream_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/registry"
+)
+
+// TestAChangedRateActsWhoeverChangesIt: any client that writes the bucket, also
+// while no trainer runs and while one trains.
+func TestAChangedRateActsWhoeverChangesIt(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	ctx := t.Context()
+	r.detector(stream.Detector{Name: "bolts", FalseAlarmRate: 0.1, CreatedAt: time.Now()})
+	r.detector(stream.Detector{Name: "nuts"}) // without a release
+	store, err := stream.OpenDetectors(ctx, r.js, r.names)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put := func(rate float64, note string) {
+		t.Helper()
+		b, err := json.Marshal(stream.Detector{Name: "bolts", FalseAlarmRate: rate, Description: note})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.raw("$KV."+r.names.DetectorsBucket()+".bolts", string(b))
+	}
+	threshold := func() float64 {
+		t.Helper()
+		p, err := r.reg.Active(ctx, "bolts")
+		if err != nil {
+			return 0
+		}
+		dir, err := r.reg.Get(ctx, p.Release)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := loadFake(ctx, dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.(fake).Threshold
+	}
+	becomes := func(want float64) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("the threshold is %g", want), func() bool { return threshold() == want })
+	}
+	put(0.2, "before there is a release") // acts with the first training
+	r.release("bolts", fake{Name: "one", Threshold: 0.8})
+	put(0.25, "while no trainer runs")
+	put(0.25, "and the description after it")
+	training, trained := make(chan struct{}), make(chan struct{})
+	r.trainer(stream.TrainerConfig{RetryDelay: 10 * time.Millisecond}, fakeTrainer{t: t, train: func(context.Context, *stream.Task) error {
+		close(training)
+		<-trained
+		return nil
+	}, model: func(task *stream.Task) fake { return fake{Name: "trained", Threshold: 1 - task.Detector.FalseAlarmRate} }})
+	becomes(0.75)
+	jobs, err := r.jobs().List(ctx, "bolts")
+	if err != nil || len(jobs) != 1 || jobs[0].FalseAlarmRate != 0.25 {
+		t.Errorf("jobs %+v, %v", jobs, err)
+	}
+	put(0.5, "while a trainer runs")
+	becomes(0.5)
+	if _, err := store.Set(ctx, "bolts", func(d *stream.Detector) error { d.FalseAlarmRate = 0.125; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	becomes(0.875)
+
+	if _, err := stream.OpenNormals(r.js, r.names).Add(ctx, stream.Normal{Detector: "bolts", Image: image(0.1)}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.jobs().Request(ctx, stream.TrainRequest{Job: "train", Detector: "bolts", Promote: true}); err != nil {
+		t.Fatal(err)
+	}
+	<-training
+	put(0.375, "during the training")
+	close(trained)
+	if j := r.wait("train"); !j.Promoted || j.FalseAlarmRate != 0.125 {
+		t.Errorf("%+v", j)
+	}
+	becomes(0.625)
+	if jobs, err := r.jobs().List(ctx, "nuts"); err != nil || len(jobs) != 0 {
+		t.Errorf("a detector without a release has jobs: %+v, %v", jobs, err)
+	}
+}
+
+// TestRecordsOfJobsDoNotGrowForEver, and the trainings among them stay.
+func TestRecordsOfJobsDoNotGrowForEver(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	ctx := t.Context()
+	at := time.Now().Add(-24 * time.Hour)
+	for i := range 260 {
+		j := stream.Job{
+			TrainRequest: stream.TrainRequest{Job: fmt.Sprint("extend-", i), Detector: "bolts", Extend: []uint64{1}, At: at.Add(time.Duration(i) * time.Second)},
+			State:        stream.JobDone, FinishedAt: at,
+		}
+		switch i {
+		case 3:
+			j.Extend = nil // the last training
+		case 4:
+			j.State = stream.JobRunning
+		case 5:
+			j.FinishedAt = time.Now()
+		case 6:
+			j.Detector = "nuts"
+		}
+		b, err := json.Marshal(j)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.js.PublishAsync("$KV."+r.names.JobsBucket()+"."+j.Job, b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-r.js.PublishAsyncComplete()
+	for _, dry := range []bool{true, false} {
+		got, err := stream.Collect(ctx, r.js, r.names, registry.CollectOptions{DryRun: dry})
+		if err != nil || got.Jobs != 260-200-4 {
+			t.Errorf("removed %d, %v", got.Jobs, err)
+		}
+	}
+	all, err := r.jobs().List(ctx, "")
+	if err != nil || len(all) != 204 || all[0].Job != "extend-3" || all[3].Job != "extend-6" || all[203].Job != "extend-259" {
+		t.Errorf("%d records, %v", len(all), err)
+	}
+}

@@ -1,0 +1,175 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// EventFilter says which stored events are wanted. An empty field means all.
+type EventFilter struct {
+	Detector string
+	Camera   string
+	Kind     string // [KindAnomaly] and so on
+}
+
+func (f EventFilter) subject(n Names) (string, error) {
+	token := func(what, s string) (string, error) {
+		if s == "" {
+			return "*", nil
+		}
+		return s, CheckToken(what, s)
+	}
+	d, err1 := token("detector", f.Detector)
+	c, err2 := token("camera", f.Camera)
+	k, err3 := token("kind", f.Kind)
+	return n.Events(d, c, k), errors.Join(err1, err2, err3)
+}
+
+// EventPage is a part of the stored events.
+type EventPage struct {
+	Events []Event // newest first
+	// Next is what [Events] takes as before for the next page; 0: there is none.
+	Next uint64
+}
+
+// maxPage bounds a page of events.
+const maxPage = 1000
+
+// Events returns up to limit stored events, newest first, of those before the
+// sequence before in the events stream; 0: of all. Its cost is that of the page and of what
+// lies between its events, not of the history.
+func Events(ctx context.Context, js jetstream.JetStream, n Names, f EventFilter, before uint64, limit int) (EventPage, error) {
+	subject, err := f.subject(n)
+	if err != nil {
+		return EventPage{}, err
+	}
+	if limit < 1 || limit > maxPage {
+		return EventPage{}, fmt.Errorf("a page of %d events: use 1 to %d: %w", limit, maxPage, ErrBadMessage)
+	}
+	var page EventPage
+	err = scanBack(ctx, js, n.EventsStream(), subject, before, false, func(m jetstream.Msg, seq uint64) bool {
+		if len(page.Events) == limit {
+			page.Next = page.Events[limit-1].Sequence
+			return false
+		}
+		// What is no event is passed over: anybody may publish.
+		if e, err := ParseEvent(n, m.Subject(), m.Headers(), m.Data()); err == nil {
+			e.Sequence = seq
+			page.Events = append(page.Events, e)
+		}
+		return true
+	})
+	if err != nil {
+		return EventPage{}, fmt.Errorf("read events: %w", err)
+	}
+	return page, nil
+}
+
+// scanBack calls f for the messages of a stream on a subject, newest first, from
+// those before the sequence before (0: from the last), until f returns false. It
+// reads the stream in windows, each twice as long as the one after it.
+func scanBack(ctx context.Context, js jetstream.JetStream, stream, subject string, before uint64, headers bool, f func(m jetstream.Msg, seq uint64) bool) error {
+	s, err := js.Stream(ctx, stream)
+	if err != nil {
+		return err
+	}
+	state := s.CachedInfo().State
+	end := state.LastSeq + 1
+	if before > 0 {
+		end = min(end, before)
+	}
+	type held struct {
+		m   jetstream.Msg
+		seq uint64
+	}
+	most := uint64(1 << 12) // a window is held in memory
+	if headers {
+		most = 1 << 14
+	}
+	for size := uint64(256); end > max(state.FirstSeq, 1); size = min(2*size, most) {
+		begin := max(state.FirstSeq, 1)
+		if end-begin > size {
+			begin = end - size
+		}
+		var window []held
+		err := scan(ctx, js, stream, jetstream.OrderedConsumerConfig{
+			FilterSubjects: []string{subject}, HeadersOnly: headers,
+			DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: begin,
+		}, func(m jetstream.Msg, meta *jetstream.MsgMetadata) error {
+			if meta.Sequence.Stream >= end {
+				return errStop
+			}
+			window = append(window, held{m, meta.Sequence.Stream})
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		for _, h := range slices.Backward(window) {
+			if !f(h.m, h.seq) {
+				return nil
+			}
+		}
+		end = begin
+	}
+	return nil
+}
+
+// FindEvent returns the stored anomaly event with an id, or the newest one of a
+// camera's frame, or [ErrNotFound]. An empty camera means any. Newer events are
+// found faster; see [GetEvent] where the sequence is known.
+func FindEvent(ctx context.Context, js jetstream.JetStream, n Names, detector, camera, id, frame string) (Event, error) {
+	subject, err := EventFilter{Detector: detector, Camera: camera, Kind: KindAnomaly}.subject(n)
+	if err != nil {
+		return Event{}, err
+	}
+	var seq uint64
+	err = scanBack(ctx, js, n.EventsStream(), subject, 0, true, func(m jetstream.Msg, at uint64) bool {
+		h := m.Headers()
+		if id != "" && h.Get(ceID) == id || id == "" && h.Get(ceSubject) == camera+"/"+frame {
+			seq = at
+		}
+		return seq == 0
+	})
+	if err != nil {
+		return Event{}, fmt.Errorf("look for the event: %w", err)
+	}
+	what := fmt.Sprintf("event %s of detector %s", clip(id), detector)
+	if id == "" {
+		what = fmt.Sprintf("an event of frame %s of camera %s of detector %s", clip(frame), camera, detector)
+	}
+	if seq == 0 {
+		return Event{}, fmt.Errorf("%s: %w", what, ErrNotFound)
+	}
+	e, err := GetEvent(ctx, js, n, seq)
+	if err != nil {
+		return Event{}, fmt.Errorf("%s: %w", what, err)
+	}
+	return e, nil
+}
+
+// GetEvent returns the event at a sequence of the events stream, or
+// [ErrNotFound].
+func GetEvent(ctx context.Context, js jetstream.JetStream, n Names, sequence uint64) (Event, error) {
+	if sequence == 0 {
+		return Event{}, fmt.Errorf("event %d: %w", sequence, ErrNotFound)
+	}
+	s, err := js.Stream(ctx, n.EventsStream())
+	if err != nil {
+		return Event{}, fmt.Errorf("read event %d: %w", sequence, err)
+	}
+	raw, err := s.GetMsg(ctx, sequence)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return Event{}, fmt.Errorf("event %d: %w", sequence, ErrNotFound)
+	}
+	if err != nil {
+		return Event{}, fmt.Errorf("read event %d: %w", sequence, err)
+	}
+	e, err := ParseEvent(n, raw.Subject, raw.Header, raw.Data)
+	e.Sequence = sequence
+	return e, err
+}

@@ -1,0 +1,131 @@
+package stream_test
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream"
+)
+
+// history stores many events of two detectors, without waiting for each.
+func (r *rig) history(events int) {
+	r.t.Helper()
+	one, yes := 1.0, true
+	for i := range events {
+		detector, camera, kind := "bolts", fmt.Sprint("cam", i%3), stream.KindAnomaly
+		if i%10 == 9 {
+			detector = "nuts"
+		}
+		if i%7 == 6 {
+			kind = stream.KindRejected
+		}
+		e := stream.Event{
+			ID: fmt.Sprint("e", i), Kind: kind, Detector: detector, Camera: camera, FrameID: fmt.Sprint("f", i), ScoredAt: time.Now(),
+			Score: &one, Threshold: &one, PValue: &one, Anomalous: &yes,
+		}
+		m, err := e.Message(r.names)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		if i%500 == 250 {
+			m.Data = []byte("no event")
+		}
+		if _, err := r.js.PublishMsgAsync(m, jetstream.WithStallWait(time.Minute)); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	select {
+	case <-r.js.PublishAsyncComplete():
+	case <-time.After(time.Minute):
+		r.t.Fatal("the events are not stored")
+	}
+}
+
+func TestEventsArePaged(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	ctx := t.Context()
+	if page, err := stream.Events(ctx, r.js, r.names, stream.EventFilter{}, 0, 10); err != nil || len(page.Events) != 0 || page.Next != 0 {
+		t.Errorf("of none: %+v, %v", page, err)
+	}
+	const all = 2000
+	r.history(all)
+	for _, c := range []struct {
+		filter stream.EventFilter
+		want   func(i int) bool
+	}{
+		{stream.EventFilter{}, func(int) bool { return true }},
+		{stream.EventFilter{Detector: "nuts"}, func(i int) bool { return i%10 == 9 }},
+		{stream.EventFilter{Detector: "nuts", Camera: "cam0", Kind: stream.KindRejected}, func(i int) bool { return i%10 == 9 && i%3 == 0 && i%7 == 6 }},
+		{stream.EventFilter{Camera: "nowhere"}, func(int) bool { return false }},
+	} {
+		var want []string
+		for i := all - 1; i >= 0; i-- {
+			if c.want(i) && i%500 != 250 {
+				want = append(want, fmt.Sprint("e", i))
+			}
+		}
+		var got []string
+		before := uint64(0)
+		for pages := 0; ; pages++ {
+			page, err := stream.Events(ctx, r.js, r.names, c.filter, before, 170)
+			if err != nil || pages > all/170+1 || len(page.Events) > 170 {
+				t.Fatalf("%+v: page %d has %d events, %v", c.filter, pages, len(page.Events), err)
+			}
+			for _, e := range page.Events {
+				got = append(got, e.ID)
+			}
+			if before = page.Next; before == 0 {
+				break
+			}
+		}
+		if fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Errorf("%+v: %d events, want %d", c.filter, len(got), len(want))
+		}
+	}
+	for _, f := range []stream.EventFilter{{Detector: "a b"}, {Camera: "*"}, {Kind: ">"}} {
+		if _, err := stream.Events(ctx, r.js, r.names, f, 0, 10); !errors.Is(err, stream.ErrBadName) {
+			t.Errorf("%+v: %v", f, err)
+		}
+	}
+	if _, err := stream.Events(ctx, r.js, r.names, stream.EventFilter{}, 0, 0); !errors.Is(err, stream.ErrBadMessage) {
+		t.Error(err)
+	}
+
+	for id, detector := range map[string]string{"e1999": "nuts", "e1001": "bolts", "e0": "bolts"} {
+		e, err := stream.FindEvent(ctx, r.js, r.names, detector, "", id, "")
+		if err != nil || e.ID != id || e.Sequence == 0 {
+			t.Errorf("%s: %+v, %v", id, e.ID, err)
+		}
+		if again, err := stream.GetEvent(ctx, r.js, r.names, e.Sequence); err != nil || again.ID != id {
+			t.Errorf("%s at %d: %v, %v", id, e.Sequence, again.ID, err)
+		}
+	}
+	if _, err := stream.FindEvent(ctx, r.js, r.names, "bolts", "cam0", "", "f1998"); err != nil {
+		t.Error(err)
+	}
+	if _, err := stream.GetEvent(ctx, r.js, r.names, 0); !errors.Is(err, stream.ErrNotFound) {
+		t.Error(err)
+	}
+	if _, err := stream.FindEvent(ctx, r.js, r.names, "bolts", "", "nowhere", ""); !errors.Is(err, stream.ErrNotFound) {
+		t.Error(err)
+	}
+
+	t.Run("what is recent costs no more for a long history", func(t *testing.T) {
+		// By what it reads, not by time: the consumer's deliveries are counted.
+		before := r.nc.NumSubscriptions()
+		in := r.nc.Stats().InMsgs
+		if _, err := stream.FindEvent(ctx, r.js, r.names, "bolts", "", "e1998", ""); err != nil {
+			t.Fatal(err)
+		}
+		if n := r.nc.Stats().InMsgs - in; n > 600 {
+			t.Errorf("%d messages for the newest of %d events", n, all)
+		}
+		if after := r.nc.NumSubscriptions(); after > before {
+			t.Errorf("%d subscriptions are left", after-before)
+		}
+	})
+}
