@@ -59,7 +59,9 @@ func TestAChangedRateActsWhoeverChangesIt(t *testing.T) {
 		close(training)
 		<-trained
 		return nil
-	}, model: func(task *stream.Task) fake { return fake{Name: "trained", Threshold: 1 - task.Detector.FalseAlarmRate} }})
+	}, model: func(task *stream.Task) fake {
+		return fake{Name: "trained", Threshold: 1 - task.Detector.FalseAlarmRate}
+	}})
 	becomes(0.75)
 	jobs, err := r.jobs().List(ctx, "bolts")
 	if err != nil || len(jobs) != 1 || jobs[0].FalseAlarmRate != 0.25 {
