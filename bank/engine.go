@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 )
 
 // BatchEngine makes searchers that answer many queries at once, for example by
@@ -35,11 +36,17 @@ const engineQueries = 8
 // last one's distance bounds from below what the engine did not return.
 const engineExtra = 14
 
-// prepared is a searcher over the rows as they are.
+// prepared is a searcher over the first count rows. What was added after them, the
+// tail, is compared one by one.
 type prepared struct {
 	searcher BatchSearcher
+	count    int
 	longest  float64 // the largest norm of a row
 }
+
+// longTail says whether so many rows behind those that an engine has are worth
+// preparing it anew.
+func longTail(count, now int) bool { return now-count > max(256, count/8) }
 
 // engineBatch answers a batch through the engine. The caller holds rows.mu for
 // reading and has checked the queries; 1 ≤ k ≤ len.
@@ -48,7 +55,7 @@ func (r *rows) engineBatch(ctx context.Context, queries []float32, k int) ([][]N
 	if err != nil {
 		return nil, fmt.Errorf("prepare the batch engine: %w", err)
 	}
-	m, ask := len(queries)/r.dim, min(k+engineExtra, r.len())
+	m, ask := len(queries)/r.dim, min(k+engineExtra, p.count)
 	found, distances, err := p.searcher.Search(ctx, queries, ask)
 	if err != nil {
 		return nil, fmt.Errorf("search with the batch engine: %w", err)
@@ -58,8 +65,8 @@ func (r *rows) engineBatch(ctx context.Context, queries []float32, k int) ([][]N
 			len(found), len(distances), m, ask)
 	}
 	for _, i := range found {
-		if i < 0 || i >= int64(r.len()) {
-			return nil, fmt.Errorf("search with the batch engine: got row %d of %d", i, r.len())
+		if i < 0 || i >= int64(p.count) {
+			return nil, fmt.Errorf("search with the batch engine: got row %d of %d", i, p.count)
 		}
 	}
 	out := make([][]Neighbour, m)
@@ -71,14 +78,14 @@ func (r *rows) engineBatch(ctx context.Context, queries []float32, k int) ([][]N
 			for j := range candidates {
 				candidates[j].row = uint32(found[i*ask+j])
 			}
-			near := r.finish(q, candidates, k)
+			near := r.finish(q, r.withTail(q, candidates, p.count, k, &n), k)
 			// ‖q‖² − 2q·v + ‖v‖² in float32: each of its terms, and any
 			// partial sum, is at most (‖q‖ + ‖v‖)², and there are about
 			// dim+3 roundings of 2⁻²⁴ in each.
 			length := math.Sqrt(norm2(q)) + p.longest
 			rounding := float64(2*(r.dim+8)) / (1 << 24) * length * length
 			last := float64(distances[(i+1)*ask-1])
-			if ask < r.len() && !(last-rounding > float64(near[k-1].Distance)) {
+			if ask < p.count && !(last-rounding > float64(near[k-1].Distance)) {
 				near = r.search(q, k, &n)
 			}
 			out[i] = near
@@ -99,7 +106,7 @@ func (r *rows) prepare() (*prepared, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &prepared{searcher: s}
+	p := &prepared{searcher: s, count: r.len()}
 	for i := range uint32(r.len()) {
 		p.longest = max(p.longest, norm2(r.at(i)))
 	}
@@ -108,19 +115,63 @@ func (r *rows) prepare() (*prepared, error) {
 	return p, nil
 }
 
+// withTail adds the nearest of the rows from count on to candidates among those
+// before.
+func (r *rows) withTail(q []float32, candidates []candidate, count, k int, n *nearest) []candidate {
+	if count == r.len() {
+		return candidates
+	}
+	tail := r.len() - count
+	n.reset(min(k+slack, tail), r.ids)
+	r.scanBlock(q, n, count, r.len())
+	if found := len(n.items); found < tail && n.items[found-1].distance <= reach(n.items[k-1].distance, r.dim) {
+		far := reach(n.items[k-1].distance, r.dim) // near ties: every row that might be among them, as in settle
+		out := slices.Clone(candidates)
+		for i := count; i < r.len(); i++ {
+			if d := squaredL2(q, r.at(uint32(i))); d <= far {
+				out = append(out, candidate{d, uint32(i)})
+			}
+		}
+		return out
+	}
+	return append(slices.Clone(candidates), n.items...)
+}
+
+// dropShort takes the rows back from the engine where those that it has are too
+// few of the now that there will be. Rows are only ever added behind those that
+// it has: these stay as they are. The caller holds rows.mu for writing.
+func (r *rows) dropShort(now int) {
+	for x := range r.sketches {
+		if x.made != nil && longTail(x.made.count, now) {
+			r.forget(x)
+		}
+	}
+	if r.prepared != nil && longTail(r.prepared.count, now) {
+		r.dropSearcher()
+	}
+}
+
+// forget closes what an engine holds for a sketch. The caller holds rows.mu for
+// writing.
+func (r *rows) forget(x *sketched) {
+	if err := x.drop(); err != nil {
+		r.warn(fmt.Errorf("close the batch engine's sketches: %w", err))
+	}
+	delete(r.sketches, x)
+}
+
 // dropPrepared takes the rows back from the engine. The caller holds rows.mu
 // for writing, so no search is using the searcher.
 func (r *rows) dropPrepared() {
-	r.changes++
-	if r.sketches != nil {
-		if err := r.sketches.drop(); err != nil {
-			r.warn(fmt.Errorf("close the batch engine's sketches: %w", err))
-		}
-		r.sketches = nil
+	for x := range r.sketches {
+		r.forget(x)
 	}
-	if r.prepared == nil {
-		return
+	if r.prepared != nil {
+		r.dropSearcher()
 	}
+}
+
+func (r *rows) dropSearcher() {
 	if err := r.prepared.searcher.Close(); err != nil {
 		r.warn(fmt.Errorf("close the batch engine's searcher: %w", err))
 	}

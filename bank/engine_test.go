@@ -116,6 +116,40 @@ func TestBatchEngine(t *testing.T) {
 			}
 		})
 	}
+	t.Run("what is added later", func(t *testing.T) {
+		e := &productEngine{}
+		with, without := newFilled(t, Options{Dim: dim, Batch: e}, near), newFilled(t, Options{Dim: dim}, near)
+		more := slices.Concat(clustered(3, 300, dim), near[:20*dim], near[:20*dim]) // copies, too
+		for i := range len(more) / dim {
+			for _, b := range []*Bank{with, without} {
+				if err := b.Add(uint64(1000+i), more[i*dim:(i+1)*dim]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if i%17 > 0 {
+				continue
+			}
+			for _, q := range [][]float32{queries, near[:10*dim]} {
+				got, err := with.ScoreBatch(ctx, q)
+				if err != nil {
+					t.Fatal(err)
+				}
+				want, err := without.ScoreBatch(ctx, q)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if d := cmp.Diff(want, got); d != "" {
+					t.Fatalf("after %d additions: %s", i+1, d)
+				}
+			}
+		}
+		if n := e.prepared.Load(); n != 2 {
+			t.Errorf("prepared %d times for 340 additions to 300 entries", n)
+		}
+		if err := with.Close(); err != nil || e.closed.Load() != 2 {
+			t.Errorf("closed %d of 2, %v", e.closed.Load(), err)
+		}
+	})
 	t.Run("failing", func(t *testing.T) {
 		e := &productEngine{fail: errors.New("out of device memory")}
 		var warned atomic.Int32

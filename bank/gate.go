@@ -184,8 +184,23 @@ func (b *Bank) install(index Index, r Report, queries []float32) {
 			Msg("the bank searches exactly instead: " + r.Fallback)
 	}
 	b.mu.Lock()
-	defer b.mu.Unlock()
 	b.index, b.report, b.queries = index, r, queries
+	b.mu.Unlock()
+	b.tidy()
+}
+
+// tidy closes what an engine holds for sketches that do not serve: of an index
+// that was replaced, or turned down. A search that is under way with one makes it
+// again, until the bank is closed or changes much.
+func (b *Bank) tidy() {
+	serves := b.Index()
+	b.rows.mu.Lock()
+	defer b.rows.mu.Unlock()
+	for x := range b.rows.sketches {
+		if Index(x) != serves {
+			b.rows.forget(x)
+		}
+	}
 }
 
 // Report is what the last Build or ReadFile found out; zero before either.

@@ -35,11 +35,13 @@ type rows struct {
 	preparing sync.Mutex  // guards prepared while mu is held for reading
 	prepared  *prepared
 	warn      func(error) // of an engine that failed
-	changes   uint64      // counts additions and removals
-	sketches  *sketched   // that an engine holds, or nil
+	// sketches are the indexes for which an engine holds something.
+	sketches map[*sketched]struct{}
 }
 
-func newRows(dim int) *rows { return &rows{dim: dim, row: map[uint64]uint32{}, warn: func(error) {}} }
+func newRows(dim int) *rows {
+	return &rows{dim: dim, row: map[uint64]uint32{}, sketches: map[*sketched]struct{}{}, warn: func(error) {}}
+}
 
 func (r *rows) len() int { return len(r.ids) }
 
@@ -50,7 +52,7 @@ func (r *rows) at(i uint32) []float32 {
 
 // add appends a checked vector and returns its row number.
 func (r *rows) add(id uint64, v []float32) uint32 {
-	r.dropPrepared()
+	r.dropShort(len(r.ids) + 1)
 	i := uint32(len(r.ids))
 	r.data = append(r.data, v...)
 	r.ids = append(r.ids, id)

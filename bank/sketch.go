@@ -62,10 +62,11 @@ const restCosine = 0.5
 // found so far for the block to be worth a look.
 const looseness = 1.3
 
-// sketch describes the rows as they were when rows.changes was version.
+// sketch describes the first count rows; those added after them are compared one
+// by one.
 type sketch struct {
 	searcher BlockSearcher
-	version  uint64
+	count    int
 	mean     []float32
 	axes     [][]float32
 	dim      int
@@ -131,7 +132,7 @@ func (x *sketched) search(ctx context.Context, engine BlockEngine, queries []flo
 	if err != nil {
 		return nil, fmt.Errorf("search the sketches: %w", err)
 	}
-	blocks := (r.len() + blockRows - 1) / blockRows
+	blocks := (s.count + blockRows - 1) / blockRows
 	if len(best) != m*blocks {
 		return nil, fmt.Errorf("search the sketches: got %d products, want %d×%d", len(best), m, blocks)
 	}
@@ -150,7 +151,7 @@ func (x *sketched) search(ctx context.Context, engine BlockEngine, queries []flo
 					break
 				}
 				from := int(b.row) * blockRows
-				count := min(blockRows, r.len()-from)
+				count := min(blockRows, s.count-from)
 				squaredL2Rows(q, r.data[from*r.dim:], countUp[:count], squares[:count])
 				for j, d := range squares[:count] {
 					if d <= n.worst() {
@@ -158,6 +159,7 @@ func (x *sketched) search(ctx context.Context, engine BlockEngine, queries []flo
 					}
 				}
 			}
+			r.scanBlock(q, &n, s.count, r.len())
 			out[i] = r.finish(q, n.items, k)
 		}
 	})
@@ -200,13 +202,10 @@ func (x *sketched) prepare(ctx context.Context, engine BlockEngine) (*sketch, er
 	x.making.Lock()
 	defer x.making.Unlock()
 	r := x.rows
-	if x.made != nil && x.made.version == r.changes {
+	if x.made != nil {
 		return x.made, nil
 	}
-	if err := x.drop(); err != nil {
-		return nil, err
-	}
-	s := &sketch{version: r.changes}
+	s := &sketch{count: r.len()}
 	// A sketch of all dimensions is the vector itself, turned.
 	axes := min(blockAxes, r.dim)
 	mean, q := mainAxes(ctx, r.data, r.dim, axes, 0)
@@ -244,7 +243,7 @@ func (x *sketched) prepare(ctx context.Context, engine BlockEngine) (*sketch, er
 	x.made = s
 	r.preparing.Lock()
 	defer r.preparing.Unlock()
-	r.sketches = x
+	r.sketches[x] = struct{}{}
 	return s, nil
 }
 
@@ -263,8 +262,7 @@ func (s *sketch) describe(to, v, scratch []float32) float32 {
 	return all
 }
 
-// drop gives back what the engine holds. The caller holds making or rows.mu for
-// writing.
+// drop gives back what the engine holds. The caller holds rows.mu for writing.
 func (x *sketched) drop() error {
 	if x.made == nil {
 		return nil

@@ -15,6 +15,7 @@ import (
 type blockProducts struct {
 	productEngine
 	blocks atomic.Int32 // searchers at hand
+	made   atomic.Int32 // searchers so far
 	asked  atomic.Int32
 	broken error
 }
@@ -27,6 +28,7 @@ type blockProductSearcher struct {
 
 func (e *blockProducts) PrepareBlocks(rows []float32, dim, block int) (BlockSearcher, error) {
 	e.blocks.Add(1)
+	e.made.Add(1)
 	return &blockProductSearcher{e, slices.Clone(rows), dim, block}, nil
 }
 
@@ -241,5 +243,66 @@ func TestLargest(t *testing.T) {
 	}
 	if len(top) != 9 || len(largest(nil, values[:4], 9)) != 4 {
 		t.Errorf("%d values", len(top))
+	}
+}
+
+// TestSketchesAreClosed: building again, an index that is turned down, and a bank
+// that is closed leave nothing with the engine.
+func TestSketchesAreClosed(t *testing.T) {
+	const dim = 64
+	e := &blockProducts{}
+	b := sketchBank(t, e, gauss(1, 4000, dim), dim)
+	for range 3 {
+		if _, err := b.Build(t.Context(), clustered(2, 64, dim)); err != nil {
+			t.Fatal(err)
+		}
+		if n := e.blocks.Load(); n > 1 {
+			t.Errorf("%d searchers are at hand", n)
+		}
+	}
+	if _, _, err := b.Measure(t.Context(), clustered(2, 64, dim)); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Close(); err != nil || e.blocks.Load() != 0 {
+		t.Errorf("%d searchers are left, %v", e.blocks.Load(), err)
+	}
+}
+
+// TestSketchesStayWhileTheBankGrows: a bank that is extended image by image is
+// sketched once, and what was added is found.
+func TestSketchesStayWhileTheBankGrows(t *testing.T) {
+	const dim = 64
+	data, queries := clustered(1, 4000, dim), clustered(2, 64, dim)
+	e := &blockProducts{}
+	b := sketchBank(t, e, data, dim)
+	if r, err := b.Build(t.Context(), queries); err != nil || r.Kind != Sketch {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	made := e.made.Load()
+	fresh := gauss(5, 1000, dim)
+	for i := range 1000 {
+		v := fresh[i*dim : (i+1)*dim]
+		if err := b.Add(uint64(10_000+i), v); err != nil {
+			t.Fatal(err)
+		}
+		if i%100 > 0 {
+			continue
+		}
+		got, err := b.ScoreBatch(t.Context(), slices.Concat(queries, v))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if last := got[len(got)-1]; last.Nearest[0].ID != uint64(10_000+i) || last.Score > 1e-9 {
+			t.Fatalf("entry %d is not found: %+v", 10_000+i, last)
+		}
+	}
+	if n := e.made.Load() - made; n != 1 { // one eighth more, once
+		t.Errorf("sketched %d times for 1000 additions to 4000 entries", n)
+	}
+	if err := b.Remove(3); err != nil {
+		t.Fatal(err)
+	}
+	if n := e.blocks.Load(); n != 0 {
+		t.Errorf("%d searchers over rows that have moved", n)
 	}
 }

@@ -14,7 +14,7 @@ import (
 type Copies struct {
 	normals *mat.Dense // variants × d
 	squares []float64
-	own     []float64 // distance of each normal to the nearest other, by normal
+	own     []float64 // distance of each normal to the nearest that differs, by normal
 	of      []int     // normal that a variant belongs to
 	median  float64
 	limit   float64
@@ -61,18 +61,40 @@ func NewCopies(limit float64, normals [][]float32, variants ...[][]float32) (*Co
 	}
 	c.squares = squares(c.normals)
 	own := c.distances(c.normals.Slice(0, len(normals), 0, len(all[0])).(*mat.Dense))
-	for i := range normals {
+	nearest := func(i int, above float64) float64 {
 		best := math.Inf(1)
 		for j, d := range own.RawRowView(i) {
-			if c.of[j] != i {
+			if c.of[j] != i && d > above {
 				best = min(best, d)
 			}
 		}
-		c.own = append(c.own, best)
+		return best
+	}
+	// Normals may be there twice, or once more compressed otherwise: a fake that is a
+	// copy of them must not be held against the distance between these.
+	same := 1e-6 * math.Sqrt(slices.Max(c.squares)) // rounding
+	var pairs []float64
+	for i := range normals {
+		for _, d := range own.RawRowView(i)[:i] {
+			if d > same {
+				pairs = append(pairs, d)
+			}
+		}
+	}
+	if len(pairs) > 0 {
+		slices.Sort(pairs)
+		same = max(same, twins*pairs[len(pairs)/20])
+	}
+	for i := range normals {
+		c.own = append(c.own, nearest(i, same))
 	}
 	c.median = median(c.own)
 	return c, nil
 }
+
+// twins are normals nearer to one another than this share of the distance below
+// which a twentieth of all pairs are: no variation, but the same picture again.
+const twins = 0.1
 
 // Look compares fakes with the normals.
 func (c *Copies) Look(fakes [][]float32) (CopyReport, error) {
@@ -89,10 +111,10 @@ func (c *Copies) Look(fakes [][]float32) (CopyReport, error) {
 	for i := range fakes {
 		row := dist.RawRowView(i)
 		j := floats.MinIdx(row)
-		if row[j] < c.limit*c.own[c.of[j]] {
+		if limit := c.limit * c.own[c.of[j]]; row[j] < limit && !math.IsInf(limit, 1) {
 			r.Copied = append(r.Copied, i)
 		}
-		if c.median > 0 {
+		if c.median > 0 && !math.IsInf(c.median, 1) {
 			ratios[i] = row[j] / c.median
 		}
 	}

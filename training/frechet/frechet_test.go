@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"os"
 	"testing"
 
@@ -268,5 +269,40 @@ func BenchmarkDistance1000x2048(b *testing.B) {
 	x, y := randomFeatures(rng, 1000, 2048, 0, 1), randomFeatures(rng, 1000, 2048, 0.1, 1.1)
 	for b.Loop() {
 		distance(b, x, y)
+	}
+}
+
+// TestCopiesOfDuplicatedNormalsAreFound: every normal is there twice, byte for
+// byte or nearly, or three times.
+func TestCopiesOfDuplicatedNormalsAreFound(t *testing.T) {
+	rng := rand.New(rand.NewPCG(5, 7))
+	plain := randomFeatures(rng, 60, 16, 0, 1)
+	near := func(v []float32, by float32) []float32 {
+		out := slices.Clone(v)
+		for j := range out {
+			out[j] += by
+		}
+		return out
+	}
+	for name, by := range map[string][]float32{"twice": {0}, "nearly twice": {0.004}, "three times": {0, 0.002}} {
+		normals := slices.Clone(plain)
+		for _, b := range by {
+			for _, v := range plain {
+				normals = append(normals, near(v, b))
+			}
+		}
+		c, err := NewCopies(0, normals)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fakes := randomFeatures(rng, 20, 16, 0, 1)
+		fakes[4], fakes[9] = near(plain[7], 0.02), near(plain[3], -0.02)
+		r, err := c.Look(fakes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(r.Copied, []int{4, 9}) || r.MedianRatio < 0.8 || r.MedianRatio > 1.2 {
+			t.Errorf("%s: copied %v, median ratio %.2f", name, r.Copied, r.MedianRatio)
+		}
 	}
 }
