@@ -5,8 +5,8 @@ import (
 	"errors"
 	"math"
 	"math/rand/v2"
-	"slices"
 	"os"
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
