@@ -29,6 +29,9 @@ const (
 	// HeaderSource says where the camera had the image from (a file's path, a
 	// URL); it is copied into the event.
 	HeaderSource = "Nearmiss-Source"
+	// HeaderUnchanged is since when the camera has sent the same picture, RFC
+	// 3339, where that is too long for a camera that works.
+	HeaderUnchanged = "Nearmiss-Unchanged-Since"
 	// HeaderTruth is the ground truth of a synthetic frame, JSON; it is copied
 	// into the headers of the frame's score and event, and never looked at.
 	HeaderTruth = "Nearmiss-Truth"
@@ -49,6 +52,7 @@ type Frame struct {
 	Image            []byte    // the image file's bytes; empty when Object is set
 	Object           string    // name of the object that holds the image, or empty
 	Source           string    // where the camera had it from, or empty
+	UnchangedSince   time.Time // when the camera's picture froze; zero: it has not
 	Truth            string    // ground truth of a synthetic frame, JSON, or empty
 	Trace            string    // W3C traceparent, or empty
 }
@@ -92,6 +96,9 @@ func (f Frame) Message(n Names) (*nats.Msg, error) {
 	}
 	set(HeaderObject, f.Object)
 	set(HeaderSource, headerSafe(f.Source))
+	if !f.UnchangedSince.IsZero() {
+		m.Header.Set(HeaderUnchanged, f.UnchangedSince.UTC().Format(time.RFC3339))
+	}
 	set(HeaderTruth, headerSafe(f.Truth))
 	set(HeaderTrace, headerSafe(f.Trace))
 	return m, nil
@@ -118,6 +125,9 @@ func ParseFrame(n Names, subject string, h nats.Header, payload []byte, meta *je
 		f.ID = id
 	} else if id := h.Get(nats.MsgIdHdr); validFrameID(id) {
 		f.ID = id
+	}
+	if at, err := time.Parse(time.RFC3339, h.Get(HeaderUnchanged)); err == nil {
+		f.UnchangedSince = at.UTC()
 	}
 	if s := h.Get(HeaderCapturedAt); s != "" {
 		at, err := time.Parse(time.RFC3339, s)

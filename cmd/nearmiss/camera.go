@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -14,7 +16,7 @@ import (
 )
 
 type cameraCmd struct {
-	Source   string  `arg:"" help:"An image file, a folder of images, a video file, a capture device (/dev/video0), a network camera's URL (http, https, rtsp, …), - for JPEG or PNG images on standard input, or synthetic:parts, synthetic:cells or synthetic:patterns for procedural images."`
+	Source   string  `arg:"" help:"An image file, a folder of images, a video file, a capture device (/dev/video0), a network camera's URL (http, https, rtsp, …), - for JPEG, PNG or WebP images on standard input, or synthetic:parts, synthetic:cells or synthetic:patterns for procedural images."`
 	Detector string  `required:"" placeholder:"NAME" help:"Detector that judges the frames."`
 	Camera   string  `required:"" placeholder:"NAME" help:"Name of this camera."`
 	FPS      float64 `name:"fps" placeholder:"F" help:"Frames a second (default: as fast as they are taken; 1 from a network camera that answers with single images)."`
@@ -24,7 +26,12 @@ type cameraCmd struct {
 	Live     bool    `help:"When the queue is full drop the oldest waiting frames, instead of waiting."`
 	Seed     uint64  `default:"1" help:"Draws synthetic images and the random order."`
 	Defects  float64 `default:"0.1" placeholder:"SHARE" help:"Share of synthetic images with a defect, 0..1."`
-	JSON     bool    `name:"json" help:"Print the counters at the end as one JSON object."`
+	CA       string  `name:"ca" placeholder:"FILE" help:"Certificates, in PEM form, by which an https or rtsps camera is trusted that made its own."`
+	Insecure bool    `help:"Trust any certificate of an https or rtsps camera."`
+
+	FrozenAfter time.Duration `default:"10m" placeholder:"TIME" help:"Tell, in the log and the frames' headers, when a live camera has sent the same picture for so long; 0 never does."`
+
+	JSON bool `name:"json" help:"Print the counters at the end as one JSON object."`
 	serverFlags
 }
 
@@ -55,11 +62,16 @@ func (c *cameraCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
+	frozen := c.FrozenAfter
+	switch src.(type) {
+	case *camera.Folder, *camera.Generated: // may hold one picture many times
+		frozen = 0
+	}
 	if c.Count > 0 {
 		src = &limited{src, c.Count}
 	}
 	p, err := camera.NewPublisher(camera.Config{
-		Names: c.names(), Detector: c.Detector, Camera: c.Camera, Live: c.Live,
+		Names: c.names(), Detector: c.Detector, Camera: c.Camera, Live: c.Live, FrozenAfter: frozen,
 	}, js, o.Log)
 	if err != nil {
 		return usageError{oneLine(err)}
@@ -84,20 +96,35 @@ func (c *cameraCmd) source(o *output) (camera.Source, error) {
 		}
 		return &camera.Generated{Make: camera.Drawn(s, 0), FPS: c.FPS}, nil
 	}
-	switch isURL := strings.Contains(c.Source, "://"); {
-	case c.Source == "-":
+	if c.Source == "-" {
 		return &camera.Pipe{R: os.Stdin, FPS: c.FPS, Name: "standard input"}, nil
-	case isURL && !camera.IsVideo(c.Source):
-		return &camera.Web{URL: c.Source, FPS: c.FPS, Log: o.Log}, nil
-	case !isURL:
-		if _, err := os.Stat(c.Source); err != nil {
+	}
+	if local, ok := strings.CutPrefix(c.Source, "file://"); ok {
+		c.Source = local
+	}
+	if camera.IsAddress(c.Source) {
+		if err := camera.CheckAddress(c.Source); err != nil {
 			return nil, usageError{err}
 		}
+		if !camera.IsVideo(c.Source) {
+			trust, err := camera.TLSConfig(c.CA, c.Insecure)
+			if err != nil {
+				return nil, usageError{err}
+			}
+			return &camera.Web{URL: c.Source, FPS: c.FPS, TLS: trust, Log: o.Log}, nil
+		}
+	} else if info, err := os.Stat(c.Source); err != nil {
+		if strings.Contains(c.Source, "@") { // an address that lacks its beginning, and has a password?
+			return nil, usageError{errors.New("the source is no file or folder that is there; an address begins with http://, https://, rtsp:// or the like")}
+		}
+		return nil, usageError{err}
+	} else if info.IsDir() {
+		return &camera.Folder{Dir: c.Source, Loop: c.Loop, FPS: c.FPS, Order: c.Order, Seed: c.Seed, Log: o.Log}, nil
 	}
 	if camera.IsVideo(c.Source) {
-		return &camera.Video{Source: c.Source, FPS: c.FPS, Loop: c.Loop, Log: o.Log}, nil
+		return &camera.Video{Source: c.Source, FPS: c.FPS, Loop: c.Loop, CA: c.CA, Insecure: c.Insecure, Log: o.Log}, nil
 	}
-	return &camera.Folder{Dir: c.Source, Loop: c.Loop, FPS: c.FPS, Order: c.Order, Seed: c.Seed}, nil
+	return &camera.Folder{Dir: c.Source, Loop: c.Loop, FPS: c.FPS, Order: c.Order, Seed: c.Seed, Log: o.Log}, nil
 }
 
 // limited ends a source after some images.

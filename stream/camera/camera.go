@@ -55,6 +55,10 @@ type Config struct {
 	// LiveBacklog is how many frames a live camera leaves in the queue. Default
 	// 32.
 	LiveBacklog int
+	// FrozenAfter is how long a camera may send the same picture before that is
+	// told: in the log, once an hour, and in the frames' header
+	// Nearmiss-Unchanged-Since. 0: it is never told.
+	FrozenAfter time.Duration
 }
 
 // Validate reports every setting that cannot work.
@@ -81,6 +85,7 @@ type Publisher struct {
 	log   zerolog.Logger
 	epoch *stream.Epoch
 	stats Stats
+	still still
 }
 
 // NewPublisher prepares a publisher.
@@ -119,10 +124,14 @@ func (p *Publisher) Run(ctx context.Context, src Source) error {
 		if img.CapturedAt.IsZero() {
 			img.CapturedAt = time.Now()
 		}
-		err = p.publish(ctx, stream.Frame{
+		f := stream.Frame{
 			Detector: p.cfg.Detector, Camera: p.cfg.Camera, ID: p.cfg.Run + "-" + strconv.Itoa(n),
 			CapturedAt: img.CapturedAt, Image: img.Data, Source: img.Name, Truth: img.Truth,
-		})
+		}
+		if p.cfg.FrozenAfter > 0 {
+			f.UnchangedSince = p.still.watch(img.Data, time.Now(), p.cfg.FrozenAfter, p.log)
+		}
+		err = p.publish(ctx, f)
 		if ctx.Err() != nil {
 			return nil
 		}

@@ -252,3 +252,44 @@ func TestALargeImageTravelsAsAnObject(t *testing.T) {
 		t.Errorf("object of %d bytes, %v", len(got), err)
 	}
 }
+
+// TestOddEntriesOfAFolderCostThemselves: a link to a folder is that folder, and
+// a file that is gone when its turn comes is passed over.
+func TestOddEntriesOfAFolderCostThemselves(t *testing.T) {
+	root := t.TempDir()
+	dir := filepath.Join(root, "real")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"a.png", "b.JFIF", "c.png"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(name), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for link, to := range map[string]string{"today": "real", "real/aa.png": "/gone/x.png"} {
+		if err := os.Symlink(to, filepath.Join(root, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := &camera.Folder{Dir: filepath.Join(root, "today"), Log: zerolog.Nop()}
+	first, err := s.Next(t.Context())
+	if err != nil || first.Name != "a.png" {
+		t.Fatalf("%s, %v", first.Name, err)
+	}
+	if err := os.Remove(filepath.Join(dir, "b.JFIF")); err != nil {
+		t.Fatal(err)
+	}
+	if img, err := s.Next(t.Context()); err != nil || img.Name != "c.png" {
+		t.Errorf("%s, %v", img.Name, err)
+	}
+	if _, err := s.Next(t.Context()); !errors.Is(err, io.EOF) {
+		t.Error(err)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	s = &camera.Folder{Dir: root, Loop: true, Log: zerolog.Nop()}
+	if _, err := s.Next(t.Context()); err == nil {
+		t.Error("an empty folder gave an image")
+	}
+}

@@ -5,13 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/nearmiss/nearmiss/internal/imagefolder"
 )
 
 // Orders of a folder's images.
@@ -21,24 +24,23 @@ const (
 	OrderRandom = "random" // shuffled with the seed, anew in every round
 )
 
-// Folder is a source that reads an image folder, its sub-folders included.
-// Files that do not look like images by name, and hidden ones, are skipped;
-// whether the others are images is the worker's to say.
+// Folder is a source that reads an image folder, its sub-folders included, or
+// one file. Files that do not look like images by name, and hidden ones, are
+// skipped; whether the others are images is the worker's to say. Links are
+// followed. A file that is gone when its turn comes is passed over.
 type Folder struct {
 	Dir   string
 	Loop  bool    // begin again after the last image
 	FPS   float64 // images a second; 0: as fast as they are taken
 	Order string  // one of the orders; default by name
 	Seed  uint64  // of the random order
+	Log   zerolog.Logger
 
 	files []string
 	next  int
 	round uint64
 	pace  pace
 }
-
-// extensions of the formats that the project decodes.
-var extensions = []string{".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 // Next implements [Source].
 func (s *Folder) Next(ctx context.Context) (Image, error) {
@@ -47,28 +49,34 @@ func (s *Folder) Next(ctx context.Context) (Image, error) {
 			return Image{}, err
 		}
 	}
-	if s.next == len(s.files) {
-		if !s.Loop {
-			return Image{}, io.EOF
+	for missing := 0; ; {
+		if s.next == len(s.files) {
+			if !s.Loop {
+				return Image{}, io.EOF
+			}
+			s.next = 0
+			s.round++
+			s.arrange()
 		}
-		s.next = 0
-		s.round++
-		s.arrange()
+		if err := s.pace.wait(ctx, s.FPS); err != nil {
+			return Image{}, err
+		}
+		path := s.files[s.next]
+		s.next++
+		data, err := os.ReadFile(path)
+		if err != nil {
+			if missing++; missing >= len(s.files) {
+				return Image{}, fmt.Errorf("read images: none of %d is there any more: %w", len(s.files), err)
+			}
+			s.Log.Warn().Err(err).Msg("an image cannot be read: passed over")
+			continue
+		}
+		name, err := filepath.Rel(s.Dir, path)
+		if err != nil || name == "." {
+			name = path
+		}
+		return Image{Data: data, CapturedAt: time.Now(), Name: filepath.ToSlash(name)}, nil
 	}
-	if err := s.pace.wait(ctx, s.FPS); err != nil {
-		return Image{}, err
-	}
-	path := s.files[s.next]
-	s.next++
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return Image{}, fmt.Errorf("read image: %w", err)
-	}
-	name, err := filepath.Rel(s.Dir, path)
-	if err != nil {
-		name = path
-	}
-	return Image{Data: data, CapturedAt: time.Now(), Name: filepath.ToSlash(name)}, nil
 }
 
 func (s *Folder) list() error {
@@ -80,26 +88,15 @@ func (s *Folder) list() error {
 	if s.FPS < 0 {
 		return fmt.Errorf("%g frames a second from %s: use 0 or more", s.FPS, s.Dir)
 	}
-	err := filepath.WalkDir(s.Dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		if strings.HasPrefix(d.Name(), ".") && path != s.Dir {
-			if d.IsDir() {
-				return fs.SkipDir
-			}
-			return nil
-		}
-		if !d.IsDir() && slices.Contains(extensions, strings.ToLower(filepath.Ext(path))) {
-			s.files = append(s.files, path)
-		}
-		return nil
-	})
+	l, err := imagefolder.List(s.Dir)
 	if err != nil {
 		return fmt.Errorf("list the images in %s: %w", s.Dir, err)
 	}
-	if len(s.files) == 0 {
-		return fmt.Errorf("list the images in %s: there are none (%s): %w", s.Dir, strings.Join(extensions, " "), errNoImages)
+	for _, note := range l.Notes() {
+		s.Log.Warn().Str("folder", s.Dir).Msg(note)
+	}
+	if s.files = l.Files; len(s.files) == 0 {
+		return fmt.Errorf("list the images in %s: there are none (%s): %w", s.Dir, imagefolder.Extensions(), errNoImages)
 	}
 	s.arrange()
 	return nil

@@ -170,7 +170,7 @@ func TestVideosAreReadThroughAProgram(t *testing.T) {
 		t.Error(err)
 	}
 	said, err := os.ReadFile(called)
-	if err != nil || !strings.Contains(string(said), "-re -i clip.mp4 -an -vf fps=2.5 ") || strings.Count(string(said), "\n") != 1 {
+	if err != nil || !strings.Contains(string(said), "-re -i file:clip.mp4 -an -vf select=") || strings.Count(string(said), "\n") != 1 {
 		t.Errorf("called with %q, %v", said, err)
 	}
 

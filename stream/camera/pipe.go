@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Pipe is a source of the JPEG and PNG images that follow one another in R.
+// Pipe is a source of the JPEG, PNG and WebP images that follow one another in R.
 // While R waits for data, Next still returns when its context ends; a read under
 // way is left to whoever closes R.
 type Pipe struct {

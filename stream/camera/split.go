@@ -3,16 +3,19 @@ package camera
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 )
 
 // Beginnings of the image files that a [Splitter] finds.
 var (
 	jpegStart = []byte{0xff, 0xd8, 0xff}
 	pngStart  = []byte("\x89PNG\r\n\x1a\n")
+	riffStart = []byte("RIFF") // and WEBP eight bytes later
 )
 
 // maxImage bounds one image of a stream, in bytes.
@@ -23,15 +26,18 @@ const maxNoise = 1 << 20
 
 // Errors of a Splitter.
 var (
-	ErrNoImages = errors.New("there are no JPEG or PNG images in it")
+	ErrNoImages = errors.New("there are no JPEG, PNG or WebP images in it")
 	ErrTooLarge = errors.New("an image in it is too large")
 )
 
-// Splitter takes a stream apart into JPEG (ITU-T T.81, annex B) and PNG (RFC
-// 2083) files that follow one another, whatever lies between them: so programs
-// write images into a pipe, and network cameras answer with
+// Splitter takes a stream apart into JPEG (ITU-T T.81, annex B), PNG (RFC 2083)
+// and WebP (RFC 9649) files that follow one another, whatever lies between them:
+// so programs write images into a pipe, and network cameras answer with
 // multipart/x-mixed-replace. An image that is damaged or cut off comes out as it
 // is, up to the next one of its kind, or with that: whoever decodes it says so.
+//
+// Cameras and telephones append further images to a JPEG, a stereo pair or a
+// preview (CIPA DC-007, "MPO"): those are no frames, and are passed over.
 type Splitter struct {
 	r    *bufio.Reader
 	max  int
@@ -53,10 +59,13 @@ func (s *Splitter) Next() ([]byte, error) {
 	s.seen = true
 	img := &growing{r: s.r, max: s.max}
 	var err error
-	if s.at(jpegStart) {
+	switch {
+	case s.at(jpegStart):
 		err = img.jpeg()
-	} else {
+	case s.at(pngStart):
 		err = img.png()
+	default:
+		err = img.webp()
 	}
 	if errors.Is(err, errDamaged) {
 		err = img.rest(s)
@@ -64,12 +73,87 @@ func (s *Splitter) Next() ([]byte, error) {
 	if err != nil && !errors.Is(err, io.EOF) { // an end within the image is the image's
 		return nil, err
 	}
+	if err == nil && img.mpf > 0 {
+		s.passOver(img)
+	}
 	return img.b, nil
+}
+
+// starts says whether an image begins here.
+func (s *Splitter) starts() bool {
+	if s.at(jpegStart) || s.at(pngStart) {
+		return true
+	}
+	b, _ := s.r.Peek(12)
+	return len(b) == 12 && bytes.HasPrefix(b, riffStart) && string(b[8:]) == "WEBP"
+}
+
+// maxGap is how far behind one image of a JPEG with several the next may begin.
+const maxGap = 32 << 10
+
+// passOver leaves out the images that belong to the one before, where its index
+// says they are. An index whose places do not begin with an image counts for
+// nothing: the images were cut off before.
+func (s *Splitter) passOver(img *growing) {
+	at := int64(len(img.b))
+	for _, e := range mpfEntries(img.b, img.mpf) {
+		gap := e.at - at
+		if gap < 0 || gap > maxGap || e.size < 4 || e.size > int64(s.max) {
+			return
+		}
+		b, _ := s.r.Peek(int(gap) + len(jpegStart))
+		if len(b) < int(gap)+len(jpegStart) || !bytes.Equal(b[gap:], jpegStart) {
+			return
+		}
+		n, err := s.r.Discard(int(gap + e.size))
+		if at += int64(n); err != nil {
+			return
+		}
+	}
+}
+
+// mpfEntry is an image that follows in the same file.
+type mpfEntry struct{ at, size int64 }
+
+// mpfEntries reads the index in the segment whose TIFF header begins at a place
+// of the image (CIPA DC-007, 5.2.3), the entries in the order of their places.
+// A damaged one has none.
+func mpfEntries(b []byte, at int) []mpfEntry {
+	if at+8 > len(b) {
+		return nil
+	}
+	t := b[at:]
+	var o binary.ByteOrder = binary.LittleEndian
+	if bytes.HasPrefix(t, []byte("MM")) {
+		o = binary.BigEndian
+	}
+	dir := int64(o.Uint32(t[4:]))
+	if dir+2 > int64(len(t)) {
+		return nil
+	}
+	n := int64(o.Uint16(t[dir:]))
+	if dir+2+12*n > int64(len(t)) {
+		return nil
+	}
+	var out []mpfEntry
+	for e := t[dir+2 : dir+2+12*n]; len(e) > 0; e = e[12:] {
+		size, from := int64(o.Uint32(e[4:])), int64(o.Uint32(e[8:]))
+		if o.Uint16(e) != 0xb002 || from+size > int64(len(t)) {
+			continue
+		}
+		for list := t[from : from+size]; len(list) >= 16; list = list[16:] {
+			if place := int64(o.Uint32(list[8:])); place > 0 { // the first image's is 0
+				out = append(out, mpfEntry{int64(at) + place, int64(o.Uint32(list[4:]))})
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b mpfEntry) int { return cmp.Compare(a.at, b.at) })
+	return out
 }
 
 // seek goes to where an image begins.
 func (s *Splitter) seek() error {
-	for noise := 0; !s.at(jpegStart) && !s.at(pngStart); noise++ {
+	for noise := 0; !s.starts(); noise++ {
 		if noise > maxNoise {
 			return fmt.Errorf("%d bytes without one: %w", noise, ErrNoImages)
 		}
@@ -93,6 +177,7 @@ type growing struct {
 	r   *bufio.Reader
 	b   []byte
 	max int
+	mpf int // where the index of further images has its TIFF header; 0: there is none
 }
 
 // errDamaged: what follows belongs to no image of this kind.
@@ -164,8 +249,12 @@ func (g *growing) jpeg() error {
 			if n < 2 {
 				return errDamaged
 			}
-			if _, err := g.take(n - 2); err != nil {
+			seg, err := g.take(n - 2)
+			if err != nil {
 				return err
+			}
+			if marker == 0xe2 && bytes.HasPrefix(seg, []byte("MPF\x00")) {
+				g.mpf = len(g.b) - len(seg) + 4
 			}
 			if marker == 0xda { // start of scan
 				if err := g.scan(); err != nil {
@@ -224,9 +313,28 @@ func (g *growing) png() error {
 	}
 }
 
+// webp reads as much as the container says.
+func (g *growing) webp() error {
+	head, err := g.take(8)
+	if err != nil {
+		return err
+	}
+	n := int64(binary.LittleEndian.Uint32(head[4:]))
+	if n+n&1 > int64(g.max) {
+		return errDamaged
+	}
+	_, err = g.take(int(n))
+	if err == nil && n%2 == 1 { // padding, which some leave out
+		if b, _ := g.r.Peek(1); len(b) == 1 && b[0] == 0 {
+			_, err = g.take(1)
+		}
+	}
+	return err
+}
+
 // rest reads up to where another image begins.
 func (g *growing) rest(s *Splitter) error {
-	for !s.at(jpegStart) && !s.at(pngStart) {
+	for !s.starts() {
 		if _, err := g.take(1); err != nil {
 			return err
 		}

@@ -2,6 +2,7 @@ package camera_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"image"
 	"image/color"
@@ -167,4 +168,90 @@ func FuzzSplitter(f *testing.F) {
 			t.Fatalf("read byte by byte it is %d images and not %d, %v", len(again), len(got), err)
 		}
 	})
+}
+
+// severalImages makes one file of JPEG images, as stereo cameras and telephones
+// do (CIPA DC-007): the first has an index of where the others are. Between them
+// lie gap bytes.
+func severalImages(gap int, order binary.AppendByteOrder, images ...[]byte) []byte {
+	const header = 2 + 4 + 4 // start of image, marker and length, MPF\0
+	dir := []byte("II*\x00")
+	if order == binary.AppendByteOrder(binary.BigEndian) {
+		dir = []byte("MM\x00*")
+	}
+	dir = order.AppendUint32(dir, 8)
+	dir = order.AppendUint16(dir, 2)
+	for _, tag := range []struct{ id, kind, n, value int }{{0xb001, 4, 1, len(images)}, {0xb002, 7, 16 * len(images), 8 + 2 + 2*12 + 4}} {
+		dir = order.AppendUint16(dir, uint16(tag.id))
+		dir = order.AppendUint16(dir, uint16(tag.kind))
+		dir = order.AppendUint32(dir, uint32(tag.n))
+		dir = order.AppendUint32(dir, uint32(tag.value))
+	}
+	dir = order.AppendUint32(dir, 0)
+	segment := len(dir) + 16*len(images) + 4 + 2
+	at := segment + 2 + len(images[0])
+	for i, img := range images {
+		size, place := len(img), 0
+		if i == 0 {
+			size = at
+		} else {
+			place = at + gap - header
+			at += gap + size
+		}
+		dir = order.AppendUint32(dir, 0)
+		dir = order.AppendUint32(dir, uint32(size))
+		dir = order.AppendUint32(dir, uint32(place))
+		dir = order.AppendUint32(dir, 0)
+	}
+	out := append([]byte{0xff, 0xd8, 0xff, 0xe2}, binary.BigEndian.AppendUint16(nil, uint16(segment))...)
+	out = append(append(out, "MPF\x00"...), dir...)
+	out = append(out, images[0][2:]...)
+	for _, img := range images[1:] {
+		out = append(append(out, make([]byte, gap)...), img...)
+	}
+	return out
+}
+
+func TestFilesOfSeveralImagesAreOneFrame(t *testing.T) {
+	all := encoded(t)
+	left, right, next := all[2], all[0], all[4]
+	for _, order := range []binary.AppendByteOrder{binary.LittleEndian, binary.BigEndian} {
+		for _, gap := range []int{0, 1, 500, 20_000} {
+			file := severalImages(gap, order, left, right, left)
+			first := file[:bytes.Index(file, left[len(left)-50:])+50]
+			got, err := split(bytes.NewReader(slices.Concat(file, []byte("\r\n--frame\r\n"), file, next, file)))
+			if err != nil || len(got) != 4 {
+				t.Errorf("gap %d: %d images, %v", gap, len(got), err)
+				continue
+			}
+			for i, want := range [][]byte{first, first, next, first} {
+				if !bytes.Equal(got[i], want) {
+					t.Errorf("gap %d: image %d has %d bytes, want %d", gap, i, len(got[i]), len(want))
+				}
+			}
+			// A camera that cut the others off and left the index.
+			got, err = split(bytes.NewReader(slices.Concat(first, []byte("--frame"), next, first, []byte("--frame"), next)))
+			if err != nil || len(got) != 4 {
+				t.Errorf("gap %d, cut off: %d images, %v", gap, len(got), err)
+			}
+		}
+	}
+}
+
+func TestWebPFilesInAStream(t *testing.T) {
+	all := encoded(t)
+	webp := func(n int) []byte {
+		out := binary.LittleEndian.AppendUint32([]byte("RIFF"), uint32(4+n))
+		return append(append(out, "WEBP"...), bytes.Repeat([]byte{0xff, 0xd8, 0xff}, n)[:n]...)
+	}
+	even, odd := webp(100), webp(77)
+	got, err := split(bytes.NewReader(slices.Concat(even, []byte("--x\r\n"), odd, all[1], odd, []byte{0}, even, even[:50])))
+	if err != nil || len(got) != 6 {
+		t.Fatalf("%d images, %v", len(got), err)
+	}
+	for i, want := range [][]byte{even, odd, all[1], append(bytes.Clone(odd), 0), even, even[:50]} {
+		if !bytes.Equal(got[i], want) {
+			t.Errorf("image %d has %d bytes, want %d", i, len(got[i]), len(want))
+		}
+	}
 }

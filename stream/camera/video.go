@@ -1,17 +1,12 @@
 package camera
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"net/url"
 	"os"
 	"os/exec"
-	"path"
-	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,8 +14,6 @@ import (
 
 	"github.com/cenkalti/backoff/v4"
 	"github.com/rs/zerolog"
-
-	"github.com/nearmiss/nearmiss/internal/redact"
 )
 
 // Video is a source of the pictures of a video file, of a capture device
@@ -28,11 +21,22 @@ import (
 // ffmpeg reads: that knows every format, and is asked for PNG, which loses
 // nothing. A device or stream that ends is opened again, once it has given a
 // picture.
+//
+// Each picture comes once, whatever the rate says, and its name ends in its time
+// in the video, in seconds (clip.mkv#t=12.48). Where pictures come no faster
+// than they were taken, CapturedAt is the time of the first one and what the
+// video says has passed since; else it is now.
 type Video struct {
 	Source string
-	// FPS is how many pictures a second are taken; a file is then played at its
-	// own speed. 0: all of them, a file's as fast as they are taken.
+	// FPS is how many pictures a second are taken at most, those between them
+	// left out; a file is then played at its own speed. 0: all of them, a file's
+	// as fast as they are taken.
 	FPS float64
+	// CA is a file of certificates by which an encrypted stream's server is
+	// checked. Without it ffmpeg's own default counts.
+	CA string
+	// Insecure says that an encrypted stream's server is not checked.
+	Insecure bool
 	// Loop begins a file again after its end.
 	Loop bool
 	// Program is ffmpeg's name or path. Default: ffmpeg.
@@ -41,46 +45,37 @@ type Video struct {
 
 	run   *videoRun // nil: none is under way
 	known bool      // it has given a picture
+	old   bool      // ffmpeg is older than 5.1
 }
 
 // ErrNoProgram: ffmpeg is not installed.
 var ErrNoProgram = errors.New("videos, devices and streams are read by the program ffmpeg, which is not there: install it")
 
-// videoFiles are the file names' ends by which a video is known.
-var videoFiles = []string{".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mjpeg", ".mjpg", ".wmv", ".flv"}
-
-// IsVideo says whether a source is one for [Video], by its name.
-func IsVideo(source string) bool {
-	scheme, _, isURL := strings.Cut(source, "://")
-	if !isURL {
-		return strings.HasPrefix(source, "/dev/") || slices.Contains(videoFiles, strings.ToLower(filepath.Ext(source)))
-	}
-	if scheme != "http" && scheme != "https" {
-		return true
-	}
-	u, err := url.Parse(source)
-	if err != nil {
-		return false
-	}
-	ext := strings.ToLower(path.Ext(u.Path)) // motion JPEG is for Web
-	return ext == ".m3u8" || slices.Contains(videoFiles, ext) && !strings.HasPrefix(ext, ".mj")
-}
-
 // live says whether it has no end of its own.
-func (s *Video) live() bool {
-	return strings.Contains(s.Source, "://") || strings.HasPrefix(s.Source, "/dev/")
-}
+func (s *Video) live() bool { return IsAddress(s.Source) || s.device() }
+
+func (s *Video) device() bool { return strings.HasPrefix(s.Source, "/dev/") }
 
 // arguments are what ffmpeg is called with.
 func (s *Video) arguments() []string {
-	args := []string{"-nostdin", "-hide_banner", "-loglevel", "error"}
+	args := []string{"-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+info"}
+	input := s.Source
 	switch {
-	case strings.HasPrefix(s.Source, "rtsp://"):
-		args = append(args, "-rtsp_transport", "tcp")
-	case strings.HasPrefix(s.Source, "/dev/"):
+	case s.device():
 		args = append(args, "-f", "v4l2")
 	case s.live():
+		args = append(args, "-protocol_whitelist", protocols[scheme(s.Source)])
+		if strings.HasPrefix(scheme(s.Source), "rtsp") {
+			args = append(args, "-rtsp_transport", "tcp")
+		}
+		if s.CA != "" {
+			args = append(args, "-ca_file", s.CA, "-tls_verify", "1")
+		} else if s.Insecure {
+			args = append(args, "-tls_verify", "0")
+		}
 	default:
+		args = append(args, "-protocol_whitelist", fileProtocols)
+		input = "file:" + input // its name may have a colon
 		if s.FPS > 0 {
 			args = append(args, "-re")
 		}
@@ -88,15 +83,30 @@ func (s *Video) arguments() []string {
 			args = append(args, "-stream_loop", "-1")
 		}
 	}
-	args = append(args, "-i", s.Source, "-an")
-	if s.FPS > 0 {
-		args = append(args, "-vf", "fps="+strconv.FormatFloat(s.FPS, 'f', -1, 64))
+	var filters []string
+	if s.FPS > 0 { // the first picture of each period, and none twice
+		f := strconv.FormatFloat(s.FPS, 'f', -1, 64)
+		filters = append(filters, `select=isnan(prev_selected_t)+gt(floor(t*`+f+`)\,floor(prev_selected_t*`+f+`))`)
 	}
+	each := []string{"-fps_mode", "passthrough"}
+	if s.old {
+		each = []string{"-vsync", "passthrough"}
+		filters = append(filters, "showinfo")
+	} else {
+		filters = append(filters, "showinfo=checksum=0") // says each picture's time
+	}
+	args = append(args, "-i", input, "-an", "-vf", strings.Join(filters, ","))
+	args = append(args, each...)
 	return append(args, "-c:v", "png", "-compression_level", "1", "-f", "image2pipe", "-")
 }
 
 // Next implements [Source].
 func (s *Video) Next(ctx context.Context) (Image, error) {
+	if IsAddress(s.Source) {
+		if err := CheckAddress(s.Source); err != nil {
+			return Image{}, err
+		}
+	}
 	b := backoff.NewExponentialBackOff(backoff.WithInitialInterval(200*time.Millisecond), backoff.WithMaxInterval(10*time.Second), backoff.WithMaxElapsedTime(0))
 	var img Image
 	err := backoff.RetryNotify(func() (err error) {
@@ -106,7 +116,11 @@ func (s *Video) Next(ctx context.Context) (Image, error) {
 		}
 		return err
 	}, backoff.WithContext(b, ctx), func(err error, wait time.Duration) {
-		s.Log.Warn().Err(err).Dur("again_in", wait).Msg("the video has ended: opening it again")
+		if errors.Is(err, io.EOF) {
+			s.Log.Warn().Str("video", Redacted(s.Source)).Dur("again_in", wait).Msg("the video has ended: opening it again")
+			return
+		}
+		s.Log.Warn().Err(err).Dur("again_in", wait).Msg("the video cannot be read: trying again")
 	})
 	return img, err
 }
@@ -122,27 +136,64 @@ func (s *Video) once(ctx context.Context) (Image, error) {
 	data, err := s.run.images.Next()
 	if err == nil {
 		s.known = true
-		return Image{Data: data, CapturedAt: time.Now(), Name: redact.Text(s.Source)}, nil
+		return s.run.image(data, Redacted(s.Source)), nil
 	}
 	failed := s.run.end()
+	first := s.run.taken == 0
 	s.run = nil
 	switch {
 	case ctx.Err() != nil:
 		return Image{}, ctx.Err()
+	case failed != nil && first && !s.old && tooOld(failed):
+		s.old = true
+		return s.once(ctx)
 	case failed != nil:
-		return Image{}, fmt.Errorf("read video %s: %w", redact.Text(s.Source), failed)
+		return Image{}, fmt.Errorf("read video %s: %w", Redacted(s.Source), failed)
 	case errors.Is(err, io.EOF):
 		return Image{}, io.EOF
 	}
-	return Image{}, fmt.Errorf("read video %s: %w", redact.Text(s.Source), err)
+	return Image{}, fmt.Errorf("read video %s: %w", Redacted(s.Source), err)
+}
+
+// tooOld says whether ffmpeg did not know an argument.
+func tooOld(err error) bool {
+	return strings.Contains(err.Error(), "fps_mode") || strings.Contains(err.Error(), "checksum")
 }
 
 // videoRun is one run of ffmpeg.
 type videoRun struct {
 	images *Splitter
+	said   *said
 	ended  chan struct{}
 	err    error // of the program, when it has ended
 	stop   context.CancelFunc
+
+	taken int           // pictures
+	first time.Time     // when the first one came whose time is known
+	began time.Duration // its time in the video
+
+	untimed bool // the program does not say when pictures were
+}
+
+// image is the next picture, with its time.
+func (r *videoRun) image(data []byte, name string) Image {
+	img := Image{Data: data, CapturedAt: time.Now(), Name: name}
+	r.taken++
+	if r.untimed {
+		return img
+	}
+	at, said := r.said.time(r.ended)
+	if r.untimed = !said; at < 0 || !said { // one that is missed would shift all that follow
+		return img
+	}
+	if r.first.IsZero() {
+		r.first, r.began = img.CapturedAt, at
+	}
+	if t := r.first.Add(at - r.began); t.Before(img.CapturedAt) {
+		img.CapturedAt = t
+	}
+	img.Name += "#t=" + strconv.FormatFloat(at.Seconds(), 'f', -1, 64)
+	return img
 }
 
 func (s *Video) open(ctx context.Context) (*videoRun, error) {
@@ -152,14 +203,14 @@ func (s *Video) open(ctx context.Context) (*videoRun, error) {
 	}
 	found, err := exec.LookPath(program)
 	if err != nil {
-		return nil, fmt.Errorf("read video %s: %w", redact.Text(s.Source), ErrNoProgram)
+		return nil, fmt.Errorf("read video %s: %w", Redacted(s.Source), ErrNoProgram)
 	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		return nil, err
 	}
 	ctx, stop := context.WithCancel(ctx)
-	said := &tail{}
+	said := &said{times: make(chan time.Duration, 1<<10)}
 	cmd := exec.CommandContext(ctx, found, s.arguments()...)
 	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = w, said, 2*time.Second
 	err = cmd.Start()
@@ -169,11 +220,11 @@ func (s *Video) open(ctx context.Context) (*videoRun, error) {
 		r.Close()
 		return nil, fmt.Errorf("start %s: %w", program, err)
 	}
-	run := &videoRun{images: NewSplitter(r), ended: make(chan struct{}), stop: stop}
+	run := &videoRun{images: NewSplitter(r), said: said, ended: make(chan struct{}), stop: stop}
 	go func() {
 		defer close(run.ended)
 		if err := cmd.Wait(); err != nil {
-			run.err = fmt.Errorf("%s: %w: %s", program, err, redact.Text(said.String()))
+			run.err = fmt.Errorf("%s: %w: %s", program, err, clean(said.errors(), s.Source))
 		}
 	}()
 	context.AfterFunc(ctx, func() { r.Close() })
@@ -202,22 +253,83 @@ func (r *videoRun) end() error {
 	}
 }
 
-// tail keeps the end of what is written to it.
-type tail struct {
-	mu sync.Mutex
-	b  []byte
+// said takes what ffmpeg says, line by line: the times of its pictures, and the
+// end of what is no mere information.
+type said struct {
+	times chan time.Duration
+	mu    sync.Mutex
+	line  []byte
+	lines []string
 }
 
-func (t *tail) Write(p []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.b = append(t.b, p...)
-	t.b = t.b[max(0, len(t.b)-512):]
+// keptLines of errors, each of which is cut to keptBytes.
+const (
+	keptLines = 4
+	keptBytes = 512
+)
+
+func (s *said) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range p {
+		if c != '\n' && c != '\r' {
+			if len(s.line) < keptBytes {
+				s.line = append(s.line, c)
+			}
+			continue
+		}
+		s.take(string(s.line))
+		s.line = s.line[:0]
+	}
 	return len(p), nil
 }
 
-func (t *tail) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return string(bytes.Join(bytes.Fields(t.b), []byte(" ")))
+// take keeps a line, or the time in it:
+// "[Parsed_showinfo_0 @ 0x…] [info] n:   0 pts:  40 pts_time:0.04 …".
+func (s *said) take(line string) {
+	if strings.Contains(line, "Parsed_showinfo") {
+		if _, after, ok := strings.Cut(line, " pts_time:"); ok && strings.Contains(line, " n:") {
+			at := time.Duration(-1)
+			if f := strings.Fields(after); len(f) > 0 {
+				if v, err := strconv.ParseFloat(f[0], 64); err == nil && v > -1e9 && v < 1e9 {
+					at = time.Duration(v * float64(time.Second))
+				}
+			}
+			select {
+			case s.times <- at:
+			default: // nobody asks
+			}
+		}
+		return
+	}
+	if line = strings.Join(strings.Fields(line), " "); line == "" || strings.Contains(line, "[info]") || strings.Contains(line, "[warning]") {
+		return
+	}
+	s.lines = append(s.lines, line)
+	s.lines = s.lines[max(0, len(s.lines)-keptLines):]
+}
+
+// time is that of the next picture, negative if the video does not tell. ffmpeg
+// says it before the picture comes.
+func (s *said) time(ended <-chan struct{}) (at time.Duration, ok bool) {
+	late := time.NewTimer(time.Second)
+	defer late.Stop()
+	select {
+	case at = <-s.times:
+		return at, true
+	case <-ended:
+	case <-late.C:
+	}
+	select {
+	case at = <-s.times:
+		return at, true
+	default:
+		return 0, false
+	}
+}
+
+func (s *said) errors() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return strings.Join(append(s.lines, strings.Join(strings.Fields(string(s.line)), " ")), " ")
 }

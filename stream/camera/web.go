@@ -1,42 +1,82 @@
 package camera
 
 import (
+	"bufio"
+	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
-	"mime"
 	"net/http"
-	"net/url"
+	"os"
 	"strings"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
 	"github.com/rs/zerolog"
-
-	"github.com/nearmiss/nearmiss/internal/redact"
 )
 
 // Web is a source that asks a network camera: for one image after the other
 // where it answers with an image, and for the images of its answer where that is
-// motion JPEG (multipart/x-mixed-replace). A camera that has answered once and
-// goes away is asked until it is back.
+// motion JPEG (a multipart, or images that follow one another). What it answers
+// with is told by the bytes: many cameras name another type, or none. A camera
+// that has answered once and goes away is asked until it is back.
 type Web struct {
-	URL string // http or https; with a user and a password for basic authentication
+	// URL is http or https, with a user and a password for basic or digest
+	// authentication, whichever the camera asks for.
+	URL string
 	// FPS is how many images a second are asked for, or taken of a stream, whose
 	// others are passed over. 0: one a second, or all of the stream.
 	FPS float64
+	// TLS says which certificates are trusted. nil: those that the system does.
+	TLS *tls.Config
 	Log zerolog.Logger
 
+	login  *login
 	body   io.ReadCloser // of a stream under way
 	stream *Splitter
+	got    int  // images of it
 	known  bool // it has answered with images
 	due    time.Time
 	pace   pace
 }
 
+// TLSConfig trusts the certificates in a PEM file beside the system's, and with
+// insecure any certificate: cameras often have one that they made themselves.
+func TLSConfig(ca string, insecure bool) (*tls.Config, error) {
+	if ca == "" && !insecure {
+		return nil, nil
+	}
+	c := &tls.Config{InsecureSkipVerify: insecure, MinVersion: tls.VersionTLS10} // old firmware
+	if ca != "" {
+		pem, err := os.ReadFile(ca)
+		if err != nil {
+			return nil, fmt.Errorf("read certificates: %w", err)
+		}
+		if c.RootCAs, err = x509.SystemCertPool(); err != nil {
+			c.RootCAs = x509.NewCertPool()
+		}
+		if !c.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("read certificates: there are none in PEM form in %s", ca)
+		}
+	}
+	return c, nil
+}
+
 // Next implements [Source].
 func (s *Web) Next(ctx context.Context) (Image, error) {
+	if s.login == nil {
+		if err := CheckAddress(s.URL); err != nil {
+			return Image{}, err
+		}
+		login, err := newLogin(s.URL, s.TLS)
+		if err != nil {
+			return Image{}, err
+		}
+		s.login = login
+	}
 	b := backoff.NewExponentialBackOff(backoff.WithInitialInterval(200*time.Millisecond), backoff.WithMaxInterval(10*time.Second), backoff.WithMaxElapsedTime(0))
 	var img Image
 	err := backoff.RetryNotify(func() (err error) {
@@ -56,19 +96,20 @@ const answerTime = 30 * time.Second
 
 // once asks once, or takes the next image of the stream.
 func (s *Web) once(ctx context.Context) (Image, error) {
-	if s.stream == nil {
-		fps := s.FPS
-		if fps == 0 {
-			fps = 1
-		}
-		if err := s.pace.wait(ctx, fps); err != nil {
-			return Image{}, err
-		}
-		if data, err := s.ask(ctx); err != nil || data != nil {
-			return s.image(data), err
-		}
-	}
 	for {
+		if s.stream == nil {
+			fps := s.FPS
+			if fps == 0 {
+				fps = 1
+			}
+			if err := s.pace.wait(ctx, fps); err != nil {
+				return Image{}, err
+			}
+			if data, err := s.ask(ctx); err != nil || data != nil {
+				return s.image(data), err
+			}
+			s.got = 0
+		}
 		late := time.AfterFunc(answerTime, func() { s.body.Close() })
 		data, err := s.stream.Next()
 		late.Stop()
@@ -76,14 +117,27 @@ func (s *Web) once(ctx context.Context) (Image, error) {
 			s.body.Close()
 			s.stream = nil
 			if errors.Is(err, io.EOF) {
+				if s.got == 1 { // an answer of one image
+					continue
+				}
 				err = errors.New("its stream ended")
 			}
-			return Image{}, fmt.Errorf("ask camera %s: %w", redact.Text(s.URL), err)
+			return Image{}, s.failed(err)
 		}
-		if s.take(time.Now()) {
+		s.got++
+		if s.take(time.Now()) || s.got == 1 {
 			return s.image(data), nil
 		}
 	}
+}
+
+func (s *Web) failed(err error) error {
+	err = cleanError(err, s.URL)
+	var bad *tls.CertificateVerificationError
+	if errors.As(err, &bad) {
+		err = fmt.Errorf("%w: name the camera's own certificate with --ca FILE, or trust it unseen with --insecure", err)
+	}
+	return fmt.Errorf("ask camera %s: %w", Redacted(s.URL), err)
 }
 
 // take says whether an image of the stream that comes now is one of FPS a second.
@@ -104,53 +158,75 @@ func (s *Web) take(now time.Time) bool {
 
 func (s *Web) image(data []byte) Image {
 	s.known = s.known || data != nil
-	return Image{Data: data, CapturedAt: time.Now(), Name: redact.Text(s.URL)}
+	return Image{Data: data, CapturedAt: time.Now(), Name: Redacted(s.URL)}
 }
+
+// imageStarts are the beginnings of the files that a camera may answer with;
+// those that a Splitter finds come first.
+var imageStarts = [][]byte{jpegStart, pngStart, []byte("RIFF"), []byte("BM"), []byte("II*\x00"), []byte("MM\x00*")}
 
 // ask returns the image that the camera answers with, or nil where the answer is
 // a stream, which is open then.
 func (s *Web) ask(ctx context.Context) ([]byte, error) {
-	fail := func(err error) ([]byte, error) {
-		return nil, redact.Error(fmt.Errorf("ask camera %s: %w", s.URL, err))
-	}
 	step, cancel := context.WithCancel(ctx)
 	late := time.AfterFunc(answerTime, cancel)
-	req, err := http.NewRequestWithContext(step, http.MethodGet, s.URL, nil)
-	if err != nil { // which repeats what may be a password
-		cancel()
-		return fail(errors.New("its address cannot be understood: write what is special in a user or password as %23 (#), %40 (@), %2F (/) and so on"))
-	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := s.login.get(step)
 	if err != nil {
 		cancel()
-		var u *url.Error
-		if errors.As(err, &u) {
-			err = u.Err // without the URL, which may have a password
-		}
-		return fail(err)
+		return nil, s.failed(err)
 	}
-	body := &closing{resp.Body, cancel}
-	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
-	switch {
-	case resp.StatusCode != http.StatusOK:
-		body.Close()
-		return fail(fmt.Errorf("it answers %s", resp.Status))
-	case kind == "multipart/x-mixed-replace":
+	head := bufio.NewReaderSize(resp.Body, 1<<10)
+	body := &closing{head, resp.Body, cancel}
+	stream := func() ([]byte, error) {
 		late.Stop()
 		s.body, s.stream = body, NewSplitter(body)
 		return nil, nil
-	case !strings.HasPrefix(kind, "image/"):
+	}
+	kind, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";")
+	kind = strings.ToLower(strings.TrimSpace(kind))
+	switch {
+	case resp.StatusCode == http.StatusUnauthorized && !s.login.known():
 		body.Close()
-		return fail(fmt.Errorf("it answers with %q: %w", kind, ErrNotImages))
+		return nil, s.failed(fmt.Errorf("it answers %s: write a user and a password before its host, as user:password@", resp.Status))
+	case resp.StatusCode != http.StatusOK:
+		body.Close()
+		return nil, s.failed(fmt.Errorf("it answers %s", resp.Status))
+	case strings.HasPrefix(kind, "multipart/"):
+		return stream()
+	}
+	begin, _ := head.Peek(512)
+	begin = bytes.TrimLeft(begin, "\r\n\t \x00")
+	which := -1
+	for i, start := range imageStarts {
+		if bytes.HasPrefix(begin, start) {
+			which = i
+			break
+		}
+	}
+	switch {
+	case bytes.HasPrefix(begin, []byte("--")): // a multipart that is not called so
+		return stream()
+	case which >= 0 && which < 3 && resp.ContentLength < 0: // more may follow
+		return stream()
+	case which < 0 && !strings.HasPrefix(kind, "image/"):
+		body.Close()
+		what := fmt.Sprintf("%q", kind)
+		if lower := bytes.ToLower(begin); bytes.HasPrefix(lower, []byte("<!doctype html")) || bytes.HasPrefix(lower, []byte("<html")) {
+			what += ", a web page: open the address in a browser, and look for that of the image"
+		}
+		return nil, s.failed(fmt.Errorf("it answers with %s: %w", what, ErrNotImages))
 	}
 	defer body.Close()
 	defer late.Stop()
-	data, err := io.ReadAll(io.LimitReader(resp.Body, maxImage+1))
+	data, err := io.ReadAll(io.LimitReader(body, maxImage+1))
 	if err == nil && len(data) > maxImage {
 		err = fmt.Errorf("more than %d bytes: %w", maxImage, ErrTooLarge)
 	}
+	if err == nil && len(data) == 0 {
+		err = errors.New("it answers with nothing")
+	}
 	if err != nil {
-		return fail(err)
+		return nil, s.failed(err)
 	}
 	return data, nil
 }
@@ -160,11 +236,12 @@ var ErrNotImages = errors.New("that is neither an image nor motion JPEG")
 
 // closing also ends the request.
 type closing struct {
-	io.ReadCloser
+	io.Reader
+	body   io.Closer
 	cancel context.CancelFunc
 }
 
 func (c *closing) Close() error {
 	c.cancel()
-	return c.ReadCloser.Close()
+	return c.body.Close()
 }

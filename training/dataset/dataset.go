@@ -28,6 +28,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/nearmiss/nearmiss/internal/imagefolder"
 )
 
 // Good is the label of normal images in the MVTec layout.
@@ -224,7 +226,7 @@ func newSet(dir string, layout Layout) (*Set, error) {
 
 func (s *Set) done() (*Set, error) {
 	if len(s.Items) == 0 {
-		return nil, fmt.Errorf("data set %s: %w (of %s) among %d files", s.Root, ErrNoImages, strings.Join(extensions, " "), len(s.Ignored))
+		return nil, fmt.Errorf("data set %s: %w (of %s) among %d files", s.Root, ErrNoImages, imagefolder.Extensions(), len(s.Ignored))
 	}
 	slices.SortFunc(s.Items, func(a, b Item) int { return strings.Compare(a.Name, b.Name) })
 	slices.Sort(s.Ignored)
@@ -251,7 +253,7 @@ func (s *Set) folders(below string) ([]string, error) {
 
 // walk adds the images below a folder of the set.
 func (s *Set) walk(below string, label func(*Item)) error {
-	err := walk(filepath.Join(s.Root, filepath.FromSlash(below)), func(rel, full string) {
+	err := imagefolder.Walk(filepath.Join(s.Root, filepath.FromSlash(below)), func(rel, full string) {
 		name := path.Join(below, rel)
 		if !IsImageName(name) {
 			if !described(path.Base(name)) {

@@ -9,64 +9,17 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/nearmiss/nearmiss/internal/imagefolder"
 )
 
-// extensions of the formats that package imaging reads.
-var extensions = []string{".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp"}
-
 // IsImageName reports whether a file's name ends like an image's.
-func IsImageName(name string) bool {
-	return slices.Contains(extensions, strings.ToLower(filepath.Ext(name)))
-}
+func IsImageName(name string) bool { return imagefolder.IsImage(name) }
 
 // otherImages are the ends of pictures that are not read.
 var otherImages = []string{
 	".pgm", ".ppm", ".pbm", ".pnm", ".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".jxr", ".svg", ".psd", ".xcf",
 	".raw", ".dng", ".cr2", ".nef", ".arw", ".exr", ".hdr", ".tga", ".ico", ".dcm", ".fits", ".npy", ".mpo",
-}
-
-// walk calls f for each file below root that is not hidden, in the order of their
-// names, with its path below root, with slashes. Links are followed, to folders
-// too, but for those that lead back to where they are; what cannot be looked at
-// is passed to lost.
-func walk(root string, f func(rel, full string), lost func(rel string, err error)) error {
-	info, err := os.Stat(root)
-	if err != nil {
-		return err
-	}
-	return walkIn(root, "", []fs.FileInfo{info}, f, lost)
-}
-
-func walkIn(root, below string, above []fs.FileInfo, f func(rel, full string), lost func(rel string, err error)) error {
-	entries, err := os.ReadDir(filepath.Join(root, filepath.FromSlash(below)))
-	if err != nil {
-		if below == "" {
-			return err
-		}
-		lost(below, err)
-		return nil
-	}
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), ".") {
-			continue
-		}
-		rel := path.Join(below, e.Name())
-		full := filepath.Join(root, filepath.FromSlash(rel))
-		info, err := os.Stat(full)
-		switch {
-		case err != nil:
-			lost(rel, err)
-		case !info.IsDir():
-			f(rel, full)
-		case slices.ContainsFunc(above, func(a fs.FileInfo) bool { return os.SameFile(a, info) }):
-			lost(rel, errors.New("the link leads back to a folder above it"))
-		default:
-			if err := walkIn(root, rel, append(slices.Clip(above), info), f, lost); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 // described: files that usually accompany images and tell about them.
@@ -102,7 +55,7 @@ func List(paths []string) (Files, error) {
 			out.Paths = append(out.Paths, p)
 			continue
 		}
-		err = walk(p, func(rel, full string) {
+		err = imagefolder.Walk(p, func(rel, full string) {
 			switch {
 			case IsImageName(rel):
 				out.Paths = append(out.Paths, full)

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/internal/imagefolder"
 )
 
 // ReadMask returns the ground truth of an anomaly, one byte a pixel, row-major,
@@ -238,7 +239,7 @@ func (s *Set) masked(label string, items []Item) ([]Item, error) {
 	}
 	truth := find(foldersIn(s.Root), truthNames...)
 	if name := find(foldersIn(filepath.Join(s.Root, truth)), strings.ToLower(label)); truth != "" && name != "" {
-		err := walk(filepath.Join(s.Root, truth, name), func(rel, full string) {
+		err := imagefolder.Walk(filepath.Join(s.Root, truth, name), func(rel, full string) {
 			if IsImageName(rel) {
 				belongs(rel, full, path.Join(truth, name, rel))
 			}
