@@ -21,4 +21,50 @@
 //     reason, and never blocks the frames behind it.
 //   - No event mixes two releases: a batch is scored by one release from the
 //     first frame to the last, and releases are exchanged between batches.
+//
+// # Goroutines and locks of a worker
+//
+// [Worker.Run] owns everything it starts and returns after the last of it has
+// ended. There are two contexts: ctx ends when the worker is to stop, work when
+// the frames under way are to be given up, which is the drain time later.
+//
+//	Run                    one line for each detector, as configurations come and go
+//	├ follow ×2            watches pointers and configurations; each change wakes Run
+//	├ epoch.Follow         at each reconnect ends what waits for an answer that was lost
+//	├ undertake            moves frames that were delivered too often to the dead letters
+//	├ evict                clears the release cache
+//	└ line.run             one a detector
+//	  ├ swapper            loads what should serve and exchanges it; owns loading
+//	  ├ lane ×Lanes        pull, score, publish, acknowledge: one batch at a time
+//	  │ └ heartbeat        tells the broker that the batch's frames are at work
+//	  ├ exhibitor          draws the pictures of alarms; fed by lanes, ends after them
+//	  ├ learn              makes normals of the first frames, while there is no release
+//	  ├ shed               drops old frames of live detectors
+//	  ├ listen             hears what other workers score, for the smoothing
+//	  └ tell               stores one notice; nothing waits for it but the end
+//
+// A release in service belongs to its line and is lent to batches: a lane takes
+// it with borrow, which counts it in loaded.users under line.mu, and gives it back
+// with users.Done. The swapper puts the new one in its place and closes the old
+// one when users is zero. So a batch has one release from its first frame to its
+// last, and a release is closed once, by the swapper or at the end of run.
+//
+// The locks, in the order in which they may be taken; none is held while the
+// broker or the scorer is waited for:
+//
+//  1. Worker.mu: the lines.
+//  2. line.mu: what is wanted, what serves, the candidate and its report, what was
+//     refused, and the context that ends when any of these changes.
+//  3. loaded.mu: the drift tests of a release, by camera.
+//
+// recentScores.mu, heartbeat.mu, reporter.mu and Epoch's are held alone. Counters
+// are atomic. What has no lock has one owner: added and bounded are the
+// exhibitor's, and a batch's frames its lane's until they are set aside, the
+// exhibitor's from then on.
+//
+// A trainer ([TrainingWorker]) handles one job at a time in Run itself, beside
+// goroutines that take feedback, collect, and ask for what is due. A job adds two:
+// one that watches whether it is cancelled or taken over, and the training, which
+// is left behind if it does not stop within the drain time. Task.mu guards the
+// time of the last progress record, since a training may report from anywhere.
 package stream

@@ -2,9 +2,12 @@ package main
 
 import (
 	"bytes"
+	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -12,50 +15,183 @@ import (
 )
 
 var (
-	readmeCommand = regexp.MustCompile("bin/nearmiss ([^`\n]*)")
-	makeTarget    = regexp.MustCompile(`(?m)^make ([a-z-]+)`)
+	pageCommand = regexp.MustCompile("bin/nearmiss ([^`\n]*)")
+	makeTarget  = regexp.MustCompile("(?m)(?:^|`)make ([a-z-]+)")
+	pageLink    = regexp.MustCompile(`\]\(([^)\s]+)\)`)
+	goTest      = regexp.MustCompile("go test ([^`\n]*)")
+	testFunc    = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Benchmark|Example)\w*)\(`)
 )
 
-// TestReadmeCommandsAreAccepted parses every command of the README, in a folder
-// that has the files it names.
-func TestReadmeCommandsAreAccepted(t *testing.T) {
-	readme, err := os.ReadFile("../../README.md")
+// pages are the repository's Markdown files by their paths in it.
+func pages(t *testing.T) map[string]string {
+	t.Helper()
+	all := map[string]string{}
+	root := os.DirFS("../..")
+	err := fs.WalkDir(root, ".", func(name string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && name != "." && (strings.HasPrefix(d.Name(), ".") || d.Name() == "testdata" || d.Name() == "node_modules"):
+			return fs.SkipDir
+		case path.Ext(name) != ".md":
+			return nil
+		}
+		b, err := fs.ReadFile(root, name)
+		all[name] = string(b)
+		return err
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
+	for _, name := range []string{
+		"README.md", "stream/README.md", "inference/README.md", "internal/README.md", "internal/bench/README.md", "deployments/RUNBOOK.md", "training/RESULTS.md",
+	} {
+		if all[name] == "" {
+			t.Errorf("%s is missing", name)
+		}
+	}
+	return all
+}
+
+// TestReadmeIsShort: it is to be read aloud in five minutes or so.
+func TestReadmeIsShort(t *testing.T) {
+	if n := len(strings.Fields(pages(t)["README.md"])); n > 1400 {
+		t.Errorf("README.md has %d words, at most 1,400 are wanted: move details to another page", n)
+	}
+}
+
+// TestPagesCommandsAreAccepted parses every command of every page, in a folder
+// that has the files they name.
+func TestPagesCommandsAreAccepted(t *testing.T) {
+	all := pages(t)
 	makefile, err := os.ReadFile("../../Makefile")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, m := range makeTarget.FindAllSubmatch(readme, -1) {
-		if !bytes.Contains(makefile, []byte("\n"+string(m[1])+":")) {
-			t.Errorf("make %s: the Makefile has no such target", m[1])
-		}
+	yaml, err := filepath.Abs("../../deployments/nearmiss.yaml")
+	if err != nil {
+		t.Fatal(err)
 	}
-
 	dir := t.TempDir()
-	for _, sub := range []string{"work/good", "work/new", "work/releases/bolts", "shared/data/wbc", "shared/data/magnetic-tile", "work/cifar10"} {
+	for _, sub := range []string{
+		"work/good", "work/new", "work/tiles", "work/releases/bolts", "work/cifar10", "work/deployments",
+		"shared/data/wbc", "shared/data/magnetic-tile",
+	} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for _, file := range []string{"work/model.safetensors", "work/model.onnx", "work/vit_ti.onnx", "shared/data/vit_tiny_patch16_224.safetensors"} {
+	for _, file := range []string{
+		"work/model.safetensors", "work/model.onnx", "work/vit_ti.onnx", "work/libonnxruntime.so", "shared/data/vit_tiny_patch16_224.safetensors",
+	} {
 		write(t, filepath.Join(dir, file), "")
 	}
-	t.Chdir(filepath.Join(dir, "work"))
-	commands := readmeCommand.FindAllSubmatch(readme, -1)
-	if len(commands) < 15 {
-		t.Fatalf("only %d commands found", len(commands))
+	if err := os.Symlink(yaml, filepath.Join(dir, "work/deployments/nearmiss.yaml")); err != nil {
+		t.Fatal(err)
 	}
-	for _, m := range commands {
-		line, _, _ := strings.Cut(string(m[1]), "#")
-		args := strings.Fields(strings.TrimSuffix(strings.TrimSpace(line), "&"))
-		parser, err := newParser(new(cli), kong.Exit(func(int) {}))
-		if err != nil {
-			t.Fatal(err)
+	t.Chdir(filepath.Join(dir, "work"))
+	commands := 0
+	for name, text := range all {
+		for _, m := range makeTarget.FindAllStringSubmatch(text, -1) {
+			if !bytes.Contains(makefile, []byte("\n"+m[1]+":")) {
+				t.Errorf("%s: make %s: the Makefile has no such target", name, m[1])
+			}
 		}
-		if _, err := parser.Parse(args); err != nil {
-			t.Errorf("nearmiss %s: %v", strings.Join(args, " "), err)
+		for _, m := range pageCommand.FindAllStringSubmatch(text, -1) {
+			commands++
+			line, _, _ := strings.Cut(m[1], "#")
+			args := words(strings.TrimSuffix(strings.TrimSpace(line), "&"))
+			parser, err := newParser(new(cli), kong.Exit(func(int) {}))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if slices.Contains(args, "--help") {
+				continue // which ends the program
+			}
+			if _, err := parser.Parse(args); err != nil {
+				t.Errorf("%s: nearmiss %s: %v", name, strings.Join(args, " "), err)
+			}
 		}
+	}
+	if commands < 60 {
+		t.Errorf("only %d commands found", commands)
+	}
+}
+
+// words splits a command line as a shell does, as far as the pages need it.
+func words(line string) []string {
+	var all []string
+	for i, quoted := range strings.Split(line, "'") {
+		if i%2 == 1 {
+			all = append(all, quoted)
+			continue
+		}
+		all = append(all, strings.Fields(quoted)...)
+	}
+	return all
+}
+
+// TestPagesLinksLeadSomewhere follows the links inside the repository.
+func TestPagesLinksLeadSomewhere(t *testing.T) {
+	for name, text := range pages(t) {
+		for _, m := range pageLink.FindAllStringSubmatch(text, -1) {
+			target, _, _ := strings.Cut(m[1], "#")
+			if target == "" || strings.Contains(target, "://") {
+				continue
+			}
+			if _, err := os.Stat(filepath.Join("../..", filepath.FromSlash(path.Join(path.Dir(name), target)))); err != nil {
+				t.Errorf("%s: the link to %s leads nowhere", name, m[1])
+			}
+		}
+	}
+}
+
+// TestPagesNameTestsThatExist: a page that says how something was checked names a
+// test of that package.
+func TestPagesNameTestsThatExist(t *testing.T) {
+	found := 0
+	for name, text := range pages(t) {
+		for _, m := range goTest.FindAllStringSubmatch(text, -1) {
+			args := words(m[1])
+			var patterns, dirs []string
+			for i, a := range args {
+				switch {
+				case strings.HasPrefix(a, "./"):
+					dirs = append(dirs, strings.TrimSuffix(a, ","))
+				case i > 0 && slices.Contains([]string{"-run", "-bench", "-fuzz"}, args[i-1]) && a != "x" && a != ".":
+					patterns = append(patterns, a)
+				}
+			}
+			var names []string
+			for _, d := range dirs {
+				files, err := filepath.Glob(filepath.Join("../..", strings.TrimSuffix(d, "/..."), "*.go"))
+				if err != nil || len(files) == 0 && !strings.HasSuffix(d, "...") {
+					t.Errorf("%s: go test %s: there is no package %s", name, m[1], d)
+				}
+				for _, f := range files {
+					b, err := os.ReadFile(f)
+					if err != nil {
+						t.Fatal(err)
+					}
+					for _, fn := range testFunc.FindAllSubmatch(b, -1) {
+						names = append(names, string(fn[1]))
+					}
+				}
+			}
+			for _, p := range patterns {
+				re, err := regexp.Compile(p)
+				if err != nil {
+					t.Errorf("%s: go test %s: %v", name, m[1], err)
+					continue
+				}
+				found++
+				if !slices.ContainsFunc(names, re.MatchString) {
+					t.Errorf("%s: go test %s: no test is called so", name, m[1])
+				}
+			}
+		}
+	}
+	if found < 10 {
+		t.Errorf("only %d tests are named", found)
 	}
 }
