@@ -30,4 +30,32 @@
 // The package knows nothing of images, ONNX or NATS. Large batches may be
 // handed to a [BatchEngine], which package inference implements with a matrix
 // product on ONNX Runtime; every distance it proposes is computed again here.
+//
+// # Locks
+//
+// A bank may be searched while it changes. Six locks see to that, taken in the
+// order of this list and never against it; most calls take one or two.
+//
+//  1. Bank.change: one change at a time. Held from the first to the last step of
+//     Add, Remove, Build, Measure, Readjust and Encode, and never by a search.
+//  2. Bank.mu: what a search begins with, the index and the calibration, and what
+//     goes with them (report, queries, held-out embeddings). Held for as long as
+//     it takes to copy these pointers, except by Encode. A search keeps the pair
+//     that it began with, even if both are replaced meanwhile.
+//  3. hnsw.writer: the graph's own Bank.change, for those who use the index alone.
+//     Who holds it reads the graph without a further lock, since nobody else
+//     writes it.
+//  4. rows.mu: vectors, ids and links. Searches hold it for reading from their
+//     first distance to their last; a writer holds it for the moment in which what
+//     it has planned takes effect, so that a search waits for microseconds. All
+//     indexes of a bank share one rows, and with it this lock.
+//  5. sketched.making: who holds rows.mu for reading makes the sketches under it,
+//     once for all that want them.
+//  6. rows.preparing: the same for what a batch engine holds of the rows.
+//
+// Who holds rows.mu for writing needs neither of the last two: no reader is there.
+// K is not guarded: [Bank.Readjust] is for a bank that nobody searches.
+//
+// The package starts goroutines for the length of one call only (batch search,
+// building, coresets), and waits for them.
 package bank
