@@ -18,6 +18,7 @@ import (
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/ort"
 	"github.com/nearmiss/nearmiss/inference/release"
+	"github.com/nearmiss/nearmiss/training/evaluate"
 )
 
 // Result says what Fit made.
@@ -53,12 +54,7 @@ type Result struct {
 }
 
 // Cost is what judging an image takes, where the release was made.
-type Cost struct {
-	Milliseconds float64 `json:"milliseconds"` // from file to verdict, one image at a time, at the median
-	Parts        int     `json:"parts"`        // of the score
-	Banks        int64   `json:"bank_bytes"`   // of all vectors in memory
-	Model        int64   `json:"model_bytes"`  // of the network's file
-}
+type Cost = evaluate.Cost
 
 // Provenance is the manifest's free-form "training" member, for people.
 type Provenance struct {
@@ -180,7 +176,15 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 	}
 	took.lap("calibrate")
 	res.describe(x, s, train, held, t)
-	if res.Cost, err = x.cost(ctx, s, held); err != nil {
+	var files [][]byte
+	for _, m := range x.imagesAt(held[:min(len(held), timedImages)]) {
+		b, err := m.Read()
+		if err != nil {
+			return nil, fmt.Errorf("read normal image %s: %w", m.Name, err)
+		}
+		files = append(files, b)
+	}
+	if res.Cost, err = x.b.cost(ctx, s, files); err != nil {
 		return nil, err
 	}
 	x.use(train, UsedInBank)
@@ -418,30 +422,23 @@ func format(m *model) string {
 	return about.Format
 }
 
-// cost times a few of the held-out images.
-func (x *embedded) cost(ctx context.Context, s *builtScore, held []int) (*Cost, error) {
-	c := &Cost{Parts: len(x.b.scored())}
+// cost times a few image files, from file to verdict and one at a time, and counts
+// what lies in memory.
+func (b *scoreBuilder) cost(ctx context.Context, s *builtScore, files [][]byte) (*Cost, error) {
+	c := &Cost{Parts: len(b.scored())}
 	for _, p := range s.Parts() {
 		c.Banks += 4 * int64(p.Bank.Len()) * int64(p.Bank.Dim())
 	}
-	if info, err := os.Stat(x.b.model.path); err == nil {
-		c.Model = info.Size()
-	}
-	const runs = 9
+	c.Model = b.model.size
 	var times []float64
-	for i := range min(runs, 2*len(held)) {
-		m := x.images[x.of[held[i%len(held)]]]
-		file, err := m.Read()
-		if err != nil {
-			return nil, fmt.Errorf("read normal image %s: %w", m.Name, err)
-		}
+	for _, file := range files {
 		began := time.Now()
-		all, err := x.b.model.e.Embed(ctx, [][]byte{file})
+		all, err := b.model.e.Embed(ctx, [][]byte{file})
 		if err != nil {
 			return nil, err
 		}
 		if all[0].Err != nil {
-			return nil, fmt.Errorf("embed normal image %s: %w", m.Name, all[0].Err)
+			return nil, fmt.Errorf("time an image: %w", all[0].Err)
 		}
 		var v inference.Score
 		if err := s.Judge(ctx, []*inference.Embedding{&all[0]}, []*inference.Score{&v}); err != nil {
@@ -449,9 +446,14 @@ func (x *embedded) cost(ctx context.Context, s *builtScore, held []int) (*Cost, 
 		}
 		times = append(times, 1000*time.Since(began).Seconds())
 	}
-	c.Milliseconds = median(times)
+	if c.Milliseconds = median(times); len(times) == 0 {
+		c.Milliseconds = 0
+	}
 	return c, nil
 }
+
+// timedImages is how many images cost times.
+const timedImages = 9
 
 // write puts the release in place and names it in res.
 func write(ctx context.Context, p Plan, x *embedded, s *builtScore, parts []inference.Part, halves halves, t *tuned, seconds map[string]float64, res *Result) error {

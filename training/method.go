@@ -303,6 +303,19 @@ func (s *evaluatedScore) Score(ctx context.Context, items []dataset.Item) ([]flo
 	return out, nil
 }
 
+// Cost implements evaluate.Coster.
+func (s *evaluatedScore) Cost(ctx context.Context, items []dataset.Item) (*Cost, error) {
+	var files [][]byte
+	for _, it := range items {
+		b, err := it.Read()
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, b)
+	}
+	return s.known.b.cost(ctx, s.score, files)
+}
+
 // Maps implements evaluate.Localizer.
 func (s *evaluatedScore) Maps(ctx context.Context, items []dataset.Item) ([]heatmap.Grid, error) {
 	if !s.score.HasMaps() {

@@ -3,6 +3,7 @@ package training
 import (
 	"context"
 	"fmt"
+	"os"
 	"slices"
 
 	"github.com/nearmiss/nearmiss/inference"
@@ -16,6 +17,7 @@ import (
 type model struct {
 	e     *inference.Embedder
 	path  string         // of its file
+	size  int64          // of it, in bytes
 	parts []release.Part // in the composition's order: what concerns the model
 }
 
@@ -48,6 +50,9 @@ func (c composition) open(file string, n networks, data Data, m Model, h Host) (
 		for _, p := range patches {
 			o.Patches = append(o.Patches, p.Name)
 		}
+	}
+	if info, err := os.Stat(out.path); err == nil {
+		out.size = info.Size()
 	}
 	var err error
 	if out.e, err = inference.NewEmbedder(out.path, o); err != nil {

@@ -179,6 +179,42 @@ func TestEvalVariesOptions(t *testing.T) {
 	}
 }
 
+func TestEvalMeasuresASuite(t *testing.T) {
+	needRuntime(t)
+	model, dir := randomModel(t), t.TempDir()
+	for class, defects := range map[string]float64{"clean": 0, "faulty": 1} {
+		drawImages(t, filepath.Join(dir, "classes/train", class), 12, defects)
+		drawImages(t, filepath.Join(dir, "classes/test", class), 6, defects)
+	}
+	drawImages(t, filepath.Join(dir, "plates/train/good"), 12, 0)
+	drawImages(t, filepath.Join(dir, "plates/test/good"), 6, 0)
+	drawImages(t, filepath.Join(dir, "plates/test/dent"), 6, 1)
+	file, table := filepath.Join(dir, "suite.yaml"), filepath.Join(dir, "table.md")
+	write(t, file, "sets:\n- {data: classes, protocol: near}\n- {data: plates, protocol: mvtec, repeats: 2}\n")
+	text, _ := program(t, 0, "eval", "--suite", file, "--backbone", model, "--vary", "score=class", "--vary", "score=full", "--light", "--json", "--out", table)
+	rows := readLines[evaluate.SuiteRow](t, text)
+	if len(rows) != 8 || rows[0].Set != "classes" || rows[0].Nearest == nil || rows[3].Set != "plates" || rows[3].Method != "knn full score=full" {
+		t.Fatalf("%s", text)
+	}
+	for _, r := range rows[:4] {
+		if r.Cost == nil || r.Cost.Milliseconds <= 0 || r.Light == nil || !(r.AUROC > 0.5) || !(r.Partial >= 0 && r.Partial <= 1) {
+			t.Errorf("%+v", r)
+		}
+	}
+	if full, class := rows[3].Cost, rows[2].Cost; full.Parts <= class.Parts || full.Banks <= class.Banks {
+		t.Errorf("full costs %+v, class %+v", full, class)
+	}
+	if rows[6].Set != evaluate.SuiteMean || rows[7].Set != evaluate.SuiteWorst || rows[7].AUROC > rows[6].AUROC {
+		t.Errorf("%+v", rows[4:])
+	}
+	if b, err := os.ReadFile(table); err != nil || strings.Count(string(b), "\n") != 10 {
+		t.Errorf("%s, %v", b, err)
+	}
+	program(t, exitUsage, "eval", "--suite", file, "--data", dir, "--backbone", model)
+	program(t, exitUsage, "eval", "--backbone", model, "--protocol", "near")
+	program(t, exitUsage, "eval", "--data", dir, "--backbone", model)
+}
+
 func TestEvalReproducesTheKnownFigures(t *testing.T) {
 	wbc := filepath.Join(evaldata.Dir(t), "data", "wbc")
 	m := newMaterial(t)

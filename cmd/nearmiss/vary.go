@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -43,6 +44,13 @@ var varied = map[string]option{
 	"fake-steps": count(func(c *evalCmd) *int { return &c.FakeSteps }),
 	"fakes":      text(func(c *evalCmd) *string { return &c.Fakes }),
 	"k":          count(func(c *evalCmd) *int { return &c.K }),
+	"light": {false, func(c *evalCmd, v string) error {
+		if v != "usual" && v != "other" {
+			return errors.New("take usual or other")
+		}
+		c.Light = v == "other"
+		return nil
+	}},
 	"match":      number(func(c *evalCmd) *float64 { c.Match = new(float64); return c.Match }),
 	"members":    count(func(c *evalCmd) *int { return &c.Members }),
 	"method":     text(func(c *evalCmd) *string { return &c.Method }),
@@ -88,7 +96,7 @@ func (c *evalCmd) variants() ([]variant, error) {
 			for _, value := range values[name] {
 				w := v
 				if err := varied[name].set(&w.evalCmd, value); err != nil {
-					return nil, usageError{fmt.Errorf("--vary %s=%s: not a number", name, value)}
+					return nil, usageError{fmt.Errorf("--vary %s=%s: %w", name, value, err)}
 				}
 				w.label = strings.TrimSpace(w.label + " " + name + "=" + value)
 				next = append(next, w)

@@ -43,6 +43,11 @@ type Localizer interface {
 	Preprocess() imaging.Preprocess
 }
 
+// Coster is a Scorer that can tell what judging images takes, by judging some.
+type Coster interface {
+	Cost(ctx context.Context, items []dataset.Item) (*Cost, error)
+}
+
 // Protocol names.
 const (
 	ProtocolOneVsRest = "one-vs-rest"
@@ -67,6 +72,9 @@ type Options struct {
 	// Pixels asks where the anomalies are, of a Mapper or a Localizer: for pixel
 	// AUROC and PRO where there are masks, and for the pictures of reports.
 	Pixels bool
+	// Light asks what other light does to the normal test images, Cost what judging
+	// an image takes, of a Coster.
+	Light, Cost bool
 	// Progress is told what is being done; nil is fine.
 	Progress func(done, total int, what string)
 }
@@ -105,6 +113,9 @@ type Result struct {
 	Resplit float64  `json:"resplit,omitempty"` // share for training of random splits; 0: the set's own split
 	Seconds float64  `json:"seconds"`           // of the wall clock, everything included
 
+	Light *Light `json:"light,omitempty"` // the mean over the runs
+	Cost  *Cost  `json:"cost,omitempty"`  // of the first run
+
 	// Parts are the single figures, averaged over the repeats.
 	Parts []Part `json:"parts"`
 	// Runs are the scores that the figures come from, for reports.
@@ -140,6 +151,8 @@ type Run struct {
 	Normal string
 	Train  int
 	Scored []Scored
+	Light  *Light
+	Cost   *Cost
 	// Places says how the grids of Scored are to be read; nil where there are none.
 	Places *Places
 }
@@ -206,7 +219,7 @@ func OneVsRest(ctx context.Context, set *dataset.Set, m Method, o Options) (*Res
 		var sum float64
 		for i, class := range normals {
 			o.progress(r*len(normals)+i, o.repeats()*len(normals), class)
-			run, err := fitAndScore(ctx, m, s.Select(dataset.Train, class), s.Select(dataset.Test, ""), class, seed, nil, o.Pixels)
+			run, err := fitAndScore(ctx, m, s.Select(dataset.Train, class), s.Select(dataset.Test, ""), class, seed, nil, o)
 			if err != nil {
 				return nil, err
 			}
@@ -244,7 +257,7 @@ func MVTec(ctx context.Context, set *dataset.Set, m Method, o Options) (*Result,
 		}
 		o.progress(r, o.repeats(), dataset.Good)
 		px := pixelsOf{}
-		run, err := fitAndScore(ctx, m, s.Select(dataset.Train, dataset.Good), s.Select(dataset.Test, ""), dataset.Good, seed, px, o.Pixels)
+		run, err := fitAndScore(ctx, m, s.Select(dataset.Train, dataset.Good), s.Select(dataset.Test, ""), dataset.Good, seed, px, o)
 		if err != nil {
 			return nil, err
 		}
@@ -285,6 +298,10 @@ func begin(protocol string, set *dataset.Set, m Method, o Options) (*Result, *ta
 func (t *table) end(r *Result, means []float64) (*Result, error) {
 	r.AUROC, r.Std = meanStd(means)
 	r.Seconds = time.Since(t.began).Seconds()
+	r.Light = meanLight(r.Runs)
+	if len(r.Runs) > 0 {
+		r.Cost = r.Runs[0].Cost
+	}
 	if math.IsNaN(r.AUROC) {
 		return nil, fmt.Errorf("%s on %s: no AUROC can be computed", r.Protocol, r.Data)
 	}
@@ -323,7 +340,7 @@ func (o Options) prepare(set *dataset.Set, seed uint64) (*dataset.Set, error) {
 }
 
 // fitAndScore runs one method once. Items of the normal label are normal.
-func fitAndScore(ctx context.Context, m Method, train, test []dataset.Item, normal string, seed uint64, px pixelsOf, where bool) (_ *Run, err error) {
+func fitAndScore(ctx context.Context, m Method, train, test []dataset.Item, normal string, seed uint64, px pixelsOf, o Options) (_ *Run, err error) {
 	scorer, err := m.Fit(ctx, train, seed)
 	if err != nil {
 		return nil, fmt.Errorf("fit %s to %d images of %s: %w", m.Name(), len(train), normal, err)
@@ -345,8 +362,18 @@ func fitAndScore(ctx context.Context, m Method, train, test []dataset.Item, norm
 		}
 		run.Scored = append(run.Scored, Scored{Item: it, Score: scores[i], Anomalous: it.Label != normal})
 	}
-	if where {
+	if o.Pixels {
 		if err := run.locate(ctx, scorer, px); err != nil {
+			return nil, err
+		}
+	}
+	if o.Light {
+		if run.Light, err = run.light(ctx, scorer); err != nil {
+			return nil, err
+		}
+	}
+	if c, ok := scorer.(Coster); ok && o.Cost {
+		if run.Cost, err = c.Cost(ctx, test[:min(len(test), 9)]); err != nil {
 			return nil, err
 		}
 	}

@@ -117,6 +117,30 @@ func FPRAtTPR(normal, anomalous []float64, tpr float64) float64 {
 	return math.NaN()
 }
 
+// PartialAUROC is the mean share of the anomalies that is found at false-alarm
+// rates from 0 to most (0 to 1): the area under the receiver operating
+// characteristic up to there, divided by most. Chance gives most/2, and a perfect
+// score 1. It is NaN where AUROC is.
+func PartialAUROC(normal, anomalous []float64, most float64) float64 {
+	roc := ROC(normal, anomalous)
+	if roc == nil || !(most > 0 && most <= 1) {
+		return math.NaN()
+	}
+	area := 0.0
+	for i := 1; i < len(roc); i++ {
+		a, b := roc[i-1], roc[i]
+		if a.FPR >= most {
+			break
+		}
+		if b.FPR > most { // the corner is cut
+			b.TPR = a.TPR + (b.TPR-a.TPR)*(most-a.FPR)/(b.FPR-a.FPR)
+			b.FPR = most
+		}
+		area += (b.FPR - a.FPR) * (a.TPR + b.TPR) / 2
+	}
+	return area / most
+}
+
 // meanStd returns the mean and the sample's standard deviation (n − 1), which
 // is 0 for one value.
 func meanStd(v []float64) (mean, std float64) {

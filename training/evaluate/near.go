@@ -69,7 +69,7 @@ func Near(ctx context.Context, set, others *dataset.Set, m Method, f *Features, 
 					}
 				}
 			}
-			run, err := fitAndScore(ctx, m, s.Select(dataset.Train, class), test, class, seed, nil, o.Pixels)
+			run, err := fitAndScore(ctx, m, s.Select(dataset.Train, class), test, class, seed, nil, o)
 			if err != nil {
 				return nil, err
 			}

@@ -1,0 +1,160 @@
+package evaluate
+
+import (
+	"context"
+	"math"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/training/dataset"
+)
+
+func TestPartialAUROC(t *testing.T) {
+	normal := make([]float64, 100)
+	for i := range normal {
+		normal[i] = float64(i)
+	}
+	for name, c := range map[string]struct {
+		anomalous []float64
+		most      float64
+		want      float64
+	}{
+		"all above":            {[]float64{200, 300}, 0.05, 1},
+		"all below":            {[]float64{-1, -2}, 0.05, 0},
+		"half above":           {[]float64{200, -1}, 0.05, 0.5},
+		"found at two of five": {[]float64{97.5}, 0.05, 0.6},
+		"as likely as normals": {normal, 0.1, 0.05},
+		"all of it":            {[]float64{49.5}, 1, 0.5},
+	} {
+		if got := PartialAUROC(normal, c.anomalous, c.most); math.Abs(got-c.want) > 1e-9 {
+			t.Errorf("%s: %v, want %v", name, got, c.want)
+		}
+	}
+	if got := PartialAUROC(nil, normal, 0.05); !math.IsNaN(got) {
+		t.Errorf("without normals: %v", got)
+	}
+}
+
+func TestSuitesAreRead(t *testing.T) {
+	b, err := os.ReadFile("../suite.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := ParseSuite(b, "/data")
+	if err != nil || len(s.Sets) != 6 {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	want := SuiteSet{Name: "wbc, ten splits", Data: "/data/wbc", Protocol: ProtocolOneVsRest, Repeats: 10, Resplit: 0.8}
+	if d := cmp.Diff(want, s.Sets[1]); d != "" {
+		t.Error(d)
+	}
+	for text, says := range map[string]string{
+		"":         "no sets",
+		"sets: []": "no sets",
+		"sets:\n- {data: a, protocol: mvtec}\n- {data: b/a, protocol: mvtec}": "two sets",
+		"sets:\n- {protocol: mvtec}":                                          "no data",
+		"sets:\n- {data: a}":                                                  "protocol",
+		"sets:\n- {data: a, protocol: mvtec, repeats: -1}":                    "repeats",
+		"sets:\n- {data: a, protocol: mvtec, resplit: 1}":                     "share",
+		"sets:\n- {data: a, protocol: mvtec, colour: red}":                    "colour",
+	} {
+		if _, err := ParseSuite([]byte(text), "/"); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
+func FuzzParseSuite(f *testing.F) {
+	f.Add([]byte("sets:\n- {data: a, protocol: mvtec, repeats: 2}"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if s, err := ParseSuite(b, "/"); err == nil && len(s.Sets) == 0 {
+			t.Error("a suite without sets")
+		}
+	})
+}
+
+func TestASuiteIsSummedUp(t *testing.T) {
+	rows := []SuiteRow{
+		{Set: "a", Method: "x", AUROC: 0.9, AveragePrecision: 0.8, Partial: 0.5},
+		{Set: "a", Method: "y|z", AUROC: 0.7, AveragePrecision: 0.6, Partial: 0.1},
+		{Set: "b", Method: "x", AUROC: 0.5, AveragePrecision: 1, Partial: 0.7, Cost: &Cost{Milliseconds: 12, Banks: 3 << 20}, Light: &Light{AUROC: 0.45, Alarms: 0.08}},
+	}
+	got := Summary(rows)
+	want := []SuiteRow{
+		{Set: "mean", Method: "x", AUROC: 0.7, AveragePrecision: 0.9, Partial: 0.6},
+		{Set: "worst", Method: "x", AUROC: 0.5, AveragePrecision: 0.8, Partial: 0.5},
+		{Set: "mean", Method: "y|z", AUROC: 0.7, AveragePrecision: 0.6, Partial: 0.1},
+		{Set: "worst", Method: "y|z", AUROC: 0.7, AveragePrecision: 0.6, Partial: 0.1},
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+	table := SuiteTable(append(rows, got...))
+	for _, line := range []string{"| b | x | 50.0 | 100.0 | 70.0 |  |  |  | 12 | 3 | 45.0, 8.0 |", `| worst | y\|z | 70.0 | 60.0 | 10.0 |`} {
+		if !strings.Contains(table, line) {
+			t.Errorf("%q is not in\n%s", line, table)
+		}
+	}
+}
+
+// brightness scores images by their mean sample.
+type brightness struct{}
+
+func (brightness) Name() string { return "brightness" }
+func (brightness) Fit(context.Context, []dataset.Item, uint64) (Scorer, error) {
+	return brightness{}, nil
+}
+
+func (brightness) Score(_ context.Context, items []dataset.Item) ([]float64, error) {
+	out := make([]float64, len(items))
+	for i, it := range items {
+		b, err := it.Read()
+		if err != nil {
+			return nil, err
+		}
+		m, err := imaging.Decode(b, imaging.Limits{})
+		if err != nil {
+			return nil, err
+		}
+		for _, v := range m.Pix {
+			out[i] += float64(v) / float64(len(m.Pix))
+		}
+	}
+	return out, nil
+}
+
+// What looks at brightness alone is fooled by light, and the figures say so.
+func TestOtherLightIsMeasured(t *testing.T) {
+	set := &dataset.Set{Name: "greys", Layout: dataset.LayoutMVTec}
+	grey := func(split, label string, n int, level uint8) {
+		for i := range n {
+			m := imaging.New(8, 8)
+			for j := range m.Pix {
+				m.Pix[j] = level + uint8(i%5)
+			}
+			b, err := m.PNG()
+			if err != nil {
+				t.Fatal(err)
+			}
+			set.Items = append(set.Items, dataset.FromBytes(label+string(rune('a'+i))+split+".png", split, label, b))
+		}
+	}
+	grey(dataset.Train, dataset.Good, 5, 120)
+	grey(dataset.Test, dataset.Good, 20, 120)
+	grey(dataset.Test, "bright", 10, 130)
+	r, err := MVTec(t.Context(), set, brightness{}, Options{Light: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.AUROC != 1 || r.Light == nil || r.Light.AUROC > 0.9 || r.Light.Alarms < 0.2 {
+		t.Errorf("AUROC %v, other light %+v", r.AUROC, r.Light)
+	}
+	again, err := MVTec(t.Context(), set, brightness{}, Options{Light: true})
+	if err != nil || *again.Light != *r.Light {
+		t.Errorf("the same light gives %+v and %+v, %v", r.Light, again.Light, err)
+	}
+}
