@@ -13,6 +13,7 @@ import (
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/onnx/lower"
 	"github.com/nearmiss/nearmiss/inference/ort"
+	"github.com/nearmiss/nearmiss/internal/memory"
 )
 
 // The surface of a backbone's ONNX file, as package inference/backbone writes it.
@@ -51,6 +52,9 @@ type EmbedOptions struct {
 	Queue int
 	// Limits bound the image files that are decoded.
 	Limits imaging.Limits
+	// Memory bounds what all decoders that share it take together, by what the
+	// headers of the files say. Default: no bound but Limits for each file.
+	Memory *memory.Budget
 	// Preprocess replaces what the model's metadata says.
 	Preprocess *imaging.Preprocess
 	// View is the part of each image file that counts, in place of what
@@ -447,8 +451,11 @@ func (e *Embedder) decode() {
 			continue
 		}
 		if err := e.prepare(j); err != nil {
-			j.call.out[j.index].Err = err
-			j.call.finish(nil)
+			ended := j.call.ctx.Err() // while it waited for memory
+			if ended == nil {
+				j.call.out[j.index].Err = err
+			}
+			j.call.finish(ended)
 			continue
 		}
 		e.ready <- j
@@ -467,14 +474,28 @@ func (e *Embedder) prepare(j *job) error {
 		out.Width, out.Height = j.img.Width, j.img.Height
 		err = e.preprocess.ApplyImage(j.img, *j.pixels)
 	} else {
-		var h imaging.Header
-		h, err = e.preprocess.Apply(j.file, e.o.Limits, *j.pixels)
-		out.Width, out.Height = h.Width, h.Height
+		err = e.read(j, out)
 	}
 	j.file, j.img = nil, nil
 	if err != nil {
 		e.release(j)
 	}
+	return err
+}
+
+// read decodes a file within the memory that all share.
+func (e *Embedder) read(j *job, out *Embedding) error {
+	h, err := imaging.Inspect(j.file, e.o.Limits)
+	out.Width, out.Height = h.Width, h.Height
+	if err != nil {
+		return err
+	}
+	release, err := e.o.Memory.Acquire(j.call.ctx, e.preprocess.Memory(h))
+	if err != nil {
+		return err
+	}
+	defer release()
+	_, err = e.preprocess.Apply(j.file, e.o.Limits, *j.pixels)
 	return err
 }
 

@@ -49,8 +49,9 @@ type DeadLetter struct {
 func deadMessage(n Names, subject, stream string, seq uint64, deliveries int, h nats.Header, data []byte, code, reason string) *nats.Msg {
 	m := nats.NewMsg(n.Dead(stream))
 	for k, v := range h {
-		// The broker's own headers are orders, not content.
-		if !strings.HasPrefix(k, "Nats-") {
+		// The broker's own headers are orders, not content; and a letter must fit
+		// into a message, whatever its sender wrote on it.
+		if !strings.HasPrefix(k, "Nats-") && len(m.Header) < maxDeadHeaders && validHeader(k, v) {
 			m.Header[k] = v
 		}
 	}
@@ -63,6 +64,22 @@ func deadMessage(n Names, subject, stream string, seq uint64, deliveries int, h 
 	m.Header.Set(HeaderDeadSequence, strconv.FormatUint(seq, 10))
 	m.Header.Set(HeaderDeadDeliveries, strconv.Itoa(deliveries))
 	return m
+}
+
+// maxDeadHeaders bounds the headers that a dead letter keeps of its message.
+const maxDeadHeaders = 32
+
+// validHeader says whether a header of a message can be a header of another.
+func validHeader(k string, values []string) bool {
+	if k == "" || len(k) > 64 || len(values) != 1 || len(values[0]) > maxHeader || values[0] != headerSafe(values[0]) {
+		return false
+	}
+	for i := range len(k) {
+		if c := k[i]; c <= ' ' || c > '~' || c == ':' {
+			return false
+		}
+	}
+	return true
 }
 
 // parseDead reads a dead letter.

@@ -78,8 +78,9 @@ func retryable(err error) bool {
 	var api *jetstream.APIError
 	if errors.As(err, &api) {
 		// 4xx: the request is wrong, except "not found" right after a broker
-		// came back and has not recovered its streams yet.
-		return api.Code >= 500 || api.ErrorCode == jetstream.JSErrCodeStreamNotFound
+		// came back and has not recovered its streams yet, and "resource limits
+		// exceeded for account" (10002), which is a full store.
+		return api.Code >= 500 || api.ErrorCode == jetstream.JSErrCodeStreamNotFound || api.ErrorCode == 10002
 	}
 	return true
 }

@@ -70,7 +70,8 @@ type Event struct {
 	// Sequence is its place in the events stream, where it was read from there.
 	Sequence uint64 `json:"-"`
 
-	FrameID    string    `json:"frame_id,omitempty"`   // unique within detector and camera
+	FrameID    string    `json:"frame_id,omitempty"`   // unique within detector and camera, together with the image
+	Digest     string    `json:"digest,omitempty"`     // SHA-256 of the image as taken, hexadecimal
 	Detector   string    `json:"detector"`             // whose release judged it
 	Camera     string    `json:"camera"`               // who took it, or [NoCamera]
 	CapturedAt time.Time `json:"captured_at,omitzero"` // when it was taken, UTC
@@ -138,7 +139,7 @@ type DriftStatus struct {
 // from several workers is stored once.
 func notice(kind, detector, camera, release, code, reason, what string) *Event {
 	return &Event{
-		ID: eventID(detector, camera, kind+"/"+code+"/"+what, release), Kind: kind, Detector: detector, Camera: camera,
+		ID: eventID(Frame{Detector: detector, Camera: camera, ID: kind + "/" + code + "/" + what}, release), Kind: kind, Detector: detector, Camera: camera,
 		ScoredAt: time.Now().UTC(), Release: release, Code: code, Reason: reason,
 	}
 }
@@ -154,14 +155,15 @@ const (
 	ceSubject     = "ce-subject"
 	ceContentType = "ce-datacontenttype"
 	contentType   = "content-type"
+	frameDigest   = "Nearmiss-Frame-Digest" // the data's digest, for who reads headers only
 	jsonType      = "application/json"
 )
 
 // eventID names the event that a frame raises under a release. It must be the
 // same in every process and at every delivery.
-func eventID(detector, camera, frame, release string) string {
+func eventID(f Frame, release string) string {
 	h := sha256.New()
-	for _, s := range []string{detector, camera, frame, release} {
+	for _, s := range []string{f.Detector, f.Camera, f.ID, f.Digest, release} {
 		fmt.Fprintf(h, "%d:%s", len(s), s)
 	}
 	return hex.EncodeToString(h.Sum(nil)[:16])
@@ -177,6 +179,9 @@ func (e Event) Message(n Names) (*nats.Msg, error) {
 	m.Header.Set(ceTime, e.ScoredAt.UTC().Format(time.RFC3339Nano))
 	if e.FrameID != "" {
 		m.Header.Set(ceSubject, e.Camera+"/"+e.FrameID)
+	}
+	if e.Digest != "" {
+		m.Header.Set(frameDigest, e.Digest)
 	}
 	m.Header.Set(ceContentType, jsonType)
 	m.Header.Set(contentType, jsonType)

@@ -29,7 +29,7 @@ func (l *line) setAside(rel *loaded, items []*item) (now, later []*item) {
 			continue
 		}
 		rel.users.Add(1) // rel is borrowed here, so that it cannot be about to close
-		x := exhibit{it: it, rel: rel, beat: newHeartbeat(l.w.cfg.AckWait/3, []jetstream.Msg{it.msg})}
+		x := exhibit{it: it, rel: rel, beat: l.beat([]jetstream.Msg{it.msg})}
 		it.apart = true
 		select {
 		case l.exhibits <- x:
@@ -60,6 +60,8 @@ func (l *line) exhibitor(work context.Context) {
 		for _, it := range failed {
 			l.giveBack(it)
 		}
+		x.it.free()
+		x.beat.done(x.it.msg)
 		x.beat.stop()
 		x.rel.users.Done()
 	}
@@ -104,12 +106,11 @@ func (l *line) keepPictures(ctx context.Context, it *item) (size int, err error)
 			metaCapturedAt: it.event.CapturedAt.UTC().Format(time.RFC3339Nano),
 		},
 	}
-	err = retry(ctx, brief(), func() error {
-		within, cancel := l.w.epoch.Within(ctx)
-		defer cancel()
-		step, cancel := context.WithTimeout(within, 30*time.Second)
-		defer cancel()
-		_, err := l.w.evidence.Put(step, meta, bytes.NewReader(b))
+	err = l.tryToKeep(ctx, func(step context.Context) error {
+		info, err := l.w.evidence.Put(step, meta, bytes.NewReader(b))
+		if err == nil {
+			err = l.w.whole(step, l.w.cfg.EvidenceBucket(), info)
+		}
 		return err
 	})
 	if err != nil {

@@ -42,12 +42,15 @@ const (
 // FrameObjects is what the names of frames' objects begin with.
 const FrameObjects = "frames/"
 
-const maxFrameID = 256
+const (
+	maxFrameID = 256
+	maxHeader  = 4096 // bytes of a header that is copied into events
+)
 
 // Frame is one encoded image and where and when it was taken.
 type Frame struct {
 	Detector, Camera string
-	ID               string    // unique within detector and camera
+	ID               string    // unique within detector and camera, together with the image
 	CapturedAt       time.Time // UTC
 	Image            []byte    // the image file's bytes; empty when Object is set
 	Object           string    // name of the object that holds the image, or empty
@@ -55,7 +58,13 @@ type Frame struct {
 	UnchangedSince   time.Time // when the camera's picture froze; zero: it has not
 	Truth            string    // ground truth of a synthetic frame, JSON, or empty
 	Trace            string    // W3C traceparent, or empty
+	Digest           string    // SHA-256 of the image, hexadecimal; set by ParseFrame
 }
+
+// key is what makes a frame this frame: who took it, its id and its image. An id
+// that comes again with another image is another frame, and nobody can make
+// another camera's frames out.
+func (f Frame) key() string { return eventID(f, "") }
 
 // Validate says whether the frame can be published.
 func (f Frame) Validate() error {
@@ -74,8 +83,8 @@ func (f Frame) Validate() error {
 	return nil
 }
 
-// Message is the frame as it is published. The id is also the Nats-Msg-Id,
-// made unique over cameras, so that publishing twice stores it once.
+// Message is the frame as it is published. Publishing it twice has it scored, and
+// its alarm raised, once.
 func (f Frame) Message(n Names) (*nats.Msg, error) {
 	if err := f.Validate(); err != nil {
 		return nil, err
@@ -89,7 +98,8 @@ func (f Frame) Message(n Names) (*nats.Msg, error) {
 	}
 	if f.ID != "" {
 		m.Header.Set(HeaderFrameID, f.ID)
-		m.Header.Set(nats.MsgIdHdr, f.Detector+"/"+f.Camera+"/"+f.ID)
+		f.Digest = digestOf(append([]byte(f.Object), f.Image...))
+		m.Header.Set(nats.MsgIdHdr, f.key())
 	}
 	if !f.CapturedAt.IsZero() {
 		m.Header.Set(HeaderCapturedAt, f.CapturedAt.UTC().Format(time.RFC3339Nano))
@@ -112,11 +122,26 @@ func ParseFrame(n Names, subject string, h nats.Header, payload []byte, meta *je
 	f := Frame{CapturedAt: meta.Timestamp.UTC(), Image: payload}
 	f.ID = "s" + strconv.FormatInt(created.UnixNano(), 36) + "-" + strconv.FormatUint(meta.Sequence.Stream, 10)
 
+	f.Digest = digestOf(payload)
+
 	var ok bool
 	if f.Detector, f.Camera, ok = n.ParseFrames(subject); !ok {
-		return f, fmt.Errorf("subject %q is not %s: %w", clip(subject), n.Frames("<detector>", "<camera>"), ErrBadMessage)
+		if rest, found := strings.CutPrefix(subject, n.prefix()+".frames."); found {
+			detector, camera, _ := strings.Cut(rest, ".")
+			f.Detector, f.Camera = safeToken(detector), safeToken(camera)
+		}
+		return f, fmt.Errorf("subject %q is not %s, with names of 1 to %d letters, digits, - and _: %w", clip(subject), n.Frames("<detector>", "<camera>"), maxToken, ErrBadMessage)
 	}
-	f.Source, f.Truth, f.Trace = h.Get(HeaderSource), h.Get(HeaderTruth), h.Get(HeaderTrace)
+	for _, c := range []struct {
+		name string
+		to   *string
+	}{{HeaderSource, &f.Source}, {HeaderTruth, &f.Truth}, {HeaderTrace, &f.Trace}} {
+		v := h.Get(c.name)
+		if len(v) > maxHeader {
+			return f, fmt.Errorf("header %s has %d bytes, at most %d are read: %w", c.name, len(v), maxHeader, ErrBadMessage)
+		}
+		*c.to = headerSafe(v)
+	}
 
 	if id := h.Get(HeaderFrameID); id != "" {
 		if !validFrameID(id) {
@@ -143,9 +168,24 @@ func ParseFrame(n Names, subject string, h nats.Header, payload []byte, meta *je
 		if len(payload) > 0 {
 			return f, fmt.Errorf("header %s together with a payload of %d bytes: %w", HeaderObject, len(payload), ErrBadMessage)
 		}
+		if owner, name := objectOwner(o), f.Detector+"/"+f.Camera; owner != "" && owner != name {
+			return f, fmt.Errorf("header %s %q: the object is camera %s's: %w", HeaderObject, clip(o), owner, ErrBadMessage)
+		}
 		f.Object = o
+		f.Digest = digestOf([]byte(o)) // until the image is there
 	}
 	return f, nil
+}
+
+// objectOwner is "<detector>/<camera>" of an object named
+// frames/<detector>/<camera>/<anything>, which only that camera's frames may
+// name; other objects are nobody's.
+func objectOwner(object string) string {
+	parts := strings.SplitN(strings.TrimPrefix(object, FrameObjects), "/", 3)
+	if len(parts) < 3 || !ValidToken(parts[0]) || !ValidToken(parts[1]) {
+		return ""
+	}
+	return parts[0] + "/" + parts[1]
 }
 
 func validFrameID(id string) bool {
@@ -164,9 +204,9 @@ func validObject(name string) bool {
 	return strings.HasPrefix(name, FrameObjects) && len(name) > len(FrameObjects) && validFrameID(name)
 }
 
-// headerSafe makes s one line, as NATS headers must be.
+// headerSafe makes s one line of text, as NATS headers must be.
 func headerSafe(s string) string {
-	return strings.NewReplacer("\r", " ", "\n", " ").Replace(strings.TrimSpace(s))
+	return strings.TrimSpace(strings.NewReplacer("\r", " ", "\n", " ", "\x00", " ").Replace(s))
 }
 
 // clip shortens what came from outside before it goes into an error.

@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream/internal/kv"
@@ -24,7 +23,7 @@ func (l *line) judge(ctx context.Context, rel *loaded, items []*item) {
 		}
 		l.observe(ctx, rel, it, conf.DefectShare)
 		if conf.Smoothing > 1 {
-			mean := l.recent.add(it.frame.Camera, it.frame.ID, *it.event.Score, conf.Smoothing)
+			mean := l.recent.add(it.frame.Camera, it.frame.key(), *it.event.Score, conf.Smoothing)
 			yes := mean > *it.event.Threshold
 			it.event.Smoothed, it.event.Anomalous = &mean, &yes
 		}
@@ -32,7 +31,9 @@ func (l *line) judge(ctx context.Context, rel *loaded, items []*item) {
 	}
 }
 
-// recentScores remembers each camera's last scores.
+// recentScores remembers each camera's last scores, as this worker found them:
+// what others say of scores, anybody may have said. Of several workers each
+// smooths over the frames that it scored.
 type recentScores struct {
 	mu       sync.Mutex
 	byCamera map[string][]scored
@@ -69,36 +70,6 @@ func (r *recentScores) add(camera, frame string, score float64, n int) float64 {
 		sum += s.score
 	}
 	return sum / float64(len(last))
-}
-
-// listen lets the smoothing know what other workers of the detector score: a
-// camera's frames are spread over them. It ends with ctx.
-func (l *line) listen(ctx context.Context) {
-	for ctx.Err() == nil {
-		conf, _, _, changed := l.state()
-		if conf.Smoothing <= 1 {
-			select {
-			case <-ctx.Done():
-			case <-changed.Done():
-			}
-			continue
-		}
-		sub, err := l.w.nc.Subscribe(l.w.cfg.Scores(l.name, "*"), func(m *nats.Msg) {
-			if e, err := ParseScore(m.Data, m.Header); err == nil && e.Score != nil {
-				l.recent.add(e.Camera, e.FrameID, *e.Score, conf.Smoothing)
-			}
-		})
-		if err != nil {
-			l.log.Warn().Err(err).Msg("cannot hear the scores of other workers")
-			pause(ctx, time.Second)
-			continue
-		}
-		select {
-		case <-ctx.Done():
-		case <-changed.Done():
-		}
-		_ = sub.Unsubscribe()
-	}
 }
 
 // observe feeds the drift test of the frame's camera, and tells when it finds

@@ -32,11 +32,18 @@ func (l *line) learn(ctx, work context.Context) {
 // release that the training makes.
 func (l *line) collect(ctx, work context.Context, conf Detector) error {
 	step, cancel := context.WithTimeout(ctx, 10*time.Second)
-	cons, err := l.consumer(step)
+	_, err := l.consumer(step)
 	cancel()
 	if err != nil {
 		return err
 	}
+	ctx, cancel = l.w.epoch.Within(ctx)
+	defer cancel()
+	t, err := newTaker(l.w.nc, l.w.cfg.FramesStream(), framesConsumer(l.name), l.w.cfg.AckWait)
+	if err != nil {
+		return err
+	}
+	defer t.close()
 	normals := &Normals{names: l.w.cfg.Names, js: l.w.js}
 	for ctx.Err() == nil {
 		if _, target, cur, _ := l.state(); target.Release != "" || cur != nil {
@@ -49,25 +56,32 @@ func (l *line) collect(ctx, work context.Context, conf Detector) error {
 		if have >= conf.LearnFrames {
 			return l.learned(ctx, work, conf, have)
 		}
-		msgs, err := l.w.epoch.fetch(ctx, cons, min(l.w.cfg.BatchSize, conf.LearnFrames-have))
-		if err != nil {
-			return err
+		msgs, failure := t.take(ctx, &l.pace, min(l.w.cfg.BatchSize, conf.LearnFrames-have))
+		if len(msgs) > 0 {
+			l.hold(msgs)
 		}
-		beat := newHeartbeat(l.w.cfg.AckWait/3, msgs)
+		beat := l.beat(msgs)
 		for _, m := range msgs {
 			l.learnOne(work, normals, m)
 			beat.done(m)
 		}
 		beat.stop()
+		if failure != nil {
+			return failure
+		}
 	}
 	return nil
 }
 
 func (l *line) learnOne(ctx context.Context, normals *Normals, m jetstream.Msg) {
-	it := l.read(ctx, m)
+	it := l.read(m)
 	if it == nil {
 		return
 	}
+	if it.failure == nil {
+		l.load1(ctx, it)
+	}
+	defer it.free()
 	var perm *PermanentError
 	if it.failure == nil && len(it.frame.Image) == 0 {
 		it.failure = Permanent("empty", errors.New("the image has no bytes"))

@@ -25,6 +25,8 @@ type line struct {
 	log     zerolog.Logger
 	stop    context.CancelFunc
 	recent  recentScores
+	hands   hands
+	pace    pacer
 	notices sync.WaitGroup
 
 	exhibits chan exhibit // anomalies whose pictures are to be made
@@ -64,6 +66,7 @@ func newLine(w *Worker, name string) *line {
 		w: w, name: name, log: w.log.With().Str("detector", name).Logger(),
 		refused:  map[string]uint64{},
 		exhibits: make(chan exhibit, w.cfg.Exhibits),
+		pace:     pacer{within: w.cfg.AckWait / 4, memory: w.cfg.Memory.Total() / 8, most: w.cfg.BatchSize},
 	}
 	l.changed, l.change = context.WithCancel(context.Background())
 	return l
@@ -115,7 +118,6 @@ func (l *line) run(ctx, work context.Context) {
 	pictures.Go(func() { l.exhibitor(work) })
 	all.Go(func() { l.learn(ctx, work) })
 	all.Go(func() { l.shed(ctx) })
-	all.Go(func() { l.listen(ctx) })
 	l.swapper(ctx, work)
 	lanes.Wait()
 	close(l.exhibits)
@@ -135,13 +137,53 @@ func (l *line) consumer(ctx context.Context) (jetstream.Consumer, error) {
 	c, err := l.w.js.CreateOrUpdateConsumer(ctx, l.w.cfg.FramesStream(), jetstream.ConsumerConfig{
 		Durable: framesConsumer(l.name), Description: "workers of detector " + l.name,
 		FilterSubject: l.w.cfg.Frames(l.name, "*"),
-		AckPolicy:     jetstream.AckExplicitPolicy, AckWait: l.w.cfg.AckWait, MaxDeliver: l.w.cfg.MaxDeliver,
+		// Tries are counted where frames are scored: a delivery is none.
+		AckPolicy: jetstream.AckExplicitPolicy, AckWait: l.w.cfg.AckWait, MaxDeliver: -1,
 		MaxAckPending: 10_000,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("frames consumer of detector %s: %w", l.name, err)
 	}
 	return c, nil
+}
+
+// takeAll calls handle with the detector's frames, batch by batch, until ctx ends.
+// Whatever happens to the broker, it goes on when that is back.
+func (l *line) takeAll(ctx context.Context, handle func([]jetstream.Msg)) {
+	for ctx.Err() == nil {
+		within, cancel := l.w.epoch.Within(ctx)
+		err := l.takeFrames(within, handle)
+		cancel()
+		if err != nil && ctx.Err() == nil {
+			l.log.Debug().Err(err).Msg("cannot take frames")
+			pause(ctx, time.Second)
+		}
+	}
+}
+
+// takeFrames is takeAll for as long as ctx and the consumer last.
+func (l *line) takeFrames(ctx context.Context, handle func([]jetstream.Msg)) error {
+	step, cancel := context.WithTimeout(ctx, 10*time.Second)
+	_, err := l.consumer(step)
+	cancel()
+	if err != nil {
+		return err
+	}
+	t, err := newTaker(l.w.nc, l.w.cfg.FramesStream(), framesConsumer(l.name), l.w.cfg.AckWait)
+	if err != nil {
+		return err
+	}
+	defer t.close()
+	for ctx.Err() == nil {
+		msgs, err := t.take(ctx, &l.pace, l.w.cfg.BatchSize)
+		if len(msgs) > 0 {
+			handle(msgs)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // lane takes batch after batch while there is a release.
@@ -156,7 +198,7 @@ func (l *line) lane(ctx, work context.Context) {
 		case <-changed.Done():
 		}
 	}
-	l.w.epoch.pull(ctx, l.log, l.consumer, l.w.cfg.BatchSize, func(msgs []jetstream.Msg) {
+	l.takeAll(ctx, func(msgs []jetstream.Msg) {
 		rel, shadow := l.borrow() // rel is there: it goes only after the lanes
 		l.handle(work, rel, shadow, msgs)
 		rel.users.Done()

@@ -92,6 +92,10 @@ func (n Names) JobsBucket() string      { return n.asset("JOBS") }      // KV: t
 func (n Names) ArtifactsBucket() string { return n.asset("ARTIFACTS") } // objects: releases, anomalies' images, checkpoints, large frames
 func (n Names) EvidenceBucket() string  { return n.asset("EVIDENCE") }  // objects: pictures of anomalies, by detector and event
 
+// WorkBucket is KV: what workers have in hand, and the tries of frames that were
+// not handled at once.
+func (n Names) WorkBucket() string { return n.asset("WORK") }
+
 // Subjects.
 
 // Frames is where a camera of a detector publishes.
@@ -135,6 +139,24 @@ func (n Names) ParseFrames(subject string) (detector, camera string, ok bool) {
 		return "", "", false
 	}
 	return detector, camera, true
+}
+
+// safeToken makes a token that can name a camera in a subject of what names
+// none: the frames of such a camera are rejected under it.
+func safeToken(s string) string {
+	if len(s) > maxToken {
+		s = s[:maxToken]
+	}
+	b := []byte(s)
+	for i, c := range b {
+		if !ValidToken(string(c)) {
+			b[i] = '_'
+		}
+	}
+	if len(b) == 0 {
+		return "_"
+	}
+	return string(b)
 }
 
 // ParseEvents splits an event subject. ok is false for anything else.

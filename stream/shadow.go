@@ -71,7 +71,9 @@ func (l *line) compare(ctx context.Context, rel, candidate *loaded, items []*ite
 			e.Against = &Judgement{
 				Release: it.event.Release, Score: *it.event.Score, Threshold: *it.event.Threshold, PValue: *it.event.PValue, Anomalous: active,
 			}
-			e.ID = eventID(e.Detector, e.Camera, "disagreement/"+e.FrameID, e.Release)
+			named := it.frame
+			named.ID = "disagreement/" + named.ID
+			e.ID = eventID(named, e.Release)
 			l.tell(ctx, e)
 		}
 	}

@@ -47,10 +47,6 @@ type Topology struct {
 	Replicas int
 }
 
-// framesDuplicates covers a camera that publishes again because it got no
-// answer.
-const framesDuplicates = 2 * time.Minute
-
 func (t Topology) withDefaults() Topology {
 	def := func(v *int64, d int64) {
 		if *v == 0 {
@@ -85,8 +81,8 @@ func (t Topology) Validate() error {
 	if d.EventsDuplicates > d.EventsMaxAge {
 		err = errors.Join(err, fmt.Errorf("event ids are to be remembered for %v, longer than events are kept (%v)", d.EventsDuplicates, d.EventsMaxAge))
 	}
-	if d.FramesMaxAge < framesDuplicates {
-		err = errors.Join(err, fmt.Errorf("frames are to be kept for %v: at least %v is needed to recognise frames that are sent twice", d.FramesMaxAge, framesDuplicates))
+	if d.FramesMaxAge < time.Second {
+		err = errors.Join(err, fmt.Errorf("frames are to be kept for %v: use 1s or more", d.FramesMaxAge))
 	}
 	if d.Replicas < 1 || d.Replicas > 5 {
 		err = errors.Join(err, fmt.Errorf("%d replicas: the broker takes 1 to 5", d.Replicas))
@@ -103,7 +99,12 @@ func (t Topology) Streams() []jetstream.StreamConfig {
 			Name: t.FramesStream(), Description: "frames waiting to be scored",
 			Subjects:  []string{p + ".frames.*.*"},
 			Retention: jetstream.WorkQueuePolicy, Discard: jetstream.DiscardNew,
-			MaxBytes: t.FramesMaxBytes, MaxAge: t.FramesMaxAge, Duplicates: framesDuplicates,
+			MaxBytes: t.FramesMaxBytes, MaxAge: t.FramesMaxAge,
+			// Message ids must not count here: with those of another camera anybody
+			// could have its frames taken for duplicates. The server remembers none
+			// where there is a source and no window (nats-server 2.15, checkStreamCfg);
+			// this source never has anything.
+			Sources: []*jetstream.StreamSource{{Name: t.DeadStream(), FilterSubject: t.Dead("-")}},
 		},
 		{
 			Name: t.EventsStream(), Description: "CloudEvents about frames, detectors and releases",
@@ -160,15 +161,20 @@ func Ensure(ctx context.Context, js jetstream.JetStream, t Topology) error {
 		return err
 	}
 	t = t.withDefaults()
-	for _, cfg := range t.Streams() {
+	all := t.Streams()
+	for _, cfg := range append(all[1:], all[0]) { // frames last: others are its source
 		if err := ensureStream(ctx, js, cfg); err != nil {
 			return err
 		}
+	}
+	if err := sourced(ctx, js, t.FramesStream()); err != nil {
+		return err
 	}
 	for _, kv := range []jetstream.KeyValueConfig{
 		{Bucket: t.DetectorsBucket(), Description: "detector configurations", History: 16},
 		{Bucket: t.ActiveBucket(), Description: "detector → active release, with its history", History: 64},
 		{Bucket: t.JobsBucket(), Description: "training jobs and their state", History: 1, TTL: 90 * 24 * time.Hour},
+		{Bucket: t.WorkBucket(), Description: "what workers have in hand, and frames that are tried again", History: 1, TTL: workAge},
 	} {
 		kv.Replicas, kv.Storage = t.Replicas, jetstream.FileStorage
 		if _, err := js.CreateOrUpdateKeyValue(ctx, kv); err != nil {
@@ -182,6 +188,21 @@ func Ensure(ctx context.Context, js jetstream.JetStream, t Topology) error {
 		o.Storage, o.Replicas = jetstream.FileStorage, t.Replicas
 		if _, err := js.CreateOrUpdateObjectStore(ctx, o); err != nil {
 			return fmt.Errorf("create object store %s: %w", o.Bucket, err)
+		}
+	}
+	return nil
+}
+
+// sourced waits until the server has set up a stream's source, a matter of 200 ms:
+// one that is stopped in the middle of it waits for half a minute.
+func sourced(ctx context.Context, js jetstream.JetStream, stream string) error {
+	for begin := time.Now(); time.Since(begin) < 2*time.Second && ctx.Err() == nil; pause(ctx, 10*time.Millisecond) {
+		s, err := js.Stream(ctx, stream)
+		if err != nil {
+			return fmt.Errorf("look for stream %s: %w", stream, err)
+		}
+		if src := s.CachedInfo().Sources; len(src) == 0 || src[0].Active >= 0 {
+			break
 		}
 	}
 	return nil

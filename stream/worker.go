@@ -12,8 +12,10 @@ import (
 	"github.com/cenkalti/backoff/v4"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nuid"
 	"github.com/rs/zerolog"
 
+	"github.com/nearmiss/nearmiss/internal/memory"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
@@ -36,7 +38,9 @@ type WorkerConfig struct {
 	// 10 s: what was on its way when a worker or the broker died is late by as much.
 	AckWait time.Duration
 	// MaxDeliver is how often a frame is tried before it goes to the dead
-	// letters. Default 5.
+	// letters. What counts is that its scoring failed, or that the process ended
+	// while it scored this frame and nothing else, not that the frame was on its
+	// way. Default 5.
 	MaxDeliver int
 	// RetryDelay is the wait before the second try of a frame; it doubles with
 	// each. Default 1 s, at most a minute.
@@ -47,6 +51,9 @@ type WorkerConfig struct {
 	// MaxImage bounds the image that an object-referenced frame may name, in
 	// bytes. Default 64 MiB.
 	MaxImage int64
+	// Memory is what the images of all frames under way may take together, as
+	// files; the loader bounds what they take as pixels. Default 512 MiB.
+	Memory *memory.Budget
 	// Inspect looks at an image before it becomes a normal in the learn phase,
 	// in which no release can. A code, a stable word, and a reason reject it; an
 	// empty code accepts it. Default: whatever is not empty is accepted.
@@ -80,6 +87,9 @@ func (c WorkerConfig) withDefaults() WorkerConfig {
 	}
 	if c.MaxImage == 0 {
 		c.MaxImage = 64 << 20
+	}
+	if c.Memory == nil {
+		c.Memory = memory.New(512 << 20)
 	}
 	if c.Drain == 0 {
 		c.Drain = 20 * time.Second
@@ -120,6 +130,7 @@ type WorkerStats struct {
 	Retried   uint64 `json:"retried"`   // frames given back to be tried again
 	Dropped   uint64 `json:"dropped"`   // frames of live detectors that were too old
 	Learned   uint64 `json:"learned"`   // frames that became normals
+	Repeated  uint64 `json:"repeated"`  // frames that had come to their end before
 	Swaps     uint64 `json:"swaps"`     // releases taken into service
 	Refused   uint64 `json:"refused"`   // releases that were not fit to serve
 	// Pictured are anomalies of which pictures are kept; Unpictured those that
@@ -129,7 +140,7 @@ type WorkerStats struct {
 }
 
 type workerCounters struct {
-	scored, anomalies, rejected, retried, dropped, learned, swaps, refused, pictured, unpictured atomic.Uint64
+	scored, anomalies, rejected, retried, dropped, learned, repeated, swaps, refused, pictured, unpictured atomic.Uint64
 }
 
 // Worker turns frames into scores and events. Several workers, in one process
@@ -140,6 +151,8 @@ type Worker struct {
 	loader Loader
 	log    zerolog.Logger
 	count  workerCounters
+	id     string // names this worker among others
+	seen   seen
 	poke   chan struct{} // pointers or configurations may have changed
 	epoch  *Epoch
 
@@ -150,11 +163,16 @@ type Worker struct {
 	jobs      *Jobs
 	artifacts jetstream.ObjectStore
 	evidence  jetstream.ObjectStore
+	work      jetstream.KeyValue
 	events    jetstream.Stream
 	created   atomic.Int64 // when the frames stream was created, Unix nanoseconds
 	window    atomic.Int64 // how long the broker remembers event ids, nanoseconds
 
 	unread reporter // of what is stored and cannot be read
+
+	// scoring is held by all that score; who holds it alone scores a frame that may
+	// end the process.
+	scoring sync.RWMutex
 
 	mu    sync.Mutex
 	lines map[string]*line
@@ -169,6 +187,7 @@ func NewWorker(cfg WorkerConfig, nc *nats.Conn, loader Loader, log zerolog.Logge
 	return &Worker{
 		cfg: cfg.withDefaults(), nc: nc, loader: loader,
 		log:   log.With().Str("component", "worker").Logger(),
+		id:    nuid.Next(),
 		poke:  make(chan struct{}, 1),
 		epoch: NewEpoch(),
 		lines: map[string]*line{},
@@ -180,7 +199,7 @@ func (w *Worker) Stats() WorkerStats {
 	c := &w.count
 	return WorkerStats{
 		Scored: c.scored.Load(), Anomalies: c.anomalies.Load(), Rejected: c.rejected.Load(), Retried: c.retried.Load(),
-		Dropped: c.dropped.Load(), Learned: c.learned.Load(), Swaps: c.swaps.Load(), Refused: c.refused.Load(),
+		Dropped: c.dropped.Load(), Learned: c.learned.Load(), Repeated: c.repeated.Load(), Swaps: c.swaps.Load(), Refused: c.refused.Load(),
 		Pictured: c.pictured.Load(), Unpictured: c.unpictured.Load(),
 	}
 }
@@ -212,6 +231,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		w.follow(ctx, "detectors", func(ctx context.Context) error { return w.detectors.watch(ctx, w.wake) })
 	})
 	helpers.Go(func() { w.undertake(ctx) })
+	helpers.Go(func() { w.heirs(ctx) })
 
 	// After a reconnect the watches need seconds to wake: read again at once.
 	helpers.Go(func() {
@@ -254,6 +274,9 @@ func (w *Worker) Run(ctx context.Context) error {
 		<-done
 	}
 	if w.nc.IsConnected() {
+		last, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		w.leave(last)
+		cancel()
 		if err := w.nc.FlushTimeout(2 * time.Second); err != nil {
 			w.log.Debug().Err(err).Msg("last acknowledgements may be late")
 		}
@@ -318,8 +341,13 @@ func (w *Worker) open(ctx context.Context) error {
 		if w.artifacts, err = w.js.ObjectStore(step, w.cfg.ArtifactsBucket()); err != nil {
 			return err
 		}
-		w.evidence, err = w.js.ObjectStore(step, w.cfg.EvidenceBucket())
-		return err
+		if w.evidence, err = w.js.ObjectStore(step, w.cfg.EvidenceBucket()); err != nil {
+			return err
+		}
+		if w.work, err = w.js.KeyValue(step, w.cfg.WorkBucket()); err != nil {
+			return fmt.Errorf("look for bucket %s (nearmiss up, broker and broker --setup make it): %w", w.cfg.WorkBucket(), err)
+		}
+		return nil
 	})
 }
 

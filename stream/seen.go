@@ -1,0 +1,41 @@
+package stream
+
+import (
+	"sync"
+	"time"
+)
+
+// seen remembers the frames that this worker has brought to their end a short time
+// ago, so that one that its camera has sent twice is not scored twice. Frames
+// without an id of their own are never the same.
+type seen struct {
+	mu       sync.Mutex
+	now, old map[string]struct{}
+	turned   time.Time
+}
+
+// seenTime is how long a frame is remembered, at least, unless there are more than
+// seenMost of them.
+const (
+	seenTime = 2 * time.Minute
+	seenMost = 50_000
+)
+
+func (s *seen) has(f Frame) bool {
+	key := f.key()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, now := s.now[key]
+	_, old := s.old[key]
+	return now || old
+}
+
+func (s *seen) add(f Frame) {
+	key := f.key()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.now == nil || len(s.now) >= seenMost || time.Since(s.turned) > seenTime {
+		s.now, s.old, s.turned = map[string]struct{}{}, s.now, time.Now()
+	}
+	s.now[key] = struct{}{}
+}
