@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -14,11 +15,13 @@ import (
 	"slices"
 
 	"github.com/nearmiss/nearmiss/inference"
+	"github.com/nearmiss/nearmiss/inference/backbone"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/ort"
 	"github.com/nearmiss/nearmiss/training/corrupt"
 	"github.com/nearmiss/nearmiss/training/dataset"
 	"github.com/nearmiss/nearmiss/training/finetune"
+	"github.com/nearmiss/nearmiss/training/frechet"
 	"github.com/nearmiss/nearmiss/training/sde"
 )
 
@@ -122,14 +125,28 @@ func (run *tuningRun) generate(ctx context.Context, i int, r *FakesReport) (fit,
 	}
 	name := fmt.Sprintf("fakes-%d", i+1)
 	inputs := []any{o, r.Count, r.HeldOut} // runtime handles carry no JSON
+	model := run.plan.Model.Backbone
+	if t := run.plan.Tuning; t.Inception != "" {
+		model = t.Inception
+		sum, err := fileDigest(model)
+		if err != nil {
+			return nil, nil, err
+		}
+		inputs = append(inputs, sum)
+	}
 	var m sde.Manifest
 	dir, err := run.step(name, inputs, &m, func(dir string) error {
 		run.plan.Host.tell(name+": prepare", 0, 0)
-		e, err := inference.NewEmbedder(run.plan.Model.Backbone, inference.EmbedOptions{Device: run.plan.Host.Device, Threads: run.plan.Host.Threads, Limits: run.plan.Data.Limits, View: run.plan.Data.View})
+		e, err := inference.NewEmbedder(model, inference.EmbedOptions{Device: run.plan.Host.Device, Threads: run.plan.Host.Threads, Limits: run.plan.Data.Limits, View: run.plan.Data.View})
 		if err != nil {
 			return err
 		}
 		defer e.Close()
+		if o.Stop.Kind == frechet.FID {
+			if err := CheckInception(e); err != nil {
+				return err
+			}
+		}
 		o.Extractor = e
 		o.Progress = func(p sde.Progress) {
 			at := Progress{Step: name + ": " + p.Stage, Done: p.Done, Total: p.Total, Loss: p.Loss}
@@ -155,6 +172,36 @@ func (run *tuningRun) generate(ctx context.Context, i int, r *FakesReport) (fit,
 	}
 	fit, held = run.divide(paths, r)
 	return fit, held, nil
+}
+
+// inceptionDim is the length of FID's features, the last pooling of Inception v3.
+const inceptionDim = 2048
+
+// CheckInception says why a model cannot be the Inception that FID is measured
+// with, as far as one can tell: it gives 2048 features, and is no backbone of ours.
+func CheckInception(e *inference.Embedder) error {
+	var about struct{ Name, Family string }
+	_ = json.Unmarshal(e.Backbone(), &about) // a foreign model says nothing of itself
+	switch {
+	case about.Family != "" && about.Family != string(backbone.Foreign):
+		return fmt.Errorf("a FID target needs FID's Inception, and the model is %s: distances in its space are not the paper's; give a target as r=0.25", cmp.Or(about.Name, about.Family))
+	case e.Dim() != inceptionDim:
+		return fmt.Errorf("a FID target needs FID's Inception, which gives %d features, and the model gives %d: export the last pooling (pool3), or give a target as r=0.25", inceptionDim, e.Dim())
+	}
+	return nil
+}
+
+func fileDigest(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", fmt.Errorf("read %s: %w", path, err)
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
 func fileExists(path string) bool {

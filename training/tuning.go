@@ -13,11 +13,12 @@ import (
 
 	"github.com/nearmiss/nearmiss/training/corrupt"
 	"github.com/nearmiss/nearmiss/training/finetune"
+	"github.com/nearmiss/nearmiss/training/frechet"
 	"github.com/nearmiss/nearmiss/training/sde"
 )
 
 // Profiles are the names that [Profile] knows.
-var Profiles = []string{"cpu", "gpu", "paper"}
+var Profiles = sde.Profiles
 
 // Tuning says how [FITYMI] learns. [Profile] fills in a sensible set, of which
 // every number can be changed.
@@ -31,6 +32,10 @@ type Tuning struct {
 	PerNormal float64 `json:"per_normal"`
 	// SDE has the generator's options, for sources that have one.
 	SDE sde.Options `json:"sde"`
+	// Inception is an ONNX file in whose space a generator's samples are compared
+	// with the normals; needed for a target in FID, which means distances in the
+	// space of FID's Inception. Default: the detector's own backbone.
+	Inception string `json:"inception,omitempty"`
 	// Match is the share of the normals, 0..1, that go through the fakes' size in
 	// training where fakes are smaller than what the backbone looks at: else it
 	// would learn to see blur.
@@ -141,6 +146,8 @@ func (s Source) validate() error {
 // Profile returns how FITYMI learns:
 //
 //   - paper: the paper's generator and fine-tune, one run of it
+//   - paper-high: the same for high resolution: a generator of 256 pixels, a longer
+//     fine-tune at a higher rate
 //   - gpu: smaller and faster, the mean of three runs
 //   - cpu: for two cores and hundreds of normals, minutes to half an hour
 //
@@ -152,12 +159,12 @@ func Profile(name string) (Tuning, error) {
 		Sources: []Source{{Kind: SDESource, Share: 1}},
 		Recipe:  finetune.Paper(), Gate: defaultGate(),
 	}
-	generator, err := sde.Profile(name, "", 32, 3)
+	generator, err := sde.Profile(name, "", 0, 3)
 	if err != nil {
 		return t, fmt.Errorf("choose how to learn: profile %q is unknown, take one of %v", name, Profiles)
 	}
 	t.SDE = generator
-	if name != "paper" {
+	if name != "paper" && name != "paper-high" {
 		// A random head on a class token of norm 50 starts with a loss of 3 and
 		// spoils the features before it knows anything.
 		t.Probe, t.Recipe.HeadRate = 0.01, 0.2
@@ -165,9 +172,12 @@ func Profile(name string) (Tuning, error) {
 	}
 	t.SDE.Edit, t.SDE.EditFrom = 0.45, 0.3
 	switch name {
-	case "paper":
+	case "paper", "paper-high":
 		t.Members = 1
 		t.Gate.Blends = []float64{1}
+		if name == "paper-high" {
+			t.Recipe = finetune.PaperHigh()
+		}
 	case "gpu":
 		t.Recipe.Epochs, t.Recipe.Optimizer.LearningRate = 10, 1e-3
 		t.PerNormal = 2
@@ -182,6 +192,17 @@ func Profile(name string) (Tuning, error) {
 		t.SDE.MaxSteps, t.SDE.ProbeEvery, t.SDE.Probes = 600, 100, 40
 	}
 	return t, nil
+}
+
+// MeasureBy compares a generator's samples with the normals in the space of an
+// Inception from now on, and stops where the paper does: at 40, for pictures of 256
+// pixels at 200.
+func (t *Tuning) MeasureBy(inception string) {
+	t.Inception = inception
+	t.SDE.Stop = frechet.Target{Kind: frechet.FID, Value: 40}
+	if t.SDE.Network.Size >= 256 {
+		t.SDE.Stop.Value = 200
+	}
 }
 
 // ParseTuning reads a tuning in JSON, as releases record it. What it leaves out
@@ -242,6 +263,9 @@ func (t Tuning) Validate() error {
 	}
 	if len(t.Sources) > 0 {
 		errs = append(errs, t.Recipe.Validate())
+	}
+	if t.SDE.Stop.Kind == frechet.FID && t.Inception == "" && slices.ContainsFunc(t.Sources, Source.learns) {
+		fail("target %s is a distance in the space of FID's Inception: name its ONNX file (--inception), or give a target that any model measures, as r=0.25", t.SDE.Stop)
 	}
 	errs = append(errs, t.Gate.validate())
 	return errors.Join(errs...)

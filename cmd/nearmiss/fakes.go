@@ -20,8 +20,8 @@ type fakesCmd struct {
 	Normals []string `required:"" type:"existingpath" placeholder:"DIR" help:"Normal images to learn from: folders (with their sub-folders) or files; may be repeated."`
 	Out     string   `short:"o" required:"" type:"path" placeholder:"DIR" help:"Folder for the fakes, the contact sheet, the curve, checkpoints and the manifest."`
 	N       int      `short:"n" default:"1000" help:"Fakes to make."`
-	Profile string   `enum:"cpu,gpu,paper" default:"cpu" help:"Sizes and steps: ${enum}. paper takes days without a GPU."`
-	Size    int      `default:"32" help:"Side of the images that the network makes, in pixels: 32, 64, 128, 256."`
+	Profile string   `enum:"cpu,gpu,paper,paper-high" default:"cpu" help:"Sizes and steps: ${enum}. paper takes days without a GPU; paper-high is for 256 pixels."`
+	Size    int      `placeholder:"PIXELS" help:"Side of the images that the network makes: 32, 64, 128 or 256 (default 32; 256 for paper-high)."`
 	Grey    bool     `help:"Make grey images."`
 
 	Backbone string `type:"existingfile" placeholder:"FILE.onnx" help:"Model whose embeddings tell how near fakes are: the detector's pretrained backbone, from nearmiss backbone import, or an Inception for fid targets."`
@@ -94,6 +94,11 @@ func (c *fakesCmd) Run(ctx context.Context, o *output) error {
 			return err
 		}
 		defer e.Close()
+		if opt.Stop.Kind == frechet.FID {
+			if err := training.CheckInception(e); err != nil {
+				return usageError{fmt.Errorf("--backbone %s: %w", c.Backbone, err)}
+			}
+		}
 		opt.Extractor = e
 	}
 	bar := o.progress("train")
@@ -130,7 +135,7 @@ func (c *fakesCmd) Run(ctx context.Context, o *output) error {
 		fmt.Fprintln(o.Err, "note:", m.Stop)
 	}
 	_, err = fmt.Fprintf(o.Out, "%s: %d fakes of %d×%d pixels from %d normals, %.0f s training, %.0f s measuring, %.0f s sampling\n%s\nsheet %s\n",
-		filepath.Join(c.Out, sde.FakesFolder), len(m.Fakes), c.Size, c.Size, m.Normals, m.Seconds.Train, m.Seconds.Probe, m.Seconds.Sample,
+		filepath.Join(c.Out, sde.FakesFolder), len(m.Fakes), opt.Network.Size, opt.Network.Size, m.Normals, m.Seconds.Train, m.Seconds.Probe, m.Seconds.Sample,
 		m.Stop, filepath.Join(c.Out, sde.SheetFile))
 	return err
 }
@@ -171,7 +176,7 @@ func (c *fakesCmd) options() (sde.Options, error) {
 		return usage(err)
 	}
 	if c.Preset != "" {
-		if opt.Network, err = sde.Preset(c.Preset, c.Size, channels); err != nil {
+		if opt.Network, err = sde.Preset(c.Preset, opt.Network.Size, channels); err != nil {
 			return usage(err)
 		}
 	}

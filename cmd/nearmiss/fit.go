@@ -38,6 +38,7 @@ func (*fitCmd) Help() string {
 			"nearmiss fit --normals good/ --backbone vit_b.onnx --out releases/bolts",
 			"nearmiss fit --normals good/ --backbone vit_b.onnx --out releases/bolts --alpha 0.05 --seed 1 --json",
 			"nearmiss fit --normals good/ --backbone vit_ti.onnx --out releases/bolts --method fitymi --seed 1 --work /tmp/bolts",
+			"nearmiss fit --normals good/ --backbone vit_b.onnx --out releases/bolts --method fitymi --profile paper-high --inception inception.onnx --device cuda",
 		)
 }
 

@@ -14,11 +14,12 @@ import (
 // tuneFlags say how method fitymi learns, for fit and eval. What is not given is
 // the profile's.
 type tuneFlags struct {
-	Profile   string   `enum:"cpu,gpu,paper" default:"cpu" help:"With fitymi, how much to spend: ${enum}. Everything below changes a number of it."`
+	Profile   string   `enum:"cpu,gpu,paper,paper-high" default:"cpu" help:"With fitymi, how much to spend: ${enum}; paper-high is the paper's for high resolution, with a generator of 256 pixels. Everything below changes a number of it."`
 	Fakes     string   `placeholder:"SOURCES" help:"Where fakes come from: sde (samples from noise), sdedit (partly diffused normals), folder:DIR (from nearmiss fakes), a local corruption (cutpaste, scar, mix, warp, swirl, bulge, blur, shade, spots, grain, erase; of the whole picture: tint, zoom, fade), several with their shares as in sdedit=2,warp=1, or none."`
 	PerNormal float64  `name:"per-normal" placeholder:"N" help:"Fakes for each normal."`
 	Match     *float64 `placeholder:"SHARE" help:"Share of the normals, 0..1, that is brought to the fakes' size where these are small."`
-	Stop      string   `placeholder:"T" help:"When the generator stops: r=R, fid=F or steps=N."`
+	Stop      string   `placeholder:"T" help:"When the generator stops: r=R, fid=F or steps=N; fid needs --inception."`
+	Inception string   `type:"existingfile" placeholder:"FILE.onnx" help:"FID's Inception, from nearmiss backbone import: the generator is compared with the normals in its space, and stops at the paper's fid=40, from 256 pixels on at 200, unless --stop says otherwise."`
 	FakeSize  int      `name:"fake-size" placeholder:"PIXELS" help:"Size of the generator's images."`
 	FakeSteps int      `name:"fake-steps" placeholder:"N" help:"Most training steps of the generator."`
 	Edit      float64  `placeholder:"T" help:"How far sdedit diffuses, 0..1."`
@@ -74,6 +75,16 @@ func (f tuneFlags) change(t *training.Tuning) (err error) {
 			return err
 		}
 	}
+	if f.FakeSize != 0 {
+		o, err := sde.Profile(f.Profile, "", f.FakeSize, 3)
+		if err != nil {
+			return err
+		}
+		t.SDE.Network = o.Network
+	}
+	if f.Inception != "" {
+		t.MeasureBy(f.Inception)
+	}
 	if f.Stop != "" {
 		if t.SDE.Stop, err = frechet.ParseTarget(f.Stop); err != nil {
 			return err
@@ -82,13 +93,6 @@ func (f tuneFlags) change(t *training.Tuning) (err error) {
 	}
 	if f.Match != nil {
 		t.Match = *f.Match
-	}
-	if f.FakeSize != 0 {
-		o, err := sde.Profile(f.Profile, "", f.FakeSize, 3)
-		if err != nil {
-			return err
-		}
-		t.SDE.Network = o.Network
 	}
 	if f.Freeze != nil {
 		t.Recipe.FreezeBlocks = *f.Freeze

@@ -59,6 +59,14 @@ func Paper() Recipe {
 	}
 }
 
+// PaperHigh is the recipe for high-resolution data, of the official code's notes:
+// 5e-3 and 150 epochs.
+func PaperHigh() Recipe {
+	r := Paper()
+	r.Epochs, r.Optimizer.LearningRate = 150, 5e-3
+	return r
+}
+
 // Validate names everything that makes no sense.
 func (r Recipe) Validate() error {
 	var errs []error
