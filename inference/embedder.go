@@ -59,6 +59,9 @@ type EmbedOptions struct {
 	// View is the part of each image file that counts, in place of what
 	// Preprocess says. Images that are decoded already are taken as they are.
 	View *imaging.View
+	// Whole squeezes all of the view into the model's square, where Preprocess says
+	// that its middle is cut out.
+	Whole bool
 	// Symmetry is what embeddings are averaged over, in place of what Preprocess
 	// says. Tokens and patches are those of the image as it is.
 	Symmetry imaging.Symmetry
@@ -285,6 +288,9 @@ func (e *Embedder) inspect() error {
 	}
 	if e.o.View != nil {
 		e.preprocess.View = e.o.View
+	}
+	if e.o.Whole {
+		e.preprocess.Squash = true
 	}
 	if e.o.Symmetry != "" {
 		e.preprocess.Symmetry = e.o.Symmetry

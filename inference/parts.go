@@ -261,7 +261,9 @@ func (s *Scorer) Judge(ctx context.Context, embeddings []*Embedding, scores []*S
 				return err
 			}
 			for j, g := range grids[i] {
-				scores[j].add(p.About, PatchStatistic(g.Values, p.About.Statistic))
+				for _, m := range p.About.Measures() {
+					scores[j].add(p.About, m, PatchStatistic(g.Values, m.Statistic))
+				}
 			}
 			continue
 		}
@@ -278,7 +280,7 @@ func (s *Scorer) Judge(ctx context.Context, embeddings []*Embedding, scores []*S
 				scores[j].Nearest = r.Nearest
 			}
 			if p.About.Scored {
-				scores[j].add(p.About, r.Score)
+				scores[j].add(p.About, p.About.Measures()[0], r.Score)
 			}
 		}
 	}
@@ -332,8 +334,12 @@ func (s *Scorer) scoresPatches() bool {
 	return slices.ContainsFunc(s.parts, func(p Part) bool { return p.About.IsPatch() && p.About.Scored })
 }
 
-func (s *Score) add(p release.Part, score float64) {
-	s.Parts = append(s.Parts, PartScore{Name: p.Name, Score: score, Ratio: score / p.Scale, Weight: p.Weight, Group: p.Group})
+func (s *Score) add(p release.Part, m release.Measure, score float64) {
+	name := p.Name
+	if m.Statistic != p.Statistic {
+		name += "-" + m.Statistic
+	}
+	s.Parts = append(s.Parts, PartScore{Name: name, Score: score, Ratio: score / m.Scale, Weight: m.Weight, Group: p.Group})
 }
 
 // grids are the patch distances of one part.
@@ -351,7 +357,7 @@ func (s *Scorer) grids(ctx context.Context, part int, embeddings []*Embedding) (
 }
 
 // PatchGrids are the squared distances of the patches of whole images, row-major,
-// to the nearest in the part's bank.
+// to the nearest in the part's bank, divided by the part's places.
 func PatchGrids(ctx context.Context, p Part, rows []float32) ([]heatmap.Grid, error) {
 	distances, err := NearestDistances(ctx, p.Bank, rows)
 	if err != nil {
@@ -361,6 +367,9 @@ func PatchGrids(ctx context.Context, p Part, rows []float32) ([]heatmap.Grid, er
 	out := make([]heatmap.Grid, len(distances)/n)
 	for i := range out {
 		out[i] = heatmap.Grid{Width: p.About.Width, Height: p.About.Height, Values: distances[i*n : (i+1)*n : (i+1)*n]}
+		for j, v := range p.About.Places {
+			out[i].Values[j] /= v
+		}
 	}
 	return out, nil
 }

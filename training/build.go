@@ -120,6 +120,7 @@ func (b *scoreBuilder) empty() *normals {
 // builtScore is a score that can judge embeddings of its model.
 type builtScore struct {
 	*inference.Scorer
+	served  *inference.Scorer    // the same, but for maps of anomalies alone
 	reports []bank.Report        // of the parts' indexes
 	patches []bank.CoresetReport // of the parts; zero where a part has none
 }
@@ -138,12 +139,8 @@ func (b *builtScore) Close() error {
 func (b *scoreBuilder) build(ctx context.Context, n, others *normals) (*builtScore, error) {
 	out := &builtScore{}
 	var parts []inference.Part
-	tell := b.tell
-	if tell == nil {
-		tell = func(string, int, int) {}
-	}
 	b.white = make([]*bank.Transform, len(b.parts))
-	tell("bank", 0, len(b.parts))
+	b.told("bank", 0, len(b.parts))
 	for i, p := range b.parts {
 		part := inference.Part{About: b.model.parts[i]}
 		var report bank.Report
@@ -162,10 +159,13 @@ func (b *scoreBuilder) build(ctx context.Context, n, others *normals) (*builtSco
 		}
 		parts = append(parts, part)
 		out.reports, out.patches = append(out.reports, report), append(out.patches, coreset)
-		tell("bank", i+1, len(b.parts))
+		b.told("bank", i+1, len(b.parts))
 	}
 	join, err := b.weigh(ctx, parts, n)
 	if err != nil {
+		return nil, err
+	}
+	if out.served, err = inference.NewScorer(b.model.e.Outputs(), parts, join, inference.MapAnomalies); err != nil {
 		return nil, err
 	}
 	out.Scorer, err = inference.NewScorer(b.model.e.Outputs(), parts, join, inference.MapAll)
@@ -259,7 +259,7 @@ func (b *scoreBuilder) sample(n *normals, part inference.Part) patchSample {
 
 const (
 	// references bounds the normals that weigh the parts, each against the others.
-	references = 100
+	references = 200
 	// folds is in how many turns that is done.
 	folds = 5
 	// leastSpread keeps a part or group whose few scores happen to agree from ruling
@@ -267,99 +267,175 @@ const (
 	leastSpread, leastGroupSpread = 0.02, 0.01
 	// sharpness of the soft maximum of groups.
 	sharpness = 1.0
+	// localWeight is that of the local group: it needs one spread more.
+	localWeight = 1 / math.E
+	// placeQuantile of the normals' distances at a place stands for the place.
+	placeQuantile = 0.9
 )
+
+// crossFitted is what parts say of normals by banks that these are not in.
+type crossFitted struct {
+	scores [][]float64      // of parts of one vector
+	grids  [][]heatmap.Grid // of parts of patches
+}
 
 // weigh finds the scales and weights of the parts, which it sets, and how groups
 // of them are joined, by normals of the banks that are compared with the others.
 // With too few of them all parts weigh the same.
 func (b *scoreBuilder) weigh(ctx context.Context, parts []inference.Part, n *normals) (*release.Join, error) {
-	if len(b.scored()) < 2 && countPatches(parts) < 2 {
+	measures, patches, placed := 0, 0, false
+	for i, p := range parts {
+		if b.parts[i].scored {
+			measures += len(p.About.Measures())
+		}
+		if p.About.IsPatch() {
+			patches++
+		}
+		placed = placed || b.parts[i].Placed
+	}
+	if measures < 2 && patches < 2 && !placed {
 		return nil, nil
 	}
-	scores, grids, err := b.leaveOut(ctx, parts, n)
+	x, err := b.crossFit(ctx, parts, n)
 	if err != nil {
 		return nil, fmt.Errorf("weigh the parts of the score: %w", err)
 	}
+	values := map[string][]float64{} // of the groups, by reference
+	weights := map[string]float64{}
 	for i := range parts {
 		a := &parts[i].About
-		if a.Scored {
-			m := markOf(scores[i])
-			a.Scale, a.Weight = m.scale, m.weight
+		all := a.Measures()
+		scores := [][]float64{x.scores[i]}
+		if a.IsPatch() {
+			if b.parts[i].Placed {
+				a.Places = places(x.grids[i])
+			}
+			scores = statistics(x.grids[i], a.Places, all)
+			if patches > 1 {
+				a.Map = mapWeight(x.grids[i], a.Places, patches)
+			}
 		}
-		if a.IsPatch() && countPatches(parts) > 1 {
-			a.Map = mapWeight(grids[i], countPatches(parts))
+		if !a.Scored {
+			continue
 		}
+		for k, s := range scores {
+			m := markOf(s)
+			all[k].Scale, all[k].Weight = m.scale, m.weight
+			weights[a.Group] += m.weight
+			if values[a.Group] == nil {
+				values[a.Group] = make([]float64, len(s))
+			}
+			for j, v := range s {
+				values[a.Group][j] += m.weight * math.Log(v/m.scale)
+			}
+		}
+		a.Scale, a.Weight, a.Also = all[0].Scale, all[0].Weight, all[1:]
 	}
 	if !b.joined {
 		return nil, nil
 	}
 	join := &release.Join{Sharpness: sharpness}
 	for _, p := range b.scored() {
-		if !slices.ContainsFunc(join.Groups, func(g release.Group) bool { return g.Name == p.group }) {
-			join.Groups = append(join.Groups, release.Group{Name: p.group, Spread: 1, Weight: 1})
+		if slices.ContainsFunc(join.Groups, func(g release.Group) bool { return g.Name == p.group }) {
+			continue
 		}
+		g := release.Group{Name: p.group, Weight: 1}
+		if p.isPatch() && p.group == release.GroupLocal {
+			g.Weight = localWeight
+		}
+		of := values[p.group]
+		for j := range of {
+			of[j] /= weights[p.group]
+		}
+		g.Center, g.Spread = centerAndSpread(of)
+		join.Groups = append(join.Groups, g)
+		join.Unit += g.Spread
 	}
-	for i := range join.Groups {
-		g := &join.Groups[i]
-		g.Weight = 1 / float64(len(join.Groups))
-		g.Center, g.Spread = groupSpread(parts, scores, g.Name)
-		join.Unit += g.Spread / float64(len(join.Groups))
-	}
+	join.Unit /= float64(len(join.Groups))
 	return join, nil
 }
 
-func countPatches(parts []inference.Part) (n int) {
-	for _, p := range parts {
-		if p.About.IsPatch() {
-			n++
-		}
-	}
-	return n
-}
-
-// groupSpread is the mean and the standard deviation of what a group makes of the
-// references.
-func groupSpread(parts []inference.Part, scores [][]float64, group string) (center, spread float64) {
+// centerAndSpread are the median and the standard deviation.
+func centerAndSpread(all []float64) (center, spread float64) {
 	var values []float64
-	for j := range longest(scores) {
-		sum, weights := 0.0, 0.0
-		for i, p := range parts {
-			if p.About.Scored && p.About.Group == group && j < len(scores[i]) {
-				sum += p.About.Weight * math.Log(scores[i][j]/p.About.Scale)
-				weights += p.About.Weight
-			}
-		}
-		if v := sum / weights; !math.IsInf(v, 0) && !math.IsNaN(v) { // −Inf: a copy of a normal
+	mean := 0.0
+	for _, v := range all {
+		if !math.IsInf(v, 0) && !math.IsNaN(v) { // −Inf: a copy of a normal
 			values = append(values, v)
+			mean += v
 		}
 	}
 	if len(values) == 0 {
 		return 0, 1
 	}
-	for _, v := range values {
-		center += v / float64(len(values))
-	}
-	for _, v := range values {
-		spread += (v - center) * (v - center)
-	}
 	if len(values) < 4 {
-		return center, 1
+		return median(values), 1
 	}
-	return center, max(leastGroupSpread, math.Sqrt(spread/float64(len(values)-1)))
+	mean /= float64(len(values))
+	for _, v := range values {
+		spread += (v - mean) * (v - mean)
+	}
+	return median(values), max(leastGroupSpread, math.Sqrt(spread/float64(len(values)-1)))
 }
 
-func longest(scores [][]float64) (n int) {
-	for _, s := range scores {
-		n = max(n, len(s))
+// places are what normals show at each place of a grid: a high quantile of their
+// distances, averaged over the neighbours of the place. nil of no grids.
+func places(grids []heatmap.Grid) []float32 {
+	if len(grids) == 0 {
+		return nil
 	}
-	return n
+	w, h := grids[0].Width, grids[0].Height
+	high := make([]float64, w*h)
+	all := make([]float64, len(grids))
+	for at := range high {
+		for i, g := range grids {
+			all[i] = float64(g.Values[at])
+		}
+		slices.Sort(all)
+		high[at] = all[min(int(placeQuantile*float64(len(all))), len(all)-1)]
+	}
+	least := slices.Max(high) * 1e-3 // a place that never changes
+	if !(least > 0) || math.IsInf(least, 0) {
+		return nil
+	}
+	out := make([]float32, w*h)
+	for y := range h {
+		for x := range w {
+			sum, count := 0.0, 0.0
+			for v := max(0, y-1); v <= min(h-1, y+1); v++ {
+				for u := max(0, x-1); u <= min(w-1, x+1); u++ {
+					sum, count = sum+high[v*w+u], count+1
+				}
+			}
+			out[y*w+x] = float32(max(sum/count, least))
+		}
+	}
+	return out
+}
+
+// statistics are the measures of grids, each of which is divided by the places.
+func statistics(grids []heatmap.Grid, places []float32, measures []release.Measure) [][]float64 {
+	out := make([][]float64, len(measures))
+	for _, g := range grids {
+		values := slices.Clone(g.Values)
+		for i, v := range places {
+			values[i] /= v
+		}
+		for k, m := range measures {
+			out[k] = append(out[k], inference.PatchStatistic(values, m.Statistic))
+		}
+	}
+	return out
 }
 
 // mapWeight makes the distances of several layers comparable.
-func mapWeight(grids []heatmap.Grid, layers int) float64 {
+func mapWeight(grids []heatmap.Grid, places []float32, layers int) float64 {
 	var all []float64
 	for _, g := range grids {
-		for _, v := range g.Values {
+		for i, v := range g.Values {
+			if places != nil {
+				v /= places[i]
+			}
 			all = append(all, float64(v))
 		}
 	}
@@ -369,25 +445,21 @@ func mapWeight(grids []heatmap.Grid, layers int) float64 {
 	return 1 / float64(layers)
 }
 
-// leaveOut scores some of the normals by banks that none of their fold is in: by
-// part, and in the same order for all. grids are those of parts of patches.
-func (b *scoreBuilder) leaveOut(ctx context.Context, parts []inference.Part, n *normals) (scores [][]float64, grids [][]heatmap.Grid, err error) {
-	scores, grids = make([][]float64, len(parts)), make([][]heatmap.Grid, len(parts))
+// crossFit scores some of the normals by banks that none of their fold is in: in
+// the same order for all parts, and none where there are too few.
+func (b *scoreBuilder) crossFit(ctx context.Context, parts []inference.Part, n *normals) (crossFitted, error) {
+	out := crossFitted{scores: make([][]float64, len(parts)), grids: make([][]heatmap.Grid, len(parts))}
 	count := min(folds, n.size())
 	if n.size()-(n.size()+count-1)/max(count, 1) < max(b.K, 2) {
-		return scores, grids, nil
+		return out, nil
 	}
 	order := rand.New(rand.NewPCG(b.seed, 0x666f6c64)).Perm(n.size())
 	fold := make([]int, n.size())
 	for i, at := range order {
 		fold[at] = i % count
 	}
-	step := b.tell
-	if step == nil {
-		step = func(string, int, int) {}
-	}
 	for f := range count {
-		step("weigh", f, count)
+		b.told("weigh", f, count)
 		var rest, some []int
 		for at := range fold {
 			if fold[at] != f {
@@ -401,43 +473,43 @@ func (b *scoreBuilder) leaveOut(ctx context.Context, parts []inference.Part, n *
 		}
 		without, err := b.without(parts, n, rest)
 		if err != nil {
-			return nil, nil, err
+			return out, err
 		}
-		s, err := inference.NewScorer(b.model.e.Outputs(), without, nil, inference.MapNone)
-		if err != nil {
-			return nil, nil, err
-		}
-		err = n.look(ctx, some, func(e *inference.Embedding) error {
-			return b.reference(ctx, s, e, scores, grids)
-		})
+		err = n.look(ctx, some, func(e *inference.Embedding) error { return b.reference(ctx, without, e, out) })
 		for _, p := range without {
 			err = errors.Join(err, p.Bank.Close())
 		}
 		if err != nil {
-			return nil, nil, err
+			return out, err
 		}
 	}
-	step("weigh", count, count)
-	return scores, grids, nil
+	b.told("weigh", count, count)
+	return out, nil
+}
+
+// told reports how far a step is, where somebody listens.
+func (b *scoreBuilder) told(step string, done, total int) {
+	if b.tell != nil {
+		b.tell(step, done, total)
+	}
 }
 
 // reference adds what the parts say of one normal.
-func (b *scoreBuilder) reference(ctx context.Context, s *inference.Scorer, e *inference.Embedding, scores [][]float64, grids [][]heatmap.Grid) error {
-	for i, p := range s.Parts() {
+func (b *scoreBuilder) reference(ctx context.Context, parts []inference.Part, e *inference.Embedding, out crossFitted) error {
+	for i, p := range parts {
 		if !p.About.IsPatch() {
 			v, err := p.Bank.Scores(ctx, inference.Row(p.About, e.Vector))
 			if err != nil {
 				return err
 			}
-			scores[i] = append(scores[i], v[0])
+			out.scores[i] = append(out.scores[i], v[0])
 			continue
 		}
 		g, err := inference.PatchGrids(ctx, p, e.Patches[slices.Index(b.model.e.PatchOutputs(), p.About.Output)])
 		if err != nil {
 			return err
 		}
-		scores[i] = append(scores[i], inference.PatchStatistic(g[0].Values, p.About.Statistic))
-		grids[i] = append(grids[i], g[0])
+		out.grids[i] = append(out.grids[i], g[0])
 	}
 	return nil
 }

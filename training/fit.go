@@ -441,7 +441,7 @@ func (b *scoreBuilder) cost(ctx context.Context, s *builtScore, files [][]byte) 
 			return nil, fmt.Errorf("time an image: %w", all[0].Err)
 		}
 		var v inference.Score
-		if err := s.Judge(ctx, []*inference.Embedding{&all[0]}, []*inference.Score{&v}); err != nil {
+		if err := s.served.Judge(ctx, []*inference.Embedding{&all[0]}, []*inference.Score{&v}); err != nil {
 			return nil, err
 		}
 		times = append(times, 1000*time.Since(began).Seconds())

@@ -43,7 +43,7 @@ func (s *Shared) Close() error {
 
 // of returns what the plan's frozen backbone gives for the plan's score.
 func (s *Shared) of(p Plan) (*knownImages, error) {
-	key := fmt.Sprintf("%s %s %v %s %v", p.Model.Backbone, p.Score.name(), p.Score.NoPatches, p.Model.Symmetry, p.Data.View)
+	key := fmt.Sprintf("%s %s %s %v %s %v", p.Model.Backbone, p.Model.See, p.Score.name(), p.Score.NoPatches, p.Model.Symmetry, p.Data.View)
 	if k := s.known[key]; k != nil {
 		return k, nil
 	}

@@ -81,7 +81,14 @@ func (c composition) open(file string, n networks, data Data, m Model, h Host) (
 		}
 		if p.isPatch() {
 			q := patches[at]
-			a.Output, a.Statistic, a.Dim, a.Width, a.Height = q.Name, p.Statistic, q.Dim, q.Grid[0], q.Grid[1]
+			a.Output, a.Dim, a.Width, a.Height = q.Name, q.Dim, q.Grid[0], q.Grid[1]
+			for i, statistic := range p.statistics() {
+				if i == 0 {
+					a.Statistic = statistic
+				} else {
+					a.Also = append(a.Also, release.Measure{Statistic: statistic, Scale: 1, Weight: 1})
+				}
+			}
 		} else {
 			for _, d := range dims[:at] {
 				a.From += d
@@ -97,7 +104,7 @@ func (m *model) Close() error { return m.e.Close() }
 
 // embed are the options of an embedder of images as data and m prepare them.
 func (h Host) embed(data Data, m Model) inference.EmbedOptions {
-	return inference.EmbedOptions{Device: h.Device, Threads: h.Threads, Limits: data.Limits, View: data.View, Symmetry: m.Symmetry}
+	return inference.EmbedOptions{Device: h.Device, Threads: h.Threads, Limits: data.Limits, View: data.View, Symmetry: m.Symmetry, Whole: m.See == SeeWhole}
 }
 
 // engine is what searches many vectors at once.

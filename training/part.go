@@ -26,8 +26,11 @@ type Part struct {
 	// covariance with this shrinkage. 0: plain distances.
 	White float64
 	// Statistic makes an image's score of its patches' distances: one of
-	// release.PatchStatistics. Empty where there are no patches.
+	// release.PatchStatistics, or several with colons between, each of which counts.
+	// Empty where there are no patches.
 	Statistic string
+	// Placed divides each patch's distance by what normals show at its place.
+	Placed bool
 }
 
 // usualLayer stands for the backbone's usual layer for patches.
@@ -47,7 +50,7 @@ const shrinkage = 0.1
 
 const frozenPrefix = "frozen-"
 
-// ParsePart reads a part such as "class", "pooled@6:unit:white", "patch@4x3:top1"
+// ParsePart reads a part such as "class", "pooled@6:unit:white", "patch@4x3:placed:top1:mean"
 // or "frozen-class@9:white=0.2".
 func ParsePart(text string) (Part, error) {
 	fail := func(err error) (Part, error) { return Part{}, fmt.Errorf("part %q of the score: %w", text, err) }
@@ -70,6 +73,7 @@ func ParsePart(text string) (Part, error) {
 	default:
 		return fail(errors.New("unknown, take class, pooled, spread or patch, as in class, pooled@6 or patch@4"))
 	}
+	var statistics []string
 	for _, w := range words[1:] {
 		word, value, given := strings.Cut(w, "=")
 		switch {
@@ -83,11 +87,16 @@ func ParsePart(text string) (Part, error) {
 					return fail(fmt.Errorf("shrinkage %q is no number", value))
 				}
 			}
-		case p.What == backbone.TapPatch && slices.Contains(release.PatchStatistics, w):
-			p.Statistic = w
+		case p.What == backbone.TapPatch && w == "placed":
+			p.Placed = true
+		case p.What == backbone.TapPatch && slices.Contains(release.PatchStatistics, w) && !slices.Contains(statistics, w):
+			statistics = append(statistics, w)
 		default:
-			return fail(fmt.Errorf("%q is unknown: vectors are unit or white, patches have one of %s", w, strings.Join(release.PatchStatistics, ", ")))
+			return fail(fmt.Errorf("%q is unknown: vectors are unit or white, patches are placed or have one or some of %s", w, strings.Join(release.PatchStatistics, ", ")))
 		}
+	}
+	if len(statistics) > 0 {
+		p.Statistic = strings.Join(statistics, ":")
 	}
 	if !(p.White >= 0 && p.White <= 1) {
 		return fail(fmt.Errorf("shrinkage %g of the covariance: use a number from 0, which whitens nothing, to 1", p.White))
@@ -116,6 +125,9 @@ func (p Part) String() string {
 	default:
 		fmt.Fprintf(&b, ":white=%g", p.White)
 	}
+	if p.Placed {
+		b.WriteString(":placed")
+	}
 	if p.Statistic != "" && p.Statistic != release.StatisticMean {
 		b.WriteString(":" + p.Statistic)
 	}
@@ -130,6 +142,9 @@ func (p *Part) UnmarshalText(b []byte) (err error) {
 	*p, err = ParsePart(string(b))
 	return err
 }
+
+// statistics are those of a part of patches.
+func (p Part) statistics() []string { return strings.Split(p.Statistic, ":") }
 
 // isPatch says whether the part has a vector for each patch.
 func (p Part) isPatch() bool { return p.What == backbone.TapPatch }

@@ -15,6 +15,7 @@ import (
 	"github.com/nearmiss/nearmiss/bank"
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/backbone"
+	"github.com/nearmiss/nearmiss/inference/heatmap"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/onnx"
 	"github.com/nearmiss/nearmiss/inference/release"
@@ -29,10 +30,14 @@ func TestScoresAreRead(t *testing.T) {
 	last := Part{Tap: backbone.Tap{What: backbone.TapPatch, Around: 3}, Statistic: release.StatisticMean}
 	frozen := ClassPart
 	frozen.Frozen = true
+	middle, texture := Part{Tap: backbone.Tap{What: "pooled", Layer: 6, Margin: 2}}, Part{Tap: backbone.Tap{What: "spread", Layer: 6, Margin: 4}}
+	placed := single
+	placed.Placed, placed.Statistic = true, "top1:mean"
 	for text, want := range map[string][][]Part{
 		"class": {{ClassPart}}, "both": {{ClassPart, PatchPart}}, "": nil, "full": nil, "auto": nil,
 		"pooled + patch": {{PooledPart, PatchPart}}, "class+frozen-class": {{ClassPart, frozen}},
 		"class:unit:white|patch@4:top1": {{white}, {single}}, "patch@0x3": {{last}},
+		"pooled@6m2+spread@6m4|patch@4:placed:top1:mean": {{middle, texture}, {placed}},
 	} {
 		got, err := ParseScore(text)
 		if d := cmp.Diff(want, got); err != nil || d != "" {
@@ -45,7 +50,7 @@ func TestScoresAreRead(t *testing.T) {
 	}
 	for _, text := range []string{
 		"left", "class+class", "class+", "auto+class", "class|", "class@x", "class:white=x", "class:white=2", "class:white=NaN",
-		"class:top1", "patch:median", "patch@4|patch@4", "class:", "patch@4x0", "class@-1",
+		"class:top1", "patch:median", "patch@4|patch@4", "class:", "patch@4x0", "class@-1", "class:placed", "patch:top1:top1",
 	} {
 		if got, err := ParseScore(text); err == nil {
 			t.Errorf("%q is read as %v", text, got)
@@ -91,8 +96,8 @@ func TestTheFullScoreFitsTheBackbone(t *testing.T) {
 		tuned bool
 		parts string
 	}{
-		"a transformer":           {backbone.Anatomy{Layers: 2, Class: true, PatchLayer: 1}, false, "class class-1 pooled-1m1 pooled-1m3 spread-1m1 spread-1m3 class-2 pooled-2m1 pooled-2m3 spread-2m1 spread-2m3 pooled-0m1 pooled-0m3 spread-0m1 spread-0m3|patch-1 patch-1x3"},
-		"a convolutional network": {backbone.Anatomy{Layers: 4, PatchLayer: 3}, false, "class pooled-2m1 pooled-2m3 spread-2m1 spread-2m3 pooled-3m1 pooled-3m3 spread-3m1 spread-3m3 pooled-4m1 pooled-4m3 spread-4m1 spread-4m3|patch-2 patch-3x3"},
+		"a transformer":           {backbone.Anatomy{Layers: 2, Class: true, PatchLayer: 1}, false, "class pooled-1m2 spread-1m2 pooled-1m4 spread-1m4 class-2 pooled-2m2 spread-2m2 pooled-2m4 spread-2m4 pooled-0m2 pooled-0m4|patch-1 patch-1x3"},
+		"a convolutional network": {backbone.Anatomy{Layers: 4, PatchLayer: 3}, false, "class pooled-2m2 spread-2m2 pooled-2m4 spread-2m4 pooled-3m2 spread-3m2 pooled-3m4 spread-3m4 pooled-4m2 pooled-4m4|patch-2 patch-3x3"},
 		"a foreign model":         {backbone.Anatomy{}, false, "class"},
 	} {
 		got, err := Score{}.compose("file", c.a, c.tuned)
@@ -102,9 +107,9 @@ func TestTheFullScoreFitsTheBackbone(t *testing.T) {
 		var whole, local []string
 		for _, p := range got.parts {
 			short, _, _ := strings.Cut(p.name, "-unit")
-			if short, _, _ = strings.Cut(short, "-top"); p.group == release.GroupLocal {
+			if short, _, _ = strings.Cut(short, "-placed"); p.group == release.GroupLocal {
 				local = append(local, short)
-			} else {
+			} else if p.White == 0 || len(got.parts) == 1 { // each is compared twice
 				whole = append(whole, short)
 			}
 		}
@@ -407,6 +412,80 @@ func TestMarksAreRobust(t *testing.T) {
 	}
 	if m := markOf([]float64{3, 3, 3, 3, 3}); m.weight != 1/leastSpread {
 		t.Errorf("equal scores: %+v", m)
+	}
+}
+
+// A place where normals differ much counts less.
+func TestPlacesAreWhatNormalsShow(t *testing.T) {
+	var grids []heatmap.Grid
+	for i := range 20 {
+		g := heatmap.NewGrid(4, 4)
+		for j := range g.Values {
+			g.Values[j] = 1
+		}
+		g.Values[0] = float32(i)
+		grids = append(grids, g)
+	}
+	got := places(grids)
+	if got[15] != 1 || !(got[0] > got[1] && got[1] > 1) || math.Abs(float64(got[0])-(18+3)/4.) > 1e-6 {
+		t.Errorf("%v", got)
+	}
+	if places(nil) != nil || places([]heatmap.Grid{heatmap.NewGrid(2, 2)}) != nil {
+		t.Error("places of nothing")
+	}
+}
+
+func TestFitJoinsTheWholePictureAndItsPatches(t *testing.T) {
+	normals := squares(t, 44)
+	plan := Plan{
+		Detector: "squares", Seed: 5, Out: filepath.Join(t.TempDir(), "release"), Data: Data{Normals: normals[:40]},
+		Model: Model{Backbone: smallBackbone(t)}, Calibration: Calibration{Settle: true}, Score: Score{Coreset: 100},
+	}
+	res, err := Fit(t.Context(), plan)
+	if err != nil {
+		t.Fatal(err)
+	}
+	prov, d := provenanceOf(t, plan.Out)
+	m := d.Release().Manifest
+	if res.Score != "full" || prov.Score != "full" || len(prov.Patches) != 2 || res.Patches != 200 || res.Cost.Milliseconds <= 0 || res.Cost.Banks == 0 {
+		t.Errorf("%+v, %+v", res, prov)
+	}
+	if j := m.Join; j == nil || len(j.Groups) != 2 || j.Groups[0].Name != "whole" || !(j.Groups[1].Weight < j.Groups[0].Weight) || !m.Model.Preprocess.Squash {
+		t.Fatalf("join %+v, %+v", j, m.Model.Preprocess)
+	}
+	last := m.Parts[len(m.Parts)-1]
+	if len(last.Also) != 2 || len(last.Places) != 16 || last.Map <= 0 || last.Group != "local" || m.Parts[0].Name != "class-unit" {
+		t.Errorf("%+v, first %s", last, m.Parts[0].Name)
+	}
+	files := [][]byte{redSquare(t, normals[40])}
+	for _, n := range normals[40:] {
+		b, _ := n.Read()
+		files = append(files, b)
+	}
+	s, err := d.Score(t.Context(), files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !s[0].Anomalous || s[0].Map == nil || len(s[0].Nearest) != 2 {
+		t.Errorf("a red patch: %+v", s[0])
+	}
+	for i, v := range s[1:] {
+		if !(v.Score > 0) || v.Score >= s[0].Score {
+			t.Errorf("normal %d: score %v, threshold %v", i, v.Score, v.Threshold)
+		}
+	}
+	// The same plan without patches is the whole picture alone.
+	plan.Out, plan.Score.NoPatches = filepath.Join(t.TempDir(), "whole"), true
+	if res, err = Fit(t.Context(), plan); err != nil || res.Patches != 0 {
+		t.Fatalf("%+v, %v", res, err)
+	}
+	if _, d := provenanceOf(t, plan.Out); d.Release().Manifest.Join != nil || d.HasMaps() {
+		t.Errorf("%+v", d.Release().Manifest.Join)
+	}
+	// A few normals are enough for a score, though not for weights.
+	plan.Out, plan.Score.NoPatches, plan.Data.Normals = filepath.Join(t.TempDir(), "few"), false, normals[:3]
+	if _, err = Fit(t.Context(), plan); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -87,6 +88,11 @@ type Data struct {
 type Model struct {
 	// Backbone is the ONNX file that embeds images. Required.
 	Backbone string
+	// See says which part of a picture the model sees: SeeWhole squeezes all of it
+	// into its square, SeeMiddle is what the backbone says, usually the square in the
+	// middle. It travels with the release. Default: SeeWhole for the full score,
+	// SeeMiddle for others.
+	See string
 	// Symmetry is what embeddings are averaged over. It travels with the release.
 	// Default: each image is taken as it is.
 	Symmetry imaging.Symmetry
@@ -94,6 +100,12 @@ type Model struct {
 	// AutoSymmetry takes what is found in place of Symmetry.
 	Look, AutoSymmetry bool
 }
+
+// What a model sees of a picture.
+const (
+	SeeWhole  = "whole"
+	SeeMiddle = "middle"
+)
 
 // Calibration says what a threshold promises.
 type Calibration struct {
@@ -151,6 +163,12 @@ func (p Plan) withDefaults() Plan {
 		p.Method = KNN
 	}
 	p.Score = p.Score.withDefaults()
+	if p.Model.See == "" {
+		p.Model.See = SeeMiddle
+		if p.Score.name() == FullScore {
+			p.Model.See = SeeWhole
+		}
+	}
 	if p.Calibration.Alpha == 0 {
 		p.Calibration.Alpha = DefaultAlpha
 	}
@@ -197,6 +215,9 @@ func (p Plan) Validate() error {
 	}
 	if p.Model.AutoSymmetry && p.Model.Symmetry != imaging.NoSymmetry {
 		fail("symmetry %q is given, and is to be found: choose one", p.Model.Symmetry)
+	}
+	if !slices.Contains([]string{"", SeeWhole, SeeMiddle}, p.Model.See) {
+		fail("the model is to see %q of a picture: take %s or %s", p.Model.See, SeeWhole, SeeMiddle)
 	}
 	if p.Model.Backbone == "" {
 		fail("no backbone is given")

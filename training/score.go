@@ -214,24 +214,34 @@ func (c composition) scored() []placed {
 	return slices.DeleteFunc(slices.Clone(c.parts), func(p placed) bool { return !p.scored })
 }
 
-// full is the score that is good on everything: of the whole picture the class
-// token, and the mean and the spread of the patch tokens in two windows, after five
-// layers; and single patches and their neighbourhoods after two.
+// full is the score that is good on everything. Of the whole picture it reads the
+// class token of late layers, the mean of the patch tokens in two windows after five
+// layers, and their spread, which is texture, after early ones; each is compared by
+// plain distances and by Mahalanobis ones. Of the patches it reads single ones of an
+// early layer and neighbourhoods of a later one, where the strangest count, more of
+// them, and all, and where places at which normals differ count less.
 func full(a backbone.Anatomy, tuned, noPatches bool) [][]Part {
 	if a.Layers == 0 {
 		return Class()
 	}
 	var whole, local []Part
-	for _, l := range wholeLayers(a) {
-		if a.Class || l == 0 {
-			whole = append(whole, Part{Tap: backbone.Tap{What: backbone.TapClass, Layer: l}, Unit: true, White: shrinkage, Frozen: tuned})
+	add := func(t backbone.Tap) {
+		for _, white := range []float64{0, shrinkage} {
+			whole = append(whole, Part{Tap: t, Unit: true, White: white, Frozen: tuned})
 		}
-		if !a.Class && l == 0 {
+	}
+	layers := wholeLayers(a)
+	for i, l := range layers {
+		if l == 0 || a.Class && i >= len(layers)/2 {
+			add(backbone.Tap{What: backbone.TapClass, Layer: l})
+		}
+		if l == 0 && !a.Class {
 			continue // the same as after the last stage
 		}
-		for _, what := range []string{backbone.TapPooled, backbone.TapSpread} {
-			for _, margin := range []int{1, 3} {
-				whole = append(whole, Part{Tap: backbone.Tap{What: what, Layer: l, Margin: margin}, Unit: true, White: shrinkage, Frozen: tuned})
+		for _, margin := range []int{2, 4} {
+			add(backbone.Tap{What: backbone.TapPooled, Layer: l, Margin: margin})
+			if i < 2 {
+				add(backbone.Tap{What: backbone.TapSpread, Layer: l, Margin: margin})
 			}
 		}
 	}
@@ -239,10 +249,12 @@ func full(a backbone.Anatomy, tuned, noPatches bool) [][]Part {
 		return [][]Part{whole}
 	}
 	for _, t := range localTaps(a) {
-		local = append(local, Part{Tap: t, Statistic: release.StatisticTop1, Frozen: tuned})
+		local = append(local, Part{Tap: t, Placed: true, Statistic: strings.Join(localStatistics, ":"), Frozen: tuned})
 	}
 	return [][]Part{whole, local}
 }
+
+var localStatistics = []string{release.StatisticTop1, release.StatisticTop5, release.StatisticMean}
 
 // wholeLayers are the layers that the full score reads of the whole picture.
 func wholeLayers(a backbone.Anatomy) (out []int) {

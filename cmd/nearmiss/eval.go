@@ -199,7 +199,7 @@ func (v *variant) measure(ctx context.Context, o *output, embed inference.EmbedO
 // the frozen one.
 func (c *evalCmd) paper() bool {
 	_, auto, _ := training.ParseSymmetry(c.Symmetry)
-	return c.Suite == "" && c.Method == string(training.KNN) && c.Score == training.ClassScore && !auto
+	return c.Suite == "" && c.Method == string(training.KNN) && c.Score == training.ClassScore && c.See != training.SeeWhole && !auto
 }
 
 // method is what is measured; end gives back what it holds.

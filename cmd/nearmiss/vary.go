@@ -57,6 +57,7 @@ var varied = map[string]option{
 	"per-normal": number(func(c *evalCmd) *float64 { return &c.PerNormal }),
 	"rate":       number(func(c *evalCmd) *float64 { return &c.Rate }),
 	"score":      text(func(c *evalCmd) *string { return &c.Score }),
+	"see":        text(func(c *evalCmd) *string { return &c.See }),
 	"stop":       text(func(c *evalCmd) *string { return &c.Stop }),
 	"symmetry":   text(func(c *evalCmd) *string { return &c.Symmetry }),
 }

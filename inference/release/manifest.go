@@ -199,6 +199,13 @@ type Part struct {
 	// Radius is the largest distance, not squared, of any normal patch that was
 	// given to one that was kept in the bank.
 	Radius float64 `json:"radius,omitempty"`
+	// Also are further statistics of the same patches' distances that count in the
+	// score, each like a part of its own.
+	Also []Measure `json:"also,omitempty"`
+	// Places, rows first, divide the distances of the patches: what normals that are
+	// not in the bank show at each place, so that places where they differ much count
+	// less. None: distances count as they are.
+	Places []float32 `json:"places,omitempty"`
 	// Map is the weight of the part's distances in maps, to which those of all parts
 	// of patches are added; 0 stands for 1.
 	Map float64 `json:"map,omitempty"`
@@ -206,6 +213,19 @@ type Part struct {
 	// intensities of them. The first part of patches has it. None: the release draws
 	// no heatmaps.
 	Heat *heatmap.Scale `json:"heat,omitempty"`
+}
+
+// Measure is a statistic of patches' distances, with the scale and the weight that
+// a part has.
+type Measure struct {
+	Statistic string  `json:"statistic"`
+	Scale     float64 `json:"scale"`
+	Weight    float64 `json:"weight"`
+}
+
+// Measures are all statistics of the part: its own first.
+func (p Part) Measures() []Measure {
+	return append([]Measure{{p.Statistic, p.Scale, p.Weight}}, p.Also...)
 }
 
 // patchOutput are names of outputs, as in package backbone: patches after some
@@ -352,11 +372,23 @@ func (p Part) validate(dim int) (errs []error) {
 	if p.Bank.K < 1 || p.Bank.Count < p.Bank.K {
 		fail("%d entries do not give %d neighbours", p.Bank.Count, p.Bank.K)
 	}
-	if !(p.Weight > 0) || math.IsInf(p.Weight, 0) {
-		fail("weight %v", p.Weight)
+	positive := func(v float64) bool { return v > 0 && !math.IsInf(v, 0) }
+	for _, m := range p.Measures() {
+		if !positive(m.Scale) || !positive(m.Weight) {
+			fail("scale %v, weight %v", m.Scale, m.Weight)
+		}
 	}
-	if !(p.Scale > 0) || math.IsInf(p.Scale, 0) || !(p.Radius >= 0) || math.IsInf(p.Radius, 0) {
-		fail("scale %v, radius %v", p.Scale, p.Radius)
+	if !(p.Radius >= 0) || math.IsInf(p.Radius, 0) {
+		fail("radius %v", p.Radius)
+	}
+	if len(p.Places) > 0 && len(p.Places) != p.Width*p.Height {
+		fail("%d places in a grid of %d×%d", len(p.Places), p.Width, p.Height)
+	}
+	for _, v := range p.Places {
+		if !positive(float64(v)) {
+			fail("a place has %v", v)
+			break
+		}
 	}
 	if err := p.Heat.Validate(); err != nil {
 		fail("%w", err)
@@ -369,6 +401,9 @@ func (p Part) validate(dim int) (errs []error) {
 		if p.Statistic != StatisticKNN {
 			fail("statistic %q, one vector has %q", p.Statistic, StatisticKNN)
 		}
+		if len(p.Also) > 0 || len(p.Places) > 0 {
+			fail("one vector has neither further statistics nor places")
+		}
 	default:
 		if p.Output != OutputPatches && !patchOutput.MatchString(p.Output) {
 			fail("output %q is unknown", p.Output)
@@ -376,8 +411,13 @@ func (p Part) validate(dim int) (errs []error) {
 		if p.Width < 1 || p.Height < 1 || p.Width > maxLength || p.Height > maxLength || p.From != 0 || p.Bank.K != 1 {
 			fail("a grid of %d×%d, from %d, k = %d: patches have a grid, all their numbers and k = 1", p.Width, p.Height, p.From, p.Bank.K)
 		}
-		if !slices.Contains(PatchStatistics, p.Statistic) {
-			fail("statistic %q is unknown", p.Statistic)
+		for i, m := range p.Measures() {
+			if !slices.Contains(PatchStatistics, m.Statistic) {
+				fail("statistic %q is unknown", m.Statistic)
+			}
+			if slices.ContainsFunc(p.Measures()[:i], func(o Measure) bool { return o.Statistic == m.Statistic }) {
+				fail("statistic %q is there twice", m.Statistic)
+			}
 		}
 		if !(p.Map >= 0) || math.IsInf(p.Map, 0) {
 			fail("weight %v in maps", p.Map)

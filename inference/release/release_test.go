@@ -207,6 +207,8 @@ func TestManifestOfPartsValidate(t *testing.T) {
 	whole := withParts()
 	whole.Join = joined()
 	whole.Parts[1].Output = "patch@4x3"
+	whole.Parts[1].Also = []Measure{{StatisticTop1, 0.3, 2}, {StatisticMean, 0.1, 3}}
+	whole.Parts[1].Places = []float32{1, 2, 1, 2, 1, 2}
 	for _, m := range []Manifest{withParts(), whole} {
 		if err := m.Validate(); err != nil {
 			t.Fatal(err)
@@ -240,6 +242,12 @@ func TestManifestOfPartsValidate(t *testing.T) {
 		"no spread":                       func(m *Manifest) { m.Join = joined(); m.Join.Groups[1].Spread = 0 },
 		"a centre that is no number":      func(m *Manifest) { m.Join = joined(); m.Join.Groups[1].Center = math.NaN() },
 		"no sharpness":                    func(m *Manifest) { m.Join = joined(); m.Join.Sharpness = 0 },
+		"another statistic twice":         func(m *Manifest) { m.Parts[1].Also = []Measure{{StatisticTop5, 1, 1}} },
+		"another statistic unknown":       func(m *Manifest) { m.Parts[1].Also = []Measure{{"median", 1, 1}} },
+		"another statistic without scale": func(m *Manifest) { m.Parts[1].Also = []Measure{{StatisticMax, 0, 1}} },
+		"statistics of one vector":        func(m *Manifest) { m.Parts[0].Also = []Measure{{StatisticMax, 1, 1}} },
+		"too few places":                  func(m *Manifest) { m.Parts[1].Places = []float32{1} },
+		"a place of nothing":              func(m *Manifest) { m.Parts[1].Places = []float32{1, 1, 1, 0, 1, 1} },
 		"a negative weight in maps":       func(m *Manifest) { m.Parts[1].Map = -1 },
 		"a main bank that is the patches": func(m *Manifest) { m.Bank.File = PartBankName("patch") },
 	} {
