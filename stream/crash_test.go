@@ -137,6 +137,10 @@ func (stepping) Extend(context.Context, *stream.Task) (stream.TrainResult, error
 	return stream.TrainResult{}, errors.New("not here")
 }
 
+func (stepping) Retract(context.Context, *stream.Task) (stream.TrainResult, error) {
+	return stream.TrainResult{}, errors.New("not here")
+}
+
 func (stepping) Readjust(context.Context, *stream.Task) (stream.TrainResult, error) {
 	return stream.TrainResult{}, errors.New("not here")
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -12,27 +13,35 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream/internal/kv"
-	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
 // Verdicts of an operator.
 const (
 	FeedbackNormal    = "normal"    // a false alarm: the frame shows nothing wrong
 	FeedbackAnomalous = "anomalous" // the frame shows something wrong
+	FeedbackSeen      = "seen"      // somebody has looked at it, and nothing is to be learnt from it
+	FeedbackWithdrawn = "withdrawn" // the verdict before is taken back
 )
 
-// Feedback is what an operator says of a frame.
+// verdicts are all of them.
+var verdicts = []string{FeedbackNormal, FeedbackAnomalous, FeedbackSeen, FeedbackWithdrawn}
+
+// Feedback is what an operator says of a frame. The last verdict on an event
+// wins; what the ones before it did is undone.
 type Feedback struct {
 	Detector string `json:"detector"`
-	Verdict  string `json:"verdict"` // [FeedbackNormal] or [FeedbackAnomalous]
+	Verdict  string `json:"verdict"` // [FeedbackNormal] and so on
 	// Event is the id of the event that is meant. Or else Camera and Frame say
 	// which frame is; it must have raised an event.
-	Event  string    `json:"event,omitempty"`
-	Camera string    `json:"camera,omitempty"`
-	Frame  string    `json:"frame,omitempty"`
-	By     string    `json:"by,omitempty"`
-	Note   string    `json:"note,omitempty"`
-	At     time.Time `json:"at"`
+	Event string `json:"event,omitempty"`
+	// Sequence is the event's place in the events stream, where it is known: it is
+	// then found at once. See [Event.Sequence].
+	Sequence uint64    `json:"sequence,omitempty"`
+	Camera   string    `json:"camera,omitempty"`
+	Frame    string    `json:"frame,omitempty"`
+	By       string    `json:"by,omitempty"`
+	Note     string    `json:"note,omitempty"`
+	At       time.Time `json:"at"`
 }
 
 // maxNote bounds a note, in bytes.
@@ -41,8 +50,8 @@ const maxNote = 4096
 // Validate says whether the feedback can be published.
 func (f Feedback) Validate() error {
 	errs := []error{CheckToken("detector", f.Detector)}
-	if f.Verdict != FeedbackNormal && f.Verdict != FeedbackAnomalous {
-		errs = append(errs, fmt.Errorf("verdict %q: use %s or %s: %w", clip(f.Verdict), FeedbackNormal, FeedbackAnomalous, ErrBadMessage))
+	if !slices.Contains(verdicts, f.Verdict) {
+		errs = append(errs, fmt.Errorf("verdict %q: use %s: %w", clip(f.Verdict), strings.Join(verdicts, ", "), ErrBadMessage))
 	}
 	if f.Event == "" && (f.Frame == "" || f.Camera == "") {
 		errs = append(errs, fmt.Errorf("feedback needs an event's id, or a camera and a frame: %w", ErrBadMessage))
@@ -73,7 +82,7 @@ func ParseFeedback(b []byte) (Feedback, error) {
 
 // SendFeedback publishes feedback. A trainer takes it: a normal frame becomes a
 // normal, and enters the bank of the active release at once; an anomalous one
-// becomes a labelled anomaly.
+// becomes a labelled anomaly; what was withdrawn leaves the one and the other.
 func SendFeedback(ctx context.Context, js jetstream.JetStream, n Names, f Feedback) error {
 	if f.At.IsZero() {
 		f.At = time.Now().UTC()
@@ -86,7 +95,7 @@ func SendFeedback(ctx context.Context, js jetstream.JetStream, n Names, f Feedba
 		return err
 	}
 	m := nats.NewMsg(n.Feedback(f.Detector))
-	m.Header.Set(nats.MsgIdHdr, strings.Join([]string{f.Event, f.Camera, f.Frame, f.Verdict}, "/"))
+	m.Header.Set(nats.MsgIdHdr, strings.Join([]string{f.Event, f.Camera, f.Frame, f.Verdict, f.At.UTC().Format(time.RFC3339Nano)}, "/"))
 	m.Data = data
 	if _, err := js.PublishMsg(ctx, m); err != nil {
 		return fmt.Errorf("send feedback on detector %s: %w", f.Detector, err)
@@ -110,93 +119,6 @@ func (w *TrainingWorker) feedbackConsumer(ctx context.Context) (jetstream.Consum
 		return nil, fmt.Errorf("consumer of feedback: %w", err)
 	}
 	return c, nil
-}
-
-// handleFeedback sees a batch of feedback to its end: the normals of one
-// detector make one job.
-func (w *TrainingWorker) handleFeedback(ctx context.Context, msgs []jetstream.Msg) {
-	beat := newHeartbeat(10*time.Second, msgs)
-	defer beat.stop()
-	type group struct {
-		msgs []jetstream.Msg
-		seqs []uint64
-	}
-	groups := map[string]*group{}
-	for _, m := range msgs {
-		f, seq, err := w.learnFrom(ctx, m)
-		var perm *PermanentError
-		switch {
-		case errors.As(err, &perm):
-			w.refuseFeedback(ctx, m, perm)
-		case err != nil:
-			w.log.Warn().Err(err).Msg("feedback not handled: it comes again")
-			_ = m.NakWithDelay(5 * time.Second)
-		case f.Verdict == FeedbackNormal:
-			g := groups[f.Detector]
-			if g == nil {
-				g = &group{}
-				groups[f.Detector] = g
-			}
-			g.msgs, g.seqs = append(g.msgs, m), append(g.seqs, seq)
-			continue
-		default:
-			_ = m.Ack()
-		}
-		beat.done(m)
-	}
-	for detector, g := range groups {
-		_, err := w.registry.Active(ctx, detector)
-		if err == nil {
-			_, err = w.jobs.Request(ctx, TrainRequest{
-				Job: fmt.Sprintf("extend-%s-%d", detector, g.seqs[len(g.seqs)-1]), Detector: detector, Extend: g.seqs, Promote: true,
-				By: "feedback", Reason: fmt.Sprintf("%d frames were confirmed normal", len(g.seqs)),
-			})
-		} else if errors.Is(err, registry.ErrNoRelease) {
-			err = nil // they are normals for the first training
-		}
-		for _, m := range g.msgs {
-			if err != nil {
-				_ = m.NakWithDelay(5 * time.Second)
-			} else {
-				_ = m.Ack()
-			}
-			beat.done(m)
-		}
-		if err != nil {
-			w.log.Warn().Err(err).Str("detector", detector).Msg("feedback not handled: it comes again")
-		}
-	}
-}
-
-// learnFrom adds the frame that feedback is about to the detector's normals or
-// labelled anomalies.
-func (w *TrainingWorker) learnFrom(ctx context.Context, m jetstream.Msg) (f Feedback, sequence uint64, err error) {
-	if f, err = ParseFeedback(m.Data()); err != nil {
-		return f, 0, Permanent(CodeBadRequest, err)
-	}
-	if m.Subject() != w.cfg.Feedback(f.Detector) {
-		return f, 0, Permanent(CodeBadRequest, fmt.Errorf("feedback on detector %s came on subject %s", f.Detector, m.Subject()))
-	}
-	e, err := FindEvent(ctx, w.js, w.cfg.Names, f.Detector, f.Camera, f.Event, f.Frame)
-	if errors.Is(err, ErrNotFound) {
-		return f, 0, Permanent(CodeNotFound, err)
-	}
-	if err != nil {
-		return f, 0, err
-	}
-	image, err := w.evidence(ctx, e)
-	if err != nil {
-		return f, 0, err
-	}
-	origin := "an operator called the frame " + f.Verdict
-	if f.By != "" {
-		origin = f.By + " called the frame " + f.Verdict
-	}
-	sequence, err = w.normals.Add(ctx, Normal{
-		Detector: f.Detector, ID: feedbackID + e.Camera + "/" + e.FrameID, Origin: origin, Anomaly: f.Verdict == FeedbackAnomalous,
-		Source: e.Source, Camera: e.Camera, CapturedAt: e.CapturedAt, Image: image,
-	})
-	return f, sequence, err
 }
 
 // evidence returns the image of an event.

@@ -29,6 +29,9 @@ type TrainRequest struct {
 	// Extend asks for the active release with these normals (sequences in the
 	// normals stream) added to its bank, instead of training.
 	Extend []uint64 `json:"extend,omitempty"`
+	// Retract asks for the active release without these normals in its bank, the
+	// opposite of Extend.
+	Retract []uint64 `json:"retract,omitempty"`
 	// Readjust asks for the active release with the detector's k and false-alarm
 	// rate, instead of training.
 	Readjust bool      `json:"readjust,omitempty"`
@@ -36,7 +39,7 @@ type TrainRequest struct {
 }
 
 // derived says whether the job changes the active release instead of training.
-func (r TrainRequest) derived() bool { return len(r.Extend) > 0 || r.Readjust }
+func (r TrainRequest) derived() bool { return len(r.Extend) > 0 || len(r.Retract) > 0 || r.Readjust }
 
 // Validate says whether the request can be published.
 func (r TrainRequest) Validate() error {
@@ -46,8 +49,8 @@ func (r TrainRequest) Validate() error {
 	if !validJob(r.Job) {
 		return fmt.Errorf("job name %q: use 1 to %d letters, digits, - and _: %w", clip(r.Job), maxJob, ErrBadName)
 	}
-	if len(r.Extend) > 0 && r.Readjust {
-		return fmt.Errorf("job %s: a release is extended or readjusted, not both: %w", r.Job, ErrBadMessage)
+	if kinds := min(len(r.Extend), 1) + min(len(r.Retract), 1); kinds > 1 || kinds == 1 && r.Readjust {
+		return fmt.Errorf("job %s: a release is extended, retracted from or readjusted, one of these: %w", r.Job, ErrBadMessage)
 	}
 	for what, s := range map[string]string{"method": r.Method, "profile": r.Profile} {
 		if s != "" {

@@ -148,6 +148,7 @@ type fake struct {
 	Delay     time.Duration // of each batch
 	Broken    string        // Load fails with it
 	Known     [][]byte      // images that are normal, whatever their number
+	Retracted []uint64      // normals that have left the bank
 
 	onScore func([][]byte) error // for tests of one process
 }

@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -42,6 +43,8 @@ type Normal struct {
 	// instance. Such a normal is left out of everything, and can be removed.
 	Problem string `json:"problem,omitempty"`
 	Image   []byte `json:"-"`
+
+	once string // what is added once within an hour, instead of the id
 }
 
 // Replayed says what [Normals.Replay] saw.
@@ -83,7 +86,7 @@ func (s *Normals) Add(ctx context.Context, n Normal) (sequence uint64, err error
 	}
 	m := nats.NewMsg(s.subject(n.Detector, n.Anomaly))
 	m.Data = n.Image
-	m.Header.Set(nats.MsgIdHdr, m.Subject+"/"+headerSafe(n.ID))
+	m.Header.Set(nats.MsgIdHdr, m.Subject+"/"+headerSafe(cmp.Or(n.once, n.ID)))
 	m.Header.Set(HeaderFrameID, headerSafe(n.ID))
 	m.Header.Set(HeaderOrigin, headerSafe(n.Origin))
 	if n.Source != "" {

@@ -32,6 +32,10 @@ type Trainer interface {
 	// Extend returns the task's active release with the task's images added to
 	// its bank.
 	Extend(ctx context.Context, task *Task) (TrainResult, error)
+	// Retract returns the task's active release without the normals that its
+	// request names in its bank; their files in it are called as those that Train
+	// and Extend got, the sequence in twelve digits and an extension.
+	Retract(ctx context.Context, task *Task) (TrainResult, error)
 	// Readjust returns the task's active release with the k and the false-alarm
 	// rate of its detector.
 	Readjust(ctx context.Context, task *Task) (TrainResult, error)
@@ -55,7 +59,7 @@ type Task struct {
 	Detector Detector // with the request's method and profile, and defaults
 
 	Dir        string            // scratch folder, empty at first, removed afterwards
-	Normals    string            // folder of the normal images; for Extend: of those to add; for Readjust: empty
+	Normals    string            // folder of the normal images; for Extend: of those to add; for Retract and Readjust: empty
 	Anomalies  string            // folder of the labelled anomalies, maybe empty
 	Taken      map[string]Normal // where and when each file in Normals was taken, by its name
 	Count      int               // normal images
@@ -575,8 +579,12 @@ func (w *TrainingWorker) train(ctx context.Context, task *Task) (TrainResult, er
 		switch {
 		case task.Request.Readjust:
 			o.res, o.err = w.trainer.Readjust(ctx, task)
+		case len(task.Request.Extend) > 0 && task.Count == 0:
+			o.res.Hold = "the images have been removed from the training set meanwhile"
 		case len(task.Request.Extend) > 0:
 			o.res, o.err = w.trainer.Extend(ctx, task)
+		case len(task.Request.Retract) > 0:
+			o.res, o.err = w.trainer.Retract(ctx, task)
 		default:
 			o.res, o.err = w.trainer.Train(ctx, task)
 		}
@@ -618,8 +626,8 @@ func (w *TrainingWorker) promote(ctx context.Context, job Job) (Job, error) {
 // catchUp brings into a newly trained release what operators have called normal
 // while it was trained: the release that it replaces had that already.
 func (w *TrainingWorker) catchUp(ctx context.Context, job Job) error {
-	if job.derived() {
-		return nil
+	if err := w.retractLate(ctx, job); err != nil || job.derived() {
+		return err
 	}
 	if err := w.overtaken(ctx, job); err != nil {
 		return err
@@ -686,14 +694,14 @@ func (w *TrainingWorker) prepare(ctx context.Context, job Job, dir string) (*Tas
 			return os.WriteFile(filepath.Join(folder, name), n.Image, 0o644)
 		}
 	}
-	if !job.Readjust {
+	if !job.Readjust && len(job.Retract) == 0 {
 		seen, err := w.normals.Replay(ctx, job.Detector, false, true, save(t.Normals))
 		if err != nil {
 			return nil, err
 		}
 		t.DataDigest = seen.Digest
 		t.skip(seen.Skipped)
-		if t.Count == 0 {
+		if t.Count == 0 && len(job.Extend) == 0 {
 			return nil, Permanent(CodeBadRequest, fmt.Errorf("detector %s has no such normal images: add some first", job.Detector))
 		}
 	}

@@ -60,6 +60,19 @@ func (f fakeTrainer) Extend(_ context.Context, task *stream.Task) (stream.TrainR
 	return stream.TrainResult{Dir: writeRelease(f.t, old)}, nil
 }
 
+func (f fakeTrainer) Retract(_ context.Context, task *stream.Task) (stream.TrainResult, error) {
+	b, err := os.ReadFile(filepath.Join(task.Active, "fake.json"))
+	if err != nil {
+		return stream.TrainResult{}, err
+	}
+	var old fake
+	if err := json.Unmarshal(b, &old); err != nil {
+		return stream.TrainResult{}, err
+	}
+	old.Known, old.Retracted = nil, append(old.Retracted, task.Request.Retract...)
+	return stream.TrainResult{Dir: writeRelease(f.t, old)}, nil
+}
+
 func (f fakeTrainer) Readjust(_ context.Context, task *stream.Task) (stream.TrainResult, error) {
 	b, err := os.ReadFile(filepath.Join(task.Active, "fake.json"))
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -229,6 +230,67 @@ func TestExtendPutsAConfirmedNormalIntoTheBank(t *testing.T) {
 	x.Normals, x.Out = normals[:2], filepath.Join(t.TempDir(), "third")
 	if _, err := Extend(t.Context(), x); !errors.Is(err, ErrNothingNew) {
 		t.Fatalf("nothing new: %v", err)
+	}
+}
+
+// TestRetractTakesANormalOutOfTheBank again: what Extend put in, and what was
+// there from the beginning.
+func TestRetractTakesANormalOutOfTheBank(t *testing.T) {
+	normals := squares(t, 32)
+	dir := t.TempDir()
+	first, second := filepath.Join(dir, "first"), filepath.Join(dir, "second")
+	before, err := Fit(t.Context(), Plan{
+		Detector: "squares", Out: first, Seed: 5, Data: Data{Normals: normals[:30]}, Model: Model{Backbone: smallBackbone(t)},
+		Calibration: Calibration{Settle: true}, Score: Score{Groups: Class()},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	late := normals[31]
+	late.Name = "000000000046.png"
+	if _, err := Extend(t.Context(), Extension{Release: first, Normals: []Image{late}, Out: second}); err != nil {
+		t.Fatal(err)
+	}
+	retract := func(from, to string, names ...string) (*Result, error) {
+		return Retract(t.Context(), Retraction{Release: from, Out: filepath.Join(dir, to), Names: func(n string) bool { return slices.Contains(names, n) }})
+	}
+	res, err := retract(second, "third", late.Name)
+	if err != nil || res.Bank != before.Bank || res.Threshold != before.Threshold || len(res.Warnings) > 0 {
+		t.Fatalf("before %+v, after %+v, %v", before, res, err)
+	}
+	third := filepath.Join(dir, "third")
+	thumbs, err := release.ReadThumbnails(third)
+	if err != nil || thumbs[30] != nil {
+		t.Errorf("its thumbnail is left: %v", err)
+	}
+	known, err := release.ReadNormals(third)
+	if err != nil || len(known) != 30 || slices.ContainsFunc(known, func(n Normal) bool { return n.Name == late.Name }) {
+		t.Errorf("%d images are listed, %v", len(known), err)
+	}
+	d, err := inference.Open(t.Context(), third, inference.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	b, _ := late.Read()
+	if s, err := d.Score(t.Context(), [][]byte{b}); err != nil || s[0].Nearest[0].ID == 30 {
+		t.Errorf("the retracted image's nearest: %+v, %v", s[0].Nearest, err)
+	}
+	if _, err := retract(third, "none", late.Name); !errors.Is(err, ErrNotThere) {
+		t.Errorf("again: %v", err)
+	}
+	var inBank, all []string
+	for _, n := range known {
+		all = append(all, n.Name)
+		if n.Use == UsedInBank {
+			inBank = append(inBank, n.Name)
+		}
+	}
+	if res, err := retract(third, "fourth", inBank[:3]...); err != nil || res.Bank != before.Bank-3 || res.Threshold < before.Threshold {
+		t.Errorf("from the beginning: %+v, %v", res, err)
+	}
+	if _, err := retract(third, "nothing", all...); !errors.Is(err, ErrNeeded) {
+		t.Errorf("all of them: %v", err)
 	}
 }
 

@@ -23,7 +23,7 @@ func userName() string {
 
 type markCmd struct {
 	Detector string `arg:"" help:"Detector whose event is meant."`
-	Verdict  string `arg:"" enum:"normal,anomalous" help:"normal: a false alarm; anomalous: a true one."`
+	Verdict  string `arg:"" enum:"normal,anomalous,seen,withdrawn" help:"normal: a false alarm; anomalous: a true one; seen: looked at, nothing to learn; withdrawn: what was said before is taken back."`
 	Event    string `arg:"" optional:"" help:"Id of the event, as watch --json shows it."`
 	Camera   string `placeholder:"C" help:"Instead of the event: the camera …"`
 	Frame    string `placeholder:"F" help:"… and its frame."`
@@ -33,10 +33,12 @@ type markCmd struct {
 
 func (*markCmd) Help() string {
 	return "A frame marked normal joins the normals and enters the bank of the active release at once, without training: the same false alarm is not raised twice. " +
-		"One marked anomalous becomes a labelled anomaly, for the gate that new releases must pass.\n\n" +
+		"One marked anomalous becomes a labelled anomaly, for the gate that new releases must pass. " +
+		"The last verdict on an event wins, and undoes what the ones before it did.\n\n" +
 		examples(
 			"nearmiss mark bolts normal 6f1c2a0e9b7d4c55a1b2c3d4e5f60718",
 			"nearmiss mark bolts anomalous --camera line1 --frame mb3k9-1042",
+			"nearmiss mark bolts withdrawn 6f1c2a0e9b7d4c55a1b2c3d4e5f60718",
 		)
 }
 
@@ -56,9 +58,11 @@ func (c *markCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	if _, err := stream.FindEvent(ctx, js, c.names(), c.Detector, c.Camera, c.Event, c.Frame); err != nil {
+	e, err := stream.FindEvent(ctx, js, c.names(), c.Detector, c.Camera, c.Event, c.Frame)
+	if err != nil {
 		return err
 	}
+	f.Event, f.Sequence = e.ID, e.Sequence
 	if err := stream.SendFeedback(ctx, js, c.names(), f); err != nil {
 		return err
 	}

@@ -126,7 +126,7 @@ func jobText(j stream.Job) string {
 		text += ", at " + j.Trainer
 	case j.Release != "":
 		text += fmt.Sprintf("  release %.12s, %s", j.Release, map[bool]string{true: "active since", false: "not promoted"}[j.Promoted])
-		if !j.Readjust {
+		if !j.Readjust && len(j.Retract) == 0 {
 			text += fmt.Sprintf("; %d normals", j.Normals)
 		}
 	}

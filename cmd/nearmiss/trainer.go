@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -221,6 +222,30 @@ func (t trainer) Extend(ctx context.Context, task *stream.Task) (stream.TrainRes
 		return stream.TrainResult{Hold: training.ErrNothingNew.Error()}, nil
 	}
 	if err != nil {
+		return stream.TrainResult{}, err
+	}
+	t.tell(task.Detector.Name, res)
+	return stream.TrainResult{Dir: out, Notes: res.Warnings}, nil
+}
+
+// Retract implements stream.Trainer.
+func (t trainer) Retract(ctx context.Context, task *stream.Task) (stream.TrainResult, error) {
+	gone := map[string]bool{}
+	for _, seq := range task.Request.Retract {
+		gone[fmt.Sprintf("%012d", seq)] = true
+	}
+	out := filepath.Join(task.Dir, "release")
+	res, err := training.Retract(ctx, training.Retraction{
+		Release: task.Active, Verified: true, Out: out, NoImages: task.Detector.NoEvidence,
+		Names:  func(name string) bool { return gone[strings.TrimSuffix(name, filepath.Ext(name))] },
+		Device: t.device, Threads: t.conf.Worker.Threads, Limits: t.limits, Tool: "nearmiss " + version, Log: t.o.Log,
+	})
+	switch {
+	case errors.Is(err, training.ErrNotThere):
+		return stream.TrainResult{Hold: training.ErrNotThere.Error()}, nil
+	case errors.Is(err, training.ErrNeeded), errors.Is(err, bank.ErrUnsupported), errors.Is(err, bank.ErrNoHeldOut):
+		return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
+	case err != nil:
 		return stream.TrainResult{}, err
 	}
 	t.tell(task.Detector.Name, res)

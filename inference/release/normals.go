@@ -85,3 +85,6 @@ func EncodeNormals(all []Normal) ([]byte, error) {
 // PatchID is the id, in the bank of patches, of the patch at a place of an image
 // with an id in the other banks. Places count row by row, below 65,536.
 func PatchID(image uint64, place int) uint64 { return image<<16 | uint64(place) }
+
+// ImageOf is the id of the image that a patch with an id is of.
+func ImageOf(patch uint64) uint64 { return patch >> 16 }
