@@ -84,6 +84,7 @@ type trainerConfig struct {
 type imagesConfig struct {
 	MaxBytes  int64 `yaml:"max_bytes" env:"MAX_BYTES"`
 	MaxPixels int64 `yaml:"max_pixels" env:"MAX_PIXELS"`
+	Memory    int64 `yaml:"memory" env:"MEMORY"` // bytes that all images under way may take together
 }
 
 func defaultConfig() config {
@@ -92,7 +93,7 @@ func defaultConfig() config {
 		Broker: brokerConfig{Host: "127.0.0.1", Port: 4222, MaxStore: 16 << 30, WebSocketOrigins: []string{}},
 		Keep:   keepConfig{FramesBytes: 2 << 30, FramesAge: 7 * 24 * time.Hour, EventsBytes: 1 << 30, EventsAge: 90 * 24 * time.Hour},
 		Worker: workerConfig{Device: "cpu", Batch: 16}, Trainer: trainerConfig{Takeover: 30 * time.Second},
-		Images: imagesConfig{MaxBytes: 64 << 20, MaxPixels: 100_000_000},
+		Images: imagesConfig{MaxBytes: 64 << 20, MaxPixels: 100_000_000, Memory: 1 << 30},
 	}
 }
 
@@ -154,6 +155,9 @@ func (c config) Validate() error {
 	}
 	if c.Images.MaxPixels < 1 {
 		wrong("images.max_pixels", c.Images.MaxPixels, "at least 1")
+	}
+	if c.Images.Memory < 64<<20 {
+		wrong("images.memory", c.Images.Memory, "at least 67108864 (64 MiB)")
 	}
 	return errors.Join(errs...)
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/release"
+	budget "github.com/nearmiss/nearmiss/internal/memory"
 	"github.com/nearmiss/nearmiss/stream"
 )
 
@@ -24,7 +25,7 @@ func loader(o inference.Options) stream.Loader {
 		if err != nil {
 			return nil, errors.Join(err, d.Close())
 		}
-		return scorer{d, thumbs, o.Embed.Limits}, nil
+		return scorer{d, thumbs, o.Embed.Limits, o.Embed.Memory}, nil
 	})
 }
 
@@ -33,6 +34,7 @@ type scorer struct {
 	d      *inference.Detector
 	thumbs release.Thumbnails // of the normals in the bank; nil: the release has none
 	limits imaging.Limits
+	memory *budget.Budget // of pixels
 }
 
 func (s scorer) Score(ctx context.Context, images [][]byte) ([]stream.Verdict, error) {

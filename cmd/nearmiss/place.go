@@ -73,10 +73,19 @@ func whereText(all []stream.Spot) string {
 	return text
 }
 
-func (p *place) Draw(_ context.Context, file []byte) ([]stream.Picture, error) {
+func (p *place) Draw(ctx context.Context, file []byte) ([]stream.Picture, error) {
 	if err := p.locate(); err != nil {
 		return nil, err
 	}
+	h, err := imaging.Inspect(file, p.s.limits)
+	if err != nil {
+		return nil, err
+	}
+	release, err := p.s.memory.Acquire(ctx, h.Memory)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	frame, err := imaging.Decode(file, p.s.limits)
 	if err != nil {
 		return nil, err

@@ -9,6 +9,7 @@ import (
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/ort"
+	budget "github.com/nearmiss/nearmiss/internal/memory"
 	"github.com/nearmiss/nearmiss/stream"
 )
 
@@ -63,11 +64,14 @@ func newWorker(conf config, detectors []string, nc *nats.Conn, o *output) (*stre
 		return nil, err
 	}
 	limits := imaging.Limits{MaxBytes: conf.Images.MaxBytes, MaxPixels: conf.Images.MaxPixels}
+	// Two halves, since a frame is held as a file while it waits for room for its
+	// pixels.
+	files, pixels := budget.New(conf.Images.Memory/2), budget.New(conf.Images.Memory/2)
 	w, err := stream.NewWorker(stream.WorkerConfig{
 		Names: stream.Names{Prefix: conf.Prefix}, Detectors: detectors, CacheDir: filepath.Join(conf.Data, "releases"),
-		BatchSize: conf.Worker.Batch, MaxImage: conf.Images.MaxBytes, Inspect: inspect(limits),
+		BatchSize: conf.Worker.Batch, MaxImage: conf.Images.MaxBytes, Memory: files, Inspect: inspect(limits),
 	}, nc, loader(inference.Options{
-		Embed: inference.EmbedOptions{Device: d, Threads: conf.Worker.Threads, Limits: limits},
+		Embed: inference.EmbedOptions{Device: d, Threads: conf.Worker.Threads, Limits: limits, Memory: pixels},
 		Log:   o.Log,
 	}), o.Log)
 	if err != nil {

@@ -155,11 +155,12 @@ func (r subjects) worker(d string) Rights {
 			reads(events, r.Events(d, "*", stream.KindAnomaly)),
 			readKV(r.ActiveBucket()), readKV(r.DetectorsBucket()),
 			readKV(r.JobsBucket()), []string{"$KV." + r.JobsBucket() + ".*"},
+			readKV(r.WorkBucket()), []string{"$KV." + r.WorkBucket() + ".>", r.API() + ".worker.alive.*"},
 			readObjects(r.ArtifactsBucket()), writeObjects(r.ArtifactsBucket()),
 			readObjects(r.EvidenceBucket()), writeObjects(r.EvidenceBucket()),
 			[]string{r.Events(d, "*", "*"), r.Scores(d, "*"), r.Normals(d), r.Train(d), r.Dead(frames)},
 		),
-		Subscribe: append([]string{r.API() + ".worker.>", r.Scores(d, "*")}, service...),
+		Subscribe: append([]string{r.API() + ".worker.>"}, service...),
 		Respond:   true,
 	}
 }
@@ -199,6 +200,7 @@ func (r subjects) operator() Rights {
 			readKV(r.ActiveBucket()), []string{"$KV." + r.ActiveBucket() + ".*"},
 			readKV(r.DetectorsBucket()), []string{"$KV." + r.DetectorsBucket() + ".*"},
 			readKV(r.JobsBucket()), []string{"$KV." + r.JobsBucket() + ".*"},
+			readKV(r.WorkBucket()),
 			reads(dead, r.Dead("*")),
 			reads(events, r.prefixed("events.>")),
 			[]string{
@@ -245,7 +247,7 @@ func (r subjects) subscriber(u User, d string) Rights {
 func (r subjects) setup() []string {
 	names := []string{
 		r.FramesStream(), r.EventsStream(), r.NormalsStream(), r.FeedbackStream(), r.TrainingStream(), r.DeadStream(),
-		"KV_" + r.DetectorsBucket(), "KV_" + r.ActiveBucket(), "KV_" + r.JobsBucket(),
+		"KV_" + r.DetectorsBucket(), "KV_" + r.ActiveBucket(), "KV_" + r.JobsBucket(), "KV_" + r.WorkBucket(),
 		"OBJ_" + r.ArtifactsBucket(), "OBJ_" + r.EvidenceBucket(),
 	}
 	out := []string{api + "INFO"}
