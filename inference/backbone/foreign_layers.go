@@ -331,7 +331,7 @@ func selectForeign(dst, path string, taps []Tap) (s Selection, err error) {
 		end.node("Concat", vectors, OutputEmbedding, intAttr("axis", 1))
 	}
 	outputs = append([]tensorInfo{{OutputEmbedding, elemFloat, true, []int64{batch, int64(total)}}}, outputs...)
-	g, err := prune(m.graph, rename, end, outputs)
+	g, err := prune(m.graph, rename, end, outputs, nil)
 	if err != nil {
 		return fail(err)
 	}
@@ -402,8 +402,9 @@ func tapForeign(s *splice, m *foreignModel, layers []Layer, t Tap) (string, Laye
 	return "", l, architectureError("unknown vectors %q", t.What)
 }
 
-// prune writes a graph with only the nodes and weights that some outputs need.
-func prune(graph []byte, rename map[string]string, end *splice, outputs []tensorInfo) ([]byte, error) {
+// prune writes a graph with only the nodes and weights that some outputs, and
+// some values inside, need.
+func prune(graph []byte, rename map[string]string, end *splice, outputs []tensorInfo, inside []Layer) ([]byte, error) {
 	type node struct {
 		raw     []byte
 		outputs []string
@@ -438,6 +439,9 @@ func prune(graph []byte, rename map[string]string, end *splice, outputs []tensor
 	need := map[string]bool{}
 	for _, t := range outputs {
 		need[t.name] = true
+	}
+	for _, l := range inside {
+		need[l.Value] = true
 	}
 	keep := make([]bool, len(nodes))
 	for i := len(nodes) - 1; i >= 0; i-- { // nodes are in topological order

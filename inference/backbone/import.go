@@ -263,7 +263,8 @@ func Inspect(path string, o ImportOptions) (r Report, err error) {
 	}
 	if r.Family != "" {
 		r.Imported = true
-		return r, nil
+		r.Layers, err = readLayers(f.metadata)
+		return r, err
 	}
 	if o.Name == "" {
 		o.Name = stripExtension(path)

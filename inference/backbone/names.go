@@ -371,7 +371,9 @@ func checkUsed(m *Model, src source, w *Weights) (left []string, err error) {
 		if inside && !leftOver.MatchString(name) && !googleLeftOver(src, name) {
 			bad = append(bad, file)
 		}
-		left = append(left, file)
+		if !strings.HasSuffix(name, "num_batches_tracked") { // a counter
+			left = append(left, file)
+		}
 	}
 	if len(bad) > 0 {
 		return nil, architectureError("%d tensors of the network are not understood (%s): it is not a plain %s, and without them it would be another network; export it to ONNX and import that",

@@ -2,7 +2,6 @@ package backbone
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -343,7 +342,6 @@ func (f *foreign) assemble(end *splice, outputs []tensorInfo, batch int64, metad
 		g = appendBytes(g, graphInitializer, t)
 		return err
 	}
-	f.params = 0
 	err = eachField(f.foreignModel.graph, func(fd field) error {
 		switch fd.tag {
 		case graphNode:
@@ -352,9 +350,7 @@ func (f *foreign) assemble(end *splice, outputs []tensorInfo, batch int64, metad
 				return err
 			}
 			if own != nil {
-				_, elements, _, err := initializer(own)
-				f.params += elements
-				return errors.Join(err, put(own))
+				return put(own)
 			}
 			n, err := renameNode(fd.val, f.rename, 0)
 			if err != nil {
@@ -371,9 +367,7 @@ func (f *foreign) assemble(end *splice, outputs []tensorInfo, batch int64, metad
 			}
 		case graphOutput:
 		case graphInitializer:
-			_, elements, _, err := initializer(fd.val)
-			f.params += elements
-			return errors.Join(err, put(fd.val))
+			return put(fd.val)
 		case graphValueInfo:
 			// Shapes that the file declares are not to be trusted for another input, and
 			// nobody needs them.
@@ -396,6 +390,30 @@ func (f *foreign) assemble(end *splice, outputs []tensorInfo, batch int64, metad
 	for _, t := range outputs {
 		g = appendBytes(g, graphOutput, t.encode())
 	}
+	if metadata == nil {
+		return f.model(g, nil)
+	}
+	layers, _ := metadata[MetadataLayers].([]Layer)
+	if g, err = prune(g, nil, &splice{}, outputs, layers); err != nil {
+		return nil, err
+	}
+	info := metadata[MetadataBackbone].(Info)
+	info.Params = 0
+	err = eachField(g, func(fd field) error {
+		if fd.tag != graphInitializer {
+			return nil
+		}
+		name, elements, _, err := initializer(fd.val)
+		if !strings.HasPrefix(name, "nearmiss/") {
+			info.Params += elements
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	f.params = info.Params
+	metadata[MetadataBackbone] = info
 	return f.model(g, metadata)
 }
 
@@ -484,6 +502,7 @@ func importForeign(b []byte, o ImportOptions) (r result, err error) {
 		if r.model, err = f.assemble(f.epilogue(c), []tensorInfo{out}, batch, metadata, false); err != nil {
 			return r, err
 		}
+		r.info.Params = f.params
 		if o.Run == nil {
 			return r, nil
 		}
