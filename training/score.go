@@ -235,8 +235,8 @@ func full(a backbone.Anatomy, tuned, noPatches bool) [][]Part {
 		if l == 0 || a.Class && i >= len(layers)/2 {
 			add(backbone.Tap{What: backbone.TapClass, Layer: l})
 		}
-		if l == 0 && !a.Class {
-			continue // the same as after the last stage
+		if l == 0 && (!a.Class || a.Foreign) {
+			continue // the same as after the last stage, or not to be had
 		}
 		for _, margin := range []int{2, 4} {
 			add(backbone.Tap{What: backbone.TapPooled, Layer: l, Margin: margin})

@@ -380,8 +380,21 @@ func tapForeign(s *splice, m *foreignModel, layers []Layer, t Tap) (string, Laye
 		}
 		y := s.node("Slice", []string{x, constant(0), constant(1), constant(1)}, "")
 		return s.node("Reshape", []string{y, constant(0, int64(l.Dim))}, ""), l, nil
-	case TapPooled:
-		return s.mean(m.opset, patches(), "", 1), l, nil
+	case TapPooled, TapSpread:
+		y := patches()
+		if t.Margin < 0 || t.Margin > mostMargin {
+			return "", l, architectureError("%s leaves out more than %d 14ths at each edge", t, mostMargin)
+		}
+		if v, h := margin(t, l.Height), margin(t, l.Width); v+h > 0 {
+			y = s.node("Reshape", []string{y, constant(0, int64(l.Height), int64(l.Width), int64(l.Dim))}, "")
+			y = s.node("Slice", []string{y, constant(int64(v), int64(h)), constant(int64(l.Height-v), int64(l.Width-h)), constant(1, 2)}, "")
+			y = s.node("Reshape", []string{y, constant(0, -1, int64(l.Dim))}, "")
+		}
+		if t.What == TapPooled {
+			return s.mean(m.opset, y, 1, false), l, nil
+		}
+		off := s.node("Sub", []string{y, s.mean(m.opset, y, 1, true)}, "")
+		return s.node("Sqrt", []string{s.mean(m.opset, s.node("Mul", []string{off, off}, ""), 1, false)}, ""), l, nil
 	case TapPatch:
 		if t.Around > 1 && t.Around%2 == 0 {
 			return "", l, architectureError("the mean of %d×%d patches has no middle one", t.Around, t.Around)
@@ -395,7 +408,7 @@ func tapForeign(s *splice, m *foreignModel, layers []Layer, t Tap) (string, Laye
 			y = s.node("Reshape", []string{y, constant(0, int64(l.Dim), -1)}, "")
 			y = s.node("Transpose", []string{y}, "", intsAttr("perm", 0, 2, 1))
 		}
-		length := s.l2(m.opset, y, 2)
+		length := s.reduce("ReduceL2", m.opset, y, 2, true)
 		length = s.node("Max", []string{length, s.floats(fmt.Sprintf("nearmiss/tap/%d/least", s.count), []float32{1e-12})}, "")
 		return s.node("Div", []string{y, length}, ""), l, nil
 	}

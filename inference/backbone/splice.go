@@ -310,7 +310,7 @@ func (f *foreign) epilogue(c chosen) *splice {
 	case c.rank == 4:
 		y = s.node("Flatten", []string{s.node("GlobalAveragePool", []string{y}, "")}, end, intAttr("axis", 1))
 	default:
-		y = s.mean(f.opset, y, end, 1)
+		y = s.node("Identity", []string{s.mean(f.opset, y, 1, false)}, end)
 	}
 	if half {
 		s.node("Cast", []string{y}, OutputEmbedding, intAttr("to", elemFloat))

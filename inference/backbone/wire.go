@@ -269,21 +269,22 @@ func (s *splice) node(op string, in []string, out string, attrs ...[]byte) strin
 	return out
 }
 
-// mean is the mean over one axis, which is then gone. The axis became an input
-// with operator set 18.
-func (s *splice) mean(opset int, x, out string, axis int64) string {
-	if opset >= 18 {
-		return s.node("ReduceMean", []string{x, s.vector(fmt.Sprintf("nearmiss/%s/%d/axis", s.prefix, s.count), axis)}, out, intAttr("keepdims", 0))
-	}
-	return s.node("ReduceMean", []string{x}, out, intsAttr("axes", axis), intAttr("keepdims", 0))
+// mean is the mean over one axis, which is gone then or is kept with length 1.
+func (s *splice) mean(opset int, x string, axis int64, keep bool) string {
+	return s.reduce("ReduceMean", opset, x, axis, keep)
 }
 
-// l2 is the length of the vectors along an axis.
-func (s *splice) l2(opset int, x string, axis int64) string {
-	if opset >= 18 {
-		return s.node("ReduceL2", []string{x, s.vector(fmt.Sprintf("nearmiss/%s/%d/axis", s.prefix, s.count), axis)}, "", intAttr("keepdims", 1))
+// reduce is an operator over one axis; the axis became an input with operator set
+// 18.
+func (s *splice) reduce(op string, opset int, x string, axis int64, keep bool) string {
+	k := int64(0)
+	if keep {
+		k = 1
 	}
-	return s.node("ReduceL2", []string{x}, "", intsAttr("axes", axis), intAttr("keepdims", 1))
+	if opset >= 18 {
+		return s.node(op, []string{x, s.ints(axis)}, "", intAttr("keepdims", k))
+	}
+	return s.node(op, []string{x}, "", intsAttr("axes", axis), intAttr("keepdims", k))
 }
 
 // ints is a list of integers.
@@ -299,10 +300,6 @@ func (s *splice) floats(name string, v []float32) string {
 	var raw bytes.Buffer
 	_ = binary.Write(&raw, binary.LittleEndian, v)
 	return s.tensor(name, elemFloat, raw.Bytes(), int64(len(v)))
-}
-
-func (s *splice) vector(name string, v int64) string {
-	return s.tensor(name, 7, binary.LittleEndian.AppendUint64(nil, uint64(v)), 1)
 }
 
 func (s *splice) scalar(name string, v int64) string {
