@@ -164,7 +164,7 @@ func (s Store) Pull(ctx context.Context, e Entry, o PullOptions) (r Result, err 
 	}
 	before := known[e.Name]
 	file := filepath.Join(weights, e.File)
-	digest, size, err := hashFile(file)
+	digest, _, err := hashFile(file)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return r, err
 	}
@@ -173,6 +173,7 @@ func (s Store) Pull(ctx context.Context, e Entry, o PullOptions) (r Result, err 
 		if err != nil {
 			return r, err
 		}
+		var size int64
 		if digest, size, err = hashFile(file + ".new"); err != nil {
 			return r, err
 		}
