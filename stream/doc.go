@@ -32,15 +32,16 @@
 //	├ follow ×2            watches pointers and configurations; each change wakes Run
 //	├ epoch.Follow         at each reconnect ends what waits for an answer that was lost
 //	├ undertake            moves frames that were delivered too often to the dead letters
+//	├ heirs                gives back the frames of workers that are gone
 //	├ evict                clears the release cache
 //	└ line.run             one a detector
 //	  ├ swapper            loads what should serve and exchanges it; owns loading
 //	  ├ lane ×Lanes        pull, score, publish, acknowledge: one batch at a time
-//	  │ └ heartbeat        tells the broker that the batch's frames are at work
+//	  │ └ heartbeat        tells the broker that the batch's frames are at work, or
+//	  │                    wait to be stored
 //	  ├ exhibitor          draws the pictures of alarms; fed by lanes, ends after them
 //	  ├ learn              makes normals of the first frames, while there is no release
 //	  ├ shed               drops old frames of live detectors
-//	  ├ listen             hears what other workers score, for the smoothing
 //	  └ tell               stores one notice; nothing waits for it but the end
 //
 // A release in service belongs to its line and is lent to batches: a lane takes
@@ -50,15 +51,18 @@
 // last, and a release is closed once, by the swapper or at the end of run.
 //
 // The locks, in the order in which they may be taken; none is held while the
-// broker or the scorer is waited for:
+// broker or the scorer is waited for, but for the first:
 //
+//  0. Worker.scoring: the exception, held while the scorer is waited for. All that
+//     score hold it for reading; who holds it alone scores a frame that may be
+//     what ends processes, so that a death tells.
 //  1. Worker.mu: the lines.
 //  2. line.mu: what is wanted, what serves, the candidate and its report, what was
 //     refused, and the context that ends when any of these changes.
 //  3. loaded.mu: the drift tests of a release, by camera.
 //
-// recentScores.mu, heartbeat.mu, reporter.mu and Epoch's are held alone. Counters
-// are atomic. What has no lock has one owner: added and bounded are the
+// Those of recentScores, hands, pacer, seen, heartbeat, reporter and Epoch are held
+// alone. Counters are atomic. What has no lock has one owner: added and bounded are the
 // exhibitor's, and a batch's frames its lane's until they are set aside, the
 // exhibitor's from then on.
 //

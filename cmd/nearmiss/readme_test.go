@@ -74,7 +74,7 @@ func TestPagesCommandsAreAccepted(t *testing.T) {
 	}
 	dir := t.TempDir()
 	for _, sub := range []string{
-		"work/good", "work/new", "work/tiles", "work/releases/bolts", "work/cifar10", "work/deployments",
+		"work/good", "work/new", "work/tiles", "work/releases/bolts", "work/cifar10", "work/deployments", "work/nearmiss-data/tls",
 		"shared/data/wbc", "shared/data/magnetic-tile",
 	} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
@@ -82,7 +82,8 @@ func TestPagesCommandsAreAccepted(t *testing.T) {
 		}
 	}
 	for _, file := range []string{
-		"work/model.safetensors", "work/model.onnx", "work/vit_ti.onnx", "work/libonnxruntime.so", "shared/data/vit_tiny_patch16_224.safetensors",
+		"work/model.safetensors", "work/model.onnx", "work/vit_ti.onnx", "work/libonnxruntime.so", "work/line1.nk", "work/lamp.nk", "work/ca.crt",
+		"work/nearmiss-data/tls/broker.crt", "work/nearmiss-data/tls/broker.key", "shared/data/vit_tiny_patch16_224.safetensors",
 	} {
 		write(t, filepath.Join(dir, file), "")
 	}
