@@ -27,6 +27,10 @@ type Split struct {
 	Alike float64
 }
 
+// leastRise of the scores of frames without their neighbours is worth losing
+// some to guards.
+const leastRise = 1.15
+
 // Draw divides shots by whole stretches of time. rows are their embeddings,
 // row-major; equal arguments give equal splits. It gives nil where the order in
 // which the shots were taken tells nothing, so that any of them may be held out,
@@ -45,7 +49,11 @@ func Draw(shots []Shot, rows []float32, o Options) *Split {
 		return nil
 	}
 	guard := int(math.Ceil(alike))
-	each := min(clustering(seqs, rows, dim, o.K, guard), float64(n))
+	each, rise := clustering(seqs, rows, dim, o.K, guard)
+	if rise < leastRise {
+		return nil
+	}
+	each = min(each, float64(n))
 	share := o.Share
 	if need := float64(o.Need) * each / float64(n); need > share && need <= min(2*share, 0.5) {
 		share = need

@@ -120,17 +120,24 @@ func squared(rows []float32, dim, i, j int) float64 {
 // threshold may rest on more than the frames' worth. It is the mean, for the
 // upper quarter and the upper tenth of scores, of 1 + 2 Σ of the autocorrelation
 // of being among them. A frame's score is that against all frames but the guard
-// places before and after it.
-func clustering(seqs [][]int, rows []float32, dim, k, guard int) float64 {
+// places before and after it. rise is by how much, in the mean, scores are higher
+// than with these: what a threshold from frames that are held out at random would
+// be too low by.
+func clustering(seqs [][]int, rows []float32, dim, k, guard int) (each, rise float64) {
 	const work = 2e7 // pairs
 	n := len(rows) / dim
 	every := max(1, int(math.Ceil(float64(n)*float64(n)/work)))
 	var scores [][]float64
+	logs, count := 0.0, 0.0
 	for _, s := range seqs {
 		// One stretch of each sequence: neighbours must stay neighbours.
 		var of []float64
 		for at := range max(1, len(s)/every) {
-			of = append(of, score(seqs, s, at, rows, dim, k, guard))
+			with, without := score(seqs, s, at, rows, dim, k, 0), score(seqs, s, at, rows, dim, k, guard)
+			of = append(of, without)
+			if with > 0 {
+				logs, count = logs+math.Log(without/with), count+1
+			}
 		}
 		scores = append(scores, of)
 	}
@@ -140,7 +147,10 @@ func clustering(seqs [][]int, rows []float32, dim, k, guard int) float64 {
 	for _, q := range []float64{0.75, 0.9} {
 		sum += runs(scores, all[min(int(q*float64(len(all))), len(all)-1)])
 	}
-	return max(1, sum/2)
+	if rise = math.Inf(1); count > 0 { // else equal frames are side by side
+		rise = math.Exp(logs / count)
+	}
+	return max(1, sum/2), rise
 }
 
 // score is the sum of squared distances of the frame at a place of a sequence to
