@@ -26,7 +26,6 @@ func TestWrongUsageIsOneClearLineAndExitCode2(t *testing.T) {
 		args []string
 		says string
 	}{
-		"no command":              {nil, "expected one of"},
 		"unknown command":         {[]string{"nonsense"}, "nonsense"},
 		"unknown flag":            {[]string{"version", "--nope"}, "--nope"},
 		"missing argument":        {[]string{"score", "--release", t.TempDir()}, "image"},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"reflect"
 	"slices"
 	"strconv"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/term"
 
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/registry"
@@ -301,6 +303,7 @@ func (c *detectorSetCmd) takeEffect(ctx context.Context, o *output, js jetstream
 type detectorDeleteCmd struct {
 	Name       string `arg:"" help:"Name of the detector."`
 	Everything bool   `help:"Delete its normals and labelled anomalies, too."`
+	Yes        bool   `short:"y" help:"Do not ask. Without a terminal nobody is asked."`
 	serverFlags
 }
 
@@ -309,6 +312,13 @@ func (*detectorDeleteCmd) Help() string {
 }
 
 func (c *detectorDeleteCmd) Run(ctx context.Context, o *output) error {
+	what := "detector " + c.Name
+	if c.Everything {
+		what += " with all its normals and labelled anomalies"
+	}
+	if !c.Yes && isTerminal(o.screen) && term.IsTerminal(int(os.Stdin.Fd())) && !ask(os.Stdin, o.screen, "delete "+what+"?") {
+		return errors.New("nothing was deleted")
+	}
 	return withDetectors(ctx, c.serverFlags, o, func(js jetstream.JetStream, _ *stream.Detectors) error {
 		if err := stream.DeleteDetector(ctx, js, c.names(), c.Name, c.Everything); err != nil {
 			return err

@@ -19,7 +19,7 @@ type fitCmd struct {
 	Detector  string   `placeholder:"NAME" help:"Name of the inspection task (default: the release folder's)."`
 	Method    string   `enum:"knn,fitymi" default:"knn" help:"How to learn: ${enum}. fitymi first tunes the backbone to tell normals from fakes."`
 	K         int      `default:"2" help:"Nearest normals whose squared distances make the score."`
-	Alpha     float64  `placeholder:"RATE" help:"False-alarm rate that the threshold promises, 0..1 (default 0.01, or else the smallest that the held-out images can promise)."`
+	Alpha     float64  `name:"false-alarm-rate" aliases:"alpha" placeholder:"SHARE" help:"Share of normal images that may be called anomalous, as 0.01 or 1% (default 1%, or else the smallest that the held-out images can promise)."`
 	HeldOut   float64  `name:"held-out" default:"0.2" help:"Share of the normals that sets the threshold and stays out of the bank."`
 	Seed      *uint64  `placeholder:"N" help:"Draws the held-out images (default: another one every time; the release records it)."`
 	Anomalies []string `type:"existingpath" placeholder:"DIR" help:"Real anomalies that fitymi's gate is to judge by; nothing is learnt from them."`
@@ -36,7 +36,7 @@ func (*fitCmd) Help() string {
 		"false-alarm rate below 1/(n+1): with the default share, 1 % needs 493 different images and 5 % needs 93.\n\n" +
 		examples(
 			"nearmiss fit --normals good/ --backbone vit_b.onnx --out releases/bolts",
-			"nearmiss fit --normals good/ --backbone vit_b.onnx --out releases/bolts --alpha 0.05 --seed 1 --json",
+			"nearmiss fit --normals good/ --backbone vit_b.onnx --out releases/bolts --false-alarm-rate 5% --seed 1 --json",
 			"nearmiss fit --normals good/ --backbone vit_ti.onnx --out releases/bolts --method fitymi --seed 1 --work /tmp/bolts",
 			"nearmiss fit --normals good/ --backbone vit_b.onnx --out releases/bolts --method fitymi --profile paper-high --inception inception.onnx --device cuda",
 		)

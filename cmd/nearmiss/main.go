@@ -30,8 +30,9 @@ const (
 
 // cli lists the subcommands, one file each.
 type cli struct {
-	LogLevel  string `name:"log-level" enum:"debug,info,warn,error" default:"info" env:"NEARMISS_LOG_LEVEL" help:"Least severe log line to print on standard error: ${enum}."`
-	LogFormat string `name:"log-format" enum:"auto,text,json" default:"auto" env:"NEARMISS_LOG_FORMAT" help:"How log lines look: ${enum}; auto is text on a terminal and JSON elsewhere."`
+	LogLevel    string           `name:"log-level" enum:"debug,info,warn,error" default:"info" env:"NEARMISS_LOG_LEVEL" help:"Least severe log line to print on standard error: ${enum}."`
+	ShowVersion kong.VersionFlag `name:"version" help:"Print version, commit and platform, and nothing else."`
+	LogFormat   string           `name:"log-format" enum:"auto,text,json" default:"auto" env:"NEARMISS_LOG_FORMAT" help:"How log lines look: ${enum}; auto is text on a terminal and JSON elsewhere."`
 
 	Up upCmd `cmd:"" help:"Run broker, worker and trainer on this machine; --demo shows them at work."`
 
@@ -63,6 +64,10 @@ type cli struct {
 	Bench    benchCmd    `cmd:"" help:"Measure speed on this machine."`
 	Runtime  runtimeCmd  `cmd:"" help:"The ONNX Runtime library: install it, or see which one is in use."`
 	Version  versionCmd  `cmd:"" help:"Print version, commit and platform."`
+
+	Help       helpCmd       `cmd:"" help:"Explain a command, as its --help does."`
+	Completion completionCmd `cmd:"" help:"Print a script that completes commands and flags in a shell."`
+	Man        manCmd        `cmd:"" help:"Print the manual page."`
 }
 
 // usageError marks a mistake in the arguments that only the command itself
@@ -74,10 +79,10 @@ func (e usageError) Unwrap() error { return e.err }
 
 // newParser is a parser of the command line.
 func newParser(c *cli, options ...kong.Option) (*kong.Kong, error) {
-	return kong.New(c, append(options,
+	return kong.New(c, append(append(options, mappers()...),
 		kong.Name("nearmiss"),
 		kong.Description("Watches streams of images and raises an event when one is not normal, most of all when it is almost normal."),
-		kong.Vars{"varied": variedNames()},
+		kong.Vars{"varied": variedNames(), "version": versionText()},
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
 	)...)
 }
@@ -102,12 +107,19 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "nearmiss:", err)
 		return exitUsage
 	}
-	kctx, err := parser.Parse(args)
+	if len(args) > 0 && args[0] == completeWord {
+		complete(stdout, parser.Model, args[1:])
+		return exitOK
+	}
+	var kctx *kong.Context
+	if args, err = wantsHelp(parser.Model, args); err == nil {
+		kctx, err = parser.Parse(args)
+	}
 	if code >= 0 { // --help has been printed
 		return code
 	}
 	if err != nil {
-		fmt.Fprintf(stderr, "nearmiss: %v (see nearmiss --help)\n", err)
+		fmt.Fprintf(stderr, "nearmiss: %v (see %s --help)\n", err, hint(err))
 		return exitUsage
 	}
 	o.Log = newLogger(screen, c.LogLevel, c.LogFormat)
@@ -118,7 +130,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case err == nil:
 		return exitOK
 	case errors.As(err, &usage):
-		fmt.Fprintln(stderr, "nearmiss:", err)
+		fmt.Fprintf(stderr, "nearmiss: %v (see %s --help)\n", err, commandOf(kctx))
 		return exitUsage
 	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
 		fmt.Fprintln(stderr, "nearmiss: interrupted")

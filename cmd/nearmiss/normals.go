@@ -89,7 +89,7 @@ func (c *normalsAddCmd) report(o *output, added, skipped int) error {
 		what = "labelled anomalies"
 	}
 	return o.say(c.JSON, map[string]any{"detector": c.Detector, "added": added, "skipped": skipped, "anomalies": c.Anomaly},
-		fmt.Sprintf("added %d images to the %s of %s, skipped %d", added, what, c.Detector, skipped))
+		fmt.Sprintf("added %s to the %s of %s, skipped %d", counted(added, "image"), what, c.Detector, skipped))
 }
 
 // addNormals adds files; what is no image is skipped and named. Adding a file
@@ -197,7 +197,7 @@ func (c *normalsExportCmd) Run(ctx context.Context, o *output) error {
 				return err
 			}
 		}
-		_, err := fmt.Fprintf(o.Out, "wrote %d images to %s, named by their numbers\n", count, c.Dir)
+		_, err := fmt.Fprintf(o.Out, "wrote %s to %s, named by their numbers\n", counted(count, "image"), c.Dir)
 		return err
 	})
 }
@@ -225,7 +225,7 @@ func (c *normalsRemoveCmd) Run(ctx context.Context, o *output) error {
 				return err
 			}
 		}
-		_, err := fmt.Fprintf(o.Out, "removed %d images; the next training does without them\n", len(c.Numbers))
+		_, err := fmt.Fprintf(o.Out, "removed %s; the next training does without them\n", counted(len(c.Numbers), "image"))
 		return err
 	})
 }

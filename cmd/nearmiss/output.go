@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -70,7 +71,8 @@ func newLogger(w io.Writer, level, format string) zerolog.Logger {
 	tty := isTerminal(w)
 	w = zerolog.SyncWriter(w)
 	if format == "text" || format == "auto" && tty {
-		w = zerolog.ConsoleWriter{Out: w, TimeFormat: time.TimeOnly}
+		// NO_COLOR: https://no-color.org
+		w = zerolog.ConsoleWriter{Out: w, TimeFormat: time.TimeOnly, NoColor: !tty || os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb"}
 	}
 	return zerolog.New(logEdge{w}).Level(l).With().Timestamp().Logger()
 }
@@ -80,16 +82,21 @@ func isTerminal(w io.Writer) bool {
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
-// progress shows how far a long step is. On anything but a terminal it shows
-// nothing. Its methods may be called from several goroutines.
+// progress shows how far a long step is: a bar on a terminal, and elsewhere a log
+// line in a while. Its methods may be called from several goroutines.
 type progress struct {
 	o     *output
 	what  string
 	bytes bool
 
-	mu  sync.Mutex
-	bar *progressbar.ProgressBar
+	mu   sync.Mutex
+	bar  *progressbar.ProgressBar
+	told time.Time // when the last log line was due
 }
+
+// tellEvery is how often a step that takes long is logged where there is no
+// terminal; one that takes less is not.
+var tellEvery = 10 * time.Second
 
 // progress starts a bar for counted things; the total comes with the first report.
 func (o *output) progress(what string) *progress { return &progress{o: o, what: what} }
@@ -99,11 +106,12 @@ func (o *output) download(what string) *progress { return &progress{o: o, what: 
 
 // report sets the bar; a total of 0 or less means that it is not known.
 func (p *progress) report(done, total int64) {
-	if !isTerminal(p.o.screen) {
-		return
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if !isTerminal(p.o.screen) {
+		p.log(done, total)
+		return
+	}
 	if total <= 0 {
 		total = -1
 	}
@@ -122,6 +130,23 @@ func (p *progress) report(done, total int64) {
 		p.bar.ChangeMax64(total)
 	}
 	_ = p.bar.Set64(done)
+}
+
+// log writes a line if none was written for a while. The caller holds mu.
+func (p *progress) log(done, total int64) {
+	now := time.Now()
+	if p.told.IsZero() {
+		p.told = now
+	}
+	if now.Sub(p.told) < tellEvery {
+		return
+	}
+	p.told = now
+	e := p.o.Log.Info().Str("step", p.what).Int64("done", done)
+	if total > 0 {
+		e = e.Int64("total", total)
+	}
+	e.Msg("progress")
 }
 
 // stage is report for steps that say what they are doing.
@@ -150,4 +175,15 @@ func (p *progress) close() {
 // examples is the closing part of a command's --help.
 func examples(lines ...string) string {
 	return "Examples:\n\n  " + strings.Join(lines, "\n  ")
+}
+
+// ask puts a question; anything but yes means no.
+func ask(in io.Reader, out io.Writer, question string) bool {
+	fmt.Fprint(out, printable(question), " [y/N] ")
+	answer, _ := bufio.NewReader(in).ReadString('\n')
+	switch strings.ToLower(strings.TrimSpace(answer)) {
+	case "y", "yes":
+		return true
+	}
+	return false
 }

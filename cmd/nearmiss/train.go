@@ -125,9 +125,9 @@ func jobText(j stream.Job) string {
 		}
 		text += ", at " + j.Trainer
 	case j.Release != "":
-		text += fmt.Sprintf("  release %.12s, %s", j.Release, map[bool]string{true: "active since", false: "not promoted"}[j.Promoted])
+		text += fmt.Sprintf("  release %.12s, %s", j.Release, map[bool]string{true: "promoted", false: "not promoted"}[j.Promoted])
 		if !j.Readjust && len(j.Retract) == 0 {
-			text += fmt.Sprintf("; %d normals", j.Normals)
+			text += "; " + counted(j.Normals, "normal")
 		}
 	}
 	if j.Skipped > 0 {

@@ -22,7 +22,10 @@ func (c *versionCmd) Run(o *output) error {
 			"go": runtime.Version(), "os": runtime.GOOS, "arch": runtime.GOARCH,
 		})
 	}
-	_, err := fmt.Fprintf(o.Out, "nearmiss %s (commit %s, %s, %s/%s)\n",
-		version, commit, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	_, err := fmt.Fprintln(o.Out, versionText())
 	return err
+}
+
+func versionText() string {
+	return fmt.Sprintf("nearmiss %s (commit %s, %s, %s/%s)", version, commit, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }

@@ -103,7 +103,9 @@ func Load() error {
 
 func loadLocked(path string) error {
 	onnxruntime.SetSharedLibraryPath(path)
-	if err := onnxruntime.InitializeEnvironment(onnxruntime.WithLogLevelError()); err != nil {
+	// What goes wrong comes as an error and is logged as one: the library's own lines
+	// on standard error would say it again, in a form of their own.
+	if err := onnxruntime.InitializeEnvironment(onnxruntime.WithLogLevelFatal()); err != nil {
 		reason := oneLine(err)
 		if strings.Contains(reason, "setting ORT API base") {
 			reason = "it is older than " + Version
