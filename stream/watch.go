@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -63,7 +64,7 @@ func EnsureDurable(ctx context.Context, js jetstream.JetStream, d Durable) error
 func durableConfig(name string, filters []string, policy jetstream.DeliverPolicy, start *time.Time) jetstream.ConsumerConfig {
 	return jetstream.ConsumerConfig{
 		Durable: "watch-" + name, FilterSubjects: filters, DeliverPolicy: policy, OptStartTime: start,
-		AckPolicy: jetstream.AckExplicitPolicy, AckWait: 30 * time.Second, MaxAckPending: 1,
+		AckPolicy: jetstream.AckExplicitPolicy, AckWait: durableWait, MaxAckPending: 1,
 	}
 }
 
@@ -148,16 +149,49 @@ func Watch(ctx context.Context, nc *nats.Conn, cfg WatchConfig, log zerolog.Logg
 			}
 			continue
 		}
+		done := func() {}
+		if cfg.Durable != "" {
+			done = keepAlive(m)
+		}
 		err = handle(ctx, e)
+		done()
 		switch {
 		case cfg.Durable == "" && err != nil:
 			return err
+		case err != nil && ctx.Err() != nil: // the watch ends: at once for the next one
+			_ = m.NakWithDelay(time.Millisecond)
+			return nil
 		case err != nil:
 			log.Warn().Err(err).Str("event", e.ID).Msg("event not handled: it comes again")
 			_ = m.NakWithDelay(time.Second)
 		case cfg.Durable != "":
 			_ = m.Ack()
 		}
+	}
+}
+
+// durableWait is after how long an event that nobody has handled comes again.
+const durableWait = 30 * time.Second
+
+// keepAlive says that an event is being handled, for as long as it takes.
+func keepAlive(m jetstream.Msg) (done func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		t := time.NewTicker(durableWait / 3)
+		defer t.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-t.C:
+				_ = m.InProgress()
+			}
+		}
+	})
+	return func() {
+		cancel()
+		wg.Wait()
 	}
 }
 

@@ -97,6 +97,9 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 		return nil, err
 	}
 	p = p.withDefaults()
+	if err := p.foreseen(); err != nil {
+		return nil, err
+	}
 	start := time.Now()
 	dir, err := folderBeside(p.Out)
 	if err != nil {
@@ -374,8 +377,7 @@ func (c Calibration) rate(n int, res *Result) (float64, error) {
 		return c.Alpha, nil
 	}
 	if !c.Settle {
-		return 0, fmt.Errorf("%d held-out normals cannot promise a false-alarm rate of %g, the smallest is %.3g: give %d different normal images, hold out more, or ask for less",
-			n, c.Alpha, smallest, NormalsFor(c.Alpha, c.HeldOut))
+		return 0, c.outOfReach(n)
 	}
 	res.warn("%d held-out normals can promise no false-alarm rate below %.3g %%, and that is what the threshold promises; %g %% needs %d different normal images",
 		n, 100*smallest, 100*c.Alpha, NormalsFor(c.Alpha, c.HeldOut))

@@ -4,12 +4,14 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"os"
 	"path/filepath"
 	"runtime"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/nearmiss/nearmiss/bank"
+	"github.com/nearmiss/nearmiss/inference/release"
 	"github.com/nearmiss/nearmiss/training/holdout"
 )
 
@@ -181,4 +183,27 @@ func plural(n int, what string) string {
 		return "1 " + what
 	}
 	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// foreseen is what is bound to fail, whatever the images show: it is said before
+// hours of work and not after them.
+func (p Plan) foreseen() error {
+	if _, err := os.Lstat(p.Out); err == nil {
+		return fmt.Errorf("write release %s: %w", p.Out, release.ErrExists)
+	}
+	n, share := len(p.Data.Normals), p.Calibration.HeldOut
+	if _, _, err := Split(n, share, p.Score.K, p.Seed); err != nil {
+		return err
+	}
+	// Frames that resemble one another may have up to twice as many held out.
+	if most := heldOutOf(n, min(2*share, 0.5)); !p.Calibration.Settle && p.Calibration.Alpha < bank.SmallestAlpha(max(most, heldOutOf(n, share))) {
+		return p.Calibration.outOfReach(heldOutOf(n, share))
+	}
+	return nil
+}
+
+// outOfReach says that so many held-out normals cannot promise what is asked.
+func (c Calibration) outOfReach(n int) error {
+	return fmt.Errorf("%d held-out normals cannot promise a false-alarm rate of %g, the smallest is %.3g: give %d different normal images, hold out more, or ask for less",
+		n, c.Alpha, bank.SmallestAlpha(n), NormalsFor(c.Alpha, c.HeldOut))
 }

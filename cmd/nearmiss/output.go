@@ -23,6 +23,8 @@ type output struct {
 
 	screen io.Writer // Err as it is, for progress bars; nil: there are none
 
+	stdin io.Reader // for tests; nil: the process's
+
 	mu sync.Mutex // one JSON line at a time
 }
 
@@ -36,6 +38,29 @@ func (o *output) JSON(v any) error {
 	defer o.mu.Unlock()
 	_, err = o.Out.Write(append(b, '\n'))
 	return err
+}
+
+func (o *output) in() io.Reader {
+	if o.stdin != nil {
+		return o.stdin
+	}
+	return os.Stdin
+}
+
+// flush makes sure that what was written to a file is there.
+func (o *output) flush() error {
+	e, ok := o.Out.(*edge)
+	if !ok {
+		return nil
+	}
+	f, ok := e.w.(*os.File)
+	if !ok {
+		return nil
+	}
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil // a pipe has what was written
+	}
+	return f.Sync()
 }
 
 // say prints one result: as JSON, or as the text for people.

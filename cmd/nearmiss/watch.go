@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,6 +17,7 @@ type watchCmd struct {
 	Kind        string        `placeholder:"KIND" help:"Only events of this kind: anomaly, rejected, drift or release."`
 	Since       time.Duration `placeholder:"AGO" help:"Begin with the events of this long ago, for instance 1h."`
 	Durable     string        `placeholder:"NAME" help:"Remember under this name what was seen, and begin there the next time."`
+	Ack         bool          `help:"With --durable, take an event for seen when a line comes on standard input, from whoever reads the events, and not when it is written; a line nak brings it again."`
 	Live        bool          `help:"Print events as they are published and nothing else: for identities that may only listen."`
 	Scores      bool          `help:"Print the score of every frame instead of the events."`
 	JSON        bool          `name:"json" help:"Print one JSON object a line."`
@@ -28,6 +30,7 @@ func (*watchCmd) Help() string {
 		"nearmiss watch",
 		"nearmiss watch bolts --kind anomaly --since 24h --json",
 		"nearmiss watch bolts --durable alarm-lamp --json",
+		"coproc nearmiss watch bolts --durable lamp --ack --json; while read -r e <&${COPROC[0]}; do lamp \"$e\" && echo ok >&${COPROC[1]}; done",
 		"nearmiss watch bolts --durable lamp --nkey lamp.nk --js-api-prefix NM.API   # a subscriber of nearmiss users",
 	)
 }
@@ -50,13 +53,73 @@ func (c *watchCmd) Run(ctx context.Context, o *output) error {
 		return firstError(failed, err)
 	}
 	w := stream.WatchConfig{Names: c.names(), Detector: c.Detector, Kind: c.Kind, Durable: c.Durable, Live: c.Live, APIPrefix: c.JSAPIPrefix}
+	if c.Ack && c.Durable == "" {
+		return usageError{errors.New("--ack needs --durable NAME: without it nothing is remembered")}
+	}
 	if c.Live && (c.Durable != "" || c.Since > 0) {
 		return usageError{errors.New("--live prints what comes from now on: leave out --durable and --since")}
 	}
 	if c.Since > 0 {
 		w.Since = time.Now().Add(-c.Since)
 	}
-	return stream.Watch(ctx, nc, w, o.Log, func(_ context.Context, e stream.Event) error { return c.print(o, e) })
+	if c.Durable == "" {
+		return stream.Watch(ctx, nc, w, o.Log, func(_ context.Context, e stream.Event) error { return c.print(o, e) })
+	}
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	err = stream.Watch(ctx, nc, w, o.Log, c.seen(o, stop))
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return err
+}
+
+// errReaderGone: nobody reads the events any more. What was not seen comes again.
+var errReaderGone = errors.New("the events' reader is gone; what it has not acknowledged comes again at the next watch")
+
+var errRefused = errors.New("its reader gave it back")
+
+// seen writes an event of a durable subscription, which the broker takes for
+// handled when it returns nil: once the line is on its way to whoever reads it, or
+// with --ack when the reader says so.
+func (c *watchCmd) seen(o *output, stop context.CancelCauseFunc) func(context.Context, stream.Event) error {
+	var answers chan string
+	if c.Ack {
+		answers = make(chan string)
+		go func() {
+			defer stop(errReaderGone) // also where no event is at hand
+			defer close(answers)
+			for in := bufio.NewScanner(o.in()); in.Scan(); {
+				answers <- in.Text()
+			}
+		}()
+	}
+	return func(ctx context.Context, e stream.Event) error {
+		err := c.print(o, e)
+		if err == nil {
+			err = o.flush()
+		}
+		if err != nil {
+			stop(fmt.Errorf("%w: %w", errReaderGone, err))
+			return err
+		}
+		if answers == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case answer, ok := <-answers:
+			switch {
+			case !ok:
+				stop(errReaderGone)
+				return errReaderGone
+			case strings.EqualFold(strings.TrimSpace(answer), "nak"):
+				return errRefused
+			}
+			return nil
+		}
+	}
 }
 
 func firstError(errs ...error) error {
@@ -130,6 +193,9 @@ func eventText(e stream.Event) string {
 	}
 	if e.NoPictures != "" {
 		fmt.Fprintf(&b, "  no pictures: %s", e.NoPictures)
+	}
+	if e.ID != "" { // what mark wants
+		fmt.Fprintf(&b, "  id %s", e.ID)
 	}
 	return b.String()
 }
