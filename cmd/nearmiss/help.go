@@ -141,8 +141,10 @@ func writeMan(w io.Writer, app *kong.Application) error {
 	}
 	line(".SH EXIT STATUS")
 	for _, c := range [][2]string{
-		{"0", "The command did what was asked."}, {"1", "It failed; standard error says why."},
-		{"2", "The command line makes no sense."}, {"130", "It was interrupted before it was done."},
+		{"0", "The command did what was asked."},
+		{"1", "It failed; standard error says why."},
+		{"2", "The command line makes no sense."},
+		{"130", "It was interrupted before it was done."},
 	} {
 		line(".TP\n.B %s\n%s", c[0], c[1])
 	}
