@@ -53,7 +53,7 @@ func (r Region) validate(what string) error {
 }
 
 // Detector is the configuration of one inspection task. What is learnt with
-// (backbone, method, profile, score, symmetry, region, mask) is used by the next
+// (backbone, method, profile, score, symmetry, region, mask, bits) is used by the next
 // training and travels in its release; k and the false-alarm rate, too, or in a release that
 // [TrainRequest] calls readjusted. The rest acts at once.
 type Detector struct {
@@ -69,6 +69,7 @@ type Detector struct {
 	FalseAlarmRate float64  `json:"false_alarm_rate,omitempty"` // share of normals above the threshold; default 0.01
 	Region         *Region  `json:"region,omitempty"`           // only this part of the image is looked at
 	Ignore         []Region `json:"ignore,omitempty"`           // these parts are masked out
+	Bits           int      `json:"bits,omitempty"`             // used of 16-bit samples, 8-32; default what the normals need
 
 	Policy      string   `json:"policy,omitempty"`       // lossless or live; default lossless
 	LiveBacklog int      `json:"live_backlog,omitempty"` // live: how many frames may wait; default 32
@@ -144,6 +145,9 @@ func (d Detector) Validate() error {
 	bad(c.LearnFrames < 0 || c.LearnFrames > 1_000_000, "learning from %d frames: use 0 to 1000000", d.LearnFrames)
 	bad(c.RetrainAfter < 0, "retraining after %d normals: use 0 or more", d.RetrainAfter)
 	bad(c.RetrainEvery < 0 || c.RetrainEvery > 0 && time.Duration(c.RetrainEvery) < time.Minute, "retraining every %v: use a minute or more", time.Duration(d.RetrainEvery))
+	if d.Bits != 0 && (d.Bits < 8 || d.Bits > 32) {
+		errs = append(errs, fmt.Errorf("bits %d: a sample has 8 to 32; 0 finds out", d.Bits))
+	}
 	if d.Region != nil {
 		errs = append(errs, d.Region.validate("region"))
 	}

@@ -101,6 +101,10 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 		return nil, err
 	}
 	start := time.Now()
+	deep, err := p.Data.depth(ctx)
+	if err != nil {
+		return nil, err
+	}
 	dir, err := folderBeside(p.Out)
 	if err != nil {
 		return nil, err
@@ -108,6 +112,9 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 	defer os.RemoveAll(dir)
 	took := stopwatch{last: start}
 	res := &Result{Release: p.Out}
+	if deep != "" {
+		res.warn("%s", deep)
+	}
 
 	nets := networks{served: p.Model.Backbone, frozen: p.Model.Backbone}
 	first := p

@@ -47,6 +47,7 @@ type detectorFlags struct {
 	FalseAlarmRate *float64       `placeholder:"SHARE" help:"Share of normal images that may be called anomalous (default 0.01)."`
 	Region         *string        `placeholder:"X,Y,W,H" help:"Look at this part of the image only, in fractions of its width and height; empty for all of it."`
 	Ignore         []string       `placeholder:"X,Y,W,H" sep:"none" help:"Mask this part out; may be repeated, replaces those before."`
+	Bits           *int           `placeholder:"N" help:"How many bits of 16-bit images are used, 8 to 32, as by a camera of 12 bits (default 0: what the normals need)."`
 	Policy         *string        `placeholder:"P" help:"lossless: every frame is scored; live: only the newest (default lossless)."`
 	LiveBacklog    *int           `placeholder:"N" help:"live: frames that may wait (default 32)."`
 	Smoothing      *int           `placeholder:"N" help:"Decide on the mean of a camera's last N scores (default 1)."`
@@ -69,6 +70,7 @@ func (f detectorFlags) apply(d *stream.Detector) error {
 	give(&d.Score, f.Score)
 	give(&d.Symmetry, f.Symmetry)
 	give(&d.K, f.K)
+	give(&d.Bits, f.Bits)
 	give(&d.FalseAlarmRate, f.FalseAlarmRate)
 	give(&d.Policy, f.Policy)
 	give(&d.LiveBacklog, f.LiveBacklog)
@@ -288,6 +290,7 @@ func (c *detectorSetCmd) takeEffect(ctx context.Context, o *output, js jetstream
 		"backbone": was.Backbone != is.Backbone, "method": was.Method != is.Method, "profile": was.Profile != is.Profile,
 		"score": was.Score != is.Score, "symmetry": was.Symmetry != is.Symmetry,
 		"region": !reflect.DeepEqual(was.Region, is.Region), "mask": !slices.Equal(was.Ignore, is.Ignore),
+		"bits": was.Bits != is.Bits,
 	} {
 		if changed {
 			learnt = append(learnt, what)

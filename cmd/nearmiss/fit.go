@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/nearmiss/nearmiss/bank"
+	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/training"
 )
@@ -25,6 +26,7 @@ type fitCmd struct {
 	Anomalies []string `type:"existingpath" placeholder:"DIR" help:"Real anomalies that fitymi's gate is to judge by; nothing is learnt from them."`
 	Advice    bool     `negatable:"" default:"true" help:"Say whether it matters how the normals lie (default yes)."`
 	Index     string   `enum:"auto,exact,hnsw,coder" default:"auto" help:"The bank's index: ${enum}; auto is exact for fewer than 50,000 images."`
+	Bits      int      `placeholder:"N" help:"How many bits of 16-bit images are used, 8 to 32, as by a camera of 12 bits (default: what the normals need)."`
 	NoImages  bool     `name:"no-images" help:"Keep no image of a normal in the release: neither thumbnails of what is nearest nor images to check it with."`
 	JSON      bool     `name:"json" help:"Print one JSON object."`
 	tuneFlags
@@ -82,6 +84,9 @@ func (c *fitCmd) Run(ctx context.Context, o *output) error {
 	bar := o.progress("embedding")
 	plan.Detector, plan.Out, plan.Seed = c.Detector, c.Out, seed
 	plan.Data.Normals, plan.Data.NoImages = imagePaths(paths), c.NoImages
+	if c.Bits != 0 {
+		plan.Data.View = &imaging.View{Bits: c.Bits}
+	}
 	plan.Model.Backbone, plan.Model.Look = c.Backbone, c.Advice
 	plan.Score.K, plan.Score.Index = c.K, bank.Kind(c.Index)
 	plan.Calibration = training.Calibration{Alpha: c.Alpha, Settle: c.Alpha == 0, HeldOut: c.HeldOut}

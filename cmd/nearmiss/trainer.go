@@ -193,10 +193,10 @@ func (t trainer) save(ctx context.Context, task *stream.Task, work string) {
 
 // view is the part of each image that a detector looks at.
 func view(d stream.Detector) *imaging.View {
-	if d.Region == nil && len(d.Ignore) == 0 {
+	if d.Region == nil && len(d.Ignore) == 0 && d.Bits == 0 {
 		return nil
 	}
-	v := &imaging.View{}
+	v := &imaging.View{Bits: d.Bits}
 	if d.Region != nil {
 		r := imaging.Rect(*d.Region)
 		v.Region = &r

@@ -40,10 +40,18 @@ func decodeWhole(b []byte, l Limits, bits int, guess bool) (*Image, error) {
 
 // decodeRows decodes a file whose header was accepted into the sink, as it is
 // stored.
-func decodeRows(b []byte, h Header, bits int, guess bool, s sink) (err error) {
+func decodeRows(b []byte, h Header, bits int, guess bool, s sink) error {
+	return decodeDeep(h, bits, guess, func(d *depth) error { return decodeAt(b, h, d, s) })
+}
+
+// decodeAt decodes once, with the depth that is given.
+func decodeAt(b []byte, h Header, d *depth, s sink) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = reject(CodeCorrupt, "the %s decoder failed: %v", h.Format, p)
+		}
+		if err != nil && Rejection(err) == nil {
+			err = rejectDecoder(h.Format, err)
 		}
 	}()
 	b = content(b)
@@ -51,31 +59,25 @@ func decodeRows(b []byte, h Header, bits int, guess bool, s sink) (err error) {
 	if h.Orientation >= 5 {
 		w, height = height, w
 	}
-	err = decodeDeep(h, bits, guess, func(d *depth) error {
-		switch h.Format {
-		case JPEG:
-			return decodeJPEGInto(b, jpegWant{w: w, h: height}, s)
-		case PNG:
-			return decodePNG(b, d, s)
-		case BMP:
-			return decodeBMP(b, s)
-		case TIFF:
-			return decodeTIFF(b, d, s)
-		case WebP:
-			m, err := webp.Decode(bytes.NewReader(b))
-			if err != nil {
-				return err
-			}
-			if r := m.Bounds(); r.Dx() != w || r.Dy() != height {
-				return reject(CodeCorrupt, "the webp header says %d×%d pixels, %d×%d came out", w, height, r.Dx(), r.Dy())
-			}
-			convertWebP(m, s)
-			return nil
+	switch h.Format {
+	case JPEG:
+		return decodeJPEGInto(b, jpegWant{w: w, h: height}, s)
+	case PNG:
+		return decodePNG(b, d, s)
+	case BMP:
+		return decodeBMP(b, s)
+	case TIFF:
+		return decodeTIFF(b, d, s)
+	case WebP:
+		m, err := webp.Decode(bytes.NewReader(b))
+		if err != nil {
+			return err
 		}
-		return reject(CodeUnsupported, "format %q", h.Format)
-	})
-	if err != nil && Rejection(err) == nil {
-		err = rejectDecoder(h.Format, err)
+		if r := m.Bounds(); r.Dx() != w || r.Dy() != height {
+			return reject(CodeCorrupt, "the webp header says %d×%d pixels, %d×%d came out", w, height, r.Dx(), r.Dy())
+		}
+		convertWebP(m, s)
+		return nil
 	}
-	return err
+	return reject(CodeUnsupported, "format %q", h.Format)
 }

@@ -86,3 +86,24 @@ func decodeDeep(h Header, bits int, guess bool, decode func(d *depth) error) err
 	}
 	return decode(newDepth(whiteOf(holding(d.seen))))
 }
+
+// NeededBits is the least of the usual depths (8, 10, 12, 14, 16, 32 bits) that
+// holds every sample of an image of 16 bits and more; 0 for others. What a set of
+// images of one camera needs is what that camera has: see [View].
+func NeededBits(b []byte, l Limits) (int, error) {
+	h, err := Inspect(b, l)
+	if err != nil || h.Bits < 16 || h.float {
+		return 0, err
+	}
+	d := newDepth(whiteOf(h.Bits))
+	if err := decodeAt(b, h, d, &discarded{make([]uint8, 3*max(h.Width, h.Height))}); err != nil {
+		return 0, err
+	}
+	return holding(d.seen), nil
+}
+
+// discarded keeps nothing.
+type discarded struct{ buf []uint8 }
+
+func (d *discarded) row(int) []uint8 { return d.buf }
+func (d *discarded) done(int)        {}

@@ -73,3 +73,19 @@ func TestDepthRoundsToTheNearest(t *testing.T) {
 		}
 	}
 }
+
+func TestNeededBits(t *testing.T) {
+	for want, largest := range map[int]uint16{8: 255, 10: 256, 12: 4095, 14: 4096, 16: 40000} {
+		if got, err := NeededBits(deepPNG(t, 0, largest, 3), Limits{}); err != nil || got != want {
+			t.Errorf("%d needs %d bits, %v, want %d", largest, got, err, want)
+		}
+	}
+	for name, want := range map[string]int{"rgb.png": 0, "sbit12.png": 12, "grey32_le.tif": 32, "grey12_le.tif": 0, "float32_le.tif": 0, "factors_22_11_11.jpg": 0} {
+		if got, err := NeededBits(readCase(t, name), Limits{}); err != nil || got != want {
+			t.Errorf("%s needs %d bits, %v, want %d", name, got, err, want)
+		}
+	}
+	if _, err := NeededBits(readCase(t, "grey16.png")[:200], Limits{}); Rejection(err) == nil {
+		t.Errorf("a cut file: %v", err)
+	}
+}

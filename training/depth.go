@@ -1,0 +1,67 @@
+package training
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/nearmiss/nearmiss/inference/imaging"
+)
+
+// depthSample is how many normals are looked at for samples of 16 bits.
+const depthSample = 16
+
+// depth settles what white is where the normals have samples of 16 bits or more:
+// the least usual depth that holds all of them becomes the view's, unless that
+// names one. A camera of 12 bits that stores them in 16 would else give sixteen
+// greys. It returns what to tell the user.
+func (d *Data) depth(ctx context.Context) (note string, err error) {
+	if d.View != nil && d.View.Bits > 0 {
+		return "", nil
+	}
+	needs := func(i int) (int, error) {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		b, err := d.Normals[i].Read()
+		if err != nil {
+			return 0, nil // whoever learns from it says so
+		}
+		bits, err := imaging.NeededBits(b, d.Limits)
+		if err != nil {
+			bits = 0
+		}
+		return bits, nil
+	}
+	n := len(d.Normals)
+	most := 0
+	for k := range min(n, depthSample) {
+		bits, err := needs(k * n / min(n, depthSample))
+		if err != nil {
+			return "", err
+		}
+		most = max(most, bits)
+	}
+	if most == 0 {
+		return "", nil
+	}
+	for i := range n {
+		if most >= 16 { // more makes no difference
+			break
+		}
+		bits, err := needs(i)
+		if err != nil {
+			return "", err
+		}
+		most = max(most, bits)
+	}
+	var v imaging.View
+	if d.View != nil {
+		v = *d.View
+	}
+	v.Bits = most
+	d.View = &v
+	if most >= 16 {
+		return "", nil
+	}
+	return fmt.Sprintf("the normals have samples of 16 bits, of which %d are used: %d is taken for white; set the bits if the camera has more", most, 1<<most-1), nil
+}

@@ -1,0 +1,74 @@
+package training
+
+import (
+	"bytes"
+	"errors"
+	"image"
+	"image/color"
+	"image/png"
+	"strings"
+	"testing"
+
+	"github.com/nearmiss/nearmiss/inference/imaging"
+)
+
+// deep is a normal whose samples of 16 bits reach so far; 0: samples of 8 bits.
+func deep(t *testing.T, largest int) Image {
+	t.Helper()
+	var m image.Image
+	if largest == 0 {
+		m = image.NewGray(image.Rect(0, 0, 4, 4))
+	} else {
+		g := image.NewGray16(image.Rect(0, 0, 4, 4))
+		g.SetGray16(1, 2, color.Gray16{Y: uint16(largest)})
+		m = g
+	}
+	var b bytes.Buffer
+	if err := png.Encode(&b, m); err != nil {
+		t.Fatal(err)
+	}
+	return Image{Read: func() ([]byte, error) { return b.Bytes(), nil }}
+}
+
+// White is what all normals of a camera need, not what one frame does.
+func TestNormalsTellHowManyBitsACameraHas(t *testing.T) {
+	normals := func(all ...int) (out []Image) {
+		for _, v := range all {
+			out = append(out, deep(t, v))
+		}
+		return out
+	}
+	region := &imaging.View{Region: &imaging.Rect{Width: 1, Height: 0.5}}
+	gone := Image{Read: func() ([]byte, error) { return nil, errors.New("gone") }}
+	for _, c := range []struct {
+		name    string
+		normals []Image
+		view    *imaging.View
+		bits    int
+		noted   bool
+	}{
+		{"8 bits", normals(0, 0, 0), nil, 0, false},
+		{"12 bits, some dim", normals(300, 900, 4000, 300), nil, 12, true},
+		{"12 bits, and a region", normals(300, 4000), region, 12, true},
+		{"12 bits, and one that is gone", append(normals(300, 4000), gone), nil, 12, true},
+		{"16 bits, most dim", normals(300, 900, 60000, 300), nil, 16, false},
+		{"somebody says so", normals(300, 900), &imaging.View{Bits: 14}, 14, false},
+	} {
+		d := Data{Normals: c.normals, View: c.view}
+		note, err := d.depth(t.Context())
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		got := 0
+		if d.View != nil {
+			got = d.View.Bits
+		}
+		if got != c.bits || (note != "") != c.noted || c.noted && !strings.Contains(note, "4095") {
+			t.Errorf("%s: %d bits, note %q, want %d bits", c.name, got, note, c.bits)
+		}
+		if c.view == region && (d.View.Region != region.Region || region.Bits != 0) {
+			t.Errorf("%s: the view became %+v, and was changed to %+v", c.name, d.View, region)
+		}
+	}
+}
