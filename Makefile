@@ -38,6 +38,10 @@ test: runtime ## run all tests
 ffmpeg: ## test cameras on a real video, where ffmpeg is installed
 	go test -tags ffmpeg -count 1 -run FFmpeg ./stream/camera
 
+.PHONY: cases
+cases: ## try the inputs that were wrong once, where $$NEARMISS_SHARED (or ../shared) has them in cases/
+	go test -count 1 -run '^TestCases' ./...
+
 .PHONY: lint
 lint: ## formatting, go vet and staticcheck
 	@bad=$$(git ls-files -co --exclude-standard '*.go' | grep -v '\.pb\.go$$' | xargs go tool gofumpt -l); \

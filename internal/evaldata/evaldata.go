@@ -19,6 +19,18 @@ func Dir(t testing.TB) string {
 	return dir
 }
 
+// Cases is the folder of one of the inputs that were wrong once, below cases/ of
+// the same folder. Without it the test is skipped. `make cases` runs them all.
+func Cases(t testing.TB, name string) string {
+	t.Helper()
+	shared, _ := Find()
+	dir := filepath.Join(shared, "cases", name)
+	if _, err := os.Stat(dir); err != nil {
+		t.Skipf("no case in %s: set NEARMISS_SHARED to the folder that holds cases/", dir)
+	}
+	return dir
+}
+
 // Find is the same folder, and whether it is there.
 func Find() (dir string, ok bool) {
 	if dir = os.Getenv("NEARMISS_SHARED"); dir == "" {
