@@ -266,6 +266,58 @@ func TestLogisticFindsTheDirection(t *testing.T) {
 	}
 }
 
+// With the full score a fine-tuned network's vectors join those of the frozen one,
+// which gives the patches, and the gate compares with the frozen full score.
+func TestFitymiJoinsTheFullScore(t *testing.T) {
+	plan := fitymiPlan(t, 40, "warp")
+	plan.Score.Groups, plan.Score.Coreset = nil, 60
+	plan.Tuning.Members, plan.Tuning.Gate.Off = 1, true
+	res, err := Fit(t.Context(), plan)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if res.Published != "tuned" || res.Score != FullScore {
+		t.Fatalf("%+v", res)
+	}
+	prov, d := provenanceOf(t, plan.Out)
+	var tuned, frozen int
+	for _, p := range prov.Parts {
+		switch {
+		case p.Frozen:
+			frozen++
+		case p.isPatch():
+			t.Errorf("%s is of the fine-tuned network", p)
+		default:
+			tuned++
+		}
+	}
+	if tuned < 4 || frozen <= tuned || !slices.Contains(d.Info().Parts, "class-unit") {
+		t.Errorf("%d parts of the fine-tuned network, %d of the frozen one: %v", tuned, frozen, d.Info().Parts)
+	}
+	if v := prov.Learning.Gate; len(v.Frozen) == 0 || v.Held < 2 {
+		t.Errorf("%+v", v)
+	}
+	b, err := plan.Data.Normals[0].Read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, err := d.Score(t.Context(), [][]byte{b, redSquare(t, plan.Data.Normals[1])}); err != nil || !(s[1].Score > s[0].Score) || s[1].Map == nil {
+		t.Errorf("%+v, %v", s, err)
+	}
+	// Where nothing is published, all is frozen.
+	plan.Out, plan.Tuning.Gate.Off, plan.Tuning.Gate.Least = filepath.Join(t.TempDir(), "frozen"), false, 1000
+	plan.Tuning.Gate.Most = 1000
+	if res, err = Fit(t.Context(), plan); err != nil || res.Published != "frozen" {
+		t.Fatalf("%+v, %v", res, err)
+	}
+	prov, _ = provenanceOf(t, plan.Out)
+	for _, p := range prov.Parts {
+		if p.Frozen {
+			t.Errorf("%s of a release with one network", p)
+		}
+	}
+}
+
 func TestFewNormalsMakeEnoughSteps(t *testing.T) {
 	plan := fitymiPlan(t, 20, "warp")
 	plan.Tuning.Members, plan.Tuning.LeastSteps = 1, 10

@@ -230,16 +230,28 @@ func full(a backbone.Anatomy, tuned, noPatches bool) [][]Part {
 			whole = append(whole, Part{Tap: t, Unit: true, White: white, Frozen: tuned})
 		}
 	}
+	// What a fine-tune changed counts beside what was there before.
+	addTuned := func(t backbone.Tap) {
+		for _, white := range []float64{0, shrinkage} {
+			if tuned {
+				whole = append(whole, Part{Tap: t, Unit: true, White: white})
+			}
+		}
+	}
 	layers := wholeLayers(a)
 	for i, l := range layers {
 		if l == 0 || a.Class && i >= len(layers)/2 {
 			add(backbone.Tap{What: backbone.TapClass, Layer: l})
+			addTuned(backbone.Tap{What: backbone.TapClass, Layer: l})
 		}
 		if l == 0 && (!a.Class || a.Foreign) {
 			continue // the same as after the last stage, or not to be had
 		}
 		for _, margin := range []int{2, 4} {
 			add(backbone.Tap{What: backbone.TapPooled, Layer: l, Margin: margin})
+			if l == 0 || i >= len(layers)/2 {
+				addTuned(backbone.Tap{What: backbone.TapPooled, Layer: l, Margin: margin})
+			}
 			if i < 2 {
 				add(backbone.Tap{What: backbone.TapSpread, Layer: l, Margin: margin})
 			}
