@@ -62,6 +62,8 @@ type EmbedOptions struct {
 	// Whole squeezes all of the view into the model's square, where Preprocess says
 	// that its middle is cut out.
 	Whole bool
+	// Tone is how bright pictures are made, in place of what Preprocess says.
+	Tone *imaging.Tone
 	// Symmetry is what embeddings are averaged over, in place of what Preprocess
 	// says. Tokens and patches are those of the image as it is.
 	Symmetry imaging.Symmetry
@@ -288,6 +290,9 @@ func (e *Embedder) inspect() error {
 	}
 	if e.o.View != nil {
 		e.preprocess.View = e.o.View
+	}
+	if e.o.Tone != nil {
+		e.preprocess.Tone = e.o.Tone
 	}
 	if e.o.Whole {
 		e.preprocess.Squash = true

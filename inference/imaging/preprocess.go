@@ -25,6 +25,7 @@ type Preprocess struct {
 	Std           [3]float64    `json:"std"`                // as Mean, > 0
 	Decoder       string        `json:"decoder,omitempty"`  // DecoderName of the program that filled the bank
 	View          *View         `json:"view,omitempty"`     // part of the frame that counts; nil: all of it
+	Tone          *Tone         `json:"tone,omitempty"`     // how bright pictures are made; nil: as they are
 	Symmetry      Symmetry      `json:"symmetry,omitempty"` // what embeddings are averaged over
 }
 
@@ -49,6 +50,9 @@ func (p Preprocess) Validate() error {
 	if err := p.View.Validate(); err != nil {
 		errs = append(errs, err)
 	}
+	if err := p.Tone.Validate(); err != nil {
+		errs = append(errs, err)
+	}
 	if err := p.Symmetry.Validate(); err != nil {
 		errs = append(errs, err)
 	}
@@ -65,6 +69,14 @@ func (p Preprocess) Bytes() int { return p.Crop * p.Crop * 3 }
 // Rows are resized as they are decoded, so that most files take memory for a few
 // rows and the model's input only: see Memory.
 func (p Preprocess) Apply(b []byte, l Limits, dst []uint8) (Header, error) {
+	h, err := p.applyFile(b, l, dst)
+	if err == nil {
+		p.Tone.Apply(dst)
+	}
+	return h, err
+}
+
+func (p Preprocess) applyFile(b []byte, l Limits, dst []uint8) (Header, error) {
 	h, err := Inspect(b, l)
 	if err != nil {
 		return h, err
@@ -91,7 +103,7 @@ func (p Preprocess) Apply(b []byte, l Limits, dst []uint8) (Header, error) {
 		if err != nil {
 			return h, err
 		}
-		return h, p.ApplyImage(img, dst)
+		return h, p.apply(img, img.Width, img.Height, dst)
 	}
 	r := newReducer(p, h)
 	defer r.passes.release()
@@ -140,7 +152,11 @@ func (p Preprocess) ApplyImage(img *Image, dst []uint8) error {
 	if !img.Valid() {
 		return errors.New("preprocess: the image's sizes do not fit its pixels")
 	}
-	return p.apply(img, img.Width, img.Height, dst)
+	if err := p.apply(img, img.Width, img.Height, dst); err != nil {
+		return err
+	}
+	p.Tone.Apply(dst)
+	return nil
 }
 
 // apply resizes img, which may be a reduced decoding of a frame of w × h
