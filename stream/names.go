@@ -89,6 +89,7 @@ func (n Names) DeadStream() string     { return n.asset("DEAD") }     // what co
 func (n Names) DetectorsBucket() string { return n.asset("DETECTORS") } // KV: detector → configuration
 func (n Names) ActiveBucket() string    { return n.asset("ACTIVE") }    // KV: detector → active release
 func (n Names) JobsBucket() string      { return n.asset("JOBS") }      // KV: training job → its state
+func (n Names) SinksBucket() string     { return n.asset("SINKS") }     // KV: sink → where events go
 func (n Names) ArtifactsBucket() string { return n.asset("ARTIFACTS") } // objects: releases, anomalies' images, checkpoints, large frames
 func (n Names) EvidenceBucket() string  { return n.asset("EVIDENCE") }  // objects: pictures of anomalies, by detector and event
 

@@ -175,6 +175,7 @@ func Ensure(ctx context.Context, js jetstream.JetStream, t Topology) error {
 		{Bucket: t.ActiveBucket(), Description: "detector → active release, with its history", History: 64},
 		{Bucket: t.JobsBucket(), Description: "training jobs and their state", History: 1, TTL: 90 * 24 * time.Hour},
 		{Bucket: t.WorkBucket(), Description: "what workers have in hand, and frames that are tried again", History: 1, TTL: workAge},
+		{Bucket: t.SinksBucket(), Description: "sinks: where events go besides NATS", History: 16},
 	} {
 		kv.Replicas, kv.Storage = t.Replicas, jetstream.FileStorage
 		if _, err := js.CreateOrUpdateKeyValue(ctx, kv); err != nil {

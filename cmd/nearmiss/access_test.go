@@ -2,6 +2,9 @@ package main
 
 import (
 	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -18,7 +21,7 @@ func TestEachRoleDoesItsJobWithItsRights(t *testing.T) {
 	in := "--data=" + data
 	for _, u := range []string{
 		"operator desk", "camera line1 --detector parts", "worker w1", "trainer t1",
-		"subscriber lamp --detector parts", "subscriber view --detector parts --live", "setup s1",
+		"sinks k1", "subscriber lamp --detector parts", "subscriber view --detector parts --live", "setup s1",
 	} {
 		program(t, 0, append(append([]string{"users", "add"}, strings.Fields(u)...), in)...)
 	}
@@ -36,10 +39,11 @@ func TestEachRoleDoesItsJobWithItsRights(t *testing.T) {
 		up,
 		start(t, "worker", server, key("w1"), "--data", t.TempDir()),
 		start(t, "trainer", server, key("t1"), "--data", t.TempDir()),
+		start(t, "sinks", server, key("k1")),
 		start(t, "watch", "parts", "--live", "--json", server, key("view")),
 		start(t, "watch", "parts", "--durable", "lamp", "--js-api-prefix", "NM.API", "--json", server, key("lamp")),
 	}
-	view, lamp := services[3], services[4]
+	view, lamp := services[4], services[5]
 	var errs strings.Builder
 	desk := func(args ...string) string {
 		t.Helper()
@@ -54,6 +58,20 @@ func TestEachRoleDoesItsJobWithItsRights(t *testing.T) {
 	}
 	program(t, 0, "broker", "--setup", a.NATS, key("s1"))
 
+	services[3].logged("sinks are up")
+	got := make(chan []byte, 100)
+	receiver := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		b, _ := io.ReadAll(r.Body)
+		got <- b
+	}))
+	defer receiver.Close()
+	desk("sinks", "add", "lamp", "webhook", "--url", receiver.URL, "--allow-loopback", "--no-secret", "--event", "anomaly", "--event", "drift")
+	eventually(t, "the sink is at work", func() bool { return strings.Contains(desk("sinks", "list"), "at work") })
+	desk("sinks", "test", "lamp")
+	if b := <-got; !strings.Contains(string(b), `"test":true`) {
+		t.Errorf("the test was %s", b)
+	}
+
 	desk("detector", "create", "parts", "--learn-frames", "60", "--false-alarm-rate", "0.2")
 	camera("--count", "60", "--defects", "0")
 	eventually(t, "a release is active", func() bool { return strings.Contains(desk("releases", "parts"), "* ") })
@@ -67,7 +85,15 @@ func TestEachRoleDoesItsJobWithItsRights(t *testing.T) {
 	if got := event(lamp); got.Detector != "parts" {
 		t.Errorf("the durable subscriber got %+v", got)
 	}
+	if b := <-got; !strings.Contains(string(b), `"type":"dev.nearmiss.anomaly.v1"`) {
+		t.Errorf("the alarm was %s", b)
+	}
 	for _, args := range [][]string{
+		{"sinks", "pause", "lamp"},
+		{"sinks", "resume", "lamp"},
+		{"sinks", "replay", "lamp", "--dead"},
+		{"sinks", "replay", "lamp", "--since", "1h"},
+		{"sinks", "remove", "lamp"},
 		{"mark", "parts", "normal", e.ID},
 		{"normals", "list", "parts"},
 		{"normals", "export", "parts", t.TempDir()},

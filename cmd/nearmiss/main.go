@@ -57,6 +57,7 @@ type cli struct {
 	Status   statusCmd   `cmd:"" help:"Show detectors, workers, jobs and what needs attention."`
 	Collect  collectCmd  `cmd:"" help:"Remove releases and files that nobody needs."`
 
+	Sinks sinksCmd `cmd:"" help:"Alarms to people and machines outside: webhooks, chats."`
 	Users usersCmd `cmd:"" help:"Identities of machines: who may connect, and do what."`
 	TLS   tlsCmd   `cmd:"" name:"tls" help:"Certificates for the broker and its clients."`
 

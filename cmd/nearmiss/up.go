@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/nearmiss/nearmiss/inference/ort"
+	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
 )
 
@@ -21,7 +22,7 @@ type upCmd struct {
 }
 
 func (*upCmd) Help() string {
-	return "Broker, worker and trainer in one process, until Ctrl-C. The next start goes on where this one ended.\n\n" +
+	return "Broker, worker, trainer and sinks in one process, until Ctrl-C. The next start goes on where this one ended.\n\n" +
 		examples(
 			"nearmiss up --demo",
 			"nearmiss up --data /var/lib/nearmiss --backbone vit_b.onnx --mqtt 1883",
@@ -61,6 +62,14 @@ func (c *upCmd) Run(ctx context.Context, o *output) error {
 		for name, start := range map[string]func(context.Context, dial) error{
 			"worker":  func(ctx context.Context, connect dial) error { return runWorker(ctx, connect, conf, o) },
 			"trainer": func(ctx context.Context, connect dial) error { return runTrainer(ctx, connect, conf, o) },
+			"sinks": func(ctx context.Context, connect dial) error {
+				nc, err := connect("sinks")
+				if err != nil {
+					return err
+				}
+				defer nc.Close()
+				return runSinks(ctx, nc, stream.Names{Prefix: conf.Prefix}, o)
+			},
 		} {
 			g.Go(func() error {
 				if err := start(ctx, connect); err != nil {

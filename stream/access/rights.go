@@ -33,6 +33,8 @@ func (u User) Rights(n stream.Names) Rights {
 		out = r.worker(d)
 	case Trainer:
 		out = r.trainer()
+	case Sinks:
+		out = r.sinks()
 	case Operator:
 		out = r.operator()
 	case Setup:
@@ -192,6 +194,27 @@ func (r subjects) trainer() Rights {
 	}
 }
 
+// sinks may make any consumer of the events: its filter is not part of the
+// request's subject when there are several.
+func (r subjects) sinks() Rights {
+	events, dead := r.EventsStream(), r.DeadStream()
+	return Rights{
+		Publish: slices.Concat(
+			info(events, dead),
+			reads(events, r.prefixed("events.>")),
+			[]string{
+				api + "CONSUMER.CREATE." + events + ".*", "$JS.ACK." + events + ".*.>",
+				api + "DIRECT.GET." + events, api + "DIRECT.GET." + events + "." + r.Events("*", "*", stream.KindAnomaly),
+			},
+			readKV(r.SinksBucket()), []string{"$KV." + r.SinksBucket() + ".*"},
+			reads(dead, r.Dead("*")),
+			[]string{api + "STREAM.MSG.DELETE." + dead, r.Dead(events)},
+		),
+		Subscribe: append([]string{r.API() + ".sinks.>"}, service...),
+		Respond:   true,
+	}
+}
+
 func (r subjects) operator() Rights {
 	frames, events, normals, dead := r.FramesStream(), r.EventsStream(), r.NormalsStream(), r.DeadStream()
 	return Rights{
@@ -201,6 +224,7 @@ func (r subjects) operator() Rights {
 			readKV(r.DetectorsBucket()), []string{"$KV." + r.DetectorsBucket() + ".*"},
 			readKV(r.JobsBucket()), []string{"$KV." + r.JobsBucket() + ".*"},
 			readKV(r.WorkBucket()),
+			readKV(r.SinksBucket()), []string{"$KV." + r.SinksBucket() + ".*"},
 			reads(dead, r.Dead("*")),
 			reads(events, r.prefixed("events.>")),
 			[]string{
@@ -247,7 +271,7 @@ func (r subjects) subscriber(u User, d string) Rights {
 func (r subjects) setup() []string {
 	names := []string{
 		r.FramesStream(), r.EventsStream(), r.NormalsStream(), r.FeedbackStream(), r.TrainingStream(), r.DeadStream(),
-		"KV_" + r.DetectorsBucket(), "KV_" + r.ActiveBucket(), "KV_" + r.JobsBucket(), "KV_" + r.WorkBucket(),
+		"KV_" + r.DetectorsBucket(), "KV_" + r.ActiveBucket(), "KV_" + r.JobsBucket(), "KV_" + r.WorkBucket(), "KV_" + r.SinksBucket(),
 		"OBJ_" + r.ArtifactsBucket(), "OBJ_" + r.EvidenceBucket(),
 	}
 	out := []string{api + "INFO"}

@@ -21,13 +21,14 @@ const (
 	Subscriber Role = "subscriber" // gets events, from a durable consumer of its own or live
 	Worker     Role = "worker"     // scores frames
 	Trainer    Role = "trainer"    // learns, and makes releases
+	Sinks      Role = "sinks"      // brings events to people and machines outside
 	Operator   Role = "operator"   // the command line: detectors, normals, releases, verdicts
 	Setup      Role = "setup"      // creates streams and buckets
 	Metrics    Role = "metrics"    // reads the server's own figures, in the system account
 )
 
 // Roles are all roles, in the order in which they are listed.
-var Roles = []Role{Camera, Subscriber, Worker, Trainer, Operator, Setup, Metrics}
+var Roles = []Role{Camera, Subscriber, Worker, Trainer, Sinks, Operator, Setup, Metrics}
 
 // User is one machine's identity.
 type User struct {

@@ -39,7 +39,7 @@ type hall struct {
 }
 
 // roles are the columns of the matrix.
-var roles = []string{"line1", "lamp", "view", "worker", "trainer", "op", "setup"}
+var roles = []string{"line1", "lamp", "view", "worker", "trainer", "sinks", "op", "setup"}
 
 // newHall makes the users, not the broker.
 func newHall(t testing.TB) *hall {
@@ -52,6 +52,7 @@ func newHall(t testing.TB) *hall {
 		{Name: "view", Role: access.Subscriber, Detector: "parts", Live: true},
 		{Name: "worker", Role: access.Worker},
 		{Name: "trainer", Role: access.Trainer},
+		{Name: "sinks", Role: access.Sinks},
 		{Name: "op", Role: access.Operator},
 		{Name: "setup", Role: access.Setup},
 	} {
@@ -221,6 +222,7 @@ func (h *hall) probes() []string {
 		"pub $KV.NM_ACTIVE.parts",
 		"pub $KV.NM_DETECTORS.parts",
 		"pub $KV.NM_JOBS.x",
+		"pub $KV.NM_SINKS.x",
 		"pub $O.NM_ARTIFACTS.M.eA==",
 		"pub $O.NM_ARTIFACTS.C.x",
 		"pub $O.NM_EVIDENCE.M.eA==",

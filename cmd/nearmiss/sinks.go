@@ -1,0 +1,394 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/renameio/v2"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/sink"
+	"github.com/nearmiss/nearmiss/stream/sink/webhook"
+)
+
+type sinksCmd struct {
+	Serve  sinksServeCmd  `cmd:"" default:"withargs" help:"Bring events to the sinks until Ctrl-C (nearmiss up does, too)."`
+	List   sinksListCmd   `cmd:"" help:"List sinks, and what became of their events."`
+	Add    sinksAddCmd    `cmd:"" help:"Add a sink, or change one."`
+	Test   sinksTestCmd   `cmd:"" help:"Send one event now, past all filters, and see what the receiver says."`
+	Pause  sinksPauseCmd  `cmd:"" help:"Send nothing; events wait in the broker."`
+	Resume sinksResumeCmd `cmd:"" help:"Go on where it was paused."`
+	Replay sinksReplayCmd `cmd:"" help:"Send events again."`
+	Remove sinksRemoveCmd `cmd:"" help:"Remove a sink."`
+}
+
+// sinkKinds are the kinds of sinks that this program has.
+func sinkKinds(n stream.Names) sink.Kinds {
+	return sink.Kinds{webhook.Kind: webhook.Opener(n, version)}
+}
+
+// runSinks brings events to the sinks until ctx ends.
+func runSinks(ctx context.Context, nc *nats.Conn, n stream.Names, o *output) error {
+	e, err := sink.NewEngine(sink.EngineConfig{Names: n, Kinds: sinkKinds(n)}, nc, o.Log)
+	if err != nil {
+		return err
+	}
+	return e.Run(ctx)
+}
+
+type sinksServeCmd struct{ serverFlags }
+
+func (*sinksServeCmd) Help() string {
+	return "Several may run: each event goes to one of them. Secrets are read on this machine.\n\n" +
+		examples("nearmiss sinks --server nats://broker.example.org:4222")
+}
+
+func (c *sinksServeCmd) Run(ctx context.Context, o *output) error {
+	nc, err := c.await("sinks", o)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	return runSinks(ctx, nc, c.names(), o)
+}
+
+// withSinks gives f the bucket of sinks.
+func withSinks(ctx context.Context, s serverFlags, o *output, f func(jetstream.KeyValue) error) error {
+	return withJetStream(s, "sinks", o, func(js jetstream.JetStream) error {
+		b, err := js.KeyValue(ctx, s.names().SinksBucket())
+		if errors.Is(err, jetstream.ErrBucketNotFound) {
+			return fmt.Errorf("the broker has no bucket of sinks: start nearmiss up or nearmiss broker of this version once")
+		}
+		if err != nil {
+			return err
+		}
+		return f(b)
+	})
+}
+
+// ask sends a request to the process that runs the sinks.
+func askSinks(ctx context.Context, s serverFlags, o *output, what string, q, a any) error {
+	nc, err := s.connect("sinks", o)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	b, err := json.Marshal(q)
+	if err != nil {
+		return err
+	}
+	m, err := nc.RequestWithContext(ctx, s.names().API()+".sinks."+what, b)
+	if errors.Is(err, nats.ErrNoResponders) {
+		return errors.New("nobody runs the sinks: start nearmiss up, or nearmiss sinks")
+	}
+	if err != nil {
+		return fmt.Errorf("ask for %s: %w", what, err)
+	}
+	if text := m.Header.Get("Nats-Service-Error"); text != "" {
+		return errors.New(text)
+	}
+	return json.Unmarshal(m.Data, a)
+}
+
+type sinksListCmd struct {
+	JSON bool `name:"json" help:"Print one JSON object a sink."`
+	serverFlags
+}
+
+func (*sinksListCmd) Help() string {
+	return examples("nearmiss sinks list", "nearmiss sinks list --json")
+}
+
+func (c *sinksListCmd) Run(ctx context.Context, o *output) error {
+	step, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	var all []sink.Status
+	if err := askSinks(step, c.serverFlags, o, "status", nil, &all); err != nil {
+		return err
+	}
+	if len(all) == 0 && !c.JSON {
+		return o.say(false, nil, "there are no sinks: nearmiss sinks add")
+	}
+	return list(o, c.JSON, all, func(s sink.Status) string {
+		state := "at work"
+		switch {
+		case !s.Enabled:
+			state = "paused"
+		case s.Open:
+			state = "receiver down"
+		case s.Error != "" && s.LastSent.IsZero():
+			state = "failing"
+		}
+		var counts []string
+		for _, k := range slices.Sorted(maps.Keys(s.Results)) {
+			counts = append(counts, fmt.Sprintf("%s %d", k, s.Results[k]))
+		}
+		text := fmt.Sprintf("%-20s %-10s %-14s %s, %d wait", s.Name, s.Kind, state, strings.Join(append(counts, fmt.Sprintf("last delay %.1f s", s.Delay)), ", "), s.Pending)
+		if s.Error != "" {
+			text += "\n  " + s.Error
+		}
+		return text
+	})
+}
+
+type sinksAddCmd struct {
+	Name      string        `arg:"" help:"Name of the sink."`
+	Kind      string        `arg:"" enum:"webhook" help:"${enum}."`
+	URL       string        `required:"" placeholder:"URL" help:"Where to POST events."`
+	Preset    string        `placeholder:"NAME" help:"Receiver whose language to speak: slack, mattermost, discord, teams, ntfy or alertmanager (default: CloudEvents)."`
+	Template  string        `type:"existingfile" placeholder:"FILE" help:"Template of the body (Go text/template)."`
+	Bearer    bool          `help:"The secret is a token for the header Authorization, not one to sign with."`
+	Secret    string        `placeholder:"REF" help:"Where the secret is on the machine that runs the sinks: file:PATH or env:NAME. Without it one is made and written into the data folder."`
+	NoSecret  bool          `help:"Sign nothing."`
+	Loopback  bool          `name:"allow-loopback" help:"The receiver is on the machine that runs the sinks."`
+	Detectors []string      `name:"detector" placeholder:"NAME" help:"Only events of this detector; may be repeated."`
+	Cameras   []string      `name:"camera" placeholder:"NAME" help:"Only events of this camera; may be repeated."`
+	Kinds     []string      `name:"event" placeholder:"KIND" help:"Only events of this kind; may be repeated (default: anomaly, drift, release, store)."`
+	MinRatio  float64       `placeholder:"X" help:"Only scores of at least X times the threshold."`
+	Hours     string        `placeholder:"TEXT" help:"Only at these times, for instance \"Mon-Fri 06:00-22:00 Europe/Berlin\"."`
+	CoolDown  time.Duration `placeholder:"TIME" help:"Nothing more of a camera for so long after something was sent."`
+	Rate      string        `placeholder:"N/TIME" help:"At most N in TIME, for instance 30/1m; the rest is told in one summary."`
+	Data      string        `default:"nearmiss-data" env:"NEARMISS_DATA" type:"path" placeholder:"DIR" help:"Folder for a secret that is made."`
+	serverFlags
+}
+
+func (*sinksAddCmd) Help() string {
+	return "Requests are signed as Standard Webhooks has it; any of its libraries verifies them.\n\n" + examples(
+		"nearmiss sinks add desk webhook --url https://desk.example.org/alarms --detector bolts",
+		"nearmiss sinks add chat webhook --url https://chat.example.org/hook/abc --preset slack --no-secret --cool-down 1m",
+		"nearmiss sinks add night webhook --url https://ntfy.example.org --preset ntfy --secret env:NTFY_TOKEN --bearer --hours \"22:00-06:00\"",
+	)
+}
+
+func (c *sinksAddCmd) Run(ctx context.Context, o *output) error {
+	cfg := webhook.Config{URL: c.URL, Preset: c.Preset, AllowLoopback: c.Loopback}
+	if c.Bearer {
+		cfg.Auth = "bearer"
+	}
+	if c.Template != "" {
+		b, err := os.ReadFile(c.Template)
+		if err != nil {
+			return fmt.Errorf("read the template: %w", err)
+		}
+		cfg.Template = string(b)
+	}
+	raw, err := json.Marshal(cfg)
+	if err != nil {
+		return err
+	}
+	s := sink.Sink{
+		Name: c.Name, Kind: c.Kind, Enabled: true, Detectors: c.Detectors, Cameras: c.Cameras, Kinds: c.Kinds,
+		MinRatio: c.MinRatio, Hours: c.Hours, CoolDown: sink.Duration(c.CoolDown), Config: raw, Secret: c.Secret,
+	}
+	if c.Rate != "" {
+		var per string
+		if n, _ := fmt.Sscanf(c.Rate, "%d/%s", &s.Rate.N, &per); n != 2 || s.Rate.Per.UnmarshalText([]byte(per)) != nil {
+			return usageError{fmt.Errorf("--rate %q: write it as 30/1m", c.Rate)}
+		}
+	}
+	if c.Bearer && c.Secret == "" {
+		return usageError{errors.New("--bearer needs --secret: where the token is")}
+	}
+	// What cannot work is refused here, and not found out by the process that
+	// runs the sinks.
+	if err := s.Validate(); err != nil {
+		return usageError{oneLine(err)}
+	}
+	if check, err := webhook.Opener(c.names(), version)(s, ""); err != nil {
+		return usageError{err}
+	} else if err := check.Close(); err != nil {
+		return err
+	}
+	return withSinks(ctx, c.serverFlags, o, func(b jetstream.KeyValue) error {
+		made := ""
+		if s.Secret == "" && !c.NoSecret {
+			path := filepath.Join(c.Data, "auth", "sink-"+s.Name+".secret")
+			if made, err = makeSecret(path); err != nil {
+				return err
+			}
+			s.Secret = "file:" + path
+		}
+		value, err := json.Marshal(s)
+		if err != nil {
+			return err
+		}
+		if _, err := b.Put(ctx, s.Name, value); err != nil {
+			return fmt.Errorf("store sink %s: %w", s.Name, err)
+		}
+		if made != "" {
+			if err := o.say(false, nil, fmt.Sprintf("secret for the receiver (shown once): %s\n%s keeps it: bring that file to the machine that runs the sinks, if it is another", made, strings.TrimPrefix(s.Secret, "file:"))); err != nil {
+				return err
+			}
+		}
+		return o.say(false, nil, "sink "+s.Name+" is there; try it: nearmiss sinks test "+s.Name)
+	})
+}
+
+// makeSecret writes a new secret, unless one is there.
+func makeSecret(path string) (string, error) {
+	if _, err := os.Stat(path); err == nil {
+		return "", nil
+	}
+	secret, err := webhook.NewSecret()
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return "", fmt.Errorf("write the secret: %w", err)
+	}
+	if err := renameio.WriteFile(path, []byte(secret+"\n"), 0o600); err != nil {
+		return "", fmt.Errorf("write the secret: %w", err)
+	}
+	return secret, nil
+}
+
+type sinksTestCmd struct {
+	Name  string `arg:"" help:"Sink."`
+	Event string `placeholder:"ID" help:"Event to send (default: the last anomaly, or a made-up one)."`
+	JSON  bool   `name:"json" help:"Print one JSON object."`
+	serverFlags
+}
+
+func (*sinksTestCmd) Help() string {
+	return "The event is marked as a test. There is no second try.\n\n" + examples("nearmiss sinks test desk")
+}
+
+func (c *sinksTestCmd) Run(ctx context.Context, o *output) error {
+	step, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	var a sink.TestAnswer
+	if err := askSinks(step, c.serverFlags, o, "test", sink.TestRequest{Sink: c.Name, Event: c.Event}, &a); err != nil {
+		return err
+	}
+	text := fmt.Sprintf("event %s arrived after %.2f s", a.Event, a.Seconds)
+	if a.Filter != "" {
+		text += "; otherwise it would not have been sent: " + a.Filter
+	}
+	if c.JSON || a.OK {
+		if err := o.say(c.JSON, a, text); err != nil {
+			return err
+		}
+	}
+	if !a.OK {
+		return errors.New(a.Error)
+	}
+	return nil
+}
+
+// change lets f change a sink's entry.
+func changeSink(ctx context.Context, s serverFlags, o *output, name string, f func(*sink.Sink)) error {
+	return withSinks(ctx, s, o, func(b jetstream.KeyValue) error {
+		e, err := b.Get(ctx, name)
+		if errors.Is(err, jetstream.ErrKeyNotFound) {
+			return fmt.Errorf("there is no sink %q: see nearmiss sinks list", name)
+		}
+		if err != nil {
+			return fmt.Errorf("read sink %s: %w", name, err)
+		}
+		v, err := sink.Parse(name, e.Value())
+		if err != nil {
+			return fmt.Errorf("%w: add it again", err)
+		}
+		f(&v)
+		value, err := json.Marshal(v)
+		if err == nil {
+			_, err = b.Update(ctx, name, value, e.Revision())
+		}
+		if err != nil {
+			return fmt.Errorf("change sink %s: %w", name, err)
+		}
+		return nil
+	})
+}
+
+type sinksPauseCmd struct {
+	Name string `arg:"" help:"Sink."`
+	serverFlags
+}
+
+func (*sinksPauseCmd) Help() string { return examples("nearmiss sinks pause desk") }
+
+func (c *sinksPauseCmd) Run(ctx context.Context, o *output) error {
+	if err := changeSink(ctx, c.serverFlags, o, c.Name, func(s *sink.Sink) { s.Enabled = false }); err != nil {
+		return err
+	}
+	return o.say(false, nil, c.Name+" is paused; its events wait")
+}
+
+type sinksResumeCmd struct {
+	Name string `arg:"" help:"Sink."`
+	serverFlags
+}
+
+func (*sinksResumeCmd) Help() string { return examples("nearmiss sinks resume desk") }
+
+func (c *sinksResumeCmd) Run(ctx context.Context, o *output) error {
+	if err := changeSink(ctx, c.serverFlags, o, c.Name, func(s *sink.Sink) { s.Enabled = true }); err != nil {
+		return err
+	}
+	return o.say(false, nil, c.Name+" goes on")
+}
+
+type sinksReplayCmd struct {
+	Name  string        `arg:"" help:"Sink."`
+	Dead  bool          `help:"Those that it could not deliver; they leave the dead letters when they arrive."`
+	Since time.Duration `placeholder:"AGO" help:"All of so long ago, whatever became of them."`
+	JSON  bool          `name:"json" help:"Print one JSON object."`
+	serverFlags
+}
+
+func (*sinksReplayCmd) Help() string {
+	return examples("nearmiss sinks replay desk --dead", "nearmiss sinks replay desk --since 2h")
+}
+
+func (c *sinksReplayCmd) Run(ctx context.Context, o *output) error {
+	q := sink.ReplayRequest{Sink: c.Name, Dead: c.Dead}
+	if c.Since > 0 {
+		q.Since = time.Now().Add(-c.Since)
+	}
+	if c.Dead == (c.Since > 0) {
+		return usageError{errors.New("say which: --dead or --since")}
+	}
+	step, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	defer cancel()
+	var a sink.ReplayAnswer
+	if err := askSinks(step, c.serverFlags, o, "replay", q, &a); err != nil {
+		return err
+	}
+	if err := o.say(c.JSON, a, fmt.Sprintf("%d events sent, %d failed", a.Sent, a.Failed)); err != nil {
+		return err
+	}
+	if a.Failed > 0 {
+		return errors.New(a.Error)
+	}
+	return nil
+}
+
+type sinksRemoveCmd struct {
+	Name string `arg:"" help:"Sink."`
+	serverFlags
+}
+
+func (*sinksRemoveCmd) Help() string { return examples("nearmiss sinks remove desk") }
+
+func (c *sinksRemoveCmd) Run(ctx context.Context, o *output) error {
+	return withSinks(ctx, c.serverFlags, o, func(b jetstream.KeyValue) error {
+		if _, err := b.Get(ctx, c.Name); errors.Is(err, jetstream.ErrKeyNotFound) {
+			return fmt.Errorf("there is no sink %q: see nearmiss sinks list", c.Name)
+		}
+		if err := b.Delete(ctx, c.Name); err != nil {
+			return fmt.Errorf("remove sink %s: %w", c.Name, err)
+		}
+		return o.say(false, nil, c.Name+" is removed; events that waited for it are dropped")
+	})
+}

@@ -1,0 +1,385 @@
+package sink_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
+	"go.uber.org/goleak"
+
+	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/broker"
+	"github.com/nearmiss/nearmiss/stream/sink"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// receiver is a kind whose sender does what the test says.
+type receiver struct {
+	mu   sync.Mutex
+	got  []sink.Notice
+	send func(n sink.Notice) error // nil: takes everything
+}
+
+func (r *receiver) Send(_ context.Context, n sink.Notice) error {
+	r.mu.Lock()
+	f := r.send
+	r.mu.Unlock()
+	if f != nil {
+		if err := f(n); err != nil {
+			return err
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.got = append(r.got, n)
+	return nil
+}
+
+func (r *receiver) Close() error { return nil }
+
+func (r *receiver) does(f func(sink.Notice) error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.send = f
+}
+
+func (r *receiver) ids() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var ids []string
+	for _, n := range r.got {
+		ids = append(ids, n.ID)
+	}
+	return ids
+}
+
+// hall is a broker with events and an engine.
+type hall struct {
+	t     *testing.T
+	nc    *nats.Conn
+	js    jetstream.JetStream
+	sinks jetstream.KeyValue
+	kinds sink.Kinds
+	log   bytes.Buffer
+	logMu sync.Mutex
+	sent  int
+}
+
+func (h *hall) Write(b []byte) (int, error) {
+	h.logMu.Lock()
+	defer h.logMu.Unlock()
+	return h.log.Write(b)
+}
+
+func newHall(t *testing.T, receivers map[string]*receiver) *hall {
+	t.Helper()
+	b, _ := brokertest.Start(t, broker.Config{Port: -1})
+	h := &hall{t: t, nc: brokertest.Connect(t, b), kinds: sink.Kinds{}}
+	var err error
+	if h.js, err = jetstream.New(h.nc); err == nil {
+		err = stream.Ensure(t.Context(), h.js, stream.Topology{})
+	}
+	if err == nil {
+		h.sinks, err = h.js.KeyValue(t.Context(), "NM_SINKS")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, r := range receivers {
+		h.kinds[name] = func(sink.Sink, string) (sink.Sender, error) { return r, nil }
+	}
+	return h
+}
+
+// engine runs one until the test ends or stop is called.
+func (h *hall) engine() (stop func()) {
+	h.t.Helper()
+	e, err := sink.NewEngine(sink.EngineConfig{Kinds: h.kinds, Delays: []time.Duration{50 * time.Millisecond, 100 * time.Millisecond}}, h.nc, zerolog.New(h))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return brokertest.Run(h.t, "sinks", e.Run)
+}
+
+func (h *hall) put(s sink.Sink) {
+	h.t.Helper()
+	b, err := json.Marshal(s)
+	if err == nil {
+		_, err = h.sinks.Put(h.t.Context(), s.Name, b)
+	}
+	if err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// event publishes an anomaly and returns its id.
+func (h *hall) event(camera string, ratio float64) string {
+	h.t.Helper()
+	h.sent++
+	threshold, at := 1.0, time.Now().UTC()
+	e := stream.Event{ID: fmt.Sprintf("event-%d", h.sent), Kind: stream.KindAnomaly, Detector: "bolts", Camera: camera, FrameID: fmt.Sprint(h.sent), ScoredAt: at, Score: &ratio, Threshold: &threshold}
+	m, err := e.Message(stream.Names{})
+	if err == nil {
+		_, err = h.js.PublishMsg(h.t.Context(), m)
+	}
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return e.ID
+}
+
+func (h *hall) status(name string) sink.Status {
+	h.t.Helper()
+	var all []sink.Status
+	h.ask("status", nil, &all)
+	for _, s := range all {
+		if s.Name == name {
+			return s
+		}
+	}
+	return sink.Status{}
+}
+
+func (h *hall) ask(what string, q, a any) {
+	h.t.Helper()
+	b, err := json.Marshal(q)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	m, err := h.nc.Request("nearmiss.api.sinks."+what, b, 20*time.Second)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if e := m.Header.Get("Nats-Service-Error"); e != "" {
+		h.t.Fatalf("%s: %s", what, e)
+	}
+	if err := json.Unmarshal(m.Data, a); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func (h *hall) ready(name string) {
+	h.t.Helper()
+	poll(h.t, func() bool {
+		_, err := h.js.Consumer(h.t.Context(), "NM_EVENTS", "sink-"+name)
+		return err == nil
+	})
+}
+
+func poll(t testing.TB, done func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !done(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("gave up waiting")
+		}
+	}
+}
+
+// A receiver that is down for a while gets every event in the end, though the
+// engine was stopped and started meanwhile; another sink does not wait for it.
+func TestNothingIsLostWhileAReceiverIsDown(t *testing.T) {
+	down, other := &receiver{}, &receiver{}
+	down.does(func(sink.Notice) error { return errors.New("connection refused") })
+	h := newHall(t, map[string]*receiver{"down": down, "other": other})
+	stop := h.engine()
+	h.put(sink.Sink{Name: "a", Kind: "down", Enabled: true})
+	h.put(sink.Sink{Name: "b", Kind: "other", Enabled: true})
+	h.ready("a")
+	h.ready("b")
+	want := map[string]bool{}
+	for range 50 {
+		want[h.event("line1", 2)] = true
+	}
+	poll(t, func() bool { return len(other.ids()) == 50 })
+	poll(t, func() bool { return h.status("a").Open })
+	for range 3 {
+		stop()
+		stop = h.engine()
+	}
+	for range 50 {
+		want[h.event("line1", 2)] = true
+	}
+	down.does(nil)
+	poll(t, func() bool {
+		got := map[string]bool{}
+		for _, id := range down.ids() {
+			got[id] = true
+		}
+		return len(got) == len(want)
+	})
+	poll(t, func() bool { return len(other.ids()) == 100 })
+	for _, id := range down.ids() {
+		if !want[id] {
+			t.Errorf("%s arrived and was never sent", id)
+		}
+	}
+	if s := h.status("a"); s.Open || s.Results[sink.ResultSent] == 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// What a receiver refuses is in the dead letters with the reason, and can be
+// sent again.
+func TestDeadLettersCanBeSentAgain(t *testing.T) {
+	r := &receiver{}
+	r.does(func(sink.Notice) error { return &sink.Permanent{Err: errors.New("no such channel\r\nX: y")} })
+	h := newHall(t, map[string]*receiver{"k": r})
+	h.engine()
+	h.put(sink.Sink{Name: "a", Kind: "k", Enabled: true})
+	h.ready("a")
+	id := h.event("line1", 2)
+	poll(t, func() bool { return h.status("a").Results[sink.ResultDead] == 1 })
+	dead, err := stream.DeadLetters(t.Context(), h.js, stream.Names{}, 0)
+	if err != nil || len(dead) != 1 {
+		t.Fatalf("%v, %v", dead, err)
+	}
+	if d := dead[0]; d.Code != sink.CodeRefused || !strings.Contains(d.Reason, "no such channel") || d.Header.Get(sink.HeaderDeadSink) != "a" || d.Header.Get("X") != "" {
+		t.Errorf("%+v", d)
+	}
+	r.does(nil)
+	var a sink.ReplayAnswer
+	h.ask("replay", sink.ReplayRequest{Sink: "a", Dead: true}, &a)
+	if a.Sent != 1 || len(r.ids()) != 1 || r.ids()[0] != id {
+		t.Errorf("%+v, %v", a, r.ids())
+	}
+	if dead, err = stream.DeadLetters(t.Context(), h.js, stream.Names{}, 0); err != nil || len(dead) != 0 {
+		t.Errorf("%v, %v", dead, err)
+	}
+	h.ask("replay", sink.ReplayRequest{Sink: "a", Since: time.Now().Add(-time.Hour)}, &a)
+	if a.Sent != 1 || len(r.ids()) != 2 {
+		t.Errorf("%+v", a)
+	}
+}
+
+// Why an event was not sent is counted; a cool-down begins with what was
+// delivered, and what is beyond the rate is told in one summary.
+func TestEveryDecisionIsCounted(t *testing.T) {
+	r := &receiver{}
+	h := newHall(t, map[string]*receiver{"k": r})
+	h.engine()
+	h.put(sink.Sink{Name: "cool", Kind: "k", Enabled: true, MinRatio: 1.5, CoolDown: sink.Duration(time.Hour)})
+	h.ready("cool")
+	h.event("line1", 1.1) // filtered: starts no cool-down
+	first := h.event("line1", 2)
+	poll(t, func() bool { return len(r.ids()) == 1 })
+	h.event("line1", 3) // cooled
+	second := h.event("line2", 2)
+	poll(t, func() bool { return len(r.ids()) == 2 })
+	if ids := r.ids(); ids[0] != first || ids[1] != second {
+		t.Errorf("%v", ids)
+	}
+	poll(t, func() bool {
+		s := h.status("cool").Results
+		return s[sink.ResultFiltered] == 1 && s[sink.ResultCooled] == 1 && s[sink.ResultSent] == 2
+	})
+	if h.status("cool").Reasons["filtered: score"] != 1 {
+		t.Errorf("%+v", h.status("cool").Reasons)
+	}
+
+	h.put(sink.Sink{Name: "few", Kind: "k", Enabled: true, Rate: sink.Rate{N: 2, Per: sink.Duration(2 * time.Second)}, Ordered: true, Cameras: []string{"line3"}})
+	h.ready("few")
+	for range 5 {
+		h.event("line3", 2)
+	}
+	poll(t, func() bool { return h.status("few").Results[sink.ResultSummaries] == 1 })
+	last := r.got[len(r.got)-1]
+	if last.Summary != 3 || last.Event.Reason != "and 3 more on bolts/line3" || h.status("few").Results[sink.ResultLimited] != 3 {
+		t.Errorf("%+v, %+v", last, h.status("few"))
+	}
+}
+
+// A receiver that is gone switches its sink off; a test goes past all filters
+// and says what they would have done.
+func TestGoneReceiversAndTests(t *testing.T) {
+	r := &receiver{}
+	h := newHall(t, map[string]*receiver{"k": r})
+	h.engine()
+	h.put(sink.Sink{Name: "a", Kind: "k", Enabled: true, MinRatio: 100})
+	h.ready("a")
+	h.event("line1", 2)
+	poll(t, func() bool { return h.status("a").Results[sink.ResultFiltered] == 1 })
+	var a sink.TestAnswer
+	h.ask("test", sink.TestRequest{Sink: "a"}, &a)
+	if !a.OK || a.Filter != "filtered: score" || len(r.got) != 1 || !r.got[0].Test {
+		t.Errorf("%+v, %+v", a, r.got)
+	}
+	r.does(func(sink.Notice) error { return &sink.Gone{Err: errors.New("410")} })
+	h.put(sink.Sink{Name: "a", Kind: "k", Enabled: true})
+	poll(t, func() bool {
+		if s := h.status("a"); !s.Enabled {
+			return true
+		}
+		h.event("line1", 2)
+		return false
+	})
+}
+
+// Values that anybody may have written cost only their own sink, and a secret
+// is shown nowhere.
+func TestBadSinksCostThemselves(t *testing.T) {
+	r := &receiver{}
+	h := newHall(t, map[string]*receiver{"k": r})
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("hunter2"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.kinds["asks"] = func(_ sink.Sink, s string) (sink.Sender, error) {
+		if s != "hunter2" {
+			return nil, fmt.Errorf("the secret is %q", s)
+		}
+		return r, nil
+	}
+	for key, v := range map[string]string{
+		"broken": "{", "liar": `{"name":"other","kind":"k"}`, "more": `{"name":"more","kind":"k","x":1}`,
+		"given": `{"name":"given","kind":"k","secret":"hunter2"}`, "later": `{"name":"later","kind":"nothing","enabled":true}`,
+	} {
+		if _, err := h.sinks.PutString(t.Context(), key, v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.put(sink.Sink{Name: "good", Kind: "asks", Enabled: true, Secret: "file:" + secret})
+	h.engine()
+	h.ready("good")
+	h.event("line1", 2)
+	poll(t, func() bool { return len(r.ids()) == 1 })
+	if s := h.status("good"); s.Secret != "set" {
+		t.Errorf("%+v", s)
+	}
+	poll(t, func() bool { return strings.Contains(h.status("later").Error, `no kind "nothing"`) })
+	h.logMu.Lock()
+	defer h.logMu.Unlock()
+	if strings.Contains(h.log.String(), "hunter2") {
+		t.Errorf("the log shows a secret:\n%s", h.log.String())
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(`{"name":"a","kind":"webhook","enabled":true,"hours":"Mon-Fri 06:00-22:00 Europe/Berlin","rate":{"n":1,"per":"1m"}}`))
+	f.Add([]byte(`{"name":"a","kind":"k","min_ratio":1e400,"cool_down":"-1s"}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s, err := sink.Parse("a", b)
+		if err != nil {
+			return
+		}
+		again, err := json.Marshal(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := sink.Parse("a", again); err != nil {
+			t.Fatalf("what was accepted is refused when it is written again: %v\n%s", err, again)
+		}
+	})
+}

@@ -1,0 +1,452 @@
+package sink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/nearmiss/nearmiss/stream"
+)
+
+// Delivery of one sink.
+const (
+	ackWait     = 60 * time.Second
+	sendTime    = 30 * time.Second // for one try; senders have shorter limits of their own
+	parallel    = 8                // tries under way, unless the sink is ordered
+	maxPending  = 16
+	breakAfter  = 5 // failures in a row that open the breaker
+	lossesEvery = time.Minute
+)
+
+// schedule is how long after each try the next one follows: that of Standard
+// Webhooks, shortened at its head. The last goes on until the sink gives up.
+var schedule = []time.Duration{5 * time.Second, 30 * time.Second, 5 * time.Minute, 30 * time.Minute, 2 * time.Hour, 5 * time.Hour}
+
+// Headers of a sink's dead letter, besides those of every dead letter.
+const HeaderDeadSink = "Nearmiss-Dead-Sink"
+
+// Codes of a sink's dead letters.
+const (
+	CodeRefused = "sink_refused" // the receiver will not take it
+	CodeGaveUp  = "sink_gave_up" // the receiver could not be reached for too long
+)
+
+// durable is the name of a sink's consumer.
+func durable(sink string) string { return "sink-" + sink }
+
+// line is one sink at work.
+type line struct {
+	names  stream.Names
+	js     jetstream.JetStream
+	log    zerolog.Logger
+	sink   Sink
+	sender Sender
+	judge  *judge
+	delays []time.Duration
+	// off is called when the receiver says that it is no more.
+	off func(error)
+
+	breaker breaker
+	stats   counters
+}
+
+// counters are what a sink has done since it started.
+type counters struct {
+	mu      sync.Mutex
+	results map[string]uint64
+	why     map[string]uint64 // "result: reason" of what was not sent
+	last    string            // the last failure
+	lastAt  time.Time         // of a delivery
+	delay   time.Duration     // from stored to delivered, of that one
+	pending atomic.Uint64     // in the broker
+	lostTo  uint64            // up to this sequence losses have been counted
+}
+
+func (c *counters) seenTo() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lostTo
+}
+
+func (c *counters) see(to uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lostTo = to
+}
+
+func (c *counters) add(result, why string, n uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.results == nil {
+		c.results, c.why = map[string]uint64{}, map[string]uint64{}
+	}
+	c.results[result] += n
+	if why != "" && (len(c.why) < 100 || c.why[result+": "+why] > 0) {
+		c.why[result+": "+why] += n
+	}
+}
+
+func (c *counters) failed(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.last = clip(err.Error())
+}
+
+func (c *counters) delivered(at time.Time, delay time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lastAt, c.delay = at, delay
+}
+
+// run delivers until ctx ends.
+func (l *line) run(ctx context.Context) error {
+	cons, err := l.consumer(ctx)
+	if err != nil {
+		return err
+	}
+	it, err := cons.Messages(jetstream.PullMaxMessages(maxPending))
+	if err != nil {
+		return fmt.Errorf("sink %s: %w", l.sink.Name, err)
+	}
+	defer it.Stop()
+	g := new(errgroup.Group)
+	g.SetLimit(parallel)
+	if l.sink.Ordered {
+		g.SetLimit(1)
+	}
+	side, stop := context.WithCancel(ctx)
+	var others sync.WaitGroup
+	others.Go(func() { l.watchLosses(side, cons) })
+	others.Go(func() { l.summaries(side) })
+	defer func() {
+		stop()
+		others.Wait()
+	}()
+	for {
+		probe, ok := l.breaker.wait(ctx)
+		if !ok {
+			break
+		}
+		m, err := it.Next(jetstream.NextContext(ctx))
+		if ctx.Err() != nil {
+			break
+		}
+		if errors.Is(err, jetstream.ErrNoHeartbeat) {
+			continue // the broker is away; the iterator asks again
+		}
+		if err != nil {
+			_ = g.Wait()
+			return fmt.Errorf("sink %s: %w", l.sink.Name, err)
+		}
+		if probe {
+			_ = g.Wait() // one at a time, until one arrives
+			l.deliver(ctx, m)
+			continue
+		}
+		g.Go(func() error {
+			l.deliver(ctx, m)
+			return nil
+		})
+	}
+	giveBack(it)
+	_ = g.Wait()
+	if n, ok := l.judge.summary(time.Now(), true); ok {
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		l.sendSummary(end, n)
+	}
+	return nil
+}
+
+// giveBack returns the messages that were pulled and not looked at: the broker
+// would wait for them, and the next engine with it.
+func giveBack(it jetstream.MessagesContext) {
+	it.Drain()
+	for {
+		m, err := it.Next()
+		if err != nil {
+			return
+		}
+		_ = m.Nak()
+	}
+}
+
+// consumer is the sink's place in the events. A consumer that is there keeps
+// its place when the filter changes.
+func (l *line) consumer(ctx context.Context) (jetstream.Consumer, error) {
+	cfg := jetstream.ConsumerConfig{
+		Durable: durable(l.sink.Name), Description: "events for sink " + l.sink.Name,
+		FilterSubjects: l.sink.filters(l.names), DeliverPolicy: jetstream.DeliverNewPolicy,
+		AckPolicy: jetstream.AckExplicitPolicy, AckWait: ackWait, MaxDeliver: -1, MaxAckPending: maxPending,
+	}
+	if l.sink.Ordered {
+		cfg.MaxAckPending = 1
+	}
+	cons, err := l.js.CreateOrUpdateConsumer(ctx, l.names.EventsStream(), cfg)
+	if err != nil {
+		return nil, fmt.Errorf("sink %s: make its consumer: %w", l.sink.Name, err)
+	}
+	return cons, nil
+}
+
+// deliver brings one message to its end: acknowledged, given back, or dead.
+func (l *line) deliver(ctx context.Context, m jetstream.Msg) {
+	meta, err := m.Metadata()
+	if err != nil {
+		_ = m.Term()
+		return
+	}
+	e, err := stream.ParseEvent(l.names, m.Subject(), m.Headers(), m.Data())
+	if err != nil {
+		l.stats.add(ResultForeign, "", 1)
+		_ = m.Term()
+		return
+	}
+	n := Notice{ID: e.ID, Event: e, At: meta.Timestamp}
+	result, why := l.judge.decide(n, time.Now())
+	if result == busy {
+		_ = m.NakWithDelay(time.Second)
+		return
+	}
+	if result != ResultSent {
+		l.stats.add(result, why, 1)
+		l.ack(ctx, m)
+		return
+	}
+	err = l.try(ctx, m, n)
+	now := time.Now()
+	l.judge.delivered(n, err == nil, now)
+	if err == nil {
+		l.breaker.succeeded()
+		l.stats.add(ResultSent, "", 1)
+		l.stats.delivered(now, now.Sub(meta.Timestamp))
+		l.ack(ctx, m)
+		return
+	}
+	l.failed(ctx, m, meta, n, err)
+}
+
+// try sends one notice, and keeps the message in hand meanwhile.
+func (l *line) try(ctx context.Context, m jetstream.Msg, n Notice) error {
+	// What is under way when the program ends may finish: the receiver may
+	// already have it.
+	step, cancel := context.WithTimeout(context.WithoutCancel(ctx), sendTime)
+	defer cancel()
+	done := make(chan struct{})
+	defer close(done)
+	go func() {
+		tick := time.NewTicker(ackWait / 3)
+		defer tick.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+				_ = m.InProgress()
+			}
+		}
+	}()
+	return l.sender.Send(step, n)
+}
+
+// failed decides what a failed try means.
+func (l *line) failed(ctx context.Context, m jetstream.Msg, meta *jetstream.MsgMetadata, n Notice, err error) {
+	l.stats.failed(err)
+	var permanent *Permanent
+	var gone *Gone
+	var later *Later
+	switch {
+	case errors.As(err, &gone):
+		l.log.Error().Err(err).Msg("the sink is switched off")
+		_ = m.NakWithDelay(l.delays[0])
+		l.off(err)
+		return
+	case errors.As(err, &permanent):
+		l.breaker.succeeded() // it answers
+		l.bury(ctx, m, meta, CodeRefused, err)
+		return
+	case time.Since(meta.Timestamp) > l.sink.giveUp():
+		l.bury(ctx, m, meta, CodeGaveUp, err)
+		return
+	}
+	delay := l.delays[min(int(meta.NumDelivered)-1, len(l.delays)-1)]
+	if errors.As(err, &later) && later.After > 0 {
+		delay = min(later.After, l.delays[len(l.delays)-1])
+	}
+	delay += time.Duration(float64(delay) * 0.4 * (rand.Float64() - 0.5))
+	l.stats.add(ResultFailed, "", 1)
+	if l.breaker.failed(l.delays[0]) {
+		l.log.Warn().Err(err).Msg("the receiver does not take events: they wait in the broker")
+	}
+	l.log.Debug().Err(err).Str("event", n.ID).Dur("again", delay).Msg("not delivered")
+	_ = m.NakWithDelay(delay)
+}
+
+// ack tells the broker that the message is done with; one whose acknowledgement
+// is lost comes again, with the same id.
+func (l *line) ack(ctx context.Context, m jetstream.Msg) {
+	step, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := m.DoubleAck(step); err != nil {
+		_ = m.Ack()
+	}
+}
+
+// bury moves a message to the dead letters; while they cannot be stored it
+// comes again.
+func (l *line) bury(ctx context.Context, m jetstream.Msg, meta *jetstream.MsgMetadata, code string, err error) {
+	d := nats.NewMsg(l.names.Dead(l.names.EventsStream()))
+	for k, v := range m.Headers() {
+		d.Header[k] = v
+	}
+	d.Data = m.Data()
+	d.Header.Set(nats.MsgIdHdr, fmt.Sprintf("%s/%s/%d", l.sink.Name, code, meta.Sequence.Stream))
+	d.Header.Set(HeaderDeadSink, l.sink.Name)
+	d.Header.Set(stream.HeaderDeadCode, code)
+	d.Header.Set(stream.HeaderDeadReason, headerLine(err.Error()))
+	d.Header.Set(stream.HeaderDeadSubject, m.Subject())
+	d.Header.Set(stream.HeaderDeadStream, l.names.EventsStream())
+	d.Header.Set(stream.HeaderDeadSequence, strconv.FormatUint(meta.Sequence.Stream, 10))
+	d.Header.Set(stream.HeaderDeadDeliveries, strconv.FormatUint(meta.NumDelivered, 10))
+	step, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	if _, err := l.js.PublishMsg(step, d); err != nil {
+		l.log.Warn().Err(err).Msg("a dead letter cannot be stored: its event comes again")
+		_ = m.NakWithDelay(l.delays[0])
+		return
+	}
+	l.stats.add(ResultDead, code, 1)
+	l.log.Warn().Err(err).Str("code", code).Msg("event is in the dead letters")
+	l.ack(ctx, m)
+}
+
+// summaries tells what was held back, at the end of each period.
+func (l *line) summaries(ctx context.Context) {
+	per := time.Duration(l.sink.Rate.Per)
+	if per == 0 {
+		return
+	}
+	tick := time.NewTicker(max(per/4, 10*time.Millisecond))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if n, ok := l.judge.summary(time.Now(), false); ok {
+				l.sendSummary(ctx, n)
+			}
+		}
+	}
+}
+
+func (l *line) sendSummary(ctx context.Context, n Notice) {
+	step, cancel := context.WithTimeout(ctx, sendTime)
+	defer cancel()
+	if err := l.sender.Send(step, n); err != nil {
+		l.stats.failed(err)
+		l.log.Warn().Err(err).Int("events", n.Summary).Msg("a summary was not delivered")
+		return
+	}
+	l.stats.add(ResultSummaries, "", 1)
+}
+
+// watchLosses counts what the broker discarded by age or size before the sink
+// had it.
+func (l *line) watchLosses(ctx context.Context, cons jetstream.Consumer) {
+	tick := time.NewTicker(lossesEvery)
+	defer tick.Stop()
+	for {
+		lost, err := l.losses(ctx, cons)
+		if err == nil && lost > 0 {
+			l.stats.add(ResultLost, "discarded by the broker", lost)
+			l.log.Error().Uint64("events", lost).Msg("the broker discarded events before this sink had them: raise keep.events_age or keep.events_bytes, or mend the receiver")
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// losses counts the events between the sink's place and the oldest that is
+// left, which are at most so many of the sink's.
+func (l *line) losses(ctx context.Context, cons jetstream.Consumer) (uint64, error) {
+	info, err := cons.Info(ctx)
+	if err != nil {
+		return 0, err
+	}
+	l.stats.pending.Store(info.NumPending + uint64(info.NumAckPending))
+	s, err := l.js.Stream(ctx, l.names.EventsStream())
+	if err != nil {
+		return 0, err
+	}
+	first := s.CachedInfo().State.FirstSeq
+	floor := max(info.AckFloor.Stream, l.stats.seenTo())
+	if first == 0 || floor == 0 || first-1 <= floor {
+		return 0, nil
+	}
+	l.stats.see(first - 1)
+	return first - 1 - floor, nil
+}
+
+// breaker stops pulling while the receiver takes nothing.
+type breaker struct {
+	mu     sync.Mutex
+	fails  int
+	opened time.Time // when the next probe may go; zero: closed
+}
+
+// failed counts a failure and says whether the breaker has just opened.
+func (b *breaker) failed(delay time.Duration) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.fails++
+	if b.fails < breakAfter {
+		return false
+	}
+	b.opened = time.Now().Add(delay)
+	return b.fails == breakAfter
+}
+
+func (b *breaker) succeeded() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.fails, b.opened = 0, time.Time{}
+}
+
+func (b *breaker) open() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return !b.opened.IsZero()
+}
+
+// wait returns when a message may be taken; probe says that it must be the only
+// one under way. ok is false when ctx ended.
+func (b *breaker) wait(ctx context.Context) (probe, ok bool) {
+	b.mu.Lock()
+	until := b.opened
+	b.mu.Unlock()
+	if until.IsZero() {
+		return false, ctx.Err() == nil
+	}
+	t := time.NewTimer(time.Until(until))
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false, false
+	case <-t.C:
+		return true, true
+	}
+}

@@ -1,0 +1,221 @@
+package webhook
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/url"
+	"slices"
+	"strings"
+	"text/template"
+	"time"
+
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/sink"
+)
+
+// body makes the bodies of requests.
+type body struct {
+	cfg  Config
+	tmpl *template.Template // nil: a CloudEvent
+}
+
+// maxTemplate bounds a template, in bytes.
+const maxTemplate = 64 << 10
+
+// errTooLong ends a template whose result grows without end.
+var errTooLong = fmt.Errorf("webhook: the template makes more than %d bytes", maxBody)
+
+func newBody(cfg Config) (*body, error) {
+	text := cfg.Template
+	if cfg.Preset != "" {
+		if text != "" {
+			return nil, errors.New("webhook: give a preset or a template, not both")
+		}
+		var ok bool
+		if text, ok = Presets[cfg.Preset]; !ok {
+			return nil, fmt.Errorf("webhook: there is no preset %q: use one of %s", cfg.Preset, strings.Join(slices.Sorted(maps.Keys(Presets)), ", "))
+		}
+	}
+	b := &body{cfg: cfg}
+	if text == "" {
+		return b, nil
+	}
+	if len(text) > maxTemplate {
+		return nil, fmt.Errorf("webhook: a template of %d bytes: at most %d are read", len(text), maxTemplate)
+	}
+	t, err := template.New("body").Option("missingkey=error").Funcs(functions).Parse(text)
+	if err != nil {
+		return nil, fmt.Errorf("webhook: %w", err)
+	}
+	b.tmpl = t
+	for _, n := range samples() { // what cannot work says so now
+		if _, _, _, err := b.make(stream.Names{}, n); err != nil {
+			return nil, err
+		}
+	}
+	return b, nil
+}
+
+// make returns the body, its content type, and headers.
+func (b *body) make(names stream.Names, n sink.Notice) (text []byte, contentType string, extra map[string]string, err error) {
+	if b.tmpl == nil {
+		c := n.Cloud(names)
+		if b.cfg.Mode == "binary" {
+			text, err = json.Marshal(c.Data)
+			extra = map[string]string{
+				"ce-specversion": c.SpecVersion, "ce-id": c.ID, "ce-source": c.Source, "ce-type": c.Type,
+				"ce-time": c.Time.Format(time.RFC3339Nano),
+			}
+			if c.Subject != "" {
+				extra["ce-subject"] = c.Subject
+			}
+			if n.Test {
+				extra["ce-test"] = "true"
+			}
+			return text, "application/json", extra, err
+		}
+		text, err = json.Marshal(c)
+		return text, "application/cloudevents+json", nil, err
+	}
+	contentType = b.cfg.ContentType
+	if contentType == "" {
+		contentType = "application/json"
+	}
+	var out limited
+	if err := b.tmpl.Execute(&out, b.data(names, n)); err != nil {
+		return nil, "", nil, fmt.Errorf("webhook: %w", err)
+	}
+	if strings.Contains(contentType, "json") && !json.Valid(out.Bytes()) {
+		return nil, "", nil, errors.New("webhook: the template's result is not JSON (print texts with {{json .Title}})")
+	}
+	return out.Bytes(), contentType, nil, nil
+}
+
+// limited stops a template that writes too much, and by that one that loops.
+type limited struct{ bytes.Buffer }
+
+func (l *limited) Write(p []byte) (int, error) {
+	if l.Len()+len(p) > maxBody {
+		return 0, errTooLong
+	}
+	return l.Buffer.Write(p)
+}
+
+// view is what a template sees.
+type view struct {
+	ID       string
+	Kind     string
+	Detector string
+	Camera   string
+	Time     time.Time
+	Title    string  // one line for people
+	Text     string  // what is known besides
+	Link     string  // a page about it, where one is configured
+	Score    float64 // 0 where there is none, as the next three
+	Limit    float64 // threshold
+	Ratio    float64 // score as a multiple of the threshold
+	PValue   float64
+	Reason   string
+	Code     string
+	Release  string
+	Severity string // info, warning, critical
+	Test     bool
+	Summary  int
+	Event    stream.Event
+	Cloud    sink.Cloud
+}
+
+func (b *body) data(names stream.Names, n sink.Notice) view {
+	e := n.Event
+	v := view{
+		ID: n.ID, Kind: e.Kind, Detector: e.Detector, Camera: e.Camera, Time: e.ScoredAt.UTC(),
+		Reason: e.Reason, Code: e.Code, Release: e.Release, Ratio: n.Ratio(), Test: n.Test, Summary: n.Summary,
+		Event: e, Cloud: n.Cloud(names), Severity: "warning",
+	}
+	for to, from := range map[*float64]*float64{&v.Score: e.Score, &v.Limit: e.Threshold, &v.PValue: e.PValue} {
+		if from != nil {
+			*to = *from
+		}
+	}
+	v.Title, v.Text = describe(n)
+	if e.Kind == stream.KindAnomaly {
+		v.Severity = "critical"
+	}
+	if b.cfg.Link != "" {
+		v.Link = strings.NewReplacer("{event}", url.PathEscape(n.ID), "{detector}", url.PathEscape(e.Detector), "{camera}", url.PathEscape(e.Camera)).Replace(b.cfg.Link)
+	}
+	return v
+}
+
+// describe says in words what happened: a title, and what is known besides.
+func describe(n sink.Notice) (title, text string) {
+	e := n.Event
+	where := e.Detector
+	if e.Camera != "" && e.Camera != stream.NoCamera {
+		where += "/" + e.Camera
+	}
+	switch e.Kind {
+	case stream.KindAnomaly:
+		title = "Anomaly on " + where
+		if r := n.Ratio(); r > 0 {
+			text = fmt.Sprintf("Score %.4g, %.1f times the threshold", *e.Score, r)
+		}
+		if len(e.Regions) > 0 {
+			text += fmt.Sprintf(", %d strange regions", len(e.Regions))
+		}
+	case stream.KindRejected:
+		title = "Unreadable image on " + where
+	default:
+		title = strings.ToUpper(e.Kind[:min(1, len(e.Kind))]) + e.Kind[min(1, len(e.Kind)):] + " on " + where
+	}
+	if e.Reason != "" {
+		text = strings.TrimPrefix(text+". "+e.Reason, ". ")
+	}
+	if n.Summary > 0 {
+		title, text = fmt.Sprintf("%d more alarms", n.Summary), e.Reason
+	}
+	if n.Test {
+		title = "[test] " + title
+	}
+	return title, text
+}
+
+// functions of templates.
+var functions = template.FuncMap{
+	"json": func(v any) (string, error) {
+		b, err := json.Marshal(v)
+		return string(b), err
+	},
+	"date":  func(layout string, t time.Time) string { return t.Format(layout) },
+	"ratio": func(v float64) string { return fmt.Sprintf("%.1f×", v) },
+	"short": func(n int, s string) string {
+		r := []rune(s)
+		if n < 0 || len(r) <= n {
+			return s
+		}
+		return string(r[:n])
+	},
+}
+
+// samples are the events on which a new template is tried.
+func samples() []sink.Notice {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	score, threshold, p := 2.5, 1.0, 0.01
+	full := stream.Event{
+		ID: "0123456789abcdef", Kind: stream.KindAnomaly, Detector: "bolts", Camera: "line1", FrameID: `a "quoted" name`,
+		CapturedAt: at, ScoredAt: at, Score: &score, Threshold: &threshold, PValue: &p, Release: "f00d",
+	}
+	rejected := stream.Event{ID: "1", Kind: stream.KindRejected, Detector: "bolts", Camera: "line1", ScoredAt: at, Code: "corrupt", Reason: "line\nbreak"}
+	release := stream.Event{ID: "2", Kind: stream.KindRelease, Detector: "bolts", Camera: stream.NoCamera, ScoredAt: at, Code: stream.ReleaseRefused, Reason: "it does not fit"}
+	drift := stream.Event{ID: "3", Kind: stream.KindDrift, Detector: "bolts", Camera: "line1", ScoredAt: at, Drift: &stream.DriftStatus{Drifted: true}}
+	return []sink.Notice{
+		{ID: full.ID, Event: full, At: at},
+		{ID: full.ID, Event: full, At: at, Summary: 3},
+		{ID: rejected.ID, Event: rejected, At: at, Test: true},
+		{ID: release.ID, Event: release, At: at},
+		{ID: drift.ID, Event: drift, At: at},
+	}
+}

@@ -1,0 +1,26 @@
+package webhook
+
+// Presets are templates for receivers that want words of their own. They are
+// examples of what a template can use, too.
+var Presets = map[string]string{
+	// Slack and Mattermost incoming webhooks.
+	"slack": `{"text":{{json .Title}},"blocks":[` +
+		`{"type":"section","text":{"type":"mrkdwn","text":{{json (printf "*%s*\n%s" .Title .Text)}}}},` +
+		`{"type":"context","elements":[{"type":"mrkdwn","text":{{json (date "2006-01-02 15:04:05 MST" .Time)}}}]}` +
+		`{{if .Link}},{"type":"actions","elements":[{"type":"button","text":{"type":"plain_text","text":"Look"},"url":{{json .Link}}}]}{{end}}]}`,
+	"mattermost": `{"text":{{json (printf "**%s**\n%s %s" .Title .Text .Link)}}}`,
+	"discord":    `{"content":{{json (short 2000 (printf "**%s**\n%s %s" .Title .Text .Link))}},"allowed_mentions":{"parse":[]}}`,
+	// Microsoft Teams by Workflows: an adaptive card.
+	"teams": `{"type":"message","attachments":[{"contentType":"application/vnd.microsoft.card.adaptive","content":{` +
+		`"$schema":"http://adaptivecards.io/schemas/adaptive-card.json","type":"AdaptiveCard","version":"1.4","body":[` +
+		`{"type":"TextBlock","size":"Medium","weight":"Bolder","wrap":true,"text":{{json .Title}}},` +
+		`{"type":"TextBlock","wrap":true,"text":{{json .Text}}},` +
+		`{"type":"TextBlock","isSubtle":true,"text":{{json (date "2006-01-02 15:04:05 MST" .Time)}}}]` +
+		`{{if .Link}},"actions":[{"type":"Action.OpenUrl","title":"Look","url":{{json .Link}}}]{{end}}}}]}`,
+	// ntfy, posted to the server's root with the topic in the body: replace TOPIC
+	// by writing this as a template of your own.
+	"ntfy": `{"topic":"nearmiss","title":{{json .Title}},"message":{{json (printf "%s " .Text)}},"priority":{{if eq .Severity "critical"}}4{{else}}3{{end}}{{if .Link}},"click":{{json .Link}}{{end}}}`,
+	// Alertmanager, API v2: /api/v2/alerts.
+	"alertmanager": `[{"labels":{"alertname":{{json (printf "Nearmiss_%s" .Kind)}},"detector":{{json .Detector}},"camera":{{json .Camera}},"severity":{{json .Severity}}},` +
+		`"annotations":{"summary":{{json .Title}},"description":{{json .Text}}},"startsAt":{{json .Time}}{{if .Link}},"generatorURL":{{json .Link}}{{end}}}]`,
+}

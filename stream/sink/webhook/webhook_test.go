@@ -1,0 +1,265 @@
+package webhook_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	standard "github.com/standard-webhooks/standard-webhooks/libraries/go"
+	"go.uber.org/goleak"
+
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/sink"
+	"github.com/nearmiss/nearmiss/stream/sink/webhook"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func anomaly(id string) sink.Notice {
+	score, threshold, at := 2.0, 1.0, time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
+	return sink.Notice{ID: id, At: at, Event: stream.Event{
+		ID: id, Kind: stream.KindAnomaly, Detector: "bolts", Camera: "line1", FrameID: "f-1",
+		CapturedAt: at, ScoredAt: at, Score: &score, Threshold: &threshold,
+	}}
+}
+
+func open(t testing.TB, cfg webhook.Config, secret string) (sink.Sender, error) {
+	t.Helper()
+	b, err := json.Marshal(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := webhook.Opener(stream.Names{}, "test")(sink.Sink{Name: "w", Kind: webhook.Kind, Config: b}, secret)
+	if err == nil {
+		t.Cleanup(func() { s.Close() })
+	}
+	return s, err
+}
+
+func mustOpen(t testing.TB, cfg webhook.Config, secret string) sink.Sender {
+	t.Helper()
+	s, err := open(t, cfg, secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// request is what a receiver got.
+type request struct {
+	header http.Header
+	body   []byte
+}
+
+// receiver answers every request with code and tells of it.
+func receiver(t testing.TB, code int) (string, <-chan request) {
+	t.Helper()
+	got := make(chan request, 100)
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b, _ := io.ReadAll(r.Body)
+		got <- request{r.Header.Clone(), b}
+		w.WriteHeader(code)
+	}))
+	t.Cleanup(s.Close)
+	return s.URL, got
+}
+
+// The signature is what the specification's own library accepts, with both
+// secrets of a rotation; a changed body or an old time is refused.
+func TestSignaturesVerifyByTheReferenceLibrary(t *testing.T) {
+	first, err1 := webhook.NewSecret()
+	second, err2 := webhook.NewSecret()
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	url, got := receiver(t, http.StatusNoContent)
+	s := mustOpen(t, webhook.Config{URL: url, AllowLoopback: true}, first+" "+second)
+	if err := s.Send(t.Context(), anomaly("event-1")); err != nil {
+		t.Fatal(err)
+	}
+	r := <-got
+	for _, secret := range []string{first, second} {
+		v, err := standard.NewWebhook(secret)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := v.Verify(r.body, r.header); err != nil {
+			t.Errorf("the reference library: %v", err)
+		}
+		if v.Verify(append(r.body, ' '), r.header) == nil {
+			t.Error("a changed body is accepted")
+		}
+		late := r.header.Clone()
+		late.Set("webhook-timestamp", fmt.Sprint(time.Now().Add(-time.Hour).Unix()))
+		if v.Verify(r.body, late) == nil {
+			t.Error("an old time is accepted")
+		}
+	}
+	if id := r.header.Get("webhook-id"); id != "event-1" {
+		t.Errorf("webhook-id %q", id)
+	}
+	var cloud struct {
+		SpecVersion, ID, Source, Type, Subject string
+		Data                                   stream.Event
+	}
+	if err := json.Unmarshal(r.body, &cloud); err != nil {
+		t.Fatal(err)
+	}
+	if cloud.SpecVersion != "1.0" || cloud.ID != "event-1" || cloud.Source != "/nearmiss/bolts" || cloud.Type != "dev.nearmiss.anomaly.v1" ||
+		cloud.Subject != "line1/f-1" || *cloud.Data.Score != 2 || r.header.Get("Content-Type") != "application/cloudevents+json" {
+		t.Errorf("%+v, %v", cloud, r.header)
+	}
+}
+
+func TestBinaryModeAndBearer(t *testing.T) {
+	url, got := receiver(t, http.StatusAccepted)
+	s := mustOpen(t, webhook.Config{URL: url, AllowLoopback: true, Mode: "binary", Auth: "bearer", Headers: map[string]string{"X-Line": "7"}}, "tok")
+	if err := s.Send(t.Context(), anomaly("e")); err != nil {
+		t.Fatal(err)
+	}
+	r := <-got
+	for k, want := range map[string]string{"ce-id": "e", "ce-type": "dev.nearmiss.anomaly.v1", "Authorization": "Bearer tok", "X-Line": "7", "webhook-signature": ""} {
+		if r.header.Get(k) != want {
+			t.Errorf("%s: %q", k, r.header.Get(k))
+		}
+	}
+}
+
+// A receiver may misbehave in every way; each means what it should, and costs
+// neither memory nor for ever.
+func TestAnswersOfAllKinds(t *testing.T) {
+	var permanent *sink.Permanent
+	var later *sink.Later
+	var gone *sink.Gone
+	for name, c := range map[string]struct {
+		answer func(http.ResponseWriter)
+		is     func(error) bool
+	}{
+		"400":  {func(w http.ResponseWriter) { w.WriteHeader(400) }, func(err error) bool { return errors.As(err, &permanent) }},
+		"401":  {func(w http.ResponseWriter) { w.WriteHeader(401) }, func(err error) bool { return errors.As(err, &permanent) }},
+		"408":  {func(w http.ResponseWriter) { w.WriteHeader(408) }, func(err error) bool { return errors.As(err, &later) }},
+		"500":  {func(w http.ResponseWriter) { w.WriteHeader(500) }, func(err error) bool { return errors.As(err, &later) && later.After == 0 }},
+		"410":  {func(w http.ResponseWriter) { w.WriteHeader(410) }, func(err error) bool { return errors.As(err, &gone) }},
+		"301":  {func(w http.ResponseWriter) { w.Header().Set("Location", "http://169.254.169.254/"); w.WriteHeader(301) }, func(err error) bool { return errors.As(err, &permanent) && strings.Contains(err.Error(), "redirects") }},
+		"429":  {func(w http.ResponseWriter) { w.Header().Set("Retry-After", "7"); w.WriteHeader(429) }, func(err error) bool { return errors.As(err, &later) && later.After == 7*time.Second }},
+		"1GiB": {func(w http.ResponseWriter) { w.WriteHeader(400); endless(w) }, func(err error) bool { return errors.As(err, &permanent) && len(err.Error()) < 400 }},
+		"hangs up": {func(w http.ResponseWriter) { panic(http.ErrAbortHandler) }, func(err error) bool {
+			return err != nil && !errors.As(err, &permanent) && !errors.As(err, &gone)
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { c.answer(w) }))
+			defer srv.Close()
+			s := mustOpen(t, webhook.Config{URL: srv.URL + "/?token=hunter2", AllowLoopback: true}, "")
+			err := s.Send(t.Context(), anomaly("e"))
+			if !c.is(err) {
+				t.Fatalf("%T %v", err, err)
+			}
+			if strings.Contains(err.Error(), "hunter2") {
+				t.Errorf("the error shows the URL's token: %v", err)
+			}
+		})
+	}
+}
+
+// endless writes as long as somebody reads, at most 1 GiB.
+func endless(w io.Writer) {
+	b := make([]byte, 1<<20)
+	for range 1024 {
+		if _, err := w.Write(b); err != nil {
+			return
+		}
+	}
+}
+
+// Nothing leads to this machine, or to a metadata service, unless it is allowed.
+func TestForbiddenAddressesAreNotDialled(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	for _, host := range []string{
+		"127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0", "[::]", "169.254.169.254", "[fe80::1]", "224.0.0.1",
+		"[64:ff9b::a9fe:a9fe]", "[2002:7f00:1::]", "[::ffff:169.254.169.254]", "[::7f00:1]", "100.100.100.200", "[fd00:ec2::254]", "2130706433", "0x7f.1",
+	} {
+		s, err := open(t, webhook.Config{URL: "http://" + host + ":" + port}, "")
+		if err != nil {
+			continue // not an address at all
+		}
+		if err := s.Send(t.Context(), anomaly("e")); err == nil {
+			t.Errorf("%s was reached", host)
+		}
+	}
+	// Whoever had connected would be in the listener's queue by now.
+	if err := l.(*net.TCPListener).SetDeadline(time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := l.Accept(); err == nil {
+		t.Errorf("%v was dialled", c.RemoteAddr())
+	}
+}
+
+func TestConfigurationsThatCannotWorkAreRefused(t *testing.T) {
+	for name, c := range map[string]webhook.Config{
+		"no URL":            {},
+		"another scheme":    {URL: "file:///etc/passwd"},
+		"a password":        {URL: "https://u:p@example.org/"},
+		"a secret header":   {URL: "https://example.org/", Headers: map[string]string{"authorization": "Bearer x"}},
+		"an injected one":   {URL: "https://example.org/", Headers: map[string]string{"X-A": "a\r\nX-B: b"}},
+		"a bad header name": {URL: "https://example.org/", Headers: map[string]string{"X A": "a"}},
+		"no such preset":    {URL: "https://example.org/", Preset: "pigeon"},
+		"two bodies":        {URL: "https://example.org/", Preset: "slack", Template: "{}"},
+		"a broken template": {URL: "https://example.org/", Template: "{{"},
+		"not JSON":          {URL: "https://example.org/", Template: `{"a": {{.Title}} }`},
+		"no such field":     {URL: "https://example.org/", Template: `{{json .Nothing}}`},
+		"an endless one":    {URL: "https://example.org/", ContentType: "text/plain", Template: `{{define "x"}}{{.Title}}{{template "x" .}}{{end}}{{template "x" .}}`},
+	} {
+		if _, err := open(t, c, ""); err == nil {
+			t.Errorf("%s: taken", name)
+		}
+	}
+	if _, err := open(t, webhook.Config{URL: "https://example.org/"}, "hunter2"); err == nil || strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("a bad secret: %v", err)
+	}
+}
+
+// Every preset makes JSON of whatever happens, and says what happened.
+func TestPresets(t *testing.T) {
+	for name := range webhook.Presets {
+		url, got := receiver(t, 200)
+		s := mustOpen(t, webhook.Config{URL: url, AllowLoopback: true, Preset: name, Link: "https://console.example/#/e/{event}"}, "")
+		if err := s.Send(t.Context(), anomaly("e")); err != nil {
+			t.Fatal(err)
+		}
+		r := <-got
+		var v any
+		if err := json.Unmarshal(r.body, &v); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		for _, want := range []string{"Anomaly on bolts/line1", "2.0 times the threshold", "https://console.example/#/e/e"} {
+			if !strings.Contains(string(r.body), want) {
+				t.Errorf("%s does not say %q: %s", name, want, r.body)
+			}
+		}
+	}
+}
+
+func FuzzTemplate(f *testing.F) {
+	for _, p := range webhook.Presets {
+		f.Add(p)
+	}
+	f.Add(`{{range .Event.Regions}}{{.}}{{end}}`)
+	f.Add(`{{printf "%1000000000d" 1}}`)
+	f.Fuzz(func(t *testing.T, text string) {
+		_, _ = open(t, webhook.Config{URL: "https://example.org/", Template: text}, "")
+	})
+}
