@@ -77,18 +77,20 @@ func (n Names) asset(kind string) string {
 
 // Streams.
 
-func (n Names) FramesStream() string   { return n.asset("FRAMES") }   // work queue of frames
-func (n Names) EventsStream() string   { return n.asset("EVENTS") }   // anomaly, rejected, drift and release events
-func (n Names) NormalsStream() string  { return n.asset("NORMALS") }  // the training sets
-func (n Names) FeedbackStream() string { return n.asset("FEEDBACK") } // what operators said of frames
-func (n Names) TrainingStream() string { return n.asset("TRAINING") } // work queue of training requests
-func (n Names) DeadStream() string     { return n.asset("DEAD") }     // what could not be handled
+func (n Names) FramesStream() string    { return n.asset("FRAMES") }    // work queue of frames
+func (n Names) EventsStream() string    { return n.asset("EVENTS") }    // anomaly, rejected, drift and release events
+func (n Names) NormalsStream() string   { return n.asset("NORMALS") }   // the training sets
+func (n Names) FeedbackStream() string  { return n.asset("FEEDBACK") }  // what operators said of frames
+func (n Names) TrainingStream() string  { return n.asset("TRAINING") }  // work queue of training requests
+func (n Names) IncidentsStream() string { return n.asset("INCIDENTS") } // alarms with a beginning and an end
+func (n Names) DeadStream() string      { return n.asset("DEAD") }      // what could not be handled
 
 // Buckets.
 
 func (n Names) DetectorsBucket() string { return n.asset("DETECTORS") } // KV: detector → configuration
 func (n Names) ActiveBucket() string    { return n.asset("ACTIVE") }    // KV: detector → active release
 func (n Names) JobsBucket() string      { return n.asset("JOBS") }      // KV: training job → its state
+func (n Names) IncidentsBucket() string { return n.asset("INCIDENTS") } // KV: detector and camera → the incident that goes on
 func (n Names) SinksBucket() string     { return n.asset("SINKS") }     // KV: sink → where events go
 func (n Names) ArtifactsBucket() string { return n.asset("ARTIFACTS") } // objects: releases, anomalies' images, checkpoints, large frames
 func (n Names) EvidenceBucket() string  { return n.asset("EVIDENCE") }  // objects: pictures of anomalies, by detector and event
@@ -109,6 +111,14 @@ func (n Names) Frames(detector, camera string) string {
 func (n Names) Events(detector, camera, kind string) string {
 	return n.prefix() + ".events." + detector + "." + camera + "." + kind
 }
+
+// Incidents is where the phases of a camera's incidents appear: new, update and end.
+func (n Names) Incidents(detector, camera, phase string) string {
+	return n.prefix() + ".incidents." + detector + "." + camera + "." + phase
+}
+
+// Root is the first token of every subject.
+func (n Names) Root() string { return n.prefix() }
 
 // Scores is where the score of every frame is published on core NATS.
 func (n Names) Scores(detector, camera string) string {

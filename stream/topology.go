@@ -90,7 +90,7 @@ func (t Topology) Validate() error {
 	return err
 }
 
-// Streams are the six streams as the broker gets them.
+// Streams are the seven streams as the broker gets them.
 func (t Topology) Streams() []jetstream.StreamConfig {
 	t = t.withDefaults()
 	p := t.prefix()
@@ -134,6 +134,13 @@ func (t Topology) Streams() []jetstream.StreamConfig {
 			MaxMsgs: 10_000, MaxBytes: 64 << 20, Duplicates: time.Hour,
 		},
 		{
+			Name: t.IncidentsStream(), Description: "alarms with a beginning and an end",
+			Subjects:  []string{p + ".incidents.*.*.*"},
+			Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardOld,
+			MaxBytes: 256 << 20, MaxAge: 90 * 24 * time.Hour, Duplicates: 2 * time.Hour,
+			AllowDirect: true,
+		},
+		{
 			Name: t.DeadStream(), Description: "what could not be handled, with the reason",
 			// The advisories are stored too: one that nobody heard would leave
 			// its message in the work queue for ever.
@@ -175,6 +182,7 @@ func Ensure(ctx context.Context, js jetstream.JetStream, t Topology) error {
 		{Bucket: t.ActiveBucket(), Description: "detector → active release, with its history", History: 64},
 		{Bucket: t.JobsBucket(), Description: "training jobs and their state", History: 1, TTL: 90 * 24 * time.Hour},
 		{Bucket: t.WorkBucket(), Description: "what workers have in hand, and frames that are tried again", History: 1, TTL: workAge},
+		{Bucket: t.IncidentsBucket(), Description: "detector and camera → the incident that goes on", History: 4, TTL: 90 * 24 * time.Hour},
 		{Bucket: t.SinksBucket(), Description: "sinks: where events go besides NATS", History: 16},
 	} {
 		kv.Replicas, kv.Storage = t.Replicas, jetstream.FileStorage

@@ -61,6 +61,7 @@ func Render(n stream.Names, f File, internal string, now time.Time) ([]byte, err
 	next, ask, ack := "CONSUMER.MSG.NEXT."+s+".*", "CONSUMER.INFO."+s+".*", "$JS.ACK."+s+".>"
 	events := subjects{n}.prefixed("events.>")
 	scores := subjects{n}.prefixed("scores.>")
+	incidents := subjects{n}.prefixed("incidents.>")
 	conf := map[string]any{
 		"system_account": AccountSystem,
 		"accounts": map[string]any{
@@ -70,6 +71,7 @@ func Render(n stream.Names, f File, internal string, now time.Time) ([]byte, err
 					map[string]any{"service": frames, "accounts": []string{AccountCameras}},
 					map[string]any{"stream": events, "accounts": c},
 					map[string]any{"stream": scores, "accounts": c},
+					map[string]any{"stream": incidents, "accounts": c},
 					map[string]any{"service": api + ask, "accounts": c},
 					map[string]any{"service": api + next, "response_type": "stream", "accounts": c},
 					map[string]any{"service": ack, "accounts": c},
@@ -83,7 +85,7 @@ func Render(n stream.Names, f File, internal string, now time.Time) ([]byte, err
 			AccountSubscribers: map[string]any{
 				"users": users[AccountSubscribers],
 				"imports": []any{
-					imported("stream", events, ""), imported("stream", scores, ""),
+					imported("stream", events, ""), imported("stream", scores, ""), imported("stream", incidents, ""),
 					imported("service", api+ask, subscriberAPI+ask),
 					imported("service", api+next, subscriberAPI+next),
 					imported("service", ack, ""),

@@ -207,8 +207,14 @@ func (r subjects) sinks() Rights {
 				api + "DIRECT.GET." + events, api + "DIRECT.GET." + events + "." + r.Events("*", "*", stream.KindAnomaly),
 			},
 			readKV(r.SinksBucket()), []string{"$KV." + r.SinksBucket() + ".*"},
+			info(r.IncidentsStream()), reads(r.IncidentsStream(), r.prefixed("incidents.>")),
+			[]string{
+				api + "CONSUMER.CREATE." + r.IncidentsStream() + ".*", "$JS.ACK." + r.IncidentsStream() + ".*.>",
+				r.Incidents("*", "*", "*"),
+			},
+			readKV(r.IncidentsBucket()), []string{"$KV." + r.IncidentsBucket() + ".>"},
 			reads(dead, r.Dead("*")),
-			[]string{api + "STREAM.MSG.DELETE." + dead, r.Dead(events)},
+			[]string{api + "STREAM.MSG.DELETE." + dead, r.Dead(events), r.Dead(r.IncidentsStream())},
 		),
 		Subscribe: append([]string{r.API() + ".sinks.>"}, service...),
 		Respond:   true,
@@ -251,7 +257,7 @@ func (r subjects) operator() Rights {
 // account imports them under ([subscriberAPI]).
 func (r subjects) subscriber(u User, d string) Rights {
 	if u.Live {
-		out := Rights{Subscribe: []string{r.Scores(d, "*")}}
+		out := Rights{Subscribe: []string{r.Scores(d, "*"), r.Incidents(d, "*", "*")}}
 		if len(u.Kinds) == 0 {
 			out.Subscribe = append(out.Subscribe, r.Events(d, "*", "*"))
 		}
@@ -272,6 +278,7 @@ func (r subjects) setup() []string {
 	names := []string{
 		r.FramesStream(), r.EventsStream(), r.NormalsStream(), r.FeedbackStream(), r.TrainingStream(), r.DeadStream(),
 		"KV_" + r.DetectorsBucket(), "KV_" + r.ActiveBucket(), "KV_" + r.JobsBucket(), "KV_" + r.WorkBucket(), "KV_" + r.SinksBucket(),
+		r.IncidentsStream(), "KV_" + r.IncidentsBucket(),
 		"OBJ_" + r.ArtifactsBucket(), "OBJ_" + r.EvidenceBucket(),
 	}
 	out := []string{api + "INFO"}

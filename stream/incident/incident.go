@@ -1,0 +1,257 @@
+// Package incident gives alarms a beginning and an end. A camera that shows the
+// same defect for a minute raises hundreds of events; people want to be told
+// once that it began, perhaps that it grew worse, and once that it is over.
+//
+// An incident ([Incident]) is all that went wrong at one camera without a pause.
+// What happens to it is decided by [Incident.Add] and [Incident.Quiet] alone,
+// from events and their times; the engine ([Engine]) reads events, keeps the open
+// incidents in the bucket NM_INCIDENTS, and publishes each phase on
+// nearmiss.incidents.<detector>.<camera>.<phase>.
+//
+// Nothing is told twice and nothing is left out, whenever a process dies: a new
+// state is stored together with what it has to tell, only then that is published,
+// under an id made of the incident's and a number, and only then is the event
+// acknowledged.
+package incident
+
+import (
+	_ "embed" // the schema
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/nearmiss/nearmiss/stream"
+)
+
+// Schema is the JSON Schema (draft 2020-12) of an incident.
+//
+//go:embed incident.schema.json
+var Schema []byte
+
+// Phases of an incident: the last token of its subject.
+const (
+	New    = "new"
+	Update = "update"
+	End    = "end"
+)
+
+// Type is the CloudEvents type of incidents.
+const Type = "dev.nearmiss.incident.v1"
+
+// Rules say when an incident ends and when it is told of again.
+type Rules struct {
+	// Quiet is how long nothing may go wrong until it is over. Default 30 s.
+	Quiet time.Duration
+	// Every is how long an incident that goes on stays untold. Default 60 s.
+	Every time.Duration
+	// Rise is by how much the worst score must grow to be told at once, as a
+	// share. Default 0.2.
+	Rise float64
+	// Flood is how many events of one minute are too many to be defects: the
+	// camera or the light has failed, and updates stop. Default 60.
+	Flood int
+}
+
+func (r Rules) withDefaults() Rules {
+	if r.Quiet == 0 {
+		r.Quiet = 30 * time.Second
+	}
+	if r.Every == 0 {
+		r.Every = time.Minute
+	}
+	if r.Rise == 0 {
+		r.Rise = 0.2
+	}
+	if r.Flood == 0 {
+		r.Flood = 60
+	}
+	return r
+}
+
+// Incident is an alarm with a beginning and an end.
+type Incident struct {
+	ID       string `json:"id"`    // of its first event
+	Phase    string `json:"phase"` // new, update or end
+	N        int    `json:"n"`     // number of this message, from 0 without a gap
+	Detector string `json:"detector"`
+	Camera   string `json:"camera"`
+
+	OpenedAt time.Time `json:"opened_at"`         // of the first event, UTC
+	LastAt   time.Time `json:"last_at"`           // of the latest event, UTC
+	EndedAt  time.Time `json:"ended_at,omitzero"` // when it was over, UTC
+
+	Anomalies int `json:"anomalies"` // frames that were not normal
+	Rejected  int `json:"rejected"`  // frames that could not be read
+	// Peak is the worst of them.
+	Peak Peak `json:"peak"`
+	// Releases that judged, in the order in which they appeared; at most 8.
+	Releases []string `json:"releases,omitempty"`
+	// Flood is true from the minute on in which there were too many events to be
+	// defects.
+	Flood bool `json:"flood,omitempty"`
+}
+
+// Peak is the event with the highest score, as a multiple of its threshold; of
+// rejected frames alone it is the first.
+type Peak struct {
+	Event     string        `json:"event"`
+	FrameID   string        `json:"frame_id,omitempty"`
+	At        time.Time     `json:"at"`
+	Score     *float64      `json:"score,omitempty"`
+	Threshold *float64      `json:"threshold,omitempty"`
+	PValue    *float64      `json:"p_value,omitempty"`
+	Ratio     float64       `json:"ratio,omitempty"` // score as a multiple of the threshold
+	Regions   []stream.Spot `json:"regions,omitzero"`
+	Pictures  string        `json:"pictures,omitempty"`
+	Code      string        `json:"code,omitempty"`   // of a rejected frame
+	Reason    string        `json:"reason,omitempty"` // of a rejected frame
+}
+
+// maxReleases bounds [Incident.Releases].
+const maxReleases = 8
+
+// State is what is kept of a place, detector and camera, between two events.
+// The zero value has no incident.
+type State struct {
+	// Open is the incident that goes on; nil: there is none.
+	Open *Incident `json:"open,omitempty"`
+	// Told is the worst ratio that has been published, and ToldAt when.
+	Told   float64   `json:"told,omitempty"`
+	ToldAt time.Time `json:"told_at,omitzero"`
+	// Minute and InMinute count the events of the current minute.
+	Minute   time.Time `json:"minute,omitzero"`
+	InMinute int       `json:"in_minute,omitempty"`
+	// Seen is the sequence of the last event that was counted: one that comes
+	// again changes nothing.
+	Seen uint64 `json:"seen"`
+	// Outbox is what has to be published still.
+	Outbox []Incident `json:"outbox,omitempty"`
+}
+
+// at is when an event happened.
+func at(e stream.Event) time.Time {
+	if !e.ScoredAt.IsZero() {
+		return e.ScoredAt.UTC()
+	}
+	return e.CapturedAt.UTC()
+}
+
+// Add counts an event, whose sequence in the broker is seq, and puts what must
+// be told into the outbox. It says whether anything has changed.
+func (s *State) Add(r Rules, e stream.Event, seq uint64) bool {
+	r = r.withDefaults()
+	if seq <= s.Seen {
+		return false
+	}
+	s.Seen = seq
+	t := at(e)
+	if s.Open != nil && t.Sub(s.Open.LastAt) > r.Quiet {
+		s.end(s.Open.LastAt.Add(r.Quiet))
+	}
+	first := s.Open == nil
+	if first {
+		s.Open = &Incident{ID: e.ID, Detector: e.Detector, Camera: e.Camera, OpenedAt: t, LastAt: t}
+		s.Told, s.ToldAt, s.Minute, s.InMinute = 0, t, t, 0
+	}
+	o := s.Open
+	if t.After(o.LastAt) {
+		o.LastAt = t
+	}
+	if e.Kind == stream.KindRejected {
+		o.Rejected++
+	} else {
+		o.Anomalies++
+	}
+	if e.Release != "" && !slices.Contains(o.Releases, e.Release) && len(o.Releases) < maxReleases {
+		o.Releases = append(o.Releases, e.Release)
+	}
+	p := peakOf(e)
+	if first || p.Ratio > o.Peak.Ratio {
+		o.Peak = p
+	}
+	if t.Sub(s.Minute) >= time.Minute {
+		s.Minute, s.InMinute = t, 0
+	}
+	s.InMinute++
+	flooded := !o.Flood && s.InMinute > r.Flood
+	o.Flood = o.Flood || flooded
+	switch {
+	case first:
+		s.tell(New, t)
+	case flooded:
+		s.tell(Update, t)
+	case o.Flood: // nothing more until it ends
+	case o.Peak.Ratio > s.Told*(1+r.Rise), t.Sub(s.ToldAt) >= r.Every:
+		s.tell(Update, t)
+	}
+	return true
+}
+
+// Quiet ends the incident if nothing has gone wrong for long enough at now. It
+// says whether anything has changed.
+func (s *State) Quiet(r Rules, now time.Time) bool {
+	r = r.withDefaults()
+	if s.Open == nil || now.Sub(s.Open.LastAt) <= r.Quiet {
+		return false
+	}
+	s.end(s.Open.LastAt.Add(r.Quiet))
+	return true
+}
+
+// Due is when the incident ends if nothing more happens; zero without one.
+func (s *State) Due(r Rules) time.Time {
+	if s.Open == nil {
+		return time.Time{}
+	}
+	return s.Open.LastAt.Add(r.withDefaults().Quiet)
+}
+
+func (s *State) end(t time.Time) {
+	s.Open.EndedAt = t.UTC()
+	s.tell(End, t)
+	s.Open = nil
+}
+
+func (s *State) tell(phase string, t time.Time) {
+	o := s.Open
+	o.Phase = phase
+	s.Outbox = append(s.Outbox, *o)
+	o.N++
+	s.Told, s.ToldAt = o.Peak.Ratio, t
+}
+
+func peakOf(e stream.Event) Peak {
+	p := Peak{
+		Event: e.ID, FrameID: e.FrameID, At: at(e), Score: e.Score, Threshold: e.Threshold, PValue: e.PValue,
+		Regions: e.Regions, Pictures: e.Pictures,
+	}
+	if e.Kind == stream.KindRejected {
+		p.Code, p.Reason = e.Code, e.Reason
+	}
+	if e.Score != nil && e.Threshold != nil && *e.Threshold > 0 {
+		p.Ratio = *e.Score / *e.Threshold
+	}
+	return p
+}
+
+// ParseState reads what is stored of a place.
+func ParseState(key string, value []byte) (State, error) {
+	var s State
+	if err := json.Unmarshal(value, &s); err != nil {
+		return s, fmt.Errorf("incidents of %q: %w", key, err)
+	}
+	for _, i := range append(slices.Clone(s.Outbox), deref(s.Open)...) {
+		if !stream.ValidToken(i.Detector) || !stream.ValidToken(i.Camera) || i.ID == "" || i.N < 0 {
+			return s, fmt.Errorf("incidents of %q: an incident without id, detector or camera", key)
+		}
+	}
+	return s, nil
+}
+
+func deref(i *Incident) []Incident {
+	if i == nil {
+		return nil
+	}
+	return []Incident{*i}
+}

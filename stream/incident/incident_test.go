@@ -1,0 +1,379 @@
+package incident_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
+	"github.com/santhosh-tekuri/jsonschema/v6"
+	"go.uber.org/goleak"
+	"pgregory.net/rapid"
+
+	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/broker"
+	"github.com/nearmiss/nearmiss/stream/incident"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var start = time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
+
+func event(id int, camera string, at time.Time, ratio float64) stream.Event {
+	threshold := 2.0
+	score := ratio * threshold
+	return stream.Event{
+		ID: fmt.Sprintf("e%d", id), Kind: stream.KindAnomaly, Detector: "bolts", Camera: camera, FrameID: fmt.Sprint(id),
+		ScoredAt: at, Score: &score, Threshold: &threshold, Release: "r1",
+	}
+}
+
+// told checks that messages are those of incidents one after the other: each
+// begins with new, is numbered without a gap, and all but the last have ended.
+func told(t interface {
+	Fatalf(string, ...any)
+	Helper()
+}, all []incident.Incident, open bool,
+) (incidents int) {
+	t.Helper()
+	var last *incident.Incident
+	seen := map[string]bool{}
+	for i := range all {
+		m := all[i]
+		if last == nil || last.Phase == incident.End {
+			if m.Phase != incident.New || m.N != 0 || seen[m.ID] {
+				t.Fatalf("message %d begins an incident with %+v", i, m)
+			}
+			seen[m.ID] = true
+			incidents++
+		} else if m.ID != last.ID || m.N != last.N+1 || m.Phase == incident.New {
+			t.Fatalf("message %d: %s/%d %s follows %s/%d %s", i, m.ID, m.N, m.Phase, last.ID, last.N, last.Phase)
+		}
+		if (m.Phase == incident.End) == m.EndedAt.IsZero() {
+			t.Fatalf("message %d: phase %s, ended at %v", i, m.Phase, m.EndedAt)
+		}
+		last = &m
+	}
+	if last != nil && (last.Phase != incident.End) != open {
+		t.Fatalf("the last message is %s, open %v", last.Phase, open)
+	}
+	return incidents
+}
+
+// Random events at random times, each delivered once or again, with processes
+// that die before a state is stored, before it is told, or before that is noted:
+// what is told is the same as without all that.
+func TestIncidentsAreToldOnceWhateverDies(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		var smooth, rough incident.State
+		var want []incident.Incident
+		published := map[string]incident.Incident{}
+		var order []incident.Incident
+		tell := func(out []incident.Incident) {
+			for _, i := range out {
+				id := fmt.Sprintf("%s/%d", i.ID, i.N)
+				if _, dup := published[id]; !dup { // the broker's de-duplication
+					order = append(order, i)
+				}
+				published[id] = i
+			}
+		}
+		// store is what survives a death: the state as JSON.
+		store := func(s incident.State) incident.State {
+			b, err := json.Marshal(s)
+			if err != nil {
+				rt.Fatal(err)
+			}
+			back, err := incident.ParseState("k", b)
+			if err != nil {
+				rt.Fatal(err)
+			}
+			return back
+		}
+		step := func(f func(*incident.State) bool) {
+			f(&smooth)
+			want = append(want, smooth.Outbox...)
+			smooth.Outbox = nil
+			for {
+				next := store(rough)
+				if f(&next) {
+					if rapid.IntRange(0, 9).Draw(rt, "dies before it is stored") == 0 {
+						continue
+					}
+					rough = store(next)
+				}
+				if rapid.IntRange(0, 9).Draw(rt, "dies before it is told") == 0 {
+					continue
+				}
+				tell(rough.Outbox)
+				if rapid.IntRange(0, 9).Draw(rt, "dies before that is noted") == 0 {
+					continue
+				}
+				rough.Outbox = nil
+				return
+			}
+		}
+		now := start
+		rules := incident.Rules{Flood: 8}
+		n := rapid.IntRange(1, 60).Draw(rt, "events")
+		for i := 1; i <= n; i++ {
+			now = now.Add(time.Duration(rapid.IntRange(0, 45).Draw(rt, "seconds")) * time.Second)
+			if rapid.Bool().Draw(rt, "looked at before") {
+				at := now
+				step(func(s *incident.State) bool { return s.Quiet(rules, at) })
+			}
+			e := event(i, "line1", now, rapid.Float64Range(1, 5).Draw(rt, "ratio"))
+			if rapid.IntRange(0, 4).Draw(rt, "rejected") == 0 {
+				e.Kind, e.Score, e.Threshold = stream.KindRejected, nil, nil
+			}
+			for range rapid.IntRange(1, 2).Draw(rt, "deliveries") {
+				step(func(s *incident.State) bool { return s.Add(rules, e, uint64(i)) })
+			}
+		}
+		told(rt, order, smooth.Open != nil)
+		a, _ := json.Marshal(want)
+		b, _ := json.Marshal(order)
+		if !bytes.Equal(a, b) {
+			rt.Fatalf("told\n%s\nwant\n%s", b, a)
+		}
+		events := 0
+		for i, m := range order {
+			if i+1 == len(order) || order[i+1].Phase == incident.New {
+				events += m.Anomalies + m.Rejected
+			}
+		}
+		if smooth.Open != nil {
+			last := order[len(order)-1]
+			events += smooth.Open.Anomalies + smooth.Open.Rejected - last.Anomalies - last.Rejected
+		}
+		if events != n {
+			rt.Fatalf("%d events are in incidents, %d happened", events, n)
+		}
+	})
+}
+
+func TestWhatIsTold(t *testing.T) {
+	var s incident.State
+	seq := uint64(0)
+	add := func(after time.Duration, ratio float64) {
+		seq++
+		s.Add(incident.Rules{}, event(int(seq), "line1", start.Add(after), ratio), seq)
+	}
+	phases := func() (out []string) {
+		for _, i := range s.Outbox {
+			out = append(out, fmt.Sprintf("%s %d %.1f %d", i.Phase, i.N, i.Peak.Ratio, i.Anomalies))
+		}
+		s.Outbox = nil
+		return out
+	}
+	add(0, 2)
+	add(time.Second, 2.1)   // no worse by 20 %
+	add(2*time.Second, 3)   // worse
+	add(3*time.Second, 1.5) // better
+	add(30*time.Second, 1)  // not yet a minute since
+	add(58*time.Second, 1)  //
+	add(63*time.Second, 1)  // a minute
+	if s.Quiet(incident.Rules{}, start.Add(93*time.Second)) {
+		t.Error("it ended within its quiet time")
+	}
+	s.Quiet(incident.Rules{}, start.Add(94*time.Second))
+	add(200*time.Second, 1.2)
+	add(300*time.Second, 1.2) // over meanwhile: its end and a new one
+	got, want := phases(), []string{"new 0 2.0 1", "update 1 3.0 3", "update 2 3.0 7", "end 3 3.0 7", "new 0 1.2 1", "end 1 1.2 1", "new 0 1.2 1"}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("told %q\nwant %q", got, want)
+	}
+	for i := range 100 {
+		add(300*time.Second+time.Duration(i)*100*time.Millisecond, 1.2+float64(i)/10)
+	}
+	flood := 0
+	for _, i := range s.Outbox {
+		if i.Flood {
+			flood++
+		}
+	}
+	if flood != 1 {
+		t.Errorf("%d messages tell of the flood, want 1", flood)
+	}
+}
+
+// hall is a broker and what is told on it.
+type hall struct {
+	t  *testing.T
+	nc *nats.Conn
+	js jetstream.JetStream
+	n  int
+}
+
+func newHall(t *testing.T) *hall {
+	t.Helper()
+	b, _ := brokertest.Start(t, broker.Config{Port: -1})
+	h := &hall{t: t, nc: brokertest.Connect(t, b)}
+	var err error
+	if h.js, err = jetstream.New(h.nc); err == nil {
+		err = stream.Ensure(t.Context(), h.js, stream.Topology{})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+func (h *hall) engine(r incident.Rules) (stop func()) {
+	h.t.Helper()
+	e, err := incident.NewEngine(incident.Config{Rules: r}, h.nc, zerolog.Nop())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return brokertest.Run(h.t, "incidents", e.Run)
+}
+
+func (h *hall) publish(camera string, ratio float64) {
+	h.t.Helper()
+	h.n++
+	m, err := event(h.n, camera, time.Now().UTC(), ratio).Message(stream.Names{})
+	if err == nil {
+		_, err = h.js.PublishMsg(context.Background(), m)
+	}
+	if err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func (h *hall) told() map[string][]incident.Incident {
+	h.t.Helper()
+	s, err := h.js.Stream(context.Background(), "NM_INCIDENTS")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	out := map[string][]incident.Incident{}
+	for seq := uint64(1); seq <= s.CachedInfo().State.LastSeq; seq++ {
+		m, err := s.GetMsg(context.Background(), seq)
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		i, err := incident.Parse(m.Data)
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		out[i.Camera] = append(out[i.Camera], i)
+	}
+	return out
+}
+
+func poll(t testing.TB, done func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !done(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("gave up waiting")
+		}
+	}
+}
+
+// Ten cameras with a thousand anomalies, two engines that come and go: one
+// beginning and one end each, and messages that follow their schema.
+func TestEnginesShareTheWork(t *testing.T) {
+	h := newHall(t)
+	rules := incident.Rules{Quiet: 2 * time.Second}
+	h.engine(rules)
+	stop := h.engine(rules)
+	poll(t, func() bool {
+		_, err := h.js.Consumer(t.Context(), "NM_EVENTS", "incidents")
+		return err == nil
+	})
+	for i := range 1000 {
+		if i%300 == 299 {
+			stop()
+			stop = h.engine(rules)
+		}
+		h.publish(fmt.Sprintf("line%d", i%10), 1.5)
+	}
+	poll(t, func() bool {
+		all := h.told()
+		for _, msgs := range all {
+			if msgs[len(msgs)-1].Phase != incident.End {
+				return false
+			}
+		}
+		return len(all) == 10
+	})
+	schema, err := jsonschema.UnmarshalJSON(bytes.NewReader(incident.Schema))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := jsonschema.NewCompiler()
+	if err := c.AddResource("incident.json", schema); err != nil {
+		t.Fatal(err)
+	}
+	s, err := c.Compile("incident.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for camera, msgs := range h.told() {
+		if n := told(t, msgs, false); n != 1 {
+			t.Errorf("%s: %d incidents", camera, n)
+		}
+		if last := msgs[len(msgs)-1]; last.Anomalies != 100 {
+			t.Errorf("%s: %d anomalies", camera, last.Anomalies)
+		}
+		for _, m := range msgs {
+			b, err := json.Marshal(m)
+			if err != nil {
+				t.Fatal(err)
+			}
+			v, err := jsonschema.UnmarshalJSON(bytes.NewReader(b))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Validate(v); err != nil {
+				t.Errorf("%v\n%s", err, b)
+			}
+		}
+	}
+}
+
+// A state that anybody may have written costs only what it held.
+func TestACorruptStateBeginsAnew(t *testing.T) {
+	h := newHall(t)
+	b, err := h.js.KeyValue(t.Context(), "NM_INCIDENTS")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range []string{"bolts.line1", "x", "a.b.c"} {
+		if _, err := b.PutString(t.Context(), k, "{"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.engine(incident.Rules{})
+	poll(t, func() bool {
+		_, err := h.js.Consumer(t.Context(), "NM_EVENTS", "incidents")
+		return err == nil
+	})
+	h.publish("line1", 2)
+	h.publish("line2", 2)
+	poll(t, func() bool { all := h.told(); return len(all["line1"]) == 1 && len(all["line2"]) == 1 })
+}
+
+func FuzzParseState(f *testing.F) {
+	f.Add([]byte(`{"open":{"id":"a","n":1,"detector":"d","camera":"c"},"seen":3}`))
+	f.Add([]byte(`{"outbox":[{}],"seen":-1}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s, err := incident.ParseState("k", b)
+		if err != nil {
+			return
+		}
+		s.Add(incident.Rules{}, event(1, "line1", start, 2), s.Seen+1)
+		s.Quiet(incident.Rules{}, start.Add(time.Hour))
+		for _, i := range s.Outbox {
+			if _, err := i.Message(stream.Names{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
