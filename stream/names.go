@@ -183,6 +183,17 @@ func (n Names) ParseEvents(subject string) (detector, camera, kind string, ok bo
 	return parts[0], parts[1], parts[2], true
 }
 
+// ParseIncidents returns the phase of an incident's subject. ok is false for
+// anything else.
+func (n Names) ParseIncidents(subject string) (phase string, ok bool) {
+	rest, found := strings.CutPrefix(subject, n.prefix()+".incidents.")
+	parts := strings.Split(rest, ".")
+	if !found || len(parts) != 3 || !ValidToken(parts[0]) || !ValidToken(parts[1]) || !ValidToken(parts[2]) {
+		return "", false
+	}
+	return parts[2], true
+}
+
 // framesConsumer is the durable consumer from which every worker of a detector
 // pulls.
 func framesConsumer(detector string) string { return "frames-" + detector }

@@ -16,7 +16,10 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/incident"
 	"github.com/nearmiss/nearmiss/stream/sink"
 	"github.com/nearmiss/nearmiss/stream/sink/webhook"
 )
@@ -37,13 +40,20 @@ func sinkKinds(n stream.Names) sink.Kinds {
 	return sink.Kinds{webhook.Kind: webhook.Opener(n, version)}
 }
 
-// runSinks brings events to the sinks until ctx ends.
+// runSinks makes incidents of events and brings both to the sinks until ctx ends.
 func runSinks(ctx context.Context, nc *nats.Conn, n stream.Names, o *output) error {
 	e, err := sink.NewEngine(sink.EngineConfig{Names: n, Kinds: sinkKinds(n)}, nc, o.Log)
 	if err != nil {
 		return err
 	}
-	return e.Run(ctx)
+	i, err := incident.NewEngine(incident.Config{Names: n}, nc, o.Log)
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return e.Run(ctx) })
+	g.Go(func() error { return i.Run(ctx) })
+	return g.Wait()
 }
 
 type sinksServeCmd struct{ serverFlags }
@@ -153,7 +163,7 @@ type sinksAddCmd struct {
 	Loopback  bool          `name:"allow-loopback" help:"The receiver is on the machine that runs the sinks."`
 	Detectors []string      `name:"detector" placeholder:"NAME" help:"Only events of this detector; may be repeated."`
 	Cameras   []string      `name:"camera" placeholder:"NAME" help:"Only events of this camera; may be repeated."`
-	Kinds     []string      `name:"event" placeholder:"KIND" help:"Only events of this kind; may be repeated (default: anomaly, drift, release, store)."`
+	Kinds     []string      `name:"event" placeholder:"KIND" help:"Only events of this kind; may be repeated (default: incident.new, incident.end, drift, release, store; also anomaly for each frame, incident.update, rejected)."`
 	MinRatio  float64       `placeholder:"X" help:"Only scores of at least X times the threshold."`
 	Hours     string        `placeholder:"TEXT" help:"Only at these times, for instance \"Mon-Fri 06:00-22:00 Europe/Berlin\"."`
 	CoolDown  time.Duration `placeholder:"TIME" help:"Nothing more of a camera for so long after something was sent."`

@@ -166,10 +166,10 @@ func (e *Engine) replay(ctx context.Context, q ReplayRequest) (ReplayAnswer, err
 		return a, fmt.Errorf("say which: the dead letters, or all events since a time")
 	}
 	err := e.withSender(q.Sink, func(s Sink, sender Sender) error {
-		send := func(ev stream.Event, at time.Time) bool {
+		send := func(n Notice) bool {
 			step, cancel := context.WithTimeout(ctx, sendTime)
 			defer cancel()
-			if err := sender.Send(step, Notice{ID: ev.ID, Event: ev, At: at}); err != nil {
+			if err := sender.Send(step, n); err != nil {
 				a.Failed++
 				a.Error = clip(err.Error())
 				return false
@@ -185,7 +185,7 @@ func (e *Engine) replay(ctx context.Context, q ReplayRequest) (ReplayAnswer, err
 	return a, err
 }
 
-func (e *Engine) replayDead(ctx context.Context, s Sink, send func(stream.Event, time.Time) bool) error {
+func (e *Engine) replayDead(ctx context.Context, s Sink, send func(Notice) bool) error {
 	all, err := stream.DeadLetters(ctx, e.js, e.cfg.Names, 0)
 	if err != nil {
 		return err
@@ -198,25 +198,44 @@ func (e *Engine) replayDead(ctx context.Context, s Sink, send func(stream.Event,
 		if d.Header.Get(HeaderDeadSink) != s.Name {
 			continue
 		}
-		ev, err := stream.ParseEvent(e.cfg.Names, d.Subject, d.Header, d.Data)
-		if err != nil || !send(ev, d.At) {
+		n, err := parse(e.cfg.Names, d.Subject, d.Header, d.Data, d.At)
+		if err != nil {
+			continue
+		}
+		if n.Incident != nil { // its id was the broker's order, which a dead letter does not have
+			n.ID = fmt.Sprintf("%s/%d", n.Incident.ID, n.Incident.N)
+		}
+		if !send(n) {
 			continue
 		}
 		if err := dead.DeleteMsg(ctx, d.Sequence); err != nil {
-			return fmt.Errorf("event %s was sent, and its dead letter stays: %w", ev.ID, err)
+			return fmt.Errorf("event %s was sent, and its dead letter stays: %w", n.ID, err)
 		}
 	}
 	return nil
 }
 
-func (e *Engine) replaySince(ctx context.Context, s Sink, since time.Time, send func(stream.Event, time.Time) bool) error {
-	st, err := e.js.Stream(ctx, e.cfg.EventsStream())
+func (e *Engine) replaySince(ctx context.Context, s Sink, since time.Time, send func(Notice) bool) error {
+	events, incidents := s.filters(e.cfg.Names)
+	for name, filters := range map[string][]string{e.cfg.EventsStream(): events, e.cfg.IncidentsStream(): incidents} {
+		if len(filters) == 0 {
+			continue
+		}
+		if err := e.replayStream(ctx, name, filters, since, send); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (e *Engine) replayStream(ctx context.Context, name string, filters []string, since time.Time, send func(Notice) bool) error {
+	st, err := e.js.Stream(ctx, name)
 	if err != nil {
 		return err
 	}
 	last := st.CachedInfo().State.LastSeq
-	cons, err := e.js.OrderedConsumer(ctx, e.cfg.EventsStream(), jetstream.OrderedConsumerConfig{
-		FilterSubjects: s.filters(e.cfg.Names), DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &since,
+	cons, err := e.js.OrderedConsumer(ctx, name, jetstream.OrderedConsumerConfig{
+		FilterSubjects: filters, DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &since,
 	})
 	if err != nil {
 		return err
@@ -233,8 +252,8 @@ func (e *Engine) replaySince(ctx context.Context, s Sink, since time.Time, send 
 			if err != nil {
 				return err
 			}
-			if ev, err := stream.ParseEvent(e.cfg.Names, m.Subject(), m.Headers(), m.Data()); err == nil {
-				send(ev, meta.Timestamp)
+			if v, err := parse(e.cfg.Names, m.Subject(), m.Headers(), m.Data(), meta.Timestamp); err == nil {
+				send(v)
 			}
 			if meta.Sequence.Stream >= last || meta.NumPending == 0 {
 				return nil

@@ -154,10 +154,12 @@ func (e *Engine) reconcile(ctx context.Context, b jetstream.KeyValue) error {
 	return nil
 }
 
-// forget removes the consumer of a sink that is no more.
+// forget removes the consumers of a sink that is no more.
 func (e *Engine) forget(ctx context.Context, name string) {
-	if err := e.js.DeleteConsumer(ctx, e.cfg.EventsStream(), durable(name)); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
-		e.log.Warn().Err(err).Str("sink", name).Msg("its consumer could not be removed")
+	for _, s := range []string{e.cfg.EventsStream(), e.cfg.IncidentsStream()} {
+		if err := e.js.DeleteConsumer(ctx, s, durable(name)); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+			e.log.Warn().Err(err).Str("sink", name).Msg("its consumer could not be removed")
+		}
 	}
 }
 
@@ -285,9 +287,12 @@ func (e *Engine) Statuses() []Status {
 			s.Error = r.err.Error()
 		}
 		if l := r.line; l != nil {
-			s.Open, s.Pending = l.breaker.open(), l.stats.pending.Load()
+			s.Open = l.breaker.open()
 			c := &l.stats
 			c.mu.Lock()
+			for _, n := range c.pending {
+				s.Pending += n
+			}
 			s.Results, s.Reasons, s.LastSent, s.Delay = maps.Clone(c.results), maps.Clone(c.why), c.lastAt, c.delay.Seconds()
 			if c.last != "" {
 				s.Error = c.last

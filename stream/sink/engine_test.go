@@ -21,6 +21,7 @@ import (
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
+	"github.com/nearmiss/nearmiss/stream/incident"
 	"github.com/nearmiss/nearmiss/stream/sink"
 )
 
@@ -195,8 +196,8 @@ func TestNothingIsLostWhileAReceiverIsDown(t *testing.T) {
 	down.does(func(sink.Notice) error { return errors.New("connection refused") })
 	h := newHall(t, map[string]*receiver{"down": down, "other": other})
 	stop := h.engine()
-	h.put(sink.Sink{Name: "a", Kind: "down", Enabled: true})
-	h.put(sink.Sink{Name: "b", Kind: "other", Enabled: true})
+	h.put(sink.Sink{Name: "a", Kind: "down", Enabled: true, Kinds: []string{"anomaly"}})
+	h.put(sink.Sink{Name: "b", Kind: "other", Enabled: true, Kinds: []string{"anomaly"}})
 	h.ready("a")
 	h.ready("b")
 	want := map[string]bool{}
@@ -238,7 +239,7 @@ func TestDeadLettersCanBeSentAgain(t *testing.T) {
 	r.does(func(sink.Notice) error { return &sink.Permanent{Err: errors.New("no such channel\r\nX: y")} })
 	h := newHall(t, map[string]*receiver{"k": r})
 	h.engine()
-	h.put(sink.Sink{Name: "a", Kind: "k", Enabled: true})
+	h.put(sink.Sink{Name: "a", Kind: "k", Enabled: true, Kinds: []string{"anomaly"}})
 	h.ready("a")
 	id := h.event("line1", 2)
 	poll(t, func() bool { return h.status("a").Results[sink.ResultDead] == 1 })
@@ -270,7 +271,7 @@ func TestEveryDecisionIsCounted(t *testing.T) {
 	r := &receiver{}
 	h := newHall(t, map[string]*receiver{"k": r})
 	h.engine()
-	h.put(sink.Sink{Name: "cool", Kind: "k", Enabled: true, MinRatio: 1.5, CoolDown: sink.Duration(time.Hour)})
+	h.put(sink.Sink{Name: "cool", Kind: "k", Enabled: true, Kinds: []string{"anomaly"}, MinRatio: 1.5, CoolDown: sink.Duration(time.Hour)})
 	h.ready("cool")
 	h.event("line1", 1.1) // filtered: starts no cool-down
 	first := h.event("line1", 2)
@@ -289,7 +290,7 @@ func TestEveryDecisionIsCounted(t *testing.T) {
 		t.Errorf("%+v", h.status("cool").Reasons)
 	}
 
-	h.put(sink.Sink{Name: "few", Kind: "k", Enabled: true, Rate: sink.Rate{N: 2, Per: sink.Duration(2 * time.Second)}, Ordered: true, Cameras: []string{"line3"}})
+	h.put(sink.Sink{Name: "few", Kind: "k", Enabled: true, Kinds: []string{"anomaly"}, Rate: sink.Rate{N: 2, Per: sink.Duration(2 * time.Second)}, Ordered: true, Cameras: []string{"line3"}})
 	h.ready("few")
 	for range 5 {
 		h.event("line3", 2)
@@ -307,7 +308,7 @@ func TestGoneReceiversAndTests(t *testing.T) {
 	r := &receiver{}
 	h := newHall(t, map[string]*receiver{"k": r})
 	h.engine()
-	h.put(sink.Sink{Name: "a", Kind: "k", Enabled: true, MinRatio: 100})
+	h.put(sink.Sink{Name: "a", Kind: "k", Enabled: true, Kinds: []string{"anomaly"}, MinRatio: 100})
 	h.ready("a")
 	h.event("line1", 2)
 	poll(t, func() bool { return h.status("a").Results[sink.ResultFiltered] == 1 })
@@ -317,7 +318,7 @@ func TestGoneReceiversAndTests(t *testing.T) {
 		t.Errorf("%+v, %+v", a, r.got)
 	}
 	r.does(func(sink.Notice) error { return &sink.Gone{Err: errors.New("410")} })
-	h.put(sink.Sink{Name: "a", Kind: "k", Enabled: true})
+	h.put(sink.Sink{Name: "a", Kind: "k", Enabled: true, Kinds: []string{"anomaly"}})
 	poll(t, func() bool {
 		if s := h.status("a"); !s.Enabled {
 			return true
@@ -350,7 +351,7 @@ func TestBadSinksCostThemselves(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	h.put(sink.Sink{Name: "good", Kind: "asks", Enabled: true, Secret: "file:" + secret})
+	h.put(sink.Sink{Name: "good", Kind: "asks", Enabled: true, Kinds: []string{"anomaly"}, Secret: "file:" + secret})
 	h.engine()
 	h.ready("good")
 	h.event("line1", 2)
@@ -382,4 +383,39 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("what was accepted is refused when it is written again: %v\n%s", err, again)
 		}
 	})
+}
+
+// A sink that names no kinds tells of each alarm once when it begins and once
+// when it is over, however many events it had.
+func TestPeopleAreToldOnce(t *testing.T) {
+	r := &receiver{}
+	h := newHall(t, map[string]*receiver{"k": r})
+	h.engine()
+	i, err := incident.NewEngine(incident.Config{Rules: incident.Rules{Quiet: time.Second}}, h.nc, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	brokertest.Run(t, "incidents", i.Run)
+	h.put(sink.Sink{Name: "a", Kind: "k", Enabled: true})
+	poll(t, func() bool {
+		_, err1 := h.js.Consumer(t.Context(), "NM_EVENTS", "incidents")
+		_, err2 := h.js.Consumer(t.Context(), "NM_INCIDENTS", "sink-a")
+		return err1 == nil && err2 == nil
+	})
+	first := h.event("line1", 2)
+	for range 20 {
+		h.event("line1", 2)
+	}
+	poll(t, func() bool { return len(r.ids()) == 2 })
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for n, phase := range []string{incident.New, incident.End} {
+		got := r.got[n]
+		if got.Incident == nil || got.Incident.ID != first || got.Incident.Phase != phase || got.ID != fmt.Sprintf("%s/%d", first, n) {
+			t.Errorf("message %d: %+v", n, got.Incident)
+		}
+	}
+	if n := r.got[1].Incident.Anomalies; n != 21 {
+		t.Errorf("%d anomalies", n)
+	}
 }

@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -68,20 +67,32 @@ type counters struct {
 	last    string            // the last failure
 	lastAt  time.Time         // of a delivery
 	delay   time.Duration     // from stored to delivered, of that one
-	pending atomic.Uint64     // in the broker
-	lostTo  uint64            // up to this sequence losses have been counted
+	pending map[string]uint64 // in the broker, by stream
+	lostTo  map[string]uint64 // up to this sequence losses have been counted, by stream
 }
 
-func (c *counters) seenTo() uint64 {
+func (c *counters) seenTo(stream string) uint64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.lostTo
+	return c.lostTo[stream]
 }
 
-func (c *counters) see(to uint64) {
+func (c *counters) see(stream string, to uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.lostTo = to
+	if c.lostTo == nil {
+		c.lostTo = map[string]uint64{}
+	}
+	c.lostTo[stream] = to
+}
+
+func (c *counters) waiting(stream string, n uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.pending == nil {
+		c.pending = map[string]uint64{}
+	}
+	c.pending[stream] = n
 }
 
 func (c *counters) add(result, why string, n uint64) {
@@ -110,28 +121,38 @@ func (c *counters) delivered(at time.Time, delay time.Duration) {
 
 // run delivers until ctx ends.
 func (l *line) run(ctx context.Context) error {
-	cons, err := l.consumer(ctx)
+	all, err := l.consumers(ctx)
 	if err != nil {
 		return err
 	}
-	it, err := cons.Messages(jetstream.PullMaxMessages(maxPending))
+	tries := new(errgroup.Group)
+	tries.SetLimit(parallel)
+	if l.sink.Ordered {
+		tries.SetLimit(1)
+	}
+	g, own := errgroup.WithContext(ctx)
+	for _, c := range all {
+		g.Go(func() error { return l.pull(own, c, tries) })
+		g.Go(func() error { l.watchLosses(own, c); return nil })
+	}
+	g.Go(func() error { l.summaries(own); return nil })
+	err = g.Wait()
+	_ = tries.Wait()
+	if n, ok := l.judge.summary(time.Now(), true); ok {
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		l.sendSummary(end, n)
+	}
+	return err
+}
+
+// pull takes messages of one consumer until ctx ends.
+func (l *line) pull(ctx context.Context, c source, tries *errgroup.Group) error {
+	it, err := c.Messages(jetstream.PullMaxMessages(maxPending))
 	if err != nil {
 		return fmt.Errorf("sink %s: %w", l.sink.Name, err)
 	}
 	defer it.Stop()
-	g := new(errgroup.Group)
-	g.SetLimit(parallel)
-	if l.sink.Ordered {
-		g.SetLimit(1)
-	}
-	side, stop := context.WithCancel(ctx)
-	var others sync.WaitGroup
-	others.Go(func() { l.watchLosses(side, cons) })
-	others.Go(func() { l.summaries(side) })
-	defer func() {
-		stop()
-		others.Wait()
-	}()
 	for {
 		probe, ok := l.breaker.wait(ctx)
 		if !ok {
@@ -145,26 +166,18 @@ func (l *line) run(ctx context.Context) error {
 			continue // the broker is away; the iterator asks again
 		}
 		if err != nil {
-			_ = g.Wait()
 			return fmt.Errorf("sink %s: %w", l.sink.Name, err)
 		}
 		if probe {
-			_ = g.Wait() // one at a time, until one arrives
-			l.deliver(ctx, m)
+			l.deliver(ctx, m, c.stream) // nothing else is pulled until it is known what becomes of this one
 			continue
 		}
-		g.Go(func() error {
-			l.deliver(ctx, m)
+		tries.Go(func() error {
+			l.deliver(ctx, m, c.stream)
 			return nil
 		})
 	}
 	giveBack(it)
-	_ = g.Wait()
-	if n, ok := l.judge.summary(time.Now(), true); ok {
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-		defer cancel()
-		l.sendSummary(end, n)
-	}
 	return nil
 }
 
@@ -181,38 +194,56 @@ func giveBack(it jetstream.MessagesContext) {
 	}
 }
 
-// consumer is the sink's place in the events. A consumer that is there keeps
-// its place when the filter changes.
-func (l *line) consumer(ctx context.Context) (jetstream.Consumer, error) {
-	cfg := jetstream.ConsumerConfig{
-		Durable: durable(l.sink.Name), Description: "events for sink " + l.sink.Name,
-		FilterSubjects: l.sink.filters(l.names), DeliverPolicy: jetstream.DeliverNewPolicy,
-		AckPolicy: jetstream.AckExplicitPolicy, AckWait: ackWait, MaxDeliver: -1, MaxAckPending: maxPending,
+// source is a sink's place in a stream. It keeps its place when the filter
+// changes.
+type source struct {
+	jetstream.Consumer
+	stream string
+}
+
+// consumers are the sink's places in the events and the incidents, as far as it
+// wants any.
+func (l *line) consumers(ctx context.Context) ([]source, error) {
+	events, incidents := l.sink.filters(l.names)
+	var all []source
+	for name, filters := range map[string][]string{l.names.EventsStream(): events, l.names.IncidentsStream(): incidents} {
+		if len(filters) == 0 {
+			// What it wanted before must not wait for ever.
+			if err := l.js.DeleteConsumer(ctx, name, durable(l.sink.Name)); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+				return nil, fmt.Errorf("sink %s: remove its consumer: %w", l.sink.Name, err)
+			}
+			continue
+		}
+		cfg := jetstream.ConsumerConfig{
+			Durable: durable(l.sink.Name), Description: "for sink " + l.sink.Name,
+			FilterSubjects: filters, DeliverPolicy: jetstream.DeliverNewPolicy,
+			AckPolicy: jetstream.AckExplicitPolicy, AckWait: ackWait, MaxDeliver: -1, MaxAckPending: maxPending,
+		}
+		if l.sink.Ordered {
+			cfg.MaxAckPending = 1
+		}
+		c, err := l.js.CreateOrUpdateConsumer(ctx, name, cfg)
+		if err != nil {
+			return nil, fmt.Errorf("sink %s: make its consumer: %w", l.sink.Name, err)
+		}
+		all = append(all, source{c, name})
 	}
-	if l.sink.Ordered {
-		cfg.MaxAckPending = 1
-	}
-	cons, err := l.js.CreateOrUpdateConsumer(ctx, l.names.EventsStream(), cfg)
-	if err != nil {
-		return nil, fmt.Errorf("sink %s: make its consumer: %w", l.sink.Name, err)
-	}
-	return cons, nil
+	return all, nil
 }
 
 // deliver brings one message to its end: acknowledged, given back, or dead.
-func (l *line) deliver(ctx context.Context, m jetstream.Msg) {
+func (l *line) deliver(ctx context.Context, m jetstream.Msg, from string) {
 	meta, err := m.Metadata()
 	if err != nil {
 		_ = m.Term()
 		return
 	}
-	e, err := stream.ParseEvent(l.names, m.Subject(), m.Headers(), m.Data())
+	n, err := parse(l.names, m.Subject(), m.Headers(), m.Data(), meta.Timestamp)
 	if err != nil {
 		l.stats.add(ResultForeign, "", 1)
 		_ = m.Term()
 		return
 	}
-	n := Notice{ID: e.ID, Event: e, At: meta.Timestamp}
 	result, why := l.judge.decide(n, time.Now())
 	if result == busy {
 		_ = m.NakWithDelay(time.Second)
@@ -233,7 +264,7 @@ func (l *line) deliver(ctx context.Context, m jetstream.Msg) {
 		l.ack(ctx, m)
 		return
 	}
-	l.failed(ctx, m, meta, n, err)
+	l.failed(ctx, m, meta, n, from, err)
 }
 
 // try sends one notice, and keeps the message in hand meanwhile.
@@ -260,7 +291,7 @@ func (l *line) try(ctx context.Context, m jetstream.Msg, n Notice) error {
 }
 
 // failed decides what a failed try means.
-func (l *line) failed(ctx context.Context, m jetstream.Msg, meta *jetstream.MsgMetadata, n Notice, err error) {
+func (l *line) failed(ctx context.Context, m jetstream.Msg, meta *jetstream.MsgMetadata, n Notice, from string, err error) {
 	l.stats.failed(err)
 	var permanent *Permanent
 	var gone *Gone
@@ -273,10 +304,10 @@ func (l *line) failed(ctx context.Context, m jetstream.Msg, meta *jetstream.MsgM
 		return
 	case errors.As(err, &permanent):
 		l.breaker.succeeded() // it answers
-		l.bury(ctx, m, meta, CodeRefused, err)
+		l.bury(ctx, m, meta, from, CodeRefused, err)
 		return
 	case time.Since(meta.Timestamp) > l.sink.giveUp():
-		l.bury(ctx, m, meta, CodeGaveUp, err)
+		l.bury(ctx, m, meta, from, CodeGaveUp, err)
 		return
 	}
 	delay := l.delays[min(int(meta.NumDelivered)-1, len(l.delays)-1)]
@@ -304,18 +335,18 @@ func (l *line) ack(ctx context.Context, m jetstream.Msg) {
 
 // bury moves a message to the dead letters; while they cannot be stored it
 // comes again.
-func (l *line) bury(ctx context.Context, m jetstream.Msg, meta *jetstream.MsgMetadata, code string, err error) {
-	d := nats.NewMsg(l.names.Dead(l.names.EventsStream()))
+func (l *line) bury(ctx context.Context, m jetstream.Msg, meta *jetstream.MsgMetadata, from, code string, err error) {
+	d := nats.NewMsg(l.names.Dead(from))
 	for k, v := range m.Headers() {
 		d.Header[k] = v
 	}
 	d.Data = m.Data()
-	d.Header.Set(nats.MsgIdHdr, fmt.Sprintf("%s/%s/%d", l.sink.Name, code, meta.Sequence.Stream))
+	d.Header.Set(nats.MsgIdHdr, fmt.Sprintf("%s/%s/%s/%d", l.sink.Name, code, from, meta.Sequence.Stream))
 	d.Header.Set(HeaderDeadSink, l.sink.Name)
 	d.Header.Set(stream.HeaderDeadCode, code)
 	d.Header.Set(stream.HeaderDeadReason, headerLine(err.Error()))
 	d.Header.Set(stream.HeaderDeadSubject, m.Subject())
-	d.Header.Set(stream.HeaderDeadStream, l.names.EventsStream())
+	d.Header.Set(stream.HeaderDeadStream, from)
 	d.Header.Set(stream.HeaderDeadSequence, strconv.FormatUint(meta.Sequence.Stream, 10))
 	d.Header.Set(stream.HeaderDeadDeliveries, strconv.FormatUint(meta.NumDelivered, 10))
 	step, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
@@ -363,11 +394,11 @@ func (l *line) sendSummary(ctx context.Context, n Notice) {
 
 // watchLosses counts what the broker discarded by age or size before the sink
 // had it.
-func (l *line) watchLosses(ctx context.Context, cons jetstream.Consumer) {
+func (l *line) watchLosses(ctx context.Context, c source) {
 	tick := time.NewTicker(lossesEvery)
 	defer tick.Stop()
 	for {
-		lost, err := l.losses(ctx, cons)
+		lost, err := l.losses(ctx, c)
 		if err == nil && lost > 0 {
 			l.stats.add(ResultLost, "discarded by the broker", lost)
 			l.log.Error().Uint64("events", lost).Msg("the broker discarded events before this sink had them: raise keep.events_age or keep.events_bytes, or mend the receiver")
@@ -382,22 +413,22 @@ func (l *line) watchLosses(ctx context.Context, cons jetstream.Consumer) {
 
 // losses counts the events between the sink's place and the oldest that is
 // left, which are at most so many of the sink's.
-func (l *line) losses(ctx context.Context, cons jetstream.Consumer) (uint64, error) {
-	info, err := cons.Info(ctx)
+func (l *line) losses(ctx context.Context, c source) (uint64, error) {
+	info, err := c.Info(ctx)
 	if err != nil {
 		return 0, err
 	}
-	l.stats.pending.Store(info.NumPending + uint64(info.NumAckPending))
-	s, err := l.js.Stream(ctx, l.names.EventsStream())
+	l.stats.waiting(c.stream, info.NumPending+uint64(info.NumAckPending))
+	s, err := l.js.Stream(ctx, c.stream)
 	if err != nil {
 		return 0, err
 	}
 	first := s.CachedInfo().State.FirstSeq
-	floor := max(info.AckFloor.Stream, l.stats.seenTo())
+	floor := max(info.AckFloor.Stream, l.stats.seenTo(c.stream))
 	if first == 0 || floor == 0 || first-1 <= floor {
 		return 0, nil
 	}
-	l.stats.see(first - 1)
+	l.stats.see(c.stream, first-1)
 	return first - 1 - floor, nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/incident"
 )
 
 // Sink is one receiver of events. Its JSON is the value of its key in NM_SINKS.
@@ -72,8 +73,16 @@ func (d *Duration) UnmarshalText(b []byte) error {
 	return err
 }
 
-// DefaultKinds are what a sink for people gets when it names no kinds.
-var DefaultKinds = []string{stream.KindAnomaly, stream.KindDrift, stream.KindRelease, stream.KindStore}
+// IncidentPrefix begins the kinds that are phases of incidents: incident.new,
+// incident.update and incident.end.
+const IncidentPrefix = "incident."
+
+// DefaultKinds are what a sink for people gets when it names no kinds: each
+// alarm once when it begins and once when it is over.
+var DefaultKinds = []string{
+	IncidentPrefix + incident.New, IncidentPrefix + incident.End,
+	stream.KindDrift, stream.KindRelease, stream.KindStore,
+}
 
 // defaultGiveUp is for how long an event is tried.
 const defaultGiveUp = 72 * time.Hour
@@ -119,6 +128,9 @@ func (s Sink) Validate() error {
 			wrong("%d %ss are named, at most %d may be", len(list), what, maxList)
 		}
 		for _, v := range list {
+			if what == "event kind" {
+				v = strings.TrimPrefix(v, IncidentPrefix)
+			}
 			if err := stream.CheckToken(what, v); err != nil && !(what == "camera" && v == stream.NoCamera) {
 				wrong("%w", err)
 			}
@@ -159,20 +171,25 @@ func (s Sink) giveUp() time.Duration {
 	return time.Duration(s.GiveUp)
 }
 
-// filters are the subjects that the sink's consumer asks for.
-func (s Sink) filters(n stream.Names) []string {
+// filters are the subjects that the sink's consumers ask for, of the events and
+// of the incidents.
+func (s Sink) filters(n stream.Names) (events, incidents []string) {
 	detectors := s.Detectors
 	if len(detectors) == 0 {
 		detectors = []string{"*"}
 	}
-	var out []string
 	for _, d := range detectors {
 		for _, k := range s.kinds() {
-			out = append(out, n.Events(d, "*", k))
+			if phase, ok := strings.CutPrefix(k, IncidentPrefix); ok {
+				incidents = append(incidents, n.Incidents(d, "*", phase))
+			} else {
+				events = append(events, n.Events(d, "*", k))
+			}
 		}
 	}
-	slices.Sort(out)
-	return slices.Compact(out)
+	slices.Sort(events)
+	slices.Sort(incidents)
+	return slices.Compact(events), slices.Compact(incidents)
 }
 
 // hours are the times of a week at which a sink sends.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/incident"
 	"github.com/nearmiss/nearmiss/stream/sink"
 )
 
@@ -125,6 +126,7 @@ type view struct {
 	Test     bool
 	Summary  int
 	Event    stream.Event
+	Incident *incident.Incident // nil: an event
 	Cloud    sink.Cloud
 }
 
@@ -133,7 +135,7 @@ func (b *body) data(names stream.Names, n sink.Notice) view {
 	v := view{
 		ID: n.ID, Kind: e.Kind, Detector: e.Detector, Camera: e.Camera, Time: e.ScoredAt.UTC(),
 		Reason: e.Reason, Code: e.Code, Release: e.Release, Ratio: n.Ratio(), Test: n.Test, Summary: n.Summary,
-		Event: e, Cloud: n.Cloud(names), Severity: "warning",
+		Event: e, Incident: n.Incident, Cloud: n.Cloud(names), Severity: "warning",
 	}
 	for to, from := range map[*float64]*float64{&v.Score: e.Score, &v.Limit: e.Threshold, &v.PValue: e.PValue} {
 		if from != nil {
@@ -141,8 +143,11 @@ func (b *body) data(names stream.Names, n sink.Notice) view {
 		}
 	}
 	v.Title, v.Text = describe(n)
-	if e.Kind == stream.KindAnomaly {
+	switch e.Kind {
+	case stream.KindAnomaly, sink.IncidentPrefix + incident.New, sink.IncidentPrefix + incident.Update:
 		v.Severity = "critical"
+	case sink.IncidentPrefix + incident.End:
+		v.Severity = "info"
 	}
 	if b.cfg.Link != "" {
 		v.Link = strings.NewReplacer("{event}", url.PathEscape(n.ID), "{detector}", url.PathEscape(e.Detector), "{camera}", url.PathEscape(e.Camera)).Replace(b.cfg.Link)
@@ -158,7 +163,11 @@ func describe(n sink.Notice) (title, text string) {
 		where += "/" + e.Camera
 	}
 	switch e.Kind {
-	case stream.KindAnomaly:
+	case sink.IncidentPrefix + incident.End:
+		title = "Over: anomalies on " + where
+	case sink.IncidentPrefix + incident.Update:
+		title = "Still anomalies on " + where
+	case stream.KindAnomaly, sink.IncidentPrefix + incident.New:
 		title = "Anomaly on " + where
 		if r := n.Ratio(); r > 0 {
 			text = fmt.Sprintf("Score %.4g, %.1f times the threshold", *e.Score, r)
@@ -170,6 +179,16 @@ func describe(n sink.Notice) (title, text string) {
 		title = "Unreadable image on " + where
 	default:
 		title = strings.ToUpper(e.Kind[:min(1, len(e.Kind))]) + e.Kind[min(1, len(e.Kind)):] + " on " + where
+	}
+	if i := n.Incident; i != nil {
+		title = strings.Replace(title, "Anomaly", map[bool]string{true: "Unreadable images", false: "Anomaly"}[i.Anomalies == 0], 1)
+		text = fmt.Sprintf("%d anomalies and %d unreadable images since %s", i.Anomalies, i.Rejected, i.OpenedAt.Format(time.TimeOnly+" MST"))
+		if i.Peak.Ratio > 0 {
+			text += fmt.Sprintf("; the worst score was %.1f times the threshold", i.Peak.Ratio)
+		}
+		if i.Flood {
+			text += "; so many that the camera or the light may have failed"
+		}
 	}
 	if e.Reason != "" {
 		text = strings.TrimPrefix(text+". "+e.Reason, ". ")
@@ -211,7 +230,11 @@ func samples() []sink.Notice {
 	rejected := stream.Event{ID: "1", Kind: stream.KindRejected, Detector: "bolts", Camera: "line1", ScoredAt: at, Code: "corrupt", Reason: "line\nbreak"}
 	release := stream.Event{ID: "2", Kind: stream.KindRelease, Detector: "bolts", Camera: stream.NoCamera, ScoredAt: at, Code: stream.ReleaseRefused, Reason: "it does not fit"}
 	drift := stream.Event{ID: "3", Kind: stream.KindDrift, Detector: "bolts", Camera: "line1", ScoredAt: at, Drift: &stream.DriftStatus{Drifted: true}}
+	life := incident.Incident{ID: full.ID, Phase: incident.End, N: 2, Detector: "bolts", Camera: "line1", OpenedAt: at, LastAt: at, EndedAt: at, Anomalies: 3}
+	over := full
+	over.Kind = sink.IncidentPrefix + incident.End
 	return []sink.Notice{
+		{ID: full.ID + "/2", Event: over, Incident: &life, At: at},
 		{ID: full.ID, Event: full, At: at},
 		{ID: full.ID, Event: full, At: at, Summary: 3},
 		{ID: rejected.ID, Event: rejected, At: at, Test: true},

@@ -22,5 +22,5 @@ var Presets = map[string]string{
 	"ntfy": `{"topic":"nearmiss","title":{{json .Title}},"message":{{json (printf "%s " .Text)}},"priority":{{if eq .Severity "critical"}}4{{else}}3{{end}}{{if .Link}},"click":{{json .Link}}{{end}}}`,
 	// Alertmanager, API v2: /api/v2/alerts.
 	"alertmanager": `[{"labels":{"alertname":{{json (printf "Nearmiss_%s" .Kind)}},"detector":{{json .Detector}},"camera":{{json .Camera}},"severity":{{json .Severity}}},` +
-		`"annotations":{"summary":{{json .Title}},"description":{{json .Text}}},"startsAt":{{json .Time}}{{if .Link}},"generatorURL":{{json .Link}}{{end}}}]`,
+		`"annotations":{"summary":{{json .Title}},"description":{{json .Text}}},"startsAt":{{if .Incident}}{{json .Incident.OpenedAt}}{{else}}{{json .Time}}{{end}}{{if .Incident}}{{if eq .Incident.Phase "end"}},"endsAt":{{json .Incident.EndedAt}}{{end}}{{end}}{{if .Link}},"generatorURL":{{json .Link}}{{end}}}]`,
 }
