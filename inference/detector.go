@@ -104,15 +104,6 @@ type Detector struct {
 	end  func() error // closes what belongs to the detector
 }
 
-// New joins an Embedder and a bank of its embeddings, without a release. Both
-// stay the caller's: Close does not close them.
-func New(e *Embedder, b *bank.Bank) (*Detector, error) {
-	if e.Dim() != b.Dim() {
-		return nil, fmt.Errorf("%w: the model gives %d dimensions, the bank has %d", ErrMismatch, e.Dim(), b.Dim())
-	}
-	return NewOfParts(e, []Part{wholePart(b)}, nil, MapAnomalies)
-}
-
 // NewOfParts joins an Embedder and the banks of several parts of its outputs, as
 // NewScorer does, without a release. All stay the caller's.
 func NewOfParts(e *Embedder, parts []Part, join *release.Join, maps Maps) (*Detector, error) {

@@ -89,7 +89,7 @@ func TestRun(t *testing.T) {
 	})
 	t.Run("scalars go in and out", func(t *testing.T) {
 		s := openBytes(t, addModel(), Options{})
-		x, err := Scalar[float32](20)
+		x, err := NewTensor(nil, []float32{20})
 		if err != nil {
 			t.Fatal(err)
 		}

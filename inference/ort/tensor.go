@@ -119,11 +119,6 @@ func Zeros(t Type, shape ...int) (*Tensor, error) {
 	return NewRaw(t, shape, raw)
 }
 
-// Scalar returns a tensor without dimensions.
-func Scalar[T Element](v T) (*Tensor, error) {
-	return NewTensor(nil, []T{v})
-}
-
 func byteSize(t Type, shape []int) (int, error) {
 	size := t.Size()
 	if size == 0 {
