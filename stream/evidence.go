@@ -34,7 +34,8 @@ type Spot struct {
 const (
 	NoPicturesPrivacy = "privacy" // the detector keeps no images
 	NoPicturesBusy    = "busy"    // more anomalies at once than pictures can be made of
-	NoPicturesFailed  = "failed"  // they could not be made or kept; the worker's log says why
+	NoPicturesFailed  = "failed"  // they could not be made; the worker's log says why
+	NoPicturesStorage = "storage" // they, or the image, could not be kept: the store is full, or away for too long
 )
 
 // Picture is one file of an event's evidence.

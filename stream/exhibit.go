@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -79,15 +80,20 @@ func (l *line) show(ctx context.Context, it *item) error {
 	}
 	if err != nil {
 		it.event.NoPictures = NoPicturesFailed
+		if errors.Is(err, errNotKept) {
+			it.event.NoPictures = NoPicturesStorage
+		}
 		l.w.count.unpictured.Add(1)
 		l.log.Warn().Err(err).Str("camera", it.frame.Camera).Str("frame", it.frame.ID).Msg("the event goes without pictures")
 		return nil
 	}
-	it.event.Pictures = l.w.cfg.EvidenceBucket() + "/" + evidenceObject(l.name, it.event.ID)
+	it.event.Pictures, it.event.NoPictures = l.w.cfg.EvidenceBucket()+"/"+evidenceObject(l.name, it.event.ID), ""
 	l.w.count.pictured.Add(1)
 	l.bound(ctx, size)
 	return nil
 }
+
+var errNotKept = errors.New("keep the pictures")
 
 func (l *line) keepPictures(ctx context.Context, it *item) (size int, err error) {
 	pictures, err := drawn(ctx, it)
@@ -114,7 +120,7 @@ func (l *line) keepPictures(ctx context.Context, it *item) (size int, err error)
 		return err
 	})
 	if err != nil {
-		return 0, fmt.Errorf("keep the pictures of frame %s: %w", it.frame.ID, err)
+		return 0, fmt.Errorf("%w of frame %s: %w", errNotKept, it.frame.ID, err)
 	}
 	return len(b), nil
 }

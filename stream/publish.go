@@ -220,7 +220,7 @@ func (l *line) keep(ctx context.Context, it *item) error {
 		return ctx.Err()
 	}
 	if err != nil { // the alarm is worth more than its picture
-		it.event.NoPictures = NoPicturesFailed
+		it.event.NoPictures = NoPicturesStorage
 		l.log.Warn().Err(err).Str("camera", it.frame.Camera).Str("frame", it.frame.ID).Msg("the event goes without evidence")
 		return l.show(ctx, it)
 	}

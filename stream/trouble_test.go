@@ -95,7 +95,7 @@ func TestAnAlarmIsWorthMoreThanItsPicture(t *testing.T) {
 	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
 	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f", Image: append(image(0.95), make([]byte, 20<<10)...)})
 	eventually(t, "it is scored", func() bool { return w.Stats().Scored == 1 })
-	if e := r.events(); len(e) != 1 || e[0].Kind != stream.KindAnomaly || e[0].Evidence != "" || e[0].NoPictures != stream.NoPicturesFailed {
+	if e := r.events(); len(e) != 1 || e[0].Kind != stream.KindAnomaly || e[0].Evidence != "" || e[0].NoPictures != stream.NoPicturesStorage {
 		t.Errorf("evidence %q, no pictures %q", e[0].Evidence, e[0].NoPictures)
 	}
 	if st := w.Stats(); st.Retried != 0 {
