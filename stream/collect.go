@@ -162,6 +162,9 @@ func DeleteDetector(ctx context.Context, js jetstream.JetStream, n Names, name s
 	if err := js.DeleteConsumer(ctx, n.FramesStream(), framesConsumer(name)); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
 		return fmt.Errorf("delete detector %s: %w", name, err)
 	}
+	if err := forgetCameras(ctx, js, n, name); err != nil {
+		return fmt.Errorf("delete detector %s: %w", name, err)
+	}
 	purge := map[string]string{n.Frames(name, "*"): n.FramesStream(), n.Train(name): n.TrainingStream()}
 	if everything {
 		purge[n.Normals(name)], purge[n.Anomalies(name)] = n.NormalsStream(), n.NormalsStream()

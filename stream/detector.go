@@ -75,6 +75,7 @@ type Detector struct {
 	LiveBacklog int      `json:"live_backlog,omitempty"` // live: how many frames may wait; default 32
 	Smoothing   int      `json:"smoothing,omitempty"`    // decide on the mean of a camera's last n scores; default 1
 	CoolDown    Duration `json:"cool_down,omitempty"`    // at most one anomaly event per camera in this time; default 0, all
+	Silence     Duration `json:"silence,omitempty"`      // a camera without a frame for so long is an event; default 0, never
 	DefectShare float64  `json:"defect_share,omitempty"` // share of defective frames that is nothing to worry about; more of them is drift; default 0.05
 	NoEvidence  bool     `json:"no_evidence,omitempty"`  // keep no images: neither anomalies nor pictures of them, nor any of normals in releases
 	Retention   Duration `json:"retention,omitempty"`    // how long evidence is kept; default 30 days
@@ -143,6 +144,7 @@ func (d Detector) Validate() error {
 	bad(c.EvidenceMiB < 1 || c.EvidenceMiB > 1<<24, "%d MiB of pictures: use 1 to %d", d.EvidenceMiB, 1<<24)
 	bad(!(c.DefectShare > 0 && c.DefectShare < 1), "defect share %g: use a share between 0 and 1", d.DefectShare)
 	bad(c.LearnFrames < 0 || c.LearnFrames > 1_000_000, "learning from %d frames: use 0 to 1000000", d.LearnFrames)
+	bad(c.Silence < 0 || c.Silence > 0 && time.Duration(c.Silence) < time.Second, "silence of %v: use a second or more", time.Duration(d.Silence))
 	bad(c.RetrainAfter < 0, "retraining after %d normals: use 0 or more", d.RetrainAfter)
 	bad(c.RetrainEvery < 0 || c.RetrainEvery > 0 && time.Duration(c.RetrainEvery) < time.Minute, "retraining every %v: use a minute or more", time.Duration(d.RetrainEvery))
 	if d.Bits != 0 && (d.Bits < 8 || d.Bits > 32) {

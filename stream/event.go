@@ -28,6 +28,7 @@ const (
 	KindDrift        = "drift"   // what a camera sees as normal has moved
 	KindRelease      = "release" // a release was taken into service or refused
 	KindStore        = "store"   // something that is stored cannot be read
+	KindCamera       = "camera"  // a camera has fallen silent, or is back
 )
 
 // NoCamera stands in the subject of events that are of no camera.

@@ -83,6 +83,7 @@ func (l *line) read(m jetstream.Msg) *item {
 	it := &item{msg: m, meta: meta, deliveries: int(meta.NumDelivered), free: func() {}}
 	it.frame, err = ParseFrame(l.w.cfg.Names, m.Subject(), m.Headers(), m.Data(), meta, time.Unix(0, l.w.created.Load()))
 	it.bytes = len(it.frame.Image)
+	l.w.seenCameras.saw(it.frame.Detector, it.frame.Camera, meta.Timestamp)
 	if err != nil {
 		it.failure = Permanent(CodeBadHeader, err)
 	}

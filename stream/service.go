@@ -135,6 +135,7 @@ type WorkerStatus struct {
 	Refused map[string]string `json:"refused,omitempty"` // detector → release that is wanted and was refused
 	Shadows []ShadowReport    `json:"shadows,omitempty"`
 	Drift   []CameraDrift     `json:"drift,omitempty"`
+	Cameras []CameraRate      `json:"cameras,omitempty"` // that sent this worker frames in the last minute
 }
 
 // CameraDrift is the state of the drift test of one camera at one worker.
@@ -146,7 +147,7 @@ type CameraDrift struct {
 
 // Status returns what the worker says of itself.
 func (w *Worker) Status() WorkerStatus {
-	st := WorkerStatus{WorkerStats: w.Stats(), Name: w.nc.Opts.Name, Serving: map[string]string{}, Refused: map[string]string{}, Shadows: w.Shadows()}
+	st := WorkerStatus{WorkerStats: w.Stats(), Name: w.nc.Opts.Name, Serving: map[string]string{}, Refused: map[string]string{}, Shadows: w.Shadows(), Cameras: w.seenCameras.rates()}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for name, l := range w.lines {

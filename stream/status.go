@@ -22,6 +22,8 @@ type Status struct {
 	Events      uint64            `json:"events"`       // stored
 	DeadLetters uint64            `json:"dead_letters"` // stored
 	Jobs        int               `json:"jobs"`         // queued or running
+	// Cameras are those that have sent frames within the last week.
+	Cameras []CameraStatus `json:"cameras,omitempty"`
 	// Unreadable are configurations, pointers and records that cannot be read. What
 	// they had before is used, or they are left out.
 	Unreadable []Unreadable `json:"unreadable,omitempty"`
@@ -70,6 +72,9 @@ func GetStatus(ctx context.Context, js jetstream.JetStream, n Names) (Status, er
 		return fail(err)
 	}
 	st.Unreadable = slices.Concat(unread, bad, lost)
+	if st.Cameras, err = Cameras(ctx, js, n); err != nil {
+		return fail(err)
+	}
 	byName := map[string]*DetectorStatus{}
 	for _, d := range list {
 		byName[d.Name] = &DetectorStatus{Detector: d.Name}

@@ -168,7 +168,8 @@ type Worker struct {
 	created   atomic.Int64 // when the frames stream was created, Unix nanoseconds
 	window    atomic.Int64 // how long the broker remembers event ids, nanoseconds
 
-	unread reporter // of what is stored and cannot be read
+	unread      reporter // of what is stored and cannot be read
+	seenCameras sightings
 
 	// scoring is held by all that score; who holds it alone scores a frame that may
 	// end the process.
@@ -242,6 +243,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		})
 	})
 	helpers.Go(func() { w.evict(ctx) })
+	helpers.Go(func() { w.attend(ctx) })
 	tick := time.NewTicker(w.cfg.Resync)
 	defer tick.Stop()
 

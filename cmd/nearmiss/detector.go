@@ -52,6 +52,7 @@ type detectorFlags struct {
 	LiveBacklog    *int           `placeholder:"N" help:"live: frames that may wait (default 32)."`
 	Smoothing      *int           `placeholder:"N" help:"Decide on the mean of a camera's last N scores (default 1)."`
 	CoolDown       *time.Duration `placeholder:"TIME" help:"At most one anomaly event a camera in this time (default 0s: all)."`
+	Silence        *time.Duration `placeholder:"TIME" help:"A camera without a frame for so long is an event (default 0s: never)."`
 	DefectShare    *float64       `placeholder:"SHARE" help:"Share of defective frames that is nothing to worry about (default 0.05)."`
 	Evidence       *bool          `negatable:"" help:"Keep the images of anomalies, pictures of where they are strange, and, in the next release, thumbnails of normals (default yes)."`
 	Retention      *time.Duration `placeholder:"TIME" help:"How long those images are kept (default 720h)."`
@@ -80,6 +81,7 @@ func (f detectorFlags) apply(d *stream.Detector) error {
 	give(&d.EvidenceMiB, f.EvidenceMiB)
 	give(&d.RetrainAfter, f.RetrainAfter)
 	give((*time.Duration)(&d.CoolDown), f.CoolDown)
+	give((*time.Duration)(&d.Silence), f.Silence)
 	give((*time.Duration)(&d.Retention), f.Retention)
 	give((*time.Duration)(&d.RetrainEvery), f.RetrainEvery)
 	if f.Score != nil {

@@ -135,6 +135,20 @@ func (c *statusCmd) Run(ctx context.Context, o *output) error {
 	for name, n := range st.Unserved {
 		fmt.Fprintf(&b, "%-24s does not exist, and %d frames wait for it: create it, or correct the camera\n", name, n)
 	}
+	rates := map[string]float64{}
+	for _, w := range workers {
+		for _, r := range w.Cameras {
+			rates[r.Detector+"/"+r.Camera] += r.PerSecond
+		}
+	}
+	for _, cam := range st.Cameras {
+		name := cam.Detector + "/" + cam.Camera
+		fmt.Fprintf(&b, "  camera %s: last frame %s, %.3g frames a second", name, cam.LastFrame.Local().Format(time.DateTime), rates[name])
+		if cam.Silent {
+			b.WriteString(", silent")
+		}
+		b.WriteString("\n")
+	}
 	for _, u := range st.Unreadable {
 		fmt.Fprintf(&b, "%s\n", u.Error())
 	}

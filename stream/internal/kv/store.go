@@ -27,6 +27,8 @@ type Store[T any] struct {
 	// Decode makes a T of a value, or says why it cannot. It sees keys and values
 	// that anybody may have written.
 	Decode func(key string, value []byte) (T, error)
+	// Keys, when set, are those that List reads: "camera.>".
+	Keys string
 	// Skip, when set, says which keys are of another kind.
 	Skip func(key string) bool
 }
@@ -139,7 +141,11 @@ func (s Store[T]) List(ctx context.Context) ([]Entry[T], []Bad, error) {
 
 // all are the newest entries of all keys that are not deleted.
 func (s Store[T]) all(ctx context.Context) ([]jetstream.KeyValueEntry, error) {
-	w, err := s.Bucket.WatchAll(ctx, jetstream.IgnoreDeletes())
+	keys := s.Keys
+	if keys == "" {
+		keys = jetstream.AllKeys
+	}
+	w, err := s.Bucket.Watch(ctx, keys, jetstream.IgnoreDeletes())
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,301 @@
+package stream
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream/internal/kv"
+)
+
+// Codes of camera events.
+const (
+	CameraSilent = "silent" // no frame has come for as long as the detector says
+	CameraBack   = "back"   // frames come again
+)
+
+// CameraStatus is what is known of a camera.
+type CameraStatus struct {
+	Detector string `json:"detector"`
+	Camera   string `json:"camera"`
+	// LastFrame is when the broker stored the last frame that a worker has taken,
+	// to about ten seconds.
+	LastFrame time.Time `json:"last_frame"`
+	Silent    bool      `json:"silent,omitempty"` // an event has said so
+}
+
+// CameraRate is what one worker has seen of a camera in the last minute.
+type CameraRate struct {
+	Detector  string    `json:"detector"`
+	Camera    string    `json:"camera"`
+	LastFrame time.Time `json:"last_frame"` // when the broker stored it
+	PerSecond float64   `json:"per_second"` // frames that this worker took
+}
+
+// cameraKeys is what the keys of cameras in the work bucket begin with.
+const cameraKeys = "camera."
+
+func cameraKey(detector, camera string) string { return cameraKeys + detector + "." + camera }
+
+// openCameras reads the cameras' records in the work bucket.
+func openCameras(bucket jetstream.KeyValue) kv.Store[CameraStatus] {
+	return kv.Store[CameraStatus]{Bucket: bucket, Keys: cameraKeys + ">", Decode: func(key string, value []byte) (CameraStatus, error) {
+		var c CameraStatus
+		if err := kv.Object(value, &c, false); err != nil {
+			return c, err
+		}
+		if !ValidToken(c.Detector) || !ValidToken(c.Camera) || key != cameraKey(c.Detector, c.Camera) {
+			return c, errors.New("it is of another camera")
+		}
+		return c, nil
+	}}
+}
+
+// Cameras returns what is known of the cameras that have sent frames within the
+// last week, by detector and name.
+func Cameras(ctx context.Context, js jetstream.JetStream, n Names) ([]CameraStatus, error) {
+	bucket, err := js.KeyValue(ctx, n.WorkBucket())
+	if err != nil {
+		return nil, fmt.Errorf("open bucket %s: %w", n.WorkBucket(), err)
+	}
+	all, _, err := openCameras(bucket).List(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list cameras: %w", err)
+	}
+	var out []CameraStatus
+	for _, e := range all {
+		out = append(out, e.Value)
+	}
+	return out, nil
+}
+
+// forgetCameras removes the records of a detector's cameras.
+func forgetCameras(ctx context.Context, js jetstream.JetStream, n Names, detector string) error {
+	s, err := js.Stream(ctx, "KV_"+n.WorkBucket())
+	if err != nil {
+		return err
+	}
+	return s.Purge(ctx, jetstream.WithPurgeSubject("$KV."+n.WorkBucket()+"."+cameraKey(detector, "*")))
+}
+
+// sightings is what this worker has seen of cameras.
+type sightings struct {
+	mu  sync.Mutex
+	all map[string]*sighting // by key
+}
+
+type sighting struct {
+	CameraRate
+	told    time.Time // last frame that the record says
+	slots   [60]uint16
+	seconds int64 // of the newest slot
+}
+
+// saw counts a frame, with the time at which the broker stored it.
+func (s *sightings) saw(detector, camera string, at time.Time) {
+	if !ValidToken(detector) || !ValidToken(camera) {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.all == nil {
+		s.all = map[string]*sighting{}
+	}
+	key := cameraKey(detector, camera)
+	c := s.all[key]
+	if c == nil {
+		if len(s.all) >= maxCameras {
+			return
+		}
+		c = &sighting{CameraRate: CameraRate{Detector: detector, Camera: camera}}
+		s.all[key] = c
+	}
+	if at.After(c.LastFrame) {
+		c.LastFrame = at.UTC()
+	}
+	c.advance(time.Now().Unix())
+	if slot := &c.slots[c.seconds%60]; *slot < 1<<15 {
+		*slot++
+	}
+}
+
+// maxCameras bounds what a worker remembers: names come from whoever publishes.
+const maxCameras = 10_000
+
+// advance clears the slots of the seconds since the last frame.
+func (c *sighting) advance(now int64) {
+	for n := min(now-c.seconds, 60); n > 0; n-- {
+		c.slots[(now-n+1)%60] = 0
+	}
+	c.seconds = max(c.seconds, now)
+}
+
+// rates are the cameras that sent this worker a frame within the last minute.
+func (s *sightings) rates() []CameraRate {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []CameraRate
+	for _, c := range s.all {
+		c.advance(time.Now().Unix())
+		sum := 0
+		for _, n := range c.slots {
+			sum += int(n)
+		}
+		if sum > 0 {
+			r := c.CameraRate
+			r.PerSecond = float64(sum) / 60
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// news are the cameras with frames that are not on record yet, and step younger
+// than what is.
+func (s *sightings) news(step time.Duration) []CameraStatus {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []CameraStatus
+	for _, c := range s.all {
+		if c.told.IsZero() || c.LastFrame.Sub(c.told) >= step {
+			out = append(out, CameraStatus{Detector: c.Detector, Camera: c.Camera, LastFrame: c.LastFrame})
+		}
+	}
+	return out
+}
+
+func (s *sightings) recorded(c CameraStatus) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if x := s.all[cameraKey(c.Detector, c.Camera)]; x != nil && c.LastFrame.After(x.told) {
+		x.told = c.LastFrame
+	}
+}
+
+// attend keeps the cameras' records, and says which camera has fallen silent and
+// which is back. Any worker may notice; all of them make the same event of it.
+func (w *Worker) attend(ctx context.Context) {
+	for ctx.Err() == nil {
+		shortest := time.Duration(0)
+		limits := map[string]time.Duration{}
+		w.mu.Lock()
+		for name, l := range w.lines {
+			conf, _, _, _ := l.state()
+			if d := time.Duration(conf.Silence); d > 0 {
+				limits[name] = d
+				if shortest == 0 || d < shortest {
+					shortest = d
+				}
+			}
+		}
+		w.mu.Unlock()
+		step := recordEvery
+		if shortest > 0 {
+			step = min(step, shortest/4)
+		}
+		if err := w.attendOnce(ctx, limits, step); err != nil && ctx.Err() == nil {
+			w.log.Debug().Err(err).Msg("cannot look after the cameras")
+		}
+		pause(ctx, max(step/2, 50*time.Millisecond))
+	}
+}
+
+// recordEvery is how often a camera's last frame is recorded.
+const recordEvery = 10 * time.Second
+
+func (w *Worker) attendOnce(ctx context.Context, limits map[string]time.Duration, step time.Duration) error {
+	ctx, cancel := w.epoch.Within(ctx)
+	defer cancel()
+	store := openCameras(w.work)
+	for _, c := range w.seenCameras.news(step) {
+		if err := w.recordCamera(ctx, store, c); err != nil {
+			return err
+		}
+	}
+	if len(limits) == 0 {
+		return nil
+	}
+	all, _, err := store.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, e := range all {
+		c := e.Value
+		limit := limits[c.Detector]
+		if limit == 0 || c.Silent || time.Since(c.LastFrame) <= limit {
+			continue
+		}
+		// Frames that wait are not the camera's silence.
+		waiting, err := perDetector(ctx, w.js, w.cfg.FramesStream(), w.cfg.Frames(c.Detector, c.Camera), func(string) (string, bool) { return "", true })
+		if err != nil {
+			return err
+		}
+		if waiting[""] > 0 {
+			continue
+		}
+		why := fmt.Sprintf("camera %s of %s has sent no frame since %s, longer than %v", c.Camera, c.Detector, c.LastFrame.Format(time.RFC3339), limit)
+		if err := w.tellCamera(ctx, c, CameraSilent, why); err != nil {
+			return err
+		}
+		w.log.Warn().Str("detector", c.Detector).Str("camera", c.Camera).Time("last_frame", c.LastFrame).Msg("camera has fallen silent")
+		c.Silent = true
+		if err := putCamera(ctx, store, c, e.Head); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// recordCamera brings a camera's record to a frame of this worker's.
+func (w *Worker) recordCamera(ctx context.Context, store kv.Store[CameraStatus], c CameraStatus) error {
+	e, err := store.Get(ctx, cameraKey(c.Detector, c.Camera))
+	switch {
+	case errors.Is(err, jetstream.ErrKeyNotFound), errors.Is(err, kv.ErrUnreadable):
+	case err != nil:
+		return err
+	case !c.LastFrame.After(e.Value.LastFrame): // another worker's is younger
+		w.seenCameras.recorded(c)
+		return nil
+	case e.Value.Silent:
+		why := fmt.Sprintf("camera %s of %s sends frames again, after %v", c.Camera, c.Detector, c.LastFrame.Sub(e.Value.LastFrame).Round(time.Second))
+		if err := w.tellCamera(ctx, e.Value, CameraBack, why); err != nil {
+			return err
+		}
+		w.log.Info().Str("detector", c.Detector).Str("camera", c.Camera).Msg("camera is back")
+	}
+	if err := putCamera(ctx, store, c, e.Head); err != nil {
+		return err
+	}
+	w.seenCameras.recorded(c)
+	return nil
+}
+
+// putCamera writes a record, unless another worker was faster: it is looked at
+// again soon.
+func putCamera(ctx context.Context, store kv.Store[CameraStatus], c CameraStatus, head uint64) error {
+	b, err := json.Marshal(c)
+	if err != nil {
+		return err
+	}
+	key := cameraKey(c.Detector, c.Camera)
+	if head == 0 {
+		_, err = store.Bucket.Create(ctx, key, b)
+	} else {
+		_, err = store.Bucket.Update(ctx, key, b, head)
+	}
+	if kv.Conflict(err) {
+		return nil
+	}
+	return err
+}
+
+// tellCamera stores a camera event; its id is made of the last frame before the
+// silence, the same in all workers.
+func (w *Worker) tellCamera(ctx context.Context, c CameraStatus, code, why string) error {
+	return publishNotice(ctx, w.js, w.cfg.Names, notice(KindCamera, c.Detector, c.Camera, "", code, why, c.LastFrame.Format(time.RFC3339Nano)))
+}

@@ -1,0 +1,87 @@
+package stream_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/nearmiss/nearmiss/stream"
+)
+
+// TestACameraThatFallsSilentIsAnEvent, and so is its return: one each, however
+// many workers notice, also after they have been started again.
+func TestACameraThatFallsSilentIsAnEvent(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	r.detector(stream.Detector{Name: "bolts", Silence: stream.Duration(time.Second)})
+	r.detector(stream.Detector{Name: "nuts"}) // silence is nothing there
+	r.release("bolts", fake{Name: "one"})
+	r.release("nuts", fake{Name: "one"})
+	a, stopA := r.worker(stream.WorkerConfig{BatchSize: 1}, loadFake)
+	b, stopB := r.worker(stream.WorkerConfig{BatchSize: 1}, loadFake)
+	send := func(detector, id string) {
+		t.Helper()
+		r.publish(stream.Frame{Detector: detector, Camera: "left", ID: id, Image: image(0.1)})
+	}
+	for i := range 8 {
+		send("bolts", fmt.Sprint(i))
+	}
+	send("nuts", "f")
+	eventually(t, "all are scored", func() bool { return a.Stats().Scored+b.Stats().Scored == 9 })
+	rate := 0.0
+	for _, w := range []*stream.Worker{a, b} {
+		for _, c := range w.Status().Cameras {
+			if c.Detector == "bolts" && c.Camera == "left" {
+				rate += c.PerSecond
+			}
+		}
+	}
+	if rate != 8.0/60 {
+		t.Errorf("%v frames a second", rate)
+	}
+	said := func() (codes []string) {
+		for _, e := range r.eventsOf(stream.KindCamera) {
+			codes = append(codes, e.Detector+"/"+e.Camera+" "+e.Code)
+		}
+		return codes
+	}
+	eventually(t, "it is silent", func() bool { return len(said()) == 1 })
+	stopA()
+	stopB()
+	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
+	send("bolts", "again")
+	eventually(t, "it is back, and silent once more", func() bool { return len(said()) == 3 })
+	if got := fmt.Sprint(said()); got != "[bolts/left silent bolts/left back bolts/left silent]" {
+		t.Error(got)
+	}
+	all, err := stream.Cameras(t.Context(), r.js, r.names)
+	if err != nil || len(all) != 2 || all[0].Detector != "bolts" || !all[0].Silent || all[1].Silent || all[1].LastFrame.IsZero() {
+		t.Errorf("%+v, %v", all, err)
+	}
+	if st, err := stream.GetStatus(t.Context(), r.js, r.names); err != nil || len(st.Cameras) != 2 {
+		t.Errorf("%+v, %v", st.Cameras, err)
+	}
+	if w.Stats().Scored != 1 {
+		t.Errorf("%+v", w.Stats())
+	}
+	if err := stream.DeleteDetector(t.Context(), r.js, r.names, "bolts", false); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := stream.Cameras(t.Context(), r.js, r.names); err != nil || len(all) != 1 {
+		t.Errorf("after the detector's end: %+v, %v", all, err)
+	}
+}
+
+// TestFramesThatWaitAreNoSilence: where workers are behind, cameras are not silent.
+func TestFramesThatWaitAreNoSilence(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	r.detector(stream.Detector{Name: "bolts", Silence: stream.Duration(time.Second)})
+	r.release("bolts", fake{Name: "slow", Delay: 1500 * time.Millisecond})
+	w, _ := r.worker(stream.WorkerConfig{BatchSize: 1, Lanes: 1}, loadFake)
+	for i := range 2 {
+		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint(i), Image: image(0.1)})
+	}
+	eventually(t, "both are scored", func() bool { return w.Stats().Scored == 2 })
+	if all := r.eventsOf(stream.KindCamera); len(all) != 0 {
+		t.Errorf("%+v", all[0])
+	}
+}
