@@ -171,15 +171,19 @@ func (r subjects) trainer() Rights {
 	frames, events, normals, dead := r.FramesStream(), r.EventsStream(), r.NormalsStream(), r.DeadStream()
 	return Rights{
 		Publish: slices.Concat(
-			info(frames, events, normals, dead),
+			info(frames, events, normals, dead, r.FeedbackStream()),
 			pulls(r.TrainingStream(), "trainers"), pulls(r.FeedbackStream(), "feedback"),
-			reads(normals, r.Normals("*")),
-			[]string{api + "CONSUMER.CREATE." + normals + ".*." + r.Anomalies("*")},
+			reads(normals, r.Normals("*")), reads(r.FeedbackStream(), r.Feedback("*")),
+			[]string{ // of what is withdrawn, too
+				api + "CONSUMER.CREATE." + normals + ".*." + r.Anomalies("*"),
+				api + "DIRECT.GET." + normals, api + "STREAM.MSG.DELETE." + normals,
+			},
 			reads(events, r.Events("*", "*", stream.KindAnomaly)),
 			[]string{api + "DIRECT.GET." + events, api + "DIRECT.GET." + events + "." + r.Events("*", "*", stream.KindDrift)},
 			readKV(r.ActiveBucket()), []string{"$KV." + r.ActiveBucket() + ".*"},
 			readKV(r.DetectorsBucket()),
 			readKV(r.JobsBucket()), []string{"$KV." + r.JobsBucket() + ".*"},
+			readKV(r.WorkBucket()),
 			readObjects(r.ArtifactsBucket()), writeObjects(r.ArtifactsBucket()),
 			[]string{api + "DIRECT.GET.OBJ_" + r.ArtifactsBucket() + ".$O." + r.ArtifactsBucket() + ".C.*"},
 			readObjects(r.EvidenceBucket()), writeObjects(r.EvidenceBucket()),
