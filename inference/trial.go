@@ -3,6 +3,7 @@ package inference
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/nearmiss/nearmiss/inference/ort"
 )
@@ -11,6 +12,28 @@ import (
 type Tried struct {
 	Shape []int
 	Data  []float32 // nil for other than float32
+}
+
+// TimeOnce is the time that the backbone at path takes for one image on one
+// thread: the least of five runs.
+func TimeOnce(ctx context.Context, path string) (time.Duration, error) {
+	e, err := NewEmbedder(path, EmbedOptions{Threads: 1, Workers: 1, Batch: BatchPolicy{Count: 1}})
+	if err != nil {
+		return 0, err
+	}
+	defer e.Close()
+	pixels := [][]uint8{make([]uint8, e.Preprocess().Bytes())}
+	least := time.Duration(0)
+	for range 5 {
+		began := time.Now()
+		if _, err := e.EmbedPixels(ctx, pixels); err != nil {
+			return 0, err
+		}
+		if took := time.Since(began); least == 0 || took < least {
+			least = took
+		}
+	}
+	return least, nil
 }
 
 // RunOnce runs the model at path, which takes uint8 images [N, S, S, 3], on so

@@ -1,12 +1,9 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/url"
-	"path"
 	"strings"
 
 	"github.com/nearmiss/nearmiss/inference"
@@ -18,48 +15,13 @@ import (
 
 // backboneCmd brings pretrained models in.
 type backboneCmd struct {
-	Pull         backbonePullCmd         `cmd:"" help:"Download a file of weights; an interrupted download is resumed."`
+	List         backboneListCmd         `cmd:"" help:"List the published weights that a name is enough to get."`
+	Pull         backbonePullCmd         `cmd:"" help:"Get published weights by their name in the catalogue, ready to use."`
 	Import       backboneImportCmd       `cmd:"" help:"Turn weights (safetensors, npz, pth) or a foreign ONNX model into a backbone."`
 	Random       backboneRandomCmd       `cmd:"" help:"Make a backbone with seeded random weights, for trials and measurements."`
 	Starter      backboneStarterCmd      `cmd:"" help:"Write the starter backbone that comes with the program."`
 	TrainStarter backboneTrainStarterCmd `cmd:"" name:"train-starter" help:"Train the starter backbone anew, from drawn pictures."`
 	Inspect      backboneInspectCmd      `cmd:"" help:"Say what a file of weights or an ONNX model is."`
-}
-
-type backbonePullCmd struct {
-	URL    string `arg:"" name:"url" help:"Where the file is (http or https)."`
-	Out    string `short:"o" type:"path" placeholder:"FILE" help:"Where it goes (default: the last part of the URL, in this folder)."`
-	SHA256 string `name:"sha256" placeholder:"HEX" help:"Refuse a file with another digest."`
-	JSON   bool   `name:"json" help:"Print one JSON object."`
-}
-
-func (*backbonePullCmd) Help() string {
-	return "Without --sha256 the digest of what came is printed, so that the next download can be checked against it.\n\n" +
-		examples("nearmiss backbone pull https://example.org/vit_base_patch16_224.safetensors --out vit_b.safetensors")
-}
-
-func (c *backbonePullCmd) Run(ctx context.Context, o *output) error {
-	out := c.Out
-	if out == "" {
-		u, err := url.Parse(c.URL)
-		if err != nil {
-			return usageError{err}
-		}
-		if out = path.Base(u.Path); out == "." || out == "/" {
-			return usageError{fmt.Errorf("%s does not end in a file name: say where the file goes with --out", c.URL)}
-		}
-	}
-	bar := o.download(path.Base(out))
-	digest, err := backbone.Pull(ctx, c.URL, out, backbone.PullOptions{SHA256: c.SHA256, Progress: bar.report})
-	bar.close()
-	if err != nil {
-		return err
-	}
-	if c.JSON {
-		return o.JSON(map[string]string{"path": out, "sha256": digest})
-	}
-	_, err = fmt.Fprintf(o.Out, "%s\nSHA-256 %s\n", out, digest)
-	return err
 }
 
 // weightFlags say of a file of weights what its tensors do not.

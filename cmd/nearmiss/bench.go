@@ -29,7 +29,7 @@ type benchCmd struct {
 }
 
 type benchEmbedCmd struct {
-	Backbone string        `type:"existingfile" placeholder:"FILE.onnx" help:"Model (default: a ViT-Ti/16 at 224 px with random weights, which is as fast as a trained one)."`
+	Backbone string        `type:"backbone" placeholder:"FILE|NAME" help:"Model (default: a ViT-Ti/16 at 224 px with random weights, which is as fast as a trained one)."`
 	Images   []string      `type:"existingpath" placeholder:"DIR" help:"Images (default: 64 synthetic JPEG files of 256 × 256)."`
 	Time     time.Duration `default:"5s" help:"How long each part is measured."`
 	JSON     bool          `name:"json" help:"Print one JSON object."`

@@ -16,7 +16,7 @@ import (
 )
 
 type benchTrainCmd struct {
-	Backbone   string `type:"existingfile" placeholder:"FILE.onnx" help:"Backbone to fine-tune (default: a ViT-S/16 at 224 px with random weights, which is as fast as a trained one)."`
+	Backbone   string `type:"backbone" placeholder:"FILE|NAME" help:"Backbone to fine-tune (default: a ViT-S/16 at 224 px with random weights, which is as fast as a trained one)."`
 	Network    string `placeholder:"NAME" help:"Train a score network instead of a backbone: ddpm++, ncsn++, medium, small, tiny, nano and others."`
 	Size       int    `default:"32" help:"Side of the score network's images in pixels."`
 	Batch      int    `placeholder:"N" help:"Images in a step (default: 16, for a score network 32)."`

@@ -79,8 +79,8 @@ func (s *inTurn) Next(ctx context.Context) (camera.Image, error) {
 }
 
 // runDemo sets the detectors up, lets the cameras run and tells what happens,
-// until ctx ends.
-func runDemo(ctx context.Context, connect dial, conf config, o *output, asJSON bool) error {
+// until ctx ends. about says which network it looks through.
+func runDemo(ctx context.Context, connect dial, conf config, o *output, about string, asJSON bool) error {
 	nc, err := connect("demo")
 	if err != nil {
 		return err
@@ -90,8 +90,8 @@ func runDemo(ctx context.Context, connect dial, conf config, o *output, asJSON b
 	if err := d.open(ctx, nc); err != nil {
 		return err
 	}
-	if conf.Trainer.Backbone == "" {
-		d.say("%s", aboutStarter)
+	if about != "" {
+		d.say("%s", about)
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	for _, task := range demoTasks {

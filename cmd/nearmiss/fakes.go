@@ -24,7 +24,7 @@ type fakesCmd struct {
 	Size    int      `placeholder:"PIXELS" help:"Side of the images that the network makes: 32, 64, 128 or 256 (default 32; 256 for paper-high)."`
 	Grey    bool     `help:"Make grey images."`
 
-	Backbone string `type:"existingfile" placeholder:"FILE.onnx" help:"Model whose embeddings tell how near fakes are: the detector's pretrained backbone, from nearmiss backbone import, or an Inception for fid targets."`
+	Backbone string `type:"backbone" placeholder:"FILE|NAME" help:"Model whose embeddings tell how near fakes are: the detector's pretrained backbone, from nearmiss backbone import, or an Inception for fid targets."`
 	Stop     string `default:"r=0.25" placeholder:"T" help:"When to stop training: r=R of the way from the normals (0) to noise (1), fid=F, or steps=N, which needs no backbone (default ${default})."`
 	MaxSteps int    `name:"max-steps" placeholder:"N" help:"Most training steps (default: the profile's)."`
 	Every    int    `placeholder:"N" help:"Steps between two looks at the generator (default: the profile's)."`

@@ -15,7 +15,7 @@ import (
 
 type fitCmd struct {
 	Normals   []string `required:"" type:"existingpath" placeholder:"DIR" help:"Normal images to learn from: folders (with their sub-folders) or files; may be repeated."`
-	Backbone  string   `required:"" type:"existingfile" placeholder:"FILE.onnx" help:"Pretrained model, from nearmiss backbone import."`
+	Backbone  string   `required:"" type:"backbone" placeholder:"FILE|NAME" help:"Pretrained model, from nearmiss backbone import."`
 	Out       string   `short:"o" required:"" type:"path" placeholder:"DIR" help:"Release folder that is written; it must not exist."`
 	Detector  string   `placeholder:"NAME" help:"Name of the inspection task (default: the release folder's)."`
 	Method    string   `enum:"knn,fitymi" default:"knn" help:"How to learn: ${enum}. fitymi first tunes the backbone to tell normals from fakes."`

@@ -84,6 +84,7 @@ func newParser(c *cli, options ...kong.Option) (*kong.Kong, error) {
 		kong.Name("nearmiss"),
 		kong.Description("Watches streams of images and raises an event when one is not normal, most of all when it is almost normal."),
 		kong.Vars{"varied": variedNames(), "version": versionText()},
+		kong.NamedMapper("backbone", kong.MapperFunc(mapBackbone)),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
 	)...)
 }

@@ -17,10 +17,6 @@ import (
 	"github.com/nearmiss/nearmiss/training/pretrain"
 )
 
-// aboutStarter says what serves where no backbone is named.
-const aboutStarter = "The starter backbone serves: small, trained on drawn pictures only, for the demo and for first trials.\n" +
-	"For real work give a model that was pretrained on photographs: nearmiss backbone import, then --backbone."
-
 type backboneStarterCmd struct {
 	Out  string `short:"o" required:"" type:"path" placeholder:"FILE.onnx" help:"The backbone that is written."`
 	JSON bool   `name:"json" help:"Print one JSON object."`

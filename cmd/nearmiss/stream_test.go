@@ -23,6 +23,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
+	"github.com/nearmiss/nearmiss/inference/backbone/starter"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/stream"
 )
@@ -368,13 +369,17 @@ func memory(t *testing.T, p *process, field string) int64 {
 func TestDemoReachesATrueAnomalyAndSurvivesARestart(t *testing.T) {
 	needRuntime(t)
 	data := t.TempDir()
+	model, err := starter.File(data) // and no download
+	if err != nil {
+		t.Fatal(err)
+	}
 	type line struct {
 		eventLine
 		Agrees *bool `json:"agrees"`
 	}
 	var releases []string
 	for range 2 {
-		up := start(t, "up", "--demo", "--json", "--data", data, "--port=-1")
+		up := start(t, "up", "--demo", "--json", "--data", data, "--port=-1", "--backbone", model)
 		l := up.line("a true anomaly event", func(s string) bool {
 			var e line
 			return json.Unmarshal([]byte(s), &e) == nil && e.Kind == stream.KindAnomaly && e.Agrees != nil && *e.Agrees &&

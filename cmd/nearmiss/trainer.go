@@ -24,7 +24,7 @@ type trainerCmd struct {
 	Server string `placeholder:"URL" help:"NATS server (default nats://127.0.0.1:4222)."`
 	credentialFlags
 	Data     string `type:"path" placeholder:"DIR" help:"Folder for releases and jobs under way (default nearmiss-data)."`
-	Backbone string `type:"existingfile" placeholder:"FILE.onnx" help:"Model for detectors that name none (default: the starter backbone, for first trials)."`
+	Backbone string `type:"backbone" placeholder:"FILE|NAME" help:"Model for detectors that name none (default: the starter backbone, for first trials)."`
 	modelFlags
 	configFlag
 }
@@ -288,10 +288,11 @@ func (t trainer) backbone(d stream.Detector) (string, error) {
 		if file == "" {
 			continue
 		}
-		if _, err := os.Stat(file); err != nil {
+		found, err := findBackbone(file)
+		if err != nil {
 			return "", fmt.Errorf("backbone of detector %s: %w", d.Name, err)
 		}
-		return file, nil
+		return found, nil
 	}
 	return starter.File(filepath.Join(t.conf.Data, "models"))
 }

@@ -15,7 +15,7 @@ import (
 type upCmd struct {
 	Demo bool `help:"Add two synthetic cameras, learn normal from their first frames, and print events as they come."`
 	brokerFlags
-	Backbone string `type:"existingfile" placeholder:"FILE.onnx" help:"Model for detectors that name none (default: the starter backbone, for first trials)."`
+	Backbone string `type:"backbone" placeholder:"FILE|NAME" help:"Model for detectors that name none (default: the starter backbone, for first trials)."`
 	modelFlags
 	JSON bool `name:"json" help:"Print one JSON object a line: first the addresses, then the demo's events."`
 	configFlag
@@ -44,6 +44,10 @@ func (c *upCmd) Run(ctx context.Context, o *output) error {
 	}
 	if c.Demo && o.Log.GetLevel() == zerolog.InfoLevel {
 		o.Log = o.Log.Level(zerolog.WarnLevel) // the demo tells its own story
+	}
+	about := ""
+	if c.Demo && conf.Trainer.Backbone == "" {
+		conf.Trainer.Backbone, about = demoBackbone(ctx, o)
 	}
 	b, err := broker.New(conf.broker(), o.Log)
 	if err != nil {
@@ -79,7 +83,7 @@ func (c *upCmd) Run(ctx context.Context, o *output) error {
 			})
 		}
 		if c.Demo {
-			g.Go(func() error { return runDemo(ctx, connect, conf, o, c.JSON) })
+			g.Go(func() error { return runDemo(ctx, connect, conf, o, about, c.JSON) })
 		}
 		return g.Wait()
 	})

