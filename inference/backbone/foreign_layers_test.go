@@ -242,7 +242,10 @@ func TestForeignIsTried(t *testing.T) {
 		}
 	})
 	t.Run("a model of an operator set that is not read here is run for its shape", func(t *testing.T) {
-		b, err := os.ReadFile(net(func(g *onnx.Graph, y *onnx.Value) *onnx.Value { return g.Flatten(g.Op("GlobalAveragePool", nil, y), 1) }))
+		b, err := os.ReadFile(net(func(g *onnx.Graph, y *onnx.Value) *onnx.Value {
+			f := g.Flatten(g.Op("GlobalAveragePool", nil, y), 1)
+			return g.Linear(f, g.Initializer(onnx.FromFloat32("fc", make([]float32, 10), 5, 2)), nil)
+		}))
 		if err != nil {
 			t.Fatal(err)
 		}

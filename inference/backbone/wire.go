@@ -142,7 +142,10 @@ func (t tensorInfo) encode() []byte {
 		}
 		shape = appendBytes(shape, 1, dim)
 	}
-	tensor := appendBytes(appendInt(nil, 1, int64(t.elem)), 2, shape)
+	tensor := appendInt(nil, 1, int64(t.elem))
+	if t.known {
+		tensor = appendBytes(tensor, 2, shape)
+	}
 	return appendBytes(appendText(nil, infoName, t.name), infoType, appendBytes(nil, 1, tensor))
 }
 
