@@ -93,18 +93,20 @@ func TestTheContractIsWritten(t *testing.T) {
 	}
 
 	offered := map[string]bool{}
-	for _, file := range []string{"service.go"} {
+	group := regexp.MustCompile(`API\(\) ?\+ ?"(\.\w+)"`)
+	endpoint := regexp.MustCompile(`(?:serve\(e, |AddEndpoint\()"([\w-]+)"`)
+	for _, file := range []string{"service.go", "sink/api.go"} {
 		b, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
-		group := ""
+		at := ""
 		for line := range strings.Lines(string(b)) {
-			if m := regexp.MustCompile(`API\(\)\+"(\.\w+)"`).FindStringSubmatch(line); m != nil {
-				group = m[1]
+			if m := group.FindStringSubmatch(line); m != nil {
+				at = m[1]
 			}
-			if m := regexp.MustCompile(`serve\(e, "([\w-]+)"`).FindStringSubmatch(line); m != nil {
-				offered[stream.Names{}.API()+group+"."+m[1]] = true
+			if m := endpoint.FindStringSubmatch(line); m != nil {
+				offered[stream.Names{}.API()+at+"."+m[1]] = true
 			}
 		}
 	}
