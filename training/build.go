@@ -15,6 +15,7 @@ import (
 	"github.com/nearmiss/nearmiss/inference/backbone"
 	"github.com/nearmiss/nearmiss/inference/heatmap"
 	"github.com/nearmiss/nearmiss/inference/release"
+	"github.com/nearmiss/nearmiss/training/evaluate"
 )
 
 // normals are what a score is built of: what a model gives of normal images.
@@ -26,6 +27,8 @@ type normals struct {
 	// look shows f what the model gives of the images at which, in this order: all of
 	// their patches.
 	look func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error
+	// relit does the same in another light; nil: it cannot.
+	relit func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error
 }
 
 func (n *normals) size() int { return len(n.ids) }
@@ -40,12 +43,20 @@ func (n *normals) at(which []int) *normals {
 	for _, p := range n.patches {
 		out.patches = append(out.patches, p.at(which))
 	}
-	out.look = func(ctx context.Context, some []int, f func(e *inference.Embedding) error) error {
+	at := func(some []int) []int {
 		places := make([]int, len(some))
 		for i, j := range some {
 			places[i] = which[j]
 		}
-		return n.look(ctx, places, f)
+		return places
+	}
+	out.look = func(ctx context.Context, some []int, f func(e *inference.Embedding) error) error {
+		return n.look(ctx, at(some), f)
+	}
+	if n.relit != nil {
+		out.relit = func(ctx context.Context, some []int, f func(e *inference.Embedding) error) error {
+			return n.relit(ctx, at(some), f)
+		}
 	}
 	return out
 }
@@ -82,6 +93,8 @@ type scoreBuilder struct {
 	engine *inference.BatchEngine
 	log    zerolog.Logger
 	tell   func(step string, done, total int)
+	// light asks what other light does to normals.
+	light bool
 }
 
 // scoreBuilder loads what the plan's score needs of networks; file is where a model
@@ -123,6 +136,9 @@ type builtScore struct {
 	served  *inference.Scorer    // the same, but for maps of anomalies alone
 	reports []bank.Report        // of the parts' indexes
 	patches []bank.CoresetReport // of the parts; zero where a part has none
+	// alarms is the share of cross-fitted normals that are above the threshold in
+	// other light that 0.05 of them are above; NaN where nobody asked.
+	alarms float64
 }
 
 // Close gives back the banks.
@@ -161,10 +177,11 @@ func (b *scoreBuilder) build(ctx context.Context, n, others *normals) (*builtSco
 		out.reports, out.patches = append(out.reports, report), append(out.patches, coreset)
 		b.told("bank", i+1, len(b.parts))
 	}
-	join, err := b.weigh(ctx, parts, n)
+	x, join, err := b.weigh(ctx, parts, n)
 	if err != nil {
 		return nil, err
 	}
+	out.alarms = x.alarms(parts, join)
 	if out.served, err = inference.NewScorer(b.model.e.Outputs(), parts, join, inference.MapAnomalies); err != nil {
 		return nil, err
 	}
@@ -260,6 +277,8 @@ func (b *scoreBuilder) sample(n *normals, part inference.Part) patchSample {
 const (
 	// references bounds the normals that weigh the parts, each against the others.
 	references = 200
+	// lightReferences bounds those that are seen in another light, too.
+	lightReferences = 60
 	// folds is in how many turns that is done.
 	folds = 5
 	// leastSpread keeps a part or group whose few scores happen to agree from ruling
@@ -275,14 +294,74 @@ const (
 
 // crossFitted is what parts say of normals by banks that these are not in.
 type crossFitted struct {
+	said
+	relit said // of the first of the same normals in another light
+}
+
+// said is what parts say of some images, by part.
+type said struct {
 	scores [][]float64      // of parts of one vector
 	grids  [][]heatmap.Grid // of parts of patches
+}
+
+func newSaid(parts int) said { return said{make([][]float64, parts), make([][]heatmap.Grid, parts)} }
+
+// measures are what a part's measures are of the images.
+func (s said) measures(i int, a release.Part) [][]float64 {
+	if a.IsPatch() {
+		return statistics(s.grids[i], a.Places, a.Measures())
+	}
+	return [][]float64{s.scores[i]}
+}
+
+// joint are the scores of the images.
+func (s said) joint(parts []inference.Part, join *release.Join) []float64 {
+	var all [][]inference.PartScore // by image
+	for i, p := range parts {
+		if !p.About.Scored {
+			continue
+		}
+		for k, m := range p.About.Measures() {
+			for j, v := range s.measures(i, p.About)[k] {
+				if j == len(all) {
+					all = append(all, nil)
+				}
+				all[j] = append(all[j], inference.PartScore{Score: v, Ratio: v / m.Scale, Weight: m.Weight, Group: p.About.Group})
+			}
+		}
+	}
+	out := make([]float64, len(all))
+	for j, one := range all {
+		out[j] = inference.CombineScores(one, join)
+	}
+	return out
+}
+
+// alarms is the share of the normals in another light above the threshold that 0.05
+// of them are above in usual light; NaN where nothing is known.
+func (x crossFitted) alarms(parts []inference.Part, join *release.Join) float64 {
+	if x.scores == nil {
+		return math.NaN()
+	}
+	usual, other := x.joint(parts, join), x.relit.joint(parts, join)
+	if len(other) == 0 {
+		return math.NaN()
+	}
+	slices.Sort(usual)
+	threshold := usual[min(int(math.Ceil((1-evaluate.SuiteAlarms)*float64(len(usual))))-1, len(usual)-1)]
+	above := 0
+	for _, v := range other {
+		if v > threshold {
+			above++
+		}
+	}
+	return float64(above) / float64(len(other))
 }
 
 // weigh finds the scales and weights of the parts, which it sets, and how groups
 // of them are joined, by normals of the banks that are compared with the others.
 // With too few of them all parts weigh the same.
-func (b *scoreBuilder) weigh(ctx context.Context, parts []inference.Part, n *normals) (*release.Join, error) {
+func (b *scoreBuilder) weigh(ctx context.Context, parts []inference.Part, n *normals) (crossFitted, *release.Join, error) {
 	measures, patches, placed := 0, 0, false
 	for i, p := range parts {
 		if b.parts[i].scored {
@@ -293,12 +372,12 @@ func (b *scoreBuilder) weigh(ctx context.Context, parts []inference.Part, n *nor
 		}
 		placed = placed || b.parts[i].Placed
 	}
-	if measures < 2 && patches < 2 && !placed {
-		return nil, nil
+	if measures < 2 && patches < 2 && !placed && !b.light {
+		return crossFitted{}, nil, nil
 	}
 	x, err := b.crossFit(ctx, parts, n)
 	if err != nil {
-		return nil, fmt.Errorf("weigh the parts of the score: %w", err)
+		return x, nil, fmt.Errorf("weigh the parts of the score: %w", err)
 	}
 	values := map[string][]float64{} // of the groups, by reference
 	weights := map[string]float64{}
@@ -310,7 +389,7 @@ func (b *scoreBuilder) weigh(ctx context.Context, parts []inference.Part, n *nor
 			if b.parts[i].Placed {
 				a.Places = places(x.grids[i])
 			}
-			scores = statistics(x.grids[i], a.Places, all)
+			scores = x.measures(i, *a)
 			if patches > 1 {
 				a.Map = mapWeight(x.grids[i], a.Places, patches)
 			}
@@ -332,7 +411,7 @@ func (b *scoreBuilder) weigh(ctx context.Context, parts []inference.Part, n *nor
 		a.Scale, a.Weight, a.Also = all[0].Scale, all[0].Weight, all[1:]
 	}
 	if !b.joined {
-		return nil, nil
+		return x, nil, nil
 	}
 	join := &release.Join{Sharpness: sharpness}
 	for _, p := range b.scored() {
@@ -352,7 +431,7 @@ func (b *scoreBuilder) weigh(ctx context.Context, parts []inference.Part, n *nor
 		join.Unit += g.Spread
 	}
 	join.Unit /= float64(len(join.Groups))
-	return join, nil
+	return x, join, nil
 }
 
 // centerAndSpread are the median and the standard deviation.
@@ -448,7 +527,7 @@ func mapWeight(grids []heatmap.Grid, places []float32, layers int) float64 {
 // crossFit scores some of the normals by banks that none of their fold is in: in
 // the same order for all parts, and none where there are too few.
 func (b *scoreBuilder) crossFit(ctx context.Context, parts []inference.Part, n *normals) (crossFitted, error) {
-	out := crossFitted{scores: make([][]float64, len(parts)), grids: make([][]heatmap.Grid, len(parts))}
+	out := crossFitted{newSaid(len(parts)), newSaid(len(parts))}
 	count := min(folds, n.size())
 	if n.size()-(n.size()+count-1)/max(count, 1) < max(b.K, 2) {
 		return out, nil
@@ -475,7 +554,12 @@ func (b *scoreBuilder) crossFit(ctx context.Context, parts []inference.Part, n *
 		if err != nil {
 			return out, err
 		}
-		err = n.look(ctx, some, func(e *inference.Embedding) error { return b.reference(ctx, without, e, out) })
+		err = n.look(ctx, some, func(e *inference.Embedding) error { return b.reference(ctx, without, e, out.said) })
+		if b.light && err == nil {
+			err = n.relit(ctx, some[:min(len(some), (lightReferences+count-1)/count)], func(e *inference.Embedding) error {
+				return b.reference(ctx, without, e, out.relit)
+			})
+		}
 		for _, p := range without {
 			err = errors.Join(err, p.Bank.Close())
 		}
@@ -495,7 +579,7 @@ func (b *scoreBuilder) told(step string, done, total int) {
 }
 
 // reference adds what the parts say of one normal.
-func (b *scoreBuilder) reference(ctx context.Context, parts []inference.Part, e *inference.Embedding, out crossFitted) error {
+func (b *scoreBuilder) reference(ctx context.Context, parts []inference.Part, e *inference.Embedding, out said) error {
 	for i, p := range parts {
 		if !p.About.IsPatch() {
 			v, err := p.Bank.Scores(ctx, inference.Row(p.About, e.Vector))

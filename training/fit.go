@@ -48,6 +48,8 @@ type Result struct {
 	// at.
 	Orientation *Orientation     `json:"orientation,omitempty"`
 	Symmetry    imaging.Symmetry `json:"symmetry,omitempty"` // what embeddings are averaged over
+	// Light says what other light does to normals, where that was looked at.
+	Light *LightReport `json:"light,omitempty"`
 	// Warnings are sentences for the user: what was left out, and what this
 	// release cannot promise.
 	Warnings []string `json:"warnings,omitempty"`
@@ -78,6 +80,7 @@ type Provenance struct {
 	Cost         *Cost              `json:"cost,omitempty"`
 	Orientation  *Orientation       `json:"orientation,omitempty"`
 	Worth        *worth             `json:"worth,omitempty"`
+	Light        *LightReport       `json:"light,omitempty"`
 }
 
 // PatchReport is how a bank of patches came about.
@@ -125,7 +128,7 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = x.Close() }()
+	defer func() { _ = x.Close() }() // whichever is there then
 	took.lap("embed")
 
 	halves, err := split(ctx, p, x)
@@ -174,10 +177,12 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 		took.lap("embed again")
 	}
 
-	s, err := x.b.build(ctx, x.n.at(train), x.n.at(held))
-	if err != nil {
+	done, light, err := buildInLight(ctx, p, nets, dir, x, halves)
+	if x = done.x; err != nil {
 		return nil, err
 	}
+	s := done.s
+	p, res.Light = done.p, light
 	defer func() { _ = s.Close() }()
 	took.lap("bank")
 	parts, err := calibrate(ctx, p, x, s, halves, res)
@@ -263,27 +268,45 @@ func embed(ctx context.Context, p Plan, nets networks, file string, images []Ima
 	x.n.look = func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error {
 		return b.model.look(ctx, x.usable(), which, f)
 	}
+	x.n.relit = func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error {
+		return b.model.relit(ctx, p.Data, x.usable(), which, f)
+	}
 	return x, nil
 }
 
 // again embeds the images of use by another network, or otherwise turned.
 func (x *embedded) again(ctx context.Context, p Plan, nets networks, file string) error {
-	err := x.b.Close()
-	if err != nil {
+	if err := x.b.Close(); err != nil {
 		return err
 	}
-	y, err := embed(ctx, p, nets, file, x.usable(), "embed again")
+	y, err := x.twin(ctx, p, nets, file)
 	if err != nil {
 		return err
 	}
 	x.b, x.n = y.b, y.n
+	return nil
+}
+
+// twin is what another model gives of the images of use.
+func (x *embedded) twin(ctx context.Context, p Plan, nets networks, file string) (*embedded, error) {
+	y, err := embed(ctx, p, nets, file, x.usable(), "embed again")
+	if err != nil {
+		return nil, err
+	}
 	if len(y.of) != len(x.of) {
-		return fmt.Errorf("embed the normal images again: %d of %d changed on the way", len(x.of)-len(y.of), len(x.of))
+		return nil, errors.Join(fmt.Errorf("embed the normal images again: %d of %d changed on the way", len(x.of)-len(y.of), len(x.of)), y.Close())
 	}
 	for j, i := range x.of {
-		x.n.ids[j] = x.all[i].ID
+		y.n.ids[j] = x.all[i].ID
 	}
-	return nil
+	y.n.look = func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error {
+		return y.b.model.look(ctx, x.usable(), which, f)
+	}
+	y.n.relit = func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error {
+		return y.b.model.relit(ctx, p.Data, x.usable(), which, f)
+	}
+	y.images, y.all, y.of = x.images, x.all, x.of
+	return y, nil
 }
 
 func (x *embedded) Close() error { return x.b.Close() }
@@ -474,7 +497,7 @@ func write(ctx context.Context, p Plan, x *embedded, s *builtScore, parts []infe
 		Tool: p.Host.Tool, Backbone: filepath.Base(p.Model.Backbone), DataSHA256: dataDigest(x.all),
 		Images: len(x.all), Duplicates: res.Duplicate, Rejected: res.Rejected,
 		HeldOutShare: p.Calibration.HeldOut, Seed: p.Seed, Seconds: seconds, Warnings: res.Warnings,
-		K: p.Score.K, Runtime: ort.Version, Score: res.Score, Cost: res.Cost, Orientation: res.Orientation, Worth: halves.worth,
+		K: p.Score.K, Runtime: ort.Version, Score: res.Score, Cost: res.Cost, Orientation: res.Orientation, Worth: halves.worth, Light: res.Light,
 	}
 	if t != nil {
 		about.Learning = &t.about

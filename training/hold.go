@@ -136,9 +136,9 @@ func (x *embedded) leave(copies []int) {
 		}
 		of, kept = append(of, i), append(kept, j)
 	}
-	look := x.n.look // of x.of as it is then
+	look, relit := x.n.look, x.n.relit // of x.of as it is then
 	n := x.n.at(kept)
-	n.look = look
+	n.look, n.relit = look, relit
 	x.of, x.n = of, n
 }
 

@@ -28,6 +28,7 @@ type Shared struct {
 // knownImages are a model and what it gave of images.
 type knownImages struct {
 	b        *scoreBuilder
+	data     Data // how images are read
 	features *evaluate.Features
 }
 
@@ -43,7 +44,7 @@ func (s *Shared) Close() error {
 
 // of returns what the plan's frozen backbone gives for the plan's score.
 func (s *Shared) of(p Plan) (*knownImages, error) {
-	key := fmt.Sprintf("%s %s %s %v %s %v", p.Model.Backbone, p.Model.See, p.Score.name(), p.Score.NoPatches, p.Model.Symmetry, p.Data.View)
+	key := fmt.Sprintf("%s %s %+v %s %v %s %v", p.Model.Backbone, p.Model.See, p.Model.tone, p.Score.name(), p.Score.NoPatches, p.Model.Symmetry, p.Data.View)
 	if k := s.known[key]; k != nil {
 		return k, nil
 	}
@@ -68,7 +69,7 @@ func (p Plan) know(n networks) (*knownImages, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &knownImages{}
+	k := &knownImages{data: p.Data}
 	k.b, err = p.scoreBuilder(filepath.Join(dir, "parts.onnx"), n)
 	if err := errors.Join(err, os.RemoveAll(dir)); err != nil {
 		return nil, err
@@ -134,6 +135,13 @@ func (k *knownImages) normals(ctx context.Context, items []dataset.Item, seed ui
 			some[i] = items[at]
 		}
 		return k.see(ctx, some, f)
+	}
+	n.relit = func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error {
+		images := make([]Image, len(items))
+		for i, it := range items {
+			images[i] = Image{Name: it.Name, Read: it.Read}
+		}
+		return k.b.model.relit(ctx, k.data, images, which, f)
 	}
 	most := max(1, mostPatches/max(len(items), 1))
 	return n, k.see(ctx, items, func(e *inference.Embedding) error {
@@ -224,22 +232,52 @@ func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64)
 		if m.heard != nil {
 			m.heard(t.about)
 		}
-		if s.known, err = p.know(networks{served: t.network, frozen: p.Model.Backbone}); err != nil {
+		s.nets = networks{served: t.network, frozen: p.Model.Backbone}
+		if s.known, err = p.know(s.nets); err != nil {
 			return nil, err
 		}
 		s.own = true
 	}
 	// As in the paper, copies of normals count as often as they are given.
-	n, err := s.known.normals(ctx, items, seed)
+	if err := s.build(ctx, p, items, p.Model.Light == LightAuto); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	usual := s.score.alarms
+	if p.Model.Light == LightUsual || p.Model.Light == LightAuto && !(usual > sensitiveAlarms) {
+		return s, nil
+	}
+	if p.Model.tone, err = brightnessOf(s.known.b.model, p.Data, p.Data.Normals); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	even := &evaluatedScore{}
+	if p.Method == KNN {
+		even.known, err = m.shared.of(p)
+	} else {
+		even.known, err = p.know(s.nets)
+		even.own = true
+	}
+	if err == nil {
+		err = even.build(ctx, p, items, true)
+	}
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	b := *s.known.b // several scores may be built of what is known
-	b.Score, b.seed = p.Score, seed
-	if s.score, err = b.build(ctx, n, nil); err != nil {
-		return nil, errors.Join(err, s.Close())
+	if p.Model.Light == LightAuto && !evenBetter(usual, even.score.alarms) {
+		return s, even.Close()
 	}
-	return s, nil
+	return even, s.Close()
+}
+
+// build builds the score of the items; light asks what other light does to them.
+func (s *evaluatedScore) build(ctx context.Context, p Plan, items []dataset.Item, light bool) error {
+	n, err := s.known.normals(ctx, items, p.Seed)
+	if err != nil {
+		return err
+	}
+	b := *s.known.b // several scores may be built of what is known
+	b.Score, b.seed, b.light = p.Score, p.Seed, light
+	s.score, err = b.build(ctx, n, nil)
+	return err
 }
 
 // turn finds the symmetry that the frozen backbone's embeddings of the items are
@@ -265,6 +303,7 @@ func (m *evaluation) turn(ctx context.Context, p Plan, items []dataset.Item) (im
 // score before it is calibrated.
 type evaluatedScore struct {
 	known *knownImages
+	nets  networks
 	own   bool // known is no one else's
 	score *builtScore
 }

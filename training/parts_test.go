@@ -533,3 +533,57 @@ func TestPatchesUnderTheProtocols(t *testing.T) {
 		}
 	}
 }
+
+// Squares that are always as bright as can be told from darker ones, so that light
+// that changes raises alarms; scaled to one brightness they are as before.
+func TestFitSeesWhatOtherLightDoes(t *testing.T) {
+	plan := Plan{
+		Detector: "squares", Seed: 5, Out: filepath.Join(t.TempDir(), "release"), Data: Data{Normals: squares(t, 80)},
+		Model: Model{Backbone: smallBackbone(t)}, Calibration: Calibration{Settle: true}, Score: Score{Coreset: 100},
+	}
+	res, err := Fit(t.Context(), plan)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := res.Light
+	prov, d := provenanceOf(t, plan.Out)
+	tone := d.Embedder().Preprocess().Tone
+	if l == nil || l.Usual == nil || (tone != nil) != (l.Choice == LightEven) || cmp.Diff(prov.Light, l) != "" {
+		t.Fatalf("%+v, in the release %+v, tone %+v", l, prov.Light, tone)
+	}
+	if *l.Usual > sensitiveAlarms && l.Even == nil || l.Even != nil && (l.Choice == LightEven) != evenBetter(*l.Usual, *l.Even) {
+		t.Errorf("%v", l)
+	}
+	plan.Out, plan.Model.Light = filepath.Join(t.TempDir(), "even"), LightEven
+	if res, err = Fit(t.Context(), plan); err != nil {
+		t.Fatal(err)
+	}
+	if _, d = provenanceOf(t, plan.Out); res.Light.Choice != LightEven || res.Light.Even == nil || d.Embedder().Preprocess().Tone == nil {
+		t.Errorf("%+v", res.Light)
+	}
+	// A picture that is a fifth darker scores as before, or nearly so.
+	b, err := plan.Data.Normals[0].Read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := imaging.Decode(b, imaging.Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, v := range m.Pix {
+		m.Pix[i] = uint8(0.8*float64(v) + 0.5)
+	}
+	dark, err := m.PNG()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := d.Score(t.Context(), [][]byte{b, dark})
+	if err != nil || math.Abs(s[1].Score-s[0].Score) > 0.3*s[0].Score {
+		t.Errorf("score %v, in the dark %v, %v", s[0].Score, s[1].Score, err)
+	}
+	for _, l := range []LightReport{{}, {Choice: LightUsual, Usual: l.Usual}, {Choice: LightEven, Even: res.Light.Even}, {LightEven, l.Usual, res.Light.Even}, {LightUsual, l.Usual, res.Light.Even}} {
+		if l.String() == "" {
+			t.Errorf("%+v is not told", l)
+		}
+	}
+}

@@ -93,6 +93,12 @@ type Model struct {
 	// middle. It travels with the release. Default: SeeWhole for the full score,
 	// SeeMiddle for others.
 	See string
+	// Light says what is done about light that changes: LightUsual takes pictures as
+	// they are, LightEven scales each to one brightness, LightAuto does that where
+	// normals in other light would raise false alarms else. It travels with the
+	// release. Default: LightAuto for the full score, LightUsual for others.
+	Light string
+	tone  *imaging.Tone // what came of it
 	// Symmetry is what embeddings are averaged over. It travels with the release.
 	// Default: each image is taken as it is.
 	Symmetry imaging.Symmetry
@@ -105,6 +111,13 @@ type Model struct {
 const (
 	SeeWhole  = "whole"
 	SeeMiddle = "middle"
+)
+
+// What is done about light.
+const (
+	LightAuto  = "auto"
+	LightUsual = "usual"
+	LightEven  = "even"
 )
 
 // Calibration says what a threshold promises.
@@ -169,6 +182,12 @@ func (p Plan) withDefaults() Plan {
 			p.Model.See = SeeWhole
 		}
 	}
+	if p.Model.Light == "" {
+		p.Model.Light = LightUsual
+		if p.Score.name() == FullScore {
+			p.Model.Light = LightAuto
+		}
+	}
 	if p.Calibration.Alpha == 0 {
 		p.Calibration.Alpha = DefaultAlpha
 	}
@@ -218,6 +237,9 @@ func (p Plan) Validate() error {
 	}
 	if !slices.Contains([]string{"", SeeWhole, SeeMiddle}, p.Model.See) {
 		fail("the model is to see %q of a picture: take %s or %s", p.Model.See, SeeWhole, SeeMiddle)
+	}
+	if !slices.Contains([]string{"", LightAuto, LightUsual, LightEven}, p.Model.Light) {
+		fail("light %q: take %s, %s or %s", p.Model.Light, LightAuto, LightUsual, LightEven)
 	}
 	if p.Model.Backbone == "" {
 		fail("no backbone is given")

@@ -40,6 +40,7 @@ var varied = map[string]option{
 	"coreset":    number(func(c *evalCmd) *float64 { return &c.Coreset }),
 	"edit":       number(func(c *evalCmd) *float64 { return &c.Edit }),
 	"epochs":     count(func(c *evalCmd) *int { return &c.Epochs }),
+	"exposure":   text(func(c *evalCmd) *string { return &c.Exposure }),
 	"fake-size":  count(func(c *evalCmd) *int { return &c.FakeSize }),
 	"fake-steps": count(func(c *evalCmd) *int { return &c.FakeSteps }),
 	"fakes":      text(func(c *evalCmd) *string { return &c.Fakes }),

@@ -46,12 +46,18 @@ func otherLight(items []dataset.Item) []dataset.Item {
 	return out
 }
 
-// relit is an image file with a gain and an offset that its name draws.
+// relit is an image file in the light that its name draws.
 func relit(file []byte, name string) ([]byte, error) {
 	m, err := imaging.Decode(file, imaging.Limits{})
 	if err != nil {
 		return nil, fmt.Errorf("light %s otherwise: %w", name, err)
 	}
+	Relight(m, name)
+	return m.PNG()
+}
+
+// Relight changes a picture's light, by a gain and an offset that the name draws.
+func Relight(m *imaging.Image, name string) {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(name))
 	r := rand.New(rand.NewPCG(h.Sum64(), 0x6c69676874))
@@ -59,7 +65,6 @@ func relit(file []byte, name string) ([]byte, error) {
 	for i, v := range m.Pix {
 		m.Pix[i] = uint8(min(max(math.Round(gain*float64(v)+offset), 0), 255))
 	}
-	return m.PNG()
 }
 
 // light scores the normals of a run in other light.
