@@ -6,11 +6,13 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -44,23 +46,48 @@ type Web struct {
 }
 
 // TLSConfig trusts the certificates in a PEM file beside the system's, and with
-// insecure any certificate: cameras often have one that they made themselves.
+// insecure any certificate: cameras often have one that they made themselves. A
+// camera that shows one of the file's is trusted whatever name is in it, as they
+// seldom know their address.
 func TLSConfig(ca string, insecure bool) (*tls.Config, error) {
 	if ca == "" && !insecure {
 		return nil, nil
 	}
-	c := &tls.Config{InsecureSkipVerify: insecure, MinVersion: tls.VersionTLS10} // old firmware
-	if ca != "" {
-		pem, err := os.ReadFile(ca)
+	c := &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS10} // old firmware
+	if insecure {
+		return c, nil
+	}
+	text, err := os.ReadFile(ca)
+	if err != nil {
+		return nil, fmt.Errorf("read certificates: %w", err)
+	}
+	var own [][]byte
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type == "CERTIFICATE" {
+			own = append(own, block.Bytes)
+		}
+	}
+	roots, err := x509.SystemCertPool()
+	if err != nil {
+		roots = x509.NewCertPool()
+	}
+	if !roots.AppendCertsFromPEM(text) {
+		return nil, fmt.Errorf("read certificates: there are none in PEM form in %s", ca)
+	}
+	c.VerifyConnection = func(s tls.ConnectionState) error { // in place of the verification that is skipped
+		leaf := s.PeerCertificates[0]
+		if slices.ContainsFunc(own, func(b []byte) bool { return bytes.Equal(b, leaf.Raw) }) {
+			return nil
+		}
+		between := x509.NewCertPool()
+		for _, c := range s.PeerCertificates[1:] {
+			between.AddCert(c)
+		}
+		_, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, DNSName: s.ServerName})
 		if err != nil {
-			return nil, fmt.Errorf("read certificates: %w", err)
+			return &tls.CertificateVerificationError{UnverifiedCertificates: s.PeerCertificates, Err: err}
 		}
-		if c.RootCAs, err = x509.SystemCertPool(); err != nil {
-			c.RootCAs = x509.NewCertPool()
-		}
-		if !c.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("read certificates: there are none in PEM form in %s", ca)
-		}
+		return nil
 	}
 	return c, nil
 }

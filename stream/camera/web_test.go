@@ -2,14 +2,21 @@ package camera_test
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/md5"
+	"crypto/rand"
 	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/pem"
 	"fmt"
 	"hash"
 	"io"
 	"log"
+	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -17,6 +24,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rs/zerolog"
 
@@ -201,11 +209,33 @@ func TestCertificatesOfCameras(t *testing.T) {
 		t.Errorf("whoever it is: %v", err)
 	}
 	file := filepath.Join(t.TempDir(), "camera.pem")
-	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw}), 0o600); err != nil {
-		t.Fatal(err)
+	trust := func(certificate []byte) {
+		t.Helper()
+		if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
+	trust(srv.Certificate().Raw)
 	if err := ask(file, false); err != nil {
 		t.Errorf("its own certificate: %v", err)
+	}
+	// Cameras' own certificates name no address.
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	about := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "camera"}, NotAfter: time.Now().Add(time.Hour)}
+	nameless, err := x509.CreateCertificate(rand.Reader, about, about, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	trust(nameless)
+	if err := ask(file, false); err == nil || !strings.Contains(err.Error(), "--ca") {
+		t.Errorf("another certificate: %v", err)
+	}
+	srv.TLS.Certificates = []tls.Certificate{{Certificate: [][]byte{nameless}, PrivateKey: key}}
+	if err := ask(file, false); err != nil {
+		t.Errorf("its own certificate, which names no address: %v", err)
 	}
 	if err := os.WriteFile(file, []byte("nothing"), 0o600); err != nil {
 		t.Fatal(err)
