@@ -10,33 +10,17 @@ import (
 	"strings"
 	"time"
 
-	"github.com/rs/zerolog"
-
 	"github.com/nearmiss/nearmiss/bank"
 	"github.com/nearmiss/nearmiss/inference"
-	"github.com/nearmiss/nearmiss/inference/imaging"
-	"github.com/nearmiss/nearmiss/inference/ort"
 	"github.com/nearmiss/nearmiss/inference/release"
 )
 
 // Extension says which normals join the bank of a release.
 type Extension struct {
-	// Release is the folder of the release that is extended; it stays as it is.
-	Release string
-	// Verified says that its files were compared with their digests already.
-	Verified bool
+	Derivation
+
 	// Normals join its bank, but for those whose bytes it has already.
 	Normals []Image
-	// Out is the release folder that is written; it must not exist.
-	Out string
-	// NoImages keeps every image of a normal out, also those that the release has.
-	NoImages bool
-
-	Device  ort.Device
-	Threads int
-	Limits  imaging.Limits
-	Tool    string
-	Log     zerolog.Logger
 }
 
 // extended is the provenance of an extended release.
@@ -53,9 +37,7 @@ type extended struct {
 // promised.
 func Extend(ctx context.Context, x Extension) (*Result, error) {
 	start := time.Now()
-	d, err := inference.Open(ctx, x.Release, inference.Options{
-		Embed: inference.EmbedOptions{Device: x.Device, Threads: x.Threads, Limits: x.Limits}, Verified: x.Verified, Log: x.Log,
-	})
+	d, err := x.open(ctx)
 	if err != nil {
 		return nil, err
 	}

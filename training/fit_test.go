@@ -206,7 +206,7 @@ func TestExtendPutsAConfirmedNormalIntoTheBank(t *testing.T) {
 		t.Fatal(err)
 	}
 	// one image is new, the other has been seen
-	x := Extension{Release: first, Normals: []Image{normals[31], normals[0]}, Out: second}
+	x := Extension{Derivation: Derivation{Release: first, Out: second}, Normals: []Image{normals[31], normals[0]}}
 	res, err := Extend(t.Context(), x)
 	if err != nil {
 		t.Fatal(err)
@@ -248,11 +248,11 @@ func TestRetractTakesANormalOutOfTheBank(t *testing.T) {
 	}
 	late := normals[31]
 	late.Name = "000000000046.png"
-	if _, err := Extend(t.Context(), Extension{Release: first, Normals: []Image{late}, Out: second}); err != nil {
+	if _, err := Extend(t.Context(), Extension{Derivation: Derivation{Release: first, Out: second}, Normals: []Image{late}}); err != nil {
 		t.Fatal(err)
 	}
 	retract := func(from, to string, names ...string) (*Result, error) {
-		return Retract(t.Context(), Retraction{Release: from, Out: filepath.Join(dir, to), Names: func(n string) bool { return slices.Contains(names, n) }})
+		return Retract(t.Context(), Retraction{Derivation: Derivation{Release: from, Out: filepath.Join(dir, to)}, Names: func(n string) bool { return slices.Contains(names, n) }})
 	}
 	res, err := retract(second, "third", late.Name)
 	if err != nil || res.Bank != before.Bank || res.Threshold != before.Threshold || len(res.Warnings) > 0 {
@@ -328,7 +328,7 @@ func TestReadjustDecidesAsATrainingWouldHave(t *testing.T) {
 		alpha float64
 	}{{2, 0.1}, {4, 0.2}, {1, 0.3}} {
 		out := filepath.Join(t.TempDir(), "readjusted")
-		res, err := Readjust(t.Context(), Readjustment{Release: first, Out: out, K: c.k, Alpha: c.alpha})
+		res, err := Readjust(t.Context(), Readjustment{Derivation: Derivation{Release: first, Out: out}, K: c.k, Alpha: c.alpha})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -342,7 +342,7 @@ func TestReadjustDecidesAsATrainingWouldHave(t *testing.T) {
 			t.Errorf("%d normals, %v", len(all), err)
 		}
 	}
-	x := Readjustment{Release: first, Out: filepath.Join(t.TempDir(), "out"), K: 2, Alpha: 0.2}
+	x := Readjustment{Derivation: Derivation{Release: first, Out: filepath.Join(t.TempDir(), "out")}, K: 2, Alpha: 0.2}
 	if _, err := Readjust(t.Context(), x); !errors.Is(err, ErrUnchanged) {
 		t.Error(err)
 	}

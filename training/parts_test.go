@@ -205,7 +205,7 @@ func TestFitScoresOnClassAndPatches(t *testing.T) {
 	}
 
 	// A confirmed normal enters every bank, and is then one.
-	x := Extension{Release: out, Normals: []Image{{Name: "bar", Read: func() ([]byte, error) { return redSquare(t, normals[40]), nil }}}, Out: next}
+	x := Extension{Derivation: Derivation{Release: out, Out: next}, Normals: []Image{{Name: "bar", Read: func() ([]byte, error) { return redSquare(t, normals[40]), nil }}}}
 	grown, err := Extend(t.Context(), x)
 	if err != nil {
 		t.Fatal(err)

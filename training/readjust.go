@@ -8,36 +8,19 @@ import (
 	"math"
 	"time"
 
-	"github.com/rs/zerolog"
-
 	"github.com/nearmiss/nearmiss/bank"
-	"github.com/nearmiss/nearmiss/inference"
-	"github.com/nearmiss/nearmiss/inference/imaging"
-	"github.com/nearmiss/nearmiss/inference/ort"
 	"github.com/nearmiss/nearmiss/inference/release"
 )
 
 // Readjustment says how a release is to decide otherwise.
 type Readjustment struct {
-	// Release is the folder of the release; it stays as it is.
-	Release string
-	// Verified says that its files were compared with their digests already.
-	Verified bool
-	// Out is the release folder that is written; it must not exist.
-	Out string
+	Derivation
+
 	// K is the number of neighbours in a score, Alpha the false-alarm rate, 0..1.
 	// Where the held-out normals cannot promise it, the smallest that they can is
 	// taken, with a warning.
 	K     int
 	Alpha float64
-	// NoImages keeps every image of a normal out, also those that the release has.
-	NoImages bool
-
-	Device  ort.Device
-	Threads int
-	Limits  imaging.Limits
-	Tool    string
-	Log     zerolog.Logger
 }
 
 // readjusted is the provenance of a readjusted release.
@@ -61,9 +44,7 @@ var ErrCannotReadjust = errors.New("the release does not keep the held-out norma
 // where there is nothing to change.
 func Readjust(ctx context.Context, x Readjustment) (*Result, error) {
 	start := time.Now()
-	d, err := inference.Open(ctx, x.Release, inference.Options{
-		Embed: inference.EmbedOptions{Device: x.Device, Threads: x.Threads, Limits: x.Limits}, Verified: x.Verified, Log: x.Log,
-	})
+	d, err := x.open(ctx)
 	if err != nil {
 		return nil, err
 	}

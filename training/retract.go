@@ -7,32 +7,16 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/rs/zerolog"
-
 	"github.com/nearmiss/nearmiss/inference"
-	"github.com/nearmiss/nearmiss/inference/imaging"
-	"github.com/nearmiss/nearmiss/inference/ort"
 	"github.com/nearmiss/nearmiss/inference/release"
 )
 
 // Retraction says which normals leave the bank of a release.
 type Retraction struct {
-	// Release is the folder of the release; it stays as it is.
-	Release string
-	// Verified says that its files were compared with their digests already.
-	Verified bool
+	Derivation
+
 	// Names says by an image's name whether it leaves.
 	Names func(name string) bool
-	// Out is the release folder that is written; it must not exist.
-	Out string
-	// NoImages keeps every image of a normal out, also those that the release has.
-	NoImages bool
-
-	Device  ort.Device
-	Threads int
-	Limits  imaging.Limits
-	Tool    string
-	Log     zerolog.Logger
 }
 
 // retracted is the provenance of a release without some normals.
@@ -56,9 +40,7 @@ var (
 // release of one part is calibrated anew, one of several says so.
 func Retract(ctx context.Context, x Retraction) (*Result, error) {
 	start := time.Now()
-	d, err := inference.Open(ctx, x.Release, inference.Options{
-		Embed: inference.EmbedOptions{Device: x.Device, Threads: x.Threads, Limits: x.Limits}, Verified: x.Verified, Log: x.Log,
-	})
+	d, err := x.open(ctx)
 	if err != nil {
 		return nil, err
 	}

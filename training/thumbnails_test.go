@@ -29,7 +29,7 @@ func TestReleasesShowTheirNormalsUnlessTheyMayNot(t *testing.T) {
 	if n := count(first); n != res.Bank {
 		t.Errorf("%d thumbnails of %d normals in the bank", n, res.Bank)
 	}
-	x := Extension{Release: first, Normals: normals[30:], Out: second}
+	x := Extension{Derivation: Derivation{Release: first, Out: second}, Normals: normals[30:]}
 	if _, err := Extend(t.Context(), x); err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +49,7 @@ func TestReleasesShowTheirNormalsUnlessTheyMayNot(t *testing.T) {
 		t.Fatal(err)
 	}
 	fourth := filepath.Join(dir, "5")
-	if _, err := Readjust(t.Context(), Readjustment{Release: first, Out: fourth, K: 3, Alpha: 0.2, NoImages: true}); err != nil {
+	if _, err := Readjust(t.Context(), Readjustment{Derivation: Derivation{Release: first, Out: fourth, NoImages: true}, K: 3, Alpha: 0.2}); err != nil {
 		t.Fatal(err)
 	}
 	for _, out := range []string{third, bare, fourth} {

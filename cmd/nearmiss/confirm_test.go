@@ -81,7 +81,7 @@ func confirm(t *testing.T, task demoTask, seed uint64, model string) (was, is fl
 		t.Fatal("no false alarm to confirm")
 	}
 	more := filepath.Join(t.TempDir(), "more")
-	if _, err := training.Extend(t.Context(), training.Extension{Release: dir, Normals: confirmed, Out: more}); err != nil {
+	if _, err := training.Extend(t.Context(), training.Extension{Derivation: training.Derivation{Release: dir, Out: more}, Normals: confirmed}); err != nil {
 		t.Fatal(err)
 	}
 	for i, s := range scoresBy(t, more, alarms) {

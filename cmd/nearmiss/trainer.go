@@ -207,16 +207,23 @@ func view(d stream.Detector) *imaging.View {
 	return v
 }
 
+// derivation is what every change of the active release needs to know.
+func (t trainer) derivation(task *stream.Task) training.Derivation {
+	return training.Derivation{
+		Release: task.Active, Verified: true, // by the registry
+		Out: filepath.Join(task.Dir, "release"), NoImages: task.Detector.NoEvidence,
+		Device: t.device, Threads: t.conf.Worker.Threads, Limits: t.limits, Tool: "nearmiss " + version, Log: t.o.Log,
+	}
+}
+
 // Extend implements stream.Trainer.
 func (t trainer) Extend(ctx context.Context, task *stream.Task) (stream.TrainResult, error) {
 	normals, err := normalImages(task)
 	if err != nil {
 		return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
 	}
-	out := filepath.Join(task.Dir, "release")
 	res, err := training.Extend(ctx, training.Extension{
-		Release: task.Active, Verified: true, Normals: normals, Out: out, NoImages: task.Detector.NoEvidence,
-		Device: t.device, Threads: t.conf.Worker.Threads, Limits: t.limits, Tool: "nearmiss " + version, Log: t.o.Log,
+		Derivation: t.derivation(task), Normals: normals,
 	})
 	if errors.Is(err, training.ErrNothingNew) {
 		return stream.TrainResult{Hold: training.ErrNothingNew.Error()}, nil
@@ -225,7 +232,7 @@ func (t trainer) Extend(ctx context.Context, task *stream.Task) (stream.TrainRes
 		return stream.TrainResult{}, err
 	}
 	t.tell(task.Detector.Name, res)
-	return stream.TrainResult{Dir: out, Notes: res.Warnings}, nil
+	return stream.TrainResult{Dir: res.Release, Notes: res.Warnings}, nil
 }
 
 // Retract implements stream.Trainer.
@@ -234,11 +241,9 @@ func (t trainer) Retract(ctx context.Context, task *stream.Task) (stream.TrainRe
 	for _, seq := range task.Request.Retract {
 		gone[fmt.Sprintf("%012d", seq)] = true
 	}
-	out := filepath.Join(task.Dir, "release")
 	res, err := training.Retract(ctx, training.Retraction{
-		Release: task.Active, Verified: true, Out: out, NoImages: task.Detector.NoEvidence,
-		Names:  func(name string) bool { return gone[strings.TrimSuffix(name, filepath.Ext(name))] },
-		Device: t.device, Threads: t.conf.Worker.Threads, Limits: t.limits, Tool: "nearmiss " + version, Log: t.o.Log,
+		Derivation: t.derivation(task),
+		Names:      func(name string) bool { return gone[strings.TrimSuffix(name, filepath.Ext(name))] },
 	})
 	switch {
 	case errors.Is(err, training.ErrNotThere):
@@ -249,16 +254,14 @@ func (t trainer) Retract(ctx context.Context, task *stream.Task) (stream.TrainRe
 		return stream.TrainResult{}, err
 	}
 	t.tell(task.Detector.Name, res)
-	return stream.TrainResult{Dir: out, Notes: res.Warnings}, nil
+	return stream.TrainResult{Dir: res.Release, Notes: res.Warnings}, nil
 }
 
 // Readjust implements stream.Trainer.
 func (t trainer) Readjust(ctx context.Context, task *stream.Task) (stream.TrainResult, error) {
-	out := filepath.Join(task.Dir, "release")
 	d := task.Detector
 	res, err := training.Readjust(ctx, training.Readjustment{
-		Release: task.Active, Verified: true, Out: out, K: d.K, Alpha: d.FalseAlarmRate, NoImages: d.NoEvidence,
-		Device: t.device, Threads: t.conf.Worker.Threads, Limits: t.limits, Tool: "nearmiss " + version, Log: t.o.Log,
+		Derivation: t.derivation(task), K: d.K, Alpha: d.FalseAlarmRate,
 	})
 	switch {
 	case errors.Is(err, training.ErrUnchanged):
@@ -269,7 +272,7 @@ func (t trainer) Readjust(ctx context.Context, task *stream.Task) (stream.TrainR
 		return stream.TrainResult{}, err
 	}
 	t.tell(d.Name, res)
-	return stream.TrainResult{Dir: out, Notes: res.Warnings}, nil
+	return stream.TrainResult{Dir: res.Release, Notes: res.Warnings}, nil
 }
 
 func (t trainer) tell(detector string, res *training.Result) {
