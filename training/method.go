@@ -342,6 +342,22 @@ func (s *evaluatedScore) Score(ctx context.Context, items []dataset.Item) ([]flo
 	return out, nil
 }
 
+// Explain implements evaluate.Explainer.
+func (s *evaluatedScore) Explain(ctx context.Context, items []dataset.Item) ([]float64, []map[string]float64, error) {
+	all, err := s.judge(ctx, items)
+	if err != nil {
+		return nil, nil, err
+	}
+	scores, parts := make([]float64, len(all)), make([]map[string]float64, len(all))
+	for i, v := range all {
+		scores[i], parts[i] = v.Score, map[string]float64{}
+		for _, p := range v.Parts {
+			parts[i][p.Name] = p.Score
+		}
+	}
+	return scores, parts, nil
+}
+
 // Cost implements evaluate.Coster.
 func (s *evaluatedScore) Cost(ctx context.Context, items []dataset.Item) (*Cost, error) {
 	var files [][]byte

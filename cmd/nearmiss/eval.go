@@ -17,30 +17,32 @@ import (
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/training"
 	"github.com/nearmiss/nearmiss/training/evaluate"
+	"github.com/nearmiss/nearmiss/training/evaluate/predictions"
 	"github.com/nearmiss/nearmiss/training/evaluate/report"
 )
 
 type evalCmd struct {
-	Suite    string   `type:"existingfile" xor:"data" required:"" placeholder:"FILE.yaml" help:"Measure on all data sets of a file instead, and print one table with the mean and the worst: training/suite.yaml is an example."`
-	Data     string   `xor:"data" required:"" type:"existingdir" placeholder:"DIR" help:"Data set: {train,test}/<class>/* (one-vs-rest) or the layout of MVTec AD (mvtec)."`
-	Backbone string   `required:"" type:"backbone" placeholder:"FILE|NAME" help:"Pretrained model, from nearmiss backbone import."`
-	Protocol string   `enum:",one-vs-rest,near,mvtec,alarms" default:"" help:"What is normal and what is not: ${enum}."`
-	Method   string   `enum:"knn,fitymi" default:"knn" help:"How to learn: ${enum}."`
-	K        int      `default:"2" help:"Nearest normals whose squared distances make the score."`
-	Repeats  int      `default:"1" placeholder:"N" help:"Repeat with the seeds S, S+1, …"`
-	Seed     uint64   `default:"0" placeholder:"S" help:"Draws the random splits."`
-	Resplit  float64  `placeholder:"SHARE" help:"Pool train and test and draw this share for training, anew in each repeat."`
-	Normal   []string `placeholder:"CLASS" help:"Take only this class as normal; may be repeated (default: every class in turn)."`
-	Others   string   `type:"existingdir" placeholder:"DIR" help:"With near, the set whose classes are the anomalies (default: the same set)."`
-	Train    int      `name:"train-limit" placeholder:"N" help:"Learn from at most this many images of a class."`
-	Test     int      `name:"test-limit" placeholder:"N" help:"Test on at most this many images of a class."`
-	Vary     []string `sep:"none" placeholder:"NAME=VALUE" help:"Measure with each value of an option in turn, which is named in the results; may be repeated. Numbers may be listed, as in k=1,2,5. The options are ${varied}."`
-	Out      string   `short:"o" type:"path" placeholder:"REPORT" help:"Also write a report: .html (one page with curves and the worst misses), .md or .jsonl."`
-	Pixels   bool     `negatable:"" default:"true" help:"With mvtec and a score with patches, also measure where defects are found: pixel AUROC and PRO."`
-	Light    bool     `help:"Also say what other light does: normals with a gain of up to ±10 % and an offset of up to ±5 %."`
-	Sheet    string   `type:"path" placeholder:"FILE.png" help:"With a score with patches, also draw a contact sheet of heatmaps: images spread evenly by rank of their scores."`
-	Bare     bool     `name:"sheet-without-images" help:"Show heat and ground truth in --sheet, and nothing of the images."`
-	JSON     bool     `name:"json" help:"Print one JSON object for each method."`
+	Suite       string   `type:"existingfile" xor:"data" required:"" placeholder:"FILE.yaml" help:"Measure on all data sets of a file instead, and print one table with the mean and the worst: training/suite.yaml is an example."`
+	Data        string   `xor:"data" required:"" type:"existingdir" placeholder:"DIR" help:"Data set: {train,test}/<class>/* (one-vs-rest) or the layout of MVTec AD (mvtec)."`
+	Backbone    string   `required:"" type:"backbone" placeholder:"FILE|NAME" help:"Pretrained model, from nearmiss backbone import."`
+	Protocol    string   `enum:",one-vs-rest,near,mvtec,alarms" default:"" help:"What is normal and what is not: ${enum}."`
+	Method      string   `enum:"knn,fitymi" default:"knn" help:"How to learn: ${enum}."`
+	K           int      `default:"2" help:"Nearest normals whose squared distances make the score."`
+	Repeats     int      `default:"1" placeholder:"N" help:"Repeat with the seeds S, S+1, …"`
+	Seed        uint64   `default:"0" placeholder:"S" help:"Draws the random splits."`
+	Resplit     float64  `placeholder:"SHARE" help:"Pool train and test and draw this share for training, anew in each repeat."`
+	Normal      []string `placeholder:"CLASS" help:"Take only this class as normal; may be repeated (default: every class in turn)."`
+	Others      string   `type:"existingdir" placeholder:"DIR" help:"With near, the set whose classes are the anomalies (default: the same set)."`
+	Train       int      `name:"train-limit" placeholder:"N" help:"Learn from at most this many images of a class."`
+	Test        int      `name:"test-limit" placeholder:"N" help:"Test on at most this many images of a class."`
+	Vary        []string `sep:"none" placeholder:"NAME=VALUE" help:"Measure with each value of an option in turn, which is named in the results; may be repeated. Numbers may be listed, as in k=1,2,5. The options are ${varied}."`
+	Out         string   `short:"o" type:"path" placeholder:"REPORT" help:"Also write a report: .html (one page with curves and the worst misses), .md or .jsonl."`
+	Predictions string   `type:"path" placeholder:"FILE" help:"Also write what was said of each test image: .csv, .jsonl or .parquet, for notebooks."`
+	Pixels      bool     `negatable:"" default:"true" help:"With mvtec and a score with patches, also measure where defects are found: pixel AUROC and PRO."`
+	Light       bool     `help:"Also say what other light does: normals with a gain of up to ±10 % and an offset of up to ±5 %."`
+	Sheet       string   `type:"path" placeholder:"FILE.png" help:"With a score with patches, also draw a contact sheet of heatmaps: images spread evenly by rank of their scores."`
+	Bare        bool     `name:"sheet-without-images" help:"Show heat and ground truth in --sheet, and nothing of the images."`
+	JSON        bool     `name:"json" help:"Print one JSON object for each method."`
 	tuneFlags
 	deviceFlags
 }
@@ -58,6 +60,7 @@ func (*evalCmd) Help() string {
 			"nearmiss eval --data magnetic-tile --protocol alarms --backbone vit_ti.onnx --repeats 1000",
 			"nearmiss eval --data magnetic-tile --protocol mvtec --backbone vit_ti.onnx --json",
 			"nearmiss eval --data magnetic-tile --protocol mvtec --backbone vit_ti.onnx --score patch --out tile.html --sheet tile.png",
+			"nearmiss eval --data magnetic-tile --protocol mvtec --backbone vit_ti.onnx --predictions tile.parquet",
 			"nearmiss eval --suite training/suite.yaml --backbone vit_ti.onnx --vary score=class --vary score=full --light --out table.md",
 		)
 }
@@ -67,6 +70,19 @@ func (c *evalCmd) Run(ctx context.Context, o *output) error {
 	case "", ".html", ".md", ".jsonl":
 	default:
 		return usageError{fmt.Errorf("--out %s: name a file that ends in .html, .md or .jsonl", c.Out)}
+	}
+	for flag, file := range map[string]string{"--out": c.Out, "--sheet": c.Sheet, "--predictions": c.Predictions} {
+		if err := writable(flag, file); err != nil {
+			return err
+		}
+	}
+	if c.Predictions != "" {
+		if err := predictions.CheckName(c.Predictions); err != nil {
+			return usageError{fmt.Errorf("--predictions %w", err)}
+		}
+		if c.Suite != "" || c.Protocol == protocolAlarms {
+			return usageError{errors.New("--predictions tells of single images: it goes with one-vs-rest, near and mvtec")}
+		}
 	}
 	embed, err := c.options()
 	if err != nil {
@@ -124,6 +140,11 @@ func (c *evalCmd) Run(ctx context.Context, o *output) error {
 	if c.Out != "" {
 		if err := c.report(ctx, results); err != nil {
 			return fmt.Errorf("write the report %s: %w", c.Out, err)
+		}
+	}
+	if c.Predictions != "" {
+		if err := writePredictions(ctx, c.Predictions, results); err != nil {
+			return fmt.Errorf("write %s: %w", c.Predictions, err)
 		}
 	}
 	if c.Sheet != "" {
@@ -185,7 +206,8 @@ func (v *variant) measure(ctx context.Context, o *output, embed inference.EmbedO
 	}
 	res, err := run(ctx, method, f, evaluate.Options{
 		Repeats: v.Repeats, Seed: v.Seed, Resplit: v.Resplit, Normal: v.Normal, TrainLimit: v.Train, TestLimit: v.Test,
-		Pixels: v.Protocol == evaluate.ProtocolMVTec && v.Pixels || v.Sheet != "" || filepath.Ext(v.Out) == ".html",
+		Pixels: v.Protocol == evaluate.ProtocolMVTec && v.Pixels || v.Sheet != "" || filepath.Ext(v.Out) == ".html" || v.Predictions != "",
+		Parts:  v.Predictions != "",
 		Light:  v.Light, Cost: v.Suite != "" || v.Light,
 		Progress: func(done, total int, what string) { bar.stage(what, int64(done), int64(total)) },
 	})
@@ -304,6 +326,12 @@ func printResult(o *output, r *evaluate.Result) error {
 	for _, parts := range []map[string]float64{r.PerClass, r.PerDefect} {
 		for _, name := range slices.Sorted(maps.Keys(parts)) {
 			fmt.Fprintf(&b, "  %-20s %.1f\n", name, 100*parts[name])
+		}
+	}
+	for _, p := range r.Parts {
+		if c := p.Confusion; c != nil && len(r.Parts) == 1 || p.Anomaly == evaluate.All {
+			fmt.Fprintf(&b, "  average precision %.1f, best F1 %.1f: above %.4g %d of %d anomalies are found, and %d of %d normal images raise alarms\n",
+				100*p.AveragePrecision, 100*p.F1, c.Threshold, c.TruePositives, p.Anomalies, c.FalsePositives, p.Normals)
 		}
 	}
 	for _, name := range report.PixelLabels(*r) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,6 +19,7 @@ import (
 	"github.com/nearmiss/nearmiss/inference/heatmap"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/release"
+	"github.com/nearmiss/nearmiss/training/evaluate/predictions"
 )
 
 type scoreCmd struct {
@@ -25,6 +27,7 @@ type scoreCmd struct {
 	Images  []string `arg:"" name:"image" type:"existingpath" help:"Image files, or folders of them."`
 	Heatmap string   `placeholder:"DIR" type:"path" help:"Also write where anomalous images are strange: IMAGE.overlay.png for people and IMAGE.heat.png with 16-bit values for programs, named like the images."`
 	All     bool     `name:"heatmap-all" help:"With --heatmap, do so for normal images, too."`
+	Out     string   `short:"o" type:"path" placeholder:"FILE" help:"Also write what was said of each image: .csv, .jsonl or .parquet, for notebooks."`
 	JSON    bool     `name:"json" help:"Print one JSON object a line for each image."`
 	deviceFlags
 }
@@ -37,21 +40,23 @@ func (*scoreCmd) Help() string {
 		examples(
 			"nearmiss score --release releases/bolts part.jpg",
 			"nearmiss score --release releases/bolts today/ --json",
+			"nearmiss score --release releases/bolts today/ --out today.parquet",
 			"nearmiss score --release releases/bolts today/ --heatmap heat/ --heatmap-all",
 		)
 }
 
 // scoreLine is the JSON of one image.
 type scoreLine struct {
-	Image     string      `json:"image"`
-	Score     *float64    `json:"score,omitempty"`
-	Threshold *float64    `json:"threshold,omitempty"` // absent where nothing is called anomalous
-	PValue    *float64    `json:"p_value,omitempty"`
-	Anomalous *bool       `json:"anomalous,omitempty"`
-	K         int         `json:"k,omitempty"`
-	Nearest   []namedNear `json:"nearest,omitempty"`
-	Width     int         `json:"width,omitempty"`
-	Height    int         `json:"height,omitempty"`
+	Image     string             `json:"image"`
+	Score     *float64           `json:"score,omitempty"`
+	Threshold *float64           `json:"threshold,omitempty"` // absent where nothing is called anomalous
+	PValue    *float64           `json:"p_value,omitempty"`
+	Parts     map[string]float64 `json:"parts,omitempty"` // of the score, each with its own
+	Anomalous *bool              `json:"anomalous,omitempty"`
+	K         int                `json:"k,omitempty"`
+	Nearest   []namedNear        `json:"nearest,omitempty"`
+	Width     int                `json:"width,omitempty"`
+	Height    int                `json:"height,omitempty"`
 	// Regions are where the image is strange, when the release can tell and the
 	// image is anomalous or --heatmap-all asks.
 	Regions  []heatmap.Region `json:"regions,omitempty"`
@@ -73,12 +78,24 @@ func (c *scoreCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
+	if c.All && c.Heatmap == "" {
+		return usageError{errors.New("--heatmap-all needs --heatmap DIR")}
+	}
+	if c.Out != "" {
+		if err := predictions.CheckName(c.Out); err != nil {
+			return usageError{fmt.Errorf("--out %w", err)}
+		}
+		if err := writable("--out", c.Out); err != nil {
+			return err
+		}
+	}
 	paths, err := o.listImages(c.Images)
 	if err != nil {
 		return err
 	}
-	if c.All && c.Heatmap == "" {
-		return usageError{errors.New("--heatmap-all needs --heatmap DIR")}
+	targets, err := c.targets(paths)
+	if err != nil {
+		return err
 	}
 	maps := inference.MapAnomalies
 	if c.All {
@@ -92,13 +109,16 @@ func (c *scoreCmd) Run(ctx context.Context, o *output) error {
 	if c.Heatmap != "" && !d.HasHeatmaps() {
 		return fmt.Errorf("heatmaps with release %s: %w", c.Release, inference.ErrNoPlaces)
 	}
-	targets, err := c.targets(paths)
-	if err != nil {
-		return err
-	}
 	names, err := normalNames(c.Release)
 	if err != nil {
 		return err
+	}
+	var table *predictions.Table
+	if c.Out != "" {
+		if table, err = predictions.Create(c.Out); err != nil {
+			return err
+		}
+		defer table.Abort()
 	}
 	bar := o.progress("scoring")
 	defer bar.close()
@@ -126,11 +146,23 @@ func (c *scoreCmd) Run(ctx context.Context, o *output) error {
 			if err != nil {
 				return fmt.Errorf("heatmap of %s: %w", some[i], err)
 			}
-			if err := c.print(o, some[i], d.Info().Release, s, h, names); err != nil {
+			l := line(some[i], d.Info().Release, s, h, names)
+			if err := o.say(c.JSON, l, l.text()); err != nil {
 				return err
+			}
+			if table == nil {
+				continue
+			}
+			if err := table.Write(l.row()); err != nil {
+				return fmt.Errorf("write %s: %w", c.Out, err)
 			}
 		}
 		bar.report(int64(at+len(some)), int64(len(paths)))
+	}
+	if table != nil {
+		if err := table.Close(); err != nil {
+			return fmt.Errorf("write %s: %w", c.Out, err)
+		}
 	}
 	if unread > 0 {
 		return fmt.Errorf("%d of %d images could not be read", unread, len(paths))
@@ -208,27 +240,21 @@ func (c *scoreCmd) heat(d *inference.Detector, s inference.Score, file []byte, t
 	)
 }
 
-func (c *scoreCmd) print(o *output, path, digest string, s inference.Score, h heated, names map[uint64]string) error {
+// line is what is said of an image.
+func line(path, digest string, s inference.Score, h heated, names map[uint64]string) scoreLine {
 	v := verdict(s)
 	var gone *fs.PathError
 	if errors.As(s.Err, &gone) {
 		v.Reject, v.Reason = "unreadable", gone.Err.Error()
 	}
-	if !c.JSON {
-		path = quoted(path)
-	}
-	if !c.JSON {
-		text := fmt.Sprintf("%-9s score %-10.4g threshold %-10.4g p %-8.3g %s%s\n", word(s.Anomalous), s.Score, s.Threshold, s.PValue, path, whereText(spots(h.regions)))
-		if v.Reject != "" {
-			text = fmt.Sprintf("%-9s %s: %s: %s\n", "rejected", path, v.Reject, v.Reason)
-		}
-		_, err := fmt.Fprint(o.Out, text)
-		return err
-	}
 	l := scoreLine{Image: path, Release: digest, Width: s.Width, Height: s.Height}
 	if v.Reject != "" {
 		l.Rejected, l.Reason = v.Reject, v.Reason
-		return o.JSON(l)
+		return l
+	}
+	l.Parts = map[string]float64{}
+	for _, p := range s.Parts {
+		l.Parts[p.Name] = p.Score
 	}
 	l.Regions, l.Overlay, l.Heat = h.regions, h.overlay, h.heat
 	l.Score, l.PValue, l.Anomalous, l.K = &s.Score, &s.PValue, &s.Anomalous, s.K
@@ -238,7 +264,31 @@ func (c *scoreCmd) print(o *output, path, digest string, s inference.Score, h he
 	for _, n := range s.Nearest {
 		l.Nearest = append(l.Nearest, namedNear{ID: n.ID, Distance: float64(n.Distance), Name: names[n.ID]})
 	}
-	return o.JSON(l)
+	return l
+}
+
+// text is the line for people.
+func (l scoreLine) text() string {
+	if l.Rejected != "" {
+		return fmt.Sprintf("%-9s %s: %s: %s", "rejected", quoted(l.Image), l.Rejected, l.Reason)
+	}
+	threshold := math.Inf(1)
+	if l.Threshold != nil {
+		threshold = *l.Threshold
+	}
+	return fmt.Sprintf("%-9s score %-10.4g threshold %-10.4g p %-8.3g %s%s",
+		word(*l.Anomalous), *l.Score, threshold, *l.PValue, quoted(l.Image), whereText(spots(l.Regions)))
+}
+
+// row is the line in a table.
+func (l scoreLine) row() predictions.Row {
+	r := predictions.Row{
+		Path: l.Image, Score: l.Score, P: l.PValue, Parts: l.Parts, Regions: l.Regions, Anomalous: l.Anomalous, Threshold: l.Threshold,
+	}
+	if l.Rejected != "" {
+		r.Reason = l.Rejected + ": " + l.Reason
+	}
+	return r
 }
 
 // quoted is a path as text lines show it: one that would end the line, or be cut

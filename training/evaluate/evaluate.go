@@ -29,6 +29,12 @@ type Scorer interface {
 	Score(ctx context.Context, items []dataset.Item) ([]float64, error)
 }
 
+// Explainer is a Scorer that also says what its scores are made of: the score of
+// each part by its name.
+type Explainer interface {
+	Explain(ctx context.Context, items []dataset.Item) (scores []float64, parts []map[string]float64, err error)
+}
+
 // Mapper is a Scorer that also says where: one score for each pixel of the
 // upright image. A nil map means that there is none for this image.
 type Mapper interface {
@@ -75,6 +81,8 @@ type Options struct {
 	// Light asks what other light does to the normal test images, Cost what judging
 	// an image takes, of a Coster.
 	Light, Cost bool
+	// Parts asks what scores are made of, of an Explainer.
+	Parts bool
 	// Progress is told what is being done; nil is fine.
 	Progress func(done, total int, what string)
 }
@@ -133,10 +141,14 @@ type Part struct {
 	AUROCs           []float64 `json:"aurocs,omitempty"`
 	AveragePrecision float64   `json:"average_precision"`
 	FPR95            float64   `json:"fpr_at_tpr_95"`
-	Train            int       `json:"train"` // normal images learnt from, in the first repeat
-	Normals          int       `json:"normals"`
-	Anomalies        int       `json:"anomalies"`
-	Closeness        *float64  `json:"closeness,omitempty"` // near: mean log probability of the normal class
+	// F1 is the best that a threshold reaches that is chosen with the labels known,
+	// the mean over the repeats, and Confusion what it makes of the first repeat.
+	F1        float64    `json:"f1"`
+	Confusion *Confusion `json:"confusion,omitempty"`
+	Train     int        `json:"train"` // normal images learnt from, in the first repeat
+	Normals   int        `json:"normals"`
+	Anomalies int        `json:"anomalies"`
+	Closeness *float64   `json:"closeness,omitempty"` // near: mean log probability of the normal class
 }
 
 // Together are the names that Part.Anomaly gives to several kinds at once.
@@ -163,6 +175,7 @@ type Scored struct {
 	Score     float64
 	Anomalous bool
 	Grid      *heatmap.Grid // of squared patch distances; nil where there is none
+	Parts     map[string]float64
 }
 
 // Places is what a Localizer says of its grids.
@@ -348,7 +361,13 @@ func fitAndScore(ctx context.Context, m Method, train, test []dataset.Item, norm
 	if c, ok := scorer.(io.Closer); ok {
 		defer func() { err = errors.Join(err, c.Close()) }()
 	}
-	scores, err := scorer.Score(ctx, test)
+	var parts []map[string]float64
+	var scores []float64
+	if e, ok := scorer.(Explainer); ok && o.Parts {
+		scores, parts, err = e.Explain(ctx, test)
+	} else {
+		scores, err = scorer.Score(ctx, test)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("score with %s fitted to %s: %w", m.Name(), normal, err)
 	}
@@ -360,7 +379,11 @@ func fitAndScore(ctx context.Context, m Method, train, test []dataset.Item, norm
 		if math.IsNaN(scores[i]) {
 			return nil, fmt.Errorf("score with %s: the score of %s is not a number", m.Name(), it.Name)
 		}
-		run.Scored = append(run.Scored, Scored{Item: it, Score: scores[i], Anomalous: it.Label != normal})
+		s := Scored{Item: it, Score: scores[i], Anomalous: it.Label != normal}
+		if parts != nil {
+			s.Parts = parts[i]
+		}
+		run.Scored = append(run.Scored, s)
 	}
 	if o.Pixels {
 		if err := run.locate(ctx, scorer, px); err != nil {
@@ -388,8 +411,8 @@ type table struct {
 
 type row struct {
 	Part
-	order     int
-	aps, fprs []float64
+	order          int
+	aps, fprs, f1s []float64
 }
 
 // add measures the run's normals against the anomalies with the label and
@@ -409,6 +432,10 @@ func (t *table) add(run Run, normal, anomaly, label string) float64 {
 	r.AUROCs = append(r.AUROCs, auroc)
 	r.aps = append(r.aps, AveragePrecision(n, a))
 	r.fprs = append(r.fprs, FPRAtTPR(n, a, 0.95))
+	best := BestF1(n, a)
+	if r.f1s = append(r.f1s, best.F1); r.Confusion == nil {
+		r.Confusion = &best
+	}
 	return auroc
 }
 
@@ -421,6 +448,7 @@ func (t *table) parts() []Part {
 		}
 		r.AveragePrecision, _ = meanStd(r.aps)
 		r.FPR95, _ = meanStd(r.fprs)
+		r.F1, _ = meanStd(r.f1s)
 		out[i] = r.Part
 	}
 	return out
