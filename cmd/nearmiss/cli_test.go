@@ -15,6 +15,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/internal/evaldata"
 	"github.com/nearmiss/nearmiss/training/evaluate"
+	"github.com/nearmiss/nearmiss/training/evaluate/predictions"
 )
 
 func TestWrongUsageIsOneClearLineAndExitCode2(t *testing.T) {
@@ -264,4 +265,71 @@ func TestCamerasReadWhatTheirSourceNames(t *testing.T) {
 			t.Errorf("%s: %v", source, err)
 		}
 	}
+}
+
+// TestTablesForNotebooks: the AUROC that eval prints is the one of its table, and
+// a table of score says what its lines say.
+func TestTablesForNotebooks(t *testing.T) {
+	needRuntime(t)
+	dir := t.TempDir()
+	set := filepath.Join(dir, "set")
+	drawImages(t, filepath.Join(set, "train", "good"), 30, 0)
+	drawImages(t, filepath.Join(set, "test", "good"), 12, 0)
+	drawImages(t, filepath.Join(set, "test", "spot"), 12, 1)
+	table := filepath.Join(dir, "eval.jsonl")
+	text, _ := program(t, 0, "eval", "--data", set, "--protocol", "mvtec", "--backbone", randomModel(t), "--predictions", table, "--json")
+	var r evaluate.Result
+	if err := json.Unmarshal([]byte(text), &r); err != nil {
+		t.Fatal(err)
+	}
+	rows := tableRows(t, table)
+	var normal, anomalous []float64
+	for _, row := range rows {
+		if *row.Truth {
+			anomalous = append(anomalous, *row.Score)
+		} else {
+			normal = append(normal, *row.Score)
+		}
+		if len(row.Parts) == 0 || row.P == nil || *row.P <= 0 || *row.P > 1 || row.Path == "" || *row.Truth != (row.Label == "spot") {
+			t.Errorf("%+v", row)
+		}
+	}
+	if len(normal) != 12 || len(anomalous) != 12 || evaluate.AUROC(normal, anomalous) != r.AUROC {
+		t.Errorf("%d + %d rows with AUROC %g, printed %g", len(normal), len(anomalous), evaluate.AUROC(normal, anomalous), r.AUROC)
+	}
+	if c := r.Parts[0].Confusion; c == nil || *c != evaluate.BestF1(normal, anomalous) {
+		t.Errorf("confusion %+v", c)
+	}
+
+	release, scored := filepath.Join(dir, "release"), filepath.Join(dir, "scores.jsonl")
+	program(t, 0, "fit", "--normals", set, "--backbone", randomModel(t), "--out", release, "--seed", "4") // the category root
+	text, _ = program(t, 0, "score", "--release", release, filepath.Join(set, "test"), "--out", scored, "--json")
+	lines := readLines[scoreLine](t, text)
+	rows = tableRows(t, scored)
+	if len(lines) != 24 || len(rows) != 24 {
+		t.Fatalf("%d lines, %d rows", len(lines), len(rows))
+	}
+	for i, l := range lines {
+		row := rows[i]
+		if row.Path != l.Image || *row.Score != *l.Score || *row.P != *l.PValue || *row.Anomalous != *l.Anomalous || len(row.Parts) == 0 || len(row.Parts) != len(l.Parts) || row.Truth != nil {
+			t.Errorf("line %+v, row %+v", l, row)
+		}
+	}
+	for _, args := range [][]string{
+		{"score", "--release", release, set, "--out", "t.xlsx"},
+		{"score", "--release", release, set, "--out", filepath.Join(dir, "no", "such", "t.csv")},
+		{"eval", "--data", set, "--protocol", "mvtec", "--backbone", randomModel(t), "--predictions", dir + ".csv/x.csv"},
+		{"eval", "--data", set, "--protocol", "alarms", "--backbone", randomModel(t), "--predictions", filepath.Join(dir, "t.csv")},
+	} {
+		program(t, exitUsage, args...)
+	}
+}
+
+func tableRows(t *testing.T, file string) []predictions.Row {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return readLines[predictions.Row](t, string(b))
 }
