@@ -18,6 +18,7 @@ import (
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/backbone"
 	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/inference/onnx"
 	"github.com/nearmiss/nearmiss/inference/release"
 )
 
@@ -66,6 +67,46 @@ func squaresIn(t testing.TB, n, w, h int) []Image {
 		images[i] = Image{Name: fmt.Sprintf("square-%d.png", i), Read: func() ([]byte, error) { return b, nil }}
 	}
 	return images
+}
+
+// oneByOne writes a foreign model that fails on more than one image at a time.
+func oneByOne(t *testing.T) string {
+	t.Helper()
+	g := onnx.NewOpset("one", 17)
+	x := g.Input("x", onnx.Float, 1, 3, 32, 32)
+	x.SetDimName(0, "n")
+	w := make([]float32, 16*3*8*8)
+	for i := range w {
+		w[i] = float32(i*37%19-9) / 40
+	}
+	y := g.Relu(g.Conv(x, g.Initializer(onnx.FromFloat32("w", w, 16, 3, 8, 8)), nil, onnx.ConvOptions{Strides: []int{8, 8}}))
+	g.Output("features", g.Reshape(g.Op("GlobalAveragePool", nil, y), 1, 16))
+	src, dst := filepath.Join(t.TempDir(), "one.onnx"), filepath.Join(t.TempDir(), "b.onnx")
+	if err := g.WriteFile(src); err != nil {
+		t.Fatal(err)
+	}
+	half := [3]float64{0.5, 0.5, 0.5}
+	if _, err := backbone.Import(src, dst, backbone.ImportOptions{LoadOptions: backbone.LoadOptions{Mean: &half, Std: &half}}); err != nil {
+		t.Fatal(err)
+	}
+	return dst
+}
+
+func TestFitKeepsToTheBatch(t *testing.T) {
+	model := oneByOne(t)
+	plan := Plan{
+		Detector: "squares", Seed: 5, Data: Data{Normals: squares(t, 30)}, Model: Model{Backbone: model},
+		Calibration: Calibration{Settle: true}, Score: Score{Groups: Class()},
+	}
+	plan.Out = filepath.Join(t.TempDir(), "four")
+	if _, err := Fit(t.Context(), plan); err == nil {
+		t.Fatal("the test's model takes batches")
+	}
+	plan.Out = filepath.Join(t.TempDir(), "one")
+	plan.Host.Batch = 1
+	if _, err := Fit(t.Context(), plan); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestFitWritesAReleaseThatScores(t *testing.T) {

@@ -138,6 +138,8 @@ type Host struct {
 	// Device and Threads say where the backbone runs, as in inference.
 	Device  ort.Device
 	Threads int
+	// Batch is the most images in one run of the backbone; 0: as in inference.
+	Batch int
 	// Work is the folder where FITYMI leaves the results of its steps. A run with
 	// the same folder, images, backbone and seed takes up what is there. Default: a
 	// folder beside Out, which is removed once the release is written.

@@ -240,7 +240,7 @@ func (c *evalCmd) method(o *output, embed inference.EmbedOptions, bar *progress,
 		}
 		end = func() { os.RemoveAll(plan.Host.Work) }
 	}
-	plan.Model.Backbone, plan.Score.K, plan.Host.Device, plan.Host.Threads, plan.Host.Log = c.Backbone, c.K, embed.Device, embed.Threads, o.Log
+	plan.Model.Backbone, plan.Score.K, plan.Host.Device, plan.Host.Threads, plan.Host.Batch, plan.Host.Log = c.Backbone, c.K, embed.Device, embed.Threads, embed.Batch.Count, o.Log
 	plan.Host.Progress = func(p training.Progress) {
 		bar.stage(stageText(p.Step, p.Loss, p.Frechet, p.Left), int64(p.Done), int64(p.Total))
 	}

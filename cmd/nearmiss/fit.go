@@ -90,7 +90,7 @@ func (c *fitCmd) Run(ctx context.Context, o *output) error {
 	plan.Model.Backbone, plan.Model.Look = c.Backbone, c.Advice
 	plan.Score.K, plan.Score.Index = c.K, bank.Kind(c.Index)
 	plan.Calibration = training.Calibration{Alpha: c.Alpha, Settle: c.Alpha == 0, HeldOut: c.HeldOut}
-	plan.Host.Device, plan.Host.Threads, plan.Host.Tool, plan.Host.Log = embed.Device, embed.Threads, "nearmiss "+version, o.Log
+	plan.Host.Device, plan.Host.Threads, plan.Host.Batch, plan.Host.Tool, plan.Host.Log = embed.Device, embed.Threads, embed.Batch.Count, "nearmiss "+version, o.Log
 	plan.Host.Progress = func(p training.Progress) {
 		bar.stage(stageText(p.Step, p.Loss, p.Frechet, p.Left), int64(p.Done), int64(p.Total))
 	}

@@ -624,8 +624,21 @@ func TestScoreDifference(t *testing.T) {
 	}
 }
 
-// TestFamilies: every family of the paper's Table 1 can be tuned, and serves
-// what was trained.
+// mobile is a small network of mobile inverted bottlenecks.
+func mobile(act string, squeeze int, late bool) backbone.Spec {
+	s := backbone.Spec{
+		Family: backbone.MobileNet, Blocks: []int{1, 2}, Dim: 32, Size: 64, NormEps: 1e-3,
+		Mobile: &backbone.Mobile{Stem: 8, Head: 32, Act: act, Late: late, Hard: late, Same: !late},
+	}
+	s.Mobile.Blocks = []backbone.MobileBlock{
+		{Stage: 0, Hidden: 8, Width: 8, Kernel: 3, Stride: 2, Squeeze: squeeze, Act: act},
+		{Stage: 1, Hidden: 32, Width: 12, Kernel: 5, Stride: 2, Squeeze: squeeze, Act: act},
+		{Stage: 1, Hidden: 48, Width: 12, Kernel: 3, Stride: 1, Squeeze: squeeze, Act: act},
+	}
+	return s
+}
+
+// TestFamilies: every family can be tuned, and serves what was trained.
 func TestFamilies(t *testing.T) {
 	for _, s := range []backbone.Spec{
 		{Family: backbone.ResNet, Blocks: []int{1, 1, 1, 1}, Widths: []int{64, 64, 128, 128}, Dim: 128, Size: 64, NormEps: 1e-5},
@@ -634,6 +647,17 @@ func TestFamilies(t *testing.T) {
 			Family: backbone.Hybrid, Blocks: []int{1, 1}, Widths: []int{128, 128}, Dim: 64, Depth: 2, Heads: 1, Hidden: 64,
 			Patch: 1, Size: 32, ClassPos: true, NormEps: 1e-6, GroupEps: 1e-5, StdEps: 1e-8,
 		},
+		{ // DINOv2 with registers and SwiGLU
+			Family: backbone.ViT, Dim: 64, Depth: 2, Heads: 2, Hidden: 48, Patch: 8, Size: 32, ClassPos: true, Registers: 2, LayerScale: true, Gated: true, NormEps: 1e-6,
+		},
+		{Family: backbone.ViT, Dim: 64, Depth: 2, Heads: 2, Hidden: 64, Patch: 8, Size: 32, Registers: 4, LayerScale: true, Rope: 100, NormEps: 1e-5},        // DINOv3
+		{Family: backbone.ViT, Dim: 64, Depth: 2, Heads: 2, Hidden: 80, Patch: 8, Size: 32, ClassPos: true, Distilled: true, NormEps: 1e-6},                  // DeiT
+		{Family: backbone.ViT, Dim: 64, Depth: 2, Heads: 1, Hidden: 96, Patch: 8, Size: 32, NoClass: true, MeanPool: true, PoolNorm: true, NormEps: 1e-6},    // pooled
+		{Family: backbone.ViT, Dim: 64, Depth: 2, Heads: 1, Hidden: 72, Patch: 8, Size: 32, ClassPos: true, PreNorm: true, Act: "quick_gelu", NormEps: 1e-5}, // CLIP
+		{Family: backbone.ResNet, Blocks: []int{1, 1, 1, 1}, Widths: []int{64, 64, 64, 128}, Dim: 128, Size: 64, Wide: 2, NormEps: 1e-5},
+		mobile("relu6", 0, false), // EfficientNet-Lite, MobileNetV2
+		mobile("silu", 4, false),  // EfficientNet
+		mobile("hard_swish", 4, true),
 	} {
 		t.Run(s.Name(), func(t *testing.T) {
 			m, err := backbone.Random(s, 4)

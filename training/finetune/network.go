@@ -148,8 +148,11 @@ func (n *network) frozen(r Recipe) ([]string, error) {
 		for _, s := range stages[:k] {
 			out = append(out, s+"*")
 		}
-		if k > 0 && (n.own.Spec.Family == backbone.ResNet || n.own.Spec.Family == backbone.ConvNeXt) {
-			out = append(out, "conv1.*", "bn1.*", "stem.*")
+		if k > 0 { // what lies in front of the blocks
+			switch n.own.Spec.Family {
+			case backbone.ResNet, backbone.ConvNeXt, backbone.MobileNet:
+				out = append(out, "conv1.*", "bn1.*", "stem.*", "conv_stem.*")
+			}
 		}
 	} else if r.FreezeBlocks > 0 {
 		return nil, fmt.Errorf("%s is a foreign model without known blocks: freeze weights by name", n.path)
