@@ -14,12 +14,13 @@ import (
 // decoded by [View.Decode] and [Preprocess.Apply], which do not.
 func Decode(b []byte, l Limits) (*Image, error) { return decodeWhole(b, l, 0, true) }
 
-// DecoderName names the JPEG decoder of this build: "islow", whose pixels are
-// libjpeg's, or "turbo" with the build tag of that name, which makes large
-// images smaller while it decodes them. Releases that "go" was noted in were
-// made with the standard library's decoder. Pixels differ by a few levels, so a
-// bank should be filled and asked by the same one.
-func DecoderName() string { return jpegDecoder }
+// DecoderName names what a JPEG decoder computes: "islow", libjpeg's slow integer
+// transform, whether our own decoder does it or libjpeg-turbo, which is used
+// where it is installed and faster. In older releases "go" stands for the
+// standard library's decoder and "turbo" for one that made images smaller while
+// it decoded them: their pixels differ by a few levels, and a bank should be
+// filled and asked by the same one.
+func DecoderName() string { return "islow" }
 
 // decodeWhole decodes in full size. bits are those of samples that are used, 0
 // if nobody says; guess allows to guess them.
@@ -61,6 +62,9 @@ func decodeAt(b []byte, h Header, d *depth, s sink) (err error) {
 	}
 	switch h.Format {
 	case JPEG:
+		if turboDecode(b, w, height, s) {
+			return nil
+		}
 		return decodeJPEGInto(b, jpegWant{w: w, h: height}, s)
 	case PNG:
 		return decodePNG(b, d, s)

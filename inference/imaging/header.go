@@ -108,6 +108,9 @@ func Inspect(b []byte, l Limits) (Header, error) {
 	if s.Orientation > 1 {
 		s.Memory += 3 * px
 	}
+	if s.Format == JPEG {
+		s.Memory += 1 << 20 // of a library
+	}
 	switch {
 	case l.MaxPixels > 0 && px > l.MaxPixels:
 		return s.Header, reject(CodeTooLarge, "the %s has %d×%d pixels, at most %d are decoded", s.Format, w, h, l.MaxPixels)

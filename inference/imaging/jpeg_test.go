@@ -150,3 +150,73 @@ func TestWhatIsNoImageIsNamed(t *testing.T) {
 		}
 	}
 }
+
+// Where libjpeg-turbo is installed it gives the same pixels, for every file that
+// it is given; others, and damaged ones, are left to our own decoder.
+func TestTheLibraryDecodesToTheSamePixels(t *testing.T) {
+	if turboMemory(8, 8) == 0 {
+		t.Skip("libjpeg-turbo is not installed, or gives other pixels")
+	}
+	files := map[string][]byte{}
+	for name := range readGolden(t).Files {
+		if strings.HasSuffix(name, ".jpg") {
+			files[name] = readCase(t, name)
+		}
+	}
+	for _, side := range []int{1, 7, 8, 9, 16, 17, 33, 500} {
+		b, err := pattern(side, side+side/3).JPEG(75)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[strings.Repeat("x", side%50)] = b
+	}
+	taken := 0
+	for name, b := range files {
+		h, err := Inspect(b, Limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, height := h.Width, h.Height
+		if h.Orientation >= 5 {
+			w, height = height, w
+		}
+		its, own := New(w, height), New(w, height)
+		if !turboDecode(b, w, height, canvas{its}) {
+			continue
+		}
+		taken++
+		if err := decodeJPEGInto(b, jpegWant{w: w, h: height}, canvas{own}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		} else if !bytes.Equal(its.Pix, own.Pix) {
+			t.Errorf("%s: the library's pixels are others", name)
+		}
+		if turboDecode(b[:len(b)*3/4], w, height, canvas{its}) {
+			t.Errorf("%s: the library takes it, cut off", name)
+		}
+	}
+	if taken < 15 {
+		t.Errorf("the library was given %d files", taken)
+	}
+}
+
+func BenchmarkJPEG(b *testing.B) {
+	file, err := pattern(1920, 1080).JPEG(85)
+	if err != nil {
+		b.Fatal(err)
+	}
+	img := New(1920, 1080)
+	b.Run("own", func(b *testing.B) {
+		for b.Loop() {
+			if err := decodeJPEGInto(file, jpegWant{w: 1920, h: 1080}, canvas{img}); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("library", func(b *testing.B) {
+		for b.Loop() {
+			if !turboDecode(file, 1920, 1080, canvas{img}) {
+				b.Skip("libjpeg-turbo is not installed")
+			}
+		}
+	})
+}

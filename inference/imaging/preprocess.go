@@ -84,20 +84,6 @@ func (p Preprocess) applyFile(b []byte, l Limits, dst []uint8) (Header, error) {
 	if err := p.fits(dst); err != nil {
 		return h, err
 	}
-	if p.View == nil && h.Format == JPEG {
-		side := p.Resize
-		if p.Squash {
-			side = p.Crop
-		}
-		img, err := reducedJPEG(b, h, side)
-		if err != nil {
-			return h, err
-		}
-		if img != nil {
-			img = img.orient(h.Orientation)
-			return h, p.apply(img, h.Width, h.Height, dst)
-		}
-	}
 	if h.Orientation >= 5 { // its rows are columns
 		img, err := p.View.Decode(b, l)
 		if err != nil {
@@ -130,7 +116,7 @@ func (p Preprocess) Memory(h Header) int64 {
 		n += px
 	}
 	if h.Format == JPEG {
-		n += reducedPixel * px / 3
+		n += turboMemory(h.Width, h.Height)
 	}
 	return n
 }
