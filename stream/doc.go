@@ -22,6 +22,44 @@
 //   - No event mixes two releases: a batch is scored by one release from the
 //     first frame to the last, and releases are exchanged between batches.
 //
+// # Three walks
+//
+// A frame. [Frame.Message] makes the camera's message, which waits in NM_FRAMES. A
+// lane takes a batch of them and calls line.handle with the release in service:
+//
+//	read       message → item: the frame, or why it cannot be read
+//	prepare    what is known of earlier tries; the object, if it names one
+//	score      Scorer.Score → the event of each item
+//	judge      smoothing and drift, over the camera's last frames
+//	setAside   alarms whose pictures are to be drawn go to the exhibitor
+//	publish    keep the image, store the event
+//	finish     send the score, acknowledge the frame
+//
+// What fails for good takes the same way as a rejected event; anything else is
+// given back (giveBack) and comes again.
+//
+// A normal. [SendFeedback] puts an operator's verdict into NM_FEEDBACK, and a
+// trainer's handleFeedback takes it:
+//
+//	mark        finds the event and its image, and adds that to NM_NORMALS
+//	takeEffect  asks for a job that extends the active release by it
+//
+// In a learning phase line.collect adds the frames themselves, and line.learned
+// asks for the first training.
+//
+// A training request. [Jobs.Request] records the job and puts the request into
+// NM_TRAINING. A trainer's handle takes it:
+//
+//	begin            one more attempt on the job's record
+//	attempt
+//	  prepare        normals and the active release into folders: a [Task]
+//	  train          Trainer.Train, Extend, Retract or Readjust → a release folder
+//	  registry.Put   the release into the store
+//	  promote        the active pointer, if nobody changed it meanwhile
+//	end              the job's record, acknowledge the request
+//
+// Each worker's swapper sees the pointer, loads the release and exchanges it.
+//
 // # Goroutines and locks of a worker
 //
 // [Worker.Run] owns everything it starts and returns after the last of it has
