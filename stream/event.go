@@ -27,6 +27,7 @@ const (
 	KindDisagreement = "disagreement"
 	KindDrift        = "drift"   // what a camera sees as normal has moved
 	KindRelease      = "release" // a release was taken into service or refused
+	KindLost         = "lost"    // frames were published and not stored, or are refused
 	KindStore        = "store"   // something that is stored cannot be read
 	KindCamera       = "camera"  // a camera has fallen silent, or is back
 )

@@ -104,6 +104,8 @@ func (t Topology) Streams() []jetstream.StreamConfig {
 			// could have its frames taken for duplicates. The server remembers none
 			// where there is a source and no window (nats-server 2.15, checkStreamCfg);
 			// this source never has anything.
+			// For who counts what is stored and what is not; see Steward.
+			RePublish: &jetstream.RePublish{Source: p + ".frames.*.*", Destination: p + ".stored.{{wildcard(1)}}.{{wildcard(2)}}", HeadersOnly: true},
 			Sources: []*jetstream.StreamSource{{Name: t.DeadStream(), FilterSubject: t.Dead("-")}},
 		},
 		{

@@ -1,0 +1,512 @@
+package stream
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
+)
+
+// StewardConfig configures a [Steward].
+type StewardConfig struct {
+	Names
+	// FramesMaxBytes is what all detectors' waiting frames may take together, as
+	// in [Topology]. Default 2 GiB.
+	FramesMaxBytes int64
+	// Every is how often the queue is looked at; a flood is looked at at once.
+	// Default 250 ms.
+	Every time.Duration
+	// Full says why no more frames are to be taken, in a sentence, or nothing.
+	// Default: never.
+	Full func() string
+}
+
+// Steward looks after the frame queue, beside an embedded broker: every detector
+// has a share of it, and what was published and not stored is counted and told.
+//
+// As long as half of the queue is free anybody may use it. Above that, a detector
+// that takes more than its share is taken out of the stream's subjects until it
+// takes less than half of that: its cameras are told that the queue is full, and
+// the others have what is theirs. Detectors that nobody has made share a sixteenth.
+// What was acknowledged stays and is scored.
+type Steward struct {
+	cfg  StewardConfig
+	nc   *nats.Conn
+	js   jetstream.JetStream
+	log  zerolog.Logger
+	poke chan struct{}
+
+	known map[string]bool // detectors; the loop's
+	cut   map[string]bool // of them, above their share; the loop's
+	odd   bool            // detectors that nobody has made are above theirs; the loop's
+	told  map[string]told // by subject; the loop's
+	full  string          // why no frames are taken; the loop's
+
+	mu    sync.Mutex
+	takes map[string]bool // detectors that the stream takes; nil: all
+	why   string          // why others are refused
+	flows map[string]*flow
+	burst int64 // bytes since the queue was looked at
+}
+
+// flow counts what was published on one subject.
+type flow struct {
+	seen, quiet, stored, lost uint64  // quiet: published by who gets no answer
+	before                    uint64  // seen at the last look
+	size                      float64 // bytes of a message, about
+	code                      string  // why it is lost, where that is known
+	last                      time.Time
+}
+
+type told struct {
+	count uint64
+	at    time.Time
+}
+
+// Lost is what was published on one subject and not stored, by who was not told.
+type Lost struct {
+	Subject string    `json:"subject"` // an MQTT topic has slashes for dots
+	Code    string    `json:"code"`    // bad_topic or not_stored
+	Frames  uint64    `json:"frames"`
+	Last    time.Time `json:"last"`
+}
+
+// Codes of lost frames.
+const (
+	LostBadTopic  = "bad_topic"  // no stream takes the subject
+	LostNotStored = "not_stored" // the queue, the detector's share or the disk was full
+	LostShare     = "share_full" // a detector's share is full: its cameras are refused
+	LostDisk      = "disk_full"  // no frames are taken
+	LostOver      = "over"       // frames are taken again
+)
+
+// NewSteward prepares a steward on a connection that the caller closes after Run
+// has returned. It should be one within the broker's process: it hears all frames.
+func NewSteward(cfg StewardConfig, nc *nats.Conn, log zerolog.Logger) (*Steward, error) {
+	if cfg.FramesMaxBytes == 0 {
+		cfg.FramesMaxBytes = Topology{}.withDefaults().FramesMaxBytes
+	}
+	if cfg.Every == 0 {
+		cfg.Every = 250 * time.Millisecond
+	}
+	if cfg.Full == nil {
+		cfg.Full = func() string { return "" }
+	}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return nil, fmt.Errorf("start steward: %w", err)
+	}
+	return &Steward{
+		cfg: cfg, nc: nc, js: js, log: log.With().Str("component", "steward").Logger(), poke: make(chan struct{}, 1),
+		cut: map[string]bool{}, told: map[string]told{}, flows: map[string]*flow{},
+	}, nil
+}
+
+// maxFlows bounds the subjects that are counted apart.
+const maxFlows = 4096
+
+// Run works until ctx ends.
+func (s *Steward) Run(ctx context.Context) error {
+	p := s.cfg.prefix()
+	subs := map[string]nats.MsgHandler{
+		p + ".frames.>": s.heard, p + ".stored.*.*": s.stored, p + ".frames": s.misled,
+		// What people write who mean frames.
+		"/." + p + ".frames.>": s.misled, p + ".frame.>": s.misled, p + ".Frames.>": s.misled, p + ".FRAMES.>": s.misled,
+		strings.ToUpper(p) + ".frames.>": s.misled, strings.ToUpper(p[:1]) + p[1:] + ".frames.>": s.misled, strings.ToUpper(p) + ".FRAMES.>": s.misled,
+	}
+	for subject, f := range subs {
+		sub, err := s.nc.Subscribe(subject, f)
+		if err == nil {
+			err = sub.SetPendingLimits(-1, 256<<20)
+		}
+		if err != nil {
+			return fmt.Errorf("steward: hear %s: %w", subject, err)
+		}
+		defer func() { _ = sub.Unsubscribe() }()
+	}
+	tick := time.NewTicker(s.cfg.Every)
+	defer tick.Stop()
+	var asked, reported time.Time
+	for ctx.Err() == nil {
+		step, cancel := context.WithTimeout(ctx, 10*time.Second)
+		if time.Since(asked) > time.Second {
+			asked = time.Now()
+			s.learn(step)
+		}
+		if err := s.look(step); err != nil && ctx.Err() == nil {
+			s.log.Warn().Err(err).Msg("cannot look after the frame queue")
+		}
+		if time.Since(reported) > time.Second {
+			reported = time.Now()
+			s.report(step)
+		}
+		cancel()
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		case <-s.poke:
+		}
+	}
+	return nil
+}
+
+// flowOf returns the counts of a subject; mu is held.
+func (s *Steward) flowOf(subject string) *flow {
+	f := s.flows[subject]
+	if f == nil {
+		if len(s.flows) >= maxFlows {
+			maps.DeleteFunc(s.flows, func(_ string, f *flow) bool { return f.lost == 0 && time.Since(f.last) > time.Minute })
+		}
+		if len(s.flows) >= maxFlows {
+			subject = s.cfg.prefix() + ".frames.(other)"
+			if f = s.flows[subject]; f != nil {
+				return f
+			}
+		}
+		f = &flow{}
+		s.flows[subject] = f
+	}
+	return f
+}
+
+// heard counts a frame that somebody publishes, and answers for the stream where
+// that does not take it.
+func (s *Steward) heard(m *nats.Msg) {
+	rest := strings.TrimPrefix(m.Subject, s.cfg.prefix()+".frames.")
+	detector, camera, two := strings.Cut(rest, ".")
+	if !two || strings.Contains(camera, ".") {
+		s.misled(m)
+		return
+	}
+	s.mu.Lock()
+	f := s.flowOf(m.Subject)
+	f.seen++
+	f.last = time.Now()
+	if m.Reply == "" {
+		f.quiet++
+	}
+	size := float64(len(m.Data) + len(m.Subject) + 64)
+	if f.size == 0 {
+		f.size = size
+	}
+	f.size += (size - f.size) / 8
+	s.burst += int64(size)
+	flood := s.burst > s.cfg.FramesMaxBytes/32
+	refused, why := s.takes != nil && !s.takes[detector], s.why
+	s.mu.Unlock()
+	if refused {
+		// The words are the server's for a full stream: clients know them.
+		refusePublish(m, 503, 10077, "maximum bytes exceeded: "+why)
+	}
+	if flood {
+		select {
+		case s.poke <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// stored counts a frame that the stream has.
+func (s *Steward) stored(m *nats.Msg) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.flowOf(s.cfg.prefix()+".frames."+strings.TrimPrefix(m.Subject, s.cfg.prefix()+".stored.")).stored++
+}
+
+// misled counts what was meant to be a frame and goes nowhere.
+func (s *Steward) misled(m *nats.Msg) {
+	s.mu.Lock()
+	f := s.flowOf(clip(m.Subject))
+	f.lost++
+	f.code, f.last = LostBadTopic, time.Now()
+	s.mu.Unlock()
+	refusePublish(m, 404, 10059, "stream not found: no stream takes "+clip(m.Subject)+", frames go to "+s.cfg.Frames("<detector>", "<camera>"))
+}
+
+// refusePublish answers a publish as JetStream answers what it does not take.
+func refusePublish(m *nats.Msg, code, errCode int, text string) {
+	if m.Reply == "" {
+		return
+	}
+	b, _ := json.Marshal(map[string]any{"error": map[string]any{"code": code, "err_code": errCode, "description": text}})
+	_ = m.Respond(b)
+}
+
+// learn finds out which detectors there are.
+func (s *Steward) learn(ctx context.Context) {
+	known := map[string]bool{}
+	for _, bucket := range []string{s.cfg.DetectorsBucket(), s.cfg.ActiveBucket()} {
+		kv, err := s.js.KeyValue(ctx, bucket)
+		if err != nil {
+			return
+		}
+		keys, err := kv.ListKeys(ctx)
+		if err != nil {
+			return
+		}
+		for k := range keys.Keys() {
+			if name, _, _ := strings.Cut(k, "."); ValidToken(name) {
+				known[name] = true
+			}
+		}
+	}
+	s.known = known
+}
+
+// look compares what waits with the shares, and has the stream take what it should.
+func (s *Steward) look(ctx context.Context) error {
+	s.mu.Lock()
+	s.burst = 0
+	s.mu.Unlock()
+	st, err := s.js.Stream(ctx, s.cfg.FramesStream())
+	if err != nil {
+		return err
+	}
+	most, total := s.cfg.FramesMaxBytes, int64(st.CachedInfo().State.Bytes)
+	full := s.cfg.Full()
+	use := map[string]int64{}
+	if total > most/32 || len(s.cut) > 0 || s.odd {
+		if use, err = s.use(ctx, st); err != nil {
+			return err
+		}
+	}
+	odd := int64(0)
+	for d, n := range use {
+		if !s.known[d] {
+			odd += n
+		}
+	}
+	share := (most - most/16) / int64(max(len(s.known), 1))
+	cut := map[string]bool{}
+	for d := range s.known {
+		if n := use[d]; n > share && total > most/2 || s.cut[d] && n > share/2 && total > most/4 {
+			cut[d] = true
+		}
+	}
+	s.odd = odd > most/16 || s.odd && odd > most/32
+	s.tellCut(ctx, cut)
+	s.cut = cut
+
+	want := []string{s.cfg.Frames("*", "*")}
+	var takes map[string]bool
+	limit := most
+	if len(cut) > 0 || s.odd {
+		takes = map[string]bool{}
+		spare := int64(0)
+		for d := range s.known {
+			if !cut[d] {
+				takes[d] = true
+				spare += max(share-use[d], 0)
+			}
+		}
+		for d := range use {
+			if !s.known[d] && !s.odd && ValidToken(d) {
+				takes[d] = true
+			}
+		}
+		// Whoever is within its share has it, even if the flood was there first.
+		step := max(most/16, 1)
+		limit = min(max(most, (total+spare+step-1)/step*step), 2*most)
+		// The first is nobody's. A stream with one subject takes a consumer with that
+		// filter for one without, which then has to acknowledge everybody's messages
+		// (nats-server 2.15).
+		want = []string{s.cfg.Frames(NoCamera, NoCamera)}
+		for _, d := range slices.Sorted(maps.Keys(takes)) {
+			want = append(want, s.cfg.Frames(d, "*"))
+		}
+	}
+	why := "the detector's share of the frame queue is full; a detector that nobody has made (nearmiss detector create) has a small one"
+	if full != "" {
+		why = full
+	}
+	have := st.CachedInfo().Config
+	switch {
+	case full != "": // nothing more, and nothing less
+		limit = max(min(have.MaxBytes, total), 1)
+	case limit < total:
+		limit = max(have.MaxBytes, total)
+	}
+	if takes != nil { // who publishes while the stream changes has an answer
+		s.mu.Lock()
+		s.takes, s.why = takes, why
+		s.mu.Unlock()
+	}
+	if have.MaxBytes != limit || !slices.Equal(slices.Sorted(slices.Values(have.Subjects)), slices.Sorted(slices.Values(want))) {
+		cfg := have
+		cfg.MaxBytes, cfg.Subjects = limit, want
+		if _, err := s.js.UpdateStream(ctx, cfg); err != nil {
+			return fmt.Errorf("bound the frame queue: %w", err)
+		}
+	}
+	s.tellFull(ctx, full)
+	s.mu.Lock()
+	s.takes, s.why = takes, why
+	s.mu.Unlock()
+	return nil
+}
+
+// use estimates the bytes of each detector's waiting frames: the broker knows how
+// many there are, and we how large they were.
+func (s *Steward) use(ctx context.Context, st jetstream.Stream) (map[string]int64, error) {
+	info, err := st.Info(ctx, jetstream.WithSubjectFilter(s.cfg.Frames("*", "*")))
+	if err != nil {
+		return nil, err
+	}
+	mean := float64(info.State.Bytes) / float64(max(info.State.Msgs, 1))
+	sum, use := 0.0, map[string]float64{}
+	s.mu.Lock()
+	for subject, n := range info.State.Subjects {
+		size := mean
+		if f := s.flows[subject]; f != nil && f.size > 0 {
+			size = f.size
+		}
+		detector, _, _ := strings.Cut(strings.TrimPrefix(subject, s.cfg.prefix()+".frames."), ".")
+		use[detector] += size * float64(n)
+		sum += size * float64(n)
+	}
+	s.mu.Unlock()
+	out := map[string]int64{}
+	for d, n := range use {
+		out[d] = int64(n * float64(info.State.Bytes) / max(sum, 1))
+	}
+	return out, nil
+}
+
+// tellCut tells of detectors that are refused from now on, or no longer.
+func (s *Steward) tellCut(ctx context.Context, cut map[string]bool) {
+	for d := range cut {
+		if !s.cut[d] {
+			s.log.Warn().Str("detector", d).Msg("its frames fill more than its share of the queue: its cameras are refused until they are fewer")
+			s.tell(ctx, d, NoCamera, LostShare, "its waiting frames fill more than its share of the frame queue: its cameras are refused until they are fewer")
+		}
+	}
+	for d := range s.cut {
+		if !cut[d] {
+			s.log.Info().Str("detector", d).Msg("its frames are taken again")
+			s.tell(ctx, d, NoCamera, LostOver, "its frames are taken again")
+		}
+	}
+}
+
+// tellFull tells that no frames are taken from now on, or that they are again.
+func (s *Steward) tellFull(ctx context.Context, full string) {
+	switch {
+	case full != "" && s.full == "":
+		s.log.Error().Str("why", full).Msg("no more frames are taken")
+		s.tell(ctx, NoCamera, NoCamera, LostDisk, full)
+	case full == "" && s.full != "":
+		s.log.Info().Msg("frames are taken again")
+		s.tell(ctx, NoCamera, NoCamera, LostOver, "frames are taken again")
+	}
+	s.full = full
+}
+
+func (s *Steward) tell(ctx context.Context, detector, camera, code, reason string) {
+	m, err := notice(KindLost, detector, camera, "", code, reason, time.Now().UTC().Format(time.RFC3339Nano)).Message(s.cfg.Names)
+	if err == nil {
+		step, cancel := context.WithTimeout(ctx, publishWait)
+		defer cancel()
+		_, err = s.js.PublishMsg(step, m)
+	}
+	if err != nil && ctx.Err() == nil {
+		s.log.Warn().Err(err).Str("detector", detector).Str("code", code).Msg("event not stored")
+	}
+}
+
+// lostEvery is how often a subject's lost frames are told, at most.
+const lostEvery = time.Minute
+
+// report counts what was lost since the last report, tells it and writes it down.
+func (s *Steward) report(ctx context.Context) {
+	var all []Lost
+	s.mu.Lock()
+	for subject, f := range s.flows {
+		// What was seen a second ago and is not stored now never will be. Who got
+		// an answer knows.
+		if gone := int64(f.before) - int64(f.stored); f.code != LostBadTopic && f.quiet > 0 && gone > int64(f.lost) {
+			f.lost = min(uint64(gone), f.quiet)
+			f.code = LostNotStored
+		}
+		f.before = f.seen
+		if f.lost > 0 {
+			all = append(all, Lost{Subject: subject, Code: f.code, Frames: f.lost, Last: f.last.UTC()})
+		}
+	}
+	s.mu.Unlock()
+	slices.SortFunc(all, func(a, b Lost) int { return b.Last.Compare(a.Last) })
+	all = all[:min(len(all), 100)]
+	changed := false
+	for _, l := range all {
+		was := s.told[l.Subject]
+		if was.count == l.Frames || time.Since(was.at) < lostEvery {
+			continue
+		}
+		changed = true
+		s.told[l.Subject] = told{l.Frames, time.Now()}
+		detector, camera := s.whose(l.Subject)
+		reason := fmt.Sprintf("%d frames published on %s are not stored", l.Frames, l.Subject)
+		if l.Code == LostBadTopic {
+			reason += ": frames go to " + s.cfg.Frames("<detector>", "<camera>") + ", over MQTT " + strings.ReplaceAll(s.cfg.Frames("<detector>", "<camera>"), ".", "/")
+		} else {
+			reason += ": there was no room, and MQTT and plain NATS clients are not told"
+		}
+		s.log.Warn().Str("subject", l.Subject).Uint64("frames", l.Frames).Str("code", l.Code).Msg("frames were published and not stored")
+		s.tell(ctx, detector, camera, l.Code, reason)
+	}
+	if !changed {
+		return
+	}
+	if kv, err := s.js.KeyValue(ctx, s.cfg.WorkBucket()); err == nil {
+		if b, err := json.Marshal(all); err == nil {
+			_, _ = kv.Put(ctx, lostKey, b)
+		}
+	}
+}
+
+const lostKey = "lost"
+
+// whose names who may have published on a subject, in tokens that are valid.
+func (s *Steward) whose(subject string) (detector, camera string) {
+	parts := strings.Split(strings.TrimPrefix(subject, "/."), ".")
+	detector, camera = NoCamera, NoCamera
+	if len(parts) > 2 {
+		detector = safeToken(parts[2])
+	}
+	if len(parts) > 3 {
+		camera = safeToken(parts[3])
+	}
+	return detector, camera
+}
+
+// LostFrames returns what was published and not stored since the broker started,
+// as its [Steward] has counted it, newest first. There may be none that counts.
+func LostFrames(ctx context.Context, js jetstream.JetStream, n Names) ([]Lost, error) {
+	kv, err := js.KeyValue(ctx, n.WorkBucket())
+	if errors.Is(err, jetstream.ErrBucketNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look for lost frames: %w", err)
+	}
+	e, err := kv.Get(ctx, lostKey)
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look for lost frames: %w", err)
+	}
+	var all []Lost
+	if err := json.Unmarshal(e.Value(), &all); err != nil {
+		return nil, nil // somebody else's writing
+	}
+	return all, nil
+}

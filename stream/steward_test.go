@@ -1,0 +1,206 @@
+package stream_test
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/stream"
+)
+
+func (r *rig) steward(cfg stream.StewardConfig) {
+	r.t.Helper()
+	cfg.Names = r.names
+	s, err := stream.NewSteward(cfg, r.connect(), testLog(r.t))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	brokertest.Run(r.t, "steward", s.Run)
+}
+
+// flood publishes frames until the broker refuses, and returns how many it took.
+func (r *rig) flood(detector string, size, most int) (taken int, err error) {
+	r.t.Helper()
+	for i := range most {
+		m := nats.NewMsg(r.names.Frames(detector, fmt.Sprint("c", i%3)))
+		m.Data = append(image(0.1), make([]byte, size)...)
+		if _, err := r.js.PublishMsg(r.t.Context(), m, jetstream.WithRetryAttempts(0)); err != nil {
+			return i, err
+		}
+	}
+	return most, nil
+}
+
+func TestAFloodLeavesOthersTheirShareOfTheQueue(t *testing.T) {
+	for _, flooder := range []string{"bolts", "blots"} { // a detector, and a misspelt one
+		t.Run(flooder, func(t *testing.T) {
+			const queue = 8 << 20
+			r := newRig(t, stream.Topology{FramesMaxBytes: queue})
+			for _, d := range []string{"bolts", "nuts"} {
+				r.detector(stream.Detector{Name: d})
+			}
+			r.steward(stream.StewardConfig{FramesMaxBytes: queue})
+			taken, err := r.flood(flooder, 100<<10, 1000)
+			if !stream.IsQueueFull(err) {
+				t.Errorf("%d taken, then %v", taken, err)
+			}
+			// The others go on, for as much as is theirs.
+			in := 0
+			eventually(t, "the others have their share", func() bool {
+				n, err := r.flood("nuts", 50<<10, 1)
+				if err != nil && !stream.IsQueueFull(err) {
+					t.Fatal(err)
+				}
+				in += n
+				return in == 40
+			})
+			if n, err := r.flood(flooder, 10, 1); !stream.IsQueueFull(err) {
+				t.Errorf("%d more frames of the flood are taken, %v", n, err)
+			}
+			// One that was on its way when the answer became no may be stored all the same.
+			if got := r.waiting(); got < uint64(taken+in) || got > uint64(taken+in+2) {
+				t.Errorf("%d frames wait, %d were acknowledged", got, taken+in)
+			}
+			// What was acknowledged is scored, and then the flooder is welcome again.
+			for _, d := range []string{"bolts", "blots", "nuts"} {
+				r.release(d, fake{Name: d})
+			}
+			w, _ := r.worker(stream.WorkerConfig{}, loadFake)
+			eventually(t, "all are scored", func() bool { return r.waiting() == 0 && w.Stats().Scored >= uint64(taken+in) })
+			eventually(t, "its frames are taken again", func() bool { _, err := r.flood(flooder, 10, 1); return err == nil })
+			s, err := r.js.Stream(t.Context(), r.names.FramesStream())
+			if err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "the queue is as it was", func() bool {
+				i, err := s.Info(t.Context())
+				return err == nil && i.Config.MaxBytes == queue && i.Config.Subjects[0] == r.names.Frames("*", "*")
+			})
+			if flooder == "bolts" {
+				if e := r.eventsOf(stream.KindLost); len(e) < 2 || e[0].Code != stream.LostShare || e[0].Detector != flooder || e[len(e)-1].Code != stream.LostOver {
+					t.Errorf("%+v", e)
+				}
+			}
+		})
+	}
+}
+
+// TestNothingIsLostWhileSharesChange publishes for one detector while another one
+// is cut and let in again.
+func TestNothingIsLostWhileSharesChange(t *testing.T) {
+	const queue = 4 << 20
+	r := newRig(t, stream.Topology{FramesMaxBytes: queue})
+	for _, d := range []string{"bolts", "nuts"} {
+		r.release(d, fake{Name: d})
+	}
+	r.steward(stream.StewardConfig{FramesMaxBytes: queue, Every: 20 * time.Millisecond})
+	w, _ := r.worker(stream.WorkerConfig{Detectors: []string{"nuts"}}, loadFake)
+	done := make(chan error, 1)
+	go func() {
+		for range 3 {
+			if _, err := r.flood("bolts", 100<<10, 1000); !stream.IsQueueFull(err) {
+				done <- err
+				return
+			}
+			s, err := r.js.Stream(t.Context(), r.names.FramesStream())
+			if err == nil {
+				err = s.Purge(t.Context(), jetstream.WithPurgeSubject(r.names.Frames("bolts", "*")))
+			}
+			if err != nil {
+				done <- err
+				return
+			}
+		}
+		done <- nil
+	}()
+	sent := uint64(0)
+	for over := false; !over; {
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+			over = true
+		default:
+		}
+		m, err := stream.Frame{Detector: "nuts", Camera: "left", ID: fmt.Sprint("f", sent), Image: image(0.1)}.Message(r.names)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.js.PublishMsg(t.Context(), m); err == nil {
+			sent++
+		} else if !stream.IsQueueFull(err) {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "all that was acknowledged is scored", func() bool { return w.Stats().Scored == sent })
+	if st := w.Stats(); st.Scored != sent {
+		t.Errorf("%d frames were acknowledged, %+v", sent, st)
+	}
+}
+
+func TestWhatIsPublishedAndNotStoredIsCountedAndTold(t *testing.T) {
+	r := newRig(t, stream.Topology{FramesMaxBytes: 1 << 20})
+	r.detector(stream.Detector{Name: "bolts"})
+	r.steward(stream.StewardConfig{FramesMaxBytes: 1 << 20})
+	eventually(t, "the steward hears", func() bool {
+		_, err := r.js.Publish(t.Context(), "nearmiss.frames.bolts.line1.top", nil)
+		var api *jetstream.APIError
+		return errors.As(err, &api) && api.Code == 404
+	})
+	for range 12 { // no answer is asked for, as from MQTT
+		if err := r.nc.Publish("nearmiss.frames.bolts.line1", make([]byte, 150_000)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, subject := range []string{"nearmiss.frames.bolts", "/.nearmiss.frames.bolts.line1", "Nearmiss.frames.bolts.line1", "nearmiss.frame.bolts.line1", "nearmiss.frames.bolts.line1./"} {
+		if err := r.nc.Publish(subject, []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var lost map[string]stream.Lost
+	eventually(t, "all is counted", func() bool {
+		all, err := stream.LostFrames(t.Context(), r.js, r.names)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lost = map[string]stream.Lost{}
+		for _, l := range all {
+			lost[l.Subject] = l
+		}
+		return len(lost) >= 7
+	})
+	if l := lost["nearmiss.frames.bolts.line1"]; l.Code != stream.LostNotStored || l.Frames+r.waiting() != 12 || l.Frames == 0 {
+		t.Errorf("%+v, %d wait", l, r.waiting())
+	}
+	for _, s := range []string{"nearmiss.frames.bolts", "/.nearmiss.frames.bolts.line1", "Nearmiss.frames.bolts.line1", "nearmiss.frame.bolts.line1", "nearmiss.frames.bolts.line1./", "nearmiss.frames.bolts.line1.top"} {
+		if lost[s].Code != stream.LostBadTopic || lost[s].Frames == 0 {
+			t.Errorf("%s: %+v", s, lost[s])
+		}
+	}
+	eventually(t, "it is told", func() bool { return len(r.eventsOf(stream.KindLost)) >= 7 })
+}
+
+func TestAFullDiskRefusesFramesAndLetsThemInAgain(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	full := make(chan string, 1)
+	full <- ""
+	state := func() string { s := <-full; full <- s; return s }
+	set := func(s string) { <-full; full <- s }
+	r.steward(stream.StewardConfig{Full: state})
+	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "before", Image: image(0.1)})
+	set("the disk is full")
+	eventually(t, "frames are refused", func() bool { _, err := r.flood("bolts", 10, 1); return stream.IsQueueFull(err) })
+	eventually(t, "it is told", func() bool { e := r.eventsOf(stream.KindLost); return len(e) == 1 && e[0].Code == stream.LostDisk })
+	kept := r.waiting()
+	set("")
+	eventually(t, "frames are taken again", func() bool { _, err := r.flood("bolts", 10, 1); return err == nil })
+	if n := r.waiting(); n != kept+1 {
+		t.Errorf("%d frames wait, want %d", n, kept+1)
+	}
+}
