@@ -335,6 +335,9 @@ func (s *Steward) look(ctx context.Context) error {
 	case limit < total:
 		limit = max(have.MaxBytes, total)
 	}
+	if takes == nil && full != "" {
+		takes = map[string]bool{} // a full disk may not take the new limit either
+	}
 	if takes != nil { // who publishes while the stream changes has an answer
 		s.mu.Lock()
 		s.takes, s.why = takes, why

@@ -45,7 +45,39 @@ type Topology struct {
 	EvidenceMaxBytes int64
 	// Replicas of everything, for a cluster of brokers. Default 1.
 	Replicas int
+
+	scale float64 // of the limits that have no field; 0: as they are
 }
+
+// Fit makes the limits smaller, all by the same factor, where together they are
+// more than three quarters of what the broker's store may take: the server would
+// refuse them. It returns the factor, 1 where nothing had to be changed.
+func (t Topology) Fit(store int64) (Topology, float64) {
+	t = t.withDefaults()
+	sum := t.FramesMaxBytes + t.EventsMaxBytes + t.DeadMaxBytes + feedbackMaxBytes + trainingMaxBytes
+	factor := 0.75 * float64(store) / float64(sum)
+	if store <= 0 || factor >= 1 {
+		return t, 1
+	}
+	for _, v := range []*int64{&t.FramesMaxBytes, &t.EventsMaxBytes, &t.DeadMaxBytes} {
+		*v = max(int64(float64(*v)*factor), 1<<20)
+	}
+	t.scale = factor
+	return t, factor
+}
+
+// scaled is a limit that has no field.
+func (t Topology) scaled(n int64) int64 {
+	if t.scale == 0 {
+		return n
+	}
+	return max(int64(float64(n)*t.scale), 1<<20)
+}
+
+const (
+	feedbackMaxBytes = 256 << 20
+	trainingMaxBytes = 64 << 20
+)
 
 func (t Topology) withDefaults() Topology {
 	def := func(v *int64, d int64) {
@@ -106,7 +138,7 @@ func (t Topology) Streams() []jetstream.StreamConfig {
 			// this source never has anything.
 			// For who counts what is stored and what is not; see Steward.
 			RePublish: &jetstream.RePublish{Source: p + ".frames.*.*", Destination: p + ".stored.{{wildcard(1)}}.{{wildcard(2)}}", HeadersOnly: true},
-			Sources: []*jetstream.StreamSource{{Name: t.DeadStream(), FilterSubject: t.Dead("-")}},
+			Sources:   []*jetstream.StreamSource{{Name: t.DeadStream(), FilterSubject: t.Dead("-")}},
 		},
 		{
 			Name: t.EventsStream(), Description: "CloudEvents about frames, detectors and releases",
@@ -126,14 +158,14 @@ func (t Topology) Streams() []jetstream.StreamConfig {
 			Name: t.FeedbackStream(), Description: "what operators said of frames",
 			Subjects:  []string{p + ".feedback.*"},
 			Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardOld,
-			MaxBytes: 256 << 20, Duplicates: time.Hour,
+			MaxBytes: t.scaled(feedbackMaxBytes), Duplicates: time.Hour,
 			AllowDirect: true,
 		},
 		{
 			Name: t.TrainingStream(), Description: "training requests waiting for a trainer",
 			Subjects:  []string{p + ".train.*"},
 			Retention: jetstream.WorkQueuePolicy, Discard: jetstream.DiscardNew,
-			MaxMsgs: 10_000, MaxBytes: 64 << 20, Duplicates: time.Hour,
+			MaxMsgs: 10_000, MaxBytes: t.scaled(trainingMaxBytes), Duplicates: time.Hour,
 		},
 		{
 			Name: t.IncidentsStream(), Description: "alarms with a beginning and an end",

@@ -268,8 +268,12 @@ func (w *Worker) Run(ctx context.Context) error {
 	}()
 	hard := time.NewTimer(w.cfg.Drain)
 	defer hard.Stop()
+	lost := w.away(done)
 	select {
 	case <-done:
+	case <-lost:
+		kill() // nothing can be finished without a broker
+		<-done
 	case <-hard.C:
 		w.log.Warn().Dur("drain", w.cfg.Drain).Msg("frames under way did not finish in time: they go to another worker")
 		kill()
@@ -285,6 +289,25 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	w.log.Info().Uint64("scored", w.count.scored.Load()).Uint64("anomalies", w.count.anomalies.Load()).Msg("worker is down")
 	return nil
+}
+
+// away is closed when the broker has been away for two seconds before done is.
+func (w *Worker) away(done <-chan struct{}) <-chan struct{} {
+	lost := make(chan struct{})
+	go func() {
+		for n := 0; n < 20; {
+			select {
+			case <-done:
+				return
+			case <-time.After(100 * time.Millisecond):
+			}
+			if n++; w.nc.IsConnected() {
+				n = 0
+			}
+		}
+		close(lost)
+	}()
+	return lost
 }
 
 // evict keeps this machine's cache of releases from growing for ever.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -173,10 +174,33 @@ func withBroker(ctx context.Context, b *broker.Broker, conf config, o *output, f
 		}
 		step, done := context.WithTimeout(work, time.Minute)
 		defer done()
-		if err := stream.Ensure(step, js, conf.topology()); err != nil {
+		topology, factor := conf.topology().Fit(b.Limit())
+		if factor < 1 {
+			o.Log.Warn().Int64("store", b.Limit()).Int64("frames", topology.FramesMaxBytes).Int64("events", topology.EventsMaxBytes).
+				Msg("the store is smaller than all that may be kept: the limits are scaled to it; raise broker.max_store, or make room on its disk")
+		}
+		if err := stream.Ensure(step, js, topology); err != nil {
 			return err
 		}
 		go keepDurables(work, js, conf, o)
+		ears, err := connect("steward")
+		if err != nil {
+			return err
+		}
+		defer ears.Close()
+		steward, err := stream.NewSteward(stream.StewardConfig{Names: topology.Names, FramesMaxBytes: topology.FramesMaxBytes, Full: b.Full}, ears, o.Log)
+		if err != nil {
+			return err
+		}
+		var all sync.WaitGroup
+		defer all.Wait()
+		within, enough := context.WithCancel(work)
+		defer enough()
+		all.Go(func() {
+			if err := steward.Run(within); err != nil {
+				o.Log.Error().Err(err).Msg("nobody looks after the frame queue")
+			}
+		})
 		return f(work, connect)
 	}()
 	stop()

@@ -139,7 +139,7 @@ func (b *Broker) watchUsers(ctx context.Context, f access.File) {
 		}
 		o, err := b.serverOptions(next, now)
 		if err == nil {
-			err = b.srv.ReloadOptions(o)
+			err = b.srv.Load().ReloadOptions(o)
 		}
 		if err != nil {
 			b.log.Error().Err(err).Msg("the users' file cannot be used: what it said before stays in force")

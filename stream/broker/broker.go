@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -155,8 +156,14 @@ type Broker struct {
 	cfg   Config
 	log   zerolog.Logger
 	ready chan struct{}
-	own   *identity      // of this process, when there are users
-	srv   *server.Server // set before ready is closed
+	own   *identity                     // of this process, when there are users
+	srv   atomic.Pointer[server.Server] // set before ready is closed, and again when it has to be started again
+	limit int64                         // of the store, bytes; set before ready is closed
+	full  atomic.Pointer[string]        // why no more frames should be taken
+
+	// Overridden in tests.
+	free  func(dir string) (int64, error)
+	write func(path string) error
 }
 
 // New prepares a broker; Run starts it.
@@ -164,7 +171,7 @@ func New(cfg Config, log zerolog.Logger) (*Broker, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Broker{cfg: cfg.withDefaults(), log: log.With().Str("component", "broker").Logger(), ready: make(chan struct{})}, nil
+	return &Broker{cfg: cfg.withDefaults(), log: log.With().Str("component", "broker").Logger(), ready: make(chan struct{}), free: freeBytes, write: writeProbe}, nil
 }
 
 // startTimeout covers the recovery of a large store after a crash.
@@ -173,11 +180,14 @@ const startTimeout = 5 * time.Minute
 // Run serves until ctx ends, then shuts down in order: what was acknowledged is
 // on the disk. It can be called once.
 func (b *Broker) Run(ctx context.Context) error {
-	release, err := lockStore(b.cfg.StoreDir)
+	lock, err := lockStore(b.cfg.StoreDir)
 	if err != nil {
 		return err
 	}
-	defer release()
+	defer lock.release()
+	if err := b.bound(); err != nil {
+		return err
+	}
 	users, err := b.cfg.users()
 	if err != nil {
 		return err
@@ -190,6 +200,19 @@ func (b *Broker) Run(ctx context.Context) error {
 	if err := moveAccount(b.cfg.StoreDir, b.own != nil); err != nil {
 		return err
 	}
+	for {
+		if err := b.serve(ctx, lock, users); !errors.Is(err, errNoRoom) {
+			return err
+		}
+		b.log.Error().Msg("the disk is full and the server has given its store up: it starts again when there is room")
+		if err := b.waitForRoom(ctx, lock); err != nil || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// serve runs one server until ctx ends or it fails.
+func (b *Broker) serve(ctx context.Context, lock *storeLock, users access.File) error {
 	opts, err := b.serverOptions(users, time.Now())
 	if err != nil {
 		return err
@@ -202,8 +225,17 @@ func (b *Broker) Run(ctx context.Context) error {
 	srv.SetLoggerV2(natsLog{b.log, fatal}, false, false, false)
 	srv.Start()
 	defer func() {
-		srv.Shutdown()
-		srv.WaitForShutdown()
+		down := make(chan struct{})
+		go func() {
+			srv.Shutdown()
+			srv.WaitForShutdown()
+			close(down)
+		}()
+		select {
+		case <-down:
+		case <-time.After(shutdownTime): // its store is gone, or its disk does not answer
+			b.log.Error().Msg("the server does not end in time: it is left")
+		}
 	}()
 	for deadline := time.Now().Add(startTimeout); !srv.ReadyForConnections(100 * time.Millisecond); {
 		select {
@@ -221,13 +253,18 @@ func (b *Broker) Run(ctx context.Context) error {
 	if !srv.JetStreamEnabled() {
 		return fmt.Errorf("start broker with store %s: JetStream did not start (see the log)", b.cfg.StoreDir)
 	}
-	b.srv = srv
-	close(b.ready)
+	again := b.srv.Swap(srv) != nil
+	if !again {
+		b.pin(srv)
+		close(b.ready)
+	}
 	b.log.Info().Str("url", b.ClientURL()).Str("mqtt", b.MQTTAddr()).Str("websocket", b.WebSocketURL()).
 		Str("store", b.cfg.StoreDir).Msg("broker is up")
 	watching, enough := context.WithCancel(ctx)
 	defer enough()
 	go b.watchUsers(watching, users)
+	disk := make(chan error, 1)
+	go func() { disk <- b.watchDisk(watching, srv, lock) }()
 	stopped := make(chan struct{})
 	go func() {
 		srv.WaitForShutdown()
@@ -237,12 +274,37 @@ func (b *Broker) Run(ctx context.Context) error {
 	case <-ctx.Done():
 		srv.Shutdown()
 		<-stopped
+		enough()
+		<-disk
 		b.log.Info().Msg("broker is down")
 		return nil
 	case why := <-fatal:
 		return fmt.Errorf("broker with store %s gave up: %s", b.cfg.StoreDir, why)
+	case err := <-disk:
+		if err == nil { // ctx has ended
+			return nil
+		}
+		return fmt.Errorf("broker: %w", err)
 	case <-stopped:
 		return errors.New("broker stopped by itself (see the log)")
+	}
+}
+
+// shutdownTime is how long a server may take to end.
+const shutdownTime = 10 * time.Second
+
+// pin keeps the ports that the first server took, for those after it.
+func (b *Broker) pin(srv *server.Server) {
+	v, err := srv.Varz(nil)
+	if err != nil {
+		return
+	}
+	b.cfg.Port = v.Port
+	if b.cfg.MQTTPort != 0 {
+		b.cfg.MQTTPort = v.MQTT.Port
+	}
+	if b.cfg.WebSocketPort != 0 {
+		b.cfg.WebSocketPort = v.Websocket.Port
 	}
 }
 
@@ -252,7 +314,7 @@ func (b *Broker) options() (*server.Options, error) {
 		ServerName: c.Name, Host: c.Host, Port: c.Port,
 		Username: c.User, Password: c.Password, Authorization: c.Token,
 		JetStream: true, StoreDir: filepath.Clean(c.StoreDir),
-		JetStreamMaxStore: c.MaxStore, JetStreamMaxMemory: c.MaxMemory,
+		JetStreamMaxStore: b.limit, JetStreamMaxMemory: c.MaxMemory,
 		SyncAlways:            true, // an acknowledged frame survives a power cut
 		StreamMaxBufferedSize: maxBuffered,
 		MaxPayload:            c.MaxPayload, MaxPending: 256 << 20,
@@ -290,7 +352,7 @@ func (b *Broker) options() (*server.Options, error) {
 func (b *Broker) Ready() <-chan struct{} { return b.ready }
 
 // ClientURL is where NATS clients connect; call it after Ready.
-func (b *Broker) ClientURL() string { return b.srv.ClientURL() }
+func (b *Broker) ClientURL() string { return b.srv.Load().ClientURL() }
 
 // MQTTAddr is host and port of the MQTT listener, empty when it is closed; call
 // it after Ready.
@@ -298,7 +360,7 @@ func (b *Broker) MQTTAddr() string {
 	if b.cfg.MQTTPort == 0 {
 		return ""
 	}
-	v, err := b.srv.Varz(nil) // the port that was taken, when a free one was asked for
+	v, err := b.srv.Load().Varz(nil) // the port that was taken, when a free one was asked for
 	if err != nil {
 		return ""
 	}
@@ -311,7 +373,7 @@ func (b *Broker) WebSocketURL() string {
 	if b.cfg.WebSocketPort == 0 {
 		return ""
 	}
-	return b.srv.WebsocketURL()
+	return b.srv.Load().WebsocketURL()
 }
 
 // LocalURL is where clients of this process connect, with [Broker.Credentials];
@@ -325,10 +387,15 @@ func (b *Broker) LocalURL() string {
 func (b *Broker) Credentials() []nats.Option {
 	var local []nats.Option
 	if b.cfg.TLS.On() {
-		local = append(local, nats.InProcessServer(b.srv))
+		local = append(local, nats.InProcessServer(inProcess{b}))
 	}
 	return append(local, b.identification()...)
 }
+
+// inProcess connects to the server that runs at the time.
+type inProcess struct{ b *Broker }
+
+func (p inProcess) InProcessConn() (net.Conn, error) { return p.b.srv.Load().InProcessConn() }
 
 func (b *Broker) identification() []nats.Option {
 	switch {

@@ -2,5 +2,10 @@
 
 package broker
 
-// lockStore does nothing where there is no flock.
-func lockStore(string) (release func(), err error) { return func() {}, nil }
+// storeLock does nothing where there is no flock.
+type storeLock struct{}
+
+func lockStore(string) (*storeLock, error) { return &storeLock{}, nil }
+func (*storeLock) release()                {}
+func (*storeLock) intact() error           { return nil }
+func isFull(error) bool                    { return false }

@@ -1,0 +1,142 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+)
+
+// The server takes a full disk badly: it disables its store until it is started
+// again. So the limit is what the disk has room for, frames are refused before it
+// is reached, and should the disk be full all the same, for others write to it,
+// the server is started again when there is room.
+
+// errNoRoom: the server has given its store up.
+var errNoRoom = errors.New("the disk is full")
+
+// diskEvery is how often the disk and the folder are looked at.
+const diskEvery = time.Second
+
+// leastStore is the smallest store that is worth a start, in bytes.
+const leastStore = 32 << 20
+
+// bound sets the store's limit to what the configuration says or, if that is less,
+// to nine tenths of what the disk has room for.
+func (b *Broker) bound() error {
+	free, err := b.free(b.cfg.StoreDir)
+	if err != nil {
+		return fmt.Errorf("start broker with store %s: find out how much room there is: %w", b.cfg.StoreDir, err)
+	}
+	used := int64(0)
+	_ = filepath.WalkDir(b.cfg.StoreDir, func(_ string, e fs.DirEntry, err error) error {
+		if err == nil && e.Type().IsRegular() {
+			if i, err := e.Info(); err == nil {
+				used += i.Size()
+			}
+		}
+		return nil
+	})
+	b.limit = min(b.cfg.MaxStore, (used+free)/10*9)
+	if b.limit < leastStore {
+		return fmt.Errorf("start broker with store %s: its disk has room for %d MiB, at least %d are needed: make room, or choose another folder", b.cfg.StoreDir, b.limit>>20, leastStore>>20)
+	}
+	if b.limit < b.cfg.MaxStore {
+		b.log.Warn().Int64("limit", b.limit).Int64("max_store", b.cfg.MaxStore).Msg("the disk has less room than the store may take: the limit is nine tenths of what there is")
+	}
+	return nil
+}
+
+// Limit is what the store may take, in bytes; call it after Ready.
+func (b *Broker) Limit() int64 { return b.limit }
+
+// Full says in a sentence why no more frames should be taken, or nothing.
+func (b *Broker) Full() string {
+	if s := b.full.Load(); s != nil {
+		return *s
+	}
+	return ""
+}
+
+// watchDisk looks after the disk and the folder until ctx ends, or something is so
+// wrong that the server cannot go on.
+func (b *Broker) watchDisk(ctx context.Context, srv *server.Server, lock *storeLock) error {
+	low := min(b.limit/10, 1<<30)
+	tick := time.NewTicker(diskEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if err := b.intact(lock); err != nil {
+			return err
+		}
+		if !srv.JetStreamEnabled() {
+			return errNoRoom
+		}
+		free, err := b.free(b.cfg.StoreDir)
+		if err != nil {
+			continue
+		}
+		used := int64(0)
+		if v, err := srv.Jsz(nil); err == nil {
+			used = int64(v.Store)
+		}
+		was, why := b.Full(), ""
+		switch {
+		case free < low, was != "" && free < low+low/2:
+			why = fmt.Sprintf("the disk of %s has %d MiB left: make room, and frames are taken again", b.cfg.StoreDir, free>>20)
+		case used > b.limit/10*9, was != "" && used > b.limit/20*17:
+			why = fmt.Sprintf("the store in %s holds %d MiB of at most %d (broker.max_store): raise it, or remove what is not needed", b.cfg.StoreDir, used>>20, b.limit>>20)
+		}
+		if (was == "") != (why == "") {
+			b.log.Warn().Str("full", why).Int64("free", free).Int64("used", used).Int64("limit", b.limit).Msg("room on the disk")
+		}
+		b.full.Store(&why)
+	}
+}
+
+// waitForRoom waits until there is twice as much room as is too little.
+func (b *Broker) waitForRoom(ctx context.Context, lock *storeLock) error {
+	why := fmt.Sprintf("the disk of %s is full", b.cfg.StoreDir)
+	b.full.Store(&why)
+	for ctx.Err() == nil {
+		if err := b.intact(lock); err != nil && !isFull(err) {
+			return err
+		}
+		if free, err := b.free(b.cfg.StoreDir); err == nil && free > min(b.limit/5, 2<<30) {
+			b.log.Info().Int64("free", free).Msg("there is room on the disk: the broker starts again")
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(diskEvery):
+		}
+	}
+	return nil
+}
+
+// intact says whether the store's folder is still the one that was locked, and can
+// be written.
+func (b *Broker) intact(lock *storeLock) error {
+	if err := lock.intact(); err != nil {
+		return fmt.Errorf("the store %s is gone or another one: put it back and start again: %w", b.cfg.StoreDir, err)
+	}
+	probe := filepath.Join(b.cfg.StoreDir, ".writable")
+	err := b.write(probe)
+	if err != nil && !isFull(err) {
+		return fmt.Errorf("the store %s cannot be written: make it writable and start again: %w", b.cfg.StoreDir, err)
+	}
+	return nil
+}
+
+func writeProbe(path string) error {
+	return errors.Join(os.WriteFile(path, []byte("x"), 0o600), os.Remove(path))
+}

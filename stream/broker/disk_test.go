@@ -1,0 +1,168 @@
+package broker
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/rs/zerolog"
+)
+
+// started runs a broker; ended has what Run returned.
+func started(t *testing.T, cfg Config, prepare func(*Broker)) (b *Broker, ended <-chan error) {
+	t.Helper()
+	cfg.Port = -1
+	b, err := New(cfg, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if prepare != nil {
+		prepare(b)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 2)
+	go func() {
+		err := b.Run(ctx)
+		done <- err
+		done <- err
+	}()
+	t.Cleanup(func() { cancel(); <-done })
+	select {
+	case <-b.Ready():
+	case err := <-done:
+		t.Fatal(err)
+	}
+	return b, done
+}
+
+func TestAStoreThatIsLostEndsTheBroker(t *testing.T) {
+	for name, c := range map[string]struct {
+		lose func(t *testing.T, b *Broker, ro *atomic.Bool)
+		want string
+	}{
+		"removed": {func(t *testing.T, b *Broker, _ *atomic.Bool) {
+			if err := os.RemoveAll(b.cfg.StoreDir); err != nil {
+				t.Fatal(err)
+			}
+		}, "gone"},
+		"another folder in its place": {func(t *testing.T, b *Broker, _ *atomic.Bool) {
+			if err := os.Rename(b.cfg.StoreDir, b.cfg.StoreDir+".old"); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Mkdir(b.cfg.StoreDir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}, "gone"},
+		"read-only": {func(_ *testing.T, _ *Broker, ro *atomic.Bool) { ro.Store(true) }, "cannot be written"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var ro atomic.Bool
+			b, ended := started(t, Config{StoreDir: filepath.Join(t.TempDir(), "store")}, func(b *Broker) {
+				b.write = func(path string) error {
+					if ro.Load() {
+						return syscall.EROFS
+					}
+					return writeProbe(path)
+				}
+			})
+			begin := time.Now()
+			c.lose(t, b, &ro)
+			select {
+			case err := <-ended:
+				if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), b.cfg.StoreDir) {
+					t.Errorf("%v", err)
+				}
+			case <-time.After(20 * time.Second):
+				t.Fatal("the broker goes on")
+			}
+			if d := time.Since(begin); d > 5*time.Second {
+				t.Errorf("it took %v", d)
+			}
+		})
+	}
+}
+
+func TestTheLimitIsWhatTheDiskHasRoomFor(t *testing.T) {
+	var free atomic.Int64
+	free.Store(150 << 20)
+	b, _ := started(t, Config{StoreDir: t.TempDir()}, func(b *Broker) {
+		b.free = func(string) (int64, error) { return free.Load(), nil }
+	})
+	if l := b.Limit(); l < 130<<20 || l > 136<<20 {
+		t.Errorf("limit of %d MiB on a disk of 150", l>>20)
+	}
+	wait := func(what string, ok func() bool) {
+		t.Helper()
+		for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("waited in vain until %s: %q", what, b.Full())
+			}
+		}
+	}
+	free.Store(10 << 20)
+	wait("frames are to be refused", func() bool { return strings.Contains(b.Full(), "make room") })
+	free.Store(100 << 20)
+	wait("frames may come again", func() bool { return b.Full() == "" })
+
+	free.Store(20 << 20)
+	small, err := New(Config{StoreDir: t.TempDir(), Port: -1}, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	small.free = b.free
+	if err := small.Run(context.Background()); err == nil || !strings.Contains(err.Error(), "make room") {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestAServerThatGaveItsStoreUpStartsAgain: a full disk has the server disable its
+// store until it is started again.
+func TestAServerThatGaveItsStoreUpStartsAgain(t *testing.T) {
+	var free atomic.Int64
+	free.Store(150 << 20)
+	b, _ := started(t, Config{StoreDir: t.TempDir()}, func(b *Broker) {
+		b.free = func(string) (int64, error) { return free.Load(), nil }
+	})
+	url := b.ClientURL()
+	nc, err := nats.Connect(url, nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := nc.JetStream()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.AddStream(&nats.StreamConfig{Name: "S", Subjects: []string{"s"}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.Publish("s", []byte("before")); err != nil {
+		t.Fatal(err)
+	}
+	free.Store(1 << 20)
+	if err := b.srv.Load().DisableJetStream(); err != nil {
+		t.Fatal(err)
+	}
+	old := b.srv.Load()
+	time.Sleep(3 * diskEvery / 2)
+	free.Store(100 << 20)
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if _, err := js.Publish("s", []byte("after"), nats.MsgId("a")); err == nil {
+			break
+		} else if time.Now().After(end) {
+			t.Fatal(err)
+		}
+	}
+	if b.ClientURL() != url || b.srv.Load() == old {
+		t.Errorf("%s, was %s", b.ClientURL(), url)
+	}
+	if i, err := js.StreamInfo("S"); err != nil || i.State.Msgs != 2 {
+		t.Errorf("%+v, %v", i, err)
+	}
+}
