@@ -25,6 +25,10 @@ type source interface {
 // timm's so400m and so150m.
 var widths = map[int]int{1152: 16, 1280: 16, 1408: 16, 1664: 16, 880: 16, 896: 14}
 
+// usualWidths are those of published ViTs whose heads are 64 wide, and of small
+// ones for trials.
+var usualWidths = []int{64, 128, 192, 256, 384, 512, 768, 1024, 1536}
+
 // heads tells the number of attention heads, which no tensor's shape does.
 func heads(m *Model, side sidecar, o LoadOptions) (int, error) {
 	d := m.Spec.Dim
@@ -38,9 +42,9 @@ func heads(m *Model, side sidecar, o LoadOptions) (int, error) {
 		n, m.HeadsFrom = side.config.Heads, "as config.json beside the weights says"
 	case widths[d] > 0:
 		n, m.HeadsFrom = widths[d], "as in the published networks of this width"
-	case d%64 == 0 && (d <= 1024 || d == 1536 || d == 4096 && m.Spec.Rope == 0):
+	case slices.Contains(usualWidths, d):
 		n, m.HeadsFrom = d/64, "of 64 each, as in the published networks of this width; say otherwise with --heads"
-	case d == 4096: // DINOv3-7B
+	case d == 4096 && m.Spec.Rope > 0: // DINOv3-7B
 		n, m.HeadsFrom = 32, "as in DINOv3-7B"
 	default:
 		return 0, architectureError("%d dimensions may have any number of attention heads, which the tensors do not tell: give it with --heads", d)
