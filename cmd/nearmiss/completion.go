@@ -134,7 +134,7 @@ func complete(w io.Writer, app *kong.Application, words []string) {
 			}
 		case strings.HasSuffix(v.Tag.Type, "dir"):
 			fmt.Fprintln(w, completeFolders)
-		case strings.HasSuffix(v.Tag.Type, "file"), strings.HasSuffix(v.Tag.Type, "path"):
+		case strings.HasSuffix(v.Tag.Type, "file"), strings.HasSuffix(v.Tag.Type, "path"), v.Tag.Type == "backbone":
 			fmt.Fprintln(w, completeFiles)
 		}
 	}

@@ -79,8 +79,13 @@ func (m *Map) Overlay(frame *imaging.Image, regions []Region, side int) (*imagin
 		box := image.Rect(
 			int(math.Floor(float64(r.X)/sx)), int(math.Floor(float64(r.Y)/sy)),
 			int(math.Ceil(float64(r.X+r.Width)/sx)), int(math.Ceil(float64(r.Y+r.Height)/sy)))
-		frameBox(out, box.Inset(-2*thick), thick, [3]uint8{0, 0, 0})
-		frameBox(out, box.Inset(-thick), thick, boxColour)
+		dash := 0
+		if r.Faint { // the hottest place of an image that has none: no finding
+			dash = 4 * thick
+		} else {
+			frameBox(out, box.Inset(-2*thick), thick, 0, [3]uint8{0, 0, 0})
+		}
+		frameBox(out, box.Inset(-thick), thick, dash, boxColour)
 	}
 	return out, nil
 }
@@ -148,14 +153,18 @@ func fit(w, h, side int) (int, int) {
 	return max(1, w*side/long), max(1, h*side/long)
 }
 
-// frameBox draws the border of a box, thick pixels inwards.
-func frameBox(img *imaging.Image, box image.Rectangle, thick int, c [3]uint8) {
+// frameBox draws the border of a box, thick pixels inwards, with dashes of so many
+// pixels, or whole.
+func frameBox(img *imaging.Image, box image.Rectangle, thick, dash int, c [3]uint8) {
 	inner := box.Inset(thick)
 	clipped := box.Intersect(image.Rect(0, 0, img.Width, img.Height))
 	for y := clipped.Min.Y; y < clipped.Max.Y; y++ {
 		for x := clipped.Min.X; x < clipped.Max.X; x++ {
 			if (image.Point{X: x, Y: y}).In(inner) {
 				x = inner.Max.X - 1
+				continue
+			}
+			if dash > 0 && (x-box.Min.X+y-box.Min.Y)/dash%2 == 1 {
 				continue
 			}
 			img.SetRGB(x, y, c[0], c[1], c[2])

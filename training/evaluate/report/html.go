@@ -8,7 +8,8 @@ import (
 	"fmt"
 	"html/template"
 	"io"
-	"math"
+	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -89,11 +90,11 @@ type resultView struct {
 }
 
 type curveView struct {
-	Name      string
-	ROC, Hist template.HTML
-	Misses    []thumbView
-	Alarms    []thumbView
-	Said      string
+	Name   string
+	Plots  []template.HTML
+	Misses []thumbView
+	Alarms []thumbView
+	Said   string
 }
 
 type nearView struct{ Normal, Anomaly, AUROC, Closeness string }
@@ -246,7 +247,7 @@ func (p Page) result(ctx context.Context, r evaluate.Result) (resultView, error)
 			continue
 		}
 		c := curveView{
-			Name: run.Normal, ROC: rocSVG(run), Hist: histogramSVG(normal, anomalous),
+			Name: run.Normal, Plots: []template.HTML{rocSVG(run), precisionSVG(run), histogramSVG(normal, anomalous)},
 			Said: fmt.Sprintf("learnt from %d images, tested on %d normal and %d anomalous ones; AUROC %.2f %%",
 				run.Train, len(normal), len(anomalous), 100*evaluate.AUROC(normal, anomalous)),
 		}
@@ -276,7 +277,7 @@ func (p Page) result(ctx context.Context, r evaluate.Result) (resultView, error)
 }
 
 func (p Page) thumbOf(s evaluate.Scored) thumbView {
-	t := thumbView{Caption: fmt.Sprintf("%s %.4g", s.Item.Label, s.Score), Alt: s.Item.Name}
+	t := thumbView{Caption: fmt.Sprintf("%s, %.4g: %s", s.Item.Label, s.Score, path.Base(filepath.ToSlash(s.Item.Name))), Alt: s.Item.Name}
 	if img, err := decodeItem(s.Item); err == nil {
 		if src, err := thumb(img, p.Thumb); err == nil {
 			t.Src = src
@@ -304,118 +305,4 @@ func thumb(m *imaging.Image, side int) (template.URL, error) {
 	}
 	// Base64 of bytes that this function made is a safe URL.
 	return template.URL("data:image/jpeg;base64," + base64.StdEncoding.EncodeToString(b)), nil
-}
-
-// The curves' colours, one for each kind of anomaly, distinct for the colour-
-// blind (Okabe and Ito).
-var colours = []string{"#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"}
-
-// rocSVG draws the run's curve, and one for each label when there are several.
-func rocSVG(run evaluate.Run) template.HTML {
-	const size, pad = 260.0, 34.0
-	var labels []string
-	for _, s := range run.Scored {
-		if s.Anomalous && !slices.Contains(labels, s.Item.Label) {
-			labels = append(labels, s.Item.Label)
-		}
-	}
-	slices.Sort(labels)
-	if len(labels) == 1 || len(labels) >= len(colours) {
-		labels = nil
-	}
-	var b strings.Builder
-	fmt.Fprintf(&b, `<svg viewBox="0 0 %g %g" role="img" aria-label="receiver operating characteristic">`, size+2*pad, size+2*pad+14*float64(1+len(labels)))
-	axes(&b, size, pad, "false alarms", "found")
-	fmt.Fprintf(&b, `<line x1="%g" y1="%g" x2="%g" y2="%g" stroke="#ccc"/>`, pad, pad+size, pad+size, pad)
-	draw := func(i int, label, name string, width float64) {
-		normal, anomalous := run.Split(label)
-		roc := thin(evaluate.ROC(normal, anomalous), 400)
-		var points strings.Builder
-		for _, p := range roc {
-			fmt.Fprintf(&points, "%.1f,%.1f ", pad+p.FPR*size, pad+(1-p.TPR)*size)
-		}
-		c := colours[i%len(colours)]
-		fmt.Fprintf(&b, `<polyline fill="none" stroke="%s" stroke-width="%g" points="%s"/>`, c, width, points.String())
-		y := 2*pad + size + 14*float64(i) + 6
-		fmt.Fprintf(&b, `<line x1="%g" x2="%g" y1="%g" y2="%g" stroke="%s" stroke-width="%g"/><text x="%g" y="%g">%s %.1f %%</text>`,
-			pad, pad+20, y-4, y-4, c, width, pad+26, y, template.HTMLEscapeString(name), 100*evaluate.AUROC(normal, anomalous))
-	}
-	name := "all anomalies"
-	draw(0, "", name, 2.2)
-	for i, l := range labels {
-		draw(i+1, l, l, 1.2)
-	}
-	b.WriteString(`</svg>`)
-	return template.HTML(b.String())
-}
-
-// thin drops points of long curves, keeping the ends.
-func thin(p []evaluate.Point, most int) []evaluate.Point {
-	if len(p) <= most {
-		return p
-	}
-	out := make([]evaluate.Point, 0, most)
-	for i := range most {
-		out = append(out, p[i*(len(p)-1)/(most-1)])
-	}
-	return out
-}
-
-func axes(b *strings.Builder, size, pad float64, x, y string) {
-	fmt.Fprintf(b, `<rect x="%g" y="%g" width="%g" height="%g" fill="none" stroke="#999"/>`, pad, pad, size, size)
-	fmt.Fprintf(b, `<text x="%g" y="%g" text-anchor="middle">%s</text>`, pad+size/2, pad+size+14, x)
-	fmt.Fprintf(b, `<text x="%g" y="%g" text-anchor="middle" transform="rotate(-90 %g %g)">%s</text>`, pad-8, pad+size/2, pad-8, pad+size/2, y)
-}
-
-// histogramSVG draws both kinds' scores as shares, on a logarithmic axis where
-// scores are positive and spread over more than a factor of 20.
-func histogramSVG(normal, anomalous []float64) template.HTML {
-	const size, pad, bins = 260.0, 34.0, 40
-	lo, hi := math.Inf(1), math.Inf(-1)
-	for _, s := range slices.Concat(normal, anomalous) {
-		if !math.IsInf(s, 0) {
-			lo, hi = min(lo, s), max(hi, s)
-		}
-	}
-	log := lo > 0 && hi > 20*lo
-	scale := func(s float64) float64 {
-		if log {
-			return math.Log(s)
-		}
-		return s
-	}
-	count := func(scores []float64) (h [bins]float64) {
-		a, z := scale(lo), scale(hi)
-		for _, s := range scores {
-			i := bins - 1
-			if z > a {
-				i = min(bins-1, max(0, int((scale(s)-a)/(z-a)*bins)))
-			}
-			h[i] += 1 / float64(len(scores))
-		}
-		return h
-	}
-	n, a := count(normal), count(anomalous)
-	top := max(slices.Max(n[:]), slices.Max(a[:]))
-	var b strings.Builder
-	fmt.Fprintf(&b, `<svg viewBox="0 0 %g %g" role="img" aria-label="histogram of the scores">`, size+2*pad, size+2*pad+28)
-	name := "score"
-	if log {
-		name = "score, logarithmic"
-	}
-	axes(&b, size, pad, name, "share")
-	for i, h := range [][bins]float64{n, a} {
-		for j, v := range h {
-			if v > 0 {
-				fmt.Fprintf(&b, `<rect x="%.1f" y="%.1f" width="%.1f" height="%.1f" fill="%s" fill-opacity=".5"/>`,
-					pad+float64(j)*size/bins, pad+size-v/top*size, size/bins, v/top*size, colours[i])
-			}
-		}
-		y := 2*pad + size + 14*float64(i) + 6
-		fmt.Fprintf(&b, `<rect x="%g" y="%g" width="20" height="9" fill="%s" fill-opacity=".5"/><text x="%g" y="%g">%s</text>`,
-			pad, y-9, colours[i], pad+26, y, []string{"normal", "anomalous"}[i])
-	}
-	fmt.Fprintf(&b, `<text x="%g" y="%g">%.3g</text><text x="%g" y="%g" text-anchor="end">%.3g</text>`, pad, pad+size+14, lo, pad+size, pad+size+14, hi)
-	b.WriteString(`</svg>`)
-	return template.HTML(b.String())
 }

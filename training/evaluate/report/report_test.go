@@ -120,8 +120,13 @@ func TestHTMLIsOneWellFormedPage(t *testing.T) {
 	if n := strings.Count(html, `src="data:image/jpeg;base64,`); n != 7 {
 		t.Errorf("%d pictures", n)
 	}
-	if n := strings.Count(html, "<svg"); n != 2 {
+	if n := strings.Count(html, "<svg"); n != 3 {
 		t.Errorf("%d plots", n)
+	}
+	for _, want := range []string{">50 %</text>", "average precision, best F1", "threshold of the best F1: ", "stroke-dasharray"} {
+		if !strings.Contains(html, want) {
+			t.Errorf("no %q in the plots", want)
+		}
 	}
 	for _, never := range []string{"http://", "https://", "ZgotmplZ", "NaN"} {
 		if strings.Contains(html, never) {

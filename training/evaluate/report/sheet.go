@@ -7,6 +7,8 @@ import (
 	"image/color"
 	"image/draw"
 	"maps"
+	"path"
+	"path/filepath"
 	"slices"
 
 	"golang.org/x/image/font"
@@ -52,7 +54,7 @@ type shown struct {
 }
 
 func (s shown) caption() string {
-	return fmt.Sprintf("%s %d of %d", s.Item.Label, s.rank, s.of)
+	return fmt.Sprintf("%s %d of %d: %s", s.Item.Label, s.rank, s.of, path.Base(filepath.ToSlash(s.Item.Name)))
 }
 
 // choose takes the images that are shown: anomalies by kind, then normal ones.
@@ -119,15 +121,24 @@ func panels(run evaluate.Run, s shown, o HeatmapOptions) ([]*imaging.Image, erro
 	if mask != nil && (w != frame.Width || h != frame.Height) {
 		return nil, fmt.Errorf("heatmap of %s: %d×%d pixels, its mask has %d×%d", s.Item.Name, frame.Width, frame.Height, w, h)
 	}
+	// Faded, with what is wrong in blue. Where nothing is known it stays empty, and
+	// says so.
 	truth := heatmap.Thumbnail(frame, o.Side).Clone()
 	inside := make([]bool, truth.Width*truth.Height)
+	marked := slices.ContainsFunc(mask, func(v uint8) bool { return v != 0 })
 	for i := range inside {
 		x, y := i%truth.Width, i/truth.Width
-		v := uint8(0)
-		if mask != nil && covers(mask, frame.Width, frame.Height, truth.Width, truth.Height, x, y) {
-			v, inside[i] = 255, true
+		p := truth.Pix[3*i:][:3:3]
+		inside[i] = marked && covers(mask, frame.Width, frame.Height, truth.Width, truth.Height, x, y)
+		for c, ink := range [3]uint8{40, 120, 255} {
+			p[c] = uint8(170 + int(p[c])/3)
+			if inside[i] {
+				p[c] = uint8((int(p[c]) + 3*int(ink)) / 4)
+			}
 		}
-		truth.SetRGB(x, y, v, v, v)
+	}
+	if !marked {
+		truth = blank(truth.Width, truth.Height, map[bool]string{true: "no mask", false: "normal"}[s.Anomalous])
 	}
 	if o.WithoutImages {
 		heat := m.Picture(o.Side)
@@ -143,6 +154,14 @@ func panels(run evaluate.Run, s shown, o HeatmapOptions) ([]*imaging.Image, erro
 		return nil, err
 	}
 	return []*imaging.Image{heatmap.Thumbnail(frame, o.Side), over, truth}, nil
+}
+
+// blank is a light panel with a few words.
+func blank(w, h int, text string) *imaging.Image {
+	m := image.NewRGBA(image.Rect(0, 0, w, h))
+	draw.Draw(m, m.Bounds(), image.NewUniform(color.Gray{238}), image.Point{}, draw.Src)
+	write(m, max(2, (w-7*len(text))/2), h/2+4, text)
+	return imaging.FromImage(m)
 }
 
 // covers says whether any marked pixel lies below pixel (x, y) of a picture that
@@ -175,7 +194,7 @@ func outline(m *imaging.Image, inside []bool) {
 // maps gives a sheet without pictures.
 func HeatmapSheet(ctx context.Context, run evaluate.Run, o HeatmapOptions) (Sheet, error) {
 	o = o.withDefaults()
-	sheet := Sheet{Title: "Where " + run.Normal + " images are strange", Caption: explanation(run, o), Side: o.Side}
+	sheet := Sheet{Title: "Where images are strange to a bank of " + run.Normal + " ones", Caption: explanation(run, o), Side: o.Side}
 	for _, s := range choose(run, o) {
 		if err := ctx.Err(); err != nil {
 			return sheet, err
@@ -197,7 +216,7 @@ func explanation(run evaluate.Run, o HeatmapOptions) string {
 	if o.WithoutImages {
 		text += "Heat, with the ground truth's outline in blue. "
 	} else {
-		text += "Each with its heat and regions, and the ground truth. "
+		text += "Each with its heat and regions (broken lines: no hotter than many normals), and the ground truth in blue. "
 	}
 	if run.Places != nil && run.Places.Scale != nil {
 		text += fmt.Sprintf("Heat begins where one patch in %.0f of the tested normals is, and is full at one in %.0f, above which 5 %% of them have a region. Dark borders are not looked at.",
@@ -226,9 +245,10 @@ func ContactSheet(ctx context.Context, run evaluate.Run, o HeatmapOptions) (*ima
 	}
 	cell := o.Side + gap
 	width := across*(perImage*cell+gap) + gap
-	rows := (len(all) + across - 1) / across
-	sheet := image.NewRGBA(image.Rect(0, 0, width, rows*(cell+line)+3*line))
-	draw.Draw(sheet, sheet.Bounds(), image.White, image.Point{}, draw.Src)
+	room := (perImage*cell - gap) / 7 // characters above an image
+	// A row is as high as its highest picture.
+	var pictures [][]*imaging.Image
+	heights := make([]int, (len(all)+across-1)/across)
 	for i, s := range all {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -237,18 +257,39 @@ func ContactSheet(ctx context.Context, run evaluate.Run, o HeatmapOptions) (*ima
 		if err != nil {
 			return nil, err
 		}
-		x, y := gap+i%across*(perImage*cell+gap), i/across*(cell+line)+line
+		pictures = append(pictures, ps)
+		for _, p := range ps {
+			heights[i/across] = max(heights[i/across], p.Height)
+		}
+	}
+	y := 2*line + gap
+	height := y
+	for _, h := range heights {
+		height += h + line + 2*gap
+	}
+	sheet := image.NewRGBA(image.Rect(0, 0, width, height+2*line))
+	draw.Draw(sheet, sheet.Bounds(), image.White, image.Point{}, draw.Src)
+	title := "Strange to a bank of " + run.Normal + " images"
+	if perImage > 1 {
+		title += ": image, heat and regions, ground truth"
+	}
+	write(sheet, gap, line, shorten(title, (width-2*gap)/7))
+	for i, s := range all {
+		if i%across == 0 && i > 0 {
+			y += heights[i/across-1] + line + 2*gap
+		}
+		x := gap + i%across*(perImage*cell+gap)
 		caption := s.caption()
 		if perImage > 1 { // there is room for it
-			caption += fmt.Sprintf(", score %.3g", s.Score)
+			caption = fmt.Sprintf("%.3g  %s", s.Score, caption)
 		}
-		write(sheet, x, y-3, caption)
-		for j, p := range ps {
-			at := image.Pt(x+j*cell, y)
+		write(sheet, x, y+line-4, shorten(caption, room))
+		for j, p := range pictures[i] {
+			at := image.Pt(x+j*cell, y+line)
 			draw.Draw(sheet, image.Rectangle{Min: at, Max: at.Add(image.Pt(p.Width, p.Height))}, p.RGBA(), image.Point{}, draw.Src)
 		}
 	}
-	y := rows*(cell+line) + line
+	y = height + line - gap
 	if scale := run.Places.Scale; scale != nil {
 		bar := heatmap.Bar(scale.Threshold, 256, line-3)
 		draw.Draw(sheet, image.Rect(gap, y-line+5, gap+256, y+2), bar.RGBA(), image.Point{}, draw.Src)
@@ -256,6 +297,17 @@ func ContactSheet(ctx context.Context, run evaluate.Run, o HeatmapOptions) (*ima
 		write(sheet, gap, y+line, fmt.Sprintf("full heat: one normal patch in %.0f", 1/heatmap.PValue(scale.Threshold)))
 	}
 	return imaging.FromImage(sheet), nil
+}
+
+// shorten keeps so many characters of a text that is too long, the first and the
+// last.
+func shorten(text string, most int) string {
+	r := []rune(text)
+	if len(r) <= most || most < 8 {
+		return text
+	}
+	tail := most / 2
+	return string(r[:most-tail-2]) + ".." + string(r[len(r)-tail:])
 }
 
 func write(to draw.Image, x, y int, text string) {

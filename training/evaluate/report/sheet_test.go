@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -110,7 +111,7 @@ func TestHeatmapsAreSpreadByRank(t *testing.T) {
 	for _, s := range all {
 		captions = append(captions, s.caption())
 	}
-	if got := strings.Join(captions, ", "); got != "hole 1 of 10, hole 5 of 10, hole 10 of 10, good 1 of 10, good 10 of 10" {
+	if got := strings.Join(captions, ", "); got != "hole 1 of 10: 3.png, hole 5 of 10: 7.png, hole 10 of 10: 17.png, good 1 of 10: 0.png, good 10 of 10: 14.png" {
 		t.Error(got)
 	}
 	sheet, err := HeatmapSheet(t.Context(), run, HeatmapOptions{PerKind: 1, Normals: 1})
@@ -137,5 +138,45 @@ func TestHeatmapsAreSpreadByRank(t *testing.T) {
 	}
 	if want := "| crack | 7 | 81.2 | 50.0 | 40.0 | 99.0 | 90.0 |\n| all |"; !strings.Contains(buf.String(), want) {
 		t.Errorf("no %q in\n%s", want, buf.String())
+	}
+}
+
+// TestGroundTruthTellsNoMaskFromNormal: an empty panel says which it is, and a
+// mask is blue on the faded image.
+func TestGroundTruthTellsNoMaskFromNormal(t *testing.T) {
+	run := located(t)
+	truth := map[string]*imaging.Image{}
+	for i, s := range run.Scored[:4] {
+		name := s.Item.Label
+		if i == 3 {
+			s.Item.Masks, name = nil, "unknown"
+		}
+		ps, err := panels(run, shown{s, 1, 1}, HeatmapOptions{}.withDefaults())
+		if err != nil || len(ps) != 3 {
+			t.Fatal(len(ps), err)
+		}
+		truth[name] = ps[2]
+	}
+	blue := func(m *imaging.Image) (n int) {
+		for i := 0; i < len(m.Pix); i += 3 {
+			if int(m.Pix[i+2]) > int(m.Pix[i])+80 {
+				n++
+			}
+		}
+		return n
+	}
+	if blue(truth["hole"]) == 0 || blue(truth["good"]) > 0 || blue(truth["unknown"]) > 0 {
+		t.Errorf("blue: %d of a hole, %d of a good image, %d without a mask", blue(truth["hole"]), blue(truth["good"]), blue(truth["unknown"]))
+	}
+	if slices.Equal(truth["good"].Pix, truth["unknown"].Pix) {
+		t.Error("no mask looks like no defect")
+	}
+}
+
+func TestShorten(t *testing.T) {
+	for text, want := range map[string]string{"short": "short", "0.25  crack 1 of 12: a-very-long-name.jpg": "0.25  crac..ng-name.jpg"} {
+		if got := shorten(text, 23); got != want || len(got) > 23 {
+			t.Errorf("%q becomes %q", text, got)
+		}
 	}
 }
