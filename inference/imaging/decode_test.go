@@ -485,3 +485,41 @@ func BenchmarkDecode(b *testing.B) {
 		})
 	}
 }
+
+// A PNG whose pixels cannot be told is refused, by what is wrong with it.
+func TestDamagedPNGsAreRefused(t *testing.T) {
+	rgb, palette := readCase(t, "rgb.png"), readCase(t, "palette.png")
+	data := bytes.Index(rgb, []byte("IDAT"))
+	patch := func(b []byte, at int, v byte) []byte {
+		b = bytes.Clone(b)
+		b[at] ^= v
+		return b
+	}
+	insert := func(b []byte, id string) []byte { // before the data
+		at := bytes.Index(b, []byte("IDAT")) - 4
+		c := append(binary.BigEndian.AppendUint32(nil, 0), id...)
+		c = binary.BigEndian.AppendUint32(c, crc32.ChecksumIEEE([]byte(id)))
+		return slices.Concat(b[:at], c, b[at:])
+	}
+	plte := bytes.Index(palette, []byte("PLTE")) - 4
+	for name, c := range map[string]struct {
+		b    []byte
+		code Code
+	}{
+		"check sum of the data":      {patch(rgb, data+20, 1), CodeCorrupt},
+		"check sum of the header":    {patch(rgb, 19, 1), CodeCorrupt},
+		"an odd bit depth":           {pngFile(4, 4, 3, 0, deflated(t, make([]byte, 100))), CodeCorrupt},
+		"a filter that is none":      {pngFile(4, 4, 8, 0, deflated(t, bytes.Repeat([]byte{9, 0, 0, 0, 0}, 4))), CodeCorrupt},
+		"too few pixels":             {pngFile(4, 4, 8, 0, deflated(t, make([]byte, 19))), CodeTruncated},
+		"no deflated data":           {pngFile(4, 4, 8, 0, []byte("nothing")), CodeCorrupt},
+		"no data":                    {slices.Concat(rgb[:data-4], rgb[len(rgb)-12:]), CodeCorrupt},
+		"no palette":                 {slices.Concat(palette[:plte], palette[plte+12+int(binary.BigEndian.Uint32(palette[plte:])):]), CodeCorrupt},
+		"a chunk that must be known": {insert(rgb, "NEEd"), CodeUnsupported},
+		"a chunk that need not be":   {insert(rgb, "neEd"), ""},
+	} {
+		_, err := Decode(c.b, Limits{})
+		if r := Rejection(err); c.code == "" && err != nil || c.code != "" && (r == nil || r.Code != c.code) {
+			t.Errorf("%s: got %v, want %q", name, err, c.code)
+		}
+	}
+}
