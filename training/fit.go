@@ -48,6 +48,8 @@ type Result struct {
 	// at.
 	Orientation *Orientation     `json:"orientation,omitempty"`
 	Symmetry    imaging.Symmetry `json:"symmetry,omitempty"` // what embeddings are averaged over
+	// Framing says where normals show anything, where that was looked at.
+	Framing *Framing `json:"framing,omitempty"`
 	// Light says what other light does to normals, where that was looked at.
 	Light *LightReport `json:"light,omitempty"`
 	// Warnings are sentences for the user: what was left out, and what this
@@ -81,6 +83,7 @@ type Provenance struct {
 	Orientation  *Orientation       `json:"orientation,omitempty"`
 	Worth        *worth             `json:"worth,omitempty"`
 	Light        *LightReport       `json:"light,omitempty"`
+	Framing      *Framing           `json:"framing,omitempty"`
 }
 
 // PatchReport is how a bank of patches came about.
@@ -138,6 +141,12 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 	train, held := halves.train, halves.held
 
 	again := p.Method == FITYMI
+	if p.frames() {
+		f := frame(x.imagesAt(train), p.Data)
+		f.apply(&p)
+		res.Framing, again = &f, again || f.changes()
+		took.lap("frame")
+	}
 	if p.Model.Look || p.Model.AutoSymmetry {
 		if p.Model.Symmetry == imaging.NoSymmetry {
 			if res.Orientation, err = p.orient(ctx, x, train); err != nil {
@@ -497,7 +506,7 @@ func write(ctx context.Context, p Plan, x *embedded, s *builtScore, parts []infe
 		Tool: p.Host.Tool, Backbone: filepath.Base(p.Model.Backbone), DataSHA256: dataDigest(x.all),
 		Images: len(x.all), Duplicates: res.Duplicate, Rejected: res.Rejected,
 		HeldOutShare: p.Calibration.HeldOut, Seed: p.Seed, Seconds: seconds, Warnings: res.Warnings,
-		K: p.Score.K, Runtime: ort.Version, Score: res.Score, Cost: res.Cost, Orientation: res.Orientation, Worth: halves.worth, Light: res.Light,
+		K: p.Score.K, Runtime: ort.Version, Score: res.Score, Cost: res.Cost, Orientation: res.Orientation, Worth: halves.worth, Light: res.Light, Framing: res.Framing,
 	}
 	if t != nil {
 		about.Learning = &t.about

@@ -137,5 +137,9 @@ func brightnessOf(m *model, data Data, images []Image) (*imaging.Tone, error) {
 		sum += imaging.Brightness(square)
 	}
 	mean := sum / float64(max(len(some), 1))
-	return &imaging.Tone{Brightness: min(max(mean, 0.02), 0.98)}, nil
+	t := imaging.Tone{Brightness: min(max(mean, 0.02), 0.98)}
+	if was := m.e.Preprocess().Tone; was != nil {
+		t.Gamma = was.Gamma
+	}
+	return &t, nil
 }

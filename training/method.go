@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -44,7 +45,11 @@ func (s *Shared) Close() error {
 
 // of returns what the plan's frozen backbone gives for the plan's score.
 func (s *Shared) of(p Plan) (*knownImages, error) {
-	key := fmt.Sprintf("%s %s %+v %s %v %s %v", p.Model.Backbone, p.Model.See, p.Model.tone, p.Score.name(), p.Score.NoPatches, p.Model.Symmetry, p.Data.View)
+	view, err := json.Marshal([]any{p.Model.tone, p.Data.View})
+	if err != nil {
+		return nil, err
+	}
+	key := fmt.Sprintf("%s %s %s %v %s %s", p.Model.Backbone, p.Model.See, p.Score.name(), p.Score.NoPatches, p.Model.Symmetry, view)
 	if k := s.known[key]; k != nil {
 		return k, nil
 	}
@@ -213,6 +218,11 @@ func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64)
 			p.Data.Normals = append(p.Data.Normals, Image{Name: it.Name, Read: it.Read})
 			digests = append(digests, hex.EncodeToString(sum[:]))
 		}
+	}
+	if p.frames() {
+		f := frame(p.Data.Normals, p.Data)
+		f.apply(&p)
+		p.Host.Log.Info().Msg(f.String())
 	}
 	if p.Model.AutoSymmetry {
 		if p.Model.Symmetry, err = m.turn(ctx, p, kept); err != nil {

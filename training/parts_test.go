@@ -97,7 +97,7 @@ func TestTheFullScoreFitsTheBackbone(t *testing.T) {
 		parts string
 	}{
 		"a transformer":           {backbone.Anatomy{Layers: 2, Class: true, PatchLayer: 1}, false, "class pooled-1m2 spread-1m2 pooled-1m4 spread-1m4 class-2 pooled-2m2 spread-2m2 pooled-2m4 spread-2m4 pooled-0m2 pooled-0m4|patch-1 patch-1x3"},
-		"a convolutional network": {backbone.Anatomy{Layers: 4, PatchLayer: 3}, false, "class pooled-2m2 spread-2m2 pooled-2m4 spread-2m4 pooled-3m2 spread-3m2 pooled-3m4 spread-3m4 pooled-4m2 pooled-4m4|patch-2 patch-3x3"},
+		"a convolutional network": {backbone.Anatomy{Layers: 4, PatchLayer: 3}, false, "class pooled-2m2 spread-2m2 pooled-2m4 spread-2m4 pooled-3m2 spread-3m2 pooled-3m4 spread-3m4 pooled-4m2 pooled-4m4|patch-2 patch-2x3 patch-3x3"},
 		"a foreign model":         {backbone.Anatomy{}, false, "class"},
 	} {
 		got, err := Score{}.compose("file", c.a, c.tuned)

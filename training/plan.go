@@ -77,6 +77,10 @@ type Data struct {
 	// View is the part of each image that counts, in learning and in scoring. It
 	// travels with the release. Default: all of it.
 	View *imaging.View
+	// Frame says what is looked at where View has no region: FrameAuto the part of the
+	// frame where normals show anything, with opened shadows where it is dark, FrameAll
+	// all of it as it is. Default: FrameAuto for the full score, FrameAll for others.
+	Frame string
 	// Limits bound the images.
 	Limits imaging.Limits
 	// NoImages keeps every image of a normal out of the release: it cannot show
@@ -106,6 +110,12 @@ type Model struct {
 	// AutoSymmetry takes what is found in place of Symmetry.
 	Look, AutoSymmetry bool
 }
+
+// What is looked at of a frame.
+const (
+	FrameAuto = "auto"
+	FrameAll  = "all"
+)
 
 // What a model sees of a picture.
 const (
@@ -184,6 +194,12 @@ func (p Plan) withDefaults() Plan {
 			p.Model.See = SeeWhole
 		}
 	}
+	if p.Data.Frame == "" {
+		p.Data.Frame = FrameAll
+		if p.Score.name() == FullScore {
+			p.Data.Frame = FrameAuto
+		}
+	}
 	if p.Model.Light == "" {
 		p.Model.Light = LightUsual
 		if p.Score.name() == FullScore {
@@ -239,6 +255,9 @@ func (p Plan) Validate() error {
 	}
 	if !slices.Contains([]string{"", SeeWhole, SeeMiddle}, p.Model.See) {
 		fail("the model is to see %q of a picture: take %s or %s", p.Model.See, SeeWhole, SeeMiddle)
+	}
+	if !slices.Contains([]string{"", FrameAuto, FrameAll}, p.Data.Frame) {
+		fail("of a frame %q is to be looked at: take %s or %s", p.Data.Frame, FrameAuto, FrameAll)
 	}
 	if !slices.Contains([]string{"", LightAuto, LightUsual, LightEven}, p.Model.Light) {
 		fail("light %q: take %s, %s or %s", p.Model.Light, LightAuto, LightUsual, LightEven)

@@ -33,7 +33,7 @@ type Score struct {
 }
 
 // DefaultCoreset is how many patches a bank keeps at most.
-const DefaultCoreset = 4_000
+const DefaultCoreset = 3_000
 
 // Names of scores. both is class+patch; auto chose among several scores once, and
 // is the full one now.
@@ -218,7 +218,7 @@ func (c composition) scored() []placed {
 // class token of late layers, the mean of the patch tokens in two windows after five
 // layers, and their spread, which is texture, after early ones; each is compared by
 // plain distances and by Mahalanobis ones. Of the patches it reads single ones of an
-// early layer and neighbourhoods of a later one, where the strangest count, more of
+// early layer and neighbourhoods of that and of a later one, where the strangest count, more of
 // them, and all, and where places at which normals differ count less.
 func full(a backbone.Anatomy, tuned, noPatches bool) [][]Part {
 	if a.Layers == 0 {
@@ -284,12 +284,15 @@ func wholeLayers(a backbone.Anatomy) (out []int) {
 
 // localTaps are the patches that the full score reads.
 func localTaps(a backbone.Anatomy) []backbone.Tap {
-	single := backbone.Tap{What: backbone.TapPatch, Layer: layerAt(a, 1./3), Around: 1}
-	around := backbone.Tap{What: backbone.TapPatch, Layer: layerAt(a, 2./3), Around: 3}
+	early, late := layerAt(a, 1./3), layerAt(a, 2./3)
 	if !a.Class {
-		single.Layer, around.Layer = layerAt(a, 1./2), layerAt(a, 3./4)
+		early, late = layerAt(a, 1./2), layerAt(a, 3./4)
 	}
-	return []backbone.Tap{single, around}
+	out := []backbone.Tap{{What: backbone.TapPatch, Layer: early, Around: 1}, {What: backbone.TapPatch, Layer: early, Around: 3}}
+	if late > early {
+		out = append(out, backbone.Tap{What: backbone.TapPatch, Layer: late, Around: 3})
+	}
+	return out
 }
 
 // layerAt is the layer behind a share of all.

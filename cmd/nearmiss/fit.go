@@ -112,6 +112,9 @@ func (c *fitCmd) Run(ctx context.Context, o *output) error {
 		fmt.Fprintln(o.Err, "the fine-tuned backbone is published:", res.Reason)
 	}
 	o.printOrientation(res)
+	if res.Framing != nil {
+		fmt.Fprintln(o.Err, "frame:", res.Framing)
+	}
 	if res.Light != nil {
 		fmt.Fprintln(o.Err, "light:", res.Light)
 	}

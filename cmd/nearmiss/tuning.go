@@ -37,11 +37,12 @@ type tuneFlags struct {
 	NoGate     bool      `name:"no-gate" help:"Publish the fine-tuned backbone whatever the gate finds."`
 
 	Score     string  `default:"full" placeholder:"PARTS" help:"What scores are made of: full (every layer of the whole picture, and single patches of several), class (the paper's), or parts of your own: class, pooled, spread or patch, after a layer as in pooled@6, with :unit or :white, patches with :top1 or another statistic; joined by + within a group and by | between groups, of which one that stands out suffices."`
-	Coreset   float64 `placeholder:"N" help:"Patches that each bank keeps at most; up to 1, the share of them (default 4000)."`
+	Coreset   float64 `placeholder:"N" help:"Patches that each bank keeps at most; up to 1, the share of them (default 3000)."`
 	NoPatches bool    `name:"no-patches" help:"Make no bank of patches: there are no heatmaps, and a full score looks at the whole picture only."`
 	Symmetry  string  `enum:"none,flip,dihedral,auto" default:"none" help:"Changes of an image that mean nothing, which embeddings are averaged over: ${enum}; flip is the mirror image (twice the time), dihedral the eight turns and mirror images of a square (eight times), for what may lie in any orientation; auto looks how the normals lie."`
 	See       string  `enum:",whole,middle" default:"" help:"What the model sees of a picture: whole, squeezed into its square, or middle, as the backbone was imported (default: whole for the full score, middle for others)."`
 	Exposure  string  `enum:",auto,usual,even" default:"" help:"What is done about light that changes: usual takes pictures as they are, even scales each to one brightness, auto does that where normals in other light would raise false alarms else (default: auto for the full score, usual for others)."`
+	Frame     string  `enum:",auto,all" default:"" help:"What is looked at of a frame: auto the part where normals show anything, with opened shadows where it is dark, all the whole of it as it is (default: auto for the full score, all for others)."`
 	Work      string  `type:"path" placeholder:"DIR" help:"Folder for the results of single steps, from which another run with the same images and seed goes on."`
 }
 
@@ -50,7 +51,7 @@ func (f tuneFlags) plan(method string) (training.Plan, error) {
 	p := training.Plan{
 		Method: training.Method(method), Score: training.Score{Coreset: f.Coreset, NoPatches: f.NoPatches}, Host: training.Host{Work: f.Work},
 	}
-	p.Model.See, p.Model.Light = f.See, f.Exposure
+	p.Model.See, p.Model.Light, p.Data.Frame = f.See, f.Exposure, f.Frame
 	var err error
 	if p.Score.Groups, err = training.ParseScore(f.Score); err != nil {
 		return p, usageError{err}

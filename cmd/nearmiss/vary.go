@@ -44,6 +44,7 @@ var varied = map[string]option{
 	"fake-size":  count(func(c *evalCmd) *int { return &c.FakeSize }),
 	"fake-steps": count(func(c *evalCmd) *int { return &c.FakeSteps }),
 	"fakes":      text(func(c *evalCmd) *string { return &c.Fakes }),
+	"frame":      text(func(c *evalCmd) *string { return &c.Frame }),
 	"k":          count(func(c *evalCmd) *int { return &c.K }),
 	"light": {false, func(c *evalCmd, v string) error {
 		if v != "usual" && v != "other" {
