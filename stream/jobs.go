@@ -24,6 +24,7 @@ type TrainRequest struct {
 	Profile  string `json:"profile,omitempty"` // instead of the detector's
 	Seed     int64  `json:"seed,omitempty"`    // of everything random; the same seed and normals give the same model
 	Promote  bool   `json:"promote"`           // make the release active when it passes its gate
+	Force    bool   `json:"force,omitempty"`   // also when it would be worse than what serves, by its own promise or by far fewer normals
 	By       string `json:"by,omitempty"`
 	Reason   string `json:"reason,omitempty"`
 	// Extend asks for the active release with these normals (sequences in the

@@ -274,6 +274,46 @@ func TestExtendPutsAConfirmedNormalIntoTheBank(t *testing.T) {
 	}
 }
 
+// TestWorse: a release that knows far less than what serves says so.
+func TestWorse(t *testing.T) {
+	normals, model, dir := squares(t, 60), smallBackbone(t), t.TempDir()
+	fit := func(n int, alpha float64) *Result {
+		t.Helper()
+		res, err := Fit(t.Context(), Plan{
+			Detector: "squares", Out: filepath.Join(dir, fmt.Sprint(n, alpha)), Seed: 5, Data: Data{Normals: normals[:n]}, Model: Model{Backbone: model},
+			Score: Score{Groups: Class()}, Calibration: Calibration{Alpha: alpha, Settle: true},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res
+	}
+	many, most, few := fit(60, 0.1), fit(50, 0.1), fit(10, 0.1)
+	for _, c := range []struct {
+		serves, made *Result
+		asked        float64
+		wants        []string
+	}{
+		{many, most, 0.1, nil},
+		{few, many, 0.1, nil},
+		{many, few, 0.1, []string{"learnt from", "promises"}},
+		{many, few, 0.9, []string{"learnt from"}}, // so many false alarms were asked for
+	} {
+		why, err := Worse(c.serves.Release, c.made, c.asked)
+		if err != nil || (why == "") != (len(c.wants) == 0) {
+			t.Errorf("%d normals for %d: %q, %v", c.made.Bank, c.serves.Bank, why, err)
+		}
+		for _, w := range c.wants {
+			if !strings.Contains(why, w) {
+				t.Errorf("%q does not say %q", why, w)
+			}
+		}
+	}
+	if _, err := Worse(t.TempDir(), few, 0.1); err == nil {
+		t.Error("no release, no error")
+	}
+}
+
 // TestRetractTakesANormalOutOfTheBank again: what Extend put in, and what was
 // there from the beginning.
 func TestRetractTakesANormalOutOfTheBank(t *testing.T) {

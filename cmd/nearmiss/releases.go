@@ -18,6 +18,7 @@ type releasesCmd struct {
 	Action   string `arg:"" optional:"" enum:"list,show,publish,promote,rollback,shadow,unshadow,pin,unpin" default:"list" help:"list (default), show, publish, promote, rollback, shadow (have a candidate score alongside), unshadow, pin (never collect) or unpin."`
 	Release  string `arg:"" optional:"" help:"publish: the release folder. show, promote: digest of the release, or its first characters (show without one: the active release)."`
 	Promote  bool   `help:"publish: also make the release the active one."`
+	Normals  string `type:"existingdir" placeholder:"DIR" help:"publish: folder of the images that it was learnt from (default: where they were then). They become the normals of a detector that has none."`
 	Reason   string `placeholder:"TEXT" help:"promote, rollback: why; kept in the history."`
 	JSON     bool   `name:"json" help:"Print one JSON object a line."`
 	serverFlags
@@ -25,7 +26,7 @@ type releasesCmd struct {
 
 func (*releasesCmd) Help() string {
 	return "Workers take the active release into service between two batches of frames. A release that fails its own check " +
-		"images is refused, and the one before goes on serving.\n\n" +
+		"images is refused, and the one before goes on serving. Publishing creates the detector where there is none, and gives one without normals those that the release was learnt from.\n\n" +
 		examples(
 			"nearmiss releases bolts",
 			"nearmiss releases bolts publish releases/bolts --promote",
@@ -64,10 +65,17 @@ func (c *releasesCmd) Run(ctx context.Context, o *output) error {
 	case "show":
 		return c.show(ctx, o, r)
 	case "publish":
-		return c.publish(ctx, o, r)
+		return c.publish(ctx, o, js, r)
 	case "promote":
 		digest, err := r.Resolve(ctx, c.Detector, c.Release)
 		if err != nil {
+			return err
+		}
+		rel, err := r.Show(ctx, digest)
+		if err != nil {
+			return err
+		}
+		if err := c.ensureDetector(ctx, o, js, rel.Manifest); err != nil {
 			return err
 		}
 		return c.promote(ctx, o, r, digest)
@@ -147,9 +155,19 @@ func (c *releasesCmd) show(ctx context.Context, o *output, r *registry.Registry)
 	}{rel, rel.Manifest}, fmt.Sprintf("%s\n%s", rel.Digest, rel.Manifest))
 }
 
-func (c *releasesCmd) publish(ctx context.Context, o *output, r *registry.Registry) error {
+func (c *releasesCmd) publish(ctx context.Context, o *output, js jetstream.JetStream, r *registry.Registry) error {
 	digest, err := r.Put(ctx, c.Detector, c.Release)
 	if err != nil {
+		return err
+	}
+	rel, err := r.Show(ctx, digest)
+	if err != nil {
+		return err
+	}
+	if err := c.ensureDetector(ctx, o, js, rel.Manifest); err != nil {
+		return err
+	}
+	if err := c.bringNormals(ctx, o, js); err != nil {
 		return err
 	}
 	if c.Promote {

@@ -18,6 +18,7 @@ type trainCmd struct {
 	Profile  string `placeholder:"P" help:"Instead of the detector's."`
 	Seed     int64  `help:"Of everything random."`
 	Promote  bool   `negatable:"" default:"true" help:"Make the release active when it passes its gate."`
+	Force    bool   `help:"Also replace a release that would be better, by its own promise or by far more normals."`
 	Wait     bool   `help:"Wait for the end, and fail if the job does."`
 	JSON     bool   `name:"json" help:"Print one JSON object a line: progress, then the job."`
 	serverFlags
@@ -63,7 +64,7 @@ func (c *trainCmd) Run(ctx context.Context, o *output) error {
 	// Without the service: the job waits in the queue when no trainer runs.
 	j, err := jobs.Request(ctx, stream.TrainRequest{
 		Job: stream.NewJob(c.Detector), Detector: c.Detector, Method: c.Method, Profile: c.Profile, Seed: c.Seed,
-		Promote: c.Promote, By: userName(), Reason: "asked for",
+		Promote: c.Promote, Force: c.Force, By: userName(), Reason: "asked for",
 	})
 	if err != nil {
 		return err

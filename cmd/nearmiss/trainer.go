@@ -153,7 +153,17 @@ func (t trainer) Train(ctx context.Context, task *stream.Task) (stream.TrainResu
 		return stream.TrainResult{}, err
 	}
 	t.tell(d.Name, res)
-	return stream.TrainResult{Dir: out, Notes: res.Warnings}, nil
+	made := stream.TrainResult{Dir: out, Notes: res.Warnings}
+	if task.Active != "" && !task.Request.Force {
+		worse, err := training.Worse(task.Active, res, d.FalseAlarmRate)
+		if err != nil { // it cannot be loaded either
+			t.o.Log.Warn().Err(err).Str("detector", d.Name).Msg("the release that serves cannot be compared with")
+		}
+		if worse != "" {
+			made.Hold = fmt.Sprintf("%s; nearmiss train %s --force replaces it all the same", worse, d.Name)
+		}
+	}
+	return made, nil
 }
 
 // profile is a training profile of the trainer's own, or one that all have.

@@ -257,6 +257,9 @@ type Calibration struct {
 	Threshold *float64 `json:"threshold"`
 }
 
+// Rate is the false-alarm rate that the release promises, 0..1.
+func (c Calibration) Rate() float64 { return max(c.Alpha, c.SmallestAlpha, c.Promised) }
+
 // Check is an image of the release and the score it had where it was made.
 type Check struct {
 	File  string  `json:"file"` // of Files

@@ -328,8 +328,8 @@ func (r *Registry) Unpin(ctx context.Context, digest string) error {
 	return nil
 }
 
-// annotate sets Active and Pinned.
-func (r *Registry) annotate(ctx context.Context, all []Release) ([]Release, error) {
+// annotate sets Active, of a detector or, with an empty name, of any, and Pinned.
+func (r *Registry) annotate(ctx context.Context, all []Release, detector string) ([]Release, error) {
 	keys, err := r.keys(ctx)
 	if err != nil {
 		return nil, err
@@ -340,7 +340,9 @@ func (r *Registry) annotate(ctx context.Context, all []Release) ([]Release, erro
 	}
 	active, pinned := map[string]bool{}, map[string]bool{}
 	for _, p := range pointers {
-		active[p.Release] = true
+		if detector == "" || p.Detector == detector {
+			active[p.Release] = true
+		}
 	}
 	for _, k := range keys {
 		if d, ok := strings.CutPrefix(k, "pin/"); ok {

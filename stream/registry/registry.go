@@ -123,7 +123,7 @@ func Digest(dir string) (string, error) {
 
 func (r *Registry) putManifest(ctx context.Context, detector, digest string, raw []byte) error {
 	if r.has(ctx, digest, int64(len(raw))) {
-		return nil
+		return r.share(ctx, detector, digest)
 	}
 	_, err := r.blobs.Put(ctx, jetstream.ObjectMeta{
 		Name:     digest,
@@ -131,6 +131,21 @@ func (r *Registry) putManifest(ctx context.Context, detector, digest string, raw
 		Opts:     &jetstream.ObjectMetaOptions{ChunkSize: r.cfg.ChunkSize},
 	}, strings.NewReader(string(raw)))
 	return err
+}
+
+// share notes that a release that is in the store is a further detector's, too.
+func (r *Registry) share(ctx context.Context, detector, digest string) error {
+	info, err := r.blobs.GetInfo(ctx, digest)
+	if err != nil {
+		return err
+	}
+	of := strings.Split(info.Metadata[metaDetector], ",")
+	if slices.Contains(of, detector) {
+		return nil
+	}
+	meta := info.ObjectMeta
+	meta.Metadata = map[string]string{metaKind: kindManifest, metaDetector: strings.Join(append(of, detector), ",")}
+	return r.blobs.UpdateMeta(ctx, digest, meta)
 }
 
 func (r *Registry) putFile(ctx context.Context, path string, f envelope.Entry) error {
@@ -379,8 +394,9 @@ func (r *Registry) Show(ctx context.Context, digest string) (Release, error) {
 	if err != nil {
 		return Release{}, fmt.Errorf("release %s: %w", short(digest), err)
 	}
-	rel := Release{Digest: digest, Detector: info.Metadata[metaDetector], StoredAt: info.ModTime, Files: files, Manifest: raw}
-	all, err := r.annotate(ctx, []Release{rel})
+	first, _, _ := strings.Cut(info.Metadata[metaDetector], ",")
+	rel := Release{Digest: digest, Detector: first, StoredAt: info.ModTime, Files: files, Manifest: raw}
+	all, err := r.annotate(ctx, []Release{rel}, "")
 	if err != nil {
 		return Release{}, err
 	}
@@ -393,14 +409,31 @@ func (r *Registry) List(ctx context.Context, detector string) ([]Release, error)
 	if err != nil {
 		return nil, err
 	}
-	var all []Release
-	for _, i := range infos {
-		if i.Metadata[metaKind] == kindManifest && (detector == "" || i.Metadata[metaDetector] == detector) {
-			all = append(all, Release{Digest: i.Name, Detector: i.Metadata[metaDetector], StoredAt: i.ModTime})
+	// What is or was active is a detector's, whatever it was stored for.
+	pointed := map[string]bool{}
+	if detector != "" {
+		history, err := r.History(ctx, detector)
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range history {
+			pointed[p.Release] = true
 		}
 	}
+	var all []Release
+	for _, i := range infos {
+		of := strings.Split(i.Metadata[metaDetector], ",")
+		if i.Metadata[metaKind] != kindManifest || detector != "" && !slices.Contains(of, detector) && !pointed[i.Name] {
+			continue
+		}
+		rel := Release{Digest: i.Name, Detector: of[0], StoredAt: i.ModTime}
+		if detector != "" {
+			rel.Detector = detector
+		}
+		all = append(all, rel)
+	}
 	slices.SortFunc(all, func(a, b Release) int { return a.StoredAt.Compare(b.StoredAt) })
-	return r.annotate(ctx, all)
+	return r.annotate(ctx, all, detector)
 }
 
 func (r *Registry) list(ctx context.Context) ([]*jetstream.ObjectInfo, error) {

@@ -436,3 +436,42 @@ func TestALargeRelease(t *testing.T) {
 	t.Logf("%d MB: put in %v, got in %v", size>>20, stored.Round(time.Millisecond), time.Since(begin).Round(time.Millisecond))
 	same(t, got, files)
 }
+
+// TestAReleaseOfTwoDetectors is listed for both, and active where it is.
+func TestAReleaseOfTwoDetectors(t *testing.T) {
+	r := setUp(t)
+	ctx := t.Context()
+	dir := folder(t, map[string][]byte{"bank.nmb": {1}})
+	for range 2 { // storing it again changes nothing
+		for _, detector := range []string{"bolts", "pub"} {
+			if _, err := r.reg.Put(ctx, detector, dir); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	digest, err := registry.Digest(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.reg.Promote(ctx, "pub", digest, registry.Change{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.reg.Promote(ctx, "other", digest, registry.Change{}); err != nil { // never stored for it
+		t.Fatal(err)
+	}
+	for detector, active := range map[string]bool{"bolts": false, "pub": true, "other": true, "": true} {
+		all, err := r.reg.List(ctx, detector)
+		if err != nil || len(all) != 1 || all[0].Digest != digest || all[0].Active != active || detector != "" && all[0].Detector != detector {
+			t.Errorf("%q: %+v, %v", detector, all, err)
+		}
+	}
+	if all, err := r.reg.List(ctx, "nobody"); err != nil || len(all) != 0 {
+		t.Errorf("%+v, %v", all, err)
+	}
+	if d, err := r.reg.Resolve(ctx, "pub", digest[:8]); err != nil || d != digest {
+		t.Errorf("%s, %v", d, err)
+	}
+	if dir, err := r.reg.Get(ctx, digest); err != nil {
+		t.Errorf("%s, %v", dir, err)
+	}
+}
