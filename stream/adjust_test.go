@@ -132,3 +132,56 @@ func TestRecordsOfJobsDoNotGrowForEver(t *testing.T) {
 		t.Errorf("%d records, %v", len(all), err)
 	}
 }
+
+// TestAThresholdByHand decides instead of the release's, and every event and
+// score says so.
+func TestAThresholdByHand(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	r.detector(stream.Detector{Name: "bolts", Threshold: 0.5})
+	r.detector(stream.Detector{Name: "nuts", Margin: 0.5})
+	r.detector(stream.Detector{Name: "plain"})
+	for _, d := range []string{"bolts", "nuts", "plain"} {
+		r.release(d, fake{Name: d, Threshold: 0.75})
+	}
+	got := r.scores()
+	r.worker(stream.WorkerConfig{}, loadFake)
+	for _, d := range []string{"bolts", "nuts", "plain"} {
+		for _, score := range []float64{0.25, 0.375, 0.4375, 0.5, 0.625, 0.8125} {
+			r.publish(stream.Frame{Detector: d, Camera: "left", ID: fmt.Sprint(d, score), Image: image(score)})
+		}
+	}
+	eventually(t, "all are scored", func() bool { return len(got.byFrame()) == 18 })
+	want := map[string]struct {
+		threshold float64
+		by        string
+		alarms    int
+	}{"bolts": {0.5, stream.ThresholdByHand, 2}, "nuts": {0.375, stream.ThresholdByMargin, 4}, "plain": {0.75, "", 1}}
+	alarms := map[string]int{}
+	check := func(e stream.Event) {
+		t.Helper()
+		w := want[e.Detector]
+		if *e.Threshold != w.threshold || e.ThresholdBy != w.by || *e.Anomalous != (*e.Score > w.threshold) {
+			t.Errorf("%s: score %v, threshold %v by %q, anomalous %v", e.Detector, *e.Score, *e.Threshold, e.ThresholdBy, *e.Anomalous)
+		}
+	}
+	for _, e := range r.events() {
+		check(e)
+		alarms[e.Detector]++
+	}
+	for _, all := range got.byFrame() {
+		check(all[0])
+	}
+	for d, w := range want {
+		if alarms[d] != w.alarms {
+			t.Errorf("%s: %d alarms, want %d", d, alarms[d], w.alarms)
+		}
+	}
+	if e, err := r.client().ScoreNow(t.Context(), "bolts", image(0.625)); err != nil || !*e.Anomalous || e.ThresholdBy != stream.ThresholdByHand {
+		t.Errorf("score now: %+v, %v", e, err)
+	}
+	for _, d := range []stream.Detector{{Name: "x", Threshold: -1}, {Name: "x", Margin: 1000}, {Name: "x", Threshold: 1, Margin: 2}} {
+		if d.Validate() == nil {
+			t.Errorf("%+v is valid", d)
+		}
+	}
+}

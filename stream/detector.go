@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -67,6 +68,8 @@ type Detector struct {
 	Symmetry       string   `json:"symmetry,omitempty"`         // what embeddings are averaged over: none, flip, dihedral, or auto, which looks how normals lie; default none
 	K              int      `json:"k,omitempty"`                // nearest normals that are summed; default 2
 	FalseAlarmRate float64  `json:"false_alarm_rate,omitempty"` // share of normals above the threshold; default 0.01
+	Threshold      float64  `json:"threshold,omitempty"`        // score above which a frame is anomalous, set by hand; default 0, the release's
+	Margin         float64  `json:"margin,omitempty"`           // factor on the release's threshold, set by hand; default 0, none
 	Region         *Region  `json:"region,omitempty"`           // only this part of the image is looked at
 	Ignore         []Region `json:"ignore,omitempty"`           // these parts are masked out
 	Bits           int      `json:"bits,omitempty"`             // used of 16-bit samples, 8-32; default what the normals need
@@ -122,6 +125,25 @@ func (d Detector) WithDefaults() Detector {
 	return d
 }
 
+// decide has a threshold or margin that was set by hand decide on a frame. What it
+// promises nobody knows, and the event says so.
+func (d Detector) decide(e *Event) {
+	if e.Score == nil || e.Threshold == nil {
+		return
+	}
+	threshold := *e.Threshold
+	switch {
+	case d.Threshold > 0:
+		threshold, e.ThresholdBy = d.Threshold, ThresholdByHand
+	case d.Margin > 0:
+		threshold, e.ThresholdBy = threshold*d.Margin, ThresholdByMargin
+	default:
+		return
+	}
+	yes := *e.Score > threshold
+	e.Threshold, e.Anomalous = &threshold, &yes
+}
+
 // Validate reports every field that cannot be.
 func (d Detector) Validate() error {
 	c := d.WithDefaults()
@@ -136,6 +158,9 @@ func (d Detector) Validate() error {
 	bad(strings.Trim(d.Score, "abcdefghijklmnopqrstuvwxyz-+") != "" || len(d.Score) > 100, "score %q: use class, pooled, patch, both, several joined by +, or auto", d.Score)
 	bad(c.K < 1 || c.K > 1000, "k %d: use 1 to 1000", d.K)
 	bad(!(c.FalseAlarmRate > 0 && c.FalseAlarmRate < 1), "false-alarm rate %g: use a share between 0 and 1", d.FalseAlarmRate)
+	bad(!(c.Threshold >= 0 && c.Threshold <= math.MaxFloat64), "threshold %g: use a score above 0, or 0 for the release's", d.Threshold)
+	bad(c.Margin != 0 && !(c.Margin >= 0.01 && c.Margin <= 100), "margin %g: use a factor of 0.01 to 100, or 0 for none", d.Margin)
+	bad(c.Threshold > 0 && c.Margin > 0, "threshold %g and margin %g: set one of them by hand", d.Threshold, d.Margin)
 	bad(c.Policy != PolicyLossless && c.Policy != PolicyLive, "policy %q: use %s or %s", d.Policy, PolicyLossless, PolicyLive)
 	bad(c.LiveBacklog < 1, "live backlog %d: use 1 or more frames", d.LiveBacklog)
 	bad(c.Smoothing < 1 || c.Smoothing > 1000, "smoothing over %d frames: use 1 to 1000", d.Smoothing)

@@ -32,6 +32,12 @@ const (
 	KindCamera       = "camera"  // a camera has fallen silent, or is back
 )
 
+// Where a threshold is from that is not the release's.
+const (
+	ThresholdByHand   = "hand"   // a number in the detector's configuration
+	ThresholdByMargin = "margin" // the release's, times a factor in the detector's configuration
+)
+
 // NoCamera stands in the subject of events that are of no camera.
 const NoCamera = "-"
 
@@ -82,11 +88,14 @@ type Event struct {
 
 	Score     *float64 `json:"score,omitempty"`     // sum of squared distances to the k nearest normals
 	Threshold *float64 `json:"threshold,omitempty"` // a score above it is anomalous
-	PValue    *float64 `json:"p_value,omitempty"`   // share of normals at least as strange, 0-1
-	Anomalous *bool    `json:"anomalous,omitempty"` // the decision
-	K         int      `json:"k,omitempty"`         // how many neighbours were summed
-	Nearest   []Near   `json:"nearest,omitzero"`    // those neighbours, nearest first
-	Smoothed  *float64 `json:"smoothed,omitempty"`  // mean over the camera's last frames, when the detector smooths
+	// ThresholdBy says that the threshold is not the release's, so that its promise
+	// does not hold: [ThresholdByHand] or [ThresholdByMargin].
+	ThresholdBy string   `json:"threshold_by,omitempty"`
+	PValue      *float64 `json:"p_value,omitempty"`   // share of normals at least as strange, 0-1
+	Anomalous   *bool    `json:"anomalous,omitempty"` // the decision
+	K           int      `json:"k,omitempty"`         // how many neighbours were summed
+	Nearest     []Near   `json:"nearest,omitzero"`    // those neighbours, nearest first
+	Smoothed    *float64 `json:"smoothed,omitempty"`  // mean over the camera's last frames, when the detector smooths
 
 	Release string `json:"release,omitempty"` // SHA-256 of the release's manifest
 	Model   string `json:"model,omitempty"`   // SHA-256 of the model

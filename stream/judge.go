@@ -22,6 +22,7 @@ func (l *line) judge(ctx context.Context, rel *loaded, items []*item) {
 			continue
 		}
 		l.observe(ctx, rel, it, conf.DefectShare)
+		conf.decide(it.event)
 		if conf.Smoothing > 1 {
 			mean := l.recent.add(it.frame.Camera, it.frame.key(), *it.event.Score, conf.Smoothing)
 			yes := mean > *it.event.Threshold

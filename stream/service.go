@@ -210,6 +210,8 @@ func (w *Worker) scoreNow(ctx context.Context, q ScoreRequest) (*Event, error) {
 		return nil, it.failure
 	}
 	it.event.Bytes = len(q.Image)
+	conf, _, _, _ := l.state()
+	conf.decide(it.event)
 	return it.event, nil
 }
 

@@ -45,6 +45,8 @@ type detectorFlags struct {
 	Score          *string        `placeholder:"PARTS" help:"What scores are made of: full (every layer of the whole picture, and single patches), class (the paper's), or parts of your own, as in fit --score (default full)."`
 	K              *int           `name:"k" placeholder:"N" help:"Nearest normals whose distances are summed (default 2)."`
 	FalseAlarmRate *float64       `placeholder:"SHARE" help:"Share of normal images that may be called anomalous (default 0.01)."`
+	Threshold      *float64       `placeholder:"SCORE" help:"Call a frame anomalous above this score, whatever the release promises (default 0: the release's threshold)."`
+	Margin         *float64       `placeholder:"FACTOR" help:"Multiply the release's threshold by this (default 0: do not)."`
 	Region         *string        `placeholder:"X,Y,W,H" help:"Look at this part of the image only, in fractions of its width and height; empty for all of it."`
 	Ignore         []string       `placeholder:"X,Y,W,H" sep:"none" help:"Mask this part out; may be repeated, replaces those before."`
 	Bits           *int           `placeholder:"N" help:"How many bits of 16-bit images are used, 8 to 32, as by a camera of 12 bits (default 0: what the normals need)."`
@@ -73,6 +75,8 @@ func (f detectorFlags) apply(d *stream.Detector) error {
 	give(&d.K, f.K)
 	give(&d.Bits, f.Bits)
 	give(&d.FalseAlarmRate, f.FalseAlarmRate)
+	give(&d.Threshold, f.Threshold)
+	give(&d.Margin, f.Margin)
 	give(&d.Policy, f.Policy)
 	give(&d.LiveBacklog, f.LiveBacklog)
 	give(&d.Smoothing, f.Smoothing)
@@ -211,27 +215,31 @@ type detectorShowCmd struct {
 }
 
 func (c *detectorShowCmd) Run(ctx context.Context, o *output) error {
-	return withDetectors(ctx, c.serverFlags, o, func(_ jetstream.JetStream, s *stream.Detectors) error {
+	return withDetectors(ctx, c.serverFlags, o, func(js jetstream.JetStream, s *stream.Detectors) error {
 		d, err := s.Get(ctx, c.Name)
 		if err != nil {
 			return err
 		}
-		return printDetector(o, d, c.JSON)
+		in, err := inForce(ctx, js, c.names(), d, workersAnswer)
+		if err != nil {
+			return err
+		}
+		return printDetector(o, in, c.JSON)
 	})
 }
 
 // printDetector shows what is in force, defaults included.
-func printDetector(o *output, d stream.Detector, asJSON bool) error {
-	d = d.WithDefaults()
+func printDetector(o *output, in force, asJSON bool) error {
 	if asJSON {
-		return o.JSON(d)
+		return o.JSON(in)
 	}
+	d := in.Detector
 	backbone := d.Backbone
 	if backbone == "" {
 		backbone = "the trainer's own"
 	}
-	_, err := fmt.Fprintf(o.Out, "%s\n  learns     %s, k %d, false-alarm rate %g, backbone: %s\n  frames     %s, smoothing over %d, cool-down %v\n  evidence   kept: %v, for %v, pictures up to %d MiB\n  retrains   every %v, after %d normals (0: never)\n",
-		d.Name, d.Method, d.K, d.FalseAlarmRate, backbone, d.Policy, d.Smoothing, time.Duration(d.CoolDown), !d.NoEvidence,
+	_, err := fmt.Fprintf(o.Out, "%s\n  learns     %s, k %d, false-alarm rate %g, backbone: %s\n  frames     %s, smoothing over %d, cool-down %v\n%s  evidence   kept: %v, for %v, pictures up to %d MiB\n  retrains   every %v, after %d normals (0: never)\n",
+		d.Name, d.Method, d.K, d.FalseAlarmRate, backbone, d.Policy, d.Smoothing, time.Duration(d.CoolDown), in.text("  "), !d.NoEvidence,
 		time.Duration(d.Retention), d.EvidenceMiB, time.Duration(d.RetrainEvery), d.RetrainAfter)
 	return err
 }
@@ -257,7 +265,11 @@ func (c *detectorSetCmd) Run(ctx context.Context, o *output) error {
 		if err != nil {
 			return err
 		}
-		if err := printDetector(o, d, c.JSON); err != nil {
+		in, err := inForce(ctx, js, c.names(), d, workersAnswer)
+		if err != nil {
+			return err
+		}
+		if err := printDetector(o, in, c.JSON); err != nil {
 			return err
 		}
 		return c.takeEffect(ctx, o, js, before.WithDefaults(), d.WithDefaults())

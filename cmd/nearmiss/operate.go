@@ -112,6 +112,10 @@ func (c *statusCmd) Run(ctx context.Context, o *output) error {
 			Dead    []stream.DeadLetter   `json:"dead,omitempty"`
 		}{st, workers, dead})
 	}
+	detectors, err := stream.OpenDetectors(ctx, js, c.names())
+	if err != nil {
+		return err
+	}
 	var b strings.Builder
 	for _, d := range st.Detectors {
 		release := "no release"
@@ -119,6 +123,15 @@ func (c *statusCmd) Run(ctx context.Context, o *output) error {
 			release = fmt.Sprintf("release %.12s since %s", d.Release, d.PromotedAt.Local().Format(time.DateTime))
 		}
 		fmt.Fprintf(&b, "%-24s %s, %d frames wait, %d normals, %d labelled anomalies\n", d.Detector, release, d.Waiting, d.Normals, d.Anomalies)
+		if d.Release != "" {
+			conf, err := detectors.Get(ctx, d.Detector)
+			if err != nil {
+				conf = stream.Detector{Name: d.Detector}
+			}
+			if in, err := inForce(ctx, js, c.names(), conf, 0); err == nil {
+				b.WriteString(in.text("  "))
+			}
+		}
 		if d.Candidate != "" {
 			fmt.Fprintf(&b, "  candidate %.12s scores alongside\n", d.Candidate)
 		}
