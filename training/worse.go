@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"github.com/nearmiss/nearmiss/inference/release"
-	"github.com/nearmiss/nearmiss/inference/release/envelope"
 )
 
 // A release is worse than the one that serves, by what it says of itself, when it
@@ -22,7 +21,7 @@ const (
 // active without somebody's word for it, or nothing. asked is the false-alarm rate
 // that was asked for, 0..1.
 func Worse(active string, res *Result, asked float64) (string, error) {
-	b, err := os.ReadFile(filepath.Join(active, envelope.ManifestName))
+	b, err := os.ReadFile(filepath.Join(active, release.ManifestName))
 	if err != nil {
 		return "", err
 	}
