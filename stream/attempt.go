@@ -1,0 +1,416 @@
+package stream
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream/registry"
+)
+
+// maxTries ends a job whose record cannot be kept.
+const maxTries = 1000
+
+// handle sees one job to its end, or gives it back.
+func (w *TrainingWorker) handle(ctx context.Context, m jetstream.Msg) {
+	beat := newHeartbeat(w.cfg.AckWait/3, []jetstream.Msg{m})
+	defer beat.stop()
+	req, err := ParseTrainRequest(m.Data())
+	if err == nil && m.Subject() != w.cfg.Train(req.Detector) {
+		err = fmt.Errorf("it asks for detector %s on subject %s: %w", req.Detector, m.Subject(), ErrBadMessage)
+	}
+	if err != nil {
+		w.bury(ctx, m, nil, CodeBadRequest, fmt.Errorf("training request: %w", err))
+		return
+	}
+	log := w.log.With().Str("detector", req.Detector).Str("job", req.Job).Logger()
+	job, err := w.begin(ctx, m, req)
+	if err != nil {
+		if ctx.Err() == nil {
+			log.Warn().Err(err).Msg("cannot record the job: it comes again")
+		}
+		_ = m.NakWithDelay(time.Second)
+		return
+	}
+	switch {
+	case job.Finished():
+		_ = m.Ack()
+		return
+	case job.Cancel:
+		w.end(ctx, m, job, func(j *Job) { j.State = JobCancelled }, "cancelled before it began")
+		return
+	case job.Attempts > w.cfg.MaxAttempts:
+		reason := job.Error
+		if reason == "" {
+			reason = "its trainer died each time"
+		}
+		w.bury(ctx, m, &job, CodeTraining, fmt.Errorf("%d attempts without a new checkpoint: %s", job.Attempts-1, reason))
+		return
+	}
+	log.Info().Int("attempt", job.Attempts).Str("reason", req.Reason).Msg("job taken")
+
+	run, stop := context.WithCancelCause(ctx)
+	var watch sync.WaitGroup
+	watch.Go(func() { w.watchCancel(run, job, stop) })
+	job, err = w.work(run, job)
+	cause := context.Cause(run)
+	stop(nil)
+	watch.Wait()
+
+	var perm *PermanentError
+	switch {
+	case err == nil:
+		w.end(ctx, m, job, func(j *Job) {
+			j.State, j.Release, j.Promoted, j.Held, j.Notes = JobDone, job.Release, job.Promoted, job.Held, job.Notes
+			j.Error, j.Code = "", ""
+		}, "done")
+	case errors.Is(cause, errTakenOver), errors.Is(err, errTakenOver):
+		log.Warn().Msg("job lost: another trainer has taken it over")
+	case errors.Is(cause, errJobCancelled):
+		w.end(ctx, m, job, func(j *Job) { j.State = JobCancelled }, "cancelled")
+	case ctx.Err() != nil:
+		log.Info().Msg("job given back: this trainer stops")
+		w.release(ctx, m, job, 0, "", false)
+	case errors.As(err, &perm):
+		w.bury(ctx, m, &job, perm.Code, perm)
+	case job.Attempts >= w.cfg.MaxAttempts:
+		w.bury(ctx, m, &job, CodeTraining, fmt.Errorf("%d attempts without a new checkpoint: %w", job.Attempts, err))
+	default:
+		delay := min(w.cfg.RetryDelay<<min(max(job.Attempts-1, 0), 7), 10*time.Minute)
+		log.Warn().Err(err).Int("attempt", job.Attempts).Dur("again_in", delay).Msg("job failed")
+		w.release(ctx, m, job, delay, err.Error(), true)
+	}
+}
+
+// begin records that an attempt begins, before it can do harm.
+func (w *TrainingWorker) begin(ctx context.Context, m jetstream.Msg, req TrainRequest) (Job, error) {
+	if meta, err := m.Metadata(); err == nil && meta.NumDelivered > maxTries {
+		return Job{TrainRequest: req, State: JobQueued, Attempts: maxTries}, nil
+	}
+	if _, err := w.jobs.create(ctx, Job{TrainRequest: req, State: JobQueued}); err != nil && !errors.Is(err, ErrConflict) {
+		return Job{}, err
+	}
+	return w.jobs.update(ctx, req.Job, func(j *Job) error {
+		if j.Finished() || j.Cancel {
+			return nil
+		}
+		j.State, j.Trainer = JobRunning, w.cfg.Name
+		j.Attempts++
+		if j.StartedAt.IsZero() {
+			j.StartedAt = time.Now().UTC()
+		}
+		return nil
+	})
+}
+
+// work does one attempt. An extension of a release that was replaced meanwhile
+// would undo what replaced it: it is made again.
+func (w *TrainingWorker) work(ctx context.Context, job Job) (Job, error) {
+	for {
+		done, err := w.attempt(ctx, job)
+		if !errors.Is(err, registry.ErrConflict) || ctx.Err() != nil {
+			return done, err
+		}
+		w.log.Info().Str("job", job.Job).Msg("the active release was replaced meanwhile: once more")
+		if job, err = w.jobs.update(ctx, job.Job, func(j *Job) error {
+			j.Release = ""
+			return w.mine(j)
+		}); err != nil {
+			return done, err
+		}
+	}
+}
+
+func (w *TrainingWorker) attempt(ctx context.Context, job Job) (done Job, err error) {
+	done = job
+	// An earlier attempt may have died between storing the release and saying
+	// so. One that was made from another release goes only into that one's place;
+	// without a record of which that was it is made again.
+	if job.Release != "" && (!job.derived() || job.Base != "") {
+		if _, err := w.registry.Show(ctx, job.Release); err == nil {
+			return w.promote(ctx, done)
+		}
+	}
+	dir, remove, err := scratch(w.cfg.ScratchDir)
+	if err != nil {
+		return done, fmt.Errorf("make a scratch folder: %w", err)
+	}
+	defer remove()
+	task, err := w.prepare(ctx, job, dir)
+	if err != nil {
+		return done, err
+	}
+	defer task.close()
+	done.Normals, done.DataDigest, done.LastNormal = task.Count, task.DataDigest, task.lastNormal
+	done.K, done.FalseAlarmRate = task.Detector.K, task.Detector.FalseAlarmRate
+	done.Skipped = 0
+	for _, n := range task.Skipped {
+		if !n.Anomaly {
+			done.Skipped++
+		}
+	}
+	// Also of a job that fails: it is what the next one is asked for after.
+	if done.Base, done.Release = "", ""; job.derived() {
+		done.Base = task.ActiveID
+	}
+	if _, err := w.jobs.update(ctx, job.Job, func(j *Job) error {
+		j.Base, j.Release, j.K, j.FalseAlarmRate = done.Base, "", done.K, done.FalseAlarmRate
+		j.Normals, j.DataDigest, j.LastNormal, j.Skipped = done.Normals, done.DataDigest, done.LastNormal, done.Skipped
+		return w.mine(j)
+	}); err != nil {
+		return done, err
+	}
+	task.Report(Progress{Phase: "begin", Message: fmt.Sprintf("%d normal images", task.Count)})
+
+	res, err := w.train(ctx, task)
+	if now, gerr := w.jobs.Get(ctx, job.Job); gerr == nil {
+		done.Attempts = now.Attempts // checkpoints begin a new count
+	}
+	if err != nil {
+		return done, err
+	}
+	done.Notes = res.Notes
+	if done.Held = res.Hold; res.Dir == "" {
+		return done, nil
+	}
+	if done.Release, err = registry.Digest(res.Dir); err != nil {
+		return done, Permanent(CodeTraining, fmt.Errorf("the trainer's release: %w", err))
+	}
+	if _, err := w.jobs.update(ctx, job.Job, func(j *Job) error {
+		j.Release, j.Held, j.Notes = done.Release, done.Held, done.Notes
+		return w.mine(j)
+	}); err != nil {
+		return done, err
+	}
+	task.Report(Progress{Phase: "store", Message: "release " + short(done.Release)})
+	if _, err := w.registry.Put(ctx, job.Detector, res.Dir); err != nil {
+		return done, err
+	}
+	return w.promote(ctx, done)
+}
+
+// train calls the trainer. A panic is a failed attempt, and so is a trainer
+// that does not stop in time: it is left behind.
+func (w *TrainingWorker) train(ctx context.Context, task *Task) (TrainResult, error) {
+	type outcome struct {
+		res TrainResult
+		err error
+	}
+	out := make(chan outcome, 1)
+	go func() {
+		var o outcome
+		defer func() {
+			if p := recover(); p != nil {
+				o.err = fmt.Errorf("train %s: panic: %v", task.Request.Detector, p)
+			}
+			out <- o
+		}()
+		switch {
+		case task.Request.Readjust:
+			o.res, o.err = w.trainer.Readjust(ctx, task)
+		case len(task.Request.Extend) > 0 && task.Count == 0:
+			o.res.Hold = "the images have been removed from the training set meanwhile"
+		case len(task.Request.Extend) > 0:
+			o.res, o.err = w.trainer.Extend(ctx, task)
+		case len(task.Request.Retract) > 0:
+			o.res, o.err = w.trainer.Retract(ctx, task)
+		default:
+			o.res, o.err = w.trainer.Train(ctx, task)
+		}
+	}()
+	select {
+	case o := <-out:
+		return o.res, o.err
+	case <-ctx.Done():
+	}
+	hard := time.NewTimer(w.cfg.Drain)
+	defer hard.Stop()
+	select {
+	case o := <-out:
+		return o.res, o.err
+	case <-hard.C:
+		return TrainResult{}, fmt.Errorf("train %s: it did not stop within %v", task.Request.Detector, w.cfg.Drain)
+	}
+}
+
+// promote makes a job's release active if it was asked for and allowed. One that
+// was made from another release must find that one active.
+func (w *TrainingWorker) promote(ctx context.Context, job Job) (Job, error) {
+	if !job.Promote || job.Held != "" {
+		return job, nil
+	}
+	for {
+		_, err := w.registry.Promote(ctx, job.Detector, job.Release, registry.Change{By: w.cfg.Name, Reason: "job " + job.Job, Expect: job.Base})
+		if errors.Is(err, registry.ErrConflict) && job.Base == "" && ctx.Err() == nil {
+			continue // whoever was faster: this release is newer
+		}
+		if err != nil {
+			return job, err
+		}
+		job.Promoted = true
+		return job, w.catchUp(ctx, job)
+	}
+}
+
+// catchUp brings into a newly trained release what operators have called normal
+// while it was trained: the release that it replaces had that already.
+func (w *TrainingWorker) catchUp(ctx context.Context, job Job) error {
+	if err := w.retractLate(ctx, job); err != nil || job.derived() {
+		return err
+	}
+	if err := w.overtaken(ctx, job); err != nil {
+		return err
+	}
+	var late []uint64
+	if _, err := w.normals.Replay(ctx, job.Detector, false, false, func(n Normal) error {
+		if n.Sequence > job.LastNormal && strings.HasPrefix(n.ID, feedbackID) {
+			late = append(late, n.Sequence)
+		}
+		return nil
+	}); err != nil || len(late) == 0 {
+		return err
+	}
+	_, err := w.jobs.Request(ctx, TrainRequest{
+		Job: "late-" + job.Detector + "-" + short(job.Release), Detector: job.Detector, Extend: late, Promote: true,
+		By: w.cfg.Name, Reason: fmt.Sprintf("%d frames were confirmed normal during job %s", len(late), job.Job),
+	})
+	return err
+}
+
+var (
+	errJobCancelled = errors.New("the job was cancelled")
+	errTakenOver    = errors.New("another trainer has taken the job over")
+)
+
+// mine says whether this trainer still has the job: one that gave no sign of
+// life for too long has lost it, and must not touch it any more.
+func (w *TrainingWorker) mine(j *Job) error {
+	if j.Trainer != w.cfg.Name {
+		return Permanent(CodeConflict, fmt.Errorf("job %s: %w (%s)", j.Job, errTakenOver, j.Trainer))
+	}
+	return nil
+}
+
+// watchCancel stops a job when its record says so.
+func (w *TrainingWorker) watchCancel(ctx context.Context, job Job, stop context.CancelCauseFunc) {
+	revision := job.Revision
+	for ctx.Err() == nil {
+		step, cancel := context.WithTimeout(ctx, 5*time.Second)
+		if err := w.jobs.changed(step, job.Job, revision); err != nil {
+			pause(step, time.Second)
+		}
+		cancel()
+		j, err := w.jobs.Get(ctx, job.Job)
+		if err != nil {
+			continue
+		}
+		revision = j.Revision
+		switch {
+		case j.Cancel:
+			stop(errJobCancelled)
+			return
+		case j.Trainer != w.cfg.Name:
+			stop(errTakenOver)
+			return
+		}
+	}
+}
+
+// lasting is a context for what must be said even when ctx has ended.
+func (w *TrainingWorker) lasting(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), w.cfg.Drain)
+}
+
+// end records a job's end and takes it out of the queue.
+func (w *TrainingWorker) end(ctx context.Context, m jetstream.Msg, job Job, change func(*Job), said string) {
+	ctx, cancel := w.lasting(ctx)
+	defer cancel()
+	var final Job
+	err := retry(ctx, brief(), func() (err error) {
+		final, err = w.jobs.update(ctx, job.Job, func(j *Job) error {
+			change(j)
+			j.FinishedAt = time.Now().UTC()
+			if j.Progress != nil {
+				j.Progress.State = j.State
+			}
+			return nil
+		})
+		return err
+	})
+	if err != nil {
+		w.log.Warn().Err(err).Str("job", job.Job).Msg("cannot record the job's end: it comes again")
+		_ = m.NakWithDelay(time.Second)
+		return
+	}
+	if final.Checkpoint != "" {
+		_ = w.artifacts.Delete(ctx, final.Checkpoint)
+	}
+	if err := m.DoubleAck(ctx); err != nil {
+		w.log.Debug().Err(err).Str("job", job.Job).Msg("acknowledgement not confirmed")
+	}
+	w.tell(Progress{Job: job.Job, Detector: job.Detector, Phase: "end", State: final.State, Message: said, At: time.Now().UTC()})
+	e := w.log.Info()
+	if final.State == JobFailed {
+		e = w.log.Error().Str("error", final.Error)
+	}
+	e.Str("detector", job.Detector).Str("job", job.Job).Str("state", final.State).Str("release", short(final.Release)).
+		Bool("promoted", final.Promoted).Str("held", final.Held).Msg("job ended")
+}
+
+// release gives a job back to the queue. An attempt that ended because this
+// trainer stops does not count.
+func (w *TrainingWorker) release(ctx context.Context, m jetstream.Msg, job Job, delay time.Duration, why string, counts bool) {
+	ctx, cancel := w.lasting(ctx)
+	defer cancel()
+	if _, err := w.jobs.update(ctx, job.Job, func(j *Job) error {
+		j.State, j.Error = JobQueued, why
+		if !counts {
+			j.Attempts = max(j.Attempts-1, 0)
+		}
+		return w.mine(j)
+	}); err != nil {
+		w.log.Warn().Err(err).Str("job", job.Job).Msg("cannot record that the job goes back")
+	}
+	if err := m.NakWithDelay(max(delay, 100*time.Millisecond)); err != nil {
+		w.log.Debug().Err(err).Str("job", job.Job).Msg("the job comes again when its time is up")
+	}
+}
+
+// bury moves a job to the dead letters.
+func (w *TrainingWorker) bury(ctx context.Context, m jetstream.Msg, job *Job, code string, why error) {
+	ctx, cancel := w.lasting(ctx)
+	defer cancel()
+	meta, err := m.Metadata()
+	if err != nil {
+		return
+	}
+	dead := deadMessage(w.cfg.Names, m.Subject(), w.cfg.TrainingStream(), meta.Sequence.Stream, int(meta.NumDelivered), m.Headers(), m.Data(), code, why.Error())
+	if err := retry(ctx, brief(), func() error { return publishDead(ctx, w.js, w.cfg.Names, dead) }); err != nil {
+		w.log.Warn().Err(err).Msg("dead letter not stored: the job comes again")
+		_ = m.NakWithDelay(time.Second)
+		return
+	}
+	if job == nil {
+		w.log.Error().Err(why).Str("subject", m.Subject()).Msg("training request refused")
+		_ = m.Ack()
+		return
+	}
+	w.end(ctx, m, *job, func(j *Job) { j.State, j.Code, j.Error = JobFailed, code, why.Error() }, why.Error())
+}
+
+// tell publishes progress on core NATS.
+func (w *TrainingWorker) tell(p Progress) {
+	data, err := json.Marshal(p)
+	if err != nil {
+		return
+	}
+	if err := w.nc.Publish(w.cfg.Progress(p.Detector, p.Job), data); err != nil {
+		w.log.Debug().Err(err).Msg("progress not sent")
+	}
+}

@@ -1,0 +1,308 @@
+package stream
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream/registry"
+)
+
+// Task is one job as a [Trainer] sees it.
+type Task struct {
+	Request  TrainRequest
+	Detector Detector // with the request's method and profile, and defaults
+
+	Dir        string            // scratch folder, empty at first, removed afterwards
+	Normals    string            // folder of the normal images; for Extend: of those to add; for Retract and Readjust: empty
+	Anomalies  string            // folder of the labelled anomalies, maybe empty
+	Taken      map[string]Normal // where and when each file in Normals was taken, by its name
+	Count      int               // normal images
+	DataDigest string            // of the normal images
+	Active     string            // folder of the active release, or empty
+	ActiveID   string            // its digest, or empty
+	Checkpoint string            // file of the last checkpoint of an earlier attempt, or empty
+	Skipped    []Normal          // normals and labelled anomalies without an image, which are left out
+
+	w          *TrainingWorker
+	saved      []byte // digest of the folder that was saved or restored last
+	lastNormal uint64 // sequence
+	mu         sync.Mutex
+	last       time.Time // when progress was last recorded
+	busy, over bool      // progress is being recorded; the attempt has ended
+	records    sync.WaitGroup
+}
+
+// skip notes images of the training set that are not to be had, as far as the
+// task wants them.
+func (t *Task) skip(all []Normal) {
+	for _, n := range all {
+		if len(t.Request.Extend) == 0 || slices.Contains(t.Request.Extend, n.Sequence) {
+			t.Skipped = append(t.Skipped, n)
+		}
+	}
+}
+
+// Report publishes progress; it may be called as often as there is something
+// to say. It does not wait for the broker.
+func (t *Task) Report(p Progress) {
+	p.Job, p.Detector, p.State, p.At = t.Request.Job, t.Request.Detector, JobRunning, time.Now().UTC()
+	t.w.tell(p)
+	// The record is for those who come later: once a second is enough, and what
+	// comes while one is written is written with the next.
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.busy || t.over || time.Since(t.last) < time.Second {
+		return
+	}
+	t.busy, t.last = true, time.Now()
+	t.records.Go(func() {
+		t.record(p)
+		t.mu.Lock()
+		t.busy = false
+		t.mu.Unlock()
+	})
+}
+
+func (t *Task) record(p Progress) {
+	ctx, cancel := context.WithTimeout(context.Background(), publishWait)
+	defer cancel()
+	if _, err := t.w.jobs.update(ctx, p.Job, func(j *Job) error {
+		if err := t.w.mine(j); err != nil {
+			return err
+		}
+		j.Progress = &p
+		return nil
+	}); err != nil {
+		t.w.log.Debug().Err(err).Msg("progress not recorded")
+	}
+}
+
+// close waits for progress that is being recorded, and has none recorded any more.
+func (t *Task) close() {
+	t.mu.Lock()
+	t.over = true
+	t.mu.Unlock()
+	t.records.Wait()
+}
+
+// SaveCheckpoint stores a file from which another trainer can go on. When it
+// returns nil, the work up to it is safe. It waits a few minutes for a broker
+// that is away.
+func (t *Task) SaveCheckpoint(ctx context.Context, path string) error {
+	b := backoff.NewExponentialBackOff(backoff.WithMaxInterval(5*time.Second), backoff.WithMaxElapsedTime(5*time.Minute))
+	if err := retry(ctx, b, func() error { return t.saveCheckpoint(ctx, path) }); err != nil {
+		return fmt.Errorf("save checkpoint of job %s: %w", t.Request.Job, err)
+	}
+	return nil
+}
+
+func (t *Task) saveCheckpoint(ctx context.Context, path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return Permanent(CodeInternal, err)
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return Permanent(CodeInternal, err)
+	}
+	step, cancel := context.WithTimeout(ctx, 10*time.Second+time.Duration(fi.Size()>>21)*time.Second)
+	defer cancel()
+	// A new name each time: the last checkpoint is whole until the record names
+	// the next one.
+	j, err := t.w.jobs.Get(step, t.Request.Job)
+	if err != nil {
+		return err
+	}
+	old := j.Checkpoint
+	name := fmt.Sprintf("%s%s/%d", CheckpointObjects, t.Request.Job, j.CheckpointN+1)
+	if _, err := t.w.artifacts.Put(step, jetstream.ObjectMeta{Name: name, Opts: &jetstream.ObjectMetaOptions{ChunkSize: 252 << 10}}, bigReads{f}); err != nil {
+		return err
+	}
+	if _, err := t.w.jobs.update(step, t.Request.Job, func(j *Job) error {
+		if err := t.w.mine(j); err != nil {
+			return err
+		}
+		j.Checkpoint = name
+		j.CheckpointN++
+		j.Attempts = 0 // it gets on
+		return nil
+	}); err != nil {
+		return err
+	}
+	if old != "" && old != name {
+		_ = t.w.artifacts.Delete(step, old)
+	}
+	return nil
+}
+
+// CheckpointObjects is what the names of checkpoints begin with.
+const CheckpointObjects = "checkpoints/"
+
+// bigReads fills the buffer it is given: the Object Store makes one chunk of
+// every Read.
+type bigReads struct{ io.Reader }
+
+func (r bigReads) Read(p []byte) (int, error) {
+	n, err := io.ReadFull(r.Reader, p)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		err = io.EOF
+	}
+	return n, err
+}
+
+// prepare brings a job's data to this machine.
+func (w *TrainingWorker) prepare(ctx context.Context, job Job, dir string) (*Task, error) {
+	det, err := w.detectors.Get(ctx, job.Detector)
+	if errors.Is(err, ErrNoDetector) {
+		return nil, Permanent(CodeNotFound, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	det = det.WithDefaults()
+	if job.Method != "" {
+		det.Method = job.Method
+	}
+	if job.Profile != "" {
+		det.Profile = job.Profile
+	}
+	t := &Task{
+		Request: job.TrainRequest, Detector: det, w: w,
+		Dir: filepath.Join(dir, "work"), Normals: filepath.Join(dir, "normals"), Anomalies: filepath.Join(dir, "anomalies"),
+		Taken: map[string]Normal{},
+	}
+	for _, d := range []string{t.Dir, t.Normals, t.Anomalies} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return nil, err
+		}
+	}
+	only := map[uint64]bool{}
+	for _, seq := range job.Extend {
+		only[seq] = true
+	}
+	save := func(folder string) func(Normal) error {
+		return func(n Normal) error {
+			name := fmt.Sprintf("%012d%s", n.Sequence, ImageExtension(n.Image))
+			if folder == t.Normals {
+				if len(only) > 0 && !only[n.Sequence] {
+					return nil
+				}
+				t.Count++
+				t.lastNormal = max(t.lastNormal, n.Sequence)
+				about := n
+				about.Image = nil
+				t.Taken[name] = about
+			}
+			return os.WriteFile(filepath.Join(folder, name), n.Image, 0o644)
+		}
+	}
+	if !job.Readjust && len(job.Retract) == 0 {
+		seen, err := w.normals.Replay(ctx, job.Detector, false, true, save(t.Normals))
+		if err != nil {
+			return nil, err
+		}
+		t.DataDigest = seen.Digest
+		t.skip(seen.Skipped)
+		if t.Count == 0 && len(job.Extend) == 0 {
+			return nil, Permanent(CodeBadRequest, fmt.Errorf("detector %s has no such normal images: add some first", job.Detector))
+		}
+	}
+	if !job.derived() {
+		seen, err := w.normals.Replay(ctx, job.Detector, true, true, save(t.Anomalies))
+		if err != nil {
+			return nil, err
+		}
+		t.skip(seen.Skipped)
+	}
+	w.tellSkipped(ctx, job, t.Skipped)
+	p, err := w.registry.Active(ctx, job.Detector)
+	switch {
+	case errors.Is(err, registry.ErrNoRelease), errors.Is(err, registry.ErrCorrupt):
+	case err != nil:
+		return nil, err
+	default:
+		if t.Active, err = w.registry.Get(ctx, p.Release); err != nil {
+			w.log.Warn().Err(err).Str("release", short(p.Release)).Msg("the active release cannot be read: training without it")
+			t.Active = ""
+		} else {
+			t.ActiveID = p.Release
+		}
+	}
+	if job.derived() && t.Active == "" {
+		return nil, Permanent(CodeBadRequest, fmt.Errorf("detector %s has no release to change: train it", job.Detector))
+	}
+	if job.Checkpoint != "" {
+		path := filepath.Join(dir, "checkpoint")
+		if err := w.download(ctx, job.Checkpoint, path); err != nil {
+			w.log.Warn().Err(err).Str("job", job.Job).Msg("the checkpoint cannot be read: beginning anew")
+		} else {
+			t.Checkpoint = path
+		}
+	}
+	return t, nil
+}
+
+// tellSkipped says which images of a training set are left out, and how to be rid
+// of them.
+func (w *TrainingWorker) tellSkipped(ctx context.Context, job Job, all []Normal) {
+	if len(all) == 0 {
+		return
+	}
+	first := all[0]
+	why := fmt.Sprintf("%d images of the training set of %s cannot be read and are left out, the first is number %d: %s; "+
+		"nearmiss normals list %s shows them, nearmiss normals remove %s %d removes one",
+		len(all), job.Detector, first.Sequence, first.Problem, job.Detector, job.Detector, first.Sequence)
+	w.log.Warn().Str("job", job.Job).Msg(why)
+	last := all[len(all)-1].Sequence
+	if err := publishNotice(ctx, w.js, w.cfg.Names, notice(KindStore, job.Detector, NoCamera, "", StoreMissing, why, fmt.Sprintf("%d/%d", len(all), last))); err != nil {
+		w.log.Debug().Err(err).Msg("notice not stored")
+	}
+}
+
+func (w *TrainingWorker) download(ctx context.Context, name, path string) error {
+	info, err := w.artifacts.GetInfo(ctx, name)
+	if err != nil {
+		return err
+	}
+	step, cancel := context.WithTimeout(ctx, time.Minute+time.Duration(info.Size>>21)*time.Second)
+	defer cancel()
+	r, err := w.artifacts.Get(step, name)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	_, err = io.CopyBuffer(struct{ io.Writer }{f}, struct{ io.Reader }{r}, make([]byte, 1<<20))
+	if err = errors.Join(err, r.Error(), f.Close()); err != nil {
+		return errors.Join(err, os.Remove(path))
+	}
+	return nil
+}
+
+// ImageExtension is what an image file of these bytes is called, by their
+// beginning: ".jpg", ".png" and so on, or ".img".
+func ImageExtension(b []byte) string {
+	for _, k := range []struct{ magic, ext string }{
+		{"\xff\xd8\xff", ".jpg"}, {"\x89PNG", ".png"}, {"BM", ".bmp"}, {"II*\x00", ".tif"}, {"MM\x00*", ".tif"}, {"RIFF", ".webp"},
+	} {
+		if bytes.HasPrefix(b, []byte(k.magic)) {
+			return k.ext
+		}
+	}
+	return ".img"
+}
