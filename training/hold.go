@@ -1,16 +1,19 @@
 package training
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/nearmiss/nearmiss/bank"
+	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/release"
 	"github.com/nearmiss/nearmiss/training/holdout"
 )
@@ -40,16 +43,41 @@ const fewestDifferent = 8
 type halves struct {
 	train, held []int
 	worth       *worth // nil: each normal counts
+	crop        crop
+}
+
+// crop is how much of the normals the model sees.
+type crop struct {
+	share         float64 // of a normal's pixels, the median
+	width, height int     // of such a normal
+}
+
+// littleSeen of a picture, by area, is worth a word.
+const littleSeen = 0.8
+
+// cropOf looks at the shapes of normals.
+func cropOf(p imaging.Preprocess, shapes []imaging.Header) crop {
+	var all []crop
+	for _, h := range shapes {
+		x0, y0, x1, y1 := p.Region(h.Width, h.Height)
+		all = append(all, crop{(x1 - x0) * (y1 - y0) / float64(h.Width) / float64(h.Height), h.Width, h.Height})
+	}
+	if len(all) == 0 || p.View != nil && p.View.Region != nil { // what is outside is not to be seen
+		return crop{share: 1}
+	}
+	slices.SortFunc(all, func(a, b crop) int { return cmp.Compare(a.share, b.share) })
+	return all[len(all)/2]
 }
 
 // split divides the usable normals into those of the bank and those held out, and
 // puts copies aside.
 func split(ctx context.Context, p Plan, x *embedded) (halves, error) {
 	var out halves
-	copies, err := x.copies(ctx, p.Data)
+	copies, shapes, err := x.copies(ctx, p.Data)
 	if err != nil {
 		return out, err
 	}
+	out.crop = cropOf(x.b.model.e.Preprocess(), shapes)
 	w := &worth{Normals: len(x.of)}
 	for _, first := range copies {
 		if first >= 0 {
@@ -98,9 +126,10 @@ func split(ctx context.Context, p Plan, x *embedded) (halves, error) {
 }
 
 // copies are, for each usable normal, the place in of of the one that it shows
-// the same as, or -1.
-func (x *embedded) copies(ctx context.Context, d Data) ([]int, error) {
+// the same as, or -1; shapes tell their sizes.
+func (x *embedded) copies(ctx context.Context, d Data) (copies []int, shapes []imaging.Header, err error) {
 	looks := make([]holdout.Look, len(x.of))
+	shapes = make([]imaging.Header, len(x.of))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for j, i := range x.of {
@@ -112,6 +141,9 @@ func (x *embedded) copies(ctx context.Context, d Data) ([]int, error) {
 			if err != nil {
 				return fmt.Errorf("read normal image %s: %w", x.images[i].Name, err)
 			}
+			if shapes[j], err = imaging.Inspect(b, d.Limits); err != nil {
+				return fmt.Errorf("normal image %s: %w", x.images[i].Name, err)
+			}
 			m, err := d.View.Decode(b, d.Limits)
 			if err != nil {
 				return fmt.Errorf("normal image %s: %w", x.images[i].Name, err)
@@ -121,9 +153,9 @@ func (x *embedded) copies(ctx context.Context, d Data) ([]int, error) {
 		})
 	}
 	if err := g.Wait(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return holdout.Copies(looks), nil
+	return holdout.Copies(looks), shapes, nil
 }
 
 // leave puts copies aside.
@@ -144,6 +176,10 @@ func (x *embedded) leave(copies []int) {
 
 // rest tells the main bank and the result what the held-out normals are worth.
 func (h halves) rest(main *bank.Bank, c Calibration, res *Result) {
+	if s := h.crop; s.share < littleSeen {
+		res.warn("the model sees %.0f %% of a picture of %d×%d pixels, from its middle, and finds no defect elsewhere: let it see all of it with --see %s, or name the part that counts as the detector's region",
+			100*s.share, s.width, s.height, SeeWhole)
+	}
 	w := h.worth
 	if w == nil {
 		return

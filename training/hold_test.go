@@ -216,3 +216,39 @@ func TestNormalsThatAreGoneAreLeftOut(t *testing.T) {
 		t.Errorf("%+v", res)
 	}
 }
+
+// TestFitSaysWhatTheModelDoesNotSee: of long frames only the middle is seen,
+// unless all of it is squeezed in.
+func TestFitSaysWhatTheModelDoesNotSee(t *testing.T) {
+	var long []Image
+	for i, n := range squares(t, 20) {
+		b, _ := n.Read()
+		img, err := imaging.Decode(b, imaging.Limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		wide := imaging.New(120, 40)
+		for y := range 40 {
+			for x := range 120 {
+				p := img.Pix[3*(y*40+(x+i)%40):]
+				wide.SetRGB(x, y, p[0], p[1], p[2])
+			}
+		}
+		if b, err = wide.PNG(); err != nil {
+			t.Fatal(err)
+		}
+		long = append(long, Image{Name: n.Name, Read: func() ([]byte, error) { return b, nil }})
+	}
+	for see, want := range map[string]bool{SeeMiddle: true, SeeWhole: false} {
+		res, err := Fit(t.Context(), Plan{
+			Detector: "long", Out: filepath.Join(t.TempDir(), "release"), Data: Data{Normals: long},
+			Model: Model{Backbone: smallBackbone(t), See: see}, Score: Score{Groups: Class()}, Calibration: Calibration{Settle: true},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if notes := strings.Join(res.Warnings, "\n"); strings.Contains(notes, "of a picture of 120×40 pixels") != want {
+			t.Errorf("%s: notes %s", see, notes)
+		}
+	}
+}

@@ -24,7 +24,7 @@ type fitCmd struct {
 	HeldOut   float64  `name:"held-out" default:"0.2" help:"Share of the normals that sets the threshold and stays out of the bank."`
 	Seed      *uint64  `placeholder:"N" help:"Draws the held-out images (default: another one every time; the release records it)."`
 	Anomalies []string `type:"existingpath" placeholder:"DIR" help:"Real anomalies that fitymi's gate is to judge by; nothing is learnt from them."`
-	Advice    bool     `negatable:"" default:"true" help:"Say whether it matters how the normals lie (default yes)."`
+	Advice    bool     `negatable:"" help:"Also say whether it matters how the normals lie, which --symmetry could make use of: that takes eight embeddings of up to 60 normals."`
 	Index     string   `enum:"auto,exact,hnsw,coder" default:"auto" help:"The bank's index: ${enum}; auto is exact for fewer than 50,000 images."`
 	Bits      int      `placeholder:"N" help:"How many bits of 16-bit images are used, 8 to 32, as by a camera of 12 bits (default: what the normals need)."`
 	NoImages  bool     `name:"no-images" help:"Keep no image of a normal in the release: neither thumbnails of what is nearest nor images to check it with."`
