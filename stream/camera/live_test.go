@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rs/zerolog"
 
@@ -204,6 +205,26 @@ func TestAVideoEndsWithItsContext(t *testing.T) {
 	defer cancel()
 	if _, err := s.Next(ctx); err != nil {
 		t.Fatal(err)
+	}
+	cancel()
+	if _, err := s.Next(ctx); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+// TestASilentStreamIsOpenedAgain: a network that is cut says nothing.
+func TestASilentStreamIsOpenedAgain(t *testing.T) {
+	program, called := player(t, "cat 1.img; exec sleep 1000")
+	s := &camera.Video{Source: "rtsp://eye/1", Program: program, Patience: 300 * time.Millisecond, Log: zerolog.Nop()}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for range 2 {
+		if _, err := s.Next(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if said, err := os.ReadFile(called); err != nil || strings.Count(string(said), "\n") != 2 {
+		t.Errorf("called with %q, %v", said, err)
 	}
 	cancel()
 	if _, err := s.Next(ctx); !errors.Is(err, context.Canceled) {

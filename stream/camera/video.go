@@ -1,6 +1,7 @@
 package camera
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
@@ -39,6 +41,10 @@ type Video struct {
 	Insecure bool
 	// Loop begins a file again after its end.
 	Loop bool
+	// Patience is how long a device or stream may give no picture before it is
+	// opened again: a network that is cut says nothing. Default a minute, and
+	// three periods of FPS at least.
+	Patience time.Duration
 	// Program is ffmpeg's name or path. Default: ffmpeg.
 	Program string
 	Log     zerolog.Logger
@@ -133,7 +139,21 @@ func (s *Video) once(ctx context.Context) (Image, error) {
 		}
 		s.run = run
 	}
+	var silent atomic.Bool
+	late := func() bool { return true }
+	if s.live() {
+		patience := cmp.Or(s.Patience, time.Minute)
+		if s.FPS > 0 {
+			patience = max(patience, time.Duration(3*float64(time.Second)/s.FPS))
+		}
+		stop := s.run.stop
+		late = time.AfterFunc(patience, func() {
+			silent.Store(true)
+			stop()
+		}).Stop
+	}
 	data, err := s.run.images.Next()
+	late()
 	if err == nil {
 		s.known = true
 		return s.run.image(data, Redacted(s.Source)), nil
@@ -144,6 +164,8 @@ func (s *Video) once(ctx context.Context) (Image, error) {
 	switch {
 	case ctx.Err() != nil:
 		return Image{}, ctx.Err()
+	case silent.Load():
+		return Image{}, fmt.Errorf("read video %s: no picture comes", Redacted(s.Source))
 	case failed != nil && first && !s.old && tooOld(failed):
 		s.old = true
 		return s.once(ctx)
