@@ -43,7 +43,7 @@ func child(role string) int {
 	dir := os.Getenv("NEARMISS_TEST_DIR")
 	switch role {
 	case "worker":
-		w, err := stream.NewWorker(stream.WorkerConfig{CacheDir: filepath.Join(dir, "cache"), AckWait: time.Second}, nc, loadFake, log)
+		w, err := stream.NewWorker(stream.WorkerConfig{CacheDir: filepath.Join(dir, "cache"), AckWait: childAckWait()}, nc, loadFake, log)
 		if err == nil {
 			err = w.Run(ctx)
 		}
@@ -68,6 +68,14 @@ func child(role string) int {
 		return 2
 	}
 	return 0
+}
+
+// childAckWait is a second unless the test says otherwise.
+func childAckWait() time.Duration {
+	if d, err := time.ParseDuration(os.Getenv("NEARMISS_TEST_ACKWAIT")); err == nil {
+		return d
+	}
+	return time.Second
 }
 
 // childBroker serves the store of the test on the port of its URL.

@@ -1,0 +1,192 @@
+package stream_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/internal/memory"
+	"github.com/nearmiss/nearmiss/stream"
+)
+
+// number is a figure of the environment, for tests that `make hostile` runs longer.
+func number(name string, otherwise int) int {
+	if n, err := strconv.Atoi(os.Getenv(name)); err == nil {
+		return n
+	}
+	return otherwise
+}
+
+// TestADeathCostsASecondAndNoFrame kills the only worker again and again: what it
+// had in hand is given back at once, long before the broker would, and no death is
+// laid at a good frame's door.
+func TestADeathCostsASecondAndNoFrame(t *testing.T) {
+	const ackWait = 2 * time.Minute
+	kills := number("NEARMISS_TEST_KILLS", 4)
+	r := newRig(t, stream.Topology{})
+	r.release("bolts", fake{Name: "one", Delay: 30 * time.Millisecond})
+	got := r.scores()
+	frames := 40 * (kills + 1)
+	for i := range frames {
+		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: image(0.1 + float64(i)/1e6)})
+	}
+	env := "NEARMISS_TEST_ACKWAIT=" + ackWait.String()
+	w := r.process("worker", env)
+	begin := time.Now()
+	for k := range kills {
+		target := frames * (k + 1) / (kills + 2)
+		eventually(t, fmt.Sprintf("%d frames are scored", target), func() bool { return len(got.byFrame()) >= target })
+		w.kill()
+		w = r.process("worker", env)
+	}
+	eventually(t, "every frame is scored", func() bool { return len(got.byFrame()) == frames })
+	eventually(t, "the queue is empty", func() bool { return r.waiting() == 0 })
+	took := time.Since(begin)
+	t.Logf("%d kills: %d frames in %v", kills, frames, took.Round(100*time.Millisecond))
+	if took > ackWait/2 {
+		t.Errorf("it took %v: frames waited for the broker to give them back", took)
+	}
+	if dead := r.stored(r.names.DeadStream()); len(dead) > 0 {
+		t.Errorf("%d dead letters, first: %v", len(dead), dead[0].Header)
+	}
+	if err := w.interrupt(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestAHostileNeighbour: a client with all rights publishes whatever it can think
+// of while two honest cameras publish frames, which are all scored.
+func TestAHostileNeighbour(t *testing.T) {
+	messages, frames := number("NEARMISS_TEST_HOSTILE", 600), number("NEARMISS_TEST_HONEST", 200)
+	const queue, budget = 64 << 20, 32 << 20
+	r := newRig(t, stream.Topology{FramesMaxBytes: queue})
+	r.detector(stream.Detector{Name: "bolts", Smoothing: 2})
+	r.release("bolts", fake{Name: "one", Threshold: 0.5})
+	r.steward(stream.StewardConfig{FramesMaxBytes: queue})
+	m := memory.New(budget)
+	w, _ := r.worker(stream.WorkerConfig{Memory: m}, loadFake)
+	store, err := r.js.ObjectStore(t.Context(), r.names.ArtifactsBucket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.PutBytes(t.Context(), "frames/shared", append(image(0.2), make([]byte, 8<<20)...)); err != nil {
+		t.Fatal(err)
+	}
+	hostile := r.connect()
+	hjs, err := jetstream.New(hostile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rng := rand.New(rand.NewPCG(3, 4))
+	pick := func(s ...string) string { return s[rng.IntN(len(s))] }
+	zero := 0.0
+	forged, _ := json.Marshal(stream.Event{FrameID: "x", Detector: "bolts", Camera: "left", ScoredAt: time.Now(), Score: &zero})
+	junk := func() *nats.Msg {
+		m := nats.NewMsg("")
+		id := fmt.Sprint("f", rng.IntN(frames))
+		switch rng.IntN(10) {
+		case 0: // ids of the honest ones
+			m.Subject = r.names.Frames("bolts", pick("thief", "left2"))
+			m.Header.Set(stream.HeaderFrameID, id)
+			m.Header.Set(nats.MsgIdHdr, pick("bolts/left/"+id, id))
+			m.Data = image(0.9)
+		case 1: // names that are none
+			m.Subject = r.names.Frames("bolts", pick("10//0//0//7", "aa:bb", "línea", "", "x/y", strings.Repeat("z", 90)))
+			if strings.HasSuffix(m.Subject, ".") {
+				m.Subject += "_"
+			}
+			m.Data = image(0.9)
+		case 2: // objects: of others, missing, shared
+			m.Subject = r.names.Frames("bolts", "thief")
+			m.Header.Set(stream.HeaderObject, pick("frames/bolts/left/1", "frames/none", "frames/shared", "release/x"))
+		case 3: // headers
+			m.Subject = r.names.Frames("bolts", "thief")
+			m.Header.Set(pick(stream.HeaderTruth, stream.HeaderSource, stream.HeaderCapturedAt, stream.HeaderFrameID, "X-Any"), pick(strings.Repeat("x", 50<<10), "\x1b[2J", "yesterday"))
+			m.Data = []byte("no image")
+		case 4: // detectors that nobody has made
+			m.Subject = r.names.Frames(pick("blots", "nuts", fmt.Sprint("d", rng.IntN(50))), "c")
+			m.Data = make([]byte, 100<<10)
+		case 5: // judgements
+			m.Subject, m.Data = r.names.Scores("bolts", "left"), forged
+		case 6: // records of workers, tries and losses
+			m.Subject = "$KV." + r.names.WorkBucket() + "." + pick("held.nobody.bolts", "held.x.y", "tries.1.1", "lost")
+			m.Data = []byte(pick(`["$JS.ACK.NM_FRAMES.frames-bolts.1.1.1.1.0",">"]`, "{", `{"failed":-5,"died":99}`, "null"))
+		case 7: // advisories
+			m.Subject = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES." + r.names.FramesStream() + ".frames-bolts"
+			m.Data = []byte(pick("{", `{"stream_seq":18446744073709551615,"deliveries":5}`, `{"stream_seq":-1}`))
+		case 8: // object metadata
+			m.Subject = "$O." + r.names.ArtifactsBucket() + ".M." + pick("ZnJhbWVzL3g=", "x")
+			m.Data = []byte(pick(`{"name":"frames/x","size":4611686018427387904,"chunks":1,"nuid":"x"}`, "{", "null"))
+		default: // no frame at all
+			m.Subject = pick("nearmiss.frames", "nearmiss.frames.a.b.c", "Nearmiss.frames.bolts.left", "nearmiss.events.bolts.left.anomaly", "nearmiss.feedback.bolts", "nearmiss.dead.NM_FRAMES")
+			m.Data = []byte(pick("{", "null", "\x00\xff"))
+		}
+		return m
+	}
+	var before runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	var all sync.WaitGroup
+	all.Go(func() {
+		for range messages {
+			if _, err := hjs.PublishMsgAsync(junk()); err != nil {
+				time.Sleep(time.Millisecond)
+			}
+		}
+	})
+	got := r.scores()
+	for i := range frames {
+		for _, camera := range []string{"left", "right"} {
+			f := stream.Frame{Detector: "bolts", Camera: camera, ID: fmt.Sprint("f", i), Image: image(0.9 + float64(i)/1e6), Truth: "{}"}
+			msg, err := f.Message(r.names)
+			if err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "the broker takes an honest frame", func() bool {
+				_, err := r.js.PublishMsg(t.Context(), msg)
+				return err == nil
+			})
+		}
+	}
+	all.Wait()
+	honest := func() (n int) {
+		for _, s := range got.byFrame() {
+			for _, camera := range []string{"left", "right"} {
+				for _, e := range s {
+					if e.Camera == camera && e.Truth == "{}" {
+						n++
+						break
+					}
+				}
+			}
+		}
+		return n
+	}
+	eventually(t, "every honest frame is scored", func() bool { return honest() == 2*frames })
+	count := map[string]int{}
+	for _, msg := range r.stored(r.names.EventsStream()) {
+		if e, err := stream.ParseEvent(r.names, msg.Subject, msg.Header, msg.Data); err == nil && e.Kind == stream.KindAnomaly && e.Truth == "{}" {
+			count[e.Camera]++
+		}
+	}
+	if count["left"] != frames || count["right"] != frames {
+		t.Errorf("alarms %v, want %d of each", count, frames)
+	}
+	var after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	t.Logf("%d hostile messages: %+v, %d MiB of images at the most, heap %d → %d MiB", messages, w.Stats(), m.Peak()>>20, before.HeapAlloc>>20, after.HeapAlloc>>20)
+	if m.Peak() > budget {
+		t.Errorf("%d bytes of images at once, at most %d", m.Peak(), budget)
+	}
+}
