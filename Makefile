@@ -42,6 +42,11 @@ ffmpeg: ## test cameras on a real video, where ffmpeg is installed
 cases: ## try the inputs that were wrong once, where $$NEARMISS_SHARED (or ../shared) has them in cases/
 	go test -count 1 -run '^TestCases' ./...
 
+.PHONY: hostile
+hostile: ## a hostile neighbour with 10,000 messages, and 30 kills of the only worker (two minutes)
+	NEARMISS_TEST_HOSTILE=10000 NEARMISS_TEST_HONEST=1000 NEARMISS_TEST_KILLS=30 \
+	  go test -count 1 -v -timeout 10m -run 'TestAHostileNeighbour|TestADeathCostsASecondAndNoFrame' ./stream
+
 .PHONY: lint
 lint: ## formatting, go vet and staticcheck
 	@bad=$$(git ls-files -co --exclude-standard '*.go' | grep -v '\.pb\.go$$' | xargs go tool gofumpt -l); \

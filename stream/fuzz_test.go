@@ -99,3 +99,64 @@ func FuzzDetector(f *testing.F) {
 		}
 	})
 }
+
+// FuzzCameraNames: whatever topic an MQTT client publishes on, nats-server maps it
+// to a subject (dots become "//"); a frame on it is one, or is rejected under a
+// name with which its event and its dead letter can be stored.
+func FuzzCameraNames(f *testing.F) {
+	for _, topic := range []string{"nearmiss/frames/bolts/10.0.0.7", "nearmiss/frames/bolts/aa:bb:cc", "nearmiss/frames/bolts/línea1", "nearmiss/frames/bolts/линия", "nearmiss/frames/bolts/line1/", "nearmiss/frames//", "/nearmiss/frames/a/b"} {
+		f.Add(topic)
+	}
+	f.Fuzz(func(t *testing.T, topic string) {
+		subject := strings.ReplaceAll(strings.ReplaceAll(topic, ".", "\x00"), "/", ".")
+		subject = strings.ReplaceAll(subject, "\x00", "//")
+		var n stream.Names
+		meta := &jetstream.MsgMetadata{Timestamp: time.Unix(1, 0), Sequence: jetstream.SequencePair{Stream: 7}}
+		fr, err := stream.ParseFrame(n, subject, nil, []byte("x"), meta, time.Unix(0, 1))
+		if err != nil && !errors.Is(err, stream.ErrBadMessage) {
+			t.Fatal(err)
+		}
+		if !strings.HasPrefix(subject, "nearmiss.frames.") {
+			if err == nil {
+				t.Fatalf("%q is taken for a frame", subject)
+			}
+			return
+		}
+		m, err := stream.Event{ID: "x", Kind: stream.KindRejected, FrameID: fr.ID, Detector: fr.Detector, Camera: fr.Camera, Digest: fr.Digest}.Message(n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e, err := stream.ParseEvent(n, m.Subject, m.Header, m.Data); err != nil || e.Camera != fr.Camera {
+			t.Fatalf("%q: event %q: %v", subject, m.Subject, err)
+		}
+	})
+}
+
+// FuzzHeaders: whatever headers a message has, what is made of them are headers
+// that can be sent, and short.
+func FuzzHeaders(f *testing.F) {
+	f.Add("Nearmiss-Source", "a\r\nb", "Nearmiss-Truth", "{}")
+	f.Add("", "\x1b[2J", "Nats-Rollup", "all")
+	f.Add("a:b", "\x00", "traceparent", "00-1")
+	f.Fuzz(func(t *testing.T, k1, v1, k2, v2 string) {
+		h := nats.Header{k1: {v1}, k2: {v2, v1}}
+		var n stream.Names
+		meta := &jetstream.MsgMetadata{Timestamp: time.Unix(1, 0), Sequence: jetstream.SequencePair{Stream: 7}}
+		fr, _ := stream.ParseFrame(n, "nearmiss.frames.bolts.left", h, []byte("x"), meta, time.Unix(0, 1))
+		e := stream.Event{ID: "x", Kind: stream.KindRejected, FrameID: fr.ID, Detector: fr.Detector, Camera: fr.Camera, Source: fr.Source, Truth: fr.Truth, Trace: fr.Trace}
+		m, err := e.Message(n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sent := 0
+		for k, v := range m.Header {
+			sent += len(k) + len(v[0])
+			if strings.ContainsAny(v[0], "\r\n\x00") {
+				t.Fatalf("header %q: %q", k, v[0])
+			}
+		}
+		if sent > 32<<10 || len(m.Data) > 64<<10 {
+			t.Fatalf("%d bytes of headers, %d of data", sent, len(m.Data))
+		}
+	})
+}

@@ -29,9 +29,10 @@ func number(name string, otherwise int) int {
 
 // TestADeathCostsASecondAndNoFrame kills the only worker again and again: what it
 // had in hand is given back at once, long before the broker would, and no death is
-// laid at a good frame's door.
+// laid at a good frame's door. A batch that came within the milliseconds before a
+// death may not be on record yet; it waits for the broker.
 func TestADeathCostsASecondAndNoFrame(t *testing.T) {
-	const ackWait = 2 * time.Minute
+	const ackWait = 20 * time.Second
 	kills := number("NEARMISS_TEST_KILLS", 4)
 	r := newRig(t, stream.Topology{})
 	r.release("bolts", fake{Name: "one", Delay: 30 * time.Millisecond})
@@ -49,13 +50,15 @@ func TestADeathCostsASecondAndNoFrame(t *testing.T) {
 		w.kill()
 		w = r.process("worker", env)
 	}
+	// Each death took up to 32 frames with it.
+	last := time.Now()
+	eventually(t, "most of what the dead had in hand is scored", func() bool { return len(got.byFrame()) >= frames-16*kills })
+	if soon := time.Since(last); soon > ackWait/2 {
+		t.Errorf("it took %v: frames waited for the broker to give them back", soon)
+	}
 	eventually(t, "every frame is scored", func() bool { return len(got.byFrame()) == frames })
 	eventually(t, "the queue is empty", func() bool { return r.waiting() == 0 })
-	took := time.Since(begin)
-	t.Logf("%d kills: %d frames in %v", kills, frames, took.Round(100*time.Millisecond))
-	if took > ackWait/2 {
-		t.Errorf("it took %v: frames waited for the broker to give them back", took)
-	}
+	t.Logf("%d kills: %d frames in %v, %v after the last", kills, frames, time.Since(begin).Round(100*time.Millisecond), time.Since(last).Round(100*time.Millisecond))
 	if dead := r.stored(r.names.DeadStream()); len(dead) > 0 {
 		t.Errorf("%d dead letters, first: %v", len(dead), dead[0].Header)
 	}
@@ -172,7 +175,9 @@ func TestAHostileNeighbour(t *testing.T) {
 		}
 		return n
 	}
-	eventually(t, "every honest frame is scored", func() bool { return honest() == 2*frames })
+	eventually(t, "the queue is empty", func() bool { return r.waiting() == 0 || honest() == 2*frames })
+	eventually(t, fmt.Sprintf("every honest frame is scored, of which %d are; %+v, %d frames wait", honest(), w.Stats(), r.waiting()),
+		func() bool { return honest() == 2*frames })
 	count := map[string]int{}
 	for _, msg := range r.stored(r.names.EventsStream()) {
 		if e, err := stream.ParseEvent(r.names, msg.Subject, msg.Header, msg.Data); err == nil && e.Kind == stream.KindAnomaly && e.Truth == "{}" {
