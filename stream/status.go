@@ -18,10 +18,12 @@ type Status struct {
 	Detectors []DetectorStatus `json:"detectors"`
 	// Unserved counts the frames of detectors that have neither a configuration
 	// nor a release, by detector: nobody will take them.
-	Unserved    map[string]uint64 `json:"unserved,omitempty"`
-	Events      uint64            `json:"events"`       // stored
-	DeadLetters uint64            `json:"dead_letters"` // stored
-	Jobs        int               `json:"jobs"`         // queued or running
+	Unserved map[string]uint64 `json:"unserved,omitempty"`
+	// Lost is what was published and not stored, since the broker started.
+	Lost        []Lost `json:"lost,omitempty"`
+	Events      uint64 `json:"events"`       // stored
+	DeadLetters uint64 `json:"dead_letters"` // stored
+	Jobs        int    `json:"jobs"`         // queued or running
 	// Cameras are those that have sent frames within the last week.
 	Cameras []CameraStatus `json:"cameras,omitempty"`
 	// Unreadable are configurations, pointers and records that cannot be read. What
@@ -111,6 +113,9 @@ func GetStatus(ctx context.Context, js jetstream.JetStream, n Names) (Status, er
 		return fail(err)
 	}
 	st.DeadLetters = dead[""]
+	if st.Lost, err = LostFrames(ctx, js, n); err != nil {
+		return fail(err)
+	}
 	normals := OpenNormals(js, n)
 	for name, d := range byName {
 		p := active[name]

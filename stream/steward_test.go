@@ -184,6 +184,9 @@ func TestWhatIsPublishedAndNotStoredIsCountedAndTold(t *testing.T) {
 		}
 	}
 	eventually(t, "it is told", func() bool { return len(r.eventsOf(stream.KindLost)) >= 7 })
+	if st, err := stream.GetStatus(t.Context(), r.js, r.names); err != nil || len(st.Lost) != len(lost) {
+		t.Errorf("%+v, %v", st.Lost, err)
+	}
 }
 
 func TestAFullDiskRefusesFramesAndLetsThemInAgain(t *testing.T) {

@@ -148,6 +148,13 @@ func (c *statusCmd) Run(ctx context.Context, o *output) error {
 	for name, n := range st.Unserved {
 		fmt.Fprintf(&b, "%-24s does not exist, and %d frames wait for it: create it, or correct the camera\n", name, n)
 	}
+	for _, l := range st.Lost {
+		why := "there was no room, and its client is not told"
+		if l.Code == stream.LostBadTopic {
+			why = "no stream takes this topic"
+		}
+		fmt.Fprintf(&b, "%d frames published on %q are lost: %s\n", l.Frames, l.Subject, why)
+	}
 	rates := map[string]float64{}
 	for _, w := range workers {
 		for _, r := range w.Cameras {
