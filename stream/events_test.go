@@ -1,12 +1,14 @@
 package stream_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/stream"
 )
@@ -114,6 +116,18 @@ func TestEventsArePaged(t *testing.T) {
 		t.Error(err)
 	}
 
+	t.Run("a watch says where an event is", func(t *testing.T) {
+		enough := errors.New("enough")
+		err := stream.Watch(ctx, r.nc, stream.WatchConfig{Names: r.names, Detector: "nuts", Since: time.Now().Add(-time.Hour)}, zerolog.Nop(), func(_ context.Context, e stream.Event) error {
+			if again, err := stream.GetEvent(ctx, r.js, r.names, e.Sequence); err != nil || again.ID != e.ID {
+				t.Errorf("%s at %d: %v, %v", e.ID, e.Sequence, again.ID, err)
+			}
+			return enough
+		})
+		if !errors.Is(err, enough) {
+			t.Error(err)
+		}
+	})
 	t.Run("what is recent costs no more for a long history", func(t *testing.T) {
 		// By what it reads, not by time: the consumer's deliveries are counted.
 		before := r.nc.NumSubscriptions()

@@ -149,6 +149,9 @@ func Watch(ctx context.Context, nc *nats.Conn, cfg WatchConfig, log zerolog.Logg
 			}
 			continue
 		}
+		if meta, err := m.Metadata(); err == nil {
+			e.Sequence = meta.Sequence.Stream
+		}
 		done := func() {}
 		if cfg.Durable != "" {
 			done = keepAlive(m)
