@@ -27,7 +27,7 @@ func count(field func(c *evalCmd) *int) option {
 }
 
 func number(field func(c *evalCmd) *float64) option {
-	return option{true, func(c *evalCmd, v string) (err error) { *field(c), err = strconv.ParseFloat(v, 64); return err }}
+	return option{true, func(c *evalCmd, v string) (err error) { *field(c), err = parseNumber(v); return err }}
 }
 
 func text(field func(c *evalCmd) *string) option {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
+	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream"
@@ -149,5 +151,38 @@ func TestADurableWatchLosesNothingWhenItsReaderDies(t *testing.T) {
 	}
 	if got := watch("ok"); !slices.Equal(got, []string{"e4"}) {
 		t.Errorf("last watch: %v", got)
+	}
+}
+
+// TestWatchLinesFitThePublishedSchema: of an anomaly with everything in it.
+func TestWatchLinesFitThePublishedSchema(t *testing.T) {
+	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(stream.EventSchema))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := jsonschema.NewCompiler()
+	if err := c.AddResource("event.json", doc); err != nil {
+		t.Fatal(err)
+	}
+	schema, err := c.Compile("event.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	score, threshold, p, yes, digest := 12.5, 8.0, 0.01, true, strings.Repeat("ab", 32)
+	e := stream.Event{
+		ID: "e1", Kind: stream.KindAnomaly, Detector: "bolts", Camera: "line1", FrameID: "f7", CapturedAt: time.Now(), ScoredAt: time.Now(),
+		Score: &score, Threshold: &threshold, PValue: &p, Anomalous: &yes, K: 2, Nearest: []stream.Near{{ID: 1, Distance: 5}, {ID: 2, Distance: 7.5}},
+		Release: digest, Model: digest, Bank: digest, Width: 640, Height: 480, Bytes: 1000, Truth: `{"anomalous":true}`,
+	}
+	b, err := json.Marshal(newEventLine(e))
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := jsonschema.UnmarshalJSON(bytes.NewReader(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := schema.Validate(v); err != nil {
+		t.Errorf("%s: %v", b, err)
 	}
 }
