@@ -133,6 +133,9 @@ func (s *Steward) Run(ctx context.Context) error {
 		}
 		defer func() { _ = sub.Unsubscribe() }()
 	}
+	if kv, err := s.js.KeyValue(ctx, s.cfg.WorkBucket()); err == nil {
+		_ = kv.Purge(ctx, lostKey) // what a steward before this one has counted
+	}
 	tick := time.NewTicker(s.cfg.Every)
 	defer tick.Stop()
 	var asked, reported time.Time

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -50,6 +51,21 @@ func (b *Broker) bound() error {
 		b.log.Warn().Int64("limit", b.limit).Int64("max_store", b.cfg.MaxStore).Msg("the disk has less room than the store may take: the limit is nine tenths of what there is")
 	}
 	return nil
+}
+
+// reserved is what the limits of the streams in the store are together: with less
+// the server would not let them be made smaller.
+func (b *Broker) reserved() (sum int64) {
+	files, _ := filepath.Glob(filepath.Join(b.cfg.StoreDir, "jetstream", "*", "streams", "*", "meta.inf"))
+	for _, f := range files {
+		var m struct {
+			MaxBytes int64 `json:"max_bytes"`
+		}
+		if data, err := os.ReadFile(f); err == nil && json.Unmarshal(data, &m) == nil && m.MaxBytes > 0 && m.MaxBytes < 1<<50 {
+			sum += m.MaxBytes
+		}
+	}
+	return sum
 }
 
 // Limit is what the store may take, in bytes; call it after Ready.

@@ -166,3 +166,40 @@ func TestAServerThatGaveItsStoreUpStartsAgain(t *testing.T) {
 		t.Errorf("%+v, %v", i, err)
 	}
 }
+
+// TestAStoreMayBeMadeSmaller: the streams in it were made for a larger one.
+func TestAStoreMayBeMadeSmaller(t *testing.T) {
+	dir := t.TempDir()
+	for _, most := range []int64{8 << 30, 1 << 30} {
+		b, err := New(Config{StoreDir: dir, Port: -1, MaxStore: most}, zerolog.Nop())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		ended := make(chan error, 1)
+		go func() { ended <- b.Run(ctx) }()
+		<-b.Ready()
+		nc, err := nats.Connect(b.ClientURL())
+		if err != nil {
+			t.Fatal(err)
+		}
+		js, err := nc.JetStream()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"A", "B"} { // three quarters of it together
+			cfg := &nats.StreamConfig{Name: name, MaxBytes: most / 8 * 3}
+			if _, err = js.AddStream(cfg); err != nil {
+				_, err = js.UpdateStream(cfg)
+			}
+			if err != nil {
+				t.Errorf("stream %s in a store of %d: %v", name, most, err)
+			}
+		}
+		nc.Close()
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+}
