@@ -26,7 +26,7 @@ func (w *TrainingWorker) handle(ctx context.Context, m jetstream.Msg) {
 		err = fmt.Errorf("it asks for detector %s on subject %s: %w", req.Detector, m.Subject(), ErrBadMessage)
 	}
 	if err != nil {
-		w.bury(ctx, m, nil, CodeBadRequest, fmt.Errorf("training request: %w", err))
+		w.toDeadLetters(ctx, m, nil, CodeBadRequest, fmt.Errorf("training request: %w", err))
 		return
 	}
 	log := w.log.With().Str("detector", req.Detector).Str("job", req.Job).Logger()
@@ -50,7 +50,7 @@ func (w *TrainingWorker) handle(ctx context.Context, m jetstream.Msg) {
 		if reason == "" {
 			reason = "its trainer died each time"
 		}
-		w.bury(ctx, m, &job, CodeTraining, fmt.Errorf("%d attempts without a new checkpoint: %s", job.Attempts-1, reason))
+		w.toDeadLetters(ctx, m, &job, CodeTraining, fmt.Errorf("%d attempts without a new checkpoint: %s", job.Attempts-1, reason))
 		return
 	}
 	log.Info().Int("attempt", job.Attempts).Str("reason", req.Reason).Msg("job taken")
@@ -78,9 +78,9 @@ func (w *TrainingWorker) handle(ctx context.Context, m jetstream.Msg) {
 		log.Info().Msg("job given back: this trainer stops")
 		w.release(ctx, m, job, 0, "", false)
 	case errors.As(err, &perm):
-		w.bury(ctx, m, &job, perm.Code, perm)
+		w.toDeadLetters(ctx, m, &job, perm.Code, perm)
 	case job.Attempts >= w.cfg.MaxAttempts:
-		w.bury(ctx, m, &job, CodeTraining, fmt.Errorf("%d attempts without a new checkpoint: %w", job.Attempts, err))
+		w.toDeadLetters(ctx, m, &job, CodeTraining, fmt.Errorf("%d attempts without a new checkpoint: %w", job.Attempts, err))
 	default:
 		delay := min(w.cfg.RetryDelay<<min(max(job.Attempts-1, 0), 7), 10*time.Minute)
 		log.Warn().Err(err).Int("attempt", job.Attempts).Dur("again_in", delay).Msg("job failed")
@@ -354,7 +354,7 @@ func (w *TrainingWorker) end(ctx context.Context, m jetstream.Msg, job Job, chan
 	if err := m.DoubleAck(ctx); err != nil {
 		w.log.Debug().Err(err).Str("job", job.Job).Msg("acknowledgement not confirmed")
 	}
-	w.tell(Progress{Job: job.Job, Detector: job.Detector, Phase: "end", State: final.State, Message: said, At: time.Now().UTC()})
+	w.reportProgress(Progress{Job: job.Job, Detector: job.Detector, Phase: "end", State: final.State, Message: said, At: time.Now().UTC()})
 	e := w.log.Info()
 	if final.State == JobFailed {
 		e = w.log.Error().Str("error", final.Error)
@@ -382,8 +382,8 @@ func (w *TrainingWorker) release(ctx context.Context, m jetstream.Msg, job Job, 
 	}
 }
 
-// bury moves a job to the dead letters.
-func (w *TrainingWorker) bury(ctx context.Context, m jetstream.Msg, job *Job, code string, why error) {
+// toDeadLetters moves a job to the dead letters.
+func (w *TrainingWorker) toDeadLetters(ctx context.Context, m jetstream.Msg, job *Job, code string, why error) {
 	ctx, cancel := w.lasting(ctx)
 	defer cancel()
 	meta, err := m.Metadata()
@@ -404,8 +404,8 @@ func (w *TrainingWorker) bury(ctx context.Context, m jetstream.Msg, job *Job, co
 	w.end(ctx, m, *job, func(j *Job) { j.State, j.Code, j.Error = JobFailed, code, why.Error() }, why.Error())
 }
 
-// tell publishes progress on core NATS.
-func (w *TrainingWorker) tell(p Progress) {
+// reportProgress publishes progress on core NATS.
+func (w *TrainingWorker) reportProgress(p Progress) {
 	data, err := json.Marshal(p)
 	if err != nil {
 		return

@@ -110,21 +110,21 @@ func DeadLetters(ctx context.Context, js jetstream.JetStream, n Names, limit int
 	return all, nil
 }
 
-// undertaker moves what exceeded its deliveries from a work queue to the dead
+// deadLetterMover moves what exceeded its deliveries from a work queue to the dead
 // letters: the server leaves such messages in the stream, where nobody sees
 // them. It works from the stored advisories, so that none is missed while no
 // process runs.
-type undertaker struct {
+type deadLetterMover struct {
 	names Names
 	js    jetstream.JetStream
 	log   zerolog.Logger
-	// buried is told of each message before it is removed; an error leaves it
+	// moved is told of each message before it is removed; an error leaves it
 	// for later.
-	buried func(ctx context.Context, m *jetstream.RawStreamMsg, d DeadLetter) error
+	moved func(ctx context.Context, m *jetstream.RawStreamMsg, d DeadLetter) error
 }
 
 // run handles the advisories about one work queue until ctx ends.
-func (u *undertaker) run(ctx context.Context, queue string) {
+func (u *deadLetterMover) run(ctx context.Context, queue string) {
 	for ctx.Err() == nil {
 		err := u.work(ctx, queue)
 		if err != nil && ctx.Err() == nil {
@@ -134,7 +134,7 @@ func (u *undertaker) run(ctx context.Context, queue string) {
 	}
 }
 
-func (u *undertaker) work(ctx context.Context, queue string) error {
+func (u *deadLetterMover) work(ctx context.Context, queue string) error {
 	cons, err := u.js.CreateOrUpdateConsumer(ctx, u.names.DeadStream(), jetstream.ConsumerConfig{
 		Durable: "advisories-" + queue, Description: "moves what was delivered too often to the dead letters",
 		FilterSubject: advisoryMaxDeliver + queue + ".*", AckPolicy: jetstream.AckExplicitPolicy,
@@ -167,7 +167,7 @@ func (u *undertaker) work(ctx context.Context, queue string) error {
 	return nil
 }
 
-func (u *undertaker) bury(ctx context.Context, queue string, advisory jetstream.Msg) error {
+func (u *deadLetterMover) bury(ctx context.Context, queue string, advisory jetstream.Msg) error {
 	var a struct {
 		StreamSeq  uint64 `json:"stream_seq"`
 		Deliveries int    `json:"deliveries"`
@@ -189,8 +189,8 @@ func (u *undertaker) bury(ctx context.Context, queue string, advisory jetstream.
 	}
 	reason := fmt.Sprintf("delivered %d times and never acknowledged: the process that handled it died or was too slow each time", a.Deliveries)
 	m := deadMessage(u.names, raw.Subject, queue, raw.Sequence, a.Deliveries, raw.Header, raw.Data, CodeMaxDeliveries, reason)
-	if u.buried != nil {
-		if err := u.buried(ctx, raw, parseDead(0, time.Now().UTC(), m.Header, m.Data)); err != nil {
+	if u.moved != nil {
+		if err := u.moved(ctx, raw, parseDead(0, time.Now().UTC(), m.Header, m.Data)); err != nil {
 			return err
 		}
 	}

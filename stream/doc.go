@@ -25,13 +25,13 @@
 // # Three walks
 //
 // A frame. [Frame.Message] makes the camera's message, which waits in NM_FRAMES. A
-// lane takes a batch of them and calls line.handle with the release in service:
+// lane takes a batch of them and calls detectorRunner.handle with the release in service:
 //
-//	read       message → item: the frame, or why it cannot be read
+//	read       message → frameTask: the frame, or why it cannot be read
 //	prepare    what is known of earlier tries; the object, if it names one
-//	score      Scorer.Score → the event of each item
+//	score      Scorer.Score → the event of each frame
 //	judge      smoothing and drift, over the camera's last frames
-//	setAside   alarms whose pictures are to be drawn go to the exhibitor
+//	setAside   alarms whose pictures are to be drawn go to drawPictures
 //	publish    keep the image, store the event
 //	finish     send the score, acknowledge the frame
 //
@@ -44,7 +44,7 @@
 //	mark        finds the event and its image, and adds that to NM_NORMALS
 //	takeEffect  asks for a job that extends the active release by it
 //
-// In a learning phase line.collect adds the frames themselves, and line.learned
+// In a learning phase detectorRunner.collect adds the frames themselves, and learned
 // asks for the first training.
 //
 // A training request. [Jobs.Request] records the job and puts the request into
@@ -66,24 +66,24 @@
 // ended. There are two contexts: ctx ends when the worker is to stop, work when
 // the frames under way are to be given up, which is the drain time later.
 //
-//	Run                    one line for each detector, as configurations come and go
+//	Run                    one runner for each detector, as configurations come and go
 //	├ follow ×2            watches pointers and configurations; each change wakes Run
 //	├ epoch.Follow         at each reconnect ends what waits for an answer that was lost
-//	├ undertake            moves frames that were delivered too often to the dead letters
+//	├ moveDeadLetters      moves frames that were delivered too often to the dead letters
 //	├ heirs                gives back the frames of workers that are gone
 //	├ evict                clears the release cache
-//	└ line.run             one a detector
+//	└ detectorRunner.run   one a detector
 //	  ├ swapper            loads what should serve and exchanges it; owns loading
 //	  ├ lane ×Lanes        pull, score, publish, acknowledge: one batch at a time
 //	  │ └ heartbeat        tells the broker that the batch's frames are at work, or
 //	  │                    wait to be stored
-//	  ├ exhibitor          draws the pictures of alarms; fed by lanes, ends after them
+//	  ├ drawPictures       draws the pictures of alarms; fed by lanes, ends after them
 //	  ├ learn              makes normals of the first frames, while there is no release
 //	  ├ shed               drops old frames of live detectors
-//	  └ tell               stores one notice; nothing waits for it but the end
+//	  └ notify             stores one notice; nothing waits for it but the end
 //
-// A release in service belongs to its line and is lent to batches: a lane takes
-// it with borrow, which counts it in loaded.users under line.mu, and gives it back
+// A release in service belongs to its runner and is lent to batches: a lane takes
+// it with borrow, which counts it in loaded.users under detectorRunner.mu, and gives it back
 // with users.Done. The swapper puts the new one in its place and closes the old
 // one when users is zero. So a batch has one release from its first frame to its
 // last, and a release is closed once, by the swapper or at the end of run.
@@ -94,15 +94,15 @@
 //  0. Worker.scoring: the exception, held while the scorer is waited for. All that
 //     score hold it for reading; who holds it alone scores a frame that may be
 //     what ends processes, so that a death tells.
-//  1. Worker.mu: the lines.
-//  2. line.mu: what is wanted, what serves, the candidate and its report, what was
+//  1. Worker.mu: the runners.
+//  2. detectorRunner.mu: what is wanted, what serves, the candidate and its report, what was
 //     refused, and the context that ends when any of these changes.
 //  3. loaded.mu: the drift tests of a release, by camera.
 //
 // Those of recentScores, hands, pacer, seen, heartbeat, reporter and Epoch are held
-// alone. Counters are atomic. What has no lock has one owner: added and bounded are the
-// exhibitor's, and a batch's frames its lane's until they are set aside, the
-// exhibitor's from then on.
+// alone. Counters are atomic. What has no lock has one owner: added and bounded are
+// those of drawPictures, and a batch's frames its lane's until they are set aside,
+// those of drawPictures from then on.
 //
 // A trainer ([TrainingWorker]) handles one job at a time in Run itself, beside
 // goroutines that take feedback, collect, and ask for what is due. A job adds two:

@@ -108,7 +108,7 @@ func TestFramesDoNotWaitForPictures(t *testing.T) {
 	r := newRig(t, stream.Topology{})
 	r.release("bolts", fake{Name: "one"})
 	release := make(chan struct{})
-	w, stop := r.worker(stream.WorkerConfig{Exhibits: 2, BatchSize: 4}, serveArtist(artist{enter: func(ctx context.Context) error {
+	w, stop := r.worker(stream.WorkerConfig{PictureQueue: 2, BatchSize: 4}, serveArtist(artist{enter: func(ctx context.Context) error {
 		select {
 		case <-release:
 		case <-ctx.Done():

@@ -11,7 +11,7 @@ import (
 // none serves: after a restart the one that went on serving is not loaded any
 // more. It returns false when it could not find out whether there is one, for the
 // broker's sake.
-func (l *line) fallBack(ctx, work context.Context, refused registry.Pointer) bool {
+func (l *detectorRunner) fallBack(ctx, work context.Context, refused registry.Pointer) bool {
 	for p := refused; ctx.Err() == nil; {
 		before, err := l.w.registry.Before(ctx, p)
 		if errors.Is(err, registry.ErrNoPrevious) {

@@ -16,18 +16,18 @@ import (
 // they are still there. The frames of one that is gone are given back at once, by
 // whoever notices first: a death costs a second, not the broker's AckWait.
 
-// hands are the frames that a line has in hand.
+// hands are the frames that a detector's runner has in hand.
 type hands struct {
 	mu   sync.Mutex
 	acks map[string]struct{} // reply subjects, by which the broker knows a delivery
 }
 
-// heldKey names the record of a line's frames.
-func (l *line) heldKey() string { return "held." + l.w.id + "." + l.name }
+// heldKey names the record of a runner's frames.
+func (l *detectorRunner) heldKey() string { return "held." + l.w.id + "." + l.name }
 
 // hold adds messages to what is in hand and writes it down. Nothing waits for the
 // record: a death before it is stored costs an AckWait.
-func (l *line) hold(msgs []jetstream.Msg) {
+func (l *detectorRunner) hold(msgs []jetstream.Msg) {
 	l.hands.mu.Lock()
 	defer l.hands.mu.Unlock()
 	if l.hands.acks == nil {
@@ -47,14 +47,14 @@ func (l *line) hold(msgs []jetstream.Msg) {
 
 // letGo takes an answered message out of what is in hand. The record is left as
 // it is: giving an answered frame back does nothing.
-func (l *line) letGo(m jetstream.Msg) {
+func (l *detectorRunner) letGo(m jetstream.Msg) {
 	l.hands.mu.Lock()
 	delete(l.hands.acks, m.Reply())
 	l.hands.mu.Unlock()
 }
 
 // beat keeps frames in hand until each is answered.
-func (l *line) beat(msgs []jetstream.Msg) *heartbeat {
+func (l *detectorRunner) beat(msgs []jetstream.Msg) *heartbeat {
 	h := newHeartbeat(l.w.cfg.AckWait/3, msgs)
 	h.closed = l.letGo
 	return h
@@ -170,7 +170,7 @@ func (w *Worker) giveBackFor(ctx context.Context, worker string, e jetstream.Key
 func (w *Worker) leave(ctx context.Context) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, l := range w.lines {
+	for _, l := range w.runners {
 		_ = w.work.Purge(ctx, l.heldKey())
 	}
 }

@@ -10,8 +10,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// item is one frame on its way through a lane.
-type item struct {
+// frameTask is one frame on its way through a lane.
+type frameTask struct {
 	msg        jetstream.Msg
 	meta       *jetstream.MsgMetadata
 	frame      Frame
@@ -24,7 +24,7 @@ type item struct {
 	recorded   bool   // there is a record of its tries
 	suspect    bool   // it is scored alone in this process
 	place      Place  // nil: the release cannot tell where
-	apart      bool   // it is in the exhibitor's hands
+	apart      bool   // its pictures are being drawn
 	again      bool   // it has come to its end before: nothing is to be done
 	free       func() // gives back the memory of its image
 }
@@ -42,11 +42,11 @@ func (e *scoringError) Unwrap() error { return e.err }
 // A frame that was delivered before may be the one that killed the process the
 // last time: such frames are scored alone, so that they take nobody with them.
 // So are those whose image is an object: they are large.
-func (l *line) handle(ctx context.Context, rel, shadow *loaded, msgs []jetstream.Msg) {
+func (l *detectorRunner) handle(ctx context.Context, rel, shadow *loaded, msgs []jetstream.Msg) {
 	l.hold(msgs)
 	beat := l.beat(msgs)
 	defer beat.stop()
-	var together, alone []*item
+	var together, alone []*frameTask
 	var sizes []int64
 	for _, m := range msgs {
 		switch it := l.read(m); {
@@ -69,18 +69,18 @@ func (l *line) handle(ctx context.Context, rel, shadow *loaded, msgs []jetstream
 	l.settle(ctx, rel, shadow, together, beat)
 	for _, it := range alone {
 		l.prepare(ctx, it)
-		l.settle(ctx, rel, shadow, []*item{it}, beat)
+		l.settle(ctx, rel, shadow, []*frameTask{it}, beat)
 	}
 }
 
 // read understands a message.
-func (l *line) read(m jetstream.Msg) *item {
+func (l *detectorRunner) read(m jetstream.Msg) *frameTask {
 	meta, err := m.Metadata()
 	if err != nil {
 		l.log.Error().Err(err).Str("subject", m.Subject()).Msg("message without metadata")
 		return nil
 	}
-	it := &item{msg: m, meta: meta, deliveries: int(meta.NumDelivered), free: func() {}}
+	it := &frameTask{msg: m, meta: meta, deliveries: int(meta.NumDelivered), free: func() {}}
 	it.frame, err = ParseFrame(l.w.cfg.Names, m.Subject(), m.Headers(), m.Data(), meta, time.Unix(0, l.w.created.Load()))
 	it.bytes = len(it.frame.Image)
 	l.w.seenCameras.saw(it.frame.Detector, it.frame.Camera, meta.Timestamp)
@@ -92,7 +92,7 @@ func (l *line) read(m jetstream.Msg) *item {
 
 // prepare looks up what is known of a frame that was delivered before, and
 // fetches the object that a frame names.
-func (l *line) prepare(ctx context.Context, it *item) {
+func (l *detectorRunner) prepare(ctx context.Context, it *frameTask) {
 	if it.failure != nil {
 		return
 	}
@@ -105,11 +105,11 @@ func (l *line) prepare(ctx context.Context, it *item) {
 		}
 		it.suspect = it.deliveries > 2 || it.recorded
 	}
-	l.load1(ctx, it)
+	l.loadImage(ctx, it)
 }
 
-// load1 has a frame's image in memory, within what all frames under way may take.
-func (l *line) load1(ctx context.Context, it *item) {
+// loadImage has a frame's image in memory, within what all frames under way may take.
+func (l *detectorRunner) loadImage(ctx context.Context, it *frameTask) {
 	size := int64(it.bytes)
 	if it.frame.Object != "" {
 		size, it.failure = l.objectSize(ctx, it.frame.Object)
@@ -132,7 +132,7 @@ func (l *line) load1(ctx context.Context, it *item) {
 
 // objectSize asks for the size of an object that a frame names, in bytes. What it
 // says is believed up to the limit only; see object.
-func (l *line) objectSize(ctx context.Context, name string) (int64, error) {
+func (l *detectorRunner) objectSize(ctx context.Context, name string) (int64, error) {
 	ctx, cancel := l.w.epoch.Within(ctx)
 	defer cancel()
 	info, err := l.w.artifacts.GetInfo(ctx, name)
@@ -150,20 +150,20 @@ func (l *line) objectSize(ctx context.Context, name string) (int64, error) {
 }
 
 // object reads the image of a frame that was too large for a message.
-func (l *line) object(ctx context.Context, name string) ([]byte, error) {
+func (l *detectorRunner) object(ctx context.Context, name string) ([]byte, error) {
 	ctx, cancel := l.w.epoch.Within(ctx)
 	defer cancel()
 	return fetchObject(ctx, l.w.js, l.w.cfg.ArtifactsBucket(), name, l.w.cfg.MaxImage)
 }
 
-// settle scores items and brings each to its end; the candidate, if there is one,
+// settle scores frames and brings each to its end; the candidate, if there is one,
 // judges them after that.
-func (l *line) settle(ctx context.Context, rel, shadow *loaded, items []*item, beat *heartbeat) {
+func (l *detectorRunner) settle(ctx context.Context, rel, shadow *loaded, items []*frameTask, beat *heartbeat) {
 	if len(items) == 0 {
 		return
 	}
 	l.score(ctx, rel, items)
-	var out, lost []*item
+	var out, lost []*frameTask
 	for _, it := range items {
 		if it.again {
 			l.finish(ctx, it)
@@ -218,10 +218,10 @@ func (l *line) settle(ctx context.Context, rel, shadow *loaded, items []*item, b
 	}
 }
 
-// score fills in the event or the failure of every item. When a batch fails,
+// score fills in the event or the failure of every frame. When a batch fails,
 // its frames are tried one by one: one bad frame must not hold up the others.
-func (l *line) score(ctx context.Context, rel *loaded, items []*item) {
-	var todo []*item
+func (l *detectorRunner) score(ctx context.Context, rel *loaded, items []*frameTask) {
+	var todo []*frameTask
 	for _, it := range items {
 		switch {
 		case it.failure != nil:
@@ -252,7 +252,7 @@ func (l *line) score(ctx context.Context, rel *loaded, items []*item) {
 	}
 	l.log.Warn().Err(err).Int("frames", len(todo)).Msg("scoring a batch failed: trying its frames one by one")
 	for _, it := range todo {
-		if err := l.scoreBatch(ctx, rel, []*item{it}); err != nil {
+		if err := l.scoreBatch(ctx, rel, []*frameTask{it}); err != nil {
 			it.failure = err
 		}
 	}
@@ -260,13 +260,13 @@ func (l *line) score(ctx context.Context, rel *loaded, items []*item) {
 
 // scoreSuspect scores a frame while nothing else is scored in this process, and
 // has that on record: when the process dies, it was this frame's doing.
-func (l *line) scoreSuspect(ctx context.Context, rel *loaded, it *item) {
+func (l *detectorRunner) scoreSuspect(ctx context.Context, rel *loaded, it *frameTask) {
 	l.w.scoring.Lock()
 	defer l.w.scoring.Unlock()
 	if it.failure = l.record(ctx, it, try{Failed: it.tried.Failed, Died: it.tried.Died + 1}); it.failure != nil {
 		return
 	}
-	if err := l.scoreBatch(ctx, rel, []*item{it}); err != nil {
+	if err := l.scoreBatch(ctx, rel, []*frameTask{it}); err != nil {
 		it.failure = err
 	}
 	// The process did not die of it.
@@ -275,7 +275,7 @@ func (l *line) scoreSuspect(ctx context.Context, rel *loaded, it *item) {
 	}
 }
 
-func (l *line) scoreBatch(ctx context.Context, rel *loaded, items []*item) (err error) {
+func (l *detectorRunner) scoreBatch(ctx context.Context, rel *loaded, items []*frameTask) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = &scoringError{fmt.Errorf("score %d frames with release %s: panic: %v", len(items), short(rel.pointer.Release), p)}

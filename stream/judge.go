@@ -15,7 +15,7 @@ import (
 
 // judge decides which events are to be stored: smoothing first, then the
 // detector's threshold. It also feeds the drift tests.
-func (l *line) judge(ctx context.Context, rel *loaded, items []*item) {
+func (l *detectorRunner) judge(ctx context.Context, rel *loaded, items []*frameTask) {
 	conf, _, _, _ := l.state()
 	for _, it := range items {
 		if it.event.Anomalous == nil {
@@ -75,7 +75,7 @@ func (r *recentScores) add(camera, frame string, score float64, n int) float64 {
 
 // observe feeds the drift test of the frame's camera, and tells when it finds
 // that normal has moved.
-func (l *line) observe(ctx context.Context, rel *loaded, it *item, defects float64) {
+func (l *detectorRunner) observe(ctx context.Context, rel *loaded, it *frameTask, defects float64) {
 	tester, ok := rel.scorer.(DriftTester)
 	if !ok || it.deliveries > 1 { // a frame counts once
 		return
@@ -112,7 +112,7 @@ func (l *line) observe(ctx context.Context, rel *loaded, it *item, defects float
 		fmt.Sprintf("what camera %s sees as normal has moved away from what release %s was calibrated on (%s): retraining is advised", camera, short(rel.pointer.Release), s.Cause), "")
 	e.Drift = &s
 	l.log.Warn().Str("camera", camera).Str("cause", s.Cause).Int("frames", s.Frames).Msg("normal has drifted: retraining is advised")
-	l.tell(ctx, e)
+	l.notify(ctx, e)
 }
 
 // drift is the state of one camera's test.
@@ -121,8 +121,8 @@ type drift struct {
 	status DriftStatus
 }
 
-// tell stores a notice, in the background: nothing waits for it.
-func (l *line) tell(ctx context.Context, e *Event) {
+// notify stores a notice, in the background: nothing waits for it.
+func (l *detectorRunner) notify(ctx context.Context, e *Event) {
 	l.notices.Go(func() {
 		m, err := e.Message(l.w.cfg.Names)
 		if err == nil {
@@ -138,7 +138,7 @@ func (l *line) tell(ctx context.Context, e *Event) {
 // by the time at which the frames were taken. The last stored event is the
 // state, and the broker checks that it still is the last: workers need not know
 // of each other. It returns whether the event is stored, now or before.
-func (l *line) coolDown(ctx context.Context, it *item, cool time.Duration) (bool, error) {
+func (l *detectorRunner) coolDown(ctx context.Context, it *frameTask, cool time.Duration) (bool, error) {
 	ctx, cancel := l.w.epoch.Within(ctx)
 	defer cancel()
 	subject := l.w.cfg.Events(l.name, it.frame.Camera, KindAnomaly)

@@ -11,7 +11,7 @@ import (
 
 // learn turns the first frames of a detector without a release into normals,
 // and asks for training when there are enough. It ends with ctx.
-func (l *line) learn(ctx, work context.Context) {
+func (l *detectorRunner) learn(ctx, work context.Context) {
 	for ctx.Err() == nil {
 		conf, target, cur, changed := l.state()
 		if conf.LearnFrames == 0 || target.Release != "" || cur != nil {
@@ -30,7 +30,7 @@ func (l *line) learn(ctx, work context.Context) {
 
 // collect takes frames until there are enough normals, then waits for the
 // release that the training makes.
-func (l *line) collect(ctx, work context.Context, conf Detector) error {
+func (l *detectorRunner) collect(ctx, work context.Context, conf Detector) error {
 	step, cancel := context.WithTimeout(ctx, 10*time.Second)
 	_, err := l.consumer(step)
 	cancel()
@@ -73,13 +73,13 @@ func (l *line) collect(ctx, work context.Context, conf Detector) error {
 	return nil
 }
 
-func (l *line) learnOne(ctx context.Context, normals *Normals, m jetstream.Msg) {
+func (l *detectorRunner) learnOne(ctx context.Context, normals *Normals, m jetstream.Msg) {
 	it := l.read(m)
 	if it == nil {
 		return
 	}
 	if it.failure == nil {
-		l.load1(ctx, it)
+		l.loadImage(ctx, it)
 	}
 	defer it.free()
 	var perm *PermanentError
@@ -94,7 +94,7 @@ func (l *line) learnOne(ctx context.Context, normals *Normals, m jetstream.Msg) 
 	if errors.As(it.failure, &perm) {
 		it.event, it.announce = rejectedEvent(it.frame, perm.Code, perm.Error()), true
 		it.event.Bytes = it.bytes
-		if ok, _ := l.publish(ctx, nil, []*item{it}); len(ok) == 1 {
+		if ok, _ := l.publish(ctx, nil, []*frameTask{it}); len(ok) == 1 {
 			l.finish(ctx, it)
 			return
 		}
@@ -120,7 +120,7 @@ func (l *line) learnOne(ctx context.Context, normals *Normals, m jetstream.Msg) 
 // release. Frames wait in the queue meanwhile. Trainers try again by themselves
 // what may succeed; what they give up is said, and asked for again when the
 // configuration has changed.
-func (l *line) learned(ctx, work context.Context, conf Detector, have int) error {
+func (l *detectorRunner) learned(ctx, work context.Context, conf Detector, have int) error {
 	told := ""
 	for ctx.Err() == nil {
 		now, target, cur, changed := l.state()
@@ -158,7 +158,7 @@ func (l *line) learned(ctx, work context.Context, conf Detector, have int) error
 			}
 			why += fmt.Sprintf("; frames wait until the configuration of %s is corrected, or nearmiss train %s is asked for", l.name, l.name)
 			l.log.Error().Msg(why)
-			l.tell(work, notice(KindRelease, l.name, NoCamera, "", ReleaseMissing, why, job.Job))
+			l.notify(work, notice(KindRelease, l.name, NoCamera, "", ReleaseMissing, why, job.Job))
 		}
 		select {
 		case <-ctx.Done():
@@ -170,7 +170,7 @@ func (l *line) learned(ctx, work context.Context, conf Detector, have int) error
 
 // firstJob is the training that the detector's first release is to come from:
 // one that is under way, or the one of the learn phase.
-func (l *line) firstJob(ctx context.Context, conf Detector, have int) (Job, error) {
+func (l *detectorRunner) firstJob(ctx context.Context, conf Detector, have int) (Job, error) {
 	all, err := l.w.jobs.List(ctx, l.name)
 	if err != nil {
 		return Job{}, err
@@ -187,7 +187,7 @@ func (l *line) firstJob(ctx context.Context, conf Detector, have int) (Job, erro
 }
 
 // shed keeps the queue of a live detector short.
-func (l *line) shed(ctx context.Context) {
+func (l *detectorRunner) shed(ctx context.Context) {
 	for ctx.Err() == nil {
 		conf, _, _, changed := l.state()
 		if conf.Policy != PolicyLive {

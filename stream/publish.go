@@ -15,14 +15,14 @@ import (
 	"github.com/nearmiss/nearmiss/internal/redact"
 )
 
-// publish stores events and dead letters. It returns the items whose publication
+// publish stores events and dead letters. It returns the frames whose publication
 // is certain, and those to be tried again.
 //
 // That nothing can be stored is never the frame's fault: what is in hand is kept,
 // and nothing new is taken, until the broker takes events again.
-func (l *line) publish(ctx context.Context, rel *loaded, items []*item) (ok, failed []*item) {
+func (l *detectorRunner) publish(ctx context.Context, rel *loaded, items []*frameTask) (ok, failed []*frameTask) {
 	type pending struct {
-		it  *item
+		it  *frameTask
 		msg *nats.Msg
 		ack jetstream.PubAckFuture
 	}
@@ -31,7 +31,7 @@ func (l *line) publish(ctx context.Context, rel *loaded, items []*item) (ok, fai
 	if cool == 0 {
 		l.keepAll(ctx, items)
 	}
-	fail := func(it *item, err error) {
+	fail := func(it *frameTask, err error) {
 		it.failure = err
 		failed = append(failed, it)
 	}
@@ -101,7 +101,7 @@ func (l *line) publish(ctx context.Context, rel *loaded, items []*item) (ok, fai
 
 // insist does what must be done before a frame is: again and again until it
 // succeeds, cannot ever, or ctx ends.
-func (l *line) insist(ctx context.Context, what string, do func() error) error {
+func (l *detectorRunner) insist(ctx context.Context, what string, do func() error) error {
 	begin, told := time.Now(), false
 	err := retry(ctx, patient(), func() error {
 		err := do()
@@ -119,7 +119,7 @@ func (l *line) insist(ctx context.Context, what string, do func() error) error {
 
 // acked waits until an asynchronous publish is stored, or publishes again: the
 // broker knows a message that it has by its id.
-func (l *line) acked(ctx context.Context, ack jetstream.PubAckFuture, m *nats.Msg) error {
+func (l *detectorRunner) acked(ctx context.Context, ack jetstream.PubAckFuture, m *nats.Msg) error {
 	if ack != nil {
 		within, cancel := l.w.epoch.Within(ctx)
 		defer cancel()
@@ -148,7 +148,7 @@ func (l *line) acked(ctx context.Context, ack jetstream.PubAckFuture, m *nats.Ms
 // announced says whether a frame that is here again has raised its event
 // already, where the broker would not notice: the event ids it remembers have
 // run out, or the release is another one now and the id with it.
-func (l *line) announced(ctx context.Context, rel *loaded, it *item) (bool, error) {
+func (l *detectorRunner) announced(ctx context.Context, rel *loaded, it *frameTask) (bool, error) {
 	if it.deliveries <= 1 {
 		return false, nil
 	}
@@ -178,7 +178,7 @@ func (l *line) announced(ctx context.Context, rel *loaded, it *item) (bool, erro
 
 // keepAll keeps the evidence of a batch, several pieces at a time: each takes
 // the broker several writes to the disk.
-func (l *line) keepAll(ctx context.Context, items []*item) {
+func (l *detectorRunner) keepAll(ctx context.Context, items []*frameTask) {
 	var all sync.WaitGroup
 	slots := make(chan struct{}, 8)
 	for _, it := range items {
@@ -195,7 +195,7 @@ func (l *line) keepAll(ctx context.Context, items []*item) {
 }
 
 // keep stores an anomaly's image as evidence, named by its content.
-func (l *line) keep(ctx context.Context, it *item) error {
+func (l *detectorRunner) keep(ctx context.Context, it *frameTask) error {
 	l.locate(it)
 	if conf, _, _, _ := l.state(); conf.NoEvidence {
 		if it.place != nil {
@@ -230,7 +230,7 @@ func (l *line) keep(ctx context.Context, it *item) error {
 
 // tryToKeep stores an object that an event can do without: for as long as the
 // connection is away, and else for a few seconds.
-func (l *line) tryToKeep(ctx context.Context, put func(context.Context) error) error {
+func (l *detectorRunner) tryToKeep(ctx context.Context, put func(context.Context) error) error {
 	var left time.Duration = keepTime
 	return retry(ctx, patient(), func() error {
 		within, cancel := l.w.epoch.Within(ctx)
@@ -276,7 +276,7 @@ const EvidenceObjects = "evidence/"
 // finish sends a scored frame's score and acknowledges it. The score goes out
 // first on the same connection: a frame that the broker counts as done has its
 // score sent.
-func (l *line) finish(ctx context.Context, it *item) {
+func (l *detectorRunner) finish(ctx context.Context, it *frameTask) {
 	rejected := it.event != nil && it.event.Kind == KindRejected
 	switch {
 	case it.again:
@@ -312,7 +312,7 @@ func (l *line) finish(ctx context.Context, it *item) {
 }
 
 // sendScore publishes on core NATS: whoever listens gets it.
-func (l *line) sendScore(e *Event) {
+func (l *detectorRunner) sendScore(e *Event) {
 	s := *e
 	s.Evidence, s.Pictures, s.NoPictures, s.Source = "", "", "", redact.Text(s.Source)
 	data, err := json.Marshal(s)
@@ -335,7 +335,7 @@ func (l *line) sendScore(e *Event) {
 // giveBack has a frame delivered again later. A bare Nak would spend all its
 // deliveries at once. What can neither be handled nor reported, ever, is dropped
 // with a line in the log.
-func (l *line) giveBack(it *item) {
+func (l *detectorRunner) giveBack(it *frameTask) {
 	var perm *PermanentError
 	if errors.As(it.failure, &perm) || it.failure != nil && it.announce && !retryable(it.failure) && !errors.Is(it.failure, context.Canceled) {
 		l.log.Error().Err(it.failure).Str("camera", it.frame.Camera).Str("frame", it.frame.ID).Msg("the frame can neither be handled nor reported: it is dropped")

@@ -150,7 +150,7 @@ func (w *Worker) Status() WorkerStatus {
 	st := WorkerStatus{WorkerStats: w.Stats(), Name: w.nc.Opts.Name, Serving: map[string]string{}, Refused: map[string]string{}, Shadows: w.Shadows(), Cameras: w.seenCameras.rates()}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for name, l := range w.lines {
+	for name, l := range w.runners {
 		l.mu.Lock()
 		if l.cur != nil {
 			st.Serving[name] = l.cur.pointer.Release
@@ -188,7 +188,7 @@ func (w *Worker) scoreNow(ctx context.Context, q ScoreRequest) (*Event, error) {
 		return nil, err
 	}
 	w.mu.Lock()
-	l := w.lines[q.Detector]
+	l := w.runners[q.Detector]
 	w.mu.Unlock()
 	if l == nil {
 		return nil, fmt.Errorf("this worker does not serve detector %s: %w", q.Detector, ErrNoDetector)
@@ -202,8 +202,8 @@ func (w *Worker) scoreNow(ctx context.Context, q ScoreRequest) (*Event, error) {
 	}
 	defer rel.users.Done()
 	now := time.Now().UTC()
-	it := &item{frame: Frame{Detector: q.Detector, Camera: NoCamera, ID: "score-now", CapturedAt: now, Image: q.Image}}
-	if err := l.scoreBatch(ctx, rel, []*item{it}); err != nil {
+	it := &frameTask{frame: Frame{Detector: q.Detector, Camera: NoCamera, ID: "score-now", CapturedAt: now, Image: q.Image}}
+	if err := l.scoreBatch(ctx, rel, []*frameTask{it}); err != nil {
 		return nil, err
 	}
 	if it.failure != nil {

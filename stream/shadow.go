@@ -20,8 +20,8 @@ type ShadowReport struct {
 // compare has the candidate judge what the release in service has judged, and
 // stores an event for each disagreement. The frames are done: nothing here can
 // hold them up or bring them back.
-func (l *line) compare(ctx context.Context, rel, candidate *loaded, items []*item) {
-	var todo []*item
+func (l *detectorRunner) compare(ctx context.Context, rel, candidate *loaded, items []*frameTask) {
+	var todo []*frameTask
 	for _, it := range items {
 		if it.event != nil && it.event.Anomalous != nil {
 			todo = append(todo, it)
@@ -30,9 +30,9 @@ func (l *line) compare(ctx context.Context, rel, candidate *loaded, items []*ite
 	if len(todo) == 0 || ctx.Err() != nil {
 		return
 	}
-	images := make([]*item, len(todo))
+	images := make([]*frameTask, len(todo))
 	for i, it := range todo {
-		images[i] = &item{frame: it.frame, bytes: it.bytes}
+		images[i] = &frameTask{frame: it.frame, bytes: it.bytes}
 	}
 	err := l.scoreBatch(ctx, candidate, images)
 	l.mu.Lock()
@@ -74,7 +74,7 @@ func (l *line) compare(ctx context.Context, rel, candidate *loaded, items []*ite
 			named := it.frame
 			named.ID = "disagreement/" + named.ID
 			e.ID = eventID(named, e.Release)
-			l.tell(ctx, e)
+			l.notify(ctx, e)
 		}
 	}
 }
@@ -84,7 +84,7 @@ func (w *Worker) Shadows() []ShadowReport {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var all []ShadowReport
-	for _, l := range w.lines {
+	for _, l := range w.runners {
 		l.mu.Lock()
 		if l.shadow != nil && l.shadowReport.Candidate == l.shadow.pointer.Release {
 			all = append(all, l.shadowReport)

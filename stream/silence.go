@@ -184,7 +184,7 @@ func (w *Worker) attend(ctx context.Context) {
 		shortest := time.Duration(0)
 		limits := map[string]time.Duration{}
 		w.mu.Lock()
-		for name, l := range w.lines {
+		for name, l := range w.runners {
 			conf, _, _, _ := l.state()
 			if d := time.Duration(conf.Silence); d > 0 {
 				limits[name] = d

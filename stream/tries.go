@@ -36,12 +36,12 @@ func (t try) verdict(most int) error {
 }
 
 // tryKey names a frame's record.
-func (l *line) tryKey(it *item) string {
+func (l *detectorRunner) tryKey(it *frameTask) string {
 	return "tries." + strconv.FormatInt(l.w.created.Load(), 36) + "." + strconv.FormatUint(it.meta.Sequence.Stream, 10)
 }
 
 // recall reads what is known of a frame's tries.
-func (l *line) recall(ctx context.Context, it *item) error {
+func (l *detectorRunner) recall(ctx context.Context, it *frameTask) error {
 	step, cancel := context.WithTimeout(ctx, publishWait)
 	defer cancel()
 	e, err := l.w.work.Get(step, l.tryKey(it))
@@ -60,7 +60,7 @@ func (l *line) recall(ctx context.Context, it *item) error {
 }
 
 // record stores what is known of a frame's tries.
-func (l *line) record(ctx context.Context, it *item, t try) error {
+func (l *detectorRunner) record(ctx context.Context, it *frameTask, t try) error {
 	step, cancel := context.WithTimeout(ctx, publishWait)
 	defer cancel()
 	b, err := json.Marshal(t)
@@ -75,7 +75,7 @@ func (l *line) record(ctx context.Context, it *item, t try) error {
 }
 
 // forget removes a frame's record when the frame has come to its end.
-func (l *line) forget(ctx context.Context, it *item) {
+func (l *detectorRunner) forget(ctx context.Context, it *frameTask) {
 	if !it.recorded {
 		return
 	}

@@ -45,9 +45,9 @@ type WorkerConfig struct {
 	// RetryDelay is the wait before the second try of a frame; it doubles with
 	// each. Default 1 s, at most a minute.
 	RetryDelay time.Duration
-	// Exhibits is how many anomalies of a detector may wait for their pictures.
+	// PictureQueue is how many anomalies of a detector may wait for their pictures.
 	// Those beyond it go without: frames never wait for pictures. Default 32.
-	Exhibits int
+	PictureQueue int
 	// MaxImage bounds the image that an object-referenced frame may name, in
 	// bytes. Default 64 MiB.
 	MaxImage int64
@@ -82,8 +82,8 @@ func (c WorkerConfig) withDefaults() WorkerConfig {
 	if c.RetryDelay == 0 {
 		c.RetryDelay = time.Second
 	}
-	if c.Exhibits == 0 {
-		c.Exhibits = 32
+	if c.PictureQueue == 0 {
+		c.PictureQueue = 32
 	}
 	if c.MaxImage == 0 {
 		c.MaxImage = 64 << 20
@@ -117,7 +117,7 @@ func (c WorkerConfig) Validate() error {
 	bad(d.Lanes < 1 || d.Lanes > 64, "worker: %d lanes: use 1 to 64", d.Lanes)
 	bad(d.AckWait < 100*time.Millisecond, "worker: ack wait %v: use 100ms or more", d.AckWait)
 	bad(d.MaxDeliver < 1, "worker: %d deliveries: use 1 or more", d.MaxDeliver)
-	bad(d.Exhibits < 1 || d.Exhibits > 1024, "worker: %d anomalies that wait for pictures: use 1 to 1024", d.Exhibits)
+	bad(d.PictureQueue < 1 || d.PictureQueue > 1024, "worker: %d anomalies that wait for pictures: use 1 to 1024", d.PictureQueue)
 	bad(d.RetryDelay < 0 || d.Drain < 0 || d.Resync < 0, "worker: delays must not be negative")
 	return errors.Join(errs...)
 }
@@ -156,7 +156,7 @@ type Worker struct {
 	poke   chan struct{} // pointers or configurations may have changed
 	epoch  *Epoch
 
-	// Set by Run before any line is started.
+	// Set by Run before any runner is started.
 	js        jetstream.JetStream
 	registry  *registry.Registry
 	detectors *Detectors
@@ -175,8 +175,8 @@ type Worker struct {
 	// end the process.
 	scoring sync.RWMutex
 
-	mu    sync.Mutex
-	lines map[string]*line
+	mu      sync.Mutex
+	runners map[string]*detectorRunner
 }
 
 // NewWorker prepares a worker on a connection that the caller closes after Run
@@ -187,11 +187,11 @@ func NewWorker(cfg WorkerConfig, nc *nats.Conn, loader Loader, log zerolog.Logge
 	}
 	return &Worker{
 		cfg: cfg.withDefaults(), nc: nc, loader: loader,
-		log:   log.With().Str("component", "worker").Logger(),
-		id:    nuid.Next(),
-		poke:  make(chan struct{}, 1),
-		epoch: NewEpoch(),
-		lines: map[string]*line{},
+		log:     log.With().Str("component", "worker").Logger(),
+		id:      nuid.Next(),
+		poke:    make(chan struct{}, 1),
+		epoch:   NewEpoch(),
+		runners: map[string]*detectorRunner{},
 	}, nil
 }
 
@@ -231,7 +231,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	helpers.Go(func() {
 		w.follow(ctx, "detectors", func(ctx context.Context) error { return w.detectors.watch(ctx, w.wake) })
 	})
-	helpers.Go(func() { w.undertake(ctx) })
+	helpers.Go(func() { w.moveDeadLetters(ctx) })
 	helpers.Go(func() { w.heirs(ctx) })
 
 	// After a reconnect the watches need seconds to wake: read again at once.
@@ -247,10 +247,10 @@ func (w *Worker) Run(ctx context.Context) error {
 	tick := time.NewTicker(w.cfg.Resync)
 	defer tick.Stop()
 
-	var lines sync.WaitGroup
+	var runners sync.WaitGroup
 	w.log.Info().Int("batch", w.cfg.BatchSize).Int("lanes", w.cfg.Lanes).Msg("worker is up")
 	for ctx.Err() == nil {
-		if err := w.refresh(ctx, work, &lines); err != nil && ctx.Err() == nil {
+		if err := w.refresh(ctx, work, &runners); err != nil && ctx.Err() == nil {
 			w.log.Warn().Err(err).Msg("cannot read what to serve: going on with what is known")
 		}
 		select {
@@ -262,7 +262,7 @@ func (w *Worker) Run(ctx context.Context) error {
 
 	done := make(chan struct{})
 	go func() {
-		lines.Wait()
+		runners.Wait()
 		helpers.Wait()
 		close(done)
 	}()
@@ -407,7 +407,7 @@ func (w *Worker) follow(ctx context.Context, what string, watch func(context.Con
 	}
 }
 
-// refresh brings the lines to what the broker says: one for each detector that
+// refresh brings the runners to what the broker says: one for each detector that
 // has a configuration or a release.
 func (w *Worker) refresh(ctx, work context.Context, running *sync.WaitGroup) error {
 	step, cancel := context.WithTimeout(ctx, 10*time.Second)
@@ -445,21 +445,21 @@ func (w *Worker) refresh(ctx, work context.Context, running *sync.WaitGroup) err
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for name, conf := range confs {
-		l := w.lines[name]
+		l := w.runners[name]
 		if l == nil {
-			l = newLine(w, name)
-			w.lines[name] = l
+			l = newDetectorRunner(w, name)
+			w.runners[name] = l
 			lineCtx, stop := context.WithCancel(ctx)
 			l.stop = stop
 			running.Go(func() { l.run(lineCtx, work) })
 		}
 		l.set(wanted{conf: conf.WithDefaults(), active: pointers[name], shadow: shadows[name]})
 	}
-	for name, l := range w.lines {
+	for name, l := range w.runners {
 		if _, ok := confs[name]; !ok {
 			w.log.Info().Str("detector", name).Msg("detector is gone")
 			l.stop()
-			delete(w.lines, name)
+			delete(w.runners, name)
 		}
 	}
 	return nil
@@ -473,7 +473,7 @@ func (w *Worker) unconfigured(name string, unread []Unreadable) Detector {
 		return Detector{Name: name}
 	}
 	w.mu.Lock()
-	l := w.lines[name]
+	l := w.runners[name]
 	w.mu.Unlock()
 	if l != nil {
 		if conf, _, _, _ := l.state(); conf.Name != "" {
@@ -483,9 +483,9 @@ func (w *Worker) unconfigured(name string, unread []Unreadable) Detector {
 	return Detector{Name: name, NoEvidence: true}
 }
 
-// undertake moves frames that were delivered too often to the dead letters.
-func (w *Worker) undertake(ctx context.Context) {
-	u := &undertaker{names: w.cfg.Names, js: w.js, log: w.log, buried: func(ctx context.Context, raw *jetstream.RawStreamMsg, d DeadLetter) error {
+// moveDeadLetters moves frames that were delivered too often to the dead letters.
+func (w *Worker) moveDeadLetters(ctx context.Context) {
+	u := &deadLetterMover{names: w.cfg.Names, js: w.js, log: w.log, moved: func(ctx context.Context, raw *jetstream.RawStreamMsg, d DeadLetter) error {
 		meta := &jetstream.MsgMetadata{Timestamp: raw.Time, Sequence: jetstream.SequencePair{Stream: raw.Sequence}}
 		f, _ := ParseFrame(w.cfg.Names, raw.Subject, raw.Header, raw.Data, meta, time.Unix(0, w.created.Load()))
 		if f.Detector == "" || f.Camera == "" {

@@ -11,29 +11,29 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// exhibit is an anomaly that is looked at apart from the lanes: where it is
+// pictureTask is an anomaly that is looked at apart from the lanes: where it is
 // strange, and pictures of that. Its event goes out, and its frame is
 // acknowledged, once they are kept.
-type exhibit struct {
-	it   *item
+type pictureTask struct {
+	it   *frameTask
 	rel  *loaded // borrowed
 	beat *heartbeat
 }
 
-// setAside hands the anomalies of which pictures can be made to the exhibitor
-// and returns the others. Nothing waits here: when the exhibitor has enough to
+// setAside hands the anomalies of which pictures can be made to drawPictures
+// and returns the others. Nothing waits here: when that has enough to
 // do, the event goes out without pictures, and says so.
-func (l *line) setAside(rel *loaded, items []*item) (now, later []*item) {
+func (l *detectorRunner) setAside(rel *loaded, items []*frameTask) (now, later []*frameTask) {
 	for _, it := range items {
 		if it.place == nil || !it.announce || it.event.Kind != KindAnomaly {
 			now = append(now, it)
 			continue
 		}
 		rel.users.Add(1) // rel is borrowed here, so that it cannot be about to close
-		x := exhibit{it: it, rel: rel, beat: l.beat([]jetstream.Msg{it.msg})}
+		x := pictureTask{it: it, rel: rel, beat: l.beat([]jetstream.Msg{it.msg})}
 		it.apart = true
 		select {
-		case l.exhibits <- x:
+		case l.pictureTasks <- x:
 			later = append(later, it)
 		default:
 			it.apart = false
@@ -50,11 +50,11 @@ func (l *line) setAside(rel *loaded, items []*item) (now, later []*item) {
 	return now, later
 }
 
-// exhibitor sees the anomalies that were set aside to their end, until the lanes
+// drawPictures sees the anomalies that were set aside to their end, until the lanes
 // have ended and their channel is closed.
-func (l *line) exhibitor(work context.Context) {
-	for x := range l.exhibits {
-		out, failed := l.publish(work, x.rel, []*item{x.it})
+func (l *detectorRunner) drawPictures(work context.Context) {
+	for x := range l.pictureTasks {
+		out, failed := l.publish(work, x.rel, []*frameTask{x.it})
 		for _, it := range out {
 			l.finish(work, it)
 		}
@@ -70,7 +70,7 @@ func (l *line) exhibitor(work context.Context) {
 
 // show draws an anomaly's pictures and keeps them. Whatever fails, the event
 // goes out; but where ctx has ended, the frame is for another worker.
-func (l *line) show(ctx context.Context, it *item) error {
+func (l *detectorRunner) show(ctx context.Context, it *frameTask) error {
 	if it.place == nil || !it.apart {
 		return nil
 	}
@@ -95,7 +95,7 @@ func (l *line) show(ctx context.Context, it *item) error {
 
 var errNotKept = errors.New("keep the pictures")
 
-func (l *line) keepPictures(ctx context.Context, it *item) (size int, err error) {
+func (l *detectorRunner) keepPictures(ctx context.Context, it *frameTask) (size int, err error) {
 	pictures, err := drawn(ctx, it)
 	if err != nil {
 		return 0, fmt.Errorf("draw the pictures of frame %s: %w", it.frame.ID, err)
@@ -127,7 +127,7 @@ func (l *line) keepPictures(ctx context.Context, it *item) (size int, err error)
 
 // locate says in an anomaly's event where it is strange. Whatever fails, the
 // event goes out.
-func (l *line) locate(it *item) {
+func (l *detectorRunner) locate(it *frameTask) {
 	if it.place == nil || it.event.Regions != nil {
 		return
 	}
@@ -140,7 +140,7 @@ func (l *line) locate(it *item) {
 }
 
 // drawn calls Draw, which is another package's.
-func drawn(ctx context.Context, it *item) (p []Picture, err error) {
+func drawn(ctx context.Context, it *frameTask) (p []Picture, err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			err = fmt.Errorf("panic: %v", r)
@@ -152,7 +152,7 @@ func drawn(ctx context.Context, it *item) (p []Picture, err error) {
 // bound keeps the detector's evidence within its limits: it looks after every
 // sixteenth part of what may be kept, and every hour, and makes as much room, so
 // that the limit holds in between.
-func (l *line) bound(ctx context.Context, size int) {
+func (l *detectorRunner) bound(ctx context.Context, size int) {
 	conf, _, _, _ := l.state()
 	most := conf.evidenceBytes()
 	l.added += uint64(size)

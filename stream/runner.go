@@ -13,13 +13,13 @@ import (
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
-// line is a worker's part in one detector: its release, maybe a candidate
+// detectorRunner is a worker's part in one detector: its release, maybe a candidate
 // beside it, and the lanes that score with them.
 //
 // A lane borrows the releases for one batch. The swapper loads a new release
 // beside the old one, exchanges the two between batches, and closes the old one
 // when the last batch has given it back.
-type line struct {
+type detectorRunner struct {
 	w       *Worker
 	name    string
 	log     zerolog.Logger
@@ -29,11 +29,11 @@ type line struct {
 	pace    pacer
 	notices sync.WaitGroup
 
-	exhibits chan exhibit // anomalies whose pictures are to be made
-	added    uint64       // bytes of pictures since bounded; the exhibitor's
-	bounded  time.Time    // when old pictures were last looked for; the exhibitor's
+	pictureTasks chan pictureTask // anomalies whose pictures are to be made
+	added        uint64           // bytes of pictures since bounded; drawPictures's
+	bounded      time.Time        // when old pictures were last looked for; drawPictures's
 
-	// Lock order: line.mu, then loaded.mu.
+	// Lock order: detectorRunner.mu, then loaded.mu.
 	mu           sync.Mutex
 	want         wanted
 	cur          *loaded            // what is served; nil: nothing yet
@@ -61,19 +61,19 @@ type loaded struct {
 	drift map[string]*drift // by camera
 }
 
-func newLine(w *Worker, name string) *line {
-	l := &line{
+func newDetectorRunner(w *Worker, name string) *detectorRunner {
+	l := &detectorRunner{
 		w: w, name: name, log: w.log.With().Str("detector", name).Logger(),
-		refused:  map[string]uint64{},
-		exhibits: make(chan exhibit, w.cfg.Exhibits),
-		pace:     pacer{within: w.cfg.AckWait / 4, memory: w.cfg.Memory.Total() / 8, most: w.cfg.BatchSize},
+		refused:      map[string]uint64{},
+		pictureTasks: make(chan pictureTask, w.cfg.PictureQueue),
+		pace:         pacer{within: w.cfg.AckWait / 4, memory: w.cfg.Memory.Total() / 8, most: w.cfg.BatchSize},
 	}
 	l.changed, l.change = context.WithCancel(context.Background())
 	return l
 }
 
-// set tells the line what the broker says. It does not wait.
-func (l *line) set(w wanted) {
+// set tells the runner what the broker says. It does not wait.
+func (l *detectorRunner) set(w wanted) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.want.conf.Name != "" && l.want.conf.Revision == w.conf.Revision && l.want.active == w.active && l.want.shadow == w.shadow {
@@ -83,14 +83,14 @@ func (l *line) set(w wanted) {
 	l.signal()
 }
 
-func (l *line) signal() {
+func (l *detectorRunner) signal() {
 	l.change()
 	l.changed, l.change = context.WithCancel(context.Background())
 }
 
 // borrow returns the releases in service, each nil or to be given back with
 // users.Done.
-func (l *line) borrow() (cur, shadow *loaded) {
+func (l *detectorRunner) borrow() (cur, shadow *loaded) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.cur != nil {
@@ -102,7 +102,7 @@ func (l *line) borrow() (cur, shadow *loaded) {
 	return l.cur, l.shadow
 }
 
-func (l *line) state() (conf Detector, target registry.Pointer, cur *loaded, changed context.Context) {
+func (l *detectorRunner) state() (conf Detector, target registry.Pointer, cur *loaded, changed context.Context) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.want.conf, l.want.active, l.cur, l.changed
@@ -110,17 +110,17 @@ func (l *line) state() (conf Detector, target registry.Pointer, cur *loaded, cha
 
 // run serves the detector until ctx ends and the batches under way are done;
 // work is the context of those.
-func (l *line) run(ctx, work context.Context) {
+func (l *detectorRunner) run(ctx, work context.Context) {
 	var all, lanes, pictures sync.WaitGroup
 	for range l.w.cfg.Lanes {
 		lanes.Go(func() { l.lane(ctx, work) })
 	}
-	pictures.Go(func() { l.exhibitor(work) })
+	pictures.Go(func() { l.drawPictures(work) })
 	all.Go(func() { l.learn(ctx, work) })
 	all.Go(func() { l.shed(ctx) })
 	l.swapper(ctx, work)
 	lanes.Wait()
-	close(l.exhibits)
+	close(l.pictureTasks)
 	pictures.Wait()
 	all.Wait()
 	l.notices.Wait()
@@ -133,7 +133,7 @@ func (l *line) run(ctx, work context.Context) {
 }
 
 // consumer is the durable consumer that all workers of the detector share.
-func (l *line) consumer(ctx context.Context) (jetstream.Consumer, error) {
+func (l *detectorRunner) consumer(ctx context.Context) (jetstream.Consumer, error) {
 	c, err := l.w.js.CreateOrUpdateConsumer(ctx, l.w.cfg.FramesStream(), jetstream.ConsumerConfig{
 		Durable: framesConsumer(l.name), Description: "workers of detector " + l.name,
 		FilterSubject: l.w.cfg.Frames(l.name, "*"),
@@ -149,7 +149,7 @@ func (l *line) consumer(ctx context.Context) (jetstream.Consumer, error) {
 
 // takeAll calls handle with the detector's frames, batch by batch, until ctx ends.
 // Whatever happens to the broker, it goes on when that is back.
-func (l *line) takeAll(ctx context.Context, handle func([]jetstream.Msg)) {
+func (l *detectorRunner) takeAll(ctx context.Context, handle func([]jetstream.Msg)) {
 	for ctx.Err() == nil {
 		within, cancel := l.w.epoch.Within(ctx)
 		err := l.takeFrames(within, handle)
@@ -162,7 +162,7 @@ func (l *line) takeAll(ctx context.Context, handle func([]jetstream.Msg)) {
 }
 
 // takeFrames is takeAll for as long as ctx and the consumer last.
-func (l *line) takeFrames(ctx context.Context, handle func([]jetstream.Msg)) error {
+func (l *detectorRunner) takeFrames(ctx context.Context, handle func([]jetstream.Msg)) error {
 	step, cancel := context.WithTimeout(ctx, 10*time.Second)
 	_, err := l.consumer(step)
 	cancel()
@@ -187,7 +187,7 @@ func (l *line) takeFrames(ctx context.Context, handle func([]jetstream.Msg)) err
 }
 
 // lane takes batch after batch while there is a release.
-func (l *line) lane(ctx, work context.Context) {
+func (l *detectorRunner) lane(ctx, work context.Context) {
 	for ctx.Err() == nil {
 		_, _, cur, changed := l.state()
 		if cur != nil { // and stays
@@ -210,7 +210,7 @@ func (l *line) lane(ctx, work context.Context) {
 
 // swapper brings the releases in service to those that are wanted, until ctx
 // ends.
-func (l *line) swapper(ctx, work context.Context) {
+func (l *detectorRunner) swapper(ctx, work context.Context) {
 	told := false
 	again := patient()
 	for ctx.Err() == nil {
@@ -252,17 +252,17 @@ func (l *line) swapper(ctx, work context.Context) {
 }
 
 // due says whether a pointer names a release that is to be loaded.
-func (l *line) due(p registry.Pointer, have *loaded) bool {
+func (l *detectorRunner) due(p registry.Pointer, have *loaded) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	rev, refused := l.refused[p.Release]
 	return p.Release != "" && (have == nil || have.pointer.Release != p.Release) && !(refused && rev == p.Revision)
 }
 
-// swap takes a release into service, in one of the line's two places, or
+// swap takes a release into service, in one of the runner's two places, or
 // refuses it. It returns false when it could not find out which, for the
 // broker's sake.
-func (l *line) swap(ctx, work context.Context, target registry.Pointer, place **loaded) bool {
+func (l *detectorRunner) swap(ctx, work context.Context, target registry.Pointer, place **loaded) bool {
 	role := "active"
 	if place == &l.shadow {
 		role = "candidate"
@@ -291,19 +291,19 @@ func (l *line) swap(ctx, work context.Context, target registry.Pointer, place **
 		}
 		l.mu.Unlock()
 		log.Error().Err(err).Msg("release refused: " + serving)
-		l.tell(work, notice(KindRelease, l.name, NoCamera, target.Release, ReleaseRefused, fmt.Sprintf("as the %s release: %v; %s", role, err, serving), what))
+		l.notify(work, notice(KindRelease, l.name, NoCamera, target.Release, ReleaseRefused, fmt.Sprintf("as the %s release: %v; %s", role, err, serving), what))
 		return true
 	}
 	l.exchange(place, &loaded{scorer: scorer, pointer: target})
 	l.w.count.swaps.Add(1)
 	log.Info().Dur("took", time.Since(begin)).Msg("release is in service")
-	l.tell(work, notice(KindRelease, l.name, NoCamera, target.Release, ReleaseInService, "it is in service as the "+role+" release", what))
+	l.notify(work, notice(KindRelease, l.name, NoCamera, target.Release, ReleaseInService, "it is in service as the "+role+" release", what))
 	return true
 }
 
 // exchange puts a release into its place between two batches, and closes what
 // was there when nobody uses it any more.
-func (l *line) exchange(place **loaded, fresh *loaded) {
+func (l *detectorRunner) exchange(place **loaded, fresh *loaded) {
 	l.mu.Lock()
 	old := *place
 	*place = fresh
@@ -324,7 +324,7 @@ func unfit(err error) bool {
 	return errors.As(err, &le) || errors.Is(err, registry.ErrCorrupt) || errors.Is(err, registry.ErrBadManifest) || errors.Is(err, registry.ErrNoRelease)
 }
 
-func (l *line) load(ctx context.Context, digest string) (s Scorer, err error) {
+func (l *detectorRunner) load(ctx context.Context, digest string) (s Scorer, err error) {
 	dir, err := l.w.registry.Get(ctx, digest)
 	if err != nil {
 		return nil, err
@@ -342,7 +342,7 @@ func (l *line) load(ctx context.Context, digest string) (s Scorer, err error) {
 }
 
 // retire closes a release when nobody uses it any more.
-func (l *line) retire(old *loaded) {
+func (l *detectorRunner) retire(old *loaded) {
 	if old == nil {
 		return
 	}
