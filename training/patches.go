@@ -10,7 +10,7 @@ import (
 
 // mostPatches bounds the patches that a coreset is chosen from: of more, each
 // image gives as many, which lie as far from each other as can be.
-const mostPatches = 60_000
+const mostPatches = 150_000
 
 // patchSample is some of the patch vectors of each image.
 type patchSample struct {
