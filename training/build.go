@@ -70,12 +70,12 @@ func (n *normals) part(a release.Part) []float32 {
 	return out
 }
 
-// add puts one image in: its embedding, and at most most of its patches of each
-// output.
+// add puts one image in: its embedding, and of its patches of each output as many as
+// have at most most numbers.
 func (n *normals) add(ctx context.Context, id uint64, e *inference.Embedding, most int, seed uint64) error {
 	n.ids, n.rows = append(n.ids, id), append(n.rows, e.Vector...)
 	for i, p := range e.Patches {
-		if err := n.patches[i].keep(ctx, p, most, seed); err != nil {
+		if err := n.patches[i].keep(ctx, p, max(1, most/n.patches[i].dim), seed); err != nil {
 			return err
 		}
 	}

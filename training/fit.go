@@ -267,7 +267,7 @@ func embed(ctx context.Context, p Plan, nets networks, file string, images []Ima
 		return nil, err
 	}
 	x := &embedded{b: b, images: images, n: b.empty()}
-	most := max(1, mostPatches/max(len(images), 1))
+	most := mostNumbers / max(len(images), 1)
 	x.all, x.of, err = embedNormals(ctx, b.model.e, images, func(i int, e *inference.Embedding) error {
 		return x.n.add(ctx, uint64(i), e, most, p.Seed)
 	}, func(done, total int) { p.Host.tell(step, done, total) })

@@ -148,7 +148,7 @@ func (k *knownImages) normals(ctx context.Context, items []dataset.Item, seed ui
 		}
 		return k.b.model.relit(ctx, k.data, images, which, f)
 	}
-	most := max(1, mostPatches/max(len(items), 1))
+	most := mostNumbers / max(len(items), 1)
 	return n, k.see(ctx, items, func(e *inference.Embedding) error {
 		return n.add(ctx, uint64(n.size()), e, most, seed)
 	})

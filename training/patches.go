@@ -8,9 +8,10 @@ import (
 	"github.com/nearmiss/nearmiss/inference/release"
 )
 
-// mostPatches bounds the patches that a coreset is chosen from: of more, each
-// image gives as many, which lie as far from each other as can be.
-const mostPatches = 150_000
+// mostNumbers bounds the patches of an output that a coreset is chosen from, in
+// numbers: 156,000 patches of 192, 115 MiB. Of more, each image gives as many, which
+// lie as far from each other as can be, so that none of the images is left out.
+const mostNumbers = 30_000_000
 
 // patchSample is some of the patch vectors of each image.
 type patchSample struct {
