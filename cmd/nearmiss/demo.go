@@ -21,11 +21,12 @@ import (
 
 // Sizes of the demo: on two cores the first event comes within half a minute.
 const (
-	demoLearn   = 200   // frames that are taken to be normal
+	demoLearn   = 320   // frames that are taken to be normal
 	demoFPS     = 2     // of each camera, after those
 	demoDefects = 0.2   // share of frames with a defect
-	demoAlpha   = 0.025 // the least that 40 held-out frames can promise
-	demoSize    = 160   // pixels of a frame's sides
+	demoSubtle  = 0.15  // share of these that a person hardly sees
+	demoAlpha   = 0.025 // false-alarm rate; 64 held-out frames could promise 0.016
+	demoSize    = 224   // pixels of a frame's sides, as the network takes them
 )
 
 // demoTask is one of the demo's detectors and its camera.
@@ -35,10 +36,10 @@ type demoTask struct {
 	defects          []string // that occur
 }
 
-// The defects are those that a small model sees at all.
+// The defects are those that a person sees at once where they are gross.
 var demoTasks = []demoTask{
 	{"demo-parts", "line1", synthetic.Parts, []string{"scratch", "crack", "chip", "stain", "tint"}},
-	{"demo-cells", "scope1", synthetic.Cells, []string{"inclusion", "rod", "vacuole", "nucleus", "precipitate"}},
+	{"demo-cells", "scope1", synthetic.Cells, []string{"inclusion", "rod", "vacuole", "crenation", "precipitate"}},
 }
 
 // source draws the task's images, the first n of them normal. from is the
@@ -49,7 +50,7 @@ func (d demoTask) source(normal int, from uint64) (camera.Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	subtle := 0.25
+	subtle := demoSubtle
 	o.DefectRate, o.SubtleShare = demoDefects, &subtle
 	mixed, err := synthetic.New(d.kind, 1, o)
 	if err != nil {

@@ -40,7 +40,7 @@ func TestStarterFindsDefectsOfTheDemo(t *testing.T) {
 func demoAUROC(t *testing.T, task demoTask, model string) float64 {
 	t.Helper()
 	draw := func(n int, rate float64, from uint64) (files [][]byte, truths []synthetic.Truth) {
-		subtle := 0.25
+		subtle := demoSubtle
 		s, err := synthetic.New(task.kind, 1, synthetic.Options{
 			Size: demoSize, Variation: 0.1, Defects: task.defects, DefectRate: rate, SubtleShare: &subtle,
 		})
