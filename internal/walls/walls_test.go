@@ -239,3 +239,27 @@ func TestServingDoesNotLearn(t *testing.T) {
 		}
 	}
 }
+
+// TestFilesAreShort: what is written by hand is read by the file. Generated code
+// and tests may be longer.
+func TestFilesAreShort(t *testing.T) {
+	const most = 600
+	err := filepath.WalkDir("../..", func(path string, d os.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && strings.HasPrefix(d.Name(), ".") && d.Name() != "../.." && d.Name() != "..":
+			return filepath.SkipDir
+		case filepath.Ext(path) != ".go" || strings.HasSuffix(path, "_test.go") || strings.HasSuffix(path, ".pb.go"):
+			return nil
+		}
+		b, err := os.ReadFile(path)
+		if n := bytes.Count(b, []byte("\n")); n > most {
+			t.Errorf("%s has %d lines, at most %d are wanted: divide it", filepath.Clean(path), n, most)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,385 @@
+package training
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+
+	"github.com/nearmiss/nearmiss/bank"
+	"github.com/nearmiss/nearmiss/inference"
+	"github.com/nearmiss/nearmiss/inference/heatmap"
+	"github.com/nearmiss/nearmiss/inference/release"
+	"github.com/nearmiss/nearmiss/training/evaluate"
+)
+
+const (
+	// references bounds the normals that weigh the parts, each against the others.
+	references = 200
+	// lightReferences bounds those that are seen in another light, too.
+	lightReferences = 60
+	// folds is in how many turns that is done.
+	folds = 5
+	// leastSpread keeps a part or group whose few scores happen to agree from ruling
+	// alone.
+	leastSpread, leastGroupSpread = 0.02, 0.01
+	// sharpness of the soft maximum of groups.
+	sharpness = 1.0
+	// localWeight is that of the local group: it needs one spread more.
+	localWeight = 1 / math.E
+	// placeQuantile of the normals' distances at a place stands for the place.
+	placeQuantile = 0.9
+)
+
+// crossFitted is what parts say of normals by banks that these are not in.
+type crossFitted struct {
+	said
+	relit said // of the first of the same normals in another light
+}
+
+// said is what parts say of some images, by part.
+type said struct {
+	scores [][]float64      // of parts of one vector
+	grids  [][]heatmap.Grid // of parts of patches
+}
+
+func newSaid(parts int) said { return said{make([][]float64, parts), make([][]heatmap.Grid, parts)} }
+
+// measures are what a part's measures are of the images.
+func (s said) measures(i int, a release.Part) [][]float64 {
+	if a.IsPatch() {
+		return statistics(s.grids[i], a.Places, a.Measures())
+	}
+	return [][]float64{s.scores[i]}
+}
+
+// joint are the scores of the images.
+func (s said) joint(parts []inference.Part, join *release.Join) []float64 {
+	var all [][]inference.PartScore // by image
+	for i, p := range parts {
+		if !p.About.Scored {
+			continue
+		}
+		for k, m := range p.About.Measures() {
+			for j, v := range s.measures(i, p.About)[k] {
+				if j == len(all) {
+					all = append(all, nil)
+				}
+				all[j] = append(all[j], inference.PartScore{Score: v, Ratio: v / m.Scale, Weight: m.Weight, Group: p.About.Group})
+			}
+		}
+	}
+	out := make([]float64, len(all))
+	for j, one := range all {
+		out[j] = inference.CombineScores(one, join)
+	}
+	return out
+}
+
+// alarms is the share of the normals in another light above the threshold that 0.05
+// of them are above in usual light; NaN where nothing is known.
+func (x crossFitted) alarms(parts []inference.Part, join *release.Join) float64 {
+	if x.scores == nil {
+		return math.NaN()
+	}
+	usual, other := x.joint(parts, join), x.relit.joint(parts, join)
+	if len(other) == 0 {
+		return math.NaN()
+	}
+	slices.Sort(usual)
+	threshold := usual[min(int(math.Ceil((1-evaluate.SuiteAlarms)*float64(len(usual))))-1, len(usual)-1)]
+	above := 0
+	for _, v := range other {
+		if v > threshold {
+			above++
+		}
+	}
+	return float64(above) / float64(len(other))
+}
+
+// weigh finds the scales and weights of the parts, which it sets, and how groups
+// of them are joined, by normals of the banks that are compared with the others.
+// With too few of them all parts weigh the same.
+func (b *scoreBuilder) weigh(ctx context.Context, parts []inference.Part, n *normals) (crossFitted, *release.Join, error) {
+	measures, patches, placed := 0, 0, false
+	for i, p := range parts {
+		if b.parts[i].scored {
+			measures += len(p.About.Measures())
+		}
+		if p.About.IsPatch() {
+			patches++
+		}
+		placed = placed || b.parts[i].Placed
+	}
+	if measures < 2 && patches < 2 && !placed && !b.light {
+		return crossFitted{}, nil, nil
+	}
+	x, err := b.crossFit(ctx, parts, n)
+	if err != nil {
+		return x, nil, fmt.Errorf("weigh the parts of the score: %w", err)
+	}
+	values := map[string][]float64{} // of the groups, by reference
+	weights := map[string]float64{}
+	for i := range parts {
+		a := &parts[i].About
+		all := a.Measures()
+		scores := [][]float64{x.scores[i]}
+		if a.IsPatch() {
+			if b.parts[i].Placed {
+				a.Places = places(x.grids[i])
+			}
+			scores = x.measures(i, *a)
+			if patches > 1 {
+				a.Map = mapWeight(x.grids[i], a.Places, patches)
+			}
+		}
+		if !a.Scored {
+			continue
+		}
+		for k, s := range scores {
+			m := markOf(s)
+			all[k].Scale, all[k].Weight = m.scale, m.weight
+			weights[a.Group] += m.weight
+			if values[a.Group] == nil {
+				values[a.Group] = make([]float64, len(s))
+			}
+			for j, v := range s {
+				values[a.Group][j] += m.weight * math.Log(v/m.scale)
+			}
+		}
+		a.Scale, a.Weight, a.Also = all[0].Scale, all[0].Weight, all[1:]
+	}
+	if !b.joined {
+		return x, nil, nil
+	}
+	join := &release.Join{Sharpness: sharpness}
+	for _, p := range b.scored() {
+		if slices.ContainsFunc(join.Groups, func(g release.Group) bool { return g.Name == p.group }) {
+			continue
+		}
+		g := release.Group{Name: p.group, Weight: 1}
+		if p.isPatch() && p.group == release.GroupLocal {
+			g.Weight = localWeight
+		}
+		of := values[p.group]
+		for j := range of {
+			of[j] /= weights[p.group]
+		}
+		g.Center, g.Spread = centerAndSpread(of)
+		join.Groups = append(join.Groups, g)
+		join.Unit += g.Spread
+	}
+	join.Unit /= float64(len(join.Groups))
+	return x, join, nil
+}
+
+// centerAndSpread are the median and the standard deviation.
+func centerAndSpread(all []float64) (center, spread float64) {
+	var values []float64
+	mean := 0.0
+	for _, v := range all {
+		if !math.IsInf(v, 0) && !math.IsNaN(v) { // −Inf: a copy of a normal
+			values = append(values, v)
+			mean += v
+		}
+	}
+	if len(values) == 0 {
+		return 0, 1
+	}
+	if len(values) < 4 {
+		return median(values), 1
+	}
+	mean /= float64(len(values))
+	for _, v := range values {
+		spread += (v - mean) * (v - mean)
+	}
+	return median(values), max(leastGroupSpread, math.Sqrt(spread/float64(len(values)-1)))
+}
+
+// places are what normals show at each place of a grid: a high quantile of their
+// distances, averaged over the neighbours of the place. nil of no grids.
+func places(grids []heatmap.Grid) []float32 {
+	if len(grids) == 0 {
+		return nil
+	}
+	w, h := grids[0].Width, grids[0].Height
+	high := make([]float64, w*h)
+	all := make([]float64, len(grids))
+	for at := range high {
+		for i, g := range grids {
+			all[i] = float64(g.Values[at])
+		}
+		slices.Sort(all)
+		high[at] = all[min(int(placeQuantile*float64(len(all))), len(all)-1)]
+	}
+	least := slices.Max(high) * 1e-3 // a place that never changes
+	if !(least > 0) || math.IsInf(least, 0) {
+		return nil
+	}
+	out := make([]float32, w*h)
+	for y := range h {
+		for x := range w {
+			sum, count := 0.0, 0.0
+			for v := max(0, y-1); v <= min(h-1, y+1); v++ {
+				for u := max(0, x-1); u <= min(w-1, x+1); u++ {
+					sum, count = sum+high[v*w+u], count+1
+				}
+			}
+			out[y*w+x] = float32(max(sum/count, least))
+		}
+	}
+	return out
+}
+
+// statistics are the measures of grids, each of which is divided by the places.
+func statistics(grids []heatmap.Grid, places []float32, measures []release.Measure) [][]float64 {
+	out := make([][]float64, len(measures))
+	for _, g := range grids {
+		values := slices.Clone(g.Values)
+		for i, v := range places {
+			values[i] /= v
+		}
+		for k, m := range measures {
+			out[k] = append(out[k], inference.PatchStatistic(values, m.Statistic))
+		}
+	}
+	return out
+}
+
+// mapWeight makes the distances of several layers comparable.
+func mapWeight(grids []heatmap.Grid, places []float32, layers int) float64 {
+	var all []float64
+	for _, g := range grids {
+		for i, v := range g.Values {
+			if places != nil {
+				v /= places[i]
+			}
+			all = append(all, float64(v))
+		}
+	}
+	if m := median(all); m > 0 && !math.IsInf(m, 0) {
+		return 1 / (m * float64(layers))
+	}
+	return 1 / float64(layers)
+}
+
+// crossFit scores some of the normals by banks that none of their fold is in: in
+// the same order for all parts, and none where there are too few.
+func (b *scoreBuilder) crossFit(ctx context.Context, parts []inference.Part, n *normals) (crossFitted, error) {
+	out := crossFitted{newSaid(len(parts)), newSaid(len(parts))}
+	count := min(folds, n.size())
+	if n.size()-(n.size()+count-1)/max(count, 1) < max(b.K, 2) {
+		return out, nil
+	}
+	order := rand.New(rand.NewPCG(b.seed, 0x666f6c64)).Perm(n.size())
+	fold := make([]int, n.size())
+	for i, at := range order {
+		fold[at] = i % count
+	}
+	for f := range count {
+		b.told("weigh", f, count)
+		var rest, some []int
+		for at := range fold {
+			if fold[at] != f {
+				rest = append(rest, at)
+			}
+		}
+		for _, at := range order[:min(len(order), references)] {
+			if fold[at] == f {
+				some = append(some, at)
+			}
+		}
+		without, err := b.without(parts, n, rest)
+		if err != nil {
+			return out, err
+		}
+		err = n.look(ctx, some, func(e *inference.Embedding) error { return b.reference(ctx, without, e, out.said) })
+		if b.light && err == nil {
+			err = n.relit(ctx, some[:min(len(some), (lightReferences+count-1)/count)], func(e *inference.Embedding) error {
+				return b.reference(ctx, without, e, out.relit)
+			})
+		}
+		for _, p := range without {
+			err = errors.Join(err, p.Bank.Close())
+		}
+		if err != nil {
+			return out, err
+		}
+	}
+	b.told("weigh", count, count)
+	return out, nil
+}
+
+// told reports how far a step is, where somebody listens.
+func (b *scoreBuilder) told(step string, done, total int) {
+	if b.tell != nil {
+		b.tell(step, done, total)
+	}
+}
+
+// reference adds what the parts say of one normal.
+func (b *scoreBuilder) reference(ctx context.Context, parts []inference.Part, e *inference.Embedding, out said) error {
+	for i, p := range parts {
+		if !p.About.IsPatch() {
+			v, err := p.Bank.Scores(ctx, inference.Row(p.About, e.Vector))
+			if err != nil {
+				return err
+			}
+			out.scores[i] = append(out.scores[i], v[0])
+			continue
+		}
+		g, err := inference.PatchGrids(ctx, p, e.Patches[slices.Index(b.model.e.PatchOutputs(), p.About.Output)])
+		if err != nil {
+			return err
+		}
+		out.grids[i] = append(out.grids[i], g[0])
+	}
+	return nil
+}
+
+// without are the parts with banks of the normals at which alone. Banks of patches
+// keep what the coreset kept of these.
+func (b *scoreBuilder) without(parts []inference.Part, n *normals, which []int) ([]inference.Part, error) {
+	few := n.at(which)
+	in := map[uint64]bool{}
+	for _, id := range few.ids {
+		in[id] = true
+	}
+	var out []inference.Part
+	for i, p := range parts {
+		o := bank.Options{Dim: p.About.Dim, K: p.Bank.K(), Kind: bank.Exact, Batch: b.engine}
+		var rows []float32
+		var ids []uint64
+		if !p.About.IsPatch() {
+			rows, ids = few.part(p.About), few.ids
+			var err error
+			if o.Transform, err = whitening(rows, o.Dim, b.parts[i].White); err != nil {
+				return nil, err
+			}
+		} else {
+			kept := map[uint64]bool{}
+			for _, id := range p.Bank.IDs() {
+				kept[id] = true
+			}
+			all, names := b.sample(few, p).all(few.ids)
+			for j, name := range names {
+				if kept[name] {
+					rows, ids = append(rows, all[j*o.Dim:(j+1)*o.Dim]...), append(ids, name)
+				}
+			}
+			o.Transform = b.white[i]
+		}
+		part := inference.Part{About: p.About}
+		var err error
+		if part.Bank, err = bank.New(o); err != nil {
+			return nil, err
+		}
+		if err := part.Bank.AddBatch(ids, rows); err != nil {
+			return nil, err
+		}
+		out = append(out, part)
+	}
+	return out, nil
+}
