@@ -1,6 +1,7 @@
 package stream_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"testing"
@@ -132,7 +133,7 @@ func TestNothingIsLostWhileSharesChange(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := r.js.PublishMsg(t.Context(), m); err == nil {
+		if err := insist(t.Context(), r.js, m); err == nil {
 			sent++
 		} else if !stream.IsQueueFull(err) {
 			t.Fatal(err)
@@ -206,4 +207,18 @@ func TestAFullDiskRefusesFramesAndLetsThemInAgain(t *testing.T) {
 	if n := r.waiting(); n < kept+1 {
 		t.Errorf("%d frames wait, want %d", n, kept+1)
 	}
+}
+
+// insist publishes as cameras do: again when no answer comes, which happens while
+// the broker changes the stream.
+func insist(ctx context.Context, js jetstream.JetStream, m *nats.Msg) error {
+	for ctx.Err() == nil {
+		step, cancel := context.WithTimeout(ctx, time.Second)
+		_, err := js.PublishMsg(step, m)
+		cancel()
+		if !errors.Is(err, context.DeadlineExceeded) {
+			return err
+		}
+	}
+	return ctx.Err()
 }
