@@ -24,7 +24,7 @@ var leak = goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetS
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m, leak) }
 
-func store(t *testing.T) (jetstream.JetStream, jetstream.ObjectStore) {
+func store(t testing.TB) (jetstream.JetStream, jetstream.ObjectStore) {
 	t.Helper()
 	js := brokertest.JetStream(t, broker.Config{})
 	s, err := js.CreateObjectStore(t.Context(), jetstream.ObjectStoreConfig{Bucket: "B"})
@@ -35,7 +35,7 @@ func store(t *testing.T) (jetstream.JetStream, jetstream.ObjectStore) {
 }
 
 // forge writes an object's metadata as anybody could who may publish.
-func forge(t *testing.T, js jetstream.JetStream, name string, meta any) {
+func forge(t testing.TB, js jetstream.JetStream, name string, meta any) {
 	t.Helper()
 	m := nats.NewMsg("$O.B.M." + base64.URLEncoding.EncodeToString([]byte(name)))
 	m.Header.Set("Nats-Rollup", "sub")
@@ -140,4 +140,31 @@ func TestListGoesOn(t *testing.T) {
 	if _, _, err := object.List(ctx, js, "NONE"); !errors.Is(err, jetstream.ErrBucketNotFound) {
 		t.Error(err)
 	}
+}
+
+// FuzzRead: whatever stands where an object's metadata are, reading ends at
+// once, without a panic, and gives no more than was allowed.
+func FuzzRead(f *testing.F) {
+	js, _ := store(f)
+	for _, s := range []string{
+		`{"name":"x","bucket":"B","nuid":"abc","size":4611686018427387904,"chunks":1,"digest":"SHA-256=AA=="}`,
+		`{"name":"x","bucket":"B","nuid":"../..","size":-1,"chunks":4294967295}`,
+		`{"name":"x","options":{"link":{"bucket":"B","name":"x"}},"nuid":"n","size":1,"chunks":1}`,
+		`{"name":"x","nuid":"*","size":3,"chunks":1}`, `{"name":"x","nuid":">","size":0,"chunks":0}`,
+		`null`, `[]`, `{"size":"big"}`, `{"options":{"max_chunk_size":1}}`,
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, meta []byte) {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		forge(t, js, "x", string(meta))
+		b, err := object.Read(ctx, js, "B", "x", 1<<20)
+		if len(b) > 1<<20 || ctx.Err() != nil {
+			t.Fatalf("%q: %d bytes, %v, %v", meta, len(b), err, ctx.Err())
+		}
+		if _, _, err := object.List(ctx, js, "B"); err != nil {
+			t.Fatalf("%q: the list ends: %v", meta, err)
+		}
+	})
 }
