@@ -53,6 +53,17 @@ func refusal(url string, err error) error {
 		ErrNotAuthorised, url, err))
 }
 
+// waits says whether the options ask to wait for a broker that is not there yet.
+func waits(opts []nats.Option) bool {
+	o := nats.GetDefaultOptions()
+	for _, f := range opts {
+		if f == nil || f(&o) != nil {
+			return false
+		}
+	}
+	return o.RetryOnFailedConnect
+}
+
 // Connect opens a connection as every part of Nearmiss wants it: it reconnects
 // for ever, and waits for a broker that is not there yet; one that is there and
 // refuses it is [ErrNotAuthorised]. name shows in the broker's connection list.
@@ -90,10 +101,11 @@ func Connect(url, name string, log zerolog.Logger, extra ...nats.Option) (*nats.
 			e.Msg("the broker complained")
 		}),
 	}, extra...)
-	nc, err := nats.Connect(url, opts...)
-	if err == nil && !nc.IsConnected() && unauthorised(nc.LastError()) {
-		err = nc.LastError()
-		nc.Close()
+	// The first try is one alone: while nats.go tries again in the background, what
+	// the broker has answered is soon forgotten.
+	nc, err := nats.Connect(url, append(opts[:len(opts):len(opts)], nats.RetryOnFailedConnect(false))...)
+	if err != nil && !unauthorised(err) && waits(opts) {
+		nc, err = nats.Connect(url, opts...)
 	}
 	if unauthorised(err) {
 		return nil, refusal(url, err)
