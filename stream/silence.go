@@ -26,7 +26,10 @@ type CameraStatus struct {
 	// LastFrame is when the broker stored the last frame that a worker has taken,
 	// to about ten seconds.
 	LastFrame time.Time `json:"last_frame"`
-	Silent    bool      `json:"silent,omitempty"` // an event has said so
+	Silent    bool      `json:"silent,omitempty"` // an event says so
+	// Untold is set while that event may not be stored yet: whoever reads the
+	// record stores it first.
+	Untold bool `json:"untold,omitempty"`
 }
 
 // CameraRate is what one worker has seen of a camera in the last minute.
@@ -201,7 +204,11 @@ func (w *Worker) attend(ctx context.Context) {
 		if err := w.attendOnce(ctx, limits, step); err != nil && ctx.Err() == nil {
 			w.log.Debug().Err(err).Msg("cannot look after the cameras")
 		}
-		pause(ctx, max(step/2, 50*time.Millisecond))
+		wait := max(step/2, 50*time.Millisecond)
+		if len(limits) == 0 {
+			wait = time.Second // a detector may come, or get a limit
+		}
+		pause(ctx, wait)
 	}
 }
 
@@ -226,6 +233,12 @@ func (w *Worker) attendOnce(ctx context.Context, limits map[string]time.Duration
 	}
 	for _, e := range all {
 		c := e.Value
+		if c.Untold { // its worker may have died between the record and the event
+			if err := w.tellSilence(ctx, store, c, e.Head); err != nil {
+				return err
+			}
+			continue
+		}
 		limit := limits[c.Detector]
 		if limit == 0 || c.Silent || time.Since(c.LastFrame) <= limit {
 			continue
@@ -238,17 +251,33 @@ func (w *Worker) attendOnce(ctx context.Context, limits map[string]time.Duration
 		if waiting[""] > 0 {
 			continue
 		}
-		why := fmt.Sprintf("camera %s of %s has sent no frame since %s, longer than %v", c.Camera, c.Detector, c.LastFrame.Format(time.RFC3339), limit)
-		if err := w.tellCamera(ctx, c, CameraSilent, why); err != nil {
+		// The record first: where another worker knows of a younger frame, it is no
+		// silence. Then the event, which is the same whoever stores it.
+		c.Silent, c.Untold = true, true
+		head, err := putCamera(ctx, store, c, e.Head)
+		if err != nil {
 			return err
 		}
-		w.log.Warn().Str("detector", c.Detector).Str("camera", c.Camera).Time("last_frame", c.LastFrame).Msg("camera has fallen silent")
-		c.Silent = true
-		if err := putCamera(ctx, store, c, e.Head); err != nil {
+		if head == 0 {
+			continue
+		}
+		if err := w.tellSilence(ctx, store, c, head); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// tellSilence stores the event of a silence that is on record, and records that.
+func (w *Worker) tellSilence(ctx context.Context, store kv.Store[CameraStatus], c CameraStatus, head uint64) error {
+	why := fmt.Sprintf("camera %s of %s has sent no frame since %s", c.Camera, c.Detector, c.LastFrame.Format(time.RFC3339))
+	if err := w.tellCamera(ctx, c, CameraSilent, why); err != nil {
+		return err
+	}
+	w.log.Warn().Str("detector", c.Detector).Str("camera", c.Camera).Time("last_frame", c.LastFrame).Msg("camera has fallen silent")
+	c.Untold = false
+	_, err := putCamera(ctx, store, c, head)
+	return err
 }
 
 // recordCamera brings a camera's record to a frame of this worker's.
@@ -262,36 +291,39 @@ func (w *Worker) recordCamera(ctx context.Context, store kv.Store[CameraStatus],
 		w.seenCameras.recorded(c)
 		return nil
 	case e.Value.Silent:
+		if e.Value.Untold {
+			return w.tellSilence(ctx, store, e.Value, e.Head) // first things first
+		}
 		why := fmt.Sprintf("camera %s of %s sends frames again, after %v", c.Camera, c.Detector, c.LastFrame.Sub(e.Value.LastFrame).Round(time.Second))
 		if err := w.tellCamera(ctx, e.Value, CameraBack, why); err != nil {
 			return err
 		}
 		w.log.Info().Str("detector", c.Detector).Str("camera", c.Camera).Msg("camera is back")
 	}
-	if err := putCamera(ctx, store, c, e.Head); err != nil {
-		return err
+	head, err := putCamera(ctx, store, c, e.Head)
+	if err == nil && head > 0 {
+		w.seenCameras.recorded(c)
 	}
-	w.seenCameras.recorded(c)
-	return nil
+	return err
 }
 
-// putCamera writes a record, unless another worker was faster: it is looked at
-// again soon.
-func putCamera(ctx context.Context, store kv.Store[CameraStatus], c CameraStatus, head uint64) error {
+// putCamera writes a record and returns its revision, or 0 where another worker
+// was faster: it is looked at again soon.
+func putCamera(ctx context.Context, store kv.Store[CameraStatus], c CameraStatus, head uint64) (uint64, error) {
 	b, err := json.Marshal(c)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	key := cameraKey(c.Detector, c.Camera)
 	if head == 0 {
-		_, err = store.Bucket.Create(ctx, key, b)
+		head, err = store.Bucket.Create(ctx, key, b)
 	} else {
-		_, err = store.Bucket.Update(ctx, key, b, head)
+		head, err = store.Bucket.Update(ctx, key, b, head)
 	}
 	if kv.Conflict(err) {
-		return nil
+		return 0, nil
 	}
-	return err
+	return head, err
 }
 
 // tellCamera stores a camera event; its id is made of the last frame before the

@@ -45,6 +45,10 @@ func TestACameraThatFallsSilentIsAnEvent(t *testing.T) {
 		return codes
 	}
 	eventually(t, "it is silent", func() bool { return len(said()) == 1 })
+	eventually(t, "both cameras are on record", func() bool {
+		all, err := stream.Cameras(t.Context(), r.js, r.names)
+		return err == nil && len(all) == 2
+	})
 	stopA()
 	stopB()
 	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
@@ -53,9 +57,14 @@ func TestACameraThatFallsSilentIsAnEvent(t *testing.T) {
 	if got := fmt.Sprint(said()); got != "[bolts/left silent bolts/left back bolts/left silent]" {
 		t.Error(got)
 	}
-	all, err := stream.Cameras(t.Context(), r.js, r.names)
-	if err != nil || len(all) != 2 || all[0].Detector != "bolts" || !all[0].Silent || all[1].Silent || all[1].LastFrame.IsZero() {
-		t.Errorf("%+v, %v", all, err)
+	var all []stream.CameraStatus
+	eventually(t, "the record says so", func() bool { // it follows the event
+		var err error
+		all, err = stream.Cameras(t.Context(), r.js, r.names)
+		return err == nil && len(all) == 2 && all[0].Silent
+	})
+	if all[0].Detector != "bolts" || all[1].Silent || all[1].LastFrame.IsZero() {
+		t.Errorf("%+v", all)
 	}
 	if st, err := stream.GetStatus(t.Context(), r.js, r.names); err != nil || len(st.Cameras) != 2 {
 		t.Errorf("%+v, %v", st.Cameras, err)
