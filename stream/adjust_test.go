@@ -18,7 +18,7 @@ func TestAChangedRateActsWhoeverChangesIt(t *testing.T) {
 	ctx := t.Context()
 	r.detector(stream.Detector{Name: "bolts", FalseAlarmRate: 0.1, CreatedAt: time.Now()})
 	r.detector(stream.Detector{Name: "nuts"}) // without a release
-	store, err := stream.OpenDetectors(ctx, r.js, r.names)
+	store, err := r.in.Detectors(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +74,7 @@ func TestAChangedRateActsWhoeverChangesIt(t *testing.T) {
 	}
 	becomes(0.875)
 
-	if _, err := stream.OpenNormals(r.js, r.names).Add(ctx, stream.Normal{Detector: "bolts", Image: image(0.1)}); err != nil {
+	if _, err := r.in.Normals().Add(ctx, stream.Normal{Detector: "bolts", Image: image(0.1)}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := r.jobs().Request(ctx, stream.TrainRequest{Job: "train", Detector: "bolts", Promote: true}); err != nil {
@@ -122,7 +122,7 @@ func TestRecordsOfJobsDoNotGrowForEver(t *testing.T) {
 	}
 	<-r.js.PublishAsyncComplete()
 	for _, dry := range []bool{true, false} {
-		got, err := stream.Collect(ctx, r.js, r.names, registry.CollectOptions{DryRun: dry})
+		got, err := r.in.Collect(ctx, registry.CollectOptions{DryRun: dry})
 		if err != nil || got.Jobs != 260-200-4 {
 			t.Errorf("removed %d, %v", got.Jobs, err)
 		}

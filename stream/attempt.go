@@ -391,7 +391,7 @@ func (w *TrainingWorker) toDeadLetters(ctx context.Context, m jetstream.Msg, job
 		return
 	}
 	dead := deadMessage(w.cfg.Names, m.Subject(), w.cfg.TrainingStream(), meta.Sequence.Stream, int(meta.NumDelivered), m.Headers(), m.Data(), code, why.Error())
-	if err := retry(ctx, brief(), func() error { return publishDead(ctx, w.js, w.cfg.Names, dead) }); err != nil {
+	if err := retry(ctx, brief(), func() error { return w.in.publishDead(ctx, dead) }); err != nil {
 		w.log.Warn().Err(err).Msg("dead letter not stored: the job comes again")
 		_ = m.NakWithDelay(time.Second)
 		return

@@ -28,31 +28,31 @@ type Collected struct {
 // Collect removes from the artifacts what nobody can need any more: releases
 // (see [registry.Registry.Collect]), evidence past the retention of its
 // detector, and what cameras and trainers that died left behind.
-func Collect(ctx context.Context, js jetstream.JetStream, n Names, o registry.CollectOptions) (Collected, error) {
+func (in *Installation) Collect(ctx context.Context, o registry.CollectOptions) (Collected, error) {
 	var out Collected
-	reg, err := registry.Open(ctx, js, n.registry(""))
+	reg, err := in.Registry(ctx)
 	if err != nil {
 		return out, err
 	}
 	if out.Collected, err = reg.Collect(ctx, o); err != nil {
 		return out, err
 	}
-	store, err := js.ObjectStore(ctx, n.ArtifactsBucket())
+	store, err := in.js.ObjectStore(ctx, in.names.ArtifactsBucket())
 	if err != nil {
 		return out, fmt.Errorf("collect: %w", err)
 	}
-	infos, _, err := object.List(ctx, js, n.ArtifactsBucket())
+	infos, _, err := object.List(ctx, in.js, in.names.ArtifactsBucket())
 	if err != nil {
 		return out, fmt.Errorf("collect: %w", err)
 	}
-	retention, err := evidenceRetention(ctx, js, n)
+	retention, err := in.evidenceRetention(ctx)
 	if err != nil {
 		return out, err
 	}
-	if out.Pictures, err = purgeAllEvidence(ctx, js, n, o.DryRun); err != nil {
+	if out.Pictures, err = in.purgeAllEvidence(ctx, o.DryRun); err != nil {
 		return out, fmt.Errorf("collect: %w", err)
 	}
-	jobs, err := OpenJobs(ctx, js, n)
+	jobs, err := in.Jobs(ctx)
 	if err != nil {
 		return out, err
 	}
@@ -96,8 +96,8 @@ func Collect(ctx context.Context, js jetstream.JetStream, n Names, o registry.Co
 
 // evidenceRetention is the longest retention of any detector: evidence is named
 // by its content, and two detectors may share a piece.
-func evidenceRetention(ctx context.Context, js jetstream.JetStream, n Names) (time.Duration, error) {
-	s, err := OpenDetectors(ctx, js, n)
+func (in *Installation) evidenceRetention(ctx context.Context) (time.Duration, error) {
+	s, err := in.Detectors(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -120,7 +120,11 @@ func evidenceRetention(ctx context.Context, js jetstream.JetStream, n Names) (ti
 
 // dropKey removes an entry of the bucket whose key cannot be a detector's name:
 // nothing else belongs to it.
-func (s *Detectors) dropKey(ctx context.Context, js jetstream.JetStream, n Names, key string) error {
+func (in *Installation) dropKey(ctx context.Context, key string) error {
+	s, err := in.Detectors(ctx)
+	if err != nil {
+		return err
+	}
 	_, unread, err := s.Check(ctx)
 	if err != nil {
 		return err
@@ -128,12 +132,12 @@ func (s *Detectors) dropKey(ctx context.Context, js jetstream.JetStream, n Names
 	if !slices.ContainsFunc(unread, func(u Unreadable) bool { return u.Key == key }) || strings.ContainsAny(key, "*> \t\r\n") {
 		return CheckToken("detector", key)
 	}
-	str, err := js.Stream(ctx, "KV_"+n.DetectorsBucket())
+	str, err := in.js.Stream(ctx, "KV_"+in.names.DetectorsBucket())
 	if err == nil {
-		err = str.Purge(ctx, jetstream.WithPurgeSubject("$KV."+n.DetectorsBucket()+"."+key))
+		err = str.Purge(ctx, jetstream.WithPurgeSubject("$KV."+in.names.DetectorsBucket()+"."+key))
 	}
 	if err != nil {
-		return fmt.Errorf("delete entry %q of bucket %s: %w", key, n.DetectorsBucket(), err)
+		return fmt.Errorf("delete entry %q of bucket %s: %w", key, in.names.DetectorsBucket(), err)
 	}
 	return nil
 }
@@ -141,17 +145,17 @@ func (s *Detectors) dropKey(ctx context.Context, js jetstream.JetStream, n Names
 // DeleteDetector removes a detector: its configuration, its pointers and its
 // waiting frames. With everything set, its training set and labelled anomalies
 // go too. Its releases go with the next collection, its events with their age.
-func DeleteDetector(ctx context.Context, js jetstream.JetStream, n Names, name string, everything bool) error {
-	s, err := OpenDetectors(ctx, js, n)
+func (in *Installation) DeleteDetector(ctx context.Context, name string, everything bool) error {
+	s, err := in.Detectors(ctx)
 	if err != nil {
 		return err
 	}
-	reg, err := registry.Open(ctx, js, n.registry(""))
+	reg, err := in.Registry(ctx)
 	if err != nil {
 		return err
 	}
 	if !ValidToken(name) {
-		return s.dropKey(ctx, js, n, name)
+		return in.dropKey(ctx, name)
 	}
 	if err := s.Delete(ctx, name); err != nil {
 		return err
@@ -159,18 +163,18 @@ func DeleteDetector(ctx context.Context, js jetstream.JetStream, n Names, name s
 	if err := reg.Forget(ctx, name); err != nil {
 		return err
 	}
-	if err := js.DeleteConsumer(ctx, n.FramesStream(), framesConsumer(name)); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+	if err := in.js.DeleteConsumer(ctx, in.names.FramesStream(), framesConsumer(name)); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
 		return fmt.Errorf("delete detector %s: %w", name, err)
 	}
-	if err := forgetCameras(ctx, js, n, name); err != nil {
+	if err := in.forgetCameras(ctx, name); err != nil {
 		return fmt.Errorf("delete detector %s: %w", name, err)
 	}
-	purge := map[string]string{n.Frames(name, "*"): n.FramesStream(), n.Train(name): n.TrainingStream()}
+	purge := map[string]string{in.names.Frames(name, "*"): in.names.FramesStream(), in.names.Train(name): in.names.TrainingStream()}
 	if everything {
-		purge[n.Normals(name)], purge[n.Anomalies(name)] = n.NormalsStream(), n.NormalsStream()
+		purge[in.names.Normals(name)], purge[in.names.Anomalies(name)] = in.names.NormalsStream(), in.names.NormalsStream()
 	}
 	for subject, stream := range purge {
-		str, err := js.Stream(ctx, stream)
+		str, err := in.js.Stream(ctx, stream)
 		if err != nil {
 			return fmt.Errorf("delete detector %s: %w", name, err)
 		}
@@ -181,14 +185,14 @@ func DeleteDetector(ctx context.Context, js jetstream.JetStream, n Names, name s
 	if !everything {
 		return nil
 	}
-	if _, _, err := PurgeEvidence(ctx, js, n, name, 0, 0); err != nil {
+	if _, _, err := in.PurgeEvidence(ctx, name, 0, 0); err != nil {
 		return fmt.Errorf("delete detector %s: %w", name, err)
 	}
-	store, err := js.ObjectStore(ctx, n.ArtifactsBucket())
+	store, err := in.js.ObjectStore(ctx, in.names.ArtifactsBucket())
 	if err != nil {
 		return fmt.Errorf("delete detector %s: %w", name, err)
 	}
-	infos, _, err := object.List(ctx, js, n.ArtifactsBucket())
+	infos, _, err := object.List(ctx, in.js, in.names.ArtifactsBucket())
 	if err != nil {
 		return fmt.Errorf("delete detector %s: %w", name, err)
 	}

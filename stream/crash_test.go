@@ -331,7 +331,7 @@ func TestAKilledBrokerLosesNoFrameAndRepeatsNoEvent(t *testing.T) {
 func TestAJobThatKillsItsTrainersEndsInTheDeadLetters(t *testing.T) {
 	r := newRig(t, stream.Topology{})
 	r.detector(stream.Detector{Name: "bolts"})
-	if _, err := stream.OpenNormals(r.js, r.names).Add(t.Context(), stream.Normal{Detector: "bolts", Image: image(0.1)}); err != nil {
+	if _, err := r.in.Normals().Add(t.Context(), stream.Normal{Detector: "bolts", Image: image(0.1)}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := r.jobs().Request(t.Context(), stream.TrainRequest{Job: "poison", Detector: "bolts", Promote: true}); err != nil {
@@ -371,7 +371,7 @@ func TestAJobThatKillsItsTrainersEndsInTheDeadLetters(t *testing.T) {
 	if died != 6 {
 		t.Errorf("%d trainers died, want 6", died)
 	}
-	dead, err := stream.DeadLetters(t.Context(), r.js, r.names, 0)
+	dead, err := r.in.DeadLetters(t.Context(), 0)
 	if err != nil || len(dead) != 1 || dead[0].Code != stream.CodeTraining {
 		t.Errorf("%+v, %v", dead, err)
 	}

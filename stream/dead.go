@@ -95,9 +95,9 @@ func parseDead(seq uint64, at time.Time, h nats.Header, data []byte) DeadLetter 
 }
 
 // DeadLetters returns up to limit of the newest dead letters, oldest first.
-func DeadLetters(ctx context.Context, js jetstream.JetStream, n Names, limit int) ([]DeadLetter, error) {
+func (in *Installation) DeadLetters(ctx context.Context, limit int) ([]DeadLetter, error) {
 	var all []DeadLetter
-	err := scan(ctx, js, n.DeadStream(), jetstream.OrderedConsumerConfig{FilterSubjects: []string{n.Dead("*")}}, func(m jetstream.Msg, meta *jetstream.MsgMetadata) error {
+	err := scan(ctx, in.js, in.names.DeadStream(), jetstream.OrderedConsumerConfig{FilterSubjects: []string{in.names.Dead("*")}}, func(m jetstream.Msg, meta *jetstream.MsgMetadata) error {
 		all = append(all, parseDead(meta.Sequence.Stream, meta.Timestamp.UTC(), m.Headers(), m.Data()))
 		if limit > 0 && len(all) > limit {
 			all = all[1:]
@@ -115,9 +115,8 @@ func DeadLetters(ctx context.Context, js jetstream.JetStream, n Names, limit int
 // them. It works from the stored advisories, so that none is missed while no
 // process runs.
 type deadLetterMover struct {
-	names Names
-	js    jetstream.JetStream
-	log   zerolog.Logger
+	in  *Installation
+	log zerolog.Logger
 	// moved is told of each message before it is removed; an error leaves it
 	// for later.
 	moved func(ctx context.Context, m *jetstream.RawStreamMsg, d DeadLetter) error
@@ -135,7 +134,7 @@ func (u *deadLetterMover) run(ctx context.Context, queue string) {
 }
 
 func (u *deadLetterMover) work(ctx context.Context, queue string) error {
-	cons, err := u.js.CreateOrUpdateConsumer(ctx, u.names.DeadStream(), jetstream.ConsumerConfig{
+	cons, err := u.in.js.CreateOrUpdateConsumer(ctx, u.in.names.DeadStream(), jetstream.ConsumerConfig{
 		Durable: "advisories-" + queue, Description: "moves what was delivered too often to the dead letters",
 		FilterSubject: advisoryMaxDeliver + queue + ".*", AckPolicy: jetstream.AckExplicitPolicy,
 		AckWait: 30 * time.Second, MaxAckPending: 64,
@@ -158,7 +157,7 @@ func (u *deadLetterMover) work(ctx context.Context, queue string) error {
 			}
 			if meta, err := m.Metadata(); err == nil {
 				// The advisory has served; only the dead letter is kept.
-				if s, err := u.js.Stream(ctx, u.names.DeadStream()); err == nil {
+				if s, err := u.in.js.Stream(ctx, u.in.names.DeadStream()); err == nil {
 					_ = s.DeleteMsg(ctx, meta.Sequence.Stream)
 				}
 			}
@@ -176,7 +175,7 @@ func (u *deadLetterMover) bury(ctx context.Context, queue string, advisory jetst
 		u.log.Warn().Str("subject", advisory.Subject()).Msg("advisory cannot be understood")
 		return nil
 	}
-	s, err := u.js.Stream(ctx, queue)
+	s, err := u.in.js.Stream(ctx, queue)
 	if err != nil {
 		return err
 	}
@@ -188,13 +187,13 @@ func (u *deadLetterMover) bury(ctx context.Context, queue string, advisory jetst
 		return err
 	}
 	reason := fmt.Sprintf("delivered %d times and never acknowledged: the process that handled it died or was too slow each time", a.Deliveries)
-	m := deadMessage(u.names, raw.Subject, queue, raw.Sequence, a.Deliveries, raw.Header, raw.Data, CodeMaxDeliveries, reason)
+	m := deadMessage(u.in.names, raw.Subject, queue, raw.Sequence, a.Deliveries, raw.Header, raw.Data, CodeMaxDeliveries, reason)
 	if u.moved != nil {
 		if err := u.moved(ctx, raw, parseDead(0, time.Now().UTC(), m.Header, m.Data)); err != nil {
 			return err
 		}
 	}
-	if err := publishDead(ctx, u.js, u.names, m); err != nil {
+	if err := u.in.publishDead(ctx, m); err != nil {
 		return err
 	}
 	u.log.Warn().Str("subject", raw.Subject).Uint64("sequence", raw.Sequence).Int("deliveries", a.Deliveries).Msg("moved to the dead letters")
@@ -210,17 +209,17 @@ func (u *deadLetterMover) bury(ctx context.Context, queue string, advisory jetst
 
 // publishDead stores a dead letter; a payload that no longer fits with the
 // headers goes into an object.
-func publishDead(ctx context.Context, js jetstream.JetStream, n Names, m *nats.Msg) error {
+func (in *Installation) publishDead(ctx context.Context, m *nats.Msg) error {
 	for _, k := range []string{HeaderSource, HeaderDeadReason} { // where a camera's password may stand
 		if v := m.Header.Get(k); v != "" {
 			m.Header.Set(k, redact.Text(v))
 		}
 	}
-	_, err := js.PublishMsg(ctx, m)
+	_, err := in.js.PublishMsg(ctx, m)
 	if !errors.Is(err, nats.ErrMaxPayload) {
 		return err
 	}
-	store, err := js.ObjectStore(ctx, n.ArtifactsBucket())
+	store, err := in.js.ObjectStore(ctx, in.names.ArtifactsBucket())
 	if err != nil {
 		return err
 	}
@@ -230,6 +229,6 @@ func publishDead(ctx context.Context, js jetstream.JetStream, n Names, m *nats.M
 	}
 	m.Header.Set(HeaderDeadObject, name)
 	m.Data = nil
-	_, err = js.PublishMsg(ctx, m)
+	_, err = in.js.PublishMsg(ctx, m)
 	return err
 }

@@ -190,15 +190,6 @@ func (d Detector) Validate() error {
 // Detectors is the store of configurations.
 type Detectors struct{ kv kv.Store[Detector] }
 
-// OpenDetectors opens the store that [Ensure] made.
-func OpenDetectors(ctx context.Context, js jetstream.JetStream, n Names) (*Detectors, error) {
-	bucket, err := js.KeyValue(ctx, n.DetectorsBucket())
-	if err != nil {
-		return nil, fmt.Errorf("open bucket %s: %w", n.DetectorsBucket(), err)
-	}
-	return &Detectors{kv: kv.Store[Detector]{Bucket: bucket, Decode: decodeDetector}}, nil
-}
-
 // decodeDetector reads a configuration as anybody may have written it. One of
 // which a part is not understood is refused as a whole: without its mask, rate or
 // privacy it would be another one.
@@ -332,7 +323,7 @@ func (s *Detectors) Check(ctx context.Context) ([]Detector, []Unreadable, error)
 type Unreadable = kv.Bad
 
 // Delete removes a detector's configuration. Its frames, normals and releases
-// are other stores' matter; see [DeleteDetector].
+// are other stores' matter; see [Installation.DeleteDetector].
 func (s *Detectors) Delete(ctx context.Context, name string) error {
 	if _, err := s.Get(ctx, name); err != nil && !errors.Is(err, ErrBadMessage) {
 		return err

@@ -38,7 +38,7 @@
 // What fails for good takes the same way as a rejected event; anything else is
 // given back (giveBack) and comes again.
 //
-// A normal. [SendFeedback] puts an operator's verdict into NM_FEEDBACK, and a
+// A normal. [Installation.SendFeedback] puts an operator's verdict into NM_FEEDBACK, and a
 // trainer's handleFeedback takes it:
 //
 //	mark        finds the event and its image, and adds that to NM_NORMALS

@@ -32,7 +32,7 @@ func (f EventFilter) subject(n Names) (string, error) {
 // EventPage is a part of the stored events.
 type EventPage struct {
 	Events []Event // newest first
-	// Next is what [Events] takes as before for the next page; 0: there is none.
+	// Next is what [Installation.Events] takes as before for the next page; 0: there is none.
 	Next uint64
 }
 
@@ -42,8 +42,8 @@ const maxPage = 1000
 // Events returns up to limit stored events, newest first, of those before the
 // sequence before in the events stream; 0: of all. Its cost is that of the page and of what
 // lies between its events, not of the history.
-func Events(ctx context.Context, js jetstream.JetStream, n Names, f EventFilter, before uint64, limit int) (EventPage, error) {
-	subject, err := f.subject(n)
+func (in *Installation) Events(ctx context.Context, f EventFilter, before uint64, limit int) (EventPage, error) {
+	subject, err := f.subject(in.names)
 	if err != nil {
 		return EventPage{}, err
 	}
@@ -51,13 +51,13 @@ func Events(ctx context.Context, js jetstream.JetStream, n Names, f EventFilter,
 		return EventPage{}, fmt.Errorf("a page of %d events: use 1 to %d: %w", limit, maxPage, ErrBadMessage)
 	}
 	var page EventPage
-	err = scanBack(ctx, js, n.EventsStream(), subject, before, false, func(m jetstream.Msg, seq uint64) bool {
+	err = scanBack(ctx, in.js, in.names.EventsStream(), subject, before, false, func(m jetstream.Msg, seq uint64) bool {
 		if len(page.Events) == limit {
 			page.Next = page.Events[limit-1].Sequence
 			return false
 		}
 		// What is no event is passed over: anybody may publish.
-		if e, err := ParseEvent(n, m.Subject(), m.Headers(), m.Data()); err == nil {
+		if e, err := ParseEvent(in.names, m.Subject(), m.Headers(), m.Data()); err == nil {
 			e.Sequence = seq
 			page.Events = append(page.Events, e)
 		}
@@ -121,14 +121,14 @@ func scanBack(ctx context.Context, js jetstream.JetStream, stream, subject strin
 
 // FindEvent returns the stored anomaly event with an id, or the newest one of a
 // camera's frame, or [ErrNotFound]. An empty camera means any. Newer events are
-// found faster; see [GetEvent] where the sequence is known.
-func FindEvent(ctx context.Context, js jetstream.JetStream, n Names, detector, camera, id, frame string) (Event, error) {
-	subject, err := EventFilter{Detector: detector, Camera: camera, Kind: KindAnomaly}.subject(n)
+// found faster; see [Installation.Event] where the sequence is known.
+func (in *Installation) FindEvent(ctx context.Context, detector, camera, id, frame string) (Event, error) {
+	subject, err := EventFilter{Detector: detector, Camera: camera, Kind: KindAnomaly}.subject(in.names)
 	if err != nil {
 		return Event{}, err
 	}
 	var seq uint64
-	err = scanBack(ctx, js, n.EventsStream(), subject, 0, true, func(m jetstream.Msg, at uint64) bool {
+	err = scanBack(ctx, in.js, in.names.EventsStream(), subject, 0, true, func(m jetstream.Msg, at uint64) bool {
 		h := m.Headers()
 		if id != "" && h.Get(ceID) == id || id == "" && h.Get(ceSubject) == camera+"/"+frame {
 			seq = at
@@ -145,20 +145,20 @@ func FindEvent(ctx context.Context, js jetstream.JetStream, n Names, detector, c
 	if seq == 0 {
 		return Event{}, fmt.Errorf("%s: %w", what, ErrNotFound)
 	}
-	e, err := GetEvent(ctx, js, n, seq)
+	e, err := in.Event(ctx, seq)
 	if err != nil {
 		return Event{}, fmt.Errorf("%s: %w", what, err)
 	}
 	return e, nil
 }
 
-// GetEvent returns the event at a sequence of the events stream, or
+// Event returns the event at a sequence of the events stream, or
 // [ErrNotFound].
-func GetEvent(ctx context.Context, js jetstream.JetStream, n Names, sequence uint64) (Event, error) {
+func (in *Installation) Event(ctx context.Context, sequence uint64) (Event, error) {
 	if sequence == 0 {
 		return Event{}, fmt.Errorf("event %d: %w", sequence, ErrNotFound)
 	}
-	s, err := js.Stream(ctx, n.EventsStream())
+	s, err := in.js.Stream(ctx, in.names.EventsStream())
 	if err != nil {
 		return Event{}, fmt.Errorf("read event %d: %w", sequence, err)
 	}
@@ -169,7 +169,7 @@ func GetEvent(ctx context.Context, js jetstream.JetStream, n Names, sequence uin
 	if err != nil {
 		return Event{}, fmt.Errorf("read event %d: %w", sequence, err)
 	}
-	e, err := ParseEvent(n, raw.Subject, raw.Header, raw.Data)
+	e, err := ParseEvent(in.names, raw.Subject, raw.Header, raw.Data)
 	e.Sequence = sequence
 	return e, err
 }

@@ -50,7 +50,7 @@ func (r *rig) history(events int) {
 func TestEventsArePaged(t *testing.T) {
 	r := newRig(t, stream.Topology{})
 	ctx := t.Context()
-	if page, err := stream.Events(ctx, r.js, r.names, stream.EventFilter{}, 0, 10); err != nil || len(page.Events) != 0 || page.Next != 0 {
+	if page, err := r.in.Events(ctx, stream.EventFilter{}, 0, 10); err != nil || len(page.Events) != 0 || page.Next != 0 {
 		t.Errorf("of none: %+v, %v", page, err)
 	}
 	const all = 2000
@@ -73,7 +73,7 @@ func TestEventsArePaged(t *testing.T) {
 		var got []string
 		before := uint64(0)
 		for pages := 0; ; pages++ {
-			page, err := stream.Events(ctx, r.js, r.names, c.filter, before, 170)
+			page, err := r.in.Events(ctx, c.filter, before, 170)
 			if err != nil || pages > all/170+1 || len(page.Events) > 170 {
 				t.Fatalf("%+v: page %d has %d events, %v", c.filter, pages, len(page.Events), err)
 			}
@@ -89,37 +89,37 @@ func TestEventsArePaged(t *testing.T) {
 		}
 	}
 	for _, f := range []stream.EventFilter{{Detector: "a b"}, {Camera: "*"}, {Kind: ">"}} {
-		if _, err := stream.Events(ctx, r.js, r.names, f, 0, 10); !errors.Is(err, stream.ErrBadName) {
+		if _, err := r.in.Events(ctx, f, 0, 10); !errors.Is(err, stream.ErrBadName) {
 			t.Errorf("%+v: %v", f, err)
 		}
 	}
-	if _, err := stream.Events(ctx, r.js, r.names, stream.EventFilter{}, 0, 0); !errors.Is(err, stream.ErrBadMessage) {
+	if _, err := r.in.Events(ctx, stream.EventFilter{}, 0, 0); !errors.Is(err, stream.ErrBadMessage) {
 		t.Error(err)
 	}
 
 	for id, detector := range map[string]string{"e1999": "nuts", "e1001": "bolts", "e0": "bolts"} {
-		e, err := stream.FindEvent(ctx, r.js, r.names, detector, "", id, "")
+		e, err := r.in.FindEvent(ctx, detector, "", id, "")
 		if err != nil || e.ID != id || e.Sequence == 0 {
 			t.Errorf("%s: %+v, %v", id, e.ID, err)
 		}
-		if again, err := stream.GetEvent(ctx, r.js, r.names, e.Sequence); err != nil || again.ID != id {
+		if again, err := r.in.Event(ctx, e.Sequence); err != nil || again.ID != id {
 			t.Errorf("%s at %d: %v, %v", id, e.Sequence, again.ID, err)
 		}
 	}
-	if _, err := stream.FindEvent(ctx, r.js, r.names, "bolts", "cam0", "", "f1998"); err != nil {
+	if _, err := r.in.FindEvent(ctx, "bolts", "cam0", "", "f1998"); err != nil {
 		t.Error(err)
 	}
-	if _, err := stream.GetEvent(ctx, r.js, r.names, 0); !errors.Is(err, stream.ErrNotFound) {
+	if _, err := r.in.Event(ctx, 0); !errors.Is(err, stream.ErrNotFound) {
 		t.Error(err)
 	}
-	if _, err := stream.FindEvent(ctx, r.js, r.names, "bolts", "", "nowhere", ""); !errors.Is(err, stream.ErrNotFound) {
+	if _, err := r.in.FindEvent(ctx, "bolts", "", "nowhere", ""); !errors.Is(err, stream.ErrNotFound) {
 		t.Error(err)
 	}
 
 	t.Run("a watch says where an event is", func(t *testing.T) {
 		enough := errors.New("enough")
 		err := stream.Watch(ctx, r.nc, stream.WatchConfig{Names: r.names, Detector: "nuts", Since: time.Now().Add(-time.Hour)}, zerolog.Nop(), func(_ context.Context, e stream.Event) error {
-			if again, err := stream.GetEvent(ctx, r.js, r.names, e.Sequence); err != nil || again.ID != e.ID {
+			if again, err := r.in.Event(ctx, e.Sequence); err != nil || again.ID != e.ID {
 				t.Errorf("%s at %d: %v, %v", e.ID, e.Sequence, again.ID, err)
 			}
 			return enough
@@ -132,7 +132,7 @@ func TestEventsArePaged(t *testing.T) {
 		// By what it reads, not by time: the consumer's deliveries are counted.
 		before := r.nc.NumSubscriptions()
 		in := r.nc.Stats().InMsgs
-		if _, err := stream.FindEvent(ctx, r.js, r.names, "bolts", "", "e1998", ""); err != nil {
+		if _, err := r.in.FindEvent(ctx, "bolts", "", "e1998", ""); err != nil {
 			t.Fatal(err)
 		}
 		if n := r.nc.Stats().InMsgs - in; n > 600 {

@@ -178,8 +178,8 @@ type EvidenceInfo struct {
 
 // ListEvidence lists the evidence of a detector, or with an empty name of all,
 // oldest first.
-func ListEvidence(ctx context.Context, js jetstream.JetStream, n Names, detector string) ([]EvidenceInfo, error) {
-	infos, _, err := object.List(ctx, js, n.EvidenceBucket())
+func (in *Installation) ListEvidence(ctx context.Context, detector string) ([]EvidenceInfo, error) {
+	infos, _, err := object.List(ctx, in.js, in.names.EvidenceBucket())
 	if err != nil {
 		return nil, fmt.Errorf("list evidence: %w", err)
 	}
@@ -191,7 +191,7 @@ func ListEvidence(ctx context.Context, js jetstream.JetStream, n Names, detector
 		}
 		e := EvidenceInfo{
 			Detector: d, Event: event, Camera: i.Metadata[metaCamera], FrameID: i.Metadata[metaFrame],
-			StoredAt: i.ModTime, Bytes: i.Size, Object: n.EvidenceBucket() + "/" + i.Name,
+			StoredAt: i.ModTime, Bytes: i.Size, Object: in.names.EvidenceBucket() + "/" + i.Name,
 		}
 		_ = json.Unmarshal([]byte(i.Metadata[metaScore]), &e.Score)
 		_ = e.CapturedAt.UnmarshalText([]byte(i.Metadata[metaCapturedAt]))
@@ -205,8 +205,8 @@ func ListEvidence(ctx context.Context, js jetstream.JetStream, n Names, detector
 
 // GetEvidence reads the evidence of an event, or returns [ErrNotFound]: there
 // was none, or its time is over.
-func GetEvidence(ctx context.Context, js jetstream.JetStream, n Names, detector, event string) (Evidence, error) {
-	b, err := fetchObject(ctx, js, n.EvidenceBucket(), evidenceObject(detector, event), maxEvidence)
+func (in *Installation) GetEvidence(ctx context.Context, detector, event string) (Evidence, error) {
+	b, err := fetchObject(ctx, in.js, in.names.EvidenceBucket(), evidenceObject(detector, event), maxEvidence)
 	if err != nil {
 		return Evidence{}, fmt.Errorf("evidence of event %s: %w", clip(event), err)
 	}
@@ -216,8 +216,8 @@ func GetEvidence(ctx context.Context, js jetstream.JetStream, n Names, detector,
 // PurgeEvidence removes a detector's evidence that is older than age, and then
 // the oldest until what is left takes at most most bytes. It returns how many
 // pieces went and what is left.
-func PurgeEvidence(ctx context.Context, js jetstream.JetStream, n Names, detector string, age time.Duration, most uint64) (removed int, left uint64, err error) {
-	all, err := ListEvidence(ctx, js, n, detector)
+func (in *Installation) PurgeEvidence(ctx context.Context, detector string, age time.Duration, most uint64) (removed int, left uint64, err error) {
+	all, err := in.ListEvidence(ctx, detector)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -228,7 +228,7 @@ func PurgeEvidence(ctx context.Context, js jetstream.JetStream, n Names, detecto
 		if time.Since(i.StoredAt) <= age && left <= most {
 			break // the others are younger
 		}
-		if err := dropEvidence(ctx, js, n, i); err != nil {
+		if err := in.dropEvidence(ctx, i); err != nil {
 			return removed, left, err
 		}
 		removed++
@@ -239,21 +239,21 @@ func PurgeEvidence(ctx context.Context, js jetstream.JetStream, n Names, detecto
 
 // dropEvidence removes an object for good: Delete alone would leave a marker for
 // every piece there ever was.
-func dropEvidence(ctx context.Context, js jetstream.JetStream, n Names, i EvidenceInfo) error {
-	store, err := js.ObjectStore(ctx, n.EvidenceBucket())
+func (in *Installation) dropEvidence(ctx context.Context, i EvidenceInfo) error {
+	store, err := in.js.ObjectStore(ctx, in.names.EvidenceBucket())
 	if err != nil {
-		return fmt.Errorf("open object store %s: %w", n.EvidenceBucket(), err)
+		return fmt.Errorf("open object store %s: %w", in.names.EvidenceBucket(), err)
 	}
 	name := evidenceObject(i.Detector, i.Event)
 	if err := store.Delete(ctx, name); err != nil && !errors.Is(err, jetstream.ErrObjectNotFound) {
 		return fmt.Errorf("remove evidence of event %s: %w", i.Event, err)
 	}
-	s, err := js.Stream(ctx, "OBJ_"+n.EvidenceBucket())
+	s, err := in.js.Stream(ctx, "OBJ_"+in.names.EvidenceBucket())
 	if err != nil {
 		return fmt.Errorf("remove evidence of event %s: %w", i.Event, err)
 	}
 	// The subject of an object's meta data (ADR-20, object store).
-	marker := "$O." + n.EvidenceBucket() + ".M." + base64.URLEncoding.EncodeToString([]byte(name))
+	marker := "$O." + in.names.EvidenceBucket() + ".M." + base64.URLEncoding.EncodeToString([]byte(name))
 	if err := s.Purge(ctx, jetstream.WithPurgeSubject(marker)); err != nil {
 		return fmt.Errorf("remove evidence of event %s: %w", i.Event, err)
 	}
@@ -262,12 +262,12 @@ func dropEvidence(ctx context.Context, js jetstream.JetStream, n Names, i Eviden
 
 // purgeAllEvidence brings the evidence of every detector to its limits, also of
 // those that have no configuration any more.
-func purgeAllEvidence(ctx context.Context, js jetstream.JetStream, n Names, dry bool) (int, error) {
-	s, err := OpenDetectors(ctx, js, n)
+func (in *Installation) purgeAllEvidence(ctx context.Context, dry bool) (int, error) {
+	s, err := in.Detectors(ctx)
 	if err != nil {
 		return 0, err
 	}
-	all, err := ListEvidence(ctx, js, n, "")
+	all, err := in.ListEvidence(ctx, "")
 	if err != nil {
 		return 0, err
 	}
@@ -286,7 +286,7 @@ func purgeAllEvidence(ctx context.Context, js jetstream.JetStream, n Names, dry 
 		}
 		d = d.WithDefaults()
 		if !dry {
-			removed, _, err := PurgeEvidence(ctx, js, n, name, time.Duration(d.Retention), d.evidenceBytes())
+			removed, _, err := in.PurgeEvidence(ctx, name, time.Duration(d.Retention), d.evidenceBytes())
 			count += removed
 			if err != nil {
 				return count, err

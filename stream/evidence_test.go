@@ -75,21 +75,21 @@ func TestAnAnomalysEventNamesItsRegionsAndPictures(t *testing.T) {
 		t.Errorf("%+v", e)
 	}
 	ctx := t.Context()
-	list, err := stream.ListEvidence(ctx, r.js, r.names, "bolts")
+	list, err := r.in.ListEvidence(ctx, "bolts")
 	if err != nil || len(list) != 1 {
 		t.Fatalf("%+v, %v", list, err)
 	}
 	if i := list[0]; i.Object != e.Pictures || i.Event != e.ID || i.Camera != "left" || i.FrameID != "f19" || i.Score != *e.Score || !i.CapturedAt.Equal(e.CapturedAt) || i.Bytes == 0 {
 		t.Errorf("%+v of %+v", i, e)
 	}
-	kept, err := stream.GetEvidence(ctx, r.js, r.names, "bolts", e.ID)
+	kept, err := r.in.GetEvidence(ctx, "bolts", e.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if kept.Event.ID != e.ID || kept.Event.FrameID != "f19" || len(kept.Event.Regions) != 2 || len(kept.Pictures) != 2 || string(kept.Pictures[0].Data[:10]) != "drawn FAKE" {
 		t.Errorf("%+v", kept)
 	}
-	if _, err := stream.GetEvidence(ctx, r.js, r.names, "bolts", "none"); !errors.Is(err, stream.ErrNotFound) {
+	if _, err := r.in.GetEvidence(ctx, "bolts", "none"); !errors.Is(err, stream.ErrNotFound) {
 		t.Errorf("evidence of no event: %v", err)
 	}
 	if err := r.nc.Flush(); err != nil {
@@ -188,7 +188,7 @@ func TestPicturesThatCannotBeDrawnDoNotHoldUpTheEvent(t *testing.T) {
 
 func TestADetectorThatKeepsNoImagesStillReportsRegions(t *testing.T) {
 	r := newRig(t, stream.Topology{})
-	detectors, err := stream.OpenDetectors(t.Context(), r.js, r.names)
+	detectors, err := r.in.Detectors(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -225,7 +225,7 @@ func TestADetectorThatKeepsNoImagesStillReportsRegions(t *testing.T) {
 
 func TestACoolDownDrawsOnlyWhatItAnnounces(t *testing.T) {
 	r := newRig(t, stream.Topology{})
-	detectors, err := stream.OpenDetectors(t.Context(), r.js, r.names)
+	detectors, err := r.in.Detectors(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -249,7 +249,7 @@ func TestACoolDownDrawsOnlyWhatItAnnounces(t *testing.T) {
 // their time is over; other detectors' stay.
 func TestEvidenceKeepsWithinItsLimits(t *testing.T) {
 	r := newRig(t, stream.Topology{})
-	detectors, err := stream.OpenDetectors(t.Context(), r.js, r.names)
+	detectors, err := r.in.Detectors(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -268,7 +268,7 @@ func TestEvidenceKeepsWithinItsLimits(t *testing.T) {
 	}
 	eventually(t, "all frames are done", func() bool { return w.Stats().Scored == frames+1 })
 	sum := func() (n int, bytes uint64, last string) {
-		all, err := stream.ListEvidence(t.Context(), r.js, r.names, "bolts")
+		all, err := r.in.ListEvidence(t.Context(), "bolts")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -296,14 +296,14 @@ func TestEvidenceKeepsWithinItsLimits(t *testing.T) {
 		t.Fatal(err)
 	}
 	n, _, _ := sum()
-	dry, err := stream.Collect(t.Context(), r.js, r.names, registry.CollectOptions{DryRun: true})
+	dry, err := r.in.Collect(t.Context(), registry.CollectOptions{DryRun: true})
 	if err != nil || dry.Pictures != n {
 		t.Errorf("%+v, %v", dry, err)
 	}
-	if got, err := stream.Collect(t.Context(), r.js, r.names, registry.CollectOptions{}); err != nil || got.Pictures != n {
+	if got, err := r.in.Collect(t.Context(), registry.CollectOptions{}); err != nil || got.Pictures != n {
 		t.Errorf("%+v, %v", got, err)
 	}
-	all, err := stream.ListEvidence(t.Context(), r.js, r.names, "")
+	all, err := r.in.ListEvidence(t.Context(), "")
 	if err != nil || len(all) != 1 || all[0].Detector != "nuts" {
 		t.Errorf("%+v, %v", all, err)
 	}

@@ -83,7 +83,7 @@ func ParseFeedback(b []byte) (Feedback, error) {
 // SendFeedback publishes feedback. A trainer takes it: a normal frame becomes a
 // normal, and enters the bank of the active release at once; an anomalous one
 // becomes a labelled anomaly; what was withdrawn leaves the one and the other.
-func SendFeedback(ctx context.Context, js jetstream.JetStream, n Names, f Feedback) error {
+func (in *Installation) SendFeedback(ctx context.Context, f Feedback) error {
 	if f.At.IsZero() {
 		f.At = time.Now().UTC()
 	}
@@ -94,10 +94,10 @@ func SendFeedback(ctx context.Context, js jetstream.JetStream, n Names, f Feedba
 	if err != nil {
 		return err
 	}
-	m := nats.NewMsg(n.Feedback(f.Detector))
+	m := nats.NewMsg(in.names.Feedback(f.Detector))
 	m.Header.Set(nats.MsgIdHdr, strings.Join([]string{f.Event, f.Camera, f.Frame, f.Verdict, f.At.UTC().Format(time.RFC3339Nano)}, "/"))
 	m.Data = data
-	if _, err := js.PublishMsg(ctx, m); err != nil {
+	if _, err := in.js.PublishMsg(ctx, m); err != nil {
 		return fmt.Errorf("send feedback on detector %s: %w", f.Detector, err)
 	}
 	return nil
@@ -137,7 +137,7 @@ func (w *TrainingWorker) refuseFeedback(ctx context.Context, m jetstream.Msg, wh
 		return
 	}
 	dead := deadMessage(w.cfg.Names, m.Subject(), w.cfg.FeedbackStream(), meta.Sequence.Stream, int(meta.NumDelivered), m.Headers(), m.Data(), why.Code, why.Error())
-	if err := retry(ctx, brief(), func() error { return publishDead(ctx, w.js, w.cfg.Names, dead) }); err != nil {
+	if err := retry(ctx, brief(), func() error { return w.in.publishDead(ctx, dead) }); err != nil {
 		_ = m.NakWithDelay(5 * time.Second)
 		return
 	}

@@ -76,7 +76,7 @@ func TestFeedbackOnForgedEvidence(t *testing.T) {
 		if _, err := r.js.PublishMsg(t.Context(), m); err != nil {
 			t.Fatal(err)
 		}
-		if err := stream.SendFeedback(t.Context(), r.js, r.names, stream.Feedback{Detector: "bolts", Verdict: stream.FeedbackNormal, Event: e.ID}); err != nil {
+		if err := r.in.SendFeedback(t.Context(), stream.Feedback{Detector: "bolts", Verdict: stream.FeedbackNormal, Event: e.ID}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -85,10 +85,10 @@ func TestFeedbackOnForgedEvidence(t *testing.T) {
 	}
 	r.trainer(stream.TrainerConfig{}, fakeTrainer{t: t})
 	eventually(t, "all of it is dead", func() bool {
-		dead, err := stream.DeadLetters(t.Context(), r.js, r.names, 0)
+		dead, err := r.in.DeadLetters(t.Context(), 0)
 		return err == nil && len(dead) == 12
 	})
-	dead, err := stream.DeadLetters(t.Context(), r.js, r.names, 0)
+	dead, err := r.in.DeadLetters(t.Context(), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,7 +130,7 @@ func TestOneBadKeyCostsThatKey(t *testing.T) {
 	r.raw("$O."+r.names.ArtifactsBucket()+".M.xxxx", "{")
 	r.raw("$O."+r.names.EvidenceBucket()+".M.xxxx", "{")
 
-	store, err := stream.OpenDetectors(ctx, r.js, r.names)
+	store, err := r.in.Detectors(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,14 +140,14 @@ func TestOneBadKeyCostsThatKey(t *testing.T) {
 	if all, err := r.jobs().List(ctx, ""); err != nil || len(all) != 0 {
 		t.Errorf("jobs %+v, %v", all, err)
 	}
-	st, err := stream.GetStatus(ctx, r.js, r.names)
+	st, err := r.in.Status(ctx)
 	if err != nil || len(st.Detectors) != 3 || st.Detectors[0].Release != one || len(st.Unreadable) != 11 {
 		t.Errorf("status %+v, %v", st, err)
 	}
-	if _, err := stream.ListEvidence(ctx, r.js, r.names, ""); err != nil {
+	if _, err := r.in.ListEvidence(ctx, ""); err != nil {
 		t.Error(err)
 	}
-	if _, err := stream.Collect(ctx, r.js, r.names, registry.CollectOptions{Grace: -1}); err != nil {
+	if _, err := r.in.Collect(ctx, registry.CollectOptions{Grace: -1}); err != nil {
 		t.Error(err)
 	}
 	if p, err := r.reg.Active(ctx, "bolts"); err != nil || p.Release != one {
@@ -184,11 +184,11 @@ func TestOneBadKeyCostsThatKey(t *testing.T) {
 			t.Errorf("%+v, %v", p, err)
 		}
 		for _, key := range []string{"junk", "a.b", "ü", "empty", "secret"} {
-			if err := stream.DeleteDetector(ctx, r.js, r.names, key, false); err != nil {
+			if err := r.in.DeleteDetector(ctx, key, false); err != nil {
 				t.Errorf("delete %s: %v", key, err)
 			}
 		}
-		if err := stream.DeleteDetector(ctx, r.js, r.names, "no.where", false); !errors.Is(err, stream.ErrBadName) {
+		if err := r.in.DeleteDetector(ctx, "no.where", false); !errors.Is(err, stream.ErrBadName) {
 			t.Error(err)
 		}
 		r.detector(stream.Detector{Name: "secret"})
@@ -196,7 +196,7 @@ func TestOneBadKeyCostsThatKey(t *testing.T) {
 		if j, err := r.jobs().Request(ctx, stream.TrainRequest{Job: "job2", Detector: "bolts"}); err != nil || j.Detector != "bolts" {
 			t.Errorf("%+v, %v", j, err)
 		}
-		if st, err := stream.GetStatus(ctx, r.js, r.names); err != nil || len(st.Unreadable) != 3 {
+		if st, err := r.in.Status(ctx); err != nil || len(st.Unreadable) != 3 {
 			t.Errorf("%+v, %v", st.Unreadable, err)
 		}
 	})
@@ -270,7 +270,7 @@ func TestNormalsWithoutAnImage(t *testing.T) {
 	r := newRig(t, stream.Topology{})
 	ctx := t.Context()
 	r.detector(stream.Detector{Name: "bolts", RetrainAfter: 4})
-	s := stream.OpenNormals(r.js, r.names)
+	s := r.in.Normals()
 	add := func(i int) uint64 {
 		t.Helper()
 		seq, err := s.Add(ctx, stream.Normal{Detector: "bolts", ID: fmt.Sprint(i), Image: image(float64(i) / 100)})
@@ -377,7 +377,7 @@ func TestEventsCarryNoPassword(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := stream.OpenNormals(r.js, r.names).Add(t.Context(), stream.Normal{Detector: "bolts", Source: "rtsp://u:s3cret@h", Image: image(0.1)}); err != nil {
+	if _, err := r.in.Normals().Add(t.Context(), stream.Normal{Detector: "bolts", Source: "rtsp://u:s3cret@h", Image: image(0.1)}); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "both are announced", func() bool { return len(r.events()) == 2 && len(got.byFrame()["alarm"]) == 1 })

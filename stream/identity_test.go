@@ -157,7 +157,7 @@ func TestFramesOfCamerasWithoutAGoodNameAreRejectedAtOnce(t *testing.T) {
 			t.Errorf("%+v", e)
 		}
 	}
-	if dead, err := stream.DeadLetters(t.Context(), r.js, r.names, 0); err != nil || len(dead) != len(events) || dead[0].Deliveries != 1 {
+	if dead, err := r.in.DeadLetters(t.Context(), 0); err != nil || len(dead) != len(events) || dead[0].Deliveries != 1 {
 		t.Errorf("%d dead letters, %v", len(dead), err)
 	}
 }
@@ -182,7 +182,7 @@ func TestHeadersThatFillAMessageAreRejectedAtOnce(t *testing.T) {
 	r.send(r.names.Frames("bolts", "left"), map[string]string{"X-Anything": big}, []byte("no image"))
 	eventually(t, "it is rejected", func() bool { return w.Stats().Rejected == 7 })
 	eventually(t, "the queue is empty", func() bool { return r.waiting() == 0 })
-	dead, err := stream.DeadLetters(t.Context(), r.js, r.names, 0)
+	dead, err := r.in.DeadLetters(t.Context(), 0)
 	if err != nil || len(dead) != 7 || w.Stats().Retried != 0 || len(r.events()) != 7 {
 		t.Fatalf("%d dead letters, %d events, %+v, %v", len(dead), len(r.events()), w.Stats(), err)
 	}

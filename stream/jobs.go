@@ -158,15 +158,6 @@ type Jobs struct {
 	kv    kv.Store[Job]
 }
 
-// OpenJobs opens the store that [Ensure] made.
-func OpenJobs(ctx context.Context, js jetstream.JetStream, n Names) (*Jobs, error) {
-	bucket, err := js.KeyValue(ctx, n.JobsBucket())
-	if err != nil {
-		return nil, fmt.Errorf("open bucket %s: %w", n.JobsBucket(), err)
-	}
-	return &Jobs{names: n, js: js, kv: kv.Store[Job]{Bucket: bucket, Decode: decodeJob}}, nil
-}
-
 // decodeJob reads a job's record. Fields that are not known are let through: they
 // are a later trainer's.
 func decodeJob(key string, value []byte) (Job, error) {

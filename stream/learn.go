@@ -197,7 +197,7 @@ func (l *detectorRunner) shed(ctx context.Context) {
 			}
 			continue
 		}
-		n, err := Shed(ctx, l.w.js, l.w.cfg.Names, l.name, conf.LiveBacklog)
+		n, err := l.w.in.Shed(ctx, l.name, conf.LiveBacklog)
 		if err != nil && ctx.Err() == nil {
 			l.log.Debug().Err(err).Msg("cannot drop old frames")
 		}
@@ -211,12 +211,12 @@ func (l *detectorRunner) shed(ctx context.Context) {
 
 // Shed drops the oldest waiting frames of a detector until keep are left, and
 // returns how many went.
-func Shed(ctx context.Context, js jetstream.JetStream, n Names, detector string, keep int) (uint64, error) {
-	s, err := js.Stream(ctx, n.FramesStream())
+func (in *Installation) Shed(ctx context.Context, detector string, keep int) (uint64, error) {
+	s, err := in.js.Stream(ctx, in.names.FramesStream())
 	if err != nil {
-		return 0, fmt.Errorf("look for stream %s: %w", n.FramesStream(), err)
+		return 0, fmt.Errorf("look for stream %s: %w", in.names.FramesStream(), err)
 	}
-	subject := n.Frames(detector, "*")
+	subject := in.names.Frames(detector, "*")
 	count := func() (uint64, error) {
 		info, err := s.Info(ctx, jetstream.WithSubjectFilter(subject))
 		if err != nil {

@@ -52,6 +52,7 @@ type rig struct {
 	url   string
 	nc    *nats.Conn
 	js    jetstream.JetStream
+	in    *stream.Installation
 	reg   *registry.Registry
 }
 
@@ -78,6 +79,7 @@ func (r *rig) open(topology stream.Topology) {
 	if err := stream.Ensure(r.t.Context(), r.js, topology); err != nil {
 		r.t.Fatal(err)
 	}
+	r.in = stream.NewInstallation(r.js, r.names)
 	if r.reg, err = registry.Open(r.t.Context(), r.js, registry.Config{
 		ActiveBucket: r.names.ActiveBucket(), ArtifactsBucket: r.names.ArtifactsBucket(), CacheDir: filepath.Join(r.dir, "cache"),
 	}); err != nil {

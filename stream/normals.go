@@ -62,9 +62,6 @@ type Normals struct {
 	js    jetstream.JetStream
 }
 
-// OpenNormals opens the training sets.
-func OpenNormals(js jetstream.JetStream, n Names) *Normals { return &Normals{names: n, js: js} }
-
 func (s *Normals) subject(detector string, anomaly bool) string {
 	if anomaly {
 		return s.names.Anomalies(detector)

@@ -53,7 +53,7 @@ func TestAFalseAlarmThatIsMarkedNormalIsNotRaisedAgain(t *testing.T) {
 	if *got.byFrame()["alarm2"][0].Anomalous {
 		t.Error("the false alarm is raised again")
 	}
-	s := stream.OpenNormals(r.js, r.names)
+	s := r.in.Normals()
 	normals, err := s.List(t.Context(), "bolts", false)
 	if err != nil || len(normals) != 1 || !strings.Contains(normals[0].Origin, "Kim") {
 		t.Errorf("normals %+v, %v", normals, err)
@@ -67,7 +67,7 @@ func TestAFalseAlarmThatIsMarkedNormalIsNotRaisedAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		eventually(t, "it is dead", func() bool {
-			dead, err := stream.DeadLetters(t.Context(), r.js, r.names, 0)
+			dead, err := r.in.DeadLetters(t.Context(), 0)
 			return err == nil && len(dead) == 1 && dead[0].Code == stream.CodeNotFound
 		})
 	})
@@ -137,7 +137,7 @@ func TestServices(t *testing.T) {
 		}
 	})
 	t.Run("train", func(t *testing.T) {
-		if _, err := stream.OpenNormals(r.js, r.names).Add(ctx, stream.Normal{Detector: "bolts", Image: image(0.1)}); err != nil {
+		if _, err := r.in.Normals().Add(ctx, stream.Normal{Detector: "bolts", Image: image(0.1)}); err != nil {
 			t.Fatal(err)
 		}
 		j, err := c.Train(ctx, stream.TrainRequest{Detector: "bolts", Promote: true})
@@ -313,7 +313,7 @@ func TestDriftIsToldOnceAndRetrainingAdvised(t *testing.T) {
 	if e := r.eventsOf(stream.KindDrift)[0]; e.Camera != "left" || e.Release != release || e.Drift.Frames != 5 {
 		t.Errorf("%+v", e)
 	}
-	s, err := stream.GetStatus(t.Context(), r.js, r.names)
+	s, err := r.in.Status(t.Context())
 	if err != nil || len(s.Detectors) != 1 || len(s.Detectors[0].Retrain) != 1 {
 		t.Fatalf("%+v, %v", s, err)
 	}
@@ -322,14 +322,14 @@ func TestDriftIsToldOnceAndRetrainingAdvised(t *testing.T) {
 	}
 	// Another release has nothing to do with it.
 	r.release("bolts", fake{Name: "two"})
-	if s, err = stream.GetStatus(t.Context(), r.js, r.names); err != nil || len(s.Detectors[0].Retrain) != 0 {
+	if s, err = r.in.Status(t.Context()); err != nil || len(s.Detectors[0].Retrain) != 0 {
 		t.Errorf("%+v, %v", s, err)
 	}
 }
 
 func TestNormals(t *testing.T) {
 	r := newRig(t, stream.Topology{})
-	s := stream.OpenNormals(r.js, r.names)
+	s := r.in.Normals()
 	ctx := t.Context()
 	big := append(image(0.3), make([]byte, 9<<20)...) // above the payload limit
 	var seqs []uint64
@@ -429,7 +429,7 @@ func TestNormals(t *testing.T) {
 func TestDetectors(t *testing.T) {
 	r := newRig(t, stream.Topology{})
 	ctx := t.Context()
-	s, err := stream.OpenDetectors(ctx, r.js, r.names)
+	s, err := r.in.Detectors(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -464,22 +464,22 @@ func TestDetectors(t *testing.T) {
 	}
 	r.release("bolts", fake{Name: "one"})
 	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f", Image: image(0.1)})
-	if _, err := stream.OpenNormals(r.js, r.names).Add(ctx, stream.Normal{Detector: "bolts", Image: image(0.1)}); err != nil {
+	if _, err := r.in.Normals().Add(ctx, stream.Normal{Detector: "bolts", Image: image(0.1)}); err != nil {
 		t.Fatal(err)
 	}
-	if err := stream.DeleteDetector(ctx, r.js, r.names, "bolts", true); err != nil {
+	if err := r.in.DeleteDetector(ctx, "bolts", true); err != nil {
 		t.Fatal(err)
 	}
 	if all, err := s.List(ctx); err != nil || len(all) != 0 {
 		t.Errorf("%+v, %v", all, err)
 	}
-	if st, err := stream.GetStatus(ctx, r.js, r.names); err != nil || len(st.Detectors) != 0 || len(st.Unserved) != 0 {
+	if st, err := r.in.Status(ctx); err != nil || len(st.Detectors) != 0 || len(st.Unserved) != 0 {
 		t.Errorf("%+v, %v", st, err)
 	}
-	if n, err := stream.OpenNormals(r.js, r.names).Count(ctx, "bolts"); err != nil || n != 0 {
+	if n, err := r.in.Normals().Count(ctx, "bolts"); err != nil || n != 0 {
 		t.Errorf("%d, %v", n, err)
 	}
-	if err := stream.DeleteDetector(ctx, r.js, r.names, "bolts", true); !errors.Is(err, stream.ErrNoDetector) {
+	if err := r.in.DeleteDetector(ctx, "bolts", true); !errors.Is(err, stream.ErrNoDetector) {
 		t.Error(err)
 	}
 }
@@ -542,14 +542,14 @@ func TestCollect(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if got, err := stream.Collect(ctx, r.js, r.names, registry.CollectOptions{}); err != nil || len(got.Releases)+got.Files+got.Chunks+got.Checkpoints > 0 {
+	if got, err := r.in.Collect(ctx, registry.CollectOptions{}); err != nil || len(got.Releases)+got.Files+got.Chunks+got.Checkpoints > 0 {
 		t.Errorf("what is young was collected: %+v, %v", got, err)
 	}
-	dry, err := stream.Collect(ctx, r.js, r.names, registry.CollectOptions{Keep: 3, Grace: -1, DryRun: true})
+	dry, err := r.in.Collect(ctx, registry.CollectOptions{Keep: 3, Grace: -1, DryRun: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := stream.Collect(ctx, r.js, r.names, registry.CollectOptions{Keep: 3, Grace: -1})
+	got, err := r.in.Collect(ctx, registry.CollectOptions{Keep: 3, Grace: -1})
 	if err != nil || len(got.Releases) != 7 || got.Files != 7 || got.Chunks != 1 || got.Kept != 6 || got.Evidence != 0 || got.Checkpoints != 1 || got.Frames != 0 {
 		t.Errorf("%+v, %v", got, err)
 	}
@@ -569,7 +569,7 @@ func TestCollect(t *testing.T) {
 	if _, err := store.GetInfo(ctx, "evidence/fresh"); err != nil {
 		t.Error(err)
 	}
-	if again, err := stream.Collect(ctx, r.js, r.names, registry.CollectOptions{Keep: 3, Grace: -1}); err != nil || len(again.Releases)+again.Files+again.Chunks > 0 {
+	if again, err := r.in.Collect(ctx, registry.CollectOptions{Keep: 3, Grace: -1}); err != nil || len(again.Releases)+again.Files+again.Chunks > 0 {
 		t.Errorf("collecting again: %+v, %v", again, err)
 	}
 }

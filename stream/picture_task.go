@@ -161,7 +161,7 @@ func (l *detectorRunner) bound(ctx context.Context, size int) {
 	}
 	step, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	removed, _, err := PurgeEvidence(step, l.w.js, l.w.cfg.Names, l.name, time.Duration(conf.Retention), most-most/16)
+	removed, _, err := l.w.in.PurgeEvidence(step, l.name, time.Duration(conf.Retention), most-most/16)
 	if err != nil {
 		if ctx.Err() == nil {
 			l.log.Warn().Err(err).Msg("cannot remove old evidence")

@@ -78,7 +78,7 @@ func (l *detectorRunner) publish(ctx context.Context, rel *loaded, items []*fram
 				defer cancel()
 				step, cancel := context.WithTimeout(within, 30*time.Second)
 				defer cancel()
-				return publishDead(step, l.w.js, l.w.cfg.Names, dead)
+				return l.w.in.publishDead(step, dead)
 			}); err != nil {
 				fail(it, err)
 				continue

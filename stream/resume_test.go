@@ -18,7 +18,7 @@ import (
 func TestAResumedExtensionDoesNotUndoAPromotion(t *testing.T) {
 	r := newRig(t, stream.Topology{})
 	r.detector(stream.Detector{Name: "bolts"})
-	normals := stream.OpenNormals(r.js, r.names)
+	normals := r.in.Normals()
 	seq, err := normals.Add(t.Context(), stream.Normal{Detector: "bolts", ID: "a", Image: image(0.95)})
 	if err != nil {
 		t.Fatal(err)
@@ -77,7 +77,7 @@ func TestProgressDoesNotWaitForTheBroker(t *testing.T) {
 	r.url = b.ClientURL()
 	r.open(stream.Topology{})
 	r.detector(stream.Detector{Name: "bolts"})
-	if _, err := stream.OpenNormals(r.js, r.names).Add(t.Context(), stream.Normal{Detector: "bolts", Image: image(0.1)}); err != nil {
+	if _, err := r.in.Normals().Add(t.Context(), stream.Normal{Detector: "bolts", Image: image(0.1)}); err != nil {
 		t.Fatal(err)
 	}
 	slowest := make(chan time.Duration, 8)

@@ -315,12 +315,12 @@ func (w *TrainingWorker) service(ctx context.Context) (stop func(), err error) {
 			return struct{}{}, w.registry.Pin(ctx, digest, q.By)
 		})
 		serve(e, "feedback", func(ctx context.Context, q Feedback) (struct{}, error) {
-			return struct{}{}, SendFeedback(ctx, w.js, w.cfg.Names, q)
+			return struct{}{}, w.in.SendFeedback(ctx, q)
 		})
 		serve(e, "collect", func(ctx context.Context, q registry.CollectOptions) (Collected, error) {
-			return Collect(ctx, w.js, w.cfg.Names, q)
+			return w.in.Collect(ctx, q)
 		})
-		serve(e, "status", func(ctx context.Context, _ struct{}) (Status, error) { return GetStatus(ctx, w.js, w.cfg.Names) })
+		serve(e, "status", func(ctx context.Context, _ struct{}) (Status, error) { return w.in.Status(ctx) })
 	})
 }
 

@@ -61,10 +61,10 @@ func openCameras(bucket jetstream.KeyValue) kv.Store[CameraStatus] {
 
 // Cameras returns what is known of the cameras that have sent frames within the
 // last week, by detector and name.
-func Cameras(ctx context.Context, js jetstream.JetStream, n Names) ([]CameraStatus, error) {
-	bucket, err := js.KeyValue(ctx, n.WorkBucket())
+func (in *Installation) Cameras(ctx context.Context) ([]CameraStatus, error) {
+	bucket, err := in.js.KeyValue(ctx, in.names.WorkBucket())
 	if err != nil {
-		return nil, fmt.Errorf("open bucket %s: %w", n.WorkBucket(), err)
+		return nil, fmt.Errorf("open bucket %s: %w", in.names.WorkBucket(), err)
 	}
 	all, _, err := openCameras(bucket).List(ctx)
 	if err != nil {
@@ -78,12 +78,12 @@ func Cameras(ctx context.Context, js jetstream.JetStream, n Names) ([]CameraStat
 }
 
 // forgetCameras removes the records of a detector's cameras.
-func forgetCameras(ctx context.Context, js jetstream.JetStream, n Names, detector string) error {
-	s, err := js.Stream(ctx, "KV_"+n.WorkBucket())
+func (in *Installation) forgetCameras(ctx context.Context, detector string) error {
+	s, err := in.js.Stream(ctx, "KV_"+in.names.WorkBucket())
 	if err != nil {
 		return err
 	}
-	return s.Purge(ctx, jetstream.WithPurgeSubject("$KV."+n.WorkBucket()+"."+cameraKey(detector, "*")))
+	return s.Purge(ctx, jetstream.WithPurgeSubject("$KV."+in.names.WorkBucket()+"."+cameraKey(detector, "*")))
 }
 
 // sightings is what this worker has seen of cameras.
@@ -329,5 +329,5 @@ func putCamera(ctx context.Context, store kv.Store[CameraStatus], c CameraStatus
 // tellCamera stores a camera event; its id is made of the last frame before the
 // silence, the same in all workers.
 func (w *Worker) tellCamera(ctx context.Context, c CameraStatus, code, why string) error {
-	return publishNotice(ctx, w.js, w.cfg.Names, notice(KindCamera, c.Detector, c.Camera, "", code, why, c.LastFrame.Format(time.RFC3339Nano)))
+	return w.in.publishNotice(ctx, notice(KindCamera, c.Detector, c.Camera, "", code, why, c.LastFrame.Format(time.RFC3339Nano)))
 }

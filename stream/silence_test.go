@@ -46,7 +46,7 @@ func TestACameraThatFallsSilentIsAnEvent(t *testing.T) {
 	}
 	eventually(t, "it is silent", func() bool { return len(said()) == 1 })
 	eventually(t, "both cameras are on record", func() bool {
-		all, err := stream.Cameras(t.Context(), r.js, r.names)
+		all, err := r.in.Cameras(t.Context())
 		return err == nil && len(all) == 2
 	})
 	stopA()
@@ -60,20 +60,20 @@ func TestACameraThatFallsSilentIsAnEvent(t *testing.T) {
 	var all []stream.CameraStatus
 	eventually(t, "the record says so", func() bool { // it follows the event
 		var err error
-		all, err = stream.Cameras(t.Context(), r.js, r.names)
+		all, err = r.in.Cameras(t.Context())
 		return err == nil && len(all) == 2 && all[0].Silent
 	})
 	if all[0].Detector != "bolts" || all[1].Silent || all[1].LastFrame.IsZero() {
 		t.Errorf("%+v", all)
 	}
-	if st, err := stream.GetStatus(t.Context(), r.js, r.names); err != nil || len(st.Cameras) != 2 {
+	if st, err := r.in.Status(t.Context()); err != nil || len(st.Cameras) != 2 {
 		t.Errorf("%+v, %v", st.Cameras, err)
 	}
 	eventually(t, "the frame is counted", func() bool { return w.Stats().Scored == 1 })
-	if err := stream.DeleteDetector(t.Context(), r.js, r.names, "bolts", false); err != nil {
+	if err := r.in.DeleteDetector(t.Context(), "bolts", false); err != nil {
 		t.Fatal(err)
 	}
-	if all, err := stream.Cameras(t.Context(), r.js, r.names); err != nil || len(all) != 1 {
+	if all, err := r.in.Cameras(t.Context()); err != nil || len(all) != 1 {
 		t.Errorf("after the detector's end: %+v, %v", all, err)
 	}
 }

@@ -9,8 +9,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
-
-	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
 // Status is the state of a whole installation, as the broker knows it.
@@ -45,19 +43,19 @@ type DetectorStatus struct {
 	Retrain []string `json:"retrain,omitempty"`
 }
 
-// GetStatus reads the state of an installation.
-func GetStatus(ctx context.Context, js jetstream.JetStream, n Names) (Status, error) {
+// Status reads the state of an installation.
+func (in *Installation) Status(ctx context.Context) (Status, error) {
 	var st Status
 	fail := func(err error) (Status, error) { return st, fmt.Errorf("read the status: %w", err) }
-	detectors, err := OpenDetectors(ctx, js, n)
+	detectors, err := in.Detectors(ctx)
 	if err != nil {
 		return fail(err)
 	}
-	reg, err := registry.Open(ctx, js, n.registry(""))
+	reg, err := in.Registry(ctx)
 	if err != nil {
 		return fail(err)
 	}
-	jobs, err := OpenJobs(ctx, js, n)
+	jobs, err := in.Jobs(ctx)
 	if err != nil {
 		return fail(err)
 	}
@@ -74,7 +72,7 @@ func GetStatus(ctx context.Context, js jetstream.JetStream, n Names) (Status, er
 		return fail(err)
 	}
 	st.Unreadable = slices.Concat(unread, bad, lost)
-	if st.Cameras, err = Cameras(ctx, js, n); err != nil {
+	if st.Cameras, err = in.Cameras(ctx); err != nil {
 		return fail(err)
 	}
 	byName := map[string]*DetectorStatus{}
@@ -86,8 +84,8 @@ func GetStatus(ctx context.Context, js jetstream.JetStream, n Names) (Status, er
 			byName[name] = &DetectorStatus{Detector: name}
 		}
 	}
-	waiting, err := perDetector(ctx, js, n.FramesStream(), n.Frames("*", "*"), func(s string) (string, bool) {
-		d, _, ok := n.ParseFrames(s)
+	waiting, err := perDetector(ctx, in.js, in.names.FramesStream(), in.names.Frames("*", "*"), func(s string) (string, bool) {
+		d, _, ok := in.names.ParseFrames(s)
 		return d, ok
 	})
 	if err != nil {
@@ -103,30 +101,30 @@ func GetStatus(ctx context.Context, js jetstream.JetStream, n Names) (Status, er
 		}
 		st.Unserved[name] = count
 	}
-	drifts, err := js.Stream(ctx, n.EventsStream())
+	drifts, err := in.js.Stream(ctx, in.names.EventsStream())
 	if err != nil {
 		return fail(err)
 	}
 	st.Events = drifts.CachedInfo().State.Msgs
-	dead, err := perDetector(ctx, js, n.DeadStream(), n.Dead("*"), func(string) (string, bool) { return "", true })
+	dead, err := perDetector(ctx, in.js, in.names.DeadStream(), in.names.Dead("*"), func(string) (string, bool) { return "", true })
 	if err != nil {
 		return fail(err)
 	}
 	st.DeadLetters = dead[""]
-	if st.Lost, err = LostFrames(ctx, js, n); err != nil {
+	if st.Lost, err = in.LostFrames(ctx); err != nil {
 		return fail(err)
 	}
-	normals := OpenNormals(js, n)
+	normals := in.Normals()
 	for name, d := range byName {
 		p := active[name]
 		d.Release, d.PromotedAt, d.Candidate = p.Release, p.PromotedAt, shadow[name].Release
-		if d.Normals, err = normals.count(ctx, n.Normals(name)); err != nil {
+		if d.Normals, err = normals.count(ctx, in.names.Normals(name)); err != nil {
 			return fail(err)
 		}
-		if d.Anomalies, err = normals.count(ctx, n.Anomalies(name)); err != nil {
+		if d.Anomalies, err = normals.count(ctx, in.names.Anomalies(name)); err != nil {
 			return fail(err)
 		}
-		if d.Retrain, err = driftsOf(ctx, js, drifts, n, name, p.Release); err != nil {
+		if d.Retrain, err = in.driftsOf(ctx, drifts, name, p.Release); err != nil {
 			return fail(err)
 		}
 		st.Detectors = append(st.Detectors, *d)
@@ -168,11 +166,11 @@ func perDetector(ctx context.Context, js jetstream.JetStream, stream, filter str
 
 // driftsOf returns the reasons for retraining that workers have found since the
 // active release came into service.
-func driftsOf(ctx context.Context, js jetstream.JetStream, events jetstream.Stream, n Names, detector, release string) ([]string, error) {
+func (in *Installation) driftsOf(ctx context.Context, events jetstream.Stream, detector, release string) ([]string, error) {
 	if release == "" {
 		return nil, nil
 	}
-	info, err := events.Info(ctx, jetstream.WithSubjectFilter(n.Events(detector, "*", KindDrift)))
+	info, err := events.Info(ctx, jetstream.WithSubjectFilter(in.names.Events(detector, "*", KindDrift)))
 	if err != nil {
 		return nil, err
 	}
@@ -185,7 +183,7 @@ func driftsOf(ctx context.Context, js jetstream.JetStream, events jetstream.Stre
 		if err != nil {
 			return nil, err
 		}
-		if e, err := ParseEvent(n, m.Subject, m.Header, m.Data); err == nil && e.Release == release {
+		if e, err := ParseEvent(in.names, m.Subject, m.Header, m.Data); err == nil && e.Release == release {
 			all = append(all, e.Reason)
 		}
 	}

@@ -495,8 +495,8 @@ func (s *Steward) whose(subject string) (detector, camera string) {
 
 // LostFrames returns what was published and not stored since the broker started,
 // as its [Steward] has counted it, newest first. There may be none that counts.
-func LostFrames(ctx context.Context, js jetstream.JetStream, n Names) ([]Lost, error) {
-	kv, err := js.KeyValue(ctx, n.WorkBucket())
+func (in *Installation) LostFrames(ctx context.Context) ([]Lost, error) {
+	kv, err := in.js.KeyValue(ctx, in.names.WorkBucket())
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
 		return nil, nil
 	}

@@ -166,7 +166,7 @@ func TestWhatIsPublishedAndNotStoredIsCountedAndTold(t *testing.T) {
 	}
 	var lost map[string]stream.Lost
 	eventually(t, "all is counted", func() bool {
-		all, err := stream.LostFrames(t.Context(), r.js, r.names)
+		all, err := r.in.LostFrames(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -185,7 +185,7 @@ func TestWhatIsPublishedAndNotStoredIsCountedAndTold(t *testing.T) {
 		}
 	}
 	eventually(t, "it is told", func() bool { return len(r.eventsOf(stream.KindLost)) >= 7 })
-	if st, err := stream.GetStatus(t.Context(), r.js, r.names); err != nil || len(st.Lost) != len(lost) {
+	if st, err := r.in.Status(t.Context()); err != nil || len(st.Lost) != len(lost) {
 		t.Errorf("%+v, %v", st.Lost, err)
 	}
 }

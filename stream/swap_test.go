@@ -130,7 +130,7 @@ func (c *counted) Close() error {
 func TestKilledTrainersFinishTheirJob(t *testing.T) {
 	r := newRig(t, stream.Topology{})
 	r.detector(stream.Detector{Name: "bolts"})
-	normals := stream.OpenNormals(r.js, r.names)
+	normals := r.in.Normals()
 	for i := range 5 {
 		if _, err := normals.Add(t.Context(), stream.Normal{Detector: "bolts", Image: image(float64(i) / 10)}); err != nil {
 			t.Fatal(err)
@@ -175,7 +175,7 @@ func TestKilledTrainersFinishTheirJob(t *testing.T) {
 	if err != nil || len(all) != 1 || all[0].Digest != j.Release || !all[0].Active {
 		t.Errorf("releases %+v, %v", all, err)
 	}
-	if _, err := stream.Collect(t.Context(), r.js, r.names, registry.CollectOptions{Grace: -1}); err != nil {
+	if _, err := r.in.Collect(t.Context(), registry.CollectOptions{Grace: -1}); err != nil {
 		t.Fatal(err)
 	}
 	store, err := r.js.ObjectStore(t.Context(), r.names.ArtifactsBucket())

@@ -266,7 +266,7 @@ func (w *TrainingWorker) tellSkipped(ctx context.Context, job Job, all []Normal)
 		len(all), job.Detector, first.Sequence, first.Problem, job.Detector, job.Detector, first.Sequence)
 	w.log.Warn().Str("job", job.Job).Msg(why)
 	last := all[len(all)-1].Sequence
-	if err := publishNotice(ctx, w.js, w.cfg.Names, notice(KindStore, job.Detector, NoCamera, "", StoreMissing, why, fmt.Sprintf("%d/%d", len(all), last))); err != nil {
+	if err := w.in.publishNotice(ctx, notice(KindStore, job.Detector, NoCamera, "", StoreMissing, why, fmt.Sprintf("%d/%d", len(all), last))); err != nil {
 		w.log.Debug().Err(err).Msg("notice not stored")
 	}
 }

@@ -69,7 +69,7 @@ type TrainerConfig struct {
 	// retraining. Default a minute; negative: never.
 	Schedule time.Duration
 	// Collect is how often what nobody can need any more is removed, see
-	// [Collect]; releases of the last week stay. Default an hour; negative:
+	// [Installation.Collect]; releases of the last week stay. Default an hour; negative:
 	// never.
 	Collect time.Duration
 	// Drain is how long a job may take to stop when it is cancelled or Run's
@@ -129,6 +129,7 @@ type TrainingWorker struct {
 	epoch   *Epoch
 
 	js        jetstream.JetStream
+	in        *Installation
 	registry  *registry.Registry
 	detectors *Detectors
 	jobs      *Jobs
@@ -196,16 +197,17 @@ func (w *TrainingWorker) open(ctx context.Context) error {
 	if w.js, err = jetstream.New(w.nc); err != nil {
 		return fmt.Errorf("start trainer: %w", err)
 	}
-	w.normals = OpenNormals(w.js, w.cfg.Names)
+	w.in = caching(w.js, w.cfg.Names, w.cfg.CacheDir)
+	w.normals = w.in.Normals()
 	return await(ctx, w.log, func(step context.Context) error {
 		var err error
-		if w.registry, err = registry.Open(step, w.js, w.cfg.registry(w.cfg.CacheDir)); err != nil {
+		if w.registry, err = w.in.Registry(step); err != nil {
 			return err
 		}
-		if w.detectors, err = OpenDetectors(step, w.js, w.cfg.Names); err != nil {
+		if w.detectors, err = w.in.Detectors(step); err != nil {
 			return err
 		}
-		if w.jobs, err = OpenJobs(step, w.js, w.cfg.Names); err != nil {
+		if w.jobs, err = w.in.Jobs(step); err != nil {
 			return err
 		}
 		w.artifacts, err = w.js.ObjectStore(step, w.cfg.ArtifactsBucket())
@@ -232,7 +234,7 @@ func (w *TrainingWorker) consumer(ctx context.Context) (jetstream.Consumer, erro
 // collect removes what nobody can need any more, from time to time.
 func (w *TrainingWorker) collect(ctx context.Context) {
 	for pause(ctx, w.cfg.Collect); ctx.Err() == nil; pause(ctx, w.cfg.Collect) {
-		c, err := Collect(ctx, w.js, w.cfg.Names, registry.CollectOptions{Grace: 7 * 24 * time.Hour})
+		c, err := w.in.Collect(ctx, registry.CollectOptions{Grace: 7 * 24 * time.Hour})
 		switch {
 		case err != nil && ctx.Err() == nil:
 			w.log.Warn().Err(err).Msg("collection failed")
@@ -270,7 +272,7 @@ func (w *TrainingWorker) due(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	w.unread.report(ctx, w.js, w.cfg.Names, w.log, lost)
+	w.unread.report(ctx, w.in, w.log, lost)
 	for _, d := range all {
 		if d.RetrainEvery == 0 && d.RetrainAfter == 0 {
 			continue

@@ -99,7 +99,7 @@ func (r *rig) trainer(cfg stream.TrainerConfig, tr stream.Trainer) (stop func())
 
 func (r *rig) detector(d stream.Detector) {
 	r.t.Helper()
-	s, err := stream.OpenDetectors(r.t.Context(), r.js, r.names)
+	s, err := r.in.Detectors(r.t.Context())
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -110,7 +110,7 @@ func (r *rig) detector(d stream.Detector) {
 
 func (r *rig) jobs() *stream.Jobs {
 	r.t.Helper()
-	s, err := stream.OpenJobs(r.t.Context(), r.js, r.names)
+	s, err := r.in.Jobs(r.t.Context())
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -187,7 +187,7 @@ func TestAFirstTrainingThatFailsIsReportedAndRepeated(t *testing.T) {
 	if n := r.waiting(); n != 3 {
 		t.Errorf("%d frames wait, want 3", n)
 	}
-	detectors, err := stream.OpenDetectors(t.Context(), r.js, r.names)
+	detectors, err := r.in.Detectors(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -234,7 +234,7 @@ func TestAReleaseIsReadjustedWithoutTraining(t *testing.T) {
 func TestTrainingJobs(t *testing.T) {
 	r := newRig(t, stream.Topology{})
 	r.detector(stream.Detector{Name: "bolts"})
-	normals := stream.OpenNormals(r.js, r.names)
+	normals := r.in.Normals()
 	taken := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	for i := range 3 {
 		if _, err := normals.Add(t.Context(), stream.Normal{
@@ -301,7 +301,7 @@ func TestTrainingJobs(t *testing.T) {
 		if j.State != stream.JobFailed || j.Code != stream.CodeTraining || attempts != 3 {
 			t.Errorf("after %d attempts: %+v", attempts, j)
 		}
-		dead, err := stream.DeadLetters(t.Context(), r.js, r.names, 0)
+		dead, err := r.in.DeadLetters(t.Context(), 0)
 		if err != nil || len(dead) != 1 || dead[0].Code != stream.CodeTraining {
 			t.Errorf("dead letters %+v, %v", dead, err)
 		}
@@ -342,7 +342,7 @@ func TestTrainingJobs(t *testing.T) {
 			t.Fatal(err)
 		}
 		eventually(t, "it is dead", func() bool {
-			dead, err := stream.DeadLetters(t.Context(), r.js, r.names, 0)
+			dead, err := r.in.DeadLetters(t.Context(), 0)
 			return err == nil && len(dead) == 4 && dead[3].Code == stream.CodeBadRequest
 		})
 	})
@@ -366,7 +366,7 @@ func TestTrainingSurvivesABrokerRestart(t *testing.T) {
 	r.open(stream.Topology{})
 	r.detector(stream.Detector{Name: "bolts"})
 	r.release("bolts", fake{Name: "old"})
-	if _, err := stream.OpenNormals(r.js, r.names).Add(t.Context(), stream.Normal{Detector: "bolts", Image: image(0.1)}); err != nil {
+	if _, err := r.in.Normals().Add(t.Context(), stream.Normal{Detector: "bolts", Image: image(0.1)}); err != nil {
 		t.Fatal(err)
 	}
 	w, stopWorker := r.worker(stream.WorkerConfig{}, loadFake)
@@ -435,7 +435,7 @@ func TestRetrainingIsRepeatedOnItsSchedule(t *testing.T) {
 	}
 	for _, name := range []string{"late", "failed", "fresh", "never"} {
 		r.detector(stream.Detector{Name: name, RetrainEvery: stream.Duration(time.Hour)})
-		if _, err := stream.OpenNormals(r.js, r.names).Add(t.Context(), stream.Normal{Detector: name, Image: image(0.1)}); err != nil {
+		if _, err := r.in.Normals().Add(t.Context(), stream.Normal{Detector: name, Image: image(0.1)}); err != nil {
 			t.Fatal(err)
 		}
 		if name != "never" {
@@ -461,7 +461,7 @@ func TestRetrainingIsRepeatedOnItsSchedule(t *testing.T) {
 func TestRetrainingIsAskedForWhenItIsDue(t *testing.T) {
 	r := newRig(t, stream.Topology{})
 	r.detector(stream.Detector{Name: "bolts", RetrainAfter: 3})
-	normals := stream.OpenNormals(r.js, r.names)
+	normals := r.in.Normals()
 	add := func(n int) {
 		for i := range n {
 			if _, err := normals.Add(t.Context(), stream.Normal{Detector: "bolts", ID: fmt.Sprint(time.Now().UnixNano(), i), Image: image(0.1)}); err != nil {

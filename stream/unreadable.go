@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"sync"
 
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 )
 
@@ -17,7 +16,7 @@ type reporter struct {
 }
 
 // report tells of entries. One that could not be told of is told of the next time.
-func (r *reporter) report(ctx context.Context, js jetstream.JetStream, n Names, log zerolog.Logger, all []Unreadable) {
+func (r *reporter) report(ctx context.Context, in *Installation, log zerolog.Logger, all []Unreadable) {
 	for _, u := range all {
 		r.mu.Lock()
 		known := r.told[u]
@@ -25,7 +24,7 @@ func (r *reporter) report(ctx context.Context, js jetstream.JetStream, n Names, 
 		if known {
 			continue
 		}
-		if err := publishNotice(ctx, js, n, unreadableNotice(u)); err != nil {
+		if err := in.publishNotice(ctx, unreadableNotice(u)); err != nil {
 			if ctx.Err() == nil {
 				log.Debug().Err(err).Msg("notice not stored")
 			}
@@ -52,13 +51,13 @@ func unreadableNotice(u Unreadable) *Event {
 }
 
 // publishNotice stores an event that is of no frame.
-func publishNotice(ctx context.Context, js jetstream.JetStream, n Names, e *Event) error {
-	m, err := e.Message(n)
+func (in *Installation) publishNotice(ctx context.Context, e *Event) error {
+	m, err := e.Message(in.names)
 	if err != nil {
 		return err
 	}
 	step, cancel := context.WithTimeout(ctx, publishWait)
 	defer cancel()
-	_, err = js.PublishMsg(step, m)
+	_, err = in.js.PublishMsg(step, m)
 	return err
 }

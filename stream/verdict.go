@@ -178,7 +178,7 @@ func (b *marking) mark(ctx context.Context, m jetstream.Msg) (effect, error) {
 // meant is the event that feedback is about.
 func (w *TrainingWorker) meant(ctx context.Context, f Feedback) (Event, error) {
 	if f.Sequence > 0 {
-		e, err := GetEvent(ctx, w.js, w.cfg.Names, f.Sequence)
+		e, err := w.in.Event(ctx, f.Sequence)
 		switch {
 		case err == nil && e.ID == f.Event && e.Detector == f.Detector && e.Kind == KindAnomaly:
 			return e, nil
@@ -186,7 +186,7 @@ func (w *TrainingWorker) meant(ctx context.Context, f Feedback) (Event, error) {
 			return e, err
 		}
 	}
-	return FindEvent(ctx, w.js, w.cfg.Names, f.Detector, f.Camera, f.Event, f.Frame)
+	return w.in.FindEvent(ctx, f.Detector, f.Camera, f.Event, f.Frame)
 }
 
 // superseded says whether there is a later verdict on the same event.

@@ -36,7 +36,7 @@ func (r *rig) active(detector string) (f fake) {
 // marks says what the verdicts on a detector's events have made.
 func (r *rig) marks(detector string) (normals, anomalies int) {
 	r.t.Helper()
-	s := stream.OpenNormals(r.js, r.names)
+	s := r.in.Normals()
 	for what, n := range map[bool]*int{false: &normals, true: &anomalies} {
 		all, err := s.List(r.t.Context(), detector, what)
 		if err != nil {
@@ -60,7 +60,7 @@ func TestTheLastVerdictWins(t *testing.T) {
 	e := r.events()[0]
 	say := func(verdict string) {
 		t.Helper()
-		if err := stream.SendFeedback(t.Context(), r.js, r.names, stream.Feedback{Detector: "bolts", Verdict: verdict, Event: e.ID, Sequence: e.Sequence}); err != nil {
+		if err := r.in.SendFeedback(t.Context(), stream.Feedback{Detector: "bolts", Verdict: verdict, Event: e.ID, Sequence: e.Sequence}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -115,7 +115,7 @@ func TestWhatIsWithdrawnDuringATraining(t *testing.T) {
 	r.detector(stream.Detector{Name: "bolts"})
 	r.release("bolts", fake{Name: "one"})
 	r.worker(stream.WorkerConfig{}, loadFake)
-	if _, err := stream.OpenNormals(r.js, r.names).Add(t.Context(), stream.Normal{Detector: "bolts", Image: image(0.1)}); err != nil {
+	if _, err := r.in.Normals().Add(t.Context(), stream.Normal{Detector: "bolts", Image: image(0.1)}); err != nil {
 		t.Fatal(err)
 	}
 	training, trained := make(chan struct{}), make(chan struct{})
@@ -129,7 +129,7 @@ func TestWhatIsWithdrawnDuringATraining(t *testing.T) {
 	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "alarm", Image: image(0.95)})
 	eventually(t, "it is announced", func() bool { return len(r.events()) == 1 })
 	f := stream.Feedback{Detector: "bolts", Verdict: stream.FeedbackNormal, Event: r.events()[0].ID}
-	if err := stream.SendFeedback(t.Context(), r.js, r.names, f); err != nil {
+	if err := r.in.SendFeedback(t.Context(), f); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "it is in the bank", func() bool { return len(r.active("bolts").Known) == 1 })
@@ -138,7 +138,7 @@ func TestWhatIsWithdrawnDuringATraining(t *testing.T) {
 	}
 	<-training
 	f.Verdict, f.At = stream.FeedbackWithdrawn, time.Time{}
-	if err := stream.SendFeedback(t.Context(), r.js, r.names, f); err != nil {
+	if err := r.in.SendFeedback(t.Context(), f); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "it has left the bank", func() bool { return len(r.active("bolts").Known) == 0 })

@@ -158,6 +158,7 @@ type Worker struct {
 
 	// Set by Run before any runner is started.
 	js        jetstream.JetStream
+	in        *Installation
 	registry  *registry.Registry
 	detectors *Detectors
 	jobs      *Jobs
@@ -342,6 +343,7 @@ func (w *Worker) open(ctx context.Context) error {
 	if w.js, err = jetstream.New(w.nc, jetstream.WithPublishAsyncMaxPending(1024), jetstream.WithPublishAsyncTimeout(publishWait)); err != nil {
 		return fmt.Errorf("start worker: %w", err)
 	}
+	w.in = caching(w.js, w.cfg.Names, w.cfg.CacheDir)
 	return await(ctx, w.log, func(step context.Context) error {
 		frames, err := w.js.Stream(step, w.cfg.FramesStream())
 		if err != nil {
@@ -354,13 +356,13 @@ func (w *Worker) open(ctx context.Context) error {
 		}
 		w.events = events
 		w.window.Store(int64(events.CachedInfo().Config.Duplicates))
-		if w.registry, err = registry.Open(step, w.js, w.cfg.registry(w.cfg.CacheDir)); err != nil {
+		if w.registry, err = w.in.Registry(step); err != nil {
 			return err
 		}
-		if w.detectors, err = OpenDetectors(step, w.js, w.cfg.Names); err != nil {
+		if w.detectors, err = w.in.Detectors(step); err != nil {
 			return err
 		}
-		if w.jobs, err = OpenJobs(step, w.js, w.cfg.Names); err != nil {
+		if w.jobs, err = w.in.Jobs(step); err != nil {
 			return err
 		}
 		if w.artifacts, err = w.js.ObjectStore(step, w.cfg.ArtifactsBucket()); err != nil {
@@ -387,10 +389,6 @@ func (w *Worker) reopen(ctx context.Context) {
 
 // dupWindow is how long the broker remembers event ids.
 func (w *Worker) dupWindow() time.Duration { return time.Duration(w.window.Load()) }
-
-func (n Names) registry(cache string) registry.Config {
-	return registry.Config{ActiveBucket: n.ActiveBucket(), ArtifactsBucket: n.ArtifactsBucket(), CacheDir: cache}
-}
 
 // follow keeps a watch running. It begins anew after a reconnect: the old one
 // would need 10 to 20 seconds to notice.
@@ -420,7 +418,7 @@ func (w *Worker) refresh(ctx, work context.Context, running *sync.WaitGroup) err
 	if err != nil {
 		return err
 	}
-	w.unread.report(step, w.js, w.cfg.Names, w.log, append(bad, unread...))
+	w.unread.report(step, w.in, w.log, append(bad, unread...))
 	confs := map[string]Detector{}
 	for _, d := range list {
 		confs[d.Name] = d
@@ -485,7 +483,7 @@ func (w *Worker) unconfigured(name string, unread []Unreadable) Detector {
 
 // moveDeadLetters moves frames that were delivered too often to the dead letters.
 func (w *Worker) moveDeadLetters(ctx context.Context) {
-	u := &deadLetterMover{names: w.cfg.Names, js: w.js, log: w.log, moved: func(ctx context.Context, raw *jetstream.RawStreamMsg, d DeadLetter) error {
+	u := &deadLetterMover{in: w.in, log: w.log, moved: func(ctx context.Context, raw *jetstream.RawStreamMsg, d DeadLetter) error {
 		meta := &jetstream.MsgMetadata{Timestamp: raw.Time, Sequence: jetstream.SequencePair{Stream: raw.Sequence}}
 		f, _ := ParseFrame(w.cfg.Names, raw.Subject, raw.Header, raw.Data, meta, time.Unix(0, w.created.Load()))
 		if f.Detector == "" || f.Camera == "" {

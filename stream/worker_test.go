@@ -166,7 +166,7 @@ func TestAFrameThatCannotBeReadIsRejectedAtOnce(t *testing.T) {
 			if e := events[len(events)-1]; len(events) != i+1 || e.Kind != stream.KindRejected || e.Code != c.code || e.Reason == "" || e.FrameID == "" {
 				t.Errorf("%d events, last %+v", len(events), e)
 			}
-			dead, err := stream.DeadLetters(t.Context(), r.js, r.names, 0)
+			dead, err := r.in.DeadLetters(t.Context(), 0)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -226,7 +226,7 @@ func TestAScorerThatFailsIsTriedAgain(t *testing.T) {
 	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "good2", Image: image(0.2)})
 	eventually(t, "the good frames are scored", func() bool { return w.Stats().Scored == 2 })
 	eventually(t, "the bad frame is given up", func() bool { return w.Stats().Rejected == 1 })
-	dead, err := stream.DeadLetters(t.Context(), r.js, r.names, 0)
+	dead, err := r.in.DeadLetters(t.Context(), 0)
 	if err != nil || len(dead) != 1 || dead[0].Code != stream.CodeScoring || dead[0].Deliveries != 4 || !strings.Contains(dead[0].Reason, "division by zero") {
 		t.Errorf("dead letters %+v, %v", dead, err)
 	}
@@ -259,7 +259,7 @@ func TestAFrameThatIsNeverAcknowledgedGoesToTheDeadLetters(t *testing.T) {
 	r.release("bolts", fake{Name: "one"})
 	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
 	eventually(t, "it is dead", func() bool {
-		dead, err := stream.DeadLetters(t.Context(), r.js, r.names, 0)
+		dead, err := r.in.DeadLetters(t.Context(), 0)
 		return err == nil && len(dead) == 1 && dead[0].Code == stream.CodeMaxDeliveries && bytes.Equal(dead[0].Data, image(0.5))
 	})
 	eventually(t, "the queue is empty", func() bool { return r.waiting() == 0 })

@@ -21,7 +21,7 @@ import (
 
 // ensureDetector creates a release's detector where there is none.
 func (c *releasesCmd) ensureDetector(ctx context.Context, o *output, js jetstream.JetStream, manifest []byte) error {
-	all, err := stream.OpenDetectors(ctx, js, c.names())
+	all, err := stream.NewInstallation(js, c.names()).Detectors(ctx)
 	if err != nil {
 		return err
 	}
@@ -57,7 +57,7 @@ func (c *releasesCmd) ensureDetector(ctx context.Context, o *output, js jetstrea
 // bringNormals adds the images that a release was learnt from to a detector that
 // has none, as far as they still lie where they lay, or in the folder c.Normals.
 func (c *releasesCmd) bringNormals(ctx context.Context, o *output, js jetstream.JetStream) error {
-	s := stream.OpenNormals(js, c.names())
+	s := stream.NewInstallation(js, c.names()).Normals()
 	if have, err := s.Count(ctx, c.Detector); err != nil || have > 0 {
 		return err
 	}

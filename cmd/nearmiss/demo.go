@@ -140,13 +140,11 @@ func (d *demo) open(ctx context.Context, nc *nats.Conn) (err error) {
 	if d.js, err = jetstream.New(nc); err != nil {
 		return err
 	}
-	if d.detectors, err = stream.OpenDetectors(ctx, d.js, d.names); err != nil {
+	if d.detectors, err = stream.NewInstallation(d.js, d.names).Detectors(ctx); err != nil {
 		return err
 	}
-	d.normals = stream.OpenNormals(d.js, d.names)
-	d.registry, err = registry.Open(ctx, d.js, registry.Config{
-		ActiveBucket: d.names.ActiveBucket(), ArtifactsBucket: d.names.ArtifactsBucket(),
-	})
+	d.normals = stream.NewInstallation(d.js, d.names).Normals()
+	d.registry, err = stream.NewInstallation(d.js, d.names).Registry(ctx)
 	return err
 }
 

@@ -152,7 +152,7 @@ func withDetectors(ctx context.Context, s serverFlags, o *output, f func(jetstre
 	if err != nil {
 		return err
 	}
-	all, err := stream.OpenDetectors(ctx, js, s.names())
+	all, err := stream.NewInstallation(js, s.names()).Detectors(ctx)
 	if err != nil {
 		return err
 	}
@@ -278,7 +278,7 @@ func (c *detectorSetCmd) Run(ctx context.Context, o *output) error {
 
 // takeEffect has what was changed act as soon as it can, and says when that is.
 func (c *detectorSetCmd) takeEffect(ctx context.Context, o *output, js jetstream.JetStream, was, is stream.Detector) error {
-	reg, err := registry.Open(ctx, js, registry.Config{ActiveBucket: c.names().ActiveBucket(), ArtifactsBucket: c.names().ArtifactsBucket()})
+	reg, err := stream.NewInstallation(js, c.names()).Registry(ctx)
 	if err != nil {
 		return err
 	}
@@ -288,7 +288,7 @@ func (c *detectorSetCmd) takeEffect(ctx context.Context, o *output, js jetstream
 		return err
 	}
 	if was.K != is.K || was.FalseAlarmRate != is.FalseAlarmRate {
-		jobs, err := stream.OpenJobs(ctx, js, c.names())
+		jobs, err := stream.NewInstallation(js, c.names()).Jobs(ctx)
 		if err != nil {
 			return err
 		}
@@ -337,7 +337,7 @@ func (c *detectorDeleteCmd) Run(ctx context.Context, o *output) error {
 		return errors.New("nothing was deleted")
 	}
 	return withDetectors(ctx, c.serverFlags, o, func(js jetstream.JetStream, _ *stream.Detectors) error {
-		if err := stream.DeleteDetector(ctx, js, c.names(), c.Name, c.Everything); err != nil {
+		if err := stream.NewInstallation(js, c.names()).DeleteDetector(ctx, c.Name, c.Everything); err != nil {
 			return err
 		}
 		_, err := fmt.Fprintf(o.Out, "deleted %s\n", c.Name)

@@ -50,7 +50,7 @@ type evidenceListCmd struct {
 
 func (c *evidenceListCmd) Run(ctx context.Context, o *output) error {
 	return withJetStream(c.serverFlags, "evidence", o, func(js jetstream.JetStream) error {
-		all, err := stream.ListEvidence(ctx, js, c.names(), c.Detector)
+		all, err := stream.NewInstallation(js, c.names()).ListEvidence(ctx, c.Detector)
 		if err != nil {
 			return err
 		}
@@ -76,7 +76,7 @@ func (c *evidenceGetCmd) Run(ctx context.Context, o *output) error {
 	return withJetStream(c.serverFlags, "evidence", o, func(js jetstream.JetStream) error {
 		event := c.Event
 		if c.Last {
-			all, err := stream.ListEvidence(ctx, js, c.names(), c.Detector)
+			all, err := stream.NewInstallation(js, c.names()).ListEvidence(ctx, c.Detector)
 			if err != nil {
 				return err
 			}
@@ -85,7 +85,7 @@ func (c *evidenceGetCmd) Run(ctx context.Context, o *output) error {
 			}
 			event = all[len(all)-1].Event
 		}
-		e, err := stream.GetEvidence(ctx, js, c.names(), c.Detector, event)
+		e, err := stream.NewInstallation(js, c.names()).GetEvidence(ctx, c.Detector, event)
 		if errors.Is(err, stream.ErrNotFound) {
 			return fmt.Errorf("%w: no pictures were made of it, or their time is over", err)
 		}

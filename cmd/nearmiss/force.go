@@ -44,7 +44,7 @@ const workersAnswer = 200 * time.Millisecond
 // cameras.
 func inForce(ctx context.Context, js jetstream.JetStream, n stream.Names, d stream.Detector, wait time.Duration) (force, error) {
 	in := force{Detector: d.WithDefaults()}
-	reg, err := registry.Open(ctx, js, registry.Config{ActiveBucket: n.ActiveBucket(), ArtifactsBucket: n.ArtifactsBucket()})
+	reg, err := stream.NewInstallation(js, n).Registry(ctx)
 	if err != nil {
 		return in, err
 	}

@@ -70,7 +70,7 @@ func newFakery(t *testing.T, url string) *fakery {
 	l := listen(t, url)
 	f.nc, f.js = l.nc, l.js
 	var err error
-	if f.jobs, err = stream.OpenJobs(t.Context(), l.js, stream.Names{}); err != nil {
+	if f.jobs, err = stream.NewInstallation(l.js, stream.Names{}).Jobs(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	return f
@@ -290,7 +290,7 @@ func TestATrainerKilledTenTimesEndsItsJob(t *testing.T) {
 			t.Errorf("the jobs' folder has %v", left)
 		}
 	}
-	if _, err := stream.Collect(t.Context(), f.js, stream.Names{}, registry.CollectOptions{Grace: -1}); err != nil {
+	if _, err := stream.NewInstallation(f.js, stream.Names{}).Collect(t.Context(), registry.CollectOptions{Grace: -1}); err != nil {
 		t.Fatal(err)
 	}
 	f.noOrphans(reg)

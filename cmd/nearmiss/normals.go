@@ -42,7 +42,7 @@ func withNormals(s serverFlags, o *output, f func(*stream.Normals) error) error 
 	if err != nil {
 		return err
 	}
-	return f(stream.OpenNormals(js, s.names()))
+	return f(stream.NewInstallation(js, s.names()).Normals())
 }
 
 type normalsAddCmd struct {

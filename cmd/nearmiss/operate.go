@@ -58,12 +58,12 @@ func (c *markCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	e, err := stream.FindEvent(ctx, js, c.names(), c.Detector, c.Camera, c.Event, c.Frame)
+	e, err := stream.NewInstallation(js, c.names()).FindEvent(ctx, c.Detector, c.Camera, c.Event, c.Frame)
 	if err != nil {
 		return err
 	}
 	f.Event, f.Sequence = e.ID, e.Sequence
-	if err := stream.SendFeedback(ctx, js, c.names(), f); err != nil {
+	if err := stream.NewInstallation(js, c.names()).SendFeedback(ctx, f); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(o.Out, "marked %s\n", c.Verdict)
@@ -91,7 +91,7 @@ func (c *statusCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	st, err := stream.GetStatus(ctx, js, c.names())
+	st, err := stream.NewInstallation(js, c.names()).Status(ctx)
 	if err != nil {
 		return err
 	}
@@ -101,7 +101,7 @@ func (c *statusCmd) Run(ctx context.Context, o *output) error {
 	}
 	var dead []stream.DeadLetter
 	if c.Dead > 0 {
-		if dead, err = stream.DeadLetters(ctx, js, c.names(), c.Dead); err != nil {
+		if dead, err = stream.NewInstallation(js, c.names()).DeadLetters(ctx, c.Dead); err != nil {
 			return err
 		}
 	}
@@ -112,7 +112,7 @@ func (c *statusCmd) Run(ctx context.Context, o *output) error {
 			Dead    []stream.DeadLetter   `json:"dead,omitempty"`
 		}{st, workers, dead})
 	}
-	detectors, err := stream.OpenDetectors(ctx, js, c.names())
+	detectors, err := stream.NewInstallation(js, c.names()).Detectors(ctx)
 	if err != nil {
 		return err
 	}
@@ -222,7 +222,7 @@ func (c *collectCmd) Run(ctx context.Context, o *output) error {
 	if c.Grace == 0 {
 		opts.Grace = -1
 	}
-	got, err := stream.Collect(ctx, js, c.names(), opts)
+	got, err := stream.NewInstallation(js, c.names()).Collect(ctx, opts)
 	if err != nil {
 		return err
 	}

@@ -57,7 +57,7 @@ func (c *releasesCmd) Run(ctx context.Context, o *output) error {
 		return err
 	}
 	n := c.names()
-	r, err := registry.Open(ctx, js, registry.Config{ActiveBucket: n.ActiveBucket(), ArtifactsBucket: n.ArtifactsBucket()})
+	r, err := stream.NewInstallation(js, n).Registry(ctx)
 	if err != nil {
 		return err
 	}

@@ -303,7 +303,7 @@ func TestBadImagesAreRejectedAndTheNextGoodOneIsScored(t *testing.T) {
 			t.Errorf("frame %s is rejected without a reason", e.FrameID)
 		}
 	}
-	letters, err := stream.DeadLetters(t.Context(), l.js, stream.Names{}, 10*n)
+	letters, err := stream.NewInstallation(l.js, stream.Names{}).DeadLetters(t.Context(), 10*n)
 	if err != nil {
 		t.Fatal(err)
 	}

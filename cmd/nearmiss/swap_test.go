@@ -77,7 +77,7 @@ func readImages(t *testing.T, dir string) (files [][]byte) {
 func openRegistry(t *testing.T, js jetstream.JetStream) *registry.Registry {
 	t.Helper()
 	n := stream.Names{}
-	r, err := registry.Open(t.Context(), js, registry.Config{ActiveBucket: n.ActiveBucket(), ArtifactsBucket: n.ArtifactsBucket()})
+	r, err := stream.NewInstallation(js, n).Registry(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -44,20 +44,20 @@ func (c *trainCmd) Run(ctx context.Context, o *output) error {
 	}
 	if c.Normals != "" {
 		p := o.progress("adding normals")
-		_, _, err := addNormals(ctx, stream.OpenNormals(js, c.names()), c.Detector, []string{c.Normals}, false, o, p)
+		_, _, err := addNormals(ctx, stream.NewInstallation(js, c.names()).Normals(), c.Detector, []string{c.Normals}, false, o, p)
 		p.close()
 		if err != nil {
 			return err
 		}
 	}
-	detectors, err := stream.OpenDetectors(ctx, js, c.names())
+	detectors, err := stream.NewInstallation(js, c.names()).Detectors(ctx)
 	if err != nil {
 		return err
 	}
 	if _, err := detectors.Get(ctx, c.Detector); err != nil {
 		return err
 	}
-	jobs, err := stream.OpenJobs(ctx, js, c.names())
+	jobs, err := stream.NewInstallation(js, c.names()).Jobs(ctx)
 	if err != nil {
 		return err
 	}
@@ -167,7 +167,7 @@ func (c *jobsCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	jobs, err := stream.OpenJobs(ctx, js, c.names())
+	jobs, err := stream.NewInstallation(js, c.names()).Jobs(ctx)
 	if err != nil {
 		return err
 	}

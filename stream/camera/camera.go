@@ -180,7 +180,7 @@ func (p *Publisher) publish(ctx context.Context, f stream.Frame) error {
 				p.log.Warn().Err(err).Bool("live", p.cfg.Live).Msg("the frame queue is full")
 			}
 			if p.cfg.Live {
-				if _, err := stream.Shed(ctx, p.js, p.cfg.Names, p.cfg.Detector, p.cfg.LiveBacklog); err != nil {
+				if _, err := stream.NewInstallation(p.js, p.cfg.Names).Shed(ctx, p.cfg.Detector, p.cfg.LiveBacklog); err != nil {
 					p.log.Warn().Err(err).Msg("cannot drop old frames")
 				}
 			}

@@ -136,7 +136,7 @@ func (e *Engine) test(ctx context.Context, q TestRequest) (TestAnswer, error) {
 // example is the event of an id, the last anomaly, or a made-up one.
 func (e *Engine) example(ctx context.Context, id string) (Notice, error) {
 	if id != "" {
-		ev, err := stream.FindEvent(ctx, e.js, e.cfg.Names, "*", "", id, "")
+		ev, err := stream.NewInstallation(e.js, e.cfg.Names).FindEvent(ctx, "*", "", id, "")
 		if err != nil {
 			return Notice{}, fmt.Errorf("event %q: %w", id, err)
 		}
@@ -186,7 +186,7 @@ func (e *Engine) replay(ctx context.Context, q ReplayRequest) (ReplayAnswer, err
 }
 
 func (e *Engine) replayDead(ctx context.Context, s Sink, send func(Notice) bool) error {
-	all, err := stream.DeadLetters(ctx, e.js, e.cfg.Names, 0)
+	all, err := stream.NewInstallation(e.js, e.cfg.Names).DeadLetters(ctx, 0)
 	if err != nil {
 		return err
 	}

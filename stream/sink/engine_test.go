@@ -243,7 +243,7 @@ func TestDeadLettersCanBeSentAgain(t *testing.T) {
 	h.ready("a")
 	id := h.event("line1", 2)
 	poll(t, func() bool { return h.status("a").Results[sink.ResultDead] == 1 })
-	dead, err := stream.DeadLetters(t.Context(), h.js, stream.Names{}, 0)
+	dead, err := stream.NewInstallation(h.js, stream.Names{}).DeadLetters(t.Context(), 0)
 	if err != nil || len(dead) != 1 {
 		t.Fatalf("%v, %v", dead, err)
 	}
@@ -256,7 +256,7 @@ func TestDeadLettersCanBeSentAgain(t *testing.T) {
 	if a.Sent != 1 || len(r.ids()) != 1 || r.ids()[0] != id {
 		t.Errorf("%+v, %v", a, r.ids())
 	}
-	if dead, err = stream.DeadLetters(t.Context(), h.js, stream.Names{}, 0); err != nil || len(dead) != 0 {
+	if dead, err = stream.NewInstallation(h.js, stream.Names{}).DeadLetters(t.Context(), 0); err != nil || len(dead) != 0 {
 		t.Errorf("%v, %v", dead, err)
 	}
 	h.ask("replay", sink.ReplayRequest{Sink: "a", Since: time.Now().Add(-time.Hour)}, &a)

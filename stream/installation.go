@@ -1,0 +1,94 @@
+package stream
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream/internal/kv"
+	"github.com/nearmiss/nearmiss/stream/registry"
+)
+
+// Installation is one Nearmiss in a broker: what [Ensure] made there, by one
+// prefix. Its parts are opened when they are asked for, so that a process needs
+// rights only for those that it uses.
+//
+// Everybody may read through it. What people change goes through [Control]: a
+// [Client] asks for it.
+type Installation struct {
+	names Names
+	js    jetstream.JetStream
+	cache string // folder of releases
+
+	mu        sync.Mutex
+	detectors *Detectors
+	jobs      *Jobs
+	registry  *registry.Registry
+}
+
+// NewInstallation is the handle of what lies in a broker under names.
+func NewInstallation(js jetstream.JetStream, n Names) *Installation {
+	return &Installation{names: n, js: js}
+}
+
+// caching is NewInstallation for those that load releases into a folder.
+func caching(js jetstream.JetStream, n Names, folder string) *Installation {
+	return &Installation{names: n, js: js, cache: folder}
+}
+
+// opened returns what has been opened already, or opens it.
+func opened[T any](in *Installation, at **T, open func() (*T, error)) (*T, error) {
+	in.mu.Lock()
+	have := *at
+	in.mu.Unlock()
+	if have != nil {
+		return have, nil
+	}
+	made, err := open()
+	if err != nil {
+		return nil, err
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	*at = made
+	return made, nil
+}
+
+// Names are the names of its subjects, streams and buckets.
+func (in *Installation) Names() Names { return in.names }
+
+// Detectors are the configurations.
+func (in *Installation) Detectors(ctx context.Context) (*Detectors, error) {
+	return opened(in, &in.detectors, func() (*Detectors, error) {
+		bucket, err := in.js.KeyValue(ctx, in.names.DetectorsBucket())
+		if err != nil {
+			return nil, fmt.Errorf("open bucket %s: %w", in.names.DetectorsBucket(), err)
+		}
+		return &Detectors{kv: kv.Store[Detector]{Bucket: bucket, Decode: decodeDetector}}, nil
+	})
+}
+
+// Jobs are the records of training jobs.
+func (in *Installation) Jobs(ctx context.Context) (*Jobs, error) {
+	return opened(in, &in.jobs, func() (*Jobs, error) {
+		bucket, err := in.js.KeyValue(ctx, in.names.JobsBucket())
+		if err != nil {
+			return nil, fmt.Errorf("open bucket %s: %w", in.names.JobsBucket(), err)
+		}
+		return &Jobs{names: in.names, js: in.js, kv: kv.Store[Job]{Bucket: bucket, Decode: decodeJob}}, nil
+	})
+}
+
+// Registry are the releases, and which of them is active.
+func (in *Installation) Registry(ctx context.Context) (*registry.Registry, error) {
+	return opened(in, &in.registry, func() (*registry.Registry, error) {
+		return registry.Open(ctx, in.js, registry.Config{
+			ActiveBucket: in.names.ActiveBucket(), ArtifactsBucket: in.names.ArtifactsBucket(), CacheDir: in.cache,
+		})
+	})
+}
+
+// Normals are the training sets.
+func (in *Installation) Normals() *Normals { return &Normals{names: in.names, js: in.js} }
