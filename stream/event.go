@@ -26,7 +26,7 @@ const (
 	// beside it judge differently; the scores are the candidate's.
 	KindDisagreement = "disagreement"
 	KindDrift        = "drift"   // what a camera sees as normal has moved
-	KindRelease      = "release" // a release was taken into service or refused
+	KindRelease      = "release" // a release was taken into service or refused, or is being learnt
 	KindLost         = "lost"    // frames were published and not stored, or are refused
 	KindStore        = "store"   // something that is stored cannot be read
 	KindCamera       = "camera"  // a camera has fallen silent, or is back
@@ -46,6 +46,8 @@ const (
 	ReleaseInService = "in_service" // frames are judged by it from now on
 	ReleaseRefused   = "refused"    // it is not fit to serve; what served before goes on
 	ReleaseMissing   = "missing"    // the first training has made none, and frames wait
+	ReleaseLearning  = "learning"   // the detector takes its first frames as normal
+	ReleaseLearned   = "learned"    // it has enough of them, and its first release is made
 )
 
 // Codes of store events.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -66,6 +67,10 @@ func (l *detectorRunner) collect(ctx, work context.Context, conf Detector) error
 			beat.done(m)
 		}
 		beat.stop()
+		if have == 0 && len(msgs) > 0 { // the same notice from all workers that are there at the beginning
+			l.notify(work, notice(KindRelease, l.name, NoCamera, "", ReleaseLearning,
+				fmt.Sprintf("the first %d frames are taken to be normal: no frame is judged until it has learnt from them", conf.LearnFrames), strconv.FormatUint(conf.Revision, 10)))
+		}
 		if failure != nil {
 			return failure
 		}
@@ -138,6 +143,8 @@ func (l *detectorRunner) learned(ctx, work context.Context, conf Detector, have 
 			if told != job.Job {
 				told = job.Job
 				l.log.Info().Int("normals", have).Str("job", job.Job).Msg("learned enough: training is asked for, frames wait in the queue")
+				l.notify(work, notice(KindRelease, l.name, NoCamera, "", ReleaseLearned,
+					fmt.Sprintf("%d normals are there: job %s makes the first release, and frames wait for it", have, job.Job), job.Job))
 			}
 			step, cancel := until(ctx, changed)
 			_, err := l.w.jobs.Wait(step, job.Job, nil)

@@ -37,10 +37,19 @@ type DetectorStatus struct {
 	Candidate  string    `json:"candidate,omitempty"` // scores alongside
 	Waiting    uint64    `json:"waiting"`             // frames in the queue, those under way included
 	Normals    int       `json:"normals"`
-	Anomalies  int       `json:"anomalies"`          // labelled
-	LastJob    *Job      `json:"last_job,omitempty"` // newest
+	// Learning says how far it is, while there is no release and the first frames
+	// are taken to be normal.
+	Learning  *Learning `json:"learning,omitempty"`
+	Anomalies int       `json:"anomalies"`          // labelled
+	LastJob   *Job      `json:"last_job,omitempty"` // newest
 	// Retrain says why retraining is advised, one sentence a reason.
 	Retrain []string `json:"retrain,omitempty"`
+}
+
+// Learning is how far a detector is that learns from its first frames.
+type Learning struct {
+	Normals int `json:"normals"` // that it has
+	Frames  int `json:"frames"`  // that it wants; with so many, training begins
 }
 
 // Status reads the state of an installation.
@@ -78,6 +87,9 @@ func (in *Installation) Status(ctx context.Context) (Status, error) {
 	byName := map[string]*DetectorStatus{}
 	for _, d := range list {
 		byName[d.Name] = &DetectorStatus{Detector: d.Name}
+		if d.LearnFrames > 0 && active[d.Name].Release == "" {
+			byName[d.Name].Learning = &Learning{Frames: d.LearnFrames}
+		}
 	}
 	for name := range active {
 		if byName[name] == nil {
@@ -120,6 +132,9 @@ func (in *Installation) Status(ctx context.Context) (Status, error) {
 		d.Release, d.PromotedAt, d.Candidate = p.Release, p.PromotedAt, shadow[name].Release
 		if d.Normals, err = normals.count(ctx, in.names.Normals(name)); err != nil {
 			return fail(err)
+		}
+		if d.Learning != nil {
+			d.Learning.Normals = min(d.Normals, d.Learning.Frames)
 		}
 		if d.Anomalies, err = normals.count(ctx, in.names.Anomalies(name)); err != nil {
 			return fail(err)

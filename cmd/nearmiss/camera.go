@@ -9,9 +9,11 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/internal/synthetic"
+	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/camera"
 )
 
@@ -76,6 +78,7 @@ func (c *cameraCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return usageError{oneLine(err)}
 	}
+	c.tellUnknown(ctx, nc, js, o)
 	if err := p.Run(ctx, src); err != nil {
 		return err
 	}
@@ -85,6 +88,32 @@ func (c *cameraCmd) Run(ctx context.Context, o *output) error {
 	}
 	_, err = fmt.Fprintf(o.Out, "%d frames published, %.1f MB\n", s.Published, float64(s.Bytes)/1e6)
 	return err
+}
+
+// tellUnknown warns of a detector that is not there: a name may be misspelt.
+func (c *cameraCmd) tellUnknown(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, o *output) {
+	if c.NKey != "" || c.Creds != "" || strings.Contains(c.Server, "@") {
+		return // cameras' identities are of one detector, and may publish and nothing else
+	}
+	look := func() {
+		step, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		if there, err := stream.NewInstallation(js, c.names()).IsAwaited(step, c.Detector); err == nil && !there {
+			o.Log.Warn().Str("detector", c.Detector).Msg("there is no such detector yet: its frames wait until it is made (nearmiss detector create), or is the name misspelt?")
+		}
+	}
+	if nc.IsConnected() {
+		look()
+		return
+	}
+	up := nc.StatusChanged(nats.CONNECTED)
+	go func() {
+		select {
+		case <-ctx.Done():
+		case <-up:
+			look()
+		}
+	}()
 }
 
 // source opens what the command line names.

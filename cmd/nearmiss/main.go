@@ -55,6 +55,7 @@ type cli struct {
 	Jobs     jobsCmd     `cmd:"" help:"List training jobs, or cancel one."`
 	Mark     markCmd     `cmd:"" help:"Tell a detector that an alarm was false, or true."`
 	Status   statusCmd   `cmd:"" help:"Show detectors, workers, jobs and what needs attention."`
+	Health   healthCmd   `cmd:"" help:"Exit with 0 where all that has a release is served, and with 1 and the reason where not."`
 	Collect  collectCmd  `cmd:"" help:"Remove releases and files that nobody needs."`
 
 	Sinks sinksCmd `cmd:"" help:"Alarms to people and machines outside: webhooks, chats."`

@@ -119,7 +119,10 @@ func (c *statusCmd) Run(ctx context.Context, o *output) error {
 	var b strings.Builder
 	for _, d := range st.Detectors {
 		release := "no release"
-		if d.Release != "" {
+		switch {
+		case d.Learning != nil:
+			release = fmt.Sprintf("learning %d/%d", d.Learning.Normals, d.Learning.Frames)
+		case d.Release != "":
 			release = fmt.Sprintf("release %.12s since %s", d.Release, d.PromotedAt.Local().Format(time.DateTime))
 		}
 		fmt.Fprintf(&b, "%-24s %s, %d frames wait, %d normals, %d labelled anomalies\n", d.Detector, release, d.Waiting, d.Normals, d.Anomalies)

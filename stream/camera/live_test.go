@@ -190,10 +190,12 @@ func TestVideosAreReadThroughAProgram(t *testing.T) {
 		t.Errorf("called with %q, %v", said, err)
 	}
 
-	program, _ = player(t, "echo rtsp://eye:secret@host/1: no route >&2; exit 1")
-	live = &camera.Video{Source: "rtsp://eye:secret@host/1", Program: program, Log: zerolog.Nop()}
-	if _, err := live.Next(t.Context()); err == nil || !strings.Contains(err.Error(), "no route") || strings.Contains(err.Error(), "secret") {
-		t.Error(err)
+	for _, code := range []string{"1", "0"} { // what gave no picture has not ended
+		program, _ = player(t, "echo rtsp://eye:secret@host/1: no route >&2; exit "+code)
+		live = &camera.Video{Source: "rtsp://eye:secret@host/1", Program: program, Log: zerolog.Nop()}
+		if _, err := live.Next(t.Context()); err == nil || errors.Is(err, io.EOF) || !strings.Contains(err.Error(), "no route") || strings.Contains(err.Error(), "secret") {
+			t.Errorf("exit code %s: %v", code, err)
+		}
 	}
 }
 

@@ -123,7 +123,7 @@ func (s *Video) Next(ctx context.Context) (Image, error) {
 		return err
 	}, backoff.WithContext(b, ctx), func(err error, wait time.Duration) {
 		if errors.Is(err, io.EOF) {
-			s.Log.Warn().Str("video", Redacted(s.Source)).Dur("again_in", wait).Msg("the video has ended: opening it again")
+			s.Log.Warn().Str("video", Redacted(s.Source)).Dur("again_in", wait).Msg("the stream has ended: opening it again")
 			return
 		}
 		s.Log.Warn().Err(err).Dur("again_in", wait).Msg("the video cannot be read: trying again")
@@ -159,7 +159,7 @@ func (s *Video) once(ctx context.Context) (Image, error) {
 		return s.run.image(data, Redacted(s.Source)), nil
 	}
 	failed := s.run.end()
-	first := s.run.taken == 0
+	first, said := s.run.taken == 0, clean(s.run.said.errors(), s.Source)
 	s.run = nil
 	switch {
 	case ctx.Err() != nil:
@@ -171,6 +171,8 @@ func (s *Video) once(ctx context.Context) (Image, error) {
 		return s.once(ctx)
 	case failed != nil:
 		return Image{}, fmt.Errorf("read video %s: %w", Redacted(s.Source), failed)
+	case first && s.live(): // that is no end, whatever ffmpeg's exit code says
+		return Image{}, fmt.Errorf("read video %s: it gave no picture: %s", Redacted(s.Source), cmp.Or(said, err.Error()))
 	case errors.Is(err, io.EOF):
 		return Image{}, io.EOF
 	}

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream"
+)
+
+type healthCmd struct {
+	Detectors []string      `arg:"" optional:"" help:"Detectors that must serve (default: all that have a release, and one at least)."`
+	Workers   time.Duration `default:"2s" placeholder:"TIME" help:"How long to wait for the workers' answers."`
+	JSON      bool          `name:"json" help:"Print one JSON object."`
+	serverFlags
+}
+
+func (*healthCmd) Help() string {
+	return "Exits with 0 where a broker and workers answer and every detector that has a release is served, and with 1 and the reasons where not: " +
+		"for scripts and for whatever restarts services.\n\n" +
+		examples("nearmiss health", "nearmiss health bolts || page-somebody")
+}
+
+func (c *healthCmd) Run(ctx context.Context, o *output) error {
+	bad, workers, err := c.ask(ctx, o)
+	if err != nil {
+		if c.JSON {
+			bad = []string{err.Error()}
+		} else {
+			return err
+		}
+	}
+	if c.JSON {
+		if err := o.JSON(struct {
+			Healthy bool     `json:"healthy"`
+			Workers int      `json:"workers"`
+			Reasons []string `json:"reasons,omitempty"`
+		}{len(bad) == 0, workers, bad}); err != nil {
+			return err
+		}
+	}
+	if len(bad) > 0 {
+		return errors.New("not healthy: " + strings.Join(bad, "; "))
+	}
+	if c.JSON {
+		return nil
+	}
+	what := "all that has a release"
+	if len(c.Detectors) > 0 {
+		what = strings.Join(c.Detectors, ", ")
+	}
+	_, err = fmt.Fprintf(o.Out, "healthy: %s served by %s\n", what, counted(workers, "worker"))
+	return err
+}
+
+// ask returns what is wrong, and how many workers answer.
+func (c *healthCmd) ask(ctx context.Context, o *output) (bad []string, answered int, err error) {
+	nc, err := c.connect("health", o)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return nil, 0, err
+	}
+	st, err := stream.NewInstallation(js, c.names()).Status(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	workers, err := stream.NewClient(nc, c.names()).Workers(ctx, c.Workers)
+	if err != nil {
+		return nil, 0, err
+	}
+	return stream.Ailments(st, workers, c.Detectors...), len(workers), nil
+}

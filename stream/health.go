@@ -1,0 +1,70 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Ailments says why frames are not judged as they should be, one sentence a
+// reason: of the detectors that are named, or else of all that have a release, of
+// which there must be one. None means that all is well. workers are those that
+// answered.
+func Ailments(st Status, workers []WorkerStatus, detectors ...string) []string {
+	if len(workers) == 0 {
+		return []string{"no worker answers"}
+	}
+	asked := len(detectors) > 0
+	served := func(d DetectorStatus) bool {
+		return slices.ContainsFunc(workers, func(w WorkerStatus) bool { return w.Serving[d.Detector] != "" })
+	}
+	// Detectors that are not ready yet are no fault while others serve.
+	ready := !asked && slices.ContainsFunc(st.Detectors, served)
+	var bad []string
+	for _, d := range st.Detectors {
+		if asked && !slices.Contains(detectors, d.Detector) || served(d) {
+			continue
+		}
+		switch {
+		case d.Release != "" && slices.ContainsFunc(workers, func(w WorkerStatus) bool { return w.Refused[d.Detector] != "" }):
+			bad = append(bad, fmt.Sprintf("detector %s: its release is refused, and none before it serves", d.Detector))
+		case d.Release != "":
+			bad = append(bad, fmt.Sprintf("detector %s: no worker serves it", d.Detector))
+		case ready:
+		case d.Learning != nil:
+			bad = append(bad, fmt.Sprintf("detector %s: it is learning, %d of %d frames", d.Detector, d.Learning.Normals, d.Learning.Frames))
+		default:
+			bad = append(bad, fmt.Sprintf("detector %s: it has no release", d.Detector))
+		}
+	}
+	if !asked && len(st.Detectors) == 0 {
+		bad = append(bad, "there is no detector")
+	}
+	for _, name := range detectors {
+		if !slices.ContainsFunc(st.Detectors, func(d DetectorStatus) bool { return d.Detector == name }) {
+			bad = append(bad, fmt.Sprintf("detector %s: there is none", name))
+		}
+	}
+	return bad
+}
+
+// IsAwaited says whether a detector has a configuration or a release, so that
+// somebody takes its frames.
+func (in *Installation) IsAwaited(ctx context.Context, detector string) (bool, error) {
+	for _, name := range []string{in.names.DetectorsBucket(), in.names.ActiveBucket()} {
+		bucket, err := in.js.KeyValue(ctx, name)
+		if err != nil {
+			return false, fmt.Errorf("open bucket %s: %w", name, err)
+		}
+		switch _, err := bucket.Get(ctx, detector); {
+		case err == nil:
+			return true, nil
+		case !errors.Is(err, jetstream.ErrKeyNotFound):
+			return false, fmt.Errorf("look for detector %s: %w", detector, err)
+		}
+	}
+	return false, nil
+}
