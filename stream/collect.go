@@ -25,7 +25,7 @@ type Collected struct {
 	Jobs        int `json:"jobs"`        // records of jobs that ended long ago, beyond the newest
 }
 
-// Collect removes from the artifacts what nobody can need any more: releases
+// Collect removes from the object stores what nobody can need any more: releases
 // (see [registry.Registry.Collect]), evidence past the retention of its
 // detector, and what cameras and trainers that died left behind.
 func (in *Installation) Collect(ctx context.Context, o registry.CollectOptions) (Collected, error) {
@@ -36,14 +36,6 @@ func (in *Installation) Collect(ctx context.Context, o registry.CollectOptions) 
 	}
 	if out.Collected, err = reg.Collect(ctx, o); err != nil {
 		return out, err
-	}
-	store, err := in.js.ObjectStore(ctx, in.names.ArtifactsBucket())
-	if err != nil {
-		return out, fmt.Errorf("collect: %w", err)
-	}
-	infos, _, err := object.List(ctx, in.js, in.names.ArtifactsBucket())
-	if err != nil {
-		return out, fmt.Errorf("collect: %w", err)
 	}
 	retention, err := in.evidenceRetention(ctx)
 	if err != nil {
@@ -63,35 +55,59 @@ func (in *Installation) Collect(ctx context.Context, o registry.CollectOptions) 
 	if out.Jobs, err = jobs.prune(ctx, time.Now().Add(-max(grace, 0)), o.DryRun); err != nil {
 		return out, fmt.Errorf("collect: %w", err)
 	}
+	// Earlier versions kept everything among the artifacts.
+	for _, bucket := range []string{in.names.ArtifactsBucket(), in.names.ImagesBucket()} {
+		if err := out.collect(ctx, in.js, bucket, jobs, retention, grace, o.DryRun); err != nil {
+			return out, err
+		}
+	}
+	chunks, err := object.Orphans(ctx, in.js, in.names.ImagesBucket(), time.Now().Add(-max(grace, 0)), o.DryRun)
+	out.Chunks += chunks
+	if err != nil {
+		return out, fmt.Errorf("collect: %w", err)
+	}
+	return out, nil
+}
+
+// collect removes what nobody can need any more from one bucket, but releases.
+func (c *Collected) collect(ctx context.Context, js jetstream.JetStream, bucket string, jobs *Jobs, retention, grace time.Duration, dry bool) error {
+	store, err := js.ObjectStore(ctx, bucket)
+	if err != nil {
+		return fmt.Errorf("collect: %w", err)
+	}
+	infos, _, err := object.List(ctx, js, bucket)
+	if err != nil {
+		return fmt.Errorf("collect: %w", err)
+	}
 	for _, i := range infos {
 		age := time.Since(i.ModTime)
 		var count *int
 		switch {
 		case strings.HasPrefix(i.Name, EvidenceObjects) && age > retention:
-			count = &out.Evidence
+			count = &c.Evidence
 		case strings.HasPrefix(i.Name, FrameObjects) && age > 7*24*time.Hour:
-			count = &out.Frames
+			count = &c.Frames
 		case strings.HasPrefix(i.Name, CheckpointObjects) && age > grace:
 			job, _, _ := strings.Cut(strings.TrimPrefix(i.Name, CheckpointObjects), "/")
 			j, err := jobs.Get(ctx, job)
 			if err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrBadMessage) {
-				return out, err
+				return err
 			}
 			if err == nil && !j.Finished() && j.Checkpoint == i.Name {
 				continue
 			}
-			count = &out.Checkpoints
+			count = &c.Checkpoints
 		default:
 			continue
 		}
 		*count++
-		if !o.DryRun {
+		if !dry {
 			if err := store.Delete(ctx, i.Name); err != nil {
-				return out, fmt.Errorf("collect %s: %w", i.Name, err)
+				return fmt.Errorf("collect %s: %w", i.Name, err)
 			}
 		}
 	}
-	return out, nil
+	return nil
 }
 
 // evidenceRetention is the longest retention of any detector: evidence is named
@@ -188,18 +204,28 @@ func (in *Installation) DeleteDetector(ctx context.Context, name string, everyth
 	if _, _, err := in.PurgeEvidence(ctx, name, 0, 0); err != nil {
 		return fmt.Errorf("delete detector %s: %w", name, err)
 	}
-	store, err := in.js.ObjectStore(ctx, in.names.ArtifactsBucket())
-	if err != nil {
-		return fmt.Errorf("delete detector %s: %w", name, err)
+	for _, bucket := range []string{in.names.ImagesBucket(), in.names.ArtifactsBucket()} {
+		if err := in.dropNormals(ctx, bucket, name); err != nil {
+			return fmt.Errorf("delete detector %s: %w", name, err)
+		}
 	}
-	infos, _, err := object.List(ctx, in.js, in.names.ArtifactsBucket())
+	return nil
+}
+
+// dropNormals removes the objects of a detector's large normals from a bucket.
+func (in *Installation) dropNormals(ctx context.Context, bucket, detector string) error {
+	store, err := in.js.ObjectStore(ctx, bucket)
 	if err != nil {
-		return fmt.Errorf("delete detector %s: %w", name, err)
+		return err
+	}
+	infos, _, err := object.List(ctx, in.js, bucket)
+	if err != nil {
+		return err
 	}
 	for _, i := range infos {
-		if normalObject(name, i.Name) {
+		if normalObject(detector, i.Name) {
 			if err := store.Delete(ctx, i.Name); err != nil {
-				return fmt.Errorf("delete detector %s: %w", name, err)
+				return err
 			}
 		}
 	}

@@ -219,7 +219,7 @@ func (in *Installation) publishDead(ctx context.Context, m *nats.Msg) error {
 	if !errors.Is(err, nats.ErrMaxPayload) {
 		return err
 	}
-	store, err := in.js.ObjectStore(ctx, in.names.ArtifactsBucket())
+	store, err := in.js.ObjectStore(ctx, in.names.ImagesBucket())
 	if err != nil {
 		return err
 	}

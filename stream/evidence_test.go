@@ -206,7 +206,7 @@ func TestADetectorThatKeepsNoImagesStillReportsRegions(t *testing.T) {
 	if len(e) != 1 || e[0].NoPictures != stream.NoPicturesPrivacy || e[0].Pictures != "" || e[0].Evidence != "" || len(e[0].Regions) != 2 {
 		t.Errorf("%+v", e)
 	}
-	for _, bucket := range []string{r.names.EvidenceBucket(), r.names.ArtifactsBucket()} {
+	for _, bucket := range []string{r.names.EvidenceBucket(), r.names.ImagesBucket(), r.names.ArtifactsBucket()} {
 		store, err := r.js.ObjectStore(t.Context(), bucket)
 		if err != nil {
 			t.Fatal(err)

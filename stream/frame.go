@@ -26,6 +26,9 @@ const (
 	// broker's payload limit; the payload is then empty. The name begins with
 	// "frames/".
 	HeaderObject = "Nearmiss-Object"
+	// HeaderObjectDigest is the SHA-256 of that object's bytes, 64 hexadecimal
+	// digits. With it nobody else's image can take the place of the frame's.
+	HeaderObjectDigest = "Nearmiss-Object-Digest"
 	// HeaderSource says where the camera had the image from (a file's path, a
 	// URL); it is copied into the event.
 	HeaderSource = "Nearmiss-Source"
@@ -54,6 +57,7 @@ type Frame struct {
 	CapturedAt       time.Time // UTC
 	Image            []byte    // the image file's bytes; empty when Object is set
 	Object           string    // name of the object that holds the image, or empty
+	ObjectDigest     string    // SHA-256 of that object's bytes, hexadecimal, where the camera has said it
 	Source           string    // where the camera had it from, or empty
 	UnchangedSince   time.Time // when the camera's picture froze; zero: it has not
 	Truth            string    // ground truth of a synthetic frame, JSON, or empty
@@ -105,6 +109,7 @@ func (f Frame) Message(n Names) (*nats.Msg, error) {
 		m.Header.Set(HeaderCapturedAt, f.CapturedAt.UTC().Format(time.RFC3339Nano))
 	}
 	set(HeaderObject, f.Object)
+	set(HeaderObjectDigest, f.ObjectDigest)
 	set(HeaderSource, headerSafe(f.Source))
 	if !f.UnchangedSince.IsZero() {
 		m.Header.Set(HeaderUnchanged, f.UnchangedSince.UTC().Format(time.RFC3339))
@@ -171,6 +176,12 @@ func ParseFrame(n Names, subject string, h nats.Header, payload []byte, meta *je
 		if owner, name := objectOwner(o), f.Detector+"/"+f.Camera; owner != "" && owner != name {
 			return f, fmt.Errorf("header %s %q: the object is camera %s's: %w", HeaderObject, clip(o), owner, ErrBadMessage)
 		}
+		if d := h.Get(HeaderObjectDigest); d != "" {
+			if !isDigest(d) {
+				return f, fmt.Errorf("header %s %q is not a SHA-256 in hexadecimal: %w", HeaderObjectDigest, clip(d), ErrBadMessage)
+			}
+			f.ObjectDigest = strings.ToLower(d)
+		}
 		f.Object = o
 		f.Digest = digestOf([]byte(o)) // until the image is there
 	}
@@ -215,6 +226,12 @@ func clip(s string) string {
 		s = s[:80] + "…"
 	}
 	return s
+}
+
+// isDigest says whether s is a SHA-256 in hexadecimal.
+func isDigest(s string) bool {
+	_, err := hex.DecodeString(s)
+	return err == nil && len(s) == 2*sha256.Size
 }
 
 // digestOf is the lower-case hexadecimal SHA-256 of b.

@@ -127,6 +127,9 @@ func (l *detectorRunner) loadImage(ctx context.Context, it *frameTask) {
 	if it.frame.Image, it.failure = l.object(ctx, it.frame.Object); it.failure == nil {
 		it.bytes = len(it.frame.Image)
 		it.frame.Digest = digestOf(it.frame.Image)
+		if want := it.frame.ObjectDigest; want != "" && want != it.frame.Digest {
+			it.failure = Permanent(CodeObjectBad, fmt.Errorf("object %s is not the image that the frame names: its SHA-256 begins with %.12s, not with %.12s", clip(it.frame.Object), it.frame.Digest, want))
+		}
 	}
 }
 
@@ -135,10 +138,16 @@ func (l *detectorRunner) loadImage(ctx context.Context, it *frameTask) {
 func (l *detectorRunner) objectSize(ctx context.Context, name string) (int64, error) {
 	ctx, cancel := l.w.epoch.Within(ctx)
 	defer cancel()
-	info, err := l.w.artifacts.GetInfo(ctx, name)
+	info, err := l.w.large.GetInfo(ctx, name)
+	if errors.Is(err, jetstream.ErrObjectNotFound) { // of a camera or a queue before there was this bucket
+		var before jetstream.ObjectStore
+		if before, err = l.w.js.ObjectStore(ctx, l.w.cfg.ArtifactsBucket()); err == nil {
+			info, err = before.GetInfo(ctx, name)
+		}
+	}
 	switch {
 	case errors.Is(err, jetstream.ErrObjectNotFound):
-		return 0, Permanent(CodeObjectMissing, fmt.Errorf("object %s is not in %s", clip(name), l.w.cfg.ArtifactsBucket()))
+		return 0, Permanent(CodeObjectMissing, fmt.Errorf("object %s is not in %s", clip(name), l.w.cfg.LargeBucket()))
 	case errors.Is(err, jetstream.ErrBadObjectMeta):
 		return 0, Permanent(CodeObjectMissing, fmt.Errorf("object %s: its metadata cannot be understood", clip(name)))
 	case err != nil:
@@ -153,7 +162,7 @@ func (l *detectorRunner) objectSize(ctx context.Context, name string) (int64, er
 func (l *detectorRunner) object(ctx context.Context, name string) ([]byte, error) {
 	ctx, cancel := l.w.epoch.Within(ctx)
 	defer cancel()
-	return fetchObject(ctx, l.w.js, l.w.cfg.ArtifactsBucket(), name, l.w.cfg.MaxImage)
+	return fetchMoved(ctx, l.w.js, l.w.cfg.Names, l.w.cfg.LargeBucket(), name, l.w.cfg.MaxImage)
 }
 
 // settle scores frames and brings each to its end; the candidate, if there is one,

@@ -78,7 +78,7 @@ func TestAHostileNeighbour(t *testing.T) {
 	r.steward(stream.StewardConfig{FramesMaxBytes: queue})
 	m := memory.New(budget)
 	w, _ := r.worker(stream.WorkerConfig{Memory: m}, loadFake)
-	store, err := r.js.ObjectStore(t.Context(), r.names.ArtifactsBucket())
+	store, err := r.js.ObjectStore(t.Context(), r.names.LargeBucket())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +128,7 @@ func TestAHostileNeighbour(t *testing.T) {
 			m.Subject = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES." + r.names.FramesStream() + ".frames-bolts"
 			m.Data = []byte(pick("{", `{"stream_seq":18446744073709551615,"deliveries":5}`, `{"stream_seq":-1}`))
 		case 8: // object metadata
-			m.Subject = "$O." + r.names.ArtifactsBucket() + ".M." + pick("ZnJhbWVzL3g=", "x")
+			m.Subject = "$O." + r.names.LargeBucket() + ".M." + pick("ZnJhbWVzL3g=", "x")
 			m.Data = []byte(pick(`{"name":"frames/x","size":4611686018427387904,"chunks":1,"nuid":"x"}`, "{", "null"))
 		default: // no frame at all
 			m.Subject = pick("nearmiss.frames", "nearmiss.frames.a.b.c", "Nearmiss.frames.bolts.left", "nearmiss.events.bolts.left.anomaly", "nearmiss.feedback.bolts", "nearmiss.dead.NM_FRAMES")

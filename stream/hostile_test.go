@@ -58,16 +58,16 @@ func TestFeedbackOnForgedEvidence(t *testing.T) {
 		func(i *jetstream.ObjectInfo) { i.Chunks = 1 << 31 },
 		func(i *jetstream.ObjectInfo) { i.NUID = "*" },
 		func(i *jetstream.ObjectInfo) {
-			i.Opts = &jetstream.ObjectMetaOptions{Link: &jetstream.ObjectLink{Bucket: r.names.ArtifactsBucket(), Name: "x"}}
+			i.Opts = &jetstream.ObjectMetaOptions{Link: &jetstream.ObjectLink{Bucket: r.names.ImagesBucket(), Name: "x"}}
 		},
 	} {
 		name := fmt.Sprintf("%sforged%d", stream.EvidenceObjects, i)
-		r.forgeObject(r.names.ArtifactsBucket(), name, change)
+		r.forgeObject(r.names.ImagesBucket(), name, change)
 		one := 1.0
 		yes := true
 		e := stream.Event{
 			ID: fmt.Sprint("forged", i), Kind: stream.KindAnomaly, Detector: "bolts", Camera: "left", FrameID: fmt.Sprint(i), ScoredAt: time.Now(),
-			Score: &one, Threshold: &one, PValue: &one, Anomalous: &yes, Evidence: r.names.ArtifactsBucket() + "/" + name,
+			Score: &one, Threshold: &one, PValue: &one, Anomalous: &yes, Evidence: r.names.ImagesBucket() + "/" + name,
 		}
 		m, err := e.Message(r.names)
 		if err != nil {
@@ -129,6 +129,7 @@ func TestOneBadKeyCostsThatKey(t *testing.T) {
 	r.forgeObject(r.names.ArtifactsBucket(), "last", func(i *jetstream.ObjectInfo) { i.Size = 1 << 63 })
 	r.raw("$O."+r.names.ArtifactsBucket()+".M.xxxx", "{")
 	r.raw("$O."+r.names.EvidenceBucket()+".M.xxxx", "{")
+	r.raw("$O."+r.names.ImagesBucket()+".M.xxxx", "{")
 
 	store, err := r.in.Detectors(ctx)
 	if err != nil {
@@ -292,16 +293,16 @@ func TestNormalsWithoutAnImage(t *testing.T) {
 	if _, err := s.Add(ctx, stream.Normal{Detector: "nuts", Image: make([]byte, 9<<20)}); err != nil {
 		t.Fatal(err)
 	}
-	if store, err := r.js.ObjectStore(ctx, r.names.ArtifactsBucket()); err != nil {
+	if store, err := r.js.ObjectStore(ctx, r.names.ImagesBucket()); err != nil {
 		t.Fatal(err)
 	} else if all, err := store.List(ctx); err != nil || len(all) != 1 {
 		t.Fatalf("%d objects, %v", len(all), err)
 	} else {
 		forge(all[0].Name) // another detector's
 	}
-	r.forgeObject(r.names.ArtifactsBucket(), "normals/bolts/huge", func(i *jetstream.ObjectInfo) { i.Size = 1 << 62 })
+	r.forgeObject(r.names.ImagesBucket(), "normals/bolts/huge", func(i *jetstream.ObjectInfo) { i.Size = 1 << 62 })
 	forge("normals/bolts/huge")
-	r.forgeObject(r.names.ArtifactsBucket(), "normals/bolts/cut", func(i *jetstream.ObjectInfo) { i.NUID = "gone" })
+	r.forgeObject(r.names.ImagesBucket(), "normals/bolts/cut", func(i *jetstream.ObjectInfo) { i.NUID = "gone" })
 	forge("normals/bolts/cut")
 	r.raw(r.names.Normals("bolts"), "")
 	last := add(2)

@@ -86,7 +86,7 @@ func TestAnotherPictureIsAnotherFrameWhateverItsId(t *testing.T) {
 func TestAnObjectOfAnotherCameraIsNotTheThiefs(t *testing.T) {
 	r := newRig(t, stream.Topology{})
 	r.release("bolts", fake{Name: "one"})
-	store, err := r.js.ObjectStore(t.Context(), r.names.ArtifactsBucket())
+	store, err := r.js.ObjectStore(t.Context(), r.names.LargeBucket())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -204,7 +204,7 @@ func (l *detectorRunner) shed(ctx context.Context) {
 			}
 			continue
 		}
-		n, err := l.w.in.Shed(ctx, l.name, conf.LiveBacklog)
+		n, err := l.w.in.shed(ctx, l.name, "*", conf.LiveBacklog)
 		if err != nil && ctx.Err() == nil {
 			l.log.Debug().Err(err).Msg("cannot drop old frames")
 		}
@@ -216,14 +216,14 @@ func (l *detectorRunner) shed(ctx context.Context) {
 	}
 }
 
-// Shed drops the oldest waiting frames of a detector until keep are left, and
-// returns how many went.
-func (in *Installation) Shed(ctx context.Context, detector string, keep int) (uint64, error) {
+// shed drops the oldest waiting frames of a detector's camera ("*": of all) until
+// keep are left, and returns how many went.
+func (in *Installation) shed(ctx context.Context, detector, camera string, keep int) (uint64, error) {
 	s, err := in.js.Stream(ctx, in.names.FramesStream())
 	if err != nil {
 		return 0, fmt.Errorf("look for stream %s: %w", in.names.FramesStream(), err)
 	}
-	subject := in.names.Frames(detector, "*")
+	subject := in.names.Frames(detector, camera)
 	count := func() (uint64, error) {
 		info, err := s.Info(ctx, jetstream.WithSubjectFilter(subject))
 		if err != nil {

@@ -92,7 +92,9 @@ func (n Names) ActiveBucket() string    { return n.asset("ACTIVE") }    // KV: d
 func (n Names) JobsBucket() string      { return n.asset("JOBS") }      // KV: training job → its state
 func (n Names) IncidentsBucket() string { return n.asset("INCIDENTS") } // KV: detector and camera → the incident that goes on
 func (n Names) SinksBucket() string     { return n.asset("SINKS") }     // KV: sink → where events go
-func (n Names) ArtifactsBucket() string { return n.asset("ARTIFACTS") } // objects: releases, anomalies' images, checkpoints, large frames
+func (n Names) ArtifactsBucket() string { return n.asset("ARTIFACTS") } // objects: releases and checkpoints, which trainers and operators write
+func (n Names) ImagesBucket() string    { return n.asset("IMAGES") }    // objects: whole images that are kept: of anomalies, large normals, dead letters
+func (n Names) LargeBucket() string     { return n.asset("LARGE") }     // objects: large frames, which cameras write
 func (n Names) EvidenceBucket() string  { return n.asset("EVIDENCE") }  // objects: pictures of anomalies, by detector and event
 
 // WorkBucket is KV: what workers have in hand, and the tries of frames that were
@@ -134,6 +136,11 @@ func (n Names) Dead(stream string) string        { return n.prefix() + ".dead." 
 // Progress is where a training job reports on core NATS.
 func (n Names) Progress(detector, job string) string {
 	return n.prefix() + ".progress." + detector + "." + job
+}
+
+// Shed is where a camera asks that its old frames be dropped.
+func (n Names) Shed(detector, camera string) string {
+	return n.API() + ".worker.shed." + detector + "." + camera
 }
 
 // API is the root of the micro services' request subjects.

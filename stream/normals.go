@@ -129,7 +129,7 @@ func normalObject(detector, name string) bool {
 
 // putObject stores a large normal's image as an object that m names.
 func (s *Normals) putObject(ctx context.Context, n Normal, m *nats.Msg) error {
-	store, err := s.js.ObjectStore(ctx, s.names.ArtifactsBucket())
+	store, err := s.js.ObjectStore(ctx, s.names.ImagesBucket())
 	if err != nil {
 		return err
 	}
@@ -220,7 +220,7 @@ func (s *Normals) parse(ctx context.Context, detector string, h nats.Header, dat
 		return n, Permanent(CodeBadHeader, fmt.Errorf("it names object %s, which is no normal's of %s: %w", clip(o), detector, ErrBadMessage))
 	case o != "":
 		var err error
-		if n.Image, err = fetchObject(ctx, s.js, s.names.ArtifactsBucket(), o, maxStoredImage); err != nil {
+		if n.Image, err = fetchMoved(ctx, s.js, s.names, s.names.ImagesBucket(), o, maxStoredImage); err != nil {
 			return n, err
 		}
 		n.Bytes = len(n.Image)
@@ -267,12 +267,14 @@ func (s *Normals) Remove(ctx context.Context, detector string, sequence uint64) 
 		return fmt.Errorf("remove normal %d of %s: %w", sequence, detector, err)
 	}
 	if o := raw.Header.Get(HeaderObject); normalObject(detector, o) {
-		store, err := s.js.ObjectStore(ctx, s.names.ArtifactsBucket())
-		if err == nil {
-			err = store.Delete(ctx, o)
-		}
-		if err != nil && !errors.Is(err, jetstream.ErrObjectNotFound) {
-			return fmt.Errorf("remove normal %d of %s: %w", sequence, detector, err)
+		for _, bucket := range []string{s.names.ImagesBucket(), s.names.ArtifactsBucket()} { // earlier versions had it there
+			store, err := s.js.ObjectStore(ctx, bucket)
+			if err == nil {
+				err = store.Delete(ctx, o)
+			}
+			if err != nil && !errors.Is(err, jetstream.ErrObjectNotFound) {
+				return fmt.Errorf("remove normal %d of %s: %w", sequence, detector, err)
+			}
 		}
 	}
 	if err := str.DeleteMsg(ctx, sequence); err != nil {
@@ -318,7 +320,12 @@ func (s *Normals) locate(ctx context.Context, name string, n *Normal) error {
 		n.Problem = "it names object " + clip(name) + ", which is no normal's of " + n.Detector
 		return nil
 	}
-	info, err := object.Look(ctx, s.js, s.names.ArtifactsBucket(), name, maxStoredImage)
+	info, err := object.Look(ctx, s.js, s.names.ImagesBucket(), name, maxStoredImage)
+	if errors.Is(err, object.ErrMissing) {
+		if before, err2 := object.Look(ctx, s.js, s.names.ArtifactsBucket(), name, maxStoredImage); !errors.Is(err2, object.ErrMissing) {
+			info, err = before, err2
+		}
+	}
 	switch {
 	case err == nil:
 		n.Bytes = int(info.Size)
@@ -357,7 +364,7 @@ func (s *Normals) FromFrames(ctx context.Context, detector string, n int, told f
 		}
 		if f.Object != "" {
 			var perm *PermanentError
-			f.Image, err = fetchObject(ctx, s.js, s.names.ArtifactsBucket(), f.Object, maxStoredImage)
+			f.Image, err = fetchMoved(ctx, s.js, s.names, s.names.LargeBucket(), f.Object, maxStoredImage)
 			if errors.As(err, &perm) {
 				continue // scored, and gone
 			}

@@ -28,3 +28,15 @@ func fetchObject(ctx context.Context, js jetstream.JetStream, bucket, name strin
 	}
 	return b, err
 }
+
+// fetchMoved is [fetchObject] of an object that earlier versions kept among the
+// artifacts: it is looked for there when its own bucket has none.
+func fetchMoved(ctx context.Context, js jetstream.JetStream, n Names, bucket, name string, most int64) ([]byte, error) {
+	b, err := fetchObject(ctx, js, bucket, name, most)
+	if errors.Is(err, ErrNotFound) {
+		if before, err2 := fetchObject(ctx, js, n.ArtifactsBucket(), name, most); !errors.Is(err2, ErrNotFound) {
+			return before, err2
+		}
+	}
+	return b, err
+}

@@ -383,7 +383,7 @@ func TestNormals(t *testing.T) {
 	if n, err := s.Count(ctx, "bolts"); err != nil || n != 2 {
 		t.Errorf("%d, %v", n, err)
 	}
-	store, err := r.js.ObjectStore(ctx, r.names.ArtifactsBucket())
+	store, err := r.js.ObjectStore(ctx, r.names.ImagesBucket())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -533,6 +533,9 @@ func TestCollect(t *testing.T) {
 	if _, err := r.js.Publish(ctx, "$O.NM_ARTIFACTS.C.unfinished", make([]byte, 1000)); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := r.js.Publish(ctx, "$O.NM_IMAGES.C.unfinished", make([]byte, 1000)); err != nil {
+		t.Fatal(err)
+	}
 	store, err := r.js.ObjectStore(ctx, r.names.ArtifactsBucket())
 	if err != nil {
 		t.Fatal(err)
@@ -550,7 +553,7 @@ func TestCollect(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := r.in.Collect(ctx, registry.CollectOptions{Keep: 3, Grace: -1})
-	if err != nil || len(got.Releases) != 7 || got.Files != 7 || got.Chunks != 1 || got.Kept != 6 || got.Evidence != 0 || got.Checkpoints != 1 || got.Frames != 0 {
+	if err != nil || len(got.Releases) != 7 || got.Files != 7 || got.Chunks != 2 || got.Kept != 6 || got.Evidence != 0 || got.Checkpoints != 1 || got.Frames != 0 {
 		t.Errorf("%+v, %v", got, err)
 	}
 	if fmt.Sprint(dry) != fmt.Sprint(got) {

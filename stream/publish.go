@@ -205,14 +205,14 @@ func (l *detectorRunner) keep(ctx context.Context, it *frameTask) error {
 	}
 	name := EvidenceObjects + it.frame.Digest
 	err := l.tryToKeep(ctx, func(step context.Context) error {
-		if info, err := l.w.artifacts.GetInfo(step, name); err == nil && info.Size == uint64(len(it.frame.Image)) {
-			if l.w.whole(step, l.w.cfg.ArtifactsBucket(), info) == nil {
+		if info, err := l.w.images.GetInfo(step, name); err == nil && info.Size == uint64(len(it.frame.Image)) {
+			if l.w.whole(step, l.w.cfg.ImagesBucket(), info) == nil {
 				return nil
 			}
 		}
-		info, err := l.w.artifacts.PutBytes(step, name, it.frame.Image)
+		info, err := l.w.images.PutBytes(step, name, it.frame.Image)
 		if err == nil {
-			err = l.w.whole(step, l.w.cfg.ArtifactsBucket(), info)
+			err = l.w.whole(step, l.w.cfg.ImagesBucket(), info)
 		}
 		return err
 	})
@@ -224,7 +224,7 @@ func (l *detectorRunner) keep(ctx context.Context, it *frameTask) error {
 		l.log.Warn().Err(err).Str("camera", it.frame.Camera).Str("frame", it.frame.ID).Msg("the event goes without evidence")
 		return l.show(ctx, it)
 	}
-	it.event.Evidence = l.w.cfg.ArtifactsBucket() + "/" + name
+	it.event.Evidence = l.w.cfg.ImagesBucket() + "/" + name
 	return l.show(ctx, it)
 }
 
@@ -301,7 +301,7 @@ func (l *detectorRunner) finish(ctx context.Context, it *frameTask) {
 			l.log.Debug().Err(err).Str("frame", it.frame.ID).Msg("acknowledgement not confirmed")
 			return
 		}
-		if err := l.w.artifacts.Delete(step, it.frame.Object); err != nil && !errors.Is(err, jetstream.ErrObjectNotFound) {
+		if err := l.w.large.Delete(step, it.frame.Object); err != nil && !errors.Is(err, jetstream.ErrObjectNotFound) {
 			l.log.Warn().Err(err).Str("object", it.frame.Object).Msg("the frame's object stays until it is collected")
 		}
 		return

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -174,6 +175,7 @@ func (w *Worker) Status() WorkerStatus {
 func (w *Worker) service(ctx context.Context) (stop func(), err error) {
 	return startService(ctx, w.nc, WorkerService, "scores frames", w.cfg.API()+".worker", map[string]string{"prefix": w.cfg.prefix()}, func(e *endpoints) {
 		serve(e, "score-now", w.scoreNow)
+		serve(e, "shed", w.shed, micro.WithEndpointSubject("shed.*.*"))
 		// Every worker answers for itself.
 		serve(e, "status", func(context.Context, struct{}) (WorkerStatus, error) { return w.Status(), nil }, micro.WithEndpointQueueGroupDisabled())
 	})
@@ -213,6 +215,43 @@ func (w *Worker) scoreNow(ctx context.Context, q ScoreRequest) (*Event, error) {
 	conf, _, _, _ := l.state()
 	conf.decide(it.event)
 	return it.event, nil
+}
+
+// ShedRequest asks that a camera's oldest waiting frames be dropped. Whose they
+// are is said by the subject ([Names.Shed]), so that a camera can ask for its own
+// only.
+type ShedRequest struct {
+	Keep int `json:"keep"` // frames that are left, the newest
+
+	detector, camera string
+	err              error
+}
+
+func (q *ShedRequest) read(r micro.Request) {
+	parts := strings.Split(r.Subject(), ".")
+	q.detector, q.camera = parts[len(parts)-2], parts[len(parts)-1]
+	q.err = json.Unmarshal(r.Data(), q)
+}
+
+// ShedAnswer says how many frames were dropped.
+type ShedAnswer struct {
+	Dropped uint64 `json:"dropped"`
+}
+
+// shed drops a camera's oldest waiting frames.
+func (w *Worker) shed(ctx context.Context, q ShedRequest) (ShedAnswer, error) {
+	if q.err != nil || q.Keep < 1 {
+		return ShedAnswer{}, Permanent(CodeBadRequest, errors.New(`shed needs {"keep": N} with 1 or more frames to keep`))
+	}
+	if err := errors.Join(CheckToken("detector", q.detector), CheckToken("camera", q.camera)); err != nil {
+		return ShedAnswer{}, err
+	}
+	n, err := w.in.shed(ctx, q.detector, q.camera, q.Keep)
+	if n > 0 {
+		w.count.dropped.Add(n)
+		w.log.Warn().Str("detector", q.detector).Str("camera", q.camera).Uint64("frames", n).Msg("the queue is full: old frames of a live camera are dropped")
+	}
+	return ShedAnswer{n}, err
 }
 
 // Requests of the trainer's service.
@@ -377,6 +416,13 @@ func (c *Client) ScoreNow(ctx context.Context, detector string, image []byte) (e
 	m := &nats.Msg{Subject: c.worker("score-now"), Data: image, Header: nats.Header{HeaderDetector: {detector}}}
 	err = c.send(ctx, m, &e)
 	return e, err
+}
+
+// Shed has the oldest waiting frames of a camera dropped until keep are left.
+func (c *Client) Shed(ctx context.Context, detector, camera string, keep int) (dropped uint64, err error) {
+	var a ShedAnswer
+	err = c.ask(ctx, c.names.Shed(detector, camera), ShedRequest{Keep: keep}, &a)
+	return a.Dropped, err
 }
 
 // Train asks for training; see [Jobs.Wait] for its end.

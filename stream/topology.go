@@ -36,9 +36,15 @@ type Topology struct {
 	// NormalsMaxBytes bounds the training sets, which have no age; when it is
 	// reached new normals are refused. Default: no limit of its own.
 	NormalsMaxBytes int64
-	// ArtifactsMaxBytes bounds releases, evidence and checkpoints together.
-	// Default: no limit of its own.
+	// ArtifactsMaxBytes bounds releases and checkpoints together. Default: no
+	// limit of its own.
 	ArtifactsMaxBytes int64
+	// LargeMaxBytes bounds the images of waiting frames that are too large for a
+	// message; cameras are told when it is full. Default 1 GiB.
+	LargeMaxBytes int64
+	// ImagesMaxBytes bounds the images that are kept whole: of anomalies, large
+	// normals and dead letters. Default: no limit of its own.
+	ImagesMaxBytes int64
 	// EvidenceMaxBytes bounds the pictures of anomalies of all detectors together;
 	// when it is reached events go without. Default: no limit of its own, each
 	// detector has one.
@@ -54,12 +60,12 @@ type Topology struct {
 // refuse them. It returns the factor, 1 where nothing had to be changed.
 func (t Topology) Fit(store int64) (Topology, float64) {
 	t = t.withDefaults()
-	sum := t.FramesMaxBytes + t.EventsMaxBytes + t.DeadMaxBytes + feedbackMaxBytes + trainingMaxBytes
+	sum := t.FramesMaxBytes + t.LargeMaxBytes + t.EventsMaxBytes + t.DeadMaxBytes + feedbackMaxBytes + trainingMaxBytes
 	factor := 0.75 * float64(store) / float64(sum)
 	if store <= 0 || factor >= 1 {
 		return t, 1
 	}
-	for _, v := range []*int64{&t.FramesMaxBytes, &t.EventsMaxBytes, &t.DeadMaxBytes} {
+	for _, v := range []*int64{&t.FramesMaxBytes, &t.LargeMaxBytes, &t.EventsMaxBytes, &t.DeadMaxBytes} {
 		*v = max(int64(float64(*v)*factor), 1<<20)
 	}
 	t.scale = factor
@@ -95,6 +101,8 @@ func (t Topology) withDefaults() Topology {
 	def(&t.DeadMaxBytes, 1<<30)
 	def(&t.NormalsMaxBytes, -1)
 	def(&t.ArtifactsMaxBytes, -1)
+	def(&t.LargeMaxBytes, 1<<30)
+	def(&t.ImagesMaxBytes, -1)
 	def(&t.EvidenceMaxBytes, -1)
 	age(&t.FramesMaxAge, 7*24*time.Hour)
 	age(&t.EventsMaxAge, 90*24*time.Hour)
@@ -225,7 +233,10 @@ func Ensure(ctx context.Context, js jetstream.JetStream, t Topology) error {
 		}
 	}
 	for _, o := range []jetstream.ObjectStoreConfig{
-		{Bucket: t.ArtifactsBucket(), Description: "releases by SHA-256, images of anomalies, checkpoints and large frames", MaxBytes: t.ArtifactsMaxBytes},
+		{Bucket: t.ArtifactsBucket(), Description: "releases by SHA-256, and checkpoints", MaxBytes: t.ArtifactsMaxBytes},
+		// A worker removes what it has scored; what was left behind goes with its frame.
+		{Bucket: t.LargeBucket(), Description: "images of waiting frames that are too large for a message", MaxBytes: t.LargeMaxBytes, TTL: t.FramesMaxAge + time.Hour},
+		{Bucket: t.ImagesBucket(), Description: "images of anomalies, large normals and dead letters", MaxBytes: t.ImagesMaxBytes},
 		{Bucket: t.EvidenceBucket(), Description: "pictures of anomalies, by detector and event", MaxBytes: t.EvidenceMaxBytes},
 	} {
 		o.Storage, o.Replicas = jetstream.FileStorage, t.Replicas

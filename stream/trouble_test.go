@@ -83,7 +83,7 @@ func TestEventsThatCannotBeStoredAreNotTheFramesFault(t *testing.T) {
 func TestAnAlarmIsWorthMoreThanItsPicture(t *testing.T) {
 	r := newRig(t, stream.Topology{})
 	r.release("bolts", fake{Name: "one"})
-	s, err := r.js.Stream(t.Context(), "OBJ_"+r.names.ArtifactsBucket())
+	s, err := r.js.Stream(t.Context(), "OBJ_"+r.names.ImagesBucket())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +107,7 @@ func TestAnAlarmIsWorthMoreThanItsPicture(t *testing.T) {
 func TestFramesUnderWayShareOneMemory(t *testing.T) {
 	r := newRig(t, stream.Topology{})
 	const size, frames, budget = 4 << 20, 48, 10 << 20
-	store, err := r.js.ObjectStore(t.Context(), r.names.ArtifactsBucket())
+	store, err := r.js.ObjectStore(t.Context(), r.names.LargeBucket())
 	if err != nil {
 		t.Fatal(err)
 	}

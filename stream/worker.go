@@ -162,7 +162,8 @@ type Worker struct {
 	registry  *registry.Registry
 	detectors *Detectors
 	jobs      *Jobs
-	artifacts jetstream.ObjectStore
+	large     jetstream.ObjectStore // images of frames
+	images    jetstream.ObjectStore // of anomalies
 	evidence  jetstream.ObjectStore
 	work      jetstream.KeyValue
 	events    jetstream.Stream
@@ -365,8 +366,11 @@ func (w *Worker) open(ctx context.Context) error {
 		if w.jobs, err = w.in.Jobs(step); err != nil {
 			return err
 		}
-		if w.artifacts, err = w.js.ObjectStore(step, w.cfg.ArtifactsBucket()); err != nil {
-			return err
+		if w.large, err = w.js.ObjectStore(step, w.cfg.LargeBucket()); err != nil {
+			return fmt.Errorf("look for bucket %s (nearmiss up, broker and broker --setup make it): %w", w.cfg.LargeBucket(), err)
+		}
+		if w.images, err = w.js.ObjectStore(step, w.cfg.ImagesBucket()); err != nil {
+			return fmt.Errorf("look for bucket %s (nearmiss up, broker and broker --setup make it): %w", w.cfg.ImagesBucket(), err)
 		}
 		if w.evidence, err = w.js.ObjectStore(step, w.cfg.EvidenceBucket()); err != nil {
 			return err

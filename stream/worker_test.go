@@ -126,7 +126,7 @@ func TestAFrameThatCannotBeReadIsRejectedAtOnce(t *testing.T) {
 	r.release("bolts", fake{Name: "one"})
 	w, _ := r.worker(stream.WorkerConfig{MaxImage: 1 << 20}, loadFake)
 	subject := r.names.Frames("bolts", "left")
-	store, err := r.js.ObjectStore(t.Context(), r.names.ArtifactsBucket())
+	store, err := r.js.ObjectStore(t.Context(), r.names.LargeBucket())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -316,7 +316,7 @@ func TestAnImageAboveThePayloadLimitIsScoredAndItsObjectRemoved(t *testing.T) {
 	r := newRig(t, stream.Topology{})
 	r.release("bolts", fake{Name: "one"})
 	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
-	store, err := r.js.ObjectStore(t.Context(), r.names.ArtifactsBucket())
+	store, err := r.js.ObjectStore(t.Context(), r.names.LargeBucket())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,7 +20,7 @@ func TestEachRoleDoesItsJobWithItsRights(t *testing.T) {
 	data := t.TempDir()
 	in := "--data=" + data
 	for _, u := range []string{
-		"operator desk", "camera line1 --detector parts", "worker w1", "trainer t1",
+		"operator desk", "camera line1 --detector parts --large", "worker w1", "trainer t1",
 		"sinks k1", "subscriber lamp --detector parts", "subscriber view --detector parts --live", "setup s1",
 	} {
 		program(t, 0, append(append([]string{"users", "add"}, strings.Fields(u)...), in)...)

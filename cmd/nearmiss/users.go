@@ -86,6 +86,7 @@ type usersAddCmd struct {
 	Camera   string   `placeholder:"NAME" help:"Camera name, where it is not the identity's."`
 	Kinds    []string `name:"kind" placeholder:"KIND" help:"Event kind that a subscriber gets; may be repeated (default: all)."`
 	Live     bool     `help:"A subscriber that gets events as they come, and none of those that came while it was away."`
+	Large    bool     `help:"A camera whose images may be above the broker's payload limit (8 MiB)."`
 	MQTT     bool     `name:"mqtt" help:"A camera that logs in over MQTT with name and password."`
 	usersFolder
 }
@@ -104,7 +105,7 @@ func (*usersAddCmd) Help() string {
 func (c *usersAddCmd) Run(o *output) error {
 	u := access.User{
 		Name: c.Name, Role: access.Role(c.Role), Detector: c.Detector, Camera: c.Camera, Kinds: c.Kinds,
-		Live: c.Live, MQTT: c.MQTT, Created: time.Now().UTC().Truncate(time.Second),
+		Live: c.Live, Large: c.Large, MQTT: c.MQTT, Created: time.Now().UTC().Truncate(time.Second),
 	}
 	write, err := c.secret(&u)
 	if err == nil {
@@ -145,6 +146,9 @@ func (c *usersListCmd) Run(o *output) error {
 		notes := []string{}
 		if u.MQTT {
 			notes = append(notes, "MQTT")
+		}
+		if u.Large {
+			notes = append(notes, "large frames")
 		}
 		if u.Live {
 			notes = append(notes, "live")

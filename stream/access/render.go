@@ -57,30 +57,34 @@ func Render(n stream.Names, f File, internal string, now time.Time) ([]byte, err
 		}
 	}
 	s, c := n.EventsStream(), []string{AccountSubscribers}
-	frames := n.Frames("*", "*")
+	cameras := append([]string{n.Frames("*", "*"), n.Shed("*", "*")}, large(n)...)
 	next, ask, ack := "CONSUMER.MSG.NEXT."+s+".*", "CONSUMER.INFO."+s+".*", "$JS.ACK."+s+".>"
 	events := subjects{n}.prefixed("events.>")
 	scores := subjects{n}.prefixed("scores.>")
 	incidents := subjects{n}.prefixed("incidents.>")
+	var offers, services []any // to cameras, by them
+	for _, subject := range cameras {
+		offers = append(offers, map[string]any{"service": subject, "accounts": []string{AccountCameras}})
+		services = append(services, imported("service", subject, ""))
+	}
 	conf := map[string]any{
 		"system_account": AccountSystem,
 		"accounts": map[string]any{
 			AccountNM: map[string]any{
 				"jetstream": "enabled", "users": users[AccountNM],
-				"exports": []any{
-					map[string]any{"service": frames, "accounts": []string{AccountCameras}},
+				"exports": append(offers,
 					map[string]any{"stream": events, "accounts": c},
 					map[string]any{"stream": scores, "accounts": c},
 					map[string]any{"stream": incidents, "accounts": c},
 					map[string]any{"service": api + ask, "accounts": c},
 					map[string]any{"service": api + next, "response_type": "stream", "accounts": c},
 					map[string]any{"service": ack, "accounts": c},
-				},
+				),
 			},
 			AccountCameras: map[string]any{
 				"jetstream": "enabled", // MQTT sessions are kept in it
 				"users":     users[AccountCameras],
-				"imports":   []any{imported("service", frames, "")},
+				"imports":   services,
 			},
 			AccountSubscribers: map[string]any{
 				"users": users[AccountSubscribers],

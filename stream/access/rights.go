@@ -27,6 +27,12 @@ func (u User) Rights(n stream.Names) Rights {
 	switch u.Role {
 	case Camera:
 		out.Publish = []string{n.Frames(u.Detector, u.CameraName())}
+		if !u.MQTT {
+			out.Publish = append(out.Publish, n.Shed(u.Detector, u.CameraName()))
+		}
+		if u.Large {
+			out.Publish = append(out.Publish, large(n)...)
+		}
 	case Subscriber:
 		out = r.subscriber(u, d)
 	case Worker:
@@ -133,6 +139,21 @@ func writeObjects(bucket string) []string {
 	}
 }
 
+// lastChunks asks when an upload that is not finished went on last.
+func lastChunks(buckets ...string) []string {
+	var out []string
+	for _, b := range buckets {
+		out = append(out, api+"DIRECT.GET.OBJ_"+b+".$O."+b+".C.*")
+	}
+	return out
+}
+
+// large is what the parts of a large frame are published on ([stream.Frame.Large]).
+func large(n stream.Names) []string {
+	b := n.LargeBucket()
+	return []string{"$O." + b + ".C.*", "$O." + b + ".M.*"}
+}
+
 func (r subjects) worker(d string) Rights {
 	frames, events, dead := r.FramesStream(), r.EventsStream(), r.DeadStream()
 	advisories := "advisories-" + frames
@@ -158,7 +179,9 @@ func (r subjects) worker(d string) Rights {
 			readKV(r.ActiveBucket()), readKV(r.DetectorsBucket()),
 			readKV(r.JobsBucket()), []string{"$KV." + r.JobsBucket() + ".*"},
 			readKV(r.WorkBucket()), []string{"$KV." + r.WorkBucket() + ".>", r.API() + ".worker.alive.*"},
-			readObjects(r.ArtifactsBucket()), writeObjects(r.ArtifactsBucket()),
+			readObjects(r.ArtifactsBucket()), // releases, and what earlier versions kept there
+			readObjects(r.LargeBucket()), writeObjects(r.LargeBucket()),
+			readObjects(r.ImagesBucket()), writeObjects(r.ImagesBucket()),
 			readObjects(r.EvidenceBucket()), writeObjects(r.EvidenceBucket()),
 			[]string{r.Events(d, "*", "*"), r.Scores(d, "*"), r.Normals(d), r.Train(d), r.Dead(frames)},
 		),
@@ -185,7 +208,8 @@ func (r subjects) trainer() Rights {
 			readKV(r.JobsBucket()), []string{"$KV." + r.JobsBucket() + ".*"},
 			readKV(r.WorkBucket()),
 			readObjects(r.ArtifactsBucket()), writeObjects(r.ArtifactsBucket()),
-			[]string{api + "DIRECT.GET.OBJ_" + r.ArtifactsBucket() + ".$O." + r.ArtifactsBucket() + ".C.*"},
+			readObjects(r.ImagesBucket()), writeObjects(r.ImagesBucket()),
+			lastChunks(r.ArtifactsBucket(), r.ImagesBucket()),
 			readObjects(r.EvidenceBucket()), writeObjects(r.EvidenceBucket()),
 			[]string{
 				r.Events("*", "*", "*"),
@@ -249,8 +273,10 @@ func (r subjects) operator() Rights {
 				api + "STREAM.PURGE." + frames, api + "STREAM.PURGE." + normals, api + "STREAM.PURGE." + r.TrainingStream(),
 			},
 			readObjects(r.ArtifactsBucket()), writeObjects(r.ArtifactsBucket()),
-			[]string{api + "DIRECT.GET.OBJ_" + r.ArtifactsBucket() + ".$O." + r.ArtifactsBucket() + ".C.*"},
+			readObjects(r.ImagesBucket()), writeObjects(r.ImagesBucket()),
+			lastChunks(r.ArtifactsBucket(), r.ImagesBucket()),
 			readObjects(r.EvidenceBucket()), writeObjects(r.EvidenceBucket()),
+			readObjects(r.LargeBucket()), // normals are taken from frames
 			[]string{r.Feedback("*"), r.Normals("*"), r.Anomalies("*"), r.Train("*"), r.API() + ".>", "$SRV.PING.*", "$SRV.INFO.*", "$SRV.STATS.*"},
 		),
 		Subscribe: []string{r.Progress("*", "*"), r.Frames("*", "*"), r.Scores("*", "*")},
@@ -283,7 +309,7 @@ func (r subjects) setup() []string {
 		r.FramesStream(), r.EventsStream(), r.NormalsStream(), r.FeedbackStream(), r.TrainingStream(), r.DeadStream(),
 		"KV_" + r.DetectorsBucket(), "KV_" + r.ActiveBucket(), "KV_" + r.JobsBucket(), "KV_" + r.WorkBucket(), "KV_" + r.SinksBucket(),
 		r.IncidentsStream(), "KV_" + r.IncidentsBucket(),
-		"OBJ_" + r.ArtifactsBucket(), "OBJ_" + r.EvidenceBucket(),
+		"OBJ_" + r.ArtifactsBucket(), "OBJ_" + r.EvidenceBucket(), "OBJ_" + r.LargeBucket(), "OBJ_" + r.ImagesBucket(),
 	}
 	out := []string{api + "INFO"}
 	for _, n := range names {

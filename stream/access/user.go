@@ -49,6 +49,10 @@ type User struct {
 	// prove that they have the NKey's seed.
 	MQTT bool `yaml:"mqtt,omitempty" json:"mqtt,omitempty"`
 
+	// Large cameras may send images above the broker's payload limit. They can
+	// then remove other cameras' large frames while those wait, not forge them.
+	Large bool `yaml:"large,omitempty" json:"large,omitempty"`
+
 	Key Key `yaml:"key" json:"-"`
 	// Old is the key before the last rotation, good until OldUntil.
 	Old      *Key      `yaml:"old,omitempty" json:"-"`
@@ -99,6 +103,8 @@ func (u User) Validate() error {
 		wrong("role %s cannot be confined to a detector", u.Role)
 	case u.Role != Subscriber && (len(u.Kinds) > 0 || u.Live):
 		wrong("only a subscriber names event kinds or is live")
+	case u.Large && (u.Role != Camera || u.MQTT):
+		wrong("only cameras that speak NATS send large frames")
 	case u.MQTT && u.Role != Camera:
 		wrong("only cameras may speak MQTT")
 	}

@@ -39,7 +39,7 @@ type hall struct {
 }
 
 // roles are the columns of the matrix.
-var roles = []string{"line1", "lamp", "view", "worker", "trainer", "sinks", "op", "setup"}
+var roles = []string{"line1", "big", "lamp", "view", "worker", "trainer", "sinks", "op", "setup"}
 
 // newHall makes the users, not the broker.
 func newHall(t testing.TB) *hall {
@@ -48,6 +48,7 @@ func newHall(t testing.TB) *hall {
 	for _, u := range []access.User{
 		{Name: "line1", Role: access.Camera, Detector: "parts"},
 		{Name: "line2", Role: access.Camera, Detector: "parts"},
+		{Name: "big", Role: access.Camera, Detector: "parts", Large: true},
 		{Name: "lamp", Role: access.Subscriber, Detector: "parts"},
 		{Name: "view", Role: access.Subscriber, Detector: "parts", Live: true},
 		{Name: "worker", Role: access.Worker},
@@ -82,9 +83,13 @@ func (h *hall) change(f func(*access.File) error) {
 	}
 }
 
-func (h *hall) embedded() *broker.Broker {
+func (h *hall) embedded() *broker.Broker { return h.start(broker.Config{}) }
+
+// start runs the embedded broker.
+func (h *hall) start(cfg broker.Config) *broker.Broker {
 	h.t.Helper()
-	b, _ := brokertest.Start(h.t, broker.Config{Port: -1, Users: h.users})
+	cfg.Port, cfg.Users = -1, h.users
+	b, _ := brokertest.Start(h.t, cfg)
 	h.url = b.ClientURL()
 	h.setup()
 	return b
@@ -219,6 +224,8 @@ func (h *hall) probes() []string {
 		"pub nearmiss.progress.parts.j",
 		"pub nearmiss.api.trainer.promote",
 		"pub nearmiss.api.worker.score-now",
+		"pub nearmiss.api.worker.shed.parts.line1",
+		"pub nearmiss.api.worker.shed.parts.line2",
 		"pub $KV.NM_ACTIVE.parts",
 		"pub $KV.NM_DETECTORS.parts",
 		"pub $KV.NM_JOBS.x",
@@ -226,6 +233,12 @@ func (h *hall) probes() []string {
 		"pub $O.NM_ARTIFACTS.M.eA==",
 		"pub $O.NM_ARTIFACTS.C.x",
 		"pub $O.NM_EVIDENCE.M.eA==",
+		"pub $O.NM_IMAGES.M.eA==",
+		"pub $O.NM_LARGE.M.eA==",
+		"pub $O.NM_LARGE.C.x",
+		"pub $JS.API.STREAM.PURGE.OBJ_NM_ARTIFACTS",
+		"pub $JS.API.STREAM.PURGE.OBJ_NM_LARGE",
+		"pub $JS.API.STREAM.INFO.OBJ_NM_LARGE",
 		"pub $JS.API.INFO",
 		"pub $JS.API.STREAM.NAMES",
 		"pub $JS.API.STREAM.CREATE.X",

@@ -49,8 +49,8 @@ type Config struct {
 	// Run begins every frame id, followed by a dash and the frame's number.
 	// Two runs of one camera need two names. Default: the time of the start.
 	Run string
-	// Live drops the oldest waiting frames of the detector when the queue is
-	// full, instead of waiting.
+	// Live has the camera's oldest waiting frames dropped when the queue is full,
+	// instead of waiting. A worker drops them: cameras cannot.
 	Live bool
 	// LiveBacklog is how many frames a live camera leaves in the queue. Default
 	// 32.
@@ -86,6 +86,7 @@ type Publisher struct {
 	epoch *stream.Epoch
 	stats Stats
 	still still
+	mute  bool // that old frames are not dropped has been said
 }
 
 // NewPublisher prepares a publisher.
@@ -153,18 +154,36 @@ func (p *Publisher) publish(ctx context.Context, f stream.Frame) error {
 	}
 	if int64(m.Size()) > p.js.Conn().MaxPayload() {
 		if m, err = p.asObject(ctx, f); err != nil {
-			return err
+			return fmt.Errorf("store the image of frame %s of camera %s: %w", f.ID, p.cfg.Camera, err)
 		}
 	}
-	var fullSince time.Time
+	if err := p.send(ctx, m, 0); err != nil {
+		return fmt.Errorf("publish frame %s of camera %s: %w", f.ID, p.cfg.Camera, err)
+	}
+	p.stats.Published++
+	p.stats.Bytes += uint64(size)
+	return nil
+}
+
+// errUnsure is returned for a message of which nobody knows whether it is stored.
+var errUnsure = errors.New("the broker has not said whether it is stored")
+
+// send publishes one message until it is stored. The broker knows one that it has
+// by its id, for two minutes; with unsure above 0, send gives up after that time
+// without an answer.
+func (p *Publisher) send(ctx context.Context, m *nats.Msg, unsure time.Duration) error {
+	var fullSince, unsureSince time.Time
 	tries := 0
 	b := backoff.NewExponentialBackOff(backoff.WithInitialInterval(20*time.Millisecond), backoff.WithMaxInterval(2*time.Second), backoff.WithMaxElapsedTime(0))
-	err = backoff.Retry(func() error {
+	err := backoff.Retry(func() error {
 		tries++
 		within, cancel := p.epoch.Within(ctx)
 		defer cancel()
 		step, cancel := context.WithTimeout(within, 5*time.Second)
 		defer cancel()
+		if unsureSince.IsZero() {
+			unsureSince = time.Now()
+		}
 		_, err := p.js.PublishMsg(step, m)
 		switch {
 		case err == nil:
@@ -175,15 +194,16 @@ func (p *Publisher) publish(ctx context.Context, f stream.Frame) error {
 			return backoff.Permanent(fmt.Errorf("this identity may not publish on %s: %w", m.Subject, nats.ErrPermissionViolation))
 		case stream.IsQueueFull(err):
 			tries--
+			unsureSince = time.Time{}
 			if fullSince.IsZero() {
 				fullSince = time.Now()
 				p.log.Warn().Err(err).Bool("live", p.cfg.Live).Msg("the frame queue is full")
 			}
 			if p.cfg.Live {
-				if _, err := stream.NewInstallation(p.js, p.cfg.Names).Shed(ctx, p.cfg.Detector, p.cfg.LiveBacklog); err != nil {
-					p.log.Warn().Err(err).Msg("cannot drop old frames")
-				}
+				p.shed(ctx)
 			}
+		case unsure > 0 && time.Since(unsureSince) > unsure:
+			return backoff.Permanent(errUnsure)
 		case tries == 3:
 			p.log.Warn().Err(err).Msg("the broker does not take frames: trying on")
 		}
@@ -192,32 +212,51 @@ func (p *Publisher) publish(ctx context.Context, f stream.Frame) error {
 	if !fullSince.IsZero() {
 		p.stats.Waited += time.Since(fullSince)
 	}
-	if err != nil {
-		return fmt.Errorf("publish frame %s of camera %s: %w", f.ID, p.cfg.Camera, err)
-	}
-	p.stats.Published++
-	p.stats.Bytes += uint64(size)
 	p.stats.Repeated += uint64(max(tries-1, 0))
-	return nil
+	return err
 }
+
+// shed asks a worker to drop this camera's oldest waiting frames.
+func (p *Publisher) shed(ctx context.Context) {
+	step, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	dropped, err := stream.NewClient(p.js.Conn(), p.cfg.Names).Shed(step, p.cfg.Detector, p.cfg.Camera, p.cfg.LiveBacklog)
+	switch {
+	case err != nil && !p.mute:
+		p.mute = true
+		p.log.Warn().Err(err).Msg("old frames are not dropped: waiting for room")
+	case err == nil:
+		p.mute = false
+		p.log.Debug().Uint64("frames", dropped).Msg("old frames are dropped")
+	}
+}
+
+// unsurePart is for how long a part of an object is sent again: well within the
+// time for which the broker knows it by its id. An object with a part that is
+// there twice is none.
+const unsurePart = time.Minute
 
 // asObject stores the image as an object and makes a frame that names it.
 func (p *Publisher) asObject(ctx context.Context, f stream.Frame) (*nats.Msg, error) {
-	f.Object = stream.FrameObjects + f.Detector + "/" + f.Camera + "/" + f.ID
-	b := backoff.NewExponentialBackOff(backoff.WithMaxElapsedTime(0), backoff.WithMaxInterval(5*time.Second))
-	err := backoff.Retry(func() error {
-		step, cancel := context.WithTimeout(ctx, time.Minute)
-		defer cancel()
-		store, err := p.js.ObjectStore(step, p.cfg.ArtifactsBucket())
+	for {
+		parts, small, err := f.Large(p.cfg.Names, int(min(p.js.Conn().MaxPayload()/2, 1<<20)))
 		if err != nil {
-			return err
+			return nil, err
 		}
-		_, err = store.PutBytes(step, f.Object, f.Image)
-		return err
-	}, backoff.WithContext(b, ctx))
-	if err != nil {
-		return nil, fmt.Errorf("store the image of frame %s: %w", f.ID, err)
+		for _, m := range parts {
+			if err = p.send(ctx, m, unsurePart); err != nil {
+				break
+			}
+		}
+		if err == nil {
+			return small.Message(p.cfg.Names)
+		}
+		if errors.Is(err, nats.ErrPermissionViolation) {
+			return nil, fmt.Errorf("its %d bytes are above the broker's limit of %d, and this identity may not send large frames (nearmiss users add camera --large): %w", len(f.Image), p.js.Conn().MaxPayload(), err)
+		}
+		if !errors.Is(err, errUnsure) {
+			return nil, err
+		}
+		p.log.Warn().Str("frame", f.ID).Msg("it is not certain which parts of a large image are stored: sending it anew")
 	}
-	f.Image = nil
-	return f.Message(p.cfg.Names)
 }

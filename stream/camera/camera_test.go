@@ -2,6 +2,7 @@ package camera_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -221,6 +222,13 @@ func TestAFullQueueHoldsTheCameraBackAndLosesNothing(t *testing.T) {
 
 func TestALiveCameraDropsOldFrames(t *testing.T) {
 	js := setUp(t, stream.Topology{FramesMaxBytes: 64 << 10})
+	w, err := stream.NewWorker(stream.WorkerConfig{CacheDir: t.TempDir()}, js.Conn(), stream.LoaderFunc(func(context.Context, string) (stream.Scorer, error) {
+		return nil, errors.New("there is no release")
+	}), zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	brokertest.Run(t, "worker", w.Run) // drops frames when it is asked to
 	src := &camera.Generated{Count: 100, Make: func(n int) ([]byte, string, error) { return make([]byte, 4<<10), "", nil }}
 	p := publisher(t, js, camera.Config{Live: true, LiveBacklog: 5, Run: "r"})
 	if err := p.Run(t.Context(), src); err != nil {
@@ -244,7 +252,7 @@ func TestALargeImageTravelsAsAnObject(t *testing.T) {
 		t.Fatalf("%+v", all)
 	}
 	var n stream.Names
-	store, err := js.ObjectStore(t.Context(), n.ArtifactsBucket())
+	store, err := js.ObjectStore(t.Context(), n.LargeBucket())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,9 +7,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-
 	"github.com/nearmiss/nearmiss/inference/release/envelope"
+	"github.com/nearmiss/nearmiss/stream/internal/object"
 )
 
 // CollectOptions says what a collection may remove.
@@ -108,8 +107,10 @@ func (r *Registry) Collect(ctx context.Context, o CollectOptions) (Collected, er
 			}
 		}
 	}
-	out.Chunks, err = r.collectChunks(ctx, young, o.DryRun)
-	return out, err
+	if out.Chunks, err = object.Orphans(ctx, r.js, r.cfg.ArtifactsBucket, young, o.DryRun); err != nil {
+		return out, fmt.Errorf("collect: %w", err)
+	}
+	return out, nil
 }
 
 // needed returns the releases that must stay.
@@ -147,42 +148,4 @@ func (r *Registry) needed(ctx context.Context, keep int) (map[string]bool, error
 		}
 	}
 	return need, nil
-}
-
-// collectChunks removes the chunks of uploads that never became objects.
-func (r *Registry) collectChunks(ctx context.Context, young time.Time, dry bool) (int, error) {
-	prefix := chunkSubject(r.cfg.ArtifactsBucket, "")
-	si, err := r.stream.Info(ctx, jetstream.WithSubjectFilter(prefix+">"))
-	if err != nil {
-		return 0, fmt.Errorf("collect chunks: %w", err)
-	}
-	if len(si.State.Subjects) == 0 {
-		return 0, nil
-	}
-	// Objects that became whole after the chunks were counted are in this list.
-	infos, err := r.list(ctx)
-	if err != nil {
-		return 0, fmt.Errorf("collect chunks: %w", err)
-	}
-	whole := map[string]bool{}
-	for _, i := range infos {
-		whole[i.NUID] = true
-	}
-	removed := 0
-	for subject, n := range si.State.Subjects {
-		if whole[strings.TrimPrefix(subject, prefix)] {
-			continue
-		}
-		last, err := r.stream.GetLastMsgForSubject(ctx, subject)
-		if err != nil || !last.Time.Before(young) {
-			continue // gone meanwhile, or still being uploaded
-		}
-		removed += int(n)
-		if !dry {
-			if err := r.stream.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
-				return removed, fmt.Errorf("collect chunks: %w", err)
-			}
-		}
-	}
-	return removed, nil
 }

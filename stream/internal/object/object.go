@@ -161,6 +161,49 @@ func List(ctx context.Context, js jetstream.JetStream, bucket string) (all []*je
 	return all, bad, nil
 }
 
+// Orphans removes the chunks of uploads that never became objects, the youngest
+// of them older than young, and returns how many messages they were. dry only counts.
+func Orphans(ctx context.Context, js jetstream.JetStream, bucket string, young time.Time, dry bool) (int, error) {
+	s, err := js.Stream(ctx, "OBJ_"+bucket)
+	if err != nil {
+		return 0, fmt.Errorf("look for unfinished uploads in %s: %w", bucket, err)
+	}
+	prefix := "$O." + bucket + ".C."
+	si, err := s.Info(ctx, jetstream.WithSubjectFilter(prefix+">"))
+	if err != nil {
+		return 0, fmt.Errorf("look for unfinished uploads in %s: %w", bucket, err)
+	}
+	if len(si.State.Subjects) == 0 {
+		return 0, nil
+	}
+	// Objects that became whole after the chunks were counted are in this list.
+	infos, _, err := List(ctx, js, bucket)
+	if err != nil {
+		return 0, err
+	}
+	whole := map[string]bool{}
+	for _, i := range infos {
+		whole[i.NUID] = true
+	}
+	removed := 0
+	for subject, n := range si.State.Subjects {
+		if whole[strings.TrimPrefix(subject, prefix)] {
+			continue
+		}
+		last, err := s.GetLastMsgForSubject(ctx, subject)
+		if err != nil || !last.Time.Before(young) {
+			continue // gone meanwhile, or still being uploaded
+		}
+		removed += int(n)
+		if !dry {
+			if err := s.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
+				return removed, fmt.Errorf("remove an unfinished upload from %s: %w", bucket, err)
+			}
+		}
+	}
+	return removed, nil
+}
+
 // token says whether s can be one token of a subject, without wild cards.
 func token(s string) bool {
 	return s != "" && len(s) <= 64 && !strings.ContainsAny(s, " .*>\t\r\n\x00")
