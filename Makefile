@@ -47,6 +47,10 @@ hostile: ## a hostile neighbour with 10,000 messages, and 30 kills of the only w
 	NEARMISS_TEST_HOSTILE=10000 NEARMISS_TEST_HONEST=1000 NEARMISS_TEST_KILLS=30 \
 	  go test -count 1 -v -timeout 10m -run 'TestAHostileNeighbour|TestADeathCostsASecondAndNoFrame' ./stream
 
+.PHONY: pictures
+pictures: runtime ## draw every kind of picture that the program makes into pictures/, to be looked at
+	NEARMISS_PICTURES=$$PWD/pictures go test -count 1 -run '^TestEveryPictureIsDrawn$$' ./cmd/nearmiss
+
 .PHONY: lint
 lint: ## formatting, go vet and staticcheck
 	@bad=$$(git ls-files -co --exclude-standard '*.go' | grep -v '\.pb\.go$$' | xargs go tool gofumpt -l); \

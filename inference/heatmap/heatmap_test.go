@@ -588,3 +588,27 @@ func BenchmarkEvent(b *testing.B) {
 		}
 	})
 }
+
+// TestFaintBoxesStandWhereThereIsHeat: a broken box around nothing that can be
+// seen says nothing.
+func TestFaintBoxesStandWhereThereIsHeat(t *testing.T) {
+	m := &Map{threshold: 0.5}
+	m.Width, m.Height = 60, 40
+	frame := imaging.New(60, 40)
+	for peak, want := range map[float64]bool{0.1: false, visible*m.threshold + 0.01: false, 0.49: true} {
+		over, err := m.Overlay(frame, []Region{{X: 20, Y: 10, Width: 12, Height: 12, Peak: peak, Faint: true}}, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		drawn := false
+		for y := range over.Height {
+			for x := range over.Width {
+				r, g, b := over.RGB(x, y)
+				drawn = drawn || [3]uint8{r, g, b} == boxColour
+			}
+		}
+		if drawn != want {
+			t.Errorf("a faint region with peak %.2f has a box: %v", peak, drawn)
+		}
+	}
+}

@@ -42,10 +42,11 @@ func (m *Map) PNG16() ([]byte, error) {
 const (
 	visible = 0.6
 	opaque  = 0.65
+	plain   = 0.3 // that part of opaque is seen at a glance
 )
 
 // Overlay paints the map over its frame, whose upright pixels are given, and
-// draws the regions' boxes. The picture's longer side has at most side pixels;
+// draws the regions' boxes, of faint ones only where there is heat to see. The picture's longer side has at most side pixels;
 // 0 leaves the frame's size. What is normal stays as it is, what the model does
 // not see is dimmed.
 func (m *Map) Overlay(frame *imaging.Image, regions []Region, side int) (*imaging.Image, error) {
@@ -76,6 +77,9 @@ func (m *Map) Overlay(frame *imaging.Image, regions []Region, side int) (*imagin
 	thick := max(1, max(out.Width, out.Height)/256)
 	for i := len(regions) - 1; i >= 0; i-- { // the hottest on top
 		r := regions[i]
+		if _, heat := m.paint(float32(r.Peak)); r.Faint && heat < plain*opaque {
+			continue // nobody would see what is in it
+		}
 		box := image.Rect(
 			int(math.Floor(float64(r.X)/sx)), int(math.Floor(float64(r.Y)/sy)),
 			int(math.Ceil(float64(r.X+r.Width)/sx)), int(math.Ceil(float64(r.Y+r.Height)/sy)))

@@ -170,6 +170,9 @@ func TestTheContactSheetHoldsItsImagesInColumns(t *testing.T) {
 	if w := s.Bounds().Dx(); w != 2*43+3 {
 		t.Errorf("width: got %d", w)
 	}
+	if w := Sheet([]Column{{Title: []string{"step 12000"}, Images: []image.Image{fill(red)}}}, 40).Bounds().Dx(); w < 10*7 {
+		t.Errorf("a title of ten letters has %d pixels", w)
+	}
 	head := s.Bounds().Dy() - 2*43
 	for _, c := range []struct {
 		x, y int

@@ -39,9 +39,9 @@ func WriteCurve(w io.Writer, title string, probes []Probe, t Target, chosen int)
 	if len(probes) == 0 {
 		return errors.New("plot the curve of early stopping: no probes")
 	}
-	value, label := func(q Probe) float64 { return q.FD }, "FD, distance to the normals"
+	value, name, label := func(q Probe) float64 { return q.FD }, "FD", "FD, distance to the normals"
 	if t.Kind == Ratio {
-		value, label = func(q Probe) float64 { return q.Ratio }, "r, of the way from the normals to noise"
+		value, name, label = func(q Probe) float64 { return q.Ratio }, "r", "r, of the way from the normals to noise"
 	}
 	top, last := 0.0, 1.0
 	for _, q := range probes {
@@ -78,7 +78,7 @@ func WriteCurve(w io.Writer, title string, probes []Probe, t Target, chosen int)
 			c.legend(fmt.Sprintf("chosen: step %d", chosen), chosenColour)
 		}
 	}
-	c.legend(string(t.Kind), curveColour)
+	c.legend(name, curveColour)
 	c.legend("copies, of all fakes (top of the axis: all)", copiesColour)
 	if t.Kind != Steps {
 		c.legend("target "+t.String(), targetColour)

@@ -40,6 +40,9 @@ type Sheet struct {
 	Title    string
 	Caption  string
 	Pictures []Picture
+	// Together is how many pictures that follow each other stay in one row; 0 means
+	// one.
+	Together int
 	// Side is the longer side of its pictures in pixels; 0 means the page's Thumb.
 	Side int
 }
@@ -122,8 +125,8 @@ type thumbView struct {
 
 type sheetView struct {
 	Title, Caption string
-	Pictures       []thumbView
-	Side           int // 0: the page's own
+	Sets           [][]thumbView // each in one row
+	Side           int           // 0: the page's own
 }
 
 // HTML writes one page that needs nothing else: styles, curves and small images
@@ -152,13 +155,15 @@ func HTML(ctx context.Context, w io.Writer, p Page) error {
 	}
 	for _, s := range p.Sheets {
 		sv := sheetView{Title: s.Title, Caption: s.Caption, Side: s.Side}
+		var all []thumbView
 		for _, q := range s.Pictures {
 			src, err := thumb(q.Image, cmp.Or(s.Side, p.Thumb))
 			if err != nil {
 				return fmt.Errorf("sheet %s: %w", s.Title, err)
 			}
-			sv.Pictures = append(sv.Pictures, thumbView{Src: src, Caption: q.Caption, Alt: q.Caption})
+			all = append(all, thumbView{Src: src, Caption: q.Caption, Alt: q.Caption})
 		}
+		sv.Sets = slices.Collect(slices.Chunk(all, max(s.Together, 1)))
 		v.Sheets = append(v.Sheets, sv)
 	}
 	if err := page.Execute(w, v); err != nil {

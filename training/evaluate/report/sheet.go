@@ -194,7 +194,10 @@ func outline(m *imaging.Image, inside []bool) {
 // maps gives a sheet without pictures.
 func HeatmapSheet(ctx context.Context, run evaluate.Run, o HeatmapOptions) (Sheet, error) {
 	o = o.withDefaults()
-	sheet := Sheet{Title: "Where images are strange to a bank of " + run.Normal + " ones", Caption: explanation(run, o), Side: o.Side}
+	sheet := Sheet{Title: "Where images are unlike the normal ones (" + run.Normal + ")", Caption: explanation(run, o), Side: o.Side, Together: 3}
+	if o.WithoutImages {
+		sheet.Together = 1
+	}
 	for _, s := range choose(run, o) {
 		if err := ctx.Err(); err != nil {
 			return sheet, err
@@ -269,7 +272,7 @@ func ContactSheet(ctx context.Context, run evaluate.Run, o HeatmapOptions) (*ima
 	}
 	sheet := image.NewRGBA(image.Rect(0, 0, width, height+2*line))
 	draw.Draw(sheet, sheet.Bounds(), image.White, image.Point{}, draw.Src)
-	title := "Strange to a bank of " + run.Normal + " images"
+	title := "Where images are unlike the normal ones (" + run.Normal + ")"
 	if perImage > 1 {
 		title += ": image, heat and regions, ground truth"
 	}
