@@ -277,7 +277,7 @@ func (s *Scorer) Judge(ctx context.Context, embeddings []*Embedding, scores []*S
 		}
 		for j, r := range results {
 			if i == s.main {
-				scores[j].Nearest = r.Nearest
+				scores[j].Nearest = originals(r.Nearest)
 			}
 			if p.About.Scored {
 				scores[j].add(p.About, p.About.Measures()[0], r.Score)
@@ -328,6 +328,18 @@ func (s *Scorer) Judge(ctx context.Context, embeddings []*Embedding, scores []*S
 		scores[j].Map = &g
 	}
 	return nil
+}
+
+// originals names the normals that entries of a bank are of, the nearest of each.
+func originals(near []bank.Neighbour) []bank.Neighbour {
+	out := near[:0]
+	for _, n := range near {
+		n.ID = release.OriginalOf(n.ID)
+		if !slices.ContainsFunc(out, func(o bank.Neighbour) bool { return o.ID == n.ID }) {
+			out = append(out, n)
+		}
+	}
+	return out
 }
 
 func (s *Scorer) scoresPatches() bool {

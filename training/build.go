@@ -24,8 +24,11 @@ type normals struct {
 	// look shows f what the model gives of the images at which, in this order: all of
 	// their patches.
 	look func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error
-	// relit does the same in another light; nil: it cannot.
-	relit func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error
+	// vary does the same for copies of them, all of an image's one after the other;
+	// nil: it cannot.
+	vary func(ctx context.Context, which []int, c copying, f func(e *inference.Embedding) error) error
+	// copies join the banks with the images: as many of each, one after the other.
+	copies *normals
 }
 
 func (n *normals) size() int { return len(n.ids) }
@@ -50,10 +53,20 @@ func (n *normals) at(which []int) *normals {
 	out.look = func(ctx context.Context, some []int, f func(e *inference.Embedding) error) error {
 		return n.look(ctx, at(some), f)
 	}
-	if n.relit != nil {
-		out.relit = func(ctx context.Context, some []int, f func(e *inference.Embedding) error) error {
-			return n.relit(ctx, at(some), f)
+	if n.vary != nil {
+		out.vary = func(ctx context.Context, some []int, c copying, f func(e *inference.Embedding) error) error {
+			return n.vary(ctx, at(some), c, f)
 		}
+	}
+	if n.copies != nil {
+		each := n.copies.size() / n.size()
+		var theirs []int
+		for _, i := range which {
+			for k := range each {
+				theirs = append(theirs, i*each+k)
+			}
+		}
+		out.copies = n.copies.at(theirs)
 	}
 	return out
 }
@@ -92,6 +105,8 @@ type scoreBuilder struct {
 	tell   func(step string, done, total int)
 	// light asks what other light does to normals.
 	light bool
+	// copies of normals join the banks.
+	copies copying
 }
 
 // scoreBuilder loads what the plan's score needs of networks; file is where a model
@@ -150,6 +165,10 @@ func (b *builtScore) Close() error {
 // build fills the banks with the normals. others, which may be nil, are queries
 // for the recall gate; no number of the score depends on them.
 func (b *scoreBuilder) build(ctx context.Context, n, others *normals) (*builtScore, error) {
+	n, err := n.copied(ctx, b.copies, b.seed)
+	if err != nil {
+		return nil, err
+	}
 	out := &builtScore{}
 	var parts []inference.Part
 	b.white = make([]*bank.Transform, len(b.parts))
@@ -187,7 +206,7 @@ func (b *scoreBuilder) build(ctx context.Context, n, others *normals) (*builtSco
 }
 
 func (b *scoreBuilder) fillVectors(ctx context.Context, part *inference.Part, p placed, n, others *normals) (bank.Report, error) {
-	rows := n.part(part.About)
+	ids, rows := n.banked(part.About)
 	whiten, err := whitening(rows, part.About.Dim, p.White)
 	if err != nil {
 		return bank.Report{}, err
@@ -196,7 +215,7 @@ func (b *scoreBuilder) fillVectors(ctx context.Context, part *inference.Part, p 
 	if err != nil {
 		return bank.Report{}, err
 	}
-	if err := part.Bank.AddBatch(n.ids, rows); err != nil {
+	if err := part.Bank.AddBatch(ids, rows); err != nil {
 		return bank.Report{}, err
 	}
 	var queries []float32
@@ -210,7 +229,7 @@ func (b *scoreBuilder) fillPatches(ctx context.Context, part *inference.Part, p 
 	fail := func(err error) (bank.Report, bank.CoresetReport, *bank.Transform, error) {
 		return bank.Report{}, bank.CoresetReport{}, nil, err
 	}
-	rows, names := b.sample(n, *part).all(n.ids)
+	rows, names := b.patches(n, *part)
 	whiten, err := whitening(rows, part.About.Dim, p.White)
 	if err != nil {
 		return fail(err)
@@ -269,6 +288,16 @@ func (b *scoreBuilder) fillPatches(ctx context.Context, part *inference.Part, p 
 // sample are the patches of a part's output.
 func (b *scoreBuilder) sample(n *normals, part inference.Part) patchSample {
 	return n.patches[slices.Index(b.model.e.PatchOutputs(), part.About.Output)]
+}
+
+// patches are those of a part's output that may join its bank, and their names.
+func (b *scoreBuilder) patches(n *normals, part inference.Part) (rows []float32, names []uint64) {
+	rows, names = b.sample(n, part).all(n.ids)
+	if n.copies != nil {
+		more, theirs := b.sample(n.copies, part).all(n.copies.ids)
+		rows, names = append(rows, more...), append(names, theirs...)
+	}
+	return rows, names
 }
 
 // mark is what normals that are not in the bank score in a part: the median, and

@@ -297,7 +297,7 @@ func (b *scoreBuilder) crossFit(ctx context.Context, parts []inference.Part, n *
 		}
 		err = n.look(ctx, some, func(e *inference.Embedding) error { return b.reference(ctx, without, e, out.said) })
 		if b.light && err == nil {
-			err = n.relit(ctx, some[:min(len(some), (lightReferences+count-1)/count)], func(e *inference.Embedding) error {
+			err = n.vary(ctx, some[:min(len(some), (lightReferences+count-1)/count)], copying{lit: 1}, func(e *inference.Embedding) error {
 				return b.reference(ctx, without, e, out.relit)
 			})
 		}
@@ -353,8 +353,8 @@ func (b *scoreBuilder) without(parts []inference.Part, n *normals, which []int) 
 		var rows []float32
 		var ids []uint64
 		if !p.About.IsPatch() {
-			rows, ids = few.part(p.About), few.ids
 			var err error
+			ids, rows = few.banked(p.About)
 			if o.Transform, err = whitening(rows, o.Dim, b.parts[i].White); err != nil {
 				return nil, err
 			}
@@ -363,7 +363,7 @@ func (b *scoreBuilder) without(parts []inference.Part, n *normals, which []int) 
 			for _, id := range p.Bank.IDs() {
 				kept[id] = true
 			}
-			all, names := b.sample(few, p).all(few.ids)
+			all, names := b.patches(few, p)
 			for j, name := range names {
 				if kept[name] {
 					rows, ids = append(rows, all[j*o.Dim:(j+1)*o.Dim]...), append(ids, name)

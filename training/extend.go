@@ -56,7 +56,7 @@ func Extend(ctx context.Context, x Extension) (*Result, error) {
 		next = max(next, n.ID+1)
 	}
 	for _, id := range d.Bank().IDs() {
-		next = max(next, id+1)
+		next = max(next, release.OriginalOf(id)+1)
 	}
 
 	var found []*inference.Embedding

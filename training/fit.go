@@ -147,7 +147,7 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 		res.Framing, again = &f, again || f.changes()
 		took.lap("frame")
 	}
-	if p.Model.Look || p.Model.AutoSymmetry {
+	if p.Model.Look || p.Model.AutoSymmetry || p.Model.Turned == TurnedAuto {
 		if p.Model.Symmetry == imaging.NoSymmetry {
 			if res.Orientation, err = p.orient(ctx, x, train); err != nil {
 				return nil, fmt.Errorf("look at how the normals lie: %w", err)
@@ -157,6 +157,8 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 		if p.Model.AutoSymmetry {
 			p.Model.Symmetry = res.Orientation.Choice
 			again = again || p.Model.Symmetry != imaging.NoSymmetry
+		} else if p.Model.Turned == TurnedAuto && res.Orientation != nil {
+			p.Model.turned = res.Orientation.Choice
 		}
 	}
 
@@ -277,8 +279,8 @@ func embed(ctx context.Context, p Plan, nets networks, file string, images []Ima
 	x.n.look = func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error {
 		return b.model.look(ctx, x.usable(), which, f)
 	}
-	x.n.relit = func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error {
-		return b.model.relit(ctx, p.Data, x.usable(), which, f)
+	x.n.vary = func(ctx context.Context, which []int, c copying, f func(e *inference.Embedding) error) error {
+		return b.model.vary(ctx, p.Data, x.imagesAt(which), c, f)
 	}
 	return x, nil
 }
@@ -311,8 +313,8 @@ func (x *embedded) twin(ctx context.Context, p Plan, nets networks, file string)
 	y.n.look = func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error {
 		return y.b.model.look(ctx, x.usable(), which, f)
 	}
-	y.n.relit = func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error {
-		return y.b.model.relit(ctx, p.Data, x.usable(), which, f)
+	y.n.vary = func(ctx context.Context, which []int, c copying, f func(e *inference.Embedding) error) error {
+		return y.b.model.vary(ctx, p.Data, x.imagesAt(which), c, f)
 	}
 	y.images, y.all, y.of = x.images, x.all, x.of
 	return y, nil

@@ -168,9 +168,9 @@ func (x *embedded) leave(copies []int) {
 		}
 		of, kept = append(of, i), append(kept, j)
 	}
-	look, relit := x.n.look, x.n.relit // of x.of as it is then
+	look, vary := x.n.look, x.n.vary // of x.of as it is then
 	n := x.n.at(kept)
-	n.look, n.relit = look, relit
+	n.look, n.vary = look, vary
 	x.of, x.n = of, n
 }
 

@@ -2,9 +2,12 @@ package training
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"math"
 	"path/filepath"
+	"strings"
 
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/training/evaluate"
@@ -15,111 +18,155 @@ import (
 // up to ±10 % and an offset of up to ±5 %. It is measured on normals that are
 // compared with others, and no anomaly is known.
 type LightReport struct {
-	// Choice is LightUsual or LightEven.
+	// Choice is LightUsual, LightEven or LightVaried.
 	Choice string `json:"choice"`
-	// Usual and Even are the shares, 0..1, with pictures as they are and with pictures
-	// of one brightness; nil where that was not tried.
-	Usual *float64 `json:"usual,omitempty"`
-	Even  *float64 `json:"even,omitempty"`
+	// The shares, 0..1, with pictures as they are, with pictures of one brightness,
+	// and with copies in other light in the banks; nil where that was not tried.
+	Usual  *float64 `json:"usual,omitempty"`
+	Even   *float64 `json:"even,omitempty"`
+	Varied *float64 `json:"varied,omitempty"`
 }
 
 const (
 	// sensitiveAlarms is what 5 % of false alarms may become in other light.
 	sensitiveAlarms = 2 * evaluate.SuiteAlarms
-	// muchFewer is how many times fewer alarms make it worth to even the light out,
-	// which hides what is wholly too dark or too bright.
+	// muchFewer is how many times fewer alarms make a remedy worth its price: one
+	// brightness hides what is wholly too dark or too bright, and copies in other
+	// light make the normals less alike.
 	muchFewer = 1.5
 )
 
+// remedy is one of the things that can be done about light.
+type remedy struct {
+	choice, how string
+	alarms      **float64 // of the report
+}
+
+// remedies are in the order in which they are tried.
+func (l *LightReport) remedies() []remedy {
+	return []remedy{
+		{LightUsual, "with pictures as they are", &l.Usual},
+		{LightEven, "with every picture scaled to one brightness", &l.Even},
+		{LightVaried, "with copies in other light among the normals", &l.Varied},
+	}
+}
+
 // String is the finding in a sentence, for people.
 func (l LightReport) String() string {
-	percent := func(v *float64) string { return fmt.Sprintf("%.0f %%", 100**v) }
-	switch {
-	case l.Usual == nil && l.Even == nil:
+	var tried []string
+	for _, r := range l.remedies() {
+		if v := *r.alarms; v != nil {
+			how := r.how
+			if r.choice == l.Choice {
+				how += " (this release)"
+			}
+			tried = append(tried, fmt.Sprintf("%.0f %% %s", 100**v, how))
+		}
+	}
+	if len(tried) == 0 {
 		return "too few normals to see what other light does"
-	case l.Usual == nil:
-		return fmt.Sprintf("every picture is scaled to one brightness: in other light (±10 %%) 5 %% of false alarms become %s", percent(l.Even))
-	case l.Even == nil:
-		return fmt.Sprintf("in other light (±10 %%) 5 %% of false alarms become %s", percent(l.Usual))
-	case l.Choice == LightEven:
-		return fmt.Sprintf("in other light (±10 %%) 5 %% of false alarms would become %s, so every picture is scaled to one brightness: %s; what is wholly too dark or bright is then no anomaly, if it is to be one use --exposure usual",
-			percent(l.Usual), percent(l.Even))
 	}
-	return fmt.Sprintf("in other light (±10 %%) 5 %% of false alarms become %s, and scaling pictures to one brightness would not help much: %s", percent(l.Usual), percent(l.Even))
+	text := "in other light (±10 %) 5 % of false alarms become " + strings.Join(tried, ", ")
+	if l.Choice == LightEven {
+		text += "; what is wholly too dark or bright is then no anomaly: if it is to be one use --exposure usual"
+	}
+	return text
 }
 
-// known is nil for what was not measured.
-func known(alarms float64) *float64 {
-	if math.IsNaN(alarms) {
-		return nil
+// inLight builds a score for each of the things that can be done about light, until
+// one keeps false alarms low, and gives back the best; a later one must be much
+// better. want is one of them, or LightAuto. build also says what 5 % of false
+// alarms become in other light, or NaN. The others are closed.
+func inLight[T io.Closer](want string, build func(choice string) (T, float64, error)) (best T, report *LightReport, err error) {
+	report = &LightReport{}
+	least := math.NaN()
+	for _, r := range report.remedies() {
+		if want != LightAuto && want != r.choice {
+			continue
+		}
+		one, alarms, err := build(r.choice)
+		if err == nil && report.Choice != "" && !(alarms*muchFewer < least) {
+			err = one.Close()
+		} else if err == nil {
+			if report.Choice != "" {
+				err = best.Close()
+			}
+			best, report.Choice, least = one, r.choice, alarms
+		}
+		if err != nil {
+			if report.Choice != "" && report.Choice != r.choice {
+				err = errors.Join(err, best.Close())
+			}
+			return best, nil, err
+		}
+		if !math.IsNaN(alarms) {
+			*r.alarms = &alarms
+		}
+		if !(least > sensitiveAlarms) {
+			break
+		}
 	}
-	return &alarms
+	return best, report, nil
 }
-
-// evenBetter says whether it is worth to even the light out.
-func evenBetter(usual, even float64) bool { return usual > sensitiveAlarms && even*muchFewer < usual }
 
 // built is a score and the model and normals that it is of.
 type built struct {
-	x *embedded
-	s *builtScore
-	p Plan
+	x   *embedded
+	s   *builtScore
+	p   Plan
+	own bool // the model is no other's
 }
 
-// buildInLight builds the score, with pictures of one brightness where the plan says
-// so, or leaves it open and that helps. It closes what it does not give back.
+// Close gives back the score, and the model where that is its own.
+func (b built) Close() error {
+	err := b.s.Close()
+	if b.own {
+		err = errors.Join(err, b.x.Close())
+	}
+	return err
+}
+
+// buildInLight builds the score with what the plan says about light, or leaves open
+// and helps. The model of x is closed where another is given back.
 func buildInLight(ctx context.Context, p Plan, nets networks, dir string, x *embedded, h halves) (built, *LightReport, error) {
-	usual := built{x: x, p: p}
-	var err error
-	x.b.light = p.Model.Light != LightUsual
-	if p.Model.Light != LightEven {
-		if usual.s, err = x.b.build(ctx, x.n.at(h.train), x.n.at(h.held)); err != nil {
-			return usual, nil, err
+	best, report, err := inLight(p.Model.Light, func(choice string) (built, float64, error) {
+		one := built{x: x, p: p}
+		var err error
+		if choice == LightEven {
+			one.own = true
+			if one.p.Model.tone, err = brightnessOf(x.b.model, p.Data, x.imagesAt(h.train)); err != nil {
+				return one, 0, err
+			}
+			if one.x, err = x.twin(ctx, one.p, nets, filepath.Join(dir, "even.onnx")); err != nil {
+				return one, 0, err
+			}
 		}
-		if p.Model.Light == LightUsual {
-			return usual, nil, nil
+		one.x.b.light = p.Model.Light != LightUsual
+		one.x.b.copies = copyingOf(len(h.train), p.Model.turned, choice == LightVaried)
+		if one.s, err = one.x.b.build(ctx, one.x.n.at(h.train), one.x.n.at(h.held)); err != nil {
+			if one.own {
+				err = errors.Join(err, one.x.Close())
+			}
+			return one, 0, err
 		}
-		report := &LightReport{Choice: LightUsual, Usual: known(usual.s.alarms)}
-		if report.Usual == nil || *report.Usual <= sensitiveAlarms {
-			return usual, report, nil
-		}
+		return one, one.s.alarms, nil
+	})
+	if err != nil {
+		return built{x: x, p: p}, nil, err
 	}
-	even := built{p: p}
-	if even.p.Model.tone, err = evenTone(x, p, h.train); err != nil {
-		return usual, nil, err
+	if p.Model.Light == LightUsual {
+		report = nil
 	}
-	if even.x, err = x.twin(ctx, even.p, nets, filepath.Join(dir, "even.onnx")); err != nil {
-		return usual, nil, err
+	if best.own {
+		err = x.Close()
 	}
-	even.x.b.light = true
-	if even.s, err = even.x.b.build(ctx, even.x.n.at(h.train), even.x.n.at(h.held)); err != nil {
-		_ = even.x.Close()
-		return usual, nil, err
-	}
-	report := &LightReport{Choice: LightEven, Even: known(even.s.alarms)}
-	keep, drop := even, usual
-	if usual.s != nil {
-		report.Usual = known(usual.s.alarms)
-		if !evenBetter(usual.s.alarms, even.s.alarms) {
-			report.Choice, keep, drop = LightUsual, usual, even
-		}
-	}
-	if drop.s != nil {
-		if err := drop.s.Close(); err != nil {
-			return keep, nil, err
-		}
-	}
-	return keep, report, drop.x.Close()
+	return best, report, err
 }
 
 // toneImages is how many normals say what one brightness is.
 const toneImages = 100
 
-// evenTone is the mean brightness of normals, as the model sees them.
-func evenTone(x *embedded, p Plan, train []int) (*imaging.Tone, error) {
-	return brightnessOf(x.b.model, p.Data, x.imagesAt(train))
-}
-
+// brightnessOf is the mean brightness of normals, as the model sees them.
 func brightnessOf(m *model, data Data, images []Image) (*imaging.Tone, error) {
 	prepare := m.e.Preprocess()
 	prepare.Tone = nil

@@ -141,12 +141,12 @@ func (k *knownImages) normals(ctx context.Context, items []dataset.Item, seed ui
 		}
 		return k.see(ctx, some, f)
 	}
-	n.relit = func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error {
-		images := make([]Image, len(items))
-		for i, it := range items {
-			images[i] = Image{Name: it.Name, Read: it.Read}
+	n.vary = func(ctx context.Context, which []int, c copying, f func(e *inference.Embedding) error) error {
+		images := make([]Image, len(which))
+		for i, at := range which {
+			images[i] = Image{Name: items[at].Name, Read: items[at].Read}
 		}
-		return k.b.model.relit(ctx, k.data, images, which, f)
+		return k.b.model.vary(ctx, k.data, images, c, f)
 	}
 	most := mostNumbers / max(len(items), 1)
 	return n, k.see(ctx, items, func(e *inference.Embedding) error {
@@ -228,13 +228,14 @@ func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64)
 		if p.Model.Symmetry, err = m.turn(ctx, p, kept); err != nil {
 			return nil, err
 		}
-	}
-	s := &evaluatedScore{}
-	if p.Method == KNN {
-		if s.known, err = m.shared.of(p); err != nil {
+	} else if p.Model.Turned == TurnedAuto {
+		if p.Model.turned, err = m.turn(ctx, p, kept); err != nil {
 			return nil, err
 		}
-	} else {
+	}
+	nets := networks{served: p.Model.Backbone, frozen: p.Model.Backbone}
+	know := func(p Plan) (*knownImages, error) { return m.shared.of(p) }
+	if p.Method != KNN {
 		t, err := tune(ctx, p, p.Data.Normals, digests)
 		if err != nil {
 			return nil, err
@@ -242,50 +243,57 @@ func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64)
 		if m.heard != nil {
 			m.heard(t.about)
 		}
-		s.nets = networks{served: t.network, frozen: p.Model.Backbone}
-		if s.known, err = p.know(s.nets); err != nil {
-			return nil, err
-		}
-		s.own = true
+		nets.served = t.network
+		know = func(p Plan) (*knownImages, error) { return p.know(nets) }
 	}
-	// As in the paper, copies of normals count as often as they are given.
-	if err := s.build(ctx, p, items, p.Model.Light == LightAuto); err != nil {
-		return nil, errors.Join(err, s.Close())
-	}
-	usual := s.score.alarms
-	if p.Model.Light == LightUsual || p.Model.Light == LightAuto && !(usual > sensitiveAlarms) {
-		return s, nil
-	}
-	if p.Model.tone, err = brightnessOf(s.known.b.model, p.Data, p.Data.Normals); err != nil {
-		return nil, errors.Join(err, s.Close())
-	}
-	even := &evaluatedScore{}
-	if p.Method == KNN {
-		even.known, err = m.shared.of(p)
-	} else {
-		even.known, err = p.know(s.nets)
-		even.own = true
-	}
-	if err == nil {
-		err = even.build(ctx, p, items, true)
-	}
+	usual, err := know(p)
 	if err != nil {
-		return nil, errors.Join(err, s.Close())
+		return nil, err
 	}
-	if p.Model.Light == LightAuto && !evenBetter(usual, even.score.alarms) {
-		return s, even.Close()
+	own := p.Method != KNN
+	best, report, err := inLight(p.Model.Light, func(choice string) (*evaluatedScore, float64, error) {
+		s, q := &evaluatedScore{known: usual}, p
+		if choice == LightEven {
+			var err error
+			if q.Model.tone, err = brightnessOf(usual.b.model, p.Data, p.Data.Normals); err != nil {
+				return nil, 0, err
+			}
+			if s.known, err = know(q); err != nil {
+				return nil, 0, err
+			}
+			s.own = own
+		}
+		// As in the paper, copies of normals count as often as they are given.
+		if err := s.build(ctx, q, items, copyingOf(len(items), p.Model.turned, choice == LightVaried)); err != nil {
+			return nil, 0, errors.Join(err, s.Close())
+		}
+		return s, s.score.alarms, nil
+	})
+	if err != nil {
+		if own {
+			err = errors.Join(err, usual.b.Close())
+		}
+		return nil, err
 	}
-	return even, s.Close()
+	if p.Model.Light != LightUsual {
+		p.Host.Log.Info().Msg(report.String())
+	}
+	if best.known == usual {
+		best.own = own
+	} else if own {
+		return best, usual.b.Close()
+	}
+	return best, nil
 }
 
-// build builds the score of the items; light asks what other light does to them.
-func (s *evaluatedScore) build(ctx context.Context, p Plan, items []dataset.Item, light bool) error {
+// build builds the score of the items, with copies of them.
+func (s *evaluatedScore) build(ctx context.Context, p Plan, items []dataset.Item, c copying) error {
 	n, err := s.known.normals(ctx, items, p.Seed)
 	if err != nil {
 		return err
 	}
 	b := *s.known.b // several scores may be built of what is known
-	b.Score, b.seed, b.light = p.Score, p.Seed, light
+	b.Score, b.seed, b.light, b.copies = p.Score, p.Seed, p.Model.Light != LightUsual, c
 	s.score, err = b.build(ctx, n, nil)
 	return err
 }
@@ -313,7 +321,6 @@ func (m *evaluation) turn(ctx context.Context, p Plan, items []dataset.Item) (im
 // score before it is calibrated.
 type evaluatedScore struct {
 	known *knownImages
-	nets  networks
 	own   bool // known is no one else's
 	score *builtScore
 }

@@ -8,10 +8,8 @@ import (
 
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/backbone"
-	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/ort"
 	"github.com/nearmiss/nearmiss/inference/release"
-	"github.com/nearmiss/nearmiss/training/evaluate"
 )
 
 // model is a network that is loaded, and where the parts of a score are in what it
@@ -115,33 +113,6 @@ func (h Host) embed(data Data, m Model) inference.EmbedOptions {
 // engine is what searches many vectors at once.
 func (h Host) engine() (*inference.BatchEngine, error) {
 	return inference.NewBatchEngine(ort.Options{Device: h.Device})
-}
-
-// relit shows f what the model gives of the images at which in another light, as
-// evaluate.Relight makes it.
-func (m *model) relit(ctx context.Context, data Data, images []Image, which []int, f func(e *inference.Embedding) error) error {
-	for _, at := range which {
-		b, err := images[at].Read()
-		if err != nil {
-			return fmt.Errorf("read normal image %s: %w", images[at].Name, err)
-		}
-		img, err := data.View.Decode(b, data.Limits)
-		if err != nil {
-			return fmt.Errorf("normal image %s: %w", images[at].Name, err)
-		}
-		evaluate.Relight(img, images[at].Name)
-		all, err := m.e.EmbedImages(ctx, []*imaging.Image{img})
-		if err != nil {
-			return err
-		}
-		if all[0].Err != nil {
-			return fmt.Errorf("embed image %s: %w", images[at].Name, all[0].Err)
-		}
-		if err := f(&all[0]); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // look shows f what the model gives of the images at which, in this order. Every

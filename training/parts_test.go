@@ -548,10 +548,10 @@ func TestFitSeesWhatOtherLightDoes(t *testing.T) {
 	l := res.Light
 	prov, d := provenanceOf(t, plan.Out)
 	tone := d.Embedder().Preprocess().Tone
-	if l == nil || l.Usual == nil || (tone != nil) != (l.Choice == LightEven) || cmp.Diff(prov.Light, l) != "" {
+	if l == nil || l.Usual == nil || (tone != nil && tone.Brightness > 0) != (l.Choice == LightEven) || cmp.Diff(prov.Light, l) != "" {
 		t.Fatalf("%+v, in the release %+v, tone %+v", l, prov.Light, tone)
 	}
-	if *l.Usual > sensitiveAlarms && l.Even == nil || l.Even != nil && (l.Choice == LightEven) != evenBetter(*l.Usual, *l.Even) {
+	if *l.Usual > sensitiveAlarms && l.Even == nil || *l.Usual <= sensitiveAlarms && l.Choice != LightUsual {
 		t.Errorf("%v", l)
 	}
 	plan.Out, plan.Model.Light = filepath.Join(t.TempDir(), "even"), LightEven
@@ -581,7 +581,19 @@ func TestFitSeesWhatOtherLightDoes(t *testing.T) {
 	if err != nil || math.Abs(s[1].Score-s[0].Score) > 0.3*s[0].Score {
 		t.Errorf("score %v, in the dark %v, %v", s[0].Score, s[1].Score, err)
 	}
-	for _, l := range []LightReport{{}, {Choice: LightUsual, Usual: l.Usual}, {Choice: LightEven, Even: res.Light.Even}, {LightEven, l.Usual, res.Light.Even}, {LightUsual, l.Usual, res.Light.Even}} {
+	// With copies in other light, twice as many are no stranger than in usual light.
+	plan.Out, plan.Model.Light, plan.Model.Turned = filepath.Join(t.TempDir(), "varied"), LightVaried, "flip"
+	if res, err = Fit(t.Context(), plan); err != nil {
+		t.Fatal(err)
+	}
+	if _, d = provenanceOf(t, plan.Out); res.Light.Choice != LightVaried || res.Light.Varied == nil || d.Bank().Len() != 4*res.Bank {
+		t.Errorf("%+v, %d entries for %d normals", res.Light, d.Bank().Len(), res.Bank)
+	}
+	if s, err = d.Score(t.Context(), [][]byte{b}); err != nil || len(s[0].Nearest) == 0 || s[0].Nearest[0].ID >= uint64(len(plan.Data.Normals)) {
+		t.Errorf("nearest %+v, %v", s[0].Nearest, err)
+	}
+	third := 1. / 3
+	for _, l := range []LightReport{{}, {LightUsual, &third, nil, nil}, {LightEven, nil, &third, nil}, {LightEven, &third, &third, nil}, {LightVaried, &third, &third, &third}} {
 		if l.String() == "" {
 			t.Errorf("%+v is not told", l)
 		}

@@ -98,10 +98,17 @@ type Model struct {
 	// SeeMiddle for others.
 	See string
 	// Light says what is done about light that changes: LightUsual takes pictures as
-	// they are, LightEven scales each to one brightness, LightAuto does that where
-	// normals in other light would raise false alarms else. It travels with the
-	// release. Default: LightAuto for the full score, LightUsual for others.
+	// they are, LightEven scales each to one brightness, LightVaried puts copies in
+	// other light into the banks, LightAuto takes the first that helps where normals in
+	// other light would raise false alarms else. It travels with the release. Default:
+	// LightAuto for the full score, LightUsual for others.
 	Light string
+	// Turned puts turned or mirrored copies of the normals into the banks: TurnedNone,
+	// a symmetry, or TurnedAuto, where normals are found to lie in any way. Default:
+	// TurnedAuto for the full score, TurnedNone for others, and where embeddings are
+	// averaged over a symmetry.
+	Turned string
+	turned imaging.Symmetry // what came of it
 	tone  *imaging.Tone // what came of it
 	// Symmetry is what embeddings are averaged over. It travels with the release.
 	// Default: each image is taken as it is.
@@ -125,9 +132,16 @@ const (
 
 // What is done about light.
 const (
-	LightAuto  = "auto"
-	LightUsual = "usual"
-	LightEven  = "even"
+	LightAuto   = "auto"
+	LightUsual  = "usual"
+	LightEven   = "even"
+	LightVaried = "varied"
+)
+
+// Which turned copies of normals join the banks, beside those of a symmetry.
+const (
+	TurnedAuto = autoChoice
+	TurnedNone = "none"
 )
 
 // Calibration says what a threshold promises.
@@ -206,6 +220,15 @@ func (p Plan) withDefaults() Plan {
 			p.Model.Light = LightAuto
 		}
 	}
+	if p.Model.Turned == "" {
+		p.Model.Turned = TurnedNone
+		if p.Score.name() == FullScore && p.Model.Symmetry == imaging.NoSymmetry && !p.Model.AutoSymmetry {
+			p.Model.Turned = TurnedAuto
+		}
+	}
+	if p.Model.Turned != TurnedAuto {
+		p.Model.turned, _ = imaging.ParseSymmetry(p.Model.Turned)
+	}
 	if p.Calibration.Alpha == 0 {
 		p.Calibration.Alpha = DefaultAlpha
 	}
@@ -259,8 +282,13 @@ func (p Plan) Validate() error {
 	if !slices.Contains([]string{"", FrameAuto, FrameAll}, p.Data.Frame) {
 		fail("of a frame %q is to be looked at: take %s or %s", p.Data.Frame, FrameAuto, FrameAll)
 	}
-	if !slices.Contains([]string{"", LightAuto, LightUsual, LightEven}, p.Model.Light) {
-		fail("light %q: take %s, %s or %s", p.Model.Light, LightAuto, LightUsual, LightEven)
+	if !slices.Contains([]string{"", LightAuto, LightUsual, LightEven, LightVaried}, p.Model.Light) {
+		fail("light %q: take %s, %s, %s or %s", p.Model.Light, LightAuto, LightUsual, LightEven, LightVaried)
+	}
+	if p.Model.Turned != "" {
+		if _, _, err := ParseSymmetry(p.Model.Turned); err != nil {
+			fail("turned copies of normals: %w", err)
+		}
 	}
 	if p.Model.Backbone == "" {
 		fail("no backbone is given")

@@ -124,7 +124,7 @@ func leave(p inference.Part, gone map[uint64]bool) error {
 		if p.About.IsPatch() {
 			image = release.ImageOf(id)
 		}
-		if gone[image] {
+		if gone[release.OriginalOf(image)] {
 			if err := p.Bank.Remove(id); err != nil {
 				return err
 			}

@@ -41,7 +41,8 @@ type tuneFlags struct {
 	NoPatches bool    `name:"no-patches" help:"Make no bank of patches: there are no heatmaps, and a full score looks at the whole picture only."`
 	Symmetry  string  `enum:"none,flip,dihedral,auto" default:"none" help:"Changes of an image that mean nothing, which embeddings are averaged over: ${enum}; flip is the mirror image (twice the time), dihedral the eight turns and mirror images of a square (eight times), for what may lie in any orientation; auto looks how the normals lie."`
 	See       string  `enum:",whole,middle" default:"" help:"What the model sees of a picture: whole, squeezed into its square, or middle, as the backbone was imported (default: whole for the full score, middle for others)."`
-	Exposure  string  `enum:",auto,usual,even" default:"" help:"What is done about light that changes: usual takes pictures as they are, even scales each to one brightness, auto does that where normals in other light would raise false alarms else (default: auto for the full score, usual for others)."`
+	Exposure  string  `enum:",auto,usual,even,varied" default:"" help:"What is done about light that changes: usual takes pictures as they are, even scales each to one brightness, varied puts copies of normals in other light into the banks, auto takes the first that helps where normals in other light would raise false alarms else (default: auto for the full score, usual for others)."`
+	Turned    string  `enum:",auto,none,flip,dihedral" default:"" help:"Copies of normals that join the banks, where these have room: mirror images (flip), turned and mirrored ones (dihedral), or what auto finds that normals look like (default: auto for the full score, none for others)."`
 	Frame     string  `enum:",auto,all" default:"" help:"What is looked at of a frame: auto the part where normals show anything, with opened shadows where it is dark, all the whole of it as it is (default: auto for the full score, all for others)."`
 	Work      string  `type:"path" placeholder:"DIR" help:"Folder for the results of single steps, from which another run with the same images and seed goes on."`
 }
@@ -51,7 +52,7 @@ func (f tuneFlags) plan(method string) (training.Plan, error) {
 	p := training.Plan{
 		Method: training.Method(method), Score: training.Score{Coreset: f.Coreset, NoPatches: f.NoPatches}, Host: training.Host{Work: f.Work},
 	}
-	p.Model.See, p.Model.Light, p.Data.Frame = f.See, f.Exposure, f.Frame
+	p.Model.See, p.Model.Light, p.Model.Turned, p.Data.Frame = f.See, f.Exposure, f.Turned, f.Frame
 	var err error
 	if p.Score.Groups, err = training.ParseScore(f.Score); err != nil {
 		return p, usageError{err}

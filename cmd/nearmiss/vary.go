@@ -62,6 +62,7 @@ var varied = map[string]option{
 	"see":        text(func(c *evalCmd) *string { return &c.See }),
 	"stop":       text(func(c *evalCmd) *string { return &c.Stop }),
 	"symmetry":   text(func(c *evalCmd) *string { return &c.Symmetry }),
+	"turned":     text(func(c *evalCmd) *string { return &c.Turned }),
 }
 
 // variedNames are their names, for people.

@@ -82,6 +82,17 @@ func EncodeNormals(all []Normal) ([]byte, error) {
 	return buf.Bytes(), nil
 }
 
+// copyBits is where the number of a copy begins in an id.
+const copyBits = 40
+
+// CopyID is the id, in the banks, of a copy of a normal, in another light or turned:
+// copies count from 1, to 255, and 0 is the normal itself, whose id is below 2⁴⁰.
+func CopyID(image uint64, copy int) uint64 { return uint64(copy)<<copyBits | image }
+
+// OriginalOf is the id of the normal that an entry with an id is of, itself or a
+// copy.
+func OriginalOf(id uint64) uint64 { return id & (1<<copyBits - 1) }
+
 // PatchID is the id, in the bank of patches, of the patch at a place of an image
 // with an id in the other banks. Places count row by row, below 65,536.
 func PatchID(image uint64, place int) uint64 { return image<<16 | uint64(place) }

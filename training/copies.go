@@ -1,0 +1,149 @@
+package training
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/nearmiss/nearmiss/inference"
+	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/inference/release"
+	"github.com/nearmiss/nearmiss/training/evaluate"
+)
+
+// copying is which copies of a normal join the banks with it, so that what only
+// looks different is near something normal.
+type copying struct {
+	// turned are ways that a square can lie, bits as in imaging.Symmetry.Expand.
+	turned []int
+	// lit is how many copies are in another light, each in its own.
+	lit int
+}
+
+// mostCopied bounds the pictures in a bank, copies included, beyond which none is
+// made: with so many normals there is little that a copy adds.
+const mostCopied = 2_000
+
+// turns are the ways to lie that are the same to a symmetry, the most useful first:
+// a half turn, the quarter turns, and the mirror images.
+func turns(s imaging.Symmetry) []int {
+	switch s {
+	case imaging.Flip:
+		return []int{1}
+	case imaging.Dihedral:
+		return []int{3, 5, 6, 1, 2, 4, 7}
+	}
+	return nil
+}
+
+// copyingOf is the copies of n normals each that a bank has room for: all of the
+// turned ones or their most useful, and two in other light.
+func copyingOf(n int, s imaging.Symmetry, lit bool) (c copying) {
+	room := mostCopied/max(n, 1) - 1
+	if lit && room > 0 {
+		c.lit = min(2, room)
+	}
+	all := turns(s)
+	for _, some := range []int{7, 3, 1} {
+		if some <= len(all) && some <= room {
+			c.turned = all[:some]
+			break
+		}
+	}
+	return c
+}
+
+func (c copying) count() int { return len(c.turned) + c.lit }
+
+// vary shows f what the model gives of the images' copies, all of one image after
+// the other.
+func (m *model) vary(ctx context.Context, data Data, images []Image, c copying, f func(e *inference.Embedding) error) error {
+	prepare := m.e.Preprocess()
+	square := make([]uint8, prepare.Bytes())
+	ways := make([]uint8, imaging.Dihedral.Count()*prepare.Bytes())
+	for _, img := range images {
+		file, err := img.Read()
+		if err != nil {
+			return fmt.Errorf("read normal image %s: %w", img.Name, err)
+		}
+		var all []inference.Embedding
+		if len(c.turned) > 0 {
+			if _, err := prepare.Apply(file, data.Limits, square); err != nil {
+				return fmt.Errorf("prepare normal image %s: %w", img.Name, err)
+			}
+			imaging.Dihedral.Expand(square, prepare.Crop, ways)
+			var some [][]uint8
+			for _, way := range c.turned {
+				some = append(some, ways[way*len(square):(way+1)*len(square)])
+			}
+			if all, err = m.e.EmbedPixels(ctx, some); err != nil {
+				return err
+			}
+		}
+		var lit []*imaging.Image
+		for k := range c.lit {
+			one, err := data.View.Decode(file, data.Limits)
+			if err != nil {
+				return fmt.Errorf("normal image %s: %w", img.Name, err)
+			}
+			name := img.Name
+			if c.lit > 1 { // other draws than of the one that is tested
+				name = fmt.Sprintf("%s, copy %d", img.Name, k+1)
+			}
+			evaluate.Relight(one, name)
+			lit = append(lit, one)
+		}
+		if len(lit) > 0 {
+			more, err := m.e.EmbedImages(ctx, lit)
+			if err != nil {
+				return err
+			}
+			all = append(all, more...)
+		}
+		for i := range all {
+			if all[i].Err != nil {
+				return fmt.Errorf("embed a copy of image %s: %w", img.Name, all[i].Err)
+			}
+			if err := f(&all[i]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// copied are the normals with copies of each.
+func (n *normals) copied(ctx context.Context, c copying, seed uint64) (*normals, error) {
+	if c.count() == 0 || n.vary == nil {
+		return n, nil
+	}
+	out := *n
+	out.copies = &normals{dim: n.dim}
+	for _, p := range n.patches {
+		out.copies.patches = append(out.copies.patches, patchSample{dim: p.dim})
+	}
+	which := make([]int, n.size())
+	for i := range which {
+		which[i] = i
+	}
+	done, most := 0, mostNumbers/(n.size()*c.count())
+	err := n.vary(ctx, which, c, func(e *inference.Embedding) error {
+		id := release.CopyID(n.ids[done/c.count()], 1+done%c.count())
+		done++
+		return out.copies.add(ctx, id, e, most, seed)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("make copies of the normals: %w", err)
+	}
+	return &out, nil
+}
+
+// banked are the rows of a part of one vector that join its bank, copies too, and
+// their ids.
+func (n *normals) banked(a release.Part) (ids []uint64, rows []float32) {
+	ids, rows = n.ids, n.part(a)
+	if n.copies != nil {
+		ids, rows = slices.Concat(ids, n.copies.ids), append(rows, n.copies.part(a)...)
+	}
+	return ids, rows
+}

@@ -1,0 +1,102 @@
+package training
+
+import (
+	"errors"
+	"io"
+	"math"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/inference/release"
+)
+
+func TestCopiesFitIntoTheBank(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		normals int
+		turned  imaging.Symmetry
+		lit     bool
+		want    int
+	}{
+		{20, imaging.NoSymmetry, false, 0},
+		{20, imaging.NoSymmetry, true, 2},
+		{20, imaging.Flip, false, 1},
+		{20, imaging.Dihedral, true, 9},
+		{400, imaging.Dihedral, false, 3},
+		{900, imaging.Dihedral, true, 2},
+		{1500, imaging.Dihedral, true, 0},
+	} {
+		if got := copyingOf(c.normals, c.turned, c.lit); got.count() != c.want {
+			t.Errorf("%d normals, %q, in other light %v: %+v, want %d copies", c.normals, c.turned, c.lit, got, c.want)
+		}
+	}
+	seen := map[int]bool{}
+	for _, way := range turns(imaging.Dihedral) {
+		seen[way] = true
+	}
+	if len(seen) != imaging.Dihedral.Count()-1 || seen[0] {
+		t.Errorf("turns %v", turns(imaging.Dihedral))
+	}
+}
+
+func TestIDsOfCopies(t *testing.T) {
+	t.Parallel()
+	const image = 1<<40 - 1
+	for _, copy := range []int{0, 1, 255} {
+		id := release.CopyID(image, copy)
+		patch := release.PatchID(id, 1<<16-1)
+		if release.OriginalOf(id) != image || release.ImageOf(patch) != id || copy == 0 && id != image {
+			t.Errorf("copy %d has id %x, its patch %x", copy, id, patch)
+		}
+	}
+}
+
+// scoreInLight is a score that knows whether it was closed.
+type scoreInLight struct {
+	choice string
+	closed *[]string
+}
+
+func (s scoreInLight) Close() error {
+	*s.closed = append(*s.closed, s.choice)
+	return nil
+}
+
+func TestWhatIsDoneAboutLight(t *testing.T) {
+	t.Parallel()
+	broken := errors.New("broken")
+	for name, c := range map[string]struct {
+		want                string
+		usual, even, varied float64
+		choice              string
+		closed              []string
+	}{
+		"steady":               {LightAuto, 0.1, 0, 0, LightUsual, nil},
+		"one brightness helps": {LightAuto, 0.3, 0.1, 0, LightEven, []string{LightUsual}},
+		"not by much":          {LightAuto, 0.3, 0.25, 0.15, LightVaried, []string{LightEven, LightUsual}},
+		"nothing helps":        {LightAuto, 0.3, 0.25, 0.29, LightUsual, []string{LightEven, LightVaried}},
+		"each a little":        {LightAuto, 0.9, 0.5, 0.4, LightEven, []string{LightUsual, LightVaried}},
+		"too few to say":       {LightAuto, math.NaN(), 0, 0, LightUsual, nil},
+		"asked for":            {LightVaried, 0, 0, 0.5, LightVaried, nil},
+		"even fails":           {LightAuto, 0.3, -1, 0, "", []string{LightUsual}},
+	} {
+		var closed []string
+		best, report, err := inLight(c.want, func(choice string) (io.Closer, float64, error) {
+			alarms := map[string]float64{LightUsual: c.usual, LightEven: c.even, LightVaried: c.varied}[choice]
+			if alarms < 0 {
+				return nil, 0, broken
+			}
+			return scoreInLight{choice, &closed}, alarms, nil
+		})
+		if (err != nil) != (c.choice == "") || !cmp.Equal(closed, c.closed) {
+			t.Errorf("%s: closed %v, %v", name, closed, err)
+			continue
+		}
+		if err == nil && (report.Choice != c.choice || best.(scoreInLight).choice != c.choice || slices.Contains(closed, c.choice)) {
+			t.Errorf("%s: %+v, %+v", name, report, best)
+		}
+	}
+}
