@@ -50,6 +50,8 @@ type Result struct {
 	Symmetry    imaging.Symmetry `json:"symmetry,omitempty"` // what embeddings are averaged over
 	// Framing says where normals show anything, where that was looked at.
 	Framing *Framing `json:"framing,omitempty"`
+	// Resolution says how fine the model looks.
+	Resolution *Resolution `json:"resolution,omitempty"`
 	// Light says what other light does to normals, where that was looked at.
 	Light *LightReport `json:"light,omitempty"`
 	// Warnings are sentences for the user: what was left out, and what this
@@ -84,6 +86,7 @@ type Provenance struct {
 	Worth        *worth             `json:"worth,omitempty"`
 	Light        *LightReport       `json:"light,omitempty"`
 	Framing      *Framing           `json:"framing,omitempty"`
+	Resolution   *Resolution        `json:"resolution,omitempty"`
 }
 
 // PatchReport is how a bank of patches came about.
@@ -122,6 +125,10 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 		res.warn("%s", deep)
 	}
 
+	tried, err := p.sized(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
 	nets := networks{served: p.Model.Backbone, frozen: p.Model.Backbone}
 	first := p
 	if p.Method == FITYMI { // which images are of use; what is served comes later
@@ -202,6 +209,7 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 	}
 	took.lap("calibrate")
 	res.describe(x, s, train, held, t)
+	res.Resolution = p.resolution(x.b.model, tried)
 	var files [][]byte
 	for _, m := range x.imagesAt(held[:min(len(held), timedImages)]) {
 		b, err := m.Read()
@@ -505,10 +513,10 @@ func write(ctx context.Context, p Plan, x *embedded, s *builtScore, parts []infe
 		return err
 	}
 	about := Provenance{
-		Tool: p.Host.Tool, Backbone: filepath.Base(p.Model.Backbone), DataSHA256: dataDigest(x.all),
+		Tool: p.Host.Tool, Backbone: p.Model.source, DataSHA256: dataDigest(x.all),
 		Images: len(x.all), Duplicates: res.Duplicate, Rejected: res.Rejected,
 		HeldOutShare: p.Calibration.HeldOut, Seed: p.Seed, Seconds: seconds, Warnings: res.Warnings,
-		K: p.Score.K, Runtime: ort.Version, Score: res.Score, Cost: res.Cost, Orientation: res.Orientation, Worth: halves.worth, Light: res.Light, Framing: res.Framing,
+		K: p.Score.K, Runtime: ort.Version, Score: res.Score, Cost: res.Cost, Orientation: res.Orientation, Worth: halves.worth, Light: res.Light, Framing: res.Framing, Resolution: res.Resolution,
 	}
 	if t != nil {
 		about.Learning = &t.about

@@ -219,6 +219,10 @@ func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64)
 			digests = append(digests, hex.EncodeToString(sum[:]))
 		}
 	}
+	tried, err := p.sized(ctx, p.Host.Work)
+	if err != nil {
+		return nil, err
+	}
 	if p.frames() {
 		f := frame(p.Data.Normals, p.Data)
 		f.apply(&p)
@@ -249,6 +253,9 @@ func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64)
 	usual, err := know(p)
 	if err != nil {
 		return nil, err
+	}
+	if r := p.resolution(usual.b.model, tried); r != nil {
+		p.Host.Log.Info().Msg(r.String())
 	}
 	own := p.Method != KNN
 	best, report, err := inLight(p.Model.Light, func(choice string) (*evaluatedScore, float64, error) {

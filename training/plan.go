@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -92,6 +93,12 @@ type Data struct {
 type Model struct {
 	// Backbone is the ONNX file that embeds images. Required.
 	Backbone string
+	// Size is the side of the backbone's square input, in pixels; 0: its own, or with a
+	// Budget the largest that the normals have pixels for and with which a picture
+	// takes no longer.
+	Size   int
+	Budget time.Duration
+	source string // the base name of Backbone as it was given
 	// See says which part of a picture the model sees: SeeWhole squeezes all of it
 	// into its square, SeeMiddle is what the backbone says, usually the square in the
 	// middle. It travels with the release. Default: SeeWhole for the full score,
@@ -109,7 +116,7 @@ type Model struct {
 	// averaged over a symmetry.
 	Turned string
 	turned imaging.Symmetry // what came of it
-	tone  *imaging.Tone // what came of it
+	tone   *imaging.Tone    // what came of it
 	// Symmetry is what embeddings are averaged over. It travels with the release.
 	// Default: each image is taken as it is.
 	Symmetry imaging.Symmetry
@@ -202,6 +209,7 @@ func (p Plan) withDefaults() Plan {
 		p.Method = KNN
 	}
 	p.Score = p.Score.withDefaults()
+	p.Model.source = filepath.Base(p.Model.Backbone)
 	if p.Model.See == "" {
 		p.Model.See = SeeMiddle
 		if p.Score.name() == FullScore {
@@ -292,6 +300,9 @@ func (p Plan) Validate() error {
 	}
 	if p.Model.Backbone == "" {
 		fail("no backbone is given")
+	}
+	if p.Model.Size < 0 || p.Model.Budget < 0 || p.Model.Size > 0 && p.Model.Budget > 0 {
+		fail("an input of %d pixels and %v for a picture: give one of them", p.Model.Size, p.Model.Budget)
 	}
 	if p.Out == "" {
 		fail("no folder is given for the release")

@@ -115,6 +115,9 @@ func (c *fitCmd) Run(ctx context.Context, o *output) error {
 	if res.Framing != nil {
 		fmt.Fprintln(o.Err, "frame:", res.Framing)
 	}
+	if res.Resolution != nil {
+		fmt.Fprintln(o.Err, "resolution:", res.Resolution)
+	}
 	if res.Light != nil {
 		fmt.Fprintln(o.Err, "light:", res.Light)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/nearmiss/nearmiss/training"
 	"github.com/nearmiss/nearmiss/training/frechet"
@@ -36,15 +37,17 @@ type tuneFlags struct {
 	Blends     []float64 `placeholder:"SHARE" help:"Shares of the tuned weights, the rest being frozen ones, that the gate chooses from."`
 	NoGate     bool      `name:"no-gate" help:"Publish the fine-tuned backbone whatever the gate finds."`
 
-	Score     string  `default:"full" placeholder:"PARTS" help:"What scores are made of: full (every layer of the whole picture, and single patches of several), class (the paper's), or parts of your own: class, pooled, spread or patch, after a layer as in pooled@6, with :unit or :white, patches with :top1 or another statistic; joined by + within a group and by | between groups, of which one that stands out suffices."`
-	Coreset   float64 `placeholder:"N" help:"Patches that each bank keeps at most; up to 1, the share of them (default 3000)."`
-	NoPatches bool    `name:"no-patches" help:"Make no bank of patches: there are no heatmaps, and a full score looks at the whole picture only."`
-	Symmetry  string  `enum:"none,flip,dihedral,auto" default:"none" help:"Changes of an image that mean nothing, which embeddings are averaged over: ${enum}; flip is the mirror image (twice the time), dihedral the eight turns and mirror images of a square (eight times), for what may lie in any orientation; auto looks how the normals lie."`
-	See       string  `enum:",whole,middle" default:"" help:"What the model sees of a picture: whole, squeezed into its square, or middle, as the backbone was imported (default: whole for the full score, middle for others)."`
-	Exposure  string  `enum:",auto,usual,even,varied" default:"" help:"What is done about light that changes: usual takes pictures as they are, even scales each to one brightness, varied puts copies of normals in other light into the banks, auto takes the first that helps where normals in other light would raise false alarms else (default: auto for the full score, usual for others)."`
-	Turned    string  `enum:",auto,none,flip,dihedral" default:"" help:"Copies of normals that join the banks, where these have room: mirror images (flip), turned and mirrored ones (dihedral), or what auto finds that normals look like (default: auto for the full score, none for others)."`
-	Frame     string  `enum:",auto,all" default:"" help:"What is looked at of a frame: auto the part where normals show anything, with opened shadows where it is dark, all the whole of it as it is (default: auto for the full score, all for others)."`
-	Work      string  `type:"path" placeholder:"DIR" help:"Folder for the results of single steps, from which another run with the same images and seed goes on."`
+	Score     string        `default:"full" placeholder:"PARTS" help:"What scores are made of: full (every layer of the whole picture, and single patches of several), class (the paper's), or parts of your own: class, pooled, spread or patch, after a layer as in pooled@6, with :unit or :white, patches with :top1 or another statistic; joined by + within a group and by | between groups, of which one that stands out suffices."`
+	Coreset   float64       `placeholder:"N" help:"Patches that each bank keeps at most; up to 1, the share of them (default 3000)."`
+	NoPatches bool          `name:"no-patches" help:"Make no bank of patches: there are no heatmaps, and a full score looks at the whole picture only."`
+	Symmetry  string        `enum:"none,flip,dihedral,auto" default:"none" help:"Changes of an image that mean nothing, which embeddings are averaged over: ${enum}; flip is the mirror image (twice the time), dihedral the eight turns and mirror images of a square (eight times), for what may lie in any orientation; auto looks how the normals lie."`
+	See       string        `enum:",whole,middle" default:"" help:"What the model sees of a picture: whole, squeezed into its square, or middle, as the backbone was imported (default: whole for the full score, middle for others)."`
+	Exposure  string        `enum:",auto,usual,even,varied" default:"" help:"What is done about light that changes: usual takes pictures as they are, even scales each to one brightness, varied puts copies of normals in other light into the banks, auto takes the first that helps where normals in other light would raise false alarms else (default: auto for the full score, usual for others)."`
+	Turned    string        `enum:",auto,none,flip,dihedral" default:"" help:"Copies of normals that join the banks, where these have room: mirror images (flip), turned and mirrored ones (dihedral), or what auto finds that normals look like (default: auto for the full score, none for others)."`
+	Size      int           `name:"input-size" placeholder:"PIXELS" help:"Side of the backbone's square input, 224 to 672 (default: as it was imported)."`
+	Budget    time.Duration `placeholder:"DURATION" help:"Take as large an input, up to 672 pixels and to what the normals have, as judging a picture in this time allows, as in 200ms: small defects need pixels."`
+	Frame     string        `enum:",auto,all" default:"" help:"What is looked at of a frame: auto the part where normals show anything, with opened shadows where it is dark, all the whole of it as it is (default: auto for the full score, all for others)."`
+	Work      string        `type:"path" placeholder:"DIR" help:"Folder for the results of single steps, from which another run with the same images and seed goes on."`
 }
 
 // plan is the part of a plan that the flags make.
@@ -53,6 +56,7 @@ func (f tuneFlags) plan(method string) (training.Plan, error) {
 		Method: training.Method(method), Score: training.Score{Coreset: f.Coreset, NoPatches: f.NoPatches}, Host: training.Host{Work: f.Work},
 	}
 	p.Model.See, p.Model.Light, p.Model.Turned, p.Data.Frame = f.See, f.Exposure, f.Turned, f.Frame
+	p.Model.Size, p.Model.Budget = f.Size, f.Budget
 	var err error
 	if p.Score.Groups, err = training.ParseScore(f.Score); err != nil {
 		return p, usageError{err}

@@ -45,6 +45,7 @@ var varied = map[string]option{
 	"fake-steps": count(func(c *evalCmd) *int { return &c.FakeSteps }),
 	"fakes":      text(func(c *evalCmd) *string { return &c.Fakes }),
 	"frame":      text(func(c *evalCmd) *string { return &c.Frame }),
+	"input-size": count(func(c *evalCmd) *int { return &c.Size }),
 	"k":          count(func(c *evalCmd) *int { return &c.K }),
 	"light": {false, func(c *evalCmd, v string) error {
 		if v != "usual" && v != "other" {
