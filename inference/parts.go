@@ -291,7 +291,7 @@ func (s *Scorer) Judge(ctx context.Context, embeddings []*Embedding, scores []*S
 		if c != nil {
 			v.PValue, v.Threshold, v.Anomalous = c.PValue(v.Score), c.Threshold(), c.Anomalous(v.Score)
 		}
-		if s.maps == MapAll || s.maps == MapAnomalies && (v.Anomalous || s.scoresPatches()) {
+		if s.maps == MapAll || s.maps == MapAnomalies && (v.Anomalous || s.mapsAreKnown()) {
 			strange = append(strange, j)
 		}
 	}
@@ -304,7 +304,7 @@ func (s *Scorer) Judge(ctx context.Context, embeddings []*Embedding, scores []*S
 		pick[i] = embeddings[j]
 	}
 	for i, at := range s.at {
-		if at < 0 || grids[i] != nil {
+		if at < 0 || grids[i] != nil || s.parts[i].About.NoMap {
 			continue
 		}
 		some, err := s.grids(ctx, i, pick)
@@ -320,7 +320,7 @@ func (s *Scorer) Judge(ctx context.Context, embeddings []*Embedding, scores []*S
 		var of []heatmap.Grid
 		var weights []float64
 		for i, at := range s.at {
-			if at >= 0 {
+			if at >= 0 && !s.parts[i].About.NoMap {
 				of, weights = append(of, grids[i][j]), append(weights, s.parts[i].About.Map)
 			}
 		}
@@ -342,8 +342,9 @@ func originals(near []bank.Neighbour) []bank.Neighbour {
 	return out
 }
 
-func (s *Scorer) scoresPatches() bool {
-	return slices.ContainsFunc(s.parts, func(p Part) bool { return p.About.IsPatch() && p.About.Scored })
+// mapsAreKnown says whether maps need nothing that the score does not.
+func (s *Scorer) mapsAreKnown() bool {
+	return s.HasMaps() && !slices.ContainsFunc(s.parts, func(p Part) bool { return p.About.IsPatch() && !p.About.Scored && !p.About.NoMap })
 }
 
 func (s *Score) add(p release.Part, m release.Measure, score float64) {

@@ -108,7 +108,7 @@ func (b *scoreBuilder) weigh(ctx context.Context, parts []inference.Part, n *nor
 		if b.parts[i].scored {
 			measures += len(p.About.Measures())
 		}
-		if p.About.IsPatch() {
+		if p.About.IsPatch() && !p.About.NoMap {
 			patches++
 		}
 		placed = placed || b.parts[i].Placed
@@ -131,7 +131,7 @@ func (b *scoreBuilder) weigh(ctx context.Context, parts []inference.Part, n *nor
 				a.Places = places(x.grids[i])
 			}
 			scores = x.measures(i, *a)
-			if patches > 1 {
+			if patches > 1 && !a.NoMap {
 				a.Map = mapWeight(x.grids[i], a.Places, patches)
 			}
 		}

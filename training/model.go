@@ -81,6 +81,7 @@ func (c composition) open(file string, n networks, data Data, m Model, h Host) (
 		}
 		if p.isPatch() {
 			q := patches[at]
+			a.NoMap = p.noMap
 			a.Output, a.Dim, a.Width, a.Height = q.Name, q.Dim, q.Grid[0], q.Grid[1]
 			for i, statistic := range p.statistics() {
 				if i == 0 {

@@ -112,8 +112,7 @@ type Model struct {
 	Light string
 	// Turned puts turned or mirrored copies of the normals into the banks: TurnedNone,
 	// a symmetry, or TurnedAuto, where normals are found to lie in any way. Default:
-	// TurnedAuto for the full score, TurnedNone for others, and where embeddings are
-	// averaged over a symmetry.
+	// TurnedNone.
 	Turned string
 	turned imaging.Symmetry // what came of it
 	tone   *imaging.Tone    // what came of it
@@ -230,9 +229,6 @@ func (p Plan) withDefaults() Plan {
 	}
 	if p.Model.Turned == "" {
 		p.Model.Turned = TurnedNone
-		if p.Score.name() == FullScore && p.Model.Symmetry == imaging.NoSymmetry && !p.Model.AutoSymmetry {
-			p.Model.Turned = TurnedAuto
-		}
 	}
 	if p.Model.Turned != TurnedAuto {
 		p.Model.turned, _ = imaging.ParseSymmetry(p.Model.Turned)

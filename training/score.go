@@ -139,6 +139,7 @@ type placed struct {
 	name   string
 	group  string // where groups are joined
 	scored bool   // it counts in the score
+	noMap  bool   // it does not count in maps
 }
 
 // composition is what a score is made of with one backbone.
@@ -174,6 +175,9 @@ func (s Score) compose(path string, a backbone.Anatomy, tuned bool) (composition
 			c.parts = append(c.parts, placed{Part: p, name: p.name(), group: group, scored: true})
 		}
 	}
+	if len(s.Groups) == 0 && !s.NoPatches && a.Class {
+		c.showFiner(a, tuned)
+	}
 	isVector := func(p placed) bool { return !p.isPatch() }
 	if !slices.ContainsFunc(c.parts, isVector) { // a detector has a bank of images
 		c.parts = slices.Insert(c.parts, 0, placed{Part: ClassPart, name: ClassPart.name()})
@@ -202,6 +206,21 @@ func (s Score) compose(path string, a backbone.Anatomy, tuned bool) (composition
 		}
 	}
 	return c, nil
+}
+
+// showFiner has maps drawn from what shows best where: single patches of a middle
+// layer too, and not the neighbourhoods of the early one, which blur what it says.
+func (c *composition) showFiner(a backbone.Anatomy, tuned bool) {
+	taps := localTaps(a)
+	for i := range c.parts {
+		c.parts[i].noMap = c.parts[i].isPatch() && c.parts[i].Layer == taps[0].Layer && c.parts[i].Around > 1
+	}
+	middle := layerAt(a, 1./2)
+	if middle == taps[0].Layer {
+		return
+	}
+	p := Part{Tap: backbone.Tap{What: backbone.TapPatch, Layer: middle, Around: 1}, Placed: true, Statistic: release.StatisticMean, Frozen: tuned}
+	c.parts = append(c.parts, placed{Part: p, name: p.name()})
 }
 
 // plain says whether the model's own embedding is all that is needed.

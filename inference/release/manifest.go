@@ -209,6 +209,8 @@ type Part struct {
 	// Map is the weight of the part's distances in maps, to which those of all parts
 	// of patches are added; 0 stands for 1.
 	Map float64 `json:"map,omitempty"`
+	// NoMap keeps the part's distances out of maps: it counts in the score alone.
+	NoMap bool `json:"no_map,omitempty"`
 	// Heat says how large the values of maps are among held-out normals, which makes
 	// intensities of them. The first part of patches has it. None: the release draws
 	// no heatmaps.
