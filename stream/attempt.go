@@ -54,6 +54,10 @@ func (w *TrainingWorker) handle(ctx context.Context, m jetstream.Msg) {
 		return
 	}
 	log.Info().Int("attempt", job.Attempts).Str("reason", req.Reason).Msg("job taken")
+	begin := time.Now()
+	w.cfg.Meter.Took(req.Detector, req.Kind())
+	result := JobGivenBack
+	defer func() { w.cfg.Meter.Ended(req.Detector, req.Kind(), result, time.Since(begin)) }()
 
 	run, stop := context.WithCancelCause(ctx)
 	var watch sync.WaitGroup
@@ -66,20 +70,25 @@ func (w *TrainingWorker) handle(ctx context.Context, m jetstream.Msg) {
 	var perm *PermanentError
 	switch {
 	case err == nil:
+		result = JobDone
 		w.end(ctx, m, job, func(j *Job) {
 			j.State, j.Release, j.Promoted, j.Held, j.Notes = JobDone, job.Release, job.Promoted, job.Held, job.Notes
 			j.Error, j.Code = "", ""
 		}, "done")
 	case errors.Is(cause, errTakenOver), errors.Is(err, errTakenOver):
+		result = JobTakenOver
 		log.Warn().Msg("job lost: another trainer has taken it over")
 	case errors.Is(cause, errJobCancelled):
+		result = JobCancelled
 		w.end(ctx, m, job, func(j *Job) { j.State = JobCancelled }, "cancelled")
 	case ctx.Err() != nil:
 		log.Info().Msg("job given back: this trainer stops")
 		w.release(ctx, m, job, 0, "", false)
 	case errors.As(err, &perm):
+		result = JobFailed
 		w.toDeadLetters(ctx, m, &job, perm.Code, perm)
 	case job.Attempts >= w.cfg.MaxAttempts:
+		result = JobFailed
 		w.toDeadLetters(ctx, m, &job, CodeTraining, fmt.Errorf("%d attempts without a new checkpoint: %w", job.Attempts, err))
 	default:
 		delay := min(w.cfg.RetryDelay<<min(max(job.Attempts-1, 0), 7), 10*time.Minute)

@@ -20,13 +20,14 @@ type frameTask struct {
 	event      *Event
 	announce   bool // the event is to be stored, not only the score sent
 	deliveries int
-	tried      try    // as recorded before this delivery
-	recorded   bool   // there is a record of its tries
-	suspect    bool   // it is scored alone in this process
-	place      Place  // nil: the release cannot tell where
-	apart      bool   // its pictures are being drawn
-	again      bool   // it has come to its end before: nothing is to be done
-	free       func() // gives back the memory of its image
+	tried      try       // as recorded before this delivery
+	recorded   bool      // there is a record of its tries
+	suspect    bool      // it is scored alone in this process
+	place      Place     // nil: the release cannot tell where
+	apart      bool      // its pictures are being drawn
+	again      bool      // it has come to its end before: nothing is to be done
+	taken      time.Time // when this worker got it
+	free       func()    // gives back the memory of its image
 }
 
 // scoringError is a failure of the scorer, which counts as a try of the frame. All
@@ -80,12 +81,15 @@ func (l *detectorRunner) read(m jetstream.Msg) *frameTask {
 		l.log.Error().Err(err).Str("subject", m.Subject()).Msg("message without metadata")
 		return nil
 	}
-	it := &frameTask{msg: m, meta: meta, deliveries: int(meta.NumDelivered), free: func() {}}
+	it := &frameTask{msg: m, meta: meta, deliveries: int(meta.NumDelivered), taken: time.Now(), free: func() {}}
 	it.frame, err = ParseFrame(l.w.cfg.Names, m.Subject(), m.Headers(), m.Data(), meta, time.Unix(0, l.w.created.Load()))
 	it.bytes = len(it.frame.Image)
 	l.w.seenCameras.saw(it.frame.Detector, it.frame.Camera, meta.Timestamp)
 	if err != nil {
 		it.failure = Permanent(CodeBadHeader, err)
+	}
+	if it.frame.Camera != "" {
+		l.w.cfg.Meter.Seen(l.name, it.frame.Camera, meta.Timestamp)
 	}
 	return it
 }
@@ -208,7 +212,9 @@ func (l *detectorRunner) settle(ctx context.Context, rel, shadow *loaded, items 
 	for _, it := range later {
 		beat.pass(it.msg)
 	}
+	begin := time.Now()
 	out, failed := l.publish(ctx, rel, out)
+	l.w.cfg.Meter.Stage(StagePublish, time.Since(begin))
 	for _, it := range out {
 		l.finish(ctx, it)
 		beat.done(it.msg)
@@ -294,7 +300,10 @@ func (l *detectorRunner) scoreBatch(ctx context.Context, rel *loaded, items []*f
 	for i, it := range items {
 		images[i] = it.frame.Image
 	}
+	begin := time.Now()
 	verdicts, err := rel.scorer.Score(ctx, images)
+	l.w.cfg.Meter.Batch(l.name, len(items))
+	l.w.cfg.Meter.Stage(StageScore, time.Since(begin))
 	if err != nil {
 		return &scoringError{fmt.Errorf("score %d frames with release %s: %w", len(items), short(rel.pointer.Release), err)}
 	}

@@ -105,6 +105,7 @@ func (l *detectorRunner) observe(ctx context.Context, rel *loaded, it *frameTask
 		return
 	}
 	d.status = s
+	l.w.cfg.Meter.Drift(l.name, camera, s)
 	if !s.Drifted || was {
 		return
 	}
@@ -127,6 +128,9 @@ func (l *detectorRunner) notify(ctx context.Context, e *Event) {
 		m, err := e.Message(l.w.cfg.Names)
 		if err == nil {
 			err = l.acked(ctx, nil, m)
+		}
+		if err == nil {
+			l.w.cfg.Meter.Stored(e.Kind)
 		}
 		if err != nil && ctx.Err() == nil {
 			l.log.Warn().Err(err).Str("kind", e.Kind).Msg("notice not stored")

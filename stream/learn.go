@@ -111,6 +111,7 @@ func (l *detectorRunner) learnOne(ctx context.Context, normals *Normals, m jetst
 		})
 		if err == nil {
 			l.w.count.learned.Add(1)
+			l.w.cfg.Meter.Frames(l.name, FramesLearned, 1)
 			if err := m.Ack(); err != nil {
 				l.log.Debug().Err(err).Msg("acknowledgement failed: the frame comes again")
 			}
@@ -210,6 +211,7 @@ func (l *detectorRunner) shed(ctx context.Context) {
 		}
 		if n > 0 {
 			l.w.count.dropped.Add(n)
+			l.w.cfg.Meter.Frames(l.name, FramesDropped, n)
 			l.log.Warn().Uint64("frames", n).Msg("live detector is behind: old frames dropped")
 		}
 		pause(ctx, time.Second)

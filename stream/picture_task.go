@@ -42,6 +42,7 @@ func (l *detectorRunner) setAside(rel *loaded, items []*frameTask) (now, later [
 			if conf, _, _, _ := l.state(); !conf.NoEvidence {
 				it.event.NoPictures = NoPicturesBusy
 				l.w.count.unpictured.Add(1)
+				l.w.cfg.Meter.Pictures(NoPicturesBusy)
 			}
 			l.log.Warn().Str("camera", it.frame.Camera).Str("frame", it.frame.ID).Msg("too many anomalies at once: no pictures are made of this one")
 			now = append(now, it)
@@ -74,7 +75,9 @@ func (l *detectorRunner) show(ctx context.Context, it *frameTask) error {
 	if it.place == nil || !it.apart {
 		return nil
 	}
+	begin := time.Now()
 	size, err := l.keepPictures(ctx, it)
+	l.w.cfg.Meter.Stage(StagePictures, time.Since(begin))
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -84,11 +87,13 @@ func (l *detectorRunner) show(ctx context.Context, it *frameTask) error {
 			it.event.NoPictures = NoPicturesStorage
 		}
 		l.w.count.unpictured.Add(1)
+		l.w.cfg.Meter.Pictures(it.event.NoPictures)
 		l.log.Warn().Err(err).Str("camera", it.frame.Camera).Str("frame", it.frame.ID).Msg("the event goes without pictures")
 		return nil
 	}
 	it.event.Pictures, it.event.NoPictures = l.w.cfg.EvidenceBucket()+"/"+evidenceObject(l.name, it.event.ID), ""
 	l.w.count.pictured.Add(1)
+	l.w.cfg.Meter.Pictures(PicturesKept)
 	l.bound(ctx, size)
 	return nil
 }

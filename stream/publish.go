@@ -54,7 +54,9 @@ func (l *detectorRunner) publish(ctx context.Context, rel *loaded, items []*fram
 				if err := l.insist(ctx, "event", func() (err error) { stored, err = l.coolDown(ctx, it, cool); return err }); err != nil {
 					fail(it, err)
 				} else {
-					it.announce = stored
+					if it.announce = stored; stored {
+						l.w.cfg.Meter.Stored(it.event.Kind)
+					}
 					ok = append(ok, it)
 				}
 				continue
@@ -94,6 +96,7 @@ func (l *detectorRunner) publish(ctx context.Context, rel *loaded, items []*fram
 			fail(p.it, fmt.Errorf("store event of frame %s: %w", p.it.frame.ID, err))
 			continue
 		}
+		l.w.cfg.Meter.Stored(p.it.event.Kind)
 		ok = append(ok, p.it)
 	}
 	return ok, failed
@@ -200,9 +203,12 @@ func (l *detectorRunner) keep(ctx context.Context, it *frameTask) error {
 	if conf, _, _, _ := l.state(); conf.NoEvidence {
 		if it.place != nil {
 			it.event.NoPictures = NoPicturesPrivacy
+			l.w.cfg.Meter.Pictures(NoPicturesPrivacy)
 		}
 		return nil
 	}
+	begin := time.Now()
+	defer func() { l.w.cfg.Meter.Stage(StageEvidence, time.Since(begin)) }()
 	name := EvidenceObjects + it.frame.Digest
 	err := l.tryToKeep(ctx, func(step context.Context) error {
 		if info, err := l.w.images.GetInfo(step, name); err == nil && info.Size == uint64(len(it.frame.Image)) {
@@ -221,6 +227,7 @@ func (l *detectorRunner) keep(ctx context.Context, it *frameTask) error {
 	}
 	if err != nil { // the alarm is worth more than its picture
 		it.event.NoPictures = NoPicturesStorage
+		l.w.cfg.Meter.Pictures(NoPicturesStorage)
 		l.log.Warn().Err(err).Str("camera", it.frame.Camera).Str("frame", it.frame.ID).Msg("the event goes without evidence")
 		return l.show(ctx, it)
 	}
@@ -283,9 +290,11 @@ func (l *detectorRunner) finish(ctx context.Context, it *frameTask) {
 		l.w.count.repeated.Add(1)
 	case rejected:
 		l.w.count.rejected.Add(1)
+		l.w.cfg.Meter.Frame(it.event, it.meta.Timestamp, it.taken)
 		l.log.Warn().Str("camera", it.event.Camera).Str("frame", it.frame.ID).Str("code", it.event.Code).Str("reason", it.event.Reason).Msg("frame rejected")
 	default:
 		l.w.count.scored.Add(1)
+		l.w.cfg.Meter.Frame(it.event, it.meta.Timestamp, it.taken)
 		if *it.event.Anomalous {
 			l.w.count.anomalies.Add(1)
 		}
@@ -345,6 +354,7 @@ func (l *detectorRunner) giveBack(it *frameTask) {
 		return
 	}
 	l.w.count.retried.Add(1)
+	l.w.cfg.Meter.Frames(l.name, FramesRetried, 1)
 	delay := min(l.w.cfg.RetryDelay<<min(max(it.tried.Failed-1, 0), 6), time.Minute)
 	l.log.Warn().Err(it.failure).Str("camera", it.frame.Camera).Str("frame", it.frame.ID).Int("delivery", it.deliveries).
 		Dur("again_in", delay).Msg("frame not handled")

@@ -236,6 +236,7 @@ func (l *detectorRunner) swapper(ctx, work context.Context) {
 		case shadow != nil && shadow.pointer.Release != want.shadow.Release && want.shadow.Release == "":
 			l.log.Info().Str("release", short(shadow.pointer.Release)).Msg("candidate no longer scores alongside")
 			l.exchange(&l.shadow, nil)
+			l.w.cfg.Meter.Left(l.name, "candidate")
 		case l.due(want.shadow, shadow):
 			ok = l.swap(ctx, work, want.shadow, &l.shadow) && ok
 		}
@@ -283,6 +284,7 @@ func (l *detectorRunner) swap(ctx, work context.Context, target registry.Pointer
 			return false
 		}
 		l.w.count.refused.Add(1)
+		l.w.cfg.Meter.Swap(l.name, role, target.Release, ReleaseRefused, time.Since(begin))
 		l.mu.Lock()
 		l.refused[target.Release] = target.Revision
 		serving := "no release serves"
@@ -296,6 +298,7 @@ func (l *detectorRunner) swap(ctx, work context.Context, target registry.Pointer
 	}
 	l.exchange(place, &loaded{scorer: scorer, pointer: target})
 	l.w.count.swaps.Add(1)
+	l.w.cfg.Meter.Swap(l.name, role, target.Release, ReleaseInService, time.Since(begin))
 	log.Info().Dur("took", time.Since(begin)).Msg("release is in service")
 	l.notify(work, notice(KindRelease, l.name, NoCamera, target.Release, ReleaseInService, "it is in service as the "+role+" release", what))
 	return true

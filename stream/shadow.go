@@ -43,6 +43,7 @@ func (l *detectorRunner) compare(ctx context.Context, rel, candidate *loaded, it
 	}
 	if err != nil {
 		r.Failed += uint64(len(todo))
+		l.w.cfg.Meter.Shadow(l.name, "failed", len(todo))
 		l.log.Warn().Err(err).Msg("the candidate failed")
 		return
 	}
@@ -50,6 +51,7 @@ func (l *detectorRunner) compare(ctx context.Context, rel, candidate *loaded, it
 		got := images[i]
 		if got.failure != nil {
 			r.Failed++
+			l.w.cfg.Meter.Shadow(l.name, "failed", 1)
 			continue
 		}
 		r.Frames++
@@ -57,6 +59,7 @@ func (l *detectorRunner) compare(ctx context.Context, rel, candidate *loaded, it
 		// history.
 		active := *it.event.Score > *it.event.Threshold
 		shadow := *got.event.Anomalous
+		l.w.cfg.Meter.Shadow(l.name, shadowOutcome(active, shadow), 1)
 		switch {
 		case active && shadow:
 			r.Both++
@@ -77,6 +80,19 @@ func (l *detectorRunner) compare(ctx context.Context, rel, candidate *loaded, it
 			l.notify(ctx, e)
 		}
 	}
+}
+
+// shadowOutcome is a word for what two releases say of a frame.
+func shadowOutcome(active, candidate bool) string {
+	switch {
+	case active && candidate:
+		return "both"
+	case active:
+		return "only_active"
+	case candidate:
+		return "only_candidate"
+	}
+	return "neither"
 }
 
 // Shadows returns how the candidates of this worker's detectors compare.

@@ -57,6 +57,7 @@ func (t *Task) skip(all []Normal) {
 // to say. It does not wait for the broker.
 func (t *Task) Report(p Progress) {
 	p.Job, p.Detector, p.State, p.At = t.Request.Job, t.Request.Detector, JobRunning, time.Now().UTC()
+	t.w.cfg.Meter.Progress(t.Request.Kind(), p)
 	t.w.reportProgress(p)
 	// The record is for those who come later: once a second is enough, and what
 	// comes while one is written is written with the next.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -72,6 +73,8 @@ type TrainerConfig struct {
 	// [Installation.Collect]; releases of the last week stay. Default an hour; negative:
 	// never.
 	Collect time.Duration
+	// Meter is told what the trainer does. Default: nobody is.
+	Meter TrainerMeter
 	// Drain is how long a job may take to stop when it is cancelled or Run's
 	// context ends. Default 20 s.
 	Drain time.Duration
@@ -96,6 +99,9 @@ func (c TrainerConfig) withDefaults() TrainerConfig {
 	}
 	if c.Collect == 0 {
 		c.Collect = time.Hour
+	}
+	if c.Meter == nil {
+		c.Meter = unmetered{}
 	}
 	if c.Drain == 0 {
 		c.Drain = 20 * time.Second
@@ -136,6 +142,7 @@ type TrainingWorker struct {
 	normals   *Normals
 	artifacts jetstream.ObjectStore
 	unread    reporter // of what is stored and cannot be read
+	opened    atomic.Bool
 }
 
 // NewTrainingWorker prepares a trainer on a connection that the caller closes
@@ -156,6 +163,7 @@ func (w *TrainingWorker) Run(ctx context.Context) error {
 		}
 		return err
 	}
+	w.opened.Store(true)
 	if err := sweep(w.cfg.ScratchDir); err != nil {
 		return fmt.Errorf("clear the folder of jobs: %w", err)
 	}

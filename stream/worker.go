@@ -58,6 +58,8 @@ type WorkerConfig struct {
 	// in which no release can. A code, a stable word, and a reason reject it; an
 	// empty code accepts it. Default: whatever is not empty is accepted.
 	Inspect func(image []byte) (code, reason string)
+	// Meter is told what the worker does. Default: nobody is.
+	Meter WorkerMeter
 	// Drain is how long frames under way may take to finish when Run's context
 	// ends. Default 20 s.
 	Drain time.Duration
@@ -90,6 +92,9 @@ func (c WorkerConfig) withDefaults() WorkerConfig {
 	}
 	if c.Memory == nil {
 		c.Memory = memory.New(512 << 20)
+	}
+	if c.Meter == nil {
+		c.Meter = unmetered{}
 	}
 	if c.Drain == 0 {
 		c.Drain = 20 * time.Second
@@ -168,6 +173,7 @@ type Worker struct {
 	work      jetstream.KeyValue
 	events    jetstream.Stream
 	created   atomic.Int64 // when the frames stream was created, Unix nanoseconds
+	opened    atomic.Bool  // what it needs is there
 	window    atomic.Int64 // how long the broker remembers event ids, nanoseconds
 
 	unread      reporter // of what is stored and cannot be read
@@ -217,6 +223,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		}
 		return err
 	}
+	w.opened.Store(true)
 	stopService, err := w.service(ctx)
 	if err != nil {
 		return err
@@ -462,6 +469,7 @@ func (w *Worker) refresh(ctx, work context.Context, running *sync.WaitGroup) err
 			w.log.Info().Str("detector", name).Msg("detector is gone")
 			l.stop()
 			delete(w.runners, name)
+			w.cfg.Meter.Gone(name)
 		}
 	}
 	return nil

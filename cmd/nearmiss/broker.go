@@ -109,16 +109,23 @@ func (c *brokerCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	return withBroker(ctx, b, conf, o, func(ctx context.Context, _ dial) error {
-		if c.JSON {
-			if err := o.JSON(addresses(b)); err != nil {
+	return observe(ctx, conf.HTTP, o, []string{"broker"}, func(ctx context.Context, v *observer) error {
+		return withBroker(ctx, b, conf, o, func(ctx context.Context, connect dial) error {
+			leave, err := v.broker(connect, conf)
+			if err != nil {
 				return err
 			}
-		} else if err := printAddresses(o, b, conf); err != nil {
-			return err
-		}
-		<-ctx.Done()
-		return nil
+			defer leave()
+			if c.JSON {
+				if err := o.JSON(addresses(b)); err != nil {
+					return err
+				}
+			} else if err := printAddresses(o, b, conf); err != nil {
+				return err
+			}
+			<-ctx.Done()
+			return nil
+		})
 	})
 }
 

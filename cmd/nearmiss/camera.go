@@ -15,6 +15,7 @@ import (
 	"github.com/nearmiss/nearmiss/internal/synthetic"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/camera"
+	"github.com/nearmiss/nearmiss/stream/metrics"
 )
 
 type cameraCmd struct {
@@ -35,6 +36,7 @@ type cameraCmd struct {
 
 	JSON bool `name:"json" help:"Print the counters at the end as one JSON object."`
 	serverFlags
+	httpFlag
 }
 
 func (*cameraCmd) Help() string {
@@ -55,14 +57,30 @@ func (c *cameraCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
+	var s camera.Stats
+	if err := observe(ctx, httpConfig{Listen: c.HTTP}, o, []string{"camera"}, func(ctx context.Context, v *observer) (err error) {
+		s, err = c.publish(ctx, src, v, o)
+		return err
+	}); err != nil {
+		return err
+	}
+	if c.JSON {
+		return o.JSON(s)
+	}
+	_, err = fmt.Fprintf(o.Out, "%d frames published, %.1f MB\n", s.Published, float64(s.Bytes)/1e6)
+	return err
+}
+
+// publish brings the source's images to the broker until it ends.
+func (c *cameraCmd) publish(ctx context.Context, src camera.Source, v *observer, o *output) (camera.Stats, error) {
 	nc, err := c.await("camera", o)
 	if err != nil {
-		return err
+		return camera.Stats{}, err
 	}
 	defer nc.Close()
 	js, err := jetstream.New(nc)
 	if err != nil {
-		return err
+		return camera.Stats{}, err
 	}
 	frozen := c.FrozenAfter
 	switch src.(type) {
@@ -76,18 +94,17 @@ func (c *cameraCmd) Run(ctx context.Context, o *output) error {
 		Names: c.names(), Detector: c.Detector, Camera: c.Camera, Live: c.Live, FrozenAfter: frozen,
 	}, js, o.Log)
 	if err != nil {
-		return usageError{oneLine(err)}
+		return camera.Stats{}, usageError{oneLine(err)}
 	}
+	v.Connection(nc)
+	v.Camera(c.Detector, c.Camera, func() metrics.CameraState {
+		s := p.Stats()
+		return metrics.CameraState{Frames: s.Published, Bytes: s.Bytes, Waited: s.Waited, Up: nc.IsConnected()}
+	})
+	v.begun("camera", linked(nc))
 	c.tellUnknown(ctx, nc, js, o)
-	if err := p.Run(ctx, src); err != nil {
-		return err
-	}
-	s := p.Stats()
-	if c.JSON {
-		return o.JSON(s)
-	}
-	_, err = fmt.Fprintf(o.Out, "%d frames published, %.1f MB\n", s.Published, float64(s.Bytes)/1e6)
-	return err
+	err = p.Run(ctx, src)
+	return p.Stats(), err
 }
 
 // tellUnknown warns of a detector that is not there: a name may be misspelt.

@@ -17,6 +17,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/access"
 	"github.com/nearmiss/nearmiss/stream/broker"
+	"github.com/nearmiss/nearmiss/stream/metrics"
 )
 
 // config is what the services (up, broker, worker) read: defaults, then the
@@ -31,6 +32,7 @@ type config struct {
 	Worker  workerConfig  `yaml:"worker" envPrefix:"WORKER_"`
 	Trainer trainerConfig `yaml:"trainer" envPrefix:"TRAINER_"`
 	Images  imagesConfig  `yaml:"images" envPrefix:"IMAGES_"`
+	HTTP    httpConfig    `yaml:"http" envPrefix:"HTTP_"`
 }
 
 // brokerConfig is the embedded NATS server.
@@ -94,6 +96,7 @@ func defaultConfig() config {
 		Keep:   keepConfig{FramesBytes: 2 << 30, FramesAge: 7 * 24 * time.Hour, EventsBytes: 1 << 30, EventsAge: 90 * 24 * time.Hour},
 		Worker: workerConfig{Device: "cpu", Batch: 16}, Trainer: trainerConfig{Takeover: 30 * time.Second},
 		Images: imagesConfig{MaxBytes: 64 << 20, MaxPixels: 100_000_000, Memory: 1 << 30},
+		HTTP:   httpConfig{Listen: "127.0.0.1:9420"},
 	}
 }
 
@@ -149,6 +152,9 @@ func (c config) Validate() error {
 	}
 	if c.Trainer.Takeover < time.Second {
 		wrong("trainer.takeover", c.Trainer.Takeover, "1s or more")
+	}
+	if err := metrics.Validate(c.HTTP.Listen, c.HTTP.Pprof); err != nil {
+		errs = append(errs, fmt.Errorf("http.listen: %w", err))
 	}
 	if c.Images.MaxBytes < 1 {
 		wrong("images.max_bytes", c.Images.MaxBytes, "at least 1")

@@ -2,30 +2,38 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/metrics"
 )
 
 type healthCmd struct {
 	Detectors []string      `arg:"" optional:"" help:"Detectors that must serve (default: all that have a release, and one at least)."`
 	Workers   time.Duration `default:"2s" placeholder:"TIME" help:"How long to wait for the workers' answers."`
 	JSON      bool          `name:"json" help:"Print one JSON object."`
+	HTTP      string        `name:"http" placeholder:"ADDR" help:"Ask the service whose health checks are at this address, such as 127.0.0.1:9420, and nobody else."`
 	serverFlags
 }
 
 func (*healthCmd) Help() string {
 	return "Exits with 0 where a broker and workers answer and every detector that has a release is served, and with 1 and the reasons where not: " +
 		"for scripts and for whatever restarts services.\n\n" +
-		examples("nearmiss health", "nearmiss health bolts || page-somebody")
+		examples("nearmiss health", "nearmiss health bolts || page-somebody", "nearmiss health --http 127.0.0.1:9420")
 }
 
 func (c *healthCmd) Run(ctx context.Context, o *output) error {
+	if c.HTTP != "" {
+		return c.readyz(ctx, o)
+	}
 	bad, workers, err := c.ask(ctx, o)
 	if err != nil {
 		if c.JSON {
@@ -77,4 +85,42 @@ func (c *healthCmd) ask(ctx context.Context, o *output) (bad []string, answered 
 		return nil, 0, err
 	}
 	return stream.Ailments(st, workers, c.Detectors...), len(workers), nil
+}
+
+// readyz asks one service over HTTP, as what restarts it does.
+func (c *healthCmd) readyz(ctx context.Context, o *output) error {
+	ctx, cancel := context.WithTimeout(ctx, c.Workers+3*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+c.HTTP+"/readyz", nil)
+	if err != nil {
+		return usageError{fmt.Errorf("--http: %q is no address such as 127.0.0.1:9420", c.HTTP)}
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return fmt.Errorf("not healthy: no service answers at %s: %w", c.HTTP, err)
+	}
+	defer resp.Body.Close()
+	var h metrics.Health
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&h); err != nil {
+		return fmt.Errorf("not healthy: %s answers %s and nothing that can be understood", c.HTTP, resp.Status)
+	}
+	if c.JSON {
+		if err := o.JSON(h); err != nil {
+			return err
+		}
+	}
+	var bad []string
+	for _, k := range h.Checks {
+		if !k.OK {
+			bad = append(bad, strings.TrimSuffix(k.Name+": "+k.Detail, ": "))
+		}
+	}
+	switch {
+	case !h.OK || resp.StatusCode != http.StatusOK:
+		return errors.New("not healthy: " + strings.Join(bad, "; "))
+	case c.JSON:
+		return nil
+	}
+	_, err = fmt.Fprintf(o.Out, "healthy: %s\n", counted(len(h.Checks), "check"))
+	return err
 }

@@ -56,6 +56,7 @@ type cli struct {
 	Mark     markCmd     `cmd:"" help:"Tell a detector that an alarm was false, or true."`
 	Status   statusCmd   `cmd:"" help:"Show detectors, workers, jobs and what needs attention."`
 	Health   healthCmd   `cmd:"" help:"Exit with 0 where all that has a release is served, and with 1 and the reason where not."`
+	Exporter exporterCmd `cmd:"" help:"Show the state of an installation in a NATS server of your own as metrics."`
 	Collect  collectCmd  `cmd:"" help:"Remove releases and files that nobody needs."`
 
 	Sinks sinksCmd `cmd:"" help:"Alarms to people and machines outside: webhooks, chats."`

@@ -30,6 +30,7 @@ func TestMain(m *testing.M) {
 		main()
 		return
 	}
+	os.Setenv("NEARMISS_HTTP_LISTEN", "off") // many tests, one port
 	os.Exit(m.Run())
 }
 

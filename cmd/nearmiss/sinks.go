@@ -41,7 +41,7 @@ func sinkKinds(n stream.Names) sink.Kinds {
 }
 
 // runSinks makes incidents of events and brings both to the sinks until ctx ends.
-func runSinks(ctx context.Context, nc *nats.Conn, n stream.Names, o *output) error {
+func runSinks(ctx context.Context, nc *nats.Conn, n stream.Names, v *observer, o *output) error {
 	e, err := sink.NewEngine(sink.EngineConfig{Names: n, Kinds: sinkKinds(n)}, nc, o.Log)
 	if err != nil {
 		return err
@@ -50,13 +50,19 @@ func runSinks(ctx context.Context, nc *nats.Conn, n stream.Names, o *output) err
 	if err != nil {
 		return err
 	}
+	v.Connection(nc)
+	v.engine(e)
+	v.begun("sinks", linked(nc))
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return e.Run(ctx) })
 	g.Go(func() error { return i.Run(ctx) })
 	return g.Wait()
 }
 
-type sinksServeCmd struct{ serverFlags }
+type sinksServeCmd struct {
+	serverFlags
+	httpFlag
+}
 
 func (*sinksServeCmd) Help() string {
 	return "Several may run: each event goes to one of them. Secrets are read on this machine.\n\n" +
@@ -64,12 +70,14 @@ func (*sinksServeCmd) Help() string {
 }
 
 func (c *sinksServeCmd) Run(ctx context.Context, o *output) error {
-	nc, err := c.await("sinks", o)
-	if err != nil {
-		return err
-	}
-	defer nc.Close()
-	return runSinks(ctx, nc, c.names(), o)
+	return observe(ctx, httpConfig{Listen: c.HTTP}, o, []string{"sinks"}, func(ctx context.Context, v *observer) error {
+		nc, err := c.await("sinks", o)
+		if err != nil {
+			return err
+		}
+		defer nc.Close()
+		return runSinks(ctx, nc, c.names(), v, o)
+	})
 }
 
 // withSinks gives f the bucket of sinks.

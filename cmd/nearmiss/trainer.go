@@ -47,20 +47,22 @@ func (c *trainerCmd) Run(ctx context.Context, o *output) error {
 	if err := ort.Load(); err != nil { // now, and not at the first job
 		return err
 	}
-	nc, err := serverFlags{Server: conf.Server, credentialFlags: c.credentialFlags}.await("trainer", o)
-	if err != nil {
-		return err
-	}
-	defer nc.Close()
-	w, err := newTrainer(conf, nc, o)
-	if err != nil {
-		return err
-	}
-	return w.Run(ctx)
+	return observe(ctx, conf.HTTP, o, []string{"trainer"}, func(ctx context.Context, v *observer) error {
+		nc, err := serverFlags{Server: conf.Server, credentialFlags: c.credentialFlags}.await("trainer", o)
+		if err != nil {
+			return err
+		}
+		defer nc.Close()
+		w, err := newTrainer(conf, nc, v, o)
+		if err != nil {
+			return err
+		}
+		return w.Run(ctx)
+	})
 }
 
 // newTrainer prepares the trainer that conf describes.
-func newTrainer(conf config, nc *nats.Conn, o *output) (*stream.TrainingWorker, error) {
+func newTrainer(conf config, nc *nats.Conn, v *observer, o *output) (*stream.TrainingWorker, error) {
 	d, err := ort.ParseDevice(conf.Worker.Device)
 	if err != nil {
 		return nil, err
@@ -68,7 +70,7 @@ func newTrainer(conf config, nc *nats.Conn, o *output) (*stream.TrainingWorker, 
 	w, err := stream.NewTrainingWorker(stream.TrainerConfig{
 		Names:    stream.Names{Prefix: conf.Prefix},
 		CacheDir: filepath.Join(conf.Data, "releases"), ScratchDir: filepath.Join(conf.Data, "jobs"),
-		AckWait: conf.Trainer.Takeover,
+		AckWait: conf.Trainer.Takeover, Meter: v.Trainer(),
 	}, nc, trainer{
 		conf: conf, device: d, o: o,
 		limits: imaging.Limits{MaxBytes: conf.Images.MaxBytes, MaxPixels: conf.Images.MaxPixels},
@@ -76,6 +78,8 @@ func newTrainer(conf config, nc *nats.Conn, o *output) (*stream.TrainingWorker, 
 	if err != nil {
 		return nil, usageError{oneLine(err)}
 	}
+	v.Connection(nc)
+	v.begun("trainer", w.Ready)
 	return w, nil
 }
 

@@ -53,62 +53,74 @@ func (c *upCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	return withBroker(ctx, b, conf, o, func(ctx context.Context, connect dial) error {
-		if c.JSON {
-			err = o.JSON(addresses(b))
-		} else {
-			err = printAddresses(o, b, conf)
-		}
-		if err != nil {
-			return err
-		}
-		g, ctx := errgroup.WithContext(ctx)
-		for name, start := range map[string]func(context.Context, dial) error{
-			"worker":  func(ctx context.Context, connect dial) error { return runWorker(ctx, connect, conf, o) },
-			"trainer": func(ctx context.Context, connect dial) error { return runTrainer(ctx, connect, conf, o) },
-			"sinks": func(ctx context.Context, connect dial) error {
-				nc, err := connect("sinks")
-				if err != nil {
-					return err
-				}
-				defer nc.Close()
-				return runSinks(ctx, nc, stream.Names{Prefix: conf.Prefix}, o)
-			},
-		} {
-			g.Go(func() error {
-				if err := start(ctx, connect); err != nil {
-					return fmt.Errorf("%s: %w", name, err)
-				}
-				return nil
-			})
-		}
-		if c.Demo {
-			g.Go(func() error { return runDemo(ctx, connect, conf, o, about, c.JSON) })
-		}
-		return g.Wait()
+	return observe(ctx, conf.HTTP, o, []string{"broker", "worker", "trainer", "sinks"}, func(ctx context.Context, v *observer) error {
+		return withBroker(ctx, b, conf, o, func(ctx context.Context, connect dial) error {
+			return c.serve(ctx, b, conf, v, o, connect, about)
+		})
 	})
 }
 
-func runWorker(ctx context.Context, connect dial, conf config, o *output) error {
+// serve runs everything beside a broker that is up.
+func (c *upCmd) serve(ctx context.Context, b *broker.Broker, conf config, v *observer, o *output, connect dial, about string) (err error) {
+	leave, err := v.broker(connect, conf)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if c.JSON {
+		err = o.JSON(addresses(b))
+	} else {
+		err = printAddresses(o, b, conf)
+	}
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	for name, start := range map[string]func(context.Context, dial) error{
+		"worker":  func(ctx context.Context, connect dial) error { return runWorker(ctx, connect, conf, v, o) },
+		"trainer": func(ctx context.Context, connect dial) error { return runTrainer(ctx, connect, conf, v, o) },
+		"sinks": func(ctx context.Context, connect dial) error {
+			nc, err := connect("sinks")
+			if err != nil {
+				return err
+			}
+			defer nc.Close()
+			return runSinks(ctx, nc, stream.Names{Prefix: conf.Prefix}, v, o)
+		},
+	} {
+		g.Go(func() error {
+			if err := start(ctx, connect); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			return nil
+		})
+	}
+	if c.Demo {
+		g.Go(func() error { return runDemo(ctx, connect, conf, o, about, c.JSON) })
+	}
+	return g.Wait()
+}
+
+func runWorker(ctx context.Context, connect dial, conf config, v *observer, o *output) error {
 	nc, err := connect("worker")
 	if err != nil {
 		return err
 	}
 	defer nc.Close()
-	w, err := newWorker(conf, nil, nc, o)
+	w, err := newWorker(conf, nil, nc, v, o)
 	if err != nil {
 		return err
 	}
 	return w.Run(ctx)
 }
 
-func runTrainer(ctx context.Context, connect dial, conf config, o *output) error {
+func runTrainer(ctx context.Context, connect dial, conf config, v *observer, o *output) error {
 	nc, err := connect("trainer")
 	if err != nil {
 		return err
 	}
 	defer nc.Close()
-	w, err := newTrainer(conf, nc, o)
+	w, err := newTrainer(conf, nc, v, o)
 	if err != nil {
 		return err
 	}

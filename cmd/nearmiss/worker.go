@@ -45,20 +45,22 @@ func (c *workerCmd) Run(ctx context.Context, o *output) error {
 	if err := ort.Load(); err != nil { // now, and not at the first release
 		return err
 	}
-	nc, err := serverFlags{Server: conf.Server, credentialFlags: c.credentialFlags}.await("worker", o)
-	if err != nil {
-		return err
-	}
-	defer nc.Close()
-	w, err := newWorker(conf, c.Detectors, nc, o)
-	if err != nil {
-		return err
-	}
-	return w.Run(ctx)
+	return observe(ctx, conf.HTTP, o, []string{"worker"}, func(ctx context.Context, v *observer) error {
+		nc, err := serverFlags{Server: conf.Server, credentialFlags: c.credentialFlags}.await("worker", o)
+		if err != nil {
+			return err
+		}
+		defer nc.Close()
+		w, err := newWorker(conf, c.Detectors, nc, v, o)
+		if err != nil {
+			return err
+		}
+		return w.Run(ctx)
+	})
 }
 
 // newWorker prepares the worker that conf describes.
-func newWorker(conf config, detectors []string, nc *nats.Conn, o *output) (*stream.Worker, error) {
+func newWorker(conf config, detectors []string, nc *nats.Conn, v *observer, o *output) (*stream.Worker, error) {
 	d, err := ort.ParseDevice(conf.Worker.Device)
 	if err != nil {
 		return nil, err
@@ -70,6 +72,7 @@ func newWorker(conf config, detectors []string, nc *nats.Conn, o *output) (*stre
 	w, err := stream.NewWorker(stream.WorkerConfig{
 		Names: stream.Names{Prefix: conf.Prefix}, Detectors: detectors, CacheDir: filepath.Join(conf.Data, "releases"),
 		BatchSize: conf.Worker.Batch, MaxImage: conf.Images.MaxBytes, Memory: files, Inspect: inspect(limits),
+		Meter: v.Worker(),
 	}, nc, loader(inference.Options{
 		Embed: inference.EmbedOptions{Device: d, Threads: conf.Worker.Threads, Limits: limits, Memory: pixels},
 		Log:   o.Log,
@@ -77,5 +80,7 @@ func newWorker(conf config, detectors []string, nc *nats.Conn, o *output) (*stre
 	if err != nil {
 		return nil, usageError{oneLine(err)}
 	}
+	v.Connection(nc)
+	v.begun("worker", w.Ready)
 	return w, nil
 }

@@ -203,6 +203,7 @@ func TestLibrariesHaveOneUser(t *testing.T) {
 		"github.com/schollz/progressbar/v3":   {"cmd/nearmiss"},
 		"github.com/nats-io/nats-server/v2/…": {"stream/broker"},
 		"gonum.org/v1/…":                      {"training/…"},
+		"github.com/prometheus/…":             {"stream/metrics"},
 	} {
 		used := false
 		for _, p := range packages(t) {

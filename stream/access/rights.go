@@ -253,7 +253,8 @@ func (r subjects) operator() Rights {
 	frames, events, normals, dead := r.FramesStream(), r.EventsStream(), r.NormalsStream(), r.DeadStream()
 	return Rights{
 		Publish: slices.Concat(
-			info(frames, events, normals, dead, r.TrainingStream(), r.FeedbackStream()),
+			info(frames, events, normals, dead, r.TrainingStream(), r.FeedbackStream(), r.IncidentsStream()),
+			[]string{api + "INFO", api + "CONSUMER.INFO." + frames + ".*", api + "STREAM.MSG.GET." + frames}, // levels
 			readKV(r.ActiveBucket()), []string{"$KV." + r.ActiveBucket() + ".*"},
 			readKV(r.DetectorsBucket()), []string{"$KV." + r.DetectorsBucket() + ".*"},
 			readKV(r.JobsBucket()), []string{"$KV." + r.JobsBucket() + ".*"},

@@ -84,9 +84,11 @@ type Publisher struct {
 	js    jetstream.JetStream
 	log   zerolog.Logger
 	epoch *stream.Epoch
-	stats Stats
 	still still
 	mute  bool // that old frames are not dropped has been said
+
+	mu    sync.Mutex
+	stats Stats
 }
 
 // NewPublisher prepares a publisher.
@@ -142,8 +144,12 @@ func (p *Publisher) Run(ctx context.Context, src Source) error {
 	}
 }
 
-// Stats returns the counters; call it when Run has returned.
-func (p *Publisher) Stats() Stats { return p.stats }
+// Stats returns the counters, at any time.
+func (p *Publisher) Stats() Stats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.stats
+}
 
 // publish stores one frame, however long it takes.
 func (p *Publisher) publish(ctx context.Context, f stream.Frame) error {
@@ -209,6 +215,8 @@ func (p *Publisher) send(ctx context.Context, m *nats.Msg, unsure time.Duration)
 		}
 		return err
 	}, backoff.WithContext(b, ctx))
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if !fullSince.IsZero() {
 		p.stats.Waited += time.Since(fullSince)
 	}

@@ -1,0 +1,56 @@
+package stream
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Check is one thing that must be so for a service to be of use.
+type Check struct {
+	Name   string    `json:"name"`
+	OK     bool      `json:"ok"`
+	Since  time.Time `json:"since,omitzero"` // as it is now
+	Detail string    `json:"detail,omitempty"`
+}
+
+// Ready says whether this worker can do its work: connected, its streams and
+// buckets there, and each detector that has a release served by it. One whose
+// release was refused, while no other serves, is not; one without a release waits
+// for its training and is.
+func (w *Worker) Ready() []Check {
+	checks := []Check{
+		{Name: "broker", OK: w.nc.IsConnected(), Detail: w.nc.Status().String()},
+		{Name: "setup", OK: w.opened.Load()},
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for name, l := range w.runners {
+		l.mu.Lock()
+		c := Check{Name: "detector " + name, OK: true}
+		_, refused := l.refused[l.want.active.Release]
+		switch want := l.want.active.Release; {
+		case l.cur != nil:
+			c.Detail = "release " + short(l.cur.pointer.Release) + " serves"
+		case want == "":
+			c.Detail = "no release yet"
+		case refused:
+			c.OK, c.Detail = false, "release "+short(want)+" was refused"
+		default:
+			c.OK, c.Detail = false, "release "+short(want)+" is being loaded"
+		}
+		l.mu.Unlock()
+		checks = append(checks, c)
+	}
+	slices.SortFunc(checks[2:], func(a, b Check) int { return strings.Compare(a.Name, b.Name) })
+	return checks
+}
+
+// Ready says whether this trainer can do its work.
+func (w *TrainingWorker) Ready() []Check {
+	return []Check{
+		{Name: "broker", OK: w.nc.IsConnected(), Detail: w.nc.Status().String()},
+		{Name: "setup", OK: w.opened.Load(), Detail: fmt.Sprintf("trainer %s", w.cfg.Name)},
+	}
+}
