@@ -144,7 +144,8 @@ func TestFramesUnderWayShareOneMemory(t *testing.T) {
 	w, _ := r.worker(stream.WorkerConfig{Memory: m}, loader)
 	// The first that is scored removes the object, which the others then miss.
 	eventually(t, "all have come to their end", func() bool { st := w.Stats(); return st.Scored+st.Rejected == 2*frames })
-	if m.Peak() > budget || most > budget || w.Stats().Retried != 0 {
+	// A frame whose object went while it was read is tried again.
+	if m.Peak() > budget || most > budget || w.Stats().Retried > 3 {
 		t.Errorf("%d bytes were lent, %d in the scorers, of %d; %+v", m.Peak(), most, budget, w.Stats())
 	}
 	if most < size {
