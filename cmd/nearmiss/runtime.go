@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	"github.com/nearmiss/nearmiss/inference/ort"
 )
@@ -15,7 +14,8 @@ type runtimeCmd struct {
 }
 
 type runtimeInstallCmd struct {
-	From  string `placeholder:"FILE" type:"existingfile" help:"Take this library, or this tarball of the npm package, instead of downloading it."`
+	CUDA  bool   `name:"cuda" help:"Get the build for NVIDIA's accelerators (Linux on amd64; 220 MB, with pip). It needs CUDA 13 and cuDNN 9 on the machine."`
+	From  string `placeholder:"FILE" type:"existingfile" help:"Take this library, this tarball of the npm package or this wheel of onnxruntime-gpu instead of downloading it."`
 	Force bool   `help:"Install again even when the library is in place."`
 	JSON  bool   `name:"json" help:"Print one JSON object."`
 }
@@ -24,12 +24,13 @@ func (*runtimeInstallCmd) Help() string {
 	return examples(
 		"nearmiss runtime install",
 		"nearmiss runtime install --from /opt/onnxruntime/lib/libonnxruntime.so.1",
+		"nearmiss runtime install --cuda",
 	)
 }
 
 func (c *runtimeInstallCmd) Run(ctx context.Context, o *output) error {
 	bar := o.download("ONNX Runtime " + ort.Version)
-	path, err := ort.Install(ctx, ort.InstallOptions{From: c.From, Force: c.Force, Progress: bar.stage})
+	path, err := ort.Install(ctx, ort.InstallOptions{From: c.From, CUDA: c.CUDA, Force: c.Force, Progress: bar.stage})
 	bar.close()
 	if err != nil {
 		return err
@@ -60,6 +61,17 @@ func (c *runtimeInfoCmd) Run(o *output) error {
 	if c.JSON {
 		return o.JSON(map[string]any{"path": path, "version": version, "providers": providers})
 	}
-	_, err = fmt.Fprintf(o.Out, "ONNX Runtime %s\n%s\nexecution providers: %s\n", version, path, strings.Join(providers, ", "))
-	return err
+	if _, err := fmt.Fprintf(o.Out, "ONNX Runtime %s\n%s\n", version, path); err != nil {
+		return err
+	}
+	for _, p := range providers {
+		state := "usable"
+		if !p.Usable {
+			state = "not usable: " + p.Why
+		}
+		if _, err := fmt.Fprintf(o.Out, "%-9s %s\n", p.Device, state); err != nil {
+			return err
+		}
+	}
+	return nil
 }

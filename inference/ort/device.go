@@ -1,7 +1,9 @@
 package ort
 
 import (
+	"errors"
 	"fmt"
+	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
@@ -51,32 +53,68 @@ func (d Device) String() string {
 	return kind + ":" + strconv.Itoa(d.ID)
 }
 
-// Providers returns the execution providers that can really be used in this
-// process, best first, by their ONNX Runtime names. A provider whose own
-// libraries (CUDA, cuDNN, TensorRT) are missing is not listed.
-func Providers() ([]string, error) {
+// Provider is an execution provider: what runs a model on a kind of device.
+type Provider struct {
+	Name   string `json:"name"`   // as ONNX Runtime calls it
+	Device string `json:"device"` // as --device takes it
+	Usable bool   `json:"usable"` // in this process, now
+	// Why says what is missing where it is not usable: the library was built
+	// without it, or its own libraries (CUDA, cuDNN, TensorRT) or a device.
+	Why string `json:"why,omitempty"`
+}
+
+// Providers returns the execution providers that are known here, best first. Each
+// is tried: one whose own libraries are missing is not usable.
+func Providers() ([]Provider, error) {
 	if err := Load(); err != nil {
 		return nil, err
 	}
-	var out []string
-	for _, p := range []struct {
-		name string
-		kind string
-	}{{"TensorrtExecutionProvider", "tensorrt"}, {"CUDAExecutionProvider", "cuda"}} {
-		if runtime.GOOS == "darwin" {
-			break
+	out := []Provider{
+		{Name: "TensorrtExecutionProvider", Device: "tensorrt"},
+		{Name: "CUDAExecutionProvider", Device: "cuda"},
+		{Name: "CPUExecutionProvider", Device: "cpu"},
+	}
+	for i := range out {
+		p := &out[i]
+		if p.Device != "cpu" && runtime.GOOS == "darwin" {
+			p.Why = "there is none for macOS"
+			continue
 		}
 		so, err := onnxruntime.NewSessionOptions()
 		if err != nil {
 			return nil, fmt.Errorf("create session options: %s", oneLine(err))
 		}
-		if err := appendProvider(so, Device{Kind: p.kind}, false); err == nil {
-			out = append(out, p.name)
+		if err := appendProvider(so, Device{Kind: p.Device}, false); err != nil {
+			p.Why = reason(err)
+		} else {
+			p.Usable = true
 		}
 		_ = so.Destroy()
 	}
-	return append(out, "CPUExecutionProvider"), nil
+	return out, nil
 }
+
+// reason is what is wrong, without what else ONNX Runtime says of its own files.
+func reason(err error) string {
+	var unusable *unusableError
+	if !errors.As(err, &unusable) {
+		return oneLine(err)
+	}
+	said := oneLine(unusable.err)
+	missing := ""
+	if m := missingLibrary.FindStringSubmatch(said); m != nil {
+		missing = m[1]
+	}
+	switch {
+	case isProvider(missing), strings.Contains(said, "not enabled in this build"):
+		return `the library is built without it: "nearmiss runtime install --cuda" gets one that has it`
+	case missing != "":
+		return "its library " + missing + " is not found: install it, or name its folder in LD_LIBRARY_PATH"
+	}
+	return said
+}
+
+var missingLibrary = regexp.MustCompile(`([^\s:/]+\.so[.0-9]*): cannot open shared object file`)
 
 // appendProvider adds the device's execution provider; the CPU's is always
 // there, behind the others.
@@ -124,7 +162,14 @@ func appendProvider(so *onnxruntime.SessionOptions, d Device, tf32 bool) error {
 	return fmt.Errorf("device %q is not known: use cpu, cuda or tensorrt", d.Kind)
 }
 
-func deviceError(d Device, err error) error {
-	return fmt.Errorf("use device %s: %s: the ONNX Runtime library must be built for it; "+
-		`give one with "nearmiss runtime install --from FILE", or use --device cpu`, d, oneLine(err))
+// unusableError is why a device cannot be used.
+type unusableError struct {
+	device Device
+	err    error // of ONNX Runtime
 }
+
+func (e *unusableError) Error() string {
+	return fmt.Sprintf("use device %s: %s; \"nearmiss runtime info\" says what can be used here; --device cpu always can", e.device, reason(e))
+}
+
+func deviceError(d Device, err error) error { return &unusableError{d, err} }

@@ -2,6 +2,7 @@ package ort
 
 import (
 	"archive/tar"
+	"archive/zip"
 	"compress/gzip"
 	"context"
 	"crypto/sha256"
@@ -20,6 +21,8 @@ import (
 	"strings"
 
 	onnxruntime "github.com/yalue/onnxruntime_go"
+
+	"github.com/nearmiss/nearmiss/internal/wheel"
 )
 
 // The npm package that carries the library for all platforms. npm is run as a
@@ -53,14 +56,28 @@ var packaged = map[string]packagedLibrary{
 	},
 }
 
+// The wheel of the build for NVIDIA's accelerators. It asks for CUDA 13 and
+// cuDNN 9, which it does not carry.
+const cudaDigest = "b2b8d6afabf3c23c2c698639a16388816dc7298f388a9ddddf504b283990ea01"
+
+var cudaWheel = wheel.Spec{
+	Name: "onnxruntime-gpu", Version: Version,
+	Python: "3.12", Platforms: []string{"manylinux_2_28_x86_64", "manylinux_2_27_x86_64"},
+}
+
 // InstallOptions says what Install installs. The zero value is the pinned
 // package, through npm.
 type InstallOptions struct {
 	// From is a library file to install instead, or the package's own tarball
-	// (.tgz) that was fetched by other means. Beside a library, its provider
-	// libraries (libonnxruntime_providers_*) are installed too.
+	// (.tgz) that was fetched by other means, or any wheel of onnxruntime-gpu
+	// (.whl). Beside a library, its provider libraries
+	// (libonnxruntime_providers_*) are installed too.
 	From string
-	// Force installs again even when the pinned library is in place.
+	// CUDA installs the build for NVIDIA's accelerators, from its wheel, through
+	// pip. There is one for linux/amd64 only.
+	CUDA bool
+	// Force installs again even when the pinned library is in place, or one that
+	// was chosen by From or CUDA, which otherwise stays.
 	Force bool
 	// Progress, if set, is called with what is being done and, where they are
 	// known, the bytes done and the bytes in total.
@@ -75,6 +92,9 @@ func Install(ctx context.Context, o InstallOptions) (string, error) {
 	return installer{
 		goos: runtime.GOOS, goarch: runtime.GOARCH,
 		digest: packageDigest, libraries: packaged, pack: npmPack,
+		cudaDigest: cudaDigest, wheel: func(ctx context.Context, dir string) (string, error) {
+			return wheel.Fetch(ctx, cudaWheel, dir, `run "nearmiss runtime install --from FILE.whl"`)
+		},
 	}.install(ctx, o)
 }
 
@@ -85,6 +105,9 @@ type installer struct {
 	libraries    map[string]packagedLibrary
 	// pack puts the package's tarball into dir and returns its path.
 	pack func(ctx context.Context, dir string) (string, error)
+	// wheel does the same for the wheel of the build for CUDA.
+	wheel      func(ctx context.Context, dir string) (string, error)
+	cudaDigest string // of the wheel
 }
 
 func (i installer) install(ctx context.Context, o InstallOptions) (string, error) {
@@ -96,12 +119,16 @@ func (i installer) install(ctx context.Context, o InstallOptions) (string, error
 		return "", fmt.Errorf("install ONNX Runtime: %w", err)
 	}
 	want, pinned := i.libraries[i.goos+"/"+i.goarch]
+	if o.CUDA && i.goos+"/"+i.goarch != "linux/amd64" {
+		return "", fmt.Errorf("install ONNX Runtime for CUDA: there is no package for %s/%s: build it, then "+
+			`run "nearmiss runtime install --from FILE"`, i.goos, i.goarch)
+	}
 	if o.From == "" && !pinned {
 		return "", fmt.Errorf("install ONNX Runtime: %s has no library for %s/%s: build or fetch one, then "+
 			`run "nearmiss runtime install --from FILE"`, packageSpec, i.goos, i.goarch)
 	}
-	if o.From == "" && !o.Force {
-		if sum, err := fileDigest(ctx, target, nil); err == nil && sum == want.digest {
+	if o.From == "" && !o.CUDA && !o.Force {
+		if sum, err := fileDigest(ctx, target, nil); err == nil && (sum == want.digest || sum == chosen(target)) {
 			return target, nil
 		}
 	}
@@ -117,6 +144,19 @@ func (i installer) install(ctx context.Context, o InstallOptions) (string, error
 	staged := filepath.Join(staging, filepath.Base(target))
 
 	switch {
+	case o.From == "" && o.CUDA:
+		o.Progress("download "+cudaWheel.String()+" with pip (220 MB)", 0, 0)
+		file, err := i.wheel(ctx, staging)
+		if err == nil {
+			err = i.unpackWheel(ctx, file, staged, i.cudaDigest, o)
+		}
+		if err != nil {
+			return "", fmt.Errorf("install ONNX Runtime for CUDA: %w", err)
+		}
+	case strings.HasSuffix(o.From, ".whl"):
+		if err := i.unpackWheel(ctx, o.From, staged, "", o); err != nil {
+			return "", fmt.Errorf("install ONNX Runtime from %s: %w", o.From, err)
+		}
 	case o.From == "":
 		o.Progress("download "+packageSpec+" with npm", 0, 0)
 		archive, err := i.pack(ctx, staging)
@@ -148,7 +188,20 @@ func (i installer) install(ctx context.Context, o InstallOptions) (string, error
 			return "", fmt.Errorf("install ONNX Runtime: %w", err)
 		}
 	}
-	// The library goes last: once it is there, its providers are.
+	// Providers of another build do not fit. The library goes last: once it is
+	// there, its providers are.
+	if err := clearOld(target); err != nil {
+		return "", fmt.Errorf("install ONNX Runtime: %w", err)
+	}
+	if o.From != "" || o.CUDA {
+		sum, err := fileDigest(ctx, staged, nil)
+		if err == nil {
+			err = os.WriteFile(chosenPath(target), []byte(sum+"\n"), 0o644)
+		}
+		if err != nil {
+			return "", fmt.Errorf("install ONNX Runtime: %w", err)
+		}
+	}
 	entries, err := os.ReadDir(staging)
 	if err != nil {
 		return "", fmt.Errorf("install ONNX Runtime: %w", err)
@@ -164,6 +217,31 @@ func (i installer) install(ctx context.Context, o InstallOptions) (string, error
 		return "", fmt.Errorf("install ONNX Runtime: %w", err)
 	}
 	return target, nil
+}
+
+// chosenPath is where the digest of a library that somebody chose is kept.
+func chosenPath(target string) string { return target + ".chosen" }
+
+func chosen(target string) string {
+	b, err := os.ReadFile(chosenPath(target))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// clearOld removes what belongs to the library that is replaced.
+func clearOld(target string) error {
+	old, err := filepath.Glob(filepath.Join(filepath.Dir(target), "libonnxruntime_providers_*"))
+	if err != nil {
+		return err
+	}
+	for _, f := range append(old, chosenPath(target)) {
+		if err := os.Remove(f); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // npmPack fetches the package as a tarball.
@@ -239,6 +317,62 @@ func (i installer) extract(ctx context.Context, archive, dst string, want packag
 		}
 	}
 }
+
+// unpackWheel takes the library and its providers out of a wheel, which is a ZIP
+// archive, after its digest was checked; "" is any.
+func (i installer) unpackWheel(ctx context.Context, file, dst, digest string, o InstallOptions) error {
+	if digest != "" {
+		sum, err := fileDigest(ctx, file, func(done, total int64) { o.Progress("check the package", done, total) })
+		if err != nil {
+			return err
+		}
+		if sum != digest {
+			return fmt.Errorf("the package's SHA-256 is %s, want %s: it is not the %s that is known", sum, digest, cudaWheel)
+		}
+	}
+	z, err := zip.OpenReader(file)
+	if err != nil {
+		return fmt.Errorf("read the wheel: %w", err)
+	}
+	defer z.Close()
+	found := false
+	for _, f := range z.File {
+		dir, name := path.Split(f.Name)
+		if dir != "onnxruntime/capi/" || !f.Mode().IsRegular() {
+			continue
+		}
+		to := filepath.Join(filepath.Dir(dst), name)
+		switch {
+		case strings.HasPrefix(name, "libonnxruntime.so."):
+			if found {
+				return errors.New("the wheel has two libraries")
+			}
+			found, to = true, dst
+		case !isProvider(name):
+			continue
+		}
+		if f.UncompressedSize64 > maxLibrary {
+			return fmt.Errorf("%s in the wheel is %d bytes long", name, f.UncompressedSize64)
+		}
+		r, err := f.Open()
+		if err != nil {
+			return err
+		}
+		size := int64(f.UncompressedSize64)
+		_, err = writeFile(ctx, to, r, size, func(done int64) { o.Progress("extract "+name, done, size) })
+		r.Close()
+		if err != nil {
+			return err
+		}
+	}
+	if !found {
+		return errors.New("no onnxruntime/capi/libonnxruntime.so.* in the wheel: give one of onnxruntime-gpu for Linux")
+	}
+	return nil
+}
+
+// maxLibrary bounds what is unpacked of a wheel.
+const maxLibrary = 2 << 30
 
 // copyLibrary copies a library and the provider libraries beside it.
 func copyLibrary(ctx context.Context, src, dst string, o InstallOptions) error {

@@ -2,6 +2,7 @@ package ort
 
 import (
 	"archive/tar"
+	"archive/zip"
 	"compress/gzip"
 	"context"
 	"crypto/sha256"
@@ -12,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -71,7 +73,7 @@ func TestInstallFromALibrary(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(left) != 1 {
+	if len(left) != 2 || left[1].Name() != filepath.Base(chosenPath(want)) {
 		t.Errorf("the installs left %v", left)
 	}
 	t.Setenv(EnvCache, cache)
@@ -238,6 +240,150 @@ func TestInstallFromThePackage(t *testing.T) {
 		left, _ := filepath.Glob(filepath.Join(cache, "onnxruntime", "*", "*", "*"))
 		if len(left) != 0 {
 			t.Errorf("it left %v", left)
+		}
+	})
+}
+
+func TestWhatProvidersLack(t *testing.T) {
+	for said, want := range map[string]string{
+		"Error loading provider: Failed to load library /x/libonnxruntime_providers_cuda.so with error: libcublasLt.so.13: cannot open shared object file: No such file or directory": "its library libcublasLt.so.13 is not found: install it, or name its folder in LD_LIBRARY_PATH",
+		"Failed to load /x/libonnxruntime_providers_shared.so with error: /x/libonnxruntime_providers_shared.so: cannot open shared object file: No such file or directory":           `the library is built without it: "nearmiss runtime install --cuda" gets one that has it`,
+		"CUDA execution provider is not enabled in this build.": `the library is built without it: "nearmiss runtime install --cuda" gets one that has it`,
+		"CUDA failure 100: no CUDA-capable device is detected":  "CUDA failure 100: no CUDA-capable device is detected",
+	} {
+		if got := reason(deviceError(Device{Kind: "cuda"}, errors.New(said))); got != want {
+			t.Errorf("%q:\n%s, want\n%s", said, got, want)
+		}
+	}
+}
+
+// wheelWith writes a wheel with these members and returns its path and digest.
+func wheelWith(t *testing.T, members map[string][]byte) (path, digest string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "onnxruntime_gpu.whl")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	z := zip.NewWriter(f)
+	for name, b := range members {
+		w, err := z.CreateHeader(&zip.FileHeader{Name: name, Method: zip.Store})
+		if err == nil {
+			_, err = w.Write(b)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	digest, err = fileDigest(t.Context(), path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path, digest
+}
+
+func TestInstallForCUDA(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("the wheel's library is one for Linux")
+	}
+	lib, err := os.ReadFile(located(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Load(); err != nil { // before the cache moves
+		t.Fatal(err)
+	}
+	const capi = "onnxruntime/capi/"
+	whole := map[string][]byte{
+		capi + "libonnxruntime.so." + Version:                           lib,
+		capi + "libonnxruntime_providers_cuda.so":                       []byte("cuda"),
+		capi + "libonnxruntime_providers_shared.so":                     []byte("shared"),
+		capi + "onnxruntime_pybind11_state.cpython-312-x86_64-linux.so": []byte("python"),
+		"elsewhere/libonnxruntime_providers_tensorrt.so":                []byte("no"),
+		"onnxruntime/capi/../../../libonnxruntime_providers_evil.so":    []byte("no"),
+	}
+	path, digest := wheelWith(t, whole)
+	sum := sha256.Sum256(lib)
+	tgz, tgzDigest := archive(t, "package/lib.so", lib)
+	in := installer{
+		goos: "linux", goarch: "amd64", cudaDigest: digest, digest: tgzDigest,
+		libraries: map[string]packagedLibrary{"linux/amd64": {"package/lib.so", hex.EncodeToString(sum[:])}},
+		wheel:     func(context.Context, string) (string, error) { return path, nil },
+		pack:      func(context.Context, string) (string, error) { return tgz, nil },
+	}
+	if runtime.GOARCH != "amd64" {
+		t.Skip("the wheel is for amd64")
+	}
+	files := func(target string) (names []string) {
+		entries, err := os.ReadDir(filepath.Dir(target))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+		return names
+	}
+	cuda := []string{libraryName("linux"), libraryName("linux") + ".chosen", "libonnxruntime_providers_cuda.so", "libonnxruntime_providers_shared.so"}
+	t.Run("its library and providers, and nothing else of it", func(t *testing.T) {
+		for name, o := range map[string]InstallOptions{"fetched": {CUDA: true}, "given": {From: path}} {
+			t.Run(name, func(t *testing.T) {
+				t.Setenv(EnvCache, t.TempDir())
+				got, err := in.install(t.Context(), o)
+				if err != nil || !slices.Equal(files(got), cuda) {
+					t.Fatalf("%v, %v", files(got), err)
+				}
+			})
+		}
+	})
+	t.Run("it stays until it is forced away, whole", func(t *testing.T) {
+		t.Setenv(EnvCache, t.TempDir())
+		got, err := in.install(t.Context(), InstallOptions{CUDA: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		other := in
+		other.libraries = map[string]packagedLibrary{"linux/amd64": {"package/lib.so", "00"}} // another than what is there
+		if _, err := other.install(t.Context(), InstallOptions{}); err != nil || !slices.Equal(files(got), cuda) {
+			t.Errorf("%v, %v", files(got), err)
+		}
+		if _, err := in.install(t.Context(), InstallOptions{Force: true}); err != nil || !slices.Equal(files(got), cuda[:1]) {
+			t.Errorf("%v, %v", files(got), err)
+		}
+	})
+	t.Run("refused", func(t *testing.T) {
+		withoutLibrary, _ := wheelWith(t, map[string][]byte{capi + "libonnxruntime_providers_cuda.so": nil})
+		half := filepath.Join(t.TempDir(), "half.whl")
+		if err := os.WriteFile(half, lib[:1000], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		wrong, mac := in, in
+		wrong.cudaDigest = strings.Repeat("0", 64)
+		mac.goos = "darwin"
+		for name, c := range map[string]struct {
+			in   installer
+			o    InstallOptions
+			want string
+		}{
+			"another wheel than the known one": {wrong, InstallOptions{CUDA: true}, "SHA-256"},
+			"a wheel without a library":        {in, InstallOptions{From: withoutLibrary}, "libonnxruntime.so"},
+			"half a wheel":                     {in, InstallOptions{From: half}, "read the wheel"},
+			"another platform":                 {mac, InstallOptions{CUDA: true}, "no package for darwin"},
+		} {
+			t.Run(name, func(t *testing.T) {
+				cache := t.TempDir()
+				t.Setenv(EnvCache, cache)
+				if _, err := c.in.install(t.Context(), c.o); err == nil || !strings.Contains(err.Error(), c.want) {
+					t.Errorf("got %v", err)
+				}
+				if left, _ := filepath.Glob(filepath.Join(cache, "onnxruntime", "*", "*", "*")); len(left) != 0 {
+					t.Errorf("it left %v", left)
+				}
+			})
 		}
 	})
 }

