@@ -4,7 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 COMMIT  ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 LDFLAGS := -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 # Where `make run` keeps the demo's streams and releases.
-DATA ?= nearmiss-data
+DATA ?= nearmiss-demo
 
 # Packages whose work is concurrent are tested under the race detector; the
 # others are mostly arithmetic, which it slows down tenfold.

@@ -166,7 +166,7 @@ const (
 // EvidenceInfo describes the evidence of one event.
 type EvidenceInfo struct {
 	Detector   string    `json:"detector"`
-	Event      string    `json:"event"` // its id
+	Event      string    `json:"id"` // the event's
 	Camera     string    `json:"camera"`
 	FrameID    string    `json:"frame_id"`
 	Score      float64   `json:"score"`

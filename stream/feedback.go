@@ -1,6 +1,8 @@
 package stream
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -33,7 +35,7 @@ type Feedback struct {
 	Verdict  string `json:"verdict"` // [FeedbackNormal] and so on
 	// Event is the id of the event that is meant. Or else Camera and Frame say
 	// which frame is; it must have raised an event.
-	Event string `json:"event,omitempty"`
+	Event string `json:"id,omitempty"`
 	// Sequence is the event's place in the events stream, where it is known: it is
 	// then found at once. See [Event.Sequence].
 	Sequence uint64    `json:"sequence,omitempty"`
@@ -42,6 +44,23 @@ type Feedback struct {
 	By       string    `json:"by,omitempty"`
 	Note     string    `json:"note,omitempty"`
 	At       time.Time `json:"at"`
+}
+
+// UnmarshalJSON reads feedback as it is published, and as it was before an event's
+// id was called id here too. Fields that are not known are refused.
+func (f *Feedback) UnmarshalJSON(b []byte) error {
+	type fields Feedback // without this method
+	v := struct {
+		*fields
+		Before string `json:"event"`
+	}{fields: (*fields)(f)}
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&v); err != nil {
+		return err
+	}
+	f.Event = cmp.Or(f.Event, v.Before)
+	return nil
 }
 
 // maxNote bounds a note, in bytes.
@@ -82,7 +101,8 @@ func ParseFeedback(b []byte) (Feedback, error) {
 
 // SendFeedback publishes feedback. A trainer takes it: a normal frame becomes a
 // normal, and enters the bank of the active release at once; an anomalous one
-// becomes a labelled anomaly; what was withdrawn leaves the one and the other.
+// becomes a labelled anomaly; what was withdrawn leaves the one and the other. That
+// there is no such event is [ErrNotFound].
 func (in *Installation) SendFeedback(ctx context.Context, f Feedback) error {
 	if f.At.IsZero() {
 		f.At = time.Now().UTC()
@@ -90,6 +110,11 @@ func (in *Installation) SendFeedback(ctx context.Context, f Feedback) error {
 	if err := f.Validate(); err != nil {
 		return err
 	}
+	e, err := in.meant(ctx, f)
+	if err != nil {
+		return err
+	}
+	f.Event, f.Sequence = e.ID, e.Sequence
 	data, err := json.Marshal(f)
 	if err != nil {
 		return err

@@ -63,9 +63,15 @@ func TestAFalseAlarmThatIsMarkedNormalIsNotRaisedAgain(t *testing.T) {
 		return err == nil && len(all) == 1
 	})
 	t.Run("feedback on a frame without an event is refused", func(t *testing.T) {
-		if err := c.Feedback(t.Context(), stream.Feedback{Detector: "bolts", Verdict: stream.FeedbackNormal, Camera: "left", Frame: "nowhere"}); err != nil {
-			t.Fatal(err)
+		for _, f := range []stream.Feedback{{Camera: "left", Frame: "nowhere"}, {Event: "nothing"}} {
+			f.Detector, f.Verdict = "bolts", stream.FeedbackNormal
+			var se *stream.ServiceError
+			if err := c.Feedback(t.Context(), f); !errors.As(err, &se) || se.Code != stream.CodeNotFound {
+				t.Errorf("%+v: %v", f, err)
+			}
 		}
+		// Who publishes it past the service hears nothing; the dead letters have it.
+		r.raw(r.names.Feedback("bolts"), `{"detector":"bolts","verdict":"normal","id":"nothing"}`)
 		eventually(t, "it is dead", func() bool {
 			dead, err := r.in.DeadLetters(t.Context(), 0)
 			return err == nil && len(dead) == 1 && dead[0].Code == stream.CodeNotFound

@@ -134,7 +134,7 @@ func (b *marking) mark(ctx context.Context, m jetstream.Msg) (effect, error) {
 		return effect{}, Permanent(CodeBadRequest, err)
 	}
 	x := effect{detector: f.Detector, verdict: meta.Sequence.Stream}
-	e, err := w.meant(ctx, f)
+	e, err := w.in.meant(ctx, f)
 	if errors.Is(err, ErrNotFound) {
 		return x, Permanent(CodeNotFound, err)
 	}
@@ -175,10 +175,10 @@ func (b *marking) mark(ctx context.Context, m jetstream.Msg) (effect, error) {
 	return x, nil
 }
 
-// meant is the event that feedback is about.
-func (w *TrainingWorker) meant(ctx context.Context, f Feedback) (Event, error) {
+// meant is the event that feedback is about, or [ErrNotFound].
+func (in *Installation) meant(ctx context.Context, f Feedback) (Event, error) {
 	if f.Sequence > 0 {
-		e, err := w.in.Event(ctx, f.Sequence)
+		e, err := in.Event(ctx, f.Sequence)
 		switch {
 		case err == nil && e.ID == f.Event && e.Detector == f.Detector && e.Kind == KindAnomaly:
 			return e, nil
@@ -186,7 +186,7 @@ func (w *TrainingWorker) meant(ctx context.Context, f Feedback) (Event, error) {
 			return e, err
 		}
 	}
-	return w.in.FindEvent(ctx, f.Detector, f.Camera, f.Event, f.Frame)
+	return in.FindEvent(ctx, f.Detector, f.Camera, f.Event, f.Frame)
 }
 
 // superseded says whether there is a later verdict on the same event.

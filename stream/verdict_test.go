@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -148,4 +149,20 @@ func TestWhatIsWithdrawnDuringATraining(t *testing.T) {
 		now := r.active("bolts")
 		return now.Name == "trained" && len(now.Known) == 0
 	})
+}
+
+// TestFeedbackOfBefore: an event's id was once called event.
+func TestFeedbackOfBefore(t *testing.T) {
+	for _, text := range []string{`{"detector":"bolts","verdict":"normal","id":"e1"}`, `{"detector":"bolts","verdict":"normal","event":"e1"}`} {
+		f, err := stream.ParseFeedback([]byte(text))
+		if err != nil || f.Event != "e1" {
+			t.Errorf("%s: %+v, %v", text, f, err)
+		}
+		if b, err := json.Marshal(f); err != nil || !strings.Contains(string(b), `"id":"e1"`) || strings.Contains(string(b), `"event"`) {
+			t.Errorf("%s becomes %s, %v", text, b, err)
+		}
+	}
+	if _, err := stream.ParseFeedback([]byte(`{"detector":"bolts","verdict":"normal","id":"e1","why":1}`)); err == nil {
+		t.Error("an unknown field is taken")
+	}
 }

@@ -23,15 +23,15 @@ import (
 
 // Result says what Fit made.
 type Result struct {
-	Release   string  `json:"release"`        // the release folder
-	Digest    string  `json:"digest"`         // its name: SHA-256 of its manifest
-	Images    int     `json:"images"`         // that were given
-	Bank      int     `json:"bank"`           // embeddings in the bank
-	HeldOut   int     `json:"held_out"`       // normals that calibrate
-	Duplicate int     `json:"duplicates"`     // images whose bytes were there already
-	Rejected  int     `json:"rejected"`       // images that could not be read
-	Alpha     float64 `json:"alpha"`          // false-alarm rate that the threshold promises
-	Smallest  float64 `json:"smallest_alpha"` // smallest rate that could be promised
+	Release   string  `json:"release"`       // the release folder
+	Digest    string  `json:"digest"`        // its name: SHA-256 of its manifest
+	Images    int     `json:"images"`        // that were given
+	Bank      int     `json:"bank"`          // embeddings in the bank
+	HeldOut   int     `json:"held_out"`      // normals that calibrate
+	Duplicate int     `json:"duplicates"`    // images whose bytes were there already
+	Rejected  int     `json:"rejected"`      // images that could not be read
+	Alpha     float64 `json:"promised_rate"` // false-alarm rate that the threshold promises
+	Smallest  float64 `json:"smallest_rate"` // smallest rate that could be promised
 	// Worth is how many independent pictures the normals are worth, where they
 	// resemble one another; 0: each counts.
 	Worth     float64 `json:"worth,omitempty"`

@@ -111,6 +111,9 @@ func (*backboneImportCmd) Help() string {
 }
 
 func (c *backboneImportCmd) Run(o *output) error {
+	if err := writable("--out", c.Out); err != nil {
+		return err
+	}
 	load, err := c.options()
 	if err != nil {
 		return err
@@ -170,6 +173,9 @@ func (*backboneRandomCmd) Help() string {
 }
 
 func (c *backboneRandomCmd) Run(o *output) error {
+	if err := writable("--out", c.Out); err != nil {
+		return err
+	}
 	spec := map[string]backbone.Spec{
 		"tiny": backbone.Tiny, "small": backbone.Small, "base": backbone.Base, "large": backbone.Large,
 		"starter": pretrain.Starter().Spec,

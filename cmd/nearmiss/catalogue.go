@@ -160,6 +160,9 @@ func (c *backbonePullCmd) Run(ctx context.Context, o *output) error {
 	if c.From != "" || c.Size != nil || c.Renew {
 		return usageError{errors.New("--from, --size and --renew are for a name of the catalogue; a URL is only downloaded")}
 	}
+	if err := writable("--out", c.Out); err != nil {
+		return err
+	}
 	return c.url(ctx, o)
 }
 

@@ -49,6 +49,40 @@ func TestWrongUsageIsOneClearLineAndExitCode2(t *testing.T) {
 	}
 }
 
+// TestWhatCannotBeWrittenIsRefusedFirst: before anything is read, drawn or learnt.
+func TestWhatCannotBeWrittenIsRefusedFirst(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	write(t, file, "kept")
+	lost := filepath.Join(dir, "lost", "out.onnx") // in a folder that is not there
+	junk := filepath.Join(dir, "junk.onnx")        // that nothing comes to read
+	write(t, junk, "no model")
+	for _, args := range [][]string{
+		{"backbone", "import", junk, "--out", lost},
+		{"backbone", "import", junk, "--out", dir},
+		{"backbone", "random", "--out", lost},
+		{"backbone", "starter", "--out", lost},
+		{"backbone", "train-starter", "--out", lost},
+		{"backbone", "train-starter", "--out", filepath.Join(dir, "a.onnx"), "--work", file},
+		{"backbone", "pull", "https://192.0.2.1/w.safetensors", "--out", lost},
+		{"fakes", "--normals", dir, "--out", file, "--stop", "steps=1"},
+		{"fakes", "--normals", dir, "--out", filepath.Join(dir, "f"), "--dataset", filepath.Join(file, "set"), "--stop", "steps=1"},
+		{"score", "--release", dir, junk, "--heatmap", file},
+		{"score", "--release", dir, junk, "--out", filepath.Join(lost, "x.csv")},
+		{"eval", "--data", dir, "--protocol", "mvtec", "--backbone", junk, "--out", filepath.Join(lost, "x.html")},
+	} {
+		if _, errs := program(t, exitUsage, args...); !strings.Contains(errs, "nothing can be written there") && !strings.Contains(errs, "name a f") {
+			t.Errorf("%v: %s", args, errs)
+		}
+	}
+	if all, err := os.ReadDir(dir); err != nil || len(all) != 2 {
+		t.Errorf("%v, %v", all, err)
+	}
+	if b, err := os.ReadFile(file); string(b) != "kept" {
+		t.Error(err)
+	}
+}
+
 func TestEveryCommandExplainsItself(t *testing.T) {
 	for _, command := range []string{
 		"up", "fit", "score", "eval", "broker", "worker", "trainer", "camera", "watch", "evidence list", "evidence get", "releases", "bench embed", "bench score", "bench bank",
@@ -82,8 +116,8 @@ func TestScoreNamesTheNearestNormalsAndWhatItCannotRead(t *testing.T) {
 	var fitted struct {
 		Bank          int     `json:"bank"`
 		HeldOut       int     `json:"held_out"`
-		Alpha         float64 `json:"alpha"`
-		SmallestAlpha float64 `json:"smallest_alpha"`
+		Alpha         float64 `json:"promised_rate"`
+		SmallestAlpha float64 `json:"smallest_rate"`
 		Warnings      []string
 	}
 	if err := json.Unmarshal([]byte(text), &fitted); err != nil {

@@ -38,6 +38,29 @@ func TestEnvironmentOverridesTheFile(t *testing.T) {
 	}
 }
 
+// TestTheDemoHasItsOwnFolder, unless it is told another.
+func TestTheDemoHasItsOwnFolder(t *testing.T) {
+	t.Setenv("NEARMISS_DATA", "")
+	path := filepath.Join(t.TempDir(), "c.yaml")
+	write(t, path, "data: from-file\n")
+	for want, args := range map[string][]string{
+		"nearmiss-data": {"up"}, "nearmiss-demo": {"up", "--demo"}, "from-file": {"up", "--demo", "--config", path},
+		"/elsewhere": {"up", "--demo", "--data", "/elsewhere"},
+	} {
+		var c cli
+		k, err := newParser(&c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := k.Parse(args); err != nil {
+			t.Fatal(err)
+		}
+		if conf, err := c.Up.settings(); err != nil || conf.Data != want {
+			t.Errorf("%v: the data go to %q, %v", args, conf.Data, err)
+		}
+	}
+}
+
 func TestConfigurationMistakesAreNamed(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "c.yaml")
 	write(t, path, "data: x\nworker:\n  batches: 3\n")

@@ -67,6 +67,11 @@ func (c *fakesCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
+	for flag, dir := range map[string]string{"--out": c.Out, "--dataset": c.Dataset} {
+		if err := writableFolder(flag, dir); err != nil {
+			return err
+		}
+	}
 	paths, err := o.listNormals(c.Normals)
 	if err != nil {
 		return err

@@ -58,11 +58,6 @@ func (c *markCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	e, err := stream.NewInstallation(js, c.names()).FindEvent(ctx, c.Detector, c.Camera, c.Event, c.Frame)
-	if err != nil {
-		return err
-	}
-	f.Event, f.Sequence = e.ID, e.Sequence
 	if err := stream.NewInstallation(js, c.names()).SendFeedback(ctx, f); err != nil {
 		return err
 	}

@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 
 	"github.com/nearmiss/nearmiss/inference/heatmap"
@@ -12,22 +10,6 @@ import (
 	"github.com/nearmiss/nearmiss/training/evaluate"
 	"github.com/nearmiss/nearmiss/training/evaluate/predictions"
 )
-
-// writable says at the start what would keep a file from being written at the end.
-func writable(flag, file string) error {
-	if file == "" {
-		return nil
-	}
-	if info, err := os.Stat(file); err == nil && info.IsDir() {
-		return usageError{fmt.Errorf("%s %s: it is a folder, name a file", flag, file)}
-	}
-	f, err := os.CreateTemp(filepath.Dir(file), ".nearmiss-*")
-	if err != nil {
-		return usageError{fmt.Errorf("%s %s: nothing can be written there: %w", flag, file, err)}
-	}
-	_ = f.Close()
-	return os.Remove(f.Name())
-}
 
 // writePredictions writes the test images of every run.
 func writePredictions(ctx context.Context, file string, results []evaluate.Result) error {

@@ -89,6 +89,9 @@ func (c *scoreCmd) Run(ctx context.Context, o *output) error {
 			return err
 		}
 	}
+	if err := writableFolder("--heatmap", c.Heatmap); err != nil {
+		return err
+	}
 	paths, err := o.listImages(c.Images)
 	if err != nil {
 		return err

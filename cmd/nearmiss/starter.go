@@ -29,6 +29,9 @@ func (*backboneStarterCmd) Help() string {
 }
 
 func (c *backboneStarterCmd) Run(o *output) error {
+	if err := writable("--out", c.Out); err != nil {
+		return err
+	}
 	info, err := starter.Write(c.Out, backbone.Options{})
 	if err != nil {
 		return err
@@ -60,6 +63,11 @@ func (c *backboneTrainStarterCmd) Run(ctx context.Context, o *output) error {
 	ext := filepath.Ext(c.Out)
 	if ext != ".safetensors" && ext != ".onnx" {
 		return usageError{fmt.Errorf("--out %s: the name must end in .safetensors or .onnx", c.Out)}
+	}
+	for _, err := range []error{writable("--out", c.Out), writableFolder("--work", c.Work)} {
+		if err != nil {
+			return err
+		}
 	}
 	device, err := ort.ParseDevice(c.Device)
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 )
 
 type upCmd struct {
-	Demo bool `help:"Add two synthetic cameras, learn normal from their first frames, and print events as they come."`
+	Demo bool `help:"Add two synthetic cameras, learn normal from their first frames, and print events as they come; all of it is kept in nearmiss-demo."`
 	brokerFlags
 	Backbone string `type:"backbone" placeholder:"FILE|NAME" help:"Model for detectors that name none (default: the starter backbone, for first trials)."`
 	modelFlags
@@ -31,11 +31,7 @@ func (*upCmd) Help() string {
 }
 
 func (c *upCmd) Run(ctx context.Context, o *output) error {
-	conf, err := c.load(func(conf *config) {
-		c.brokerFlags.override(conf)
-		c.modelFlags.override(conf)
-		set(&conf.Trainer.Backbone, c.Backbone)
-	})
+	conf, err := c.settings()
 	if err != nil {
 		return err
 	}
@@ -57,6 +53,20 @@ func (c *upCmd) Run(ctx context.Context, o *output) error {
 		return withBroker(ctx, b, conf, o, func(ctx context.Context, connect dial) error {
 			return c.serve(ctx, b, conf, v, o, connect, about)
 		})
+	})
+}
+
+// demoData is where the demo keeps what it makes, apart from real work.
+const demoData = "nearmiss-demo"
+
+func (c *upCmd) settings() (config, error) {
+	return c.load(func(conf *config) {
+		if c.Demo && conf.Data == defaultConfig().Data {
+			conf.Data = demoData
+		}
+		c.brokerFlags.override(conf)
+		c.modelFlags.override(conf)
+		set(&conf.Trainer.Backbone, c.Backbone)
 	})
 }
 

@@ -16,7 +16,7 @@ import (
 // Alarms is the false-alarm rate that was measured at one promised rate. Rates
 // are fractions of 1.
 type Alarms struct {
-	Alpha float64 `json:"alpha"` // asked for
+	Alpha float64 `json:"false_alarm_rate"` // asked for
 	// Expected is what conformal calibration gives on average over calibrations:
 	// ⌊α(n+1)⌋/(n+1) for n held-out normals, 0 where α is unreachable.
 	Expected float64 `json:"expected"`
