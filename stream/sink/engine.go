@@ -183,7 +183,7 @@ func (e *Engine) start(ctx context.Context, b jetstream.KeyValue, s Sink, rev ui
 		close(done)
 		return r
 	}
-	l := &line{names: e.cfg.Names, js: e.js, log: log, sink: s, judge: j, delays: e.cfg.Delays}
+	l := &line{names: e.cfg.Names, nc: e.nc, js: e.js, log: log, sink: s, judge: j, delays: e.cfg.Delays}
 	l.off = func(why error) { e.switchOff(own, b, s.Name, rev, why) }
 	r.line = l
 	go func() {

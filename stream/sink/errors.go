@@ -1,22 +1,9 @@
 package sink
 
 import (
-	"context"
 	"fmt"
 	"time"
 )
-
-// A Sender brings one notice to its receiver and returns when the receiver has
-// it. It is called from several goroutines, unless the sink is ordered.
-type Sender interface {
-	Send(ctx context.Context, n Notice) error
-	// Close ends what it holds open.
-	Close() error
-}
-
-// Kinds open the senders of the kinds that there are: config is the sink's
-// own, checked in full, and secret is what the sink's reference led to.
-type Kinds map[string]func(s Sink, secret string) (Sender, error)
 
 // Permanent marks a failure that another try cannot mend.
 type Permanent struct{ Err error }

@@ -19,10 +19,13 @@ import (
 
 // Delivery of one sink.
 const (
-	ackWait     = 60 * time.Second
-	sendTime    = 30 * time.Second // for one try; senders have shorter limits of their own
-	parallel    = 8                // tries under way, unless the sink is ordered
-	maxPending  = 16
+	// ackWait is after how long another engine gets what a dead one had in hand.
+	ackWait  = 10 * time.Second
+	sendTime = 30 * time.Second // for one try; senders have shorter limits of their own
+	parallel = 8                // tries under way, unless the sink is ordered
+	// maxPending counts what waits for its next try, too: it lies in the broker,
+	// and a few events that a receiver does not like must not keep the others.
+	maxPending  = 1000
 	breakAfter  = 5 // failures in a row that open the breaker
 	lossesEvery = time.Minute
 )
@@ -46,6 +49,7 @@ func durable(sink string) string { return "sink-" + sink }
 // line is one sink at work.
 type line struct {
 	names  stream.Names
+	nc     *nats.Conn
 	js     jetstream.JetStream
 	log    zerolog.Logger
 	sink   Sink
@@ -57,70 +61,22 @@ type line struct {
 
 	breaker breaker
 	stats   counters
-}
 
-// counters are what a sink has done since it started.
-type counters struct {
-	mu      sync.Mutex
-	results map[string]uint64
-	why     map[string]uint64 // "result: reason" of what was not sent
-	last    string            // the last failure
-	lastAt  time.Time         // of a delivery
-	delay   time.Duration     // from stored to delivered, of that one
-	pending map[string]uint64 // in the broker, by stream
-	lostTo  map[string]uint64 // up to this sequence losses have been counted, by stream
-}
-
-func (c *counters) seenTo(stream string) uint64 {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.lostTo[stream]
-}
-
-func (c *counters) see(stream string, to uint64) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.lostTo == nil {
-		c.lostTo = map[string]uint64{}
-	}
-	c.lostTo[stream] = to
-}
-
-func (c *counters) waiting(stream string, n uint64) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.pending == nil {
-		c.pending = map[string]uint64{}
-	}
-	c.pending[stream] = n
-}
-
-func (c *counters) add(result, why string, n uint64) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.results == nil {
-		c.results, c.why = map[string]uint64{}, map[string]uint64{}
-	}
-	c.results[result] += n
-	if why != "" && (len(c.why) < 100 || c.why[result+": "+why] > 0) {
-		c.why[result+": "+why] += n
-	}
-}
-
-func (c *counters) failed(err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.last = clip(err.Error())
-}
-
-func (c *counters) delivered(at time.Time, delay time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.lastAt, c.delay = at, delay
+	mu sync.Mutex
+	// fails counts the tries of what failed while the receiver took other events,
+	// by stream and sequence; at most maxPending of each stream.
+	fails map[string]int
 }
 
 // run delivers until ctx ends.
 func (l *line) run(ctx context.Context) error {
+	live := Live{
+		Names: l.names, Sink: l.sink, NC: l.nc, Failed: l.stats.failed, Delivered: l.stats.delivered,
+		Count: func(result, why string) { l.stats.add(result, why, 1) },
+	}
+	if w, ok := l.sender.(Watcher); ok {
+		return w.Watch(ctx, live)
+	}
 	all, err := l.consumers(ctx)
 	if err != nil {
 		return err
@@ -136,6 +92,9 @@ func (l *line) run(ctx context.Context) error {
 		g.Go(func() error { l.watchLosses(own, c); return nil })
 	}
 	g.Go(func() error { l.summaries(own); return nil })
+	if f, ok := l.sender.(Follower); ok {
+		g.Go(func() error { return f.Follow(own, live) })
+	}
 	err = g.Wait()
 	_ = tries.Wait()
 	if n, ok := l.judge.summary(time.Now(), true); ok {
@@ -148,7 +107,9 @@ func (l *line) run(ctx context.Context) error {
 
 // pull takes messages of one consumer until ctx ends.
 func (l *line) pull(ctx context.Context, c source, tries *errgroup.Group) error {
-	it, err := c.Messages(jetstream.PullMaxMessages(maxPending))
+	// One at a time: what lies in a queue here would be another engine's turn
+	// before it is tried, and be sent twice.
+	it, err := c.Messages(jetstream.PullMaxMessages(1))
 	if err != nil {
 		return fmt.Errorf("sink %s: %w", l.sink.Name, err)
 	}
@@ -168,11 +129,14 @@ func (l *line) pull(ctx context.Context, c source, tries *errgroup.Group) error 
 		if err != nil {
 			return fmt.Errorf("sink %s: %w", l.sink.Name, err)
 		}
+		release := hold(m)
 		if probe {
 			l.deliver(ctx, m, c.stream) // nothing else is pulled until it is known what becomes of this one
+			release()
 			continue
 		}
 		tries.Go(func() error {
+			defer release()
 			l.deliver(ctx, m, c.stream)
 			return nil
 		})
@@ -254,7 +218,7 @@ func (l *line) deliver(ctx context.Context, m jetstream.Msg, from string) {
 		l.ack(ctx, m)
 		return
 	}
-	err = l.try(ctx, m, n)
+	err = l.try(ctx, n)
 	now := time.Now()
 	l.judge.delivered(n, err == nil, now)
 	if err == nil {
@@ -267,14 +231,9 @@ func (l *line) deliver(ctx context.Context, m jetstream.Msg, from string) {
 	l.failed(ctx, m, meta, n, from, err)
 }
 
-// try sends one notice, and keeps the message in hand meanwhile.
-func (l *line) try(ctx context.Context, m jetstream.Msg, n Notice) error {
-	// What is under way when the program ends may finish: the receiver may
-	// already have it.
-	step, cancel := context.WithTimeout(context.WithoutCancel(ctx), sendTime)
-	defer cancel()
+// hold keeps a message in hand until release is called.
+func hold(m jetstream.Msg) (release func()) {
 	done := make(chan struct{})
-	defer close(done)
 	go func() {
 		tick := time.NewTicker(ackWait / 3)
 		defer tick.Stop()
@@ -287,6 +246,15 @@ func (l *line) try(ctx context.Context, m jetstream.Msg, n Notice) error {
 			}
 		}
 	}()
+	return func() { close(done) }
+}
+
+// try sends one notice.
+func (l *line) try(ctx context.Context, n Notice) error {
+	// What is under way when the program ends may finish: the receiver may
+	// already have it.
+	step, cancel := context.WithTimeout(context.WithoutCancel(ctx), sendTime)
+	defer cancel()
 	return l.sender.Send(step, n)
 }
 
@@ -310,7 +278,7 @@ func (l *line) failed(ctx context.Context, m jetstream.Msg, meta *jetstream.MsgM
 		l.bury(ctx, m, meta, from, CodeGaveUp, err)
 		return
 	}
-	delay := l.delays[min(int(meta.NumDelivered)-1, len(l.delays)-1)]
+	delay := l.delay(from, meta.Sequence.Stream)
 	if errors.As(err, &later) && later.After > 0 {
 		delay = min(later.After, l.delays[len(l.delays)-1])
 	}
@@ -323,9 +291,40 @@ func (l *line) failed(ctx context.Context, m jetstream.Msg, meta *jetstream.MsgM
 	_ = m.NakWithDelay(delay)
 }
 
+// delay is how long after a failure the next try follows. While the receiver
+// takes nothing at all, that is no fault of the event's: it must not come hours
+// after the receiver is back.
+func (l *line) delay(from string, seq uint64) time.Duration {
+	if l.breaker.open() {
+		return l.delays[0]
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.fails == nil {
+		l.fails = map[string]int{}
+	}
+	key := spot(from, seq)
+	l.fails[key]++
+	return l.delays[min(l.fails[key], len(l.delays))-1]
+}
+
+// done forgets the tries of an event that is done with.
+func (l *line) done(m jetstream.Msg) {
+	meta, err := m.Metadata()
+	if err != nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.fails, spot(meta.Stream, meta.Sequence.Stream))
+}
+
+func spot(stream string, seq uint64) string { return stream + "/" + strconv.FormatUint(seq, 10) }
+
 // ack tells the broker that the message is done with; one whose acknowledgement
 // is lost comes again, with the same id.
 func (l *line) ack(ctx context.Context, m jetstream.Msg) {
+	l.done(m)
 	step, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	if err := m.DoubleAck(step); err != nil {
@@ -430,54 +429,4 @@ func (l *line) losses(ctx context.Context, c source) (uint64, error) {
 	}
 	l.stats.see(c.stream, first-1)
 	return first - 1 - floor, nil
-}
-
-// breaker stops pulling while the receiver takes nothing.
-type breaker struct {
-	mu     sync.Mutex
-	fails  int
-	opened time.Time // when the next probe may go; zero: closed
-}
-
-// failed counts a failure and says whether the breaker has just opened.
-func (b *breaker) failed(delay time.Duration) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.fails++
-	if b.fails < breakAfter {
-		return false
-	}
-	b.opened = time.Now().Add(delay)
-	return b.fails == breakAfter
-}
-
-func (b *breaker) succeeded() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.fails, b.opened = 0, time.Time{}
-}
-
-func (b *breaker) open() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return !b.opened.IsZero()
-}
-
-// wait returns when a message may be taken; probe says that it must be the only
-// one under way. ok is false when ctx ended.
-func (b *breaker) wait(ctx context.Context) (probe, ok bool) {
-	b.mu.Lock()
-	until := b.opened
-	b.mu.Unlock()
-	if until.IsZero() {
-		return false, ctx.Err() == nil
-	}
-	t := time.NewTimer(time.Until(until))
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false, false
-	case <-t.C:
-		return true, true
-	}
 }

@@ -1,0 +1,69 @@
+package sink
+
+import (
+	"context"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/nearmiss/nearmiss/stream"
+)
+
+// A Sender brings one notice to its receiver and returns when the receiver has
+// it. It is called from several goroutines, unless the sink is ordered.
+type Sender interface {
+	Send(ctx context.Context, n Notice) error
+	// Close ends what it holds open.
+	Close() error
+}
+
+// A Follower does something beside the deliveries, such as keeping a state up to
+// date, from when its sink is at work until ctx ends. What it returns before that
+// stops the sink, which is then opened again.
+type Follower interface {
+	Sender
+	Follow(ctx context.Context, live Live) error
+}
+
+// A Watcher takes scores as they come instead of events from the broker's store:
+// its sink has no consumers, and Send serves tests only.
+type Watcher interface {
+	Sender
+	Watch(ctx context.Context, live Live) error
+}
+
+// Live is what followers and watchers work with.
+type Live struct {
+	stream.Names
+	Sink Sink
+	NC   *nats.Conn
+	// Count counts an outcome, with its reason where it was not [ResultSent].
+	Count func(result, why string)
+	// Delivered takes note of a delivery and how long it took from when its score
+	// was published.
+	Delivered func(at time.Time, delay time.Duration)
+	// Failed takes note of a failure.
+	Failed func(err error)
+}
+
+// Scores are the subjects of the scores that the sink is about.
+func (l Live) Scores() []string {
+	detectors, cameras := l.Sink.Detectors, l.Sink.Cameras
+	if len(detectors) == 0 {
+		detectors = []string{"*"}
+	}
+	if len(cameras) == 0 {
+		cameras = []string{"*"}
+	}
+	var all []string
+	for _, d := range detectors {
+		for _, c := range cameras {
+			all = append(all, l.Names.Scores(d, c))
+		}
+	}
+	return all
+}
+
+// Kinds open the senders of the kinds that there are: config is the sink's
+// own, checked in full, and secret is what the sink's reference led to.
+type Kinds map[string]func(s Sink, secret string) (Sender, error)
