@@ -55,6 +55,10 @@ sinks: ## sinks and broker killed ten times while a receiver is down for ten min
 	NEARMISS_TEST_SINK_EVENTS=1000 NEARMISS_TEST_SINK_KILLS=7 NEARMISS_TEST_SINK_DOWN=600 \
 	  go test -count 1 -v -timeout 20m -run '^TestSinksKilledLoseNothing$$' ./cmd/nearmiss
 
+.PHONY: plc
+plc: ## how long a verdict takes to a Modbus coil (10,000 frames), and whether a stale one is ever shown (a minute)
+	NEARMISS_TEST_PLC_FRAMES=10000 go test -count 1 -v -timeout 10m -run 'Modbus|Stale' ./stream/sink/plc
+
 .PHONY: lint
 lint: ## formatting, go vet and staticcheck
 	@bad=$$(git ls-files -co --exclude-standard '*.go' | grep -v '\.pb\.go$$' | xargs go tool gofumpt -l); \

@@ -6,13 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/google/renameio/v2"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -21,6 +18,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/incident"
 	"github.com/nearmiss/nearmiss/stream/sink"
+	"github.com/nearmiss/nearmiss/stream/sink/plc"
 	"github.com/nearmiss/nearmiss/stream/sink/webhook"
 )
 
@@ -37,7 +35,11 @@ type sinksCmd struct {
 
 // sinkKinds are the kinds of sinks that this program has.
 func sinkKinds(n stream.Names) sink.Kinds {
-	return sink.Kinds{webhook.Kind: webhook.Opener(n, version)}
+	return sink.Kinds{
+		webhook.Kind:   webhook.Opener(n, version),
+		plc.ModbusKind: plc.OpenModbus,
+		plc.OPCUAKind:  plc.OpenOPCUA,
+	}
 }
 
 // runSinks makes incidents of events and brings both to the sinks until ctx ends.
@@ -157,117 +159,6 @@ func (c *sinksListCmd) Run(ctx context.Context, o *output) error {
 		}
 		return text
 	})
-}
-
-type sinksAddCmd struct {
-	Name      string        `arg:"" help:"Name of the sink."`
-	Kind      string        `arg:"" enum:"webhook" help:"${enum}."`
-	URL       string        `required:"" placeholder:"URL" help:"Where to POST events."`
-	Preset    string        `placeholder:"NAME" help:"Receiver whose language to speak: slack, mattermost, discord, teams, ntfy or alertmanager (default: CloudEvents)."`
-	Template  string        `type:"existingfile" placeholder:"FILE" help:"Template of the body (Go text/template)."`
-	Bearer    bool          `help:"The secret is a token for the header Authorization, not one to sign with."`
-	Secret    string        `placeholder:"REF" help:"Where the secret is on the machine that runs the sinks: file:PATH or env:NAME. Without it one is made and written into the data folder."`
-	NoSecret  bool          `help:"Sign nothing."`
-	Loopback  bool          `name:"allow-loopback" help:"The receiver is on the machine that runs the sinks."`
-	Detectors []string      `name:"detector" placeholder:"NAME" help:"Only events of this detector; may be repeated."`
-	Cameras   []string      `name:"camera" placeholder:"NAME" help:"Only events of this camera; may be repeated."`
-	Kinds     []string      `name:"event" placeholder:"KIND" help:"Only events of this kind; may be repeated (default: incident.new, incident.end, drift, release, store; also anomaly for each frame, incident.update, rejected)."`
-	MinRatio  float64       `placeholder:"X" help:"Only scores of at least X times the threshold."`
-	Hours     string        `placeholder:"TEXT" help:"Only at these times, for instance \"Mon-Fri 06:00-22:00 Europe/Berlin\"."`
-	CoolDown  time.Duration `placeholder:"TIME" help:"Nothing more of a camera for so long after something was sent."`
-	Rate      string        `placeholder:"N/TIME" help:"At most N in TIME, for instance 30/1m; the rest is told in one summary."`
-	Data      string        `default:"nearmiss-data" env:"NEARMISS_DATA" type:"path" placeholder:"DIR" help:"Folder for a secret that is made."`
-	serverFlags
-}
-
-func (*sinksAddCmd) Help() string {
-	return "Requests are signed as Standard Webhooks has it; any of its libraries verifies them.\n\n" + examples(
-		"nearmiss sinks add desk webhook --url https://desk.example.org/alarms --detector bolts",
-		"nearmiss sinks add chat webhook --url https://chat.example.org/hook/abc --preset slack --no-secret --cool-down 1m",
-		"nearmiss sinks add night webhook --url https://ntfy.example.org --preset ntfy --secret env:NTFY_TOKEN --bearer --hours \"22:00-06:00\"",
-	)
-}
-
-func (c *sinksAddCmd) Run(ctx context.Context, o *output) error {
-	cfg := webhook.Config{URL: c.URL, Preset: c.Preset, AllowLoopback: c.Loopback}
-	if c.Bearer {
-		cfg.Auth = "bearer"
-	}
-	if c.Template != "" {
-		b, err := os.ReadFile(c.Template)
-		if err != nil {
-			return fmt.Errorf("read the template: %w", err)
-		}
-		cfg.Template = string(b)
-	}
-	raw, err := json.Marshal(cfg)
-	if err != nil {
-		return err
-	}
-	s := sink.Sink{
-		Name: c.Name, Kind: c.Kind, Enabled: true, Detectors: c.Detectors, Cameras: c.Cameras, Kinds: c.Kinds,
-		MinRatio: c.MinRatio, Hours: c.Hours, CoolDown: sink.Duration(c.CoolDown), Config: raw, Secret: c.Secret,
-	}
-	if c.Rate != "" {
-		var per string
-		if n, _ := fmt.Sscanf(c.Rate, "%d/%s", &s.Rate.N, &per); n != 2 || s.Rate.Per.UnmarshalText([]byte(per)) != nil {
-			return usageError{fmt.Errorf("--rate %q: write it as 30/1m", c.Rate)}
-		}
-	}
-	if c.Bearer && c.Secret == "" {
-		return usageError{errors.New("--bearer needs --secret: where the token is")}
-	}
-	// What cannot work is refused here, and not found out by the process that
-	// runs the sinks.
-	if err := s.Validate(); err != nil {
-		return usageError{oneLine(err)}
-	}
-	if check, err := webhook.Opener(c.names(), version)(s, ""); err != nil {
-		return usageError{err}
-	} else if err := check.Close(); err != nil {
-		return err
-	}
-	return withSinks(ctx, c.serverFlags, o, func(b jetstream.KeyValue) error {
-		made := ""
-		if s.Secret == "" && !c.NoSecret {
-			path := filepath.Join(c.Data, "auth", "sink-"+s.Name+".secret")
-			if made, err = makeSecret(path); err != nil {
-				return err
-			}
-			s.Secret = "file:" + path
-		}
-		value, err := json.Marshal(s)
-		if err != nil {
-			return err
-		}
-		if _, err := b.Put(ctx, s.Name, value); err != nil {
-			return fmt.Errorf("store sink %s: %w", s.Name, err)
-		}
-		if made != "" {
-			if err := o.say(false, nil, fmt.Sprintf("secret for the receiver (shown once): %s\n%s keeps it: bring that file to the machine that runs the sinks, if it is another", made, strings.TrimPrefix(s.Secret, "file:"))); err != nil {
-				return err
-			}
-		}
-		return o.say(false, nil, "sink "+s.Name+" is there; try it: nearmiss sinks test "+s.Name)
-	})
-}
-
-// makeSecret writes a new secret, unless one is there.
-func makeSecret(path string) (string, error) {
-	if _, err := os.Stat(path); err == nil {
-		return "", nil
-	}
-	secret, err := webhook.NewSecret()
-	if err != nil {
-		return "", err
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return "", fmt.Errorf("write the secret: %w", err)
-	}
-	if err := renameio.WriteFile(path, []byte(secret+"\n"), 0o600); err != nil {
-		return "", fmt.Errorf("write the secret: %w", err)
-	}
-	return secret, nil
 }
 
 type sinksTestCmd struct {

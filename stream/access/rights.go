@@ -243,8 +243,13 @@ func (r subjects) sinks() Rights {
 			readKV(r.IncidentsBucket()), []string{"$KV." + r.IncidentsBucket() + ".>"},
 			reads(dead, r.Dead("*")),
 			[]string{api + "STREAM.MSG.DELETE." + dead, r.Dead(events), r.Dead(r.IncidentsStream())},
+			// Pictures, for mail and archives.
+			readObjects(r.EvidenceBucket()), readObjects(r.ArtifactsBucket()),
+			// For controllers: is there somebody who scores? And of what was lost.
+			[]string{"$SRV.PING." + stream.WorkerService, r.Events("*", stream.NoCamera, stream.KindLost)},
 		),
-		Subscribe: append([]string{r.API() + ".sinks.>"}, service...),
+		// Controllers follow scores, and are told of what has none.
+		Subscribe: append([]string{r.API() + ".sinks.>", r.Scores("*", "*"), r.Events("*", "*", stream.KindRejected)}, service...),
 		Respond:   true,
 	}
 }
