@@ -18,6 +18,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/incident"
 	"github.com/nearmiss/nearmiss/stream/sink"
+	"github.com/nearmiss/nearmiss/stream/sink/mqtt"
 	"github.com/nearmiss/nearmiss/stream/sink/plc"
 	"github.com/nearmiss/nearmiss/stream/sink/webhook"
 )
@@ -34,17 +35,24 @@ type sinksCmd struct {
 }
 
 // sinkKinds are the kinds of sinks that this program has.
-func sinkKinds(n stream.Names) sink.Kinds {
+func sinkKinds(n stream.Names, pictures sink.Pictures) sink.Kinds {
 	return sink.Kinds{
 		webhook.Kind:   webhook.Opener(n, version),
 		plc.ModbusKind: plc.OpenModbus,
 		plc.OPCUAKind:  plc.OpenOPCUA,
+		mqtt.Kind:      mqtt.Opener(n, version, pictures),
 	}
 }
 
 // runSinks makes incidents of events and brings both to the sinks until ctx ends.
 func runSinks(ctx context.Context, nc *nats.Conn, n stream.Names, v *observer, o *output) error {
 	e, err := sink.NewEngine(sink.EngineConfig{Names: n, Kinds: sinkKinds(n)}, nc, o.Log)
+func runSinks(ctx context.Context, nc *nats.Conn, n stream.Names, o *output) error {
+	pictures, err := sink.PicturesFrom(nc, n)
+	if err != nil {
+		return err
+	}
+	e, err := sink.NewEngine(sink.EngineConfig{Names: n, Kinds: sinkKinds(n, pictures)}, nc, o.Log)
 	if err != nil {
 		return err
 	}

@@ -14,12 +14,13 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream/sink"
+	"github.com/nearmiss/nearmiss/stream/sink/mqtt"
 	"github.com/nearmiss/nearmiss/stream/sink/webhook"
 )
 
 type sinksAddCmd struct {
 	Name      string        `arg:"" help:"Name of the sink."`
-	Kind      string        `arg:"" enum:"webhook,modbus,opcua" help:"${enum}."`
+	Kind      string        `arg:"" enum:"webhook,mqtt,modbus,opcua" help:"${enum}."`
 	URL       string        `required:"" placeholder:"URL" help:"Where the receiver is."`
 	Set       []string      `sep:"none" placeholder:"KEY=VALUE" help:"A setting of the kind, such as coil=3; may be repeated. The page stream/sink/README.md has them all."`
 	Preset    string        `placeholder:"NAME" help:"Receiver whose language to speak: slack, mattermost, discord, teams, ntfy or alertmanager (default: CloudEvents)."`
@@ -43,6 +44,7 @@ func (*sinksAddCmd) Help() string {
 	return "Requests are signed as Standard Webhooks has it; any of its libraries verifies them.\n\n" + examples(
 		"nearmiss sinks add desk webhook --url https://desk.example.org/alarms --detector bolts",
 		"nearmiss sinks add chat webhook --url https://chat.example.org/hook/abc --preset slack --no-secret --cool-down 1m",
+		"nearmiss sinks add home mqtt --url mqtts://mosquitto.example.org --set user=nearmiss --secret file:/run/secrets/mqtt",
 		"nearmiss sinks add gate modbus --url tcp://10.0.0.5:502 --set coil=3 --set registers=100 --detector bolts",
 		"nearmiss sinks add night webhook --url https://ntfy.example.org --preset ntfy --secret env:NTFY_TOKEN --bearer --hours \"22:00-06:00\"",
 	)
@@ -71,7 +73,7 @@ func (c *sinksAddCmd) Run(ctx context.Context, o *output) error {
 	if err := s.Validate(); err != nil {
 		return usageError{oneLine(err)}
 	}
-	if check, err := sinkKinds(c.names())[c.Kind](s, ""); err != nil {
+	if check, err := sinkKinds(c.names(), nil)[c.Kind](s, ""); err != nil {
 		return usageError{err}
 	} else if err := check.Close(); err != nil {
 		return err
@@ -152,6 +154,9 @@ func (c *sinksAddCmd) config() (json.RawMessage, error) {
 
 // events are the kinds of events that the sink gets when none are named.
 func (c *sinksAddCmd) events() []string {
+	if len(c.Kinds) == 0 && c.Kind == mqtt.Kind {
+		return mqtt.Events
+	}
 	return c.Kinds
 }
 

@@ -249,7 +249,7 @@ func (r subjects) sinks() Rights {
 			[]string{"$SRV.PING." + stream.WorkerService, r.Events("*", stream.NoCamera, stream.KindLost)},
 		),
 		// Controllers follow scores, and are told of what has none.
-		Subscribe: append([]string{r.API() + ".sinks.>", r.Scores("*", "*"), r.Events("*", "*", stream.KindRejected)}, service...),
+		Subscribe: append([]string{r.API() + ".sinks.>", r.Scores("*", "*"), r.Events("*", "*", stream.KindRejected), r.Incidents("*", "*", "*")}, service...),
 		Respond:   true,
 	}
 }

@@ -2,6 +2,7 @@ package sink
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -62,6 +63,11 @@ func (l Live) Scores() []string {
 		}
 	}
 	return all
+}
+
+// Wants says whether the sink is about a camera.
+func (l Live) Wants(camera string) bool {
+	return len(l.Sink.Cameras) == 0 || slices.Contains(l.Sink.Cameras, camera)
 }
 
 // Kinds open the senders of the kinds that there are: config is the sink's

@@ -157,6 +157,16 @@ func (s Sink) Validate() error {
 	return errors.Join(errs...)
 }
 
+// Decode reads the kind's configuration; unknown fields are refused.
+func (s Sink) Decode(cfg any) error {
+	dec := json.NewDecoder(bytes.NewReader(s.Config))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(cfg); err != nil {
+		return fmt.Errorf("configuration: %w", err)
+	}
+	return nil
+}
+
 func (s Sink) kinds() []string {
 	if len(s.Kinds) == 0 {
 		return DefaultKinds

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -96,7 +95,7 @@ func (l *link) take(m *nats.Msg) {
 		l.live.Count(sink.ResultForeign, "no score")
 		return
 	}
-	if c := l.live.Sink.Cameras; len(c) == 0 || slices.Contains(c, e.Camera) {
+	if l.live.Wants(e.Camera) {
 		l.add(e)
 	}
 }

@@ -50,8 +50,8 @@ type Modbus struct {
 // OpenModbus opens a sink of that kind.
 func OpenModbus(s sink.Sink, _ string) (sink.Sender, error) {
 	var c Modbus
-	if err := decode(s, &c); err != nil {
-		return nil, err
+	if err := s.Decode(&c); err != nil {
+		return nil, fmt.Errorf("modbus: %w", err)
 	}
 	u, err := url.Parse(c.URL)
 	if err != nil || u.Scheme != "tcp" || u.Hostname() == "" || u.User != nil || u.Path != "" {

@@ -59,8 +59,8 @@ var policies = map[string]string{
 // OpenOPCUA opens a sink of that kind; secret is the user's password.
 func OpenOPCUA(s sink.Sink, secret string) (sink.Sender, error) {
 	var c OPCUA
-	if err := decode(s, &c); err != nil {
-		return nil, err
+	if err := s.Decode(&c); err != nil {
+		return nil, fmt.Errorf("opcua: %w", err)
 	}
 	u, err := url.Parse(c.URL)
 	if err != nil || u.Scheme != "opc.tcp" || u.Host == "" || u.User != nil {

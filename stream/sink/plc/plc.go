@@ -19,10 +19,8 @@ package plc
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -140,15 +138,6 @@ type sender struct {
 
 func newSender(t Timing, p func() panel) *sender {
 	return &sender{panel: p, timing: t, missed: max(3*time.Duration(t.Heartbeat), 3*time.Second)}
-}
-
-func decode(s sink.Sink, cfg any) error {
-	dec := json.NewDecoder(strings.NewReader(string(s.Config)))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(cfg); err != nil {
-		return fmt.Errorf("plc: configuration: %w", err)
-	}
-	return nil
 }
 
 // Send proves that the controller can be reached, and changes nothing there: a

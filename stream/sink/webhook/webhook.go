@@ -12,7 +12,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -91,10 +90,8 @@ func Opener(names stream.Names, version string) func(sink.Sink, string) (sink.Se
 
 func open(s sink.Sink, secret string, names stream.Names, version string) (*sender, error) {
 	var cfg Config
-	dec := json.NewDecoder(bytes.NewReader(s.Config))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&cfg); err != nil {
-		return nil, fmt.Errorf("webhook: configuration: %w", err)
+	if err := s.Decode(&cfg); err != nil {
+		return nil, fmt.Errorf("webhook: %w", err)
 	}
 	if err := cfg.validate(); err != nil {
 		return nil, err

@@ -1,0 +1,435 @@
+package mqtt_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	paho "github.com/eclipse/paho.mqtt.golang"
+	server "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/hooks/auth"
+	"github.com/mochi-mqtt/server/v2/listeners"
+
+	"github.com/nearmiss/nearmiss/internal/brokertest"
+	inner "github.com/nearmiss/nearmiss/internal/mqtt"
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/broker"
+	"github.com/nearmiss/nearmiss/stream/incident"
+	"github.com/nearmiss/nearmiss/stream/sink"
+	"github.com/nearmiss/nearmiss/stream/sink/mqtt"
+)
+
+// brokers are of two makers; Mosquitto where it is installed.
+func brokers(t *testing.T, test func(t *testing.T, start func(t *testing.T) string)) {
+	t.Run("mochi", func(t *testing.T) { test(t, startMochi) })
+	t.Run("Mosquitto", func(t *testing.T) {
+		path := mosquitto()
+		if path == "" {
+			t.Skip("mosquitto is not installed (Debian package mosquitto)")
+		}
+		test(t, startMosquitto)
+	})
+}
+
+func mosquitto() string {
+	for _, name := range []string{"mosquitto", "/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto"} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	return ""
+}
+
+func startMochi(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := server.New(&server.Options{Logger: slog.New(slog.DiscardHandler)})
+	if err := s.AddHook(new(auth.AllowHook), nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.AddListener(listeners.NewNet("test", l)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Serve(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return l.Addr().String()
+}
+
+func startMosquitto(t *testing.T) string {
+	t.Helper()
+	for range 20 { // it cannot say which port it has found
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		port := l.Addr().(*net.TCPAddr).Port
+		l.Close()
+		conf := filepath.Join(t.TempDir(), "mosquitto.conf")
+		if err := os.WriteFile(conf, fmt.Appendf(nil, "listener %d 127.0.0.1\nallow_anonymous true\npersistence false\nuser root\n", port), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(mosquitto(), "-c", conf)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan struct{})
+		go func() {
+			_ = cmd.Wait()
+			close(ended)
+		}()
+		t.Cleanup(func() {
+			_ = cmd.Process.Kill()
+			<-ended
+		})
+		at := fmt.Sprintf("127.0.0.1:%d", port)
+		for {
+			if c, err := net.Dial("tcp", at); err == nil {
+				c.Close()
+				return at
+			}
+			select {
+			case <-ended: // somebody else has the port
+			case <-time.After(10 * time.Millisecond):
+				continue
+			}
+			break
+		}
+	}
+	t.Fatal("no port is free")
+	return ""
+}
+
+// relay is a way to a broker that can be cut, and on which the broker's answers
+// can be kept back.
+type relay struct {
+	l    net.Listener
+	to   string
+	mu   sync.Mutex
+	open []net.Conn
+	mute bool
+	wg   sync.WaitGroup
+}
+
+func newRelay(t *testing.T, to string) *relay {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &relay{l: l, to: to}
+	r.wg.Go(func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial("tcp", to)
+			if err != nil {
+				in.Close()
+				continue
+			}
+			r.mu.Lock()
+			r.open = append(r.open, in, out)
+			r.mu.Unlock()
+			r.wg.Go(func() { _, _ = io.Copy(out, in); out.Close(); in.Close() })
+			r.wg.Go(func() { _, _ = io.Copy(answers{in, r}, out); out.Close(); in.Close() })
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		r.cut()
+		r.wg.Wait()
+	})
+	return r
+}
+
+// answers loses what a broker says while the relay is mute.
+type answers struct {
+	net.Conn
+	r *relay
+}
+
+func (a answers) Write(b []byte) (int, error) {
+	a.r.mu.Lock()
+	mute := a.r.mute
+	a.r.mu.Unlock()
+	if mute {
+		return len(b), nil
+	}
+	return a.Conn.Write(b)
+}
+
+func (r *relay) cut() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, c := range r.open {
+		c.Close()
+	}
+	r.open, r.mute = nil, false
+}
+
+func (r *relay) silence() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.mute = true
+}
+
+func (r *relay) url() string { return "mqtt://" + r.l.Addr().String() }
+
+// ear hears everything on a broker.
+type ear struct {
+	t  *testing.T
+	c  paho.Client
+	mu sync.Mutex
+	by map[string][]string // payloads by topic
+}
+
+func listen(t *testing.T, at string) *ear {
+	t.Helper()
+	e := &ear{t: t, by: map[string][]string{}}
+	e.c = paho.NewClient(paho.NewClientOptions().AddBroker("tcp://" + at).SetClientID("ear").SetAutoReconnect(false))
+	for _, token := range []func() paho.Token{e.c.Connect, func() paho.Token {
+		return e.c.Subscribe("#", 1, func(_ paho.Client, m paho.Message) {
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			e.by[m.Topic()] = append(e.by[m.Topic()], string(m.Payload()))
+		})
+	}} {
+		if tk := token(); !tk.WaitTimeout(time.Minute) || tk.Error() != nil {
+			t.Fatal(tk.Error())
+		}
+	}
+	t.Cleanup(func() { e.c.Disconnect(0) })
+	return e
+}
+
+func (e *ear) heard(topic string) []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Clone(e.by[topic])
+}
+
+// last waits until the latest message on a topic is as wanted.
+func (e *ear) last(topic string, want func(string) bool) {
+	e.t.Helper()
+	eventually(e.t, "on "+topic, func() bool {
+		all := e.heard(topic)
+		return len(all) > 0 && want(all[len(all)-1])
+	})
+}
+
+func is(s string) func(string) bool { return func(got string) bool { return got == s } }
+func has(s string) func(string) bool {
+	return func(got string) bool { return strings.Contains(got, s) }
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("gave up waiting: %s", what)
+		}
+	}
+}
+
+func access(url string) (a inner.Access) {
+	a.URL = url
+	return a
+}
+
+func open(t *testing.T, cfg mqtt.Config, pictures sink.Pictures) sink.Sender {
+	t.Helper()
+	raw, err := json.Marshal(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := mqtt.Opener(stream.Names{}, "test", pictures)(sink.Sink{Name: "hall", Config: raw}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+var noon = time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
+
+func anomaly(id string) sink.Notice {
+	score, threshold := 2.0, 1.0
+	return sink.Notice{ID: id, At: noon, Event: stream.Event{
+		ID: id, Kind: stream.KindAnomaly, Detector: "bolts", Camera: "line1", FrameID: "f-1", ScoredAt: noon, Score: &score, Threshold: &threshold, Pictures: "NM_EVIDENCE/bolts/" + id,
+	}}
+}
+
+func phase(id, phase string, n int) sink.Notice {
+	out := anomaly(id)
+	out.ID, out.Event.Kind = fmt.Sprintf("%s/%d", id, n), sink.IncidentPrefix+phase
+	out.Incident = &incident.Incident{ID: id, Phase: phase, N: n, Detector: "bolts", Camera: "line1", OpenedAt: noon, LastAt: noon, Anomalies: 1 + n}
+	return out
+}
+
+// An event is delivered when the broker has acknowledged it, not before: when
+// the connection ends between PUBLISH and PUBACK it is sent again under its id.
+// Who is connected, and who was cut off, is on the topic availability.
+func TestOnlyWhatIsAcknowledgedIsDelivered(t *testing.T) {
+	brokers(t, func(t *testing.T, start func(t *testing.T) string) {
+		at := start(t)
+		r, e := newRelay(t, at), listen(t, at)
+		s := open(t, mqtt.Config{Access: access(r.url())}, nil)
+		if err := s.Send(t.Context(), anomaly("e1")); err != nil {
+			t.Fatal(err)
+		}
+		e.last("nearmiss/availability", is(mqtt.Online))
+		e.last("nearmiss/bolts/line1/event", has(`"id":"e1"`))
+
+		r.silence()
+		done := make(chan error, 1)
+		go func() { done <- s.Send(t.Context(), anomaly("e2")) }()
+		e.last("nearmiss/bolts/line1/event", has(`"id":"e2"`)) // the broker has it, and nobody knows
+		r.cut()
+		if err := <-done; err == nil {
+			t.Fatal("it is called delivered")
+		}
+		e.last("nearmiss/availability", is(mqtt.Offline)) // the last will
+		if err := s.Send(t.Context(), anomaly("e2")); err != nil {
+			t.Fatal(err)
+		}
+		e.last("nearmiss/availability", is(mqtt.Online))
+		eventually(t, "it comes twice, under one id", func() bool {
+			n := 0
+			for _, m := range e.heard("nearmiss/bolts/line1/event") {
+				if strings.Contains(m, `"id":"e2"`) {
+					n++
+				}
+			}
+			return n == 2
+		})
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		e.last("nearmiss/availability", is(mqtt.Stopped))
+	})
+}
+
+// A camera's state is retained: the alarm is on from an incident's beginning to
+// its end, in whatever order its messages come.
+func TestStatesAndPictures(t *testing.T) {
+	brokers(t, func(t *testing.T, start func(t *testing.T) string) {
+		at := start(t)
+		s := open(t, mqtt.Config{Access: access("mqtt://" + at), Pictures: true}, func(_ context.Context, e stream.Event) ([]stream.Picture, error) {
+			return []stream.Picture{{Name: "heat.png"}, {Name: sink.Overlay, Data: []byte("picture of " + e.ID)}}, nil
+		})
+		alarm := func(want string, n sink.Notice) {
+			t.Helper()
+			if err := s.Send(t.Context(), n); err != nil {
+				t.Fatal(err)
+			}
+			e := listen(t, at) // who comes later
+			e.last("nearmiss/bolts/line1/state", has(`"alarm":"`+want+`"`))
+		}
+		alarm("ON", phase("i1", incident.New, 0))
+		alarm("OFF", phase("i1", incident.End, 2))
+		alarm("OFF", phase("i1", incident.Update, 1)) // late
+		silent := anomaly("c")
+		silent.Event.Kind, silent.Event.Code = stream.KindCamera, stream.CameraSilent
+		alarm("OFF", silent)
+		e := listen(t, at)
+		e.last("nearmiss/bolts/line1/camera", is(mqtt.Silent))
+		e.last("nearmiss/bolts/line1/picture", is("picture of c"))
+
+		// A test is seen, and changes nothing.
+		n := phase("example", incident.New, 0)
+		n.Test, n.Event.Camera, n.Incident.Camera = true, "other", "other"
+		if err := s.Send(t.Context(), n); err != nil {
+			t.Fatal(err)
+		}
+		e.last("nearmiss/bolts/other/incident", has(`"test":true`))
+		if got := e.heard("nearmiss/bolts/other/state"); got != nil {
+			t.Errorf("a test left %q", got)
+		}
+	})
+}
+
+// Home Assistant is told of each camera, and again when it has started anew; the
+// score follows the frames.
+func TestHomeAssistantFindsCameras(t *testing.T) {
+	at := startMochi(t)
+	e := listen(t, at)
+	b, _ := brokertest.Start(t, broker.Config{Port: -1})
+	nc := brokertest.Connect(t, b)
+	cfg := mqtt.Config{Access: access("mqtt://" + at)}
+	s := open(t, cfg, nil)
+	brokertest.Run(t, "mqtt", func(ctx context.Context) error {
+		return s.(sink.Follower).Follow(ctx, sink.Live{NC: nc, Failed: func(err error) { t.Log(err) }})
+	})
+	score, threshold := 0.5, 2.0
+	m, err := json.Marshal(stream.Event{Detector: "bolts", Camera: "line_1", FrameID: "1", ScoredAt: noon, Score: &score, Threshold: &threshold})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var device string
+	eventually(t, "the camera is announced", func() bool {
+		if err := nc.Publish(stream.Names{}.Scores("bolts", "line_1"), m); err != nil {
+			t.Fatal(err)
+		}
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		for topic := range e.by {
+			if strings.HasPrefix(topic, "homeassistant/device/nearmiss_bolts_line_1_") {
+				device = topic
+			}
+		}
+		return device != ""
+	})
+	e.last("nearmiss/bolts/line_1/state", has(`"ratio":0.25`))
+	var d struct {
+		Cmps map[string]map[string]any
+		O    map[string]any
+		Dev  map[string]any
+	}
+	if err := json.Unmarshal([]byte(e.heard(device)[0]), &d); err != nil {
+		t.Fatal(err)
+	}
+	seen := map[any]bool{}
+	for name, c := range d.Cmps {
+		id := c["unique_id"]
+		topic, _ := c["state_topic"].(string)
+		if id == nil || seen[id] || c["p"] == nil || !strings.HasPrefix(topic, "nearmiss/bolts/line_1/") {
+			t.Errorf("%s: %v", name, c)
+		}
+		seen[id] = true
+	}
+	if len(d.Cmps) != 4 || d.O["name"] != "nearmiss" || d.Dev["ids"] == nil {
+		t.Errorf("%+v", d)
+	}
+	before := len(e.heard(device))
+	e.c.Publish("homeassistant/status", 1, false, "online")
+	eventually(t, "it is announced again", func() bool { return len(e.heard(device)) > before })
+}
+
+func TestConfigurationsThatCannotWorkAreRefused(t *testing.T) {
+	for _, cfg := range []string{
+		`{}`, `{"url":"http://h"}`, `{"url":"mqtt://u:hunter2@h"}`, `{"url":"mqtt://h","base":"a/#"}`, `{"url":"mqtt://h","base":"$SYS"}`,
+		`{"url":"mqtt://h","ca_file":"x"}`, `{"url":"mqtts://h","cert_file":"x"}`, `{"url":"mqtt://h","more":1}`,
+	} {
+		_, err := mqtt.Opener(stream.Names{}, "", nil)(sink.Sink{Name: "s", Config: []byte(cfg)}, "")
+		if err == nil || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: %v", cfg, err)
+		}
+	}
+}
