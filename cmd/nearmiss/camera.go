@@ -19,7 +19,7 @@ import (
 )
 
 type cameraCmd struct {
-	Source   string  `arg:"" help:"An image file, a folder of images, a video file, a capture device (/dev/video0), a network camera's URL (http, https, rtsp, …), - for JPEG, PNG or WebP images on standard input, or synthetic:parts, synthetic:cells or synthetic:patterns for procedural images."`
+	Source   string  `arg:"" help:"An image file, a folder of images, a video file, a capture device (/dev/video0), a network camera's URL (http, https, rtsp, …), a topic of an MQTT broker (mqtt://HOST/TOPIC), - for JPEG, PNG or WebP images on standard input, or synthetic:parts, synthetic:cells or synthetic:patterns for procedural images."`
 	Detector string  `required:"" placeholder:"NAME" help:"Detector that judges the frames."`
 	Camera   string  `required:"" placeholder:"NAME" help:"Name of this camera."`
 	FPS      float64 `name:"fps" placeholder:"F" help:"Frames a second (default: as fast as they are taken; 1 from a network camera that answers with single images)."`
@@ -46,6 +46,7 @@ func (*cameraCmd) Help() string {
 			"nearmiss camera ./today --detector bolts --camera line1 --fps 5",
 			"nearmiss camera http://root:secret@10.0.0.7/snapshot.jpg --detector bolts --camera line1 --fps 2",
 			"nearmiss camera rtsp://10.0.0.7/stream1 --detector bolts --camera line1 --fps 5 --live",
+			"nearmiss camera mqtts://broker.example.org/hall/line1/jpeg --detector bolts --camera line1",
 			"nearmiss camera /dev/video0 --detector bolts --camera bench --fps 5 --live",
 			"gphoto2 --capture-image-and-download --interval 5 --stdout | nearmiss camera - --detector bolts --camera bench",
 			"nearmiss camera synthetic:parts --detector demo --camera one --fps 2 --defects 0.05",
@@ -86,6 +87,9 @@ func (c *cameraCmd) publish(ctx context.Context, src camera.Source, v *observer,
 	switch src.(type) {
 	case *camera.Folder, *camera.Generated: // may hold one picture many times
 		frozen = 0
+	}
+	if closer, ok := src.(io.Closer); ok {
+		defer func() { _ = closer.Close() }()
 	}
 	if c.Count > 0 {
 		src = &limited{src, c.Count}
@@ -147,6 +151,14 @@ func (c *cameraCmd) source(o *output) (camera.Source, error) {
 	}
 	if local, ok := strings.CutPrefix(c.Source, "file://"); ok {
 		c.Source = local
+	}
+	if camera.IsMQTT(c.Source) {
+		s, err := camera.NewMQTT(c.Source, "nearmiss-camera-"+c.Detector+"-"+c.Camera, o.Log)
+		if err != nil {
+			return nil, usageError{err}
+		}
+		s.CAFile = c.CA
+		return s, nil
 	}
 	if camera.IsAddress(c.Source) {
 		if err := camera.CheckAddress(c.Source); err != nil {

@@ -31,6 +31,9 @@ type Image struct {
 	CapturedAt time.Time // zero: now
 	Name       string    // where it came from: a file's path, a URL; may be empty
 	Truth      string    // ground truth, JSON, of a synthetic image; else empty
+	// Done is called when the broker has the image, where the source wants to
+	// know; nil: it does not.
+	Done func()
 }
 
 // Source is where images come from.
@@ -140,6 +143,9 @@ func (p *Publisher) Run(ctx context.Context, src Source) error {
 		}
 		if err != nil {
 			return err
+		}
+		if img.Done != nil {
+			img.Done()
 		}
 	}
 }

@@ -4,12 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
-	"log/slog"
-	"net"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -17,180 +11,16 @@ import (
 	"time"
 
 	paho "github.com/eclipse/paho.mqtt.golang"
-	server "github.com/mochi-mqtt/server/v2"
-	"github.com/mochi-mqtt/server/v2/hooks/auth"
-	"github.com/mochi-mqtt/server/v2/listeners"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	inner "github.com/nearmiss/nearmiss/internal/mqtt"
+	"github.com/nearmiss/nearmiss/internal/mqtttest"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/stream/incident"
 	"github.com/nearmiss/nearmiss/stream/sink"
 	"github.com/nearmiss/nearmiss/stream/sink/mqtt"
 )
-
-// brokers are of two makers; Mosquitto where it is installed.
-func brokers(t *testing.T, test func(t *testing.T, start func(t *testing.T) string)) {
-	t.Run("mochi", func(t *testing.T) { test(t, startMochi) })
-	t.Run("Mosquitto", func(t *testing.T) {
-		path := mosquitto()
-		if path == "" {
-			t.Skip("mosquitto is not installed (Debian package mosquitto)")
-		}
-		test(t, startMosquitto)
-	})
-}
-
-func mosquitto() string {
-	for _, name := range []string{"mosquitto", "/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto"} {
-		if path, err := exec.LookPath(name); err == nil {
-			return path
-		}
-	}
-	return ""
-}
-
-func startMochi(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := server.New(&server.Options{Logger: slog.New(slog.DiscardHandler)})
-	if err := s.AddHook(new(auth.AllowHook), nil); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.AddListener(listeners.NewNet("test", l)); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Serve(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = s.Close() })
-	return l.Addr().String()
-}
-
-func startMosquitto(t *testing.T) string {
-	t.Helper()
-	for range 20 { // it cannot say which port it has found
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		port := l.Addr().(*net.TCPAddr).Port
-		l.Close()
-		conf := filepath.Join(t.TempDir(), "mosquitto.conf")
-		if err := os.WriteFile(conf, fmt.Appendf(nil, "listener %d 127.0.0.1\nallow_anonymous true\npersistence false\nuser root\n", port), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		cmd := exec.Command(mosquitto(), "-c", conf)
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		ended := make(chan struct{})
-		go func() {
-			_ = cmd.Wait()
-			close(ended)
-		}()
-		t.Cleanup(func() {
-			_ = cmd.Process.Kill()
-			<-ended
-		})
-		at := fmt.Sprintf("127.0.0.1:%d", port)
-		for {
-			if c, err := net.Dial("tcp", at); err == nil {
-				c.Close()
-				return at
-			}
-			select {
-			case <-ended: // somebody else has the port
-			case <-time.After(10 * time.Millisecond):
-				continue
-			}
-			break
-		}
-	}
-	t.Fatal("no port is free")
-	return ""
-}
-
-// relay is a way to a broker that can be cut, and on which the broker's answers
-// can be kept back.
-type relay struct {
-	l    net.Listener
-	to   string
-	mu   sync.Mutex
-	open []net.Conn
-	mute bool
-	wg   sync.WaitGroup
-}
-
-func newRelay(t *testing.T, to string) *relay {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &relay{l: l, to: to}
-	r.wg.Go(func() {
-		for {
-			in, err := l.Accept()
-			if err != nil {
-				return
-			}
-			out, err := net.Dial("tcp", to)
-			if err != nil {
-				in.Close()
-				continue
-			}
-			r.mu.Lock()
-			r.open = append(r.open, in, out)
-			r.mu.Unlock()
-			r.wg.Go(func() { _, _ = io.Copy(out, in); out.Close(); in.Close() })
-			r.wg.Go(func() { _, _ = io.Copy(answers{in, r}, out); out.Close(); in.Close() })
-		}
-	})
-	t.Cleanup(func() {
-		l.Close()
-		r.cut()
-		r.wg.Wait()
-	})
-	return r
-}
-
-// answers loses what a broker says while the relay is mute.
-type answers struct {
-	net.Conn
-	r *relay
-}
-
-func (a answers) Write(b []byte) (int, error) {
-	a.r.mu.Lock()
-	mute := a.r.mute
-	a.r.mu.Unlock()
-	if mute {
-		return len(b), nil
-	}
-	return a.Conn.Write(b)
-}
-
-func (r *relay) cut() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, c := range r.open {
-		c.Close()
-	}
-	r.open, r.mute = nil, false
-}
-
-func (r *relay) silence() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.mute = true
-}
-
-func (r *relay) url() string { return "mqtt://" + r.l.Addr().String() }
 
 // ear hears everything on a broker.
 type ear struct {
@@ -287,21 +117,21 @@ func phase(id, phase string, n int) sink.Notice {
 // the connection ends between PUBLISH and PUBACK it is sent again under its id.
 // Who is connected, and who was cut off, is on the topic availability.
 func TestOnlyWhatIsAcknowledgedIsDelivered(t *testing.T) {
-	brokers(t, func(t *testing.T, start func(t *testing.T) string) {
+	mqtttest.Brokers(t, func(t *testing.T, start func(testing.TB) string) {
 		at := start(t)
-		r, e := newRelay(t, at), listen(t, at)
-		s := open(t, mqtt.Config{Access: access(r.url())}, nil)
+		r, e := mqtttest.NewRelay(t, at), listen(t, at)
+		s := open(t, mqtt.Config{Access: access(r.URL())}, nil)
 		if err := s.Send(t.Context(), anomaly("e1")); err != nil {
 			t.Fatal(err)
 		}
 		e.last("nearmiss/availability", is(mqtt.Online))
 		e.last("nearmiss/bolts/line1/event", has(`"id":"e1"`))
 
-		r.silence()
+		r.Silence()
 		done := make(chan error, 1)
 		go func() { done <- s.Send(t.Context(), anomaly("e2")) }()
 		e.last("nearmiss/bolts/line1/event", has(`"id":"e2"`)) // the broker has it, and nobody knows
-		r.cut()
+		r.Cut()
 		if err := <-done; err == nil {
 			t.Fatal("it is called delivered")
 		}
@@ -329,7 +159,7 @@ func TestOnlyWhatIsAcknowledgedIsDelivered(t *testing.T) {
 // A camera's state is retained: the alarm is on from an incident's beginning to
 // its end, in whatever order its messages come.
 func TestStatesAndPictures(t *testing.T) {
-	brokers(t, func(t *testing.T, start func(t *testing.T) string) {
+	mqtttest.Brokers(t, func(t *testing.T, start func(testing.TB) string) {
 		at := start(t)
 		s := open(t, mqtt.Config{Access: access("mqtt://" + at), Pictures: true}, func(_ context.Context, e stream.Event) ([]stream.Picture, error) {
 			return []stream.Picture{{Name: "heat.png"}, {Name: sink.Overlay, Data: []byte("picture of " + e.ID)}}, nil
@@ -368,7 +198,7 @@ func TestStatesAndPictures(t *testing.T) {
 // Home Assistant is told of each camera, and again when it has started anew; the
 // score follows the frames.
 func TestHomeAssistantFindsCameras(t *testing.T) {
-	at := startMochi(t)
+	at := mqtttest.Mochi(t)
 	e := listen(t, at)
 	b, _ := brokertest.Start(t, broker.Config{Port: -1})
 	nc := brokertest.Connect(t, b)
