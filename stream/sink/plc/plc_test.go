@@ -373,14 +373,10 @@ func TestNobodyJudgesAndNobodyIsGood(t *testing.T) {
 	}})
 	good := func(n int) {
 		t.Helper()
-		eventually(t, "a good part", func() bool {
-			if s := c.look(); s.result == Good && s.coil {
-				return true
-			}
-			l.score(n, Good)
-			return false
-		})
+		part := l.score(n, Good) // one, so that none is under way afterwards
+		eventually(t, "a good part", func() bool { s := c.look(); return s.result == Good && s.coil && s.part == part })
 	}
+	eventually(t, "the heartbeat begins", func() bool { return c.look().beat > 0 }) // it listens
 	good(1)
 	cut()
 	eventually(t, "the new connection has no verdict", func() bool { s := c.look(); return s.result == None && !s.coil })
