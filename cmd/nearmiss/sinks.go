@@ -48,10 +48,11 @@ func sinkKinds(n stream.Names, pictures sink.Pictures) sink.Kinds {
 func runSinks(ctx context.Context, nc *nats.Conn, n stream.Names, v *observer, o *output) error {
 	e, err := sink.NewEngine(sink.EngineConfig{Names: n, Kinds: sinkKinds(n)}, nc, o.Log)
 func runSinks(ctx context.Context, nc *nats.Conn, n stream.Names, o *output) error {
-	pictures, err := sink.PicturesFrom(nc, n)
+	js, err := jetstream.New(nc)
 	if err != nil {
 		return err
 	}
+	pictures := sink.PicturesFrom(stream.NewInstallation(js, n))
 	e, err := sink.NewEngine(sink.EngineConfig{Names: n, Kinds: sinkKinds(n, pictures)}, nc, o.Log)
 	if err != nil {
 		return err

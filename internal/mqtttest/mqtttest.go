@@ -4,7 +4,6 @@ package mqtttest
 import (
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -13,14 +12,14 @@ import (
 	"testing"
 	"time"
 
-	server "github.com/mochi-mqtt/server/v2"
-	"github.com/mochi-mqtt/server/v2/hooks/auth"
-	"github.com/mochi-mqtt/server/v2/listeners"
+	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/stream/broker"
 )
 
-// Brokers runs a test with brokers of two makers; Mosquitto where it is installed.
+// Brokers runs a test with Nearmiss's own broker, and with Mosquitto where that is
+// installed.
 func Brokers(t *testing.T, test func(t *testing.T, start func(testing.TB) string)) {
-	t.Run("mochi", func(t *testing.T) { test(t, Mochi) })
+	t.Run("embedded", func(t *testing.T) { test(t, Embedded) })
 	t.Run("Mosquitto", func(t *testing.T) {
 		path := mosquitto()
 		if path == "" {
@@ -39,25 +38,12 @@ func mosquitto() string {
 	return ""
 }
 
-// Mochi starts a broker and returns its host and port.
-func Mochi(t testing.TB) string {
+// Embedded starts Nearmiss's own broker and returns host and port of its MQTT
+// listener.
+func Embedded(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := server.New(&server.Options{Logger: slog.New(slog.DiscardHandler)})
-	if err := s.AddHook(new(auth.AllowHook), nil); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.AddListener(listeners.NewNet("test", l)); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Serve(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = s.Close() })
-	return l.Addr().String()
+	b, _ := brokertest.Start(t, broker.Config{Port: -1, MQTTPort: -1})
+	return b.MQTTAddr()
 }
 
 func startMosquitto(t testing.TB) string {

@@ -244,7 +244,7 @@ func (r subjects) sinks() Rights {
 			reads(dead, r.Dead("*")),
 			[]string{api + "STREAM.MSG.DELETE." + dead, r.Dead(events), r.Dead(r.IncidentsStream())},
 			// Pictures, for mail and archives.
-			readObjects(r.EvidenceBucket()), readObjects(r.ArtifactsBucket()),
+			readObjects(r.EvidenceBucket()), readObjects(r.ImagesBucket()),
 			// For controllers: is there somebody who scores? And of what was lost.
 			[]string{"$SRV.PING." + stream.WorkerService, r.Events("*", stream.NoCamera, stream.KindLost)},
 		),

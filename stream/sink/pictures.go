@@ -3,9 +3,6 @@ package sink
 import (
 	"context"
 
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
-
 	"github.com/nearmiss/nearmiss/stream"
 )
 
@@ -18,13 +15,9 @@ const Overlay = "overlay.jpg"
 type Pictures func(ctx context.Context, e stream.Event) ([]stream.Picture, error)
 
 // PicturesFrom reads them from the broker.
-func PicturesFrom(nc *nats.Conn, n stream.Names) (Pictures, error) {
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return nil, err
-	}
+func PicturesFrom(in *stream.Installation) Pictures {
 	return func(ctx context.Context, e stream.Event) ([]stream.Picture, error) {
-		v, err := stream.GetEvidence(ctx, js, n, e.Detector, e.ID)
+		v, err := in.GetEvidence(ctx, e.Detector, e.ID)
 		return v.Pictures, err
-	}, nil
+	}
 }

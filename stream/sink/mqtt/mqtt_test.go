@@ -11,6 +11,7 @@ import (
 	"time"
 
 	paho "github.com/eclipse/paho.mqtt.golang"
+	"github.com/nats-io/nuid"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	inner "github.com/nearmiss/nearmiss/internal/mqtt"
@@ -33,7 +34,7 @@ type ear struct {
 func listen(t *testing.T, at string) *ear {
 	t.Helper()
 	e := &ear{t: t, by: map[string][]string{}}
-	e.c = paho.NewClient(paho.NewClientOptions().AddBroker("tcp://" + at).SetClientID("ear").SetAutoReconnect(false))
+	e.c = paho.NewClient(paho.NewClientOptions().AddBroker("tcp://" + at).SetClientID("ear-" + nuid.Next()[:8]).SetAutoReconnect(false))
 	for _, token := range []func() paho.Token{e.c.Connect, func() paho.Token {
 		return e.c.Subscribe("#", 1, func(_ paho.Client, m paho.Message) {
 			e.mu.Lock()
@@ -198,7 +199,7 @@ func TestStatesAndPictures(t *testing.T) {
 // Home Assistant is told of each camera, and again when it has started anew; the
 // score follows the frames.
 func TestHomeAssistantFindsCameras(t *testing.T) {
-	at := mqtttest.Mochi(t)
+	at := mqtttest.Embedded(t)
 	e := listen(t, at)
 	b, _ := brokertest.Start(t, broker.Config{Port: -1})
 	nc := brokertest.Connect(t, b)
