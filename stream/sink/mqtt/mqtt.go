@@ -94,7 +94,7 @@ func Opener(names stream.Names, version string, pictures sink.Pictures) func(sin
 				return nil, fmt.Errorf("mqtt: %s %q cannot begin topics", what, topic)
 			}
 		}
-		out := &sender{cfg: c, names: names, version: version, pictures: pictures, secret: secret, id: "nearmiss-" + s.Name + "-" + nuid.Next()[:8], places: map[place]*known{}}
+		out := &sender{cfg: c, names: names, version: version, pictures: pictures, secret: secret, id: "nearmiss-" + s.Name + "-" + nuid.Next(), places: map[place]*known{}}
 		if _, err := out.options(); err != nil { // what cannot work says so now
 			return nil, err
 		}

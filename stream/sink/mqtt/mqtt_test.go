@@ -34,7 +34,7 @@ type ear struct {
 func listen(t *testing.T, at string) *ear {
 	t.Helper()
 	e := &ear{t: t, by: map[string][]string{}}
-	e.c = paho.NewClient(paho.NewClientOptions().AddBroker("tcp://" + at).SetClientID("ear-" + nuid.Next()[:8]).SetAutoReconnect(false))
+	e.c = paho.NewClient(paho.NewClientOptions().AddBroker("tcp://" + at).SetClientID("ear-" + nuid.Next()).SetAutoReconnect(false))
 	for _, token := range []func() paho.Token{e.c.Connect, func() paho.Token {
 		return e.c.Subscribe("#", 1, func(_ paho.Client, m paho.Message) {
 			e.mu.Lock()
