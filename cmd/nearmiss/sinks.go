@@ -18,6 +18,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/incident"
 	"github.com/nearmiss/nearmiss/stream/sink"
+	"github.com/nearmiss/nearmiss/stream/sink/mail"
 	"github.com/nearmiss/nearmiss/stream/sink/mqtt"
 	"github.com/nearmiss/nearmiss/stream/sink/plc"
 	"github.com/nearmiss/nearmiss/stream/sink/webhook"
@@ -41,6 +42,7 @@ func sinkKinds(n stream.Names, pictures sink.Pictures) sink.Kinds {
 		plc.ModbusKind: plc.OpenModbus,
 		plc.OPCUAKind:  plc.OpenOPCUA,
 		mqtt.Kind:      mqtt.Opener(n, version, pictures),
+		mail.Kind:      mail.Opener(version, pictures),
 	}
 }
 

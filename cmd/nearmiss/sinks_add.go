@@ -20,7 +20,7 @@ import (
 
 type sinksAddCmd struct {
 	Name      string        `arg:"" help:"Name of the sink."`
-	Kind      string        `arg:"" enum:"webhook,mqtt,modbus,opcua" help:"${enum}."`
+	Kind      string        `arg:"" enum:"webhook,mail,mqtt,modbus,opcua" help:"${enum}."`
 	URL       string        `required:"" placeholder:"URL" help:"Where the receiver is."`
 	Set       []string      `sep:"none" placeholder:"KEY=VALUE" help:"A setting of the kind, such as coil=3; may be repeated. The page stream/sink/README.md has them all."`
 	Preset    string        `placeholder:"NAME" help:"Receiver whose language to speak: slack, mattermost, discord, teams, ntfy or alertmanager (default: CloudEvents)."`
@@ -44,6 +44,7 @@ func (*sinksAddCmd) Help() string {
 	return "Requests are signed as Standard Webhooks has it; any of its libraries verifies them.\n\n" + examples(
 		"nearmiss sinks add desk webhook --url https://desk.example.org/alarms --detector bolts",
 		"nearmiss sinks add chat webhook --url https://chat.example.org/hook/abc --preset slack --no-secret --cool-down 1m",
+		"nearmiss sinks add shift mail --url smtp://mail.example.org --set from=alarm@example.org --set 'to=[\"shift@example.org\"]' --set user=alarm --secret file:/run/secrets/mail",
 		"nearmiss sinks add home mqtt --url mqtts://mosquitto.example.org --set user=nearmiss --secret file:/run/secrets/mqtt",
 		"nearmiss sinks add gate modbus --url tcp://10.0.0.5:502 --set coil=3 --set registers=100 --detector bolts",
 		"nearmiss sinks add night webhook --url https://ntfy.example.org --preset ntfy --secret env:NTFY_TOKEN --bearer --hours \"22:00-06:00\"",

@@ -328,6 +328,48 @@ func TestGoneReceiversAndTests(t *testing.T) {
 	})
 }
 
+// collector is a receiver that gets digests.
+type collector struct{ receiver }
+
+func (c *collector) Every() time.Duration { return 50 * time.Millisecond }
+
+func (c *collector) SendAll(ctx context.Context, all []sink.Notice) error {
+	for _, n := range all {
+		if err := c.Send(ctx, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// What waits in a digest is acknowledged when that was sent, and not lost with
+// the engine.
+func TestDigests(t *testing.T) {
+	c := &collector{}
+	h := newHall(t, nil)
+	h.kinds["k"] = func(sink.Sink, string) (sink.Sender, error) { return c, nil }
+	c.does(func(sink.Notice) error { return errors.New("away") })
+	stop := h.engine()
+	h.put(sink.Sink{Name: "a", Kind: "k", Enabled: true, Kinds: []string{"anomaly"}})
+	h.ready("a")
+	want := map[string]bool{}
+	for range 10 {
+		want[h.event("line1", 2)] = true
+	}
+	poll(t, func() bool { return h.status("a").Results[sink.ResultFailed] > 0 })
+	stop()
+	h.engine()
+	c.does(nil)
+	poll(t, func() bool {
+		got := map[string]bool{}
+		for _, id := range c.ids() {
+			got[id] = true
+		}
+		return len(got) == len(want)
+	})
+	poll(t, func() bool { return h.status("a").Reasons["sent: in a digest"] >= 1 })
+}
+
 // Values that anybody may have written cost only their own sink, and a secret
 // is shown nowhere.
 func TestBadSinksCostThemselves(t *testing.T) {

@@ -61,6 +61,8 @@ type line struct {
 
 	breaker breaker
 	stats   counters
+	// collecting leads to the digest, where the sender makes one.
+	collecting chan collected
 
 	mu sync.Mutex
 	// fails counts the tries of what failed while the receiver took other events,
@@ -92,6 +94,11 @@ func (l *line) run(ctx context.Context) error {
 		g.Go(func() error { l.watchLosses(own, c); return nil })
 	}
 	g.Go(func() error { l.summaries(own); return nil })
+	l.collecting = nil
+	if d, ok := l.sender.(Digester); ok && d.Every() > 0 {
+		l.collecting = make(chan collected)
+		g.Go(func() error { l.digest(own, d, l.collecting); return nil })
+	}
 	if f, ok := l.sender.(Follower); ok {
 		g.Go(func() error { return f.Follow(own, live) })
 	}
@@ -131,13 +138,11 @@ func (l *line) pull(ctx context.Context, c source, tries *errgroup.Group) error 
 		}
 		release := hold(m)
 		if probe {
-			l.deliver(ctx, m, c.stream) // nothing else is pulled until it is known what becomes of this one
-			release()
+			l.deliver(ctx, m, c.stream, release) // nothing else is pulled until it is known what becomes of this one
 			continue
 		}
 		tries.Go(func() error {
-			defer release()
-			l.deliver(ctx, m, c.stream)
+			l.deliver(ctx, m, c.stream, release)
 			return nil
 		})
 	}
@@ -195,8 +200,15 @@ func (l *line) consumers(ctx context.Context) ([]source, error) {
 	return all, nil
 }
 
-// deliver brings one message to its end: acknowledged, given back, or dead.
-func (l *line) deliver(ctx context.Context, m jetstream.Msg, from string) {
+// deliver brings one message to its end: acknowledged, given back, dead, or in a
+// digest, which then has it in hand.
+func (l *line) deliver(ctx context.Context, m jetstream.Msg, from string, release func()) {
+	handed := false
+	defer func() {
+		if !handed {
+			release()
+		}
+	}()
 	meta, err := m.Metadata()
 	if err != nil {
 		_ = m.Term()
@@ -216,6 +228,15 @@ func (l *line) deliver(ctx context.Context, m jetstream.Msg, from string) {
 	if result != ResultSent {
 		l.stats.add(result, why, 1)
 		l.ack(ctx, m)
+		return
+	}
+	if l.collecting != nil {
+		select {
+		case l.collecting <- collected{m, n, meta, from, release}:
+			handed = true
+		case <-ctx.Done():
+			_ = m.Nak()
+		}
 		return
 	}
 	err = l.try(ctx, n)

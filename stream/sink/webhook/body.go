@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/url"
 	"slices"
 	"strings"
 	"text/template"
@@ -142,64 +141,15 @@ func (b *body) data(names stream.Names, n sink.Notice) view {
 			*to = *from
 		}
 	}
-	v.Title, v.Text = describe(n)
+	v.Title, v.Text = n.Words()
 	switch e.Kind {
 	case stream.KindAnomaly, sink.IncidentPrefix + incident.New, sink.IncidentPrefix + incident.Update:
 		v.Severity = "critical"
 	case sink.IncidentPrefix + incident.End:
 		v.Severity = "info"
 	}
-	if b.cfg.Link != "" {
-		v.Link = strings.NewReplacer("{event}", url.PathEscape(n.ID), "{detector}", url.PathEscape(e.Detector), "{camera}", url.PathEscape(e.Camera)).Replace(b.cfg.Link)
-	}
+	v.Link = n.Link(b.cfg.Link)
 	return v
-}
-
-// describe says in words what happened: a title, and what is known besides.
-func describe(n sink.Notice) (title, text string) {
-	e := n.Event
-	where := e.Detector
-	if e.Camera != "" && e.Camera != stream.NoCamera {
-		where += "/" + e.Camera
-	}
-	switch e.Kind {
-	case sink.IncidentPrefix + incident.End:
-		title = "Over: anomalies on " + where
-	case sink.IncidentPrefix + incident.Update:
-		title = "Still anomalies on " + where
-	case stream.KindAnomaly, sink.IncidentPrefix + incident.New:
-		title = "Anomaly on " + where
-		if r := n.Ratio(); r > 0 {
-			text = fmt.Sprintf("Score %.4g, %.1f times the threshold", *e.Score, r)
-		}
-		if len(e.Regions) > 0 {
-			text += fmt.Sprintf(", %d strange regions", len(e.Regions))
-		}
-	case stream.KindRejected:
-		title = "Unreadable image on " + where
-	default:
-		title = strings.ToUpper(e.Kind[:min(1, len(e.Kind))]) + e.Kind[min(1, len(e.Kind)):] + " on " + where
-	}
-	if i := n.Incident; i != nil {
-		title = strings.Replace(title, "Anomaly", map[bool]string{true: "Unreadable images", false: "Anomaly"}[i.Anomalies == 0], 1)
-		text = fmt.Sprintf("%d anomalies and %d unreadable images since %s", i.Anomalies, i.Rejected, i.OpenedAt.Format(time.TimeOnly+" MST"))
-		if i.Peak.Ratio > 0 {
-			text += fmt.Sprintf("; the worst score was %.1f times the threshold", i.Peak.Ratio)
-		}
-		if i.Flood {
-			text += "; so many that the camera or the light may have failed"
-		}
-	}
-	if e.Reason != "" {
-		text = strings.TrimPrefix(text+". "+e.Reason, ". ")
-	}
-	if n.Summary > 0 {
-		title, text = fmt.Sprintf("%d more alarms", n.Summary), e.Reason
-	}
-	if n.Test {
-		title = "[test] " + title
-	}
-	return title, text
 }
 
 // functions of templates.

@@ -1,0 +1,86 @@
+package sink
+
+import (
+	"context"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// A Digester collects what comes within a time and sends it as one. Until then
+// nothing of it is acknowledged: what a process that dies had collected is
+// collected by the next one.
+type Digester interface {
+	Sender
+	// Every is how long it collects; 0: it does not, and Send is used.
+	Every() time.Duration
+	SendAll(ctx context.Context, all []Notice) error
+}
+
+// maxDigest is how many events one digest has at most; then it goes out early.
+const maxDigest = 500
+
+// collected is an event in a digest.
+type collected struct {
+	m       jetstream.Msg
+	n       Notice
+	meta    *jetstream.MsgMetadata
+	from    string
+	release func()
+}
+
+// digest collects from in and sends in every period, until ctx ends; then it
+// gives back what it has.
+func (l *line) digest(ctx context.Context, d Digester, in <-chan collected) {
+	tick := time.NewTicker(d.Every())
+	defer tick.Stop()
+	var all []collected
+	give := func() {
+		for _, c := range all {
+			c.release()
+			_ = c.m.Nak()
+		}
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			give()
+			return
+		case c := <-in:
+			if all = append(all, c); len(all) < maxDigest {
+				continue
+			}
+		case <-tick.C:
+		}
+		if len(all) == 0 {
+			continue
+		}
+		l.sendDigest(ctx, d, all)
+		all = nil
+	}
+}
+
+func (l *line) sendDigest(ctx context.Context, d Digester, all []collected) {
+	var notices []Notice
+	for _, c := range all {
+		notices = append(notices, c.n)
+	}
+	step, cancel := context.WithTimeout(context.WithoutCancel(ctx), sendTime)
+	defer cancel()
+	err := d.SendAll(step, notices)
+	now := time.Now()
+	for _, c := range all {
+		c.release()
+		l.judge.delivered(c.n, err == nil, now)
+		if err != nil {
+			l.failed(ctx, c.m, c.meta, c.n, c.from, err)
+			continue
+		}
+		l.stats.add(ResultSent, "in a digest", 1)
+		l.stats.delivered(now, now.Sub(c.meta.Timestamp))
+		l.ack(ctx, c.m)
+	}
+	if err == nil {
+		l.breaker.succeeded()
+	}
+}
