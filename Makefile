@@ -50,6 +50,7 @@ hostile: ## a hostile neighbour with 10,000 messages, and 30 kills of the only w
 .PHONY: pictures
 pictures: runtime ## draw every kind of picture that the program makes into pictures/, to be looked at
 	NEARMISS_PICTURES=$$PWD/pictures go test -count 1 -run '^TestEveryPictureIsDrawn$$' ./cmd/nearmiss
+
 .PHONY: sinks
 sinks: ## sinks and broker killed ten times while a receiver is down for ten minutes, 1,000 events (11 minutes)
 	NEARMISS_TEST_SINK_EVENTS=1000 NEARMISS_TEST_SINK_KILLS=7 NEARMISS_TEST_SINK_DOWN=600 \

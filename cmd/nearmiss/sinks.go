@@ -48,8 +48,6 @@ func sinkKinds(n stream.Names, pictures sink.Pictures) sink.Kinds {
 
 // runSinks makes incidents of events and brings both to the sinks until ctx ends.
 func runSinks(ctx context.Context, nc *nats.Conn, n stream.Names, v *observer, o *output) error {
-	e, err := sink.NewEngine(sink.EngineConfig{Names: n, Kinds: sinkKinds(n)}, nc, o.Log)
-func runSinks(ctx context.Context, nc *nats.Conn, n stream.Names, o *output) error {
 	js, err := jetstream.New(nc)
 	if err != nil {
 		return err
