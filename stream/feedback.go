@@ -146,13 +146,13 @@ func (w *TrainingWorker) feedbackConsumer(ctx context.Context) (jetstream.Consum
 	return c, nil
 }
 
-// evidence returns the image of an event.
-func (w *TrainingWorker) evidence(ctx context.Context, e Event) ([]byte, error) {
+// EventImage returns the image that raised an event, or [ErrNotFound].
+func (in *Installation) EventImage(ctx context.Context, e Event) ([]byte, error) {
 	bucket, name, ok := strings.Cut(e.Evidence, "/")
-	if !ok || bucket != w.cfg.ImagesBucket() && bucket != w.cfg.ArtifactsBucket() || !strings.HasPrefix(name, EvidenceObjects) {
+	if !ok || bucket != in.names.ImagesBucket() && bucket != in.names.ArtifactsBucket() || !strings.HasPrefix(name, EvidenceObjects) {
 		return nil, Permanent(CodeNotFound, fmt.Errorf("event %s keeps no image: %w", clip(e.ID), ErrNotFound))
 	}
-	b, err := fetchObject(ctx, w.js, bucket, name, maxStoredImage)
+	b, err := fetchObject(ctx, in.js, bucket, name, maxStoredImage)
 	if err == nil && EvidenceObjects+digestOf(b) != name {
 		return nil, Permanent(CodeObjectBad, fmt.Errorf("event %s: object %s is another image than its name says", clip(e.ID), clip(name)))
 	}

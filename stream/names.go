@@ -92,6 +92,8 @@ func (n Names) ActiveBucket() string    { return n.asset("ACTIVE") }    // KV: d
 func (n Names) JobsBucket() string      { return n.asset("JOBS") }      // KV: training job → its state
 func (n Names) IncidentsBucket() string { return n.asset("INCIDENTS") } // KV: detector and camera → the incident that goes on
 func (n Names) SinksBucket() string     { return n.asset("SINKS") }     // KV: sink → where events go
+func (n Names) UsersBucket() string     { return n.asset("USERS") }     // KV: people of the console
+func (n Names) SessionsBucket() string  { return n.asset("SESSIONS") }  // KV: who is signed in there
 func (n Names) ArtifactsBucket() string { return n.asset("ARTIFACTS") } // objects: releases and checkpoints, which trainers and operators write
 func (n Names) ImagesBucket() string    { return n.asset("IMAGES") }    // objects: whole images that are kept: of anomalies, large normals, dead letters
 func (n Names) LargeBucket() string     { return n.asset("LARGE") }     // objects: large frames, which cameras write

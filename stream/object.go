@@ -29,6 +29,19 @@ func fetchObject(ctx context.Context, js jetstream.JetStream, bucket, name strin
 	return b, err
 }
 
+// FrameImage returns the image of a frame: what came with it, or the object that it
+// names.
+func (in *Installation) FrameImage(ctx context.Context, f Frame) ([]byte, error) {
+	if f.Object == "" {
+		return f.Image, nil
+	}
+	b, err := fetchMoved(ctx, in.js, in.names, in.names.LargeBucket(), f.Object, maxStoredImage)
+	if err == nil && f.ObjectDigest != "" && digestOf(b) != f.ObjectDigest {
+		return nil, Permanent(CodeObjectBad, fmt.Errorf("object %s is another image than its frame says", clip(f.Object)))
+	}
+	return b, err
+}
+
 // fetchMoved is [fetchObject] of an object that earlier versions kept among the
 // artifacts: it is looked for there when its own bucket has none.
 func fetchMoved(ctx context.Context, js jetstream.JetStream, n Names, bucket, name string, most int64) ([]byte, error) {

@@ -359,6 +359,7 @@ func (w *TrainingWorker) service(ctx context.Context) (stop func(), err error) {
 		serve(e, "collect", func(ctx context.Context, q registry.CollectOptions) (Collected, error) {
 			return w.in.Collect(ctx, q)
 		})
+		serve(e, "calibration", w.calibration)
 		serve(e, "status", func(ctx context.Context, _ struct{}) (Status, error) { return w.in.Status(ctx) })
 	})
 }

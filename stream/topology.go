@@ -80,6 +80,9 @@ func (t Topology) scaled(n int64) int64 {
 	return max(int64(float64(n)*t.scale), 1<<20)
 }
 
+// SessionAge is the most that a session of the console lasts.
+const SessionAge = 7 * 24 * time.Hour
+
 const (
 	feedbackMaxBytes = 256 << 20
 	trainingMaxBytes = 64 << 20
@@ -226,6 +229,8 @@ func Ensure(ctx context.Context, js jetstream.JetStream, t Topology) error {
 		{Bucket: t.WorkBucket(), Description: "what workers have in hand, and frames that are tried again", History: 1, TTL: workAge},
 		{Bucket: t.IncidentsBucket(), Description: "detector and camera → the incident that goes on", History: 4, TTL: 90 * 24 * time.Hour},
 		{Bucket: t.SinksBucket(), Description: "sinks: where events go besides NATS", History: 16},
+		{Bucket: t.UsersBucket(), Description: "people of the console, and tokens for scripts", History: 4},
+		{Bucket: t.SessionsBucket(), Description: "who is signed in at the console", History: 1, TTL: SessionAge},
 	} {
 		kv.Replicas, kv.Storage = t.Replicas, jetstream.FileStorage
 		if _, err := js.CreateOrUpdateKeyValue(ctx, kv); err != nil {

@@ -78,6 +78,9 @@ type TrainerConfig struct {
 	// Drain is how long a job may take to stop when it is cancelled or Run's
 	// context ends. Default 20 s.
 	Drain time.Duration
+	// Calibration reads what the threshold of the release in dir comes from. Without
+	// it the trainer cannot say.
+	Calibration func(dir string) (Calibration, error)
 }
 
 func (c TrainerConfig) withDefaults() TrainerConfig {

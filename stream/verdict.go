@@ -231,7 +231,7 @@ func verdictID(e Event) string { return headerSafe(feedbackID + e.Camera + "/" +
 
 // learnFrom stores the image of an event as a normal or labelled anomaly.
 func (w *TrainingWorker) learnFrom(ctx context.Context, f Feedback, e Event, id string) (Normal, error) {
-	image, err := w.evidence(ctx, e)
+	image, err := w.in.EventImage(ctx, e)
 	if err != nil {
 		return Normal{}, err
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/access"
 	"github.com/nearmiss/nearmiss/stream/broker"
+	"github.com/nearmiss/nearmiss/stream/console"
 	"github.com/nearmiss/nearmiss/stream/metrics"
 )
 
@@ -33,6 +34,7 @@ type config struct {
 	Trainer trainerConfig `yaml:"trainer" envPrefix:"TRAINER_"`
 	Images  imagesConfig  `yaml:"images" envPrefix:"IMAGES_"`
 	HTTP    httpConfig    `yaml:"http" envPrefix:"HTTP_"`
+	Console consoleConfig `yaml:"console" envPrefix:"CONSOLE_"`
 }
 
 // brokerConfig is the embedded NATS server.
@@ -95,8 +97,9 @@ func defaultConfig() config {
 		Broker: brokerConfig{Host: "127.0.0.1", Port: 4222, MaxStore: 16 << 30, WebSocketOrigins: []string{}},
 		Keep:   keepConfig{FramesBytes: 2 << 30, FramesAge: 7 * 24 * time.Hour, EventsBytes: 1 << 30, EventsAge: 90 * 24 * time.Hour},
 		Worker: workerConfig{Device: "cpu", Batch: 16}, Trainer: trainerConfig{Takeover: 30 * time.Second},
-		Images: imagesConfig{MaxBytes: 64 << 20, MaxPixels: 100_000_000, Memory: 1 << 30},
-		HTTP:   httpConfig{Listen: "127.0.0.1:9420"},
+		Images:  imagesConfig{MaxBytes: 64 << 20, MaxPixels: 100_000_000, Memory: 1 << 30},
+		HTTP:    httpConfig{Listen: "127.0.0.1:9420"},
+		Console: consoleConfig{Listen: console.DefaultListen, Hosts: []string{}, Proxies: []string{}, SessionIdle: 12 * time.Hour, SessionMax: stream.SessionAge},
 	}
 }
 
@@ -164,6 +167,11 @@ func (c config) Validate() error {
 	}
 	if c.Images.Memory < 64<<20 {
 		wrong("images.memory", c.Images.Memory, "at least 67108864 (64 MiB)")
+	}
+	if !c.Console.off() {
+		if _, err := c.console(); err != nil {
+			errs = append(errs, err)
+		}
 	}
 	return errors.Join(errs...)
 }

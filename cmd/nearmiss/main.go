@@ -34,7 +34,7 @@ type cli struct {
 	ShowVersion kong.VersionFlag `name:"version" help:"Print version, commit and platform, and nothing else."`
 	LogFormat   string           `name:"log-format" enum:"auto,text,json" default:"auto" env:"NEARMISS_LOG_FORMAT" help:"How log lines look: ${enum}; auto is text on a terminal and JSON elsewhere."`
 
-	Up upCmd `cmd:"" help:"Run broker, worker and trainer on this machine; --demo shows them at work."`
+	Up upCmd `cmd:"" help:"Run broker, worker, trainer and the operators' page on this machine; --demo shows them at work."`
 
 	Fit   fitCmd   `cmd:"" help:"Learn what is normal from images and write a release; needs no broker."`
 	Score scoreCmd `cmd:"" help:"Score images with a release; needs no broker."`
@@ -45,6 +45,7 @@ type cli struct {
 	Worker   workerCmd   `cmd:"" help:"Score frames and raise events."`
 	Trainer  trainerCmd  `cmd:"" help:"Learn detectors from their normals when asked."`
 	Camera   cameraCmd   `cmd:"" help:"Publish images as frames."`
+	Console  consoleCmd  `cmd:"" help:"Serve the page for operators."`
 	Watch    watchCmd    `cmd:"" help:"Print events as they come."`
 	Evidence evidenceCmd `cmd:"" help:"Pictures of what raised an alarm."`
 	Releases releasesCmd `cmd:"" help:"List, publish, promote and roll back a detector's releases."`

@@ -26,6 +26,7 @@ import (
 const asProgram = "NEARMISS_TEST_AS_PROGRAM"
 
 func TestMain(m *testing.M) {
+	os.Setenv("NEARMISS_CONSOLE_LISTEN", "127.0.0.1:0") // others may have the default
 	if os.Getenv(asProgram) != "" {
 		main()
 		return

@@ -70,7 +70,7 @@ func newTrainer(conf config, nc *nats.Conn, v *observer, o *output) (*stream.Tra
 	w, err := stream.NewTrainingWorker(stream.TrainerConfig{
 		Names:    stream.Names{Prefix: conf.Prefix},
 		CacheDir: filepath.Join(conf.Data, "releases"), ScratchDir: filepath.Join(conf.Data, "jobs"),
-		AckWait: conf.Trainer.Takeover, Meter: v.Trainer(),
+		AckWait: conf.Trainer.Takeover, Calibration: calibrationOf, Meter: v.Trainer(),
 	}, nc, trainer{
 		conf: conf, device: d, o: o,
 		limits: imaging.Limits{MaxBytes: conf.Images.MaxBytes, MaxPixels: conf.Images.MaxPixels},

@@ -22,7 +22,7 @@ type upCmd struct {
 }
 
 func (*upCmd) Help() string {
-	return "Broker, worker, trainer and sinks in one process, until Ctrl-C. The next start goes on where this one ended.\n\n" +
+	return "Broker, worker, trainer, sinks and the operators' page in one process, until Ctrl-C. The next start goes on where this one ended.\n\n" +
 		examples(
 			"nearmiss up --demo",
 			"nearmiss up --data /var/lib/nearmiss --backbone vit_b.onnx --mqtt 1883",
@@ -77,10 +77,18 @@ func (c *upCmd) serve(ctx context.Context, b *broker.Broker, conf config, v *obs
 		return err
 	}
 	defer leave()
+	page, url, err := openConsole(conf, o)
+	if err != nil {
+		return err
+	}
 	if c.JSON {
-		err = o.JSON(addresses(b))
-	} else {
-		err = printAddresses(o, b, conf)
+		a := addresses(b)
+		if url != "" {
+			a["console"] = url
+		}
+		err = o.JSON(a)
+	} else if err = printAddresses(o, b, conf); err == nil && url != "" {
+		_, err = fmt.Fprintf(o.Out, "the page for operators is on %s\n", url)
 	}
 	if err != nil {
 		return err
@@ -104,6 +112,9 @@ func (c *upCmd) serve(ctx context.Context, b *broker.Broker, conf config, v *obs
 			}
 			return nil
 		})
+	}
+	if page != nil {
+		g.Go(func() error { return runConsole(ctx, page, connect) })
 	}
 	if c.Demo {
 		g.Go(func() error { return runDemo(ctx, connect, conf, o, about, c.JSON) })

@@ -314,6 +314,7 @@ func (r subjects) setup() []string {
 	names := []string{
 		r.FramesStream(), r.EventsStream(), r.NormalsStream(), r.FeedbackStream(), r.TrainingStream(), r.DeadStream(),
 		"KV_" + r.DetectorsBucket(), "KV_" + r.ActiveBucket(), "KV_" + r.JobsBucket(), "KV_" + r.WorkBucket(), "KV_" + r.SinksBucket(),
+		"KV_" + r.UsersBucket(), "KV_" + r.SessionsBucket(),
 		r.IncidentsStream(), "KV_" + r.IncidentsBucket(),
 		"OBJ_" + r.ArtifactsBucket(), "OBJ_" + r.EvidenceBucket(), "OBJ_" + r.LargeBucket(), "OBJ_" + r.ImagesBucket(),
 	}

@@ -1,0 +1,129 @@
+package console
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/internal/object"
+)
+
+// letter is a dead letter with what it says.
+type letter struct {
+	stream.DeadLetter
+	Headers map[string]string `json:"headers"`
+	Head    string            `json:"head"` // first bytes, hexadecimal
+	Picture bool              `json:"picture"`
+}
+
+func (c *Console) listDead(q *request) (any, error) {
+	ctx, cancel := q.brief()
+	defer cancel()
+	all, err := c.in.DeadLetters(ctx, 100)
+	if err != nil {
+		return nil, err
+	}
+	out := listing[letter]{Items: []letter{}}
+	for _, d := range slices.Backward(all) {
+		out.Items = append(out.Items, newLetter(d))
+	}
+	return out, nil
+}
+
+// dead is the letter at the sequence that the path names.
+func (c *Console) dead(ctx context.Context, q *request) (*jetstream.RawStreamMsg, jetstream.Stream, error) {
+	n, err := q.sequence()
+	if err != nil {
+		return nil, nil, err
+	}
+	s, err := c.js.Stream(ctx, c.cfg.DeadStream())
+	if err != nil {
+		return nil, nil, err
+	}
+	m, err := s.GetMsg(ctx, n)
+	if errors.Is(err, jetstream.ErrMsgNotFound) || err == nil && m.Header.Get(stream.HeaderDeadSubject) == "" {
+		return nil, nil, missing("there is no dead letter %d", n)
+	}
+	return m, s, err
+}
+
+// maxHead is how much of a dead letter is shown.
+const maxHead = 256
+
+func newLetter(d stream.DeadLetter) letter {
+	l := letter{DeadLetter: d, Headers: map[string]string{}, Head: hex.EncodeToString(d.Data[:min(len(d.Data), maxHead)]), Picture: pictureType(d.Data) != ""}
+	for k, v := range d.Header {
+		l.Headers[k] = strings.Join(v, ", ")
+	}
+	return l
+}
+
+// deadAgain publishes a dead letter where it had been, and removes it.
+func (c *Console) deadAgain(q *request) (any, error) {
+	ctx, cancel := q.brief()
+	defer cancel()
+	m, s, err := c.dead(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	again := nats.NewMsg(m.Header.Get(stream.HeaderDeadSubject))
+	if !c.mayPublishAgain(again.Subject) {
+		return nil, problem{http.StatusUnprocessableEntity, stream.CodeBadRequest, "it was published on " + clean(again.Subject) + ", where nothing is published from here"}
+	}
+	if again.Data = m.Data; m.Header.Get(stream.HeaderDeadObject) != "" {
+		if again.Data, err = object.Read(ctx, c.js, c.cfg.ImagesBucket(), m.Header.Get(stream.HeaderDeadObject), maxImage); err != nil {
+			return nil, err
+		}
+	}
+	for k, v := range m.Header {
+		if !strings.HasPrefix(k, "Nearmiss-Dead-") && k != nats.MsgIdHdr {
+			again.Header[k] = v
+		}
+	}
+	if _, err := c.js.PublishMsg(ctx, again); err != nil {
+		return nil, fmt.Errorf("publish dead letter %d again: %w", m.Sequence, err)
+	}
+	if err := s.DeleteMsg(ctx, m.Sequence); err != nil {
+		return nil, fmt.Errorf("remove dead letter %d, which was published again: %w", m.Sequence, err)
+	}
+	c.overview.forget("")
+	c.say(q, "published a dead letter again", again.Subject)
+	return nil, nil
+}
+
+// mayPublishAgain: anybody may write a dead letter that claims to have been
+// published anywhere.
+func (c *Console) mayPublishAgain(subject string) bool {
+	if d, cam, ok := c.cfg.ParseFrames(subject); ok && stream.ValidToken(d) && stream.ValidToken(cam) {
+		return true
+	}
+	for _, of := range []func(string) string{c.cfg.Feedback, c.cfg.Train} {
+		if d := subject[strings.LastIndexByte(subject, '.')+1:]; stream.ValidToken(d) && subject == of(d) {
+			return true
+		}
+	}
+	return false
+}
+
+func (c *Console) deleteDead(q *request) (any, error) {
+	ctx, cancel := q.brief()
+	defer cancel()
+	m, s, err := c.dead(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.DeleteMsg(ctx, m.Sequence); err != nil {
+		return nil, fmt.Errorf("remove dead letter %d: %w", m.Sequence, err)
+	}
+	c.overview.forget("")
+	c.say(q, "deleted a dead letter", fmt.Sprint(m.Sequence))
+	return nil, nil
+}

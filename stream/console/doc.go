@@ -1,0 +1,20 @@
+// Package console is the page on which operators see the cameras, judge alarms and
+// tune detectors: an HTTP server, its API and the page itself, which is embedded.
+//
+// It is a client of the broker like any other and keeps nothing on disk. What it
+// knows of events and verdicts it reads from their streams at the start and follows
+// from then on; scores it hears as they are published. What it is asked to change
+// goes the way on which the command line's orders go.
+//
+// # Goroutines and locks
+//
+// Console.Run owns everything and returns after the last of it has ended: the HTTP
+// server, one follower each of events, verdicts, scores and jobs, the ticker of the
+// live stream, and the sender of verdicts, which holds each for some seconds so that
+// it can be taken back.
+//
+// The locks, none of which is held while another is taken or anybody is waited for:
+// feed.mu (cameras and their last scores), index.mu (events and verdicts), hub.mu
+// (who listens), client.mu (what one listener has yet to get), holder.mu (verdicts
+// that can still be taken back), and those of caches.
+package console

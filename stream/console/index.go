@@ -1,0 +1,389 @@
+package console
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream"
+)
+
+const (
+	indexFor  = 30 * 24 * time.Hour
+	indexMost = 50_000
+)
+
+// States of an alarm, as its last verdict says.
+const (
+	stateOpen      = "open"
+	stateConfirmed = "confirmed"
+	stateFalse     = "false_alarm"
+	stateSeen      = "seen"
+)
+
+var states = []string{stateOpen, stateConfirmed, stateFalse, stateSeen}
+
+func stateOf(verdict string) string {
+	switch verdict {
+	case stream.FeedbackNormal:
+		return stateFalse
+	case stream.FeedbackAnomalous:
+		return stateConfirmed
+	case stream.FeedbackSeen:
+		return stateSeen
+	}
+	return stateOpen
+}
+
+// entry is what the index knows of a stored event.
+type entry struct {
+	Sequence   uint64    `json:"sequence"` // in the events stream; names the event on this page
+	ID         string    `json:"id"`
+	Kind       string    `json:"kind"`
+	Detector   string    `json:"detector"`
+	Camera     string    `json:"camera"`
+	ScoredAt   time.Time `json:"scored_at"`
+	FrameID    string    `json:"frame_id,omitempty"`
+	Score      *float64  `json:"score,omitempty"`
+	Threshold  *float64  `json:"threshold,omitempty"`
+	PValue     *float64  `json:"p_value,omitempty"`
+	Release    string    `json:"release,omitempty"`
+	Pictures   bool      `json:"pictures"` // there are some, or were
+	NoPictures string    `json:"no_pictures,omitempty"`
+	Code       string    `json:"code,omitempty"`
+	Reason     string    `json:"reason,omitempty"`
+	Drift      bool      `json:"drifted,omitempty"`
+}
+
+func newEntry(e stream.Event) entry {
+	return entry{
+		Sequence: e.Sequence, ID: e.ID, Kind: e.Kind, Detector: e.Detector, Camera: e.Camera, ScoredAt: e.ScoredAt, FrameID: e.FrameID,
+		Score: e.Score, Threshold: e.Threshold, PValue: e.PValue, Release: e.Release,
+		Pictures: e.Pictures != "", NoPictures: e.NoPictures, Code: e.Code, Reason: e.Reason, Drift: e.Drift != nil && e.Drift.Drifted,
+	}
+}
+
+// judged is the last verdict on an event.
+type judged struct {
+	State   string    `json:"state"`
+	By      string    `json:"by,omitempty"`
+	Note    string    `json:"note,omitempty"`
+	At      time.Time `json:"at,omitzero"`
+	Pending bool      `json:"pending,omitempty"` // it can still be taken back without a trace
+
+	order uint64 // sequence in the feedback stream
+}
+
+// alarm is an event and what was said of it.
+type alarm struct {
+	entry
+	judged
+}
+
+// index holds the newest events and the verdicts on them.
+type index struct {
+	mu       sync.Mutex
+	entries  []entry           // in the order of their sequences
+	verdicts map[string]judged // by event id
+	pending  map[string]judged
+	last     uint64 // newest sequence that was seen
+	feedback uint64 // newest verdict that was seen
+}
+
+func newIndex() *index {
+	return &index{verdicts: map[string]judged{}, pending: map[string]judged{}}
+}
+
+// add takes in an event; false: it has been there.
+func (x *index) add(e entry) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if e.Sequence <= x.last {
+		return false
+	}
+	x.last = e.Sequence
+	x.entries = append(x.entries, e)
+	if len(x.entries) > indexMost {
+		for _, old := range x.entries[:len(x.entries)-indexMost] {
+			delete(x.verdicts, old.ID)
+		}
+		x.entries = slices.Clone(x.entries[len(x.entries)-indexMost*9/10:])
+	}
+	return true
+}
+
+// judge takes in a verdict. In whatever order they come, the last one in the
+// stream wins.
+func (x *index) judge(event string, v judged) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.feedback = max(x.feedback, v.order)
+	if old, ok := x.verdicts[event]; ok && old.order >= v.order {
+		return false
+	}
+	x.verdicts[event] = v
+	return true
+}
+
+// hold shows a verdict that has not been sent; release takes that back.
+func (x *index) hold(event string, v judged) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	v.Pending = true
+	x.pending[event] = v
+}
+
+func (x *index) release(event string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.pending, event)
+}
+
+func (x *index) stateLocked(event string) judged {
+	if v, ok := x.pending[event]; ok {
+		return v
+	}
+	if v, ok := x.verdicts[event]; ok {
+		return v
+	}
+	return judged{State: stateOpen}
+}
+
+// of returns what was said of an event.
+func (x *index) of(event string) judged {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.stateLocked(event)
+}
+
+// find returns the entry at a sequence.
+func (x *index) find(sequence uint64) (alarm, bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	i, ok := slices.BinarySearchFunc(x.entries, sequence, func(e entry, s uint64) int { return cmp.Compare(e.Sequence, s) })
+	if !ok {
+		return alarm{}, false
+	}
+	return alarm{x.entries[i], x.stateLocked(x.entries[i].ID)}, true
+}
+
+// filter says which events are wanted; empty fields mean all.
+type filter struct {
+	kinds            []string
+	detector, camera string
+	state            string
+	since            time.Time
+}
+
+func (f filter) takes(a alarm) bool {
+	return (len(f.kinds) == 0 || slices.Contains(f.kinds, a.Kind)) && (f.detector == "" || f.detector == a.Detector) &&
+		(f.camera == "" || f.camera == a.Camera) && (f.state == "" || f.state == a.State && a.Kind == stream.KindAnomaly) &&
+		!a.ScoredAt.Before(f.since)
+}
+
+// list returns up to limit events before a sequence (0: the newest), newest first,
+// and where the next page begins; 0: the index has no more.
+func (x *index) list(f filter, before uint64, limit int) (items []alarm, next uint64) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	items = []alarm{}
+	for _, e := range slices.Backward(x.entries) {
+		if before > 0 && e.Sequence >= before {
+			continue
+		}
+		a := alarm{e, x.stateLocked(e.ID)}
+		if !f.takes(a) {
+			continue
+		}
+		if len(items) == limit {
+			return items, items[limit-1].Sequence
+		}
+		items = append(items, a)
+	}
+	return items, 0
+}
+
+// after returns the events after a sequence, oldest first; false: there are more
+// than most, or some are no longer known.
+func (x *index) after(sequence uint64, most int) ([]alarm, bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	i, _ := slices.BinarySearchFunc(x.entries, sequence+1, func(e entry, s uint64) int { return cmp.Compare(e.Sequence, s) })
+	if len(x.entries)-i > most || i == 0 && len(x.entries) > 0 && sequence > 0 {
+		return nil, false
+	}
+	var out []alarm
+	for _, e := range x.entries[i:] {
+		out = append(out, alarm{e, x.stateLocked(e.ID)})
+	}
+	return out, true
+}
+
+// open counts the alarms of which nobody has said anything, of a detector or with
+// an empty name of all.
+func (x *index) open(detector string) int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	n := 0
+	for _, e := range x.entries {
+		if e.Kind == stream.KindAnomaly && (detector == "" || e.Detector == detector) && x.stateLocked(e.ID).State == stateOpen {
+			n++
+		}
+	}
+	return n
+}
+
+// count is how many events it has.
+func (x *index) count() int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return len(x.entries)
+}
+
+// oldest is the sequence before which the index knows nothing.
+func (x *index) oldest() uint64 {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if len(x.entries) == 0 {
+		return x.last + 1
+	}
+	return x.entries[0].Sequence
+}
+
+// followEvents reads what is stored and what comes.
+func (c *Console) followEvents(ctx context.Context) {
+	since := time.Now().Add(-indexFor)
+	c.repeat(ctx, "events", func(ctx context.Context) error {
+		w := stream.WatchConfig{Names: c.cfg.Names, Since: since}
+		return stream.Watch(ctx, c.nc, w, c.log, func(_ context.Context, e stream.Event) error {
+			if at := e.ScoredAt.Add(-time.Minute); at.After(since) && at.Before(time.Now()) {
+				since = at // where another watch begins
+			}
+			x := newEntry(e)
+			if c.index.add(x) {
+				if e.Camera != stream.NoCamera && time.Since(e.ScoredAt) < ringFor {
+					c.feed.know(cameraName{e.Detector, e.Camera})
+				}
+				c.hub.send(message{event: "event", id: x.Sequence, data: alarm{x, c.index.of(x.ID)}})
+			}
+			return nil
+		})
+	})
+}
+
+// followFeedback reads the verdicts, whoever sent them.
+func (c *Console) followFeedback(ctx context.Context) {
+	c.repeat(ctx, "verdicts", func(ctx context.Context) error {
+		start := time.Now().Add(-indexFor)
+		cons, err := c.js.OrderedConsumer(ctx, c.cfg.FeedbackStream(), jetstream.OrderedConsumerConfig{
+			DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &start,
+		})
+		if err != nil {
+			return fmt.Errorf("read the verdicts: %w", err)
+		}
+		it, err := cons.Messages()
+		if err != nil {
+			return fmt.Errorf("read the verdicts: %w", err)
+		}
+		defer it.Stop()
+		for {
+			m, err := it.Next(jetstream.NextContext(ctx))
+			if ctx.Err() != nil {
+				return nil
+			}
+			if err != nil {
+				return fmt.Errorf("read the verdicts: %w", err)
+			}
+			f, err := stream.ParseFeedback(m.Data())
+			meta, err2 := m.Metadata()
+			if err != nil || err2 != nil || f.Event == "" {
+				continue // a trainer finds out which event is meant, or refuses it
+			}
+			v := judged{State: stateOf(f.Verdict), By: f.By, Note: f.Note, At: f.At, order: meta.Sequence.Stream}
+			if c.index.judge(f.Event, v) {
+				c.hub.send(message{event: "verdict", data: told{Event: f.Event, judged: c.index.of(f.Event)}})
+			}
+		}
+	})
+}
+
+// told is a verdict on the live stream.
+type told struct {
+	Event string `json:"event"` // its id
+	judged
+}
+
+// curves are the progress of jobs, as far as this console has seen it.
+type curves struct {
+	mu  sync.Mutex
+	all map[string][]stream.Progress
+	old []string // job names in the order of their first message
+}
+
+const (
+	maxCurves = 50
+	maxPoints = 2000
+)
+
+func newCurves() *curves { return &curves{all: map[string][]stream.Progress{}} }
+
+func (h *curves) add(p stream.Progress) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	points, ok := h.all[p.Job]
+	if !ok {
+		h.old = append(h.old, p.Job)
+		if len(h.old) > maxCurves {
+			delete(h.all, h.old[0])
+			h.old = h.old[1:]
+		}
+	}
+	if len(points) >= maxPoints { // half as many, twice as far apart
+		thin := points[:0]
+		for i, q := range points {
+			if i%2 == 0 {
+				thin = append(thin, q)
+			}
+		}
+		points = thin
+	}
+	h.all[p.Job] = append(points, p)
+}
+
+func (h *curves) of(job string) []stream.Progress {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return append([]stream.Progress{}, h.all[job]...)
+}
+
+func (c *Console) followJobs(ctx context.Context) {
+	c.repeat(ctx, "jobs", func(ctx context.Context) error {
+		sub, err := c.nc.SubscribeSync(c.cfg.Progress("*", "*"))
+		if err != nil {
+			return err
+		}
+		defer func() { _ = sub.Unsubscribe() }()
+		for {
+			m, err := sub.NextMsgWithContext(ctx)
+			if ctx.Err() != nil {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			var p stream.Progress
+			if json.Unmarshal(m.Data, &p) != nil || m.Subject != c.cfg.Progress(p.Detector, p.Job) || strings.ContainsAny(p.Job, " .") {
+				continue // anybody may publish
+			}
+			c.curves.add(p)
+			c.hub.send(message{event: "job", data: p})
+		}
+	})
+}

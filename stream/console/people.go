@@ -1,0 +1,455 @@
+package console
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
+	"golang.org/x/crypto/bcrypt"
+	"golang.org/x/time/rate"
+
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/internal/kv"
+)
+
+// Role is what somebody may do; each may what the ones before it may.
+type Role int
+
+// Roles.
+const (
+	nobody   Role = iota
+	Viewer        // sees
+	Operator      // answers alarms, changes data, tunes, trains, promotes
+	Admin         // users, tokens, deletes
+)
+
+var roleNames = []string{"nobody", "viewer", "operator", "admin"}
+
+func (r Role) String() string { return roleNames[r] }
+
+// MarshalText implements [encoding.TextMarshaler].
+func (r Role) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// UnmarshalText implements [encoding.TextUnmarshaler].
+func (r *Role) UnmarshalText(b []byte) error {
+	i := slices.Index(roleNames, string(b))
+	if i < int(Viewer) {
+		return fmt.Errorf("role %q: use viewer, operator or admin", clean(string(b)))
+	}
+	*r = Role(i)
+	return nil
+}
+
+// who asks.
+type who struct {
+	Name string `json:"user"`
+	Role Role   `json:"role"`
+
+	session string // key of the session; empty: there is none
+}
+
+// user is a person, or a token for scripts, as the bucket has it.
+type user struct {
+	Name      string    `json:"name"`
+	Role      Role      `json:"role"`
+	Hash      string    `json:"hash,omitempty"` // bcrypt of the password; a token has none
+	Disabled  bool      `json:"disabled,omitempty"`
+	CreatedAt time.Time `json:"created_at"`
+	CreatedBy string    `json:"created_by,omitempty"`
+	ExpiresAt time.Time `json:"expires_at,omitzero"` // of tokens
+}
+
+// session is what the bucket of sessions has under the SHA-256 of the cookie.
+type session struct {
+	User      string    `json:"user"`
+	Hash      string    `json:"hash"` // of the password that it was begun with: another one ends it
+	CreatedAt time.Time `json:"created_at"`
+	SeenAt    time.Time `json:"seen_at"`
+}
+
+// Keys of the users' bucket.
+const (
+	userKeys  = "user."
+	tokenKeys = "token."
+)
+
+const (
+	leastPassword = 12
+	mostPassword  = 72 // bcrypt reads no more
+	cost          = 12 // of bcrypt: a third of a second
+	tokenPrefix   = "nmt_"
+	setupFor      = 30 * time.Minute
+)
+
+// people are those who may come in.
+type people struct {
+	cfg      Config
+	log      zerolog.Logger
+	users    kv.Store[user]
+	sessions kv.Store[session]
+	cost     int
+	nothing  func() []byte // compared with where there is no such user, so that the answer takes as long
+	tries    tries
+
+	mu    sync.Mutex
+	known map[string]user // by key; as last read
+}
+
+func openPeople(ctx context.Context, js jetstream.JetStream, cfg Config, log zerolog.Logger) (*people, error) {
+	p := &people{cfg: cfg, log: log, cost: cmp.Or(cfg.cost, cost)}
+	p.nothing = sync.OnceValue(func() []byte {
+		h, _ := bcrypt.GenerateFromPassword([]byte("nobody has this"), p.cost) // fails for no such cost and length
+		return h
+	})
+	users, err := js.KeyValue(ctx, cfg.UsersBucket())
+	if err != nil {
+		return nil, fmt.Errorf("open bucket %s: %w", cfg.UsersBucket(), err)
+	}
+	sessions, err := js.KeyValue(ctx, cfg.SessionsBucket())
+	if err != nil {
+		return nil, fmt.Errorf("open bucket %s: %w", cfg.SessionsBucket(), err)
+	}
+	p.users = kv.Store[user]{Bucket: users, Decode: func(_ string, b []byte) (u user, err error) { return u, kv.Object(b, &u, true) }}
+	p.sessions = kv.Store[session]{Bucket: sessions, Decode: func(_ string, b []byte) (s session, err error) { return s, kv.Object(b, &s, true) }}
+	return p, p.refresh(ctx)
+}
+
+// refresh reads all users.
+func (p *people) refresh(ctx context.Context) error {
+	all, unreadable, err := p.users.List(ctx)
+	if err != nil {
+		return fmt.Errorf("list the console's users: %w", err)
+	}
+	known := map[string]user{}
+	for _, e := range all {
+		known[e.Key] = e.Value
+	}
+	for _, b := range unreadable { // nobody, and not nothing: the page must not open to all
+		known[b.Key] = user{Name: b.Key, Disabled: true}
+		p.log.Warn().Str("key", b.Key).Str("reason", b.Reason).Msg("a user cannot be read")
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.known = known
+	return nil
+}
+
+// follow hears of users that other consoles change.
+func (p *people) follow(ctx context.Context) {
+	for ctx.Err() == nil {
+		_ = kv.Changes(ctx, p.users.Bucket, func() {
+			if err := p.refresh(ctx); err != nil && ctx.Err() == nil {
+				p.log.Warn().Err(err).Msg("the users are as they were")
+			}
+		})
+		pause(ctx, time.Second)
+	}
+}
+
+// empty says that there are no people yet. Tokens alone do not close the page.
+func (p *people) empty() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for k := range p.known {
+		if strings.HasPrefix(k, userKeys) {
+			return false
+		}
+	}
+	return true
+}
+
+func (p *people) get(key string) (user, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	u, ok := p.known[key]
+	return u, ok
+}
+
+func (p *people) list() map[string]user {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return maps.Clone(p.known)
+}
+
+// admins counts those who can still sign in, without one.
+func (p *people) adminsBut(key string) int {
+	n := 0
+	for k, u := range p.list() {
+		if k != key && strings.HasPrefix(k, userKeys) && u.Role == Admin && !u.Disabled {
+			n++
+		}
+	}
+	return n
+}
+
+// valid says whether somebody who came in may still be there.
+func (p *people) valid(w who) bool {
+	if w.session == "" {
+		return true
+	}
+	u, ok := p.get(userKeys + w.Name)
+	return ok && !u.Disabled && u.Role >= w.Role
+}
+
+// put stores a user. create: only where there is none.
+func (p *people) put(ctx context.Context, key string, u user, create bool) error {
+	b, err := json.Marshal(u)
+	if err != nil {
+		return err
+	}
+	if create {
+		if _, err := p.users.Bucket.Create(ctx, key, b); kv.Conflict(err) {
+			return problem{http.StatusConflict, stream.CodeConflict, "there is a user " + u.Name + " already"}
+		} else if err != nil {
+			return fmt.Errorf("store user %s: %w", u.Name, err)
+		}
+	} else if _, err := p.users.Bucket.Put(ctx, key, b); err != nil {
+		return fmt.Errorf("store user %s: %w", u.Name, err)
+	}
+	return p.refresh(ctx)
+}
+
+func (p *people) hash(password string) (string, error) {
+	if n := utf8.RuneCountInString(password); n < leastPassword || len(password) > mostPassword {
+		return "", bad("a password has %d characters or more, and %d bytes at most", leastPassword, mostPassword)
+	}
+	h, err := bcrypt.GenerateFromPassword([]byte(password), p.cost)
+	return string(h), err
+}
+
+// check finds the user of a name and a password.
+func (p *people) check(name, password string) (user, bool) {
+	u, ok := p.get(userKeys + name)
+	hash := []byte(u.Hash)
+	if !ok || u.Hash == "" {
+		hash = p.nothing()
+	}
+	right := bcrypt.CompareHashAndPassword(hash, []byte(password)) == nil
+	return u, right && ok && !u.Disabled
+}
+
+// digest is what is stored of a secret.
+func digest(secret string) string {
+	s := sha256.Sum256([]byte(secret))
+	return hex.EncodeToString(s[:])
+}
+
+func secret() string {
+	b := make([]byte, 32)
+	_, _ = rand.Read(b) // never fails
+	return base64.RawURLEncoding.EncodeToString(b)
+}
+
+func same(a, b string) bool { return subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1 }
+
+// tries limits attempts to sign in, by user and by address.
+type tries struct {
+	mu  sync.Mutex
+	all map[string]*rate.Limiter
+}
+
+// spend takes one try of each key; false: one of them has none left.
+func (t *tries) spend(now time.Time, keys ...string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.all == nil || len(t.all) > 10_000 {
+		t.all = map[string]*rate.Limiter{}
+	}
+	ok := true
+	for _, k := range keys {
+		for _, x := range []struct {
+			key   string
+			every time.Duration
+			burst int
+		}{{"minute " + k, 12 * time.Second, 5}, {"hour " + k, 3 * time.Minute, 20}} {
+			l := t.all[x.key]
+			if l == nil {
+				l = rate.NewLimiter(rate.Every(x.every), x.burst)
+				t.all[x.key] = l
+			}
+			ok = l.AllowN(now, 1) && ok
+		}
+	}
+	return ok
+}
+
+// identify finds out who asks. Nobody is no error: some routes are for all.
+func (c *Console) identify(r *http.Request) (who, error) {
+	if c.openToAll() {
+		return who{Name: "local", Role: Admin}, nil
+	}
+	if name := r.Header.Get("X-Forwarded-User"); name != "" { // only a trusted proxy's is left
+		w := who{Name: clean(name), Role: Viewer}
+		if role := r.Header.Get("X-Forwarded-Role"); role != "" {
+			if err := w.Role.UnmarshalText([]byte(role)); err != nil {
+				return who{}, problem{http.StatusForbidden, "forbidden", err.Error()}
+			}
+		}
+		return w, nil
+	}
+	if t, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); ok {
+		u, ok := c.people.get(tokenKeys + digest(t))
+		if !ok || u.Disabled || !u.ExpiresAt.IsZero() && time.Now().After(u.ExpiresAt) {
+			return who{}, problem{http.StatusUnauthorized, "unauthorised", "the token is not known, or its time is over"}
+		}
+		return who{Name: u.Name, Role: u.Role}, nil
+	}
+	cookie, err := r.Cookie(c.cookieName(r))
+	if err != nil {
+		return who{}, nil
+	}
+	return c.resume(r.Context(), cookie.Value)
+}
+
+// resume finds the session of a cookie.
+func (c *Console) resume(ctx context.Context, cookie string) (who, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	key := digest(cookie)
+	e, err := c.people.sessions.Get(ctx, key)
+	if errors.Is(err, jetstream.ErrKeyNotFound) || errors.Is(err, kv.ErrUnreadable) {
+		return who{}, nil
+	}
+	if err != nil {
+		return who{}, fmt.Errorf("read the session: %w", err)
+	}
+	s, now := e.Value, time.Now()
+	u, ok := c.people.get(userKeys + s.User)
+	if !ok || u.Disabled || !same(u.Hash, s.Hash) || now.Sub(s.SeenAt) > c.cfg.Idle || now.Sub(s.CreatedAt) > c.cfg.Max {
+		return who{}, nil
+	}
+	if now.Sub(s.SeenAt) > min(time.Minute, c.cfg.Idle/10) {
+		s.SeenAt = now.UTC()
+		if b, err := json.Marshal(s); err == nil {
+			// By its revision: who signed out meanwhile must not come in again.
+			_, _ = c.people.sessions.Bucket.Update(ctx, key, b, e.Head)
+		}
+	}
+	return who{Name: u.Name, Role: u.Role, session: key}, nil
+}
+
+func (c *Console) cookieName(r *http.Request) string {
+	if c.encrypted(r) {
+		return "__Host-nm"
+	}
+	return "nm"
+}
+
+func (c *Console) cookie(r *http.Request, value string, age time.Duration) *http.Cookie {
+	return &http.Cookie{
+		Name: c.cookieName(r), Value: value, Path: "/", MaxAge: int(age / time.Second), HttpOnly: true, Secure: c.encrypted(r), SameSite: http.SameSiteLaxMode,
+	}
+}
+
+func (c *Console) getSession(q *request) (any, error) {
+	if !c.isReady() {
+		return struct {
+			Ready bool `json:"ready"`
+		}{}, nil
+	}
+	return struct {
+		hello
+		Ready bool `json:"ready"`
+	}{c.hello(q), true}, nil
+}
+
+func (c *Console) signIn(q *request) (any, error) {
+	if !c.isReady() {
+		return nil, problem{http.StatusServiceUnavailable, "broker_away", "the console waits for the broker"}
+	}
+	var in struct {
+		User     string `json:"user"`
+		Password string `json:"password"`
+	}
+	if err := q.read(&in); err != nil {
+		return nil, err
+	}
+	if !c.people.tries.spend(time.Now(), "user "+cmp.Or(in.User[:min(len(in.User), 64)], "-"), "address "+remote(q.Request).String()) {
+		return nil, problem{http.StatusTooManyRequests, "too_many_tries", "too many tries: wait a minute"}
+	}
+	u, ok := c.people.check(in.User, in.Password)
+	if !ok {
+		return nil, problem{http.StatusUnauthorized, "unauthorised", "the name or the password is wrong"}
+	}
+	return c.begin(q, u)
+}
+
+// begin starts a session.
+func (c *Console) begin(q *request, u user) (any, error) {
+	ctx, cancel := q.brief()
+	defer cancel()
+	value, now := secret(), time.Now().UTC()
+	b, err := json.Marshal(session{User: u.Name, Hash: u.Hash, CreatedAt: now, SeenAt: now})
+	if err != nil {
+		return nil, err
+	}
+	if _, err := c.people.sessions.Bucket.Create(ctx, digest(value), b); err != nil {
+		return nil, fmt.Errorf("store the session: %w", err)
+	}
+	return respond(func(w http.ResponseWriter, r *http.Request) error {
+		http.SetCookie(w, c.cookie(r, value, c.cfg.Max))
+		return writeJSON(w, http.StatusOK, who{Name: u.Name, Role: u.Role})
+	}), nil
+}
+
+func (c *Console) signOut(q *request) (any, error) {
+	if q.who.session != "" {
+		ctx, cancel := q.brief()
+		defer cancel()
+		if err := c.people.sessions.Bucket.Purge(ctx, q.who.session); err != nil {
+			return nil, fmt.Errorf("end the session: %w", err)
+		}
+	}
+	return respond(func(w http.ResponseWriter, r *http.Request) error {
+		http.SetCookie(w, c.cookie(r, "", -time.Second))
+		w.WriteHeader(http.StatusNoContent)
+		return nil
+	}), nil
+}
+
+// setup is the way in for the first administrator.
+type setup struct {
+	token string
+	until time.Time
+
+	mu   sync.Mutex
+	used bool
+}
+
+func newSetup() *setup { return &setup{token: secret(), until: time.Now().Add(setupFor)} }
+
+// take spends the token.
+func (s *setup) take(token string) bool {
+	if s == nil {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.used || time.Now().After(s.until) || !same(token, s.token) {
+		return false
+	}
+	s.used = true
+	return true
+}
+
+func (s *setup) giveBack() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.used = false
+}

@@ -1,0 +1,276 @@
+package console
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/time/rate"
+
+	"github.com/nearmiss/nearmiss/stream"
+)
+
+const (
+	tileSide      = 320              // pixels of a camera's picture
+	passThrough   = 256 << 10        // bytes of a picture that browsers get as it is
+	frameWait     = 3 * time.Second  // for a camera's next frame
+	frameAge      = time.Second      // a camera is looked at once a second, however many look
+	shrinksPerSec = 10               // a picture of two megapixels costs 40 ms
+	maxImage      = 64 << 20         // bytes of an image that is read
+	evidenceKept  = 32               // archives in memory
+	evidenceBytes = 64 << 20         // of them together
+	pictureAge    = 30 * time.Second // of a small picture in memory
+)
+
+// pictureCache keeps what pages ask for again and again.
+type pictureCache struct {
+	frames  flight[[]byte]
+	small   flight[[]byte]
+	shrinks *rate.Limiter
+
+	mu       sync.Mutex
+	evidence map[string]stream.Evidence
+	order    []string
+	bytes    int
+}
+
+func newPictureCache() *pictureCache {
+	return &pictureCache{evidence: map[string]stream.Evidence{}, shrinks: rate.NewLimiter(shrinksPerSec, shrinksPerSec)}
+}
+
+// picture is an answer with an image that anybody may have sent. Its type is what
+// its first bytes say, and nothing in it may act.
+func picture(b []byte, cache string) (any, error) {
+	kind := pictureType(b)
+	if kind == "" {
+		return nil, problem{http.StatusUnsupportedMediaType, "unsupported", "no browser shows this image"}
+	}
+	return respond(func(w http.ResponseWriter, r *http.Request) error {
+		h := w.Header()
+		h.Set("Content-Type", kind)
+		h.Set("Content-Security-Policy", "sandbox; default-src 'none'")
+		h.Set("Cache-Control", cache)
+		h.Set("Content-Length", strconv.Itoa(len(b)))
+		_, _ = w.Write(b)
+		return nil
+	}), nil
+}
+
+// Of pictures: events and normals do not change, cameras do.
+const (
+	forGood = "private, max-age=86400, immutable"
+	forNow  = "no-store"
+)
+
+// pictureType is the media type of images that browsers show; empty for all others.
+func pictureType(b []byte) string {
+	switch {
+	case bytes.HasPrefix(b, []byte("\xff\xd8\xff")):
+		return "image/jpeg"
+	case bytes.HasPrefix(b, []byte("\x89PNG\r\n\x1a\n")):
+		return "image/png"
+	case len(b) > 12 && string(b[:4]) == "RIFF" && string(b[8:12]) == "WEBP":
+		return "image/webp"
+	}
+	return ""
+}
+
+// fit makes an image such as a page takes: of at most side pixels, unless it is
+// small as it is. side 0: as it is, where browsers can show it.
+func (c *Console) fit(ctx context.Context, image []byte, side int) ([]byte, error) {
+	shown := pictureType(image) != ""
+	if shown && (side == 0 || side >= tileSide && len(image) <= passThrough) {
+		return image, nil
+	}
+	if side == 0 {
+		side = 4096
+	}
+	if err := c.pictures.shrinks.Wait(ctx); err != nil {
+		return nil, problem{http.StatusServiceUnavailable, "busy", "too many pictures are asked for at once"}
+	}
+	b, err := c.cfg.Shrink(image, side)
+	if err != nil {
+		return nil, problem{http.StatusUnprocessableEntity, "unsupported", "the image cannot be shown: " + err.Error()}
+	}
+	return b, nil
+}
+
+// frame shows what a camera sees: the next frame that it sends. A publish to a
+// stream is heard by plain subscribers, too.
+func (c *Console) frame(q *request) (any, error) {
+	v, err := q.allow("w", "t")
+	if err != nil {
+		return nil, err
+	}
+	side, err := number(v, "w", 32, 1920, tileSide)
+	if err != nil {
+		return nil, err
+	}
+	d, cam := q.PathValue("detector"), q.PathValue("camera")
+	if !stream.ValidToken(d) || !stream.ValidToken(cam) {
+		return nil, missing("there is no camera %q of detector %q", cam, d)
+	}
+	b, err := c.pictures.frames.get(c.base, fmt.Sprint(d, "/", cam, "/", side), frameAge, func(ctx context.Context) ([]byte, error) {
+		image, err := c.nextFrame(ctx, d, cam)
+		if err != nil {
+			return nil, err
+		}
+		return c.fit(ctx, image, side)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return picture(b, forNow)
+}
+
+func (c *Console) nextFrame(ctx context.Context, detector, camera string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, frameWait)
+	defer cancel()
+	sub, err := c.nc.SubscribeSync(c.cfg.Frames(detector, camera))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = sub.Unsubscribe() }()
+	if err := sub.AutoUnsubscribe(1); err != nil {
+		return nil, err
+	}
+	m, err := sub.NextMsgWithContext(ctx)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return nil, missing("camera %s of %s has sent no frame within %v", camera, detector, frameWait)
+	}
+	if err != nil {
+		return nil, err
+	}
+	f, err := stream.ParseFrame(c.cfg.Names, m.Subject, m.Header, m.Data, &jetstream.MsgMetadata{Timestamp: time.Now()}, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	return c.in.FrameImage(ctx, f)
+}
+
+// stored is the event at the sequence that the path names.
+func (c *Console) stored(ctx context.Context, q *request) (stream.Event, error) {
+	n, err := q.sequence()
+	if err != nil {
+		return stream.Event{}, err
+	}
+	return c.in.Event(ctx, n)
+}
+
+// evidenceOf returns an event's archive.
+func (c *Console) evidenceOf(ctx context.Context, e stream.Event) (stream.Evidence, error) {
+	p, key := c.pictures, e.Detector+"/"+e.ID
+	p.mu.Lock()
+	v, ok := p.evidence[key]
+	p.mu.Unlock()
+	if ok {
+		return v, nil
+	}
+	v, err := c.in.GetEvidence(ctx, e.Detector, e.ID)
+	if err != nil {
+		return v, err
+	}
+	size := sizeOf(v)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, ok := p.evidence[key]; !ok && size <= evidenceBytes/4 {
+		p.evidence[key], p.order, p.bytes = v, append(p.order, key), p.bytes+size
+		for len(p.order) > evidenceKept || p.bytes > evidenceBytes {
+			p.bytes -= sizeOf(p.evidence[p.order[0]])
+			delete(p.evidence, p.order[0])
+			p.order = p.order[1:]
+		}
+	}
+	return v, nil
+}
+
+func sizeOf(e stream.Evidence) int {
+	n := 0
+	for _, p := range e.Pictures {
+		n += len(p.Data)
+	}
+	return n
+}
+
+func (c *Console) eventPicture(q *request) (any, error) {
+	ctx, cancel := q.brief()
+	defer cancel()
+	e, err := c.stored(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	v, err := c.evidenceOf(ctx, e)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range v.Pictures {
+		if p.Name == q.PathValue("name") {
+			return picture(p.Data, forGood)
+		}
+	}
+	return nil, missing("event %s has no picture %s", e.ID, clean(q.PathValue("name")))
+}
+
+// eventImage is the frame that raised the event, as it was taken, where browsers
+// can show it.
+func (c *Console) eventImage(q *request) (any, error) {
+	v, err := q.allow("w")
+	if err != nil {
+		return nil, err
+	}
+	side, err := number(v, "w", 32, 4096, 0)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := q.brief()
+	defer cancel()
+	e, err := c.stored(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	b, err := c.in.EventImage(ctx, e)
+	if err != nil {
+		return nil, err
+	}
+	if b, err = c.fit(ctx, b, side); err != nil {
+		return nil, err
+	}
+	return picture(b, forGood)
+}
+
+// getNormal shows a normal or labelled anomaly.
+func (c *Console) getNormal(q *request) (any, error) {
+	v, err := q.allow("w")
+	if err != nil {
+		return nil, err
+	}
+	side, err := number(v, "w", 32, 4096, 0)
+	if err != nil {
+		return nil, err
+	}
+	d, err := q.detector()
+	if err != nil {
+		return nil, err
+	}
+	n, err := q.sequence()
+	if err != nil {
+		return nil, err
+	}
+	b, err := c.pictures.small.get(c.base, fmt.Sprint(d, "/", n, "/", side), pictureAge, func(ctx context.Context) ([]byte, error) {
+		x, err := c.normals.Get(ctx, d, n)
+		if err != nil {
+			return nil, err
+		}
+		return c.fit(ctx, x.Image, side)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return picture(b, forGood)
+}

@@ -1,0 +1,371 @@
+package console
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/registry"
+)
+
+const (
+	maxBody   = 1 << 20  // of a JSON request
+	maxUpload = 64 << 20 // of one image
+)
+
+// route is one thing that can be asked for.
+type route struct {
+	method, path string
+	needs        Role
+	do           func(*Console, *request) (any, error)
+}
+
+// routes is the API: everything below api/v1, and who may ask for it. openapi.yaml
+// is its contract.
+var routes = []route{
+	{"GET", "session", nobody, (*Console).getSession},
+	{"POST", "session", nobody, (*Console).signIn},
+	{"DELETE", "session", nobody, (*Console).signOut},
+	{"POST", "setup", nobody, (*Console).firstUser},
+	{"GET", "openapi.yaml", nobody, (*Console).contract},
+
+	{"GET", "live", Viewer, (*Console).live},
+	{"GET", "status", Viewer, (*Console).status},
+	{"GET", "cameras", Viewer, (*Console).listCameras},
+	{"GET", "cameras/{detector}/{camera}/frame", Viewer, (*Console).frame},
+	{"GET", "cameras/{detector}/{camera}/scores", Viewer, (*Console).cameraScores},
+	{"GET", "events", Viewer, (*Console).listEvents},
+	{"GET", "events/{sequence}", Viewer, (*Console).getEvent},
+	{"GET", "events/{sequence}/image", Viewer, (*Console).eventImage},
+	{"GET", "events/{sequence}/pictures/{name}", Viewer, (*Console).eventPicture},
+	{"POST", "verdicts", Operator, (*Console).judge},
+	{"DELETE", "verdicts/{token}", Operator, (*Console).unjudge},
+
+	{"GET", "detectors", Viewer, (*Console).listDetectors},
+	{"POST", "detectors", Operator, (*Console).createDetector},
+	{"GET", "detectors/{detector}", Viewer, (*Console).getDetector},
+	{"PATCH", "detectors/{detector}", Operator, (*Console).changeDetector},
+	{"DELETE", "detectors/{detector}", Admin, (*Console).deleteDetector},
+	{"GET", "detectors/{detector}/calibration", Viewer, (*Console).calibration},
+	{"GET", "detectors/{detector}/normals", Viewer, (*Console).listNormals},
+	{"POST", "detectors/{detector}/normals", Operator, (*Console).addNormals},
+	{"POST", "detectors/{detector}/normals/take", Operator, (*Console).takeFrames},
+	{"GET", "detectors/{detector}/normals/{sequence}", Viewer, (*Console).getNormal},
+	{"DELETE", "detectors/{detector}/normals/{sequence}", Operator, (*Console).removeNormal},
+	{"POST", "detectors/{detector}/train", Operator, (*Console).train},
+	{"GET", "detectors/{detector}/releases", Viewer, (*Console).listReleases},
+	{"POST", "detectors/{detector}/promote", Operator, (*Console).promote},
+	{"POST", "detectors/{detector}/rollback", Operator, (*Console).rollback},
+	{"POST", "detectors/{detector}/shadow", Operator, (*Console).shadow},
+	{"POST", "detectors/{detector}/pin", Operator, (*Console).pin},
+
+	{"GET", "jobs", Viewer, (*Console).listJobs},
+	{"GET", "jobs/{job}/history", Viewer, (*Console).jobHistory},
+	{"DELETE", "jobs/{job}", Operator, (*Console).cancelJob},
+	{"GET", "dead", Viewer, (*Console).listDead},
+	{"POST", "dead/{sequence}/again", Operator, (*Console).deadAgain},
+	{"DELETE", "dead/{sequence}", Admin, (*Console).deleteDead},
+
+	{"GET", "users", Admin, (*Console).listUsers},
+	{"POST", "users", Admin, (*Console).addUser},
+	{"PATCH", "users/{user}", Admin, (*Console).changeUser},
+	{"DELETE", "users/{user}", Admin, (*Console).removeUser},
+	{"POST", "tokens", Admin, (*Console).addToken},
+	{"DELETE", "tokens/{token}", Admin, (*Console).removeToken},
+}
+
+// without are the routes that work while the broker is away.
+var without = []string{"session", "openapi.yaml"}
+
+// request is what a handler gets.
+type request struct {
+	*http.Request
+	who who
+}
+
+// respond is an answer that is not JSON.
+type respond func(http.ResponseWriter, *http.Request) error
+
+// created is an answer with status 201 or 202.
+type created struct {
+	status int
+	body   any
+}
+
+// problem is an error as RFC 9457 has it.
+type problem struct {
+	status int
+	code   string
+	detail string
+}
+
+func (p problem) Error() string { return p.detail }
+
+func bad(format string, a ...any) error {
+	return problem{http.StatusBadRequest, stream.CodeBadRequest, fmt.Sprintf(format, a...)}
+}
+
+func missing(format string, a ...any) error {
+	return problem{http.StatusNotFound, stream.CodeNotFound, fmt.Sprintf(format, a...)}
+}
+
+// codeStale: the entry is not the one that the change was made for.
+const codeStale = "stale"
+
+// problemOf finds out what an error means to who asked.
+func problemOf(err error) problem {
+	var p problem
+	var s *stream.ServiceError
+	var perm *stream.PermanentError
+	switch {
+	case errors.As(err, &p):
+		return p
+	case errors.As(err, &s):
+		return problem{statusOf(s.Code), s.Code, s.Message}
+	case errors.As(err, &perm):
+		return problem{statusOf(perm.Code), perm.Code, err.Error()}
+	case errors.Is(err, stream.ErrNotFound), errors.Is(err, stream.ErrNoDetector), errors.Is(err, registry.ErrNoRelease), errors.Is(err, registry.ErrNoPrevious), errors.Is(err, jetstream.ErrKeyNotFound):
+		return problem{http.StatusNotFound, stream.CodeNotFound, err.Error()}
+	case errors.Is(err, stream.ErrConflict), errors.Is(err, stream.ErrDetectorExists), errors.Is(err, registry.ErrConflict):
+		return problem{http.StatusConflict, stream.CodeConflict, err.Error()}
+	case errors.Is(err, stream.ErrBadName), errors.Is(err, stream.ErrBadMessage):
+		return problem{http.StatusBadRequest, stream.CodeBadRequest, err.Error()}
+	case errors.Is(err, nats.ErrConnectionClosed), errors.Is(err, nats.ErrNoServers), errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout), errors.Is(err, nats.ErrNoResponders), errors.Is(err, nats.ErrDisconnected):
+		return problem{http.StatusServiceUnavailable, "broker_away", "the broker does not answer: " + err.Error()}
+	}
+	return problem{http.StatusInternalServerError, stream.CodeInternal, err.Error()}
+}
+
+func statusOf(code string) int {
+	switch code {
+	case stream.CodeBadRequest:
+		return http.StatusBadRequest
+	case stream.CodeNotFound, stream.CodeObjectMissing:
+		return http.StatusNotFound
+	case stream.CodeConflict:
+		return http.StatusConflict
+	}
+	return http.StatusUnprocessableEntity
+}
+
+func (p problem) write(w http.ResponseWriter) {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(p.status)
+	_ = json.NewEncoder(w).Encode(map[string]any{
+		"type": "about:blank", "title": http.StatusText(p.status), "status": p.status, "detail": p.detail, "code": p.code,
+	})
+}
+
+// handler is the whole page.
+func (c *Console) handler() http.Handler {
+	mux := http.NewServeMux()
+	for _, r := range routes {
+		mux.Handle(r.method+" /api/v1/"+r.path, c.serve(r))
+	}
+	mux.HandleFunc("/api/", func(w http.ResponseWriter, r *http.Request) {
+		problem{http.StatusNotFound, stream.CodeNotFound, "there is no " + r.Method + " " + r.URL.Path}.write(w)
+	})
+	mux.HandleFunc("GET /assets/{version}/{file...}", c.page.asset)
+	mux.HandleFunc("GET /{$}", c.page.index)
+	return c.guard(mux)
+}
+
+// serve answers one route: who asks, may he, and what becomes of it.
+func (c *Console) serve(r route) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, h *http.Request) {
+		w.Header().Set("Cache-Control", "no-store")
+		q := &request{Request: h}
+		err := func() error {
+			if !c.isReady() && !slices.Contains(without, r.path) {
+				return problem{http.StatusServiceUnavailable, "broker_away", "the console waits for the broker"}
+			}
+			if c.isReady() {
+				var err error
+				if q.who, err = c.identify(h); err != nil {
+					return err
+				}
+			}
+			switch {
+			case q.who.Role >= r.needs:
+			case q.who.Role == nobody:
+				return problem{http.StatusUnauthorized, "unauthorised", "sign in first"}
+			default:
+				return problem{http.StatusForbidden, "forbidden", fmt.Sprintf("this needs the role %s; %s has the role %s", r.needs, q.who.Name, q.who.Role)}
+			}
+			a, err := r.do(c, q)
+			if err != nil {
+				return err
+			}
+			switch a := a.(type) {
+			case respond:
+				return a(w, h)
+			case created:
+				return writeJSON(w, a.status, a.body)
+			case nil:
+				w.WriteHeader(http.StatusNoContent)
+				return nil
+			default:
+				return writeJSON(w, http.StatusOK, a)
+			}
+		}()
+		if err == nil || h.Context().Err() != nil {
+			return
+		}
+		p := problemOf(err)
+		if p.status == http.StatusInternalServerError {
+			c.log.Warn().Err(err).Str("path", h.URL.Path).Msg("a request failed")
+		}
+		p.write(w)
+	})
+}
+
+func (c *Console) isReady() bool {
+	select {
+	case <-c.ready:
+		return true
+	default:
+		return false
+	}
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = w.Write(b) // who asked may have gone
+	return nil
+}
+
+// read decodes the request's JSON into v. Unknown fields are refused.
+func (q *request) read(v any) error {
+	b, err := q.body()
+	if err != nil {
+		return err
+	}
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return bad("the request's JSON: %v", err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return bad("there is something behind the request's JSON")
+	}
+	return nil
+}
+
+func (q *request) body() ([]byte, error) {
+	t, _, err := mime.ParseMediaType(q.Header.Get("Content-Type"))
+	if err != nil || t != "application/json" && t != "application/merge-patch+json" {
+		return nil, problem{http.StatusUnsupportedMediaType, stream.CodeBadRequest, "send application/json"}
+	}
+	b, err := io.ReadAll(io.LimitReader(q.Body, maxBody+1))
+	if err != nil {
+		return nil, bad("read the request: %v", err)
+	}
+	if len(b) > maxBody {
+		return nil, problem{http.StatusRequestEntityTooLarge, stream.CodeTooLarge, "the request is larger than 1 MiB"}
+	}
+	return b, nil
+}
+
+// allow refuses parameters that the route does not have.
+func (q *request) allow(names ...string) (url.Values, error) {
+	v, err := url.ParseQuery(q.URL.RawQuery)
+	if err != nil {
+		return nil, bad("the parameters cannot be read: %v", err)
+	}
+	for k := range v {
+		if !slices.Contains(names, k) {
+			return nil, bad("there is no parameter %q", k)
+		}
+	}
+	return v, nil
+}
+
+func number(v url.Values, name string, least, most, def int) (int, error) {
+	s := v.Get(name)
+	if s == "" {
+		return def, nil
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil || n < least || n > most {
+		return 0, bad("%s %q: use %d to %d", name, s, least, most)
+	}
+	return n, nil
+}
+
+func cursor(v url.Values) (uint64, error) {
+	s := v.Get("cursor")
+	if s == "" {
+		return 0, nil
+	}
+	n, err := strconv.ParseUint(s, 10, 64)
+	if err != nil || n == 0 {
+		return 0, bad("cursor %q: use the one that the page before gave", s)
+	}
+	return n, nil
+}
+
+// page answers a list.
+type listing[T any] struct {
+	Items []T    `json:"items"`
+	Next  string `json:"next,omitempty"` // cursor of the next page; empty: there is none
+}
+
+func nextCursor(n uint64) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.FormatUint(n, 10)
+}
+
+func (q *request) sequence() (uint64, error) {
+	n, err := strconv.ParseUint(q.PathValue("sequence"), 10, 64)
+	if err != nil || n == 0 {
+		return 0, missing("%q is no number of an event or image", q.PathValue("sequence"))
+	}
+	return n, nil
+}
+
+func (q *request) detector() (string, error) {
+	d := q.PathValue("detector")
+	if !stream.ValidToken(d) {
+		return "", missing("%q is no name of a detector", d)
+	}
+	return d, nil
+}
+
+// ifMatch is the revision that a change is made for; 0: any.
+func (q *request) ifMatch() (uint64, error) {
+	s := strings.Trim(q.Header.Get("If-Match"), `"`)
+	if s == "" {
+		return 0, nil
+	}
+	n, err := strconv.ParseUint(s, 10, 64)
+	if err != nil {
+		return 0, bad("If-Match %q: use the revision that was read", s)
+	}
+	return n, nil
+}
+
+// brief bounds what an answer waits for.
+func (q *request) brief() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(q.Context(), 20*time.Second)
+}

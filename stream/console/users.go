@@ -1,0 +1,197 @@
+package console
+
+import (
+	"cmp"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nearmiss/nearmiss/stream"
+)
+
+// shownUser is a user without what nobody is to see.
+type shownUser struct {
+	Name      string    `json:"name"`
+	Role      Role      `json:"role"`
+	Token     string    `json:"token,omitempty"` // of tokens: what names it for its removal
+	Disabled  bool      `json:"disabled,omitempty"`
+	CreatedAt time.Time `json:"created_at"`
+	CreatedBy string    `json:"created_by,omitempty"`
+	ExpiresAt time.Time `json:"expires_at,omitzero"`
+}
+
+func (c *Console) listUsers(*request) (any, error) {
+	out := listing[shownUser]{Items: []shownUser{}}
+	for k, u := range c.people.list() {
+		s := shownUser{Name: u.Name, Role: max(u.Role, Viewer), Disabled: u.Disabled, CreatedAt: u.CreatedAt, CreatedBy: u.CreatedBy, ExpiresAt: u.ExpiresAt}
+		if t, ok := strings.CutPrefix(k, tokenKeys); ok {
+			s.Token = t
+		}
+		out.Items = append(out.Items, s)
+	}
+	slices.SortFunc(out.Items, func(a, b shownUser) int {
+		return cmp.Or(strings.Compare(a.Token, b.Token), strings.Compare(a.Name, b.Name))
+	})
+	return out, nil
+}
+
+// newUser is what makes one.
+type newUser struct {
+	Name     string `json:"name"`
+	Password string `json:"password"`
+	Role     Role   `json:"role"`
+}
+
+func (c *Console) make(q *request, in newUser, by string) (user, error) {
+	if !stream.ValidToken(in.Name) {
+		return user{}, bad("user %q: use 1 to 64 letters, digits, - and _", clean(in.Name))
+	}
+	if in.Role < Viewer {
+		return user{}, bad("say which role: viewer, operator or admin")
+	}
+	h, err := c.people.hash(in.Password)
+	if err != nil {
+		return user{}, err
+	}
+	u := user{Name: in.Name, Role: in.Role, Hash: h, CreatedAt: time.Now().UTC(), CreatedBy: by}
+	ctx, cancel := q.brief()
+	defer cancel()
+	return u, c.people.put(ctx, userKeys+u.Name, u, true)
+}
+
+func (c *Console) addUser(q *request) (any, error) {
+	var in newUser
+	if err := q.read(&in); err != nil {
+		return nil, err
+	}
+	if c.people.empty() && in.Role != Admin {
+		return nil, problem{http.StatusUnprocessableEntity, stream.CodeBadRequest, "the first user is an admin: nobody could make others"}
+	}
+	u, err := c.make(q, in, q.who.Name)
+	if err != nil {
+		return nil, err
+	}
+	c.say(q, "added user", u.Name)
+	return created{http.StatusCreated, shownUser{Name: u.Name, Role: u.Role, CreatedAt: u.CreatedAt, CreatedBy: u.CreatedBy}}, nil
+}
+
+// firstUser makes an administrator of who has the link of --setup, and signs him in.
+func (c *Console) firstUser(q *request) (any, error) {
+	var in struct {
+		Token    string `json:"token"`
+		User     string `json:"user"`
+		Password string `json:"password"`
+	}
+	if err := q.read(&in); err != nil {
+		return nil, err
+	}
+	if !c.people.tries.spend(time.Now(), "setup "+remote(q.Request).String()) {
+		return nil, problem{http.StatusTooManyRequests, "too_many_tries", "too many tries: wait a minute"}
+	}
+	if !c.setup.take(in.Token) {
+		return nil, problem{http.StatusForbidden, "forbidden", "the link is not valid, or no longer: start the console with --setup again"}
+	}
+	u, err := c.make(q, newUser{in.User, in.Password, Admin}, "setup")
+	if err != nil {
+		c.setup.giveBack()
+		return nil, err
+	}
+	c.say(q, "added user", u.Name)
+	return c.begin(q, u)
+}
+
+func (c *Console) changeUser(q *request) (any, error) {
+	var in struct {
+		Password *string `json:"password,omitempty"`
+		Role     *Role   `json:"role,omitempty"`
+		Disabled *bool   `json:"disabled,omitempty"`
+	}
+	if err := q.read(&in); err != nil {
+		return nil, err
+	}
+	key := userKeys + q.PathValue("user")
+	u, ok := c.people.get(key)
+	if !ok {
+		return nil, missing("there is no user %q", clean(q.PathValue("user")))
+	}
+	if in.Role != nil {
+		u.Role = *in.Role
+	}
+	if in.Disabled != nil {
+		u.Disabled = *in.Disabled
+	}
+	if (u.Role != Admin || u.Disabled) && c.people.adminsBut(key) == 0 {
+		return nil, problem{http.StatusConflict, stream.CodeConflict, u.Name + " is the last admin"}
+	}
+	if in.Password != nil {
+		h, err := c.people.hash(*in.Password)
+		if err != nil {
+			return nil, err
+		}
+		u.Hash = h // which ends all sessions of before
+	}
+	ctx, cancel := q.brief()
+	defer cancel()
+	if err := c.people.put(ctx, key, u, false); err != nil {
+		return nil, err
+	}
+	c.say(q, "changed user", u.Name)
+	return shownUser{Name: u.Name, Role: u.Role, Disabled: u.Disabled, CreatedAt: u.CreatedAt, CreatedBy: u.CreatedBy}, nil
+}
+
+func (c *Console) removeUser(q *request) (any, error) {
+	key := userKeys + q.PathValue("user")
+	if _, ok := c.people.get(key); !ok {
+		return nil, missing("there is no user %q", clean(q.PathValue("user")))
+	}
+	if c.people.adminsBut(key) == 0 {
+		return nil, problem{http.StatusConflict, stream.CodeConflict, "the last admin stays: without users the page would open to all"}
+	}
+	return nil, c.forget(q, key, "removed user", q.PathValue("user"))
+}
+
+func (c *Console) forget(q *request, key, what, name string) error {
+	ctx, cancel := q.brief()
+	defer cancel()
+	if err := c.people.users.Bucket.Purge(ctx, key); err != nil {
+		return err
+	}
+	c.say(q, what, name)
+	return c.people.refresh(ctx)
+}
+
+func (c *Console) addToken(q *request) (any, error) {
+	var in struct {
+		Name string `json:"name"`
+		Role Role   `json:"role"`
+		Days int    `json:"days"`
+	}
+	if err := q.read(&in); err != nil {
+		return nil, err
+	}
+	if !stream.ValidToken(in.Name) || in.Role < Viewer || in.Days < 1 || in.Days > 3650 {
+		return nil, bad("a token has a name of letters, digits, - and _, a role, and 1 to 3650 days")
+	}
+	value := tokenPrefix + secret()
+	u := user{Name: in.Name, Role: in.Role, CreatedAt: time.Now().UTC(), CreatedBy: q.who.Name, ExpiresAt: time.Now().UTC().Add(time.Duration(in.Days) * 24 * time.Hour)}
+	ctx, cancel := q.brief()
+	defer cancel()
+	if err := c.people.put(ctx, tokenKeys+digest(value), u, true); err != nil {
+		return nil, err
+	}
+	c.say(q, "added token", u.Name)
+	return created{http.StatusCreated, struct {
+		shownUser
+		Secret string `json:"secret"` // shown once
+	}{shownUser{Name: u.Name, Role: u.Role, Token: digest(value), CreatedAt: u.CreatedAt, CreatedBy: u.CreatedBy, ExpiresAt: u.ExpiresAt}, value}}, nil
+}
+
+func (c *Console) removeToken(q *request) (any, error) {
+	key := tokenKeys + q.PathValue("token")
+	u, ok := c.people.get(key)
+	if !ok {
+		return nil, missing("there is no such token")
+	}
+	return nil, c.forget(q, key, "removed token", u.Name)
+}

@@ -1,0 +1,252 @@
+package console
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/nearmiss/nearmiss/stream"
+)
+
+const (
+	holdFor     = 4 * time.Second
+	maxHold     = 60 * time.Second
+	maxVerdicts = 500 // at once
+)
+
+// holder keeps verdicts for a while, so that they can be taken back without a
+// trace, and then sends them.
+type holder struct {
+	c    *Console
+	wake chan struct{}
+
+	mu   sync.Mutex
+	held map[string]*heldVerdict // by token
+}
+
+// heldVerdict is what one press of a key says, of one event or of many.
+type heldVerdict struct {
+	token  string
+	until  time.Time
+	events []stream.Event
+	saying stream.Feedback // without the event
+	sent   int
+}
+
+func newHolder(c *Console) *holder {
+	return &holder{c: c, wake: make(chan struct{}, 1), held: map[string]*heldVerdict{}}
+}
+
+// add takes a verdict over; it is the holder's from then on.
+func (h *holder) add(v *heldVerdict) {
+	for _, e := range v.events { // before it may be sent
+		h.c.index.hold(e.ID, judged{State: stateOf(v.saying.Verdict), By: v.saying.By, Note: v.saying.Note, At: v.saying.At})
+		h.c.tell(e.ID)
+	}
+	h.mu.Lock()
+	h.held[v.token] = v
+	h.mu.Unlock()
+	select {
+	case h.wake <- struct{}{}:
+	default:
+	}
+}
+
+// back takes a verdict back; false: it is not there any more.
+func (h *holder) back(token string) bool {
+	h.mu.Lock()
+	v := h.held[token]
+	if v == nil || v.until.IsZero() {
+		h.mu.Unlock()
+		return false
+	}
+	delete(h.held, token)
+	h.mu.Unlock()
+	h.settle(v)
+	return true
+}
+
+// settle shows the events as the stream has them.
+func (h *holder) settle(v *heldVerdict) {
+	for _, e := range v.events {
+		h.c.index.release(e.ID)
+		h.c.tell(e.ID)
+	}
+}
+
+// tell says on the live stream what is said of an event.
+func (c *Console) tell(id string) {
+	c.hub.send(message{event: "verdict", data: told{Event: id, judged: c.index.of(id)}})
+}
+
+// due returns the verdicts whose time has come, which can no longer be taken back,
+// and when to look again.
+func (h *holder) due(now time.Time) (ready []*heldVerdict, next time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	next = time.Hour
+	for _, v := range h.held {
+		switch left := v.until.Sub(now); {
+		case v.until.IsZero(), left <= 0:
+			v.until = time.Time{} // it is being sent
+			ready = append(ready, v)
+		default:
+			next = min(next, left)
+		}
+	}
+	slices.SortFunc(ready, func(a, b *heldVerdict) int { return a.saying.At.Compare(b.saying.At) })
+	return ready, next
+}
+
+// run sends verdicts until ctx ends, and then those that are still held: for who
+// gave them they are given.
+func (h *holder) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		ready, next := h.due(time.Now())
+		for _, v := range ready {
+			if err := h.send(ctx, v); err != nil {
+				if ctx.Err() == nil {
+					h.c.log.Warn().Err(err).Msg("a verdict is sent again")
+				}
+				next = time.Second
+			}
+		}
+		t := time.NewTimer(next)
+		select {
+		case <-ctx.Done():
+		case <-h.wake:
+		case <-t.C:
+		}
+		t.Stop()
+	}
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
+	defer cancel()
+	ready, _ := h.due(time.Now().Add(maxHold))
+	for _, v := range ready {
+		if err := h.send(last, v); err != nil {
+			h.c.log.Error().Err(err).Str("detector", v.saying.Detector).Msg("a verdict is lost: give it again")
+		}
+	}
+}
+
+// send publishes a verdict on each of its events. What has been sent is not sent
+// again.
+func (h *holder) send(ctx context.Context, v *heldVerdict) error {
+	for ; v.sent < len(v.events); v.sent++ {
+		e, f := v.events[v.sent], v.saying
+		f.Detector, f.Event, f.Sequence = e.Detector, e.ID, e.Sequence
+		step, cancel := context.WithTimeout(ctx, 5*time.Second)
+		err := h.c.feedback(step, f)
+		cancel()
+		if err != nil && !errors.Is(err, stream.ErrBadMessage) {
+			return fmt.Errorf("send the verdict on event %s: %w", e.ID, err)
+		}
+	}
+	h.mu.Lock()
+	delete(h.held, v.token)
+	h.mu.Unlock()
+	// The stream brings it back within a moment; until then it stands.
+	for _, e := range v.events {
+		h.c.index.judge(e.ID, judged{State: stateOf(v.saying.Verdict), By: v.saying.By, Note: v.saying.Note, At: v.saying.At, order: h.c.index.newest()})
+	}
+	h.settle(v)
+	return nil
+}
+
+// newest is a place in the feedback stream after all verdicts that have been seen:
+// the one that was just sent is there or later.
+func (x *index) newest() uint64 {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.feedback + 1
+}
+
+// verdictRequest is what an operator says of events.
+type verdictRequest struct {
+	Events  []uint64 `json:"events"` // sequences
+	Verdict string   `json:"verdict"`
+	Reason  string   `json:"reason,omitempty"` // a stable word: why it was a false alarm
+	Note    string   `json:"note,omitempty"`
+	Hold    *float64 `json:"hold,omitempty"` // seconds in which it can be taken back; default 4
+}
+
+// reasons are those of a false alarm.
+var reasons = []string{"", "reflection", "dirt", "other_product", "too_sensitive", "other"}
+
+func (c *Console) judge(q *request) (any, error) {
+	var in verdictRequest
+	if err := q.read(&in); err != nil {
+		return nil, err
+	}
+	hold := holdFor
+	if in.Hold != nil {
+		hold = time.Duration(*in.Hold * float64(time.Second))
+	}
+	switch {
+	case len(in.Events) == 0 || len(in.Events) > maxVerdicts:
+		return nil, bad("%d events: give 1 to %d", len(in.Events), maxVerdicts)
+	case stateOf(in.Verdict) == stateOpen && in.Verdict != stream.FeedbackWithdrawn:
+		return nil, bad("verdict %q: use normal, anomalous, seen or withdrawn", clean(in.Verdict))
+	case !slices.Contains(reasons, in.Reason):
+		return nil, bad("reason %q: use reflection, dirt, other_product, too_sensitive or other", clean(in.Reason))
+	case hold < 0 || hold > maxHold:
+		return nil, bad("hold: use 0 to %.0f seconds", maxHold.Seconds())
+	}
+	ctx, cancel := q.brief()
+	defer cancel()
+	v := &heldVerdict{token: secret(), until: time.Now().Add(hold), saying: stream.Feedback{
+		Verdict: in.Verdict, By: q.who.Name, Note: noteOf(in.Reason, in.Note), At: time.Now().UTC(),
+	}}
+	for _, n := range in.Events {
+		e, err := c.alarmAt(ctx, n)
+		if err != nil {
+			return nil, err
+		}
+		v.events = append(v.events, e)
+		f := v.saying
+		f.Detector, f.Event = e.Detector, e.ID
+		if err := f.Validate(); err != nil {
+			return nil, err
+		}
+	}
+	answer := created{http.StatusAccepted, struct {
+		Token string    `json:"token"`
+		Until time.Time `json:"until"`
+	}{v.token, v.until.UTC()}}
+	c.holder.add(v)
+	return answer, nil
+}
+
+// noteOf is what is kept with a verdict: the reason's word first, for who counts.
+func noteOf(reason, note string) string {
+	if reason == "" || note == "" {
+		return reason + note
+	}
+	return reason + ": " + note
+}
+
+// alarmAt is the alarm at a sequence, with what feedback needs to know of it.
+func (c *Console) alarmAt(ctx context.Context, sequence uint64) (stream.Event, error) {
+	if a, ok := c.index.find(sequence); ok {
+		if a.Kind != stream.KindAnomaly {
+			return stream.Event{}, bad("event %d is no alarm", sequence)
+		}
+		return stream.Event{ID: a.ID, Sequence: a.Sequence, Detector: a.Detector}, nil
+	}
+	e, err := c.in.Event(ctx, sequence)
+	if err == nil && e.Kind != stream.KindAnomaly {
+		err = bad("event %d is no alarm", sequence)
+	}
+	return e, err
+}
+
+func (c *Console) unjudge(q *request) (any, error) {
+	if !c.holder.back(q.PathValue("token")) {
+		return nil, problem{http.StatusConflict, stream.CodeConflict, "it has been sent: withdraw it with another verdict"}
+	}
+	return nil, nil
+}

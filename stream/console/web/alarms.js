@@ -1,0 +1,259 @@
+// The inbox: alarms, newest first; judge one and the next is there.
+import { chip, facts, fill, h, num, percent, plural, short, when, words } from "./dom.js";
+import { complain, doing, get, post, remove, toast } from "./api.js";
+import * as live from "./live.js";
+import { keys } from "./keys.js";
+import { confirm, dialog, may } from "./app.js";
+
+const verdicts = { normal: ["false_alarm", "false alarm"], anomalous: ["confirmed", "confirmed"], seen: ["seen", "seen"], withdrawn: ["open", "taken back"] };
+const reasons = [["reflection", "Reflection"], ["dirt", "Dirt"], ["other_product", "Other product"], ["too_sensitive", "Too sensitive"], ["other", "Other"]];
+const noPictures = { privacy: "no pictures: the detector keeps none", busy: "no pictures: too many at once", failed: "no pictures: they could not be made", storage: "no pictures: the store was full", expired: "pictures no longer kept" };
+
+export async function show(main, _, { signal, query }) {
+  let items = [], next = "", at = -1, open = 0, anchor = -1;
+  let state = query.get("state") ?? "open", kind = query.get("kind") ?? "anomaly", detector = query.get("detector") || "";
+  let heat = Number(localStorage.getItem("nm-heat") ?? 0.6), hidden = false, zoomed = false, shown = 0;
+  const picked = new Set();
+  let undoing = null; // {token, events}
+
+  const list = h("div", { class: "list", role: "listbox", "aria-label": "Alarms", tabindex: 0 }), view = h("div", { class: "view" });
+  const count = h("span", { class: "soft num" });
+  const which = (v, f, pairs, label) => h("select", { "aria-label": label, onchange: (e) => { f(e.target.value); load(); } }, pairs.map(([x, w]) => h("option", { value: x, selected: x === v }, w)));
+  const detectors = h("select", { "aria-label": "Detector", onchange: (e) => { detector = e.target.value; load(); } }, h("option", { value: "" }, "All detectors"));
+  main.className = "fill";
+  fill(main, h("div", { class: "inbox" }, h("div", { class: "head bar" }, h("h1", {}, "Alarms"), count, h("span", { class: "gap" }),
+    which(state, (v) => { state = v; }, [["open", "Open"], ["", "All states"], ["confirmed", "Confirmed"], ["false_alarm", "False alarms"], ["seen", "Seen"]], "State"),
+    which(kind, (v) => { kind = v; if (v !== "anomaly") state = ""; }, [["anomaly", "Alarms"], ["rejected", "Rejected frames"], ["drift", "Drift"], ["release", "Releases"], ["disagreement", "Disagreements"], ["camera,lost,store", "Cameras and store"], ["", "All events"]], "Kind"),
+    detectors), list, view));
+
+  const path = (cursor) => "api/v1/events?" + new URLSearchParams({ limit: 100, ...(kind && { kind }), ...(state && kind === "anomaly" && { state }), ...(detector && { detector }), ...(cursor && { cursor }) });
+  async function load() {
+    const e = await get(path());
+    if (signal.aborted) return;
+    items = e.items; next = e.next || ""; open = e.open; picked.clear();
+    at = items.length ? 0 : -1;
+    drawList();
+    await look();
+  }
+  async function more() {
+    if (!next) return;
+    const e = await get(path(next));
+    next = e.next || "";
+    items.push(...e.items.filter((x) => !items.some((y) => y.sequence === x.sequence)));
+    drawList();
+  }
+
+  const rows = new Map(); // sequence → [what it shows, element]: pictures are not loaded again
+  function row(a, i) {
+    const shows = [i === at, picked.has(a.sequence), a.state, a.pending].join();
+    const old = rows.get(a.sequence);
+    if (old?.[0] === shows) return old[1];
+    const e = makeRow(a, i === at);
+    if (old?.[1].firstChild.tagName === "IMG") e.firstChild.replaceWith(old[1].firstChild);
+    rows.set(a.sequence, [shows, e]);
+    return e;
+  }
+  function makeRow(a, on) {
+    const ratio = a.score !== undefined && a.threshold ? num(a.score / a.threshold) + " × threshold" : "";
+    return h("div", {
+      class: "row" + (on ? " on" : "") + (picked.has(a.sequence) ? " picked" : ""), role: "option", id: "row-" + a.sequence, "aria-selected": String(on),
+      onclick: (e) => {
+        const i = items.indexOf(a);
+        if (e.shiftKey) extend(i);
+        else { at = i; drawList(); look().catch(complain); }
+      },
+    },
+    a.pictures ? h("img", { class: "thumb", alt: "", loading: "lazy", src: `api/v1/events/${a.sequence}/pictures/thumbnail.jpg`, onerror: (e) => e.target.replaceWith(h("span", { class: "thumb" }, "no picture")) })
+      : h("span", { class: "thumb" }, a.kind === "anomaly" ? (noPictures[a.no_pictures] || "no pictures").replace("no pictures: ", "no picture: ") : words[a.kind] || a.kind),
+    h("div", { style: { minWidth: 0 } }, h("div", { class: "who", title: a.detector + " / " + a.camera }, a.camera === "-" ? a.detector : a.camera), h("div", { class: "what" }, a.camera === "-" ? "" : a.detector, a.reason ? " " + a.reason : ""),
+      h("div", { class: "what num" }, ratio, a.p_value !== undefined ? " · p " + num(a.p_value) : "")),
+    h("div", { class: "side" }, h("span", { class: "num" }, when(a.scored_at)), a.kind === "anomaly" ? chip(a.state, a.pending ? words[a.state] + " …" : null) : null));
+  }
+  function drawList() {
+    fill(count, kind === "anomaly" ? `${open} open` + (picked.size ? `, ${picked.size} selected` : "") : "");
+    fill(list, items.map(row), next ? h("button", { onclick: doing(more), style: { margin: "12px" } }, "Older") : null);
+    if (!items.length) fill(list, h("p", { class: "empty" }, state === "open" && kind === "anomaly" ? "No open alarms." : "Nothing here."));
+    list.setAttribute("aria-activedescendant", at >= 0 ? "row-" + items[at].sequence : "");
+    list.querySelector(".row.on")?.scrollIntoView({ block: "nearest" });
+  }
+  function move(by) {
+    if (!items.length) return;
+    at = Math.max(0, Math.min(items.length - 1, at + by));
+    drawList();
+    look().catch(complain);
+    if (at > items.length - 5) more().catch(complain);
+  }
+  function extend(to) {
+    if (anchor < 0) anchor = at;
+    const [a, b] = [Math.min(anchor, to), Math.max(anchor, to)];
+    for (let i = a; i <= b; i++) picked.add(items[i].sequence);
+    at = to;
+    drawList();
+    look().catch(complain);
+  }
+
+  async function look() {
+    const a = items[at];
+    if (!a) {
+      shown = 0;
+      fill(view, h("div", { class: "empty" }, h("p", {}, state === "open" && kind === "anomaly" ? "No open alarms. New ones appear here by themselves." : "Nothing to show."), h("p", {}, "To see one, hold something unusual before a camera, or run ", h("code", {}, "nearmiss camera synthetic:parts --detector parts --camera line1 --defects 0.3"))));
+      return;
+    }
+    if (shown === a.sequence) return;
+    const e = await get(`api/v1/events/${a.sequence}`);
+    if (signal.aborted || items[at]?.sequence !== a.sequence) return;
+    shown = a.sequence;
+    drawView(e);
+  }
+
+  function drawView(e) {
+    const overlay = e.files.find((f) => f.name === "overlay.jpg"), normals = e.files.filter((f) => f.name.startsWith("normal-"));
+    const image = e.evidence ? `api/v1/events/${e.sequence}/image` : e.files.some((f) => f.name === "thumbnail.jpg") ? `api/v1/events/${e.sequence}/pictures/thumbnail.jpg` : "";
+    const file = (n) => `api/v1/events/${e.sequence}/pictures/${n}`;
+    const over = overlay && h("img", { class: "over", alt: "", src: file("overlay.jpg"), style: { opacity: hidden ? 0 : heat } });
+    const slider = h("input", { type: "range", min: 0, max: 1, step: 0.05, value: heat, "aria-label": "How strong the heat is shown", oninput: (x) => { heat = Number(x.target.value); hidden = false; localStorage.setItem("nm-heat", heat); if (over) over.style.opacity = heat; } });
+    const boxes = e.width ? (e.regions || []).map((r, i) => h("span", { class: "box", style: { left: 100 * r.x / e.width + "%", top: 100 * r.y / e.height + "%", width: 100 * r.width / e.width + "%", height: 100 * r.height / e.height + "%" } }, h("b", {}, `${i + 1} · ${num(r.peak)}${r.faint ? " faint" : ""}`))) : [];
+    const stage = h("div", { class: "stage", tabindex: 0, role: "region", "aria-label": "The frame" }, image ? h("div", { class: "sheet", style: { width: zoomed || !e.width ? "" : `min(100%, calc(60vh * ${e.width} / ${e.height}))` } }, h("img", { class: "base", alt: `frame ${e.frame_id || ""} of ${e.camera}`, src: image, onerror: () => fill(stage, h("span", {}, "the picture is no longer kept")) }), over, boxes) : h("span", {}, noPictures[e.no_pictures] || "no picture"));
+    const panes = e.kind === "anomaly" || image ? h("div", { class: "panes" + (zoomed ? " zoomed" : "") },
+      h("section", { class: "pane", "aria-label": "Frame" }, h("header", {}, h("b", {}, "Frame"), overlay ? h("label", {}, "heat ", slider, h("kbd", {}, "h")) : h("span", { class: "soft" }, noPictures[e.no_pictures] || ""), h("span", { class: "gap" })), stage),
+      h("section", { class: "pane", "aria-label": "Nearest normals" }, h("header", {}, h("b", {}, "Nearest normals")),
+        normals.length ? h("div", { class: "normals", tabindex: 0, role: "region", "aria-label": "Nearest normals" }, normals.map((f, i) => h("figure", {}, h("img", { alt: f.about, src: file(f.name) }), h("figcaption", {}, e.nearest?.[i] ? "distance " + num(e.nearest[i].distance) : f.about)))) : h("p", { class: "empty" }, "There are no pictures of them."))) : null;
+    const job = e.job;
+    fill(view,
+      e.kind === "anomaly" ? h("div", { class: "verdict" }, chip(e.state, e.pending ? words[e.state] + " …" : null), e.by ? h("span", { class: "soft small" }, `by ${e.by}${e.note ? ": " + e.note : ""}`) : null, h("span", { class: "gap" }),
+        may("operator") ? [
+          h("button", { "data-verdict": "normal", onclick: () => judge("normal") }, "False alarm ", h("kbd", {}, "f")), h("button", { onclick: () => judge("anomalous") }, "Confirm ", h("kbd", {}, "c")), h("button", { onclick: () => judge("seen") }, "Seen ", h("kbd", {}, "s")),
+          e.state !== "open" && !e.pending ? h("button", { onclick: () => judge("withdrawn") }, "Take back ", h("kbd", {}, "u")) : null,
+        ] : null) : null,
+      e.state === "false_alarm" && !e.pending ? h("p", { class: "small soft" }, job ? `Enters the bank: job ${words[job.state] || job.state}${job.release ? ", release " + short(job.release) : ""}${job.held ? " – " + job.held : ""}${job.error ? " – " + job.error : ""}` : "Enters the bank with the next job; it did when a later release serves.") : null,
+      panes,
+      h("section", { class: "panel" }, h("h2", {}, e.kind === "anomaly" ? "Facts" : words[e.kind] || e.kind), e.reason ? h("p", {}, e.reason) : null, facts(
+        ["Camera", e.camera === "-" ? "" : h("a", { href: `#/camera/${e.detector}/${e.camera}` }, e.camera)], ["Detector", h("a", { href: `#/d/${e.detector}/tune` }, e.detector)],
+        ["Score", e.score !== undefined ? `${num(e.score)}, threshold ${num(e.threshold)}${e.threshold_by ? " set by " + e.threshold_by : ""}` : ""],
+        ["p", e.p_value !== undefined ? `${num(e.p_value)}: ${percent(e.p_value)} of normal images look at least as strange` : ""], ["Smoothed", e.smoothed !== undefined ? num(e.smoothed) : ""],
+        ["Taken", e.captured_at ? when(e.captured_at) : ""], ["Scored", when(e.scored_at)], ["Frame", e.frame_id ? h("span", { class: "mono" }, e.frame_id) : ""], ["Source", e.source],
+        ["Release", e.release ? h("a", { class: "mono", href: `#/d/${e.detector}/releases` }, short(e.release)) : ""], ["k", e.k], ["Image", e.width ? `${e.width} × ${e.height}` : ""], ["Code", e.code], ["Truth", truth(e.truth)],
+        ["Event", h("span", { class: "mono" }, e.id)],
+      )));
+    if (panes && zoomed) together(panes);
+  }
+  function truth(t) {
+    if (!t) return "";
+    try { const v = JSON.parse(t); return v.anomalous ? `${v.severity || ""} ${v.defect || "anomalous"}`.trim() : "normal"; } catch { return t; }
+  }
+  function together(panes) {
+    const s = panes.querySelectorAll(".stage, .normals");
+    s.forEach((a) => a.addEventListener("scroll", () => s.forEach((b) => { if (a !== b && a.scrollHeight > a.clientHeight) { b.scrollTop = a.scrollTop / (a.scrollHeight - a.clientHeight) * (b.scrollHeight - b.clientHeight); b.scrollLeft = a.scrollLeft; } })));
+  }
+
+  async function judge(verdict, reason) {
+    if (!may("operator")) return;
+    const chosen = picked.size ? items.filter((a) => picked.has(a.sequence) && a.kind === "anomaly") : items[at]?.kind === "anomaly" ? [items[at]] : [];
+    if (!chosen.length) return;
+    if (chosen.length > 20 && !await confirm("Many at once", `${plural(chosen.length, "alarm")} become ${verdicts[verdict][1]}.`, { word: words[verdicts[verdict][0]] })) return;
+    try {
+      const { token } = await post("api/v1/verdicts", { events: chosen.map((a) => a.sequence), verdict, ...(reason && { reason }) });
+      undoing = { token, events: chosen };
+      const mine = undoing;
+      for (const a of chosen) {
+        if (a.state === "open" && verdict !== "withdrawn") open--;
+        a.state = verdicts[verdict][0];
+        a.pending = true;
+      }
+      picked.clear();
+      anchor = -1;
+      toast(`${chosen.length > 1 ? plural(chosen.length, "alarm") + ": " : ""}${verdicts[verdict][1]}`, { action: ["Undo (u)", () => undo(mine)], ms: 4000 });
+      const after = items.findIndex((a, i) => i > at && a.state === "open");
+      if (verdict !== "withdrawn" && after >= 0) at = after;
+      else shown = 0;
+      drawList();
+      await look();
+    } catch (e) { complain(e); }
+  }
+  async function undo(what) {
+    const u = what || undoing;
+    if (!u) { if (items[at] && items[at].state !== "open") await judge("withdrawn"); return; }
+    undoing = null;
+    try {
+      await remove("api/v1/verdicts/" + u.token);
+      for (const a of u.events) { a.state = "open"; a.pending = false; open++; }
+      at = Math.max(0, items.findIndex((a) => a.sequence === u.events[0].sequence));
+      shown = 0;
+      drawList();
+      await look();
+      toast("taken back");
+    } catch (e) {
+      if (e.status !== 409) { complain(e); return; }
+      picked.clear();
+      for (const a of u.events) picked.add(a.sequence);
+      await judge("withdrawn");
+    }
+  }
+  const because = () => dialog("Why is it a false alarm?", (close) => {
+    const box = h("div", { class: "form" }, reasons.map(([id, word], i) => h("button", { onclick: () => { close(); judge("normal", id); } }, h("kbd", {}, String(i + 1)), word)));
+    box.addEventListener("keydown", (e) => { const r = reasons[Number(e.key) - 1]; if (r) { e.preventDefault(); close(); judge("normal", r[0]); } });
+    return box;
+  });
+  function toggleHeat() {
+    hidden = !hidden;
+    const over = view.querySelector("img.over");
+    if (over) over.style.opacity = hidden ? 0 : heat;
+  }
+  function zoom() {
+    zoomed = !zoomed;
+    const p = view.querySelector(".panes");
+    if (!p) return;
+    p.classList.toggle("zoomed", zoomed);
+    shown = 0;
+    look().catch(complain);
+    if (zoomed) together(p);
+  }
+
+  live.on("event", (e) => {
+    if (kind && !kind.split(",").includes(e.kind) || detector && e.detector !== detector || state && kind === "anomaly" && e.state !== state) return;
+    if (items.some((a) => a.sequence >= e.sequence)) return;
+    items.unshift(e);
+    if (e.kind === "anomaly") open++;
+    if (at > 0 || shown) at++;
+    else at = 0;
+    if (items.length > 2000) items.length = 2000;
+    drawList();
+    look().catch(complain);
+  }, signal);
+  live.on("verdict", (v) => {
+    const i = items.findIndex((a) => a.id === v.event);
+    if (i < 0) return;
+    const was = items[i];
+    if (was.state === v.state && Boolean(was.pending) === Boolean(v.pending)) return;
+    if (was.state !== "open" && v.state === "open") open++;
+    if (was.state === "open" && v.state !== "open") open--;
+    Object.assign(was, { state: v.state, pending: v.pending, by: v.by });
+    if (undoing && !v.pending && undoing.events.some((a) => a.id === v.event)) undoing = { token: undoing.token, events: undoing.events, sent: true };
+    drawList();
+    if (i === at) { shown = 0; look().catch(complain); }
+  }, signal);
+  live.on("resync", () => load().catch(complain), signal);
+  live.on("back", () => load().catch(complain), signal);
+  live.on("job", (p) => { if (p.state === "done" && items[at]?.detector === p.detector && items[at]?.state === "false_alarm") { shown = 0; look().catch(() => {}); } }, signal);
+
+  keys({
+    next: (e) => (e.shiftKey ? extend(Math.min(items.length - 1, at + 1)) : move(1)), previous: (e) => (e.shiftKey ? extend(Math.max(0, at - 1)) : move(-1)),
+    falseAlarm: () => judge("normal"), confirm: () => judge("anomalous"), seen: () => judge("seen"), undo: () => undo(), reason: because, heat: toggleHeat, zoom,
+    select: () => { const a = items[at]; if (!a) return; if (!picked.delete(a.sequence)) picked.add(a.sequence); anchor = at; drawList(); },
+    nearest: () => { const all = [...view.querySelectorAll(".normals figure")]; const i = all.findIndex((x) => x.classList.contains("on")); all.forEach((x) => x.classList.remove("on")); const n = all[(i + 1) % all.length]; n?.classList.add("on"); n?.scrollIntoView({ block: "nearest" }); },
+  }, signal);
+  list.addEventListener("keydown", (e) => { const by = { ArrowDown: 1, ArrowUp: -1 }[e.key]; if (by) { e.preventDefault(); move(by); } });
+
+  get("api/v1/detectors").then((d) => detectors.append(...d.items.map((x) => h("option", { value: x.name, selected: x.name === detector }, x.name)))).catch(() => {});
+  if (query.get("event")) {
+    const e = await get("api/v1/events/" + encodeURIComponent(query.get("event")));
+    state = "";
+    await load();
+    at = items.findIndex((a) => a.sequence === e.sequence);
+    if (at < 0) { items.unshift(e); at = 0; }
+    drawList();
+    await look();
+    return;
+  }
+  await load();
+}

@@ -1,0 +1,427 @@
+package console
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/internal/kv"
+)
+
+// feedback sends a verdict. It waits in the broker where no trainer runs.
+func (c *Console) feedback(ctx context.Context, f stream.Feedback) error {
+	return c.in.SendFeedback(ctx, f)
+}
+
+// setFields are those of a configuration that somebody has set.
+func setFields(d stream.Detector) map[string]bool {
+	b, err := json.Marshal(d)
+	m := map[string]json.RawMessage{}
+	if err != nil || json.Unmarshal(b, &m) != nil {
+		return nil
+	}
+	set := map[string]bool{}
+	for k := range m {
+		set[k] = k != "name" && k != "created_at"
+	}
+	return set
+}
+
+// fixed are the fields that nobody sets by hand here: what a name of a file on the
+// trainer's machine could read, and what the store itself knows.
+var fixed = []string{"name", "created_at", "backbone"}
+
+// patch changes a configuration by a JSON merge patch (RFC 7396): a field is set,
+// or with null brought back to its default.
+func patch(d *stream.Detector, b []byte) error {
+	change := map[string]json.RawMessage{}
+	if err := kv.Object(b, &change, false); err != nil {
+		return bad("the change: %v", err)
+	}
+	now, err := json.Marshal(*d)
+	if err != nil {
+		return err
+	}
+	fields := map[string]json.RawMessage{}
+	if err := json.Unmarshal(now, &fields); err != nil {
+		return err
+	}
+	for k, v := range change {
+		for _, f := range fixed {
+			if k == f {
+				return bad("%s cannot be changed here", k)
+			}
+		}
+		if string(v) == "null" {
+			delete(fields, k)
+		} else {
+			fields[k] = v
+		}
+	}
+	if b, err = json.Marshal(fields); err != nil {
+		return err
+	}
+	var out stream.Detector
+	if err := kv.Object(b, &out, true); err != nil {
+		return bad("the change: %v", err)
+	}
+	out.Revision = d.Revision
+	*d = out
+	return nil
+}
+
+func (c *Console) createDetector(q *request) (any, error) {
+	b, err := q.body()
+	if err != nil {
+		return nil, err
+	}
+	var d stream.Detector
+	if err := kv.Object(b, &d, true); err != nil {
+		return nil, bad("the detector: %v", err)
+	}
+	if d.Backbone != "" || !d.CreatedAt.IsZero() {
+		return nil, bad("backbone and created_at cannot be given here")
+	}
+	if err := d.Validate(); err != nil {
+		return nil, problem{http.StatusUnprocessableEntity, stream.CodeBadRequest, err.Error()}
+	}
+	ctx, cancel := q.brief()
+	defer cancel()
+	if d, err = c.detectors.Create(ctx, d); err != nil {
+		return nil, err
+	}
+	c.overview.forget("")
+	c.say(q, "created detector", d.Name)
+	return created{http.StatusCreated, detector{Detector: d.WithDefaults(), Revision: d.Revision, Set: setFields(d)}}, nil
+}
+
+// say writes into the log who did what.
+func (c *Console) say(q *request, what, object string) {
+	c.log.Info().Str("by", q.who.Name).Stringer("role", q.who.Role).Str("object", object).Msg(what)
+}
+
+func (c *Console) changeDetector(q *request) (any, error) {
+	name, err := q.detector()
+	if err != nil {
+		return nil, err
+	}
+	b, err := q.body()
+	if err != nil {
+		return nil, err
+	}
+	want, err := q.ifMatch()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := q.brief()
+	defer cancel()
+	d, err := c.detectors.Set(ctx, name, func(d *stream.Detector) error {
+		if want > 0 && d.Revision != want {
+			return problem{http.StatusPreconditionFailed, codeStale, "somebody else has changed the detector meanwhile: look again"}
+		}
+		if err := patch(d, b); err != nil {
+			return err
+		}
+		if err := d.Validate(); err != nil {
+			return problem{http.StatusUnprocessableEntity, stream.CodeBadRequest, err.Error()}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	c.overview.forget("")
+	c.say(q, "changed detector", name)
+	o, err := c.getOverview()
+	if err != nil {
+		return nil, err
+	}
+	return c.describe(ctx, d, o), nil
+}
+
+func (c *Console) deleteDetector(q *request) (any, error) {
+	name, err := q.detector()
+	if err != nil {
+		return nil, err
+	}
+	v, err := q.allow("everything")
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := q.brief()
+	defer cancel()
+	if err := c.in.DeleteDetector(ctx, name, v.Get("everything") == "true"); err != nil {
+		return nil, err
+	}
+	c.overview.forget("")
+	c.say(q, "deleted detector", name)
+	return nil, nil
+}
+
+// tune is what the slider of false alarms needs.
+type tune struct {
+	*stream.Calibration
+	Recent []float64 `json:"recent"` // last scores since the console started
+	// Ranges are, for one, two, … held-out scores above the threshold, between which
+	// rates false alarms lie with 95 % confidence.
+	Ranges [][2]float64 `json:"ranges"`
+}
+
+// maxRanges bounds them: a larger share of false alarms nobody wants.
+const maxRanges = 400
+
+func (c *Console) calibration(q *request) (any, error) {
+	name, err := q.detector()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := q.brief()
+	defer cancel()
+	a, err := c.client.Calibration(ctx, stream.ReleaseRequest{Detector: name})
+	if err != nil {
+		return nil, err
+	}
+	out := tune{Calibration: &a, Recent: c.feed.recentScores(name), Ranges: [][2]float64{}}
+	for i := range min(len(a.HeldOut), maxRanges) {
+		low, high := c.cfg.FalseAlarms(len(a.HeldOut), float64(i+1)/float64(len(a.HeldOut)+1))
+		out.Ranges = append(out.Ranges, [2]float64{low, high})
+	}
+	return out, nil
+}
+
+// addNormals takes the files of a form. Each is looked at before it is stored; what
+// is wrong with one is its own matter.
+func (c *Console) addNormals(q *request) (any, error) {
+	v, err := q.allow("anomalies")
+	if err != nil {
+		return nil, err
+	}
+	name, err := q.detector()
+	if err != nil {
+		return nil, err
+	}
+	if _, err := c.detectors.Get(q.Context(), name); err != nil {
+		return nil, err
+	}
+	parts, err := q.MultipartReader()
+	if err != nil {
+		return nil, problem{http.StatusUnsupportedMediaType, stream.CodeBadRequest, "send the images as multipart/form-data"}
+	}
+	out := struct {
+		Added   int       `json:"added"`
+		Refused []refused `json:"refused"`
+	}{Refused: []refused{}}
+	for {
+		p, err := parts.NextPart()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, bad("read the images: %v", err)
+		}
+		file := p.FileName()
+		if file == "" {
+			continue
+		}
+		b, err := io.ReadAll(io.LimitReader(p, maxUpload+1))
+		if err != nil {
+			return nil, bad("read %s: %v", clean(file), err)
+		}
+		if len(b) > maxUpload {
+			return nil, problem{http.StatusRequestEntityTooLarge, stream.CodeTooLarge, clean(file) + " is larger than 64 MiB"}
+		}
+		if err := c.cfg.Check(b); err != nil {
+			out.Refused = append(out.Refused, refused{clean(file), err.Error()})
+			continue
+		}
+		if _, err := c.normals.Add(q.Context(), stream.Normal{
+			Detector: name, Origin: "uploaded by " + q.who.Name, Source: clean(file), Anomaly: v.Get("anomalies") == "true", Image: b,
+		}); err != nil {
+			return nil, err
+		}
+		out.Added++
+	}
+	c.overview.forget("")
+	c.say(q, fmt.Sprintf("added %d images", out.Added), name)
+	return out, nil
+}
+
+type refused struct {
+	File   string `json:"file"`
+	Reason string `json:"reason"`
+}
+
+// takeFrames makes normals of the next frames. It goes on when the page is closed.
+func (c *Console) takeFrames(q *request) (any, error) {
+	name, err := q.detector()
+	if err != nil {
+		return nil, err
+	}
+	var in struct {
+		Frames int `json:"frames"`
+	}
+	if err := q.read(&in); err != nil {
+		return nil, err
+	}
+	if in.Frames < 1 || in.Frames > 10_000 {
+		return nil, bad("frames: take 1 to 10000")
+	}
+	if _, err := c.detectors.Get(q.Context(), name); err != nil {
+		return nil, err
+	}
+	if !c.start(func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(ctx, time.Hour)
+		defer cancel()
+		if err := c.normals.FromFrames(ctx, name, in.Frames, nil); err != nil && ctx.Err() == nil {
+			c.log.Warn().Err(err).Str("detector", name).Msg("no more frames are taken as normals")
+		}
+	}) {
+		return nil, problem{http.StatusServiceUnavailable, "busy", "frames are taken already for as many detectors as can be at once: wait"}
+	}
+	c.say(q, fmt.Sprintf("takes the next %d frames as normals", in.Frames), name)
+	return created{http.StatusAccepted, in}, nil
+}
+
+func (c *Console) removeNormal(q *request) (any, error) {
+	name, err := q.detector()
+	if err != nil {
+		return nil, err
+	}
+	n, err := q.sequence()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := q.brief()
+	defer cancel()
+	if err := c.normals.Remove(ctx, name, n); err != nil {
+		return nil, err
+	}
+	c.overview.forget("")
+	c.say(q, fmt.Sprintf("removed image %d", n), name)
+	return nil, nil
+}
+
+func (c *Console) train(q *request) (any, error) {
+	name, err := q.detector()
+	if err != nil {
+		return nil, err
+	}
+	var in struct {
+		Method  string `json:"method,omitempty"`
+		Profile string `json:"profile,omitempty"`
+		Seed    int64  `json:"seed,omitempty"`
+		Promote *bool  `json:"promote,omitempty"`
+		Force   bool   `json:"force,omitempty"`
+		Reason  string `json:"reason,omitempty"`
+	}
+	if err := q.read(&in); err != nil {
+		return nil, err
+	}
+	if _, err := c.detectors.Get(q.Context(), name); err != nil {
+		return nil, err
+	}
+	ctx, cancel := q.brief()
+	defer cancel()
+	jobs, err := c.in.Jobs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	// Without the service: the job waits in the queue when no trainer runs.
+	j, err := jobs.Request(ctx, stream.TrainRequest{
+		Job: stream.NewJob(name), Detector: name, Method: in.Method, Profile: in.Profile, Seed: in.Seed,
+		Promote: in.Promote == nil || *in.Promote, Force: in.Force, By: q.who.Name, Reason: cmp.Or(in.Reason, "asked for on the page"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	c.overview.forget("")
+	return created{http.StatusAccepted, j}, nil
+}
+
+func (c *Console) cancelJob(q *request) (any, error) {
+	ctx, cancel := q.brief()
+	defer cancel()
+	jobs, err := c.in.Jobs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	j, err := jobs.Cancel(ctx, q.PathValue("job"))
+	if err != nil {
+		return nil, err
+	}
+	c.say(q, "cancelled job", j.Job)
+	return j, nil
+}
+
+// choice is a change of a detector's release.
+type choice struct {
+	Release string `json:"release,omitempty"`
+	Expect  string `json:"expect,omitempty"` // release that must be active
+	Reason  string `json:"reason"`
+	Unpin   bool   `json:"unpin,omitempty"`
+}
+
+// choose reads a change; a reason is asked for, since others will ask.
+func (c *Console) choose(q *request) (stream.PromoteRequest, choice, error) {
+	var in choice
+	name, err := q.detector()
+	if err != nil {
+		return stream.PromoteRequest{}, in, err
+	}
+	if err := q.read(&in); err != nil {
+		return stream.PromoteRequest{}, in, err
+	}
+	if strings.TrimSpace(in.Reason) == "" {
+		return stream.PromoteRequest{}, in, bad("say why: the reason is kept with the change")
+	}
+	c.overview.forget("")
+	c.say(q, "changes the release", name)
+	return stream.PromoteRequest{Detector: name, Release: in.Release, Expect: in.Expect, By: q.who.Name, Reason: in.Reason}, in, nil
+}
+
+func (c *Console) promote(q *request) (any, error) {
+	r, _, err := c.choose(q)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := q.brief()
+	defer cancel()
+	return c.client.Promote(ctx, r)
+}
+
+func (c *Console) rollback(q *request) (any, error) {
+	r, _, err := c.choose(q)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := q.brief()
+	defer cancel()
+	return c.client.Rollback(ctx, r)
+}
+
+func (c *Console) shadow(q *request) (any, error) {
+	r, _, err := c.choose(q)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := q.brief()
+	defer cancel()
+	return nil, c.client.Shadow(ctx, r)
+}
+
+func (c *Console) pin(q *request) (any, error) {
+	r, in, err := c.choose(q)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := q.brief()
+	defer cancel()
+	return nil, c.client.Pin(ctx, stream.PinRequest{Detector: r.Detector, Release: r.Release, Unpin: in.Unpin, By: r.By})
+}
