@@ -125,29 +125,40 @@ func (b *Broker) watchUsers(ctx context.Context, f access.File) {
 			continue
 		}
 		last = stat
-		next, err := b.cfg.users()
+		next, err := b.reloadUsers(now)
 		if err != nil {
 			b.log.Error().Err(err).Msg("the users' file cannot be used: what it said before stays in force")
-			continue
+		} else {
+			expiry = next.NextChange(now)
 		}
-		expiry = next.NextChange(now)
-		if b.own == nil {
-			if len(next.Users) > 0 {
-				b.log.Warn().Msg("there are users now: restart the broker, which has been open until then, to lock it")
-			}
-			continue
-		}
-		o, err := b.serverOptions(next, now)
-		if err == nil {
-			err = b.srv.Load().ReloadOptions(o)
-		}
-		if err != nil {
-			b.log.Error().Err(err).Msg("the users' file cannot be used: what it said before stays in force")
-			continue
-		}
-		b.log.Info().Int("users", len(next.Users)).Msg("users have changed")
+		b.reloads.Add(1)
 	}
 }
+
+func (b *Broker) reloadUsers(now time.Time) (access.File, error) {
+	f, err := b.cfg.users()
+	if err != nil {
+		return f, err
+	}
+	if b.own == nil {
+		if len(f.Users) > 0 {
+			b.log.Warn().Msg("there are users now: restart the broker, which has been open until then, to lock it")
+		}
+		return f, nil
+	}
+	o, err := b.serverOptions(f, now)
+	if err == nil {
+		err = b.srv.Load().ReloadOptions(o)
+	}
+	if err == nil {
+		b.log.Info().Int("users", len(f.Users)).Msg("users have changed")
+	}
+	return f, err
+}
+
+// Reloads is how often a change of the users' file, or the end of an old key, has
+// been looked at since the start; what could not be used counts too.
+func (b *Broker) Reloads() int64 { return b.reloads.Load() }
 
 // stamp tells two states of a file apart.
 type stamp struct {

@@ -161,6 +161,8 @@ type Broker struct {
 	limit int64                         // of the store, bytes; set before ready is closed
 	full  atomic.Pointer[string]        // why no more frames should be taken
 
+	reloads atomic.Int64 // see Reloads
+
 	// Overridden in tests.
 	free  func(dir string) (int64, error)
 	write func(path string) error
