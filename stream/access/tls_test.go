@@ -71,7 +71,7 @@ func shake(t testing.TB, addr, name, caFile string, cert ...string) error {
 		return err
 	}
 	defer conn.Close()
-	must(t, conn.SetDeadline(time.Now().Add(10*time.Second)))
+	must(t, conn.SetDeadline(time.Now().Add(time.Minute)))
 	_, err = conn.Read(make([]byte, 2))
 	return err
 }

@@ -149,7 +149,7 @@ func (h *hall) setup() {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	for err = stream.Ensure(ctx, js, stream.Topology{}); errors.Is(err, nats.ErrConnectionReconnecting) || errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, nats.ErrNoResponders); {
 		err = stream.Ensure(ctx, js, stream.Topology{})
@@ -431,7 +431,7 @@ func poll(t testing.TB, done func() bool) {
 func TestRolesDoTheirJobAcrossAccounts(t *testing.T) {
 	h := newHall(t)
 	h.embedded()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	cam, err := jetstream.New(h.connect("line1"))
 	if err != nil {

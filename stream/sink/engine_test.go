@@ -160,7 +160,7 @@ func (h *hall) ask(what string, q, a any) {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	m, err := h.nc.Request("nearmiss.api.sinks."+what, b, 20*time.Second)
+	m, err := h.nc.Request("nearmiss.api.sinks."+what, b, 2*time.Minute)
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -182,7 +182,7 @@ func (h *hall) ready(name string) {
 
 func poll(t testing.TB, done func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !done(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); !done(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("gave up waiting")
 		}

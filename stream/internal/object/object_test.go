@@ -52,7 +52,7 @@ func forge(t testing.TB, js jetstream.JetStream, name string, meta any) {
 
 func TestReadBelievesNoMetadata(t *testing.T) {
 	js, s := store(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	good := bytes.Repeat([]byte("0123456789"), 40_000) // several chunks
 	info, err := s.PutBytes(ctx, "good", good)
@@ -131,7 +131,7 @@ func TestListGoesOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	forge(t, js, "last", "\xff")
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	all, bad, err := object.List(ctx, js, "B")
 	if err != nil || bad != 5 || len(all) != 3 || all[2].Name != "good3" || all[2].ModTime.IsZero() {
@@ -156,7 +156,7 @@ func FuzzRead(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, meta []byte) {
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 		defer cancel()
 		forge(t, js, "x", string(meta))
 		b, err := object.Read(ctx, js, "B", "x", 1<<20)
