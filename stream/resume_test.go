@@ -98,7 +98,7 @@ func TestProgressDoesNotWaitForTheBroker(t *testing.T) {
 	if _, err := r.jobs().Request(t.Context(), stream.TrainRequest{Job: "j", Detector: "bolts", Promote: true}); err != nil {
 		t.Fatal(err)
 	}
-	if most := <-slowest; most > time.Second {
+	if most := <-slowest; most > 2*time.Second { // one that waits for the broker takes five
 		t.Errorf("one report took %v", most)
 	}
 }
