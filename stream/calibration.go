@@ -2,8 +2,11 @@ package stream
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+
+	"github.com/nats-io/nats.go"
 )
 
 // ReleaseRequest names a release of a detector; empty means the active one.
@@ -55,7 +58,11 @@ func (w *TrainingWorker) calibration(ctx context.Context, q ReleaseRequest) (Cal
 	return c, nil
 }
 
-// Calibration returns what the threshold of a release comes from.
+// Calibration asks a trainer what the threshold of a release comes from.
 func (c *Client) Calibration(ctx context.Context, q ReleaseRequest) (a Calibration, err error) {
-	return a, c.ask(ctx, c.trainer("calibration"), q, &a)
+	data, err := json.Marshal(q)
+	if err != nil {
+		return a, err
+	}
+	return a, c.send(ctx, &nats.Msg{Subject: c.names.API() + ".trainer.calibration", Data: data}, requestTime, &a)
 }

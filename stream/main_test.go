@@ -46,14 +46,15 @@ func testLog(t testing.TB) zerolog.Logger {
 
 // rig is a broker with everything set up, and a client.
 type rig struct {
-	t     testing.TB
-	names stream.Names
-	dir   string
-	url   string
-	nc    *nats.Conn
-	js    jetstream.JetStream
-	in    *stream.Installation
-	reg   *registry.Registry
+	t       testing.TB
+	names   stream.Names
+	dir     string
+	url     string
+	nc      *nats.Conn
+	js      jetstream.JetStream
+	in      *stream.Installation
+	control *stream.Control
+	reg     *registry.Registry
 }
 
 // newRig starts a broker for one test, which then runs beside others: most of

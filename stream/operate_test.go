@@ -16,7 +16,22 @@ import (
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
-func (r *rig) client() *stream.Client { return stream.NewClient(r.nc, r.names) }
+// client asks a control, which the first call starts.
+func (r *rig) client() *stream.Client {
+	r.t.Helper()
+	if r.control == nil {
+		var err error
+		if r.control, err = stream.NewControl(r.connect(), r.names, testLog(r.t)); err != nil {
+			r.t.Fatal(err)
+		}
+		stop, err := r.control.Start(r.t.Context())
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		r.t.Cleanup(stop)
+	}
+	return stream.NewClient(r.nc, r.names).For("tester")
+}
 
 func TestAFalseAlarmThatIsMarkedNormalIsNotRaisedAgain(t *testing.T) {
 	r := newRig(t, stream.Topology{})
@@ -187,13 +202,13 @@ func TestServices(t *testing.T) {
 		}
 	})
 	t.Run("they can be discovered", func(t *testing.T) {
-		for _, name := range []string{stream.WorkerService, stream.TrainerService} {
+		for name, endpoints := range map[string]int{stream.WorkerService: 2, stream.TrainerService: 1, stream.ControlService: 2 * 16} {
 			m, err := r.nc.Request("$SRV.INFO."+name, nil, time.Minute)
 			if err != nil {
 				t.Fatal(err)
 			}
 			var info micro.Info
-			if err := json.Unmarshal(m.Data, &info); err != nil || info.Name != name || len(info.Endpoints) < 2 {
+			if err := json.Unmarshal(m.Data, &info); err != nil || info.Name != name || len(info.Endpoints) != endpoints {
 				t.Errorf("%+v, %v", info, err)
 			}
 		}

@@ -94,8 +94,12 @@ func TestTheContractIsWritten(t *testing.T) {
 
 	offered := map[string]bool{}
 	group := regexp.MustCompile(`API\(\) ?\+ ?"(\.\w+)"`)
-	endpoint := regexp.MustCompile(`(?:serve\(e, |AddEndpoint\()"([\w-]+)"`)
-	for _, file := range []string{"service.go", "sink/api.go"} {
+	endpoint := regexp.MustCompile(`(?:serve\(e, |change\(c, e, |AddEndpoint\()"([\w-]+)"`)
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range append(files, "sink/api.go") {
 		b, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)

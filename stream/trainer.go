@@ -170,7 +170,8 @@ func (w *TrainingWorker) Run(ctx context.Context) error {
 	if err := sweep(w.cfg.ScratchDir); err != nil {
 		return fmt.Errorf("clear the folder of jobs: %w", err)
 	}
-	stopService, err := w.service(ctx)
+	stopService, err := startService(ctx, w.nc, TrainerService, "trains detectors", []string{w.cfg.API() + ".trainer"},
+		map[string]string{"prefix": w.cfg.prefix(), "trainer": w.cfg.Name}, func(e *endpoints) { serve(e, "calibration", w.calibration) })
 	if err != nil {
 		return err
 	}

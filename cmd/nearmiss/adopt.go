@@ -9,8 +9,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/nats-io/nats.go/jetstream"
-
 	"github.com/nearmiss/nearmiss/inference/release"
 	"github.com/nearmiss/nearmiss/stream"
 )
@@ -20,8 +18,8 @@ import (
 // without which the next training would know less than what serves.
 
 // ensureDetector creates a release's detector where there is none.
-func (c *releasesCmd) ensureDetector(ctx context.Context, o *output, js jetstream.JetStream, manifest []byte) error {
-	all, err := stream.NewInstallation(js, c.names()).Detectors(ctx)
+func (c *releasesCmd) ensureDetector(ctx context.Context, o *output, in *stream.Installation, control *stream.Client, manifest []byte) error {
+	all, err := in.Detectors(ctx)
 	if err != nil {
 		return err
 	}
@@ -47,7 +45,7 @@ func (c *releasesCmd) ensureDetector(ctx context.Context, o *output, js jetstrea
 		o.Log.Warn().Err(err).Msg("what the release was learnt with is no configuration: the detector gets the defaults")
 		d = stream.Detector{Name: c.Detector}
 	}
-	if _, err := all.Create(ctx, d); err != nil && !errors.Is(err, stream.ErrDetectorExists) {
+	if _, err := control.CreateDetector(ctx, d); err != nil && !errors.Is(err, stream.ErrConflict) {
 		return err
 	}
 	fmt.Fprintf(o.Err, "note: created detector %s; nearmiss detector show %s says how it is configured\n", c.Detector, c.Detector)
@@ -56,8 +54,7 @@ func (c *releasesCmd) ensureDetector(ctx context.Context, o *output, js jetstrea
 
 // bringNormals adds the images that a release was learnt from to a detector that
 // has none, as far as they still lie where they lay, or in the folder c.Normals.
-func (c *releasesCmd) bringNormals(ctx context.Context, o *output, js jetstream.JetStream) error {
-	s := stream.NewInstallation(js, c.names()).Normals()
+func (c *releasesCmd) bringNormals(ctx context.Context, o *output, s *stream.Normals) error {
 	if have, err := s.Count(ctx, c.Detector); err != nil || have > 0 {
 		return err
 	}

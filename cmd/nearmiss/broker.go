@@ -190,6 +190,20 @@ func withBroker(ctx context.Context, b *broker.Broker, conf config, o *output, f
 			return err
 		}
 		go keepDurables(work, js, conf, o)
+		hands, err := connect("control")
+		if err != nil {
+			return err
+		}
+		defer hands.Close()
+		control, err := stream.NewControl(hands, topology.Names, o.Log)
+		if err != nil {
+			return err
+		}
+		enough, err := control.Start(work)
+		if err != nil {
+			return err
+		}
+		defer enough()
 		ears, err := connect("steward")
 		if err != nil {
 			return err
@@ -201,8 +215,8 @@ func withBroker(ctx context.Context, b *broker.Broker, conf config, o *output, f
 		}
 		var all sync.WaitGroup
 		defer all.Wait()
-		within, enough := context.WithCancel(work)
-		defer enough()
+		within, cancelSteward := context.WithCancel(work)
+		defer cancelSteward()
 		all.Go(func() {
 			if err := steward.Run(within); err != nil {
 				o.Log.Error().Err(err).Msg("nobody looks after the frame queue")

@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
 
@@ -87,9 +86,14 @@ func runDemo(ctx context.Context, connect dial, conf config, o *output, about st
 		return err
 	}
 	defer nc.Close()
-	d := &demo{o: o, json: asJSON, names: stream.Names{Prefix: conf.Prefix}, tally: map[string]*tally{}}
-	if err := d.open(ctx, nc); err != nil {
+	js, err := jetstream.New(nc)
+	if err != nil {
 		return err
+	}
+	names := stream.Names{Prefix: conf.Prefix}
+	d := &demo{
+		o: o, json: asJSON, names: names, tally: map[string]*tally{},
+		in: stream.NewInstallation(js, names), control: stream.NewClient(nc, names).For("demo"),
 	}
 	if about != "" {
 		d.say("%s", about)
@@ -121,13 +125,11 @@ func runDemo(ctx context.Context, connect dial, conf config, o *output, about st
 
 // demo tells what its cameras show and what the detectors make of it.
 type demo struct {
-	o         *output
-	json      bool
-	names     stream.Names
-	js        jetstream.JetStream
-	detectors *stream.Detectors
-	normals   *stream.Normals
-	registry  *registry.Registry
+	o       *output
+	json    bool
+	names   stream.Names
+	in      *stream.Installation
+	control *stream.Client
 
 	mu    sync.Mutex
 	tally map[string]*tally // by detector
@@ -136,32 +138,24 @@ type demo struct {
 // tally counts scored frames by what they were and what was said of them.
 type tally struct{ found, missed, falseAlarms, quiet int }
 
-func (d *demo) open(ctx context.Context, nc *nats.Conn) (err error) {
-	if d.js, err = jetstream.New(nc); err != nil {
-		return err
-	}
-	if d.detectors, err = stream.NewInstallation(d.js, d.names).Detectors(ctx); err != nil {
-		return err
-	}
-	d.normals = stream.NewInstallation(d.js, d.names).Normals()
-	d.registry, err = stream.NewInstallation(d.js, d.names).Registry(ctx)
-	return err
-}
-
 // run has one detector learn, unless it has, and its camera publish.
 func (d *demo) run(ctx context.Context, connect dial, task demoTask, o *output) error {
-	_, err := d.detectors.Create(ctx, stream.Detector{
+	_, err := d.control.CreateDetector(ctx, stream.Detector{
 		Name: task.detector, Description: "demo on synthetic images", LearnFrames: demoLearn, FalseAlarmRate: demoAlpha, DefectShare: demoDefects,
 	})
-	if err != nil && !errors.Is(err, stream.ErrDetectorExists) {
+	if err != nil && !errors.Is(err, stream.ErrConflict) {
+		return err
+	}
+	reg, err := d.in.Registry(ctx)
+	if err != nil {
 		return err
 	}
 	learn := 0
-	switch p, err := d.registry.Active(ctx, task.detector); {
+	switch p, err := reg.Active(ctx, task.detector); {
 	case err == nil:
 		d.say("%s goes on with release %.12s from an earlier run", task.detector, p.Release)
 	case errors.Is(err, registry.ErrNoRelease):
-		have, err := d.normals.Count(ctx, task.detector)
+		have, err := d.in.Normals().Count(ctx, task.detector)
 		if err != nil {
 			return err
 		}

@@ -5,17 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"reflect"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/term"
 
 	"github.com/nearmiss/nearmiss/stream"
-	"github.com/nearmiss/nearmiss/stream/registry"
 	"github.com/nearmiss/nearmiss/training"
 )
 
@@ -141,24 +137,6 @@ func parseRegion(s string) (stream.Region, error) {
 	return stream.Region{X: v[0], Y: v[1], Width: v[2], Height: v[3]}, nil
 }
 
-// withDetectors runs f with the store of configurations.
-func withDetectors(ctx context.Context, s serverFlags, o *output, f func(jetstream.JetStream, *stream.Detectors) error) error {
-	nc, err := s.connect("detector", o)
-	if err != nil {
-		return err
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return err
-	}
-	all, err := stream.NewInstallation(js, s.names()).Detectors(ctx)
-	if err != nil {
-		return err
-	}
-	return f(js, all)
-}
-
 type detectorCreateCmd struct {
 	Name string `arg:"" help:"Name of the detector: letters, digits, - and _."`
 	JSON bool   `name:"json" help:"Print one JSON object."`
@@ -174,9 +152,9 @@ func (c *detectorCreateCmd) Run(ctx context.Context, o *output) error {
 	if err := d.Validate(); err != nil {
 		return usageError{err}
 	}
-	return withDetectors(ctx, c.serverFlags, o, func(_ jetstream.JetStream, s *stream.Detectors) error {
-		d, err := s.Create(ctx, d)
-		if errors.Is(err, stream.ErrDetectorExists) {
+	return c.withClient("detector", o, func(control *stream.Client) error {
+		d, err := control.CreateDetector(ctx, d)
+		if errors.Is(err, stream.ErrConflict) {
 			return fmt.Errorf("%w: change it with nearmiss detector set %s", err, c.Name)
 		}
 		if err != nil {
@@ -186,7 +164,7 @@ func (c *detectorCreateCmd) Run(ctx context.Context, o *output) error {
 		if d.LearnFrames > 0 {
 			text = fmt.Sprintf("created %s: it learns from its first %d frames", d.Name, d.LearnFrames)
 		}
-		return o.say(c.JSON, d, text)
+		return o.say(c.JSON, d.Detector, text)
 	})
 }
 
@@ -196,7 +174,11 @@ type detectorListCmd struct {
 }
 
 func (c *detectorListCmd) Run(ctx context.Context, o *output) error {
-	return withDetectors(ctx, c.serverFlags, o, func(_ jetstream.JetStream, s *stream.Detectors) error {
+	return c.withInstallation("detector", o, func(in *stream.Installation, _ *stream.Client) error {
+		s, err := in.Detectors(ctx)
+		if err != nil {
+			return err
+		}
 		all, err := s.List(ctx)
 		if err != nil {
 			return err
@@ -215,16 +197,20 @@ type detectorShowCmd struct {
 }
 
 func (c *detectorShowCmd) Run(ctx context.Context, o *output) error {
-	return withDetectors(ctx, c.serverFlags, o, func(js jetstream.JetStream, s *stream.Detectors) error {
+	return c.withInstallation("detector", o, func(in *stream.Installation, client *stream.Client) error {
+		s, err := in.Detectors(ctx)
+		if err != nil {
+			return err
+		}
 		d, err := s.Get(ctx, c.Name)
 		if err != nil {
 			return err
 		}
-		in, err := inForce(ctx, js, c.names(), d, workersAnswer)
+		decides, err := inForce(ctx, in, client, d, workersAnswer)
 		if err != nil {
 			return err
 		}
-		return printDetector(o, in, c.JSON)
+		return printDetector(o, decides, c.JSON)
 	})
 }
 
@@ -256,65 +242,27 @@ func (*detectorSetCmd) Help() string {
 }
 
 func (c *detectorSetCmd) Run(ctx context.Context, o *output) error {
-	return withDetectors(ctx, c.serverFlags, o, func(js jetstream.JetStream, s *stream.Detectors) error {
-		var before stream.Detector
-		d, err := s.Set(ctx, c.Name, func(d *stream.Detector) error {
-			before = *d
-			return c.apply(d)
-		})
+	return c.withInstallation("detector", o, func(in *stream.Installation, control *stream.Client) error {
+		a, err := control.SetDetector(ctx, c.Name, c.apply)
 		if err != nil {
 			return err
 		}
-		in, err := inForce(ctx, js, c.names(), d, workersAnswer)
+		decides, err := inForce(ctx, in, control, a.Detector, workersAnswer)
 		if err != nil {
 			return err
 		}
-		if err := printDetector(o, in, c.JSON); err != nil {
+		if err := printDetector(o, decides, c.JSON); err != nil {
 			return err
 		}
-		return c.takeEffect(ctx, o, js, before.WithDefaults(), d.WithDefaults())
+		d := a.WithDefaults()
+		if a.Job != "" {
+			fmt.Fprintf(o.Err, "note: k %d and false-alarm rate %g act with a release of the same model, which job %s makes now\n", d.K, d.FalseAlarmRate, a.Job)
+		}
+		if len(a.Learnt) > 0 {
+			fmt.Fprintf(o.Err, "note: %s: the active release stays as it was learnt, until nearmiss train %s\n", strings.Join(a.Learnt, ", "), c.Name)
+		}
+		return nil
 	})
-}
-
-// takeEffect has what was changed act as soon as it can, and says when that is.
-func (c *detectorSetCmd) takeEffect(ctx context.Context, o *output, js jetstream.JetStream, was, is stream.Detector) error {
-	reg, err := stream.NewInstallation(js, c.names()).Registry(ctx)
-	if err != nil {
-		return err
-	}
-	if _, err := reg.Active(ctx, c.Name); errors.Is(err, registry.ErrNoRelease) {
-		return nil // all of it acts with the first training
-	} else if err != nil {
-		return err
-	}
-	if was.K != is.K || was.FalseAlarmRate != is.FalseAlarmRate {
-		jobs, err := stream.NewInstallation(js, c.names()).Jobs(ctx)
-		if err != nil {
-			return err
-		}
-		// Trainers do so by themselves; asked for here, it waits for one.
-		j, err := jobs.Request(ctx, stream.ReadjustRequest(is, userName()))
-		if err != nil {
-			return err
-		}
-		fmt.Fprintf(o.Err, "note: k %d and false-alarm rate %g act with a release of the same model, which job %s makes now\n", is.K, is.FalseAlarmRate, j.Job)
-	}
-	var learnt []string
-	for what, changed := range map[string]bool{
-		"backbone": was.Backbone != is.Backbone, "method": was.Method != is.Method, "profile": was.Profile != is.Profile,
-		"score": was.Score != is.Score, "symmetry": was.Symmetry != is.Symmetry,
-		"region": !reflect.DeepEqual(was.Region, is.Region), "mask": !slices.Equal(was.Ignore, is.Ignore),
-		"bits": was.Bits != is.Bits,
-	} {
-		if changed {
-			learnt = append(learnt, what)
-		}
-	}
-	if len(learnt) > 0 {
-		slices.Sort(learnt)
-		fmt.Fprintf(o.Err, "note: %s: the active release stays as it was learnt, until nearmiss train %s\n", strings.Join(learnt, ", "), c.Name)
-	}
-	return nil
 }
 
 type detectorDeleteCmd struct {
@@ -336,8 +284,8 @@ func (c *detectorDeleteCmd) Run(ctx context.Context, o *output) error {
 	if !c.Yes && isTerminal(o.screen) && term.IsTerminal(int(os.Stdin.Fd())) && !ask(os.Stdin, o.screen, "delete "+what+"?") {
 		return errors.New("nothing was deleted")
 	}
-	return withDetectors(ctx, c.serverFlags, o, func(js jetstream.JetStream, _ *stream.Detectors) error {
-		if err := stream.NewInstallation(js, c.names()).DeleteDetector(ctx, c.Name, c.Everything); err != nil {
+	return c.withClient("detector", o, func(control *stream.Client) error {
+		if err := control.DeleteDetector(ctx, c.Name, c.Everything); err != nil {
 			return err
 		}
 		_, err := fmt.Fprintf(o.Out, "deleted %s\n", c.Name)

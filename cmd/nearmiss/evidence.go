@@ -49,8 +49,8 @@ type evidenceListCmd struct {
 }
 
 func (c *evidenceListCmd) Run(ctx context.Context, o *output) error {
-	return withJetStream(c.serverFlags, "evidence", o, func(js jetstream.JetStream) error {
-		all, err := stream.NewInstallation(js, c.names()).ListEvidence(ctx, c.Detector)
+	return c.withInstallation("evidence", o, func(in *stream.Installation, _ *stream.Client) error {
+		all, err := in.ListEvidence(ctx, c.Detector)
 		if err != nil {
 			return err
 		}
@@ -73,10 +73,10 @@ func (c *evidenceGetCmd) Run(ctx context.Context, o *output) error {
 	if (c.Event == "") != c.Last {
 		return usageError{errors.New("give the id of an event, or --last")}
 	}
-	return withJetStream(c.serverFlags, "evidence", o, func(js jetstream.JetStream) error {
+	return c.withInstallation("evidence", o, func(in *stream.Installation, _ *stream.Client) error {
 		event := c.Event
 		if c.Last {
-			all, err := stream.NewInstallation(js, c.names()).ListEvidence(ctx, c.Detector)
+			all, err := in.ListEvidence(ctx, c.Detector)
 			if err != nil {
 				return err
 			}
@@ -85,7 +85,7 @@ func (c *evidenceGetCmd) Run(ctx context.Context, o *output) error {
 			}
 			event = all[len(all)-1].Event
 		}
-		e, err := stream.NewInstallation(js, c.names()).GetEvidence(ctx, c.Detector, event)
+		e, err := in.GetEvidence(ctx, c.Detector, event)
 		if errors.Is(err, stream.ErrNotFound) {
 			return fmt.Errorf("%w: no pictures were made of it, or their time is over", err)
 		}

@@ -7,8 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-
 	"github.com/nearmiss/nearmiss/inference/release"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/registry"
@@ -42,9 +40,9 @@ const workersAnswer = 200 * time.Millisecond
 
 // inForce finds out what decides on a detector's frames. wait 0 does without the
 // cameras.
-func inForce(ctx context.Context, js jetstream.JetStream, n stream.Names, d stream.Detector, wait time.Duration) (force, error) {
+func inForce(ctx context.Context, installation *stream.Installation, client *stream.Client, d stream.Detector, wait time.Duration) (force, error) {
 	in := force{Detector: d.WithDefaults()}
-	reg, err := stream.NewInstallation(js, n).Registry(ctx)
+	reg, err := installation.Registry(ctx)
 	if err != nil {
 		return in, err
 	}
@@ -77,7 +75,7 @@ func inForce(ctx context.Context, js jetstream.JetStream, n stream.Names, d stre
 		in.Promised = &rate
 	}
 	if wait > 0 {
-		workers, err := stream.NewClient(js.Conn(), n).Workers(ctx, wait)
+		workers, err := client.Workers(ctx, wait)
 		if err != nil {
 			return in, nil // they may be away
 		}

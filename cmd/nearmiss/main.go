@@ -42,6 +42,7 @@ type cli struct {
 	Eval  evalCmd  `cmd:"" help:"Measure a method on a labelled data set with the paper's protocols; needs no broker."`
 
 	Broker   brokerCmd   `cmd:"" help:"Run a NATS broker for this machine, with everything that must survive in one folder."`
+	Control  controlCmd  `cmd:"" help:"Take people's changes for a NATS server of your own."`
 	Worker   workerCmd   `cmd:"" help:"Score frames and raise events."`
 	Trainer  trainerCmd  `cmd:"" help:"Learn detectors from their normals when asked."`
 	Camera   cameraCmd   `cmd:"" help:"Publish images as frames."`

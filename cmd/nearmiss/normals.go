@@ -8,8 +8,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/stream"
 )
@@ -31,20 +29,6 @@ func (*normalsCmd) Help() string {
 	)
 }
 
-// withNormals runs f with the training sets of all detectors.
-func withNormals(s serverFlags, o *output, f func(*stream.Normals) error) error {
-	nc, err := s.connect("normals", o)
-	if err != nil {
-		return err
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return err
-	}
-	return f(stream.NewInstallation(js, s.names()).Normals())
-}
-
 type normalsAddCmd struct {
 	Detector   string   `arg:"" help:"Detector that learns from them."`
 	Paths      []string `arg:"" optional:"" type:"path" help:"Image files, and folders of them."`
@@ -61,7 +45,8 @@ func (c *normalsAddCmd) Run(ctx context.Context, o *output) error {
 	if c.FromFrames > 0 && c.Anomaly {
 		return usageError{errors.New("--anomaly and --from-frames do not go together")}
 	}
-	return withNormals(c.serverFlags, o, func(s *stream.Normals) error {
+	return c.withInstallation("normals", o, func(in *stream.Installation, _ *stream.Client) error {
+		s := in.Normals()
 		p := o.progress("adding")
 		defer p.close()
 		added, skipped := 0, 0
@@ -130,7 +115,8 @@ type normalsListCmd struct {
 }
 
 func (c *normalsListCmd) Run(ctx context.Context, o *output) error {
-	return withNormals(c.serverFlags, o, func(s *stream.Normals) error {
+	return c.withInstallation("normals", o, func(in *stream.Installation, _ *stream.Client) error {
+		s := in.Normals()
 		all, err := s.List(ctx, c.Detector, c.Anomalies)
 		if err != nil {
 			return err
@@ -161,7 +147,8 @@ func (c *normalsExportCmd) Run(ctx context.Context, o *output) error {
 	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
 		return err
 	}
-	return withNormals(c.serverFlags, o, func(s *stream.Normals) error {
+	return c.withInstallation("normals", o, func(in *stream.Installation, _ *stream.Client) error {
+		s := in.Normals()
 		count := 0
 		write := func(n stream.Normal) error {
 			data, ext := n.Image, stream.ImageExtension(n.Image)
@@ -219,11 +206,9 @@ type normalsRemoveCmd struct {
 }
 
 func (c *normalsRemoveCmd) Run(ctx context.Context, o *output) error {
-	return withNormals(c.serverFlags, o, func(s *stream.Normals) error {
-		for _, n := range c.Numbers {
-			if err := s.Remove(ctx, c.Detector, n); err != nil {
-				return err
-			}
+	return c.withClient("normals", o, func(control *stream.Client) error {
+		if err := control.RemoveNormals(ctx, c.Detector, c.Numbers); err != nil {
+			return err
 		}
 		_, err := fmt.Fprintf(o.Out, "removed %s; the next training does without them\n", counted(len(c.Numbers), "image"))
 		return err

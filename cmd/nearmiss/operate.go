@@ -7,8 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
@@ -44,25 +42,18 @@ func (*markCmd) Help() string {
 
 func (c *markCmd) Run(ctx context.Context, o *output) error {
 	f := stream.Feedback{
-		Detector: c.Detector, Verdict: c.Verdict, Event: c.Event, Camera: c.Camera, Frame: c.Frame, Note: c.Note, By: userName(),
+		Detector: c.Detector, Verdict: c.Verdict, Event: c.Event, Camera: c.Camera, Frame: c.Frame, Note: c.Note,
 	}
 	if err := f.Validate(); err != nil {
 		return usageError{oneLine(err)}
 	}
-	nc, err := c.connect("mark", o)
-	if err != nil {
+	return c.withClient("mark", o, func(control *stream.Client) error {
+		if err := control.Feedback(ctx, f); err != nil {
+			return err
+		}
+		_, err := fmt.Fprintf(o.Out, "marked %s\n", c.Verdict)
 		return err
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return err
-	}
-	if err := stream.NewInstallation(js, c.names()).SendFeedback(ctx, f); err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(o.Out, "marked %s\n", c.Verdict)
-	return err
+	})
 }
 
 type statusCmd struct {
@@ -77,26 +68,23 @@ func (*statusCmd) Help() string {
 }
 
 func (c *statusCmd) Run(ctx context.Context, o *output) error {
-	nc, err := c.connect("status", o)
+	return c.withInstallation("status", o, func(in *stream.Installation, client *stream.Client) error {
+		return c.run(ctx, in, client, o)
+	})
+}
+
+func (c *statusCmd) run(ctx context.Context, in *stream.Installation, client *stream.Client, o *output) error {
+	st, err := in.Status(ctx)
 	if err != nil {
 		return err
 	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return err
-	}
-	st, err := stream.NewInstallation(js, c.names()).Status(ctx)
-	if err != nil {
-		return err
-	}
-	workers, err := stream.NewClient(nc, c.names()).Workers(ctx, c.Workers)
+	workers, err := client.Workers(ctx, c.Workers)
 	if err != nil {
 		return err
 	}
 	var dead []stream.DeadLetter
 	if c.Dead > 0 {
-		if dead, err = stream.NewInstallation(js, c.names()).DeadLetters(ctx, c.Dead); err != nil {
+		if dead, err = in.DeadLetters(ctx, c.Dead); err != nil {
 			return err
 		}
 	}
@@ -107,7 +95,7 @@ func (c *statusCmd) Run(ctx context.Context, o *output) error {
 			Dead    []stream.DeadLetter   `json:"dead,omitempty"`
 		}{st, workers, dead})
 	}
-	detectors, err := stream.NewInstallation(js, c.names()).Detectors(ctx)
+	detectors, err := in.Detectors(ctx)
 	if err != nil {
 		return err
 	}
@@ -126,8 +114,8 @@ func (c *statusCmd) Run(ctx context.Context, o *output) error {
 			if err != nil {
 				conf = stream.Detector{Name: d.Detector}
 			}
-			if in, err := inForce(ctx, js, c.names(), conf, 0); err == nil {
-				b.WriteString(in.text("  "))
+			if decides, err := inForce(ctx, in, client, conf, 0); err == nil {
+				b.WriteString(decides.text("  "))
 			}
 		}
 		if d.Candidate != "" {
@@ -204,15 +192,6 @@ func (*collectCmd) Help() string {
 }
 
 func (c *collectCmd) Run(ctx context.Context, o *output) error {
-	nc, err := c.connect("collect", o)
-	if err != nil {
-		return err
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return err
-	}
 	opts := registry.CollectOptions{Keep: c.Keep, Grace: c.Grace, DryRun: c.DryRun}
 	if c.Keep == 0 {
 		opts.Keep = -1 // none
@@ -220,18 +199,20 @@ func (c *collectCmd) Run(ctx context.Context, o *output) error {
 	if c.Grace == 0 {
 		opts.Grace = -1
 	}
-	got, err := stream.NewInstallation(js, c.names()).Collect(ctx, opts)
-	if err != nil {
+	return c.withClient("collect", o, func(control *stream.Client) error {
+		got, err := control.Collect(ctx, opts)
+		if err != nil {
+			return err
+		}
+		if c.JSON {
+			return o.JSON(got)
+		}
+		verb := "removed"
+		if c.DryRun {
+			verb = "would remove"
+		}
+		_, err = fmt.Fprintf(o.Out, "%s %d releases, %d files (%d bytes), %d images and %d sets of pictures of anomalies, %d checkpoints; %d releases stay\n",
+			verb, len(got.Releases), got.Files, got.Bytes, got.Evidence, got.Pictures, got.Checkpoints, got.Kept)
 		return err
-	}
-	if c.JSON {
-		return o.JSON(got)
-	}
-	verb := "removed"
-	if c.DryRun {
-		verb = "would remove"
-	}
-	_, err = fmt.Fprintf(o.Out, "%s %d releases, %d files (%d bytes), %d images and %d sets of pictures of anomalies, %d checkpoints; %d releases stay\n",
-		verb, len(got.Releases), got.Files, got.Bytes, got.Evidence, got.Pictures, got.Checkpoints, got.Kept)
-	return err
+	})
 }

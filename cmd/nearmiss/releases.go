@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
@@ -47,67 +45,64 @@ func (c *releasesCmd) Run(ctx context.Context, o *output) error {
 	case (c.Action == "shadow" || c.Action == "pin" || c.Action == "unpin") && c.Release == "":
 		return usageError{errors.New(c.Action + ": name the release by its digest, or the first characters of it")}
 	}
-	nc, err := c.connect("releases", o)
-	if err != nil {
-		return err
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return err
-	}
-	n := c.names()
-	r, err := stream.NewInstallation(js, n).Registry(ctx)
-	if err != nil {
-		return err
-	}
-	switch c.Action {
-	case "show":
-		return c.show(ctx, o, r)
-	case "publish":
-		return c.publish(ctx, o, js, r)
-	case "promote":
-		digest, err := r.Resolve(ctx, c.Detector, c.Release)
-		if err != nil {
-			return err
-		}
-		rel, err := r.Show(ctx, digest)
-		if err != nil {
-			return err
-		}
-		if err := c.ensureDetector(ctx, o, js, rel.Manifest); err != nil {
-			return err
-		}
-		return c.promote(ctx, o, r, digest)
-	case "shadow", "pin", "unpin":
-		digest, err := r.Resolve(ctx, c.Detector, c.Release)
+	return c.withInstallation("releases", o, func(in *stream.Installation, control *stream.Client) error {
+		r, err := in.Registry(ctx)
 		if err != nil {
 			return err
 		}
 		switch c.Action {
-		case "shadow":
-			err = r.SetShadow(ctx, c.Detector, digest, c.change())
-		case "pin":
-			err = r.Pin(ctx, digest, userName())
-		case "unpin":
-			err = r.Unpin(ctx, digest)
+		case "list":
+			return c.list(ctx, o, r)
+		case "show":
+			return c.show(ctx, o, r)
+		case "publish":
+			return c.publish(ctx, o, in, control)
+		default:
+			return c.change(ctx, o, in, control)
 		}
-		if err != nil {
-			return err
-		}
-		_, err = fmt.Fprintf(o.Out, "%s %s\n", c.Action, digest)
-		return err
-	case "unshadow":
-		return r.SetShadow(ctx, c.Detector, "", c.change())
+	})
+}
+
+// change asks the control for what the action is.
+func (c *releasesCmd) change(ctx context.Context, o *output, in *stream.Installation, control *stream.Client) error {
+	q := stream.PromoteRequest{Detector: c.Detector, Reason: c.Reason}
+	switch c.Action {
 	case "rollback":
-		p, err := r.Rollback(ctx, c.Detector, c.change())
+		p, err := control.Rollback(ctx, q)
 		if err != nil {
 			return err
 		}
 		return c.printPointer(o, p)
-	default:
-		return c.list(ctx, o, r)
+	case "unshadow":
+		return control.Shadow(ctx, q)
 	}
+	r, err := in.Registry(ctx)
+	if err != nil {
+		return err
+	}
+	if q.Release, err = r.Resolve(ctx, c.Detector, c.Release); err != nil {
+		return err
+	}
+	switch c.Action {
+	case "promote":
+		rel, err := r.Show(ctx, q.Release)
+		if err != nil {
+			return err
+		}
+		if err := c.ensureDetector(ctx, o, in, control, rel.Manifest); err != nil {
+			return err
+		}
+		return c.promote(ctx, o, control, q)
+	case "shadow":
+		err = control.Shadow(ctx, q)
+	default: // pin and unpin
+		err = control.Pin(ctx, stream.PinRequest{Detector: c.Detector, Release: q.Release, Unpin: c.Action == "unpin"})
+	}
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(o.Out, "%s %s\n", c.Action, q.Release)
+	return err
 }
 
 func (c *releasesCmd) list(ctx context.Context, o *output, r *registry.Registry) error {
@@ -155,7 +150,11 @@ func (c *releasesCmd) show(ctx context.Context, o *output, r *registry.Registry)
 	}{rel, rel.Manifest}, fmt.Sprintf("%s\n%s", rel.Digest, rel.Manifest))
 }
 
-func (c *releasesCmd) publish(ctx context.Context, o *output, js jetstream.JetStream, r *registry.Registry) error {
+func (c *releasesCmd) publish(ctx context.Context, o *output, in *stream.Installation, control *stream.Client) error {
+	r, err := in.Registry(ctx)
+	if err != nil {
+		return err
+	}
 	digest, err := r.Put(ctx, c.Detector, c.Release)
 	if err != nil {
 		return err
@@ -164,29 +163,25 @@ func (c *releasesCmd) publish(ctx context.Context, o *output, js jetstream.JetSt
 	if err != nil {
 		return err
 	}
-	if err := c.ensureDetector(ctx, o, js, rel.Manifest); err != nil {
+	if err := c.ensureDetector(ctx, o, in, control, rel.Manifest); err != nil {
 		return err
 	}
-	if err := c.bringNormals(ctx, o, js); err != nil {
+	if err := c.bringNormals(ctx, o, in.Normals()); err != nil {
 		return err
 	}
 	if c.Promote {
-		return c.promote(ctx, o, r, digest)
+		return c.promote(ctx, o, control, stream.PromoteRequest{Detector: c.Detector, Release: digest, Reason: c.Reason})
 	}
 	return o.say(c.JSON, map[string]any{"detector": c.Detector, "release": digest, "active": false},
 		fmt.Sprintf("stored %s; make it the active one with: nearmiss releases %s promote %.12s", digest, c.Detector, digest))
 }
 
-func (c *releasesCmd) promote(ctx context.Context, o *output, r *registry.Registry, digest string) error {
-	p, err := r.Promote(ctx, c.Detector, digest, c.change())
+func (c *releasesCmd) promote(ctx context.Context, o *output, control *stream.Client, q stream.PromoteRequest) error {
+	p, err := control.Promote(ctx, q)
 	if err != nil {
 		return err
 	}
 	return c.printPointer(o, p)
-}
-
-func (c *releasesCmd) change() registry.Change {
-	return registry.Change{By: userName(), Reason: c.Reason}
 }
 
 func (c *releasesCmd) printPointer(o *output, p registry.Pointer) error {

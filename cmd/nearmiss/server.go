@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/access"
@@ -52,6 +53,29 @@ func (f serverFlags) connect(as string, o *output) (*nats.Conn, error) {
 		return nil, fmt.Errorf("no broker answers at %s: start one with nearmiss up or nearmiss broker, or name yours with --server", f.Server)
 	}
 	return nc, err
+}
+
+// client asks the control, in the name of whoever sits at this terminal.
+func (f serverFlags) client(nc *nats.Conn) *stream.Client {
+	return stream.NewClient(nc, f.names()).For(userName())
+}
+
+// withClient runs f with a client of the control.
+func (f serverFlags) withClient(as string, o *output, do func(*stream.Client) error) error {
+	nc, err := f.connect(as, o)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	return do(f.client(nc))
+}
+
+// withInstallation runs f with what lies in the broker, for reading, and a client
+// of the control, for changing it.
+func (f serverFlags) withInstallation(as string, o *output, do func(*stream.Installation, *stream.Client) error) error {
+	return withJetStream(f, as, o, func(js jetstream.JetStream) error {
+		return do(stream.NewInstallation(js, f.names()), f.client(js.Conn()))
+	})
 }
 
 // await opens a connection for a service, which waits for its broker.

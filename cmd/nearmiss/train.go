@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-
 	"github.com/nearmiss/nearmiss/stream"
 )
 
@@ -33,44 +31,33 @@ func (*trainCmd) Help() string {
 }
 
 func (c *trainCmd) Run(ctx context.Context, o *output) error {
-	nc, err := c.connect("train", o)
-	if err != nil {
-		return err
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return err
-	}
+	return c.withInstallation("train", o, func(in *stream.Installation, control *stream.Client) error {
+		return c.run(ctx, in, control, o)
+	})
+}
+
+func (c *trainCmd) run(ctx context.Context, in *stream.Installation, control *stream.Client, o *output) error {
 	if c.Normals != "" {
 		p := o.progress("adding normals")
-		_, _, err := addNormals(ctx, stream.NewInstallation(js, c.names()).Normals(), c.Detector, []string{c.Normals}, false, o, p)
+		_, _, err := addNormals(ctx, in.Normals(), c.Detector, []string{c.Normals}, false, o, p)
 		p.close()
 		if err != nil {
 			return err
 		}
 	}
-	detectors, err := stream.NewInstallation(js, c.names()).Detectors(ctx)
-	if err != nil {
-		return err
-	}
-	if _, err := detectors.Get(ctx, c.Detector); err != nil {
-		return err
-	}
-	jobs, err := stream.NewInstallation(js, c.names()).Jobs(ctx)
-	if err != nil {
-		return err
-	}
-	// Without the service: the job waits in the queue when no trainer runs.
-	j, err := jobs.Request(ctx, stream.TrainRequest{
-		Job: stream.NewJob(c.Detector), Detector: c.Detector, Method: c.Method, Profile: c.Profile, Seed: c.Seed,
-		Promote: c.Promote, Force: c.Force, By: userName(), Reason: "asked for",
+	// The job waits in the queue when no trainer runs.
+	j, err := control.Train(ctx, stream.TrainRequest{
+		Detector: c.Detector, Method: c.Method, Profile: c.Profile, Seed: c.Seed, Promote: c.Promote, Force: c.Force, Reason: "asked for",
 	})
 	if err != nil {
 		return err
 	}
 	if !c.Wait {
 		return o.say(c.JSON, j, fmt.Sprintf("job %s is in the queue; see nearmiss jobs %s", j.Job, c.Detector))
+	}
+	jobs, err := in.Jobs(ctx)
+	if err != nil {
+		return err
 	}
 	bar := o.progress("waiting for a trainer")
 	j, err = jobs.Wait(ctx, j.Job, func(p stream.Progress) {
@@ -158,31 +145,25 @@ func (*jobsCmd) Help() string {
 }
 
 func (c *jobsCmd) Run(ctx context.Context, o *output) error {
-	nc, err := c.connect("jobs", o)
-	if err != nil {
-		return err
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return err
-	}
-	jobs, err := stream.NewInstallation(js, c.names()).Jobs(ctx)
-	if err != nil {
-		return err
-	}
-	var all []stream.Job
-	if c.Cancel != "" {
-		j, err := jobs.Cancel(ctx, c.Cancel)
+	return c.withInstallation("jobs", o, func(in *stream.Installation, control *stream.Client) error {
+		if c.Cancel != "" {
+			j, err := control.Cancel(ctx, c.Cancel)
+			if err != nil {
+				return err
+			}
+			if j.Finished() {
+				return errors.New("job " + j.Job + " has ended already: " + j.State)
+			}
+			return list(o, c.JSON, []stream.Job{j}, jobText)
+		}
+		jobs, err := in.Jobs(ctx)
 		if err != nil {
 			return err
 		}
-		if j.Finished() {
-			return errors.New("job " + j.Job + " has ended already: " + j.State)
+		all, err := jobs.List(ctx, c.Detector)
+		if err != nil {
+			return err
 		}
-		all = append(all, j)
-	} else if all, err = jobs.List(ctx, c.Detector); err != nil {
-		return err
-	}
-	return list(o, c.JSON, all, jobText)
+		return list(o, c.JSON, all, jobText)
+	})
 }

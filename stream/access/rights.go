@@ -41,6 +41,8 @@ func (u User) Rights(n stream.Names) Rights {
 		out = r.trainer()
 	case Sinks:
 		out = r.sinks()
+	case Control:
+		out = r.control()
 	case Operator:
 		out = r.operator()
 	case Setup:
@@ -217,7 +219,7 @@ func (r subjects) trainer() Rights {
 				r.Dead(r.TrainingStream()), r.Dead(r.FeedbackStream()),
 			},
 		),
-		Subscribe: append([]string{r.API() + ".trainer.>"}, service...),
+		Subscribe: append([]string{r.API() + ".trainer.calibration"}, service...),
 		Respond:   true,
 	}
 }
@@ -254,16 +256,44 @@ func (r subjects) sinks() Rights {
 	}
 }
 
+// control writes what people change; nobody else does.
+func (r subjects) control() Rights {
+	frames, events, normals := r.FramesStream(), r.EventsStream(), r.NormalsStream()
+	return Rights{
+		Publish: slices.Concat(
+			info(frames, events, normals, r.DeadStream(), r.TrainingStream(), r.FeedbackStream(), "KV_"+r.WorkBucket(), "KV_"+r.DetectorsBucket()),
+			readKV(r.ActiveBucket()), []string{"$KV." + r.ActiveBucket() + ".*"},
+			readKV(r.DetectorsBucket()), []string{"$KV." + r.DetectorsBucket() + ".*"},
+			readKV(r.JobsBucket()), []string{"$KV." + r.JobsBucket() + ".*"},
+			readKV(r.WorkBucket()),
+			reads(events, r.Events("*", "*", stream.KindAnomaly)), // what a verdict is about
+			[]string{
+				api + "DIRECT.GET." + events, api + "DIRECT.GET." + events + "." + r.Events("*", "*", stream.KindDrift),
+				api + "DIRECT.GET." + normals, api + "STREAM.MSG.DELETE." + normals,
+				api + "CONSUMER.DELETE." + frames + ".*",
+				api + "STREAM.PURGE." + frames, api + "STREAM.PURGE." + normals, api + "STREAM.PURGE." + r.TrainingStream(),
+				api + "STREAM.PURGE.KV_" + r.WorkBucket(), api + "STREAM.PURGE.KV_" + r.DetectorsBucket(),
+			},
+			readObjects(r.ArtifactsBucket()), writeObjects(r.ArtifactsBucket()),
+			readObjects(r.ImagesBucket()), writeObjects(r.ImagesBucket()),
+			lastChunks(r.ArtifactsBucket(), r.ImagesBucket()),
+			readObjects(r.EvidenceBucket()), writeObjects(r.EvidenceBucket()),
+			[]string{r.Feedback("*"), r.Train("*")},
+		),
+		Subscribe: append([]string{r.API() + ".control.>", r.API() + ".trainer.>"}, service...),
+		Respond:   true,
+	}
+}
+
+// operator reads, asks, and brings normals and releases, which are too large to
+// be asked for.
 func (r subjects) operator() Rights {
 	frames, events, normals, dead := r.FramesStream(), r.EventsStream(), r.NormalsStream(), r.DeadStream()
 	return Rights{
 		Publish: slices.Concat(
 			info(frames, events, normals, dead, r.TrainingStream(), r.FeedbackStream(), r.IncidentsStream()),
 			[]string{api + "INFO", api + "CONSUMER.INFO." + frames + ".*", api + "STREAM.MSG.GET." + frames}, // levels
-			readKV(r.ActiveBucket()), []string{"$KV." + r.ActiveBucket() + ".*"},
-			readKV(r.DetectorsBucket()), []string{"$KV." + r.DetectorsBucket() + ".*"},
-			readKV(r.JobsBucket()), []string{"$KV." + r.JobsBucket() + ".*"},
-			readKV(r.WorkBucket()),
+			readKV(r.ActiveBucket()), readKV(r.DetectorsBucket()), readKV(r.JobsBucket()), readKV(r.WorkBucket()),
 			readKV(r.SinksBucket()), []string{"$KV." + r.SinksBucket() + ".*"},
 			reads(dead, r.Dead("*")),
 			reads(events, r.prefixed("events.>")),
@@ -272,18 +302,12 @@ func (r subjects) operator() Rights {
 				"$JS.ACK." + events + ".*.>",
 			},
 			reads(normals, r.Normals("*")),
-			[]string{
-				api + "CONSUMER.CREATE." + normals + ".*." + r.Anomalies("*"),
-				api + "DIRECT.GET." + normals, api + "STREAM.MSG.DELETE." + normals,
-				api + "CONSUMER.DELETE." + frames + ".*",
-				api + "STREAM.PURGE." + frames, api + "STREAM.PURGE." + normals, api + "STREAM.PURGE." + r.TrainingStream(),
-			},
+			[]string{api + "CONSUMER.CREATE." + normals + ".*." + r.Anomalies("*"), api + "DIRECT.GET." + normals},
 			readObjects(r.ArtifactsBucket()), writeObjects(r.ArtifactsBucket()),
 			readObjects(r.ImagesBucket()), writeObjects(r.ImagesBucket()),
-			lastChunks(r.ArtifactsBucket(), r.ImagesBucket()),
-			readObjects(r.EvidenceBucket()), writeObjects(r.EvidenceBucket()),
+			readObjects(r.EvidenceBucket()),
 			readObjects(r.LargeBucket()), // normals are taken from frames
-			[]string{r.Feedback("*"), r.Normals("*"), r.Anomalies("*"), r.Train("*"), r.API() + ".>", "$SRV.PING.*", "$SRV.INFO.*", "$SRV.STATS.*"},
+			[]string{r.Normals("*"), r.Anomalies("*"), r.API() + ".>", "$SRV.PING.*", "$SRV.INFO.*", "$SRV.STATS.*"},
 		),
 		Subscribe: []string{r.Progress("*", "*"), r.Frames("*", "*"), r.Scores("*", "*")},
 	}

@@ -22,13 +22,14 @@ const (
 	Worker     Role = "worker"     // scores frames
 	Trainer    Role = "trainer"    // learns, and makes releases
 	Sinks      Role = "sinks"      // brings events to people and machines outside
-	Operator   Role = "operator"   // the command line: detectors, normals, releases, verdicts
+	Control    Role = "control"    // changes detectors and releases, for those who ask it
+	Operator   Role = "operator"   // the command line: reads, asks control, brings normals and releases
 	Setup      Role = "setup"      // creates streams and buckets
 	Metrics    Role = "metrics"    // reads the server's own figures, in the system account
 )
 
 // Roles are all roles, in the order in which they are listed.
-var Roles = []Role{Camera, Subscriber, Worker, Trainer, Sinks, Operator, Setup, Metrics}
+var Roles = []Role{Camera, Subscriber, Worker, Trainer, Sinks, Control, Operator, Setup, Metrics}
 
 // User is one machine's identity.
 type User struct {

@@ -39,7 +39,7 @@ type hall struct {
 }
 
 // roles are the columns of the matrix.
-var roles = []string{"line1", "big", "lamp", "view", "worker", "trainer", "sinks", "op", "setup"}
+var roles = []string{"line1", "big", "lamp", "view", "worker", "trainer", "sinks", "control", "op", "setup"}
 
 // newHall makes the users, not the broker.
 func newHall(t testing.TB) *hall {
@@ -54,6 +54,7 @@ func newHall(t testing.TB) *hall {
 		{Name: "worker", Role: access.Worker},
 		{Name: "trainer", Role: access.Trainer},
 		{Name: "sinks", Role: access.Sinks},
+		{Name: "control", Role: access.Control},
 		{Name: "op", Role: access.Operator},
 		{Name: "setup", Role: access.Setup},
 	} {
@@ -222,6 +223,7 @@ func (h *hall) probes() []string {
 		"pub nearmiss.train.parts",
 		"pub nearmiss.dead.NM_FRAMES",
 		"pub nearmiss.progress.parts.j",
+		"pub nearmiss.api.control.promote",
 		"pub nearmiss.api.trainer.promote",
 		"pub nearmiss.api.worker.score-now",
 		"pub nearmiss.api.worker.shed.parts.line1",
@@ -283,6 +285,7 @@ func (h *hall) probes() []string {
 		"sub $JS.EVENT.>",
 		"sub $KV.>",
 		"sub $O.>",
+		"sub nearmiss.api.control.promote",
 		"sub nearmiss.api.trainer.promote",
 		"sub nearmiss.api.worker.score-now",
 		"sub nearmiss.progress.parts.*",

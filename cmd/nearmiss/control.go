@@ -1,0 +1,28 @@
+package main
+
+import (
+	"context"
+
+	"github.com/nearmiss/nearmiss/stream"
+)
+
+type controlCmd struct{ serverFlags }
+
+func (*controlCmd) Help() string {
+	return "All that people change goes through it: detectors, verdicts, training, which release is active. " +
+		"nearmiss up and nearmiss broker do this, too: it is for a NATS server of your own. Several may run.\n\n" +
+		examples("nearmiss control --server nats://nats.example.org:4222")
+}
+
+func (c *controlCmd) Run(ctx context.Context, o *output) error {
+	nc, err := c.await("control", o)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	control, err := stream.NewControl(nc, c.names(), o.Log)
+	if err != nil {
+		return usageError{oneLine(err)}
+	}
+	return control.Run(ctx)
+}

@@ -1,0 +1,134 @@
+package broker_test
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
+
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/registry"
+)
+
+// refusals are what a broker refused a connection.
+type refusals struct {
+	mu  sync.Mutex
+	all []error
+}
+
+func (r *refusals) option() nats.Option {
+	return nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if errors.Is(err, nats.ErrPermissionViolation) || strings.Contains(strings.ToLower(err.Error()), "permissions violation") {
+			r.all = append(r.all, err)
+		}
+	})
+}
+
+// TestControlDoesItsJobWithItsRights: an operator asks for every change there is,
+// with no right but its own to read, ask and bring images and releases; control
+// makes it, with no right but its own. The broker refuses neither anything.
+func TestControlDoesItsJobWithItsRights(t *testing.T) {
+	t.Parallel()
+	h := newHall(t)
+	h.embedded()
+	ctx := t.Context()
+	var refused refusals
+	control, err := stream.NewControl(h.connect("control", refused.option()), stream.Names{}, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop, err := control.Start(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	nc := h.connect("op", refused.option())
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, c := stream.NewInstallation(js, stream.Names{}), stream.NewClient(nc, stream.Names{}).For("Kim")
+	must := func(what string, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
+	r, err := in.Registry(ctx)
+	must("open the registry", err)
+	release := func(text string) string {
+		t.Helper()
+		dir := t.TempDir()
+		sum := sha256.Sum256([]byte(text))
+		manifest := fmt.Sprintf(`{"schema_version":1,"files":{"fake.json":{"sha256":%q,"size":%d}}}`, hex.EncodeToString(sum[:]), len(text))
+		must("write a release", errors.Join(
+			os.WriteFile(filepath.Join(dir, "fake.json"), []byte(text), 0o600),
+			os.WriteFile(filepath.Join(dir, "manifest.json"), []byte(manifest), 0o600),
+		))
+		digest, err := r.Put(ctx, "parts", dir)
+		must("store a release", err)
+		return digest
+	}
+	one, two := release("one"), release("two")
+
+	_, err = c.CreateDetector(ctx, stream.Detector{Name: "parts"})
+	must("create", err)
+	for _, digest := range []string{one, two} {
+		_, err = c.Promote(ctx, stream.PromoteRequest{Detector: "parts", Release: digest})
+		must("promote", err)
+	}
+	_, err = c.Rollback(ctx, stream.PromoteRequest{Detector: "parts"})
+	must("rollback", err)
+	must("shadow", c.Shadow(ctx, stream.PromoteRequest{Detector: "parts", Release: two}))
+	must("unshadow", c.Shadow(ctx, stream.PromoteRequest{Detector: "parts"}))
+	must("pin", c.Pin(ctx, stream.PinRequest{Detector: "parts", Release: one}))
+	must("unpin", c.Pin(ctx, stream.PinRequest{Detector: "parts", Release: one, Unpin: true}))
+	_, err = c.SetDetector(ctx, "parts", func(d *stream.Detector) error { d.K = 3; return nil })
+	must("set", err)
+	j, err := c.Train(ctx, stream.TrainRequest{Detector: "parts"})
+	must("train", err)
+	_, err = c.Cancel(ctx, j.Job)
+	must("cancel", err)
+	seq, err := in.Normals().Add(ctx, stream.Normal{Detector: "parts", Image: []byte("a picture")})
+	must("add a normal", err)
+	must("remove it", c.RemoveNormals(ctx, "parts", []uint64{seq}))
+	alarm, err := (&stream.Event{ID: "x", Kind: stream.KindAnomaly, Detector: "parts", Camera: "line1", FrameID: "1", ScoredAt: time.Now()}).Message(stream.Names{})
+	must("make an event", err)
+	worker, err := jetstream.New(h.connect("worker"))
+	must("be a worker", err)
+	_, err = worker.PublishMsg(ctx, alarm)
+	must("store the event", err)
+	must("feedback", c.Feedback(ctx, stream.Feedback{Detector: "parts", Verdict: stream.FeedbackNormal, Event: "x"}))
+	_, err = c.Collect(ctx, registry.CollectOptions{Keep: -1, Grace: -1})
+	must("collect", err)
+	_, err = c.Detectors(ctx)
+	must("list the detectors", err)
+	_, err = c.Jobs(ctx, "")
+	must("list the jobs", err)
+	_, err = c.Releases(ctx, "parts")
+	must("list the releases", err)
+	_, err = c.Status(ctx)
+	must("read the status", err)
+	_, err = in.Status(ctx)
+	must("read the status without control", err)
+	must("delete", c.DeleteDetector(ctx, "parts", true))
+	must("all said", nc.Flush())
+
+	refused.mu.Lock()
+	defer refused.mu.Unlock()
+	for _, err := range refused.all {
+		t.Errorf("a right is missing: %v", err)
+	}
+}

@@ -1,0 +1,159 @@
+package stream
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/micro"
+
+	"github.com/nearmiss/nearmiss/stream/registry"
+)
+
+// ScoreRequest asks a worker to score one image now, past the queue. Nothing is
+// stored. Instead of JSON, the image itself may be the payload, with the
+// detector in the header Nearmiss-Detector.
+type ScoreRequest struct {
+	Detector string `json:"detector"`
+	Image    []byte `json:"image"` // the image file's bytes; base64 in JSON
+}
+
+func (q *ScoreRequest) read(r micro.Request) {
+	if d := nats.Header(r.Headers()).Get(HeaderDetector); d != "" {
+		q.Detector, q.Image = d, r.Data()
+		return
+	}
+	if err := json.Unmarshal(r.Data(), q); err != nil {
+		*q = ScoreRequest{}
+	}
+}
+
+// WorkerStatus is what a worker says of itself.
+type WorkerStatus struct {
+	WorkerStats
+	Name    string            `json:"name"`
+	Serving map[string]string `json:"serving"`           // detector → release in service
+	Refused map[string]string `json:"refused,omitempty"` // detector → release that is wanted and was refused
+	Shadows []ShadowReport    `json:"shadows,omitempty"`
+	Drift   []CameraDrift     `json:"drift,omitempty"`
+	Cameras []CameraRate      `json:"cameras,omitempty"` // that sent this worker frames in the last minute
+}
+
+// CameraDrift is the state of the drift test of one camera at one worker.
+type CameraDrift struct {
+	Detector string `json:"detector"`
+	Camera   string `json:"camera"`
+	DriftStatus
+}
+
+// Status returns what the worker says of itself.
+func (w *Worker) Status() WorkerStatus {
+	st := WorkerStatus{WorkerStats: w.Stats(), Name: w.nc.Opts.Name, Serving: map[string]string{}, Refused: map[string]string{}, Shadows: w.Shadows(), Cameras: w.seenCameras.rates()}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for name, l := range w.runners {
+		l.mu.Lock()
+		if l.cur != nil {
+			st.Serving[name] = l.cur.pointer.Release
+			l.cur.mu.Lock()
+			for camera, d := range l.cur.drift {
+				if d.test != nil {
+					st.Drift = append(st.Drift, CameraDrift{Detector: name, Camera: camera, DriftStatus: d.status})
+				}
+			}
+			l.cur.mu.Unlock()
+		}
+		if rev, ok := l.refused[l.want.active.Release]; ok && rev == l.want.active.Revision {
+			st.Refused[name] = l.want.active.Release
+		}
+		l.mu.Unlock()
+	}
+	return st
+}
+
+// service offers the worker's micro service.
+func (w *Worker) service(ctx context.Context) (stop func(), err error) {
+	return startService(ctx, w.nc, WorkerService, "scores frames", []string{w.cfg.API() + ".worker"}, map[string]string{"prefix": w.cfg.prefix()}, func(e *endpoints) {
+		serve(e, "score-now", w.scoreNow)
+		serve(e, "shed", w.shed, micro.WithEndpointSubject("shed.*.*"))
+		// Every worker answers for itself.
+		serve(e, "status", func(context.Context, struct{}) (WorkerStatus, error) { return w.Status(), nil }, micro.WithEndpointQueueGroupDisabled())
+	})
+}
+
+// scoreNow scores one image with the release in service.
+func (w *Worker) scoreNow(ctx context.Context, q ScoreRequest) (*Event, error) {
+	if len(q.Image) == 0 || q.Detector == "" {
+		return nil, Permanent(CodeBadRequest, errors.New("score-now needs a detector and an image"))
+	}
+	if err := CheckToken("detector", q.Detector); err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	l := w.runners[q.Detector]
+	w.mu.Unlock()
+	if l == nil {
+		return nil, fmt.Errorf("this worker does not serve detector %s: %w", q.Detector, ErrNoDetector)
+	}
+	rel, shadow := l.borrow()
+	if shadow != nil {
+		shadow.users.Done()
+	}
+	if rel == nil {
+		return nil, fmt.Errorf("detector %s: %w", q.Detector, registry.ErrNoRelease)
+	}
+	defer rel.users.Done()
+	now := time.Now().UTC()
+	it := &frameTask{frame: Frame{Detector: q.Detector, Camera: NoCamera, ID: "score-now", CapturedAt: now, Image: q.Image}}
+	if err := l.scoreBatch(ctx, rel, []*frameTask{it}); err != nil {
+		return nil, err
+	}
+	if it.failure != nil {
+		return nil, it.failure
+	}
+	it.event.Bytes = len(q.Image)
+	conf, _, _, _ := l.state()
+	conf.decide(it.event)
+	return it.event, nil
+}
+
+// ShedRequest asks that a camera's oldest waiting frames be dropped. Whose they
+// are is said by the subject ([Names.Shed]), so that a camera can ask for its own
+// only.
+type ShedRequest struct {
+	Keep int `json:"keep"` // frames that are left, the newest
+
+	detector, camera string
+	err              error
+}
+
+func (q *ShedRequest) read(r micro.Request) {
+	parts := strings.Split(r.Subject(), ".")
+	q.detector, q.camera = parts[len(parts)-2], parts[len(parts)-1]
+	q.err = json.Unmarshal(r.Data(), q)
+}
+
+// ShedAnswer says how many frames were dropped.
+type ShedAnswer struct {
+	Dropped uint64 `json:"dropped"`
+}
+
+// shed drops a camera's oldest waiting frames.
+func (w *Worker) shed(ctx context.Context, q ShedRequest) (ShedAnswer, error) {
+	if q.err != nil || q.Keep < 1 {
+		return ShedAnswer{}, Permanent(CodeBadRequest, errors.New(`shed needs {"keep": N} with 1 or more frames to keep`))
+	}
+	if err := errors.Join(CheckToken("detector", q.detector), CheckToken("camera", q.camera)); err != nil {
+		return ShedAnswer{}, err
+	}
+	n, err := w.in.shed(ctx, q.detector, q.camera, q.Keep)
+	if n > 0 {
+		w.count.dropped.Add(n)
+		w.log.Warn().Str("detector", q.detector).Str("camera", q.camera).Uint64("frames", n).Msg("the queue is full: old frames of a live camera are dropped")
+	}
+	return ShedAnswer{n}, err
+}
