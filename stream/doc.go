@@ -8,6 +8,9 @@
 // anomalous or could not be read, and acknowledges the frame only after its
 // event is stored. A [TrainingWorker] does the same for training requests.
 //
+// What people change, [Control] changes: the command line and others ask it by a
+// [Client]. [Installation] is the handle of what lies in the broker.
+//
 // The package knows nothing of ONNX, banks or training: what scores images is
 // a [Scorer] that a [Loader] opens from a release folder, what trains is a
 // [Trainer]. Both are given by the caller.
@@ -38,8 +41,8 @@
 // What fails for good takes the same way as a rejected event; anything else is
 // given back (giveBack) and comes again.
 //
-// A normal. [Installation.SendFeedback] puts an operator's verdict into NM_FEEDBACK, and a
-// trainer's handleFeedback takes it:
+// A normal. [Client.Feedback] asks [Control], which puts an operator's verdict into
+// NM_FEEDBACK, and a trainer's handleFeedback takes it:
 //
 //	mark        finds the event and its image, and adds that to NM_NORMALS
 //	takeEffect  asks for a job that extends the active release by it
@@ -47,8 +50,8 @@
 // In a learning phase detectorRunner.collect adds the frames themselves, and learned
 // asks for the first training.
 //
-// A training request. [Jobs.Request] records the job and puts the request into
-// NM_TRAINING. A trainer's handle takes it:
+// A training request. [Client.Train] asks [Control], where [Jobs.Request] records the
+// job and puts the request into NM_TRAINING. A trainer's handle takes it:
 //
 //	begin            one more attempt on the job's record
 //	attempt
