@@ -163,7 +163,9 @@ func (l *detectorRunner) takeAll(ctx context.Context, handle func([]jetstream.Ms
 
 // takeFrames is takeAll for as long as ctx and the consumer last.
 func (l *detectorRunner) takeFrames(ctx context.Context, handle func([]jetstream.Msg)) error {
-	step, cancel := context.WithTimeout(ctx, 10*time.Second)
+	// A server whose cluster has no leader yet answers nothing, and forgets the
+	// request: it is asked again soon.
+	step, cancel := context.WithTimeout(ctx, leaderless)
 	_, err := l.consumer(step)
 	cancel()
 	if err != nil {
@@ -185,6 +187,10 @@ func (l *detectorRunner) takeFrames(ctx context.Context, handle func([]jetstream
 	}
 	return nil
 }
+
+// leaderless is how long a request waits for an answer that a cluster without a
+// leader does not give.
+const leaderless = 2 * time.Second
 
 // lane takes batch after batch while there is a release.
 func (l *detectorRunner) lane(ctx, work context.Context) {

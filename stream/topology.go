@@ -51,6 +51,10 @@ type Topology struct {
 	EvidenceMaxBytes int64
 	// Replicas of everything, for a cluster of brokers. Default 1.
 	Replicas int
+	// Cluster and Tags say on which servers of a cluster everything lies. Default:
+	// wherever there is room.
+	Cluster string
+	Tags    []string
 
 	scale float64 // of the limits that have no field; 0: as they are
 }
@@ -60,7 +64,7 @@ type Topology struct {
 // refuse them. It returns the factor, 1 where nothing had to be changed.
 func (t Topology) Fit(store int64) (Topology, float64) {
 	t = t.withDefaults()
-	sum := t.FramesMaxBytes + t.LargeMaxBytes + t.EventsMaxBytes + t.DeadMaxBytes + feedbackMaxBytes + trainingMaxBytes
+	sum := t.Reserved()
 	factor := 0.75 * float64(store) / float64(sum)
 	if store <= 0 || factor >= 1 {
 		return t, 1
@@ -71,6 +75,52 @@ func (t Topology) Fit(store int64) (Topology, float64) {
 	t.scale = factor
 	return t, factor
 }
+
+// Reserved is what the limits take of the store, in bytes: the server reserves it.
+func (t Topology) Reserved() int64 {
+	t = t.withDefaults()
+	sum := t.FramesMaxBytes + t.LargeMaxBytes + t.EventsMaxBytes + t.DeadMaxBytes +
+		t.scaled(feedbackMaxBytes) + t.scaled(trainingMaxBytes) + t.scaled(incidentsMaxBytes)
+	for _, v := range []int64{t.NormalsMaxBytes, t.ArtifactsMaxBytes, t.ImagesMaxBytes, t.EvidenceMaxBytes} {
+		sum += max(v, 0)
+	}
+	return sum
+}
+
+// EnsureWithin is [Ensure] for a server whose store may be small. Such a one refuses
+// the limits that do not fit beside the others: then all are made smaller, by the
+// same factor, until they do and a quarter is left. It returns what was set up, and
+// the factor, 1 where nothing had to be changed.
+func EnsureWithin(ctx context.Context, js jetstream.JetStream, t Topology) (Topology, float64, error) {
+	a, err := js.AccountInfo(ctx)
+	if err != nil {
+		return t, 1, fmt.Errorf("ask what this account may store: %w", err)
+	}
+	wanted := t.Reserved()
+	most := a.Limits.MaxStore
+	if tier, ok := a.Tiers[fmt.Sprintf("R%d", t.withDefaults().Replicas)]; ok { // limits are of one copy then
+		most = tier.Limits.MaxStore
+	} else if most > 0 {
+		most /= int64(t.withDefaults().Replicas)
+	}
+	fitted, _ := t.Fit(most)
+	// An account without a limit is told nothing of the server's.
+	for store := fitted.Reserved(); ; {
+		err = Ensure(ctx, js, fitted)
+		var refused *jetstream.APIError
+		if !errors.As(err, &refused) || refused.ErrorCode != storageExceeded && refused.ErrorCode != accountExceeded || store < 64<<20 {
+			return fitted, float64(fitted.Reserved()) / float64(wanted), err
+		}
+		store = store * 3 / 4
+		fitted, _ = t.Fit(store)
+	}
+}
+
+// Error codes of nats-server: JSStorageResourcesExceededErr, JSAccountResourcesExceededErr.
+const (
+	storageExceeded jetstream.ErrorCode = 10047
+	accountExceeded jetstream.ErrorCode = 10002
+)
 
 // scaled is a limit that has no field.
 func (t Topology) scaled(n int64) int64 {
@@ -84,8 +134,9 @@ func (t Topology) scaled(n int64) int64 {
 const SessionAge = 7 * 24 * time.Hour
 
 const (
-	feedbackMaxBytes = 256 << 20
-	trainingMaxBytes = 64 << 20
+	feedbackMaxBytes  = 256 << 20
+	trainingMaxBytes  = 64 << 20
+	incidentsMaxBytes = 256 << 20
 )
 
 func (t Topology) withDefaults() Topology {
@@ -182,7 +233,7 @@ func (t Topology) Streams() []jetstream.StreamConfig {
 			Name: t.IncidentsStream(), Description: "alarms with a beginning and an end",
 			Subjects:  []string{p + ".incidents.*.*.*"},
 			Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardOld,
-			MaxBytes: 256 << 20, MaxAge: 90 * 24 * time.Hour, Duplicates: 2 * time.Hour,
+			MaxBytes: t.scaled(incidentsMaxBytes), MaxAge: 90 * 24 * time.Hour, Duplicates: 2 * time.Hour,
 			AllowDirect: true,
 		},
 		{
@@ -200,9 +251,17 @@ func (t Topology) Streams() []jetstream.StreamConfig {
 	}
 	for i := range all {
 		all[i].Storage = jetstream.FileStorage
-		all[i].Replicas = t.Replicas
+		all[i].Replicas, all[i].Placement = t.Replicas, t.placement()
 	}
 	return all
+}
+
+// placement is where streams lie; nil: wherever there is room.
+func (t Topology) placement() *jetstream.Placement {
+	if t.Cluster == "" && len(t.Tags) == 0 {
+		return nil
+	}
+	return &jetstream.Placement{Cluster: t.Cluster, Tags: t.Tags}
 }
 
 // Ensure creates what is missing in the broker and brings what is there to this
@@ -232,7 +291,7 @@ func Ensure(ctx context.Context, js jetstream.JetStream, t Topology) error {
 		{Bucket: t.UsersBucket(), Description: "people of the console, and tokens for scripts", History: 4},
 		{Bucket: t.SessionsBucket(), Description: "who is signed in at the console", History: 1, TTL: SessionAge},
 	} {
-		kv.Replicas, kv.Storage = t.Replicas, jetstream.FileStorage
+		kv.Replicas, kv.Storage, kv.Placement = t.Replicas, jetstream.FileStorage, t.placement()
 		if _, err := js.CreateOrUpdateKeyValue(ctx, kv); err != nil {
 			return fmt.Errorf("create bucket %s: %w", kv.Bucket, err)
 		}
@@ -244,7 +303,7 @@ func Ensure(ctx context.Context, js jetstream.JetStream, t Topology) error {
 		{Bucket: t.ImagesBucket(), Description: "images of anomalies, large normals and dead letters", MaxBytes: t.ImagesMaxBytes},
 		{Bucket: t.EvidenceBucket(), Description: "pictures of anomalies, by detector and event", MaxBytes: t.EvidenceMaxBytes},
 	} {
-		o.Storage, o.Replicas = jetstream.FileStorage, t.Replicas
+		o.Storage, o.Replicas, o.Placement = jetstream.FileStorage, t.Replicas, t.placement()
 		if _, err := js.CreateOrUpdateObjectStore(ctx, o); err != nil {
 			return fmt.Errorf("create object store %s: %w", o.Bucket, err)
 		}

@@ -73,6 +73,9 @@ type TrainerConfig struct {
 	// [Installation.Collect]; releases of the last week stay. Default an hour; negative:
 	// never.
 	Collect time.Duration
+	// IdleExit ends Run, without an error, when no job has been under way or waiting
+	// for so long. Default: never.
+	IdleExit time.Duration
 	// Meter is told what the trainer does. Default: nobody is.
 	Meter TrainerMeter
 	// Drain is how long a job may take to stop when it is cancelled or Run's
@@ -146,6 +149,7 @@ type TrainingWorker struct {
 	artifacts jetstream.ObjectStore
 	unread    reporter // of what is stored and cannot be read
 	opened    atomic.Bool
+	busy      atomic.Bool // with a job
 }
 
 // NewTrainingWorker prepares a trainer on a connection that the caller closes
@@ -178,7 +182,12 @@ func (w *TrainingWorker) Run(ctx context.Context) error {
 	defer stopService()
 	var helpers sync.WaitGroup
 	defer helpers.Wait()
+	ctx, leave := context.WithCancel(ctx) // ends helpers, too, when nothing is left to do
+	defer leave()
 	helpers.Go(func() { w.epoch.Follow(ctx, w.nc, func() {}) })
+	if w.cfg.IdleExit > 0 {
+		helpers.Go(func() { w.leaveWhenIdle(ctx, leave) })
+	}
 	helpers.Go(func() {
 		w.epoch.pull(ctx, w.log, w.feedbackConsumer, feedbackBatch, func(msgs []jetstream.Msg) { w.handleFeedback(ctx, msgs) })
 	})
@@ -192,9 +201,11 @@ func (w *TrainingWorker) Run(ctx context.Context) error {
 	w.log.Info().Str("trainer", w.cfg.Name).Msg("trainer is up")
 	defer w.log.Info().Msg("trainer is down")
 	w.epoch.pull(ctx, w.log, w.consumer, 1, func(msgs []jetstream.Msg) {
+		w.busy.Store(true)
 		for _, m := range msgs {
 			w.handle(ctx, m)
 		}
+		w.busy.Store(false)
 	})
 	if w.nc.IsConnected() {
 		if err := w.nc.FlushTimeout(2 * time.Second); err != nil {
@@ -241,6 +252,26 @@ func (w *TrainingWorker) consumer(ctx context.Context) (jetstream.Consumer, erro
 		return nil, fmt.Errorf("trainers' consumer: %w", err)
 	}
 	return c, nil
+}
+
+// leaveWhenIdle ends the trainer when no job has been under way or waiting for as
+// long as it may be idle. What it cannot find out is no idleness.
+func (w *TrainingWorker) leaveWhenIdle(ctx context.Context, leave func()) {
+	since := time.Now()
+	for every := min(w.cfg.IdleExit/4, 5*time.Second); ctx.Err() == nil; pause(ctx, every) {
+		step, cancel := context.WithTimeout(ctx, 5*time.Second)
+		s, err := w.js.Stream(step, w.cfg.TrainingStream())
+		cancel()
+		if err != nil || s.CachedInfo().State.Msgs > 0 || w.busy.Load() {
+			since = time.Now()
+			continue
+		}
+		if time.Since(since) >= w.cfg.IdleExit {
+			w.log.Info().Dur("after", w.cfg.IdleExit).Msg("nothing to do: this trainer ends")
+			leave()
+			return
+		}
+	}
 }
 
 // collect removes what nobody can need any more, from time to time.

@@ -139,8 +139,13 @@ func setup(ctx context.Context, o *output, server serverFlags, conf config) erro
 	if err != nil {
 		return err
 	}
-	if err := stream.Ensure(ctx, js, conf.topology()); err != nil {
+	topology, factor, err := stream.EnsureWithin(ctx, js, conf.topology())
+	if err != nil {
 		return err
+	}
+	if factor < 1 {
+		o.Log.Warn().Int64("wanted", conf.topology().Reserved()).Int64("frames", topology.FramesMaxBytes).Int64("events", topology.EventsMaxBytes).
+			Msg("the server's store is smaller than all that may be kept: the limits are scaled to it; raise its max_file_store, or lower keep.frames_bytes and keep.events_bytes")
 	}
 	_, err = fmt.Fprintf(o.Out, "%s has the streams and buckets of Nearmiss\n", nc.ConnectedUrlRedacted())
 	return err

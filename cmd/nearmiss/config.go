@@ -68,6 +68,15 @@ type keepConfig struct {
 	FramesAge   time.Duration `yaml:"frames_age" env:"FRAMES_AGE"`
 	EventsBytes int64         `yaml:"events_bytes" env:"EVENTS_BYTES"`
 	EventsAge   time.Duration `yaml:"events_age" env:"EVENTS_AGE"`
+	// In a cluster of servers: copies of everything, and where they lie.
+	Replicas  int             `yaml:"replicas" env:"REPLICAS"`
+	Placement placementConfig `yaml:"placement" envPrefix:"PLACEMENT_"`
+}
+
+// placementConfig says on which servers of a cluster everything lies.
+type placementConfig struct {
+	Cluster string   `yaml:"cluster" env:"CLUSTER"`
+	Tags    []string `yaml:"tags" env:"TAGS"`
 }
 
 // workerConfig is how frames are scored; device and threads are the trainer's, too.
@@ -95,7 +104,7 @@ func defaultConfig() config {
 	return config{
 		Data: "nearmiss-data", Server: "nats://127.0.0.1:4222", Prefix: stream.DefaultPrefix,
 		Broker: brokerConfig{Host: "127.0.0.1", Port: 4222, MaxStore: 16 << 30, WebSocketOrigins: []string{}},
-		Keep:   keepConfig{FramesBytes: 2 << 30, FramesAge: 7 * 24 * time.Hour, EventsBytes: 1 << 30, EventsAge: 90 * 24 * time.Hour},
+		Keep:   keepConfig{FramesBytes: 2 << 30, FramesAge: 7 * 24 * time.Hour, EventsBytes: 1 << 30, EventsAge: 90 * 24 * time.Hour, Replicas: 1, Placement: placementConfig{Tags: []string{}}},
 		Worker: workerConfig{Device: "cpu", Batch: 16}, Trainer: trainerConfig{Takeover: 30 * time.Second},
 		Images:  imagesConfig{MaxBytes: 64 << 20, MaxPixels: 100_000_000, Memory: 1 << 30},
 		HTTP:    httpConfig{Listen: "127.0.0.1:9420"},
@@ -195,5 +204,6 @@ func (c config) topology() stream.Topology {
 		Names:          stream.Names{Prefix: c.Prefix},
 		FramesMaxBytes: c.Keep.FramesBytes, FramesMaxAge: c.Keep.FramesAge,
 		EventsMaxBytes: c.Keep.EventsBytes, EventsMaxAge: c.Keep.EventsAge,
+		Replicas: c.Keep.Replicas, Cluster: c.Keep.Placement.Cluster, Tags: c.Keep.Placement.Tags,
 	}
 }

@@ -59,6 +59,8 @@ type cli struct {
 	Status   statusCmd   `cmd:"" help:"Show detectors, workers, jobs and what needs attention."`
 	Health   healthCmd   `cmd:"" help:"Exit with 0 where all that has a release is served, and with 1 and the reason where not."`
 	Exporter exporterCmd `cmd:"" help:"Show the state of an installation in a NATS server of your own as metrics."`
+	Backup   backupCmd   `cmd:"" help:"Copy detectors, releases and training sets out of the broker."`
+	Restore  restoreCmd  `cmd:"" help:"Bring a backup into an empty broker."`
 	Collect  collectCmd  `cmd:"" help:"Remove releases and files that nobody needs."`
 
 	Sinks sinksCmd `cmd:"" help:"Alarms to people and machines outside: webhooks, chats."`

@@ -23,8 +23,9 @@ import (
 type trainerCmd struct {
 	Server string `placeholder:"URL" help:"NATS server (default nats://127.0.0.1:4222)."`
 	credentialFlags
-	Data     string `type:"path" placeholder:"DIR" help:"Folder for releases and jobs under way (default nearmiss-data)."`
-	Backbone string `type:"backbone" placeholder:"FILE|NAME" help:"Model for detectors that name none (default: the starter backbone, for first trials)."`
+	Data         string        `type:"path" placeholder:"DIR" help:"Folder for releases and jobs under way (default nearmiss-data)."`
+	Backbone     string        `type:"backbone" placeholder:"FILE|NAME" help:"Model for detectors that name none (default: the starter backbone, for first trials)."`
+	ExitWhenIdle time.Duration `name:"exit-when-idle" placeholder:"TIME" help:"End when no job has been under way or waiting for so long (default: never); for jobs that a scheduler starts."`
 	modelFlags
 	configFlag
 }
@@ -53,7 +54,7 @@ func (c *trainerCmd) Run(ctx context.Context, o *output) error {
 			return err
 		}
 		defer nc.Close()
-		w, err := newTrainer(conf, nc, v, o)
+		w, err := newTrainer(conf, c.ExitWhenIdle, nc, v, o)
 		if err != nil {
 			return err
 		}
@@ -62,7 +63,7 @@ func (c *trainerCmd) Run(ctx context.Context, o *output) error {
 }
 
 // newTrainer prepares the trainer that conf describes.
-func newTrainer(conf config, nc *nats.Conn, v *observer, o *output) (*stream.TrainingWorker, error) {
+func newTrainer(conf config, idle time.Duration, nc *nats.Conn, v *observer, o *output) (*stream.TrainingWorker, error) {
 	d, err := ort.ParseDevice(conf.Worker.Device)
 	if err != nil {
 		return nil, err
@@ -70,7 +71,7 @@ func newTrainer(conf config, nc *nats.Conn, v *observer, o *output) (*stream.Tra
 	w, err := stream.NewTrainingWorker(stream.TrainerConfig{
 		Names:    stream.Names{Prefix: conf.Prefix},
 		CacheDir: filepath.Join(conf.Data, "releases"), ScratchDir: filepath.Join(conf.Data, "jobs"),
-		AckWait: conf.Trainer.Takeover, Calibration: calibrationOf, Meter: v.Trainer(),
+		AckWait: conf.Trainer.Takeover, Calibration: calibrationOf, IdleExit: idle, Meter: v.Trainer(),
 	}, nc, trainer{
 		conf: conf, device: d, o: o,
 		limits: imaging.Limits{MaxBytes: conf.Images.MaxBytes, MaxPixels: conf.Images.MaxPixels},

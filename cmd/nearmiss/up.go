@@ -141,7 +141,7 @@ func runTrainer(ctx context.Context, connect dial, conf config, v *observer, o *
 		return err
 	}
 	defer nc.Close()
-	w, err := newTrainer(conf, nc, v, o)
+	w, err := newTrainer(conf, 0, nc, v, o)
 	if err != nil {
 		return err
 	}

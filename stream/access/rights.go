@@ -196,7 +196,7 @@ func (r subjects) trainer() Rights {
 	frames, events, normals, dead := r.FramesStream(), r.EventsStream(), r.NormalsStream(), r.DeadStream()
 	return Rights{
 		Publish: slices.Concat(
-			info(frames, events, normals, dead, r.FeedbackStream()),
+			info(frames, events, normals, dead, r.FeedbackStream(), r.TrainingStream()),
 			pulls(r.TrainingStream(), "trainers"), pulls(r.FeedbackStream(), "feedback"),
 			reads(normals, r.Normals("*")), reads(r.FeedbackStream(), r.Feedback("*")),
 			[]string{ // of what is withdrawn, too
@@ -343,12 +343,20 @@ func (r subjects) setup() []string {
 		"OBJ_" + r.ArtifactsBucket(), "OBJ_" + r.EvidenceBucket(), "OBJ_" + r.LargeBucket(), "OBJ_" + r.ImagesBucket(),
 	}
 	out := []string{api + "INFO"}
+	passing := []string{r.FramesStream(), r.TrainingStream(), "KV_" + r.WorkBucket(), "OBJ_" + r.LargeBucket()} // is not backed up
 	for _, n := range names {
-		for _, verb := range []string{"INFO", "CREATE", "UPDATE"} {
+		verbs := []string{"INFO", "CREATE", "UPDATE"}
+		if !slices.Contains(passing, n) { // to back up, and to restore into what is missing; nobody may delete
+			verbs = append(verbs, "SNAPSHOT", "RESTORE")
+			out = append(out, "$JS.SNAPSHOT.ACK."+n+".>", "$JS.SNAPSHOT.RESTORE."+n+".*")
+		}
+		for _, verb := range verbs {
 			out = append(out, api+"STREAM."+verb+"."+n)
 		}
 	}
-	return out
+	// A restore looks whether each active release loads.
+	out = append(out, readKV(r.ActiveBucket())...)
+	return append(out, readObjects(r.ArtifactsBucket())...)
 }
 
 func (r subjects) prefixed(rest string) string {
