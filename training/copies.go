@@ -58,54 +58,56 @@ func (c copying) count() int { return len(c.turned) + c.lit }
 // vary shows f what the model gives of the images' copies, all of one image after
 // the other.
 func (m *model) vary(ctx context.Context, data Data, images []Image, c copying, f func(e *inference.Embedding) error) error {
+	const chunk = 4 // images whose copies are in memory at a time
 	prepare := m.e.Preprocess()
 	square := make([]uint8, prepare.Bytes())
 	ways := make([]uint8, imaging.Dihedral.Count()*prepare.Bytes())
-	for _, img := range images {
-		file, err := img.Read()
-		if err != nil {
-			return fmt.Errorf("read normal image %s: %w", img.Name, err)
-		}
-		var all []inference.Embedding
-		if len(c.turned) > 0 {
-			if _, err := prepare.Apply(file, data.Limits, square); err != nil {
-				return fmt.Errorf("prepare normal image %s: %w", img.Name, err)
-			}
-			imaging.Dihedral.Expand(square, prepare.Crop, ways)
-			var some [][]uint8
-			for _, way := range c.turned {
-				some = append(some, ways[way*len(square):(way+1)*len(square)])
-			}
-			if all, err = m.e.EmbedPixels(ctx, some); err != nil {
-				return err
-			}
-		}
+	for some := range slices.Chunk(images, chunk) {
+		var turned [][]uint8
 		var lit []*imaging.Image
-		for k := range c.lit {
-			one, err := data.View.Decode(file, data.Limits)
+		for _, img := range some {
+			file, err := img.Read()
 			if err != nil {
-				return fmt.Errorf("normal image %s: %w", img.Name, err)
+				return fmt.Errorf("read normal image %s: %w", img.Name, err)
 			}
-			name := img.Name
-			if c.lit > 1 { // other draws than of the one that is tested
-				name = fmt.Sprintf("%s, copy %d", img.Name, k+1)
+			if len(c.turned) > 0 {
+				if _, err := prepare.Apply(file, data.Limits, square); err != nil {
+					return fmt.Errorf("prepare normal image %s: %w", img.Name, err)
+				}
+				imaging.Dihedral.Expand(square, prepare.Crop, ways)
+				for _, way := range c.turned {
+					turned = append(turned, slices.Clone(ways[way*len(square):(way+1)*len(square)]))
+				}
 			}
-			evaluate.Relight(one, name)
-			lit = append(lit, one)
+			for k := range c.lit {
+				one, err := data.View.Decode(file, data.Limits)
+				if err != nil {
+					return fmt.Errorf("normal image %s: %w", img.Name, err)
+				}
+				name := img.Name
+				if c.lit > 1 { // other draws than of the one that is tested
+					name = fmt.Sprintf("%s, copy %d", img.Name, k+1)
+				}
+				evaluate.Relight(one, name)
+				lit = append(lit, one)
+			}
 		}
-		if len(lit) > 0 {
-			more, err := m.e.EmbedImages(ctx, lit)
-			if err != nil {
-				return err
-			}
-			all = append(all, more...)
+		byWay, err := m.e.EmbedPixels(ctx, turned)
+		if err != nil {
+			return err
 		}
-		for i := range all {
-			if all[i].Err != nil {
-				return fmt.Errorf("embed a copy of image %s: %w", img.Name, all[i].Err)
-			}
-			if err := f(&all[i]); err != nil {
-				return err
+		byLight, err := m.e.EmbedImages(ctx, lit)
+		if err != nil {
+			return err
+		}
+		for i, img := range some {
+			for _, e := range slices.Concat(byWay[i*len(c.turned):(i+1)*len(c.turned)], byLight[i*c.lit:(i+1)*c.lit]) {
+				if e.Err != nil {
+					return fmt.Errorf("embed a copy of image %s: %w", img.Name, e.Err)
+				}
+				if err := f(&e); err != nil {
+					return err
+				}
 			}
 		}
 	}

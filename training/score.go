@@ -212,12 +212,12 @@ func (s Score) compose(path string, a backbone.Anatomy, tuned bool) (composition
 // layer too, and not the neighbourhoods of the early one, which blur what it says.
 func (c *composition) showFiner(a backbone.Anatomy, tuned bool) {
 	taps := localTaps(a)
+	middle := layerAt(a, 1./2)
+	if len(taps) < 3 || middle == taps[0].Layer {
+		return
+	}
 	for i := range c.parts {
 		c.parts[i].noMap = c.parts[i].isPatch() && c.parts[i].Layer == taps[0].Layer && c.parts[i].Around > 1
-	}
-	middle := layerAt(a, 1./2)
-	if middle == taps[0].Layer {
-		return
 	}
 	p := Part{Tap: backbone.Tap{What: backbone.TapPatch, Layer: middle, Around: 1}, Placed: true, Statistic: release.StatisticMean, Frozen: tuned}
 	c.parts = append(c.parts, placed{Part: p, name: p.name()})
