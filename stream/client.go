@@ -149,6 +149,11 @@ func (c *Client) SetDetector(ctx context.Context, name string, f func(*Detector)
 			q.Set[field] = value
 		}
 	}
+	return c.Set(ctx, q)
+}
+
+// Set changes single fields of a configuration.
+func (c *Client) Set(ctx context.Context, q SetRequest) (a DetectorAnswer, err error) {
 	return a, c.ask(ctx, "set", q, &a)
 }
 

@@ -294,7 +294,13 @@ func (c *Control) set(ctx context.Context, ch *Change, q SetRequest) (DetectorAn
 			return fmt.Errorf("change detector %s: its revision is %d, not %d: %w", d.Name, d.Revision, q.Revision, ErrConflict)
 		}
 		was = *d
-		return q.apply(d)
+		if err := q.Apply(d); err != nil {
+			return err
+		}
+		if err := d.Validate(); err != nil {
+			return Permanent(CodeBadRequest, oneLine(err))
+		}
+		return nil
 	})
 	if err != nil {
 		return DetectorAnswer{}, err
@@ -304,8 +310,8 @@ func (c *Control) set(ctx context.Context, ch *Change, q SetRequest) (DetectorAn
 	return a, c.takeEffect(ctx, ch.By, was, is, &a)
 }
 
-// apply changes d by the fields of the request.
-func (q SetRequest) apply(d *Detector) error {
+// Apply changes d by the fields of the request. What comes of it need not be valid.
+func (q SetRequest) Apply(d *Detector) error {
 	bad := func(err error) error {
 		return Permanent(CodeBadRequest, fmt.Errorf("change detector %s: %w", d.Name, oneLine(err)))
 	}
@@ -330,9 +336,6 @@ func (q SetRequest) apply(d *Detector) error {
 	next := Detector{Revision: d.Revision}
 	if err := kv.Object(b, &next, true); err != nil {
 		return bad(err)
-	}
-	if err := next.Validate(); err != nil {
-		return Permanent(CodeBadRequest, oneLine(err))
 	}
 	*d = next
 	return nil

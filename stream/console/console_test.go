@@ -83,6 +83,15 @@ func newHall(t testing.TB, cfg Config) *hall {
 	if err := stream.Ensure(t.Context(), h.js, stream.Topology{}); err != nil {
 		t.Fatal(err)
 	}
+	control, err := stream.NewControl(h.nc, stream.Names{}, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop, err := control.Start(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(stop)
 	h.start(cfg)
 	return h
 }

@@ -144,6 +144,8 @@ func problemOf(err error) problem {
 		return problem{http.StatusConflict, stream.CodeConflict, err.Error()}
 	case errors.Is(err, stream.ErrBadName), errors.Is(err, stream.ErrBadMessage):
 		return problem{http.StatusBadRequest, stream.CodeBadRequest, err.Error()}
+	case errors.Is(err, stream.ErrNobody):
+		return problem{http.StatusServiceUnavailable, "broker_away", err.Error()}
 	case errors.Is(err, nats.ErrConnectionClosed), errors.Is(err, nats.ErrNoServers), errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout), errors.Is(err, nats.ErrNoResponders), errors.Is(err, nats.ErrDisconnected):
 		return problem{http.StatusServiceUnavailable, "broker_away", "the broker does not answer: " + err.Error()}
 	}

@@ -17,8 +17,11 @@ import (
 
 // feedback sends a verdict. It waits in the broker where no trainer runs.
 func (c *Console) feedback(ctx context.Context, f stream.Feedback) error {
-	return c.in.SendFeedback(ctx, f)
+	return c.client.For(f.By).Feedback(ctx, f)
 }
+
+// control asks for a change in the name of who is signed in.
+func (c *Console) control(q *request) *stream.Client { return c.client.For(q.who.Name) }
 
 // setFields are those of a configuration that somebody has set.
 func setFields(d stream.Detector) map[string]bool {
@@ -38,43 +41,25 @@ func setFields(d stream.Detector) map[string]bool {
 // trainer's machine could read, and what the store itself knows.
 var fixed = []string{"name", "created_at", "backbone"}
 
-// patch changes a configuration by a JSON merge patch (RFC 7396): a field is set,
-// or with null brought back to its default.
-func patch(d *stream.Detector, b []byte) error {
-	change := map[string]json.RawMessage{}
-	if err := kv.Object(b, &change, false); err != nil {
-		return bad("the change: %v", err)
+// patch reads a change of a configuration, a JSON merge patch (RFC 7396): a field is
+// set, or with null brought back to its default. It is tried on d.
+func patch(d stream.Detector, b []byte) (stream.SetRequest, error) {
+	q := stream.SetRequest{Detector: d.Name}
+	if err := kv.Object(b, &q.Set, false); err != nil {
+		return q, bad("the change: %v", err)
 	}
-	now, err := json.Marshal(*d)
-	if err != nil {
-		return err
-	}
-	fields := map[string]json.RawMessage{}
-	if err := json.Unmarshal(now, &fields); err != nil {
-		return err
-	}
-	for k, v := range change {
-		for _, f := range fixed {
-			if k == f {
-				return bad("%s cannot be changed here", k)
-			}
-		}
-		if string(v) == "null" {
-			delete(fields, k)
-		} else {
-			fields[k] = v
+	for _, f := range fixed {
+		if _, ok := q.Set[f]; ok {
+			return q, bad("%s cannot be changed here", f)
 		}
 	}
-	if b, err = json.Marshal(fields); err != nil {
-		return err
+	if err := q.Apply(&d); err != nil {
+		return q, bad("the change: %v", err)
 	}
-	var out stream.Detector
-	if err := kv.Object(b, &out, true); err != nil {
-		return bad("the change: %v", err)
+	if err := d.Validate(); err != nil {
+		return q, problem{http.StatusUnprocessableEntity, stream.CodeBadRequest, err.Error()}
 	}
-	out.Revision = d.Revision
-	*d = out
-	return nil
+	return q, nil
 }
 
 func (c *Console) createDetector(q *request) (any, error) {
@@ -94,12 +79,13 @@ func (c *Console) createDetector(q *request) (any, error) {
 	}
 	ctx, cancel := q.brief()
 	defer cancel()
-	if d, err = c.detectors.Create(ctx, d); err != nil {
+	a, err := c.control(q).CreateDetector(ctx, d)
+	if err != nil {
 		return nil, err
 	}
 	c.overview.forget("")
 	c.say(q, "created detector", d.Name)
-	return created{http.StatusCreated, detector{Detector: d.WithDefaults(), Revision: d.Revision, Set: setFields(d)}}, nil
+	return created{http.StatusCreated, detector{Detector: a.WithDefaults(), Revision: a.Revision, Set: setFields(a.Detector)}}, nil
 }
 
 // say writes into the log who did what.
@@ -122,21 +108,24 @@ func (c *Console) changeDetector(q *request) (any, error) {
 	}
 	ctx, cancel := q.brief()
 	defer cancel()
-	d, err := c.detectors.Set(ctx, name, func(d *stream.Detector) error {
-		if want > 0 && d.Revision != want {
-			return problem{http.StatusPreconditionFailed, codeStale, "somebody else has changed the detector meanwhile: look again"}
-		}
-		if err := patch(d, b); err != nil {
-			return err
-		}
-		if err := d.Validate(); err != nil {
-			return problem{http.StatusUnprocessableEntity, stream.CodeBadRequest, err.Error()}
-		}
-		return nil
-	})
+	d, err := c.detectors.Get(ctx, name)
 	if err != nil {
 		return nil, err
 	}
+	change, err := patch(d, b)
+	if err != nil {
+		return nil, err
+	}
+	change.Revision = want
+	a, err := c.control(q).Set(ctx, change)
+	if want > 0 && errors.Is(err, stream.ErrConflict) {
+		return nil, problem{http.StatusPreconditionFailed, codeStale, "somebody else has changed the detector meanwhile: look again"}
+	}
+	if err != nil {
+		return nil, err
+	}
+	d = a.Detector
+	d.Revision = a.Revision
 	c.overview.forget("")
 	c.say(q, "changed detector", name)
 	o, err := c.getOverview()
@@ -157,7 +146,7 @@ func (c *Console) deleteDetector(q *request) (any, error) {
 	}
 	ctx, cancel := q.brief()
 	defer cancel()
-	if err := c.in.DeleteDetector(ctx, name, v.Get("everything") == "true"); err != nil {
+	if err := c.control(q).DeleteDetector(ctx, name, v.Get("everything") == "true"); err != nil {
 		return nil, err
 	}
 	c.overview.forget("")
@@ -300,7 +289,7 @@ func (c *Console) removeNormal(q *request) (any, error) {
 	}
 	ctx, cancel := q.brief()
 	defer cancel()
-	if err := c.normals.Remove(ctx, name, n); err != nil {
+	if err := c.control(q).RemoveNormals(ctx, name, []uint64{n}); err != nil {
 		return nil, err
 	}
 	c.overview.forget("")
@@ -329,14 +318,10 @@ func (c *Console) train(q *request) (any, error) {
 	}
 	ctx, cancel := q.brief()
 	defer cancel()
-	jobs, err := c.in.Jobs(ctx)
-	if err != nil {
-		return nil, err
-	}
-	// Without the service: the job waits in the queue when no trainer runs.
-	j, err := jobs.Request(ctx, stream.TrainRequest{
-		Job: stream.NewJob(name), Detector: name, Method: in.Method, Profile: in.Profile, Seed: in.Seed,
-		Promote: in.Promote == nil || *in.Promote, Force: in.Force, By: q.who.Name, Reason: cmp.Or(in.Reason, "asked for on the page"),
+	// The job waits in the queue when no trainer runs.
+	j, err := c.control(q).Train(ctx, stream.TrainRequest{
+		Detector: name, Method: in.Method, Profile: in.Profile, Seed: in.Seed,
+		Promote: in.Promote == nil || *in.Promote, Force: in.Force, Reason: cmp.Or(in.Reason, "asked for on the page"),
 	})
 	if err != nil {
 		return nil, err
@@ -348,11 +333,7 @@ func (c *Console) train(q *request) (any, error) {
 func (c *Console) cancelJob(q *request) (any, error) {
 	ctx, cancel := q.brief()
 	defer cancel()
-	jobs, err := c.in.Jobs(ctx)
-	if err != nil {
-		return nil, err
-	}
-	j, err := jobs.Cancel(ctx, q.PathValue("job"))
+	j, err := c.control(q).Cancel(ctx, q.PathValue("job"))
 	if err != nil {
 		return nil, err
 	}
@@ -383,7 +364,7 @@ func (c *Console) choose(q *request) (stream.PromoteRequest, choice, error) {
 	}
 	c.overview.forget("")
 	c.say(q, "changes the release", name)
-	return stream.PromoteRequest{Detector: name, Release: in.Release, Expect: in.Expect, By: q.who.Name, Reason: in.Reason}, in, nil
+	return stream.PromoteRequest{Detector: name, Release: in.Release, Expect: in.Expect, Reason: in.Reason}, in, nil
 }
 
 func (c *Console) promote(q *request) (any, error) {
@@ -393,7 +374,7 @@ func (c *Console) promote(q *request) (any, error) {
 	}
 	ctx, cancel := q.brief()
 	defer cancel()
-	return c.client.Promote(ctx, r)
+	return c.control(q).Promote(ctx, r)
 }
 
 func (c *Console) rollback(q *request) (any, error) {
@@ -403,7 +384,7 @@ func (c *Console) rollback(q *request) (any, error) {
 	}
 	ctx, cancel := q.brief()
 	defer cancel()
-	return c.client.Rollback(ctx, r)
+	return c.control(q).Rollback(ctx, r)
 }
 
 func (c *Console) shadow(q *request) (any, error) {
@@ -413,7 +394,7 @@ func (c *Console) shadow(q *request) (any, error) {
 	}
 	ctx, cancel := q.brief()
 	defer cancel()
-	return nil, c.client.Shadow(ctx, r)
+	return nil, c.control(q).Shadow(ctx, r)
 }
 
 func (c *Console) pin(q *request) (any, error) {
@@ -423,5 +404,5 @@ func (c *Console) pin(q *request) (any, error) {
 	}
 	ctx, cancel := q.brief()
 	defer cancel()
-	return nil, c.client.Pin(ctx, stream.PinRequest{Detector: r.Detector, Release: r.Release, Unpin: in.Unpin, By: r.By})
+	return nil, c.control(q).Pin(ctx, stream.PinRequest{Detector: r.Detector, Release: r.Release, Unpin: in.Unpin})
 }
