@@ -60,6 +60,10 @@ sinks: ## sinks and broker killed ten times while a receiver is down for ten min
 plc: ## how long a verdict takes to a Modbus coil (10,000 frames), and whether a stale one is ever shown (a minute)
 	NEARMISS_TEST_PLC_FRAMES=10000 go test -count 1 -v -timeout 10m -run 'Modbus|Stale' ./stream/sink/plc
 
+.PHONY: deploy-check
+deploy-check: ## check deployments/: against the program, and by the tools that are installed
+	@deployments/check.sh
+
 .PHONY: lint
 lint: ## formatting, go vet and staticcheck
 	@bad=$$(git ls-files -co --exclude-standard '*.go' | grep -v '\.pb\.go$$' | xargs go tool gofumpt -l); \

@@ -38,7 +38,7 @@ const (
 // streams are the names of what is kept. Waiting frames, training requests and the
 // notes of workers are of the moment.
 func streams(n stream.Names, what string) ([]string, error) {
-	all := []string{"KV_" + n.DetectorsBucket(), "KV_" + n.ActiveBucket(), "KV_" + n.SinksBucket()}
+	all := []string{"KV_" + n.DetectorsBucket(), "KV_" + n.ActiveBucket(), "KV_" + n.SinksBucket(), "KV_" + n.UsersBucket()}
 	if what == Config {
 		return all, nil
 	}
