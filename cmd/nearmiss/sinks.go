@@ -18,6 +18,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/incident"
 	"github.com/nearmiss/nearmiss/stream/sink"
+	"github.com/nearmiss/nearmiss/stream/sink/archive"
 	"github.com/nearmiss/nearmiss/stream/sink/mail"
 	"github.com/nearmiss/nearmiss/stream/sink/mqtt"
 	"github.com/nearmiss/nearmiss/stream/sink/plc"
@@ -36,13 +37,21 @@ type sinksCmd struct {
 }
 
 // sinkKinds are the kinds of sinks that this program has.
-func sinkKinds(n stream.Names, pictures sink.Pictures) sink.Kinds {
+// in is nil where they are only checked.
+func sinkKinds(n stream.Names, in *stream.Installation) sink.Kinds {
+	var pictures sink.Pictures
+	var from archive.Source
+	if in != nil {
+		pictures = sink.PicturesFrom(in)
+		from = archive.Source{Pictures: pictures, Image: in.EventImage}
+	}
 	return sink.Kinds{
 		webhook.Kind:   webhook.Opener(n, version),
 		plc.ModbusKind: plc.OpenModbus,
 		plc.OPCUAKind:  plc.OpenOPCUA,
 		mqtt.Kind:      mqtt.Opener(n, version, pictures),
 		mail.Kind:      mail.Opener(version, pictures),
+		archive.Kind:   archive.Opener(n, from),
 	}
 }
 
@@ -52,8 +61,7 @@ func runSinks(ctx context.Context, nc *nats.Conn, n stream.Names, v *observer, o
 	if err != nil {
 		return err
 	}
-	pictures := sink.PicturesFrom(stream.NewInstallation(js, n))
-	e, err := sink.NewEngine(sink.EngineConfig{Names: n, Kinds: sinkKinds(n, pictures)}, nc, o.Log)
+	e, err := sink.NewEngine(sink.EngineConfig{Names: n, Kinds: sinkKinds(n, stream.NewInstallation(js, n))}, nc, o.Log)
 	if err != nil {
 		return err
 	}

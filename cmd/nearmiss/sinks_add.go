@@ -14,13 +14,14 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream/sink"
+	"github.com/nearmiss/nearmiss/stream/sink/archive"
 	"github.com/nearmiss/nearmiss/stream/sink/mqtt"
 	"github.com/nearmiss/nearmiss/stream/sink/webhook"
 )
 
 type sinksAddCmd struct {
 	Name      string        `arg:"" help:"Name of the sink."`
-	Kind      string        `arg:"" enum:"webhook,mail,mqtt,modbus,opcua" help:"${enum}."`
+	Kind      string        `arg:"" enum:"webhook,mail,mqtt,archive,modbus,opcua" help:"${enum}."`
 	URL       string        `required:"" placeholder:"URL" help:"Where the receiver is."`
 	Set       []string      `sep:"none" placeholder:"KEY=VALUE" help:"A setting of the kind, such as coil=3; may be repeated. The page stream/sink/README.md has them all."`
 	Preset    string        `placeholder:"NAME" help:"Receiver whose language to speak: slack, mattermost, discord, teams, ntfy or alertmanager (default: CloudEvents)."`
@@ -46,6 +47,7 @@ func (*sinksAddCmd) Help() string {
 		"nearmiss sinks add chat webhook --url https://chat.example.org/hook/abc --preset slack --no-secret --cool-down 1m",
 		"nearmiss sinks add shift mail --url smtp://mail.example.org --set from=alarm@example.org --set 'to=[\"shift@example.org\"]' --set user=alarm --secret file:/run/secrets/mail",
 		"nearmiss sinks add home mqtt --url mqtts://mosquitto.example.org --set user=nearmiss --secret file:/run/secrets/mqtt",
+		"nearmiss sinks add keep archive --url /mnt/archive",
 		"nearmiss sinks add gate modbus --url tcp://10.0.0.5:502 --set coil=3 --set registers=100 --detector bolts",
 		"nearmiss sinks add night webhook --url https://ntfy.example.org --preset ntfy --secret env:NTFY_TOKEN --bearer --hours \"22:00-06:00\"",
 	)
@@ -155,10 +157,10 @@ func (c *sinksAddCmd) config() (json.RawMessage, error) {
 
 // events are the kinds of events that the sink gets when none are named.
 func (c *sinksAddCmd) events() []string {
-	if len(c.Kinds) == 0 && c.Kind == mqtt.Kind {
-		return mqtt.Events
+	if len(c.Kinds) > 0 {
+		return c.Kinds
 	}
-	return c.Kinds
+	return map[string][]string{mqtt.Kind: mqtt.Events, archive.Kind: archive.Events}[c.Kind]
 }
 
 // makeSecret writes a new secret, unless one is there.
