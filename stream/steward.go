@@ -87,6 +87,7 @@ const (
 	LostShare     = "share_full" // a detector's share is full: its cameras are refused
 	LostDisk      = "disk_full"  // no frames are taken
 	LostOver      = "over"       // frames are taken again
+	LostUntold    = "untold"     // events, by age or size, before a sink had them
 )
 
 // NewSteward prepares a steward on a connection that the caller closes after Run

@@ -46,7 +46,7 @@ func sinkKinds(n stream.Names, in *stream.Installation) sink.Kinds {
 		from = archive.Source{Pictures: pictures, Image: in.EventImage}
 	}
 	return sink.Kinds{
-		webhook.Kind:   webhook.Opener(n, version),
+		webhook.Kind:   webhook.Opener(n, version, pictures),
 		plc.ModbusKind: plc.OpenModbus,
 		plc.OPCUAKind:  plc.OpenOPCUA,
 		mqtt.Kind:      mqtt.Opener(n, version, pictures),

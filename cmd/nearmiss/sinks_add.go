@@ -24,7 +24,7 @@ type sinksAddCmd struct {
 	Kind      string        `arg:"" enum:"webhook,mail,mqtt,archive,modbus,opcua" help:"${enum}."`
 	URL       string        `required:"" placeholder:"URL" help:"Where the receiver is."`
 	Set       []string      `sep:"none" placeholder:"KEY=VALUE" help:"A setting of the kind, such as coil=3; may be repeated. The page stream/sink/README.md has them all."`
-	Preset    string        `placeholder:"NAME" help:"Receiver whose language to speak: slack, mattermost, discord, teams, ntfy or alertmanager (default: CloudEvents)."`
+	Preset    string        `placeholder:"NAME" help:"Receiver whose language to speak: slack, mattermost, discord, teams, ntfy, pagerduty or alertmanager (default: CloudEvents)."`
 	Template  string        `type:"existingfile" placeholder:"FILE" help:"Template of the body (Go text/template)."`
 	Bearer    bool          `help:"The secret is a token for the header Authorization, not one to sign with."`
 	Secret    string        `placeholder:"REF" help:"Where the secret is on the machine that runs the sinks: file:PATH or env:NAME. Without it, one to sign with is made for a webhook and written into the data folder."`
@@ -32,7 +32,7 @@ type sinksAddCmd struct {
 	Loopback  bool          `name:"allow-loopback" help:"The receiver is on the machine that runs the sinks."`
 	Detectors []string      `name:"detector" placeholder:"NAME" help:"Only events of this detector; may be repeated."`
 	Cameras   []string      `name:"camera" placeholder:"NAME" help:"Only events of this camera; may be repeated."`
-	Kinds     []string      `name:"event" placeholder:"KIND" help:"Only events of this kind; may be repeated (default: incident.new, incident.end, drift, release, store; also anomaly for each frame, incident.update, rejected)."`
+	Kinds     []string      `name:"event" placeholder:"KIND" help:"Only events of this kind; may be repeated (default: incident.new, incident.end, drift, release, store, camera, lost; also anomaly for each frame, incident.update, rejected)."`
 	MinRatio  float64       `placeholder:"X" help:"Only scores of at least X times the threshold."`
 	Hours     string        `placeholder:"TEXT" help:"Only at these times, for instance \"Mon-Fri 06:00-22:00 Europe/Berlin\"."`
 	CoolDown  time.Duration `placeholder:"TIME" help:"Nothing more of a camera for so long after something was sent."`

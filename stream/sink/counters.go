@@ -14,22 +14,6 @@ type counters struct {
 	lastAt  time.Time         // of a delivery
 	delay   time.Duration     // from stored to delivered, of that one
 	pending map[string]uint64 // in the broker, by stream
-	lostTo  map[string]uint64 // up to this sequence losses have been counted, by stream
-}
-
-func (c *counters) seenTo(stream string) uint64 {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.lostTo[stream]
-}
-
-func (c *counters) see(stream string, to uint64) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.lostTo == nil {
-		c.lostTo = map[string]uint64{}
-	}
-	c.lostTo[stream] = to
 }
 
 func (c *counters) waiting(stream string, n uint64) {

@@ -37,6 +37,8 @@ type EngineConfig struct {
 	Kinds Kinds
 	// Delays between the tries of one event. Default: 5 s to 5 h.
 	Delays []time.Duration
+	// Looks is how often it is looked whether something was lost. Default 1 min.
+	Looks time.Duration
 }
 
 // running is a sink at work, or why it is not.
@@ -55,6 +57,9 @@ func NewEngine(cfg EngineConfig, nc *nats.Conn, log zerolog.Logger) (*Engine, er
 	}
 	if len(cfg.Delays) == 0 {
 		cfg.Delays = schedule
+	}
+	if cfg.Looks == 0 {
+		cfg.Looks = time.Minute
 	}
 	js, err := jetstream.New(nc)
 	if err != nil {
@@ -183,7 +188,7 @@ func (e *Engine) start(ctx context.Context, b jetstream.KeyValue, s Sink, rev ui
 		close(done)
 		return r
 	}
-	l := &line{names: e.cfg.Names, nc: e.nc, js: e.js, log: log, sink: s, judge: j, delays: e.cfg.Delays}
+	l := &line{names: e.cfg.Names, nc: e.nc, js: e.js, log: log, sink: s, judge: j, delays: e.cfg.Delays, lookEvery: e.cfg.Looks}
 	l.off = func(why error) { e.switchOff(own, b, s.Name, rev, why) }
 	r.line = l
 	go func() {

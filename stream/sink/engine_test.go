@@ -108,7 +108,7 @@ func newHall(t *testing.T, receivers map[string]*receiver) *hall {
 // engine runs one until the test ends or stop is called.
 func (h *hall) engine() (stop func()) {
 	h.t.Helper()
-	e, err := sink.NewEngine(sink.EngineConfig{Kinds: h.kinds, Delays: []time.Duration{50 * time.Millisecond, 100 * time.Millisecond}}, h.nc, zerolog.New(h))
+	e, err := sink.NewEngine(sink.EngineConfig{Kinds: h.kinds, Delays: []time.Duration{50 * time.Millisecond, 100 * time.Millisecond}, Looks: 50 * time.Millisecond}, h.nc, zerolog.New(h))
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -326,6 +326,39 @@ func TestGoneReceiversAndTests(t *testing.T) {
 		h.event("line1", 2)
 		return false
 	})
+}
+
+// What the broker discards before a sink has it is counted and told; nothing is
+// lost in silence.
+func TestWhatIsDiscardedIsTold(t *testing.T) {
+	down, desk := &receiver{}, &receiver{}
+	down.does(func(sink.Notice) error { return errors.New("connection refused") })
+	h := newHall(t, map[string]*receiver{"down": down, "desk": desk})
+	h.engine()
+	h.put(sink.Sink{Name: "a", Kind: "down", Enabled: true, Kinds: []string{"anomaly"}})
+	h.put(sink.Sink{Name: "b", Kind: "desk", Enabled: true, Kinds: []string{"lost"}})
+	h.ready("a")
+	h.ready("b")
+	for range 6 {
+		h.event("line1", 2)
+	}
+	poll(t, func() bool { return h.status("a").Pending == 6 && h.status("a").Open })
+	s, err := h.js.Stream(t.Context(), "NM_EVENTS")
+	if err == nil {
+		cfg := s.CachedInfo().Config
+		cfg.MaxMsgs = 2 // the oldest go, as by age and size
+		_, err = h.js.UpdateStream(t.Context(), cfg)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	poll(t, func() bool { return h.status("a").Results[sink.ResultLost] >= 4 })
+	poll(t, func() bool { return len(desk.ids()) > 0 })
+	desk.mu.Lock()
+	defer desk.mu.Unlock()
+	if e := desk.got[0].Event; e.Code != stream.LostUntold || !strings.Contains(e.Reason, "before it had them") {
+		t.Errorf("%+v", e)
+	}
 }
 
 // collector is a receiver that gets digests.

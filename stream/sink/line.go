@@ -25,9 +25,8 @@ const (
 	parallel = 8                // tries under way, unless the sink is ordered
 	// maxPending counts what waits for its next try, too: it lies in the broker,
 	// and a few events that a receiver does not like must not keep the others.
-	maxPending  = 1000
-	breakAfter  = 5 // failures in a row that open the breaker
-	lossesEvery = time.Minute
+	maxPending = 1000
+	breakAfter = 5 // failures in a row that open the breaker
 )
 
 // schedule is how long after each try the next one follows: that of Standard
@@ -56,6 +55,8 @@ type line struct {
 	sender Sender
 	judge  *judge
 	delays []time.Duration
+	// lookEvery is how often it is looked whether something was lost.
+	lookEvery time.Duration
 	// off is called when the receiver says that it is no more.
 	off func(error)
 
@@ -65,9 +66,11 @@ type line struct {
 	collecting chan collected
 
 	mu sync.Mutex
-	// fails counts the tries of what failed while the receiver took other events,
-	// by stream and sequence; at most maxPending of each stream.
-	fails map[string]int
+	// fails counts the tries of what waits for another one while the receiver took
+	// other events; at most maxPending of each stream.
+	fails map[spot]int
+	fresh map[spot]bool   // what came for the first time since the last look
+	looks map[string]look // the last, by stream
 }
 
 // run delivers until ctx ends.
@@ -214,6 +217,9 @@ func (l *line) deliver(ctx context.Context, m jetstream.Msg, from string, releas
 		_ = m.Term()
 		return
 	}
+	if meta.NumDelivered == 1 {
+		l.came(from, meta.Sequence.Stream)
+	}
 	n, err := parse(l.names, m.Subject(), m.Headers(), m.Data(), meta.Timestamp)
 	if err != nil {
 		l.stats.add(ResultForeign, "", 1)
@@ -316,15 +322,16 @@ func (l *line) failed(ctx context.Context, m jetstream.Msg, meta *jetstream.MsgM
 // takes nothing at all, that is no fault of the event's: it must not come hours
 // after the receiver is back.
 func (l *line) delay(from string, seq uint64) time.Duration {
-	if l.breaker.open() {
-		return l.delays[0]
-	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.fails == nil {
-		l.fails = map[string]int{}
+		l.fails = map[spot]int{}
 	}
-	key := spot(from, seq)
+	key := spot{from, seq}
+	if l.breaker.open() {
+		l.fails[key] += 0
+		return l.delays[0]
+	}
 	l.fails[key]++
 	return l.delays[min(l.fails[key], len(l.delays))-1]
 }
@@ -337,10 +344,8 @@ func (l *line) done(m jetstream.Msg) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.fails, spot(meta.Stream, meta.Sequence.Stream))
+	delete(l.fails, spot{meta.Stream, meta.Sequence.Stream})
 }
-
-func spot(stream string, seq uint64) string { return stream + "/" + strconv.FormatUint(seq, 10) }
 
 // ack tells the broker that the message is done with; one whose acknowledgement
 // is lost comes again, with the same id.
@@ -410,44 +415,4 @@ func (l *line) sendSummary(ctx context.Context, n Notice) {
 		return
 	}
 	l.stats.add(ResultSummaries, "", 1)
-}
-
-// watchLosses counts what the broker discarded by age or size before the sink
-// had it.
-func (l *line) watchLosses(ctx context.Context, c source) {
-	tick := time.NewTicker(lossesEvery)
-	defer tick.Stop()
-	for {
-		lost, err := l.losses(ctx, c)
-		if err == nil && lost > 0 {
-			l.stats.add(ResultLost, "discarded by the broker", lost)
-			l.log.Error().Uint64("events", lost).Msg("the broker discarded events before this sink had them: raise keep.events_age or keep.events_bytes, or mend the receiver")
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
-}
-
-// losses counts the events between the sink's place and the oldest that is
-// left, which are at most so many of the sink's.
-func (l *line) losses(ctx context.Context, c source) (uint64, error) {
-	info, err := c.Info(ctx)
-	if err != nil {
-		return 0, err
-	}
-	l.stats.waiting(c.stream, info.NumPending+uint64(info.NumAckPending))
-	s, err := l.js.Stream(ctx, c.stream)
-	if err != nil {
-		return 0, err
-	}
-	first := s.CachedInfo().State.FirstSeq
-	floor := max(info.AckFloor.Stream, l.stats.seenTo(c.stream))
-	if first == 0 || floor == 0 || first-1 <= floor {
-		return 0, nil
-	}
-	l.stats.see(c.stream, first-1)
-	return first - 1 - floor, nil
 }

@@ -41,6 +41,7 @@ type Cloud struct {
 	DataContentType string    `json:"datacontenttype"`
 	Test            bool      `json:"test,omitempty"`    // extension: nothing has happened
 	Summary         int       `json:"summary,omitempty"` // extension: how many events this one stands for
+	Picture         []byte    `json:"picture,omitempty"` // extension: the marked frame, JPEG, where the sink sends it so
 	Data            any       `json:"data"`              // [stream.Event] or [incident.Incident]
 }
 

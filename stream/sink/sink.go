@@ -81,7 +81,7 @@ const IncidentPrefix = "incident."
 // alarm once when it begins and once when it is over.
 var DefaultKinds = []string{
 	IncidentPrefix + incident.New, IncidentPrefix + incident.End,
-	stream.KindDrift, stream.KindRelease, stream.KindStore,
+	stream.KindDrift, stream.KindRelease, stream.KindStore, stream.KindCamera, stream.KindLost,
 }
 
 // defaultGiveUp is for how long an event is tried.

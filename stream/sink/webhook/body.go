@@ -2,6 +2,7 @@ package webhook
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -52,7 +53,7 @@ func newBody(cfg Config) (*body, error) {
 	}
 	b.tmpl = t
 	for _, n := range samples() { // what cannot work says so now
-		if _, _, _, err := b.make(stream.Names{}, n); err != nil {
+		if _, _, _, err := b.make(stream.Names{}, n, nil); err != nil {
 			return nil, err
 		}
 	}
@@ -60,9 +61,10 @@ func newBody(cfg Config) (*body, error) {
 }
 
 // make returns the body, its content type, and headers.
-func (b *body) make(names stream.Names, n sink.Notice) (text []byte, contentType string, extra map[string]string, err error) {
+func (b *body) make(names stream.Names, n sink.Notice, picture []byte) (text []byte, contentType string, extra map[string]string, err error) {
 	if b.tmpl == nil {
 		c := n.Cloud(names)
+		c.Picture = picture
 		if b.cfg.Mode == "binary" {
 			text, err = json.Marshal(c.Data)
 			extra = map[string]string{
@@ -85,7 +87,7 @@ func (b *body) make(names stream.Names, n sink.Notice) (text []byte, contentType
 		contentType = "application/json"
 	}
 	var out limited
-	if err := b.tmpl.Execute(&out, b.data(names, n)); err != nil {
+	if err := b.tmpl.Execute(&out, b.data(names, n, picture)); err != nil {
 		return nil, "", nil, fmt.Errorf("webhook: %w", err)
 	}
 	if strings.Contains(contentType, "json") && !json.Valid(out.Bytes()) {
@@ -127,14 +129,15 @@ type view struct {
 	Event    stream.Event
 	Incident *incident.Incident // nil: an event
 	Cloud    sink.Cloud
+	Picture  string // JPEG in base64, where pictures is inline and there is one
 }
 
-func (b *body) data(names stream.Names, n sink.Notice) view {
+func (b *body) data(names stream.Names, n sink.Notice, picture []byte) view {
 	e := n.Event
 	v := view{
 		ID: n.ID, Kind: e.Kind, Detector: e.Detector, Camera: e.Camera, Time: e.ScoredAt.UTC(),
 		Reason: e.Reason, Code: e.Code, Release: e.Release, Ratio: n.Ratio(), Test: n.Test, Summary: n.Summary,
-		Event: e, Incident: n.Incident, Cloud: n.Cloud(names), Severity: "warning",
+		Event: e, Incident: n.Incident, Cloud: n.Cloud(names), Severity: "warning", Picture: base64.StdEncoding.EncodeToString(picture),
 	}
 	for to, from := range map[*float64]*float64{&v.Score: e.Score, &v.Limit: e.Threshold, &v.PValue: e.PValue} {
 		if from != nil {

@@ -23,4 +23,12 @@ var Presets = map[string]string{
 	// Alertmanager, API v2: /api/v2/alerts.
 	"alertmanager": `[{"labels":{"alertname":{{json (printf "Nearmiss_%s" .Kind)}},"detector":{{json .Detector}},"camera":{{json .Camera}},"severity":{{json .Severity}}},` +
 		`"annotations":{"summary":{{json .Title}},"description":{{json .Text}}},"startsAt":{{if .Incident}}{{json .Incident.OpenedAt}}{{else}}{{json .Time}}{{end}}{{if .Incident}}{{if eq .Incident.Phase "end"}},"endsAt":{{json .Incident.EndedAt}}{{end}}{{end}}{{if .Link}},"generatorURL":{{json .Link}}{{end}}}]`,
+	// PagerDuty, Events API v2: https://events.pagerduty.com/v2/enqueue, with auth
+	// routing_key. The end of an incident resolves what its beginning triggered.
+	"pagerduty": `{"event_action":{{if and .Incident (eq .Incident.Phase "end")}}"resolve"{{else}}"trigger"{{end}},` +
+		`"dedup_key":{{if .Incident}}{{json .Incident.ID}}{{else}}{{json .ID}}{{end}},"client":"Nearmiss",` +
+		`"payload":{"summary":{{json (short 1024 (printf "%s. %s" .Title .Text))}},"source":{{json (printf "%s/%s" .Detector .Camera)}},"severity":{{json .Severity}},` +
+		`"timestamp":{{json .Time}},"component":{{json .Camera}},"group":{{json .Detector}},"class":{{json .Kind}},` +
+		`"custom_details":{"score":{{json .Score}},"threshold":{{json .Limit}},"reason":{{json .Reason}},"event":{{json .Event.ID}}}}` +
+		`{{if .Link}},"links":[{"href":{{json .Link}},"text":"Look"}]{{end}}}`,
 }

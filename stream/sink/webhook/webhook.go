@@ -47,8 +47,8 @@ type Config struct {
 	// Headers are added to each request. Their values are not secret.
 	Headers map[string]string `json:"headers,omitempty"`
 	// Auth says what the secret is: signature (default; "whsec_…" as Standard
-	// Webhooks has it, several separated by blanks while one is replaced) or
-	// bearer (a token).
+	// Webhooks has it, several separated by blanks while one is replaced), bearer
+	// (a token) or routing_key (PagerDuty's, which the body has).
 	Auth string `json:"auth,omitempty"`
 	// CAFile has the certificates that may have signed the receiver's.
 	CAFile string `json:"ca_file,omitempty"`
@@ -57,9 +57,15 @@ type Config struct {
 	KeyFile  string `json:"key_file,omitempty"`
 	// AllowLoopback lets the receiver be on this machine.
 	AllowLoopback bool `json:"allow_loopback,omitempty"`
-	// Link is the address of a page about an event; {event}, {detector} and
-	// {camera} are filled in.
+	// Link is the address of a page about an event; {event}, {incident},
+	// {detector} and {camera} are filled in.
 	Link string `json:"link,omitempty"`
+	// Pictures is how the picture of an alarm goes with it: none (default);
+	// inline, as base64 in a CloudEvent's extension picture and a template's
+	// .Picture; or multipart: a form with the body as its first part, named
+	// payload_json for Discord and else event, and the picture as a file. One of
+	// more than 256 KiB is left out.
+	Pictures string `json:"pictures,omitempty"`
 }
 
 // Limits of requests and answers.
@@ -77,18 +83,23 @@ type sender struct {
 	body   *body
 	keys   [][]byte // of signatures, the newest first
 	bearer string
-	client *http.Client
-	now    func() time.Time
-	agent  string
+	// routing is written into the body.
+	routing  string
+	pictures sink.Pictures
+	client   *http.Client
+	now      func() time.Time
+	agent    string
 }
 
 // Opener makes the opener of webhooks for an installation; version is the
-// program's.
-func Opener(names stream.Names, version string) func(sink.Sink, string) (sink.Sender, error) {
-	return func(s sink.Sink, secret string) (sink.Sender, error) { return open(s, secret, names, version) }
+// program's. Pictures may be nil.
+func Opener(names stream.Names, version string, pictures sink.Pictures) func(sink.Sink, string) (sink.Sender, error) {
+	return func(s sink.Sink, secret string) (sink.Sender, error) {
+		return open(s, secret, names, version, pictures)
+	}
 }
 
-func open(s sink.Sink, secret string, names stream.Names, version string) (*sender, error) {
+func open(s sink.Sink, secret string, names stream.Names, version string, pictures sink.Pictures) (*sender, error) {
 	var cfg Config
 	if err := s.Decode(&cfg); err != nil {
 		return nil, fmt.Errorf("webhook: %w", err)
@@ -100,9 +111,11 @@ func open(s sink.Sink, secret string, names stream.Names, version string) (*send
 	if err != nil {
 		return nil, err
 	}
-	out := &sender{cfg: cfg, names: names, body: b, now: time.Now, agent: "nearmiss/" + version}
+	out := &sender{cfg: cfg, names: names, body: b, now: time.Now, agent: "nearmiss/" + version, pictures: pictures}
 	switch {
 	case secret == "":
+	case cfg.Auth == "routing_key":
+		out.routing = secret
 	case cfg.Auth == "bearer":
 		if strings.ContainsAny(secret, "\r\n") {
 			return nil, errors.New("webhook: the token has several lines")
@@ -130,8 +143,10 @@ func (c Config) validate() error {
 	switch {
 	case c.Mode != "" && c.Mode != "structured" && c.Mode != "binary":
 		return fmt.Errorf("webhook: mode %q: use structured or binary", c.Mode)
-	case c.Auth != "" && c.Auth != "signature" && c.Auth != "bearer":
-		return fmt.Errorf("webhook: auth %q: use signature or bearer", c.Auth)
+	case c.Auth != "" && c.Auth != "signature" && c.Auth != "bearer" && c.Auth != "routing_key":
+		return fmt.Errorf("webhook: auth %q: use signature, bearer or routing_key", c.Auth)
+	case c.Pictures != "" && c.Pictures != "none" && c.Pictures != "inline" && c.Pictures != "multipart":
+		return fmt.Errorf("webhook: pictures %q: use none, inline or multipart", c.Pictures)
 	case (c.CertFile == "") != (c.KeyFile == ""):
 		return errors.New("webhook: a client certificate needs its key and a key its certificate")
 	}
@@ -197,7 +212,18 @@ func (s *sender) Close() error {
 
 // Send posts one notice.
 func (s *sender) Send(ctx context.Context, n sink.Notice) error {
-	text, contentType, extra, err := s.body.make(s.names, n)
+	picture := s.picture(ctx, n)
+	inline := picture
+	if s.cfg.Pictures == "multipart" {
+		inline = nil
+	}
+	text, contentType, extra, err := s.body.make(s.names, n, inline)
+	if err == nil && s.routing != "" {
+		text, err = withRoutingKey(text, s.routing)
+	}
+	if err == nil && s.cfg.Pictures == "multipart" && picture != nil {
+		text, contentType, err = form(s.cfg.Preset, n.ID, text, contentType, picture)
+	}
 	if err != nil {
 		return &sink.Permanent{Err: err}
 	}

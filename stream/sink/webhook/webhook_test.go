@@ -1,6 +1,8 @@
 package webhook_test
 
 import (
+	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/incident"
 	"github.com/nearmiss/nearmiss/stream/sink"
 	"github.com/nearmiss/nearmiss/stream/sink/webhook"
 )
@@ -36,7 +39,7 @@ func open(t testing.TB, cfg webhook.Config, secret string) (sink.Sender, error) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := webhook.Opener(stream.Names{}, "test")(sink.Sink{Name: "w", Kind: webhook.Kind, Config: b}, secret)
+	s, err := webhook.Opener(stream.Names{}, "test", pictures)(sink.Sink{Name: "w", Kind: webhook.Kind, Config: b}, secret)
 	if err == nil {
 		t.Cleanup(func() { s.Close() })
 	}
@@ -50,6 +53,86 @@ func mustOpen(t testing.TB, cfg webhook.Config, secret string) sink.Sender {
 		t.Fatal(err)
 	}
 	return s
+}
+
+func pictures(_ context.Context, e stream.Event) ([]stream.Picture, error) {
+	return []stream.Picture{{Name: "heat.png", Data: []byte("heat")}, {Name: sink.Overlay, Data: []byte("overlay of " + e.ID)}}, nil
+}
+
+// The picture goes with the alarm, inside the event or beside it, and the
+// signature is of all of it.
+func TestPictures(t *testing.T) {
+	secret, err := webhook.NewSecret()
+	if err != nil {
+		t.Fatal(err)
+	}
+	verifier, err := standard.NewWebhook(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := anomaly("e1")
+	n.Event.Pictures = "NM_EVIDENCE/bolts/e1"
+	for name, c := range map[string]struct {
+		cfg  webhook.Config
+		want []string
+	}{
+		"inline":    {webhook.Config{Pictures: "inline"}, []string{`"picture":"` + base64.StdEncoding.EncodeToString([]byte("overlay of e1")) + `"`}},
+		"template":  {webhook.Config{Pictures: "inline", Template: `{"p":{{json .Picture}}}`}, []string{`{"p":"` + base64.StdEncoding.EncodeToString([]byte("overlay of e1")) + `"}`}},
+		"multipart": {webhook.Config{Pictures: "multipart"}, []string{`name="event"`, "overlay of e1", `filename="overlay.jpg"`, `"specversion"`}},
+		"discord":   {webhook.Config{Pictures: "multipart", Preset: "discord"}, []string{`name="payload_json"`, "overlay of e1"}},
+		"none":      {webhook.Config{}, []string{`"specversion"`}},
+	} {
+		url, got := receiver(t, 200)
+		c.cfg.URL, c.cfg.AllowLoopback = url, true
+		if err := mustOpen(t, c.cfg, secret).Send(t.Context(), n); err != nil {
+			t.Fatal(err)
+		}
+		r := <-got
+		if err := verifier.Verify(r.body, r.header); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		for _, want := range c.want {
+			if !strings.Contains(string(r.body), want) {
+				t.Errorf("%s does not have %q: %s", name, want, r.body)
+			}
+		}
+		if name == "none" && strings.Contains(string(r.body), `"picture":`) {
+			t.Errorf("%s", r.body)
+		}
+	}
+}
+
+// PagerDuty's alert is triggered by an incident's beginning and resolved by its
+// end; the key is in the body only.
+func TestPagerDuty(t *testing.T) {
+	url, got := receiver(t, 202)
+	s := mustOpen(t, webhook.Config{URL: url, AllowLoopback: true, Preset: "pagerduty", Auth: "routing_key"}, "hunter2")
+	for phase, action := range map[string]string{incident.New: "trigger", incident.Update: "trigger", incident.End: "resolve"} {
+		n := anomaly("e1")
+		n.ID, n.Event.Kind = "i1/0", sink.IncidentPrefix+phase
+		n.Incident = &incident.Incident{ID: "i1", Phase: phase, Detector: "bolts", Camera: "line1", Anomalies: 1}
+		if err := s.Send(t.Context(), n); err != nil {
+			t.Fatal(err)
+		}
+		r := <-got
+		var b struct {
+			RoutingKey  string `json:"routing_key"`
+			EventAction string `json:"event_action"`
+			DedupKey    string `json:"dedup_key"`
+			Payload     struct{ Summary, Source, Severity string }
+		}
+		if err := json.Unmarshal(r.body, &b); err != nil {
+			t.Fatal(err)
+		}
+		if b.RoutingKey != "hunter2" || b.EventAction != action || b.DedupKey != "i1" || b.Payload.Source != "bolts/line1" || b.Payload.Summary == "" {
+			t.Errorf("%s: %+v", phase, b)
+		}
+		for k, v := range r.header {
+			if strings.Contains(strings.Join(v, ""), "hunter2") {
+				t.Errorf("%s shows the key", k)
+			}
+		}
+	}
 }
 
 // request is what a receiver got.

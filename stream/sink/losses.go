@@ -1,0 +1,118 @@
+package sink
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/nearmiss/nearmiss/stream"
+)
+
+// spot is a place in a stream.
+type spot struct {
+	stream string
+	seq    uint64
+}
+
+// look is what was known of a sink's place in a stream at a time.
+type look struct {
+	delivered uint64 // up to this sequence, at least once
+	pending   uint64 // events behind it
+}
+
+// came takes note of an event that came for the first time.
+func (l *line) came(from string, seq uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.fresh == nil {
+		l.fresh = map[spot]bool{}
+	}
+	l.fresh[spot{from, seq}] = true
+}
+
+// watchLosses counts what the broker discarded by age or size before the sink
+// had it, and raises an event.
+func (l *line) watchLosses(ctx context.Context, c source) {
+	tick := time.NewTicker(l.lookEvery)
+	defer tick.Stop()
+	for {
+		lost, first, err := l.losses(ctx, c)
+		if err == nil && lost > 0 {
+			l.stats.add(ResultLost, "discarded by the broker", lost)
+			l.log.Error().Uint64("events", lost).Msg("the broker discarded events before this sink had them: raise keep.events_age or keep.events_bytes, or mend the receiver")
+			l.tellLosses(ctx, c, lost, first)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// losses counts what is lost since the last look, and returns the first sequence
+// that is left. The broker counts what it discards as acknowledged, so its own
+// figures do not tell: lost is what waited for another try and is gone, and
+// what was still to come and is gone without having come. Where several engines
+// share a sink, what came to another is among the latter: it is at most so many.
+func (l *line) losses(ctx context.Context, c source) (lost, first uint64, err error) {
+	info, err := c.Info(ctx)
+	if err != nil {
+		return 0, 0, err
+	}
+	l.stats.waiting(c.stream, info.NumPending+uint64(info.NumAckPending))
+	s, err := l.js.Stream(ctx, c.stream)
+	if err != nil {
+		return 0, 0, err
+	}
+	first = s.CachedInfo().State.FirstSeq
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for at := range l.fails {
+		if at.stream == c.stream && at.seq < first {
+			delete(l.fails, at)
+			lost++
+		}
+	}
+	before, known := l.looks[c.stream]
+	seen := uint64(0)
+	for at := range l.fresh {
+		if at.stream != c.stream {
+			continue
+		}
+		if at.seq > before.delivered && at.seq < first {
+			seen++
+		}
+		if at.seq <= info.Delivered.Stream {
+			delete(l.fresh, at)
+		}
+	}
+	if known && first > before.delivered+1 {
+		if gone := min(before.pending, first-1-before.delivered); gone > seen {
+			lost += gone - seen
+		}
+	}
+	if l.looks == nil {
+		l.looks = map[string]look{}
+	}
+	l.looks[c.stream] = look{info.Delivered.Stream, info.NumPending}
+	return lost, first, nil
+}
+
+// tellLosses raises an event, for the other sinks and whoever watches.
+func (l *line) tellLosses(ctx context.Context, c source, lost, first uint64) {
+	e := stream.Event{
+		ID: fmt.Sprintf("untold-%s-%s-%d", l.sink.Name, c.stream, first), Kind: stream.KindLost, Code: stream.LostUntold,
+		Detector: stream.NoCamera, Camera: stream.NoCamera, ScoredAt: time.Now().UTC(),
+		Reason: fmt.Sprintf("sink %s: up to %d events were discarded by age or size before it had them", l.sink.Name, lost),
+	}
+	m, err := e.Message(l.names)
+	if err == nil {
+		step, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		_, err = l.js.PublishMsg(step, m)
+	}
+	if err != nil {
+		l.log.Warn().Err(err).Msg("the loss could not be told")
+	}
+}
