@@ -14,6 +14,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/nearmiss/nearmiss/inference/backbone/catalogue"
+	"github.com/nearmiss/nearmiss/stream"
 )
 
 var (
@@ -123,6 +124,37 @@ func TestPagesCommandsAreAccepted(t *testing.T) {
 	}
 	if commands < 60 {
 		t.Errorf("only %d commands found", commands)
+	}
+}
+
+// TestSinksOfThePagesCanWork: what the pages say of sinks is what their kinds
+// take, not only the command line.
+func TestSinksOfThePagesCanWork(t *testing.T) {
+	kinds := map[string]int{}
+	for name, text := range pages(t) {
+		for _, m := range pageCommand.FindAllStringSubmatch(text, -1) {
+			args := words(strings.TrimSpace(m[1]))
+			if len(args) < 2 || args[0] != "sinks" || args[1] != "add" {
+				continue
+			}
+			c := new(cli)
+			parser, err := newParser(c, kong.Exit(func(int) {}))
+			if err == nil {
+				_, err = parser.Parse(args)
+			}
+			if err == nil {
+				_, err = c.Sinks.Add.sink()
+			}
+			if err != nil {
+				t.Errorf("%s: %s: %v", name, m[1], err)
+			}
+			kinds[c.Sinks.Add.Kind]++
+		}
+	}
+	for kind := range sinkKinds(stream.Names{}, nil) {
+		if kinds[kind] == 0 {
+			t.Errorf("no page has an example of %s", kind)
+		}
 	}
 }
 

@@ -23,7 +23,7 @@ type sinksAddCmd struct {
 	Name      string        `arg:"" help:"Name of the sink."`
 	Kind      string        `arg:"" enum:"webhook,mail,mqtt,archive,modbus,opcua" help:"${enum}."`
 	URL       string        `required:"" placeholder:"URL" help:"Where the receiver is."`
-	Set       []string      `sep:"none" placeholder:"KEY=VALUE" help:"A setting of the kind, such as coil=3; may be repeated. The page stream/sink/README.md has them all."`
+	Set       []string      `sep:"none" placeholder:"KEY=VALUE" help:"A setting of the kind, such as coil=3; may be repeated. stream/sink/README.md has examples."`
 	Preset    string        `placeholder:"NAME" help:"Receiver whose language to speak: slack, mattermost, discord, teams, ntfy, pagerduty or alertmanager (default: CloudEvents)."`
 	Template  string        `type:"existingfile" placeholder:"FILE" help:"Template of the body (Go text/template)."`
 	Bearer    bool          `help:"The secret is a token for the header Authorization, not one to sign with."`
@@ -53,10 +53,12 @@ func (*sinksAddCmd) Help() string {
 	)
 }
 
-func (c *sinksAddCmd) Run(ctx context.Context, o *output) error {
+// sink is what the flags say; what cannot work is refused here, and not found
+// out by the process that runs the sinks.
+func (c *sinksAddCmd) sink() (sink.Sink, error) {
 	raw, err := c.config()
 	if err != nil {
-		return usageError{err}
+		return sink.Sink{}, err
 	}
 	s := sink.Sink{
 		Name: c.Name, Kind: c.Kind, Enabled: true, Detectors: c.Detectors, Cameras: c.Cameras, Kinds: c.events(),
@@ -65,21 +67,26 @@ func (c *sinksAddCmd) Run(ctx context.Context, o *output) error {
 	if c.Rate != "" {
 		var per string
 		if n, _ := fmt.Sscanf(c.Rate, "%d/%s", &s.Rate.N, &per); n != 2 || s.Rate.Per.UnmarshalText([]byte(per)) != nil {
-			return usageError{fmt.Errorf("--rate %q: write it as 30/1m", c.Rate)}
+			return s, fmt.Errorf("--rate %q: write it as 30/1m", c.Rate)
 		}
 	}
 	if c.Bearer && c.Secret == "" {
-		return usageError{errors.New("--bearer needs --secret: where the token is")}
+		return s, errors.New("--bearer needs --secret: where the token is")
 	}
-	// What cannot work is refused here, and not found out by the process that
-	// runs the sinks.
 	if err := s.Validate(); err != nil {
-		return usageError{oneLine(err)}
+		return s, oneLine(err)
 	}
-	if check, err := sinkKinds(c.names(), nil)[c.Kind](s, ""); err != nil {
+	check, err := sinkKinds(c.names(), nil)[c.Kind](s, "")
+	if err != nil {
+		return s, err
+	}
+	return s, check.Close()
+}
+
+func (c *sinksAddCmd) Run(ctx context.Context, o *output) error {
+	s, err := c.sink()
+	if err != nil {
 		return usageError{err}
-	} else if err := check.Close(); err != nil {
-		return err
 	}
 	return withSinks(ctx, c.serverFlags, o, func(b jetstream.KeyValue) error {
 		made := ""

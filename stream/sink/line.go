@@ -92,16 +92,16 @@ func (l *line) run(ctx context.Context) error {
 		tries.SetLimit(1)
 	}
 	g, own := errgroup.WithContext(ctx)
-	for _, c := range all {
-		g.Go(func() error { return l.pull(own, c, tries) })
-		g.Go(func() error { l.watchLosses(own, c); return nil })
-	}
-	g.Go(func() error { l.summaries(own); return nil })
 	l.collecting = nil
 	if d, ok := l.sender.(Digester); ok && d.Every() > 0 {
 		l.collecting = make(chan collected)
 		g.Go(func() error { l.digest(own, d, l.collecting); return nil })
 	}
+	for _, c := range all {
+		g.Go(func() error { return l.pull(own, c, tries) })
+		g.Go(func() error { l.watchLosses(own, c); return nil })
+	}
+	g.Go(func() error { l.summaries(own); return nil })
 	if f, ok := l.sender.(Follower); ok {
 		g.Go(func() error { return f.Follow(own, live) })
 	}
@@ -131,6 +131,9 @@ func (l *line) pull(ctx context.Context, c source, tries *errgroup.Group) error 
 		}
 		m, err := it.Next(jetstream.NextContext(ctx))
 		if ctx.Err() != nil {
+			if err == nil {
+				_ = m.Nak()
+			}
 			break
 		}
 		if errors.Is(err, jetstream.ErrNoHeartbeat) {
