@@ -34,7 +34,8 @@ type Tap struct {
 	Margin int
 	// Around is the side of the square of patches whose mean makes a patch vector:
 	// 1 is each patch alone, 3 with its neighbours (PatchCore, arXiv 2106.08265,
-	// section 3.1). It counts for TapPatch only.
+	// section 3.1), a transformer's tokens being of length 1 before. It counts for
+	// TapPatch only.
 	Around int
 }
 
@@ -147,12 +148,12 @@ func (b *builder) tapTokens(x *onnx.Value, layer int, classOnly bool) {
 			}
 			out.Value = b.moment(y, t, 1)
 		case TapPatch:
-			y := b.patchTokens(x)
-			if t.Around > 1 {
+			y := b.unit(b.patchTokens(x))
+			if t.Around > 1 { // of unit length first: single tokens are many times as long as others
 				y = b.reshape(b.transpose(y, 0, 2, 1), -1, int64(s.Dim), int64(s.grid()), int64(s.grid()))
 				y = b.cells(b.around(y, t.Around))
 			}
-			out.Value, out.Grid = b.unit(y), [2]int{s.grid(), s.grid()}
+			out.Value, out.Grid = y, [2]int{s.grid(), s.grid()}
 		}
 		b.taps[i] = out
 	}

@@ -173,7 +173,7 @@ type Part struct {
 	From   int    `json:"from,omitempty"`
 	Dim    int    `json:"dim"`
 	// Unit says whether vectors of the embedding are scaled to length 1. Those of
-	// patches are so already.
+	// patches are so already, or means of such.
 	Unit bool `json:"unit,omitempty"`
 	Bank Bank `json:"bank"`
 	// Statistic is one of those above; StatisticKNN for the embedding, another for
