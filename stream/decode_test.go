@@ -28,3 +28,28 @@ func FuzzJob(f *testing.F) {
 		}
 	})
 }
+
+// TestBackbonesAreNames: a path is refused, and one of an earlier version becomes
+// the name of its file.
+func TestBackbonesAreNames(t *testing.T) {
+	for _, bad := range []string{"/etc/passwd", "../x.onnx", "a/b", `a\b`, ".hidden", "x.", "two words", "x\n"} {
+		if err := (Detector{Name: "bolts", Backbone: bad}).Validate(); err == nil {
+			t.Errorf("backbone %q is accepted", bad)
+		}
+		if err := (Detector{Name: "bolts", Profile: bad}).Validate(); err == nil {
+			t.Errorf("profile %q is accepted", bad)
+		}
+	}
+	for stored, want := range map[string]string{
+		"": "", "vit-small": "vit-small", "vit_b.onnx": "vit_b.onnx", "/models/vit_b.onnx": "vit_b.onnx", "../my model.onnx": "my_model.onnx",
+		`C:\models\vit.onnx`: "vit.onnx", "./.x.onnx": "x.onnx",
+	} {
+		value, err := json.Marshal(Detector{Name: "bolts", Backbone: stored})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d, err := decodeDetector("bolts", value); err != nil || d.Backbone != want {
+			t.Errorf("%q became %q, %v", stored, d.Backbone, err)
+		}
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -61,7 +62,7 @@ type Detector struct {
 	Name        string `json:"name"`
 	Description string `json:"description,omitempty"`
 
-	Backbone       string   `json:"backbone,omitempty"`         // model that the trainer begins with; empty: the trainer's own
+	Backbone       string   `json:"backbone,omitempty"`         // name of the model that the trainer begins with, never a path; empty: the trainer's own
 	Method         string   `json:"method,omitempty"`           // knn or fitymi; default knn
 	Profile        string   `json:"profile,omitempty"`          // training profile; empty: the method's default
 	Score          string   `json:"score,omitempty"`            // what scores are made of: class, pooled, patch, both, several joined by +, or auto; default class
@@ -153,6 +154,8 @@ func (d Detector) Validate() error {
 			errs = append(errs, fmt.Errorf(format, args...))
 		}
 	}
+	bad(d.Backbone != "" && !validFile(d.Backbone), "backbone %q: use the name of a model that the trainers have, not a path on their disks", clip(d.Backbone))
+	bad(d.Profile != "" && !validFile(d.Profile), "profile %q: use the name of a training profile", clip(d.Profile))
 	bad(!ValidToken(c.Method), "method %q: use knn or fitymi", d.Method)
 	bad(!slices.Contains([]string{"", "none", "flip", "dihedral", "auto"}, d.Symmetry), "symmetry %q: use none, flip, dihedral or auto", d.Symmetry)
 	bad(strings.Trim(d.Score, "abcdefghijklmnopqrstuvwxyz-+") != "" || len(d.Score) > 100, "score %q: use class, pooled, patch, both, several joined by +, or auto", d.Score)
@@ -201,7 +204,23 @@ func decodeDetector(key string, value []byte) (Detector, error) {
 	if d.Name != key {
 		return d, fmt.Errorf("it is the configuration of detector %q", clip(d.Name))
 	}
+	d.Backbone = modelName(d.Backbone)
 	return d, oneLine(d.Validate())
+}
+
+// modelName makes a name of the path of a backbone's file, as configurations of
+// earlier versions have it.
+func modelName(backbone string) string {
+	if !strings.ContainsAny(backbone, `/\`) {
+		return backbone
+	}
+	name := []byte(path.Base(strings.ReplaceAll(backbone, `\`, "/")))
+	for i, c := range name {
+		if c != '.' && !ValidToken(string(c)) {
+			name[i] = '_'
+		}
+	}
+	return strings.Trim(string(name[:min(len(name), maxToken)]), ".")
 }
 
 // oneLine joins the lines of an error.

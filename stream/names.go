@@ -84,6 +84,7 @@ func (n Names) FeedbackStream() string  { return n.asset("FEEDBACK") }  // what 
 func (n Names) TrainingStream() string  { return n.asset("TRAINING") }  // work queue of training requests
 func (n Names) IncidentsStream() string { return n.asset("INCIDENTS") } // alarms with a beginning and an end
 func (n Names) DeadStream() string      { return n.asset("DEAD") }      // what could not be handled
+func (n Names) AuditStream() string     { return n.asset("AUDIT") }     // who changed what
 
 // Buckets.
 
@@ -120,6 +121,10 @@ func (n Names) Events(detector, camera, kind string) string {
 func (n Names) Incidents(detector, camera, phase string) string {
 	return n.prefix() + ".incidents." + detector + "." + camera + "." + phase
 }
+
+// Audit is where it is told who changed an object: of kind detector, job, user and
+// so on, and its name.
+func (n Names) Audit(kind, name string) string { return n.prefix() + ".audit." + kind + "." + name }
 
 // Root is the first token of every subject.
 func (n Names) Root() string { return n.prefix() }

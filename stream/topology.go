@@ -80,7 +80,7 @@ func (t Topology) Fit(store int64) (Topology, float64) {
 func (t Topology) Reserved() int64 {
 	t = t.withDefaults()
 	sum := t.FramesMaxBytes + t.LargeMaxBytes + t.EventsMaxBytes + t.DeadMaxBytes +
-		t.scaled(feedbackMaxBytes) + t.scaled(trainingMaxBytes) + t.scaled(incidentsMaxBytes)
+		t.scaled(feedbackMaxBytes) + t.scaled(trainingMaxBytes) + t.scaled(incidentsMaxBytes) + t.scaled(auditBytes)
 	for _, v := range []int64{t.NormalsMaxBytes, t.ArtifactsMaxBytes, t.ImagesMaxBytes, t.EvidenceMaxBytes} {
 		sum += max(v, 0)
 	}
@@ -184,7 +184,7 @@ func (t Topology) Validate() error {
 	return err
 }
 
-// Streams are the seven streams as the broker gets them.
+// Streams are the eight streams as the broker gets them.
 func (t Topology) Streams() []jetstream.StreamConfig {
 	t = t.withDefaults()
 	p := t.prefix()
@@ -235,6 +235,15 @@ func (t Topology) Streams() []jetstream.StreamConfig {
 			Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardOld,
 			MaxBytes: t.scaled(incidentsMaxBytes), MaxAge: 90 * 24 * time.Hour, Duplicates: 2 * time.Hour,
 			AllowDirect: true,
+		},
+		{
+			Name: t.AuditStream(), Description: "who changed what, when and why not",
+			Subjects:  []string{p + ".audit.*.*"},
+			Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardOld,
+			MaxBytes: t.scaled(auditBytes), MaxAge: auditAge, Duplicates: time.Hour,
+			AllowDirect: true,
+			// Nobody takes an entry out, whatever their rights.
+			DenyDelete: true, DenyPurge: true,
 		},
 		{
 			Name: t.DeadStream(), Description: "what could not be handled, with the reason",

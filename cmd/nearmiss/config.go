@@ -89,6 +89,7 @@ type workerConfig struct {
 // trainerConfig is how detectors learn.
 type trainerConfig struct {
 	Backbone string        `yaml:"backbone" env:"BACKBONE"` // ONNX file or name of the catalogue, for detectors that name none; empty: the starter backbone
+	Models   string        `yaml:"models" env:"MODELS"`     // folder of models that detectors name; empty: models in the data folder
 	Profiles string        `yaml:"profiles" env:"PROFILES"` // folder of further training profiles, NAME.json
 	Takeover time.Duration `yaml:"takeover" env:"TAKEOVER"` // silence after which a trainer has lost its job to another
 }

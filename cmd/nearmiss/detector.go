@@ -34,7 +34,7 @@ func (*detectorCmd) Help() string {
 // detectorFlags are the settings; what is not given stays as it is.
 type detectorFlags struct {
 	Description    *string        `placeholder:"TEXT" help:"What is inspected."`
-	Backbone       *string        `placeholder:"FILE.onnx" help:"Model to begin with, a file that the trainers can read (default: the trainer's own)."`
+	Backbone       *string        `placeholder:"NAME" help:"Model to begin with: a name of the catalogue, or of a file in the trainers' folder of models (default: the trainer's own)."`
 	Method         *string        `placeholder:"M" help:"How it learns: knn or fitymi (default knn)."`
 	Profile        *string        `placeholder:"P" help:"Training profile (default: the method's own)."`
 	Symmetry       *string        `placeholder:"S" help:"What embeddings are averaged over: none, flip (twice the time of a frame) or dihedral (eight times), for what may lie in any orientation; or auto, which looks how the normals lie (default none)."`

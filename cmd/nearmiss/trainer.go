@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/nearmiss/nearmiss/bank"
+	"github.com/nearmiss/nearmiss/inference/backbone/catalogue"
 	"github.com/nearmiss/nearmiss/inference/backbone/starter"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/ort"
@@ -302,17 +303,52 @@ func (t trainer) tell(detector string, res *training.Result) {
 // backbone is the detector's own model, or the trainer's, or the starter
 // backbone, so that everything can be tried without a download.
 func (t trainer) backbone(d stream.Detector) (string, error) {
-	for _, file := range []string{d.Backbone, t.conf.Trainer.Backbone} {
-		if file == "" {
-			continue
-		}
-		found, err := findBackbone(file)
+	if d.Backbone != "" {
+		found, err := t.conf.model(d.Backbone)
 		if err != nil {
 			return "", fmt.Errorf("backbone of detector %s: %w", d.Name, err)
 		}
 		return found, nil
 	}
+	if t.conf.Trainer.Backbone != "" {
+		found, err := findBackbone(t.conf.Trainer.Backbone)
+		if err != nil {
+			return "", fmt.Errorf("backbone of the trainer: %w", err)
+		}
+		return found, nil
+	}
 	return starter.File(filepath.Join(t.conf.Data, "models"))
+}
+
+// models is the folder of models that detectors can name.
+func (c config) models() string { return cmp.Or(c.Trainer.Models, filepath.Join(c.Data, "models")) }
+
+// model finds the file of a backbone that a detector names: in the folder of models,
+// with or without .onnx, as the trainer's own, or in the catalogue. Who may change a
+// detector cannot have the trainer look anywhere else.
+func (c config) model(name string) (string, error) {
+	if filepath.Base(name) != name || name == ".." || strings.ContainsAny(name, `/\`) {
+		return "", fmt.Errorf("%q is a path: put the file into %s and name it", name, c.models())
+	}
+	own := c.Trainer.Backbone
+	for _, file := range []string{filepath.Join(c.models(), name), filepath.Join(c.models(), name+".onnx")} {
+		if info, err := os.Stat(file); err == nil && info.Mode().IsRegular() {
+			return file, nil
+		}
+	}
+	if base := filepath.Base(own); own != "" && (base == name || base == name+".onnx") {
+		return findBackbone(own)
+	}
+	e, ok := catalogue.Find(name)
+	if !ok {
+		return "", fmt.Errorf("the trainer has no model %q: put %s.onnx into %s, or take a name of the catalogue (did you mean %s? nearmiss backbone list has them all)",
+			name, strings.TrimSuffix(name, ".onnx"), c.models(), catalogue.Nearest(name))
+	}
+	s, err := store()
+	if err != nil {
+		return "", err
+	}
+	return s.Path(e, 0)
 }
 
 // normalImages are a task's normals, with where and when they were taken.
