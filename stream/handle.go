@@ -84,7 +84,7 @@ func (l *detectorRunner) read(m jetstream.Msg) *frameTask {
 	it := &frameTask{msg: m, meta: meta, deliveries: int(meta.NumDelivered), taken: time.Now(), free: func() {}}
 	it.frame, err = ParseFrame(l.w.cfg.Names, m.Subject(), m.Headers(), m.Data(), meta, time.Unix(0, l.w.created.Load()))
 	it.bytes = len(it.frame.Image)
-	l.w.seenCameras.saw(it.frame.Detector, it.frame.Camera, meta.Timestamp)
+	l.w.seenCameras.saw(it.frame.Detector, it.frame.Camera, meta.Timestamp, it.frame.UnchangedSince)
 	if err != nil {
 		it.failure = Permanent(CodeBadHeader, err)
 	}

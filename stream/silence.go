@@ -27,6 +27,9 @@ type CameraStatus struct {
 	// to about ten seconds.
 	LastFrame time.Time `json:"last_frame"`
 	Silent    bool      `json:"silent,omitempty"` // an event says so
+	// UnchangedSince is since when the camera has sent the same picture, where that
+	// is too long for a camera that works; see [HeaderUnchanged].
+	UnchangedSince time.Time `json:"unchanged_since,omitzero"`
 	// Untold is set while that event may not be stored yet: whoever reads the
 	// record stores it first.
 	Untold bool `json:"untold,omitempty"`
@@ -94,13 +97,16 @@ type sightings struct {
 
 type sighting struct {
 	CameraRate
-	told    time.Time // last frame that the record says
-	slots   [60]uint16
-	seconds int64 // of the newest slot
+	frozen     time.Time // since when its pictures are the same; zero: they are not
+	told       time.Time // last frame that the record says
+	toldFrozen time.Time // frozen, as the record says it
+	slots      [60]uint16
+	seconds    int64 // of the newest slot
 }
 
-// saw counts a frame, with the time at which the broker stored it.
-func (s *sightings) saw(detector, camera string, at time.Time) {
+// saw counts a frame, with the time at which the broker stored it and since when
+// its camera has sent the same picture.
+func (s *sightings) saw(detector, camera string, at, frozen time.Time) {
 	if !ValidToken(detector) || !ValidToken(camera) {
 		return
 	}
@@ -119,7 +125,7 @@ func (s *sightings) saw(detector, camera string, at time.Time) {
 		s.all[key] = c
 	}
 	if at.After(c.LastFrame) {
-		c.LastFrame = at.UTC()
+		c.LastFrame, c.frozen = at.UTC(), frozen
 	}
 	c.advance(time.Now().Unix())
 	if slot := &c.slots[c.seconds%60]; *slot < 1<<15 {
@@ -165,8 +171,8 @@ func (s *sightings) news(step time.Duration) []CameraStatus {
 	defer s.mu.Unlock()
 	var out []CameraStatus
 	for _, c := range s.all {
-		if c.told.IsZero() || c.LastFrame.Sub(c.told) >= step {
-			out = append(out, CameraStatus{Detector: c.Detector, Camera: c.Camera, LastFrame: c.LastFrame})
+		if c.told.IsZero() || c.LastFrame.Sub(c.told) >= step || !c.frozen.Equal(c.toldFrozen) {
+			out = append(out, CameraStatus{Detector: c.Detector, Camera: c.Camera, LastFrame: c.LastFrame, UnchangedSince: c.frozen})
 		}
 	}
 	return out
@@ -175,8 +181,8 @@ func (s *sightings) news(step time.Duration) []CameraStatus {
 func (s *sightings) recorded(c CameraStatus) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if x := s.all[cameraKey(c.Detector, c.Camera)]; x != nil && c.LastFrame.After(x.told) {
-		x.told = c.LastFrame
+	if x := s.all[cameraKey(c.Detector, c.Camera)]; x != nil && !c.LastFrame.Before(x.told) {
+		x.told, x.toldFrozen = c.LastFrame, c.UnchangedSince
 	}
 }
 

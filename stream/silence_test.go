@@ -92,3 +92,23 @@ func TestFramesThatWaitAreNoSilence(t *testing.T) {
 		t.Errorf("%+v", all[0])
 	}
 }
+
+// TestAFrozenCameraIsOnRecord: since when a camera has sent the same picture is
+// known to everybody, until it sends another.
+func TestAFrozenCameraIsOnRecord(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	r.detector(stream.Detector{Name: "bolts"})
+	r.release("bolts", fake{Name: "one"})
+	r.worker(stream.WorkerConfig{}, loadFake)
+	since := time.Now().Add(-time.Hour).UTC().Truncate(time.Second)
+	says := func(want time.Time) func() bool {
+		return func() bool {
+			st, err := r.in.Status(t.Context())
+			return err == nil && len(st.Cameras) == 1 && st.Cameras[0].UnchangedSince.Equal(want)
+		}
+	}
+	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "1", Image: image(0.1), UnchangedSince: since})
+	eventually(t, "the camera is frozen", says(since))
+	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "2", Image: image(0.2)})
+	eventually(t, "it is not any more", says(time.Time{}))
+}

@@ -18,7 +18,7 @@ import (
 
 // configFlag reads the configuration that the services share.
 type configFlag struct {
-	Config string `type:"existingfile" placeholder:"FILE" help:"Configuration (YAML); deployments/nearmiss.yaml lists every key."`
+	Config string `type:"existingfile" env:"NEARMISS_CONFIG" placeholder:"FILE" help:"Configuration (YAML); deployments/nearmiss.yaml lists every key."`
 }
 
 // load reads the configuration, lets flags override it, and checks it.

@@ -28,6 +28,7 @@ type config struct {
 	Data    string        `yaml:"data" env:"DATA"`
 	Server  string        `yaml:"server" env:"SERVER"`
 	Prefix  string        `yaml:"prefix" env:"PREFIX"`
+	Client  clientConfig  `yaml:"client"`
 	Broker  brokerConfig  `yaml:"broker" envPrefix:"BROKER_"`
 	Keep    keepConfig    `yaml:"keep" envPrefix:"KEEP_"`
 	Worker  workerConfig  `yaml:"worker" envPrefix:"WORKER_"`
@@ -147,6 +148,12 @@ func (c config) Validate() error {
 	}
 	if err := (stream.Names{Prefix: c.Prefix}).Validate(); err != nil {
 		errs = append(errs, fmt.Errorf("prefix: %w", err))
+	}
+	if c.Client.NKey != "" && c.Client.Creds != "" {
+		errs = append(errs, errors.New("client: give an nkey or creds, not both"))
+	}
+	if err := c.Client.files().Validate(); err != nil {
+		errs = append(errs, fmt.Errorf("client: %w", err))
 	}
 	if err := c.broker().Validate(); err != nil {
 		errs = append(errs, err)

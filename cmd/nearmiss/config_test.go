@@ -85,3 +85,55 @@ func write(t *testing.T, path, text string) {
 		t.Fatal(err)
 	}
 }
+
+// TestClientCommandsReadTheirBrokerFromTheFile: server, identity and certificates,
+// where neither a flag nor the environment says otherwise; a broker's own flags of
+// the same names are left alone.
+func TestClientCommandsReadTheirBrokerFromTheFile(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name string) string { return filepath.Join(dir, name) }
+	for _, name := range []string{"me.nk", "other.nk", "ca.crt", "me.crt", "me.key"} {
+		write(t, file(name), "x")
+	}
+	write(t, file("c.yaml"), "server: tls://broker.example.org:4222\nprefix: plant\nclient:\n  nkey: "+file("me.nk")+"\n  tls: {ca: "+file("ca.crt")+", cert: "+file("me.crt")+", key: "+file("me.key")+"}\n")
+	parse := func(args ...string) cli {
+		t.Helper()
+		var c cli
+		k, err := newParser(&c)
+		if err == nil {
+			_, err = k.Parse(args)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	at := "--config=" + file("c.yaml")
+	got := parse("status", at).Status.serverFlags
+	want := serverFlags{
+		Server: "tls://broker.example.org:4222", Prefix: "plant", configFlag: configFlag{file("c.yaml")},
+		credentialFlags: credentialFlags{NKey: file("me.nk"), TLSCA: file("ca.crt"), TLSCert: file("me.crt"), TLSKey: file("me.key")},
+	}
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(serverFlags{})); diff != "" {
+		t.Error(diff)
+	}
+	t.Run("flags and the environment go before it", func(t *testing.T) {
+		t.Setenv("NEARMISS_SERVER", "nats://127.0.0.1:1")
+		c := parse("users", "check", "me", "--nkey="+file("other.nk"), at).Users.Check
+		if c.Server != "nats://127.0.0.1:1" || c.NKey != file("other.nk") || c.TLSCA != file("ca.crt") {
+			t.Errorf("%+v", c.serverFlags)
+		}
+	})
+	w := parse("worker", at).Worker
+	if w.NKey != file("me.nk") || w.Server != "tls://broker.example.org:4222" {
+		t.Errorf("a worker: %+v", w)
+	}
+	b := parse("broker", at).Broker
+	if b.TLSCert != "" || b.TLSCA != "" || b.NKey != "" {
+		t.Errorf("a broker took a client's files: %+v", b)
+	}
+	t.Setenv("NEARMISS_CONFIG", file("c.yaml"))
+	if c := parse("status").Status; c.NKey != file("me.nk") {
+		t.Errorf("NEARMISS_CONFIG: %+v", c)
+	}
+}

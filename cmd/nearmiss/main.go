@@ -64,6 +64,7 @@ type cli struct {
 	Collect  collectCmd  `cmd:"" help:"Remove releases and files that nobody needs."`
 
 	Sinks sinksCmd `cmd:"" help:"Alarms to people and machines outside: webhooks, chats."`
+	Audit auditCmd `cmd:"" help:"Who changed what, when, and what came of it."`
 	Users usersCmd `cmd:"" help:"Identities of machines: who may connect, and do what."`
 	TLS   tlsCmd   `cmd:"" name:"tls" help:"Certificates for the broker and its clients."`
 
@@ -90,6 +91,7 @@ func newParser(c *cli, options ...kong.Option) (*kong.Kong, error) {
 		kong.Name("nearmiss"),
 		kong.Description("Watches streams of images and raises an event when one is not normal, most of all when it is almost normal."),
 		kong.Vars{"varied": variedNames(), "version": versionText()},
+		kong.Resolvers(configured{map[string]config{}}),
 		kong.NamedMapper("backbone", kong.MapperFunc(mapBackbone)),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
 	)...)

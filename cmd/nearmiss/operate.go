@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/access"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
@@ -88,12 +89,17 @@ func (c *statusCmd) run(ctx context.Context, in *stream.Installation, client *st
 			return err
 		}
 	}
+	certs, err := c.expiries(nc)
+	if err != nil {
+		return err
+	}
 	if c.JSON {
 		return o.JSON(struct {
 			stream.Status
 			Workers []stream.WorkerStatus `json:"workers"`
 			Dead    []stream.DeadLetter   `json:"dead,omitempty"`
-		}{st, workers, dead})
+			TLS     []access.Expiry       `json:"tls,omitempty"`
+		}{st, workers, dead, certs})
 	}
 	detectors, err := in.Detectors(ctx)
 	if err != nil {
@@ -153,6 +159,9 @@ func (c *statusCmd) run(ctx context.Context, in *stream.Installation, client *st
 		if cam.Silent {
 			b.WriteString(", silent")
 		}
+		if !cam.UnchangedSince.IsZero() {
+			fmt.Fprintf(&b, ", the same picture since %s: is it frozen?", cam.UnchangedSince.Local().Format(time.DateTime))
+		}
 		b.WriteString("\n")
 	}
 	for _, u := range st.Unreadable {
@@ -172,6 +181,13 @@ func (c *statusCmd) run(ctx context.Context, in *stream.Installation, client *st
 		fmt.Fprintln(&b, "no worker answers")
 	}
 	fmt.Fprintf(&b, "%d events and %d dead letters are stored, %d jobs are queued or running\n", st.Events, st.DeadLetters, st.Jobs)
+	for _, e := range certs {
+		fmt.Fprintf(&b, "certificate %s is good until %s, %d days", e.Name, e.NotAfter.Local().Format(time.DateOnly), e.Days(time.Now()))
+		if e.Soon(time.Now()) {
+			b.WriteString(": renew it (nearmiss tls renew)")
+		}
+		b.WriteString("\n")
+	}
 	for _, d := range dead {
 		fmt.Fprintf(&b, "  %s  %s  %s: %s\n", d.At.Local().Format(time.DateTime), d.Subject, d.Code, d.Reason)
 	}

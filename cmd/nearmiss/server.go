@@ -16,6 +16,7 @@ type serverFlags struct {
 	Server string `default:"nats://127.0.0.1:4222" env:"NEARMISS_SERVER" placeholder:"URL" help:"NATS server; user and password may stand in the URL."`
 	credentialFlags
 	Prefix string `default:"nearmiss" env:"NEARMISS_PREFIX" help:"First token of every subject."`
+	configFlag
 }
 
 func (f serverFlags) names() stream.Names { return stream.Names{Prefix: f.Prefix} }
@@ -39,6 +40,17 @@ func (f credentialFlags) options(server string) ([]nats.Option, error) {
 		return nil, usageError{err}
 	}
 	return opts, nil
+}
+
+// expiries are the ends of the certificates that this connection stands on: the
+// broker's, as it has shown it, and this machine's own.
+func (f credentialFlags) expiries(nc *nats.Conn) ([]access.Expiry, error) {
+	state, err := nc.TLSConnectionState()
+	if err != nil || len(state.PeerCertificates) == 0 {
+		return nil, nil // it is not one of TLS
+	}
+	own, err := access.TLSFiles{CA: f.TLSCA, Cert: f.TLSCert}.Expiries()
+	return append([]access.Expiry{access.ExpiryOf(state.PeerCertificates[0])}, own...), err
 }
 
 // connect opens a connection for a command that is of no use without the

@@ -296,6 +296,7 @@ func (r subjects) operator() Rights {
 			readKV(r.ActiveBucket()), readKV(r.DetectorsBucket()), readKV(r.JobsBucket()), readKV(r.WorkBucket()),
 			readKV(r.SinksBucket()), []string{"$KV." + r.SinksBucket() + ".*"},
 			reads(dead, r.Dead("*")),
+			info(r.AuditStream()), reads(r.AuditStream(), r.Audit("*", "*")),
 			reads(events, r.prefixed("events.>")),
 			[]string{
 				api + "DIRECT.GET." + events, api + "DIRECT.GET." + events + "." + r.Events("*", "*", stream.KindDrift),
@@ -339,7 +340,7 @@ func (r subjects) setup() []string {
 		r.FramesStream(), r.EventsStream(), r.NormalsStream(), r.FeedbackStream(), r.TrainingStream(), r.DeadStream(),
 		"KV_" + r.DetectorsBucket(), "KV_" + r.ActiveBucket(), "KV_" + r.JobsBucket(), "KV_" + r.WorkBucket(), "KV_" + r.SinksBucket(),
 		"KV_" + r.UsersBucket(), "KV_" + r.SessionsBucket(),
-		r.IncidentsStream(), "KV_" + r.IncidentsBucket(),
+		r.AuditStream(), r.IncidentsStream(), "KV_" + r.IncidentsBucket(),
 		"OBJ_" + r.ArtifactsBucket(), "OBJ_" + r.EvidenceBucket(), "OBJ_" + r.LargeBucket(), "OBJ_" + r.ImagesBucket(),
 	}
 	out := []string{api + "INFO"}

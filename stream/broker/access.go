@@ -159,6 +159,38 @@ func (b *Broker) reloadUsers(now time.Time) (access.File, error) {
 // Reloads is how often a change of the users' file, or the end of an old key, has
 // been looked at since the start; what could not be used counts too.
 func (b *Broker) Reloads() int64 { return b.reloads.Load() }
+// certsEvery is how often it is said that a certificate ends soon.
+const certsEvery = 12 * time.Hour
+
+// watchCerts warns of certificates that end soon, until ctx ends.
+func (b *Broker) watchCerts(ctx context.Context) {
+	if !b.cfg.TLS.On() {
+		return
+	}
+	tick := time.NewTicker(certsEvery)
+	defer tick.Stop()
+	for {
+		now := time.Now()
+		all, err := b.cfg.TLS.Expiries()
+		if err != nil {
+			b.log.Warn().Err(err).Msg("it is not known when this broker's certificates end")
+		}
+		for _, e := range all {
+			if e.Soon(now) {
+				b.log.Warn().Str("certificate", e.File).Time("until", e.NotAfter).Int("days", e.Days(now)).
+					Msg("the certificate ends soon, and clients will not connect any more: nearmiss tls renew")
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// Expiries says when the listeners' certificates end, for figures and displays.
+func (b *Broker) Expiries() ([]access.Expiry, error) { return b.cfg.TLS.Expiries() }
 
 // stamp tells two states of a file apart.
 type stamp struct {
