@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"path/filepath"
 
 	"github.com/alecthomas/kong"
 
@@ -21,6 +22,16 @@ type clientTLSConfig struct {
 	CA   string `yaml:"ca"`
 	Cert string `yaml:"cert"`
 	Key  string `yaml:"key"`
+}
+
+// beside has relative paths mean files beside the configuration.
+func (c clientConfig) beside(path string) clientConfig {
+	for _, file := range []*string{&c.NKey, &c.Creds, &c.TLS.CA, &c.TLS.Cert, &c.TLS.Key} {
+		if *file != "" && !filepath.IsAbs(*file) {
+			*file = filepath.Join(filepath.Dir(path), *file)
+		}
+	}
+	return c
 }
 
 func (c clientConfig) files() access.TLSFiles {

@@ -127,6 +127,7 @@ func loadConfig(path string, environment map[string]string) (config, error) {
 			return c, fmt.Errorf("configuration %s: %s", path, yaml.FormatError(err, false, false))
 		}
 	}
+	c.Client = c.Client.beside(path)
 	o := env.Options{Prefix: "NEARMISS_", Environment: environment}
 	if err := env.ParseWithOptions(&c, o); err != nil {
 		return c, fmt.Errorf("configuration from the environment: %w", err)

@@ -65,6 +65,7 @@ type cli struct {
 
 	Sinks sinksCmd `cmd:"" help:"Alarms to people and machines outside: webhooks, chats."`
 	Audit auditCmd `cmd:"" help:"Who changed what, when, and what came of it."`
+	Lock  lockCmd  `cmd:"" help:"Set up TLS and a first identity, before other machines reach the broker."`
 	Users usersCmd `cmd:"" help:"Identities of machines: who may connect, and do what."`
 	TLS   tlsCmd   `cmd:"" name:"tls" help:"Certificates for the broker and its clients."`
 

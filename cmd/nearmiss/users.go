@@ -88,6 +88,7 @@ type usersAddCmd struct {
 	Live     bool     `help:"A subscriber that gets events as they come, and none of those that came while it was away."`
 	Large    bool     `help:"A camera whose images may be above the broker's payload limit (8 MiB)."`
 	MQTT     bool     `name:"mqtt" help:"A camera that logs in over MQTT with name and password."`
+	bundleFlags
 	usersFolder
 }
 
@@ -97,6 +98,7 @@ func (*usersAddCmd) Help() string {
 		examples(
 			"nearmiss users add operator desk",
 			"nearmiss users add camera line1 --detector bolts",
+			"nearmiss users add worker w1 --bundle w1   # then bring the folder w1 to its machine",
 			"nearmiss users add camera phone --detector bolts --mqtt",
 			"nearmiss users add subscriber lamp --detector bolts --kind anomaly",
 		)
@@ -118,7 +120,7 @@ func (c *usersAddCmd) Run(o *output) error {
 	if err != nil {
 		return err
 	}
-	return o.say(false, nil, line)
+	return c.bundled(o, c.usersFolder, u, line)
 }
 
 type usersListCmd struct {
@@ -166,6 +168,7 @@ func (c *usersListCmd) Run(o *output) error {
 type usersRotateCmd struct {
 	Name    string        `arg:"" help:"Identity."`
 	Overlap time.Duration `default:"24h" help:"How long the key before stays good (MQTT passwords change at once)."`
+	bundleFlags
 	usersFolder
 }
 
@@ -175,9 +178,9 @@ func (*usersRotateCmd) Help() string {
 
 func (c *usersRotateCmd) Run(o *output) error {
 	var write func() (string, error)
-	err := c.change(func(f *access.File) error {
-		u, err := f.Get(c.Name)
-		if err != nil {
+	var u access.User
+	err := c.change(func(f *access.File) (err error) {
+		if u, err = f.Get(c.Name); err != nil {
 			return err
 		}
 		before := u.Key
@@ -197,7 +200,7 @@ func (c *usersRotateCmd) Run(o *output) error {
 	if err != nil {
 		return err
 	}
-	return o.say(false, nil, line)
+	return c.bundled(o, c.usersFolder, u, line)
 }
 
 type usersDisableCmd struct {
@@ -386,16 +389,10 @@ func (c *usersDurableCmd) Run(ctx context.Context, o *output) error {
 	if u.Role != access.Subscriber || u.Live {
 		return usageError{fmt.Errorf("%s is not a subscriber with a durable subscription", c.Name)}
 	}
-	nc, err := c.connect("users", o)
+	err = withJetStream(c.serverFlags, "users", o, func(js jetstream.JetStream) error {
+		return stream.EnsureDurable(ctx, js, durableOf(c.names(), u))
+	})
 	if err != nil {
-		return err
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return err
-	}
-	if err := stream.EnsureDurable(ctx, js, durableOf(c.names(), u)); err != nil {
 		return err
 	}
 	return o.say(false, nil, u.Name+" gets its events by nearmiss watch --durable "+u.Name+" --js-api-prefix "+access.SubscriberAPIPrefix)

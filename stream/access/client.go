@@ -69,10 +69,7 @@ func nkeyOption(file string) (nats.Option, string, error) {
 	if err != nil {
 		return nil, "", fmt.Errorf("key %s: %w", file, err)
 	}
-	pair.Wipe()
-	auth, err := nats.NkeyOptionFromSeed(file)
-	if err != nil {
-		return nil, "", fmt.Errorf("key %s: %w", file, err)
-	}
-	return auth, public, nil
+	// The file is not looked at again: after a rotation it has another key than the
+	// one that this client says it has, which is good until the overlap ends.
+	return nats.Nkey(public, pair.Sign), public, nil
 }

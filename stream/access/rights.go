@@ -301,6 +301,7 @@ func (r subjects) operator() Rights {
 			[]string{
 				api + "DIRECT.GET." + events, api + "DIRECT.GET." + events + "." + r.Events("*", "*", stream.KindDrift),
 				"$JS.ACK." + events + ".*.>",
+				api + "CONSUMER.CREATE." + events + ".*", // of subscribers, with several filters
 			},
 			reads(normals, r.Normals("*")),
 			[]string{api + "CONSUMER.CREATE." + normals + ".*." + r.Anomalies("*"), api + "DIRECT.GET." + normals},

@@ -1,0 +1,145 @@
+package main
+
+import (
+	"encoding/json"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/nearmiss/nearmiss/stream"
+)
+
+// TestLockedWhileFramesFlow goes through the runbook's start with TLS and users, two
+// commands a machine, with every part in a process of its own. Then, while frames
+// flow, keys are rotated, a camera is shut out, the certificate is renewed, the
+// authority is exchanged and the broker is started again: no frame is lost.
+func TestLockedWhileFramesFlow(t *testing.T) {
+	needRuntime(t)
+	dir := t.TempDir()
+	data, folder := filepath.Join(dir, "nearmiss-data"), func(name string) string { return filepath.Join(dir, name) }
+	in := "--data=" + data
+	// The machine of the broker.
+	program(t, 0, "lock", "127.0.0.1", "--listen=127.0.0.1", in)
+	broker := func(port string) (*process, string) {
+		p := start(t, "broker", "--config", filepath.Join(data, "nearmiss.yaml"), "--port="+port, "--json")
+		var a struct{ NATS string }
+		if err := json.Unmarshal([]byte(p.line("the broker's address", func(l string) bool { return strings.HasPrefix(l, "{") })), &a); err != nil {
+			t.Fatal(err)
+		}
+		return p, a.NATS
+	}
+	up, at := broker("-1")
+	u, err := url.Parse(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	as := func(bundle string, args ...string) []string { // the free port is not the one in the bundles
+		return append(args, "--config", filepath.Join(bundle, "nearmiss.yaml"), "--server", "tls://"+u.Host)
+	}
+	desk := func(args ...string) string {
+		t.Helper()
+		out, _ := program(t, 0, as(filepath.Join(data, "desk"), args...)...)
+		return out
+	}
+	if _, errs := program(t, 1, "status", "--server", "tls://"+u.Host); !strings.Contains(errs, "certificate") {
+		t.Errorf("without the authority: %s", errs)
+	}
+	if out := desk("status"); !strings.Contains(out, "certificate server is good until") || strings.Contains(out, "renew it") {
+		t.Errorf("status says of certificates:\n%s", out)
+	}
+
+	// The other machines: a folder of its own for each.
+	program(t, 0, "users", "add", "worker", "w1", "--bundle", folder("w1"), in)
+	for _, name := range []string{"line1", "line2"} {
+		program(t, 0, "users", "add", "camera", name, "--detector", "pub", "--bundle", folder(name), in)
+	}
+	normals, release := folder("normals"), folder("release")
+	if err := os.Mkdir(normals, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	drawImages(t, normals, 30, 0)
+	program(t, 0, "fit", "--normals", normals, "--backbone", randomModel(t), "--out", release, "--alpha", "0.2", "--seed", "1")
+	desk("releases", "pub", "publish", release, "--promote")
+	worker := start(t, as(folder("w1"), "worker", "--data", folder("worker"), "--threads", "1")...)
+	worker.logged("release is in service")
+	camera := func(name string, more ...string) *process {
+		return start(t, as(folder(name), append([]string{"camera", normals, "--detector", "pub", "--camera", name, "--json"}, more...)...)...)
+	}
+	line1, line2 := camera("line1", "--loop", "--fps", "10"), camera("line2", "--loop", "--fps", "10")
+	scored := func() (n, rejected uint64) {
+		var st struct {
+			Workers []stream.WorkerStatus
+		}
+		if err := json.Unmarshal([]byte(desk("status", "--json", "--workers=500ms")), &st); err != nil {
+			t.Fatal(err)
+		}
+		for _, w := range st.Workers {
+			n, rejected = n+w.Scored, rejected+w.Rejected
+		}
+		return n, rejected
+	}
+	further := func(what string) {
+		t.Helper()
+		before, _ := scored()
+		eventually(t, "frames are scored after "+what, func() bool { n, _ := scored(); return n > before+5 })
+	}
+	published := func(p *process) uint64 {
+		t.Helper()
+		if err := p.cmd.Process.Signal(syscall.SIGINT); err != nil {
+			t.Fatal(err)
+		}
+		var s struct{ Published uint64 }
+		if err := json.Unmarshal([]byte(p.line("the camera's counters", func(l string) bool { return strings.HasPrefix(l, "{") })), &s); err != nil {
+			t.Fatal(err)
+		}
+		<-p.exited
+		return s.Published
+	}
+
+	further("the start")
+	program(t, 0, "users", "rotate", "line1", "--bundle", folder("line1"), in)
+	program(t, 0, "users", "rotate", "w1", "--bundle", folder("w1"), in)
+	further("a rotation")
+	program(t, 0, "users", "disable", "line2", in)
+	line2.logged("the broker does not let this client in any more")
+	further("a camera was shut out")
+	cert := filepath.Join(data, "tls", "server.crt")
+	tls := "--dir=" + filepath.Join(data, "tls")
+	program(t, 0, "tls", "renew", cert, tls)
+	further("a renewal")
+	program(t, 0, "tls", "ca", "--replace", tls)
+	for _, name := range []string{"w1", "line1", "nearmiss-data/desk"} { // everybody gets the new ca.crt
+		b, err := os.ReadFile(filepath.Join(data, "tls", "ca.crt"))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, name, "ca.crt"), b, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	program(t, 0, "tls", "renew", cert, tls)
+	further("another authority")
+	up.stop()
+	up, _ = broker(u.Port())
+	further("the broker's restart")
+
+	frames := published(line1)
+	again := camera("line1", "--count", "20") // with the new key
+	again.line("its counters", func(l string) bool { return strings.HasPrefix(l, `{"published":20,`) })
+	<-again.exited
+	frames += 20
+	// A frame that the broker had stored when it shut the camera out was never
+	// acknowledged.
+	out := published(line2)
+	eventually(t, "all frames are scored", func() bool { n, _ := scored(); return n >= frames+out })
+	n, rejected := scored()
+	if n > frames+out+1 || rejected > 0 {
+		t.Errorf("%d frames of %d and %d are scored, %d rejected", n, frames, out, rejected)
+	}
+	t.Logf("%d and %d frames, %d scored", frames, out, n)
+	worker.stop()
+	up.stop()
+}

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream/access"
+)
+
+// ownServer runs a nats-server with what users render writes.
+func ownServer(t *testing.T, data string) string {
+	t.Helper()
+	auth := filepath.Join(t.TempDir(), "auth.conf")
+	program(t, 0, "users", "render", "--out", auth, "--data", data)
+	b, err := os.ReadFile(auth)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return natsServer(t, string(b))
+}
+
+// natsServer runs a nats-server with accounts or users.
+func natsServer(t *testing.T, auth string) string {
+	t.Helper()
+	dir := t.TempDir()
+	conf := filepath.Join(dir, "nats.conf")
+	if err := os.WriteFile(conf, []byte("listen: \"127.0.0.1:-1\"\njetstream { store_dir: \""+dir+"/js\" }\n"+auth), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	opts, err := server.ProcessConfigFile(conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	opts.NoSigs, opts.NoLog = true, true
+	srv, err := server.NewServer(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv.Start()
+	t.Cleanup(func() {
+		srv.Shutdown()
+		srv.WaitForShutdown()
+	})
+	if !srv.ReadyForConnections(patience) {
+		t.Fatal("the server does not start")
+	}
+	return srv.ClientURL()
+}
+
+// TestUsersOnAServerOfOnesOwn: check finds every right as it should be, and wrong
+// where the server is not configured by this file; durable makes a subscriber's
+// subscription, once.
+func TestUsersOnAServerOfOnesOwn(t *testing.T) {
+	data := t.TempDir()
+	in := "--data=" + data
+	for _, u := range []string{
+		"setup s1", "operator desk", "camera line1 --detector parts --large", "worker w1", "trainer t1", "sinks k1",
+		"subscriber lamp --detector parts --kind anomaly", "subscriber view --detector parts --live",
+	} {
+		program(t, 0, append(append([]string{"users", "add"}, strings.Fields(u)...), in)...)
+	}
+	at := "--server=" + ownServer(t, data)
+	key := func(name string) string { return filepath.Join(data, "auth", name+".nk") }
+	program(t, 0, "broker", "--setup", strings.TrimPrefix(at, "--server="), "--nkey", key("s1"), in)
+	for _, name := range []string{"s1", "desk", "line1", "w1", "t1", "k1", "lamp", "view"} {
+		out, _ := program(t, 0, "users", "check", name, at, in)
+		if strings.Contains(out, "WRONG") || strings.Count(out, "refused") < 10 {
+			t.Errorf("check %s:\n%s", name, out)
+		}
+	}
+	file, err := access.Load(filepath.Join(data, "auth", "users.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	desk, err := file.Get("desk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := natsServer(t, `authorization { users: [{ nkey: "`+desk.Key.Public+`" }] }`)
+	if out, _ := program(t, 1, "users", "check", "desk", "--server="+all, in); strings.Count(out, "WRONG: allowed") < 10 {
+		t.Errorf("check where everything is allowed:\n%s", out)
+	}
+
+	program(t, exitUsage, "users", "durable", "view", at, "--nkey", key("desk"), in)
+	for range 2 {
+		out, _ := program(t, 0, "users", "durable", "lamp", at, "--nkey", key("desk"), in)
+		if !strings.Contains(out, "watch --durable lamp --js-api-prefix NM.API") {
+			t.Errorf("durable says %q", out)
+		}
+	}
+	opts, err := access.Credentials{NKey: key("lamp")}.Options("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc, err := nats.Connect(strings.TrimPrefix(at, "--server="), opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := jetstream.NewWithAPIPrefix(nc, access.SubscriberAPIPrefix, jetstream.WithDefaultTimeout(time.Minute))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := js.Consumer(t.Context(), "NM_EVENTS", "watch-lamp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := c.CachedInfo().Config.FilterSubjects; len(got) != 1 || got[0] != "nearmiss.events.parts.*.anomaly" {
+		if one := c.CachedInfo().Config.FilterSubject; one != "nearmiss.events.parts.*.anomaly" {
+			t.Errorf("it filters %v %q", got, one)
+		}
+	}
+}
