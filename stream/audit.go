@@ -40,11 +40,25 @@ type AuditEntry struct {
 const AuditDone = "done"
 
 const (
-	auditType  = "dev.nearmiss.audit.v1"
+	auditType = "dev.nearmiss.audit.v1"
+	// maxAudited bounds what an entry says of before and after, bytes of each.
+	maxAudited = 16 << 10
 	auditLate  = 15 * time.Minute // an entry is written when the change has been made
 	auditAge   = 365 * 24 * time.Hour
 	auditBytes = 64 << 20
 )
+
+// audited is v as an entry keeps it: nothing where it is too large.
+func audited(v any) json.RawMessage {
+	if v == nil {
+		return nil
+	}
+	b, err := json.Marshal(v)
+	if err != nil || len(b) > maxAudited || string(b) == "{}" || string(b) == "null" {
+		return nil
+	}
+	return b
+}
 
 // subject of the entry: nearmiss.audit.KIND.NAME.
 func (e AuditEntry) subject(n Names) string {

@@ -29,7 +29,12 @@ type Control struct {
 	in  *Installation
 	nc  *nats.Conn
 	log zerolog.Logger
+	who func(identity string) string
 }
+
+// Knows says whose an identity's public key is, for the audit: an empty name where
+// that is not known. Call it before Start.
+func (c *Control) Knows(who func(identity string) string) { c.who = who }
 
 // NewControl prepares a control on a connection that the caller closes after it
 // has ended.
@@ -140,8 +145,21 @@ func change[Q, A any](c *Control, e *endpoints, name string, object func(Q) stri
 	})
 }
 
-// record tells of a change.
-func (c *Control) record(_ context.Context, ch Change) {
+// record tells of a change, and writes it down for good.
+func (c *Control) record(ctx context.Context, ch Change) {
+	e := AuditEntry{By: ch.By, Identity: ch.Identity, Action: ch.Action, Object: ch.Object, Before: audited(ch.Before)}
+	if c.who != nil && ch.Identity != "" {
+		e.User = c.who(ch.Identity)
+	}
+	if ch.Err == nil {
+		e.After = audited(ch.After)
+	} else {
+		e.Result, e.Error = codeFor(ch.Err), ch.Err.Error()
+	}
+	// Who asked may not wait for the answer any more.
+	if err := c.in.WriteAudit(context.WithoutCancel(ctx), e); err != nil {
+		c.log.Error().Err(err).Msg("a change is not in the audit")
+	}
 	c.log.Info().Err(ch.Err).Str("by", ch.By).Str("identity", ch.Identity).Str("action", ch.Action).Str("object", clip(ch.Object)).Msg("asked for a change")
 }
 

@@ -8,8 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-
 	"github.com/nearmiss/nearmiss/stream"
 )
 
@@ -45,16 +43,11 @@ func (c *auditCmd) Run(ctx context.Context, o *output) error {
 	if c.Since > 0 {
 		f.Since = time.Now().Add(-c.Since)
 	}
-	nc, err := c.connect("audit", o)
-	if err != nil {
+	var all []stream.AuditEntry
+	err := c.withInstallation("audit", o, func(in *stream.Installation, _ *stream.Client) (err error) {
+		all, err = in.Audit(ctx, f, 0, c.Last)
 		return err
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return err
-	}
-	all, err := stream.NewInstallation(js, c.names()).Audit(ctx, f, 0, c.Last)
+	})
 	if err != nil {
 		return err
 	}

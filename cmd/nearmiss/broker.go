@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/access"
 	"github.com/nearmiss/nearmiss/stream/broker"
 )
 
@@ -204,6 +205,13 @@ func withBroker(ctx context.Context, b *broker.Broker, conf config, o *output, f
 		if err != nil {
 			return err
 		}
+		control.Knows(func(public string) string {
+			f, err := access.Load(conf.usersFile())
+			if err != nil {
+				return ""
+			}
+			return f.Owner(public)
+		})
 		enough, err := control.Start(work)
 		if err != nil {
 			return err

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/access"
 	"github.com/nearmiss/nearmiss/stream/registry"
@@ -69,12 +71,16 @@ func (*statusCmd) Help() string {
 }
 
 func (c *statusCmd) Run(ctx context.Context, o *output) error {
-	return c.withInstallation("status", o, func(in *stream.Installation, client *stream.Client) error {
-		return c.run(ctx, in, client, o)
+	return withJetStream(c.serverFlags, "status", o, func(js jetstream.JetStream) error {
+		certs, err := c.expiries(js.Conn())
+		if err != nil {
+			return err
+		}
+		return c.run(ctx, stream.NewInstallation(js, c.names()), c.client(js.Conn()), certs, o)
 	})
 }
 
-func (c *statusCmd) run(ctx context.Context, in *stream.Installation, client *stream.Client, o *output) error {
+func (c *statusCmd) run(ctx context.Context, in *stream.Installation, client *stream.Client, certs []access.Expiry, o *output) error {
 	st, err := in.Status(ctx)
 	if err != nil {
 		return err
@@ -88,10 +94,6 @@ func (c *statusCmd) run(ctx context.Context, in *stream.Installation, client *st
 		if dead, err = in.DeadLetters(ctx, c.Dead); err != nil {
 			return err
 		}
-	}
-	certs, err := c.expiries(nc)
-	if err != nil {
-		return err
 	}
 	if c.JSON {
 		return o.JSON(struct {

@@ -104,6 +104,17 @@ func (f File) Get(name string) (User, error) {
 	return User{}, fmt.Errorf("user %q: %w: see nearmiss users list", name, ErrNoUser)
 }
 
+// Owner is the name of the user with that public key, now or before the last
+// rotation; empty: nobody's.
+func (f File) Owner(public string) string {
+	for _, u := range f.Users {
+		if public != "" && (u.Key.Public == public || u.Old != nil && u.Old.Public == public) {
+			return u.Name
+		}
+	}
+	return ""
+}
+
 func (f File) index(name string) int {
 	return slices.IndexFunc(f.Users, func(u User) bool { return u.Name == name })
 }

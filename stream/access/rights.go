@@ -278,7 +278,7 @@ func (r subjects) control() Rights {
 			readObjects(r.ImagesBucket()), writeObjects(r.ImagesBucket()),
 			lastChunks(r.ArtifactsBucket(), r.ImagesBucket()),
 			readObjects(r.EvidenceBucket()), writeObjects(r.EvidenceBucket()),
-			[]string{r.Feedback("*"), r.Train("*")},
+			[]string{r.Feedback("*"), r.Train("*"), r.Audit("*", "*")},
 		),
 		Subscribe: append([]string{r.API() + ".control.>", r.API() + ".trainer.>"}, service...),
 		Respond:   true,

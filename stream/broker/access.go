@@ -159,6 +159,7 @@ func (b *Broker) reloadUsers(now time.Time) (access.File, error) {
 // Reloads is how often a change of the users' file, or the end of an old key, has
 // been looked at since the start; what could not be used counts too.
 func (b *Broker) Reloads() int64 { return b.reloads.Load() }
+
 // certsEvery is how often it is said that a certificate ends soon.
 const certsEvery = 12 * time.Hour
 

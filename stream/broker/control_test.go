@@ -1,6 +1,7 @@
 package broker_test
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -49,6 +50,12 @@ func TestControlDoesItsJobWithItsRights(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	control.Knows(func(public string) string {
+		if public == h.keys["op"].Public {
+			return "op"
+		}
+		return ""
+	})
 	stop, err := control.Start(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -124,7 +131,42 @@ func TestControlDoesItsJobWithItsRights(t *testing.T) {
 	_, err = in.Status(ctx)
 	must("read the status without control", err)
 	must("delete", c.DeleteDetector(ctx, "parts", true))
+	if _, err := c.Promote(ctx, stream.PromoteRequest{Detector: "parts", Release: "abcd1234"}); err == nil {
+		t.Error("a release of nothing is promoted")
+	}
 	must("all said", nc.Flush())
+
+	// Each of it is in the audit: who, what, on what, and what came of it.
+	all, err := in.Audit(ctx, stream.AuditFilter{By: "Kim", Object: "detector/parts"}, 0, 100)
+	must("read the audit", err)
+	var said []string
+	for _, e := range all {
+		said = append(said, e.Action+" "+e.Result)
+		if e.User != "op" || e.Identity != h.keys["op"].Public || e.At.IsZero() || e.ID == "" || (e.Error == "") != (e.Result == stream.AuditDone) {
+			t.Errorf("%+v", e)
+		}
+	}
+	want := "promote not_found, delete done, feedback done, remove-normals done, train done, set done, pin done, pin done, shadow done, shadow done, rollback done, promote done, promote done, create done"
+	if got := strings.Join(said, ", "); got != want {
+		t.Errorf("the audit has %s\nwant %s", got, want)
+	}
+	if one, err := in.Audit(ctx, stream.AuditFilter{Action: "set", Since: time.Now().Add(-time.Hour)}, 0, 1); err != nil || len(one) != 1 ||
+		strings.Contains(string(one[0].Before), `"k":3`) || !strings.Contains(string(one[0].After), `"k":3`) {
+		t.Errorf("before and after: %+v, %v", one, err)
+	}
+	if failed, err := in.Audit(ctx, stream.AuditFilter{Failed: true, By: "op"}, 0, 10); err != nil || len(failed) != 1 {
+		t.Errorf("what was refused: %+v, %v", failed, err)
+	}
+	if none, err := in.Audit(ctx, stream.AuditFilter{Until: time.Now().Add(-time.Hour)}, 0, 10); err != nil || len(none) != 0 {
+		t.Errorf("an hour ago: %+v, %v", none, err)
+	}
+	own, err := jetstream.New(h.connect("op"))
+	must("be an operator", err)
+	forged, stopWaiting := context.WithTimeout(ctx, time.Second)
+	defer stopWaiting()
+	if _, err := own.Publish(forged, "nearmiss.audit.detector.parts", []byte("{}")); err == nil {
+		t.Error("an operator wrote into the audit")
+	}
 
 	refused.mu.Lock()
 	defer refused.mu.Unlock()
