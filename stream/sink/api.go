@@ -99,12 +99,12 @@ func (e *Engine) withSender(name string, f func(Sink, Sender) error) error {
 	if r == nil {
 		return fmt.Errorf("sink %q: %w", name, stream.ErrNotFound)
 	}
-	sender, err := open(e.cfg.Kinds, r.sink)
+	sender, hider, err := open(e.cfg.Kinds, r.sink)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = sender.Close() }()
-	return f(r.sink, sender)
+	return f(r.sink, guarded{sender, hider})
 }
 
 func (e *Engine) test(ctx context.Context, q TestRequest) (TestAnswer, error) {

@@ -67,7 +67,7 @@ func (l *line) sendDigest(ctx context.Context, d Digester, all []collected) {
 	}
 	step, cancel := context.WithTimeout(context.WithoutCancel(ctx), sendTime)
 	defer cancel()
-	err := d.SendAll(step, notices)
+	err := l.hider.hide(d.SendAll(step, notices))
 	now := time.Now()
 	for _, c := range all {
 		c.release()

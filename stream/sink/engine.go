@@ -195,11 +195,11 @@ func (e *Engine) start(ctx context.Context, b jetstream.KeyValue, s Sink, rev ui
 		defer close(done)
 		told := false
 		for own.Err() == nil {
-			sender, err := open(e.cfg.Kinds, s)
+			sender, hider, err := open(e.cfg.Kinds, s)
 			if err == nil {
-				l.sender = sender
+				l.sender, l.hider = sender, hider
 				log.Info().Str("kind", s.Kind).Msg("sink is at work")
-				err = l.run(own)
+				err = hider.hide(l.run(own))
 				_ = sender.Close()
 			}
 			if err != nil && own.Err() == nil {
@@ -216,20 +216,21 @@ func (e *Engine) start(ctx context.Context, b jetstream.KeyValue, s Sink, rev ui
 }
 
 // open makes a sink's sender.
-func open(kinds Kinds, s Sink) (Sender, error) {
+func open(kinds Kinds, s Sink) (Sender, hider, error) {
 	opener, ok := kinds[s.Kind]
 	if !ok {
-		return nil, fmt.Errorf("sink %s: there is no kind %q: use one of %s", s.Name, s.Kind, strings.Join(slices.Sorted(maps.Keys(kinds)), ", "))
+		return nil, nil, fmt.Errorf("sink %s: there is no kind %q: use one of %s", s.Name, s.Kind, strings.Join(slices.Sorted(maps.Keys(kinds)), ", "))
 	}
 	secret, err := readSecret(s.Secret)
 	if err != nil {
-		return nil, fmt.Errorf("sink %s: %w", s.Name, err)
+		return nil, nil, fmt.Errorf("sink %s: %w", s.Name, err)
 	}
+	h := newHider(secret)
 	sender, err := opener(s, secret)
 	if err != nil {
-		return nil, fmt.Errorf("sink %s: %w", s.Name, err)
+		return nil, nil, fmt.Errorf("sink %s: %w", s.Name, h.hide(err))
 	}
-	return sender, nil
+	return sender, h, nil
 }
 
 // switchOff disables a sink whose receiver said that it is no more, unless

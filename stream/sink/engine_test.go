@@ -435,6 +435,21 @@ func TestBadSinksCostThemselves(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 	poll(t, func() bool { return strings.Contains(h.status("later").Error, `no kind "nothing"`) })
+	// A receiver that answers with what it was sent.
+	r.does(func(sink.Notice) error { return &sink.Permanent{Err: errors.New("401: who is hunter2?")} })
+	h.event("line1", 2)
+	poll(t, func() bool { return h.status("good").Results[sink.ResultDead] == 1 })
+	var a sink.TestAnswer
+	h.ask("test", sink.TestRequest{Sink: "good"}, &a)
+	dead, err := stream.NewInstallation(h.js, stream.Names{}).DeadLetters(t.Context(), 0)
+	if err != nil || len(dead) != 1 {
+		t.Fatalf("%v, %v", dead, err)
+	}
+	for what, text := range map[string]string{"status": h.status("good").Error, "test": a.Error, "dead letter": dead[0].Reason} {
+		if strings.Contains(text, "hunter2") || !strings.Contains(text, "who is (secret)?") {
+			t.Errorf("the %s says %q", what, text)
+		}
+	}
 	h.logMu.Lock()
 	defer h.logMu.Unlock()
 	if strings.Contains(h.log.String(), "hunter2") {

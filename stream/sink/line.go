@@ -53,6 +53,7 @@ type line struct {
 	log    zerolog.Logger
 	sink   Sink
 	sender Sender
+	hider  hider
 	judge  *judge
 	delays []time.Duration
 	// lookEvery is how often it is looked whether something was lost.
@@ -76,7 +77,7 @@ type line struct {
 // run delivers until ctx ends.
 func (l *line) run(ctx context.Context) error {
 	live := Live{
-		Names: l.names, Sink: l.sink, NC: l.nc, Failed: l.stats.failed, Delivered: l.stats.delivered,
+		Names: l.names, Sink: l.sink, NC: l.nc, Failed: func(err error) { l.stats.failed(l.hider.hide(err)) }, Delivered: l.stats.delivered,
 		Count: func(result, why string) { l.stats.add(result, why, 1) },
 	}
 	if w, ok := l.sender.(Watcher); ok {
@@ -285,7 +286,7 @@ func (l *line) try(ctx context.Context, n Notice) error {
 	// already have it.
 	step, cancel := context.WithTimeout(context.WithoutCancel(ctx), sendTime)
 	defer cancel()
-	return l.sender.Send(step, n)
+	return l.hider.hide(l.sender.Send(step, n))
 }
 
 // failed decides what a failed try means.
@@ -412,7 +413,7 @@ func (l *line) summaries(ctx context.Context) {
 func (l *line) sendSummary(ctx context.Context, n Notice) {
 	step, cancel := context.WithTimeout(ctx, sendTime)
 	defer cancel()
-	if err := l.sender.Send(step, n); err != nil {
+	if err := l.hider.hide(l.sender.Send(step, n)); err != nil {
 		l.stats.failed(err)
 		l.log.Warn().Err(err).Int("events", n.Summary).Msg("a summary was not delivered")
 		return
