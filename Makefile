@@ -75,6 +75,10 @@ lint: ## formatting, go vet and staticcheck
 starter: runtime ## train the starter backbone anew, on one thread (half an hour); then build again
 	bin/nearmiss backbone train-starter --threads 1 --out inference/backbone/starter/starter.safetensors
 
+.PHONY: console-bench
+console-bench: ## measure the page: its bytes, lists of 50,000 events, 50 cameras at 5 frames a second
+	go test -count 1 -run '^TestThePageIsSmall$$' -v -bench Console -benchtime 200x ./stream/console
+
 .PHONY: bench
 bench: runtime ## measure embedding, the bank's indexes and the broker on this machine
 	bin/nearmiss bench embed

@@ -241,10 +241,15 @@ func randomModel(t *testing.T) string {
 	return file
 }
 
-// drawImages writes n synthetic images, a share of them with a defect.
+// drawImages writes n synthetic images of cells, a share of them with a defect.
 func drawImages(t *testing.T, dir string, n int, defects float64) {
 	t.Helper()
-	s, err := synthetic.New(synthetic.Cells, 3, synthetic.Options{Size: 96, DefectRate: defects})
+	drawKind(t, dir, synthetic.Cells, n, defects)
+}
+
+func drawKind(t *testing.T, dir, kind string, n int, defects float64) {
+	t.Helper()
+	s, err := synthetic.New(kind, 3, synthetic.Options{Size: 96, DefectRate: defects})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,7 +16,7 @@ export async function show(main, _, { signal, query }) {
   const picked = new Set();
   let undoing = null; // {token, events}
 
-  const list = h("div", { class: "list", role: "listbox", "aria-label": "Alarms", tabindex: 0 }), view = h("div", { class: "view" });
+  const list = h("div", { role: "listbox", "aria-label": "Alarms", tabindex: 0 }), older = h("div"), view = h("div", { class: "view" });
   const count = h("span", { class: "soft num" });
   const which = (v, f, pairs, label) => h("select", { "aria-label": label, onchange: (e) => { f(e.target.value); load(); } }, pairs.map(([x, w]) => h("option", { value: x, selected: x === v }, w)));
   const detectors = h("select", { "aria-label": "Detector", onchange: (e) => { detector = e.target.value; load(); } }, h("option", { value: "" }, "All detectors"));
@@ -24,7 +24,7 @@ export async function show(main, _, { signal, query }) {
   fill(main, h("div", { class: "inbox" }, h("div", { class: "head bar" }, h("h1", {}, "Alarms"), count, h("span", { class: "gap" }),
     which(state, (v) => { state = v; }, [["open", "Open"], ["", "All states"], ["confirmed", "Confirmed"], ["false_alarm", "False alarms"], ["seen", "Seen"]], "State"),
     which(kind, (v) => { kind = v; if (v !== "anomaly") state = ""; }, [["anomaly", "Alarms"], ["rejected", "Rejected frames"], ["drift", "Drift"], ["release", "Releases"], ["disagreement", "Disagreements"], ["camera,lost,store", "Cameras and store"], ["", "All events"]], "Kind"),
-    detectors), list, view));
+    detectors), h("div", { class: "list" }, list, older), view));
 
   const path = (cursor) => "api/v1/events?" + new URLSearchParams({ limit: 100, ...(kind && { kind }), ...(state && kind === "anomaly" && { state }), ...(detector && { detector }), ...(cursor && { cursor }) });
   async function load() {
@@ -70,9 +70,10 @@ export async function show(main, _, { signal, query }) {
     h("div", { class: "side" }, h("span", { class: "num" }, when(a.scored_at)), a.kind === "anomaly" ? chip(a.state, a.pending ? words[a.state] + " …" : null) : null));
   }
   function drawList() {
-    fill(count, kind === "anomaly" ? `${open} open` + (picked.size ? `, ${picked.size} selected` : "") : "");
-    fill(list, items.map(row), next ? h("button", { onclick: doing(more), style: { margin: "12px" } }, "Older") : null);
-    if (!items.length) fill(list, h("p", { class: "empty" }, state === "open" && kind === "anomaly" ? "No open alarms." : "Nothing here."));
+    fill(count, kind === "anomaly" ? `${open.toLocaleString("en")} open` + (picked.size ? `, ${picked.size} selected` : "") : "");
+    fill(list, items.map(row));
+    fill(older, next ? h("button", { onclick: doing(more), style: { margin: "12px" } }, "Older") : null);
+    if (!items.length) fill(older, h("p", { class: "empty" }, state === "open" && kind === "anomaly" ? "No open alarms." : "Nothing here."));
     list.setAttribute("aria-activedescendant", at >= 0 ? "row-" + items[at].sequence : "");
     list.querySelector(".row.on")?.scrollIntoView({ block: "nearest" });
   }
@@ -100,6 +101,7 @@ export async function show(main, _, { signal, query }) {
       return;
     }
     if (shown === a.sequence) return;
+    if (!view.childElementCount) fill(view, h("p", { class: "empty" }, "Loading …"));
     const e = await get(`api/v1/events/${a.sequence}`);
     if (signal.aborted || items[at]?.sequence !== a.sequence) return;
     shown = a.sequence;
@@ -117,7 +119,7 @@ export async function show(main, _, { signal, query }) {
     const panes = e.kind === "anomaly" || image ? h("div", { class: "panes" + (zoomed ? " zoomed" : "") },
       h("section", { class: "pane", "aria-label": "Frame" }, h("header", {}, h("b", {}, "Frame"), overlay ? h("label", {}, "heat ", slider, h("kbd", {}, "h")) : h("span", { class: "soft" }, noPictures[e.no_pictures] || ""), h("span", { class: "gap" })), stage),
       h("section", { class: "pane", "aria-label": "Nearest normals" }, h("header", {}, h("b", {}, "Nearest normals")),
-        normals.length ? h("div", { class: "normals", tabindex: 0, role: "region", "aria-label": "Nearest normals" }, normals.map((f, i) => h("figure", {}, h("img", { alt: f.about, src: file(f.name) }), h("figcaption", {}, e.nearest?.[i] ? "distance " + num(e.nearest[i].distance) : f.about)))) : h("p", { class: "empty" }, "There are no pictures of them."))) : null;
+        normals.length ? h("div", { class: "normals", tabindex: 0, role: "group", "aria-label": "Pictures" }, normals.map((f, i) => h("figure", {}, h("img", { alt: f.about, src: file(f.name) }), h("figcaption", {}, e.nearest?.[i] ? "distance " + num(e.nearest[i].distance) : f.about)))) : h("p", { class: "empty" }, "There are no pictures of them."))) : null;
     const job = e.job;
     fill(view,
       e.kind === "anomaly" ? h("div", { class: "verdict" }, chip(e.state, e.pending ? words[e.state] + " …" : null), e.by ? h("span", { class: "soft small" }, `by ${e.by}${e.note ? ": " + e.note : ""}`) : null, h("span", { class: "gap" }),
@@ -214,8 +216,7 @@ export async function show(main, _, { signal, query }) {
     if (items.some((a) => a.sequence >= e.sequence)) return;
     items.unshift(e);
     if (e.kind === "anomaly") open++;
-    if (at > 0 || shown) at++;
-    else at = 0;
+    at = items.length > 1 ? at + 1 : 0; // what is looked at stays
     if (items.length > 2000) items.length = 2000;
     drawList();
     look().catch(complain);

@@ -81,7 +81,7 @@ function drawStatus(s) {
   const away = live.isAway() ? "no connection" : s && s.broker !== "connected" ? "broker away" : "";
   fill(parts.broker, away ? chip("away", away) : chip(s ? "ok" : "waiting", s ? "connected" : "connecting"));
   if (!s || s.broker !== "connected") return;
-  fill(parts.open, s.open ? chip("open", plural(s.open, "open alarm")) : h("span", { class: "soft" }, "no open alarms"));
+  fill(parts.open, s.open ? chip("open", [s.open.toLocaleString("en") + " open", h("span", { class: "wide" }, s.open === 1 ? "alarm" : "alarms")]) : h("span", { class: "soft" }, "none open"));
   fill(parts.jobs, s.jobs ? chip("running", plural(s.jobs, "job")) : h("span", { class: "soft" }, "no jobs"));
 }
 

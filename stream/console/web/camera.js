@@ -68,7 +68,7 @@ export async function show(main, [detector, camera], { signal }) {
   fill(main,
     h("div", { class: "head" }, h("h1", {}, camera), h("a", { href: `#/d/${detector}/tune` }, detector), h("span", { class: "gap" }), may("operator") ? h("button", { onclick: take }, "Take frames as normals …") : null, h("a", { class: "button", href: "#/wall" }, "Wall")),
     h("div", { class: "cols" },
-      h("section", { class: "panel" }, h("h2", {}, "Now"), h("div", { class: "stage", style: { marginBottom: "12px" } }, noShot, h("div", { class: "sheet", style: { width: "min(100%, 400px)" } }, shot)), state),
+      h("section", { class: "panel" }, h("h2", {}, "Now"), h("div", { class: "stage", style: { marginBottom: "12px", overflow: "hidden", maxHeight: "none" } }, noShot, h("div", { class: "sheet", style: { width: "min(100%, 400px)" } }, shot)), state),
       h("section", { class: "panel" }, h("div", { class: "head" }, h("h2", {}, "Scores"), h("span", { class: "gap" }), ten, two), plot),
       h("section", { class: "panel" }, h("h2", {}, "p-values"), h("p", { class: "soft small" }, "Frames like the normals give each p-value equally often. A pile on the left says that what the camera sees has moved."), ranks),
       h("section", { class: "panel" }, h("h2", {}, "Last alarms"), list)));

@@ -85,6 +85,6 @@ export function facts(...rows) {
 export function table(head, rows) {
   return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": head.filter(Boolean).map((c) => c.replace("#", "")).join(", ") },
     h("table", {},
-      h("thead", {}, h("tr", {}, head.map((c) => h("th", { scope: "col", class: c.startsWith("#") && "num" }, c.replace("#", ""))))),
+      h("thead", {}, h("tr", {}, head.map((c) => h("th", { scope: "col", class: c.startsWith("#") && "num" }, c ? c.replace("#", "") : h("span", { class: "hidden-text" }, "actions"))))),
       h("tbody", {}, rows.map((r) => h("tr", { class: r.class }, (r.cells || r).map((c, i) => h("td", { class: head[i].startsWith("#") && "num" }, c)))))));
 }

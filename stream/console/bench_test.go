@@ -1,0 +1,132 @@
+package console
+
+import (
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nearmiss/nearmiss/internal/cputime"
+	"github.com/nearmiss/nearmiss/stream"
+)
+
+// TestThePageIsSmall: what a browser loads at the first visit.
+func TestThePageIsSmall(t *testing.T) {
+	p, err := newPage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var raw, packed int
+	for name, b := range p.files {
+		if strings.HasSuffix(name, "LICENSE") {
+			continue
+		}
+		var z bytes.Buffer
+		w := gzip.NewWriter(&z)
+		if _, err := w.Write(b); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		raw, packed = raw+len(b), packed+z.Len()
+	}
+	t.Logf("%d bytes, %d packed", raw, packed)
+	if raw > 250<<10 || packed > 80<<10 {
+		t.Errorf("the page has %d bytes, %d packed: at most 250 and 80 KiB are wanted", raw, packed)
+	}
+}
+
+// BenchmarkConsoleEvents asks for pages of 50,000 events, half of them judged.
+func BenchmarkConsoleEvents(b *testing.B) {
+	h := newHall(b, config())
+	score := 2.0
+	for i := range indexMost {
+		e := entry{Sequence: uint64(i + 1), ID: fmt.Sprint(i), Kind: stream.KindAnomaly, Detector: "parts", Camera: "line1", ScoredAt: time.Now(), Score: &score, Threshold: &score}
+		h.c.index.add(e)
+		if i%2 == 0 {
+			h.c.index.judge(e.ID, judged{State: stateSeen, order: uint64(i + 1)})
+		}
+	}
+	var took []time.Duration
+	for b.Loop() {
+		begin := time.Now()
+		r, err := http.Get(h.url + "api/v1/events?kind=anomaly&state=open&limit=100")
+		if err != nil {
+			b.Fatal(err)
+		}
+		r.Body.Close()
+		took = append(took, time.Since(begin))
+	}
+	http.DefaultClient.CloseIdleConnections()
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)*95/100].Microseconds())/1000, "p95-ms")
+}
+
+// BenchmarkConsoleLive has 50 cameras send five scores a second to one listener, for
+// ten seconds, and an alarm each second.
+func BenchmarkConsoleLive(b *testing.B) {
+	h := newHall(b, config())
+	const cameras, fps, seconds = 50, 5, 10
+	r, err := http.Get(h.url + "api/v1/live")
+	if err != nil {
+		b.Fatal(err)
+	}
+	type line struct {
+		text string
+		at   time.Time
+	}
+	lines := make(chan line, 100_000)
+	go func() {
+		defer close(lines)
+		for s := bufio.NewScanner(r.Body); s.Scan(); {
+			lines <- line{s.Text(), time.Now()}
+		}
+	}()
+	cpu, begin := cputime.Seconds(), time.Now()
+	var stored []time.Time
+	for i := range seconds * fps {
+		for cam := range cameras {
+			score, threshold, p, no := 0.5, 1.0, 0.5, false
+			m, err := stream.Event{Detector: "parts", Camera: fmt.Sprintf("line%02d", cam), ScoredAt: time.Now(), Kind: "x", Score: &score, Threshold: &threshold, PValue: &p, Anomalous: &no}.Message(h.names)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if err := h.nc.Publish(h.names.Scores("parts", fmt.Sprintf("line%02d", cam)), m.Data); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if i%fps == 0 {
+			stored = append(stored, time.Now())
+			h.alarm(fmt.Sprint("alarm", i))
+		}
+		time.Sleep(time.Until(begin.Add(time.Duration(i+1) * time.Second / fps)))
+	}
+	took, used := time.Since(begin), cputime.Seconds()-cpu
+	r.Body.Close()
+	size, messages, alarms := 0, 0, 0
+	var worst time.Duration
+	for l := range lines {
+		size += len(l.text) + 1
+		if strings.HasPrefix(l.text, "event:") {
+			messages++
+		}
+		if l.text == "event: event" {
+			worst, alarms = max(worst, l.at.Sub(stored[alarms])), alarms+1
+		}
+	}
+	http.DefaultClient.CloseIdleConnections()
+	for b.Loop() { // what is measured has been: the cameras set the time
+	}
+	b.ReportMetric(float64(messages)/took.Seconds(), "msg/s")
+	b.ReportMetric(float64(size)/1024/took.Seconds(), "KiB/s")
+	b.ReportMetric(100*used/took.Seconds(), "%core") // broker and cameras included
+	b.ReportMetric(float64(worst.Milliseconds()), "alarm-ms")
+	b.ReportMetric(float64(alarms), "alarms")
+	b.ReportMetric(0, "ns/op")
+}
