@@ -60,6 +60,11 @@ sinks: ## sinks and broker killed ten times while a receiver is down for ten min
 plc: ## how long a verdict takes to a Modbus coil (10,000 frames), and whether a stale one is ever shown (a minute)
 	NEARMISS_TEST_PLC_FRAMES=10000 go test -count 1 -v -timeout 10m -run 'Modbus|Stale' ./stream/sink/plc
 
+.PHONY: cluster-test
+cluster-test: ## three NATS servers, 30 kills and 10 cut links under load (ten minutes)
+	NEARMISS_TEST_CLUSTER=20000 NEARMISS_TEST_KILLS=30 NEARMISS_TEST_CUTS=10 \
+	  go test -count 1 -v -timeout 40m -run TestAClusterLosesNothing ./stream
+
 .PHONY: deploy-check
 deploy-check: ## check deployments/: against the program, and by the tools that are installed
 	@deployments/check.sh

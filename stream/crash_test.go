@@ -31,8 +31,11 @@ func child(role string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	log := zerolog.New(os.Stderr).Level(zerolog.WarnLevel)
-	if role == "broker" {
+	switch role {
+	case "broker":
 		return childBroker(ctx, log)
+	case "nats":
+		return childServer(ctx, log)
 	}
 	nc, err := stream.Connect(os.Getenv("NEARMISS_TEST_URL"), role, log)
 	if err != nil {

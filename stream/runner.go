@@ -150,30 +150,37 @@ func (l *detectorRunner) consumer(ctx context.Context) (jetstream.Consumer, erro
 // takeAll calls handle with the detector's frames, batch by batch, until ctx ends.
 // Whatever happens to the broker, it goes on when that is back.
 func (l *detectorRunner) takeAll(ctx context.Context, handle func([]jetstream.Msg)) {
+	patience := leaderless
 	for ctx.Err() == nil {
 		within, cancel := l.w.epoch.Within(ctx)
-		err := l.takeFrames(within, handle)
+		found, err := l.takeFrames(within, patience, handle)
 		cancel()
-		if err != nil && ctx.Err() == nil {
-			l.log.Debug().Err(err).Msg("cannot take frames")
-			pause(ctx, time.Second)
+		if err == nil || ctx.Err() != nil {
+			continue
 		}
+		l.log.Debug().Err(err).Msg("cannot take frames")
+		// One that is only slow must get its time: each try in vain gives it more.
+		if patience = min(2*patience, 5*leaderless); found {
+			patience = leaderless
+		}
+		pause(ctx, time.Second)
 	}
 }
 
-// takeFrames is takeAll for as long as ctx and the consumer last.
-func (l *detectorRunner) takeFrames(ctx context.Context, handle func([]jetstream.Msg)) error {
+// takeFrames is takeAll for as long as ctx and the consumer last. It says whether the
+// consumer was found, within patience.
+func (l *detectorRunner) takeFrames(ctx context.Context, patience time.Duration, handle func([]jetstream.Msg)) (found bool, err error) {
 	// A server whose cluster has no leader yet answers nothing, and forgets the
 	// request: it is asked again soon.
-	step, cancel := context.WithTimeout(ctx, leaderless)
-	_, err := l.consumer(step)
+	step, cancel := context.WithTimeout(ctx, patience)
+	_, err = l.consumer(step)
 	cancel()
 	if err != nil {
-		return err
+		return false, err
 	}
 	t, err := newTaker(l.w.nc, l.w.cfg.FramesStream(), framesConsumer(l.name), l.w.cfg.AckWait)
 	if err != nil {
-		return err
+		return true, err
 	}
 	defer t.close()
 	for ctx.Err() == nil {
@@ -182,10 +189,10 @@ func (l *detectorRunner) takeFrames(ctx context.Context, handle func([]jetstream
 			handle(msgs)
 		}
 		if err != nil {
-			return err
+			return true, err
 		}
 	}
-	return nil
+	return true, nil
 }
 
 // leaderless is how long a request waits for an answer that a cluster without a
