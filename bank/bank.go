@@ -89,6 +89,11 @@ type Bank struct {
 
 	change sync.Mutex // held by whatever changes entries or replaces the index
 
+	measured
+}
+
+// measured is a bank's index and what was found out about it.
+type measured struct {
 	mu          sync.RWMutex // guards what follows, not what it points to
 	index       Index
 	report      Report
@@ -141,7 +146,7 @@ func New(o Options) (*Bank, error) {
 	}
 	return &Bank{
 		dim: o.Dim, k: o.K, kind: o.Kind, cutoff: o.Cutoff, graph: graph, gate: gate,
-		transform: o.Transform, log: o.Log, rows: r, index: &exact{rows: r},
+		transform: o.Transform, log: o.Log, rows: r, measured: measured{index: &exact{rows: r}},
 	}, nil
 }
 

@@ -107,6 +107,12 @@ type Embedder struct {
 	embedding  int // index of the output
 	tokensAt   int
 
+	embedderLife
+	buffers sync.Pool // of *[]uint8: one preprocessed image
+}
+
+// embedderLife is an embedder's goroutines and how they end.
+type embedderLife struct {
 	jobs    chan *job     // to be decoded
 	ready   chan *job     // to be embedded
 	quit    chan struct{} // closed by Close
@@ -117,7 +123,6 @@ type Embedder struct {
 	calls   sync.WaitGroup
 	mu      sync.Mutex // guards closed
 	closed  bool
-	buffers sync.Pool // of *[]uint8: one preprocessed image
 }
 
 // patchOutput is an output of patch vectors.

@@ -15,6 +15,18 @@
 // a [Scorer] that a [Loader] opens from a release folder, what trains is a
 // [Trainer]. Both are given by the caller.
 //
+// # Five roles
+//
+// Each uses those above it. What travels: names, subjects, frames, events, errors,
+// and the topology of streams and buckets (names.go, frame.go, event.go, errors.go,
+// topology.go, connect.go, pull.go). What is stored: [Installation] opens the stores
+// of detectors, jobs, normals, evidence, events and releases, and reads and collects
+// them (installation.go, detector.go, jobs.go, normals.go, evidence.go, events.go,
+// status.go, collect.go, dead.go). Then the processes, which do not know each other:
+// [Worker] (worker.go, runner.go, handle.go, …), [TrainingWorker] (trainer.go,
+// attempt.go, task.go, verdict.go, …), [Control] with its [Client] (control.go,
+// client.go, service.go), and [Steward] beside the broker.
+//
 // # Guarantees
 //
 //   - A frame that the broker has acknowledged is scored at least once. A frame

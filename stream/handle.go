@@ -12,22 +12,27 @@ import (
 
 // frameTask is one frame on its way through a lane.
 type frameTask struct {
-	msg        jetstream.Msg
-	meta       *jetstream.MsgMetadata
-	frame      Frame
-	bytes      int   // of the encoded image
-	failure    error // why it is not handled; a *PermanentError rejects it, a *scoringError counts
-	event      *Event
-	announce   bool // the event is to be stored, not only the score sent
+	msg      jetstream.Msg
+	meta     *jetstream.MsgMetadata
+	frame    Frame
+	bytes    int       // of the encoded image
+	taken    time.Time // when this worker got it
+	free     func()    // gives back the memory of its image
+	failure  error     // why it is not handled; a *PermanentError rejects it, a *scoringError counts
+	event    *Event
+	announce bool  // the event is to be stored, not only the score sent
+	place    Place // nil: the release cannot tell where
+	apart    bool  // its pictures are being drawn
+	frameHistory
+}
+
+// frameHistory is what became of a frame before this delivery.
+type frameHistory struct {
 	deliveries int
-	tried      try       // as recorded before this delivery
-	recorded   bool      // there is a record of its tries
-	suspect    bool      // it is scored alone in this process
-	place      Place     // nil: the release cannot tell where
-	apart      bool      // its pictures are being drawn
-	again      bool      // it has come to its end before: nothing is to be done
-	taken      time.Time // when this worker got it
-	free       func()    // gives back the memory of its image
+	tried      try  // as recorded
+	recorded   bool // there is a record of its tries
+	suspect    bool // it is scored alone in this process
+	again      bool // it has come to its end: nothing is to be done
 }
 
 // scoringError is a failure of the scorer, which counts as a try of the frame. All
@@ -81,7 +86,8 @@ func (l *detectorRunner) read(m jetstream.Msg) *frameTask {
 		l.log.Error().Err(err).Str("subject", m.Subject()).Msg("message without metadata")
 		return nil
 	}
-	it := &frameTask{msg: m, meta: meta, deliveries: int(meta.NumDelivered), taken: time.Now(), free: func() {}}
+	it := &frameTask{msg: m, meta: meta, taken: time.Now(), free: func() {}}
+	it.deliveries = int(meta.NumDelivered)
 	it.frame, err = ParseFrame(l.w.cfg.Names, m.Subject(), m.Headers(), m.Data(), meta, time.Unix(0, l.w.created.Load()))
 	it.bytes = len(it.frame.Image)
 	l.w.seenCameras.saw(it.frame.Detector, it.frame.Camera, meta.Timestamp, it.frame.UnchangedSince)

@@ -33,6 +33,11 @@ type detectorRunner struct {
 	added        uint64           // bytes of pictures since bounded; drawPictures's
 	bounded      time.Time        // when old pictures were last looked for; drawPictures's
 
+	inService
+}
+
+// inService is what a detector's runner serves, and what it should.
+type inService struct {
 	// Lock order: detectorRunner.mu, then loaded.mu.
 	mu           sync.Mutex
 	want         wanted
@@ -64,7 +69,7 @@ type loaded struct {
 func newDetectorRunner(w *Worker, name string) *detectorRunner {
 	l := &detectorRunner{
 		w: w, name: name, log: w.log.With().Str("detector", name).Logger(),
-		refused:      map[string]uint64{},
+		inService:    inService{refused: map[string]uint64{}},
 		pictureTasks: make(chan pictureTask, w.cfg.PictureQueue),
 		pace:         pacer{within: w.cfg.AckWait / 4, memory: w.cfg.Memory.Total() / 8, most: w.cfg.BatchSize},
 	}

@@ -34,6 +34,11 @@ type Task struct {
 	Checkpoint string            // file of the last checkpoint of an earlier attempt, or empty
 	Skipped    []Normal          // normals and labelled anomalies without an image, which are left out
 
+	taskState
+}
+
+// taskState is what a trainer keeps of a task.
+type taskState struct {
 	w          *TrainingWorker
 	saved      []byte // digest of the folder that was saved or restored last
 	lastNormal uint64 // sequence
@@ -180,7 +185,7 @@ func (w *TrainingWorker) prepare(ctx context.Context, job Job, dir string) (*Tas
 		det.Profile = job.Profile
 	}
 	t := &Task{
-		Request: job.TrainRequest, Detector: det, w: w,
+		Request: job.TrainRequest, Detector: det, taskState: taskState{w: w},
 		Dir: filepath.Join(dir, "work"), Normals: filepath.Join(dir, "normals"), Anomalies: filepath.Join(dir, "anomalies"),
 		Taken: map[string]Normal{},
 	}

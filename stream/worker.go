@@ -161,7 +161,22 @@ type Worker struct {
 	poke   chan struct{} // pointers or configurations may have changed
 	epoch  *Epoch
 
-	// Set by Run before any runner is started.
+	workerStores
+
+	unread      reporter // of what is stored and cannot be read
+	seenCameras sightings
+
+	// scoring is held by all that score; who holds it alone scores a frame that may
+	// end the process.
+	scoring sync.RWMutex
+
+	mu      sync.Mutex
+	runners map[string]*detectorRunner
+}
+
+// workerStores are what a worker has opened of the installation: Run does before
+// any runner is started.
+type workerStores struct {
 	js        jetstream.JetStream
 	in        *Installation
 	registry  *registry.Registry
@@ -175,16 +190,6 @@ type Worker struct {
 	created   atomic.Int64 // when the frames stream was created, Unix nanoseconds
 	opened    atomic.Bool  // what it needs is there
 	window    atomic.Int64 // how long the broker remembers event ids, nanoseconds
-
-	unread      reporter // of what is stored and cannot be read
-	seenCameras sightings
-
-	// scoring is held by all that score; who holds it alone scores a frame that may
-	// end the process.
-	scoring sync.RWMutex
-
-	mu      sync.Mutex
-	runners map[string]*detectorRunner
 }
 
 // NewWorker prepares a worker on a connection that the caller closes after Run

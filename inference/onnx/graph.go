@@ -155,7 +155,11 @@ type Graph struct {
 	scope        string
 	err          error
 
-	// Of the root graph only.
+	rootGraph
+}
+
+// rootGraph is what a root graph alone has.
+type rootGraph struct {
 	names     map[string]int // how often a name was asked for, in all subgraphs
 	metadata  map[string]string
 	foldBytes int // what folding has allocated

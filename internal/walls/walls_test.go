@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"go/ast"
 	"go/parser"
 	"go/token"
 	"io"
@@ -262,5 +263,80 @@ func TestFilesAreShort(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// large are the structs with more than fifteen fields that are no plain
+// configuration or record, each with the reason why it is not divided.
+var large = map[string]string{
+	"inference/imaging.tiffPage":       "the tags of a page of TIFF, by their names",
+	"inference/imaging.jpegComponent":  "what a JPEG file says of a component, and where its decoding is",
+	"internal/synthetic.cell":          "the numbers of one drawing",
+	"internal/synthetic.part":          "the numbers of one drawing",
+	"internal/synthetic.patternDesign": "the numbers of one drawing",
+	"stream/sink/webhook.view":         "what a template may name",
+	"stream.Topology":                  "configuration: how much is kept of what",
+	"stream/sink.line":                 "a sink at work: its settings, its consumer and what became of its events",
+	"stream/metrics.worker":            "one metric a field",
+	"stream/metrics.installation":      "one metric a field",
+	"stream/console.Console":           "the parts of the page's server, wired in one place",
+}
+
+// TestStructsAreSmall: no struct has more than fifteen fields, but configurations,
+// by their names, and what is written out as it is: each field has a tag, or two at
+// most have not.
+func TestStructsAreSmall(t *testing.T) {
+	const most = 15
+	seen := map[string]bool{}
+	err := filepath.WalkDir("../..", func(path string, d os.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && strings.HasPrefix(d.Name(), ".") && d.Name() != "../.." && d.Name() != "..":
+			return filepath.SkipDir
+		case filepath.Ext(path) != ".go" || strings.HasSuffix(path, "_test.go") || strings.HasSuffix(path, ".pb.go"):
+			return nil
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+		if err != nil {
+			return err
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			named, ok := n.(*ast.TypeSpec)
+			if !ok {
+				return true
+			}
+			s, ok := named.Type.(*ast.StructType)
+			if !ok {
+				return true
+			}
+			fields, tags := 0, 0
+			for _, field := range s.Fields.List {
+				n := max(1, len(field.Names))
+				fields += n
+				if field.Tag != nil {
+					tags += n
+				}
+			}
+			name := filepath.ToSlash(filepath.Dir(strings.TrimPrefix(filepath.Clean(path), filepath.Clean("../..")+string(filepath.Separator)))) + "." + named.Name.Name
+			plain := tags >= fields-2 || strings.HasSuffix(named.Name.Name, "Config") || strings.HasSuffix(named.Name.Name, "Options")
+			if fields <= most || plain {
+				return true
+			}
+			seen[name] = true
+			if large[name] == "" {
+				t.Errorf("%s has %d fields, at most %d are wanted: divide it", name, fields, most)
+			}
+			return true
+		})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name := range large {
+		if !seen[name] {
+			t.Errorf("%s is small, or gone: take it off the list", name)
+		}
 	}
 }
