@@ -69,6 +69,13 @@ cluster-test: ## three NATS servers, 30 kills and 10 cut links under load (ten m
 deploy-check: ## check deployments/: against the program, and by the tools that are installed
 	@deployments/check.sh
 
+# What `make dist` builds; cgo takes a C compiler for each, see deployments/dist.sh.
+DIST ?= $(shell go env GOOS)/$(shell go env GOARCH)
+
+.PHONY: dist
+dist: build ## archives with program, ONNX Runtime, licences and digests in dist/ (DIST="linux/amd64 linux/arm64")
+	deployments/dist.sh '$(VERSION)' "$(LDFLAGS)" $(DIST)
+
 .PHONY: lint
 lint: ## formatting, go vet and staticcheck
 	@bad=$$(git ls-files -co --exclude-standard '*.go' | grep -v '\.pb\.go$$' | xargs go tool gofumpt -l); \

@@ -11,6 +11,7 @@ import (
 type runtimeCmd struct {
 	Install runtimeInstallCmd `cmd:"" help:"Get the ONNX Runtime library into this user's cache."`
 	Info    runtimeInfoCmd    `cmd:"" help:"Print the library's place, version and execution providers."`
+	Fetch   runtimeFetchCmd   `cmd:"" help:"Write the library for another platform to a file, for archives."`
 }
 
 type runtimeInstallCmd struct {
@@ -74,4 +75,27 @@ func (c *runtimeInfoCmd) Run(o *output) error {
 		}
 	}
 	return nil
+}
+
+type runtimeFetchCmd struct {
+	Platform string `arg:"" help:"linux/amd64, linux/arm64 or darwin/arm64."`
+	Out      string `short:"o" required:"" type:"path" placeholder:"FILE" help:"The library that is written."`
+}
+
+func (*runtimeFetchCmd) Help() string {
+	return "A library beside the program is used where none is installed.\n\n" + examples("nearmiss runtime fetch linux/arm64 --out dist/libonnxruntime.so.1")
+}
+
+func (c *runtimeFetchCmd) Run(ctx context.Context, o *output) error {
+	if err := writable("--out", c.Out); err != nil {
+		return err
+	}
+	bar := o.download("ONNX Runtime " + ort.Version)
+	err := ort.Fetch(ctx, c.Platform, c.Out, bar.stage)
+	bar.close()
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(o.Out, "ONNX Runtime %s for %s is at %s\n", ort.Version, c.Platform, c.Out)
+	return err
 }

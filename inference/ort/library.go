@@ -47,8 +47,8 @@ func CacheDir() (string, error) {
 }
 
 // Locate returns the path of the library that Load would load: the file named
-// by $NEARMISS_ONNXRUNTIME, else the installed one. When there is none, the
-// error wraps [ErrNotInstalled] and says in one line what to run.
+// by $NEARMISS_ONNXRUNTIME, else the installed one, else the one beside the
+// program, as in archives. When there is none, the error wraps [ErrNotInstalled] and says in one line what to run.
 func Locate() (string, error) {
 	if path := os.Getenv(EnvLibrary); path != "" {
 		if info, err := os.Stat(path); err != nil || info.IsDir() {
@@ -61,10 +61,20 @@ func Locate() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if _, err := os.Stat(path); err != nil {
-		return "", fmt.Errorf("%w: no %s: %s", ErrNotInstalled, path, installHint)
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
 	}
-	return path, nil
+	if self, err := os.Executable(); err == nil {
+		if beside := bundledPath(self, runtime.GOOS); fileThere(beside) {
+			return beside, nil
+		}
+	}
+	return "", fmt.Errorf("%w: no %s: %s", ErrNotInstalled, path, installHint)
+}
+
+func fileThere(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode().IsRegular()
 }
 
 // installedPath is where Install puts the library for this platform.
