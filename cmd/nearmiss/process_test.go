@@ -49,9 +49,15 @@ type process struct {
 // start runs nearmiss with the arguments until the test ends or stop is called.
 func start(t *testing.T, args ...string) *process {
 	t.Helper()
-	p := &process{t: t, lines: make(chan string, 10_000), exited: make(chan struct{})}
-	p.cmd = exec.Command(os.Args[0], args...)
-	p.cmd.Env = append(os.Environ(), asProgram+"=1", "NEARMISS_LOG_FORMAT=json")
+	cmd := exec.Command(os.Args[0], args...)
+	cmd.Env = append(os.Environ(), asProgram+"=1", "NEARMISS_LOG_FORMAT=json")
+	return launch(t, cmd)
+}
+
+// launch runs any program until the test ends.
+func launch(t *testing.T, cmd *exec.Cmd) *process {
+	t.Helper()
+	p := &process{t: t, cmd: cmd, lines: make(chan string, 10_000), exited: make(chan struct{})}
 	stdout, err := p.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -71,7 +77,7 @@ func start(t *testing.T, args ...string) *process {
 		_ = p.cmd.Process.Kill()
 		<-p.exited
 		if t.Failed() {
-			t.Logf("nearmiss %s wrote:\n%s", strings.Join(args, " "), p.stderr())
+			t.Logf("%s wrote:\n%s", strings.Join(cmd.Args, " "), p.stderr())
 		}
 	})
 	return p
