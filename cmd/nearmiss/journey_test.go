@@ -113,12 +113,21 @@ func TestAJourneyFromPicturesToAnAlarm(t *testing.T) {
 		t.Errorf("detector set: %s", out)
 	}
 	eventually(t, "the new release and the threshold are in force", func() bool {
-		do("camera", p.normals, "--detector", "plates", "--camera", "line2", "--count", "1")
-		e := watch.nextEvent()
-		for e.Camera != "line2" {
-			e = watch.nextEvent()
+		do("camera", p.normals, "--detector", "plates", "--camera", "line2", "--count", "1") // normal, until they are
+		for {
+			select {
+			case l := <-watch.lines:
+				var e eventLine
+				if err := json.Unmarshal([]byte(l), &e); err != nil {
+					t.Fatalf("%s: %v", l, err)
+				}
+				if e.Camera == "line2" && e.ThresholdBy == stream.ThresholdByHand && *e.Threshold == 1e-9 && e.Release == trained.Release {
+					return true
+				}
+			default:
+				return false
+			}
 		}
-		return e.ThresholdBy == stream.ThresholdByHand && *e.Threshold == 1e-9 && e.Release == trained.Release
 	})
 	watch.stop()
 	up.stop()

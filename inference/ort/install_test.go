@@ -395,3 +395,54 @@ func TestInstallWithoutNpm(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestFetchForAnArchive: the library of another platform goes to a file, and the
+// program finds one that lies beside it.
+func TestFetchForAnArchive(t *testing.T) {
+	lib, err := os.ReadFile(located(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(lib)
+	path, digest := archive(t, "package/lib", lib)
+	platform := runtime.GOOS + "/" + runtime.GOARCH
+	in := installer{
+		digest:    digest,
+		libraries: map[string]packagedLibrary{platform: {"package/lib", hex.EncodeToString(sum[:])}, "plan9/mips": {"package/lib", hex.EncodeToString(sum[:])}},
+		pack:      func(context.Context, string) (string, error) { return path, nil },
+	}
+	dir := t.TempDir()
+	program := filepath.Join(dir, "nearmiss")
+	file := bundledPath(program, runtime.GOOS)
+	quiet := func(string, int64, int64) {}
+	if err := in.fetch(t.Context(), platform, file, quiet); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(file); err != nil || sha256.Sum256(b) != sum {
+		t.Errorf("%d bytes, %v", len(b), err)
+	}
+	if err := in.fetch(t.Context(), "plan9/mips", filepath.Join(dir, "other"), quiet); err == nil {
+		t.Error("a library for this machine passed for one of another")
+	}
+	if err := in.fetch(t.Context(), "windows/amd64", filepath.Join(dir, "other"), quiet); err == nil || !strings.Contains(err.Error(), "windows/amd64") {
+		t.Error(err)
+	}
+	if all, err := os.ReadDir(dir); err != nil || len(all) != 1 {
+		t.Errorf("%v, %v", all, err)
+	}
+	// A link on the search path leads to the program's own folder.
+	if err := os.WriteFile(program, nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	link := filepath.Join(t.TempDir(), "nearmiss")
+	if err := os.Symlink(program, link); err != nil {
+		t.Fatal(err)
+	}
+	real, err := filepath.EvalSymlinks(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := bundledPath(link, runtime.GOOS); got != real {
+		t.Errorf("%s, want %s", got, real)
+	}
+}
