@@ -77,7 +77,7 @@ func TestPagesCommandsAreAccepted(t *testing.T) {
 	}
 	dir := t.TempDir()
 	for _, sub := range []string{
-		"work/good", "work/new", "work/tiles", "work/releases/bolts", "work/cifar10", "work/deployments", "work/nearmiss-data/tls",
+		"work/good", "work/new", "work/wbc", "work/tiles", "work/releases/bolts", "work/cifar10", "work/deployments", "work/nearmiss-data/tls",
 		"shared/data/wbc", "shared/data/magnetic-tile",
 	} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
