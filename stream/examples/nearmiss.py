@@ -339,7 +339,7 @@ def main():
         with open(args.image, "rb") as f:
             print(json.dumps(ask(nc, "nearmiss.api.worker.score-now", f.read(), {"Nearmiss-Detector": args.detector})))
     elif args.command == "mark":
-        ask(nc, "nearmiss.api.trainer.feedback", json.dumps({"detector": args.detector, "verdict": args.verdict, "id": args.event}).encode())
+        ask(nc, "nearmiss.api.control.feedback", json.dumps({"detector": args.detector, "verdict": args.verdict, "id": args.event}).encode())
         print("marked", args.verdict)
 
 
