@@ -398,7 +398,7 @@ func (c *Control) takeEffect(ctx context.Context, by string, was, is Detector, a
 		"backbone": was.Backbone != is.Backbone, "method": was.Method != is.Method, "profile": was.Profile != is.Profile,
 		"score": was.Score != is.Score, "symmetry": was.Symmetry != is.Symmetry,
 		"region": !reflect.DeepEqual(was.Region, is.Region), "mask": !slices.Equal(was.Ignore, is.Ignore),
-		"bits": was.Bits != is.Bits,
+		"bits": was.Bits != is.Bits, "held-out share": was.HeldOut != is.HeldOut,
 	} {
 		if changed {
 			a.Learnt = append(a.Learnt, what)

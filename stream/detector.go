@@ -55,7 +55,7 @@ func (r Region) validate(what string) error {
 }
 
 // Detector is the configuration of one inspection task. What is learnt with
-// (backbone, method, profile, score, symmetry, region, mask, bits) is used by the next
+// (backbone, method, profile, score, symmetry, region, mask, bits, held-out share) is used by the next
 // training and travels in its release; k and the false-alarm rate, too, or in a release that
 // [TrainRequest] calls readjusted. The rest acts at once.
 type Detector struct {
@@ -69,6 +69,7 @@ type Detector struct {
 	Symmetry       string   `json:"symmetry,omitempty"`         // what embeddings are averaged over: none, flip, dihedral, or auto, which looks how normals lie; default none
 	K              int      `json:"k,omitempty"`                // nearest normals that are summed; default 2
 	FalseAlarmRate float64  `json:"false_alarm_rate,omitempty"` // share of normals above the threshold; default 0.01
+	HeldOut        float64  `json:"held_out,omitempty"`         // share of the normals that sets the threshold and stays out of the bank; default 0, the trainer's
 	Threshold      float64  `json:"threshold,omitempty"`        // score above which a frame is anomalous, set by hand; default 0, the release's
 	Margin         float64  `json:"margin,omitempty"`           // factor on the release's threshold, set by hand; default 0, none
 	Region         *Region  `json:"region,omitempty"`           // only this part of the image is looked at
@@ -160,6 +161,7 @@ func (d Detector) Validate() error {
 	bad(!slices.Contains([]string{"", "none", "flip", "dihedral", "auto"}, d.Symmetry), "symmetry %q: use none, flip, dihedral or auto", d.Symmetry)
 	bad(strings.Trim(d.Score, "abcdefghijklmnopqrstuvwxyz-+") != "" || len(d.Score) > 100, "score %q: use class, pooled, patch, both, several joined by +, or auto", d.Score)
 	bad(c.K < 1 || c.K > 1000, "k %d: use 1 to 1000", d.K)
+	bad(!(d.HeldOut >= 0 && d.HeldOut <= 0.9), "held-out share %g: use a share between 0 and 0.9", d.HeldOut)
 	bad(!(c.FalseAlarmRate > 0 && c.FalseAlarmRate < 1), "false-alarm rate %g: use a share between 0 and 1", d.FalseAlarmRate)
 	bad(!(c.Threshold >= 0 && c.Threshold <= math.MaxFloat64), "threshold %g: use a score above 0, or 0 for the release's", d.Threshold)
 	bad(c.Margin != 0 && !(c.Margin >= 0.01 && c.Margin <= 100), "margin %g: use a factor of 0.01 to 100, or 0 for none", d.Margin)

@@ -111,7 +111,7 @@ func (t trainer) Train(ctx context.Context, task *stream.Task) (stream.TrainResu
 		Data:        training.Data{Normals: normals, View: view(d), NoImages: d.NoEvidence, Limits: t.limits},
 		Model:       training.Model{Backbone: model},
 		Score:       training.Score{K: d.K},
-		Calibration: training.Calibration{Alpha: d.FalseAlarmRate, Settle: true},
+		Calibration: training.Calibration{Alpha: d.FalseAlarmRate, HeldOut: d.HeldOut, Settle: true},
 		Host: training.Host{
 			Device: t.device, Threads: t.conf.Worker.Threads, Tool: "nearmiss " + version, Log: t.o.Log,
 			Progress: func(p training.Progress) {
