@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"reflect"
 	"time"
 
 	"github.com/caarlos0/env/v11"
@@ -122,9 +123,13 @@ func loadConfig(path string, environment map[string]string) (config, error) {
 		if err != nil {
 			return c, fmt.Errorf("read the configuration: %w", err)
 		}
-		err = yaml.NewDecoder(bytes.NewReader(b), yaml.Strict()).Decode(&c)
-		if err != nil && !errors.Is(err, io.EOF) { // EOF: nothing but comments
+		read := c // a file with nothing in it would empty what it is decoded into
+		switch err = yaml.NewDecoder(bytes.NewReader(b), yaml.Strict()).Decode(&read); {
+		case errors.Is(err, io.EOF) || err == nil && reflect.ValueOf(read).IsZero(): // nothing, or nothing but comments
+		case err != nil:
 			return c, fmt.Errorf("configuration %s: %s", path, yaml.FormatError(err, false, false))
+		default:
+			c = read
 		}
 	}
 	c.Client = c.Client.beside(path)

@@ -137,3 +137,14 @@ func TestClientCommandsReadTheirBrokerFromTheFile(t *testing.T) {
 		t.Errorf("NEARMISS_CONFIG: %+v", c)
 	}
 }
+
+// TestAnEmptyConfigurationIsTheDefaults, and so is one of comments.
+func TestAnEmptyConfigurationIsTheDefaults(t *testing.T) {
+	for _, text := range []string{"", "\n", "# nothing\n"} {
+		path := filepath.Join(t.TempDir(), "c.yaml")
+		write(t, path, text)
+		if got, err := loadConfig(path, map[string]string{}); err != nil || !cmp.Equal(got, defaultConfig()) {
+			t.Errorf("%q: %v, %+v", text, err, got)
+		}
+	}
+}

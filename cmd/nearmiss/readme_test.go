@@ -77,7 +77,7 @@ func TestPagesCommandsAreAccepted(t *testing.T) {
 	}
 	dir := t.TempDir()
 	for _, sub := range []string{
-		"work/good", "work/new", "work/wbc", "work/tiles", "work/releases/bolts", "work/cifar10", "work/deployments", "work/nearmiss-data/tls",
+		"work/good", "work/new", "work/wbc", "work/tiles", "work/releases/bolts", "work/cifar10", "work/deployments", "work/nearmiss-data/desk", "work/line1", "work/lamp",
 		"shared/data/wbc", "shared/data/magnetic-tile",
 	} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
@@ -86,7 +86,7 @@ func TestPagesCommandsAreAccepted(t *testing.T) {
 	}
 	for _, file := range []string{
 		"work/model.safetensors", "work/model.onnx", "work/vit_ti.onnx", "work/libonnxruntime.so", "work/line1.nk", "work/lamp.nk", "work/ca.crt",
-		"work/nearmiss-data/tls/broker.crt", "work/nearmiss-data/tls/broker.key", "shared/data/vit_tiny_patch16_224.safetensors",
+		"work/nearmiss-data/nearmiss.yaml", "work/nearmiss-data/desk/nearmiss.yaml", "work/line1/nearmiss.yaml", "work/lamp/nearmiss.yaml", "shared/data/vit_tiny_patch16_224.safetensors",
 	} {
 		write(t, filepath.Join(dir, file), "")
 	}
