@@ -80,7 +80,7 @@ func (f usersFolder) secret(u *access.User) (write func() (string, error), err e
 }
 
 type usersAddCmd struct {
-	Role     string   `arg:"" enum:"camera,subscriber,worker,trainer,sinks,control,operator,setup,metrics" help:"Role: ${enum}."`
+	Role     string   `arg:"" enum:"camera,subscriber,worker,trainer,sinks,control,operator,console,setup,metrics" help:"Role: ${enum}."`
 	Name     string   `arg:"" help:"Name of the machine."`
 	Detector string   `placeholder:"NAME" help:"Detector that it is confined to (cameras must name one)."`
 	Camera   string   `placeholder:"NAME" help:"Camera name, where it is not the identity's."`

@@ -45,6 +45,8 @@ func (u User) Rights(n stream.Names) Rights {
 		out = r.control()
 	case Operator:
 		out = r.operator()
+	case Console:
+		out = r.console()
 	case Setup:
 		out.Publish = r.setup()
 	case Metrics:
@@ -313,6 +315,17 @@ func (r subjects) operator() Rights {
 		),
 		Subscribe: []string{r.Progress("*", "*"), r.Frames("*", "*"), r.Scores("*", "*")},
 	}
+}
+
+// console does what operators do, shows all verdicts, and keeps those who sign in.
+func (r subjects) console() Rights {
+	out := r.operator()
+	out.Publish = slices.Concat(out.Publish,
+		reads(r.FeedbackStream(), r.Feedback("*")),
+		readKV(r.UsersBucket()), []string{"$KV." + r.UsersBucket() + ".>"},
+		readKV(r.SessionsBucket()), []string{"$KV." + r.SessionsBucket() + ".*"},
+	)
+	return out
 }
 
 // subscriber's requests go to JetStream in account NM by the names that its own

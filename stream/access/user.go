@@ -24,12 +24,13 @@ const (
 	Sinks      Role = "sinks"      // brings events to people and machines outside
 	Control    Role = "control"    // changes detectors and releases, for those who ask it
 	Operator   Role = "operator"   // the command line: reads, asks control, brings normals and releases
+	Console    Role = "console"    // the page for operators: what operator may, and the people who sign in
 	Setup      Role = "setup"      // creates streams and buckets
 	Metrics    Role = "metrics"    // reads the server's own figures, in the system account
 )
 
 // Roles are all roles, in the order in which they are listed.
-var Roles = []Role{Camera, Subscriber, Worker, Trainer, Sinks, Control, Operator, Setup, Metrics}
+var Roles = []Role{Camera, Subscriber, Worker, Trainer, Sinks, Control, Operator, Console, Setup, Metrics}
 
 // User is one machine's identity.
 type User struct {

@@ -39,7 +39,7 @@ type hall struct {
 }
 
 // roles are the columns of the matrix.
-var roles = []string{"line1", "big", "lamp", "view", "worker", "trainer", "sinks", "control", "op", "setup"}
+var roles = []string{"line1", "big", "lamp", "view", "worker", "trainer", "sinks", "control", "op", "console", "setup"}
 
 // newHall makes the users, not the broker.
 func newHall(t testing.TB) *hall {
@@ -56,6 +56,7 @@ func newHall(t testing.TB) *hall {
 		{Name: "sinks", Role: access.Sinks},
 		{Name: "control", Role: access.Control},
 		{Name: "op", Role: access.Operator},
+		{Name: "console", Role: access.Console},
 		{Name: "setup", Role: access.Setup},
 	} {
 		h.add(u)
@@ -232,6 +233,11 @@ func (h *hall) probes() []string {
 		"pub $KV.NM_DETECTORS.parts",
 		"pub $KV.NM_JOBS.x",
 		"pub $KV.NM_SINKS.x",
+		"pub $KV.NM_USERS.user.x",
+		"pub $KV.NM_SESSIONS.x",
+		"pub $JS.API.DIRECT.GET.KV_NM_USERS.$KV.NM_USERS.user.x",
+		"pub $JS.API.STREAM.PURGE.KV_NM_USERS",
+		"pub $JS.API.CONSUMER.CREATE.NM_FEEDBACK.evil.nearmiss.feedback.*",
 		"pub $O.NM_ARTIFACTS.M.eA==",
 		"pub $O.NM_ARTIFACTS.C.x",
 		"pub $O.NM_EVIDENCE.M.eA==",

@@ -6,14 +6,21 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nkeys"
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/access"
+	"github.com/nearmiss/nearmiss/stream/broker"
 )
 
 // TestTheContractIsWhatIsServed walks openapi.yaml and the routes both ways.
@@ -129,6 +136,119 @@ func TestEachRoleMayWhatTheTableSays(t *testing.T) {
 	}
 	if after := h.stored(); after != before {
 		t.Errorf("who may not has changed what is stored:\n%s\n%s", before, after)
+	}
+}
+
+// TestTheRoleOfTheConsoleIsEnough: on a broker with users, the console has the
+// rights of its role only, and the broker refuses it nothing that people do on it.
+func TestTheRoleOfTheConsoleIsEnough(t *testing.T) {
+	file, users := access.File{}, filepath.Join(t.TempDir(), "users.yaml")
+	options := map[access.Role][]nats.Option{}
+	for _, role := range []access.Role{access.Console, access.Control, access.Worker, access.Setup} {
+		key, seed, err := access.NewNKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := file.Add(access.User{Name: string(role), Role: role, Key: key}); err != nil {
+			t.Fatal(err)
+		}
+		options[role] = []nats.Option{nats.CustomInboxPrefix(access.Inbox(key.Public)), nats.Nkey(key.Public, func(nonce []byte) ([]byte, error) {
+			pair, err := nkeys.FromSeed(seed)
+			if err != nil {
+				return nil, err
+			}
+			return pair.Sign(nonce)
+		})}
+	}
+	if err := file.Save(users); err != nil {
+		t.Fatal(err)
+	}
+	b, _ := brokertest.Start(t, broker.Config{Port: -1, Users: users})
+	var mu sync.Mutex
+	var refused []error
+	as := func(role access.Role) (*nats.Conn, jetstream.JetStream) {
+		nc := brokertest.Connect(t, b, append(options[role], nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			mu.Lock()
+			defer mu.Unlock()
+			if errors.Is(err, nats.ErrPermissionViolation) {
+				refused = append(refused, fmt.Errorf("%s: %w", role, err))
+			}
+		}))...)
+		js, err := jetstream.New(nc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return nc, js
+	}
+	_, js := as(access.Setup)
+	if err := stream.Ensure(t.Context(), js, stream.Topology{}); err != nil {
+		t.Fatal(err)
+	}
+	nc, _ := as(access.Control)
+	control, err := stream.NewControl(nc, stream.Names{}, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop, err := control.Start(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	h := &hall{t: t}
+	_, h.js = as(access.Worker) // who stores alarms
+	h.nc, js = as(access.Console)
+	token := make(chan string, 1)
+	cfg := config()
+	cfg.Setup = func(path string) { token <- strings.TrimPrefix(path, "#/setup?") }
+	h.start(cfg)
+
+	// The first user comes by the link, then with a password, and goes.
+	ok[any](asker{h: h}, "POST", "setup", map[string]any{"token": <-token, "user": "ann", "password": password})
+	ann, status := h.signIn("ann", password)
+	if status != http.StatusOK {
+		t.Fatalf("ann cannot sign in: %d", status)
+	}
+	other, _ := h.signIn("ann", password)
+	ok[any](other, "DELETE", "session", nil)
+	if status, _ := other.do("GET", "status", nil); status != http.StatusUnauthorized {
+		t.Errorf("a session that has ended gets %d", status)
+	}
+	ok[any](ann, "POST", "users", map[string]any{"name": "bob", "password": password, "role": "viewer"})
+	ok[any](ann, "PATCH", "users/bob", map[string]any{"role": "operator"})
+	ok[any](ann, "POST", "tokens", map[string]any{"name": "script", "role": "viewer", "days": 1})
+	ok[any](ann, "DELETE", "users/bob", nil)
+
+	ok[any](ann, "POST", "detectors", map[string]any{"name": "parts"})
+	ok[any](ann, "PATCH", "detectors/parts", map[string]any{"k": 3})
+	if d := ok[detector](ann, "GET", "detectors/parts", nil); d.K != 3 {
+		t.Errorf("the change is not there: %+v", d)
+	}
+	sequence := h.alarm("a")
+	for _, path := range []string{
+		"session", "status", "users", "detectors", "detectors/parts/releases", "detectors/parts/normals", "jobs", "dead",
+		"events", fmt.Sprint("events/", sequence),
+	} {
+		ok[any](ann, "GET", path, nil)
+	}
+	ok[any](ann, "POST", "verdicts", map[string]any{"events": []uint64{sequence}, "verdict": "anomalous", "hold": 0})
+	eventually(t, "the verdict in the stream", func() bool {
+		s, err := js.Stream(t.Context(), h.names.FeedbackStream())
+		return err == nil && s.CachedInfo().State.Msgs == 1
+	})
+	h.stop()
+	h.start(config()) // another one has read all of it
+	eventually(t, "the verdict, read from the stream", func() bool { return h.c.index.of("a").State == stateConfirmed })
+	if s := ok[hello](asker{h: h, jar: ann.jar}, "GET", "session", nil); s.User != "ann" {
+		t.Errorf("the session is not kept: %+v", s)
+	}
+	h.stop()
+	if err := h.nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	for _, err := range refused {
+		t.Errorf("a right is missing: %v", err)
 	}
 }
 

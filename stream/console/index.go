@@ -283,7 +283,7 @@ func (c *Console) followFeedback(ctx context.Context) {
 	c.repeat(ctx, "verdicts", func(ctx context.Context) error {
 		start := time.Now().Add(-indexFor)
 		cons, err := c.js.OrderedConsumer(ctx, c.cfg.FeedbackStream(), jetstream.OrderedConsumerConfig{
-			DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &start,
+			FilterSubjects: []string{c.cfg.Feedback("*")}, DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &start,
 		})
 		if err != nil {
 			return fmt.Errorf("read the verdicts: %w", err)
