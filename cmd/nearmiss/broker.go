@@ -112,7 +112,7 @@ func (c *brokerCmd) Run(ctx context.Context, o *output) error {
 	}
 	return observe(ctx, conf.HTTP, o, []string{"broker"}, func(ctx context.Context, v *observer) error {
 		return withBroker(ctx, b, conf, o, func(ctx context.Context, connect dial) error {
-			leave, err := v.broker(connect, conf)
+			leave, err := v.broker(b, connect, conf)
 			if err != nil {
 				return err
 			}

@@ -3,11 +3,13 @@ package main
 import (
 	"context"
 	"sync"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/stream/metrics"
 	"github.com/nearmiss/nearmiss/stream/sink"
 )
@@ -113,7 +115,8 @@ func (v *observer) installation(js jetstream.JetStream, n stream.Names) {
 
 // broker shows metrics of the embedded broker and all that it knows, by a connection
 // that leave closes.
-func (v *observer) broker(connect dial, conf config) (leave func(), err error) {
+func (v *observer) broker(b *broker.Broker, connect dial, conf config) (leave func(), err error) {
+	v.certificates(b)
 	nc, err := connect("metrics")
 	if err != nil {
 		return nil, err
@@ -127,6 +130,18 @@ func (v *observer) broker(connect dial, conf config) (leave func(), err error) {
 	v.installation(js, stream.Names{Prefix: conf.Prefix})
 	v.begun("broker", linked(nc))
 	return nc.Close, nil
+}
+
+// certificates shows when those of the embedded broker end.
+func (v *observer) certificates(b *broker.Broker) {
+	v.Certificates(func() map[string]time.Time {
+		all, _ := b.Expiries() // the broker itself says which cannot be read
+		ends := make(map[string]time.Time, len(all))
+		for _, e := range all {
+			ends[e.File] = e.NotAfter
+		}
+		return ends
+	})
 }
 
 // engine shows metrics of the sinks that this process runs.

@@ -9,8 +9,52 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/rs/zerolog"
+
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/access"
+	"github.com/nearmiss/nearmiss/stream/broker"
+	"github.com/nearmiss/nearmiss/stream/metrics"
 )
+
+// TestMetricsSayWhenTheBrokersCertificatesEnd, by their files.
+func TestMetricsSayWhenTheBrokersCertificatesEnd(t *testing.T) {
+	data := filepath.Join(t.TempDir(), "nearmiss-data")
+	program(t, 0, "lock", "127.0.0.1", "--listen=127.0.0.1", "--data="+data)
+	file := func(name string) string { return filepath.Join(data, "tls", name) }
+	b, err := broker.New(broker.Config{
+		Port: -1, StoreDir: t.TempDir(), TLS: access.TLSFiles{Cert: file("server.crt"), Key: file("server.key"), CA: file("ca.crt")},
+	}, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := &observer{Metrics: metrics.New(metrics.Build{})}
+	v.certificates(b)
+	families, err := v.Gatherer().Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ends := map[string]float64{}
+	for _, f := range families {
+		if f.GetName() == "nearmiss_certificate_expiry_timestamp_seconds" {
+			for _, m := range f.GetMetric() {
+				ends[m.GetLabel()[0].GetValue()] = m.GetGauge().GetValue()
+			}
+		}
+	}
+	for _, name := range []string{"server.crt", "ca.crt"} {
+		c, err := access.ReadCert(file(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := ends[file(name)], float64(c.NotAfter.Unix()); got != want {
+			t.Errorf("%s ends at %v, metrics say %v", name, want, got)
+		}
+	}
+	if len(ends) != 2 {
+		t.Errorf("%d certificates: %v", len(ends), ends)
+	}
+}
 
 // TestLockedWhileFramesFlow goes through the runbook's start with TLS and users, two
 // commands a machine, with every part in a process of its own. Then, while frames

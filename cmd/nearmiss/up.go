@@ -72,7 +72,7 @@ func (c *upCmd) settings() (config, error) {
 
 // serve runs everything beside a broker that is up.
 func (c *upCmd) serve(ctx context.Context, b *broker.Broker, conf config, v *observer, o *output, connect dial, about string) (err error) {
-	leave, err := v.broker(connect, conf)
+	leave, err := v.broker(b, connect, conf)
 	if err != nil {
 		return err
 	}

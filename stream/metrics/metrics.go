@@ -31,6 +31,7 @@ type Metrics struct {
 	trainer *trainer
 	conn    *connection
 	rows    *installation
+	certs   *certificates
 	sinks   *sinkRows
 	camera  *cameraRows
 }
@@ -48,6 +49,7 @@ func New(b Build) *Metrics {
 	m.trainer = newTrainer(m)
 	m.conn = newConnection(m)
 	m.rows = newInstallation(m)
+	m.certs = newCertificates(m)
 	m.sinks = newSinkRows(m)
 	m.camera = newCameraRows(m)
 	return m

@@ -329,6 +329,28 @@ func TestTwoServicesOneAddress(t *testing.T) {
 	}
 }
 
+// TestCertificatesSayWhenTheyEnd, as their files are at each scrape.
+func TestCertificatesSayWhenTheyEnd(t *testing.T) {
+	m := metrics.New(metrics.Build{})
+	h := (&metrics.Server{Metrics: m}).Handler()
+	const name = "nearmiss_certificate_expiry_timestamp_seconds"
+	if _, body := get(t, h, "/metrics"); strings.Contains(body, name) {
+		t.Error("a process without certificates has one")
+	}
+	ends := map[string]time.Time{"tls/broker.crt": time.Unix(1_800_000_000, 0), "bad\xff": time.Unix(2, 0), "bad\xfe": time.Unix(1, 0)}
+	m.Certificates(func() map[string]time.Time { return ends })
+	status, body := get(t, h, "/metrics")
+	for _, want := range []string{`{certificate="tls/broker.crt"} 1.8e+09`, "{certificate=\"bad\uFFFD\"} 1\n"} {
+		if status != http.StatusOK || !strings.Contains(body, name+want) {
+			t.Errorf("%d, without %s: %s", status, want, body)
+		}
+	}
+	ends = map[string]time.Time{"tls/broker.crt": time.Unix(1_900_000_000, 0)} // it was renewed
+	if _, body = get(t, h, "/metrics"); !strings.Contains(body, name+`{certificate="tls/broker.crt"} 1.9e+09`) || strings.Contains(body, "bad") {
+		t.Errorf("after renewal: %s", body)
+	}
+}
+
 // TestALostInstallationIsSaid, and costs a scrape no more than its own rows.
 func TestALostInstallationIsSaid(t *testing.T) {
 	m := metrics.New(metrics.Build{})
