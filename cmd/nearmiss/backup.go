@@ -21,7 +21,7 @@ import (
 
 type backupCmd struct {
 	Out  string `required:"" type:"path" placeholder:"DIR|FILE.tar" help:"New folder, or a file that ends in .tar."`
-	What string `enum:"config,models,all" default:"models" help:"What to keep: ${enum}. config: detectors, active releases, sinks; models: also releases, normals, jobs, verdicts; all: also events, pictures, incidents, dead letters."`
+	What string `enum:"config,models,all" default:"models" help:"What to keep: ${enum}. config: detectors, active releases, sinks; models: also releases, normals, jobs, verdicts; all: also events, pictures, incidents, dead letters, the audit."`
 	JSON bool   `name:"json" help:"Print what was kept as one JSON object."`
 	serverFlags
 }

@@ -58,6 +58,13 @@ func TestBackupAndRestore(t *testing.T) {
 		if diff := cmp.Diff(said(from), said(to)); diff != "" {
 			t.Errorf("%s (-before +after):\n%s", b, diff)
 		}
+		if b == folder { // which has all
+			before, _ := program(t, 0, "audit", "--json", "--server", from)
+			after, _ := program(t, 0, "audit", "--json", "--server", to)
+			if before != after || !strings.Contains(before, "cells") {
+				t.Errorf("the audit was\n%s\nand is\n%s", before, after)
+			}
+		}
 		nc, err := nats.Connect(to)
 		if err != nil {
 			t.Fatal(err)

@@ -32,7 +32,7 @@ import (
 const (
 	Config = "config" // detectors, active releases, sinks
 	Models = "models" // also releases, training sets, jobs and verdicts
-	All    = "all"    // also events, incidents, pictures and dead letters
+	All    = "all"    // also events, incidents, pictures, dead letters and the audit
 )
 
 // streams are the names of what is kept. Waiting frames, training requests and the
@@ -49,7 +49,7 @@ func streams(n stream.Names, what string) ([]string, error) {
 	if what != All {
 		return nil, fmt.Errorf("%q is none of config, models, all", what)
 	}
-	return append(all, n.EventsStream(), "OBJ_"+n.EvidenceBucket(), n.IncidentsStream(), "KV_"+n.IncidentsBucket(), n.DeadStream()), nil
+	return append(all, n.EventsStream(), "OBJ_"+n.EvidenceBucket(), n.IncidentsStream(), "KV_"+n.IncidentsBucket(), n.DeadStream(), n.AuditStream()), nil
 }
 
 // Manifest says what is in a backup.
