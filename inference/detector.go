@@ -418,6 +418,10 @@ func (s ReleaseSpec) fill(ctx context.Context, b *release.Builder) (release.Mani
 			return fail(err)
 		}
 		about.Bank.Kind, about.Bank.Count, about.Bank.K = string(read.Index().Kind()), read.Len(), read.K()
+		about.Bank.Normals = 0
+		if n := release.Originals(read.IDs()); !about.IsPatch() && n < read.Len() {
+			about.Bank.Normals = n
+		}
 		written = append(written, Part{About: about, Bank: read})
 	}
 	d, err := NewOfParts(s.Embedder, written, s.Join, MapNone)

@@ -52,6 +52,9 @@ func TestIDsOfCopies(t *testing.T) {
 			t.Errorf("copy %d has id %x, its patch %x", copy, id, patch)
 		}
 	}
+	if n := release.Originals([]uint64{3, release.CopyID(3, 1), release.CopyID(3, 2), image, release.CopyID(image, 1)}); n != 2 {
+		t.Errorf("%d normals, want 2", n)
+	}
 }
 
 // scoreInLight is a score that knows whether it was closed.

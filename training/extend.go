@@ -148,7 +148,7 @@ func rewrite(ctx context.Context, d *inference.Detector, out string, normals []N
 	}
 	now := r.Manifest
 	res := &Result{
-		Release: out, Digest: r.Digest, Bank: b.Len(), HeldOut: now.Calibration.HeldOut,
+		Release: out, Digest: r.Digest, Bank: now.Bank.Images(), HeldOut: now.Calibration.HeldOut,
 		Alpha: now.Calibration.Alpha, Smallest: now.Calibration.SmallestAlpha, Index: string(b.Index().Kind()),
 		Score: strings.Join(d.Info().Parts, "+"),
 	}

@@ -589,6 +589,9 @@ func TestFitSeesWhatOtherLightDoes(t *testing.T) {
 	if _, d = provenanceOf(t, plan.Out); res.Light.Choice != LightVaried || res.Light.Varied == nil || d.Bank().Len() != 4*res.Bank {
 		t.Errorf("%+v, %d entries for %d normals", res.Light, d.Bank().Len(), res.Bank)
 	}
+	if got := d.Release().Manifest.Bank.Images(); got != res.Bank { // copies are no normals of their own
+		t.Errorf("the release says %d normals, %d were learnt from", got, res.Bank)
+	}
 	if s, err = d.Score(t.Context(), [][]byte{b}); err != nil || len(s[0].Nearest) == 0 || s[0].Nearest[0].ID >= uint64(len(plan.Data.Normals)) {
 		t.Errorf("nearest %+v, %v", s[0].Nearest, err)
 	}

@@ -84,7 +84,7 @@ func Retract(ctx context.Context, x Retraction) (*Result, error) {
 	if len(gone) == 0 {
 		return nil, fmt.Errorf("retract from release %s: %w", x.Release, ErrNotThere)
 	}
-	if d.Bank().Len()-len(gone) < max(2, d.Bank().K()) {
+	if release.Originals(d.Bank().IDs())-len(gone) < max(2, d.Bank().K()) {
 		return nil, fmt.Errorf("retract %d images from release %s: %w", len(gone), x.Release, ErrNeeded)
 	}
 	for _, p := range d.Parts() {

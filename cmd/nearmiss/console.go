@@ -74,7 +74,7 @@ func describeRelease(manifest []byte) (console.Facts, error) {
 	}
 	c := m.Calibration
 	return console.Facts{
-		Method: m.Method, CreatedAt: m.CreatedAt, Model: m.Model.Name, K: m.Bank.K, Normals: m.Bank.Count,
+		Method: m.Method, CreatedAt: m.CreatedAt, Model: m.Model.Name, K: m.Bank.K, Normals: m.Bank.Images(),
 		Alpha: c.Alpha, Promised: c.Rate(), SmallestRate: c.SmallestAlpha, HeldOut: c.HeldOut, Threshold: c.Threshold,
 	}, nil
 }

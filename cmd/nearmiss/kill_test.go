@@ -62,7 +62,7 @@ func newFakery(t *testing.T, url string) *fakery {
 	}
 	write(t, filepath.Join(dir, "profiles", "quick.json"), quickProfile)
 	write(t, filepath.Join(dir, "profiles", "long.json"), strings.Replace(quickProfile, `"members": 2`, `"members": 6`, 1))
-	write(t, f.config, fmt.Sprintf("trainer: {profiles: %q, takeover: 2s}\n", filepath.Join(dir, "profiles")))
+	write(t, f.config, fmt.Sprintf("trainer: {profiles: %q, models: %q, takeover: 2s}\n", filepath.Join(dir, "profiles"), dir))
 	if _, err := writeRandomBackbone(tinySpec, 1, f.backbone); err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +79,7 @@ func newFakery(t *testing.T, url string) *fakery {
 // detector creates a detector that has the normals.
 func (f *fakery) detector(name, profile string) {
 	f.t.Helper()
-	program(f.t, 0, "detector", "create", name, "--method", "fitymi", "--profile", profile, "--backbone", f.backbone,
+	program(f.t, 0, "detector", "create", name, "--method", "fitymi", "--profile", profile, "--backbone", "model",
 		"--false-alarm-rate", "0.2", f.at)
 	program(f.t, 0, "normals", "add", name, f.normals, f.at)
 }

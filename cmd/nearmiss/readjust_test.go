@@ -1,6 +1,7 @@
 package main
 
 import (
+	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -13,8 +14,11 @@ func TestKAndTheFalseAlarmRateActWithoutTraining(t *testing.T) {
 	t.Parallel()
 	needRuntime(t)
 	dir := t.TempDir()
-	m := material{backbone: filepath.Join(dir, "model.onnx"), normals: filepath.Join(dir, "normals")}
+	m := material{backbone: filepath.Join(dir, "models", "model.onnx"), normals: filepath.Join(dir, "normals")}
 	drawImages(t, m.normals, 60, 0)
+	if err := os.MkdirAll(filepath.Dir(m.backbone), 0o755); err != nil { // where trainers look for names
+		t.Fatal(err)
+	}
 	if _, err := writeRandomBackbone(tinySpec, 1, m.backbone); err != nil {
 		t.Fatal(err)
 	}
@@ -23,8 +27,8 @@ func TestKAndTheFalseAlarmRateActWithoutTraining(t *testing.T) {
 	l := listen(t, url)
 	reg := openRegistry(t, l.js)
 	f := &fakery{t: t}
-	program(t, 0, "detector", "create", "cells", "--backbone", m.backbone, "--score", "class", "--false-alarm-rate", "0.2", at)
-	trainer := start(t, "trainer", "--server", url, "--data", t.TempDir(), "--threads", "1")
+	program(t, 0, "detector", "create", "cells", "--backbone", "model", "--score", "class", "--false-alarm-rate", "0.2", at)
+	trainer := start(t, "trainer", "--server", url, "--data", dir, "--threads", "1")
 	worker := start(t, "worker", "--server", url, "--data", t.TempDir(), "--threads", "1")
 	program(t, 0, "train", "cells", "--normals", m.normals, "--wait", at)
 	active := func() string {

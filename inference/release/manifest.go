@@ -2,6 +2,7 @@ package release
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -81,12 +82,18 @@ type Bank struct {
 	File  string `json:"file"`  // of Files
 	Kind  string `json:"kind"`  // of index: "exact", "hnsw", "coder"
 	Count int    `json:"count"` // entries
-	K     int    `json:"k"`     // neighbours in a score
+	// Normals is how many of them are normals themselves, where copies of these, in
+	// another light or turned, are entries, too.
+	Normals int `json:"normals,omitempty"`
+	K       int `json:"k"` // neighbours in a score
 	// Recall is the measured recall@k of an approximate index, 0..1, and
 	// Excess the mean relative excess of its first distance.
 	Recall *float64 `json:"recall,omitempty"`
 	Excess *float64 `json:"excess,omitempty"`
 }
+
+// Images is how many normals the entries of a bank of images are of.
+func (b Bank) Images() int { return cmp.Or(b.Normals, b.Count) }
 
 // Statistics of a part: how distances to the nearest entries become a number.
 const (

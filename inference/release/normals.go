@@ -93,6 +93,16 @@ func CopyID(image uint64, copy int) uint64 { return uint64(copy)<<copyBits | ima
 // copy.
 func OriginalOf(id uint64) uint64 { return id & (1<<copyBits - 1) }
 
+// Originals counts the normals among the entries with these ids, without copies.
+func Originals(ids []uint64) (n int) {
+	for _, id := range ids {
+		if id == OriginalOf(id) {
+			n++
+		}
+	}
+	return n
+}
+
 // PatchID is the id, in the bank of patches, of the patch at a place of an image
 // with an id in the other banks. Places count row by row, below 65,536.
 func PatchID(image uint64, place int) uint64 { return image<<16 | uint64(place) }
