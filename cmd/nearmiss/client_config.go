@@ -12,9 +12,10 @@ import (
 // clientConfig says how this machine's commands and services prove to the broker
 // who they are. Flags and their environment variables go before it.
 type clientConfig struct {
-	NKey  string          `yaml:"nkey"`
-	Creds string          `yaml:"creds"`
-	TLS   clientTLSConfig `yaml:"tls"`
+	NKey        string          `yaml:"nkey"`
+	Creds       string          `yaml:"creds"`
+	JSAPIPrefix string          `yaml:"js_api_prefix"` // where JetStream answers a subscriber in an account of its own
+	TLS         clientTLSConfig `yaml:"tls"`
 }
 
 // clientTLSConfig are a client's files.
@@ -43,7 +44,7 @@ func (c clientConfig) files() access.TLSFiles {
 func (c config) values() map[string]string {
 	return map[string]string{
 		"server": c.Server, "prefix": c.Prefix,
-		"nkey": c.Client.NKey, "creds": c.Client.Creds,
+		"nkey": c.Client.NKey, "creds": c.Client.Creds, "js-api-prefix": c.Client.JSAPIPrefix,
 		"tls-ca": c.Client.TLS.CA, "tls-cert": c.Client.TLS.Cert, "tls-key": c.Client.TLS.Key,
 	}
 }

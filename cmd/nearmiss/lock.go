@@ -148,6 +148,9 @@ func (f usersFolder) bundle(u access.User, dir, server string) error {
 		copies[u.Name+".nk"] = f.keyFile(u.Name)
 		client = append(client, yaml.MapItem{Key: "nkey", Value: u.Name + ".nk"})
 	}
+	if u.Role == access.Subscriber {
+		client = append(client, yaml.MapItem{Key: "js_api_prefix", Value: access.SubscriberAPIPrefix})
+	}
 	authority := access.OpenCA(filepath.Join(f.Data, "tls")).CertFile()
 	if _, err := os.Stat(authority); err == nil {
 		copies["ca.crt"] = authority

@@ -97,6 +97,10 @@ func TestLockedWhileFramesFlow(t *testing.T) {
 
 	// The other machines: a folder of its own for each.
 	program(t, 0, "users", "add", "worker", "w1", "--bundle", folder("w1"), in)
+	program(t, 0, "users", "add", "subscriber", "lamp", "--detector", "pub", "--bundle", folder("lamp"), in)
+	if lamp, err := loadConfig(filepath.Join(folder("lamp"), "nearmiss.yaml"), nil); err != nil || lamp.values()["js-api-prefix"] != access.SubscriberAPIPrefix {
+		t.Errorf("a subscriber's folder does not say where JetStream answers: %+v, %v", lamp.Client, err)
+	}
 	for _, name := range []string{"line1", "line2"} {
 		program(t, 0, "users", "add", "camera", name, "--detector", "pub", "--bundle", folder(name), in)
 	}
