@@ -40,7 +40,7 @@ ffmpeg: ## test cameras on a real video, where ffmpeg is installed
 
 .PHONY: cases
 cases: ## try the inputs that were wrong once, where $$NEARMISS_SHARED (or ../shared) has them in cases/
-	go test -count 1 -run '^TestCases' ./...
+	go test -count 1 -run '^(TestCases.*|TestAReleaseIsWhole|TestAResumedExtensionDoesNotUndoAPromotion|TestAStationaryCameraDoesNotDrift|TestAnotherPictureIsAnotherFrameWhateverItsId|TestConflicts|TestEventsThatCannotBeStoredAreNotTheFramesFault|TestEveryTensorCounts|TestExternalData|TestFramesOfCamerasWithoutAGoodNameAreRejectedAtOnce|TestLinksAreFollowed|TestLinksAreFollowedAndOddEntriesCostThemselves|TestMasksOfEveryKind|TestMasksThatDoNotFitAreTold|TestNormalisationIsGivenOrTold|TestNormalsOfADataSet|TestProgressDoesNotWaitForTheBroker|TestReadjustThatFailsChangesNothing|TestSketchesAreClosed|TestSketchesStayWhileTheBankGrows|TestThePromiseHoldsOnVideo|TestWhatIsPublishedAndNotStoredIsCountedAndTold)$$' ./...
 
 .PHONY: hostile
 hostile: ## a hostile neighbour with 10,000 messages, and 30 kills of the only worker (two minutes)
