@@ -172,6 +172,8 @@ func (p *Publisher) publish(ctx context.Context, f stream.Frame) error {
 	if err := p.send(ctx, m, 0); err != nil {
 		return fmt.Errorf("publish frame %s of camera %s: %w", f.ID, p.cfg.Camera, err)
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.stats.Published++
 	p.stats.Bytes += uint64(size)
 	return nil

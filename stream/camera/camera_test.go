@@ -206,6 +206,9 @@ func TestAFullQueueHoldsTheCameraBackAndLosesNothing(t *testing.T) {
 		if err := m.DoubleAck(t.Context()); err != nil {
 			t.Fatal(err)
 		}
+		if s := p.Stats(); s.Bytes != s.Published*4<<10 { // read while it counts
+			t.Errorf("%+v", s)
+		}
 	}
 	if err := <-done; err != nil {
 		t.Fatal(err)
