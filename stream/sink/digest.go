@@ -38,6 +38,7 @@ func (l *line) digest(ctx context.Context, d Digester, in <-chan collected) {
 	give := func() {
 		for _, c := range all {
 			c.release()
+			l.judge.delivered(c.n, false, time.Now())
 			_ = c.m.Nak()
 		}
 	}

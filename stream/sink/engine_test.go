@@ -403,6 +403,67 @@ func TestDigests(t *testing.T) {
 	poll(t, func() bool { return h.status("a").Reasons["sent: in a digest"] >= 1 })
 }
 
+// A sink whose consumer is gone gets another, also when nothing was asked for at
+// that moment, so that the broker told nobody.
+func TestAConsumerThatIsGoneIsMadeAnew(t *testing.T) {
+	r := &receiver{}
+	h := newHall(t, map[string]*receiver{"k": r})
+	tries := 0
+	r.does(func(sink.Notice) error {
+		if tries++; tries == 7 { // the breaker is open: this one alone is under way
+			if err := h.js.DeleteConsumer(t.Context(), "NM_EVENTS", "sink-a"); err != nil {
+				t.Error(err)
+			}
+			r.does(nil)
+		}
+		return errors.New("connection refused")
+	})
+	h.engine()
+	h.put(sink.Sink{Name: "a", Kind: "k", Enabled: true, Kinds: []string{"anomaly"}, Ordered: true})
+	h.ready("a")
+	h.event("line1", 2)
+	poll(t, func() bool { return strings.Contains(h.status("a").Error, "its consumer in NM_EVENTS") })
+	poll(t, func() bool {
+		h.event("line1", 2)
+		return len(r.ids()) > 0
+	})
+}
+
+// patient is a collector that sends nothing while a test runs.
+type patient struct{ collector }
+
+func (p *patient) Every() time.Duration { return time.Hour }
+
+// What a digest had collected when its consumer failed is under way no more: it
+// does not keep its camera waiting, though that has a cool-down.
+func TestADigestThatFailsKeepsNoCamera(t *testing.T) {
+	first, then := &patient{}, &collector{}
+	h := newHall(t, nil)
+	opened := 0
+	h.kinds["k"] = func(sink.Sink, string) (sink.Sender, error) {
+		if opened++; opened == 1 {
+			return first, nil
+		}
+		return then, nil
+	}
+	h.engine()
+	h.put(sink.Sink{Name: "a", Kind: "k", Enabled: true, Kinds: []string{"anomaly"}, CoolDown: sink.Duration(time.Hour)})
+	h.ready("a")
+	h.event("line1", 2)
+	poll(t, func() bool {
+		c, err := h.js.Consumer(t.Context(), "NM_EVENTS", "sink-a")
+		return err == nil && c.CachedInfo().NumAckPending == 1
+	})
+	if err := h.js.DeleteConsumer(t.Context(), "NM_EVENTS", "sink-a"); err != nil {
+		t.Fatal(err)
+	}
+	h.ready("a")
+	poll(t, func() bool {
+		h.event("line1", 2)
+		return len(then.ids()) > 0
+	})
+}
+
 // Values that anybody may have written cost only their own sink, and a secret
 // is shown nowhere.
 func TestBadSinksCostThemselves(t *testing.T) {

@@ -100,7 +100,7 @@ func (l *line) run(ctx context.Context) error {
 	}
 	for _, c := range all {
 		g.Go(func() error { return l.pull(own, c, tries) })
-		g.Go(func() error { l.watchLosses(own, c); return nil })
+		g.Go(func() error { return l.watchLosses(own, c) })
 	}
 	g.Go(func() error { l.summaries(own); return nil })
 	if f, ok := l.sender.(Follower); ok {
@@ -245,6 +245,7 @@ func (l *line) deliver(ctx context.Context, m jetstream.Msg, from string, releas
 		case l.collecting <- collected{m, n, meta, from, release}:
 			handed = true
 		case <-ctx.Done():
+			l.judge.delivered(n, false, time.Now())
 			_ = m.Nak()
 		}
 		return

@@ -2,8 +2,11 @@ package sink
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream"
 )
@@ -31,12 +34,17 @@ func (l *line) came(from string, seq uint64) {
 }
 
 // watchLosses counts what the broker discarded by age or size before the sink
-// had it, and raises an event.
-func (l *line) watchLosses(ctx context.Context, c source) {
+// had it, and raises an event. It returns when ctx ends, or when the consumer is
+// no more: whoever asks that for messages is not told, unless the request was
+// there before.
+func (l *line) watchLosses(ctx context.Context, c source) error {
 	tick := time.NewTicker(l.lookEvery)
 	defer tick.Stop()
 	for {
 		lost, first, err := l.losses(ctx, c)
+		if errors.Is(err, jetstream.ErrConsumerNotFound) {
+			return fmt.Errorf("sink %s: its consumer in %s: %w", l.sink.Name, c.stream, err)
+		}
 		if err == nil && lost > 0 {
 			l.stats.add(ResultLost, "discarded by the broker", lost)
 			l.log.Error().Uint64("events", lost).Msg("the broker discarded events before this sink had them: raise keep.events_age or keep.events_bytes, or mend the receiver")
@@ -44,7 +52,7 @@ func (l *line) watchLosses(ctx context.Context, c source) {
 		}
 		select {
 		case <-ctx.Done():
-			return
+			return nil
 		case <-tick.C:
 		}
 	}
