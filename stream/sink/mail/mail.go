@@ -182,7 +182,10 @@ func (s *sender) Send(ctx context.Context, n sink.Notice) error {
 		m.SetGenHeader("In-Reply-To", first)
 		m.SetGenHeader("References", first)
 	}
-	picture := s.picture(ctx, n)
+	var picture []byte
+	if !s.cfg.NoPicture {
+		picture = s.pictures.Overlay(ctx, n.Event, maxPicture)
+	}
 	plain, rich := s.paragraph(n, title, text, picture != nil)
 	m.SetBodyString(gomail.TypeTextPlain, plain)
 	m.AddAlternativeString(gomail.TypeTextHTML, rich)
@@ -243,26 +246,6 @@ func (s *sender) paragraph(n sink.Notice, title, text string, picture bool) (pla
 		rich += `<p><img src="cid:` + sink.Overlay + `" alt="the frame, with the strange places marked"></p>` + "\n"
 	}
 	return plain, rich
-}
-
-// picture is the marked frame, where there is one that is not too large. An
-// alarm never waits for it.
-func (s *sender) picture(ctx context.Context, n sink.Notice) []byte {
-	if s.cfg.NoPicture || s.pictures == nil || n.Event.Pictures == "" {
-		return nil
-	}
-	step, cancel := context.WithTimeout(ctx, timeOut/4)
-	defer cancel()
-	all, err := s.pictures(step, n.Event)
-	if err != nil {
-		return nil
-	}
-	for _, p := range all {
-		if p.Name == sink.Overlay && len(p.Data) <= maxPicture {
-			return p.Data
-		}
-	}
-	return nil
 }
 
 func (s *sender) send(ctx context.Context, m *gomail.Msg) error {

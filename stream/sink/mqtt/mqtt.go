@@ -274,15 +274,11 @@ func (s *sender) Send(ctx context.Context, n sink.Notice) error {
 	if err := s.refresh(ctx, c, at); err != nil {
 		return err
 	}
-	if !s.cfg.Pictures || s.pictures == nil || e.Pictures == "" {
+	if !s.cfg.Pictures {
 		return nil
 	}
-	if p, err := s.pictures(ctx, e); err == nil { // an alarm is worth more than its picture
-		for _, f := range p {
-			if f.Name == sink.Overlay {
-				return publish(ctx, c, s.topic(at.detector, at.camera, "picture"), 0, true, f.Data)
-			}
-		}
+	if picture := s.pictures.Overlay(ctx, e, 0); picture != nil {
+		return publish(ctx, c, s.topic(at.detector, at.camera, "picture"), 0, true, picture)
 	}
 	return nil
 }

@@ -2,7 +2,6 @@ package webhook
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -16,26 +15,6 @@ import (
 
 // maxPicture is the size of a picture that goes with an alarm, in bytes.
 const maxPicture = 256 << 10
-
-// picture is the marked frame, where it is wanted and there is one. An alarm
-// does not wait for it longer than a third of its time.
-func (s *sender) picture(ctx context.Context, n sink.Notice) []byte {
-	if s.cfg.Pictures == "" || s.cfg.Pictures == "none" || s.pictures == nil || n.Event.Pictures == "" {
-		return nil
-	}
-	step, cancel := context.WithTimeout(ctx, timeOut/3)
-	defer cancel()
-	all, err := s.pictures(step, n.Event)
-	if err != nil {
-		return nil
-	}
-	for _, p := range all {
-		if p.Name == sink.Overlay && len(p.Data) <= maxPicture {
-			return p.Data
-		}
-	}
-	return nil
-}
 
 // withRoutingKey puts PagerDuty's key into the body. Errors do not show it.
 func withRoutingKey(text []byte, key string) ([]byte, error) {

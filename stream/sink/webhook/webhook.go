@@ -212,10 +212,12 @@ func (s *sender) Close() error {
 
 // Send posts one notice.
 func (s *sender) Send(ctx context.Context, n sink.Notice) error {
-	picture := s.picture(ctx, n)
-	inline := picture
-	if s.cfg.Pictures == "multipart" {
-		inline = nil
+	var picture, inline []byte
+	if s.cfg.Pictures != "" && s.cfg.Pictures != "none" {
+		picture = s.pictures.Overlay(ctx, n.Event, maxPicture)
+	}
+	if s.cfg.Pictures == "inline" {
+		inline = picture
 	}
 	text, contentType, extra, err := s.body.make(s.names, n, inline)
 	if err == nil && s.routing != "" {
