@@ -182,6 +182,15 @@ func eventID(f Frame, release string) string {
 	return hex.EncodeToString(h.Sum(nil)[:16])
 }
 
+// Ratio is the score as a multiple of the threshold; ok is false where there is
+// none.
+func (e Event) Ratio() (r float64, ok bool) {
+	if e.Score == nil || e.Threshold == nil || !(*e.Threshold > 0) {
+		return 0, false
+	}
+	return *e.Score / *e.Threshold, true
+}
+
 // Message is the event as a CloudEvent in binary mode, ready to be published.
 func (e Event) Message(n Names) (*nats.Msg, error) {
 	m := nats.NewMsg(n.Events(e.Detector, e.Camera, e.Kind))

@@ -229,9 +229,7 @@ func peakOf(e stream.Event) Peak {
 	if e.Kind == stream.KindRejected {
 		p.Code, p.Reason = e.Code, e.Reason
 	}
-	if e.Score != nil && e.Threshold != nil && *e.Threshold > 0 {
-		p.Ratio = *e.Score / *e.Threshold
-	}
+	p.Ratio, _ = e.Ratio()
 	return p
 }
 

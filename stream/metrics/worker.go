@@ -66,9 +66,9 @@ func (w *worker) Frame(e *stream.Event, stored, delivered time.Time) {
 	w.delay.WithLabelValues(e.Detector).Observe(positive(e.ScoredAt.Sub(e.CapturedAt)))
 	if e.Threshold != nil {
 		w.threshold.WithLabelValues(e.Detector).Set(*e.Threshold)
-		if *e.Threshold > 0 {
-			w.ratio.WithLabelValues(e.Detector).Observe(*e.Score / *e.Threshold)
-		}
+	}
+	if r, ok := e.Ratio(); ok {
+		w.ratio.WithLabelValues(e.Detector).Observe(r)
 	}
 	if e.PValue != nil {
 		w.pvalue.WithLabelValues(e.Detector).Observe(*e.PValue)

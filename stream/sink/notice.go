@@ -96,11 +96,8 @@ func latest(i incident.Incident) time.Time {
 
 // Ratio is the score as a multiple of the threshold; 0 where there is none.
 func (n Notice) Ratio() float64 {
-	e := n.Event
-	if e.Score == nil || e.Threshold == nil || *e.Threshold <= 0 {
-		return 0
-	}
-	return *e.Score / *e.Threshold
+	r, _ := n.Event.Ratio()
+	return r
 }
 
 // JSON is the structured CloudEvent, encoded.

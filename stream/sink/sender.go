@@ -49,21 +49,17 @@ type Live struct {
 
 // Scores are the subjects of the scores that the sink is about.
 func (l Live) Scores() []string {
-	detectors, cameras := l.Sink.Detectors, l.Sink.Cameras
-	if len(detectors) == 0 {
-		detectors = []string{"*"}
-	}
-	if len(cameras) == 0 {
-		cameras = []string{"*"}
-	}
 	var all []string
-	for _, d := range detectors {
-		for _, c := range cameras {
+	for _, d := range l.Detectors() {
+		for _, c := range orAny(l.Sink.Cameras) {
 			all = append(all, l.Names.Scores(d, c))
 		}
 	}
 	return all
 }
+
+// Detectors are those that the sink is about, as tokens of subjects.
+func (l Live) Detectors() []string { return orAny(l.Sink.Detectors) }
 
 // Wants says whether the sink is about a camera.
 func (l Live) Wants(camera string) bool {

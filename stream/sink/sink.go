@@ -184,11 +184,7 @@ func (s Sink) giveUp() time.Duration {
 // filters are the subjects that the sink's consumers ask for, of the events and
 // of the incidents.
 func (s Sink) filters(n stream.Names) (events, incidents []string) {
-	detectors := s.Detectors
-	if len(detectors) == 0 {
-		detectors = []string{"*"}
-	}
-	for _, d := range detectors {
+	for _, d := range orAny(s.Detectors) {
 		for _, k := range s.kinds() {
 			if phase, ok := strings.CutPrefix(k, IncidentPrefix); ok {
 				incidents = append(incidents, n.Incidents(d, "*", phase))
@@ -200,6 +196,14 @@ func (s Sink) filters(n stream.Names) (events, incidents []string) {
 	slices.Sort(events)
 	slices.Sort(incidents)
 	return slices.Compact(events), slices.Compact(incidents)
+}
+
+// orAny are names as tokens of subjects: none are named, all are meant.
+func orAny(names []string) []string {
+	if len(names) == 0 {
+		return []string{"*"}
+	}
+	return names
 }
 
 // hours are the times of a week at which a sink sends.

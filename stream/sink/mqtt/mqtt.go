@@ -312,8 +312,7 @@ func (s *sender) score(e stream.Event) {
 	defer s.mu.Unlock()
 	k := s.know(place{e.Detector, e.Camera})
 	k.Score, k.Threshold, k.PValue, k.Ratio, k.changed = e.Score, e.Threshold, e.PValue, nil, true
-	if e.Score != nil && e.Threshold != nil && *e.Threshold > 0 {
-		r := *e.Score / *e.Threshold
+	if r, ok := e.Ratio(); ok {
 		k.Ratio = &r
 	}
 	at := e.ScoredAt.UTC()
@@ -350,11 +349,7 @@ func (s *sender) refresh(ctx context.Context, c paho.Client, at place) error {
 func (s *sender) Follow(ctx context.Context, live sink.Live) error {
 	msgs := make(chan *nats.Msg, 1024)
 	subjects := live.Scores()
-	detectors := live.Sink.Detectors
-	if len(detectors) == 0 {
-		detectors = []string{"*"}
-	}
-	for _, d := range detectors {
+	for _, d := range live.Detectors() {
 		subjects = append(subjects, live.Incidents(d, "*", "*"))
 	}
 	for _, subject := range subjects {

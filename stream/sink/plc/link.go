@@ -108,9 +108,7 @@ func (l *link) add(e stream.Event) {
 		if !*e.Anomalous {
 			v.result = Good
 		}
-		if *e.Threshold > 0 {
-			v.ratio = *e.Score / *e.Threshold
-		}
+		v.ratio, _ = e.Ratio()
 	}
 	if len(l.waiting) >= queue {
 		l.live.Count(sink.ResultTooOld, "too many wait")

@@ -164,11 +164,7 @@ const queue = 8192
 func (s *sender) Watch(ctx context.Context, live sink.Live) error {
 	msgs := make(chan *nats.Msg, queue)
 	subjects := live.Scores()
-	detectors := live.Sink.Detectors
-	if len(detectors) == 0 {
-		detectors = []string{"*"}
-	}
-	for _, d := range detectors { // unreadable frames have no scores
+	for _, d := range live.Detectors() { // unreadable frames have no scores
 		subjects = append(subjects, live.Events(d, "*", stream.KindRejected))
 	}
 	for _, subject := range subjects {
