@@ -103,9 +103,8 @@ func (f *feed) score(e stream.Event, now time.Time) {
 		return
 	}
 	s := *e.Score
-	c.max = s
-	if c.frames > 0 {
-		c.max = max(c.max, s)
+	if c.frames == 0 || s > c.max {
+		c.max = s
 	}
 	c.frames++
 	c.last, c.lastAt = s, now
