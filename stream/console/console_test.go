@@ -315,6 +315,28 @@ func TestVerdictsAreHeldAndSent(t *testing.T) {
 	eventually(t, "the verdicts after a restart", func() bool { return h.c.index.of("a").State == stateSeen && h.c.index.of("b").State == stateConfirmed })
 }
 
+// An event may leave its stream before a verdict on it is sent: nothing is tried for
+// ever, nothing else waits for it, and the page does not show what is not stored.
+func TestAVerdictOnAnEventThatIsGone(t *testing.T) {
+	h := newHall(t, config())
+	gone, there := h.alarm("gone"), h.alarm("there")
+	s, err := h.js.Stream(t.Context(), h.names.EventsStream())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.DeleteMsg(t.Context(), gone); err != nil {
+		t.Fatal(err)
+	}
+	ok[any](asker{h: h}, "POST", "verdicts", map[string]any{"events": []uint64{gone, there}, "verdict": "seen", "hold": 0})
+	eventually(t, "the verdict as sent", func() bool { v := h.c.index.of("there"); return v.State == stateSeen && !v.Pending })
+	if v := h.c.index.of("gone"); v.State != stateOpen || v.Pending {
+		t.Errorf("the event that is gone is shown as %+v", v)
+	}
+	if got := h.feedback(); len(got) != 1 || got[0] != "there seen by local " {
+		t.Errorf("the stream has %q", got)
+	}
+}
+
 func TestDetectorsAreChangedByOneAtATime(t *testing.T) {
 	h := newHall(t, config())
 	me := asker{h: h}

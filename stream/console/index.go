@@ -110,10 +110,7 @@ func (x *index) add(e entry) bool {
 	}
 	x.last = e.Sequence
 	x.entries = append(x.entries, e)
-	if len(x.entries) > indexMost {
-		for _, old := range x.entries[:len(x.entries)-indexMost] {
-			delete(x.verdicts, old.ID)
-		}
+	if len(x.entries) > indexMost { // their verdicts stay: they are still found in the stream
 		x.entries = slices.Clone(x.entries[len(x.entries)-indexMost*9/10:])
 	}
 	return true
@@ -130,6 +127,24 @@ func (x *index) judge(event string, v judged) bool {
 	}
 	x.verdicts[event] = v
 	return true
+}
+
+// newest is how far the feedback stream has been read.
+func (x *index) newest() uint64 {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.feedback
+}
+
+// sent takes in a verdict that was sent when the stream had been read as far as
+// seen. It stands until the stream brings it, which is within a moment or has been.
+func (x *index) sent(event string, v judged, seen uint64) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.verdicts[event].order <= seen {
+		v.order = seen
+		x.verdicts[event] = v
+	}
 }
 
 // hold shows a verdict that has not been sent; release takes that back.
@@ -308,7 +323,7 @@ func (c *Console) followFeedback(ctx context.Context) {
 			}
 			v := judged{State: stateOf(f.Verdict), By: f.By, Note: f.Note, At: f.At, order: meta.Sequence.Stream}
 			if c.index.judge(f.Event, v) {
-				c.hub.send(message{event: "verdict", data: told{Event: f.Event, judged: c.index.of(f.Event)}})
+				c.tell(f.Event)
 			}
 		}
 	})

@@ -51,6 +51,57 @@ func TestTheLastVerdictWins(t *testing.T) {
 	})
 }
 
+// A verdict that was sent from here stands until the stream brings it, and gives way
+// to what was said later, whether or not the stream was faster than the answer.
+func TestWhatWasSentStandsUntilTheStreamBringsIt(t *testing.T) {
+	for name, faster := range map[string]bool{"the stream is faster": true, "the answer is faster": false} {
+		t.Run(name, func(t *testing.T) {
+			x := newIndex()
+			want := func(state string) {
+				t.Helper()
+				if got := x.of("e").State; got != state {
+					t.Errorf("it is shown as %s, want %s", got, state)
+				}
+			}
+			x.judge("e", judged{State: stateSeen, order: 4})
+			seen := x.newest()
+			mine := judged{State: stateFalse}
+			inStream := judged{State: stateFalse, order: 5}
+			if faster {
+				x.judge("e", inStream)
+				x.sent("e", mine, seen)
+			} else {
+				x.sent("e", mine, seen)
+				want(stateFalse)
+				x.judge("e", inStream)
+			}
+			want(stateFalse)
+			x.judge("e", judged{State: stateOpen, order: 6})
+			want(stateOpen)
+			x.sent("e", mine, seen) // the answer comes last of all
+			want(stateOpen)
+		})
+	}
+}
+
+// Verdicts on events that the index has dropped stay: lists page on in the stream.
+func TestDroppedEventsKeepTheirVerdicts(t *testing.T) {
+	x := newIndex()
+	for i := range indexMost + 1 {
+		e := entry{Sequence: uint64(i + 1), ID: fmt.Sprint(i), Kind: stream.KindAnomaly}
+		x.add(e)
+		x.judge(e.ID, judged{State: stateSeen, order: e.Sequence})
+	}
+	if n := x.count(); n >= indexMost {
+		t.Fatalf("none of %d events was dropped", n)
+	}
+	for i := range indexMost + 1 {
+		if got := x.of(fmt.Sprint(i)).State; got != stateSeen {
+			t.Fatalf("event %d is shown as %s", i, got)
+		}
+	}
+}
+
 func index0(n int) []int {
 	out := make([]int, n)
 	for i := range out {

@@ -134,35 +134,29 @@ func (h *holder) run(ctx context.Context) {
 }
 
 // send publishes a verdict on each of its events. What has been sent is not sent
-// again.
+// again, nor what is refused: the same would be.
 func (h *holder) send(ctx context.Context, v *heldVerdict) error {
 	for ; v.sent < len(v.events); v.sent++ {
 		e, f := v.events[v.sent], v.saying
 		f.Detector, f.Event, f.Sequence = e.Detector, e.ID, e.Sequence
+		seen := h.c.index.newest()
 		step, cancel := context.WithTimeout(ctx, 5*time.Second)
-		err := h.c.feedback(step, f)
+		err := h.c.client.For(f.By).Feedback(step, f)
 		cancel()
-		if err != nil && !errors.Is(err, stream.ErrBadMessage) {
+		switch {
+		case err == nil:
+			h.c.index.sent(e.ID, judged{State: stateOf(f.Verdict), By: f.By, Note: f.Note, At: f.At}, seen)
+		case errors.Is(err, stream.ErrBadMessage), errors.Is(err, stream.ErrNotFound):
+			h.c.log.Warn().Err(err).Str("event", e.ID).Msg("a verdict is refused")
+		default:
 			return fmt.Errorf("send the verdict on event %s: %w", e.ID, err)
 		}
 	}
 	h.mu.Lock()
 	delete(h.held, v.token)
 	h.mu.Unlock()
-	// The stream brings it back within a moment; until then it stands.
-	for _, e := range v.events {
-		h.c.index.judge(e.ID, judged{State: stateOf(v.saying.Verdict), By: v.saying.By, Note: v.saying.Note, At: v.saying.At, order: h.c.index.newest()})
-	}
 	h.settle(v)
 	return nil
-}
-
-// newest is a place in the feedback stream after all verdicts that have been seen:
-// the one that was just sent is there or later.
-func (x *index) newest() uint64 {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return x.feedback + 1
 }
 
 // verdictRequest is what an operator says of events.

@@ -15,11 +15,6 @@ import (
 	"github.com/nearmiss/nearmiss/stream/internal/kv"
 )
 
-// feedback sends a verdict. It waits in the broker where no trainer runs.
-func (c *Console) feedback(ctx context.Context, f stream.Feedback) error {
-	return c.client.For(f.By).Feedback(ctx, f)
-}
-
 // control asks for a change in the name of who is signed in.
 func (c *Console) control(q *request) *stream.Client { return c.client.For(q.who.Name) }
 
