@@ -62,7 +62,7 @@ func newBrowser(t *testing.T) context.Context {
 	return ctx
 }
 
-// open is another tab of the browser.
+// openTab is another tab of the browser.
 func openTab(t *testing.T, browser context.Context, base string) *tab {
 	t.Helper()
 	ctx, cancel := chromedp.NewContext(browser)
@@ -198,9 +198,9 @@ func TestTheOperatorsStoryOnThePage(t *testing.T) {
 		b.see("six alarms", `document.querySelectorAll(".row").length === 6`)
 		b.see("the frame with its heat", `document.querySelector(".sheet img.over")`)
 		b.do(chromedp.KeyEvent("f"))
-		b.see("five open alarms", `document.body.innerText.includes("5 open") && document.querySelector(".chip.false_alarm")`)
+		b.see("five open alarms", `document.querySelector("h1 + .num").innerText === "5 open" && document.querySelector(".chip.false_alarm")`)
 		b.do(chromedp.KeyEvent("u"))
-		b.see("six open alarms", `document.body.innerText.includes("6 open") && !document.querySelector(".row .chip.false_alarm")`)
+		b.see("six open alarms", `document.querySelector("h1 + .num").innerText === "6 open" && !document.querySelector(".row .chip.false_alarm")`)
 		type page struct {
 			Items []struct{ State string }
 			Open  int
@@ -301,11 +301,14 @@ func TestTheOperatorsStoryOnThePage(t *testing.T) {
 	t.Run("a viewer sees no button that writes", func(t *testing.T) {
 		const password = "correct horse battery"
 		b.t = t
-		for _, u := range []string{`{"name":"root","password":"` + password + `","role":"admin"}`} {
-			if status, _ := fetch[any](b, "POST", "api/v1/users", "JSON.stringify("+u+")"); status != http.StatusCreated {
-				t.Fatalf("%d", status)
+		add := func(user, role string) {
+			t.Helper()
+			body := fmt.Sprintf(`JSON.stringify({name: %q, password: %q, role: %q})`, user, password, role)
+			if status, _ := fetch[any](b, "POST", "api/v1/users", body); status != http.StatusCreated {
+				t.Fatalf("user %s: %d", user, status)
 			}
 		}
+		add("root", "admin")
 		signIn := func(user string) {
 			b.goTo("#/wall")
 			b.see("the form", `document.querySelector("form.sign")`)
@@ -314,9 +317,7 @@ func TestTheOperatorsStoryOnThePage(t *testing.T) {
 			b.shows(user + " ·")
 		}
 		signIn("root")
-		if status, _ := fetch[any](b, "POST", "api/v1/users", `JSON.stringify({"name":"vera","password":"`+password+`","role":"viewer"})`); status != http.StatusCreated {
-			t.Fatalf("%d", status)
-		}
+		add("vera", "viewer")
 		b.press("Sign out")
 		signIn("vera")
 		b.goTo("#/alarms")

@@ -14,7 +14,7 @@ export async function show(main, _, { signal, query }) {
   let state = query.get("state") ?? "open", kind = query.get("kind") ?? "anomaly", detector = query.get("detector") || "";
   let heat = Number(localStorage.getItem("nm-heat") ?? 0.6), hidden = false, zoomed = false, shown = 0;
   const picked = new Set();
-  let undoing = null; // {token, events}
+  let undoing = null; // {token, events, was: their states}
 
   const list = h("div", { role: "listbox", "aria-label": "Alarms", tabindex: 0 }), older = h("div"), view = h("div", { class: "view" });
   const count = h("span", { class: "soft num" });
@@ -148,20 +148,23 @@ export async function show(main, _, { signal, query }) {
     s.forEach((a) => a.addEventListener("scroll", () => s.forEach((b) => { if (a !== b && a.scrollHeight > a.clientHeight) { b.scrollTop = a.scrollTop / (a.scrollHeight - a.clientHeight) * (b.scrollHeight - b.clientHeight); b.scrollLeft = a.scrollLeft; } })));
   }
 
+  // Whoever is first, the answer or the live stream: an alarm is counted once.
+  function becomes(a, state, pending) {
+    open += (state === "open") - (a.state === "open");
+    a.state = state;
+    a.pending = pending;
+  }
   async function judge(verdict, reason) {
     if (!may("operator")) return;
     const chosen = picked.size ? items.filter((a) => picked.has(a.sequence) && a.kind === "anomaly") : items[at]?.kind === "anomaly" ? [items[at]] : [];
     if (!chosen.length) return;
     if (chosen.length > 20 && !await confirm("Many at once", `${plural(chosen.length, "alarm")} become ${verdicts[verdict][1]}.`, { word: words[verdicts[verdict][0]] })) return;
     try {
+      const was = chosen.map((a) => a.state);
       const { token } = await post("api/v1/verdicts", { events: chosen.map((a) => a.sequence), verdict, ...(reason && { reason }) });
-      undoing = { token, events: chosen };
+      undoing = { token, events: chosen, was };
       const mine = undoing;
-      for (const a of chosen) {
-        if (a.state === "open" && verdict !== "withdrawn") open--;
-        a.state = verdicts[verdict][0];
-        a.pending = true;
-      }
+      for (const a of chosen) becomes(a, verdicts[verdict][0], true);
       picked.clear();
       anchor = -1;
       toast(`${chosen.length > 1 ? plural(chosen.length, "alarm") + ": " : ""}${verdicts[verdict][1]}`, { action: ["Undo (u)", () => undo(mine)], ms: 4000 });
@@ -178,7 +181,7 @@ export async function show(main, _, { signal, query }) {
     undoing = null;
     try {
       await remove("api/v1/verdicts/" + u.token);
-      for (const a of u.events) { a.state = "open"; a.pending = false; open++; }
+      u.events.forEach((a, i) => becomes(a, u.was[i], false));
       at = Math.max(0, items.findIndex((a) => a.sequence === u.events[0].sequence));
       shown = 0;
       drawList();
@@ -226,10 +229,8 @@ export async function show(main, _, { signal, query }) {
     if (i < 0) return;
     const was = items[i];
     if (was.state === v.state && Boolean(was.pending) === Boolean(v.pending)) return;
-    if (was.state !== "open" && v.state === "open") open++;
-    if (was.state === "open" && v.state !== "open") open--;
-    Object.assign(was, { state: v.state, pending: v.pending, by: v.by });
-    if (undoing && !v.pending && undoing.events.some((a) => a.id === v.event)) undoing = { token: undoing.token, events: undoing.events, sent: true };
+    becomes(was, v.state, v.pending);
+    was.by = v.by;
     drawList();
     if (i === at) { shown = 0; look().catch(complain); }
   }, signal);

@@ -1,8 +1,6 @@
 // The API, by relative addresses: the page works below any path.
 import { h } from "./dom.js";
 
-const root = "api/v1/";
-
 /** An error that the server explains. */
 export class Problem extends Error {
   constructor(status, body) {
@@ -11,8 +9,6 @@ export class Problem extends Error {
     this.code = body.code;
   }
 }
-
-export const url = (...parts) => root + parts.map(encodeURIComponent).join("/");
 
 async function ask(method, path, body, headers) {
   let r;

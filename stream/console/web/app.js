@@ -21,7 +21,7 @@ const main = document.getElementById("main"), top_ = document.getElementById("to
 let leave = null;
 
 /** Where the page is: ["d", "bolts", "tune"] and the parameters behind "?". */
-export function place() {
+function place() {
   const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
   return { parts: path.split("/").filter(Boolean).map(decodeURIComponent), query: new URLSearchParams(query || "") };
 }

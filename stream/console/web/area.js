@@ -1,6 +1,6 @@
 // What of the picture is looked at: one region, and parts that are ignored.
-import { chip, fill, h, plural } from "./dom.js";
-import { complain, doing, get, patch, post, toast } from "./api.js";
+import { chip, fill, h } from "./dom.js";
+import { doing, get, patch, post } from "./api.js";
 import { may } from "./app.js";
 
 const round = (v) => Math.round(v * 1000) / 1000;

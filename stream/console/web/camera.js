@@ -3,7 +3,6 @@ import { ago, chip, facts, fill, h, num, percent, table, when } from "./dom.js";
 import { doing, get, post, toast } from "./api.js";
 import * as live from "./live.js";
 import { chart, colour } from "./chart.js";
-import { keys } from "./keys.js";
 import { dialog, go, may } from "./app.js";
 
 export async function show(main, [detector, camera], { signal }) {
@@ -83,6 +82,5 @@ export async function show(main, [detector, camera], { signal }) {
   await Promise.all([draw(), alarms(), get("api/v1/status").then(states)]);
   live.on("status", (s) => { states(s); if (over === "10m") draw().catch(() => {}); }, signal);
   live.on("event", (e) => { if (e.detector === detector && e.camera === camera) alarms().catch(() => {}); }, signal);
-  keys({}, signal);
   addEventListener("keydown", (e) => { if (e.key === "Escape" && !document.querySelector("dialog[open]")) go("wall"); }, { signal });
 }

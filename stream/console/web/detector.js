@@ -1,6 +1,6 @@
 // One detector: tune, area, train, releases, data.
 import { chip, fill, h, short } from "./dom.js";
-import { complain, doing, get, remove, toast } from "./api.js";
+import { doing, get, remove, toast } from "./api.js";
 import { keys } from "./keys.js";
 import { confirm, go, may } from "./app.js";
 import * as tune from "./tune.js";

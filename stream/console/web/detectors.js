@@ -1,6 +1,6 @@
 // Detectors: what there is, and a new one.
 import { ago, chip, fill, h, num, percent, plural, short } from "./dom.js";
-import { complain, doing, get, post, toast } from "./api.js";
+import { complain, get, post, toast } from "./api.js";
 import { go, may } from "./app.js";
 import { upload } from "./data.js";
 

@@ -1,6 +1,6 @@
 // Health: what runs, what is full, what needs somebody.
 import { ago, bytes, chip, facts, fill, h, num, percent, plural, short, span, table, when } from "./dom.js";
-import { complain, doing, get, post, remove, toast } from "./api.js";
+import { doing, get, post, remove, toast } from "./api.js";
 import * as live from "./live.js";
 import { banner, confirm, dialog, may } from "./app.js";
 

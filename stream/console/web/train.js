@@ -1,5 +1,5 @@
 // Training: the job that runs, what the last one found, and a button for the next.
-import { ago, chip, facts, fill, h, num, plural, when } from "./dom.js";
+import { ago, chip, facts, fill, h, plural, when } from "./dom.js";
 import { complain, doing, get, post, toast } from "./api.js";
 import * as live from "./live.js";
 import { chart, colour } from "./chart.js";

@@ -4,7 +4,7 @@ import { get } from "./api.js";
 import * as live from "./live.js";
 import { keys } from "./keys.js";
 import { strip } from "./chart.js";
-import { banner, go, me } from "./app.js";
+import { banner, me } from "./app.js";
 
 const strips = new Map(); // "detector/camera" → ticks [highest, threshold, alarms]; kept between visits
 const filled = new Set();
