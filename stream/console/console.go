@@ -77,7 +77,6 @@ type Facts struct {
 	HeldOut      int       `json:"held_out"`
 	Threshold    *float64  `json:"threshold"`
 	Bytes        int64     `json:"bytes"`
-	Warnings     []string  `json:"warnings,omitempty"`
 }
 
 func (c Config) withDefaults() Config {
@@ -225,7 +224,7 @@ func (c *Console) work(ctx context.Context, nc *nats.Conn) error {
 	close(c.ready)
 	g, ctx := errgroup.WithContext(ctx)
 	for _, f := range []func(context.Context){
-		c.followEvents, c.followFeedback, c.followScores, c.followJobs, c.tick, c.holder.run, c.people.follow,
+		c.followEvents, c.followFeedback, c.followScores, c.followJobs, c.followUsers, c.tick, c.holder.run,
 	} {
 		g.Go(func() error { f(ctx); return nil })
 	}
@@ -284,7 +283,7 @@ func (c *Console) admit(ctx context.Context) error {
 	return nil
 }
 
-// open says whether everybody who reaches the page is an administrator.
+// openToAll says whether everybody who reaches the page is an administrator.
 func (c *Console) openToAll() bool { return c.loopback && c.people.empty() && c.cfg.Setup == nil }
 
 // maxTasks is how many start has at once.

@@ -25,9 +25,7 @@ type letter struct {
 }
 
 func (c *Console) listDead(q *request) (any, error) {
-	ctx, cancel := q.brief()
-	defer cancel()
-	all, err := c.in.DeadLetters(ctx, 100)
+	all, err := c.in.DeadLetters(q.ctx, 100)
 	if err != nil {
 		return nil, err
 	}
@@ -68,9 +66,7 @@ func newLetter(d stream.DeadLetter) letter {
 
 // deadAgain publishes a dead letter where it had been, and removes it.
 func (c *Console) deadAgain(q *request) (any, error) {
-	ctx, cancel := q.brief()
-	defer cancel()
-	m, s, err := c.dead(ctx, q)
+	m, s, err := c.dead(q.ctx, q)
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +75,7 @@ func (c *Console) deadAgain(q *request) (any, error) {
 		return nil, problem{http.StatusUnprocessableEntity, stream.CodeBadRequest, "it was published on " + clean(again.Subject) + ", where nothing is published from here"}
 	}
 	if again.Data = m.Data; m.Header.Get(stream.HeaderDeadObject) != "" {
-		if again.Data, err = object.Read(ctx, c.js, c.cfg.ImagesBucket(), m.Header.Get(stream.HeaderDeadObject), maxImage); err != nil {
+		if again.Data, err = object.Read(q.ctx, c.js, c.cfg.ImagesBucket(), m.Header.Get(stream.HeaderDeadObject), maxImage); err != nil {
 			return nil, err
 		}
 	}
@@ -88,10 +84,10 @@ func (c *Console) deadAgain(q *request) (any, error) {
 			again.Header[k] = v
 		}
 	}
-	if _, err := c.js.PublishMsg(ctx, again); err != nil {
+	if _, err := c.js.PublishMsg(q.ctx, again); err != nil {
 		return nil, fmt.Errorf("publish dead letter %d again: %w", m.Sequence, err)
 	}
-	if err := s.DeleteMsg(ctx, m.Sequence); err != nil {
+	if err := s.DeleteMsg(q.ctx, m.Sequence); err != nil {
 		return nil, fmt.Errorf("remove dead letter %d, which was published again: %w", m.Sequence, err)
 	}
 	c.overview.forget("")
@@ -114,13 +110,11 @@ func (c *Console) mayPublishAgain(subject string) bool {
 }
 
 func (c *Console) deleteDead(q *request) (any, error) {
-	ctx, cancel := q.brief()
-	defer cancel()
-	m, s, err := c.dead(ctx, q)
+	m, s, err := c.dead(q.ctx, q)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.DeleteMsg(ctx, m.Sequence); err != nil {
+	if err := s.DeleteMsg(q.ctx, m.Sequence); err != nil {
 		return nil, fmt.Errorf("remove dead letter %d: %w", m.Sequence, err)
 	}
 	c.overview.forget("")

@@ -9,9 +9,9 @@
 // # Goroutines and locks
 //
 // Console.Run owns everything and returns after the last of it has ended: the HTTP
-// server, one follower each of events, verdicts, scores and jobs, the ticker of the
-// live stream, and the sender of verdicts, which holds each for some seconds so that
-// it can be taken back.
+// server, one follower each of events, verdicts, scores, jobs and users, the ticker of
+// the live stream, and the sender of verdicts, which holds each for some seconds so
+// that it can be taken back.
 //
 // The locks, none of which is held while another is taken or anybody is waited for:
 // feed.mu (cameras and their last scores), index.mu (events and verdicts), hub.mu

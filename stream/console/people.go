@@ -150,16 +150,15 @@ func (p *people) refresh(ctx context.Context) error {
 	return nil
 }
 
-// follow hears of users that other consoles change.
-func (p *people) follow(ctx context.Context) {
-	for ctx.Err() == nil {
-		_ = kv.Changes(ctx, p.users.Bucket, func() {
-			if err := p.refresh(ctx); err != nil && ctx.Err() == nil {
-				p.log.Warn().Err(err).Msg("the users are as they were")
+// followUsers hears of users that other consoles change.
+func (c *Console) followUsers(ctx context.Context) {
+	c.repeat(ctx, "users", func(ctx context.Context) error {
+		return kv.Changes(ctx, c.people.users.Bucket, func() {
+			if err := c.people.refresh(ctx); err != nil && ctx.Err() == nil {
+				c.log.Warn().Err(err).Msg("the users are as they were")
 			}
 		})
-		pause(ctx, time.Second)
-	}
+	})
 }
 
 // empty says that there are no people yet. Tokens alone do not close the page.
@@ -187,7 +186,7 @@ func (p *people) list() map[string]user {
 	return maps.Clone(p.known)
 }
 
-// admins counts those who can still sign in, without one.
+// adminsBut counts the administrators who can sign in, without one.
 func (p *people) adminsBut(key string) int {
 	n := 0
 	for k, u := range p.list() {
@@ -392,14 +391,12 @@ func (c *Console) signIn(q *request) (any, error) {
 
 // begin starts a session.
 func (c *Console) begin(q *request, u user) (any, error) {
-	ctx, cancel := q.brief()
-	defer cancel()
 	value, now := secret(), time.Now().UTC()
 	b, err := json.Marshal(session{User: u.Name, Hash: u.Hash, CreatedAt: now, SeenAt: now})
 	if err != nil {
 		return nil, err
 	}
-	if _, err := c.people.sessions.Bucket.Create(ctx, digest(value), b); err != nil {
+	if _, err := c.people.sessions.Bucket.Create(q.ctx, digest(value), b); err != nil {
 		return nil, fmt.Errorf("store the session: %w", err)
 	}
 	return respond(func(w http.ResponseWriter, r *http.Request) error {
@@ -410,9 +407,7 @@ func (c *Console) begin(q *request, u user) (any, error) {
 
 func (c *Console) signOut(q *request) (any, error) {
 	if q.who.session != "" {
-		ctx, cancel := q.brief()
-		defer cancel()
-		if err := c.people.sessions.Bucket.Purge(ctx, q.who.session); err != nil {
+		if err := c.people.sessions.Bucket.Purge(q.ctx, q.who.session); err != nil {
 			return nil, fmt.Errorf("end the session: %w", err)
 		}
 	}

@@ -113,9 +113,6 @@ func (c *Console) frame(q *request) (any, error) {
 		return nil, err
 	}
 	d, cam := q.PathValue("detector"), q.PathValue("camera")
-	if !stream.ValidToken(d) || !stream.ValidToken(cam) {
-		return nil, missing("there is no camera %q of detector %q", cam, d)
-	}
 	b, err := c.pictures.frames.get(c.base, fmt.Sprint(d, "/", cam, "/", side), frameAge, func(ctx context.Context) ([]byte, error) {
 		image, err := c.nextFrame(ctx, d, cam)
 		if err != nil {
@@ -199,13 +196,11 @@ func sizeOf(e stream.Evidence) int {
 }
 
 func (c *Console) eventPicture(q *request) (any, error) {
-	ctx, cancel := q.brief()
-	defer cancel()
-	e, err := c.stored(ctx, q)
+	e, err := c.stored(q.ctx, q)
 	if err != nil {
 		return nil, err
 	}
-	v, err := c.evidenceOf(ctx, e)
+	v, err := c.evidenceOf(q.ctx, e)
 	if err != nil {
 		return nil, err
 	}
@@ -217,28 +212,31 @@ func (c *Console) eventPicture(q *request) (any, error) {
 	return nil, missing("event %s has no picture %s", e.ID, clean(q.PathValue("name")))
 }
 
+// side is how many pixels an image is to have; 0: as it is.
+func (q *request) side() (int, error) {
+	v, err := q.allow("w")
+	if err != nil {
+		return 0, err
+	}
+	return number(v, "w", 32, 4096, 0)
+}
+
 // eventImage is the frame that raised the event, as it was taken, where browsers
 // can show it.
 func (c *Console) eventImage(q *request) (any, error) {
-	v, err := q.allow("w")
+	side, err := q.side()
 	if err != nil {
 		return nil, err
 	}
-	side, err := number(v, "w", 32, 4096, 0)
+	e, err := c.stored(q.ctx, q)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := q.brief()
-	defer cancel()
-	e, err := c.stored(ctx, q)
+	b, err := c.in.EventImage(q.ctx, e)
 	if err != nil {
 		return nil, err
 	}
-	b, err := c.in.EventImage(ctx, e)
-	if err != nil {
-		return nil, err
-	}
-	if b, err = c.fit(ctx, b, side); err != nil {
+	if b, err = c.fit(q.ctx, b, side); err != nil {
 		return nil, err
 	}
 	return picture(b, forGood)
@@ -246,18 +244,11 @@ func (c *Console) eventImage(q *request) (any, error) {
 
 // getNormal shows a normal or labelled anomaly.
 func (c *Console) getNormal(q *request) (any, error) {
-	v, err := q.allow("w")
+	side, err := q.side()
 	if err != nil {
 		return nil, err
 	}
-	side, err := number(v, "w", 32, 4096, 0)
-	if err != nil {
-		return nil, err
-	}
-	d, err := q.detector()
-	if err != nil {
-		return nil, err
-	}
+	d := q.PathValue("detector")
 	n, err := q.sequence()
 	if err != nil {
 		return nil, err

@@ -74,7 +74,7 @@ func (c *Console) listEvents(q *request) (any, error) {
 	}
 	items, next := c.index.list(f, before, limit)
 	if next == 0 && len(items) < limit {
-		older, from, err := c.olderEvents(q.Context(), f, before, limit-len(items))
+		older, from, err := c.olderEvents(q.ctx, f, before, limit-len(items))
 		if err != nil {
 			return nil, err
 		}
@@ -138,15 +138,13 @@ type eventFile struct {
 }
 
 func (c *Console) getEvent(q *request) (any, error) {
-	ctx, cancel := q.brief()
-	defer cancel()
-	e, err := c.stored(ctx, q)
+	e, err := c.stored(q.ctx, q)
 	if err != nil {
 		return nil, err
 	}
 	out := event{Sequence: e.Sequence, ID: e.ID, Kind: e.Kind, Truth: e.Truth, Event: e, judged: c.index.of(e.ID), Files: []eventFile{}}
 	if e.Pictures != "" {
-		v, err := c.evidenceOf(ctx, e)
+		v, err := c.evidenceOf(q.ctx, e)
 		switch {
 		case errors.Is(err, stream.ErrNotFound):
 			out.NoPictures = cmp.Or(out.NoPictures, "expired")
@@ -159,7 +157,7 @@ func (c *Console) getEvent(q *request) (any, error) {
 	}
 	if out.State == stateFalse && !out.Pending {
 		// The job that took it into the bank began after the verdict.
-		if jobs, err := c.client.Jobs(ctx, e.Detector); err == nil {
+		if jobs, err := c.client.Jobs(q.ctx, e.Detector); err == nil {
 			for i := range jobs {
 				if len(jobs[i].Extend) > 0 && !jobs[i].At.Before(out.At) {
 					out.Job = &jobs[i]
@@ -187,9 +185,7 @@ type detector struct {
 }
 
 func (c *Console) listDetectors(q *request) (any, error) {
-	ctx, cancel := q.brief()
-	defer cancel()
-	all, _, err := c.detectors.Check(ctx)
+	all, _, err := c.detectors.Check(q.ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -199,19 +195,14 @@ func (c *Console) listDetectors(q *request) (any, error) {
 	}
 	out := listing[detector]{Items: []detector{}}
 	for _, d := range all {
-		out.Items = append(out.Items, c.describe(ctx, d, o))
+		out.Items = append(out.Items, c.describe(q.ctx, d, o))
 	}
 	return out, nil
 }
 
 func (c *Console) getDetector(q *request) (any, error) {
-	name, err := q.detector()
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := q.brief()
-	defer cancel()
-	d, err := c.detectors.Get(ctx, name)
+	name := q.PathValue("detector")
+	d, err := c.detectors.Get(q.ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -219,7 +210,7 @@ func (c *Console) getDetector(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.describe(ctx, d, o), nil
+	return c.describe(q.ctx, d, o), nil
 }
 
 // describe adds what is in force to a configuration.
@@ -289,17 +280,12 @@ type releases struct {
 }
 
 func (c *Console) listReleases(q *request) (any, error) {
-	name, err := q.detector()
+	name := q.PathValue("detector")
+	all, err := c.registry.List(q.ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := q.brief()
-	defer cancel()
-	all, err := c.registry.List(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	candidate, err := c.registry.Shadow(ctx, name)
+	candidate, err := c.registry.Shadow(q.ctx, name)
 	if err != nil && !errors.Is(err, registry.ErrNoRelease) {
 		return nil, err
 	}
@@ -313,7 +299,7 @@ func (c *Console) listReleases(q *request) (any, error) {
 		}
 		out.Items = append(out.Items, s)
 	}
-	history, err := c.registry.History(ctx, name)
+	history, err := c.registry.History(q.ctx, name)
 	if err != nil && !errors.Is(err, registry.ErrNoRelease) {
 		return nil, err
 	}
@@ -335,13 +321,11 @@ func (c *Console) listJobs(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := q.brief()
-	defer cancel()
-	jobs, err := c.in.Jobs(ctx)
+	jobs, err := c.in.Jobs(q.ctx)
 	if err != nil {
 		return nil, err
 	}
-	all, err := jobs.List(ctx, v.Get("detector"))
+	all, err := jobs.List(q.ctx, v.Get("detector"))
 	if err != nil {
 		return nil, err
 	}
@@ -364,10 +348,7 @@ func (c *Console) listNormals(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	name, err := q.detector()
-	if err != nil {
-		return nil, err
-	}
+	name := q.PathValue("detector")
 	limit, err := number(v, "limit", 1, 500, 200)
 	if err != nil {
 		return nil, err
@@ -376,9 +357,7 @@ func (c *Console) listNormals(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := q.brief()
-	defer cancel()
-	all, err := c.normals.List(ctx, name, v.Get("anomalies") == "true")
+	all, err := c.normals.List(q.ctx, name, v.Get("anomalies") == "true")
 	if err != nil {
 		return nil, err
 	}

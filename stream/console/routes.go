@@ -91,11 +91,16 @@ var routes = []route{
 // without are the routes that work while the broker is away.
 var without = []string{"session", "openapi.yaml"}
 
-// request is what a handler gets.
+// request is what a handler gets. Names of detectors and cameras in its path are
+// valid.
 type request struct {
 	*http.Request
+	ctx context.Context // ends when the answer is late; that of Request does not
 	who who
 }
+
+// answerWithin is when an answer is late.
+const answerWithin = 20 * time.Second
 
 // respond is an answer that is not JSON.
 type respond func(http.ResponseWriter, *http.Request) error
@@ -190,7 +195,9 @@ func (c *Console) handler() http.Handler {
 func (c *Console) serve(r route) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, h *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
-		q := &request{Request: h}
+		ctx, cancel := context.WithTimeout(h.Context(), answerWithin)
+		defer cancel()
+		q := &request{Request: h, ctx: ctx}
 		err := func() error {
 			if !c.isReady() && !slices.Contains(without, r.path) {
 				return problem{http.StatusServiceUnavailable, "broker_away", "the console waits for the broker"}
@@ -207,6 +214,11 @@ func (c *Console) serve(r route) http.Handler {
 				return problem{http.StatusUnauthorized, "unauthorised", "sign in first"}
 			default:
 				return problem{http.StatusForbidden, "forbidden", fmt.Sprintf("this needs the role %s; %s has the role %s", r.needs, q.who.Name, q.who.Role)}
+			}
+			for _, part := range []string{"detector", "camera"} {
+				if name := h.PathValue(part); name != "" && !stream.ValidToken(name) {
+					return missing("%q is no name of a %s", clean(name), part)
+				}
 			}
 			a, err := r.do(c, q)
 			if err != nil {
@@ -325,7 +337,7 @@ func cursor(v url.Values) (uint64, error) {
 	return n, nil
 }
 
-// page answers a list.
+// listing answers a list.
 type listing[T any] struct {
 	Items []T    `json:"items"`
 	Next  string `json:"next,omitempty"` // cursor of the next page; empty: there is none
@@ -346,14 +358,6 @@ func (q *request) sequence() (uint64, error) {
 	return n, nil
 }
 
-func (q *request) detector() (string, error) {
-	d := q.PathValue("detector")
-	if !stream.ValidToken(d) {
-		return "", missing("%q is no name of a detector", d)
-	}
-	return d, nil
-}
-
 // ifMatch is the revision that a change is made for; 0: any.
 func (q *request) ifMatch() (uint64, error) {
 	s := strings.Trim(q.Header.Get("If-Match"), `"`)
@@ -365,9 +369,4 @@ func (q *request) ifMatch() (uint64, error) {
 		return 0, bad("If-Match %q: use the revision that was read", s)
 	}
 	return n, nil
-}
-
-// brief bounds what an answer waits for.
-func (q *request) brief() (context.Context, context.CancelFunc) {
-	return context.WithTimeout(q.Context(), 20*time.Second)
 }

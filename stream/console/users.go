@@ -55,9 +55,7 @@ func (c *Console) make(q *request, in newUser, by string) (user, error) {
 		return user{}, err
 	}
 	u := user{Name: in.Name, Role: in.Role, Hash: h, CreatedAt: time.Now().UTC(), CreatedBy: by}
-	ctx, cancel := q.brief()
-	defer cancel()
-	return u, c.people.put(ctx, userKeys+u.Name, u, true)
+	return u, c.people.put(q.ctx, userKeys+u.Name, u, true)
 }
 
 func (c *Console) addUser(q *request) (any, error) {
@@ -131,9 +129,7 @@ func (c *Console) changeUser(q *request) (any, error) {
 		}
 		u.Hash = h // which ends all sessions of before
 	}
-	ctx, cancel := q.brief()
-	defer cancel()
-	if err := c.people.put(ctx, key, u, false); err != nil {
+	if err := c.people.put(q.ctx, key, u, false); err != nil {
 		return nil, err
 	}
 	c.say(q, "changed user", u.Name)
@@ -152,13 +148,11 @@ func (c *Console) removeUser(q *request) (any, error) {
 }
 
 func (c *Console) forget(q *request, key, what, name string) error {
-	ctx, cancel := q.brief()
-	defer cancel()
-	if err := c.people.users.Bucket.Purge(ctx, key); err != nil {
+	if err := c.people.users.Bucket.Purge(q.ctx, key); err != nil {
 		return err
 	}
 	c.say(q, what, name)
-	return c.people.refresh(ctx)
+	return c.people.refresh(q.ctx)
 }
 
 func (c *Console) addToken(q *request) (any, error) {
@@ -175,9 +169,7 @@ func (c *Console) addToken(q *request) (any, error) {
 	}
 	value := tokenPrefix + secret()
 	u := user{Name: in.Name, Role: in.Role, CreatedAt: time.Now().UTC(), CreatedBy: q.who.Name, ExpiresAt: time.Now().UTC().Add(time.Duration(in.Days) * 24 * time.Hour)}
-	ctx, cancel := q.brief()
-	defer cancel()
-	if err := c.people.put(ctx, tokenKeys+digest(value), u, true); err != nil {
+	if err := c.people.put(q.ctx, tokenKeys+digest(value), u, true); err != nil {
 		return nil, err
 	}
 	c.say(q, "added token", u.Name)

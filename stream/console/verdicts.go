@@ -190,13 +190,11 @@ func (c *Console) judge(q *request) (any, error) {
 	case hold < 0 || hold > maxHold:
 		return nil, bad("hold: use 0 to %.0f seconds", maxHold.Seconds())
 	}
-	ctx, cancel := q.brief()
-	defer cancel()
 	v := &heldVerdict{token: secret(), until: time.Now().Add(hold), saying: stream.Feedback{
 		Verdict: in.Verdict, By: q.who.Name, Note: noteOf(in.Reason, in.Note), At: time.Now().UTC(),
 	}}
 	for _, n := range in.Events {
-		e, err := c.alarmAt(ctx, n)
+		e, err := c.alarmAt(q.ctx, n)
 		if err != nil {
 			return nil, err
 		}

@@ -72,9 +72,7 @@ func (c *Console) createDetector(q *request) (any, error) {
 	if err := d.Validate(); err != nil {
 		return nil, problem{http.StatusUnprocessableEntity, stream.CodeBadRequest, err.Error()}
 	}
-	ctx, cancel := q.brief()
-	defer cancel()
-	a, err := c.control(q).CreateDetector(ctx, d)
+	a, err := c.control(q).CreateDetector(q.ctx, d)
 	if err != nil {
 		return nil, err
 	}
@@ -89,10 +87,7 @@ func (c *Console) say(q *request, what, object string) {
 }
 
 func (c *Console) changeDetector(q *request) (any, error) {
-	name, err := q.detector()
-	if err != nil {
-		return nil, err
-	}
+	name := q.PathValue("detector")
 	b, err := q.body()
 	if err != nil {
 		return nil, err
@@ -101,9 +96,7 @@ func (c *Console) changeDetector(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := q.brief()
-	defer cancel()
-	d, err := c.detectors.Get(ctx, name)
+	d, err := c.detectors.Get(q.ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -112,7 +105,7 @@ func (c *Console) changeDetector(q *request) (any, error) {
 		return nil, err
 	}
 	change.Revision = want
-	a, err := c.control(q).Set(ctx, change)
+	a, err := c.control(q).Set(q.ctx, change)
 	if want > 0 && errors.Is(err, stream.ErrConflict) {
 		return nil, problem{http.StatusPreconditionFailed, codeStale, "somebody else has changed the detector meanwhile: look again"}
 	}
@@ -127,21 +120,16 @@ func (c *Console) changeDetector(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.describe(ctx, d, o), nil
+	return c.describe(q.ctx, d, o), nil
 }
 
 func (c *Console) deleteDetector(q *request) (any, error) {
-	name, err := q.detector()
-	if err != nil {
-		return nil, err
-	}
+	name := q.PathValue("detector")
 	v, err := q.allow("everything")
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := q.brief()
-	defer cancel()
-	if err := c.control(q).DeleteDetector(ctx, name, v.Get("everything") == "true"); err != nil {
+	if err := c.control(q).DeleteDetector(q.ctx, name, v.Get("everything") == "true"); err != nil {
 		return nil, err
 	}
 	c.overview.forget("")
@@ -162,13 +150,8 @@ type tune struct {
 const maxRanges = 400
 
 func (c *Console) calibration(q *request) (any, error) {
-	name, err := q.detector()
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := q.brief()
-	defer cancel()
-	a, err := c.client.Calibration(ctx, stream.ReleaseRequest{Detector: name})
+	name := q.PathValue("detector")
+	a, err := c.client.Calibration(q.ctx, stream.ReleaseRequest{Detector: name})
 	if err != nil {
 		return nil, err
 	}
@@ -187,11 +170,8 @@ func (c *Console) addNormals(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	name, err := q.detector()
-	if err != nil {
-		return nil, err
-	}
-	if _, err := c.detectors.Get(q.Context(), name); err != nil {
+	name := q.PathValue("detector")
+	if _, err := c.detectors.Get(q.ctx, name); err != nil {
 		return nil, err
 	}
 	parts, err := q.MultipartReader()
@@ -244,10 +224,7 @@ type refused struct {
 
 // takeFrames makes normals of the next frames. It goes on when the page is closed.
 func (c *Console) takeFrames(q *request) (any, error) {
-	name, err := q.detector()
-	if err != nil {
-		return nil, err
-	}
+	name := q.PathValue("detector")
 	var in struct {
 		Frames int `json:"frames"`
 	}
@@ -257,7 +234,7 @@ func (c *Console) takeFrames(q *request) (any, error) {
 	if in.Frames < 1 || in.Frames > 10_000 {
 		return nil, bad("frames: take 1 to 10000")
 	}
-	if _, err := c.detectors.Get(q.Context(), name); err != nil {
+	if _, err := c.detectors.Get(q.ctx, name); err != nil {
 		return nil, err
 	}
 	if !c.start(func(ctx context.Context) {
@@ -274,17 +251,12 @@ func (c *Console) takeFrames(q *request) (any, error) {
 }
 
 func (c *Console) removeNormal(q *request) (any, error) {
-	name, err := q.detector()
-	if err != nil {
-		return nil, err
-	}
+	name := q.PathValue("detector")
 	n, err := q.sequence()
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := q.brief()
-	defer cancel()
-	if err := c.control(q).RemoveNormals(ctx, name, []uint64{n}); err != nil {
+	if err := c.control(q).RemoveNormals(q.ctx, name, []uint64{n}); err != nil {
 		return nil, err
 	}
 	c.overview.forget("")
@@ -293,10 +265,7 @@ func (c *Console) removeNormal(q *request) (any, error) {
 }
 
 func (c *Console) train(q *request) (any, error) {
-	name, err := q.detector()
-	if err != nil {
-		return nil, err
-	}
+	name := q.PathValue("detector")
 	var in struct {
 		Method  string `json:"method,omitempty"`
 		Profile string `json:"profile,omitempty"`
@@ -308,13 +277,11 @@ func (c *Console) train(q *request) (any, error) {
 	if err := q.read(&in); err != nil {
 		return nil, err
 	}
-	if _, err := c.detectors.Get(q.Context(), name); err != nil {
+	if _, err := c.detectors.Get(q.ctx, name); err != nil {
 		return nil, err
 	}
-	ctx, cancel := q.brief()
-	defer cancel()
 	// The job waits in the queue when no trainer runs.
-	j, err := c.control(q).Train(ctx, stream.TrainRequest{
+	j, err := c.control(q).Train(q.ctx, stream.TrainRequest{
 		Detector: name, Method: in.Method, Profile: in.Profile, Seed: in.Seed,
 		Promote: in.Promote == nil || *in.Promote, Force: in.Force, Reason: cmp.Or(in.Reason, "asked for on the page"),
 	})
@@ -326,9 +293,7 @@ func (c *Console) train(q *request) (any, error) {
 }
 
 func (c *Console) cancelJob(q *request) (any, error) {
-	ctx, cancel := q.brief()
-	defer cancel()
-	j, err := c.control(q).Cancel(ctx, q.PathValue("job"))
+	j, err := c.control(q).Cancel(q.ctx, q.PathValue("job"))
 	if err != nil {
 		return nil, err
 	}
@@ -341,63 +306,53 @@ type choice struct {
 	Release string `json:"release,omitempty"`
 	Expect  string `json:"expect,omitempty"` // release that must be active
 	Reason  string `json:"reason"`
-	Unpin   bool   `json:"unpin,omitempty"`
 }
 
-// choose reads a change; a reason is asked for, since others will ask.
-func (c *Console) choose(q *request) (stream.PromoteRequest, choice, error) {
+// choose makes a change; a reason is asked for, since others will ask.
+func (c *Console) choose(q *request, what string, do func(stream.PromoteRequest) (any, error)) (any, error) {
 	var in choice
-	name, err := q.detector()
-	if err != nil {
-		return stream.PromoteRequest{}, in, err
-	}
 	if err := q.read(&in); err != nil {
-		return stream.PromoteRequest{}, in, err
+		return nil, err
 	}
 	if strings.TrimSpace(in.Reason) == "" {
-		return stream.PromoteRequest{}, in, bad("say why: the reason is kept with the change")
+		return nil, bad("say why: the reason is kept with the change")
+	}
+	name := q.PathValue("detector")
+	a, err := do(stream.PromoteRequest{Detector: name, Release: in.Release, Expect: in.Expect, Reason: in.Reason})
+	if err != nil {
+		return nil, err
 	}
 	c.overview.forget("")
-	c.say(q, "changes the release", name)
-	return stream.PromoteRequest{Detector: name, Release: in.Release, Expect: in.Expect, Reason: in.Reason}, in, nil
+	c.say(q, what, name)
+	return a, nil
 }
 
 func (c *Console) promote(q *request) (any, error) {
-	r, _, err := c.choose(q)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := q.brief()
-	defer cancel()
-	return c.control(q).Promote(ctx, r)
+	return c.choose(q, "promoted a release", func(r stream.PromoteRequest) (any, error) { return c.control(q).Promote(q.ctx, r) })
 }
 
 func (c *Console) rollback(q *request) (any, error) {
-	r, _, err := c.choose(q)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := q.brief()
-	defer cancel()
-	return c.control(q).Rollback(ctx, r)
+	return c.choose(q, "rolled back", func(r stream.PromoteRequest) (any, error) { return c.control(q).Rollback(q.ctx, r) })
 }
 
 func (c *Console) shadow(q *request) (any, error) {
-	r, _, err := c.choose(q)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := q.brief()
-	defer cancel()
-	return nil, c.control(q).Shadow(ctx, r)
+	return c.choose(q, "changed the candidate", func(r stream.PromoteRequest) (any, error) { return nil, c.control(q).Shadow(q.ctx, r) })
 }
 
+// pin keeps a release from being collected, or lets it go; the registry keeps no
+// reason for that.
 func (c *Console) pin(q *request) (any, error) {
-	r, in, err := c.choose(q)
-	if err != nil {
+	var in struct {
+		Release string `json:"release"`
+		Unpin   bool   `json:"unpin,omitempty"`
+	}
+	if err := q.read(&in); err != nil {
 		return nil, err
 	}
-	ctx, cancel := q.brief()
-	defer cancel()
-	return nil, c.control(q).Pin(ctx, stream.PinRequest{Detector: r.Detector, Release: r.Release, Unpin: in.Unpin})
+	name := q.PathValue("detector")
+	if err := c.control(q).Pin(q.ctx, stream.PinRequest{Detector: name, Release: in.Release, Unpin: in.Unpin}); err != nil {
+		return nil, err
+	}
+	c.say(q, "changed a pin", name)
+	return nil, nil
 }

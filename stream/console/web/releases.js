@@ -1,5 +1,5 @@
 // Releases: which serves, which did, and the way there and back.
-import { ago, bytes, chip, facts, fill, h, num, percent, plural, short, table, when } from "./dom.js";
+import { ago, bytes, chip, facts, fill, h, num, percent, short, table, when } from "./dom.js";
 import { Problem, complain, doing, get, post, toast } from "./api.js";
 import { confirm, dialog, may } from "./app.js";
 
@@ -10,10 +10,10 @@ export async function show(root, d, { signal }) {
     if (signal.aborted) return;
     const active = r.items.find((x) => x.active)?.release;
     const change = (what, title, text, x, extra = {}) => doing(async () => {
-      const reason = await confirm(title, text, { word: title, reason: true });
+      const reason = await confirm(title, text, { word: title, reason: what !== "pin" });
       if (!reason) return;
       try {
-        await post(`api/v1/detectors/${d.name}/${what}`, { ...(x && { release: x.release }), ...(active && what !== "pin" && what !== "shadow" && { expect: active }), reason, ...extra });
+        await post(`api/v1/detectors/${d.name}/${what}`, { ...(x && { release: x.release }), ...(active && what !== "pin" && what !== "shadow" && { expect: active }), ...(what !== "pin" && { reason }), ...extra });
         toast("done: " + title.toLowerCase());
       } catch (e) {
         if (!(e instanceof Problem) || e.code !== "conflict") throw e;
