@@ -64,7 +64,7 @@ func (c *Console) findOverview(ctx context.Context) (o overview, err error) {
 	if o.Workers, err = c.client.Workers(ctx, workersAnswer); err != nil {
 		return o, err
 	}
-	for i := range o.Workers { // of a worker on this machine the path says more than others need
+	for i := range o.Workers {
 		slices.SortFunc(o.Workers[i].Drift, func(a, b stream.CameraDrift) int {
 			return cmp.Or(cmp.Compare(a.Detector, b.Detector), cmp.Compare(a.Camera, b.Camera))
 		})
@@ -141,12 +141,6 @@ func (c *Console) cameraStates(ctx context.Context, o overview) ([]cameraState, 
 			s.LastFrame = cam.lastAt
 		}
 		s.LastFrame, s.LastScore, s.LastAlarm = s.LastFrame.UTC(), s.LastScore.UTC(), s.LastAlarm.UTC()
-		if cam.lastAlarm.IsZero() {
-			s.LastAlarm = time.Time{}
-		}
-		if cam.lastAt.IsZero() {
-			s.LastScore = time.Time{}
-		}
 		conf, ok := confs[cam.detector]
 		s.State, s.Reason = stateOfCamera(s, conf, ok, stats[cam.detector], frames[cam.cameraName].Silent, now)
 		out = append(out, s)
