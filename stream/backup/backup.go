@@ -105,7 +105,7 @@ func (s Source) Save(ctx context.Context, dir, what string) (Manifest, error) {
 		return Manifest{}, errors.Join(err, fmt.Errorf("back up: folder %s is not empty", dir))
 	}
 	m := Manifest{
-		SchemaVersion: schemaVersion, Tool: s.Tool, CreatedAt: time.Now().UTC(), Prefix: prefixOf(s.Names), What: what,
+		SchemaVersion: schemaVersion, Tool: s.Tool, CreatedAt: time.Now().UTC(), Prefix: s.Names.Root(), What: what,
 		Server: s.Conn.ConnectedServerVersion(),
 	}
 	for _, name := range names {
@@ -125,13 +125,6 @@ func (s Source) Save(ctx context.Context, dir, what string) (Manifest, error) {
 	return m, renameio.WriteFile(filepath.Join(dir, manifestFile), b, 0o600)
 }
 
-func prefixOf(n stream.Names) string {
-	if n.Prefix == "" {
-		return stream.DefaultPrefix
-	}
-	return n.Prefix
-}
-
 // apiError is how JetStream refuses.
 type apiError struct {
 	Code        int    `json:"code"`
@@ -141,6 +134,23 @@ type apiError struct {
 
 func (e *apiError) Error() string {
 	return fmt.Sprintf("the server answers %q (%d)", e.Description, e.ErrCode)
+}
+
+// understand reads an answer of JetStream's API into answer, unless that is nil.
+func understand(m *nats.Msg, answer any) error {
+	var failed struct {
+		Error *apiError `json:"error"`
+	}
+	if err := json.Unmarshal(m.Data, &failed); err != nil {
+		return fmt.Errorf("the server's answer cannot be understood: %w", err)
+	}
+	if failed.Error != nil {
+		return failed.Error
+	}
+	if answer == nil {
+		return nil
+	}
+	return json.Unmarshal(m.Data, answer)
 }
 
 // ask is one request of JetStream's API.
@@ -158,16 +168,7 @@ func (s Source) ask(ctx context.Context, subject string, request, answer any) er
 		}
 		return err
 	}
-	var failed struct {
-		Error *apiError `json:"error"`
-	}
-	if err := json.Unmarshal(m.Data, &failed); err != nil {
-		return fmt.Errorf("the server's answer cannot be understood: %w", err)
-	}
-	if failed.Error != nil {
-		return failed.Error
-	}
-	return json.Unmarshal(m.Data, answer)
+	return understand(m, answer)
 }
 
 // save writes a stream's snapshot into a file: an archive of the server's, which
@@ -312,7 +313,7 @@ func (s Source) Restore(ctx context.Context, dir string, replicas int) (Manifest
 	if err != nil {
 		return m, err
 	}
-	if m.Prefix != prefixOf(s.Names) {
+	if m.Prefix != s.Names.Root() {
 		return m, fmt.Errorf("the backup is of prefix %q, its subjects are in every message: restore it with --prefix %s", m.Prefix, m.Prefix)
 	}
 	js, err := jetstream.New(s.Conn)
@@ -410,17 +411,5 @@ func (s Source) send(ctx context.Context, to string, chunk []byte, answer any) e
 	if len(m.Data) == 0 {
 		return nil
 	}
-	var failed struct {
-		Error *apiError `json:"error"`
-	}
-	if err := json.Unmarshal(m.Data, &failed); err != nil {
-		return fmt.Errorf("the server's answer cannot be understood: %w", err)
-	}
-	if failed.Error != nil {
-		return failed.Error
-	}
-	if answer == nil {
-		return nil
-	}
-	return json.Unmarshal(m.Data, answer)
+	return understand(m, answer)
 }
