@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -40,11 +39,7 @@ func (c *Client) ask(ctx context.Context, endpoint string, q, a any) error {
 	if c.by != "" {
 		m.Header.Set(HeaderBy, headerSafe(c.by))
 	}
-	limit := requestTime
-	if slices.Contains([]string{"collect", "delete", "remove-normals"}, endpoint) {
-		limit = slow
-	}
-	err = c.send(ctx, m, limit, a)
+	err = c.send(ctx, m, limitOf(endpoint), a)
 	if errors.Is(err, ErrNobody) {
 		err = fmt.Errorf("%w: start nearmiss up, nearmiss broker or, with a broker of your own, nearmiss control", err)
 	}

@@ -102,7 +102,6 @@ func (c *Control) offer(e *endpoints) {
 	change(c, e, "rollback", func(q PromoteRequest) string { return ofDetector(q.Detector) }, c.rollback)
 	change(c, e, "shadow", func(q PromoteRequest) string { return ofDetector(q.Detector) }, c.shadow)
 	change(c, e, "pin", func(q PinRequest) string { return ofDetector(q.Detector) }, c.pin)
-	e.limit = slow
 	change(c, e, "delete", func(q DeleteRequest) string { return ofDetector(q.Detector) }, c.delete)
 	change(c, e, "remove-normals", func(q RemoveRequest) string { return ofDetector(q.Detector) }, c.removeNormals)
 	change(c, e, "collect", func(registry.CollectOptions) string { return "installation" }, c.collect)

@@ -46,7 +46,7 @@ func TestAFalseAlarmThatIsMarkedNormalIsNotRaisedAgain(t *testing.T) {
 	eventually(t, "both are announced", func() bool { return len(r.events()) == 2 })
 
 	c := r.client()
-	eventually(t, "the trainer answers", func() bool { _, err := c.Status(t.Context()); return err == nil })
+	eventually(t, "the control answers", func() bool { _, err := c.Status(t.Context()); return err == nil })
 	if err := c.Feedback(t.Context(), stream.Feedback{Detector: "bolts", Verdict: stream.FeedbackNormal, Camera: "left", Frame: "alarm", By: "Kim"}); err != nil {
 		t.Fatal(err)
 	}
@@ -102,7 +102,7 @@ func TestServices(t *testing.T) {
 	r.trainer(stream.TrainerConfig{}, fakeTrainer{t: t})
 	c := r.client()
 	ctx := t.Context()
-	eventually(t, "the trainer answers", func() bool { _, err := c.Status(ctx); return err == nil })
+	eventually(t, "the control answers", func() bool { _, err := c.Status(ctx); return err == nil })
 	eventually(t, "the worker serves", func() bool { return w.Stats().Swaps == 1 })
 	code := func(err error) string {
 		var se *stream.ServiceError
@@ -121,6 +121,12 @@ func TestServices(t *testing.T) {
 		m, err := r.nc.Request("nearmiss.api.worker.score-now", q, time.Minute)
 		if err != nil || !strings.Contains(string(m.Data), `"anomalous":false`) {
 			t.Errorf("%s, %v", m.Data, err)
+		}
+		for what, q := range map[string]string{"score-now": `{"detector":"bolts","image":"AA==","release":"x"}`, "shed.bolts.left": `{"keep":1,"all":true}`} {
+			m, err := r.nc.Request("nearmiss.api.worker."+what, []byte(q), time.Minute)
+			if err != nil || m.Header.Get(micro.ErrorCodeHeader) != stream.CodeBadRequest || !strings.Contains(m.Header.Get(micro.ErrorHeader), "unknown field") {
+				t.Errorf("%s: an unknown field: %v, %v", what, m, err)
+			}
 		}
 		if _, err := c.ScoreNow(ctx, "nuts", image(0.5)); code(err) != stream.CodeNotFound {
 			t.Error(err)

@@ -32,12 +32,17 @@ const HeaderBy = "Nearmiss-By"
 // serviceVersion is the version of the requests and responses.
 const serviceVersion = "1.0.0"
 
-// requestTime bounds the handling of one request; slow of one that goes through
-// all that is stored.
-const (
-	requestTime = 30 * time.Second
-	slow        = 10 * time.Minute
-)
+// requestTime bounds the handling of one request.
+const requestTime = 30 * time.Second
+
+// limitOf is requestTime, or more for a request that goes through all that is stored.
+func limitOf(endpoint string) time.Duration {
+	switch endpoint {
+	case "collect", "delete", "remove-normals":
+		return 10 * time.Minute
+	}
+	return requestTime
+}
 
 // ServiceError is what a service answers when it cannot do what was asked.
 type ServiceError struct {
@@ -85,7 +90,6 @@ func codeFor(err error) string {
 type endpoints struct {
 	ctx   context.Context
 	group micro.Group
-	limit time.Duration // of each request to those that are declared next
 	err   error
 }
 
@@ -100,20 +104,21 @@ func serveRequest[Q, A any](e *endpoints, name string, f func(context.Context, m
 	if e.err != nil {
 		return
 	}
-	limit := e.limit
 	e.err = e.group.AddEndpoint(name, micro.HandlerFunc(func(r micro.Request) {
 		var q Q
+		data := r.Data()
 		if raw, ok := any(&q).(rawRequest); ok {
-			raw.read(r)
-		} else if len(r.Data()) > 0 {
-			dec := json.NewDecoder(bytes.NewReader(r.Data()))
+			data = raw.read(r)
+		}
+		if len(data) > 0 {
+			dec := json.NewDecoder(bytes.NewReader(data))
 			dec.DisallowUnknownFields()
 			if err := dec.Decode(&q); err != nil {
 				_ = r.Error(CodeBadRequest, headerSafe(fmt.Sprintf("the request of %s cannot be understood: %v", name, err)), nil)
 				return
 			}
 		}
-		ctx, cancel := context.WithTimeout(e.ctx, limit)
+		ctx, cancel := context.WithTimeout(e.ctx, limitOf(name))
 		defer cancel()
 		a, err := f(ctx, r, q)
 		if err != nil {
@@ -126,8 +131,9 @@ func serveRequest[Q, A any](e *endpoints, name string, f func(context.Context, m
 	}), opts...)
 }
 
-// rawRequest is a request that is not JSON alone.
-type rawRequest interface{ read(micro.Request) }
+// rawRequest is a request that is not JSON alone: read takes the rest, and returns
+// the JSON.
+type rawRequest interface{ read(micro.Request) []byte }
 
 // startService adds a micro service; add declares its endpoints, below each of the
 // subjects.
@@ -137,7 +143,7 @@ func startService(ctx context.Context, nc *nats.Conn, name, description string, 
 		return nil, fmt.Errorf("start service %s: %w", name, err)
 	}
 	for _, subject := range subjects {
-		e := &endpoints{ctx: ctx, group: s.AddGroup(subject), limit: requestTime}
+		e := &endpoints{ctx: ctx, group: s.AddGroup(subject)}
 		add(e)
 		if e.err != nil {
 			_ = s.Stop()

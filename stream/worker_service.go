@@ -2,7 +2,6 @@ package stream
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -22,14 +21,12 @@ type ScoreRequest struct {
 	Image    []byte `json:"image"` // the image file's bytes; base64 in JSON
 }
 
-func (q *ScoreRequest) read(r micro.Request) {
+func (q *ScoreRequest) read(r micro.Request) []byte {
 	if d := nats.Header(r.Headers()).Get(HeaderDetector); d != "" {
 		q.Detector, q.Image = d, r.Data()
-		return
+		return nil
 	}
-	if err := json.Unmarshal(r.Data(), q); err != nil {
-		*q = ScoreRequest{}
-	}
+	return r.Data()
 }
 
 // WorkerStatus is what a worker says of itself.
@@ -128,13 +125,12 @@ type ShedRequest struct {
 	Keep int `json:"keep"` // frames that are left, the newest
 
 	detector, camera string
-	err              error
 }
 
-func (q *ShedRequest) read(r micro.Request) {
+func (q *ShedRequest) read(r micro.Request) []byte {
 	parts := strings.Split(r.Subject(), ".")
 	q.detector, q.camera = parts[len(parts)-2], parts[len(parts)-1]
-	q.err = json.Unmarshal(r.Data(), q)
+	return r.Data()
 }
 
 // ShedAnswer says how many frames were dropped.
@@ -144,7 +140,7 @@ type ShedAnswer struct {
 
 // shed drops a camera's oldest waiting frames.
 func (w *Worker) shed(ctx context.Context, q ShedRequest) (ShedAnswer, error) {
-	if q.err != nil || q.Keep < 1 {
+	if q.Keep < 1 {
 		return ShedAnswer{}, Permanent(CodeBadRequest, errors.New(`shed needs {"keep": N} with 1 or more frames to keep`))
 	}
 	if err := errors.Join(CheckToken("detector", q.detector), CheckToken("camera", q.camera)); err != nil {
