@@ -252,7 +252,7 @@ func TestAClusterLosesNothing(t *testing.T) {
 	if _, err := detectors.Create(ctx, stream.Detector{Name: "bolts", NoEvidence: true}); err != nil {
 		t.Fatal(err)
 	}
-	reg, err := registry.Open(ctx, js, registry.Config{ActiveBucket: n.ActiveBucket(), ArtifactsBucket: n.ArtifactsBucket(), CacheDir: t.TempDir()})
+	reg, err := in.Registry(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -148,7 +148,7 @@ func (u *deadLetterMover) work(ctx context.Context, queue string) error {
 			return err
 		}
 		for _, m := range msgs {
-			if err := u.bury(ctx, queue, m); err != nil {
+			if err := u.move(ctx, queue, m); err != nil {
 				_ = m.NakWithDelay(time.Second)
 				return err
 			}
@@ -166,7 +166,7 @@ func (u *deadLetterMover) work(ctx context.Context, queue string) error {
 	return nil
 }
 
-func (u *deadLetterMover) bury(ctx context.Context, queue string, advisory jetstream.Msg) error {
+func (u *deadLetterMover) move(ctx context.Context, queue string, advisory jetstream.Msg) error {
 	var a struct {
 		StreamSeq  uint64 `json:"stream_seq"`
 		Deliveries int    `json:"deliveries"`

@@ -15,7 +15,7 @@
 // a [Scorer] that a [Loader] opens from a release folder, what trains is a
 // [Trainer]. Both are given by the caller.
 //
-// # Five roles
+// # Six roles
 //
 // Each uses those above it. What travels: names, subjects, frames, events, errors,
 // and the topology of streams and buckets (names.go, frame.go, event.go, errors.go,
@@ -87,6 +87,7 @@
 //	├ moveDeadLetters      moves frames that were delivered too often to the dead letters
 //	├ heirs                gives back the frames of workers that are gone
 //	├ evict                clears the release cache
+//	├ attend               records when cameras sent frames, and tells of silent ones
 //	└ detectorRunner.run   one a detector
 //	  ├ swapper            loads what should serve and exchanges it; owns loading
 //	  ├ lane ×Lanes        pull, score, publish, acknowledge: one batch at a time
@@ -114,7 +115,7 @@
 //     refused, and the context that ends when any of these changes.
 //  3. loaded.mu: the drift tests of a release, by camera.
 //
-// Those of recentScores, hands, pacer, seen, heartbeat, reporter and Epoch are held
+// Those of recentScores, hands, pacer, seen, sightings, heartbeat, reporter and Epoch are held
 // alone. Counters are atomic. What has no lock has one owner: added and bounded are
 // those of drawPictures, and a batch's frames its lane's until they are set aside,
 // those of drawPictures from then on.

@@ -55,9 +55,9 @@ func Ailments(st Status, workers []WorkerStatus, detectors ...string) []string {
 // somebody takes its frames.
 func (in *Installation) IsAwaited(ctx context.Context, detector string) (bool, error) {
 	for _, name := range []string{in.names.DetectorsBucket(), in.names.ActiveBucket()} {
-		bucket, err := in.js.KeyValue(ctx, name)
+		bucket, err := in.bucket(ctx, name)
 		if err != nil {
-			return false, fmt.Errorf("open bucket %s: %w", name, err)
+			return false, err
 		}
 		switch _, err := bucket.Get(ctx, detector); {
 		case err == nil:

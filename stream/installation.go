@@ -56,15 +56,23 @@ func opened[T any](in *Installation, at **T, open func() (*T, error)) (*T, error
 	return made, nil
 }
 
+func (in *Installation) bucket(ctx context.Context, name string) (jetstream.KeyValue, error) {
+	b, err := in.js.KeyValue(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("open bucket %s: %w", name, err)
+	}
+	return b, nil
+}
+
 // Names are the names of its subjects, streams and buckets.
 func (in *Installation) Names() Names { return in.names }
 
 // Detectors are the configurations.
 func (in *Installation) Detectors(ctx context.Context) (*Detectors, error) {
 	return opened(in, &in.detectors, func() (*Detectors, error) {
-		bucket, err := in.js.KeyValue(ctx, in.names.DetectorsBucket())
+		bucket, err := in.bucket(ctx, in.names.DetectorsBucket())
 		if err != nil {
-			return nil, fmt.Errorf("open bucket %s: %w", in.names.DetectorsBucket(), err)
+			return nil, err
 		}
 		return &Detectors{kv: kv.Store[Detector]{Bucket: bucket, Decode: decodeDetector}}, nil
 	})
@@ -73,9 +81,9 @@ func (in *Installation) Detectors(ctx context.Context) (*Detectors, error) {
 // Jobs are the records of training jobs.
 func (in *Installation) Jobs(ctx context.Context) (*Jobs, error) {
 	return opened(in, &in.jobs, func() (*Jobs, error) {
-		bucket, err := in.js.KeyValue(ctx, in.names.JobsBucket())
+		bucket, err := in.bucket(ctx, in.names.JobsBucket())
 		if err != nil {
-			return nil, fmt.Errorf("open bucket %s: %w", in.names.JobsBucket(), err)
+			return nil, err
 		}
 		return &Jobs{names: in.names, js: in.js, kv: kv.Store[Job]{Bucket: bucket, Decode: decodeJob}}, nil
 	})

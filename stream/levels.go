@@ -105,10 +105,7 @@ func (in *Installation) detectorLevels(ctx context.Context, frames jetstream.Str
 	for d := range active {
 		known[d] = true
 	}
-	waiting, err := perDetector(ctx, in.js, in.names.FramesStream(), in.names.Frames("*", "*"), func(s string) (string, bool) {
-		d, _, ok := in.names.ParseFrames(s)
-		return d, ok
-	})
+	waiting, err := in.waiting(ctx)
 	if err != nil {
 		return err
 	}

@@ -21,8 +21,8 @@ type pictureTask struct {
 }
 
 // setAside hands the anomalies of which pictures can be made to drawPictures
-// and returns the others. Nothing waits here: when that has enough to
-// do, the event goes out without pictures, and says so.
+// and returns the others. Nothing waits here: when that has enough to do, the
+// event goes out without pictures, and says so.
 func (l *detectorRunner) setAside(rel *loaded, items []*frameTask) (now, later []*frameTask) {
 	for _, it := range items {
 		if it.place == nil || !it.announce || it.event.Kind != KindAnomaly {

@@ -65,9 +65,9 @@ func openCameras(bucket jetstream.KeyValue) kv.Store[CameraStatus] {
 // Cameras returns what is known of the cameras that have sent frames within the
 // last week, by detector and name.
 func (in *Installation) Cameras(ctx context.Context) ([]CameraStatus, error) {
-	bucket, err := in.js.KeyValue(ctx, in.names.WorkBucket())
+	bucket, err := in.bucket(ctx, in.names.WorkBucket())
 	if err != nil {
-		return nil, fmt.Errorf("open bucket %s: %w", in.names.WorkBucket(), err)
+		return nil, err
 	}
 	all, _, err := openCameras(bucket).List(ctx)
 	if err != nil {

@@ -58,7 +58,7 @@ func TestACameraThatFallsSilentIsAnEvent(t *testing.T) {
 		t.Error(got)
 	}
 	var all []stream.CameraStatus
-	eventually(t, "the record says so", func() bool { // it follows the event
+	eventually(t, "the record says so", func() bool {
 		var err error
 		all, err = r.in.Cameras(t.Context())
 		return err == nil && len(all) == 2 && all[0].Silent

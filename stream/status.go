@@ -96,10 +96,7 @@ func (in *Installation) Status(ctx context.Context) (Status, error) {
 			byName[name] = &DetectorStatus{Detector: name}
 		}
 	}
-	waiting, err := perDetector(ctx, in.js, in.names.FramesStream(), in.names.Frames("*", "*"), func(s string) (string, bool) {
-		d, _, ok := in.names.ParseFrames(s)
-		return d, ok
-	})
+	waiting, err := in.waiting(ctx)
 	if err != nil {
 		return fail(err)
 	}
@@ -177,6 +174,14 @@ func perDetector(ctx context.Context, js jetstream.JetStream, stream, filter str
 		}
 	}
 	return counts, nil
+}
+
+// waiting counts the frames in the queue by detector.
+func (in *Installation) waiting(ctx context.Context) (map[string]uint64, error) {
+	return perDetector(ctx, in.js, in.names.FramesStream(), in.names.Frames("*", "*"), func(s string) (string, bool) {
+		d, _, ok := in.names.ParseFrames(s)
+		return d, ok
+	})
 }
 
 // driftsOf returns the reasons for retraining that workers have found since the

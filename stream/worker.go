@@ -463,9 +463,9 @@ func (w *Worker) refresh(ctx, work context.Context, running *sync.WaitGroup) err
 		if l == nil {
 			l = newDetectorRunner(w, name)
 			w.runners[name] = l
-			lineCtx, stop := context.WithCancel(ctx)
+			mine, stop := context.WithCancel(ctx)
 			l.stop = stop
-			running.Go(func() { l.run(lineCtx, work) })
+			running.Go(func() { l.run(mine, work) })
 		}
 		l.set(wanted{conf: conf.WithDefaults(), active: pointers[name], shadow: shadows[name]})
 	}

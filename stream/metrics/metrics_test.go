@@ -89,7 +89,7 @@ func TestAWorkerIsMeasured(t *testing.T) {
 	if err := stream.Ensure(ctx, js, stream.Topology{Names: n}); err != nil {
 		t.Fatal(err)
 	}
-	reg, err := registry.Open(ctx, js, registry.Config{ActiveBucket: n.ActiveBucket(), ArtifactsBucket: n.ArtifactsBucket(), CacheDir: t.TempDir()})
+	reg, err := stream.NewInstallation(js, n).Registry(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -278,7 +278,7 @@ type CameraState struct {
 	Frames uint64        // that the broker has
 	Bytes  uint64        // of their images
 	Waited time.Duration // for room in the queue
-	Up     bool          // the last frame was stored, and the broker is there
+	Up     bool          // it is connected to the broker
 }
 
 func newCameraRows(m *Metrics) *cameraRows {
