@@ -99,6 +99,40 @@ func TestAnotherImageDoesNotTakeALargeFramesPlace(t *testing.T) {
 	eventually(t, "a digest that is none is rejected", func() bool { return w.Stats().Rejected == 2 })
 }
 
+// TestImagesAreThoseThatWereNamed: whoever may write objects cannot have another
+// image shown, or learnt from, in the place of one.
+func TestImagesAreThoseThatWereNamed(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	sum := sha256.Sum256(image(0.95))
+	digest := hex.EncodeToString(sum[:])
+	e := stream.Event{ID: "e", Evidence: r.names.ImagesBucket() + "/" + stream.EvidenceObjects + digest}
+	f := stream.Frame{Detector: "bolts", Camera: "left", Object: "frames/bolts/left/1", ObjectDigest: digest}
+	for _, c := range []struct {
+		stored []byte
+		code   string
+	}{{image(0.95), ""}, {image(0.1), stream.CodeObjectBad}} {
+		r.putObject(r.names.ImagesBucket(), stream.EvidenceObjects+digest, c.stored)
+		r.putObject(r.names.LargeBucket(), f.Object, c.stored)
+		ofEvent, err := r.in.EventImage(t.Context(), e)
+		ofFrame, err2 := r.in.FrameImage(t.Context(), f)
+		if c.code == "" {
+			if err != nil || err2 != nil || !bytes.Equal(ofEvent, c.stored) || !bytes.Equal(ofFrame, c.stored) {
+				t.Errorf("%q, %v; %q, %v", ofEvent, err, ofFrame, err2)
+			}
+			continue
+		}
+		for _, err := range []error{err, err2} {
+			var perm *stream.PermanentError
+			if !errors.As(err, &perm) || perm.Code != c.code {
+				t.Errorf("another image: %v", err)
+			}
+		}
+		if ofEvent != nil || ofFrame != nil {
+			t.Errorf("%q and %q are returned", ofEvent, ofFrame)
+		}
+	}
+}
+
 // TestObjectsOfEarlierVersions: everything lay among the artifacts, and is still
 // found there: frames that wait, large normals, images of anomalies.
 func TestObjectsOfEarlierVersions(t *testing.T) {

@@ -1,6 +1,7 @@
 package stream_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"testing"
 	"time"
@@ -91,6 +92,33 @@ func TestFramesThatWaitAreNoSilence(t *testing.T) {
 	if all := r.eventsOf(stream.KindCamera); len(all) != 0 {
 		t.Errorf("%+v", all[0])
 	}
+}
+
+// TestASilenceIsToldByAnother: the worker that noticed it died between the record
+// and the event.
+func TestASilenceIsToldByAnother(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	r.detector(stream.Detector{Name: "bolts", Silence: stream.Duration(time.Hour)})
+	bucket, err := r.js.KeyValue(t.Context(), r.names.WorkBucket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := json.Marshal(stream.CameraStatus{Detector: "bolts", Camera: "left", LastFrame: time.Now().Add(-2 * time.Hour), Silent: true, Untold: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bucket.Put(t.Context(), "camera.bolts.left", c); err != nil {
+		t.Fatal(err)
+	}
+	r.worker(stream.WorkerConfig{}, loadFake)
+	eventually(t, "it is told", func() bool {
+		all := r.eventsOf(stream.KindCamera)
+		return len(all) == 1 && all[0].Code == stream.CameraSilent && all[0].Camera == "left"
+	})
+	eventually(t, "and that is on record", func() bool {
+		all, err := r.in.Cameras(t.Context())
+		return err == nil && len(all) == 1 && all[0].Silent && !all[0].Untold
+	})
 }
 
 // TestAFrozenCameraIsOnRecord: since when a camera has sent the same picture is

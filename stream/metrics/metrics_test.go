@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
@@ -358,6 +360,60 @@ func TestALostInstallationIsSaid(t *testing.T) {
 	status, body := get(t, (&metrics.Server{Metrics: m}).Handler(), "/metrics")
 	if status != http.StatusOK || !strings.Contains(body, "nearmiss_installation_readable 0") || strings.Contains(body, "nearmiss_store_bytes ") {
 		t.Errorf("%d %s", status, body)
+	}
+}
+
+// TestRefusalsAreCounted, by a word for the subject and never by the subject:
+// whoever is refused chooses it.
+func TestRefusalsAreCounted(t *testing.T) {
+	may := &server.Permissions{Publish: &server.SubjectPermission{Allow: []string{"free"}}, Subscribe: &server.SubjectPermission{Allow: []string{"free"}}}
+	b, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, NoLog: true, NoSigs: true, Users: []*server.User{{Username: "u", Password: "p", Permissions: may}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Start()
+	t.Cleanup(func() { b.Shutdown(); b.WaitForShutdown() })
+	if !b.ReadyForConnections(time.Minute) {
+		t.Fatal("the server does not start")
+	}
+	told := make(chan error, 10)
+	nc, err := nats.Connect(b.ClientURL(), nats.UserInfo("u", "p"), nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { told <- err }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	m := metrics.New(metrics.Build{})
+	m.Connection(nc)
+	refused := []string{"$JS.API.INFO", "$KV.NM_ACTIVE.bolts", "$O.NM_LARGE.C.x", "nearmiss.frames.bolts.one", "nearmiss.frames.bolts.two", "mine"}
+	for _, subject := range append(refused, "free") {
+		if err := nc.Publish(subject, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := nc.SubscribeSync("_INBOX.other"); err != nil {
+		t.Fatal(err)
+	}
+	if err := nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	for range len(refused) + 1 { // the handler of before is told, too
+		select {
+		case err := <-told:
+			if !errors.Is(err, nats.ErrPermissionViolation) {
+				t.Error(err)
+			}
+		case <-time.After(90 * time.Second):
+			t.Fatal("a refusal is not told")
+		}
+	}
+	_, body := get(t, (&metrics.Server{Metrics: m}).Handler(), "/metrics")
+	for subject, n := range map[string]int{"jetstream": 1, "kv": 1, "objects": 1, "frames": 2, "other": 1, "inbox": 1} {
+		if want := fmt.Sprintf("nearmiss_permission_denied_total{subject=%q} %d\n", subject, n); !strings.Contains(body, want) {
+			t.Errorf("no %s", want)
+		}
+	}
+	if strings.Contains(body, "bolts") || strings.Contains(body, "mine") {
+		t.Error("a subject is a label")
 	}
 }
 
