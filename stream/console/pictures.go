@@ -212,56 +212,57 @@ func (c *Console) eventPicture(q *request) (any, error) {
 	return nil, missing("event %s has no picture %s", e.ID, clean(q.PathValue("name")))
 }
 
-// side is how many pixels an image is to have; 0: as it is.
-func (q *request) side() (int, error) {
+// sized answers with an image that does not change, with as many pixels as the
+// request wants, and without that as it is, where browsers can show it. Small ones,
+// of which a page shows hundreds, are kept for a while under key.
+func (c *Console) sized(q *request, key string, find func(context.Context) ([]byte, error)) (any, error) {
 	v, err := q.allow("w")
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	return number(v, "w", 32, 4096, 0)
-}
-
-// eventImage is the frame that raised the event, as it was taken, where browsers
-// can show it.
-func (c *Console) eventImage(q *request) (any, error) {
-	side, err := q.side()
+	side, err := number(v, "w", 32, 4096, 0)
 	if err != nil {
 		return nil, err
 	}
-	e, err := c.stored(q.ctx, q)
-	if err != nil {
-		return nil, err
+	made := func(ctx context.Context) ([]byte, error) {
+		b, err := find(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return c.fit(ctx, b, side)
 	}
-	b, err := c.in.EventImage(q.ctx, e)
-	if err != nil {
-		return nil, err
+	var b []byte
+	if side > 0 && side <= tileSide {
+		b, err = c.pictures.small.get(c.base, fmt.Sprint(key, "/", side), pictureAge, made)
+	} else {
+		b, err = made(q.ctx)
 	}
-	if b, err = c.fit(q.ctx, b, side); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	return picture(b, forGood)
 }
 
+// eventImage is the frame that raised the event.
+func (c *Console) eventImage(q *request) (any, error) {
+	return c.sized(q, "event/"+q.PathValue("sequence"), func(ctx context.Context) ([]byte, error) {
+		e, err := c.stored(ctx, q)
+		if err != nil {
+			return nil, err
+		}
+		return c.in.EventImage(ctx, e)
+	})
+}
+
 // getNormal shows a normal or labelled anomaly.
 func (c *Console) getNormal(q *request) (any, error) {
-	side, err := q.side()
-	if err != nil {
-		return nil, err
-	}
 	d := q.PathValue("detector")
 	n, err := q.sequence()
 	if err != nil {
 		return nil, err
 	}
-	b, err := c.pictures.small.get(c.base, fmt.Sprint(d, "/", n, "/", side), pictureAge, func(ctx context.Context) ([]byte, error) {
+	return c.sized(q, fmt.Sprint("normal/", d, "/", n), func(ctx context.Context) ([]byte, error) {
 		x, err := c.normals.Get(ctx, d, n)
-		if err != nil {
-			return nil, err
-		}
-		return c.fit(ctx, x.Image, side)
+		return x.Image, err
 	})
-	if err != nil {
-		return nil, err
-	}
-	return picture(b, forGood)
 }

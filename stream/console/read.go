@@ -64,16 +64,18 @@ func (c *Console) listEvents(q *request) (any, error) {
 			return nil, bad("since %q: give a time as RFC 3339 has it", s)
 		}
 	}
-	limit, err := number(v, "limit", 1, 500, 100)
-	if err != nil {
-		return nil, err
-	}
-	before, err := cursor(v)
+	limit, before, err := paging(v, 100)
 	if err != nil {
 		return nil, err
 	}
 	items, next := c.index.list(f, before, limit)
-	if next == 0 && len(items) < limit {
+	switch {
+	case next > 0:
+	case len(items) == limit: // the page is full, and the index at its end
+		if c.index.oldest() > 1 {
+			next = items[limit-1].Sequence
+		}
+	default:
 		older, from, err := c.olderEvents(q.ctx, f, before, limit-len(items))
 		if err != nil {
 			return nil, err
@@ -349,11 +351,7 @@ func (c *Console) listNormals(q *request) (any, error) {
 		return nil, err
 	}
 	name := q.PathValue("detector")
-	limit, err := number(v, "limit", 1, 500, 200)
-	if err != nil {
-		return nil, err
-	}
-	before, err := cursor(v)
+	limit, before, err := paging(v, 200)
 	if err != nil {
 		return nil, err
 	}

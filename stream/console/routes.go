@@ -284,6 +284,16 @@ func (q *request) read(v any) error {
 	return nil
 }
 
+// about reads the request's JSON into v and returns the detector that the path
+// names, which there must be.
+func (c *Console) about(q *request, v any) (name string, err error) {
+	if err := q.read(v); err != nil {
+		return "", err
+	}
+	d, err := c.detectors.Get(q.ctx, q.PathValue("detector"))
+	return d.Name, err
+}
+
 func (q *request) body() ([]byte, error) {
 	t, _, err := mime.ParseMediaType(q.Header.Get("Content-Type"))
 	if err != nil || t != "application/json" && t != "application/merge-patch+json" {
@@ -325,16 +335,18 @@ func number(v url.Values, name string, least, most, def int) (int, error) {
 	return n, nil
 }
 
-func cursor(v url.Values) (uint64, error) {
-	s := v.Get("cursor")
-	if s == "" {
-		return 0, nil
+// paging is how many rows a page of a list is to have, and which sequence they come
+// before; 0: the list's first page.
+func paging(v url.Values, def int) (limit int, before uint64, err error) {
+	if limit, err = number(v, "limit", 1, 500, def); err != nil {
+		return 0, 0, err
 	}
-	n, err := strconv.ParseUint(s, 10, 64)
-	if err != nil || n == 0 {
-		return 0, bad("cursor %q: use the one that the page before gave", s)
+	if s := v.Get("cursor"); s != "" {
+		if before, err = strconv.ParseUint(s, 10, 64); err != nil || before == 0 {
+			return 0, 0, bad("cursor %q: use the one that the page before gave", s)
+		}
 	}
-	return n, nil
+	return limit, before, nil
 }
 
 // listing answers a list.

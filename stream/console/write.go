@@ -224,18 +224,15 @@ type refused struct {
 
 // takeFrames makes normals of the next frames. It goes on when the page is closed.
 func (c *Console) takeFrames(q *request) (any, error) {
-	name := q.PathValue("detector")
 	var in struct {
 		Frames int `json:"frames"`
 	}
-	if err := q.read(&in); err != nil {
+	name, err := c.about(q, &in)
+	if err != nil {
 		return nil, err
 	}
 	if in.Frames < 1 || in.Frames > 10_000 {
 		return nil, bad("frames: take 1 to 10000")
-	}
-	if _, err := c.detectors.Get(q.ctx, name); err != nil {
-		return nil, err
 	}
 	if !c.start(func(ctx context.Context) {
 		ctx, cancel := context.WithTimeout(ctx, time.Hour)
@@ -265,7 +262,6 @@ func (c *Console) removeNormal(q *request) (any, error) {
 }
 
 func (c *Console) train(q *request) (any, error) {
-	name := q.PathValue("detector")
 	var in struct {
 		Method  string `json:"method,omitempty"`
 		Profile string `json:"profile,omitempty"`
@@ -274,10 +270,8 @@ func (c *Console) train(q *request) (any, error) {
 		Force   bool   `json:"force,omitempty"`
 		Reason  string `json:"reason,omitempty"`
 	}
-	if err := q.read(&in); err != nil {
-		return nil, err
-	}
-	if _, err := c.detectors.Get(q.ctx, name); err != nil {
+	name, err := c.about(q, &in)
+	if err != nil {
 		return nil, err
 	}
 	// The job waits in the queue when no trainer runs.
