@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -248,12 +247,11 @@ func (in *Installation) dropEvidence(ctx context.Context, i EvidenceInfo) error 
 	if err := store.Delete(ctx, name); err != nil && !errors.Is(err, jetstream.ErrObjectNotFound) {
 		return fmt.Errorf("remove evidence of event %s: %w", i.Event, err)
 	}
-	s, err := in.js.Stream(ctx, "OBJ_"+in.names.EvidenceBucket())
+	s, err := in.js.Stream(ctx, object.StreamOf(in.names.EvidenceBucket()))
 	if err != nil {
 		return fmt.Errorf("remove evidence of event %s: %w", i.Event, err)
 	}
-	// The subject of an object's meta data (ADR-20, object store).
-	marker := "$O." + in.names.EvidenceBucket() + ".M." + base64.URLEncoding.EncodeToString([]byte(name))
+	marker := object.MetaOf(in.names.EvidenceBucket(), name)
 	if err := s.Purge(ctx, jetstream.WithPurgeSubject(marker)); err != nil {
 		return fmt.Errorf("remove evidence of event %s: %w", i.Event, err)
 	}

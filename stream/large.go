@@ -2,7 +2,6 @@ package stream
 
 import (
 	"crypto/sha256"
-	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"strconv"
@@ -10,6 +9,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nuid"
+
+	"github.com/nearmiss/nearmiss/stream/internal/object"
 )
 
 // Large makes of a frame whose image is too large for one message an object of
@@ -33,22 +34,22 @@ func (f Frame) Large(n Names, chunk int) (parts []*nats.Msg, small Frame, err er
 	if chunk < 1 {
 		return nil, f, fmt.Errorf("frame %s: chunks of %d bytes", f.ID, chunk)
 	}
-	bucket, object := n.LargeBucket(), nuid.Next()
+	bucket, upload := n.LargeBucket(), nuid.Next()
 	part := func(subject string, data []byte) *nats.Msg {
 		m := nats.NewMsg(subject)
 		m.Data = data
-		m.Header.Set(nats.MsgIdHdr, object+"-"+strconv.Itoa(len(parts)))
+		m.Header.Set(nats.MsgIdHdr, upload+"-"+strconv.Itoa(len(parts)))
 		parts = append(parts, m)
 		return m
 	}
 	for rest := f.Image; len(rest) > 0; {
 		size := min(chunk, len(rest))
-		part("$O."+bucket+".C."+object, rest[:size])
+		part(object.ChunksOf(bucket, upload), rest[:size])
 		rest = rest[size:]
 	}
 	info := jetstream.ObjectInfo{
 		ObjectMeta: jetstream.ObjectMeta{Name: small.Object, Opts: &jetstream.ObjectMetaOptions{ChunkSize: uint32(chunk)}},
-		Bucket:     bucket, NUID: object, Size: uint64(len(f.Image)), Chunks: uint32(len(parts)),
+		Bucket:     bucket, NUID: upload, Size: uint64(len(f.Image)), Chunks: uint32(len(parts)),
 	}
 	sum := sha256.New()
 	sum.Write(f.Image)
@@ -57,7 +58,7 @@ func (f Frame) Large(n Names, chunk int) (parts []*nats.Msg, small Frame, err er
 	if err != nil {
 		return nil, f, fmt.Errorf("frame %s: %w", f.ID, err)
 	}
-	m := part("$O."+bucket+".M."+base64.URLEncoding.EncodeToString([]byte(small.Object)), data)
+	m := part(object.MetaOf(bucket, small.Object), data)
 	m.Header.Set(jetstream.MsgRollup, jetstream.MsgRollupSubject)
 	return parts, small, nil
 }

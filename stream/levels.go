@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream/internal/object"
 )
 
 // Levels is how full everything is, for metrics: a look that costs a dozen small
@@ -55,7 +57,7 @@ func (in *Installation) Levels(ctx context.Context) (Levels, error) {
 	var frames jetstream.Stream
 	for _, name := range []string{
 		n.FramesStream(), n.EventsStream(), n.NormalsStream(), n.FeedbackStream(), n.TrainingStream(), n.IncidentsStream(), n.DeadStream(),
-		"OBJ_" + n.ArtifactsBucket(), "OBJ_" + n.EvidenceBucket(), "OBJ_" + n.ImagesBucket(), "OBJ_" + n.LargeBucket(),
+		object.StreamOf(n.ArtifactsBucket()), object.StreamOf(n.EvidenceBucket()), object.StreamOf(n.ImagesBucket()), object.StreamOf(n.LargeBucket()),
 	} {
 		s, err := in.js.Stream(ctx, name)
 		if err != nil {

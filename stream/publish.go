@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/internal/redact"
+	"github.com/nearmiss/nearmiss/stream/internal/object"
 )
 
 // publish stores events and dead letters. It returns the frames whose publication
@@ -258,16 +259,15 @@ func (l *detectorRunner) tryToKeep(ctx context.Context, put func(context.Context
 // whole says whether the broker holds all chunks of an object: the client library
 // does not always notice that one was refused (nats.go 1.55, obs.Put).
 func (w *Worker) whole(ctx context.Context, bucket string, info *jetstream.ObjectInfo) error {
-	s, err := w.js.Stream(ctx, "OBJ_"+bucket)
+	s, err := w.js.Stream(ctx, object.StreamOf(bucket))
 	if err != nil {
 		return err
 	}
-	subject := "$O." + bucket + ".C." + info.NUID
-	si, err := s.Info(ctx, jetstream.WithSubjectFilter(subject))
+	have, err := object.Stored(ctx, s, bucket, info)
 	if err != nil {
 		return err
 	}
-	if have := si.State.Subjects[subject]; have != uint64(info.Chunks) {
+	if have != uint64(info.Chunks) {
 		return fmt.Errorf("object %s: %d of %d chunks are stored: the store is full", clip(info.Name), have, info.Chunks)
 	}
 	return nil

@@ -15,6 +15,7 @@ import (
 	"github.com/cenkalti/backoff/v4"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/stream/internal/object"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
@@ -284,17 +285,12 @@ func (w *TrainingWorker) download(ctx context.Context, name, path string) error 
 	}
 	step, cancel := context.WithTimeout(ctx, time.Minute+time.Duration(info.Size>>21)*time.Second)
 	defer cancel()
-	r, err := w.artifacts.Get(step, name)
-	if err != nil {
-		return err
-	}
-	defer r.Close()
 	f, err := os.Create(path)
 	if err != nil {
 		return err
 	}
-	_, err = io.CopyBuffer(struct{ io.Writer }{f}, struct{ io.Reader }{r}, make([]byte, 1<<20))
-	if err = errors.Join(err, r.Error(), f.Close()); err != nil {
+	err = object.Copy(step, w.js, w.cfg.ArtifactsBucket(), info, f)
+	if err = errors.Join(err, f.Close()); err != nil {
 		return errors.Join(err, os.Remove(path))
 	}
 	return nil

@@ -63,7 +63,7 @@ func Open(ctx context.Context, js jetstream.JetStream, cfg Config) (*Registry, e
 	if err != nil {
 		return nil, fmt.Errorf("open object store %s: %w", cfg.ArtifactsBucket, err)
 	}
-	s, err := js.Stream(ctx, "OBJ_"+cfg.ArtifactsBucket)
+	s, err := js.Stream(ctx, object.StreamOf(cfg.ArtifactsBucket))
 	if err != nil {
 		return nil, fmt.Errorf("open object store %s: %w", cfg.ArtifactsBucket, err)
 	}
@@ -200,19 +200,15 @@ func (r *Registry) complete(ctx context.Context, info *jetstream.ObjectInfo) err
 	if info.Chunks == 0 {
 		return nil
 	}
-	subject := chunkSubject(r.cfg.ArtifactsBucket, info.NUID)
-	si, err := r.stream.Info(ctx, jetstream.WithSubjectFilter(subject))
+	n, err := object.Stored(ctx, r.stream, r.cfg.ArtifactsBucket, info)
 	if err != nil {
 		return err
 	}
-	if n := si.State.Subjects[subject]; n != uint64(info.Chunks) {
+	if n != uint64(info.Chunks) {
 		return fmt.Errorf("%w: object %s has %d chunks of %d", ErrCorrupt, short(info.Name), n, info.Chunks)
 	}
 	return nil
 }
-
-// chunkSubject is where the Object Store keeps an object's bytes (ADR-20).
-func chunkSubject(bucket, nuid string) string { return "$O." + bucket + ".C." + nuid }
 
 // Get makes sure that a release lies in the cache folder, whole and verified,
 // and returns its folder. What is damaged there is fetched again; what is
@@ -356,23 +352,17 @@ func (r *Registry) download(ctx context.Context, f envelope.Entry, path string) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, transferTime(f.Size))
 	defer cancel()
-	in, err := r.blobs.Get(ctx, f.SHA256)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
 	out, err := os.CreateTemp(filepath.Dir(path), ".get-")
 	if err != nil {
 		return err
 	}
 	defer os.Remove(out.Name())
 	defer out.Close()
-	got, err := envelope.Copy(ctx, out, io.LimitReader(in, f.Size+1))
-	if err != nil && !errors.Is(err, jetstream.ErrDigestMismatch) {
+	// Its digest is the manifest's, as was seen above.
+	if err := object.Copy(ctx, r.js, r.cfg.ArtifactsBucket, info, out); errors.Is(err, object.ErrBad) {
+		return fmt.Errorf("%w: object %s has other bytes than its metadata say", ErrCorrupt, short(f.SHA256))
+	} else if err != nil {
 		return err
-	}
-	if got != f.File {
-		return fmt.Errorf("%w: object %s came as %d bytes of sha256 %s", ErrCorrupt, short(f.SHA256), got.Size, short(got.SHA256))
 	}
 	if err := errors.Join(out.Chmod(0o644), out.Sync(), out.Close()); err != nil {
 		return err

@@ -5,6 +5,8 @@ package object
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,8 +28,31 @@ var (
 	ErrBad = errors.New("object is damaged")
 )
 
+// The stream of a bucket, and the subjects in it of an object's chunks and of its
+// metadata, as every client's object store names them (NATS ADR-20).
+
+func StreamOf(bucket string) string       { return "OBJ_" + bucket }
+func ChunksOf(bucket, nuid string) string { return "$O." + bucket + ".C." + nuid }
+func MetaOf(bucket, name string) string {
+	return "$O." + bucket + ".M." + base64.URLEncoding.EncodeToString([]byte(name))
+}
+
+// Stored counts the chunks of an object that the bucket's stream s has.
+func Stored(ctx context.Context, s jetstream.Stream, bucket string, info *jetstream.ObjectInfo) (uint64, error) {
+	subject := ChunksOf(bucket, info.NUID)
+	si, err := s.Info(ctx, jetstream.WithSubjectFilter(subject))
+	if err != nil {
+		return 0, err
+	}
+	return si.State.Subjects[subject], nil
+}
+
 // tries bounds how often an object that is replaced while it is read is read again.
 const tries = 3
+
+// inFlight is how many chunks of an object, of 128 to 256 KiB each, are on their
+// way at a time.
+const inFlight = 64
 
 // Read reads a whole object of at most most bytes into memory. No more is
 // allocated than there are bytes, whatever the metadata says, and links are not
@@ -47,7 +72,7 @@ func Read(ctx context.Context, js jetstream.JetStream, bucket, name string, most
 			break // the same object is as damaged as it was
 		}
 		seen = info.NUID
-		b, err := read(ctx, store, info)
+		b, err := read(ctx, js, bucket, info)
 		if err == nil {
 			return b, nil
 		}
@@ -103,43 +128,63 @@ func look(ctx context.Context, js jetstream.JetStream, store jetstream.ObjectSto
 		return nil, fmt.Errorf("object %s: its metadata have no digest: %w", clip(name), ErrBad)
 	}
 	// Reading chunks that are not there would wait for the deadline.
-	s, err := js.Stream(ctx, "OBJ_"+bucket)
+	s, err := js.Stream(ctx, StreamOf(bucket))
 	if err != nil {
 		return nil, fmt.Errorf("look for object %s: %w", clip(name), err)
 	}
-	subject := "$O." + bucket + ".C." + info.NUID // where the object store keeps an object's bytes (ADR-20)
-	si, err := s.Info(ctx, jetstream.WithSubjectFilter(subject))
+	have, err := Stored(ctx, s, bucket, info)
 	if err != nil {
 		return nil, fmt.Errorf("look for object %s: %w", clip(name), err)
 	}
-	if have := si.State.Subjects[subject]; info.Size > 0 && have != uint64(info.Chunks) {
+	if info.Size > 0 && have != uint64(info.Chunks) {
 		return nil, fmt.Errorf("object %s has %d chunks of %d: %w", clip(name), have, info.Chunks, ErrMissing)
 	}
 	return info, nil
 }
 
-func read(ctx context.Context, store jetstream.ObjectStore, info *jetstream.ObjectInfo) ([]byte, error) {
+func read(ctx context.Context, js jetstream.JetStream, bucket string, info *jetstream.ObjectInfo) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second+time.Duration(info.Size>>21)*time.Second)
 	defer cancel()
-	r, err := store.Get(ctx, info.Name)
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
 	var buf bytes.Buffer
-	if n, err := io.Copy(&buf, io.LimitReader(r, int64(info.Size)+1)); errors.Is(err, jetstream.ErrDigestMismatch) || err == nil && uint64(n) != info.Size {
-		return nil, ErrBad
-	} else if err != nil {
-		return nil, err
+	err := Copy(ctx, js, bucket, info, &buf)
+	return buf.Bytes(), err
+}
+
+// Copy writes the bytes of an object to w. What is not as long as info says, or of
+// another digest, is [ErrBad]; then part of it may have been written.
+//
+// The client library's own Get writes into a pipe, and leaves a goroutine there for
+// ever when ctx ends while it subscribes (nats.go 1.55, obs.Get).
+func Copy(ctx context.Context, js jetstream.JetStream, bucket string, info *jetstream.ObjectInfo, w io.Writer) error {
+	var size uint64
+	sum := sha256.New()
+	if info.Size > 0 {
+		err := scan.Run(ctx, js, StreamOf(bucket), jetstream.OrderedConsumerConfig{
+			FilterSubjects: []string{ChunksOf(bucket, info.NUID)},
+		}, func(m jetstream.Msg, _ *jetstream.MsgMetadata) error {
+			b := m.Data()
+			if size += uint64(len(b)); size > info.Size {
+				return ErrBad
+			}
+			sum.Write(b)
+			_, err := w.Write(b)
+			return err
+		}, jetstream.PullMaxMessages(inFlight))
+		if err != nil {
+			return err
+		}
 	}
-	return buf.Bytes(), nil
+	if size != info.Size || size > 0 && jetstream.GetObjectDigestValue(sum) != info.Digest {
+		return ErrBad
+	}
+	return nil
 }
 
 // List returns the metadata of a bucket's objects, in the order in which they
 // were stored, and how many there are that cannot be understood. (The client
 // library's own List waits in vain where the last one cannot.)
 func List(ctx context.Context, js jetstream.JetStream, bucket string) (all []*jetstream.ObjectInfo, bad int, err error) {
-	err = scan.Run(ctx, js, "OBJ_"+bucket, jetstream.OrderedConsumerConfig{
+	err = scan.Run(ctx, js, StreamOf(bucket), jetstream.OrderedConsumerConfig{
 		FilterSubjects: []string{"$O." + bucket + ".M.>"}, DeliverPolicy: jetstream.DeliverLastPerSubjectPolicy,
 	}, func(m jetstream.Msg, meta *jetstream.MsgMetadata) error {
 		var info jetstream.ObjectInfo
@@ -164,11 +209,11 @@ func List(ctx context.Context, js jetstream.JetStream, bucket string) (all []*je
 // Orphans removes the chunks of uploads that never became objects, the youngest
 // of them older than young, and returns how many messages they were. dry only counts.
 func Orphans(ctx context.Context, js jetstream.JetStream, bucket string, young time.Time, dry bool) (int, error) {
-	s, err := js.Stream(ctx, "OBJ_"+bucket)
+	s, err := js.Stream(ctx, StreamOf(bucket))
 	if err != nil {
 		return 0, fmt.Errorf("look for unfinished uploads in %s: %w", bucket, err)
 	}
-	prefix := "$O." + bucket + ".C."
+	prefix := ChunksOf(bucket, "")
 	si, err := s.Info(ctx, jetstream.WithSubjectFilter(prefix+">"))
 	if err != nil {
 		return 0, fmt.Errorf("look for unfinished uploads in %s: %w", bucket, err)

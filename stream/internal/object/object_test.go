@@ -116,6 +116,33 @@ func TestReadBelievesNoMetadata(t *testing.T) {
 
 // TestListGoesOn: metadata that cannot be understood are counted, wherever they
 // are.
+// Whenever a read is given up, it leaves nothing behind: goleak looks for what it
+// left when the tests of this package end.
+func TestReadIsGivenUpAtAnyTime(t *testing.T) {
+	js, s := store(t)
+	good := bytes.Repeat([]byte("0123456789"), 40_000)
+	if _, err := s.PutBytes(t.Context(), "good", good); err != nil {
+		t.Fatal(err)
+	}
+	given := 0
+	for i := range 300 {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i)*20*time.Microsecond)
+		b, err := object.Read(ctx, js, "B", "good", 1<<20)
+		switch {
+		case err != nil && ctx.Err() == nil:
+			t.Fatalf("read %d: %v", i, err)
+		case err != nil:
+			given++
+		case !bytes.Equal(b, good):
+			t.Fatalf("read %d: %d other bytes", i, len(b))
+		}
+		cancel()
+	}
+	if given == 0 {
+		t.Error("no read was given up")
+	}
+}
+
 func TestListGoesOn(t *testing.T) {
 	js, s := store(t)
 	if all, bad, err := object.List(t.Context(), js, "B"); err != nil || bad != 0 || len(all) != 0 {

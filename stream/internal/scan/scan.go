@@ -18,8 +18,9 @@ var ErrStop = errors.New("enough")
 const patience = 5 * time.Second
 
 // Run calls f for every message that a stream holds now and that the ordered
-// consumer's filter lets through, in the order of their sequences.
-func Run(ctx context.Context, js jetstream.JetStream, stream string, cfg jetstream.OrderedConsumerConfig, f func(jetstream.Msg, *jetstream.MsgMetadata) error) error {
+// consumer's filter lets through, in the order of their sequences. opts say how
+// many messages are on their way at a time.
+func Run(ctx context.Context, js jetstream.JetStream, stream string, cfg jetstream.OrderedConsumerConfig, f func(jetstream.Msg, *jetstream.MsgMetadata) error, opts ...jetstream.PullMessagesOpt) error {
 	cons, err := js.OrderedConsumer(ctx, stream, cfg)
 	if err != nil {
 		return err
@@ -33,7 +34,7 @@ func Run(ctx context.Context, js jetstream.JetStream, stream string, cfg jetstre
 	if left == 0 {
 		return nil
 	}
-	it, err := cons.Messages()
+	it, err := cons.Messages(opts...)
 	if err != nil {
 		return err
 	}
