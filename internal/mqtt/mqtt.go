@@ -7,16 +7,15 @@ package mqtt
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
 	"net/url"
-	"os"
 	"time"
 
 	paho "github.com/eclipse/paho.mqtt.golang"
+
+	"github.com/nearmiss/nearmiss/internal/certs"
 )
 
 // Access says where a broker is and how to come in.
@@ -60,8 +59,12 @@ func (a Access) Options(password string) (*paho.ClientOptions, error) {
 	if u.Port() == "" && port != "" {
 		u.Host = net.JoinHostPort(u.Hostname(), port)
 	}
-	if (a.CertFile == "") != (a.KeyFile == "") {
-		return nil, errors.New("a client certificate needs its key and a key its certificate")
+	if !secure && (a.CAFile != "" || a.CertFile != "" || a.KeyFile != "") {
+		return nil, errors.New("certificates are for mqtts:// and wss://")
+	}
+	t, err := certs.Client(a.CAFile, a.CertFile, a.KeyFile)
+	if err != nil {
+		return nil, err
 	}
 	o := paho.NewClientOptions().AddBroker(u.String()).
 		SetProtocolVersion(4). // 3.1.1
@@ -70,28 +73,8 @@ func (a Access) Options(password string) (*paho.ClientOptions, error) {
 	if a.User != "" {
 		o.SetUsername(a.User).SetPassword(password)
 	}
-	if secure || a.CAFile != "" || a.CertFile != "" {
-		if !secure {
-			return nil, errors.New("certificates are for mqtts:// and wss://")
-		}
-		t := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: u.Hostname()}
-		if a.CAFile != "" {
-			b, err := os.ReadFile(a.CAFile)
-			if err != nil {
-				return nil, err
-			}
-			t.RootCAs = x509.NewCertPool()
-			if !t.RootCAs.AppendCertsFromPEM(b) {
-				return nil, fmt.Errorf("%s has no certificate in PEM", a.CAFile)
-			}
-		}
-		if a.CertFile != "" {
-			pair, err := tls.LoadX509KeyPair(a.CertFile, a.KeyFile)
-			if err != nil {
-				return nil, fmt.Errorf("certificate %s: %w", a.CertFile, err)
-			}
-			t.Certificates = []tls.Certificate{pair}
-		}
+	if secure {
+		t.ServerName = u.Hostname()
 		o.SetTLSConfig(t)
 	}
 	return o, nil

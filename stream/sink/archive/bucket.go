@@ -4,13 +4,10 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
 	"path"
 	"time"
 
@@ -18,6 +15,7 @@ import (
 	"github.com/minio/minio-go/v7/pkg/credentials"
 	"github.com/minio/minio-go/v7/pkg/encrypt"
 
+	"github.com/nearmiss/nearmiss/internal/certs"
 	"github.com/nearmiss/nearmiss/stream/sink"
 )
 
@@ -39,16 +37,9 @@ func newBucket(c Config, name, prefix, secret string) (*bucket, error) {
 	if name == "" {
 		return nil, errors.New("the address names no bucket: write it as s3://BUCKET/PREFIX")
 	}
-	trust := &tls.Config{MinVersion: tls.VersionTLS12}
-	if c.CAFile != "" {
-		b, err := os.ReadFile(c.CAFile)
-		if err != nil {
-			return nil, err
-		}
-		trust.RootCAs = x509.NewCertPool()
-		if !trust.RootCAs.AppendCertsFromPEM(b) {
-			return nil, fmt.Errorf("%s has no certificate in PEM", c.CAFile)
-		}
+	trust, err := certs.Client(c.CAFile, "", "")
+	if err != nil {
+		return nil, err
 	}
 	t := &http.Transport{
 		TLSClientConfig: trust, MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute, TLSHandshakeTimeout: 10 * time.Second, ResponseHeaderTimeout: 25 * time.Second,

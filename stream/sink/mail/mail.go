@@ -6,21 +6,19 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"html"
 	"net/mail"
 	"net/url"
-	"os"
 	"strconv"
 	"strings"
 	"time"
 
 	gomail "github.com/wneessen/go-mail"
 
+	"github.com/nearmiss/nearmiss/internal/certs"
 	"github.com/nearmiss/nearmiss/stream/sink"
 )
 
@@ -98,7 +96,6 @@ func (s *sender) client() (*gomail.Client, error) {
 		return nil, errors.New("mail: the server's address holds a password: name the user, and where the secret is")
 	}
 	port := 587
-	trust := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: u.Hostname()}
 	opts := []gomail.Option{gomail.WithTimeout(timeOut), gomail.WithTLSPolicy(gomail.TLSMandatory)}
 	switch {
 	case u.Scheme == "smtps":
@@ -111,16 +108,11 @@ func (s *sender) client() (*gomail.Client, error) {
 	if u.Port() != "" {
 		port, _ = strconv.Atoi(u.Port())
 	}
-	if s.cfg.CAFile != "" {
-		b, err := os.ReadFile(s.cfg.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("mail: %w", err)
-		}
-		trust.RootCAs = x509.NewCertPool()
-		if !trust.RootCAs.AppendCertsFromPEM(b) {
-			return nil, fmt.Errorf("mail: %s has no certificate in PEM", s.cfg.CAFile)
-		}
+	trust, err := certs.Client(s.cfg.CAFile, "", "")
+	if err != nil {
+		return nil, fmt.Errorf("mail: %w", err)
 	}
+	trust.ServerName = u.Hostname()
 	opts = append(opts, gomail.WithPort(port), gomail.WithTLSConfig(trust))
 	auths := map[string]gomail.SMTPAuthType{
 		"": gomail.SMTPAuthAutoDiscover, "plain": gomail.SMTPAuthPlain, "login": gomail.SMTPAuthLogin, "xoauth2": gomail.SMTPAuthXOAUTH2,

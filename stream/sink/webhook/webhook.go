@@ -9,19 +9,17 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
-	"os"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/nearmiss/nearmiss/internal/certs"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/sink"
 )
@@ -147,8 +145,6 @@ func (c Config) validate() error {
 		return fmt.Errorf("webhook: auth %q: use signature, bearer or routing_key", c.Auth)
 	case c.Pictures != "" && c.Pictures != "none" && c.Pictures != "inline" && c.Pictures != "multipart":
 		return fmt.Errorf("webhook: pictures %q: use none, inline or multipart", c.Pictures)
-	case (c.CertFile == "") != (c.KeyFile == ""):
-		return errors.New("webhook: a client certificate needs its key and a key its certificate")
 	}
 	for k, v := range c.Headers {
 		if !token(k) || strings.ContainsAny(v, "\r\n\x00") {
@@ -175,23 +171,9 @@ func token(s string) bool {
 }
 
 func (c Config) client() (*http.Client, error) {
-	t := &tls.Config{MinVersion: tls.VersionTLS12}
-	if c.CAFile != "" {
-		b, err := os.ReadFile(c.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("webhook: %w", err)
-		}
-		t.RootCAs = x509.NewCertPool()
-		if !t.RootCAs.AppendCertsFromPEM(b) {
-			return nil, fmt.Errorf("webhook: %s has no certificate in PEM", c.CAFile)
-		}
-	}
-	if c.CertFile != "" {
-		pair, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile)
-		if err != nil {
-			return nil, fmt.Errorf("webhook: certificate %s: %w", c.CertFile, err)
-		}
-		t.Certificates = []tls.Certificate{pair}
+	t, err := certs.Client(c.CAFile, c.CertFile, c.KeyFile)
+	if err != nil {
+		return nil, fmt.Errorf("webhook: %w", err)
 	}
 	return &http.Client{
 		Timeout: timeOut,
