@@ -1,4 +1,5 @@
-// Package brokertest runs brokers, and services on them, for tests.
+// Package brokertest runs brokers, and services on them, for tests, and has
+// connections that can be cut.
 package brokertest
 
 import (

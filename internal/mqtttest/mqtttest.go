@@ -3,12 +3,10 @@ package mqtttest
 
 import (
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sync"
 	"testing"
 	"time"
 
@@ -89,84 +87,3 @@ func startMosquitto(t testing.TB) string {
 	t.Fatal("no port is free")
 	return ""
 }
-
-// Relay is a way to a broker that can be cut, and on which the broker's answers
-// can be kept back.
-type Relay struct {
-	l    net.Listener
-	to   string
-	mu   sync.Mutex
-	open []net.Conn
-	mute bool
-	wg   sync.WaitGroup
-}
-
-// NewRelay leads to the broker at host and port.
-func NewRelay(t testing.TB, to string) *Relay {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &Relay{l: l, to: to}
-	r.wg.Go(func() {
-		for {
-			in, err := l.Accept()
-			if err != nil {
-				return
-			}
-			out, err := net.Dial("tcp", to)
-			if err != nil {
-				in.Close()
-				continue
-			}
-			r.mu.Lock()
-			r.open = append(r.open, in, out)
-			r.mu.Unlock()
-			r.wg.Go(func() { _, _ = io.Copy(out, in); out.Close(); in.Close() })
-			r.wg.Go(func() { _, _ = io.Copy(answers{in, r}, out); out.Close(); in.Close() })
-		}
-	})
-	t.Cleanup(func() {
-		l.Close()
-		r.Cut()
-		r.wg.Wait()
-	})
-	return r
-}
-
-// answers loses what a broker says while the relay is mute.
-type answers struct {
-	net.Conn
-	r *Relay
-}
-
-func (a answers) Write(b []byte) (int, error) {
-	a.r.mu.Lock()
-	mute := a.r.mute
-	a.r.mu.Unlock()
-	if mute {
-		return len(b), nil
-	}
-	return a.Conn.Write(b)
-}
-
-// Cut ends all connections, and lets new ones hear the broker again.
-func (r *Relay) Cut() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, c := range r.open {
-		c.Close()
-	}
-	r.open, r.mute = nil, false
-}
-
-// Silence keeps back what the broker says.
-func (r *Relay) Silence() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.mute = true
-}
-
-// URL is the relay's address.
-func (r *Relay) URL() string { return "mqtt://" + r.l.Addr().String() }

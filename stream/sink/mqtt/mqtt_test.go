@@ -120,8 +120,8 @@ func phase(id, phase string, n int) sink.Notice {
 func TestOnlyWhatIsAcknowledgedIsDelivered(t *testing.T) {
 	mqtttest.Brokers(t, func(t *testing.T, start func(testing.TB) string) {
 		at := start(t)
-		r, e := mqtttest.NewRelay(t, at), listen(t, at)
-		s := open(t, mqtt.Config{Access: access(r.URL())}, nil)
+		r, e := brokertest.NewRelay(t, at), listen(t, at)
+		s := open(t, mqtt.Config{Access: access("mqtt://" + r.Addr())}, nil)
 		if err := s.Send(t.Context(), anomaly("e1")); err != nil {
 			t.Fatal(err)
 		}

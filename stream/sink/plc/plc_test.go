@@ -142,59 +142,11 @@ func (c *controller) start(t *testing.T) (url string, cut func()) {
 			continue // somebody else has taken it
 		}
 		t.Cleanup(func() { _ = s.Stop() })
-		return relay(t, at)
+		r := brokertest.NewRelay(t, at)
+		return "tcp://" + r.Addr(), r.Cut
 	}
 	t.Fatal("no port is free")
 	return "", nil
-}
-
-// relay is a way to a server that can be cut.
-func relay(t *testing.T, to string) (url string, cut func()) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var mu sync.Mutex
-	var open []net.Conn
-	var wg sync.WaitGroup
-	cut = func() {
-		mu.Lock()
-		defer mu.Unlock()
-		for _, c := range open {
-			c.Close()
-		}
-		open = nil
-	}
-	wg.Go(func() {
-		for {
-			in, err := l.Accept()
-			if err != nil {
-				return
-			}
-			out, err := net.Dial("tcp", to)
-			if err != nil {
-				in.Close()
-				continue
-			}
-			mu.Lock()
-			open = append(open, in, out)
-			mu.Unlock()
-			for a, b := range map[net.Conn]net.Conn{in: out, out: in} {
-				wg.Go(func() {
-					_, _ = io.Copy(a, b)
-					a.Close()
-					b.Close()
-				})
-			}
-		}
-	})
-	t.Cleanup(func() {
-		l.Close()
-		cut()
-		wg.Wait()
-	})
-	return "tcp://" + l.Addr().String(), cut
 }
 
 // line is a broker, a worker that only answers, and what the sink counted.
