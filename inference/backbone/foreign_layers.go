@@ -373,6 +373,11 @@ func tapForeign(s *splice, m *foreignModel, layers []Layer, t Tap) (string, Laye
 		}
 		return s.node("Slice", []string{x, constant(int64(l.Lead)), constant(int64(l.Lead + l.Width*l.Height)), constant(1)}, "")
 	}
+	unit := func(y string) string {
+		length := s.reduce("ReduceL2", m.opset, y, 2, true)
+		length = s.node("Max", []string{length, s.floats(fmt.Sprintf("nearmiss/tap/%d/least", s.count), []float32{1e-12})}, "")
+		return s.node("Div", []string{y, length}, "")
+	}
 	switch t.What {
 	case TapClass:
 		if !l.Class {
@@ -399,7 +404,10 @@ func tapForeign(s *splice, m *foreignModel, layers []Layer, t Tap) (string, Laye
 		if t.Around > 1 && t.Around%2 == 0 {
 			return "", l, architectureError("the mean of %d×%d patches has no middle one", t.Around, t.Around)
 		}
-		y := patches()
+		y, tokens := patches(), l.Layout == layoutTokens
+		if tokens { // of unit length before their mean, as in tapTokens
+			y = unit(y)
+		}
 		if t.Around > 1 {
 			p := int64(t.Around / 2)
 			y = s.node("Transpose", []string{y}, "", intsAttr("perm", 0, 2, 1))
@@ -408,9 +416,10 @@ func tapForeign(s *splice, m *foreignModel, layers []Layer, t Tap) (string, Laye
 			y = s.node("Reshape", []string{y, constant(0, int64(l.Dim), -1)}, "")
 			y = s.node("Transpose", []string{y}, "", intsAttr("perm", 0, 2, 1))
 		}
-		length := s.reduce("ReduceL2", m.opset, y, 2, true)
-		length = s.node("Max", []string{length, s.floats(fmt.Sprintf("nearmiss/tap/%d/least", s.count), []float32{1e-12})}, "")
-		return s.node("Div", []string{y, length}, ""), l, nil
+		if !tokens {
+			y = unit(y)
+		}
+		return y, l, nil
 	}
 	return "", l, architectureError("unknown vectors %q", t.What)
 }

@@ -88,7 +88,7 @@ func TestForeignDINOv2(t *testing.T) {
 				taps = append(taps, Selected{Tap: Tap{What: TapPooled, Layer: l + 1}})
 			}
 			taps = append(taps, Selected{Tap: Tap{What: TapClass}}, Selected{Tap: Tap{What: TapPatch, Layer: 2, Around: 3}},
-				Selected{Tap: Tap{What: TapSpread, Layer: 3, Margin: 4}}, Selected{Tap: Tap{What: TapClass, Layer: 3}})
+				Selected{Tap: Tap{What: TapPatch, Layer: 2, Around: 1}}, Selected{Tap: Tap{What: TapSpread, Layer: 3, Margin: 4}}, Selected{Tap: Tap{What: TapClass, Layer: 3}})
 			one := filepath.Join(t.TempDir(), "s.onnx")
 			s, err := Select(one, []string{dst}, taps)
 			if err != nil {
@@ -112,13 +112,19 @@ func TestForeignDINOv2(t *testing.T) {
 			if d := cmp.Diff([]int{2, 9, 32}, p.Shape()); d != "" {
 				t.Fatal(d)
 			}
-			length := 0.0
-			for _, v := range p.Float32s()[:32] {
-				length += float64(v) * float64(v)
+			single := outs["patch@2"].Float32s()
+			mean := make([]float64, 32) // of what lies around the first patch of 3×3
+			for _, at := range []int{0, 1, 3, 4} {
+				length := 0.0
+				for i, v := range single[at*32 : at*32+32] {
+					length += float64(v) * float64(v)
+					mean[i] += float64(v) / 4
+				}
+				if math.Abs(length-1) > 1e-5 {
+					t.Errorf("patch vector %d has the squared length %v", at, length)
+				}
 			}
-			if math.Abs(length-1) > 1e-5 {
-				t.Errorf("a patch vector has the squared length %v", length)
-			}
+			near(t, "the mean of neighbours", p.Float32s()[:32], [][]float64{mean}, 1e-5)
 		})
 	}
 	t.Run("layers by their names", func(t *testing.T) {

@@ -23,7 +23,7 @@ const (
 // a model are computed in its one forward pass, which ends behind the last of
 // them.
 type Tap struct {
-	What string // TapClass, TapPooled or TapPatch
+	What string // TapClass, TapPooled, TapSpread or TapPatch
 	// Layer is the number of encoder blocks before it, or of stages of a
 	// convolutional network, 1 to Spec.Layers. 0 is behind all of them and the last
 	// norm: where the embedding comes from.
@@ -74,9 +74,9 @@ func (s Spec) PatchLayer() int {
 	return max(s.Depth/2, 1)
 }
 
-// Tapped is what a tap gives: float [N, E], or for TapPatch float [N, P, E], each
-// vector scaled to length 1 and rows of the image first, on a grid of so many
-// patches across and down.
+// Tapped is what a tap gives: float [N, E], or for TapPatch float [N, P, E], rows of
+// the image first, on a grid of so many patches across and down. Each patch vector
+// has length 1, but for means of a transformer's tokens, which have it before.
 type Tapped struct {
 	Tap
 	Value *onnx.Value
