@@ -343,10 +343,6 @@ func (b *scoreBuilder) reference(ctx context.Context, parts []inference.Part, e 
 // keep what the coreset kept of these.
 func (b *scoreBuilder) without(parts []inference.Part, n *normals, which []int) ([]inference.Part, error) {
 	few := n.at(which)
-	in := map[uint64]bool{}
-	for _, id := range few.ids {
-		in[id] = true
-	}
 	var out []inference.Part
 	for i, p := range parts {
 		o := bank.Options{Dim: p.About.Dim, K: p.Bank.K(), Kind: bank.Exact, Batch: b.engine}

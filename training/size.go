@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -113,12 +112,16 @@ func (p *Plan) sized(ctx context.Context, dir string) ([]SizedTime, error) {
 		return fail(fmt.Errorf("%w: a foreign model takes %d pixels only", ErrPlan, info.Size))
 	}
 	original := p.Model.Backbone
+	sum, err := fileDigest(original)
+	if err != nil {
+		return fail(err)
+	}
 	fitted := func(size int) (string, error) {
 		if size == info.Size {
 			return original, nil
 		}
-		file := filepath.Join(dir, fmt.Sprintf("at-%d.onnx", size))
-		if _, err := os.Stat(file); err == nil {
+		file := filepath.Join(dir, fmt.Sprintf("%.12s-at-%d.onnx", sum, size)) // a work folder may see several backbones
+		if fileExists(file) {
 			return file, nil
 		}
 		_, err := backbone.Import(original, file, backbone.ImportOptions{LoadOptions: backbone.LoadOptions{Size: size}})
@@ -166,7 +169,7 @@ func (p *Plan) sized(ctx context.Context, dir string) ([]SizedTime, error) {
 // timeNetwork is about what judging a picture by the model at path takes, in
 // milliseconds.
 func (p Plan) timeNetwork(ctx context.Context, path string) (ms float64, err error) {
-	e, err := inference.NewEmbedder(path, p.Host.embed(Data{}, Model{See: SeeWhole}))
+	e, err := inference.NewEmbedder(path, p.Host.embed(Data{}, Model{See: SeeWhole, Symmetry: p.Model.Symmetry}))
 	if err != nil {
 		return 0, err
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/nearmiss/nearmiss/inference/backbone"
+	"github.com/nearmiss/nearmiss/inference/imaging"
 )
 
 func TestInputSizes(t *testing.T) {
@@ -50,6 +51,38 @@ func TestInputSizes(t *testing.T) {
 	plan.Out = filepath.Join(t.TempDir(), "foreign")
 	if _, err := Fit(t.Context(), plan); !errors.Is(err, ErrPlan) {
 		t.Errorf("a foreign model of another size: %v", err)
+	}
+}
+
+// Where there is time the input is as large as the frames' shorter side has pixels
+// for, and a work folder that another backbone was fitted in serves this one, too.
+func TestInputSizesGrowWithTheBudget(t *testing.T) {
+	t.Parallel()
+	m, err := imaging.New(400, 300).PNG()
+	if err != nil {
+		t.Fatal(err)
+	}
+	frame := Image{Name: "frame.png", Read: func() ([]byte, error) { return m, nil }}
+	dir := t.TempDir()
+	for _, dim := range []int{64, 32} {
+		net, err := backbone.Random(backbone.Spec{
+			Family: backbone.ViT, Dim: dim, Depth: 1, Heads: 1, Hidden: 64, Patch: 16, Size: 32, ClassPos: true, NormEps: 1e-6,
+		}, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(t.TempDir(), "small.onnx")
+		if _, err := net.Write(path, backbone.Options{}); err != nil {
+			t.Fatal(err)
+		}
+		plan := Plan{Data: Data{Normals: []Image{frame}}, Model: Model{Backbone: path, Budget: time.Hour}}.withDefaults()
+		tried, err := plan.sized(t.Context(), dir)
+		if err != nil || len(tried) != 2 || tried[0].Size != 32 || tried[1].Size != 224 {
+			t.Fatalf("%+v, %v", tried, err)
+		}
+		if info, _, err := backbone.ReadMetadata(plan.Model.Backbone); err != nil || info.Size != 224 || info.Dim != dim {
+			t.Errorf("%+v, %v, want %d dimensions", info, err, dim)
+		}
 	}
 }
 
