@@ -219,10 +219,10 @@ func (s *Scorer) Bank() *bank.Bank { return s.parts[s.main].Bank }
 // HasMaps says whether the Scorer can tell where an image is strange.
 func (s *Scorer) HasMaps() bool { return s.patch() != nil }
 
-// patch is the first part of patches, which has the scale of maps.
+// patch is the first part of patches that counts in maps, which has their scale.
 func (s *Scorer) patch() *release.Part {
 	for i, at := range s.at {
-		if at >= 0 {
+		if at >= 0 && !s.parts[i].About.NoMap {
 			return &s.parts[i].About
 		}
 	}

@@ -229,6 +229,55 @@ func TestDetectorJoinsParts(t *testing.T) {
 	}
 }
 
+// A part that is kept out of maps counts in the score as before, and the others
+// draw what they draw without it.
+func TestMapsLeavePartsOut(t *testing.T) {
+	ctx := context.Background()
+	e := newTestEmbedder(t, writePatchModel(t), EmbedOptions{Patches: []string{release.OutputPatches}})
+	files, _ := images(t, 40, 3)
+	queries, _ := images(t, 6, 5)
+	embedded, err := e.Embed(ctx, queries)
+	if err != nil {
+		t.Fatal(err)
+	}
+	score := func(parts []Part) []Score {
+		t.Helper()
+		d, err := NewOfParts(e, parts, nil, MapAll)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := make([]Score, len(embedded))
+		for i := range embedded {
+			if err := d.Judge(ctx, []*Embedding{&embedded[i]}, []*Score{&out[i]}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return out
+	}
+	for _, scored := range []bool{true, false} {
+		parts := threeParts(t, e, files, "left", "patch")
+		more := parts[2] // far from every patch, so that it shows in maps
+		more.About.Name, more.About.Scored, more.About.Map, more.Bank = "far", scored, 1, bankOfRows(t, 3, 1, []float32{9, 9, 9})
+		alone := score(parts)
+		parts = append(parts, more)
+		all := score(parts)
+		parts[3].About.NoMap = true
+		without := score(parts)
+		parts[2].About.NoMap = true
+		if none := score(parts); none[0].Map != nil || none[0].Score != all[0].Score {
+			t.Errorf("scored %v: every part is kept out of maps: %+v", scored, none[0])
+		}
+		for i := range queries {
+			if !slices.Equal(without[i].Map.Values, alone[i].Map.Values) || slices.Equal(all[i].Map.Values, alone[i].Map.Values) {
+				t.Errorf("scored %v, image %d: %v alone, %v with another, %v with its distances left out", scored, i, alone[i].Map.Values, all[i].Map.Values, without[i].Map.Values)
+			}
+			if without[i].Score != all[i].Score || (without[i].Score == alone[i].Score) == scored {
+				t.Errorf("scored %v, image %d: scores %v alone, %v with another, %v with its distances left out", scored, i, alone[i].Score, all[i].Score, without[i].Score)
+			}
+		}
+	}
+}
+
 func TestReleasesOfPartsAreReadBack(t *testing.T) {
 	ctx := context.Background()
 	model := writePatchModel(t)

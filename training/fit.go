@@ -409,11 +409,11 @@ func calibrate(ctx context.Context, p Plan, x *embedded, s *builtScore, halves h
 		if m := median(scores); a.Scored && len(scored) == 1 && m > 0 && !math.IsInf(m, 0) {
 			a.Scale = m
 		}
-		if a.IsPatch() && maps != nil {
+		if a.IsPatch() && !a.NoMap && maps != nil {
 			if a.Heat, err = heatmap.NewScale(maps); err != nil {
 				return nil, err
 			}
-			maps = nil // the first part of patches has it
+			maps = nil // the first of them has it
 		}
 	}
 	return parts, nil

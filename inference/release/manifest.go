@@ -219,8 +219,8 @@ type Part struct {
 	// NoMap keeps the part's distances out of maps: it counts in the score alone.
 	NoMap bool `json:"no_map,omitempty"`
 	// Heat says how large the values of maps are among held-out normals, which makes
-	// intensities of them. The first part of patches has it. None: the release draws
-	// no heatmaps.
+	// intensities of them. The first part of patches that counts in maps has it. None:
+	// the release draws no heatmaps.
 	Heat *heatmap.Scale `json:"heat,omitempty"`
 }
 
