@@ -4,11 +4,13 @@ import (
 	"errors"
 	"io"
 	"math"
+	"path/filepath"
 	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/release"
 )
@@ -39,6 +41,82 @@ func TestCopiesFitIntoTheBank(t *testing.T) {
 	}
 	if len(seen) != imaging.Dihedral.Count()-1 || seen[0] {
 		t.Errorf("turns %v", turns(imaging.Dihedral))
+	}
+}
+
+// A normal leaves the banks with its copies, and one that joins late is no copy of
+// another.
+func TestCopiesLeaveWithTheirNormal(t *testing.T) {
+	t.Parallel()
+	images := squares(t, 21)
+	dir := t.TempDir()
+	first, more, less := filepath.Join(dir, "first"), filepath.Join(dir, "more"), filepath.Join(dir, "less")
+	had, err := Fit(t.Context(), Plan{
+		Detector: "squares", Out: first, Seed: 5, Data: Data{Normals: images[:20]}, Model: Model{Backbone: smallBackbone(t), Turned: "dihedral"},
+		Calibration: Calibration{Settle: true}, Score: Score{Groups: [][]Part{{ClassPart, PatchPart}}, Coreset: 400},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries := func(dir string) (d *inference.Detector, ids []uint64) {
+		_, d = provenanceOf(t, dir)
+		ids = d.Bank().IDs()
+		slices.Sort(ids)
+		return d, ids
+	}
+	d, before := entries(first)
+	if len(before) != 8*had.Bank {
+		t.Fatalf("%d entries of %d normals and seven copies of each", len(before), had.Bank)
+	}
+	b, err := images[20].Read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := d.Score(t.Context(), [][]byte{b})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, n := range s[0].Nearest { // normals, each once, in order
+		if n.ID >= 20 || i > 0 && (n.Distance < s[0].Nearest[i-1].Distance || n.ID == s[0].Nearest[i-1].ID) {
+			t.Errorf("nearest %+v", s[0].Nearest)
+		}
+	}
+	res, err := Extend(t.Context(), Extension{Derivation: Derivation{Release: first, Out: more}, Normals: images[20:]})
+	if err != nil || res.Bank != had.Bank+1 {
+		t.Fatalf("%+v, %v", res, err)
+	}
+	if _, ids := entries(more); len(ids) != len(before)+1 || !slices.Contains(ids, 20) {
+		t.Errorf("with another normal: %v", ids)
+	}
+	known, err := release.ReadNormals(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := known[slices.IndexFunc(known, func(n Normal) bool { return n.Use == UsedInBank })]
+	res, err = Retract(t.Context(), Retraction{Derivation: Derivation{Release: first, Out: less}, Names: func(n string) bool { return n == gone.Name }})
+	if err != nil || res.Bank != had.Bank-1 {
+		t.Fatalf("%+v, %v", res, err)
+	}
+	d, ids := entries(less)
+	if len(ids) != len(before)-8 || d.Release().Manifest.Bank.Images() != res.Bank {
+		t.Errorf("without %s: %d entries of %d normals", gone.Name, len(ids), d.Release().Manifest.Bank.Images())
+	}
+	for _, p := range d.Parts() {
+		for _, id := range p.Bank.IDs() {
+			if p.About.IsPatch() {
+				id = release.ImageOf(id)
+			}
+			if release.OriginalOf(id) == gone.ID {
+				t.Fatalf("part %s has an entry of what was retracted", p.About.Name)
+			}
+		}
+	}
+	// As many entries as neighbours are no normals.
+	most := func(name string) bool {
+		return name != gone.Name && !slices.ContainsFunc(known, func(n Normal) bool { return n.Name == name && n.Use != UsedInBank })
+	}
+	if _, err := Retract(t.Context(), Retraction{Derivation: Derivation{Release: first, Out: filepath.Join(dir, "one")}, Names: most}); !errors.Is(err, ErrNeeded) {
+		t.Errorf("with one normal and its copies left: %v", err)
 	}
 }
 

@@ -489,6 +489,50 @@ func TestFitJoinsTheWholePictureAndItsPatches(t *testing.T) {
 	}
 }
 
+// Maps of the full score are drawn from single patches of an early and a middle layer
+// and neighbourhoods of a late one, of which the middle's are not in the score, and the
+// early one's neighbourhoods, which blur, are in the score alone.
+func TestTheFullScoreDrawsSinglePatches(t *testing.T) {
+	t.Parallel()
+	m, err := backbone.Random(backbone.Spec{
+		Family: backbone.ViT, Dim: 32, Depth: 6, Heads: 1, Hidden: 64, Patch: 8, Size: 32, ClassPos: true, NormEps: 1e-6,
+	}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan := Plan{
+		Detector: "squares", Seed: 5, Out: filepath.Join(t.TempDir(), "release"), Data: Data{Normals: squares(t, 20), Frame: FrameAll},
+		Model: Model{Backbone: filepath.Join(t.TempDir(), "six.onnx"), Light: LightUsual}, Calibration: Calibration{Settle: true}, Score: Score{Coreset: 100},
+	}
+	if _, err := m.Write(plan.Model.Backbone, backbone.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Fit(t.Context(), plan); err != nil {
+		t.Fatal(err)
+	}
+	_, d := provenanceOf(t, plan.Out)
+	var got []string
+	for _, p := range d.Release().Manifest.Parts {
+		if !p.IsPatch() {
+			continue
+		}
+		text := p.Output
+		if p.Scored {
+			text += " scored"
+		}
+		if p.Map > 0 && !p.NoMap {
+			text += " drawn"
+		}
+		if p.Heat != nil {
+			text += " heat"
+		}
+		got = append(got, text)
+	}
+	if diff := cmp.Diff([]string{"patch@2 scored drawn heat", "patch@2x3 scored", "patch@4x3 scored drawn", "patch@3 drawn"}, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestPatchesUnderTheProtocols(t *testing.T) {
 	set := twoClasses(t, 30)
 	shared := &Shared{}
@@ -581,7 +625,7 @@ func TestFitSeesWhatOtherLightDoes(t *testing.T) {
 	if err != nil || math.Abs(s[1].Score-s[0].Score) > 0.3*s[0].Score {
 		t.Errorf("score %v, in the dark %v, %v", s[0].Score, s[1].Score, err)
 	}
-	// With copies in other light, twice as many are no stranger than in usual light.
+	// Copies are entries of the bank: one mirrored, two in other light.
 	plan.Out, plan.Model.Light, plan.Model.Turned = filepath.Join(t.TempDir(), "varied"), LightVaried, "flip"
 	if res, err = Fit(t.Context(), plan); err != nil {
 		t.Fatal(err)
