@@ -458,6 +458,7 @@ func (run *tuningRun) fitted(ctx context.Context, b *scoreBuilder) (*normals, er
 		}
 		return nil
 	}
+	// As many numbers as eight times the coreset has in a ViT-Ti.
 	most := 8 * gateCoreset * 192 / max(len(run.fit), 1)
 	return n, run.lookAt([]string{groupFit}, func(_ string, images []*imaging.Image) error {
 		all, err := b.model.e.EmbedImages(ctx, images)

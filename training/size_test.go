@@ -43,6 +43,12 @@ func TestInputSizes(t *testing.T) {
 			t.Errorf("within %v: %+v, %v", budget, tried, err)
 		}
 	}
+	for _, fixed := range []bool{r.fixed, true} {
+		large := Resolution{Size: 20, Width: 60, Height: 40, Across: 6, Down: 4, fixed: fixed}
+		if strings.Contains(large.String(), "--budget") == fixed {
+			t.Errorf("fixed %v: %s", fixed, large)
+		}
+	}
 	plan.Model.Budget = time.Second
 	if err := plan.Validate(); !errors.Is(err, ErrPlan) {
 		t.Errorf("both a size and a budget: %v", err)
@@ -51,6 +57,10 @@ func TestInputSizes(t *testing.T) {
 	plan.Out = filepath.Join(t.TempDir(), "foreign")
 	if _, err := Fit(t.Context(), plan); !errors.Is(err, ErrPlan) {
 		t.Errorf("a foreign model of another size: %v", err)
+	}
+	plan.Model.Size, plan.Model.Budget = 0, time.Hour // which it has its size for all the same
+	if res, err = Fit(t.Context(), plan); err != nil || !res.Resolution.fixed {
+		t.Errorf("a foreign model and a budget: %v, %v", res, err)
 	}
 }
 

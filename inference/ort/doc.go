@@ -2,7 +2,7 @@
 // the library, and wraps devices, sessions and tensors.
 //
 // The library is loaded once per process, by the first session or tensor, from
-// $NEARMISS_ONNXRUNTIME or else from the cache that [Install] fills. That
+// $NEARMISS_ONNXRUNTIME, the cache that [Install] fills or the program's folder. That
 // process-wide environment is the C library's own demand, and the only global
 // state of Nearmiss.
 //

@@ -48,7 +48,8 @@ func CacheDir() (string, error) {
 
 // Locate returns the path of the library that Load would load: the file named
 // by $NEARMISS_ONNXRUNTIME, else the installed one, else the one beside the
-// program, as in archives. When there is none, the error wraps [ErrNotInstalled] and says in one line what to run.
+// program, as in archives. When there is none, the error wraps [ErrNotInstalled]
+// and says in one line what to run.
 func Locate() (string, error) {
 	if path := os.Getenv(EnvLibrary); path != "" {
 		if info, err := os.Stat(path); err != nil || info.IsDir() {
