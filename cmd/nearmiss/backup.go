@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -92,16 +93,12 @@ func (c *restoreCmd) Run(ctx context.Context, o *output) error {
 			return err
 		}
 	}
-	nc, err := c.connect("restore", o)
+	js, err := streams(c.connect("restore", o))
 	if err != nil {
 		return err
 	}
-	defer nc.Close()
-	m, err := backup.Source{Conn: nc, Names: c.names()}.Restore(ctx, dir, c.Replicas)
-	if err != nil {
-		return err
-	}
-	js, err := jetstream.New(nc)
+	defer js.Conn().Close()
+	m, err := backup.Source{Conn: js.Conn(), Names: c.names()}.Restore(ctx, dir, c.Replicas)
 	if err != nil {
 		return err
 	}
@@ -134,12 +131,7 @@ func loadActive(ctx context.Context, js jetstream.JetStream, n stream.Names, o *
 		errs = append(errs, fmt.Errorf("pointer %s cannot be read", b.Key))
 	}
 	load := loader(inference.Options{Log: o.Log})
-	var names []string
-	for name := range active {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for _, name := range names {
+	for _, name := range slices.Sorted(maps.Keys(active)) {
 		dir, err := reg.Get(ctx, active[name].Release)
 		if err == nil {
 			var s stream.Scorer

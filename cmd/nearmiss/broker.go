@@ -131,15 +131,11 @@ func (c *brokerCmd) Run(ctx context.Context, o *output) error {
 }
 
 func setup(ctx context.Context, o *output, server serverFlags, conf config) error {
-	nc, err := server.connect("setup", o)
+	js, err := streams(server.connect("setup", o))
 	if err != nil {
 		return err
 	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return err
-	}
+	defer js.Conn().Close()
 	topology, factor, err := stream.EnsureWithin(ctx, js, conf.topology())
 	if err != nil {
 		return err
@@ -148,7 +144,7 @@ func setup(ctx context.Context, o *output, server serverFlags, conf config) erro
 		o.Log.Warn().Int64("wanted", conf.topology().Reserved()).Int64("frames", topology.FramesMaxBytes).Int64("events", topology.EventsMaxBytes).
 			Msg("the server's store is smaller than all that may be kept: the limits are scaled to it; raise its max_file_store, or lower keep.frames_bytes and keep.events_bytes")
 	}
-	_, err = fmt.Fprintf(o.Out, "%s has the streams and buckets of Nearmiss\n", nc.ConnectedUrlRedacted())
+	_, err = fmt.Fprintf(o.Out, "%s has the streams and buckets of Nearmiss\n", js.Conn().ConnectedUrlRedacted())
 	return err
 }
 

@@ -74,15 +74,12 @@ func (c *cameraCmd) Run(ctx context.Context, o *output) error {
 
 // publish brings the source's images to the broker until it ends.
 func (c *cameraCmd) publish(ctx context.Context, src camera.Source, v *observer, o *output) (camera.Stats, error) {
-	nc, err := c.await("camera", o)
+	js, err := streams(c.await("camera", o))
 	if err != nil {
 		return camera.Stats{}, err
 	}
+	nc := js.Conn()
 	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return camera.Stats{}, err
-	}
 	frozen := c.FrozenAfter
 	switch src.(type) {
 	case *camera.Folder, *camera.Generated: // may hold one picture many times

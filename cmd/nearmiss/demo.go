@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/nearmiss/nearmiss/internal/synthetic"
@@ -81,15 +80,12 @@ func (s *inTurn) Next(ctx context.Context) (camera.Image, error) {
 // runDemo sets the detectors up, lets the cameras run and tells what happens,
 // until ctx ends. about says which network it looks through.
 func runDemo(ctx context.Context, connect dial, conf config, o *output, about string, asJSON bool) error {
-	nc, err := connect("demo")
+	js, err := streams(connect("demo"))
 	if err != nil {
 		return err
 	}
+	nc := js.Conn()
 	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return err
-	}
 	names := stream.Names{Prefix: conf.Prefix}
 	d := &demo{
 		o: o, json: asJSON, names: names, tally: map[string]*tally{},
@@ -168,15 +164,11 @@ func (d *demo) run(ctx context.Context, connect dial, task demoTask, o *output) 
 	if err != nil {
 		return err
 	}
-	nc, err := connect("camera " + task.camera)
+	js, err := streams(connect("camera " + task.camera))
 	if err != nil {
 		return err
 	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return err
-	}
+	defer js.Conn().Close()
 	p, err := camera.NewPublisher(camera.Config{Names: d.names, Detector: task.detector, Camera: task.camera, Live: true}, js, o.Log)
 	if err != nil {
 		return err

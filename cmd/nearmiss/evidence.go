@@ -9,8 +9,6 @@ import (
 	"time"
 
 	"github.com/google/renameio/v2"
-	"github.com/nats-io/nats.go/jetstream"
-
 	"github.com/nearmiss/nearmiss/stream"
 )
 
@@ -26,20 +24,6 @@ func (*evidenceCmd) Help() string {
 			"nearmiss evidence get bolts 3f1c0c0f9f0a4b7e8d2a6b5c4d3e2f10 --out alarm/",
 			"nearmiss evidence get bolts --last --out alarm/",
 		)
-}
-
-// withJetStream runs f with the broker's streams.
-func withJetStream(s serverFlags, name string, o *output, f func(jetstream.JetStream) error) error {
-	nc, err := s.connect(name, o)
-	if err != nil {
-		return err
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return err
-	}
-	return f(js)
 }
 
 type evidenceListCmd struct {

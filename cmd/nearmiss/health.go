@@ -10,8 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/metrics"
 )
@@ -67,24 +65,19 @@ func (c *healthCmd) Run(ctx context.Context, o *output) error {
 
 // ask returns what is wrong, and how many workers answer.
 func (c *healthCmd) ask(ctx context.Context, o *output) (bad []string, answered int, err error) {
-	nc, err := c.connect("health", o)
-	if err != nil {
-		return nil, 0, err
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return nil, 0, err
-	}
-	st, err := stream.NewInstallation(js, c.names()).Status(ctx)
-	if err != nil {
-		return nil, 0, err
-	}
-	workers, err := stream.NewClient(nc, c.names()).Workers(ctx, c.Workers)
-	if err != nil {
-		return nil, 0, err
-	}
-	return stream.Ailments(st, workers, c.Detectors...), len(workers), nil
+	err = c.withInstallation("health", o, func(in *stream.Installation, client *stream.Client) error {
+		st, err := in.Status(ctx)
+		if err != nil {
+			return err
+		}
+		workers, err := client.Workers(ctx, c.Workers)
+		if err != nil {
+			return err
+		}
+		bad, answered = stream.Ailments(st, workers, c.Detectors...), len(workers)
+		return nil
+	})
+	return bad, answered, err
 }
 
 // readyz asks one service over HTTP, as what restarts it does.

@@ -117,19 +117,14 @@ func (v *observer) installation(js jetstream.JetStream, n stream.Names) {
 // that leave closes.
 func (v *observer) broker(b *broker.Broker, connect dial, conf config) (leave func(), err error) {
 	v.certificates(b)
-	nc, err := connect("metrics")
+	js, err := streams(connect("metrics"))
 	if err != nil {
 		return nil, err
 	}
-	js, err := jetstream.New(nc)
-	if err != nil {
-		nc.Close()
-		return nil, err
-	}
-	v.Connection(nc)
+	v.Connection(js.Conn())
 	v.installation(js, stream.Names{Prefix: conf.Prefix})
-	v.begun("broker", linked(nc))
-	return nc.Close, nil
+	v.begun("broker", linked(js.Conn()))
+	return js.Conn().Close, nil
 }
 
 // certificates shows when those of the embedded broker end.
@@ -168,18 +163,14 @@ func (*exporterCmd) Help() string {
 
 func (c *exporterCmd) Run(ctx context.Context, o *output) error {
 	return observe(ctx, httpConfig{Listen: c.HTTP}, o, []string{"exporter"}, func(ctx context.Context, v *observer) error {
-		nc, err := c.await("exporter", o)
+		js, err := streams(c.await("exporter", o))
 		if err != nil {
 			return err
 		}
-		defer nc.Close()
-		js, err := jetstream.New(nc)
-		if err != nil {
-			return err
-		}
-		v.Connection(nc)
+		defer js.Conn().Close()
+		v.Connection(js.Conn())
 		v.installation(js, c.names())
-		v.begun("exporter", linked(nc))
+		v.begun("exporter", linked(js.Conn()))
 		<-ctx.Done()
 		return nil
 	})

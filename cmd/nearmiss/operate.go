@@ -71,7 +71,7 @@ func (*statusCmd) Help() string {
 }
 
 func (c *statusCmd) Run(ctx context.Context, o *output) error {
-	return withJetStream(c.serverFlags, "status", o, func(js jetstream.JetStream) error {
+	return c.withJetStream("status", o, func(js jetstream.JetStream) error {
 		certs, err := c.expiries(js.Conn())
 		if err != nil {
 			return err

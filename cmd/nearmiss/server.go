@@ -82,10 +82,33 @@ func (f serverFlags) withClient(as string, o *output, do func(*stream.Client) er
 	return do(f.client(nc))
 }
 
+// streams is JetStream on a connection that was just opened, js.Conn(), which the
+// caller closes.
+func streams(nc *nats.Conn, err error) (jetstream.JetStream, error) {
+	if err != nil {
+		return nil, err
+	}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		nc.Close()
+	}
+	return js, err
+}
+
+// withJetStream runs f with the broker's streams.
+func (f serverFlags) withJetStream(as string, o *output, do func(jetstream.JetStream) error) error {
+	js, err := streams(f.connect(as, o))
+	if err != nil {
+		return err
+	}
+	defer js.Conn().Close()
+	return do(js)
+}
+
 // withInstallation runs f with what lies in the broker, for reading, and a client
 // of the control, for changing it.
 func (f serverFlags) withInstallation(as string, o *output, do func(*stream.Installation, *stream.Client) error) error {
-	return withJetStream(f, as, o, func(js jetstream.JetStream) error {
+	return f.withJetStream(as, o, func(js jetstream.JetStream) error {
 		return do(stream.NewInstallation(js, f.names()), f.client(js.Conn()))
 	})
 }

@@ -101,7 +101,7 @@ func (c *sinksServeCmd) Run(ctx context.Context, o *output) error {
 
 // withSinks gives f the bucket of sinks.
 func withSinks(ctx context.Context, s serverFlags, o *output, f func(jetstream.KeyValue) error) error {
-	return withJetStream(s, "sinks", o, func(js jetstream.JetStream) error {
+	return s.withJetStream("sinks", o, func(js jetstream.JetStream) error {
 		b, err := js.KeyValue(ctx, s.names().SinksBucket())
 		if errors.Is(err, jetstream.ErrBucketNotFound) {
 			return fmt.Errorf("the broker has no bucket of sinks: start nearmiss up or nearmiss broker of this version once")

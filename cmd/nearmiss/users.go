@@ -389,7 +389,7 @@ func (c *usersDurableCmd) Run(ctx context.Context, o *output) error {
 	if u.Role != access.Subscriber || u.Live {
 		return usageError{fmt.Errorf("%s is not a subscriber with a durable subscription", c.Name)}
 	}
-	err = withJetStream(c.serverFlags, "users", o, func(js jetstream.JetStream) error {
+	err = c.withJetStream("users", o, func(js jetstream.JetStream) error {
 		return stream.EnsureDurable(ctx, js, durableOf(c.names(), u))
 	})
 	if err != nil {
