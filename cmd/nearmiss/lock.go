@@ -16,7 +16,7 @@ import (
 )
 
 type lockCmd struct {
-	Hosts    []string `arg:"" name:"host" help:"Names and addresses by which other machines reach this one; the first is what they are told."`
+	Hosts    []string `arg:"" name:"host" help:"Names and addresses by which other machines reach this one; they are told the first name, or the first address where there is no name."`
 	Listen   string   `default:"0.0.0.0" placeholder:"ADDR" help:"Address to listen on."`
 	Port     int      `default:"4222" help:"Port of NATS clients."`
 	Operator string   `default:"desk" placeholder:"NAME" help:"Name of the identity for the command line."`
@@ -103,6 +103,15 @@ type bundleFlags struct {
 	Address string `placeholder:"URL" help:"With --bundle: where the machine reaches the broker (default: what nearmiss lock was told)."`
 }
 
+// fits refuses a bundle for what does not run this program: an MQTT client needs its
+// password, which is shown once, and the authority.
+func (b bundleFlags) fits(u access.User) error {
+	if b.Bundle != "" && u.MQTT {
+		return usageError{fmt.Errorf("--bundle is for machines that run nearmiss: give %s its password and ca.crt", u.Name)}
+	}
+	return nil
+}
+
 // bundled says what was done, and writes the bundle that is asked for.
 func (b bundleFlags) bundled(o *output, f usersFolder, u access.User, done string) error {
 	if b.Bundle == "" {
@@ -111,11 +120,6 @@ func (b bundleFlags) bundled(o *output, f usersFolder, u access.User, done strin
 	if err := f.bundle(u, b.Bundle, b.Address); err != nil {
 		return err
 	}
-	if u.MQTT {
-		if err := o.say(false, nil, done); err != nil {
-			return err
-		}
-	}
 	return o.say(false, nil, fmt.Sprintf("%s: bring it to the machine of %s, and start its command with --config %s", b.Bundle, u.Name, filepath.Join(b.Bundle, bundleConfig)))
 }
 
@@ -123,15 +127,15 @@ func (b bundleFlags) bundled(o *output, f usersFolder, u access.User, done strin
 // the authority, and a configuration that names both and the server.
 func (f usersFolder) bundle(u access.User, dir, server string) error {
 	if server == "" {
+		var host string
 		cert, err := access.ReadCert(filepath.Join(f.Data, "tls", serverCert+".crt"))
-		if err != nil || len(cert.DNSNames)+len(cert.IPAddresses) == 0 {
-			return usageError{errors.New("say by which address the machine reaches the broker: --address tls://HOST:4222 (nearmiss lock would know)")}
-		}
-		host := ""
-		if len(cert.DNSNames) > 0 && cert.DNSNames[0] != "localhost" {
+		switch {
+		case err == nil && len(cert.DNSNames) > 0 && cert.DNSNames[0] != "localhost":
 			host = cert.DNSNames[0]
-		} else {
+		case err == nil && len(cert.IPAddresses) > 0:
 			host = cert.IPAddresses[0].String()
+		default:
+			return usageError{errors.New("say by which address the machine reaches the broker: --address tls://HOST:4222 (nearmiss lock would know)")}
 		}
 		conf, err := loadConfig(filepath.Join(f.Data, "nearmiss.yaml"), nil)
 		if err != nil {
@@ -142,12 +146,8 @@ func (f usersFolder) bundle(u access.User, dir, server string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make the bundle of %s: %w", u.Name, err)
 	}
-	client := yaml.MapSlice{}
-	copies := map[string]string{}
-	if !u.MQTT {
-		copies[u.Name+".nk"] = f.keyFile(u.Name)
-		client = append(client, yaml.MapItem{Key: "nkey", Value: u.Name + ".nk"})
-	}
+	client := yaml.MapSlice{{Key: "nkey", Value: u.Name + ".nk"}}
+	copies := map[string]string{u.Name + ".nk": f.keyFile(u.Name)}
 	if u.Role == access.Subscriber {
 		client = append(client, yaml.MapItem{Key: "js_api_prefix", Value: access.SubscriberAPIPrefix})
 	}

@@ -56,6 +56,40 @@ func TestMetricsSayWhenTheBrokersCertificatesEnd(t *testing.T) {
 	}
 }
 
+// TestABundleSaysWhereTheBrokerIs: by its first name, or its first address where it
+// has none; where its certificate knows neither, somebody has to say it.
+func TestABundleSaysWhereTheBrokerIs(t *testing.T) {
+	dir := t.TempDir()
+	for hosts, want := range map[string]string{
+		"10.0.0.5 plant.example.org": "tls://plant.example.org:4333",
+		"10.0.0.5 10.0.0.6":          "tls://10.0.0.5:4333",
+	} {
+		data := filepath.Join(dir, hosts)
+		program(t, 0, append([]string{"lock", "--port=4333", "--data=" + data}, strings.Fields(hosts)...)...)
+		program(t, 0, "users", "add", "worker", "w1", "--bundle", filepath.Join(data, "w1"), "--data="+data)
+		conf, err := loadConfig(filepath.Join(data, "w1", "nearmiss.yaml"), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if conf.Server != want {
+			t.Errorf("a broker on %s is reached at %q, want %q", hosts, conf.Server, want)
+		}
+	}
+
+	data := filepath.Join(dir, "by hand")
+	tls := "--dir=" + filepath.Join(data, "tls")
+	program(t, 0, "tls", "ca", tls)
+	program(t, 0, "tls", "issue", "server", "server", "--san", "localhost", tls)
+	_, errs := program(t, exitUsage, "users", "add", "worker", "w1", "--bundle", filepath.Join(data, "w1"), "--data="+data)
+	if !strings.Contains(errs, "--address") {
+		t.Errorf("of a certificate for localhost: %s", errs)
+	}
+	_, errs = program(t, exitUsage, "users", "add", "camera", "phone", "--detector", "parts", "--mqtt", "--bundle", filepath.Join(data, "phone"), "--data="+data)
+	if !strings.Contains(errs, "password") {
+		t.Errorf("for an MQTT client: %s", errs)
+	}
+}
+
 // TestLockedWhileFramesFlow goes through the runbook's start with TLS and users, two
 // commands a machine, with every part in a process of its own. Then, while frames
 // flow, keys are rotated, a camera is shut out, the certificate is renewed, the

@@ -109,6 +109,9 @@ func (c *usersAddCmd) Run(o *output) error {
 		Name: c.Name, Role: access.Role(c.Role), Detector: c.Detector, Camera: c.Camera, Kinds: c.Kinds,
 		Live: c.Live, Large: c.Large, MQTT: c.MQTT, Created: time.Now().UTC().Truncate(time.Second),
 	}
+	if err := c.fits(u); err != nil {
+		return err
+	}
 	write, err := c.secret(&u)
 	if err == nil {
 		err = c.change(func(f *access.File) error { return f.Add(u) })
@@ -181,6 +184,9 @@ func (c *usersRotateCmd) Run(o *output) error {
 	var u access.User
 	err := c.change(func(f *access.File) (err error) {
 		if u, err = f.Get(c.Name); err != nil {
+			return err
+		}
+		if err := c.fits(u); err != nil {
 			return err
 		}
 		before := u.Key
