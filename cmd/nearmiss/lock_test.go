@@ -101,15 +101,8 @@ func TestLockedWhileFramesFlow(t *testing.T) {
 	in := "--data=" + data
 	// The machine of the broker.
 	program(t, 0, "lock", "127.0.0.1", "--listen=127.0.0.1", in)
-	broker := func(port string) (*process, string) {
-		p := start(t, "broker", "--config", filepath.Join(data, "nearmiss.yaml"), "--port="+port, "--json")
-		var a struct{ NATS string }
-		if err := json.Unmarshal([]byte(p.line("the broker's address", func(l string) bool { return strings.HasPrefix(l, "{") })), &a); err != nil {
-			t.Fatal(err)
-		}
-		return p, a.NATS
-	}
-	up, at := broker("-1")
+	conf := "--config=" + filepath.Join(data, "nearmiss.yaml")
+	up, at := runBroker(t, "-1", conf)
 	u, err := url.Parse(at)
 	if err != nil {
 		t.Fatal(err)
@@ -205,7 +198,7 @@ func TestLockedWhileFramesFlow(t *testing.T) {
 	program(t, 0, "tls", "renew", cert, tls)
 	further("another authority")
 	up.stop()
-	up, _ = broker(u.Port())
+	up, _ = runBroker(t, u.Port(), conf)
 	further("the broker's restart")
 
 	frames := published(line1)

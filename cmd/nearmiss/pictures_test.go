@@ -13,8 +13,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-
-	"github.com/nearmiss/nearmiss/inference/imaging"
 )
 
 // TestEveryPictureIsDrawn has the program make each kind of picture: heatmaps, a
@@ -32,22 +30,7 @@ func TestEveryPictureIsDrawn(t *testing.T) {
 	drawPlates(t, filepath.Join(data, "test/good"), 6, 2, false)
 	drawPlates(t, filepath.Join(data, "test/spot"), 4, 3, true)
 	drawPlates(t, filepath.Join(data, "test/unmarked"), 3, 4, true) // of these nobody has drawn where
-	truth := imaging.New(plateW, plateH)
-	for y := range spotSide {
-		for x := range spotSide {
-			truth.SetRGB(spot.X+x, spot.Y+y, 255, 255, 255)
-		}
-	}
-	b, err := truth.PNG()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.MkdirAll(filepath.Join(data, "ground_truth/spot"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	for i := range 4 {
-		write(t, filepath.Join(data, fmt.Sprintf("ground_truth/spot/plate%02d_mask.png", i)), string(b))
-	}
+	drawTruth(t, filepath.Join(data, "ground_truth/spot"), 4)
 	at := func(name string) string { return filepath.Join(dir, name) }
 	program(t, 0, "eval", "--data", data, "--protocol", "mvtec", "--backbone", model, "--score", "patch", "--out", at("page.html"), "--sheet", at("sheet.png"))
 	program(t, 0, "eval", "--data", data, "--protocol", "mvtec", "--backbone", model, "--score", "patch", "--sheet", at("bare.png"), "--sheet-without-images")

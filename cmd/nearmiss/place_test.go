@@ -52,6 +52,27 @@ func drawPlates(t *testing.T, dir string, n int, seed uint64, defect bool) {
 	}
 }
 
+// drawTruth writes the masks of the first n plates with a spot.
+func drawTruth(t *testing.T, dir string, n int) {
+	t.Helper()
+	truth := imaging.New(plateW, plateH)
+	for y := range spotSide {
+		for x := range spotSide {
+			truth.SetRGB(spot.X+x, spot.Y+y, 255, 255, 255)
+		}
+	}
+	b, err := truth.PNG()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for i := range n {
+		write(t, filepath.Join(dir, fmt.Sprintf("plate%02d_mask.png", i)), string(b))
+	}
+}
+
 // patchModel is a small ViT of random weights that has patches.
 func patchModel(t *testing.T) string {
 	t.Helper()
@@ -217,22 +238,7 @@ func TestEvalShowsWhereDefectsAre(t *testing.T) {
 	drawPlates(t, filepath.Join(data, "train/good"), 20, 1, false)
 	drawPlates(t, filepath.Join(data, "test/good"), 8, 2, false)
 	drawPlates(t, filepath.Join(data, "test/spot"), 5, 3, true)
-	truth := imaging.New(plateW, plateH)
-	for y := range spotSide {
-		for x := range spotSide {
-			truth.SetRGB(spot.X+x, spot.Y+y, 255, 255, 255)
-		}
-	}
-	b, err := truth.PNG()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range 5 {
-		name := filepath.Join(data, fmt.Sprintf("ground_truth/spot/plate%02d_mask.png", i))
-		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, b, 0o644)); err != nil {
-			t.Fatal(err)
-		}
-	}
+	drawTruth(t, filepath.Join(data, "ground_truth/spot"), 5)
 	page, sheet := filepath.Join(dir, "page.html"), filepath.Join(dir, "sheet.png")
 	text, _ := program(t, 0, "eval", "--data", data, "--protocol", "mvtec", "--backbone", model, "--score", "patch", "--out", page, "--sheet", sheet, "--json")
 	var r struct {

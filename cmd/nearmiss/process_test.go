@@ -174,14 +174,21 @@ func program(t *testing.T, code int, args ...string) (stdout, stderr string) {
 // startBroker returns the address of a broker with a folder of its own.
 func startBroker(t *testing.T) string {
 	t.Helper()
-	p := start(t, "broker", "--data", t.TempDir(), "--port=-1", "--json")
+	p, at := runBroker(t, "-1", "--data", t.TempDir())
+	t.Cleanup(p.stop)
+	return at
+}
+
+// runBroker starts a broker at the port and returns it with its address.
+func runBroker(t *testing.T, port string, args ...string) (*process, string) {
+	t.Helper()
+	p := start(t, append([]string{"broker", "--port=" + port, "--json"}, args...)...)
 	var a struct{ NATS string }
 	l := p.line("the broker's address", func(l string) bool { return strings.HasPrefix(l, "{") })
 	if err := json.Unmarshal([]byte(l), &a); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(p.stop)
-	return a.NATS
+	return p, a.NATS
 }
 
 // material is what a detector can learn from and be tried with: the shared data

@@ -26,15 +26,7 @@ import (
 func TestTheBrokerReturnsWhileAllAreAtWork(t *testing.T) {
 	t.Parallel()
 	data := t.TempDir()
-	broker := func(port string) (*process, string) {
-		p := start(t, "broker", "--data", data, "--port="+port, "--json")
-		var a struct{ NATS string }
-		if err := json.Unmarshal([]byte(p.line("the broker's address", func(l string) bool { return strings.HasPrefix(l, "{") })), &a); err != nil {
-			t.Fatal(err)
-		}
-		return p, a.NATS
-	}
-	server, at := broker("-1")
+	server, at := runBroker(t, "-1", "--data", data)
 	u, err := url.Parse(at)
 	if err != nil {
 		t.Fatal(err)
@@ -90,7 +82,7 @@ func TestTheBrokerReturnsWhileAllAreAtWork(t *testing.T) {
 		for _, p := range []*process{worker, trainer, camera} {
 			eventually(t, "the connection is lost", func() bool { return strings.Count(p.stderr(), "connection to the broker lost") >= lost })
 		}
-		server, _ = broker(u.Port())
+		server, _ = runBroker(t, u.Port(), "--data", data)
 		back := time.Now()
 		nc, err := stream.Connect(at, "test", zerolog.Nop())
 		if err != nil {

@@ -11,7 +11,6 @@ import (
 	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -79,15 +78,7 @@ func TestSinksKilledLoseNothing(t *testing.T) {
 	events, kills := setting(t, "NEARMISS_TEST_SINK_EVENTS", 120), setting(t, "NEARMISS_TEST_SINK_KILLS", 3)
 	down := time.Duration(setting(t, "NEARMISS_TEST_SINK_DOWN", 0)) * time.Second
 	data := t.TempDir()
-	broker := func(port string) (*process, string) {
-		p := start(t, "broker", "--data", data, "--port="+port, "--json")
-		var a struct{ NATS string }
-		if err := json.Unmarshal([]byte(p.line("the broker's address", func(l string) bool { return strings.HasPrefix(l, "{") })), &a); err != nil {
-			t.Fatal(err)
-		}
-		return p, a.NATS
-	}
-	server, at := broker("-1")
+	server, at := runBroker(t, "-1", "--data", data)
 	u, err := url.Parse(at)
 	if err != nil {
 		t.Fatal(err)
@@ -134,7 +125,7 @@ func TestSinksKilledLoseNothing(t *testing.T) {
 		}
 		if at2[n] {
 			kill(t, server)
-			server, _ = broker(u.Port())
+			server, _ = runBroker(t, u.Port(), "--data", data)
 		}
 		if n == up {
 			weak.set(false)

@@ -84,13 +84,9 @@ func TestADataFolderOfAnEarlierVersion(t *testing.T) {
 	}
 	data, config := filepath.Join(dir, "data"), filepath.Join(dir, "nearmiss.yaml")
 
-	broker := start(t, "broker", "--data", data, "--config", config, "--port=-1", "--json")
-	var a struct{ NATS string }
-	if err := json.Unmarshal([]byte(broker.line("the broker's address", func(l string) bool { return strings.HasPrefix(l, "{") })), &a); err != nil {
-		t.Fatal(err)
-	}
-	at := "--server=" + a.NATS
-	l := listen(t, a.NATS)
+	broker, url := runBroker(t, "-1", "--data", data, "--config", config)
+	at := "--server=" + url
+	l := listen(t, url)
 	if n := l.waiting(t); n != 5 {
 		t.Fatalf("%d frames wait, want 5", n)
 	}
