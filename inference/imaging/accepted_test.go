@@ -15,17 +15,17 @@ import (
 var accepted = map[string]map[string]string{
 	"JPEG/bits":    {"8": "sampling_444.jpg"},
 	"JPEG/colours": {"grey": "grey.jpg", "YCbCr": "sampling_420.jpg", "RGB": "rgb.jpg", "CMYK": "cmyk_plain.jpg", "YCCK": "+ycck"},
-	"JPEG/stored as": {
+	"JPEG/how": {
 		"baseline": "sampling_422.jpg", "extended": "coarse.jpg", "progressive": "progressive.jpg", "restart intervals": "restarts.jpg",
 		"one scan for each colour": "one_by_one.jpg", "sampling factors that divide one another": "factors_31_11_11.jpg",
 		"no Huffman tables": "+no tables", "no end marker": "+no end",
 	},
-	"PNG/bits":      {"1": "bilevel.png", "2": "grey2.png", "4": "grey4.png", "8": "rgb.png", "16": "grey16.png"},
-	"PNG/colours":   {"grey": "grey.png", "grey and alpha": "grey_alpha.png", "RGB": "rgb.png", "RGBA": "rgba.png", "palette": "palette.png"},
-	"PNG/stored as": {"rows": "rgb.png", "interlaced": "interlaced.png", "damaged chunks that do not matter": "bad_profile.png"},
-	"BMP/bits":      {"1": "bilevel.bmp", "4": "grey4.bmp", "8": "grey.bmp", "16": "plain555.bmp", "24": "rgb.bmp", "32": "rgba.bmp"},
-	"BMP/colours":   {"palette": "palette.bmp", "RGB": "rgb.bmp", "bit fields": "bitfields565.bmp"},
-	"BMP/stored as": {"rows from below": "rgb.bmp", "rows from the top": "top_down.bmp", "RLE4": "rle4.bmp", "RLE8": "rle8.bmp", "OS/2 header": "os2.bmp"},
+	"PNG/bits":    {"1": "bilevel.png", "2": "grey2.png", "4": "grey4.png", "8": "rgb.png", "16": "grey16.png"},
+	"PNG/colours": {"grey": "grey.png", "grey and alpha": "grey_alpha.png", "RGB": "rgb.png", "RGBA": "rgba.png", "palette": "palette.png"},
+	"PNG/how":     {"rows": "rgb.png", "interlaced": "interlaced.png", "damaged chunks that do not matter": "bad_profile.png"},
+	"BMP/bits":    {"1": "bilevel.bmp", "4": "grey4.bmp", "8": "grey.bmp", "16": "plain555.bmp", "24": "rgb.bmp", "32": "rgba.bmp"},
+	"BMP/colours": {"palette": "palette.bmp", "RGB": "rgb.bmp", "bit fields": "bitfields565.bmp"},
+	"BMP/how":     {"rows from below": "rgb.bmp", "rows from the top": "top_down.bmp", "RLE4": "rle4.bmp", "RLE8": "rle8.bmp", "OS/2 header": "os2.bmp"},
 	"TIFF/bits": {
 		"1": "bilevel.tif", "2": "grey2_le.tif", "4": "grey4_be.tif", "6": "grey6_le.tif", "8": "grey.tif", "10": "grey10_be.tif", "12": "grey12_le.tif",
 		"14": "grey14_le.tif", "16": "grey16_big.tif", "24": "grey24_le.tif", "32": "grey32_be.tif",
@@ -36,16 +36,16 @@ var accepted = map[string]map[string]string{
 		"palette of 8 bits": "palette_map8.tif", "CMYK": "cmyk.tif", "YCbCr": "ycbcr_22.tif", "alpha": "premultiplied.tif",
 		"extra samples": "rgb_and_two.tif", "three greys": "three_greys.tif",
 	},
-	"TIFF/stored as": {
+	"TIFF/how": {
 		"strips": "plain_strips.tif", "tiles": "plain_tiles.tif", "planes": "plain_le_planes.tif", "plain": "rgb.tif", "PackBits": "packbits.tif",
 		"LZW": "lzw.tif", "Deflate": "deflate.tif", "ZSTD": "zstd_strips.tif", "JPEG": "jpeg_in_tiles.tif",
 		"fax RLE": "rle_wide_11.tif", "fax Group 3": "g3_runs_115.tif", "fax Group 4": "g4_small_12.tif", "reversed bits": "fill_order_2.tif",
 		"predictor 2": "lzw_predicted_be_rgb16.tif", "predictor 3": "float_rgb.tif", "either byte order": "rgb.tif", "BigTIFF": "plain_big.tif",
 		"behind a thumbnail": "thumbnail_first.tif",
 	},
-	"WebP/bits":      {"8": "lossy.webp"},
-	"WebP/colours":   {"RGB": "lossless.webp", "RGBA": "lossless_alpha.webp"},
-	"WebP/stored as": {"lossy": "lossy.webp", "lossless": "lossless.webp"},
+	"WebP/bits":    {"8": "lossy.webp"},
+	"WebP/colours": {"RGB": "lossless.webp", "RGBA": "lossless_alpha.webp"},
+	"WebP/how":     {"lossy": "lossy.webp", "lossless": "lossless.webp"},
 }
 
 // made are the files that the tests' own code makes: by an item of accepted that
@@ -147,6 +147,13 @@ func TestTheTableOfWhatIsAcceptedIsTrue(t *testing.T) {
 			columns = cells
 			continue
 		}
+		switch cells[0] {
+		case "each of them":
+			limitsAreTrue(t, cells[3], cells[4])
+			continue
+		case "over MQTT": // stream/broker tries it
+			continue
+		}
 		format := Format(strings.ToLower(cells[0]))
 		for i, cell := range cells[1:] {
 			column := columns[i+1]
@@ -154,7 +161,7 @@ func TestTheTableOfWhatIsAcceptedIsTrue(t *testing.T) {
 			shown[key] = map[string]bool{}
 			for item := range strings.SplitSeq(cell, ", ") {
 				shown[key][item] = true
-				if column == "refused, with words" {
+				if column == "refused" {
 					_, err := Decode(made(t, item), Limits{})
 					if r := Rejection(err); r == nil || r.Code != CodeUnsupported {
 						t.Errorf("%s, %s is not refused as unsupported: %v", cells[0], item, err)
@@ -192,14 +199,51 @@ func TestTheTableOfWhatIsAcceptedIsTrue(t *testing.T) {
 			}
 		}
 	}
+}
+
+// limitsAreTrue compares what the table says of limits with the default ones, and has
+// each refuse a picture that is just above it.
+func limitsAreTrue(t *testing.T, most, above string) {
+	t.Helper()
 	l := DefaultLimits()
-	flat := strings.Join(strings.Fields(text), " ")
-	for _, want := range []string{
-		fmt.Sprintf("%d MiB a file", l.MaxBytes>>20), fmt.Sprintf("%d million pixels", l.MaxPixels/1e6),
-		fmt.Sprintf("at most %g times the other", l.MaxAspect), fmt.Sprintf("%d MiB for decoding", l.MaxMemory>>20),
-	} {
-		if !strings.Contains(flat, want) {
-			t.Errorf("the README does not say %q", want)
+	if want := fmt.Sprintf("%d MiB a file, %d million pixels, one side %g times the other, %d MiB for decoding",
+		l.MaxBytes>>20, l.MaxPixels/1e6, l.MaxAspect, l.MaxMemory>>20); most != want {
+		t.Errorf("the table's limits are %s, the decoders' %s", most, want)
+	}
+	drawn := func(w, h int) []byte {
+		t.Helper()
+		b, err := New(w, h).PNG()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	b := drawn(50, 1)
+	h, err := Inspect(b, Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for item := range strings.SplitSeq(above, ", ") {
+		image, at, beneath, code := b, Limits{}, Limits{}, CodeTooLarge
+		switch item {
+		case "a byte more":
+			at.MaxBytes, beneath.MaxBytes = int64(len(b)), int64(len(b))-1
+		case "a pixel more":
+			at.MaxPixels, beneath.MaxPixels = 50, 49
+		case "a longer side":
+			image, code = drawn(51, 1), CodeBadAspect
+		case "more memory":
+			at.MaxMemory, beneath.MaxMemory = h.Memory, h.Memory-1
+		default:
+			t.Errorf("nothing shows that %q is refused", item)
+			continue
+		}
+		if _, err := Decode(b, at); err != nil {
+			t.Errorf("what is at the limit is refused, not %s: %v", item, err)
+		}
+		_, err := Decode(image, beneath)
+		if r := Rejection(err); r == nil || r.Code != code {
+			t.Errorf("%s is not refused as %s: %v", item, code, err)
 		}
 	}
 }

@@ -2,6 +2,8 @@ package broker_test
 
 import (
 	"bufio"
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +11,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -112,37 +115,70 @@ func TestAnMQTTCamera(t *testing.T) {
 
 // mqttPublish logs in on c, publishes with QoS 1, and waits for the answer.
 func mqttPublish(c net.Conn, user, password, topic, payload string) error {
-	text := func(s string) []byte { return append([]byte{byte(len(s) >> 8), byte(len(s))}, s...) }
-	flags, login := byte(2), []byte(nil)
-	if user != "" {
-		flags, login = flags|0xc0, append(text(user), text(password)...)
+	m := mqttClient{c, bufio.NewReader(c)}
+	if err := m.login("MQTT", 4, user, password); err != nil {
+		return err
 	}
-	connect := append(text("MQTT"), 4, flags, 0, 60)
-	connect = append(append(connect, text("cam-"+user)...), login...)
-	publish := append(append(text(topic), 0, 1), payload...)
-	r := bufio.NewReader(c)
-	for _, step := range []struct {
-		what     string
-		packet   byte
-		body     []byte
-		answer   byte
-		returned byte
-	}{{"CONNECT", 0x10, connect, 0x20, 0}, {"PUBLISH", 0x32, publish, 0x40, 1}} {
-		if len(step.body) > 127 {
-			return errors.New("the packet is too long for this client")
-		}
-		if _, err := c.Write(append([]byte{step.packet, byte(len(step.body))}, step.body...)); err != nil {
-			return fmt.Errorf("%s: %w", step.what, err)
-		}
-		got := make([]byte, 4)
-		if _, err := io.ReadFull(r, got); err != nil {
-			return fmt.Errorf("answer to %s: %w", step.what, err)
-		}
-		if got[0] != step.answer || got[3] != step.returned {
-			return fmt.Errorf("answer to %s: %x", step.what, got)
-		}
+	return m.publish(1, topic, []byte(payload))
+}
+
+// mqttClient speaks MQTT 3.1.1 and no more of it than a camera needs.
+type mqttClient struct {
+	c net.Conn
+	r *bufio.Reader
+}
+
+// ask sends a packet and demands the answer, which has its length after its first byte.
+func (m mqttClient) ask(what string, packet byte, body []byte, answer ...byte) error {
+	if _, err := m.c.Write(append(binary.AppendUvarint([]byte{packet}, uint64(len(body))), body...)); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	got := make([]byte, len(answer))
+	if _, err := io.ReadFull(m.r, got); err != nil {
+		return fmt.Errorf("answer to %s: %w", what, err)
+	}
+	if !bytes.Equal(got, answer) {
+		return fmt.Errorf("answer to %s: %x", what, got)
 	}
 	return nil
+}
+
+func mqttText(s string) []byte { return append([]byte{byte(len(s) >> 8), byte(len(s))}, s...) }
+
+// login names the protocol and its level, 4 for MQTT 3.1.1.
+func (m mqttClient) login(protocol string, level byte, user, password string) error {
+	flags, secrets := byte(2), []byte(nil)
+	if user != "" {
+		flags, secrets = flags|0xc0, append(mqttText(user), mqttText(password)...)
+	}
+	body := append(mqttText(protocol), level, flags, 0, 60)
+	if level == 5 {
+		body = append(body, 0) // no properties
+	}
+	return m.ask("CONNECT", 0x10, slices.Concat(body, mqttText("cam-"+user), secrets), 0x20, 2, 0, 0)
+}
+
+// publish returns when the server has the message: with QoS 0 it is pinged after it.
+func (m mqttClient) publish(qos byte, topic string, payload []byte) error {
+	body := mqttText(topic)
+	if qos > 0 {
+		body = append(body, 0, 1)
+	}
+	body = append(body, payload...)
+	switch qos {
+	case 0:
+		if err := m.ask("PUBLISH", 0x30, body); err != nil {
+			return err
+		}
+		return m.ask("PINGREQ", 0xc0, nil, 0xd0, 0)
+	case 1:
+		return m.ask("PUBLISH", 0x32, body, 0x40, 2, 0, 1)
+	default:
+		if err := m.ask("PUBLISH", 0x34, body, 0x50, 2, 0, 1); err != nil {
+			return err
+		}
+		return m.ask("PUBREL", 0x62, []byte{0, 1}, 0x70, 2, 0, 1)
+	}
 }
 
 // A page that was not named is refused, and so is a client that is no page.
