@@ -6,7 +6,10 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 )
 
-type controlCmd struct{ serverFlags }
+type controlCmd struct {
+	serverFlags
+	httpFlag
+}
 
 func (*controlCmd) Help() string {
 	return "All that people change goes through it: detectors, verdicts, training, which release is active. " +
@@ -15,14 +18,18 @@ func (*controlCmd) Help() string {
 }
 
 func (c *controlCmd) Run(ctx context.Context, o *output) error {
-	nc, err := c.await("control", o)
-	if err != nil {
-		return err
-	}
-	defer nc.Close()
-	control, err := stream.NewControl(nc, c.names(), o.Log)
-	if err != nil {
-		return usageError{oneLine(err)}
-	}
-	return control.Run(ctx)
+	return observe(ctx, httpConfig{Listen: c.HTTP}, o, []string{"control"}, func(ctx context.Context, v *observer) error {
+		nc, err := c.await("control", o)
+		if err != nil {
+			return err
+		}
+		defer nc.Close()
+		control, err := stream.NewControl(nc, c.names(), o.Log)
+		if err != nil {
+			return usageError{oneLine(err)}
+		}
+		v.Connection(nc)
+		v.begun("control", linked(nc))
+		return control.Run(ctx)
+	})
 }

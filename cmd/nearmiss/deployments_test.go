@@ -283,6 +283,17 @@ func TestUnitsStartCommands(t *testing.T) {
 	}
 }
 
+// startsAll: with a NATS server of one's own every service is started, each by its
+// command; without control nobody could create a detector.
+func startsAll(t *testing.T, where string, started map[string]bool) {
+	t.Helper()
+	for _, name := range []string{"broker", "control", "worker", "trainer", "sinks", "exporter"} {
+		if !started[name] {
+			t.Errorf("%s starts no nearmiss %s", where, name)
+		}
+	}
+}
+
 func TestImagesAndContainersStartCommands(t *testing.T) {
 	docker := deployed(t, "Dockerfile")
 	knowsVariables(t, "Dockerfile", docker)
@@ -293,6 +304,7 @@ func TestImagesAndContainersStartCommands(t *testing.T) {
 		}
 		understood(t, "Dockerfile", slices.DeleteFunc(args, func(s string) bool { return strings.HasSuffix(s, "/nearmiss") }))
 	}
+	started := map[string]bool{}
 	for _, file := range []string{"compose.yaml", "compose.cuda.yaml"} {
 		b := deployed(t, file)
 		knowsVariables(t, file, b)
@@ -310,6 +322,7 @@ func TestImagesAndContainersStartCommands(t *testing.T) {
 		for name, s := range c.Services {
 			if strings.Contains(s.Image, "nearmiss") && len(s.Command) > 0 {
 				understood(t, file+" "+name, s.Command)
+				started[s.Command[0]] = true
 			}
 			for _, v := range s.Volumes {
 				from, _, _ := strings.Cut(v, ":")
@@ -323,6 +336,7 @@ func TestImagesAndContainersStartCommands(t *testing.T) {
 			}
 		}
 	}
+	startsAll(t, "compose.yaml", started)
 }
 
 // chartFiles is .Files of a chart.
@@ -439,7 +453,7 @@ func TestTheChartRenders(t *testing.T) {
 		change func(map[string]any)
 		kinds  []string
 	}{
-		"defaults": {nil, []string{"Deployment", "Deployment", "Deployment", "Job", "NetworkPolicy", "NetworkPolicy", "PodDisruptionBudget", "StatefulSet"}},
+		"defaults": {nil, []string{"Deployment", "Deployment", "Deployment", "Deployment", "Job", "NetworkPolicy", "NetworkPolicy", "PodDisruptionBudget", "StatefulSet"}},
 		"everything": {func(v map[string]any) {
 			v["nats"].(map[string]any)["credsSecret"], v["nats"].(map[string]any)["tlsSecret"] = "keys", "tls"
 			w := v["worker"].(map[string]any)
@@ -451,12 +465,12 @@ func TestTheChartRenders(t *testing.T) {
 			}
 			v["networkPolicy"].(map[string]any)["sinkCIDRs"] = []any{"10.0.0.0/8"}
 			v["sinks"].(map[string]any)["secret"] = "receivers"
-		}, []string{"ConfigMap", "Deployment", "Deployment", "Deployment", "Job", "NetworkPolicy", "NetworkPolicy", "PodDisruptionBudget", "PodMonitor", "PrometheusRule", "ScaledJob", "ScaledObject"}},
+		}, []string{"ConfigMap", "Deployment", "Deployment", "Deployment", "Deployment", "Job", "NetworkPolicy", "NetworkPolicy", "PodDisruptionBudget", "PodMonitor", "PrometheusRule", "ScaledJob", "ScaledObject"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			objects, text := render(t, c.change)
 			var kinds []string
-			names := map[string]bool{}
+			names, started := map[string]bool{}, map[string]bool{}
 			for _, o := range objects {
 				kind, _ := o["kind"].(string)
 				kinds = append(kinds, kind)
@@ -481,6 +495,7 @@ func TestTheChartRenders(t *testing.T) {
 					args = append(args, fmt.Sprint(a))
 				}
 				understood(t, id, args)
+				started[args[0]] = true
 				mounts := map[any]bool{}
 				for _, v := range at(pod, "volumes").([]any) {
 					mounts[at(v, "name")] = true
@@ -495,6 +510,7 @@ func TestTheChartRenders(t *testing.T) {
 			if !slices.Equal(kinds, c.kinds) {
 				t.Errorf("it has %v, want %v", kinds, c.kinds)
 			}
+			startsAll(t, "the chart", started)
 			knowsVariables(t, "the chart", []byte(text))
 			if out := os.Getenv("NEARMISS_TEST_CHART"); out != "" { // for make deploy-check
 				if err := os.WriteFile(filepath.Join(out, name+".yaml"), []byte(text), 0o600); err != nil {
