@@ -27,11 +27,8 @@ func TestEachRoleDoesItsJobWithItsRights(t *testing.T) {
 	}
 	key := func(name string) string { return "--nkey=" + filepath.Join(data, "auth", name+".nk") }
 	up := start(t, "broker", in, "--port=-1", "--json")
-	var a struct{ NATS string }
-	if err := json.Unmarshal([]byte(up.line("its addresses", func(l string) bool { return strings.HasPrefix(l, "{") })), &a); err != nil {
-		t.Fatal(err)
-	}
-	server := "--server=" + a.NATS
+	url := up.natsAddress()
+	server := "--server=" + url
 	if out, _ := program(t, 1, "status", server); strings.TrimSpace(out) != "" {
 		t.Errorf("status without a key printed: %s", out)
 	}
@@ -56,7 +53,7 @@ func TestEachRoleDoesItsJobWithItsRights(t *testing.T) {
 		_, stderr := program(t, 0, append(append([]string{"camera", "synthetic:parts", "--detector", "parts", "--camera", "line1"}, args...), server, key("line1"))...)
 		errs.WriteString(stderr)
 	}
-	program(t, 0, "broker", "--setup", a.NATS, key("s1"))
+	program(t, 0, "broker", "--setup", url, key("s1"))
 
 	services[3].logged("sinks are up")
 	got := make(chan []byte, 100)

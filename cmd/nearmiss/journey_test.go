@@ -13,7 +13,6 @@ import (
 	"testing"
 
 	"github.com/parquet-go/parquet-go"
-	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/training/evaluate"
@@ -31,17 +30,6 @@ func fitPlates(t *testing.T) plates {
 	drawPlates(t, p.bad, 3, 2, true)
 	program(t, 0, "fit", "--normals", p.normals, "--backbone", p.model, "--out", p.release, "--score", "patch", "--false-alarm-rate", "15%", "--seed", "1")
 	return p
-}
-
-// natsAddress waits for the address that up or broker prints with --json.
-func (p *process) natsAddress() string {
-	p.t.Helper()
-	var a struct{ NATS string }
-	l := p.line("its addresses", func(l string) bool { return strings.HasPrefix(l, "{") })
-	if err := json.Unmarshal([]byte(l), &a); err != nil {
-		p.t.Fatal(err)
-	}
-	return a.NATS
 }
 
 // nextEvent is the next event that a watcher prints.
@@ -197,25 +185,10 @@ func TestAJourneyOfPythonPrograms(t *testing.T) {
 		}
 		return string(out)
 	}
-	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(stream.EventSchema))
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := jsonschema.NewCompiler()
-	c.AssertFormat()
-	if err := c.AddResource("event.json", doc); err != nil {
-		t.Fatal(err)
-	}
-	schema, err := c.Compile("event.json")
-	if err != nil {
-		t.Fatal(err)
-	}
+	fits := fitsEventSchema(t)
 	valid := func(text string) (e eventLine) {
 		t.Helper()
-		v, err := jsonschema.UnmarshalJSON(strings.NewReader(text))
-		if err == nil {
-			err = schema.Validate(v)
-		}
+		err := fits([]byte(text))
 		if err == nil {
 			err = json.Unmarshal([]byte(text), &e)
 		}

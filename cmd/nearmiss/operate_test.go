@@ -73,12 +73,9 @@ func TestTheOperatorsStory(t *testing.T) {
 	needRuntime(t)
 	s := readStory(t)
 	up := start(t, append(s.next("up"), "--data", t.TempDir(), "--port=-1", "--json")...)
-	var a struct{ NATS string }
-	if err := json.Unmarshal([]byte(up.line("its addresses", func(l string) bool { return strings.HasPrefix(l, "{") })), &a); err != nil {
-		t.Fatal(err)
-	}
-	s.at = "--server=" + a.NATS
-	l := listen(t, a.NATS)
+	url := up.natsAddress()
+	s.at = "--server=" + url
+	l := listen(t, url)
 	scored := func(n int) {
 		t.Helper()
 		eventually(t, fmt.Sprintf("%d frames are scored", n), func() bool { return len(l.scoresOf("parts")) >= n && l.waiting(t) == 0 })

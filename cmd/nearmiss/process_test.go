@@ -183,12 +183,18 @@ func startBroker(t *testing.T) string {
 func runBroker(t *testing.T, port string, args ...string) (*process, string) {
 	t.Helper()
 	p := start(t, append([]string{"broker", "--port=" + port, "--json"}, args...)...)
+	return p, p.natsAddress()
+}
+
+// natsAddress waits for the address that up or broker prints with --json.
+func (p *process) natsAddress() string {
+	p.t.Helper()
 	var a struct{ NATS string }
-	l := p.line("the broker's address", func(l string) bool { return strings.HasPrefix(l, "{") })
+	l := p.line("its addresses", func(l string) bool { return strings.HasPrefix(l, "{") })
 	if err := json.Unmarshal([]byte(l), &a); err != nil {
-		t.Fatal(err)
+		p.t.Fatal(err)
 	}
-	return p, a.NATS
+	return a.NATS
 }
 
 // material is what a detector can learn from and be tried with: the shared data

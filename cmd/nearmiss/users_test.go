@@ -1,6 +1,11 @@
 package main
 
 import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,7 +15,9 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
 
+	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/access"
 )
 
@@ -52,6 +59,89 @@ func natsServer(t *testing.T, auth string) string {
 		t.Fatal("the server does not start")
 	}
 	return srv.ClientURL()
+}
+
+// lines has each line of a log.
+type lines func(line []byte)
+
+func (l lines) Write(b []byte) (int, error) {
+	l(b)
+	return len(b), nil
+}
+
+// serve runs a service in this process until the test ends, and returns where its
+// health checks are.
+func serve(t *testing.T, run func(context.Context, *output) error) string {
+	t.Helper()
+	at := make(chan string, 1)
+	log := zerolog.New(lines(func(line []byte) {
+		var l struct{ Listen string }
+		if json.Unmarshal(line, &l) == nil && l.Listen != "" {
+			at <- l.Listen
+		}
+	}))
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- run(ctx, &output{Out: io.Discard, Err: io.Discard, Log: log}) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	select {
+	case a := <-at:
+		return a
+	case <-time.After(patience):
+		t.Fatal("it does not serve")
+		return ""
+	}
+}
+
+// TestServicesBesideAServerOfOnesOwn: without control nobody can create a detector,
+// and is told what to start; with it one can. The exporter shows the detector, and
+// health asks each of the two.
+func TestServicesBesideAServerOfOnesOwn(t *testing.T) {
+	data := t.TempDir()
+	in := "--data=" + data
+	for _, u := range []string{"setup s1", "control c1", "operator desk", "operator exporter"} {
+		program(t, 0, append(append([]string{"users", "add"}, strings.Fields(u)...), in)...)
+	}
+	url := ownServer(t, data)
+	as := func(name string) serverFlags {
+		return serverFlags{Server: url, Prefix: stream.DefaultPrefix, credentialFlags: credentialFlags{NKey: filepath.Join(data, "auth", name+".nk")}}
+	}
+	program(t, 0, "broker", "--setup", url, "--nkey", as("s1").NKey, in)
+	create := []string{"detector", "create", "bolts", "--server", url, "--nkey", as("desk").NKey}
+	if _, errs := program(t, exitFailed, create...); !strings.Contains(errs, "nearmiss control") {
+		t.Errorf("without control: %s", errs)
+	}
+	if _, errs := program(t, exitFailed, "health", "--http", "127.0.0.1:1"); !strings.Contains(errs, "no service answers") {
+		t.Errorf("of no service: %s", errs)
+	}
+
+	control := serve(t, (&controlCmd{serverFlags: as("c1"), httpFlag: httpFlag{"127.0.0.1:0"}}).Run)
+	exporter := serve(t, (&exporterCmd{serverFlags: as("exporter"), HTTP: "127.0.0.1:0"}).Run)
+	for name, at := range map[string]string{"control": control, "exporter": exporter} {
+		var out bytes.Buffer
+		eventually(t, name+" is well", func() bool {
+			out.Reset()
+			return run(t.Context(), []string{"health", "--http", at, "--json"}, &out, io.Discard) == 0
+		})
+		if !strings.Contains(out.String(), name+": broker") {
+			t.Errorf("health of %s: %s", name, out.String())
+		}
+	}
+	eventually(t, "a detector is created", func() bool { return run(t.Context(), create, io.Discard, io.Discard) == 0 })
+	eventually(t, "the exporter shows it", func() bool {
+		resp, err := http.Get("http://" + exporter + "/metrics")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		return err == nil && strings.Contains(string(b), `detector="bolts"`)
+	})
 }
 
 // TestUsersOnAServerOfOnesOwn: check finds every right as it should be, and wrong

@@ -154,13 +154,15 @@ func TestADurableWatchLosesNothingWhenItsReaderDies(t *testing.T) {
 	}
 }
 
-// TestWatchLinesFitThePublishedSchema: of an anomaly with everything in it.
-func TestWatchLinesFitThePublishedSchema(t *testing.T) {
+// fitsEventSchema says whether an event's line is one of the published schema.
+func fitsEventSchema(t *testing.T) func(line []byte) error {
+	t.Helper()
 	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(stream.EventSchema))
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := jsonschema.NewCompiler()
+	c.AssertFormat()
 	if err := c.AddResource("event.json", doc); err != nil {
 		t.Fatal(err)
 	}
@@ -168,6 +170,17 @@ func TestWatchLinesFitThePublishedSchema(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return func(line []byte) error {
+		v, err := jsonschema.UnmarshalJSON(bytes.NewReader(line))
+		if err != nil {
+			return err
+		}
+		return schema.Validate(v)
+	}
+}
+
+// TestWatchLinesFitThePublishedSchema: of an anomaly with everything in it.
+func TestWatchLinesFitThePublishedSchema(t *testing.T) {
 	score, threshold, p, yes, digest := 12.5, 8.0, 0.01, true, strings.Repeat("ab", 32)
 	e := stream.Event{
 		ID: "e1", Kind: stream.KindAnomaly, Detector: "bolts", Camera: "line1", FrameID: "f7", CapturedAt: time.Now(), ScoredAt: time.Now(),
@@ -178,11 +191,7 @@ func TestWatchLinesFitThePublishedSchema(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v, err := jsonschema.UnmarshalJSON(bytes.NewReader(b))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := schema.Validate(v); err != nil {
+	if err := fitsEventSchema(t)(b); err != nil {
 		t.Errorf("%s: %v", b, err)
 	}
 }
