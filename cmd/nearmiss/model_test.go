@@ -8,7 +8,7 @@ import (
 )
 
 // TestDetectorsNameModelsAndNoFiles: who may change a detector cannot have the
-// trainer read any file of its disk (S12).
+// trainer read any file of its disk.
 func TestDetectorsNameModelsAndNoFiles(t *testing.T) {
 	dir := t.TempDir()
 	c := defaultConfig()

@@ -101,7 +101,7 @@ func TestLargeFramesAndSheddingAcrossAccounts(t *testing.T) {
 }
 
 // TestWorkersAndCamerasCannotTouchReleases: who scores and who takes pictures can
-// neither write nor remove what serves (S10).
+// neither write nor remove what serves.
 func TestWorkersAndCamerasCannotTouchReleases(t *testing.T) {
 	h := newHall(t)
 	h.embedded()
