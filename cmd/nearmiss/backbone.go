@@ -195,7 +195,6 @@ func writeRandomBackbone(spec backbone.Spec, seed uint64, out string) (backbone.
 	if err != nil {
 		return backbone.Info{}, err
 	}
-	defer m.Close()
 	return m.Write(out, backbone.Options{})
 }
 

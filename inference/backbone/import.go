@@ -75,16 +75,10 @@ func importFile(src, dst string, o ImportOptions) (info Info, err error) {
 	defer func() { err = errors.Join(err, unmap()) }()
 
 	if isZip(data) || isSafetensors(data) || !isONNX(data) {
-		w, err := ReadWeights(data)
+		m, err := fromFile(src, data, o.LoadOptions)
 		if err != nil {
 			return info, err
 		}
-		w.path = src
-		m, err := FromWeights(w, o.LoadOptions)
-		if err != nil {
-			return info, err
-		}
-		m.Source = filepath.Base(src)
 		for _, s := range m.assumptions() {
 			o.note("%s", s)
 		}
@@ -240,16 +234,10 @@ func Inspect(path string, o ImportOptions) (r Report, err error) {
 	}
 	defer func() { err = errors.Join(err, unmap()) }()
 	if isZip(data) || isSafetensors(data) || !isONNX(data) {
-		w, err := ReadWeights(data)
+		m, err := fromFile(path, data, o.LoadOptions)
 		if err != nil {
 			return r, err
 		}
-		w.path = path
-		m, err := FromWeights(w, o.LoadOptions)
-		if err != nil {
-			return r, err
-		}
-		m.Source = filepath.Base(path)
 		r.Info, r.Preprocess = m.Info(), m.Preprocess
 		r.PreprocessFrom, r.HeadsFrom, r.Ignored = m.PreprocessFrom, m.HeadsFrom, m.Left
 		return r, nil

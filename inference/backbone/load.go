@@ -53,21 +53,21 @@ func (o LoadOptions) apply(p imaging.Preprocess, size int) (imaging.Preprocess, 
 	return p, errors.Join(checkNormalise(p.Mean, p.Std), p.Validate())
 }
 
-// Load opens the weights at path (safetensors, .npz or PyTorch), recognises the
-// architecture from its tensors, checks every shape and refuses a file with
-// tensors of the network that it does not understand. The model aliases the file
-// until Close. Errors wrap [ErrFormat] or [ErrArchitecture].
-func Load(path string, o LoadOptions) (*Model, error) {
-	w, err := OpenWeights(path)
+// fromFile recognises the architecture of the weights at path (safetensors, .npz or
+// PyTorch), whose bytes are data, from its tensors, checks every shape and refuses a
+// file with tensors of the network that it does not understand. The model aliases
+// data. Errors wrap [ErrFormat] or [ErrArchitecture].
+func fromFile(path string, data []byte, o LoadOptions) (*Model, error) {
+	w, err := ReadWeights(data)
 	if err != nil {
 		return nil, err
 	}
+	w.path = path
 	m, err := FromWeights(w, o)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("load backbone %s: %w", path, err), w.Close())
+		return nil, err
 	}
 	m.Source = filepath.Base(path)
-	m.close = w.Close
 	return m, nil
 }
 
@@ -174,10 +174,7 @@ func (s Spec) shapes() []paramShape {
 // graphSource reads weights back from the initialisers of an exported model.
 type graphSource map[string]onnx.Tensor
 
-func (s graphSource) has(name string) bool    { _, ok := s[name]; return ok }
-func (s graphSource) shape(name string) []int { return s[name].Shape }
-func (s graphSource) origin(string) []string  { return nil }
-func (s graphSource) behind() string          { return "" }
+func (s graphSource) has(name string) bool { _, ok := s[name]; return ok }
 
 func (s graphSource) take(m *Model, name string, shape ...int) error {
 	t, ok := s[name]

@@ -46,7 +46,7 @@ type Info struct {
 }
 
 // Model is a backbone in memory: an architecture and its weights under their
-// timm names. Its weights may alias a mapped file, which Close unmaps.
+// timm names. Its weights may alias the bytes that they were read from.
 type Model struct {
 	Spec       Spec
 	Preprocess imaging.Preprocess
@@ -65,18 +65,6 @@ type Model struct {
 
 	order   []string
 	tensors map[string]onnx.Tensor
-	close   func() error
-}
-
-// Close releases the file that the weights alias. Graphs built from the model
-// must have been written or loaded before.
-func (m *Model) Close() error {
-	if m.close == nil {
-		return nil
-	}
-	c := m.close
-	m.close = nil
-	return c()
 }
 
 // Tensors lists the weights in the order of the forward pass, under their timm

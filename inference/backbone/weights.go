@@ -3,7 +3,6 @@ package backbone
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -46,9 +45,8 @@ type entry struct {
 	load func() ([]byte, error)
 }
 
-// Weights is a set of named tensors read lazily from a file. Its float32
-// tensors alias the file's pages where they can, so they are valid only until
-// Close. Reading methods may be called from several goroutines.
+// Weights is a set of named tensors read lazily from a file's bytes. Its float32
+// tensors alias them where they can. It may be read from several goroutines.
 type Weights struct {
 	// Format is "safetensors", "npz" or "pth".
 	Format string
@@ -59,23 +57,6 @@ type Weights struct {
 	path    string // of the file, "" where there is none
 	names   []string
 	entries map[string]entry
-	close   func() error
-}
-
-// OpenWeights maps the safetensors or .npz file at path and reads its index.
-// The format is detected from the content, not from the name. Errors wrap
-// [ErrFormat] when the content is at fault.
-func OpenWeights(path string) (*Weights, error) {
-	data, unmap, err := mapFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("open weights %s: %w", path, err)
-	}
-	w, err := ReadWeights(data)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open weights %s: %w", path, err), unmap())
-	}
-	w.close, w.path = unmap, path
-	return w, nil
 }
 
 // ReadWeights reads the index of a safetensors or .npz file held in memory.
@@ -116,16 +97,6 @@ func notWeights(data []byte) error {
 }
 
 func isZip(b []byte) bool { return bytes.HasPrefix(b, []byte("PK\x03\x04")) }
-
-// Close releases the file. Tensors taken from w must not be used afterwards.
-func (w *Weights) Close() error {
-	if w == nil || w.close == nil {
-		return nil
-	}
-	c := w.close
-	w.close = nil
-	return c()
-}
 
 // Names lists the tensors in the file's order.
 func (w *Weights) Names() []string { return slices.Clone(w.names) }

@@ -97,11 +97,10 @@ func TestNPZ(t *testing.T) {
 	}
 	for _, file := range []string{"stored.npz", "deflated.npz"} {
 		t.Run(file+" as numpy writes it", func(t *testing.T) {
-			w, err := OpenWeights(filepath.Join("testdata", file))
+			w, err := ReadWeights(readTestdata(t, file))
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer w.Close()
 			for name, v := range map[string][]float32{
 				"plain": want, "deep/name": want[:12], "double": want, "half": want, "fortran": want, "scalar": {2.5}, "empty": {},
 			} {
@@ -182,7 +181,7 @@ func TestLoadRefuses(t *testing.T) {
 		"no tensors":                safetensors("{}", nil),
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := Load(writeTemp(t, "w.safetensors", file), LoadOptions{})
+			_, err := fromFile("w.safetensors", file, LoadOptions{})
 			if !errors.Is(err, ErrArchitecture) && !errors.Is(err, ErrFormat) {
 				t.Fatalf("got %v", err)
 			}
@@ -190,7 +189,7 @@ func TestLoadRefuses(t *testing.T) {
 		})
 	}
 	t.Run("a size that is no multiple of the patch", func(t *testing.T) {
-		_, err := Load(writeTemp(t, "w.safetensors", change(func(ws []drawn) []drawn { return ws })), LoadOptions{Size: 50})
+		_, err := fromFile("w.safetensors", change(func(ws []drawn) []drawn { return ws }), LoadOptions{Size: 50})
 		if !errors.Is(err, ErrArchitecture) {
 			t.Errorf("got %v", err)
 		}

@@ -16,11 +16,6 @@ import (
 // DecodeOption changes how a model is read.
 type DecodeOption func(*decoder)
 
-// BindDim gives the open dimension of that name a size.
-func BindDim(name string, size int) DecodeOption {
-	return func(d *decoder) { d.dims[name] = size }
-}
-
 // BindBatch gives every open first dimension of an input a size, whatever its
 // name.
 func BindBatch(size int) DecodeOption {
@@ -47,7 +42,7 @@ func ExternalDir(dir string) DecodeOption {
 // operator and the node), on an open dimension that no option binds, and on a
 // shape that depends on more than the graph's constants.
 func Decode(b []byte, options ...DecodeOption) (*Graph, error) {
-	d := &decoder{dims: map[string]int{}, batch: -1}
+	d := &decoder{batch: -1}
 	for _, o := range options {
 		o(d)
 	}
@@ -59,7 +54,6 @@ func Decode(b []byte, options ...DecodeOption) (*Graph, error) {
 }
 
 type decoder struct {
-	dims  map[string]int
 	batch int
 	dir   string
 	files map[string]*mappedFile
@@ -269,16 +263,13 @@ func (d *decoder) inputType(p *onnxpb.ValueInfoProto) (DataType, []int, error) {
 	shape := make([]int, len(tensor.Shape.Dim))
 	for i, dim := range tensor.Shape.Dim {
 		size, fixed := dim.Value.(*onnxpb.TensorShapeProto_Dimension_DimValue)
-		bound, named := d.dims[dim.GetDimParam()]
 		switch {
 		case fixed && size.DimValue >= 0 && size.DimValue <= maxElements:
 			shape[i] = int(size.DimValue)
-		case !fixed && named:
-			shape[i] = bound
 		case i == 0 && d.batch >= 0:
 			shape[i] = d.batch
 		default:
-			return 0, nil, fmt.Errorf("dimension %d (%q) is open: bind it with BindDim or BindBatch", i, dim.GetDimParam())
+			return 0, nil, fmt.Errorf("dimension %d (%q) is open: bind it with BindBatch", i, dim.GetDimParam())
 		}
 	}
 	_, err := elements(shape)

@@ -22,7 +22,7 @@ func TestPyTorchExportsGetTheShapesOfONNXRuntime(t *testing.T) {
 	}
 	for file, want := range models {
 		t.Run(file, func(t *testing.T) {
-			g, err := ReadFile(filepath.Join("testdata", file), BindDim("n", 2))
+			g, err := ReadFile(filepath.Join("testdata", file), BindBatch(2))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -14,8 +14,7 @@
 // [Decode] and [ReadFile] take models of other tools (operator sets 13 to 23
 // of the default domain) and infer every shape anew, folding the integer
 // arithmetic that exporters wrap around Reshape, Slice and Expand. Shapes are
-// static: a dimension that the file leaves open must be bound with [BindDim]
-// or [BindBatch].
+// static: a dimension that the file leaves open must be bound with [BindBatch].
 //
 // Weights are not copied: a [Tensor] may alias the caller's memory or a mapped
 // file, is written as it is, and goes to an external data file when the model

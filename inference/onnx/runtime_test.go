@@ -321,7 +321,7 @@ func TestReplacedNodesSurviveInliningAndEncoding(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := onnx.Decode(b, onnx.BindDim("N", 5))
+	d, err := onnx.Decode(b, onnx.BindBatch(5))
 	if err != nil {
 		t.Fatal(err)
 	}

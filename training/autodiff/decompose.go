@@ -20,20 +20,6 @@ var decompositions = map[string]func(g *onnx.Graph, n *onnx.Node) ([]*onnx.Value
 	"Mish":                             mish,
 }
 
-// Decompose replaces, in place, the nodes of g whose operators have no
-// gradient rule or no CUDA kernel by equivalent primitive ones: Attention,
-// MultiHeadAttention, GroupNormalization, RMSNormalization,
-// SoftmaxCrossEntropyLoss, NegativeLogLikelihoodLoss and Mish. [Gradient] does
-// so itself for the nodes that it differentiates.
-func Decompose(g *onnx.Graph) error {
-	for _, n := range slices.Clone(g.Nodes()) {
-		if err := decomposeNode(g, n); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // decomposeNode replaces n unless its operator may stay.
 func decomposeNode(g *onnx.Graph, n *onnx.Node) error {
 	f := decompositions[key(n)]

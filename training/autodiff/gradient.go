@@ -36,7 +36,6 @@ const (
 
 type options struct {
 	target  Target
-	seed    *onnx.Value
 	segment func(node string) string
 }
 
@@ -45,11 +44,6 @@ type Option func(*options)
 
 // For says which device the graph will run on; the default is [CPU].
 func For(t Target) Option { return func(o *options) { o.target = t } }
-
-// Seed gives the gradient of the loss itself, of the loss's type and shape. With
-// it the loss need not be a scalar: the result is the product of the seed with
-// the Jacobian. The default is 1.
-func Seed(v *onnx.Value) Option { return func(o *options) { o.seed = v } }
 
 // Gradient appends to g the nodes that compute the gradient of loss, which has
 // one element, with respect to each of params: any floating-point values of g
@@ -70,7 +64,7 @@ func Gradient(g *onnx.Graph, loss *onnx.Value, params []*onnx.Value, opts ...Opt
 	if loss == nil || loss.Graph() != g {
 		return nil, errors.New("gradient: the loss is not a value of the graph")
 	}
-	if o.seed == nil && loss.Elements() != 1 {
+	if loss.Elements() != 1 {
 		return nil, fmt.Errorf("gradient: the loss %v is not a scalar", loss)
 	}
 	for i, p := range params {
@@ -157,11 +151,7 @@ func (t *tape) run(loss *onnx.Value, o options) error {
 	if !t.active[loss] {
 		return nil
 	}
-	seed := o.seed
-	if seed == nil {
-		seed = t.g.Filled(loss.Type(), 1, loss.Shape()...)
-	}
-	t.add(loss, seed)
+	t.add(loss, t.g.Filled(loss.Type(), 1, loss.Shape()...))
 	runs, labels := t.segments(o.segment)
 	for i, nodes := range slices.Backward(runs) {
 		if labels[i] != "" && slices.ContainsFunc(nodes, t.due) {

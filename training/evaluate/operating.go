@@ -20,20 +20,6 @@ type Confusion struct {
 	F1        float64 `json:"f1"`
 }
 
-// ConfusionAt counts. It needs no order; NaN is above every threshold.
-func ConfusionAt(normal, anomalous []float64, threshold float64) Confusion {
-	above := func(scores []float64) (n int) {
-		for _, s := range scores {
-			if !(s <= threshold) {
-				n++
-			}
-		}
-		return n
-	}
-	fp, tp := above(normal), above(anomalous)
-	return confusion(threshold, tp, fp, len(anomalous), len(normal))
-}
-
 func confusion(threshold float64, tp, fp, anomalies, normals int) Confusion {
 	c := Confusion{
 		Threshold: threshold, TruePositives: tp, FalsePositives: fp, TrueNegatives: normals - fp, FalseNegatives: anomalies - tp, Precision: 1,
