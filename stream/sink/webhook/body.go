@@ -47,7 +47,10 @@ func newBody(cfg Config) (*body, error) {
 	if len(text) > maxTemplate {
 		return nil, fmt.Errorf("webhook: a template of %d bytes: at most %d are read", len(text), maxTemplate)
 	}
-	t, err := template.New("body").Option("missingkey=error").Funcs(functions).Parse(text)
+	t, err := template.New("body").Option("missingkey=error").Funcs(new(meter).functions()).Parse(text)
+	if err == nil {
+		err = countSteps(t)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("webhook: %w", err)
 	}
@@ -87,7 +90,11 @@ func (b *body) make(names stream.Names, n sink.Notice, picture []byte) (text []b
 		contentType = "application/json"
 	}
 	var out limited
-	if err := b.tmpl.Execute(&out, b.data(names, n, picture)); err != nil {
+	run, err := b.tmpl.Clone()
+	if err == nil {
+		err = run.Funcs(new(meter).functions()).Execute(&out, b.data(names, n, picture))
+	}
+	if err != nil {
 		return nil, "", nil, fmt.Errorf("webhook: %w", err)
 	}
 	if strings.Contains(contentType, "json") && !json.Valid(out.Bytes()) {
@@ -155,21 +162,9 @@ func (b *body) data(names stream.Names, n sink.Notice, picture []byte) view {
 	return v
 }
 
-// functions of templates.
-var functions = template.FuncMap{
-	"json": func(v any) (string, error) {
-		b, err := json.Marshal(v)
-		return string(b), err
-	},
-	"date":  func(layout string, t time.Time) string { return t.Format(layout) },
-	"ratio": func(v float64) string { return fmt.Sprintf("%.1f×", v) },
-	"short": func(n int, s string) string {
-		r := []rune(s)
-		if n < 0 || len(r) <= n {
-			return s
-		}
-		return string(r[:n])
-	},
+func encode(v any) (string, error) {
+	b, err := json.Marshal(v)
+	return string(b), err
 }
 
 // samples are the events on which a new template is tried.

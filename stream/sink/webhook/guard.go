@@ -11,7 +11,22 @@ import (
 // guard dials only where a configuration may lead. It looks at the address that
 // is dialled, after the name was resolved, so that no name and no answer of a
 // DNS server leads around it.
-type guard struct{ loopback bool }
+type guard struct {
+	loopback bool
+	// lookup and connect are replaced in tests.
+	lookup  func(ctx context.Context, host string) ([]netip.Addr, error)
+	connect func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+func newGuard(loopback bool) guard {
+	d := net.Dialer{Timeout: timeOut / 2, KeepAlive: 30 * time.Second}
+	return guard{
+		loopback: loopback, connect: d.DialContext,
+		lookup: func(ctx context.Context, host string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		},
+	}
+}
 
 // forbidden is an address that no webhook may reach.
 type forbidden struct{ addr netip.Addr }
@@ -57,18 +72,17 @@ func (g guard) dial(ctx context.Context, network, address string) (net.Conn, err
 	if err != nil {
 		return nil, err
 	}
-	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	ips, err := g.lookup(ctx, host)
 	if err != nil {
 		return nil, err
 	}
-	d := net.Dialer{Timeout: timeOut / 2, KeepAlive: 30 * time.Second}
-	var last error
+	last := fmt.Errorf("%s has no address", host)
 	for _, ip := range ips {
 		if err := g.check(ip); err != nil {
 			last = err
 			continue
 		}
-		c, err := d.DialContext(ctx, network, net.JoinHostPort(ip.Unmap().String(), port))
+		c, err := g.connect(ctx, network, net.JoinHostPort(ip.Unmap().String(), port))
 		if err == nil {
 			return c, nil
 		}

@@ -171,6 +171,10 @@ func token(s string) bool {
 }
 
 func (c Config) client() (*http.Client, error) {
+	return c.clientOf(newGuard(c.AllowLoopback))
+}
+
+func (c Config) clientOf(g guard) (*http.Client, error) {
 	t, err := certs.Client(c.CAFile, c.CertFile, c.KeyFile)
 	if err != nil {
 		return nil, fmt.Errorf("webhook: %w", err)
@@ -180,7 +184,7 @@ func (c Config) client() (*http.Client, error) {
 		// A redirect could lead anywhere, with the body and its signature.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport: &http.Transport{
-			DialContext: guard{c.AllowLoopback}.dial, TLSClientConfig: t, ForceAttemptHTTP2: true,
+			DialContext: g.dial, TLSClientConfig: t, ForceAttemptHTTP2: true,
 			MaxConnsPerHost: perHost, MaxIdleConnsPerHost: perHost, IdleConnTimeout: time.Minute,
 			TLSHandshakeTimeout: timeOut, ResponseHeaderTimeout: timeOut, MaxResponseHeaderBytes: maxAnswer,
 		},

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -336,13 +337,66 @@ func TestPresets(t *testing.T) {
 	}
 }
 
+// bombs are templates that cost much and make little.
+var bombs = map[string]string{
+	"a long loop":      `{{range 1000000000000}}{{end}}"x"`,
+	"loops in loops":   `{{range 10000}}{{range 10000}}{{range 10000}}{{$x := 1}}{{end}}{{end}}{{end}}"x"`,
+	"calls that fork":  fork(100),
+	"a doubled text":   `{{$x := "0123456789"}}` + strings.Repeat(`{{$x = print $x $x}}`, 40) + `"x"`,
+	"by printf":        `{{$x := "0123456789"}}` + strings.Repeat(`{{$x = printf "%s%s" $x $x}}`, 40) + `"x"`,
+	"one argument":     `{{$x := "0123456789"}}` + strings.Repeat(`{{$x = printf "%[1]s%[1]s" $x}}`, 40) + `"x"`,
+	"an escaped text":  `{{$x := "<<<<<<<<<<"}}` + strings.Repeat(`{{$x = html $x $x}}`, 20) + `"x"`,
+	"a long date":      `{{$x := "January"}}` + strings.Repeat(`{{$x = date (print $x $x) .Time}}`, 40) + `"x"`,
+	"wide":             `{{$x := printf "` + strings.Repeat("%999999d", 1000) + `"` + strings.Repeat(" 1", 99) + `}}"x"`,
+	"wide by argument": `{{$x := printf "%*d" 1000000 1}}"x"`,
+	"itself":           `{{define "x"}}{{template "x"}}{{end}}{{template "x"}}"x"`,
+	"an endless text":  `{{range 1000000000000}}a{{end}}`,
+}
+
+// fork is a template that calls the next one twice, n times over.
+func fork(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, `{{define "t%d"}}{{template "t%d"}}{{template "t%d"}}{{end}}`, i, i+1, i+1)
+	}
+	fmt.Fprintf(&b, `{{define "t%d"}}{{end}}{{template "t0"}}"x"`, n)
+	return b.String()
+}
+
+// A template that would not come to an end, or make a text that does not fit into
+// memory, is refused when it is configured; to do that takes little of both.
+func TestTemplatesAreBounded(t *testing.T) {
+	for name, text := range bombs {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, err := open(t, webhook.Config{URL: "https://example.org/", Template: text}, "")
+		runtime.ReadMemStats(&after)
+		if err == nil {
+			t.Errorf("%s: taken", name)
+		}
+		// All that it has made, whether or not it was in use at one time.
+		if made := after.TotalAlloc - before.TotalAlloc; made > 64<<20 {
+			t.Errorf("%s: %d MiB were allocated", name, made>>20)
+		}
+	}
+	// What templates are for works.
+	long := `[{{range $i, $e := .Event.Regions}}{{if $i}},{{end}}{{json $e.X}}{{end}}{{range 500}}{{if false}}{{end}}{{end}}"{{printf "%-20.3f" .Score}}{{html .Detector}}{{short 3 .Camera}}"]`
+	if _, err := open(t, webhook.Config{URL: "https://example.org/", Template: long}, ""); err != nil {
+		t.Error(err)
+	}
+}
+
 func FuzzTemplate(f *testing.F) {
 	for _, p := range webhook.Presets {
 		f.Add(p)
+	}
+	for _, b := range bombs {
+		f.Add(b)
 	}
 	f.Add(`{{range .Event.Regions}}{{.}}{{end}}`)
 	f.Add(`{{printf "%1000000000d" 1}}`)
 	f.Fuzz(func(t *testing.T, text string) {
 		_, _ = open(t, webhook.Config{URL: "https://example.org/", Template: text}, "")
+		_, _ = open(t, webhook.Config{URL: "https://example.org/", ContentType: "text/plain", Template: text}, "")
 	})
 }

@@ -1,0 +1,66 @@
+package sink
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
+)
+
+// again is a message that takes note of when it is to come again.
+type again struct {
+	jetstream.Msg
+	after time.Duration
+}
+
+func (a *again) NakWithDelay(d time.Duration) error {
+	a.after = d
+	return nil
+}
+
+// An event that failed comes again as the receiver has asked, or as the schedule
+// has it; while the receiver takes nothing at all, that does not count against the
+// event.
+func TestWhenAFailedEventComesAgain(t *testing.T) {
+	meta := func(seq uint64) *jetstream.MsgMetadata {
+		return &jetstream.MsgMetadata{Sequence: jetstream.SequencePair{Stream: seq}, Timestamp: time.Now()}
+	}
+	no := errors.New("connection refused")
+	off := 0
+	newLine := func() *line {
+		return &line{sink: Sink{Name: "a", GiveUp: Duration(24 * 365 * time.Hour)}, delays: schedule, log: zerolog.Nop(), off: func(error) { off++ }}
+	}
+	check := func(l *line, what string, seq uint64, err error, want time.Duration) {
+		t.Helper()
+		m := &again{}
+		l.failed(t.Context(), m, meta(seq), Notice{}, "NM_EVENTS", err)
+		if low, high := want*8/10, want*12/10; m.after < low || m.after > high {
+			t.Errorf("%s: it comes again after %v, want %v", what, m.after, want)
+		}
+	}
+	l := newLine()
+	check(l, "Retry-After", 1, &Later{After: 7 * time.Second, Err: no}, 7*time.Second)
+	check(l, "a year", 2, &Later{After: 365 * 24 * time.Hour, Err: no}, 5*time.Hour)
+	l = newLine()
+	for n, want := range append(schedule, schedule[len(schedule)-1]) {
+		l.breaker.succeeded() // other events are taken
+		check(l, "try "+string(rune('1'+n)), 1, no, want)
+	}
+	l = newLine()
+	for seq := uint64(1); seq < breakAfter; seq++ {
+		check(l, "one of some", seq, no, schedule[0])
+	}
+	for range 3 {
+		l.breaker.failed(time.Hour)
+		check(l, "while it is down", 1, &Later{Err: no}, schedule[0])
+	}
+	if !l.breaker.open() {
+		t.Error("the breaker is closed")
+	}
+	l.failed(t.Context(), &again{}, meta(9), Notice{}, "NM_EVENTS", &Gone{no})
+	if off != 1 {
+		t.Errorf("switched off %d times", off)
+	}
+}
