@@ -107,7 +107,7 @@ func (l *detectorRunner) publish(ctx context.Context, rel *loaded, items []*fram
 // succeeds, cannot ever, or ctx ends.
 func (l *detectorRunner) insist(ctx context.Context, what string, do func() error) error {
 	begin, told := time.Now(), false
-	err := retry(ctx, patient(), func() error {
+	err := retry(ctx, prompt(), func() error {
 		err := do()
 		if retryable(err) && ctx.Err() == nil && !told && time.Since(begin) > 5*time.Second {
 			told = true

@@ -27,6 +27,7 @@ type detectorRunner struct {
 	recent  recentScores
 	hands   hands
 	pace    pacer
+	making  making
 	notices sync.WaitGroup
 
 	pictureTasks chan pictureTask // anomalies whose pictures are to be made
@@ -152,57 +153,91 @@ func (l *detectorRunner) consumer(ctx context.Context) (jetstream.Consumer, erro
 	return c, nil
 }
 
-// takeAll calls handle with the detector's frames, batch by batch, until ctx ends.
-// Whatever happens to the broker, it goes on when that is back.
-func (l *detectorRunner) takeAll(ctx context.Context, handle func([]jetstream.Msg)) {
-	patience := leaderless
-	for ctx.Err() == nil {
-		within, cancel := l.w.epoch.Within(ctx)
-		found, err := l.takeFrames(within, patience, handle)
-		cancel()
-		if err == nil || ctx.Err() != nil {
-			continue
-		}
-		l.log.Debug().Err(err).Msg("cannot take frames")
-		// One that is only slow must get its time: each try in vain gives it more.
-		if patience = min(2*patience, 5*leaderless); found {
-			patience = leaderless
-		}
-		pause(ctx, time.Second)
-	}
+// making is what a runner knows of its consumer.
+type making struct {
+	mu       sync.Mutex // held while it is made
+	made     bool
+	patience time.Duration // of the next try
 }
 
-// takeFrames is takeAll for as long as ctx and the consumer last. It says whether the
-// consumer was found, within patience.
-func (l *detectorRunner) takeFrames(ctx context.Context, patience time.Duration, handle func([]jetstream.Msg)) (found bool, err error) {
-	// A server whose cluster has no leader yet answers nothing, and forgets the
-	// request: it is asked again soon.
-	step, cancel := context.WithTimeout(ctx, patience)
-	_, err = l.consumer(step)
-	cancel()
-	if err != nil {
-		return false, err
+// makeConsumer has the consumer made, or brought to this worker's configuration, once;
+// anew says that it may be gone since. It is done by one lane at a time: the others
+// do not wait for it, and take what there is. A server whose cluster has no leader
+// yet answers nothing, and forgets the request; one that is only slow must get its
+// time, so that each try in vain gives it more.
+func (l *detectorRunner) makeConsumer(ctx context.Context, anew bool) error {
+	m := &l.making
+	if !m.mu.TryLock() {
+		return nil
 	}
-	t, err := newTaker(l.w.nc, l.w.cfg.FramesStream(), framesConsumer(l.name), l.w.cfg.AckWait)
-	if err != nil {
-		return true, err
+	defer m.mu.Unlock()
+	if m.made && !anew {
+		return nil
 	}
-	defer t.close()
-	for ctx.Err() == nil {
-		msgs, err := t.take(ctx, &l.pace, l.w.cfg.BatchSize)
-		if len(msgs) > 0 {
-			handle(msgs)
-		}
-		if err != nil {
-			return true, err
-		}
+	m.patience = min(max(2*m.patience, leaderless), 5*leaderless)
+	step, cancel := context.WithTimeout(ctx, m.patience)
+	defer cancel()
+	_, err := l.consumer(step)
+	if err == nil {
+		m.made, m.patience = true, 0
 	}
-	return true, nil
+	return err
 }
 
 // leaderless is how long a request waits for an answer that a cluster without a
 // leader does not give.
 const leaderless = 2 * time.Second
+
+// takeAll calls handle with the detector's frames, batch by batch, until ctx ends.
+// Whatever happens to the broker, it goes on when that is back.
+func (l *detectorRunner) takeAll(ctx context.Context, handle func([]jetstream.Msg)) {
+	for ctx.Err() == nil {
+		within, cancel := l.w.epoch.Within(ctx)
+		err := l.takeFrames(within, handle)
+		cancel()
+		if err != nil && ctx.Err() == nil {
+			l.log.Debug().Err(err).Msg("cannot take frames")
+			pause(ctx, time.Second)
+		}
+	}
+}
+
+// takeFrames is takeAll for as long as ctx lasts. While nobody answers, which is so
+// while the servers of a cluster agree on a new leader, it asks again and again: what
+// an earlier request asked for may still come.
+func (l *detectorRunner) takeFrames(ctx context.Context, handle func([]jetstream.Msg)) error {
+	t, err := newTaker(l.w.nc, l.w.js, l.w.cfg.FramesStream(), framesConsumer(l.name))
+	if err != nil {
+		return err
+	}
+	defer t.close()
+	var since time.Time // nobody answers, or it was tried to make the consumer
+	for ctx.Err() == nil {
+		if err := l.makeConsumer(ctx, !since.IsZero() && time.Since(since) > leaderless); err != nil && ctx.Err() == nil {
+			l.log.Debug().Err(err).Msg("cannot make the consumer of frames")
+			since = time.Now()
+		}
+		msgs, err := t.take(ctx, &l.pace, l.w.cfg.BatchSize)
+		if len(msgs) > 0 {
+			handle(msgs)
+		}
+		switch {
+		case err == nil:
+			since = time.Time{}
+			continue
+		case !errors.Is(err, errGone):
+			return err
+		case since.IsZero():
+			l.log.Debug().Err(err).Msg("cannot take frames yet")
+			since = time.Now()
+		}
+		pause(ctx, takeAgain)
+	}
+	return nil
+}
+
+// takeAgain is the wait before frames are asked for again where nobody answered.
+const takeAgain = 250 * time.Millisecond
 
 // lane takes batch after batch while there is a release.
 func (l *detectorRunner) lane(ctx, work context.Context) {

@@ -24,12 +24,19 @@ type taker struct {
 	inbox   string
 	subject string // where pulls are asked for
 	pulls   int
-	patient time.Duration // silence after which a pull is given up
 }
 
+// beatEvery is how often the broker says that it still waits with a pull, and
+// silence after how much of it, twice, a pull is given up: its consumer has lost its
+// leader.
+const (
+	beatEvery = time.Second
+	silence   = 3 * beatEvery
+)
+
 // newTaker prepares a taker for a consumer; close ends it.
-func newTaker(nc *nats.Conn, stream, consumer string, patient time.Duration) (*taker, error) {
-	t := &taker{nc: nc, inbox: nc.NewInbox(), subject: "$JS.API.CONSUMER.MSG.NEXT." + stream + "." + consumer, patient: patient}
+func newTaker(nc *nats.Conn, js jetstream.JetStream, stream, consumer string) (*taker, error) {
+	t := &taker{nc: nc, inbox: nc.NewInbox(), subject: apiPrefix(js) + "CONSUMER.MSG.NEXT." + stream + "." + consumer}
 	var err error
 	if t.sub, err = nc.SubscribeSync(t.inbox + ".*"); err != nil {
 		return nil, fmt.Errorf("take messages of %s: %w", stream, err)
@@ -38,6 +45,18 @@ func newTaker(nc *nats.Conn, stream, consumer string, patient time.Duration) (*t
 		return nil, errors.Join(err, t.sub.Unsubscribe())
 	}
 	return t, nil
+}
+
+// apiPrefix is what the subjects of JetStream's API begin with for this client.
+func apiPrefix(js jetstream.JetStream) string {
+	switch o := js.Options(); {
+	case o.Domain != "":
+		return "$JS." + o.Domain + ".API."
+	case o.APIPrefix != "":
+		return strings.TrimSuffix(o.APIPrefix, ".") + "."
+	default:
+		return jetstream.DefaultAPIPrefix
+	}
 }
 
 func (t *taker) close() { _ = t.sub.Unsubscribe() }
@@ -66,8 +85,8 @@ func (t *taker) take(ctx context.Context, p *pacer, most int) (msgs []jetstream.
 	}
 }
 
-// errGone is returned when the broker says that there is no such consumer, or
-// nothing at all.
+// errGone is returned when the broker says that there is no such consumer, or that
+// it has no leader now, or nothing at all.
 var errGone = errors.New("the consumer does not answer")
 
 // pull asks for n messages and waits for them: for those that are there, or for
@@ -77,10 +96,14 @@ func (t *taker) pull(ctx context.Context, p *pacer, n int, wait time.Duration) (
 		Batch    int           `json:"batch"`
 		MaxBytes int64         `json:"max_bytes,omitempty"`
 		Expires  time.Duration `json:"expires,omitempty"`
+		Beat     time.Duration `json:"idle_heartbeat,omitempty"`
 		NoWait   bool          `json:"no_wait,omitempty"`
 	}{Batch: n, Expires: wait, NoWait: wait == 0}
 	if p != nil && n > 1 {
 		request.MaxBytes = p.memory
+	}
+	if wait >= 2*beatEvery {
+		request.Beat = beatEvery
 	}
 	data, err := json.Marshal(request)
 	if err != nil {
@@ -94,13 +117,15 @@ func (t *taker) pull(ctx context.Context, p *pacer, n int, wait time.Duration) (
 	}
 	asked := false
 	for len(msgs) < n {
-		step, cancel := context.WithTimeout(ctx, wait+t.patient)
+		step, cancel := context.WithTimeout(ctx, silence)
 		m, err := t.sub.NextMsgWithContext(step)
 		cancel()
 		switch {
 		case err == nil:
 		case ctx.Err() != nil:
 			return msgs, nil
+		case errors.Is(err, nats.ErrNoResponders):
+			return msgs, fmt.Errorf("%w: %w", errGone, err)
 		case !errors.Is(err, context.DeadlineExceeded):
 			return msgs, err
 		case asked:
@@ -125,11 +150,17 @@ func (t *taker) pull(ctx context.Context, p *pacer, n int, wait time.Duration) (
 			continue // about an earlier pull
 		}
 		code, about := m.Header.Get("Status"), m.Header.Get("Description")
-		if code == "409" && strings.HasPrefix(about, "Message Size Exceeds") {
+		switch {
+		case code == "409" && strings.HasPrefix(about, "Message Size Exceeds"):
 			code = "404" // the next one is for the next pull
+		case code == "409" && about == "Batch Completed":
+			// Word that all messages were sent; with several copies it overtakes them,
+			// which wait until those agree (nats-server 2.15.2, consumer.deliverMsg).
+			code = "100"
 		}
 		switch code {
 		case "100": // idle heartbeat
+			asked = false
 		case "404", "408": // no more messages
 			if p != nil && len(msgs) > 0 {
 				p.took(len(msgs), time.Since(begin))

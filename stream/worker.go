@@ -519,6 +519,13 @@ func (w *Worker) moveDeadLetters(ctx context.Context) {
 // publishWait is how long one publish may wait for the broker's answer.
 const publishWait = 5 * time.Second
 
+// prompt is the back-off for what must succeed at last and that others wait for:
+// 100 ms to 1 s, for ever.
+func prompt() backoff.BackOff {
+	return backoff.NewExponentialBackOff(
+		backoff.WithInitialInterval(100*time.Millisecond), backoff.WithMaxInterval(time.Second), backoff.WithMaxElapsedTime(0))
+}
+
 // patient is the back-off for what must succeed at last: 100 ms to 5 s, for ever.
 func patient() backoff.BackOff {
 	return backoff.NewExponentialBackOff(
