@@ -65,6 +65,10 @@ cluster-test: ## three NATS servers, 30 kills and 10 cut links under load (ten m
 	NEARMISS_TEST_CLUSTER=20000 NEARMISS_TEST_KILLS=30 NEARMISS_TEST_CUTS=10 \
 	  go test -count 1 -v -timeout 40m -run TestAClusterLosesNothing ./stream
 
+.PHONY: leaf-test
+leaf-test: ## a hub and an edge: an hour's events and pictures while the link is cut, then while the hub is dead (five minutes)
+	NEARMISS_TEST_EDGE=14400 go test -count 1 -v -timeout 20m -run '^TestAnEdgeIsCutOff$$' ./stream
+
 .PHONY: deploy-check
 deploy-check: ## check deployments/: against the program, and by the tools that are installed
 	@deployments/check.sh

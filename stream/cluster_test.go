@@ -54,7 +54,7 @@ type cluster struct {
 	links   map[[2]int]*link // from, to
 }
 
-// link carries the route of one server to another.
+// link carries the connection of one server to another.
 type link struct {
 	l  net.Listener
 	to string
@@ -62,6 +62,14 @@ type link struct {
 	mu    sync.Mutex
 	cut   bool
 	conns map[net.Conn]struct{}
+}
+
+func newLink(t *testing.T, to string) *link {
+	t.Helper()
+	k := &link{l: listenAnywhere(t), to: to, conns: map[net.Conn]struct{}{}}
+	go k.run()
+	t.Cleanup(func() { _ = k.l.Close(); k.set(true) })
+	return k
 }
 
 func (k *link) run() {
@@ -106,16 +114,9 @@ func (k *link) set(cut bool) {
 
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
-	listen := func() net.Listener {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return l
-	}
 	var free []net.Listener
 	for range 6 {
-		free = append(free, listen())
+		free = append(free, listenAnywhere(t))
 	}
 	addr := func(i int) string { return free[i].Addr().String() }
 	c := &cluster{t: t, links: map[[2]int]*link{}, procs: make([]*exec.Cmd, 3)}
@@ -127,10 +128,8 @@ func newCluster(t *testing.T) *cluster {
 			if i == j {
 				continue
 			}
-			k := &link{l: listen(), to: addr(3 + j), conns: map[net.Conn]struct{}{}}
+			k := newLink(t, addr(3+j))
 			c.links[[2]int{i, j}] = k
-			go k.run()
-			t.Cleanup(func() { _ = k.l.Close(); k.set(true) })
 			routes = append(routes, strconv.Quote("nats://"+k.l.Addr().String()))
 		}
 		conf := fmt.Sprintf(`server_name: n%d
@@ -160,22 +159,42 @@ cluster { name: nearmiss, listen: %q, no_advertise: true, pool_size: -1, routes:
 
 func (c *cluster) start(i int) {
 	c.t.Helper()
+	c.procs[i] = startServer(c.t, c.confs[i])
+}
+
+// startServer runs a nats-server in a process of its own.
+func startServer(t *testing.T, conf string) *exec.Cmd {
+	t.Helper()
 	p := exec.Command(os.Args[0])
-	p.Env = append(os.Environ(), "NEARMISS_TEST_ROLE=nats", "NEARMISS_TEST_CONF="+c.confs[i])
+	p.Env = append(os.Environ(), "NEARMISS_TEST_ROLE=nats", "NEARMISS_TEST_CONF="+conf)
 	p.Stderr = os.Stderr
 	if err := p.Start(); err != nil {
-		c.t.Fatal(err)
+		t.Fatal(err)
 	}
-	c.procs[i] = p
+	return p
 }
 
 // kill ends a server as a power cut does.
 func (c *cluster) kill(i int) {
-	if p := c.procs[i]; p != nil {
+	killServer(c.procs[i])
+	c.procs[i] = nil
+}
+
+func killServer(p *exec.Cmd) {
+	if p != nil {
 		_ = p.Process.Kill()
 		_ = p.Wait()
-		c.procs[i] = nil
 	}
+}
+
+// listenAnywhere finds a free port.
+func listenAnywhere(t *testing.T) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
 }
 
 func (c *cluster) url() string { return "nats://" + strings.Join(c.clients, ",nats://") }
@@ -197,12 +216,6 @@ func (strange) Close() error { return nil }
 // time and links between them cut while a camera publishes and workers score. It
 // takes minutes: NEARMISS_TEST_CLUSTER says how many frames (make cluster-test).
 func TestAClusterLosesNothing(t *testing.T) {
-	number := func(name string, otherwise int) int {
-		if n, err := strconv.Atoi(os.Getenv(name)); err == nil {
-			return n
-		}
-		return otherwise
-	}
 	frames := number("NEARMISS_TEST_CLUSTER", 0)
 	if frames == 0 {
 		t.Skip("takes minutes: make cluster-test")
@@ -416,4 +429,7 @@ func TestAClusterLosesNothing(t *testing.T) {
 	}
 	slices.Sort(gaps)
 	t.Logf("%d frames, %d kills, %d cuts: %d pauses above 1 s: %v", frames, kills, cuts, len(gaps), gaps)
+	if len(gaps) > 0 {
+		t.Logf("half of them within %v, nine of ten within %v, the longest %v", gaps[len(gaps)/2], gaps[len(gaps)*9/10], gaps[len(gaps)-1])
+	}
 }

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream/internal/object"
 )
 
 // Topology says how large and how old things may grow in the broker. The zero
@@ -313,7 +315,7 @@ func Ensure(ctx context.Context, js jetstream.JetStream, t Topology) error {
 		{Bucket: t.EvidenceBucket(), Description: "pictures of anomalies, by detector and event", MaxBytes: t.EvidenceMaxBytes},
 	} {
 		o.Storage, o.Replicas, o.Placement = jetstream.FileStorage, t.Replicas, t.placement()
-		if _, err := js.CreateOrUpdateObjectStore(ctx, o); err != nil {
+		if err := ensureObjects(ctx, js, o); err != nil {
 			return fmt.Errorf("create object store %s: %w", o.Bucket, err)
 		}
 	}
@@ -352,10 +354,24 @@ func ensureStream(ctx context.Context, js jetstream.JetStream, cfg jetstream.Str
 	if have := s.CachedInfo().Config; have.Retention != cfg.Retention || have.Subjects[0] != cfg.Subjects[0] {
 		return fmt.Errorf("stream %s holds %v and is not Nearmiss's: choose another prefix or remove it", cfg.Name, have.Subjects)
 	}
+	cfg.Sources = append(cfg.Sources, ofEdges(s.CachedInfo().Config.Sources)...)
 	if _, err := js.UpdateStream(ctx, cfg); err != nil {
 		return fmt.Errorf("update stream %s: %w", cfg.Name, err)
 	}
 	return nil
+}
+
+// ensureObjects is js.CreateOrUpdateObjectStore, which would take no more of edges.
+func ensureObjects(ctx context.Context, js jetstream.JetStream, o jetstream.ObjectStoreConfig) error {
+	s, err := js.Stream(ctx, object.StreamOf(o.Bucket))
+	if err != nil || len(ofEdges(s.CachedInfo().Config.Sources)) == 0 {
+		_, err = js.CreateOrUpdateObjectStore(ctx, o)
+		return err
+	}
+	cfg := s.CachedInfo().Config
+	cfg.MaxBytes, cfg.MaxAge, cfg.Replicas, cfg.Placement = o.MaxBytes, o.TTL, o.Replicas, o.Placement
+	_, err = js.UpdateStream(ctx, cfg)
+	return err
 }
 
 // advisoryMaxDeliver, stream and consumer name the subject on which the server

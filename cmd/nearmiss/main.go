@@ -61,6 +61,7 @@ type cli struct {
 	Exporter exporterCmd `cmd:"" help:"Show the state of an installation in a NATS server of your own as metrics."`
 	Backup   backupCmd   `cmd:"" help:"Copy detectors, releases and training sets out of the broker."`
 	Restore  restoreCmd  `cmd:"" help:"Bring a backup into an empty broker."`
+	Hub      hubCmd      `cmd:"" help:"See at one place what happens at edges that work alone."`
 	Collect  collectCmd  `cmd:"" help:"Remove releases and files that nobody needs."`
 
 	Sinks sinksCmd `cmd:"" help:"Alarms to people and machines outside: webhooks, chats."`
