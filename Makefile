@@ -69,6 +69,10 @@ cluster-test: ## three NATS servers, 30 kills and 10 cut links under load (ten m
 leaf-test: ## a hub and an edge: an hour's events and pictures while the link is cut, then while the hub is dead (five minutes)
 	NEARMISS_TEST_EDGE=14400 go test -count 1 -v -timeout 20m -run '^TestAnEdgeIsCutOff$$' ./stream
 
+.PHONY: scale
+scale: ## 1,000 cameras at a frame a second against scorers that do nothing: what broker and worker take (three minutes)
+	NEARMISS_TEST_CAMERAS=1000 go test -count 1 -v -timeout 20m -run '^TestAPlantOfCameras$$' ./stream
+
 .PHONY: deploy-check
 deploy-check: ## check deployments/: against the program, and by the tools that are installed
 	@deployments/check.sh

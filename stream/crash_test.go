@@ -54,6 +54,8 @@ func child(role string) int {
 			log.Error().Err(err).Msg("child")
 			return 1
 		}
+	case "nothing":
+		return childNothing(ctx, nc, dir, log)
 	case "trainer":
 		steps, _ := strconv.Atoi(os.Getenv("NEARMISS_TEST_STEPS"))
 		w, err := stream.NewTrainingWorker(stream.TrainerConfig{
