@@ -27,6 +27,10 @@ const defaultTolerance = 1e-3
 // another decoder: pixels differ by a few levels.
 const decoderTolerance = 0.05
 
+// int8Tolerance is that of a model whose products are in 8 bits: what another
+// processor sums in another order is rounded to another step here and there.
+const int8Tolerance = 0.02
+
 // ErrMismatch: the parts of a release do not belong together, or do not score
 // as they did where the release was made.
 var ErrMismatch = errors.New("release does not fit together")
@@ -155,7 +159,7 @@ func open(ctx context.Context, dir string, o Options) (_ *Detector, err error) {
 	if len(about) == 0 {
 		about = []release.Part{wholePartOf(m)}
 	}
-	o.Embed.Preprocess = &m.Model.Preprocess
+	o.Embed.Preprocess, o.Embed.Precision = &m.Model.Preprocess, m.Model.Precision
 	about = slices.DeleteFunc(slices.Clone(about), func(p release.Part) bool {
 		return p.IsPatch() && !p.Scored && o.Maps == MapNone
 	})
@@ -434,7 +438,7 @@ func (s ReleaseSpec) fill(ctx context.Context, b *release.Builder) (release.Mani
 		Detector: s.Detector,
 		Method:   s.Method,
 		Model: release.Model{
-			File: release.BackboneName, Dim: s.Embedder.Dim(), Preprocess: preprocess, RandomWeights: s.RandomWeights, StarterWeights: s.StarterWeights,
+			File: release.BackboneName, Dim: s.Embedder.Dim(), Preprocess: preprocess, Precision: s.Embedder.o.Precision, RandomWeights: s.RandomWeights, StarterWeights: s.StarterWeights,
 		},
 		Bank: written[main].About.Bank,
 	}
@@ -478,7 +482,11 @@ func (s ReleaseSpec) fill(ctx context.Context, b *release.Builder) (release.Mani
 		if err := b.AddBytes(name, s.Check[i]); err != nil {
 			return fail(err)
 		}
-		m.Check = append(m.Check, release.Check{File: name, Score: score.Score})
+		check := release.Check{File: name, Score: score.Score}
+		if m.Model.Precision == release.Int8 {
+			check.Tolerance = int8Tolerance
+		}
+		m.Check = append(m.Check, check)
 	}
 	return m, nil
 }

@@ -54,6 +54,8 @@ type Result struct {
 	Resolution *Resolution `json:"resolution,omitempty"`
 	// Light says what other light does to normals, where that was looked at.
 	Light *LightReport `json:"light,omitempty"`
+	// Precision says what 8 bits would change, where that was looked at.
+	Precision *PrecisionReport `json:"precision,omitempty"`
 	// Warnings are sentences for the user: what was left out, and what this
 	// release cannot promise.
 	Warnings []string `json:"warnings,omitempty"`
@@ -87,6 +89,7 @@ type Provenance struct {
 	Light        *LightReport       `json:"light,omitempty"`
 	Framing      *Framing           `json:"framing,omitempty"`
 	Resolution   *Resolution        `json:"resolution,omitempty"`
+	Precision    *PrecisionReport   `json:"precision,omitempty"`
 }
 
 // PatchReport is how a bank of patches came about.
@@ -198,6 +201,12 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 	done, light, err := buildInLight(ctx, p, nets, dir, x, halves)
 	if x = done.x; err != nil {
 		return nil, err
+	}
+	if p.Model.Precision == PrecisionAuto {
+		done, res.Precision, err = inPrecision(ctx, nets, dir, done, halves)
+		if x = done.x; err != nil {
+			return nil, errors.Join(fmt.Errorf("compare precisions: %w", err), done.s.Close())
+		}
 	}
 	s := done.s
 	p, res.Light = done.p, light
@@ -516,7 +525,7 @@ func write(ctx context.Context, p Plan, x *embedded, s *builtScore, parts []infe
 		Tool: p.Host.Tool, Backbone: p.Model.source, DataSHA256: dataDigest(x.all),
 		Images: len(x.all), Duplicates: res.Duplicate, Rejected: res.Rejected,
 		HeldOutShare: p.Calibration.HeldOut, Seed: p.Seed, Seconds: seconds, Warnings: res.Warnings,
-		K: p.Score.K, Runtime: ort.Version, Score: res.Score, Cost: res.Cost, Orientation: res.Orientation, Worth: halves.worth, Light: res.Light, Framing: res.Framing, Resolution: res.Resolution,
+		K: p.Score.K, Runtime: ort.Version, Score: res.Score, Cost: res.Cost, Orientation: res.Orientation, Worth: halves.worth, Light: res.Light, Framing: res.Framing, Resolution: res.Resolution, Precision: res.Precision,
 	}
 	if t != nil {
 		about.Learning = &t.about

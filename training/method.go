@@ -49,7 +49,7 @@ func (s *Shared) of(p Plan) (*knownImages, error) {
 	if err != nil {
 		return nil, err
 	}
-	key := fmt.Sprintf("%s %s %s %v %s %s", p.Model.Backbone, p.Model.See, p.Score.name(), p.Score.NoPatches, p.Model.Symmetry, view)
+	key := fmt.Sprintf("%s %s %s %s %v %s %s", p.Model.Backbone, p.Model.Precision, p.Model.See, p.Score.name(), p.Score.NoPatches, p.Model.Symmetry, view)
 	if k := s.known[key]; k != nil {
 		return k, nil
 	}
@@ -164,6 +164,9 @@ func ForEvaluation(p Plan, shared *Shared, heard func(Learning)) (evaluate.Metho
 	p.Detector, p.Out = "evaluation", "none"
 	if err := p.Validate(); err != nil {
 		return nil, err
+	}
+	if p.Model.Precision == PrecisionAuto {
+		return nil, fmt.Errorf("%w: precision %s is chosen by held-out normals, of which an evaluation has none: take %s or %s", ErrPlan, PrecisionAuto, PrecisionFloat, PrecisionInt8)
 	}
 	if p.Host.Work == "" {
 		return nil, fmt.Errorf("%w: no work folder is given", ErrPlan)

@@ -107,8 +107,16 @@ func (m *model) Close() error { return m.e.Close() }
 func (h Host) embed(data Data, m Model) inference.EmbedOptions {
 	return inference.EmbedOptions{
 		Device: h.Device, Threads: h.Threads, Batch: inference.BatchPolicy{Count: h.Batch}, Limits: data.Limits, View: data.View,
-		Symmetry: m.Symmetry, Whole: m.See == SeeWhole, Tone: m.tone,
+		Symmetry: m.Symmetry, Whole: m.See == SeeWhole, Tone: m.tone, Precision: m.precision(),
 	}
+}
+
+// precision is that of an embedder; PrecisionAuto begins with PrecisionFloat.
+func (m Model) precision() string {
+	if m.Precision == PrecisionInt8 {
+		return PrecisionInt8
+	}
+	return ""
 }
 
 // engine is what searches many vectors at once.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/ort"
+	"github.com/nearmiss/nearmiss/inference/release"
 )
 
 // Method is how a detector learns.
@@ -99,6 +100,12 @@ type Model struct {
 	Size   int
 	Budget time.Duration
 	source string // the base name of Backbone as it was given
+	// Precision is that of the backbone's products: PrecisionFloat, PrecisionInt8, which
+	// is faster on the CPU, or PrecisionAuto, the latter where it is much faster and held-
+	// out normals are told from spoilt ones as well. It travels with the release. Default:
+	// PrecisionFloat.
+	Precision string
+	eightBits precisionGate // what PrecisionAuto asks of 8 bits; zero: usualGate
 	// See says which part of a picture the model sees: SeeWhole squeezes all of it
 	// into its square, SeeMiddle is what the backbone says, usually the square in the
 	// middle. It travels with the release. Default: SeeWhole for the full score,
@@ -134,6 +141,13 @@ const (
 const (
 	SeeWhole  = "whole"
 	SeeMiddle = "middle"
+)
+
+// Precisions of a backbone's products.
+const (
+	PrecisionFloat = release.Float32
+	PrecisionInt8  = release.Int8
+	PrecisionAuto  = autoChoice
 )
 
 // What is done about light.
@@ -288,6 +302,9 @@ func (p Plan) Validate() error {
 	}
 	if !slices.Contains([]string{"", LightAuto, LightUsual, LightEven, LightVaried}, p.Model.Light) {
 		fail("light %q: take %s, %s, %s or %s", p.Model.Light, LightAuto, LightUsual, LightEven, LightVaried)
+	}
+	if !slices.Contains([]string{"", PrecisionFloat, PrecisionInt8, PrecisionAuto}, p.Model.Precision) {
+		fail("precision %q: take %s, %s or %s", p.Model.Precision, PrecisionFloat, PrecisionInt8, PrecisionAuto)
 	}
 	if p.Model.Turned != "" {
 		if _, _, err := ParseSymmetry(p.Model.Turned); err != nil {

@@ -172,7 +172,7 @@ func (p *Plan) sized(ctx context.Context, dir string) ([]SizedTime, error) {
 // timeNetwork is about what judging a picture by the model at path takes, in
 // milliseconds.
 func (p Plan) timeNetwork(ctx context.Context, path string) (ms float64, err error) {
-	e, err := inference.NewEmbedder(path, p.Host.embed(Data{}, Model{See: SeeWhole, Symmetry: p.Model.Symmetry}))
+	e, err := inference.NewEmbedder(path, p.Host.embed(Data{}, Model{See: SeeWhole, Symmetry: p.Model.Symmetry, Precision: p.Model.Precision}))
 	if err != nil {
 		return 0, err
 	}

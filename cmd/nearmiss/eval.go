@@ -91,9 +91,15 @@ func (c *evalCmd) Run(ctx context.Context, o *output) error {
 	if embed.Symmetry, _, err = training.ParseSymmetry(c.Symmetry); err != nil {
 		return usageError{err}
 	}
+	embed.Precision = c.Precision
 	variants, err := c.variants()
 	if err != nil {
 		return err
+	}
+	for _, v := range variants {
+		if v.Precision == training.PrecisionAuto {
+			return usageError{errors.New("--precision auto is chosen by held-out normals, of which eval has none: take fp32, int8, or both with --vary")}
+		}
 	}
 	if c.Suite != "" {
 		return c.suite(ctx, o, embed)

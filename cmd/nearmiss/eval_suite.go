@@ -119,21 +119,22 @@ func (c *evalCmd) printRows(o *output, rows []evaluate.SuiteRow, first bool) err
 	return nil
 }
 
-// embedders are models and what they said of images, by backbone and symmetry.
+// embedders are models and what they said of images, by backbone, symmetry and precision.
 type embedders struct {
 	options  inference.EmbedOptions
-	features map[[2]string]*evaluate.Features
+	features map[[3]string]*evaluate.Features
 	open     []io.Closer
 }
 
 // of is the memory over a variant's frozen backbone.
 func (e *embedders) of(v variant) (*evaluate.Features, error) {
-	at := [2]string{v.Backbone, v.Symmetry}
+	at := [3]string{v.Backbone, v.Symmetry, v.Precision}
 	if f := e.features[at]; f != nil {
 		return f, nil
 	}
 	var err error
 	o := e.options
+	o.Precision = v.Precision
 	if o.Symmetry, _, err = training.ParseSymmetry(v.Symmetry); err != nil {
 		return nil, usageError{err}
 	}
@@ -142,7 +143,7 @@ func (e *embedders) of(v variant) (*evaluate.Features, error) {
 		return nil, err
 	}
 	if e.features == nil {
-		e.features = map[[2]string]*evaluate.Features{}
+		e.features = map[[3]string]*evaluate.Features{}
 	}
 	e.open = append(e.open, m)
 	e.features[at] = evaluate.NewFeatures(embedAll(m))

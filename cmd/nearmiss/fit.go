@@ -121,6 +121,9 @@ func (c *fitCmd) Run(ctx context.Context, o *output) error {
 	if res.Light != nil {
 		fmt.Fprintln(o.Err, "light:", res.Light)
 	}
+	if res.Precision != nil {
+		fmt.Fprintln(o.Err, "precision:", res.Precision)
+	}
 	_, err = fmt.Fprintf(o.Out, "%s: %d normals in the bank, %d held out, %.1f s\nscore %s: %.0f ms an image, banks of %.0f MiB; scores above %.4g are anomalous (false-alarm rate %.3g %%)\nrelease %s\n",
 		res.Release, res.Bank, res.HeldOut, res.Seconds, res.Score, res.Cost.Milliseconds, float64(res.Cost.Banks)/(1<<20), res.Threshold, 100*res.Alpha, res.Digest)
 	return err

@@ -58,6 +58,7 @@ var varied = map[string]option{
 	"members":    count(func(c *evalCmd) *int { return &c.Members }),
 	"method":     text(func(c *evalCmd) *string { return &c.Method }),
 	"per-normal": number(func(c *evalCmd) *float64 { return &c.PerNormal }),
+	"precision":  text(func(c *evalCmd) *string { return &c.Precision }),
 	"rate":       number(func(c *evalCmd) *float64 { return &c.Rate }),
 	"score":      text(func(c *evalCmd) *string { return &c.Score }),
 	"see":        text(func(c *evalCmd) *string { return &c.See }),

@@ -8,6 +8,7 @@ import (
 func init() {
 	register(matMul, 2, 2, "MatMul")
 	register(fusedMatMul, 2, 2, "com.microsoft:FusedMatMul")
+	register(dynamicQuantizeMatMul, 3, 5, "com.microsoft:DynamicQuantizeMatMul")
 	register(gemm, 2, 3, "Gemm")
 	register(einsum, 1, many, "Einsum")
 	register(attention, 3, 6, "Attention")
@@ -59,6 +60,15 @@ func fusedMatMul(c *inference) {
 		b[len(b)-1], b[len(b)-2] = b[len(b)-2], b[len(b)-1]
 	}
 	c.out(0, c.sameType(0, 1), c.matMulShape(a, b))
+}
+
+// dynamicQuantizeMatMul is ONNX Runtime's product of float rows, rounded to 8 bits
+// on the way, by 8-bit weights: A, B, B's scale and zero point, what is added.
+func dynamicQuantizeMatMul(c *inference) {
+	if b := c.in(1).typ; b != Int8 && b != Uint8 {
+		c.failf("weights are %s, want int8 or uint8", b)
+	}
+	c.out(0, c.in(0).typ, c.matMulShape(c.in(0).shape, c.in(1).shape))
 }
 
 func gemm(c *inference) {

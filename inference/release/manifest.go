@@ -70,12 +70,22 @@ type Model struct {
 	Family     string             `json:"family,omitempty"` // "vit", "resnet", …
 	Dim        int                `json:"dim"`              // length of an embedding
 	Preprocess imaging.Preprocess `json:"preprocess"`
+	// Precision is that of the backbone's products when the banks were filled, and
+	// when images are scored: Float32, where it is empty, too, or Int8. The file has
+	// the weights as they were learnt.
+	Precision string `json:"precision,omitempty"`
 	// RandomWeights warns that the backbone was never trained.
 	RandomWeights bool `json:"random_weights,omitempty"`
 	// StarterWeights says that the backbone is the starter's, trained on drawn
 	// pictures only, or was tuned from it.
 	StarterWeights bool `json:"starter_weights,omitempty"`
 }
+
+// Precisions of a backbone's products.
+const (
+	Float32 = "fp32"
+	Int8    = "int8"
+)
 
 // Bank sums up the bank file.
 type Bank struct {
@@ -339,6 +349,9 @@ func (m Manifest) Validate() error {
 	}
 	if err := m.Model.Preprocess.Validate(); err != nil {
 		fail("model: %w", err)
+	}
+	if p := m.Model.Precision; p != "" && p != Float32 && p != Int8 {
+		fail("model: precision %q: this program computes %s and %s", p, Float32, Int8)
 	}
 	if m.Bank.K < 1 || m.Bank.Count < m.Bank.K {
 		fail("bank: %d entries do not give %d neighbours", m.Bank.Count, m.Bank.K)

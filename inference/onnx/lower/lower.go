@@ -6,6 +6,7 @@
 package lower
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -54,18 +55,11 @@ const maxModel = 1 << 30
 // nothing to lower, a model that Package onnx cannot read or of more than
 // 1 GiB.
 func FileForCPU(path string) (model []byte, ok bool) {
-	// What a node sees at batch 1 and at batch 2 tells which dimensions depend on
-	// the batch.
-	one, err := onnx.ReadFile(path, onnx.BindBatch(1), onnx.KeepOpen())
+	one, free, err := openBatch(path)
 	if err != nil {
 		return nil, false
 	}
 	defer one.Close()
-	two, err := onnx.ReadFile(path, onnx.BindBatch(2))
-	if err != nil {
-		return nil, false
-	}
-	defer two.Close()
 	size := 0
 	for _, v := range one.Initializers() {
 		size += len(v.Const().Data)
@@ -73,19 +67,36 @@ func FileForCPU(path string) (model []byte, ok bool) {
 	if size > maxModel {
 		return nil, false
 	}
-	free := map[string]bool{}
-	for i, n := range two.Nodes() {
-		if m := one.Nodes()[i]; rewritable(n) && len(n.Reads()) == len(m.Reads()) {
-			x1, x2 := m.Inputs[0], n.Inputs[0]
-			free[m.Outputs[0].Name()] = slices.Equal(x1.Shape()[1:], x2.Shape()[1:]) && x2.Dim(0)%x1.Dim(0) == 0
-		}
-	}
 	replaced, err := rewrite(one, func(n *onnx.Node) bool { return free[n.Outputs[0].Name()] })
 	if err != nil || replaced == 0 {
 		return nil, false
 	}
 	model, err = one.Bytes()
 	return model, err == nil
+}
+
+// openBatch reads the model at path with its batch of 1, left open, and says which
+// layer normalisations, by the names of their outputs, can be lowered so.
+func openBatch(path string) (one *onnx.Graph, free map[string]bool, err error) {
+	// What a node sees at batch 1 and at batch 2 tells which dimensions depend on
+	// the batch.
+	one, err = onnx.ReadFile(path, onnx.BindBatch(1), onnx.KeepOpen())
+	if err != nil {
+		return nil, nil, err
+	}
+	two, err := onnx.ReadFile(path, onnx.BindBatch(2))
+	if err != nil {
+		return nil, nil, errors.Join(err, one.Close())
+	}
+	defer two.Close()
+	free = map[string]bool{}
+	for i, n := range two.Nodes() {
+		if m := one.Nodes()[i]; rewritable(n) && len(n.Reads()) == len(m.Reads()) {
+			x1, x2 := m.Inputs[0], n.Inputs[0]
+			free[m.Outputs[0].Name()] = slices.Equal(x1.Shape()[1:], x2.Shape()[1:]) && x2.Dim(0)%x1.Dim(0) == 0
+		}
+	}
+	return one, free, nil
 }
 
 // rewritable reports whether n is a LayerNormalization of float rows over the

@@ -1,0 +1,137 @@
+package lower
+
+import (
+	"context"
+	"errors"
+	"math"
+	"math/rand/v2"
+	"path/filepath"
+	"testing"
+
+	"github.com/nearmiss/nearmiss/inference/onnx"
+	"github.com/nearmiss/nearmiss/inference/ort"
+)
+
+// products has products of every form: of 20 rows an image by weights as they are,
+// transposed, in another shape and cut out of others, a batch of matrices, and of one
+// row.
+func products(t *testing.T) (path string, eight int) {
+	t.Helper()
+	r := rand.New(rand.NewPCG(1, 1))
+	g := onnx.New("products")
+	weights := func(shape ...int) *onnx.Value {
+		n := 1
+		for _, d := range shape {
+			n *= d
+		}
+		data := make([]float32, n)
+		for i := range data {
+			data[i] = float32(r.NormFloat64() / 8)
+		}
+		return g.Initializer(onnx.FromFloat32("", data, shape...))
+	}
+	const d = 64
+	x := g.Input("x", onnx.Float, 1, 20, d)
+	x.SetDimName(0, "N")
+	h := g.Reshape(x, -1, d)
+	h = g.Gemm(h, weights(d, d), weights(d), nil)
+	h = g.Gemm(h, weights(96, d), weights(96), onnx.Attrs{"transB": 1})
+	h = g.Gemm(h, g.Reshape(weights(d, 4, 24), d, 96), nil, onnx.Attrs{"transB": 1})
+	h = g.Gemm(h, g.Slice(weights(3*d, d), 0, d, 2*d), g.Slice(weights(3*d), 0, d, 2*d), onnx.Attrs{"transB": 1})
+	h = g.Add(g.MatMul(g.Reshape(h, -1, 20, d), weights(d, d)), weights(d))
+	h = g.Add(h, g.Reshape(g.LayerNorm(h, weights(d), weights(d), 1e-6), -1, 20, d))
+	one := g.Reshape(g.Slice(h, 1, 0, 1), -1, d)
+	y := g.Gemm(one, weights(d, d), weights(d), nil) // one row an image
+	y = g.Gemm(y, weights(d, d), nil, onnx.Attrs{"alpha": 0.5})
+	g.Output("y", y)
+	g.Outputs()[0].SetDimName(0, "N")
+	path = filepath.Join(t.TempDir(), "m.onnx")
+	if err := g.WriteFile(path); err != nil {
+		t.Fatal(err)
+	}
+	return path, 5
+}
+
+func embed(t *testing.T, s *ort.Session, rows []float32) []float32 {
+	t.Helper()
+	in, err := ort.NewTensor([]int{len(rows) / (20 * 64), 20, 64}, rows)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	out, err := s.Run(context.Background(), []*ort.Tensor{in})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ort.CloseAll(out...)
+	return append([]float32(nil), out[0].Float32s()...)
+}
+
+func TestEightBitsAreCloseToThirtyTwo(t *testing.T) {
+	path, want := products(t)
+	model, err := FileInt8(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := onnx.Decode(model, onnx.BindBatch(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	count := map[string]int{}
+	for _, n := range g.Nodes() {
+		count[n.OpType]++
+	}
+	if count["DynamicQuantizeMatMul"] != want || count["Gemm"] != 2 || count["MatMul"] != 0 || count["LayerNormalization"] != 0 {
+		t.Fatalf("the operators are %v", count)
+	}
+	eight, err := ort.OpenBytes(model, ort.Options{IntraOpThreads: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer eight.Close()
+	float, err := ort.Open(path, ort.Options{IntraOpThreads: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer float.Close()
+	r := rand.New(rand.NewPCG(2, 2))
+	for range 3 {
+		rows := make([]float32, 2*20*64)
+		for i := range rows {
+			rows[i] = float32(r.NormFloat64())
+		}
+		a, b := embed(t, float, rows), embed(t, eight, rows)
+		off, all := 0.0, 0.0
+		for i := range a {
+			off, all = off+math.Pow(float64(a[i]-b[i]), 2), all+math.Pow(float64(a[i]), 2)
+		}
+		if e := math.Sqrt(off / all); !(e > 0 && e < 0.03) {
+			t.Errorf("the relative error is %v", e)
+		}
+	}
+}
+
+func TestWhatEightBitsAreNotFor(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "m.onnx")
+	for name, weight := range map[string]float32{"too small": 1, "not finite": float32(math.NaN())} {
+		g := onnx.New("plain")
+		rows, side := 20, 8
+		if name == "not finite" {
+			side = 64
+		}
+		data := make([]float32, side*side)
+		for i := range data {
+			data[i] = weight
+		}
+		g.Output("y", g.MatMul(g.Input("x", onnx.Float, rows, side), g.Initializer(onnx.FromFloat32("", data, side, side))))
+		if err := g.WriteFile(path); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := FileInt8(path); !errors.Is(err, ErrNothingToQuantize) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := FileInt8(path + ".missing"); err == nil {
+		t.Error("a missing model was lowered")
+	}
+}

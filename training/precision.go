@@ -1,0 +1,189 @@
+package training
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/nearmiss/nearmiss/inference"
+	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/inference/onnx/lower"
+	"github.com/nearmiss/nearmiss/training/corrupt"
+)
+
+// PrecisionReport says what 8 bits would change, and what was chosen.
+type PrecisionReport struct {
+	// Choice is PrecisionFloat or PrecisionInt8.
+	Choice string `json:"choice"`
+	Reason string `json:"reason"`
+	// Speed is how many times faster the network is with 8 bits, on one picture; 0
+	// where that was not tried.
+	Speed float64 `json:"speed,omitempty"`
+	// AUROC, 0..1, of held-out normals against the same ones spoilt, with either
+	// precision, and the lower bound of the difference; absent where it was not tried.
+	Float *float64 `json:"auroc_fp32,omitempty"`
+	Int8  *float64 `json:"auroc_int8,omitempty"`
+	Low   *float64 `json:"low,omitempty"`
+	// Held is how many held-out normals that is of.
+	Held int `json:"held,omitempty"`
+}
+
+// String is the finding in a sentence, for people.
+func (r PrecisionReport) String() string { return r.Choice + ": " + r.Reason }
+
+// precisionGate says what 8 bits must show to be taken.
+type precisionGate struct {
+	// faster is how many times faster they must be.
+	faster float64
+	// margin is the loss of AUROC, 0..1, that the lower bound of the difference may
+	// show; they are to lose nothing.
+	margin float64
+}
+
+var usualGate = precisionGate{faster: 1.3, margin: 0.01}
+
+const (
+	// mostSpoilt and leastSpoilt bound the held-out normals that are spoilt; with fewer
+	// nothing can be told.
+	mostSpoilt  = 30
+	leastSpoilt = 6
+	// slightly is how strongly they are spoilt: what is plain to see tells models
+	// apart no more.
+	slightly = 0.3
+)
+
+// spoiltBy are the corruptions that precisions are compared by: local ones and one
+// of the whole picture.
+var spoiltBy = []corrupt.Kind{corrupt.Scar, corrupt.Blur, corrupt.Spots, corrupt.Warp}
+
+// inPrecision chooses the precision of a score that was built with PrecisionFloat:
+// 8 bits where they are faster and lose nothing. The model and the score that are not
+// given back are closed.
+func inPrecision(ctx context.Context, nets networks, dir string, one built, h halves) (built, *PrecisionReport, error) {
+	r, gate := &PrecisionReport{Choice: PrecisionFloat}, cmp.Or(one.p.Model.eightBits, usualGate)
+	if k := one.p.Host.Device.Kind; k != "" && k != "cpu" {
+		r.Reason = "8 bits are for the CPU"
+		return one, r, nil
+	}
+	if len(h.held) < leastSpoilt {
+		r.Reason = fmt.Sprintf("%d held-out normals are too few to compare by", len(h.held))
+		return one, r, nil
+	}
+	q := one.p
+	q.Model.Precision = PrecisionInt8
+	y, err := one.x.twin(ctx, q, nets, filepath.Join(dir, "int8.onnx"))
+	if errors.Is(err, lower.ErrNothingToQuantize) {
+		r.Reason = "the backbone has no products that 8 bits make faster"
+		return one, r, nil
+	}
+	if err != nil {
+		return one, nil, err
+	}
+	two := built{x: y, p: q, own: true}
+	held := h.held[:min(len(h.held), mostSpoilt)]
+	err = func() (err error) {
+		if r.Speed, err = faster(ctx, one.x.b.model.e, y.b.model.e); err != nil {
+			return err
+		}
+		if r.Speed < gate.faster {
+			r.Reason = fmt.Sprintf("8 bits are %.2f times as fast, and %g is asked for", r.Speed, gate.faster)
+			return nil
+		}
+		y.b.copies = one.x.b.copies
+		if two.s, err = y.b.build(ctx, y.n.at(h.train), y.n.at(h.held)); err != nil {
+			return err
+		}
+		var found [2]evidence
+		for i, b := range []built{one, two} {
+			if found[i], err = b.spoilt(ctx, one.x.imagesAt(held)); err != nil {
+				return err
+			}
+		}
+		base, other := newComparison(found[0]), newComparison(found[1])
+		gains, _ := other.gains(base, 1000, q.Seed)
+		low := quantile(gains, 0.05)
+		r.Float, r.Int8, r.Low, r.Held = &base.mean, &other.mean, &low, len(held)
+		if low > -gate.margin {
+			r.Choice = PrecisionInt8
+		}
+		r.Reason = fmt.Sprintf("8 bits are %.2f times as fast, and tell %d held-out normals from spoilt ones with an AUROC of %.3f instead of %.3f, at least %+.3f",
+			r.Speed, len(held), other.mean, base.mean, low)
+		return nil
+	}()
+	keep, drop := one, two
+	if err == nil && r.Choice == PrecisionInt8 {
+		keep, drop = two, one
+		drop.own = true
+	}
+	if drop.s != nil {
+		err = errors.Join(err, drop.s.Close())
+	}
+	return keep, r, errors.Join(err, drop.x.Close())
+}
+
+// faster is how many times faster b is than a on one picture: the quotient of the
+// least times of runs by turns.
+func faster(ctx context.Context, a, b *inference.Embedder) (float64, error) {
+	black := [][]uint8{make([]uint8, a.Preprocess().Bytes())}
+	var least [2]time.Duration
+	for range 2 * timedRuns {
+		for i, e := range []*inference.Embedder{a, b} {
+			began := time.Now()
+			if _, err := e.EmbedPixels(ctx, black); err != nil {
+				return 0, err
+			}
+			if took := time.Since(began); least[i] == 0 || took < least[i] {
+				least[i] = took
+			}
+		}
+	}
+	return float64(least[0]) / float64(max(least[1], 1)), nil
+}
+
+// spoilt scores images, and the same spoilt in several ways.
+func (b built) spoilt(ctx context.Context, images []Image) (evidence, error) {
+	e := evidence{anomalies: map[string][]float64{}}
+	decoded := make([]*imaging.Image, len(images))
+	for i, m := range images {
+		file, err := m.Read()
+		if err != nil {
+			return e, fmt.Errorf("read normal image %s: %w", m.Name, err)
+		}
+		if decoded[i], err = b.p.Data.View.Decode(file, b.p.Data.Limits); err != nil {
+			return e, fmt.Errorf("normal image %s: %w", m.Name, err)
+		}
+	}
+	score := func(m *imaging.Image) (float64, error) {
+		all, err := b.x.b.model.e.EmbedImages(ctx, []*imaging.Image{m})
+		if err == nil {
+			err = all[0].Err
+		}
+		if err != nil {
+			return 0, err
+		}
+		var v inference.Score
+		err = b.s.served.Judge(ctx, []*inference.Embedding{&all[0]}, []*inference.Score{&v})
+		return v.Score, err
+	}
+	for i, m := range decoded {
+		v, err := score(m)
+		if err != nil {
+			return e, err
+		}
+		e.normals = append(e.normals, v)
+		for _, kind := range spoiltBy {
+			bad, err := corrupt.Apply(kind, m, decoded[(i+1)%len(decoded)], slightly, b.p.Seed+uint64(i))
+			if err != nil {
+				return e, fmt.Errorf("spoil normal image %s: %w", images[i].Name, err)
+			}
+			if v, err = score(bad); err != nil {
+				return e, err
+			}
+			e.anomalies[string(kind)] = append(e.anomalies[string(kind)], v)
+		}
+	}
+	return e, nil
+}
