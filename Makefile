@@ -73,6 +73,15 @@ leaf-test: ## a hub and an edge: an hour's events and pictures while the link is
 scale: ## 1,000 cameras at a frame a second against scorers that do nothing: what broker and worker take (three minutes)
 	NEARMISS_TEST_CAMERAS=1000 go test -count 1 -v -timeout 20m -run '^TestAPlantOfCameras$$' ./stream
 
+# A commit of the version to come from.
+FROM ?= e7c20b3
+
+.PHONY: upgrade-test
+upgrade-test: runtime ## part by part from the program of FROM=COMMIT to this one, and back, while a camera publishes (three minutes)
+	@old=$$(mktemp -d) && trap 'rm -rf "$$old"' EXIT && git archive $(FROM) | tar -x -C "$$old" && \
+	  (cd "$$old" && go build -trimpath -o nearmiss-old ./cmd/nearmiss) && \
+	  NEARMISS_TEST_OLD=$$old/nearmiss-old go test -count 1 -v -timeout 20m -run '^TestARollingUpgrade$$' ./cmd/nearmiss
+
 .PHONY: deploy-check
 deploy-check: ## check deployments/: against the program, and by the tools that are installed
 	@deployments/check.sh

@@ -98,5 +98,14 @@ func (in *Installation) Registry(ctx context.Context) (*registry.Registry, error
 	})
 }
 
+// Fetch brings a release into a folder below dir, and returns that.
+func (in *Installation) Fetch(ctx context.Context, digest, dir string) (string, error) {
+	r, err := caching(in.js, in.names, dir).Registry(ctx)
+	if err != nil {
+		return "", err
+	}
+	return r.Get(ctx, digest)
+}
+
 // Normals are the training sets.
 func (in *Installation) Normals() *Normals { return &Normals{names: in.names, js: in.js} }

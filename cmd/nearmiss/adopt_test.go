@@ -57,6 +57,14 @@ func TestPublishingMakesADetectorWhole(t *testing.T) {
 	if out, _ := program(t, 0, "releases", "other", at); !strings.HasPrefix(out, "  ") || len(strings.Fields(out)) == 0 {
 		t.Errorf("releases of other: %q", out)
 	}
+	// And in another installation, once and again.
+	there := "--server=" + startBroker(t)
+	for range 2 {
+		program(t, 0, "releases", "pub", "copy", "--to", strings.TrimPrefix(there, "--server="), "--promote", at)
+	}
+	if here, copied := activeRelease(t, "pub", at), activeRelease(t, "pub", there); copied != here {
+		t.Errorf("release %s was copied, %s is active there", here, copied)
+	}
 	program(t, 0, "train", "pub", at)
 	program(t, 0, "detector", "delete", "pub", at)
 }

@@ -33,6 +33,7 @@ func TestWrongUsageIsOneClearLineAndExitCode2(t *testing.T) {
 		"missing file":            {[]string{"backbone", "inspect", "/does/not/exist"}, "/does/not/exist"},
 		"bad detector name":       {[]string{"releases", "a.b"}, "a.b"},
 		"publish without folder":  {[]string{"releases", "bolts", "publish"}, "release folder"},
+		"copy to nowhere":         {[]string{"releases", "bolts", "copy"}, "--to"},
 		"promote without release": {[]string{"releases", "bolts", "promote"}, "digest"},
 		"bad source of a camera":  {[]string{"camera", "synthetic:trees", "--detector", "d", "--camera", "c"}, "trees"},
 		"bad size":                {[]string{"bench", "bank", "--size", "many"}, "many"},

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/nearmiss/nearmiss/stream"
@@ -13,9 +14,11 @@ import (
 
 type releasesCmd struct {
 	Detector string `arg:"" help:"Detector whose releases are meant."`
-	Action   string `arg:"" optional:"" enum:"list,show,publish,promote,rollback,shadow,unshadow,pin,unpin" default:"list" help:"list (default), show, publish, promote, rollback, shadow (have a candidate score alongside), unshadow, pin (never collect) or unpin."`
-	Release  string `arg:"" optional:"" help:"publish: the release folder. show, promote: digest of the release, or its first characters (show without one: the active release)."`
-	Promote  bool   `help:"publish: also make the release the active one."`
+	Action   string `arg:"" optional:"" enum:"list,show,publish,copy,promote,rollback,shadow,unshadow,pin,unpin" default:"list" help:"list (default), show, publish, copy (to another installation), promote, rollback, shadow (have a candidate score alongside), unshadow, pin (never collect) or unpin."`
+	Release  string `arg:"" optional:"" help:"publish: the release folder. show, copy, promote: digest of the release, or its first characters (show, copy without one: the active release)."`
+	Promote  bool   `help:"publish, copy: also make the release the active one."`
+	To       string `placeholder:"URL" help:"copy: NATS server of the other installation."`
+	ToConfig string `name:"to-config" type:"existingfile" placeholder:"FILE" help:"copy: configuration that says who this machine is there."`
 	Normals  string `type:"existingdir" placeholder:"DIR" help:"publish: folder of the images that it was learnt from (default: where they were then). They become the normals of a detector that has none."`
 	Reason   string `placeholder:"TEXT" help:"promote, rollback: why; kept in the history."`
 	JSON     bool   `name:"json" help:"Print one JSON object a line."`
@@ -29,6 +32,7 @@ func (*releasesCmd) Help() string {
 			"nearmiss releases bolts",
 			"nearmiss releases bolts publish releases/bolts --promote",
 			"nearmiss releases bolts promote 3f9a41",
+			"nearmiss releases bolts copy 3f9a41 --to nats://edge1.example.org:4222 --promote",
 			"nearmiss releases bolts rollback --reason 'too many false alarms'",
 		)
 }
@@ -40,6 +44,8 @@ func (c *releasesCmd) Run(ctx context.Context, o *output) error {
 	switch {
 	case c.Action == "publish" && c.Release == "":
 		return usageError{errors.New("publish: name the release folder")}
+	case (c.Action == "copy") != (c.To != ""):
+		return usageError{errors.New("--to names the installation that copy brings a release to, and nothing else does")}
 	case c.Action == "promote" && c.Release == "":
 		return usageError{errors.New("promote: name the release by its digest, or the first characters of it")}
 	case (c.Action == "shadow" || c.Action == "pin" || c.Action == "unpin") && c.Release == "":
@@ -57,6 +63,8 @@ func (c *releasesCmd) Run(ctx context.Context, o *output) error {
 			return c.show(ctx, o, r)
 		case "publish":
 			return c.publish(ctx, o, in, control)
+		case "copy":
+			return c.copy(ctx, o, in)
 		default:
 			return c.change(ctx, o, in, control)
 		}
@@ -125,20 +133,55 @@ func (c *releasesCmd) list(ctx context.Context, o *output, r *registry.Registry)
 	return nil
 }
 
+// named is the digest of the release that the command names, or of the active one.
+func (c *releasesCmd) named(ctx context.Context, r *registry.Registry) (string, error) {
+	if c.Release != "" {
+		return r.Resolve(ctx, c.Detector, c.Release)
+	}
+	p, err := r.Active(ctx, c.Detector)
+	return p.Release, err
+}
+
+// copy brings a release from one installation to another, which takes the files that
+// it does not have.
+func (c *releasesCmd) copy(ctx context.Context, o *output, in *stream.Installation) error {
+	there := serverFlags{Server: c.To, Prefix: c.Prefix}
+	if c.ToConfig != "" {
+		conf, err := loadConfig(c.ToConfig, nil)
+		if err != nil {
+			return usageError{err}
+		}
+		there.credentialFlags = credentialFlags{
+			NKey: conf.Client.NKey, Creds: conf.Client.Creds,
+			TLSCA: conf.Client.TLS.CA, TLSCert: conf.Client.TLS.Cert, TLSKey: conf.Client.TLS.Key,
+		}
+	}
+	r, err := in.Registry(ctx)
+	if err != nil {
+		return err
+	}
+	digest, err := c.named(ctx, r)
+	if err != nil {
+		return err
+	}
+	tmp, err := os.MkdirTemp("", "nearmiss-copy-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp)
+	into := *c
+	if into.Release, err = in.Fetch(ctx, digest, tmp); err != nil {
+		return err
+	}
+	return there.withInstallation("releases", o, func(in *stream.Installation, control *stream.Client) error {
+		return into.publish(ctx, o, in, control)
+	})
+}
+
 func (c *releasesCmd) show(ctx context.Context, o *output, r *registry.Registry) error {
-	var digest string
-	if c.Release == "" {
-		p, err := r.Active(ctx, c.Detector)
-		if err != nil {
-			return err
-		}
-		digest = p.Release
-	} else {
-		d, err := r.Resolve(ctx, c.Detector, c.Release)
-		if err != nil {
-			return err
-		}
-		digest = d
+	digest, err := c.named(ctx, r)
+	if err != nil {
+		return err
 	}
 	rel, err := r.Show(ctx, digest)
 	if err != nil {
