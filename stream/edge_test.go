@@ -50,6 +50,10 @@ func natsServer(t *testing.T, o *server.Options) jetstream.JetStream {
 
 // storeEvents stores n events of an edge, each as large as most.
 func storeEvents(ctx context.Context, js jetstream.JetStream, names stream.Names, detector string, from, n int) error {
+	js, err := jetstream.New(js.Conn(), jetstream.WithPublishAsyncMaxPending(n))
+	if err != nil {
+		return err
+	}
 	for i := from; i < from+n; i++ {
 		score, yes := 9.0, true
 		m, err := stream.Event{

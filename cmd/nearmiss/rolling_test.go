@@ -76,10 +76,17 @@ func TestARollingUpgrade(t *testing.T) {
 	eventually(t, "the frames that waited are scored", func() bool { n, _, _ := count(); return n == 5 })
 
 	published := make(chan error, 1)
-	acked := make(chan int, frames)
-	go func() { published <- publishCells(t.Context(), l.js, frames, acked) }()
+	acked, tenths := make(chan int, frames), make(chan struct{}, 10)
+	go func() { published <- publishCells(t.Context(), l.js, frames, tenths, acked) }()
+	allowed := 0
+	publish := func(part int) { // tenths of the frames, and no more yet
+		for ; allowed < part; allowed++ {
+			tenths <- struct{}{}
+		}
+	}
 	reached := func(part int) {
 		t.Helper()
+		publish(part)
 		eventually(t, fmt.Sprintf("%d frames are scored", frames*part/10), func() bool { n, _, _ := count(); return n >= frames*part/10 })
 		n, twice, dead := count()
 		t.Logf("%d of %d acknowledged frames are scored, %d events twice, %d dead letters", n-5, len(acked), twice, dead-before)
@@ -89,11 +96,13 @@ func TestARollingUpgrade(t *testing.T) {
 	oldTrainer := older("trainer", "--data", t.TempDir(), "--server", at, "--threads", "1")
 	reached(2)
 
+	publish(4)
 	server.stop()
 	server, _ = runBroker(t, u.Port(), "--data", data, "--config", config)
 	newWorker.logged("release is in service")
 	reached(4)
 	t.Log("the broker is new; both workers and the older trainer are there")
+	publish(6)
 	program(t, 0, "train", "cells", "--wait", "--no-promote", "--server", at)
 	oldTrainer.stop()
 	newTrainer := newer("trainer", "--data", t.TempDir(), "--server", at, "--threads", "1")
@@ -101,15 +110,18 @@ func TestARollingUpgrade(t *testing.T) {
 	trained := activeRelease(t, "cells", "--server="+at)
 	eventually(t, "the new trainer's release serves", func() bool { return serves(t, "cells", "--server="+at, trained) })
 	reached(6)
+	publish(7)
 	oldWorker.stop()
 	t.Log("all is new")
 	reached(7)
+	publish(8)
 	newWorker.stop()
 	again := worker(older) // it did not go well, and somebody goes back
 	again.logged("worker is up")
 	reached(8)
 	newWorker = worker(newer)
 	newWorker.logged("release is in service")
+	publish(10)
 	if err := <-published; err != nil {
 		t.Fatal(err)
 	}
@@ -126,8 +138,9 @@ func TestARollingUpgrade(t *testing.T) {
 	server.stop()
 }
 
-// publishCells publishes drawn cells, each until it is acknowledged.
-func publishCells(ctx context.Context, js jetstream.JetStream, frames int, acked chan<- int) error {
+// publishCells publishes drawn cells, each until it is acknowledged, and a tenth of
+// them for each word to do so.
+func publishCells(ctx context.Context, js jetstream.JetStream, frames int, tenths <-chan struct{}, acked chan<- int) error {
 	s, err := synthetic.New(synthetic.Cells, 3, synthetic.Options{Size: 32, DefectRate: 0.2})
 	if err != nil {
 		return err
@@ -142,6 +155,13 @@ func publishCells(ctx context.Context, js jetstream.JetStream, frames int, acked
 		images = append(images, b)
 	}
 	for i := range frames {
+		if i%(frames/10) == 0 && i < frames/10*10 {
+			select {
+			case <-tenths:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
 		m := nats.NewMsg(stream.Names{}.Frames("cells", "rolling"))
 		m.Header.Set(stream.HeaderFrameID, fmt.Sprint("r", i))
 		m.Data = slices.Clone(images[i%len(images)])
