@@ -32,6 +32,9 @@ func NewRelay(t testing.TB, to string) *Relay {
 			if err != nil {
 				return
 			}
+			r.mu.Lock()
+			to := r.to
+			r.mu.Unlock()
 			out, err := net.Dial("tcp", to)
 			if err != nil {
 				in.Close()
@@ -76,6 +79,13 @@ func (r *Relay) Cut() {
 		c.Close()
 	}
 	r.open, r.mute = nil, false
+}
+
+// Lead has new connections lead to another server.
+func (r *Relay) Lead(to string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.to = to
 }
 
 // Silence keeps back what the server says.

@@ -19,11 +19,10 @@ import (
 func Brokers(t *testing.T, test func(t *testing.T, start func(testing.TB) string)) {
 	t.Run("embedded", func(t *testing.T) { test(t, Embedded) })
 	t.Run("Mosquitto", func(t *testing.T) {
-		path := mosquitto()
-		if path == "" {
-			t.Skip("mosquitto is not installed (Debian package mosquitto)")
-		}
-		test(t, startMosquitto)
+		test(t, func(t testing.TB) string {
+			at, _ := Mosquitto(t)
+			return at
+		})
 	})
 }
 
@@ -44,8 +43,13 @@ func Embedded(t testing.TB) string {
 	return b.MQTTAddr()
 }
 
-func startMosquitto(t testing.TB) string {
+// Mosquitto starts that broker, where it is installed, and returns host and port;
+// kill (SIGKILL) ends it at once, and the test does.
+func Mosquitto(t testing.TB) (at string, kill func()) {
 	t.Helper()
+	if mosquitto() == "" {
+		t.Skip("mosquitto is not installed (Debian package mosquitto)")
+	}
 	for range 20 { // it cannot say which port it has found
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -66,15 +70,16 @@ func startMosquitto(t testing.TB) string {
 			_ = cmd.Wait()
 			close(ended)
 		}()
-		t.Cleanup(func() {
+		kill := func() {
 			_ = cmd.Process.Kill()
 			<-ended
-		})
+		}
+		t.Cleanup(kill)
 		at := fmt.Sprintf("127.0.0.1:%d", port)
 		for {
 			if c, err := net.Dial("tcp", at); err == nil {
 				c.Close()
-				return at
+				return at, kill
 			}
 			select {
 			case <-ended: // somebody else has the port
@@ -85,5 +90,5 @@ func startMosquitto(t testing.TB) string {
 		}
 	}
 	t.Fatal("no port is free")
-	return ""
+	return "", nil
 }

@@ -30,12 +30,17 @@ type Engine struct {
 type Config struct {
 	stream.Names
 	Rules
+	// Now is the time at which incidents are over. Default time.Now; tests replace it.
+	Now func() time.Time
 }
 
 // NewEngine prepares an engine; Run starts it.
 func NewEngine(cfg Config, nc *nats.Conn, log zerolog.Logger) (*Engine, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
 	}
 	js, err := jetstream.New(nc)
 	if err != nil {
@@ -108,7 +113,7 @@ func (e *Engine) work(ctx context.Context) error {
 			if info.NumPending > 0 || info.NumAckPending > 0 {
 				continue
 			}
-			if err := e.look(ctx, states, now); err != nil {
+			if err := e.look(ctx, states, e.cfg.Now()); err != nil {
 				return err
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -205,10 +206,11 @@ func TestWhatIsTold(t *testing.T) {
 
 // hall is a broker and what is told on it.
 type hall struct {
-	t  *testing.T
-	nc *nats.Conn
-	js jetstream.JetStream
-	n  int
+	t   *testing.T
+	nc  *nats.Conn
+	js  jetstream.JetStream
+	n   int
+	now atomic.Pointer[time.Time] // what the engines take for the time; nil: it is
 }
 
 func newHall(t *testing.T) *hall {
@@ -227,17 +229,24 @@ func newHall(t *testing.T) *hall {
 
 func (h *hall) engine(r incident.Rules) (stop func()) {
 	h.t.Helper()
-	e, err := incident.NewEngine(incident.Config{Rules: r}, h.nc, zerolog.Nop())
+	e, err := incident.NewEngine(incident.Config{Rules: r, Now: h.time}, h.nc, zerolog.Nop())
 	if err != nil {
 		h.t.Fatal(err)
 	}
 	return brokertest.Run(h.t, "incidents", e.Run)
 }
 
+func (h *hall) time() time.Time {
+	if now := h.now.Load(); now != nil {
+		return *now
+	}
+	return time.Now()
+}
+
 func (h *hall) publish(camera string, ratio float64) {
 	h.t.Helper()
 	h.n++
-	m, err := event(h.n, camera, time.Now().UTC(), ratio).Message(stream.Names{})
+	m, err := event(h.n, camera, h.time().UTC(), ratio).Message(stream.Names{})
 	if err == nil {
 		_, err = h.js.PublishMsg(context.Background(), m)
 	}
@@ -280,7 +289,9 @@ func poll(t testing.TB, done func() bool) {
 // beginning and one end each, and messages that follow their schema.
 func TestEnginesShareTheWork(t *testing.T) {
 	h := newHall(t)
-	rules := incident.Rules{Quiet: 2 * time.Second}
+	began := time.Now()
+	h.now.Store(&began) // no time passes until all is published
+	rules := incident.Rules{}
 	h.engine(rules)
 	stop := h.engine(rules)
 	poll(t, func() bool {
@@ -294,6 +305,8 @@ func TestEnginesShareTheWork(t *testing.T) {
 		}
 		h.publish(fmt.Sprintf("line%d", i%10), 1.5)
 	}
+	later := began.Add(time.Minute)
+	h.now.Store(&later)
 	poll(t, func() bool {
 		all := h.told()
 		for _, msgs := range all {

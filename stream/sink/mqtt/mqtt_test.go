@@ -11,7 +11,9 @@ import (
 	"time"
 
 	paho "github.com/eclipse/paho.mqtt.golang"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nuid"
+	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	inner "github.com/nearmiss/nearmiss/internal/mqtt"
@@ -155,6 +157,83 @@ func TestOnlyWhatIsAcknowledgedIsDelivered(t *testing.T) {
 		}
 		e.last("nearmiss/availability", is(mqtt.Stopped))
 	})
+}
+
+// Mosquitto is killed, three times, when it has an event and before the sink knows:
+// the event comes again, to the one that is started then, under its id.
+func TestMosquittoIsKilledBetweenPublishAndAcknowledgement(t *testing.T) {
+	at, kill := mqtttest.Mosquitto(t)
+	b, _ := brokertest.Start(t, broker.Config{Port: -1})
+	nc := brokertest.Connect(t, b)
+	js, err := jetstream.New(nc)
+	if err == nil {
+		err = stream.Ensure(t.Context(), js, stream.Topology{})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := brokertest.NewRelay(t, at)
+	value, err := json.Marshal(sink.Sink{
+		Name: "hall", Kind: mqtt.Kind, Enabled: true, Kinds: []string{stream.KindAnomaly}, Config: []byte(`{"url":"mqtt://` + r.Addr() + `","home_assistant":"-"}`),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sinks, err := js.KeyValue(t.Context(), "NM_SINKS")
+	if err == nil {
+		_, err = sinks.Put(t.Context(), "hall", value)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := sink.NewEngine(sink.EngineConfig{
+		Kinds:  sink.Kinds{mqtt.Kind: mqtt.Opener(stream.Names{}, "test", nil)},
+		Delays: []time.Duration{50 * time.Millisecond},
+	}, nc, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	brokertest.Run(t, "sinks", e.Run)
+	const topic = "nearmiss/bolts/line1/event"
+	waiting := func() (n int) {
+		c, err := js.Consumer(t.Context(), "NM_EVENTS", "sink-hall")
+		if err != nil {
+			return -1
+		}
+		return int(c.CachedInfo().NumPending) + c.CachedInfo().NumAckPending
+	}
+	eventually(t, "the sink has its consumer", func() bool { return waiting() == 0 })
+	publish := func(id string) {
+		t.Helper()
+		m, err := anomaly(id).Event.Message(stream.Names{})
+		if err == nil {
+			_, err = js.PublishMsg(t.Context(), m)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	ear := listen(t, at)
+	for round := range 3 {
+		before, during := fmt.Sprintf("before-%d", round), fmt.Sprintf("during-%d", round)
+		publish(before)
+		ear.last(topic, has(before))
+		eventually(t, "it is acknowledged", func() bool { return waiting() == 0 })
+		r.Silence()
+		publish(during)
+		ear.last(topic, has(during)) // Mosquitto has it, and the sink does not know
+		if waiting() != 1 {
+			t.Fatal("it counts as delivered")
+		}
+		kill()
+		at, kill = mqtttest.Mosquitto(t)
+		ear = listen(t, at)
+		r.Lead(at)
+		r.Cut()
+		ear.last(topic, has(`"id":"`+during+`"`))
+		eventually(t, "all is acknowledged", func() bool { return waiting() == 0 })
+		ear.last("nearmiss/availability", is(mqtt.Online))
+	}
 }
 
 // A camera's state is retained: the alarm is on from an incident's beginning to

@@ -1,0 +1,136 @@
+package mail_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
+
+	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/broker"
+	"github.com/nearmiss/nearmiss/stream/incident"
+	"github.com/nearmiss/nearmiss/stream/sink"
+	"github.com/nearmiss/nearmiss/stream/sink/mail"
+)
+
+// A minute in which ten cameras see anomalies all the time is ten alarms: ten
+// mails when they begin and ten when they are over. make sinks is the long form.
+func TestAFloodIsAMailACameraAndItsEnd(t *testing.T) {
+	events := 500
+	if n, err := strconv.Atoi(os.Getenv("NEARMISS_TEST_SINK_FLOOD")); err == nil {
+		events = n
+	}
+	const cameras = 10
+	o := openOffice(t)
+	b, _ := brokertest.Start(t, broker.Config{Port: -1})
+	nc := brokertest.Connect(t, b)
+	js, err := jetstream.New(nc)
+	if err == nil {
+		err = stream.Ensure(t.Context(), js, stream.Topology{})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	word := filepath.Join(t.TempDir(), "password")
+	if err := os.WriteFile(word, []byte(password), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	config, err := json.Marshal(mail.Config{URL: o.url, CAFile: o.ca, From: "alarm@example.org", To: []string{"shift@example.org"}, User: user})
+	if err != nil {
+		t.Fatal(err)
+	}
+	value, err := json.Marshal(sink.Sink{Name: "shift", Kind: mail.Kind, Enabled: true, Config: config, Secret: "file:" + word})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sinks, err := js.KeyValue(t.Context(), "NM_SINKS")
+	if err == nil {
+		_, err = sinks.Put(t.Context(), "shift", value)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var now atomic.Pointer[time.Time] // no time passes but what the test says
+	began := time.Now().UTC()
+	now.Store(&began)
+	engine, err := sink.NewEngine(sink.EngineConfig{Kinds: sink.Kinds{mail.Kind: mail.Opener("test", nil)}, Delays: []time.Duration{50 * time.Millisecond}}, nc, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	incidents, err := incident.NewEngine(incident.Config{Now: func() time.Time { return *now.Load() }}, nc, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	brokertest.Run(t, "sinks", engine.Run)
+	brokertest.Run(t, "incidents", incidents.Run)
+	waiting := func(s, consumer string) int {
+		c, err := js.Consumer(t.Context(), s, consumer)
+		if err != nil {
+			return -1
+		}
+		return int(c.CachedInfo().NumPending) + c.CachedInfo().NumAckPending
+	}
+	eventually(t, "both are at work", func() bool {
+		return waiting("NM_EVENTS", "incidents") == 0 && waiting("NM_INCIDENTS", "sink-shift") == 0
+	})
+
+	start := time.Now()
+	for i := range events {
+		score, threshold := 2.0, 1.0
+		m, err := stream.Event{
+			ID: fmt.Sprintf("event-%d", i), Kind: stream.KindAnomaly, Detector: "bolts", Camera: "line" + strconv.Itoa(i%cameras), FrameID: strconv.Itoa(i),
+			ScoredAt: began.Add(time.Duration(i) * time.Minute / time.Duration(events)), Score: &score, Threshold: &threshold,
+		}.Message(stream.Names{})
+		if err == nil {
+			_, err = js.PublishMsg(t.Context(), m)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "all are counted", func() bool { return waiting("NM_EVENTS", "incidents") == 0 })
+	took := time.Since(start)
+	over := began.Add(time.Hour)
+	now.Store(&over)
+	phases := map[string]int{}
+	eventually(t, "all incidents are over", func() bool {
+		s, err := js.Stream(t.Context(), "NM_INCIDENTS")
+		if err != nil {
+			return false
+		}
+		info, err := s.Info(t.Context(), jetstream.WithSubjectFilter("nearmiss.incidents.>"))
+		if err != nil {
+			return false
+		}
+		clear(phases)
+		for subject, n := range info.State.Subjects {
+			phase, _ := stream.Names{}.ParseIncidents(subject)
+			phases[phase] += int(n)
+		}
+		return phases[incident.End] >= cameras
+	})
+	eventually(t, "all mails are there", func() bool { return waiting("NM_INCIDENTS", "sink-shift") == 0 })
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if phases[incident.New] != cameras || phases[incident.End] != cameras || len(o.got) != 2*cameras {
+		t.Errorf("incidents %v, %d mails", phases, len(o.got))
+	}
+	t.Logf("%d events of %d cameras in a minute: incidents %v, %d mails; counted %.0f events a second", events, cameras, phases, len(o.got), float64(events)/took.Seconds())
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Minute); !ok(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("gave up waiting: %s", what)
+		}
+	}
+}
