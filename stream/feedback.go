@@ -110,7 +110,7 @@ func (in *Installation) SendFeedback(ctx context.Context, f Feedback) error {
 	if err := f.Validate(); err != nil {
 		return err
 	}
-	e, err := in.meant(ctx, f)
+	e, err := in.Meant(ctx, f)
 	if err != nil {
 		return err
 	}

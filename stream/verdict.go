@@ -134,7 +134,7 @@ func (b *marking) mark(ctx context.Context, m jetstream.Msg) (effect, error) {
 		return effect{}, Permanent(CodeBadRequest, err)
 	}
 	x := effect{detector: f.Detector, verdict: meta.Sequence.Stream}
-	e, err := w.in.meant(ctx, f)
+	e, err := w.in.Meant(ctx, f)
 	if errors.Is(err, ErrNotFound) {
 		return x, Permanent(CodeNotFound, err)
 	}
@@ -175,8 +175,8 @@ func (b *marking) mark(ctx context.Context, m jetstream.Msg) (effect, error) {
 	return x, nil
 }
 
-// meant is the event that feedback is about, or [ErrNotFound].
-func (in *Installation) meant(ctx context.Context, f Feedback) (Event, error) {
+// Meant is the event that feedback is about, or [ErrNotFound].
+func (in *Installation) Meant(ctx context.Context, f Feedback) (Event, error) {
 	if f.Sequence > 0 {
 		e, err := in.Event(ctx, f.Sequence)
 		switch {

@@ -28,6 +28,7 @@ import (
 type sinksCmd struct {
 	Serve  sinksServeCmd  `cmd:"" default:"withargs" help:"Bring events to the sinks until Ctrl-C (nearmiss up does, too)."`
 	List   sinksListCmd   `cmd:"" help:"List sinks, and what became of their events."`
+	Show   sinksShowCmd   `cmd:"" help:"Show one sink whole: settings, counters, the last failure."`
 	Add    sinksAddCmd    `cmd:"" help:"Add a sink, or change one."`
 	Test   sinksTestCmd   `cmd:"" help:"Send one event now, past all filters, and see what the receiver says."`
 	Pause  sinksPauseCmd  `cmd:"" help:"Send nothing; events wait in the broker."`
@@ -157,25 +158,29 @@ func (c *sinksListCmd) Run(ctx context.Context, o *output) error {
 		return o.say(false, nil, "there are no sinks: nearmiss sinks add")
 	}
 	return list(o, c.JSON, all, func(s sink.Status) string {
-		state := "at work"
-		switch {
-		case !s.Enabled:
-			state = "paused"
-		case s.Open:
-			state = "receiver down"
-		case s.Error != "" && s.LastSent.IsZero():
-			state = "failing"
-		}
 		var counts []string
 		for _, k := range slices.Sorted(maps.Keys(s.Results)) {
 			counts = append(counts, fmt.Sprintf("%s %d", k, s.Results[k]))
 		}
-		text := fmt.Sprintf("%-20s %-10s %-14s %s, %d wait", s.Name, s.Kind, state, strings.Join(append(counts, fmt.Sprintf("last delay %.1f s", s.Delay)), ", "), s.Pending)
+		text := fmt.Sprintf("%-20s %-10s %-14s %s, %d wait", s.Name, s.Kind, sinkState(s), strings.Join(append(counts, fmt.Sprintf("last delay %.1f s", s.Delay)), ", "), s.Pending)
 		if s.Error != "" {
 			text += "\n  " + s.Error
 		}
 		return text
 	})
+}
+
+// sinkState is how a sink is, in a word or two.
+func sinkState(s sink.Status) string {
+	switch {
+	case !s.Enabled:
+		return "paused"
+	case s.Open:
+		return "receiver down"
+	case s.Error != "" && s.LastSent.IsZero():
+		return "failing"
+	}
+	return "at work"
 }
 
 type sinksTestCmd struct {

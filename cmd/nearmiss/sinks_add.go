@@ -22,7 +22,7 @@ import (
 type sinksAddCmd struct {
 	Name      string        `arg:"" help:"Name of the sink."`
 	Kind      string        `arg:"" enum:"webhook,mail,mqtt,archive,modbus,opcua" help:"${enum}."`
-	URL       string        `required:"" placeholder:"URL" help:"Where the receiver is."`
+	URL       string        `required:"" placeholder:"URL" help:"Where the receiver is. In a webhook's path or query, {secret} is where the secret goes."`
 	Set       []string      `sep:"none" placeholder:"KEY=VALUE" help:"A setting of the kind, such as coil=3; may be repeated. stream/sink/README.md has examples."`
 	Preset    string        `placeholder:"NAME" help:"Receiver whose language to speak: slack, mattermost, discord, teams, ntfy, pagerduty or alertmanager (default: CloudEvents)."`
 	Template  string        `type:"existingfile" placeholder:"FILE" help:"Template of the body (Go text/template)."`
@@ -34,6 +34,7 @@ type sinksAddCmd struct {
 	Cameras   []string      `name:"camera" placeholder:"NAME" help:"Only events of this camera; may be repeated."`
 	Kinds     []string      `name:"event" placeholder:"KIND" help:"Only events of this kind; may be repeated (default: incident.new, incident.end, drift, release, store, camera, lost; also anomaly for each frame, incident.update, rejected)."`
 	MinRatio  float64       `placeholder:"X" help:"Only scores of at least X times the threshold."`
+	Verdicts  []string      `name:"verdict" placeholder:"STATE" help:"Only incidents of this state: open (nobody has said anything), seen, confirmed or false_alarm; may be repeated."`
 	Hours     string        `placeholder:"TEXT" help:"Only at these times, for instance \"Mon-Fri 06:00-22:00 Europe/Berlin\"."`
 	CoolDown  time.Duration `placeholder:"TIME" help:"Nothing more of a camera for so long after something was sent."`
 	Rate      string        `placeholder:"N/TIME" help:"At most N in TIME, for instance 30/1m; the rest is told in one summary."`
@@ -44,7 +45,7 @@ type sinksAddCmd struct {
 func (*sinksAddCmd) Help() string {
 	return "Requests are signed as Standard Webhooks has it; any of its libraries verifies them.\n\n" + examples(
 		"nearmiss sinks add desk webhook --url https://desk.example.org/alarms --detector bolts",
-		"nearmiss sinks add chat webhook --url https://chat.example.org/hook/abc --preset slack --no-secret --cool-down 1m",
+		"nearmiss sinks add chat webhook --url 'https://chat.example.org/hook/{secret}' --preset slack --secret file:/run/secrets/chat --cool-down 1m",
 		"nearmiss sinks add shift mail --url smtp://mail.example.org --set from=alarm@example.org --set 'to=[\"shift@example.org\"]' --set user=alarm --secret file:/run/secrets/mail",
 		"nearmiss sinks add home mqtt --url mqtts://mosquitto.example.org --set user=nearmiss --secret file:/run/secrets/mqtt",
 		"nearmiss sinks add keep archive --url /mnt/archive",
@@ -62,7 +63,7 @@ func (c *sinksAddCmd) sink() (sink.Sink, error) {
 	}
 	s := sink.Sink{
 		Name: c.Name, Kind: c.Kind, Enabled: true, Detectors: c.Detectors, Cameras: c.Cameras, Kinds: c.events(),
-		MinRatio: c.MinRatio, Hours: c.Hours, CoolDown: sink.Duration(c.CoolDown), Config: raw, Secret: c.Secret,
+		MinRatio: c.MinRatio, Verdicts: c.Verdicts, Hours: c.Hours, CoolDown: sink.Duration(c.CoolDown), Config: raw, Secret: c.Secret,
 	}
 	if c.Rate != "" {
 		var per string
@@ -70,8 +71,8 @@ func (c *sinksAddCmd) sink() (sink.Sink, error) {
 			return s, fmt.Errorf("--rate %q: write it as 30/1m", c.Rate)
 		}
 	}
-	if c.Bearer && c.Secret == "" {
-		return s, errors.New("--bearer needs --secret: where the token is")
+	if c.Secret == "" && (c.Bearer || strings.Contains(c.URL, "{secret}")) {
+		return s, errors.New("--bearer, and {secret} in --url, need --secret: where the token is")
 	}
 	if err := s.Validate(); err != nil {
 		return s, oneLine(err)
@@ -90,7 +91,7 @@ func (c *sinksAddCmd) Run(ctx context.Context, o *output) error {
 	}
 	return withSinks(ctx, c.serverFlags, o, func(b jetstream.KeyValue) error {
 		made := ""
-		if s.Secret == "" && !c.NoSecret && c.Kind == webhook.Kind {
+		if s.Secret == "" && !c.NoSecret && c.Kind == webhook.Kind && !strings.Contains(c.URL, "{secret}") {
 			path := filepath.Join(c.Data, "auth", "sink-"+s.Name+".secret")
 			if made, err = makeSecret(path); err != nil {
 				return err

@@ -239,6 +239,7 @@ func (r subjects) sinks() Rights {
 				api + "DIRECT.GET." + events, api + "DIRECT.GET." + events + "." + r.Events("*", "*", stream.KindAnomaly),
 			},
 			readKV(r.SinksBucket()), []string{"$KV." + r.SinksBucket() + ".*"},
+			pulls(r.FeedbackStream(), "incidents"), // people's verdicts
 			info(r.IncidentsStream()), reads(r.IncidentsStream(), r.prefixed("incidents.>")),
 			[]string{
 				api + "CONSUMER.CREATE." + r.IncidentsStream() + ".*", "$JS.ACK." + r.IncidentsStream() + ".*.>",

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -49,11 +50,20 @@ func NewEngine(cfg Config, nc *nats.Conn, log zerolog.Logger) (*Engine, error) {
 	return &Engine{cfg: cfg, js: js, log: log.With().Str("component", "incidents").Logger()}, nil
 }
 
-// Run makes incidents until ctx ends.
+// Run makes incidents, and takes people's verdicts on them, until ctx ends.
 func (e *Engine) Run(ctx context.Context) error {
+	var both sync.WaitGroup
+	both.Go(func() { e.insist(ctx, "incidents wait for the broker", e.work) })
+	both.Go(func() { e.insist(ctx, "verdicts do not reach incidents", e.judge) })
+	both.Wait()
+	return nil
+}
+
+// insist does something again until ctx ends.
+func (e *Engine) insist(ctx context.Context, trouble string, do func(context.Context) error) {
 	for ctx.Err() == nil {
-		if err := e.work(ctx); err != nil && ctx.Err() == nil {
-			e.log.Warn().Err(err).Msg("incidents wait for the broker")
+		if err := do(ctx); err != nil && ctx.Err() == nil {
+			e.log.Warn().Err(err).Msg(trouble)
 			t := time.NewTimer(time.Second)
 			select {
 			case <-ctx.Done():
@@ -62,7 +72,6 @@ func (e *Engine) Run(ctx context.Context) error {
 			t.Stop()
 		}
 	}
-	return nil
 }
 
 // lookEvery is how often open incidents are looked at while no event comes.

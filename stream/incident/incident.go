@@ -3,8 +3,8 @@
 // once that it began, perhaps that it grew worse, and once that it is over.
 //
 // An incident ([Incident]) is all that went wrong at one camera without a pause.
-// What happens to it is decided by [Incident.Add] and [Incident.Quiet] alone,
-// from events and their times; the engine ([Engine]) reads events, keeps the open
+// What happens to it is decided by [State.Add] and [State.Quiet] alone,
+// from events and their times, and by [State.Judge] from what people say; the engine ([Engine]) reads events, keeps the open
 // incidents in the bucket NM_INCIDENTS, and publishes each phase on
 // nearmiss.incidents.<detector>.<camera>.<phase>.
 //
@@ -90,6 +90,33 @@ type Incident struct {
 	// Flood is true from the minute on in which there were too many events to be
 	// defects.
 	Flood bool `json:"flood,omitempty"`
+	// Verdict is the last that a person gave on one of its events; nil: none, or it
+	// was taken back. It ends nothing.
+	Verdict *Verdict `json:"verdict,omitempty"`
+}
+
+// States of an incident for people.
+const (
+	Open       = "open" // nobody has said anything
+	Seen       = "seen"
+	Confirmed  = "confirmed"   // there is something wrong
+	FalseAlarm = "false_alarm" // there is not
+)
+
+// Verdict is what a person says of an incident.
+type Verdict struct {
+	State  string    `json:"state"` // [Seen], [Confirmed] or [FalseAlarm]
+	By     string    `json:"by,omitempty"`
+	At     time.Time `json:"at"`
+	Reason string    `json:"reason,omitempty"`
+}
+
+// State is how the incident is for people: [Open] or what its verdict says.
+func (i Incident) State() string {
+	if i.Verdict == nil {
+		return Open
+	}
+	return i.Verdict.State
 }
 
 // Peak is the event with the highest score, as a multiple of its threshold; of
@@ -185,6 +212,28 @@ func (s *State) Add(r Rules, e stream.Event, seq uint64) bool {
 	case o.Peak.Ratio > s.Told*(1+r.Rise), t.Sub(s.ToldAt) >= r.Every:
 		s.tell(Update, t)
 	}
+	return true
+}
+
+// verdicts are what feedback means for an incident.
+var verdicts = map[string]string{
+	stream.FeedbackNormal: FalseAlarm, stream.FeedbackAnomalous: Confirmed, stream.FeedbackSeen: Seen, stream.FeedbackWithdrawn: Open,
+}
+
+// Judge takes note of what a person says of an event of the incident that is
+// open; of another one's it changes nothing. Who says what was said already
+// changes nothing, either: all events of an incident may be marked one by one. It
+// says whether anything has changed.
+func (s *State) Judge(f stream.Feedback, about stream.Event) bool {
+	o, state := s.Open, verdicts[f.Verdict]
+	if o == nil || state == "" || state == o.State() || at(about).Before(o.OpenedAt) || at(about).After(o.LastAt) {
+		return false
+	}
+	o.Verdict = nil
+	if state != Open {
+		o.Verdict = &Verdict{State: state, By: f.By, At: f.At.UTC(), Reason: f.Note}
+	}
+	s.tell(Update, o.LastAt) // in a flood, too: somebody waits for it
 	return true
 }
 

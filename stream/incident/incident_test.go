@@ -136,6 +136,12 @@ func TestIncidentsAreToldOnceWhateverDies(t *testing.T) {
 			for range rapid.IntRange(1, 2).Draw(rt, "deliveries") {
 				step(func(s *incident.State) bool { return s.Add(rules, e, uint64(i)) })
 			}
+			if word := rapid.SampledFrom([]string{"", "", "normal", "anomalous", "seen", "withdrawn"}).Draw(rt, "verdict"); word != "" {
+				f := stream.Feedback{Detector: "bolts", Verdict: word, Event: e.ID, By: "ann", At: now}
+				for range rapid.IntRange(1, 2).Draw(rt, "deliveries of the verdict") {
+					step(func(s *incident.State) bool { return s.Judge(f, e) })
+				}
+			}
 		}
 		told(rt, order, smooth.Open != nil)
 		a, _ := json.Marshal(want)
@@ -201,6 +207,111 @@ func TestWhatIsTold(t *testing.T) {
 	}
 	if flood != 1 {
 		t.Errorf("%d messages tell of the flood, want 1", flood)
+	}
+}
+
+// A verdict on any event of the incident that is open is told once, and is in what
+// is told later; the next incident begins without.
+func TestVerdictsTravel(t *testing.T) {
+	var s incident.State
+	first, second := event(1, "line1", start, 2), event(2, "line1", start.Add(time.Second), 2)
+	says := func(word string, e stream.Event) bool {
+		return s.Judge(stream.Feedback{Detector: "bolts", Verdict: word, Event: e.ID, By: "ann", Note: "a shadow", At: start.Add(time.Hour)}, e)
+	}
+	if says("normal", first) {
+		t.Error("a verdict without an incident changed something")
+	}
+	s.Add(incident.Rules{}, first, 1)
+	s.Add(incident.Rules{}, second, 2)
+	s.Outbox = nil
+	var got []string
+	for _, word := range []string{"seen", "normal", "normal", "withdrawn", "withdrawn", "anomalous", "normal"} {
+		before := len(s.Outbox)
+		changed := says(word, first)
+		if changed != (len(s.Outbox) == before+1) {
+			t.Errorf("%s: changed %v, %d messages", word, changed, len(s.Outbox)-before)
+		}
+	}
+	if says("seen", event(3, "line1", start.Add(-time.Minute), 2)) {
+		t.Error("a verdict on an event before the incident changed it")
+	}
+	s.Quiet(incident.Rules{}, start.Add(time.Hour))
+	s.Add(incident.Rules{}, event(4, "line1", start.Add(2*time.Hour), 2), 4)
+	for _, i := range s.Outbox {
+		got = append(got, i.Phase+" "+i.State())
+	}
+	want := []string{"update seen", "update false_alarm", "update open", "update confirmed", "update false_alarm", "end false_alarm", "new open"}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("told %q\nwant %q", got, want)
+	}
+	if v := s.Outbox[5].Verdict; v == nil || v.By != "ann" || v.Reason != "a shadow" || !v.At.Equal(start.Add(time.Hour)) {
+		t.Errorf("%+v", v)
+	}
+}
+
+// What an operator says on an event reaches its incident, and is told when that is
+// over.
+func TestAVerdictReachesItsIncident(t *testing.T) {
+	h := newHall(t)
+	began := time.Now()
+	h.now.Store(&began)
+	h.engine(incident.Rules{})
+	h.engine(incident.Rules{})
+	poll(t, func() bool {
+		_, err1 := h.js.Consumer(t.Context(), "NM_EVENTS", "incidents")
+		_, err2 := h.js.Consumer(t.Context(), "NM_FEEDBACK", "incidents")
+		return err1 == nil && err2 == nil
+	})
+	h.publish("line1", 2)
+	h.publish("line2", 2)
+	// At once: the event may not be counted yet.
+	err := stream.NewInstallation(h.js, stream.Names{}).SendFeedback(t.Context(), stream.Feedback{Detector: "bolts", Verdict: stream.FeedbackNormal, Event: "e1", By: "ann"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	poll(t, func() bool { return len(h.told()["line1"]) == 2 })
+	later := began.Add(time.Minute)
+	h.now.Store(&later)
+	poll(t, func() bool { all := h.told(); return len(all["line1"]) == 3 && len(all["line2"]) == 2 })
+	all := h.told()
+	for n, want := range []string{incident.Open, incident.FalseAlarm, incident.FalseAlarm} {
+		if got := all["line1"][n].State(); got != want {
+			t.Errorf("message %d says %s, want %s", n, got, want)
+		}
+	}
+	if s := all["line2"][1].State(); s != incident.Open {
+		t.Errorf("line2 is %s", s)
+	}
+	valid(t, all["line1"]...)
+}
+
+// valid checks messages against their schema.
+func valid(t *testing.T, all ...incident.Incident) {
+	t.Helper()
+	schema, err := jsonschema.UnmarshalJSON(bytes.NewReader(incident.Schema))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := jsonschema.NewCompiler()
+	if err := c.AddResource("incident.json", schema); err != nil {
+		t.Fatal(err)
+	}
+	s, err := c.Compile("incident.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range all {
+		b, err := json.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v, err := jsonschema.UnmarshalJSON(bytes.NewReader(b))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Validate(v); err != nil {
+			t.Errorf("%v\n%s", err, b)
+		}
 	}
 }
 
@@ -316,18 +427,6 @@ func TestEnginesShareTheWork(t *testing.T) {
 		}
 		return len(all) == 10
 	})
-	schema, err := jsonschema.UnmarshalJSON(bytes.NewReader(incident.Schema))
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := jsonschema.NewCompiler()
-	if err := c.AddResource("incident.json", schema); err != nil {
-		t.Fatal(err)
-	}
-	s, err := c.Compile("incident.json")
-	if err != nil {
-		t.Fatal(err)
-	}
 	for camera, msgs := range h.told() {
 		if n := told(t, msgs, false); n != 1 {
 			t.Errorf("%s: %d incidents", camera, n)
@@ -335,19 +434,7 @@ func TestEnginesShareTheWork(t *testing.T) {
 		if last := msgs[len(msgs)-1]; last.Anomalies != 100 {
 			t.Errorf("%s: %d anomalies", camera, last.Anomalies)
 		}
-		for _, m := range msgs {
-			b, err := json.Marshal(m)
-			if err != nil {
-				t.Fatal(err)
-			}
-			v, err := jsonschema.UnmarshalJSON(bytes.NewReader(b))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := s.Validate(v); err != nil {
-				t.Errorf("%v\n%s", err, b)
-			}
-		}
+		valid(t, msgs...)
 	}
 }
 
@@ -382,6 +469,7 @@ func FuzzParseState(f *testing.F) {
 			return
 		}
 		s.Add(incident.Rules{}, event(1, "line1", start, 2), s.Seen+1)
+		s.Judge(stream.Feedback{Verdict: stream.FeedbackNormal}, event(1, "line1", start, 2))
 		s.Quiet(incident.Rules{}, start.Add(time.Hour))
 		for _, i := range s.Outbox {
 			if _, err := i.Message(stream.Names{}); err != nil {

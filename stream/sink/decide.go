@@ -73,6 +73,8 @@ func (j *judge) decide(n Notice, now time.Time) (result, why string) {
 		return ResultFiltered, "score"
 	case s.MaxP > 0 && n.Event.PValue != nil && *n.Event.PValue > s.MaxP:
 		return ResultFiltered, "p_value"
+	case len(s.Verdicts) > 0 && n.Incident != nil && !slices.Contains(s.Verdicts, n.Incident.State()):
+		return ResultFiltered, "verdict"
 	case !j.hours.at(now):
 		return ResultFiltered, "hours"
 	case s.MaxAge > 0 && now.Sub(n.At) > time.Duration(s.MaxAge):

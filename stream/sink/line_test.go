@@ -2,11 +2,15 @@ package sink
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
+
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/incident"
 )
 
 // again is a message that takes note of when it is to come again.
@@ -62,5 +66,40 @@ func TestWhenAFailedEventComesAgain(t *testing.T) {
 	l.failed(t.Context(), &again{}, meta(9), Notice{}, "NM_EVENTS", &Gone{no})
 	if off != 1 {
 		t.Errorf("switched off %d times", off)
+	}
+}
+
+// A sink that wants open incidents only is not told of what somebody has looked
+// at; another is, and with the verdict.
+func TestVerdictsAreSaidAndFiltered(t *testing.T) {
+	at := time.Now()
+	end := func(v *incident.Verdict) Notice {
+		i := incident.Incident{ID: "e1", Phase: incident.End, N: 1, Detector: "bolts", Camera: "line1", OpenedAt: at, LastAt: at, EndedAt: at, Anomalies: 2, Verdict: v}
+		return Notice{ID: "e1/1", At: at, Incident: &i, Event: stream.Event{ID: "e1", Kind: IncidentPrefix + incident.End, Detector: "bolts", Camera: "line1"}}
+	}
+	no := &incident.Verdict{State: incident.FalseAlarm, By: "ann", At: at, Reason: "a shadow"}
+	j, err := newJudge(Sink{Name: "a", Verdicts: []string{incident.Open, incident.Confirmed}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, c := range map[string]struct {
+		n    Notice
+		want string
+	}{
+		"nobody has said anything": {end(nil), ResultSent + " "},
+		"a false alarm":            {end(no), ResultFiltered + " verdict"},
+		"confirmed":                {end(&incident.Verdict{State: incident.Confirmed, At: at}), ResultSent + " "},
+		"an event":                 {Notice{Event: stream.Event{Kind: stream.KindDrift}}, ResultSent + " "},
+	} {
+		result, why := j.decide(c.n, at)
+		if got := result + " " + why; got != c.want {
+			t.Errorf("%s: %s", what, got)
+		}
+	}
+	if _, text := end(no).Words(); !strings.Contains(text, "false alarm, says ann (a shadow)") {
+		t.Errorf("%q", text)
+	}
+	if (Sink{Name: "a", Kind: "k", Verdicts: []string{"maybe"}}).Validate() == nil {
+		t.Error("a verdict that does not exist is taken")
 	}
 }

@@ -27,6 +27,9 @@ type Sink struct {
 	MinRatio float64 `json:"min_ratio,omitempty"`
 	// MaxP is the largest p-value, 0-1; 0: any.
 	MaxP float64 `json:"max_p,omitempty"`
+	// Verdicts are the states of incidents that are sent, see [incident.Verdict]:
+	// with open alone, what somebody has looked at is told no more. Empty: all.
+	Verdicts []string `json:"verdicts,omitempty"`
 	// Hours are when events are sent, such as "Mon-Fri 06:00-22:00
 	// Europe/Berlin"; empty: always. What comes at other times is not sent later.
 	Hours string `json:"hours,omitempty"`
@@ -83,6 +86,9 @@ var DefaultKinds = []string{
 	IncidentPrefix + incident.New, IncidentPrefix + incident.End,
 	stream.KindDrift, stream.KindRelease, stream.KindStore, stream.KindCamera, stream.KindLost,
 }
+
+// verdictStates are the states of incidents.
+var verdictStates = []string{incident.Open, incident.Seen, incident.Confirmed, incident.FalseAlarm}
 
 // defaultGiveUp is for how long an event is tried.
 const defaultGiveUp = 72 * time.Hour
@@ -141,6 +147,11 @@ func (s Sink) Validate() error {
 	}
 	if !(s.MaxP >= 0 && s.MaxP <= 1) {
 		wrong("max_p %g: use 0 (any) to 1", s.MaxP)
+	}
+	for _, v := range s.Verdicts {
+		if !slices.Contains(verdictStates, v) {
+			wrong("verdict %q: use %s", v, strings.Join(verdictStates, ", "))
+		}
 	}
 	if _, err := parseHours(s.Hours); err != nil {
 		wrong("%w", err)

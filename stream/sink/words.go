@@ -42,6 +42,15 @@ func (n Notice) Words() (title, text string) {
 		if i.Peak.Ratio > 0 {
 			text += fmt.Sprintf("; the worst score was %.1f times the threshold", i.Peak.Ratio)
 		}
+		if v := i.Verdict; v != nil {
+			text += "; " + strings.ReplaceAll(v.State, "_", " ")
+			if v.By != "" {
+				text += ", says " + v.By
+			}
+			if v.Reason != "" {
+				text += " (" + v.Reason + ")"
+			}
+		}
 		if i.Flood {
 			text += "; so many that the camera or the light may have failed"
 		}

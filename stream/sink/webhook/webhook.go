@@ -29,7 +29,8 @@ const Kind = "webhook"
 
 // Config is the kind's configuration.
 type Config struct {
-	// URL of the receiver, http or https.
+	// URL of the receiver, http or https. Where its path or query is itself what
+	// must not be known, as those of chats are, {secret} there stands for the secret.
 	URL string `json:"url"`
 	// Preset speaks a known receiver's language; see [Presets].
 	Preset string `json:"preset,omitempty"`
@@ -77,6 +78,7 @@ const (
 // sender is an open webhook.
 type sender struct {
 	cfg    Config
+	url    string // with the secret in it, where it is there
 	names  stream.Names
 	body   *body
 	keys   [][]byte // of signatures, the newest first
@@ -109,9 +111,13 @@ func open(s sink.Sink, secret string, names stream.Names, version string, pictur
 	if err != nil {
 		return nil, err
 	}
-	out := &sender{cfg: cfg, names: names, body: b, now: time.Now, agent: "nearmiss/" + version, pictures: pictures}
+	out := &sender{cfg: cfg, url: cfg.URL, names: names, body: b, now: time.Now, agent: "nearmiss/" + version, pictures: pictures}
 	switch {
 	case secret == "":
+	case strings.Contains(cfg.URL, inURL):
+		if out.url, err = fill(cfg.URL, secret); err != nil {
+			return nil, err
+		}
 	case cfg.Auth == "routing_key":
 		out.routing = secret
 	case cfg.Auth == "bearer":
@@ -130,10 +136,28 @@ func open(s sink.Sink, secret string, names stream.Names, version string, pictur
 	return out, nil
 }
 
+// inURL stands for the secret in a URL's path or query.
+const inURL = "{secret}"
+
+// fill puts the secret where the URL has its place, and nowhere else: it decides
+// neither on the host nor on the scheme. Errors do not show it.
+func fill(address, secret string) (string, error) {
+	out := strings.ReplaceAll(address, inURL, secret)
+	before, err1 := url.Parse(address)
+	after, err2 := url.Parse(out)
+	if err1 != nil || err2 != nil || before.Host != after.Host || before.Scheme != after.Scheme || after.User != nil {
+		return "", errors.New("webhook: the secret does not fit into the URL's path or query")
+	}
+	return out, nil
+}
+
 func (c Config) validate() error {
 	u, err := url.Parse(c.URL)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
 		return errors.New("webhook: the URL is not http:// or https:// and a host") // not the URL: it may hold a token
+	}
+	if strings.Contains(u.Host, inURL) || strings.Contains(c.URL, inURL) && c.Auth != "" {
+		return errors.New("webhook: {secret} is for the URL's path or query, and the request then has no other secret")
 	}
 	if u.User != nil {
 		return errors.New("webhook: the URL holds a password: name it as the sink's secret, with auth bearer")
@@ -215,7 +239,7 @@ func (s *sender) Send(ctx context.Context, n sink.Notice) error {
 	if err != nil {
 		return &sink.Permanent{Err: err}
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.cfg.URL, bytes.NewReader(text))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.url, bytes.NewReader(text))
 	if err != nil {
 		return &sink.Permanent{Err: errors.New("webhook: the request could not be made")}
 	}

@@ -337,6 +337,32 @@ func TestPresets(t *testing.T) {
 	}
 }
 
+// The address of a chat is itself a secret: it is not in the configuration, and the
+// secret leads to no other host.
+func TestTheSecretIsInTheAddress(t *testing.T) {
+	paths := make(chan string, 1)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		paths <- r.URL.String() + r.Header.Get("webhook-signature")
+	}))
+	defer srv.Close()
+	if err := mustOpen(t, webhook.Config{URL: srv.URL + "/hook/{secret}?x={secret}", AllowLoopback: true}, "T0/B0/hunter2").Send(t.Context(), anomaly("e")); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-paths; got != "/hook/T0/B0/hunter2?x=T0/B0/hunter2" {
+		t.Errorf("%s", got)
+	}
+	for _, c := range []webhook.Config{
+		{URL: "https://{secret}/"}, {URL: "https://example.org{secret}/"}, {URL: "https://example.org/{secret}", Auth: "bearer"}, {URL: "{secret}"},
+	} {
+		if _, err := open(t, c, "a.example.org"); err == nil || strings.Contains(err.Error(), "a.example") {
+			t.Errorf("%s: %v", c.URL, err)
+		}
+	}
+	if _, err := open(t, webhook.Config{URL: "https://example.org/{secret}"}, "hunter\x7f2"); err == nil || strings.Contains(err.Error(), "hunter") {
+		t.Errorf("%v", err)
+	}
+}
+
 // bombs are templates that cost much and make little.
 var bombs = map[string]string{
 	"a long loop":      `{{range 1000000000000}}{{end}}"x"`,
