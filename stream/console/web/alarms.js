@@ -3,7 +3,7 @@ import { chip, facts, fill, h, num, percent, plural, short, when, words } from "
 import { complain, doing, get, post, remove, toast } from "./api.js";
 import * as live from "./live.js";
 import { keys } from "./keys.js";
-import { confirm, dialog, may } from "./app.js";
+import { confirm, dialog, may, undoFor } from "./app.js";
 
 const verdicts = { normal: ["false_alarm", "false alarm"], anomalous: ["confirmed", "confirmed"], seen: ["seen", "seen"], withdrawn: ["open", "taken back"] };
 const reasons = [["reflection", "Reflection"], ["dirt", "Dirt"], ["other_product", "Other product"], ["too_sensitive", "Too sensitive"], ["other", "Other"]];
@@ -14,7 +14,7 @@ export async function show(main, _, { signal, query }) {
   let state = query.get("state") ?? "open", kind = query.get("kind") ?? "anomaly", detector = query.get("detector") || "";
   let heat = Number(localStorage.getItem("nm-heat") ?? 0.6), hidden = false, zoomed = false, shown = 0;
   const picked = new Set();
-  let undoing = null; // {token, events, was: their states}
+  let undoing = null; // {events, was: their states, sent: the answer with the token, said: the toast}
 
   const list = h("div", { role: "listbox", "aria-label": "Alarms", tabindex: 0 }), older = h("div"), view = h("div", { class: "view" });
   const count = h("span", { class: "soft num" });
@@ -159,33 +159,42 @@ export async function show(main, _, { signal, query }) {
     const chosen = picked.size ? items.filter((a) => picked.has(a.sequence) && a.kind === "anomaly") : items[at]?.kind === "anomaly" ? [items[at]] : [];
     if (!chosen.length) return;
     if (chosen.length > 20 && !await confirm("Many at once", `${plural(chosen.length, "alarm")} become ${verdicts[verdict][1]}.`, { word: words[verdicts[verdict][0]] })) return;
-    try {
-      const was = chosen.map((a) => a.state);
-      const { token } = await post("api/v1/verdicts", { events: chosen.map((a) => a.sequence), verdict, ...(reason && { reason }) });
-      undoing = { token, events: chosen, was };
-      const mine = undoing;
-      for (const a of chosen) becomes(a, verdicts[verdict][0], true);
-      picked.clear();
-      anchor = -1;
-      toast(`${chosen.length > 1 ? plural(chosen.length, "alarm") + ": " : ""}${verdicts[verdict][1]}`, { action: ["Undo (u)", () => undo(mine)], ms: 4000 });
-      const after = items.findIndex((a, i) => i > at && a.state === "open");
-      if (verdict !== "withdrawn" && after >= 0) at = after;
-      else shown = 0;
-      drawList();
-      await look();
-    } catch (e) { complain(e); }
+    // On the screen at once; who undoes it before the answer is there waits for that.
+    const mine = (undoing = { events: chosen, was: chosen.map((a) => a.state) });
+    for (const a of chosen) becomes(a, verdicts[verdict][0], true);
+    mine.sent = post("api/v1/verdicts", { events: chosen.map((a) => a.sequence), verdict, hold: undoFor(), ...(reason && { reason }) });
+    picked.clear();
+    anchor = -1;
+    mine.said = toast(`${chosen.length > 1 ? plural(chosen.length, "alarm") + ": " : ""}${verdicts[verdict][1]}`, { action: ["Undo (u)", () => undo(mine)], ms: 1000 * Math.max(4, undoFor()) });
+    let after = items.findIndex((a, i) => i > at && a.state === "open");
+    if (after < 0) after = items.findLastIndex((a, i) => i < at && a.state === "open");
+    if (verdict !== "withdrawn" && after >= 0) at = after;
+    else shown = 0;
+    drawList();
+    try { await Promise.all([mine.sent, look()]); } catch (e) {
+      complain(e);
+      mine.sent.catch(() => notSaid(mine));
+    }
+  }
+  // What was said counts no longer; the first of it is looked at.
+  function notSaid(u) {
+    if (undoing === u) undoing = null;
+    u.said.remove();
+    u.events.forEach((a, i) => becomes(a, u.was[i], false));
+    at = Math.max(0, items.findIndex((a) => a.sequence === u.events[0].sequence));
+    shown = 0;
+    drawList();
+    return look();
   }
   async function undo(what) {
     const u = what || undoing;
     if (!u) { if (items[at] && items[at].state !== "open") await judge("withdrawn"); return; }
     undoing = null;
+    u.said.remove();
     try {
-      await remove("api/v1/verdicts/" + u.token);
-      u.events.forEach((a, i) => becomes(a, u.was[i], false));
-      at = Math.max(0, items.findIndex((a) => a.sequence === u.events[0].sequence));
-      shown = 0;
-      drawList();
-      await look();
+      const { token } = await u.sent;
+      await remove("api/v1/verdicts/" + token);
+      await notSaid(u);
       toast("taken back");
     } catch (e) {
       if (e.status !== 409) { complain(e); return; }

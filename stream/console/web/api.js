@@ -36,12 +36,12 @@ export const post = (path, body) => ask("POST", path, body === undefined ? {} : 
 export const patch = (path, body, revision) => ask("PATCH", path, body, revision ? { "If-Match": `"${revision}"` } : {});
 export const remove = (path) => ask("DELETE", path);
 
-/** Says something at the foot of the page; action: [word, function]. */
+/** Says something at the foot of the page; action: [word, function]; ms 0: until it is removed. */
 export function toast(text, { bad, action, ms = 6000 } = {}) {
   const e = h("div", { class: "toast" + (bad ? " bad" : "") }, h("span", {}, text));
   if (action) e.append(h("button", { onclick: () => { e.remove(); action[1](); } }, action[0]));
   document.getElementById("toasts").append(e);
-  setTimeout(() => e.remove(), ms);
+  if (ms) setTimeout(() => e.remove(), ms);
   return e;
 }
 

@@ -61,6 +61,13 @@ function drawNav(name) {
     bindings.enabled && bindings.bindings[id] ? h("kbd", { "aria-hidden": "true" }, bindings.bindings[id]) : null)));
 }
 
+let gone = ["", null]; // what is away, and what says so
+function sayGone(what) {
+  if (gone[0] === what) return;
+  gone[1]?.remove();
+  gone = [what, what ? toast(what, { bad: true, ms: 0 }) : null];
+}
+
 const parts = {};
 function drawTop() {
   parts.broker = h("span", {}, chip("waiting", "connecting"));
@@ -80,6 +87,7 @@ function drawStatus(s) {
   if (!parts.broker) return;
   const away = live.isAway() ? "no connection" : s && s.broker !== "connected" ? "broker away" : "";
   fill(parts.broker, away ? chip("away", away) : chip(s ? "ok" : "waiting", s ? "connected" : "connecting"));
+  sayGone(away && `${live.isAway() ? "The console does not answer" : "The broker is away"}: you see what was known last. The page goes on by itself.`);
   if (!s || s.broker !== "connected") return;
   fill(parts.open, s.open ? chip("open", [s.open.toLocaleString("en") + " open", h("span", { class: "wide" }, s.open === 1 ? "alarm" : "alarms")]) : h("span", { class: "soft" }, "none open"));
   fill(parts.jobs, s.jobs ? chip("running", plural(s.jobs, "job")) : h("span", { class: "soft" }, "no jobs"));
@@ -128,12 +136,16 @@ function help() {
       h("p", { class: "soft small" }, "They work outside of fields. Two keys are pressed one after the other; a field left empty gets its default."),
       box,
       h("p", {}, h("label", {}, h("input", { type: "checkbox", checked: bindings.enabled, onchange: (e) => { bindings.enable(e.target.checked); fill(box, rows()); drawNav(place().parts[0] || "wall"); } }), " keys are on")),
+      h("label", { class: "field" }, "Seconds in which a verdict can be undone before it is sent (0 to 60)", h("input", { type: "number", min: 0, max: 60, value: undoFor(), onchange: (e) => { if (e.target.reportValidity()) localStorage.setItem("nm-hold", e.target.value); } })),
       h("p", { class: "soft small" }, "Nearmiss " + me.version + ". Scores are distances to the nearest normals; p is the share of normal images that look at least as strange. The API is described in ",
         h("a", { href: "api/v1/openapi.yaml" }, "openapi.yaml"), "."),
       h("div", { class: "actions" }, h("button", { onclick: () => { bindings.reset(); fill(box, rows()); } }, "Defaults"), h("button", { class: "primary", onclick: () => close() }, "Close")),
     ];
   });
 }
+
+/** How many seconds a verdict waits before it is sent. */
+export const undoFor = () => Math.min(60, Math.max(0, Number(localStorage.getItem("nm-hold") ?? 4) || 0));
 
 async function signOut() {
   try { await remove("api/v1/session"); } catch (e) { complain(e); return; }

@@ -7,7 +7,7 @@ const round = (v) => Math.round(v * 1000) / 1000;
 
 export async function show(root, d, { signal }) {
   const { items } = await get("api/v1/cameras");
-  const cameras = items.filter((c) => c.detector === d.name);
+  const cameras = items.filter((c) => c.detector === d.name).sort((a, b) => new Date(b.last_frame || 0) - new Date(a.last_frame || 0));
   if (signal.aborted) return;
   let rects = [...(d.region ? [{ ...d.region, region: true }] : []), ...(d.ignore || []).map((r) => ({ ...r }))], on = -1, drawing = "ignore", start = null;
   const img = h("img", { alt: "the latest frame", draggable: "false" }), stage = h("div", { class: "area", tabindex: 0, role: "application", "aria-label": "Drawing of masked parts. Drag, or press a for a new one and use the arrow keys." }, img);
@@ -15,12 +15,16 @@ export async function show(root, d, { signal }) {
   const camera = h("select", { "aria-label": "Camera", onchange: picture }, cameras.map((c) => h("option", {}, c.camera)));
   function picture() {
     if (!cameras.length) return;
-    img.onerror = () => { note.textContent = "The camera sends no frame now: choose another, or type the numbers."; };
+    img.onerror = () => {
+      if (save.disabled) note.textContent = "The camera sends no frame now: it is asked again. Choose another, or type the numbers.";
+      setTimeout(() => { if (!signal.aborted) picture(); }, 3000);
+    };
+    img.onload = () => { if (save.disabled) note.textContent = ""; };
     img.src = `api/v1/cameras/${d.name}/${camera.value}/frame?w=1280&t=${Date.now()}`;
   }
 
   const clamp = (r) => { r.width = round(Math.min(1, Math.max(0.01, r.width))); r.height = round(Math.min(1, Math.max(0.01, r.height))); r.x = round(Math.min(1 - r.width, Math.max(0, r.x))); r.y = round(Math.min(1 - r.height, Math.max(0, r.y))); return r; };
-  function changed() { save.disabled = !may("operator"); draw(); }
+  function changed() { save.disabled = !may("operator"); fill(note, chip("warn", "not saved")); draw(); }
   function draw() {
     stage.querySelectorAll(".mask").forEach((e) => e.remove());
     rects.forEach((r, i) => {

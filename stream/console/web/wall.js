@@ -75,7 +75,7 @@ export async function show(main, _, { signal }) {
     const t = { key, detector: s.detector, camera: s.camera, visible: false, dirty: true, at: 0 };
     t.img = h("img", { alt: "", hidden: true });
     t.none = h("span", {}, "no picture yet");
-    t.canvas = h("canvas", { role: "img" });
+    t.canvas = h("canvas", { role: "img", "aria-label": "no scores yet" });
     t.state = h("span");
     t.score = h("b", { class: "num" });
     t.limit = h("b", { class: "num" });

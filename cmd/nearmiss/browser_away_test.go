@@ -1,0 +1,230 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
+
+	"github.com/nearmiss/nearmiss/stream"
+)
+
+// detour is an address that stays the same while what is behind it comes and goes.
+type detour struct {
+	l net.Listener
+
+	mu     sync.Mutex
+	behind string
+	open   map[net.Conn]bool
+	done   sync.WaitGroup
+}
+
+func newDetour(t *testing.T) *detour {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &detour{l: l, open: map[net.Conn]bool{}}
+	d.done.Go(d.accept)
+	t.Cleanup(func() {
+		_ = l.Close()
+		d.mu.Lock()
+		for c := range d.open {
+			_ = c.Close()
+		}
+		d.mu.Unlock()
+		d.done.Wait()
+	})
+	return d
+}
+
+// lead has the address lead to another.
+func (d *detour) lead(to string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.behind = to
+}
+
+func (d *detour) accept() {
+	for {
+		in, err := d.l.Accept()
+		if err != nil {
+			return
+		}
+		d.mu.Lock()
+		out, err := net.Dial("tcp", d.behind)
+		if err != nil {
+			_ = in.Close()
+			d.mu.Unlock()
+			continue
+		}
+		d.open[in], d.open[out] = true, true
+		d.mu.Unlock()
+		for _, way := range [][2]net.Conn{{in, out}, {out, in}} {
+			d.done.Go(func() {
+				_, _ = io.Copy(way[0], way[1])
+				_ = way[0].Close()
+				_ = way[1].Close()
+			})
+		}
+	}
+}
+
+// stage is a broker, a console beside it and a tab that shows the page; no detector,
+// no worker: the test says what was scored.
+type stage struct {
+	*tab
+	way    *detour
+	data   string
+	broker *process
+	nc     *nats.Conn
+	js     jetstream.JetStream
+}
+
+func newStage(t *testing.T) *stage {
+	t.Helper()
+	browser := newBrowser(t)
+	s := &stage{way: newDetour(t), data: t.TempDir()}
+	s.startBroker(t)
+	console := start(t, "console", "--server", "nats://"+s.way.l.Addr().String())
+	l := console.line("the page's address", func(l string) bool { return strings.HasPrefix(l, "console on ") })
+	s.tab = openTab(t, browser, strings.TrimPrefix(l, "console on "))
+	return s
+}
+
+// startBroker starts the broker, on the folder that it had before.
+func (s *stage) startBroker(t *testing.T) {
+	t.Helper()
+	s.broker = start(t, "broker", "--data", s.data, "--port=-1", "--json")
+	var a struct{ NATS string }
+	if err := json.Unmarshal([]byte(s.broker.line("the broker's address", func(l string) bool { return strings.HasPrefix(l, "{") })), &a); err != nil {
+		t.Fatal(err)
+	}
+	u, err := url.Parse(a.NATS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.way.lead(u.Host)
+	if s.nc, err = stream.Connect(a.NATS, "test", zerolog.Nop()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.nc.Close)
+	if s.js, err = jetstream.New(s.nc); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// event is what a worker says of a frame.
+func (s *stage) event(id, camera string, score float64) *nats.Msg {
+	s.t.Helper()
+	threshold, p, anomalous := 1.0, 0.5, score > 1
+	m, err := stream.Event{
+		ID: id, Kind: stream.KindAnomaly, Detector: "parts", Camera: camera, FrameID: id, ScoredAt: time.Now(),
+		Score: &score, Threshold: &threshold, PValue: &p, Anomalous: &anomalous, NoPictures: stream.NoPicturesBusy,
+	}.Message(stream.Names{})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return m
+}
+
+// alarm stores an alarm.
+func (s *stage) alarm(id string) {
+	s.t.Helper()
+	if _, err := s.js.PublishMsg(s.t.Context(), s.event(id, "line1", 2)); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// TestThePageWhileTheBrokerComesAndGoes: alarms come by themselves, fifty cameras are
+// as fast as one, and what is stored while the broker was away for others is there
+// afterwards.
+func TestThePageWhileTheBrokerComesAndGoes(t *testing.T) {
+	s := newStage(t)
+	b := s.tab
+	rows := func(n int) {
+		t.Helper()
+		b.see(fmt.Sprint(n, " alarms"), fmt.Sprintf(`document.querySelectorAll(".row").length === %d`, n))
+	}
+
+	t.Run("the first alarm", func(t *testing.T) {
+		s.t, b.t = t, t
+		b.goTo("#/alarms")
+		b.shows("No open alarms")
+		b.see("the live stream", `document.querySelector("#top .chip.ok")`)
+		// When it is seen is asked of the page, in which nothing waits for this test.
+		js[any](b, `(() => { window.seen = 0; new MutationObserver(() => { if (!window.seen && document.querySelector(".row")) window.seen = Date.now(); }).observe(document.body, {childList: true, subtree: true}); })()`)
+		begun := time.Now()
+		s.alarm("first")
+		rows(1)
+		t.Logf("an alarm is on the page after %v", time.UnixMilli(int64(js[float64](b, "window.seen"))).Sub(begun).Round(time.Millisecond))
+	})
+
+	t.Run("fifty cameras", func(t *testing.T) {
+		s.t, b.t = t, t
+		const cameras, times = 50, 20
+		b.visit("#/wall", "Wall")
+		listen := later[bool](b, `import("./" + document.querySelector("script[type=module]").getAttribute("src").replace("app.js", "live.js")).then((live) => {
+			window.got = {messages: 0, frames: 0, twice: 0};
+			live.on("scores", ({v}) => {
+				window.got.messages++;
+				if (new Set(v.map((r) => r[0])).size < v.length) window.got.twice++;
+				for (const r of v) window.got.frames += r[1];
+			});
+			return true;
+		})`)
+		if !listen {
+			t.Fatal("the page does not tell what it hears")
+		}
+		for range times {
+			for c := range cameras {
+				camera := fmt.Sprintf("line%02d", c)
+				m := s.event(camera, camera, 0.5)
+				if err := s.nc.Publish(stream.Names{}.Scores("parts", camera), m.Data); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		b.see("every score", fmt.Sprintf("window.got.frames === %d", cameras*times))
+		b.see("fifty tiles", fmt.Sprintf(`document.querySelectorAll(".tile").length >= %d`, cameras))
+		got := js[struct {
+			Messages int `json:"messages"`
+			Twice    int `json:"twice"`
+		}](b, "window.got")
+		if got.Twice > 0 {
+			t.Errorf("%d messages have a camera twice", got.Twice)
+		}
+		t.Logf("%d scores came in %d messages", cameras*times, got.Messages)
+	})
+
+	t.Run("the broker dies and returns", func(t *testing.T) {
+		s.t, b.t = t, t
+		b.visit("#/alarms", "open")
+		rows(1)
+		if err := s.broker.cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		<-s.broker.exited
+		b.see("that the broker is away", `document.querySelector("#top .chip.away") && document.querySelector(".toast.bad")?.innerText.includes("The broker is away")`)
+		rows(1) // what was known stays
+		s.startBroker(t)
+		for i := range 3 {
+			s.alarm(fmt.Sprint("after", i))
+		}
+		rows(4)
+		b.see("that it is back", `document.querySelector("#top .chip.ok") && !document.querySelector(".toast.bad")`)
+		if open := js[string](b, `document.querySelector("h1 + .num").innerText`); open != "4 open" {
+			t.Errorf("the page says %s", open)
+		}
+	})
+}
