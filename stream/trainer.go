@@ -81,9 +81,8 @@ type TrainerConfig struct {
 	// Drain is how long a job may take to stop when it is cancelled or Run's
 	// context ends. Default 20 s.
 	Drain time.Duration
-	// Calibration reads what the threshold of the release in dir comes from. Without
-	// it the trainer cannot say.
-	Calibration func(dir string) (Calibration, error)
+	// Read answers what is asked about releases, and about this trainer.
+	Read ReleaseReader
 }
 
 func (c TrainerConfig) withDefaults() TrainerConfig {
@@ -175,7 +174,11 @@ func (w *TrainingWorker) Run(ctx context.Context) error {
 		return fmt.Errorf("clear the folder of jobs: %w", err)
 	}
 	stopService, err := startService(ctx, w.nc, TrainerService, "trains detectors", []string{w.cfg.API() + ".trainer"},
-		map[string]string{"prefix": w.cfg.prefix(), "trainer": w.cfg.Name}, func(e *endpoints) { serve(e, "calibration", w.calibration) })
+		map[string]string{"prefix": w.cfg.prefix(), "trainer": w.cfg.Name}, func(e *endpoints) {
+			serve(e, "calibration", w.calibration)
+			serve(e, "outliers", w.outliers)
+			serve(e, "choices", w.choices)
+		})
 	if err != nil {
 		return err
 	}

@@ -121,21 +121,15 @@ func askSinks(ctx context.Context, s serverFlags, o *output, what string, q, a a
 		return err
 	}
 	defer nc.Close()
-	b, err := json.Marshal(q)
-	if err != nil {
-		return err
-	}
-	m, err := nc.RequestWithContext(ctx, s.names().API()+".sinks."+what, b)
-	if errors.Is(err, nats.ErrNoResponders) {
+	err = sink.Ask(ctx, nc, s.names(), what, q, a)
+	var said *stream.ServiceError
+	switch {
+	case errors.Is(err, stream.ErrNobody):
 		return errors.New("nobody runs the sinks: start nearmiss up, or nearmiss sinks")
+	case errors.As(err, &said):
+		return errors.New(said.Message)
 	}
-	if err != nil {
-		return fmt.Errorf("ask for %s: %w", what, err)
-	}
-	if text := m.Header.Get("Nats-Service-Error"); text != "" {
-		return errors.New(text)
-	}
-	return json.Unmarshal(m.Data, a)
+	return err
 }
 
 type sinksListCmd struct {

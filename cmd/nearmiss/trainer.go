@@ -72,7 +72,7 @@ func newTrainer(conf config, idle time.Duration, nc *nats.Conn, v *observer, o *
 	w, err := stream.NewTrainingWorker(stream.TrainerConfig{
 		Names:    stream.Names{Prefix: conf.Prefix},
 		CacheDir: filepath.Join(conf.Data, "releases"), ScratchDir: filepath.Join(conf.Data, "jobs"),
-		AckWait: conf.Trainer.Takeover, Calibration: calibrationOf, IdleExit: idle, Meter: v.Trainer(),
+		AckWait: conf.Trainer.Takeover, Read: stream.ReleaseReader{Calibration: calibrationOf, Outliers: outliersOf, Choices: conf.choices}, IdleExit: idle, Meter: v.Trainer(),
 	}, nc, trainer{
 		conf: conf, device: d, o: o,
 		limits: imaging.Limits{MaxBytes: conf.Images.MaxBytes, MaxPixels: conf.Images.MaxPixels},

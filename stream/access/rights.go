@@ -221,7 +221,7 @@ func (r subjects) trainer() Rights {
 				r.Dead(r.TrainingStream()), r.Dead(r.FeedbackStream()),
 			},
 		),
-		Subscribe: append([]string{r.API() + ".trainer.calibration"}, service...),
+		Subscribe: append([]string{r.API() + ".trainer.calibration", r.API() + ".trainer.outliers", r.API() + ".trainer.choices"}, service...),
 		Respond:   true,
 	}
 }

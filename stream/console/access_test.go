@@ -96,7 +96,7 @@ func TestEachRoleMayWhatTheTableSays(t *testing.T) {
 	h.detector("parts")
 	h.alarm("a")
 	who := []asker{{h: h}, h.member(Viewer), h.member(Operator), h.member(Admin)}
-	fill := strings.NewReplacer("{detector}", "parts", "{camera}", "no.camera", "{sequence}", "1", "{name}", "x.jpg", "{token}", "none", "{job}", "none", "{user}", "nobody")
+	fill := strings.NewReplacer("{detector}", "parts", "{camera}", "no.camera", "{sequence}", "1", "{name}", "x.jpg", "{token}", "none", "{job}", "none", "{user}", "nobody", "{sink}", "none")
 	t.Logf("%-52s %-6s %-8s %-10s %s", "route", "needs", "viewer", "operator", "admin")
 	for role := Viewer; role <= Admin; role++ {
 		before := h.stored()
@@ -222,7 +222,7 @@ func TestTheRoleOfTheConsoleIsEnough(t *testing.T) {
 	}
 	sequence := h.alarm("a")
 	for _, path := range []string{
-		"session", "status", "users", "detectors", "detectors/parts/releases", "detectors/parts/normals", "jobs", "dead",
+		"session", "status", "users", "detectors", "detectors/parts/releases", "detectors/parts/normals", "jobs", "dead", "audit",
 		"events", fmt.Sprint("events/", sequence),
 	} {
 		ok[any](ann, "GET", path, nil)

@@ -366,7 +366,7 @@ func TestDetectorsAreChangedByOneAtATime(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 	for body, want := range map[string]int{
-		`{"backbone": "/etc/passwd"}`: 400, `{"name": "other"}`: 400, `{"colour": 1}`: 400, `{"k": -1}`: 422, `[]`: 400, `{"k": 1} {}`: 400,
+		`{"backbone": "/etc/passwd"}`: 422, `{"name": "other"}`: 400, `{"colour": 1}`: 400, `{"k": -1}`: 422, `[]`: 400, `{"k": 1} {}`: 400,
 	} {
 		if status, data := me.do("PATCH", "detectors/parts", []byte(body)); status != want {
 			t.Errorf("%s: %d %s", body, status, data)

@@ -3,6 +3,8 @@ package console
 import (
 	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"mime/multipart"
 	"net/http"
@@ -12,7 +14,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rs/zerolog"
+
+	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/sink"
 )
 
 // upload sends images as a form does.
@@ -181,6 +187,93 @@ func TestCamerasHaveAStateWithItsReason(t *testing.T) {
 				t.Errorf("%s, want %s", got, c.want)
 			}
 		})
+	}
+}
+
+// receiver is where a sink of the test sends to.
+type receiver struct{}
+
+func (receiver) Send(_ context.Context, n sink.Notice) error {
+	if !n.Test {
+		return errors.New("no test")
+	}
+	return nil
+}
+
+func (receiver) Close() error { return nil }
+
+func TestSinksAreSeenAndTried(t *testing.T) {
+	h := newHall(t, config())
+	me := asker{h: h}
+	if status, body := me.do("GET", "sinks", nil); status != http.StatusServiceUnavailable || !strings.Contains(string(body), "nearmiss sinks") {
+		t.Errorf("while nobody runs them: %d %s", status, body)
+	}
+	e, err := sink.NewEngine(sink.EngineConfig{Kinds: sink.Kinds{"test": func(sink.Sink, string) (sink.Sender, error) { return receiver{}, nil }}}, h.nc, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	brokertest.Run(t, "sinks", e.Run)
+	bucket, err := h.js.KeyValue(t.Context(), h.names.SinksBucket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bucket.PutString(t.Context(), "desk", `{"name": "desk", "kind": "test", "enabled": true}`); err != nil {
+		t.Fatal(err)
+	}
+	list := func() []sink.Status {
+		status, body := me.do("GET", "sinks", nil)
+		var l listing[sink.Status]
+		if status == http.StatusOK {
+			if err := json.Unmarshal(body, &l); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return l.Items
+	}
+	eventually(t, "the sink", func() bool { l := list(); return len(l) == 1 && l[0].Name == "desk" && l[0].Enabled })
+	if a := ok[sink.TestAnswer](me, "POST", "sinks/desk/test", map[string]any{}); !a.OK || a.Event == "" {
+		t.Errorf("the test: %+v", a)
+	}
+	if a := ok[sink.ReplayAnswer](me, "POST", "sinks/desk/replay", map[string]any{}); a.Sent+a.Failed != 0 {
+		t.Errorf("without dead letters: %+v", a)
+	}
+	if status, _ := me.do("POST", "sinks/nobody/test", map[string]any{}); status != http.StatusNotFound {
+		t.Errorf("no such sink: %d", status)
+	}
+}
+
+func TestTheAuditIsShownPageByPage(t *testing.T) {
+	h := newHall(t, config())
+	me := asker{h: h}
+	for i := range 5 {
+		ok[any](me, "POST", "detectors", map[string]any{"name": fmt.Sprint("d", i)})
+	}
+	if status, _ := me.do("POST", "detectors", map[string]any{"name": "d0"}); status != http.StatusConflict {
+		t.Errorf("the same again: %d", status)
+	}
+	page := func(query string) listing[stream.AuditEntry] {
+		return ok[listing[stream.AuditEntry]](me, "GET", "audit?"+query, nil)
+	}
+	eventually(t, "every entry", func() bool { return len(page("").Items) == 6 })
+	var got []string
+	for cursor := ""; ; {
+		p := page("limit=2&action=create" + cursor)
+		for _, e := range p.Items {
+			got = append(got, e.By+" "+e.Object+" "+e.Result)
+		}
+		if cursor = "&cursor=" + p.Next; p.Next == "" {
+			break
+		}
+	}
+	want := "local detector/d0 conflict, local detector/d4 done, local detector/d3 done, local detector/d2 done, local detector/d1 done, local detector/d0 done"
+	if strings.Join(got, ", ") != want {
+		t.Errorf("the audit:\n%s, want\n%s", strings.Join(got, ", "), want)
+	}
+	if p := page("failed=true"); len(p.Items) != 1 || p.Items[0].Error == "" {
+		t.Errorf("what was refused: %+v", p)
+	}
+	if p := page("object=detector/d3&by=local"); len(p.Items) != 1 {
+		t.Errorf("of one detector: %+v", p)
 	}
 }
 

@@ -61,6 +61,8 @@ var routes = []route{
 	{"PATCH", "detectors/{detector}", Operator, (*Console).changeDetector},
 	{"DELETE", "detectors/{detector}", Admin, (*Console).deleteDetector},
 	{"GET", "detectors/{detector}/calibration", Viewer, (*Console).calibration},
+	{"GET", "detectors/{detector}/outliers", Viewer, (*Console).outliers},
+	{"GET", "choices", Viewer, (*Console).choices},
 	{"GET", "detectors/{detector}/normals", Viewer, (*Console).listNormals},
 	{"POST", "detectors/{detector}/normals", Operator, (*Console).addNormals},
 	{"POST", "detectors/{detector}/normals/take", Operator, (*Console).takeFrames},
@@ -79,6 +81,11 @@ var routes = []route{
 	{"GET", "dead", Viewer, (*Console).listDead},
 	{"POST", "dead/{sequence}/again", Operator, (*Console).deadAgain},
 	{"DELETE", "dead/{sequence}", Admin, (*Console).deleteDead},
+
+	{"GET", "sinks", Viewer, (*Console).listSinks},
+	{"POST", "sinks/{sink}/test", Admin, (*Console).testSink},
+	{"POST", "sinks/{sink}/replay", Admin, (*Console).replaySink},
+	{"GET", "audit", Admin, (*Console).listAudit},
 
 	{"GET", "users", Admin, (*Console).listUsers},
 	{"POST", "users", Admin, (*Console).addUser},

@@ -32,9 +32,8 @@ func setFields(d stream.Detector) map[string]bool {
 	return set
 }
 
-// fixed are the fields that nobody sets by hand here: what a name of a file on the
-// trainer's machine could read, and what the store itself knows.
-var fixed = []string{"name", "created_at", "backbone"}
+// fixed are the fields that nobody changes by hand: what the store itself knows.
+var fixed = []string{"name", "created_at"}
 
 // patch reads a change of a configuration, a JSON merge patch (RFC 7396): a field is
 // set, or with null brought back to its default. It is tried on d.
@@ -66,8 +65,8 @@ func (c *Console) createDetector(q *request) (any, error) {
 	if err := kv.Object(b, &d, true); err != nil {
 		return nil, bad("the detector: %v", err)
 	}
-	if d.Backbone != "" || !d.CreatedAt.IsZero() {
-		return nil, bad("backbone and created_at cannot be given here")
+	if !d.CreatedAt.IsZero() {
+		return nil, bad("created_at cannot be given here")
 	}
 	if err := d.Validate(); err != nil {
 		return nil, problem{http.StatusUnprocessableEntity, stream.CodeBadRequest, err.Error()}

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nats.go/micro"
 
@@ -46,6 +47,26 @@ type ReplayAnswer struct {
 	Sent   int    `json:"sent"`
 	Failed int    `json:"failed"`
 	Error  string `json:"error,omitempty"` // the last failure
+}
+
+// Ask sends a request to the process that runs the sinks: status, test or replay. Its
+// error is [stream.ErrNobody] where there is none, or a [stream.ServiceError].
+func Ask(ctx context.Context, nc *nats.Conn, n stream.Names, what string, q, a any) error {
+	b, err := json.Marshal(q)
+	if err != nil {
+		return err
+	}
+	m, err := nc.RequestWithContext(ctx, n.API()+".sinks."+what, b)
+	if errors.Is(err, nats.ErrNoResponders) {
+		return fmt.Errorf("start nearmiss up, or nearmiss sinks: %w", stream.ErrNobody)
+	}
+	if err != nil {
+		return fmt.Errorf("ask for %s: %w", what, err)
+	}
+	if text := m.Header.Get(micro.ErrorHeader); text != "" {
+		return &stream.ServiceError{Code: m.Header.Get(micro.ErrorCodeHeader), Message: text}
+	}
+	return json.Unmarshal(m.Data, a)
 }
 
 // testTime bounds a test.

@@ -6,11 +6,12 @@ import * as bindings from "./keys.js";
 
 const { keys } = bindings;
 const pages = [
-  ["wall", "Wall"], ["alarms", "Alarms"], ["detectors", "Detectors"], ["jobs", "Jobs"], ["health", "Health"],
+  ["wall", "Wall"], ["alarms", "Alarms"], ["detectors", "Detectors"], ["jobs", "Jobs"], ["health", "Health"], ["sinks", "Sinks"],
 ];
 const modules = {
   wall: () => import("./wall.js"), camera: () => import("./camera.js"), alarms: () => import("./alarms.js"), detectors: () => import("./detectors.js"),
   d: () => import("./detector.js"), jobs: () => import("./jobs.js"), health: () => import("./health.js"), users: () => import("./users.js"),
+  sinks: () => import("./sinks.js"), audit: () => import("./audit.js"),
 };
 export let me = null; // {user, role, version, open_to_all}
 const ranks = ["nobody", "viewer", "operator", "admin"];
@@ -56,7 +57,7 @@ export const banner = (kind, ...text) => h("div", { class: "banner " + kind }, .
 
 function drawNav(name) {
   const current = { camera: "wall", d: "detectors" }[name] || name;
-  const all = may("admin") ? [...pages, ["users", "Users"]] : pages;
+  const all = may("admin") ? [...pages, ["users", "Users"], ["audit", "Audit"]] : pages;
   fill(nav, all.map(([id, word]) => h("a", { href: "#/" + id, "aria-current": id === current ? "page" : null }, word,
     bindings.enabled && bindings.bindings[id] ? h("kbd", { "aria-hidden": "true" }, bindings.bindings[id]) : null)));
 }

@@ -1,5 +1,5 @@
 // Images that a detector learns from, and labelled anomalies.
-import { bytes, chip, fill, h, plural, when } from "./dom.js";
+import { bytes, chip, fill, h, num, plural, when } from "./dom.js";
 import { Problem, complain, doing, get, remove, toast } from "./api.js";
 import { keys } from "./keys.js";
 import { confirm, dialog, may } from "./app.js";
@@ -26,10 +26,17 @@ export async function show(root, d, { signal }) {
   const grid = h("div", { class: "grid" }), count = h("span", { class: "soft" }), report = h("div", { role: "status" });
   const tab = (v, word) => h("button", { "aria-pressed": String(v === anomalies), onclick: (e) => { anomalies = v; for (const b of e.currentTarget.parentNode.querySelectorAll("[aria-pressed]")) b.setAttribute("aria-pressed", b === e.currentTarget); load().catch(complain); } }, word);
   const path = (cursor) => `api/v1/detectors/${d.name}/normals?limit=200${anomalies ? "&anomalies=true" : ""}${cursor ? "&cursor=" + cursor : ""}`;
+  const strange = h("select", { "aria-label": "Order", onchange: () => load().catch(complain) }, h("option", { value: "" }, "Newest first"), h("option", { value: "strange" }, "Strangest first"));
   const drop = h("button", { class: "danger", disabled: true, onclick: doing(removePicked) }, "Remove selected");
 
+  // Of the serving bank, by how unlike the rest each is.
+  async function strangest() {
+    const o = await get(`api/v1/detectors/${d.name}/outliers?limit=200`);
+    return { total: o.total, items: o.outliers.filter((n) => n.sequence).map((n) => ({ sequence: n.sequence, origin: `score ${num(n.score)} against the rest of the bank`, score: n.score })) };
+  }
   async function load() {
-    const v = await get(path());
+    strange.hidden = anomalies;
+    const v = strange.value && !anomalies ? await strangest() : await get(path());
     if (signal.aborted) return;
     items = v.items; next = v.next || ""; total = v.total; picked.clear();
     draw();
@@ -44,15 +51,15 @@ export async function show(root, d, { signal }) {
     fill(count, plural(total, anomalies ? "labelled image" : "normal"), picked.size ? `, ${picked.size} selected` : "");
     drop.disabled = !picked.size;
     fill(grid, items.map((n) => h("button", {
-      class: "cell", "aria-pressed": String(picked.has(n.sequence)), title: `${n.origin}${n.source ? ", " + n.source : ""}, ${when(n.stored_at)}, ${bytes(n.bytes)}`,
+      class: "cell", "aria-pressed": String(picked.has(n.sequence)), title: [n.origin, n.source, n.stored_at && when(n.stored_at), n.bytes && bytes(n.bytes)].filter(Boolean).join(", "),
       "aria-label": `image ${n.sequence}: ${n.origin}`,
       onclick: () => { if (!picked.delete(n.sequence)) picked.add(n.sequence); draw(); },
       ondblclick: () => big(n),
-    }, n.problem ? h("span", { class: "chip failed" }, n.problem) : h("img", { alt: "", loading: "lazy", src: `api/v1/detectors/${d.name}/normals/${n.sequence}?w=160` }))));
+    }, n.problem ? h("span", { class: "chip failed" }, n.problem) : h("img", { alt: "", loading: "lazy", src: `api/v1/detectors/${d.name}/normals/${n.sequence}?w=160`, onerror: (e) => e.target.replaceWith(h("span", { class: "chip failed" }, "no longer there")) }), n.score !== undefined ? h("span", { class: "num score" }, num(n.score)) : null)));
     if (!items.length) fill(grid);
     fill(foot, items.length ? next ? h("button", { onclick: doing(older) }, "Older") : null : h("p", { class: "empty" }, anomalies ? "None. Confirmed alarms come here; they help to judge the next model." : "No normals yet. Drop images of good parts above, take frames of a camera on its page, or run nearmiss normals add."));
   }
-  const big = (n) => dialog("Image " + n.sequence, (close) => [h("div", { class: "stage" }, h("div", { class: "sheet" }, h("img", { alt: n.origin, src: `api/v1/detectors/${d.name}/normals/${n.sequence}` }))), h("p", { class: "soft small" }, [n.origin, n.source, n.camera, when(n.stored_at), bytes(n.bytes)].filter(Boolean).join(" · ")), h("div", { class: "actions" }, h("button", { class: "primary", onclick: () => close() }, "Close"))]);
+  const big = (n) => dialog("Image " + n.sequence, (close) => [h("div", { class: "stage" }, h("div", { class: "sheet" }, h("img", { alt: n.origin, src: `api/v1/detectors/${d.name}/normals/${n.sequence}` }))), h("p", { class: "soft small" }, [n.origin, n.source, n.camera, n.stored_at && when(n.stored_at), n.bytes && bytes(n.bytes)].filter(Boolean).join(" · ")), h("div", { class: "actions" }, h("button", { class: "primary", onclick: () => close() }, "Close"))]);
   async function removePicked() {
     if (!picked.size || !may("operator")) return;
     if (!await confirm("Remove images", `${plural(picked.size, "image")} go for good. The next training does without them; the serving bank keeps them until then.`, { word: "Remove", danger: true })) return;
@@ -74,7 +81,7 @@ export async function show(root, d, { signal }) {
   zone.addEventListener("dragover", (e) => { e.preventDefault(); zone.classList.add("over"); });
   zone.addEventListener("dragleave", () => zone.classList.remove("over"));
   zone.addEventListener("drop", (e) => { e.preventDefault(); zone.classList.remove("over"); add(e); });
-  fill(root, h("div", { class: "head" }, tab(false, "Normals"), tab(true, "Labelled anomalies"), count, h("span", { class: "gap" }), may("operator") ? drop : null), may("operator") ? h("div", { class: "panel" }, zone, report) : null, grid, foot);
+  fill(root, h("div", { class: "head" }, tab(false, "Normals"), tab(true, "Labelled anomalies"), count, h("span", { class: "gap" }), strange, may("operator") ? drop : null), may("operator") ? h("div", { class: "panel" }, zone, report) : null, grid, foot);
   await load();
   keys({ select: () => document.activeElement?.classList.contains("cell") && document.activeElement.click() }, signal);
   addEventListener("keydown", (e) => { if (e.key === "Delete" && !document.querySelector("dialog[open]") && !/^(INPUT|SELECT)$/.test(e.target.tagName)) removePicked().catch(complain); }, { signal });

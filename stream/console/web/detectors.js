@@ -48,6 +48,11 @@ function create(main, signal) {
   const radio = (group, v, word, about, on) => h("label", {}, h("input", { type: "radio", name: group, value: v, checked: on }), " ", h("b", {}, word), h("span", { class: "soft" }, about ? ": " + about : ""));
   const from = h("div", { class: "form" }, radio("from", "images", "From images", "that you have", true), drop, radio("from", "camera", "From a camera", "its first frames count as normal"), h("label", { class: "field" }, "Frames to learn from", frames));
   const checked = (g) => form.querySelector(`input[name=${g}]:checked`).value;
+  const model = h("select", { "aria-label": "Backbone" }, h("option", { value: "" }, "the trainer's own"));
+  get("api/v1/choices").then((c) => {
+    model.firstChild.textContent = `the trainer's own: ${c.default}`;
+    model.append(...c.backbones.filter((b) => b !== c.default).map((b) => h("option", { value: b }, b)));
+  }).catch(() => {}); // no trainer runs: it takes its own
   const button = h("button", { class: "primary" }, "Create and train");
   const form = h("form", {
     class: "panel form", style: { maxWidth: "760px" },
@@ -57,7 +62,7 @@ function create(main, signal) {
       try {
         const images = checked("from") === "images";
         if (images && !files.length) { fill(report, chip("warn", "no images"), " Choose images of good parts first."); return; }
-        const d = { name: name.value, ...(checked("score") && { score: checked("score") }), ...(checked("symmetry") && { symmetry: checked("symmetry") }), ...(!images && { learn_frames: Number(frames.value) }) };
+        const d = { name: name.value, ...(checked("score") && { score: checked("score") }), ...(checked("symmetry") && { symmetry: checked("symmetry") }), ...(model.value && { backbone: model.value }), ...(!images && { learn_frames: Number(frames.value) }) };
         await post("api/v1/detectors", d);
         if (images) {
           const r = await upload(d.name, files, false, (n) => fill(report, h("progress", { max: files.length, value: n }), ` ${n} of ${files.length} images`));
@@ -69,7 +74,7 @@ function create(main, signal) {
       } catch (x) { complain(x); } finally { button.disabled = false; }
     },
   }, h("label", { class: "field" }, "Name", name), rule, h("h2", {}, "Learn what is normal"), from,
-  h("h2", {}, "What is compared"), scores.map(([v, w, a], i) => radio("score", v, w, a, i === 0)), h("h2", {}, "How parts lie"), symmetries.map(([v, w, a], i) => radio("symmetry", v, w, a, i === 0)), report, h("div", { class: "actions" }, h("a", { class: "button", href: "#/detectors" }, "Cancel"), button));
+  h("h2", {}, "What is compared"), scores.map(([v, w, a], i) => radio("score", v, w, a, i === 0)), h("h2", {}, "How parts lie"), symmetries.map(([v, w, a], i) => radio("symmetry", v, w, a, i === 0)), h("label", { class: "field" }, "Backbone, the model that it begins with", model), report, h("div", { class: "actions" }, h("a", { class: "button", href: "#/detectors" }, "Cancel"), button));
   fill(main, h("div", { class: "head" }, h("h1", {}, "New detector")), form);
   name.focus();
 }
