@@ -262,11 +262,15 @@ func project(to, v []float32, mean []float64, axes [][]float64, x []float64) flo
 // orthonormalise is modified Gram–Schmidt, twice for accuracy. Vectors that the
 // others span become zero, which keeps projections on them a lower bound.
 func orthonormalise(q [][]float64) {
+	if len(q) == 0 {
+		return
+	}
+	along := make([]float64, len(q[0]))
 	for i := range q {
 		before := vek.Norm(q[i])
 		for range 2 {
 			for _, o := range q[:i] {
-				vek.Sub_Inplace(q[i], vek.MulNumber(o, vek.Dot(o, q[i])))
+				vek.Sub_Inplace(q[i], vek.MulNumber_Into(along, o, vek.Dot(o, q[i])))
 			}
 		}
 		if l := vek.Norm(q[i]); l > 1e-9*before && l > 0 {

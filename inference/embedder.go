@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"sync"
@@ -255,9 +256,7 @@ func OpenBackbone(path, precision string, o ort.Options) (*ort.Session, error) {
 	switch precision {
 	case "", release.Float32:
 		if cpu {
-			if model, ok := lower.FileForCPU(path); ok {
-				return ort.OpenBytes(model, o)
-			}
+			return openLowered(path, o)
 		}
 		return ort.Open(path, o)
 	case release.Int8:
@@ -271,6 +270,26 @@ func OpenBackbone(path, precision string, o ort.Options) (*ort.Session, error) {
 		return ort.OpenBytes(model, o)
 	}
 	return nil, fmt.Errorf("precision %q is not known: take %s or %s", precision, release.Float32, release.Int8)
+}
+
+// openLowered loads the ONNX file at path lowered for the CPU. Its weights stay where
+// they are, in the file, which ONNX Runtime maps: a third of the time that it takes to
+// hand them over as bytes.
+func openLowered(path string, o ort.Options) (*ort.Session, error) {
+	model, ok := lower.FileForCPU(path, false)
+	if !ok {
+		return ort.Open(path, o)
+	}
+	beside := o
+	beside.Folder = filepath.Dir(path)
+	if s, err := ort.OpenBytes(model, beside); err == nil {
+		return s, nil
+	}
+	// A library that cannot map them, or a file system.
+	if model, ok = lower.FileForCPU(path, true); !ok {
+		return ort.Open(path, o)
+	}
+	return ort.OpenBytes(model, o)
 }
 
 // inspect reads the model's surface.

@@ -143,8 +143,9 @@ func (d *decoder) model(b []byte) (*Graph, error) {
 	if err := d.fill(g, &p, initializers, nil); err != nil {
 		return nil, err
 	}
-	for _, f := range d.files {
+	for name, f := range d.files {
 		g.release = append(g.release, f.Close)
+		g.mapped[name] = f.data
 	}
 	return g, nil
 }

@@ -2,11 +2,13 @@ package onnx
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"unsafe"
 
 	"github.com/google/renameio/v2"
 )
@@ -122,7 +124,53 @@ func ReadFile(path string, options ...DecodeOption) (*Graph, error) {
 		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), f.Close())
 	}
 	g.release = append(g.release, f.Close)
+	g.mapped[filepath.Base(path)] = f.data
 	return g, nil
+}
+
+// BytesBeside returns what Encode writes, but for those initialisers of some that are
+// large and lie in the file which ReadFile read, or in those beside it: of these it
+// says where they lie, as of external data. So a runtime that is given the folder of
+// that file maps them, and they are copied neither here nor there. referred is how
+// many bytes that spares.
+func (g *Graph) BytesBeside(some func(*Value) bool) (model []byte, referred int, err error) {
+	placed := map[*Value]placement{}
+	live := g.liveValues()
+	for _, v := range g.initializers {
+		data := v.constant.Data
+		if !live[v] || len(data) < externalMinimum || !some(v) {
+			continue
+		}
+		for name, file := range g.mapped {
+			if at, ok := within(file, data); ok {
+				placed[v] = placement{name, at, len(data)}
+				referred += len(data)
+			}
+		}
+	}
+	m, err := g.message(placed)
+	if err != nil {
+		return nil, 0, err
+	}
+	if m.size >= maxMessage {
+		return nil, 0, fmt.Errorf("encode %q: %w", g.name, ErrTooLarge)
+	}
+	var b bytes.Buffer
+	b.Grow(m.size)
+	err = m.writeTo(&b)
+	return b.Bytes(), referred, err
+}
+
+// within is where in whole, of which it may be a piece, part begins.
+func within(whole, part []byte) (at int, ok bool) {
+	if len(whole) == 0 || len(part) == 0 {
+		return 0, false
+	}
+	from, to := uintptr(unsafe.Pointer(&whole[0])), uintptr(unsafe.Pointer(&part[0]))
+	if to < from || to-from > uintptr(len(whole)-min(len(part), len(whole))) {
+		return 0, false
+	}
+	return int(to - from), len(part) <= len(whole)
 }
 
 // mappedFile is the read-only content of a file.

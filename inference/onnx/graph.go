@@ -164,6 +164,7 @@ type rootGraph struct {
 	metadata  map[string]string
 	foldBytes int // what folding has allocated
 	release   []func() error
+	mapped    map[string][]byte // files that weights lie in, by their names in the model's folder
 }
 
 // New returns an empty graph of operator set [DefaultOpset].
@@ -174,6 +175,7 @@ func NewOpset(name string, opset int) *Graph {
 	g := newGraph(name, opset)
 	g.names = map[string]int{}
 	g.metadata = map[string]string{}
+	g.mapped = map[string][]byte{}
 	if opset < minOpset || opset > maxOpset {
 		g.fail(fmt.Errorf("operator set %d is not one of %d to %d", opset, minOpset, maxOpset))
 	}

@@ -41,6 +41,8 @@ type Options struct {
 	// Profile, when set, is the prefix of a trace file that ONNX Runtime
 	// writes when the session is closed (Chrome trace format).
 	Profile string
+	// Folder is where OpenBytes looks for external data that the model refers to.
+	Folder string
 	// Config holds further session configuration entries of ONNX Runtime.
 	Config map[string]string
 }
@@ -75,7 +77,8 @@ func Open(path string, o Options) (*Session, error) {
 	})
 }
 
-// OpenBytes loads an encoded model of at most 2 GiB, without external data.
+// OpenBytes loads an encoded model of at most 2 GiB, with external data in
+// Options.Folder or without.
 // ONNX Runtime keeps a copy of its own.
 func OpenBytes(model []byte, o Options) (*Session, error) {
 	if err := Load(); err != nil {
@@ -151,6 +154,11 @@ func (o Options) session() (*onnxruntime.SessionOptions, error) {
 	}
 	if o.Profile != "" {
 		steps = append(steps, func() error { return so.EnableProfiling(o.Profile) })
+	}
+	if o.Folder != "" {
+		steps = append(steps, func() error {
+			return so.AddSessionConfigEntry("session.model_external_initializers_file_folder_path", o.Folder)
+		})
 	}
 	for k, v := range o.Config {
 		steps = append(steps, func() error { return so.AddSessionConfigEntry(k, v) })

@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/nearmiss/nearmiss/inference/onnx"
 )
@@ -59,9 +60,12 @@ func quantize(g *onnx.Graph) (replaced int, err error) {
 		if !ok {
 			continue
 		}
+		q, scales, finite := w.rounded()
+		if !finite {
+			continue
+		}
 		err := g.Replace(n, func() []*onnx.Value {
 			defer g.Scope(n.Name)()
-			q, scales := w.rounded()
 			return []*onnx.Value{g.Op(onnx.Microsoft+":DynamicQuantizeMatMul", nil, n.Input(0),
 				g.Initializer(onnx.Tensor{Type: onnx.Int8, Shape: []int{w.in, w.out}, Data: q}),
 				g.Initializer(onnx.FromFloat32("", scales, w.out)), nil, bias)}
@@ -112,7 +116,7 @@ func product(n *onnx.Node) (w weights, bias *onnx.Value, ok bool) {
 		return w, nil, false
 	}
 	w.data = known(b)
-	return w, bias, len(w.data) == w.in*w.out && finite(w.data)
+	return w, bias, len(w.data) == w.in*w.out
 }
 
 // known are the numbers of a value that is an initialiser, or one in another shape,
@@ -151,43 +155,52 @@ func known(v *onnx.Value) []float32 {
 	return nil
 }
 
-func finite(v []float32) bool {
-	for _, x := range v {
-		if f := float64(x); math.IsNaN(f) || math.IsInf(f, 0) {
-			return false
-		}
-	}
-	return true
-}
-
 // rounded are the weights as int8, row-major [in, out], and the scale of each
-// column: weight ≈ scale·int8.
-func (w weights) rounded() (q []byte, scales []float32) {
+// column: weight ≈ scale·int8. finite is false where a weight is not.
+func (w weights) rounded() (q []byte, scales []float32, finite bool) {
 	q, scales = make([]byte, w.in*w.out), make([]float32, w.out)
-	const most = 127
+	const most float32 = 127
+	var bad atomic.Bool
 	columns := func(from, to int) {
+		inverse := make([]float32, to-from)
 		for j := from; j < to; j++ {
-			largest := float32(0)
-			for i := range w.in {
-				largest = max(largest, float32(math.Abs(float64(w.data[i*w.down+j*w.across]))))
+			// Without their sign, the bits of floats are in the floats' order, infinity
+			// and what is no number last.
+			bits, at := uint32(0), j*w.across
+			for range w.in {
+				bits = max(bits, math.Float32bits(w.data[at])&^(1<<31))
+				at += w.down
+			}
+			largest := math.Float32frombits(bits)
+			if !(largest <= math.MaxFloat32) {
+				bad.Store(true)
 			}
 			if largest == 0 {
-				scales[j] = 1
-				continue
+				largest = most
 			}
-			scales[j] = largest / most
+			scales[j], inverse[j-from] = largest/most, most/largest
 		}
 		for i := range w.in {
-			for j := from; j < to; j++ {
-				q[i*w.out+j] = byte(int8(math.RoundToEven(float64(w.data[i*w.down+j*w.across] / scales[j]))))
+			row, at := q[i*w.out+from:i*w.out+to], i*w.down+from*w.across
+			for j := range row {
+				// What is left of a number of at most 2^22 after 1.5·2^23 is added is the
+				// integer nearest to it.
+				row[j] = byte(math.Float32bits(w.data[at]*inverse[j] + 3<<22))
+				at += w.across
 			}
 		}
 	}
 	var wg sync.WaitGroup
 	parts := min(runtime.GOMAXPROCS(0), w.out)
 	for p := range parts {
-		wg.Go(func() { columns(w.out*p/parts, w.out*(p+1)/parts) })
+		wg.Go(func() {
+			const block = 64 // columns whose numbers the cache keeps
+			end := w.out * (p + 1) / parts
+			for from := w.out * p / parts; from < end; from += block {
+				columns(from, min(from+block, end))
+			}
+		})
 	}
 	wg.Wait()
-	return q, scales
+	return q, scales, !bad.Load()
 }

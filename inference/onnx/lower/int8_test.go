@@ -135,3 +135,46 @@ func TestWhatEightBitsAreNotFor(t *testing.T) {
 		t.Error("a missing model was lowered")
 	}
 }
+
+func TestWeightsAreRoundedToTheNearest(t *testing.T) {
+	const in, out = 70, 130
+	r := rand.New(rand.NewPCG(3, 3))
+	data := make([]float32, in*out)
+	for i := range data {
+		data[i] = float32(r.NormFloat64())
+	}
+	for name, w := range map[string]weights{
+		"as they are": {data: data, in: in, out: out, down: out, across: 1},
+		"transposed":  {data: data, in: in, out: out, down: 1, across: in},
+	} {
+		q, scales, finite := w.rounded()
+		if !finite {
+			t.Fatalf("%s: the weights are not finite", name)
+		}
+		for j := range out {
+			largest := 0
+			for i := range in {
+				got, x := int(int8(q[i*out+j])), float64(data[i*w.down+j*w.across])/float64(scales[j])
+				if math.Abs(float64(got)-x) > 0.5001 {
+					t.Fatalf("%s: %v at %d, %d became %d", name, x, i, j, got)
+				}
+				largest = max(largest, got, -got)
+			}
+			if largest != 127 {
+				t.Fatalf("%s: the largest of column %d is %d", name, j, largest)
+			}
+		}
+	}
+}
+
+func BenchmarkRounding(b *testing.B) {
+	const in, out = 768, 3072
+	w := weights{data: make([]float32, in*out), in: in, out: out, down: 1, across: in}
+	for i := range w.data {
+		w.data[i] = float32(i%255) - 127
+	}
+	b.SetBytes(4 * in * out)
+	for range b.N {
+		w.rounded()
+	}
+}

@@ -53,8 +53,9 @@ const maxModel = 1 << 30
 // FileForCPU returns the model at path lowered for the CPU, open batch
 // dimensions left open. ok is false when the file is better run as it is:
 // nothing to lower, a model that Package onnx cannot read or of more than
-// 1 GiB.
-func FileForCPU(path string) (model []byte, ok bool) {
+// 1 GiB. Weights of products stay in the file, to which the model refers as to external
+// data of its folder; with whole they are in the model, too.
+func FileForCPU(path string, whole bool) (model []byte, ok bool) {
 	one, free, err := openBatch(path)
 	if err != nil {
 		return nil, false
@@ -64,15 +65,40 @@ func FileForCPU(path string) (model []byte, ok bool) {
 	for _, v := range one.Initializers() {
 		size += len(v.Const().Data)
 	}
-	if size > maxModel {
+	if whole && size > maxModel {
 		return nil, false
 	}
 	replaced, err := rewrite(one, func(n *onnx.Node) bool { return free[n.Outputs[0].Name()] })
 	if err != nil || replaced == 0 {
 		return nil, false
 	}
-	model, err = one.Bytes()
-	return model, err == nil
+	if whole {
+		model, err = one.Bytes()
+	} else {
+		model, _, err = one.BytesBeside(onlyFactors(one))
+	}
+	return model, err == nil && len(model) <= maxModel
+}
+
+// onlyFactors says of initialisers whether they are nothing but the right factors of
+// matrix products. ONNX Runtime packs those anew when it loads a model, and then lets
+// go of the file, so that who cuts it short later takes nothing from under its feet.
+func onlyFactors(g *onnx.Graph) func(*onnx.Value) bool {
+	factor, other := map[*onnx.Value]bool{}, map[*onnx.Value]bool{}
+	for _, v := range g.Outputs() {
+		other[v] = true
+	}
+	for _, n := range g.Nodes() {
+		product := n.Domain == "" && (n.OpType == "MatMul" || n.OpType == "Gemm" && n.Attrs.Int("transA", 0) == 0)
+		for i, v := range n.Reads() {
+			if product && i == 1 && v.Rank() == 2 && v.Type() == onnx.Float {
+				factor[v] = true
+			} else {
+				other[v] = true
+			}
+		}
+	}
+	return func(v *onnx.Value) bool { return factor[v] && !other[v] }
 }
 
 // openBatch reads the model at path with its batch of 1, left open, and says which

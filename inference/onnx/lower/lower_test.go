@@ -91,7 +91,7 @@ func TestFilesKeepTheirOpenBatch(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	after, ok := FileForCPU(path)
+	after, ok := FileForCPU(path, true)
 	if !ok {
 		t.Fatal("nothing was lowered")
 	}
@@ -123,10 +123,10 @@ func TestFilesThatStayAsTheyAre(t *testing.T) {
 	if err := g.WriteFile(path); err != nil {
 		t.Fatal(err)
 	}
-	if _, ok := FileForCPU(path); ok {
+	if _, ok := FileForCPU(path, true); ok {
 		t.Error("a model without layer normalisation was lowered")
 	}
-	if _, ok := FileForCPU(path + ".missing"); ok {
+	if _, ok := FileForCPU(path+".missing", false); ok {
 		t.Error("a missing model was lowered")
 	}
 }
