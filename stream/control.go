@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nats.go/micro"
 	"github.com/rs/zerolog"
 
@@ -42,7 +41,7 @@ func NewControl(nc *nats.Conn, n Names, log zerolog.Logger) (*Control, error) {
 	if err := n.Validate(); err != nil {
 		return nil, err
 	}
-	js, err := jetstream.New(nc)
+	js, err := n.JetStream(nc)
 	if err != nil {
 		return nil, fmt.Errorf("start control: %w", err)
 	}

@@ -53,9 +53,6 @@ func (p EdgeParts) taken(n Names) []string {
 	return all
 }
 
-// edgeAPI is where JetStream of a domain answers, and what names an edge in a source.
-func edgeAPI(domain string) string { return "$JS." + domain + ".API" }
-
 // edgeOf is the edge that a source is of; empty: none.
 func edgeOf(s *jetstream.ExternalStream) string {
 	if s == nil {
@@ -93,7 +90,7 @@ func (in *Installation) AddEdge(ctx context.Context, domain string, parts EdgePa
 			if slices.ContainsFunc(all, func(s *jetstream.StreamSource) bool { return edgeOf(s.External) == domain }) {
 				return all
 			}
-			return append(all, &jetstream.StreamSource{Name: name, External: &jetstream.ExternalStream{APIPrefix: edgeAPI(domain)}})
+			return append(all, &jetstream.StreamSource{Name: name, External: &jetstream.ExternalStream{APIPrefix: DomainAPI(domain)}})
 		}); err != nil {
 			return fmt.Errorf("take %s of edge %s: %w", name, domain, err)
 		}

@@ -16,7 +16,9 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
+	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
 // sharedSubjects are those that both sides of a leaf node link store for themselves.
@@ -300,4 +302,71 @@ func TestAnEdgeIsCutOff(t *testing.T) {
 		t.Errorf("%d events at the hub, %d different, of %d", have, len(seen), total)
 	}
 	t.Logf("%d events: lost %d, twice %d", total, total-len(seen), int(have)-len(seen))
+}
+
+// TestAWorkerBehindALeafNode serves the streams of another JetStream domain than the
+// server's that it is connected to.
+func TestAWorkerBehindALeafNode(t *testing.T) {
+	ctx := t.Context()
+	o := &server.Options{ServerName: "hub", JetStreamDomain: "hub", LeafNode: server.LeafNodeOpts{Host: "127.0.0.1", Port: server.RANDOM_PORT}}
+	hub := natsServer(t, o)
+	at, err := url.Parse(fmt.Sprintf("nats-leaf://127.0.0.1:%d", o.LeafNode.Port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf := natsServer(t, &server.Options{
+		ServerName: "edge1", JetStreamDomain: "edge1",
+		LeafNode: server.LeafNodeOpts{ReconnectInterval: time.Second, Remotes: []*server.RemoteLeafOpts{{URLs: []*url.URL{at}}}},
+	})
+	if err := stream.Ensure(ctx, hub, stream.Topology{}); err != nil {
+		t.Fatal(err)
+	}
+	there := stream.Names{JetStreamAPI: stream.DomainAPI("hub")}
+	js, err := there.JetStream(leaf.Conn())
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := stream.NewInstallation(js, there)
+	eventually(t, "the hub's detectors are seen from the leaf", func() bool {
+		step, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		_, err := in.Detectors(step)
+		return err == nil
+	})
+	detectors, err := in.Detectors(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := detectors.Create(ctx, stream.Detector{Name: "bolts"}); err != nil {
+		t.Fatal(err)
+	}
+	reg, err := in.Registry(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest, err := reg.Put(ctx, "bolts", writeRelease(t, fake{Threshold: .5}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := reg.Promote(ctx, "bolts", digest, registry.Change{By: "test"}); err != nil {
+		t.Fatal(err)
+	}
+	w, err := stream.NewWorker(stream.WorkerConfig{Names: there, CacheDir: t.TempDir()}, leaf.Conn(), loadFake, testLog(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	brokertest.Run(t, "worker", w.Run)
+	for i := range 10 {
+		if _, err := hub.Publish(ctx, there.Frames("bolts", "one"), image(.9+float64(i)/1000)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "all frames are scored, and their events at the hub", func() bool {
+		s, err := hub.Stream(ctx, there.EventsStream())
+		if err != nil {
+			t.Fatal(err)
+		}
+		i, err := s.Info(ctx, jetstream.WithSubjectFilter(there.Events("bolts", "one", stream.KindAnomaly)))
+		return err == nil && i.State.Subjects[there.Events("bolts", "one", stream.KindAnomaly)] == 10 && stored(ctx, t, hub, there.FramesStream()) == 0
+	})
 }

@@ -40,7 +40,7 @@ func (l *detectorRunner) collect(ctx, work context.Context, conf Detector) error
 	}
 	ctx, cancel = l.w.epoch.Within(ctx)
 	defer cancel()
-	t, err := newTaker(l.w.nc, l.w.js, l.w.cfg.FramesStream(), framesConsumer(l.name))
+	t, err := newTaker(l.w.nc, l.w.cfg.Names, l.w.cfg.FramesStream(), framesConsumer(l.name))
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,9 @@ package stream
 import (
 	"fmt"
 	"strings"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 // DefaultPrefix is the first token of every subject unless another is set.
@@ -44,14 +47,44 @@ type Names struct {
 	// Prefix is the first subject token, lower case. Two installations on one
 	// broker account need two prefixes. Empty means "nearmiss".
 	Prefix string
+	// JetStreamAPI is what the subjects of JetStream's requests begin with, where the
+	// streams lie in another JetStream domain than the server that a client is
+	// connected to ("$JS.hub.API", from a leaf node), or in another account
+	// ("NM.API"). Empty: "$JS.API".
+	JetStreamAPI string
 }
 
-// Validate refuses prefixes that cannot be the first token of a subject, and
-// "nm", whose streams would be those of the default prefix.
+// DomainAPI is the [Names.JetStreamAPI] of a JetStream domain.
+func DomainAPI(domain string) string { return "$JS." + domain + ".API" }
+
+// JetStream is a client of the streams that have these names.
+func (n Names) JetStream(nc *nats.Conn, opts ...jetstream.JetStreamOpt) (jetstream.JetStream, error) {
+	if n.JetStreamAPI == "" {
+		return jetstream.New(nc, opts...)
+	}
+	return jetstream.NewWithAPIPrefix(nc, n.JetStreamAPI, opts...)
+}
+
+// JetStreamRequest is the subject of one of JetStream's requests.
+func (n Names) JetStreamRequest(rest string) string {
+	if n.JetStreamAPI == "" {
+		return jetstream.DefaultAPIPrefix + rest
+	}
+	return strings.TrimSuffix(n.JetStreamAPI, ".") + "." + rest
+}
+
+// Validate refuses prefixes that cannot be the first token of a subject, "nm",
+// whose streams would be those of the default prefix, and what cannot begin the
+// subjects of requests.
 func (n Names) Validate() error {
 	p := n.prefix()
 	if !ValidToken(p) || p != strings.ToLower(p) {
 		return fmt.Errorf("subject prefix %q: use 1 to %d lower-case letters, digits, - and _: %w", p, maxToken, ErrBadName)
+	}
+	for token := range strings.SplitSeq(strings.TrimPrefix(strings.TrimSuffix(n.JetStreamAPI, "."), "$"), ".") {
+		if n.JetStreamAPI != "" && !ValidToken(token) {
+			return fmt.Errorf("JetStream's subjects begin with %q: use tokens of letters, digits, - and _, such as $JS.hub.API: %w", n.JetStreamAPI, ErrBadName)
+		}
 	}
 	if p == "nm" {
 		return fmt.Errorf("subject prefix %q: its streams would be those of %q, choose another: %w", p, DefaultPrefix, ErrBadName)

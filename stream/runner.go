@@ -206,7 +206,7 @@ func (l *detectorRunner) takeAll(ctx context.Context, handle func([]jetstream.Ms
 // while the servers of a cluster agree on a new leader, it asks again and again: what
 // an earlier request asked for may still come.
 func (l *detectorRunner) takeFrames(ctx context.Context, handle func([]jetstream.Msg)) error {
-	t, err := newTaker(l.w.nc, l.w.js, l.w.cfg.FramesStream(), framesConsumer(l.name))
+	t, err := newTaker(l.w.nc, l.w.cfg.Names, l.w.cfg.FramesStream(), framesConsumer(l.name))
 	if err != nil {
 		return err
 	}

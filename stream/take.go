@@ -35,8 +35,8 @@ const (
 )
 
 // newTaker prepares a taker for a consumer; close ends it.
-func newTaker(nc *nats.Conn, js jetstream.JetStream, stream, consumer string) (*taker, error) {
-	t := &taker{nc: nc, inbox: nc.NewInbox(), subject: apiPrefix(js) + "CONSUMER.MSG.NEXT." + stream + "." + consumer}
+func newTaker(nc *nats.Conn, n Names, stream, consumer string) (*taker, error) {
+	t := &taker{nc: nc, inbox: nc.NewInbox(), subject: n.JetStreamRequest("CONSUMER.MSG.NEXT." + stream + "." + consumer)}
 	var err error
 	if t.sub, err = nc.SubscribeSync(t.inbox + ".*"); err != nil {
 		return nil, fmt.Errorf("take messages of %s: %w", stream, err)
@@ -45,18 +45,6 @@ func newTaker(nc *nats.Conn, js jetstream.JetStream, stream, consumer string) (*
 		return nil, errors.Join(err, t.sub.Unsubscribe())
 	}
 	return t, nil
-}
-
-// apiPrefix is what the subjects of JetStream's API begin with for this client.
-func apiPrefix(js jetstream.JetStream) string {
-	switch o := js.Options(); {
-	case o.Domain != "":
-		return "$JS." + o.Domain + ".API."
-	case o.APIPrefix != "":
-		return strings.TrimSuffix(o.APIPrefix, ".") + "."
-	default:
-		return jetstream.DefaultAPIPrefix
-	}
 }
 
 func (t *taker) close() { _ = t.sub.Unsubscribe() }

@@ -10,7 +10,6 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 )
 
 // TestABatchIsTakenWholeWhateverOvertakesIt: a consumer with several copies holds its
@@ -30,13 +29,9 @@ func TestABatchIsTakenWholeWhateverOvertakesIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(nc.Close)
-	js, err := jetstream.NewWithDomain(nc, "edge1")
-	if err != nil {
-		t.Fatal(err)
-	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	tk, err := newTaker(nc, js, "NM_FRAMES", "frames-bolts")
+	tk, err := newTaker(nc, Names{JetStreamAPI: DomainAPI("edge1")}, "NM_FRAMES", "frames-bolts")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,9 +28,6 @@ type WatchConfig struct {
 	// Durable, no Since, and what comes while the connection is away is missed.
 	// It needs no more than the right to subscribe.
 	Live bool
-	// APIPrefix is where JetStream answers, for clients of another account.
-	// Empty: "$JS.API".
-	APIPrefix string
 }
 
 // Durable says which events a durable subscription is for.
@@ -95,7 +92,7 @@ func Watch(ctx context.Context, nc *nats.Conn, cfg WatchConfig, log zerolog.Logg
 	if cfg.Live {
 		return watchLive(ctx, nc, cfg, subject, log, handle)
 	}
-	js, err := jetStream(nc, cfg.APIPrefix)
+	js, err := cfg.JetStream(nc)
 	if err != nil {
 		return err
 	}
@@ -208,13 +205,6 @@ func watchLive(ctx context.Context, nc *nats.Conn, cfg WatchConfig, subject stri
 		}
 		return handle(ctx, e)
 	})
-}
-
-func jetStream(nc *nats.Conn, apiPrefix string) (jetstream.JetStream, error) {
-	if apiPrefix == "" {
-		return jetstream.New(nc)
-	}
-	return jetstream.NewWithAPIPrefix(nc, apiPrefix)
 }
 
 // WatchScores calls handle for every score that is sent on core NATS from now

@@ -93,7 +93,7 @@ func (c *restoreCmd) Run(ctx context.Context, o *output) error {
 			return err
 		}
 	}
-	js, err := streams(c.connect("restore", o))
+	js, err := c.streams(c.connect("restore", o))
 	if err != nil {
 		return err
 	}

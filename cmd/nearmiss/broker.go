@@ -131,7 +131,7 @@ func (c *brokerCmd) Run(ctx context.Context, o *output) error {
 }
 
 func setup(ctx context.Context, o *output, server serverFlags, conf config) error {
-	js, err := streams(server.connect("setup", o))
+	js, err := server.streams(server.connect("setup", o))
 	if err != nil {
 		return err
 	}

@@ -74,7 +74,7 @@ func (c *cameraCmd) Run(ctx context.Context, o *output) error {
 
 // publish brings the source's images to the broker until it ends.
 func (c *cameraCmd) publish(ctx context.Context, src camera.Source, v *observer, o *output) (camera.Stats, error) {
-	js, err := streams(c.await("camera", o))
+	js, err := c.streams(c.await("camera", o))
 	if err != nil {
 		return camera.Stats{}, err
 	}

@@ -14,6 +14,7 @@ import (
 type clientConfig struct {
 	NKey        string          `yaml:"nkey"`
 	Creds       string          `yaml:"creds"`
+	JSDomain    string          `yaml:"js_domain"`     // of the streams, where the server is a leaf node that has another
 	JSAPIPrefix string          `yaml:"js_api_prefix"` // where JetStream answers a subscriber in an account of its own
 	TLS         clientTLSConfig `yaml:"tls"`
 }
@@ -44,7 +45,7 @@ func (c clientConfig) files() access.TLSFiles {
 func (c config) values() map[string]string {
 	return map[string]string{
 		"server": c.Server, "prefix": c.Prefix,
-		"nkey": c.Client.NKey, "creds": c.Client.Creds, "js-api-prefix": c.Client.JSAPIPrefix,
+		"nkey": c.Client.NKey, "creds": c.Client.Creds, "js-domain": c.Client.JSDomain, "js-api-prefix": c.Client.JSAPIPrefix,
 		"tls-ca": c.Client.TLS.CA, "tls-cert": c.Client.TLS.Cert, "tls-key": c.Client.TLS.Key,
 	}
 }

@@ -37,6 +37,13 @@ type config struct {
 	Images  imagesConfig  `yaml:"images" envPrefix:"IMAGES_"`
 	HTTP    httpConfig    `yaml:"http" envPrefix:"HTTP_"`
 	Console consoleConfig `yaml:"console" envPrefix:"CONSOLE_"`
+
+	JetStreamAPI string `yaml:"-"` // of a service that is not in the process of its broker, by its flags
+}
+
+// names are the names of what a service works with.
+func (c config) names() stream.Names {
+	return stream.Names{Prefix: c.Prefix, JetStreamAPI: c.JetStreamAPI}
 }
 
 // brokerConfig is the embedded NATS server.

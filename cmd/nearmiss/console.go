@@ -36,7 +36,7 @@ func (c consoleConfig) off() bool { return c.Listen == "" || c.Listen == "off" }
 func (c config) console() (console.Config, error) {
 	x := c.Console
 	out := console.Config{
-		Names: stream.Names{Prefix: c.Prefix}, Listen: x.Listen, Cert: x.TLSCert, Key: x.TLSKey, Hosts: x.Hosts, ProxySecret: x.ProxySecret,
+		Names: c.names(), Listen: x.Listen, Cert: x.TLSCert, Key: x.TLSKey, Hosts: x.Hosts, ProxySecret: x.ProxySecret,
 		Idle: x.SessionIdle, Max: x.SessionMax, Version: version,
 	}
 	for _, s := range x.Proxies {
@@ -149,6 +149,7 @@ func (*consoleCmd) Help() string {
 func (c *consoleCmd) Run(ctx context.Context, o *output) error {
 	conf, err := c.load(func(conf *config) {
 		set(&conf.Server, c.Server)
+		conf.JetStreamAPI = c.jetStreamAPI()
 		set(&conf.Console.Listen, c.Listen)
 	})
 	if err != nil {

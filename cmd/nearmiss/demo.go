@@ -80,7 +80,7 @@ func (s *inTurn) Next(ctx context.Context) (camera.Image, error) {
 // runDemo sets the detectors up, lets the cameras run and tells what happens,
 // until ctx ends. about says which network it looks through.
 func runDemo(ctx context.Context, connect dial, conf config, o *output, about string, asJSON bool) error {
-	js, err := streams(connect("demo"))
+	js, err := serverFlags{}.streams(connect("demo"))
 	if err != nil {
 		return err
 	}
@@ -164,7 +164,7 @@ func (d *demo) run(ctx context.Context, connect dial, task demoTask, o *output) 
 	if err != nil {
 		return err
 	}
-	js, err := streams(connect("camera " + task.camera))
+	js, err := serverFlags{}.streams(connect("camera " + task.camera))
 	if err != nil {
 		return err
 	}

@@ -117,7 +117,7 @@ func (v *observer) installation(js jetstream.JetStream, n stream.Names) {
 // that leave closes.
 func (v *observer) broker(b *broker.Broker, connect dial, conf config) (leave func(), err error) {
 	v.certificates(b)
-	js, err := streams(connect("metrics"))
+	js, err := serverFlags{}.streams(connect("metrics"))
 	if err != nil {
 		return nil, err
 	}
@@ -163,7 +163,7 @@ func (*exporterCmd) Help() string {
 
 func (c *exporterCmd) Run(ctx context.Context, o *output) error {
 	return observe(ctx, httpConfig{Listen: c.HTTP}, o, []string{"exporter"}, func(ctx context.Context, v *observer) error {
-		js, err := streams(c.await("exporter", o))
+		js, err := c.streams(c.await("exporter", o))
 		if err != nil {
 			return err
 		}

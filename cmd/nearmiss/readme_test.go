@@ -47,7 +47,7 @@ func pages(t *testing.T) map[string]string {
 		t.Fatal(err)
 	}
 	for _, name := range []string{
-		"README.md", "stream/README.md", "stream/console/README.md", "inference/README.md", "internal/README.md", "internal/bench/README.md", "deployments/RUNBOOK.md", "training/RESULTS.md",
+		"README.md", "stream/README.md", "stream/console/README.md", "inference/README.md", "internal/README.md", "internal/bench/README.md", "deployments/RUNBOOK.md", "deployments/SIZING.md", "training/RESULTS.md",
 	} {
 		if all[name] == "" {
 			t.Errorf("%s is missing", name)

@@ -19,7 +19,9 @@ type serverFlags struct {
 	configFlag
 }
 
-func (f serverFlags) names() stream.Names { return stream.Names{Prefix: f.Prefix} }
+func (f serverFlags) names() stream.Names {
+	return stream.Names{Prefix: f.Prefix, JetStreamAPI: f.jetStreamAPI()}
+}
 
 // credentialFlags say how a command proves to the broker who it is.
 type credentialFlags struct {
@@ -28,6 +30,17 @@ type credentialFlags struct {
 	TLSCA   string `name:"tls-ca" type:"existingfile" env:"NEARMISS_TLS_CA" placeholder:"FILE" help:"CA that signed the broker's certificate (default: the system's)."`
 	TLSCert string `name:"tls-cert" type:"existingfile" env:"NEARMISS_TLS_CERT" placeholder:"FILE" help:"This machine's certificate, where the broker asks for one."`
 	TLSKey  string `name:"tls-key" type:"existingfile" env:"NEARMISS_TLS_KEY" placeholder:"FILE" help:"Key of that certificate."`
+
+	JSDomain    string `name:"js-domain" env:"NEARMISS_JS_DOMAIN" placeholder:"NAME" help:"JetStream domain of the streams, where the server is a leaf node that has another."`
+	JSAPIPrefix string `name:"js-api-prefix" env:"NEARMISS_JS_API_PREFIX" placeholder:"SUBJECT" help:"Where JetStream answers, in an account that imports it: NM.API for subscribers."`
+}
+
+// jetStreamAPI is where JetStream answers; empty: where it does without being told.
+func (f credentialFlags) jetStreamAPI() string {
+	if f.JSDomain != "" {
+		return stream.DomainAPI(f.JSDomain)
+	}
+	return f.JSAPIPrefix
 }
 
 // options are the connection options for a broker at server.
@@ -84,11 +97,11 @@ func (f serverFlags) withClient(as string, o *output, do func(*stream.Client) er
 
 // streams is JetStream on a connection that was just opened, js.Conn(), which the
 // caller closes.
-func streams(nc *nats.Conn, err error) (jetstream.JetStream, error) {
+func (f serverFlags) streams(nc *nats.Conn, err error) (jetstream.JetStream, error) {
 	if err != nil {
 		return nil, err
 	}
-	js, err := jetstream.New(nc)
+	js, err := f.names().JetStream(nc)
 	if err != nil {
 		nc.Close()
 	}
@@ -97,7 +110,7 @@ func streams(nc *nats.Conn, err error) (jetstream.JetStream, error) {
 
 // withJetStream runs f with the broker's streams.
 func (f serverFlags) withJetStream(as string, o *output, do func(jetstream.JetStream) error) error {
-	js, err := streams(f.connect(as, o))
+	js, err := f.streams(f.connect(as, o))
 	if err != nil {
 		return err
 	}

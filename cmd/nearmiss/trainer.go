@@ -39,6 +39,7 @@ func (*trainerCmd) Help() string {
 func (c *trainerCmd) Run(ctx context.Context, o *output) error {
 	conf, err := c.load(func(conf *config) {
 		set(&conf.Server, c.Server)
+		conf.JetStreamAPI = c.jetStreamAPI()
 		set(&conf.Data, c.Data)
 		set(&conf.Trainer.Backbone, c.Backbone)
 		c.modelFlags.override(conf)
@@ -70,7 +71,7 @@ func newTrainer(conf config, idle time.Duration, nc *nats.Conn, v *observer, o *
 		return nil, err
 	}
 	w, err := stream.NewTrainingWorker(stream.TrainerConfig{
-		Names:    stream.Names{Prefix: conf.Prefix},
+		Names:    conf.names(),
 		CacheDir: filepath.Join(conf.Data, "releases"), ScratchDir: filepath.Join(conf.Data, "jobs"),
 		AckWait: conf.Trainer.Takeover, Read: stream.ReleaseReader{Calibration: calibrationOf, Outliers: outliersOf, Choices: conf.choices}, IdleExit: idle, Meter: v.Trainer(),
 	}, nc, trainer{

@@ -13,15 +13,14 @@ import (
 )
 
 type watchCmd struct {
-	Detector    string        `arg:"" optional:"" help:"Detector to watch (default: all)."`
-	Kind        string        `placeholder:"KIND" help:"Only events of this kind: anomaly, rejected, drift or release."`
-	Since       time.Duration `placeholder:"AGO" help:"Begin with the events of this long ago, for instance 1h."`
-	Durable     string        `placeholder:"NAME" help:"Remember under this name what was seen, and begin there the next time."`
-	Ack         bool          `help:"With --durable, take an event for seen when a line comes on standard input, from whoever reads the events, and not when it is written; a line nak brings it again."`
-	Live        bool          `help:"Print events as they are published and nothing else: for identities that may only listen."`
-	Scores      bool          `help:"Print the score of every frame instead of the events."`
-	JSON        bool          `name:"json" help:"Print one JSON object a line."`
-	JSAPIPrefix string        `name:"js-api-prefix" placeholder:"SUBJECT" env:"NEARMISS_JS_API_PREFIX" help:"Where JetStream answers, for subscribers in an account of their own: NM.API."`
+	Detector string        `arg:"" optional:"" help:"Detector to watch (default: all)."`
+	Kind     string        `placeholder:"KIND" help:"Only events of this kind: anomaly, rejected, drift or release."`
+	Since    time.Duration `placeholder:"AGO" help:"Begin with the events of this long ago, for instance 1h."`
+	Durable  string        `placeholder:"NAME" help:"Remember under this name what was seen, and begin there the next time."`
+	Ack      bool          `help:"With --durable, take an event for seen when a line comes on standard input, from whoever reads the events, and not when it is written; a line nak brings it again."`
+	Live     bool          `help:"Print events as they are published and nothing else: for identities that may only listen."`
+	Scores   bool          `help:"Print the score of every frame instead of the events."`
+	JSON     bool          `name:"json" help:"Print one JSON object a line."`
 	serverFlags
 }
 
@@ -52,7 +51,7 @@ func (c *watchCmd) Run(ctx context.Context, o *output) error {
 		})
 		return firstError(failed, err)
 	}
-	w := stream.WatchConfig{Names: c.names(), Detector: c.Detector, Kind: c.Kind, Durable: c.Durable, Live: c.Live, APIPrefix: c.JSAPIPrefix}
+	w := stream.WatchConfig{Names: c.names(), Detector: c.Detector, Kind: c.Kind, Durable: c.Durable, Live: c.Live}
 	if c.Ack && c.Durable == "" {
 		return usageError{errors.New("--ack needs --durable NAME: without it nothing is remembered")}
 	}

@@ -35,6 +35,7 @@ func (*workerCmd) Help() string {
 func (c *workerCmd) Run(ctx context.Context, o *output) error {
 	conf, err := c.load(func(conf *config) {
 		set(&conf.Server, c.Server)
+		conf.JetStreamAPI = c.jetStreamAPI()
 		set(&conf.Data, c.Data)
 		c.modelFlags.override(conf)
 		set(&conf.Worker.Batch, c.Batch)
@@ -70,7 +71,7 @@ func newWorker(conf config, detectors []string, nc *nats.Conn, v *observer, o *o
 	// pixels.
 	files, pixels := budget.New(conf.Images.Memory/2), budget.New(conf.Images.Memory/2)
 	w, err := stream.NewWorker(stream.WorkerConfig{
-		Names: stream.Names{Prefix: conf.Prefix}, Detectors: detectors, CacheDir: filepath.Join(conf.Data, "releases"),
+		Names: conf.names(), Detectors: detectors, CacheDir: filepath.Join(conf.Data, "releases"),
 		BatchSize: conf.Worker.Batch, MaxImage: conf.Images.MaxBytes, Memory: files, Inspect: inspect(limits),
 		Meter: v.Worker(),
 	}, nc, loader(inference.Options{

@@ -188,7 +188,7 @@ func (s Source) save(ctx context.Context, dir, name string) (e Entry, err error)
 		State  json.RawMessage `json:"state"`
 	}
 	request := map[string]any{"deliver_subject": inbox, "chunk_size": chunkSize, "jsck": true}
-	if err := s.ask(ctx, "$JS.API.STREAM.SNAPSHOT."+name, request, &answer); err != nil {
+	if err := s.ask(ctx, s.Names.JetStreamRequest("STREAM.SNAPSHOT."+name), request, &answer); err != nil {
 		return e, err
 	}
 	e = Entry{Stream: name, File: name + ".snapshot", Config: answer.Config, State: answer.State}
@@ -316,7 +316,7 @@ func (s Source) Restore(ctx context.Context, dir string, replicas int) (Manifest
 	if m.Prefix != s.Names.Root() {
 		return m, fmt.Errorf("the backup is of prefix %q, its subjects are in every message: restore it with --prefix %s", m.Prefix, m.Prefix)
 	}
-	js, err := jetstream.New(s.Conn)
+	js, err := s.Names.JetStream(s.Conn)
 	if err != nil {
 		return m, err
 	}
@@ -335,7 +335,7 @@ func (s Source) Restore(ctx context.Context, dir string, replicas int) (Manifest
 	}
 	for _, name := range empty {
 		if err := js.DeleteStream(ctx, name); err != nil {
-			if subject := "$JS.API.STREAM.DELETE." + name; stream.IsForbidden(s.Conn, subject) {
+			if subject := s.Names.JetStreamRequest("STREAM.DELETE." + name); stream.IsForbidden(s.Conn, subject) {
 				err = fmt.Errorf("no identity may delete streams: restore before the first user is added, then copy the auth folder: %w", nats.ErrPermissionViolation)
 			}
 			return m, fmt.Errorf("make room for stream %s: %w", name, err)
@@ -364,7 +364,7 @@ func (s Source) restore(ctx context.Context, dir string, e Entry, replicas int) 
 	var answer struct {
 		Deliver string `json:"deliver_subject"`
 	}
-	if err := s.ask(ctx, "$JS.API.STREAM.RESTORE."+e.Stream, map[string]any{"config": config, "state": e.State}, &answer); err != nil {
+	if err := s.ask(ctx, s.Names.JetStreamRequest("STREAM.RESTORE."+e.Stream), map[string]any{"config": config, "state": e.State}, &answer); err != nil {
 		return err
 	}
 	f, err := os.Open(filepath.Join(dir, e.File))

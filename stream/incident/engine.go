@@ -43,7 +43,7 @@ func NewEngine(cfg Config, nc *nats.Conn, log zerolog.Logger) (*Engine, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	js, err := jetstream.New(nc)
+	js, err := cfg.JetStream(nc)
 	if err != nil {
 		return nil, err
 	}

@@ -61,7 +61,7 @@ func NewEngine(cfg EngineConfig, nc *nats.Conn, log zerolog.Logger) (*Engine, er
 	if cfg.Looks == 0 {
 		cfg.Looks = time.Minute
 	}
-	js, err := jetstream.New(nc)
+	js, err := cfg.JetStream(nc)
 	if err != nil {
 		return nil, err
 	}
