@@ -14,13 +14,22 @@ if have promtool "alerts"; then
   promtool check rules deployments/prometheus/rules.yml
   (cd deployments/prometheus && promtool test rules rules_test.yml)
 fi
+# With its defaults, and with all that can be switched on. A helm of go install takes
+# itself for one of Kubernetes 1.20.
+everything=(--set 'nats.credsSecret=keys,nats.tlsSecret=tls,worker.keda.enabled=true,worker.gpu.enabled=true,trainer.scaledJob.enabled=true'
+  --set 'metrics.podMonitor=true,metrics.prometheusRule=true,metrics.dashboard=true,sinks.secret=receivers'
+  --set 'worker.detectors={bolts,nuts}' --set 'networkPolicy.sinkCIDRs={10.0.0.0/8}')
 if have helm "chart by helm"; then
-  helm lint --strict deployments/helm/nearmiss
-  helm template line deployments/helm/nearmiss >"$out/defaults.yaml"
+  quietly() { "$@" 2>"$out/said" || { cat "$out/said" >&2; return 1; }; } # it tells of each symbolic link
+  quietly helm lint --strict --kube-version 1.33 deployments/helm/nearmiss
+  quietly helm template line deployments/helm/nearmiss --kube-version 1.33 >"$out/defaults.yaml"
+  quietly helm template line deployments/helm/nearmiss --kube-version 1.33 "${everything[@]}" >"$out/everything.yaml"
+  echo "ok: chart by $(helm version --short)"
 fi
 if have kubernetes-validate "objects of the chart"; then
-  # Objects of operators (KEDA, Prometheus) have no schema there.
-  kubernetes-validate --strict -k 1.33 "$out/defaults.yaml"
+  # Its schemas come with it. Objects of operators (KEDA, Prometheus) have none there.
+  for f in defaults everything; do kubernetes-validate --strict --quiet --no-warn -k 1.33 "$out/$f.yaml"; done
+  echo "ok: objects of the chart"
 fi
 if have systemd-analyze "units"; then
   mkdir "$out/units"; cp deployments/systemd/* "$out/units"
