@@ -21,7 +21,7 @@ type Collected struct {
 	Evidence    int `json:"evidence"`    // images of anomalies that are past their retention
 	Pictures    int `json:"pictures"`    // of anomalies, past the retention of their detector or beyond what they may take
 	Frames      int `json:"frames"`      // large frames that were left behind
-	Checkpoints int `json:"checkpoints"` // of jobs that have ended
+	Checkpoints int `json:"checkpoints"` // of jobs that have ended, and what else was kept of jobs without a record
 	Jobs        int `json:"jobs"`        // records of jobs that ended long ago, beyond the newest
 }
 
@@ -94,6 +94,12 @@ func (c *Collected) collect(ctx context.Context, js jetstream.JetStream, bucket 
 				return err
 			}
 			if err == nil && !j.Finished() && j.Checkpoint == i.Name {
+				continue
+			}
+			count = &c.Checkpoints
+		case strings.HasPrefix(i.Name, JobObjects) && age > grace:
+			job, _, _ := strings.Cut(strings.TrimPrefix(i.Name, JobObjects), "/")
+			if _, err := jobs.Get(ctx, job); !errors.Is(err, ErrNotFound) {
 				continue
 			}
 			count = &c.Checkpoints

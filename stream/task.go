@@ -47,6 +47,7 @@ type taskState struct {
 	last       time.Time // when progress was last recorded
 	busy, over bool      // progress is being recorded; the attempt has ended
 	records    sync.WaitGroup
+	past       past
 }
 
 // skip notes images of the training set that are not to be had, as far as the
@@ -69,12 +70,20 @@ func (t *Task) Report(p Progress) {
 	// comes while one is written is written with the next.
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.busy || t.over || time.Since(t.last) < time.Second {
+	if t.over {
+		return
+	}
+	t.past.add(p)
+	if t.busy || time.Since(t.last) < time.Second {
 		return
 	}
 	t.busy, t.last = true, time.Now()
+	keep := t.past.sheet != nil || p.Frechet != nil || time.Since(t.past.stored) > historyEvery
 	t.records.Go(func() {
 		t.record(p)
+		if keep {
+			t.keep()
+		}
 		t.mu.Lock()
 		t.busy = false
 		t.mu.Unlock()
@@ -95,12 +104,14 @@ func (t *Task) record(p Progress) {
 	}
 }
 
-// close waits for progress that is being recorded, and has none recorded any more.
+// close waits for progress that is being recorded, has none recorded any more, and
+// keeps what there was.
 func (t *Task) close() {
 	t.mu.Lock()
 	t.over = true
 	t.mu.Unlock()
 	t.records.Wait()
+	t.keep()
 }
 
 // SaveCheckpoint stores a file from which another trainer can go on. When it
@@ -190,6 +201,10 @@ func (w *TrainingWorker) prepare(ctx context.Context, job Job, dir string) (*Tas
 		Dir: filepath.Join(dir, "work"), Normals: filepath.Join(dir, "normals"), Anomalies: filepath.Join(dir, "anomalies"),
 		Taken: map[string]Normal{},
 	}
+	if t.past.points, err = w.in.History(ctx, job.Job); err != nil { // of an earlier attempt
+		w.log.Debug().Err(err).Str("job", job.Job).Msg("its earlier progress is not known")
+	}
+	t.past.stored = time.Now()
 	for _, d := range []string{t.Dir, t.Normals, t.Anomalies} {
 		if err := os.Mkdir(d, 0o755); err != nil {
 			return nil, err

@@ -15,6 +15,7 @@ import (
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
+	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
 // fakeTrainer makes releases of fakes.
@@ -285,6 +286,75 @@ func TestAReleaseIsReadjustedWithoutTraining(t *testing.T) {
 	eventually(t, "it is scored", func() bool { return len(got.byFrame()) == 1 })
 	if e := got.byFrame()["f"][0]; *e.Threshold != 0.7 || !*e.Anomalous {
 		t.Errorf("score %v over %v", *e.Score, *e.Threshold)
+	}
+}
+
+// Of a training its progress and a picture are kept, for who looks later.
+func TestAJobsHistoryIsKept(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	r.detector(stream.Detector{Name: "bolts"})
+	if _, err := r.in.Normals().Add(t.Context(), stream.Normal{Detector: "bolts", Image: image(0.1)}); err != nil {
+		t.Fatal(err)
+	}
+	r.trainer(stream.TrainerConfig{MaxAttempts: 1}, fakeTrainer{t: t, train: func(_ context.Context, task *stream.Task) error {
+		for i := range 1000 {
+			v := float64(i)
+			p := stream.Progress{Phase: "fakes-1: train", Step: i, Steps: 1000, Loss: &v}
+			if i%100 == 0 {
+				p.Frechet = &v
+			}
+			task.Report(p)
+		}
+		if err := task.Sheet(make([]byte, 1<<20)); err == nil {
+			t.Error("a sheet of 1 MiB is taken")
+		}
+		return task.Sheet([]byte("sheet"))
+	}})
+	jobs, err := r.in.Jobs(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	j, err := jobs.Request(t.Context(), stream.TrainRequest{Detector: "bolts", Job: "first"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := func() []stream.Progress {
+		h, err := r.in.History(t.Context(), j.Job)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h
+	}
+	eventually(t, "the whole history", func() bool { h := kept(); return len(h) > 0 && h[len(h)-1].Phase == "store" })
+	h, looks := kept(), 0
+	for i, p := range h {
+		if p.Frechet != nil {
+			looks++
+		}
+		if i > 0 && p.At.Before(h[i-1].At) {
+			t.Errorf("point %d is out of order", i)
+		}
+	}
+	if len(h) > 260 || looks != 10 || h[len(h)-2].Step != 999 {
+		t.Errorf("%d points, %d of the generator's curve, the last but one %+v", len(h), looks, h[len(h)-2])
+	}
+	if b, err := r.in.JobFile(t.Context(), j.Job, stream.JobSheet); err != nil || string(b) != "sheet" {
+		t.Errorf("the sheet: %q, %v", b, err)
+	}
+	if _, err := r.in.JobFile(t.Context(), "none", stream.JobSheet); !errors.Is(err, stream.ErrNotFound) {
+		t.Errorf("of no job: %v", err)
+	}
+
+	// It goes with the job's record.
+	store, err := r.js.ObjectStore(t.Context(), stream.Names{}.ArtifactsBucket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.PutString(t.Context(), stream.JobObjects+"gone/"+stream.JobHistory, "[]"); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := r.in.Collect(t.Context(), registry.CollectOptions{Grace: -1}); err != nil || c.Checkpoints != 1 || len(kept()) == 0 {
+		t.Errorf("collected: %+v, %v; %d points are left", c, err, len(kept()))
 	}
 }
 

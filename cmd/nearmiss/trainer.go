@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/nearmiss/nearmiss/bank"
 	"github.com/nearmiss/nearmiss/inference/backbone/catalogue"
 	"github.com/nearmiss/nearmiss/inference/backbone/starter"
+	"github.com/nearmiss/nearmiss/inference/heatmap"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/ort"
 	"github.com/nearmiss/nearmiss/stream"
@@ -107,6 +109,7 @@ func (t trainer) Train(ctx context.Context, task *stream.Task) (stream.TrainResu
 	out := filepath.Join(task.Dir, "release")
 	d := task.Detector
 	work, phase, saved := filepath.Join(task.Dir, "steps"), "", time.Now()
+	sheet := sheets{work: work}
 	plan := training.Plan{
 		Detector: d.Name, Method: training.Method(d.Method), Out: out, Seed: uint64(task.Request.Seed),
 		Data:        training.Data{Normals: normals, View: view(d), NoImages: d.NoEvidence, Limits: t.limits},
@@ -119,6 +122,9 @@ func (t trainer) Train(ctx context.Context, task *stream.Task) (stream.TrainResu
 				if p.Step != phase || time.Since(saved) > saveEvery {
 					t.save(ctx, task, work)
 					phase, saved = p.Step, time.Now()
+				}
+				if p.Frechet != nil {
+					t.keepSheet(task, &sheet)
 				}
 				task.Report(stream.Progress{
 					Phase: p.Step, Step: p.Done, Steps: p.Total, Loss: p.Loss, Frechet: p.Frechet, Ratio: p.Ratio, Left: stream.Duration(p.Left),
@@ -171,6 +177,53 @@ func (t trainer) Train(ctx context.Context, task *stream.Task) (stream.TrainResu
 		}
 	}
 	return made, nil
+}
+
+// sheets are the pictures that a generator makes of what it draws.
+type sheets struct {
+	work string // folder of the steps
+	last string // file that was kept
+}
+
+// newest is the file that has come since the last one; empty: there is none.
+func (s *sheets) newest() string {
+	found, err := filepath.Glob(filepath.Join(s.work, "*", "look-*.png"))
+	if err != nil || len(found) == 0 {
+		return ""
+	}
+	newest := slices.MaxFunc(found, func(a, b string) int { return cmp.Compare(filepath.Base(a), filepath.Base(b)) })
+	if newest == s.last {
+		return ""
+	}
+	s.last = newest
+	return newest
+}
+
+const (
+	sheetSide    = 1600 // pixels
+	sheetQuality = 75
+)
+
+// keepSheet keeps what the generator drew last. It is for people: what is wrong with
+// it stops no training.
+func (t trainer) keepSheet(task *stream.Task, s *sheets) {
+	file := s.newest()
+	if file == "" {
+		return
+	}
+	b, err := os.ReadFile(file)
+	if err == nil {
+		var img *imaging.Image
+		if img, err = imaging.Decode(b, imaging.Limits{}); err == nil {
+			b, err = heatmap.Thumbnail(img, sheetSide).JPEG(sheetQuality)
+		}
+	}
+	if err == nil {
+		err = task.Sheet(b)
+	}
+	if err != nil {
+		t.o.Log.Debug().Err(err).Str("detector", task.Detector.Name).Msg("what the generator draws is not kept")
+	}
 }
 
 // profile is a training profile of the trainer's own, or one that all have.

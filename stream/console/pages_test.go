@@ -110,11 +110,29 @@ func TestAJobIsAskedForAndCancelled(t *testing.T) {
 	}
 	for i := range 3 {
 		loss := float64(i)
-		p := stream.Progress{Job: j.Job, Detector: "parts", Step: i, Loss: &loss}
+		p := stream.Progress{Job: j.Job, Detector: "parts", Step: i, Loss: &loss, At: time.Now()}
 		h.c.curves.add(p)
 	}
 	if l := ok[listing[stream.Progress]](me, "GET", "jobs/"+j.Job+"/history", nil); len(l.Items) != 3 || l.Items[2].Step != 2 {
 		t.Errorf("its progress: %+v", l)
+	}
+	store, err := h.js.ObjectStore(t.Context(), h.names.ArtifactsBucket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, b := range map[string][]byte{stream.JobHistory: []byte(`[{"job": "x", "step": 7, "at": "2026-01-01T00:00:00Z"}]`), stream.JobSheet: pixels()} {
+		if _, err := store.PutBytes(t.Context(), stream.JobObjects+j.Job+"/"+name, b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if l := ok[listing[stream.Progress]](me, "GET", "jobs/"+j.Job+"/history", nil); len(l.Items) != 4 || l.Items[0].Step != 7 || l.Items[3].Step != 2 {
+		t.Errorf("its progress from before what was heard: %+v", l)
+	}
+	if status, b := me.do("GET", "jobs/"+j.Job+"/sheet.jpg", nil); status != 200 || !bytes.Equal(b, pixels()) {
+		t.Errorf("its sheet: %d", status)
+	}
+	if status, _ := me.do("GET", "jobs/none/sheet.jpg", nil); status != http.StatusNotFound {
+		t.Errorf("no sheet: %d", status)
 	}
 	if got := ok[stream.Job](me, "DELETE", "jobs/"+j.Job, nil); got.Job != j.Job || !got.Cancel {
 		t.Errorf("cancelled: %+v", got)

@@ -335,8 +335,27 @@ func (c *Console) listJobs(q *request) (any, error) {
 	return listing[stream.Job]{Items: append([]stream.Job{}, all[:min(len(all), 500)]...)}, nil
 }
 
+// jobHistory is what the trainer has kept, and then what was heard since.
 func (c *Console) jobHistory(q *request) (any, error) {
-	return listing[stream.Progress]{Items: c.curves.of(q.PathValue("job"))}, nil
+	heard := c.curves.of(q.PathValue("job"))
+	kept, err := c.in.History(q.ctx, q.PathValue("job"))
+	if err != nil {
+		return nil, err
+	}
+	if len(heard) > 0 {
+		i, _ := slices.BinarySearchFunc(kept, heard[0].At, func(p stream.Progress, at time.Time) int { return p.At.Compare(at) })
+		kept = kept[:i]
+	}
+	return listing[stream.Progress]{Items: append(append([]stream.Progress{}, kept...), heard...)}, nil
+}
+
+// jobSheet is the picture that the trainer has kept of a job.
+func (c *Console) jobSheet(q *request) (any, error) {
+	b, err := c.in.JobFile(q.ctx, q.PathValue("job"), stream.JobSheet)
+	if err != nil {
+		return nil, err
+	}
+	return picture(b, forNow)
 }
 
 // normalPage is a page of a training set.

@@ -77,6 +77,7 @@ var routes = []route{
 
 	{"GET", "jobs", Viewer, (*Console).listJobs},
 	{"GET", "jobs/{job}/history", Viewer, (*Console).jobHistory},
+	{"GET", "jobs/{job}/sheet.jpg", Viewer, (*Console).jobSheet},
 	{"DELETE", "jobs/{job}", Operator, (*Console).cancelJob},
 	{"GET", "dead", Viewer, (*Console).listDead},
 	{"POST", "dead/{sequence}/again", Operator, (*Console).deadAgain},

@@ -41,7 +41,8 @@ export async function show(root, d, { signal }) {
       parts.push(h("h3", {}, word), e);
       setTimeout(() => !signal.aborted && chart(e, { time: true, height: 160, signal, label: word, data: [some.map((x) => new Date(x.at) / 1000), some.map((x) => x[k])], series: [{ label: word, colour: colour("--accent") }] }));
     }
-    fill(curves, parts.length ? h("section", { class: "panel" }, h("h2", {}, "Curves"), parts) : null);
+    const sheet = points.some((x) => x.frechet !== undefined) ? h("section", { class: "panel" }, h("h2", {}, "What the generator draws"), h("img", { alt: "contact sheet of the generator's samples", style: { maxWidth: "100%" }, src: `api/v1/jobs/${encodeURIComponent(j.job)}/sheet.jpg?t=${points.length}`, onerror: (e) => e.target.closest("section").remove() })) : null;
+    fill(curves, parts.length ? h("section", { class: "panel" }, h("h2", {}, "Curves"), parts) : null, sheet);
   }
   const s = d.status || {};
   fill(root, h("div", { class: "cols" },
