@@ -109,6 +109,15 @@ starter: runtime ## train the starter backbone anew, on one thread (half an hour
 console-bench: ## measure the page: its bytes, lists of 50,000 events, 50 cameras at 5 frames a second
 	go test -count 1 -run '^TestThePageIsSmall$$' -v -bench Console -benchtime 200x ./stream/console
 
+# Where `make versus` installs what it measures beside this program: 6 GB.
+VERSUS ?= .cache/versus
+
+.PHONY: versus
+versus: runtime ## measure PyTorch, timm, faiss and hnswlib beside this program in one run, installed by pip into .cache/versus (15 minutes)
+	@test -x $(VERSUS)/bin/python || python3 -m venv $(VERSUS)
+	@$(VERSUS)/bin/python -m pip install -q pillow numpy torch timm faiss-cpu hnswlib
+	@$(VERSUS)/bin/python internal/bench/versus.py --program bin/nearmiss
+
 .PHONY: bench
 bench: runtime ## measure embedding, the bank's indexes and the broker on this machine
 	bin/nearmiss bench embed

@@ -29,10 +29,12 @@ type benchCmd struct {
 }
 
 type benchEmbedCmd struct {
-	Backbone string        `type:"backbone" placeholder:"FILE|NAME" help:"Model (default: a ViT-Ti/16 at 224 px with random weights, which is as fast as a trained one)."`
-	Images   []string      `type:"existingpath" placeholder:"DIR" help:"Images (default: 64 synthetic JPEG files of 256 × 256)."`
-	Time     time.Duration `default:"5s" help:"How long each part is measured."`
-	JSON     bool          `name:"json" help:"Print one JSON object."`
+	Backbone  string        `type:"backbone" placeholder:"FILE|NAME" help:"Model (default: a ViT-Ti/16 at 224 px with random weights, which is as fast as a trained one)."`
+	Images    []string      `type:"existingpath" placeholder:"DIR" help:"Images (default: 64 synthetic JPEG files of 256 × 256)."`
+	Time      time.Duration `default:"5s" help:"How long each part is measured."`
+	Precision string        `enum:"fp32,int8" default:"fp32" help:"Of the model's arithmetic: ${enum}."`
+	Alone     bool          `help:"Measure the model alone."`
+	JSON      bool          `name:"json" help:"Print one JSON object."`
 	deviceFlags
 }
 
@@ -45,6 +47,7 @@ func (c *benchEmbedCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
+	embed.Precision = c.Precision
 	files, err := c.files(o)
 	if err != nil {
 		return err
@@ -63,7 +66,7 @@ func (c *benchEmbedCmd) Run(ctx context.Context, o *output) error {
 	}
 	bar := o.progress("")
 	r, err := bench.Embed(ctx, bench.EmbedOptions{
-		Model: model, Embed: embed, Files: files, Time: c.Time,
+		Model: model, Embed: embed, Files: files, Time: c.Time, Alone: c.Alone,
 		Progress: func(part string) { bar.stage(part, 0, -1) },
 	})
 	bar.close()
@@ -72,6 +75,10 @@ func (c *benchEmbedCmd) Run(ctx context.Context, o *output) error {
 	}
 	if c.JSON {
 		return o.JSON(r)
+	}
+	if c.Alone {
+		_, err = fmt.Fprintf(o.Out, "images a second, device %s, %d threads: model alone %.1f\n", r.Device, r.Threads, r.Inference.Median)
+		return err
 	}
 	_, err = fmt.Fprintf(o.Out, `images a second, device %s, %d threads, decoder %s:
   decode       %8.1f

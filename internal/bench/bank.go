@@ -11,6 +11,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/bank"
+	"github.com/nearmiss/nearmiss/internal/cputime"
 )
 
 // BankCase is one bank to measure.
@@ -63,6 +64,9 @@ type BankResult struct {
 	// batch of all queries on all cores (or the batch engine).
 	QueriesPerSecond float64 `json:"queries_per_second"`
 	BatchPerSecond   float64 `json:"batch_per_second"`
+	// QueriesPerCPU is the first in queries per second of processor time; 0 where it is
+	// unknown.
+	QueriesPerCPU float64 `json:"queries_per_cpu_second"`
 	// BuildSeconds on all cores (coder: one).
 	BuildSeconds float64 `json:"build_seconds"`
 	// Bytes is the size of vectors, ids and graph as they are stored; coder's
@@ -157,11 +161,16 @@ func runBank(ctx context.Context, o BankOptions, kind bank.Kind, c BankCase, dat
 		BuildSeconds: report.BuildSeconds, EfSearch: report.EfSearch, Served: report.Kind == kind,
 	}
 	m := len(queries) / c.Dim
+	asked, cpu := 0, cputime.Seconds()
 	if r.QueriesPerSecond, err = queryRate(ctx, o.MinTime, 1, func(i int) error {
+		asked++
 		_, err := index.Search(queries[i%m*c.Dim:(i%m+1)*c.Dim], o.K)
 		return err
 	}); err != nil {
 		return BankResult{}, err
+	}
+	if cpu = cputime.Seconds() - cpu; cpu > 0 {
+		r.QueriesPerCPU = float64(asked) / cpu
 	}
 	if r.BatchPerSecond, err = queryRate(ctx, o.MinTime, m, func(int) error {
 		_, err := index.SearchBatch(ctx, queries, o.K)

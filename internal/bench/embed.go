@@ -24,6 +24,8 @@ type EmbedOptions struct {
 	// Rounds is how often the parts take turns, so that a disturbance meets
 	// them all. Default 5.
 	Rounds int
+	// Alone measures ONNX Runtime alone; what needs the other parts stays 0.
+	Alone bool
 	// Progress, if set, is called with the name of the part that begins.
 	Progress func(part string)
 }
@@ -145,6 +147,9 @@ func embed(ctx context.Context, o EmbedOptions) (EmbedResult, error) {
 			})
 		}},
 	}
+	if o.Alone {
+		parts = nil
+	}
 	fixed := len(parts)
 	raws, closeRaws, err := rawArrangements(ctx, e, o.Model)
 	defer closeRaws()
@@ -164,8 +169,10 @@ func embed(ctx context.Context, o EmbedOptions) (EmbedResult, error) {
 	if err := takeTurns(ctx, parts, o.Time, o.Rounds, o.Progress); err != nil {
 		return EmbedResult{}, err
 	}
-	out.Decode, out.Preprocess = parts[0].rate(), parts[1].rate()
-	out.Whole, out.Prepared = parts[2].rate(), parts[3].rate()
+	if !o.Alone {
+		out.Decode, out.Preprocess = parts[0].rate(), parts[1].rate()
+		out.Whole, out.Prepared = parts[2].rate(), parts[3].rate()
+	}
 	for i, p := range parts[fixed:] {
 		raw := raws[i].RawRate
 		raw.Rate = p.rate()
