@@ -71,8 +71,9 @@ leaf-test: ## a hub and an edge: an hour's events and pictures while the link is
 	NEARMISS_TEST_EDGE=14400 go test -count 1 -v -timeout 20m -run '^TestAnEdgeIsCutOff$$' ./stream
 
 .PHONY: scale
-scale: ## 1,000 cameras at a frame a second against scorers that do nothing: what broker and worker take (three minutes)
+scale: ## 1,000 cameras at a frame a second against scorers that do nothing: what broker and worker take (five minutes)
 	NEARMISS_TEST_CAMERAS=1000 go test -count 1 -v -timeout 20m -run '^TestAPlantOfCameras$$' ./stream
+	NEARMISS_TEST_CAMERAS=1000 NEARMISS_TEST_SYNC=10s go test -count 1 -v -timeout 20m -run '^TestAPlantOfCameras$$' ./stream
 
 # A commit of the version to come from.
 FROM ?= e7c20b3
