@@ -61,6 +61,12 @@ sinks: ## sinks and broker killed ten times while a receiver is down for ten min
 plc: ## how long a verdict takes to a Modbus coil (10,000 frames), and whether a stale one is ever shown (a minute)
 	NEARMISS_TEST_PLC_FRAMES=10000 go test -count 1 -v -timeout 10m -run 'Modbus|Stale' ./stream/sink/plc
 
+PYTHON ?= python3
+.PHONY: opcua
+opcua: ## encrypted OPC UA sessions with a server of another maker; PYTHON with asyncua (pip install asyncua)
+	@$(PYTHON) -c 'import asyncua' || { echo "make opcua needs Python with asyncua: pip install asyncua, or PYTHON=/path/to/a/venv/bin/python"; exit 1; }
+	NEARMISS_TEST_OPCUA=$(PYTHON) go test -count 1 -v -timeout 5m -run '^TestAnEncryptedOPCUASession$$' ./stream/sink/plc
+
 .PHONY: cluster-test
 cluster-test: ## three NATS servers, 30 kills and 10 cut links under load (ten minutes)
 	NEARMISS_TEST_CLUSTER=20000 NEARMISS_TEST_KILLS=30 NEARMISS_TEST_CUTS=10 \

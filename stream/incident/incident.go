@@ -15,6 +15,7 @@
 package incident
 
 import (
+	"cmp"
 	_ "embed" // the schema
 	"encoding/json"
 	"fmt"
@@ -122,7 +123,7 @@ func (i Incident) State() string {
 // Peak is the event with the highest score, as a multiple of its threshold; of
 // rejected frames alone it is the first.
 type Peak struct {
-	Event     string        `json:"event"`
+	ID        string        `json:"id"` // of the event
 	FrameID   string        `json:"frame_id,omitempty"`
 	At        time.Time     `json:"at"`
 	Score     *float64      `json:"score,omitempty"`
@@ -133,6 +134,31 @@ type Peak struct {
 	Pictures  string        `json:"pictures,omitempty"`
 	Code      string        `json:"code,omitempty"`   // of a rejected frame
 	Reason    string        `json:"reason,omitempty"` // of a rejected frame
+}
+
+// MarshalJSON writes the id also under the name that it had once, event, for who
+// reads that still.
+func (p Peak) MarshalJSON() ([]byte, error) {
+	type fields Peak // without this method
+	return json.Marshal(struct {
+		fields
+		Before string `json:"event"`
+	}{fields(p), p.ID})
+}
+
+// UnmarshalJSON reads what is written now, and what was before the id was called id
+// here too.
+func (p *Peak) UnmarshalJSON(b []byte) error {
+	type fields Peak
+	v := struct {
+		*fields
+		Before string `json:"event"`
+	}{fields: (*fields)(p)}
+	if err := json.Unmarshal(b, &v); err != nil {
+		return err
+	}
+	p.ID = cmp.Or(p.ID, v.Before)
+	return nil
 }
 
 // maxReleases bounds [Incident.Releases].
@@ -272,7 +298,7 @@ func (s *State) tell(phase string, t time.Time) {
 
 func peakOf(e stream.Event) Peak {
 	p := Peak{
-		Event: e.ID, FrameID: e.FrameID, At: at(e), Score: e.Score, Threshold: e.Threshold, PValue: e.PValue,
+		ID: e.ID, FrameID: e.FrameID, At: at(e), Score: e.Score, Threshold: e.Threshold, PValue: e.PValue,
 		Regions: e.Regions, Pictures: e.Pictures,
 	}
 	if e.Kind == stream.KindRejected {

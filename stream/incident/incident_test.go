@@ -315,6 +315,21 @@ func valid(t *testing.T, all ...incident.Incident) {
 	}
 }
 
+// What was stored or is read under the name of before is still understood.
+func TestTheNamesOfBeforeAreUnderstood(t *testing.T) {
+	old := `{"open":{"id":"e1","phase":"new","n":1,"detector":"bolts","camera":"line1","opened_at":"2026-11-28T12:00:00Z","last_at":"2026-11-28T12:00:00Z","anomalies":1,"rejected":0,` +
+		`"peak":{"event":"e7","at":"2026-11-28T12:00:00Z","ratio":2}},"seen":3}`
+	s, err := incident.ParseState("bolts.line1", []byte(old))
+	if err != nil || s.Open.Peak.ID != "e7" || s.Open.Peak.Ratio != 2 {
+		t.Fatalf("%+v, %v", s.Open, err)
+	}
+	b, err := json.Marshal(s.Open.Peak)
+	if err != nil || !bytes.Contains(b, []byte(`"id":"e7"`)) || !bytes.Contains(b, []byte(`"event":"e7"`)) {
+		t.Errorf("%s, %v", b, err)
+	}
+	valid(t, *s.Open)
+}
+
 // hall is a broker and what is told on it.
 type hall struct {
 	t   *testing.T

@@ -1,6 +1,7 @@
 package sink
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -23,7 +24,22 @@ const Service = "nearmiss-sinks"
 // cool-down and rate, without another try.
 type TestRequest struct {
 	Sink  string `json:"sink"`
-	Event string `json:"event,omitempty"` // id of an event; empty: the last one, or a made-up one
+	Event string `json:"id,omitempty"` // of an event; empty: the last one, or a made-up one
+}
+
+// UnmarshalJSON reads a request, also one from before an event's id was called id
+// here too.
+func (q *TestRequest) UnmarshalJSON(b []byte) error {
+	type fields TestRequest // without this method
+	v := struct {
+		*fields
+		Before string `json:"event"`
+	}{fields: (*fields)(q)}
+	if err := json.Unmarshal(b, &v); err != nil {
+		return err
+	}
+	q.Event = cmp.Or(q.Event, v.Before)
+	return nil
 }
 
 // TestAnswer is what became of it.
@@ -31,7 +47,8 @@ type TestAnswer struct {
 	OK      bool    `json:"ok"`
 	Error   string  `json:"error,omitempty"`
 	Seconds float64 `json:"seconds"`
-	Event   string  `json:"event"`            // its id
+	Event   string  `json:"id"`               // of the event
+	Before  string  `json:"event"`            // the same, as it was called before
 	Filter  string  `json:"filter,omitempty"` // what the sink would have done with it otherwise: filtered: kind, …
 }
 
@@ -135,7 +152,7 @@ func (e *Engine) test(ctx context.Context, q TestRequest) (TestAnswer, error) {
 		if err != nil {
 			return err
 		}
-		n.Test, a.Event = true, n.ID
+		n.Test, a.Event, a.Before = true, n.ID, n.ID
 		if j, err := newJudge(s); err == nil {
 			if result, why := j.decide(n, time.Now()); result != ResultSent {
 				a.Filter = result + ": " + why
@@ -157,7 +174,7 @@ func (e *Engine) test(ctx context.Context, q TestRequest) (TestAnswer, error) {
 // example is the event of an id, the last anomaly, or a made-up one.
 func (e *Engine) example(ctx context.Context, id string) (Notice, error) {
 	if id != "" {
-		ev, err := stream.NewInstallation(e.js, e.cfg.Names).FindEvent(ctx, "*", "", id, "")
+		ev, err := stream.NewInstallation(e.js, e.cfg.Names).FindEvent(ctx, "", "", id, "")
 		if err != nil {
 			return Notice{}, fmt.Errorf("event %q: %w", id, err)
 		}

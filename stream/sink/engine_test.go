@@ -313,6 +313,13 @@ func TestGoneReceiversAndTests(t *testing.T) {
 	h.event("line1", 2)
 	poll(t, func() bool { return h.status("a").Results[sink.ResultFiltered] == 1 })
 	var a sink.TestAnswer
+	h.ask("test", map[string]string{"sink": "a", "event": "event-1"}, &a) // as it was once
+	if a.Event != "event-1" {
+		t.Errorf("%+v", a)
+	}
+	r.mu.Lock()
+	r.got = nil
+	r.mu.Unlock()
 	h.ask("test", sink.TestRequest{Sink: "a"}, &a)
 	if !a.OK || a.Filter != "filtered: score" || len(r.got) != 1 || !r.got[0].Test {
 		t.Errorf("%+v, %+v", a, r.got)

@@ -77,7 +77,7 @@ func parse(n stream.Names, subject string, h nats.Header, data []byte, at time.T
 		return Notice{
 			ID: h.Get(nats.MsgIdHdr), At: at, Incident: &i,
 			Event: stream.Event{
-				ID: p.Event, Kind: IncidentPrefix + phase, Detector: i.Detector, Camera: i.Camera, FrameID: p.FrameID,
+				ID: p.ID, Kind: IncidentPrefix + phase, Detector: i.Detector, Camera: i.Camera, FrameID: p.FrameID,
 				CapturedAt: p.At, ScoredAt: latest(i), Score: p.Score, Threshold: p.Threshold, PValue: p.PValue,
 				Anomalous: &yes, Regions: p.Regions, Pictures: p.Pictures, Code: p.Code, Reason: p.Reason,
 			},
