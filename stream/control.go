@@ -41,7 +41,7 @@ func NewControl(nc *nats.Conn, n Names, log zerolog.Logger) (*Control, error) {
 	if err := n.Validate(); err != nil {
 		return nil, err
 	}
-	js, err := n.JetStream(nc)
+	js, err := n.JetStreamOn(nc)
 	if err != nil {
 		return nil, fmt.Errorf("start control: %w", err)
 	}

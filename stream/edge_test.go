@@ -322,7 +322,7 @@ func TestAWorkerBehindALeafNode(t *testing.T) {
 		t.Fatal(err)
 	}
 	there := stream.Names{JetStreamAPI: stream.DomainAPI("hub")}
-	js, err := there.JetStream(leaf.Conn())
+	js, err := there.JetStreamOn(leaf.Conn())
 	if err != nil {
 		t.Fatal(err)
 	}

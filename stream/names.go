@@ -57,8 +57,8 @@ type Names struct {
 // DomainAPI is the [Names.JetStreamAPI] of a JetStream domain.
 func DomainAPI(domain string) string { return "$JS." + domain + ".API" }
 
-// JetStream is a client of the streams that have these names.
-func (n Names) JetStream(nc *nats.Conn, opts ...jetstream.JetStreamOpt) (jetstream.JetStream, error) {
+// JetStreamOn is a client of the streams that have these names.
+func (n Names) JetStreamOn(nc *nats.Conn, opts ...jetstream.JetStreamOpt) (jetstream.JetStream, error) {
 	if n.JetStreamAPI == "" {
 		return jetstream.New(nc, opts...)
 	}

@@ -102,7 +102,7 @@ func NewSteward(cfg StewardConfig, nc *nats.Conn, log zerolog.Logger) (*Steward,
 	if cfg.Full == nil {
 		cfg.Full = func() string { return "" }
 	}
-	js, err := cfg.JetStream(nc)
+	js, err := cfg.JetStreamOn(nc)
 	if err != nil {
 		return nil, fmt.Errorf("start steward: %w", err)
 	}

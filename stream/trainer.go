@@ -220,7 +220,7 @@ func (w *TrainingWorker) Run(ctx context.Context) error {
 
 func (w *TrainingWorker) open(ctx context.Context) error {
 	var err error
-	if w.js, err = w.cfg.JetStream(w.nc); err != nil {
+	if w.js, err = w.cfg.JetStreamOn(w.nc); err != nil {
 		return fmt.Errorf("start trainer: %w", err)
 	}
 	w.in = caching(w.js, w.cfg.Names, w.cfg.CacheDir)

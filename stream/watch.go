@@ -92,7 +92,7 @@ func Watch(ctx context.Context, nc *nats.Conn, cfg WatchConfig, log zerolog.Logg
 	if cfg.Live {
 		return watchLive(ctx, nc, cfg, subject, log, handle)
 	}
-	js, err := cfg.JetStream(nc)
+	js, err := cfg.JetStreamOn(nc)
 	if err != nil {
 		return err
 	}

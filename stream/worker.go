@@ -353,7 +353,7 @@ func (w *Worker) wake() {
 // open waits for the broker and its streams.
 func (w *Worker) open(ctx context.Context) error {
 	var err error
-	if w.js, err = w.cfg.JetStream(w.nc, jetstream.WithPublishAsyncMaxPending(1024), jetstream.WithPublishAsyncTimeout(publishWait)); err != nil {
+	if w.js, err = w.cfg.JetStreamOn(w.nc, jetstream.WithPublishAsyncMaxPending(1024), jetstream.WithPublishAsyncTimeout(publishWait)); err != nil {
 		return fmt.Errorf("start worker: %w", err)
 	}
 	w.in = caching(w.js, w.cfg.Names, w.cfg.CacheDir)

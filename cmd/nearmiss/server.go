@@ -101,7 +101,7 @@ func (f serverFlags) streams(nc *nats.Conn, err error) (jetstream.JetStream, err
 	if err != nil {
 		return nil, err
 	}
-	js, err := f.names().JetStream(nc)
+	js, err := f.names().JetStreamOn(nc)
 	if err != nil {
 		nc.Close()
 	}

@@ -58,7 +58,7 @@ func sinkKinds(n stream.Names, in *stream.Installation) sink.Kinds {
 
 // runSinks makes incidents of events and brings both to the sinks until ctx ends.
 func runSinks(ctx context.Context, nc *nats.Conn, n stream.Names, v *observer, o *output) error {
-	js, err := n.JetStream(nc)
+	js, err := n.JetStreamOn(nc)
 	if err != nil {
 		return err
 	}

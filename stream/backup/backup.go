@@ -316,7 +316,7 @@ func (s Source) Restore(ctx context.Context, dir string, replicas int) (Manifest
 	if m.Prefix != s.Names.Root() {
 		return m, fmt.Errorf("the backup is of prefix %q, its subjects are in every message: restore it with --prefix %s", m.Prefix, m.Prefix)
 	}
-	js, err := s.Names.JetStream(s.Conn)
+	js, err := s.Names.JetStreamOn(s.Conn)
 	if err != nil {
 		return m, err
 	}

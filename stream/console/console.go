@@ -234,7 +234,7 @@ func (c *Console) work(ctx context.Context, nc *nats.Conn) error {
 // open waits until the broker has what the console reads.
 func (c *Console) open(ctx context.Context, nc *nats.Conn) (err error) {
 	c.nc = nc
-	if c.js, err = c.cfg.JetStream(nc); err != nil {
+	if c.js, err = c.cfg.JetStreamOn(nc); err != nil {
 		return err
 	}
 	c.client, c.in = stream.NewClient(nc, c.cfg.Names), stream.NewInstallation(c.js, c.cfg.Names)

@@ -43,7 +43,7 @@ func NewEngine(cfg Config, nc *nats.Conn, log zerolog.Logger) (*Engine, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	js, err := cfg.JetStream(nc)
+	js, err := cfg.JetStreamOn(nc)
 	if err != nil {
 		return nil, err
 	}

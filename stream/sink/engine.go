@@ -61,7 +61,7 @@ func NewEngine(cfg EngineConfig, nc *nats.Conn, log zerolog.Logger) (*Engine, er
 	if cfg.Looks == 0 {
 		cfg.Looks = time.Minute
 	}
-	js, err := cfg.JetStream(nc)
+	js, err := cfg.JetStreamOn(nc)
 	if err != nil {
 		return nil, err
 	}
