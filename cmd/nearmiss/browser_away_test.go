@@ -146,6 +146,9 @@ func (s *stage) alarm(id string) {
 	}
 }
 
+// liveModule is what the page hears, in the page.
+const liveModule = `import("./" + document.querySelector("script[type=module]").getAttribute("src").replace("app.js", "live.js"))`
+
 // TestThePageWhileTheBrokerComesAndGoes: alarms come by themselves, fifty cameras are
 // as fast as one, and what is stored while the broker was away for others is there
 // afterwards.
@@ -161,7 +164,10 @@ func TestThePageWhileTheBrokerComesAndGoes(t *testing.T) {
 		s.t, b.t = t, t
 		b.goTo("#/alarms")
 		b.shows("No open alarms")
-		b.see("the live stream", `document.querySelector("#top .chip.ok")`)
+		if !later[bool](b, liveModule+`.then((live) => { window.live = live; return true; })`) {
+			t.Fatal("the page does not tell what it hears")
+		}
+		b.see("the live stream", `window.live.last.hello`)
 		// When it is seen is asked of the page, in which nothing waits for this test.
 		js[any](b, `(() => { window.seen = 0; new MutationObserver(() => { if (!window.seen && document.querySelector(".row")) window.seen = Date.now(); }).observe(document.body, {childList: true, subtree: true}); })()`)
 		begun := time.Now()
@@ -174,7 +180,7 @@ func TestThePageWhileTheBrokerComesAndGoes(t *testing.T) {
 		s.t, b.t = t, t
 		const cameras, times = 50, 20
 		b.visit("#/wall", "Wall")
-		listen := later[bool](b, `import("./" + document.querySelector("script[type=module]").getAttribute("src").replace("app.js", "live.js")).then((live) => {
+		listen := later[bool](b, liveModule+`.then((live) => {
 			window.got = {messages: 0, frames: 0, twice: 0};
 			live.on("scores", ({v}) => {
 				window.got.messages++;

@@ -27,11 +27,14 @@ export async function show(main, _, { signal, query }) {
     detectors), h("div", { class: "list" }, list, older), view));
 
   const path = (cursor) => "api/v1/events?" + new URLSearchParams({ limit: 100, ...(kind && { kind }), ...(state && kind === "anomaly" && { state }), ...(detector && { detector }), ...(cursor && { cursor }) });
+  let late = []; // what came while the list was asked for
   async function load() {
+    late = [];
     const e = await get(path());
     if (signal.aborted) return;
     items = e.items; next = e.next || ""; open = e.open; picked.clear();
     at = items.length ? 0 : -1;
+    late.forEach(take);
     drawList();
     await look();
   }
@@ -223,16 +226,23 @@ export async function show(main, _, { signal, query }) {
     if (zoomed) together(p);
   }
 
-  live.on("event", (e) => {
-    if (kind && !kind.split(",").includes(e.kind) || detector && e.detector !== detector || state && kind === "anomaly" && e.state !== state) return;
-    if (items.some((a) => a.sequence >= e.sequence)) return;
+  function take(e) {
+    if (kind && !kind.split(",").includes(e.kind) || detector && e.detector !== detector || state && kind === "anomaly" && e.state !== state) return false;
+    if (items.some((a) => a.sequence >= e.sequence)) return false;
     items.unshift(e);
     if (e.kind === "anomaly") open++;
     at = items.length > 1 ? at + 1 : 0; // what is looked at stays
     if (items.length > 2000) items.length = 2000;
+    return true;
+  }
+  function taken(e) {
+    if (!take(e)) return;
     drawList();
     look().catch(complain);
-  }, signal);
+  }
+  live.on("event", (e) => { late.push(e); if (late.length > 500) late.shift(); taken(e); }, signal);
+  // What was stored between the list and the beginning of the live stream.
+  live.on("hello", () => get(path()).then((e) => { if (!signal.aborted) [...e.items].reverse().forEach(taken); }).catch(complain), signal);
   live.on("verdict", (v) => {
     const i = items.findIndex((a) => a.id === v.event);
     if (i < 0) return;
