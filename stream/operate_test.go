@@ -208,7 +208,7 @@ func TestServices(t *testing.T) {
 		}
 	})
 	t.Run("they can be discovered", func(t *testing.T) {
-		for name, endpoints := range map[string]int{stream.WorkerService: 3, stream.TrainerService: 1, stream.ControlService: 2 * 16} {
+		for name, endpoints := range map[string]int{stream.WorkerService: 3, stream.TrainerService: 3, stream.ControlService: 2 * 16} {
 			m, err := r.nc.Request("$SRV.INFO."+name, nil, time.Minute)
 			if err != nil {
 				t.Fatal(err)
