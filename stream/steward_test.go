@@ -9,6 +9,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nuid"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream"
@@ -24,13 +25,15 @@ func (r *rig) steward(cfg stream.StewardConfig) {
 	brokertest.Run(r.t, "steward", s.Run)
 }
 
-// flood publishes frames until the broker refuses, and returns how many it took.
+// flood publishes frames until the broker refuses, and returns how many it took. Each
+// has an id, so that one that is published again is stored once.
 func (r *rig) flood(detector string, size, most int) (taken int, err error) {
 	r.t.Helper()
 	for i := range most {
 		m := nats.NewMsg(r.names.Frames(detector, fmt.Sprint("c", i%3)))
 		m.Data = append(image(0.1), make([]byte, size)...)
-		if _, err := r.js.PublishMsg(r.t.Context(), m, jetstream.WithRetryAttempts(0)); err != nil {
+		m.Header.Set(nats.MsgIdHdr, nuid.Next())
+		if err := insist(r.t.Context(), r.js, m, jetstream.WithRetryAttempts(0)); err != nil {
 			return i, err
 		}
 	}
@@ -211,10 +214,10 @@ func TestAFullDiskRefusesFramesAndLetsThemInAgain(t *testing.T) {
 
 // insist publishes as cameras do: again when no answer comes, which happens while
 // the broker changes the stream.
-func insist(ctx context.Context, js jetstream.JetStream, m *nats.Msg) error {
+func insist(ctx context.Context, js jetstream.JetStream, m *nats.Msg, opts ...jetstream.PublishOpt) error {
 	for ctx.Err() == nil {
 		step, cancel := context.WithTimeout(ctx, time.Second)
-		_, err := js.PublishMsg(step, m)
+		_, err := js.PublishMsg(step, m, opts...)
 		cancel()
 		if !errors.Is(err, context.DeadlineExceeded) {
 			return err
