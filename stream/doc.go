@@ -85,9 +85,9 @@
 //	├ follow ×2            watches pointers and configurations; each change wakes Run
 //	├ epoch.Follow         at each reconnect ends what waits for an answer that was lost
 //	├ moveDeadLetters      moves frames that were delivered too often to the dead letters
-//	├ heirs                gives back the frames of workers that are gone
+//	├ adoptFrames          gives back the frames of workers that are gone
 //	├ evict                clears the release cache
-//	├ attend               records when cameras sent frames, and tells of silent ones
+//	├ watchCameras         records when cameras sent frames, and tells of silent ones
 //	└ detectorRunner.run   one a detector
 //	  ├ swapper            loads what should serve and exchanges it; owns loading
 //	  ├ lane ×Lanes        pull, score, publish, acknowledge: one batch at a time
@@ -115,7 +115,7 @@
 //     refused, and the context that ends when any of these changes.
 //  3. loaded.mu: the drift tests of a release, by camera.
 //
-// Those of recentScores, hands, pacer, seen, sightings, heartbeat, reporter and Epoch are held
+// Those of recentScores, inHand, pacer, recentFrames, cameraActivities, heartbeat, reporter and Epoch are held
 // alone. Counters are atomic. What has no lock has one owner: added and bounded are
 // those of drawPictures, and a batch's frames its lane's until they are set aside,
 // those of drawPictures from then on.

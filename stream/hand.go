@@ -16,8 +16,8 @@ import (
 // they are still there. The frames of one that is gone are given back at once, by
 // whoever notices first: a death costs a second, not the broker's AckWait.
 
-// hands are the frames that a detector's runner has in hand.
-type hands struct {
+// inHand are the frames that a detector's runner has in hand.
+type inHand struct {
 	mu   sync.Mutex
 	acks map[string]struct{} // reply subjects, by which the broker knows a delivery
 }
@@ -63,8 +63,8 @@ func (l *detectorRunner) beat(msgs []jetstream.Msg) *heartbeat {
 // aliveSubject is where a worker answers that it is there.
 func (n Names) aliveSubject(worker string) string { return n.API() + ".worker.alive." + worker }
 
-// heirs looks after the frames of workers that are gone, until ctx ends.
-func (w *Worker) heirs(ctx context.Context) {
+// adoptFrames looks after the frames of workers that are gone, until ctx ends.
+func (w *Worker) adoptFrames(ctx context.Context) {
 	sub, err := w.nc.Subscribe(w.cfg.aliveSubject(w.id), func(m *nats.Msg) { _ = m.Respond(nil) })
 	if err != nil {
 		w.log.Warn().Err(err).Msg("other workers cannot see that this one is there")

@@ -25,7 +25,7 @@ type detectorRunner struct {
 	log     zerolog.Logger
 	stop    context.CancelFunc
 	recent  recentScores
-	hands   hands
+	hands   inHand
 	pace    pacer
 	making  making
 	notices sync.WaitGroup

@@ -5,10 +5,10 @@ import (
 	"time"
 )
 
-// seen remembers the frames that this worker has brought to their end a short time
+// recentFrames remembers the frames that this worker has brought to their end a short time
 // ago, so that one that its camera has sent twice is not scored twice. Frames
 // without an id of their own are never the same.
-type seen struct {
+type recentFrames struct {
 	mu       sync.Mutex
 	now, old map[string]struct{}
 	turned   time.Time
@@ -21,7 +21,7 @@ const (
 	seenMost = 50_000
 )
 
-func (s *seen) has(f Frame) bool {
+func (s *recentFrames) has(f Frame) bool {
 	key := f.key()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -30,7 +30,7 @@ func (s *seen) has(f Frame) bool {
 	return now || old
 }
 
-func (s *seen) add(f Frame) {
+func (s *recentFrames) add(f Frame) {
 	key := f.key()
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -89,13 +89,13 @@ func (in *Installation) forgetCameras(ctx context.Context, detector string) erro
 	return s.Purge(ctx, jetstream.WithPurgeSubject("$KV."+in.names.WorkBucket()+"."+cameraKey(detector, "*")))
 }
 
-// sightings is what this worker has seen of cameras.
-type sightings struct {
+// cameraActivities is what this worker has seen of cameras.
+type cameraActivities struct {
 	mu  sync.Mutex
-	all map[string]*sighting // by key
+	all map[string]*cameraActivity // by key
 }
 
-type sighting struct {
+type cameraActivity struct {
 	CameraRate
 	frozen     time.Time // since when its pictures are the same; zero: they are not
 	told       time.Time // last frame that the record says
@@ -106,14 +106,14 @@ type sighting struct {
 
 // saw counts a frame, with the time at which the broker stored it and since when
 // its camera has sent the same picture.
-func (s *sightings) saw(detector, camera string, at, frozen time.Time) {
+func (s *cameraActivities) saw(detector, camera string, at, frozen time.Time) {
 	if !ValidToken(detector) || !ValidToken(camera) {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.all == nil {
-		s.all = map[string]*sighting{}
+		s.all = map[string]*cameraActivity{}
 	}
 	key := cameraKey(detector, camera)
 	c := s.all[key]
@@ -121,7 +121,7 @@ func (s *sightings) saw(detector, camera string, at, frozen time.Time) {
 		if len(s.all) >= maxCameras {
 			return
 		}
-		c = &sighting{CameraRate: CameraRate{Detector: detector, Camera: camera}}
+		c = &cameraActivity{CameraRate: CameraRate{Detector: detector, Camera: camera}}
 		s.all[key] = c
 	}
 	if at.After(c.LastFrame) {
@@ -137,7 +137,7 @@ func (s *sightings) saw(detector, camera string, at, frozen time.Time) {
 const maxCameras = 10_000
 
 // advance clears the slots of the seconds since the last frame.
-func (c *sighting) advance(now int64) {
+func (c *cameraActivity) advance(now int64) {
 	for n := min(now-c.seconds, 60); n > 0; n-- {
 		c.slots[(now-n+1)%60] = 0
 	}
@@ -145,7 +145,7 @@ func (c *sighting) advance(now int64) {
 }
 
 // rates are the cameras that sent this worker a frame within the last minute.
-func (s *sightings) rates() []CameraRate {
+func (s *cameraActivities) rates() []CameraRate {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var out []CameraRate
@@ -166,7 +166,7 @@ func (s *sightings) rates() []CameraRate {
 
 // news are the cameras with frames that are not on record yet, and step younger
 // than what is.
-func (s *sightings) news(step time.Duration) []CameraStatus {
+func (s *cameraActivities) news(step time.Duration) []CameraStatus {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var out []CameraStatus
@@ -178,7 +178,7 @@ func (s *sightings) news(step time.Duration) []CameraStatus {
 	return out
 }
 
-func (s *sightings) recorded(c CameraStatus) {
+func (s *cameraActivities) recorded(c CameraStatus) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if x := s.all[cameraKey(c.Detector, c.Camera)]; x != nil && !c.LastFrame.Before(x.told) {
@@ -186,9 +186,9 @@ func (s *sightings) recorded(c CameraStatus) {
 	}
 }
 
-// attend keeps the cameras' records, and says which camera has fallen silent and
+// watchCameras keeps the cameras' records, and says which camera has fallen silent and
 // which is back. Any worker may notice; all of them make the same event of it.
-func (w *Worker) attend(ctx context.Context) {
+func (w *Worker) watchCameras(ctx context.Context) {
 	for ctx.Err() == nil {
 		shortest := time.Duration(0)
 		limits := map[string]time.Duration{}
@@ -207,7 +207,7 @@ func (w *Worker) attend(ctx context.Context) {
 		if shortest > 0 {
 			step = min(step, shortest/4)
 		}
-		if err := w.attendOnce(ctx, limits, step); err != nil && ctx.Err() == nil {
+		if err := w.checkCameras(ctx, limits, step); err != nil && ctx.Err() == nil {
 			w.log.Debug().Err(err).Msg("cannot look after the cameras")
 		}
 		wait := max(step/2, 50*time.Millisecond)
@@ -221,7 +221,7 @@ func (w *Worker) attend(ctx context.Context) {
 // recordEvery is how often a camera's last frame is recorded.
 const recordEvery = 10 * time.Second
 
-func (w *Worker) attendOnce(ctx context.Context, limits map[string]time.Duration, step time.Duration) error {
+func (w *Worker) checkCameras(ctx context.Context, limits map[string]time.Duration, step time.Duration) error {
 	ctx, cancel := w.epoch.Within(ctx)
 	defer cancel()
 	store := openCameras(w.work)
@@ -240,7 +240,7 @@ func (w *Worker) attendOnce(ctx context.Context, limits map[string]time.Duration
 	for _, e := range all {
 		c := e.Value
 		if c.Untold { // its worker may have died between the record and the event
-			if err := w.tellSilence(ctx, store, c, e.Head); err != nil {
+			if err := w.reportSilence(ctx, store, c, e.Head); err != nil {
 				return err
 			}
 			continue
@@ -267,17 +267,17 @@ func (w *Worker) attendOnce(ctx context.Context, limits map[string]time.Duration
 		if head == 0 {
 			continue
 		}
-		if err := w.tellSilence(ctx, store, c, head); err != nil {
+		if err := w.reportSilence(ctx, store, c, head); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// tellSilence stores the event of a silence that is on record, and records that.
-func (w *Worker) tellSilence(ctx context.Context, store kv.Store[CameraStatus], c CameraStatus, head uint64) error {
+// reportSilence stores the event of a silence that is on record, and records that.
+func (w *Worker) reportSilence(ctx context.Context, store kv.Store[CameraStatus], c CameraStatus, head uint64) error {
 	why := fmt.Sprintf("camera %s of %s has sent no frame since %s", c.Camera, c.Detector, c.LastFrame.Format(time.RFC3339))
-	if err := w.tellCamera(ctx, c, CameraSilent, why); err != nil {
+	if err := w.reportCamera(ctx, c, CameraSilent, why); err != nil {
 		return err
 	}
 	w.log.Warn().Str("detector", c.Detector).Str("camera", c.Camera).Time("last_frame", c.LastFrame).Msg("camera has fallen silent")
@@ -298,10 +298,10 @@ func (w *Worker) recordCamera(ctx context.Context, store kv.Store[CameraStatus],
 		return nil
 	case e.Value.Silent:
 		if e.Value.Untold {
-			return w.tellSilence(ctx, store, e.Value, e.Head) // first things first
+			return w.reportSilence(ctx, store, e.Value, e.Head) // first things first
 		}
 		why := fmt.Sprintf("camera %s of %s sends frames again, after %v", c.Camera, c.Detector, c.LastFrame.Sub(e.Value.LastFrame).Round(time.Second))
-		if err := w.tellCamera(ctx, e.Value, CameraBack, why); err != nil {
+		if err := w.reportCamera(ctx, e.Value, CameraBack, why); err != nil {
 			return err
 		}
 		w.log.Info().Str("detector", c.Detector).Str("camera", c.Camera).Msg("camera is back")
@@ -332,8 +332,8 @@ func putCamera(ctx context.Context, store kv.Store[CameraStatus], c CameraStatus
 	return head, err
 }
 
-// tellCamera stores a camera event; its id is made of the last frame before the
+// reportCamera stores a camera event; its id is made of the last frame before the
 // silence, the same in all workers.
-func (w *Worker) tellCamera(ctx context.Context, c CameraStatus, code, why string) error {
+func (w *Worker) reportCamera(ctx context.Context, c CameraStatus, code, why string) error {
 	return w.in.publishNotice(ctx, notice(KindCamera, c.Detector, c.Camera, "", code, why, c.LastFrame.Format(time.RFC3339Nano)))
 }

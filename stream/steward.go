@@ -119,7 +119,7 @@ const maxFlows = 4096
 func (s *Steward) Run(ctx context.Context) error {
 	p := s.cfg.prefix()
 	subs := map[string]nats.MsgHandler{
-		p + ".frames.>": s.heard, p + ".stored.*.*": s.stored, p + ".frames": s.misled,
+		p + ".frames.>": s.countFrame, p + ".stored.*.*": s.stored, p + ".frames": s.misled,
 		// What people write who mean frames.
 		"/." + p + ".frames.>": s.misled, p + ".frame.>": s.misled, p + ".Frames.>": s.misled, p + ".FRAMES.>": s.misled,
 		strings.ToUpper(p) + ".frames.>": s.misled, strings.ToUpper(p[:1]) + p[1:] + ".frames.>": s.misled, strings.ToUpper(p) + ".FRAMES.>": s.misled,
@@ -146,7 +146,7 @@ func (s *Steward) Run(ctx context.Context) error {
 			asked = time.Now()
 			s.learn(step)
 		}
-		if err := s.look(step); err != nil && ctx.Err() == nil {
+		if err := s.balance(step); err != nil && ctx.Err() == nil {
 			s.log.Warn().Err(err).Msg("cannot look after the frame queue")
 		}
 		if time.Since(reported) > time.Second {
@@ -182,9 +182,9 @@ func (s *Steward) flowOf(subject string) *flow {
 	return f
 }
 
-// heard counts a frame that somebody publishes, and answers for the stream where
+// countFrame counts a frame that somebody publishes, and answers for the stream where
 // that does not take it.
-func (s *Steward) heard(m *nats.Msg) {
+func (s *Steward) countFrame(m *nats.Msg) {
 	rest := strings.TrimPrefix(m.Subject, s.cfg.prefix()+".frames.")
 	detector, camera, two := strings.Cut(rest, ".")
 	if !two || strings.Contains(camera, ".") {
@@ -266,8 +266,8 @@ func (s *Steward) learn(ctx context.Context) {
 	s.known = known
 }
 
-// look compares what waits with the shares, and has the stream take what it should.
-func (s *Steward) look(ctx context.Context) error {
+// balance compares what waits with the shares, and has the stream take what it should.
+func (s *Steward) balance(ctx context.Context) error {
 	s.mu.Lock()
 	s.burst = 0
 	s.mu.Unlock()
@@ -297,7 +297,7 @@ func (s *Steward) look(ctx context.Context) error {
 		}
 	}
 	s.odd = odd > most/16 || s.odd && odd > most/32
-	s.tellCut(ctx, cut)
+	s.reportCut(ctx, cut)
 	s.cut = cut
 
 	want := []string{s.cfg.Frames("*", "*")}
@@ -354,7 +354,7 @@ func (s *Steward) look(ctx context.Context) error {
 			return fmt.Errorf("bound the frame queue: %w", err)
 		}
 	}
-	s.tellFull(ctx, full)
+	s.reportFull(ctx, full)
 	s.mu.Lock()
 	s.takes, s.why = takes, why
 	s.mu.Unlock()
@@ -388,8 +388,8 @@ func (s *Steward) use(ctx context.Context, st jetstream.Stream) (map[string]int6
 	return out, nil
 }
 
-// tellCut tells of detectors that are refused from now on, or no longer.
-func (s *Steward) tellCut(ctx context.Context, cut map[string]bool) {
+// reportCut tells of detectors that are refused from now on, or no longer.
+func (s *Steward) reportCut(ctx context.Context, cut map[string]bool) {
 	for d := range cut {
 		if !s.cut[d] {
 			s.log.Warn().Str("detector", d).Msg("its frames fill more than its share of the queue: its cameras are refused until they are fewer")
@@ -404,8 +404,8 @@ func (s *Steward) tellCut(ctx context.Context, cut map[string]bool) {
 	}
 }
 
-// tellFull tells that no frames are taken from now on, or that they are again.
-func (s *Steward) tellFull(ctx context.Context, full string) {
+// reportFull tells that no frames are taken from now on, or that they are again.
+func (s *Steward) reportFull(ctx context.Context, full string) {
 	switch {
 	case full != "" && s.full == "":
 		s.log.Error().Str("why", full).Msg("no more frames are taken")

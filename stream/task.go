@@ -248,7 +248,7 @@ func (w *TrainingWorker) prepare(ctx context.Context, job Job, dir string) (*Tas
 		}
 		t.skip(seen.Skipped)
 	}
-	w.tellSkipped(ctx, job, t.Skipped)
+	w.reportSkipped(ctx, job, t.Skipped)
 	p, err := w.registry.Active(ctx, job.Detector)
 	switch {
 	case errors.Is(err, registry.ErrNoRelease), errors.Is(err, registry.ErrCorrupt):
@@ -276,9 +276,9 @@ func (w *TrainingWorker) prepare(ctx context.Context, job Job, dir string) (*Tas
 	return t, nil
 }
 
-// tellSkipped says which images of a training set are left out, and how to be rid
+// reportSkipped says which images of a training set are left out, and how to be rid
 // of them.
-func (w *TrainingWorker) tellSkipped(ctx context.Context, job Job, all []Normal) {
+func (w *TrainingWorker) reportSkipped(ctx context.Context, job Job, all []Normal) {
 	if len(all) == 0 {
 		return
 	}

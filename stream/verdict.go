@@ -42,7 +42,7 @@ func (w *TrainingWorker) handleFeedback(ctx context.Context, msgs []jetstream.Ms
 	groups := map[string]*group{}
 	batch := &marking{w: w, known: map[string]map[string][]Normal{}}
 	for _, m := range msgs {
-		x, err := batch.mark(ctx, m)
+		x, err := batch.resolve(ctx, m)
 		var perm *PermanentError
 		switch {
 		case errors.As(err, &perm):
@@ -118,9 +118,9 @@ func (w *TrainingWorker) takeEffect(ctx context.Context, x effect) error {
 	return nil
 }
 
-// mark finds out what a verdict asks for, and stores the image that it makes a
+// resolve finds out what a verdict asks for, and stores the image that it makes a
 // normal or a labelled anomaly.
-func (b *marking) mark(ctx context.Context, m jetstream.Msg) (effect, error) {
+func (b *marking) resolve(ctx context.Context, m jetstream.Msg) (effect, error) {
 	w := b.w
 	f, err := ParseFeedback(m.Data())
 	if err != nil {

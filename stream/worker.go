@@ -157,14 +157,14 @@ type Worker struct {
 	log    zerolog.Logger
 	count  workerCounters
 	id     string // names this worker among others
-	seen   seen
+	seen   recentFrames
 	poke   chan struct{} // pointers or configurations may have changed
 	epoch  *Epoch
 
 	workerStores
 
 	unread      reporter // of what is stored and cannot be read
-	seenCameras sightings
+	seenCameras cameraActivities
 
 	// scoring is held by all that score; who holds it alone scores a frame that may
 	// end the process.
@@ -246,7 +246,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		w.follow(ctx, "detectors", func(ctx context.Context) error { return w.detectors.watch(ctx, w.wake) })
 	})
 	helpers.Go(func() { w.moveDeadLetters(ctx) })
-	helpers.Go(func() { w.heirs(ctx) })
+	helpers.Go(func() { w.adoptFrames(ctx) })
 
 	// After a reconnect the watches need seconds to wake: read again at once.
 	helpers.Go(func() {
@@ -257,7 +257,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		})
 	})
 	helpers.Go(func() { w.evict(ctx) })
-	helpers.Go(func() { w.attend(ctx) })
+	helpers.Go(func() { w.watchCameras(ctx) })
 	tick := time.NewTicker(w.cfg.Resync)
 	defer tick.Stop()
 

@@ -157,7 +157,7 @@ func (p Plan) scoreBuilder(file string, n networks) (*scoreBuilder, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &scoreBuilder{Score: p.Score, seed: p.Seed, log: p.Host.Log, tell: p.Host.tell}
+	b := &scoreBuilder{Score: p.Score, seed: p.Seed, log: p.Host.Log, tell: p.Host.report}
 	if b.composition, err = p.Score.compose(p.Model.Backbone, a, n.tuned()); err != nil {
 		return nil, err
 	}
@@ -247,7 +247,7 @@ func (b *scoreBuilder) build(ctx context.Context, n, others *normals) (*builtSco
 		out.reports, out.patches = append(out.reports, report), append(out.patches, coreset)
 		b.told("bank", i+1, len(b.parts))
 	}
-	x, join, err := b.weigh(ctx, parts, all, outside)
+	x, join, err := b.fitWeights(ctx, parts, all, outside)
 	if err != nil {
 		return nil, err
 	}
@@ -366,12 +366,12 @@ func (b *scoreBuilder) patches(n *normals, part inference.Part) (rows []float32,
 	return rows, names
 }
 
-// mark is what normals that are not in the bank score in a part: the median, and
+// partScale is what normals that are not in the bank score in a part: the median, and
 // a weight inverse to the spread of the logarithm.
-type mark struct{ scale, weight float64 }
+type partScale struct{ scale, weight float64 }
 
-func markOf(scores []float64) mark {
-	m := mark{scale: 1, weight: 1}
+func partScaleOf(scores []float64) partScale {
+	m := partScale{scale: 1, weight: 1}
 	if s := median(scores); s > 0 && !math.IsInf(s, 0) {
 		m.scale = s
 	}

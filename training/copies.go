@@ -24,9 +24,9 @@ type copying struct {
 // made: with so many normals there is little that a copy adds.
 const mostCopied = 2_000
 
-// turns are the ways to lie that are the same to a symmetry, the most useful first:
-// a half turn, the quarter turns, and the mirror images.
-func turns(s imaging.Symmetry) []int {
+// orientations are the ways to lie that are the same to a symmetry, the most useful first:
+// a half turn, the quarter orientations, and the mirror images.
+func orientations(s imaging.Symmetry) []int {
 	switch s {
 	case imaging.Flip:
 		return []int{1}
@@ -43,7 +43,7 @@ func copyingOf(n int, s imaging.Symmetry, lit bool) (c copying) {
 	if lit && room > 0 {
 		c.lit = min(2, room)
 	}
-	all := turns(s)
+	all := orientations(s)
 	for _, some := range []int{7, 3, 1} {
 		if some <= len(all) && some <= room {
 			c.turned = all[:some]

@@ -36,11 +36,11 @@ func TestCopiesFitIntoTheBank(t *testing.T) {
 		}
 	}
 	seen := map[int]bool{}
-	for _, way := range turns(imaging.Dihedral) {
+	for _, way := range orientations(imaging.Dihedral) {
 		seen[way] = true
 	}
 	if len(seen) != imaging.Dihedral.Count()-1 || seen[0] {
-		t.Errorf("turns %v", turns(imaging.Dihedral))
+		t.Errorf("turns %v", orientations(imaging.Dihedral))
 	}
 }
 

@@ -134,11 +134,11 @@ func (x crossFitted) alarms(parts []inference.Part, join *release.Join) float64 
 	return float64(above) / float64(len(other))
 }
 
-// weigh finds the scales and weights of the parts, which it sets, and how groups
+// fitWeights finds the scales and weights of the parts, which it sets, and how groups
 // of them are joined, by normals of the banks that are compared with the others.
-// With too few of them all parts weigh the same. The last of them, out in number, are
+// With too few of them all parts fitWeights the same. The last of them, out in number, are
 // not in the banks.
-func (b *scoreBuilder) weigh(ctx context.Context, parts []inference.Part, n *normals, out int) (crossFitted, *release.Join, error) {
+func (b *scoreBuilder) fitWeights(ctx context.Context, parts []inference.Part, n *normals, out int) (crossFitted, *release.Join, error) {
 	measures, patches, placed := 0, 0, false
 	for i, p := range parts {
 		if b.parts[i].scored {
@@ -175,7 +175,7 @@ func (b *scoreBuilder) weigh(ctx context.Context, parts []inference.Part, n *nor
 			continue
 		}
 		for k, s := range scores {
-			m := markOf(s)
+			m := partScaleOf(s)
 			all[k].Scale, all[k].Weight = m.scale, m.weight
 			weights[a.Group] += m.weight
 			if values[a.Group] == nil {

@@ -290,12 +290,12 @@ func embed(ctx context.Context, p Plan, nets networks, file string, images []Ima
 	most := mostNumbers / max(len(images), 1)
 	x.all, x.of, err = embedNormals(ctx, b.model.e, images, func(i int, e *inference.Embedding) error {
 		return x.n.add(ctx, uint64(i), e, most, p.Seed)
-	}, func(done, total int) { p.Host.tell(step, done, total) })
+	}, func(done, total int) { p.Host.report(step, done, total) })
 	if err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
 	x.n.look = func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error {
-		return b.model.look(ctx, x.usable(), which, f)
+		return b.model.embedEach(ctx, x.usable(), which, f)
 	}
 	x.n.vary = func(ctx context.Context, which []int, c copying, f func(e *inference.Embedding) error) error {
 		return b.model.vary(ctx, p.Data, x.imagesAt(which), c, f)
@@ -329,7 +329,7 @@ func (x *embedded) twin(ctx context.Context, p Plan, nets networks, file string)
 		y.n.ids[j] = x.all[i].ID
 	}
 	y.n.look = func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error {
-		return y.b.model.look(ctx, x.usable(), which, f)
+		return y.b.model.embedEach(ctx, x.usable(), which, f)
 	}
 	y.n.vary = func(ctx context.Context, which []int, c copying, f func(e *inference.Embedding) error) error {
 		return y.b.model.vary(ctx, p.Data, x.imagesAt(which), c, f)
@@ -387,7 +387,7 @@ func calibrate(ctx context.Context, p Plan, x *embedded, s *builtScore, halves h
 	if err != nil {
 		return nil, err
 	}
-	p.Host.tell("calibrate", len(scores), len(scores)+len(held))
+	p.Host.report("calibrate", len(scores), len(scores)+len(held))
 	err = x.n.look(ctx, held, func(e *inference.Embedding) error {
 		var v inference.Score
 		if err := s.Judge(ctx, []*inference.Embedding{e}, []*inference.Score{&v}); err != nil {
@@ -397,7 +397,7 @@ func calibrate(ctx context.Context, p Plan, x *embedded, s *builtScore, halves h
 		if v.Map != nil {
 			maps = append(maps, *v.Map)
 		}
-		p.Host.tell("calibrate", len(scores), len(held))
+		p.Host.report("calibrate", len(scores), len(held))
 		return nil
 	})
 	if err != nil {

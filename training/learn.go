@@ -257,7 +257,7 @@ func (run *tuningRun) finetune(ctx context.Context, i int) error {
 	name := fmt.Sprintf("finetune-%d", i+1)
 	m := Member{Seed: recipe.Seed}
 	dir, err := run.step(name, []any{recipe, run.fakes.key, t.Match, t.Probe}, &m, func(dir string) error {
-		run.plan.Host.tell(name, 0, 0) // the graph of its gradients takes a while
+		run.plan.Host.report(name, 0, 0) // the graph of its gradients takes a while
 		res, err := finetune.Run(ctx, finetune.Config{
 			Backbone: run.plan.Model.Backbone, Out: filepath.Join(dir, tunedFile),
 			Normals: run.matched(run.fit), Fakes: run.fakes.fit,
@@ -327,12 +327,12 @@ func (run *tuningRun) gate(ctx context.Context, dir string) (choice, error) {
 	if len(run.members) == 0 {
 		blends = nil
 	}
-	run.plan.Host.tell("gate", 0, len(blends)+1)
+	run.plan.Host.report("gate", 0, len(blends)+1)
 	base, err := run.judge(ctx, dir, run.plan.Model.Backbone)
 	if err != nil {
 		return none(err)
 	}
-	run.plan.Host.tell("gate", 1, len(blends)+1)
+	run.plan.Host.report("gate", 1, len(blends)+1)
 	var names []string
 	var candidates []evidence
 	for i, share := range blends {
@@ -345,7 +345,7 @@ func (run *tuningRun) gate(ctx context.Context, dir string) (choice, error) {
 			return none(err)
 		}
 		names, candidates = append(names, name), append(candidates, e)
-		run.plan.Host.tell("gate", i+2, len(blends)+1)
+		run.plan.Host.report("gate", i+2, len(blends)+1)
 	}
 	v, best := g.forSources(run.plan.Tuning.Sources).judge(base, describe(blends, len(run.members)), blends, candidates, run.plan.Seed)
 	c := choice{Verdict: v}
@@ -409,7 +409,7 @@ func (run *tuningRun) judge(ctx context.Context, dir, network string) (_ evidenc
 	if len(run.members) > 0 {
 		groups = run.groups()
 	}
-	return e, run.lookAt(groups, func(group string, images []*imaging.Image) error {
+	return e, run.eachImages(groups, func(group string, images []*imaging.Image) error {
 		all, err := b.model.e.EmbedImages(ctx, images)
 		if err != nil {
 			return err
@@ -460,7 +460,7 @@ func (run *tuningRun) fitted(ctx context.Context, b *scoreBuilder) (*normals, er
 	}
 	// As many numbers as eight times the coreset has in a ViT-Ti.
 	most := 8 * gateCoreset * 192 / max(len(run.fit), 1)
-	return n, run.lookAt([]string{groupFit}, func(_ string, images []*imaging.Image) error {
+	return n, run.eachImages([]string{groupFit}, func(_ string, images []*imaging.Image) error {
 		all, err := b.model.e.EmbedImages(ctx, images)
 		if err != nil {
 			return err
@@ -492,10 +492,10 @@ func (run *tuningRun) groups() []string {
 	return append(out, EvidenceFakes, EvidenceReal)
 }
 
-var errNoLooks = errors.New("no images to look at")
+var errNoImages = errors.New("no images to look at")
 
-// lookAt goes through the images of groups, some at a time.
-func (run *tuningRun) lookAt(groups []string, see func(group string, images []*imaging.Image) error) error {
+// eachImages goes through the images of groups, some at a time.
+func (run *tuningRun) eachImages(groups []string, see func(group string, images []*imaging.Image) error) error {
 	const chunk = 32
 	for _, group := range groups {
 		set, err := run.group(group)
@@ -503,7 +503,7 @@ func (run *tuningRun) lookAt(groups []string, see func(group string, images []*i
 			return err
 		}
 		if set.n == 0 && (group == groupFit || group == groupUnseen) {
-			return fmt.Errorf("judge by normals: %w", errNoLooks)
+			return fmt.Errorf("judge by normals: %w", errNoImages)
 		}
 		for lo := 0; lo < set.n; lo += chunk {
 			images, err := picturesOf(set, lo, min(lo+chunk, set.n))

@@ -249,11 +249,11 @@ func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64)
 		p.Host.Log.Info().Msg(f.String())
 	}
 	if p.Model.AutoSymmetry {
-		if p.Model.Symmetry, err = m.turn(ctx, p, kept); err != nil {
+		if p.Model.Symmetry, err = m.chooseSymmetry(ctx, p, kept); err != nil {
 			return nil, err
 		}
 	} else if p.Model.Turned == TurnedAuto {
-		if p.Model.turned, err = m.turn(ctx, p, kept); err != nil {
+		if p.Model.turned, err = m.chooseSymmetry(ctx, p, kept); err != nil {
 			return nil, err
 		}
 	}
@@ -335,9 +335,9 @@ func (s *evaluatedScore) build(ctx context.Context, p Plan, items []dataset.Item
 	return err
 }
 
-// turn finds the symmetry that the frozen backbone's embeddings of the items are
+// chooseSymmetry finds the symmetry that the frozen backbone's embeddings of the items are
 // to be averaged over.
-func (m *evaluation) turn(ctx context.Context, p Plan, items []dataset.Item) (imaging.Symmetry, error) {
+func (m *evaluation) chooseSymmetry(ctx context.Context, p Plan, items []dataset.Item) (imaging.Symmetry, error) {
 	k, err := m.shared.of(p)
 	if err != nil {
 		return "", err

@@ -124,9 +124,9 @@ func (h Host) engine() (*inference.BatchEngine, error) {
 	return inference.NewBatchEngine(ort.Options{Device: h.Device})
 }
 
-// look shows f what the model gives of the images at which, in this order. Every
+// embedEach shows f what the model gives of the images at which, in this order. Every
 // one must be of use.
-func (m *model) look(ctx context.Context, images []Image, which []int, f func(e *inference.Embedding) error) error {
+func (m *model) embedEach(ctx context.Context, images []Image, which []int, f func(e *inference.Embedding) error) error {
 	const chunk = 32 // images in memory at a time
 	for some := range slices.Chunk(which, chunk) {
 		files := make([][]byte, len(some))

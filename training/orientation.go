@@ -111,7 +111,7 @@ func orient(ctx context.Context, s *scoreBuilder, normals []Image, n *normals, p
 		for way, r := range found {
 			scores[way] = append(scores[way], scoreWithout(r.Nearest, uint64(i), k))
 		}
-		p.Host.tell("orientation", done+1, len(turned))
+		p.Host.report("orientation", done+1, len(turned))
 	}
 	return orientationOf(scores, p.Seed), nil
 }

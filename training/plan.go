@@ -217,8 +217,8 @@ type Progress struct {
 	Left time.Duration
 }
 
-// tell reports how far a step without a loss is.
-func (h Host) tell(step string, done, total int) {
+// report reports how far a step without a loss is.
+func (h Host) report(step string, done, total int) {
 	h.Progress(Progress{Step: step, Done: done, Total: total})
 }
 

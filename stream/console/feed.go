@@ -270,7 +270,7 @@ func (c *Console) tick(ctx context.Context) {
 				c.hub.send(message{event: "scores", data: scoresTick{now.UnixMilli(), rows}, tick: true})
 			}
 		case <-slow.C:
-			if !c.hub.heard() {
+			if !c.hub.hasListeners() {
 				continue
 			}
 			if o, err := c.getOverview(); err == nil {

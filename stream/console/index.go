@@ -323,7 +323,7 @@ func (c *Console) followFeedback(ctx context.Context) {
 			}
 			v := judged{State: stateOf(f.Verdict), By: f.By, Note: f.Note, At: f.At, order: meta.Sequence.Stream}
 			if c.index.judge(f.Event, v) {
-				c.tell(f.Event)
+				c.announce(f.Event)
 			}
 		}
 	})

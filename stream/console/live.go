@@ -66,8 +66,8 @@ func (h *hub) leave(c *client) {
 	delete(h.clients, c)
 }
 
-// heard says whether anybody listens.
-func (h *hub) heard() bool {
+// hasListeners says whether anybody listens.
+func (h *hub) hasListeners() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return len(h.clients) > 0

@@ -45,7 +45,7 @@ func newHolder(c *Console) *holder {
 func (h *holder) add(v *heldVerdict) {
 	for _, e := range v.events { // before it may be sent
 		h.c.index.hold(e.ID, judged{State: stateOf(v.saying.Verdict), By: v.saying.By, Note: v.saying.Note, At: v.saying.At})
-		h.c.tell(e.ID)
+		h.c.announce(e.ID)
 	}
 	h.mu.Lock()
 	h.held[v.token] = v
@@ -74,12 +74,12 @@ func (h *holder) back(token string) bool {
 func (h *holder) settle(v *heldVerdict) {
 	for _, e := range v.events {
 		h.c.index.release(e.ID)
-		h.c.tell(e.ID)
+		h.c.announce(e.ID)
 	}
 }
 
-// tell says on the live stream what is said of an event.
-func (c *Console) tell(id string) {
+// announce says on the live stream what is said of an event.
+func (c *Console) announce(id string) {
 	c.hub.send(message{event: "verdict", data: told{Event: id, judged: c.index.of(id)}})
 }
 

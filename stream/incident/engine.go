@@ -92,7 +92,7 @@ func (e *Engine) work(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := e.look(ctx, states, time.Time{}); err != nil { // what a process before left untold
+	if err := e.sweep(ctx, states, time.Time{}); err != nil { // what a process before left untold
 		return err
 	}
 	for looked := time.Now(); ctx.Err() == nil; {
@@ -122,7 +122,7 @@ func (e *Engine) work(ctx context.Context) error {
 			if info.NumPending > 0 || info.NumAckPending > 0 {
 				continue
 			}
-			if err := e.look(ctx, states, e.cfg.Now()); err != nil {
+			if err := e.sweep(ctx, states, e.cfg.Now()); err != nil {
 				return err
 			}
 		}
@@ -151,8 +151,8 @@ func (e *Engine) event(ctx context.Context, states kv.Store[State], m jetstream.
 	return m.DoubleAck(ctx)
 }
 
-// look tells what is untold, and ends what is over at now.
-func (e *Engine) look(ctx context.Context, states kv.Store[State], now time.Time) error {
+// sweep tells what is untold, and ends what is over at now.
+func (e *Engine) sweep(ctx context.Context, states kv.Store[State], now time.Time) error {
 	all, _, err := states.List(ctx)
 	if err != nil {
 		return err

@@ -231,12 +231,12 @@ func (s *State) Add(r Rules, e stream.Event, seq uint64) bool {
 	o.Flood = o.Flood || flooded
 	switch {
 	case first:
-		s.tell(New, t)
+		s.announce(New, t)
 	case flooded:
-		s.tell(Update, t)
+		s.announce(Update, t)
 	case o.Flood: // nothing more until it ends
 	case o.Peak.Ratio > s.Told*(1+r.Rise), t.Sub(s.ToldAt) >= r.Every:
-		s.tell(Update, t)
+		s.announce(Update, t)
 	}
 	return true
 }
@@ -259,7 +259,7 @@ func (s *State) Judge(f stream.Feedback, about stream.Event) bool {
 	if state != Open {
 		o.Verdict = &Verdict{State: state, By: f.By, At: f.At.UTC(), Reason: f.Note}
 	}
-	s.tell(Update, o.LastAt) // in a flood, too: somebody waits for it
+	s.announce(Update, o.LastAt) // in a flood, too: somebody waits for it
 	return true
 }
 
@@ -284,11 +284,11 @@ func (s *State) Due(r Rules) time.Time {
 
 func (s *State) end(t time.Time) {
 	s.Open.EndedAt = t.UTC()
-	s.tell(End, t)
+	s.announce(End, t)
 	s.Open = nil
 }
 
-func (s *State) tell(phase string, t time.Time) {
+func (s *State) announce(phase string, t time.Time) {
 	o := s.Open
 	o.Phase = phase
 	s.Outbox = append(s.Outbox, *o)

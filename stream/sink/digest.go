@@ -31,7 +31,7 @@ type collected struct {
 
 // digest collects from in and sends in every period, until ctx ends; then it
 // gives back what it has.
-func (l *line) digest(ctx context.Context, d Digester, in <-chan collected) {
+func (l *delivery) digest(ctx context.Context, d Digester, in <-chan collected) {
 	tick := time.NewTicker(d.Every())
 	defer tick.Stop()
 	var all []collected
@@ -61,7 +61,7 @@ func (l *line) digest(ctx context.Context, d Digester, in <-chan collected) {
 	}
 }
 
-func (l *line) sendDigest(ctx context.Context, d Digester, all []collected) {
+func (l *delivery) sendDigest(ctx context.Context, d Digester, all []collected) {
 	var notices []Notice
 	for _, c := range all {
 		notices = append(notices, c.n)

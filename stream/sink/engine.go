@@ -43,7 +43,7 @@ type EngineConfig struct {
 
 // running is a sink at work, or why it is not.
 type running struct {
-	line *line
+	line *delivery
 	rev  uint64
 	stop func()
 	err  error // why it does not run
@@ -188,7 +188,7 @@ func (e *Engine) start(ctx context.Context, b jetstream.KeyValue, s Sink, rev ui
 		close(done)
 		return r
 	}
-	l := &line{names: e.cfg.Names, nc: e.nc, js: e.js, log: log, sink: s, judge: j, delays: e.cfg.Delays, lookEvery: e.cfg.Looks}
+	l := &delivery{names: e.cfg.Names, nc: e.nc, js: e.js, log: log, sink: s, judge: j, delays: e.cfg.Delays, lookEvery: e.cfg.Looks}
 	l.off = func(why error) { e.switchOff(own, b, s.Name, rev, why) }
 	r.line = l
 	go func() {

@@ -45,8 +45,8 @@ const (
 // durable is the name of a sink's consumer.
 func durable(sink string) string { return "sink-" + sink }
 
-// line is one sink at work.
-type line struct {
+// delivery is one sink at work.
+type delivery struct {
 	names  stream.Names
 	nc     *nats.Conn
 	js     jetstream.JetStream
@@ -70,12 +70,12 @@ type line struct {
 	// fails counts the tries of what waits for another one while the receiver took
 	// other events; at most maxPending of each stream.
 	fails map[spot]int
-	fresh map[spot]bool   // what came for the first time since the last look
-	looks map[string]look // the last, by stream
+	fresh map[spot]bool       // what came for the first time since the last look
+	looks map[string]position // the last, by stream
 }
 
 // run delivers until ctx ends.
-func (l *line) run(ctx context.Context) error {
+func (l *delivery) run(ctx context.Context) error {
 	live := Live{
 		Names: l.names, Sink: l.sink, NC: l.nc, Failed: func(err error) { l.stats.failed(l.hider.hide(err)) }, Delivered: l.stats.delivered,
 		Count: func(result, why string) { l.stats.add(result, why, 1) },
@@ -117,7 +117,7 @@ func (l *line) run(ctx context.Context) error {
 }
 
 // pull takes messages of one consumer until ctx ends.
-func (l *line) pull(ctx context.Context, c source, tries *errgroup.Group) error {
+func (l *delivery) pull(ctx context.Context, c source, tries *errgroup.Group) error {
 	// One at a time: what lies in a queue here would be another engine's turn
 	// before it is tried, and be sent twice.
 	it, err := c.Messages(jetstream.PullMaxMessages(1))
@@ -179,7 +179,7 @@ type source struct {
 
 // consumers are the sink's places in the events and the incidents, as far as it
 // wants any.
-func (l *line) consumers(ctx context.Context) ([]source, error) {
+func (l *delivery) consumers(ctx context.Context) ([]source, error) {
 	events, incidents := l.sink.filters(l.names)
 	var all []source
 	for name, filters := range map[string][]string{l.names.EventsStream(): events, l.names.IncidentsStream(): incidents} {
@@ -209,7 +209,7 @@ func (l *line) consumers(ctx context.Context) ([]source, error) {
 
 // deliver brings one message to its end: acknowledged, given back, dead, or in a
 // digest, which then has it in hand.
-func (l *line) deliver(ctx context.Context, m jetstream.Msg, from string, release func()) {
+func (l *delivery) deliver(ctx context.Context, m jetstream.Msg, from string, release func()) {
 	handed := false
 	defer func() {
 		if !handed {
@@ -282,7 +282,7 @@ func hold(m jetstream.Msg) (release func()) {
 }
 
 // try sends one notice.
-func (l *line) try(ctx context.Context, n Notice) error {
+func (l *delivery) try(ctx context.Context, n Notice) error {
 	// What is under way when the program ends may finish: the receiver may
 	// already have it.
 	step, cancel := context.WithTimeout(context.WithoutCancel(ctx), sendTime)
@@ -291,7 +291,7 @@ func (l *line) try(ctx context.Context, n Notice) error {
 }
 
 // failed decides what a failed try means.
-func (l *line) failed(ctx context.Context, m jetstream.Msg, meta *jetstream.MsgMetadata, n Notice, from string, err error) {
+func (l *delivery) failed(ctx context.Context, m jetstream.Msg, meta *jetstream.MsgMetadata, n Notice, from string, err error) {
 	l.stats.failed(err)
 	var permanent *Permanent
 	var gone *Gone
@@ -304,10 +304,10 @@ func (l *line) failed(ctx context.Context, m jetstream.Msg, meta *jetstream.MsgM
 		return
 	case errors.As(err, &permanent):
 		l.breaker.succeeded() // it answers
-		l.bury(ctx, m, meta, from, CodeRefused, err)
+		l.deadLetter(ctx, m, meta, from, CodeRefused, err)
 		return
 	case time.Since(meta.Timestamp) > l.sink.giveUp():
-		l.bury(ctx, m, meta, from, CodeGaveUp, err)
+		l.deadLetter(ctx, m, meta, from, CodeGaveUp, err)
 		return
 	}
 	delay := l.delay(from, meta.Sequence.Stream)
@@ -326,7 +326,7 @@ func (l *line) failed(ctx context.Context, m jetstream.Msg, meta *jetstream.MsgM
 // delay is how long after a failure the next try follows. While the receiver
 // takes nothing at all, that is no fault of the event's: it must not come hours
 // after the receiver is back.
-func (l *line) delay(from string, seq uint64) time.Duration {
+func (l *delivery) delay(from string, seq uint64) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.fails == nil {
@@ -342,7 +342,7 @@ func (l *line) delay(from string, seq uint64) time.Duration {
 }
 
 // done forgets the tries of an event that is done with.
-func (l *line) done(m jetstream.Msg) {
+func (l *delivery) done(m jetstream.Msg) {
 	meta, err := m.Metadata()
 	if err != nil {
 		return
@@ -354,7 +354,7 @@ func (l *line) done(m jetstream.Msg) {
 
 // ack tells the broker that the message is done with; one whose acknowledgement
 // is lost comes again, with the same id.
-func (l *line) ack(ctx context.Context, m jetstream.Msg) {
+func (l *delivery) ack(ctx context.Context, m jetstream.Msg) {
 	l.done(m)
 	step, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
@@ -363,9 +363,9 @@ func (l *line) ack(ctx context.Context, m jetstream.Msg) {
 	}
 }
 
-// bury moves a message to the dead letters; while they cannot be stored it
+// deadLetter moves a message to the dead letters; while they cannot be stored it
 // comes again.
-func (l *line) bury(ctx context.Context, m jetstream.Msg, meta *jetstream.MsgMetadata, from, code string, err error) {
+func (l *delivery) deadLetter(ctx context.Context, m jetstream.Msg, meta *jetstream.MsgMetadata, from, code string, err error) {
 	d := nats.NewMsg(l.names.Dead(from))
 	for k, v := range m.Headers() {
 		d.Header[k] = v
@@ -392,7 +392,7 @@ func (l *line) bury(ctx context.Context, m jetstream.Msg, meta *jetstream.MsgMet
 }
 
 // summaries tells what was held back, at the end of each period.
-func (l *line) summaries(ctx context.Context) {
+func (l *delivery) summaries(ctx context.Context) {
 	per := time.Duration(l.sink.Rate.Per)
 	if per == 0 {
 		return
@@ -411,7 +411,7 @@ func (l *line) summaries(ctx context.Context) {
 	}
 }
 
-func (l *line) sendSummary(ctx context.Context, n Notice) {
+func (l *delivery) sendSummary(ctx context.Context, n Notice) {
 	step, cancel := context.WithTimeout(ctx, sendTime)
 	defer cancel()
 	if err := l.hider.hide(l.sender.Send(step, n)); err != nil {

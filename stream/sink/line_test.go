@@ -33,10 +33,10 @@ func TestWhenAFailedEventComesAgain(t *testing.T) {
 	}
 	no := errors.New("connection refused")
 	off := 0
-	newLine := func() *line {
-		return &line{sink: Sink{Name: "a", GiveUp: Duration(24 * 365 * time.Hour)}, delays: schedule, log: zerolog.Nop(), off: func(error) { off++ }}
+	newLine := func() *delivery {
+		return &delivery{sink: Sink{Name: "a", GiveUp: Duration(24 * 365 * time.Hour)}, delays: schedule, log: zerolog.Nop(), off: func(error) { off++ }}
 	}
-	check := func(l *line, what string, seq uint64, err error, want time.Duration) {
+	check := func(l *delivery, what string, seq uint64, err error, want time.Duration) {
 		t.Helper()
 		m := &again{}
 		l.failed(t.Context(), m, meta(seq), Notice{}, "NM_EVENTS", err)

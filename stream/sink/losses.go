@@ -17,14 +17,14 @@ type spot struct {
 	seq    uint64
 }
 
-// look is what was known of a sink's place in a stream at a time.
-type look struct {
+// position is what was known of a sink's place in a stream at a time.
+type position struct {
 	delivered uint64 // up to this sequence, at least once
 	pending   uint64 // events behind it
 }
 
 // came takes note of an event that came for the first time.
-func (l *line) came(from string, seq uint64) {
+func (l *delivery) came(from string, seq uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.fresh == nil {
@@ -37,7 +37,7 @@ func (l *line) came(from string, seq uint64) {
 // had it, and raises an event. It returns when ctx ends, or when the consumer is
 // no more: whoever asks that for messages is not told, unless the request was
 // there before.
-func (l *line) watchLosses(ctx context.Context, c source) error {
+func (l *delivery) watchLosses(ctx context.Context, c source) error {
 	tick := time.NewTicker(l.lookEvery)
 	defer tick.Stop()
 	for {
@@ -63,7 +63,7 @@ func (l *line) watchLosses(ctx context.Context, c source) error {
 // figures do not tell: lost is what waited for another try and is gone, and
 // what was still to come and is gone without having come. Where several engines
 // share a sink, what came to another is among the latter: it is at most so many.
-func (l *line) losses(ctx context.Context, c source) (lost, first uint64, err error) {
+func (l *delivery) losses(ctx context.Context, c source) (lost, first uint64, err error) {
 	info, err := c.Info(ctx)
 	if err != nil {
 		return 0, 0, err
@@ -101,14 +101,14 @@ func (l *line) losses(ctx context.Context, c source) (lost, first uint64, err er
 		}
 	}
 	if l.looks == nil {
-		l.looks = map[string]look{}
+		l.looks = map[string]position{}
 	}
-	l.looks[c.stream] = look{info.Delivered.Stream, info.NumPending}
+	l.looks[c.stream] = position{info.Delivered.Stream, info.NumPending}
 	return lost, first, nil
 }
 
 // tellLosses raises an event, for the other sinks and whoever watches.
-func (l *line) tellLosses(ctx context.Context, c source, lost, first uint64) {
+func (l *delivery) tellLosses(ctx context.Context, c source, lost, first uint64) {
 	e := stream.Event{
 		ID: fmt.Sprintf("untold-%s-%s-%d", l.sink.Name, c.stream, first), Kind: stream.KindLost, Code: stream.LostUntold,
 		Detector: stream.NoCamera, Camera: stream.NoCamera, ScoredAt: time.Now().UTC(),

@@ -77,7 +77,7 @@ func (n *network) findForeign(batch int) error {
 	live := map[*onnx.Value]bool{}
 	for _, out := range n.graph.Outputs() {
 		if out.Name() == backbone.OutputEmbedding {
-			mark(out, live)
+			markDependencies(out, live)
 		}
 	}
 	n.names = map[*onnx.Value]string{}
@@ -96,15 +96,15 @@ func (n *network) findForeign(batch int) error {
 	return nil
 }
 
-// mark collects everything that v depends on.
-func mark(v *onnx.Value, seen map[*onnx.Value]bool) {
+// markDependencies collects everything that v depends on.
+func markDependencies(v *onnx.Value, seen map[*onnx.Value]bool) {
 	if v == nil || seen[v] {
 		return
 	}
 	seen[v] = true
 	if p := v.Producer(); p != nil {
 		for _, in := range p.Reads() {
-			mark(in, seen)
+			markDependencies(in, seen)
 		}
 	}
 }

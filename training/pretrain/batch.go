@@ -31,7 +31,7 @@ func (f *feeder) Fill(_ context.Context, step int, b optim.Batch) error {
 	size := f.c.Spec.Size
 	each := 3 * size * size
 	at := 0
-	looks := make([]look, f.c.Looks)
+	looks := make([]appearance, f.c.Looks)
 	for i := range looks {
 		looks[i] = newLook(r)
 	}
@@ -74,7 +74,7 @@ func (c Config) pair(target []float32) {
 
 // spoil applies a local corruption, whose material may come from another image
 // of the design.
-func (f *feeder) spoil(dst []uint8, size int, d design, look look, r *rand.Rand) error {
+func (f *feeder) spoil(dst []uint8, size int, d design, look appearance, r *rand.Rand) error {
 	img := &imaging.Image{Width: size, Height: size, Pix: dst}
 	donor := imaging.New(size, size)
 	look.take(donor.Pix, size, d.normal[r.IntN(len(d.normal))], r)
@@ -106,9 +106,9 @@ func distinct(r *rand.Rand, n, k int) []int {
 	return out[:k]
 }
 
-// look is what all images of a design have in common in one batch: section,
+// appearance is what all images of a design have in common in one batch: section,
 // mirroring, turn and colours.
-type look struct {
+type appearance struct {
 	side   float64       // of the section, in pixels of the pool
 	cx, cy float64       // its middle
 	mirror float64       // ±1
@@ -119,9 +119,9 @@ type look struct {
 	noise  float64       // greatest standard deviation, levels
 }
 
-func newLook(r *rand.Rand) look {
+func newLook(r *rand.Rand) appearance {
 	between := func(lo, hi float64) float64 { return lo + (hi-lo)*r.Float64() }
-	l := look{side: between(0.72, 1) * poolSize, mirror: 1, turn: r.IntN(4), jitter: r.Float64(), noise: between(0, 4)}
+	l := appearance{side: between(0.72, 1) * poolSize, mirror: 1, turn: r.IntN(4), jitter: r.Float64(), noise: between(0, 4)}
 	room := (poolSize - l.side) / 2
 	l.cx, l.cy = poolSize/2+between(-room, room), poolSize/2+between(-room, room)
 	if r.IntN(2) == 0 {
@@ -169,7 +169,7 @@ func level(v float64) uint8 { return uint8(min(max(v+0.5, 0), 255)) }
 
 // take draws one image, size × size, from a picture, with what only this image
 // has: a little shift, turn, zoom, light and noise.
-func (l look) take(dst []uint8, size int, p picture, r *rand.Rand) {
+func (l appearance) take(dst []uint8, size int, p picture, r *rand.Rand) {
 	around := func(s float64) float64 { return s * l.jitter * (r.Float64() + r.Float64() - 1) }
 	side := l.side * (1 + around(0.04))
 	sin, cos := math.Sincos(float64(l.turn)*math.Pi/2 + around(0.08))

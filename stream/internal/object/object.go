@@ -64,7 +64,7 @@ func Read(ctx context.Context, js jetstream.JetStream, bucket, name string, most
 	}
 	seen := ""
 	for range tries {
-		info, err := look(ctx, js, store, bucket, name, most)
+		info, err := checked(ctx, js, store, bucket, name, most)
 		if err != nil {
 			return nil, err
 		}
@@ -96,7 +96,7 @@ func Look(ctx context.Context, js jetstream.JetStream, bucket, name string, most
 	if err != nil {
 		return nil, err
 	}
-	return look(ctx, js, store, bucket, name, most)
+	return checked(ctx, js, store, bucket, name, most)
 }
 
 func open(ctx context.Context, js jetstream.JetStream, bucket string) (jetstream.ObjectStore, error) {
@@ -107,8 +107,8 @@ func open(ctx context.Context, js jetstream.JetStream, bucket string) (jetstream
 	return store, nil
 }
 
-// look returns an object's metadata when they can be true.
-func look(ctx context.Context, js jetstream.JetStream, store jetstream.ObjectStore, bucket, name string, most int64) (*jetstream.ObjectInfo, error) {
+// checked returns an object's metadata when they can be true.
+func checked(ctx context.Context, js jetstream.JetStream, store jetstream.ObjectStore, bucket, name string, most int64) (*jetstream.ObjectInfo, error) {
 	info, err := store.GetInfo(ctx, name)
 	switch {
 	case errors.Is(err, jetstream.ErrObjectNotFound):

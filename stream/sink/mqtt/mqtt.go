@@ -94,7 +94,7 @@ func Opener(names stream.Names, version string, pictures sink.Pictures) func(sin
 				return nil, fmt.Errorf("mqtt: %s %q cannot begin topics", what, topic)
 			}
 		}
-		out := &sender{cfg: c, names: names, version: version, pictures: pictures, secret: secret, id: "nearmiss-" + s.Name + "-" + nuid.Next(), places: map[place]*known{}}
+		out := &sender{cfg: c, names: names, version: version, pictures: pictures, secret: secret, id: "nearmiss-" + s.Name + "-" + nuid.Next(), places: map[place]*cameraState{}}
 		if _, err := out.options(); err != nil { // what cannot work says so now
 			return nil, err
 		}
@@ -104,8 +104,8 @@ func Opener(names stream.Names, version string, pictures sink.Pictures) func(sin
 
 type place struct{ detector, camera string }
 
-// known is what a sender knows of a camera.
-type known struct {
+// cameraState is what a sender knows of a camera.
+type cameraState struct {
 	State
 	opened   time.Time // of the incident that was heard of last
 	n        int       // its last message
@@ -126,7 +126,7 @@ type sender struct {
 
 	mu     sync.Mutex
 	client paho.Client
-	places map[place]*known
+	places map[place]*cameraState
 }
 
 func (s *sender) options() (*paho.ClientOptions, error) {
@@ -266,7 +266,7 @@ func (s *sender) Send(ctx context.Context, n sink.Notice) error {
 			return err
 		}
 	case n.Incident != nil:
-		s.hear(*n.Incident)
+		s.handle(*n.Incident)
 	}
 	if e.Camera == stream.NoCamera {
 		return nil
@@ -283,17 +283,17 @@ func (s *sender) Send(ctx context.Context, n sink.Notice) error {
 	return nil
 }
 
-func (s *sender) know(at place) *known {
+func (s *sender) know(at place) *cameraState {
 	k := s.places[at]
 	if k == nil {
-		k = &known{State: State{Alarm: "OFF"}, changed: true, announce: true}
+		k = &cameraState{State: State{Alarm: "OFF"}, changed: true, announce: true}
 		s.places[at] = k
 	}
 	return k
 }
 
-// hear takes note of an incident. Messages may come in any order and twice.
-func (s *sender) hear(i incident.Incident) {
+// handle takes note of an incident. Messages may come in any order and twice.
+func (s *sender) handle(i incident.Incident) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	k := s.know(place{i.Detector, i.Camera})
@@ -368,7 +368,7 @@ func (s *sender) Follow(ctx context.Context, live sink.Live) error {
 		case m := <-msgs:
 			if _, ok := live.ParseIncidents(m.Subject); ok {
 				if i, err := incident.Parse(m.Data); err == nil && live.Wants(i.Camera) {
-					s.hear(i)
+					s.handle(i)
 				}
 			} else if e, err := stream.ParseScore(m.Data, m.Header); err == nil && live.Wants(e.Camera) {
 				s.score(e)
