@@ -10,7 +10,6 @@ import (
 
 	"github.com/nearmiss/nearmiss/inference/backbone"
 	"github.com/nearmiss/nearmiss/inference/onnx"
-	"github.com/nearmiss/nearmiss/inference/onnx/lower"
 	"github.com/nearmiss/nearmiss/inference/ort"
 	"github.com/nearmiss/nearmiss/internal/cputime"
 	"github.com/nearmiss/nearmiss/training/autodiff"
@@ -149,10 +148,6 @@ func classifier(b *testing.B, spec backbone.Spec, batch int, train func(name str
 	src, err := m.Build(backbone.Options{Batch: batch})
 	if err != nil {
 		b.Fatal(err)
-	}
-	if os.Getenv("LOWER") != "" {
-		n, err := lower.CPU(src)
-		fmt.Println("lowered", n, err)
 	}
 	s, params, out := inlined(b, src, train)
 	g := s.g
