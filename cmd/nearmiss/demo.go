@@ -43,7 +43,14 @@ var demoTasks = []demoTask{
 // source draws the task's images, the first n of them normal. from is the
 // number of the first image, so that no two runs show the same.
 func (d demoTask) source(normal int, from uint64) (camera.Source, error) {
-	good, mixed, err := d.images(demoDefects)
+	o := synthetic.Options{Size: demoSize, Variation: 0.1, Defects: d.defects}
+	good, err := synthetic.New(d.kind, 1, o)
+	if err != nil {
+		return nil, err
+	}
+	subtle := demoSubtle
+	o.DefectRate, o.SubtleShare = demoDefects, &subtle
+	mixed, err := synthetic.New(d.kind, 1, o)
 	if err != nil {
 		return nil, err
 	}
@@ -52,18 +59,6 @@ func (d demoTask) source(normal int, from uint64) (camera.Source, error) {
 		sources = inTurn{&camera.Generated{Make: camera.Drawn(good, from), Count: normal}, sources[0]}
 	}
 	return &sources, nil
-}
-
-// images draws normal images of the task, and others of which a share has defects.
-func (d demoTask) images(share float64) (good, mixed *synthetic.Source, err error) {
-	o := synthetic.Options{Size: demoSize, Variation: 0.1, Defects: d.defects}
-	if good, err = synthetic.New(d.kind, 1, o); err != nil {
-		return nil, nil, err
-	}
-	subtle := demoSubtle
-	o.DefectRate, o.SubtleShare = share, &subtle
-	mixed, err = synthetic.New(d.kind, 1, o)
-	return good, mixed, err
 }
 
 // inTurn is one source after the other.
@@ -232,19 +227,14 @@ func (d *demo) score(e stream.Event) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if t := d.tally[e.Detector]; t != nil {
-		t.count(truth.Anomalous, *e.Anomalous)
-	}
-}
-
-// count counts an image that has a defect or not, and was called anomalous or not.
-func (t *tally) count(defect, anomalous bool) {
+	t := d.tally[e.Detector]
 	switch {
-	case defect && anomalous:
+	case t == nil:
+	case truth.Anomalous && *e.Anomalous:
 		t.found++
-	case defect:
+	case truth.Anomalous:
 		t.missed++
-	case anomalous:
+	case *e.Anomalous:
 		t.falseAlarms++
 	default:
 		t.quiet++
