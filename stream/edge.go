@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream/internal/object"
 )
 
 // An edge is an installation that works alone, on a NATS server with a JetStream
@@ -45,10 +47,10 @@ type EdgeParts struct {
 func (p EdgeParts) taken(n Names) []string {
 	all := []string{n.EventsStream(), n.DeadStream()}
 	if p.Pictures {
-		all = append(all, "OBJ_"+n.EvidenceBucket())
+		all = append(all, object.StreamOf(n.EvidenceBucket()))
 	}
 	if p.Images {
-		all = append(all, "OBJ_"+n.ImagesBucket())
+		all = append(all, object.StreamOf(n.ImagesBucket()))
 	}
 	return all
 }

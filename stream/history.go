@@ -31,7 +31,7 @@ type past struct {
 	stored time.Time // when points were
 }
 
-// add takes in a point; what many points there are, old ones are fewer.
+// add takes in a point; where there are many, the old ones become fewer.
 func (h *past) add(p Progress) {
 	const most = 250
 	if len(h.points) >= most {

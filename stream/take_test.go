@@ -12,10 +12,11 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// TestABatchIsTakenWholeWhateverOvertakesIt: a consumer with several copies holds its
-// messages until those agree, and says meanwhile that the batch is complete.
-func TestABatchIsTakenWholeWhateverOvertakesIt(t *testing.T) {
-	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true, NoLog: true})
+// StartServer runs a NATS server on this machine, and returns a connection to it.
+func StartServer(t *testing.T, o *server.Options) *nats.Conn {
+	t.Helper()
+	o.Host, o.Port, o.NoSigs, o.NoLog = "127.0.0.1", server.RANDOM_PORT, true, true
+	s, err := server.NewServer(o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,6 +30,13 @@ func TestABatchIsTakenWholeWhateverOvertakesIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(nc.Close)
+	return nc
+}
+
+// TestABatchIsTakenWholeWhateverOvertakesIt: a consumer with several copies holds its
+// messages until those agree, and says meanwhile that the batch is complete.
+func TestABatchIsTakenWholeWhateverOvertakesIt(t *testing.T) {
+	nc := StartServer(t, &server.Options{})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	tk, err := newTaker(nc, Names{JetStreamAPI: DomainAPI("edge1")}, "NM_FRAMES", "frames-bolts")

@@ -154,6 +154,7 @@ func (c *releasesCmd) copy(ctx context.Context, o *output, in *stream.Installati
 		there.credentialFlags = credentialFlags{
 			NKey: conf.Client.NKey, Creds: conf.Client.Creds,
 			TLSCA: conf.Client.TLS.CA, TLSCert: conf.Client.TLS.Cert, TLSKey: conf.Client.TLS.Key,
+			JSDomain: conf.Client.JSDomain, JSAPIPrefix: conf.Client.JSAPIPrefix,
 		}
 	}
 	r, err := in.Registry(ctx)

@@ -204,6 +204,19 @@ const (
 	sheetQuality = 75
 )
 
+// sheetOf is the picture in a file as it is kept, a JPEG.
+func sheetOf(file string) ([]byte, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	img, err := imaging.Decode(b, imaging.Limits{})
+	if err != nil {
+		return nil, err
+	}
+	return heatmap.Thumbnail(img, sheetSide).JPEG(sheetQuality)
+}
+
 // keepSheet keeps what the generator drew last. It is for people: what is wrong with
 // it stops no training.
 func (t trainer) keepSheet(task *stream.Task, s *sheets) {
@@ -211,13 +224,7 @@ func (t trainer) keepSheet(task *stream.Task, s *sheets) {
 	if file == "" {
 		return
 	}
-	b, err := os.ReadFile(file)
-	if err == nil {
-		var img *imaging.Image
-		if img, err = imaging.Decode(b, imaging.Limits{}); err == nil {
-			b, err = heatmap.Thumbnail(img, sheetSide).JPEG(sheetQuality)
-		}
-	}
+	b, err := sheetOf(file)
 	if err == nil {
 		err = task.Sheet(b)
 	}
