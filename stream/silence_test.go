@@ -10,7 +10,9 @@ import (
 )
 
 // TestACameraThatFallsSilentIsAnEvent, and so is its return: one each, however
-// many workers notice, also after they have been started again.
+// many workers notice, also after they have been started again. A worker that is
+// held up for longer than the silence that is allowed may make one of the first
+// frames, too: each silence has its end, and none is told twice.
 func TestACameraThatFallsSilentIsAnEvent(t *testing.T) {
 	r := newRig(t, stream.Topology{})
 	r.detector(stream.Detector{Name: "bolts", Silence: stream.Duration(time.Second)})
@@ -45,18 +47,22 @@ func TestACameraThatFallsSilentIsAnEvent(t *testing.T) {
 		}
 		return codes
 	}
-	eventually(t, "it is silent", func() bool { return len(said()) == 1 })
+	silent := func() bool { return len(said())%2 == 1 }
+	eventually(t, "it is silent", silent)
 	eventually(t, "both cameras are on record", func() bool {
 		all, err := r.in.Cameras(t.Context())
 		return err == nil && len(all) == 2
 	})
 	stopA()
 	stopB()
+	before := len(said())
 	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
 	send("bolts", "again")
-	eventually(t, "it is back, and silent once more", func() bool { return len(said()) == 3 })
-	if got := fmt.Sprint(said()); got != "[bolts/left silent bolts/left back bolts/left silent]" {
-		t.Error(got)
+	eventually(t, "it is back, and silent once more", func() bool { return len(said()) > before && silent() })
+	for i, got := range said() {
+		if want := []string{"bolts/left silent", "bolts/left back"}[i%2]; got != want {
+			t.Errorf("%d: %s, want %s", i, got, want)
+		}
 	}
 	var all []stream.CameraStatus
 	eventually(t, "the record says so", func() bool {
