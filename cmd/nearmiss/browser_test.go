@@ -374,7 +374,11 @@ func TestTheOperatorsStoryOnThePage(t *testing.T) {
 		b.shows("No open alarms")
 		program(t, 0, "camera", odd, "--detector", "cells", "--camera", "scope", server)
 		b.see("six alarms", `document.querySelectorAll(".row").length === 6`)
-		b.see("the frame with its heat", `document.querySelector(".sheet img.over")`)
+		b.see("the frame with its heat", `document.querySelector(".sheet img.over[src$='heat.png']")?.naturalWidth === 64`)
+		b.set(".pane input[type=range]", "0.3")
+		b.see("the heat fade", `getComputedStyle(document.querySelector(".sheet img.over")).opacity === "0.3"`)
+		b.do(chromedp.KeyEvent("h"))
+		b.see("the heat go", `getComputedStyle(document.querySelector(".sheet img.over")).opacity === "0"`)
 		said := func() uint64 {
 			s, err := broker.Stream(t.Context(), stream.Names{}.FeedbackStream())
 			if err != nil {

@@ -108,6 +108,11 @@ func (p *place) Draw(ctx context.Context, file []byte) ([]stream.Picture, error)
 		}
 		pictures = append(pictures, stream.Picture{Name: q.name, About: q.about, Data: b})
 	}
+	heat, err := p.heat.SheetPNG()
+	if err != nil {
+		return nil, err
+	}
+	pictures = append(pictures, stream.Picture{Name: "heat.png", About: "the heat alone, to be laid over the frame", Data: heat})
 	return append(pictures, nearestPictures(p.score.Nearest, p.s.thumbs)...), nil
 }
 

@@ -212,7 +212,7 @@ func TestAlarmsCarryEvidence(t *testing.T) {
 	if err := json.Unmarshal([]byte(text), &got); err != nil {
 		t.Fatal(err)
 	}
-	if got.Event.ID != list[1].Event || len(got.Event.Regions) == 0 || len(got.Files) != 4 {
+	if got.Event.ID != list[1].Event || len(got.Event.Regions) == 0 || len(got.Files) != 5 {
 		t.Errorf("%s", text)
 	}
 	for _, name := range []string{"overlay.jpg", "thumbnail.jpg", "normal-1.jpg", "normal-2.jpg"} {
@@ -223,6 +223,22 @@ func TestAlarmsCarryEvidence(t *testing.T) {
 		if m, err := imaging.Decode(b, imaging.Limits{}); err != nil || m.Width != 2*m.Height {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+	file, err := os.ReadFile(filepath.Join(out, "heat.png"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sheet, err := png.Decode(bytes.NewReader(file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	heat, ok := sheet.(*image.Paletted)
+	if !ok || heat.Rect != image.Rect(0, 0, 64, 32) || len(file) > 4<<10 {
+		t.Fatalf("the heat is a %T of %v in %d bytes", sheet, sheet.Bounds(), len(file))
+	}
+	at := func(x, y int) uint8 { return heat.ColorIndexAt(x*64/plateW, y*32/plateH) }
+	if hot, cold, unseen := at(spot.X+spotSide/2, spot.Y+spotSide/2), at(80, 60), at(10, 60); hot <= 128 || cold == 0 || cold >= hot || unseen != 0 {
+		t.Errorf("heat: %d at the spot, %d beside it, %d where the model does not look", hot, cold, unseen)
 	}
 	program(t, 0, "evidence", "get", "plates", "--last", "--out", out, "--server", url)
 	program(t, exitUsage, "evidence", "get", "plates", "--out", out, "--server", url)

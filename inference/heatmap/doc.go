@@ -3,7 +3,7 @@
 // are high, and pictures of both. It is arithmetic on small grids and knows
 // neither models nor banks.
 //
-//	grid ─smooth─▶ distances ─Scale─▶ intensities ─Geometry─▶ Map ─▶ Regions, Overlay, Gray16
+//	grid ─smooth─▶ distances ─Scale─▶ intensities ─Geometry─▶ Map ─▶ Regions, Overlay, Gray16, Sheet
 //
 // # The scale of intensities
 //
@@ -20,5 +20,6 @@
 // hotter, and no intensity is cut off. See [Scale].
 //
 // In 16-bit maps 0 is a pixel without a value, which the model does not see, and
-// v from 1 to 65535 is I = (v−1)/65534. See [Map.Gray16].
+// v from 1 to 65535 is I = (v−1)/65534; in 8-bit ones v from 1 to 255 is
+// I = (v−1)/254. See [Map.Gray16] and [Map.Sheet].
 package heatmap

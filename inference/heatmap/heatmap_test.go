@@ -494,6 +494,21 @@ func TestPictures(t *testing.T) {
 	if _, err := m.Overlay(imaging.New(3, 3), nil, 0); err == nil {
 		t.Error("the overlay of another frame")
 	}
+	small, err := m.SheetPNG()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if img, err = png.Decode(bytes.NewReader(small)); err != nil {
+		t.Fatal(err)
+	}
+	sheet, ok := img.(*image.Paletted)
+	if !ok || sheet.Rect != image.Rect(0, 0, 64, 42) || len(small) > 3<<10 {
+		t.Fatalf("a %T of %v in %d bytes", img, img.Bounds(), len(small))
+	}
+	value := func(x, y int) float64 { return float64(sheet.ColorIndexAt(x*64/300, y*42/200)) }
+	if v, peak := value(x, y), value(x+60, y+40); math.Abs((v-1)/254-regions[0].Peak) > 0.05 || peak >= v || value(10, 10) != 0 {
+		t.Errorf("heat %v at the peak of %v, %v beside it, %v where the model does not look", v, regions[0].Peak, peak, value(10, 10))
+	}
 	if q := m.Picture(150); q.Width != 150 || q.Height != 100 {
 		t.Errorf("%d×%d", q.Width, q.Height)
 	}
@@ -547,6 +562,7 @@ func FuzzMap(f *testing.F) {
 			m.Regions(threshold)
 			m.Find(3)
 			m.Gray16()
+			m.Sheet()
 			if _, err := m.Overlay(imaging.New(int(w), int(h)), m.Find(3), 100); err != nil {
 				t.Fatal(err)
 			}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"image"
+	"image/color"
 	"image/png"
 	"math"
 
@@ -32,6 +33,45 @@ func (m *Map) Gray16() *image.Gray16 {
 func (m *Map) PNG16() ([]byte, error) {
 	var buf bytes.Buffer
 	if err := png.Encode(&buf, m.Gray16()); err != nil {
+		return nil, fmt.Errorf("encode heatmap: %w", err)
+	}
+	return buf.Bytes(), nil
+}
+
+// sheetSide is the longer side of [Map.Sheet], pixels: about as many as there are patches.
+const sheetSide = 64
+
+// Sheet is the heat to be laid over its frame, stretched to the frame's size, by who
+// wants to fade it: a small picture of the whole frame, in the overlay's colours and
+// opacity. Its pixels are numbers too: 0 where a pixel has no value, which is
+// painted half black, else 1 + 254·I, rounded. A pixel shows the hottest of what it
+// stands for.
+func (m *Map) Sheet() *image.Paletted {
+	colours := color.Palette{color.NRGBA{A: 255 * 11 / 20}}
+	for i := range 255 {
+		c, a := m.paint(float32(i) / 254)
+		colours = append(colours, color.NRGBA{c[0], c[1], c[2], uint8(math.Round(255 * a))})
+	}
+	w, h := fit(m.Width, m.Height, sheetSide)
+	out := image.NewPaletted(image.Rect(0, 0, w, h), colours)
+	const looks = 3 // a pixel, across and down
+	for y := range h * looks {
+		for x := range w * looks {
+			v, ok := m.At((2*x+1)*m.Width/(2*w*looks), (2*y+1)*m.Height/(2*h*looks))
+			if !ok {
+				continue
+			}
+			p := &out.Pix[y/looks*out.Stride+x/looks]
+			*p = max(*p, uint8(1+math.Round(254*min(float64(v), 1))))
+		}
+	}
+	return out
+}
+
+// SheetPNG is Sheet as a PNG file of one or two KiB.
+func (m *Map) SheetPNG() ([]byte, error) {
+	var buf bytes.Buffer
+	if err := png.Encode(&buf, m.Sheet()); err != nil {
 		return nil, fmt.Errorf("encode heatmap: %w", err)
 	}
 	return buf.Bytes(), nil

@@ -12,7 +12,7 @@ const noPictures = { privacy: "no pictures: the detector keeps none", busy: "no 
 export async function show(main, _, { signal, query }) {
   let items = [], next = "", at = -1, open = 0, anchor = -1;
   let state = query.get("state") ?? "open", kind = query.get("kind") ?? "anomaly", detector = query.get("detector") || "";
-  let heat = Number(localStorage.getItem("nm-heat") ?? 0.6), hidden = false, zoomed = false, shown = 0;
+  let heat = Number(localStorage.getItem("nm-heat") ?? 1), hidden = false, zoomed = false, shown = 0;
   const picked = new Set();
   let undoing = null; // {events, was: their states, sent: the answer with the token, said: the toast}
 
@@ -112,10 +112,10 @@ export async function show(main, _, { signal, query }) {
   }
 
   function drawView(e) {
-    const overlay = e.files.find((f) => f.name === "overlay.jpg"), normals = e.files.filter((f) => f.name.startsWith("normal-"));
+    const overlay = e.files.find((f) => f.name === "heat.png") || e.files.find((f) => f.name === "overlay.jpg"), normals = e.files.filter((f) => f.name.startsWith("normal-"));
     const image = e.evidence ? `api/v1/events/${e.sequence}/image` : e.files.some((f) => f.name === "thumbnail.jpg") ? `api/v1/events/${e.sequence}/pictures/thumbnail.jpg` : "";
     const file = (n) => `api/v1/events/${e.sequence}/pictures/${n}`;
-    const over = overlay && h("img", { class: "over", alt: "", src: file("overlay.jpg"), style: { opacity: hidden ? 0 : heat } });
+    const over = overlay && h("img", { class: "over", alt: "", src: file(overlay.name), style: { opacity: hidden ? 0 : heat } });
     const slider = h("input", { type: "range", min: 0, max: 1, step: 0.05, value: heat, "aria-label": "How strong the heat is shown", oninput: (x) => { heat = Number(x.target.value); hidden = false; localStorage.setItem("nm-heat", heat); if (over) over.style.opacity = heat; } });
     const boxes = e.width ? (e.regions || []).map((r, i) => h("span", { class: "box", style: { left: 100 * r.x / e.width + "%", top: 100 * r.y / e.height + "%", width: 100 * r.width / e.width + "%", height: 100 * r.height / e.height + "%" } }, h("b", {}, `${i + 1} · ${num(r.peak)}${r.faint ? " faint" : ""}`))) : [];
     const stage = h("div", { class: "stage", tabindex: 0, role: "region", "aria-label": "The frame" }, image ? h("div", { class: "sheet", style: { width: zoomed || !e.width ? "" : `min(100%, calc(60vh * ${e.width} / ${e.height}))` } }, h("img", { class: "base", alt: `frame ${e.frame_id || ""} of ${e.camera}`, src: image, onerror: () => fill(stage, h("span", {}, "the picture is no longer kept")) }), over, boxes) : h("span", {}, noPictures[e.no_pictures] || "no picture"));
