@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -29,6 +30,8 @@ type Control struct {
 	nc  *nats.Conn
 	log zerolog.Logger
 	who func(identity string) string
+
+	unmade chan struct{} // a detector has no consumer of frames yet
 }
 
 // Knows says whose an identity's public key is, for the audit: an empty name where
@@ -45,7 +48,7 @@ func NewControl(nc *nats.Conn, n Names, log zerolog.Logger) (*Control, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start control: %w", err)
 	}
-	return &Control{in: NewInstallation(js, n), nc: nc, log: log.With().Str("component", "control").Logger()}, nil
+	return &Control{in: NewInstallation(js, n), nc: nc, log: log.With().Str("component", "control").Logger(), unmade: make(chan struct{}, 1)}, nil
 }
 
 // Run waits for the broker and its streams, and answers until ctx ends.
@@ -74,14 +77,21 @@ func (c *Control) Run(ctx context.Context) error {
 func (c *Control) Start(ctx context.Context) (stop func(), err error) {
 	// The trainers answered before; programs of that time still ask there.
 	subjects := []string{c.in.names.API() + ".control", c.in.names.API() + ".trainer"}
-	stop, err = startService(ctx, c.nc, ControlService, "changes detectors and their releases", subjects, map[string]string{"prefix": c.in.names.prefix()}, c.offer)
+	end, err := startService(ctx, c.nc, ControlService, "changes detectors and their releases", subjects, map[string]string{"prefix": c.in.names.prefix()}, c.offer)
 	if err != nil {
 		return nil, err
 	}
 	if err := c.nc.FlushTimeout(5 * time.Second); err != nil {
 		c.log.Debug().Err(err).Msg("requests come when the broker is back")
 	}
-	return stop, nil
+	keep, cancel := context.WithCancel(ctx)
+	var keeping sync.WaitGroup
+	keeping.Go(func() { c.keepConsumers(keep) })
+	return func() {
+		end()
+		cancel()
+		keeping.Wait()
+	}, nil
 }
 
 // offer declares the requests: first what reads, then what changes something.
@@ -295,8 +305,18 @@ func (c *Control) create(ctx context.Context, _ *Change, d Detector) (DetectorAn
 	if err != nil {
 		return DetectorAnswer{}, err
 	}
-	d, err = s.Create(ctx, d)
-	return answerOf(d), err
+	if d, err = s.Create(ctx, d); err != nil {
+		return answerOf(d), err
+	}
+	step, cancel := context.WithTimeout(ctx, 5*leaderless)
+	defer cancel()
+	if c.in.ensureFramesConsumer(step, d.Name) != nil { // keepConsumers tries again, and says why not
+		select {
+		case c.unmade <- struct{}{}:
+		default:
+		}
+	}
+	return answerOf(d), nil
 }
 
 func (c *Control) set(ctx context.Context, ch *Change, q SetRequest) (DetectorAnswer, error) {

@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nats.go/micro"
 	"github.com/rs/zerolog"
 
@@ -83,6 +85,61 @@ func TestControlChangesConfigurations(t *testing.T) {
 	}
 	if all, err := c.Detectors(ctx); err != nil || len(all.Detectors) != 0 {
 		t.Errorf("%+v, %v", all, err)
+	}
+}
+
+// TestFramesWaitForTheFirstWorker: a detector has its consumer of frames before any
+// worker has come, so that who starts workers sees how many frames wait for them; one
+// that workers have made stays as it is.
+func TestFramesWaitForTheFirstWorker(t *testing.T) {
+	r := newRig(t, stream.Topology{})
+	ctx := t.Context()
+	r.detector(stream.Detector{Name: "restored"})
+	frames, err := r.js.Stream(ctx, r.names.FramesStream())
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs := jetstream.ConsumerConfig{
+		Durable: "frames-nuts", FilterSubject: "nearmiss.frames.nuts.*", AckPolicy: jetstream.AckExplicitPolicy, AckWait: time.Minute,
+	}
+	if _, err := frames.CreateConsumer(ctx, theirs); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"bolts", "nuts"} {
+		if _, err := r.client().CreateDetector(ctx, stream.Detector{Name: name}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if c, err := frames.Consumer(ctx, "frames-nuts"); err != nil || c.CachedInfo().Config.AckWait != time.Minute {
+		t.Errorf("%+v, %v", c, err)
+	}
+	for i := range 5 {
+		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint(i), Image: image(0.1)})
+	}
+	c, err := frames.Consumer(ctx, "frames-bolts")
+	if err != nil || c.CachedInfo().NumPending != 5 {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	eventually(t, "detectors of a backup have theirs", func() bool {
+		_, err := frames.Consumer(ctx, "frames-restored")
+		return err == nil
+	})
+	eventually(t, "trainers have theirs", func() bool {
+		_, err := r.js.Consumer(ctx, r.names.TrainingStream(), "trainers")
+		return err == nil
+	})
+
+	r.release("bolts", fake{Name: "one"})
+	got := r.scores()
+	r.worker(stream.WorkerConfig{}, loadFake)
+	eventually(t, "the frames are scored", func() bool { return len(got.byFrame()) == 5 && r.waiting() == 0 })
+	for id, all := range got.byFrame() {
+		if len(all) != 1 {
+			t.Errorf("frame %s was scored %d times", id, len(all))
+		}
+	}
+	if err := r.client().DeleteDetector(ctx, "bolts", false); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -140,13 +140,7 @@ func (l *detectorRunner) run(ctx, work context.Context) {
 
 // consumer is the durable consumer that all workers of the detector share.
 func (l *detectorRunner) consumer(ctx context.Context) (jetstream.Consumer, error) {
-	c, err := l.w.js.CreateOrUpdateConsumer(ctx, l.w.cfg.FramesStream(), jetstream.ConsumerConfig{
-		Durable: framesConsumer(l.name), Description: "workers of detector " + l.name,
-		FilterSubject: l.w.cfg.Frames(l.name, "*"),
-		// Tries are counted where frames are scored: a delivery is none.
-		AckPolicy: jetstream.AckExplicitPolicy, AckWait: l.w.cfg.AckWait, MaxDeliver: -1,
-		MaxAckPending: 10_000,
-	})
+	c, err := l.w.js.CreateOrUpdateConsumer(ctx, l.w.cfg.FramesStream(), framesConsumerConfig(l.w.cfg.Names, l.name, l.w.cfg.AckWait))
 	if err != nil {
 		return nil, fmt.Errorf("frames consumer of detector %s: %w", l.name, err)
 	}

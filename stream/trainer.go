@@ -91,7 +91,7 @@ func (c TrainerConfig) withDefaults() TrainerConfig {
 		c.Name = fmt.Sprintf("%s-%d", host, os.Getpid())
 	}
 	if c.AckWait == 0 {
-		c.AckWait = 30 * time.Second
+		c.AckWait = jobAckWait
 	}
 	if c.MaxAttempts == 0 {
 		c.MaxAttempts = 5
@@ -241,16 +241,9 @@ func (w *TrainingWorker) open(ctx context.Context) error {
 	})
 }
 
-// consumer is shared by all trainers. Each takes one job at a time; the limit
-// of unacknowledged messages is the limit of trainers at work, so it is not 1.
+// consumer is shared by all trainers.
 func (w *TrainingWorker) consumer(ctx context.Context) (jetstream.Consumer, error) {
-	c, err := w.js.CreateOrUpdateConsumer(ctx, w.cfg.TrainingStream(), jetstream.ConsumerConfig{
-		Durable: "trainers", Description: "trainers",
-		AckPolicy: jetstream.AckExplicitPolicy, AckWait: w.cfg.AckWait,
-		// A job may lose its trainer as often as it gets on in between; the
-		// attempts that count are in its record.
-		MaxDeliver: -1, MaxAckPending: 1000,
-	})
+	c, err := w.js.CreateOrUpdateConsumer(ctx, w.cfg.TrainingStream(), jobsConsumerConfig(w.cfg.AckWait))
 	if err != nil {
 		return nil, fmt.Errorf("trainers' consumer: %w", err)
 	}

@@ -76,7 +76,7 @@ func (c WorkerConfig) withDefaults() WorkerConfig {
 		c.Lanes = 2
 	}
 	if c.AckWait == 0 {
-		c.AckWait = 10 * time.Second
+		c.AckWait = frameAckWait
 	}
 	if c.MaxDeliver == 0 {
 		c.MaxDeliver = 5

@@ -273,6 +273,8 @@ func (r subjects) control() Rights {
 			[]string{
 				api + "DIRECT.GET." + events, api + "DIRECT.GET." + events + "." + r.Events("*", "*", stream.KindDrift),
 				api + "DIRECT.GET." + normals, api + "STREAM.MSG.DELETE." + normals,
+				api + "CONSUMER.CREATE." + frames + ".*." + r.Frames("*", "*"), // before a worker comes
+				api + "CONSUMER.CREATE." + r.TrainingStream() + ".trainers",
 				api + "CONSUMER.DELETE." + frames + ".*",
 				api + "STREAM.PURGE." + frames, api + "STREAM.PURGE." + normals, api + "STREAM.PURGE." + r.TrainingStream(),
 				api + "STREAM.PURGE.KV_" + r.WorkBucket(), api + "STREAM.PURGE.KV_" + r.DetectorsBucket(),
