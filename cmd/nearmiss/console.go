@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/nearmiss/nearmiss/inference/release"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/console"
+	"github.com/nearmiss/nearmiss/stream/sink"
 )
 
 // consoleConfig is the page for operators.
@@ -25,6 +27,7 @@ type consoleConfig struct {
 	Hosts       []string      `yaml:"hosts" env:"HOSTS"`                     // names under which browsers reach it
 	Proxies     []string      `yaml:"trusted_proxies" env:"TRUSTED_PROXIES"` // addresses or networks
 	ProxySecret string        `yaml:"proxy_secret" env:"PROXY_SECRET"`
+	LinksKey    string        `yaml:"links_key" env:"LINKS_KEY"` // file:PATH or env:NAME
 	SessionIdle time.Duration `yaml:"session_idle" env:"SESSION_IDLE"`
 	SessionMax  time.Duration `yaml:"session_max" env:"SESSION_MAX"`
 }
@@ -37,7 +40,7 @@ func (c config) console() (console.Config, error) {
 	x := c.Console
 	out := console.Config{
 		Names: c.names(), Listen: x.Listen, Cert: x.TLSCert, Key: x.TLSKey, Hosts: x.Hosts, ProxySecret: x.ProxySecret,
-		Idle: x.SessionIdle, Max: x.SessionMax, Version: version,
+		Idle: x.SessionIdle, Max: x.SessionMax, Version: version, Links: c.links(),
 	}
 	for _, s := range x.Proxies {
 		p, err := netip.ParsePrefix(s)
@@ -64,6 +67,17 @@ func (c config) console() (console.Config, error) {
 	out.FalseAlarms = func(n int, rate float64) (low, high float64) { return bank.FalseAlarmRange(n, rate, 0.95) }
 	out.Describe = describeRelease
 	return out, out.Validate()
+}
+
+// links are the addresses of pictures that sinks make and the console serves.
+func (c config) links() *sink.Links {
+	key := c.Console.LinksKey
+	if path := sink.LinkKeyFile(c.Data); key == "" {
+		if _, err := os.Stat(path); err == nil {
+			key = "file:" + path
+		}
+	}
+	return &sink.Links{Key: key}
 }
 
 // describeRelease says what people want to know of a manifest.

@@ -151,7 +151,7 @@ func TestSinksOfThePagesCanWork(t *testing.T) {
 			kinds[c.Sinks.Add.Kind]++
 		}
 	}
-	for kind := range sinkKinds(stream.Names{}, nil) {
+	for kind := range sinkKinds(stream.Names{}, nil, nil) {
 		if kinds[kind] == 0 {
 			t.Errorf("no page has an example of %s", kind)
 		}

@@ -35,11 +35,12 @@ type sinksCmd struct {
 	Resume sinksResumeCmd `cmd:"" help:"Go on where it was paused."`
 	Replay sinksReplayCmd `cmd:"" help:"Send events again."`
 	Remove sinksRemoveCmd `cmd:"" help:"Remove a sink."`
+	Rekey  sinksRekeyCmd  `cmd:"" help:"Make a new key for links to pictures."`
 }
 
 // sinkKinds are the kinds of sinks that this program has.
-// in is nil where they are only checked.
-func sinkKinds(n stream.Names, in *stream.Installation) sink.Kinds {
+// in and links are nil where they are only checked.
+func sinkKinds(n stream.Names, in *stream.Installation, links *sink.Links) sink.Kinds {
 	var pictures sink.Pictures
 	var from archive.Source
 	if in != nil {
@@ -47,22 +48,22 @@ func sinkKinds(n stream.Names, in *stream.Installation) sink.Kinds {
 		from = archive.Source{Pictures: pictures, Image: in.EventImage}
 	}
 	return sink.Kinds{
-		webhook.Kind:   webhook.Opener(n, version, pictures),
+		webhook.Kind:   webhook.Opener(n, version, pictures, links),
 		plc.ModbusKind: plc.OpenModbus,
 		plc.OPCUAKind:  plc.OpenOPCUA,
 		mqtt.Kind:      mqtt.Opener(n, version, pictures),
-		mail.Kind:      mail.Opener(version, pictures),
+		mail.Kind:      mail.Opener(version, pictures, links),
 		archive.Kind:   archive.Opener(n, from),
 	}
 }
 
 // runSinks makes incidents of events and brings both to the sinks until ctx ends.
-func runSinks(ctx context.Context, nc *nats.Conn, n stream.Names, v *observer, o *output) error {
+func runSinks(ctx context.Context, nc *nats.Conn, n stream.Names, links *sink.Links, v *observer, o *output) error {
 	js, err := n.JetStreamOn(nc)
 	if err != nil {
 		return err
 	}
-	e, err := sink.NewEngine(sink.EngineConfig{Names: n, Kinds: sinkKinds(n, stream.NewInstallation(js, n))}, nc, o.Log)
+	e, err := sink.NewEngine(sink.EngineConfig{Names: n, Kinds: sinkKinds(n, stream.NewInstallation(js, n), links)}, nc, o.Log)
 	if err != nil {
 		return err
 	}
@@ -80,6 +81,7 @@ func runSinks(ctx context.Context, nc *nats.Conn, n stream.Names, v *observer, o
 }
 
 type sinksServeCmd struct {
+	LinksKey string `env:"NEARMISS_CONSOLE_LINKS_KEY" placeholder:"REF" help:"Where the key of links to pictures is, for pictures=link: file:PATH or env:NAME. It is the console's (console.links_key; nearmiss up keeps its own in auth/links.key of its data folder)."`
 	serverFlags
 	httpFlag
 }
@@ -96,8 +98,25 @@ func (c *sinksServeCmd) Run(ctx context.Context, o *output) error {
 			return err
 		}
 		defer nc.Close()
-		return runSinks(ctx, nc, c.names(), v, o)
+		return runSinks(ctx, nc, c.names(), &sink.Links{Key: c.LinksKey}, v, o)
 	})
+}
+
+type sinksRekeyCmd struct {
+	Data string `default:"nearmiss-data" env:"NEARMISS_DATA" type:"path" placeholder:"DIR" help:"Folder that has the key, in auth/links.key."`
+	Drop bool   `help:"Links that are out lead nowhere from now on (default: they stay good for their seven days, if the key was not replaced twice)."`
+}
+
+func (*sinksRekeyCmd) Help() string {
+	return "A link to a picture (pictures=link) is signed with it, and the console shows the picture to who has the link. Both read the file anew: nothing need be started again. On several machines, bring the file to the others.\n\n" + examples("nearmiss sinks rekey --data /var/lib/nearmiss --drop")
+}
+
+func (c *sinksRekeyCmd) Run(_ context.Context, o *output) error {
+	path := sink.LinkKeyFile(c.Data)
+	if err := sink.NewLinkKey(path, c.Drop); err != nil {
+		return err
+	}
+	return o.say(false, nil, path+" has a new key")
 }
 
 // withSinks gives f the bucket of sinks.

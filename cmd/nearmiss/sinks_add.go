@@ -77,7 +77,7 @@ func (c *sinksAddCmd) sink() (sink.Sink, error) {
 	if err := s.Validate(); err != nil {
 		return s, oneLine(err)
 	}
-	check, err := sinkKinds(c.names(), nil)[c.Kind](s, "")
+	check, err := sinkKinds(c.names(), nil, nil)[c.Kind](s, "")
 	if err != nil {
 		return s, err
 	}

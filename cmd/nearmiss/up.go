@@ -10,6 +10,7 @@ import (
 	"github.com/nearmiss/nearmiss/inference/ort"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
+	"github.com/nearmiss/nearmiss/stream/sink"
 )
 
 type upCmd struct {
@@ -77,6 +78,11 @@ func (c *upCmd) serve(ctx context.Context, b *broker.Broker, conf config, v *obs
 		return err
 	}
 	defer leave()
+	if conf.Console.LinksKey == "" {
+		if err := sink.EnsureLinkKey(sink.LinkKeyFile(conf.Data)); err != nil {
+			return err
+		}
+	}
 	page, url, err := openConsole(conf, o)
 	if err != nil {
 		return err
@@ -103,7 +109,7 @@ func (c *upCmd) serve(ctx context.Context, b *broker.Broker, conf config, v *obs
 				return err
 			}
 			defer nc.Close()
-			return runSinks(ctx, nc, stream.Names{Prefix: conf.Prefix}, v, o)
+			return runSinks(ctx, nc, stream.Names{Prefix: conf.Prefix}, conf.links(), v, o)
 		},
 	} {
 		g.Go(func() error {

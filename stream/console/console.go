@@ -20,6 +20,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/registry"
+	"github.com/nearmiss/nearmiss/stream/sink"
 )
 
 // DefaultListen is where the page is served unless told otherwise.
@@ -47,6 +48,9 @@ type Config struct {
 	// Setup lets the first administrator be made from any address, by a link that
 	// Setup is called with. It is valid for half an hour.
 	Setup func(path string)
+	// Links are the addresses of pictures that sinks make, whose holders need not sign
+	// in. Nil: there are none.
+	Links *sink.Links
 	// Version is shown on the page.
 	Version string
 

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/sink"
 )
 
 const (
@@ -210,6 +211,43 @@ func (c *Console) eventPicture(q *request) (any, error) {
 		}
 	}
 	return nil, missing("event %s has no picture %s", e.ID, clean(q.PathValue("name")))
+}
+
+// linkedPicture is a picture for who has a link to it ([sink.Links]) and need not
+// sign in. Nothing is looked for before the signature is seen to be good, so that
+// nobody finds out what there is.
+func (c *Console) linkedPicture(q *request) (any, error) {
+	v, err := q.allow("e", "s")
+	if err != nil {
+		return nil, err
+	}
+	d, event, name := q.PathValue("detector"), q.PathValue("event"), q.PathValue("name")
+	switch err := c.cfg.Links.Verify(d, event, name, v); {
+	case errors.Is(err, sink.ErrLinkExpired):
+		return nil, problem{http.StatusGone, "expired", err.Error()}
+	case errors.Is(err, sink.ErrBadLink), errors.Is(err, sink.ErrNoLinks):
+		return nil, problem{http.StatusForbidden, "forbidden", sink.ErrBadLink.Error()}
+	case err != nil:
+		return nil, err
+	}
+	e, err := c.evidenceOf(q.ctx, stream.Event{Detector: d, ID: event})
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range e.Pictures {
+		if p.Name == name {
+			a, err := picture(p.Data, forGood)
+			if show, ok := a.(respond); ok {
+				// Chats and mail programs show it in pages of their own.
+				return respond(func(w http.ResponseWriter, r *http.Request) error {
+					w.Header().Set("Cross-Origin-Resource-Policy", "cross-origin")
+					return show(w, r)
+				}), nil
+			}
+			return a, err
+		}
+	}
+	return nil, missing("event %s has no picture %s", clean(event), clean(name))
 }
 
 // sized answers with an image that does not change, with as many pixels as the

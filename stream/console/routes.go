@@ -42,6 +42,7 @@ var routes = []route{
 	{"DELETE", "session", nobody, (*Console).signOut},
 	{"POST", "setup", nobody, (*Console).firstUser},
 	{"GET", "openapi.yaml", nobody, (*Console).contract},
+	{"GET", "pictures/{detector}/{event}/{name}", nobody, (*Console).linkedPicture}, // the link's signature may
 
 	{"GET", "live", Viewer, (*Console).live},
 	{"GET", "status", Viewer, (*Console).status},

@@ -39,10 +39,11 @@ type Cloud struct {
 	Time            time.Time `json:"time"`
 	Subject         string    `json:"subject,omitempty"`
 	DataContentType string    `json:"datacontenttype"`
-	Test            bool      `json:"test,omitempty"`    // extension: nothing has happened
-	Summary         int       `json:"summary,omitempty"` // extension: how many events this one stands for
-	Picture         []byte    `json:"picture,omitempty"` // extension: the marked frame, JPEG, where the sink sends it so
-	Data            any       `json:"data"`              // [stream.Event] or [incident.Incident]
+	Test            bool      `json:"test,omitempty"`       // extension: nothing has happened
+	Summary         int       `json:"summary,omitempty"`    // extension: how many events this one stands for
+	Picture         []byte    `json:"picture,omitempty"`    // extension: the marked frame, JPEG, where the sink sends it so
+	PictureURL      string    `json:"pictureurl,omitempty"` // extension: its address, for [LinkAge], where the sink sends that
+	Data            any       `json:"data"`                 // [stream.Event] or [incident.Incident]
 }
 
 // Cloud makes the structured CloudEvent of n.

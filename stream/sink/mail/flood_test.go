@@ -61,7 +61,7 @@ func TestAFloodIsAMailACameraAndItsEnd(t *testing.T) {
 	var now atomic.Pointer[time.Time] // no time passes but what the test says
 	began := time.Now().UTC()
 	now.Store(&began)
-	engine, err := sink.NewEngine(sink.EngineConfig{Kinds: sink.Kinds{mail.Kind: mail.Opener("test", nil)}, Delays: []time.Duration{50 * time.Millisecond}}, nc, zerolog.Nop())
+	engine, err := sink.NewEngine(sink.EngineConfig{Kinds: sink.Kinds{mail.Kind: mail.Opener("test", nil, nil)}, Delays: []time.Duration{50 * time.Millisecond}}, nc, zerolog.Nop())
 	if err != nil {
 		t.Fatal(err)
 	}

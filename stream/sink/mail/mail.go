@@ -45,7 +45,10 @@ type Config struct {
 	// Link is the address of a page about an event; {event}, {incident},
 	// {detector} and {camera} are filled in.
 	Link string `json:"link,omitempty"`
-	// NoPicture leaves the picture out.
+	// Console is the console's address, as the receivers reach it: pictures that are
+	// not in the mail, those of a digest and large ones, are linked there.
+	Console string `json:"console,omitempty"`
+	// NoPicture leaves the picture out, and the link to it.
 	NoPicture bool `json:"no_picture,omitempty"`
 }
 
@@ -56,14 +59,24 @@ const (
 	maxTo      = 100
 )
 
-// Opener makes the opener of mail sinks; pictures may be nil.
-func Opener(version string, pictures sink.Pictures) func(sink.Sink, string) (sink.Sender, error) {
+// Opener makes the opener of mail sinks; pictures may be nil, and links where sinks
+// are only checked.
+func Opener(version string, pictures sink.Pictures, links *sink.Links) func(sink.Sink, string) (sink.Sender, error) {
 	return func(s sink.Sink, secret string) (sink.Sender, error) {
 		var c Config
 		if err := s.Decode(&c); err != nil {
 			return nil, fmt.Errorf("mail: %w", err)
 		}
-		out := &sender{cfg: c, version: version, pictures: pictures, password: secret}
+		if c.Console != "" {
+			err := sink.CheckConsole(c.Console)
+			if err == nil && links != nil {
+				err = links.Check()
+			}
+			if err != nil {
+				return nil, fmt.Errorf("mail: %w", err)
+			}
+		}
+		out := &sender{cfg: c, version: version, pictures: pictures, links: links, password: secret}
 		if _, err := out.client(); err != nil { // what cannot work says so now
 			return nil, err
 		}
@@ -83,6 +96,7 @@ type sender struct {
 	cfg      Config
 	version  string
 	pictures sink.Pictures
+	links    *sink.Links
 	password string
 }
 
@@ -215,13 +229,16 @@ func (s *sender) SendAll(ctx context.Context, all []sink.Notice) error {
 
 // paragraph is a notice in words, plain and as HTML.
 func (s *sender) paragraph(n sink.Notice, title, text string, picture bool) (plain, rich string) {
-	when, link := n.Event.ScoredAt.UTC().Format("2006-01-02 15:04:05 MST"), ""
+	when, link, shown := n.Event.ScoredAt.UTC().Format("2006-01-02 15:04:05 MST"), "", ""
 	if s.cfg.Link != "" {
 		link = n.Link(s.cfg.Link)
 	}
+	if s.cfg.Console != "" && !s.cfg.NoPicture && !picture {
+		shown, _ = s.links.Picture(s.cfg.Console, n.Event, sink.Overlay) // an alarm is worth more than its picture
+	}
 	plain = strings.Join(strings.Fields(title), " ") + "\n"
 	rich = "<p><b>" + html.EscapeString(title) + "</b>"
-	for _, line := range []string{text, when, link} {
+	for _, line := range []string{text, when, link, shown} {
 		if line != "" {
 			plain += line + "\n"
 		}
@@ -232,6 +249,9 @@ func (s *sender) paragraph(n sink.Notice, title, text string, picture bool) (pla
 	rich += "<br>" + html.EscapeString(when)
 	if link != "" {
 		rich += `<br><a href="` + html.EscapeString(link) + `">` + html.EscapeString(link) + "</a>"
+	}
+	if shown != "" {
+		rich += `<br><a href="` + html.EscapeString(shown) + `">the picture</a>`
 	}
 	rich += "</p>\n"
 	if picture {

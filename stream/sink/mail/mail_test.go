@@ -204,11 +204,21 @@ func open(t *testing.T, cfg mail.Config, secret string) sink.Sender {
 	}
 	s, err := mail.Opener("test", func(_ context.Context, e stream.Event) ([]stream.Picture, error) {
 		return []stream.Picture{{Name: "heat.png", Data: []byte("heat")}, {Name: sink.Overlay, Data: []byte("\xff\xd8 the overlay of " + e.ID)}}, nil
-	})(sink.Sink{Name: "m", Config: raw}, secret)
+	}, links(t))(sink.Sink{Name: "m", Config: raw}, secret)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// links are signed by a key of this test.
+func links(t *testing.T) *sink.Links {
+	t.Helper()
+	path := sink.LinkKeyFile(t.TempDir())
+	if err := sink.EnsureLinkKey(path); err != nil {
+		t.Fatal(err)
+	}
+	return &sink.Links{Key: "file:" + path}
 }
 
 func phase(phase string, n int) sink.Notice {
@@ -225,7 +235,7 @@ func TestAnAlarmIsAMailWithItsPicture(t *testing.T) {
 	o := openOffice(t)
 	s := open(t, mail.Config{
 		URL: o.url, CAFile: o.ca, From: "Nearmiss <alarm@example.org>", To: []string{"shift@example.org", "lead@example.org"}, User: user,
-		Link: "https://console.example.org/e/{event}",
+		Link: "https://console.example.org/e/{event}", Console: "https://console.example.org",
 	}, password)
 	if err := s.Send(t.Context(), phase(incident.New, 0)); err != nil {
 		t.Fatal(err)
@@ -273,6 +283,11 @@ func TestAnAlarmIsAMailWithItsPicture(t *testing.T) {
 	if n != 4 || m.Header.Get("Subject") != "2 events" || !strings.Contains(got["text/plain"], "Anomaly on") || !strings.Contains(got["text/plain"], "Over: ") {
 		t.Errorf("mail %d, %q: %q", n, m.Header.Get("Subject"), got["text/plain"])
 	}
+	// The pictures of a digest are linked, that of a mail is in it.
+	const link = "https://console.example.org/api/v1/pictures/bolts/e7/overlay.jpg?e="
+	if !strings.Contains(got["text/plain"], link) || !strings.Contains(got["text/html"], link) {
+		t.Errorf("the digest has no link to the pictures: %q", got["text/html"])
+	}
 }
 
 // What the server refuses for good is not tried again; a full mailbox, a wrong
@@ -311,7 +326,7 @@ func TestConfigurationsThatCannotWorkAreRefused(t *testing.T) {
 		`{"url":"smtp://h","from":"a","to":["a@b"]}`, `{"url":"smtp://h","from":"a@b","to":[]}`, `{"url":"smtp://h","from":"a@b","to":["a@b\r\nBcc: c@d"]}`,
 		`{"url":"smtp://h","from":"a@b","to":["a@b"],"plain":true,"user":"u"}`, `{"url":"smtp://h","from":"a@b","to":["a@b"],"auth":"kerberos"}`,
 	} {
-		if _, err := mail.Opener("", nil)(sink.Sink{Name: "s", Config: []byte(cfg)}, ""); err == nil || strings.Contains(err.Error(), "hunter2") {
+		if _, err := mail.Opener("", nil, nil)(sink.Sink{Name: "s", Config: []byte(cfg)}, ""); err == nil || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%s: %v", cfg, err)
 		}
 	}

@@ -56,18 +56,26 @@ func newBody(cfg Config) (*body, error) {
 	}
 	b.tmpl = t
 	for _, n := range samples() { // what cannot work says so now
-		if _, _, _, err := b.make(stream.Names{}, n, nil); err != nil {
-			return nil, err
+		for _, with := range []shown{{}, {link: sampleLink(cfg)}} {
+			if _, _, _, err := b.make(stream.Names{}, n, with); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return b, nil
 }
 
+// shown is a picture in the body, and the address of one.
+type shown struct {
+	picture []byte
+	link    string
+}
+
 // make returns the body, its content type, and headers.
-func (b *body) make(names stream.Names, n sink.Notice, picture []byte) (text []byte, contentType string, extra map[string]string, err error) {
+func (b *body) make(names stream.Names, n sink.Notice, with shown) (text []byte, contentType string, extra map[string]string, err error) {
 	if b.tmpl == nil {
 		c := n.Cloud(names)
-		c.Picture = picture
+		c.Picture, c.PictureURL = with.picture, with.link
 		if b.cfg.Mode == "binary" {
 			text, err = json.Marshal(c.Data)
 			extra = map[string]string{
@@ -79,6 +87,9 @@ func (b *body) make(names stream.Names, n sink.Notice, picture []byte) (text []b
 			}
 			if n.Test {
 				extra["ce-test"] = "true"
+			}
+			if with.link != "" {
+				extra["ce-pictureurl"] = with.link
 			}
 			return text, "application/json", extra, err
 		}
@@ -92,7 +103,7 @@ func (b *body) make(names stream.Names, n sink.Notice, picture []byte) (text []b
 	var out limited
 	run, err := b.tmpl.Clone()
 	if err == nil {
-		err = run.Funcs(new(meter).functions()).Execute(&out, b.data(names, n, picture))
+		err = run.Funcs(new(meter).functions()).Execute(&out, b.data(names, n, with))
 	}
 	if err != nil {
 		return nil, "", nil, fmt.Errorf("webhook: %w", err)
@@ -137,14 +148,17 @@ type view struct {
 	Incident *incident.Incident // nil: an event
 	Cloud    sink.Cloud
 	Picture  string // JPEG in base64, where pictures is inline and there is one
+	// PictureURL is the picture's address, where pictures is link and there is one.
+	PictureURL string
 }
 
-func (b *body) data(names stream.Names, n sink.Notice, picture []byte) view {
+func (b *body) data(names stream.Names, n sink.Notice, with shown) view {
 	e := n.Event
 	v := view{
 		ID: n.ID, Kind: e.Kind, Detector: e.Detector, Camera: e.Camera, Time: e.ScoredAt.UTC(),
 		Reason: e.Reason, Code: e.Code, Release: e.Release, Ratio: n.Ratio(), Test: n.Test, Summary: n.Summary,
-		Event: e, Incident: n.Incident, Cloud: n.Cloud(names), Severity: "warning", Picture: base64.StdEncoding.EncodeToString(picture),
+		Event: e, Incident: n.Incident, Cloud: n.Cloud(names), Severity: "warning",
+		Picture: base64.StdEncoding.EncodeToString(with.picture), PictureURL: with.link,
 	}
 	for to, from := range map[*float64]*float64{&v.Score: e.Score, &v.Limit: e.Threshold, &v.PValue: e.PValue} {
 		if from != nil {
@@ -165,6 +179,14 @@ func (b *body) data(names stream.Names, n sink.Notice, picture []byte) view {
 func encode(v any) (string, error) {
 	b, err := json.Marshal(v)
 	return string(b), err
+}
+
+// sampleLink stands for a picture's address where a new template is tried.
+func sampleLink(cfg Config) string {
+	if cfg.Pictures != "link" {
+		return ""
+	}
+	return "https://nearmiss.example.org/picture?e=1&s=a"
 }
 
 // samples are the events on which a new template is tried.

@@ -58,7 +58,7 @@ func probe(t testing.TB, address string, answers []netip.Addr, loopback bool, lo
 	if err != nil {
 		return nil
 	}
-	s, err := open(sink.Sink{Name: "w", Config: raw}, "", stream.Names{}, "test", nil)
+	s, err := open(sink.Sink{Name: "w", Config: raw}, "", stream.Names{}, "test", nil, nil)
 	if err != nil {
 		return nil
 	}

@@ -30,9 +30,9 @@ func withRoutingKey(text []byte, key string) ([]byte, error) {
 	return json.Marshal(body)
 }
 
-// form makes a multipart form of a body and a picture. Its boundary follows from
+// inForm makes a multipart form of a body and a picture. Its boundary follows from
 // the id, so that another try is the same body.
-func form(preset, id string, text []byte, contentType string, picture []byte) ([]byte, string, error) {
+func inForm(preset, id string, text []byte, contentType string, picture []byte) ([]byte, string, error) {
 	var out bytes.Buffer
 	w := multipart.NewWriter(&out)
 	sum := sha256.Sum256([]byte(id))

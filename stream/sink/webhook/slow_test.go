@@ -19,7 +19,7 @@ import (
 // opened is a webhook to a receiver on this machine.
 func opened(t *testing.T, address string) *sender {
 	t.Helper()
-	s, err := open(sink.Sink{Name: "w", Config: []byte(`{"url":"` + address + `","allow_loopback":true}`)}, "", stream.Names{}, "test", nil)
+	s, err := open(sink.Sink{Name: "w", Config: []byte(`{"url":"` + address + `","allow_loopback":true}`)}, "", stream.Names{}, "test", nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -61,10 +62,14 @@ type Config struct {
 	Link string `json:"link,omitempty"`
 	// Pictures is how the picture of an alarm goes with it: none (default);
 	// inline, as base64 in a CloudEvent's extension picture and a template's
-	// .Picture; or multipart: a form with the body as its first part, named
-	// payload_json for Discord and else event, and the picture as a file. One of
-	// more than 256 KiB is left out.
+	// .Picture; multipart: a form with the body as its first part, named
+	// payload_json for Discord and else event, and the picture as a file; or link:
+	// the address of the picture at the console (see [sink.Links]) in a CloudEvent's
+	// extension pictureurl and a template's .PictureURL. A picture of more than
+	// 256 KiB is left out, but for links.
 	Pictures string `json:"pictures,omitempty"`
+	// Console is the console's address, as the receiver reaches it, in links.
+	Console string `json:"console,omitempty"`
 }
 
 // Limits of requests and answers.
@@ -86,20 +91,21 @@ type sender struct {
 	// routing is written into the body.
 	routing  string
 	pictures sink.Pictures
+	links    *sink.Links
 	client   *http.Client
 	now      func() time.Time
 	agent    string
 }
 
 // Opener makes the opener of webhooks for an installation; version is the
-// program's. Pictures may be nil.
-func Opener(names stream.Names, version string, pictures sink.Pictures) func(sink.Sink, string) (sink.Sender, error) {
+// program's. Pictures may be nil, and links where sinks are only checked.
+func Opener(names stream.Names, version string, pictures sink.Pictures, links *sink.Links) func(sink.Sink, string) (sink.Sender, error) {
 	return func(s sink.Sink, secret string) (sink.Sender, error) {
-		return open(s, secret, names, version, pictures)
+		return open(s, secret, names, version, pictures, links)
 	}
 }
 
-func open(s sink.Sink, secret string, names stream.Names, version string, pictures sink.Pictures) (*sender, error) {
+func open(s sink.Sink, secret string, names stream.Names, version string, pictures sink.Pictures, links *sink.Links) (*sender, error) {
 	var cfg Config
 	if err := s.Decode(&cfg); err != nil {
 		return nil, fmt.Errorf("webhook: %w", err)
@@ -107,11 +113,16 @@ func open(s sink.Sink, secret string, names stream.Names, version string, pictur
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
+	if cfg.Pictures == "link" && links != nil {
+		if err := links.Check(); err != nil {
+			return nil, fmt.Errorf("webhook: pictures link: %w", err)
+		}
+	}
 	b, err := newBody(cfg)
 	if err != nil {
 		return nil, err
 	}
-	out := &sender{cfg: cfg, url: cfg.URL, names: names, body: b, now: time.Now, agent: "nearmiss/" + version, pictures: pictures}
+	out := &sender{cfg: cfg, url: cfg.URL, names: names, body: b, now: time.Now, agent: "nearmiss/" + version, pictures: pictures, links: links}
 	switch {
 	case secret == "":
 	case strings.Contains(cfg.URL, inURL):
@@ -167,8 +178,13 @@ func (c Config) validate() error {
 		return fmt.Errorf("webhook: mode %q: use structured or binary", c.Mode)
 	case c.Auth != "" && c.Auth != "signature" && c.Auth != "bearer" && c.Auth != "routing_key":
 		return fmt.Errorf("webhook: auth %q: use signature, bearer or routing_key", c.Auth)
-	case c.Pictures != "" && c.Pictures != "none" && c.Pictures != "inline" && c.Pictures != "multipart":
-		return fmt.Errorf("webhook: pictures %q: use none, inline or multipart", c.Pictures)
+	case !slices.Contains([]string{"", "none", "inline", "multipart", "link"}, c.Pictures):
+		return fmt.Errorf("webhook: pictures %q: use none, inline, multipart or link", c.Pictures)
+	}
+	if c.Pictures == "link" || c.Console != "" {
+		if err := sink.CheckConsole(c.Console); err != nil {
+			return fmt.Errorf("webhook: %w", err)
+		}
 	}
 	for k, v := range c.Headers {
 		if !token(k) || strings.ContainsAny(v, "\r\n\x00") {
@@ -222,19 +238,22 @@ func (s *sender) Close() error {
 
 // Send posts one notice.
 func (s *sender) Send(ctx context.Context, n sink.Notice) error {
-	var picture, inline []byte
-	if s.cfg.Pictures != "" && s.cfg.Pictures != "none" {
-		picture = s.pictures.Overlay(ctx, n.Event, maxPicture)
+	var form []byte // the picture in it
+	var with shown
+	switch s.cfg.Pictures {
+	case "inline":
+		with.picture = s.pictures.Overlay(ctx, n.Event, maxPicture)
+	case "multipart":
+		form = s.pictures.Overlay(ctx, n.Event, maxPicture)
+	case "link":
+		with.link, _ = s.links.Picture(s.cfg.Console, n.Event, sink.Overlay) // an alarm is worth more than its picture
 	}
-	if s.cfg.Pictures == "inline" {
-		inline = picture
-	}
-	text, contentType, extra, err := s.body.make(s.names, n, inline)
+	text, contentType, extra, err := s.body.make(s.names, n, with)
 	if err == nil && s.routing != "" {
 		text, err = withRoutingKey(text, s.routing)
 	}
-	if err == nil && s.cfg.Pictures == "multipart" && picture != nil {
-		text, contentType, err = form(s.cfg.Preset, n.ID, text, contentType, picture)
+	if err == nil && form != nil {
+		text, contentType, err = inForm(s.cfg.Preset, n.ID, text, contentType, form)
 	}
 	if err != nil {
 		return &sink.Permanent{Err: err}

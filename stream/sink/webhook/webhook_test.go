@@ -40,11 +40,21 @@ func open(t testing.TB, cfg webhook.Config, secret string) (sink.Sender, error) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := webhook.Opener(stream.Names{}, "test", pictures)(sink.Sink{Name: "w", Kind: webhook.Kind, Config: b}, secret)
+	s, err := webhook.Opener(stream.Names{}, "test", pictures, links(t))(sink.Sink{Name: "w", Kind: webhook.Kind, Config: b}, secret)
 	if err == nil {
 		t.Cleanup(func() { s.Close() })
 	}
 	return s, err
+}
+
+// links are signed by a key of this test.
+func links(t testing.TB) *sink.Links {
+	t.Helper()
+	path := sink.LinkKeyFile(t.TempDir())
+	if err := sink.EnsureLinkKey(path); err != nil {
+		t.Fatal(err)
+	}
+	return &sink.Links{Key: "file:" + path}
 }
 
 func mustOpen(t testing.TB, cfg webhook.Config, secret string) sink.Sender {
@@ -81,6 +91,7 @@ func TestPictures(t *testing.T) {
 		"template":  {webhook.Config{Pictures: "inline", Template: `{"p":{{json .Picture}}}`}, []string{`{"p":"` + base64.StdEncoding.EncodeToString([]byte("overlay of e1")) + `"}`}},
 		"multipart": {webhook.Config{Pictures: "multipart"}, []string{`name="event"`, "overlay of e1", `filename="overlay.jpg"`, `"specversion"`}},
 		"discord":   {webhook.Config{Pictures: "multipart", Preset: "discord"}, []string{`name="payload_json"`, "overlay of e1"}},
+		"link":      {webhook.Config{Pictures: "link", Console: "https://c.example/"}, []string{`"pictureurl":"https://c.example/api/v1/pictures/bolts/e1/overlay.jpg?e=`}},
 		"none":      {webhook.Config{}, []string{`"specversion"`}},
 	} {
 		url, got := receiver(t, 200)
@@ -300,6 +311,8 @@ func TestConfigurationsThatCannotWorkAreRefused(t *testing.T) {
 		"a secret header":   {URL: "https://example.org/", Headers: map[string]string{"authorization": "Bearer x"}},
 		"an injected one":   {URL: "https://example.org/", Headers: map[string]string{"X-A": "a\r\nX-B: b"}},
 		"a bad header name": {URL: "https://example.org/", Headers: map[string]string{"X A": "a"}},
+		"nowhere to link":   {URL: "https://example.org/", Pictures: "link"},
+		"a link elsewhere":  {URL: "https://example.org/", Pictures: "link", Console: "ftp://c.example"},
 		"no such preset":    {URL: "https://example.org/", Preset: "pigeon"},
 		"two bodies":        {URL: "https://example.org/", Preset: "slack", Template: "{}"},
 		"a broken template": {URL: "https://example.org/", Template: "{{"},
@@ -320,8 +333,12 @@ func TestConfigurationsThatCannotWorkAreRefused(t *testing.T) {
 func TestPresets(t *testing.T) {
 	for name := range webhook.Presets {
 		url, got := receiver(t, 200)
-		s := mustOpen(t, webhook.Config{URL: url, AllowLoopback: true, Preset: name, Link: "https://console.example/#/e/{event}"}, "")
-		if err := s.Send(t.Context(), anomaly("e")); err != nil {
+		s := mustOpen(t, webhook.Config{
+			URL: url, AllowLoopback: true, Preset: name, Link: "https://console.example/#/e/{event}", Pictures: "link", Console: "https://console.example",
+		}, "")
+		n := anomaly("e")
+		n.Event.Pictures = "NM_EVIDENCE/bolts/e"
+		if err := s.Send(t.Context(), n); err != nil {
 			t.Fatal(err)
 		}
 		r := <-got
@@ -329,7 +346,7 @@ func TestPresets(t *testing.T) {
 		if err := json.Unmarshal(r.body, &v); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
-		for _, want := range []string{"Anomaly on bolts/line1", "2.0 times the threshold", "https://console.example/#/e/e"} {
+		for _, want := range []string{"Anomaly on bolts/line1", "2.0 times the threshold", "https://console.example/#/e/e", "https://console.example/api/v1/pictures/bolts/e/overlay.jpg?e="} {
 			if !strings.Contains(string(r.body), want) {
 				t.Errorf("%s does not say %q: %s", name, want, r.body)
 			}
