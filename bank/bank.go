@@ -9,6 +9,8 @@ import (
 	"sync"
 
 	"github.com/rs/zerolog"
+
+	"github.com/nearmiss/nearmiss/internal/mapped"
 )
 
 const (
@@ -87,7 +89,8 @@ type Bank struct {
 	log       zerolog.Logger
 	rows      *rows
 
-	change sync.Mutex // held by whatever changes entries or replaces the index
+	change sync.Mutex   // held by whatever changes entries or replaces the index
+	file   *mapped.File // that rows and graph are in, or nil; guarded by change
 
 	measured
 }
@@ -150,13 +153,21 @@ func New(o Options) (*Bank, error) {
 	}, nil
 }
 
-// Close gives back what a batch engine holds for the bank. The bank may still
-// be used afterwards.
+// Close gives back what a batch engine holds for the bank, and the file that it was
+// read from, once the searches under way are through. Afterwards a bank that was in
+// a file fails with ErrClosed; any other may still be used.
 func (b *Bank) Close() error {
+	b.change.Lock()
+	defer b.change.Unlock()
 	b.rows.mu.Lock()
 	defer b.rows.mu.Unlock()
 	b.rows.dropPrepared()
-	return nil
+	if b.file == nil {
+		return nil
+	}
+	f := b.file
+	b.file, b.rows.ids, b.rows.data, b.rows.closed = nil, nil, nil, true
+	return f.Close()
 }
 
 // Dim is the length of the embeddings that Add and Score take.
@@ -191,6 +202,9 @@ func (b *Bank) Add(id uint64, v []float32) error {
 	}
 	b.change.Lock()
 	defer b.change.Unlock()
+	if err := b.own(); err != nil {
+		return fmt.Errorf("add %d: %w", id, err)
+	}
 	return b.Index().Add(id, t)
 }
 
@@ -202,10 +216,16 @@ func (b *Bank) AddBatch(ids []uint64, embeddings []float32) error {
 			len(ids), ErrDim, len(embeddings), len(ids), b.dim)
 	}
 	b.change.Lock()
-	b.rows.mu.Lock()
-	b.rows.grow(len(ids))
-	b.rows.mu.Unlock()
+	err := b.own()
+	if err == nil {
+		b.rows.mu.Lock()
+		b.rows.grow(len(ids))
+		b.rows.mu.Unlock()
+	}
 	b.change.Unlock()
+	if err != nil {
+		return fmt.Errorf("add %d entries: %w", len(ids), err)
+	}
 	for i, id := range ids {
 		if err := b.Add(id, embeddings[i*b.dim:(i+1)*b.dim]); err != nil {
 			return err
@@ -218,6 +238,9 @@ func (b *Bank) AddBatch(ids []uint64, embeddings []float32) error {
 func (b *Bank) Remove(id uint64) error {
 	b.change.Lock()
 	defer b.change.Unlock()
+	if err := b.own(); err != nil {
+		return fmt.Errorf("remove %d: %w", id, err)
+	}
 	return b.Index().Remove(id)
 }
 

@@ -17,6 +17,11 @@
 //	...
 //	b, err = bank.ReadFile("bank.nmb", bank.ReadOptions{})
 //	result, err := b.Score(embedding)
+//	err = b.Close()
+//
+// A bank that was read is searched in its file, which the system maps: reading one
+// whose bytes were verified takes milliseconds whatever its size, and processes on
+// one machine share its memory.
 //
 // Exact search is the truth and the default below a cut-off. An approximate
 // index (our own HNSW graph, or the coder/hnsw library for those who ask for
@@ -37,7 +42,7 @@
 // order of this list and never against it; most calls take one or two.
 //
 //  1. Bank.change: one change at a time. Held from the first to the last step of
-//     Add, Remove, Build, Measure, Readjust and Encode, and never by a search.
+//     Add, Remove, Build, Measure, Readjust, Encode and Close, and never by a search.
 //  2. Bank.mu: what a search begins with, the index and the calibration, and what
 //     goes with them (report, queries, held-out embeddings). Held for as long as
 //     it takes to copy these pointers, except by Encode. A search keeps the pair

@@ -21,6 +21,8 @@ var (
 	// ErrUnsupported: this kind of index cannot do that (coder cannot be
 	// changed after it was built).
 	ErrUnsupported = errors.New("not supported by this kind of index")
+	// ErrClosed: the bank was read from a file and closed.
+	ErrClosed = errors.New("the bank is closed")
 	// ErrCorrupt: a bank file's bytes contradict themselves or a checksum.
 	ErrCorrupt = errors.New("bank file is corrupt")
 	// ErrVersion: a bank file is of a version this program does not read.

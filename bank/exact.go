@@ -64,9 +64,9 @@ func (x *exact) Add(id uint64, v []float32) error {
 func (x *exact) Remove(id uint64) error {
 	x.rows.mu.Lock()
 	defer x.rows.mu.Unlock()
-	i, ok := x.rows.row[id]
-	if !ok {
-		return fmt.Errorf("remove %d: %w", id, ErrNotFound)
+	i, err := x.rows.find(id)
+	if err != nil {
+		return err
 	}
 	x.rows.remove(i)
 	return nil
@@ -98,8 +98,12 @@ func (r *rows) search(q []float32, k int, n *nearest) []Neighbour {
 
 // settle picks the k nearest from at least min(k+slack, len) candidates of a
 // scan. Where rounding leaves open which belong among them, it looks at every
-// row that might, so the result is the same with any kernel on any machine.
+// row that might, so the result is the same with any kernel on any machine. Rows
+// of a file that was not looked through may have no distance: then it finds fewer.
 func (r *rows) settle(q []float32, k int, found []candidate) []Neighbour {
+	if len(found) < k {
+		return r.finish(q, found, k)
+	}
 	far := reach(found[k-1].distance, r.dim)
 	if last := len(found) - 1; last+1 < r.len() && found[last].distance <= far {
 		found = found[:0:0]

@@ -57,7 +57,7 @@ func encoded(t testing.TB, b *Bank) []byte {
 }
 
 func decodeBytes(p []byte) (*Bank, error) {
-	return Decode(bytes.NewReader(p), int64(len(p)), ReadOptions{})
+	return decode(p, ReadOptions{})
 }
 
 func TestFileFormatGolden(t *testing.T) {
@@ -138,6 +138,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(golden[:100])
 	f.Fuzz(func(t *testing.T, p []byte) {
 		for _, p := range [][]byte{p, repair(p)} {
+			use(t, p)
 			b, err := decodeBytes(p)
 			if err != nil {
 				continue

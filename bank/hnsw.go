@@ -105,6 +105,22 @@ func (g *graph) links(node uint32, layer int) []uint32 {
 	return l[1 : 1+l[0]]
 }
 
+// follow puts the links of a node on a layer into to, without those that lead
+// nowhere: a graph in a file may not have been looked through.
+func (g *graph) follow(node uint32, layer int, to []uint32) []uint32 {
+	to = to[:0]
+	if int(node) >= len(g.layer) || layer > int(g.layer[node]) {
+		return to
+	}
+	l := g.list(node, layer)
+	for _, n := range l[1 : 1+min(l[0], uint32(len(l)-1))] {
+		if int(n) < len(g.layer) {
+			to = append(to, n)
+		}
+	}
+	return to
+}
+
 func (g *graph) setLinks(node uint32, layer int, links []uint32) {
 	l := g.list(node, layer)
 	l[0] = uint32(copy(l[1:], links))
@@ -244,7 +260,8 @@ func (s *searcher) descend(q []float32, from, to int) candidate {
 	for l := from; l > to; l-- {
 		for moved := true; moved; {
 			moved = false
-			links := s.graph.links(at.row, l)
+			links := s.graph.follow(at.row, l, s.scratch)
+			s.scratch = links
 			for i, d := range s.measure(q, links) {
 				if d < at.distance {
 					at, moved = candidate{d, links[i]}, true
@@ -267,14 +284,14 @@ func (s *searcher) layer(q []float32, start candidate, ef, layer int) []candidat
 		if c.distance > s.found[0].distance && len(s.found) >= ef {
 			break
 		}
+		s.scratch = s.graph.follow(c.row, layer, s.scratch)
 		fresh := s.scratch[:0]
-		for _, n := range s.graph.links(c.row, layer) {
+		for _, n := range s.scratch {
 			if s.seen[n] != s.epoch {
 				s.seen[n] = s.epoch
 				fresh = append(fresh, n)
 			}
 		}
-		s.scratch = fresh
 		for i, d := range s.measure(q, fresh) {
 			n := fresh[i]
 			if len(s.found) < ef {

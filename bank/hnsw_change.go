@@ -3,7 +3,6 @@ package bank
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"slices"
 )
 
@@ -335,9 +334,9 @@ func (h *hnsw) linkTo(node uint32) {
 func (h *hnsw) Remove(id uint64) error {
 	h.writer.Lock()
 	defer h.writer.Unlock()
-	gone, ok := h.rows.row[id]
-	if !ok {
-		return fmt.Errorf("remove %d: %w", id, ErrNotFound)
+	gone, err := h.rows.find(id)
+	if err != nil {
+		return err
 	}
 	g := &h.graph
 	last := uint32(g.len() - 1)

@@ -1,5 +1,7 @@
 package bank
 
+import "slices"
+
 // graphHeader is the length of what precedes the lists in the "hnsw" section,
 // which is all uint32: version, M, ef_construction, ef_search, seed (low, high),
 // entry point, top layer + 1, number of nodes; then each node's highest layer;
@@ -25,8 +27,9 @@ func (h *hnsw) encode() []uint32 {
 	return out
 }
 
-// decodeHNSW checks everything a search relies on, so that no file makes it
-// panic or run forever.
+// decodeHNSW checks everything but the links that a search relies on, so that no
+// file makes it panic or run forever. Searches bear wrong links, changes do not:
+// see checkLinks. The graph's lists are in's own memory.
 func decodeHNSW(r *rows, in []uint32) (*hnsw, error) {
 	if len(in) < graphHeader || in[0] != graphVersion {
 		return nil, corrupt("the graph's header is not one this program reads")
@@ -77,17 +80,31 @@ func decodeHNSW(r *rows, in []uint32) (*hnsw, error) {
 			g.upper[i], in = in[:size:size], in[size:]
 		}
 	}
-	for i := range uint32(n) {
+	return h, nil
+}
+
+// checkLinks says which link no graph has.
+func (g *graph) checkLinks() error {
+	n := uint32(g.len())
+	for i := range n {
 		for l := 0; l <= int(g.layer[i]); l++ {
 			if c := g.list(i, l)[0]; int64(c) > int64(g.capacity(l)) {
-				return nil, corrupt("node %d has %d links on layer %d", i, c, l)
+				return corrupt("node %d has %d links on layer %d", i, c, l)
 			}
 			for _, t := range g.links(i, l) {
-				if t >= uint32(n) || t == i || int(g.layer[t]) < l {
-					return nil, corrupt("node %d links to node %d on layer %d", i, t, l)
+				if t >= n || t == i || int(g.layer[t]) < l {
+					return corrupt("node %d links to node %d on layer %d", i, t, l)
 				}
 			}
 		}
 	}
-	return h, nil
+	return nil
+}
+
+// own gives the graph memory of its own.
+func (g *graph) own() {
+	g.base = slices.Clone(g.base)
+	for i, u := range g.upper {
+		g.upper[i] = slices.Clone(u)
+	}
 }

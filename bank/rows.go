@@ -29,7 +29,10 @@ type rows struct {
 	dim  int
 	data []float32 // len(ids) × dim
 	ids  []uint64
-	row  map[uint64]uint32 // id → row number
+	row  map[uint64]uint32 // id → row number; may be nil while inFile
+	// inFile: data and ids are a file's and cannot be written to.
+	inFile bool
+	closed bool // there was a file, and it was closed
 
 	engine    BatchEngine // for large batches; nil for none
 	preparing sync.Mutex  // guards prepared while mu is held for reading
@@ -80,8 +83,39 @@ func (r *rows) remove(i uint32) {
 	r.ids = r.ids[:last]
 }
 
+// check looks through rows that come from elsewhere: it says which of them no bank
+// has, and makes the map of their ids.
+func (r *rows) check() error {
+	row := make(map[uint64]uint32, len(r.ids))
+	for i, id := range r.ids {
+		if err := checkVector(r.at(uint32(i)), r.dim); err != nil {
+			return fmt.Errorf("%w: entry %d: %w", ErrCorrupt, id, err)
+		}
+		if _, ok := row[id]; ok {
+			return corrupt("id %d appears twice", id)
+		}
+		row[id] = uint32(i)
+	}
+	r.row = row
+	return nil
+}
+
+// changeable says why entries can be neither added nor removed.
+func (r *rows) changeable() error {
+	if r.closed {
+		return ErrClosed
+	}
+	if r.inFile {
+		return fmt.Errorf("%w: it is in a file; change the bank", ErrUnsupported)
+	}
+	return nil
+}
+
 // checkNew says why a vector cannot be added.
 func (r *rows) checkNew(id uint64, v []float32) error {
+	if err := r.changeable(); err != nil {
+		return fmt.Errorf("add %d: %w", id, err)
+	}
 	if err := checkVector(v, r.dim); err != nil {
 		return fmt.Errorf("add %d: %w", id, err)
 	}
@@ -91,8 +125,23 @@ func (r *rows) checkNew(id uint64, v []float32) error {
 	return nil
 }
 
+// find gives the row of an entry that is to be removed.
+func (r *rows) find(id uint64) (uint32, error) {
+	if err := r.changeable(); err != nil {
+		return 0, fmt.Errorf("remove %d: %w", id, err)
+	}
+	i, ok := r.row[id]
+	if !ok {
+		return 0, fmt.Errorf("remove %d: %w", id, ErrNotFound)
+	}
+	return i, nil
+}
+
 // checkQuery says why a search cannot be answered.
 func (r *rows) checkQuery(q []float32, k int) error {
+	if r.closed {
+		return fmt.Errorf("search: %w", ErrClosed)
+	}
 	if k < 1 {
 		return fmt.Errorf("search: k is %d, must be at least 1", k)
 	}

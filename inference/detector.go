@@ -174,7 +174,7 @@ func open(ctx context.Context, dir string, o Options) (_ *Detector, err error) {
 			_ = end()
 		}
 	}()
-	read := bank.ReadOptions{Log: o.Log}
+	read := bank.ReadOptions{Verified: true, Log: o.Log} // with the release, above or by its bringer
 	if !o.NoBatchEngine {
 		session := o.Embed.Session
 		session.Device = o.Embed.Device
@@ -421,6 +421,7 @@ func (s ReleaseSpec) fill(ctx context.Context, b *release.Builder) (release.Mani
 		if err != nil {
 			return fail(err)
 		}
+		defer read.Close()
 		about.Bank.Kind, about.Bank.Count, about.Bank.K = string(read.Index().Kind()), read.Len(), read.K()
 		about.Bank.Normals = 0
 		if n := release.Originals(read.IDs()); !about.IsPatch() && n < read.Len() {

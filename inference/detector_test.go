@@ -194,8 +194,8 @@ func TestOpenRefuses(t *testing.T) {
 		if _, err := Open(ctx, dir, Options{}); !errors.Is(err, release.ErrCorrupt) {
 			t.Errorf("got %v", err)
 		}
-		// Who says that it was verified is believed; what the bank file says of
-		// itself is looked at all the same.
+		// Who says that it was verified is believed; a small bank file's checksums are
+		// compared all the same.
 		if _, err := Open(ctx, dir, Options{Verified: true}); err == nil || errors.Is(err, release.ErrCorrupt) {
 			t.Errorf("verified before: got %v", err)
 		}

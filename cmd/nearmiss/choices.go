@@ -27,10 +27,11 @@ func outliersOf(ctx context.Context, dir string) ([]stream.Outlier, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := bank.ReadFile(filepath.Join(dir, r.Manifest.Bank.File), bank.ReadOptions{})
+	b, err := bank.ReadFile(filepath.Join(dir, r.Manifest.Bank.File), bank.ReadOptions{Verified: true}) // by the registry
 	if err != nil {
 		return nil, err
 	}
+	defer b.Close()
 	scores, err := b.LeaveOneOut(ctx)
 	if err != nil {
 		return nil, err

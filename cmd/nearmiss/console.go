@@ -99,10 +99,11 @@ func calibrationOf(dir string) (stream.Calibration, error) {
 	if err != nil {
 		return stream.Calibration{}, err
 	}
-	b, err := bank.ReadFile(filepath.Join(dir, r.Manifest.Bank.File), bank.ReadOptions{})
+	b, err := bank.ReadFile(filepath.Join(dir, r.Manifest.Bank.File), bank.ReadOptions{Verified: true}) // by the registry
 	if err != nil {
 		return stream.Calibration{}, err
 	}
+	defer b.Close()
 	c := b.Calibration()
 	if c == nil {
 		return stream.Calibration{}, stream.Permanent(stream.CodeNotFound, errors.New("it has no held-out normals"))

@@ -5,6 +5,8 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+
+	"github.com/nearmiss/nearmiss/internal/mapped"
 )
 
 // inliner brings weights from external files into the model.
@@ -89,14 +91,14 @@ func (l *inliner) file(location string) ([]byte, error) {
 	if err != nil || !st.Mode().IsRegular() || st.Size() == 0 {
 		return nil, formatError("external data %q is no file with content", location)
 	}
-	b, unmap, err := mmap(f, int(st.Size()))
+	m, err := mapped.Of(f)
 	if err != nil {
 		return nil, fmt.Errorf("external data %q: %w", location, err)
 	}
 	if l.files == nil {
 		l.files = map[string][]byte{}
 	}
-	l.files[location] = b
-	l.ends = append(l.ends, unmap)
-	return b, nil
+	l.files[location] = m.Data
+	l.ends = append(l.ends, m.Close)
+	return m.Data, nil
 }

@@ -5,11 +5,11 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
-	"os"
 	"slices"
 	"unsafe"
 
 	"github.com/nearmiss/nearmiss/inference/onnx"
+	"github.com/nearmiss/nearmiss/internal/mapped"
 )
 
 // elementType is the storage type of a tensor in a weight file.
@@ -217,22 +217,14 @@ func floatBytes(f []float32) []byte {
 	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(f))), 4*len(f))
 }
 
-// mapFile maps path read-only, or reads it where mapping is not to be had.
+// mapFile maps path, or reads it where mapping is not to be had.
 func mapFile(path string) (data []byte, unmap func() error, err error) {
-	f, err := os.Open(path)
+	f, err := mapped.Open(path)
 	if err != nil {
 		return nil, nil, err
 	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, nil, err
-	}
-	if !st.Mode().IsRegular() {
-		return nil, nil, formatError("not a regular file")
-	}
-	if st.Size() == 0 {
+	if len(f.Data) == 0 {
 		return nil, nil, formatError("the file is empty")
 	}
-	return mmap(f, int(st.Size()))
+	return f.Data, f.Close, nil
 }

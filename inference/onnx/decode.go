@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/nearmiss/nearmiss/inference/onnx/internal/onnxpb"
+	"github.com/nearmiss/nearmiss/internal/mapped"
 )
 
 // DecodeOption changes how a model is read.
@@ -56,7 +57,7 @@ func Decode(b []byte, options ...DecodeOption) (*Graph, error) {
 type decoder struct {
 	batch int
 	dir   string
-	files map[string]*mappedFile
+	files map[string]*mapped.File
 	depth int
 
 	keepOpen bool
@@ -145,7 +146,7 @@ func (d *decoder) model(b []byte) (*Graph, error) {
 	}
 	for name, f := range d.files {
 		g.release = append(g.release, f.Close)
-		g.mapped[name] = f.data
+		g.mapped[name] = f.Data
 	}
 	return g, nil
 }

@@ -7,17 +7,19 @@ import (
 	"slices"
 
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/nearmiss/nearmiss/internal/mapped"
 )
 
 // External lists the files that hold weights of the model at path, slash-separated
 // and relative to its folder. A model without them is whole by itself.
 func External(path string) (names []string, err error) {
-	f, err := mapFile(path)
+	f, err := mapped.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("read onnx model: %w", err)
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	err = fieldsOf(f.data, fieldModelGraph, func(graph []byte) error {
+	err = fieldsOf(f.Data, fieldModelGraph, func(graph []byte) error {
 		return fieldsOf(graph, fieldGraphInitializer, func(tensor []byte) error {
 			return fieldsOf(tensor, fieldTensorExternal, func(entry []byte) error {
 				var key, value string

@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	"github.com/google/renameio/v2"
+
+	"github.com/nearmiss/nearmiss/internal/mapped"
 )
 
 // WriteOption changes how [Graph.WriteFile] writes.
@@ -115,16 +117,16 @@ func writeAtomic(path string, write func(io.Writer) error) error {
 // not read: they must not be changed in place while the graph is in use, and
 // [Graph.Close] unmaps them.
 func ReadFile(path string, options ...DecodeOption) (*Graph, error) {
-	f, err := mapFile(path)
+	f, err := mapped.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("read onnx model: %w", err)
 	}
-	g, err := Decode(f.data, append([]DecodeOption{ExternalDir(filepath.Dir(path))}, options...)...)
+	g, err := Decode(f.Data, append([]DecodeOption{ExternalDir(filepath.Dir(path))}, options...)...)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), f.Close())
 	}
 	g.release = append(g.release, f.Close)
-	g.mapped[filepath.Base(path)] = f.data
+	g.mapped[filepath.Base(path)] = f.Data
 	return g, nil
 }
 
@@ -173,25 +175,11 @@ func within(whole, part []byte) (at int, ok bool) {
 	return int(to - from), len(part) <= len(whole)
 }
 
-// mappedFile is the read-only content of a file.
-type mappedFile struct {
-	data  []byte
-	close func() error
-}
-
-// Close releases the mapping.
-func (f *mappedFile) Close() error {
-	if f.close == nil {
-		return nil
-	}
-	return f.close()
-}
-
 // file returns the content of an external data file. Its name comes from the
 // model, so it must stay inside the folder, also through symbolic links.
 func (d *decoder) file(location string) ([]byte, error) {
 	if f := d.files[location]; f != nil {
-		return f.data, nil
+		return f.Data, nil
 	}
 	if !filepath.IsLocal(location) {
 		return nil, fmt.Errorf("external data: %q is not a path inside the model's folder", location)
@@ -206,15 +194,15 @@ func (d *decoder) file(location string) ([]byte, error) {
 		return nil, fmt.Errorf("external data: %w", err)
 	}
 	defer f.Close()
-	m, err := mapOpen(f)
+	m, err := mapped.Of(f)
 	if err != nil {
 		return nil, fmt.Errorf("external data: %w", err)
 	}
 	if d.files == nil {
-		d.files = map[string]*mappedFile{}
+		d.files = map[string]*mapped.File{}
 	}
 	d.files[location] = m
-	return m.data, nil
+	return m.Data, nil
 }
 
 func (d *decoder) closeFiles() error {
@@ -223,13 +211,4 @@ func (d *decoder) closeFiles() error {
 		errs = append(errs, f.Close())
 	}
 	return errors.Join(errs...)
-}
-
-func mapFile(path string) (*mappedFile, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return mapOpen(f)
 }

@@ -1,14 +1,13 @@
 //go:build !unix
 
-package backbone
+package mapped
 
 import (
 	"io"
 	"os"
 )
 
-// mmap reads the whole of f where memory mapping is not available.
-func mmap(f *os.File, size int) ([]byte, func() error, error) {
+func mapOpen(f *os.File, size int) ([]byte, func() error, error) {
 	b := make([]byte, size)
 	if _, err := io.ReadFull(f, b); err != nil {
 		return nil, nil, err
