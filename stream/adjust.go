@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/nearmiss/nearmiss/stream/internal/kv"
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
@@ -109,7 +110,7 @@ func (w *TrainingWorker) overtaken(ctx context.Context, job Job) error {
 	// Its own name: a job of the change's revision may have been done already, on
 	// the release that this one has replaced.
 	req := ReadjustRequest(d, w.cfg.Name)
-	req.Job = "late-readjust-" + job.Detector + "-" + short(job.Release)
+	req.Job = "late-readjust-" + job.Detector + "-" + text.Short(job.Release)
 	_, err = w.jobs.Request(ctx, req)
 	return err
 }

@@ -8,17 +8,18 @@ import (
 	"time"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
 // TestAChangedRateActsWhoeverChangesIt: any client that writes the bucket, also
 // while no trainer runs and while one trains.
 func TestAChangedRateActsWhoeverChangesIt(t *testing.T) {
-	r := newRig(t, stream.Topology{})
+	r := streamtest.New(t, stream.Topology{})
 	ctx := t.Context()
-	r.detector(stream.Detector{Name: "bolts", FalseAlarmRate: 0.1, CreatedAt: time.Now()})
-	r.detector(stream.Detector{Name: "nuts"}) // without a release
-	store, err := r.in.Detectors(ctx)
+	r.Detector(stream.Detector{Name: "bolts", FalseAlarmRate: 0.1, CreatedAt: time.Now()})
+	r.Detector(stream.Detector{Name: "nuts"}) // without a release
+	store, err := r.In.Detectors(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -28,42 +29,42 @@ func TestAChangedRateActsWhoeverChangesIt(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r.raw("$KV."+r.names.DetectorsBucket()+".bolts", string(b))
+		publishRaw(r, "$KV."+r.Names.DetectorsBucket()+".bolts", string(b))
 	}
 	threshold := func() float64 {
 		t.Helper()
-		p, err := r.reg.Active(ctx, "bolts")
+		p, err := r.Registry.Active(ctx, "bolts")
 		if err != nil {
 			return 0
 		}
-		dir, err := r.reg.Get(ctx, p.Release)
+		dir, err := r.Registry.Get(ctx, p.Release)
 		if err != nil {
 			t.Fatal(err)
 		}
-		s, err := loadFake(ctx, dir)
+		s, err := streamtest.LoadFake(ctx, dir)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return s.(fake).Threshold
+		return s.(streamtest.Fake).Threshold
 	}
 	becomes := func(want float64) {
 		t.Helper()
-		eventually(t, fmt.Sprintf("the threshold is %g", want), func() bool { return threshold() == want })
+		streamtest.Eventually(t, fmt.Sprintf("the threshold is %g", want), func() bool { return threshold() == want })
 	}
 	put(0.2, "before there is a release") // acts with the first training
-	r.release("bolts", fake{Name: "one", Threshold: 0.8})
+	r.Release("bolts", streamtest.Fake{Name: "one", Threshold: 0.8})
 	put(0.25, "while no trainer runs")
 	put(0.25, "and the description after it")
 	training, trained := make(chan struct{}), make(chan struct{})
-	r.trainer(stream.TrainerConfig{RetryDelay: 10 * time.Millisecond}, fakeTrainer{t: t, train: func(context.Context, *stream.Task) error {
+	r.Trainer(stream.TrainerConfig{RetryDelay: 10 * time.Millisecond}, streamtest.FakeTrainer{T: t, OnTrain: func(context.Context, *stream.Task) error {
 		close(training)
 		<-trained
 		return nil
-	}, model: func(task *stream.Task) fake {
-		return fake{Name: "trained", Threshold: 1 - task.Detector.FalseAlarmRate}
+	}, Model: func(task *stream.Task) streamtest.Fake {
+		return streamtest.Fake{Name: "trained", Threshold: 1 - task.Detector.FalseAlarmRate}
 	}})
 	becomes(0.75)
-	jobs, err := r.jobs().List(ctx, "bolts")
+	jobs, err := r.Jobs().List(ctx, "bolts")
 	if err != nil || len(jobs) != 1 || jobs[0].FalseAlarmRate != 0.25 {
 		t.Errorf("jobs %+v, %v", jobs, err)
 	}
@@ -74,27 +75,27 @@ func TestAChangedRateActsWhoeverChangesIt(t *testing.T) {
 	}
 	becomes(0.875)
 
-	if _, err := r.in.Normals().Add(ctx, stream.Normal{Detector: "bolts", Image: image(0.1)}); err != nil {
+	if _, err := r.In.Normals().Add(ctx, stream.Normal{Detector: "bolts", Image: streamtest.Image(0.1)}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.jobs().Request(ctx, stream.TrainRequest{Job: "train", Detector: "bolts", Promote: true}); err != nil {
+	if _, err := r.Jobs().Request(ctx, stream.TrainRequest{Job: "train", Detector: "bolts", Promote: true}); err != nil {
 		t.Fatal(err)
 	}
 	<-training
 	put(0.375, "during the training")
 	close(trained)
-	if j := r.wait("train"); !j.Promoted || j.FalseAlarmRate != 0.125 {
+	if j := r.Wait("train"); !j.Promoted || j.FalseAlarmRate != 0.125 {
 		t.Errorf("%+v", j)
 	}
 	becomes(0.625)
-	if jobs, err := r.jobs().List(ctx, "nuts"); err != nil || len(jobs) != 0 {
+	if jobs, err := r.Jobs().List(ctx, "nuts"); err != nil || len(jobs) != 0 {
 		t.Errorf("a detector without a release has jobs: %+v, %v", jobs, err)
 	}
 }
 
 // TestRecordsOfJobsDoNotGrowForEver, and the trainings among them stay.
 func TestRecordsOfJobsDoNotGrowForEver(t *testing.T) {
-	r := newRig(t, stream.Topology{})
+	r := streamtest.New(t, stream.Topology{})
 	ctx := t.Context()
 	at := time.Now().Add(-24 * time.Hour)
 	for i := range 260 {
@@ -116,18 +117,18 @@ func TestRecordsOfJobsDoNotGrowForEver(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := r.js.PublishAsync("$KV."+r.names.JobsBucket()+"."+j.Job, b); err != nil {
+		if _, err := r.JS.PublishAsync("$KV."+r.Names.JobsBucket()+"."+j.Job, b); err != nil {
 			t.Fatal(err)
 		}
 	}
-	<-r.js.PublishAsyncComplete()
+	<-r.JS.PublishAsyncComplete()
 	for _, dry := range []bool{true, false} {
-		got, err := r.in.Collect(ctx, registry.CollectOptions{DryRun: dry})
+		got, err := r.In.Collect(ctx, registry.CollectOptions{DryRun: dry})
 		if err != nil || got.Jobs != 260-200-4 {
 			t.Errorf("removed %d, %v", got.Jobs, err)
 		}
 	}
-	all, err := r.jobs().List(ctx, "")
+	all, err := r.Jobs().List(ctx, "")
 	if err != nil || len(all) != 204 || all[0].Job != "extend-3" || all[3].Job != "extend-6" || all[203].Job != "extend-259" {
 		t.Errorf("%d records, %v", len(all), err)
 	}
@@ -136,21 +137,21 @@ func TestRecordsOfJobsDoNotGrowForEver(t *testing.T) {
 // TestAThresholdByHand decides instead of the release's, and every event and
 // score says so.
 func TestAThresholdByHand(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.detector(stream.Detector{Name: "bolts", Threshold: 0.5})
-	r.detector(stream.Detector{Name: "nuts", Margin: 0.5})
-	r.detector(stream.Detector{Name: "plain"})
+	r := streamtest.New(t, stream.Topology{})
+	r.Detector(stream.Detector{Name: "bolts", Threshold: 0.5})
+	r.Detector(stream.Detector{Name: "nuts", Margin: 0.5})
+	r.Detector(stream.Detector{Name: "plain"})
 	for _, d := range []string{"bolts", "nuts", "plain"} {
-		r.release(d, fake{Name: d, Threshold: 0.75})
+		r.Release(d, streamtest.Fake{Name: d, Threshold: 0.75})
 	}
-	got := r.scores()
-	r.worker(stream.WorkerConfig{}, loadFake)
+	got := r.Scores()
+	r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
 	for _, d := range []string{"bolts", "nuts", "plain"} {
 		for _, score := range []float64{0.25, 0.375, 0.4375, 0.5, 0.625, 0.8125} {
-			r.publish(stream.Frame{Detector: d, Camera: "left", ID: fmt.Sprint(d, score), Image: image(score)})
+			r.Publish(stream.Frame{Detector: d, Camera: "left", ID: fmt.Sprint(d, score), Image: streamtest.Image(score)})
 		}
 	}
-	eventually(t, "all are scored", func() bool { return len(got.byFrame()) == 18 })
+	streamtest.Eventually(t, "all are scored", func() bool { return len(got.ByFrame()) == 18 })
 	want := map[string]struct {
 		threshold float64
 		by        string
@@ -164,11 +165,11 @@ func TestAThresholdByHand(t *testing.T) {
 			t.Errorf("%s: score %v, threshold %v by %q, anomalous %v", e.Detector, *e.Score, *e.Threshold, e.ThresholdBy, *e.Anomalous)
 		}
 	}
-	for _, e := range r.events() {
+	for _, e := range r.Events() {
 		check(e)
 		alarms[e.Detector]++
 	}
-	for _, all := range got.byFrame() {
+	for _, all := range got.ByFrame() {
 		check(all[0])
 	}
 	for d, w := range want {
@@ -176,7 +177,7 @@ func TestAThresholdByHand(t *testing.T) {
 			t.Errorf("%s: %d alarms, want %d", d, alarms[d], w.alarms)
 		}
 	}
-	if e, err := r.client().ScoreNow(t.Context(), "bolts", image(0.625)); err != nil || !*e.Anomalous || e.ThresholdBy != stream.ThresholdByHand {
+	if e, err := r.Client().ScoreNow(t.Context(), "bolts", streamtest.Image(0.625)); err != nil || !*e.Anomalous || e.ThresholdBy != stream.ThresholdByHand {
 		t.Errorf("score now: %+v, %v", e, err)
 	}
 	for _, d := range []stream.Detector{{Name: "x", Threshold: -1}, {Name: "x", Margin: 1000}, {Name: "x", Threshold: 1, Margin: 2}} {

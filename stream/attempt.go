@@ -11,6 +11,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
@@ -197,7 +198,7 @@ func (w *TrainingWorker) attempt(ctx context.Context, job Job) (done Job, err er
 	}); err != nil {
 		return done, err
 	}
-	task.Report(Progress{Phase: "store", Message: "release " + short(done.Release)})
+	task.Report(Progress{Phase: "store", Message: "release " + text.Short(done.Release)})
 	if _, err := w.registry.Put(ctx, job.Detector, res.Dir); err != nil {
 		return done, err
 	}
@@ -286,7 +287,7 @@ func (w *TrainingWorker) catchUp(ctx context.Context, job Job) error {
 		return err
 	}
 	_, err := w.jobs.Request(ctx, TrainRequest{
-		Job: "late-" + job.Detector + "-" + short(job.Release), Detector: job.Detector, Extend: late, Promote: true,
+		Job: "late-" + job.Detector + "-" + text.Short(job.Release), Detector: job.Detector, Extend: late, Promote: true,
 		By: w.cfg.Name, Reason: fmt.Sprintf("%d frames were confirmed normal during job %s", len(late), job.Job),
 	})
 	return err
@@ -368,7 +369,7 @@ func (w *TrainingWorker) end(ctx context.Context, m jetstream.Msg, job Job, chan
 	if final.State == JobFailed {
 		e = w.log.Error().Str("error", final.Error)
 	}
-	e.Str("detector", job.Detector).Str("job", job.Job).Str("state", final.State).Str("release", short(final.Release)).
+	e.Str("detector", job.Detector).Str("job", job.Job).Str("state", final.State).Str("release", text.Short(final.Release)).
 		Bool("promoted", final.Promoted).Str("held", final.Held).Msg("job ended")
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nuid"
 
 	"github.com/nearmiss/nearmiss/internal/redact"
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
 // AuditEntry says who asked for a change: when, of what, and what came of it.
@@ -66,19 +67,19 @@ func (e AuditEntry) subject(n Names) string {
 	if !ok {
 		name = NoCamera
 	}
-	return n.Audit(safeToken(kind), safeToken(name))
+	return n.Audit(SafeToken(kind), SafeToken(name))
 }
 
 // message is the entry as a CloudEvent in binary mode.
 func (e AuditEntry) message(n Names) (*nats.Msg, error) {
 	m := nats.NewMsg(e.subject(n))
 	for k, v := range map[string]string{
-		ceSpec: "1.0", ceID: e.ID, ceSource: "/" + n.prefix() + "/audit", ceType: auditType, ceTime: e.At.UTC().Format(time.RFC3339Nano),
+		ceSpec: "1.0", ceID: e.ID, ceSource: "/" + n.Root() + "/audit", ceType: auditType, ceTime: e.At.UTC().Format(time.RFC3339Nano),
 		ceContentType: jsonType, contentType: jsonType, nats.MsgIdHdr: e.ID,
 	} {
 		m.Header.Set(k, v)
 	}
-	e.Object, e.Error = clip(headerSafe(e.Object)), redact.Text(e.Error)
+	e.Object, e.Error = text.Clip(text.Line(e.Object)), redact.Text(e.Error)
 	if len(e.Error) > maxHeader {
 		e.Error = e.Error[:maxHeader] + "…"
 	}
@@ -103,7 +104,7 @@ func (in *Installation) WriteAudit(ctx context.Context, e AuditEntry) error {
 		return fmt.Errorf("write the audit of %s: %w", e.Action, err)
 	}
 	err = retry(ctx, brief(), func() error {
-		step, cancel := context.WithTimeout(ctx, publishWait)
+		step, cancel := context.WithTimeout(ctx, PublishWait)
 		defer cancel()
 		again := nats.NewMsg(m.Subject)
 		again.Header, again.Data = m.Header, m.Data
@@ -111,7 +112,7 @@ func (in *Installation) WriteAudit(ctx context.Context, e AuditEntry) error {
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("write the audit of %s %s: %w", e.Action, clip(e.Object), err)
+		return fmt.Errorf("write the audit of %s %s: %w", e.Action, text.Clip(e.Object), err)
 	}
 	return nil
 }
@@ -169,7 +170,7 @@ func (in *Installation) Audit(ctx context.Context, f AuditFilter, before uint64,
 
 func parseAudit(h nats.Header, data []byte) (e AuditEntry, err error) {
 	if h.Get(ceType) != auditType {
-		return e, fmt.Errorf("%s %q is no audit entry: %w", ceType, clip(h.Get(ceType)), ErrBadMessage)
+		return e, fmt.Errorf("%s %q is no audit entry: %w", ceType, text.Clip(h.Get(ceType)), ErrBadMessage)
 	}
 	if err := json.Unmarshal(data, &e); err != nil {
 		return e, fmt.Errorf("audit entry: %v: %w", err, ErrBadMessage)

@@ -7,6 +7,8 @@ import (
 	"fmt"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
 // ReleaseRequest names a release of a detector; empty means the active one.
@@ -98,7 +100,7 @@ func (w *TrainingWorker) calibration(ctx context.Context, q ReleaseRequest) (c C
 		return c, err
 	}
 	if c, err = w.cfg.Read.Calibration(dir); err != nil {
-		return c, fmt.Errorf("read the calibration of release %s: %w", short(digest), err)
+		return c, fmt.Errorf("read the calibration of release %s: %w", text.Short(digest), err)
 	}
 	c.Release = digest
 	return c, nil
@@ -123,7 +125,7 @@ func (w *TrainingWorker) outliers(ctx context.Context, q OutliersRequest) (o Out
 	}
 	all, err := w.cfg.Read.Outliers(ctx, dir)
 	if err != nil {
-		return o, fmt.Errorf("rank the normals of release %s: %w", short(o.Release), err)
+		return o, fmt.Errorf("rank the normals of release %s: %w", text.Short(o.Release), err)
 	}
 	o.Total, o.Outliers = len(all), append([]Outlier{}, all[:min(len(all), q.Limit)]...)
 	return o, nil

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/micro"
 
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
@@ -37,7 +38,7 @@ func (c *Client) ask(ctx context.Context, endpoint string, q, a any) error {
 	}
 	m := &nats.Msg{Subject: c.names.API() + ".control." + endpoint, Data: data, Header: nats.Header{}}
 	if c.by != "" {
-		m.Header.Set(HeaderBy, headerSafe(c.by))
+		m.Header.Set(HeaderBy, text.Line(c.by))
 	}
 	err = c.send(ctx, m, limitOf(endpoint), a)
 	if errors.Is(err, ErrNobody) {

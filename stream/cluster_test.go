@@ -23,6 +23,7 @@ import (
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/camera"
+	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
@@ -269,7 +270,7 @@ func TestAClusterLosesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	digest, err := reg.Put(ctx, "bolts", writeRelease(t, fake{}))
+	digest, err := reg.Put(ctx, "bolts", streamtest.WriteRelease(t, streamtest.Fake{}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -282,7 +283,7 @@ func TestAClusterLosesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		w, err := stream.NewWorker(stream.WorkerConfig{CacheDir: t.TempDir()}, wc,
-			stream.LoaderFunc(func(context.Context, string) (stream.Scorer, error) { return strange{}, nil }), testLog(t))
+			stream.LoaderFunc(func(context.Context, string) (stream.Scorer, error) { return strange{}, nil }), streamtest.Log(t))
 		if err != nil {
 			t.Fatal(err)
 		}

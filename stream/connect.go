@@ -125,3 +125,6 @@ func IsForbidden(nc *nats.Conn, subject string) bool {
 	err := nc.LastError()
 	return errors.Is(err, nats.ErrPermissionViolation) && strings.Contains(err.Error(), strconv.Quote(subject))
 }
+
+// PublishWait is how long one publish may wait for the broker's answer.
+const PublishWait = 5 * time.Second

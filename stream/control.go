@@ -17,6 +17,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/stream/internal/kv"
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
@@ -77,7 +78,7 @@ func (c *Control) Run(ctx context.Context) error {
 func (c *Control) Start(ctx context.Context) (stop func(), err error) {
 	// The trainers answered before; programs of that time still ask there.
 	subjects := []string{c.in.names.API() + ".control", c.in.names.API() + ".trainer"}
-	end, err := startService(ctx, c.nc, ControlService, "changes detectors and their releases", subjects, map[string]string{"prefix": c.in.names.prefix()}, c.offer)
+	end, err := startService(ctx, c.nc, ControlService, "changes detectors and their releases", subjects, map[string]string{"prefix": c.in.names.Root()}, c.offer)
 	if err != nil {
 		return nil, err
 	}
@@ -168,14 +169,14 @@ func (c *Control) record(ctx context.Context, ch Change) {
 	if err := c.in.WriteAudit(context.WithoutCancel(ctx), e); err != nil {
 		c.log.Error().Err(err).Msg("a change is not in the audit")
 	}
-	c.log.Info().Err(ch.Err).Str("by", ch.By).Str("identity", ch.Identity).Str("action", ch.Action).Str("object", clip(ch.Object)).Msg("asked for a change")
+	c.log.Info().Err(ch.Err).Str("by", ch.By).Str("identity", ch.Identity).Str("action", ch.Action).Str("object", text.Clip(ch.Object)).Msg("asked for a change")
 }
 
 // callerOf reads who sent a request.
 func callerOf(r micro.Request) Caller {
-	by := headerSafe(nats.Header(r.Headers()).Get(HeaderBy))
+	by := text.Line(nats.Header(r.Headers()).Get(HeaderBy))
 	if len(by) > maxFrameID {
-		by = clip(by)
+		by = text.Clip(by)
 	}
 	who := Caller{By: by}
 	if rest, ok := strings.CutPrefix(r.Reply(), inboxPrefix); ok {

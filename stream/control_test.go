@@ -16,14 +16,15 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
 // TestControlChangesConfigurations: a request changes the fields that it names and
 // no others, and what cannot be is refused whole.
 func TestControlChangesConfigurations(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	ctx, c := t.Context(), r.client()
+	r := streamtest.New(t, stream.Topology{})
+	ctx, c := t.Context(), r.Client()
 	if _, err := c.CreateDetector(ctx, stream.Detector{Name: "bolts", K: 3, Margin: 1.5}); err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +55,7 @@ func TestControlChangesConfigurations(t *testing.T) {
 		"a value of no use": `{"detector":"bolts","set":{"k":100000}}`,
 		"a value of a kind": `{"detector":"bolts","set":{"k":"three"}}`,
 	} {
-		m, err := r.nc.Request("nearmiss.api.control.set", []byte(request), time.Minute)
+		m, err := r.NC.Request("nearmiss.api.control.set", []byte(request), time.Minute)
 		if err != nil || m.Header.Get(micro.ErrorCodeHeader) != stream.CodeBadRequest {
 			t.Errorf("%s: %v, %v", what, m, err)
 		}
@@ -63,7 +64,7 @@ func TestControlChangesConfigurations(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := r.nc.Request("nearmiss.api.control.set", old, time.Minute)
+	m, err := r.NC.Request("nearmiss.api.control.set", old, time.Minute)
 	if err != nil || m.Header.Get(micro.ErrorCodeHeader) != stream.CodeConflict {
 		t.Errorf("of an old revision: %v, %v", m, err)
 	}
@@ -72,7 +73,7 @@ func TestControlChangesConfigurations(t *testing.T) {
 		t.Errorf("%+v, %v", d, err)
 	}
 
-	r.release("bolts", fake{Name: "one"})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
 	a, err = c.SetDetector(ctx, "bolts", func(d *stream.Detector) error { d.K, d.Score = 4, "class"; return nil })
 	if err != nil || a.Job == "" || !slices.Equal(a.Learnt, []string{"score"}) {
 		t.Errorf("%+v, %v", a, err)
@@ -92,10 +93,10 @@ func TestControlChangesConfigurations(t *testing.T) {
 // worker has come, so that who starts workers sees how many frames wait for them; one
 // that workers have made stays as it is.
 func TestFramesWaitForTheFirstWorker(t *testing.T) {
-	r := newRig(t, stream.Topology{})
+	r := streamtest.New(t, stream.Topology{})
 	ctx := t.Context()
-	r.detector(stream.Detector{Name: "restored"})
-	frames, err := r.js.Stream(ctx, r.names.FramesStream())
+	r.Detector(stream.Detector{Name: "restored"})
+	frames, err := r.JS.Stream(ctx, r.Names.FramesStream())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,7 +107,7 @@ func TestFramesWaitForTheFirstWorker(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"bolts", "nuts"} {
-		if _, err := r.client().CreateDetector(ctx, stream.Detector{Name: name}); err != nil {
+		if _, err := r.Client().CreateDetector(ctx, stream.Detector{Name: name}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -114,31 +115,31 @@ func TestFramesWaitForTheFirstWorker(t *testing.T) {
 		t.Errorf("%+v, %v", c, err)
 	}
 	for i := range 5 {
-		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint(i), Image: image(0.1)})
+		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint(i), Image: streamtest.Image(0.1)})
 	}
 	c, err := frames.Consumer(ctx, "frames-bolts")
 	if err != nil || c.CachedInfo().NumPending != 5 {
 		t.Fatalf("%+v, %v", c, err)
 	}
-	eventually(t, "detectors of a backup have theirs", func() bool {
+	streamtest.Eventually(t, "detectors of a backup have theirs", func() bool {
 		_, err := frames.Consumer(ctx, "frames-restored")
 		return err == nil
 	})
-	eventually(t, "trainers have theirs", func() bool {
-		_, err := r.js.Consumer(ctx, r.names.TrainingStream(), "trainers")
+	streamtest.Eventually(t, "trainers have theirs", func() bool {
+		_, err := r.JS.Consumer(ctx, r.Names.TrainingStream(), "trainers")
 		return err == nil
 	})
 
-	r.release("bolts", fake{Name: "one"})
-	got := r.scores()
-	r.worker(stream.WorkerConfig{}, loadFake)
-	eventually(t, "the frames are scored", func() bool { return len(got.byFrame()) == 5 && r.waiting() == 0 })
-	for id, all := range got.byFrame() {
+	r.Release("bolts", streamtest.Fake{Name: "one"})
+	got := r.Scores()
+	r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	streamtest.Eventually(t, "the frames are scored", func() bool { return len(got.ByFrame()) == 5 && r.Waiting() == 0 })
+	for id, all := range got.ByFrame() {
 		if len(all) != 1 {
 			t.Errorf("frame %s was scored %d times", id, len(all))
 		}
 	}
-	if err := r.client().DeleteDetector(ctx, "bolts", false); err != nil {
+	if err := r.Client().DeleteDetector(ctx, "bolts", false); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -146,10 +147,10 @@ func TestFramesWaitForTheFirstWorker(t *testing.T) {
 // TestEveryChangeIsTold: whatever is asked for by way of control is recorded with
 // who asked, also what was refused; what only reads is not.
 func TestEveryChangeIsTold(t *testing.T) {
-	r := newRig(t, stream.Topology{})
+	r := streamtest.New(t, stream.Topology{})
 	ctx := t.Context()
 	var told bytes.Buffer
-	control, err := stream.NewControl(r.nc, r.names, zerolog.New(&told))
+	control, err := stream.NewControl(r.NC, r.Names, zerolog.New(&told))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,13 +159,13 @@ func TestEveryChangeIsTold(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer stop()
-	nc, err := nats.Connect(r.url, nats.CustomInboxPrefix("_INBOX_UKIM"))
+	nc, err := nats.Connect(r.URL, nats.CustomInboxPrefix("_INBOX_UKIM"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer nc.Close()
-	c := stream.NewClient(nc, r.names).For("Kim\nMin")
-	one, two := r.put("bolts", fake{Name: "one"}), r.put("bolts", fake{Name: "two"})
+	c := stream.NewClient(nc, r.Names).For("Kim\nMin")
+	one, two := r.Put("bolts", streamtest.Fake{Name: "one"}), r.Put("bolts", streamtest.Fake{Name: "two"})
 
 	_, e0 := c.CreateDetector(ctx, stream.Detector{Name: "bolts"})
 	_, e1 := c.SetDetector(ctx, "bolts", func(d *stream.Detector) error { d.K = 3; return nil })
@@ -223,8 +224,8 @@ func TestEveryChangeIsTold(t *testing.T) {
 
 // TestNobodyAnswers: where there is no control, the error says what to start.
 func TestNobodyAnswers(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	_, err := stream.NewClient(r.nc, r.names).CreateDetector(t.Context(), stream.Detector{Name: "bolts"})
+	r := streamtest.New(t, stream.Topology{})
+	_, err := stream.NewClient(r.NC, r.Names).CreateDetector(t.Context(), stream.Detector{Name: "bolts"})
 	if !errors.Is(err, stream.ErrNobody) || !strings.Contains(err.Error(), "nearmiss up") {
 		t.Error(err)
 	}

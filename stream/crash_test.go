@@ -24,6 +24,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/stream/camera"
+	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 )
 
 // child is what the test binary does when a test starts it as another process.
@@ -46,7 +47,7 @@ func child(role string) int {
 	dir := os.Getenv("NEARMISS_TEST_DIR")
 	switch role {
 	case "worker":
-		w, err := stream.NewWorker(stream.WorkerConfig{CacheDir: filepath.Join(dir, "cache"), AckWait: childAckWait()}, nc, loadFake, log)
+		w, err := stream.NewWorker(stream.WorkerConfig{CacheDir: filepath.Join(dir, "cache"), AckWait: childAckWait()}, nc, streamtest.LoadFake, log)
 		if err == nil {
 			err = w.Run(ctx)
 		}
@@ -131,7 +132,7 @@ func (n stepping) Train(ctx context.Context, task *stream.Task) (stream.TrainRes
 		}
 	}
 	out := filepath.Join(task.Dir, "release")
-	return stream.TrainResult{Dir: out}, makeRelease(out, fake{Name: task.DataDigest})
+	return stream.TrainResult{Dir: out}, streamtest.MakeRelease(out, streamtest.Fake{Name: task.DataDigest})
 }
 
 // die saves what it has, the same each time, and kills its process.
@@ -164,18 +165,18 @@ type process struct {
 	cmd *exec.Cmd
 }
 
-func (r *rig) process(role string, env ...string) *process {
-	r.t.Helper()
+func startProcess(r *streamtest.Rig, role string, env ...string) *process {
+	r.T.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), append([]string{
-		"NEARMISS_TEST_ROLE=" + role, "NEARMISS_TEST_URL=" + r.url, "NEARMISS_TEST_DIR=" + r.dir,
+		"NEARMISS_TEST_ROLE=" + role, "NEARMISS_TEST_URL=" + r.URL, "NEARMISS_TEST_DIR=" + r.Dir,
 	}, env...)...)
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
-		r.t.Fatal(err)
+		r.T.Fatal(err)
 	}
-	p := &process{t: r.t, cmd: cmd}
-	r.t.Cleanup(p.kill)
+	p := &process{t: r.T, cmd: cmd}
+	r.T.Cleanup(p.kill)
 	return p
 }
 
@@ -197,9 +198,9 @@ func (p *process) interrupt() error {
 
 func TestKilledWorkersLoseNoFrameAndRepeatNoEvent(t *testing.T) {
 	const frames, kills = 2000, 20
-	r := newRig(t, stream.Topology{})
-	r.release("bolts", fake{Name: "one", Threshold: 0.9, Delay: 2 * time.Millisecond})
-	got := r.scores()
+	r := streamtest.New(t, stream.Topology{})
+	r.Release("bolts", streamtest.Fake{Name: "one", Threshold: 0.9, Delay: 2 * time.Millisecond})
+	got := r.Scores()
 	want := map[string]bool{} // frames that are anomalous
 	for i := range frames {
 		id := fmt.Sprint("f", i)
@@ -208,29 +209,29 @@ func TestKilledWorkersLoseNoFrameAndRepeatNoEvent(t *testing.T) {
 			n, want[id] = 0.95, true
 		}
 		// Each image is another, so that each piece of evidence is.
-		r.publish(stream.Frame{Detector: "bolts", Camera: fmt.Sprint("c", i%3), ID: id, Image: image(n + float64(i)/1e6)})
+		r.Publish(stream.Frame{Detector: "bolts", Camera: fmt.Sprint("c", i%3), ID: id, Image: streamtest.Image(n + float64(i)/1e6)})
 	}
 	rng := rand.New(rand.NewPCG(1, 2))
-	workers := []*process{r.process("worker"), r.process("worker")}
+	workers := []*process{startProcess(r, "worker"), startProcess(r, "worker")}
 	for k := range kills {
 		target := frames * (k + 1) / (kills + 2)
-		eventually(t, fmt.Sprintf("%d frames are scored", target), func() bool { return len(got.byFrame()) >= target })
+		streamtest.Eventually(t, fmt.Sprintf("%d frames are scored", target), func() bool { return len(got.ByFrame()) >= target })
 		i := rng.IntN(len(workers))
 		workers[i].kill()
-		workers[i] = r.process("worker")
+		workers[i] = startProcess(r, "worker")
 	}
-	eventually(t, "every frame is scored", func() bool { return len(got.byFrame()) == frames })
-	eventually(t, "the queue is empty", func() bool { return r.waiting() == 0 })
+	streamtest.Eventually(t, "every frame is scored", func() bool { return len(got.ByFrame()) == frames })
+	streamtest.Eventually(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
 	for _, w := range workers {
 		if err := w.interrupt(); err != nil {
 			t.Errorf("worker: %v", err)
 		}
 	}
 	again := 0
-	for _, s := range got.byFrame() {
+	for _, s := range got.ByFrame() {
 		again += len(s) - 1
 	}
-	cons, err := r.js.Consumer(t.Context(), r.names.FramesStream(), "frames-bolts")
+	cons, err := r.JS.Consumer(t.Context(), r.Names.FramesStream(), "frames-bolts")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -240,7 +241,7 @@ func TestKilledWorkersLoseNoFrameAndRepeatNoEvent(t *testing.T) {
 		t.Errorf("only %d frames were under way when their worker was killed: the test shows little", delivered-frames)
 	}
 	events := map[string]int{}
-	for _, e := range r.events() {
+	for _, e := range r.Events() {
 		events[e.FrameID]++
 		if !want[e.FrameID] || e.Kind != stream.KindAnomaly {
 			t.Errorf("event of %s: %+v", e.FrameID, e)
@@ -251,7 +252,7 @@ func TestKilledWorkersLoseNoFrameAndRepeatNoEvent(t *testing.T) {
 			t.Errorf("frame %s has %d events, want 1", id, events[id])
 		}
 	}
-	if dead := r.stored(r.names.DeadStream()); len(dead) > 0 {
+	if dead := r.Stored(r.Names.DeadStream()); len(dead) > 0 {
 		t.Errorf("%d dead letters, first: %v", len(dead), dead[0].Header)
 	}
 }
@@ -263,20 +264,20 @@ func TestAKilledBrokerLosesNoFrameAndRepeatsNoEvent(t *testing.T) {
 	const frames, kills = 600, 6
 	// A port that is free now serves all the brokers.
 	b, stop := brokertest.Start(t, broker.Config{Port: -1, StoreDir: t.TempDir()})
-	r := &rig{t: t, dir: t.TempDir(), url: b.ClientURL()}
+	r := &streamtest.Rig{T: t, Dir: t.TempDir(), URL: b.ClientURL()}
 	stop()
-	server := r.process("broker")
-	r.nc = r.connect()
-	eventually(t, "the broker is up", r.nc.IsConnected)
-	r.open(stream.Topology{})
-	r.release("bolts", fake{Name: "one"})
+	server := startProcess(r, "broker")
+	r.NC = r.Connect()
+	streamtest.Eventually(t, "the broker is up", r.NC.IsConnected)
+	r.Open(stream.Topology{})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
 	// Scores on core NATS are lost while the broker is away: the scorer itself
 	// says what it has seen.
 	var mu sync.Mutex
 	seen := map[string]int{}
 	// A kill may cost a frame a delivery, and these come so fast that one frame may
 	// be under way at each.
-	w, stopWorker := r.worker(stream.WorkerConfig{AckWait: time.Second, MaxDeliver: kills + 5}, serve(fake{onScore: func(images [][]byte) error {
+	w, stopWorker := r.Worker(stream.WorkerConfig{AckWait: time.Second, MaxDeliver: kills + 5}, streamtest.Serve(streamtest.Fake{OnScore: func(images [][]byte) error {
 		mu.Lock()
 		defer mu.Unlock()
 		for _, b := range images {
@@ -285,7 +286,7 @@ func TestAKilledBrokerLosesNoFrameAndRepeatsNoEvent(t *testing.T) {
 		return nil
 	}}))
 
-	js, err := jetstream.New(r.connect())
+	js, err := jetstream.New(r.Connect())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -296,19 +297,19 @@ func TestAKilledBrokerLosesNoFrameAndRepeatsNoEvent(t *testing.T) {
 	published := make(chan error, 1)
 	go func() {
 		published <- p.Run(t.Context(), &camera.Generated{Count: frames, Make: func(n int) ([]byte, string, error) {
-			return image([]float64{0.1, 0.95}[n%2] + float64(n)/1e6), "", nil
+			return streamtest.Image([]float64{0.1, 0.95}[n%2] + float64(n)/1e6), "", nil
 		}})
 	}()
 	for k := range kills {
 		target := uint64(frames * (k + 1) / (kills + 2))
-		eventually(t, fmt.Sprintf("%d frames are scored", target), func() bool { return w.Stats().Scored >= target })
+		streamtest.Eventually(t, fmt.Sprintf("%d frames are scored", target), func() bool { return w.Stats().Scored >= target })
 		server.kill()
-		server = r.process("broker")
+		server = startProcess(r, "broker")
 	}
 	if err := <-published; err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the queue is empty", func() bool { return r.waiting() == 0 })
+	streamtest.Eventually(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
 	stopWorker()
 	again := 0
 	for _, n := range seen {
@@ -319,7 +320,7 @@ func TestAKilledBrokerLosesNoFrameAndRepeatsNoEvent(t *testing.T) {
 	}
 	t.Logf("%d kills: %d publishes were repeated, %d frames scored again", kills, p.Stats().Repeated, again)
 	events := map[string]int{}
-	for _, e := range r.events() {
+	for _, e := range r.Events() {
 		events[e.FrameID]++
 	}
 	if len(events) != frames/2 {
@@ -334,25 +335,25 @@ func TestAKilledBrokerLosesNoFrameAndRepeatsNoEvent(t *testing.T) {
 
 // TestAJobThatKillsItsTrainersEndsInTheDeadLetters starts trainer after trainer.
 func TestAJobThatKillsItsTrainersEndsInTheDeadLetters(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.detector(stream.Detector{Name: "bolts"})
-	if _, err := r.in.Normals().Add(t.Context(), stream.Normal{Detector: "bolts", Image: image(0.1)}); err != nil {
+	r := streamtest.New(t, stream.Topology{})
+	r.Detector(stream.Detector{Name: "bolts"})
+	if _, err := r.In.Normals().Add(t.Context(), stream.Normal{Detector: "bolts", Image: streamtest.Image(0.1)}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.jobs().Request(t.Context(), stream.TrainRequest{Job: "poison", Detector: "bolts", Promote: true}); err != nil {
+	if _, err := r.Jobs().Request(t.Context(), stream.TrainRequest{Job: "poison", Detector: "bolts", Promote: true}); err != nil {
 		t.Fatal(err)
 	}
 	died := 0
 	ended := make(chan stream.Job, 1)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	jobs := r.jobs()
+	jobs := r.Jobs()
 	go func() {
 		j, _ := jobs.Wait(ctx, "poison", nil)
 		ended <- j
 	}()
 	for over := false; !over; {
-		p := r.process("trainer", "NEARMISS_TEST_STEPS=-1")
+		p := startProcess(r, "trainer", "NEARMISS_TEST_STEPS=-1")
 		gone := make(chan struct{})
 		go func() {
 			_ = p.cmd.Wait()
@@ -376,7 +377,7 @@ func TestAJobThatKillsItsTrainersEndsInTheDeadLetters(t *testing.T) {
 	if died != 6 {
 		t.Errorf("%d trainers died, want 6", died)
 	}
-	dead, err := r.in.DeadLetters(t.Context(), 0)
+	dead, err := r.In.DeadLetters(t.Context(), 0)
 	if err != nil || len(dead) != 1 || dead[0].Code != stream.CodeTraining {
 		t.Errorf("%+v, %v", dead, err)
 	}

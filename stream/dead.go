@@ -14,6 +14,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/redact"
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
 // Headers of a dead letter, besides those of the message that died. Its payload
@@ -58,7 +59,7 @@ func deadMessage(n Names, subject, stream string, seq uint64, deliveries int, h 
 	m.Data = data
 	m.Header.Set(nats.MsgIdHdr, fmt.Sprintf("%s/%d", stream, seq))
 	m.Header.Set(HeaderDeadCode, code)
-	m.Header.Set(HeaderDeadReason, headerSafe(reason))
+	m.Header.Set(HeaderDeadReason, text.Line(reason))
 	m.Header.Set(HeaderDeadSubject, subject)
 	m.Header.Set(HeaderDeadStream, stream)
 	m.Header.Set(HeaderDeadSequence, strconv.FormatUint(seq, 10))
@@ -71,7 +72,7 @@ const maxDeadHeaders = 32
 
 // validHeader says whether a header of a message can be a header of another.
 func validHeader(k string, values []string) bool {
-	if k == "" || len(k) > 64 || len(values) != 1 || len(values[0]) > maxHeader || values[0] != headerSafe(values[0]) {
+	if k == "" || len(k) > 64 || len(values) != 1 || len(values[0]) > maxHeader || values[0] != text.Line(values[0]) {
 		return false
 	}
 	for i := range len(k) {

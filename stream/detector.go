@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream/internal/kv"
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
 // Policies of a detector's frames when there are more than can be scored.
@@ -155,8 +156,8 @@ func (d Detector) Validate() error {
 			errs = append(errs, fmt.Errorf(format, args...))
 		}
 	}
-	bad(d.Backbone != "" && !validFile(d.Backbone), "backbone %q: use the name of a model that the trainers have, not a path on their disks", clip(d.Backbone))
-	bad(d.Profile != "" && !validFile(d.Profile), "profile %q: use the name of a training profile", clip(d.Profile))
+	bad(d.Backbone != "" && !validFile(d.Backbone), "backbone %q: use the name of a model that the trainers have, not a path on their disks", text.Clip(d.Backbone))
+	bad(d.Profile != "" && !validFile(d.Profile), "profile %q: use the name of a training profile", text.Clip(d.Profile))
 	bad(!ValidToken(c.Method), "method %q: use knn or fitymi", d.Method)
 	bad(!slices.Contains([]string{"", "none", "flip", "dihedral", "auto"}, d.Symmetry), "symmetry %q: use none, flip, dihedral or auto", d.Symmetry)
 	bad(strings.Trim(d.Score, "abcdefghijklmnopqrstuvwxyz-+") != "" || len(d.Score) > 100, "score %q: use class, pooled, patch, both, several joined by +, or auto", d.Score)
@@ -187,7 +188,7 @@ func (d Detector) Validate() error {
 		errs = append(errs, r.validate("ignored region"))
 	}
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("detector %s: %w", clip(d.Name), err)
+		return fmt.Errorf("detector %s: %w", text.Clip(d.Name), err)
 	}
 	return nil
 }
@@ -204,7 +205,7 @@ func decodeDetector(key string, value []byte) (Detector, error) {
 		return d, err
 	}
 	if d.Name != key {
-		return d, fmt.Errorf("it is the configuration of detector %q", clip(d.Name))
+		return d, fmt.Errorf("it is the configuration of detector %q", text.Clip(d.Name))
 	}
 	d.Backbone = modelName(d.Backbone)
 	return d, oneLine(d.Validate())

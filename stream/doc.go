@@ -22,10 +22,10 @@
 // topology.go, connect.go, pull.go). What is stored: [Installation] opens the stores
 // of detectors, jobs, normals, evidence, events and releases, and reads and collects
 // them (installation.go, detector.go, jobs.go, normals.go, evidence.go, events.go,
-// status.go, collect.go, dead.go). Then the processes, which do not know each other:
-// [Worker] (worker.go, runner.go, handle.go, …), [TrainingWorker] (trainer.go,
-// attempt.go, task.go, verdict.go, …), [Control] with its [Client] (control.go,
-// client.go, service.go), and [Steward] beside the broker.
+// lost.go, status.go, collect.go, dead.go). Then the processes, which do not know
+// each other: [Worker] (worker.go, runner.go, handle.go, …), [TrainingWorker]
+// (trainer.go, attempt.go, task.go, verdict.go, …), [Control] with its [Client]
+// (control.go, client.go, service.go), and package steward beside the broker.
 //
 // # Guarantees
 //

@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream/internal/object"
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
 // An edge is an installation that works alone, on a NATS server with a JetStream
@@ -115,7 +116,7 @@ func (in *Installation) RemoveEdge(ctx context.Context, domain string) error {
 		}
 	}
 	if !found {
-		return fmt.Errorf("edge %s: %w", clip(domain), ErrNotFound)
+		return fmt.Errorf("edge %s: %w", text.Clip(domain), ErrNotFound)
 	}
 	return nil
 }

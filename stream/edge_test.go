@@ -17,6 +17,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
@@ -101,7 +102,7 @@ func TestAHubTakesTheEventsOfAnEdge(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "what the edge had is at the hub", func() bool { return stored(ctx, t, hub, n.EventsStream()) == 20 })
+	streamtest.Eventually(t, "what the edge had is at the hub", func() bool { return stored(ctx, t, hub, n.EventsStream()) == 20 })
 
 	if err := stream.Ensure(ctx, hub, stream.Topology{}); err != nil {
 		t.Fatal(err)
@@ -119,8 +120,8 @@ func TestAHubTakesTheEventsOfAnEdge(t *testing.T) {
 	if _, err := pictures.PutBytes(ctx, "bolts/1.zip", make([]byte, 300_000)); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "events of both are at the hub", func() bool { return stored(ctx, t, hub, n.EventsStream()) == 45 })
-	eventually(t, "the picture is at the hub", func() bool {
+	streamtest.Eventually(t, "events of both are at the hub", func() bool { return stored(ctx, t, hub, n.EventsStream()) == 45 })
+	streamtest.Eventually(t, "the picture is at the hub", func() bool {
 		b, err := hub.ObjectStore(ctx, n.EvidenceBucket())
 		if err != nil {
 			t.Fatal(err)
@@ -134,7 +135,7 @@ func TestAHubTakesTheEventsOfAnEdge(t *testing.T) {
 	if got := stored(ctx, t, edge, n.EventsStream()); got != 40 {
 		t.Errorf("%d events at the edge, want its 40", got)
 	}
-	eventually(t, "the edge is here and has nothing more", func() bool {
+	streamtest.Eventually(t, "the edge is here and has nothing more", func() bool {
 		edges, err := in.Edges(ctx)
 		if err != nil {
 			t.Fatal(err)
@@ -311,7 +312,7 @@ func TestAWorkerBehindALeafNode(t *testing.T) {
 		t.Fatal(err)
 	}
 	in := stream.NewInstallation(js, there)
-	eventually(t, "the hub's detectors are seen from the leaf", func() bool {
+	streamtest.Eventually(t, "the hub's detectors are seen from the leaf", func() bool {
 		step, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
 		_, err := in.Detectors(step)
@@ -328,24 +329,24 @@ func TestAWorkerBehindALeafNode(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	digest, err := reg.Put(ctx, "bolts", writeRelease(t, fake{Threshold: .5}))
+	digest, err := reg.Put(ctx, "bolts", streamtest.WriteRelease(t, streamtest.Fake{Threshold: .5}))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := reg.Promote(ctx, "bolts", digest, registry.Change{By: "test"}); err != nil {
 		t.Fatal(err)
 	}
-	w, err := stream.NewWorker(stream.WorkerConfig{Names: there, CacheDir: t.TempDir()}, leaf.Conn(), loadFake, testLog(t))
+	w, err := stream.NewWorker(stream.WorkerConfig{Names: there, CacheDir: t.TempDir()}, leaf.Conn(), streamtest.LoadFake, streamtest.Log(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	brokertest.Run(t, "worker", w.Run)
 	for i := range 10 {
-		if _, err := hub.Publish(ctx, there.Frames("bolts", "one"), image(.9+float64(i)/1000)); err != nil {
+		if _, err := hub.Publish(ctx, there.Frames("bolts", "one"), streamtest.Image(.9+float64(i)/1000)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "all frames are scored, and their events at the hub", func() bool {
+	streamtest.Eventually(t, "all frames are scored, and their events at the hub", func() bool {
 		s, err := hub.Stream(ctx, there.EventsStream())
 		if err != nil {
 			t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/nearmiss/nearmiss/internal/redact"
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
 // EventSchema is the JSON Schema (draft 2020-12) of the data of every event.
@@ -148,9 +149,9 @@ type DriftStatus struct {
 	AlarmShare float64 `json:"alarm_share"`     // share of anomalous frames among the recent ones, 0-1
 }
 
-// notice makes an event that is of no frame. what makes its id: the same notice
+// Notice makes an event that is of no frame. what makes its id: the same notice
 // from several workers is stored once.
-func notice(kind, detector, camera, release, code, reason, what string) *Event {
+func Notice(kind, detector, camera, release, code, reason, what string) *Event {
 	return &Event{
 		ID: eventID(Frame{Detector: detector, Camera: camera, ID: kind + "/" + code + "/" + what}, release), Kind: kind, Detector: detector, Camera: camera,
 		ScoredAt: time.Now().UTC(), Release: release, Code: code, Reason: reason,
@@ -196,7 +197,7 @@ func (e Event) Message(n Names) (*nats.Msg, error) {
 	m := nats.NewMsg(n.Events(e.Detector, e.Camera, e.Kind))
 	m.Header.Set(ceSpec, "1.0")
 	m.Header.Set(ceID, e.ID)
-	m.Header.Set(ceSource, "/"+n.prefix()+"/"+e.Detector)
+	m.Header.Set(ceSource, "/"+n.Root()+"/"+e.Detector)
 	m.Header.Set(ceType, EventType(e.Kind))
 	m.Header.Set(ceTime, e.ScoredAt.UTC().Format(time.RFC3339Nano))
 	if e.FrameID != "" {
@@ -228,13 +229,13 @@ func ParseEvent(n Names, subject string, h nats.Header, data []byte) (Event, err
 	var e Event
 	detector, camera, kind, ok := n.ParseEvents(subject)
 	if !ok {
-		return e, fmt.Errorf("subject %q is not %s: %w", clip(subject), n.Events("<detector>", "<camera>", "<kind>"), ErrBadMessage)
+		return e, fmt.Errorf("subject %q is not %s: %w", text.Clip(subject), n.Events("<detector>", "<camera>", "<kind>"), ErrBadMessage)
 	}
 	if v := h.Get(ceSpec); v != "1.0" {
-		return e, fmt.Errorf("%s %q on %s: only CloudEvents 1.0 is read: %w", ceSpec, clip(v), subject, ErrBadMessage)
+		return e, fmt.Errorf("%s %q on %s: only CloudEvents 1.0 is read: %w", ceSpec, text.Clip(v), subject, ErrBadMessage)
 	}
 	if err := json.Unmarshal(data, &e); err != nil {
-		return e, fmt.Errorf("data of event %s on %s: %v: %w", clip(h.Get(ceID)), subject, err, ErrBadMessage)
+		return e, fmt.Errorf("data of event %s on %s: %v: %w", text.Clip(h.Get(ceID)), subject, err, ErrBadMessage)
 	}
 	e.ID, e.Kind, e.Detector, e.Camera = h.Get(ceID), kind, detector, camera
 	e.Source, e.Reason = redact.Text(e.Source), redact.Text(e.Reason)

@@ -7,6 +7,8 @@ import (
 	"slices"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
 // EventFilter says which stored events are wanted. An empty field means all.
@@ -138,9 +140,9 @@ func (in *Installation) FindEvent(ctx context.Context, detector, camera, id, fra
 	if err != nil {
 		return Event{}, fmt.Errorf("look for the event: %w", err)
 	}
-	what := fmt.Sprintf("event %s of detector %s", clip(id), detector)
+	what := fmt.Sprintf("event %s of detector %s", text.Clip(id), detector)
 	if id == "" {
-		what = fmt.Sprintf("an event of frame %s of camera %s of detector %s", clip(frame), camera, detector)
+		what = fmt.Sprintf("an event of frame %s of camera %s of detector %s", text.Clip(frame), camera, detector)
 	}
 	if seq == 0 {
 		return Event{}, fmt.Errorf("%s: %w", what, ErrNotFound)
@@ -172,4 +174,16 @@ func (in *Installation) Event(ctx context.Context, sequence uint64) (Event, erro
 	e, err := ParseEvent(in.names, raw.Subject, raw.Header, raw.Data)
 	e.Sequence = sequence
 	return e, err
+}
+
+// StoreNotice stores an event that is of no frame.
+func (in *Installation) StoreNotice(ctx context.Context, e *Event) error {
+	m, err := e.Message(in.names)
+	if err != nil {
+		return err
+	}
+	step, cancel := context.WithTimeout(ctx, PublishWait)
+	defer cancel()
+	_, err = in.js.PublishMsg(step, m)
+	return err
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream/internal/object"
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
 // Spot is a part of a frame that is stranger than normals are.
@@ -134,7 +135,7 @@ func ParseEvidence(b []byte) (Evidence, error) {
 	e.Event.ID, e.Event.Kind = index.ID, KindAnomaly
 	for _, f := range index.Files {
 		if !validFile(f.Name) {
-			return bad(fmt.Errorf("file name %q", clip(f.Name)))
+			return bad(fmt.Errorf("file name %q", text.Clip(f.Name)))
 		}
 		data, err := read(f.Name)
 		if err != nil {
@@ -207,7 +208,7 @@ func (in *Installation) ListEvidence(ctx context.Context, detector string) ([]Ev
 func (in *Installation) GetEvidence(ctx context.Context, detector, event string) (Evidence, error) {
 	b, err := fetchObject(ctx, in.js, in.names.EvidenceBucket(), evidenceObject(detector, event), maxEvidence)
 	if err != nil {
-		return Evidence{}, fmt.Errorf("evidence of event %s: %w", clip(event), err)
+		return Evidence{}, fmt.Errorf("evidence of event %s: %w", text.Clip(event), err)
 	}
 	return ParseEvidence(b)
 }

@@ -13,18 +13,19 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
 // artist is a fake that says where an anomaly is, and draws it.
 type artist struct {
-	fake
+	streamtest.Fake
 	size  int                         // of a picture in bytes
 	enter func(context.Context) error // called before each drawing
 }
 
 func (a artist) Score(ctx context.Context, images [][]byte) ([]stream.Verdict, error) {
-	all, err := a.fake.Score(ctx, images)
+	all, err := a.Fake.Score(ctx, images)
 	for i := range all {
 		if v := &all[i]; v.Anomalous {
 			v.Place = scene{a}
@@ -57,16 +58,16 @@ func serveArtist(a artist) stream.Loader {
 }
 
 func TestAnAnomalysEventNamesItsRegionsAndPictures(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.release("bolts", fake{Name: "one"})
-	got := r.scores()
-	w, stop := r.worker(stream.WorkerConfig{}, serveArtist(artist{}))
+	r := streamtest.New(t, stream.Topology{})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
+	got := r.Scores()
+	w, stop := r.Worker(stream.WorkerConfig{}, serveArtist(artist{}))
 	for i := range 20 {
-		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: image(float64(i) / 20)})
+		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: streamtest.Image(float64(i) / 20)})
 	}
-	eventually(t, "all frames are scored", func() bool { return w.Stats().Scored == 20 })
+	streamtest.Eventually(t, "all frames are scored", func() bool { return w.Stats().Scored == 20 })
 	stop()
-	events := r.events()
+	events := r.Events()
 	if len(events) != 1 || w.Stats().Pictured != 1 || w.Stats().Unpictured != 0 {
 		t.Fatalf("%d events, %+v", len(events), w.Stats())
 	}
@@ -75,27 +76,27 @@ func TestAnAnomalysEventNamesItsRegionsAndPictures(t *testing.T) {
 		t.Errorf("%+v", e)
 	}
 	ctx := t.Context()
-	list, err := r.in.ListEvidence(ctx, "bolts")
+	list, err := r.In.ListEvidence(ctx, "bolts")
 	if err != nil || len(list) != 1 {
 		t.Fatalf("%+v, %v", list, err)
 	}
 	if i := list[0]; i.Object != e.Pictures || i.Event != e.ID || i.Camera != "left" || i.FrameID != "f19" || i.Score != *e.Score || !i.CapturedAt.Equal(e.CapturedAt) || i.Bytes == 0 {
 		t.Errorf("%+v of %+v", i, e)
 	}
-	kept, err := r.in.GetEvidence(ctx, "bolts", e.ID)
+	kept, err := r.In.GetEvidence(ctx, "bolts", e.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if kept.Event.ID != e.ID || kept.Event.FrameID != "f19" || len(kept.Event.Regions) != 2 || len(kept.Pictures) != 2 || string(kept.Pictures[0].Data[:10]) != "drawn FAKE" {
 		t.Errorf("%+v", kept)
 	}
-	if _, err := r.in.GetEvidence(ctx, "bolts", "none"); !errors.Is(err, stream.ErrNotFound) {
+	if _, err := r.In.GetEvidence(ctx, "bolts", "none"); !errors.Is(err, stream.ErrNotFound) {
 		t.Errorf("evidence of no event: %v", err)
 	}
-	if err := r.nc.Flush(); err != nil {
+	if err := r.NC.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	for id, s := range got.byFrame() {
+	for id, s := range got.ByFrame() {
 		if len(s) != 1 || s[0].Pictures != "" || s[0].Evidence != "" {
 			t.Errorf("frame %s: %+v", id, s)
 		}
@@ -105,10 +106,10 @@ func TestAnAnomalysEventNamesItsRegionsAndPictures(t *testing.T) {
 // Normal frames are scored and anomalies beyond the queue announced while a
 // picture takes for ever; the workers then end in time, and nothing is lost.
 func TestFramesDoNotWaitForPictures(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.release("bolts", fake{Name: "one"})
+	r := streamtest.New(t, stream.Topology{})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
 	release := make(chan struct{})
-	w, stop := r.worker(stream.WorkerConfig{PictureQueue: 2, BatchSize: 4}, serveArtist(artist{enter: func(ctx context.Context) error {
+	w, stop := r.Worker(stream.WorkerConfig{PictureQueue: 2, BatchSize: 4}, serveArtist(artist{enter: func(ctx context.Context) error {
 		select {
 		case <-release:
 		case <-ctx.Done():
@@ -117,12 +118,12 @@ func TestFramesDoNotWaitForPictures(t *testing.T) {
 	}}))
 	const anomalies = 8
 	for i := range anomalies {
-		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("bad", i), Image: image(0.95)})
-		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("good", i), Image: image(0.1)})
+		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("bad", i), Image: streamtest.Image(0.95)})
+		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("good", i), Image: streamtest.Image(0.1)})
 	}
 	// One is being drawn and two wait, at most and, once all came, at least.
-	eventually(t, "all others are done", func() bool { return w.Stats().Scored == 2*anomalies-3 })
-	early := r.events()
+	streamtest.Eventually(t, "all others are done", func() bool { return w.Stats().Scored == 2*anomalies-3 })
+	early := r.Events()
 	if len(early) != anomalies-3 {
 		t.Errorf("%d events before a picture is drawn", len(early))
 	}
@@ -132,38 +133,38 @@ func TestFramesDoNotWaitForPictures(t *testing.T) {
 		}
 	}
 	close(release)
-	eventually(t, "all are done", func() bool { return w.Stats().Scored == 2*anomalies })
+	streamtest.Eventually(t, "all are done", func() bool { return w.Stats().Scored == 2*anomalies })
 	stop()
-	eventually(t, "the queue is empty", func() bool { return r.waiting() == 0 })
+	streamtest.Eventually(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
 	pictured := 0
-	for _, e := range r.events() {
+	for _, e := range r.Events() {
 		if e.Pictures != "" {
 			pictured++
 		}
 	}
-	if n := len(r.events()); n != anomalies || pictured != 3 {
+	if n := len(r.Events()); n != anomalies || pictured != 3 {
 		t.Errorf("%d events, %d with pictures", n, pictured)
 	}
 }
 
 func TestAWorkerThatEndsWhileItDrawsLosesNoEvent(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.release("bolts", fake{Name: "one"})
+	r := streamtest.New(t, stream.Topology{})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
 	entered := make(chan struct{}, 8)
-	_, stop := r.worker(stream.WorkerConfig{Drain: 50 * time.Millisecond, RetryDelay: 10 * time.Millisecond}, serveArtist(artist{enter: func(ctx context.Context) error {
+	_, stop := r.Worker(stream.WorkerConfig{Drain: 50 * time.Millisecond, RetryDelay: 10 * time.Millisecond}, serveArtist(artist{enter: func(ctx context.Context) error {
 		entered <- struct{}{}
 		<-ctx.Done()
 		return ctx.Err()
 	}}))
-	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "bad", Image: image(0.95)})
+	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "bad", Image: streamtest.Image(0.95)})
 	<-entered
 	stop()
-	if n := len(r.events()); n != 0 {
+	if n := len(r.Events()); n != 0 {
 		t.Fatalf("%d events of a frame that was given back", n)
 	}
-	w, _ := r.worker(stream.WorkerConfig{}, serveArtist(artist{}))
-	eventually(t, "the frame is done", func() bool { return w.Stats().Scored == 1 })
-	if e := r.events(); len(e) != 1 || e[0].Pictures == "" {
+	w, _ := r.Worker(stream.WorkerConfig{}, serveArtist(artist{}))
+	streamtest.Eventually(t, "the frame is done", func() bool { return w.Stats().Scored == 1 })
+	if e := r.Events(); len(e) != 1 || e[0].Pictures == "" {
 		t.Errorf("%+v", e)
 	}
 }
@@ -174,12 +175,12 @@ func TestPicturesThatCannotBeDrawnDoNotHoldUpTheEvent(t *testing.T) {
 		"panic": func(context.Context) error { panic("the brush broke") },
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRig(t, stream.Topology{})
-			r.release("bolts", fake{Name: "one"})
-			w, _ := r.worker(stream.WorkerConfig{}, serveArtist(artist{enter: enter}))
-			r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "bad", Image: image(0.95)})
-			eventually(t, "the frame is done", func() bool { return w.Stats().Scored == 1 })
-			if e := r.events(); len(e) != 1 || e[0].NoPictures != stream.NoPicturesFailed || e[0].Pictures != "" || e[0].Evidence == "" || w.Stats().Unpictured != 1 {
+			r := streamtest.New(t, stream.Topology{})
+			r.Release("bolts", streamtest.Fake{Name: "one"})
+			w, _ := r.Worker(stream.WorkerConfig{}, serveArtist(artist{enter: enter}))
+			r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "bad", Image: streamtest.Image(0.95)})
+			streamtest.Eventually(t, "the frame is done", func() bool { return w.Stats().Scored == 1 })
+			if e := r.Events(); len(e) != 1 || e[0].NoPictures != stream.NoPicturesFailed || e[0].Pictures != "" || e[0].Evidence == "" || w.Stats().Unpictured != 1 {
 				t.Errorf("%+v", e)
 			}
 		})
@@ -187,27 +188,27 @@ func TestPicturesThatCannotBeDrawnDoNotHoldUpTheEvent(t *testing.T) {
 }
 
 func TestADetectorThatKeepsNoImagesStillReportsRegions(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	detectors, err := r.in.Detectors(t.Context())
+	r := streamtest.New(t, stream.Topology{})
+	detectors, err := r.In.Detectors(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := detectors.Create(t.Context(), stream.Detector{Name: "bolts", NoEvidence: true}); err != nil {
 		t.Fatal(err)
 	}
-	r.release("bolts", fake{Name: "one"})
-	w, _ := r.worker(stream.WorkerConfig{}, serveArtist(artist{enter: func(context.Context) error {
+	r.Release("bolts", streamtest.Fake{Name: "one"})
+	w, _ := r.Worker(stream.WorkerConfig{}, serveArtist(artist{enter: func(context.Context) error {
 		t.Error("a picture was drawn")
 		return nil
 	}}))
-	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "bad", Image: image(0.95)})
-	eventually(t, "the frame is done", func() bool { return w.Stats().Scored == 1 })
-	e := r.events()
+	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "bad", Image: streamtest.Image(0.95)})
+	streamtest.Eventually(t, "the frame is done", func() bool { return w.Stats().Scored == 1 })
+	e := r.Events()
 	if len(e) != 1 || e[0].NoPictures != stream.NoPicturesPrivacy || e[0].Pictures != "" || e[0].Evidence != "" || len(e[0].Regions) != 2 {
 		t.Errorf("%+v", e)
 	}
-	for _, bucket := range []string{r.names.EvidenceBucket(), r.names.ImagesBucket(), r.names.ArtifactsBucket()} {
-		store, err := r.js.ObjectStore(t.Context(), bucket)
+	for _, bucket := range []string{r.Names.EvidenceBucket(), r.Names.ImagesBucket(), r.Names.ArtifactsBucket()} {
+		store, err := r.JS.ObjectStore(t.Context(), bucket)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -216,7 +217,7 @@ func TestADetectorThatKeepsNoImagesStillReportsRegions(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, i := range infos {
-			if bucket == r.names.EvidenceBucket() || strings.HasPrefix(i.Name, stream.EvidenceObjects) {
+			if bucket == r.Names.EvidenceBucket() || strings.HasPrefix(i.Name, stream.EvidenceObjects) {
 				t.Errorf("%s/%s is kept", bucket, i.Name)
 			}
 		}
@@ -224,23 +225,23 @@ func TestADetectorThatKeepsNoImagesStillReportsRegions(t *testing.T) {
 }
 
 func TestACoolDownDrawsOnlyWhatItAnnounces(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	detectors, err := r.in.Detectors(t.Context())
+	r := streamtest.New(t, stream.Topology{})
+	detectors, err := r.In.Detectors(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := detectors.Create(t.Context(), stream.Detector{Name: "bolts", CoolDown: stream.Duration(time.Hour)}); err != nil {
 		t.Fatal(err)
 	}
-	r.release("bolts", fake{Name: "one"})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
 	var drawn atomic.Int64
-	w, _ := r.worker(stream.WorkerConfig{}, serveArtist(artist{enter: func(context.Context) error { drawn.Add(1); return nil }}))
+	w, _ := r.Worker(stream.WorkerConfig{}, serveArtist(artist{enter: func(context.Context) error { drawn.Add(1); return nil }}))
 	at := time.Now()
 	for i := range 6 {
-		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("bad", i), CapturedAt: at, Image: image(0.95)})
+		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("bad", i), CapturedAt: at, Image: streamtest.Image(0.95)})
 	}
-	eventually(t, "all frames are done", func() bool { return w.Stats().Scored == 6 })
-	if e := r.events(); len(e) != 1 || e[0].Pictures == "" || drawn.Load() != 1 {
+	streamtest.Eventually(t, "all frames are done", func() bool { return w.Stats().Scored == 6 })
+	if e := r.Events(); len(e) != 1 || e[0].Pictures == "" || drawn.Load() != 1 {
 		t.Errorf("%d pictures of %+v", drawn.Load(), e)
 	}
 }
@@ -248,8 +249,8 @@ func TestACoolDownDrawsOnlyWhatItAnnounces(t *testing.T) {
 // The oldest pictures go when there are too many bytes of them, and all when
 // their time is over; other detectors' stay.
 func TestEvidenceKeepsWithinItsLimits(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	detectors, err := r.in.Detectors(t.Context())
+	r := streamtest.New(t, stream.Topology{})
+	detectors, err := r.In.Detectors(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -257,18 +258,18 @@ func TestEvidenceKeepsWithinItsLimits(t *testing.T) {
 		if _, err := detectors.Create(t.Context(), stream.Detector{Name: d, EvidenceMiB: 1}); err != nil {
 			t.Fatal(err)
 		}
-		r.release(d, fake{Name: d})
+		r.Release(d, streamtest.Fake{Name: d})
 	}
-	w, _ := r.worker(stream.WorkerConfig{}, serveArtist(artist{size: 100 << 10}))
-	r.publish(stream.Frame{Detector: "nuts", Camera: "left", ID: "bad", Image: image(0.95)})
+	w, _ := r.Worker(stream.WorkerConfig{}, serveArtist(artist{size: 100 << 10}))
+	r.Publish(stream.Frame{Detector: "nuts", Camera: "left", ID: "bad", Image: streamtest.Image(0.95)})
 	const frames = 25
 	for i := range frames {
-		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("bad", i), Image: image(0.95)})
-		eventually(t, "the frame is done", func() bool { return w.Stats().Scored >= uint64(i+1) })
+		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("bad", i), Image: streamtest.Image(0.95)})
+		streamtest.Eventually(t, "the frame is done", func() bool { return w.Stats().Scored >= uint64(i+1) })
 	}
-	eventually(t, "all frames are done", func() bool { return w.Stats().Scored == frames+1 })
+	streamtest.Eventually(t, "all frames are done", func() bool { return w.Stats().Scored == frames+1 })
 	sum := func() (n int, bytes uint64, last string) {
-		all, err := r.in.ListEvidence(t.Context(), "bolts")
+		all, err := r.In.ListEvidence(t.Context(), "bolts")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -281,11 +282,11 @@ func TestEvidenceKeepsWithinItsLimits(t *testing.T) {
 		t.Errorf("%d pieces of %d bytes are kept, the last is of frame %s", n, bytes, last)
 	}
 	// No marker of what went stays behind.
-	s, err := r.js.Stream(t.Context(), "OBJ_"+r.names.EvidenceBucket())
+	s, err := r.JS.Stream(t.Context(), "OBJ_"+r.Names.EvidenceBucket())
 	if err != nil {
 		t.Fatal(err)
 	}
-	info, err := s.Info(t.Context(), jetstream.WithSubjectFilter("$O."+r.names.EvidenceBucket()+".M.>"))
+	info, err := s.Info(t.Context(), jetstream.WithSubjectFilter("$O."+r.Names.EvidenceBucket()+".M.>"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -296,14 +297,14 @@ func TestEvidenceKeepsWithinItsLimits(t *testing.T) {
 		t.Fatal(err)
 	}
 	n, _, _ := sum()
-	dry, err := r.in.Collect(t.Context(), registry.CollectOptions{DryRun: true})
+	dry, err := r.In.Collect(t.Context(), registry.CollectOptions{DryRun: true})
 	if err != nil || dry.Pictures != n {
 		t.Errorf("%+v, %v", dry, err)
 	}
-	if got, err := r.in.Collect(t.Context(), registry.CollectOptions{}); err != nil || got.Pictures != n {
+	if got, err := r.In.Collect(t.Context(), registry.CollectOptions{}); err != nil || got.Pictures != n {
 		t.Errorf("%+v, %v", got, err)
 	}
-	all, err := r.in.ListEvidence(t.Context(), "")
+	all, err := r.In.ListEvidence(t.Context(), "")
 	if err != nil || len(all) != 1 || all[0].Detector != "nuts" {
 		t.Errorf("%+v, %v", all, err)
 	}

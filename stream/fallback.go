@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
@@ -25,7 +26,7 @@ func (l *detectorRunner) fallBack(ctx, work context.Context, refused registry.Po
 		if !l.due(before, nil) {
 			continue // it was refused, too
 		}
-		l.log.Warn().Str("refused", short(refused.Release)).Str("release", short(before.Release)).Msg("falling back to the release before")
+		l.log.Warn().Str("refused", text.Short(refused.Release)).Str("release", text.Short(before.Release)).Msg("falling back to the release before")
 		if !l.swap(ctx, work, before, &l.cur) {
 			return false
 		}

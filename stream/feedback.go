@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream/internal/kv"
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
 // Verdicts of an operator.
@@ -70,7 +71,7 @@ const maxNote = 4096
 func (f Feedback) Validate() error {
 	errs := []error{CheckToken("detector", f.Detector)}
 	if !slices.Contains(verdicts, f.Verdict) {
-		errs = append(errs, fmt.Errorf("verdict %q: use %s: %w", clip(f.Verdict), strings.Join(verdicts, ", "), ErrBadMessage))
+		errs = append(errs, fmt.Errorf("verdict %q: use %s: %w", text.Clip(f.Verdict), strings.Join(verdicts, ", "), ErrBadMessage))
 	}
 	if f.Event == "" && (f.Frame == "" || f.Camera == "") {
 		errs = append(errs, fmt.Errorf("feedback needs an event's id, or a camera and a frame: %w", ErrBadMessage))
@@ -150,11 +151,11 @@ func (w *TrainingWorker) feedbackConsumer(ctx context.Context) (jetstream.Consum
 func (in *Installation) EventImage(ctx context.Context, e Event) ([]byte, error) {
 	bucket, name, ok := strings.Cut(e.Evidence, "/")
 	if !ok || bucket != in.names.ImagesBucket() && bucket != in.names.ArtifactsBucket() || !strings.HasPrefix(name, EvidenceObjects) {
-		return nil, Permanent(CodeNotFound, fmt.Errorf("event %s keeps no image: %w", clip(e.ID), ErrNotFound))
+		return nil, Permanent(CodeNotFound, fmt.Errorf("event %s keeps no image: %w", text.Clip(e.ID), ErrNotFound))
 	}
 	b, err := fetchObject(ctx, in.js, bucket, name, maxStoredImage)
 	if err == nil && EvidenceObjects+digestOf(b) != name {
-		return nil, Permanent(CodeObjectBad, fmt.Errorf("event %s: object %s is another image than its name says", clip(e.ID), clip(name)))
+		return nil, Permanent(CodeObjectBad, fmt.Errorf("event %s: object %s is another image than its name says", text.Clip(e.ID), text.Clip(name)))
 	}
 	return b, err
 }

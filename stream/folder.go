@@ -13,6 +13,8 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
 // maxFolder bounds a folder that is saved as a checkpoint, in bytes.
@@ -120,7 +122,7 @@ func unpackFolder(r io.Reader, dir string) error {
 			return err
 		}
 		if h.Typeflag != tar.TypeReg || !fs.ValidPath(h.Name) || h.Name == "." {
-			return fmt.Errorf("%q is no file of a checkpoint: %w", clip(h.Name), ErrBadMessage)
+			return fmt.Errorf("%q is no file of a checkpoint: %w", text.Clip(h.Name), ErrBadMessage)
 		}
 		if total += h.Size; h.Size < 0 || total > maxFolder {
 			return fmt.Errorf("more than %d bytes: %w", int64(maxFolder), ErrBadMessage)

@@ -10,6 +10,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
 // Headers of a frame. All are optional: any client that publishes an image
@@ -79,10 +81,10 @@ func (f Frame) Validate() error {
 		return err
 	}
 	if f.ID != "" && !validFrameID(f.ID) {
-		return fmt.Errorf("frame id %q: use up to %d printable characters without spaces: %w", clip(f.ID), maxFrameID, ErrBadMessage)
+		return fmt.Errorf("frame id %q: use up to %d printable characters without spaces: %w", text.Clip(f.ID), maxFrameID, ErrBadMessage)
 	}
 	if f.Object != "" && (!validObject(f.Object) || len(f.Image) > 0) {
-		return fmt.Errorf("frame object %q: the name begins with %s and the payload is empty: %w", clip(f.Object), FrameObjects, ErrBadMessage)
+		return fmt.Errorf("frame object %q: the name begins with %s and the payload is empty: %w", text.Clip(f.Object), FrameObjects, ErrBadMessage)
 	}
 	return nil
 }
@@ -110,12 +112,12 @@ func (f Frame) Message(n Names) (*nats.Msg, error) {
 	}
 	set(HeaderObject, f.Object)
 	set(HeaderObjectDigest, f.ObjectDigest)
-	set(HeaderSource, headerSafe(f.Source))
+	set(HeaderSource, text.Line(f.Source))
 	if !f.UnchangedSince.IsZero() {
 		m.Header.Set(HeaderUnchanged, f.UnchangedSince.UTC().Format(time.RFC3339))
 	}
-	set(HeaderTruth, headerSafe(f.Truth))
-	set(HeaderTrace, headerSafe(f.Trace))
+	set(HeaderTruth, text.Line(f.Truth))
+	set(HeaderTrace, text.Line(f.Trace))
 	return m, nil
 }
 
@@ -131,11 +133,11 @@ func ParseFrame(n Names, subject string, h nats.Header, payload []byte, meta *je
 
 	var ok bool
 	if f.Detector, f.Camera, ok = n.ParseFrames(subject); !ok {
-		if rest, found := strings.CutPrefix(subject, n.prefix()+".frames."); found {
+		if rest, found := strings.CutPrefix(subject, n.Root()+".frames."); found {
 			detector, camera, _ := strings.Cut(rest, ".")
-			f.Detector, f.Camera = safeToken(detector), safeToken(camera)
+			f.Detector, f.Camera = SafeToken(detector), SafeToken(camera)
 		}
-		return f, fmt.Errorf("subject %q is not %s, with names of 1 to %d letters, digits, - and _: %w", clip(subject), n.Frames("<detector>", "<camera>"), maxToken, ErrBadMessage)
+		return f, fmt.Errorf("subject %q is not %s, with names of 1 to %d letters, digits, - and _: %w", text.Clip(subject), n.Frames("<detector>", "<camera>"), maxToken, ErrBadMessage)
 	}
 	for _, c := range []struct {
 		name string
@@ -145,12 +147,12 @@ func ParseFrame(n Names, subject string, h nats.Header, payload []byte, meta *je
 		if len(v) > maxHeader {
 			return f, fmt.Errorf("header %s has %d bytes, at most %d are read: %w", c.name, len(v), maxHeader, ErrBadMessage)
 		}
-		*c.to = headerSafe(v)
+		*c.to = text.Line(v)
 	}
 
 	if id := h.Get(HeaderFrameID); id != "" {
 		if !validFrameID(id) {
-			return f, fmt.Errorf("header %s %q: use up to %d printable characters without spaces: %w", HeaderFrameID, clip(id), maxFrameID, ErrBadMessage)
+			return f, fmt.Errorf("header %s %q: use up to %d printable characters without spaces: %w", HeaderFrameID, text.Clip(id), maxFrameID, ErrBadMessage)
 		}
 		f.ID = id
 	} else if id := h.Get(nats.MsgIdHdr); validFrameID(id) {
@@ -162,23 +164,23 @@ func ParseFrame(n Names, subject string, h nats.Header, payload []byte, meta *je
 	if s := h.Get(HeaderCapturedAt); s != "" {
 		at, err := time.Parse(time.RFC3339, s)
 		if err != nil || at.Year() < 1900 || at.Year() > 9999 {
-			return f, fmt.Errorf("header %s %q is not an RFC 3339 time: %w", HeaderCapturedAt, clip(s), ErrBadMessage)
+			return f, fmt.Errorf("header %s %q is not an RFC 3339 time: %w", HeaderCapturedAt, text.Clip(s), ErrBadMessage)
 		}
 		f.CapturedAt = at.UTC()
 	}
 	if o := h.Get(HeaderObject); o != "" {
 		if !validObject(o) {
-			return f, fmt.Errorf("header %s %q: the name begins with %s: %w", HeaderObject, clip(o), FrameObjects, ErrBadMessage)
+			return f, fmt.Errorf("header %s %q: the name begins with %s: %w", HeaderObject, text.Clip(o), FrameObjects, ErrBadMessage)
 		}
 		if len(payload) > 0 {
 			return f, fmt.Errorf("header %s together with a payload of %d bytes: %w", HeaderObject, len(payload), ErrBadMessage)
 		}
 		if owner, name := objectOwner(o), f.Detector+"/"+f.Camera; owner != "" && owner != name {
-			return f, fmt.Errorf("header %s %q: the object is camera %s's: %w", HeaderObject, clip(o), owner, ErrBadMessage)
+			return f, fmt.Errorf("header %s %q: the object is camera %s's: %w", HeaderObject, text.Clip(o), owner, ErrBadMessage)
 		}
 		if d := h.Get(HeaderObjectDigest); d != "" {
 			if !isDigest(d) {
-				return f, fmt.Errorf("header %s %q is not a SHA-256 in hexadecimal: %w", HeaderObjectDigest, clip(d), ErrBadMessage)
+				return f, fmt.Errorf("header %s %q is not a SHA-256 in hexadecimal: %w", HeaderObjectDigest, text.Clip(d), ErrBadMessage)
 			}
 			f.ObjectDigest = strings.ToLower(d)
 		}
@@ -213,19 +215,6 @@ func validFrameID(id string) bool {
 
 func validObject(name string) bool {
 	return strings.HasPrefix(name, FrameObjects) && len(name) > len(FrameObjects) && validFrameID(name)
-}
-
-// headerSafe makes s one line of text, as NATS headers must be.
-func headerSafe(s string) string {
-	return strings.TrimSpace(strings.NewReplacer("\r", " ", "\n", " ", "\x00", " ").Replace(s))
-}
-
-// clip shortens what came from outside before it goes into an error.
-func clip(s string) string {
-	if len(s) > 80 {
-		s = s[:80] + "…"
-	}
-	return s
 }
 
 // isDigest says whether s is a SHA-256 in hexadecimal.

@@ -144,7 +144,7 @@ func (w *Worker) isThere(ctx context.Context, worker string) bool {
 // giveBackFor gives back what a record says that a worker had in hand. Of several
 // workers that notice, the one that removes the record does it.
 func (w *Worker) giveBackFor(ctx context.Context, worker string, e jetstream.KeyValueEntry) {
-	step, cancel := context.WithTimeout(ctx, publishWait)
+	step, cancel := context.WithTimeout(ctx, PublishWait)
 	defer cancel()
 	if err := w.work.Delete(step, e.Key(), jetstream.LastRevision(e.Revision())); err != nil {
 		return

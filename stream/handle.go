@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
 // frameTask is one frame on its way through a lane.
@@ -138,7 +140,7 @@ func (l *detectorRunner) loadImage(ctx context.Context, it *frameTask) {
 		it.bytes = len(it.frame.Image)
 		it.frame.Digest = digestOf(it.frame.Image)
 		if want := it.frame.ObjectDigest; want != "" && want != it.frame.Digest {
-			it.failure = Permanent(CodeObjectBad, fmt.Errorf("object %s is not the image that the frame names: its SHA-256 begins with %.12s, not with %.12s", clip(it.frame.Object), it.frame.Digest, want))
+			it.failure = Permanent(CodeObjectBad, fmt.Errorf("object %s is not the image that the frame names: its SHA-256 begins with %.12s, not with %.12s", text.Clip(it.frame.Object), it.frame.Digest, want))
 		}
 	}
 }
@@ -157,13 +159,13 @@ func (l *detectorRunner) objectSize(ctx context.Context, name string) (int64, er
 	}
 	switch {
 	case errors.Is(err, jetstream.ErrObjectNotFound):
-		return 0, Permanent(CodeObjectMissing, fmt.Errorf("object %s is not in %s", clip(name), l.w.cfg.LargeBucket()))
+		return 0, Permanent(CodeObjectMissing, fmt.Errorf("object %s is not in %s", text.Clip(name), l.w.cfg.LargeBucket()))
 	case errors.Is(err, jetstream.ErrBadObjectMeta):
-		return 0, Permanent(CodeObjectMissing, fmt.Errorf("object %s: its metadata cannot be understood", clip(name)))
+		return 0, Permanent(CodeObjectMissing, fmt.Errorf("object %s: its metadata cannot be understood", text.Clip(name)))
 	case err != nil:
-		return 0, fmt.Errorf("look for object %s: %w", clip(name), err)
+		return 0, fmt.Errorf("look for object %s: %w", text.Clip(name), err)
 	case info.Size > uint64(l.w.cfg.MaxImage):
-		return 0, Permanent(CodeTooLarge, fmt.Errorf("object %s has %d bytes, at most %d are read", clip(name), info.Size, l.w.cfg.MaxImage))
+		return 0, Permanent(CodeTooLarge, fmt.Errorf("object %s has %d bytes, at most %d are read", text.Clip(name), info.Size, l.w.cfg.MaxImage))
 	}
 	return int64(info.Size), nil
 }
@@ -299,7 +301,7 @@ func (l *detectorRunner) scoreSuspect(ctx context.Context, rel *loaded, it *fram
 func (l *detectorRunner) scoreBatch(ctx context.Context, rel *loaded, items []*frameTask) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = &scoringError{fmt.Errorf("score %d frames with release %s: panic: %v", len(items), short(rel.pointer.Release), p)}
+			err = &scoringError{fmt.Errorf("score %d frames with release %s: panic: %v", len(items), text.Short(rel.pointer.Release), p)}
 		}
 	}()
 	images := make([][]byte, len(items))
@@ -311,10 +313,10 @@ func (l *detectorRunner) scoreBatch(ctx context.Context, rel *loaded, items []*f
 	l.w.cfg.Meter.Batch(l.name, len(items))
 	l.w.cfg.Meter.Stage(StageScore, time.Since(begin))
 	if err != nil {
-		return &scoringError{fmt.Errorf("score %d frames with release %s: %w", len(items), short(rel.pointer.Release), err)}
+		return &scoringError{fmt.Errorf("score %d frames with release %s: %w", len(items), text.Short(rel.pointer.Release), err)}
 	}
 	if len(verdicts) != len(items) {
-		return &scoringError{fmt.Errorf("score %d frames with release %s: %d verdicts came back", len(items), short(rel.pointer.Release), len(verdicts))}
+		return &scoringError{fmt.Errorf("score %d frames with release %s: %d verdicts came back", len(items), text.Short(rel.pointer.Release), len(verdicts))}
 	}
 	for i, it := range items {
 		it.event, it.failure = judged(it.frame, verdicts[i], rel.pointer.Release)

@@ -82,7 +82,7 @@ func (t *Task) keep() {
 	sheet := t.past.sheet
 	t.past.stored = time.Now()
 	t.mu.Unlock()
-	ctx, cancel := context.WithTimeout(context.Background(), publishWait)
+	ctx, cancel := context.WithTimeout(context.Background(), PublishWait)
 	defer cancel()
 	put := func(name string, b []byte) error {
 		_, err := t.w.artifacts.PutBytes(ctx, JobObjects+t.Request.Job+"/"+name, b)

@@ -17,6 +17,8 @@ import (
 
 	"github.com/nearmiss/nearmiss/internal/memory"
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
+	"github.com/nearmiss/nearmiss/stream/steward"
 )
 
 // number is a figure of the environment, for tests that `make hostile` runs longer.
@@ -34,32 +36,32 @@ func number(name string, otherwise int) int {
 func TestADeathCostsASecondAndNoFrame(t *testing.T) {
 	const ackWait = 20 * time.Second
 	kills := number("NEARMISS_TEST_KILLS", 4)
-	r := newRig(t, stream.Topology{})
-	r.release("bolts", fake{Name: "one", Delay: 30 * time.Millisecond})
-	got := r.scores()
+	r := streamtest.New(t, stream.Topology{})
+	r.Release("bolts", streamtest.Fake{Name: "one", Delay: 30 * time.Millisecond})
+	got := r.Scores()
 	frames := 40 * (kills + 1)
 	for i := range frames {
-		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: image(0.1 + float64(i)/1e6)})
+		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: streamtest.Image(0.1 + float64(i)/1e6)})
 	}
 	env := "NEARMISS_TEST_ACKWAIT=" + ackWait.String()
-	w := r.process("worker", env)
+	w := startProcess(r, "worker", env)
 	begin := time.Now()
 	for k := range kills {
 		target := frames * (k + 1) / (kills + 2)
-		eventually(t, fmt.Sprintf("%d frames are scored", target), func() bool { return len(got.byFrame()) >= target })
+		streamtest.Eventually(t, fmt.Sprintf("%d frames are scored", target), func() bool { return len(got.ByFrame()) >= target })
 		w.kill()
-		w = r.process("worker", env)
+		w = startProcess(r, "worker", env)
 	}
 	// Each death took up to 32 frames with it.
 	last := time.Now()
-	eventually(t, "most of what the dead had in hand is scored", func() bool { return len(got.byFrame()) >= frames-16*kills })
+	streamtest.Eventually(t, "most of what the dead had in hand is scored", func() bool { return len(got.ByFrame()) >= frames-16*kills })
 	if soon := time.Since(last); soon > ackWait/2 {
 		t.Errorf("it took %v: frames waited for the broker to give them back", soon)
 	}
-	eventually(t, "every frame is scored", func() bool { return len(got.byFrame()) == frames })
-	eventually(t, "the queue is empty", func() bool { return r.waiting() == 0 })
+	streamtest.Eventually(t, "every frame is scored", func() bool { return len(got.ByFrame()) == frames })
+	streamtest.Eventually(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
 	t.Logf("%d kills: %d frames in %v, %v after the last", kills, frames, time.Since(begin).Round(100*time.Millisecond), time.Since(last).Round(100*time.Millisecond))
-	if dead := r.stored(r.names.DeadStream()); len(dead) > 0 {
+	if dead := r.Stored(r.Names.DeadStream()); len(dead) > 0 {
 		t.Errorf("%d dead letters, first: %v", len(dead), dead[0].Header)
 	}
 	if err := w.interrupt(); err != nil {
@@ -72,20 +74,20 @@ func TestADeathCostsASecondAndNoFrame(t *testing.T) {
 func TestAHostileNeighbour(t *testing.T) {
 	messages, frames := number("NEARMISS_TEST_HOSTILE", 600), number("NEARMISS_TEST_HONEST", 200)
 	const queue, budget = 64 << 20, 32 << 20
-	r := newRig(t, stream.Topology{FramesMaxBytes: queue})
-	r.detector(stream.Detector{Name: "bolts", Smoothing: 2})
-	r.release("bolts", fake{Name: "one", Threshold: 0.5})
-	r.steward(stream.StewardConfig{FramesMaxBytes: queue})
+	r := streamtest.New(t, stream.Topology{FramesMaxBytes: queue})
+	r.Detector(stream.Detector{Name: "bolts", Smoothing: 2})
+	r.Release("bolts", streamtest.Fake{Name: "one", Threshold: 0.5})
+	r.Steward(steward.Config{FramesMaxBytes: queue})
 	m := memory.New(budget)
-	w, _ := r.worker(stream.WorkerConfig{Memory: m}, loadFake)
-	store, err := r.js.ObjectStore(t.Context(), r.names.LargeBucket())
+	w, _ := r.Worker(stream.WorkerConfig{Memory: m}, streamtest.LoadFake)
+	store, err := r.JS.ObjectStore(t.Context(), r.Names.LargeBucket())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := store.PutBytes(t.Context(), "frames/shared", append(image(0.2), make([]byte, 8<<20)...)); err != nil {
+	if _, err := store.PutBytes(t.Context(), "frames/shared", append(streamtest.Image(0.2), make([]byte, 8<<20)...)); err != nil {
 		t.Fatal(err)
 	}
-	hostile := r.connect()
+	hostile := r.Connect()
 	hjs, err := jetstream.New(hostile)
 	if err != nil {
 		t.Fatal(err)
@@ -99,36 +101,36 @@ func TestAHostileNeighbour(t *testing.T) {
 		id := fmt.Sprint("f", rng.IntN(frames))
 		switch rng.IntN(10) {
 		case 0: // ids of the honest ones
-			m.Subject = r.names.Frames("bolts", pick("thief", "left2"))
+			m.Subject = r.Names.Frames("bolts", pick("thief", "left2"))
 			m.Header.Set(stream.HeaderFrameID, id)
 			m.Header.Set(nats.MsgIdHdr, pick("bolts/left/"+id, id))
-			m.Data = image(0.9)
+			m.Data = streamtest.Image(0.9)
 		case 1: // names that are none
-			m.Subject = r.names.Frames("bolts", pick("10//0//0//7", "aa:bb", "línea", "", "x/y", strings.Repeat("z", 90)))
+			m.Subject = r.Names.Frames("bolts", pick("10//0//0//7", "aa:bb", "línea", "", "x/y", strings.Repeat("z", 90)))
 			if strings.HasSuffix(m.Subject, ".") {
 				m.Subject += "_"
 			}
-			m.Data = image(0.9)
+			m.Data = streamtest.Image(0.9)
 		case 2: // objects: of others, missing, shared
-			m.Subject = r.names.Frames("bolts", "thief")
+			m.Subject = r.Names.Frames("bolts", "thief")
 			m.Header.Set(stream.HeaderObject, pick("frames/bolts/left/1", "frames/none", "frames/shared", "release/x"))
 		case 3: // headers
-			m.Subject = r.names.Frames("bolts", "thief")
+			m.Subject = r.Names.Frames("bolts", "thief")
 			m.Header.Set(pick(stream.HeaderTruth, stream.HeaderSource, stream.HeaderCapturedAt, stream.HeaderFrameID, "X-Any"), pick(strings.Repeat("x", 50<<10), "\x1b[2J", "yesterday"))
 			m.Data = []byte("no image")
 		case 4: // detectors that nobody has made
-			m.Subject = r.names.Frames(pick("blots", "nuts", fmt.Sprint("d", rng.IntN(50))), "c")
+			m.Subject = r.Names.Frames(pick("blots", "nuts", fmt.Sprint("d", rng.IntN(50))), "c")
 			m.Data = make([]byte, 100<<10)
 		case 5: // judgements
-			m.Subject, m.Data = r.names.Scores("bolts", "left"), forged
+			m.Subject, m.Data = r.Names.Scores("bolts", "left"), forged
 		case 6: // records of workers, tries and losses
-			m.Subject = "$KV." + r.names.WorkBucket() + "." + pick("held.nobody.bolts", "held.x.y", "tries.1.1", "lost")
+			m.Subject = "$KV." + r.Names.WorkBucket() + "." + pick("held.nobody.bolts", "held.x.y", "tries.1.1", "lost")
 			m.Data = []byte(pick(`["$JS.ACK.NM_FRAMES.frames-bolts.1.1.1.1.0",">"]`, "{", `{"failed":-5,"died":99}`, "null"))
 		case 7: // advisories
-			m.Subject = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES." + r.names.FramesStream() + ".frames-bolts"
+			m.Subject = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES." + r.Names.FramesStream() + ".frames-bolts"
 			m.Data = []byte(pick("{", `{"stream_seq":18446744073709551615,"deliveries":5}`, `{"stream_seq":-1}`))
 		case 8: // object metadata
-			m.Subject = "$O." + r.names.LargeBucket() + ".M." + pick("ZnJhbWVzL3g=", "x")
+			m.Subject = "$O." + r.Names.LargeBucket() + ".M." + pick("ZnJhbWVzL3g=", "x")
 			m.Data = []byte(pick(`{"name":"frames/x","size":4611686018427387904,"chunks":1,"nuid":"x"}`, "{", "null"))
 		default: // no frame at all
 			m.Subject = pick("nearmiss.frames", "nearmiss.frames.a.b.c", "Nearmiss.frames.bolts.left", "nearmiss.events.bolts.left.anomaly", "nearmiss.feedback.bolts", "nearmiss.dead.NM_FRAMES")
@@ -147,23 +149,23 @@ func TestAHostileNeighbour(t *testing.T) {
 			}
 		}
 	})
-	got := r.scores()
+	got := r.Scores()
 	for i := range frames {
 		for _, camera := range []string{"left", "right"} {
-			f := stream.Frame{Detector: "bolts", Camera: camera, ID: fmt.Sprint("f", i), Image: image(0.9 + float64(i)/1e6), Truth: "{}"}
-			msg, err := f.Message(r.names)
+			f := stream.Frame{Detector: "bolts", Camera: camera, ID: fmt.Sprint("f", i), Image: streamtest.Image(0.9 + float64(i)/1e6), Truth: "{}"}
+			msg, err := f.Message(r.Names)
 			if err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "the broker takes an honest frame", func() bool {
-				_, err := r.js.PublishMsg(t.Context(), msg)
+			streamtest.Eventually(t, "the broker takes an honest frame", func() bool {
+				_, err := r.JS.PublishMsg(t.Context(), msg)
 				return err == nil
 			})
 		}
 	}
 	all.Wait()
 	honest := func() (n int) {
-		for _, s := range got.byFrame() {
+		for _, s := range got.ByFrame() {
 			for _, camera := range []string{"left", "right"} {
 				for _, e := range s {
 					if e.Camera == camera && e.Truth == "{}" {
@@ -175,12 +177,12 @@ func TestAHostileNeighbour(t *testing.T) {
 		}
 		return n
 	}
-	eventually(t, "the queue is empty", func() bool { return r.waiting() == 0 || honest() == 2*frames })
-	eventually(t, fmt.Sprintf("every honest frame is scored, of which %d are; %+v, %d frames wait", honest(), w.Stats(), r.waiting()),
+	streamtest.Eventually(t, "the queue is empty", func() bool { return r.Waiting() == 0 || honest() == 2*frames })
+	streamtest.Eventually(t, fmt.Sprintf("every honest frame is scored, of which %d are; %+v, %d frames wait", honest(), w.Stats(), r.Waiting()),
 		func() bool { return honest() == 2*frames })
 	count := map[string]int{}
-	for _, msg := range r.stored(r.names.EventsStream()) {
-		if e, err := stream.ParseEvent(r.names, msg.Subject, msg.Header, msg.Data); err == nil && e.Kind == stream.KindAnomaly && e.Truth == "{}" {
+	for _, msg := range r.Stored(r.Names.EventsStream()) {
+		if e, err := stream.ParseEvent(r.Names, msg.Subject, msg.Header, msg.Data); err == nil && e.Kind == stream.KindAnomaly && e.Truth == "{}" {
 			count[e.Camera]++
 		}
 	}

@@ -13,34 +13,35 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
 // forgeObject writes an object's metadata as anybody could who may publish.
-func (r *rig) forgeObject(bucket, name string, change func(*jetstream.ObjectInfo)) {
-	r.t.Helper()
-	store, err := r.js.ObjectStore(r.t.Context(), bucket)
+func forgeObject(r *streamtest.Rig, bucket, name string, change func(*jetstream.ObjectInfo)) {
+	r.T.Helper()
+	store, err := r.JS.ObjectStore(r.T.Context(), bucket)
 	if err != nil {
-		r.t.Fatal(err)
+		r.T.Fatal(err)
 	}
-	info, err := store.PutBytes(r.t.Context(), name, image(0.95))
+	info, err := store.PutBytes(r.T.Context(), name, streamtest.Image(0.95))
 	if err != nil {
-		r.t.Fatal(err)
+		r.T.Fatal(err)
 	}
 	change(info)
 	m := nats.NewMsg("$O." + bucket + ".M." + base64.URLEncoding.EncodeToString([]byte(name)))
 	m.Header.Set("Nats-Rollup", "sub")
 	m.Data, _ = json.Marshal(info)
-	if _, err := r.js.PublishMsg(r.t.Context(), m); err != nil {
-		r.t.Fatal(err)
+	if _, err := r.JS.PublishMsg(r.T.Context(), m); err != nil {
+		r.T.Fatal(err)
 	}
 }
 
-// raw publishes bytes on a subject of a stream.
-func (r *rig) raw(subject, data string) {
-	r.t.Helper()
-	if _, err := r.js.Publish(r.t.Context(), subject, []byte(data)); err != nil {
-		r.t.Fatal(err)
+// publishRaw publishes bytes on a subject of a stream.
+func publishRaw(r *streamtest.Rig, subject, data string) {
+	r.T.Helper()
+	if _, err := r.JS.Publish(r.T.Context(), subject, []byte(data)); err != nil {
+		r.T.Fatal(err)
 	}
 }
 
@@ -48,9 +49,9 @@ func (r *rig) raw(subject, data string) {
 // that names it, and feedback on that event neither end the trainer nor come
 // again for ever.
 func TestFeedbackOnForgedEvidence(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.detector(stream.Detector{Name: "bolts"})
-	r.release("bolts", fake{Name: "one"})
+	r := streamtest.New(t, stream.Topology{})
+	r.Detector(stream.Detector{Name: "bolts"})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
 	for i, change := range []func(*jetstream.ObjectInfo){
 		func(i *jetstream.ObjectInfo) { i.Size = 1 << 62 },
 		func(i *jetstream.ObjectInfo) { i.Size = 1<<64 - 1 },
@@ -58,37 +59,37 @@ func TestFeedbackOnForgedEvidence(t *testing.T) {
 		func(i *jetstream.ObjectInfo) { i.Chunks = 1 << 31 },
 		func(i *jetstream.ObjectInfo) { i.NUID = "*" },
 		func(i *jetstream.ObjectInfo) {
-			i.Opts = &jetstream.ObjectMetaOptions{Link: &jetstream.ObjectLink{Bucket: r.names.ImagesBucket(), Name: "x"}}
+			i.Opts = &jetstream.ObjectMetaOptions{Link: &jetstream.ObjectLink{Bucket: r.Names.ImagesBucket(), Name: "x"}}
 		},
 	} {
 		name := fmt.Sprintf("%sforged%d", stream.EvidenceObjects, i)
-		r.forgeObject(r.names.ImagesBucket(), name, change)
+		forgeObject(r, r.Names.ImagesBucket(), name, change)
 		one := 1.0
 		yes := true
 		e := stream.Event{
 			ID: fmt.Sprint("forged", i), Kind: stream.KindAnomaly, Detector: "bolts", Camera: "left", FrameID: fmt.Sprint(i), ScoredAt: time.Now(),
-			Score: &one, Threshold: &one, PValue: &one, Anomalous: &yes, Evidence: r.names.ImagesBucket() + "/" + name,
+			Score: &one, Threshold: &one, PValue: &one, Anomalous: &yes, Evidence: r.Names.ImagesBucket() + "/" + name,
 		}
-		m, err := e.Message(r.names)
+		m, err := e.Message(r.Names)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := r.js.PublishMsg(t.Context(), m); err != nil {
+		if _, err := r.JS.PublishMsg(t.Context(), m); err != nil {
 			t.Fatal(err)
 		}
-		if err := r.in.SendFeedback(t.Context(), stream.Feedback{Detector: "bolts", Verdict: stream.FeedbackNormal, Event: e.ID}); err != nil {
+		if err := r.In.SendFeedback(t.Context(), stream.Feedback{Detector: "bolts", Verdict: stream.FeedbackNormal, Event: e.ID}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for _, junk := range []string{"", "null", "[]", `{"detector":"bolts"}`, `{"detector":"bolts","verdict":"normal","event":"forged0","why":1}`, strings.Repeat("[", 100_000)} {
-		r.raw(r.names.Feedback("bolts"), junk)
+		publishRaw(r, r.Names.Feedback("bolts"), junk)
 	}
-	r.trainer(stream.TrainerConfig{}, fakeTrainer{t: t})
-	eventually(t, "all of it is dead", func() bool {
-		dead, err := r.in.DeadLetters(t.Context(), 0)
+	r.Trainer(stream.TrainerConfig{}, streamtest.FakeTrainer{T: t})
+	streamtest.Eventually(t, "all of it is dead", func() bool {
+		dead, err := r.In.DeadLetters(t.Context(), 0)
 		return err == nil && len(dead) == 12
 	})
-	dead, err := r.in.DeadLetters(t.Context(), 0)
+	dead, err := r.In.DeadLetters(t.Context(), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +100,7 @@ func TestFeedbackOnForgedEvidence(t *testing.T) {
 	if codes[stream.CodeBadRequest] != 6 || codes[stream.CodeTooLarge] != 2 || codes[stream.CodeObjectBad]+codes[stream.CodeObjectMissing] != 4 {
 		t.Errorf("codes %v", codes)
 	}
-	if c, err := r.client().Status(t.Context()); err != nil || c.DeadLetters != 12 {
+	if c, err := r.Client().Status(t.Context()); err != nil || c.DeadLetters != 12 {
 		t.Errorf("the trainer does not answer: %+v, %v", c, err)
 	}
 }
@@ -107,97 +108,97 @@ func TestFeedbackOnForgedEvidence(t *testing.T) {
 // TestOneBadKeyCostsThatKey: whatever lies in the buckets, lists, status and
 // collection go on, and so does serving, also after a restart.
 func TestOneBadKeyCostsThatKey(t *testing.T) {
-	r := newRig(t, stream.Topology{})
+	r := streamtest.New(t, stream.Topology{})
 	ctx := t.Context()
-	one := r.release("bolts", fake{Name: "one"})
-	r.detector(stream.Detector{Name: "bolts", Smoothing: 3})
-	r.detector(stream.Detector{Name: "lost"})
-	r.release("secret", fake{Name: "secret"})
+	one := r.Release("bolts", streamtest.Fake{Name: "one"})
+	r.Detector(stream.Detector{Name: "bolts", Smoothing: 3})
+	r.Detector(stream.Detector{Name: "lost"})
+	r.Release("secret", streamtest.Fake{Name: "secret"})
 
-	detectors, active, jobs := "$KV."+r.names.DetectorsBucket()+".", "$KV."+r.names.ActiveBucket()+".", "$KV."+r.names.JobsBucket()+"."
-	r.raw(detectors+"bolts", `{"name":"bolts","smoothing":-1}`)
-	r.raw(detectors+"secret", `{"name":"secret","k":"two"}`) // never had another
-	r.raw(detectors+"junk", "{")
-	r.raw(detectors+"a.b", `{"name":"a.b"}`)
-	r.raw(detectors+"ü", "{}")
-	r.raw(detectors+"empty", "{}")
-	r.raw(active+"bolts", `{"stream":"NM_FRAMES","seq":158}`)
-	r.raw(active+"no.name", "{}")
-	r.raw(active+"shadow/bolts", "x")
-	r.raw(jobs+"job1", "x")
-	r.raw(jobs+"job2", "{}")
-	r.forgeObject(r.names.ArtifactsBucket(), "last", func(i *jetstream.ObjectInfo) { i.Size = 1 << 63 })
-	r.raw("$O."+r.names.ArtifactsBucket()+".M.xxxx", "{")
-	r.raw("$O."+r.names.EvidenceBucket()+".M.xxxx", "{")
-	r.raw("$O."+r.names.ImagesBucket()+".M.xxxx", "{")
+	detectors, active, jobs := "$KV."+r.Names.DetectorsBucket()+".", "$KV."+r.Names.ActiveBucket()+".", "$KV."+r.Names.JobsBucket()+"."
+	publishRaw(r, detectors+"bolts", `{"name":"bolts","smoothing":-1}`)
+	publishRaw(r, detectors+"secret", `{"name":"secret","k":"two"}`) // never had another
+	publishRaw(r, detectors+"junk", "{")
+	publishRaw(r, detectors+"a.b", `{"name":"a.b"}`)
+	publishRaw(r, detectors+"ü", "{}")
+	publishRaw(r, detectors+"empty", "{}")
+	publishRaw(r, active+"bolts", `{"stream":"NM_FRAMES","seq":158}`)
+	publishRaw(r, active+"no.name", "{}")
+	publishRaw(r, active+"shadow/bolts", "x")
+	publishRaw(r, jobs+"job1", "x")
+	publishRaw(r, jobs+"job2", "{}")
+	forgeObject(r, r.Names.ArtifactsBucket(), "last", func(i *jetstream.ObjectInfo) { i.Size = 1 << 63 })
+	publishRaw(r, "$O."+r.Names.ArtifactsBucket()+".M.xxxx", "{")
+	publishRaw(r, "$O."+r.Names.EvidenceBucket()+".M.xxxx", "{")
+	publishRaw(r, "$O."+r.Names.ImagesBucket()+".M.xxxx", "{")
 
-	store, err := r.in.Detectors(ctx)
+	store, err := r.In.Detectors(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if all, err := store.List(ctx); err != nil || len(all) != 2 || all[0].Name != "bolts" || all[0].Smoothing != 3 || all[1].Name != "lost" {
 		t.Errorf("detectors %+v, %v", all, err)
 	}
-	if all, err := r.jobs().List(ctx, ""); err != nil || len(all) != 0 {
+	if all, err := r.Jobs().List(ctx, ""); err != nil || len(all) != 0 {
 		t.Errorf("jobs %+v, %v", all, err)
 	}
-	st, err := r.in.Status(ctx)
+	st, err := r.In.Status(ctx)
 	if err != nil || len(st.Detectors) != 3 || st.Detectors[0].Release != one || len(st.Unreadable) != 11 {
 		t.Errorf("status %+v, %v", st, err)
 	}
-	if _, err := r.in.ListEvidence(ctx, ""); err != nil {
+	if _, err := r.In.ListEvidence(ctx, ""); err != nil {
 		t.Error(err)
 	}
-	if _, err := r.in.Collect(ctx, registry.CollectOptions{Grace: -1}); err != nil {
+	if _, err := r.In.Collect(ctx, registry.CollectOptions{Grace: -1}); err != nil {
 		t.Error(err)
 	}
-	if p, err := r.reg.Active(ctx, "bolts"); err != nil || p.Release != one {
+	if p, err := r.Registry.Active(ctx, "bolts"); err != nil || p.Release != one {
 		t.Errorf("active %+v, %v", p, err)
 	}
 
-	w, stop := r.worker(stream.WorkerConfig{}, loadFake)
-	eventually(t, "what can be served is", func() bool { return len(w.Status().Serving) == 2 })
-	r.detector(stream.Detector{Name: "new"})
-	r.release("new", fake{Name: "new"})
-	eventually(t, "a new detector is served", func() bool { return len(w.Status().Serving) == 3 })
-	r.publish(stream.Frame{Detector: "secret", Camera: "left", ID: "f", Image: image(0.95)})
-	eventually(t, "a frame is judged", func() bool { return len(r.events()) == 1 })
-	if e := r.events()[0]; e.Evidence != "" {
+	w, stop := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	streamtest.Eventually(t, "what can be served is", func() bool { return len(w.Status().Serving) == 2 })
+	r.Detector(stream.Detector{Name: "new"})
+	r.Release("new", streamtest.Fake{Name: "new"})
+	streamtest.Eventually(t, "a new detector is served", func() bool { return len(w.Status().Serving) == 3 })
+	r.Publish(stream.Frame{Detector: "secret", Camera: "left", ID: "f", Image: streamtest.Image(0.95)})
+	streamtest.Eventually(t, "a frame is judged", func() bool { return len(r.Events()) == 1 })
+	if e := r.Events()[0]; e.Evidence != "" {
 		t.Error("an image is kept although nobody knows whether it may be")
 	}
-	eventually(t, "all that concerns the worker is told", func() bool { return len(r.eventsOf(stream.KindStore)) == 9 })
+	streamtest.Eventually(t, "all that concerns the worker is told", func() bool { return len(r.EventsOf(stream.KindStore)) == 9 })
 	stop()
-	w, stop = r.worker(stream.WorkerConfig{}, loadFake)
-	eventually(t, "it serves after a restart", func() bool { return len(w.Status().Serving) == 3 })
-	r.trainer(stream.TrainerConfig{}, fakeTrainer{t: t})
-	eventually(t, "the jobs' records are told of", func() bool { return len(r.eventsOf(stream.KindStore)) == 11 })
+	w, stop = r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	streamtest.Eventually(t, "it serves after a restart", func() bool { return len(w.Status().Serving) == 3 })
+	r.Trainer(stream.TrainerConfig{}, streamtest.FakeTrainer{T: t})
+	streamtest.Eventually(t, "the jobs' records are told of", func() bool { return len(r.EventsOf(stream.KindStore)) == 11 })
 	stop()
 
 	t.Run("it is mended by the usual commands", func(t *testing.T) {
 		if d, err := store.Set(ctx, "bolts", func(d *stream.Detector) error { d.K = 3; return nil }); err != nil || d.Smoothing != 3 || d.K != 3 {
 			t.Errorf("%+v, %v", d, err)
 		}
-		two := r.put("bolts", fake{Name: "two"})
-		if p, err := r.reg.Promote(ctx, "bolts", two, registry.Change{Expect: one}); err != nil || p.Release != two {
+		two := r.Put("bolts", streamtest.Fake{Name: "two"})
+		if p, err := r.Registry.Promote(ctx, "bolts", two, registry.Change{Expect: one}); err != nil || p.Release != two {
 			t.Errorf("%+v, %v", p, err)
 		}
-		if p, err := r.reg.Rollback(ctx, "bolts", registry.Change{}); err != nil || p.Release != one {
+		if p, err := r.Registry.Rollback(ctx, "bolts", registry.Change{}); err != nil || p.Release != one {
 			t.Errorf("%+v, %v", p, err)
 		}
 		for _, key := range []string{"junk", "a.b", "ü", "empty", "secret"} {
-			if err := r.in.DeleteDetector(ctx, key, false); err != nil {
+			if err := r.In.DeleteDetector(ctx, key, false); err != nil {
 				t.Errorf("delete %s: %v", key, err)
 			}
 		}
-		if err := r.in.DeleteDetector(ctx, "no.where", false); !errors.Is(err, stream.ErrBadName) {
+		if err := r.In.DeleteDetector(ctx, "no.where", false); !errors.Is(err, stream.ErrBadName) {
 			t.Error(err)
 		}
-		r.detector(stream.Detector{Name: "secret"})
+		r.Detector(stream.Detector{Name: "secret"})
 		// A request takes the place of a record that cannot be read.
-		if j, err := r.jobs().Request(ctx, stream.TrainRequest{Job: "job2", Detector: "bolts"}); err != nil || j.Detector != "bolts" {
+		if j, err := r.Jobs().Request(ctx, stream.TrainRequest{Job: "job2", Detector: "bolts"}); err != nil || j.Detector != "bolts" {
 			t.Errorf("%+v, %v", j, err)
 		}
-		if st, err := r.in.Status(ctx); err != nil || len(st.Unreadable) != 3 {
+		if st, err := r.In.Status(ctx); err != nil || len(st.Unreadable) != 3 {
 			t.Errorf("%+v, %v", st.Unreadable, err)
 		}
 	})
@@ -205,31 +206,31 @@ func TestOneBadKeyCostsThatKey(t *testing.T) {
 
 // TestARefusedReleaseAndARestart: the release before serves.
 func TestARefusedReleaseAndARestart(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.detector(stream.Detector{Name: "bolts"})
-	one := r.release("bolts", fake{Name: "one"})
-	r.release("bolts", fake{Name: "two", Broken: "no session"})
-	three := r.release("bolts", fake{Name: "three", Broken: "another version"})
-	w, stop := r.worker(stream.WorkerConfig{}, loadFake)
-	eventually(t, "the release before those serves", func() bool { return w.Status().Serving["bolts"] == one })
+	r := streamtest.New(t, stream.Topology{})
+	r.Detector(stream.Detector{Name: "bolts"})
+	one := r.Release("bolts", streamtest.Fake{Name: "one"})
+	r.Release("bolts", streamtest.Fake{Name: "two", Broken: "no session"})
+	three := r.Release("bolts", streamtest.Fake{Name: "three", Broken: "another version"})
+	w, stop := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	streamtest.Eventually(t, "the release before those serves", func() bool { return w.Status().Serving["bolts"] == one })
 	if st := w.Status(); st.Refused["bolts"] != three {
 		t.Errorf("refused: %+v", st.Refused)
 	}
-	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f", Image: image(0.95)})
-	eventually(t, "a frame is judged", func() bool { return len(r.events()) == 1 })
-	if e := r.events()[0]; e.Release != one {
+	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f", Image: streamtest.Image(0.95)})
+	streamtest.Eventually(t, "a frame is judged", func() bool { return len(r.Events()) == 1 })
+	if e := r.Events()[0]; e.Release != one {
 		t.Errorf("judged by %s", e.Release)
 	}
-	four := r.release("bolts", fake{Name: "four"})
-	eventually(t, "a good one takes over", func() bool { return w.Status().Serving["bolts"] == four })
+	four := r.Release("bolts", streamtest.Fake{Name: "four"})
+	streamtest.Eventually(t, "a good one takes over", func() bool { return w.Status().Serving["bolts"] == four })
 	stop()
 
 	t.Run("nothing serves where there is nothing before", func(t *testing.T) {
-		r.release("nuts", fake{Name: "only", Broken: "no session"})
-		w, _ := r.worker(stream.WorkerConfig{Detectors: []string{"nuts"}}, loadFake)
-		eventually(t, "it is refused", func() bool { return len(w.Status().Refused) == 1 })
-		good := r.release("nuts", fake{Name: "good"})
-		eventually(t, "a good one serves", func() bool { return w.Status().Serving["nuts"] == good })
+		r.Release("nuts", streamtest.Fake{Name: "only", Broken: "no session"})
+		w, _ := r.Worker(stream.WorkerConfig{Detectors: []string{"nuts"}}, streamtest.LoadFake)
+		streamtest.Eventually(t, "it is refused", func() bool { return len(w.Status().Refused) == 1 })
+		good := r.Release("nuts", streamtest.Fake{Name: "good"})
+		streamtest.Eventually(t, "a good one serves", func() bool { return w.Status().Serving["nuts"] == good })
 	})
 }
 
@@ -268,13 +269,13 @@ func FuzzRequests(f *testing.F) {
 // TestNormalsWithoutAnImage are left out of training and export, reported, and
 // can be removed.
 func TestNormalsWithoutAnImage(t *testing.T) {
-	r := newRig(t, stream.Topology{})
+	r := streamtest.New(t, stream.Topology{})
 	ctx := t.Context()
-	r.detector(stream.Detector{Name: "bolts", RetrainAfter: 4})
-	s := r.in.Normals()
+	r.Detector(stream.Detector{Name: "bolts", RetrainAfter: 4})
+	s := r.In.Normals()
 	add := func(i int) uint64 {
 		t.Helper()
-		seq, err := s.Add(ctx, stream.Normal{Detector: "bolts", ID: fmt.Sprint(i), Image: image(float64(i) / 100)})
+		seq, err := s.Add(ctx, stream.Normal{Detector: "bolts", ID: fmt.Sprint(i), Image: streamtest.Image(float64(i) / 100)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -283,9 +284,9 @@ func TestNormalsWithoutAnImage(t *testing.T) {
 	add(1)
 	forge := func(object string) {
 		t.Helper()
-		m := nats.NewMsg(r.names.Normals("bolts"))
+		m := nats.NewMsg(r.Names.Normals("bolts"))
 		m.Header.Set(stream.HeaderObject, object)
-		if _, err := r.js.PublishMsg(ctx, m); err != nil {
+		if _, err := r.JS.PublishMsg(ctx, m); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -293,18 +294,18 @@ func TestNormalsWithoutAnImage(t *testing.T) {
 	if _, err := s.Add(ctx, stream.Normal{Detector: "nuts", Image: make([]byte, 9<<20)}); err != nil {
 		t.Fatal(err)
 	}
-	if store, err := r.js.ObjectStore(ctx, r.names.ImagesBucket()); err != nil {
+	if store, err := r.JS.ObjectStore(ctx, r.Names.ImagesBucket()); err != nil {
 		t.Fatal(err)
 	} else if all, err := store.List(ctx); err != nil || len(all) != 1 {
 		t.Fatalf("%d objects, %v", len(all), err)
 	} else {
 		forge(all[0].Name) // another detector's
 	}
-	r.forgeObject(r.names.ImagesBucket(), "normals/bolts/huge", func(i *jetstream.ObjectInfo) { i.Size = 1 << 62 })
+	forgeObject(r, r.Names.ImagesBucket(), "normals/bolts/huge", func(i *jetstream.ObjectInfo) { i.Size = 1 << 62 })
 	forge("normals/bolts/huge")
-	r.forgeObject(r.names.ImagesBucket(), "normals/bolts/cut", func(i *jetstream.ObjectInfo) { i.NUID = "gone" })
+	forgeObject(r, r.Names.ImagesBucket(), "normals/bolts/cut", func(i *jetstream.ObjectInfo) { i.NUID = "gone" })
 	forge("normals/bolts/cut")
-	r.raw(r.names.Normals("bolts"), "")
+	publishRaw(r, r.Names.Normals("bolts"), "")
 	last := add(2)
 
 	all, err := s.List(ctx, "bolts", false)
@@ -320,22 +321,22 @@ func TestNormalsWithoutAnImage(t *testing.T) {
 	if len(bad) != 5 || all[0].Problem != "" || all[6].Problem != "" {
 		t.Errorf("with a problem: %v of %+v", bad, all)
 	}
-	r.trainer(stream.TrainerConfig{Schedule: 20 * time.Millisecond}, fakeTrainer{t: t})
-	j, err := r.jobs().Request(ctx, stream.TrainRequest{Job: "train", Detector: "bolts", Promote: true})
+	r.Trainer(stream.TrainerConfig{Schedule: 20 * time.Millisecond}, streamtest.FakeTrainer{T: t})
+	j, err := r.Jobs().Request(ctx, stream.TrainRequest{Job: "train", Detector: "bolts", Promote: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if j = r.wait(j.Job); j.State != stream.JobDone || j.Normals != 2 || j.Skipped != 5 || !j.Promoted {
+	if j = r.Wait(j.Job); j.State != stream.JobDone || j.Normals != 2 || j.Skipped != 5 || !j.Promoted {
 		t.Errorf("job %+v", j)
 	}
-	told := r.eventsOf(stream.KindStore)
+	told := r.EventsOf(stream.KindStore)
 	if len(told) != 1 || told[0].Detector != "bolts" || told[0].Code != stream.StoreMissing || !strings.Contains(told[0].Reason, fmt.Sprintf("nearmiss normals remove bolts %d", bad[0])) {
 		t.Errorf("told %+v", told)
 	}
-	if j, err = r.jobs().Request(ctx, stream.TrainRequest{Job: "extend", Detector: "bolts", Extend: []uint64{bad[0], last}, Promote: true}); err != nil {
+	if j, err = r.Jobs().Request(ctx, stream.TrainRequest{Job: "extend", Detector: "bolts", Extend: []uint64{bad[0], last}, Promote: true}); err != nil {
 		t.Fatal(err)
 	}
-	if j = r.wait(j.Job); j.State != stream.JobDone || j.Normals != 1 || j.Skipped != 1 {
+	if j = r.Wait(j.Job); j.State != stream.JobDone || j.Normals != 1 || j.Skipped != 1 {
 		t.Errorf("job %+v", j)
 	}
 	for _, seq := range bad {
@@ -358,38 +359,38 @@ func TestNormalsWithoutAnImage(t *testing.T) {
 	}); err != nil {
 		t.Error(err)
 	}
-	if jobs, err := r.jobs().List(ctx, "bolts"); err != nil || len(jobs) != 2 {
+	if jobs, err := r.Jobs().List(ctx, "bolts"); err != nil || len(jobs) != 2 {
 		t.Errorf("what cannot be read counts as new: %d jobs, %v", len(jobs), err)
 	}
 }
 
 // TestEventsCarryNoPassword of a camera, whoever wrote it there.
 func TestEventsCarryNoPassword(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.release("bolts", fake{Name: "one"})
-	got := r.scores()
-	r.worker(stream.WorkerConfig{}, loadFake)
-	for id, data := range map[string][]byte{"alarm": image(0.95), "rejected": []byte("no image")} {
-		m := nats.NewMsg(r.names.Frames("bolts", "left"))
+	r := streamtest.New(t, stream.Topology{})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
+	got := r.Scores()
+	r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	for id, data := range map[string][]byte{"alarm": streamtest.Image(0.95), "rejected": []byte("no image")} {
+		m := nats.NewMsg(r.Names.Frames("bolts", "left"))
 		m.Header.Set(stream.HeaderFrameID, id)
 		m.Header.Set(stream.HeaderSource, "http://root:s3#cret@10.0.0.7/a.jpg?password=s3cret")
 		m.Data = data
-		if _, err := r.js.PublishMsg(t.Context(), m); err != nil {
+		if _, err := r.JS.PublishMsg(t.Context(), m); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := r.in.Normals().Add(t.Context(), stream.Normal{Detector: "bolts", Source: "rtsp://u:s3cret@h", Image: image(0.1)}); err != nil {
+	if _, err := r.In.Normals().Add(t.Context(), stream.Normal{Detector: "bolts", Source: "rtsp://u:s3cret@h", Image: streamtest.Image(0.1)}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "both are announced", func() bool { return len(r.events()) == 2 && len(got.byFrame()["alarm"]) == 1 })
-	for _, s := range []string{r.names.EventsStream(), r.names.DeadStream(), r.names.NormalsStream()} {
-		for _, m := range r.stored(s) {
+	streamtest.Eventually(t, "both are announced", func() bool { return len(r.Events()) == 2 && len(got.ByFrame()["alarm"]) == 1 })
+	for _, s := range []string{r.Names.EventsStream(), r.Names.DeadStream(), r.Names.NormalsStream()} {
+		for _, m := range r.Stored(s) {
 			if all := fmt.Sprint(m.Header) + string(m.Data); strings.Contains(all, "cret") {
 				t.Errorf("%s: %s", m.Subject, all)
 			}
 		}
 	}
-	for _, e := range append(r.events(), got.byFrame()["alarm"]...) {
+	for _, e := range append(r.Events(), got.ByFrame()["alarm"]...) {
 		if e.Source != "http://root:xxxxx@10.0.0.7/a.jpg?password=xxxxx" {
 			t.Errorf("source %q", e.Source)
 		}

@@ -11,23 +11,24 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 )
 
-// send publishes a message as any client may and fails the test when the broker
+// sendMessage publishes a message as any client may and fails the test when the broker
 // does not take it, or takes it for a duplicate.
-func (r *rig) send(subject string, header map[string]string, data []byte) {
-	r.t.Helper()
+func sendMessage(r *streamtest.Rig, subject string, header map[string]string, data []byte) {
+	r.T.Helper()
 	m := nats.NewMsg(subject)
 	m.Data = data
 	for k, v := range header {
 		m.Header.Set(k, v)
 	}
-	ack, err := r.js.PublishMsg(r.t.Context(), m)
+	ack, err := r.JS.PublishMsg(r.T.Context(), m)
 	if err != nil {
-		r.t.Fatal(err)
+		r.T.Fatal(err)
 	}
 	if ack.Duplicate {
-		r.t.Errorf("%s is taken for a duplicate", subject)
+		r.T.Errorf("%s is taken for a duplicate", subject)
 	}
 }
 
@@ -41,19 +42,19 @@ func TestNobodyHidesTheFramesOfAnotherCamera(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRig(t, stream.Topology{})
-			r.release("bolts", fake{Name: "one"})
+			r := streamtest.New(t, stream.Topology{})
+			r.Release("bolts", streamtest.Fake{Name: "one"})
 			const frames = 10
 			for i := range frames { // the same pictures, too
 				for _, camera := range []string{"thief", "left"} {
-					r.send(r.names.Frames("bolts", camera), header(i), image(0.91+float64(i)/1000))
+					sendMessage(r, r.Names.Frames("bolts", camera), header(i), streamtest.Image(0.91+float64(i)/1000))
 				}
 			}
-			w, _ := r.worker(stream.WorkerConfig{}, loadFake)
-			eventually(t, "all are scored", func() bool { return w.Stats().Scored == 2*frames })
-			eventually(t, "the queue is empty", func() bool { return r.waiting() == 0 })
+			w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+			streamtest.Eventually(t, "all are scored", func() bool { return w.Stats().Scored == 2*frames })
+			streamtest.Eventually(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
 			count := map[string]int{}
-			for _, e := range r.events() {
+			for _, e := range r.Events() {
 				count[e.Camera]++
 			}
 			if count["left"] != frames || count["thief"] != frames {
@@ -64,53 +65,53 @@ func TestNobodyHidesTheFramesOfAnotherCamera(t *testing.T) {
 }
 
 func TestAnotherPictureIsAnotherFrameWhateverItsId(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.release("bolts", fake{Name: "one"})
-	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
+	r := streamtest.New(t, stream.Topology{})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
+	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
 	header := map[string]string{stream.HeaderFrameID: "cam-0001"}
-	r.send(r.names.Frames("bolts", "left"), header, image(0.95))
-	eventually(t, "it is scored", func() bool { return w.Stats().Scored == 1 })
-	r.send(r.names.Frames("bolts", "left"), header, image(0.96))
-	eventually(t, "the other picture is scored", func() bool { return w.Stats().Scored == 2 })
+	sendMessage(r, r.Names.Frames("bolts", "left"), header, streamtest.Image(0.95))
+	streamtest.Eventually(t, "it is scored", func() bool { return w.Stats().Scored == 1 })
+	sendMessage(r, r.Names.Frames("bolts", "left"), header, streamtest.Image(0.96))
+	streamtest.Eventually(t, "the other picture is scored", func() bool { return w.Stats().Scored == 2 })
 	// Sent again it is the frame that it was.
-	r.send(r.names.Frames("bolts", "left"), header, image(0.95))
-	eventually(t, "the queue is empty", func() bool { return r.waiting() == 0 })
+	sendMessage(r, r.Names.Frames("bolts", "left"), header, streamtest.Image(0.95))
+	streamtest.Eventually(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
 	if st := w.Stats(); st.Scored != 2 || st.Repeated != 1 {
 		t.Errorf("%+v", st)
 	}
-	if e := r.events(); len(e) != 2 || e[0].ID == e[1].ID || e[0].Digest == e[1].Digest || len(e[0].Digest) != 64 {
+	if e := r.Events(); len(e) != 2 || e[0].ID == e[1].ID || e[0].Digest == e[1].Digest || len(e[0].Digest) != 64 {
 		t.Errorf("%+v", e)
 	}
 }
 
 func TestAnObjectOfAnotherCameraIsNotTheThiefs(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.release("bolts", fake{Name: "one"})
-	store, err := r.js.ObjectStore(t.Context(), r.names.LargeBucket())
+	r := streamtest.New(t, stream.Topology{})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
+	store, err := r.JS.ObjectStore(t.Context(), r.Names.LargeBucket())
 	if err != nil {
 		t.Fatal(err)
 	}
 	const object = "frames/bolts/left/1"
-	if _, err := store.PutBytes(t.Context(), object, image(0.95)); err != nil {
+	if _, err := store.PutBytes(t.Context(), object, streamtest.Image(0.95)); err != nil {
 		t.Fatal(err)
 	}
-	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
-	r.send(r.names.Frames("bolts", "thief"), map[string]string{stream.HeaderObject: object}, nil)
-	eventually(t, "it is rejected", func() bool { return w.Stats().Rejected == 1 })
-	if e := r.events(); len(e) != 1 || e[0].Camera != "thief" || e[0].Code != stream.CodeBadHeader || !strings.Contains(e[0].Reason, "bolts/left") {
+	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	sendMessage(r, r.Names.Frames("bolts", "thief"), map[string]string{stream.HeaderObject: object}, nil)
+	streamtest.Eventually(t, "it is rejected", func() bool { return w.Stats().Rejected == 1 })
+	if e := r.Events(); len(e) != 1 || e[0].Camera != "thief" || e[0].Code != stream.CodeBadHeader || !strings.Contains(e[0].Reason, "bolts/left") {
 		t.Errorf("%+v", e)
 	}
-	r.send(r.names.Frames("bolts", "left"), map[string]string{stream.HeaderObject: object, stream.HeaderFrameID: "1"}, nil)
-	eventually(t, "the owner's frame is scored", func() bool { return w.Stats().Scored == 1 })
+	sendMessage(r, r.Names.Frames("bolts", "left"), map[string]string{stream.HeaderObject: object, stream.HeaderFrameID: "1"}, nil)
+	streamtest.Eventually(t, "the owner's frame is scored", func() bool { return w.Stats().Scored == 1 })
 }
 
 func TestForgedScoresSmoothNothing(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.detector(stream.Detector{Name: "bolts", Smoothing: 4})
-	r.release("bolts", fake{Name: "one", Threshold: 0.5})
-	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
-	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "first", Image: image(0.9)})
-	eventually(t, "it is scored", func() bool { return w.Stats().Scored == 1 })
+	r := streamtest.New(t, stream.Topology{})
+	r.Detector(stream.Detector{Name: "bolts", Smoothing: 4})
+	r.Release("bolts", streamtest.Fake{Name: "one", Threshold: 0.5})
+	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "first", Image: streamtest.Image(0.9)})
+	streamtest.Eventually(t, "it is scored", func() bool { return w.Stats().Scored == 1 })
 	zero := 0.0
 	for i := range 10 {
 		for j := range 10 {
@@ -118,37 +119,37 @@ func TestForgedScoresSmoothNothing(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := r.nc.Publish(r.names.Scores("bolts", "left"), b); err != nil {
+			if err := r.NC.Publish(r.Names.Scores("bolts", "left"), b); err != nil {
 				t.Fatal(err)
 			}
 		}
-		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: image(0.9)})
-		eventually(t, "it is scored", func() bool { return w.Stats().Scored == uint64(i+2) })
+		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: streamtest.Image(0.9)})
+		streamtest.Eventually(t, "it is scored", func() bool { return w.Stats().Scored == uint64(i+2) })
 	}
-	if n := len(r.events()); n != 11 {
+	if n := len(r.Events()); n != 11 {
 		t.Errorf("%d alarms of 11", n)
 	}
 }
 
 func TestFramesOfCamerasWithoutAGoodNameAreRejectedAtOnce(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.release("bolts", fake{Name: "one"})
-	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
+	r := streamtest.New(t, stream.Topology{})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
+	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
 	bad := []string{"10//0//0//7", "aa:bb:cc", "línea1", "линия", "a/b", "a+b", "$x", "\"q\"", "a\x01b", strings.Repeat("x", 65), strings.Repeat("é", 200)}
 	begin := time.Now()
 	for i, camera := range bad {
 		for range 6 {
-			r.send("nearmiss.frames.bolts."+camera, nil, image(0.1))
+			sendMessage(r, "nearmiss.frames.bolts."+camera, nil, streamtest.Image(0.1))
 		}
-		r.publish(stream.Frame{Detector: "bolts", Camera: "line1", ID: fmt.Sprint(i), Image: image(0.1)})
+		r.Publish(stream.Frame{Detector: "bolts", Camera: "line1", ID: fmt.Sprint(i), Image: streamtest.Image(0.1)})
 	}
-	eventually(t, "the good ones are scored", func() bool { return w.Stats().Scored == uint64(len(bad)) })
-	eventually(t, "the bad ones are rejected", func() bool { return w.Stats().Rejected == uint64(6*len(bad)) })
-	eventually(t, "the queue is empty", func() bool { return r.waiting() == 0 })
+	streamtest.Eventually(t, "the good ones are scored", func() bool { return w.Stats().Scored == uint64(len(bad)) })
+	streamtest.Eventually(t, "the bad ones are rejected", func() bool { return w.Stats().Rejected == uint64(6*len(bad)) })
+	streamtest.Eventually(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
 	if d := time.Since(begin); d > 20*time.Second || w.Stats().Retried != 0 {
 		t.Errorf("took %v, %+v", d, w.Stats())
 	}
-	events := r.events()
+	events := r.Events()
 	if len(events) != 6*len(bad) {
 		t.Errorf("%d rejected events of %d", len(events), 6*len(bad))
 	}
@@ -157,15 +158,15 @@ func TestFramesOfCamerasWithoutAGoodNameAreRejectedAtOnce(t *testing.T) {
 			t.Errorf("%+v", e)
 		}
 	}
-	if dead, err := r.in.DeadLetters(t.Context(), 0); err != nil || len(dead) != len(events) || dead[0].Deliveries != 1 {
+	if dead, err := r.In.DeadLetters(t.Context(), 0); err != nil || len(dead) != len(events) || dead[0].Deliveries != 1 {
 		t.Errorf("%d dead letters, %v", len(dead), err)
 	}
 }
 
 func TestHeadersThatFillAMessageAreRejectedAtOnce(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.release("bolts", fake{Name: "one"})
-	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
+	r := streamtest.New(t, stream.Topology{})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
+	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
 	big := strings.Repeat("x", 60<<10)
 	for i, h := range []map[string]string{
 		{stream.HeaderTruth: big},
@@ -175,16 +176,16 @@ func TestHeadersThatFillAMessageAreRejectedAtOnce(t *testing.T) {
 		{stream.HeaderCapturedAt: big},
 		{stream.HeaderObject: big},
 	} {
-		r.send(r.names.Frames("bolts", "left"), h, nil)
-		eventually(t, "it is rejected", func() bool { return w.Stats().Rejected == uint64(i+1) })
+		sendMessage(r, r.Names.Frames("bolts", "left"), h, nil)
+		streamtest.Eventually(t, "it is rejected", func() bool { return w.Stats().Rejected == uint64(i+1) })
 	}
 	// Nobody's headers harm nobody, but a dead letter cannot carry them.
-	r.send(r.names.Frames("bolts", "left"), map[string]string{"X-Anything": big}, []byte("no image"))
-	eventually(t, "it is rejected", func() bool { return w.Stats().Rejected == 7 })
-	eventually(t, "the queue is empty", func() bool { return r.waiting() == 0 })
-	dead, err := r.in.DeadLetters(t.Context(), 0)
-	if err != nil || len(dead) != 7 || w.Stats().Retried != 0 || len(r.events()) != 7 {
-		t.Fatalf("%d dead letters, %d events, %+v, %v", len(dead), len(r.events()), w.Stats(), err)
+	sendMessage(r, r.Names.Frames("bolts", "left"), map[string]string{"X-Anything": big}, []byte("no image"))
+	streamtest.Eventually(t, "it is rejected", func() bool { return w.Stats().Rejected == 7 })
+	streamtest.Eventually(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
+	dead, err := r.In.DeadLetters(t.Context(), 0)
+	if err != nil || len(dead) != 7 || w.Stats().Retried != 0 || len(r.Events()) != 7 {
+		t.Fatalf("%d dead letters, %d events, %+v, %v", len(dead), len(r.Events()), w.Stats(), err)
 	}
 	if !bytes.Equal(dead[6].Data, []byte("no image")) {
 		t.Errorf("%q", dead[6].Data)

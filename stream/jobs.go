@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nuid"
 
 	"github.com/nearmiss/nearmiss/stream/internal/kv"
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
 // TrainRequest asks for a new release of a detector.
@@ -48,7 +49,7 @@ func (r TrainRequest) Validate() error {
 		return err
 	}
 	if !validJob(r.Job) {
-		return fmt.Errorf("job name %q: use 1 to %d letters, digits, - and _: %w", clip(r.Job), maxJob, ErrBadName)
+		return fmt.Errorf("job name %q: use 1 to %d letters, digits, - and _: %w", text.Clip(r.Job), maxJob, ErrBadName)
 	}
 	if kinds := min(len(r.Extend), 1) + min(len(r.Retract), 1); kinds > 1 || kinds == 1 && r.Readjust {
 		return fmt.Errorf("job %s: a release is extended, retracted from or readjusted, one of these: %w", r.Job, ErrBadMessage)
@@ -166,10 +167,10 @@ func decodeJob(key string, value []byte) (Job, error) {
 		return j, err
 	}
 	if j.Job != key {
-		return j, fmt.Errorf("it is the record of job %q", clip(j.Job))
+		return j, fmt.Errorf("it is the record of job %q", text.Clip(j.Job))
 	}
 	if !slices.Contains([]string{JobQueued, JobRunning, JobDone, JobFailed, JobCancelled}, j.State) {
-		return j, fmt.Errorf("state %q is none of a job", clip(j.State))
+		return j, fmt.Errorf("state %q is none of a job", text.Clip(j.State))
 	}
 	return j, oneLine(j.TrainRequest.Validate())
 }
@@ -229,7 +230,7 @@ func (s *Jobs) create(ctx context.Context, j Job) (Job, error) {
 // Get returns a job's record, or [ErrNotFound].
 func (s *Jobs) Get(ctx context.Context, job string) (Job, error) {
 	if !validJob(job) {
-		return Job{}, fmt.Errorf("job %q: %w", clip(job), ErrNotFound)
+		return Job{}, fmt.Errorf("job %q: %w", text.Clip(job), ErrNotFound)
 	}
 	e, err := s.kv.Get(ctx, job)
 	switch {

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream/internal/kv"
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
 // judge decides which events are to be stored: smoothing first, then the
@@ -109,8 +110,8 @@ func (l *detectorRunner) observe(ctx context.Context, rel *loaded, it *frameTask
 	if !s.Drifted || was {
 		return
 	}
-	e := notice(KindDrift, l.name, camera, rel.pointer.Release, codeOf(s.Cause),
-		fmt.Sprintf("what camera %s sees as normal has moved away from what release %s was calibrated on (%s): retraining is advised", camera, short(rel.pointer.Release), s.Cause), "")
+	e := Notice(KindDrift, l.name, camera, rel.pointer.Release, codeOf(s.Cause),
+		fmt.Sprintf("what camera %s sees as normal has moved away from what release %s was calibrated on (%s): retraining is advised", camera, text.Short(rel.pointer.Release), s.Cause), "")
 	e.Drift = &s
 	l.log.Warn().Str("camera", camera).Str("cause", s.Cause).Int("frames", s.Frames).Msg("normal has drifted: retraining is advised")
 	l.notify(ctx, e)
@@ -172,7 +173,7 @@ func (l *detectorRunner) coolDown(ctx context.Context, it *frameTask, cool time.
 		if err != nil {
 			return false, err
 		}
-		step, cancel := context.WithTimeout(ctx, publishWait)
+		step, cancel := context.WithTimeout(ctx, PublishWait)
 		_, err = l.w.js.PublishMsg(step, m, jetstream.WithExpectLastSequencePerSubject(seq))
 		cancel()
 		if !kv.WrongSequence(err) {

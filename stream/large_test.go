@@ -15,32 +15,33 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 )
 
 // put stores an object in a bucket as any client does.
-func (r *rig) putObject(bucket, name string, data []byte) jetstream.ObjectStore {
-	r.t.Helper()
-	store, err := r.js.ObjectStore(r.t.Context(), bucket)
+func putObject(r *streamtest.Rig, bucket, name string, data []byte) jetstream.ObjectStore {
+	r.T.Helper()
+	store, err := r.JS.ObjectStore(r.T.Context(), bucket)
 	if err == nil {
-		_, err = store.PutBytes(r.t.Context(), name, data)
+		_, err = store.PutBytes(r.T.Context(), name, data)
 	}
 	if err != nil {
-		r.t.Fatal(err)
+		r.T.Fatal(err)
 	}
 	return store
 }
 
 // publishLarge stores the parts of a large frame, and returns the frame.
-func (r *rig) publishLarge(f stream.Frame, chunk int) stream.Frame {
-	r.t.Helper()
-	parts, small, err := f.Large(r.names, chunk)
+func publishLarge(r *streamtest.Rig, f stream.Frame, chunk int) stream.Frame {
+	r.T.Helper()
+	parts, small, err := f.Large(r.Names, chunk)
 	if err != nil {
-		r.t.Fatal(err)
+		r.T.Fatal(err)
 	}
 	for _, m := range parts {
 		for range 2 { // sent again it is stored once
-			if _, err := r.js.PublishMsg(r.t.Context(), m); err != nil {
-				r.t.Fatal(err)
+			if _, err := r.JS.PublishMsg(r.T.Context(), m); err != nil {
+				r.T.Fatal(err)
 			}
 		}
 	}
@@ -50,34 +51,34 @@ func (r *rig) publishLarge(f stream.Frame, chunk int) stream.Frame {
 // TestLargeFramesAreObjectsToEveryClient: what a camera publishes is read by the
 // client library's object store, and by the worker.
 func TestLargeFramesAreObjectsToEveryClient(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.release("bolts", fake{Name: "one"})
-	big := append(image(0.95), bytes.Repeat([]byte("x"), 100<<10)...)
+	r := streamtest.New(t, stream.Topology{})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
+	big := append(streamtest.Image(0.95), bytes.Repeat([]byte("x"), 100<<10)...)
 	f := stream.Frame{Detector: "bolts", Camera: "left", ID: "1", Image: big}
-	small := r.publishLarge(f, 30<<10)
-	store, err := r.js.ObjectStore(t.Context(), r.names.LargeBucket())
+	small := publishLarge(r, f, 30<<10)
+	store, err := r.JS.ObjectStore(t.Context(), r.Names.LargeBucket())
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got, err := store.GetBytes(t.Context(), small.Object); err != nil || !bytes.Equal(got, big) {
 		t.Fatalf("object %s: %d bytes, %v", small.Object, len(got), err)
 	}
-	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
-	r.publish(small)
-	eventually(t, "it is scored", func() bool { return w.Stats().Scored == 1 })
-	e := r.events()
-	if len(e) != 1 || e[0].Kind != stream.KindAnomaly || !strings.HasPrefix(e[0].Evidence, r.names.ImagesBucket()+"/"+stream.EvidenceObjects) {
+	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	r.Publish(small)
+	streamtest.Eventually(t, "it is scored", func() bool { return w.Stats().Scored == 1 })
+	e := r.Events()
+	if len(e) != 1 || e[0].Kind != stream.KindAnomaly || !strings.HasPrefix(e[0].Evidence, r.Names.ImagesBucket()+"/"+stream.EvidenceObjects) {
 		t.Errorf("%+v", e)
 	}
-	eventually(t, "its object is gone", func() bool {
+	streamtest.Eventually(t, "its object is gone", func() bool {
 		_, err := store.GetInfo(t.Context(), small.Object)
 		return errors.Is(err, jetstream.ErrObjectNotFound)
 	})
-	if _, _, err := f.Large(r.names, 0); err == nil {
+	if _, _, err := f.Large(r.Names, 0); err == nil {
 		t.Error("chunks of no bytes are accepted")
 	}
 	f.Camera = "no camera"
-	if _, _, err := f.Large(r.names, 1000); !errors.Is(err, stream.ErrBadName) {
+	if _, _, err := f.Large(r.Names, 1000); !errors.Is(err, stream.ErrBadName) {
 		t.Errorf("a camera without a good name: %v", err)
 	}
 }
@@ -85,36 +86,36 @@ func TestLargeFramesAreObjectsToEveryClient(t *testing.T) {
 // TestAnotherImageDoesNotTakeALargeFramesPlace: whoever may write large frames can
 // remove another camera's, and no more.
 func TestAnotherImageDoesNotTakeALargeFramesPlace(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.release("bolts", fake{Name: "one"})
-	small := r.publishLarge(stream.Frame{Detector: "bolts", Camera: "left", ID: "1", Image: image(0.95)}, 1000)
-	r.putObject(r.names.LargeBucket(), small.Object, image(0.1)) // a neighbour hides the defect
-	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
-	r.publish(small)
-	eventually(t, "it is rejected", func() bool { return w.Stats().Rejected == 1 })
-	if e := r.events(); len(e) != 1 || e[0].Code != stream.CodeObjectBad || !strings.Contains(e[0].Reason, "SHA-256") {
+	r := streamtest.New(t, stream.Topology{})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
+	small := publishLarge(r, stream.Frame{Detector: "bolts", Camera: "left", ID: "1", Image: streamtest.Image(0.95)}, 1000)
+	putObject(r, r.Names.LargeBucket(), small.Object, streamtest.Image(0.1)) // a neighbour hides the defect
+	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	r.Publish(small)
+	streamtest.Eventually(t, "it is rejected", func() bool { return w.Stats().Rejected == 1 })
+	if e := r.Events(); len(e) != 1 || e[0].Code != stream.CodeObjectBad || !strings.Contains(e[0].Reason, "SHA-256") {
 		t.Errorf("%+v", e)
 	}
-	r.send(r.names.Frames("bolts", "left"), map[string]string{stream.HeaderObject: small.Object, stream.HeaderObjectDigest: "abc"}, nil)
-	eventually(t, "a digest that is none is rejected", func() bool { return w.Stats().Rejected == 2 })
+	sendMessage(r, r.Names.Frames("bolts", "left"), map[string]string{stream.HeaderObject: small.Object, stream.HeaderObjectDigest: "abc"}, nil)
+	streamtest.Eventually(t, "a digest that is none is rejected", func() bool { return w.Stats().Rejected == 2 })
 }
 
 // TestImagesAreThoseThatWereNamed: whoever may write objects cannot have another
 // image shown, or learnt from, in the place of one.
 func TestImagesAreThoseThatWereNamed(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	sum := sha256.Sum256(image(0.95))
+	r := streamtest.New(t, stream.Topology{})
+	sum := sha256.Sum256(streamtest.Image(0.95))
 	digest := hex.EncodeToString(sum[:])
-	e := stream.Event{ID: "e", Evidence: r.names.ImagesBucket() + "/" + stream.EvidenceObjects + digest}
+	e := stream.Event{ID: "e", Evidence: r.Names.ImagesBucket() + "/" + stream.EvidenceObjects + digest}
 	f := stream.Frame{Detector: "bolts", Camera: "left", Object: "frames/bolts/left/1", ObjectDigest: digest}
 	for _, c := range []struct {
 		stored []byte
 		code   string
-	}{{image(0.95), ""}, {image(0.1), stream.CodeObjectBad}} {
-		r.putObject(r.names.ImagesBucket(), stream.EvidenceObjects+digest, c.stored)
-		r.putObject(r.names.LargeBucket(), f.Object, c.stored)
-		ofEvent, err := r.in.EventImage(t.Context(), e)
-		ofFrame, err2 := r.in.FrameImage(t.Context(), f)
+	}{{streamtest.Image(0.95), ""}, {streamtest.Image(0.1), stream.CodeObjectBad}} {
+		putObject(r, r.Names.ImagesBucket(), stream.EvidenceObjects+digest, c.stored)
+		putObject(r, r.Names.LargeBucket(), f.Object, c.stored)
+		ofEvent, err := r.In.EventImage(t.Context(), e)
+		ofFrame, err2 := r.In.FrameImage(t.Context(), f)
 		if c.code == "" {
 			if err != nil || err2 != nil || !bytes.Equal(ofEvent, c.stored) || !bytes.Equal(ofFrame, c.stored) {
 				t.Errorf("%q, %v; %q, %v", ofEvent, err, ofFrame, err2)
@@ -136,24 +137,24 @@ func TestImagesAreThoseThatWereNamed(t *testing.T) {
 // TestObjectsOfEarlierVersions: everything lay among the artifacts, and is still
 // found there: frames that wait, large normals, images of anomalies.
 func TestObjectsOfEarlierVersions(t *testing.T) {
-	r := newRig(t, stream.Topology{})
+	r := streamtest.New(t, stream.Topology{})
 	ctx := t.Context()
-	r.detector(stream.Detector{Name: "bolts"})
-	r.release("bolts", fake{Name: "one"})
-	before := r.putObject(r.names.ArtifactsBucket(), "frames/bolts/left/1", image(0.2))
-	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
-	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "1", Object: "frames/bolts/left/1"})
-	eventually(t, "the frame is scored", func() bool { return w.Stats().Scored == 1 && r.waiting() == 0 })
+	r.Detector(stream.Detector{Name: "bolts"})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
+	before := putObject(r, r.Names.ArtifactsBucket(), "frames/bolts/left/1", streamtest.Image(0.2))
+	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "1", Object: "frames/bolts/left/1"})
+	streamtest.Eventually(t, "the frame is scored", func() bool { return w.Stats().Scored == 1 && r.Waiting() == 0 })
 
-	s := r.in.Normals()
-	r.putObject(r.names.ArtifactsBucket(), "normals/bolts/big", image(0.3))
-	m := nats.NewMsg(r.names.Normals("bolts"))
+	s := r.In.Normals()
+	putObject(r, r.Names.ArtifactsBucket(), "normals/bolts/big", streamtest.Image(0.3))
+	m := nats.NewMsg(r.Names.Normals("bolts"))
 	m.Header.Set(stream.HeaderObject, "normals/bolts/big")
-	ack, err := r.js.PublishMsg(ctx, m)
+	ack, err := r.JS.PublishMsg(ctx, m)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n, err := s.Get(ctx, "bolts", ack.Sequence); err != nil || !bytes.Equal(n.Image, image(0.3)) {
+	if n, err := s.Get(ctx, "bolts", ack.Sequence); err != nil || !bytes.Equal(n.Image, streamtest.Image(0.3)) {
 		t.Errorf("a large normal: %+v, %v", n, err)
 	}
 	if all, err := s.List(ctx, "bolts", false); err != nil || len(all) != 1 || all[0].Problem != "" || all[0].Bytes != 12 {
@@ -167,25 +168,25 @@ func TestObjectsOfEarlierVersions(t *testing.T) {
 	}
 
 	one, yes := 1.0, true
-	sum := sha256.Sum256(image(0.95))
+	sum := sha256.Sum256(streamtest.Image(0.95))
 	name := stream.EvidenceObjects + hex.EncodeToString(sum[:])
-	r.putObject(r.names.ArtifactsBucket(), name, image(0.95))
+	putObject(r, r.Names.ArtifactsBucket(), name, streamtest.Image(0.95))
 	e := stream.Event{
 		ID: "old", Kind: stream.KindAnomaly, Detector: "bolts", Camera: "left", FrameID: "9", ScoredAt: time.Now(),
-		Score: &one, Threshold: &one, PValue: &one, Anomalous: &yes, Evidence: r.names.ArtifactsBucket() + "/" + name,
+		Score: &one, Threshold: &one, PValue: &one, Anomalous: &yes, Evidence: r.Names.ArtifactsBucket() + "/" + name,
 	}
-	msg, err := e.Message(r.names)
+	msg, err := e.Message(r.Names)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.js.PublishMsg(ctx, msg); err != nil {
+	if _, err := r.JS.PublishMsg(ctx, msg); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.in.SendFeedback(ctx, stream.Feedback{Detector: "bolts", Verdict: stream.FeedbackAnomalous, Event: "old"}); err != nil {
+	if err := r.In.SendFeedback(ctx, stream.Feedback{Detector: "bolts", Verdict: stream.FeedbackAnomalous, Event: "old"}); err != nil {
 		t.Fatal(err)
 	}
-	r.trainer(stream.TrainerConfig{}, fakeTrainer{t: t})
-	eventually(t, "the old alarm is a labelled anomaly", func() bool {
+	r.Trainer(stream.TrainerConfig{}, streamtest.FakeTrainer{T: t})
+	streamtest.Eventually(t, "the old alarm is a labelled anomaly", func() bool {
 		all, err := s.List(ctx, "bolts", true)
 		return err == nil && len(all) == 1
 	})
@@ -193,23 +194,23 @@ func TestObjectsOfEarlierVersions(t *testing.T) {
 
 // TestShed: a camera has its own frames dropped, and no others.
 func TestShed(t *testing.T) {
-	r := newRig(t, stream.Topology{})
+	r := streamtest.New(t, stream.Topology{})
 	for i := range 5 {
 		for _, camera := range []string{"left", "right"} {
-			r.publish(stream.Frame{Detector: "bolts", Camera: camera, ID: string(rune('a' + i)), Image: image(0.1)})
+			r.Publish(stream.Frame{Detector: "bolts", Camera: camera, ID: string(rune('a' + i)), Image: streamtest.Image(0.1)})
 		}
 	}
-	w, _ := r.worker(stream.WorkerConfig{}, loadFake) // without a release it takes no frames
+	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake) // without a release it takes no frames
 	ask := func(detector, camera string, keep int) (uint64, error) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		return r.client().Shed(ctx, detector, camera, keep)
+		return r.Client().Shed(ctx, detector, camera, keep)
 	}
-	eventually(t, "the worker answers", func() bool { n, err := ask("bolts", "left", 2); return err == nil && n == 3 })
+	streamtest.Eventually(t, "the worker answers", func() bool { n, err := ask("bolts", "left", 2); return err == nil && n == 3 })
 	if n, err := ask("bolts", "left", 2); err != nil || n != 0 {
 		t.Errorf("again: %d, %v", n, err)
 	}
-	if n := r.waiting(); n != 7 {
+	if n := r.Waiting(); n != 7 {
 		t.Errorf("%d frames wait, want 2 and 5", n)
 	}
 	if n := w.Stats().Dropped; n != 3 {
@@ -221,8 +222,8 @@ func TestShed(t *testing.T) {
 	}
 	// The broker has every frame that is left.
 	var left []string
-	for _, m := range r.stored(r.names.FramesStream()) {
-		if m.Subject == r.names.Frames("bolts", "left") {
+	for _, m := range r.Stored(r.Names.FramesStream()) {
+		if m.Subject == r.Names.Frames("bolts", "left") {
 			left = append(left, m.Header.Get(stream.HeaderFrameID))
 		}
 	}

@@ -68,7 +68,7 @@ func (l *detectorRunner) collect(ctx, work context.Context, conf Detector) error
 		}
 		beat.stop()
 		if have == 0 && len(msgs) > 0 { // the same notice from all workers that are there at the beginning
-			l.notify(work, notice(KindRelease, l.name, NoCamera, "", ReleaseLearning,
+			l.notify(work, Notice(KindRelease, l.name, NoCamera, "", ReleaseLearning,
 				fmt.Sprintf("the first %d frames are taken to be normal: no frame is judged until it has learnt from them", conf.LearnFrames), strconv.FormatUint(conf.Revision, 10)))
 		}
 		if failure != nil {
@@ -144,7 +144,7 @@ func (l *detectorRunner) learned(ctx, work context.Context, conf Detector, have 
 			if told != job.Job {
 				told = job.Job
 				l.log.Info().Int("normals", have).Str("job", job.Job).Msg("learned enough: training is asked for, frames wait in the queue")
-				l.notify(work, notice(KindRelease, l.name, NoCamera, "", ReleaseLearned,
+				l.notify(work, Notice(KindRelease, l.name, NoCamera, "", ReleaseLearned,
 					fmt.Sprintf("%d normals are there: job %s makes the first release, and frames wait for it", have, job.Job), job.Job))
 			}
 			step, cancel := until(ctx, changed)
@@ -166,7 +166,7 @@ func (l *detectorRunner) learned(ctx, work context.Context, conf Detector, have 
 			}
 			why += fmt.Sprintf("; frames wait until the configuration of %s is corrected, or nearmiss train %s is asked for", l.name, l.name)
 			l.log.Error().Msg(why)
-			l.notify(work, notice(KindRelease, l.name, NoCamera, "", ReleaseMissing, why, job.Job))
+			l.notify(work, Notice(KindRelease, l.name, NoCamera, "", ReleaseMissing, why, job.Job))
 		}
 		select {
 		case <-ctx.Done():

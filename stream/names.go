@@ -77,7 +77,7 @@ func (n Names) JetStreamRequest(rest string) string {
 // whose streams would be those of the default prefix, and what cannot begin the
 // subjects of requests.
 func (n Names) Validate() error {
-	p := n.prefix()
+	p := n.Root()
 	if !ValidToken(p) || p != strings.ToLower(p) {
 		return fmt.Errorf("subject prefix %q: use 1 to %d lower-case letters, digits, - and _: %w", p, maxToken, ErrBadName)
 	}
@@ -92,7 +92,8 @@ func (n Names) Validate() error {
 	return nil
 }
 
-func (n Names) prefix() string {
+// Root is the first token of every subject.
+func (n Names) Root() string {
 	if n.Prefix == "" {
 		return DefaultPrefix
 	}
@@ -102,10 +103,10 @@ func (n Names) prefix() string {
 // asset makes the name of a stream or bucket: NM_<kind> for the default prefix,
 // <PREFIX>_<kind> for others.
 func (n Names) asset(kind string) string {
-	if n.prefix() == DefaultPrefix {
+	if n.Root() == DefaultPrefix {
 		return "NM_" + kind
 	}
-	return strings.ToUpper(n.prefix()) + "_" + kind
+	return strings.ToUpper(n.Root()) + "_" + kind
 }
 
 // Streams.
@@ -141,41 +142,38 @@ func (n Names) WorkBucket() string { return n.asset("WORK") }
 
 // Frames is where a camera of a detector publishes.
 func (n Names) Frames(detector, camera string) string {
-	return n.prefix() + ".frames." + detector + "." + camera
+	return n.Root() + ".frames." + detector + "." + camera
 }
 
 // Events is where events of a detector's camera appear; kind is [KindAnomaly],
 // [KindRejected] or another token, "*" subscribes to all.
 func (n Names) Events(detector, camera, kind string) string {
-	return n.prefix() + ".events." + detector + "." + camera + "." + kind
+	return n.Root() + ".events." + detector + "." + camera + "." + kind
 }
 
 // Incidents is where the phases of a camera's incidents appear: new, update and end.
 func (n Names) Incidents(detector, camera, phase string) string {
-	return n.prefix() + ".incidents." + detector + "." + camera + "." + phase
+	return n.Root() + ".incidents." + detector + "." + camera + "." + phase
 }
 
 // Audit is where it is told who changed an object: of kind detector, job, user and
 // so on, and its name.
-func (n Names) Audit(kind, name string) string { return n.prefix() + ".audit." + kind + "." + name }
-
-// Root is the first token of every subject.
-func (n Names) Root() string { return n.prefix() }
+func (n Names) Audit(kind, name string) string { return n.Root() + ".audit." + kind + "." + name }
 
 // Scores is where the score of every frame is published on core NATS.
 func (n Names) Scores(detector, camera string) string {
-	return n.prefix() + ".scores." + detector + "." + camera
+	return n.Root() + ".scores." + detector + "." + camera
 }
 
-func (n Names) Normals(detector string) string   { return n.prefix() + ".normals." + detector }   // one normal image
-func (n Names) Anomalies(detector string) string { return n.prefix() + ".anomalies." + detector } // one labelled anomaly, kept apart
-func (n Names) Feedback(detector string) string  { return n.prefix() + ".feedback." + detector }  // one operator's verdict
-func (n Names) Train(detector string) string     { return n.prefix() + ".train." + detector }     // one training request
-func (n Names) Dead(stream string) string        { return n.prefix() + ".dead." + stream }        // what a stream could not get handled
+func (n Names) Normals(detector string) string   { return n.Root() + ".normals." + detector }   // one normal image
+func (n Names) Anomalies(detector string) string { return n.Root() + ".anomalies." + detector } // one labelled anomaly, kept apart
+func (n Names) Feedback(detector string) string  { return n.Root() + ".feedback." + detector }  // one operator's verdict
+func (n Names) Train(detector string) string     { return n.Root() + ".train." + detector }     // one training request
+func (n Names) Dead(stream string) string        { return n.Root() + ".dead." + stream }        // what a stream could not get handled
 
 // Progress is where a training job reports on core NATS.
 func (n Names) Progress(detector, job string) string {
-	return n.prefix() + ".progress." + detector + "." + job
+	return n.Root() + ".progress." + detector + "." + job
 }
 
 // Shed is where a camera asks that its old frames be dropped.
@@ -184,11 +182,11 @@ func (n Names) Shed(detector, camera string) string {
 }
 
 // API is the root of the micro services' request subjects.
-func (n Names) API() string { return n.prefix() + ".api" }
+func (n Names) API() string { return n.Root() + ".api" }
 
 // ParseFrames splits a frame subject. ok is false for anything else.
 func (n Names) ParseFrames(subject string) (detector, camera string, ok bool) {
-	rest, found := strings.CutPrefix(subject, n.prefix()+".frames.")
+	rest, found := strings.CutPrefix(subject, n.Root()+".frames.")
 	if !found {
 		return "", "", false
 	}
@@ -199,9 +197,9 @@ func (n Names) ParseFrames(subject string) (detector, camera string, ok bool) {
 	return detector, camera, true
 }
 
-// safeToken makes a token that can name a camera in a subject of what names
+// SafeToken makes a token that can name a camera in a subject of what names
 // none: the frames of such a camera are rejected under it.
-func safeToken(s string) string {
+func SafeToken(s string) string {
 	if len(s) > maxToken {
 		s = s[:maxToken]
 	}
@@ -219,7 +217,7 @@ func safeToken(s string) string {
 
 // ParseEvents splits an event subject. ok is false for anything else.
 func (n Names) ParseEvents(subject string) (detector, camera, kind string, ok bool) {
-	rest, found := strings.CutPrefix(subject, n.prefix()+".events.")
+	rest, found := strings.CutPrefix(subject, n.Root()+".events.")
 	if !found {
 		return "", "", "", false
 	}
@@ -233,7 +231,7 @@ func (n Names) ParseEvents(subject string) (detector, camera, kind string, ok bo
 // ParseIncidents returns the phase of an incident's subject. ok is false for
 // anything else.
 func (n Names) ParseIncidents(subject string) (phase string, ok bool) {
-	rest, found := strings.CutPrefix(subject, n.prefix()+".incidents.")
+	rest, found := strings.CutPrefix(subject, n.Root()+".incidents.")
 	parts := strings.Split(rest, ".")
 	if !found || len(parts) != 3 || !ValidToken(parts[0]) || !ValidToken(parts[1]) || !ValidToken(parts[2]) {
 		return "", false

@@ -16,6 +16,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/internal/redact"
 	"github.com/nearmiss/nearmiss/stream/internal/object"
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
 // Headers of a normal, besides those of a frame.
@@ -76,32 +77,32 @@ func (s *Normals) Add(ctx context.Context, n Normal) (sequence uint64, err error
 		return 0, err
 	}
 	if len(n.Image) == 0 {
-		return 0, fmt.Errorf("add %s to the normals of %s: the image has no bytes: %w", clip(n.ID), n.Detector, ErrBadMessage)
+		return 0, fmt.Errorf("add %s to the normals of %s: the image has no bytes: %w", text.Clip(n.ID), n.Detector, ErrBadMessage)
 	}
 	if n.ID == "" {
 		n.ID = "sha256-" + digestOf(n.Image)
 	}
 	m := nats.NewMsg(s.subject(n.Detector, n.Anomaly))
 	m.Data = n.Image
-	m.Header.Set(nats.MsgIdHdr, m.Subject+"/"+headerSafe(cmp.Or(n.once, n.ID)))
-	m.Header.Set(HeaderFrameID, headerSafe(n.ID))
-	m.Header.Set(HeaderOrigin, headerSafe(n.Origin))
+	m.Header.Set(nats.MsgIdHdr, m.Subject+"/"+text.Line(cmp.Or(n.once, n.ID)))
+	m.Header.Set(HeaderFrameID, text.Line(n.ID))
+	m.Header.Set(HeaderOrigin, text.Line(n.Origin))
 	if n.Source != "" {
-		m.Header.Set(HeaderSource, headerSafe(redact.Text(n.Source)))
+		m.Header.Set(HeaderSource, text.Line(redact.Text(n.Source)))
 	}
 	if n.Camera != "" {
-		m.Header.Set(HeaderCamera, headerSafe(n.Camera))
+		m.Header.Set(HeaderCamera, text.Line(n.Camera))
 	}
 	if !n.CapturedAt.IsZero() {
 		m.Header.Set(HeaderCapturedAt, n.CapturedAt.UTC().Format(time.RFC3339Nano))
 	}
 	if int64(m.Size()) > s.js.Conn().MaxPayload() {
 		if err := s.putObject(ctx, n, m); err != nil {
-			return 0, fmt.Errorf("add %s to the normals of %s: %w", clip(n.ID), n.Detector, err)
+			return 0, fmt.Errorf("add %s to the normals of %s: %w", text.Clip(n.ID), n.Detector, err)
 		}
 	}
 	err = retry(ctx, brief(), func() error {
-		step, cancel := context.WithTimeout(ctx, publishWait)
+		step, cancel := context.WithTimeout(ctx, PublishWait)
 		defer cancel()
 		ack, err := s.js.PublishMsg(step, m)
 		if err == nil {
@@ -110,7 +111,7 @@ func (s *Normals) Add(ctx context.Context, n Normal) (sequence uint64, err error
 		return err
 	})
 	if err != nil {
-		return 0, fmt.Errorf("add %s to the normals of %s: %w", clip(n.ID), n.Detector, err)
+		return 0, fmt.Errorf("add %s to the normals of %s: %w", text.Clip(n.ID), n.Detector, err)
 	}
 	return sequence, nil
 }
@@ -217,7 +218,7 @@ func (s *Normals) parse(ctx context.Context, detector string, h nats.Header, dat
 	case !images:
 		return n, nil
 	case o != "" && !normalObject(detector, o):
-		return n, Permanent(CodeBadHeader, fmt.Errorf("it names object %s, which is no normal's of %s: %w", clip(o), detector, ErrBadMessage))
+		return n, Permanent(CodeBadHeader, fmt.Errorf("it names object %s, which is no normal's of %s: %w", text.Clip(o), detector, ErrBadMessage))
 	case o != "":
 		var err error
 		if n.Image, err = fetchMoved(ctx, s.js, s.names, s.names.ImagesBucket(), o, maxStoredImage); err != nil {
@@ -317,7 +318,7 @@ func (s *Normals) locate(ctx context.Context, name string, n *Normal) error {
 	case name == "":
 		return nil
 	case !normalObject(n.Detector, name):
-		n.Problem = "it names object " + clip(name) + ", which is no normal's of " + n.Detector
+		n.Problem = "it names object " + text.Clip(name) + ", which is no normal's of " + n.Detector
 		return nil
 	}
 	info, err := object.Look(ctx, s.js, s.names.ImagesBucket(), name, maxStoredImage)

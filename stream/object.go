@@ -8,6 +8,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream/internal/object"
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
 // maxStoredImage bounds one stored image that is read into memory, in bytes.
@@ -37,7 +38,7 @@ func (in *Installation) FrameImage(ctx context.Context, f Frame) ([]byte, error)
 	}
 	b, err := fetchMoved(ctx, in.js, in.names, in.names.LargeBucket(), f.Object, maxStoredImage)
 	if err == nil && f.ObjectDigest != "" && digestOf(b) != f.ObjectDigest {
-		return nil, Permanent(CodeObjectBad, fmt.Errorf("object %s is another image than its frame says", clip(f.Object)))
+		return nil, Permanent(CodeObjectBad, fmt.Errorf("object %s is another image than its frame says", text.Clip(f.Object)))
 	}
 	return b, err
 }

@@ -21,7 +21,9 @@ import (
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
+	"github.com/nearmiss/nearmiss/stream/steward"
 )
 
 // nothing finds everything normal, at once: what is left is the cost of the stream.
@@ -216,7 +218,7 @@ func TestAPlantOfCameras(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the server is set up", func() bool {
+	streamtest.Eventually(t, "the server is set up", func() bool {
 		step, cancel := context.WithTimeout(ctx, 30*time.Second)
 		defer cancel()
 		return stream.Ensure(step, js, stream.Topology{FramesMaxBytes: 256 << 20}) == nil
@@ -235,7 +237,7 @@ func TestAPlantOfCameras(t *testing.T) {
 		if _, err := detectors.Create(ctx, stream.Detector{Name: name(i)}); err != nil {
 			t.Fatal(err)
 		}
-		digest, err := reg.Put(ctx, name(i), writeRelease(t, fake{}))
+		digest, err := reg.Put(ctx, name(i), streamtest.WriteRelease(t, streamtest.Fake{}))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -250,7 +252,7 @@ func TestAPlantOfCameras(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { killServer(p.worker) })
-	s, err := stream.NewSteward(stream.StewardConfig{FramesMaxBytes: 256 << 20}, connect("steward"), testLog(t))
+	s, err := steward.New(steward.Config{FramesMaxBytes: 256 << 20}, connect("steward"), streamtest.Log(t))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/internal/redact"
 	"github.com/nearmiss/nearmiss/stream/internal/object"
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
 // publish stores events and dead letters. It returns the frames whose publication
@@ -140,7 +141,7 @@ func (l *detectorRunner) acked(ctx context.Context, ack jetstream.PubAckFuture, 
 	return l.insist(ctx, "event", func() error {
 		within, cancel := l.w.epoch.Within(ctx)
 		defer cancel()
-		step, cancel := context.WithTimeout(within, publishWait)
+		step, cancel := context.WithTimeout(within, PublishWait)
 		defer cancel()
 		again := nats.NewMsg(m.Subject)
 		again.Header, again.Data = m.Header, m.Data
@@ -268,7 +269,7 @@ func (w *Worker) whole(ctx context.Context, bucket string, info *jetstream.Objec
 		return err
 	}
 	if have != uint64(info.Chunks) {
-		return fmt.Errorf("object %s: %d of %d chunks are stored: the store is full", clip(info.Name), have, info.Chunks)
+		return fmt.Errorf("object %s: %d of %d chunks are stored: the store is full", text.Clip(info.Name), have, info.Chunks)
 	}
 	return nil
 }
@@ -304,7 +305,7 @@ func (l *detectorRunner) finish(ctx context.Context, it *frameTask) {
 	defer l.forget(context.WithoutCancel(ctx), it)
 	if it.frame.Object != "" && !rejected {
 		// The object may go only when the frame cannot come again.
-		step, cancel := context.WithTimeout(ctx, publishWait)
+		step, cancel := context.WithTimeout(ctx, PublishWait)
 		defer cancel()
 		if err := it.msg.DoubleAck(step); err != nil {
 			l.log.Debug().Err(err).Str("frame", it.frame.ID).Msg("acknowledgement not confirmed")

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
 // Check is one thing that must be so for a service to be of use.
@@ -32,13 +34,13 @@ func (w *Worker) Ready() []Check {
 		_, refused := l.refused[l.want.active.Release]
 		switch want := l.want.active.Release; {
 		case l.cur != nil:
-			c.Detail = "release " + short(l.cur.pointer.Release) + " serves"
+			c.Detail = "release " + text.Short(l.cur.pointer.Release) + " serves"
 		case want == "":
 			c.Detail = "no release yet"
 		case refused:
-			c.OK, c.Detail = false, "release "+short(want)+" was refused"
+			c.OK, c.Detail = false, "release "+text.Short(want)+" was refused"
 		default:
-			c.OK, c.Detail = false, "release "+short(want)+" is being loaded"
+			c.OK, c.Detail = false, "release "+text.Short(want)+" is being loaded"
 		}
 		l.mu.Unlock()
 		checks = append(checks, c)

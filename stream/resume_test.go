@@ -10,23 +10,24 @@ import (
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
+	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 )
 
 // TestAResumedExtensionDoesNotUndoAPromotion: a trainer died between storing an
 // extended release and making it active; meanwhile an operator promoted another
 // release.
 func TestAResumedExtensionDoesNotUndoAPromotion(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.detector(stream.Detector{Name: "bolts"})
-	normals := r.in.Normals()
-	seq, err := normals.Add(t.Context(), stream.Normal{Detector: "bolts", ID: "a", Image: image(0.95)})
+	r := streamtest.New(t, stream.Topology{})
+	r.Detector(stream.Detector{Name: "bolts"})
+	normals := r.In.Normals()
+	seq, err := normals.Add(t.Context(), stream.Normal{Detector: "bolts", ID: "a", Image: streamtest.Image(0.95)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := r.release("bolts", fake{Name: "A"})
-	extended := r.put("bolts", fake{Name: "A", Known: [][]byte{image(0.95)}}) // made from A, stored
-	r.trainer(stream.TrainerConfig{}, fakeTrainer{t: t})
-	kv, err := r.js.KeyValue(t.Context(), r.names.JobsBucket())
+	a := r.Release("bolts", streamtest.Fake{Name: "A"})
+	extended := r.Put("bolts", streamtest.Fake{Name: "A", Known: [][]byte{streamtest.Image(0.95)}}) // made from A, stored
+	r.Trainer(stream.TrainerConfig{}, streamtest.FakeTrainer{T: t})
+	kv, err := r.JS.KeyValue(t.Context(), r.Names.JobsBucket())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,12 +44,12 @@ func TestAResumedExtensionDoesNotUndoAPromotion(t *testing.T) {
 		if data, err = json.Marshal(req); err != nil {
 			t.Fatal(err)
 		}
-		r.raw(r.names.Train("bolts"), string(data))
-		return r.wait(req.Job)
+		publishRaw(r, r.Names.Train("bolts"), string(data))
+		return r.Wait(req.Job)
 	}
 	active := func() string {
 		t.Helper()
-		now, err := r.reg.Active(t.Context(), "bolts")
+		now, err := r.Registry.Active(t.Context(), "bolts")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -58,7 +59,7 @@ func TestAResumedExtensionDoesNotUndoAPromotion(t *testing.T) {
 		t.Errorf("with nothing in between: %+v; %s is active", job, active())
 	}
 	for name, base := range map[string]string{"with-its-base": a, "of-an-older-version": ""} {
-		b := r.release("bolts", fake{Name: "B" + name})
+		b := r.Release("bolts", streamtest.Fake{Name: "B" + name})
 		job := resume(name, base)
 		now := active()
 		if job.State != stream.JobDone || !job.Promoted || job.Base != b || now == extended || now == b || now != job.Release {
@@ -71,17 +72,17 @@ func TestAResumedExtensionDoesNotUndoAPromotion(t *testing.T) {
 // the broker is away.
 func TestProgressDoesNotWaitForTheBroker(t *testing.T) {
 	t.Parallel()
-	r := &rig{t: t, dir: t.TempDir()}
-	cfg := broker.Config{Port: -1, StoreDir: filepath.Join(r.dir, "broker")}
+	r := &streamtest.Rig{T: t, Dir: t.TempDir()}
+	cfg := broker.Config{Port: -1, StoreDir: filepath.Join(r.Dir, "broker")}
 	b, stop := brokertest.Start(t, cfg)
-	r.url = b.ClientURL()
-	r.open(stream.Topology{})
-	r.detector(stream.Detector{Name: "bolts"})
-	if _, err := r.in.Normals().Add(t.Context(), stream.Normal{Detector: "bolts", Image: image(0.1)}); err != nil {
+	r.URL = b.ClientURL()
+	r.Open(stream.Topology{})
+	r.Detector(stream.Detector{Name: "bolts"})
+	if _, err := r.In.Normals().Add(t.Context(), stream.Normal{Detector: "bolts", Image: streamtest.Image(0.1)}); err != nil {
 		t.Fatal(err)
 	}
 	slowest := make(chan time.Duration, 8)
-	r.trainer(stream.TrainerConfig{Drain: time.Second, RetryDelay: time.Millisecond}, fakeTrainer{t: t, train: func(_ context.Context, task *stream.Task) error {
+	r.Trainer(stream.TrainerConfig{Drain: time.Second, RetryDelay: time.Millisecond}, streamtest.FakeTrainer{T: t, OnTrain: func(_ context.Context, task *stream.Task) error {
 		stop()
 		var most time.Duration
 		for begin := time.Now(); time.Since(begin) < 2500*time.Millisecond; time.Sleep(10 * time.Millisecond) {
@@ -95,7 +96,7 @@ func TestProgressDoesNotWaitForTheBroker(t *testing.T) {
 		}
 		return nil
 	}})
-	if _, err := r.jobs().Request(t.Context(), stream.TrainRequest{Job: "j", Detector: "bolts", Promote: true}); err != nil {
+	if _, err := r.Jobs().Request(t.Context(), stream.TrainRequest{Job: "j", Detector: "bolts", Promote: true}); err != nil {
 		t.Fatal(err)
 	}
 	if most := <-slowest; most > 2*time.Second { // one that waits for the broker takes five

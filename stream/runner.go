@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
@@ -281,7 +282,7 @@ func (l *detectorRunner) swapper(ctx, work context.Context) {
 		}
 		switch {
 		case shadow != nil && shadow.pointer.Release != want.shadow.Release && want.shadow.Release == "":
-			l.log.Info().Str("release", short(shadow.pointer.Release)).Msg("candidate no longer scores alongside")
+			l.log.Info().Str("release", text.Short(shadow.pointer.Release)).Msg("candidate no longer scores alongside")
 			l.exchange(&l.shadow, nil)
 			l.w.cfg.Meter.Left(l.name, "candidate")
 		case l.due(want.shadow, shadow):
@@ -315,7 +316,7 @@ func (l *detectorRunner) swap(ctx, work context.Context, target registry.Pointer
 	if place == &l.shadow {
 		role = "candidate"
 	}
-	log := l.log.With().Str("release", short(target.Release)).Str("role", role).Logger()
+	log := l.log.With().Str("release", text.Short(target.Release)).Str("role", role).Logger()
 	begin := time.Now()
 	scorer, err := l.load(ctx, target.Release)
 	if ctx.Err() != nil {
@@ -336,18 +337,18 @@ func (l *detectorRunner) swap(ctx, work context.Context, target registry.Pointer
 		l.refused[target.Release] = target.Revision
 		serving := "no release serves"
 		if l.cur != nil {
-			serving = "release " + short(l.cur.pointer.Release) + " goes on serving"
+			serving = "release " + text.Short(l.cur.pointer.Release) + " goes on serving"
 		}
 		l.mu.Unlock()
 		log.Error().Err(err).Msg("release refused: " + serving)
-		l.notify(work, notice(KindRelease, l.name, NoCamera, target.Release, ReleaseRefused, fmt.Sprintf("as the %s release: %v; %s", role, err, serving), what))
+		l.notify(work, Notice(KindRelease, l.name, NoCamera, target.Release, ReleaseRefused, fmt.Sprintf("as the %s release: %v; %s", role, err, serving), what))
 		return true
 	}
 	l.exchange(place, &loaded{scorer: scorer, pointer: target})
 	l.w.count.swaps.Add(1)
 	l.w.cfg.Meter.Swap(l.name, role, target.Release, ReleaseInService, time.Since(begin))
 	log.Info().Dur("took", time.Since(begin)).Msg("release is in service")
-	l.notify(work, notice(KindRelease, l.name, NoCamera, target.Release, ReleaseInService, "it is in service as the "+role+" release", what))
+	l.notify(work, Notice(KindRelease, l.name, NoCamera, target.Release, ReleaseInService, "it is in service as the "+role+" release", what))
 	return true
 }
 
@@ -381,12 +382,12 @@ func (l *detectorRunner) load(ctx context.Context, digest string) (s Scorer, err
 	}
 	defer func() {
 		if p := recover(); p != nil {
-			s, err = nil, &loadError{fmt.Errorf("open release %s: panic: %v", short(digest), p)}
+			s, err = nil, &loadError{fmt.Errorf("open release %s: panic: %v", text.Short(digest), p)}
 		}
 	}()
 	s, err = l.w.loader.Load(ctx, dir)
 	if err != nil {
-		return nil, &loadError{fmt.Errorf("open release %s: %w", short(digest), err)}
+		return nil, &loadError{fmt.Errorf("open release %s: %w", text.Short(digest), err)}
 	}
 	return s, nil
 }
@@ -398,13 +399,6 @@ func (l *detectorRunner) retire(old *loaded) {
 	}
 	old.users.Wait()
 	if err := old.scorer.Close(); err != nil {
-		l.log.Warn().Err(err).Str("release", short(old.pointer.Release)).Msg("closing the release failed")
+		l.log.Warn().Err(err).Str("release", text.Short(old.pointer.Release)).Msg("closing the release failed")
 	}
-}
-
-func short(digest string) string {
-	if len(digest) > 12 {
-		return digest[:12]
-	}
-	return digest
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/micro"
 
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
@@ -114,7 +115,7 @@ func serveRequest[Q, A any](e *endpoints, name string, f func(context.Context, m
 			dec := json.NewDecoder(bytes.NewReader(data))
 			dec.DisallowUnknownFields()
 			if err := dec.Decode(&q); err != nil {
-				_ = r.Error(CodeBadRequest, headerSafe(fmt.Sprintf("the request of %s cannot be understood: %v", name, err)), nil)
+				_ = r.Error(CodeBadRequest, text.Line(fmt.Sprintf("the request of %s cannot be understood: %v", name, err)), nil)
 				return
 			}
 		}
@@ -122,11 +123,11 @@ func serveRequest[Q, A any](e *endpoints, name string, f func(context.Context, m
 		defer cancel()
 		a, err := f(ctx, r, q)
 		if err != nil {
-			_ = r.Error(codeFor(err), headerSafe(err.Error()), nil)
+			_ = r.Error(codeFor(err), text.Line(err.Error()), nil)
 			return
 		}
 		if err := r.RespondJSON(a); err != nil && strings.Contains(err.Error(), nats.ErrMaxPayload.Error()) {
-			_ = r.Error(CodeTooLarge, headerSafe("the answer of "+name+" does not fit into a message: ask for one detector"), nil)
+			_ = r.Error(CodeTooLarge, text.Line("the answer of "+name+" does not fit into a message: ask for one detector"), nil)
 		}
 	}), opts...)
 }

@@ -335,5 +335,5 @@ func putCamera(ctx context.Context, store kv.Store[CameraStatus], c CameraStatus
 // reportCamera stores a camera event; its id is made of the last frame before the
 // silence, the same in all workers.
 func (w *Worker) reportCamera(ctx context.Context, c CameraStatus, code, why string) error {
-	return w.in.publishNotice(ctx, notice(KindCamera, c.Detector, c.Camera, "", code, why, c.LastFrame.Format(time.RFC3339Nano)))
+	return w.in.StoreNotice(ctx, Notice(KindCamera, c.Detector, c.Camera, "", code, why, c.LastFrame.Format(time.RFC3339Nano)))
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 )
 
 // TestACameraThatFallsSilentIsAnEvent, and so is its return: one each, however
@@ -14,22 +15,22 @@ import (
 // held up for longer than the silence that is allowed may make one of the first
 // frames, too: each silence has its end, and none is told twice.
 func TestACameraThatFallsSilentIsAnEvent(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.detector(stream.Detector{Name: "bolts", Silence: stream.Duration(time.Second)})
-	r.detector(stream.Detector{Name: "nuts"}) // silence is nothing there
-	r.release("bolts", fake{Name: "one"})
-	r.release("nuts", fake{Name: "one"})
-	a, stopA := r.worker(stream.WorkerConfig{BatchSize: 1}, loadFake)
-	b, stopB := r.worker(stream.WorkerConfig{BatchSize: 1}, loadFake)
+	r := streamtest.New(t, stream.Topology{})
+	r.Detector(stream.Detector{Name: "bolts", Silence: stream.Duration(time.Second)})
+	r.Detector(stream.Detector{Name: "nuts"}) // silence is nothing there
+	r.Release("bolts", streamtest.Fake{Name: "one"})
+	r.Release("nuts", streamtest.Fake{Name: "one"})
+	a, stopA := r.Worker(stream.WorkerConfig{BatchSize: 1}, streamtest.LoadFake)
+	b, stopB := r.Worker(stream.WorkerConfig{BatchSize: 1}, streamtest.LoadFake)
 	send := func(detector, id string) {
 		t.Helper()
-		r.publish(stream.Frame{Detector: detector, Camera: "left", ID: id, Image: image(0.1)})
+		r.Publish(stream.Frame{Detector: detector, Camera: "left", ID: id, Image: streamtest.Image(0.1)})
 	}
 	for i := range 8 {
 		send("bolts", fmt.Sprint(i))
 	}
 	send("nuts", "f")
-	eventually(t, "all are scored", func() bool { return a.Stats().Scored+b.Stats().Scored == 9 })
+	streamtest.Eventually(t, "all are scored", func() bool { return a.Stats().Scored+b.Stats().Scored == 9 })
 	rate := 0.0
 	for _, w := range []*stream.Worker{a, b} {
 		for _, c := range w.Status().Cameras {
@@ -42,59 +43,59 @@ func TestACameraThatFallsSilentIsAnEvent(t *testing.T) {
 		t.Errorf("%v frames a second", rate)
 	}
 	said := func() (codes []string) {
-		for _, e := range r.eventsOf(stream.KindCamera) {
+		for _, e := range r.EventsOf(stream.KindCamera) {
 			codes = append(codes, e.Detector+"/"+e.Camera+" "+e.Code)
 		}
 		return codes
 	}
 	silent := func() bool { return len(said())%2 == 1 }
-	eventually(t, "it is silent", silent)
-	eventually(t, "both cameras are on record", func() bool {
-		all, err := r.in.Cameras(t.Context())
+	streamtest.Eventually(t, "it is silent", silent)
+	streamtest.Eventually(t, "both cameras are on record", func() bool {
+		all, err := r.In.Cameras(t.Context())
 		return err == nil && len(all) == 2
 	})
 	stopA()
 	stopB()
 	before := len(said())
-	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
+	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
 	send("bolts", "again")
-	eventually(t, "it is back, and silent once more", func() bool { return len(said()) > before && silent() })
+	streamtest.Eventually(t, "it is back, and silent once more", func() bool { return len(said()) > before && silent() })
 	for i, got := range said() {
 		if want := []string{"bolts/left silent", "bolts/left back"}[i%2]; got != want {
 			t.Errorf("%d: %s, want %s", i, got, want)
 		}
 	}
 	var all []stream.CameraStatus
-	eventually(t, "the record says so", func() bool {
+	streamtest.Eventually(t, "the record says so", func() bool {
 		var err error
-		all, err = r.in.Cameras(t.Context())
+		all, err = r.In.Cameras(t.Context())
 		return err == nil && len(all) == 2 && all[0].Silent
 	})
 	if all[0].Detector != "bolts" || all[1].Silent || all[1].LastFrame.IsZero() {
 		t.Errorf("%+v", all)
 	}
-	if st, err := r.in.Status(t.Context()); err != nil || len(st.Cameras) != 2 {
+	if st, err := r.In.Status(t.Context()); err != nil || len(st.Cameras) != 2 {
 		t.Errorf("%+v, %v", st.Cameras, err)
 	}
-	eventually(t, "the frame is counted", func() bool { return w.Stats().Scored == 1 })
-	if err := r.in.DeleteDetector(t.Context(), "bolts", false); err != nil {
+	streamtest.Eventually(t, "the frame is counted", func() bool { return w.Stats().Scored == 1 })
+	if err := r.In.DeleteDetector(t.Context(), "bolts", false); err != nil {
 		t.Fatal(err)
 	}
-	if all, err := r.in.Cameras(t.Context()); err != nil || len(all) != 1 {
+	if all, err := r.In.Cameras(t.Context()); err != nil || len(all) != 1 {
 		t.Errorf("after the detector's end: %+v, %v", all, err)
 	}
 }
 
 // TestFramesThatWaitAreNoSilence: where workers are behind, cameras are not silent.
 func TestFramesThatWaitAreNoSilence(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.detector(stream.Detector{Name: "bolts", Silence: stream.Duration(time.Second)})
-	r.release("bolts", fake{Name: "slow", Delay: 1500 * time.Millisecond})
-	w, _ := r.worker(stream.WorkerConfig{BatchSize: 1, Lanes: 1}, loadFake)
+	r := streamtest.New(t, stream.Topology{})
+	r.Detector(stream.Detector{Name: "bolts", Silence: stream.Duration(time.Second)})
+	r.Release("bolts", streamtest.Fake{Name: "slow", Delay: 1500 * time.Millisecond})
+	w, _ := r.Worker(stream.WorkerConfig{BatchSize: 1, Lanes: 1}, streamtest.LoadFake)
 	for i := range 2 {
-		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint(i), Image: image(0.1)})
+		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint(i), Image: streamtest.Image(0.1)})
 	}
-	eventually(t, "it is silent when nothing waits any more", func() bool { return len(r.eventsOf(stream.KindCamera)) > 0 })
+	streamtest.Eventually(t, "it is silent when nothing waits any more", func() bool { return len(r.EventsOf(stream.KindCamera)) > 0 })
 	if n := w.Stats().Scored; n != 2 {
 		t.Errorf("it was called silent when %d of its 2 frames were scored", n)
 	}
@@ -103,9 +104,9 @@ func TestFramesThatWaitAreNoSilence(t *testing.T) {
 // TestASilenceIsToldByAnother: the worker that noticed it died between the record
 // and the event.
 func TestASilenceIsToldByAnother(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.detector(stream.Detector{Name: "bolts", Silence: stream.Duration(time.Hour)})
-	bucket, err := r.js.KeyValue(t.Context(), r.names.WorkBucket())
+	r := streamtest.New(t, stream.Topology{})
+	r.Detector(stream.Detector{Name: "bolts", Silence: stream.Duration(time.Hour)})
+	bucket, err := r.JS.KeyValue(t.Context(), r.Names.WorkBucket())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,13 +117,13 @@ func TestASilenceIsToldByAnother(t *testing.T) {
 	if _, err := bucket.Put(t.Context(), "camera.bolts.left", c); err != nil {
 		t.Fatal(err)
 	}
-	r.worker(stream.WorkerConfig{}, loadFake)
-	eventually(t, "it is told", func() bool {
-		all := r.eventsOf(stream.KindCamera)
+	r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	streamtest.Eventually(t, "it is told", func() bool {
+		all := r.EventsOf(stream.KindCamera)
 		return len(all) == 1 && all[0].Code == stream.CameraSilent && all[0].Camera == "left"
 	})
-	eventually(t, "and that is on record", func() bool {
-		all, err := r.in.Cameras(t.Context())
+	streamtest.Eventually(t, "and that is on record", func() bool {
+		all, err := r.In.Cameras(t.Context())
 		return err == nil && len(all) == 1 && all[0].Silent && !all[0].Untold
 	})
 }
@@ -130,19 +131,19 @@ func TestASilenceIsToldByAnother(t *testing.T) {
 // TestAFrozenCameraIsOnRecord: since when a camera has sent the same picture is
 // known to everybody, until it sends another.
 func TestAFrozenCameraIsOnRecord(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.detector(stream.Detector{Name: "bolts"})
-	r.release("bolts", fake{Name: "one"})
-	r.worker(stream.WorkerConfig{}, loadFake)
+	r := streamtest.New(t, stream.Topology{})
+	r.Detector(stream.Detector{Name: "bolts"})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
+	r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
 	since := time.Now().Add(-time.Hour).UTC().Truncate(time.Second)
 	says := func(want time.Time) func() bool {
 		return func() bool {
-			st, err := r.in.Status(t.Context())
+			st, err := r.In.Status(t.Context())
 			return err == nil && len(st.Cameras) == 1 && st.Cameras[0].UnchangedSince.Equal(want)
 		}
 	}
-	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "1", Image: image(0.1), UnchangedSince: since})
-	eventually(t, "the camera is frozen", says(since))
-	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "2", Image: image(0.2)})
-	eventually(t, "it is not any more", says(time.Time{}))
+	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "1", Image: streamtest.Image(0.1), UnchangedSince: since})
+	streamtest.Eventually(t, "the camera is frozen", says(since))
+	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "2", Image: streamtest.Image(0.2)})
+	streamtest.Eventually(t, "it is not any more", says(time.Time{}))
 }

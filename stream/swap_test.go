@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
@@ -22,24 +23,24 @@ import (
 // one's digest would show.
 func TestAHundredHotSwapsUnderLoad(t *testing.T) {
 	const swaps, releases = 100, 4
-	r := newRig(t, stream.Topology{})
+	r := streamtest.New(t, stream.Topology{})
 	digests, thresholds := make([]string, releases), map[string]float64{}
 	for i := range releases {
-		f := fake{Name: fmt.Sprint(i), Threshold: 0.5 + float64(i)/10, Delay: time.Millisecond}
-		digests[i] = r.put("bolts", f)
+		f := streamtest.Fake{Name: fmt.Sprint(i), Threshold: 0.5 + float64(i)/10, Delay: time.Millisecond}
+		digests[i] = r.Put("bolts", f)
 		thresholds[digests[i]] = f.Threshold
 	}
 	promote := func(i int) {
-		if _, err := r.reg.Promote(t.Context(), "bolts", digests[i%releases], registry.Change{}); err != nil {
+		if _, err := r.Registry.Promote(t.Context(), "bolts", digests[i%releases], registry.Change{}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	promote(0)
-	got := r.scores()
+	got := r.Scores()
 	var open, most int
 	var mu sync.Mutex
 	loader := stream.LoaderFunc(func(ctx context.Context, dir string) (stream.Scorer, error) {
-		s, err := loadFake(ctx, dir)
+		s, err := streamtest.LoadFake(ctx, dir)
 		if err != nil {
 			return nil, err
 		}
@@ -49,9 +50,9 @@ func TestAHundredHotSwapsUnderLoad(t *testing.T) {
 		most = max(most, open)
 		return &counted{s, func() { mu.Lock(); open--; mu.Unlock() }, make([]byte, 1<<20)}, nil
 	})
-	w, stop := r.worker(stream.WorkerConfig{BatchSize: 8}, loader)
+	w, stop := r.Worker(stream.WorkerConfig{BatchSize: 8}, loader)
 
-	eventually(t, "the first release is in service", func() bool { return w.Stats().Swaps == 1 })
+	streamtest.Eventually(t, "the first release is in service", func() bool { return w.Stats().Swaps == 1 })
 
 	// A camera publishes all the while.
 	ctx, cancel := context.WithCancel(t.Context())
@@ -59,12 +60,12 @@ func TestAHundredHotSwapsUnderLoad(t *testing.T) {
 	published := 0
 	camera.Go(func() {
 		for ctx.Err() == nil {
-			m, err := stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", published), Image: image(float64(published%100) / 100)}.Message(r.names)
+			m, err := stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", published), Image: streamtest.Image(float64(published%100) / 100)}.Message(r.Names)
 			if err != nil {
 				t.Error(err)
 				return
 			}
-			if _, err := r.js.PublishMsg(context.WithoutCancel(ctx), m); err != nil {
+			if _, err := r.JS.PublishMsg(context.WithoutCancel(ctx), m); err != nil {
 				t.Error(err)
 				return
 			}
@@ -75,8 +76,8 @@ func TestAHundredHotSwapsUnderLoad(t *testing.T) {
 	for i := 1; i <= swaps; i++ {
 		before := w.Stats().Scored
 		promote(i)
-		eventually(t, "the release is in service", func() bool { return w.Stats().Swaps == uint64(i+1) })
-		eventually(t, "it scores", func() bool { return w.Stats().Scored > before })
+		streamtest.Eventually(t, "the release is in service", func() bool { return w.Stats().Swaps == uint64(i+1) })
+		streamtest.Eventually(t, "it scores", func() bool { return w.Stats().Scored > before })
 		if i%20 == 0 {
 			runtime.GC()
 			var m runtime.MemStats
@@ -86,15 +87,14 @@ func TestAHundredHotSwapsUnderLoad(t *testing.T) {
 	}
 	cancel()
 	camera.Wait()
-	eventually(t, "every frame is scored", func() bool { return len(got.byFrame()) == published })
+	streamtest.Eventually(t, "every frame is scored", func() bool { return len(got.ByFrame()) == published })
 	stop()
 
 	var pause time.Duration
 	var last time.Time
 	used := map[string]int{}
-	got.mu.Lock()
-	defer got.mu.Unlock()
-	for _, e := range got.all {
+	all := got.InOrder()
+	for _, e := range all {
 		used[e.Release]++
 		if want, ok := thresholds[e.Release]; !ok || *e.Threshold != want {
 			t.Errorf("frame %s: threshold %v with release %s", e.FrameID, *e.Threshold, e.Release)
@@ -104,8 +104,8 @@ func TestAHundredHotSwapsUnderLoad(t *testing.T) {
 		}
 		last = e.ScoredAt
 	}
-	if len(got.all) != published {
-		t.Errorf("%d scores of %d frames", len(got.all), published)
+	if len(all) != published {
+		t.Errorf("%d scores of %d frames", len(all), published)
 	}
 	if len(used) != releases {
 		t.Errorf("scores of %d releases", len(used))
@@ -132,29 +132,29 @@ func (c *counted) Close() error {
 // TestKilledTrainersFinishTheirJob kills the trainer ten times: the job goes on
 // from its last checkpoint and makes one release, and nothing is left behind.
 func TestKilledTrainersFinishTheirJob(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.detector(stream.Detector{Name: "bolts"})
-	normals := r.in.Normals()
+	r := streamtest.New(t, stream.Topology{})
+	r.Detector(stream.Detector{Name: "bolts"})
+	normals := r.In.Normals()
 	for i := range 5 {
-		if _, err := normals.Add(t.Context(), stream.Normal{Detector: "bolts", Image: image(float64(i) / 10)}); err != nil {
+		if _, err := normals.Add(t.Context(), stream.Normal{Detector: "bolts", Image: streamtest.Image(float64(i) / 10)}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	const kills, steps = 10, 40
 	env := fmt.Sprint("NEARMISS_TEST_STEPS=", steps)
-	if _, err := r.jobs().Request(t.Context(), stream.TrainRequest{Job: "job", Detector: "bolts", Promote: true}); err != nil {
+	if _, err := r.Jobs().Request(t.Context(), stream.TrainRequest{Job: "job", Detector: "bolts", Promote: true}); err != nil {
 		t.Fatal(err)
 	}
-	trainers := []*process{r.process("trainer", env), r.process("trainer", env)}
+	trainers := []*process{startProcess(r, "trainer", env), startProcess(r, "trainer", env)}
 	next := 0
 	for k := range kills {
 		// Kill whoever works, somewhere between two checkpoints.
 		target := (k + 1) * steps / (kills + 2)
-		eventually(t, fmt.Sprintf("step %d is done", target), func() bool {
-			j, err := r.jobs().Get(t.Context(), "job")
+		streamtest.Eventually(t, fmt.Sprintf("step %d is done", target), func() bool {
+			j, err := r.Jobs().Get(t.Context(), "job")
 			return err == nil && j.CheckpointN >= target
 		})
-		j, err := r.jobs().Get(t.Context(), "job")
+		j, err := r.Jobs().Get(t.Context(), "job")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -163,9 +163,9 @@ func TestKilledTrainersFinishTheirJob(t *testing.T) {
 			next = 1
 		}
 		trainers[next].kill()
-		trainers[next] = r.process("trainer", env)
+		trainers[next] = startProcess(r, "trainer", env)
 	}
-	j := r.wait("job")
+	j := r.Wait("job")
 	if j.State != stream.JobDone || !j.Promoted || j.CheckpointN < steps {
 		t.Errorf("%+v", j)
 	}
@@ -175,14 +175,14 @@ func TestKilledTrainersFinishTheirJob(t *testing.T) {
 			t.Errorf("trainer: %v", err)
 		}
 	}
-	all, err := r.reg.List(t.Context(), "bolts")
+	all, err := r.Registry.List(t.Context(), "bolts")
 	if err != nil || len(all) != 1 || all[0].Digest != j.Release || !all[0].Active {
 		t.Errorf("releases %+v, %v", all, err)
 	}
-	if _, err := r.in.Collect(t.Context(), registry.CollectOptions{Grace: -1}); err != nil {
+	if _, err := r.In.Collect(t.Context(), registry.CollectOptions{Grace: -1}); err != nil {
 		t.Fatal(err)
 	}
-	store, err := r.js.ObjectStore(t.Context(), r.names.ArtifactsBucket())
+	store, err := r.JS.ObjectStore(t.Context(), r.Names.ArtifactsBucket())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,11 +191,11 @@ func TestKilledTrainersFinishTheirJob(t *testing.T) {
 	if err != nil || len(objects) != 2 {
 		t.Errorf("%d objects are left, want the manifest and its file: %v", len(objects), err)
 	}
-	s, err := r.js.Stream(t.Context(), r.names.TrainingStream())
+	s, err := r.JS.Stream(t.Context(), r.Names.TrainingStream())
 	if err != nil || s.CachedInfo().State.Msgs != 0 {
 		t.Errorf("%d requests wait, %v", s.CachedInfo().State.Msgs, err)
 	}
-	if left, _ := os.ReadDir(r.dir + "/scratch"); len(left) > 1 {
+	if left, _ := os.ReadDir(r.Dir + "/scratch"); len(left) > 1 {
 		t.Errorf("%d scratch folders are left", len(left)) // one, if the last to be killed died while it cleared
 	}
 }

@@ -12,6 +12,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
 // taker takes a consumer's messages for one goroutine. It keeps one subscription,
@@ -155,7 +157,7 @@ func (t *taker) pull(ctx context.Context, p *pacer, n int, wait time.Duration) (
 			}
 			return msgs, nil
 		default:
-			return msgs, fmt.Errorf("%w: %s %s", errGone, code, clip(about))
+			return msgs, fmt.Errorf("%w: %s %s", errGone, code, text.Clip(about))
 		}
 	}
 	if p != nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream/internal/object"
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
@@ -91,7 +92,7 @@ func (t *Task) Report(p Progress) {
 }
 
 func (t *Task) record(p Progress) {
-	ctx, cancel := context.WithTimeout(context.Background(), publishWait)
+	ctx, cancel := context.WithTimeout(context.Background(), PublishWait)
 	defer cancel()
 	if _, err := t.w.jobs.update(ctx, p.Job, func(j *Job) error {
 		if err := t.w.mine(j); err != nil {
@@ -256,7 +257,7 @@ func (w *TrainingWorker) prepare(ctx context.Context, job Job, dir string) (*Tas
 		return nil, err
 	default:
 		if t.Active, err = w.registry.Get(ctx, p.Release); err != nil {
-			w.log.Warn().Err(err).Str("release", short(p.Release)).Msg("the active release cannot be read: training without it")
+			w.log.Warn().Err(err).Str("release", text.Short(p.Release)).Msg("the active release cannot be read: training without it")
 			t.Active = ""
 		} else {
 			t.ActiveID = p.Release
@@ -288,7 +289,7 @@ func (w *TrainingWorker) reportSkipped(ctx context.Context, job Job, all []Norma
 		len(all), job.Detector, first.Sequence, first.Problem, job.Detector, job.Detector, first.Sequence)
 	w.log.Warn().Str("job", job.Job).Msg(why)
 	last := all[len(all)-1].Sequence
-	if err := w.in.publishNotice(ctx, notice(KindStore, job.Detector, NoCamera, "", StoreMissing, why, fmt.Sprintf("%d/%d", len(all), last))); err != nil {
+	if err := w.in.StoreNotice(ctx, Notice(KindStore, job.Detector, NoCamera, "", StoreMissing, why, fmt.Sprintf("%d/%d", len(all), last))); err != nil {
 		w.log.Debug().Err(err).Msg("notice not stored")
 	}
 }

@@ -65,7 +65,7 @@ type Topology struct {
 // more than three quarters of what the broker's store may take: the server would
 // refuse them. It returns the factor, 1 where nothing had to be changed.
 func (t Topology) Fit(store int64) (Topology, float64) {
-	t = t.withDefaults()
+	t = t.WithDefaults()
 	sum := t.Reserved()
 	factor := 0.75 * float64(store) / float64(sum)
 	if store <= 0 || factor >= 1 {
@@ -80,7 +80,7 @@ func (t Topology) Fit(store int64) (Topology, float64) {
 
 // Reserved is what the limits take of the store, in bytes: the server reserves it.
 func (t Topology) Reserved() int64 {
-	t = t.withDefaults()
+	t = t.WithDefaults()
 	sum := t.FramesMaxBytes + t.LargeMaxBytes + t.EventsMaxBytes + t.DeadMaxBytes +
 		t.scaled(feedbackMaxBytes) + t.scaled(trainingMaxBytes) + t.scaled(incidentsMaxBytes) + t.scaled(auditBytes)
 	for _, v := range []int64{t.NormalsMaxBytes, t.ArtifactsMaxBytes, t.ImagesMaxBytes, t.EvidenceMaxBytes} {
@@ -100,10 +100,10 @@ func EnsureWithin(ctx context.Context, js jetstream.JetStream, t Topology) (Topo
 	}
 	wanted := t.Reserved()
 	most := a.Limits.MaxStore
-	if tier, ok := a.Tiers[fmt.Sprintf("R%d", t.withDefaults().Replicas)]; ok { // limits are of one copy then
+	if tier, ok := a.Tiers[fmt.Sprintf("R%d", t.WithDefaults().Replicas)]; ok { // limits are of one copy then
 		most = tier.Limits.MaxStore
 	} else if most > 0 {
-		most /= int64(t.withDefaults().Replicas)
+		most /= int64(t.WithDefaults().Replicas)
 	}
 	fitted, _ := t.Fit(most)
 	// An account without a limit is told nothing of the server's.
@@ -141,7 +141,7 @@ const (
 	incidentsMaxBytes = 256 << 20
 )
 
-func (t Topology) withDefaults() Topology {
+func (t Topology) WithDefaults() Topology {
 	def := func(v *int64, d int64) {
 		if *v == 0 {
 			*v = d
@@ -173,7 +173,7 @@ func (t Topology) withDefaults() Topology {
 // Validate reports every setting that the broker would refuse.
 func (t Topology) Validate() error {
 	err := t.Names.Validate()
-	d := t.withDefaults()
+	d := t.WithDefaults()
 	if d.EventsDuplicates > d.EventsMaxAge {
 		err = errors.Join(err, fmt.Errorf("event ids are to be remembered for %v, longer than events are kept (%v)", d.EventsDuplicates, d.EventsMaxAge))
 	}
@@ -188,8 +188,8 @@ func (t Topology) Validate() error {
 
 // Streams are the eight streams as the broker gets them.
 func (t Topology) Streams() []jetstream.StreamConfig {
-	t = t.withDefaults()
-	p := t.prefix()
+	t = t.WithDefaults()
+	p := t.Root()
 	all := []jetstream.StreamConfig{
 		{
 			Name: t.FramesStream(), Description: "frames waiting to be scored",
@@ -282,7 +282,7 @@ func Ensure(ctx context.Context, js jetstream.JetStream, t Topology) error {
 	if err := t.Validate(); err != nil {
 		return err
 	}
-	t = t.withDefaults()
+	t = t.WithDefaults()
 	all := t.Streams()
 	for _, cfg := range append(all[1:], all[0]) { // frames last: others are its source
 		if err := ensureStream(ctx, js, cfg); err != nil {

@@ -10,6 +10,7 @@ import (
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
+	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 )
 
 // TestSetupOnASmallStore fits the limits to it instead of failing halfway.
@@ -44,10 +45,10 @@ type idle struct{ stream.Trainer }
 
 // TestATrainerEndsWhenIdle.
 func TestATrainerEndsWhenIdle(t *testing.T) {
-	r := newRig(t, stream.Topology{})
+	r := streamtest.New(t, stream.Topology{})
 	w, err := stream.NewTrainingWorker(stream.TrainerConfig{
 		CacheDir: t.TempDir(), ScratchDir: t.TempDir(), IdleExit: 200 * time.Millisecond,
-	}, r.connect(), idle{}, zerolog.Nop())
+	}, r.Connect(), idle{}, zerolog.Nop())
 	if err != nil {
 		t.Fatal(err)
 	}

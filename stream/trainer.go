@@ -174,7 +174,7 @@ func (w *TrainingWorker) Run(ctx context.Context) error {
 		return fmt.Errorf("clear the folder of jobs: %w", err)
 	}
 	stopService, err := startService(ctx, w.nc, TrainerService, "trains detectors", []string{w.cfg.API() + ".trainer"},
-		map[string]string{"prefix": w.cfg.prefix(), "trainer": w.cfg.Name}, func(e *endpoints) {
+		map[string]string{"prefix": w.cfg.Root(), "trainer": w.cfg.Name}, func(e *endpoints) {
 			serve(e, "calibration", w.calibration)
 			serve(e, "outliers", w.outliers)
 			serve(e, "choices", w.choices)

@@ -15,124 +15,13 @@ import (
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
+	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
-// fakeTrainer makes releases of fakes.
-type fakeTrainer struct {
-	t     testing.TB
-	train func(ctx context.Context, task *stream.Task) error // before the release is made
-	model func(task *stream.Task) fake
-}
-
-func (f fakeTrainer) Train(ctx context.Context, task *stream.Task) (stream.TrainResult, error) {
-	if f.train != nil {
-		if err := f.train(ctx, task); err != nil {
-			return stream.TrainResult{}, err
-		}
-	}
-	model := fake{Name: task.Request.Job}
-	if f.model != nil {
-		model = f.model(task)
-	}
-	return stream.TrainResult{Dir: writeRelease(f.t, model)}, nil
-}
-
-func (f fakeTrainer) Extend(_ context.Context, task *stream.Task) (stream.TrainResult, error) {
-	b, err := os.ReadFile(filepath.Join(task.Active, "fake.json"))
-	if err != nil {
-		return stream.TrainResult{}, err
-	}
-	var old fake
-	if err := json.Unmarshal(b, &old); err != nil {
-		return stream.TrainResult{}, err
-	}
-	files, err := os.ReadDir(task.Normals)
-	if err != nil {
-		return stream.TrainResult{}, err
-	}
-	for _, e := range files {
-		b, err := os.ReadFile(filepath.Join(task.Normals, e.Name()))
-		if err != nil {
-			return stream.TrainResult{}, err
-		}
-		old.Known = append(old.Known, b)
-	}
-	return stream.TrainResult{Dir: writeRelease(f.t, old)}, nil
-}
-
-func (f fakeTrainer) Retract(_ context.Context, task *stream.Task) (stream.TrainResult, error) {
-	b, err := os.ReadFile(filepath.Join(task.Active, "fake.json"))
-	if err != nil {
-		return stream.TrainResult{}, err
-	}
-	var old fake
-	if err := json.Unmarshal(b, &old); err != nil {
-		return stream.TrainResult{}, err
-	}
-	old.Known, old.Retracted = nil, append(old.Retracted, task.Request.Retract...)
-	return stream.TrainResult{Dir: writeRelease(f.t, old)}, nil
-}
-
-func (f fakeTrainer) Readjust(_ context.Context, task *stream.Task) (stream.TrainResult, error) {
-	b, err := os.ReadFile(filepath.Join(task.Active, "fake.json"))
-	if err != nil {
-		return stream.TrainResult{}, err
-	}
-	var old fake
-	if err := json.Unmarshal(b, &old); err != nil {
-		return stream.TrainResult{}, err
-	}
-	old.Threshold = 1 - task.Detector.FalseAlarmRate
-	return stream.TrainResult{Dir: writeRelease(f.t, old)}, nil
-}
-
-func (r *rig) trainer(cfg stream.TrainerConfig, tr stream.Trainer) (stop func()) {
-	r.t.Helper()
-	cfg.Names = r.names
-	cfg.CacheDir, cfg.ScratchDir = filepath.Join(r.dir, "cache"), filepath.Join(r.dir, "scratch")
-	w, err := stream.NewTrainingWorker(cfg, r.connect(), tr, testLog(r.t))
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	return brokertest.Run(r.t, "trainer", w.Run)
-}
-
-func (r *rig) detector(d stream.Detector) {
-	r.t.Helper()
-	s, err := r.in.Detectors(r.t.Context())
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	if _, err := s.Create(r.t.Context(), d); err != nil {
-		r.t.Fatal(err)
-	}
-}
-
-func (r *rig) jobs() *stream.Jobs {
-	r.t.Helper()
-	s, err := r.in.Jobs(r.t.Context())
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	return s
-}
-
-// wait returns a job's record when it has finished.
-func (r *rig) wait(job string) stream.Job {
-	r.t.Helper()
-	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
-	defer cancel()
-	j, err := r.jobs().Wait(ctx, job, nil)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	return j
-}
-
 // releaseEvents are the release events with a code.
-func (r *rig) releaseEvents(code string) (all []stream.Event) {
-	for _, e := range r.eventsOf(stream.KindRelease) {
+func releaseEvents(r *streamtest.Rig, code string) (all []stream.Event) {
+	for _, e := range r.EventsOf(stream.KindRelease) {
 		if e.Code == code {
 			all = append(all, e)
 		}
@@ -143,12 +32,12 @@ func (r *rig) releaseEvents(code string) (all []stream.Event) {
 // TestLearningIsVisible: status counts the frames that are learned from, and
 // events tell when that begins and when there are enough.
 func TestLearningIsVisible(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.detector(stream.Detector{Name: "bolts", LearnFrames: 20})
+	r := streamtest.New(t, stream.Topology{})
+	r.Detector(stream.Detector{Name: "bolts", LearnFrames: 20})
 	learning := func(want stream.Learning) {
 		t.Helper()
-		eventually(t, fmt.Sprintf("status says %+v", want), func() bool {
-			st, err := r.in.Status(t.Context())
+		streamtest.Eventually(t, fmt.Sprintf("status says %+v", want), func() bool {
+			st, err := r.In.Status(t.Context())
 			if err != nil || len(st.Detectors) != 1 {
 				t.Fatal(st.Detectors, err)
 			}
@@ -158,63 +47,63 @@ func TestLearningIsVisible(t *testing.T) {
 	}
 	learning(stream.Learning{Frames: 20})
 	for range 2 { // which tell it once
-		r.worker(stream.WorkerConfig{}, loadFake)
+		r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
 	}
 	frame := 0
 	publish := func(n int) {
 		for range n {
 			frame++
-			r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", frame), Image: image(0.5)})
+			r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", frame), Image: streamtest.Image(0.5)})
 		}
 	}
 	publish(1)
-	eventually(t, "it is told that learning has begun", func() bool { return len(r.releaseEvents(stream.ReleaseLearning)) == 1 })
+	streamtest.Eventually(t, "it is told that learning has begun", func() bool { return len(releaseEvents(r, stream.ReleaseLearning)) == 1 })
 	publish(11)
 	learning(stream.Learning{Normals: 12, Frames: 20})
 	publish(13)
-	eventually(t, "it is told that there are enough", func() bool { return len(r.releaseEvents(stream.ReleaseLearned)) == 1 })
+	streamtest.Eventually(t, "it is told that there are enough", func() bool { return len(releaseEvents(r, stream.ReleaseLearned)) == 1 })
 	learning(stream.Learning{Normals: 20, Frames: 20})
-	r.trainer(stream.TrainerConfig{}, fakeTrainer{t: t, model: func(*stream.Task) fake { return fake{Name: "learned"} }})
-	eventually(t, "it has a release, and learns no more", func() bool {
-		st, err := r.in.Status(t.Context())
+	r.Trainer(stream.TrainerConfig{}, streamtest.FakeTrainer{T: t, Model: func(*stream.Task) streamtest.Fake { return streamtest.Fake{Name: "learned"} }})
+	streamtest.Eventually(t, "it has a release, and learns no more", func() bool {
+		st, err := r.In.Status(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
 		return st.Detectors[0].Release != "" && st.Detectors[0].Learning == nil
 	})
-	if a, b := r.releaseEvents(stream.ReleaseLearning), r.releaseEvents(stream.ReleaseLearned); len(a) != 1 || len(b) != 1 || !strings.Contains(a[0].Reason, "20") {
+	if a, b := releaseEvents(r, stream.ReleaseLearning), releaseEvents(r, stream.ReleaseLearned); len(a) != 1 || len(b) != 1 || !strings.Contains(a[0].Reason, "20") {
 		t.Errorf("%d events of a beginning, %d of an end", len(a), len(b))
 	}
 }
 
 func TestANewDetectorLearnsFromItsFirstFramesThenScores(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.detector(stream.Detector{Name: "bolts", LearnFrames: 20})
-	w, _ := r.worker(stream.WorkerConfig{Inspect: func(b []byte) (code, reason string) {
+	r := streamtest.New(t, stream.Topology{})
+	r.Detector(stream.Detector{Name: "bolts", LearnFrames: 20})
+	w, _ := r.Worker(stream.WorkerConfig{Inspect: func(b []byte) (code, reason string) {
 		if b[0] != 'F' {
 			return "unsupported", "this is no image"
 		}
 		return "", ""
-	}}, loadFake)
+	}}, streamtest.LoadFake)
 	counted := 0
-	r.trainer(stream.TrainerConfig{}, fakeTrainer{t: t, model: func(task *stream.Task) fake {
+	r.Trainer(stream.TrainerConfig{}, streamtest.FakeTrainer{T: t, Model: func(task *stream.Task) streamtest.Fake {
 		counted = task.Count
-		return fake{Name: "learned"}
+		return streamtest.Fake{Name: "learned"}
 	}})
 	const frames = 50
-	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "empty"})
-	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "text", Image: []byte("text")})
+	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "empty"})
+	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "text", Image: []byte("text")})
 	for i := range frames {
-		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: image(0.5)})
+		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: streamtest.Image(0.5)})
 	}
-	eventually(t, "the rest is scored", func() bool { return w.Stats().Scored == frames-20 })
-	if s := w.Stats(); s.Rejected != 2 || len(r.events()) != 2 {
-		t.Errorf("%+v, %d events", s, len(r.events()))
+	streamtest.Eventually(t, "the rest is scored", func() bool { return w.Stats().Scored == frames-20 })
+	if s := w.Stats(); s.Rejected != 2 || len(r.Events()) != 2 {
+		t.Errorf("%+v, %d events", s, len(r.Events()))
 	}
 	if counted != 20 || w.Stats().Learned != 20 {
 		t.Errorf("trained on %d images, %d learned, want 20", counted, w.Stats().Learned)
 	}
-	jobs, err := r.jobs().List(t.Context(), "bolts")
+	jobs, err := r.Jobs().List(t.Context(), "bolts")
 	if err != nil || len(jobs) != 1 || jobs[0].State != stream.JobDone || !jobs[0].Promoted || jobs[0].Normals != 20 || len(jobs[0].DataDigest) != 64 {
 		t.Errorf("jobs %+v, %v", jobs, err)
 	}
@@ -223,80 +112,80 @@ func TestANewDetectorLearnsFromItsFirstFramesThenScores(t *testing.T) {
 // TestAFirstTrainingThatFailsIsReportedAndRepeated learns with a configuration
 // that no trainer can carry out, until an operator corrects it.
 func TestAFirstTrainingThatFailsIsReportedAndRepeated(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.detector(stream.Detector{Name: "bolts", LearnFrames: 5, Backbone: "missing.onnx"})
-	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
-	r.trainer(stream.TrainerConfig{}, fakeTrainer{t: t, train: func(_ context.Context, task *stream.Task) error {
+	r := streamtest.New(t, stream.Topology{})
+	r.Detector(stream.Detector{Name: "bolts", LearnFrames: 5, Backbone: "missing.onnx"})
+	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	r.Trainer(stream.TrainerConfig{}, streamtest.FakeTrainer{T: t, OnTrain: func(_ context.Context, task *stream.Task) error {
 		if task.Detector.Backbone != "" {
 			return stream.Permanent(stream.CodeTraining, errors.New("there is no "+task.Detector.Backbone))
 		}
 		return nil
 	}})
 	for i := range 8 {
-		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: image(0.5)})
+		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: streamtest.Image(0.5)})
 	}
-	eventually(t, "it is reported", func() bool { return len(r.releaseEvents(stream.ReleaseMissing)) == 1 })
-	e := r.releaseEvents(stream.ReleaseMissing)[0]
+	streamtest.Eventually(t, "it is reported", func() bool { return len(releaseEvents(r, stream.ReleaseMissing)) == 1 })
+	e := releaseEvents(r, stream.ReleaseMissing)[0]
 	for _, want := range []string{"missing.onnx", "nearmiss train bolts"} {
 		if !strings.Contains(e.Reason, want) {
 			t.Errorf("%s: %s", e.Code, e.Reason)
 		}
 	}
-	if n := r.waiting(); n != 3 {
+	if n := r.Waiting(); n != 3 {
 		t.Errorf("%d frames wait, want 3", n)
 	}
-	detectors, err := r.in.Detectors(t.Context())
+	detectors, err := r.In.Detectors(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := detectors.Set(t.Context(), "bolts", func(d *stream.Detector) error { d.Backbone = ""; return nil }); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the frames are scored", func() bool { return w.Stats().Scored == 3 })
-	if jobs, err := r.jobs().List(t.Context(), "bolts"); err != nil || len(jobs) != 2 {
+	streamtest.Eventually(t, "the frames are scored", func() bool { return w.Stats().Scored == 3 })
+	if jobs, err := r.Jobs().List(t.Context(), "bolts"); err != nil || len(jobs) != 2 {
 		t.Errorf("%+v, %v", jobs, err)
 	}
 }
 
 func TestAReleaseIsReadjustedWithoutTraining(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.detector(stream.Detector{Name: "bolts", FalseAlarmRate: 0.3})
-	r.trainer(stream.TrainerConfig{}, fakeTrainer{t: t})
+	r := streamtest.New(t, stream.Topology{})
+	r.Detector(stream.Detector{Name: "bolts", FalseAlarmRate: 0.3})
+	r.Trainer(stream.TrainerConfig{}, streamtest.FakeTrainer{T: t})
 	request := func(job string) stream.Job {
 		t.Helper()
-		if _, err := r.jobs().Request(t.Context(), stream.TrainRequest{Job: job, Detector: "bolts", Readjust: true, Promote: true}); err != nil {
+		if _, err := r.Jobs().Request(t.Context(), stream.TrainRequest{Job: job, Detector: "bolts", Readjust: true, Promote: true}); err != nil {
 			t.Fatal(err)
 		}
-		return r.wait(job)
+		return r.Wait(job)
 	}
 	if j := request("early"); j.State != stream.JobFailed || !strings.Contains(j.Error, "no release") {
 		t.Errorf("%+v", j)
 	}
-	r.release("bolts", fake{Name: "one"})
-	got := r.scores()
-	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
+	r.Release("bolts", streamtest.Fake{Name: "one"})
+	got := r.Scores()
+	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
 	if j := request("now"); j.State != stream.JobDone || !j.Promoted {
 		t.Errorf("%+v", j)
 	}
-	eventually(t, "it serves", func() bool {
-		p, err := r.reg.Active(t.Context(), "bolts")
+	streamtest.Eventually(t, "it serves", func() bool {
+		p, err := r.Registry.Active(t.Context(), "bolts")
 		return err == nil && w.Status().Serving["bolts"] == p.Release
 	})
-	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f", Image: image(0.8)})
-	eventually(t, "it is scored", func() bool { return len(got.byFrame()) == 1 })
-	if e := got.byFrame()["f"][0]; *e.Threshold != 0.7 || !*e.Anomalous {
+	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f", Image: streamtest.Image(0.8)})
+	streamtest.Eventually(t, "it is scored", func() bool { return len(got.ByFrame()) == 1 })
+	if e := got.ByFrame()["f"][0]; *e.Threshold != 0.7 || !*e.Anomalous {
 		t.Errorf("score %v over %v", *e.Score, *e.Threshold)
 	}
 }
 
 // Of a training its progress and a picture are kept, for who looks later.
 func TestAJobsHistoryIsKept(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.detector(stream.Detector{Name: "bolts"})
-	if _, err := r.in.Normals().Add(t.Context(), stream.Normal{Detector: "bolts", Image: image(0.1)}); err != nil {
+	r := streamtest.New(t, stream.Topology{})
+	r.Detector(stream.Detector{Name: "bolts"})
+	if _, err := r.In.Normals().Add(t.Context(), stream.Normal{Detector: "bolts", Image: streamtest.Image(0.1)}); err != nil {
 		t.Fatal(err)
 	}
-	r.trainer(stream.TrainerConfig{MaxAttempts: 1}, fakeTrainer{t: t, train: func(_ context.Context, task *stream.Task) error {
+	r.Trainer(stream.TrainerConfig{MaxAttempts: 1}, streamtest.FakeTrainer{T: t, OnTrain: func(_ context.Context, task *stream.Task) error {
 		for i := range 1000 {
 			v := float64(i)
 			p := stream.Progress{Phase: "fakes-1: train", Step: i, Steps: 1000, Loss: &v}
@@ -310,7 +199,7 @@ func TestAJobsHistoryIsKept(t *testing.T) {
 		}
 		return task.Sheet([]byte("sheet"))
 	}})
-	jobs, err := r.in.Jobs(t.Context())
+	jobs, err := r.In.Jobs(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -319,13 +208,13 @@ func TestAJobsHistoryIsKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	kept := func() []stream.Progress {
-		h, err := r.in.History(t.Context(), j.Job)
+		h, err := r.In.History(t.Context(), j.Job)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return h
 	}
-	eventually(t, "the whole history", func() bool { h := kept(); return len(h) > 0 && h[len(h)-1].Phase == "store" })
+	streamtest.Eventually(t, "the whole history", func() bool { h := kept(); return len(h) > 0 && h[len(h)-1].Phase == "store" })
 	h, looks := kept(), 0
 	for i, p := range h {
 		if p.Frechet != nil {
@@ -338,41 +227,41 @@ func TestAJobsHistoryIsKept(t *testing.T) {
 	if len(h) > 260 || looks != 10 || h[len(h)-2].Step != 999 {
 		t.Errorf("%d points, %d of the generator's curve, the last but one %+v", len(h), looks, h[len(h)-2])
 	}
-	if b, err := r.in.JobFile(t.Context(), j.Job, stream.JobSheet); err != nil || string(b) != "sheet" {
+	if b, err := r.In.JobFile(t.Context(), j.Job, stream.JobSheet); err != nil || string(b) != "sheet" {
 		t.Errorf("the sheet: %q, %v", b, err)
 	}
-	if _, err := r.in.JobFile(t.Context(), "none", stream.JobSheet); !errors.Is(err, stream.ErrNotFound) {
+	if _, err := r.In.JobFile(t.Context(), "none", stream.JobSheet); !errors.Is(err, stream.ErrNotFound) {
 		t.Errorf("of no job: %v", err)
 	}
 
 	// It goes with the job's record.
-	store, err := r.js.ObjectStore(t.Context(), stream.Names{}.ArtifactsBucket())
+	store, err := r.JS.ObjectStore(t.Context(), stream.Names{}.ArtifactsBucket())
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := store.PutString(t.Context(), stream.JobObjects+"gone/"+stream.JobHistory, "[]"); err != nil {
 		t.Fatal(err)
 	}
-	if c, err := r.in.Collect(t.Context(), registry.CollectOptions{Grace: -1}); err != nil || c.Checkpoints != 1 || len(kept()) == 0 {
+	if c, err := r.In.Collect(t.Context(), registry.CollectOptions{Grace: -1}); err != nil || c.Checkpoints != 1 || len(kept()) == 0 {
 		t.Errorf("collected: %+v, %v; %d points are left", c, err, len(kept()))
 	}
 }
 
 func TestTrainingJobs(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.detector(stream.Detector{Name: "bolts"})
-	normals := r.in.Normals()
+	r := streamtest.New(t, stream.Topology{})
+	r.Detector(stream.Detector{Name: "bolts"})
+	normals := r.In.Normals()
 	taken := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	for i := range 3 {
 		if _, err := normals.Add(t.Context(), stream.Normal{
-			Detector: "bolts", ID: fmt.Sprint(i), Camera: "left", CapturedAt: taken.Add(time.Duration(i) * time.Second), Image: image(float64(i) / 10),
+			Detector: "bolts", ID: fmt.Sprint(i), Camera: "left", CapturedAt: taken.Add(time.Duration(i) * time.Second), Image: streamtest.Image(float64(i) / 10),
 		}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	calm := errors.New("calm down")
 	attempts := 0
-	r.trainer(stream.TrainerConfig{RetryDelay: time.Millisecond, MaxAttempts: 3}, fakeTrainer{t: t, train: func(ctx context.Context, task *stream.Task) error {
+	r.Trainer(stream.TrainerConfig{RetryDelay: time.Millisecond, MaxAttempts: 3}, streamtest.FakeTrainer{T: t, OnTrain: func(ctx context.Context, task *stream.Task) error {
 		attempts++
 		files, err := os.ReadDir(task.Normals)
 		if err != nil {
@@ -416,7 +305,7 @@ func TestTrainingJobs(t *testing.T) {
 	request := func(profile string) stream.Job {
 		t.Helper()
 		attempts = 0
-		j, err := r.jobs().Request(t.Context(), stream.TrainRequest{Job: "job-" + profile, Detector: "bolts", Profile: profile, Promote: true})
+		j, err := r.Jobs().Request(t.Context(), stream.TrainRequest{Job: "job-" + profile, Detector: "bolts", Profile: profile, Promote: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -424,61 +313,61 @@ func TestTrainingJobs(t *testing.T) {
 	}
 	t.Run("a job that panics ends in the dead letters", func(t *testing.T) {
 		request("poison")
-		j := r.wait("job-poison")
+		j := r.Wait("job-poison")
 		if j.State != stream.JobFailed || j.Code != stream.CodeTraining || attempts != 3 {
 			t.Errorf("after %d attempts: %+v", attempts, j)
 		}
-		dead, err := r.in.DeadLetters(t.Context(), 0)
+		dead, err := r.In.DeadLetters(t.Context(), 0)
 		if err != nil || len(dead) != 1 || dead[0].Code != stream.CodeTraining {
 			t.Errorf("dead letters %+v, %v", dead, err)
 		}
 	})
 	t.Run("a job that dies again and again after its checkpoint ends there, too", func(t *testing.T) {
 		request("stuck")
-		if j := r.wait("job-stuck"); j.State != stream.JobFailed || j.CheckpointN != 1 || attempts != 4 {
+		if j := r.Wait("job-stuck"); j.State != stream.JobFailed || j.CheckpointN != 1 || attempts != 4 {
 			t.Errorf("after %d attempts: %+v", attempts, j)
 		}
 	})
 	t.Run("a job that cannot succeed is tried once", func(t *testing.T) {
 		request("hopeless")
-		if j := r.wait("job-hopeless"); j.State != stream.JobFailed || j.Error != "hopeless" || attempts != 1 {
+		if j := r.Wait("job-hopeless"); j.State != stream.JobFailed || j.Error != "hopeless" || attempts != 1 {
 			t.Errorf("after %d attempts: %+v", attempts, j)
 		}
 	})
 	t.Run("a job that fails at first succeeds at last", func(t *testing.T) {
 		request("shaky")
-		if j := r.wait("job-shaky"); j.State != stream.JobDone || attempts != 3 || !j.Promoted {
+		if j := r.Wait("job-shaky"); j.State != stream.JobDone || attempts != 3 || !j.Promoted {
 			t.Errorf("after %d attempts: %+v", attempts, j)
 		}
 	})
 	t.Run("a running job is cancelled", func(t *testing.T) {
 		request("slow")
-		eventually(t, "it runs", func() bool {
-			j, err := r.jobs().Get(t.Context(), "job-slow")
+		streamtest.Eventually(t, "it runs", func() bool {
+			j, err := r.Jobs().Get(t.Context(), "job-slow")
 			return err == nil && j.Progress != nil
 		})
-		if _, err := r.jobs().Cancel(t.Context(), "job-slow"); err != nil {
+		if _, err := r.Jobs().Cancel(t.Context(), "job-slow"); err != nil {
 			t.Fatal(err)
 		}
-		if j := r.wait("job-slow"); j.State != stream.JobCancelled {
+		if j := r.Wait("job-slow"); j.State != stream.JobCancelled {
 			t.Errorf("%+v", j)
 		}
 	})
 	t.Run("a request that cannot be understood is a dead letter", func(t *testing.T) {
-		if _, err := r.js.Publish(t.Context(), r.names.Train("bolts"), []byte("{")); err != nil {
+		if _, err := r.JS.Publish(t.Context(), r.Names.Train("bolts"), []byte("{")); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "it is dead", func() bool {
-			dead, err := r.in.DeadLetters(t.Context(), 0)
+		streamtest.Eventually(t, "it is dead", func() bool {
+			dead, err := r.In.DeadLetters(t.Context(), 0)
 			return err == nil && len(dead) == 4 && dead[3].Code == stream.CodeBadRequest
 		})
 	})
 	t.Run("nothing is left", func(t *testing.T) {
-		eventually(t, "the queue is empty", func() bool {
-			s, err := r.js.Stream(t.Context(), r.names.TrainingStream())
+		streamtest.Eventually(t, "the queue is empty", func() bool {
+			s, err := r.JS.Stream(t.Context(), r.Names.TrainingStream())
 			return err == nil && s.CachedInfo().State.Msgs == 0
 		})
-		if left, _ := os.ReadDir(filepath.Join(r.dir, "scratch")); len(left) > 0 {
+		if left, _ := os.ReadDir(filepath.Join(r.Dir, "scratch")); len(left) > 0 {
 			t.Errorf("scratch has %v", left)
 		}
 	})
@@ -489,17 +378,18 @@ func TestTrainingJobs(t *testing.T) {
 func TestTrainingSurvivesABrokerRestart(t *testing.T) {
 	store := filepath.Join(t.TempDir(), "broker")
 	b, stop := brokertest.Start(t, broker.Config{Port: -1, StoreDir: store})
-	r := &rig{t: t, dir: t.TempDir(), url: b.ClientURL()}
-	r.open(stream.Topology{})
-	r.detector(stream.Detector{Name: "bolts"})
-	r.release("bolts", fake{Name: "old"})
-	if _, err := r.in.Normals().Add(t.Context(), stream.Normal{Detector: "bolts", Image: image(0.1)}); err != nil {
+	r := &streamtest.Rig{T: t, Dir: t.TempDir(), URL: b.ClientURL()}
+	r.Open(stream.Topology{})
+	r.Detector(stream.Detector{Name: "bolts"})
+	r.Release("bolts", streamtest.Fake{Name: "old"})
+	if _, err := r.In.Normals().Add(t.Context(), stream.Normal{Detector: "bolts", Image: streamtest.Image(0.1)}); err != nil {
 		t.Fatal(err)
 	}
-	w, stopWorker := r.worker(stream.WorkerConfig{}, loadFake)
+	w, stopWorker := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	streamtest.Eventually(t, "the old release serves", func() bool { return w.Stats().Swaps == 1 })
 	middle, restarted := make(chan struct{}), make(chan struct{})
 	attempts := 0
-	stopTrainer := r.trainer(stream.TrainerConfig{AckWait: time.Second}, fakeTrainer{t: t, train: func(ctx context.Context, task *stream.Task) error {
+	stopTrainer := r.Trainer(stream.TrainerConfig{AckWait: time.Second}, streamtest.FakeTrainer{T: t, OnTrain: func(ctx context.Context, task *stream.Task) error {
 		attempts++
 		path := filepath.Join(task.Dir, "checkpoint")
 		if err := os.WriteFile(path, []byte("x"), 0o644); err != nil {
@@ -517,7 +407,7 @@ func TestTrainingSurvivesABrokerRestart(t *testing.T) {
 		}
 		return nil
 	}})
-	if _, err := r.jobs().Request(t.Context(), stream.TrainRequest{Job: "job", Detector: "bolts", Promote: true}); err != nil {
+	if _, err := r.Jobs().Request(t.Context(), stream.TrainRequest{Job: "job", Detector: "bolts", Promote: true}); err != nil {
 		t.Fatal(err)
 	}
 	<-middle
@@ -528,13 +418,13 @@ func TestTrainingSurvivesABrokerRestart(t *testing.T) {
 	}
 	brokertest.Start(t, broker.Config{Port: port, StoreDir: store})
 	close(restarted)
-	eventually(t, "the connection is back", r.nc.IsConnected)
-	if j := r.wait("job"); j.State != stream.JobDone || !j.Promoted {
+	streamtest.Eventually(t, "the connection is back", r.NC.IsConnected)
+	if j := r.Wait("job"); j.State != stream.JobDone || !j.Promoted {
 		t.Errorf("%+v", j)
 	}
-	eventually(t, "the new release serves", func() bool { return w.Stats().Swaps == 2 })
-	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f", Image: image(0.1)})
-	eventually(t, "frames are scored", func() bool { return w.Stats().Scored == 1 })
+	streamtest.Eventually(t, "the new release serves", func() bool { return w.Stats().Swaps == 2 })
+	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f", Image: streamtest.Image(0.1)})
+	streamtest.Eventually(t, "frames are scored", func() bool { return w.Stats().Scored == 1 })
 	t.Logf("%d attempts", attempts)
 	stopWorker() // before the broker, or they wait for it
 	stopTrainer()
@@ -543,8 +433,8 @@ func TestTrainingSurvivesABrokerRestart(t *testing.T) {
 // TestRetrainingIsRepeatedOnItsSchedule has trainings that ended hours ago: the
 // next is due an hour after the last, also where that one failed.
 func TestRetrainingIsRepeatedOnItsSchedule(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	kv, err := r.js.KeyValue(t.Context(), r.names.JobsBucket())
+	r := streamtest.New(t, stream.Topology{})
+	kv, err := r.JS.KeyValue(t.Context(), r.Names.JobsBucket())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -561,8 +451,8 @@ func TestRetrainingIsRepeatedOnItsSchedule(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"late", "failed", "fresh", "never"} {
-		r.detector(stream.Detector{Name: name, RetrainEvery: stream.Duration(time.Hour)})
-		if _, err := r.in.Normals().Add(t.Context(), stream.Normal{Detector: name, Image: image(0.1)}); err != nil {
+		r.Detector(stream.Detector{Name: name, RetrainEvery: stream.Duration(time.Hour)})
+		if _, err := r.In.Normals().Add(t.Context(), stream.Normal{Detector: name, Image: streamtest.Image(0.1)}); err != nil {
 			t.Fatal(err)
 		}
 		if name != "never" {
@@ -571,51 +461,51 @@ func TestRetrainingIsRepeatedOnItsSchedule(t *testing.T) {
 	}
 	ago("failed", "two-failed", stream.JobFailed, 2*time.Hour)
 	ago("fresh", "two-fresh", stream.JobFailed, time.Minute)
-	r.trainer(stream.TrainerConfig{Schedule: 10 * time.Millisecond}, fakeTrainer{t: t})
+	r.Trainer(stream.TrainerConfig{Schedule: 10 * time.Millisecond}, streamtest.FakeTrainer{T: t})
 	for _, name := range []string{"late", "failed"} {
-		eventually(t, name+" is trained", func() bool {
-			all, err := r.jobs().List(t.Context(), name)
+		streamtest.Eventually(t, name+" is trained", func() bool {
+			all, err := r.Jobs().List(t.Context(), name)
 			return err == nil && all[len(all)-1].By == "schedule" && all[len(all)-1].State == stream.JobDone
 		})
 	}
 	for name, want := range map[string]int{"late": 2, "failed": 3, "fresh": 2, "never": 0} {
-		if all, err := r.jobs().List(t.Context(), name); err != nil || len(all) != want {
+		if all, err := r.Jobs().List(t.Context(), name); err != nil || len(all) != want {
 			t.Errorf("%s has %d jobs, want %d (%v)", name, len(all), want, err)
 		}
 	}
 }
 
 func TestRetrainingIsAskedForWhenItIsDue(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.detector(stream.Detector{Name: "bolts", RetrainAfter: 3})
-	normals := r.in.Normals()
+	r := streamtest.New(t, stream.Topology{})
+	r.Detector(stream.Detector{Name: "bolts", RetrainAfter: 3})
+	normals := r.In.Normals()
 	add := func(n int) {
 		for i := range n {
-			if _, err := normals.Add(t.Context(), stream.Normal{Detector: "bolts", ID: fmt.Sprint(time.Now().UnixNano(), i), Image: image(0.1)}); err != nil {
+			if _, err := normals.Add(t.Context(), stream.Normal{Detector: "bolts", ID: fmt.Sprint(time.Now().UnixNano(), i), Image: streamtest.Image(0.1)}); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
 	add(5)
-	r.trainer(stream.TrainerConfig{Schedule: 10 * time.Millisecond}, fakeTrainer{t: t})
-	r.trainer(stream.TrainerConfig{Schedule: 10 * time.Millisecond}, fakeTrainer{t: t})
+	r.Trainer(stream.TrainerConfig{Schedule: 10 * time.Millisecond}, streamtest.FakeTrainer{T: t})
+	r.Trainer(stream.TrainerConfig{Schedule: 10 * time.Millisecond}, streamtest.FakeTrainer{T: t})
 	jobs := func() []stream.Job {
-		all, err := r.jobs().List(t.Context(), "bolts")
+		all, err := r.Jobs().List(t.Context(), "bolts")
 		if err != nil {
 			t.Fatal(err)
 		}
 		return all
 	}
 	add(4) // without a first training nothing is due
-	if _, err := r.jobs().Request(t.Context(), stream.TrainRequest{Job: "first", Detector: "bolts", Promote: true}); err != nil {
+	if _, err := r.Jobs().Request(t.Context(), stream.TrainRequest{Job: "first", Detector: "bolts", Promote: true}); err != nil {
 		t.Fatal(err)
 	}
-	if j := r.wait("first"); j.Normals != 9 || len(jobs()) != 1 {
+	if j := r.Wait("first"); j.Normals != 9 || len(jobs()) != 1 {
 		t.Errorf("%+v, %d jobs", j, len(jobs()))
 	}
 	add(3)
-	eventually(t, "retraining is asked for", func() bool { return len(jobs()) == 2 })
-	second := r.wait(jobs()[1].Job)
+	streamtest.Eventually(t, "retraining is asked for", func() bool { return len(jobs()) == 2 })
+	second := r.Wait(jobs()[1].Job)
 	if second.State != stream.JobDone || second.Normals != 12 || second.By != "schedule" {
 		t.Errorf("%+v", second)
 	}

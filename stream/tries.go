@@ -42,7 +42,7 @@ func (l *detectorRunner) tryKey(it *frameTask) string {
 
 // recall reads what is known of a frame's tries.
 func (l *detectorRunner) recall(ctx context.Context, it *frameTask) error {
-	step, cancel := context.WithTimeout(ctx, publishWait)
+	step, cancel := context.WithTimeout(ctx, PublishWait)
 	defer cancel()
 	e, err := l.w.work.Get(step, l.tryKey(it))
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
@@ -61,7 +61,7 @@ func (l *detectorRunner) recall(ctx context.Context, it *frameTask) error {
 
 // record stores what is known of a frame's tries.
 func (l *detectorRunner) record(ctx context.Context, it *frameTask, t try) error {
-	step, cancel := context.WithTimeout(ctx, publishWait)
+	step, cancel := context.WithTimeout(ctx, PublishWait)
 	defer cancel()
 	b, err := json.Marshal(t)
 	if err == nil {
@@ -79,7 +79,7 @@ func (l *detectorRunner) forget(ctx context.Context, it *frameTask) {
 	if !it.recorded {
 		return
 	}
-	step, cancel := context.WithTimeout(ctx, publishWait)
+	step, cancel := context.WithTimeout(ctx, PublishWait)
 	defer cancel()
 	if err := l.w.work.Purge(step, l.tryKey(it)); err != nil {
 		l.log.Debug().Err(err).Msg("record of tries stays until it is too old")

@@ -19,40 +19,41 @@ import (
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/internal/memory"
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 )
 
 // TestEventsThatCannotBeStoredAreNotTheFramesFault: the events stream takes
 // nothing for longer than all tries of a frame last.
 func TestEventsThatCannotBeStoredAreNotTheFramesFault(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.release("bolts", fake{Name: "one"})
-	w, _ := r.worker(stream.WorkerConfig{MaxDeliver: 2, RetryDelay: time.Millisecond, AckWait: 300 * time.Millisecond, BatchSize: 4, Lanes: 1}, loadFake)
-	eventually(t, "its release is told", func() bool { return len(r.eventsOf(stream.KindRelease)) == 1 })
-	s, err := r.js.Stream(t.Context(), r.names.EventsStream())
+	r := streamtest.New(t, stream.Topology{})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
+	w, _ := r.Worker(stream.WorkerConfig{MaxDeliver: 2, RetryDelay: time.Millisecond, AckWait: 300 * time.Millisecond, BatchSize: 4, Lanes: 1}, streamtest.LoadFake)
+	streamtest.Eventually(t, "its release is told", func() bool { return len(r.EventsOf(stream.KindRelease)) == 1 })
+	s, err := r.JS.Stream(t.Context(), r.Names.EventsStream())
 	if err != nil {
 		t.Fatal(err)
 	}
 	good := s.CachedInfo().Config
 	full := good
 	full.MaxMsgs, full.Discard = 1, jetstream.DiscardNew
-	if _, err := r.js.UpdateStream(t.Context(), full); err != nil {
+	if _, err := r.JS.UpdateStream(t.Context(), full); err != nil {
 		t.Fatal(err)
 	}
 	const frames = 20
 	for i := range frames {
-		img := image(0.91 + float64(i)/1000)
+		img := streamtest.Image(0.91 + float64(i)/1000)
 		if i%2 == 1 {
 			img = []byte("no image")
 		}
-		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: img})
+		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: img})
 	}
 	// Only what is in hand waits; it is kept alive, and nothing is taken besides.
-	cons, err := r.js.Consumer(t.Context(), r.names.FramesStream(), "frames-bolts")
+	cons, err := r.JS.Consumer(t.Context(), r.Names.FramesStream(), "frames-bolts")
 	if err != nil {
 		t.Fatal(err)
 	}
 	begin := time.Now()
-	eventually(t, "ten times AckWait are over", func() bool {
+	streamtest.Eventually(t, "ten times AckWait are over", func() bool {
 		info, err := cons.Info(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -65,14 +66,14 @@ func TestEventsThatCannotBeStoredAreNotTheFramesFault(t *testing.T) {
 	if st := w.Stats(); st.Scored+st.Rejected+st.Retried != 0 {
 		t.Errorf("%+v", st)
 	}
-	if _, err := r.js.UpdateStream(t.Context(), good); err != nil {
+	if _, err := r.JS.UpdateStream(t.Context(), good); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "all have come to their end", func() bool { return r.waiting() == 0 })
+	streamtest.Eventually(t, "all have come to their end", func() bool { return r.Waiting() == 0 })
 	if st := w.Stats(); st.Scored != frames/2 || st.Rejected != frames/2 || st.Retried != 0 {
 		t.Errorf("%+v", st)
 	}
-	for _, e := range r.events() {
+	for _, e := range r.Events() {
 		if e.Code == stream.CodeMaxDeliveries || e.Code == stream.CodeScoring {
 			t.Errorf("%+v", e)
 		}
@@ -81,21 +82,21 @@ func TestEventsThatCannotBeStoredAreNotTheFramesFault(t *testing.T) {
 
 // TestAnAlarmIsWorthMoreThanItsPicture: the object store takes nothing.
 func TestAnAlarmIsWorthMoreThanItsPicture(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.release("bolts", fake{Name: "one"})
-	s, err := r.js.Stream(t.Context(), "OBJ_"+r.names.ImagesBucket())
+	r := streamtest.New(t, stream.Topology{})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
+	s, err := r.JS.Stream(t.Context(), "OBJ_"+r.Names.ImagesBucket())
 	if err != nil {
 		t.Fatal(err)
 	}
 	full := s.CachedInfo().Config
 	full.MaxBytes = int64(s.CachedInfo().State.Bytes) + 1000
-	if _, err := r.js.UpdateStream(t.Context(), full); err != nil {
+	if _, err := r.JS.UpdateStream(t.Context(), full); err != nil {
 		t.Fatal(err)
 	}
-	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
-	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f", Image: append(image(0.95), make([]byte, 20<<10)...)})
-	eventually(t, "it is scored", func() bool { return w.Stats().Scored == 1 })
-	if e := r.events(); len(e) != 1 || e[0].Kind != stream.KindAnomaly || e[0].Evidence != "" || e[0].NoPictures != stream.NoPicturesStorage {
+	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f", Image: append(streamtest.Image(0.95), make([]byte, 20<<10)...)})
+	streamtest.Eventually(t, "it is scored", func() bool { return w.Stats().Scored == 1 })
+	if e := r.Events(); len(e) != 1 || e[0].Kind != stream.KindAnomaly || e[0].Evidence != "" || e[0].NoPictures != stream.NoPicturesStorage {
 		t.Errorf("evidence %q, no pictures %q", e[0].Evidence, e[0].NoPictures)
 	}
 	if st := w.Stats(); st.Retried != 0 {
@@ -105,24 +106,24 @@ func TestAnAlarmIsWorthMoreThanItsPicture(t *testing.T) {
 
 // TestFramesUnderWayShareOneMemory: many small messages name one large object.
 func TestFramesUnderWayShareOneMemory(t *testing.T) {
-	r := newRig(t, stream.Topology{})
+	r := streamtest.New(t, stream.Topology{})
 	const size, frames, budget = 4 << 20, 48, 10 << 20
-	store, err := r.js.ObjectStore(t.Context(), r.names.LargeBucket())
+	store, err := r.JS.ObjectStore(t.Context(), r.Names.LargeBucket())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := store.PutBytes(t.Context(), "frames/huge", append(image(0.1), make([]byte, size-12)...)); err != nil {
+	if _, err := store.PutBytes(t.Context(), "frames/huge", append(streamtest.Image(0.1), make([]byte, size-12)...)); err != nil {
 		t.Fatal(err)
 	}
 	for i := range frames {
 		detector := []string{"bolts", "nuts", "pins"}[i%3]
-		r.send(r.names.Frames(detector, "left"), map[string]string{stream.HeaderObject: "frames/huge", stream.HeaderFrameID: fmt.Sprint(i)}, nil)
-		r.publish(stream.Frame{Detector: detector, Camera: "left", ID: fmt.Sprint("small", i), Image: append(image(0.2), make([]byte, 1<<20)...)})
+		sendMessage(r, r.Names.Frames(detector, "left"), map[string]string{stream.HeaderObject: "frames/huge", stream.HeaderFrameID: fmt.Sprint(i)}, nil)
+		r.Publish(stream.Frame{Detector: detector, Camera: "left", ID: fmt.Sprint("small", i), Image: append(streamtest.Image(0.2), make([]byte, 1<<20)...)})
 	}
 	// What is in the scorers at the same time is in memory.
 	var mu sync.Mutex
 	inHand, most := 0, 0
-	loader := serve(fake{Delay: 5 * time.Millisecond, onScore: func(images [][]byte) error {
+	loader := streamtest.Serve(streamtest.Fake{Delay: 5 * time.Millisecond, OnScore: func(images [][]byte) error {
 		n := 0
 		for _, b := range images {
 			n += len(b)
@@ -138,12 +139,12 @@ func TestFramesUnderWayShareOneMemory(t *testing.T) {
 		return nil
 	}})
 	for _, detector := range []string{"bolts", "nuts", "pins"} {
-		r.release(detector, fake{Name: "one"})
+		r.Release(detector, streamtest.Fake{Name: "one"})
 	}
 	m := memory.New(budget)
-	w, _ := r.worker(stream.WorkerConfig{Memory: m}, loader)
+	w, _ := r.Worker(stream.WorkerConfig{Memory: m}, loader)
 	// The first that is scored removes the object, which the others then miss.
-	eventually(t, "all have come to their end", func() bool { st := w.Stats(); return st.Scored+st.Rejected == 2*frames })
+	streamtest.Eventually(t, "all have come to their end", func() bool { st := w.Stats(); return st.Scored+st.Rejected == 2*frames })
 	// A frame whose object went while it was read is tried again.
 	if m.Peak() > budget || most > budget || w.Stats().Retried > 3 {
 		t.Errorf("%d bytes were lent, %d in the scorers, of %d; %+v", m.Peak(), most, budget, w.Stats())
@@ -151,7 +152,7 @@ func TestFramesUnderWayShareOneMemory(t *testing.T) {
 	if most < size {
 		t.Errorf("never more than %d bytes together: the test shows nothing", most)
 	}
-	eventually(t, "all is given back", func() bool {
+	streamtest.Eventually(t, "all is given back", func() bool {
 		free, ok := m.Try(budget)
 		if ok {
 			free()
@@ -238,11 +239,11 @@ func (n *narrow) carry(to io.Writer, from io.Reader) {
 }
 
 func TestASlowLinkCostsTimeAndNoFrame(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.release("bolts", fake{Name: "one"})
+	r := streamtest.New(t, stream.Topology{})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
 	const frames, rate, ackWait = 30, 400 << 10, 400 * time.Millisecond
 	img := func(i, size int) []byte {
-		return append(image(float64(i)/1000), bytes.Repeat([]byte{byte(i)}, size)...)
+		return append(streamtest.Image(float64(i)/1000), bytes.Repeat([]byte{byte(i)}, size)...)
 	}
 	total := 0
 	for i := range frames {
@@ -251,26 +252,26 @@ func TestASlowLinkCostsTimeAndNoFrame(t *testing.T) {
 			size = 300 << 10 // longer on its way than the broker waits for an answer
 		}
 		total += size
-		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: img(i, size)})
+		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: img(i, size)})
 	}
-	link := newNarrow(t, r.url, rate)
+	link := newNarrow(t, r.URL, rate)
 	nc, err := stream.Connect("nats://"+link.listener.Addr().String(), "far away", zerolog.Nop(), nats.PingInterval(time.Minute))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(nc.Close)
 	var scored atomic.Int64
-	w, err := stream.NewWorker(stream.WorkerConfig{CacheDir: filepath.Join(r.dir, "cache"), AckWait: ackWait, RetryDelay: time.Millisecond, MaxDeliver: 2}, nc,
-		serve(fake{onScore: func(images [][]byte) error { scored.Add(int64(len(images))); return nil }}), testLog(t).Level(zerolog.DebugLevel))
+	w, err := stream.NewWorker(stream.WorkerConfig{CacheDir: filepath.Join(r.Dir, "cache"), AckWait: ackWait, RetryDelay: time.Millisecond, MaxDeliver: 2}, nc,
+		streamtest.Serve(streamtest.Fake{OnScore: func(images [][]byte) error { scored.Add(int64(len(images))); return nil }}), streamtest.Log(t).Level(zerolog.DebugLevel))
 	if err != nil {
 		t.Fatal(err)
 	}
 	brokertest.Run(t, "worker", w.Run)
-	eventually(t, "all are scored", func() bool { return r.waiting() == 0 })
+	streamtest.Eventually(t, "all are scored", func() bool { return r.Waiting() == 0 })
 	if st := w.Stats(); st.Scored < frames || st.Rejected != 0 || st.Retried != 0 {
 		t.Errorf("%+v", st)
 	}
-	if dead := r.stored(r.names.DeadStream()); len(dead) > 0 {
+	if dead := r.Stored(r.Names.DeadStream()); len(dead) > 0 {
 		t.Errorf("%d dead letters, first %v", len(dead), dead[0].Header)
 	}
 	t.Logf("%d frames scored %d times, %.1f times their bytes carried", frames, scored.Load(), float64(link.carried.Load())/float64(total))

@@ -24,7 +24,7 @@ func (r *reporter) report(ctx context.Context, in *Installation, log zerolog.Log
 		if known {
 			continue
 		}
-		if err := in.publishNotice(ctx, unreadableNotice(u)); err != nil {
+		if err := in.StoreNotice(ctx, unreadableNotice(u)); err != nil {
 			if ctx.Err() == nil {
 				log.Debug().Err(err).Msg("notice not stored")
 			}
@@ -47,17 +47,5 @@ func unreadableNotice(u Unreadable) *Event {
 	if !ValidToken(detector) {
 		detector = NoCamera
 	}
-	return notice(KindStore, detector, NoCamera, "", StoreUnreadable, u.Error(), fmt.Sprintf("%s/%s/%d", u.Bucket, u.Key, u.Revision))
-}
-
-// publishNotice stores an event that is of no frame.
-func (in *Installation) publishNotice(ctx context.Context, e *Event) error {
-	m, err := e.Message(in.names)
-	if err != nil {
-		return err
-	}
-	step, cancel := context.WithTimeout(ctx, publishWait)
-	defer cancel()
-	_, err = in.js.PublishMsg(step, m)
-	return err
+	return Notice(KindStore, detector, NoCamera, "", StoreUnreadable, u.Error(), fmt.Sprintf("%s/%s/%d", u.Bucket, u.Key, u.Revision))
 }

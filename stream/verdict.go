@@ -10,6 +10,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
@@ -227,7 +228,7 @@ func (b *marking) of(ctx context.Context, detector string) (map[string][]Normal,
 }
 
 // verdictID names the normal or labelled anomaly that verdicts on an event make.
-func verdictID(e Event) string { return headerSafe(feedbackID + e.Camera + "/" + e.FrameID) }
+func verdictID(e Event) string { return text.Line(feedbackID + e.Camera + "/" + e.FrameID) }
 
 // learnFrom stores the image of an event as a normal or labelled anomaly.
 func (w *TrainingWorker) learnFrom(ctx context.Context, f Feedback, e Event, id string) (Normal, error) {
@@ -273,7 +274,7 @@ func (w *TrainingWorker) retractLate(ctx context.Context, job Job) error {
 		return nil
 	}
 	_, err = w.jobs.Request(ctx, TrainRequest{
-		Job: "late-retract-" + job.Detector + "-" + short(job.Release), Detector: job.Detector, Retract: late, Promote: true,
+		Job: "late-retract-" + job.Detector + "-" + text.Short(job.Release), Detector: job.Detector, Retract: late, Promote: true,
 		By: w.cfg.Name, Reason: fmt.Sprintf("%d frames were withdrawn during job %s", len(late), job.Job),
 	})
 	return err

@@ -11,37 +11,38 @@ import (
 	"time"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 )
 
-// active is the fake that a detector's active release is made of.
-func (r *rig) active(detector string) (f fake) {
-	r.t.Helper()
-	p, err := r.reg.Active(r.t.Context(), detector)
+// activeFake is the fake that a detector's active release is made of.
+func activeFake(r *streamtest.Rig, detector string) (f streamtest.Fake) {
+	r.T.Helper()
+	p, err := r.Registry.Active(r.T.Context(), detector)
 	if err != nil {
-		r.t.Fatal(err)
+		r.T.Fatal(err)
 	}
-	dir, err := r.reg.Get(r.t.Context(), p.Release)
+	dir, err := r.Registry.Get(r.T.Context(), p.Release)
 	if err != nil {
-		r.t.Fatal(err)
+		r.T.Fatal(err)
 	}
 	b, err := os.ReadFile(filepath.Join(dir, "fake.json"))
 	if err == nil {
 		err = json.Unmarshal(b, &f)
 	}
 	if err != nil {
-		r.t.Fatal(err)
+		r.T.Fatal(err)
 	}
 	return f
 }
 
-// marks says what the verdicts on a detector's events have made.
-func (r *rig) marks(detector string) (normals, anomalies int) {
-	r.t.Helper()
-	s := r.in.Normals()
+// countMarks says what the verdicts on a detector's events have made.
+func countMarks(r *streamtest.Rig, detector string) (normals, anomalies int) {
+	r.T.Helper()
+	s := r.In.Normals()
 	for what, n := range map[bool]*int{false: &normals, true: &anomalies} {
-		all, err := s.List(r.t.Context(), detector, what)
+		all, err := s.List(r.T.Context(), detector, what)
 		if err != nil {
-			r.t.Fatal(err)
+			r.T.Fatal(err)
 		}
 		*n = len(all)
 	}
@@ -51,25 +52,25 @@ func (r *rig) marks(detector string) (normals, anomalies int) {
 // TestTheLastVerdictWins: one that is taken back leaves the training set and the
 // bank, and can be given again at once.
 func TestTheLastVerdictWins(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.detector(stream.Detector{Name: "bolts"})
-	r.release("bolts", fake{Name: "one"})
-	r.worker(stream.WorkerConfig{}, loadFake)
-	stop := r.trainer(stream.TrainerConfig{}, fakeTrainer{t: t})
-	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "alarm", Image: image(0.95)})
-	eventually(t, "it is announced", func() bool { return len(r.events()) == 1 })
-	e := r.events()[0]
+	r := streamtest.New(t, stream.Topology{})
+	r.Detector(stream.Detector{Name: "bolts"})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
+	r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	stop := r.Trainer(stream.TrainerConfig{}, streamtest.FakeTrainer{T: t})
+	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "alarm", Image: streamtest.Image(0.95)})
+	streamtest.Eventually(t, "it is announced", func() bool { return len(r.Events()) == 1 })
+	e := r.Events()[0]
 	say := func(verdict string) {
 		t.Helper()
-		if err := r.in.SendFeedback(t.Context(), stream.Feedback{Detector: "bolts", Verdict: verdict, Event: e.ID, Sequence: e.Sequence}); err != nil {
+		if err := r.In.SendFeedback(t.Context(), stream.Feedback{Detector: "bolts", Verdict: verdict, Event: e.ID, Sequence: e.Sequence}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	becomes := func(what string, normals, anomalies int, inBank bool) {
 		t.Helper()
-		eventually(t, fmt.Sprintf("%s: %d normals, %d anomalies, in the bank: %v", what, normals, anomalies, inBank), func() bool {
-			n, a := r.marks("bolts")
-			return n == normals && a == anomalies && (len(r.active("bolts").Known) > 0) == inBank
+		streamtest.Eventually(t, fmt.Sprintf("%s: %d normals, %d anomalies, in the bank: %v", what, normals, anomalies, inBank), func() bool {
+			n, a := countMarks(r, "bolts")
+			return n == normals && a == anomalies && (len(activeFake(r, "bolts").Known) > 0) == inBank
 		})
 	}
 	say(stream.FeedbackNormal)
@@ -91,8 +92,8 @@ func TestTheLastVerdictWins(t *testing.T) {
 	for _, v := range []string{stream.FeedbackNormal, stream.FeedbackWithdrawn, stream.FeedbackAnomalous, stream.FeedbackNormal, stream.FeedbackAnomalous} {
 		say(v)
 	}
-	r.trainer(stream.TrainerConfig{Name: "a"}, fakeTrainer{t: t})
-	r.trainer(stream.TrainerConfig{Name: "b"}, fakeTrainer{t: t})
+	r.Trainer(stream.TrainerConfig{Name: "a"}, streamtest.FakeTrainer{T: t})
+	r.Trainer(stream.TrainerConfig{Name: "b"}, streamtest.FakeTrainer{T: t})
 	becomes("the last of five", 0, 1, false)
 	for _, j := range mustList(t, r) {
 		if j.State == stream.JobFailed {
@@ -101,9 +102,9 @@ func TestTheLastVerdictWins(t *testing.T) {
 	}
 }
 
-func mustList(t *testing.T, r *rig) []stream.Job {
+func mustList(t *testing.T, r *streamtest.Rig) []stream.Job {
 	t.Helper()
-	all, err := r.jobs().List(t.Context(), "bolts")
+	all, err := r.Jobs().List(t.Context(), "bolts")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,41 +113,43 @@ func mustList(t *testing.T, r *rig) []stream.Job {
 
 // TestWhatIsWithdrawnDuringATraining does not come back with its release.
 func TestWhatIsWithdrawnDuringATraining(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.detector(stream.Detector{Name: "bolts"})
-	r.release("bolts", fake{Name: "one"})
-	r.worker(stream.WorkerConfig{}, loadFake)
-	if _, err := r.in.Normals().Add(t.Context(), stream.Normal{Detector: "bolts", Image: image(0.1)}); err != nil {
+	r := streamtest.New(t, stream.Topology{})
+	r.Detector(stream.Detector{Name: "bolts"})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
+	r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	if _, err := r.In.Normals().Add(t.Context(), stream.Normal{Detector: "bolts", Image: streamtest.Image(0.1)}); err != nil {
 		t.Fatal(err)
 	}
 	training, trained := make(chan struct{}), make(chan struct{})
-	trainer := fakeTrainer{t: t, train: func(context.Context, *stream.Task) error {
+	trainer := streamtest.FakeTrainer{T: t, OnTrain: func(context.Context, *stream.Task) error {
 		close(training)
 		<-trained
 		return nil
-	}, model: func(*stream.Task) fake { return fake{Name: "trained", Known: [][]byte{image(0.95)}} }}
-	r.trainer(stream.TrainerConfig{Name: "a"}, trainer)
-	r.trainer(stream.TrainerConfig{Name: "b"}, trainer)
-	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "alarm", Image: image(0.95)})
-	eventually(t, "it is announced", func() bool { return len(r.events()) == 1 })
-	f := stream.Feedback{Detector: "bolts", Verdict: stream.FeedbackNormal, Event: r.events()[0].ID}
-	if err := r.in.SendFeedback(t.Context(), f); err != nil {
+	}, Model: func(*stream.Task) streamtest.Fake {
+		return streamtest.Fake{Name: "trained", Known: [][]byte{streamtest.Image(0.95)}}
+	}}
+	r.Trainer(stream.TrainerConfig{Name: "a"}, trainer)
+	r.Trainer(stream.TrainerConfig{Name: "b"}, trainer)
+	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "alarm", Image: streamtest.Image(0.95)})
+	streamtest.Eventually(t, "it is announced", func() bool { return len(r.Events()) == 1 })
+	f := stream.Feedback{Detector: "bolts", Verdict: stream.FeedbackNormal, Event: r.Events()[0].ID}
+	if err := r.In.SendFeedback(t.Context(), f); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "it is in the bank", func() bool { return len(r.active("bolts").Known) == 1 })
-	if _, err := r.jobs().Request(t.Context(), stream.TrainRequest{Job: "train", Detector: "bolts", Promote: true}); err != nil {
+	streamtest.Eventually(t, "it is in the bank", func() bool { return len(activeFake(r, "bolts").Known) == 1 })
+	if _, err := r.Jobs().Request(t.Context(), stream.TrainRequest{Job: "train", Detector: "bolts", Promote: true}); err != nil {
 		t.Fatal(err)
 	}
 	<-training
 	f.Verdict, f.At = stream.FeedbackWithdrawn, time.Time{}
-	if err := r.in.SendFeedback(t.Context(), f); err != nil {
+	if err := r.In.SendFeedback(t.Context(), f); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "it has left the bank", func() bool { return len(r.active("bolts").Known) == 0 })
+	streamtest.Eventually(t, "it has left the bank", func() bool { return len(activeFake(r, "bolts").Known) == 0 })
 	close(trained)
-	r.wait("train")
-	eventually(t, "it has left the trained one, too", func() bool {
-		now := r.active("bolts")
+	r.Wait("train")
+	streamtest.Eventually(t, "it has left the trained one, too", func() bool {
+		now := activeFake(r, "bolts")
 		return now.Name == "trained" && len(now.Known) == 0
 	})
 }

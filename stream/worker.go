@@ -353,7 +353,7 @@ func (w *Worker) wake() {
 // open waits for the broker and its streams.
 func (w *Worker) open(ctx context.Context) error {
 	var err error
-	if w.js, err = w.cfg.JetStreamOn(w.nc, jetstream.WithPublishAsyncMaxPending(1024), jetstream.WithPublishAsyncTimeout(publishWait)); err != nil {
+	if w.js, err = w.cfg.JetStreamOn(w.nc, jetstream.WithPublishAsyncMaxPending(1024), jetstream.WithPublishAsyncTimeout(PublishWait)); err != nil {
 		return fmt.Errorf("start worker: %w", err)
 	}
 	w.in = caching(w.js, w.cfg.Names, w.cfg.CacheDir)
@@ -515,9 +515,6 @@ func (w *Worker) moveDeadLetters(ctx context.Context) {
 	}}
 	u.run(ctx, w.cfg.FramesStream())
 }
-
-// publishWait is how long one publish may wait for the broker's answer.
-const publishWait = 5 * time.Second
 
 // prompt is the back-off for what must succeed at last and that others wait for:
 // 100 ms to 1 s, for ever.

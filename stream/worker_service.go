@@ -74,7 +74,7 @@ func (w *Worker) Status() WorkerStatus {
 
 // service offers the worker's micro service.
 func (w *Worker) service(ctx context.Context) (stop func(), err error) {
-	return startService(ctx, w.nc, WorkerService, "scores frames", []string{w.cfg.API() + ".worker"}, map[string]string{"prefix": w.cfg.prefix()}, func(e *endpoints) {
+	return startService(ctx, w.nc, WorkerService, "scores frames", []string{w.cfg.API() + ".worker"}, map[string]string{"prefix": w.cfg.Root()}, func(e *endpoints) {
 		serve(e, "score-now", w.scoreNow)
 		serve(e, "shed", w.shed, micro.WithEndpointSubject("shed.*.*"))
 		// Every worker answers for itself.

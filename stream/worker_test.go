@@ -21,38 +21,34 @@ import (
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
+	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
-// serve is a Loader of one scorer.
-func serve(f fake) stream.Loader {
-	return stream.LoaderFunc(func(context.Context, string) (stream.Scorer, error) { return f, nil })
-}
-
 func TestWorkerScoresEveryFrameAndAnnouncesAnomalies(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	release := r.release("bolts", fake{Name: "one"})
-	got := r.scores()
-	w, stop := r.worker(stream.WorkerConfig{}, loadFake)
+	r := streamtest.New(t, stream.Topology{})
+	release := r.Release("bolts", streamtest.Fake{Name: "one"})
+	got := r.Scores()
+	w, stop := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
 	const frames = 50
 	for i := range frames {
-		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: image(float64(i) / frames), Truth: `{"defect":false}`, Source: "a/b.png"})
+		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: streamtest.Image(float64(i) / frames), Truth: `{"defect":false}`, Source: "a/b.png"})
 	}
-	eventually(t, "all frames are scored", func() bool { return w.Stats().Scored == frames })
-	eventually(t, "the queue is empty", func() bool { return r.waiting() == 0 })
+	streamtest.Eventually(t, "all frames are scored", func() bool { return w.Stats().Scored == frames })
+	streamtest.Eventually(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
 	stop()
-	if err := r.nc.Flush(); err != nil {
+	if err := r.NC.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	for id, s := range got.byFrame() {
+	for id, s := range got.ByFrame() {
 		if len(s) != 1 {
 			t.Errorf("frame %s has %d scores", id, len(s))
 		}
 	}
-	if n := len(got.byFrame()); n != frames {
+	if n := len(got.ByFrame()); n != frames {
 		t.Errorf("%d frames have a score, want %d", n, frames)
 	}
-	events := r.events()
+	events := r.Events()
 	if len(events) != 4 {
 		t.Errorf("%d events, want 4", len(events))
 	}
@@ -61,7 +57,7 @@ func TestWorkerScoresEveryFrameAndAnnouncesAnomalies(t *testing.T) {
 			t.Errorf("event %+v", e)
 		}
 		bucket, name, _ := strings.Cut(e.Evidence, "/")
-		store, err := r.js.ObjectStore(t.Context(), bucket)
+		store, err := r.JS.ObjectStore(t.Context(), bucket)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -72,13 +68,13 @@ func TestWorkerScoresEveryFrameAndAnnouncesAnomalies(t *testing.T) {
 }
 
 func TestEventsAreCloudEvents(t *testing.T) {
-	r := newRig(t, stream.Topology{Names: stream.Names{Prefix: "plant-2"}})
-	r.release("bolts", fake{Name: "one"})
-	r.worker(stream.WorkerConfig{}, loadFake)
+	r := streamtest.New(t, stream.Topology{Names: stream.Names{Prefix: "plant-2"}})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
+	r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
 	captured := time.Date(2026, 1, 2, 3, 4, 5, 600, time.UTC)
-	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f1", CapturedAt: captured, Image: image(0.95), Trace: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"})
-	eventually(t, "there is an event", func() bool { return len(r.events()) == 1 })
-	all := r.stored("PLANT-2_EVENTS")
+	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f1", CapturedAt: captured, Image: streamtest.Image(0.95), Trace: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"})
+	streamtest.Eventually(t, "there is an event", func() bool { return len(r.Events()) == 1 })
+	all := r.Stored("PLANT-2_EVENTS")
 	m := all[len(all)-1]
 	if m.Subject != "plant-2.events.bolts.left.anomaly" {
 		t.Errorf("subject %s", m.Subject)
@@ -97,23 +93,23 @@ func TestEventsAreCloudEvents(t *testing.T) {
 	if _, err := time.Parse(time.RFC3339Nano, m.Header.Get("ce-time")); err != nil {
 		t.Error(err)
 	}
-	e := r.events()[0]
+	e := r.Events()[0]
 	if !e.CapturedAt.Equal(captured) || *e.Score < 0.94 || e.K != 2 || len(e.Nearest) != 2 || e.Bytes != 12 || e.Width != 8 {
 		t.Errorf("%+v", e)
 	}
 }
 
 func TestTwoWorkersShareTheFramesOfADetector(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.release("bolts", fake{Name: "one"})
+	r := streamtest.New(t, stream.Topology{})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
 	const frames = 400
 	for i := range frames {
-		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: image(0.1)})
+		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: streamtest.Image(0.1)})
 	}
-	slow := serve(fake{Delay: 5 * time.Millisecond})
-	one, _ := r.worker(stream.WorkerConfig{BatchSize: 8}, slow)
-	two, _ := r.worker(stream.WorkerConfig{BatchSize: 8}, slow)
-	eventually(t, "all frames are scored", func() bool { return one.Stats().Scored+two.Stats().Scored == frames })
+	slow := streamtest.Serve(streamtest.Fake{Delay: 5 * time.Millisecond})
+	one, _ := r.Worker(stream.WorkerConfig{BatchSize: 8}, slow)
+	two, _ := r.Worker(stream.WorkerConfig{BatchSize: 8}, slow)
+	streamtest.Eventually(t, "all frames are scored", func() bool { return one.Stats().Scored+two.Stats().Scored == frames })
 	a, b := one.Stats().Scored, two.Stats().Scored
 	t.Logf("%d and %d frames", a, b)
 	if min(a, b) < frames/4 {
@@ -122,11 +118,11 @@ func TestTwoWorkersShareTheFramesOfADetector(t *testing.T) {
 }
 
 func TestAFrameThatCannotBeReadIsRejectedAtOnce(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.release("bolts", fake{Name: "one"})
-	w, _ := r.worker(stream.WorkerConfig{MaxImage: 1 << 20}, loadFake)
-	subject := r.names.Frames("bolts", "left")
-	store, err := r.js.ObjectStore(t.Context(), r.names.LargeBucket())
+	r := streamtest.New(t, stream.Topology{})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
+	w, _ := r.Worker(stream.WorkerConfig{MaxImage: 1 << 20}, streamtest.LoadFake)
+	subject := r.Names.Frames("bolts", "left")
+	store, err := r.JS.ObjectStore(t.Context(), r.Names.LargeBucket())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,11 +137,11 @@ func TestAFrameThatCannotBeReadIsRejectedAtOnce(t *testing.T) {
 	}{
 		{"empty", nil, nil, "empty"},
 		{"not an image", []byte("hello"), nil, "unsupported"},
-		{"truncated", image(0.5)[:10], nil, "unsupported"},
-		{"bad time", image(0.5), nats.Header{stream.HeaderCapturedAt: {"yesterday"}}, stream.CodeBadHeader},
-		{"bad id", image(0.5), nats.Header{stream.HeaderFrameID: {"two words"}}, stream.CodeBadHeader},
+		{"truncated", streamtest.Image(0.5)[:10], nil, "unsupported"},
+		{"bad time", streamtest.Image(0.5), nats.Header{stream.HeaderCapturedAt: {"yesterday"}}, stream.CodeBadHeader},
+		{"bad id", streamtest.Image(0.5), nats.Header{stream.HeaderFrameID: {"two words"}}, stream.CodeBadHeader},
 		{"object elsewhere", nil, nats.Header{stream.HeaderObject: {"release/x"}}, stream.CodeBadHeader},
-		{"object and payload", image(0.5), nats.Header{stream.HeaderObject: {"frames/x"}}, stream.CodeBadHeader},
+		{"object and payload", streamtest.Image(0.5), nats.Header{stream.HeaderObject: {"frames/x"}}, stream.CodeBadHeader},
 		{"object missing", nil, nats.Header{stream.HeaderObject: {"frames/none"}}, stream.CodeObjectMissing},
 		{"object too large", nil, nats.Header{stream.HeaderObject: {"frames/huge"}}, stream.CodeTooLarge},
 	}
@@ -156,17 +152,17 @@ func TestAFrameThatCannotBeReadIsRejectedAtOnce(t *testing.T) {
 			for k, v := range c.header {
 				m.Header[k] = v
 			}
-			if _, err := r.js.PublishMsg(t.Context(), m); err != nil {
+			if _, err := r.JS.PublishMsg(t.Context(), m); err != nil {
 				t.Fatal(err)
 			}
-			r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("good", i), Image: image(0.1)})
-			eventually(t, "the next frame is scored", func() bool { return w.Stats().Scored == uint64(i+1) })
-			eventually(t, "it is rejected", func() bool { return w.Stats().Rejected == uint64(i+1) })
-			events := r.events()
+			r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("good", i), Image: streamtest.Image(0.1)})
+			streamtest.Eventually(t, "the next frame is scored", func() bool { return w.Stats().Scored == uint64(i+1) })
+			streamtest.Eventually(t, "it is rejected", func() bool { return w.Stats().Rejected == uint64(i+1) })
+			events := r.Events()
 			if e := events[len(events)-1]; len(events) != i+1 || e.Kind != stream.KindRejected || e.Code != c.code || e.Reason == "" || e.FrameID == "" {
 				t.Errorf("%d events, last %+v", len(events), e)
 			}
-			dead, err := r.in.DeadLetters(t.Context(), 0)
+			dead, err := r.In.DeadLetters(t.Context(), 0)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -175,19 +171,19 @@ func TestAFrameThatCannotBeReadIsRejectedAtOnce(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, "the queue is empty", func() bool { return r.waiting() == 0 })
+	streamtest.Eventually(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
 	if n := w.Stats().Retried; n != 0 {
 		t.Errorf("%d frames were retried", n)
 	}
 }
 
 func TestAScoreThatIsNoNumberIsNoNormalFrame(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.release("bolts", fake{Name: "one"})
-	w, _ := r.worker(stream.WorkerConfig{}, stream.LoaderFunc(func(context.Context, string) (stream.Scorer, error) { return nanScorer{}, nil }))
-	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f", Image: image(0.1)})
-	eventually(t, "it is rejected", func() bool { return w.Stats().Rejected == 1 })
-	if e := r.events(); len(e) != 1 || e[0].Code != stream.CodeNotFinite {
+	r := streamtest.New(t, stream.Topology{})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
+	w, _ := r.Worker(stream.WorkerConfig{}, stream.LoaderFunc(func(context.Context, string) (stream.Scorer, error) { return nanScorer{}, nil }))
+	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f", Image: streamtest.Image(0.1)})
+	streamtest.Eventually(t, "it is rejected", func() bool { return w.Stats().Rejected == 1 })
+	if e := r.Events(); len(e) != 1 || e[0].Code != stream.CodeNotFinite {
 		t.Errorf("%+v", e)
 	}
 }
@@ -204,11 +200,11 @@ func (nanScorer) Score(_ context.Context, images [][]byte) ([]stream.Verdict, er
 func (nanScorer) Close() error { return nil }
 
 func TestAScorerThatFailsIsTriedAgain(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.release("bolts", fake{Name: "one"})
+	r := streamtest.New(t, stream.Topology{})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
 	var calls, poisoned atomic.Int64
-	poison := image(0.123)
-	f := fake{onScore: func(images [][]byte) error {
+	poison := streamtest.Image(0.123)
+	f := streamtest.Fake{OnScore: func(images [][]byte) error {
 		if calls.Add(1) <= 2 {
 			return errors.New("the session was lost")
 		}
@@ -220,29 +216,29 @@ func TestAScorerThatFailsIsTriedAgain(t *testing.T) {
 		}
 		return nil
 	}}
-	w, _ := r.worker(stream.WorkerConfig{RetryDelay: time.Millisecond, MaxDeliver: 4}, serve(f))
-	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "good1", Image: image(0.1)})
-	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "poison", Image: poison})
-	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "good2", Image: image(0.2)})
-	eventually(t, "the good frames are scored", func() bool { return w.Stats().Scored == 2 })
-	eventually(t, "the bad frame is given up", func() bool { return w.Stats().Rejected == 1 })
-	dead, err := r.in.DeadLetters(t.Context(), 0)
+	w, _ := r.Worker(stream.WorkerConfig{RetryDelay: time.Millisecond, MaxDeliver: 4}, streamtest.Serve(f))
+	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "good1", Image: streamtest.Image(0.1)})
+	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "poison", Image: poison})
+	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "good2", Image: streamtest.Image(0.2)})
+	streamtest.Eventually(t, "the good frames are scored", func() bool { return w.Stats().Scored == 2 })
+	streamtest.Eventually(t, "the bad frame is given up", func() bool { return w.Stats().Rejected == 1 })
+	dead, err := r.In.DeadLetters(t.Context(), 0)
 	if err != nil || len(dead) != 1 || dead[0].Code != stream.CodeScoring || dead[0].Deliveries != 4 || !strings.Contains(dead[0].Reason, "division by zero") {
 		t.Errorf("dead letters %+v, %v", dead, err)
 	}
-	eventually(t, "the queue is empty", func() bool { return r.waiting() == 0 })
-	if e := r.events(); len(e) != 1 || e[0].Code != stream.CodeScoring || e[0].FrameID != "poison" {
+	streamtest.Eventually(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
+	if e := r.Events(); len(e) != 1 || e[0].Code != stream.CodeScoring || e[0].FrameID != "poison" {
 		t.Errorf("events %+v", e)
 	}
 }
 
 func TestAFrameThatIsNeverAcknowledgedGoesToTheDeadLetters(t *testing.T) {
-	r := newRig(t, stream.Topology{})
+	r := streamtest.New(t, stream.Topology{})
 	// Somebody takes the frame as often as allowed and says nothing, with no
 	// worker running: the advisory waits for one.
-	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "cursed", Image: image(0.5)})
-	cons, err := r.js.CreateConsumer(t.Context(), r.names.FramesStream(), jetstream.ConsumerConfig{
-		Durable: "frames-bolts", FilterSubject: r.names.Frames("bolts", "*"), AckPolicy: jetstream.AckExplicitPolicy, AckWait: 20 * time.Millisecond, MaxDeliver: 2,
+	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "cursed", Image: streamtest.Image(0.5)})
+	cons, err := r.JS.CreateConsumer(t.Context(), r.Names.FramesStream(), jetstream.ConsumerConfig{
+		Durable: "frames-bolts", FilterSubject: r.Names.Frames("bolts", "*"), AckPolicy: jetstream.AckExplicitPolicy, AckWait: 20 * time.Millisecond, MaxDeliver: 2,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -252,81 +248,81 @@ func TestAFrameThatIsNeverAcknowledgedGoesToTheDeadLetters(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "the broker gives up", func() bool {
+	streamtest.Eventually(t, "the broker gives up", func() bool {
 		_, _ = cons.Next(jetstream.FetchMaxWait(20 * time.Millisecond))
-		return len(r.stored(r.names.DeadStream())) == 1
+		return len(r.Stored(r.Names.DeadStream())) == 1
 	})
-	r.release("bolts", fake{Name: "one"})
-	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
-	eventually(t, "it is dead", func() bool {
-		dead, err := r.in.DeadLetters(t.Context(), 0)
-		return err == nil && len(dead) == 1 && dead[0].Code == stream.CodeMaxDeliveries && bytes.Equal(dead[0].Data, image(0.5))
+	r.Release("bolts", streamtest.Fake{Name: "one"})
+	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	streamtest.Eventually(t, "it is dead", func() bool {
+		dead, err := r.In.DeadLetters(t.Context(), 0)
+		return err == nil && len(dead) == 1 && dead[0].Code == stream.CodeMaxDeliveries && bytes.Equal(dead[0].Data, streamtest.Image(0.5))
 	})
-	eventually(t, "the queue is empty", func() bool { return r.waiting() == 0 })
-	eventually(t, "only the dead letter is left", func() bool { return len(r.stored(r.names.DeadStream())) == 1 })
-	if e := r.events(); len(e) != 1 || e[0].Code != stream.CodeMaxDeliveries || e[0].FrameID != "cursed" {
+	streamtest.Eventually(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
+	streamtest.Eventually(t, "only the dead letter is left", func() bool { return len(r.Stored(r.Names.DeadStream())) == 1 })
+	if e := r.Events(); len(e) != 1 || e[0].Code != stream.CodeMaxDeliveries || e[0].FrameID != "cursed" {
 		t.Errorf("events %+v", e)
 	}
-	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "next", Image: image(0.5)})
-	eventually(t, "the next frame is scored", func() bool { return w.Stats().Scored == 1 })
+	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "next", Image: streamtest.Image(0.5)})
+	streamtest.Eventually(t, "the next frame is scored", func() bool { return w.Stats().Scored == 1 })
 }
 
 func TestFramesOfADetectorWithoutAReleaseWait(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
+	r := streamtest.New(t, stream.Topology{})
+	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
 	for i := range 5 {
-		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: image(0.5)})
+		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: streamtest.Image(0.5)})
 	}
 	// Another detector works meanwhile.
-	r.release("nuts", fake{Name: "nuts"})
-	r.publish(stream.Frame{Detector: "nuts", Camera: "left", ID: "f", Image: image(0.5)})
-	eventually(t, "the other detector's frame is scored", func() bool { return w.Stats().Scored == 1 })
-	eventually(t, "only the others wait", func() bool { return r.waiting() == 5 })
-	r.release("bolts", fake{Name: "bolts"})
-	eventually(t, "they are scored once there is one", func() bool { return w.Stats().Scored == 6 })
+	r.Release("nuts", streamtest.Fake{Name: "nuts"})
+	r.Publish(stream.Frame{Detector: "nuts", Camera: "left", ID: "f", Image: streamtest.Image(0.5)})
+	streamtest.Eventually(t, "the other detector's frame is scored", func() bool { return w.Stats().Scored == 1 })
+	streamtest.Eventually(t, "only the others wait", func() bool { return r.Waiting() == 5 })
+	r.Release("bolts", streamtest.Fake{Name: "bolts"})
+	streamtest.Eventually(t, "they are scored once there is one", func() bool { return w.Stats().Scored == 6 })
 	if w.Stats().Retried != 0 {
 		t.Errorf("%+v", w.Stats())
 	}
 }
 
 func TestFramesOfAnyClient(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.release("bolts", fake{Name: "one"})
-	got := r.scores()
-	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
+	r := streamtest.New(t, stream.Topology{})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
+	got := r.Scores()
+	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
 	for range 3 { // plain core NATS publishes, no headers
-		if err := r.nc.Publish("nearmiss.frames.bolts.phone", image(0.3)); err != nil {
+		if err := r.NC.Publish("nearmiss.frames.bolts.phone", streamtest.Image(0.3)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	m := nats.NewMsg("nearmiss.frames.bolts.phone")
-	m.Data = image(0.3)
+	m.Data = streamtest.Image(0.3)
 	m.Header.Set(nats.MsgIdHdr, "mine")
-	if err := r.nc.PublishMsg(m); err != nil {
+	if err := r.NC.PublishMsg(m); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "they are scored", func() bool { return w.Stats().Scored == 4 })
-	eventually(t, "their scores are there", func() bool { return len(got.byFrame()) == 4 })
-	if len(got.byFrame()["mine"]) != 1 {
-		t.Errorf("scores of %v", got.byFrame())
+	streamtest.Eventually(t, "they are scored", func() bool { return w.Stats().Scored == 4 })
+	streamtest.Eventually(t, "their scores are there", func() bool { return len(got.ByFrame()) == 4 })
+	if len(got.ByFrame()["mine"]) != 1 {
+		t.Errorf("scores of %v", got.ByFrame())
 	}
 }
 
 func TestAnImageAboveThePayloadLimitIsScoredAndItsObjectRemoved(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.release("bolts", fake{Name: "one"})
-	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
-	store, err := r.js.ObjectStore(t.Context(), r.names.LargeBucket())
+	r := streamtest.New(t, stream.Topology{})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
+	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	store, err := r.JS.ObjectStore(t.Context(), r.Names.LargeBucket())
 	if err != nil {
 		t.Fatal(err)
 	}
-	big := append(image(0.2), make([]byte, 9<<20)...)
+	big := append(streamtest.Image(0.2), make([]byte, 9<<20)...)
 	if _, err := store.PutBytes(t.Context(), "frames/big", big); err != nil {
 		t.Fatal(err)
 	}
-	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "big", Object: "frames/big"})
-	eventually(t, "it is scored", func() bool { return w.Stats().Scored == 1 })
-	eventually(t, "its object is gone", func() bool {
+	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "big", Object: "frames/big"})
+	streamtest.Eventually(t, "it is scored", func() bool { return w.Stats().Scored == 1 })
+	streamtest.Eventually(t, "its object is gone", func() bool {
 		_, err := store.GetInfo(t.Context(), "frames/big")
 		return errors.Is(err, jetstream.ErrObjectNotFound)
 	})
@@ -335,16 +331,16 @@ func TestAnImageAboveThePayloadLimitIsScoredAndItsObjectRemoved(t *testing.T) {
 // TestAFrameThatComesAgainAfterASwapRaisesNoSecondEvent: the event was stored,
 // the acknowledgement was lost, and the release is another one now.
 func TestAFrameThatComesAgainAfterASwapRaisesNoSecondEvent(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	old := r.release("bolts", fake{Name: "one"})
-	cons, err := r.js.CreateConsumer(t.Context(), r.names.FramesStream(), jetstream.ConsumerConfig{
-		Durable: "frames-bolts", FilterSubject: r.names.Frames("bolts", "*"), AckPolicy: jetstream.AckExplicitPolicy, AckWait: 30 * time.Second, MaxDeliver: 5,
+	r := streamtest.New(t, stream.Topology{})
+	old := r.Release("bolts", streamtest.Fake{Name: "one"})
+	cons, err := r.JS.CreateConsumer(t.Context(), r.Names.FramesStream(), jetstream.ConsumerConfig{
+		Durable: "frames-bolts", FilterSubject: r.Names.Frames("bolts", "*"), AckPolicy: jetstream.AckExplicitPolicy, AckWait: 30 * time.Second, MaxDeliver: 5,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, id := range []string{"told", "untold"} {
-		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: id, Image: image(0.95)})
+		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: id, Image: streamtest.Image(0.95)})
 	}
 	var msgs []jetstream.Msg
 	for range 2 {
@@ -360,23 +356,23 @@ func TestAFrameThatComesAgainAfterASwapRaisesNoSecondEvent(t *testing.T) {
 		CapturedAt: time.Now().UTC(), ScoredAt: time.Now().UTC(), Score: &score, Threshold: &score, PValue: &score, Anomalous: &yes,
 		K: 1, Nearest: []stream.Near{}, Release: old, Width: 8, Height: 8, Bytes: 12,
 	}
-	m, err := e.Message(r.names)
+	m, err := e.Message(r.Names)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.js.PublishMsg(t.Context(), m); err != nil {
+	if _, err := r.JS.PublishMsg(t.Context(), m); err != nil {
 		t.Fatal(err)
 	}
-	r.release("bolts", fake{Name: "two"})
+	r.Release("bolts", streamtest.Fake{Name: "two"})
 	for _, m := range msgs {
 		if err := m.Nak(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
-	eventually(t, "both are scored", func() bool { return w.Stats().Scored == 2 })
+	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	streamtest.Eventually(t, "both are scored", func() bool { return w.Stats().Scored == 2 })
 	var ids []string
-	for _, e := range r.events() {
+	for _, e := range r.Events() {
 		ids = append(ids, e.FrameID)
 	}
 	if len(ids) != 2 || ids[0] == ids[1] {
@@ -385,27 +381,27 @@ func TestAFrameThatComesAgainAfterASwapRaisesNoSecondEvent(t *testing.T) {
 }
 
 func TestALiveDetectorKeepsOnlyTheNewestFrames(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.detector(stream.Detector{Name: "bolts", Policy: stream.PolicyLive, LiveBacklog: 10})
+	r := streamtest.New(t, stream.Topology{})
+	r.Detector(stream.Detector{Name: "bolts", Policy: stream.PolicyLive, LiveBacklog: 10})
 	for i := range 100 {
-		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: image(0.5)})
+		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: streamtest.Image(0.5)})
 	}
-	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
-	eventually(t, "old frames are dropped", func() bool { return w.Stats().Dropped == 90 })
-	got := r.scores()
-	r.release("bolts", fake{Name: "one"})
-	eventually(t, "the others are scored", func() bool { return len(got.byFrame()) == 10 })
-	if len(got.byFrame()["f99"]) != 1 {
+	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	streamtest.Eventually(t, "old frames are dropped", func() bool { return w.Stats().Dropped == 90 })
+	got := r.Scores()
+	r.Release("bolts", streamtest.Fake{Name: "one"})
+	streamtest.Eventually(t, "the others are scored", func() bool { return len(got.ByFrame()) == 10 })
+	if len(got.ByFrame()["f99"]) != 1 {
 		t.Error("the newest frame is not scored")
 	}
 }
 
 func TestAWorkerFinishesItsFramesWhenItIsStopped(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.release("bolts", fake{Name: "one"})
+	r := streamtest.New(t, stream.Topology{})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
 	entered := make(chan struct{})
 	var calls atomic.Int64
-	f := fake{Delay: 0, onScore: func([][]byte) error {
+	f := streamtest.Fake{Delay: 0, OnScore: func([][]byte) error {
 		if calls.Add(1) == 1 {
 			close(entered)
 			time.Sleep(50 * time.Millisecond)
@@ -413,41 +409,41 @@ func TestAWorkerFinishesItsFramesWhenItIsStopped(t *testing.T) {
 		return nil
 	}}
 	for i := range 8 {
-		r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: image(0.5)})
+		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: streamtest.Image(0.5)})
 	}
-	w, stop := r.worker(stream.WorkerConfig{BatchSize: 8, Lanes: 1}, serve(f))
+	w, stop := r.Worker(stream.WorkerConfig{BatchSize: 8, Lanes: 1}, streamtest.Serve(f))
 	<-entered
 	stop()
 	if w.Stats().Scored != 8 {
 		t.Errorf("%d frames scored", w.Stats().Scored)
 	}
-	eventually(t, "the queue is empty", func() bool { return r.waiting() == 0 })
+	streamtest.Eventually(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
 }
 
 func TestAScorerThatHangsDoesNotHoldTheWorker(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.release("bolts", fake{Name: "one"})
+	r := streamtest.New(t, stream.Topology{})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
 	entered := make(chan struct{}, 10)
-	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f", Image: image(0.5)})
-	f := fake{Delay: time.Hour, onScore: nil}
-	w, stop := r.worker(stream.WorkerConfig{Drain: 10 * time.Millisecond, Lanes: 1}, stream.LoaderFunc(func(context.Context, string) (stream.Scorer, error) {
+	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f", Image: streamtest.Image(0.5)})
+	f := streamtest.Fake{Delay: time.Hour, OnScore: nil}
+	w, stop := r.Worker(stream.WorkerConfig{Drain: 10 * time.Millisecond, Lanes: 1}, stream.LoaderFunc(func(context.Context, string) (stream.Scorer, error) {
 		return hooked{f, func() { entered <- struct{}{} }}, nil
 	}))
 	<-entered
 	stop()
-	if w.Stats().Scored != 0 || r.waiting() != 1 {
-		t.Errorf("%d frames scored, %d wait", w.Stats().Scored, r.waiting())
+	if w.Stats().Scored != 0 || r.Waiting() != 1 {
+		t.Errorf("%d frames scored, %d wait", w.Stats().Scored, r.Waiting())
 	}
 }
 
 type hooked struct {
-	fake
+	streamtest.Fake
 	hook func()
 }
 
 func (h hooked) Score(ctx context.Context, images [][]byte) ([]stream.Verdict, error) {
 	h.hook()
-	return h.fake.Score(ctx, images)
+	return h.Fake.Score(ctx, images)
 }
 
 // TestWorkGoesOnAfterTheBrokerRestarts restarts the broker under a worker, and
@@ -464,43 +460,43 @@ func TestWorkGoesOnAfterTheBrokerRestarts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{t: t, dir: dir, url: b.ClientURL()}
-	r.open(stream.Topology{})
-	r.release("bolts", fake{Name: "one"})
-	w, stopWorker := r.worker(stream.WorkerConfig{Resync: time.Hour}, loadFake)
+	r := &streamtest.Rig{T: t, Dir: dir, URL: b.ClientURL()}
+	r.Open(stream.Topology{})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
+	w, stopWorker := r.Worker(stream.WorkerConfig{Resync: time.Hour}, streamtest.LoadFake)
 	frame := 0
 	publish := func(n int) {
 		for range n {
 			frame++
-			r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", frame), Image: image(0.95)})
+			r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", frame), Image: streamtest.Image(0.95)})
 		}
 	}
 	publish(20)
-	eventually(t, "the first frames are scored", func() bool { return w.Stats().Scored == 20 })
+	streamtest.Eventually(t, "the first frames are scored", func() bool { return w.Stats().Scored == 20 })
 	stop()
 	// The pointer changes behind the worker's back: on a broker of another port.
 	b2, stop2 := brokertest.Start(t, broker.Config{Port: -1, StoreDir: store})
-	other := &rig{t: t, dir: dir, url: b2.ClientURL()}
-	other.open(stream.Topology{})
-	second := other.release("bolts", fake{Name: "two"})
-	other.nc.Close()
+	other := &streamtest.Rig{T: t, Dir: dir, URL: b2.ClientURL()}
+	other.Open(stream.Topology{})
+	second := other.Release("bolts", streamtest.Fake{Name: "two"})
+	other.NC.Close()
 	stop2()
 	brokertest.Start(t, broker.Config{Port: port, StoreDir: store})
-	eventually(t, "the connection is back", r.nc.IsConnected)
+	streamtest.Eventually(t, "the connection is back", r.NC.IsConnected)
 	publish(20)
-	eventually(t, "the next frames are scored", func() bool { return w.Stats().Scored >= 40 })
-	eventually(t, "the pointer is read again", func() bool { return w.Stats().Swaps == 2 })
+	streamtest.Eventually(t, "the next frames are scored", func() bool { return w.Stats().Scored >= 40 })
+	streamtest.Eventually(t, "the pointer is read again", func() bool { return w.Stats().Swaps == 2 })
 	publish(5)
-	eventually(t, "the last frames are scored", func() bool { return w.Stats().Scored >= 45 })
+	streamtest.Eventually(t, "the last frames are scored", func() bool { return w.Stats().Scored >= 45 })
 	stopWorker() // before the broker, or it waits for it
 	seen := map[string]int{}
-	for _, e := range r.events() {
+	for _, e := range r.Events() {
 		seen[e.FrameID]++
 	}
 	if len(seen) != 45 {
 		t.Errorf("%d frames have events", len(seen))
 	}
-	stored := r.events()
+	stored := r.Events()
 	if last := stored[len(stored)-1]; last.Release != second {
 		t.Errorf("the last event is of release %s", last.Release)
 	}
@@ -512,37 +508,37 @@ func TestWorkGoesOnAfterTheBrokerRestarts(t *testing.T) {
 }
 
 func TestAReleaseThatIsUnfitIsRefusedAndTheOldOneServes(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	old := r.release("bolts", fake{Name: "good"})
-	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
-	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f1", Image: image(0.95)})
-	eventually(t, "it serves", func() bool { return w.Stats().Scored == 1 })
-	r.release("bolts", fake{Name: "bad", Broken: "the bank has 192 dimensions, the model 384"})
-	eventually(t, "the new one is refused", func() bool { return w.Stats().Refused == 1 })
-	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f2", Image: image(0.95)})
-	eventually(t, "the old one serves", func() bool { return w.Stats().Scored == 2 })
-	for _, e := range r.events() {
+	r := streamtest.New(t, stream.Topology{})
+	old := r.Release("bolts", streamtest.Fake{Name: "good"})
+	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f1", Image: streamtest.Image(0.95)})
+	streamtest.Eventually(t, "it serves", func() bool { return w.Stats().Scored == 1 })
+	r.Release("bolts", streamtest.Fake{Name: "bad", Broken: "the bank has 192 dimensions, the model 384"})
+	streamtest.Eventually(t, "the new one is refused", func() bool { return w.Stats().Refused == 1 })
+	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f2", Image: streamtest.Image(0.95)})
+	streamtest.Eventually(t, "the old one serves", func() bool { return w.Stats().Scored == 2 })
+	for _, e := range r.Events() {
 		if e.Release != old {
 			t.Errorf("event of release %s", e.Release)
 		}
 	}
-	eventually(t, "the refusal is told", func() bool {
-		for _, e := range r.eventsOf(stream.KindRelease) {
+	streamtest.Eventually(t, "the refusal is told", func() bool {
+		for _, e := range r.EventsOf(stream.KindRelease) {
 			if e.Code == stream.ReleaseRefused && strings.Contains(e.Reason, "192 dimensions") && strings.Contains(e.Reason, "goes on serving") {
 				return true
 			}
 		}
 		return false
 	})
-	if _, err := r.reg.Rollback(t.Context(), "bolts", registry.Change{By: "test"}); err != nil {
+	if _, err := r.Registry.Rollback(t.Context(), "bolts", registry.Change{By: "test"}); err != nil {
 		t.Fatal(err)
 	}
-	third := r.release("bolts", fake{Name: "better"})
-	eventually(t, "the third one serves", func() bool { return w.Stats().Swaps == 2 })
-	r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f3", Image: image(0.95)})
-	eventually(t, "it scores", func() bool { return w.Stats().Scored == 3 })
+	third := r.Release("bolts", streamtest.Fake{Name: "better"})
+	streamtest.Eventually(t, "the third one serves", func() bool { return w.Stats().Swaps == 2 })
+	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f3", Image: streamtest.Image(0.95)})
+	streamtest.Eventually(t, "it scores", func() bool { return w.Stats().Scored == 3 })
 	var releases []string
-	for _, e := range r.events() {
+	for _, e := range r.Events() {
 		releases = append(releases, e.Release)
 	}
 	if last := releases[len(releases)-1]; last != third {
@@ -553,20 +549,20 @@ func TestAReleaseThatIsUnfitIsRefusedAndTheOldOneServes(t *testing.T) {
 // TestAReleaseThatIsDamagedInTheStoreIsRefused points a detector, past the
 // registry's own check, to releases whose objects are not what they should be.
 func TestAReleaseThatIsDamagedInTheStoreIsRefused(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	old := r.release("bolts", fake{Name: "good"})
-	w, _ := r.worker(stream.WorkerConfig{}, loadFake)
-	eventually(t, "it serves", func() bool { return w.Stats().Swaps == 1 })
-	store, err := r.js.ObjectStore(t.Context(), r.names.ArtifactsBucket())
+	r := streamtest.New(t, stream.Topology{})
+	old := r.Release("bolts", streamtest.Fake{Name: "good"})
+	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	streamtest.Eventually(t, "it serves", func() bool { return w.Stats().Swaps == 1 })
+	store, err := r.JS.ObjectStore(t.Context(), r.Names.ArtifactsBucket())
 	if err != nil {
 		t.Fatal(err)
 	}
-	kv, err := r.js.KeyValue(t.Context(), r.names.ActiveBucket())
+	kv, err := r.JS.KeyValue(t.Context(), r.Names.ActiveBucket())
 	if err != nil {
 		t.Fatal(err)
 	}
 	file := func(digest string) string {
-		rel, err := r.reg.Show(t.Context(), digest)
+		rel, err := r.Registry.Show(t.Context(), digest)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -582,11 +578,11 @@ func TestAReleaseThatIsDamagedInTheStoreIsRefused(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			s, err := r.js.Stream(t.Context(), "OBJ_"+r.names.ArtifactsBucket())
+			s, err := r.JS.Stream(t.Context(), "OBJ_"+r.Names.ArtifactsBucket())
 			if err != nil {
 				return err
 			}
-			return s.Purge(t.Context(), jetstream.WithPurgeSubject("$O."+r.names.ArtifactsBucket()+".C."+info.NUID))
+			return s.Purge(t.Context(), jetstream.WithPurgeSubject("$O."+r.Names.ArtifactsBucket()+".C."+info.NUID))
 		}, "chunks"},
 		{"another model", func(d string) error {
 			_, err := store.PutBytes(t.Context(), file(d), []byte("another model"))
@@ -596,25 +592,25 @@ func TestAReleaseThatIsDamagedInTheStoreIsRefused(t *testing.T) {
 		{"no manifest", func(d string) error { return store.Delete(t.Context(), d) }, "no such release"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			digest := r.put("bolts", fake{Name: c.name})
+			digest := r.Put("bolts", streamtest.Fake{Name: c.name})
 			if err := c.damage(digest); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := kv.PutString(t.Context(), "bolts", `{"detector":"bolts","release":"`+digest+`"}`); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "it is refused", func() bool { return w.Stats().Refused == uint64(i+1) })
-			eventually(t, "the reason is told", func() bool {
-				for _, e := range r.eventsOf(stream.KindRelease) {
+			streamtest.Eventually(t, "it is refused", func() bool { return w.Stats().Refused == uint64(i+1) })
+			streamtest.Eventually(t, "the reason is told", func() bool {
+				for _, e := range r.EventsOf(stream.KindRelease) {
 					if e.Release == digest && e.Code == stream.ReleaseRefused && strings.Contains(e.Reason, c.reason) {
 						return true
 					}
 				}
 				return false
 			})
-			r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: image(0.95)})
-			eventually(t, "the old one serves", func() bool { return len(r.events()) == i+1 })
-			if e := r.events()[i]; e.Release != old {
+			r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: streamtest.Image(0.95)})
+			streamtest.Eventually(t, "the old one serves", func() bool { return len(r.Events()) == i+1 })
+			if e := r.Events()[i]; e.Release != old {
 				t.Errorf("event of release %s", e.Release)
 			}
 		})
@@ -622,12 +618,12 @@ func TestAReleaseThatIsDamagedInTheStoreIsRefused(t *testing.T) {
 }
 
 func TestWatchDeliversEvents(t *testing.T) {
-	r := newRig(t, stream.Topology{})
-	r.release("bolts", fake{Name: "one"})
-	r.worker(stream.WorkerConfig{}, loadFake)
+	r := streamtest.New(t, stream.Topology{})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
+	r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
 	publish := func(ids ...string) {
 		for _, id := range ids {
-			r.publish(stream.Frame{Detector: "bolts", Camera: "left", ID: id, Image: image(0.95)})
+			r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: id, Image: streamtest.Image(0.95)})
 		}
 	}
 	watch := func(cfg stream.WatchConfig, n int, handle func(stream.Event) error) (ids []string) {
@@ -637,7 +633,7 @@ func TestWatchDeliversEvents(t *testing.T) {
 		got := make(chan string, 100)
 		done := make(chan error, 1)
 		go func() {
-			done <- stream.Watch(ctx, r.nc, cfg, zerolog.Nop(), func(_ context.Context, e stream.Event) error {
+			done <- stream.Watch(ctx, r.NC, cfg, zerolog.Nop(), func(_ context.Context, e stream.Event) error {
 				if err := handle(e); err != nil {
 					return err
 				}
@@ -676,7 +672,7 @@ func TestWatchDeliversEvents(t *testing.T) {
 		return nil
 	})
 	publish("c")
-	eventually(t, "the event is stored", func() bool { return len(r.events()) == 3 })
+	streamtest.Eventually(t, "the event is stored", func() bool { return len(r.Events()) == 3 })
 	ids = append(ids, watch(stream.WatchConfig{Durable: "desk"}, 1, fine)...)
 	if got := strings.Join(ids, ""); len(got) != 3 || got[2] != 'c' {
 		t.Errorf("durable watch: %v", ids)

@@ -15,6 +15,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/access"
 	"github.com/nearmiss/nearmiss/stream/broker"
+	"github.com/nearmiss/nearmiss/stream/steward"
 )
 
 // configFlag reads the configuration that the services share.
@@ -218,7 +219,7 @@ func withBroker(ctx context.Context, b *broker.Broker, conf config, o *output, f
 			return err
 		}
 		defer ears.Close()
-		steward, err := stream.NewSteward(stream.StewardConfig{Names: topology.Names, FramesMaxBytes: topology.FramesMaxBytes, Full: b.Full}, ears, o.Log)
+		keeper, err := steward.New(steward.Config{Names: topology.Names, FramesMaxBytes: topology.FramesMaxBytes, Full: b.Full}, ears, o.Log)
 		if err != nil {
 			return err
 		}
@@ -227,7 +228,7 @@ func withBroker(ctx context.Context, b *broker.Broker, conf config, o *output, f
 		within, cancelSteward := context.WithCancel(work)
 		defer cancelSteward()
 		all.Go(func() {
-			if err := steward.Run(within); err != nil {
+			if err := keeper.Run(within); err != nil {
 				o.Log.Error().Err(err).Msg("nobody looks after the frame queue")
 			}
 		})

@@ -9,6 +9,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/inference/release/envelope"
 	"github.com/nearmiss/nearmiss/stream/internal/object"
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
 // CollectOptions says what a collection may remove.
@@ -71,7 +72,7 @@ func (r *Registry) Collect(ctx context.Context, o CollectOptions) (Collected, er
 				if again[i.Name] {
 					out.Releases = out.Releases[:len(out.Releases)-1]
 				} else if err := r.blobs.Delete(ctx, i.Name); err != nil {
-					return out, fmt.Errorf("collect release %s: %w", short(i.Name), err)
+					return out, fmt.Errorf("collect release %s: %w", text.Short(i.Name), err)
 				} else {
 					continue
 				}
@@ -85,7 +86,7 @@ func (r *Registry) Collect(ctx context.Context, o CollectOptions) (Collected, er
 			continue // it cannot be loaded either: no file is needed for its sake
 		}
 		if err != nil {
-			return out, fmt.Errorf("collect: cannot tell which files release %s needs: %w", short(i.Name), err)
+			return out, fmt.Errorf("collect: cannot tell which files release %s needs: %w", text.Short(i.Name), err)
 		}
 		files, err := envelope.Parse(raw)
 		if err != nil {
@@ -103,7 +104,7 @@ func (r *Registry) Collect(ctx context.Context, o CollectOptions) (Collected, er
 		out.Bytes += i.Size
 		if !o.DryRun {
 			if err := r.blobs.Delete(ctx, i.Name); err != nil {
-				return out, fmt.Errorf("collect file %s: %w", short(i.Name), err)
+				return out, fmt.Errorf("collect file %s: %w", text.Short(i.Name), err)
 			}
 		}
 	}

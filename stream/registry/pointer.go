@@ -10,9 +10,9 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/nearmiss/nearmiss/stream/internal/kv"
-
 	"github.com/nearmiss/nearmiss/inference/release/envelope"
+	"github.com/nearmiss/nearmiss/stream/internal/kv"
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
 // Pointer says which release a detector uses.
@@ -125,7 +125,7 @@ func (r *Registry) Promote(ctx context.Context, detector, digest string, c Chang
 		return Pointer{}, err
 	}
 	if c.Expect != "" && c.Expect != old.Release && !(c.Expect == "none" && old.Release == "") {
-		return Pointer{}, fmt.Errorf("promote %s for %s: %s is active, not %s: %w", short(digest), detector, orNone(short(old.Release)), short(c.Expect), ErrConflict)
+		return Pointer{}, fmt.Errorf("promote %s for %s: %s is active, not %s: %w", text.Short(digest), detector, orNone(text.Short(old.Release)), text.Short(c.Expect), ErrConflict)
 	}
 	if old.Release == digest && old.Revision == old.head {
 		return old, nil
@@ -143,7 +143,7 @@ func (r *Registry) Rollback(ctx context.Context, detector string, c Change) (Poi
 		return Pointer{}, err
 	}
 	if c.Expect != "" && c.Expect != now.Release {
-		return Pointer{}, fmt.Errorf("roll back %s: %s is active, not %s: %w", detector, short(now.Release), short(c.Expect), ErrConflict)
+		return Pointer{}, fmt.Errorf("roll back %s: %s is active, not %s: %w", detector, text.Short(now.Release), text.Short(c.Expect), ErrConflict)
 	}
 	before, err := r.Before(ctx, now)
 	if err != nil {
@@ -163,7 +163,7 @@ func (r *Registry) Rollback(ctx context.Context, detector string, c Change) (Poi
 // can.
 func (r *Registry) Before(ctx context.Context, p Pointer) (Pointer, error) {
 	if p.Below == 0 {
-		return Pointer{}, fmt.Errorf("%s is the first release of %s: %w", short(p.Release), p.Detector, ErrNoPrevious)
+		return Pointer{}, fmt.Errorf("%s is the first release of %s: %w", text.Short(p.Release), p.Detector, ErrNoPrevious)
 	}
 	all, err := r.History(ctx, p.Detector)
 	if err != nil {
@@ -213,10 +213,10 @@ func (r *Registry) write(ctx context.Context, key string, p Pointer, rev uint64)
 	}
 	p.head = p.Revision
 	if kv.Conflict(err) {
-		return Pointer{}, fmt.Errorf("point %s to release %s: %w", key, short(p.Release), ErrConflict)
+		return Pointer{}, fmt.Errorf("point %s to release %s: %w", key, text.Short(p.Release), ErrConflict)
 	}
 	if err != nil {
-		return Pointer{}, fmt.Errorf("point %s to release %s: %w", key, short(p.Release), err)
+		return Pointer{}, fmt.Errorf("point %s to release %s: %w", key, text.Short(p.Release), err)
 	}
 	return p, nil
 }
@@ -232,18 +232,18 @@ func (r *Registry) check(ctx context.Context, digest string) error {
 	}
 	files, err := envelope.Parse(raw)
 	if err != nil {
-		return fmt.Errorf("release %s: %w", short(digest), err)
+		return fmt.Errorf("release %s: %w", text.Short(digest), err)
 	}
 	for _, f := range files {
 		info, err := r.blobs.GetInfo(ctx, f.SHA256)
 		if err != nil {
-			return fmt.Errorf("%s of release %s: %w", f.Name, short(digest), err)
+			return fmt.Errorf("%s of release %s: %w", f.Name, text.Short(digest), err)
 		}
 		if int64(info.Size) != f.Size || storedDigest(info) != f.SHA256 {
-			return fmt.Errorf("%s of release %s has %d bytes of sha256 %s, the manifest says %d: %w", f.Name, short(digest), info.Size, short(storedDigest(info)), f.Size, errReplaced)
+			return fmt.Errorf("%s of release %s has %d bytes of sha256 %s, the manifest says %d: %w", f.Name, text.Short(digest), info.Size, text.Short(storedDigest(info)), f.Size, errReplaced)
 		}
 		if err := r.complete(ctx, info); err != nil {
-			return fmt.Errorf("%s of release %s: %w", f.Name, short(digest), err)
+			return fmt.Errorf("%s of release %s: %w", f.Name, text.Short(digest), err)
 		}
 	}
 	return nil
@@ -315,7 +315,7 @@ func (r *Registry) Pin(ctx context.Context, digest, by string) error {
 		return err
 	}
 	if _, err := r.kv.PutString(ctx, pinKey(digest), by); err != nil {
-		return fmt.Errorf("pin release %s: %w", short(digest), err)
+		return fmt.Errorf("pin release %s: %w", text.Short(digest), err)
 	}
 	return nil
 }
@@ -323,7 +323,7 @@ func (r *Registry) Pin(ctx context.Context, digest, by string) error {
 // Unpin is the opposite of Pin.
 func (r *Registry) Unpin(ctx context.Context, digest string) error {
 	if err := r.kv.Purge(ctx, pinKey(digest)); err != nil {
-		return fmt.Errorf("unpin release %s: %w", short(digest), err)
+		return fmt.Errorf("unpin release %s: %w", text.Short(digest), err)
 	}
 	return nil
 }

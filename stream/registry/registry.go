@@ -19,6 +19,7 @@ import (
 	"github.com/nearmiss/nearmiss/inference/release/envelope"
 	"github.com/nearmiss/nearmiss/stream/internal/kv"
 	"github.com/nearmiss/nearmiss/stream/internal/object"
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
 // Config names the registry's buckets and its folder on this machine.
@@ -102,11 +103,11 @@ func (r *Registry) Put(ctx context.Context, detector, dir string) (string, error
 	for range 2 {
 		for _, f := range e.Files {
 			if err := r.putFile(ctx, envelope.Path(dir, f.Name), f); err != nil {
-				return "", fmt.Errorf("store %s of release %s: %w", f.Name, short(e.Digest), err)
+				return "", fmt.Errorf("store %s of release %s: %w", f.Name, text.Short(e.Digest), err)
 			}
 		}
 		if err := r.putManifest(ctx, detector, e.Digest, e.Manifest); err != nil {
-			return "", fmt.Errorf("store release %s: %w", short(e.Digest), err)
+			return "", fmt.Errorf("store release %s: %w", text.Short(e.Digest), err)
 		}
 	}
 	return e.Digest, nil
@@ -205,7 +206,7 @@ func (r *Registry) complete(ctx context.Context, info *jetstream.ObjectInfo) err
 		return err
 	}
 	if n != uint64(info.Chunks) {
-		return fmt.Errorf("%w: object %s has %d chunks of %d", ErrCorrupt, short(info.Name), n, info.Chunks)
+		return fmt.Errorf("%w: object %s has %d chunks of %d", ErrCorrupt, text.Short(info.Name), n, info.Chunks)
 	}
 	return nil
 }
@@ -227,7 +228,7 @@ func (r *Registry) Get(ctx context.Context, digest string) (string, error) {
 		return dir, nil
 	}
 	if err := os.RemoveAll(dir); err != nil {
-		return "", fmt.Errorf("remove damaged copy of release %s: %w", short(digest), err)
+		return "", fmt.Errorf("remove damaged copy of release %s: %w", text.Short(digest), err)
 	}
 	raw, err := r.manifest(ctx, digest)
 	if err != nil {
@@ -235,7 +236,7 @@ func (r *Registry) Get(ctx context.Context, digest string) (string, error) {
 	}
 	files, err := envelope.Parse(raw)
 	if err != nil {
-		return "", fmt.Errorf("release %s: %w", short(digest), err)
+		return "", fmt.Errorf("release %s: %w", text.Short(digest), err)
 	}
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return "", fmt.Errorf("make the release cache: %w", err)
@@ -247,14 +248,14 @@ func (r *Registry) Get(ctx context.Context, digest string) (string, error) {
 	defer os.RemoveAll(tmp)
 	for _, f := range files {
 		if err := r.fetch(ctx, f, envelope.Path(tmp, f.Name)); err != nil {
-			return "", fmt.Errorf("get %s of release %s: %w", f.Name, short(digest), err)
+			return "", fmt.Errorf("get %s of release %s: %w", f.Name, text.Short(digest), err)
 		}
 	}
 	if err := os.WriteFile(filepath.Join(tmp, envelope.ManifestName), raw, 0o644); err != nil {
-		return "", fmt.Errorf("write release %s: %w", short(digest), err)
+		return "", fmt.Errorf("write release %s: %w", text.Short(digest), err)
 	}
 	if err := os.Rename(tmp, dir); err != nil && r.verify(ctx, dir, digest) != nil { // another process may have been faster
-		return "", fmt.Errorf("write release %s: %w", short(digest), err)
+		return "", fmt.Errorf("write release %s: %w", text.Short(digest), err)
 	}
 	return dir, nil
 }
@@ -266,7 +267,7 @@ func (r *Registry) verify(ctx context.Context, dir, digest string) error {
 		return err
 	}
 	if e.Digest != digest {
-		return fmt.Errorf("%w: manifest of %s is that of %s", ErrCorrupt, short(digest), short(e.Digest))
+		return fmt.Errorf("%w: manifest of %s is that of %s", ErrCorrupt, text.Short(digest), text.Short(e.Digest))
 	}
 	return e.Check(ctx, &r.whole)
 }
@@ -275,26 +276,26 @@ func (r *Registry) verify(ctx context.Context, dir, digest string) error {
 func (r *Registry) manifest(ctx context.Context, digest string) ([]byte, error) {
 	info, err := r.blobs.GetInfo(ctx, digest)
 	if errors.Is(err, jetstream.ErrObjectNotFound) || err == nil && info.Metadata[metaKind] != kindManifest {
-		return nil, fmt.Errorf("release %s: %w", short(digest), ErrNoRelease)
+		return nil, fmt.Errorf("release %s: %w", text.Short(digest), ErrNoRelease)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("look for release %s: %w", short(digest), err)
+		return nil, fmt.Errorf("look for release %s: %w", text.Short(digest), err)
 	}
 	if info.Size > envelope.MaxManifest {
-		return nil, fmt.Errorf("release %s: %w: %d bytes", short(digest), ErrBadManifest, info.Size)
+		return nil, fmt.Errorf("release %s: %w: %d bytes", text.Short(digest), ErrBadManifest, info.Size)
 	}
 	if err := r.complete(ctx, info); err != nil {
-		return nil, fmt.Errorf("release %s: %w", short(digest), err)
+		return nil, fmt.Errorf("release %s: %w", text.Short(digest), err)
 	}
 	raw, err := object.Read(ctx, r.js, r.cfg.ArtifactsBucket, digest, envelope.MaxManifest)
 	if errors.Is(err, object.ErrBad) || errors.Is(err, object.ErrMissing) {
 		err = fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("get release %s: %w", short(digest), err)
+		return nil, fmt.Errorf("get release %s: %w", text.Short(digest), err)
 	}
 	if envelope.Digest(raw) != digest {
-		return nil, fmt.Errorf("%w: the manifest of release %s has another digest", ErrCorrupt, short(digest))
+		return nil, fmt.Errorf("%w: the manifest of release %s has another digest", ErrCorrupt, text.Short(digest))
 	}
 	return raw, nil
 }
@@ -336,17 +337,17 @@ var (
 func (r *Registry) download(ctx context.Context, f envelope.Entry, path string) (err error) {
 	info, err := r.blobs.GetInfo(ctx, f.SHA256)
 	if errors.Is(err, jetstream.ErrObjectNotFound) {
-		return fmt.Errorf("object %s is not in the store: %w", short(f.SHA256), ErrNoRelease)
+		return fmt.Errorf("object %s is not in the store: %w", text.Short(f.SHA256), ErrNoRelease)
 	}
 	if err != nil {
 		return err
 	}
 	if int64(info.Size) != f.Size || storedDigest(info) != f.SHA256 {
-		return fmt.Errorf("object %s has %d bytes of sha256 %s, the manifest says %d: %w", short(f.SHA256), info.Size, short(storedDigest(info)), f.Size, errReplaced)
+		return fmt.Errorf("object %s has %d bytes of sha256 %s, the manifest says %d: %w", text.Short(f.SHA256), info.Size, text.Short(storedDigest(info)), f.Size, errReplaced)
 	}
 	// Reading an object without its chunks would wait for the deadline.
 	if err := r.complete(ctx, info); errors.Is(err, ErrCorrupt) {
-		return fmt.Errorf("object %s: %w", short(f.SHA256), errIncomplete)
+		return fmt.Errorf("object %s: %w", text.Short(f.SHA256), errIncomplete)
 	} else if err != nil {
 		return err
 	}
@@ -360,7 +361,7 @@ func (r *Registry) download(ctx context.Context, f envelope.Entry, path string) 
 	defer out.Close()
 	// Its digest is the manifest's, as was seen above.
 	if err := object.Copy(ctx, r.js, r.cfg.ArtifactsBucket, info, out); errors.Is(err, object.ErrBad) {
-		return fmt.Errorf("%w: object %s has other bytes than its metadata say", ErrCorrupt, short(f.SHA256))
+		return fmt.Errorf("%w: object %s has other bytes than its metadata say", ErrCorrupt, text.Short(f.SHA256))
 	} else if err != nil {
 		return err
 	}
@@ -374,7 +375,7 @@ func (r *Registry) download(ctx context.Context, f envelope.Entry, path string) 
 func (r *Registry) Show(ctx context.Context, digest string) (Release, error) {
 	info, err := r.blobs.GetInfo(ctx, digest)
 	if err != nil && !errors.Is(err, jetstream.ErrObjectNotFound) {
-		return Release{}, fmt.Errorf("look for release %s: %w", short(digest), err)
+		return Release{}, fmt.Errorf("look for release %s: %w", text.Short(digest), err)
 	}
 	raw, err := r.manifest(ctx, digest)
 	if err != nil {
@@ -382,7 +383,7 @@ func (r *Registry) Show(ctx context.Context, digest string) (Release, error) {
 	}
 	files, err := envelope.Parse(raw)
 	if err != nil {
-		return Release{}, fmt.Errorf("release %s: %w", short(digest), err)
+		return Release{}, fmt.Errorf("release %s: %w", text.Short(digest), err)
 	}
 	first, _, _ := strings.Cut(info.Metadata[metaDetector], ",")
 	rel := Release{Digest: digest, Detector: first, StoredAt: info.ModTime, Files: files, Manifest: raw}
@@ -461,14 +462,6 @@ func (r *Registry) Resolve(ctx context.Context, detector, prefix string) (string
 	default:
 		return "", fmt.Errorf("release %s of detector %s: %d releases begin so, give more characters: %w", prefix, detector, len(found), ErrNoRelease)
 	}
-}
-
-// short is what people see of a digest.
-func short(digest string) string {
-	if len(digest) > 12 {
-		return digest[:12]
-	}
-	return digest
 }
 
 // transferTime is how long moving n bytes may take: a minute, and a second for

@@ -24,11 +24,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
-// leak is nats.go's: a Put into an Object Store that ends before its helper has
-// begun leaves the helper waiting (v1.55, resetPendingAcksOnReconnect).
-var leak = goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect")
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m, leak) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, brokertest.Leak) }
 
 const bucket = "ARTIFACTS"
 

@@ -17,6 +17,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream/internal/scan"
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
 var (
@@ -77,10 +78,10 @@ func Read(ctx context.Context, js jetstream.JetStream, bucket, name string, most
 			return b, nil
 		}
 		if !errors.Is(err, ErrBad) {
-			return nil, fmt.Errorf("read object %s: %w", clip(name), err)
+			return nil, fmt.Errorf("read object %s: %w", text.Clip(name), err)
 		}
 	}
-	return nil, fmt.Errorf("object %s does not have the size and digest that its metadata say: %w", clip(name), ErrBad)
+	return nil, fmt.Errorf("object %s does not have the size and digest that its metadata say: %w", text.Clip(name), ErrBad)
 }
 
 // Permanent says whether err is the object's own fault: another try would not
@@ -112,32 +113,32 @@ func checked(ctx context.Context, js jetstream.JetStream, store jetstream.Object
 	info, err := store.GetInfo(ctx, name)
 	switch {
 	case errors.Is(err, jetstream.ErrObjectNotFound):
-		return nil, fmt.Errorf("object %s is not in %s: %w", clip(name), bucket, ErrMissing)
+		return nil, fmt.Errorf("object %s is not in %s: %w", text.Clip(name), bucket, ErrMissing)
 	case errors.Is(err, jetstream.ErrBadObjectMeta):
-		return nil, fmt.Errorf("object %s: its metadata cannot be understood: %w", clip(name), ErrBad)
+		return nil, fmt.Errorf("object %s: its metadata cannot be understood: %w", text.Clip(name), ErrBad)
 	case err != nil:
-		return nil, fmt.Errorf("look for object %s: %w", clip(name), err)
+		return nil, fmt.Errorf("look for object %s: %w", text.Clip(name), err)
 	case info.Opts != nil && info.Opts.Link != nil:
-		return nil, fmt.Errorf("object %s is a link, which is not followed: %w", clip(name), ErrBad)
+		return nil, fmt.Errorf("object %s is a link, which is not followed: %w", text.Clip(name), ErrBad)
 	case info.Name != name || !token(info.NUID):
-		return nil, fmt.Errorf("object %s: its metadata are of something else: %w", clip(name), ErrBad)
+		return nil, fmt.Errorf("object %s: its metadata are of something else: %w", text.Clip(name), ErrBad)
 	case info.Size > uint64(most):
-		return nil, fmt.Errorf("object %s has %d bytes, at most %d are read: %w", clip(name), info.Size, most, ErrTooLarge)
+		return nil, fmt.Errorf("object %s has %d bytes, at most %d are read: %w", text.Clip(name), info.Size, most, ErrTooLarge)
 	}
 	if _, err := jetstream.DecodeObjectDigest(info.Digest); err != nil && info.Size > 0 {
-		return nil, fmt.Errorf("object %s: its metadata have no digest: %w", clip(name), ErrBad)
+		return nil, fmt.Errorf("object %s: its metadata have no digest: %w", text.Clip(name), ErrBad)
 	}
 	// Reading chunks that are not there would wait for the deadline.
 	s, err := js.Stream(ctx, StreamOf(bucket))
 	if err != nil {
-		return nil, fmt.Errorf("look for object %s: %w", clip(name), err)
+		return nil, fmt.Errorf("look for object %s: %w", text.Clip(name), err)
 	}
 	have, err := Stored(ctx, s, bucket, info)
 	if err != nil {
-		return nil, fmt.Errorf("look for object %s: %w", clip(name), err)
+		return nil, fmt.Errorf("look for object %s: %w", text.Clip(name), err)
 	}
 	if info.Size > 0 && have != uint64(info.Chunks) {
-		return nil, fmt.Errorf("object %s has %d chunks of %d: %w", clip(name), have, info.Chunks, ErrMissing)
+		return nil, fmt.Errorf("object %s has %d chunks of %d: %w", text.Clip(name), have, info.Chunks, ErrMissing)
 	}
 	return info, nil
 }
@@ -252,11 +253,4 @@ func Orphans(ctx context.Context, js jetstream.JetStream, bucket string, young t
 // token says whether s can be one token of a subject, without wild cards.
 func token(s string) bool {
 	return s != "" && len(s) <= 64 && !strings.ContainsAny(s, " .*>\t\r\n\x00")
-}
-
-func clip(s string) string {
-	if len(s) > 80 {
-		s = s[:80] + "…"
-	}
-	return s
 }

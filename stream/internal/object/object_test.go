@@ -19,10 +19,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/internal/object"
 )
 
-// leak is nats.go's, see the tests of package stream.
-var leak = goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect")
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m, leak) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, brokertest.Leak) }
 
 func store(t testing.TB) (jetstream.JetStream, jetstream.ObjectStore) {
 	t.Helper()

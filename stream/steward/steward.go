@@ -1,9 +1,23 @@
-package stream
+// Package steward looks after the frame queue, beside an embedded broker: every
+// detector has a share of it, and what was published and not stored is counted and
+// told.
+//
+// As long as half of the queue is free anybody may use it. Above that, a detector
+// that takes more than its share is taken out of the stream's subjects until it
+// takes less than half of that: its cameras are told that the queue is full, and
+// the others have what is theirs. Detectors that nobody has made share a sixteenth.
+// What was acknowledged stays and is scored.
+//
+// [Steward.Run] is one loop: it learns which detectors there are, balances what waits
+// against the shares, and reports what was lost. The handlers of its subscriptions run
+// beside it, in nats.go's goroutines. Steward.mu guards what both touch: which
+// detectors the stream takes, why others are refused, and the counts by subject. It
+// is held alone, and never while the broker is waited for.
+package steward
 
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -14,13 +28,16 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
+
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
-// StewardConfig configures a [Steward].
-type StewardConfig struct {
-	Names
+// Config configures a [Steward].
+type Config struct {
+	stream.Names
 	// FramesMaxBytes is what all detectors' waiting frames may take together, as
-	// in [Topology]. Default 2 GiB.
+	// in [stream.Topology]. Default 2 GiB.
 	FramesMaxBytes int64
 	// Every is how often the queue is looked at; a flood is looked at at once.
 	// Default 250 ms.
@@ -30,18 +47,11 @@ type StewardConfig struct {
 	Full func() string
 }
 
-// Steward looks after the frame queue, beside an embedded broker: every detector
-// has a share of it, and what was published and not stored is counted and told.
-//
-// As long as half of the queue is free anybody may use it. Above that, a detector
-// that takes more than its share is taken out of the stream's subjects until it
-// takes less than half of that: its cameras are told that the queue is full, and
-// the others have what is theirs. Detectors that nobody has made share a sixteenth.
-// What was acknowledged stays and is scored.
+// Steward is one. Its Run owns all of it.
 type Steward struct {
-	cfg  StewardConfig
-	nc   *nats.Conn
+	cfg  Config
 	js   jetstream.JetStream
+	in   *stream.Installation
 	log  zerolog.Logger
 	poke chan struct{}
 
@@ -72,29 +82,11 @@ type told struct {
 	at    time.Time
 }
 
-// Lost is what was published on one subject and not stored, by who was not told.
-type Lost struct {
-	Subject string    `json:"subject"` // an MQTT topic has slashes for dots
-	Code    string    `json:"code"`    // bad_topic or not_stored
-	Frames  uint64    `json:"frames"`
-	Last    time.Time `json:"last"`
-}
-
-// Codes of lost frames.
-const (
-	LostBadTopic  = "bad_topic"  // no stream takes the subject
-	LostNotStored = "not_stored" // the queue, the detector's share or the disk was full
-	LostShare     = "share_full" // a detector's share is full: its cameras are refused
-	LostDisk      = "disk_full"  // no frames are taken
-	LostOver      = "over"       // frames are taken again
-	LostUntold    = "untold"     // events, by age or size, before a sink had them
-)
-
-// NewSteward prepares a steward on a connection that the caller closes after Run
+// New prepares a steward on a connection that the caller closes after Run
 // has returned. It should be one within the broker's process: it hears all frames.
-func NewSteward(cfg StewardConfig, nc *nats.Conn, log zerolog.Logger) (*Steward, error) {
+func New(cfg Config, nc *nats.Conn, log zerolog.Logger) (*Steward, error) {
 	if cfg.FramesMaxBytes == 0 {
-		cfg.FramesMaxBytes = Topology{}.withDefaults().FramesMaxBytes
+		cfg.FramesMaxBytes = stream.Topology{}.WithDefaults().FramesMaxBytes
 	}
 	if cfg.Every == 0 {
 		cfg.Every = 250 * time.Millisecond
@@ -107,7 +99,7 @@ func NewSteward(cfg StewardConfig, nc *nats.Conn, log zerolog.Logger) (*Steward,
 		return nil, fmt.Errorf("start steward: %w", err)
 	}
 	return &Steward{
-		cfg: cfg, nc: nc, js: js, log: log.With().Str("component", "steward").Logger(), poke: make(chan struct{}, 1),
+		cfg: cfg, js: js, in: stream.NewInstallation(js, cfg.Names), log: log.With().Str("component", "steward").Logger(), poke: make(chan struct{}, 1),
 		cut: map[string]bool{}, told: map[string]told{}, flows: map[string]*flow{},
 	}, nil
 }
@@ -117,7 +109,7 @@ const maxFlows = 4096
 
 // Run works until ctx ends.
 func (s *Steward) Run(ctx context.Context) error {
-	p := s.cfg.prefix()
+	p := s.cfg.Root()
 	subs := map[string]nats.MsgHandler{
 		p + ".frames.>": s.countFrame, p + ".stored.*.*": s.stored, p + ".frames": s.misled,
 		// What people write who mean frames.
@@ -125,7 +117,7 @@ func (s *Steward) Run(ctx context.Context) error {
 		strings.ToUpper(p) + ".frames.>": s.misled, strings.ToUpper(p[:1]) + p[1:] + ".frames.>": s.misled, strings.ToUpper(p) + ".FRAMES.>": s.misled,
 	}
 	for subject, f := range subs {
-		sub, err := s.nc.Subscribe(subject, f)
+		sub, err := s.js.Conn().Subscribe(subject, f)
 		if err == nil {
 			err = sub.SetPendingLimits(-1, 256<<20)
 		}
@@ -134,9 +126,7 @@ func (s *Steward) Run(ctx context.Context) error {
 		}
 		defer func() { _ = sub.Unsubscribe() }()
 	}
-	if kv, err := s.js.KeyValue(ctx, s.cfg.WorkBucket()); err == nil {
-		_ = kv.Purge(ctx, lostKey) // what a steward before this one has counted
-	}
+	_ = s.in.SetLostFrames(ctx, nil) // what a steward before this one has counted
 	tick := time.NewTicker(s.cfg.Every)
 	defer tick.Stop()
 	var asked, reported time.Time
@@ -171,7 +161,7 @@ func (s *Steward) flowOf(subject string) *flow {
 			maps.DeleteFunc(s.flows, func(_ string, f *flow) bool { return f.lost == 0 && time.Since(f.last) > time.Minute })
 		}
 		if len(s.flows) >= maxFlows {
-			subject = s.cfg.prefix() + ".frames.(other)"
+			subject = s.cfg.Root() + ".frames.(other)"
 			if f = s.flows[subject]; f != nil {
 				return f
 			}
@@ -185,7 +175,7 @@ func (s *Steward) flowOf(subject string) *flow {
 // countFrame counts a frame that somebody publishes, and answers for the stream where
 // that does not take it.
 func (s *Steward) countFrame(m *nats.Msg) {
-	rest := strings.TrimPrefix(m.Subject, s.cfg.prefix()+".frames.")
+	rest := strings.TrimPrefix(m.Subject, s.cfg.Root()+".frames.")
 	detector, camera, two := strings.Cut(rest, ".")
 	if !two || strings.Contains(camera, ".") {
 		s.misled(m)
@@ -223,17 +213,17 @@ func (s *Steward) countFrame(m *nats.Msg) {
 func (s *Steward) stored(m *nats.Msg) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.flowOf(s.cfg.prefix()+".frames."+strings.TrimPrefix(m.Subject, s.cfg.prefix()+".stored.")).stored++
+	s.flowOf(s.cfg.Root()+".frames."+strings.TrimPrefix(m.Subject, s.cfg.Root()+".stored.")).stored++
 }
 
 // misled counts what was meant to be a frame and goes nowhere.
 func (s *Steward) misled(m *nats.Msg) {
 	s.mu.Lock()
-	f := s.flowOf(clip(m.Subject))
+	f := s.flowOf(text.Clip(m.Subject))
 	f.lost++
-	f.code, f.last = LostBadTopic, time.Now()
+	f.code, f.last = stream.LostBadTopic, time.Now()
 	s.mu.Unlock()
-	refusePublish(m, 404, 10059, "stream not found: no stream takes "+clip(m.Subject)+", frames go to "+s.cfg.Frames("<detector>", "<camera>"))
+	refusePublish(m, 404, 10059, "stream not found: no stream takes "+text.Clip(m.Subject)+", frames go to "+s.cfg.Frames("<detector>", "<camera>"))
 }
 
 // refusePublish answers a publish as JetStream answers what it does not take.
@@ -258,7 +248,7 @@ func (s *Steward) learn(ctx context.Context) {
 			return
 		}
 		for k := range keys.Keys() {
-			if name, _, _ := strings.Cut(k, "."); ValidToken(name) {
+			if name, _, _ := strings.Cut(k, "."); stream.ValidToken(name) {
 				known[name] = true
 			}
 		}
@@ -313,7 +303,7 @@ func (s *Steward) balance(ctx context.Context) error {
 			}
 		}
 		for d := range use {
-			if !s.known[d] && !s.odd && ValidToken(d) {
+			if !s.known[d] && !s.odd && stream.ValidToken(d) {
 				takes[d] = true
 			}
 		}
@@ -323,7 +313,7 @@ func (s *Steward) balance(ctx context.Context) error {
 		// The first is nobody's. A stream with one subject takes a consumer with that
 		// filter for one without, which then has to acknowledge everybody's messages
 		// (nats-server 2.15).
-		want = []string{s.cfg.Frames(NoCamera, NoCamera)}
+		want = []string{s.cfg.Frames(stream.NoCamera, stream.NoCamera)}
 		for _, d := range slices.Sorted(maps.Keys(takes)) {
 			want = append(want, s.cfg.Frames(d, "*"))
 		}
@@ -376,7 +366,7 @@ func (s *Steward) use(ctx context.Context, st jetstream.Stream) (map[string]int6
 		if f := s.flows[subject]; f != nil && f.size > 0 {
 			size = f.size
 		}
-		detector, _, _ := strings.Cut(strings.TrimPrefix(subject, s.cfg.prefix()+".frames."), ".")
+		detector, _, _ := strings.Cut(strings.TrimPrefix(subject, s.cfg.Root()+".frames."), ".")
 		use[detector] += size * float64(n)
 		sum += size * float64(n)
 	}
@@ -393,13 +383,13 @@ func (s *Steward) reportCut(ctx context.Context, cut map[string]bool) {
 	for d := range cut {
 		if !s.cut[d] {
 			s.log.Warn().Str("detector", d).Msg("its frames fill more than its share of the queue: its cameras are refused until they are fewer")
-			s.tell(ctx, d, NoCamera, LostShare, "its waiting frames fill more than its share of the frame queue: its cameras are refused until they are fewer")
+			s.tell(ctx, d, stream.NoCamera, stream.LostShare, "its waiting frames fill more than its share of the frame queue: its cameras are refused until they are fewer")
 		}
 	}
 	for d := range s.cut {
 		if !cut[d] {
 			s.log.Info().Str("detector", d).Msg("its frames are taken again")
-			s.tell(ctx, d, NoCamera, LostOver, "its frames are taken again")
+			s.tell(ctx, d, stream.NoCamera, stream.LostOver, "its frames are taken again")
 		}
 	}
 }
@@ -409,21 +399,16 @@ func (s *Steward) reportFull(ctx context.Context, full string) {
 	switch {
 	case full != "" && s.full == "":
 		s.log.Error().Str("why", full).Msg("no more frames are taken")
-		s.tell(ctx, NoCamera, NoCamera, LostDisk, full)
+		s.tell(ctx, stream.NoCamera, stream.NoCamera, stream.LostDisk, full)
 	case full == "" && s.full != "":
 		s.log.Info().Msg("frames are taken again")
-		s.tell(ctx, NoCamera, NoCamera, LostOver, "frames are taken again")
+		s.tell(ctx, stream.NoCamera, stream.NoCamera, stream.LostOver, "frames are taken again")
 	}
 	s.full = full
 }
 
 func (s *Steward) tell(ctx context.Context, detector, camera, code, reason string) {
-	m, err := notice(KindLost, detector, camera, "", code, reason, time.Now().UTC().Format(time.RFC3339Nano)).Message(s.cfg.Names)
-	if err == nil {
-		step, cancel := context.WithTimeout(ctx, publishWait)
-		defer cancel()
-		_, err = s.js.PublishMsg(step, m)
-	}
+	err := s.in.StoreNotice(ctx, stream.Notice(stream.KindLost, detector, camera, "", code, reason, time.Now().UTC().Format(time.RFC3339Nano)))
 	if err != nil && ctx.Err() == nil {
 		s.log.Warn().Err(err).Str("detector", detector).Str("code", code).Msg("event not stored")
 	}
@@ -434,22 +419,22 @@ const lostEvery = time.Minute
 
 // report counts what was lost since the last report, tells it and writes it down.
 func (s *Steward) report(ctx context.Context) {
-	var all []Lost
+	var all []stream.Lost
 	s.mu.Lock()
 	for subject, f := range s.flows {
 		// What was seen a second ago and is not stored now never will be. Who got
 		// an answer knows.
-		if gone := int64(f.before) - int64(f.stored); f.code != LostBadTopic && f.quiet > 0 && gone > int64(f.lost) {
+		if gone := int64(f.before) - int64(f.stored); f.code != stream.LostBadTopic && f.quiet > 0 && gone > int64(f.lost) {
 			f.lost = min(uint64(gone), f.quiet)
-			f.code = LostNotStored
+			f.code = stream.LostNotStored
 		}
 		f.before = f.seen
 		if f.lost > 0 {
-			all = append(all, Lost{Subject: subject, Code: f.code, Frames: f.lost, Last: f.last.UTC()})
+			all = append(all, stream.Lost{Subject: subject, Code: f.code, Frames: f.lost, Last: f.last.UTC()})
 		}
 	}
 	s.mu.Unlock()
-	slices.SortFunc(all, func(a, b Lost) int { return b.Last.Compare(a.Last) })
+	slices.SortFunc(all, func(a, b stream.Lost) int { return b.Last.Compare(a.Last) })
 	all = all[:min(len(all), 100)]
 	changed := false
 	for _, l := range all {
@@ -461,7 +446,7 @@ func (s *Steward) report(ctx context.Context) {
 		s.told[l.Subject] = told{l.Frames, time.Now()}
 		detector, camera := s.whose(l.Subject)
 		reason := fmt.Sprintf("%d frames published on %s are not stored", l.Frames, l.Subject)
-		if l.Code == LostBadTopic {
+		if l.Code == stream.LostBadTopic {
 			reason += ": frames go to " + s.cfg.Frames("<detector>", "<camera>") + ", over MQTT " + strings.ReplaceAll(s.cfg.Frames("<detector>", "<camera>"), ".", "/")
 		} else {
 			reason += ": there was no room, and MQTT and plain NATS clients are not told"
@@ -469,51 +454,20 @@ func (s *Steward) report(ctx context.Context) {
 		s.log.Warn().Str("subject", l.Subject).Uint64("frames", l.Frames).Str("code", l.Code).Msg("frames were published and not stored")
 		s.tell(ctx, detector, camera, l.Code, reason)
 	}
-	if !changed {
-		return
-	}
-	if kv, err := s.js.KeyValue(ctx, s.cfg.WorkBucket()); err == nil {
-		if b, err := json.Marshal(all); err == nil {
-			_, _ = kv.Put(ctx, lostKey, b)
-		}
+	if changed {
+		_ = s.in.SetLostFrames(ctx, all) // in vain: the next change writes them
 	}
 }
-
-const lostKey = "lost"
 
 // whose names who may have published on a subject, in tokens that are valid.
 func (s *Steward) whose(subject string) (detector, camera string) {
 	parts := strings.Split(strings.TrimPrefix(subject, "/."), ".")
-	detector, camera = NoCamera, NoCamera
+	detector, camera = stream.NoCamera, stream.NoCamera
 	if len(parts) > 2 {
-		detector = safeToken(parts[2])
+		detector = stream.SafeToken(parts[2])
 	}
 	if len(parts) > 3 {
-		camera = safeToken(parts[3])
+		camera = stream.SafeToken(parts[3])
 	}
 	return detector, camera
-}
-
-// LostFrames returns what was published and not stored since the broker started,
-// as its [Steward] has counted it, newest first. There may be none that counts.
-func (in *Installation) LostFrames(ctx context.Context) ([]Lost, error) {
-	kv, err := in.js.KeyValue(ctx, in.names.WorkBucket())
-	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("look for lost frames: %w", err)
-	}
-	e, err := kv.Get(ctx, lostKey)
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("look for lost frames: %w", err)
-	}
-	var all []Lost
-	if err := json.Unmarshal(e.Value(), &all); err != nil {
-		return nil, nil // somebody else's writing
-	}
-	return all, nil
 }

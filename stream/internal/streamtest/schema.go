@@ -1,4 +1,4 @@
-package stream_test
+package streamtest
 
 import (
 	"bytes"
@@ -23,8 +23,8 @@ var eventSchema = sync.OnceValues(func() (*jsonschema.Schema, error) {
 	return c.Compile("event.json")
 })
 
-// checkSchema holds an event's data against the schema in the repository.
-func checkSchema(t testing.TB, data []byte) {
+// CheckSchema holds an event's data against the schema in the repository.
+func CheckSchema(t testing.TB, data []byte) {
 	t.Helper()
 	s, err := eventSchema()
 	if err != nil {

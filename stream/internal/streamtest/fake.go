@@ -1,0 +1,217 @@
+package streamtest
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/registry"
+)
+
+// Release stores a release whose only file says how the fake scorer behaves,
+// and makes it active.
+func (r *Rig) Release(detector string, f Fake) string {
+	r.T.Helper()
+	digest := r.Put(detector, f)
+	if _, err := r.Registry.Promote(r.T.Context(), detector, digest, registry.Change{By: "test"}); err != nil {
+		r.T.Fatal(err)
+	}
+	return digest
+}
+
+func (r *Rig) Put(detector string, f Fake) string {
+	r.T.Helper()
+	digest, err := r.Registry.Put(r.T.Context(), detector, WriteRelease(r.T, f))
+	if err != nil {
+		r.T.Fatal(err)
+	}
+	return digest
+}
+
+// WriteRelease makes a release folder.
+func WriteRelease(t testing.TB, f Fake) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := MakeRelease(dir, f); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func MakeRelease(dir string, f Fake) error {
+	model, err := json.Marshal(f)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	sum := sha256.Sum256(model)
+	manifest := fmt.Sprintf(`{"schema_version":1,"files":{"fake.json":{"sha256":%q,"size":%d}}}`, hex.EncodeToString(sum[:]), len(model))
+	return errors.Join(
+		os.WriteFile(filepath.Join(dir, "fake.json"), model, 0o644),
+		os.WriteFile(filepath.Join(dir, "manifest.json"), []byte(manifest), 0o644),
+	)
+}
+
+// Fake is a deterministic scorer: the score is a number of the image's bytes.
+type Fake struct {
+	Name      string        // makes releases differ
+	Threshold float64       // default 0.9
+	Delay     time.Duration // of each batch
+	Broken    string        // Load fails with it
+	Known     [][]byte      // images that are normal, whatever their number
+	Retracted []uint64      // normals that have left the bank
+
+	OnScore func([][]byte) error `json:"-"` // for tests of one process
+}
+
+func (f Fake) threshold() float64 {
+	if f.Threshold == 0 {
+		return 0.9
+	}
+	return f.Threshold
+}
+
+// Image makes the bytes of a fake image; number is between 0 and 1.
+func Image(number float64) []byte {
+	b := []byte("FAKE")
+	return binary.LittleEndian.AppendUint64(b, uint64(number*(1<<32)))
+}
+
+func (f Fake) Score(ctx context.Context, images [][]byte) ([]stream.Verdict, error) {
+	if f.Delay > 0 {
+		select {
+		case <-time.After(f.Delay):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	if f.OnScore != nil {
+		if err := f.OnScore(images); err != nil {
+			return nil, err
+		}
+	}
+	out := make([]stream.Verdict, len(images))
+	for i, b := range images {
+		switch {
+		case len(b) == 0:
+			out[i] = stream.Verdict{Reject: "empty", Reason: "the image has no bytes"}
+		case !bytes.HasPrefix(b, []byte("FAKE")) || len(b) < 12:
+			out[i] = stream.Verdict{Reject: "unsupported", Reason: "this is no image"}
+		default:
+			s := float64(binary.LittleEndian.Uint64(b[4:])) / (1 << 32)
+			if slices.ContainsFunc(f.Known, func(k []byte) bool { return bytes.Equal(k, b) }) {
+				s = 0
+			}
+			out[i] = stream.Verdict{
+				Score: s, Threshold: f.threshold(), PValue: 1 - s, Anomalous: s > f.threshold(), K: 2,
+				Nearest: []stream.Near{{ID: 1, Distance: s / 2}, {ID: 2, Distance: s / 2}}, Width: 8, Height: 8,
+			}
+		}
+	}
+	return out, nil
+}
+
+func (f Fake) Close() error { return nil }
+
+// LoadFake is the Loader of fakes.
+var LoadFake = stream.LoaderFunc(func(_ context.Context, dir string) (stream.Scorer, error) {
+	b, err := os.ReadFile(filepath.Join(dir, "fake.json"))
+	if err != nil {
+		return nil, err
+	}
+	var f Fake
+	if err := json.Unmarshal(b, &f); err != nil {
+		return nil, err
+	}
+	if f.Broken != "" {
+		return nil, errors.New(f.Broken)
+	}
+	return f, nil
+})
+
+// FakeTrainer makes releases of fakes.
+type FakeTrainer struct {
+	T       testing.TB
+	OnTrain func(ctx context.Context, task *stream.Task) error // before the release is made
+	Model   func(task *stream.Task) Fake
+}
+
+func (f FakeTrainer) Train(ctx context.Context, task *stream.Task) (stream.TrainResult, error) {
+	if f.OnTrain != nil {
+		if err := f.OnTrain(ctx, task); err != nil {
+			return stream.TrainResult{}, err
+		}
+	}
+	model := Fake{Name: task.Request.Job}
+	if f.Model != nil {
+		model = f.Model(task)
+	}
+	return stream.TrainResult{Dir: WriteRelease(f.T, model)}, nil
+}
+
+func (f FakeTrainer) Extend(_ context.Context, task *stream.Task) (stream.TrainResult, error) {
+	b, err := os.ReadFile(filepath.Join(task.Active, "fake.json"))
+	if err != nil {
+		return stream.TrainResult{}, err
+	}
+	var old Fake
+	if err := json.Unmarshal(b, &old); err != nil {
+		return stream.TrainResult{}, err
+	}
+	files, err := os.ReadDir(task.Normals)
+	if err != nil {
+		return stream.TrainResult{}, err
+	}
+	for _, e := range files {
+		b, err := os.ReadFile(filepath.Join(task.Normals, e.Name()))
+		if err != nil {
+			return stream.TrainResult{}, err
+		}
+		old.Known = append(old.Known, b)
+	}
+	return stream.TrainResult{Dir: WriteRelease(f.T, old)}, nil
+}
+
+func (f FakeTrainer) Retract(_ context.Context, task *stream.Task) (stream.TrainResult, error) {
+	b, err := os.ReadFile(filepath.Join(task.Active, "fake.json"))
+	if err != nil {
+		return stream.TrainResult{}, err
+	}
+	var old Fake
+	if err := json.Unmarshal(b, &old); err != nil {
+		return stream.TrainResult{}, err
+	}
+	old.Known, old.Retracted = nil, append(old.Retracted, task.Request.Retract...)
+	return stream.TrainResult{Dir: WriteRelease(f.T, old)}, nil
+}
+
+func (f FakeTrainer) Readjust(_ context.Context, task *stream.Task) (stream.TrainResult, error) {
+	b, err := os.ReadFile(filepath.Join(task.Active, "fake.json"))
+	if err != nil {
+		return stream.TrainResult{}, err
+	}
+	var old Fake
+	if err := json.Unmarshal(b, &old); err != nil {
+		return stream.TrainResult{}, err
+	}
+	old.Threshold = 1 - task.Detector.FalseAlarmRate
+	return stream.TrainResult{Dir: WriteRelease(f.T, old)}, nil
+}
+
+// Serve is a Loader of one scorer.
+func Serve(f Fake) stream.Loader {
+	return stream.LoaderFunc(func(context.Context, string) (stream.Scorer, error) { return f, nil })
+}

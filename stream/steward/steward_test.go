@@ -1,0 +1,218 @@
+package steward_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nuid"
+
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
+	"github.com/nearmiss/nearmiss/stream/steward"
+)
+
+// floodQueue publishes frames until the broker refuses, and returns how many it took. Each
+// has an id, so that one that is published again is stored once.
+func floodQueue(r *streamtest.Rig, detector string, size, most int) (taken int, err error) {
+	r.T.Helper()
+	for i := range most {
+		m := nats.NewMsg(r.Names.Frames(detector, fmt.Sprint("c", i%3)))
+		m.Data = append(streamtest.Image(0.1), make([]byte, size)...)
+		m.Header.Set(nats.MsgIdHdr, nuid.Next())
+		if err := insist(r.T.Context(), r.JS, m, jetstream.WithRetryAttempts(0)); err != nil {
+			return i, err
+		}
+	}
+	return most, nil
+}
+
+func TestAFloodLeavesOthersTheirShareOfTheQueue(t *testing.T) {
+	for _, flooder := range []string{"bolts", "blots"} { // a detector, and a misspelt one
+		t.Run(flooder, func(t *testing.T) {
+			const queue = 8 << 20
+			r := streamtest.New(t, stream.Topology{FramesMaxBytes: queue})
+			for _, d := range []string{"bolts", "nuts"} {
+				r.Detector(stream.Detector{Name: d})
+			}
+			r.Steward(steward.Config{FramesMaxBytes: queue})
+			taken, err := floodQueue(r, flooder, 100<<10, 1000)
+			if !stream.IsQueueFull(err) {
+				t.Errorf("%d taken, then %v", taken, err)
+			}
+			// The others go on, for as much as is theirs.
+			in := 0
+			streamtest.Eventually(t, "the others have their share", func() bool {
+				n, err := floodQueue(r, "nuts", 50<<10, 1)
+				if err != nil && !stream.IsQueueFull(err) {
+					t.Fatal(err)
+				}
+				in += n
+				return in == 40
+			})
+			if n, err := floodQueue(r, flooder, 10, 1); !stream.IsQueueFull(err) {
+				t.Errorf("%d more frames of the flood are taken, %v", n, err)
+			}
+			// One that was on its way when the answer became no may be stored all the same.
+			if got := r.Waiting(); got < uint64(taken+in) || got > uint64(taken+in+2) {
+				t.Errorf("%d frames wait, %d were acknowledged", got, taken+in)
+			}
+			// What was acknowledged is scored, and then the flooder is welcome again.
+			for _, d := range []string{"bolts", "blots", "nuts"} {
+				r.Release(d, streamtest.Fake{Name: d})
+			}
+			w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+			streamtest.Eventually(t, "all are scored", func() bool { return r.Waiting() == 0 && w.Stats().Scored >= uint64(taken+in) })
+			streamtest.Eventually(t, "its frames are taken again", func() bool { _, err := floodQueue(r, flooder, 10, 1); return err == nil })
+			s, err := r.JS.Stream(t.Context(), r.Names.FramesStream())
+			if err != nil {
+				t.Fatal(err)
+			}
+			streamtest.Eventually(t, "the queue is as it was", func() bool {
+				i, err := s.Info(t.Context())
+				return err == nil && i.Config.MaxBytes == queue && i.Config.Subjects[0] == r.Names.Frames("*", "*")
+			})
+			if flooder == "bolts" {
+				if e := r.EventsOf(stream.KindLost); len(e) < 2 || e[0].Code != stream.LostShare || e[0].Detector != flooder || e[len(e)-1].Code != stream.LostOver {
+					t.Errorf("%+v", e)
+				}
+			}
+		})
+	}
+}
+
+// TestNothingIsLostWhileSharesChange publishes for one detector while another one
+// is cut and let in again.
+func TestNothingIsLostWhileSharesChange(t *testing.T) {
+	const queue = 4 << 20
+	r := streamtest.New(t, stream.Topology{FramesMaxBytes: queue})
+	for _, d := range []string{"bolts", "nuts"} {
+		r.Release(d, streamtest.Fake{Name: d})
+	}
+	r.Steward(steward.Config{FramesMaxBytes: queue, Every: 20 * time.Millisecond})
+	w, _ := r.Worker(stream.WorkerConfig{Detectors: []string{"nuts"}}, streamtest.LoadFake)
+	done := make(chan error, 1)
+	go func() {
+		for range 3 {
+			if _, err := floodQueue(r, "bolts", 100<<10, 1000); !stream.IsQueueFull(err) {
+				done <- err
+				return
+			}
+			s, err := r.JS.Stream(t.Context(), r.Names.FramesStream())
+			if err == nil {
+				err = s.Purge(t.Context(), jetstream.WithPurgeSubject(r.Names.Frames("bolts", "*")))
+			}
+			if err != nil {
+				done <- err
+				return
+			}
+		}
+		done <- nil
+	}()
+	sent := uint64(0)
+	for over := false; !over; {
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+			over = true
+		default:
+		}
+		m, err := stream.Frame{Detector: "nuts", Camera: "left", ID: fmt.Sprint("f", sent), Image: streamtest.Image(0.1)}.Message(r.Names)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := insist(t.Context(), r.JS, m); err == nil {
+			sent++
+		} else if !stream.IsQueueFull(err) {
+			t.Fatal(err)
+		}
+	}
+	streamtest.Eventually(t, "all that was acknowledged is scored", func() bool { return w.Stats().Scored == sent })
+	if st := w.Stats(); st.Scored != sent {
+		t.Errorf("%d frames were acknowledged, %+v", sent, st)
+	}
+}
+
+func TestWhatIsPublishedAndNotStoredIsCountedAndTold(t *testing.T) {
+	r := streamtest.New(t, stream.Topology{FramesMaxBytes: 1 << 20})
+	r.Detector(stream.Detector{Name: "bolts"})
+	r.Steward(steward.Config{FramesMaxBytes: 1 << 20})
+	streamtest.Eventually(t, "the steward hears", func() bool {
+		_, err := r.JS.Publish(t.Context(), "nearmiss.frames.bolts.line1.top", nil)
+		var api *jetstream.APIError
+		return errors.As(err, &api) && api.Code == 404
+	})
+	for range 12 { // no answer is asked for, as from MQTT
+		if err := r.NC.Publish("nearmiss.frames.bolts.line1", make([]byte, 150_000)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, subject := range []string{"nearmiss.frames.bolts", "/.nearmiss.frames.bolts.line1", "Nearmiss.frames.bolts.line1", "nearmiss.frame.bolts.line1", "nearmiss.frames.bolts.line1./"} {
+		if err := r.NC.Publish(subject, []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var lost map[string]stream.Lost
+	streamtest.Eventually(t, "all is counted", func() bool {
+		all, err := r.In.LostFrames(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		lost = map[string]stream.Lost{}
+		for _, l := range all {
+			lost[l.Subject] = l
+		}
+		return len(lost) >= 7
+	})
+	if l := lost["nearmiss.frames.bolts.line1"]; l.Code != stream.LostNotStored || l.Frames+r.Waiting() != 12 || l.Frames == 0 {
+		t.Errorf("%+v, %d wait", l, r.Waiting())
+	}
+	for _, s := range []string{"nearmiss.frames.bolts", "/.nearmiss.frames.bolts.line1", "Nearmiss.frames.bolts.line1", "nearmiss.frame.bolts.line1", "nearmiss.frames.bolts.line1./", "nearmiss.frames.bolts.line1.top"} {
+		if lost[s].Code != stream.LostBadTopic || lost[s].Frames == 0 {
+			t.Errorf("%s: %+v", s, lost[s])
+		}
+	}
+	streamtest.Eventually(t, "it is told", func() bool { return len(r.EventsOf(stream.KindLost)) >= 7 })
+	if st, err := r.In.Status(t.Context()); err != nil || len(st.Lost) != len(lost) {
+		t.Errorf("%+v, %v", st.Lost, err)
+	}
+}
+
+func TestAFullDiskRefusesFramesAndLetsThemInAgain(t *testing.T) {
+	r := streamtest.New(t, stream.Topology{})
+	full := make(chan string, 1)
+	full <- ""
+	state := func() string { s := <-full; full <- s; return s }
+	set := func(s string) { <-full; full <- s }
+	r.Steward(steward.Config{Full: state})
+	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "before", Image: streamtest.Image(0.1)})
+	set("the disk is full")
+	streamtest.Eventually(t, "frames are refused", func() bool { _, err := floodQueue(r, "bolts", 10, 1); return stream.IsQueueFull(err) })
+	streamtest.Eventually(t, "it is told", func() bool { e := r.EventsOf(stream.KindLost); return len(e) == 1 && e[0].Code == stream.LostDisk })
+	kept := r.Waiting()
+	set("")
+	streamtest.Eventually(t, "frames are taken again", func() bool { _, err := floodQueue(r, "bolts", 10, 1); return err == nil })
+	if n := r.Waiting(); n < kept+1 {
+		t.Errorf("%d frames wait, want %d", n, kept+1)
+	}
+}
+
+// insist publishes as cameras do: again when no answer comes, which happens while
+// the broker changes the stream.
+func insist(ctx context.Context, js jetstream.JetStream, m *nats.Msg, opts ...jetstream.PublishOpt) error {
+	for ctx.Err() == nil {
+		step, cancel := context.WithTimeout(ctx, time.Second)
+		_, err := js.PublishMsg(step, m, opts...)
+		cancel()
+		if !errors.Is(err, context.DeadlineExceeded) {
+			return err
+		}
+	}
+	return ctx.Err()
+}
