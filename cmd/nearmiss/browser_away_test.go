@@ -162,7 +162,7 @@ func TestThePageWhileTheBrokerComesAndGoes(t *testing.T) {
 
 	t.Run("the first alarm", func(t *testing.T) {
 		s.t, b.t = t, t
-		b.goTo("#/alarms")
+		b.goTo("#/alarms?rows=frames")
 		b.shows("No open alarms")
 		if !later[bool](b, liveModule+`.then((live) => { window.live = live; return true; })`) {
 			t.Fatal("the page does not tell what it hears")
@@ -215,7 +215,7 @@ func TestThePageWhileTheBrokerComesAndGoes(t *testing.T) {
 
 	t.Run("the broker dies and returns", func(t *testing.T) {
 		s.t, b.t = t, t
-		b.visit("#/alarms", "open")
+		b.visit("#/alarms?rows=frames", "open")
 		rows(1)
 		if err := s.broker.cmd.Process.Kill(); err != nil {
 			t.Fatal(err)

@@ -370,7 +370,7 @@ func TestTheOperatorsStoryOnThePage(t *testing.T) {
 
 	t.Run("an alarm is judged", func(t *testing.T) {
 		b.t = t
-		b.goTo("#/alarms")
+		b.goTo("#/alarms?rows=frames")
 		b.shows("No open alarms")
 		program(t, 0, "camera", odd, "--detector", "cells", "--camera", "scope", server)
 		b.see("six alarms", `document.querySelectorAll(".row").length === 6`)
@@ -391,7 +391,18 @@ func TestTheOperatorsStoryOnThePage(t *testing.T) {
 			t.Helper()
 			b.see(fmt.Sprint(n, " open alarms"), fmt.Sprintf(`document.querySelector("h1 + .num").innerText === "%d open"`, n))
 		}
+		// Its frames are one incident, which is judged as a whole.
 		hold(60) // however slow this machine is
+		b.visit("#/alarms", "1 incident open")
+		b.see("one row of six alarms", `document.querySelectorAll(".row").length === 1 && document.querySelector(".row").innerText.includes("6 alarms") && document.querySelectorAll(".strip button").length === 6`)
+		b.do(chromedp.KeyEvent("f"))
+		b.see("the verdict on all", `document.querySelector("h1 + .num").innerText === "0 incidents open" && document.querySelector(".verdict .chip.false_alarm") && document.querySelector(".toast")?.innerText.includes("6 alarms: false alarm")`)
+		b.do(chromedp.KeyEvent("u"))
+		b.see("that it is taken back", `document.querySelector("h1 + .num").innerText === "1 incident open" && document.querySelector(".verdict .chip.open")`)
+		other := js[string](b, `(() => { const e = document.querySelector(".strip button[aria-pressed=false]"); e.click(); return e.dataset.of; })()`)
+		b.see("another of its frames", fmt.Sprintf(`document.querySelector('.strip button[data-of="%s"][aria-pressed=true]')`, other))
+		b.visit("#/alarms?rows=frames", "6 open")
+		b.see("six alarms, the newest chosen", `document.querySelectorAll(".row").length === 6 && document.querySelector(".row:first-child.on") && document.querySelector(".verdict .chip.open")`)
 		b.do(chromedp.KeyEvent("f"))
 		open(5)
 		b.see("the verdict", `document.querySelector(".row .chip.false_alarm")`)
@@ -412,10 +423,10 @@ func TestTheOperatorsStoryOnThePage(t *testing.T) {
 
 		// All six are false alarms. When they are in the bank they do not alarm again.
 		hold(0)
-		b.see("the oldest alarm", `document.querySelector(".row:last-child.row.on")`)
+		b.see("the newest alarm", `document.querySelector(".row:first-child.on")`)
 		b.do(chromedp.KeyEvent("x"))
 		for range 5 {
-			b.do(chromedp.KeyEvent("K", chromedp.KeyModifiers(chromedp.ModifierShift)))
+			b.do(chromedp.KeyEvent("J", chromedp.KeyModifiers(chromedp.ModifierShift)))
 		}
 		b.shows("6 selected")
 		b.do(chromedp.KeyEvent("f"))
@@ -458,7 +469,7 @@ func TestTheOperatorsStoryOnThePage(t *testing.T) {
 		}
 
 		// Taken back after it was sent, it leaves the normals and the bank again.
-		b.visit("#/alarms?state=false_alarm", "Facts")
+		b.visit("#/alarms?rows=frames&state=false_alarm", "Facts")
 		b.see("a false alarm", `document.querySelector(".row.on .chip.false_alarm")`)
 		b.do(chromedp.KeyEvent("u"))
 		open(1)
@@ -580,7 +591,7 @@ func TestTheOperatorsStoryOnThePage(t *testing.T) {
 		p.goTo("#/wall")
 		a11y := newAxe(t)
 		for place, text := range map[string]string{
-			"#/wall": "scope", "#/alarms": "open", "#/alarms?state=false_alarm": "Facts", "#/detectors": "cells", "#/detectors/new": "Learn what is normal", "#/d/cells/tune": "held-out", "#/d/cells/area": "Parts", "#/d/cells/releases": "History",
+			"#/wall": "scope", "#/alarms": "open", "#/alarms?state=false_alarm&rows=frames": "Facts", "#/detectors": "cells", "#/detectors/new": "Learn what is normal", "#/d/cells/tune": "held-out", "#/d/cells/area": "Parts", "#/d/cells/releases": "History",
 			"#/d/cells/data": "normals", "#/d/cells/train": "Job", "#/jobs": "training", "#/health": "Workers", "#/users": "Users", "#/sinks": "Events go nowhere yet", "#/audit": "detector/cells", "#/camera/cells/scope": "Last alarms",
 		} {
 			p.visit(place, text)

@@ -201,9 +201,15 @@ func ok[T any](c asker, method, path string, body any) (v T) {
 		c.h.t.Fatalf("%s %s: %d %s", method, path, status, data)
 	}
 	if len(data) > 0 {
-		if err := json.Unmarshal(data, &v); err != nil {
-			c.h.t.Fatalf("%s %s: %v: %.200s", method, path, err, data)
-		}
+		v = decode[T](c.h.t, data)
+	}
+	return v
+}
+
+func decode[T any](t testing.TB, data []byte) (v T) {
+	t.Helper()
+	if err := json.Unmarshal(data, &v); err != nil {
+		t.Fatalf("%v: %.200s", err, data)
 	}
 	return v
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -60,6 +61,7 @@ type entry struct {
 	Code       string    `json:"code,omitempty"`
 	Reason     string    `json:"reason,omitempty"`
 	Drift      bool      `json:"drifted,omitempty"`
+	Incident   uint64    `json:"incident,omitempty"` // sequence of the first event of the incident that it is part of
 }
 
 func newEntry(e stream.Event) entry {
@@ -91,6 +93,8 @@ type alarm struct {
 type index struct {
 	mu       sync.Mutex
 	entries  []entry           // in the order of their sequences
+	at       map[string]uint64 // sequence, by event id
+	places   map[cameraName]*place
 	verdicts map[string]judged // by event id
 	pending  map[string]judged
 	last     uint64 // newest sequence that was seen
@@ -98,22 +102,31 @@ type index struct {
 }
 
 func newIndex() *index {
-	return &index{verdicts: map[string]judged{}, pending: map[string]judged{}}
+	return &index{at: map[string]uint64{}, places: map[cameraName]*place{}, verdicts: map[string]judged{}, pending: map[string]judged{}}
 }
 
-// add takes in an event; false: it has been there.
-func (x *index) add(e entry) bool {
+// add takes in an event, and returns what is known of it; false: it has been there.
+func (x *index) add(e entry) (alarm, bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if e.Sequence <= x.last {
-		return false
+		return alarm{}, false
 	}
 	x.last = e.Sequence
+	x.groupLocked(&e)
 	x.entries = append(x.entries, e)
+	x.at[e.ID] = e.Sequence
 	if len(x.entries) > indexMost { // their verdicts stay: they are still found in the stream
-		x.entries = slices.Clone(x.entries[len(x.entries)-indexMost*9/10:])
+		cut := len(x.entries) - indexMost*9/10
+		for _, old := range x.entries[:cut] {
+			if x.at[old.ID] == old.Sequence {
+				delete(x.at, old.ID)
+			}
+		}
+		x.entries = slices.Clone(x.entries[cut:])
+		maps.DeleteFunc(x.places, func(_ cameraName, p *place) bool { return p.state.Seen < x.entries[0].Sequence })
 	}
-	return true
+	return alarm{e, x.stateLocked(e.ID)}, true
 }
 
 // judge takes in a verdict. In whatever order they come, the last one in the
@@ -178,10 +191,22 @@ func (x *index) of(event string) judged {
 	return x.stateLocked(event)
 }
 
+// told returns what is said of an event, for the live stream.
+func (x *index) told(event string) told {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	a, _ := x.findLocked(x.at[event])
+	return told{Event: event, Incident: a.Incident, judged: x.stateLocked(event)}
+}
+
 // find returns the entry at a sequence.
 func (x *index) find(sequence uint64) (alarm, bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	return x.findLocked(sequence)
+}
+
+func (x *index) findLocked(sequence uint64) (alarm, bool) {
 	i, ok := slices.BinarySearchFunc(x.entries, sequence, func(e entry, s uint64) int { return cmp.Compare(e.Sequence, s) })
 	if !ok {
 		return alarm{}, false
@@ -281,12 +306,11 @@ func (c *Console) followEvents(ctx context.Context) {
 			if at := e.ScoredAt.Add(-time.Minute); at.After(since) && at.Before(time.Now()) {
 				since = at // where another watch begins
 			}
-			x := newEntry(e)
-			if c.index.add(x) {
+			if x, ok := c.index.add(newEntry(e)); ok {
 				if e.Camera != stream.NoCamera && time.Since(e.ScoredAt) < ringFor {
 					c.feed.know(cameraName{e.Detector, e.Camera})
 				}
-				c.hub.send(message{event: "event", id: x.Sequence, data: alarm{x, c.index.of(x.ID)}})
+				c.hub.send(message{event: "event", id: x.Sequence, data: x})
 			}
 			return nil
 		})
@@ -331,7 +355,8 @@ func (c *Console) followFeedback(ctx context.Context) {
 
 // told is a verdict on the live stream.
 type told struct {
-	Event string `json:"event"` // its id
+	Event    string `json:"event"` // its id
+	Incident uint64 `json:"incident,omitempty"`
 	judged
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -47,22 +48,31 @@ type events struct {
 	Total int `json:"total"` // events stored
 }
 
+// filterOf reads which events, or incidents, are wanted.
+func filterOf(v url.Values) (f filter, err error) {
+	f = filter{detector: v.Get("detector"), camera: v.Get("camera"), state: v.Get("state")}
+	if f.state != "" && !slices.Contains(states, f.state) {
+		return f, bad("state %q: use %s", f.state, strings.Join(states, ", "))
+	}
+	if s := v.Get("since"); s != "" {
+		if f.since, err = time.Parse(time.RFC3339, s); err != nil {
+			return f, bad("since %q: give a time as RFC 3339 has it", s)
+		}
+	}
+	return f, nil
+}
+
 func (c *Console) listEvents(q *request) (any, error) {
 	v, err := q.allow("kind", "detector", "camera", "state", "since", "cursor", "limit")
 	if err != nil {
 		return nil, err
 	}
-	f := filter{detector: v.Get("detector"), camera: v.Get("camera"), state: v.Get("state")}
+	f, err := filterOf(v)
+	if err != nil {
+		return nil, err
+	}
 	if k := v.Get("kind"); k != "" {
 		f.kinds = strings.Split(k, ",")
-	}
-	if f.state != "" && !slices.Contains(states, f.state) {
-		return nil, bad("state %q: use %s", f.state, strings.Join(states, ", "))
-	}
-	if s := v.Get("since"); s != "" {
-		if f.since, err = time.Parse(time.RFC3339, s); err != nil {
-			return nil, bad("since %q: give a time as RFC 3339 has it", s)
-		}
 	}
 	limit, before, err := paging(v, 100)
 	if err != nil {
@@ -130,8 +140,9 @@ type event struct {
 	Truth    string `json:"truth,omitempty"`
 	stream.Event
 	judged
-	Files []eventFile `json:"files"` // pictures that are kept
-	Job   *stream.Job `json:"job,omitempty"`
+	Incident uint64      `json:"incident,omitempty"` // sequence of the first event of its incident
+	Files    []eventFile `json:"files"`              // pictures that are kept
+	Job      *stream.Job `json:"job,omitempty"`
 }
 
 type eventFile struct {
@@ -145,6 +156,9 @@ func (c *Console) getEvent(q *request) (any, error) {
 		return nil, err
 	}
 	out := event{Sequence: e.Sequence, ID: e.ID, Kind: e.Kind, Truth: e.Truth, Event: e, judged: c.index.of(e.ID), Files: []eventFile{}}
+	if a, ok := c.index.find(e.Sequence); ok {
+		out.Incident = a.Incident
+	}
 	if e.Pictures != "" {
 		v, err := c.evidenceOf(q.ctx, e)
 		switch {

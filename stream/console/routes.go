@@ -53,6 +53,8 @@ var routes = []route{
 	{"GET", "events/{sequence}", Viewer, (*Console).getEvent},
 	{"GET", "events/{sequence}/image", Viewer, (*Console).eventImage},
 	{"GET", "events/{sequence}/pictures/{name}", Viewer, (*Console).eventPicture},
+	{"GET", "incidents", Viewer, (*Console).listIncidents},
+	{"GET", "incidents/{sequence}", Viewer, (*Console).getIncident},
 	{"POST", "verdicts", Operator, (*Console).judge},
 	{"DELETE", "verdicts/{token}", Operator, (*Console).unjudge},
 

@@ -80,7 +80,7 @@ func (h *holder) settle(v *heldVerdict) {
 
 // announce says on the live stream what is said of an event.
 func (c *Console) announce(id string) {
-	c.hub.send(message{event: "verdict", data: told{Event: id, judged: c.index.of(id)}})
+	c.hub.send(message{event: "verdict", data: c.index.told(id)})
 }
 
 // due returns the verdicts whose time has come, which can no longer be taken back,
@@ -159,13 +159,14 @@ func (h *holder) send(ctx context.Context, v *heldVerdict) error {
 	return nil
 }
 
-// verdictRequest is what an operator says of events.
+// verdictRequest is what an operator says of events, and of all in incidents.
 type verdictRequest struct {
-	Events  []uint64 `json:"events"` // sequences
-	Verdict string   `json:"verdict"`
-	Reason  string   `json:"reason,omitempty"` // a stable word: why it was a false alarm
-	Note    string   `json:"note,omitempty"`
-	Hold    *float64 `json:"hold,omitempty"` // seconds in which it can be taken back; default 4
+	Events    []uint64 `json:"events,omitempty"`    // sequences
+	Incidents []uint64 `json:"incidents,omitempty"` // sequences of their first events
+	Verdict   string   `json:"verdict"`
+	Reason    string   `json:"reason,omitempty"` // a stable word: why it was a false alarm
+	Note      string   `json:"note,omitempty"`
+	Hold      *float64 `json:"hold,omitempty"` // seconds in which it can be taken back; default 4
 }
 
 // reasons are those of a false alarm.
@@ -181,8 +182,8 @@ func (c *Console) judge(q *request) (any, error) {
 		hold = time.Duration(*in.Hold * float64(time.Second))
 	}
 	switch {
-	case len(in.Events) == 0 || len(in.Events) > maxVerdicts:
-		return nil, bad("%d events: give 1 to %d", len(in.Events), maxVerdicts)
+	case len(in.Events)+len(in.Incidents) == 0 || len(in.Events)+len(in.Incidents) > maxVerdicts:
+		return nil, bad("%d events and incidents: give 1 to %d", len(in.Events)+len(in.Incidents), maxVerdicts)
 	case stateOf(in.Verdict) == stateOpen && in.Verdict != stream.FeedbackWithdrawn:
 		return nil, bad("verdict %q: use normal, anomalous, seen or withdrawn", clean(in.Verdict))
 	case !slices.Contains(reasons, in.Reason):
@@ -199,6 +200,19 @@ func (c *Console) judge(q *request) (any, error) {
 			return nil, err
 		}
 		v.events = append(v.events, e)
+	}
+	left := 0
+	for _, n := range in.Incidents {
+		if _, _, ok := c.index.incident(n, 0, time.Time{}); !ok {
+			return nil, missing("no incident begins with event %d", n)
+		}
+		events, more := c.index.toJudge(n, in.Verdict == stream.FeedbackWithdrawn, maxVerdicts-len(v.events))
+		v.events, left = append(v.events, events...), left+more
+	}
+	if len(v.events) == 0 {
+		return nil, problem{http.StatusConflict, stream.CodeConflict, "there is nothing to say it of: look again"}
+	}
+	for _, e := range v.events {
 		f := v.saying
 		f.Detector, f.Event = e.Detector, e.ID
 		if err := f.Validate(); err != nil {
@@ -206,9 +220,11 @@ func (c *Console) judge(q *request) (any, error) {
 		}
 	}
 	answer := created{http.StatusAccepted, struct {
-		Token string    `json:"token"`
-		Until time.Time `json:"until"`
-	}{v.token, v.until.UTC()}}
+		Token  string    `json:"token"`
+		Until  time.Time `json:"until"`
+		Events int       `json:"events"` // of which it is said
+		Left   int       `json:"left"`   // alarms of the incidents that were too many for one verdict
+	}{v.token, v.until.UTC(), len(v.events), left}}
 	c.holder.add(v)
 	return answer, nil
 }

@@ -1,0 +1,232 @@
+package console
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/incident"
+)
+
+// place is what goes on at a camera: its events become incidents by the rules that
+// sinks go by, so that both mean the same by one.
+type place struct {
+	state incident.State
+	first uint64 // sequence of the first event of the one that goes on
+}
+
+// groupLocked finds out which incident an event belongs to.
+func (x *index) groupLocked(e *entry) {
+	if e.Kind != stream.KindAnomaly && e.Kind != stream.KindRejected {
+		return
+	}
+	n := cameraName{e.Detector, e.Camera}
+	p := x.places[n]
+	if p == nil {
+		p = &place{}
+		x.places[n] = p
+	}
+	before := p.state.Open
+	p.state.Add(incident.Rules{}, stream.Event{
+		ID: e.ID, Kind: e.Kind, Detector: e.Detector, Camera: e.Camera, ScoredAt: e.ScoredAt, Score: e.Score, Threshold: e.Threshold,
+	}, e.Sequence)
+	p.state.Outbox = nil // nobody is told from here
+	if p.state.Open != before {
+		p.first = e.Sequence
+	}
+	e.Incident = p.first
+}
+
+// shownIncident is all that went wrong at a camera without a pause, as a row.
+type shownIncident struct {
+	Sequence uint64    `json:"sequence"` // of its first event; names it on this page
+	ID       string    `json:"id"`       // of its first event, and what sinks call it
+	Detector string    `json:"detector"`
+	Camera   string    `json:"camera"`
+	OpenedAt time.Time `json:"opened_at"`
+	LastAt   time.Time `json:"last_at"` // of its latest event
+	Ongoing  bool      `json:"ongoing"` // it is not over yet
+	Alarms   int       `json:"alarms"`
+	Rejected int       `json:"rejected"` // frames that could not be read
+	Open     int       `json:"open"`     // alarms of which nobody has said anything
+	Peak     alarm     `json:"peak"`     // the alarm with the highest score, as a multiple of its threshold
+	judged             // open while one of its alarms is; then what was said last
+}
+
+// sum is what a pass over the events finds out of an incident.
+type sum struct {
+	first, last, peak      int // places of entries
+	ratio                  float64
+	alarms, rejected, open int
+	said                   judged // last
+}
+
+// sumsLocked adds up the incidents of the entries from one on, in the order of their
+// latest events.
+func (x *index) sumsLocked(from int) []sum {
+	var all []sum
+	at := map[uint64]int{}
+	for i := len(x.entries) - 1; i >= from; i-- {
+		e := &x.entries[i]
+		if e.Incident == 0 {
+			continue
+		}
+		n, ok := at[e.Incident]
+		if !ok {
+			n = len(all)
+			at[e.Incident] = n
+			all = append(all, sum{last: i, peak: -1})
+		}
+		s := &all[n]
+		s.first = i
+		if e.Kind == stream.KindRejected {
+			s.rejected++
+			continue
+		}
+		s.alarms++
+		if r := e.ratio(); s.peak < 0 || r >= s.ratio { // of equal ones the first
+			s.peak, s.ratio = i, r
+		}
+		v := x.stateLocked(e.ID)
+		if v.State == stateOpen {
+			s.open++
+		} else if s.said.State == "" || !s.said.Pending && (v.Pending || v.order > s.said.order) {
+			s.said = v
+		}
+	}
+	return all
+}
+
+// ratio is the score as a multiple of its threshold; 0 where there is none.
+func (e *entry) ratio() float64 {
+	r, _ := stream.Event{Score: e.Score, Threshold: e.Threshold}.Ratio()
+	return r
+}
+
+func (s sum) judged() judged {
+	if s.open > 0 {
+		return judged{State: stateOpen}
+	}
+	return s.said
+}
+
+func (x *index) shownLocked(s sum, now time.Time) shownIncident {
+	a, z, peak := x.entries[s.first], x.entries[s.last], x.entries[s.peak]
+	r := shownIncident{
+		Sequence: a.Incident, ID: a.ID, Detector: a.Detector, Camera: a.Camera, OpenedAt: a.ScoredAt, LastAt: z.ScoredAt,
+		Alarms: s.alarms, Rejected: s.rejected, Open: s.open, Peak: alarm{peak, x.stateLocked(peak.ID)}, judged: s.judged(),
+	}
+	if p := x.places[cameraName{a.Detector, a.Camera}]; p != nil && p.first == a.Incident {
+		r.Ongoing = !now.After(p.state.Due(incident.Rules{}))
+	}
+	return r
+}
+
+// incidents returns up to limit incidents that have an alarm, with the latest event
+// first, of those whose latest event is before a sequence (0: all); where the next
+// page begins (0: there is none); and how many are open.
+func (x *index) incidents(f filter, before uint64, limit int, now time.Time) (items []shownIncident, next uint64, open int) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	items = []shownIncident{}
+	var last uint64
+	for _, s := range x.sumsLocked(0) {
+		if s.alarms == 0 {
+			continue
+		}
+		if s.open > 0 {
+			open++
+		}
+		z := x.entries[s.last]
+		if before > 0 && z.Sequence >= before || !f.takes(alarm{x.entries[s.peak], s.judged()}) && !f.takes(alarm{z, s.judged()}) {
+			continue
+		}
+		if len(items) < limit {
+			items, last = append(items, x.shownLocked(s, now)), z.Sequence
+		} else {
+			next = last
+		}
+	}
+	return items, next, open
+}
+
+// incident returns the one whose first event has a sequence, and its events, newest
+// first and at most so many.
+func (x *index) incident(first uint64, most int, now time.Time) (r shownIncident, events []alarm, ok bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	from, _ := slices.BinarySearchFunc(x.entries, first, func(e entry, s uint64) int { return cmp.Compare(e.Sequence, s) })
+	for _, s := range x.sumsLocked(from) {
+		if x.entries[s.first].Incident != first || s.alarms == 0 {
+			continue
+		}
+		for i := s.last; i >= from && len(events) < most; i-- {
+			if e := x.entries[i]; e.Incident == first {
+				events = append(events, alarm{e, x.stateLocked(e.ID)})
+			}
+		}
+		return x.shownLocked(s, now), events, true
+	}
+	return r, nil, false
+}
+
+// toJudge are the alarms of an incident that a verdict is about, newest first: the
+// open ones, or where there are none all; of a verdict that is taken back those that
+// have one. At most so many; more says how many others there are.
+func (x *index) toJudge(first uint64, withdraw bool, most int) (events []stream.Event, more int) {
+	_, all, _ := x.incident(first, indexMost, time.Time{})
+	all = slices.DeleteFunc(all, func(a alarm) bool { return a.Kind != stream.KindAnomaly })
+	isOpen := func(a alarm) bool { return a.State == stateOpen }
+	if withdraw {
+		all = slices.DeleteFunc(all, isOpen)
+	} else if slices.ContainsFunc(all, isOpen) {
+		all = slices.DeleteFunc(all, func(a alarm) bool { return !isOpen(a) })
+	}
+	for _, a := range all[:min(len(all), most)] {
+		events = append(events, stream.Event{ID: a.ID, Sequence: a.Sequence, Detector: a.Detector})
+	}
+	return events, len(all) - len(events)
+}
+
+// incidentPage is a page of incidents.
+type incidentPage struct {
+	listing[shownIncident]
+	Open   int `json:"open"`        // incidents with an open alarm
+	Alarms int `json:"open_alarms"` // alarms of which nobody has said anything
+}
+
+func (c *Console) listIncidents(q *request) (any, error) {
+	v, err := q.allow("detector", "camera", "state", "since", "cursor", "limit")
+	if err != nil {
+		return nil, err
+	}
+	f, err := filterOf(v)
+	if err != nil {
+		return nil, err
+	}
+	limit, before, err := paging(v, 100)
+	if err != nil {
+		return nil, err
+	}
+	items, next, open := c.index.incidents(f, before, limit, time.Now())
+	return incidentPage{listing[shownIncident]{items, nextCursor(next)}, open, c.index.open("")}, nil
+}
+
+// incidentEvents is how many of an incident's events the page gets.
+const incidentEvents = 200
+
+func (c *Console) getIncident(q *request) (any, error) {
+	n, err := q.sequence()
+	if err != nil {
+		return nil, err
+	}
+	r, events, ok := c.index.incident(n, incidentEvents, time.Now())
+	if !ok {
+		return nil, missing("no incident begins with event %d", n)
+	}
+	return struct {
+		shownIncident
+		Events []alarm `json:"events"`
+	}{r, events}, nil
+}
