@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"slices"
 	"unsafe"
 
 	"github.com/google/renameio/v2"
@@ -15,7 +16,7 @@ import (
 // A bank file is, all little-endian:
 //
 //	0   magic "NMBANK\r\n"
-//	8   uint32 version (1)
+//	8   uint32 version (1; 2 where there is a section that version 1 does not have)
 //	12  uint32 number of sections
 //	16  uint64 size of the whole file
 //	24  uint32 CRC-32C of bytes 0..24 and of the section table
@@ -28,10 +29,11 @@ import (
 // aligned so that a mapped file can be searched in place; "held" float64
 // held-out scores, ascending; "hvec" float32 held-out embeddings, row-major
 // ?×dim; "xfrm" float32 mean and matrix; "gate" float32
-// queries for the recall gate; "hnsw" the graph.
+// queries for the recall gate; "hnsw" the graph; since version 2 "axes" float32,
+// the mean of the rows and their main axes, row-major ?×dim, for sketches.
 const (
 	fileMagic   = "NMBANK\r\n"
-	fileVersion = 1
+	fileVersion = 2
 	headerSize  = 64
 	entrySize   = 32
 	fileAlign   = 64
@@ -114,8 +116,13 @@ func (b *Bank) Encode(w io.Writer) error {
 	if len(b.queries) > 0 {
 		sections = append(sections, section{"gate", bytesOf(b.queries)})
 	}
-	if h, ok := b.index.(*hnsw); ok {
-		sections = append(sections, section{"hnsw", bytesOf(h.encode())})
+	switch x := b.index.(type) {
+	case *hnsw:
+		sections = append(sections, section{"hnsw", bytesOf(x.encode())})
+	case *sketched:
+		if axes := x.stored(); len(axes) > 0 {
+			sections = append(sections, section{"axes", bytesOf(axes)})
+		}
 	}
 	var err error
 	if sections[0].data, err = json.Marshal(m); err != nil {
@@ -138,8 +145,12 @@ func encodeSections(w io.Writer, sections []section) error {
 		offsets[i] = offset
 		offset = align(offset + uint64(len(s.data)))
 	}
+	version := uint32(1)
+	if slices.ContainsFunc(sections, func(s section) bool { return s.tag == "axes" }) {
+		version = 2
+	}
 	copy(head, fileMagic)
-	le.PutUint32(head[8:], fileVersion)
+	le.PutUint32(head[8:], version)
 	le.PutUint32(head[12:], uint32(len(sections)))
 	le.PutUint64(head[16:], offset)
 	le.PutUint32(head[24:], headerCRC(head))

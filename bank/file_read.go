@@ -192,6 +192,16 @@ func (b *Bank) restore(table *fileTable, m meta) error {
 		judged = true
 	case Sketch:
 		x := newSketched(b.rows)
+		if want := 1 + axesOf(b.rows.dim); table.has("axes") { // banks of version 1 find them anew
+			axes, err := readVectors(table, "axes", b.rows.dim, want)
+			if err != nil {
+				return err
+			}
+			if len(axes) != want*b.rows.dim {
+				return corrupt("section %q has %d numbers, want %d×%d", "axes", len(axes), want, b.rows.dim)
+			}
+			x.axes = newAxes(axes, b.rows.dim)
+		}
 		if judged = judged && m.Report.Blocks >= fewestBlocks && m.Report.Blocks <= mostBlocks; judged {
 			x.blocks = m.Report.Blocks
 		}
@@ -259,8 +269,8 @@ func readTable(p []byte, verified bool) (*fileTable, error) {
 	if string(head[:8]) != fileMagic {
 		return nil, corrupt("it does not start like a bank file")
 	}
-	if v := le.Uint32(head[8:]); v != fileVersion {
-		return nil, fmt.Errorf("%w: %d, this program reads %d", ErrVersion, v, fileVersion)
+	if v := le.Uint32(head[8:]); v < 1 || v > fileVersion {
+		return nil, fmt.Errorf("%w: %d, this program reads 1 to %d", ErrVersion, v, fileVersion)
 	}
 	n := le.Uint32(head[12:])
 	if n > maxSections {
@@ -290,7 +300,7 @@ func readTable(p []byte, verified bool) (*fileTable, error) {
 			return nil, corrupt("section %q appears twice", tag)
 		}
 		switch tag {
-		case "meta", "ids ", "rows", "held", "hvec", "xfrm", "gate", "hnsw":
+		case "meta", "ids ", "rows", "held", "hvec", "xfrm", "gate", "hnsw", "axes":
 		default:
 			return nil, corrupt("unknown section %q", tag)
 		}

@@ -111,7 +111,7 @@ func repair(p []byte) []byte {
 	}
 	le := binary.LittleEndian
 	copy(p, fileMagic)
-	le.PutUint32(p[8:], fileVersion)
+	le.PutUint32(p[8:], 1+le.Uint32(p[8:])%fileVersion)
 	le.PutUint64(p[16:], uint64(len(p)))
 	n := int(le.Uint32(p[12:]) % (maxSections + 1))
 	le.PutUint32(p[12:], uint32(n))
@@ -135,6 +135,11 @@ func FuzzDecode(f *testing.F) {
 	plain := newFilled(f, Options{Dim: 2}, []float32{1, 2, 3, 4, 5, 6})
 	f.Add(golden)
 	f.Add(encoded(f, plain))
+	sketch := newFilled(f, Options{Dim: 2, Kind: Sketch}, gauss(3, 9, 2))
+	if _, err := sketch.Build(context.Background(), gauss(4, 4, 2)); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(encoded(f, sketch))
 	f.Add(golden[:100])
 	f.Fuzz(func(t *testing.T, p []byte) {
 		for _, p := range [][]byte{p, repair(p)} {
@@ -194,7 +199,7 @@ func TestDamagedFilesAreRefused(t *testing.T) {
 	})
 	t.Run("a newer version", func(t *testing.T) {
 		bad := bytes.Clone(good)
-		bad[8]++
+		bad[8] = fileVersion + 1
 		if _, err := decodeBytes(bad); !errors.Is(err, ErrVersion) {
 			t.Error(err)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 
 	"github.com/viterin/vek/vek32"
@@ -39,7 +40,8 @@ type sketched struct {
 	*exact
 	blocks int // that are looked at in full
 
-	making sync.Mutex // guards made while rows.mu is held for reading
+	making sync.Mutex // guards what follows while rows.mu is held for reading
+	axes   *axes      // of the rows as they once were, which is as good; nil: not found yet
 	made   *sketch
 }
 
@@ -65,11 +67,34 @@ const looseness = 1.3
 // sketch describes the first count rows; those added after them are compared one
 // by one.
 type sketch struct {
+	*axes
 	searcher BlockSearcher
 	count    int
-	mean     []float32
-	axes     [][]float32
 	dim      int
+}
+
+// axes are what sketches are taken along.
+type axes struct {
+	mean  []float32
+	along [][]float32
+}
+
+// axesOf says how many axes rows of dim numbers are described by. A sketch of all
+// dimensions is the vector itself, turned.
+func axesOf(dim int) int { return min(blockAxes, dim) }
+
+// newAxes takes a mean and axes, row-major.
+func newAxes(numbers []float32, dim int) *axes {
+	a := &axes{mean: numbers[:dim]}
+	for i := dim; i < len(numbers); i += dim {
+		a.along = append(a.along, numbers[i:i+dim])
+	}
+	return a
+}
+
+// numbers is what newAxes takes.
+func (a *axes) numbers() []float32 {
+	return append(slices.Clone(a.mean), slices.Concat(a.along...)...)
 }
 
 func newSketched(r *rows) *sketched { return &sketched{exact: &exact{rows: r}, blocks: fewestBlocks} }
@@ -205,18 +230,11 @@ func (x *sketched) prepare(ctx context.Context, engine BlockEngine) (*sketch, er
 	if x.made != nil {
 		return x.made, nil
 	}
-	s := &sketch{count: r.len()}
-	// A sketch of all dimensions is the vector itself, turned.
-	axes := min(blockAxes, r.dim)
-	mean, q := mainAxes(ctx, r.data, r.dim, axes, 0)
-	for _, a := range append([][]float64{mean}, q...) {
-		short := make([]float32, len(a))
-		for j, v := range a {
-			short[j] = float32(v)
-		}
-		s.axes = append(s.axes, short)
+	x.find(ctx)
+	if err := ctx.Err(); err != nil {
+		return nil, err
 	}
-	s.mean, s.axes, s.dim = s.axes[0], s.axes[1:], axes+2
+	s := &sketch{axes: x.axes, count: r.len(), dim: axesOf(r.dim) + 2}
 	blocks := (r.len() + blockRows - 1) / blockRows
 	sketches := make([]float32, blocks*blockRows*s.dim)
 	parallel(ctx, blocks*blockRows, func() func(int) {
@@ -247,27 +265,60 @@ func (x *sketched) prepare(ctx context.Context, engine BlockEngine) (*sketch, er
 	return s, nil
 }
 
+// find finds the axes unless that is done, which takes most of the time of a sketch.
+// The caller holds rows.mu for reading, and making.
+func (x *sketched) find(ctx context.Context) {
+	if x.axes != nil {
+		return
+	}
+	r := x.rows
+	mean, q := mainAxes(ctx, r.data, r.dim, axesOf(r.dim), 0)
+	numbers := make([]float32, 0, (1+len(q))*r.dim)
+	for _, a := range append([][]float64{mean}, q...) {
+		for _, v := range a {
+			numbers = append(numbers, float32(v))
+		}
+	}
+	if ctx.Err() == nil {
+		x.axes = newAxes(numbers, r.dim)
+	}
+}
+
+// stored is the axes as a file keeps them. Without rows there are none.
+func (x *sketched) stored() []float32 {
+	x.rows.mu.RLock()
+	defer x.rows.mu.RUnlock()
+	x.making.Lock()
+	defer x.making.Unlock()
+	if x.rows.len() == 0 {
+		return nil
+	}
+	x.find(context.Background())
+	return x.axes.numbers()
+}
+
 // describe writes the sketch of v but its last number, and returns the squared
 // length of v − mean.
 func (s *sketch) describe(to, v, scratch []float32) float32 {
 	vek32.Sub_Into(scratch, v, s.mean)
 	all := vek32.Dot(scratch, scratch)
 	rest := all
-	for j, a := range s.axes {
+	for j, a := range s.along {
 		y := vek32.Dot(scratch, a)
 		to[j] = y
 		rest -= y * y
 	}
-	to[len(s.axes)] = float32(math.Sqrt(float64(max(0, rest))))
+	to[len(s.along)] = float32(math.Sqrt(float64(max(0, rest))))
 	return all
 }
 
-// drop gives back what the engine holds. The caller holds rows.mu for writing.
+// drop gives back what the engine holds, and forgets the axes, since the rows are
+// about to be others. The caller holds rows.mu for writing.
 func (x *sketched) drop() error {
 	if x.made == nil {
 		return nil
 	}
 	s := x.made
-	x.made = nil
+	x.made, x.axes = nil, nil
 	return s.searcher.Close()
 }

@@ -1,6 +1,7 @@
 package bank
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"path/filepath"
@@ -194,6 +195,83 @@ func TestSketchIsReadBackAndMeasured(t *testing.T) {
 	defer read.Close()
 	if r := read.Report(); read.Index().Kind() != Sketch || r.Queries != 30 || r.Recall < 0.99 || e.asked.Load() == 0 {
 		t.Errorf("%s, %+v", read.Index().Kind(), r)
+	}
+}
+
+// A file keeps the axes of sketches; one of version 1, without them, does as well.
+func TestSketchesAxesAreStored(t *testing.T) {
+	const dim = 64
+	data, queries := clustered(1, 1200, dim), clustered(2, 60, dim)
+	b := sketchBank(t, &blockProducts{}, data, dim)
+	if r, err := b.Build(t.Context(), queries); err != nil || r.Kind != Sketch {
+		t.Fatal(r, err)
+	}
+	want, err := b.ScoreBatch(t.Context(), queries)
+	if err != nil {
+		t.Fatal(err)
+	}
+	content := encoded(t, b)
+	table, err := readTable(content, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sections []section
+	for _, tag := range []string{"meta", "ids ", "rows", "gate"} {
+		p, err := table.section(tag, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sections = append(sections, section{tag, p})
+	}
+	var old bytes.Buffer
+	if err := encodeSections(&old, sections); err != nil {
+		t.Fatal(err)
+	}
+	if v := [2]byte{content[8], old.Bytes()[8]}; v != [2]byte{2, 1} {
+		t.Errorf("versions %v", v)
+	}
+	for name, p := range map[string][]byte{"with axes": content, "of version 1": old.Bytes()} {
+		for _, verified := range []bool{true, false} {
+			e := &blockProducts{}
+			read, err := decode(p, ReadOptions{Verified: verified, Batch: e})
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			x := read.Index().(*sketched)
+			if has := x.axes != nil; has != (name == "with axes") && verified {
+				t.Errorf("%s: there are axes: %v", name, has)
+			}
+			if asked := e.asked.Load() > 0; asked == verified {
+				t.Errorf("%s: verified %v, but measured %v", name, verified, asked)
+			}
+			got, err := read.ScoreBatch(t.Context(), queries)
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			if d := cmp.Diff(want, got); d != "" {
+				t.Errorf("%s: %s", name, d)
+			}
+			if !bytes.Equal(encoded(t, read), content) {
+				t.Errorf("%s: it is written differently", name)
+			}
+			if err := read.Close(); err != nil || e.blocks.Load() != 0 {
+				t.Errorf("%s: %d searchers are left, %v", name, e.blocks.Load(), err)
+			}
+		}
+	}
+	short := slices.Clone(sections)
+	axes, err := table.section("axes", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, bad := range map[string][]byte{"cut": axes[4*dim:], "not numbers": bytes.Repeat([]byte{0xff}, len(axes))} {
+		var p bytes.Buffer
+		if err := encodeSections(&p, append(short[:len(short):len(short)], section{"axes", bad})); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := decode(p.Bytes(), ReadOptions{Verified: true}); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("axes that are %s: %v", name, err)
+		}
 	}
 }
 
