@@ -1,8 +1,13 @@
 package main
 
 import (
+	"encoding/json"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/nearmiss/nearmiss/stream/check"
 )
 
 // TestHealthOfAnInstallationThatServesNothing; one that serves is healthy in
@@ -17,6 +22,41 @@ func TestHealthOfAnInstallationThatServesNothing(t *testing.T) {
 	at := "--server=" + startBroker(t)
 	if out, errs := program(t, exitFailed, "health", "--json", at, "--workers=100ms"); !strings.Contains(out, `{"healthy":false,"workers":0,"reasons":["no worker answers"]}`) || !strings.Contains(errs, "not healthy: no worker answers") {
 		t.Errorf("without a worker: %s%s", out, errs)
+	}
+}
+
+// TestCheckSaysWhatToDo: what the checks find is in stream/check's tests.
+func TestCheckSaysWhatToDo(t *testing.T) {
+	out, errs := program(t, exitFailed, "check", "--server", "nats://127.0.0.1:1", "--as", "console")
+	if !strings.Contains(out, "failed   server        no broker answers") || !strings.Contains(errs, "1 of 2 checks failed: server") {
+		t.Errorf("without a broker: %s%s", out, errs)
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, errs = program(t, exitFailed, "check", "--json", "--data", file, "--wait=1ms", "--server="+startBroker(t))
+	levels := map[string]string{}
+	for line := range strings.Lines(out) {
+		var f check.Finding
+		if err := json.Unmarshal([]byte(line), &f); err != nil {
+			t.Fatalf("%s: %v", line, err)
+		}
+		levels[f.Check] = f.Level
+	}
+	for name, want := range map[string]string{
+		"program": check.OK, "runtime": check.OK, "folder": check.Failed, "server": check.OK, "rights": check.OK, "payload": check.OK,
+		"jetstream": check.OK, "streams": check.OK, "space": check.OK, "clock": check.OK, "services": check.Warning,
+	} {
+		if levels[name] != want {
+			t.Errorf("%s: %s, want %s", name, levels[name], want)
+		}
+	}
+	if !strings.Contains(errs, "1 of 11 checks failed: folder") {
+		t.Errorf("it says %s", errs)
+	}
+	if _, errs := program(t, exitUsage, "check", "--as", "nobody"); !strings.Contains(errs, "--as") {
+		t.Errorf("an unknown role: %s", errs)
 	}
 }
 

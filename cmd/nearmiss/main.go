@@ -58,6 +58,7 @@ type cli struct {
 	Mark     markCmd     `cmd:"" help:"Tell a detector that an alarm was false, or true."`
 	Status   statusCmd   `cmd:"" help:"Show detectors, workers, jobs and what needs attention."`
 	Health   healthCmd   `cmd:"" help:"Exit with 0 where all that has a release is served, and with 1 and the reason where not."`
+	Check    checkCmd    `cmd:"" help:"Look whether server, rights, clocks and this machine are as they should be, and say what to do."`
 	Exporter exporterCmd `cmd:"" help:"Show the state of an installation in a NATS server of your own as metrics."`
 	Backup   backupCmd   `cmd:"" help:"Copy detectors, releases and training sets out of the broker."`
 	Restore  restoreCmd  `cmd:"" help:"Bring a backup into an empty broker."`

@@ -48,14 +48,7 @@ type runtimeInfoCmd struct {
 }
 
 func (c *runtimeInfoCmd) Run(o *output) error {
-	if err := ort.Load(); err != nil {
-		return err
-	}
-	version, path, err := ort.Loaded()
-	if err != nil {
-		return err
-	}
-	providers, err := ort.Providers()
+	version, path, providers, err := loadedRuntime()
 	if err != nil {
 		return err
 	}
@@ -98,4 +91,15 @@ func (c *runtimeFetchCmd) Run(ctx context.Context, o *output) error {
 	}
 	_, err = fmt.Fprintf(o.Out, "ONNX Runtime %s for %s is at %s\n", ort.Version, c.Platform, c.Out)
 	return err
+}
+
+func loadedRuntime() (version, path string, providers []ort.Provider, err error) {
+	if err := ort.Load(); err != nil {
+		return "", "", nil, err
+	}
+	if version, path, err = ort.Loaded(); err != nil {
+		return "", "", nil, err
+	}
+	providers, err = ort.Providers()
+	return version, path, providers, err
 }

@@ -29,16 +29,23 @@ func writableFolder(flag, dir string) error {
 	if dir == "" {
 		return nil
 	}
+	above := existing(dir)
+	info, err := os.Stat(above)
+	switch {
+	case err != nil:
+		return usageError{fmt.Errorf("%s %s: nothing can be written there: %w", flag, dir, err)}
+	case !info.IsDir():
+		return usageError{fmt.Errorf("%s %s: %s is a file, name a folder", flag, dir, above)}
+	}
+	return writable(flag, filepath.Join(above, ".nearmiss"))
+}
+
+// existing is dir, or the first of the folders that it lies in that is there.
+func existing(dir string) string {
 	above := filepath.Clean(dir)
 	for {
-		info, err := os.Stat(above)
-		switch {
-		case err == nil && !info.IsDir():
-			return usageError{fmt.Errorf("%s %s: %s is a file, name a folder", flag, dir, above)}
-		case err == nil:
-			return writable(flag, filepath.Join(above, ".nearmiss"))
-		case !errors.Is(err, fs.ErrNotExist) || above == filepath.Dir(above):
-			return usageError{fmt.Errorf("%s %s: nothing can be written there: %w", flag, dir, err)}
+		if _, err := os.Stat(above); !errors.Is(err, fs.ErrNotExist) || above == filepath.Dir(above) {
+			return above
 		}
 		above = filepath.Dir(above)
 	}

@@ -6,7 +6,9 @@ import (
 	"context"
 	"sync"
 	"testing"
+	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
@@ -83,4 +85,27 @@ func JetStream(t testing.TB, cfg broker.Config) jetstream.JetStream {
 		t.Fatal(err)
 	}
 	return js
+}
+
+// Server runs a plain nats-server, as somebody has who has one of their own, until the
+// test ends, and returns its URL. Without an address it listens on any free port.
+func Server(t testing.TB, o *server.Options) (url string) {
+	t.Helper()
+	o.NoSigs, o.NoLog = true, true
+	if o.Host == "" {
+		o.Host, o.Port = "127.0.0.1", server.RANDOM_PORT
+	}
+	s, err := server.NewServer(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	t.Cleanup(func() {
+		s.Shutdown()
+		s.WaitForShutdown()
+	})
+	if !s.ReadyForConnections(2 * time.Minute) {
+		t.Fatal("the server does not start")
+	}
+	return s.ClientURL()
 }

@@ -204,7 +204,7 @@ func TestLibrariesHaveOneUser(t *testing.T) {
 		"github.com/alecthomas/kong":          {"cmd/nearmiss"},
 		"github.com/caarlos0/env/v11":         {"cmd/nearmiss"},
 		"github.com/schollz/progressbar/v3":   {"cmd/nearmiss"},
-		"github.com/nats-io/nats-server/v2/…": {"stream/broker"},
+		"github.com/nats-io/nats-server/v2/…": {"stream/broker", "internal/brokertest"},
 		"gonum.org/v1/…":                      {"training/…"},
 		"github.com/prometheus/…":             {"stream/metrics"},
 	} {

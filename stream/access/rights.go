@@ -53,6 +53,7 @@ func (u User) Rights(n stream.Names) Rights {
 		out.Publish = []string{"$SYS.REQ.SERVER.PING.*", "$SYS.REQ.ACCOUNT.PING.*", "$SYS.REQ.SERVER.*.*"}
 	}
 	if !u.MQTT { // MQTT clients have no inbox
+		out.Publish = append(out.Publish, OwnRights)
 		for _, k := range []*Key{&u.Key, u.Old} {
 			if k != nil && k.Public != "" {
 				out.Subscribe = append(out.Subscribe, Inbox(k.Public)+".>")
@@ -61,6 +62,9 @@ func (u User) Rights(n stream.Names) Rights {
 	}
 	return out
 }
+
+// OwnRights is where a server tells a client what this may do.
+const OwnRights = "$SYS.REQ.USER.INFO"
 
 // Inbox is the prefix of the reply subjects of the client with that public key.
 // Nobody else may subscribe to them: who reads another's inbox reads its frames

@@ -173,7 +173,7 @@ func New(cfg Config, log zerolog.Logger) (*Broker, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Broker{cfg: cfg.withDefaults(), log: log.With().Str("component", "broker").Logger(), ready: make(chan struct{}), free: freeBytes, write: writeProbe}, nil
+	return &Broker{cfg: cfg.withDefaults(), log: log.With().Str("component", "broker").Logger(), ready: make(chan struct{}), free: FreeBytes, write: writeProbe}, nil
 }
 
 // startTimeout covers the recovery of a large store after a crash.

@@ -4,8 +4,8 @@ package broker
 
 import "syscall"
 
-// freeBytes is the room that the file system of dir has for this process.
-func freeBytes(dir string) (int64, error) {
+// FreeBytes is the room that the file system of dir has for this process.
+func FreeBytes(dir string) (int64, error) {
 	var st syscall.Statfs_t
 	if err := syscall.Statfs(dir, &st); err != nil {
 		return 0, err
