@@ -7,6 +7,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/stream/internal/kv"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
+	"github.com/nearmiss/nearmiss/stream/internal/wait"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
@@ -19,13 +20,6 @@ func ReadjustRequest(d Detector, by string) TrainRequest {
 		Job: fmt.Sprintf("readjust-%s-%d", d.Name, d.Revision), Detector: d.Name, Readjust: true, Promote: true, By: by,
 		Reason: fmt.Sprintf("k is %d, the false-alarm rate %g", d.K, d.FalseAlarmRate),
 	}
-}
-
-// sameJudgement says whether two configurations have the same k and rate, which
-// act through a release.
-func sameJudgement(a, b Detector) bool {
-	a, b = a.WithDefaults(), b.WithDefaults()
-	return a.K == b.K && a.FalseAlarmRate == b.FalseAlarmRate
 }
 
 // adjustments has a changed k or rate act, whichever client of the broker changed
@@ -44,7 +38,7 @@ func (w *TrainingWorker) adjustments(ctx context.Context) {
 		if err := errors.Join(failed, err); err != nil && ctx.Err() == nil {
 			w.log.Debug().Err(err).Msg("cannot look for changed configurations: once more")
 		}
-		pause(ctx, w.cfg.RetryDelay/5)
+		wait.Pause(ctx, w.cfg.RetryDelay/5)
 	}
 }
 
@@ -85,7 +79,7 @@ func (w *TrainingWorker) adjust(ctx context.Context, seen map[string]uint64) err
 // before is the matter of who promoted it.
 func changedSince(history []kv.Entry[Detector], p registry.Pointer) (Detector, bool) {
 	for i := 0; i+1 < len(history) && history[i].Created.After(p.StoredAt); i++ {
-		if d := history[i].Value; !sameJudgement(d, history[i+1].Value) {
+		if d := history[i].Value; !SameJudgement(d, history[i+1].Value) {
 			d.Revision = history[i].Revision
 			return d, true
 		}
@@ -104,7 +98,7 @@ func (w *TrainingWorker) overtaken(ctx context.Context, job Job) error {
 		return err
 	}
 	was := Detector{K: job.K, FalseAlarmRate: job.FalseAlarmRate}
-	if job.K == 0 || sameJudgement(d, was) {
+	if job.K == 0 || SameJudgement(d, was) {
 		return nil
 	}
 	// Its own name: a job of the change's revision may have been done already, on

@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream/internal/text"
+	"github.com/nearmiss/nearmiss/stream/internal/wait"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
@@ -313,7 +314,7 @@ func (w *TrainingWorker) watchCancel(ctx context.Context, job Job, stop context.
 	for ctx.Err() == nil {
 		step, cancel := context.WithTimeout(ctx, 5*time.Second)
 		if err := w.jobs.changed(step, job.Job, revision); err != nil {
-			pause(step, time.Second)
+			wait.Pause(step, time.Second)
 		}
 		cancel()
 		j, err := w.jobs.Get(ctx, job.Job)
@@ -342,7 +343,7 @@ func (w *TrainingWorker) end(ctx context.Context, m jetstream.Msg, job Job, chan
 	ctx, cancel := w.lasting(ctx)
 	defer cancel()
 	var final Job
-	err := retry(ctx, brief(), func() (err error) {
+	err := Retry(ctx, wait.Brief(), func() (err error) {
 		final, err = w.jobs.update(ctx, job.Job, func(j *Job) error {
 			change(j)
 			j.FinishedAt = time.Now().UTC()
@@ -401,7 +402,7 @@ func (w *TrainingWorker) toDeadLetters(ctx context.Context, m jetstream.Msg, job
 		return
 	}
 	dead := deadMessage(w.cfg.Names, m.Subject(), w.cfg.TrainingStream(), meta.Sequence.Stream, int(meta.NumDelivered), m.Headers(), m.Data(), code, why.Error())
-	if err := retry(ctx, brief(), func() error { return w.in.publishDead(ctx, dead) }); err != nil {
+	if err := Retry(ctx, wait.Brief(), func() error { return w.in.publishDead(ctx, dead) }); err != nil {
 		w.log.Warn().Err(err).Msg("dead letter not stored: the job comes again")
 		_ = m.NakWithDelay(time.Second)
 		return

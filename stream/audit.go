@@ -14,6 +14,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/internal/redact"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
+	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
 
 // AuditEntry says who asked for a change: when, of what, and what came of it.
@@ -41,25 +42,11 @@ type AuditEntry struct {
 const AuditDone = "done"
 
 const (
-	auditType = "dev.nearmiss.audit.v1"
-	// maxAudited bounds what an entry says of before and after, bytes of each.
-	maxAudited = 16 << 10
+	auditType  = "dev.nearmiss.audit.v1"
 	auditLate  = 15 * time.Minute // an entry is written when the change has been made
 	auditAge   = 365 * 24 * time.Hour
 	auditBytes = 64 << 20
 )
-
-// audited is v as an entry keeps it: nothing where it is too large.
-func audited(v any) json.RawMessage {
-	if v == nil {
-		return nil
-	}
-	b, err := json.Marshal(v)
-	if err != nil || len(b) > maxAudited || string(b) == "{}" || string(b) == "null" {
-		return nil
-	}
-	return b
-}
 
 // subject of the entry: nearmiss.audit.KIND.NAME.
 func (e AuditEntry) subject(n Names) string {
@@ -103,7 +90,7 @@ func (in *Installation) WriteAudit(ctx context.Context, e AuditEntry) error {
 	if err != nil {
 		return fmt.Errorf("write the audit of %s: %w", e.Action, err)
 	}
-	err = retry(ctx, brief(), func() error {
+	err = Retry(ctx, wait.Brief(), func() error {
 		step, cancel := context.WithTimeout(ctx, PublishWait)
 		defer cancel()
 		again := nats.NewMsg(m.Subject)

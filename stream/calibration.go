@@ -144,7 +144,7 @@ func (c *Client) askTrainer(ctx context.Context, endpoint string, q, a any) erro
 	if err != nil {
 		return err
 	}
-	return c.send(ctx, &nats.Msg{Subject: c.names.API() + ".trainer." + endpoint, Data: data}, requestTime, a)
+	return c.send(ctx, &nats.Msg{Subject: c.names.API() + ".trainer." + endpoint, Data: data}, RequestTime, a)
 }
 
 // Calibration asks a trainer what the threshold of a release comes from.

@@ -15,8 +15,8 @@ import (
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
-// Client asks the services: [Control], which is the only way to change something,
-// and the workers.
+// Client asks the services: package control's, which is the only way to change
+// something, the workers' and the trainers'.
 type Client struct {
 	nc    *nats.Conn
 	names Names
@@ -40,7 +40,7 @@ func (c *Client) ask(ctx context.Context, endpoint string, q, a any) error {
 	if c.by != "" {
 		m.Header.Set(HeaderBy, text.Line(c.by))
 	}
-	err = c.send(ctx, m, limitOf(endpoint), a)
+	err = c.send(ctx, m, LimitOf(endpoint), a)
 	if errors.Is(err, ErrNobody) {
 		err = fmt.Errorf("%w: start nearmiss up, nearmiss broker or, with a broker of your own, nearmiss control", err)
 	}
@@ -48,7 +48,7 @@ func (c *Client) ask(ctx context.Context, endpoint string, q, a any) error {
 }
 
 func (c *Client) send(ctx context.Context, q *nats.Msg, limit time.Duration, a any) error {
-	ctx, cancel := context.WithTimeout(ctx, limit+requestTime)
+	ctx, cancel := context.WithTimeout(ctx, limit+RequestTime)
 	defer cancel()
 	m, err := c.nc.RequestMsgWithContext(ctx, q)
 	if errors.Is(err, nats.ErrNoResponders) {
@@ -75,7 +75,7 @@ func (c *Client) worker(endpoint string) string { return c.names.API() + ".worke
 // ScoreNow has a worker score one image now.
 func (c *Client) ScoreNow(ctx context.Context, detector string, image []byte) (e Event, err error) {
 	m := &nats.Msg{Subject: c.worker("score-now"), Data: image, Header: nats.Header{HeaderDetector: {detector}}}
-	return e, c.send(ctx, m, requestTime, &e)
+	return e, c.send(ctx, m, RequestTime, &e)
 }
 
 // Shed has a worker drop the oldest waiting frames of a camera until keep are left.
@@ -85,7 +85,7 @@ func (c *Client) Shed(ctx context.Context, detector, camera string, keep int) (d
 		return 0, err
 	}
 	var a ShedAnswer
-	err = c.send(ctx, &nats.Msg{Subject: c.names.Shed(detector, camera), Data: data}, requestTime, &a)
+	err = c.send(ctx, &nats.Msg{Subject: c.names.Shed(detector, camera), Data: data}, RequestTime, &a)
 	return a.Dropped, err
 }
 

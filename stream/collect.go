@@ -185,7 +185,7 @@ func (in *Installation) DeleteDetector(ctx context.Context, name string, everyth
 	if err := reg.Forget(ctx, name); err != nil {
 		return err
 	}
-	if err := in.js.DeleteConsumer(ctx, in.names.FramesStream(), framesConsumer(name)); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+	if err := in.js.DeleteConsumer(ctx, in.names.FramesStream(), FramesConsumer(name)); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
 		return fmt.Errorf("delete detector %s: %w", name, err)
 	}
 	if err := in.forgetCameras(ctx, name); err != nil {

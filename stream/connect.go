@@ -13,13 +13,14 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/redact"
+	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
 
-// await does what needs the broker as soon as that can, for ever. It says once
+// Await does what needs the broker as soon as that can, for ever. It says once
 // that it waits.
-func await(ctx context.Context, log zerolog.Logger, do func(context.Context) error) error {
+func Await(ctx context.Context, log zerolog.Logger, do func(context.Context) error) error {
 	told := false
-	return retry(ctx, patient(), func() error {
+	return Retry(ctx, wait.Patient(), func() error {
 		step, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
 		err := do(step)

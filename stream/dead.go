@@ -15,6 +15,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/internal/redact"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
+	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
 
 // Headers of a dead letter, besides those of the message that died. Its payload
@@ -129,7 +130,7 @@ func (u *deadLetterMover) run(ctx context.Context, queue string) {
 		err := u.work(ctx, queue)
 		if err != nil && ctx.Err() == nil {
 			u.log.Warn().Err(err).Str("stream", queue).Msg("dead letters wait")
-			pause(ctx, time.Second)
+			wait.Pause(ctx, time.Second)
 		}
 	}
 }

@@ -208,7 +208,7 @@ func decodeDetector(key string, value []byte) (Detector, error) {
 		return d, fmt.Errorf("it is the configuration of detector %q", text.Clip(d.Name))
 	}
 	d.Backbone = modelName(d.Backbone)
-	return d, oneLine(d.Validate())
+	return d, text.OneLine(d.Validate())
 }
 
 // modelName makes a name of the path of a backbone's file, as configurations of
@@ -225,19 +225,6 @@ func modelName(backbone string) string {
 	}
 	return strings.Trim(string(name[:min(len(name), maxToken)]), ".")
 }
-
-// oneLine joins the lines of an error.
-func oneLine(err error) error {
-	if err == nil || !strings.Contains(err.Error(), "\n") {
-		return err
-	}
-	return lineError{err}
-}
-
-type lineError struct{ error }
-
-func (e lineError) Error() string { return strings.ReplaceAll(e.error.Error(), "\n", "; ") }
-func (e lineError) Unwrap() error { return e.error }
 
 // Create stores a new detector, or returns [ErrDetectorExists].
 func (s *Detectors) Create(ctx context.Context, d Detector) (Detector, error) {
@@ -360,4 +347,11 @@ func (s *Detectors) Delete(ctx context.Context, name string) error {
 // may have changed since, until ctx ends.
 func (s *Detectors) watch(ctx context.Context, changed func()) error {
 	return kv.Changes(ctx, s.kv.Bucket, changed)
+}
+
+// SameJudgement says whether two configurations have the same k and rate, which
+// act through a release.
+func SameJudgement(a, b Detector) bool {
+	a, b = a.WithDefaults(), b.WithDefaults()
+	return a.K == b.K && a.FalseAlarmRate == b.FalseAlarmRate
 }

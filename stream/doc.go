@@ -8,8 +8,8 @@
 // anomalous or could not be read, and acknowledges the frame only after its
 // event is stored. A [TrainingWorker] does the same for training requests.
 //
-// What people change, [Control] changes: the command line and others ask it by a
-// [Client]. [Installation] is the handle of what lies in the broker.
+// What people change, package control changes: the command line and others ask it by
+// a [Client]. [Installation] is the handle of what lies in the broker.
 //
 // The package knows nothing of ONNX, banks or training: what scores images is
 // a [Scorer] that a [Loader] opens from a release folder, what trains is a
@@ -24,8 +24,8 @@
 // them (installation.go, detector.go, jobs.go, normals.go, evidence.go, events.go,
 // lost.go, status.go, collect.go, dead.go). Then the processes, which do not know
 // each other: [Worker] (worker.go, runner.go, handle.go, …), [TrainingWorker]
-// (trainer.go, attempt.go, task.go, verdict.go, …), [Control] with its [Client]
-// (control.go, client.go, service.go), and package steward beside the broker.
+// (trainer.go, attempt.go, task.go, verdict.go, …), package control, and package
+// steward beside the broker. A [Client] asks them (client.go, api.go, service.go).
 //
 // # Guarantees
 //
@@ -53,7 +53,7 @@
 // What fails for good takes the same way as a rejected event; anything else is
 // given back (giveBack) and comes again.
 //
-// A normal. [Client.Feedback] asks [Control], which puts an operator's verdict into
+// A normal. [Client.Feedback] asks control, which puts an operator's verdict into
 // NM_FEEDBACK, and a trainer's handleFeedback takes it:
 //
 //	mark        finds the event and its image, and adds that to NM_NORMALS
@@ -62,7 +62,7 @@
 // In a learning phase detectorRunner.collect adds the frames themselves, and learned
 // asks for the first training.
 //
-// A training request. [Client.Train] asks [Control], where [Jobs.Request] records the
+// A training request. [Client.Train] asks control, where [Jobs.Request] records the
 // job and puts the request into NM_TRAINING. A trainer's handle takes it:
 //
 //	begin            one more attempt on the job's record

@@ -62,11 +62,11 @@ func (e *PermanentError) Unwrap() error { return e.Err }
 // Permanent wraps err so that it is not retried.
 func Permanent(code string, err error) error { return &PermanentError{Code: code, Err: err} }
 
-// retryable says whether a failed request to the broker is worth another try:
+// Retryable says whether a failed request to the broker is worth another try:
 // lost connections, time-outs and a broker that is busy or out of space are,
 // refusals of the request itself are not. That the caller's context has not
 // ended is the caller's to check.
-func retryable(err error) bool {
+func Retryable(err error) bool {
 	var perm *PermanentError
 	if err == nil || errors.As(err, &perm) {
 		return false
@@ -85,11 +85,11 @@ func retryable(err error) bool {
 	return true
 }
 
-// retry calls f until it succeeds, fails for good or ctx ends.
-func retry(ctx context.Context, b backoff.BackOff, f func() error) error {
+// Retry calls f until it succeeds, fails for good or ctx ends.
+func Retry(ctx context.Context, b backoff.BackOff, f func() error) error {
 	return backoff.Retry(func() error {
 		err := f()
-		if err != nil && (!retryable(err) || ctx.Err() != nil) {
+		if err != nil && (!Retryable(err) || ctx.Err() != nil) {
 			return backoff.Permanent(err)
 		}
 		return err

@@ -16,6 +16,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/stream/internal/kv"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
+	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
 
 // Verdicts of an operator.
@@ -79,7 +80,7 @@ func (f Feedback) Validate() error {
 	for _, field := range []struct {
 		what, text string
 		most       int
-	}{{"event id", f.Event, maxFrameID}, {"frame id", f.Frame, maxFrameID}, {"name of who says it", f.By, maxFrameID}, {"note", f.Note, maxNote}} {
+	}{{"event id", f.Event, MaxFrameID}, {"frame id", f.Frame, MaxFrameID}, {"name of who says it", f.By, MaxFrameID}, {"note", f.Note, maxNote}} {
 		if len(field.text) > field.most {
 			errs = append(errs, fmt.Errorf("%s of %d bytes: use up to %d: %w", field.what, len(field.text), field.most, ErrBadMessage))
 		}
@@ -97,7 +98,7 @@ func ParseFeedback(b []byte) (Feedback, error) {
 	if err := kv.Object(b, &f, true); err != nil {
 		return f, fmt.Errorf("feedback: %w: %w", ErrBadMessage, err)
 	}
-	return f, oneLine(f.Validate())
+	return f, text.OneLine(f.Validate())
 }
 
 // SendFeedback publishes feedback. A trainer takes it: a normal frame becomes a
@@ -167,7 +168,7 @@ func (w *TrainingWorker) refuseFeedback(ctx context.Context, m jetstream.Msg, wh
 		return
 	}
 	dead := deadMessage(w.cfg.Names, m.Subject(), w.cfg.FeedbackStream(), meta.Sequence.Stream, int(meta.NumDelivered), m.Headers(), m.Data(), why.Code, why.Error())
-	if err := retry(ctx, brief(), func() error { return w.in.publishDead(ctx, dead) }); err != nil {
+	if err := Retry(ctx, wait.Brief(), func() error { return w.in.publishDead(ctx, dead) }); err != nil {
 		_ = m.NakWithDelay(5 * time.Second)
 		return
 	}

@@ -48,7 +48,7 @@ const (
 const FrameObjects = "frames/"
 
 const (
-	maxFrameID = 256
+	MaxFrameID = 256
 	maxHeader  = 4096 // bytes of a header that is copied into events
 )
 
@@ -81,7 +81,7 @@ func (f Frame) Validate() error {
 		return err
 	}
 	if f.ID != "" && !validFrameID(f.ID) {
-		return fmt.Errorf("frame id %q: use up to %d printable characters without spaces: %w", text.Clip(f.ID), maxFrameID, ErrBadMessage)
+		return fmt.Errorf("frame id %q: use up to %d printable characters without spaces: %w", text.Clip(f.ID), MaxFrameID, ErrBadMessage)
 	}
 	if f.Object != "" && (!validObject(f.Object) || len(f.Image) > 0) {
 		return fmt.Errorf("frame object %q: the name begins with %s and the payload is empty: %w", text.Clip(f.Object), FrameObjects, ErrBadMessage)
@@ -152,7 +152,7 @@ func ParseFrame(n Names, subject string, h nats.Header, payload []byte, meta *je
 
 	if id := h.Get(HeaderFrameID); id != "" {
 		if !validFrameID(id) {
-			return f, fmt.Errorf("header %s %q: use up to %d printable characters without spaces: %w", HeaderFrameID, text.Clip(id), maxFrameID, ErrBadMessage)
+			return f, fmt.Errorf("header %s %q: use up to %d printable characters without spaces: %w", HeaderFrameID, text.Clip(id), MaxFrameID, ErrBadMessage)
 		}
 		f.ID = id
 	} else if id := h.Get(nats.MsgIdHdr); validFrameID(id) {
@@ -202,7 +202,7 @@ func objectOwner(object string) string {
 }
 
 func validFrameID(id string) bool {
-	if id == "" || len(id) > maxFrameID {
+	if id == "" || len(id) > MaxFrameID {
 		return false
 	}
 	for i := range len(id) {

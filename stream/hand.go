@@ -153,7 +153,7 @@ func (w *Worker) giveBackFor(ctx context.Context, worker string, e jetstream.Key
 	if json.Unmarshal(e.Value(), &acks) != nil {
 		return
 	}
-	about := "." + w.cfg.FramesStream() + "." + framesConsumer("")
+	about := "." + w.cfg.FramesStream() + "." + FramesConsumer("")
 	n := 0
 	for _, a := range acks {
 		if !strings.HasPrefix(a, "$JS.ACK.") || !strings.Contains(a, about) || strings.ContainsAny(a, " *>\r\n\t") {

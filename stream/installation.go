@@ -15,7 +15,7 @@ import (
 // prefix. Its parts are opened when they are asked for, so that a process needs
 // rights only for those that it uses.
 //
-// Everybody may read through it. What people change goes through [Control]: a
+// Everybody may read through it. What people change goes through package control: a
 // [Client] asks for it.
 type Installation struct {
 	names Names

@@ -15,6 +15,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/stream/internal/kv"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
+	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
 
 // TrainRequest asks for a new release of a detector.
@@ -71,7 +72,7 @@ func ParseTrainRequest(b []byte) (TrainRequest, error) {
 	if err := kv.Object(b, &r, true); err != nil {
 		return r, fmt.Errorf("%w: %w", ErrBadMessage, err)
 	}
-	return r, oneLine(r.Validate())
+	return r, text.OneLine(r.Validate())
 }
 
 // maxJob leaves room for a detector's name and a time.
@@ -172,7 +173,7 @@ func decodeJob(key string, value []byte) (Job, error) {
 	if !slices.Contains([]string{JobQueued, JobRunning, JobDone, JobFailed, JobCancelled}, j.State) {
 		return j, fmt.Errorf("state %q is none of a job", text.Clip(j.State))
 	}
-	return j, oneLine(j.TrainRequest.Validate())
+	return j, text.OneLine(j.TrainRequest.Validate())
 }
 
 // Request puts a job into the trainers' queue. Requesting a job that has been
@@ -372,7 +373,7 @@ func (s *Jobs) Wait(ctx context.Context, job string, told func(Progress)) (Job, 
 			return j, ctx.Err()
 		}
 		if err != nil {
-			pause(ctx, 100*time.Millisecond)
+			wait.Pause(ctx, 100*time.Millisecond)
 		}
 		if k, err := s.Get(ctx, job); err == nil {
 			if j = k; j.Finished() {

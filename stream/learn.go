@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
 
 // learn turns the first frames of a detector without a release into normals,
@@ -24,7 +26,7 @@ func (l *detectorRunner) learn(ctx, work context.Context) {
 		}
 		if err := l.collect(ctx, work, conf); err != nil && ctx.Err() == nil {
 			l.log.Warn().Err(err).Msg("cannot learn yet")
-			pause(ctx, time.Second)
+			wait.Pause(ctx, time.Second)
 		}
 	}
 }
@@ -40,7 +42,7 @@ func (l *detectorRunner) collect(ctx, work context.Context, conf Detector) error
 	}
 	ctx, cancel = l.w.epoch.Within(ctx)
 	defer cancel()
-	t, err := newTaker(l.w.nc, l.w.cfg.Names, l.w.cfg.FramesStream(), framesConsumer(l.name))
+	t, err := newTaker(l.w.nc, l.w.cfg.Names, l.w.cfg.FramesStream(), FramesConsumer(l.name))
 	if err != nil {
 		return err
 	}
@@ -147,7 +149,7 @@ func (l *detectorRunner) learned(ctx, work context.Context, conf Detector, have 
 				l.notify(work, Notice(KindRelease, l.name, NoCamera, "", ReleaseLearned,
 					fmt.Sprintf("%d normals are there: job %s makes the first release, and frames wait for it", have, job.Job), job.Job))
 			}
-			step, cancel := until(ctx, changed)
+			step, cancel := wait.Either(ctx, changed)
 			_, err := l.w.jobs.Wait(step, job.Job, nil)
 			gone := step.Err() != nil
 			cancel()
@@ -214,7 +216,7 @@ func (l *detectorRunner) shed(ctx context.Context) {
 			l.w.cfg.Meter.Frames(l.name, FramesDropped, n)
 			l.log.Warn().Uint64("frames", n).Msg("live detector is behind: old frames dropped")
 		}
-		pause(ctx, time.Second)
+		wait.Pause(ctx, time.Second)
 	}
 }
 

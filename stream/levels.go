@@ -126,7 +126,7 @@ func (in *Installation) detectorLevels(ctx context.Context, frames jetstream.Str
 			return err
 		}
 		if d.Waiting > 0 {
-			switch c, err := frames.Consumer(ctx, framesConsumer(name)); {
+			switch c, err := frames.Consumer(ctx, FramesConsumer(name)); {
 			case err == nil:
 				d.Unacked = uint64(max(c.CachedInfo().NumAckPending, 0))
 			case !errors.Is(err, jetstream.ErrConsumerNotFound):

@@ -239,6 +239,6 @@ func (n Names) ParseIncidents(subject string) (phase string, ok bool) {
 	return parts[2], true
 }
 
-// framesConsumer is the durable consumer from which every worker of a detector
+// FramesConsumer is the durable consumer from which every worker of a detector
 // pulls.
-func framesConsumer(detector string) string { return "frames-" + detector }
+func FramesConsumer(detector string) string { return "frames-" + detector }

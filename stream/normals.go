@@ -17,6 +17,7 @@ import (
 	"github.com/nearmiss/nearmiss/internal/redact"
 	"github.com/nearmiss/nearmiss/stream/internal/object"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
+	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
 
 // Headers of a normal, besides those of a frame.
@@ -101,7 +102,7 @@ func (s *Normals) Add(ctx context.Context, n Normal) (sequence uint64, err error
 			return 0, fmt.Errorf("add %s to the normals of %s: %w", text.Clip(n.ID), n.Detector, err)
 		}
 	}
-	err = retry(ctx, brief(), func() error {
+	err = Retry(ctx, wait.Brief(), func() error {
 		step, cancel := context.WithTimeout(ctx, PublishWait)
 		defer cancel()
 		ack, err := s.js.PublishMsg(step, m)

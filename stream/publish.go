@@ -15,6 +15,7 @@ import (
 	"github.com/nearmiss/nearmiss/internal/redact"
 	"github.com/nearmiss/nearmiss/stream/internal/object"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
+	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
 
 // publish stores events and dead letters. It returns the frames whose publication
@@ -108,9 +109,9 @@ func (l *detectorRunner) publish(ctx context.Context, rel *loaded, items []*fram
 // succeeds, cannot ever, or ctx ends.
 func (l *detectorRunner) insist(ctx context.Context, what string, do func() error) error {
 	begin, told := time.Now(), false
-	err := retry(ctx, prompt(), func() error {
+	err := Retry(ctx, prompt(), func() error {
 		err := do()
-		if retryable(err) && ctx.Err() == nil && !told && time.Since(begin) > 5*time.Second {
+		if Retryable(err) && ctx.Err() == nil && !told && time.Since(begin) > 5*time.Second {
 			told = true
 			l.log.Warn().Err(err).Str("what", what).Msg("the broker does not store it: frames wait until it does")
 		}
@@ -241,7 +242,7 @@ func (l *detectorRunner) keep(ctx context.Context, it *frameTask) error {
 // connection is away, and else for a few seconds.
 func (l *detectorRunner) tryToKeep(ctx context.Context, put func(context.Context) error) error {
 	var left time.Duration = keepTime
-	return retry(ctx, patient(), func() error {
+	return Retry(ctx, wait.Patient(), func() error {
 		within, cancel := l.w.epoch.Within(ctx)
 		defer cancel()
 		step, cancel := context.WithTimeout(within, 30*time.Second)
@@ -347,7 +348,7 @@ func (l *detectorRunner) sendScore(e *Event) {
 // with a line in the log.
 func (l *detectorRunner) giveBack(it *frameTask) {
 	var perm *PermanentError
-	if errors.As(it.failure, &perm) || it.failure != nil && it.announce && !retryable(it.failure) && !errors.Is(it.failure, context.Canceled) {
+	if errors.As(it.failure, &perm) || it.failure != nil && it.announce && !Retryable(it.failure) && !errors.Is(it.failure, context.Canceled) {
 		l.log.Error().Err(it.failure).Str("camera", it.frame.Camera).Str("frame", it.frame.ID).Msg("the frame can neither be handled nor reported: it is dropped")
 		if err := it.msg.Term(); err != nil {
 			l.log.Debug().Err(err).Str("frame", it.frame.ID).Msg("the frame comes again when its time is up")

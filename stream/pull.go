@@ -11,6 +11,7 @@ import (
 	"github.com/rs/zerolog"
 
 	scanning "github.com/nearmiss/nearmiss/stream/internal/scan"
+	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
 
 // fetchWait is how long one pull waits at the broker for the first message.
@@ -55,16 +56,6 @@ func drainBatch(b jetstream.MessageBatch, err error) ([]jetstream.Msg, error) {
 		return msgs, nil
 	}
 	return nil, err
-}
-
-// pause waits for d or until ctx ends.
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
 }
 
 // scan calls f for every message that a stream holds now and that the ordered
@@ -115,17 +106,7 @@ func (e *Epoch) Within(ctx context.Context) (context.Context, context.CancelFunc
 	e.mu.Lock()
 	epoch := e.epoch
 	e.mu.Unlock()
-	return until(ctx, epoch)
-}
-
-// until returns a context that ends with other, too.
-func until(ctx, other context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(ctx)
-	stop := context.AfterFunc(other, cancel)
-	return ctx, func() {
-		stop()
-		cancel()
-	}
+	return wait.Either(ctx, epoch)
 }
 
 // pull calls handle with what a consumer delivers, up to n messages at a time,
@@ -140,7 +121,7 @@ func (e *Epoch) pull(ctx context.Context, log zerolog.Logger, consumer func(cont
 			if err != nil {
 				if ctx.Err() == nil {
 					log.Warn().Err(err).Msg("cannot take messages yet")
-					pause(ctx, time.Second)
+					wait.Pause(ctx, time.Second)
 				}
 				continue
 			}
@@ -150,7 +131,7 @@ func (e *Epoch) pull(ctx context.Context, log zerolog.Logger, consumer func(cont
 		if err != nil && ctx.Err() == nil {
 			log.Debug().Err(err).Msg("cannot take messages")
 			cons = nil
-			pause(ctx, 250*time.Millisecond)
+			wait.Pause(ctx, 250*time.Millisecond)
 			continue
 		}
 		if len(msgs) > 0 {

@@ -94,12 +94,16 @@ func TestTheContractIsWritten(t *testing.T) {
 
 	offered := map[string]bool{}
 	group := regexp.MustCompile(`API\(\) ?\+ ?"(\.\w+)"`)
-	endpoint := regexp.MustCompile(`(?:serve\(e, |change\(c, e, |AddEndpoint\()"([\w-]+)"`)
-	files, err := filepath.Glob("*.go")
-	if err != nil {
-		t.Fatal(err)
+	endpoint := regexp.MustCompile(`(?:Serve\(e, |change\(c, e, |AddEndpoint\()"([\w-]+)"`)
+	var files []string
+	for _, of := range []string{"*.go", "control/*.go", "trainer/*.go", "worker/*.go", "sink/api.go"} {
+		some, err := filepath.Glob(of)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, some...)
 	}
-	for _, file := range append(files, "sink/api.go") {
+	for _, file := range files {
 		b, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)

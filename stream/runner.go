@@ -11,6 +11,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/stream/internal/text"
+	"github.com/nearmiss/nearmiss/stream/internal/wait"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
@@ -141,7 +142,7 @@ func (l *detectorRunner) run(ctx, work context.Context) {
 
 // consumer is the durable consumer that all workers of the detector share.
 func (l *detectorRunner) consumer(ctx context.Context) (jetstream.Consumer, error) {
-	c, err := l.w.js.CreateOrUpdateConsumer(ctx, l.w.cfg.FramesStream(), framesConsumerConfig(l.w.cfg.Names, l.name, l.w.cfg.AckWait))
+	c, err := l.w.js.CreateOrUpdateConsumer(ctx, l.w.cfg.FramesStream(), FramesConsumerConfig(l.w.cfg.Names, l.name, l.w.cfg.AckWait))
 	if err != nil {
 		return nil, fmt.Errorf("frames consumer of detector %s: %w", l.name, err)
 	}
@@ -169,7 +170,7 @@ func (l *detectorRunner) makeConsumer(ctx context.Context, anew bool) error {
 	if m.made && !anew {
 		return nil
 	}
-	m.patience = min(max(2*m.patience, leaderless), 5*leaderless)
+	m.patience = min(max(2*m.patience, Leaderless), 5*Leaderless)
 	step, cancel := context.WithTimeout(ctx, m.patience)
 	defer cancel()
 	_, err := l.consumer(step)
@@ -178,10 +179,6 @@ func (l *detectorRunner) makeConsumer(ctx context.Context, anew bool) error {
 	}
 	return err
 }
-
-// leaderless is how long a request waits for an answer that a cluster without a
-// leader does not give.
-const leaderless = 2 * time.Second
 
 // takeAll calls handle with the detector's frames, batch by batch, until ctx ends.
 // Whatever happens to the broker, it goes on when that is back.
@@ -192,7 +189,7 @@ func (l *detectorRunner) takeAll(ctx context.Context, handle func([]jetstream.Ms
 		cancel()
 		if err != nil && ctx.Err() == nil {
 			l.log.Debug().Err(err).Msg("cannot take frames")
-			pause(ctx, time.Second)
+			wait.Pause(ctx, time.Second)
 		}
 	}
 }
@@ -201,14 +198,14 @@ func (l *detectorRunner) takeAll(ctx context.Context, handle func([]jetstream.Ms
 // while the servers of a cluster agree on a new leader, it asks again and again: what
 // an earlier request asked for may still come.
 func (l *detectorRunner) takeFrames(ctx context.Context, handle func([]jetstream.Msg)) error {
-	t, err := newTaker(l.w.nc, l.w.cfg.Names, l.w.cfg.FramesStream(), framesConsumer(l.name))
+	t, err := newTaker(l.w.nc, l.w.cfg.Names, l.w.cfg.FramesStream(), FramesConsumer(l.name))
 	if err != nil {
 		return err
 	}
 	defer t.close()
 	var since time.Time // nobody answers, or it was tried to make the consumer
 	for ctx.Err() == nil {
-		if err := l.makeConsumer(ctx, !since.IsZero() && time.Since(since) > leaderless); err != nil && ctx.Err() == nil {
+		if err := l.makeConsumer(ctx, !since.IsZero() && time.Since(since) > Leaderless); err != nil && ctx.Err() == nil {
 			l.log.Debug().Err(err).Msg("cannot make the consumer of frames")
 			since = time.Now()
 		}
@@ -226,7 +223,7 @@ func (l *detectorRunner) takeFrames(ctx context.Context, handle func([]jetstream
 			l.log.Debug().Err(err).Msg("cannot take frames yet")
 			since = time.Now()
 		}
-		pause(ctx, takeAgain)
+		wait.Pause(ctx, takeAgain)
 	}
 	return nil
 }
@@ -260,7 +257,7 @@ func (l *detectorRunner) lane(ctx, work context.Context) {
 // ends.
 func (l *detectorRunner) swapper(ctx, work context.Context) {
 	told := false
-	again := patient()
+	again := wait.Patient()
 	for ctx.Err() == nil {
 		l.mu.Lock()
 		want, cur, shadow, changed := l.want, l.cur, l.shadow, l.changed
@@ -289,7 +286,7 @@ func (l *detectorRunner) swapper(ctx, work context.Context) {
 			ok = l.swap(ctx, work, want.shadow, &l.shadow) && ok
 		}
 		if !ok {
-			pause(ctx, again.NextBackOff())
+			wait.Pause(ctx, again.NextBackOff())
 			continue
 		}
 		again.Reset()
@@ -327,7 +324,7 @@ func (l *detectorRunner) swap(ctx, work context.Context, target registry.Pointer
 	}
 	what := fmt.Sprintf("%s/%d", role, target.Revision)
 	if err != nil {
-		if retryable(err) && !unfit(err) {
+		if Retryable(err) && !unfit(err) {
 			log.Warn().Err(err).Msg("cannot get the release yet")
 			return false
 		}

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream/internal/kv"
+	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
 
 // Codes of camera events.
@@ -210,11 +211,11 @@ func (w *Worker) watchCameras(ctx context.Context) {
 		if err := w.checkCameras(ctx, limits, step); err != nil && ctx.Err() == nil {
 			w.log.Debug().Err(err).Msg("cannot look after the cameras")
 		}
-		wait := max(step/2, 50*time.Millisecond)
+		until := max(step/2, 50*time.Millisecond)
 		if len(limits) == 0 {
-			wait = time.Second // a detector may come, or get a limit
+			until = time.Second // a detector may come, or get a limit
 		}
-		pause(ctx, wait)
+		wait.Pause(ctx, until)
 	}
 }
 

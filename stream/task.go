@@ -120,7 +120,7 @@ func (t *Task) close() {
 // that is away.
 func (t *Task) SaveCheckpoint(ctx context.Context, path string) error {
 	b := backoff.NewExponentialBackOff(backoff.WithMaxInterval(5*time.Second), backoff.WithMaxElapsedTime(5*time.Minute))
-	if err := retry(ctx, b, func() error { return t.saveCheckpoint(ctx, path) }); err != nil {
+	if err := Retry(ctx, b, func() error { return t.saveCheckpoint(ctx, path) }); err != nil {
 		return fmt.Errorf("save checkpoint of job %s: %w", t.Request.Job, err)
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream/internal/object"
+	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
 
 // Topology says how large and how old things may grow in the broker. The zero
@@ -325,7 +326,7 @@ func Ensure(ctx context.Context, js jetstream.JetStream, t Topology) error {
 // sourced waits until the server has set up a stream's source, a matter of 200 ms:
 // one that is stopped in the middle of it waits for half a minute.
 func sourced(ctx context.Context, js jetstream.JetStream, stream string) error {
-	for begin := time.Now(); time.Since(begin) < 2*time.Second && ctx.Err() == nil; pause(ctx, 10*time.Millisecond) {
+	for begin := time.Now(); time.Since(begin) < 2*time.Second && ctx.Err() == nil; wait.Pause(ctx, 10*time.Millisecond) {
 		s, err := js.Stream(ctx, stream)
 		if err != nil {
 			return fmt.Errorf("look for stream %s: %w", stream, err)

@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
+	"github.com/nearmiss/nearmiss/stream/internal/wait"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
@@ -91,7 +92,7 @@ func (c TrainerConfig) withDefaults() TrainerConfig {
 		c.Name = fmt.Sprintf("%s-%d", host, os.Getpid())
 	}
 	if c.AckWait == 0 {
-		c.AckWait = jobAckWait
+		c.AckWait = JobAckWait
 	}
 	if c.MaxAttempts == 0 {
 		c.MaxAttempts = 5
@@ -173,11 +174,11 @@ func (w *TrainingWorker) Run(ctx context.Context) error {
 	if err := sweep(w.cfg.ScratchDir); err != nil {
 		return fmt.Errorf("clear the folder of jobs: %w", err)
 	}
-	stopService, err := startService(ctx, w.nc, TrainerService, "trains detectors", []string{w.cfg.API() + ".trainer"},
-		map[string]string{"prefix": w.cfg.Root(), "trainer": w.cfg.Name}, func(e *endpoints) {
-			serve(e, "calibration", w.calibration)
-			serve(e, "outliers", w.outliers)
-			serve(e, "choices", w.choices)
+	stopService, err := StartService(ctx, w.nc, TrainerService, "trains detectors", []string{w.cfg.API() + ".trainer"},
+		map[string]string{"prefix": w.cfg.Root(), "trainer": w.cfg.Name}, func(e *Endpoints) {
+			Serve(e, "calibration", w.calibration)
+			Serve(e, "outliers", w.outliers)
+			Serve(e, "choices", w.choices)
 		})
 	if err != nil {
 		return err
@@ -225,7 +226,7 @@ func (w *TrainingWorker) open(ctx context.Context) error {
 	}
 	w.in = caching(w.js, w.cfg.Names, w.cfg.CacheDir)
 	w.normals = w.in.Normals()
-	return await(ctx, w.log, func(step context.Context) error {
+	return Await(ctx, w.log, func(step context.Context) error {
 		var err error
 		if w.registry, err = w.in.Registry(step); err != nil {
 			return err
@@ -243,7 +244,7 @@ func (w *TrainingWorker) open(ctx context.Context) error {
 
 // consumer is shared by all trainers.
 func (w *TrainingWorker) consumer(ctx context.Context) (jetstream.Consumer, error) {
-	c, err := w.js.CreateOrUpdateConsumer(ctx, w.cfg.TrainingStream(), jobsConsumerConfig(w.cfg.AckWait))
+	c, err := w.js.CreateOrUpdateConsumer(ctx, w.cfg.TrainingStream(), JobsConsumerConfig(w.cfg.AckWait))
 	if err != nil {
 		return nil, fmt.Errorf("trainers' consumer: %w", err)
 	}
@@ -254,7 +255,7 @@ func (w *TrainingWorker) consumer(ctx context.Context) (jetstream.Consumer, erro
 // long as it may be idle. What it cannot find out is no idleness.
 func (w *TrainingWorker) leaveWhenIdle(ctx context.Context, leave func()) {
 	since := time.Now()
-	for every := min(w.cfg.IdleExit/4, 5*time.Second); ctx.Err() == nil; pause(ctx, every) {
+	for every := min(w.cfg.IdleExit/4, 5*time.Second); ctx.Err() == nil; wait.Pause(ctx, every) {
 		step, cancel := context.WithTimeout(ctx, 5*time.Second)
 		s, err := w.js.Stream(step, w.cfg.TrainingStream())
 		cancel()
@@ -272,7 +273,7 @@ func (w *TrainingWorker) leaveWhenIdle(ctx context.Context, leave func()) {
 
 // collect removes what nobody can need any more, from time to time.
 func (w *TrainingWorker) collect(ctx context.Context) {
-	for pause(ctx, w.cfg.Collect); ctx.Err() == nil; pause(ctx, w.cfg.Collect) {
+	for wait.Pause(ctx, w.cfg.Collect); ctx.Err() == nil; wait.Pause(ctx, w.cfg.Collect) {
 		c, err := w.in.Collect(ctx, registry.CollectOptions{Grace: 7 * 24 * time.Hour})
 		switch {
 		case err != nil && ctx.Err() == nil:

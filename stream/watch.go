@@ -10,6 +10,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
+
+	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
 
 // WatchConfig says which events are wanted.
@@ -101,7 +103,7 @@ func Watch(ctx context.Context, nc *nats.Conn, cfg WatchConfig, log zerolog.Logg
 	}
 	policy, start := jetstream.DeliverByStartTimePolicy, &cfg.Since
 	var cons jetstream.Consumer
-	err = retry(ctx, patient(), func() (err error) {
+	err = Retry(ctx, wait.Patient(), func() (err error) {
 		step, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
 		if cfg.Durable == "" {

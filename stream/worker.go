@@ -16,6 +16,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/memory"
+	"github.com/nearmiss/nearmiss/stream/internal/wait"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
@@ -76,7 +77,7 @@ func (c WorkerConfig) withDefaults() WorkerConfig {
 		c.Lanes = 2
 	}
 	if c.AckWait == 0 {
-		c.AckWait = frameAckWait
+		c.AckWait = FrameAckWait
 	}
 	if c.MaxDeliver == 0 {
 		c.MaxDeliver = 5
@@ -334,7 +335,7 @@ func (w *Worker) evict(ctx context.Context) {
 		case n > 0:
 			w.log.Info().Int("releases", n).Msg("cleared from the cache")
 		}
-		pause(ctx, evictAfter)
+		wait.Pause(ctx, evictAfter)
 	}
 }
 
@@ -357,7 +358,7 @@ func (w *Worker) open(ctx context.Context) error {
 		return fmt.Errorf("start worker: %w", err)
 	}
 	w.in = caching(w.js, w.cfg.Names, w.cfg.CacheDir)
-	return await(ctx, w.log, func(step context.Context) error {
+	return Await(ctx, w.log, func(step context.Context) error {
 		frames, err := w.js.Stream(step, w.cfg.FramesStream())
 		if err != nil {
 			return fmt.Errorf("look for stream %s: %w", w.cfg.FramesStream(), err)
@@ -415,7 +416,7 @@ func (w *Worker) follow(ctx context.Context, what string, watch func(context.Con
 		cancel()
 		if err != nil && ctx.Err() == nil {
 			w.log.Debug().Err(err).Str("of", what).Msg("watch ended: starting it again")
-			pause(ctx, time.Second)
+			wait.Pause(ctx, time.Second)
 		}
 		w.wake()
 	}
@@ -521,17 +522,4 @@ func (w *Worker) moveDeadLetters(ctx context.Context) {
 func prompt() backoff.BackOff {
 	return backoff.NewExponentialBackOff(
 		backoff.WithInitialInterval(100*time.Millisecond), backoff.WithMaxInterval(time.Second), backoff.WithMaxElapsedTime(0))
-}
-
-// patient is the back-off for what must succeed at last: 100 ms to 5 s, for ever.
-func patient() backoff.BackOff {
-	return backoff.NewExponentialBackOff(
-		backoff.WithInitialInterval(100*time.Millisecond), backoff.WithMaxInterval(5*time.Second), backoff.WithMaxElapsedTime(0))
-}
-
-// brief is the back-off within the handling of one message: 50 ms to 2 s, half
-// a minute in all.
-func brief() backoff.BackOff {
-	return backoff.NewExponentialBackOff(
-		backoff.WithInitialInterval(50*time.Millisecond), backoff.WithMaxInterval(2*time.Second), backoff.WithMaxElapsedTime(30*time.Second))
 }

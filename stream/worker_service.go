@@ -21,7 +21,7 @@ type ScoreRequest struct {
 	Image    []byte `json:"image"` // the image file's bytes; base64 in JSON
 }
 
-func (q *ScoreRequest) read(r micro.Request) []byte {
+func (q *ScoreRequest) Read(r micro.Request) []byte {
 	if d := nats.Header(r.Headers()).Get(HeaderDetector); d != "" {
 		q.Detector, q.Image = d, r.Data()
 		return nil
@@ -74,11 +74,11 @@ func (w *Worker) Status() WorkerStatus {
 
 // service offers the worker's micro service.
 func (w *Worker) service(ctx context.Context) (stop func(), err error) {
-	return startService(ctx, w.nc, WorkerService, "scores frames", []string{w.cfg.API() + ".worker"}, map[string]string{"prefix": w.cfg.Root()}, func(e *endpoints) {
-		serve(e, "score-now", w.scoreNow)
-		serve(e, "shed", w.shed, micro.WithEndpointSubject("shed.*.*"))
+	return StartService(ctx, w.nc, WorkerService, "scores frames", []string{w.cfg.API() + ".worker"}, map[string]string{"prefix": w.cfg.Root()}, func(e *Endpoints) {
+		Serve(e, "score-now", w.scoreNow)
+		Serve(e, "shed", w.shed, micro.WithEndpointSubject("shed.*.*"))
 		// Every worker answers for itself.
-		serve(e, "status", func(context.Context, struct{}) (WorkerStatus, error) { return w.Status(), nil }, micro.WithEndpointQueueGroupDisabled())
+		Serve(e, "status", func(context.Context, struct{}) (WorkerStatus, error) { return w.Status(), nil }, micro.WithEndpointQueueGroupDisabled())
 	})
 }
 
@@ -127,7 +127,7 @@ type ShedRequest struct {
 	detector, camera string
 }
 
-func (q *ShedRequest) read(r micro.Request) []byte {
+func (q *ShedRequest) Read(r micro.Request) []byte {
 	parts := strings.Split(r.Subject(), ".")
 	q.detector, q.camera = parts[len(parts)-2], parts[len(parts)-1]
 	return r.Data()

@@ -15,6 +15,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/access"
 	"github.com/nearmiss/nearmiss/stream/broker"
+	"github.com/nearmiss/nearmiss/stream/control"
 	"github.com/nearmiss/nearmiss/stream/steward"
 )
 
@@ -198,18 +199,18 @@ func withBroker(ctx context.Context, b *broker.Broker, conf config, o *output, f
 			return err
 		}
 		defer hands.Close()
-		control, err := stream.NewControl(hands, topology.Names, o.Log)
+		asked, err := control.New(hands, topology.Names, o.Log)
 		if err != nil {
 			return err
 		}
-		control.Knows(func(public string) string {
+		asked.Knows(func(public string) string {
 			f, err := access.Load(conf.usersFile())
 			if err != nil {
 				return ""
 			}
 			return f.Owner(public)
 		})
-		enough, err := control.Start(work)
+		enough, err := asked.Start(work)
 		if err != nil {
 			return err
 		}

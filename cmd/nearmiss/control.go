@@ -3,7 +3,7 @@ package main
 import (
 	"context"
 
-	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/control"
 )
 
 type controlCmd struct {
@@ -24,12 +24,12 @@ func (c *controlCmd) Run(ctx context.Context, o *output) error {
 			return err
 		}
 		defer nc.Close()
-		control, err := stream.NewControl(nc, c.names(), o.Log)
+		s, err := control.New(nc, c.names(), o.Log)
 		if err != nil {
 			return usageError{oneLine(err)}
 		}
 		v.Connection(nc)
 		v.begun("control", linked(nc))
-		return control.Run(ctx)
+		return s.Run(ctx)
 	})
 }

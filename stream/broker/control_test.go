@@ -18,6 +18,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/control"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
@@ -46,17 +47,17 @@ func TestControlDoesItsJobWithItsRights(t *testing.T) {
 	h.embedded()
 	ctx := t.Context()
 	var refused refusals
-	control, err := stream.NewControl(h.connect("control", refused.option()), stream.Names{}, zerolog.Nop())
+	asked, err := control.New(h.connect("control", refused.option()), stream.Names{}, zerolog.Nop())
 	if err != nil {
 		t.Fatal(err)
 	}
-	control.Knows(func(public string) string {
+	asked.Knows(func(public string) string {
 		if public == h.keys["op"].Public {
 			return "op"
 		}
 		return ""
 	})
-	stop, err := control.Start(ctx)
+	stop, err := asked.Start(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/access"
+	"github.com/nearmiss/nearmiss/stream/control"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -85,11 +86,11 @@ func ensured(t *testing.T, nc *nats.Conn) jetstream.JetStream {
 func TestAnInstallationAsItShouldBe(t *testing.T) {
 	nc := own(t, &server.Options{MaxPayload: 8 << 20})
 	js := ensured(t, nc)
-	control, err := stream.NewControl(nc, stream.Names{}, zerolog.Nop())
+	asked, err := control.New(nc, stream.Names{}, zerolog.Nop())
 	if err != nil {
 		t.Fatal(err)
 	}
-	stop, err := control.Start(t.Context())
+	stop, err := asked.Start(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/access"
 	"github.com/nearmiss/nearmiss/stream/broker"
+	"github.com/nearmiss/nearmiss/stream/control"
 )
 
 // TestTheContractIsWhatIsServed walks openapi.yaml and the routes both ways.
@@ -182,11 +183,11 @@ func TestTheRoleOfTheConsoleIsEnough(t *testing.T) {
 		t.Fatal(err)
 	}
 	nc, _ := as(access.Control)
-	control, err := stream.NewControl(nc, stream.Names{}, zerolog.Nop())
+	asked, err := control.New(nc, stream.Names{}, zerolog.Nop())
 	if err != nil {
 		t.Fatal(err)
 	}
-	stop, err := control.Start(t.Context())
+	stop, err := asked.Start(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/internal/wait"
 	"github.com/nearmiss/nearmiss/stream/registry"
 	"github.com/nearmiss/nearmiss/stream/sink"
 )
@@ -252,7 +253,7 @@ func (c *Console) open(ctx context.Context, nc *nats.Conn) (err error) {
 			c.log.Warn().Err(err).Msg("the page waits for the broker")
 			told = true
 		}
-		pause(ctx, time.Second)
+		wait.Pause(ctx, time.Second)
 	}
 	return nil
 }
@@ -314,16 +315,7 @@ func (c *Console) repeat(ctx context.Context, what string, f func(context.Contex
 		if err := f(ctx); err != nil && ctx.Err() == nil {
 			c.log.Warn().Err(err).Msgf("%s are followed again", what)
 		}
-		pause(ctx, time.Second)
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
+		wait.Pause(ctx, time.Second)
 	}
 }
 

@@ -28,6 +28,7 @@ import (
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
+	"github.com/nearmiss/nearmiss/stream/control"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -83,11 +84,11 @@ func newHall(t testing.TB, cfg Config) *hall {
 	if err := stream.Ensure(t.Context(), h.js, stream.Topology{}); err != nil {
 		t.Fatal(err)
 	}
-	control, err := stream.NewControl(h.nc, stream.Names{}, zerolog.Nop())
+	asked, err := control.New(h.nc, stream.Names{}, zerolog.Nop())
 	if err != nil {
 		t.Fatal(err)
 	}
-	stop, err := control.Start(t.Context())
+	stop, err := asked.Start(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/internal/wait"
 	"github.com/nearmiss/nearmiss/stream/sink"
 )
 
@@ -83,7 +84,7 @@ func TestImagesComeByUploadAndFromCameras(t *testing.T) {
 		defer close(sent)
 		for ctx.Err() == nil {
 			publish()
-			pause(ctx, 50*time.Millisecond)
+			wait.Pause(ctx, 50*time.Millisecond)
 		}
 	}()
 	status, body := me.do("GET", "cameras/parts/line1/frame", nil)

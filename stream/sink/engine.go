@@ -18,6 +18,7 @@ import (
 	"github.com/nearmiss/nearmiss/internal/redact"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/kv"
+	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
 
 // Engine runs all sinks of an installation. Several engines share the work;
@@ -85,7 +86,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		if err := e.follow(ctx); err != nil && ctx.Err() == nil {
 			e.log.Warn().Err(err).Msg("the sinks' bucket cannot be read: trying again")
-			pause(ctx, time.Second)
+			wait.Pause(ctx, time.Second)
 		}
 	}
 	return nil
@@ -208,7 +209,7 @@ func (e *Engine) start(ctx context.Context, b jetstream.KeyValue, s Sink, rev ui
 					log.Error().Err(err).Msg("the sink does not work: trying again")
 					told = true
 				}
-				pause(own, e.cfg.Delays[0])
+				wait.Pause(own, e.cfg.Delays[0])
 			}
 		}
 	}()
@@ -308,15 +309,6 @@ func (e *Engine) Statuses() []Status {
 		all = append(all, s)
 	}
 	return all
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
 }
 
 // clip bounds what a receiver said, without what must not be shown.

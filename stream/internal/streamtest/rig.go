@@ -19,6 +19,7 @@ import (
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
+	"github.com/nearmiss/nearmiss/stream/control"
 	"github.com/nearmiss/nearmiss/stream/registry"
 	"github.com/nearmiss/nearmiss/stream/steward"
 )
@@ -37,7 +38,7 @@ type Rig struct {
 	NC       *nats.Conn
 	JS       jetstream.JetStream
 	In       *stream.Installation
-	Control  *stream.Control
+	Control  *control.Service
 	Registry *registry.Registry
 }
 
@@ -280,7 +281,7 @@ func (r *Rig) Client() *stream.Client {
 	r.T.Helper()
 	if r.Control == nil {
 		var err error
-		if r.Control, err = stream.NewControl(r.Connect(), r.Names, Log(r.T)); err != nil {
+		if r.Control, err = control.New(r.Connect(), r.Names, Log(r.T)); err != nil {
 			r.T.Fatal(err)
 		}
 		stop, err := r.Control.Start(r.T.Context())

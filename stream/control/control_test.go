@@ -1,4 +1,4 @@
-package stream_test
+package control_test
 
 import (
 	"bytes"
@@ -16,6 +16,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/control"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
@@ -150,11 +151,11 @@ func TestEveryChangeIsTold(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
 	ctx := t.Context()
 	var told bytes.Buffer
-	control, err := stream.NewControl(r.NC, r.Names, zerolog.New(&told))
+	asked, err := control.New(r.NC, r.Names, zerolog.New(&told))
 	if err != nil {
 		t.Fatal(err)
 	}
-	stop, err := control.Start(ctx)
+	stop, err := asked.Start(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}

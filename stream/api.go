@@ -1,0 +1,115 @@
+package stream
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/nearmiss/nearmiss/stream/internal/kv"
+	"github.com/nearmiss/nearmiss/stream/internal/text"
+	"github.com/nearmiss/nearmiss/stream/registry"
+)
+
+// Requests and answers of the control, besides [Detector], [TrainRequest] and
+// [Feedback].
+type (
+	// DetectorRequest names a detector; empty means all where that makes sense.
+	DetectorRequest struct {
+		Detector string `json:"detector,omitempty"`
+	}
+	// DetectorAnswer is a detector's configuration.
+	DetectorAnswer struct {
+		Detector
+		Revision uint64 `json:"revision"` // a new one with every change
+		// Job makes a changed k or false-alarm rate act: a release of the same model.
+		Job string `json:"job,omitempty"`
+		// Learnt are the settings that were changed and act with the next training.
+		Learnt []string `json:"learnt,omitempty"`
+	}
+	// DetectorsAnswer is the configurations, by name, as far as they can be read.
+	DetectorsAnswer struct {
+		Detectors  []DetectorAnswer `json:"detectors"`
+		Unreadable []Unreadable     `json:"unreadable,omitempty"`
+	}
+	// SetRequest changes single fields of a configuration.
+	SetRequest struct {
+		Detector string                     `json:"detector"`
+		Set      map[string]json.RawMessage `json:"set"`                // fields and their values; null: the default
+		Revision uint64                     `json:"revision,omitempty"` // only if this is the newest
+	}
+	// DeleteRequest removes a detector; everything: its training set, too.
+	DeleteRequest struct {
+		Detector   string `json:"detector"`
+		Everything bool   `json:"everything,omitempty"`
+	}
+	// RemoveRequest takes images out of a training set, by their sequences.
+	RemoveRequest struct {
+		Detector string   `json:"detector"`
+		Normals  []uint64 `json:"normals"`
+	}
+	// JobRequest names a job.
+	JobRequest struct {
+		Job string `json:"job"`
+	}
+	// PromoteRequest names a release, in full or by its first characters.
+	PromoteRequest struct {
+		Detector string `json:"detector"`
+		Release  string `json:"release,omitempty"` // not for rollback; empty ends shadow mode
+		Expect   string `json:"expect,omitempty"`  // release that must be active, in full
+		By       string `json:"by,omitempty"`      // default: who asks
+		Reason   string `json:"reason,omitempty"`
+	}
+	// PinRequest keeps a release from being collected, or lets it go.
+	PinRequest struct {
+		Detector string `json:"detector"`
+		Release  string `json:"release"`
+		Unpin    bool   `json:"unpin,omitempty"`
+		By       string `json:"by,omitempty"` // default: who asks
+	}
+	// ReleasesAnswer is a detector's releases, oldest first, and its pointers,
+	// newest first.
+	ReleasesAnswer struct {
+		Releases []registry.Release `json:"releases"`
+		History  []registry.Pointer `json:"history"`
+	}
+)
+
+// Apply changes d by the fields of the request. What comes of it need not be valid.
+func (q SetRequest) Apply(d *Detector) error {
+	bad := func(err error) error {
+		return Permanent(CodeBadRequest, fmt.Errorf("change detector %s: %w", d.Name, text.OneLine(err)))
+	}
+	fields, err := fieldsOf(*d)
+	if err != nil {
+		return err
+	}
+	for name, value := range q.Set {
+		switch {
+		case name == "name" || name == "created_at":
+			return bad(fmt.Errorf("its %s cannot be changed", name))
+		case string(value) == "null":
+			delete(fields, name)
+		default:
+			fields[name] = value
+		}
+	}
+	b, err := json.Marshal(fields)
+	if err != nil {
+		return bad(err)
+	}
+	next := Detector{Revision: d.Revision}
+	if err := kv.Object(b, &next, true); err != nil {
+		return bad(err)
+	}
+	*d = next
+	return nil
+}
+
+// fieldsOf are a configuration's fields that are not the default, as JSON.
+func fieldsOf(d Detector) (map[string]json.RawMessage, error) {
+	b, err := json.Marshal(d)
+	if err != nil {
+		return nil, err
+	}
+	fields := map[string]json.RawMessage{}
+	return fields, json.Unmarshal(b, &fields)
+}
