@@ -26,6 +26,12 @@ const (
 	PolicyLive = "live"
 )
 
+// What an incident is of.
+const (
+	GroupCamera   = "camera"   // one camera
+	GroupDetector = "detector" // all cameras of the detector, as of one machine
+)
+
 // Duration is a time.Duration that is written "90s" in JSON.
 type Duration time.Duration
 
@@ -80,7 +86,10 @@ type Detector struct {
 	Policy      string   `json:"policy,omitempty"`       // lossless or live; default lossless
 	LiveBacklog int      `json:"live_backlog,omitempty"` // live: how many frames may wait; default 32
 	Smoothing   int      `json:"smoothing,omitempty"`    // decide on the mean of a camera's last n scores; default 1
-	CoolDown    Duration `json:"cool_down,omitempty"`    // at most one anomaly event per camera in this time; default 0, all
+	CoolDown    Duration `json:"cool_down,omitempty"`    // at most one anomaly event per camera in this time; default 0, all. Incidents then count fewer than there were
+	Quiet       Duration `json:"quiet,omitempty"`        // an incident is over when nothing has gone wrong for so long; default 30 s
+	QuietFrames int      `json:"quiet_frames,omitempty"` // or, sooner, after so many good frames in a row; default 0, time alone
+	Group       string   `json:"group,omitempty"`        // what an incident is of: camera, or detector, all its cameras together; default camera
 	Silence     Duration `json:"silence,omitempty"`      // a camera without a frame for so long is an event; default 0, never
 	DefectShare float64  `json:"defect_share,omitempty"` // share of defective frames that is nothing to worry about; more of them is drift; default 0.05
 	NoEvidence  bool     `json:"no_evidence,omitempty"`  // keep no images: neither anomalies nor pictures of them, nor any of normals in releases
@@ -115,6 +124,12 @@ func (d Detector) WithDefaults() Detector {
 	}
 	if d.Smoothing == 0 {
 		d.Smoothing = 1
+	}
+	if d.Quiet == 0 {
+		d.Quiet = Duration(30 * time.Second)
+	}
+	if d.Group == "" {
+		d.Group = GroupCamera
 	}
 	if d.DefectShare == 0 {
 		d.DefectShare = 0.05
@@ -171,6 +186,9 @@ func (d Detector) Validate() error {
 	bad(c.LiveBacklog < 1, "live backlog %d: use 1 or more frames", d.LiveBacklog)
 	bad(c.Smoothing < 1 || c.Smoothing > 1000, "smoothing over %d frames: use 1 to 1000", d.Smoothing)
 	bad(c.CoolDown < 0, "cool-down %v: use 0 or more", time.Duration(d.CoolDown))
+	bad(time.Duration(c.Quiet) < time.Second || time.Duration(c.Quiet) > 7*24*time.Hour, "quiet for %v: use 1s to 168h", time.Duration(d.Quiet))
+	bad(c.QuietFrames < 0 || c.QuietFrames > 10_000, "quiet for %d frames: use 0 to 10000", d.QuietFrames)
+	bad(c.Group != GroupCamera && c.Group != GroupDetector, "group %q: use %s or %s", d.Group, GroupCamera, GroupDetector)
 	bad(c.Retention < 0, "retention %v: use 0 or more", time.Duration(d.Retention))
 	bad(c.EvidenceMiB < 1 || c.EvidenceMiB > 1<<24, "%d MiB of pictures: use 1 to %d", d.EvidenceMiB, 1<<24)
 	bad(!(c.DefectShare > 0 && c.DefectShare < 1), "defect share %g: use a share between 0 and 1", d.DefectShare)

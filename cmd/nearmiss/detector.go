@@ -26,6 +26,7 @@ type detectorCmd struct {
 func (*detectorCmd) Help() string {
 	return examples(
 		"nearmiss detector create bolts --learn-frames 200",
+		"nearmiss detector set bolts --quiet 2m --quiet-frames 20 --group detector",
 		"nearmiss detector set bolts --cool-down 30s --smoothing 3",
 		"nearmiss detector list --json",
 	)
@@ -51,6 +52,9 @@ type detectorFlags struct {
 	LiveBacklog    *int           `placeholder:"N" help:"live: frames that may wait (default 32)."`
 	Smoothing      *int           `placeholder:"N" help:"Decide on the mean of a camera's last N scores (default 1)."`
 	CoolDown       *time.Duration `placeholder:"TIME" help:"At most one anomaly event a camera in this time (default 0s: all)."`
+	Quiet          *time.Duration `placeholder:"TIME" help:"An incident is over when nothing has gone wrong for so long (default 30s)."`
+	QuietFrames    *int           `placeholder:"N" help:"Or, sooner, after N good frames in a row (default 0: time alone)."`
+	Group          *string        `placeholder:"G" help:"What an incident is of: camera, or detector, all its cameras together (default camera)."`
 	Silence        *time.Duration `placeholder:"TIME" help:"A camera without a frame for so long is an event (default 0s: never)."`
 	DefectShare    *float64       `placeholder:"SHARE" help:"Share of defective frames that is nothing to worry about (default 0.05)."`
 	Evidence       *bool          `negatable:"" help:"Keep the images of anomalies, pictures of where they are strange, and, in the next release, thumbnails of normals (default yes)."`
@@ -83,6 +87,9 @@ func (f detectorFlags) apply(d *stream.Detector) error {
 	give(&d.EvidenceMiB, f.EvidenceMiB)
 	give(&d.RetrainAfter, f.RetrainAfter)
 	give((*time.Duration)(&d.CoolDown), f.CoolDown)
+	give((*time.Duration)(&d.Quiet), f.Quiet)
+	give(&d.QuietFrames, f.QuietFrames)
+	give(&d.Group, f.Group)
 	give((*time.Duration)(&d.Silence), f.Silence)
 	give((*time.Duration)(&d.Retention), f.Retention)
 	give((*time.Duration)(&d.RetrainEvery), f.RetrainEvery)
@@ -226,8 +233,12 @@ func printDetector(o *output, in force, asJSON bool) error {
 	if backbone == "" {
 		backbone = "the trainer's own"
 	}
-	_, err := fmt.Fprintf(o.Out, "%s\n  learns     %s, k %d, false-alarm rate %g, backbone: %s\n  frames     %s, smoothing over %d, cool-down %v\n%s  evidence   kept: %v, for %v, pictures up to %d MiB\n  retrains   every %v, after %d normals (0: never)\n",
-		d.Name, d.Method, d.K, d.FalseAlarmRate, backbone, d.Policy, d.Smoothing, time.Duration(d.CoolDown), in.text("  "), !d.NoEvidence,
+	goodFrames := ""
+	if d.QuietFrames > 0 {
+		goodFrames = fmt.Sprintf(" or %d good frames", d.QuietFrames)
+	}
+	_, err := fmt.Fprintf(o.Out, "%s\n  learns     %s, k %d, false-alarm rate %g, backbone: %s\n  frames     %s, smoothing over %d, cool-down %v\n%s  incidents  of a %s, over after %v%s\n  evidence   kept: %v, for %v, pictures up to %d MiB\n  retrains   every %v, after %d normals (0: never)\n",
+		d.Name, d.Method, d.K, d.FalseAlarmRate, backbone, d.Policy, d.Smoothing, time.Duration(d.CoolDown), in.text("  "), d.Group, time.Duration(d.Quiet), goodFrames, !d.NoEvidence,
 		time.Duration(d.Retention), d.EvidenceMiB, time.Duration(d.RetrainEvery), d.RetrainAfter)
 	return err
 }

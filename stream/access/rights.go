@@ -243,6 +243,7 @@ func (r subjects) sinks() Rights {
 				api + "DIRECT.GET." + events, api + "DIRECT.GET." + events + "." + r.Events("*", "*", stream.KindAnomaly),
 			},
 			readKV(r.SinksBucket()), []string{"$KV." + r.SinksBucket() + ".*"},
+			readKV(r.DetectorsBucket()),            // when incidents are over
 			pulls(r.FeedbackStream(), "incidents"), // people's verdicts
 			info(r.IncidentsStream()), reads(r.IncidentsStream(), r.prefixed("incidents.>")),
 			[]string{

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,6 +26,7 @@ type Engine struct {
 	cfg Config
 	js  jetstream.JetStream
 	log zerolog.Logger
+	*settings
 }
 
 // Config is what an engine needs.
@@ -47,15 +49,21 @@ func NewEngine(cfg Config, nc *nats.Conn, log zerolog.Logger) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Engine{cfg: cfg, js: js, log: log.With().Str("component", "incidents").Logger()}, nil
+	return &Engine{cfg: cfg, js: js, log: log.With().Str("component", "incidents").Logger(), settings: newSettings(cfg.Rules)}, nil
 }
 
 // Run makes incidents, and takes people's verdicts on them, until ctx ends.
 func (e *Engine) Run(ctx context.Context) error {
-	var both sync.WaitGroup
-	both.Go(func() { e.insist(ctx, "incidents wait for the broker", e.work) })
-	both.Go(func() { e.insist(ctx, "verdicts do not reach incidents", e.judge) })
-	both.Wait()
+	var all sync.WaitGroup
+	all.Go(func() {
+		e.insist(ctx, "what detectors say of their incidents cannot be read", func(ctx context.Context) error {
+			defer e.tried() // incidents are worth more than their settings
+			return e.follow(ctx, e.cfg, e.js)
+		})
+	})
+	all.Go(func() { e.insist(ctx, "incidents wait for the broker", e.work) })
+	all.Go(func() { e.insist(ctx, "verdicts do not reach incidents", e.judge) })
+	all.Wait()
 	return nil
 }
 
@@ -78,6 +86,11 @@ func (e *Engine) insist(ctx context.Context, trouble string, do func(context.Con
 const lookEvery = time.Second
 
 func (e *Engine) work(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-e.known:
+	}
 	bucket, err := e.js.KeyValue(ctx, e.cfg.IncidentsBucket())
 	if err != nil {
 		return err
@@ -92,79 +105,100 @@ func (e *Engine) work(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := e.sweep(ctx, states, time.Time{}); err != nil { // what a process before left untold
+	nothing := func(*State, Rules, runs) bool { return false }
+	if err := e.sweep(ctx, states, nothing); err != nil { // what a process before left untold
 		return err
 	}
+	var counted time.Time // when the event happened that was counted last
 	for looked := time.Now(); ctx.Err() == nil; {
 		batch, err := cons.Fetch(1, jetstream.FetchMaxWait(lookEvery))
 		if err != nil {
 			return err
 		}
-		got := false
 		for m := range batch.Messages() {
-			got = true
-			if err := e.event(ctx, states, m); err != nil {
+			happened, err := e.event(ctx, states, m)
+			if err != nil {
 				_ = m.NakWithDelay(time.Second)
 				return err
 			}
+			counted = happened
 		}
 		if err := batch.Error(); err != nil && !errors.Is(err, nats.ErrTimeout) && ctx.Err() == nil {
 			return err
 		}
-		// Time passes for incidents only when all events have been counted: a
-		// backlog has times of its own.
-		if now := time.Now(); !got && now.Sub(looked) >= lookEvery {
-			looked = now
-			info, err := cons.Info(ctx)
-			if err != nil {
-				return err
-			}
-			if info.NumPending > 0 || info.NumAckPending > 0 {
-				continue
-			}
-			if err := e.sweep(ctx, states, e.cfg.Now()); err != nil {
-				return err
-			}
+		if time.Since(looked) < lookEvery {
+			continue
+		}
+		looked = time.Now()
+		info, err := cons.Info(ctx)
+		if err != nil {
+			return err
+		}
+		waits := info.NumPending > 0 || info.NumAckPending > 0
+		err = e.sweep(ctx, states, func(s *State, r Rules, good runs) bool { return e.over(s, r, good, waits, counted) })
+		if err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-func key(detector, camera string) string { return detector + "." + camera }
+// over ends what is over. While events wait, which have times of their own, that is
+// only what has had none for so long also by the clock, and by the time of the event
+// that was counted last: a backlog's incidents are not cut into pieces, and one
+// camera's flood keeps no other's open.
+func (e *Engine) over(s *State, r Rules, good runs, waits bool, counted time.Time) bool {
+	now := e.cfg.Now()
+	if !waits {
+		return s.Quiet(r, now) || s.Good(r, good)
+	}
+	if now.Sub(s.CountedAt) <= r.withDefaults().Quiet {
+		return false
+	}
+	if counted.Before(now) {
+		now = counted
+	}
+	return s.Quiet(r, now)
+}
 
-// event counts one event and acknowledges it.
-func (e *Engine) event(ctx context.Context, states kv.Store[State], m jetstream.Msg) error {
+// event counts one event and acknowledges it. It says when it happened.
+func (e *Engine) event(ctx context.Context, states kv.Store[State], m jetstream.Msg) (happened time.Time, err error) {
 	meta, err := m.Metadata()
 	if err != nil {
-		return m.Term()
+		return happened, m.Term()
 	}
 	ev, err := stream.ParseEvent(e.cfg.Names, m.Subject(), m.Headers(), m.Data())
 	if err != nil || ev.ID == "" || !stream.ValidToken(ev.Camera) {
-		return m.Term() // no event: the watch of the events says so
+		return happened, m.Term() // no event: the watch of the events says so
 	}
-	err = e.change(ctx, states, key(ev.Detector, ev.Camera), func(s *State) bool {
-		return s.Add(e.cfg.Rules, ev, meta.Sequence.Stream)
+	rules := e.of(ev.Detector)
+	err = e.change(ctx, states, e.key(ev.Detector, ev.Camera), func(s *State) bool {
+		added := s.Add(rules, ev, meta.Sequence.Stream)
+		if added {
+			s.CountedAt = e.cfg.Now().UTC()
+		}
+		return added
 	})
 	if err != nil {
-		return err
+		return happened, err
 	}
-	return m.DoubleAck(ctx)
+	return at(ev), m.DoubleAck(ctx)
 }
 
-// sweep tells what is untold, and ends what is over at now.
-func (e *Engine) sweep(ctx context.Context, states kv.Store[State], now time.Time) error {
-	all, _, err := states.List(ctx)
+// sweep tells what is untold, and ends what is over.
+func (e *Engine) sweep(ctx context.Context, states kv.Store[State], over func(*State, Rules, runs) bool) error {
+	entries, _, err := states.List(ctx)
 	if err != nil {
 		return err
 	}
-	for _, entry := range all {
-		s := entry.Value
-		due := s.Due(e.cfg.Rules)
-		if len(s.Outbox) == 0 && (due.IsZero() || !now.After(due)) {
+	for _, entry := range entries {
+		detector, _, _ := strings.Cut(entry.Key, ".")
+		rules, good := e.of(detector), e.good(detector)
+		try := func(s *State) bool { return over(s, rules, good) }
+		if tried := entry.Value; len(tried.Outbox) == 0 && !try(&tried) {
 			continue
 		}
-		err := e.change(ctx, states, entry.Key, func(s *State) bool { return s.Quiet(e.cfg.Rules, now) })
-		if err != nil {
+		if err := e.change(ctx, states, entry.Key, try); err != nil {
 			return err
 		}
 	}

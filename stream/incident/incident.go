@@ -3,8 +3,8 @@
 // once that it began, perhaps that it grew worse, and once that it is over.
 //
 // An incident ([Incident]) is all that went wrong at one camera without a pause.
-// What happens to it is decided by [State.Add] and [State.Quiet] alone,
-// from events and their times, and by [State.Judge] from what people say; the engine ([Engine]) reads events, keeps the open
+// What happens to it is decided by [State.Add], [State.Quiet] and [State.Good] alone,
+// from events, good frames and their times, and by [State.Judge] from what people say; the engine ([Engine]) reads events, keeps the open
 // incidents in the bucket NM_INCIDENTS, and publishes each phase on
 // nearmiss.incidents.<detector>.<camera>.<phase>.
 //
@@ -44,6 +44,11 @@ const Type = "dev.nearmiss.incident.v1"
 type Rules struct {
 	// Quiet is how long nothing may go wrong until it is over. Default 30 s.
 	Quiet time.Duration
+	// QuietFrames is how many good frames in a row end it sooner; of several cameras,
+	// of each that is in it. 0: time alone does.
+	QuietFrames int
+	// Group makes one incident of all cameras of a detector.
+	Group bool
 	// Every is how long an incident that goes on stays untold. Default 60 s.
 	Every time.Duration
 	// Rise is by how much the worst score must grow to be told at once, as a
@@ -70,17 +75,31 @@ func (r Rules) withDefaults() Rules {
 	return r
 }
 
+// Of are the rules of a detector, where it says something, and r's otherwise.
+func (r Rules) Of(d stream.Detector) Rules {
+	if d.Quiet > 0 {
+		r.Quiet = time.Duration(d.Quiet)
+	}
+	r.QuietFrames, r.Group = d.QuietFrames, d.Group == stream.GroupDetector
+	return r
+}
+
 // Incident is an alarm with a beginning and an end.
 type Incident struct {
 	ID       string `json:"id"`    // of its first event
 	Phase    string `json:"phase"` // new, update or end
 	N        int    `json:"n"`     // number of this message, from 0 without a gap
 	Detector string `json:"detector"`
-	Camera   string `json:"camera"`
+	Camera   string `json:"camera"` // of its first event
+	// Cameras are those in it, in the order in which they appeared, where all cameras
+	// of the detector are one incident; at most 64.
+	Cameras []string `json:"cameras,omitempty"`
 
 	OpenedAt time.Time `json:"opened_at"`         // of the first event, UTC
 	LastAt   time.Time `json:"last_at"`           // of the latest event, UTC
 	EndedAt  time.Time `json:"ended_at,omitzero"` // when it was over, UTC
+	// EndedBy is why: [ByQuiet], [ByFrames] or [ByRelease].
+	EndedBy string `json:"ended_by,omitempty"`
 
 	Anomalies int `json:"anomalies"` // frames that were not normal
 	Rejected  int `json:"rejected"`  // frames that could not be read
@@ -94,6 +113,21 @@ type Incident struct {
 	// Verdict is the last that a person gave on one of its events; nil: none, or it
 	// was taken back. It ends nothing.
 	Verdict *Verdict `json:"verdict,omitempty"`
+}
+
+// Why an incident is over.
+const (
+	ByQuiet   = "quiet"   // nothing went wrong for long enough
+	ByFrames  = "frames"  // there were enough good frames in a row
+	ByRelease = "release" // another release judges: what it finds is another incident
+)
+
+// Places are the cameras that are in it.
+func (i Incident) Places() []string {
+	if len(i.Cameras) > 0 {
+		return i.Cameras
+	}
+	return []string{i.Camera}
 }
 
 // States of an incident for people.
@@ -123,7 +157,8 @@ func (i Incident) State() string {
 // Peak is the event with the highest score, as a multiple of its threshold; of
 // rejected frames alone it is the first.
 type Peak struct {
-	ID        string        `json:"id"` // of the event
+	ID        string        `json:"id"`               // of the event
+	Camera    string        `json:"camera,omitempty"` // its camera, where the incident has several
 	FrameID   string        `json:"frame_id,omitempty"`
 	At        time.Time     `json:"at"`
 	Score     *float64      `json:"score,omitempty"`
@@ -161,8 +196,15 @@ func (p *Peak) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// maxReleases bounds [Incident.Releases].
-const maxReleases = 8
+// Bounds of [Incident.Releases] and [Incident.Cameras].
+const (
+	maxReleases = 8
+	maxCameras  = 64
+)
+
+// overlap is how long workers may go on with the release before, while others have
+// the new one: what they find belongs to the incident that goes on.
+const overlap = time.Minute
 
 // State is what is kept of a place, detector and camera, between two events.
 // The zero value has no incident.
@@ -175,6 +217,12 @@ type State struct {
 	// Minute and InMinute count the events of the current minute.
 	Minute   time.Time `json:"minute,omitzero"`
 	InMinute int       `json:"in_minute,omitempty"`
+	// Release judges; Before is the one before it, and ChangedAt when it was replaced.
+	Release   string    `json:"release,omitempty"`
+	Before    string    `json:"before,omitempty"`
+	ChangedAt time.Time `json:"changed_at,omitzero"`
+	// CountedAt is when the last event was counted, by the engine's clock.
+	CountedAt time.Time `json:"counted_at,omitzero"`
 	// Seen is the sequence of the last event that was counted: one that comes
 	// again changes nothing.
 	Seen uint64 `json:"seen"`
@@ -200,8 +248,9 @@ func (s *State) Add(r Rules, e stream.Event, seq uint64) bool {
 	s.Seen = seq
 	t := at(e)
 	if s.Open != nil && t.Sub(s.Open.LastAt) > r.Quiet {
-		s.end(s.Open.LastAt.Add(r.Quiet))
+		s.end(s.Open.LastAt.Add(r.Quiet), ByQuiet)
 	}
+	s.judgedBy(e.Release, t)
 	first := s.Open == nil
 	if first {
 		s.Open = &Incident{ID: e.ID, Detector: e.Detector, Camera: e.Camera, OpenedAt: t, LastAt: t}
@@ -211,15 +260,21 @@ func (s *State) Add(r Rules, e stream.Event, seq uint64) bool {
 	if t.After(o.LastAt) {
 		o.LastAt = t
 	}
+	if r.Group && !slices.Contains(o.Cameras, e.Camera) && len(o.Cameras) < maxCameras {
+		o.Cameras = append(slices.Clip(o.Cameras), e.Camera)
+	}
 	if e.Kind == stream.KindRejected {
 		o.Rejected++
 	} else {
 		o.Anomalies++
 	}
 	if e.Release != "" && !slices.Contains(o.Releases, e.Release) && len(o.Releases) < maxReleases {
-		o.Releases = append(o.Releases, e.Release)
+		o.Releases = append(slices.Clip(o.Releases), e.Release)
 	}
 	p := peakOf(e)
+	if r.Group {
+		p.Camera = e.Camera
+	}
 	if first || p.Ratio > o.Peak.Ratio {
 		o.Peak = p
 	}
@@ -239,6 +294,31 @@ func (s *State) Add(r Rules, e stream.Event, seq uint64) bool {
 		s.announce(Update, t)
 	}
 	return true
+}
+
+// judgedBy takes note of the release that judged at t. When another one has taken
+// over, the incident is over: whether what it found goes on is for the new release
+// to find.
+func (s *State) judgedBy(release string, t time.Time) {
+	if s.Release == "" && s.Open != nil && len(s.Open.Releases) > 0 { // stored before it was noted
+		s.Release = s.Open.Releases[len(s.Open.Releases)-1]
+	}
+	switch {
+	case release == "" || release == s.Release:
+		return
+	case release == s.Before && t.Sub(s.ChangedAt) < overlap:
+		return
+	case s.Release != "":
+		if o := s.Open; o != nil {
+			over := t
+			if o.LastAt.After(over) {
+				over = o.LastAt
+			}
+			s.end(over, ByRelease)
+		}
+		s.Before, s.ChangedAt = s.Release, t
+	}
+	s.Release = release
 }
 
 // verdicts are what feedback means for an incident.
@@ -270,7 +350,7 @@ func (s *State) Quiet(r Rules, now time.Time) bool {
 	if s.Open == nil || now.Sub(s.Open.LastAt) <= r.Quiet {
 		return false
 	}
-	s.end(s.Open.LastAt.Add(r.Quiet))
+	s.end(s.Open.LastAt.Add(r.Quiet), ByQuiet)
 	return true
 }
 
@@ -282,8 +362,33 @@ func (s *State) Due(r Rules) time.Time {
 	return s.Open.LastAt.Add(r.withDefaults().Quiet)
 }
 
-func (s *State) end(t time.Time) {
-	s.Open.EndedAt = t.UTC()
+// runs tell of cameras' latest good frames; see [State.Good].
+type runs = func(camera string) (from, to time.Time, ok bool)
+
+// Good ends the incident when all its cameras have had enough good frames in a row
+// since the last event. from and to are the times of the first and the last of the
+// latest [Rules.QuietFrames] good frames of a camera, where it has had so many and
+// nothing else since the first of them. It says whether anything has changed.
+func (s *State) Good(r Rules, run runs) bool {
+	if s.Open == nil || r.QuietFrames <= 0 {
+		return false
+	}
+	over := s.Open.LastAt
+	for _, c := range s.Open.Places() {
+		from, to, ok := run(c)
+		if !ok || !from.After(s.Open.LastAt) {
+			return false
+		}
+		if to.After(over) {
+			over = to
+		}
+	}
+	s.end(over, ByFrames)
+	return true
+}
+
+func (s *State) end(t time.Time, why string) {
+	s.Open.EndedAt, s.Open.EndedBy = t.UTC(), why
 	s.announce(End, t)
 	s.Open = nil
 }

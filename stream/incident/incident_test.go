@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
@@ -67,9 +68,85 @@ func told(t interface {
 	return incidents
 }
 
-// Random events at random times, each delivered once or again, with processes
-// that die before a state is stored, before it is told, or before that is noted:
-// what is told is the same as without all that.
+// book is what incidents are, in plain words and without any care for processes: an
+// event belongs to the incident that is open, unless it has been quiet for too long
+// or another release judges.
+type book struct {
+	rules   incident.Rules
+	open    bool
+	last    time.Time // of the events of the open incident
+	cameras map[string]bool
+
+	release, before string
+	changed         time.Time
+
+	good map[string][]time.Time // frames of each camera since something was wrong with it
+
+	events []int    // of each incident
+	ends   []string // why each was over
+}
+
+func (b *book) over(why string) {
+	if b.open {
+		b.open, b.ends = false, append(b.ends, why)
+	}
+}
+
+func (b *book) look(now time.Time) {
+	if now.Sub(b.last) > 30*time.Second {
+		b.over(incident.ByQuiet)
+	}
+}
+
+func (b *book) event(e stream.Event) {
+	b.good[e.Camera] = nil
+	b.look(e.ScoredAt)
+	late := e.Release == b.before && e.ScoredAt.Sub(b.changed) < time.Minute // a worker that has not changed yet
+	if b.release != "" && e.Release != b.release && !late {
+		b.over(incident.ByRelease)
+		b.before, b.changed = b.release, e.ScoredAt
+	}
+	if !late {
+		b.release = e.Release
+	}
+	if !b.open {
+		b.open, b.cameras, b.events = true, map[string]bool{}, append(b.events, 0)
+	}
+	b.cameras[e.Camera], b.last = true, e.ScoredAt
+	b.events[len(b.events)-1]++
+}
+
+// run is what [incident.State.Good] asks.
+func (b *book) run(camera string) (from, to time.Time, ok bool) {
+	all, n := b.good[camera], b.rules.QuietFrames
+	if n == 0 || len(all) < n {
+		return from, to, false
+	}
+	return all[len(all)-n], all[len(all)-1], true
+}
+
+// count ends what has had enough good frames of all its cameras since the last event.
+func (b *book) count() {
+	for c := range b.cameras {
+		since := 0
+		for _, t := range b.good[c] {
+			if t.After(b.last) {
+				since++
+			}
+		}
+		if since < max(b.rules.QuietFrames, 1) {
+			return
+		}
+	}
+	if b.rules.QuietFrames > 0 {
+		b.over(incident.ByFrames)
+	}
+}
+
+// Random events at random times, of one camera or several, by releases that change,
+// with good frames between, each delivered once or again, with processes that die
+// before a state is stored, before it is told, or before that is noted: what is told
+// is the same as without all that, and as the book has it.
 func TestIncidentsAreToldOnceWhateverDies(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		var smooth, rough incident.State
@@ -121,15 +198,32 @@ func TestIncidentsAreToldOnceWhateverDies(t *testing.T) {
 			}
 		}
 		now := start
-		rules := incident.Rules{Flood: 8}
+		rules := incident.Rules{Flood: 8, QuietFrames: rapid.IntRange(0, 3).Draw(rt, "good frames that end it"), Group: rapid.Bool().Draw(rt, "a group")}
+		b := &book{rules: rules, cameras: map[string]bool{}, good: map[string][]time.Time{}}
+		cameras, releases := []string{"line1"}, []string{"r1", "r1", "r1", "r1", "r1", "r2", "r3"}
+		if rules.Group {
+			cameras = []string{"line1", "line2", "line3"}
+		}
 		n := rapid.IntRange(1, 60).Draw(rt, "events")
 		for i := 1; i <= n; i++ {
 			now = now.Add(time.Duration(rapid.IntRange(0, 45).Draw(rt, "seconds")) * time.Second)
 			if rapid.Bool().Draw(rt, "looked at before") {
 				at := now
+				b.look(at)
 				step(func(s *incident.State) bool { return s.Quiet(rules, at) })
 			}
-			e := event(i, "line1", now, rapid.Float64Range(1, 5).Draw(rt, "ratio"))
+			for range rapid.IntRange(0, 3).Draw(rt, "good frames") {
+				now = now.Add(time.Second)
+				c := rapid.SampledFrom(cameras).Draw(rt, "camera of a good frame")
+				b.good[c] = append(b.good[c], now)
+			}
+			if rapid.Bool().Draw(rt, "frames are counted") {
+				b.count()
+				step(func(s *incident.State) bool { return s.Good(rules, b.run) })
+			}
+			e := event(i, rapid.SampledFrom(cameras).Draw(rt, "camera"), now, rapid.Float64Range(1, 5).Draw(rt, "ratio"))
+			e.Release = rapid.SampledFrom(releases).Draw(rt, "release")
+			b.event(e)
 			if rapid.IntRange(0, 4).Draw(rt, "rejected") == 0 {
 				e.Kind, e.Score, e.Threshold = stream.KindRejected, nil, nil
 			}
@@ -144,23 +238,35 @@ func TestIncidentsAreToldOnceWhateverDies(t *testing.T) {
 			}
 		}
 		told(rt, order, smooth.Open != nil)
-		a, _ := json.Marshal(want)
-		b, _ := json.Marshal(order)
-		if !bytes.Equal(a, b) {
-			rt.Fatalf("told\n%s\nwant\n%s", b, a)
+		is, _ := json.Marshal(order)
+		should, _ := json.Marshal(want)
+		if !bytes.Equal(is, should) {
+			rt.Fatalf("told\n%s\nwant\n%s", is, should)
 		}
-		events := 0
+		var events []int
+		var ends []string
 		for i, m := range order {
 			if i+1 == len(order) || order[i+1].Phase == incident.New {
-				events += m.Anomalies + m.Rejected
+				events = append(events, m.Anomalies+m.Rejected)
+			}
+			if m.Phase == incident.End {
+				ends = append(ends, m.EndedBy)
+			}
+			if rules.Group != (len(m.Cameras) > 0) || m.Camera != m.Places()[0] {
+				rt.Fatalf("%s/%d is of %s and of %q", m.ID, m.N, m.Camera, m.Cameras)
 			}
 		}
 		if smooth.Open != nil {
-			last := order[len(order)-1]
-			events += smooth.Open.Anomalies + smooth.Open.Rejected - last.Anomalies - last.Rejected
+			events[len(events)-1] = smooth.Open.Anomalies + smooth.Open.Rejected
+			if got, want := len(smooth.Open.Places()), len(b.cameras); got != want {
+				rt.Fatalf("%d cameras are in the incident, want %d", got, want)
+			}
 		}
-		if events != n {
-			rt.Fatalf("%d events are in incidents, %d happened", events, n)
+		if diff := cmp.Diff(b.events, events); diff != "" {
+			rt.Fatalf("events of incidents (want, got): %s", diff)
+		}
+		if diff := cmp.Diff(b.ends, ends); diff != "" {
+			rt.Fatalf("ends of incidents (want, got): %s", diff)
 		}
 	})
 }
@@ -475,6 +581,115 @@ func TestACorruptStateBeginsAnew(t *testing.T) {
 	poll(t, func() bool { all := h.told(); return len(all["line1"]) == 1 && len(all["line2"]) == 1 })
 }
 
+// What a detector says of its incidents acts at once: how long it must be quiet, how
+// many good frames end one, and whether its cameras are one.
+func TestDetectorsSayWhenIncidentsAreOver(t *testing.T) {
+	h := newHall(t)
+	began := time.Now().UTC()
+	h.now.Store(&began)
+	detectors, err := stream.NewInstallation(h.js, stream.Names{}).Detectors(t.Context())
+	if err == nil {
+		_, err = detectors.Create(t.Context(), stream.Detector{Name: "bolts", Quiet: stream.Duration(time.Hour), QuietFrames: 3, Group: stream.GroupDetector})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.engine(incident.Rules{})
+	h.engine(incident.Rules{})
+	poll(t, func() bool {
+		_, err := h.js.Consumer(t.Context(), "NM_EVENTS", "incidents")
+		return err == nil
+	})
+	of := func(id string) (out []incident.Incident) {
+		for _, all := range h.told() {
+			for _, i := range all {
+				if i.ID == id {
+					out = append(out, i)
+				}
+			}
+		}
+		return out
+	}
+	h.publish("line1", 1.2)
+	h.publish("line2", 1.1)
+	h.publish("line2", 3)
+	poll(t, func() bool { return len(of("e1")) == 2 }) // the third is worse
+	if i := of("e1")[1]; i.Phase != incident.Update || i.Anomalies != 3 || fmt.Sprint(i.Cameras) != "[line1 line2]" || i.Peak.Camera != "line2" || i.Camera != "line1" {
+		t.Errorf("%+v", i)
+	}
+	good := func(camera string, after time.Duration, yes bool) {
+		t.Helper()
+		e := event(0, camera, began.Add(after), 0.5)
+		bad := !yes
+		e.Anomalous = &bad
+		data, err := json.Marshal(e)
+		if err == nil {
+			err = h.nc.Publish(stream.Names{}.Scores("bolts", camera), data)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Good frames of one camera are not enough, and a bad one begins anew.
+	for i := range 5 {
+		good("line1", time.Duration(i+1)*time.Second, true)
+	}
+	for i := range 2 {
+		good("line2", time.Duration(i+1)*time.Second, true)
+	}
+	good("line2", 3*time.Second, false)
+	for i := range 2 {
+		good("line2", time.Duration(i+4)*time.Second, true)
+	}
+	// Half an hour is not long enough. That the engines have looked shows another
+	// detector's incident, which ends after 30 s.
+	m, err := stream.Event{ID: "nut", Kind: stream.KindAnomaly, Detector: "nuts", Camera: "line9", ScoredAt: began}.Message(stream.Names{})
+	if err == nil {
+		_, err = h.js.PublishMsg(t.Context(), m)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	poll(t, func() bool { return len(of("nut")) == 1 })
+	half := began.Add(30 * time.Minute)
+	h.now.Store(&half)
+	poll(t, func() bool { all := of("nut"); return len(all) == 2 && all[1].EndedBy == incident.ByQuiet })
+	if all := of("e1"); len(all) != 2 {
+		t.Errorf("told %+v", all[len(all)-1])
+	}
+	good("line2", 6*time.Second, true)
+	poll(t, func() bool { return len(of("e1")) == 3 })
+	if i := of("e1")[2]; i.EndedBy != incident.ByFrames || !i.EndedAt.Equal(began.Add(6*time.Second)) {
+		t.Errorf("%+v", i)
+	}
+	// Each camera by itself again, and time alone.
+	_, err = detectors.Set(t.Context(), "bolts", func(d *stream.Detector) error {
+		d.Quiet, d.QuietFrames, d.Group = stream.Duration(time.Minute), 0, ""
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	poll(t, func() bool { // until who counts has read it
+		h.publish("line2", 1)
+		all := h.told()["line2"]
+		return len(all) > 0 && len(all[len(all)-1].Cameras) == 0
+	})
+	later := half.Add(2 * time.Minute)
+	h.now.Store(&later)
+	poll(t, func() bool {
+		for _, msgs := range h.told() {
+			if msgs[len(msgs)-1].Phase != incident.End {
+				return false
+			}
+		}
+		return true
+	})
+	for _, msgs := range h.told() {
+		valid(t, msgs...)
+	}
+}
+
 func FuzzParseState(f *testing.F) {
 	f.Add([]byte(`{"open":{"id":"a","n":1,"detector":"d","camera":"c"},"seen":3}`))
 	f.Add([]byte(`{"outbox":[{}],"seen":-1}`))
@@ -485,6 +700,7 @@ func FuzzParseState(f *testing.F) {
 		}
 		s.Add(incident.Rules{}, event(1, "line1", start, 2), s.Seen+1)
 		s.Judge(stream.Feedback{Verdict: stream.FeedbackNormal}, event(1, "line1", start, 2))
+		s.Good(incident.Rules{QuietFrames: 1}, func(string) (from, to time.Time, ok bool) { return start, start, true })
 		s.Quiet(incident.Rules{}, start.Add(time.Hour))
 		for _, i := range s.Outbox {
 			if _, err := i.Message(stream.Names{}); err != nil {

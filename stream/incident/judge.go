@@ -71,7 +71,7 @@ func (e *Engine) verdict(ctx context.Context, states kv.Store[State], m jetstrea
 	if late {
 		return m.NakWithDelay(countSoon)
 	}
-	err = e.change(ctx, states, key(ev.Detector, ev.Camera), func(s *State) bool { return s.Judge(f, ev) })
+	err = e.change(ctx, states, e.key(ev.Detector, ev.Camera), func(s *State) bool { return s.Judge(f, ev) })
 	if err != nil {
 		return err
 	}

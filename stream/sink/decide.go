@@ -67,7 +67,7 @@ func (j *judge) decide(n Notice, now time.Time) (result, why string) {
 		return ResultFiltered, "kind"
 	case len(s.Detectors) > 0 && !slices.Contains(s.Detectors, n.Event.Detector):
 		return ResultFiltered, "detector"
-	case len(s.Cameras) > 0 && !slices.Contains(s.Cameras, n.Event.Camera):
+	case len(s.Cameras) > 0 && !slices.ContainsFunc(n.cameras(), func(c string) bool { return slices.Contains(s.Cameras, c) }):
 		return ResultFiltered, "camera"
 	case s.MinRatio > 0 && n.Event.Score != nil && n.Ratio() < s.MinRatio:
 		return ResultFiltered, "score"

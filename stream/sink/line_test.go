@@ -96,6 +96,21 @@ func TestVerdictsAreSaidAndFiltered(t *testing.T) {
 			t.Errorf("%s: %s", what, got)
 		}
 	}
+	group := end(nil)
+	group.Incident.Cameras = []string{"line1", "line2"}
+	j, err = newJudge(Sink{Name: "a", Cameras: []string{"line2"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, c := range map[string]struct {
+		n    Notice
+		want string
+	}{"of several cameras": {group, ResultSent + " "}, "of another": {end(nil), ResultFiltered + " camera"}} {
+		result, why := j.decide(c.n, at)
+		if got := result + " " + why; got != c.want {
+			t.Errorf("%s: %s", what, got)
+		}
+	}
 	if _, text := end(no).Words(); !strings.Contains(text, "false alarm, says ann (a shadow)") {
 		t.Errorf("%q", text)
 	}

@@ -88,6 +88,14 @@ func parse(n stream.Names, subject string, h nats.Header, data []byte, at time.T
 	return Notice{ID: e.ID, Event: e, At: at}, err
 }
 
+// cameras are those that it is about.
+func (n Notice) cameras() []string {
+	if n.Incident != nil {
+		return n.Incident.Places()
+	}
+	return []string{n.Event.Camera}
+}
+
 func latest(i incident.Incident) time.Time {
 	if !i.EndedAt.IsZero() {
 		return i.EndedAt

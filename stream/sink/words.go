@@ -51,6 +51,12 @@ func (n Notice) Words() (title, text string) {
 				text += " (" + v.Reason + ")"
 			}
 		}
+		if len(i.Cameras) > 1 {
+			text += fmt.Sprintf("; on %d cameras", len(i.Cameras))
+		}
+		if i.EndedBy == incident.ByRelease {
+			text += "; over because another release judges now"
+		}
 		if i.Flood {
 			text += "; so many that the camera or the light may have failed"
 		}

@@ -95,6 +95,7 @@ function slider(d, c, alarms, signal) {
 
 const fields = [
   ["k", "Nearest normals that are summed (k)", "number", "in a new release of the same model"], ["smoothing", "Decide on the mean of a camera's last scores", "number", "at once"], ["cool_down", "At most one alarm a camera in this time (as 30s)", "text", "at once"],
+  ["quiet", "An incident is over when nothing has gone wrong for (as 30s)", "text", "at once"], ["quiet_frames", "Or after so many good frames in a row (0: time alone)", "number", "at once"], ["group", "An incident is of", ["camera", "detector"], "at once"],
   ["silence", "A camera without a frame for so long is an event (as 1m; 0s: never)", "text", "at once"], ["policy", "When there are more frames than can be scored", ["lossless", "live"], "at once"], ["defect_share", "Share of defective frames that is no drift", "number", "at once"],
   ["retention", "Pictures of alarms are kept for (as 720h)", "text", "at once"], ["evidence_mib", "Pictures take at most, MiB", "number", "at once"], ["threshold", "Threshold by hand (0: the release's)", "number", "at once; nothing is promised"],
 ];

@@ -94,7 +94,7 @@ func Opener(names stream.Names, version string, pictures sink.Pictures) func(sin
 				return nil, fmt.Errorf("mqtt: %s %q cannot begin topics", what, topic)
 			}
 		}
-		out := &sender{cfg: c, names: names, version: version, pictures: pictures, secret: secret, id: "nearmiss-" + s.Name + "-" + nuid.Next(), places: map[place]*cameraState{}}
+		out := &sender{cfg: c, names: names, version: version, pictures: pictures, secret: secret, id: "nearmiss-" + s.Name + "-" + nuid.Next(), places: map[place]*cameraState{}, wants: sink.Live{Sink: s}.Wants}
 		if _, err := out.options(); err != nil { // what cannot work says so now
 			return nil, err
 		}
@@ -115,6 +115,7 @@ type cameraState struct {
 
 // sender is a connection that is opened when it is needed.
 type sender struct {
+	wants    func(camera string) bool
 	cfg      Config
 	names    stream.Names
 	version  string
@@ -296,7 +297,14 @@ func (s *sender) know(at place) *cameraState {
 func (s *sender) handle(i incident.Incident) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	k := s.know(place{i.Detector, i.Camera})
+	for _, c := range i.Places() {
+		if s.wants(c) {
+			s.know(place{i.Detector, c}).handle(i)
+		}
+	}
+}
+
+func (k *cameraState) handle(i incident.Incident) {
 	if i.OpenedAt.Before(k.opened) || i.OpenedAt.Equal(k.opened) && i.N < k.n {
 		return
 	}
@@ -367,10 +375,10 @@ func (s *sender) Follow(ctx context.Context, live sink.Live) error {
 			return nil
 		case m := <-msgs:
 			if _, ok := live.ParseIncidents(m.Subject); ok {
-				if i, err := incident.Parse(m.Data); err == nil && live.Wants(i.Camera) {
+				if i, err := incident.Parse(m.Data); err == nil {
 					s.handle(i)
 				}
-			} else if e, err := stream.ParseScore(m.Data, m.Header); err == nil && live.Wants(e.Camera) {
+			} else if e, err := stream.ParseScore(m.Data, m.Header); err == nil && s.wants(e.Camera) {
 				s.score(e)
 			}
 			continue
