@@ -3,7 +3,10 @@ package main
 import (
 	"context"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/nearmiss/nearmiss/stream/control"
+	"github.com/nearmiss/nearmiss/stream/steward"
 )
 
 type controlCmd struct {
@@ -13,7 +16,7 @@ type controlCmd struct {
 
 func (*controlCmd) Help() string {
 	return "All that people change goes through it: detectors, verdicts, training, which release is active. " +
-		"nearmiss up and nearmiss broker do this, too: it is for a NATS server of your own. Several may run.\n\n" +
+		"It also sees to it that the frames of one detector leave the others their share of the queue. nearmiss up and nearmiss broker do all this, too: it is for a NATS server of your own. Several may run.\n\n" +
 		examples("nearmiss control --server nats://nats.example.org:4222")
 }
 
@@ -30,6 +33,13 @@ func (c *controlCmd) Run(ctx context.Context, o *output) error {
 		}
 		v.Connection(nc)
 		v.begun("control", linked(nc))
-		return s.Run(ctx)
+		shares, err := steward.New(steward.Config{Names: c.names(), Apart: true}, nc, o.Log)
+		if err != nil {
+			return err
+		}
+		all, ctx := errgroup.WithContext(ctx)
+		all.Go(func() error { return s.Run(ctx) })
+		all.Go(func() error { return shares.Run(ctx) })
+		return all.Wait()
 	})
 }

@@ -17,9 +17,11 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
+	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/control"
 	"github.com/nearmiss/nearmiss/stream/registry"
+	"github.com/nearmiss/nearmiss/stream/steward"
 )
 
 // refusals are what a broker refused a connection.
@@ -36,6 +38,56 @@ func (r *refusals) option() nats.Option {
 			r.all = append(r.all, err)
 		}
 	})
+}
+
+// TestControlSharesTheQueueWithItsRights: the camera of a detector above its share, in
+// another account, is told so by who has no right but control's.
+func TestControlSharesTheQueueWithItsRights(t *testing.T) {
+	t.Parallel()
+	h := newHall(t)
+	h.embedded()
+	ctx := t.Context()
+	setup, err := jetstream.New(h.connect("setup"))
+	if err == nil {
+		err = stream.Ensure(ctx, setup, stream.Topology{FramesMaxBytes: 4 << 20})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var refused refusals
+	nc := h.connect("control", refused.option())
+	c, err := control.New(nc, stream.Names{}, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop, err := c.Start(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	for _, name := range []string{"parts", "other"} {
+		if _, err := stream.NewClient(h.connect("op"), stream.Names{}).CreateDetector(ctx, stream.Detector{Name: name}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := steward.New(steward.Config{Apart: true}, nc, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	brokertest.Run(t, "steward", s.Run)
+	camera := h.connect("line1")
+	poll(t, func() bool {
+		m, err := camera.Request("nearmiss.frames.parts.line1", make([]byte, 100<<10), time.Second)
+		return err == nil && strings.Contains(string(m.Data), `"err_code":10077`) && strings.Contains(string(m.Data), "the detector's share of the frame queue is full")
+	})
+	if m, err := h.connect("big").Request("nearmiss.frames.parts.big", []byte("frame"), time.Minute); err != nil || !strings.Contains(string(m.Data), "10077") {
+		t.Errorf("another camera of it: %v, %v", m, err)
+	}
+	refused.mu.Lock()
+	defer refused.mu.Unlock()
+	for _, err := range refused.all {
+		t.Errorf("a right is missing: %v", err)
+	}
 }
 
 // TestControlDoesItsJobWithItsRights: an operator asks for every change there is,

@@ -1,6 +1,6 @@
-// Package steward looks after the frame queue, beside an embedded broker: every
-// detector has a share of it, and what was published and not stored is counted and
-// told.
+// Package steward looks after the frame queue, beside an embedded broker or, with
+// control, apart from a server of somebody's own: every detector has a share of it.
+// Beside the broker, what was published and not stored is counted and told.
 //
 // As long as half of the queue is free anybody may use it. Above that, a detector
 // that takes more than its share is taken out of the stream's subjects until it
@@ -18,6 +18,7 @@ package steward
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -37,10 +38,14 @@ import (
 type Config struct {
 	stream.Names
 	// FramesMaxBytes is what all detectors' waiting frames may take together, as
-	// in [stream.Topology]. Default 2 GiB.
+	// in [stream.Topology]. Default 2 GiB; apart it is the stream's own limit.
 	FramesMaxBytes int64
+	// Apart says that the broker is a server of somebody's own, far away maybe: then
+	// not every frame is heard, so that nothing is counted that was lost, and several
+	// stewards may look after the queue, but none where one is beside the broker.
+	Apart bool
 	// Every is how often the queue is looked at; a flood is looked at at once.
-	// Default 250 ms.
+	// Default 250 ms, apart 1 s.
 	Every time.Duration
 	// Full says why no more frames are to be taken, in a sentence, or nothing.
 	// Default: never.
@@ -60,6 +65,8 @@ type Steward struct {
 	odd   bool            // detectors that nobody has made are above theirs; the loop's
 	told  map[string]told // by subject; the loop's
 	full  string          // why no frames are taken; the loop's
+
+	refused map[string]*nats.Subscription // apart: to the frames of those detectors; the loop's
 
 	mu    sync.Mutex
 	takes map[string]bool // detectors that the stream takes; nil: all
@@ -83,13 +90,17 @@ type told struct {
 }
 
 // New prepares a steward on a connection that the caller closes after Run
-// has returned. It should be one within the broker's process: it hears all frames.
+// has returned. It should be one within the broker's process, where the steward is not
+// apart: it hears all frames.
 func New(cfg Config, nc *nats.Conn, log zerolog.Logger) (*Steward, error) {
 	if cfg.FramesMaxBytes == 0 {
 		cfg.FramesMaxBytes = stream.Topology{}.WithDefaults().FramesMaxBytes
 	}
 	if cfg.Every == 0 {
 		cfg.Every = 250 * time.Millisecond
+		if cfg.Apart {
+			cfg.Every = time.Second
+		}
 	}
 	if cfg.Full == nil {
 		cfg.Full = func() string { return "" }
@@ -100,7 +111,7 @@ func New(cfg Config, nc *nats.Conn, log zerolog.Logger) (*Steward, error) {
 	}
 	return &Steward{
 		cfg: cfg, js: js, in: stream.NewInstallation(js, cfg.Names), log: log.With().Str("component", "steward").Logger(), poke: make(chan struct{}, 1),
-		cut: map[string]bool{}, told: map[string]told{}, flows: map[string]*flow{},
+		cut: map[string]bool{}, told: map[string]told{}, flows: map[string]*flow{}, refused: map[string]*nats.Subscription{},
 	}, nil
 }
 
@@ -109,14 +120,7 @@ const maxFlows = 4096
 
 // Run works until ctx ends.
 func (s *Steward) Run(ctx context.Context) error {
-	p := s.cfg.Root()
-	subs := map[string]nats.MsgHandler{
-		p + ".frames.>": s.countFrame, p + ".stored.*.*": s.stored, p + ".frames": s.misled,
-		// What people write who mean frames.
-		"/." + p + ".frames.>": s.misled, p + ".frame.>": s.misled, p + ".Frames.>": s.misled, p + ".FRAMES.>": s.misled,
-		strings.ToUpper(p) + ".frames.>": s.misled, strings.ToUpper(p[:1]) + p[1:] + ".frames.>": s.misled, strings.ToUpper(p) + ".FRAMES.>": s.misled,
-	}
-	for subject, f := range subs {
+	for subject, f := range s.ears() {
 		sub, err := s.js.Conn().Subscribe(subject, f)
 		if err == nil {
 			err = sub.SetPendingLimits(-1, 256<<20)
@@ -126,20 +130,27 @@ func (s *Steward) Run(ctx context.Context) error {
 		}
 		defer func() { _ = sub.Unsubscribe() }()
 	}
-	_ = s.in.SetLostFrames(ctx, nil) // what a steward before this one has counted
+	if s.cfg.Apart {
+		defer s.hearRefused(plan{}, nil)
+	} else {
+		_ = s.in.SetLostFrames(ctx, nil) // what a steward before this one has counted
+	}
 	tick := time.NewTicker(s.cfg.Every)
 	defer tick.Stop()
 	var asked, reported time.Time
+	failing := false
 	for ctx.Err() == nil {
 		step, cancel := context.WithTimeout(ctx, 10*time.Second)
 		if time.Since(asked) > time.Second {
 			asked = time.Now()
 			s.learn(step)
 		}
-		if err := s.balance(step); err != nil && ctx.Err() == nil {
-			s.log.Warn().Err(err).Msg("cannot look after the frame queue")
+		err := s.balance(step)
+		if err != nil && ctx.Err() == nil && !failing {
+			s.log.Warn().Err(err).Msg("cannot look after the frame queue: trying on")
 		}
-		if time.Since(reported) > time.Second {
+		failing = err != nil
+		if time.Since(reported) > time.Second && !s.cfg.Apart {
 			reported = time.Now()
 			s.report(step)
 		}
@@ -151,6 +162,21 @@ func (s *Steward) Run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// ears are what the steward hears.
+func (s *Steward) ears() map[string]nats.MsgHandler {
+	p := s.cfg.Root()
+	if s.cfg.Apart {
+		return map[string]nats.MsgHandler{p + ".stored.*.*": s.measure}
+	}
+	return map[string]nats.MsgHandler{
+		p + ".frames.>": s.countFrame, p + ".stored.*.*": s.stored, p + ".frames": s.misled,
+		// What people write who mean frames.
+		"/." + p + ".frames.>": s.misled, p + ".frame.>": s.misled, p + ".Frames.>": s.misled, p + ".FRAMES.>": s.misled,
+		strings.ToUpper(p) + ".frames.>": s.misled, strings.ToUpper(p[:1]) + p[1:] + ".frames.>": s.misled, strings.ToUpper(p) + ".FRAMES.>": s.misled,
+		presence(s.cfg.Names): func(m *nats.Msg) { _ = m.Respond(nil) },
+	}
 }
 
 // flowOf returns the counts of a subject; mu is held.
@@ -188,24 +214,42 @@ func (s *Steward) countFrame(m *nats.Msg) {
 	if m.Reply == "" {
 		f.quiet++
 	}
-	size := float64(len(m.Data) + len(m.Subject) + 64)
+	flood := s.add(f, len(m.Data)+len(m.Subject)+64)
+	s.mu.Unlock()
+	s.refuseFrame(m, detector)
+	if flood {
+		s.look()
+	}
+}
+
+// add counts the bytes of one frame, and says whether so many have come that the queue
+// should be looked at; mu is held.
+func (s *Steward) add(f *flow, bytes int) (flood bool) {
+	size := float64(bytes)
 	if f.size == 0 {
 		f.size = size
 	}
 	f.size += (size - f.size) / 8
 	s.burst += int64(size)
-	flood := s.burst > s.cfg.FramesMaxBytes/32
+	return s.burst > s.cfg.FramesMaxBytes/32
+}
+
+// look has the queue looked at now.
+func (s *Steward) look() {
+	select {
+	case s.poke <- struct{}{}:
+	default:
+	}
+}
+
+// refuseFrame answers a publish of a detector that the stream does not take.
+func (s *Steward) refuseFrame(m *nats.Msg, detector string) {
+	s.mu.Lock()
 	refused, why := s.takes != nil && !s.takes[detector], s.why
 	s.mu.Unlock()
 	if refused {
 		// The words are the server's for a full stream: clients know them.
 		refusePublish(m, 503, 10077, "maximum bytes exceeded: "+why)
-	}
-	if flood {
-		select {
-		case s.poke <- struct{}{}:
-		default:
-		}
 	}
 }
 
@@ -256,6 +300,61 @@ func (s *Steward) learn(ctx context.Context) {
 	s.known = known
 }
 
+// plan is what the stream should take.
+type plan struct {
+	cut      map[string]bool // detectors above their share
+	odd      bool            // detectors that nobody has made are above theirs
+	takes    map[string]bool // detectors; nil: all
+	subjects []string
+	limit    int64 // bytes
+}
+
+// plan decides by what waits in bytes, together and of each detector, of the most that
+// may; cut and odd are those that are refused now.
+func (s *Steward) plan(use map[string]int64, total, most int64, cut map[string]bool, odd bool) plan {
+	strange := int64(0)
+	for d, n := range use {
+		if !s.known[d] {
+			strange += n
+		}
+	}
+	p := plan{cut: map[string]bool{}, subjects: []string{s.cfg.Frames("*", "*")}, limit: most}
+	share := (most - most/16) / int64(max(len(s.known), 1))
+	for d := range s.known {
+		if n := use[d]; n > share && total > most/2 || cut[d] && n > share/2 && total > most/4 {
+			p.cut[d] = true
+		}
+	}
+	p.odd = strange > most/16 || odd && strange > most/32
+	if len(p.cut) == 0 && !p.odd {
+		return p
+	}
+	p.takes = map[string]bool{}
+	spare := int64(0)
+	for d := range s.known {
+		if !p.cut[d] {
+			p.takes[d] = true
+			spare += max(share-use[d], 0)
+		}
+	}
+	for d := range use {
+		if !s.known[d] && !p.odd && stream.ValidToken(d) {
+			p.takes[d] = true
+		}
+	}
+	// Whoever is within its share has it, even if the flood was there first.
+	step := max(most/16, 1)
+	p.limit = min(max(most, (total+spare+step-1)/step*step), 2*most)
+	// The first is nobody's. A stream with one subject takes a consumer with that
+	// filter for one without, which then has to acknowledge everybody's messages
+	// (nats-server 2.15).
+	p.subjects = []string{s.cfg.Frames(stream.NoCamera, stream.NoCamera)}
+	for _, d := range slices.Sorted(maps.Keys(p.takes)) {
+		p.subjects = append(p.subjects, s.cfg.Frames(d, "*"))
+	}
+	return p
+}
+
 // balance compares what waits with the shares, and has the stream take what it should.
 func (s *Steward) balance(ctx context.Context) error {
 	s.mu.Lock()
@@ -265,90 +364,69 @@ func (s *Steward) balance(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	most, total := s.cfg.FramesMaxBytes, int64(st.CachedInfo().State.Bytes)
-	full := s.cfg.Full()
+	have, total := st.CachedInfo().Config, int64(st.CachedInfo().State.Bytes)
+	if s.cfg.Apart && !s.remember(have) {
+		return nil
+	}
+	most, full := s.cfg.FramesMaxBytes, s.cfg.Full()
 	use := map[string]int64{}
 	if total > most/32 || len(s.cut) > 0 || s.odd {
 		if use, err = s.use(ctx, st); err != nil {
 			return err
 		}
 	}
-	odd := int64(0)
-	for d, n := range use {
-		if !s.known[d] {
-			odd += n
-		}
-	}
-	share := (most - most/16) / int64(max(len(s.known), 1))
-	cut := map[string]bool{}
-	for d := range s.known {
-		if n := use[d]; n > share && total > most/2 || s.cut[d] && n > share/2 && total > most/4 {
-			cut[d] = true
-		}
-	}
-	s.odd = odd > most/16 || s.odd && odd > most/32
-	s.reportCut(ctx, cut)
-	s.cut = cut
-
-	want := []string{s.cfg.Frames("*", "*")}
-	var takes map[string]bool
-	limit := most
-	if len(cut) > 0 || s.odd {
-		takes = map[string]bool{}
-		spare := int64(0)
-		for d := range s.known {
-			if !cut[d] {
-				takes[d] = true
-				spare += max(share-use[d], 0)
-			}
-		}
-		for d := range use {
-			if !s.known[d] && !s.odd && stream.ValidToken(d) {
-				takes[d] = true
-			}
-		}
-		// Whoever is within its share has it, even if the flood was there first.
-		step := max(most/16, 1)
-		limit = min(max(most, (total+spare+step-1)/step*step), 2*most)
-		// The first is nobody's. A stream with one subject takes a consumer with that
-		// filter for one without, which then has to acknowledge everybody's messages
-		// (nats-server 2.15).
-		want = []string{s.cfg.Frames(stream.NoCamera, stream.NoCamera)}
-		for _, d := range slices.Sorted(maps.Keys(takes)) {
-			want = append(want, s.cfg.Frames(d, "*"))
-		}
-	}
+	p := s.plan(use, total, most, s.cut, s.odd)
 	why := "the detector's share of the frame queue is full; a detector that nobody has made (nearmiss detector create) has a small one"
 	if full != "" {
 		why = full
 	}
-	have := st.CachedInfo().Config
 	switch {
 	case full != "": // nothing more, and nothing less
-		limit = max(min(have.MaxBytes, total), 1)
-	case limit < total:
-		limit = max(have.MaxBytes, total)
+		p.limit = max(min(have.MaxBytes, total), 1)
+	case p.limit < total:
+		p.limit = max(have.MaxBytes, total)
 	}
-	if takes == nil && full != "" {
-		takes = map[string]bool{} // a full disk may not take the new limit either
+	if p.takes == nil && full != "" {
+		p.takes = map[string]bool{} // a full disk may not take the new limit either
 	}
-	if takes != nil { // who publishes while the stream changes has an answer
-		s.mu.Lock()
-		s.takes, s.why = takes, why
-		s.mu.Unlock()
+	if p.takes != nil { // who publishes while the stream changes has an answer
+		s.refuse(p, use, why)
 	}
-	if have.MaxBytes != limit || !slices.Equal(slices.Sorted(slices.Values(have.Subjects)), slices.Sorted(slices.Values(want))) {
-		cfg := have
-		cfg.MaxBytes, cfg.Subjects = limit, want
-		if _, err := s.js.UpdateStream(ctx, cfg); err != nil {
+	if have.MaxBytes != p.limit || !slices.Equal(slices.Sorted(slices.Values(have.Subjects)), slices.Sorted(slices.Values(p.subjects))) {
+		err := s.update(ctx, have, p)
+		if errors.Is(err, errAttended) {
+			s.refuse(plan{}, nil, "")
+			return nil
+		}
+		if err != nil {
 			return fmt.Errorf("bound the frame queue: %w", err)
 		}
 	}
+	s.reportCut(ctx, p.cut)
+	s.cut, s.odd = p.cut, p.odd
 	s.reportFull(ctx, full)
-	s.mu.Lock()
-	s.takes, s.why = takes, why
-	s.mu.Unlock()
+	s.refuse(p, use, why)
 	return nil
+}
+
+// refuse has those answered that the stream does not take.
+func (s *Steward) refuse(p plan, use map[string]int64, why string) {
+	s.mu.Lock()
+	s.takes, s.why = p.takes, why
+	s.mu.Unlock()
+	if s.cfg.Apart {
+		s.hearRefused(p, use)
+	}
+}
+
+// update has the stream be as planned.
+func (s *Steward) update(ctx context.Context, have jetstream.StreamConfig, p plan) error {
+	if s.cfg.Apart {
+		return s.updateApart(ctx, have, p)
+	}
+	have.MaxBytes, have.Subjects = p.limit, p.subjects
+	_, err := s.js.UpdateStream(ctx, have)
+	return err
 }
 
 // use estimates the bytes of each detector's waiting frames: the broker knows how
@@ -408,7 +486,11 @@ func (s *Steward) reportFull(ctx context.Context, full string) {
 }
 
 func (s *Steward) tell(ctx context.Context, detector, camera, code, reason string) {
-	err := s.in.StoreNotice(ctx, stream.Notice(stream.KindLost, detector, camera, "", code, reason, time.Now().UTC().Format(time.RFC3339Nano)))
+	at := time.Now().UTC()
+	if s.cfg.Apart {
+		at = at.Truncate(time.Minute) // another steward may tell the same
+	}
+	err := s.in.StoreNotice(ctx, stream.Notice(stream.KindLost, detector, camera, "", code, reason, at.Format(time.RFC3339Nano)))
 	if err != nil && ctx.Err() == nil {
 		s.log.Warn().Err(err).Str("detector", detector).Str("code", code).Msg("event not stored")
 	}

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nuid"
@@ -32,14 +33,28 @@ func floodQueue(r *streamtest.Rig, detector string, size, most int) (taken int, 
 }
 
 func TestAFloodLeavesOthersTheirShareOfTheQueue(t *testing.T) {
-	for _, flooder := range []string{"bolts", "blots"} { // a detector, and a misspelt one
-		t.Run(flooder, func(t *testing.T) {
+	for _, c := range []struct {
+		flooder string // a detector, or a misspelt one
+		own     bool   // on a server of somebody's own, with two stewards
+	}{{"bolts", false}, {"blots", false}, {"bolts", true}, {"blots", true}} {
+		flooder := c.flooder
+		t.Run(fmt.Sprintf("%s, own server %v", flooder, c.own), func(t *testing.T) {
 			const queue = 8 << 20
-			r := streamtest.New(t, stream.Topology{FramesMaxBytes: queue})
+			var r *streamtest.Rig
+			if c.own {
+				r = onOwnServer(t, stream.Topology{FramesMaxBytes: queue}, &server.Options{})
+			} else {
+				r = streamtest.New(t, stream.Topology{FramesMaxBytes: queue})
+			}
 			for _, d := range []string{"bolts", "nuts"} {
 				r.Detector(stream.Detector{Name: d})
 			}
-			r.Steward(steward.Config{FramesMaxBytes: queue})
+			if c.own {
+				r.Steward(steward.Config{Apart: true})
+				r.Steward(steward.Config{Apart: true})
+			} else {
+				r.Steward(steward.Config{FramesMaxBytes: queue})
+			}
 			taken, err := floodQueue(r, flooder, 100<<10, 1000)
 			if !stream.IsQueueFull(err) {
 				t.Errorf("%d taken, then %v", taken, err)

@@ -1,0 +1,154 @@
+package steward_test
+
+import (
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
+	"github.com/nearmiss/nearmiss/stream/steward"
+)
+
+// onOwnServer is streamtest.New on a nats-server of somebody's own.
+func onOwnServer(t *testing.T, topology stream.Topology, o *server.Options) *streamtest.Rig {
+	t.Helper()
+	t.Parallel()
+	o.JetStream, o.StoreDir = true, t.TempDir()
+	r := &streamtest.Rig{T: t, Names: topology.Names, Dir: t.TempDir(), URL: brokertest.Server(t, o)}
+	r.Open(topology)
+	return r
+}
+
+// TestSharesWhereTheStoreCannotGrow: on a server whose store has no room for a larger
+// queue, those within their share still have what is free.
+func TestSharesWhereTheStoreCannotGrow(t *testing.T) {
+	const queue = 8 << 20
+	topology := stream.Topology{
+		FramesMaxBytes: queue, EventsMaxBytes: 1 << 20, DeadMaxBytes: 1 << 20, LargeMaxBytes: 1 << 20,
+	}
+	r := onOwnServer(t, topology, &server.Options{JetStreamMaxStore: topology.Reserved() + 1<<20})
+	for _, d := range []string{"bolts", "nuts"} {
+		r.Detector(stream.Detector{Name: d})
+	}
+	apart, err := steward.New(steward.Config{Apart: true}, r.Connect(), streamtest.Log(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := floodQueue(r, "bolts", 100<<10, 60); err != nil {
+		t.Fatalf("%d taken, then %v", n, err)
+	}
+	if err := apart.Look(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := floodQueue(r, "bolts", 10, 1); !stream.IsQueueFull(err) {
+		t.Errorf("%d more frames of the flood are taken, %v", n, err)
+	}
+	n, err := floodQueue(r, "nuts", 100<<10, 100)
+	if n < 15 || !stream.IsQueueFull(err) {
+		t.Errorf("%d frames of the other are taken, then %v", n, err)
+	}
+	s, err := r.JS.Stream(t.Context(), r.Names.FramesStream())
+	if err != nil || s.CachedInfo().Config.MaxBytes != queue {
+		t.Errorf("%+v, %v", s, err)
+	}
+}
+
+// TestASecondStewardGoesOnWhereTheFirstEnded: one that begins while a detector is
+// refused keeps to that, and to what the queue may hold, which the first has enlarged.
+func TestASecondStewardGoesOnWhereTheFirstEnded(t *testing.T) {
+	const queue = 8 << 20
+	r := onOwnServer(t, stream.Topology{FramesMaxBytes: queue}, &server.Options{})
+	for _, d := range []string{"bolts", "nuts"} {
+		r.Detector(stream.Detector{Name: d})
+	}
+	look := func() {
+		t.Helper()
+		s, err := steward.New(steward.Config{Apart: true}, r.Connect(), streamtest.Log(t))
+		if err == nil {
+			err = s.Look(t.Context())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	config := func() string {
+		t.Helper()
+		s, err := r.JS.Stream(t.Context(), r.Names.FramesStream())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := s.CachedInfo().Config
+		return fmt.Sprintf("%d %v %s", c.MaxBytes, c.Subjects, c.Metadata["nearmiss-frames-max-bytes"])
+	}
+	before := config()
+	if n, err := floodQueue(r, "bolts", 100<<10, 60); err != nil {
+		t.Fatalf("%d taken, then %v", n, err)
+	}
+	look()
+	cut := config()
+	if cut == before || strings.Contains(cut, "bolts") || !strings.Contains(cut, "frames.nuts.*") || !strings.HasSuffix(cut, fmt.Sprint(queue)) {
+		t.Errorf("refused: %s", cut)
+	}
+	// Below its share, and not yet below half of it: it is still refused.
+	drop := func(keep int) {
+		t.Helper()
+		s, err := r.JS.Stream(t.Context(), r.Names.FramesStream())
+		if err != nil {
+			t.Fatal(err)
+		}
+		info, err := s.Info(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for seq := info.State.FirstSeq; info.State.LastSeq-seq+1 > uint64(keep); seq++ {
+			if err := s.DeleteMsg(t.Context(), seq); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	drop(30) // 3.0 MiB of 3.75
+	look()
+	if got := config(); strings.Contains(got, "frames.bolts") || !strings.HasSuffix(got, fmt.Sprint(queue)) {
+		t.Errorf("between half and all of its share: %s", got)
+	}
+	drop(10)
+	look()
+	if got := config(); got != before {
+		t.Errorf("after it: %s, before: %s", got, before)
+	}
+	if e := r.EventsOf(stream.KindLost); len(e) != 2 || e[0].Code != stream.LostShare || e[1].Code != stream.LostOver {
+		t.Errorf("%+v", e)
+	}
+}
+
+// TestTheStewardBesideTheBrokerDecides: one apart changes nothing there.
+func TestTheStewardBesideTheBrokerDecides(t *testing.T) {
+	r := streamtest.New(t, stream.Topology{})
+	r.Detector(stream.Detector{Name: "bolts"})
+	var full atomic.Bool
+	full.Store(true)
+	r.Steward(steward.Config{Full: func() string {
+		if full.Load() {
+			return "the disk is full"
+		}
+		return ""
+	}})
+	streamtest.Eventually(t, "frames are refused", func() bool { _, err := floodQueue(r, "bolts", 10, 1); return stream.IsQueueFull(err) })
+	apart, err := steward.New(steward.Config{Apart: true}, r.Connect(), streamtest.Log(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := apart.Look(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := floodQueue(r, "bolts", 10, 1); !stream.IsQueueFull(err) {
+		t.Errorf("the other let frames in: %v", err)
+	}
+	full.Store(false)
+	streamtest.Eventually(t, "frames are taken again", func() bool { _, err := floodQueue(r, "bolts", 10, 1); return err == nil })
+}
