@@ -155,7 +155,7 @@ func TestClosingWaitsForSearches(t *testing.T) {
 }
 
 // Bytes that are said to be verified and are not make wrong answers or errors, no
-// worse: each byte of the entries and of the graph, two ways. The checksums are made
+// worse: each byte of the entries and of the graph. The checksums are made
 // to fit, since those of a bank as small as this are compared.
 func TestWrongBytesThatAreTrusted(t *testing.T) {
 	for name, b := range map[string]*Bank{
@@ -163,13 +163,11 @@ func TestWrongBytesThatAreTrusted(t *testing.T) {
 	} {
 		good := encoded(t, b)
 		for i := sectionOffset(t, good, "ids "); i < len(good); i++ {
-			for _, flip := range []byte{0x7f, 0x80} {
-				bad := bytes.Clone(good)
-				bad[i] ^= flip
-				use(t, repair(bad))
-				if t.Failed() {
-					t.Fatalf("%s: byte %d", name, i)
-				}
+			bad := bytes.Clone(good)
+			bad[i] ^= 0x7f << (i % 2) // also of a float's exponent: huge, or no number
+			use(t, repair(bad))
+			if t.Failed() {
+				t.Fatalf("%s: byte %d", name, i)
 			}
 		}
 	}
@@ -198,7 +196,7 @@ func use(t *testing.T, p []byte) {
 	_, err = b.Scores(context.Background(), make([]float32, engineQueries*len(q)))
 	expected(err)
 	expected(b.Add(1<<60, q))
-	for _, id := range b.IDs() {
-		expected(b.Remove(id))
+	if ids := b.IDs(); len(ids) > 0 {
+		expected(b.Remove(ids[0]))
 	}
 }
