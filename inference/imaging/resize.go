@@ -3,7 +3,10 @@ package imaging
 import (
 	"fmt"
 	"math"
+	"slices"
 	"sync"
+
+	"github.com/nearmiss/nearmiss/inference/imaging/internal/resample"
 )
 
 // Interpolation names a resampling filter.
@@ -55,6 +58,13 @@ type taps struct {
 	first, n []int
 	k        []int32
 	width    int
+	paired   paired // the same for resample.Pixels; empty where that is not available
+}
+
+// paired is what resample.Pixels takes, for the first outputs of a row.
+type paired struct {
+	at, k []int32
+	pairs int
 }
 
 // makeTaps computes the coefficients of outputs lo to hi-1 of a line of in
@@ -94,6 +104,28 @@ func makeTaps(in int, extent float64, out, lo, hi int, ip Interpolation) taps {
 		t.first[i], t.n[i] = first, n
 	}
 	return t
+}
+
+// pair prepares for vector instructions, over rows of in pixels. The last outputs,
+// around which they would read or write beyond the row, are left out.
+func (t *taps) pair(in int) {
+	if !resample.Available {
+		return
+	}
+	pairs := (slices.Max(t.n) + 1) / 2
+	n := 0
+	for n < len(t.first)-1 && 3*(t.first[n]+2*pairs)+2 <= 3*in {
+		n++
+	}
+	p := paired{make([]int32, n), make([]int32, 8*pairs*n), pairs}
+	for i := range n {
+		p.at[i] = int32(3 * t.first[i])
+		for j, c := range t.k[i*t.width : i*t.width+t.n[i]] {
+			k := p.k[8*(i*pairs+j/2)+3*(j%2):][:3]
+			k[0], k[1], k[2] = c, c, c
+		}
+	}
+	t.paired = p
 }
 
 // clip8 drops the fractional bits and keeps the value within a byte.
@@ -151,6 +183,7 @@ func newPasses(w, h int, extW, extH float64, outW, outH int, win window, ip Inte
 	}
 	if !p.sameW {
 		p.hor = makeTaps(w, extW, outW, win.x, win.x+win.w, ip)
+		p.hor.pair(w)
 	}
 	if !p.sameH {
 		p.vert = makeTaps(h, extH, outH, win.y, win.y+win.h, ip)
@@ -185,7 +218,7 @@ func (p *passes) finish(dst []uint8) {
 	if p.sameH {
 		copy(dst, mid)
 	} else {
-		verticalPass(dst, mid, p.stride, p.stride, p.lo, p.vert)
+		verticalPass(dst, mid, p.stride, p.lo, p.vert)
 	}
 	p.release()
 }
@@ -200,7 +233,15 @@ func (p *passes) release() {
 
 // horizontalRow resamples one row of RGB pixels.
 func horizontalRow(dst, src []uint8, t taps) {
-	for i, first := range t.first {
+	p := t.paired
+	resample.Pixels(dst, src, p.at, p.k, p.pairs)
+	horizontalPlain(dst, src, t, len(p.at))
+}
+
+// horizontalPlain does so from an output pixel on.
+func horizontalPlain(dst, src []uint8, t taps, from int) {
+	for i := from; i < len(t.first); i++ {
+		first := t.first[i]
 		k := t.k[i*t.width : i*t.width+t.n[i]]
 		px := src[3*first : 3*(first+len(k))]
 		var r, g, b int32 = 1 << (coefBits - 1), 1 << (coefBits - 1), 1 << (coefBits - 1)
@@ -221,43 +262,48 @@ func horizontalRow(dst, src []uint8, t taps) {
 // sums is a pool of the vertical pass's row of accumulators.
 var sums = sync.Pool{New: func() any { return new([]int32) }}
 
-// verticalPass resamples columns. src holds rows of srcStride bytes, the first
-// of which is row rowLo of the image; each output row is rowBytes long. Whole
-// rows are accumulated, four inputs at a time, which keeps the reads in order.
-func verticalPass(dst, src []uint8, srcStride, rowBytes, rowLo int, t taps) {
+// verticalPass resamples columns. src holds rows of stride bytes, the first of
+// which is row rowLo of the image; each output row is as long.
+func verticalPass(dst, src []uint8, stride, rowLo int, t taps) {
 	buf := sums.Get().(*[]int32)
 	defer sums.Put(buf)
-	if cap(*buf) < rowBytes {
-		*buf = make([]int32, rowBytes)
+	if cap(*buf) < stride {
+		*buf = make([]int32, stride)
 	}
-	acc := (*buf)[:rowBytes]
 	for i, first := range t.first {
-		for x := range acc {
-			acc[x] = 1 << (coefBits - 1)
-		}
 		k := t.k[i*t.width : i*t.width+t.n[i]]
-		row := func(j int) []uint8 {
-			at := (first - rowLo + j) * srcStride
-			return src[at : at+rowBytes][:len(acc)]
+		out, in := dst[i*stride:(i+1)*stride], src[(first-rowLo)*stride:]
+		verticalPlain(out, in, stride, k, (*buf)[:stride], resample.Bytes(out, in, stride, k))
+	}
+}
+
+// verticalPlain makes one row from a byte on. Whole rows are accumulated, four
+// inputs at a time, which keeps the reads in order.
+func verticalPlain(out, src []uint8, stride int, k, acc []int32, from int) {
+	out, acc = out[from:], acc[from:]
+	if len(out) == 0 {
+		return
+	}
+	for x := range acc {
+		acc[x] = 1 << (coefBits - 1)
+	}
+	row := func(j int) []uint8 { return src[j*stride+from : (j+1)*stride][:len(acc)] }
+	j := 0
+	for ; j+4 <= len(k); j += 4 {
+		r0, r1, r2, r3 := row(j), row(j+1), row(j+2), row(j+3)
+		k0, k1, k2, k3 := k[j], k[j+1], k[j+2], k[j+3]
+		for x := range acc {
+			acc[x] += int32(r0[x])*k0 + int32(r1[x])*k1 + int32(r2[x])*k2 + int32(r3[x])*k3
 		}
-		j := 0
-		for ; j+4 <= len(k); j += 4 {
-			r0, r1, r2, r3 := row(j), row(j+1), row(j+2), row(j+3)
-			k0, k1, k2, k3 := k[j], k[j+1], k[j+2], k[j+3]
-			for x := range acc {
-				acc[x] += int32(r0[x])*k0 + int32(r1[x])*k1 + int32(r2[x])*k2 + int32(r3[x])*k3
-			}
+	}
+	for ; j < len(k); j++ {
+		r0, k0 := row(j), k[j]
+		for x := range acc {
+			acc[x] += int32(r0[x]) * k0
 		}
-		for ; j < len(k); j++ {
-			r0, k0 := row(j), k[j]
-			for x := range acc {
-				acc[x] += int32(r0[x]) * k0
-			}
-		}
-		out := dst[i*rowBytes : (i+1)*rowBytes][:len(acc)]
-		for x, v := range acc {
-			out[x] = clip8(v)
-		}
+	}
+	for x, v := range acc {
+		out[x] = clip8(v)
 	}
 }
 

@@ -6,10 +6,13 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"github.com/nearmiss/nearmiss/inference/imaging/internal/resample"
 )
 
 // pattern is the picture that testdata/make_goldens.py resamples.
@@ -184,6 +187,56 @@ func TestRegionUndoesResizeAndCrop(t *testing.T) {
 	x0, y0, x1, y1 := p.Region(512, 1024)
 	if x0 != 32 || x1 != 480 || y0 != 288 || y1 != 736 {
 		t.Errorf("region %g,%g to %g,%g", x0, y0, x1, y1)
+	}
+}
+
+// What vector instructions make of a row is what the plain loops make of it, for all
+// kinds of windows and sizes.
+func TestResamplingIsTheSameByVectors(t *testing.T) {
+	if !resample.Available {
+		t.Skip("this machine has no such instructions")
+	}
+	r := rand.New(rand.NewPCG(5, 5))
+	noise := func(n int) []uint8 {
+		p := make([]uint8, n)
+		for i := range p {
+			p[i] = [...]uint8{0, 255, uint8(r.Uint32())}[r.IntN(3)] // extremes overshoot
+		}
+		return p
+	}
+	fast := 0
+	for range 400 {
+		in, out := 1+r.IntN(400), 1+r.IntN(300)
+		lo := r.IntN(out)
+		hi := lo + 1 + r.IntN(out-lo)
+		ip := []Interpolation{Bilinear, Bicubic}[r.IntN(2)]
+		taps := makeTaps(in, float64(in)-r.Float64()/2, out, lo, hi, ip)
+		taps.pair(in)
+		fast += len(taps.paired.at)
+
+		row := noise(3 * in)
+		got, want := noise(3*(hi-lo)+1), make([]uint8, 3*(hi-lo))
+		guard := got[3*(hi-lo)]
+		horizontalRow(got[:3*(hi-lo)], row, taps)
+		horizontalPlain(want, row, taps, 0)
+		if !bytes.Equal(got[:len(want)], want) || got[len(want)] != guard {
+			t.Fatalf("%d to %d..%d of %d pixels, %s: a row differs", in, lo, hi, out, ip)
+		}
+
+		stride := 1 + r.IntN(200)
+		rows := noise(in * stride)
+		got, want = make([]uint8, (hi-lo)*stride), make([]uint8, (hi-lo)*stride)
+		verticalPass(got, rows, stride, 0, taps)
+		for i, first := range taps.first {
+			k := taps.k[i*taps.width : i*taps.width+taps.n[i]]
+			verticalPlain(want[i*stride:(i+1)*stride], rows[first*stride:], stride, k, make([]int32, stride), 0)
+		}
+		if !bytes.Equal(got, want) {
+			t.Fatalf("%d to %d..%d of %d rows of %d, %s: they differ", in, lo, hi, out, stride, ip)
+		}
+	}
+	if fast < 10_000 {
+		t.Errorf("only %d pixels were made by vectors", fast)
 	}
 }
 
