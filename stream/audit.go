@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nuid"
 
 	"github.com/nearmiss/nearmiss/internal/redact"
+	"github.com/nearmiss/nearmiss/stream/internal/scan"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
 	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
@@ -128,7 +129,7 @@ func (in *Installation) Audit(ctx context.Context, f AuditFilter, before uint64,
 		return nil, fmt.Errorf("a page of %d entries: use 1 to %d: %w", limit, maxPage, ErrBadMessage)
 	}
 	var all []AuditEntry
-	err := scanBack(ctx, in.js, in.names.AuditStream(), in.names.Audit("*", "*"), before, false, func(m jetstream.Msg, seq uint64) bool {
+	err := scan.Back(ctx, in.js, in.names.AuditStream(), in.names.Audit("*", "*"), before, false, func(m jetstream.Msg, seq uint64) bool {
 		if len(all) == limit {
 			return false
 		}

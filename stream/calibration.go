@@ -3,12 +3,8 @@ package stream
 import (
 	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
 
 	"github.com/nats-io/nats.go"
-
-	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
 // ReleaseRequest names a release of a detector; empty means the active one.
@@ -57,85 +53,6 @@ type Choices struct {
 	Profiles   []string `json:"profiles"`
 	Scores     []string `json:"scores"`
 	Symmetries []string `json:"symmetries"`
-}
-
-// ReleaseReader reads what a trainer is asked about releases and about itself. What
-// it leaves nil the trainer cannot say.
-type ReleaseReader struct {
-	// Calibration reads what the threshold of the release in dir comes from.
-	Calibration func(dir string) (Calibration, error)
-	// Outliers reads the normals in the bank of the release in dir, strangest first.
-	Outliers func(ctx context.Context, dir string) ([]Outlier, error)
-	// Choices says what a detector may be configured with.
-	Choices func() (Choices, error)
-}
-
-var errNotRead = Permanent(CodeNotFound, errors.New("this trainer cannot say"))
-
-// released brings the release that is meant to this machine.
-func (w *TrainingWorker) released(ctx context.Context, q ReleaseRequest) (digest, dir string, err error) {
-	if err := CheckToken("detector", q.Detector); err != nil {
-		return "", "", err
-	}
-	if digest = q.Release; digest == "" {
-		p, err := w.registry.Active(ctx, q.Detector)
-		if err != nil {
-			return "", "", err
-		}
-		digest = p.Release
-	} else if digest, err = w.registry.Resolve(ctx, q.Detector, digest); err != nil {
-		return "", "", err
-	}
-	dir, err = w.registry.Get(ctx, digest)
-	return digest, dir, err
-}
-
-// calibration reads what the threshold of a release comes from.
-func (w *TrainingWorker) calibration(ctx context.Context, q ReleaseRequest) (c Calibration, err error) {
-	if w.cfg.Read.Calibration == nil {
-		return c, errNotRead
-	}
-	digest, dir, err := w.released(ctx, q)
-	if err != nil {
-		return c, err
-	}
-	if c, err = w.cfg.Read.Calibration(dir); err != nil {
-		return c, fmt.Errorf("read the calibration of release %s: %w", text.Short(digest), err)
-	}
-	c.Release = digest
-	return c, nil
-}
-
-const maxOutliers = 10_000
-
-// outliers finds the strangest normals of a release.
-func (w *TrainingWorker) outliers(ctx context.Context, q OutliersRequest) (o Outliers, err error) {
-	if w.cfg.Read.Outliers == nil {
-		return o, errNotRead
-	}
-	if q.Limit == 0 {
-		q.Limit = 100
-	}
-	if q.Limit < 1 || q.Limit > maxOutliers {
-		return o, fmt.Errorf("%d normals: use 1 to %d: %w", q.Limit, maxOutliers, ErrBadMessage)
-	}
-	var dir string
-	if o.Release, dir, err = w.released(ctx, q.ReleaseRequest); err != nil {
-		return o, err
-	}
-	all, err := w.cfg.Read.Outliers(ctx, dir)
-	if err != nil {
-		return o, fmt.Errorf("rank the normals of release %s: %w", text.Short(o.Release), err)
-	}
-	o.Total, o.Outliers = len(all), append([]Outlier{}, all[:min(len(all), q.Limit)]...)
-	return o, nil
-}
-
-func (w *TrainingWorker) choices(context.Context, struct{}) (Choices, error) {
-	if w.cfg.Read.Choices == nil {
-		return Choices{}, errNotRead
-	}
-	return w.cfg.Read.Choices()
 }
 
 // askTrainer asks whichever trainer is there.

@@ -25,6 +25,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/stream/camera"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
+	"github.com/nearmiss/nearmiss/stream/trainer"
 )
 
 // child is what the test binary does when a test starts it as another process.
@@ -59,7 +60,7 @@ func child(role string) int {
 		return childNothing(ctx, nc, dir, log)
 	case "trainer":
 		steps, _ := strconv.Atoi(os.Getenv("NEARMISS_TEST_STEPS"))
-		w, err := stream.NewTrainingWorker(stream.TrainerConfig{
+		w, err := trainer.New(trainer.Config{
 			Name: fmt.Sprint("pid-", os.Getpid()), CacheDir: filepath.Join(dir, "cache"), ScratchDir: filepath.Join(dir, "scratch"), AckWait: 500 * time.Millisecond,
 		}, nc, stepping(steps), log)
 		if err == nil {
@@ -106,18 +107,18 @@ func childBroker(ctx context.Context, log zerolog.Logger) int {
 // stepping is a trainer of so many steps, with a checkpoint after each.
 type stepping int
 
-func (n stepping) Train(ctx context.Context, task *stream.Task) (stream.TrainResult, error) {
+func (n stepping) Train(ctx context.Context, task *trainer.Task) (trainer.Result, error) {
 	if n < 0 {
-		return stream.TrainResult{}, n.die(ctx, task)
+		return trainer.Result{}, n.die(ctx, task)
 	}
 	step := 0
 	if task.Checkpoint != "" {
 		b, err := os.ReadFile(task.Checkpoint)
 		if err != nil {
-			return stream.TrainResult{}, err
+			return trainer.Result{}, err
 		}
 		if step, err = strconv.Atoi(string(b)); err != nil {
-			return stream.TrainResult{}, err
+			return trainer.Result{}, err
 		}
 	}
 	for step < int(n) {
@@ -125,18 +126,18 @@ func (n stepping) Train(ctx context.Context, task *stream.Task) (stream.TrainRes
 		task.Report(stream.Progress{Phase: "fit", Step: step, Steps: int(n)})
 		path := filepath.Join(task.Dir, "checkpoint")
 		if err := os.WriteFile(path, []byte(strconv.Itoa(step)), 0o644); err != nil {
-			return stream.TrainResult{}, err
+			return trainer.Result{}, err
 		}
 		if err := task.SaveCheckpoint(ctx, path); err != nil {
-			return stream.TrainResult{}, err
+			return trainer.Result{}, err
 		}
 	}
 	out := filepath.Join(task.Dir, "release")
-	return stream.TrainResult{Dir: out}, streamtest.MakeRelease(out, streamtest.Fake{Name: task.DataDigest})
+	return trainer.Result{Dir: out}, streamtest.MakeRelease(out, streamtest.Fake{Name: task.DataDigest})
 }
 
 // die saves what it has, the same each time, and kills its process.
-func (stepping) die(ctx context.Context, task *stream.Task) error {
+func (stepping) die(ctx context.Context, task *trainer.Task) error {
 	dir := filepath.Join(task.Dir, "steps")
 	if _, err := task.RestoreFolder(dir); err != nil {
 		return err
@@ -147,16 +148,16 @@ func (stepping) die(ctx context.Context, task *stream.Task) error {
 	return syscall.Kill(os.Getpid(), syscall.SIGKILL)
 }
 
-func (stepping) Extend(context.Context, *stream.Task) (stream.TrainResult, error) {
-	return stream.TrainResult{}, errors.New("not here")
+func (stepping) Extend(context.Context, *trainer.Task) (trainer.Result, error) {
+	return trainer.Result{}, errors.New("not here")
 }
 
-func (stepping) Retract(context.Context, *stream.Task) (stream.TrainResult, error) {
-	return stream.TrainResult{}, errors.New("not here")
+func (stepping) Retract(context.Context, *trainer.Task) (trainer.Result, error) {
+	return trainer.Result{}, errors.New("not here")
 }
 
-func (stepping) Readjust(context.Context, *stream.Task) (stream.TrainResult, error) {
-	return stream.TrainResult{}, errors.New("not here")
+func (stepping) Readjust(context.Context, *trainer.Task) (trainer.Result, error) {
+	return trainer.Result{}, errors.New("not here")
 }
 
 // process is this test binary in another role.

@@ -14,6 +14,8 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/redact"
+	"github.com/nearmiss/nearmiss/stream/internal/pull"
+	"github.com/nearmiss/nearmiss/stream/internal/scan"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
 	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
@@ -47,8 +49,8 @@ type DeadLetter struct {
 	Data       []byte      `json:"-"`
 }
 
-// deadMessage makes the dead letter of a message.
-func deadMessage(n Names, subject, stream string, seq uint64, deliveries int, h nats.Header, data []byte, code, reason string) *nats.Msg {
+// DeadMessage makes the dead letter of a message.
+func DeadMessage(n Names, subject, stream string, seq uint64, deliveries int, h nats.Header, data []byte, code, reason string) *nats.Msg {
 	m := nats.NewMsg(n.Dead(stream))
 	for k, v := range h {
 		// The broker's own headers are orders, not content; and a letter must fit
@@ -99,7 +101,7 @@ func parseDead(seq uint64, at time.Time, h nats.Header, data []byte) DeadLetter 
 // DeadLetters returns up to limit of the newest dead letters, oldest first.
 func (in *Installation) DeadLetters(ctx context.Context, limit int) ([]DeadLetter, error) {
 	var all []DeadLetter
-	err := scan(ctx, in.js, in.names.DeadStream(), jetstream.OrderedConsumerConfig{FilterSubjects: []string{in.names.Dead("*")}}, func(m jetstream.Msg, meta *jetstream.MsgMetadata) error {
+	err := scan.Run(ctx, in.js, in.names.DeadStream(), jetstream.OrderedConsumerConfig{FilterSubjects: []string{in.names.Dead("*")}}, func(m jetstream.Msg, meta *jetstream.MsgMetadata) error {
 		all = append(all, parseDead(meta.Sequence.Stream, meta.Timestamp.UTC(), m.Headers(), m.Data()))
 		if limit > 0 && len(all) > limit {
 			all = all[1:]
@@ -145,7 +147,7 @@ func (u *deadLetterMover) work(ctx context.Context, queue string) error {
 		return err
 	}
 	for ctx.Err() == nil {
-		msgs, err := fetch(ctx, cons, 16)
+		msgs, err := pull.Fetch(ctx, cons, 16)
 		if err != nil {
 			return err
 		}
@@ -189,13 +191,13 @@ func (u *deadLetterMover) move(ctx context.Context, queue string, advisory jetst
 		return err
 	}
 	reason := fmt.Sprintf("delivered %d times and never acknowledged: the process that handled it died or was too slow each time", a.Deliveries)
-	m := deadMessage(u.in.names, raw.Subject, queue, raw.Sequence, a.Deliveries, raw.Header, raw.Data, CodeMaxDeliveries, reason)
+	m := DeadMessage(u.in.names, raw.Subject, queue, raw.Sequence, a.Deliveries, raw.Header, raw.Data, CodeMaxDeliveries, reason)
 	if u.moved != nil {
 		if err := u.moved(ctx, raw, parseDead(0, time.Now().UTC(), m.Header, m.Data)); err != nil {
 			return err
 		}
 	}
-	if err := u.in.publishDead(ctx, m); err != nil {
+	if err := u.in.StoreDeadLetter(ctx, m); err != nil {
 		return err
 	}
 	u.log.Warn().Str("subject", raw.Subject).Uint64("sequence", raw.Sequence).Int("deliveries", a.Deliveries).Msg("moved to the dead letters")
@@ -209,9 +211,9 @@ func (u *deadLetterMover) move(ctx context.Context, queue string, advisory jetst
 	return nil
 }
 
-// publishDead stores a dead letter; a payload that no longer fits with the
+// StoreDeadLetter stores a dead letter; a payload that no longer fits with the
 // headers goes into an object.
-func (in *Installation) publishDead(ctx context.Context, m *nats.Msg) error {
+func (in *Installation) StoreDeadLetter(ctx context.Context, m *nats.Msg) error {
 	for _, k := range []string{HeaderSource, HeaderDeadReason} { // where a camera's password may stand
 		if v := m.Header.Get(k); v != "" {
 			m.Header.Set(k, redact.Text(v))

@@ -361,9 +361,14 @@ func (s *Detectors) Delete(ctx context.Context, name string) error {
 	return nil
 }
 
-// watch calls changed when it has begun to watch, and whenever a configuration
+// History returns the last configurations of a detector, newest first.
+func (s *Detectors) History(ctx context.Context, name string) ([]kv.Entry[Detector], error) {
+	return s.kv.History(ctx, name)
+}
+
+// Watch calls changed when it has begun to watch, and whenever a configuration
 // may have changed since, until ctx ends.
-func (s *Detectors) watch(ctx context.Context, changed func()) error {
+func (s *Detectors) Watch(ctx context.Context, changed func()) error {
 	return kv.Changes(ctx, s.kv.Bucket, changed)
 }
 

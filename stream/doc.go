@@ -6,14 +6,13 @@
 // queue, has them scored by the active release of their detector, publishes a
 // score on core NATS for every frame and a CloudEvent for every frame that is
 // anomalous or could not be read, and acknowledges the frame only after its
-// event is stored. A [TrainingWorker] does the same for training requests.
+// event is stored. Package trainer does the same for training requests.
 //
 // What people change, package control changes: the command line and others ask it by
 // a [Client]. [Installation] is the handle of what lies in the broker.
 //
 // The package knows nothing of ONNX, banks or training: what scores images is
-// a [Scorer] that a [Loader] opens from a release folder, what trains is a
-// [Trainer]. Both are given by the caller.
+// a [Scorer] that a [Loader] opens from a release folder, which the caller gives.
 //
 // # Six roles
 //
@@ -22,10 +21,10 @@
 // topology.go, connect.go, pull.go). What is stored: [Installation] opens the stores
 // of detectors, jobs, normals, evidence, events and releases, and reads and collects
 // them (installation.go, detector.go, jobs.go, normals.go, evidence.go, events.go,
-// lost.go, status.go, collect.go, dead.go). Then the processes, which do not know
-// each other: [Worker] (worker.go, runner.go, handle.go, …), [TrainingWorker]
-// (trainer.go, attempt.go, task.go, verdict.go, …), package control, and package
-// steward beside the broker. A [Client] asks them (client.go, api.go, service.go).
+// lost.go, status.go, collect.go, dead.go). A [Client] asks the services (client.go,
+// api.go, calibration.go, service.go). Then the processes, which do not know each
+// other: [Worker] (worker.go, runner.go, handle.go, …), package trainer, package
+// control, and package steward beside the broker.
 //
 // # Guarantees
 //
@@ -37,7 +36,7 @@
 //   - No event mixes two releases: a batch is scored by one release from the
 //     first frame to the last, and releases are exchanged between batches.
 //
-// # Three walks
+// # A frame
 //
 // A frame. [Frame.Message] makes the camera's message, which waits in NM_FRAMES. A
 // lane takes a batch of them and calls detectorRunner.handle with the release in service:
@@ -53,27 +52,9 @@
 // What fails for good takes the same way as a rejected event; anything else is
 // given back (giveBack) and comes again.
 //
-// A normal. [Client.Feedback] asks control, which puts an operator's verdict into
-// NM_FEEDBACK, and a trainer's handleFeedback takes it:
-//
-//	mark        finds the event and its image, and adds that to NM_NORMALS
-//	takeEffect  asks for a job that extends the active release by it
-//
-// In a learning phase detectorRunner.collect adds the frames themselves, and learned
-// asks for the first training.
-//
-// A training request. [Client.Train] asks control, where [Jobs.Request] records the
-// job and puts the request into NM_TRAINING. A trainer's handle takes it:
-//
-//	begin            one more attempt on the job's record
-//	attempt
-//	  prepare        normals and the active release into folders: a [Task]
-//	  train          Trainer.Train, Extend, Retract or Readjust → a release folder
-//	  registry.Put   the release into the store
-//	  promote        the active pointer, if nobody changed it meanwhile
-//	end              the job's record, acknowledge the request
-//
-// Each worker's swapper sees the pointer, loads the release and exchanges it.
+// In a learning phase detectorRunner.collect adds the frames themselves to NM_NORMALS,
+// and learned asks for the first training. What becomes of verdicts and training
+// requests is told by package trainer.
 //
 // # Goroutines and locks of a worker
 //
@@ -119,10 +100,4 @@
 // alone. Counters are atomic. What has no lock has one owner: added and bounded are
 // those of drawPictures, and a batch's frames its lane's until they are set aside,
 // those of drawPictures from then on.
-//
-// A trainer ([TrainingWorker]) handles one job at a time in Run itself, beside
-// goroutines that take feedback, collect, and ask for what is due. A job adds two:
-// one that watches whether it is cancelled or taken over, and the training, which
-// is left behind if it does not stop within the drain time. Task.mu guards the
-// time of the last progress record, since a training may report from anywhere.
 package stream

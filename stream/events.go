@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/stream/internal/scan"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
@@ -53,7 +53,7 @@ func (in *Installation) Events(ctx context.Context, f EventFilter, before uint64
 		return EventPage{}, fmt.Errorf("a page of %d events: use 1 to %d: %w", limit, maxPage, ErrBadMessage)
 	}
 	var page EventPage
-	err = scanBack(ctx, in.js, in.names.EventsStream(), subject, before, false, func(m jetstream.Msg, seq uint64) bool {
+	err = scan.Back(ctx, in.js, in.names.EventsStream(), subject, before, false, func(m jetstream.Msg, seq uint64) bool {
 		if len(page.Events) == limit {
 			page.Next = page.Events[limit-1].Sequence
 			return false
@@ -71,56 +71,6 @@ func (in *Installation) Events(ctx context.Context, f EventFilter, before uint64
 	return page, nil
 }
 
-// scanBack calls f for the messages of a stream on a subject, newest first, from
-// those before the sequence before (0: from the last), until f returns false. It
-// reads the stream in windows, each twice as long as the one after it.
-func scanBack(ctx context.Context, js jetstream.JetStream, stream, subject string, before uint64, headers bool, f func(m jetstream.Msg, seq uint64) bool) error {
-	s, err := js.Stream(ctx, stream)
-	if err != nil {
-		return err
-	}
-	state := s.CachedInfo().State
-	end := state.LastSeq + 1
-	if before > 0 {
-		end = min(end, before)
-	}
-	type held struct {
-		m   jetstream.Msg
-		seq uint64
-	}
-	most := uint64(1 << 12) // a window is held in memory
-	if headers {
-		most = 1 << 14
-	}
-	for size := uint64(256); end > max(state.FirstSeq, 1); size = min(2*size, most) {
-		begin := max(state.FirstSeq, 1)
-		if end-begin > size {
-			begin = end - size
-		}
-		var window []held
-		err := scan(ctx, js, stream, jetstream.OrderedConsumerConfig{
-			FilterSubjects: []string{subject}, HeadersOnly: headers,
-			DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: begin,
-		}, func(m jetstream.Msg, meta *jetstream.MsgMetadata) error {
-			if meta.Sequence.Stream >= end {
-				return errStop
-			}
-			window = append(window, held{m, meta.Sequence.Stream})
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-		for _, h := range slices.Backward(window) {
-			if !f(h.m, h.seq) {
-				return nil
-			}
-		}
-		end = begin
-	}
-	return nil
-}
-
 // FindEvent returns the stored anomaly event with an id, or the newest one of a
 // camera's frame, or [ErrNotFound]. An empty camera means any. Newer events are
 // found faster; see [Installation.Event] where the sequence is known.
@@ -130,7 +80,7 @@ func (in *Installation) FindEvent(ctx context.Context, detector, camera, id, fra
 		return Event{}, err
 	}
 	var seq uint64
-	err = scanBack(ctx, in.js, in.names.EventsStream(), subject, 0, true, func(m jetstream.Msg, at uint64) bool {
+	err = scan.Back(ctx, in.js, in.names.EventsStream(), subject, 0, true, func(m jetstream.Msg, at uint64) bool {
 		h := m.Headers()
 		if id != "" && h.Get(ceID) == id || id == "" && h.Get(ceSubject) == camera+"/"+frame {
 			seq = at

@@ -12,11 +12,9 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream/internal/kv"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
-	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
 
 // Verdicts of an operator.
@@ -130,24 +128,6 @@ func (in *Installation) SendFeedback(ctx context.Context, f Feedback) error {
 	return nil
 }
 
-// feedbackID is what the ids of normals that came by feedback begin with.
-const feedbackID = "feedback/"
-
-// feedbackBatch is how many frames enter a bank together, at most.
-const feedbackBatch = 64
-
-// feedbackConsumer is shared by all trainers.
-func (w *TrainingWorker) feedbackConsumer(ctx context.Context) (jetstream.Consumer, error) {
-	c, err := w.js.CreateOrUpdateConsumer(ctx, w.cfg.FeedbackStream(), jetstream.ConsumerConfig{
-		Durable: "feedback", Description: "trainers, for operators' feedback",
-		AckPolicy: jetstream.AckExplicitPolicy, AckWait: 30 * time.Second, MaxDeliver: -1,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("consumer of feedback: %w", err)
-	}
-	return c, nil
-}
-
 // EventImage returns the image that raised an event, or [ErrNotFound].
 func (in *Installation) EventImage(ctx context.Context, e Event) ([]byte, error) {
 	bucket, name, ok := strings.Cut(e.Evidence, "/")
@@ -161,17 +141,16 @@ func (in *Installation) EventImage(ctx context.Context, e Event) ([]byte, error)
 	return b, err
 }
 
-// refuseFeedback moves feedback that cannot be used to the dead letters.
-func (w *TrainingWorker) refuseFeedback(ctx context.Context, m jetstream.Msg, why *PermanentError) {
-	meta, err := m.Metadata()
-	if err != nil {
-		return
+// Meant is the event that feedback is about, or [ErrNotFound].
+func (in *Installation) Meant(ctx context.Context, f Feedback) (Event, error) {
+	if f.Sequence > 0 {
+		e, err := in.Event(ctx, f.Sequence)
+		switch {
+		case err == nil && e.ID == f.Event && e.Detector == f.Detector && e.Kind == KindAnomaly:
+			return e, nil
+		case err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrBadMessage):
+			return e, err
+		}
 	}
-	dead := deadMessage(w.cfg.Names, m.Subject(), w.cfg.FeedbackStream(), meta.Sequence.Stream, int(meta.NumDelivered), m.Headers(), m.Data(), why.Code, why.Error())
-	if err := Retry(ctx, wait.Brief(), func() error { return w.in.publishDead(ctx, dead) }); err != nil {
-		_ = m.NakWithDelay(5 * time.Second)
-		return
-	}
-	w.log.Warn().Err(why).Msg("feedback refused")
-	_ = m.Ack()
+	return in.FindEvent(ctx, f.Detector, f.Camera, f.Event, f.Frame)
 }

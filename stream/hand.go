@@ -10,6 +10,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream/internal/heartbeat"
 )
 
 // Workers write down which frames they have in hand, and ask each other whether
@@ -54,9 +56,9 @@ func (l *detectorRunner) letGo(m jetstream.Msg) {
 }
 
 // beat keeps frames in hand until each is answered.
-func (l *detectorRunner) beat(msgs []jetstream.Msg) *heartbeat {
-	h := newHeartbeat(l.w.cfg.AckWait/3, msgs)
-	h.closed = l.letGo
+func (l *detectorRunner) beat(msgs []jetstream.Msg) *heartbeat.Heartbeat {
+	h := heartbeat.New(l.w.cfg.AckWait/3, msgs)
+	h.Closed = l.letGo
 	return h
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/stream/internal/heartbeat"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
@@ -53,13 +54,13 @@ func (e *scoringError) Unwrap() error { return e.err }
 func (l *detectorRunner) handle(ctx context.Context, rel, shadow *loaded, msgs []jetstream.Msg) {
 	l.hold(msgs)
 	beat := l.beat(msgs)
-	defer beat.stop()
+	defer beat.Stop()
 	var together, alone []*frameTask
 	var sizes []int64
 	for _, m := range msgs {
 		switch it := l.read(m); {
 		case it == nil:
-			beat.done(m)
+			beat.Done(m)
 		case it.deliveries > 1 || it.frame.Object != "":
 			alone = append(alone, it)
 		default:
@@ -179,7 +180,7 @@ func (l *detectorRunner) object(ctx context.Context, name string) ([]byte, error
 
 // settle scores frames and brings each to its end; the candidate, if there is one,
 // judges them after that.
-func (l *detectorRunner) settle(ctx context.Context, rel, shadow *loaded, items []*frameTask, beat *heartbeat) {
+func (l *detectorRunner) settle(ctx context.Context, rel, shadow *loaded, items []*frameTask, beat *heartbeat.Heartbeat) {
 	if len(items) == 0 {
 		return
 	}
@@ -188,7 +189,7 @@ func (l *detectorRunner) settle(ctx context.Context, rel, shadow *loaded, items 
 	for _, it := range items {
 		if it.again {
 			l.finish(ctx, it)
-			beat.done(it.msg)
+			beat.Done(it.msg)
 			continue
 		}
 		var perm *PermanentError
@@ -218,18 +219,18 @@ func (l *detectorRunner) settle(ctx context.Context, rel, shadow *loaded, items 
 	l.judge(ctx, rel, out)
 	out, later := l.setAside(rel, out)
 	for _, it := range later {
-		beat.pass(it.msg)
+		beat.Pass(it.msg)
 	}
 	begin := time.Now()
 	out, failed := l.publish(ctx, rel, out)
 	l.w.cfg.Meter.Stage(StagePublish, time.Since(begin))
 	for _, it := range out {
 		l.finish(ctx, it)
-		beat.done(it.msg)
+		beat.Done(it.msg)
 	}
 	for _, it := range append(lost, failed...) {
 		l.giveBack(it)
-		beat.done(it.msg)
+		beat.Done(it.msg)
 	}
 	if shadow != nil {
 		l.compare(ctx, rel, shadow, items)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -67,4 +68,12 @@ func (in *Installation) IsAwaited(ctx context.Context, detector string) (bool, e
 		}
 	}
 	return false, nil
+}
+
+// Check is one thing that must be so for a service to be of use.
+type Check struct {
+	Name   string    `json:"name"`
+	OK     bool      `json:"ok"`
+	Since  time.Time `json:"since,omitzero"` // as it is now
+	Detail string    `json:"detail,omitempty"`
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
+	"github.com/nearmiss/nearmiss/stream/trainer"
 )
 
 // forgeObject writes an object's metadata as anybody could who may publish.
@@ -33,14 +34,6 @@ func forgeObject(r *streamtest.Rig, bucket, name string, change func(*jetstream.
 	m.Header.Set("Nats-Rollup", "sub")
 	m.Data, _ = json.Marshal(info)
 	if _, err := r.JS.PublishMsg(r.T.Context(), m); err != nil {
-		r.T.Fatal(err)
-	}
-}
-
-// publishRaw publishes bytes on a subject of a stream.
-func publishRaw(r *streamtest.Rig, subject, data string) {
-	r.T.Helper()
-	if _, err := r.JS.Publish(r.T.Context(), subject, []byte(data)); err != nil {
 		r.T.Fatal(err)
 	}
 }
@@ -82,9 +75,9 @@ func TestFeedbackOnForgedEvidence(t *testing.T) {
 		}
 	}
 	for _, junk := range []string{"", "null", "[]", `{"detector":"bolts"}`, `{"detector":"bolts","verdict":"normal","event":"forged0","why":1}`, strings.Repeat("[", 100_000)} {
-		publishRaw(r, r.Names.Feedback("bolts"), junk)
+		r.PublishRaw(r.Names.Feedback("bolts"), junk)
 	}
-	r.Trainer(stream.TrainerConfig{}, streamtest.FakeTrainer{T: t})
+	r.Trainer(trainer.Config{}, streamtest.FakeTrainer{T: t})
 	streamtest.Eventually(t, "all of it is dead", func() bool {
 		dead, err := r.In.DeadLetters(t.Context(), 0)
 		return err == nil && len(dead) == 12
@@ -116,21 +109,21 @@ func TestOneBadKeyCostsThatKey(t *testing.T) {
 	r.Release("secret", streamtest.Fake{Name: "secret"})
 
 	detectors, active, jobs := "$KV."+r.Names.DetectorsBucket()+".", "$KV."+r.Names.ActiveBucket()+".", "$KV."+r.Names.JobsBucket()+"."
-	publishRaw(r, detectors+"bolts", `{"name":"bolts","smoothing":-1}`)
-	publishRaw(r, detectors+"secret", `{"name":"secret","k":"two"}`) // never had another
-	publishRaw(r, detectors+"junk", "{")
-	publishRaw(r, detectors+"a.b", `{"name":"a.b"}`)
-	publishRaw(r, detectors+"ü", "{}")
-	publishRaw(r, detectors+"empty", "{}")
-	publishRaw(r, active+"bolts", `{"stream":"NM_FRAMES","seq":158}`)
-	publishRaw(r, active+"no.name", "{}")
-	publishRaw(r, active+"shadow/bolts", "x")
-	publishRaw(r, jobs+"job1", "x")
-	publishRaw(r, jobs+"job2", "{}")
+	r.PublishRaw(detectors+"bolts", `{"name":"bolts","smoothing":-1}`)
+	r.PublishRaw(detectors+"secret", `{"name":"secret","k":"two"}`) // never had another
+	r.PublishRaw(detectors+"junk", "{")
+	r.PublishRaw(detectors+"a.b", `{"name":"a.b"}`)
+	r.PublishRaw(detectors+"ü", "{}")
+	r.PublishRaw(detectors+"empty", "{}")
+	r.PublishRaw(active+"bolts", `{"stream":"NM_FRAMES","seq":158}`)
+	r.PublishRaw(active+"no.name", "{}")
+	r.PublishRaw(active+"shadow/bolts", "x")
+	r.PublishRaw(jobs+"job1", "x")
+	r.PublishRaw(jobs+"job2", "{}")
 	forgeObject(r, r.Names.ArtifactsBucket(), "last", func(i *jetstream.ObjectInfo) { i.Size = 1 << 63 })
-	publishRaw(r, "$O."+r.Names.ArtifactsBucket()+".M.xxxx", "{")
-	publishRaw(r, "$O."+r.Names.EvidenceBucket()+".M.xxxx", "{")
-	publishRaw(r, "$O."+r.Names.ImagesBucket()+".M.xxxx", "{")
+	r.PublishRaw("$O."+r.Names.ArtifactsBucket()+".M.xxxx", "{")
+	r.PublishRaw("$O."+r.Names.EvidenceBucket()+".M.xxxx", "{")
+	r.PublishRaw("$O."+r.Names.ImagesBucket()+".M.xxxx", "{")
 
 	store, err := r.In.Detectors(ctx)
 	if err != nil {
@@ -170,7 +163,7 @@ func TestOneBadKeyCostsThatKey(t *testing.T) {
 	stop()
 	w, stop = r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
 	streamtest.Eventually(t, "it serves after a restart", func() bool { return len(w.Status().Serving) == 3 })
-	r.Trainer(stream.TrainerConfig{}, streamtest.FakeTrainer{T: t})
+	r.Trainer(trainer.Config{}, streamtest.FakeTrainer{T: t})
 	streamtest.Eventually(t, "the jobs' records are told of", func() bool { return len(r.EventsOf(stream.KindStore)) == 11 })
 	stop()
 
@@ -305,7 +298,7 @@ func TestNormalsWithoutAnImage(t *testing.T) {
 	forge("normals/bolts/huge")
 	forgeObject(r, r.Names.ImagesBucket(), "normals/bolts/cut", func(i *jetstream.ObjectInfo) { i.NUID = "gone" })
 	forge("normals/bolts/cut")
-	publishRaw(r, r.Names.Normals("bolts"), "")
+	r.PublishRaw(r.Names.Normals("bolts"), "")
 	last := add(2)
 
 	all, err := s.List(ctx, "bolts", false)
@@ -321,7 +314,7 @@ func TestNormalsWithoutAnImage(t *testing.T) {
 	if len(bad) != 5 || all[0].Problem != "" || all[6].Problem != "" {
 		t.Errorf("with a problem: %v of %+v", bad, all)
 	}
-	r.Trainer(stream.TrainerConfig{Schedule: 20 * time.Millisecond}, streamtest.FakeTrainer{T: t})
+	r.Trainer(trainer.Config{Schedule: 20 * time.Millisecond}, streamtest.FakeTrainer{T: t})
 	j, err := r.Jobs().Request(ctx, stream.TrainRequest{Job: "train", Detector: "bolts", Promote: true})
 	if err != nil {
 		t.Fatal(err)

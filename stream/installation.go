@@ -33,8 +33,8 @@ func NewInstallation(js jetstream.JetStream, n Names) *Installation {
 	return &Installation{names: n, js: js}
 }
 
-// caching is NewInstallation for those that load releases into a folder.
-func caching(js jetstream.JetStream, n Names, folder string) *Installation {
+// NewCachingInstallation is NewInstallation for those that load releases into a folder.
+func NewCachingInstallation(js jetstream.JetStream, n Names, folder string) *Installation {
 	return &Installation{names: n, js: js, cache: folder}
 }
 
@@ -100,7 +100,7 @@ func (in *Installation) Registry(ctx context.Context) (*registry.Registry, error
 
 // Fetch brings a release into a folder below dir, and returns that.
 func (in *Installation) Fetch(ctx context.Context, digest, dir string) (string, error) {
-	r, err := caching(in.js, in.names, dir).Registry(ctx)
+	r, err := NewCachingInstallation(in.js, in.names, dir).Registry(ctx)
 	if err != nil {
 		return "", err
 	}

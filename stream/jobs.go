@@ -41,8 +41,8 @@ type TrainRequest struct {
 	At       time.Time `json:"at"`
 }
 
-// derived says whether the job changes the active release instead of training.
-func (r TrainRequest) derived() bool { return len(r.Extend) > 0 || len(r.Retract) > 0 || r.Readjust }
+// Derived says whether the job changes the active release instead of training.
+func (r TrainRequest) Derived() bool { return len(r.Extend) > 0 || len(r.Retract) > 0 || r.Readjust }
 
 // Validate says whether the request can be published.
 func (r TrainRequest) Validate() error {
@@ -200,15 +200,15 @@ func (s *Jobs) Request(ctx context.Context, r TrainRequest) (Job, error) {
 	if _, err := s.js.PublishMsg(ctx, m); err != nil {
 		return Job{}, fmt.Errorf("ask for training of %s: %w", r.Detector, err)
 	}
-	j, err := s.create(ctx, Job{TrainRequest: r, State: JobQueued})
+	j, err := s.Create(ctx, Job{TrainRequest: r, State: JobQueued})
 	if errors.Is(err, ErrConflict) { // a trainer was faster
 		return s.Get(ctx, r.Job)
 	}
 	return j, err
 }
 
-// create stores a new record, also in place of one that cannot be read.
-func (s *Jobs) create(ctx context.Context, j Job) (Job, error) {
+// Create stores a new record, also in place of one that cannot be read.
+func (s *Jobs) Create(ctx context.Context, j Job) (Job, error) {
 	data, err := json.Marshal(j)
 	if err != nil {
 		return j, err
@@ -291,10 +291,10 @@ func (s *Jobs) prune(ctx context.Context, old time.Time, dry bool) (int, error) 
 			continue
 		}
 		kept[j.Detector]++
-		if !j.derived() {
+		if !j.Derived() {
 			trainings[j.Detector]++
 		}
-		if kept[j.Detector] <= keptJobs || !j.derived() && trainings[j.Detector] <= keptTrainings || j.FinishedAt.After(old) {
+		if kept[j.Detector] <= keptJobs || !j.Derived() && trainings[j.Detector] <= keptTrainings || j.FinishedAt.After(old) {
 			continue
 		}
 		removed++
@@ -310,7 +310,7 @@ func (s *Jobs) prune(ctx context.Context, old time.Time, dry bool) (int, error) 
 // Cancel asks for a job's end. A queued job ends when a trainer takes it, a
 // running one within seconds; a finished one stays as it is.
 func (s *Jobs) Cancel(ctx context.Context, job string) (Job, error) {
-	return s.update(ctx, job, func(j *Job) error {
+	return s.Update(ctx, job, func(j *Job) error {
 		if !j.Finished() {
 			j.Cancel = true
 		}
@@ -318,8 +318,8 @@ func (s *Jobs) Cancel(ctx context.Context, job string) (Job, error) {
 	})
 }
 
-// update changes a record by compare-and-set, unless change returns an error.
-func (s *Jobs) update(ctx context.Context, job string, change func(*Job) error) (Job, error) {
+// Update changes a record by compare-and-set, unless change returns an error.
+func (s *Jobs) Update(ctx context.Context, job string, change func(*Job) error) (Job, error) {
 	for range 10 {
 		j, err := s.Get(ctx, job)
 		if err != nil {
@@ -348,7 +348,15 @@ func (s *Jobs) update(ctx context.Context, job string, change func(*Job) error) 
 // Wait calls told, when it is not nil, with every progress message of a job and
 // returns its record when it has finished.
 func (s *Jobs) Wait(ctx context.Context, job string, told func(Progress)) (Job, error) {
-	j, err := s.Get(ctx, job)
+	look := func() (Job, error) {
+		step, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		return s.Get(step, job)
+	}
+	j, err := look()
+	for errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		j, err = look() // a broker that has just come back may lose a question
+	}
 	if err != nil || j.Finished() {
 		return j, err
 	}
@@ -367,7 +375,7 @@ func (s *Jobs) Wait(ctx context.Context, job string, told func(Progress)) (Job, 
 	for {
 		// The watch wakes at once; the tick covers a broker that was away.
 		step, cancel := context.WithTimeout(ctx, 5*time.Second)
-		err := s.changed(step, job, j.Revision)
+		err := s.Changed(step, job, j.Revision)
 		cancel()
 		if ctx.Err() != nil {
 			return j, ctx.Err()
@@ -375,7 +383,7 @@ func (s *Jobs) Wait(ctx context.Context, job string, told func(Progress)) (Job, 
 		if err != nil {
 			wait.Pause(ctx, 100*time.Millisecond)
 		}
-		if k, err := s.Get(ctx, job); err == nil {
+		if k, err := look(); err == nil {
 			if j = k; j.Finished() {
 				return j, nil
 			}
@@ -385,7 +393,34 @@ func (s *Jobs) Wait(ctx context.Context, job string, told func(Progress)) (Job, 
 	}
 }
 
-// changed returns when a job's record has another revision, or when ctx ends.
-func (s *Jobs) changed(ctx context.Context, job string, revision uint64) error {
+// Changed returns when a job's record has another revision, or when ctx ends.
+func (s *Jobs) Changed(ctx context.Context, job string, revision uint64) error {
 	return kv.Watch(ctx, s.kv.Bucket, job, func(e jetstream.KeyValueEntry) bool { return e == nil || e.Revision() == revision })
 }
+
+// Kind is what a job does: train, extend, retract or readjust.
+func (r TrainRequest) Kind() string {
+	switch {
+	case r.Readjust:
+		return "readjust"
+	case len(r.Extend) > 0:
+		return "extend"
+	case len(r.Retract) > 0:
+		return "retract"
+	}
+	return "train"
+}
+
+// ReadjustRequest asks for a detector's active release with its k and its
+// false-alarm rate, which were changed in the configuration's revision. The job
+// has the same name whoever asks for it, so that it is done once.
+func ReadjustRequest(d Detector, by string) TrainRequest {
+	d = d.WithDefaults()
+	return TrainRequest{
+		Job: fmt.Sprintf("readjust-%s-%d", d.Name, d.Revision), Detector: d.Name, Readjust: true, Promote: true, By: by,
+		Reason: fmt.Sprintf("k is %d, the false-alarm rate %g", d.K, d.FalseAlarmRate),
+	}
+}
+
+// CheckpointObjects is what the names of checkpoints begin with.
+const CheckpointObjects = "checkpoints/"

@@ -16,6 +16,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
+	"github.com/nearmiss/nearmiss/stream/trainer"
 )
 
 // put stores an object in a bucket as any client does.
@@ -185,7 +186,7 @@ func TestObjectsOfEarlierVersions(t *testing.T) {
 	if err := r.In.SendFeedback(ctx, stream.Feedback{Detector: "bolts", Verdict: stream.FeedbackAnomalous, Event: "old"}); err != nil {
 		t.Fatal(err)
 	}
-	r.Trainer(stream.TrainerConfig{}, streamtest.FakeTrainer{T: t})
+	r.Trainer(trainer.Config{}, streamtest.FakeTrainer{T: t})
 	streamtest.Eventually(t, "the old alarm is a labelled anomaly", func() bool {
 		all, err := s.List(ctx, "bolts", true)
 		return err == nil && len(all) == 1

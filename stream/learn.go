@@ -66,9 +66,9 @@ func (l *detectorRunner) collect(ctx, work context.Context, conf Detector) error
 		beat := l.beat(msgs)
 		for _, m := range msgs {
 			l.learnOne(work, normals, m)
-			beat.done(m)
+			beat.Done(m)
 		}
-		beat.stop()
+		beat.Stop()
 		if have == 0 && len(msgs) > 0 { // the same notice from all workers that are there at the beginning
 			l.notify(work, Notice(KindRelease, l.name, NoCamera, "", ReleaseLearning,
 				fmt.Sprintf("the first %d frames are taken to be normal: no frame is judged until it has learnt from them", conf.LearnFrames), strconv.FormatUint(conf.Revision, 10)))
@@ -186,7 +186,7 @@ func (l *detectorRunner) firstJob(ctx context.Context, conf Detector, have int) 
 		return Job{}, err
 	}
 	for _, j := range all {
-		if !j.Finished() && !j.derived() {
+		if !j.Finished() && !j.Derived() {
 			return j, nil
 		}
 	}

@@ -54,35 +54,6 @@ const (
 // [NoPicturesBusy] and so on.
 const PicturesKept = "kept"
 
-// TrainerMeter is told what a trainer does. Its methods must not wait.
-type TrainerMeter interface {
-	// Took says that a job has been taken; Ended that it is over: done, failed,
-	// cancelled, lost or back in the queue.
-	Took(detector, kind string)
-	Ended(detector, kind, result string, took time.Duration)
-	// Progress of a job that this trainer works at.
-	Progress(kind string, p Progress)
-}
-
-// Results of [TrainerMeter.Ended] besides the states of finished jobs.
-const (
-	JobGivenBack = "back" // in the queue, to be tried again
-	JobTakenOver = "lost" // another trainer has taken it over
-)
-
-// Kind is what a job does: train, extend, retract or readjust.
-func (r TrainRequest) Kind() string {
-	switch {
-	case r.Readjust:
-		return "readjust"
-	case len(r.Extend) > 0:
-		return "extend"
-	case len(r.Retract) > 0:
-		return "retract"
-	}
-	return "train"
-}
-
 // unmetered counts nothing.
 type unmetered struct{}
 
@@ -98,6 +69,3 @@ func (unmetered) Shadow(string, string, int)              {}
 func (unmetered) Pictures(string)                         {}
 func (unmetered) Stored(string)                           {}
 func (unmetered) Gone(string)                             {}
-func (unmetered) Took(string, string)                     {}
-func (unmetered) Ended(_, _, _ string, _ time.Duration)   {}
-func (unmetered) Progress(string, Progress)               {}

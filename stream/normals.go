@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/internal/redact"
 	"github.com/nearmiss/nearmiss/stream/internal/object"
+	"github.com/nearmiss/nearmiss/stream/internal/scan"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
 	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
@@ -46,7 +48,7 @@ type Normal struct {
 	Problem string `json:"problem,omitempty"`
 	Image   []byte `json:"-"`
 
-	once string // what is added once within an hour, instead of the id
+	Once string `json:"-"` // what is added once within an hour, instead of the id
 }
 
 // Replayed says what [Normals.Replay] saw.
@@ -85,7 +87,7 @@ func (s *Normals) Add(ctx context.Context, n Normal) (sequence uint64, err error
 	}
 	m := nats.NewMsg(s.subject(n.Detector, n.Anomaly))
 	m.Data = n.Image
-	m.Header.Set(nats.MsgIdHdr, m.Subject+"/"+text.Line(cmp.Or(n.once, n.ID)))
+	m.Header.Set(nats.MsgIdHdr, m.Subject+"/"+text.Line(cmp.Or(n.Once, n.ID)))
 	m.Header.Set(HeaderFrameID, text.Line(n.ID))
 	m.Header.Set(HeaderOrigin, text.Line(n.Origin))
 	if n.Source != "" {
@@ -175,7 +177,7 @@ func (s *Normals) count(ctx context.Context, subject string) (int, error) {
 func (s *Normals) Replay(ctx context.Context, detector string, anomalies, images bool, f func(Normal) error) (Replayed, error) {
 	var out Replayed
 	h := sha256.New()
-	err := scan(ctx, s.js, s.names.NormalsStream(), jetstream.OrderedConsumerConfig{
+	err := scan.Run(ctx, s.js, s.names.NormalsStream(), jetstream.OrderedConsumerConfig{
 		FilterSubjects: []string{s.subject(detector, anomalies)}, HeadersOnly: !images,
 	}, func(m jetstream.Msg, meta *jetstream.MsgMetadata) error {
 		n, err := s.parse(ctx, detector, m.Headers(), m.Data(), images)
@@ -289,7 +291,7 @@ func (s *Normals) Remove(ctx context.Context, detector string, sequence uint64) 
 // images, oldest first. Those that have no image say so.
 func (s *Normals) List(ctx context.Context, detector string, anomalies bool) ([]Normal, error) {
 	var all []Normal
-	err := scan(ctx, s.js, s.names.NormalsStream(), jetstream.OrderedConsumerConfig{
+	err := scan.Run(ctx, s.js, s.names.NormalsStream(), jetstream.OrderedConsumerConfig{
 		FilterSubjects: []string{s.subject(detector, anomalies)}, HeadersOnly: true,
 	}, func(m jetstream.Msg, meta *jetstream.MsgMetadata) error {
 		n, err := s.parse(ctx, detector, m.Headers(), nil, false)
@@ -385,4 +387,17 @@ func (s *Normals) FromFrames(ctx context.Context, detector string, n int, told f
 		}
 	}
 	return nil
+}
+
+// ImageExtension is what an image file of these bytes is called, by their
+// beginning: ".jpg", ".png" and so on, or ".img".
+func ImageExtension(b []byte) string {
+	for _, k := range []struct{ magic, ext string }{
+		{"\xff\xd8\xff", ".jpg"}, {"\x89PNG", ".png"}, {"BM", ".bmp"}, {"II*\x00", ".tif"}, {"MM\x00*", ".tif"}, {"RIFF", ".webp"},
+	} {
+		if bytes.HasPrefix(b, []byte(k.magic)) {
+			return k.ext
+		}
+	}
+	return ".img"
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
+	"github.com/nearmiss/nearmiss/stream/trainer"
 )
 
 func TestAFalseAlarmThatIsMarkedNormalIsNotRaisedAgain(t *testing.T) {
@@ -24,7 +25,7 @@ func TestAFalseAlarmThatIsMarkedNormalIsNotRaisedAgain(t *testing.T) {
 	first := r.Release("bolts", streamtest.Fake{Name: "one"})
 	got := r.Scores()
 	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
-	r.Trainer(stream.TrainerConfig{}, streamtest.FakeTrainer{T: t})
+	r.Trainer(trainer.Config{}, streamtest.FakeTrainer{T: t})
 	alarm, defect := streamtest.Image(0.95), streamtest.Image(0.97)
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "alarm", Image: alarm})
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "defect", Image: defect})
@@ -71,7 +72,7 @@ func TestAFalseAlarmThatIsMarkedNormalIsNotRaisedAgain(t *testing.T) {
 			}
 		}
 		// Who publishes it past the service hears nothing; the dead letters have it.
-		publishRaw(r, r.Names.Feedback("bolts"), `{"detector":"bolts","verdict":"normal","id":"nothing"}`)
+		r.PublishRaw(r.Names.Feedback("bolts"), `{"detector":"bolts","verdict":"normal","id":"nothing"}`)
 		streamtest.Eventually(t, "it is dead", func() bool {
 			dead, err := r.In.DeadLetters(t.Context(), 0)
 			return err == nil && len(dead) == 1 && dead[0].Code == stream.CodeNotFound
@@ -84,7 +85,7 @@ func TestServices(t *testing.T) {
 	r.Detector(stream.Detector{Name: "bolts"})
 	one := r.Release("bolts", streamtest.Fake{Name: "one"})
 	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
-	r.Trainer(stream.TrainerConfig{}, streamtest.FakeTrainer{T: t})
+	r.Trainer(trainer.Config{}, streamtest.FakeTrainer{T: t})
 	c := r.Client()
 	ctx := t.Context()
 	streamtest.Eventually(t, "the control answers", func() bool { _, err := c.Status(ctx); return err == nil })

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream/internal/heartbeat"
 )
 
 // pictureTask is an anomaly that is looked at apart from the lanes: where it is
@@ -17,7 +19,7 @@ import (
 type pictureTask struct {
 	it   *frameTask
 	rel  *loaded // borrowed
-	beat *heartbeat
+	beat *heartbeat.Heartbeat
 }
 
 // setAside hands the anomalies of which pictures can be made to drawPictures
@@ -37,7 +39,7 @@ func (l *detectorRunner) setAside(rel *loaded, items []*frameTask) (now, later [
 			later = append(later, it)
 		default:
 			it.apart = false
-			x.beat.stop()
+			x.beat.Stop()
 			rel.users.Done()
 			if conf, _, _, _ := l.state(); !conf.NoEvidence {
 				it.event.NoPictures = NoPicturesBusy
@@ -63,8 +65,8 @@ func (l *detectorRunner) drawPictures(work context.Context) {
 			l.giveBack(it)
 		}
 		x.it.free()
-		x.beat.done(x.it.msg)
-		x.beat.stop()
+		x.beat.Done(x.it.msg)
+		x.beat.Stop()
 		x.rel.users.Done()
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/internal/redact"
 	"github.com/nearmiss/nearmiss/stream/internal/object"
+	"github.com/nearmiss/nearmiss/stream/internal/scan"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
 	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
@@ -76,14 +77,14 @@ func (l *detectorRunner) publish(ctx context.Context, rel *loaded, items []*fram
 		}
 		p := &pending{it: it, msg: m}
 		if it.event.Kind == KindRejected {
-			dead := deadMessage(l.w.cfg.Names, it.msg.Subject(), l.w.cfg.FramesStream(), it.meta.Sequence.Stream, max(1, it.tried.Failed, it.tried.Died),
+			dead := DeadMessage(l.w.cfg.Names, it.msg.Subject(), l.w.cfg.FramesStream(), it.meta.Sequence.Stream, max(1, it.tried.Failed, it.tried.Died),
 				it.msg.Headers(), it.msg.Data(), it.event.Code, it.event.Reason)
 			if err := l.insist(ctx, "dead letter", func() error {
 				within, cancel := l.w.epoch.Within(ctx)
 				defer cancel()
 				step, cancel := context.WithTimeout(within, 30*time.Second)
 				defer cancel()
-				return l.w.in.publishDead(step, dead)
+				return l.w.in.StoreDeadLetter(step, dead)
 			}); err != nil {
 				fail(it, err)
 				continue
@@ -165,14 +166,14 @@ func (l *detectorRunner) announced(ctx context.Context, rel *loaded, it *frameTa
 	defer cancel()
 	seen := false
 	start := it.meta.Timestamp
-	err := scan(ctx, l.w.js, l.w.cfg.EventsStream(), jetstream.OrderedConsumerConfig{
+	err := scan.Run(ctx, l.w.js, l.w.cfg.EventsStream(), jetstream.OrderedConsumerConfig{
 		FilterSubjects: []string{l.w.cfg.Events(it.frame.Detector, it.frame.Camera, KindAnomaly)},
 		DeliverPolicy:  jetstream.DeliverByStartTimePolicy, OptStartTime: &start, HeadersOnly: true,
 	}, func(m jetstream.Msg, _ *jetstream.MsgMetadata) error {
 		h := m.Headers()
 		if d := h.Get(frameDigest); h.Get(ceSubject) == it.frame.Camera+"/"+it.frame.ID && (d == "" || d == it.frame.Digest) {
 			seen = true
-			return errStop
+			return scan.ErrStop
 		}
 		return nil
 	})

@@ -1,21 +1,11 @@
 package stream
 
 import (
-	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
-
-// Check is one thing that must be so for a service to be of use.
-type Check struct {
-	Name   string    `json:"name"`
-	OK     bool      `json:"ok"`
-	Since  time.Time `json:"since,omitzero"` // as it is now
-	Detail string    `json:"detail,omitempty"`
-}
 
 // Ready says whether this worker can do its work: connected, its streams and
 // buckets there, and each detector that has a release served by it. One whose
@@ -47,12 +37,4 @@ func (w *Worker) Ready() []Check {
 	}
 	slices.SortFunc(checks[2:], func(a, b Check) int { return strings.Compare(a.Name, b.Name) })
 	return checks
-}
-
-// Ready says whether this trainer can do its work.
-func (w *TrainingWorker) Ready() []Check {
-	return []Check{
-		{Name: "broker", OK: w.nc.IsConnected(), Detail: w.nc.Status().String()},
-		{Name: "setup", OK: w.opened.Load(), Detail: fmt.Sprintf("trainer %s", w.cfg.Name)},
-	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/stream/internal/pull"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
@@ -68,7 +69,7 @@ func (t *taker) take(ctx context.Context, p *pacer, most int) (msgs []jetstream.
 			return msgs, err
 		}
 		if len(more) < n {
-			if msgs, err = t.pull(ctx, nil, 1, fetchWait); len(msgs) == 0 {
+			if msgs, err = t.pull(ctx, nil, 1, pull.FetchWait); len(msgs) == 0 {
 				return nil, err
 			}
 		}

@@ -1,16 +1,11 @@
 package stream_test
 
 import (
-	"context"
 	"testing"
-	"time"
-
-	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
-	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 )
 
 // TestSetupOnASmallStore fits the limits to it instead of failing halfway.
@@ -37,26 +32,5 @@ func TestSetupOnASmallStore(t *testing.T) {
 	}
 	if _, factor, err = stream.EnsureWithin(t.Context(), js, stream.Topology{FramesMaxBytes: 32 << 20, LargeMaxBytes: 16 << 20, EventsMaxBytes: 16 << 20, DeadMaxBytes: 16 << 20}); err != nil || factor > 1 {
 		t.Errorf("again: %v, %v", factor, err)
-	}
-}
-
-// idle is a trainer that has nothing to do.
-type idle struct{ stream.Trainer }
-
-// TestATrainerEndsWhenIdle.
-func TestATrainerEndsWhenIdle(t *testing.T) {
-	r := streamtest.New(t, stream.Topology{})
-	w, err := stream.NewTrainingWorker(stream.TrainerConfig{
-		CacheDir: t.TempDir(), ScratchDir: t.TempDir(), IdleExit: 200 * time.Millisecond,
-	}, r.Connect(), idle{}, zerolog.Nop())
-	if err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
-	defer cancel()
-	go func() { ended <- w.Run(ctx) }()
-	if err := <-ended; err != nil || ctx.Err() != nil {
-		t.Errorf("%v, %v", err, ctx.Err())
 	}
 }

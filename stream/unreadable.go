@@ -8,15 +8,15 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// reporter says once of each entry that cannot be read that it cannot: in the log
+// Reporter says once of each entry that cannot be read that it cannot: in the log
 // and as an event. Several processes that see the same store one event.
-type reporter struct {
+type Reporter struct {
 	mu   sync.Mutex
 	told map[Unreadable]bool
 }
 
-// report tells of entries. One that could not be told of is told of the next time.
-func (r *reporter) report(ctx context.Context, in *Installation, log zerolog.Logger, all []Unreadable) {
+// Report tells of entries. One that could not be told of is told of the next time.
+func (r *Reporter) Report(ctx context.Context, in *Installation, log zerolog.Logger, all []Unreadable) {
 	for _, u := range all {
 		r.mu.Lock()
 		known := r.told[u]

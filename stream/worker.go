@@ -16,6 +16,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/memory"
+	"github.com/nearmiss/nearmiss/stream/internal/pull"
 	"github.com/nearmiss/nearmiss/stream/internal/wait"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
@@ -160,11 +161,11 @@ type Worker struct {
 	id     string // names this worker among others
 	seen   recentFrames
 	poke   chan struct{} // pointers or configurations may have changed
-	epoch  *Epoch
+	epoch  *pull.Epoch
 
 	workerStores
 
-	unread      reporter // of what is stored and cannot be read
+	unread      Reporter // of what is stored and cannot be read
 	seenCameras cameraActivities
 
 	// scoring is held by all that score; who holds it alone scores a frame that may
@@ -204,7 +205,7 @@ func NewWorker(cfg WorkerConfig, nc *nats.Conn, loader Loader, log zerolog.Logge
 		log:     log.With().Str("component", "worker").Logger(),
 		id:      nuid.Next(),
 		poke:    make(chan struct{}, 1),
-		epoch:   NewEpoch(),
+		epoch:   pull.NewEpoch(),
 		runners: map[string]*detectorRunner{},
 	}, nil
 }
@@ -244,7 +245,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		w.follow(ctx, "releases", func(ctx context.Context) error { return w.registry.Watch(ctx, w.wake) })
 	})
 	helpers.Go(func() {
-		w.follow(ctx, "detectors", func(ctx context.Context) error { return w.detectors.watch(ctx, w.wake) })
+		w.follow(ctx, "detectors", func(ctx context.Context) error { return w.detectors.Watch(ctx, w.wake) })
 	})
 	helpers.Go(func() { w.moveDeadLetters(ctx) })
 	helpers.Go(func() { w.adoptFrames(ctx) })
@@ -357,7 +358,7 @@ func (w *Worker) open(ctx context.Context) error {
 	if w.js, err = w.cfg.JetStreamOn(w.nc, jetstream.WithPublishAsyncMaxPending(1024), jetstream.WithPublishAsyncTimeout(PublishWait)); err != nil {
 		return fmt.Errorf("start worker: %w", err)
 	}
-	w.in = caching(w.js, w.cfg.Names, w.cfg.CacheDir)
+	w.in = NewCachingInstallation(w.js, w.cfg.Names, w.cfg.CacheDir)
 	return Await(ctx, w.log, func(step context.Context) error {
 		frames, err := w.js.Stream(step, w.cfg.FramesStream())
 		if err != nil {
@@ -435,7 +436,7 @@ func (w *Worker) refresh(ctx, work context.Context, running *sync.WaitGroup) err
 	if err != nil {
 		return err
 	}
-	w.unread.report(step, w.in, w.log, append(bad, unread...))
+	w.unread.Report(step, w.in, w.log, append(bad, unread...))
 	confs := map[string]Detector{}
 	for _, d := range list {
 		confs[d.Name] = d

@@ -20,6 +20,7 @@ import (
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/ort"
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/trainer"
 	"github.com/nearmiss/nearmiss/training"
 )
 
@@ -67,16 +68,16 @@ func (c *trainerCmd) Run(ctx context.Context, o *output) error {
 }
 
 // newTrainer prepares the trainer that conf describes.
-func newTrainer(conf config, idle time.Duration, nc *nats.Conn, v *observer, o *output) (*stream.TrainingWorker, error) {
+func newTrainer(conf config, idle time.Duration, nc *nats.Conn, v *observer, o *output) (*trainer.Worker, error) {
 	d, err := ort.ParseDevice(conf.Worker.Device)
 	if err != nil {
 		return nil, err
 	}
-	w, err := stream.NewTrainingWorker(stream.TrainerConfig{
+	w, err := trainer.New(trainer.Config{
 		Names:    conf.names(),
 		CacheDir: filepath.Join(conf.Data, "releases"), ScratchDir: filepath.Join(conf.Data, "jobs"),
-		AckWait: conf.Trainer.Takeover, Read: stream.ReleaseReader{Calibration: calibrationOf, Outliers: outliersOf, Choices: conf.choices}, IdleExit: idle, Meter: v.Trainer(),
-	}, nc, trainer{
+		AckWait: conf.Trainer.Takeover, Read: trainer.Reader{Calibration: calibrationOf, Outliers: outliersOf, Choices: conf.choices}, IdleExit: idle, Meter: v.Trainer(),
+	}, nc, maker{
 		conf: conf, device: d, o: o,
 		limits: imaging.Limits{MaxBytes: conf.Images.MaxBytes, MaxPixels: conf.Images.MaxPixels},
 	}, o.Log)
@@ -88,23 +89,23 @@ func newTrainer(conf config, idle time.Duration, nc *nats.Conn, v *observer, o *
 	return w, nil
 }
 
-// trainer carries training jobs out.
-type trainer struct {
+// maker carries training jobs out.
+type maker struct {
 	conf   config
 	device ort.Device
 	limits imaging.Limits
 	o      *output
 }
 
-// Train implements stream.Trainer.
-func (t trainer) Train(ctx context.Context, task *stream.Task) (stream.TrainResult, error) {
+// Train implements [trainer.Maker].
+func (t maker) Train(ctx context.Context, task *trainer.Task) (trainer.Result, error) {
 	normals, err := normalImages(task)
 	if err != nil {
-		return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
+		return trainer.Result{}, stream.Permanent(stream.CodeTraining, err)
 	}
 	model, err := t.backbone(task.Detector)
 	if err != nil {
-		return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
+		return trainer.Result{}, stream.Permanent(stream.CodeTraining, err)
 	}
 	out := filepath.Join(task.Dir, "release")
 	d := task.Detector
@@ -133,10 +134,10 @@ func (t trainer) Train(ctx context.Context, task *stream.Task) (stream.TrainResu
 		},
 	}
 	if plan.Score.Groups, err = training.ParseScore(d.Score); err != nil {
-		return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
+		return trainer.Result{}, stream.Permanent(stream.CodeTraining, err)
 	}
 	if plan.Model.Symmetry, plan.Model.AutoSymmetry, err = training.ParseSymmetry(d.Symmetry); err != nil {
-		return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
+		return trainer.Result{}, stream.Permanent(stream.CodeTraining, err)
 	}
 	if plan.Method == training.FITYMI {
 		profile := d.Profile
@@ -145,28 +146,28 @@ func (t trainer) Train(ctx context.Context, task *stream.Task) (stream.TrainResu
 		}
 		tuning, err := t.profile(profile)
 		if err != nil {
-			return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
+			return trainer.Result{}, stream.Permanent(stream.CodeTraining, err)
 		}
 		plan.Tuning, plan.Host.Work = &tuning, work
 		if _, err := task.RestoreFolder(work); err != nil {
 			t.o.Log.Warn().Err(err).Str("detector", d.Name).Msg("learning from the beginning")
 			if err := os.RemoveAll(work); err != nil {
-				return stream.TrainResult{}, err
+				return trainer.Result{}, err
 			}
 		}
 		if plan.Data.Anomalies, err = folderImages(task.Anomalies); err != nil {
-			return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
+			return trainer.Result{}, stream.Permanent(stream.CodeTraining, err)
 		}
 	}
 	res, err := training.Fit(ctx, plan)
 	if errors.Is(err, training.ErrPlan) || errors.Is(err, training.ErrTooFew) {
-		return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
+		return trainer.Result{}, stream.Permanent(stream.CodeTraining, err)
 	}
 	if err != nil {
-		return stream.TrainResult{}, err
+		return trainer.Result{}, err
 	}
 	t.tell(d.Name, res)
-	made := stream.TrainResult{Dir: out, Notes: res.Warnings}
+	made := trainer.Result{Dir: out, Notes: res.Warnings}
 	if task.Active != "" && !task.Request.Force {
 		worse, err := training.Worse(task.Active, res, d.FalseAlarmRate)
 		if err != nil { // it cannot be loaded either
@@ -219,7 +220,7 @@ func sheetOf(file string) ([]byte, error) {
 
 // keepSheet keeps what the generator drew last. It is for people: what is wrong with
 // it stops no training.
-func (t trainer) keepSheet(task *stream.Task, s *sheets) {
+func (t maker) keepSheet(task *trainer.Task, s *sheets) {
 	file := s.newest()
 	if file == "" {
 		return
@@ -234,7 +235,7 @@ func (t trainer) keepSheet(task *stream.Task, s *sheets) {
 }
 
 // profile is a training profile of the trainer's own, or one that all have.
-func (t trainer) profile(name string) (training.Tuning, error) {
+func (t maker) profile(name string) (training.Tuning, error) {
 	if t.conf.Trainer.Profiles == "" {
 		return training.Profile(name)
 	}
@@ -258,7 +259,7 @@ func (t trainer) profile(name string) (training.Tuning, error) {
 const saveEvery = 10 * time.Minute
 
 // save keeps what the steps have left, so that another trainer can go on.
-func (t trainer) save(ctx context.Context, task *stream.Task, work string) {
+func (t maker) save(ctx context.Context, task *trainer.Task, work string) {
 	entries, err := os.ReadDir(work)
 	if err != nil || len(entries) == 0 {
 		return // nothing yet, or a method without steps
@@ -285,7 +286,7 @@ func view(d stream.Detector) *imaging.View {
 }
 
 // derivation is what every change of the active release needs to know.
-func (t trainer) derivation(task *stream.Task) training.Derivation {
+func (t maker) derivation(task *trainer.Task) training.Derivation {
 	return training.Derivation{
 		Release: task.Active, Verified: true, // by the registry
 		Out: filepath.Join(task.Dir, "release"), NoImages: task.Detector.NoEvidence,
@@ -293,27 +294,27 @@ func (t trainer) derivation(task *stream.Task) training.Derivation {
 	}
 }
 
-// Extend implements stream.Trainer.
-func (t trainer) Extend(ctx context.Context, task *stream.Task) (stream.TrainResult, error) {
+// Extend implements [trainer.Maker].
+func (t maker) Extend(ctx context.Context, task *trainer.Task) (trainer.Result, error) {
 	normals, err := normalImages(task)
 	if err != nil {
-		return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
+		return trainer.Result{}, stream.Permanent(stream.CodeTraining, err)
 	}
 	res, err := training.Extend(ctx, training.Extension{
 		Derivation: t.derivation(task), Normals: normals,
 	})
 	if errors.Is(err, training.ErrNothingNew) {
-		return stream.TrainResult{Hold: training.ErrNothingNew.Error()}, nil
+		return trainer.Result{Hold: training.ErrNothingNew.Error()}, nil
 	}
 	if err != nil {
-		return stream.TrainResult{}, err
+		return trainer.Result{}, err
 	}
 	t.tell(task.Detector.Name, res)
-	return stream.TrainResult{Dir: res.Release, Notes: res.Warnings}, nil
+	return trainer.Result{Dir: res.Release, Notes: res.Warnings}, nil
 }
 
-// Retract implements stream.Trainer.
-func (t trainer) Retract(ctx context.Context, task *stream.Task) (stream.TrainResult, error) {
+// Retract implements [trainer.Maker].
+func (t maker) Retract(ctx context.Context, task *trainer.Task) (trainer.Result, error) {
 	gone := map[string]bool{}
 	for _, seq := range task.Request.Retract {
 		gone[fmt.Sprintf("%012d", seq)] = true
@@ -324,35 +325,35 @@ func (t trainer) Retract(ctx context.Context, task *stream.Task) (stream.TrainRe
 	})
 	switch {
 	case errors.Is(err, training.ErrNotThere):
-		return stream.TrainResult{Hold: training.ErrNotThere.Error()}, nil
+		return trainer.Result{Hold: training.ErrNotThere.Error()}, nil
 	case errors.Is(err, training.ErrNeeded), errors.Is(err, bank.ErrUnsupported), errors.Is(err, bank.ErrNoHeldOut):
-		return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
+		return trainer.Result{}, stream.Permanent(stream.CodeTraining, err)
 	case err != nil:
-		return stream.TrainResult{}, err
+		return trainer.Result{}, err
 	}
 	t.tell(task.Detector.Name, res)
-	return stream.TrainResult{Dir: res.Release, Notes: res.Warnings}, nil
+	return trainer.Result{Dir: res.Release, Notes: res.Warnings}, nil
 }
 
-// Readjust implements stream.Trainer.
-func (t trainer) Readjust(ctx context.Context, task *stream.Task) (stream.TrainResult, error) {
+// Readjust implements [trainer.Maker].
+func (t maker) Readjust(ctx context.Context, task *trainer.Task) (trainer.Result, error) {
 	d := task.Detector
 	res, err := training.Readjust(ctx, training.Readjustment{
 		Derivation: t.derivation(task), K: d.K, Alpha: d.FalseAlarmRate,
 	})
 	switch {
 	case errors.Is(err, training.ErrUnchanged):
-		return stream.TrainResult{Hold: training.ErrUnchanged.Error()}, nil
+		return trainer.Result{Hold: training.ErrUnchanged.Error()}, nil
 	case errors.Is(err, training.ErrCannotReadjust), errors.Is(err, bank.ErrTooFew):
-		return stream.TrainResult{}, stream.Permanent(stream.CodeTraining, err)
+		return trainer.Result{}, stream.Permanent(stream.CodeTraining, err)
 	case err != nil:
-		return stream.TrainResult{}, err
+		return trainer.Result{}, err
 	}
 	t.tell(d.Name, res)
-	return stream.TrainResult{Dir: res.Release, Notes: res.Warnings}, nil
+	return trainer.Result{Dir: res.Release, Notes: res.Warnings}, nil
 }
 
-func (t trainer) tell(detector string, res *training.Result) {
+func (t maker) tell(detector string, res *training.Result) {
 	for _, w := range res.Warnings {
 		t.o.Log.Warn().Str("component", "trainer").Str("detector", detector).Msg(w)
 	}
@@ -363,7 +364,7 @@ func (t trainer) tell(detector string, res *training.Result) {
 
 // backbone is the detector's own model, or the trainer's, or the starter
 // backbone, so that everything can be tried without a download.
-func (t trainer) backbone(d stream.Detector) (string, error) {
+func (t maker) backbone(d stream.Detector) (string, error) {
 	if d.Backbone != "" {
 		found, err := t.conf.model(d.Backbone)
 		if err != nil {
@@ -413,7 +414,7 @@ func (c config) model(name string) (string, error) {
 }
 
 // normalImages are a task's normals, with where and when they were taken.
-func normalImages(task *stream.Task) ([]training.Image, error) {
+func normalImages(task *trainer.Task) ([]training.Image, error) {
 	all, err := folderImages(task.Normals)
 	for i := range all {
 		n := task.Taken[all[i].Name]

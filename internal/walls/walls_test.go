@@ -291,7 +291,7 @@ var large = map[string]string{
 	"stream/sink/webhook.view":         "what a template may name",
 	"stream.Topology":                  "configuration: how much is kept of what",
 	"stream/sink.delivery":             "a sink at work: its settings, its consumer and what became of its events",
-	"stream/metrics.worker":            "one metric a field",
+	"stream/metrics.workerMeter":       "one metric a field",
 	"stream/metrics.installation":      "one metric a field",
 	"stream/console.Console":           "the parts of the page's server, wired in one place",
 }

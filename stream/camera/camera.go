@@ -23,6 +23,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/internal/pull"
 )
 
 // Image is one encoded image from a source.
@@ -86,7 +87,7 @@ type Publisher struct {
 	cfg   Config
 	js    jetstream.JetStream
 	log   zerolog.Logger
-	epoch *stream.Epoch
+	epoch *pull.Epoch
 	still still
 	mute  bool // that old frames are not dropped has been said
 
@@ -106,7 +107,7 @@ func NewPublisher(cfg Config, js jetstream.JetStream, log zerolog.Logger) (*Publ
 		cfg.LiveBacklog = 32
 	}
 	return &Publisher{
-		cfg: cfg, js: js, epoch: stream.NewEpoch(),
+		cfg: cfg, js: js, epoch: pull.NewEpoch(),
 		log: log.With().Str("component", "camera").Str("detector", cfg.Detector).Str("camera", cfg.Camera).Logger(),
 	}, nil
 }

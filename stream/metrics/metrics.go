@@ -27,8 +27,8 @@ type Metrics struct {
 	reg  *prometheus.Registry
 	defs []Definition
 
-	worker  *worker
-	trainer *trainer
+	worker  *workerMeter
+	trainer *trainerMeter
 	conn    *connection
 	rows    *installation
 	certs   *certificates

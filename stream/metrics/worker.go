@@ -6,15 +6,16 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/trainer"
 )
 
 // Worker counts what a [stream.Worker] does.
 func (m *Metrics) Worker() stream.WorkerMeter { return m.worker }
 
-// Trainer counts what a [stream.TrainingWorker] does.
-func (m *Metrics) Trainer() stream.TrainerMeter { return m.trainer }
+// Trainer counts what a [trainer.Worker] does.
+func (m *Metrics) Trainer() trainer.Meter { return m.trainer }
 
-type worker struct {
+type workerMeter struct {
 	cameras cameras
 
 	scored, anomalous, rejected, retried, dropped, learned *prometheus.CounterVec
@@ -23,9 +24,9 @@ type worker struct {
 	evidence, level, alarms, last, release, threshold      *prometheus.GaugeVec
 }
 
-func newWorker(m *Metrics) *worker {
+func newWorker(m *Metrics) *workerMeter {
 	seconds := []float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300}
-	return &worker{
+	return &workerMeter{
 		scored:    m.counter("frames_scored_total", "Frames with a score.", "detector", "camera"),
 		anomalous: m.counter("frames_anomalous_total", "Frames that were judged anomalous.", "detector", "camera"),
 		rejected:  m.counter("frames_rejected_total", "Frames that could not be judged, by the code of the reason.", "detector", "code"),
@@ -52,7 +53,7 @@ func newWorker(m *Metrics) *worker {
 	}
 }
 
-func (w *worker) Frame(e *stream.Event, stored, delivered time.Time) {
+func (w *workerMeter) Frame(e *stream.Event, stored, delivered time.Time) {
 	w.queue.WithLabelValues(e.Detector).Observe(positive(delivered.Sub(stored)))
 	if e.Score == nil || e.Anomalous == nil {
 		w.rejected.WithLabelValues(e.Detector, e.Code).Inc()
@@ -78,7 +79,7 @@ func (w *worker) Frame(e *stream.Event, stored, delivered time.Time) {
 // positive is a duration in seconds; clocks of two machines may disagree.
 func positive(d time.Duration) float64 { return max(d, 0).Seconds() }
 
-func (w *worker) Frames(detector, what string, n uint64) {
+func (w *workerMeter) Frames(detector, what string, n uint64) {
 	switch what {
 	case stream.FramesRetried:
 		w.retried.WithLabelValues(detector).Add(float64(n))
@@ -89,26 +90,26 @@ func (w *worker) Frames(detector, what string, n uint64) {
 	}
 }
 
-func (w *worker) Batch(detector string, frames int) {
+func (w *workerMeter) Batch(detector string, frames int) {
 	w.batch.WithLabelValues(detector).Observe(float64(frames))
 }
 
-func (w *worker) Stage(stage string, took time.Duration) {
+func (w *workerMeter) Stage(stage string, took time.Duration) {
 	w.stage.WithLabelValues(stage).Observe(took.Seconds())
 }
 
-func (w *worker) Seen(detector, camera string, at time.Time) {
+func (w *workerMeter) Seen(detector, camera string, at time.Time) {
 	w.last.WithLabelValues(detector, w.cameras.label(detector, camera)).Set(float64(at.UnixNano()) / 1e9)
 }
 
-func (w *worker) Drift(detector, camera string, s stream.DriftStatus) {
+func (w *workerMeter) Drift(detector, camera string, s stream.DriftStatus) {
 	camera = w.cameras.label(detector, camera)
 	w.evidence.WithLabelValues(detector, camera).Set(s.Evidence)
 	w.level.WithLabelValues(detector, camera).Set(s.Level)
 	w.alarms.WithLabelValues(detector, camera).Set(s.AlarmShare)
 }
 
-func (w *worker) Swap(detector, role, release, result string, took time.Duration) {
+func (w *workerMeter) Swap(detector, role, release, result string, took time.Duration) {
 	w.swaps.WithLabelValues(detector, result).Inc()
 	if result != stream.ReleaseInService {
 		return
@@ -118,20 +119,20 @@ func (w *worker) Swap(detector, role, release, result string, took time.Duration
 	w.release.WithLabelValues(detector, release[:min(12, len(release))], role).Set(1)
 }
 
-func (w *worker) Left(detector, role string) {
+func (w *workerMeter) Left(detector, role string) {
 	w.release.DeletePartialMatch(prometheus.Labels{"detector": detector, "role": role})
 }
 
-func (w *worker) Shadow(detector, outcome string, n int) {
+func (w *workerMeter) Shadow(detector, outcome string, n int) {
 	w.shadow.WithLabelValues(detector, outcome).Add(float64(n))
 }
 
-func (w *worker) Pictures(result string) { w.pictures.WithLabelValues(result).Inc() }
-func (w *worker) Stored(kind string)     { w.events.WithLabelValues(kind).Inc() }
+func (w *workerMeter) Pictures(result string) { w.pictures.WithLabelValues(result).Inc() }
+func (w *workerMeter) Stored(kind string)     { w.events.WithLabelValues(kind).Inc() }
 
 // Gone takes the rows of a detector away: a gauge that nobody sets any more is a
 // lie, and a camera that is not watched cannot be silent.
-func (w *worker) Gone(detector string) {
+func (w *workerMeter) Gone(detector string) {
 	of := prometheus.Labels{"detector": detector}
 	for _, v := range []interface{ DeletePartialMatch(prometheus.Labels) int }{
 		w.scored, w.anomalous, w.rejected, w.retried, w.dropped, w.learned, w.swaps, w.shadow,
@@ -142,14 +143,14 @@ func (w *worker) Gone(detector string) {
 	w.cameras.forget(detector)
 }
 
-type trainer struct {
+type trainerMeter struct {
 	jobs                                       *prometheus.CounterVec
 	seconds                                    *prometheus.HistogramVec
 	progress, loss, frechet, reported, running *prometheus.GaugeVec
 }
 
-func newTrainer(m *Metrics) *trainer {
-	return &trainer{
+func newTrainer(m *Metrics) *trainerMeter {
+	return &trainerMeter{
 		jobs:     m.counter("jobs_total", "Attempts at training jobs that are over, by result: done, failed, cancelled, back (in the queue), lost (to another trainer).", "kind", "result"),
 		seconds:  m.histogram("job_seconds", "Time of an attempt.", []float64{1, 5, 15, 60, 300, 900, 3600, 14400, 43200, 86400}, "kind"),
 		running:  m.gauge("jobs_running", "Jobs that this trainer works at: 0 or 1.", "detector", "kind"),
@@ -160,12 +161,12 @@ func newTrainer(m *Metrics) *trainer {
 	}
 }
 
-func (t *trainer) Took(detector, kind string) {
+func (t *trainerMeter) Took(detector, kind string) {
 	t.running.WithLabelValues(detector, kind).Set(1)
 	t.reported.WithLabelValues(detector, kind).SetToCurrentTime()
 }
 
-func (t *trainer) Ended(detector, kind, result string, took time.Duration) {
+func (t *trainerMeter) Ended(detector, kind, result string, took time.Duration) {
 	t.jobs.WithLabelValues(kind, result).Inc()
 	t.seconds.WithLabelValues(kind).Observe(took.Seconds())
 	for _, v := range []*prometheus.GaugeVec{t.running, t.progress, t.loss, t.frechet, t.reported} {
@@ -173,7 +174,7 @@ func (t *trainer) Ended(detector, kind, result string, took time.Duration) {
 	}
 }
 
-func (t *trainer) Progress(kind string, p stream.Progress) {
+func (t *trainerMeter) Progress(kind string, p stream.Progress) {
 	share := 0.0
 	if p.Steps > 0 {
 		share = float64(p.Step) / float64(p.Steps)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/registry"
+	"github.com/nearmiss/nearmiss/stream/trainer"
 )
 
 // Release stores a release whose only file says how the fake scorer behaves,
@@ -145,70 +146,70 @@ var LoadFake = stream.LoaderFunc(func(_ context.Context, dir string) (stream.Sco
 // FakeTrainer makes releases of fakes.
 type FakeTrainer struct {
 	T       testing.TB
-	OnTrain func(ctx context.Context, task *stream.Task) error // before the release is made
-	Model   func(task *stream.Task) Fake
+	OnTrain func(ctx context.Context, task *trainer.Task) error // before the release is made
+	Model   func(task *trainer.Task) Fake
 }
 
-func (f FakeTrainer) Train(ctx context.Context, task *stream.Task) (stream.TrainResult, error) {
+func (f FakeTrainer) Train(ctx context.Context, task *trainer.Task) (trainer.Result, error) {
 	if f.OnTrain != nil {
 		if err := f.OnTrain(ctx, task); err != nil {
-			return stream.TrainResult{}, err
+			return trainer.Result{}, err
 		}
 	}
 	model := Fake{Name: task.Request.Job}
 	if f.Model != nil {
 		model = f.Model(task)
 	}
-	return stream.TrainResult{Dir: WriteRelease(f.T, model)}, nil
+	return trainer.Result{Dir: WriteRelease(f.T, model)}, nil
 }
 
-func (f FakeTrainer) Extend(_ context.Context, task *stream.Task) (stream.TrainResult, error) {
+func (f FakeTrainer) Extend(_ context.Context, task *trainer.Task) (trainer.Result, error) {
 	b, err := os.ReadFile(filepath.Join(task.Active, "fake.json"))
 	if err != nil {
-		return stream.TrainResult{}, err
+		return trainer.Result{}, err
 	}
 	var old Fake
 	if err := json.Unmarshal(b, &old); err != nil {
-		return stream.TrainResult{}, err
+		return trainer.Result{}, err
 	}
 	files, err := os.ReadDir(task.Normals)
 	if err != nil {
-		return stream.TrainResult{}, err
+		return trainer.Result{}, err
 	}
 	for _, e := range files {
 		b, err := os.ReadFile(filepath.Join(task.Normals, e.Name()))
 		if err != nil {
-			return stream.TrainResult{}, err
+			return trainer.Result{}, err
 		}
 		old.Known = append(old.Known, b)
 	}
-	return stream.TrainResult{Dir: WriteRelease(f.T, old)}, nil
+	return trainer.Result{Dir: WriteRelease(f.T, old)}, nil
 }
 
-func (f FakeTrainer) Retract(_ context.Context, task *stream.Task) (stream.TrainResult, error) {
+func (f FakeTrainer) Retract(_ context.Context, task *trainer.Task) (trainer.Result, error) {
 	b, err := os.ReadFile(filepath.Join(task.Active, "fake.json"))
 	if err != nil {
-		return stream.TrainResult{}, err
+		return trainer.Result{}, err
 	}
 	var old Fake
 	if err := json.Unmarshal(b, &old); err != nil {
-		return stream.TrainResult{}, err
+		return trainer.Result{}, err
 	}
 	old.Known, old.Retracted = nil, append(old.Retracted, task.Request.Retract...)
-	return stream.TrainResult{Dir: WriteRelease(f.T, old)}, nil
+	return trainer.Result{Dir: WriteRelease(f.T, old)}, nil
 }
 
-func (f FakeTrainer) Readjust(_ context.Context, task *stream.Task) (stream.TrainResult, error) {
+func (f FakeTrainer) Readjust(_ context.Context, task *trainer.Task) (trainer.Result, error) {
 	b, err := os.ReadFile(filepath.Join(task.Active, "fake.json"))
 	if err != nil {
-		return stream.TrainResult{}, err
+		return trainer.Result{}, err
 	}
 	var old Fake
 	if err := json.Unmarshal(b, &old); err != nil {
-		return stream.TrainResult{}, err
+		return trainer.Result{}, err
 	}
 	old.Threshold = 1 - task.Detector.FalseAlarmRate
-	return stream.TrainResult{Dir: WriteRelease(f.T, old)}, nil
+	return trainer.Result{Dir: WriteRelease(f.T, old)}, nil
 }
 
 // Serve is a Loader of one scorer.

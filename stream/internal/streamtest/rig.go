@@ -22,6 +22,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/control"
 	"github.com/nearmiss/nearmiss/stream/registry"
 	"github.com/nearmiss/nearmiss/stream/steward"
+	"github.com/nearmiss/nearmiss/stream/trainer"
 )
 
 // Log shows what happened when a test fails.
@@ -233,11 +234,11 @@ func Eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-func (r *Rig) Trainer(cfg stream.TrainerConfig, tr stream.Trainer) (stop func()) {
+func (r *Rig) Trainer(cfg trainer.Config, tr trainer.Maker) (stop func()) {
 	r.T.Helper()
 	cfg.Names = r.Names
 	cfg.CacheDir, cfg.ScratchDir = filepath.Join(r.Dir, "cache"), filepath.Join(r.Dir, "scratch")
-	w, err := stream.NewTrainingWorker(cfg, r.Connect(), tr, Log(r.T))
+	w, err := trainer.New(cfg, r.Connect(), tr, Log(r.T))
 	if err != nil {
 		r.T.Fatal(err)
 	}
@@ -301,4 +302,12 @@ func (r *Rig) Steward(cfg steward.Config) {
 		r.T.Fatal(err)
 	}
 	brokertest.Run(r.T, "steward", s.Run)
+}
+
+// PublishRaw publishes bytes on a subject of a stream.
+func (r *Rig) PublishRaw(subject, data string) {
+	r.T.Helper()
+	if _, err := r.JS.Publish(r.T.Context(), subject, []byte(data)); err != nil {
+		r.T.Fatal(err)
+	}
 }

@@ -1,4 +1,5 @@
-package stream
+// Package pull takes messages from consumers, whatever happens to the broker.
+package pull
 
 import (
 	"context"
@@ -10,24 +11,23 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
-	scanning "github.com/nearmiss/nearmiss/stream/internal/scan"
 	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
 
-// fetchWait is how long one pull waits at the broker for the first message.
-const fetchWait = 5 * time.Second
+// FetchWait is how long one pull waits at the broker for the first message.
+const FetchWait = 5 * time.Second
 
-// fetch takes up to n messages: what is there at once, or else the first that
-// comes within fetchWait and what is there with it. A batch thus fills by
+// Fetch takes up to n messages: what is there at once, or else the first that
+// comes within FetchWait and what is there with it. A batch thus fills by
 // itself when frames come faster than they are scored, and a single frame does
 // not wait for others. Nothing is held in the client beyond n messages: two
 // workers share a queue evenly. No message and no error means that none came.
-func fetch(ctx context.Context, c jetstream.Consumer, n int) ([]jetstream.Msg, error) {
+func Fetch(ctx context.Context, c jetstream.Consumer, n int) ([]jetstream.Msg, error) {
 	msgs, err := drainBatch(c.FetchNoWait(n))
 	if len(msgs) > 0 || err != nil {
 		return msgs, err
 	}
-	wait, cancel := context.WithTimeout(ctx, fetchWait)
+	wait, cancel := context.WithTimeout(ctx, FetchWait)
 	defer cancel()
 	msgs, err = drainBatch(c.Fetch(1, jetstream.FetchContext(wait)))
 	if ctx.Err() != nil && len(msgs) == 0 {
@@ -57,14 +57,6 @@ func drainBatch(b jetstream.MessageBatch, err error) ([]jetstream.Msg, error) {
 	}
 	return nil, err
 }
-
-// scan calls f for every message that a stream holds now and that the ordered
-// consumer's filter lets through, oldest first. errStop from f ends it early.
-func scan(ctx context.Context, js jetstream.JetStream, stream string, cfg jetstream.OrderedConsumerConfig, f func(jetstream.Msg, *jetstream.MsgMetadata) error) error {
-	return scanning.Run(ctx, js, stream, cfg, f)
-}
-
-var errStop = scanning.ErrStop
 
 // Epoch is the time between two reconnects. What waits for an answer of the
 // broker when the connection is lost waits in vain: it is better asked again as
@@ -109,9 +101,9 @@ func (e *Epoch) Within(ctx context.Context) (context.Context, context.CancelFunc
 	return wait.Either(ctx, epoch)
 }
 
-// pull calls handle with what a consumer delivers, up to n messages at a time,
+// Pull calls handle with what a consumer delivers, up to n messages at a time,
 // until ctx ends. Whatever happens to the broker, it goes on when that is back.
-func (e *Epoch) pull(ctx context.Context, log zerolog.Logger, consumer func(context.Context) (jetstream.Consumer, error), n int, handle func([]jetstream.Msg)) {
+func (e *Epoch) Pull(ctx context.Context, log zerolog.Logger, consumer func(context.Context) (jetstream.Consumer, error), n int, handle func([]jetstream.Msg)) {
 	var cons jetstream.Consumer
 	for ctx.Err() == nil {
 		if cons == nil {
@@ -144,5 +136,5 @@ func (e *Epoch) pull(ctx context.Context, log zerolog.Logger, consumer func(cont
 func (e *Epoch) fetch(ctx context.Context, c jetstream.Consumer, n int) ([]jetstream.Msg, error) {
 	ctx, cancel := e.Within(ctx)
 	defer cancel()
-	return fetch(ctx, c, n)
+	return Fetch(ctx, c, n)
 }

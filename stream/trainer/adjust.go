@@ -1,35 +1,24 @@
-package stream
+package trainer
 
 import (
 	"context"
 	"errors"
-	"fmt"
 
+	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/kv"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
 	"github.com/nearmiss/nearmiss/stream/internal/wait"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
-// ReadjustRequest asks for a detector's active release with its k and its
-// false-alarm rate, which were changed in the configuration's revision. The job
-// has the same name whoever asks for it, so that it is done once.
-func ReadjustRequest(d Detector, by string) TrainRequest {
-	d = d.WithDefaults()
-	return TrainRequest{
-		Job: fmt.Sprintf("readjust-%s-%d", d.Name, d.Revision), Detector: d.Name, Readjust: true, Promote: true, By: by,
-		Reason: fmt.Sprintf("k is %d, the false-alarm rate %g", d.K, d.FalseAlarmRate),
-	}
-}
-
 // adjustments has a changed k or rate act, whichever client of the broker changed
 // it, until ctx ends.
-func (w *TrainingWorker) adjustments(ctx context.Context) {
+func (w *Worker) adjustments(ctx context.Context) {
 	seen := map[string]uint64{} // detector → revision that has been looked at
 	for ctx.Err() == nil {
 		within, cancel := w.epoch.Within(ctx)
 		var failed error
-		err := w.detectors.watch(within, func() {
+		err := w.detectors.Watch(within, func() {
 			if failed = w.adjust(within, seen); failed != nil {
 				cancel() // and from the beginning
 			}
@@ -42,7 +31,7 @@ func (w *TrainingWorker) adjustments(ctx context.Context) {
 	}
 }
 
-func (w *TrainingWorker) adjust(ctx context.Context, seen map[string]uint64) error {
+func (w *Worker) adjust(ctx context.Context, seen map[string]uint64) error {
 	all, err := w.detectors.List(ctx)
 	if err != nil {
 		return err
@@ -58,12 +47,12 @@ func (w *TrainingWorker) adjust(ctx context.Context, seen map[string]uint64) err
 		if err != nil {
 			return err
 		}
-		history, err := w.detectors.kv.History(ctx, d.Name)
+		history, err := w.detectors.History(ctx, d.Name)
 		if err != nil {
 			return err
 		}
 		if changed, ok := changedSince(history, p); ok {
-			j, err := w.jobs.Request(ctx, ReadjustRequest(changed, w.cfg.Name))
+			j, err := w.jobs.Request(ctx, stream.ReadjustRequest(changed, w.cfg.Name))
 			if err != nil {
 				return err
 			}
@@ -77,33 +66,33 @@ func (w *TrainingWorker) adjust(ctx context.Context, seen map[string]uint64) err
 // changedSince returns the newest configuration, newest first in history, that
 // changed k or the rate after a release was made active. What was configured
 // before is the matter of who promoted it.
-func changedSince(history []kv.Entry[Detector], p registry.Pointer) (Detector, bool) {
+func changedSince(history []kv.Entry[stream.Detector], p registry.Pointer) (stream.Detector, bool) {
 	for i := 0; i+1 < len(history) && history[i].Created.After(p.StoredAt); i++ {
-		if d := history[i].Value; !SameJudgement(d, history[i+1].Value) {
+		if d := history[i].Value; !stream.SameJudgement(d, history[i+1].Value) {
 			d.Revision = history[i].Revision
 			return d, true
 		}
 	}
-	return Detector{}, false
+	return stream.Detector{}, false
 }
 
 // overtaken asks for a readjustment where k or the rate were changed while a
 // release was trained: it was made with what they were.
-func (w *TrainingWorker) overtaken(ctx context.Context, job Job) error {
+func (w *Worker) overtaken(ctx context.Context, job stream.Job) error {
 	d, err := w.detectors.Get(ctx, job.Detector)
-	if errors.Is(err, ErrNoDetector) || errors.Is(err, ErrBadMessage) {
+	if errors.Is(err, stream.ErrNoDetector) || errors.Is(err, stream.ErrBadMessage) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	was := Detector{K: job.K, FalseAlarmRate: job.FalseAlarmRate}
-	if job.K == 0 || SameJudgement(d, was) {
+	was := stream.Detector{K: job.K, FalseAlarmRate: job.FalseAlarmRate}
+	if job.K == 0 || stream.SameJudgement(d, was) {
 		return nil
 	}
 	// Its own name: a job of the change's revision may have been done already, on
 	// the release that this one has replaced.
-	req := ReadjustRequest(d, w.cfg.Name)
+	req := stream.ReadjustRequest(d, w.cfg.Name)
 	req.Job = "late-readjust-" + job.Detector + "-" + text.Short(job.Release)
 	_, err = w.jobs.Request(ctx, req)
 	return err

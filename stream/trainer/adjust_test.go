@@ -1,4 +1,4 @@
-package stream_test
+package trainer_test
 
 import (
 	"context"
@@ -10,6 +10,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
+	"github.com/nearmiss/nearmiss/stream/trainer"
 )
 
 // TestAChangedRateActsWhoeverChangesIt: any client that writes the bucket, also
@@ -29,7 +30,7 @@ func TestAChangedRateActsWhoeverChangesIt(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		publishRaw(r, "$KV."+r.Names.DetectorsBucket()+".bolts", string(b))
+		r.PublishRaw("$KV."+r.Names.DetectorsBucket()+".bolts", string(b))
 	}
 	threshold := func() float64 {
 		t.Helper()
@@ -56,11 +57,11 @@ func TestAChangedRateActsWhoeverChangesIt(t *testing.T) {
 	put(0.25, "while no trainer runs")
 	put(0.25, "and the description after it")
 	training, trained := make(chan struct{}), make(chan struct{})
-	r.Trainer(stream.TrainerConfig{RetryDelay: 10 * time.Millisecond}, streamtest.FakeTrainer{T: t, OnTrain: func(context.Context, *stream.Task) error {
+	r.Trainer(trainer.Config{RetryDelay: 10 * time.Millisecond}, streamtest.FakeTrainer{T: t, OnTrain: func(context.Context, *trainer.Task) error {
 		close(training)
 		<-trained
 		return nil
-	}, Model: func(task *stream.Task) streamtest.Fake {
+	}, Model: func(task *trainer.Task) streamtest.Fake {
 		return streamtest.Fake{Name: "trained", Threshold: 1 - task.Detector.FalseAlarmRate}
 	}})
 	becomes(0.75)

@@ -1,4 +1,4 @@
-package stream_test
+package trainer_test
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
+	"github.com/nearmiss/nearmiss/stream/trainer"
 )
 
 // activeFake is the fake that a detector's active release is made of.
@@ -56,7 +57,7 @@ func TestTheLastVerdictWins(t *testing.T) {
 	r.Detector(stream.Detector{Name: "bolts"})
 	r.Release("bolts", streamtest.Fake{Name: "one"})
 	r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
-	stop := r.Trainer(stream.TrainerConfig{}, streamtest.FakeTrainer{T: t})
+	stop := r.Trainer(trainer.Config{}, streamtest.FakeTrainer{T: t})
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "alarm", Image: streamtest.Image(0.95)})
 	streamtest.Eventually(t, "it is announced", func() bool { return len(r.Events()) == 1 })
 	e := r.Events()[0]
@@ -92,8 +93,8 @@ func TestTheLastVerdictWins(t *testing.T) {
 	for _, v := range []string{stream.FeedbackNormal, stream.FeedbackWithdrawn, stream.FeedbackAnomalous, stream.FeedbackNormal, stream.FeedbackAnomalous} {
 		say(v)
 	}
-	r.Trainer(stream.TrainerConfig{Name: "a"}, streamtest.FakeTrainer{T: t})
-	r.Trainer(stream.TrainerConfig{Name: "b"}, streamtest.FakeTrainer{T: t})
+	r.Trainer(trainer.Config{Name: "a"}, streamtest.FakeTrainer{T: t})
+	r.Trainer(trainer.Config{Name: "b"}, streamtest.FakeTrainer{T: t})
 	becomes("the last of five", 0, 1, false)
 	for _, j := range mustList(t, r) {
 		if j.State == stream.JobFailed {
@@ -121,15 +122,15 @@ func TestWhatIsWithdrawnDuringATraining(t *testing.T) {
 		t.Fatal(err)
 	}
 	training, trained := make(chan struct{}), make(chan struct{})
-	trainer := streamtest.FakeTrainer{T: t, OnTrain: func(context.Context, *stream.Task) error {
+	fake := streamtest.FakeTrainer{T: t, OnTrain: func(context.Context, *trainer.Task) error {
 		close(training)
 		<-trained
 		return nil
-	}, Model: func(*stream.Task) streamtest.Fake {
+	}, Model: func(*trainer.Task) streamtest.Fake {
 		return streamtest.Fake{Name: "trained", Known: [][]byte{streamtest.Image(0.95)}}
 	}}
-	r.Trainer(stream.TrainerConfig{Name: "a"}, trainer)
-	r.Trainer(stream.TrainerConfig{Name: "b"}, trainer)
+	r.Trainer(trainer.Config{Name: "a"}, fake)
+	r.Trainer(trainer.Config{Name: "b"}, fake)
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "alarm", Image: streamtest.Image(0.95)})
 	streamtest.Eventually(t, "it is announced", func() bool { return len(r.Events()) == 1 })
 	f := stream.Feedback{Detector: "bolts", Verdict: stream.FeedbackNormal, Event: r.Events()[0].ID}

@@ -1,4 +1,4 @@
-package stream
+package trainer
 
 import (
 	"context"
@@ -10,7 +10,11 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/internal/heartbeat"
+	"github.com/nearmiss/nearmiss/stream/internal/scan"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
+	"github.com/nearmiss/nearmiss/stream/internal/wait"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
@@ -19,40 +23,40 @@ import (
 
 // marking is a batch of feedback on its way.
 type marking struct {
-	w     *TrainingWorker
-	known map[string]map[string][]Normal // detector → id → what verdicts have made of it
+	w     *Worker
+	known map[string]map[string][]stream.Normal // detector → id → what verdicts have made of it
 }
 
 // effect is what one verdict asks for.
 type effect struct {
 	detector string
-	verdict  uint64   // sequence of the feedback
-	extend   []uint64 // normals that enter the bank
-	remove   []Normal // what earlier verdicts made
+	verdict  uint64          // sequence of the feedback
+	extend   []uint64        // normals that enter the bank
+	remove   []stream.Normal // what earlier verdicts made
 }
 
 // handleFeedback sees a batch of feedback to its end: what one detector learns of
 // it makes one job, and what it forgets another.
-func (w *TrainingWorker) handleFeedback(ctx context.Context, msgs []jetstream.Msg) {
-	beat := newHeartbeat(10*time.Second, msgs)
-	defer beat.stop()
+func (w *Worker) handleFeedback(ctx context.Context, msgs []jetstream.Msg) {
+	beat := heartbeat.New(10*time.Second, msgs)
+	defer beat.Stop()
 	type group struct {
 		effect
 		msgs []jetstream.Msg
 	}
 	groups := map[string]*group{}
-	batch := &marking{w: w, known: map[string]map[string][]Normal{}}
+	batch := &marking{w: w, known: map[string]map[string][]stream.Normal{}}
 	for _, m := range msgs {
 		x, err := batch.resolve(ctx, m)
-		var perm *PermanentError
+		var perm *stream.PermanentError
 		switch {
 		case errors.As(err, &perm):
 			w.refuseFeedback(ctx, m, perm)
-			beat.done(m)
+			beat.Done(m)
 		case err != nil:
 			w.log.Warn().Err(err).Msg("feedback not handled: it comes again")
 			_ = m.NakWithDelay(w.cfg.RetryDelay)
-			beat.done(m)
+			beat.Done(m)
 		default:
 			g := groups[x.detector]
 			if g == nil {
@@ -71,7 +75,7 @@ func (w *TrainingWorker) handleFeedback(ctx context.Context, msgs []jetstream.Ms
 			} else {
 				_ = m.Ack()
 			}
-			beat.done(m)
+			beat.Done(m)
 		}
 		if err != nil && ctx.Err() == nil {
 			w.log.Warn().Err(err).Str("detector", g.detector).Msg("feedback not handled: it comes again")
@@ -81,7 +85,7 @@ func (w *TrainingWorker) handleFeedback(ctx context.Context, msgs []jetstream.Ms
 
 // takeEffect asks for the jobs that verdicts need, and then removes what they
 // withdraw: should this trainer die in between, the verdicts come again.
-func (w *TrainingWorker) takeEffect(ctx context.Context, x effect) error {
+func (w *Worker) takeEffect(ctx context.Context, x effect) error {
 	var retract []uint64
 	for _, n := range x.remove {
 		if !n.Anomaly {
@@ -95,7 +99,7 @@ func (w *TrainingWorker) takeEffect(ctx context.Context, x effect) error {
 	}
 	if err == nil { // else they are normals for the first training
 		if len(extend) > 0 {
-			if _, err := w.jobs.Request(ctx, TrainRequest{
+			if _, err := w.jobs.Request(ctx, stream.TrainRequest{
 				Job: fmt.Sprintf("extend-%s-%d", x.detector, extend[len(extend)-1]), Detector: x.detector, Extend: extend, Promote: true,
 				By: "feedback", Reason: fmt.Sprintf("%d frames were confirmed normal", len(extend)),
 			}); err != nil {
@@ -103,7 +107,7 @@ func (w *TrainingWorker) takeEffect(ctx context.Context, x effect) error {
 			}
 		}
 		if len(retract) > 0 {
-			if _, err := w.jobs.Request(ctx, TrainRequest{
+			if _, err := w.jobs.Request(ctx, stream.TrainRequest{
 				Job: fmt.Sprintf("retract-%s-%d", x.detector, x.verdict), Detector: x.detector, Retract: retract, Promote: true,
 				By: "feedback", Reason: fmt.Sprintf("%d frames were normal for somebody who thought better of it", len(retract)),
 			}); err != nil {
@@ -112,7 +116,7 @@ func (w *TrainingWorker) takeEffect(ctx context.Context, x effect) error {
 		}
 	}
 	for _, n := range x.remove {
-		if err := w.normals.Remove(ctx, x.detector, n.Sequence); err != nil && !errors.Is(err, ErrNotFound) {
+		if err := w.normals.Remove(ctx, x.detector, n.Sequence); err != nil && !errors.Is(err, stream.ErrNotFound) {
 			return err
 		}
 	}
@@ -123,21 +127,21 @@ func (w *TrainingWorker) takeEffect(ctx context.Context, x effect) error {
 // normal or a labelled anomaly.
 func (b *marking) resolve(ctx context.Context, m jetstream.Msg) (effect, error) {
 	w := b.w
-	f, err := ParseFeedback(m.Data())
+	f, err := stream.ParseFeedback(m.Data())
 	if err != nil {
-		return effect{}, Permanent(CodeBadRequest, err)
+		return effect{}, stream.Permanent(stream.CodeBadRequest, err)
 	}
 	if m.Subject() != w.cfg.Feedback(f.Detector) {
-		return effect{}, Permanent(CodeBadRequest, fmt.Errorf("feedback on detector %s came on subject %s", f.Detector, m.Subject()))
+		return effect{}, stream.Permanent(stream.CodeBadRequest, fmt.Errorf("feedback on detector %s came on subject %s", f.Detector, m.Subject()))
 	}
 	meta, err := m.Metadata()
 	if err != nil {
-		return effect{}, Permanent(CodeBadRequest, err)
+		return effect{}, stream.Permanent(stream.CodeBadRequest, err)
 	}
 	x := effect{detector: f.Detector, verdict: meta.Sequence.Stream}
 	e, err := w.in.Meant(ctx, f)
-	if errors.Is(err, ErrNotFound) {
-		return x, Permanent(CodeNotFound, err)
+	if errors.Is(err, stream.ErrNotFound) {
+		return x, stream.Permanent(stream.CodeNotFound, err)
 	}
 	if err != nil {
 		return x, err
@@ -150,15 +154,15 @@ func (b *marking) resolve(ctx context.Context, m jetstream.Msg) (effect, error) 
 		return x, err
 	}
 	id := verdictID(e)
-	var kept []Normal
+	var kept []stream.Normal
 	for _, n := range ids[id] {
-		if len(kept) == 0 && (f.Verdict == FeedbackNormal && !n.Anomaly || f.Verdict == FeedbackAnomalous && n.Anomaly) {
+		if len(kept) == 0 && (f.Verdict == stream.FeedbackNormal && !n.Anomaly || f.Verdict == stream.FeedbackAnomalous && n.Anomaly) {
 			kept = append(kept, n)
 		} else {
 			x.remove = append(x.remove, n)
 		}
 	}
-	if len(kept) == 0 && (f.Verdict == FeedbackNormal || f.Verdict == FeedbackAnomalous) {
+	if len(kept) == 0 && (f.Verdict == stream.FeedbackNormal || f.Verdict == stream.FeedbackAnomalous) {
 		n, err := w.learnFrom(ctx, f, e, id)
 		if err != nil {
 			return x, err
@@ -170,34 +174,20 @@ func (b *marking) resolve(ctx context.Context, m jetstream.Msg) (effect, error) 
 		kept = append(kept, n)
 	}
 	ids[id] = kept
-	if len(kept) > 0 && f.Verdict == FeedbackNormal {
+	if len(kept) > 0 && f.Verdict == stream.FeedbackNormal {
 		x.extend = append(x.extend, kept[0].Sequence)
 	}
 	return x, nil
 }
 
-// Meant is the event that feedback is about, or [ErrNotFound].
-func (in *Installation) Meant(ctx context.Context, f Feedback) (Event, error) {
-	if f.Sequence > 0 {
-		e, err := in.Event(ctx, f.Sequence)
-		switch {
-		case err == nil && e.ID == f.Event && e.Detector == f.Detector && e.Kind == KindAnomaly:
-			return e, nil
-		case err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrBadMessage):
-			return e, err
-		}
-	}
-	return in.FindEvent(ctx, f.Detector, f.Camera, f.Event, f.Frame)
-}
-
 // superseded says whether there is a later verdict on the same event.
-func (w *TrainingWorker) superseded(ctx context.Context, x effect, e Event) (bool, error) {
+func (w *Worker) superseded(ctx context.Context, x effect, e stream.Event) (bool, error) {
 	over := false
-	err := scanBack(ctx, w.js, w.cfg.FeedbackStream(), w.cfg.Feedback(x.detector), 0, false, func(m jetstream.Msg, seq uint64) bool {
+	err := scan.Back(ctx, w.js, w.cfg.FeedbackStream(), w.cfg.Feedback(x.detector), 0, false, func(m jetstream.Msg, seq uint64) bool {
 		if seq <= x.verdict {
 			return false
 		}
-		f, err := ParseFeedback(m.Data())
+		f, err := stream.ParseFeedback(m.Data())
 		over = err == nil && (f.Event == e.ID || f.Event == "" && f.Camera == e.Camera && f.Frame == e.FrameID)
 		return !over
 	})
@@ -208,13 +198,13 @@ func (w *TrainingWorker) superseded(ctx context.Context, x effect, e Event) (boo
 }
 
 // of returns what verdicts have made of the frames of a detector, by id.
-func (b *marking) of(ctx context.Context, detector string) (map[string][]Normal, error) {
+func (b *marking) of(ctx context.Context, detector string) (map[string][]stream.Normal, error) {
 	if ids := b.known[detector]; ids != nil {
 		return ids, nil
 	}
-	ids := map[string][]Normal{}
+	ids := map[string][]stream.Normal{}
 	for _, anomalies := range []bool{false, true} {
-		if _, err := b.w.normals.Replay(ctx, detector, anomalies, false, func(n Normal) error {
+		if _, err := b.w.normals.Replay(ctx, detector, anomalies, false, func(n stream.Normal) error {
 			if strings.HasPrefix(n.ID, feedbackID) {
 				ids[n.ID] = append(ids[n.ID], n)
 			}
@@ -228,19 +218,19 @@ func (b *marking) of(ctx context.Context, detector string) (map[string][]Normal,
 }
 
 // verdictID names the normal or labelled anomaly that verdicts on an event make.
-func verdictID(e Event) string { return text.Line(feedbackID + e.Camera + "/" + e.FrameID) }
+func verdictID(e stream.Event) string { return text.Line(feedbackID + e.Camera + "/" + e.FrameID) }
 
 // learnFrom stores the image of an event as a normal or labelled anomaly.
-func (w *TrainingWorker) learnFrom(ctx context.Context, f Feedback, e Event, id string) (Normal, error) {
+func (w *Worker) learnFrom(ctx context.Context, f stream.Feedback, e stream.Event, id string) (stream.Normal, error) {
 	image, err := w.in.EventImage(ctx, e)
 	if err != nil {
-		return Normal{}, err
+		return stream.Normal{}, err
 	}
-	n := Normal{
-		Detector: f.Detector, ID: id, Origin: "an operator called the frame " + f.Verdict, Anomaly: f.Verdict == FeedbackAnomalous,
+	n := stream.Normal{
+		Detector: f.Detector, ID: id, Origin: "an operator called the frame " + f.Verdict, Anomaly: f.Verdict == stream.FeedbackAnomalous,
 		Source: e.Source, Camera: e.Camera, CapturedAt: e.CapturedAt, Image: image,
 		// The same verdict may come a second time, after one that withdrew it.
-		once: id + "@" + f.At.UTC().Format(time.RFC3339Nano),
+		Once: id + "@" + f.At.UTC().Format(time.RFC3339Nano),
 	}
 	if f.By != "" {
 		n.Origin = f.By + " called the frame " + f.Verdict
@@ -251,7 +241,7 @@ func (w *TrainingWorker) learnFrom(ctx context.Context, f Feedback, e Event, id 
 
 // retractLate asks for what was withdrawn while a release was made to be taken
 // out of that, too: the job that did so saw another release.
-func (w *TrainingWorker) retractLate(ctx context.Context, job Job) error {
+func (w *Worker) retractLate(ctx context.Context, job stream.Job) error {
 	if len(job.Retract) > 0 || job.Readjust {
 		return nil // a conflict of the two has it made again
 	}
@@ -273,9 +263,42 @@ func (w *TrainingWorker) retractLate(ctx context.Context, job Job) error {
 	if len(late) == 0 {
 		return nil
 	}
-	_, err = w.jobs.Request(ctx, TrainRequest{
+	_, err = w.jobs.Request(ctx, stream.TrainRequest{
 		Job: "late-retract-" + job.Detector + "-" + text.Short(job.Release), Detector: job.Detector, Retract: late, Promote: true,
 		By: w.cfg.Name, Reason: fmt.Sprintf("%d frames were withdrawn during job %s", len(late), job.Job),
 	})
 	return err
+}
+
+// feedbackID is what the ids of normals that came by feedback begin with.
+const feedbackID = "feedback/"
+
+// feedbackBatch is how many frames enter a bank together, at most.
+const feedbackBatch = 64
+
+// feedbackConsumer is shared by all trainers.
+func (w *Worker) feedbackConsumer(ctx context.Context) (jetstream.Consumer, error) {
+	c, err := w.js.CreateOrUpdateConsumer(ctx, w.cfg.FeedbackStream(), jetstream.ConsumerConfig{
+		Durable: "feedback", Description: "trainers, for operators' feedback",
+		AckPolicy: jetstream.AckExplicitPolicy, AckWait: 30 * time.Second, MaxDeliver: -1,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("consumer of feedback: %w", err)
+	}
+	return c, nil
+}
+
+// refuseFeedback moves feedback that cannot be used to the dead letters.
+func (w *Worker) refuseFeedback(ctx context.Context, m jetstream.Msg, why *stream.PermanentError) {
+	meta, err := m.Metadata()
+	if err != nil {
+		return
+	}
+	dead := stream.DeadMessage(w.cfg.Names, m.Subject(), w.cfg.FeedbackStream(), meta.Sequence.Stream, int(meta.NumDelivered), m.Headers(), m.Data(), why.Code, why.Error())
+	if err := stream.Retry(ctx, wait.Brief(), func() error { return w.in.StoreDeadLetter(ctx, dead) }); err != nil {
+		_ = m.NakWithDelay(5 * time.Second)
+		return
+	}
+	w.log.Warn().Err(why).Msg("feedback refused")
+	_ = m.Ack()
 }

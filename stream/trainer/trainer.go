@@ -1,4 +1,37 @@
-package stream
+// Package trainer turns training requests and operators' verdicts into releases. Many
+// trainers can share the queue; each takes one job at a time. What makes a release is a
+// [Maker], which the caller gives.
+//
+// A training request. [stream.Client.Train] asks control, where [stream.Jobs.Request]
+// records the job and puts the request into NM_TRAINING. handle takes it:
+//
+//	begin            one more attempt on the job's record
+//	attempt
+//	  prepare        normals and the active release into folders: a [Task]
+//	  make           Maker.Train, Extend, Retract or Readjust → a release folder
+//	  registry.Put   the release into the store
+//	  promote        the active pointer, if nobody changed it meanwhile
+//	end              the job's record, acknowledge the request
+//
+// Each worker's swapper sees the pointer, loads the release and exchanges it.
+//
+// A verdict. [stream.Client.Feedback] asks control, which puts it into NM_FEEDBACK.
+// handleFeedback takes a batch:
+//
+//	resolve          finds the event and its image, and adds that to NM_NORMALS
+//	takeEffect       asks for a job that extends the active release by it, or takes out
+//	                 of it what a later verdict withdrew
+//
+// # Goroutines and locks
+//
+// [Worker.Run] handles one job at a time itself, beside goroutines that take feedback,
+// collect what nobody needs, have changed configurations act, and ask for what is due;
+// it returns after the last of them. A job adds two: one that watches whether it is
+// cancelled or taken over, and the training, which is left behind if it does not stop
+// within the drain time. Task.mu guards the time of the last progress record and what
+// is kept of the job's history, since a training may report from anywhere; it is held
+// alone.
+package trainer
 
 import (
 	"context"
@@ -14,31 +47,33 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/internal/pull"
 	"github.com/nearmiss/nearmiss/stream/internal/wait"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
-// Trainer makes releases.
-type Trainer interface {
+// Maker makes releases.
+type Maker interface {
 	// Train learns from the task's normals and returns a release folder within
 	// task.Dir. It reports progress and saves checkpoints through the task, and
 	// stops soon after ctx ends. An error is tried again, from the last
-	// checkpoint, unless it is a [PermanentError].
-	Train(ctx context.Context, task *Task) (TrainResult, error)
+	// checkpoint, unless it is a [stream.PermanentError].
+	Train(ctx context.Context, task *Task) (Result, error)
 	// Extend returns the task's active release with the task's images added to
 	// its bank.
-	Extend(ctx context.Context, task *Task) (TrainResult, error)
+	Extend(ctx context.Context, task *Task) (Result, error)
 	// Retract returns the task's active release without the normals that its
 	// request names in its bank; their files in it are called as those that Train
 	// and Extend got, the sequence in twelve digits and an extension.
-	Retract(ctx context.Context, task *Task) (TrainResult, error)
+	Retract(ctx context.Context, task *Task) (Result, error)
 	// Readjust returns the task's active release with the k and the false-alarm
 	// rate of its detector.
-	Readjust(ctx context.Context, task *Task) (TrainResult, error)
+	Readjust(ctx context.Context, task *Task) (Result, error)
 }
 
-// TrainResult is what a trainer made.
-type TrainResult struct {
+// Result is what a trainer made.
+type Result struct {
 	// Dir is the release folder; empty says that there was nothing to do, and
 	// Hold says why.
 	Dir string
@@ -49,10 +84,10 @@ type TrainResult struct {
 	Notes []string
 }
 
-// TrainerConfig configures a [TrainingWorker]. The zero value of a field means
+// Config configures a [Worker]. The zero value of a field means
 // its default.
-type TrainerConfig struct {
-	Names
+type Config struct {
+	stream.Names
 
 	// Name of this trainer in jobs' records. Default: host and process.
 	Name string
@@ -71,28 +106,28 @@ type TrainerConfig struct {
 	// retraining. Default a minute; negative: never.
 	Schedule time.Duration
 	// Collect is how often what nobody can need any more is removed, see
-	// [Installation.Collect]; releases of the last week stay. Default an hour; negative:
+	// [stream.Installation.Collect]; releases of the last week stay. Default an hour; negative:
 	// never.
 	Collect time.Duration
 	// IdleExit ends Run, without an error, when no job has been under way or waiting
 	// for so long. Default: never.
 	IdleExit time.Duration
 	// Meter is told what the trainer does. Default: nobody is.
-	Meter TrainerMeter
+	Meter Meter
 	// Drain is how long a job may take to stop when it is cancelled or Run's
 	// context ends. Default 20 s.
 	Drain time.Duration
 	// Read answers what is asked about releases, and about this trainer.
-	Read ReleaseReader
+	Read Reader
 }
 
-func (c TrainerConfig) withDefaults() TrainerConfig {
+func (c Config) withDefaults() Config {
 	if c.Name == "" {
 		host, _ := os.Hostname()
 		c.Name = fmt.Sprintf("%s-%d", host, os.Getpid())
 	}
 	if c.AckWait == 0 {
-		c.AckWait = JobAckWait
+		c.AckWait = stream.JobAckWait
 	}
 	if c.MaxAttempts == 0 {
 		c.MaxAttempts = 5
@@ -107,7 +142,7 @@ func (c TrainerConfig) withDefaults() TrainerConfig {
 		c.Collect = time.Hour
 	}
 	if c.Meter == nil {
-		c.Meter = unmetered{}
+		c.Meter = uncounted{}
 	}
 	if c.Drain == 0 {
 		c.Drain = 20 * time.Second
@@ -116,7 +151,7 @@ func (c TrainerConfig) withDefaults() TrainerConfig {
 }
 
 // Validate reports every setting that cannot work.
-func (c TrainerConfig) Validate() error {
+func (c Config) Validate() error {
 	errs := []error{c.Names.Validate()}
 	d := c.withDefaults()
 	if d.CacheDir == "" || d.ScratchDir == "" {
@@ -131,39 +166,39 @@ func (c TrainerConfig) Validate() error {
 	return errors.Join(errs...)
 }
 
-// TrainingWorker takes training jobs from the queue, one at a time, and turns
+// Worker takes training jobs from the queue, one at a time, and turns
 // each into a release. Many trainers can share the queue.
-type TrainingWorker struct {
-	cfg     TrainerConfig
+type Worker struct {
+	cfg     Config
 	nc      *nats.Conn
-	trainer Trainer
+	trainer Maker
 	log     zerolog.Logger
-	epoch   *Epoch
+	epoch   *pull.Epoch
 
 	js        jetstream.JetStream
-	in        *Installation
+	in        *stream.Installation
 	registry  *registry.Registry
-	detectors *Detectors
-	jobs      *Jobs
-	normals   *Normals
+	detectors *stream.Detectors
+	jobs      *stream.Jobs
+	normals   *stream.Normals
 	artifacts jetstream.ObjectStore
-	unread    reporter // of what is stored and cannot be read
+	unread    stream.Reporter // of what is stored and cannot be read
 	opened    atomic.Bool
 	busy      atomic.Bool // with a job
 }
 
-// NewTrainingWorker prepares a trainer on a connection that the caller closes
+// New prepares a trainer on a connection that the caller closes
 // after Run has returned.
-func NewTrainingWorker(cfg TrainerConfig, nc *nats.Conn, t Trainer, log zerolog.Logger) (*TrainingWorker, error) {
+func New(cfg Config, nc *nats.Conn, t Maker, log zerolog.Logger) (*Worker, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &TrainingWorker{cfg: cfg.withDefaults(), nc: nc, trainer: t, epoch: NewEpoch(), log: log.With().Str("component", "trainer").Logger()}, nil
+	return &Worker{cfg: cfg.withDefaults(), nc: nc, trainer: t, epoch: pull.NewEpoch(), log: log.With().Str("component", "trainer").Logger()}, nil
 }
 
 // Run works until ctx ends. A job under way is then stopped and given back: the
 // next trainer goes on from its last checkpoint.
-func (w *TrainingWorker) Run(ctx context.Context) error {
+func (w *Worker) Run(ctx context.Context) error {
 	if err := w.open(ctx); err != nil {
 		if ctx.Err() != nil {
 			return nil
@@ -174,11 +209,11 @@ func (w *TrainingWorker) Run(ctx context.Context) error {
 	if err := sweep(w.cfg.ScratchDir); err != nil {
 		return fmt.Errorf("clear the folder of jobs: %w", err)
 	}
-	stopService, err := StartService(ctx, w.nc, TrainerService, "trains detectors", []string{w.cfg.API() + ".trainer"},
-		map[string]string{"prefix": w.cfg.Root(), "trainer": w.cfg.Name}, func(e *Endpoints) {
-			Serve(e, "calibration", w.calibration)
-			Serve(e, "outliers", w.outliers)
-			Serve(e, "choices", w.choices)
+	stopService, err := stream.StartService(ctx, w.nc, stream.TrainerService, "trains detectors", []string{w.cfg.API() + ".trainer"},
+		map[string]string{"prefix": w.cfg.Root(), "trainer": w.cfg.Name}, func(e *stream.Endpoints) {
+			stream.Serve(e, "calibration", w.calibration)
+			stream.Serve(e, "outliers", w.outliers)
+			stream.Serve(e, "choices", w.choices)
 		})
 	if err != nil {
 		return err
@@ -193,7 +228,7 @@ func (w *TrainingWorker) Run(ctx context.Context) error {
 		helpers.Go(func() { w.leaveWhenIdle(ctx, leave) })
 	}
 	helpers.Go(func() {
-		w.epoch.pull(ctx, w.log, w.feedbackConsumer, feedbackBatch, func(msgs []jetstream.Msg) { w.handleFeedback(ctx, msgs) })
+		w.epoch.Pull(ctx, w.log, w.feedbackConsumer, feedbackBatch, func(msgs []jetstream.Msg) { w.handleFeedback(ctx, msgs) })
 	})
 	helpers.Go(func() { w.adjustments(ctx) })
 	if w.cfg.Collect > 0 {
@@ -204,7 +239,7 @@ func (w *TrainingWorker) Run(ctx context.Context) error {
 	}
 	w.log.Info().Str("trainer", w.cfg.Name).Msg("trainer is up")
 	defer w.log.Info().Msg("trainer is down")
-	w.epoch.pull(ctx, w.log, w.consumer, 1, func(msgs []jetstream.Msg) {
+	w.epoch.Pull(ctx, w.log, w.consumer, 1, func(msgs []jetstream.Msg) {
 		w.busy.Store(true)
 		for _, m := range msgs {
 			w.handle(ctx, m)
@@ -219,14 +254,14 @@ func (w *TrainingWorker) Run(ctx context.Context) error {
 	return nil
 }
 
-func (w *TrainingWorker) open(ctx context.Context) error {
+func (w *Worker) open(ctx context.Context) error {
 	var err error
 	if w.js, err = w.cfg.JetStreamOn(w.nc); err != nil {
 		return fmt.Errorf("start trainer: %w", err)
 	}
-	w.in = caching(w.js, w.cfg.Names, w.cfg.CacheDir)
+	w.in = stream.NewCachingInstallation(w.js, w.cfg.Names, w.cfg.CacheDir)
 	w.normals = w.in.Normals()
-	return Await(ctx, w.log, func(step context.Context) error {
+	return stream.Await(ctx, w.log, func(step context.Context) error {
 		var err error
 		if w.registry, err = w.in.Registry(step); err != nil {
 			return err
@@ -243,8 +278,8 @@ func (w *TrainingWorker) open(ctx context.Context) error {
 }
 
 // consumer is shared by all trainers.
-func (w *TrainingWorker) consumer(ctx context.Context) (jetstream.Consumer, error) {
-	c, err := w.js.CreateOrUpdateConsumer(ctx, w.cfg.TrainingStream(), JobsConsumerConfig(w.cfg.AckWait))
+func (w *Worker) consumer(ctx context.Context) (jetstream.Consumer, error) {
+	c, err := w.js.CreateOrUpdateConsumer(ctx, w.cfg.TrainingStream(), stream.JobsConsumerConfig(w.cfg.AckWait))
 	if err != nil {
 		return nil, fmt.Errorf("trainers' consumer: %w", err)
 	}
@@ -253,7 +288,7 @@ func (w *TrainingWorker) consumer(ctx context.Context) (jetstream.Consumer, erro
 
 // leaveWhenIdle ends the trainer when no job has been under way or waiting for as
 // long as it may be idle. What it cannot find out is no idleness.
-func (w *TrainingWorker) leaveWhenIdle(ctx context.Context, leave func()) {
+func (w *Worker) leaveWhenIdle(ctx context.Context, leave func()) {
 	since := time.Now()
 	for every := min(w.cfg.IdleExit/4, 5*time.Second); ctx.Err() == nil; wait.Pause(ctx, every) {
 		step, cancel := context.WithTimeout(ctx, 5*time.Second)
@@ -272,7 +307,7 @@ func (w *TrainingWorker) leaveWhenIdle(ctx context.Context, leave func()) {
 }
 
 // collect removes what nobody can need any more, from time to time.
-func (w *TrainingWorker) collect(ctx context.Context) {
+func (w *Worker) collect(ctx context.Context) {
 	for wait.Pause(ctx, w.cfg.Collect); ctx.Err() == nil; wait.Pause(ctx, w.cfg.Collect) {
 		c, err := w.in.Collect(ctx, registry.CollectOptions{Grace: 7 * 24 * time.Hour})
 		switch {
@@ -286,7 +321,7 @@ func (w *TrainingWorker) collect(ctx context.Context) {
 }
 
 // schedule asks for the training of detectors that are due.
-func (w *TrainingWorker) schedule(ctx context.Context) {
+func (w *Worker) schedule(ctx context.Context) {
 	t := time.NewTicker(w.cfg.Schedule)
 	defer t.Stop()
 	for {
@@ -303,7 +338,7 @@ func (w *TrainingWorker) schedule(ctx context.Context) {
 
 // due requests what is due at a time. The names of the jobs are the same in
 // every trainer, so that each is requested once.
-func (w *TrainingWorker) due(ctx context.Context, now time.Time) error {
+func (w *Worker) due(ctx context.Context, now time.Time) error {
 	all, err := w.detectors.List(ctx)
 	if err != nil {
 		return err
@@ -312,7 +347,7 @@ func (w *TrainingWorker) due(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	w.unread.report(ctx, w.in, w.log, lost)
+	w.unread.Report(ctx, w.in, w.log, lost)
 	for _, d := range all {
 		if d.RetrainEvery == 0 && d.RetrainAfter == 0 {
 			continue
@@ -325,14 +360,14 @@ func (w *TrainingWorker) due(ctx context.Context, now time.Time) error {
 			case j.Detector != d.Name:
 			case !j.Finished():
 				open = true
-			case !j.derived() && j.FinishedAt.After(last):
-				last, trained, once = j.FinishedAt, j.Normals+j.Skipped, once || j.State == JobDone
+			case !j.Derived() && j.FinishedAt.After(last):
+				last, trained, once = j.FinishedAt, j.Normals+j.Skipped, once || j.State == stream.JobDone
 			}
 		}
 		if open || !once {
 			continue // under way, or never trained: that is the operator's to begin
 		}
-		req := TrainRequest{Detector: d.Name, By: "schedule", Promote: true}
+		req := stream.TrainRequest{Detector: d.Name, By: "schedule", Promote: true}
 		have, err := w.normals.Count(ctx, d.Name)
 		if err != nil {
 			return err
@@ -352,4 +387,12 @@ func (w *TrainingWorker) due(ctx context.Context, now time.Time) error {
 		}
 	}
 	return nil
+}
+
+// Ready says whether this trainer can do its work.
+func (w *Worker) Ready() []stream.Check {
+	return []stream.Check{
+		{Name: "broker", OK: w.nc.IsConnected(), Detail: w.nc.Status().String()},
+		{Name: "setup", OK: w.opened.Load(), Detail: fmt.Sprintf("trainer %s", w.cfg.Name)},
+	}
 }

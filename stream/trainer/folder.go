@@ -1,4 +1,4 @@
-package stream
+package trainer
 
 import (
 	"archive/tar"
@@ -14,6 +14,7 @@ import (
 	"path"
 	"path/filepath"
 
+	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
@@ -122,10 +123,10 @@ func unpackFolder(r io.Reader, dir string) error {
 			return err
 		}
 		if h.Typeflag != tar.TypeReg || !fs.ValidPath(h.Name) || h.Name == "." {
-			return fmt.Errorf("%q is no file of a checkpoint: %w", text.Clip(h.Name), ErrBadMessage)
+			return fmt.Errorf("%q is no file of a checkpoint: %w", text.Clip(h.Name), stream.ErrBadMessage)
 		}
 		if total += h.Size; h.Size < 0 || total > maxFolder {
-			return fmt.Errorf("more than %d bytes: %w", int64(maxFolder), ErrBadMessage)
+			return fmt.Errorf("more than %d bytes: %w", int64(maxFolder), stream.ErrBadMessage)
 		}
 		if err := root.MkdirAll(path.Dir(h.Name), 0o755); err != nil {
 			return err

@@ -1,4 +1,4 @@
-package stream
+package trainer
 
 import (
 	"archive/tar"

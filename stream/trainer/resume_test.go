@@ -1,4 +1,4 @@
-package stream_test
+package trainer_test
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
+	"github.com/nearmiss/nearmiss/stream/trainer"
 )
 
 // TestAResumedExtensionDoesNotUndoAPromotion: a trainer died between storing an
@@ -26,7 +27,7 @@ func TestAResumedExtensionDoesNotUndoAPromotion(t *testing.T) {
 	}
 	a := r.Release("bolts", streamtest.Fake{Name: "A"})
 	extended := r.Put("bolts", streamtest.Fake{Name: "A", Known: [][]byte{streamtest.Image(0.95)}}) // made from A, stored
-	r.Trainer(stream.TrainerConfig{}, streamtest.FakeTrainer{T: t})
+	r.Trainer(trainer.Config{}, streamtest.FakeTrainer{T: t})
 	kv, err := r.JS.KeyValue(t.Context(), r.Names.JobsBucket())
 	if err != nil {
 		t.Fatal(err)
@@ -44,7 +45,7 @@ func TestAResumedExtensionDoesNotUndoAPromotion(t *testing.T) {
 		if data, err = json.Marshal(req); err != nil {
 			t.Fatal(err)
 		}
-		publishRaw(r, r.Names.Train("bolts"), string(data))
+		r.PublishRaw(r.Names.Train("bolts"), string(data))
 		return r.Wait(req.Job)
 	}
 	active := func() string {
@@ -82,7 +83,7 @@ func TestProgressDoesNotWaitForTheBroker(t *testing.T) {
 		t.Fatal(err)
 	}
 	slowest := make(chan time.Duration, 8)
-	r.Trainer(stream.TrainerConfig{Drain: time.Second, RetryDelay: time.Millisecond}, streamtest.FakeTrainer{T: t, OnTrain: func(_ context.Context, task *stream.Task) error {
+	r.Trainer(trainer.Config{Drain: time.Second, RetryDelay: time.Millisecond}, streamtest.FakeTrainer{T: t, OnTrain: func(_ context.Context, task *trainer.Task) error {
 		stop()
 		var most time.Duration
 		for begin := time.Now(); time.Since(begin) < 2500*time.Millisecond; time.Sleep(10 * time.Millisecond) {

@@ -1,7 +1,6 @@
-package stream
+package trainer
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,33 +14,34 @@ import (
 	"github.com/cenkalti/backoff/v4"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/object"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
-// Task is one job as a [Trainer] sees it.
+// Task is one job as a [Maker] sees it.
 type Task struct {
-	Request  TrainRequest
-	Detector Detector // with the request's method and profile, and defaults
+	Request  stream.TrainRequest
+	Detector stream.Detector // with the request's method and profile, and defaults
 
-	Dir        string            // scratch folder, empty at first, removed afterwards
-	Normals    string            // folder of the normal images; for Extend: of those to add; for Retract and Readjust: empty
-	Anomalies  string            // folder of the labelled anomalies, maybe empty
-	Taken      map[string]Normal // where and when each file in Normals was taken, by its name
-	Count      int               // normal images
-	DataDigest string            // of the normal images
-	Active     string            // folder of the active release, or empty
-	ActiveID   string            // its digest, or empty
-	Checkpoint string            // file of the last checkpoint of an earlier attempt, or empty
-	Skipped    []Normal          // normals and labelled anomalies without an image, which are left out
+	Dir        string                   // scratch folder, empty at first, removed afterwards
+	Normals    string                   // folder of the normal images; for Extend: of those to add; for Retract and Readjust: empty
+	Anomalies  string                   // folder of the labelled anomalies, maybe empty
+	Taken      map[string]stream.Normal // where and when each file in Normals was taken, by its name
+	Count      int                      // normal images
+	DataDigest string                   // of the normal images
+	Active     string                   // folder of the active release, or empty
+	ActiveID   string                   // its digest, or empty
+	Checkpoint string                   // file of the last checkpoint of an earlier attempt, or empty
+	Skipped    []stream.Normal          // normals and labelled anomalies without an image, which are left out
 
 	taskState
 }
 
 // taskState is what a trainer keeps of a task.
 type taskState struct {
-	w          *TrainingWorker
+	w          *Worker
 	saved      []byte // digest of the folder that was saved or restored last
 	lastNormal uint64 // sequence
 	mu         sync.Mutex
@@ -53,7 +53,7 @@ type taskState struct {
 
 // skip notes images of the training set that are not to be had, as far as the
 // task wants them.
-func (t *Task) skip(all []Normal) {
+func (t *Task) skip(all []stream.Normal) {
 	for _, n := range all {
 		if len(t.Request.Extend) == 0 || slices.Contains(t.Request.Extend, n.Sequence) {
 			t.Skipped = append(t.Skipped, n)
@@ -63,8 +63,8 @@ func (t *Task) skip(all []Normal) {
 
 // Report publishes progress; it may be called as often as there is something
 // to say. It does not wait for the broker.
-func (t *Task) Report(p Progress) {
-	p.Job, p.Detector, p.State, p.At = t.Request.Job, t.Request.Detector, JobRunning, time.Now().UTC()
+func (t *Task) Report(p stream.Progress) {
+	p.Job, p.Detector, p.State, p.At = t.Request.Job, t.Request.Detector, stream.JobRunning, time.Now().UTC()
 	t.w.cfg.Meter.Progress(t.Request.Kind(), p)
 	t.w.reportProgress(p)
 	// The record is for those who come later: once a second is enough, and what
@@ -91,10 +91,10 @@ func (t *Task) Report(p Progress) {
 	})
 }
 
-func (t *Task) record(p Progress) {
-	ctx, cancel := context.WithTimeout(context.Background(), PublishWait)
+func (t *Task) record(p stream.Progress) {
+	ctx, cancel := context.WithTimeout(context.Background(), stream.PublishWait)
 	defer cancel()
-	if _, err := t.w.jobs.update(ctx, p.Job, func(j *Job) error {
+	if _, err := t.w.jobs.Update(ctx, p.Job, func(j *stream.Job) error {
 		if err := t.w.mine(j); err != nil {
 			return err
 		}
@@ -120,7 +120,7 @@ func (t *Task) close() {
 // that is away.
 func (t *Task) SaveCheckpoint(ctx context.Context, path string) error {
 	b := backoff.NewExponentialBackOff(backoff.WithMaxInterval(5*time.Second), backoff.WithMaxElapsedTime(5*time.Minute))
-	if err := Retry(ctx, b, func() error { return t.saveCheckpoint(ctx, path) }); err != nil {
+	if err := stream.Retry(ctx, b, func() error { return t.saveCheckpoint(ctx, path) }); err != nil {
 		return fmt.Errorf("save checkpoint of job %s: %w", t.Request.Job, err)
 	}
 	return nil
@@ -129,12 +129,12 @@ func (t *Task) SaveCheckpoint(ctx context.Context, path string) error {
 func (t *Task) saveCheckpoint(ctx context.Context, path string) error {
 	f, err := os.Open(path)
 	if err != nil {
-		return Permanent(CodeInternal, err)
+		return stream.Permanent(stream.CodeInternal, err)
 	}
 	defer f.Close()
 	fi, err := f.Stat()
 	if err != nil {
-		return Permanent(CodeInternal, err)
+		return stream.Permanent(stream.CodeInternal, err)
 	}
 	step, cancel := context.WithTimeout(ctx, 10*time.Second+time.Duration(fi.Size()>>21)*time.Second)
 	defer cancel()
@@ -145,11 +145,11 @@ func (t *Task) saveCheckpoint(ctx context.Context, path string) error {
 		return err
 	}
 	old := j.Checkpoint
-	name := fmt.Sprintf("%s%s/%d", CheckpointObjects, t.Request.Job, j.CheckpointN+1)
+	name := fmt.Sprintf("%s%s/%d", stream.CheckpointObjects, t.Request.Job, j.CheckpointN+1)
 	if _, err := t.w.artifacts.Put(step, jetstream.ObjectMeta{Name: name, Opts: &jetstream.ObjectMetaOptions{ChunkSize: 252 << 10}}, bigReads{f}); err != nil {
 		return err
 	}
-	if _, err := t.w.jobs.update(step, t.Request.Job, func(j *Job) error {
+	if _, err := t.w.jobs.Update(step, t.Request.Job, func(j *stream.Job) error {
 		if err := t.w.mine(j); err != nil {
 			return err
 		}
@@ -166,9 +166,6 @@ func (t *Task) saveCheckpoint(ctx context.Context, path string) error {
 	return nil
 }
 
-// CheckpointObjects is what the names of checkpoints begin with.
-const CheckpointObjects = "checkpoints/"
-
 // bigReads fills the buffer it is given: the Object Store makes one chunk of
 // every Read.
 type bigReads struct{ io.Reader }
@@ -182,10 +179,10 @@ func (r bigReads) Read(p []byte) (int, error) {
 }
 
 // prepare brings a job's data to this machine.
-func (w *TrainingWorker) prepare(ctx context.Context, job Job, dir string) (*Task, error) {
+func (w *Worker) prepare(ctx context.Context, job stream.Job, dir string) (*Task, error) {
 	det, err := w.detectors.Get(ctx, job.Detector)
-	if errors.Is(err, ErrNoDetector) {
-		return nil, Permanent(CodeNotFound, err)
+	if errors.Is(err, stream.ErrNoDetector) {
+		return nil, stream.Permanent(stream.CodeNotFound, err)
 	}
 	if err != nil {
 		return nil, err
@@ -200,7 +197,7 @@ func (w *TrainingWorker) prepare(ctx context.Context, job Job, dir string) (*Tas
 	t := &Task{
 		Request: job.TrainRequest, Detector: det, taskState: taskState{w: w},
 		Dir: filepath.Join(dir, "work"), Normals: filepath.Join(dir, "normals"), Anomalies: filepath.Join(dir, "anomalies"),
-		Taken: map[string]Normal{},
+		Taken: map[string]stream.Normal{},
 	}
 	if t.past.points, err = w.in.History(ctx, job.Job); err != nil { // of an earlier attempt
 		w.log.Debug().Err(err).Str("job", job.Job).Msg("its earlier progress is not known")
@@ -215,9 +212,9 @@ func (w *TrainingWorker) prepare(ctx context.Context, job Job, dir string) (*Tas
 	for _, seq := range job.Extend {
 		only[seq] = true
 	}
-	save := func(folder string) func(Normal) error {
-		return func(n Normal) error {
-			name := fmt.Sprintf("%012d%s", n.Sequence, ImageExtension(n.Image))
+	save := func(folder string) func(stream.Normal) error {
+		return func(n stream.Normal) error {
+			name := fmt.Sprintf("%012d%s", n.Sequence, stream.ImageExtension(n.Image))
 			if folder == t.Normals {
 				if len(only) > 0 && !only[n.Sequence] {
 					return nil
@@ -239,10 +236,10 @@ func (w *TrainingWorker) prepare(ctx context.Context, job Job, dir string) (*Tas
 		t.DataDigest = seen.Digest
 		t.skip(seen.Skipped)
 		if t.Count == 0 && len(job.Extend) == 0 {
-			return nil, Permanent(CodeBadRequest, fmt.Errorf("detector %s has no such normal images: add some first", job.Detector))
+			return nil, stream.Permanent(stream.CodeBadRequest, fmt.Errorf("detector %s has no such normal images: add some first", job.Detector))
 		}
 	}
-	if !job.derived() {
+	if !job.Derived() {
 		seen, err := w.normals.Replay(ctx, job.Detector, true, true, save(t.Anomalies))
 		if err != nil {
 			return nil, err
@@ -263,8 +260,8 @@ func (w *TrainingWorker) prepare(ctx context.Context, job Job, dir string) (*Tas
 			t.ActiveID = p.Release
 		}
 	}
-	if job.derived() && t.Active == "" {
-		return nil, Permanent(CodeBadRequest, fmt.Errorf("detector %s has no release to change: train it", job.Detector))
+	if job.Derived() && t.Active == "" {
+		return nil, stream.Permanent(stream.CodeBadRequest, fmt.Errorf("detector %s has no release to change: train it", job.Detector))
 	}
 	if job.Checkpoint != "" {
 		path := filepath.Join(dir, "checkpoint")
@@ -279,7 +276,7 @@ func (w *TrainingWorker) prepare(ctx context.Context, job Job, dir string) (*Tas
 
 // reportSkipped says which images of a training set are left out, and how to be rid
 // of them.
-func (w *TrainingWorker) reportSkipped(ctx context.Context, job Job, all []Normal) {
+func (w *Worker) reportSkipped(ctx context.Context, job stream.Job, all []stream.Normal) {
 	if len(all) == 0 {
 		return
 	}
@@ -289,12 +286,12 @@ func (w *TrainingWorker) reportSkipped(ctx context.Context, job Job, all []Norma
 		len(all), job.Detector, first.Sequence, first.Problem, job.Detector, job.Detector, first.Sequence)
 	w.log.Warn().Str("job", job.Job).Msg(why)
 	last := all[len(all)-1].Sequence
-	if err := w.in.StoreNotice(ctx, Notice(KindStore, job.Detector, NoCamera, "", StoreMissing, why, fmt.Sprintf("%d/%d", len(all), last))); err != nil {
+	if err := w.in.StoreNotice(ctx, stream.Notice(stream.KindStore, job.Detector, stream.NoCamera, "", stream.StoreMissing, why, fmt.Sprintf("%d/%d", len(all), last))); err != nil {
 		w.log.Debug().Err(err).Msg("notice not stored")
 	}
 }
 
-func (w *TrainingWorker) download(ctx context.Context, name, path string) error {
+func (w *Worker) download(ctx context.Context, name, path string) error {
 	info, err := w.artifacts.GetInfo(ctx, name)
 	if err != nil {
 		return err
@@ -310,17 +307,4 @@ func (w *TrainingWorker) download(ctx context.Context, name, path string) error 
 		return errors.Join(err, os.Remove(path))
 	}
 	return nil
-}
-
-// ImageExtension is what an image file of these bytes is called, by their
-// beginning: ".jpg", ".png" and so on, or ".img".
-func ImageExtension(b []byte) string {
-	for _, k := range []struct{ magic, ext string }{
-		{"\xff\xd8\xff", ".jpg"}, {"\x89PNG", ".png"}, {"BM", ".bmp"}, {"II*\x00", ".tif"}, {"MM\x00*", ".tif"}, {"RIFF", ".webp"},
-	} {
-		if bytes.HasPrefix(b, []byte(k.magic)) {
-			return k.ext
-		}
-	}
-	return ".img"
 }

@@ -1,4 +1,4 @@
-package stream_test
+package trainer_test
 
 import (
 	"context"
@@ -12,11 +12,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rs/zerolog"
+
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
+	"github.com/nearmiss/nearmiss/stream/trainer"
 )
 
 // releaseEvents are the release events with a code.
@@ -63,7 +66,7 @@ func TestLearningIsVisible(t *testing.T) {
 	publish(13)
 	streamtest.Eventually(t, "it is told that there are enough", func() bool { return len(releaseEvents(r, stream.ReleaseLearned)) == 1 })
 	learning(stream.Learning{Normals: 20, Frames: 20})
-	r.Trainer(stream.TrainerConfig{}, streamtest.FakeTrainer{T: t, Model: func(*stream.Task) streamtest.Fake { return streamtest.Fake{Name: "learned"} }})
+	r.Trainer(trainer.Config{}, streamtest.FakeTrainer{T: t, Model: func(*trainer.Task) streamtest.Fake { return streamtest.Fake{Name: "learned"} }})
 	streamtest.Eventually(t, "it has a release, and learns no more", func() bool {
 		st, err := r.In.Status(t.Context())
 		if err != nil {
@@ -86,7 +89,7 @@ func TestANewDetectorLearnsFromItsFirstFramesThenScores(t *testing.T) {
 		return "", ""
 	}}, streamtest.LoadFake)
 	counted := 0
-	r.Trainer(stream.TrainerConfig{}, streamtest.FakeTrainer{T: t, Model: func(task *stream.Task) streamtest.Fake {
+	r.Trainer(trainer.Config{}, streamtest.FakeTrainer{T: t, Model: func(task *trainer.Task) streamtest.Fake {
 		counted = task.Count
 		return streamtest.Fake{Name: "learned"}
 	}})
@@ -115,7 +118,7 @@ func TestAFirstTrainingThatFailsIsReportedAndRepeated(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
 	r.Detector(stream.Detector{Name: "bolts", LearnFrames: 5, Backbone: "missing.onnx"})
 	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
-	r.Trainer(stream.TrainerConfig{}, streamtest.FakeTrainer{T: t, OnTrain: func(_ context.Context, task *stream.Task) error {
+	r.Trainer(trainer.Config{}, streamtest.FakeTrainer{T: t, OnTrain: func(_ context.Context, task *trainer.Task) error {
 		if task.Detector.Backbone != "" {
 			return stream.Permanent(stream.CodeTraining, errors.New("there is no "+task.Detector.Backbone))
 		}
@@ -150,7 +153,7 @@ func TestAFirstTrainingThatFailsIsReportedAndRepeated(t *testing.T) {
 func TestAReleaseIsReadjustedWithoutTraining(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
 	r.Detector(stream.Detector{Name: "bolts", FalseAlarmRate: 0.3})
-	r.Trainer(stream.TrainerConfig{}, streamtest.FakeTrainer{T: t})
+	r.Trainer(trainer.Config{}, streamtest.FakeTrainer{T: t})
 	request := func(job string) stream.Job {
 		t.Helper()
 		if _, err := r.Jobs().Request(t.Context(), stream.TrainRequest{Job: job, Detector: "bolts", Readjust: true, Promote: true}); err != nil {
@@ -185,7 +188,7 @@ func TestAJobsHistoryIsKept(t *testing.T) {
 	if _, err := r.In.Normals().Add(t.Context(), stream.Normal{Detector: "bolts", Image: streamtest.Image(0.1)}); err != nil {
 		t.Fatal(err)
 	}
-	r.Trainer(stream.TrainerConfig{MaxAttempts: 1}, streamtest.FakeTrainer{T: t, OnTrain: func(_ context.Context, task *stream.Task) error {
+	r.Trainer(trainer.Config{MaxAttempts: 1}, streamtest.FakeTrainer{T: t, OnTrain: func(_ context.Context, task *trainer.Task) error {
 		for i := range 1000 {
 			v := float64(i)
 			p := stream.Progress{Phase: "fakes-1: train", Step: i, Steps: 1000, Loss: &v}
@@ -261,7 +264,7 @@ func TestTrainingJobs(t *testing.T) {
 	}
 	calm := errors.New("calm down")
 	attempts := 0
-	r.Trainer(stream.TrainerConfig{RetryDelay: time.Millisecond, MaxAttempts: 3}, streamtest.FakeTrainer{T: t, OnTrain: func(ctx context.Context, task *stream.Task) error {
+	r.Trainer(trainer.Config{RetryDelay: time.Millisecond, MaxAttempts: 3}, streamtest.FakeTrainer{T: t, OnTrain: func(ctx context.Context, task *trainer.Task) error {
 		attempts++
 		files, err := os.ReadDir(task.Normals)
 		if err != nil {
@@ -389,7 +392,7 @@ func TestTrainingSurvivesABrokerRestart(t *testing.T) {
 	streamtest.Eventually(t, "the old release serves", func() bool { return w.Stats().Swaps == 1 })
 	middle, restarted := make(chan struct{}), make(chan struct{})
 	attempts := 0
-	stopTrainer := r.Trainer(stream.TrainerConfig{AckWait: time.Second}, streamtest.FakeTrainer{T: t, OnTrain: func(ctx context.Context, task *stream.Task) error {
+	stopTrainer := r.Trainer(trainer.Config{AckWait: time.Second}, streamtest.FakeTrainer{T: t, OnTrain: func(ctx context.Context, task *trainer.Task) error {
 		attempts++
 		path := filepath.Join(task.Dir, "checkpoint")
 		if err := os.WriteFile(path, []byte("x"), 0o644); err != nil {
@@ -461,7 +464,7 @@ func TestRetrainingIsRepeatedOnItsSchedule(t *testing.T) {
 	}
 	ago("failed", "two-failed", stream.JobFailed, 2*time.Hour)
 	ago("fresh", "two-fresh", stream.JobFailed, time.Minute)
-	r.Trainer(stream.TrainerConfig{Schedule: 10 * time.Millisecond}, streamtest.FakeTrainer{T: t})
+	r.Trainer(trainer.Config{Schedule: 10 * time.Millisecond}, streamtest.FakeTrainer{T: t})
 	for _, name := range []string{"late", "failed"} {
 		streamtest.Eventually(t, name+" is trained", func() bool {
 			all, err := r.Jobs().List(t.Context(), name)
@@ -487,8 +490,8 @@ func TestRetrainingIsAskedForWhenItIsDue(t *testing.T) {
 		}
 	}
 	add(5)
-	r.Trainer(stream.TrainerConfig{Schedule: 10 * time.Millisecond}, streamtest.FakeTrainer{T: t})
-	r.Trainer(stream.TrainerConfig{Schedule: 10 * time.Millisecond}, streamtest.FakeTrainer{T: t})
+	r.Trainer(trainer.Config{Schedule: 10 * time.Millisecond}, streamtest.FakeTrainer{T: t})
+	r.Trainer(trainer.Config{Schedule: 10 * time.Millisecond}, streamtest.FakeTrainer{T: t})
 	jobs := func() []stream.Job {
 		all, err := r.Jobs().List(t.Context(), "bolts")
 		if err != nil {
@@ -511,5 +514,26 @@ func TestRetrainingIsAskedForWhenItIsDue(t *testing.T) {
 	}
 	if n := len(jobs()); n != 2 {
 		t.Errorf("%d jobs", n)
+	}
+}
+
+// idle is a trainer that has nothing to do.
+type idle struct{ trainer.Maker }
+
+// TestATrainerEndsWhenIdle.
+func TestATrainerEndsWhenIdle(t *testing.T) {
+	r := streamtest.New(t, stream.Topology{})
+	w, err := trainer.New(trainer.Config{
+		CacheDir: t.TempDir(), ScratchDir: t.TempDir(), IdleExit: 200 * time.Millisecond,
+	}, r.Connect(), idle{}, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	defer cancel()
+	go func() { ended <- w.Run(ctx) }()
+	if err := <-ended; err != nil || ctx.Err() != nil {
+		t.Errorf("%v, %v", err, ctx.Err())
 	}
 }

@@ -1,4 +1,4 @@
-package stream
+package trainer
 
 import (
 	"context"
@@ -11,6 +11,8 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/internal/heartbeat"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
 	"github.com/nearmiss/nearmiss/stream/internal/wait"
 	"github.com/nearmiss/nearmiss/stream/registry"
@@ -20,15 +22,15 @@ import (
 const maxTries = 1000
 
 // handle sees one job to its end, or gives it back.
-func (w *TrainingWorker) handle(ctx context.Context, m jetstream.Msg) {
-	beat := newHeartbeat(w.cfg.AckWait/3, []jetstream.Msg{m})
-	defer beat.stop()
-	req, err := ParseTrainRequest(m.Data())
+func (w *Worker) handle(ctx context.Context, m jetstream.Msg) {
+	beat := heartbeat.New(w.cfg.AckWait/3, []jetstream.Msg{m})
+	defer beat.Stop()
+	req, err := stream.ParseTrainRequest(m.Data())
 	if err == nil && m.Subject() != w.cfg.Train(req.Detector) {
-		err = fmt.Errorf("it asks for detector %s on subject %s: %w", req.Detector, m.Subject(), ErrBadMessage)
+		err = fmt.Errorf("it asks for detector %s on subject %s: %w", req.Detector, m.Subject(), stream.ErrBadMessage)
 	}
 	if err != nil {
-		w.toDeadLetters(ctx, m, nil, CodeBadRequest, fmt.Errorf("training request: %w", err))
+		w.toDeadLetters(ctx, m, nil, stream.CodeBadRequest, fmt.Errorf("training request: %w", err))
 		return
 	}
 	log := w.log.With().Str("detector", req.Detector).Str("job", req.Job).Logger()
@@ -45,14 +47,14 @@ func (w *TrainingWorker) handle(ctx context.Context, m jetstream.Msg) {
 		_ = m.Ack()
 		return
 	case job.Cancel:
-		w.end(ctx, m, job, func(j *Job) { j.State = JobCancelled }, "cancelled before it began")
+		w.end(ctx, m, job, func(j *stream.Job) { j.State = stream.JobCancelled }, "cancelled before it began")
 		return
 	case job.Attempts > w.cfg.MaxAttempts:
 		reason := job.Error
 		if reason == "" {
 			reason = "its trainer died each time"
 		}
-		w.toDeadLetters(ctx, m, &job, CodeTraining, fmt.Errorf("%d attempts without a new checkpoint: %s", job.Attempts-1, reason))
+		w.toDeadLetters(ctx, m, &job, stream.CodeTraining, fmt.Errorf("%d attempts without a new checkpoint: %s", job.Attempts-1, reason))
 		return
 	}
 	log.Info().Int("attempt", job.Attempts).Str("reason", req.Reason).Msg("job taken")
@@ -69,29 +71,29 @@ func (w *TrainingWorker) handle(ctx context.Context, m jetstream.Msg) {
 	stop(nil)
 	watch.Wait()
 
-	var perm *PermanentError
+	var perm *stream.PermanentError
 	switch {
 	case err == nil:
-		result = JobDone
-		w.end(ctx, m, job, func(j *Job) {
-			j.State, j.Release, j.Promoted, j.Held, j.Notes = JobDone, job.Release, job.Promoted, job.Held, job.Notes
+		result = stream.JobDone
+		w.end(ctx, m, job, func(j *stream.Job) {
+			j.State, j.Release, j.Promoted, j.Held, j.Notes = stream.JobDone, job.Release, job.Promoted, job.Held, job.Notes
 			j.Error, j.Code = "", ""
 		}, "done")
 	case errors.Is(cause, errTakenOver), errors.Is(err, errTakenOver):
 		result = JobTakenOver
 		log.Warn().Msg("job lost: another trainer has taken it over")
 	case errors.Is(cause, errJobCancelled):
-		result = JobCancelled
-		w.end(ctx, m, job, func(j *Job) { j.State = JobCancelled }, "cancelled")
+		result = stream.JobCancelled
+		w.end(ctx, m, job, func(j *stream.Job) { j.State = stream.JobCancelled }, "cancelled")
 	case ctx.Err() != nil:
 		log.Info().Msg("job given back: this trainer stops")
 		w.release(ctx, m, job, 0, "", false)
 	case errors.As(err, &perm):
-		result = JobFailed
+		result = stream.JobFailed
 		w.toDeadLetters(ctx, m, &job, perm.Code, perm)
 	case job.Attempts >= w.cfg.MaxAttempts:
-		result = JobFailed
-		w.toDeadLetters(ctx, m, &job, CodeTraining, fmt.Errorf("%d attempts without a new checkpoint: %w", job.Attempts, err))
+		result = stream.JobFailed
+		w.toDeadLetters(ctx, m, &job, stream.CodeTraining, fmt.Errorf("%d attempts without a new checkpoint: %w", job.Attempts, err))
 	default:
 		delay := min(w.cfg.RetryDelay<<min(max(job.Attempts-1, 0), 7), 10*time.Minute)
 		log.Warn().Err(err).Int("attempt", job.Attempts).Dur("again_in", delay).Msg("job failed")
@@ -100,18 +102,18 @@ func (w *TrainingWorker) handle(ctx context.Context, m jetstream.Msg) {
 }
 
 // begin records that an attempt begins, before it can do harm.
-func (w *TrainingWorker) begin(ctx context.Context, m jetstream.Msg, req TrainRequest) (Job, error) {
+func (w *Worker) begin(ctx context.Context, m jetstream.Msg, req stream.TrainRequest) (stream.Job, error) {
 	if meta, err := m.Metadata(); err == nil && meta.NumDelivered > maxTries {
-		return Job{TrainRequest: req, State: JobQueued, Attempts: maxTries}, nil
+		return stream.Job{TrainRequest: req, State: stream.JobQueued, Attempts: maxTries}, nil
 	}
-	if _, err := w.jobs.create(ctx, Job{TrainRequest: req, State: JobQueued}); err != nil && !errors.Is(err, ErrConflict) {
-		return Job{}, err
+	if _, err := w.jobs.Create(ctx, stream.Job{TrainRequest: req, State: stream.JobQueued}); err != nil && !errors.Is(err, stream.ErrConflict) {
+		return stream.Job{}, err
 	}
-	return w.jobs.update(ctx, req.Job, func(j *Job) error {
+	return w.jobs.Update(ctx, req.Job, func(j *stream.Job) error {
 		if j.Finished() || j.Cancel {
 			return nil
 		}
-		j.State, j.Trainer = JobRunning, w.cfg.Name
+		j.State, j.Trainer = stream.JobRunning, w.cfg.Name
 		j.Attempts++
 		if j.StartedAt.IsZero() {
 			j.StartedAt = time.Now().UTC()
@@ -122,14 +124,14 @@ func (w *TrainingWorker) begin(ctx context.Context, m jetstream.Msg, req TrainRe
 
 // work does one attempt. An extension of a release that was replaced meanwhile
 // would undo what replaced it: it is made again.
-func (w *TrainingWorker) work(ctx context.Context, job Job) (Job, error) {
+func (w *Worker) work(ctx context.Context, job stream.Job) (stream.Job, error) {
 	for {
 		done, err := w.attempt(ctx, job)
 		if !errors.Is(err, registry.ErrConflict) || ctx.Err() != nil {
 			return done, err
 		}
 		w.log.Info().Str("job", job.Job).Msg("the active release was replaced meanwhile: once more")
-		if job, err = w.jobs.update(ctx, job.Job, func(j *Job) error {
+		if job, err = w.jobs.Update(ctx, job.Job, func(j *stream.Job) error {
 			j.Release = ""
 			return w.mine(j)
 		}); err != nil {
@@ -138,12 +140,12 @@ func (w *TrainingWorker) work(ctx context.Context, job Job) (Job, error) {
 	}
 }
 
-func (w *TrainingWorker) attempt(ctx context.Context, job Job) (done Job, err error) {
+func (w *Worker) attempt(ctx context.Context, job stream.Job) (done stream.Job, err error) {
 	done = job
 	// An earlier attempt may have died between storing the release and saying
 	// so. One that was made from another release goes only into that one's place;
 	// without a record of which that was it is made again.
-	if job.Release != "" && (!job.derived() || job.Base != "") {
+	if job.Release != "" && (!job.Derived() || job.Base != "") {
 		if _, err := w.registry.Show(ctx, job.Release); err == nil {
 			return w.promote(ctx, done)
 		}
@@ -167,17 +169,17 @@ func (w *TrainingWorker) attempt(ctx context.Context, job Job) (done Job, err er
 		}
 	}
 	// Also of a job that fails: it is what the next one is asked for after.
-	if done.Base, done.Release = "", ""; job.derived() {
+	if done.Base, done.Release = "", ""; job.Derived() {
 		done.Base = task.ActiveID
 	}
-	if _, err := w.jobs.update(ctx, job.Job, func(j *Job) error {
+	if _, err := w.jobs.Update(ctx, job.Job, func(j *stream.Job) error {
 		j.Base, j.Release, j.K, j.FalseAlarmRate = done.Base, "", done.K, done.FalseAlarmRate
 		j.Normals, j.DataDigest, j.LastNormal, j.Skipped = done.Normals, done.DataDigest, done.LastNormal, done.Skipped
 		return w.mine(j)
 	}); err != nil {
 		return done, err
 	}
-	task.Report(Progress{Phase: "begin", Message: fmt.Sprintf("%d normal images", task.Count)})
+	task.Report(stream.Progress{Phase: "begin", Message: fmt.Sprintf("%d normal images", task.Count)})
 
 	res, err := w.train(ctx, task)
 	if now, gerr := w.jobs.Get(ctx, job.Job); gerr == nil {
@@ -191,15 +193,15 @@ func (w *TrainingWorker) attempt(ctx context.Context, job Job) (done Job, err er
 		return done, nil
 	}
 	if done.Release, err = registry.Digest(res.Dir); err != nil {
-		return done, Permanent(CodeTraining, fmt.Errorf("the trainer's release: %w", err))
+		return done, stream.Permanent(stream.CodeTraining, fmt.Errorf("the trainer's release: %w", err))
 	}
-	if _, err := w.jobs.update(ctx, job.Job, func(j *Job) error {
+	if _, err := w.jobs.Update(ctx, job.Job, func(j *stream.Job) error {
 		j.Release, j.Held, j.Notes = done.Release, done.Held, done.Notes
 		return w.mine(j)
 	}); err != nil {
 		return done, err
 	}
-	task.Report(Progress{Phase: "store", Message: "release " + text.Short(done.Release)})
+	task.Report(stream.Progress{Phase: "store", Message: "release " + text.Short(done.Release)})
 	if _, err := w.registry.Put(ctx, job.Detector, res.Dir); err != nil {
 		return done, err
 	}
@@ -208,9 +210,9 @@ func (w *TrainingWorker) attempt(ctx context.Context, job Job) (done Job, err er
 
 // train calls the trainer. A panic is a failed attempt, and so is a trainer
 // that does not stop in time: it is left behind.
-func (w *TrainingWorker) train(ctx context.Context, task *Task) (TrainResult, error) {
+func (w *Worker) train(ctx context.Context, task *Task) (Result, error) {
 	type outcome struct {
-		res TrainResult
+		res Result
 		err error
 	}
 	out := make(chan outcome, 1)
@@ -246,13 +248,13 @@ func (w *TrainingWorker) train(ctx context.Context, task *Task) (TrainResult, er
 	case o := <-out:
 		return o.res, o.err
 	case <-hard.C:
-		return TrainResult{}, fmt.Errorf("train %s: it did not stop within %v", task.Request.Detector, w.cfg.Drain)
+		return Result{}, fmt.Errorf("train %s: it did not stop within %v", task.Request.Detector, w.cfg.Drain)
 	}
 }
 
 // promote makes a job's release active if it was asked for and allowed. One that
 // was made from another release must find that one active.
-func (w *TrainingWorker) promote(ctx context.Context, job Job) (Job, error) {
+func (w *Worker) promote(ctx context.Context, job stream.Job) (stream.Job, error) {
 	if !job.Promote || job.Held != "" {
 		return job, nil
 	}
@@ -271,15 +273,15 @@ func (w *TrainingWorker) promote(ctx context.Context, job Job) (Job, error) {
 
 // catchUp brings into a newly trained release what operators have called normal
 // while it was trained: the release that it replaces had that already.
-func (w *TrainingWorker) catchUp(ctx context.Context, job Job) error {
-	if err := w.retractLate(ctx, job); err != nil || job.derived() {
+func (w *Worker) catchUp(ctx context.Context, job stream.Job) error {
+	if err := w.retractLate(ctx, job); err != nil || job.Derived() {
 		return err
 	}
 	if err := w.overtaken(ctx, job); err != nil {
 		return err
 	}
 	var late []uint64
-	if _, err := w.normals.Replay(ctx, job.Detector, false, false, func(n Normal) error {
+	if _, err := w.normals.Replay(ctx, job.Detector, false, false, func(n stream.Normal) error {
 		if n.Sequence > job.LastNormal && strings.HasPrefix(n.ID, feedbackID) {
 			late = append(late, n.Sequence)
 		}
@@ -287,7 +289,7 @@ func (w *TrainingWorker) catchUp(ctx context.Context, job Job) error {
 	}); err != nil || len(late) == 0 {
 		return err
 	}
-	_, err := w.jobs.Request(ctx, TrainRequest{
+	_, err := w.jobs.Request(ctx, stream.TrainRequest{
 		Job: "late-" + job.Detector + "-" + text.Short(job.Release), Detector: job.Detector, Extend: late, Promote: true,
 		By: w.cfg.Name, Reason: fmt.Sprintf("%d frames were confirmed normal during job %s", len(late), job.Job),
 	})
@@ -301,19 +303,19 @@ var (
 
 // mine says whether this trainer still has the job: one that gave no sign of
 // life for too long has lost it, and must not touch it any more.
-func (w *TrainingWorker) mine(j *Job) error {
+func (w *Worker) mine(j *stream.Job) error {
 	if j.Trainer != w.cfg.Name {
-		return Permanent(CodeConflict, fmt.Errorf("job %s: %w (%s)", j.Job, errTakenOver, j.Trainer))
+		return stream.Permanent(stream.CodeConflict, fmt.Errorf("job %s: %w (%s)", j.Job, errTakenOver, j.Trainer))
 	}
 	return nil
 }
 
 // watchCancel stops a job when its record says so.
-func (w *TrainingWorker) watchCancel(ctx context.Context, job Job, stop context.CancelCauseFunc) {
+func (w *Worker) watchCancel(ctx context.Context, job stream.Job, stop context.CancelCauseFunc) {
 	revision := job.Revision
 	for ctx.Err() == nil {
 		step, cancel := context.WithTimeout(ctx, 5*time.Second)
-		if err := w.jobs.changed(step, job.Job, revision); err != nil {
+		if err := w.jobs.Changed(step, job.Job, revision); err != nil {
 			wait.Pause(step, time.Second)
 		}
 		cancel()
@@ -334,17 +336,17 @@ func (w *TrainingWorker) watchCancel(ctx context.Context, job Job, stop context.
 }
 
 // lasting is a context for what must be said even when ctx has ended.
-func (w *TrainingWorker) lasting(ctx context.Context) (context.Context, context.CancelFunc) {
+func (w *Worker) lasting(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), w.cfg.Drain)
 }
 
 // end records a job's end and takes it out of the queue.
-func (w *TrainingWorker) end(ctx context.Context, m jetstream.Msg, job Job, change func(*Job), said string) {
+func (w *Worker) end(ctx context.Context, m jetstream.Msg, job stream.Job, change func(*stream.Job), said string) {
 	ctx, cancel := w.lasting(ctx)
 	defer cancel()
-	var final Job
-	err := Retry(ctx, wait.Brief(), func() (err error) {
-		final, err = w.jobs.update(ctx, job.Job, func(j *Job) error {
+	var final stream.Job
+	err := stream.Retry(ctx, wait.Brief(), func() (err error) {
+		final, err = w.jobs.Update(ctx, job.Job, func(j *stream.Job) error {
 			change(j)
 			j.FinishedAt = time.Now().UTC()
 			if j.Progress != nil {
@@ -365,9 +367,9 @@ func (w *TrainingWorker) end(ctx context.Context, m jetstream.Msg, job Job, chan
 	if err := m.DoubleAck(ctx); err != nil {
 		w.log.Debug().Err(err).Str("job", job.Job).Msg("acknowledgement not confirmed")
 	}
-	w.reportProgress(Progress{Job: job.Job, Detector: job.Detector, Phase: "end", State: final.State, Message: said, At: time.Now().UTC()})
+	w.reportProgress(stream.Progress{Job: job.Job, Detector: job.Detector, Phase: "end", State: final.State, Message: said, At: time.Now().UTC()})
 	e := w.log.Info()
-	if final.State == JobFailed {
+	if final.State == stream.JobFailed {
 		e = w.log.Error().Str("error", final.Error)
 	}
 	e.Str("detector", job.Detector).Str("job", job.Job).Str("state", final.State).Str("release", text.Short(final.Release)).
@@ -376,11 +378,11 @@ func (w *TrainingWorker) end(ctx context.Context, m jetstream.Msg, job Job, chan
 
 // release gives a job back to the queue. An attempt that ended because this
 // trainer stops does not count.
-func (w *TrainingWorker) release(ctx context.Context, m jetstream.Msg, job Job, delay time.Duration, why string, counts bool) {
+func (w *Worker) release(ctx context.Context, m jetstream.Msg, job stream.Job, delay time.Duration, why string, counts bool) {
 	ctx, cancel := w.lasting(ctx)
 	defer cancel()
-	if _, err := w.jobs.update(ctx, job.Job, func(j *Job) error {
-		j.State, j.Error = JobQueued, why
+	if _, err := w.jobs.Update(ctx, job.Job, func(j *stream.Job) error {
+		j.State, j.Error = stream.JobQueued, why
 		if !counts {
 			j.Attempts = max(j.Attempts-1, 0)
 		}
@@ -394,15 +396,15 @@ func (w *TrainingWorker) release(ctx context.Context, m jetstream.Msg, job Job, 
 }
 
 // toDeadLetters moves a job to the dead letters.
-func (w *TrainingWorker) toDeadLetters(ctx context.Context, m jetstream.Msg, job *Job, code string, why error) {
+func (w *Worker) toDeadLetters(ctx context.Context, m jetstream.Msg, job *stream.Job, code string, why error) {
 	ctx, cancel := w.lasting(ctx)
 	defer cancel()
 	meta, err := m.Metadata()
 	if err != nil {
 		return
 	}
-	dead := deadMessage(w.cfg.Names, m.Subject(), w.cfg.TrainingStream(), meta.Sequence.Stream, int(meta.NumDelivered), m.Headers(), m.Data(), code, why.Error())
-	if err := Retry(ctx, wait.Brief(), func() error { return w.in.publishDead(ctx, dead) }); err != nil {
+	dead := stream.DeadMessage(w.cfg.Names, m.Subject(), w.cfg.TrainingStream(), meta.Sequence.Stream, int(meta.NumDelivered), m.Headers(), m.Data(), code, why.Error())
+	if err := stream.Retry(ctx, wait.Brief(), func() error { return w.in.StoreDeadLetter(ctx, dead) }); err != nil {
 		w.log.Warn().Err(err).Msg("dead letter not stored: the job comes again")
 		_ = m.NakWithDelay(time.Second)
 		return
@@ -412,11 +414,11 @@ func (w *TrainingWorker) toDeadLetters(ctx context.Context, m jetstream.Msg, job
 		_ = m.Ack()
 		return
 	}
-	w.end(ctx, m, *job, func(j *Job) { j.State, j.Code, j.Error = JobFailed, code, why.Error() }, why.Error())
+	w.end(ctx, m, *job, func(j *stream.Job) { j.State, j.Code, j.Error = stream.JobFailed, code, why.Error() }, why.Error())
 }
 
 // reportProgress publishes progress on core NATS.
-func (w *TrainingWorker) reportProgress(p Progress) {
+func (w *Worker) reportProgress(p stream.Progress) {
 	data, err := json.Marshal(p)
 	if err != nil {
 		return
