@@ -69,10 +69,15 @@ type Steward struct {
 	refused map[string]*nats.Subscription // apart: to the frames of those detectors; the loop's
 
 	mu    sync.Mutex
-	takes map[string]bool // detectors that the stream takes; nil: all
-	why   string          // why others are refused
+	rule  rule
 	flows map[string]*flow
 	burst int64 // bytes since the queue was looked at
+}
+
+// rule says whose frames are taken.
+type rule struct {
+	takes map[string]bool // detectors that the stream takes; nil: all
+	why   string          // why others are refused
 }
 
 // flow counts what was published on one subject.
@@ -245,7 +250,7 @@ func (s *Steward) look() {
 // refuseFrame answers a publish of a detector that the stream does not take.
 func (s *Steward) refuseFrame(m *nats.Msg, detector string) {
 	s.mu.Lock()
-	refused, why := s.takes != nil && !s.takes[detector], s.why
+	refused, why := s.rule.takes != nil && !s.rule.takes[detector], s.rule.why
 	s.mu.Unlock()
 	if refused {
 		// The words are the server's for a full stream: clients know them.
@@ -412,7 +417,7 @@ func (s *Steward) balance(ctx context.Context) error {
 // refuse has those answered that the stream does not take.
 func (s *Steward) refuse(p plan, use map[string]int64, why string) {
 	s.mu.Lock()
-	s.takes, s.why = p.takes, why
+	s.rule.takes, s.rule.why = p.takes, why
 	s.mu.Unlock()
 	if s.cfg.Apart {
 		s.hearRefused(p, use)
