@@ -52,10 +52,8 @@ pictures: runtime ## draw every kind of picture that the program makes into pict
 	NEARMISS_PICTURES=$$PWD/pictures go test -count 1 -run '^TestEveryPictureIsDrawn$$' ./cmd/nearmiss
 
 .PHONY: sinks
-sinks: ## sinks and broker killed ten times while a receiver is down for ten minutes, and a flood of 10,000 anomalies (12 minutes)
-	NEARMISS_TEST_SINK_EVENTS=1000 NEARMISS_TEST_SINK_KILLS=7 NEARMISS_TEST_SINK_DOWN=600 \
-	  go test -count 1 -v -timeout 20m -run '^TestSinksKilledLoseNothing$$' ./cmd/nearmiss
-	NEARMISS_TEST_SINK_FLOOD=10000 go test -count 1 -v -timeout 10m -run '^TestAFloodIsAMailACameraAndItsEnd$$' ./stream/sink/mail
+sinks: ## all that sinks must show, in its long form, as a table: a receiver down for ten minutes, kills, floods, fuzz, a PLC (12 minutes)
+	PYTHON=$(PYTHON) stream/sink/bars.sh
 
 .PHONY: plc
 plc: ## how long a verdict takes to a Modbus coil (10,000 frames), and whether a stale one is ever shown (a minute)

@@ -234,6 +234,7 @@ func TestMosquittoIsKilledBetweenPublishAndAcknowledgement(t *testing.T) {
 		eventually(t, "all is acknowledged", func() bool { return waiting() == 0 })
 		ear.last("nearmiss/availability", is(mqtt.Online))
 	}
+	t.Log("killed 3 times with an event in hand, 0 lost")
 }
 
 // A camera's state is retained: the alarm is on from an incident's beginning to

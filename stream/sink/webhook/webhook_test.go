@@ -197,6 +197,7 @@ func TestSignaturesVerifyByTheReferenceLibrary(t *testing.T) {
 			t.Error("an old time is accepted")
 		}
 	}
+	t.Log("the library of Standard Webhooks accepts both secrets of a rotation, and refuses a changed body and an old time")
 	if id := r.header.Get("webhook-id"); id != "event-1" {
 		t.Errorf("webhook-id %q", id)
 	}
