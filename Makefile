@@ -110,9 +110,14 @@ lint: ## formatting, go vet and staticcheck
 starter: runtime ## train the starter backbone anew, on one thread (half an hour); then build again
 	bin/nearmiss backbone train-starter --threads 1 --out inference/backbone/starter/starter.safetensors
 
+# How long `make console-bench` keeps the page open.
+SOAK ?= 10m
+
 .PHONY: console-bench
-console-bench: ## measure the page: its bytes, lists of 50,000 events, 50 cameras at 5 frames a second
+console-bench: runtime ## measure the page: bytes, lists of 50,000 events, then in Chromium first paint, alarms, and ten minutes of 50 cameras (SOAK=10m)
 	go test -count 1 -run '^TestThePageIsSmall$$' -v -bench Console -benchtime 200x ./stream/console
+	NEARMISS_TEST_SOAK=$(SOAK) go test -count 1 -timeout 90m -v -run '^TestTheBudgetsOfThePage$$' ./cmd/nearmiss
+	go test -count 1 -timeout 20m -v -run '^TestTheOperatorsStoryOnThePage$$/^(a_new_detector|an_alarm)' ./cmd/nearmiss
 
 # Where `make versus` installs what it measures beside this program: 6 GB.
 VERSUS ?= .cache/versus

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -84,9 +85,11 @@ func (d *detour) accept() {
 // no worker: the test says what was scored.
 type stage struct {
 	*tab
-	way    *detour
-	data   string
-	broker *process
+	way     *detour
+	data    string
+	browser context.Context
+	broker  *process
+	console *process
 	nc     *nats.Conn
 	js     jetstream.JetStream
 }
@@ -94,10 +97,10 @@ type stage struct {
 func newStage(t *testing.T) *stage {
 	t.Helper()
 	browser := newBrowser(t)
-	s := &stage{way: newDetour(t), data: t.TempDir()}
+	s := &stage{way: newDetour(t), data: t.TempDir(), browser: browser}
 	s.startBroker(t)
-	console := start(t, "console", "--server", "nats://"+s.way.l.Addr().String())
-	l := console.line("the page's address", func(l string) bool { return strings.HasPrefix(l, "console on ") })
+	s.console = start(t, "console", "--server", "nats://"+s.way.l.Addr().String())
+	l := s.console.line("the page's address", func(l string) bool { return strings.HasPrefix(l, "console on ") })
 	s.tab = openTab(t, browser, strings.TrimPrefix(l, "console on "))
 	return s
 }

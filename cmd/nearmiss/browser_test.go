@@ -429,6 +429,7 @@ func TestTheOperatorsStoryOnThePage(t *testing.T) {
 			b.do(chromedp.KeyEvent("J", chromedp.KeyModifiers(chromedp.ModifierShift)))
 		}
 		b.shows("6 selected")
+		begun := time.Now()
 		b.do(chromedp.KeyEvent("f"))
 		open(0)
 		normals := func() int {
@@ -447,6 +448,7 @@ func TestTheOperatorsStoryOnThePage(t *testing.T) {
 			return d.Facts.Normals
 		}
 		eventually(t, "the release with the frames in its bank", func() bool { return served() == 48+6 && idle() })
+		t.Logf("a verdict on six frames is in the serving bank after %v", time.Since(begun).Round(10*time.Millisecond))
 		eventually(t, "the worker with that release", func() bool {
 			p, err := openRegistry(t, broker).Active(t.Context(), "cells")
 			_, s := fetch[struct{ Workers []stream.WorkerStatus }](b, "GET", "api/v1/status", "null")

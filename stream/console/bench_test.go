@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -42,30 +43,41 @@ func TestThePageIsSmall(t *testing.T) {
 	}
 }
 
-// BenchmarkConsoleEvents asks for pages of 50,000 events, half of them judged.
-func BenchmarkConsoleEvents(b *testing.B) {
+// BenchmarkConsoleLists asks for pages of 50,000 events of fifty cameras, half of them
+// judged, five to an incident.
+func BenchmarkConsoleLists(b *testing.B) {
 	h := newHall(b, config())
-	score := 2.0
+	score, begin := 2.0, time.Now().Add(-24*time.Hour)
 	for i := range indexMost {
-		e := entry{Sequence: uint64(i + 1), ID: fmt.Sprint(i), Kind: stream.KindAnomaly, Detector: "parts", Camera: "line1", ScoredAt: time.Now(), Score: &score, Threshold: &score}
+		e := entry{
+			Sequence: uint64(i + 1), ID: fmt.Sprint(i), Kind: stream.KindAnomaly, Detector: "parts", Camera: fmt.Sprint("line", i%50),
+			ScoredAt: begin.Add(time.Duration(i/50)*time.Second + time.Duration(i/250)*time.Minute), Score: &score, Threshold: &score,
+		}
 		h.c.index.add(e)
 		if i%2 == 0 {
 			h.c.index.judge(e.ID, judged{State: stateSeen, order: uint64(i + 1)})
 		}
 	}
-	var took []time.Duration
-	for b.Loop() {
-		begin := time.Now()
-		r, err := http.Get(h.url + "api/v1/events?kind=anomaly&state=open&limit=100")
-		if err != nil {
-			b.Fatal(err)
-		}
-		r.Body.Close()
-		took = append(took, time.Since(begin))
+	for _, list := range []string{"events?kind=anomaly&state=open", "incidents?state=open"} {
+		b.Run(list, func(b *testing.B) {
+			var took []time.Duration
+			for b.Loop() {
+				begin := time.Now()
+				r, err := http.Get(h.url + "api/v1/" + list + "&limit=100")
+				if err != nil {
+					b.Fatal(err)
+				}
+				_, err = io.Copy(io.Discard, r.Body)
+				if r.Body.Close(); err != nil || r.StatusCode != http.StatusOK {
+					b.Fatal(r.Status, err)
+				}
+				took = append(took, time.Since(begin))
+			}
+			slices.Sort(took)
+			b.ReportMetric(float64(took[len(took)*95/100].Microseconds())/1000, "p95-ms")
+		})
 	}
 	http.DefaultClient.CloseIdleConnections()
-	slices.Sort(took)
-	b.ReportMetric(float64(took[len(took)*95/100].Microseconds())/1000, "p95-ms")
 }
 
 // BenchmarkConsoleLive has 50 cameras send five scores a second to one listener, for

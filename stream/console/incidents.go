@@ -36,6 +36,7 @@ func (x *index) groupLocked(e *entry) {
 		p.first = e.Sequence
 	}
 	e.Incident = p.first
+	e.ratio, _ = stream.Event{Score: e.Score, Threshold: e.Threshold}.Ratio()
 }
 
 // shownIncident is all that went wrong at a camera without a pause, as a row.
@@ -85,8 +86,8 @@ func (x *index) sumsLocked(from int) []sum {
 			continue
 		}
 		s.alarms++
-		if r := e.ratio(); s.peak < 0 || r >= s.ratio { // of equal ones the first
-			s.peak, s.ratio = i, r
+		if s.peak < 0 || e.ratio >= s.ratio { // of equal ones the first
+			s.peak, s.ratio = i, e.ratio
 		}
 		v := x.stateLocked(e.ID)
 		if v.State == stateOpen {
@@ -96,12 +97,6 @@ func (x *index) sumsLocked(from int) []sum {
 		}
 	}
 	return all
-}
-
-// ratio is the score as a multiple of its threshold; 0 where there is none.
-func (e *entry) ratio() float64 {
-	r, _ := stream.Event{Score: e.Score, Threshold: e.Threshold}.Ratio()
-	return r
 }
 
 func (s sum) judged() judged {
@@ -125,8 +120,8 @@ func (x *index) shownLocked(s sum, now time.Time) shownIncident {
 
 // incidents returns up to limit incidents that have an alarm, with the latest event
 // first, of those whose latest event is before a sequence (0: all); where the next
-// page begins (0: there is none); and how many are open.
-func (x *index) incidents(f filter, before uint64, limit int, now time.Time) (items []shownIncident, next uint64, open int) {
+// page begins (0: there is none); and how many incidents and alarms are open.
+func (x *index) incidents(f filter, before uint64, limit int, now time.Time) (items []shownIncident, next uint64, open, alarms int) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	items = []shownIncident{}
@@ -135,7 +130,7 @@ func (x *index) incidents(f filter, before uint64, limit int, now time.Time) (it
 		if s.alarms == 0 {
 			continue
 		}
-		if s.open > 0 {
+		if alarms += s.open; s.open > 0 {
 			open++
 		}
 		z := x.entries[s.last]
@@ -148,7 +143,7 @@ func (x *index) incidents(f filter, before uint64, limit int, now time.Time) (it
 			next = last
 		}
 	}
-	return items, next, open
+	return items, next, open, alarms
 }
 
 // incident returns the one whose first event has a sequence, and its events, newest
@@ -209,8 +204,8 @@ func (c *Console) listIncidents(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	items, next, open := c.index.incidents(f, before, limit, time.Now())
-	return incidentPage{listing[shownIncident]{items, nextCursor(next)}, open, c.index.open("")}, nil
+	items, next, open, alarms := c.index.incidents(f, before, limit, time.Now())
+	return incidentPage{listing[shownIncident]{items, nextCursor(next)}, open, alarms}, nil
 }
 
 // incidentEvents is how many of an incident's events the page gets.

@@ -62,6 +62,8 @@ type entry struct {
 	Reason     string    `json:"reason,omitempty"`
 	Drift      bool      `json:"drifted,omitempty"`
 	Incident   uint64    `json:"incident,omitempty"` // sequence of the first event of the incident that it is part of
+
+	ratio float64 // score as a multiple of the threshold; 0: there is none
 }
 
 func newEntry(e stream.Event) entry {
@@ -175,8 +177,10 @@ func (x *index) release(event string) {
 }
 
 func (x *index) stateLocked(event string) judged {
-	if v, ok := x.pending[event]; ok {
-		return v
+	if len(x.pending) > 0 {
+		if v, ok := x.pending[event]; ok {
+			return v
+		}
 	}
 	if v, ok := x.verdicts[event]; ok {
 		return v
