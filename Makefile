@@ -119,6 +119,10 @@ console-bench: runtime ## measure the page: bytes, lists of 50,000 events, then 
 	NEARMISS_TEST_SOAK=$(SOAK) go test -count 1 -timeout 90m -v -run '^TestTheBudgetsOfThePage$$' ./cmd/nearmiss
 	go test -count 1 -timeout 20m -v -run '^TestTheOperatorsStoryOnThePage$$/^(a_new_detector|an_alarm)' ./cmd/nearmiss
 
+.PHONY: screenshots
+screenshots: runtime ## photograph every page of the console, light, dark, narrow and enlarged, into screenshots/, to be looked at (three minutes)
+	NEARMISS_SCREENSHOTS=$$PWD/screenshots go test -count 1 -timeout 20m -v -run '^TestThePageIsPhotographed$$' ./cmd/nearmiss
+
 # Where `make versus` installs what it measures beside this program: 6 GB.
 VERSUS ?= .cache/versus
 

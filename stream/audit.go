@@ -49,6 +49,21 @@ const (
 	auditBytes = 64 << 20
 )
 
+// maxAudited bounds what an entry says of before and after, bytes of each.
+const maxAudited = 16 << 10
+
+// Audited is v as an entry keeps it: nothing where it is too large.
+func Audited(v any) json.RawMessage {
+	if v == nil {
+		return nil
+	}
+	b, err := json.Marshal(v)
+	if err != nil || len(b) > maxAudited || string(b) == "{}" || string(b) == "null" {
+		return nil
+	}
+	return b
+}
+
 // subject of the entry: nearmiss.audit.KIND.NAME.
 func (e AuditEntry) subject(n Names) string {
 	kind, name, ok := strings.Cut(e.Object, "/")

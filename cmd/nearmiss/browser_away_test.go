@@ -90,8 +90,8 @@ type stage struct {
 	browser context.Context
 	broker  *process
 	console *process
-	nc     *nats.Conn
-	js     jetstream.JetStream
+	nc      *nats.Conn
+	js      jetstream.JetStream
 }
 
 func newStage(t *testing.T) *stage {

@@ -579,6 +579,30 @@ func TestTheOperatorsStoryOnThePage(t *testing.T) {
 		}
 	})
 
+	t.Run("a sink is made, tried and paused", func(t *testing.T) {
+		b.t = t
+		keep := t.TempDir()
+		write(t, filepath.Join(keep, ".nearmiss-archive"), "")
+		b.visit("#/sinks", "Events go nowhere yet")
+		b.press("New sink")
+		b.set("dialog[open] input[pattern]", "keep")
+		b.set("dialog[open] select", "archive")
+		b.set("dialog[open] input[placeholder^='/mnt']", keep)
+		b.press("Create")
+		eventually(t, "who runs the sinks with this one", func() bool {
+			status, _ := fetch[any](b, "POST", "api/v1/sinks/keep/test", "JSON.stringify({})")
+			return status == http.StatusOK
+		})
+		b.visit("#/sinks", "keep")
+		b.press("Test")
+		b.see("that it has arrived", `[...document.querySelectorAll(".toast")].some((e) => e.innerText.includes("arrived after"))`)
+		b.press("Change")
+		b.see("what it is", fmt.Sprintf(`document.querySelector("dialog[open] input[placeholder^='/mnt']")?.value === %q`, keep))
+		b.press("Cancel")
+		b.press("Pause")
+		b.see("that it is paused", `document.querySelector("main .chip")?.innerText === "paused"`)
+	})
+
 	t.Run("every page below another path, and nothing from elsewhere", func(t *testing.T) {
 		target, err := url.Parse(a.Console)
 		if err != nil {
@@ -594,7 +618,7 @@ func TestTheOperatorsStoryOnThePage(t *testing.T) {
 		a11y := newAxe(t)
 		for place, text := range map[string]string{
 			"#/wall": "scope", "#/alarms": "open", "#/alarms?state=false_alarm&rows=frames": "Facts", "#/detectors": "cells", "#/detectors/new": "Learn what is normal", "#/d/cells/tune": "held-out", "#/d/cells/area": "Parts", "#/d/cells/releases": "History",
-			"#/d/cells/data": "normals", "#/d/cells/train": "Job", "#/jobs": "training", "#/health": "Workers", "#/users": "Users", "#/sinks": "Events go nowhere yet", "#/audit": "detector/cells", "#/camera/cells/scope": "Last alarms",
+			"#/d/cells/data": "normals", "#/d/cells/train": "Job", "#/jobs": "training", "#/health": "Workers", "#/users": "Users", "#/sinks": "keep", "#/audit": "detector/cells", "#/camera/cells/scope": "Last alarms",
 		} {
 			p.visit(place, text)
 			for _, theme := range []string{"light", "dark"} {

@@ -66,6 +66,7 @@ func (c config) console() (console.Config, error) {
 	}
 	out.FalseAlarms = func(n int, rate float64) (low, high float64) { return bank.FalseAlarmRange(n, rate, 0.95) }
 	out.Describe = describeRelease
+	out.CheckSink = func(s sink.Sink) (sink.Sink, error) { return checkSink(c.names(), s) }
 	return out, out.Validate()
 }
 

@@ -57,6 +57,26 @@ func sinkKinds(n stream.Names, in *stream.Installation, links *sink.Links) sink.
 	}
 }
 
+// checkSink says what of a sink cannot work, before it is stored. Where it names no
+// events it gets those that its kind is made for.
+func checkSink(n stream.Names, s sink.Sink) (sink.Sink, error) {
+	if err := s.Validate(); err != nil {
+		return s, oneLine(err)
+	}
+	open := sinkKinds(n, nil, nil)[s.Kind]
+	if open == nil {
+		return s, fmt.Errorf("sink %s: there is no kind %q", s.Name, s.Kind)
+	}
+	if len(s.Kinds) == 0 {
+		s.Kinds = map[string][]string{mqtt.Kind: mqtt.Events, archive.Kind: archive.Events}[s.Kind]
+	}
+	check, err := open(s, "")
+	if err != nil {
+		return s, err
+	}
+	return s, check.Close()
+}
+
 // runSinks makes incidents of events and brings both to the sinks until ctx ends.
 func runSinks(ctx context.Context, nc *nats.Conn, n stream.Names, links *sink.Links, v *observer, o *output) error {
 	js, err := n.JetStreamOn(nc)

@@ -14,8 +14,6 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream/sink"
-	"github.com/nearmiss/nearmiss/stream/sink/archive"
-	"github.com/nearmiss/nearmiss/stream/sink/mqtt"
 	"github.com/nearmiss/nearmiss/stream/sink/webhook"
 )
 
@@ -62,7 +60,7 @@ func (c *sinksAddCmd) sink() (sink.Sink, error) {
 		return sink.Sink{}, err
 	}
 	s := sink.Sink{
-		Name: c.Name, Kind: c.Kind, Enabled: true, Detectors: c.Detectors, Cameras: c.Cameras, Kinds: c.events(),
+		Name: c.Name, Kind: c.Kind, Enabled: true, Detectors: c.Detectors, Cameras: c.Cameras, Kinds: c.Kinds,
 		MinRatio: c.MinRatio, Verdicts: c.Verdicts, Hours: c.Hours, CoolDown: sink.Duration(c.CoolDown), Config: raw, Secret: c.Secret,
 	}
 	if c.Rate != "" {
@@ -74,14 +72,7 @@ func (c *sinksAddCmd) sink() (sink.Sink, error) {
 	if c.Secret == "" && (c.Bearer || strings.Contains(c.URL, "{secret}")) {
 		return s, errors.New("--bearer, and {secret} in --url, need --secret: where the token is")
 	}
-	if err := s.Validate(); err != nil {
-		return s, oneLine(err)
-	}
-	check, err := sinkKinds(c.names(), nil, nil)[c.Kind](s, "")
-	if err != nil {
-		return s, err
-	}
-	return s, check.Close()
+	return checkSink(c.names(), s)
 }
 
 func (c *sinksAddCmd) Run(ctx context.Context, o *output) error {
@@ -161,14 +152,6 @@ func (c *sinksAddCmd) config() (json.RawMessage, error) {
 		in[key] = value
 	}
 	return json.Marshal(cfg)
-}
-
-// events are the kinds of events that the sink gets when none are named.
-func (c *sinksAddCmd) events() []string {
-	if len(c.Kinds) > 0 {
-		return c.Kinds
-	}
-	return map[string][]string{mqtt.Kind: mqtt.Events, archive.Kind: archive.Events}[c.Kind]
 }
 
 // makeSecret writes a new secret, unless one is there.

@@ -334,6 +334,7 @@ func (r subjects) console() Rights {
 		reads(r.FeedbackStream(), r.Feedback("*")),
 		readKV(r.UsersBucket()), []string{"$KV." + r.UsersBucket() + ".>"},
 		readKV(r.SessionsBucket()), []string{"$KV." + r.SessionsBucket() + ".*"},
+		[]string{r.Audit("*", "*")}, // of users, sinks and what else it changes itself
 	)
 	return out
 }

@@ -221,6 +221,13 @@ func TestTheRoleOfTheConsoleIsEnough(t *testing.T) {
 	if d := ok[detector](ann, "GET", "detectors/parts", nil); d.K != 3 {
 		t.Errorf("the change is not there: %+v", d)
 	}
+	ok[any](ann, "POST", "sinks", map[string]any{"name": "desk", "kind": "webhook", "enabled": true})
+	ok[any](ann, "PATCH", "sinks/desk", map[string]any{"enabled": false})
+	ok[any](ann, "DELETE", "sinks/desk", nil)
+	ann.do("GET", "detectors/parts/normals.zip", nil)
+	if all := ok[listing[stream.AuditEntry]](ann, "GET", "audit?object=sink", nil); len(all.Items) != 3 {
+		t.Errorf("the audit of the sink: %+v", all.Items)
+	}
 	sequence := h.alarm("a")
 	for _, path := range []string{
 		"session", "status", "users", "detectors", "detectors/parts/releases", "detectors/parts/normals", "jobs", "dead", "audit",

@@ -60,6 +60,9 @@ type Config struct {
 	Shrink func(image []byte, side int) ([]byte, error)
 	// Check says why an image file cannot be learned from. Required.
 	Check func(image []byte) error
+	// CheckSink says what of a sink cannot work, and fills in what its kind wants where
+	// nothing is said. Required.
+	CheckSink func(sink.Sink) (sink.Sink, error)
 	// Describe reads a release's manifest. Required.
 	Describe func(manifest []byte) (Facts, error)
 	// FalseAlarms returns between which rates, at 95 % confidence, false alarms lie

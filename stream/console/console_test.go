@@ -29,6 +29,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/stream/control"
+	"github.com/nearmiss/nearmiss/stream/sink"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -72,6 +73,7 @@ func config() Config {
 			}
 			return nil
 		},
+		CheckSink:   func(s sink.Sink) (sink.Sink, error) { return s, nil },
 		Describe:    func([]byte) (Facts, error) { return Facts{Method: "knn"}, nil },
 		FalseAlarms: func(int, float64) (low, high float64) { return 0, 1 },
 	}

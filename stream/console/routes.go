@@ -69,6 +69,7 @@ var routes = []route{
 	{"GET", "detectors/{detector}/normals", Viewer, (*Console).listNormals},
 	{"POST", "detectors/{detector}/normals", Operator, (*Console).addNormals},
 	{"POST", "detectors/{detector}/normals/take", Operator, (*Console).takeFrames},
+	{"GET", "detectors/{detector}/normals.zip", Operator, (*Console).exportNormals},
 	{"GET", "detectors/{detector}/normals/{sequence}", Viewer, (*Console).getNormal},
 	{"DELETE", "detectors/{detector}/normals/{sequence}", Operator, (*Console).removeNormal},
 	{"POST", "detectors/{detector}/train", Operator, (*Console).train},
@@ -87,6 +88,10 @@ var routes = []route{
 	{"DELETE", "dead/{sequence}", Admin, (*Console).deleteDead},
 
 	{"GET", "sinks", Viewer, (*Console).listSinks},
+	{"POST", "sinks", Admin, (*Console).addSink},
+	{"GET", "sinks/{sink}", Admin, (*Console).getSink},
+	{"PATCH", "sinks/{sink}", Admin, (*Console).changeSink},
+	{"DELETE", "sinks/{sink}", Admin, (*Console).removeSink},
 	{"POST", "sinks/{sink}/test", Admin, (*Console).testSink},
 	{"POST", "sinks/{sink}/replay", Admin, (*Console).replaySink},
 	{"GET", "audit", Admin, (*Console).listAudit},

@@ -33,7 +33,7 @@ func sinkDoes[A any](c *Console, q *request, what string, ask any) (any, error) 
 	if err := sink.Ask(q.ctx, c.nc, c.cfg.Names, what, ask, &a); err != nil {
 		return nil, err
 	}
-	c.say(q, "asked a sink for a "+what, clean(q.PathValue("sink")))
+	c.record(q, what, "sink/"+q.PathValue("sink"), nil, a)
 	return a, nil
 }
 

@@ -70,7 +70,7 @@ func (c *Console) addUser(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.say(q, "added user", u.Name)
+	c.record(q, "create", "user/"+u.Name, nil, map[string]any{"role": u.Role})
 	return created{http.StatusCreated, shownUser{Name: u.Name, Role: u.Role, CreatedAt: u.CreatedAt, CreatedBy: u.CreatedBy}}, nil
 }
 
@@ -95,7 +95,7 @@ func (c *Console) firstUser(q *request) (any, error) {
 		c.setup.giveBack()
 		return nil, err
 	}
-	c.say(q, "added user", u.Name)
+	c.record(q, "create", "user/"+u.Name, nil, map[string]any{"role": u.Role})
 	return c.begin(q, u)
 }
 
@@ -132,7 +132,7 @@ func (c *Console) changeUser(q *request) (any, error) {
 	if err := c.people.put(q.ctx, key, u, false); err != nil {
 		return nil, err
 	}
-	c.say(q, "changed user", u.Name)
+	c.record(q, "set", "user/"+u.Name, nil, map[string]any{"role": u.Role, "disabled": u.Disabled, "password": in.Password != nil})
 	return shownUser{Name: u.Name, Role: u.Role, Disabled: u.Disabled, CreatedAt: u.CreatedAt, CreatedBy: u.CreatedBy}, nil
 }
 
@@ -144,14 +144,14 @@ func (c *Console) removeUser(q *request) (any, error) {
 	if c.people.adminsBut(key) == 0 {
 		return nil, problem{http.StatusConflict, stream.CodeConflict, "the last admin stays: without users the page would open to all"}
 	}
-	return nil, c.forget(q, key, "removed user", q.PathValue("user"))
+	return nil, c.forget(q, key, "user/"+q.PathValue("user"))
 }
 
-func (c *Console) forget(q *request, key, what, name string) error {
+func (c *Console) forget(q *request, key, object string) error {
 	if err := c.people.users.Bucket.Purge(q.ctx, key); err != nil {
 		return err
 	}
-	c.say(q, what, name)
+	c.record(q, "delete", object, nil, nil)
 	return c.people.refresh(q.ctx)
 }
 
@@ -172,7 +172,7 @@ func (c *Console) addToken(q *request) (any, error) {
 	if err := c.people.put(q.ctx, tokenKeys+digest(value), u, true); err != nil {
 		return nil, err
 	}
-	c.say(q, "added token", u.Name)
+	c.record(q, "create", "token/"+u.Name, nil, map[string]any{"role": u.Role, "expires_at": u.ExpiresAt})
 	return created{http.StatusCreated, struct {
 		shownUser
 		Secret string `json:"secret"` // shown once
@@ -185,5 +185,5 @@ func (c *Console) removeToken(q *request) (any, error) {
 	if !ok {
 		return nil, missing("there is no such token")
 	}
-	return nil, c.forget(q, key, "removed token", u.Name)
+	return nil, c.forget(q, key, "token/"+u.Name)
 }

@@ -17,7 +17,6 @@ package control
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"reflect"
@@ -165,12 +164,12 @@ func change[Q, A any](c *Service, e *stream.Endpoints, name string, object func(
 
 // record tells of a change, and writes it down for good.
 func (c *Service) record(ctx context.Context, ch Change) {
-	e := stream.AuditEntry{By: ch.By, Identity: ch.Identity, Action: ch.Action, Object: ch.Object, Before: audited(ch.Before)}
+	e := stream.AuditEntry{By: ch.By, Identity: ch.Identity, Action: ch.Action, Object: ch.Object, Before: stream.Audited(ch.Before)}
 	if c.who != nil && ch.Identity != "" {
 		e.User = c.who(ch.Identity)
 	}
 	if ch.Err == nil {
-		e.After = audited(ch.After)
+		e.After = stream.Audited(ch.After)
 	} else {
 		e.Result, e.Error = stream.CodeOf(ch.Err), ch.Err.Error()
 	}
@@ -449,19 +448,4 @@ func (c *Service) collect(ctx context.Context, ch *Change, q registry.CollectOpt
 		ch.Object = ""
 	}
 	return c.in.Collect(ctx, q)
-}
-
-// maxAudited bounds what an entry says of before and after, bytes of each.
-const maxAudited = 16 << 10
-
-// audited is v as an entry keeps it: nothing where it is too large.
-func audited(v any) json.RawMessage {
-	if v == nil {
-		return nil
-	}
-	b, err := json.Marshal(v)
-	if err != nil || len(b) > maxAudited || string(b) == "{}" || string(b) == "null" {
-		return nil
-	}
-	return b
 }

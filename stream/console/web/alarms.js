@@ -14,7 +14,7 @@ export async function show(main, _, { signal, query }) {
   let items = [], next = "", at = -1, open = 0, anchor = -1;
   let rows_ = query.get("rows") ?? "incidents", looked = 0; // looked: the alarm of the incident that is looked at, 0: its peak
   let state = query.get("state") ?? "open", kind = query.get("kind") ?? "anomaly", detector = query.get("detector") || "";
-  let heat = Number(localStorage.getItem("nm-heat") ?? 1), hidden = false, zoomed = false, shown = 0;
+  let heat = Number(localStorage.getItem("nm-heat") ?? 0.7), hidden = false, zoomed = false, shown = 0;
   const picked = new Set();
   let undoing = null; // {events, was: their states, sent: the answer with the token, said: the toast}
 
@@ -75,8 +75,8 @@ export async function show(main, _, { signal, query }) {
       },
     },
     thumb(f),
-    h("div", { style: { minWidth: 0 } }, h("div", { class: "who", title: a.detector + " / " + a.camera }, a.camera === "-" ? a.detector : a.camera), h("div", { class: "what" }, a.camera === "-" ? "" : a.detector, a.reason ? " " + a.reason : ""),
-      h("div", { class: "what num" }, many ? many + " · " : "", ratio, f.p_value !== undefined ? " · p " + num(f.p_value) : "")),
+    h("div", { style: { minWidth: 0 } }, h("div", { class: "who", title: a.detector + " / " + a.camera }, a.camera === "-" ? a.detector : a.camera), h("div", { class: "what" }, [a.camera === "-" ? "" : a.detector, a.reason].filter(Boolean).join(": ")),
+      h("div", { class: "what num" }, many ? many + " · " : "", ratio, f.p_value !== undefined && !many ? " · p " + num(f.p_value) : "")),
     h("div", { class: "side" }, h("span", { class: "num" }, when(a.last_at || a.scored_at)), f.kind === "anomaly" ? chip(a.state, a.pending ? words[a.state] + " …" : null) : null, a.ongoing ? h("span", {}, "goes on") : null));
   }
   const thumb = (a) => a.pictures ? h("img", { class: "thumb", alt: "", loading: "lazy", "data-of": a.sequence, src: `api/v1/events/${a.sequence}/pictures/thumbnail.jpg`, onerror: (e) => e.target.replaceWith(h("span", { class: "thumb" }, "no picture")) })

@@ -140,7 +140,7 @@ function help() {
       h("label", { class: "field" }, "Seconds in which a verdict can be undone before it is sent (0 to 60)", h("input", { type: "number", min: 0, max: 60, value: undoFor(), onchange: (e) => { if (e.target.reportValidity()) localStorage.setItem("nm-hold", e.target.value); } })),
       h("p", { class: "soft small" }, "Nearmiss " + me.version + ". Scores are distances to the nearest normals; p is the share of normal images that look at least as strange. The API is described in ",
         h("a", { href: "api/v1/openapi.yaml" }, "openapi.yaml"), "."),
-      h("div", { class: "actions" }, h("button", { onclick: () => { bindings.reset(); fill(box, rows()); } }, "Defaults"), h("button", { class: "primary", onclick: () => close() }, "Close")),
+      h("div", { class: "actions" }, h("button", { onclick: () => { bindings.reset(); fill(box, rows()); } }, "Defaults"), h("button", { class: "primary", autofocus: true, onclick: () => close() }, "Close")),
     ];
   });
 }

@@ -7,8 +7,8 @@ export async function show(main, _, { signal }) {
   if (!may("admin")) { fill(main, h("div", { class: "head" }, h("h1", {}, "Audit")), h("p", { class: "empty" }, "Only an admin sees this.")); return; }
   const list = h("div"), foot = h("div");
   let items = [], next = "";
-  const by = h("input", { type: "search", placeholder: "Person or identity", "aria-label": "Person or identity", onchange: () => load().catch(complain) });
-  const object = h("input", { type: "search", placeholder: "Object, as detector/bolts", "aria-label": "Object", onchange: () => load().catch(complain) });
+  const by = h("input", { type: "search", placeholder: "Person, identity", "aria-label": "Person or identity", onchange: () => load().catch(complain) });
+  const object = h("input", { type: "search", placeholder: "detector/bolts", "aria-label": "Object", onchange: () => load().catch(complain) });
   const failed = h("input", { type: "checkbox", onchange: () => load().catch(complain) });
   const path = (cursor) => "api/v1/audit?" + new URLSearchParams({ limit: 100, ...(by.value.trim() && { by: by.value.trim() }), ...(object.value.trim() && { object: object.value.trim() }), ...(failed.checked && { failed: "true" }), ...(cursor && { cursor }) });
   const json = (v) => h("pre", { class: "mono scroll", tabindex: 0 }, JSON.stringify(v, null, 2));

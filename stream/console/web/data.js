@@ -48,7 +48,7 @@ export async function show(root, d, { signal }) {
     draw();
   }
   function draw() {
-    fill(count, plural(total, anomalies ? "labelled image" : "normal"), picked.size ? `, ${picked.size} selected` : "");
+    fill(count, strange.value && !anomalies ? `the ${items.length} strangest of ${plural(total, "normal")} in the bank` : plural(total, anomalies ? "labelled image" : "normal"), picked.size ? `, ${picked.size} selected` : "");
     drop.disabled = !picked.size;
     fill(grid, items.map((n) => h("button", {
       class: "cell", "aria-pressed": String(picked.has(n.sequence)), title: [n.origin, n.source, n.stored_at && when(n.stored_at), n.bytes && bytes(n.bytes)].filter(Boolean).join(", "),
@@ -81,7 +81,7 @@ export async function show(root, d, { signal }) {
   zone.addEventListener("dragover", (e) => { e.preventDefault(); zone.classList.add("over"); });
   zone.addEventListener("dragleave", () => zone.classList.remove("over"));
   zone.addEventListener("drop", (e) => { e.preventDefault(); zone.classList.remove("over"); add(e); });
-  fill(root, h("div", { class: "head" }, tab(false, "Normals"), tab(true, "Labelled anomalies"), count, h("span", { class: "gap" }), strange, may("operator") ? drop : null), may("operator") ? h("div", { class: "panel" }, zone, report) : null, grid, foot);
+  fill(root, h("div", { class: "head" }, tab(false, "Normals"), tab(true, "Labelled anomalies"), count, h("span", { class: "gap" }), strange, may("operator") ? [h("button", { onclick: () => { location.href = `api/v1/detectors/${d.name}/normals.zip${anomalies ? "?anomalies=true" : ""}`; } }, "Download all"), drop] : null), may("operator") ? h("div", { class: "panel" }, zone, report) : null, grid, foot);
   await load();
   keys({ select: () => document.activeElement?.classList.contains("cell") && document.activeElement.click() }, signal);
   addEventListener("keydown", (e) => { if (e.key === "Delete" && !document.querySelector("dialog[open]") && !/^(INPUT|SELECT)$/.test(e.target.tagName)) removePicked().catch(complain); }, { signal });

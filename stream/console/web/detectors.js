@@ -8,7 +8,7 @@ export async function show(main, [what], { signal }) {
   if (what === "new") { create(main, signal); return; }
   const { items } = await get("api/v1/detectors");
   if (signal.aborted) return;
-  const neu = may("operator") ? h("a", { class: "button", href: "#/detectors/new" }, "New detector") : null;
+  const neu = may("operator") ? h("a", { class: "button primary", href: "#/detectors/new" }, "New detector") : null;
   fill(main, h("div", { class: "head" }, h("h1", {}, "Detectors"), h("span", { class: "soft" }, plural(items.length, "detector")), h("span", { class: "gap" }), neu),
     items.length ? h("div", { class: "cols" }, items.map(card)) : h("p", { class: "empty" }, "No detectors yet. A detector is one inspection task; it learns from images of good parts only. ", neu ? "Make one with the button above, or with " : "An operator makes one, here or with ", h("code", {}, "nearmiss detector create NAME"), "."));
 }

@@ -57,13 +57,13 @@ export function bytes(n) {
 
 export function span(ms) {
   const s = Math.max(0, Math.round(ms / 1000));
-  if (s < 60) return s + " s";
-  if (s < 3600) return Math.floor(s / 60) + " min";
-  if (s < 48 * 3600) return Math.floor(s / 3600) + " h";
-  return Math.floor(s / 86400) + " d";
+  if (s < 60) return s + "\u00a0s"; // nothing is broken within
+  if (s < 3600) return Math.floor(s / 60) + "\u00a0min";
+  if (s < 48 * 3600) return Math.floor(s / 3600) + "\u00a0h";
+  return Math.floor(s / 86400) + "\u00a0d";
 }
 
-export const ago = (t) => (t ? span(Date.now() - new Date(t)) + " ago" : "never");
+export const ago = (t) => (t ? span(Date.now() - new Date(t)) + "\u00a0ago" : "never");
 
 /** A time of day, with its date where it is not today. */
 export function when(t) {

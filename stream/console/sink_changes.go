@@ -1,0 +1,227 @@
+package console
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"path"
+	"strings"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/internal/kv"
+	"github.com/nearmiss/nearmiss/stream/sink"
+)
+
+// shownSink is where a sink sends, and which revision says so.
+type shownSink struct {
+	sink.Sink
+	Revision uint64 `json:"revision"`
+}
+
+func (c *Console) sinks(ctx context.Context) (kv.Store[sink.Sink], error) {
+	b, err := c.js.KeyValue(ctx, c.cfg.SinksBucket())
+	return kv.Store[sink.Sink]{Bucket: b, Decode: sink.Parse}, err
+}
+
+// sinkOf is the sink that the path names.
+func (c *Console) sinkOf(q *request) (kv.Store[sink.Sink], kv.Entry[sink.Sink], error) {
+	s, err := c.sinks(q.ctx)
+	if err != nil {
+		return s, kv.Entry[sink.Sink]{}, err
+	}
+	e, err := s.Get(q.ctx, q.PathValue("sink"))
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		err = missing("there is no sink %q", clean(q.PathValue("sink")))
+	}
+	return s, e, err
+}
+
+func (c *Console) getSink(q *request) (any, error) {
+	_, e, err := c.sinkOf(q)
+	return shownSink{e.Value, e.Head}, err
+}
+
+func (c *Console) addSink(q *request) (any, error) {
+	b, err := q.body()
+	if err != nil {
+		return nil, err
+	}
+	var name struct {
+		Name string `json:"name"`
+	}
+	if err := json.Unmarshal(b, &name); err != nil {
+		return nil, bad("the request's JSON: %v", err)
+	}
+	n, err := c.newSink(sink.Sink{}, name.Name, b)
+	if err != nil {
+		return nil, err
+	}
+	s, err := c.sinks(q.ctx)
+	if err != nil {
+		return nil, err
+	}
+	value, err := json.Marshal(n)
+	if err != nil {
+		return nil, err
+	}
+	revision, err := s.Bucket.Create(q.ctx, n.Name, value)
+	if kv.Conflict(err) {
+		return nil, problem{http.StatusConflict, stream.CodeConflict, "there is a sink " + n.Name + " already"}
+	}
+	if err != nil {
+		return nil, err
+	}
+	c.record(q, "create", "sink/"+n.Name, nil, n)
+	return created{http.StatusCreated, shownSink{n, revision}}, nil
+}
+
+// changeSink takes a JSON merge patch (RFC 7396).
+func (c *Console) changeSink(q *request) (any, error) {
+	b, err := q.body()
+	if err != nil {
+		return nil, err
+	}
+	want, err := q.ifMatch()
+	if err != nil {
+		return nil, err
+	}
+	s, e, err := c.sinkOf(q)
+	if err != nil {
+		return nil, err
+	}
+	stale := problem{http.StatusPreconditionFailed, codeStale, "somebody else has changed the sink meanwhile: look again"}
+	if want > 0 && want != e.Head {
+		return nil, stale
+	}
+	was, err := json.Marshal(e.Value)
+	if err != nil {
+		return nil, err
+	}
+	merged, err := merge(was, b)
+	if err != nil {
+		return nil, bad("the change: %v", err)
+	}
+	n, err := c.newSink(e.Value, e.Key, merged)
+	if err != nil {
+		return nil, err
+	}
+	value, err := json.Marshal(n)
+	if err != nil {
+		return nil, err
+	}
+	revision, err := s.Bucket.Update(q.ctx, e.Key, value, e.Head)
+	if kv.Conflict(err) {
+		return nil, stale
+	}
+	if err != nil {
+		return nil, err
+	}
+	c.record(q, "set", "sink/"+n.Name, e.Value, n)
+	return shownSink{n, revision}, nil
+}
+
+func (c *Console) removeSink(q *request) (any, error) {
+	s, e, err := c.sinkOf(q)
+	if err != nil && !errors.Is(err, kv.ErrUnreadable) {
+		return nil, err
+	}
+	if err := s.Bucket.Delete(q.ctx, e.Key, jetstream.LastRevision(e.Head)); err != nil {
+		return nil, fmt.Errorf("remove sink %s: %w", clean(e.Key), err)
+	}
+	c.record(q, "delete", "sink/"+e.Key, e.Value, nil)
+	return nil, nil
+}
+
+// newSink reads what a sink shall be instead of old. What could bring files of the
+// machine that runs the sinks to a receiver, or reach what listens there for that
+// machine alone, is for who may work on it.
+func (c *Console) newSink(old sink.Sink, name string, value []byte) (sink.Sink, error) {
+	n, err := sink.Parse(name, value)
+	if err == nil {
+		n, err = c.cfg.CheckSink(n)
+	}
+	switch {
+	case err != nil:
+		return n, problem{http.StatusUnprocessableEntity, stream.CodeBadRequest, err.Error()}
+	case n.Secret != old.Secret && !pageSecret(n.Secret):
+		return n, problem{http.StatusUnprocessableEntity, stream.CodeBadRequest, "from the page a secret is a file below /run/secrets, one whose name ends in .secret, or a variable whose name begins with NEARMISS_SINK_: name others with nearmiss sinks add"}
+	}
+	for k, v := range machinesOwn(n.Config) {
+		if !bytes.Equal(v, machinesOwn(old.Config)[k]) {
+			return n, problem{http.StatusUnprocessableEntity, stream.CodeBadRequest, k + " is about the machine that runs the sinks: set it with nearmiss sinks add"}
+		}
+	}
+	return n, nil
+}
+
+// machinesOwn are the settings of a kind that are about the machine that runs it:
+// files, and what may be reached there.
+func machinesOwn(config json.RawMessage) map[string]json.RawMessage {
+	var all map[string]json.RawMessage
+	_ = json.Unmarshal(config, &all) // what is no object has none
+	own := map[string]json.RawMessage{}
+	for k, v := range all {
+		if k == "allow_loopback" || strings.HasSuffix(k, "_file") {
+			own[k] = v
+		}
+	}
+	return own
+}
+
+// pageSecret says whether a reference is to what is kept to be a secret of a sink.
+func pageSecret(ref string) bool {
+	kind, where, _ := strings.Cut(ref, ":")
+	switch kind {
+	case "env":
+		return strings.HasPrefix(where, "NEARMISS_SINK_")
+	case "file":
+		where = strings.ReplaceAll(where, `\`, "/")
+		return where == path.Clean(where) && (strings.HasPrefix(where, "/run/secrets/") || strings.HasSuffix(where, ".secret"))
+	}
+	return ref == ""
+}
+
+// merge is a JSON merge patch (RFC 7396) of an object.
+func merge(target, patch []byte) ([]byte, error) {
+	var t, p map[string]any
+	if err := json.Unmarshal(target, &t); err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(patch, &p); err != nil {
+		return nil, err
+	}
+	return json.Marshal(merged(t, p))
+}
+
+func merged(target, patch map[string]any) map[string]any {
+	if target == nil {
+		target = map[string]any{}
+	}
+	for k, v := range patch {
+		switch v := v.(type) {
+		case nil:
+			delete(target, k)
+		case map[string]any:
+			below, _ := target[k].(map[string]any)
+			target[k] = merged(below, v)
+		default:
+			target[k] = v
+		}
+	}
+	return target
+}
+
+// record tells of a change that the console makes itself, in the log and the audit;
+// of others control does.
+func (c *Console) record(q *request, action, object string, before, after any) {
+	c.say(q, action, object)
+	e := stream.AuditEntry{By: q.who.Name, Action: action, Object: clean(object), Before: stream.Audited(before), After: stream.Audited(after)}
+	if err := c.in.WriteAudit(context.WithoutCancel(q.ctx), e); err != nil {
+		c.log.Error().Err(err).Str("by", q.who.Name).Str("object", object).Msg("a change is missing in the audit")
+	}
+}
