@@ -118,10 +118,10 @@ func TestFramesWaitForTheFirstWorker(t *testing.T) {
 	for i := range 5 {
 		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint(i), Image: streamtest.Image(0.1)})
 	}
-	c, err := frames.Consumer(ctx, "frames-bolts")
-	if err != nil || c.CachedInfo().NumPending != 5 {
-		t.Fatalf("%+v, %v", c, err)
-	}
+	streamtest.Eventually(t, "the frames wait for the first worker", func() bool { // consumers count what is stored a moment later
+		c, err := frames.Consumer(ctx, "frames-bolts")
+		return err == nil && c.CachedInfo().NumPending == 5
+	})
 	streamtest.Eventually(t, "detectors of a backup have theirs", func() bool {
 		_, err := frames.Consumer(ctx, "frames-restored")
 		return err == nil
