@@ -95,6 +95,10 @@ deploy-check: ## check deployments/: against the program, and by the tools that 
 # What `make dist` builds; cgo takes a C compiler for each, see deployments/dist.sh.
 DIST ?= $(shell go env GOOS)/$(shell go env GOARCH)
 
+.PHONY: demo-found
+demo-found: runtime ## what the demo's detectors find, and false alarms, by how they are calibrated (half an hour)
+	NEARMISS_TEST_DEMO=5 go test -count 1 -v -timeout 90m -run '^TestWhatTheDemoFinds$$' ./cmd/nearmiss
+
 .PHONY: dist
 dist: build ## archives with program, ONNX Runtime, licences and digests in dist/ (DIST="linux/amd64 linux/arm64")
 	deployments/dist.sh '$(VERSION)' "$(LDFLAGS)" $(DIST)

@@ -331,6 +331,9 @@ type ReleaseSpec struct {
 	// RandomWeights and StarterWeights say where the model's weights come from,
 	// if not from photographs: see [release.Model].
 	RandomWeights, StarterWeights bool
+	// Folded is how many of the normals that calibrate are in the banks, too: see
+	// [release.Calibration].
+	Folded int
 	// Check has a few image files whose scores the manifest will foretell.
 	Check [][]byte
 	// Files are further files of the release: name to content.
@@ -454,7 +457,7 @@ func (s ReleaseSpec) fill(ctx context.Context, b *release.Builder) (release.Mani
 		m.Model.Name, m.Model.Family = about.Name, about.Family
 	}
 	if c := d.Bank().Calibration(); c != nil {
-		m.Calibration = release.Calibration{Alpha: c.Alpha(), SmallestAlpha: c.SmallestAlpha(), HeldOut: c.Len()}
+		m.Calibration = release.Calibration{Alpha: c.Alpha(), SmallestAlpha: c.SmallestAlpha(), HeldOut: c.Len(), Folded: s.Folded}
 		if c.Worth() < float64(c.Len()) {
 			m.Calibration.Worth, m.Calibration.Promised = c.Worth(), c.Promise()
 		}

@@ -76,7 +76,7 @@ type Detector struct {
 	Symmetry       string   `json:"symmetry,omitempty"`         // what embeddings are averaged over: none, flip, dihedral, or auto, which looks how normals lie; default none
 	K              int      `json:"k,omitempty"`                // nearest normals that are summed; default 2
 	FalseAlarmRate float64  `json:"false_alarm_rate,omitempty"` // share of normals above the threshold; default 0.01
-	HeldOut        float64  `json:"held_out,omitempty"`         // share of the normals that sets the threshold and stays out of the bank; default 0, the trainer's
+	HeldOut        float64  `json:"held_out,omitempty"`         // share of the normals that stays out of the bank and alone sets the threshold; default 0, the trainer's
 	Threshold      float64  `json:"threshold,omitempty"`        // score above which a frame is anomalous, set by hand; default 0, the release's
 	Margin         float64  `json:"margin,omitempty"`           // factor on the release's threshold, set by hand; default 0, none
 	Region         *Region  `json:"region,omitempty"`           // only this part of the image is looked at

@@ -12,6 +12,7 @@ import (
 	"github.com/nearmiss/nearmiss/bank"
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/backbone"
+	"github.com/nearmiss/nearmiss/inference/heatmap"
 	"github.com/nearmiss/nearmiss/inference/release"
 )
 
@@ -71,6 +72,44 @@ func (n *normals) at(which []int) *normals {
 	return out
 }
 
+// with are the normals and others behind them.
+func (n *normals) with(o *normals) *normals {
+	out := &normals{dim: n.dim, ids: slices.Concat(n.ids, o.ids), rows: slices.Concat(n.rows, o.rows)}
+	for i, p := range n.patches {
+		q := o.patches[i]
+		out.patches = append(out.patches, patchSample{dim: p.dim, rows: slices.Concat(p.rows, q.rows), places: slices.Concat(p.places, q.places)})
+	}
+	// in has f do something with runs of places that are of n or of o alone.
+	in := func(which []int, f func(of *normals, some []int) error) error {
+		for len(which) > 0 {
+			of, from, to := n, 0, n.size()
+			if which[0] >= n.size() {
+				of, from, to = o, n.size(), n.size()+o.size()
+			}
+			var some []int
+			for len(which) > 0 && which[0] >= from && which[0] < to {
+				some, which = append(some, which[0]-from), which[1:]
+			}
+			if err := f(of, some); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	out.look = func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error {
+		return in(which, func(of *normals, some []int) error { return of.look(ctx, some, f) })
+	}
+	if n.vary != nil && o.vary != nil {
+		out.vary = func(ctx context.Context, which []int, c copying, f func(e *inference.Embedding) error) error {
+			return in(which, func(of *normals, some []int) error { return of.vary(ctx, some, c, f) })
+		}
+	}
+	if n.copies != nil && o.copies != nil {
+		out.copies = n.copies.with(o.copies)
+	}
+	return out
+}
+
 // part are the rows of a part of one vector.
 func (n *normals) part(a release.Part) []float32 {
 	out := make([]float32, 0, n.size()*a.Dim)
@@ -107,6 +146,8 @@ type scoreBuilder struct {
 	light bool
 	// copies of normals join the banks.
 	copies copying
+	// folded asks what all normals score by banks that they are not in.
+	folded bool
 }
 
 // scoreBuilder loads what the plan's score needs of networks; file is where a model
@@ -151,6 +192,11 @@ type builtScore struct {
 	// alarms is the share of cross-fitted normals that are above the threshold in
 	// other light that 0.05 of them are above; NaN where nobody asked.
 	alarms float64
+	// What normals score by banks that they are not in, those of the banks too, and
+	// their maps; nil where nobody asked. heldOut of them are in none of the banks.
+	folded     []float64
+	foldedMaps []heatmap.Grid
+	heldOut    int
 }
 
 // Close gives back the banks.
@@ -163,11 +209,19 @@ func (b *builtScore) Close() error {
 }
 
 // build fills the banks with the normals. others, which may be nil, are queries
-// for the recall gate; no number of the score depends on them.
+// for the recall gate; no number of the score depends on them, unless all are to be
+// scored in turn.
 func (b *scoreBuilder) build(ctx context.Context, n, others *normals) (*builtScore, error) {
 	n, err := n.copied(ctx, b.copies, b.seed)
 	if err != nil {
 		return nil, err
+	}
+	all, outside := n, 0
+	if b.folded {
+		if others, err = others.copied(ctx, b.copies, b.seed); err != nil {
+			return nil, err
+		}
+		all, outside = n.with(others), others.size()
 	}
 	out := &builtScore{}
 	var parts []inference.Part
@@ -193,11 +247,14 @@ func (b *scoreBuilder) build(ctx context.Context, n, others *normals) (*builtSco
 		out.reports, out.patches = append(out.reports, report), append(out.patches, coreset)
 		b.told("bank", i+1, len(b.parts))
 	}
-	x, join, err := b.fitWeights(ctx, parts, n)
+	x, join, err := b.fitWeights(ctx, parts, all, outside)
 	if err != nil {
 		return nil, err
 	}
 	out.alarms = x.alarms(parts, join)
+	if b.folded {
+		out.folded, out.foldedMaps, out.heldOut = x.joint(parts, join), x.maps(parts), x.out
+	}
 	if out.served, err = inference.NewScorer(b.model.e.Outputs(), parts, join, inference.MapAnomalies); err != nil {
 		return nil, err
 	}
@@ -234,28 +291,9 @@ func (b *scoreBuilder) fillPatches(ctx context.Context, part *inference.Part, p 
 	if err != nil {
 		return fail(err)
 	}
-	coreset := bank.CoresetReport{From: len(names), To: len(names)}
-	if want := b.want(len(names)); want < len(names) {
-		space, dim := rows, part.About.Dim
-		if whiten != nil { // chosen as they are compared
-			if space, err = whiten.ApplyAll(rows); err != nil {
-				return fail(err)
-			}
-			dim = whiten.Out()
-		}
-		chosen, report, err := bank.Coreset(ctx, space, dim, want, b.seed)
-		if err != nil {
-			return fail(err)
-		}
-		coreset = report
-		slices.Sort(chosen)
-		var keptRows []float32
-		var keptNames []uint64
-		for _, i := range chosen {
-			keptRows = append(keptRows, rows[i*part.About.Dim:(i+1)*part.About.Dim]...)
-			keptNames = append(keptNames, names[i])
-		}
-		rows, names = keptRows, keptNames
+	rows, names, coreset, err := chosen(ctx, rows, names, whiten, b.want(len(names)), b.seed)
+	if err != nil {
+		return fail(err)
 	}
 	part.About.Radius = coreset.Radius
 	kind := b.Index
@@ -283,6 +321,34 @@ func (b *scoreBuilder) fillPatches(ctx context.Context, part *inference.Part, p 
 	}
 	report, err := part.Bank.Build(ctx, queries)
 	return report, coreset, whiten, err
+}
+
+// chosen are want of the patches, which cover the others best as they are compared:
+// whitened, where whiten is not nil.
+func chosen(ctx context.Context, rows []float32, names []uint64, whiten *bank.Transform, want int, seed uint64) ([]float32, []uint64, bank.CoresetReport, error) {
+	if want >= len(names) {
+		return rows, names, bank.CoresetReport{From: len(names), To: len(names)}, nil
+	}
+	dim := len(rows) / len(names)
+	space, wide := rows, dim
+	if whiten != nil {
+		var err error
+		if space, err = whiten.ApplyAll(rows); err != nil {
+			return nil, nil, bank.CoresetReport{}, err
+		}
+		wide = whiten.Out()
+	}
+	which, report, err := bank.Coreset(ctx, space, wide, want, seed)
+	if err != nil {
+		return nil, nil, report, err
+	}
+	slices.Sort(which)
+	var keptRows []float32
+	var keptNames []uint64
+	for _, i := range which {
+		keptRows, keptNames = append(keptRows, rows[i*dim:(i+1)*dim]...), append(keptNames, names[i])
+	}
+	return keptRows, keptNames, report, nil
 }
 
 // sample are the patches of a part's output.

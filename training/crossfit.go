@@ -18,6 +18,8 @@ import (
 const (
 	// references bounds the normals that weigh the parts, each against the others.
 	references = 200
+	// foldedReferences bounds those that also calibrate.
+	foldedReferences = 1000
 	// lightReferences bounds those that are seen in another light, too.
 	lightReferences = 60
 	// folds is in how many turns that is done.
@@ -37,6 +39,7 @@ const (
 type crossFitted struct {
 	said
 	relit said // of the first of the same normals in another light
+	out   int  // how many are in none of the score's banks
 }
 
 // said is what parts say of some images, by part.
@@ -78,6 +81,38 @@ func (s said) joint(parts []inference.Part, join *release.Join) []float64 {
 	return out
 }
 
+// maps are those of the images; nil without parts of patches.
+func (s said) maps(parts []inference.Part) []heatmap.Grid {
+	var grids [][]heatmap.Grid // by image
+	var weights []float64
+	for i, p := range parts {
+		if !p.About.IsPatch() || p.About.NoMap {
+			continue
+		}
+		weights = append(weights, p.About.Map)
+		for j, g := range s.grids[i] {
+			if j == len(grids) {
+				grids = append(grids, nil)
+			}
+			grids[j] = append(grids[j], heatmap.Grid{Width: g.Width, Height: g.Height, Values: overPlaces(g.Values, p.About.Places)})
+		}
+	}
+	var out []heatmap.Grid
+	for _, some := range grids {
+		out = append(out, inference.SumMaps(some, weights))
+	}
+	return out
+}
+
+// overPlaces are distances divided by those of their places.
+func overPlaces(distances, places []float32) []float32 {
+	out := slices.Clone(distances)
+	for i, v := range places {
+		out[i] /= v
+	}
+	return out
+}
+
 // alarms is the share of the normals in another light above the threshold that 0.05
 // of them are above in usual light; NaN where nothing is known.
 func (x crossFitted) alarms(parts []inference.Part, join *release.Join) float64 {
@@ -101,8 +136,9 @@ func (x crossFitted) alarms(parts []inference.Part, join *release.Join) float64 
 
 // fitWeights finds the scales and weights of the parts, which it sets, and how groups
 // of them are joined, by normals of the banks that are compared with the others.
-// With too few of them all parts weigh the same.
-func (b *scoreBuilder) fitWeights(ctx context.Context, parts []inference.Part, n *normals) (crossFitted, *release.Join, error) {
+// With too few of them all parts weigh the same. The last of them, out in number, are
+// not in the banks.
+func (b *scoreBuilder) fitWeights(ctx context.Context, parts []inference.Part, n *normals, out int) (crossFitted, *release.Join, error) {
 	measures, patches, placed := 0, 0, false
 	for i, p := range parts {
 		if b.parts[i].scored {
@@ -116,7 +152,7 @@ func (b *scoreBuilder) fitWeights(ctx context.Context, parts []inference.Part, n
 	if measures < 2 && patches < 2 && !placed && !b.light {
 		return crossFitted{}, nil, nil
 	}
-	x, err := b.crossFit(ctx, parts, n)
+	x, err := b.crossFit(ctx, parts, n, out)
 	if err != nil {
 		return x, nil, fmt.Errorf("weigh the parts of the score: %w", err)
 	}
@@ -237,10 +273,7 @@ func places(grids []heatmap.Grid) []float32 {
 func statistics(grids []heatmap.Grid, places []float32, measures []release.Measure) [][]float64 {
 	out := make([][]float64, len(measures))
 	for _, g := range grids {
-		values := slices.Clone(g.Values)
-		for i, v := range places {
-			values[i] /= v
-		}
+		values := overPlaces(g.Values, places)
 		for k, m := range measures {
 			out[k] = append(out[k], inference.PatchStatistic(values, m.Statistic))
 		}
@@ -266,17 +299,31 @@ func mapWeight(grids []heatmap.Grid, places []float32, layers int) float64 {
 }
 
 // crossFit scores some of the normals by banks that none of their fold is in: in
-// the same order for all parts, and none where there are too few.
-func (b *scoreBuilder) crossFit(ctx context.Context, parts []inference.Part, n *normals) (crossFitted, error) {
-	out := crossFitted{newSaid(len(parts)), newSaid(len(parts))}
-	count := min(folds, n.size())
+// the same order for all parts, and none where there are too few. The last of them,
+// out in number, are a fold whose banks those of the parts are; the banks of the
+// other folds are made in the same way, of about as many normals.
+func (b *scoreBuilder) crossFit(ctx context.Context, parts []inference.Part, n *normals, out int) (crossFitted, error) {
+	x := crossFitted{said: newSaid(len(parts)), relit: newSaid(len(parts))}
+	count, most := min(folds, n.size()), references
+	if out > 0 {
+		most = foldedReferences
+	}
 	if n.size()-(n.size()+count-1)/max(count, 1) < max(b.K, 2) {
-		return out, nil
+		return x, nil
 	}
 	order := rand.New(rand.NewPCG(b.seed, 0x666f6c64)).Perm(n.size())
 	fold := make([]int, n.size())
-	for i, at := range order {
-		fold[at] = i % count
+	next := 0
+	for _, at := range order {
+		switch {
+		case at >= n.size()-out:
+		case out > 0 && count > 1:
+			fold[at] = 1 + next%(count-1)
+			next++
+		default:
+			fold[at] = next % count
+			next++
+		}
 	}
 	for f := range count {
 		b.told("weigh", f, count)
@@ -286,30 +333,38 @@ func (b *scoreBuilder) crossFit(ctx context.Context, parts []inference.Part, n *
 				rest = append(rest, at)
 			}
 		}
-		for _, at := range order[:min(len(order), references)] {
+		for _, at := range order[:min(len(order), most)] {
 			if fold[at] == f {
 				some = append(some, at)
 			}
 		}
-		without, err := b.without(parts, n, rest)
-		if err != nil {
-			return out, err
+		own := out > 0 && f == 0
+		without := parts
+		if own {
+			x.out = len(some)
+		} else {
+			var err error
+			if without, err = b.without(ctx, parts, n, rest); err != nil {
+				return x, err
+			}
 		}
-		err = n.look(ctx, some, func(e *inference.Embedding) error { return b.reference(ctx, without, e, out.said) })
+		err := n.look(ctx, some, func(e *inference.Embedding) error { return b.reference(ctx, without, e, x.said) })
 		if b.light && err == nil {
 			err = n.vary(ctx, some[:min(len(some), (lightReferences+count-1)/count)], copying{lit: 1}, func(e *inference.Embedding) error {
-				return b.reference(ctx, without, e, out.relit)
+				return b.reference(ctx, without, e, x.relit)
 			})
 		}
 		for _, p := range without {
-			err = errors.Join(err, p.Bank.Close())
+			if !own {
+				err = errors.Join(err, p.Bank.Close())
+			}
 		}
 		if err != nil {
-			return out, err
+			return x, err
 		}
 	}
 	b.told("weigh", count, count)
-	return out, nil
+	return x, nil
 }
 
 // told reports how far a step is, where somebody listens.
@@ -339,9 +394,10 @@ func (b *scoreBuilder) reference(ctx context.Context, parts []inference.Part, e 
 	return nil
 }
 
-// without are the parts with banks of the normals at which alone. Banks of patches
-// keep what the coreset kept of these.
-func (b *scoreBuilder) without(parts []inference.Part, n *normals, which []int) ([]inference.Part, error) {
+// without are the parts with banks of the normals at which alone, which are a share
+// of all. Patches are chosen anew: what was chosen of all, but for those of the
+// others, has holes where these had something rare, and theirs would seem strange.
+func (b *scoreBuilder) without(ctx context.Context, parts []inference.Part, n *normals, which []int) ([]inference.Part, error) {
 	few := n.at(which)
 	var out []inference.Part
 	for i, p := range parts {
@@ -355,17 +411,16 @@ func (b *scoreBuilder) without(parts []inference.Part, n *normals, which []int) 
 				return nil, err
 			}
 		} else {
-			kept := map[uint64]bool{}
-			for _, id := range p.Bank.IDs() {
-				kept[id] = true
-			}
-			all, names := b.patches(few, p)
-			for j, name := range names {
-				if kept[name] {
-					rows, ids = append(rows, all[j*o.Dim:(j+1)*o.Dim]...), append(ids, name)
-				}
-			}
 			o.Transform = b.white[i]
+			all, names := b.patches(few, p)
+			want := p.Bank.Len()
+			if b.Coreset <= 1 {
+				want = want * len(which) / n.size()
+			}
+			var err error
+			if rows, ids, _, err = chosen(ctx, all, names, o.Transform, max(want, 1), b.seed); err != nil {
+				return nil, err
+			}
 		}
 		part := inference.Part{About: p.About}
 		var err error

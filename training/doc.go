@@ -5,6 +5,26 @@
 // paper's baseline, DN2). Some normals are held out of the bank and calibrate
 // it: their scores give every later score its p-value and set the threshold.
 //
+// # What is promised
+//
+// Where the held-out normals alone calibrate (--held-out SHARE, scores of one part,
+// fitymi, and frames that resemble those before them) this is split conformal
+// prediction: a new normal that is exchangeable with them raises an alarm with a
+// probability of at most the rate that was asked for, exactly, in the mean over
+// what was held out.
+//
+// Else all normals calibrate, as in cross-conformal prediction (Vovk, Annals of
+// Mathematics and Artificial Intelligence 74, 2015; CV+ in Barber et al., Annals of
+// Statistics 49, 2021): each fifth of them is held out in turn and scored by banks
+// that are made of the other four, of the same size and in the same way as the
+// release's own, which are those of one of the turns. Each score is then distributed
+// as that of a new normal, and there are five times as many: were
+// they independent, 95 % of single thresholds for 2 % would raise alarms on 0.5 to
+// 3.6 % of normals with 240 of them, and on 0.1 to 7.4 % with 48. It is not exact: the turns share normals,
+// and the scales and weights of the parts come from the same ones. For that only
+// twice the rate is proved in general (CV+, where a new picture is compared with each turn's
+// banks, which a release does not do); what is measured is in RESULTS.md.
+//
 // Method fitymi tunes the backbone first (arXiv 2205.14297):
 //
 //	normals ─┬─ held out: calibrate the release, seen by nothing before

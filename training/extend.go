@@ -117,7 +117,7 @@ func rewrite(ctx context.Context, d *inference.Detector, out string, normals []N
 	}
 	spec := inference.ReleaseSpec{
 		Detector: m.Detector, Method: m.Method, Model: rel.Path(m.Model.File), Embedder: d.Embedder(), Parts: d.Parts(), Join: d.Join(),
-		RandomWeights: m.Model.RandomWeights, StarterWeights: m.Model.StarterWeights,
+		RandomWeights: m.Model.RandomWeights, StarterWeights: m.Model.StarterWeights, Folded: m.Calibration.Folded,
 		Files:    map[string][]byte{release.NormalsName: lines},
 		Training: provenance,
 	}
@@ -148,7 +148,7 @@ func rewrite(ctx context.Context, d *inference.Detector, out string, normals []N
 	}
 	now := r.Manifest
 	res := &Result{
-		Release: out, Digest: r.Digest, Bank: now.Bank.Images(), HeldOut: now.Calibration.HeldOut,
+		Release: out, Digest: r.Digest, Bank: now.Bank.Images(), HeldOut: now.Calibration.HeldOut, Folded: now.Calibration.Folded,
 		Alpha: now.Calibration.Alpha, Smallest: now.Calibration.SmallestAlpha, Index: string(b.Index().Kind()),
 		Score: strings.Join(d.Info().Parts, "+"),
 	}

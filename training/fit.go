@@ -23,15 +23,16 @@ import (
 
 // Result says what Fit made.
 type Result struct {
-	Release   string  `json:"release"`       // the release folder
-	Digest    string  `json:"digest"`        // its name: SHA-256 of its manifest
-	Images    int     `json:"images"`        // that were given
-	Bank      int     `json:"bank"`          // embeddings in the bank
-	HeldOut   int     `json:"held_out"`      // normals that calibrate
-	Duplicate int     `json:"duplicates"`    // images whose bytes were there already
-	Rejected  int     `json:"rejected"`      // images that could not be read
-	Alpha     float64 `json:"promised_rate"` // false-alarm rate that the threshold promises
-	Smallest  float64 `json:"smallest_rate"` // smallest rate that could be promised
+	Release   string  `json:"release"`          // the release folder
+	Digest    string  `json:"digest"`           // its name: SHA-256 of its manifest
+	Images    int     `json:"images"`           // that were given
+	Bank      int     `json:"bank"`             // embeddings in the bank
+	HeldOut   int     `json:"held_out"`         // normals that calibrate
+	Folded    int     `json:"folded,omitempty"` // of these that are in the bank, and calibrate by banks that they are not in
+	Duplicate int     `json:"duplicates"`       // images whose bytes were there already
+	Rejected  int     `json:"rejected"`         // images that could not be read
+	Alpha     float64 `json:"promised_rate"`    // false-alarm rate that the threshold promises
+	Smallest  float64 `json:"smallest_rate"`    // smallest rate that could be promised
 	// Worth is how many independent pictures the normals are worth, where they
 	// resemble one another; 0: each counts.
 	Worth     float64 `json:"worth,omitempty"`
@@ -217,7 +218,7 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 		return nil, err
 	}
 	took.lap("calibrate")
-	res.describe(x, s, train, held, t)
+	res.describe(x, s, train, t)
 	res.Resolution = p.resolution(x.b.model, tried)
 	var files [][]byte
 	for _, m := range x.imagesAt(held[:min(len(held), timedImages)]) {
@@ -376,14 +377,17 @@ func (x *embedded) use(which []int, as string) {
 // says in res what it promises. It returns the parts with what these normals say
 // of them.
 func calibrate(ctx context.Context, p Plan, x *embedded, s *builtScore, halves halves, res *Result) ([]inference.Part, error) {
-	held := halves.held
-	alpha, err := p.Calibration.rate(len(held), res)
+	held, share := halves.held, p.Calibration.HeldOut
+	scores, maps := s.folded, s.foldedMaps
+	if len(scores) > 0 {
+		held, share = nil, 1
+	}
+	res.HeldOut, res.Folded = len(scores)+len(held), len(scores)-s.heldOut
+	alpha, err := p.Calibration.rate(res.HeldOut, share, res)
 	if err != nil {
 		return nil, err
 	}
-	p.Host.report("calibrate", 0, len(held))
-	var scores []float64
-	var maps []heatmap.Grid
+	p.Host.report("calibrate", len(scores), len(scores)+len(held))
 	err = x.n.look(ctx, held, func(e *inference.Embedding) error {
 		var v inference.Score
 		if err := s.Judge(ctx, []*inference.Embedding{e}, []*inference.Score{&v}); err != nil {
@@ -411,7 +415,7 @@ func calibrate(ctx context.Context, p Plan, x *embedded, s *builtScore, halves h
 	if err != nil {
 		return nil, err
 	}
-	res.Alpha, res.Smallest, res.Threshold = alpha, bank.SmallestAlpha(len(held)), c.Threshold()
+	res.Alpha, res.Smallest, res.Threshold = alpha, bank.SmallestAlpha(len(scores)), c.Threshold()
 	halves.rest(s.Bank(), p.Calibration, res)
 	for i := range parts {
 		a := &parts[i].About
@@ -428,23 +432,23 @@ func calibrate(ctx context.Context, p Plan, x *embedded, s *builtScore, halves h
 	return parts, nil
 }
 
-// rate is the false-alarm rate that n held-out normals can promise.
-func (c Calibration) rate(n int, res *Result) (float64, error) {
+// rate is the false-alarm rate that n normals can promise, which are a share of all.
+func (c Calibration) rate(n int, share float64, res *Result) (float64, error) {
 	smallest := bank.SmallestAlpha(n)
 	if c.Alpha >= smallest {
 		return c.Alpha, nil
 	}
 	if !c.Settle {
-		return 0, c.outOfReach(n)
+		return 0, c.outOfReach(n, share)
 	}
-	res.warn("%d held-out normals can promise no false-alarm rate below %.3g %%, and that is what the threshold promises; %g %% needs %d different normal images",
-		n, 100*smallest, 100*c.Alpha, NormalsFor(c.Alpha, c.HeldOut))
+	res.warn("%d normals that calibrate can promise no false-alarm rate below %.3g %%, and that is what the threshold promises; %g %% needs %d different normal images",
+		n, 100*smallest, 100*c.Alpha, NormalsFor(c.Alpha, share))
 	return smallest, nil
 }
 
 // describe fills in what was done, and what is to be known about it.
-func (r *Result) describe(x *embedded, s *builtScore, train, held []int, t *tuned) {
-	r.Images, r.Bank, r.HeldOut = len(x.all), len(train), len(held)
+func (r *Result) describe(x *embedded, s *builtScore, train []int, t *tuned) {
+	r.Images, r.Bank = len(x.all), len(train)
 	r.Score, r.Symmetry = x.b.composition.name, x.b.model.e.Preprocess().Symmetry
 	switch format(x.b.model) {
 	case backbone.FormatRandom:
@@ -544,7 +548,7 @@ func write(ctx context.Context, p Plan, x *embedded, s *builtScore, parts []infe
 	kind := format(x.b.model)
 	spec := inference.ReleaseSpec{
 		Detector: p.Detector, Method: string(p.Method), Model: x.b.model.path, Embedder: x.b.model.e, Parts: parts, Join: s.Join(),
-		RandomWeights: kind == backbone.FormatRandom, StarterWeights: kind == backbone.FormatStarter,
+		RandomWeights: kind == backbone.FormatRandom, StarterWeights: kind == backbone.FormatStarter, Folded: res.Folded,
 		Files: map[string][]byte{release.NormalsName: lines}, Training: about,
 	}
 	if !p.Data.NoImages {

@@ -42,8 +42,10 @@ const fewestDifferent = 8
 // are held out.
 type halves struct {
 	train, held []int
-	worth       *worth // nil: each normal counts
-	crop        crop
+	// folded: those of the bank calibrate, too, by banks of the others.
+	folded bool
+	worth  *worth // nil: each normal counts
+	crop   crop
 }
 
 // crop is how much of the normals the model sees.
@@ -108,6 +110,7 @@ func split(ctx context.Context, p Plan, x *embedded) (halves, error) {
 			x.all[x.of[j]].Use = NotUsedNear
 		}
 	} else {
+		out.folded = p.folds() && len(x.b.scored()) > 1 && !w.Kept
 		if out.train, out.held, err = Split(len(x.of), p.Calibration.HeldOut, p.Score.K, p.Seed); err != nil {
 			return out, err
 		}
@@ -231,15 +234,27 @@ func (p Plan) foreseen() error {
 	if _, _, err := Split(n, share, p.Score.K, p.Seed); err != nil {
 		return err
 	}
+	if p.folds() {
+		share = 1
+	}
 	// Frames that resemble one another may have up to twice as many held out.
 	if most := heldOutOf(n, min(2*share, 0.5)); !p.Calibration.Settle && p.Calibration.Alpha < bank.SmallestAlpha(max(most, heldOutOf(n, share))) {
-		return p.Calibration.outOfReach(heldOutOf(n, share))
+		return p.Calibration.outOfReach(heldOutOf(n, share), share)
 	}
 	return nil
 }
 
-// outOfReach says that so many held-out normals cannot promise what is asked.
-func (c Calibration) outOfReach(n int) error {
-	return fmt.Errorf("%d held-out normals cannot promise a false-alarm rate of %g, the smallest is %.3g: give %d different normal images, hold out more, or ask for less",
-		n, c.Alpha, bank.SmallestAlpha(n), NormalsFor(c.Alpha, c.HeldOut))
+// folds says whether normals of the bank may calibrate: where a share to be held out
+// was asked for they do not, nor where a network was tuned to them, nor where
+// the bank can calibrate itself anew, which that of one part does.
+func (p Plan) folds() bool {
+	parts := slices.Concat(p.Score.Groups...)
+	return p.Calibration.folds && p.Method == KNN && len(parts) != 1
+}
+
+// outOfReach says that so many normals, which are a share of all, cannot promise what
+// is asked.
+func (c Calibration) outOfReach(n int, share float64) error {
+	return fmt.Errorf("%d normals that calibrate cannot promise a false-alarm rate of %g, the smallest is %.3g: give %d different normal images, hold out more, or ask for less",
+		n, c.Alpha, bank.SmallestAlpha(n), NormalsFor(c.Alpha, share))
 }

@@ -141,7 +141,7 @@ func buildInLight(ctx context.Context, p Plan, nets networks, dir string, x *emb
 				return one, 0, err
 			}
 		}
-		one.x.b.light = p.Model.Light != LightUsual
+		one.x.b.light, one.x.b.folded = p.Model.Light != LightUsual, h.folded
 		one.x.b.copies = copyingOf(len(h.train), p.Model.turned, choice == LightVaried)
 		if one.s, err = one.x.b.build(ctx, one.x.n.at(h.train), one.x.n.at(h.held)); err != nil {
 			if one.own {

@@ -13,6 +13,7 @@ import (
 	"slices"
 
 	"github.com/nearmiss/nearmiss/inference"
+	"github.com/nearmiss/nearmiss/inference/backbone"
 	"github.com/nearmiss/nearmiss/inference/heatmap"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/training/dataset"
@@ -183,6 +184,8 @@ type evaluation struct {
 	heard  func(Learning)
 	shared *Shared
 	own    bool // shared is no one else's
+	// folding asks what the normals score by banks that they are not in.
+	folding bool
 }
 
 // Close unloads what is kept from one fit to the next.
@@ -200,6 +203,20 @@ func (m *evaluation) Name() string {
 		name += " " + score
 	}
 	return name
+}
+
+// Folding implements evaluate.Folder.
+func (m *evaluation) Folding() evaluate.Method {
+	a, err := backbone.Dissect(m.plan.Model.Backbone)
+	if err != nil || !m.plan.folds() {
+		return nil // Fit says what is wrong
+	}
+	if c, err := m.plan.Score.compose(m.plan.Model.Backbone, a, false); err != nil || len(c.scored()) < 2 {
+		return nil
+	}
+	out := *m
+	out.own, out.folding = false, true
+	return &out
 }
 
 // Fit implements evaluate.Method.
@@ -274,7 +291,7 @@ func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64)
 			s.own = own
 		}
 		// As in the paper, copies of normals count as often as they are given.
-		if err := s.build(ctx, q, items, copyingOf(len(items), p.Model.turned, choice == LightVaried)); err != nil {
+		if err := s.build(ctx, q, items, copyingOf(len(items), p.Model.turned, choice == LightVaried), m.folding); err != nil {
 			return nil, 0, errors.Join(err, s.Close())
 		}
 		return s, s.score.alarms, nil
@@ -296,15 +313,25 @@ func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64)
 	return best, nil
 }
 
-// build builds the score of the items, with copies of them.
-func (s *evaluatedScore) build(ctx context.Context, p Plan, items []dataset.Item, c copying) error {
+// build builds the score of the items, with copies of them; folded asks what they
+// score themselves, each by banks that it is not in, and keeps a share out of the
+// banks for that.
+func (s *evaluatedScore) build(ctx context.Context, p Plan, items []dataset.Item, c copying, folded bool) error {
 	n, err := s.known.normals(ctx, items, p.Seed)
 	if err != nil {
 		return err
 	}
 	b := *s.known.b // several scores may be built of what is known
-	b.Score, b.seed, b.light, b.copies = p.Score, p.Seed, p.Model.Light != LightUsual, c
-	s.score, err = b.build(ctx, n, nil)
+	b.Score, b.seed, b.light, b.copies, b.folded = p.Score, p.Seed, p.Model.Light != LightUsual, c, folded
+	if !folded {
+		s.score, err = b.build(ctx, n, nil)
+		return err
+	}
+	train, held, err := Split(n.size(), p.Calibration.HeldOut, p.Score.K, p.Seed)
+	if err != nil {
+		return err
+	}
+	s.score, err = b.build(ctx, n.at(train), n.at(held))
 	return err
 }
 
@@ -368,6 +395,9 @@ func (s *evaluatedScore) Score(ctx context.Context, items []dataset.Item) ([]flo
 	}
 	return out, nil
 }
+
+// Calibrating implements evaluate.Folded.
+func (s *evaluatedScore) Calibrating() []float64 { return s.score.folded }
 
 // Explain implements evaluate.Explainer.
 func (s *evaluatedScore) Explain(ctx context.Context, items []dataset.Item) ([]float64, []map[string]float64, error) {

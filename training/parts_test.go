@@ -183,7 +183,7 @@ func TestFitScoresOnClassAndPatches(t *testing.T) {
 	if !class.Scored || !patch.Scored || class.Weight == patch.Weight || patch.Bank.K != 1 || patch.Radius <= 0 || patch.Heat == nil || patch.Layer != 1 {
 		t.Errorf("parts %+v", m.Parts)
 	}
-	if m.Calibration.HeldOut != 8 || m.Calibration.Threshold == nil {
+	if m.Calibration.HeldOut != 40 || m.Calibration.Folded != 32 || m.Calibration.Threshold == nil {
 		t.Errorf("calibration %+v", m.Calibration)
 	}
 	strange, err := d.Score(t.Context(), [][]byte{redSquare(t, normals[40])})

@@ -173,8 +173,13 @@ type Calibration struct {
 	// that is above Alpha, and warns; else such a plan fails.
 	Settle bool
 	// HeldOut is the share of the normals, 0..1, that calibrates and stays out
-	// of the bank. Default DefaultHeldOut.
+	// of the bank. Default: DefaultHeldOut. Where the score has several parts, the
+	// network stays as it is and frames do not resemble those before them, the other
+	// normals then calibrate, too: each share of them is held out in turn, and
+	// scored by banks made of the rest, as the release's are. A number that is given
+	// has the share alone calibrate, for which the promise is exact.
 	HeldOut float64
+	folds   bool // what the default allows
 }
 
 // Host is where a plan is carried out, and who is told.
@@ -251,7 +256,7 @@ func (p Plan) withDefaults() Plan {
 		p.Calibration.Alpha = DefaultAlpha
 	}
 	if p.Calibration.HeldOut == 0 {
-		p.Calibration.HeldOut = DefaultHeldOut
+		p.Calibration.HeldOut, p.Calibration.folds = DefaultHeldOut, true
 	}
 	if p.Method == FITYMI && p.Tuning == nil {
 		t, _ := Profile("cpu")

@@ -30,7 +30,7 @@ func Worse(active string, res *Result, asked float64) (string, error) {
 		return "", err
 	}
 	var why []string
-	if had, has := was.Bank.Images()+was.Calibration.HeldOut, res.Bank+res.HeldOut; float64(has) < farFewer*float64(had) {
+	if had, has := was.Bank.Images()+was.Calibration.HeldOut-was.Calibration.Folded, res.Bank+res.HeldOut-res.Folded; float64(has) < farFewer*float64(had) {
 		why = append(why, fmt.Sprintf("it was learnt from %s, and the release that serves from %d", plural(has, "normal"), had))
 	}
 	if had := was.Calibration.Rate(); res.Alpha > farBehind*had && res.Alpha > asked*(1+1e-9) {

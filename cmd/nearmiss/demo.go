@@ -43,14 +43,7 @@ var demoTasks = []demoTask{
 // source draws the task's images, the first n of them normal. from is the
 // number of the first image, so that no two runs show the same.
 func (d demoTask) source(normal int, from uint64) (camera.Source, error) {
-	o := synthetic.Options{Size: demoSize, Variation: 0.1, Defects: d.defects}
-	good, err := synthetic.New(d.kind, 1, o)
-	if err != nil {
-		return nil, err
-	}
-	subtle := demoSubtle
-	o.DefectRate, o.SubtleShare = demoDefects, &subtle
-	mixed, err := synthetic.New(d.kind, 1, o)
+	good, mixed, err := d.images(demoDefects)
 	if err != nil {
 		return nil, err
 	}
@@ -59,6 +52,18 @@ func (d demoTask) source(normal int, from uint64) (camera.Source, error) {
 		sources = inTurn{&camera.Generated{Make: camera.Drawn(good, from), Count: normal}, sources[0]}
 	}
 	return &sources, nil
+}
+
+// images draws normal images of the task, and others of which a share has defects.
+func (d demoTask) images(share float64) (good, mixed *synthetic.Source, err error) {
+	o := synthetic.Options{Size: demoSize, Variation: 0.1, Defects: d.defects}
+	if good, err = synthetic.New(d.kind, 1, o); err != nil {
+		return nil, nil, err
+	}
+	subtle := demoSubtle
+	o.DefectRate, o.SubtleShare = share, &subtle
+	mixed, err = synthetic.New(d.kind, 1, o)
+	return good, mixed, err
 }
 
 // inTurn is one source after the other.
@@ -227,14 +232,19 @@ func (d *demo) score(e stream.Event) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	t := d.tally[e.Detector]
+	if t := d.tally[e.Detector]; t != nil {
+		t.count(truth.Anomalous, *e.Anomalous)
+	}
+}
+
+// count counts an image that has a defect or not, and was called anomalous or not.
+func (t *tally) count(defect, anomalous bool) {
 	switch {
-	case t == nil:
-	case truth.Anomalous && *e.Anomalous:
+	case defect && anomalous:
 		t.found++
-	case truth.Anomalous:
+	case defect:
 		t.missed++
-	case *e.Anomalous:
+	case anomalous:
 		t.falseAlarms++
 	default:
 		t.quiet++

@@ -42,7 +42,7 @@ type detectorFlags struct {
 	Score          *string        `placeholder:"PARTS" help:"What scores are made of: full (every layer of the whole picture, and single patches), class (the paper's), or parts of your own, as in fit --score (default full)."`
 	K              *int           `name:"k" placeholder:"N" help:"Nearest normals whose distances are summed (default 2)."`
 	FalseAlarmRate *float64       `placeholder:"SHARE" help:"Share of normal images that may be called anomalous (default 0.01)."`
-	HeldOut        *float64       `placeholder:"SHARE" help:"Share of the normals that sets the threshold and stays out of the bank: the more, the nearer false alarms come to the rate (default 0.2)."`
+	HeldOut        *float64       `placeholder:"SHARE" help:"Share of the normals that stays out of the bank and alone sets the threshold (default 0.2; where the score has several parts the others set it, too, each share in turn)."`
 	Threshold      *float64       `placeholder:"SCORE" help:"Call a frame anomalous above this score, whatever the release promises (default 0: the release's threshold)."`
 	Margin         *float64       `placeholder:"FACTOR" help:"Multiply the release's threshold by this (default 0: do not)."`
 	Region         *string        `placeholder:"X,Y,W,H" help:"Look at this part of the image only, in fractions of its width and height; empty for all of it."`

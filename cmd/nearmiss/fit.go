@@ -21,7 +21,7 @@ type fitCmd struct {
 	Method    string   `enum:"knn,fitymi" default:"knn" help:"How to learn: ${enum}. fitymi first tunes the backbone to tell normals from fakes."`
 	K         int      `default:"2" help:"Nearest normals whose squared distances make the score."`
 	Alpha     float64  `name:"false-alarm-rate" aliases:"alpha" placeholder:"SHARE" help:"Share of normal images that may be called anomalous, as 0.01 or 1% (default 1%, or else the smallest that the held-out images can promise)."`
-	HeldOut   float64  `name:"held-out" default:"0.2" help:"Share of the normals that sets the threshold and stays out of the bank."`
+	HeldOut   float64  `name:"held-out" placeholder:"SHARE" help:"Share of the normals that stays out of the bank and alone sets the threshold, which then keeps its promise exactly (default: 0.2 stay out, and where the score has several parts the others set the threshold, too, each share in turn)."`
 	Seed      *uint64  `placeholder:"N" help:"Draws the held-out images (default: another one every time; the release records it)."`
 	Anomalies []string `type:"existingpath" placeholder:"DIR" help:"Real anomalies that fitymi's gate is to judge by; nothing is learnt from them."`
 	Advice    bool     `negatable:"" help:"Also say whether it matters how the normals lie, which --symmetry could make use of: that takes eight embeddings of up to 60 normals."`
@@ -34,8 +34,9 @@ type fitCmd struct {
 }
 
 func (*fitCmd) Help() string {
-	return "A share of the normals is held out of the bank; their scores set the threshold. n held-out images can promise no " +
-		"false-alarm rate below 1/(n+1): with the default share, 1 % needs 493 different images and 5 % needs 93.\n\n" +
+	return "The threshold is set by the scores of normals that are not in the bank: a fifth of them, or with a score of several parts, " +
+		"such as the default, all of them in turn. n scores can promise no false-alarm rate below 1/(n+1): 1 % needs 99 different images, " +
+		"or 493 where a fifth alone sets the threshold (--held-out 0.2, --score class, --method fitymi, frames that resemble those before them).\n\n" +
 		examples(
 			"nearmiss fit --normals good/ --backbone vit_b.onnx --out releases/bolts",
 			"nearmiss fit --normals good/ --backbone vit_b.onnx --out releases/bolts --false-alarm-rate 5% --seed 1 --json",
@@ -124,7 +125,11 @@ func (c *fitCmd) Run(ctx context.Context, o *output) error {
 	if res.Precision != nil {
 		fmt.Fprintln(o.Err, "precision:", res.Precision)
 	}
-	_, err = fmt.Fprintf(o.Out, "%s: %d normals in the bank, %d held out, %.1f s\nscore %s: %.0f ms an image, banks of %.0f MiB; scores above %.4g are anomalous (false-alarm rate %.3g %%)\nrelease %s\n",
-		res.Release, res.Bank, res.HeldOut, res.Seconds, res.Score, res.Cost.Milliseconds, float64(res.Cost.Banks)/(1<<20), res.Threshold, 100*res.Alpha, res.Digest)
+	how := "held out"
+	if res.Folded > 0 {
+		how = "calibrate in turn"
+	}
+	_, err = fmt.Fprintf(o.Out, "%s: %d normals in the bank, %d %s, %.1f s\nscore %s: %.0f ms an image, banks of %.0f MiB; scores above %.4g are anomalous (false-alarm rate %.3g %%)\nrelease %s\n",
+		res.Release, res.Bank, res.HeldOut, how, res.Seconds, res.Score, res.Cost.Milliseconds, float64(res.Cost.Banks)/(1<<20), res.Threshold, 100*res.Alpha, res.Digest)
 	return err
 }

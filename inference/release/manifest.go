@@ -266,6 +266,9 @@ type Calibration struct {
 	Alpha         float64 `json:"alpha"`          // false-alarm rate asked for
 	SmallestAlpha float64 `json:"smallest_alpha"` // that HeldOut can promise: 1/(n+1)
 	HeldOut       int     `json:"held_out"`       // normals that the threshold comes from
+	// Folded is how many of these are in the banks, too, and were scored by banks
+	// without their fold of the normals; absent where all were held out.
+	Folded int `json:"folded,omitempty"`
 	// Worth is how many independent normals the held-out ones are worth, and
 	// Promised the false-alarm rate that they can promise; absent where each counts
 	// and Alpha is promised.

@@ -61,21 +61,36 @@ func FalseAlarms(ctx context.Context, items []dataset.Item, f *Features, k int, 
 		return nil, err
 	}
 	inBank := make([]bool, n)
-	return countAlarms(ctx, n, alphas, draws, seed, func(_ int, in, out []int) ([]float64, error) {
+	return countAlarms(ctx, n, alphas, draws, seed, func(_ int, in, held, test []int) (calibrate, tested []float64, err error) {
 		clear(inBank)
 		for _, i := range in {
 			inBank[i] = true
 		}
-		scores := make([]float64, len(out))
-		for j, i := range out {
-			scores[j] = near[i].score(inBank, k)
+		scores := make([]float64, 0, len(held)+len(test))
+		for _, i := range slices.Concat(held, test) {
+			scores = append(scores, near[i].score(inBank, k))
 		}
-		return scores, nil
+		return scores[:len(held)], scores[len(held):], nil
 	})
 }
 
+// Folder is a Method whose scorers may be calibrated by normals that they learnt
+// from.
+type Folder interface {
+	// Folding is the same method with scorers that are Folded; nil: they are
+	// calibrated by other normals.
+	Folding() Method
+}
+
+// Folded is a Scorer that is calibrated by normals that it learnt from.
+type Folded interface {
+	// Calibrating are what normals that it learnt from score by banks that they are
+	// not in.
+	Calibrating() []float64
+}
+
 // MethodAlarms does the same with any method, which learns from the images of
-// the bank anew in each draw.
+// the bank anew in each draw. A Folder learns from the held-out images, too.
 func MethodAlarms(ctx context.Context, items []dataset.Item, m Method, alphas []float64, draws int, seed uint64) (*AlarmResult, error) {
 	n := len(items)
 	if n < 5 || draws < 1 {
@@ -88,23 +103,42 @@ func MethodAlarms(ctx context.Context, items []dataset.Item, m Method, alphas []
 		}
 		return out
 	}
-	return countAlarms(ctx, n, alphas, draws, seed, func(draw int, in, out []int) (scores []float64, err error) {
+	folds := false
+	if f, ok := m.(Folder); ok {
+		if folding := f.Folding(); folding != nil {
+			m, folds = folding, true
+		}
+	}
+	return countAlarms(ctx, n, alphas, draws, seed, func(draw int, in, held, test []int) (calibrate, scores []float64, err error) {
+		if folds {
+			in, held = slices.Concat(in, held), nil
+		}
 		s, err := m.Fit(ctx, pick(in), seed+uint64(draw))
 		if err != nil {
-			return nil, fmt.Errorf("fit %s: %w", m.Name(), err)
+			return nil, nil, fmt.Errorf("fit %s: %w", m.Name(), err)
 		}
 		if c, ok := s.(io.Closer); ok {
 			defer func() { err = errors.Join(err, c.Close()) }()
 		}
-		return s.Score(ctx, pick(out))
+		if scores, err = s.Score(ctx, pick(slices.Concat(held, test))); err != nil {
+			return nil, nil, err
+		}
+		if !folds {
+			return scores[:len(held)], scores[len(held):], nil
+		}
+		c, ok := s.(Folded)
+		if !ok || len(c.Calibrating()) == 0 {
+			return nil, nil, fmt.Errorf("calibrate %s: it says nothing of the %d normals that it learnt from", m.Name(), len(in))
+		}
+		return c.Calibrating(), scores, nil
 	})
 }
 
-// countAlarms draws the images. score scores those that are out of the bank
-// against those that are in it; the first half of them calibrates.
-func countAlarms(ctx context.Context, n int, alphas []float64, draws int, seed uint64, score func(draw int, in, out []int) ([]float64, error)) (*AlarmResult, error) {
-	part := n / 5
-	r := &AlarmResult{Images: n, Bank: n - 2*part, HeldOut: part, Test: part, Draws: draws}
+// countAlarms draws the images of the bank, those that are held out and those that are
+// tested. score gives scores that calibrate, and those of what is tested.
+func countAlarms(ctx context.Context, n int, alphas []float64, draws int, seed uint64, score func(draw int, in, held, test []int) (calibrate, tested []float64, err error)) (*AlarmResult, error) {
+	part, known := n/5, 0
+	r := &AlarmResult{Images: n, Test: part, Draws: draws}
 	rnd := rand.New(rand.NewPCG(seed, 0x616c61726d))
 	rates := make([][]float64, len(alphas))
 	for draw := range draws {
@@ -112,17 +146,22 @@ func countAlarms(ctx context.Context, n int, alphas []float64, draws int, seed u
 			return nil, err
 		}
 		perm := rnd.Perm(n)
-		scores, err := score(draw, perm[2*part:], perm[:2*part])
+		calibrate, scores, err := score(draw, perm[2*part:], perm[:part], perm[part:2*part])
 		if err != nil {
 			return nil, err
 		}
+		if known = len(calibrate); known > part { // normals of the bank
+			r.Bank, r.HeldOut = n-part, known
+		} else {
+			r.Bank, r.HeldOut = n-2*part, known
+		}
 		for a, alpha := range alphas {
-			c, err := bank.NewCalibration(scores[:part], alpha)
+			c, err := bank.NewCalibration(calibrate, alpha)
 			if err != nil {
 				return nil, err
 			}
 			alarms := 0
-			for _, s := range scores[part:] {
+			for _, s := range scores {
 				if c.Anomalous(s) {
 					alarms++
 				}
@@ -131,9 +170,9 @@ func countAlarms(ctx context.Context, n int, alphas []float64, draws int, seed u
 		}
 	}
 	for a, alpha := range alphas {
-		x := Alarms{Alpha: alpha, Expected: math.Floor(alpha*float64(part+1)) / float64(part+1)}
+		x := Alarms{Alpha: alpha, Expected: math.Floor(alpha*float64(known+1)) / float64(known+1)}
 		x.Rate, _ = meanStd(rates[a])
-		x.Low, x.High = bank.FalseAlarmRange(part, alpha, 0.95)
+		x.Low, x.High = bank.FalseAlarmRange(known, alpha, 0.95)
 		// A draw's rate is measured on part images: three of its binomial standard
 		// deviations are allowed on top.
 		slack := func(p float64) float64 { return 3 * math.Sqrt(max(p*(1-p), 1/float64(part))/float64(part)) }
