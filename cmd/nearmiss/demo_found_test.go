@@ -24,7 +24,7 @@ import (
 func TestWhatTheDemoFinds(t *testing.T) {
 	runs, err := strconv.Atoi(os.Getenv("NEARMISS_TEST_DEMO"))
 	if err != nil || runs < 1 {
-		t.Skip("set NEARMISS_TEST_DEMO to how often each detector is to learn; a run takes a minute")
+		t.Skip("set NEARMISS_TEST_DEMO to how often each detector is to learn; a run takes two minutes")
 	}
 	needRuntime(t)
 	model, _ := demoBackbone(t.Context(), &output{Out: os.Stderr, Err: os.Stderr})
@@ -60,16 +60,17 @@ func (f *foundTally) learn(t *testing.T, task demoTask, model string, held float
 		t.Fatal(err)
 	}
 	const apart = 1_000_000
-	make := camera.Drawn(good, run*apart)
+	next := camera.Drawn(good, run*apart)
 	plan := training.Plan{
 		Detector: task.detector, Out: filepath.Join(t.TempDir(), "release"), Seed: run,
 		Model: training.Model{Backbone: model}, Calibration: training.Calibration{Alpha: demoAlpha, HeldOut: held, Settle: true},
 	}
 	for i := range demoLearn {
-		plan.Data.Normals = append(plan.Data.Normals, training.Image{Name: fmt.Sprintf("%03d.png", i), Read: func() ([]byte, error) {
-			b, _, err := make(i)
-			return b, err
-		}})
+		b, _, err := next(i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		plan.Data.Normals = append(plan.Data.Normals, training.Image{Name: fmt.Sprintf("%03d.png", i), Read: func() ([]byte, error) { return b, nil }})
 	}
 	if _, err := training.Fit(t.Context(), plan); err != nil {
 		t.Fatal(err)
@@ -79,10 +80,10 @@ func (f *foundTally) learn(t *testing.T, task demoTask, model string, held float
 		t.Fatal(err)
 	}
 	defer d.Close()
-	make = camera.Drawn(mixed, run*apart+demoLearn)
+	next = camera.Drawn(mixed, run*apart+demoLearn)
 	was := f.at[2]
 	for i := 0; i < 400; i += 16 {
-		f.see(t, d, make, i)
+		f.see(t, d, next, i)
 	}
 	now := f.at[2]
 	alarms, quiet := now.falseAlarms-was.falseAlarms, now.quiet-was.quiet
@@ -90,11 +91,11 @@ func (f *foundTally) learn(t *testing.T, task demoTask, model string, held float
 }
 
 // see counts the 16 frames from one on.
-func (f *foundTally) see(t *testing.T, d *inference.Detector, make func(n int) ([]byte, string, error), from int) {
+func (f *foundTally) see(t *testing.T, d *inference.Detector, next func(n int) ([]byte, string, error), from int) {
 	var files [][]byte
 	truths := []synthetic.Truth{}
 	for i := from; i < from+16; i++ {
-		b, text, err := make(i)
+		b, text, err := next(i)
 		if err != nil {
 			t.Fatal(err)
 		}
