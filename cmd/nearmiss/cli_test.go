@@ -124,7 +124,7 @@ func TestScoreNamesTheNearestNormalsAndWhatItCannotRead(t *testing.T) {
 	if err := json.Unmarshal([]byte(text), &fitted); err != nil {
 		t.Fatal(err)
 	}
-	if fitted.Bank != 24 || fitted.HeldOut != 6 || fitted.Alpha != 1.0/7 || fitted.SmallestAlpha != 1.0/7 || len(fitted.Warnings) == 0 {
+	if fitted.Bank != 24 || fitted.HeldOut != 30 || fitted.Alpha != 1.0/31 || fitted.SmallestAlpha != 1.0/31 || len(fitted.Warnings) == 0 {
 		t.Errorf("fit says %s", text)
 	}
 	if _, errs := program(t, 1, "fit", "--normals", normals, "--backbone", randomModel(t), "--out", release); !strings.Contains(errs, "exists") {
