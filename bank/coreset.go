@@ -5,9 +5,8 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"runtime"
 	"slices"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/viterin/vek"
@@ -20,11 +19,11 @@ type CoresetReport struct {
 	From int `json:"from"`
 	To   int `json:"to"`
 	// Radius is the largest Euclidean distance (not squared) of any vector to
-	// its nearest chosen one, Mean the mean of these distances.
+	// its nearest chosen one.
 	Radius float64 `json:"radius"`
-	Mean   float64 `json:"mean"`
-	// Distances is how many whole distances were computed; plain greedy
-	// selection computes From×To.
+	// Compared is how many pairs of vectors were compared, and Distances how many of
+	// these in full; plain greedy selection computes From×To distances.
+	Compared  int64 `json:"compared"`
 	Distances int64 `json:"distances"`
 	// Seconds is how long it took.
 	Seconds float64 `json:"seconds"`
@@ -37,11 +36,12 @@ type CoresetReport struct {
 // choice, so any prefix is the coreset of that size. Fewer than want come back
 // where the rest are duplicates of chosen ones.
 //
-// Each choice compares all vectors with the new centre, in a sketch of 32
-// numbers first: coordinates along the main axes of the vectors, and the length
-// of what these leave over. The distance of two sketches is never more than
-// that of their vectors, so most vectors are dismissed by it and the choice is
-// still the plain algorithm's.
+// What comes back is the plain algorithm's, with less work. A vector that was found
+// near a chosen one is looked at again only when no other is farther from what it
+// was compared with: until then it cannot be the farthest. And two vectors are
+// compared in a sketch of 32 numbers first: coordinates along the main axes of the
+// vectors, and the length of what these leave over. The distance of two sketches is
+// never more than that of their vectors, so most pairs are dismissed by it.
 func Coreset(ctx context.Context, vectors []float32, dim, want int, seed uint64) ([]int, CoresetReport, error) {
 	start := time.Now()
 	if dim < 1 || dim > maxDim || len(vectors)%dim != 0 {
@@ -60,64 +60,60 @@ func Coreset(ctx context.Context, vectors []float32, dim, want int, seed uint64)
 		return nil, CoresetReport{}, nil
 	}
 	t := newTraversal(ctx, vectors, dim, seed)
-	next := rand.New(rand.NewPCG(seed, 0)).IntN(n)
-	var chosen []int
-	for {
-		chosen = append(chosen, next)
-		far := t.take(next)
+	t.take(rand.New(rand.NewPCG(seed, 0)).IntN(n))
+	for len(t.chosen) < want {
+		far, ok := t.farthest(ctx)
 		if err := ctx.Err(); err != nil {
 			return nil, CoresetReport{}, err
 		}
-		if len(chosen) == want || t.near[far] == 0 {
+		if !ok {
 			break
 		}
-		next = far
+		t.take(far)
 	}
-	r := CoresetReport{From: n, To: len(chosen)}
-	for _, d := range t.near {
-		r.Radius = max(r.Radius, float64(d))
-		r.Mean += float64(d) / float64(n)
+	r := CoresetReport{From: n, To: len(t.chosen)}
+	if far, ok := t.farthest(ctx); ok {
+		r.Radius = float64(t.near[far])
 	}
-	for _, p := range t.parts {
-		r.Distances += p.distances
-	}
+	r.Compared, r.Distances = t.compared.Load(), t.distances.Load()
 	r.Seconds = time.Since(start).Seconds()
-	return chosen, r, nil
+	return t.chosen, r, ctx.Err()
 }
 
 // traversal is the state of a farthest-first traversal.
 type traversal struct {
 	vectors []float32
 	dim     int
-	near    []float32 // distance of each vector to the nearest chosen one
 	sketch  []float32 // n×sketchDim; nil where dim is hardly larger
 	error   float32   // by how much rounding may enlarge sketches' distances
-	parts   []part
-}
 
-// part is a range of rows that one goroutine looks at.
-type part struct {
-	from, to  int
-	farthest  int
-	distances int64
-	_         [4]int64 // a cache line each
+	chosen   []int
+	sketches []float32 // of the chosen rows, one after the other
+	// near is the distance of each row to the nearest of those that were chosen when
+	// it was last looked at, which were seen in number.
+	near []float32
+	seen []int
+	// far are the rows that are more than level from all chosen ones, in order; they
+	// have seen all. No other row is.
+	far   []uint32
+	level float32
+
+	compared, distances atomic.Int64
 }
 
 const (
 	sketchDim    = 32
 	sketchSample = 2048
+	// levelStep is the share of the level before that a level is: a smaller one has
+	// more rows compared with each choice, a larger one has them looked at more often.
+	levelStep = 0.97
 )
 
 func newTraversal(ctx context.Context, vectors []float32, dim int, seed uint64) *traversal {
 	n := len(vectors) / dim
-	t := &traversal{vectors: vectors, dim: dim, near: make([]float32, n)}
+	t := &traversal{vectors: vectors, dim: dim, near: make([]float32, n), seen: make([]int, n), level: math.MaxFloat32}
 	for i := range t.near {
 		t.near[i] = math.MaxFloat32
-	}
-	// At least 2,000 rows for a goroutine to be worth starting.
-	count := max(1, min(runtime.GOMAXPROCS(0), n/2000))
-	for i := range count {
-		t.parts = append(t.parts, part{from: i * n / count, to: (i + 1) * n / count})
 	}
 	if dim >= 2*sketchDim {
 		t.makeSketch(ctx, seed)
@@ -127,55 +123,97 @@ func newTraversal(ctx context.Context, vectors []float32, dim int, seed uint64) 
 
 func (t *traversal) at(i int) []float32 { return t.vectors[i*t.dim : (i+1)*t.dim] }
 
-// take adds a row to the chosen ones and returns the row that is now farthest,
-// the first of equals.
-func (t *traversal) take(row int) int {
-	if len(t.parts) == 1 {
-		t.takePart(row, &t.parts[0])
-		return t.parts[0].farthest
+func (t *traversal) sketchOf(i int) []float32 { return t.sketch[i*sketchDim : (i+1)*sketchDim] }
+
+// take adds a row to the chosen ones.
+func (t *traversal) take(row int) {
+	t.chosen = append(t.chosen, row)
+	if t.sketch != nil {
+		t.sketches = append(t.sketches, t.sketchOf(row)...)
 	}
-	var wg sync.WaitGroup
-	for i := range t.parts {
-		wg.Go(func() { t.takePart(row, &t.parts[i]) })
-	}
-	wg.Wait()
-	far := t.parts[0].farthest
-	for _, p := range t.parts[1:] {
-		if t.near[p.farthest] > t.near[far] {
-			far = p.farthest
-		}
-	}
-	return far
 }
 
-func (t *traversal) takePart(row int, p *part) {
+// farthest is the row that is farthest from all chosen ones, the first of equals;
+// false where every row is one of them, or the same.
+func (t *traversal) farthest(ctx context.Context) (int, bool) {
+	t.look(ctx)
+	for len(t.far) == 0 {
+		// Of distances that are not of now, the largest is no less than that of now.
+		top := slices.Max(t.near)
+		if top == 0 || ctx.Err() != nil {
+			return 0, false
+		}
+		t.level = min(t.level, top) * levelStep
+		for i, d := range t.near {
+			if d > t.level {
+				t.far = append(t.far, uint32(i))
+			}
+		}
+		t.look(ctx)
+	}
+	best := t.far[0]
+	for _, i := range t.far {
+		if t.near[i] > t.near[best] {
+			best = i
+		}
+	}
+	return int(best), true
+}
+
+// look compares the far rows with what was chosen since they were looked at, and
+// keeps those that are still far.
+func (t *traversal) look(ctx context.Context) {
+	const chunk = 256
+	parallel(ctx, (len(t.far)+chunk-1)/chunk, func() func(int) {
+		var squares [len(countUp)]float32
+		return func(i int) {
+			var compared, distances int64
+			for _, row := range t.far[i*chunk : min((i+1)*chunk, len(t.far))] {
+				c, d := t.update(int(row), &squares)
+				compared, distances = compared+c, distances+d
+			}
+			t.compared.Add(compared)
+			t.distances.Add(distances)
+		}
+	})
+	t.far = slices.DeleteFunc(t.far, func(row uint32) bool { return t.near[row] <= t.level })
+}
+
+// update compares a row with chosen ones until it is not far, or none is left.
+func (t *traversal) update(row int, squares *[len(countUp)]float32) (compared, distances int64) {
+	near, next := t.near[row], t.seen[row]
 	v := t.at(row)
-	far, distances := p.from, int64(0)
-	if t.sketch == nil {
-		for i := p.from; i < p.to; i++ {
-			t.near[i] = min(t.near[i], vek32.Distance(v, t.at(i)))
-			if t.near[i] > t.near[far] {
-				far = i
+	for next < len(t.chosen) && near > t.level {
+		count := min(len(countUp), len(t.chosen)-next)
+		if t.sketch == nil {
+			for _, c := range t.chosen[next : next+count] {
+				near = min(near, vek32.Distance(t.at(c), v))
+			}
+			next, compared, distances = next+count, compared+int64(count), distances+int64(count)
+			continue
+		}
+		squaredL2Rows(t.sketchOf(row), t.sketches[next*sketchDim:], countUp[:count], squares[:count])
+		compared += int64(count)
+		within := t.within(near)
+		for i, s := range squares[:count] {
+			if s < within {
+				distances++
+				if d := vek32.Distance(t.at(t.chosen[next+i]), v); d < near {
+					near, within = d, t.within(d)
+				}
 			}
 		}
-		p.farthest, p.distances = far, p.distances+int64(p.to-p.from)
-		return
+		next += count
 	}
-	s := t.sketch[row*sketchDim : (row+1)*sketchDim]
-	for i := p.from; i < p.to; i++ {
-		near := t.near[i]
-		if vek32.Distance(s, t.sketch[i*sketchDim:(i+1)*sketchDim]) < near+near*1e-4+t.error {
-			distances++
-			if d := vek32.Distance(v, t.at(i)); d < near {
-				near = d
-				t.near[i] = d
-			}
-		}
-		if near > t.near[far] {
-			far = i
-		}
-	}
-	p.farthest, p.distances = far, p.distances+distances
+	t.near[row], t.seen[row] = near, next
+	return compared, distances
+}
+
+// within is the square that those of sketches are below where vectors may be nearer
+// than near.
+func (t *traversal) within(near float32) float32 {
+	d := near + near*1e-4 + t.error
+	return d * d
 }
 
 // makeSketch projects all rows on their main axes.
@@ -183,19 +221,18 @@ func (t *traversal) makeSketch(ctx context.Context, seed uint64) {
 	const axes = sketchDim - 1
 	mean, q := mainAxes(ctx, t.vectors, t.dim, axes, seed)
 	t.sketch = make([]float32, len(t.near)*sketchDim)
-	longest := make([]float64, len(t.parts))
-	parallel(ctx, len(t.parts), func() func(int) {
+	var longest atomic.Uint64 // of non-negative numbers, whose bits are in their order
+	parallel(ctx, len(t.near), func() func(int) {
 		x := make([]float64, t.dim)
-		return func(p int) {
-			for i := t.parts[p].from; i < t.parts[p].to; i++ {
-				all := project(t.sketch[i*sketchDim:(i+1)*sketchDim], t.at(i), mean, q, x)
-				longest[p] = max(longest[p], all)
+		return func(i int) {
+			all := math.Float64bits(project(t.sketchOf(i), t.at(i), mean, q, x))
+			for was := longest.Load(); was < all && !longest.CompareAndSwap(was, all); was = longest.Load() {
 			}
 		}
 	})
 	// Rounding to float32 moves a sketch by 2⁻²⁴ of its length or less, the
 	// float64 sums before by less than the square root of 2⁻⁴⁰ of it.
-	t.error = float32(4 * math.Sqrt(slices.Max(longest)) / (1 << 20))
+	t.error = float32(4 * math.Sqrt(math.Float64frombits(longest.Load())) / (1 << 20))
 }
 
 // mainAxes are the mean of row-major ?×d vectors and their main axes, found by
