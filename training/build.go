@@ -110,6 +110,26 @@ func (n *normals) with(o *normals) *normals {
 	return out
 }
 
+// show is look, but does not have the model look again at images of which all is in
+// memory.
+func (n *normals) show(ctx context.Context, o inference.Outputs, which []int, f func(e *inference.Embedding) error) error {
+	for k, p := range n.patches {
+		if slices.ContainsFunc(which, func(i int) bool { return len(p.places[i]) < o.Patches[k].Count }) {
+			return n.look(ctx, which, f)
+		}
+	}
+	for _, i := range which {
+		e := inference.Embedding{Vector: n.rows[i*n.dim : (i+1)*n.dim]}
+		for _, p := range n.patches {
+			e.Patches = append(e.Patches, p.rows[i])
+		}
+		if err := f(&e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // part are the rows of a part of one vector.
 func (n *normals) part(a release.Part) []float32 {
 	out := make([]float32, 0, n.size()*a.Dim)

@@ -348,7 +348,7 @@ func (b *scoreBuilder) crossFit(ctx context.Context, parts []inference.Part, n *
 				return x, err
 			}
 		}
-		err := n.look(ctx, some, func(e *inference.Embedding) error { return b.reference(ctx, without, e, x.said) })
+		err := n.show(ctx, b.model.e.Outputs(), some, func(e *inference.Embedding) error { return b.reference(ctx, without, e, x.said) })
 		if b.light && err == nil {
 			err = n.vary(ctx, some[:min(len(some), (lightReferences+count-1)/count)], copying{lit: 1}, func(e *inference.Embedding) error {
 				return b.reference(ctx, without, e, x.relit)
