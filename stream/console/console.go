@@ -229,10 +229,13 @@ func (c *Console) work(ctx context.Context, nc *nats.Conn) error {
 	if err := c.admit(ctx); err != nil {
 		return err
 	}
+	if err := c.readRules(ctx); err != nil && ctx.Err() == nil {
+		c.log.Warn().Err(err).Msg("what detectors say of their incidents is read when one changes")
+	}
 	close(c.ready)
 	g, ctx := errgroup.WithContext(ctx)
 	for _, f := range []func(context.Context){
-		c.followEvents, c.followFeedback, c.followScores, c.followJobs, c.followUsers, c.tick, c.holder.run,
+		c.followEvents, c.followDetectors, c.followFeedback, c.followScores, c.followJobs, c.followUsers, c.tick, c.holder.run,
 	} {
 		g.Go(func() error { f(ctx); return nil })
 	}

@@ -2,6 +2,7 @@ package console
 
 import (
 	"cmp"
+	"context"
 	"slices"
 	"time"
 
@@ -21,15 +22,15 @@ func (x *index) groupLocked(e *entry) {
 	if e.Kind != stream.KindAnomaly && e.Kind != stream.KindRejected {
 		return
 	}
-	n := cameraName{e.Detector, e.Camera}
+	n := x.placeOf(e)
 	p := x.places[n]
 	if p == nil {
 		p = &place{}
 		x.places[n] = p
 	}
 	before := p.state.Open
-	p.state.Add(incident.Rules{}, stream.Event{
-		ID: e.ID, Kind: e.Kind, Detector: e.Detector, Camera: e.Camera, ScoredAt: e.ScoredAt, Score: e.Score, Threshold: e.Threshold,
+	p.state.Add(x.rules[e.Detector], stream.Event{
+		ID: e.ID, Kind: e.Kind, Detector: e.Detector, Camera: e.Camera, ScoredAt: e.ScoredAt, Score: e.Score, Threshold: e.Threshold, Release: e.Release,
 	}, e.Sequence)
 	p.state.Outbox = nil // nobody is told from here
 	if p.state.Open != before {
@@ -37,6 +38,44 @@ func (x *index) groupLocked(e *entry) {
 	}
 	e.Incident = p.first
 	e.ratio, _ = stream.Event{Score: e.Score, Threshold: e.Threshold}.Ratio()
+}
+
+// placeOf is where an event's incidents are: its camera, or all of its detector.
+func (x *index) placeOf(e *entry) cameraName {
+	if x.rules[e.Detector].Group {
+		return cameraName{e.Detector, stream.NoCamera}
+	}
+	return cameraName{e.Detector, e.Camera}
+}
+
+// govern takes over what detectors say of their incidents. What is grouped stays so.
+func (x *index) govern(all []stream.Detector) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.rules = map[string]incident.Rules{}
+	for _, d := range all {
+		x.rules[d.Name] = incident.Rules{}.Of(d)
+	}
+}
+
+// readRules asks detectors what they say of their incidents.
+func (c *Console) readRules(ctx context.Context) error {
+	all, _, err := c.detectors.Check(ctx)
+	if err == nil {
+		c.index.govern(all)
+	}
+	return err
+}
+
+// followDetectors reads it again when one changes.
+func (c *Console) followDetectors(ctx context.Context) {
+	c.repeat(ctx, "detectors", func(ctx context.Context) error {
+		return c.detectors.Watch(ctx, func() {
+			if err := c.readRules(ctx); err != nil && ctx.Err() == nil {
+				c.log.Warn().Err(err).Msg("what detectors say of their incidents is not known")
+			}
+		})
+	})
 }
 
 // shownIncident is all that went wrong at a camera without a pause, as a row.
@@ -112,8 +151,8 @@ func (x *index) shownLocked(s sum, now time.Time) shownIncident {
 		Sequence: a.Incident, ID: a.ID, Detector: a.Detector, Camera: a.Camera, OpenedAt: a.ScoredAt, LastAt: z.ScoredAt,
 		Alarms: s.alarms, Rejected: s.rejected, Open: s.open, Peak: alarm{peak, x.stateLocked(peak.ID)}, judged: s.judged(),
 	}
-	if p := x.places[cameraName{a.Detector, a.Camera}]; p != nil && p.first == a.Incident {
-		r.Ongoing = !now.After(p.state.Due(incident.Rules{}))
+	if p := x.places[x.placeOf(&a)]; p != nil && p.first == a.Incident {
+		r.Ongoing = !now.After(p.state.Due(x.rules[a.Detector]))
 	}
 	return r
 }

@@ -138,6 +138,18 @@ func TestAlarmsOfOneIncidentAreARow(t *testing.T) {
 	if v := judge("withdrawn", 60, second); v.Events != 3 {
 		t.Errorf("of %d alarms is taken back what was said", v.Events)
 	}
+	// Detectors say when it is over, and of what it is.
+	ok[any](me, "POST", "detectors", map[string]any{"name": "parts", "quiet": "5s", "group": "detector"})
+	eventually(t, "what the detector says", func() bool {
+		h.c.index.mu.Lock()
+		defer h.c.index.mu.Unlock()
+		return h.c.index.rules["parts"].Group
+	})
+	put("h", "line1", 200*time.Second, 2)
+	put("i", "line2", 203*time.Second, 3)
+	put("j", "line1", 210*time.Second, 2)
+	is("?limit=2&since="+begin.Add(200*time.Second).Format(time.RFC3339), "j of line1: 1+0, 1 open, peak j, open; h of line1: 2+0, 2 open, peak i, open; 4 open, 7 alarms")
+
 	if status, body := me.do("POST", "verdicts", map[string]any{"incidents": []uint64{99}, "verdict": "seen"}); status != http.StatusNotFound {
 		t.Errorf("%d %s", status, body)
 	}

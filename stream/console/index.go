@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/incident"
 )
 
 const (
@@ -97,7 +98,8 @@ type index struct {
 	entries  []entry           // in the order of their sequences
 	at       map[string]uint64 // sequence, by event id
 	places   map[cameraName]*place
-	verdicts map[string]judged // by event id
+	rules    map[string]incident.Rules // by detector
+	verdicts map[string]judged         // by event id
 	pending  map[string]judged
 	last     uint64 // newest sequence that was seen
 	feedback uint64 // newest verdict that was seen
