@@ -26,6 +26,8 @@ type frameTask struct {
 	announce bool  // the event is to be stored, not only the score sent
 	place    Place // nil: the release cannot tell where
 	apart    bool  // its pictures are being drawn
+	scoring  *scoring
+	spans    *frameSpans // nil: nobody follows it
 	frameHistory
 }
 
@@ -217,6 +219,7 @@ func (l *detectorRunner) settle(ctx context.Context, rel, shadow *loaded, items 
 		it.event.Bytes = it.bytes
 	}
 	l.judge(ctx, rel, out)
+	l.trace(rel, out)
 	out, later := l.setAside(rel, out)
 	for _, it := range later {
 		beat.Pass(it.msg)
@@ -309,10 +312,11 @@ func (l *detectorRunner) scoreBatch(ctx context.Context, rel *loaded, items []*f
 	for i, it := range items {
 		images[i] = it.frame.Image
 	}
-	begin := time.Now()
+	took := &scoring{begin: time.Now(), frames: len(items)}
 	verdicts, err := rel.scorer.Score(ctx, images)
+	took.end = time.Now()
 	l.w.cfg.Meter.Batch(l.name, len(items))
-	l.w.cfg.Meter.Stage(StageScore, time.Since(begin))
+	l.w.cfg.Meter.Stage(StageScore, took.end.Sub(took.begin))
 	if err != nil {
 		return &scoringError{fmt.Errorf("score %d frames with release %s: %w", len(items), text.Short(rel.pointer.Release), err)}
 	}
@@ -321,7 +325,7 @@ func (l *detectorRunner) scoreBatch(ctx context.Context, rel *loaded, items []*f
 	}
 	for i, it := range items {
 		it.event, it.failure = judged(it.frame, verdicts[i], rel.pointer.Release)
-		it.place = verdicts[i].Place
+		it.place, it.scoring = verdicts[i].Place, took
 	}
 	return nil
 }

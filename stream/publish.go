@@ -287,6 +287,7 @@ const EvidenceObjects = "evidence/"
 // first on the same connection: a frame that the broker counts as done has its
 // score sent.
 func (l *detectorRunner) finish(ctx context.Context, it *frameTask) {
+	defer l.traced(it, nil)
 	rejected := it.event != nil && it.event.Kind == KindRejected
 	switch {
 	case it.again:
@@ -348,6 +349,7 @@ func (l *detectorRunner) sendScore(e *Event) {
 // deliveries at once. What can neither be handled nor reported, ever, is dropped
 // with a line in the log.
 func (l *detectorRunner) giveBack(it *frameTask) {
+	l.traced(it, it.failure)
 	var perm *PermanentError
 	if errors.As(it.failure, &perm) || it.failure != nil && it.announce && !Retryable(it.failure) && !errors.Is(it.failure, context.Canceled) {
 		l.log.Error().Err(it.failure).Str("camera", it.frame.Camera).Str("frame", it.frame.ID).Msg("the frame can neither be handled nor reported: it is dropped")

@@ -62,6 +62,8 @@ type WorkerConfig struct {
 	Inspect func(image []byte) (code, reason string)
 	// Meter is told what the worker does. Default: nobody is.
 	Meter WorkerMeter
+	// Tracer makes spans of frames and events. Default nil: nobody follows them.
+	Tracer Tracer
 	// Drain is how long frames under way may take to finish when Run's context
 	// ends. Default 20 s.
 	Drain time.Duration

@@ -112,7 +112,7 @@ func (c *brokerCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	return observe(ctx, conf.HTTP, o, []string{"broker"}, func(ctx context.Context, v *observer) error {
+	return observe(ctx, conf.observed(), o, []string{"broker"}, func(ctx context.Context, v *observer) error {
 		return withBroker(ctx, b, conf, o, func(ctx context.Context, connect dial) error {
 			leave, err := v.broker(b, connect, conf)
 			if err != nil {

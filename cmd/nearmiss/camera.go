@@ -59,7 +59,7 @@ func (c *cameraCmd) Run(ctx context.Context, o *output) error {
 		return err
 	}
 	var s camera.Stats
-	if err := observe(ctx, httpConfig{Listen: c.HTTP}, o, []string{"camera"}, func(ctx context.Context, v *observer) (err error) {
+	if err := observe(ctx, c.observed(), o, []string{"camera"}, func(ctx context.Context, v *observer) (err error) {
 		s, err = c.publish(ctx, src, v, o)
 		return err
 	}); err != nil {
@@ -92,7 +92,7 @@ func (c *cameraCmd) publish(ctx context.Context, src camera.Source, v *observer,
 		src = &limited{src, c.Count}
 	}
 	p, err := camera.NewPublisher(camera.Config{
-		Names: c.names(), Detector: c.Detector, Camera: c.Camera, Live: c.Live, FrozenAfter: frozen,
+		Names: c.names(), Detector: c.Detector, Camera: c.Camera, Live: c.Live, FrozenAfter: frozen, Tracer: v.tracer(),
 	}, js, o.Log)
 	if err != nil {
 		return camera.Stats{}, usageError{oneLine(err)}

@@ -36,6 +36,7 @@ type config struct {
 	Trainer trainerConfig `yaml:"trainer" envPrefix:"TRAINER_"`
 	Images  imagesConfig  `yaml:"images" envPrefix:"IMAGES_"`
 	HTTP    httpConfig    `yaml:"http" envPrefix:"HTTP_"`
+	OTel    otelConfig    `yaml:"otel" envPrefix:"OTEL_"`
 	Console consoleConfig `yaml:"console" envPrefix:"CONSOLE_"`
 
 	JetStreamAPI string `yaml:"-"` // of a service that is not in the process of its broker, by its flags
@@ -118,6 +119,7 @@ func defaultConfig() config {
 		Worker: workerConfig{Device: "cpu", Batch: 16}, Trainer: trainerConfig{Takeover: 30 * time.Second},
 		Images:  imagesConfig{MaxBytes: 64 << 20, MaxPixels: 100_000_000, Memory: 1 << 30},
 		HTTP:    httpConfig{Listen: "127.0.0.1:9420"},
+		OTel:    otelConfig{Share: 0.01},
 		Console: consoleConfig{Listen: console.DefaultListen, Hosts: []string{}, Proxies: []string{}, SessionIdle: 12 * time.Hour, SessionMax: stream.SessionAge},
 	}
 }

@@ -197,9 +197,10 @@ func (c *consoleCmd) Run(ctx context.Context, o *output) error {
 	}
 	defer nc.Close()
 	fmt.Fprintf(o.Out, "console on %s\n", url)
-	return observe(ctx, conf.HTTP, o, []string{"console"}, func(ctx context.Context, v *observer) error {
+	return observe(ctx, conf.observed(), o, []string{"console"}, func(ctx context.Context, v *observer) error {
 		v.Connection(nc)
 		v.begun("console", linked(nc))
+		page.Trace(v.tracer())
 		return page.Run(ctx, nc)
 	})
 }

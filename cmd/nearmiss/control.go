@@ -21,7 +21,7 @@ func (*controlCmd) Help() string {
 }
 
 func (c *controlCmd) Run(ctx context.Context, o *output) error {
-	return observe(ctx, httpConfig{Listen: c.HTTP}, o, []string{"control"}, func(ctx context.Context, v *observer) error {
+	return observe(ctx, c.observed(), o, []string{"control"}, func(ctx context.Context, v *observer) error {
 		nc, err := c.await("control", o)
 		if err != nil {
 			return err

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/stream/metrics"
 	"github.com/nearmiss/nearmiss/stream/sink"
+	"github.com/nearmiss/nearmiss/stream/traces"
 )
 
 // httpConfig is where a service answers health checks and scrapes.
@@ -20,15 +22,36 @@ type httpConfig struct {
 	Pprof  bool   `yaml:"pprof" env:"PPROF"`
 }
 
+// otelConfig is where spans of what is done are sent.
+type otelConfig struct {
+	Endpoint string  `yaml:"endpoint" env:"ENDPOINT"` // "": nowhere
+	Share    float64 `yaml:"share" env:"SHARE"`       // of the traces that are recorded
+}
+
+// observed is how a service can be watched.
+type observed struct {
+	HTTP httpConfig
+	OTel otelConfig
+}
+
+func (c config) observed() observed { return observed{c.HTTP, c.OTel} }
+
 // httpFlag is the same for commands that read no configuration.
 type httpFlag struct {
-	HTTP string `name:"http" env:"NEARMISS_HTTP_LISTEN" placeholder:"ADDR" help:"Serve /livez, /readyz and /metrics at this address, such as 127.0.0.1:9420 (default: not at all)."`
+	HTTP  string  `name:"http" env:"NEARMISS_HTTP_LISTEN" placeholder:"ADDR" help:"Serve /livez, /readyz and /metrics at this address, such as 127.0.0.1:9420 (default: not at all)."`
+	OTel  string  `name:"otel-endpoint" env:"NEARMISS_OTEL_ENDPOINT" placeholder:"URL" help:"Send traces to this OpenTelemetry collector, such as http://127.0.0.1:4318 (default: nowhere)."`
+	Share float64 `name:"otel-share" env:"NEARMISS_OTEL_SHARE" default:"0.01" placeholder:"SHARE" help:"Share of the traces that are recorded, 0 to 1 (default 0.01)."`
+}
+
+func (f httpFlag) observed() observed {
+	return observed{httpConfig{Listen: f.HTTP}, otelConfig{f.OTel, f.Share}}
 }
 
 // observer shows what a service does: metrics and health checks over HTTP, and
 // signs of life to the process that started it.
 type observer struct {
 	*metrics.Metrics
+	traces *traces.Tracer // nil: there are none
 
 	mu    sync.Mutex
 	order []string
@@ -38,13 +61,21 @@ type observer struct {
 
 // observe runs a service of some parts beside the HTTP server of its process, which
 // ends after it: what stops can be asked how far it is.
-func observe(ctx context.Context, h httpConfig, o *output, parts []string, run func(context.Context, *observer) error) error {
-	if err := metrics.Validate(h.Listen, h.Pprof); err != nil {
-		return usageError{err}
+func observe(ctx context.Context, by observed, o *output, parts []string, run func(context.Context, *observer) error) error {
+	h := by.HTTP
+	if err := errors.Join(metrics.Validate(h.Listen, h.Pprof), by.OTel.traces(parts).Validate()); err != nil {
+		return usageError{oneLine(err)}
 	}
 	v := &observer{
 		Metrics: metrics.New(metrics.Build{Version: version, Commit: commit}),
 		order:   parts, ready: map[string]func() []stream.Check{},
+	}
+	if by.OTel.Endpoint != "" {
+		var err error
+		if v.traces, err = traces.New(ctx, by.OTel.traces(parts), o.Log); err != nil {
+			return err
+		}
+		defer v.traces.Close()
 	}
 	server := metrics.Server{Listen: h.Listen, Pprof: h.Pprof, Ready: v.checks, Metrics: v.Metrics, Log: o.Log}
 	serve, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -68,6 +99,23 @@ func observe(ctx context.Context, h httpConfig, o *output, parts []string, run f
 		}
 	}
 	return err
+}
+
+// traces is where a process of these parts sends its spans.
+func (c otelConfig) traces(parts []string) traces.Config {
+	service := "nearmiss"
+	if len(parts) == 1 {
+		service += "-" + parts[0]
+	}
+	return traces.Config{Endpoint: c.Endpoint, Share: c.Share, Service: service, Version: version}
+}
+
+// tracer is nil where nobody follows what is done.
+func (v *observer) tracer() stream.Tracer {
+	if v.traces == nil {
+		return nil
+	}
+	return v.traces
 }
 
 // begun says how a part's health is found out, and, when it was the last of the
@@ -162,7 +210,7 @@ func (*exporterCmd) Help() string {
 }
 
 func (c *exporterCmd) Run(ctx context.Context, o *output) error {
-	return observe(ctx, httpConfig{Listen: c.HTTP}, o, []string{"exporter"}, func(ctx context.Context, v *observer) error {
+	return observe(ctx, observed{HTTP: httpConfig{Listen: c.HTTP}}, o, []string{"exporter"}, func(ctx context.Context, v *observer) error {
 		js, err := c.streams(c.await("exporter", o))
 		if err != nil {
 			return err

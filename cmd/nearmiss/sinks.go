@@ -83,7 +83,7 @@ func runSinks(ctx context.Context, nc *nats.Conn, n stream.Names, links *sink.Li
 	if err != nil {
 		return err
 	}
-	e, err := sink.NewEngine(sink.EngineConfig{Names: n, Kinds: sinkKinds(n, stream.NewInstallation(js, n), links)}, nc, o.Log)
+	e, err := sink.NewEngine(sink.EngineConfig{Names: n, Kinds: sinkKinds(n, stream.NewInstallation(js, n), links), Tracer: v.tracer()}, nc, o.Log)
 	if err != nil {
 		return err
 	}
@@ -112,7 +112,7 @@ func (*sinksServeCmd) Help() string {
 }
 
 func (c *sinksServeCmd) Run(ctx context.Context, o *output) error {
-	return observe(ctx, httpConfig{Listen: c.HTTP}, o, []string{"sinks"}, func(ctx context.Context, v *observer) error {
+	return observe(ctx, c.observed(), o, []string{"sinks"}, func(ctx context.Context, v *observer) error {
 		nc, err := c.await("sinks", o)
 		if err != nil {
 			return err

@@ -20,6 +20,7 @@ import (
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/ort"
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/traces"
 	"github.com/nearmiss/nearmiss/stream/trainer"
 	"github.com/nearmiss/nearmiss/training"
 )
@@ -53,7 +54,7 @@ func (c *trainerCmd) Run(ctx context.Context, o *output) error {
 	if err := ort.Load(); err != nil { // now, and not at the first job
 		return err
 	}
-	return observe(ctx, conf.HTTP, o, []string{"trainer"}, func(ctx context.Context, v *observer) error {
+	return observe(ctx, conf.observed(), o, []string{"trainer"}, func(ctx context.Context, v *observer) error {
 		nc, err := serverFlags{Server: conf.Server, credentialFlags: c.credentialFlags}.await("trainer", o)
 		if err != nil {
 			return err
@@ -76,7 +77,7 @@ func newTrainer(conf config, idle time.Duration, nc *nats.Conn, v *observer, o *
 	w, err := trainer.New(trainer.Config{
 		Names:    conf.names(),
 		CacheDir: filepath.Join(conf.Data, "releases"), ScratchDir: filepath.Join(conf.Data, "jobs"),
-		AckWait: conf.Trainer.Takeover, Read: trainer.Reader{Calibration: calibrationOf, Outliers: outliersOf, Choices: conf.choices}, IdleExit: idle, Meter: v.Trainer(),
+		AckWait: conf.Trainer.Takeover, Read: trainer.Reader{Calibration: calibrationOf, Outliers: outliersOf, Choices: conf.choices}, IdleExit: idle, Meter: traces.Jobs(v.traces, v.Trainer()),
 	}, nc, maker{
 		conf: conf, device: d, o: o,
 		limits: imaging.Limits{MaxBytes: conf.Images.MaxBytes, MaxPixels: conf.Images.MaxPixels},

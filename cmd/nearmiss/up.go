@@ -50,7 +50,7 @@ func (c *upCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	return observe(ctx, conf.HTTP, o, []string{"broker", "worker", "trainer", "sinks"}, func(ctx context.Context, v *observer) error {
+	return observe(ctx, conf.observed(), o, []string{"broker", "worker", "trainer", "sinks"}, func(ctx context.Context, v *observer) error {
 		return withBroker(ctx, b, conf, o, func(ctx context.Context, connect dial) error {
 			return c.serve(ctx, b, conf, v, o, connect, about)
 		})
@@ -120,6 +120,7 @@ func (c *upCmd) serve(ctx context.Context, b *broker.Broker, conf config, v *obs
 		})
 	}
 	if page != nil {
+		page.Trace(v.tracer())
 		g.Go(func() error { return runConsole(ctx, page, connect) })
 	}
 	if c.Demo {

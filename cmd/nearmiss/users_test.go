@@ -108,7 +108,7 @@ func TestServicesBesideAServerOfOnesOwn(t *testing.T) {
 		t.Errorf("of no service: %s", errs)
 	}
 
-	control := serve(t, (&controlCmd{serverFlags: as("c1"), httpFlag: httpFlag{"127.0.0.1:0"}}).Run)
+	control := serve(t, (&controlCmd{serverFlags: as("c1"), httpFlag: httpFlag{HTTP: "127.0.0.1:0"}}).Run)
 	exporter := serve(t, (&exporterCmd{serverFlags: as("exporter"), HTTP: "127.0.0.1:0"}).Run)
 	for name, at := range map[string]string{"control": control, "exporter": exporter} {
 		var out bytes.Buffer

@@ -46,7 +46,7 @@ func (c *workerCmd) Run(ctx context.Context, o *output) error {
 	if err := ort.Load(); err != nil { // now, and not at the first release
 		return err
 	}
-	return observe(ctx, conf.HTTP, o, []string{"worker"}, func(ctx context.Context, v *observer) error {
+	return observe(ctx, conf.observed(), o, []string{"worker"}, func(ctx context.Context, v *observer) error {
 		nc, err := serverFlags{Server: conf.Server, credentialFlags: c.credentialFlags}.await("worker", o)
 		if err != nil {
 			return err
@@ -73,7 +73,7 @@ func newWorker(conf config, detectors []string, nc *nats.Conn, v *observer, o *o
 	w, err := stream.NewWorker(stream.WorkerConfig{
 		Names: conf.names(), Detectors: detectors, CacheDir: filepath.Join(conf.Data, "releases"),
 		BatchSize: conf.Worker.Batch, MaxImage: conf.Images.MaxBytes, Memory: files, Inspect: inspect(limits),
-		Meter: v.Worker(),
+		Meter: v.Worker(), Tracer: v.tracer(),
 	}, nc, loader(inference.Options{
 		Embed: inference.EmbedOptions{Device: d, Threads: conf.Worker.Threads, Limits: limits, Memory: pixels},
 		Log:   o.Log,

@@ -207,6 +207,7 @@ func TestLibrariesHaveOneUser(t *testing.T) {
 		"github.com/nats-io/nats-server/v2/…": {"stream/broker", "internal/brokertest"},
 		"gonum.org/v1/…":                      {"training/…"},
 		"github.com/prometheus/…":             {"stream/metrics"},
+		"go.opentelemetry.io/…":               {"stream/traces"},
 	} {
 		used := false
 		for _, p := range packages(t) {

@@ -63,6 +63,8 @@ type Config struct {
 	// told: in the log, once an hour, and in the frames' header
 	// Nearmiss-Unchanged-Since. 0: it is never told.
 	FrozenAfter time.Duration
+	// Tracer makes spans of what is published. Default nil: nobody follows it.
+	Tracer stream.Tracer
 }
 
 // Validate reports every setting that cannot work.
@@ -159,7 +161,12 @@ func (p *Publisher) Stats() Stats {
 }
 
 // publish stores one frame, however long it takes.
-func (p *Publisher) publish(ctx context.Context, f stream.Frame) error {
+func (p *Publisher) publish(ctx context.Context, f stream.Frame) (err error) {
+	if t := p.cfg.Tracer; t != nil {
+		span := t.Start(f.SendSpan(p.cfg.Names))
+		f.Trace = span.Context()
+		defer func() { span.End(time.Time{}, err) }()
+	}
 	size := len(f.Image)
 	m, err := f.Message(p.cfg.Names)
 	if err != nil {

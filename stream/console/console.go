@@ -115,8 +115,9 @@ func (c Config) Validate() error {
 
 // Console serves the page.
 type Console struct {
-	cfg Config
-	log zerolog.Logger
+	cfg    Config
+	log    zerolog.Logger
+	tracer stream.Tracer // nil: nobody follows requests
 
 	listener net.Listener
 	loopback bool // only this machine reaches it
@@ -197,7 +198,7 @@ func (c *Console) Run(ctx context.Context, nc *nats.Conn) error {
 	c.base = work
 	defer c.tasks.Wait()
 	server := &http.Server{
-		Handler: c.handler(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		Handler: traced(c.tracer, c.handler()), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
 		BaseContext: func(net.Listener) context.Context { return work },
 	}
 	g, within := errgroup.WithContext(work)

@@ -276,6 +276,9 @@ func (i Incident) Message(n stream.Names) (*nats.Msg, error) {
 	m.Header.Set("ce-datacontenttype", "application/json")
 	m.Header.Set("content-type", "application/json")
 	m.Header.Set(nats.MsgIdHdr, id)
+	if i.Trace != "" {
+		m.Header.Set(stream.HeaderTrace, i.Trace)
+	}
 	m.Data = data
 	return m, nil
 }

@@ -113,6 +113,8 @@ type Incident struct {
 	// Verdict is the last that a person gave on one of its events; nil: none, or it
 	// was taken back. It ends nothing.
 	Verdict *Verdict `json:"verdict,omitempty"`
+	// Trace is the W3C trace context of its first event, which its messages carry on.
+	Trace string `json:"trace,omitempty"`
 }
 
 // Why an incident is over.
@@ -253,7 +255,7 @@ func (s *State) Add(r Rules, e stream.Event, seq uint64) bool {
 	s.judgedBy(e.Release, t)
 	first := s.Open == nil
 	if first {
-		s.Open = &Incident{ID: e.ID, Detector: e.Detector, Camera: e.Camera, OpenedAt: t, LastAt: t}
+		s.Open = &Incident{ID: e.ID, Detector: e.Detector, Camera: e.Camera, OpenedAt: t, LastAt: t, Trace: e.Trace}
 		s.Told, s.ToldAt, s.Minute, s.InMinute = 0, t, t, 0
 	}
 	o := s.Open

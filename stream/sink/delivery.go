@@ -58,6 +58,7 @@ type delivery struct {
 	delays []time.Duration
 	// lookEvery is how often it is looked whether something was lost.
 	lookEvery time.Duration
+	tracer    stream.Tracer // nil: nobody follows events
 	// off is called when the receiver says that it is no more.
 	off func(error)
 
@@ -250,7 +251,7 @@ func (l *delivery) deliver(ctx context.Context, m jetstream.Msg, from string, re
 		}
 		return
 	}
-	err = l.try(ctx, n)
+	err = l.traced(m, n, func() error { return l.try(ctx, n) })
 	now := time.Now()
 	l.judge.delivered(n, err == nil, now)
 	if err == nil {
@@ -279,6 +280,26 @@ func hold(m jetstream.Msg) (release func()) {
 		}
 	}()
 	return func() { close(done) }
+}
+
+// traced has a try be a span of the trace that its message is of.
+func (l *delivery) traced(m jetstream.Msg, n Notice, try func() error) error {
+	if l.tracer == nil {
+		return try()
+	}
+	span := l.tracer.Start(stream.Span{
+		Name: "deliver " + l.sink.Name, Kind: stream.SpanClient, Parent: m.Headers().Get(stream.HeaderTrace),
+		Attributes: []stream.SpanAttribute{
+			{Key: "nearmiss.sink", Value: l.sink.Name},
+			{Key: "nearmiss.sink.kind", Value: l.sink.Kind},
+			{Key: "messaging.system", Value: "nats"},
+			{Key: "messaging.destination.name", Value: m.Subject()},
+			{Key: "messaging.message.id", Value: n.ID},
+		},
+	})
+	err := try()
+	span.End(time.Time{}, err)
+	return err
 }
 
 // try sends one notice.

@@ -40,6 +40,8 @@ type EngineConfig struct {
 	Delays []time.Duration
 	// Looks is how often it is looked whether something was lost. Default 1 min.
 	Looks time.Duration
+	// Tracer makes spans of what is delivered. Default nil: nobody follows it.
+	Tracer stream.Tracer
 }
 
 // running is a sink at work, or why it is not.
@@ -189,7 +191,7 @@ func (e *Engine) start(ctx context.Context, b jetstream.KeyValue, s Sink, rev ui
 		close(done)
 		return r
 	}
-	l := &delivery{names: e.cfg.Names, nc: e.nc, js: e.js, log: log, sink: s, judge: j, delays: e.cfg.Delays, lookEvery: e.cfg.Looks}
+	l := &delivery{names: e.cfg.Names, nc: e.nc, js: e.js, log: log, sink: s, judge: j, delays: e.cfg.Delays, lookEvery: e.cfg.Looks, tracer: e.cfg.Tracer}
 	l.off = func(why error) { e.switchOff(own, b, s.Name, rev, why) }
 	r.line = l
 	go func() {
