@@ -46,6 +46,19 @@ type (
 		Detector string   `json:"detector"`
 		Normals  []uint64 `json:"normals"`
 	}
+	// SinkRequest is what a sink shall be: the value of its entry, as package sink has
+	// it; none where it is removed.
+	SinkRequest struct {
+		Sink     string          `json:"sink"`
+		Value    json.RawMessage `json:"value,omitempty"`
+		Revision uint64          `json:"revision,omitempty"` // only if this is the newest
+		Create   bool            `json:"create,omitempty"`   // only if there is none
+	}
+	// SinkAnswer is a sink as it is stored.
+	SinkAnswer struct {
+		Sink     json.RawMessage `json:"sink"`
+		Revision uint64          `json:"revision"`
+	}
 	// JobRequest names a job.
 	JobRequest struct {
 		Job string `json:"job"`

@@ -29,6 +29,28 @@ func NewClient(nc *nats.Conn, n Names) *Client { return &Client{nc: nc, names: n
 // For is a client that says for whom it asks: a person.
 func (c *Client) For(by string) *Client { return &Client{nc: c.nc, names: c.names, by: by} }
 
+// SetSink stores a sink, new or changed; value is its entry. A revision other than 0
+// must be the newest, or it is [ErrConflict].
+func (c *Client) SetSink(ctx context.Context, name string, value []byte, revision uint64) (a SinkAnswer, err error) {
+	return a, c.ask(ctx, "set-sink", SinkRequest{Sink: name, Value: value, Revision: revision}, &a)
+}
+
+// CreateSink stores a new sink; where there is one of the name, it is [ErrConflict].
+func (c *Client) CreateSink(ctx context.Context, name string, value []byte) (a SinkAnswer, err error) {
+	return a, c.ask(ctx, "set-sink", SinkRequest{Sink: name, Value: value, Create: true}, &a)
+}
+
+// RemoveSink removes a sink, or returns [ErrNotFound].
+func (c *Client) RemoveSink(ctx context.Context, name string) error {
+	return c.ask(ctx, "remove-sink", SinkRequest{Sink: name}, &struct{}{})
+}
+
+// AskSink has the control ask who runs the sinks: test or replay, with the requests
+// and answers of package sink.
+func (c *Client) AskSink(ctx context.Context, what string, q, a any) error {
+	return c.ask(ctx, what+"-sink", q, a)
+}
+
 // ask sends a request to the control and reads the answer. Errors of the service
 // are [*ServiceError]; where none is there, it is [ErrNobody].
 func (c *Client) ask(ctx context.Context, endpoint string, q, a any) error {

@@ -25,7 +25,7 @@ const RequestTime = 30 * time.Second
 // LimitOf is [RequestTime], or more for a request that goes through all that is stored.
 func LimitOf(endpoint string) time.Duration {
 	switch endpoint {
-	case "collect", "delete", "remove-normals":
+	case "collect", "delete", "remove-normals", "replay-sink":
 		return 10 * time.Minute
 	}
 	return RequestTime

@@ -139,8 +139,9 @@ func (c *sinksRekeyCmd) Run(_ context.Context, o *output) error {
 	return o.say(false, nil, path+" has a new key")
 }
 
-// withSinks gives f the bucket of sinks.
-func withSinks(ctx context.Context, s serverFlags, o *output, f func(jetstream.KeyValue) error) error {
+// withSinks gives f the bucket of sinks, for reading, and a client of the control, for
+// changing them.
+func withSinks(ctx context.Context, s serverFlags, o *output, f func(jetstream.KeyValue, *stream.Client) error) error {
 	return s.withJetStream("sinks", o, func(js jetstream.JetStream) error {
 		b, err := js.KeyValue(ctx, s.names().SinksBucket())
 		if errors.Is(err, jetstream.ErrBucketNotFound) {
@@ -149,23 +150,36 @@ func withSinks(ctx context.Context, s serverFlags, o *output, f func(jetstream.K
 		if err != nil {
 			return err
 		}
-		return f(b)
+		return f(b, s.client(js.Conn()))
 	})
 }
 
-// ask sends a request to the process that runs the sinks.
-func askSinks(ctx context.Context, s serverFlags, o *output, what string, q, a any) error {
+// askSinks asks the process that runs the sinks for their status.
+func askSinks(ctx context.Context, s serverFlags, o *output) (all []sink.Status, err error) {
 	nc, err := s.connect("sinks", o)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer nc.Close()
-	err = sink.Ask(ctx, nc, s.names(), what, q, a)
+	err = sink.Ask(ctx, nc, s.names(), "status", nil, &all)
+	if errors.Is(err, stream.ErrNobody) {
+		return nil, errors.New("nobody runs the sinks: start nearmiss up, or nearmiss sinks")
+	}
+	return all, inWords(err)
+}
+
+// sinksDo has the control, which writes down who asked, have the process that runs the
+// sinks do something.
+func sinksDo(ctx context.Context, s serverFlags, o *output, what string, q, a any) error {
+	return s.withClient("sinks", o, func(control *stream.Client) error {
+		return inWords(control.AskSink(ctx, what, q, a))
+	})
+}
+
+// inWords is an error without the code with which a service answered.
+func inWords(err error) error {
 	var said *stream.ServiceError
-	switch {
-	case errors.Is(err, stream.ErrNobody):
-		return errors.New("nobody runs the sinks: start nearmiss up, or nearmiss sinks")
-	case errors.As(err, &said):
+	if errors.As(err, &said) {
 		return errors.New(said.Message)
 	}
 	return err
@@ -183,8 +197,8 @@ func (*sinksListCmd) Help() string {
 func (c *sinksListCmd) Run(ctx context.Context, o *output) error {
 	step, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	var all []sink.Status
-	if err := askSinks(step, c.serverFlags, o, "status", nil, &all); err != nil {
+	all, err := askSinks(step, c.serverFlags, o)
+	if err != nil {
 		return err
 	}
 	if len(all) == 0 && !c.JSON {
@@ -231,7 +245,7 @@ func (c *sinksTestCmd) Run(ctx context.Context, o *output) error {
 	step, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	var a sink.TestAnswer
-	if err := askSinks(step, c.serverFlags, o, "test", sink.TestRequest{Sink: c.Name, Event: c.Event}, &a); err != nil {
+	if err := sinksDo(step, c.serverFlags, o, "test", sink.TestRequest{Sink: c.Name, Event: c.Event}, &a); err != nil {
 		return err
 	}
 	text := fmt.Sprintf("event %s arrived after %.2f s", a.Event, a.Seconds)
@@ -249,12 +263,12 @@ func (c *sinksTestCmd) Run(ctx context.Context, o *output) error {
 	return nil
 }
 
-// change lets f change a sink's entry.
+// changeSink lets f change a sink.
 func changeSink(ctx context.Context, s serverFlags, o *output, name string, f func(*sink.Sink)) error {
-	return withSinks(ctx, s, o, func(b jetstream.KeyValue) error {
+	return withSinks(ctx, s, o, func(b jetstream.KeyValue, control *stream.Client) error {
 		e, err := b.Get(ctx, name)
 		if errors.Is(err, jetstream.ErrKeyNotFound) {
-			return fmt.Errorf("there is no sink %q: see nearmiss sinks list", name)
+			return noSink(name)
 		}
 		if err != nil {
 			return fmt.Errorf("read sink %s: %w", name, err)
@@ -266,13 +280,14 @@ func changeSink(ctx context.Context, s serverFlags, o *output, name string, f fu
 		f(&v)
 		value, err := json.Marshal(v)
 		if err == nil {
-			_, err = b.Update(ctx, name, value, e.Revision())
+			_, err = control.SetSink(ctx, name, value, e.Revision())
 		}
-		if err != nil {
-			return fmt.Errorf("change sink %s: %w", name, err)
-		}
-		return nil
+		return err
 	})
+}
+
+func noSink(name string) error {
+	return fmt.Errorf("there is no sink %q: see nearmiss sinks list", name)
 }
 
 type sinksPauseCmd struct {
@@ -326,7 +341,7 @@ func (c *sinksReplayCmd) Run(ctx context.Context, o *output) error {
 	step, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	defer cancel()
 	var a sink.ReplayAnswer
-	if err := askSinks(step, c.serverFlags, o, "replay", q, &a); err != nil {
+	if err := sinksDo(step, c.serverFlags, o, "replay", q, &a); err != nil {
 		return err
 	}
 	if err := o.say(c.JSON, a, fmt.Sprintf("%d events sent, %d failed", a.Sent, a.Failed)); err != nil {
@@ -346,12 +361,13 @@ type sinksRemoveCmd struct {
 func (*sinksRemoveCmd) Help() string { return examples("nearmiss sinks remove desk") }
 
 func (c *sinksRemoveCmd) Run(ctx context.Context, o *output) error {
-	return withSinks(ctx, c.serverFlags, o, func(b jetstream.KeyValue) error {
-		if _, err := b.Get(ctx, c.Name); errors.Is(err, jetstream.ErrKeyNotFound) {
-			return fmt.Errorf("there is no sink %q: see nearmiss sinks list", c.Name)
+	return c.withClient("sinks", o, func(control *stream.Client) error {
+		err := control.RemoveSink(ctx, c.Name)
+		if errors.Is(err, stream.ErrNotFound) {
+			return noSink(c.Name)
 		}
-		if err := b.Delete(ctx, c.Name); err != nil {
-			return fmt.Errorf("remove sink %s: %w", c.Name, err)
+		if err != nil {
+			return err
 		}
 		return o.say(false, nil, c.Name+" is removed; events that waited for it are dropped")
 	})

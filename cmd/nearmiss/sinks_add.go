@@ -11,8 +11,8 @@ import (
 	"time"
 
 	"github.com/google/renameio/v2"
-	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/sink"
 	"github.com/nearmiss/nearmiss/stream/sink/webhook"
 )
@@ -80,7 +80,7 @@ func (c *sinksAddCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return usageError{err}
 	}
-	return withSinks(ctx, c.serverFlags, o, func(b jetstream.KeyValue) error {
+	return c.withClient("sinks", o, func(control *stream.Client) error {
 		made := ""
 		if s.Secret == "" && !c.NoSecret && c.Kind == webhook.Kind && !strings.Contains(c.URL, "{secret}") {
 			path := filepath.Join(c.Data, "auth", "sink-"+s.Name+".secret")
@@ -93,8 +93,8 @@ func (c *sinksAddCmd) Run(ctx context.Context, o *output) error {
 		if err != nil {
 			return err
 		}
-		if _, err := b.Put(ctx, s.Name, value); err != nil {
-			return fmt.Errorf("store sink %s: %w", s.Name, err)
+		if _, err := control.SetSink(ctx, s.Name, value, 0); err != nil {
+			return err
 		}
 		if made != "" {
 			if err := o.say(false, nil, fmt.Sprintf("secret for the receiver (shown once): %s\n%s keeps it: bring that file to the machine that runs the sinks, if it is another", made, strings.TrimPrefix(s.Secret, "file:"))); err != nil {

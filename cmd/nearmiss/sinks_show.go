@@ -12,6 +12,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/sink"
 )
 
@@ -35,10 +36,10 @@ func (c *sinksShowCmd) Run(ctx context.Context, o *output) error {
 	step, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	var shown sinkShown
-	err := withSinks(step, c.serverFlags, o, func(b jetstream.KeyValue) error {
+	err := withSinks(step, c.serverFlags, o, func(b jetstream.KeyValue, _ *stream.Client) error {
 		e, err := b.Get(step, c.Name)
 		if errors.Is(err, jetstream.ErrKeyNotFound) {
-			return fmt.Errorf("there is no sink %q: see nearmiss sinks list", c.Name)
+			return noSink(c.Name)
 		}
 		if err == nil {
 			shown.Sink, err = sink.Parse(c.Name, e.Value())
@@ -48,8 +49,7 @@ func (c *sinksShowCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	var all []sink.Status
-	asked := askSinks(step, c.serverFlags, o, "status", nil, &all)
+	all, asked := askSinks(step, c.serverFlags, o)
 	if i := slices.IndexFunc(all, func(s sink.Status) bool { return s.Name == c.Name }); i >= 0 {
 		shown.Status = &all[i]
 	}

@@ -273,6 +273,7 @@ func (r subjects) control() Rights {
 			readKV(r.ActiveBucket()), []string{"$KV." + r.ActiveBucket() + ".*"},
 			readKV(r.DetectorsBucket()), []string{"$KV." + r.DetectorsBucket() + ".*"},
 			readKV(r.JobsBucket()), []string{"$KV." + r.JobsBucket() + ".*"},
+			readKV(r.SinksBucket()), []string{"$KV." + r.SinksBucket() + ".*", r.API() + ".sinks.*"},
 			readKV(r.WorkBucket()),
 			reads(events, r.Events("*", "*", stream.KindAnomaly)), // what a verdict is about
 			[]string{
@@ -306,7 +307,7 @@ func (r subjects) operator() Rights {
 			info(frames, events, normals, dead, r.TrainingStream(), r.FeedbackStream(), r.IncidentsStream()),
 			[]string{api + "INFO", api + "CONSUMER.INFO." + frames + ".*", api + "STREAM.MSG.GET." + frames}, // levels
 			readKV(r.ActiveBucket()), readKV(r.DetectorsBucket()), readKV(r.JobsBucket()), readKV(r.WorkBucket()),
-			readKV(r.SinksBucket()), []string{"$KV." + r.SinksBucket() + ".*"},
+			readKV(r.SinksBucket()),
 			reads(dead, r.Dead("*")),
 			info(r.AuditStream()), reads(r.AuditStream(), r.Audit("*", "*")),
 			reads(events, r.prefixed("events.>")),

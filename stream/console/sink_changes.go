@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
 	"path"
 	"strings"
@@ -23,26 +22,21 @@ type shownSink struct {
 	Revision uint64 `json:"revision"`
 }
 
-func (c *Console) sinks(ctx context.Context) (kv.Store[sink.Sink], error) {
-	b, err := c.js.KeyValue(ctx, c.cfg.SinksBucket())
-	return kv.Store[sink.Sink]{Bucket: b, Decode: sink.Parse}, err
-}
-
 // sinkOf is the sink that the path names.
-func (c *Console) sinkOf(q *request) (kv.Store[sink.Sink], kv.Entry[sink.Sink], error) {
-	s, err := c.sinks(q.ctx)
+func (c *Console) sinkOf(q *request) (kv.Entry[sink.Sink], error) {
+	b, err := c.js.KeyValue(q.ctx, c.cfg.SinksBucket())
 	if err != nil {
-		return s, kv.Entry[sink.Sink]{}, err
+		return kv.Entry[sink.Sink]{}, err
 	}
-	e, err := s.Get(q.ctx, q.PathValue("sink"))
+	e, err := kv.Store[sink.Sink]{Bucket: b, Decode: sink.Parse}.Get(q.ctx, q.PathValue("sink"))
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
 		err = missing("there is no sink %q", clean(q.PathValue("sink")))
 	}
-	return s, e, err
+	return e, err
 }
 
 func (c *Console) getSink(q *request) (any, error) {
-	_, e, err := c.sinkOf(q)
+	e, err := c.sinkOf(q)
 	return shownSink{e.Value, e.Head}, err
 }
 
@@ -61,23 +55,15 @@ func (c *Console) addSink(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := c.sinks(q.ctx)
-	if err != nil {
-		return nil, err
-	}
 	value, err := json.Marshal(n)
 	if err != nil {
 		return nil, err
 	}
-	revision, err := s.Bucket.Create(q.ctx, n.Name, value)
-	if kv.Conflict(err) {
-		return nil, problem{http.StatusConflict, stream.CodeConflict, "there is a sink " + n.Name + " already"}
-	}
+	a, err := c.control(q).CreateSink(q.ctx, n.Name, value)
 	if err != nil {
 		return nil, err
 	}
-	c.record(q, "create", "sink/"+n.Name, nil, n)
-	return created{http.StatusCreated, shownSink{n, revision}}, nil
+	return created{http.StatusCreated, shownSink{n, a.Revision}}, nil
 }
 
 // changeSink takes a JSON merge patch (RFC 7396).
@@ -90,7 +76,7 @@ func (c *Console) changeSink(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, e, err := c.sinkOf(q)
+	e, err := c.sinkOf(q)
 	if err != nil {
 		return nil, err
 	}
@@ -114,27 +100,18 @@ func (c *Console) changeSink(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	revision, err := s.Bucket.Update(q.ctx, e.Key, value, e.Head)
-	if kv.Conflict(err) {
+	a, err := c.control(q).SetSink(q.ctx, e.Key, value, e.Head)
+	if errors.Is(err, stream.ErrConflict) {
 		return nil, stale
 	}
 	if err != nil {
 		return nil, err
 	}
-	c.record(q, "set", "sink/"+n.Name, e.Value, n)
-	return shownSink{n, revision}, nil
+	return shownSink{n, a.Revision}, nil
 }
 
 func (c *Console) removeSink(q *request) (any, error) {
-	s, e, err := c.sinkOf(q)
-	if err != nil && !errors.Is(err, kv.ErrUnreadable) {
-		return nil, err
-	}
-	if err := s.Bucket.Delete(q.ctx, e.Key, jetstream.LastRevision(e.Head)); err != nil {
-		return nil, fmt.Errorf("remove sink %s: %w", clean(e.Key), err)
-	}
-	c.record(q, "delete", "sink/"+e.Key, e.Value, nil)
-	return nil, nil
+	return nil, c.control(q).RemoveSink(q.ctx, q.PathValue("sink"))
 }
 
 // newSink reads what a sink shall be instead of old. What could bring files of the

@@ -90,7 +90,9 @@ func TestSinksAreMadeAndChanged(t *testing.T) {
 	}
 	var said []string
 	for _, e := range ok[listing[stream.AuditEntry]](me, "GET", "audit?object=sink", nil).Items {
-		said = append(said, e.By+" "+e.Action+" "+e.Object)
+		if e.Result == stream.AuditDone {
+			said = append(said, e.By+" "+e.Action+" "+e.Object)
+		}
 		if strings.Contains(string(e.Before)+string(e.After), "hunter2") {
 			t.Errorf("the audit has a secret: %+v", e)
 		}

@@ -26,18 +26,21 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nats.go/micro"
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
 	"github.com/nearmiss/nearmiss/stream/registry"
+	"github.com/nearmiss/nearmiss/stream/sink"
 )
 
 // Service answers the requests.
 type Service struct {
 	in  *stream.Installation
 	nc  *nats.Conn
+	js  jetstream.JetStream
 	log zerolog.Logger
 	who func(identity string) string
 
@@ -57,7 +60,7 @@ func New(nc *nats.Conn, n stream.Names, log zerolog.Logger) (*Service, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start control: %w", err)
 	}
-	return &Service{in: stream.NewInstallation(js, n), nc: nc, log: log.With().Str("component", "control").Logger(), unmade: make(chan struct{}, 1)}, nil
+	return &Service{in: stream.NewInstallation(js, n), nc: nc, js: js, log: log.With().Str("component", "control").Logger(), unmade: make(chan struct{}, 1)}, nil
 }
 
 // Run waits for the broker and its streams, and answers until ctx ends.
@@ -122,6 +125,10 @@ func (c *Service) offer(e *stream.Endpoints) {
 	change(c, e, "pin", func(q stream.PinRequest) string { return ofDetector(q.Detector) }, c.pin)
 	change(c, e, "delete", func(q stream.DeleteRequest) string { return ofDetector(q.Detector) }, c.delete)
 	change(c, e, "remove-normals", func(q stream.RemoveRequest) string { return ofDetector(q.Detector) }, c.removeNormals)
+	change(c, e, "set-sink", func(q stream.SinkRequest) string { return ofSink(q.Sink) }, c.setSink)
+	change(c, e, "remove-sink", func(q stream.SinkRequest) string { return ofSink(q.Sink) }, c.removeSink)
+	change(c, e, "test-sink", func(q sink.TestRequest) string { return ofSink(q.Sink) }, c.testSink)
+	change(c, e, "replay-sink", func(q sink.ReplayRequest) string { return ofSink(q.Sink) }, c.replaySink)
 	change(c, e, "collect", func(registry.CollectOptions) string { return "installation" }, c.collect)
 }
 
