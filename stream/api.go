@@ -3,6 +3,7 @@ package stream
 import (
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"github.com/nearmiss/nearmiss/stream/internal/kv"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
@@ -11,8 +12,7 @@ import (
 
 // Requests and answers of the control, besides [Detector], [TrainRequest] and
 // [Feedback].
-type (
-	// DetectorRequest names a detector; empty means all where that makes sense.
+type ( // DetectorRequest names a detector; empty means all where that makes sense.
 	DetectorRequest struct {
 		Detector string `json:"detector,omitempty"`
 	}
@@ -125,4 +125,72 @@ func fieldsOf(d Detector) (map[string]json.RawMessage, error) {
 	}
 	fields := map[string]json.RawMessage{}
 	return fields, json.Unmarshal(b, &fields)
+}
+
+// CameraRate is what one worker has seen of a camera in the last minute.
+type CameraRate struct {
+	Detector  string    `json:"detector"`
+	Camera    string    `json:"camera"`
+	LastFrame time.Time `json:"last_frame"` // when the broker stored it
+	PerSecond float64   `json:"per_second"` // frames that this worker took
+}
+
+// WorkerStats counts what a worker has done since it was made.
+type WorkerStats struct {
+	Scored    uint64 `json:"scored"`    // frames with a score
+	Anomalies uint64 `json:"anomalies"` // of those, anomalous
+	Rejected  uint64 `json:"rejected"`  // frames that could not be read
+	Retried   uint64 `json:"retried"`   // frames given back to be tried again
+	Dropped   uint64 `json:"dropped"`   // frames of live detectors that were too old
+	Learned   uint64 `json:"learned"`   // frames that became normals
+	Repeated  uint64 `json:"repeated"`  // frames that had come to their end before
+	Swaps     uint64 `json:"swaps"`     // releases taken into service
+	Refused   uint64 `json:"refused"`   // releases that were not fit to serve
+	// Pictured are anomalies of which pictures are kept; Unpictured those that
+	// went without although the release could draw them.
+	Pictured   uint64 `json:"pictured"`
+	Unpictured uint64 `json:"unpictured"`
+}
+
+// ShadowReport says how a candidate compares with the release in service, as
+// seen by one worker since it loaded the candidate.
+type ShadowReport struct {
+	Detector   string `json:"detector"`
+	Active     string `json:"active"`      // release in service
+	Candidate  string `json:"candidate"`   // release that scores alongside
+	Frames     uint64 `json:"frames"`      // judged by both
+	Both       uint64 `json:"both"`        // anomalous for both
+	OnlyActive uint64 `json:"only_active"` // anomalous only for the release in service
+	OnlyShadow uint64 `json:"only_shadow"` // anomalous only for the candidate
+	Failed     uint64 `json:"failed"`      // that the candidate could not judge
+}
+
+// WorkerStatus is what a worker says of itself.
+type WorkerStatus struct {
+	WorkerStats
+	Name    string            `json:"name"`
+	Serving map[string]string `json:"serving"`           // detector → release in service
+	Refused map[string]string `json:"refused,omitempty"` // detector → release that is wanted and was refused
+	Shadows []ShadowReport    `json:"shadows,omitempty"`
+	Drift   []CameraDrift     `json:"drift,omitempty"`
+	Cameras []CameraRate      `json:"cameras,omitempty"` // that sent this worker frames in the last minute
+}
+
+// CameraDrift is the state of the drift test of one camera at one worker.
+type CameraDrift struct {
+	Detector string `json:"detector"`
+	Camera   string `json:"camera"`
+	DriftStatus
+}
+
+// ShedRequest asks that a camera's oldest waiting frames be dropped. Whose they
+// are is said by the subject ([Names.Shed]), so that a camera can ask for its own
+// only.
+type ShedRequest struct {
+	Keep int `json:"keep"` // frames that are left, the newest
+}
+
+// ShedAnswer says how many frames were dropped.
+type ShedAnswer struct {
+	Dropped uint64 `json:"dropped"`
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/camera"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
+	"github.com/nearmiss/nearmiss/stream/worker"
 )
 
 // childServer runs a nats-server by the configuration that the test has written.
@@ -203,10 +204,10 @@ func (c *cluster) url() string { return "nats://" + strings.Join(c.clients, ",na
 // strange finds everything anomalous, so that each frame must have its event.
 type strange struct{}
 
-func (strange) Score(_ context.Context, images [][]byte) ([]stream.Verdict, error) {
-	all := make([]stream.Verdict, len(images))
+func (strange) Score(_ context.Context, images [][]byte) ([]worker.Verdict, error) {
+	all := make([]worker.Verdict, len(images))
 	for i := range all {
-		all[i] = stream.Verdict{Score: 9, Threshold: 1, PValue: .01, Anomalous: true}
+		all[i] = worker.Verdict{Score: 9, Threshold: 1, PValue: .01, Anomalous: true}
 	}
 	return all, nil
 }
@@ -282,8 +283,8 @@ func TestAClusterLosesNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w, err := stream.NewWorker(stream.WorkerConfig{CacheDir: t.TempDir()}, wc,
-			stream.LoaderFunc(func(context.Context, string) (stream.Scorer, error) { return strange{}, nil }), streamtest.Log(t))
+		w, err := worker.New(worker.Config{CacheDir: t.TempDir()}, wc,
+			worker.LoaderFunc(func(context.Context, string) (worker.Scorer, error) { return strange{}, nil }), streamtest.Log(t))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -26,6 +26,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/camera"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/trainer"
+	"github.com/nearmiss/nearmiss/stream/worker"
 )
 
 // child is what the test binary does when a test starts it as another process.
@@ -48,7 +49,7 @@ func child(role string) int {
 	dir := os.Getenv("NEARMISS_TEST_DIR")
 	switch role {
 	case "worker":
-		w, err := stream.NewWorker(stream.WorkerConfig{CacheDir: filepath.Join(dir, "cache"), AckWait: childAckWait()}, nc, streamtest.LoadFake, log)
+		w, err := worker.New(worker.Config{CacheDir: filepath.Join(dir, "cache"), AckWait: childAckWait()}, nc, streamtest.LoadFake, log)
 		if err == nil {
 			err = w.Run(ctx)
 		}
@@ -278,7 +279,7 @@ func TestAKilledBrokerLosesNoFrameAndRepeatsNoEvent(t *testing.T) {
 	seen := map[string]int{}
 	// A kill may cost a frame a delivery, and these come so fast that one frame may
 	// be under way at each.
-	w, stopWorker := r.Worker(stream.WorkerConfig{AckWait: time.Second, MaxDeliver: kills + 5}, streamtest.Serve(streamtest.Fake{OnScore: func(images [][]byte) error {
+	w, stopWorker := r.Worker(worker.Config{AckWait: time.Second, MaxDeliver: kills + 5}, streamtest.Serve(streamtest.Fake{OnScore: func(images [][]byte) error {
 		mu.Lock()
 		defer mu.Unlock()
 		for _, b := range images {

@@ -143,9 +143,9 @@ func (d Detector) WithDefaults() Detector {
 	return d
 }
 
-// decide has a threshold or margin that was set by hand decide on a frame. What it
+// Decide has a threshold or margin that was set by hand decide on a frame. What it
 // promises nobody knows, and the event says so.
-func (d Detector) decide(e *Event) {
+func (d Detector) Decide(e *Event) {
 	if e.Score == nil || e.Threshold == nil {
 		return
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
@@ -19,6 +20,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
+	"github.com/nearmiss/nearmiss/stream/worker"
 )
 
 // sharedSubjects are those that both sides of a leaf node link store for themselves.
@@ -28,7 +30,12 @@ var sharedSubjects = []string{"nearmiss.>", "$KV.>", "$O.>"}
 func natsServer(t *testing.T, o *server.Options) jetstream.JetStream {
 	t.Helper()
 	o.JetStream, o.StoreDir, o.JetStreamMaxStore = true, t.TempDir(), 8<<30
-	js, err := jetstream.New(stream.StartServer(t, o))
+	nc, err := nats.Connect(brokertest.Server(t, o))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -336,7 +343,7 @@ func TestAWorkerBehindALeafNode(t *testing.T) {
 	if _, err := reg.Promote(ctx, "bolts", digest, registry.Change{By: "test"}); err != nil {
 		t.Fatal(err)
 	}
-	w, err := stream.NewWorker(stream.WorkerConfig{Names: there, CacheDir: t.TempDir()}, leaf.Conn(), streamtest.LoadFake, streamtest.Log(t))
+	w, err := worker.New(worker.Config{Names: there, CacheDir: t.TempDir()}, leaf.Conn(), streamtest.LoadFake, streamtest.Log(t))
 	if err != nil {
 		t.Fatal(err)
 	}

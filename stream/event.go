@@ -139,7 +139,7 @@ type Judgement struct {
 	Anomalous bool    `json:"anomalous"`
 }
 
-// DriftStatus is what a [DriftTest] knows of a camera.
+// DriftStatus is what the drift test of a worker knows of a camera.
 type DriftStatus struct {
 	Drifted    bool    `json:"drifted"`
 	Cause      string  `json:"cause,omitempty"` // what moved: scores or alarms
@@ -153,7 +153,7 @@ type DriftStatus struct {
 // from several workers is stored once.
 func Notice(kind, detector, camera, release, code, reason, what string) *Event {
 	return &Event{
-		ID: eventID(Frame{Detector: detector, Camera: camera, ID: kind + "/" + code + "/" + what}, release), Kind: kind, Detector: detector, Camera: camera,
+		ID: EventID(Frame{Detector: detector, Camera: camera, ID: kind + "/" + code + "/" + what}, release), Kind: kind, Detector: detector, Camera: camera,
 		ScoredAt: time.Now().UTC(), Release: release, Code: code, Reason: reason,
 	}
 }
@@ -173,9 +173,9 @@ const (
 	jsonType      = "application/json"
 )
 
-// eventID names the event that a frame raises under a release. It must be the
+// EventID names the event that a frame raises under a release. It must be the
 // same in every process and at every delivery.
-func eventID(f Frame, release string) string {
+func EventID(f Frame, release string) string {
 	h := sha256.New()
 	for _, s := range []string{f.Detector, f.Camera, f.ID, f.Digest, release} {
 		fmt.Fprintf(h, "%d:%s", len(s), s)
@@ -252,4 +252,14 @@ func ParseScore(data []byte, h nats.Header) (Event, error) {
 	}
 	e.Truth = h.Get(HeaderTruth)
 	return e, nil
+}
+
+// EventIDOf reads the id of an event in its headers.
+func EventIDOf(h nats.Header) string { return h.Get(ceID) }
+
+// IsOfFrame says whether the headers of an event name a frame: its camera, its id and,
+// where the event is not of an earlier version, its image.
+func IsOfFrame(h nats.Header, f Frame) bool {
+	d := h.Get(frameDigest)
+	return h.Get(ceSubject) == f.Camera+"/"+f.ID && (d == "" || d == f.Digest)
 }

@@ -163,6 +163,17 @@ const (
 	metaCapturedAt = "captured_at"
 )
 
+// EvidenceMeta names and describes the evidence of an event in its bucket.
+func EvidenceMeta(e *Event) jetstream.ObjectMeta {
+	score, _ := json.Marshal(e.Score)
+	return jetstream.ObjectMeta{
+		Name: evidenceObject(e.Detector, e.ID), Description: "evidence of an anomaly: a ZIP archive of pictures",
+		Metadata: map[string]string{
+			metaCamera: e.Camera, metaFrame: e.FrameID, metaScore: string(score), metaCapturedAt: e.CapturedAt.UTC().Format(time.RFC3339Nano),
+		},
+	}
+}
+
 // EvidenceInfo describes the evidence of one event.
 type EvidenceInfo struct {
 	Detector   string    `json:"detector"`
@@ -285,7 +296,7 @@ func (in *Installation) purgeAllEvidence(ctx context.Context, dry bool) (int, er
 		}
 		d = d.WithDefaults()
 		if !dry {
-			removed, _, err := in.PurgeEvidence(ctx, name, time.Duration(d.Retention), d.evidenceBytes())
+			removed, _, err := in.PurgeEvidence(ctx, name, time.Duration(d.Retention), d.EvidenceBytes())
 			count += removed
 			if err != nil {
 				return count, err
@@ -297,7 +308,7 @@ func (in *Installation) purgeAllEvidence(ctx context.Context, dry bool) (int, er
 			left += i.Bytes
 		}
 		for _, i := range pieces {
-			if time.Since(i.StoredAt) > time.Duration(d.Retention) || left > d.evidenceBytes() {
+			if time.Since(i.StoredAt) > time.Duration(d.Retention) || left > d.EvidenceBytes() {
 				count++
 				left -= i.Bytes
 			}
@@ -306,5 +317,9 @@ func (in *Installation) purgeAllEvidence(ctx context.Context, dry bool) (int, er
 	return count, nil
 }
 
-// evidenceBytes is the most that a detector's evidence takes.
-func (d Detector) evidenceBytes() uint64 { return uint64(d.WithDefaults().EvidenceMiB) << 20 }
+// EvidenceBytes is the most that a detector's evidence takes.
+func (d Detector) EvidenceBytes() uint64 { return uint64(d.WithDefaults().EvidenceMiB) << 20 }
+
+// EvidenceObjects is what the names of evidence objects begin with; the rest is
+// the image's SHA-256.
+const EvidenceObjects = "evidence/"

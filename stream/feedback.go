@@ -135,7 +135,7 @@ func (in *Installation) EventImage(ctx context.Context, e Event) ([]byte, error)
 		return nil, Permanent(CodeNotFound, fmt.Errorf("event %s keeps no image: %w", text.Clip(e.ID), ErrNotFound))
 	}
 	b, err := fetchObject(ctx, in.js, bucket, name, maxStoredImage)
-	if err == nil && EvidenceObjects+digestOf(b) != name {
+	if err == nil && EvidenceObjects+DigestOf(b) != name {
 		return nil, Permanent(CodeObjectBad, fmt.Errorf("event %s: object %s is another image than its name says", text.Clip(e.ID), text.Clip(name)))
 	}
 	return b, err

@@ -67,10 +67,10 @@ type Frame struct {
 	Digest           string    // SHA-256 of the image, hexadecimal; set by ParseFrame
 }
 
-// key is what makes a frame this frame: who took it, its id and its image. An id
+// Key is what makes a frame this frame: who took it, its id and its image. An id
 // that comes again with another image is another frame, and nobody can make
 // another camera's frames out.
-func (f Frame) key() string { return eventID(f, "") }
+func (f Frame) Key() string { return EventID(f, "") }
 
 // Validate says whether the frame can be published.
 func (f Frame) Validate() error {
@@ -104,8 +104,8 @@ func (f Frame) Message(n Names) (*nats.Msg, error) {
 	}
 	if f.ID != "" {
 		m.Header.Set(HeaderFrameID, f.ID)
-		f.Digest = digestOf(append([]byte(f.Object), f.Image...))
-		m.Header.Set(nats.MsgIdHdr, f.key())
+		f.Digest = DigestOf(append([]byte(f.Object), f.Image...))
+		m.Header.Set(nats.MsgIdHdr, f.Key())
 	}
 	if !f.CapturedAt.IsZero() {
 		m.Header.Set(HeaderCapturedAt, f.CapturedAt.UTC().Format(time.RFC3339Nano))
@@ -129,7 +129,7 @@ func ParseFrame(n Names, subject string, h nats.Header, payload []byte, meta *je
 	f := Frame{CapturedAt: meta.Timestamp.UTC(), Image: payload}
 	f.ID = "s" + strconv.FormatInt(created.UnixNano(), 36) + "-" + strconv.FormatUint(meta.Sequence.Stream, 10)
 
-	f.Digest = digestOf(payload)
+	f.Digest = DigestOf(payload)
 
 	var ok bool
 	if f.Detector, f.Camera, ok = n.ParseFrames(subject); !ok {
@@ -185,7 +185,7 @@ func ParseFrame(n Names, subject string, h nats.Header, payload []byte, meta *je
 			f.ObjectDigest = strings.ToLower(d)
 		}
 		f.Object = o
-		f.Digest = digestOf([]byte(o)) // until the image is there
+		f.Digest = DigestOf([]byte(o)) // until the image is there
 	}
 	return f, nil
 }
@@ -223,8 +223,8 @@ func isDigest(s string) bool {
 	return err == nil && len(s) == 2*sha256.Size
 }
 
-// digestOf is the lower-case hexadecimal SHA-256 of b.
-func digestOf(b []byte) string {
+// DigestOf is the lower-case hexadecimal SHA-256 of b.
+func DigestOf(b []byte) string {
 	d := sha256.Sum256(b)
 	return hex.EncodeToString(d[:])
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/steward"
+	"github.com/nearmiss/nearmiss/stream/worker"
 )
 
 // number is a figure of the environment, for tests that `make hostile` runs longer.
@@ -79,7 +80,7 @@ func TestAHostileNeighbour(t *testing.T) {
 	r.Release("bolts", streamtest.Fake{Name: "one", Threshold: 0.5})
 	r.Steward(steward.Config{FramesMaxBytes: queue})
 	m := memory.New(budget)
-	w, _ := r.Worker(stream.WorkerConfig{Memory: m}, streamtest.LoadFake)
+	w, _ := r.Worker(worker.Config{Memory: m}, streamtest.LoadFake)
 	store, err := r.JS.ObjectStore(t.Context(), r.Names.LargeBucket())
 	if err != nil {
 		t.Fatal(err)

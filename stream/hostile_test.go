@@ -16,6 +16,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
 	"github.com/nearmiss/nearmiss/stream/trainer"
+	"github.com/nearmiss/nearmiss/stream/worker"
 )
 
 // forgeObject writes an object's metadata as anybody could who may publish.
@@ -149,7 +150,7 @@ func TestOneBadKeyCostsThatKey(t *testing.T) {
 		t.Errorf("active %+v, %v", p, err)
 	}
 
-	w, stop := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	w, stop := r.Worker(worker.Config{}, streamtest.LoadFake)
 	streamtest.Eventually(t, "what can be served is", func() bool { return len(w.Status().Serving) == 2 })
 	r.Detector(stream.Detector{Name: "new"})
 	r.Release("new", streamtest.Fake{Name: "new"})
@@ -161,7 +162,7 @@ func TestOneBadKeyCostsThatKey(t *testing.T) {
 	}
 	streamtest.Eventually(t, "all that concerns the worker is told", func() bool { return len(r.EventsOf(stream.KindStore)) == 9 })
 	stop()
-	w, stop = r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	w, stop = r.Worker(worker.Config{}, streamtest.LoadFake)
 	streamtest.Eventually(t, "it serves after a restart", func() bool { return len(w.Status().Serving) == 3 })
 	r.Trainer(trainer.Config{}, streamtest.FakeTrainer{T: t})
 	streamtest.Eventually(t, "the jobs' records are told of", func() bool { return len(r.EventsOf(stream.KindStore)) == 11 })
@@ -204,7 +205,7 @@ func TestARefusedReleaseAndARestart(t *testing.T) {
 	one := r.Release("bolts", streamtest.Fake{Name: "one"})
 	r.Release("bolts", streamtest.Fake{Name: "two", Broken: "no session"})
 	three := r.Release("bolts", streamtest.Fake{Name: "three", Broken: "another version"})
-	w, stop := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	w, stop := r.Worker(worker.Config{}, streamtest.LoadFake)
 	streamtest.Eventually(t, "the release before those serves", func() bool { return w.Status().Serving["bolts"] == one })
 	if st := w.Status(); st.Refused["bolts"] != three {
 		t.Errorf("refused: %+v", st.Refused)
@@ -220,7 +221,7 @@ func TestARefusedReleaseAndARestart(t *testing.T) {
 
 	t.Run("nothing serves where there is nothing before", func(t *testing.T) {
 		r.Release("nuts", streamtest.Fake{Name: "only", Broken: "no session"})
-		w, _ := r.Worker(stream.WorkerConfig{Detectors: []string{"nuts"}}, streamtest.LoadFake)
+		w, _ := r.Worker(worker.Config{Detectors: []string{"nuts"}}, streamtest.LoadFake)
 		streamtest.Eventually(t, "it is refused", func() bool { return len(w.Status().Refused) == 1 })
 		good := r.Release("nuts", streamtest.Fake{Name: "good"})
 		streamtest.Eventually(t, "a good one serves", func() bool { return w.Status().Serving["nuts"] == good })
@@ -362,7 +363,7 @@ func TestEventsCarryNoPassword(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
 	r.Release("bolts", streamtest.Fake{Name: "one"})
 	got := r.Scores()
-	r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	r.Worker(worker.Config{}, streamtest.LoadFake)
 	for id, data := range map[string][]byte{"alarm": streamtest.Image(0.95), "rejected": []byte("no image")} {
 		m := nats.NewMsg(r.Names.Frames("bolts", "left"))
 		m.Header.Set(stream.HeaderFrameID, id)

@@ -27,7 +27,7 @@ func (f Frame) Large(n Names, chunk int) (parts []*nats.Msg, small Frame, err er
 		id = nuid.Next()
 	}
 	small = f
-	small.Object, small.ObjectDigest, small.Image = FrameObjects+f.Detector+"/"+f.Camera+"/"+id, digestOf(f.Image), nil
+	small.Object, small.ObjectDigest, small.Image = FrameObjects+f.Detector+"/"+f.Camera+"/"+id, DigestOf(f.Image), nil
 	if err := small.Validate(); err != nil {
 		return nil, f, err
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/trainer"
+	"github.com/nearmiss/nearmiss/stream/worker"
 )
 
 // put stores an object in a bucket as any client does.
@@ -64,7 +65,7 @@ func TestLargeFramesAreObjectsToEveryClient(t *testing.T) {
 	if got, err := store.GetBytes(t.Context(), small.Object); err != nil || !bytes.Equal(got, big) {
 		t.Fatalf("object %s: %d bytes, %v", small.Object, len(got), err)
 	}
-	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
 	r.Publish(small)
 	streamtest.Eventually(t, "it is scored", func() bool { return w.Stats().Scored == 1 })
 	e := r.Events()
@@ -91,13 +92,13 @@ func TestAnotherImageDoesNotTakeALargeFramesPlace(t *testing.T) {
 	r.Release("bolts", streamtest.Fake{Name: "one"})
 	small := publishLarge(r, stream.Frame{Detector: "bolts", Camera: "left", ID: "1", Image: streamtest.Image(0.95)}, 1000)
 	putObject(r, r.Names.LargeBucket(), small.Object, streamtest.Image(0.1)) // a neighbour hides the defect
-	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
 	r.Publish(small)
 	streamtest.Eventually(t, "it is rejected", func() bool { return w.Stats().Rejected == 1 })
 	if e := r.Events(); len(e) != 1 || e[0].Code != stream.CodeObjectBad || !strings.Contains(e[0].Reason, "SHA-256") {
 		t.Errorf("%+v", e)
 	}
-	sendMessage(r, r.Names.Frames("bolts", "left"), map[string]string{stream.HeaderObject: small.Object, stream.HeaderObjectDigest: "abc"}, nil)
+	r.Send(r.Names.Frames("bolts", "left"), map[string]string{stream.HeaderObject: small.Object, stream.HeaderObjectDigest: "abc"}, nil)
 	streamtest.Eventually(t, "a digest that is none is rejected", func() bool { return w.Stats().Rejected == 2 })
 }
 
@@ -143,7 +144,7 @@ func TestObjectsOfEarlierVersions(t *testing.T) {
 	r.Detector(stream.Detector{Name: "bolts"})
 	r.Release("bolts", streamtest.Fake{Name: "one"})
 	before := putObject(r, r.Names.ArtifactsBucket(), "frames/bolts/left/1", streamtest.Image(0.2))
-	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "1", Object: "frames/bolts/left/1"})
 	streamtest.Eventually(t, "the frame is scored", func() bool { return w.Stats().Scored == 1 && r.Waiting() == 0 })
 
@@ -201,7 +202,7 @@ func TestShed(t *testing.T) {
 			r.Publish(stream.Frame{Detector: "bolts", Camera: camera, ID: string(rune('a' + i)), Image: streamtest.Image(0.1)})
 		}
 	}
-	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake) // without a release it takes no frames
+	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake) // without a release it takes no frames
 	ask := func(detector, camera string, keep int) (uint64, error) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()

@@ -83,7 +83,7 @@ func (s *Normals) Add(ctx context.Context, n Normal) (sequence uint64, err error
 		return 0, fmt.Errorf("add %s to the normals of %s: the image has no bytes: %w", text.Clip(n.ID), n.Detector, ErrBadMessage)
 	}
 	if n.ID == "" {
-		n.ID = "sha256-" + digestOf(n.Image)
+		n.ID = "sha256-" + DigestOf(n.Image)
 	}
 	m := nats.NewMsg(s.subject(n.Detector, n.Anomaly))
 	m.Data = n.Image
@@ -141,7 +141,7 @@ func (s *Normals) putObject(ctx context.Context, n Normal, m *nats.Msg) error {
 	defer cancel()
 	// Two normals may share an image: each has an object of its own, so that
 	// each can be removed.
-	name := normalObjects(n.Detector) + digestOf([]byte(m.Header.Get(nats.MsgIdHdr)))
+	name := normalObjects(n.Detector) + DigestOf([]byte(m.Header.Get(nats.MsgIdHdr)))
 	if _, err := store.PutBytes(step, name, n.Image); err != nil {
 		return err
 	}
@@ -193,7 +193,7 @@ func (s *Normals) Replay(ctx context.Context, detector string, anomalies, images
 			return err
 		}
 		if images {
-			fmt.Fprintf(h, "%d %s\n", n.Sequence, digestOf(n.Image))
+			fmt.Fprintf(h, "%d %s\n", n.Sequence, DigestOf(n.Image))
 		}
 		return f(n)
 	})

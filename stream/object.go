@@ -36,11 +36,17 @@ func (in *Installation) FrameImage(ctx context.Context, f Frame) ([]byte, error)
 	if f.Object == "" {
 		return f.Image, nil
 	}
-	b, err := fetchMoved(ctx, in.js, in.names, in.names.LargeBucket(), f.Object, maxStoredImage)
-	if err == nil && f.ObjectDigest != "" && digestOf(b) != f.ObjectDigest {
+	b, err := in.LargeImage(ctx, f.Object, maxStoredImage)
+	if err == nil && f.ObjectDigest != "" && DigestOf(b) != f.ObjectDigest {
 		return nil, Permanent(CodeObjectBad, fmt.Errorf("object %s is another image than its frame says", text.Clip(f.Object)))
 	}
 	return b, err
+}
+
+// LargeImage returns an image of at most most bytes that was too large for a message,
+// by the name of its object.
+func (in *Installation) LargeImage(ctx context.Context, name string, most int64) ([]byte, error) {
+	return fetchMoved(ctx, in.js, in.names, in.names.LargeBucket(), name, most)
 }
 
 // fetchMoved is [fetchObject] of an object that earlier versions kept among the

@@ -24,15 +24,16 @@ import (
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
 	"github.com/nearmiss/nearmiss/stream/steward"
+	"github.com/nearmiss/nearmiss/stream/worker"
 )
 
 // nothing finds everything normal, at once: what is left is the cost of the stream.
 type nothing struct{}
 
-func (nothing) Score(_ context.Context, images [][]byte) ([]stream.Verdict, error) {
-	all := make([]stream.Verdict, len(images))
+func (nothing) Score(_ context.Context, images [][]byte) ([]worker.Verdict, error) {
+	all := make([]worker.Verdict, len(images))
 	for i := range all {
-		all[i] = stream.Verdict{Score: .1, Threshold: 1, PValue: .9}
+		all[i] = worker.Verdict{Score: .1, Threshold: 1, PValue: .9}
 	}
 	return all, nil
 }
@@ -41,8 +42,8 @@ func (nothing) Close() error { return nil }
 
 // childNothing is a worker whose scorer does nothing.
 func childNothing(ctx context.Context, nc *nats.Conn, dir string, log zerolog.Logger) int {
-	w, err := stream.NewWorker(stream.WorkerConfig{CacheDir: filepath.Join(dir, "cache")}, nc,
-		stream.LoaderFunc(func(context.Context, string) (stream.Scorer, error) { return nothing{}, nil }), log)
+	w, err := worker.New(worker.Config{CacheDir: filepath.Join(dir, "cache")}, nc,
+		worker.LoaderFunc(func(context.Context, string) (worker.Scorer, error) { return nothing{}, nil }), log)
 	if err == nil {
 		err = w.Run(ctx)
 	}

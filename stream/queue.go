@@ -62,3 +62,33 @@ func (in *Installation) EnsureFramesConsumer(ctx context.Context, detector strin
 // Leaderless is how long a request waits for an answer that a cluster without a
 // leader does not give.
 const Leaderless = 2 * time.Second
+
+// WaitingFrames counts the frames of a detector's camera ("*": of all) in the queue.
+func (in *Installation) WaitingFrames(ctx context.Context, detector, camera string) (uint64, error) {
+	n, err := perDetector(ctx, in.js, in.names.FramesStream(), in.names.Frames(detector, camera), func(string) (string, bool) { return "", true })
+	if err != nil {
+		return 0, fmt.Errorf("count the frames of %s: %w", detector, err)
+	}
+	return n[""], nil
+}
+
+// Shed drops the oldest waiting frames of a detector's camera ("*": of all) until
+// keep are left, and returns how many went.
+func (in *Installation) Shed(ctx context.Context, detector, camera string, keep int) (uint64, error) {
+	s, err := in.js.Stream(ctx, in.names.FramesStream())
+	if err != nil {
+		return 0, fmt.Errorf("look for stream %s: %w", in.names.FramesStream(), err)
+	}
+	before, err := in.WaitingFrames(ctx, detector, camera)
+	if err != nil || before <= uint64(keep) {
+		return 0, err
+	}
+	if err := s.Purge(ctx, jetstream.WithPurgeSubject(in.names.Frames(detector, camera)), jetstream.WithPurgeKeep(uint64(keep))); err != nil {
+		return 0, fmt.Errorf("drop old frames of %s: %w", detector, err)
+	}
+	after, err := in.WaitingFrames(ctx, detector, camera)
+	if err != nil || after >= before {
+		return 0, err
+	}
+	return before - after, nil
+}

@@ -16,6 +16,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
+	"github.com/nearmiss/nearmiss/stream/worker"
 )
 
 // TestAHundredHotSwapsUnderLoad exchanges releases while frames are scored. The
@@ -39,7 +40,7 @@ func TestAHundredHotSwapsUnderLoad(t *testing.T) {
 	got := r.Scores()
 	var open, most int
 	var mu sync.Mutex
-	loader := stream.LoaderFunc(func(ctx context.Context, dir string) (stream.Scorer, error) {
+	loader := worker.LoaderFunc(func(ctx context.Context, dir string) (worker.Scorer, error) {
 		s, err := streamtest.LoadFake(ctx, dir)
 		if err != nil {
 			return nil, err
@@ -50,7 +51,7 @@ func TestAHundredHotSwapsUnderLoad(t *testing.T) {
 		most = max(most, open)
 		return &counted{s, func() { mu.Lock(); open--; mu.Unlock() }, make([]byte, 1<<20)}, nil
 	})
-	w, stop := r.Worker(stream.WorkerConfig{BatchSize: 8}, loader)
+	w, stop := r.Worker(worker.Config{BatchSize: 8}, loader)
 
 	streamtest.Eventually(t, "the first release is in service", func() bool { return w.Stats().Swaps == 1 })
 
@@ -118,7 +119,7 @@ func TestAHundredHotSwapsUnderLoad(t *testing.T) {
 
 // counted knows how many scorers are open, and is large enough to be missed.
 type counted struct {
-	stream.Scorer
+	worker.Scorer
 	closed  func()
 	ballast []byte
 }

@@ -254,7 +254,7 @@ func (t Topology) Streams() []jetstream.StreamConfig {
 			// its message in the work queue for ever.
 			Subjects: []string{
 				p + ".dead.*",
-				advisoryMaxDeliver + t.FramesStream() + ".*",
+				AdvisoryMaxDeliver + t.FramesStream() + ".*",
 			},
 			Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardOld,
 			MaxBytes: t.DeadMaxBytes, MaxAge: t.DeadMaxAge, Duplicates: time.Hour,
@@ -378,4 +378,7 @@ func ensureObjects(ctx context.Context, js jetstream.JetStream, o jetstream.Obje
 // advisoryMaxDeliver, stream and consumer name the subject on which the server
 // says that a message has been delivered as often as allowed (nats-server,
 // JSAdvisoryConsumerMaxDeliveryExceedPre).
-const advisoryMaxDeliver = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES."
+const AdvisoryMaxDeliver = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES."
+
+// workAge is how long a record of the work bucket is kept that nobody removes.
+const workAge = 7 * 24 * time.Hour

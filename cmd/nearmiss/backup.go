@@ -18,6 +18,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/backup"
 	"github.com/nearmiss/nearmiss/stream/registry"
+	"github.com/nearmiss/nearmiss/stream/worker"
 )
 
 type backupCmd struct {
@@ -134,7 +135,7 @@ func loadActive(ctx context.Context, js jetstream.JetStream, n stream.Names, o *
 	for _, name := range slices.Sorted(maps.Keys(active)) {
 		dir, err := reg.Get(ctx, active[name].Release)
 		if err == nil {
-			var s stream.Scorer
+			var s worker.Scorer
 			if s, err = load.Load(ctx, dir); err == nil {
 				err = s.Close()
 			}

@@ -11,12 +11,13 @@ import (
 	"github.com/nearmiss/nearmiss/inference/release"
 	budget "github.com/nearmiss/nearmiss/internal/memory"
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/worker"
 )
 
 // loader opens releases for the worker, which has them from the registry.
-func loader(o inference.Options) stream.Loader {
+func loader(o inference.Options) worker.Loader {
 	o.Verified = true
-	return stream.LoaderFunc(func(ctx context.Context, dir string) (stream.Scorer, error) {
+	return worker.LoaderFunc(func(ctx context.Context, dir string) (worker.Scorer, error) {
 		d, err := inference.Open(ctx, dir, o)
 		if err != nil {
 			return nil, err
@@ -37,13 +38,13 @@ type scorer struct {
 	memory *budget.Budget // of pixels
 }
 
-func (s scorer) Score(ctx context.Context, images [][]byte) ([]stream.Verdict, error) {
+func (s scorer) Score(ctx context.Context, images [][]byte) ([]worker.Verdict, error) {
 	scores, err := s.d.Score(ctx, images)
 	if err != nil {
 		return nil, err
 	}
 	info := s.d.Info()
-	verdicts := make([]stream.Verdict, len(scores))
+	verdicts := make([]worker.Verdict, len(scores))
 	for i, score := range scores {
 		v := verdict(score)
 		v.Release, v.Model, v.Bank = info.Release, info.Model, info.Bank
@@ -58,7 +59,7 @@ func (s scorer) Score(ctx context.Context, images [][]byte) ([]stream.Verdict, e
 func (s scorer) Close() error { return s.d.Close() }
 
 // DriftTest watches the p-values of one camera.
-func (s scorer) DriftTest(_ string, defects float64) (stream.DriftTest, error) {
+func (s scorer) DriftTest(_ string, defects float64) (worker.DriftTest, error) {
 	info := s.d.Info()
 	if info.HeldOut == 0 {
 		return nil, errors.New("the release is not calibrated")
@@ -98,8 +99,8 @@ func inspect(l imaging.Limits) func([]byte) (code, reason string) {
 // verdict translates a score. A threshold that nothing exceeds, infinite in a
 // release without a usable calibration, becomes the largest number, because
 // JSON has no infinity.
-func verdict(s inference.Score) stream.Verdict {
-	v := stream.Verdict{Width: s.Width, Height: s.Height}
+func verdict(s inference.Score) worker.Verdict {
+	v := worker.Verdict{Width: s.Width, Height: s.Height}
 	if s.Err != nil {
 		v.Reject, v.Reason = stream.CodeInternal, s.Err.Error()
 		if r := imaging.Rejection(s.Err); r != nil {

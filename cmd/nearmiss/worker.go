@@ -10,7 +10,7 @@ import (
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/ort"
 	budget "github.com/nearmiss/nearmiss/internal/memory"
-	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/worker"
 )
 
 type workerCmd struct {
@@ -61,7 +61,7 @@ func (c *workerCmd) Run(ctx context.Context, o *output) error {
 }
 
 // newWorker prepares the worker that conf describes.
-func newWorker(conf config, detectors []string, nc *nats.Conn, v *observer, o *output) (*stream.Worker, error) {
+func newWorker(conf config, detectors []string, nc *nats.Conn, v *observer, o *output) (*worker.Worker, error) {
 	d, err := ort.ParseDevice(conf.Worker.Device)
 	if err != nil {
 		return nil, err
@@ -70,7 +70,7 @@ func newWorker(conf config, detectors []string, nc *nats.Conn, v *observer, o *o
 	// Two halves, since a frame is held as a file while it waits for room for its
 	// pixels.
 	files, pixels := budget.New(conf.Images.Memory/2), budget.New(conf.Images.Memory/2)
-	w, err := stream.NewWorker(stream.WorkerConfig{
+	w, err := worker.New(worker.Config{
 		Names: conf.names(), Detectors: detectors, CacheDir: filepath.Join(conf.Data, "releases"),
 		BatchSize: conf.Worker.Batch, MaxImage: conf.Images.MaxBytes, Memory: files, Inspect: inspect(limits),
 		Meter: v.Worker(), Tracer: v.tracer(),

@@ -20,6 +20,7 @@ import (
 	"github.com/nearmiss/nearmiss/inference/release/envelope"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/registry"
+	"github.com/nearmiss/nearmiss/stream/worker"
 )
 
 // StreamConfig configures [Stream]. The zero value of a field means its default.
@@ -177,7 +178,7 @@ func benchPublish(ctx context.Context, cfg StreamConfig, js jetstream.JetStream)
 type benchRun struct {
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
-	workers []*stream.Worker
+	workers []*worker.Worker
 	conns   []*nats.Conn
 	total   atomic.Int64
 	more    chan struct{}
@@ -194,10 +195,10 @@ func startBench(ctx context.Context, cfg StreamConfig, log zerolog.Logger) (*ben
 			return nil, err
 		}
 		r.conns = append(r.conns, nc)
-		w, err := stream.NewWorker(stream.WorkerConfig{
+		w, err := worker.New(worker.Config{
 			Names: cfg.Names, Detectors: []string{benchDetector}, CacheDir: filepath.Join(cfg.Dir, "cache"),
 			BatchSize: cfg.BatchSize, Lanes: cfg.Lanes,
-		}, nc, stream.LoaderFunc(func(context.Context, string) (stream.Scorer, error) { return nullScorer{r}, nil }), log)
+		}, nc, worker.LoaderFunc(func(context.Context, string) (worker.Scorer, error) { return nullScorer{r}, nil }), log)
 		if err != nil {
 			r.stop()
 			return nil, err
@@ -237,10 +238,10 @@ func (r *benchRun) stop() []int {
 // nullScorer finds everything normal and takes no time.
 type nullScorer struct{ r *benchRun }
 
-func (s nullScorer) Score(_ context.Context, images [][]byte) ([]stream.Verdict, error) {
-	out := make([]stream.Verdict, len(images))
+func (s nullScorer) Score(_ context.Context, images [][]byte) ([]worker.Verdict, error) {
+	out := make([]worker.Verdict, len(images))
 	for i := range out {
-		out[i] = stream.Verdict{Threshold: 1, PValue: 1, K: 1, Width: 1, Height: 1}
+		out[i] = worker.Verdict{Threshold: 1, PValue: 1, K: 1, Width: 1, Height: 1}
 	}
 	s.r.total.Add(int64(len(images)))
 	select {

@@ -17,6 +17,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/access"
 	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/stream/camera"
+	"github.com/nearmiss/nearmiss/stream/worker"
 )
 
 // TestLargeFramesAndSheddingAcrossAccounts: a camera in CAMERAS with an image above
@@ -49,7 +50,7 @@ func TestLargeFramesAndSheddingAcrossAccounts(t *testing.T) {
 	}
 
 	nc := h.connect("worker", strict)
-	w, err := stream.NewWorker(stream.WorkerConfig{CacheDir: t.TempDir()}, nc, stream.LoaderFunc(func(context.Context, string) (stream.Scorer, error) {
+	w, err := worker.New(worker.Config{CacheDir: t.TempDir()}, nc, worker.LoaderFunc(func(context.Context, string) (worker.Scorer, error) {
 		return nil, errors.New("there is no release")
 	}), zerolog.Nop())
 	if err != nil {

@@ -22,6 +22,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/stream/camera"
+	"github.com/nearmiss/nearmiss/stream/worker"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m, brokertest.Leak) }
@@ -221,7 +222,7 @@ func TestAFullQueueHoldsTheCameraBackAndLosesNothing(t *testing.T) {
 
 func TestALiveCameraDropsOldFrames(t *testing.T) {
 	js := setUp(t, stream.Topology{FramesMaxBytes: 64 << 10})
-	w, err := stream.NewWorker(stream.WorkerConfig{CacheDir: t.TempDir()}, js.Conn(), stream.LoaderFunc(func(context.Context, string) (stream.Scorer, error) {
+	w, err := worker.New(worker.Config{CacheDir: t.TempDir()}, js.Conn(), worker.LoaderFunc(func(context.Context, string) (worker.Scorer, error) {
 		return nil, errors.New("there is no release")
 	}), zerolog.Nop())
 	if err != nil {

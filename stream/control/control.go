@@ -31,6 +31,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/internal/service"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
 	"github.com/nearmiss/nearmiss/stream/registry"
 	"github.com/nearmiss/nearmiss/stream/sink"
@@ -89,7 +90,7 @@ func (c *Service) Run(ctx context.Context) error {
 func (c *Service) Start(ctx context.Context) (stop func(), err error) {
 	// The trainers answered before; programs of that time still ask there.
 	subjects := []string{c.in.Names().API() + ".control", c.in.Names().API() + ".trainer"}
-	end, err := stream.StartService(ctx, c.nc, stream.ControlService, "changes detectors and their releases", subjects, map[string]string{"prefix": c.in.Names().Root()}, c.offer)
+	end, err := service.Start(ctx, c.nc, stream.ControlService, "changes detectors and their releases", subjects, map[string]string{"prefix": c.in.Names().Root()}, c.offer)
 	if err != nil {
 		return nil, err
 	}
@@ -107,11 +108,11 @@ func (c *Service) Start(ctx context.Context) (stop func(), err error) {
 }
 
 // offer declares the requests: first what reads, then what changes something.
-func (c *Service) offer(e *stream.Endpoints) {
-	stream.Serve(e, "status", func(ctx context.Context, _ struct{}) (stream.Status, error) { return c.in.Status(ctx) })
-	stream.Serve(e, "detectors", c.detectors)
-	stream.Serve(e, "jobs", c.jobs)
-	stream.Serve(e, "releases", c.releases)
+func (c *Service) offer(e *service.Endpoints) {
+	service.Serve(e, "status", func(ctx context.Context, _ struct{}) (stream.Status, error) { return c.in.Status(ctx) })
+	service.Serve(e, "detectors", c.detectors)
+	service.Serve(e, "jobs", c.jobs)
+	service.Serve(e, "releases", c.releases)
 
 	ofDetector := func(name string) string { return "detector/" + name }
 	change(c, e, "create", func(q stream.Detector) string { return ofDetector(q.Name) }, c.create)
@@ -157,8 +158,8 @@ type Change struct {
 // [Service.record], which is told of each, done or refused, with who asked for
 // it. f may say what it replaces, in Before; one that changes nothing empties
 // Object, and is not recorded.
-func change[Q, A any](c *Service, e *stream.Endpoints, name string, object func(Q) string, f func(context.Context, *Change, Q) (A, error)) {
-	stream.ServeRequest(e, name, func(ctx context.Context, r micro.Request, q Q) (A, error) {
+func change[Q, A any](c *Service, e *service.Endpoints, name string, object func(Q) string, f func(context.Context, *Change, Q) (A, error)) {
+	service.ServeRequest(e, name, func(ctx context.Context, r micro.Request, q Q) (A, error) {
 		ch := &Change{Caller: callerOf(r), Action: name, Object: object(q)}
 		a, err := f(ctx, ch, q)
 		if ch.Object != "" {
@@ -178,7 +179,7 @@ func (c *Service) record(ctx context.Context, ch Change) {
 	if ch.Err == nil {
 		e.After = stream.Audited(ch.After)
 	} else {
-		e.Result, e.Error = stream.CodeOf(ch.Err), ch.Err.Error()
+		e.Result, e.Error = service.CodeOf(ch.Err), ch.Err.Error()
 	}
 	// Who asked may not wait for the answer any more.
 	if err := c.in.WriteAudit(context.WithoutCancel(ctx), e); err != nil {

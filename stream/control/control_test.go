@@ -19,6 +19,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/control"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
+	"github.com/nearmiss/nearmiss/stream/worker"
 )
 
 // TestControlChangesConfigurations: a request changes the fields that it names and
@@ -133,7 +134,7 @@ func TestFramesWaitForTheFirstWorker(t *testing.T) {
 
 	r.Release("bolts", streamtest.Fake{Name: "one"})
 	got := r.Scores()
-	r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	r.Worker(worker.Config{}, streamtest.LoadFake)
 	streamtest.Eventually(t, "the frames are scored", func() bool { return len(got.ByFrame()) == 5 && r.Waiting() == 0 })
 	for id, all := range got.ByFrame() {
 		if len(all) != 1 {

@@ -28,6 +28,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/stream/metrics"
 	"github.com/nearmiss/nearmiss/stream/registry"
+	"github.com/nearmiss/nearmiss/stream/worker"
 )
 
 // eventually waits for what must become true.
@@ -54,10 +55,10 @@ func get(t *testing.T, h http.Handler, path string) (status int, body string) {
 // byLength scores an image by its length: above three it is anomalous.
 type byLength struct{}
 
-func (byLength) Score(_ context.Context, images [][]byte) ([]stream.Verdict, error) {
-	var all []stream.Verdict
+func (byLength) Score(_ context.Context, images [][]byte) ([]worker.Verdict, error) {
+	var all []worker.Verdict
 	for _, i := range images {
-		v := stream.Verdict{Score: float64(len(i)), Threshold: 3, PValue: .5, Anomalous: len(i) > 3}
+		v := worker.Verdict{Score: float64(len(i)), Threshold: 3, PValue: .5, Anomalous: len(i) > 3}
 		if string(i) == "bad" {
 			v.Reject, v.Reason = "truncated", "it ends too early"
 		}
@@ -106,8 +107,8 @@ func TestAWorkerIsMeasured(t *testing.T) {
 	m := metrics.New(metrics.Build{Version: "v1", Commit: "abc"})
 	m.Connection(js.Conn())
 	m.Installation(stream.NewInstallation(js, n).Levels)
-	w, err := stream.NewWorker(stream.WorkerConfig{Names: n, CacheDir: t.TempDir(), Meter: m.Worker()}, js.Conn(),
-		stream.LoaderFunc(func(context.Context, string) (stream.Scorer, error) { return byLength{}, nil }), zerolog.Nop())
+	w, err := worker.New(worker.Config{Names: n, CacheDir: t.TempDir(), Meter: m.Worker()}, js.Conn(),
+		worker.LoaderFunc(func(context.Context, string) (worker.Scorer, error) { return byLength{}, nil }), zerolog.Nop())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -457,8 +458,8 @@ func BenchmarkFrame(b *testing.B) {
 	for b.Loop() {
 		w.Seen("bolts", "one", at)
 		w.Batch("bolts", 1)
-		w.Stage(stream.StageScore, time.Millisecond)
-		w.Stage(stream.StagePublish, time.Millisecond)
+		w.Stage(worker.StageScore, time.Millisecond)
+		w.Stage(worker.StagePublish, time.Millisecond)
 		w.Drift("bolts", "one", stream.DriftStatus{Frames: 1})
 		w.Frame(e, at, at.Add(time.Millisecond))
 	}

@@ -7,10 +7,11 @@ import (
 
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/trainer"
+	"github.com/nearmiss/nearmiss/stream/worker"
 )
 
-// Worker counts what a [stream.Worker] does.
-func (m *Metrics) Worker() stream.WorkerMeter { return m.worker }
+// Worker counts what a [worker.Worker] does.
+func (m *Metrics) Worker() worker.Meter { return m.worker }
 
 // Trainer counts what a [trainer.Worker] does.
 func (m *Metrics) Trainer() trainer.Meter { return m.trainer }
@@ -81,11 +82,11 @@ func positive(d time.Duration) float64 { return max(d, 0).Seconds() }
 
 func (w *workerMeter) Frames(detector, what string, n uint64) {
 	switch what {
-	case stream.FramesRetried:
+	case worker.FramesRetried:
 		w.retried.WithLabelValues(detector).Add(float64(n))
-	case stream.FramesDropped:
+	case worker.FramesDropped:
 		w.dropped.WithLabelValues(detector).Add(float64(n))
-	case stream.FramesLearned:
+	case worker.FramesLearned:
 		w.learned.WithLabelValues(detector).Add(float64(n))
 	}
 }

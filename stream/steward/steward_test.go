@@ -15,6 +15,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/steward"
+	"github.com/nearmiss/nearmiss/stream/worker"
 )
 
 // floodQueue publishes frames until the broker refuses, and returns how many it took. Each
@@ -80,7 +81,7 @@ func TestAFloodLeavesOthersTheirShareOfTheQueue(t *testing.T) {
 			for _, d := range []string{"bolts", "blots", "nuts"} {
 				r.Release(d, streamtest.Fake{Name: d})
 			}
-			w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+			w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
 			streamtest.Eventually(t, "all are scored", func() bool { return r.Waiting() == 0 && w.Stats().Scored >= uint64(taken+in) })
 			streamtest.Eventually(t, "its frames are taken again", func() bool { _, err := floodQueue(r, flooder, 10, 1); return err == nil })
 			s, err := r.JS.Stream(t.Context(), r.Names.FramesStream())
@@ -109,7 +110,7 @@ func TestNothingIsLostWhileSharesChange(t *testing.T) {
 		r.Release(d, streamtest.Fake{Name: d})
 	}
 	r.Steward(steward.Config{FramesMaxBytes: queue, Every: 20 * time.Millisecond})
-	w, _ := r.Worker(stream.WorkerConfig{Detectors: []string{"nuts"}}, streamtest.LoadFake)
+	w, _ := r.Worker(worker.Config{Detectors: []string{"nuts"}}, streamtest.LoadFake)
 	done := make(chan error, 1)
 	go func() {
 		for range 3 {

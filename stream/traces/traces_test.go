@@ -25,6 +25,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/sink"
 	"github.com/nearmiss/nearmiss/stream/traces"
 	"github.com/nearmiss/nearmiss/stream/trainer"
+	"github.com/nearmiss/nearmiss/stream/worker"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -145,7 +146,7 @@ func follow(t *testing.T, cameraShare, workerShare float64, numbers ...float64) 
 		_, err := r.JS.Consumer(t.Context(), r.Names.EventsStream(), "sink-desk")
 		return err == nil
 	})
-	w, stopWorker := r.Worker(stream.WorkerConfig{Tracer: atWorker}, streamtest.LoadFake)
+	w, stopWorker := r.Worker(worker.Config{Tracer: atWorker}, streamtest.LoadFake)
 	p, err := camera.NewPublisher(camera.Config{Detector: "bolts", Camera: "left", Tracer: atCamera}, r.JS, zerolog.Nop())
 	if err == nil {
 		err = p.Run(t.Context(), &images{numbers})

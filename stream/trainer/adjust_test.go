@@ -11,6 +11,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
 	"github.com/nearmiss/nearmiss/stream/trainer"
+	"github.com/nearmiss/nearmiss/stream/worker"
 )
 
 // TestAChangedRateActsWhoeverChangesIt: any client that writes the bucket, also
@@ -146,7 +147,7 @@ func TestAThresholdByHand(t *testing.T) {
 		r.Release(d, streamtest.Fake{Name: d, Threshold: 0.75})
 	}
 	got := r.Scores()
-	r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	r.Worker(worker.Config{}, streamtest.LoadFake)
 	for _, d := range []string{"bolts", "nuts", "plain"} {
 		for _, score := range []float64{0.25, 0.375, 0.4375, 0.5, 0.625, 0.8125} {
 			r.Publish(stream.Frame{Detector: d, Camera: "left", ID: fmt.Sprint(d, score), Image: streamtest.Image(score)})

@@ -49,6 +49,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/pull"
+	"github.com/nearmiss/nearmiss/stream/internal/service"
 	"github.com/nearmiss/nearmiss/stream/internal/wait"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
@@ -209,11 +210,11 @@ func (w *Worker) Run(ctx context.Context) error {
 	if err := sweep(w.cfg.ScratchDir); err != nil {
 		return fmt.Errorf("clear the folder of jobs: %w", err)
 	}
-	stopService, err := stream.StartService(ctx, w.nc, stream.TrainerService, "trains detectors", []string{w.cfg.API() + ".trainer"},
-		map[string]string{"prefix": w.cfg.Root(), "trainer": w.cfg.Name}, func(e *stream.Endpoints) {
-			stream.Serve(e, "calibration", w.calibration)
-			stream.Serve(e, "outliers", w.outliers)
-			stream.Serve(e, "choices", w.choices)
+	stopService, err := service.Start(ctx, w.nc, stream.TrainerService, "trains detectors", []string{w.cfg.API() + ".trainer"},
+		map[string]string{"prefix": w.cfg.Root(), "trainer": w.cfg.Name}, func(e *service.Endpoints) {
+			service.Serve(e, "calibration", w.calibration)
+			service.Serve(e, "outliers", w.outliers)
+			service.Serve(e, "choices", w.choices)
 		})
 	if err != nil {
 		return err

@@ -20,6 +20,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
 	"github.com/nearmiss/nearmiss/stream/trainer"
+	"github.com/nearmiss/nearmiss/stream/worker"
 )
 
 // releaseEvents are the release events with a code.
@@ -50,7 +51,7 @@ func TestLearningIsVisible(t *testing.T) {
 	}
 	learning(stream.Learning{Frames: 20})
 	for range 2 { // which tell it once
-		r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+		r.Worker(worker.Config{}, streamtest.LoadFake)
 	}
 	frame := 0
 	publish := func(n int) {
@@ -82,7 +83,7 @@ func TestLearningIsVisible(t *testing.T) {
 func TestANewDetectorLearnsFromItsFirstFramesThenScores(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
 	r.Detector(stream.Detector{Name: "bolts", LearnFrames: 20})
-	w, _ := r.Worker(stream.WorkerConfig{Inspect: func(b []byte) (code, reason string) {
+	w, _ := r.Worker(worker.Config{Inspect: func(b []byte) (code, reason string) {
 		if b[0] != 'F' {
 			return "unsupported", "this is no image"
 		}
@@ -117,7 +118,7 @@ func TestANewDetectorLearnsFromItsFirstFramesThenScores(t *testing.T) {
 func TestAFirstTrainingThatFailsIsReportedAndRepeated(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
 	r.Detector(stream.Detector{Name: "bolts", LearnFrames: 5, Backbone: "missing.onnx"})
-	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
 	r.Trainer(trainer.Config{}, streamtest.FakeTrainer{T: t, OnTrain: func(_ context.Context, task *trainer.Task) error {
 		if task.Detector.Backbone != "" {
 			return stream.Permanent(stream.CodeTraining, errors.New("there is no "+task.Detector.Backbone))
@@ -166,7 +167,7 @@ func TestAReleaseIsReadjustedWithoutTraining(t *testing.T) {
 	}
 	r.Release("bolts", streamtest.Fake{Name: "one"})
 	got := r.Scores()
-	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
 	if j := request("now"); j.State != stream.JobDone || !j.Promoted {
 		t.Errorf("%+v", j)
 	}
@@ -388,7 +389,7 @@ func TestTrainingSurvivesABrokerRestart(t *testing.T) {
 	if _, err := r.In.Normals().Add(t.Context(), stream.Normal{Detector: "bolts", Image: streamtest.Image(0.1)}); err != nil {
 		t.Fatal(err)
 	}
-	w, stopWorker := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	w, stopWorker := r.Worker(worker.Config{}, streamtest.LoadFake)
 	streamtest.Eventually(t, "the old release serves", func() bool { return w.Stats().Swaps == 1 })
 	middle, restarted := make(chan struct{}), make(chan struct{})
 	attempts := 0

@@ -13,6 +13,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/trainer"
+	"github.com/nearmiss/nearmiss/stream/worker"
 )
 
 // activeFake is the fake that a detector's active release is made of.
@@ -56,7 +57,7 @@ func TestTheLastVerdictWins(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
 	r.Detector(stream.Detector{Name: "bolts"})
 	r.Release("bolts", streamtest.Fake{Name: "one"})
-	r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	r.Worker(worker.Config{}, streamtest.LoadFake)
 	stop := r.Trainer(trainer.Config{}, streamtest.FakeTrainer{T: t})
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "alarm", Image: streamtest.Image(0.95)})
 	streamtest.Eventually(t, "it is announced", func() bool { return len(r.Events()) == 1 })
@@ -117,7 +118,7 @@ func TestWhatIsWithdrawnDuringATraining(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
 	r.Detector(stream.Detector{Name: "bolts"})
 	r.Release("bolts", streamtest.Fake{Name: "one"})
-	r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	r.Worker(worker.Config{}, streamtest.LoadFake)
 	if _, err := r.In.Normals().Add(t.Context(), stream.Normal{Detector: "bolts", Image: streamtest.Image(0.1)}); err != nil {
 		t.Fatal(err)
 	}

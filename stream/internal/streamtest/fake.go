@@ -18,6 +18,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/registry"
 	"github.com/nearmiss/nearmiss/stream/trainer"
+	"github.com/nearmiss/nearmiss/stream/worker"
 )
 
 // Release stores a release whose only file says how the fake scorer behaves,
@@ -91,7 +92,7 @@ func Image(number float64) []byte {
 	return binary.LittleEndian.AppendUint64(b, uint64(number*(1<<32)))
 }
 
-func (f Fake) Score(ctx context.Context, images [][]byte) ([]stream.Verdict, error) {
+func (f Fake) Score(ctx context.Context, images [][]byte) ([]worker.Verdict, error) {
 	if f.Delay > 0 {
 		select {
 		case <-time.After(f.Delay):
@@ -104,19 +105,19 @@ func (f Fake) Score(ctx context.Context, images [][]byte) ([]stream.Verdict, err
 			return nil, err
 		}
 	}
-	out := make([]stream.Verdict, len(images))
+	out := make([]worker.Verdict, len(images))
 	for i, b := range images {
 		switch {
 		case len(b) == 0:
-			out[i] = stream.Verdict{Reject: "empty", Reason: "the image has no bytes"}
+			out[i] = worker.Verdict{Reject: "empty", Reason: "the image has no bytes"}
 		case !bytes.HasPrefix(b, []byte("FAKE")) || len(b) < 12:
-			out[i] = stream.Verdict{Reject: "unsupported", Reason: "this is no image"}
+			out[i] = worker.Verdict{Reject: "unsupported", Reason: "this is no image"}
 		default:
 			s := float64(binary.LittleEndian.Uint64(b[4:])) / (1 << 32)
 			if slices.ContainsFunc(f.Known, func(k []byte) bool { return bytes.Equal(k, b) }) {
 				s = 0
 			}
-			out[i] = stream.Verdict{
+			out[i] = worker.Verdict{
 				Score: s, Threshold: f.threshold(), PValue: 1 - s, Anomalous: s > f.threshold(), K: 2,
 				Nearest: []stream.Near{{ID: 1, Distance: s / 2}, {ID: 2, Distance: s / 2}}, Width: 8, Height: 8,
 			}
@@ -128,7 +129,7 @@ func (f Fake) Score(ctx context.Context, images [][]byte) ([]stream.Verdict, err
 func (f Fake) Close() error { return nil }
 
 // LoadFake is the Loader of fakes.
-var LoadFake = stream.LoaderFunc(func(_ context.Context, dir string) (stream.Scorer, error) {
+var LoadFake = worker.LoaderFunc(func(_ context.Context, dir string) (worker.Scorer, error) {
 	b, err := os.ReadFile(filepath.Join(dir, "fake.json"))
 	if err != nil {
 		return nil, err
@@ -213,6 +214,6 @@ func (f FakeTrainer) Readjust(_ context.Context, task *trainer.Task) (trainer.Re
 }
 
 // Serve is a Loader of one scorer.
-func Serve(f Fake) stream.Loader {
-	return stream.LoaderFunc(func(context.Context, string) (stream.Scorer, error) { return f, nil })
+func Serve(f Fake) worker.Loader {
+	return worker.LoaderFunc(func(context.Context, string) (worker.Scorer, error) { return f, nil })
 }

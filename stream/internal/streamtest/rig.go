@@ -23,6 +23,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/registry"
 	"github.com/nearmiss/nearmiss/stream/steward"
 	"github.com/nearmiss/nearmiss/stream/trainer"
+	"github.com/nearmiss/nearmiss/stream/worker"
 )
 
 // Log shows what happened when a test fails.
@@ -85,14 +86,14 @@ func (r *Rig) Connect() *nats.Conn {
 }
 
 // Worker runs a worker until the test ends or stop is called.
-func (r *Rig) Worker(cfg stream.WorkerConfig, loader stream.Loader) (w *stream.Worker, stop func()) {
+func (r *Rig) Worker(cfg worker.Config, loader worker.Loader) (w *worker.Worker, stop func()) {
 	r.T.Helper()
 	cfg.Names = r.Names
 	if cfg.CacheDir == "" {
 		cfg.CacheDir = filepath.Join(r.Dir, "cache")
 	}
 	nc := r.Connect()
-	w, err := stream.NewWorker(cfg, nc, loader, Log(r.T))
+	w, err := worker.New(cfg, nc, loader, Log(r.T))
 	if err != nil {
 		r.T.Fatal(err)
 	}
@@ -309,5 +310,23 @@ func (r *Rig) PublishRaw(subject, data string) {
 	r.T.Helper()
 	if _, err := r.JS.Publish(r.T.Context(), subject, []byte(data)); err != nil {
 		r.T.Fatal(err)
+	}
+}
+
+// Send publishes a message as any client may and fails the test when the broker
+// does not take it, or takes it for a duplicate.
+func (r *Rig) Send(subject string, header map[string]string, data []byte) {
+	r.T.Helper()
+	m := nats.NewMsg(subject)
+	m.Data = data
+	for k, v := range header {
+		m.Header.Set(k, v)
+	}
+	ack, err := r.JS.PublishMsg(r.T.Context(), m)
+	if err != nil {
+		r.T.Fatal(err)
+	}
+	if ack.Duplicate {
+		r.T.Errorf("%s is taken for a duplicate", subject)
 	}
 }

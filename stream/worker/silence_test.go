@@ -1,4 +1,4 @@
-package stream_test
+package worker_test
 
 import (
 	"encoding/json"
@@ -8,6 +8,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
+	"github.com/nearmiss/nearmiss/stream/worker"
 )
 
 // TestACameraThatFallsSilentIsAnEvent, and so is its return: one each, however
@@ -20,8 +21,8 @@ func TestACameraThatFallsSilentIsAnEvent(t *testing.T) {
 	r.Detector(stream.Detector{Name: "nuts"}) // silence is nothing there
 	r.Release("bolts", streamtest.Fake{Name: "one"})
 	r.Release("nuts", streamtest.Fake{Name: "one"})
-	a, stopA := r.Worker(stream.WorkerConfig{BatchSize: 1}, streamtest.LoadFake)
-	b, stopB := r.Worker(stream.WorkerConfig{BatchSize: 1}, streamtest.LoadFake)
+	a, stopA := r.Worker(worker.Config{BatchSize: 1}, streamtest.LoadFake)
+	b, stopB := r.Worker(worker.Config{BatchSize: 1}, streamtest.LoadFake)
 	send := func(detector, id string) {
 		t.Helper()
 		r.Publish(stream.Frame{Detector: detector, Camera: "left", ID: id, Image: streamtest.Image(0.1)})
@@ -32,7 +33,7 @@ func TestACameraThatFallsSilentIsAnEvent(t *testing.T) {
 	send("nuts", "f")
 	streamtest.Eventually(t, "all are scored", func() bool { return a.Stats().Scored+b.Stats().Scored == 9 })
 	rate := 0.0
-	for _, w := range []*stream.Worker{a, b} {
+	for _, w := range []*worker.Worker{a, b} {
 		for _, c := range w.Status().Cameras {
 			if c.Detector == "bolts" && c.Camera == "left" {
 				rate += c.PerSecond
@@ -57,7 +58,7 @@ func TestACameraThatFallsSilentIsAnEvent(t *testing.T) {
 	stopA()
 	stopB()
 	before := len(said())
-	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
 	send("bolts", "again")
 	streamtest.Eventually(t, "it is back, and silent once more", func() bool { return len(said()) > before && silent() })
 	for i, got := range said() {
@@ -91,7 +92,7 @@ func TestFramesThatWaitAreNoSilence(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
 	r.Detector(stream.Detector{Name: "bolts", Silence: stream.Duration(time.Second)})
 	r.Release("bolts", streamtest.Fake{Name: "slow", Delay: 1500 * time.Millisecond})
-	w, _ := r.Worker(stream.WorkerConfig{BatchSize: 1, Lanes: 1}, streamtest.LoadFake)
+	w, _ := r.Worker(worker.Config{BatchSize: 1, Lanes: 1}, streamtest.LoadFake)
 	for i := range 2 {
 		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint(i), Image: streamtest.Image(0.1)})
 	}
@@ -117,7 +118,7 @@ func TestASilenceIsToldByAnother(t *testing.T) {
 	if _, err := bucket.Put(t.Context(), "camera.bolts.left", c); err != nil {
 		t.Fatal(err)
 	}
-	r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	r.Worker(worker.Config{}, streamtest.LoadFake)
 	streamtest.Eventually(t, "it is told", func() bool {
 		all := r.EventsOf(stream.KindCamera)
 		return len(all) == 1 && all[0].Code == stream.CameraSilent && all[0].Camera == "left"
@@ -134,7 +135,7 @@ func TestAFrozenCameraIsOnRecord(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
 	r.Detector(stream.Detector{Name: "bolts"})
 	r.Release("bolts", streamtest.Fake{Name: "one"})
-	r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	r.Worker(worker.Config{}, streamtest.LoadFake)
 	since := time.Now().Add(-time.Hour).UTC().Truncate(time.Second)
 	says := func(want time.Time) func() bool {
 		return func() bool {

@@ -1,4 +1,4 @@
-package stream_test
+package worker_test
 
 import (
 	"bytes"
@@ -20,6 +20,7 @@ import (
 	"github.com/nearmiss/nearmiss/internal/memory"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
+	"github.com/nearmiss/nearmiss/stream/worker"
 )
 
 // TestEventsThatCannotBeStoredAreNotTheFramesFault: the events stream takes
@@ -27,7 +28,7 @@ import (
 func TestEventsThatCannotBeStoredAreNotTheFramesFault(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
 	r.Release("bolts", streamtest.Fake{Name: "one"})
-	w, _ := r.Worker(stream.WorkerConfig{MaxDeliver: 2, RetryDelay: time.Millisecond, AckWait: 300 * time.Millisecond, BatchSize: 4, Lanes: 1}, streamtest.LoadFake)
+	w, _ := r.Worker(worker.Config{MaxDeliver: 2, RetryDelay: time.Millisecond, AckWait: 300 * time.Millisecond, BatchSize: 4, Lanes: 1}, streamtest.LoadFake)
 	streamtest.Eventually(t, "its release is told", func() bool { return len(r.EventsOf(stream.KindRelease)) == 1 })
 	s, err := r.JS.Stream(t.Context(), r.Names.EventsStream())
 	if err != nil {
@@ -93,7 +94,7 @@ func TestAnAlarmIsWorthMoreThanItsPicture(t *testing.T) {
 	if _, err := r.JS.UpdateStream(t.Context(), full); err != nil {
 		t.Fatal(err)
 	}
-	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f", Image: append(streamtest.Image(0.95), make([]byte, 20<<10)...)})
 	streamtest.Eventually(t, "it is scored", func() bool { return w.Stats().Scored == 1 })
 	if e := r.Events(); len(e) != 1 || e[0].Kind != stream.KindAnomaly || e[0].Evidence != "" || e[0].NoPictures != stream.NoPicturesStorage {
@@ -117,7 +118,7 @@ func TestFramesUnderWayShareOneMemory(t *testing.T) {
 	}
 	for i := range frames {
 		detector := []string{"bolts", "nuts", "pins"}[i%3]
-		sendMessage(r, r.Names.Frames(detector, "left"), map[string]string{stream.HeaderObject: "frames/huge", stream.HeaderFrameID: fmt.Sprint(i)}, nil)
+		r.Send(r.Names.Frames(detector, "left"), map[string]string{stream.HeaderObject: "frames/huge", stream.HeaderFrameID: fmt.Sprint(i)}, nil)
 		r.Publish(stream.Frame{Detector: detector, Camera: "left", ID: fmt.Sprint("small", i), Image: append(streamtest.Image(0.2), make([]byte, 1<<20)...)})
 	}
 	// What is in the scorers at the same time is in memory.
@@ -142,7 +143,7 @@ func TestFramesUnderWayShareOneMemory(t *testing.T) {
 		r.Release(detector, streamtest.Fake{Name: "one"})
 	}
 	m := memory.New(budget)
-	w, _ := r.Worker(stream.WorkerConfig{Memory: m}, loader)
+	w, _ := r.Worker(worker.Config{Memory: m}, loader)
 	// The first that is scored removes the object, which the others then miss.
 	streamtest.Eventually(t, "all have come to their end", func() bool { st := w.Stats(); return st.Scored+st.Rejected == 2*frames })
 	// A frame whose object went while it was read is tried again.
@@ -261,7 +262,7 @@ func TestASlowLinkCostsTimeAndNoFrame(t *testing.T) {
 	}
 	t.Cleanup(nc.Close)
 	var scored atomic.Int64
-	w, err := stream.NewWorker(stream.WorkerConfig{CacheDir: filepath.Join(r.Dir, "cache"), AckWait: ackWait, RetryDelay: time.Millisecond, MaxDeliver: 2}, nc,
+	w, err := worker.New(worker.Config{CacheDir: filepath.Join(r.Dir, "cache"), AckWait: ackWait, RetryDelay: time.Millisecond, MaxDeliver: 2}, nc,
 		streamtest.Serve(streamtest.Fake{OnScore: func(images [][]byte) error { scored.Add(int64(len(images))); return nil }}), streamtest.Log(t).Level(zerolog.DebugLevel))
 	if err != nil {
 		t.Fatal(err)

@@ -1,4 +1,4 @@
-package stream
+package worker
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/heartbeat"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
@@ -17,12 +18,12 @@ import (
 type frameTask struct {
 	msg      jetstream.Msg
 	meta     *jetstream.MsgMetadata
-	frame    Frame
+	frame    stream.Frame
 	bytes    int       // of the encoded image
 	taken    time.Time // when this worker got it
 	free     func()    // gives back the memory of its image
 	failure  error     // why it is not handled; a *PermanentError rejects it, a *scoringError counts
-	event    *Event
+	event    *stream.Event
 	announce bool  // the event is to be stored, not only the score sent
 	place    Place // nil: the release cannot tell where
 	apart    bool  // its pictures are being drawn
@@ -93,11 +94,11 @@ func (l *detectorRunner) read(m jetstream.Msg) *frameTask {
 	}
 	it := &frameTask{msg: m, meta: meta, taken: time.Now(), free: func() {}}
 	it.deliveries = int(meta.NumDelivered)
-	it.frame, err = ParseFrame(l.w.cfg.Names, m.Subject(), m.Headers(), m.Data(), meta, time.Unix(0, l.w.created.Load()))
+	it.frame, err = stream.ParseFrame(l.w.cfg.Names, m.Subject(), m.Headers(), m.Data(), meta, time.Unix(0, l.w.created.Load()))
 	it.bytes = len(it.frame.Image)
 	l.w.seenCameras.saw(it.frame.Detector, it.frame.Camera, meta.Timestamp, it.frame.UnchangedSince)
 	if err != nil {
-		it.failure = Permanent(CodeBadHeader, err)
+		it.failure = stream.Permanent(stream.CodeBadHeader, err)
 	}
 	if it.frame.Camera != "" {
 		l.w.cfg.Meter.Seen(l.name, it.frame.Camera, meta.Timestamp)
@@ -141,9 +142,9 @@ func (l *detectorRunner) loadImage(ctx context.Context, it *frameTask) {
 	}
 	if it.frame.Image, it.failure = l.object(ctx, it.frame.Object); it.failure == nil {
 		it.bytes = len(it.frame.Image)
-		it.frame.Digest = digestOf(it.frame.Image)
+		it.frame.Digest = stream.DigestOf(it.frame.Image)
 		if want := it.frame.ObjectDigest; want != "" && want != it.frame.Digest {
-			it.failure = Permanent(CodeObjectBad, fmt.Errorf("object %s is not the image that the frame names: its SHA-256 begins with %.12s, not with %.12s", text.Clip(it.frame.Object), it.frame.Digest, want))
+			it.failure = stream.Permanent(stream.CodeObjectBad, fmt.Errorf("object %s is not the image that the frame names: its SHA-256 begins with %.12s, not with %.12s", text.Clip(it.frame.Object), it.frame.Digest, want))
 		}
 	}
 }
@@ -162,13 +163,13 @@ func (l *detectorRunner) objectSize(ctx context.Context, name string) (int64, er
 	}
 	switch {
 	case errors.Is(err, jetstream.ErrObjectNotFound):
-		return 0, Permanent(CodeObjectMissing, fmt.Errorf("object %s is not in %s", text.Clip(name), l.w.cfg.LargeBucket()))
+		return 0, stream.Permanent(stream.CodeObjectMissing, fmt.Errorf("object %s is not in %s", text.Clip(name), l.w.cfg.LargeBucket()))
 	case errors.Is(err, jetstream.ErrBadObjectMeta):
-		return 0, Permanent(CodeObjectMissing, fmt.Errorf("object %s: its metadata cannot be understood", text.Clip(name)))
+		return 0, stream.Permanent(stream.CodeObjectMissing, fmt.Errorf("object %s: its metadata cannot be understood", text.Clip(name)))
 	case err != nil:
 		return 0, fmt.Errorf("look for object %s: %w", text.Clip(name), err)
 	case info.Size > uint64(l.w.cfg.MaxImage):
-		return 0, Permanent(CodeTooLarge, fmt.Errorf("object %s has %d bytes, at most %d are read", text.Clip(name), info.Size, l.w.cfg.MaxImage))
+		return 0, stream.Permanent(stream.CodeTooLarge, fmt.Errorf("object %s has %d bytes, at most %d are read", text.Clip(name), info.Size, l.w.cfg.MaxImage))
 	}
 	return int64(info.Size), nil
 }
@@ -177,7 +178,7 @@ func (l *detectorRunner) objectSize(ctx context.Context, name string) (int64, er
 func (l *detectorRunner) object(ctx context.Context, name string) ([]byte, error) {
 	ctx, cancel := l.w.epoch.Within(ctx)
 	defer cancel()
-	return fetchMoved(ctx, l.w.js, l.w.cfg.Names, l.w.cfg.LargeBucket(), name, l.w.cfg.MaxImage)
+	return l.w.in.LargeImage(ctx, name, l.w.cfg.MaxImage)
 }
 
 // settle scores frames and brings each to its end; the candidate, if there is one,
@@ -194,12 +195,12 @@ func (l *detectorRunner) settle(ctx context.Context, rel, shadow *loaded, items 
 			beat.Done(it.msg)
 			continue
 		}
-		var perm *PermanentError
+		var perm *stream.PermanentError
 		var counts *scoringError
 		if errors.As(it.failure, &counts) && ctx.Err() == nil {
 			it.tried.Failed++
 			if it.tried.Failed >= l.w.cfg.MaxDeliver {
-				it.failure = Permanent(CodeScoring, fmt.Errorf("failed %d times, at last: %w", it.tried.Failed, counts.err))
+				it.failure = stream.Permanent(stream.CodeScoring, fmt.Errorf("failed %d times, at last: %w", it.tried.Failed, counts.err))
 			} else if err := l.record(ctx, it, it.tried); err != nil {
 				l.log.Warn().Err(err).Msg("this failure does not count")
 			}
@@ -332,27 +333,27 @@ func (l *detectorRunner) scoreBatch(ctx context.Context, rel *loaded, items []*f
 
 // judged turns a verdict into an event, or into the reason why the frame is
 // rejected.
-func judged(f Frame, v Verdict, release string) (*Event, error) {
+func judged(f stream.Frame, v Verdict, release string) (*stream.Event, error) {
 	if v.Reject != "" {
 		reason := v.Reason
 		if reason == "" {
 			reason = "the image cannot be read"
 		}
-		return nil, Permanent(codeOf(v.Reject), errors.New(reason))
+		return nil, stream.Permanent(codeOf(v.Reject), errors.New(reason))
 	}
 	for _, x := range []float64{v.Score, v.Threshold, v.PValue} {
 		if math.IsNaN(x) || math.IsInf(x, 0) {
-			return nil, Permanent(CodeNotFinite, fmt.Errorf("score %v, threshold %v, p-value %v: not finite, the release is unfit for this image", v.Score, v.Threshold, v.PValue))
+			return nil, stream.Permanent(stream.CodeNotFinite, fmt.Errorf("score %v, threshold %v, p-value %v: not finite, the release is unfit for this image", v.Score, v.Threshold, v.PValue))
 		}
 	}
 	if v.Release == "" {
 		v.Release = release
 	}
 	if v.Nearest == nil {
-		v.Nearest = []Near{}
+		v.Nearest = []stream.Near{}
 	}
-	return &Event{
-		ID: eventID(f, v.Release), Kind: KindAnomaly,
+	return &stream.Event{
+		ID: stream.EventID(f, v.Release), Kind: stream.KindAnomaly,
 		FrameID: f.ID, Digest: f.Digest, Detector: f.Detector, Camera: f.Camera,
 		CapturedAt: f.CapturedAt, ScoredAt: time.Now().UTC(), Source: f.Source,
 		Score: &v.Score, Threshold: &v.Threshold, PValue: &v.PValue, Anomalous: &v.Anomalous, K: v.K, Nearest: v.Nearest,
@@ -363,9 +364,9 @@ func judged(f Frame, v Verdict, release string) (*Event, error) {
 
 // rejectedEvent says that a frame was not judged. Its id does not depend on a
 // release: what cannot be read cannot be read by any.
-func rejectedEvent(f Frame, code, reason string) *Event {
-	return &Event{
-		ID: f.key(), Kind: KindRejected,
+func rejectedEvent(f stream.Frame, code, reason string) *stream.Event {
+	return &stream.Event{
+		ID: f.Key(), Kind: stream.KindRejected,
 		FrameID: f.ID, Digest: f.Digest, Detector: f.Detector, Camera: f.Camera,
 		CapturedAt: f.CapturedAt, ScoredAt: time.Now().UTC(), Source: f.Source,
 		Bytes: len(f.Image), Code: codeOf(code), Reason: reason,

@@ -1,9 +1,10 @@
-package stream
+package worker
 
 import (
 	"slices"
 	"strings"
 
+	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
@@ -11,8 +12,8 @@ import (
 // buckets there, and each detector that has a release served by it. One whose
 // release was refused, while no other serves, is not; one without a release waits
 // for its training and is.
-func (w *Worker) Ready() []Check {
-	checks := []Check{
+func (w *Worker) Ready() []stream.Check {
+	checks := []stream.Check{
 		{Name: "broker", OK: w.nc.IsConnected(), Detail: w.nc.Status().String()},
 		{Name: "setup", OK: w.opened.Load()},
 	}
@@ -20,7 +21,7 @@ func (w *Worker) Ready() []Check {
 	defer w.mu.Unlock()
 	for name, l := range w.runners {
 		l.mu.Lock()
-		c := Check{Name: "detector " + name, OK: true}
+		c := stream.Check{Name: "detector " + name, OK: true}
 		_, refused := l.refused[l.want.active.Release]
 		switch want := l.want.active.Release; {
 		case l.cur != nil:
@@ -35,6 +36,6 @@ func (w *Worker) Ready() []Check {
 		l.mu.Unlock()
 		checks = append(checks, c)
 	}
-	slices.SortFunc(checks[2:], func(a, b Check) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(checks[2:], func(a, b stream.Check) int { return strings.Compare(a.Name, b.Name) })
 	return checks
 }

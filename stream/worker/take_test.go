@@ -1,4 +1,4 @@
-package stream
+package worker
 
 import (
 	"context"
@@ -10,36 +10,22 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
-)
 
-// StartServer runs a NATS server on this machine, and returns a connection to it.
-func StartServer(t *testing.T, o *server.Options) *nats.Conn {
-	t.Helper()
-	o.Host, o.Port, o.NoSigs, o.NoLog = "127.0.0.1", server.RANDOM_PORT, true, true
-	s, err := server.NewServer(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.Start()
-	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
-	if !s.ReadyForConnections(time.Minute) {
-		t.Fatal("the server does not start")
-	}
-	nc, err := nats.Connect(s.ClientURL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
-	return nc
-}
+	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/stream"
+)
 
 // TestABatchIsTakenWholeWhateverOvertakesIt: a consumer with several copies holds its
 // messages until those agree, and says meanwhile that the batch is complete.
 func TestABatchIsTakenWholeWhateverOvertakesIt(t *testing.T) {
-	nc := StartServer(t, &server.Options{})
+	nc, err := nats.Connect(brokertest.Server(t, &server.Options{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	tk, err := newTaker(nc, Names{JetStreamAPI: DomainAPI("edge1")}, "NM_FRAMES", "frames-bolts")
+	tk, err := newTaker(nc, stream.Names{JetStreamAPI: stream.DomainAPI("edge1")}, "NM_FRAMES", "frames-bolts")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,10 @@
-package stream
+package worker
 
-import "context"
+import (
+	"context"
+
+	"github.com/nearmiss/nearmiss/stream"
+)
 
 // Verdict is what a [Scorer] says of one image.
 type Verdict struct {
@@ -9,9 +13,9 @@ type Verdict struct {
 	PValue    float64 // share of normals at least as strange, 0-1
 	Anomalous bool
 	K         int
-	Nearest   []Near // nearest first
-	Width     int    // of the image as taken, pixels
-	Height    int    // of the image as taken, pixels
+	Nearest   []stream.Near // nearest first
+	Width     int           // of the image as taken, pixels
+	Height    int           // of the image as taken, pixels
 
 	// Place knows where the image is strange; nil where the release cannot tell.
 	Place Place
@@ -40,11 +44,11 @@ type Scorer interface {
 // one goroutine, and before its Scorer is closed.
 type Place interface {
 	// Regions are the strange parts, strangest first.
-	Regions() []Spot
+	Regions() []stream.Spot
 	// Draw makes pictures of them: the image with its regions, the normals nearest
 	// to it. It is called apart from scoring, and not at all where no images are to
 	// be kept.
-	Draw(ctx context.Context, image []byte) ([]Picture, error)
+	Draw(ctx context.Context, image []byte) ([]stream.Picture, error)
 }
 
 // DriftTest watches the p-values of one camera under one release. It need not
@@ -52,7 +56,7 @@ type Place interface {
 type DriftTest interface {
 	// Observe takes the p-value of the next frame and returns what the test
 	// knows then.
-	Observe(p float64) (DriftStatus, error)
+	Observe(p float64) (stream.DriftStatus, error)
 }
 
 // DriftTester is a [Scorer] that can say when normal has moved away from what

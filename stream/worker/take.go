@@ -1,4 +1,4 @@
-package stream
+package worker
 
 import (
 	"context"
@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/pull"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
@@ -38,7 +39,7 @@ const (
 )
 
 // newTaker prepares a taker for a consumer; close ends it.
-func newTaker(nc *nats.Conn, n Names, stream, consumer string) (*taker, error) {
+func newTaker(nc *nats.Conn, n stream.Names, stream, consumer string) (*taker, error) {
 	t := &taker{nc: nc, inbox: nc.NewInbox(), subject: n.JetStreamRequest("CONSUMER.MSG.NEXT." + stream + "." + consumer)}
 	var err error
 	if t.sub, err = nc.SubscribeSync(t.inbox + ".*"); err != nil {

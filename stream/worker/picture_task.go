@@ -1,15 +1,15 @@
-package stream
+package worker
 
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/heartbeat"
 )
 
@@ -27,7 +27,7 @@ type pictureTask struct {
 // event goes out without pictures, and says so.
 func (l *detectorRunner) setAside(rel *loaded, items []*frameTask) (now, later []*frameTask) {
 	for _, it := range items {
-		if it.place == nil || !it.announce || it.event.Kind != KindAnomaly {
+		if it.place == nil || !it.announce || it.event.Kind != stream.KindAnomaly {
 			now = append(now, it)
 			continue
 		}
@@ -42,9 +42,9 @@ func (l *detectorRunner) setAside(rel *loaded, items []*frameTask) (now, later [
 			x.beat.Stop()
 			rel.users.Done()
 			if conf, _, _, _ := l.state(); !conf.NoEvidence {
-				it.event.NoPictures = NoPicturesBusy
+				it.event.NoPictures = stream.NoPicturesBusy
 				l.w.count.unpictured.Add(1)
-				l.w.cfg.Meter.Pictures(NoPicturesBusy)
+				l.w.cfg.Meter.Pictures(stream.NoPicturesBusy)
 			}
 			l.log.Warn().Str("camera", it.frame.Camera).Str("frame", it.frame.ID).Msg("too many anomalies at once: no pictures are made of this one")
 			now = append(now, it)
@@ -84,16 +84,16 @@ func (l *detectorRunner) show(ctx context.Context, it *frameTask) error {
 		return ctx.Err()
 	}
 	if err != nil {
-		it.event.NoPictures = NoPicturesFailed
+		it.event.NoPictures = stream.NoPicturesFailed
 		if errors.Is(err, errNotKept) {
-			it.event.NoPictures = NoPicturesStorage
+			it.event.NoPictures = stream.NoPicturesStorage
 		}
 		l.w.count.unpictured.Add(1)
 		l.w.cfg.Meter.Pictures(it.event.NoPictures)
 		l.log.Warn().Err(err).Str("camera", it.frame.Camera).Str("frame", it.frame.ID).Msg("the event goes without pictures")
 		return nil
 	}
-	it.event.Pictures, it.event.NoPictures = l.w.cfg.EvidenceBucket()+"/"+evidenceObject(l.name, it.event.ID), ""
+	it.event.Pictures, it.event.NoPictures = l.w.cfg.EvidenceBucket()+"/"+stream.EvidenceMeta(it.event).Name, ""
 	l.w.count.pictured.Add(1)
 	l.w.cfg.Meter.Pictures(PicturesKept)
 	l.bound(ctx, size)
@@ -107,18 +107,11 @@ func (l *detectorRunner) keepPictures(ctx context.Context, it *frameTask) (size 
 	if err != nil {
 		return 0, fmt.Errorf("draw the pictures of frame %s: %w", it.frame.ID, err)
 	}
-	b, err := Evidence{Event: *it.event, Pictures: pictures}.Archive()
+	b, err := stream.Evidence{Event: *it.event, Pictures: pictures}.Archive()
 	if err != nil {
 		return 0, err
 	}
-	score, _ := json.Marshal(it.event.Score)
-	meta := jetstream.ObjectMeta{
-		Name: evidenceObject(l.name, it.event.ID), Description: "evidence of an anomaly: a ZIP archive of pictures",
-		Metadata: map[string]string{
-			metaCamera: it.frame.Camera, metaFrame: it.frame.ID, metaScore: string(score),
-			metaCapturedAt: it.event.CapturedAt.UTC().Format(time.RFC3339Nano),
-		},
-	}
+	meta := stream.EvidenceMeta(it.event)
 	err = l.tryToKeep(ctx, func(step context.Context) error {
 		info, err := l.w.evidence.Put(step, meta, bytes.NewReader(b))
 		if err == nil {
@@ -147,7 +140,7 @@ func (l *detectorRunner) locate(it *frameTask) {
 }
 
 // drawn calls Draw, which is another package's.
-func drawn(ctx context.Context, it *frameTask) (p []Picture, err error) {
+func drawn(ctx context.Context, it *frameTask) (p []stream.Picture, err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			err = fmt.Errorf("panic: %v", r)
@@ -161,7 +154,7 @@ func drawn(ctx context.Context, it *frameTask) (p []Picture, err error) {
 // that the limit holds in between.
 func (l *detectorRunner) bound(ctx context.Context, size int) {
 	conf, _, _, _ := l.state()
-	most := conf.evidenceBytes()
+	most := conf.EvidenceBytes()
 	l.added += uint64(size)
 	if l.added < most/16 && time.Since(l.bounded) < evictAfter {
 		return

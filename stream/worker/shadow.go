@@ -1,21 +1,10 @@
-package stream
+package worker
 
 import (
 	"context"
-)
 
-// ShadowReport says how a candidate compares with the release in service, as
-// seen by one worker since it loaded the candidate.
-type ShadowReport struct {
-	Detector   string `json:"detector"`
-	Active     string `json:"active"`      // release in service
-	Candidate  string `json:"candidate"`   // release that scores alongside
-	Frames     uint64 `json:"frames"`      // judged by both
-	Both       uint64 `json:"both"`        // anomalous for both
-	OnlyActive uint64 `json:"only_active"` // anomalous only for the release in service
-	OnlyShadow uint64 `json:"only_shadow"` // anomalous only for the candidate
-	Failed     uint64 `json:"failed"`      // that the candidate could not judge
-}
+	"github.com/nearmiss/nearmiss/stream"
+)
 
 // compare has the candidate judge what the release in service has judged, and
 // stores an event for each disagreement. The frames are done: nothing here can
@@ -39,7 +28,7 @@ func (l *detectorRunner) compare(ctx context.Context, rel, candidate *loaded, it
 	defer l.mu.Unlock()
 	r := &l.shadowReport
 	if r.Candidate != candidate.pointer.Release || r.Active != rel.pointer.Release {
-		*r = ShadowReport{Detector: l.name, Active: rel.pointer.Release, Candidate: candidate.pointer.Release}
+		*r = stream.ShadowReport{Detector: l.name, Active: rel.pointer.Release, Candidate: candidate.pointer.Release}
 	}
 	if err != nil {
 		r.Failed += uint64(len(todo))
@@ -70,13 +59,13 @@ func (l *detectorRunner) compare(ctx context.Context, rel, candidate *loaded, it
 				r.OnlyShadow++
 			}
 			e := got.event
-			e.Kind, e.Bytes = KindDisagreement, it.bytes
-			e.Against = &Judgement{
+			e.Kind, e.Bytes = stream.KindDisagreement, it.bytes
+			e.Against = &stream.Judgement{
 				Release: it.event.Release, Score: *it.event.Score, Threshold: *it.event.Threshold, PValue: *it.event.PValue, Anomalous: active,
 			}
 			named := it.frame
 			named.ID = "disagreement/" + named.ID
-			e.ID = eventID(named, e.Release)
+			e.ID = stream.EventID(named, e.Release)
 			l.notify(ctx, e)
 		}
 	}
@@ -96,10 +85,10 @@ func shadowOutcome(active, candidate bool) string {
 }
 
 // Shadows returns how the candidates of this worker's detectors compare.
-func (w *Worker) Shadows() []ShadowReport {
+func (w *Worker) Shadows() []stream.ShadowReport {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	var all []ShadowReport
+	var all []stream.ShadowReport
 	for _, l := range w.runners {
 		l.mu.Lock()
 		if l.shadow != nil && l.shadowReport.Candidate == l.shadow.pointer.Release {

@@ -1,4 +1,4 @@
-package stream
+package worker
 
 import (
 	"context"
@@ -10,6 +10,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/kv"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
@@ -23,9 +24,9 @@ func (l *detectorRunner) judge(ctx context.Context, rel *loaded, items []*frameT
 			continue
 		}
 		l.observe(ctx, rel, it, conf.DefectShare)
-		conf.decide(it.event)
+		conf.Decide(it.event)
 		if conf.Smoothing > 1 {
-			mean := l.recent.add(it.frame.Camera, it.frame.key(), *it.event.Score, conf.Smoothing)
+			mean := l.recent.add(it.frame.Camera, it.frame.Key(), *it.event.Score, conf.Smoothing)
 			yes := mean > *it.event.Threshold
 			it.event.Smoothed, it.event.Anomalous = &mean, &yes
 		}
@@ -110,7 +111,7 @@ func (l *detectorRunner) observe(ctx context.Context, rel *loaded, it *frameTask
 	if !s.Drifted || was {
 		return
 	}
-	e := Notice(KindDrift, l.name, camera, rel.pointer.Release, codeOf(s.Cause),
+	e := stream.Notice(stream.KindDrift, l.name, camera, rel.pointer.Release, codeOf(s.Cause),
 		fmt.Sprintf("what camera %s sees as normal has moved away from what release %s was calibrated on (%s): retraining is advised", camera, text.Short(rel.pointer.Release), s.Cause), "")
 	e.Drift = &s
 	l.log.Warn().Str("camera", camera).Str("cause", s.Cause).Int("frames", s.Frames).Msg("normal has drifted: retraining is advised")
@@ -120,11 +121,11 @@ func (l *detectorRunner) observe(ctx context.Context, rel *loaded, it *frameTask
 // drift is the state of one camera's test.
 type drift struct {
 	test   DriftTest
-	status DriftStatus
+	status stream.DriftStatus
 }
 
 // notify stores a notice, in the background: nothing waits for it.
-func (l *detectorRunner) notify(ctx context.Context, e *Event) {
+func (l *detectorRunner) notify(ctx context.Context, e *stream.Event) {
 	l.notices.Go(func() {
 		m, err := e.Message(l.w.cfg.Names)
 		if err == nil {
@@ -146,7 +147,7 @@ func (l *detectorRunner) notify(ctx context.Context, e *Event) {
 func (l *detectorRunner) coolDown(ctx context.Context, it *frameTask, cool time.Duration) (bool, error) {
 	ctx, cancel := l.w.epoch.Within(ctx)
 	defer cancel()
-	subject := l.w.cfg.Events(l.name, it.frame.Camera, KindAnomaly)
+	subject := l.w.cfg.Events(l.name, it.frame.Camera, stream.KindAnomaly)
 	for ctx.Err() == nil {
 		var seq uint64
 		last, err := l.w.events.GetLastMsgForSubject(ctx, subject)
@@ -156,10 +157,10 @@ func (l *detectorRunner) coolDown(ctx context.Context, it *frameTask, cool time.
 			return false, err
 		default:
 			seq = last.Sequence
-			if last.Header.Get(ceID) == it.event.ID {
+			if stream.EventIDOf(last.Header) == it.event.ID {
 				return true, nil
 			}
-			var e Event
+			var e stream.Event
 			if json.Unmarshal(last.Data, &e) == nil {
 				if d := it.frame.CapturedAt.Sub(e.CapturedAt).Abs(); d < cool {
 					return false, nil
@@ -173,7 +174,7 @@ func (l *detectorRunner) coolDown(ctx context.Context, it *frameTask, cool time.
 		if err != nil {
 			return false, err
 		}
-		step, cancel := context.WithTimeout(ctx, PublishWait)
+		step, cancel := context.WithTimeout(ctx, stream.PublishWait)
 		_, err = l.w.js.PublishMsg(step, m, jetstream.WithExpectLastSequencePerSubject(seq))
 		cancel()
 		if !kv.WrongSequence(err) {

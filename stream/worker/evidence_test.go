@@ -1,7 +1,6 @@
-package stream_test
+package worker_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +14,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
+	"github.com/nearmiss/nearmiss/stream/worker"
 )
 
 // artist is a fake that says where an anomaly is, and draws it.
@@ -24,7 +24,7 @@ type artist struct {
 	enter func(context.Context) error // called before each drawing
 }
 
-func (a artist) Score(ctx context.Context, images [][]byte) ([]stream.Verdict, error) {
+func (a artist) Score(ctx context.Context, images [][]byte) ([]worker.Verdict, error) {
 	all, err := a.Fake.Score(ctx, images)
 	for i := range all {
 		if v := &all[i]; v.Anomalous {
@@ -53,15 +53,15 @@ func (s scene) Draw(ctx context.Context, image []byte) ([]stream.Picture, error)
 	}, nil
 }
 
-func serveArtist(a artist) stream.Loader {
-	return stream.LoaderFunc(func(context.Context, string) (stream.Scorer, error) { return a, nil })
+func serveArtist(a artist) worker.Loader {
+	return worker.LoaderFunc(func(context.Context, string) (worker.Scorer, error) { return a, nil })
 }
 
 func TestAnAnomalysEventNamesItsRegionsAndPictures(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
 	r.Release("bolts", streamtest.Fake{Name: "one"})
 	got := r.Scores()
-	w, stop := r.Worker(stream.WorkerConfig{}, serveArtist(artist{}))
+	w, stop := r.Worker(worker.Config{}, serveArtist(artist{}))
 	for i := range 20 {
 		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: streamtest.Image(float64(i) / 20)})
 	}
@@ -109,7 +109,7 @@ func TestFramesDoNotWaitForPictures(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
 	r.Release("bolts", streamtest.Fake{Name: "one"})
 	release := make(chan struct{})
-	w, stop := r.Worker(stream.WorkerConfig{PictureQueue: 2, BatchSize: 4}, serveArtist(artist{enter: func(ctx context.Context) error {
+	w, stop := r.Worker(worker.Config{PictureQueue: 2, BatchSize: 4}, serveArtist(artist{enter: func(ctx context.Context) error {
 		select {
 		case <-release:
 		case <-ctx.Done():
@@ -151,7 +151,7 @@ func TestAWorkerThatEndsWhileItDrawsLosesNoEvent(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
 	r.Release("bolts", streamtest.Fake{Name: "one"})
 	entered := make(chan struct{}, 8)
-	_, stop := r.Worker(stream.WorkerConfig{Drain: 50 * time.Millisecond, RetryDelay: 10 * time.Millisecond}, serveArtist(artist{enter: func(ctx context.Context) error {
+	_, stop := r.Worker(worker.Config{Drain: 50 * time.Millisecond, RetryDelay: 10 * time.Millisecond}, serveArtist(artist{enter: func(ctx context.Context) error {
 		entered <- struct{}{}
 		<-ctx.Done()
 		return ctx.Err()
@@ -162,7 +162,7 @@ func TestAWorkerThatEndsWhileItDrawsLosesNoEvent(t *testing.T) {
 	if n := len(r.Events()); n != 0 {
 		t.Fatalf("%d events of a frame that was given back", n)
 	}
-	w, _ := r.Worker(stream.WorkerConfig{}, serveArtist(artist{}))
+	w, _ := r.Worker(worker.Config{}, serveArtist(artist{}))
 	streamtest.Eventually(t, "the frame is done", func() bool { return w.Stats().Scored == 1 })
 	if e := r.Events(); len(e) != 1 || e[0].Pictures == "" {
 		t.Errorf("%+v", e)
@@ -177,7 +177,7 @@ func TestPicturesThatCannotBeDrawnDoNotHoldUpTheEvent(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := streamtest.New(t, stream.Topology{})
 			r.Release("bolts", streamtest.Fake{Name: "one"})
-			w, _ := r.Worker(stream.WorkerConfig{}, serveArtist(artist{enter: enter}))
+			w, _ := r.Worker(worker.Config{}, serveArtist(artist{enter: enter}))
 			r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "bad", Image: streamtest.Image(0.95)})
 			streamtest.Eventually(t, "the frame is done", func() bool { return w.Stats().Scored == 1 })
 			if e := r.Events(); len(e) != 1 || e[0].NoPictures != stream.NoPicturesFailed || e[0].Pictures != "" || e[0].Evidence == "" || w.Stats().Unpictured != 1 {
@@ -197,7 +197,7 @@ func TestADetectorThatKeepsNoImagesStillReportsRegions(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.Release("bolts", streamtest.Fake{Name: "one"})
-	w, _ := r.Worker(stream.WorkerConfig{}, serveArtist(artist{enter: func(context.Context) error {
+	w, _ := r.Worker(worker.Config{}, serveArtist(artist{enter: func(context.Context) error {
 		t.Error("a picture was drawn")
 		return nil
 	}}))
@@ -235,7 +235,7 @@ func TestACoolDownDrawsOnlyWhatItAnnounces(t *testing.T) {
 	}
 	r.Release("bolts", streamtest.Fake{Name: "one"})
 	var drawn atomic.Int64
-	w, _ := r.Worker(stream.WorkerConfig{}, serveArtist(artist{enter: func(context.Context) error { drawn.Add(1); return nil }}))
+	w, _ := r.Worker(worker.Config{}, serveArtist(artist{enter: func(context.Context) error { drawn.Add(1); return nil }}))
 	at := time.Now()
 	for i := range 6 {
 		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("bad", i), CapturedAt: at, Image: streamtest.Image(0.95)})
@@ -260,7 +260,7 @@ func TestEvidenceKeepsWithinItsLimits(t *testing.T) {
 		}
 		r.Release(d, streamtest.Fake{Name: d})
 	}
-	w, _ := r.Worker(stream.WorkerConfig{}, serveArtist(artist{size: 100 << 10}))
+	w, _ := r.Worker(worker.Config{}, serveArtist(artist{size: 100 << 10}))
 	r.Publish(stream.Frame{Detector: "nuts", Camera: "left", ID: "bad", Image: streamtest.Image(0.95)})
 	const frames = 25
 	for i := range frames {
@@ -308,52 +308,4 @@ func TestEvidenceKeepsWithinItsLimits(t *testing.T) {
 	if err != nil || len(all) != 1 || all[0].Detector != "nuts" {
 		t.Errorf("%+v, %v", all, err)
 	}
-}
-
-func TestEvidenceArchives(t *testing.T) {
-	score := 1.5
-	e := stream.Evidence{
-		Event:    stream.Event{ID: "abc", Kind: stream.KindAnomaly, Detector: "bolts", Camera: "left", Score: &score},
-		Pictures: []stream.Picture{{Name: "overlay.jpg", About: "the frame", Data: []byte("picture")}},
-	}
-	b, err := e.Archive()
-	if err != nil {
-		t.Fatal(err)
-	}
-	back, err := stream.ParseEvidence(b)
-	if err != nil || back.Event.ID != "abc" || *back.Event.Score != score || len(back.Pictures) != 1 || !bytes.Equal(back.Pictures[0].Data, []byte("picture")) {
-		t.Errorf("%+v, %v", back, err)
-	}
-	for _, name := range []string{"", "../x", "a/b", ".hidden", stream.EvidenceIndex, "a\x00b"} {
-		e.Pictures[0].Name = name
-		if _, err := e.Archive(); err == nil {
-			t.Errorf("file name %q is accepted", name)
-		}
-	}
-	if _, err := stream.ParseEvidence(b[:len(b)-5]); !errors.Is(err, stream.ErrBadMessage) {
-		t.Error(err)
-	}
-}
-
-func FuzzParseEvidence(f *testing.F) {
-	b, err := stream.Evidence{Event: stream.Event{ID: "abc"}, Pictures: []stream.Picture{{Name: "a.jpg", Data: []byte("x")}}}.Archive()
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(b)
-	f.Add(b[:30])
-	f.Fuzz(func(t *testing.T, b []byte) {
-		e, err := stream.ParseEvidence(b)
-		if err != nil {
-			if !errors.Is(err, stream.ErrBadMessage) {
-				t.Errorf("%v", err)
-			}
-			return
-		}
-		for _, p := range e.Pictures {
-			if strings.ContainsAny(p.Name, "/\\") || p.Name == "" {
-				t.Errorf("file name %q", p.Name)
-			}
-		}
-	})
 }

@@ -1,4 +1,4 @@
-package stream
+package worker
 
 import (
 	"context"
@@ -10,85 +10,10 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/kv"
 	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
-
-// Codes of camera events.
-const (
-	CameraSilent = "silent" // no frame has come for as long as the detector says
-	CameraBack   = "back"   // frames come again
-)
-
-// CameraStatus is what is known of a camera.
-type CameraStatus struct {
-	Detector string `json:"detector"`
-	Camera   string `json:"camera"`
-	// LastFrame is when the broker stored the last frame that a worker has taken,
-	// to about ten seconds.
-	LastFrame time.Time `json:"last_frame"`
-	Silent    bool      `json:"silent,omitempty"` // an event says so
-	// UnchangedSince is since when the camera has sent the same picture, where that
-	// is too long for a camera that works; see [HeaderUnchanged].
-	UnchangedSince time.Time `json:"unchanged_since,omitzero"`
-	// Untold is set while that event may not be stored yet: whoever reads the
-	// record stores it first.
-	Untold bool `json:"untold,omitempty"`
-}
-
-// CameraRate is what one worker has seen of a camera in the last minute.
-type CameraRate struct {
-	Detector  string    `json:"detector"`
-	Camera    string    `json:"camera"`
-	LastFrame time.Time `json:"last_frame"` // when the broker stored it
-	PerSecond float64   `json:"per_second"` // frames that this worker took
-}
-
-// cameraKeys is what the keys of cameras in the work bucket begin with.
-const cameraKeys = "camera."
-
-func cameraKey(detector, camera string) string { return cameraKeys + detector + "." + camera }
-
-// openCameras reads the cameras' records in the work bucket.
-func openCameras(bucket jetstream.KeyValue) kv.Store[CameraStatus] {
-	return kv.Store[CameraStatus]{Bucket: bucket, Keys: cameraKeys + ">", Decode: func(key string, value []byte) (CameraStatus, error) {
-		var c CameraStatus
-		if err := kv.Object(value, &c, false); err != nil {
-			return c, err
-		}
-		if !ValidToken(c.Detector) || !ValidToken(c.Camera) || key != cameraKey(c.Detector, c.Camera) {
-			return c, errors.New("it is of another camera")
-		}
-		return c, nil
-	}}
-}
-
-// Cameras returns what is known of the cameras that have sent frames within the
-// last week, by detector and name.
-func (in *Installation) Cameras(ctx context.Context) ([]CameraStatus, error) {
-	bucket, err := in.bucket(ctx, in.names.WorkBucket())
-	if err != nil {
-		return nil, err
-	}
-	all, _, err := openCameras(bucket).List(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("list cameras: %w", err)
-	}
-	var out []CameraStatus
-	for _, e := range all {
-		out = append(out, e.Value)
-	}
-	return out, nil
-}
-
-// forgetCameras removes the records of a detector's cameras.
-func (in *Installation) forgetCameras(ctx context.Context, detector string) error {
-	s, err := in.js.Stream(ctx, "KV_"+in.names.WorkBucket())
-	if err != nil {
-		return err
-	}
-	return s.Purge(ctx, jetstream.WithPurgeSubject("$KV."+in.names.WorkBucket()+"."+cameraKey(detector, "*")))
-}
 
 // cameraActivities is what this worker has seen of cameras.
 type cameraActivities struct {
@@ -97,7 +22,7 @@ type cameraActivities struct {
 }
 
 type cameraActivity struct {
-	CameraRate
+	stream.CameraRate
 	frozen     time.Time // since when its pictures are the same; zero: they are not
 	told       time.Time // last frame that the record says
 	toldFrozen time.Time // frozen, as the record says it
@@ -108,7 +33,7 @@ type cameraActivity struct {
 // saw counts a frame, with the time at which the broker stored it and since when
 // its camera has sent the same picture.
 func (s *cameraActivities) saw(detector, camera string, at, frozen time.Time) {
-	if !ValidToken(detector) || !ValidToken(camera) {
+	if !stream.ValidToken(detector) || !stream.ValidToken(camera) {
 		return
 	}
 	s.mu.Lock()
@@ -116,13 +41,13 @@ func (s *cameraActivities) saw(detector, camera string, at, frozen time.Time) {
 	if s.all == nil {
 		s.all = map[string]*cameraActivity{}
 	}
-	key := cameraKey(detector, camera)
+	key := stream.CameraKey(detector, camera)
 	c := s.all[key]
 	if c == nil {
 		if len(s.all) >= maxCameras {
 			return
 		}
-		c = &cameraActivity{CameraRate: CameraRate{Detector: detector, Camera: camera}}
+		c = &cameraActivity{CameraRate: stream.CameraRate{Detector: detector, Camera: camera}}
 		s.all[key] = c
 	}
 	if at.After(c.LastFrame) {
@@ -146,10 +71,10 @@ func (c *cameraActivity) advance(now int64) {
 }
 
 // rates are the cameras that sent this worker a frame within the last minute.
-func (s *cameraActivities) rates() []CameraRate {
+func (s *cameraActivities) rates() []stream.CameraRate {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var out []CameraRate
+	var out []stream.CameraRate
 	for _, c := range s.all {
 		c.advance(time.Now().Unix())
 		sum := 0
@@ -167,22 +92,22 @@ func (s *cameraActivities) rates() []CameraRate {
 
 // news are the cameras with frames that are not on record yet, and step younger
 // than what is.
-func (s *cameraActivities) news(step time.Duration) []CameraStatus {
+func (s *cameraActivities) news(step time.Duration) []stream.CameraStatus {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var out []CameraStatus
+	var out []stream.CameraStatus
 	for _, c := range s.all {
 		if c.told.IsZero() || c.LastFrame.Sub(c.told) >= step || !c.frozen.Equal(c.toldFrozen) {
-			out = append(out, CameraStatus{Detector: c.Detector, Camera: c.Camera, LastFrame: c.LastFrame, UnchangedSince: c.frozen})
+			out = append(out, stream.CameraStatus{Detector: c.Detector, Camera: c.Camera, LastFrame: c.LastFrame, UnchangedSince: c.frozen})
 		}
 	}
 	return out
 }
 
-func (s *cameraActivities) recorded(c CameraStatus) {
+func (s *cameraActivities) recorded(c stream.CameraStatus) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if x := s.all[cameraKey(c.Detector, c.Camera)]; x != nil && !c.LastFrame.Before(x.told) {
+	if x := s.all[stream.CameraKey(c.Detector, c.Camera)]; x != nil && !c.LastFrame.Before(x.told) {
 		x.told, x.toldFrozen = c.LastFrame, c.UnchangedSince
 	}
 }
@@ -225,7 +150,7 @@ const recordEvery = 10 * time.Second
 func (w *Worker) checkCameras(ctx context.Context, limits map[string]time.Duration, step time.Duration) error {
 	ctx, cancel := w.epoch.Within(ctx)
 	defer cancel()
-	store := openCameras(w.work)
+	store := stream.OpenCameras(w.work)
 	for _, c := range w.seenCameras.news(step) {
 		if err := w.recordCamera(ctx, store, c); err != nil {
 			return err
@@ -251,11 +176,11 @@ func (w *Worker) checkCameras(ctx context.Context, limits map[string]time.Durati
 			continue
 		}
 		// Frames that wait are not the camera's silence.
-		waiting, err := perDetector(ctx, w.js, w.cfg.FramesStream(), w.cfg.Frames(c.Detector, c.Camera), func(string) (string, bool) { return "", true })
+		waiting, err := w.in.WaitingFrames(ctx, c.Detector, c.Camera)
 		if err != nil {
 			return err
 		}
-		if waiting[""] > 0 {
+		if waiting > 0 {
 			continue
 		}
 		// The record first: where another worker knows of a younger frame, it is no
@@ -276,9 +201,9 @@ func (w *Worker) checkCameras(ctx context.Context, limits map[string]time.Durati
 }
 
 // reportSilence stores the event of a silence that is on record, and records that.
-func (w *Worker) reportSilence(ctx context.Context, store kv.Store[CameraStatus], c CameraStatus, head uint64) error {
+func (w *Worker) reportSilence(ctx context.Context, store kv.Store[stream.CameraStatus], c stream.CameraStatus, head uint64) error {
 	why := fmt.Sprintf("camera %s of %s has sent no frame since %s", c.Camera, c.Detector, c.LastFrame.Format(time.RFC3339))
-	if err := w.reportCamera(ctx, c, CameraSilent, why); err != nil {
+	if err := w.reportCamera(ctx, c, stream.CameraSilent, why); err != nil {
 		return err
 	}
 	w.log.Warn().Str("detector", c.Detector).Str("camera", c.Camera).Time("last_frame", c.LastFrame).Msg("camera has fallen silent")
@@ -288,8 +213,8 @@ func (w *Worker) reportSilence(ctx context.Context, store kv.Store[CameraStatus]
 }
 
 // recordCamera brings a camera's record to a frame of this worker's.
-func (w *Worker) recordCamera(ctx context.Context, store kv.Store[CameraStatus], c CameraStatus) error {
-	e, err := store.Get(ctx, cameraKey(c.Detector, c.Camera))
+func (w *Worker) recordCamera(ctx context.Context, store kv.Store[stream.CameraStatus], c stream.CameraStatus) error {
+	e, err := store.Get(ctx, stream.CameraKey(c.Detector, c.Camera))
 	switch {
 	case errors.Is(err, jetstream.ErrKeyNotFound), errors.Is(err, kv.ErrUnreadable):
 	case err != nil:
@@ -302,7 +227,7 @@ func (w *Worker) recordCamera(ctx context.Context, store kv.Store[CameraStatus],
 			return w.reportSilence(ctx, store, e.Value, e.Head) // first things first
 		}
 		why := fmt.Sprintf("camera %s of %s sends frames again, after %v", c.Camera, c.Detector, c.LastFrame.Sub(e.Value.LastFrame).Round(time.Second))
-		if err := w.reportCamera(ctx, e.Value, CameraBack, why); err != nil {
+		if err := w.reportCamera(ctx, e.Value, stream.CameraBack, why); err != nil {
 			return err
 		}
 		w.log.Info().Str("detector", c.Detector).Str("camera", c.Camera).Msg("camera is back")
@@ -316,12 +241,12 @@ func (w *Worker) recordCamera(ctx context.Context, store kv.Store[CameraStatus],
 
 // putCamera writes a record and returns its revision, or 0 where another worker
 // was faster: it is looked at again soon.
-func putCamera(ctx context.Context, store kv.Store[CameraStatus], c CameraStatus, head uint64) (uint64, error) {
+func putCamera(ctx context.Context, store kv.Store[stream.CameraStatus], c stream.CameraStatus, head uint64) (uint64, error) {
 	b, err := json.Marshal(c)
 	if err != nil {
 		return 0, err
 	}
-	key := cameraKey(c.Detector, c.Camera)
+	key := stream.CameraKey(c.Detector, c.Camera)
 	if head == 0 {
 		head, err = store.Bucket.Create(ctx, key, b)
 	} else {
@@ -335,6 +260,6 @@ func putCamera(ctx context.Context, store kv.Store[CameraStatus], c CameraStatus
 
 // reportCamera stores a camera event; its id is made of the last frame before the
 // silence, the same in all workers.
-func (w *Worker) reportCamera(ctx context.Context, c CameraStatus, code, why string) error {
-	return w.in.StoreNotice(ctx, Notice(KindCamera, c.Detector, c.Camera, "", code, why, c.LastFrame.Format(time.RFC3339Nano)))
+func (w *Worker) reportCamera(ctx context.Context, c stream.CameraStatus, code, why string) error {
+	return w.in.StoreNotice(ctx, stream.Notice(stream.KindCamera, c.Detector, c.Camera, "", code, why, c.LastFrame.Format(time.RFC3339Nano)))
 }

@@ -1,4 +1,4 @@
-package stream
+package worker
 
 import (
 	"context"
@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
+	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
 	"github.com/nearmiss/nearmiss/stream/internal/wait"
 	"github.com/nearmiss/nearmiss/stream/registry"
@@ -44,17 +45,17 @@ type inService struct {
 	// Lock order: detectorRunner.mu, then loaded.mu.
 	mu           sync.Mutex
 	want         wanted
-	cur          *loaded            // what is served; nil: nothing yet
-	shadow       *loaded            // the candidate; nil: none
-	shadowReport ShadowReport       // of the candidate
-	changed      context.Context    // ends, and is replaced, when any of the above changes
-	change       context.CancelFunc // of changed
-	refused      map[string]uint64  // release → revision of the pointer with which it was refused
+	cur          *loaded             // what is served; nil: nothing yet
+	shadow       *loaded             // the candidate; nil: none
+	shadowReport stream.ShadowReport // of the candidate
+	changed      context.Context     // ends, and is replaced, when any of the above changes
+	change       context.CancelFunc  // of changed
+	refused      map[string]uint64   // release → revision of the pointer with which it was refused
 }
 
 // wanted is what the broker says of a detector.
 type wanted struct {
-	conf   Detector
+	conf   stream.Detector
 	active registry.Pointer // zero: nothing is to be served
 	shadow registry.Pointer // zero: no candidate
 }
@@ -110,7 +111,7 @@ func (l *detectorRunner) borrow() (cur, shadow *loaded) {
 	return l.cur, l.shadow
 }
 
-func (l *detectorRunner) state() (conf Detector, target registry.Pointer, cur *loaded, changed context.Context) {
+func (l *detectorRunner) state() (conf stream.Detector, target registry.Pointer, cur *loaded, changed context.Context) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.want.conf, l.want.active, l.cur, l.changed
@@ -142,7 +143,7 @@ func (l *detectorRunner) run(ctx, work context.Context) {
 
 // consumer is the durable consumer that all workers of the detector share.
 func (l *detectorRunner) consumer(ctx context.Context) (jetstream.Consumer, error) {
-	c, err := l.w.js.CreateOrUpdateConsumer(ctx, l.w.cfg.FramesStream(), FramesConsumerConfig(l.w.cfg.Names, l.name, l.w.cfg.AckWait))
+	c, err := l.w.js.CreateOrUpdateConsumer(ctx, l.w.cfg.FramesStream(), stream.FramesConsumerConfig(l.w.cfg.Names, l.name, l.w.cfg.AckWait))
 	if err != nil {
 		return nil, fmt.Errorf("frames consumer of detector %s: %w", l.name, err)
 	}
@@ -170,7 +171,7 @@ func (l *detectorRunner) makeConsumer(ctx context.Context, anew bool) error {
 	if m.made && !anew {
 		return nil
 	}
-	m.patience = min(max(2*m.patience, Leaderless), 5*Leaderless)
+	m.patience = min(max(2*m.patience, stream.Leaderless), 5*stream.Leaderless)
 	step, cancel := context.WithTimeout(ctx, m.patience)
 	defer cancel()
 	_, err := l.consumer(step)
@@ -198,14 +199,14 @@ func (l *detectorRunner) takeAll(ctx context.Context, handle func([]jetstream.Ms
 // while the servers of a cluster agree on a new leader, it asks again and again: what
 // an earlier request asked for may still come.
 func (l *detectorRunner) takeFrames(ctx context.Context, handle func([]jetstream.Msg)) error {
-	t, err := newTaker(l.w.nc, l.w.cfg.Names, l.w.cfg.FramesStream(), FramesConsumer(l.name))
+	t, err := newTaker(l.w.nc, l.w.cfg.Names, l.w.cfg.FramesStream(), stream.FramesConsumer(l.name))
 	if err != nil {
 		return err
 	}
 	defer t.close()
 	var since time.Time // nobody answers, or it was tried to make the consumer
 	for ctx.Err() == nil {
-		if err := l.makeConsumer(ctx, !since.IsZero() && time.Since(since) > Leaderless); err != nil && ctx.Err() == nil {
+		if err := l.makeConsumer(ctx, !since.IsZero() && time.Since(since) > stream.Leaderless); err != nil && ctx.Err() == nil {
 			l.log.Debug().Err(err).Msg("cannot make the consumer of frames")
 			since = time.Now()
 		}
@@ -324,12 +325,12 @@ func (l *detectorRunner) swap(ctx, work context.Context, target registry.Pointer
 	}
 	what := fmt.Sprintf("%s/%d", role, target.Revision)
 	if err != nil {
-		if Retryable(err) && !unfit(err) {
+		if stream.Retryable(err) && !unfit(err) {
 			log.Warn().Err(err).Msg("cannot get the release yet")
 			return false
 		}
 		l.w.count.refused.Add(1)
-		l.w.cfg.Meter.Swap(l.name, role, target.Release, ReleaseRefused, time.Since(begin))
+		l.w.cfg.Meter.Swap(l.name, role, target.Release, stream.ReleaseRefused, time.Since(begin))
 		l.mu.Lock()
 		l.refused[target.Release] = target.Revision
 		serving := "no release serves"
@@ -338,14 +339,14 @@ func (l *detectorRunner) swap(ctx, work context.Context, target registry.Pointer
 		}
 		l.mu.Unlock()
 		log.Error().Err(err).Msg("release refused: " + serving)
-		l.notify(work, Notice(KindRelease, l.name, NoCamera, target.Release, ReleaseRefused, fmt.Sprintf("as the %s release: %v; %s", role, err, serving), what))
+		l.notify(work, stream.Notice(stream.KindRelease, l.name, stream.NoCamera, target.Release, stream.ReleaseRefused, fmt.Sprintf("as the %s release: %v; %s", role, err, serving), what))
 		return true
 	}
 	l.exchange(place, &loaded{scorer: scorer, pointer: target})
 	l.w.count.swaps.Add(1)
-	l.w.cfg.Meter.Swap(l.name, role, target.Release, ReleaseInService, time.Since(begin))
+	l.w.cfg.Meter.Swap(l.name, role, target.Release, stream.ReleaseInService, time.Since(begin))
 	log.Info().Dur("took", time.Since(begin)).Msg("release is in service")
-	l.notify(work, Notice(KindRelease, l.name, NoCamera, target.Release, ReleaseInService, "it is in service as the "+role+" release", what))
+	l.notify(work, stream.Notice(stream.KindRelease, l.name, stream.NoCamera, target.Release, stream.ReleaseInService, "it is in service as the "+role+" release", what))
 	return true
 }
 

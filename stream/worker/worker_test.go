@@ -1,4 +1,4 @@
-package stream_test
+package worker_test
 
 import (
 	"bytes"
@@ -16,20 +16,20 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
+	"github.com/nearmiss/nearmiss/stream/worker"
 )
 
 func TestWorkerScoresEveryFrameAndAnnouncesAnomalies(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
 	release := r.Release("bolts", streamtest.Fake{Name: "one"})
 	got := r.Scores()
-	w, stop := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	w, stop := r.Worker(worker.Config{}, streamtest.LoadFake)
 	const frames = 50
 	for i := range frames {
 		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: streamtest.Image(float64(i) / frames), Truth: `{"defect":false}`, Source: "a/b.png"})
@@ -70,7 +70,7 @@ func TestWorkerScoresEveryFrameAndAnnouncesAnomalies(t *testing.T) {
 func TestEventsAreCloudEvents(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{Names: stream.Names{Prefix: "plant-2"}})
 	r.Release("bolts", streamtest.Fake{Name: "one"})
-	r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	r.Worker(worker.Config{}, streamtest.LoadFake)
 	captured := time.Date(2026, 1, 2, 3, 4, 5, 600, time.UTC)
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f1", CapturedAt: captured, Image: streamtest.Image(0.95), Trace: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"})
 	streamtest.Eventually(t, "there is an event", func() bool { return len(r.Events()) == 1 })
@@ -107,8 +107,8 @@ func TestTwoWorkersShareTheFramesOfADetector(t *testing.T) {
 		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: streamtest.Image(0.1)})
 	}
 	slow := streamtest.Serve(streamtest.Fake{Delay: 5 * time.Millisecond})
-	one, _ := r.Worker(stream.WorkerConfig{BatchSize: 8}, slow)
-	two, _ := r.Worker(stream.WorkerConfig{BatchSize: 8}, slow)
+	one, _ := r.Worker(worker.Config{BatchSize: 8}, slow)
+	two, _ := r.Worker(worker.Config{BatchSize: 8}, slow)
 	streamtest.Eventually(t, "all frames are scored", func() bool { return one.Stats().Scored+two.Stats().Scored == frames })
 	a, b := one.Stats().Scored, two.Stats().Scored
 	t.Logf("%d and %d frames", a, b)
@@ -120,7 +120,7 @@ func TestTwoWorkersShareTheFramesOfADetector(t *testing.T) {
 func TestAFrameThatCannotBeReadIsRejectedAtOnce(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
 	r.Release("bolts", streamtest.Fake{Name: "one"})
-	w, _ := r.Worker(stream.WorkerConfig{MaxImage: 1 << 20}, streamtest.LoadFake)
+	w, _ := r.Worker(worker.Config{MaxImage: 1 << 20}, streamtest.LoadFake)
 	subject := r.Names.Frames("bolts", "left")
 	store, err := r.JS.ObjectStore(t.Context(), r.Names.LargeBucket())
 	if err != nil {
@@ -180,7 +180,7 @@ func TestAFrameThatCannotBeReadIsRejectedAtOnce(t *testing.T) {
 func TestAScoreThatIsNoNumberIsNoNormalFrame(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
 	r.Release("bolts", streamtest.Fake{Name: "one"})
-	w, _ := r.Worker(stream.WorkerConfig{}, stream.LoaderFunc(func(context.Context, string) (stream.Scorer, error) { return nanScorer{}, nil }))
+	w, _ := r.Worker(worker.Config{}, worker.LoaderFunc(func(context.Context, string) (worker.Scorer, error) { return nanScorer{}, nil }))
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f", Image: streamtest.Image(0.1)})
 	streamtest.Eventually(t, "it is rejected", func() bool { return w.Stats().Rejected == 1 })
 	if e := r.Events(); len(e) != 1 || e[0].Code != stream.CodeNotFinite {
@@ -190,10 +190,10 @@ func TestAScoreThatIsNoNumberIsNoNormalFrame(t *testing.T) {
 
 type nanScorer struct{}
 
-func (nanScorer) Score(_ context.Context, images [][]byte) ([]stream.Verdict, error) {
-	v := make([]stream.Verdict, len(images))
+func (nanScorer) Score(_ context.Context, images [][]byte) ([]worker.Verdict, error) {
+	v := make([]worker.Verdict, len(images))
 	for i := range v {
-		v[i] = stream.Verdict{Score: math.NaN(), Threshold: 1, PValue: 0.5, K: 1}
+		v[i] = worker.Verdict{Score: math.NaN(), Threshold: 1, PValue: 0.5, K: 1}
 	}
 	return v, nil
 }
@@ -216,7 +216,7 @@ func TestAScorerThatFailsIsTriedAgain(t *testing.T) {
 		}
 		return nil
 	}}
-	w, _ := r.Worker(stream.WorkerConfig{RetryDelay: time.Millisecond, MaxDeliver: 4}, streamtest.Serve(f))
+	w, _ := r.Worker(worker.Config{RetryDelay: time.Millisecond, MaxDeliver: 4}, streamtest.Serve(f))
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "good1", Image: streamtest.Image(0.1)})
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "poison", Image: poison})
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "good2", Image: streamtest.Image(0.2)})
@@ -253,7 +253,7 @@ func TestAFrameThatIsNeverAcknowledgedGoesToTheDeadLetters(t *testing.T) {
 		return len(r.Stored(r.Names.DeadStream())) == 1
 	})
 	r.Release("bolts", streamtest.Fake{Name: "one"})
-	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
 	streamtest.Eventually(t, "it is dead", func() bool {
 		dead, err := r.In.DeadLetters(t.Context(), 0)
 		return err == nil && len(dead) == 1 && dead[0].Code == stream.CodeMaxDeliveries && bytes.Equal(dead[0].Data, streamtest.Image(0.5))
@@ -269,7 +269,7 @@ func TestAFrameThatIsNeverAcknowledgedGoesToTheDeadLetters(t *testing.T) {
 
 func TestFramesOfADetectorWithoutAReleaseWait(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
-	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
 	for i := range 5 {
 		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: streamtest.Image(0.5)})
 	}
@@ -289,7 +289,7 @@ func TestFramesOfAnyClient(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
 	r.Release("bolts", streamtest.Fake{Name: "one"})
 	got := r.Scores()
-	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
 	for range 3 { // plain core NATS publishes, no headers
 		if err := r.NC.Publish("nearmiss.frames.bolts.phone", streamtest.Image(0.3)); err != nil {
 			t.Fatal(err)
@@ -311,7 +311,7 @@ func TestFramesOfAnyClient(t *testing.T) {
 func TestAnImageAboveThePayloadLimitIsScoredAndItsObjectRemoved(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
 	r.Release("bolts", streamtest.Fake{Name: "one"})
-	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
 	store, err := r.JS.ObjectStore(t.Context(), r.Names.LargeBucket())
 	if err != nil {
 		t.Fatal(err)
@@ -369,7 +369,7 @@ func TestAFrameThatComesAgainAfterASwapRaisesNoSecondEvent(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
 	streamtest.Eventually(t, "both are scored", func() bool { return w.Stats().Scored == 2 })
 	var ids []string
 	for _, e := range r.Events() {
@@ -386,7 +386,7 @@ func TestALiveDetectorKeepsOnlyTheNewestFrames(t *testing.T) {
 	for i := range 100 {
 		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: streamtest.Image(0.5)})
 	}
-	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
 	streamtest.Eventually(t, "old frames are dropped", func() bool { return w.Stats().Dropped == 90 })
 	got := r.Scores()
 	r.Release("bolts", streamtest.Fake{Name: "one"})
@@ -411,7 +411,7 @@ func TestAWorkerFinishesItsFramesWhenItIsStopped(t *testing.T) {
 	for i := range 8 {
 		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: streamtest.Image(0.5)})
 	}
-	w, stop := r.Worker(stream.WorkerConfig{BatchSize: 8, Lanes: 1}, streamtest.Serve(f))
+	w, stop := r.Worker(worker.Config{BatchSize: 8, Lanes: 1}, streamtest.Serve(f))
 	<-entered
 	stop()
 	if w.Stats().Scored != 8 {
@@ -426,7 +426,7 @@ func TestAScorerThatHangsDoesNotHoldTheWorker(t *testing.T) {
 	entered := make(chan struct{}, 10)
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f", Image: streamtest.Image(0.5)})
 	f := streamtest.Fake{Delay: time.Hour, OnScore: nil}
-	w, stop := r.Worker(stream.WorkerConfig{Drain: 10 * time.Millisecond, Lanes: 1}, stream.LoaderFunc(func(context.Context, string) (stream.Scorer, error) {
+	w, stop := r.Worker(worker.Config{Drain: 10 * time.Millisecond, Lanes: 1}, worker.LoaderFunc(func(context.Context, string) (worker.Scorer, error) {
 		return hooked{f, func() { entered <- struct{}{} }}, nil
 	}))
 	<-entered
@@ -441,7 +441,7 @@ type hooked struct {
 	hook func()
 }
 
-func (h hooked) Score(ctx context.Context, images [][]byte) ([]stream.Verdict, error) {
+func (h hooked) Score(ctx context.Context, images [][]byte) ([]worker.Verdict, error) {
 	h.hook()
 	return h.Fake.Score(ctx, images)
 }
@@ -463,7 +463,7 @@ func TestWorkGoesOnAfterTheBrokerRestarts(t *testing.T) {
 	r := &streamtest.Rig{T: t, Dir: dir, URL: b.ClientURL()}
 	r.Open(stream.Topology{})
 	r.Release("bolts", streamtest.Fake{Name: "one"})
-	w, stopWorker := r.Worker(stream.WorkerConfig{Resync: time.Hour}, streamtest.LoadFake)
+	w, stopWorker := r.Worker(worker.Config{Resync: time.Hour}, streamtest.LoadFake)
 	frame := 0
 	publish := func(n int) {
 		for range n {
@@ -510,7 +510,7 @@ func TestWorkGoesOnAfterTheBrokerRestarts(t *testing.T) {
 func TestAReleaseThatIsUnfitIsRefusedAndTheOldOneServes(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
 	old := r.Release("bolts", streamtest.Fake{Name: "good"})
-	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f1", Image: streamtest.Image(0.95)})
 	streamtest.Eventually(t, "it serves", func() bool { return w.Stats().Scored == 1 })
 	r.Release("bolts", streamtest.Fake{Name: "bad", Broken: "the bank has 192 dimensions, the model 384"})
@@ -551,7 +551,7 @@ func TestAReleaseThatIsUnfitIsRefusedAndTheOldOneServes(t *testing.T) {
 func TestAReleaseThatIsDamagedInTheStoreIsRefused(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
 	old := r.Release("bolts", streamtest.Fake{Name: "good"})
-	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
 	streamtest.Eventually(t, "it serves", func() bool { return w.Stats().Swaps == 1 })
 	store, err := r.JS.ObjectStore(t.Context(), r.Names.ArtifactsBucket())
 	if err != nil {
@@ -614,67 +614,5 @@ func TestAReleaseThatIsDamagedInTheStoreIsRefused(t *testing.T) {
 				t.Errorf("event of release %s", e.Release)
 			}
 		})
-	}
-}
-
-func TestWatchDeliversEvents(t *testing.T) {
-	r := streamtest.New(t, stream.Topology{})
-	r.Release("bolts", streamtest.Fake{Name: "one"})
-	r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
-	publish := func(ids ...string) {
-		for _, id := range ids {
-			r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: id, Image: streamtest.Image(0.95)})
-		}
-	}
-	watch := func(cfg stream.WatchConfig, n int, handle func(stream.Event) error) (ids []string) {
-		t.Helper()
-		ctx, cancel := context.WithCancel(t.Context())
-		defer cancel()
-		got := make(chan string, 100)
-		done := make(chan error, 1)
-		go func() {
-			done <- stream.Watch(ctx, r.NC, cfg, zerolog.Nop(), func(_ context.Context, e stream.Event) error {
-				if err := handle(e); err != nil {
-					return err
-				}
-				got <- e.FrameID
-				return nil
-			})
-		}()
-		for len(ids) < n {
-			select {
-			case id := <-got:
-				ids = append(ids, id)
-			case err := <-done:
-				t.Fatalf("watch ended with %v", err)
-			}
-		}
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-		return ids
-	}
-	fine := func(stream.Event) error { return nil }
-	before := time.Now()
-	publish("a", "b")
-	if ids := watch(stream.WatchConfig{Detector: "bolts", Kind: stream.KindAnomaly, Since: before}, 2, fine); len(ids) != 2 {
-		t.Errorf("%v", ids)
-	}
-	// A durable watch: an event that is not handled comes again, and what comes
-	// between two watches is not lost.
-	failed := false
-	ids := watch(stream.WatchConfig{Durable: "desk", Kind: stream.KindAnomaly, Since: before}, 2, func(e stream.Event) error {
-		if !failed {
-			failed = true
-			return errors.New("not now")
-		}
-		return nil
-	})
-	publish("c")
-	streamtest.Eventually(t, "the event is stored", func() bool { return len(r.Events()) == 3 })
-	ids = append(ids, watch(stream.WatchConfig{Durable: "desk"}, 1, fine)...)
-	if got := strings.Join(ids, ""); len(got) != 3 || got[2] != 'c' {
-		t.Errorf("durable watch: %v", ids)
 	}
 }

@@ -1,4 +1,4 @@
-package stream
+package worker
 
 import (
 	"context"
@@ -16,15 +16,16 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/memory"
+	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/pull"
 	"github.com/nearmiss/nearmiss/stream/internal/wait"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
-// WorkerConfig configures a [Worker]. The zero value of a field means its
+// Config configures a [Worker]. The zero value of a field means its
 // default.
-type WorkerConfig struct {
-	Names
+type Config struct {
+	stream.Names
 
 	// Detectors to serve. Default: all that the broker knows.
 	Detectors []string
@@ -61,9 +62,9 @@ type WorkerConfig struct {
 	// empty code accepts it. Default: whatever is not empty is accepted.
 	Inspect func(image []byte) (code, reason string)
 	// Meter is told what the worker does. Default: nobody is.
-	Meter WorkerMeter
+	Meter Meter
 	// Tracer makes spans of frames and events. Default nil: nobody follows them.
-	Tracer Tracer
+	Tracer stream.Tracer
 	// Drain is how long frames under way may take to finish when Run's context
 	// ends. Default 20 s.
 	Drain time.Duration
@@ -72,7 +73,7 @@ type WorkerConfig struct {
 	Resync time.Duration
 }
 
-func (c WorkerConfig) withDefaults() WorkerConfig {
+func (c Config) withDefaults() Config {
 	if c.BatchSize == 0 {
 		c.BatchSize = 16
 	}
@@ -80,7 +81,7 @@ func (c WorkerConfig) withDefaults() WorkerConfig {
 		c.Lanes = 2
 	}
 	if c.AckWait == 0 {
-		c.AckWait = FrameAckWait
+		c.AckWait = stream.FrameAckWait
 	}
 	if c.MaxDeliver == 0 {
 		c.MaxDeliver = 5
@@ -110,11 +111,11 @@ func (c WorkerConfig) withDefaults() WorkerConfig {
 }
 
 // Validate reports every setting that cannot work.
-func (c WorkerConfig) Validate() error {
+func (c Config) Validate() error {
 	errs := []error{c.Names.Validate()}
 	d := c.withDefaults()
 	for _, name := range c.Detectors {
-		errs = append(errs, CheckToken("detector", name))
+		errs = append(errs, stream.CheckToken("detector", name))
 	}
 	bad := func(wrong bool, format string, args ...any) {
 		if wrong {
@@ -131,23 +132,6 @@ func (c WorkerConfig) Validate() error {
 	return errors.Join(errs...)
 }
 
-// WorkerStats counts what a worker has done since it was made.
-type WorkerStats struct {
-	Scored    uint64 `json:"scored"`    // frames with a score
-	Anomalies uint64 `json:"anomalies"` // of those, anomalous
-	Rejected  uint64 `json:"rejected"`  // frames that could not be read
-	Retried   uint64 `json:"retried"`   // frames given back to be tried again
-	Dropped   uint64 `json:"dropped"`   // frames of live detectors that were too old
-	Learned   uint64 `json:"learned"`   // frames that became normals
-	Repeated  uint64 `json:"repeated"`  // frames that had come to their end before
-	Swaps     uint64 `json:"swaps"`     // releases taken into service
-	Refused   uint64 `json:"refused"`   // releases that were not fit to serve
-	// Pictured are anomalies of which pictures are kept; Unpictured those that
-	// went without although the release could draw them.
-	Pictured   uint64 `json:"pictured"`
-	Unpictured uint64 `json:"unpictured"`
-}
-
 type workerCounters struct {
 	scored, anomalies, rejected, retried, dropped, learned, repeated, swaps, refused, pictured, unpictured atomic.Uint64
 }
@@ -155,7 +139,7 @@ type workerCounters struct {
 // Worker turns frames into scores and events. Several workers, in one process
 // or in many, share the frames of a detector.
 type Worker struct {
-	cfg    WorkerConfig
+	cfg    Config
 	nc     *nats.Conn
 	loader Loader
 	log    zerolog.Logger
@@ -167,7 +151,7 @@ type Worker struct {
 
 	workerStores
 
-	unread      Reporter // of what is stored and cannot be read
+	unread      stream.Reporter // of what is stored and cannot be read
 	seenCameras cameraActivities
 
 	// scoring is held by all that score; who holds it alone scores a frame that may
@@ -182,10 +166,10 @@ type Worker struct {
 // any runner is started.
 type workerStores struct {
 	js        jetstream.JetStream
-	in        *Installation
+	in        *stream.Installation
 	registry  *registry.Registry
-	detectors *Detectors
-	jobs      *Jobs
+	detectors *stream.Detectors
+	jobs      *stream.Jobs
 	large     jetstream.ObjectStore // images of frames
 	images    jetstream.ObjectStore // of anomalies
 	evidence  jetstream.ObjectStore
@@ -196,9 +180,9 @@ type workerStores struct {
 	window    atomic.Int64 // how long the broker remembers event ids, nanoseconds
 }
 
-// NewWorker prepares a worker on a connection that the caller closes after Run
-// has returned; see [Connect].
-func NewWorker(cfg WorkerConfig, nc *nats.Conn, loader Loader, log zerolog.Logger) (*Worker, error) {
+// New prepares a worker on a connection that the caller closes after Run
+// has returned; see [stream.Connect].
+func New(cfg Config, nc *nats.Conn, loader Loader, log zerolog.Logger) (*Worker, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -213,9 +197,9 @@ func NewWorker(cfg WorkerConfig, nc *nats.Conn, loader Loader, log zerolog.Logge
 }
 
 // Stats returns the worker's counters.
-func (w *Worker) Stats() WorkerStats {
+func (w *Worker) Stats() stream.WorkerStats {
 	c := &w.count
-	return WorkerStats{
+	return stream.WorkerStats{
 		Scored: c.scored.Load(), Anomalies: c.anomalies.Load(), Rejected: c.rejected.Load(), Retried: c.retried.Load(),
 		Dropped: c.dropped.Load(), Learned: c.learned.Load(), Repeated: c.repeated.Load(), Swaps: c.swaps.Load(), Refused: c.refused.Load(),
 		Pictured: c.pictured.Load(), Unpictured: c.unpictured.Load(),
@@ -357,11 +341,11 @@ func (w *Worker) wake() {
 // open waits for the broker and its streams.
 func (w *Worker) open(ctx context.Context) error {
 	var err error
-	if w.js, err = w.cfg.JetStreamOn(w.nc, jetstream.WithPublishAsyncMaxPending(1024), jetstream.WithPublishAsyncTimeout(PublishWait)); err != nil {
+	if w.js, err = w.cfg.JetStreamOn(w.nc, jetstream.WithPublishAsyncMaxPending(1024), jetstream.WithPublishAsyncTimeout(stream.PublishWait)); err != nil {
 		return fmt.Errorf("start worker: %w", err)
 	}
-	w.in = NewCachingInstallation(w.js, w.cfg.Names, w.cfg.CacheDir)
-	return Await(ctx, w.log, func(step context.Context) error {
+	w.in = stream.NewCachingInstallation(w.js, w.cfg.Names, w.cfg.CacheDir)
+	return stream.Await(ctx, w.log, func(step context.Context) error {
 		frames, err := w.js.Stream(step, w.cfg.FramesStream())
 		if err != nil {
 			return fmt.Errorf("look for stream %s: %w", w.cfg.FramesStream(), err)
@@ -439,7 +423,7 @@ func (w *Worker) refresh(ctx, work context.Context, running *sync.WaitGroup) err
 		return err
 	}
 	w.unread.Report(step, w.in, w.log, append(bad, unread...))
-	confs := map[string]Detector{}
+	confs := map[string]stream.Detector{}
 	for _, d := range list {
 		confs[d.Name] = d
 	}
@@ -449,11 +433,11 @@ func (w *Worker) refresh(ctx, work context.Context, running *sync.WaitGroup) err
 		}
 	}
 	if len(w.cfg.Detectors) > 0 {
-		only := map[string]Detector{}
+		only := map[string]stream.Detector{}
 		for _, name := range w.cfg.Detectors {
 			d, ok := confs[name]
 			if !ok {
-				d = Detector{Name: name}
+				d = stream.Detector{Name: name}
 			}
 			only[name] = d
 		}
@@ -487,9 +471,9 @@ func (w *Worker) refresh(ctx, work context.Context, running *sync.WaitGroup) err
 // unconfigured is what holds for a detector that has a release and no
 // configuration. One whose configuration cannot be read goes on with the one that
 // is in force; where none is, its images are not kept: it may have forbidden that.
-func (w *Worker) unconfigured(name string, unread []Unreadable) Detector {
-	if !slices.ContainsFunc(unread, func(u Unreadable) bool { return u.Key == name }) {
-		return Detector{Name: name}
+func (w *Worker) unconfigured(name string, unread []stream.Unreadable) stream.Detector {
+	if !slices.ContainsFunc(unread, func(u stream.Unreadable) bool { return u.Key == name }) {
+		return stream.Detector{Name: name}
 	}
 	w.mu.Lock()
 	l := w.runners[name]
@@ -499,14 +483,14 @@ func (w *Worker) unconfigured(name string, unread []Unreadable) Detector {
 			return conf
 		}
 	}
-	return Detector{Name: name, NoEvidence: true}
+	return stream.Detector{Name: name, NoEvidence: true}
 }
 
 // moveDeadLetters moves frames that were delivered too often to the dead letters.
 func (w *Worker) moveDeadLetters(ctx context.Context) {
-	u := &deadLetterMover{in: w.in, log: w.log, moved: func(ctx context.Context, raw *jetstream.RawStreamMsg, d DeadLetter) error {
+	u := &deadLetterMover{in: w.in, js: w.js, log: w.log, moved: func(ctx context.Context, raw *jetstream.RawStreamMsg, d stream.DeadLetter) error {
 		meta := &jetstream.MsgMetadata{Timestamp: raw.Time, Sequence: jetstream.SequencePair{Stream: raw.Sequence}}
-		f, _ := ParseFrame(w.cfg.Names, raw.Subject, raw.Header, raw.Data, meta, time.Unix(0, w.created.Load()))
+		f, _ := stream.ParseFrame(w.cfg.Names, raw.Subject, raw.Header, raw.Data, meta, time.Unix(0, w.created.Load()))
 		if f.Detector == "" || f.Camera == "" {
 			return nil
 		}

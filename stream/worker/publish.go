@@ -1,4 +1,4 @@
-package stream
+package worker
 
 import (
 	"context"
@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/internal/redact"
+	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/object"
 	"github.com/nearmiss/nearmiss/stream/internal/scan"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
@@ -45,7 +46,7 @@ func (l *detectorRunner) publish(ctx context.Context, rel *loaded, items []*fram
 			ok = append(ok, it)
 			continue
 		}
-		if it.event.Kind == KindAnomaly {
+		if it.event.Kind == stream.KindAnomaly {
 			if seen, err := l.announced(ctx, rel, it); err != nil {
 				fail(it, err)
 				continue
@@ -72,12 +73,12 @@ func (l *detectorRunner) publish(ctx context.Context, rel *loaded, items []*fram
 		}
 		m, err := it.event.Message(l.w.cfg.Names)
 		if err != nil { // values that JSON cannot hold were refused before
-			fail(it, Permanent(CodeInternal, err))
+			fail(it, stream.Permanent(stream.CodeInternal, err))
 			continue
 		}
 		p := &pending{it: it, msg: m}
-		if it.event.Kind == KindRejected {
-			dead := DeadMessage(l.w.cfg.Names, it.msg.Subject(), l.w.cfg.FramesStream(), it.meta.Sequence.Stream, max(1, it.tried.Failed, it.tried.Died),
+		if it.event.Kind == stream.KindRejected {
+			dead := stream.DeadMessage(l.w.cfg.Names, it.msg.Subject(), l.w.cfg.FramesStream(), it.meta.Sequence.Stream, max(1, it.tried.Failed, it.tried.Died),
 				it.msg.Headers(), it.msg.Data(), it.event.Code, it.event.Reason)
 			if err := l.insist(ctx, "dead letter", func() error {
 				within, cancel := l.w.epoch.Within(ctx)
@@ -110,9 +111,9 @@ func (l *detectorRunner) publish(ctx context.Context, rel *loaded, items []*fram
 // succeeds, cannot ever, or ctx ends.
 func (l *detectorRunner) insist(ctx context.Context, what string, do func() error) error {
 	begin, told := time.Now(), false
-	err := Retry(ctx, prompt(), func() error {
+	err := stream.Retry(ctx, prompt(), func() error {
 		err := do()
-		if Retryable(err) && ctx.Err() == nil && !told && time.Since(begin) > 5*time.Second {
+		if stream.Retryable(err) && ctx.Err() == nil && !told && time.Since(begin) > 5*time.Second {
 			told = true
 			l.log.Warn().Err(err).Str("what", what).Msg("the broker does not store it: frames wait until it does")
 		}
@@ -143,7 +144,7 @@ func (l *detectorRunner) acked(ctx context.Context, ack jetstream.PubAckFuture, 
 	return l.insist(ctx, "event", func() error {
 		within, cancel := l.w.epoch.Within(ctx)
 		defer cancel()
-		step, cancel := context.WithTimeout(within, PublishWait)
+		step, cancel := context.WithTimeout(within, stream.PublishWait)
 		defer cancel()
 		again := nats.NewMsg(m.Subject)
 		again.Header, again.Data = m.Header, m.Data
@@ -167,11 +168,10 @@ func (l *detectorRunner) announced(ctx context.Context, rel *loaded, it *frameTa
 	seen := false
 	start := it.meta.Timestamp
 	err := scan.Run(ctx, l.w.js, l.w.cfg.EventsStream(), jetstream.OrderedConsumerConfig{
-		FilterSubjects: []string{l.w.cfg.Events(it.frame.Detector, it.frame.Camera, KindAnomaly)},
+		FilterSubjects: []string{l.w.cfg.Events(it.frame.Detector, it.frame.Camera, stream.KindAnomaly)},
 		DeliverPolicy:  jetstream.DeliverByStartTimePolicy, OptStartTime: &start, HeadersOnly: true,
 	}, func(m jetstream.Msg, _ *jetstream.MsgMetadata) error {
-		h := m.Headers()
-		if d := h.Get(frameDigest); h.Get(ceSubject) == it.frame.Camera+"/"+it.frame.ID && (d == "" || d == it.frame.Digest) {
+		if stream.IsOfFrame(m.Headers(), it.frame) {
 			seen = true
 			return scan.ErrStop
 		}
@@ -189,7 +189,7 @@ func (l *detectorRunner) keepAll(ctx context.Context, items []*frameTask) {
 	var all sync.WaitGroup
 	slots := make(chan struct{}, 8)
 	for _, it := range items {
-		if !it.announce || it.event.Kind != KindAnomaly {
+		if !it.announce || it.event.Kind != stream.KindAnomaly {
 			continue
 		}
 		slots <- struct{}{}
@@ -206,14 +206,14 @@ func (l *detectorRunner) keep(ctx context.Context, it *frameTask) error {
 	l.locate(it)
 	if conf, _, _, _ := l.state(); conf.NoEvidence {
 		if it.place != nil {
-			it.event.NoPictures = NoPicturesPrivacy
-			l.w.cfg.Meter.Pictures(NoPicturesPrivacy)
+			it.event.NoPictures = stream.NoPicturesPrivacy
+			l.w.cfg.Meter.Pictures(stream.NoPicturesPrivacy)
 		}
 		return nil
 	}
 	begin := time.Now()
 	defer func() { l.w.cfg.Meter.Stage(StageEvidence, time.Since(begin)) }()
-	name := EvidenceObjects + it.frame.Digest
+	name := stream.EvidenceObjects + it.frame.Digest
 	err := l.tryToKeep(ctx, func(step context.Context) error {
 		if info, err := l.w.images.GetInfo(step, name); err == nil && info.Size == uint64(len(it.frame.Image)) {
 			if l.w.whole(step, l.w.cfg.ImagesBucket(), info) == nil {
@@ -230,8 +230,8 @@ func (l *detectorRunner) keep(ctx context.Context, it *frameTask) error {
 		return ctx.Err()
 	}
 	if err != nil { // the alarm is worth more than its picture
-		it.event.NoPictures = NoPicturesStorage
-		l.w.cfg.Meter.Pictures(NoPicturesStorage)
+		it.event.NoPictures = stream.NoPicturesStorage
+		l.w.cfg.Meter.Pictures(stream.NoPicturesStorage)
 		l.log.Warn().Err(err).Str("camera", it.frame.Camera).Str("frame", it.frame.ID).Msg("the event goes without evidence")
 		return l.show(ctx, it)
 	}
@@ -243,7 +243,7 @@ func (l *detectorRunner) keep(ctx context.Context, it *frameTask) error {
 // connection is away, and else for a few seconds.
 func (l *detectorRunner) tryToKeep(ctx context.Context, put func(context.Context) error) error {
 	var left time.Duration = keepTime
-	return Retry(ctx, wait.Patient(), func() error {
+	return stream.Retry(ctx, wait.Patient(), func() error {
 		within, cancel := l.w.epoch.Within(ctx)
 		defer cancel()
 		step, cancel := context.WithTimeout(within, 30*time.Second)
@@ -279,16 +279,12 @@ func (w *Worker) whole(ctx context.Context, bucket string, info *jetstream.Objec
 // keepTime is for how long evidence is tried to be kept while the broker is there.
 const keepTime = 5 * time.Second
 
-// EvidenceObjects is what the names of evidence objects begin with; the rest is
-// the image's SHA-256.
-const EvidenceObjects = "evidence/"
-
 // finish sends a scored frame's score and acknowledges it. The score goes out
 // first on the same connection: a frame that the broker counts as done has its
 // score sent.
 func (l *detectorRunner) finish(ctx context.Context, it *frameTask) {
 	defer l.traced(it, nil)
-	rejected := it.event != nil && it.event.Kind == KindRejected
+	rejected := it.event != nil && it.event.Kind == stream.KindRejected
 	switch {
 	case it.again:
 		l.w.count.repeated.Add(1)
@@ -308,7 +304,7 @@ func (l *detectorRunner) finish(ctx context.Context, it *frameTask) {
 	defer l.forget(context.WithoutCancel(ctx), it)
 	if it.frame.Object != "" && !rejected {
 		// The object may go only when the frame cannot come again.
-		step, cancel := context.WithTimeout(ctx, PublishWait)
+		step, cancel := context.WithTimeout(ctx, stream.PublishWait)
 		defer cancel()
 		if err := it.msg.DoubleAck(step); err != nil {
 			l.log.Debug().Err(err).Str("frame", it.frame.ID).Msg("acknowledgement not confirmed")
@@ -325,7 +321,7 @@ func (l *detectorRunner) finish(ctx context.Context, it *frameTask) {
 }
 
 // sendScore publishes on core NATS: whoever listens gets it.
-func (l *detectorRunner) sendScore(e *Event) {
+func (l *detectorRunner) sendScore(e *stream.Event) {
 	s := *e
 	s.Evidence, s.Pictures, s.NoPictures, s.Source = "", "", "", redact.Text(s.Source)
 	data, err := json.Marshal(s)
@@ -335,10 +331,10 @@ func (l *detectorRunner) sendScore(e *Event) {
 	m := nats.NewMsg(l.w.cfg.Scores(e.Detector, e.Camera))
 	m.Data = data
 	if e.Truth != "" {
-		m.Header.Set(HeaderTruth, e.Truth)
+		m.Header.Set(stream.HeaderTruth, e.Truth)
 	}
 	if e.Trace != "" {
-		m.Header.Set(HeaderTrace, e.Trace)
+		m.Header.Set(stream.HeaderTrace, e.Trace)
 	}
 	if err := l.w.nc.PublishMsg(m); err != nil {
 		l.log.Debug().Err(err).Msg("score not sent")
@@ -350,8 +346,8 @@ func (l *detectorRunner) sendScore(e *Event) {
 // with a line in the log.
 func (l *detectorRunner) giveBack(it *frameTask) {
 	l.traced(it, it.failure)
-	var perm *PermanentError
-	if errors.As(it.failure, &perm) || it.failure != nil && it.announce && !Retryable(it.failure) && !errors.Is(it.failure, context.Canceled) {
+	var perm *stream.PermanentError
+	if errors.As(it.failure, &perm) || it.failure != nil && it.announce && !stream.Retryable(it.failure) && !errors.Is(it.failure, context.Canceled) {
 		l.log.Error().Err(it.failure).Str("camera", it.frame.Camera).Str("frame", it.frame.ID).Msg("the frame can neither be handled nor reported: it is dropped")
 		if err := it.msg.Term(); err != nil {
 			l.log.Debug().Err(err).Str("frame", it.frame.ID).Msg("the frame comes again when its time is up")

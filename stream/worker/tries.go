@@ -1,4 +1,4 @@
-package stream
+package worker
 
 import (
 	"context"
@@ -6,9 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream"
 )
 
 // try is what is known of the tries of a frame that was not handled at its first
@@ -27,10 +28,10 @@ func (t try) verdict(most int) error {
 	// Before a frame is scored alone in its process it was in a batch, and alone in
 	// its lane.
 	if deaths := max(most-2, 1); t.Died >= deaths {
-		return Permanent(CodeMaxDeliveries, fmt.Errorf("the process that scored it died each time, the last %d times with nothing else in hand", t.Died))
+		return stream.Permanent(stream.CodeMaxDeliveries, fmt.Errorf("the process that scored it died each time, the last %d times with nothing else in hand", t.Died))
 	}
 	if t.Failed >= most {
-		return Permanent(CodeScoring, fmt.Errorf("failed %d times", t.Failed))
+		return stream.Permanent(stream.CodeScoring, fmt.Errorf("failed %d times", t.Failed))
 	}
 	return nil
 }
@@ -42,7 +43,7 @@ func (l *detectorRunner) tryKey(it *frameTask) string {
 
 // recall reads what is known of a frame's tries.
 func (l *detectorRunner) recall(ctx context.Context, it *frameTask) error {
-	step, cancel := context.WithTimeout(ctx, PublishWait)
+	step, cancel := context.WithTimeout(ctx, stream.PublishWait)
 	defer cancel()
 	e, err := l.w.work.Get(step, l.tryKey(it))
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
@@ -61,7 +62,7 @@ func (l *detectorRunner) recall(ctx context.Context, it *frameTask) error {
 
 // record stores what is known of a frame's tries.
 func (l *detectorRunner) record(ctx context.Context, it *frameTask, t try) error {
-	step, cancel := context.WithTimeout(ctx, PublishWait)
+	step, cancel := context.WithTimeout(ctx, stream.PublishWait)
 	defer cancel()
 	b, err := json.Marshal(t)
 	if err == nil {
@@ -79,12 +80,9 @@ func (l *detectorRunner) forget(ctx context.Context, it *frameTask) {
 	if !it.recorded {
 		return
 	}
-	step, cancel := context.WithTimeout(ctx, PublishWait)
+	step, cancel := context.WithTimeout(ctx, stream.PublishWait)
 	defer cancel()
 	if err := l.w.work.Purge(step, l.tryKey(it)); err != nil {
 		l.log.Debug().Err(err).Msg("record of tries stays until it is too old")
 	}
 }
-
-// workAge is how long a record of the work bucket is kept that nobody removes.
-const workAge = 7 * 24 * time.Hour

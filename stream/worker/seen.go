@@ -1,8 +1,10 @@
-package stream
+package worker
 
 import (
 	"sync"
 	"time"
+
+	"github.com/nearmiss/nearmiss/stream"
 )
 
 // recentFrames remembers the frames that this worker has brought to their end a short time
@@ -21,8 +23,8 @@ const (
 	seenMost = 50_000
 )
 
-func (s *recentFrames) has(f Frame) bool {
-	key := f.key()
+func (s *recentFrames) has(f stream.Frame) bool {
+	key := f.Key()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	_, now := s.now[key]
@@ -30,8 +32,8 @@ func (s *recentFrames) has(f Frame) bool {
 	return now || old
 }
 
-func (s *recentFrames) add(f Frame) {
-	key := f.key()
+func (s *recentFrames) add(f stream.Frame) {
+	key := f.Key()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.now == nil || len(s.now) >= seenMost || time.Since(s.turned) > seenTime {

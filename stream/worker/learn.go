@@ -1,4 +1,4 @@
-package stream
+package worker
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
 
@@ -33,7 +34,7 @@ func (l *detectorRunner) learn(ctx, work context.Context) {
 
 // collect takes frames until there are enough normals, then waits for the
 // release that the training makes.
-func (l *detectorRunner) collect(ctx, work context.Context, conf Detector) error {
+func (l *detectorRunner) collect(ctx, work context.Context, conf stream.Detector) error {
 	step, cancel := context.WithTimeout(ctx, 10*time.Second)
 	_, err := l.consumer(step)
 	cancel()
@@ -42,12 +43,12 @@ func (l *detectorRunner) collect(ctx, work context.Context, conf Detector) error
 	}
 	ctx, cancel = l.w.epoch.Within(ctx)
 	defer cancel()
-	t, err := newTaker(l.w.nc, l.w.cfg.Names, l.w.cfg.FramesStream(), FramesConsumer(l.name))
+	t, err := newTaker(l.w.nc, l.w.cfg.Names, l.w.cfg.FramesStream(), stream.FramesConsumer(l.name))
 	if err != nil {
 		return err
 	}
 	defer t.close()
-	normals := &Normals{names: l.w.cfg.Names, js: l.w.js}
+	normals := l.w.in.Normals()
 	for ctx.Err() == nil {
 		if _, target, cur, _ := l.state(); target.Release != "" || cur != nil {
 			return nil
@@ -70,7 +71,7 @@ func (l *detectorRunner) collect(ctx, work context.Context, conf Detector) error
 		}
 		beat.Stop()
 		if have == 0 && len(msgs) > 0 { // the same notice from all workers that are there at the beginning
-			l.notify(work, Notice(KindRelease, l.name, NoCamera, "", ReleaseLearning,
+			l.notify(work, stream.Notice(stream.KindRelease, l.name, stream.NoCamera, "", stream.ReleaseLearning,
 				fmt.Sprintf("the first %d frames are taken to be normal: no frame is judged until it has learnt from them", conf.LearnFrames), strconv.FormatUint(conf.Revision, 10)))
 		}
 		if failure != nil {
@@ -80,7 +81,7 @@ func (l *detectorRunner) collect(ctx, work context.Context, conf Detector) error
 	return nil
 }
 
-func (l *detectorRunner) learnOne(ctx context.Context, normals *Normals, m jetstream.Msg) {
+func (l *detectorRunner) learnOne(ctx context.Context, normals *stream.Normals, m jetstream.Msg) {
 	it := l.read(m)
 	if it == nil {
 		return
@@ -89,13 +90,13 @@ func (l *detectorRunner) learnOne(ctx context.Context, normals *Normals, m jetst
 		l.loadImage(ctx, it)
 	}
 	defer it.free()
-	var perm *PermanentError
+	var perm *stream.PermanentError
 	if it.failure == nil && len(it.frame.Image) == 0 {
-		it.failure = Permanent("empty", errors.New("the image has no bytes"))
+		it.failure = stream.Permanent("empty", errors.New("the image has no bytes"))
 	}
 	if inspect := l.w.cfg.Inspect; it.failure == nil && inspect != nil {
 		if code, reason := inspect(it.frame.Image); code != "" {
-			it.failure = Permanent(code, errors.New(reason))
+			it.failure = stream.Permanent(code, errors.New(reason))
 		}
 	}
 	if errors.As(it.failure, &perm) {
@@ -107,7 +108,7 @@ func (l *detectorRunner) learnOne(ctx context.Context, normals *Normals, m jetst
 		}
 	}
 	if it.failure == nil {
-		_, err := normals.Add(ctx, Normal{
+		_, err := normals.Add(ctx, stream.Normal{
 			Detector: l.name, ID: it.frame.Camera + "/" + it.frame.ID, Origin: "learned from the first frames",
 			Source: it.frame.Source, Camera: it.frame.Camera, CapturedAt: it.frame.CapturedAt, Image: it.frame.Image,
 		})
@@ -128,7 +129,7 @@ func (l *detectorRunner) learnOne(ctx context.Context, normals *Normals, m jetst
 // release. Frames wait in the queue meanwhile. Trainers try again by themselves
 // what may succeed; what they give up is said, and asked for again when the
 // configuration has changed.
-func (l *detectorRunner) learned(ctx, work context.Context, conf Detector, have int) error {
+func (l *detectorRunner) learned(ctx, work context.Context, conf stream.Detector, have int) error {
 	told := ""
 	for ctx.Err() == nil {
 		now, target, cur, changed := l.state()
@@ -146,7 +147,7 @@ func (l *detectorRunner) learned(ctx, work context.Context, conf Detector, have 
 			if told != job.Job {
 				told = job.Job
 				l.log.Info().Int("normals", have).Str("job", job.Job).Msg("learned enough: training is asked for, frames wait in the queue")
-				l.notify(work, Notice(KindRelease, l.name, NoCamera, "", ReleaseLearned,
+				l.notify(work, stream.Notice(stream.KindRelease, l.name, stream.NoCamera, "", stream.ReleaseLearned,
 					fmt.Sprintf("%d normals are there: job %s makes the first release, and frames wait for it", have, job.Job), job.Job))
 			}
 			step, cancel := wait.Either(ctx, changed)
@@ -168,7 +169,7 @@ func (l *detectorRunner) learned(ctx, work context.Context, conf Detector, have 
 			}
 			why += fmt.Sprintf("; frames wait until the configuration of %s is corrected, or nearmiss train %s is asked for", l.name, l.name)
 			l.log.Error().Msg(why)
-			l.notify(work, Notice(KindRelease, l.name, NoCamera, "", ReleaseMissing, why, job.Job))
+			l.notify(work, stream.Notice(stream.KindRelease, l.name, stream.NoCamera, "", stream.ReleaseMissing, why, job.Job))
 		}
 		select {
 		case <-ctx.Done():
@@ -180,17 +181,17 @@ func (l *detectorRunner) learned(ctx, work context.Context, conf Detector, have 
 
 // firstJob is the training that the detector's first release is to come from:
 // one that is under way, or the one of the learn phase.
-func (l *detectorRunner) firstJob(ctx context.Context, conf Detector, have int) (Job, error) {
+func (l *detectorRunner) firstJob(ctx context.Context, conf stream.Detector, have int) (stream.Job, error) {
 	all, err := l.w.jobs.List(ctx, l.name)
 	if err != nil {
-		return Job{}, err
+		return stream.Job{}, err
 	}
 	for _, j := range all {
 		if !j.Finished() && !j.Derived() {
 			return j, nil
 		}
 	}
-	return l.w.jobs.Request(ctx, TrainRequest{
+	return l.w.jobs.Request(ctx, stream.TrainRequest{
 		Job: fmt.Sprintf("learn-%s-%d", l.name, conf.Revision), Detector: l.name,
 		Reason: fmt.Sprintf("the first %d frames have become normals", have), By: "worker", Promote: true,
 	})
@@ -200,14 +201,14 @@ func (l *detectorRunner) firstJob(ctx context.Context, conf Detector, have int) 
 func (l *detectorRunner) shed(ctx context.Context) {
 	for ctx.Err() == nil {
 		conf, _, _, changed := l.state()
-		if conf.Policy != PolicyLive {
+		if conf.Policy != stream.PolicyLive {
 			select {
 			case <-ctx.Done():
 			case <-changed.Done():
 			}
 			continue
 		}
-		n, err := l.w.in.shed(ctx, l.name, "*", conf.LiveBacklog)
+		n, err := l.w.in.Shed(ctx, l.name, "*", conf.LiveBacklog)
 		if err != nil && ctx.Err() == nil {
 			l.log.Debug().Err(err).Msg("cannot drop old frames")
 		}
@@ -218,37 +219,4 @@ func (l *detectorRunner) shed(ctx context.Context) {
 		}
 		wait.Pause(ctx, time.Second)
 	}
-}
-
-// shed drops the oldest waiting frames of a detector's camera ("*": of all) until
-// keep are left, and returns how many went.
-func (in *Installation) shed(ctx context.Context, detector, camera string, keep int) (uint64, error) {
-	s, err := in.js.Stream(ctx, in.names.FramesStream())
-	if err != nil {
-		return 0, fmt.Errorf("look for stream %s: %w", in.names.FramesStream(), err)
-	}
-	subject := in.names.Frames(detector, camera)
-	count := func() (uint64, error) {
-		info, err := s.Info(ctx, jetstream.WithSubjectFilter(subject))
-		if err != nil {
-			return 0, fmt.Errorf("count the frames of %s: %w", detector, err)
-		}
-		var sum uint64
-		for _, c := range info.State.Subjects {
-			sum += c
-		}
-		return sum, nil
-	}
-	before, err := count()
-	if err != nil || before <= uint64(keep) {
-		return 0, err
-	}
-	if err := s.Purge(ctx, jetstream.WithPurgeSubject(subject), jetstream.WithPurgeKeep(uint64(keep))); err != nil {
-		return 0, fmt.Errorf("drop old frames of %s: %w", detector, err)
-	}
-	after, err := count()
-	if err != nil || after >= before {
-		return 0, err
-	}
-	return before - after, nil
 }

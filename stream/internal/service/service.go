@@ -1,4 +1,5 @@
-package stream
+// Package service answers requests as micro services do, with codes for what fails.
+package service
 
 import (
 	"bytes"
@@ -11,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/micro"
 
+	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
@@ -20,18 +22,18 @@ const serviceVersion = "1.0.0"
 
 // CodeOf turns an error into the code with which a service answers.
 func CodeOf(err error) string {
-	var perm *PermanentError
+	var perm *stream.PermanentError
 	switch {
 	case errors.As(err, &perm):
 		return perm.Code
-	case errors.Is(err, ErrBadName), errors.Is(err, ErrBadMessage):
-		return CodeBadRequest
-	case errors.Is(err, ErrNotFound), errors.Is(err, ErrNoDetector), errors.Is(err, registry.ErrNoRelease), errors.Is(err, registry.ErrNoPrevious):
-		return CodeNotFound
-	case errors.Is(err, ErrConflict), errors.Is(err, ErrDetectorExists), errors.Is(err, registry.ErrConflict):
-		return CodeConflict
+	case errors.Is(err, stream.ErrBadName), errors.Is(err, stream.ErrBadMessage):
+		return stream.CodeBadRequest
+	case errors.Is(err, stream.ErrNotFound), errors.Is(err, stream.ErrNoDetector), errors.Is(err, registry.ErrNoRelease), errors.Is(err, registry.ErrNoPrevious):
+		return stream.CodeNotFound
+	case errors.Is(err, stream.ErrConflict), errors.Is(err, stream.ErrDetectorExists), errors.Is(err, registry.ErrConflict):
+		return stream.CodeConflict
 	default:
-		return CodeInternal
+		return stream.CodeInternal
 	}
 }
 
@@ -63,11 +65,11 @@ func ServeRequest[Q, A any](e *Endpoints, name string, f func(context.Context, m
 			dec := json.NewDecoder(bytes.NewReader(data))
 			dec.DisallowUnknownFields()
 			if err := dec.Decode(&q); err != nil {
-				_ = r.Error(CodeBadRequest, text.Line(fmt.Sprintf("the request of %s cannot be understood: %v", name, err)), nil)
+				_ = r.Error(stream.CodeBadRequest, text.Line(fmt.Sprintf("the request of %s cannot be understood: %v", name, err)), nil)
 				return
 			}
 		}
-		ctx, cancel := context.WithTimeout(e.ctx, LimitOf(name))
+		ctx, cancel := context.WithTimeout(e.ctx, stream.LimitOf(name))
 		defer cancel()
 		a, err := f(ctx, r, q)
 		if err != nil {
@@ -75,7 +77,7 @@ func ServeRequest[Q, A any](e *Endpoints, name string, f func(context.Context, m
 			return
 		}
 		if err := r.RespondJSON(a); err != nil && strings.Contains(err.Error(), nats.ErrMaxPayload.Error()) {
-			_ = r.Error(CodeTooLarge, text.Line("the answer of "+name+" does not fit into a message: ask for one detector"), nil)
+			_ = r.Error(stream.CodeTooLarge, text.Line("the answer of "+name+" does not fit into a message: ask for one detector"), nil)
 		}
 	}), opts...)
 }
@@ -84,9 +86,9 @@ func ServeRequest[Q, A any](e *Endpoints, name string, f func(context.Context, m
 // the JSON.
 type Raw interface{ Read(micro.Request) []byte }
 
-// StartService adds a micro service; add declares its endpoints, below each of the
+// Start adds a micro service; add declares its endpoints, below each of the
 // subjects.
-func StartService(ctx context.Context, nc *nats.Conn, name, description string, subjects []string, meta map[string]string, add func(*Endpoints)) (stop func(), err error) {
+func Start(ctx context.Context, nc *nats.Conn, name, description string, subjects []string, meta map[string]string, add func(*Endpoints)) (stop func(), err error) {
 	s, err := micro.AddService(nc, micro.Config{Name: name, Version: serviceVersion, Description: description, Metadata: meta})
 	if err != nil {
 		return nil, fmt.Errorf("start service %s: %w", name, err)

@@ -1,13 +1,17 @@
-package stream
+package worker
 
-import "time"
+import (
+	"time"
 
-// WorkerMeter is told what a worker does, for whoever counts it. Its methods are
+	"github.com/nearmiss/nearmiss/stream"
+)
+
+// Meter is told what a worker does, for whoever counts it. Its methods are
 // called from many goroutines, in the way of frames: they must not wait.
-type WorkerMeter interface {
+type Meter interface {
 	// Frame has come to its end: e is its event, with a score or rejected. The
 	// frame was stored in the queue and delivered to this worker at those times.
-	Frame(e *Event, stored, delivered time.Time)
+	Frame(e *stream.Event, stored, delivered time.Time)
 	// Frames counts n frames of a detector that were retried, dropped or learned.
 	Frames(detector, what string, n uint64)
 	// Batch is the number of frames that were scored at once.
@@ -18,7 +22,7 @@ type WorkerMeter interface {
 	// Seen says that a camera's frame was stored at that time.
 	Seen(detector, camera string, at time.Time)
 	// Drift is what the test of a camera knows.
-	Drift(detector, camera string, s DriftStatus)
+	Drift(detector, camera string, s stream.DriftStatus)
 	// Swap says that a release came into service or was refused (result), as the
 	// active one or as the candidate (role).
 	Swap(detector, role, release, result string, took time.Duration)
@@ -35,14 +39,14 @@ type WorkerMeter interface {
 	Gone(detector string)
 }
 
-// What [WorkerMeter.Frames] counts.
+// What [Meter.Frames] counts.
 const (
 	FramesRetried = "retried" // given back to be tried again
 	FramesDropped = "dropped" // of a live detector, too old
 	FramesLearned = "learned" // have become normals
 )
 
-// Stages of [WorkerMeter.Stage].
+// Stages of [Meter.Stage].
 const (
 	StageScore    = "score" // decode, embed and search
 	StagePublish  = "publish"
@@ -51,21 +55,21 @@ const (
 )
 
 // PicturesKept is the result of pictures that are kept; the others are
-// [NoPicturesBusy] and so on.
+// [stream.NoPicturesBusy] and so on.
 const PicturesKept = "kept"
 
 // unmetered counts nothing.
 type unmetered struct{}
 
-func (unmetered) Frame(*Event, time.Time, time.Time)      {}
-func (unmetered) Frames(string, string, uint64)           {}
-func (unmetered) Batch(string, int)                       {}
-func (unmetered) Stage(string, time.Duration)             {}
-func (unmetered) Seen(string, string, time.Time)          {}
-func (unmetered) Drift(string, string, DriftStatus)       {}
-func (unmetered) Swap(_, _, _, _ string, _ time.Duration) {}
-func (unmetered) Left(string, string)                     {}
-func (unmetered) Shadow(string, string, int)              {}
-func (unmetered) Pictures(string)                         {}
-func (unmetered) Stored(string)                           {}
-func (unmetered) Gone(string)                             {}
+func (unmetered) Frame(*stream.Event, time.Time, time.Time) {}
+func (unmetered) Frames(string, string, uint64)             {}
+func (unmetered) Batch(string, int)                         {}
+func (unmetered) Stage(string, time.Duration)               {}
+func (unmetered) Seen(string, string, time.Time)            {}
+func (unmetered) Drift(string, string, stream.DriftStatus)  {}
+func (unmetered) Swap(_, _, _, _ string, _ time.Duration)   {}
+func (unmetered) Left(string, string)                       {}
+func (unmetered) Shadow(string, string, int)                {}
+func (unmetered) Pictures(string)                           {}
+func (unmetered) Stored(string)                             {}
+func (unmetered) Gone(string)                               {}

@@ -1,4 +1,4 @@
-package stream_test
+package worker_test
 
 import (
 	"bytes"
@@ -12,25 +12,8 @@ import (
 
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
+	"github.com/nearmiss/nearmiss/stream/worker"
 )
-
-// sendMessage publishes a message as any client may and fails the test when the broker
-// does not take it, or takes it for a duplicate.
-func sendMessage(r *streamtest.Rig, subject string, header map[string]string, data []byte) {
-	r.T.Helper()
-	m := nats.NewMsg(subject)
-	m.Data = data
-	for k, v := range header {
-		m.Header.Set(k, v)
-	}
-	ack, err := r.JS.PublishMsg(r.T.Context(), m)
-	if err != nil {
-		r.T.Fatal(err)
-	}
-	if ack.Duplicate {
-		r.T.Errorf("%s is taken for a duplicate", subject)
-	}
-}
 
 func TestNobodyHidesTheFramesOfAnotherCamera(t *testing.T) {
 	for name, header := range map[string]func(i int) map[string]string{
@@ -47,10 +30,10 @@ func TestNobodyHidesTheFramesOfAnotherCamera(t *testing.T) {
 			const frames = 10
 			for i := range frames { // the same pictures, too
 				for _, camera := range []string{"thief", "left"} {
-					sendMessage(r, r.Names.Frames("bolts", camera), header(i), streamtest.Image(0.91+float64(i)/1000))
+					r.Send(r.Names.Frames("bolts", camera), header(i), streamtest.Image(0.91+float64(i)/1000))
 				}
 			}
-			w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+			w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
 			streamtest.Eventually(t, "all are scored", func() bool { return w.Stats().Scored == 2*frames })
 			streamtest.Eventually(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
 			count := map[string]int{}
@@ -67,14 +50,14 @@ func TestNobodyHidesTheFramesOfAnotherCamera(t *testing.T) {
 func TestAnotherPictureIsAnotherFrameWhateverItsId(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
 	r.Release("bolts", streamtest.Fake{Name: "one"})
-	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
 	header := map[string]string{stream.HeaderFrameID: "cam-0001"}
-	sendMessage(r, r.Names.Frames("bolts", "left"), header, streamtest.Image(0.95))
+	r.Send(r.Names.Frames("bolts", "left"), header, streamtest.Image(0.95))
 	streamtest.Eventually(t, "it is scored", func() bool { return w.Stats().Scored == 1 })
-	sendMessage(r, r.Names.Frames("bolts", "left"), header, streamtest.Image(0.96))
+	r.Send(r.Names.Frames("bolts", "left"), header, streamtest.Image(0.96))
 	streamtest.Eventually(t, "the other picture is scored", func() bool { return w.Stats().Scored == 2 })
 	// Sent again it is the frame that it was.
-	sendMessage(r, r.Names.Frames("bolts", "left"), header, streamtest.Image(0.95))
+	r.Send(r.Names.Frames("bolts", "left"), header, streamtest.Image(0.95))
 	streamtest.Eventually(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
 	if st := w.Stats(); st.Scored != 2 || st.Repeated != 1 {
 		t.Errorf("%+v", st)
@@ -95,13 +78,13 @@ func TestAnObjectOfAnotherCameraIsNotTheThiefs(t *testing.T) {
 	if _, err := store.PutBytes(t.Context(), object, streamtest.Image(0.95)); err != nil {
 		t.Fatal(err)
 	}
-	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
-	sendMessage(r, r.Names.Frames("bolts", "thief"), map[string]string{stream.HeaderObject: object}, nil)
+	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
+	r.Send(r.Names.Frames("bolts", "thief"), map[string]string{stream.HeaderObject: object}, nil)
 	streamtest.Eventually(t, "it is rejected", func() bool { return w.Stats().Rejected == 1 })
 	if e := r.Events(); len(e) != 1 || e[0].Camera != "thief" || e[0].Code != stream.CodeBadHeader || !strings.Contains(e[0].Reason, "bolts/left") {
 		t.Errorf("%+v", e)
 	}
-	sendMessage(r, r.Names.Frames("bolts", "left"), map[string]string{stream.HeaderObject: object, stream.HeaderFrameID: "1"}, nil)
+	r.Send(r.Names.Frames("bolts", "left"), map[string]string{stream.HeaderObject: object, stream.HeaderFrameID: "1"}, nil)
 	streamtest.Eventually(t, "the owner's frame is scored", func() bool { return w.Stats().Scored == 1 })
 }
 
@@ -109,7 +92,7 @@ func TestForgedScoresSmoothNothing(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
 	r.Detector(stream.Detector{Name: "bolts", Smoothing: 4})
 	r.Release("bolts", streamtest.Fake{Name: "one", Threshold: 0.5})
-	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "first", Image: streamtest.Image(0.9)})
 	streamtest.Eventually(t, "it is scored", func() bool { return w.Stats().Scored == 1 })
 	zero := 0.0
@@ -134,12 +117,12 @@ func TestForgedScoresSmoothNothing(t *testing.T) {
 func TestFramesOfCamerasWithoutAGoodNameAreRejectedAtOnce(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
 	r.Release("bolts", streamtest.Fake{Name: "one"})
-	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
 	bad := []string{"10//0//0//7", "aa:bb:cc", "línea1", "линия", "a/b", "a+b", "$x", "\"q\"", "a\x01b", strings.Repeat("x", 65), strings.Repeat("é", 200)}
 	begin := time.Now()
 	for i, camera := range bad {
 		for range 6 {
-			sendMessage(r, "nearmiss.frames.bolts."+camera, nil, streamtest.Image(0.1))
+			r.Send("nearmiss.frames.bolts."+camera, nil, streamtest.Image(0.1))
 		}
 		r.Publish(stream.Frame{Detector: "bolts", Camera: "line1", ID: fmt.Sprint(i), Image: streamtest.Image(0.1)})
 	}
@@ -166,7 +149,7 @@ func TestFramesOfCamerasWithoutAGoodNameAreRejectedAtOnce(t *testing.T) {
 func TestHeadersThatFillAMessageAreRejectedAtOnce(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
 	r.Release("bolts", streamtest.Fake{Name: "one"})
-	w, _ := r.Worker(stream.WorkerConfig{}, streamtest.LoadFake)
+	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
 	big := strings.Repeat("x", 60<<10)
 	for i, h := range []map[string]string{
 		{stream.HeaderTruth: big},
@@ -176,11 +159,11 @@ func TestHeadersThatFillAMessageAreRejectedAtOnce(t *testing.T) {
 		{stream.HeaderCapturedAt: big},
 		{stream.HeaderObject: big},
 	} {
-		sendMessage(r, r.Names.Frames("bolts", "left"), h, nil)
+		r.Send(r.Names.Frames("bolts", "left"), h, nil)
 		streamtest.Eventually(t, "it is rejected", func() bool { return w.Stats().Rejected == uint64(i+1) })
 	}
 	// Nobody's headers harm nobody, but a dead letter cannot carry them.
-	sendMessage(r, r.Names.Frames("bolts", "left"), map[string]string{"X-Anything": big}, []byte("no image"))
+	r.Send(r.Names.Frames("bolts", "left"), map[string]string{"X-Anything": big}, []byte("no image"))
 	streamtest.Eventually(t, "it is rejected", func() bool { return w.Stats().Rejected == 7 })
 	streamtest.Eventually(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
 	dead, err := r.In.DeadLetters(t.Context(), 0)

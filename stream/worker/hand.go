@@ -1,4 +1,4 @@
-package stream
+package worker
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/heartbeat"
 )
 
@@ -63,11 +64,11 @@ func (l *detectorRunner) beat(msgs []jetstream.Msg) *heartbeat.Heartbeat {
 }
 
 // aliveSubject is where a worker answers that it is there.
-func (n Names) aliveSubject(worker string) string { return n.API() + ".worker.alive." + worker }
+func aliveSubject(n stream.Names, worker string) string { return n.API() + ".worker.alive." + worker }
 
 // adoptFrames looks after the frames of workers that are gone, until ctx ends.
 func (w *Worker) adoptFrames(ctx context.Context) {
-	sub, err := w.nc.Subscribe(w.cfg.aliveSubject(w.id), func(m *nats.Msg) { _ = m.Respond(nil) })
+	sub, err := w.nc.Subscribe(aliveSubject(w.cfg.Names, w.id), func(m *nats.Msg) { _ = m.Respond(nil) })
 	if err != nil {
 		w.log.Warn().Err(err).Msg("other workers cannot see that this one is there")
 		return
@@ -139,14 +140,14 @@ func (w *Worker) inherit(ctx context.Context) error {
 func (w *Worker) isThere(ctx context.Context, worker string) bool {
 	step, cancel := context.WithTimeout(ctx, aliveEvery)
 	defer cancel()
-	_, err := w.nc.RequestWithContext(step, w.cfg.aliveSubject(worker), nil)
+	_, err := w.nc.RequestWithContext(step, aliveSubject(w.cfg.Names, worker), nil)
 	return !errors.Is(err, nats.ErrNoResponders)
 }
 
 // giveBackFor gives back what a record says that a worker had in hand. Of several
 // workers that notice, the one that removes the record does it.
 func (w *Worker) giveBackFor(ctx context.Context, worker string, e jetstream.KeyValueEntry) {
-	step, cancel := context.WithTimeout(ctx, PublishWait)
+	step, cancel := context.WithTimeout(ctx, stream.PublishWait)
 	defer cancel()
 	if err := w.work.Delete(step, e.Key(), jetstream.LastRevision(e.Revision())); err != nil {
 		return
@@ -155,7 +156,7 @@ func (w *Worker) giveBackFor(ctx context.Context, worker string, e jetstream.Key
 	if json.Unmarshal(e.Value(), &acks) != nil {
 		return
 	}
-	about := "." + w.cfg.FramesStream() + "." + FramesConsumer("")
+	about := "." + w.cfg.FramesStream() + "." + stream.FramesConsumer("")
 	n := 0
 	for _, a := range acks {
 		if !strings.HasPrefix(a, "$JS.ACK.") || !strings.Contains(a, about) || strings.ContainsAny(a, " *>\r\n\t") {
