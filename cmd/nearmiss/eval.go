@@ -346,7 +346,7 @@ func printResult(o *output, r *evaluate.Result) error {
 			name, 100*p.AUROC, 100*p.PRO, 100*p.Seen, 100*p.SeenAUROC, 100*p.SeenPRO)
 	}
 	if l := r.Light; l != nil {
-		fmt.Fprintf(&b, "  other light: AUROC %.1f, 5 %% false alarms become %.1f %%\n", 100*l.AUROC, 100*l.Alarms)
+		fmt.Fprintf(&b, "  other light: AUROC %.1f, %.1f %% false alarms become %.1f %%\n", 100*l.AUROC, 100*l.Usual, 100*l.Alarms)
 	}
 	fmt.Fprintf(&b, "%.1f s\n", r.Seconds)
 	_, err := fmt.Fprint(o.Out, b.String())

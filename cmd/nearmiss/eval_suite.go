@@ -110,7 +110,7 @@ func (c *evalCmd) printRows(o *output, rows []evaluate.SuiteRow, first bool) err
 			line += fmt.Sprintf("  %.0f ms  %.0f MiB", r.Cost.Milliseconds, float64(r.Cost.Banks)/(1<<20))
 		}
 		if r.Light != nil {
-			line += fmt.Sprintf("  other light: AUROC %.1f, 5 %% false alarms become %.1f %%", 100*r.Light.AUROC, 100*r.Light.Alarms)
+			line += fmt.Sprintf("  other light: AUROC %.1f, %.1f %% false alarms become %.1f %%", 100*r.Light.AUROC, 100*r.Light.Usual, 100*r.Light.Alarms)
 		}
 		if _, err := fmt.Fprintln(o.Out, line); err != nil {
 			return err

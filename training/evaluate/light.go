@@ -19,31 +19,64 @@ const (
 	lightOffset = 0.05
 )
 
+// lightDraws is in how many other lights each normal is seen: with one, a set of few
+// normals says little.
+const lightDraws = 4
+
 // Light says what other light does: the normal test images are seen once more, each
-// with a gain and an offset of its own, and the anomalies as they are.
+// with gains and offsets of its own, and the anomalies as they are.
 type Light struct {
 	// AUROC is of these normals against the anomalies.
 	AUROC float64 `json:"auroc"`
-	// Alarms is the share of them above the threshold that a share of 0.05 of the
-	// normals in usual light is above.
+	// Usual is the share of normals in usual light above a threshold, 0.05 or what is
+	// nearest to it and not 0, and Alarms the share of those in other light above the
+	// same threshold. Of several runs each normal counts as much.
+	Usual  float64 `json:"usual"`
 	Alarms float64 `json:"alarms"`
+	// Normals is how many there are.
+	Normals int `json:"normals"`
 }
 
-// otherLight are items in another light, the same at every call.
+// otherLight are items in other light, each in several, the same at every call.
 func otherLight(items []dataset.Item) []dataset.Item {
-	out := make([]dataset.Item, len(items))
-	for i, it := range items {
-		b, err := it.Read()
-		if err == nil {
-			b, err = relit(b, it.Name)
+	var out []dataset.Item
+	for _, it := range items {
+		file, err := it.Read()
+		for draw := range lightDraws {
+			name := it.Name
+			if draw > 0 {
+				name = fmt.Sprintf("%s, light %d", it.Name, draw+1)
+			}
+			one := it // the protocol has read it before, so an error is told when it is read
+			if err == nil {
+				if b, err := relit(file, name); err == nil {
+					one = dataset.FromBytes("other light: "+name, it.Split, it.Label, b)
+				}
+			}
+			out = append(out, one)
 		}
-		if err != nil { // the protocol has read it before, so this is told when it is read
-			out[i] = it
-			continue
-		}
-		out[i] = dataset.FromBytes("other light: "+it.Name, it.Split, it.Label, b)
 	}
 	return out
+}
+
+// alarmsAt is a threshold that a share of the normals are above: of SuiteAlarms of
+// them or what is nearest to it, but one at least. It lies in the middle between two of
+// them, so that what moves normals as often up as down moves as many over it as back.
+func alarmsAt(normals []float64) (threshold, share float64) {
+	sorted := slices.Sorted(slices.Values(normals))
+	n := len(sorted)
+	above := max(1, int(math.Round(SuiteAlarms*float64(n))))
+	if above == n {
+		return math.Inf(-1), 1
+	}
+	// Equals of those above are above, too.
+	for above < n && sorted[n-above-1] == sorted[n-above] {
+		above++
+	}
+	if above == n {
+		return math.Inf(-1), 1
+	}
+	return sorted[n-above-1] + (sorted[n-above]-sorted[n-above-1])/2, float64(above) / float64(n)
 }
 
 // relit is an image file in the light that its name draws.
@@ -83,9 +116,9 @@ func (r *Run) light(ctx context.Context, scorer Scorer) (*Light, error) {
 	if len(usual) == 0 || len(anomalous) == 0 {
 		return nil, nil
 	}
-	sorted := slices.Sorted(slices.Values(usual))
-	threshold := sorted[min(int(math.Ceil((1-SuiteAlarms)*float64(len(sorted))))-1, len(sorted)-1)]
-	l := &Light{AUROC: AUROC(scores, anomalous)}
+	l := &Light{AUROC: AUROC(scores, anomalous), Normals: len(usual)}
+	threshold, share := alarmsAt(usual)
+	l.Usual = share
 	for _, s := range scores {
 		if s > threshold {
 			l.Alarms += 1 / float64(len(scores))
@@ -94,20 +127,25 @@ func (r *Run) light(ctx context.Context, scorer Scorer) (*Light, error) {
 	return l, nil
 }
 
-// meanLight averages over runs; nil where none was measured.
+// meanLight averages over runs, shares over their normals; nil where none was measured.
 func meanLight(runs []Run) *Light {
 	var out *Light
 	n := 0.0
 	for _, r := range runs {
-		if r.Light != nil {
-			if out == nil {
-				out = &Light{}
-			}
-			out.AUROC, out.Alarms, n = out.AUROC+r.Light.AUROC, out.Alarms+r.Light.Alarms, n+1
+		if r.Light == nil {
+			continue
 		}
+		if out == nil {
+			out = &Light{}
+		}
+		count := float64(r.Light.Normals)
+		out.AUROC, n = out.AUROC+r.Light.AUROC, n+1
+		out.Usual, out.Alarms = out.Usual+count*r.Light.Usual, out.Alarms+count*r.Light.Alarms
+		out.Normals += r.Light.Normals
 	}
 	if out != nil {
-		out.AUROC, out.Alarms = out.AUROC/n, out.Alarms/n
+		count := float64(out.Normals)
+		out.AUROC, out.Usual, out.Alarms = out.AUROC/n, out.Usual/count, out.Alarms/count
 	}
 	return out
 }

@@ -154,7 +154,7 @@ func Summary(rows []SuiteRow) []SuiteRow {
 // SuiteTable is rows as a table in Markdown, in per cent.
 func SuiteTable(rows []SuiteRow) string {
 	var b strings.Builder
-	b.WriteString("| set | method | AUROC | AP | AUROC to 5 % false alarms | nearest | pixel AUROC | PRO | ms a picture | banks, MiB | other light: AUROC, false alarms at 5 % |\n|---|---|---|---|---|---|---|---|---|---|---|\n")
+	b.WriteString("| set | method | AUROC | AP | AUROC to 5 % false alarms | nearest | pixel AUROC | PRO | ms a picture | banks, MiB | other light: AUROC, false alarms |\n|---|---|---|---|---|---|---|---|---|---|---|\n")
 	percent := func(v *float64) string {
 		if v == nil || math.IsNaN(*v) {
 			return ""
@@ -171,7 +171,7 @@ func SuiteTable(rows []SuiteRow) string {
 			time, memory = fmt.Sprintf("%.0f", r.Cost.Milliseconds), fmt.Sprintf("%.0f", float64(r.Cost.Banks)/(1<<20))
 		}
 		if r.Light != nil {
-			light = fmt.Sprintf("%.1f, %.1f", 100*r.Light.AUROC, 100*r.Light.Alarms)
+			light = fmt.Sprintf("%.1f, %.1f → %.1f", 100*r.Light.AUROC, 100*r.Light.Usual, 100*r.Light.Alarms)
 		}
 		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", r.Set, strings.ReplaceAll(r.Method, "|", "\\|"), auroc,
 			percent(&r.AveragePrecision), percent(&r.Partial), percent(r.Nearest), percent(r.PixelAUROC), percent(r.PRO), time, memory, light)

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/training/dataset"
@@ -81,7 +82,7 @@ func TestASuiteIsSummedUp(t *testing.T) {
 	rows := []SuiteRow{
 		{Set: "a", Method: "x", AUROC: 0.9, AveragePrecision: 0.8, Partial: 0.5},
 		{Set: "a", Method: "y|z", AUROC: 0.7, AveragePrecision: 0.6, Partial: 0.1},
-		{Set: "b", Method: "x", AUROC: 0.5, AveragePrecision: 1, Partial: 0.7, Cost: &Cost{Milliseconds: 12, Banks: 3 << 20}, Light: &Light{AUROC: 0.45, Alarms: 0.08}},
+		{Set: "b", Method: "x", AUROC: 0.5, AveragePrecision: 1, Partial: 0.7, Cost: &Cost{Milliseconds: 12, Banks: 3 << 20}, Light: &Light{AUROC: 0.45, Usual: 0.05, Alarms: 0.08}},
 	}
 	got := Summary(rows)
 	want := []SuiteRow{
@@ -94,7 +95,7 @@ func TestASuiteIsSummedUp(t *testing.T) {
 		t.Error(d)
 	}
 	table := SuiteTable(append(rows, got...))
-	for _, line := range []string{"| b | x | 50.0 | 100.0 | 70.0 |  |  |  | 12 | 3 | 45.0, 8.0 |", `| worst | y\|z | 70.0 | 60.0 | 10.0 |`} {
+	for _, line := range []string{"| b | x | 50.0 | 100.0 | 70.0 |  |  |  | 12 | 3 | 45.0, 5.0 → 8.0 |", `| worst | y\|z | 70.0 | 60.0 | 10.0 |`} {
 		if !strings.Contains(table, line) {
 			t.Errorf("%q is not in\n%s", line, table)
 		}
@@ -156,5 +157,35 @@ func TestOtherLightIsMeasured(t *testing.T) {
 	again, err := MVTec(t.Context(), set, brightness{}, Options{Light: true})
 	if err != nil || *again.Light != *r.Light {
 		t.Errorf("the same light gives %+v and %+v, %v", r.Light, again.Light, err)
+	}
+}
+
+// A change that moves normals as often up as down raises no more alarms, however few
+// they are; and each normal counts as much, in whatever run.
+func TestAThresholdForLightIsFair(t *testing.T) {
+	for n := 2; n <= 60; n++ {
+		var normals []float64
+		for i := range n {
+			normals = append(normals, float64(i*i))
+		}
+		threshold, share := alarmsAt(normals)
+		up := 0
+		for _, v := range normals {
+			for _, moved := range []float64{v - 0.1, v + 0.1} {
+				if moved > threshold {
+					up++
+				}
+			}
+		}
+		if got := float64(up) / float64(2*n); math.Abs(got-share) > 1e-12 || share == 0 || share > max(0.075, 1/float64(n)) {
+			t.Errorf("of %d normals %v are above, and %v when they move", n, share, got)
+		}
+	}
+	if at, share := alarmsAt([]float64{1, 2, 2, 2}); at != 1.5 || share != 0.75 {
+		t.Errorf("equals: %v are above %v", share, at)
+	}
+	got := meanLight([]Run{{Light: &Light{AUROC: 1, Usual: 0.1, Alarms: 0.2, Normals: 30}}, {}, {Light: &Light{AUROC: 0.5, Usual: 0.5, Alarms: 0.6, Normals: 10}}})
+	if d := cmp.Diff(&Light{AUROC: 0.75, Usual: 0.2, Alarms: 0.3, Normals: 40}, got, cmpopts.EquateApprox(0, 1e-12)); d != "" {
+		t.Error(d)
 	}
 }
