@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/rs/zerolog"
 
+	"github.com/nearmiss/nearmiss/internal/synthetic"
 	"github.com/nearmiss/nearmiss/stream"
 )
 
@@ -30,9 +31,9 @@ var looks = []struct {
 	{"light", 1280, 860, 1, "light"}, {"dark", 1280, 860, 1, "dark"}, {"phone", 360, 780, 2, "light"}, {"zoom", 640, 430, 2, "dark"},
 }
 
-// TestThePageIsPhotographed takes a picture of every page, of the demo with sinks that
-// fail, a detector with a long name that cannot be trained, frames that cannot be read
-// and users, into NEARMISS_SCREENSHOTS (make screenshots), to be looked at.
+// TestThePageIsPhotographed takes a picture of every page into NEARMISS_SCREENSHOTS
+// (make screenshots), to be looked at: with cameras, sinks that fail, a detector with a
+// long name that cannot be trained, frames that cannot be read, and users.
 func TestThePageIsPhotographed(t *testing.T) {
 	dir := os.Getenv("NEARMISS_SCREENSHOTS")
 	if dir == "" {
@@ -45,7 +46,7 @@ func TestThePageIsPhotographed(t *testing.T) {
 	browser := newBrowser(t)
 	receiver := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	defer receiver.Close()
-	up := start(t, "up", "--demo", "--data", t.TempDir(), "--port=-1", "--json")
+	up := start(t, "up", "--data", t.TempDir(), "--port=-1", "--json")
 	var a struct{ NATS, Console string }
 	if err := json.Unmarshal([]byte(up.line("its addresses", func(l string) bool { return strings.HasPrefix(l, "{") })), &a); err != nil {
 		t.Fatal(err)
@@ -90,13 +91,32 @@ func TestThePageIsPhotographed(t *testing.T) {
 	b.see("the page", `document.querySelector("h1")`)
 	all("empty-sinks", "#/sinks", "Events go nowhere yet")
 	all("empty-alarms", "#/alarms?state=seen", "Nothing")
+	good := t.TempDir()
+	s, err := synthetic.New(synthetic.Parts, 3, synthetic.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 120 {
+		img, _ := s.Next()
+		file, err := img.JPEG(95)
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(good, fmt.Sprintf("%03d.jpg", i)), string(file))
+	}
+	program(t, 0, "detector", "create", "parts", "--description", "turned parts before the lid goes on", server)
+	program(t, 0, "normals", "add", "parts", good, server)
+	program(t, 0, "train", "parts", "--wait", server)
+	for i, camera := range []string{"line1", "line2"} {
+		start(t, "camera", "synthetic:parts", "--detector", "parts", "--camera", camera, "--fps", "2", "--defects", "0.25", "--seed", fmt.Sprint(10+i), server)
+	}
 	const long = "housing-left-rear-cover-with-gasket-inspection-at-station-7b"
 	program(t, 0, "detector", "create", long, "--description", "Left rear cover of the housing, with its gasket, as the camera above the belt of station 7b sees it", server)
 	program(t, 0, "sinks", "add", "quality-desk", "webhook", "--url", receiver.URL, "--allow-loopback", "--no-secret", server)
 	program(t, 0, "sinks", "add", "notification-channel-of-the-night-shift-of-production-line-4", "webhook", "--url", "http://127.0.0.1:9/alarms", "--allow-loopback", "--no-secret", "--hours", "Mon-Sun 00:00-24:00", server)
 	program(t, 0, "sinks", "add", "keep", "archive", "--url", t.TempDir(), server)
 	for i := range 3 {
-		m := nats.NewMsg(stream.Names{}.Frames("demo-parts", "line9"))
+		m := nats.NewMsg(stream.Names{}.Frames("parts", "line9"))
 		m.Data = fmt.Appendf(nil, "no image %d", i)
 		if err := nc.PublishMsg(m); err != nil {
 			t.Fatal(err)
@@ -109,7 +129,7 @@ func TestThePageIsPhotographed(t *testing.T) {
 	fetch[any](b, "POST", "api/v1/verdicts", `JSON.stringify({events: [`+seq(1)+`, `+seq(2)+`], verdict: "anomalous", hold: 0})`)
 	fetch[any](b, "POST", "api/v1/verdicts", `JSON.stringify({events: [`+seq(4)+`], verdict: "normal", reason: "dirt", hold: 0})`)
 	fetch[any](b, "POST", "api/v1/verdicts", `JSON.stringify({events: [`+seq(6)+`], verdict: "seen", hold: 0})`)
-	fetch[any](b, "PATCH", "api/v1/detectors/demo-parts", `JSON.stringify({false_alarm_rate: 0.05})`)
+	fetch[any](b, "PATCH", "api/v1/detectors/parts", `JSON.stringify({false_alarm_rate: 0.05})`)
 	b.visit("#/jobs", "failed")
 	for _, sink := range []string{"quality-desk", "notification-channel-of-the-night-shift-of-production-line-4"} {
 		eventually(t, "the sink", func() bool {
@@ -117,18 +137,21 @@ func TestThePageIsPhotographed(t *testing.T) {
 			return status == http.StatusOK
 		})
 	}
-	all("wall", "#/wall", "line1")
+	look(looks[0].width, looks[0].height, looks[0].scale)
+	b.visit("#/wall", "line1")
+	later[any](b, `new Promise((f) => setTimeout(f, 20000))`) // so that its strips have something to show
+	all("wall", "", "")
 	all("alarms", "#/alarms", "Facts")
 	all("frames", "#/alarms?rows=frames", "Facts")
 	all("judged", "#/alarms?rows=frames&state=false_alarm", "Facts")
 	all("rejected", "#/alarms?kind=rejected", "Code")
-	all("camera", "#/camera/demo-parts/line1", "Last alarms")
+	all("camera", "#/camera/parts/line1", "Last alarms")
 	all("detectors", "#/detectors", long)
 	all("new", "#/detectors/new", "Learn what is normal")
 	for tab, text := range map[string]string{"tune": "held-out", "area": "Parts", "train": "Job", "releases": "History", "data": "normals"} {
-		all(tab, "#/d/demo-parts/"+tab, text)
+		all(tab, "#/d/parts/"+tab, text)
 	}
-	b.visit("#/d/demo-parts/data", "normals")
+	b.visit("#/d/parts/data", "normals")
 	b.set("select[aria-label=Order]", "strange")
 	b.see("the strangest", `document.querySelector(".cell .score")`)
 	all("strangest", "", "")
@@ -139,7 +162,7 @@ func TestThePageIsPhotographed(t *testing.T) {
 	b.press("New sink")
 	b.see("the form", `document.querySelector("dialog[open] form")`)
 	all("sink", "", "")
-	all("audit", "#/audit", "detector/demo-parts")
+	all("audit", "#/audit", "detector/parts")
 	b.visit("#/wall", "line1")
 	b.do(chromedp.KeyEvent("?"))
 	b.see("the keys", `document.querySelector("dialog[open]")`)

@@ -473,6 +473,8 @@ func TestTheOperatorsStoryOnThePage(t *testing.T) {
 		// Taken back after it was sent, it leaves the normals and the bank again.
 		b.visit("#/alarms?rows=frames&state=false_alarm", "Facts")
 		b.see("a false alarm", `document.querySelector(".row.on .chip.false_alarm")`)
+		b.press("Score it again")
+		b.see("that it would not alarm", `[...document.querySelectorAll(".toast")].some((e) => e.innerText.includes("not alarm any more"))`)
 		b.do(chromedp.KeyEvent("u"))
 		open(1)
 		eventually(t, "the normals without the frame", func() bool { return normals() == 65 })

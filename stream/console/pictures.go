@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"strconv"
 	"sync"
@@ -290,6 +291,35 @@ func (c *Console) eventImage(q *request) (any, error) {
 		}
 		return c.in.EventImage(ctx, e)
 	})
+}
+
+// scoreAgain has the frame of an event scored by what serves now; nothing is stored.
+func (c *Console) scoreAgain(q *request) (any, error) {
+	e, err := c.stored(q.ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	b, err := c.in.EventImage(q.ctx, e)
+	if err != nil {
+		return nil, err
+	}
+	return c.client.ScoreNow(q.ctx, e.Detector, b)
+}
+
+// scoreImage has the image that is the request's body scored; nothing is stored.
+func (c *Console) scoreImage(q *request) (any, error) {
+	d, err := c.detectors.Get(q.ctx, q.PathValue("detector"))
+	if err != nil {
+		return nil, err
+	}
+	b, err := io.ReadAll(io.LimitReader(q.Body, maxUpload+1))
+	if err != nil {
+		return nil, bad("read the image: %v", err)
+	}
+	if len(b) > maxUpload {
+		return nil, problem{http.StatusRequestEntityTooLarge, stream.CodeTooLarge, "the image is larger than 64 MiB"}
+	}
+	return c.client.ScoreNow(q.ctx, d.Name, b)
 }
 
 // getNormal shows a normal or labelled anomaly.

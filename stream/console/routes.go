@@ -51,6 +51,7 @@ var routes = []route{
 	{"GET", "cameras/{detector}/{camera}/scores", Viewer, (*Console).cameraScores},
 	{"GET", "events", Viewer, (*Console).listEvents},
 	{"GET", "events/{sequence}", Viewer, (*Console).getEvent},
+	{"POST", "events/{sequence}/score", Operator, (*Console).scoreAgain},
 	{"GET", "events/{sequence}/image", Viewer, (*Console).eventImage},
 	{"GET", "events/{sequence}/pictures/{name}", Viewer, (*Console).eventPicture},
 	{"GET", "incidents", Viewer, (*Console).listIncidents},
@@ -72,6 +73,7 @@ var routes = []route{
 	{"GET", "detectors/{detector}/normals.zip", Operator, (*Console).exportNormals},
 	{"GET", "detectors/{detector}/normals/{sequence}", Viewer, (*Console).getNormal},
 	{"DELETE", "detectors/{detector}/normals/{sequence}", Operator, (*Console).removeNormal},
+	{"POST", "detectors/{detector}/score", Operator, (*Console).scoreImage},
 	{"POST", "detectors/{detector}/train", Operator, (*Console).train},
 	{"GET", "detectors/{detector}/releases", Viewer, (*Console).listReleases},
 	{"POST", "detectors/{detector}/promote", Operator, (*Console).promote},
@@ -165,6 +167,8 @@ func problemOf(err error) problem {
 		return problem{http.StatusConflict, stream.CodeConflict, err.Error()}
 	case errors.Is(err, stream.ErrBadName), errors.Is(err, stream.ErrBadMessage):
 		return problem{http.StatusBadRequest, stream.CodeBadRequest, err.Error()}
+	case errors.Is(err, nats.ErrMaxPayload):
+		return problem{http.StatusRequestEntityTooLarge, stream.CodeTooLarge, "the image is larger than what the broker takes in one message"}
 	case errors.Is(err, stream.ErrNobody):
 		return problem{http.StatusServiceUnavailable, "broker_away", err.Error()}
 	case errors.Is(err, nats.ErrConnectionClosed), errors.Is(err, nats.ErrNoServers), errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout), errors.Is(err, nats.ErrNoResponders), errors.Is(err, nats.ErrDisconnected):

@@ -13,7 +13,7 @@ const noPictures = { privacy: "no pictures: the detector keeps none", busy: "no 
 export async function show(main, _, { signal, query }) {
   let items = [], next = "", at = -1, open = 0, anchor = -1;
   let rows_ = query.get("rows") ?? "incidents", looked = 0; // looked: the alarm of the incident that is looked at, 0: its peak
-  let state = query.get("state") ?? "open", kind = query.get("kind") ?? "anomaly", detector = query.get("detector") || "";
+  let state = query.get("state") ?? "open", kind = query.get("kind") ?? "anomaly", detector = query.get("detector") || "", camera = query.get("camera") || "", since = 0; // hours
   let heat = Number(localStorage.getItem("nm-heat") ?? 0.7), hidden = false, zoomed = false, shown = 0;
   const picked = new Set();
   let undoing = null; // {events, was: their states, sent: the answer with the token, said: the toast}
@@ -21,17 +21,25 @@ export async function show(main, _, { signal, query }) {
   const list = h("div", { role: "listbox", "aria-label": "Alarms", tabindex: 0 }), older = h("div"), view = h("div", { class: "view" });
   const count = h("span", { class: "soft num" });
   const which = (v, f, pairs, label) => h("select", { "aria-label": label, onchange: (e) => { f(e.target.value); load(); } }, pairs.map(([x, w]) => h("option", { value: x, selected: x === v }, w)));
-  const detectors = h("select", { "aria-label": "Detector", onchange: (e) => { detector = e.target.value; load(); } }, h("option", { value: "" }, "All detectors"));
+  const detectors = h("select", { "aria-label": "Detector", onchange: (e) => { detector = e.target.value; camera = ""; drawCameras(); load(); } }, h("option", { value: "" }, "All detectors"));
+  const cameras = h("select", { "aria-label": "Camera", onchange: (e) => { camera = e.target.value; load(); } });
+  function drawCameras() {
+    const names = new Set((live.last.cams || []).filter(([d]) => !detector || d === detector).map(([, c]) => c));
+    if (camera) names.add(camera);
+    fill(cameras, h("option", { value: "" }, "All cameras"), [...names].sort().map((c) => h("option", { value: c, selected: c === camera }, c)));
+  }
+  drawCameras();
+  live.on("cams", drawCameras, signal);
   main.className = "fill";
   fill(main, h("div", { class: "inbox" }, h("div", { class: "head bar" }, h("h1", {}, "Alarms"), count, h("span", { class: "gap" }),
     which(state, (v) => { state = v; }, [["open", "Open"], ["", "All states"], ["confirmed", "Confirmed"], ["false_alarm", "False alarms"], ["seen", "Seen"]], "State"),
     which(rows_, (v) => { rows_ = v; }, [["incidents", "Incidents"], ["frames", "Each frame"]], "Rows"),
     which(kind, (v) => { kind = v; if (v !== "anomaly") state = ""; }, [["anomaly", "Alarms"], ["rejected", "Rejected frames"], ["drift", "Drift"], ["release", "Releases"], ["disagreement", "Disagreements"], ["camera,lost,store", "Cameras and store"], ["", "All events"]], "Kind"),
-    detectors), h("div", { class: "list" }, list, older), view));
+    detectors, cameras, which("", (v) => { since = Number(v); }, [["", "Since ever"], ["1", "Last hour"], ["24", "Last day"], ["168", "Last week"]], "Since")), h("div", { class: "list" }, list, older), view));
 
   const grouped = () => rows_ === "incidents" && kind === "anomaly";
   const face = (a) => a.peak || a; // the alarm that a row shows
-  const path = (cursor) => (grouped() ? "api/v1/incidents?" : "api/v1/events?") + new URLSearchParams({ limit: 100, ...(kind && !grouped() && { kind }), ...(state && kind === "anomaly" && { state }), ...(detector && { detector }), ...(cursor && { cursor }) });
+  const path = (cursor) => (grouped() ? "api/v1/incidents?" : "api/v1/events?") + new URLSearchParams({ limit: 100, ...(kind && !grouped() && { kind }), ...(state && kind === "anomaly" && { state }), ...(detector && { detector }), ...(camera && { camera }), ...(since && { since: new Date(Date.now() - 36e5 * since).toISOString().slice(0, 19) + "Z" }), ...(cursor && { cursor }) });
   let late = []; // what came while the list was asked for
   async function load() {
     late = [];
@@ -85,7 +93,11 @@ export async function show(main, _, { signal, query }) {
     fill(count, kind === "anomaly" ? (grouped() ? plural(open, "incident") : open.toLocaleString("en")) + " open" + (picked.size ? `, ${picked.size} selected` : "") : "");
     fill(list, items.map(row));
     fill(older, next ? h("button", { onclick: doing(more), style: { margin: "12px" } }, "Older") : null);
-    if (!items.length) fill(older, h("p", { class: "empty" }, state === "open" && kind === "anomaly" ? "No open alarms." : "Nothing here."));
+    if (!items.length) {
+      const none = h("p", { class: "empty" }, state === "open" && kind === "anomaly" ? "No open alarms." : "Nothing here.");
+      fill(older, none);
+      if (state === "open" && kind === "anomaly") get("api/v1/events?kind=anomaly&limit=1").then(({ items: [a] }) => a && none.append(` The last alarm was at ${when(a.scored_at)}.`)).catch(() => {});
+    }
     list.setAttribute("aria-activedescendant", at >= 0 ? "row-" + items[at].sequence : "");
     list.querySelector(".row.on")?.scrollIntoView({ block: "nearest" });
   }
@@ -156,7 +168,7 @@ export async function show(main, _, { signal, query }) {
           h("button", { "data-verdict": "normal", onclick: () => judge("normal") }, "False alarm ", h("kbd", {}, "f")), h("button", { onclick: () => judge("anomalous") }, "Confirm ", h("kbd", {}, "c")), h("button", { onclick: () => judge("seen") }, "Seen ", h("kbd", {}, "s")),
           a.state !== "open" && !a.pending ? h("button", { onclick: () => judge("withdrawn") }, "Take back ", h("kbd", {}, "u")) : null,
         ] : null) : null,
-      e.state === "false_alarm" && !e.pending ? h("p", { class: "small soft" }, job ? `Enters the bank: job ${words[job.state] || job.state}${job.release ? ", release " + short(job.release) : ""}${job.held ? " – " + job.held : ""}${job.error ? " – " + job.error : ""}` : "Enters the bank with the next job; it did when a later release serves.") : null,
+      e.state === "false_alarm" && !e.pending ? h("p", { class: "small soft" }, job ? `Enters the bank: job ${words[job.state] || job.state}${job.release ? ", release " + short(job.release) : ""}${job.held ? " – " + job.held : ""}${job.error ? " – " + job.error : ""}` : "Enters the bank with the next job; it did when a later release serves.", " ", e.evidence && may("operator") ? h("button", { onclick: again(e) }, "Score it again") : null) : null,
       strip, panes,
       h("section", { class: "panel" }, h("h2", {}, e.kind === "anomaly" ? "Facts" : words[e.kind] || e.kind), e.reason ? h("p", {}, e.reason) : null, facts(
         ["Camera", e.camera === "-" ? "" : h("a", { href: `#/camera/${e.detector}/${e.camera}` }, e.camera)], ["Detector", h("a", { href: `#/d/${e.detector}/tune` }, e.detector)],
@@ -168,6 +180,11 @@ export async function show(main, _, { signal, query }) {
       )));
     if (panes && zoomed) together(panes);
   }
+  // Would the frame still alarm?
+  const again = (e) => doing(async () => {
+    const r = await post(`api/v1/events/${e.sequence}/score`), t = `${num(r.score / r.threshold)} × threshold, release ${short(r.release)}`;
+    toast(r.anomalous ? `It would still alarm: ${t}` : `It would not alarm any more: ${t}`, { bad: r.anomalous });
+  });
   function truth(t) {
     if (!t) return "";
     try { const v = JSON.parse(t); return v.anomalous ? `${v.severity || ""} ${v.defect || "anomalous"}`.trim() : "normal"; } catch { return t; }
@@ -256,7 +273,7 @@ export async function show(main, _, { signal, query }) {
   }
 
   function take(e) {
-    if (kind && !kind.split(",").includes(e.kind) || detector && e.detector !== detector || state && kind === "anomaly" && e.state !== state) return false;
+    if (kind && !kind.split(",").includes(e.kind) || detector && e.detector !== detector || camera && e.camera !== camera || state && kind === "anomaly" && e.state !== state) return false;
     if (items.some((a) => a.sequence >= e.sequence)) return false;
     items.unshift(e);
     if (e.kind === "anomaly") open++;

@@ -3,11 +3,13 @@ import { ago, chip, fill, h, num, percent, plural, short } from "./dom.js";
 import { complain, get, post, toast } from "./api.js";
 import { go, may } from "./app.js";
 import { upload } from "./data.js";
+import { keys } from "./keys.js";
 
 export async function show(main, [what], { signal }) {
   if (what === "new") { create(main, signal); return; }
   const { items } = await get("api/v1/detectors");
   if (signal.aborted) return;
+  if (may("operator")) keys({ create: () => go("detectors", "new") }, signal);
   const neu = may("operator") ? h("a", { class: "button primary", href: "#/detectors/new" }, "New detector") : null;
   fill(main, h("div", { class: "head" }, h("h1", {}, "Detectors"), h("span", { class: "soft" }, plural(items.length, "detector")), h("span", { class: "gap" }), neu),
     items.length ? h("div", { class: "cols" }, items.map(card)) : h("p", { class: "empty" }, "No detectors yet. A detector is one inspection task; it learns from images of good parts only. ", neu ? "Make one with the button above, or with " : "An operator makes one, here or with ", h("code", {}, "nearmiss detector create NAME"), "."));

@@ -3,12 +3,12 @@
 const defaults = {
   help: "?", wall: "g w", alarms: "g a", detectors: "g d", data: "g t", jobs: "g j", health: "g h",
   next: "j", previous: "k", filter: "/", falseAlarm: "f", confirm: "c", seen: "s", undo: "u", reason: "r",
-  heat: "h", nearest: "n", zoom: "z", select: "x", pause: ".", order: "o",
+  heat: "h", nearest: "n", zoom: "z", select: "x", pause: ".", order: "o", create: "C",
 };
 export const about = {
   help: "this help", wall: "wall", alarms: "alarms", detectors: "detectors", data: "data of the detector", jobs: "jobs", health: "health",
   next: "next", previous: "previous", filter: "filter", falseAlarm: "false alarm", confirm: "confirm the defect", seen: "seen, nothing to learn", undo: "undo",
-  reason: "false alarm, with a reason", heat: "heat on and off", nearest: "next nearest normal", zoom: "zoom", select: "select", pause: "pause the wall", order: "fixed order",
+  reason: "false alarm, with a reason", heat: "heat on and off", nearest: "next nearest normal", zoom: "zoom", select: "select", pause: "pause the wall", order: "fixed order", create: "new detector",
 };
 
 let stored = {};
