@@ -193,7 +193,7 @@ func TestServices(t *testing.T) {
 		}
 	})
 	t.Run("they can be discovered", func(t *testing.T) {
-		for name, endpoints := range map[string]int{stream.WorkerService: 3, stream.TrainerService: 3, stream.ControlService: 2 * 16} {
+		for name, endpoints := range map[string]int{stream.WorkerService: 3, stream.TrainerService: 3, stream.ControlService: 2 * 20} {
 			m, err := r.NC.Request("$SRV.INFO."+name, nil, time.Minute)
 			if err != nil {
 				t.Fatal(err)
