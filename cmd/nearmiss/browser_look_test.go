@@ -141,7 +141,11 @@ func TestThePageIsPhotographed(t *testing.T) {
 	b.visit("#/wall", "line1")
 	later[any](b, `new Promise((f) => setTimeout(f, 20000))`) // so that its strips have something to show
 	all("wall", "", "")
-	all("alarms", "#/alarms", "Facts")
+	look(looks[0].width, looks[0].height, looks[0].scale)
+	b.visit("#/alarms", "Facts")
+	js[any](b, `[...document.querySelectorAll(".row")].map((e) => [parseFloat(e.innerText.match(/([0-9.]+) ×/)?.[1]), e]).sort((a, b) => b[0] - a[0])[0][1].click()`) // the strangest
+	b.see("it", `document.querySelector(".sheet img.over")`)
+	all("alarms", "", "")
 	all("frames", "#/alarms?rows=frames", "Facts")
 	all("judged", "#/alarms?rows=frames&state=false_alarm", "Facts")
 	all("rejected", "#/alarms?kind=rejected", "Code")

@@ -163,7 +163,7 @@ export async function show(main, _, { signal, query }) {
     const job = e.job;
     if (whole) drawStrip(whole); else fill(strip);
     fill(view,
-      e.kind === "anomaly" ? h("div", { class: "verdict" }, chip(a.state, a.pending ? words[a.state] + " …" : null), e.by ? h("span", { class: "soft small" }, `by ${e.by}${e.note ? ": " + e.note : ""}`) : null, h("span", { class: "gap" }),
+      e.kind === "anomaly" ? h("div", { class: "verdict" }, chip(a.state, a.pending ? words[a.state] + " …" : null), e.by && e.state === a.state ? h("span", { class: "soft small" }, `by ${e.by}${e.note ? ": " + e.note : ""}`) : null, h("span", { class: "gap" }),
         may("operator") ? [
           h("button", { "data-verdict": "normal", onclick: () => judge("normal") }, "False alarm ", h("kbd", {}, "f")), h("button", { onclick: () => judge("anomalous") }, "Confirm ", h("kbd", {}, "c")), h("button", { onclick: () => judge("seen") }, "Seen ", h("kbd", {}, "s")),
           a.state !== "open" && !a.pending ? h("button", { onclick: () => judge("withdrawn") }, "Take back ", h("kbd", {}, "u")) : null,
