@@ -104,11 +104,14 @@ dist: build ## archives with program, ONNX Runtime, licences and digests in dist
 	deployments/dist.sh '$(VERSION)' "$(LDFLAGS)" $(DIST)
 
 .PHONY: lint
-lint: ## formatting, go vet and staticcheck
+lint: ## formatting, go vet, staticcheck, and functions that nothing calls
 	@bad=$$(git ls-files -co --exclude-standard '*.go' | grep -v '\.pb\.go$$' | xargs go tool gofumpt -l); \
 	  if [ -n "$$bad" ]; then echo "not formatted (run: go tool gofumpt -w .):"; echo "$$bad"; exit 1; fi
 	go vet ./...
 	go tool staticcheck ./...
+	@dead=$$(go tool deadcode -test ./...) || exit 1; \
+	  dead=$$(grep -v 'func: Example' <<<"$$dead"); \
+	  if [ -n "$$dead" ]; then echo "nothing calls:"; echo "$$dead"; exit 1; fi
 
 .PHONY: starter
 starter: runtime ## train the starter backbone anew, on one thread (half an hour); then build again
