@@ -19,12 +19,12 @@ import (
 
 // Sizes of the demo: on two cores the first event comes within half a minute.
 const (
-	demoLearn   = 240   // frames that are taken to be normal
-	demoFPS     = 2     // of each camera, after those
-	demoDefects = 0.2   // share of frames with a defect
-	demoSubtle  = 0.15  // share of these that a person hardly sees
-	demoAlpha   = 0.025 // false-alarm rate; 48 held-out frames could promise 0.02
-	demoSize    = 224   // pixels of a frame's sides, as the network takes them
+	demoLearn   = 240  // frames that are taken to be normal
+	demoFPS     = 2    // of each camera, after those
+	demoDefects = 0.2  // share of frames with a defect
+	demoSubtle  = 0.15 // share of these that a person hardly sees
+	demoAlpha   = 0.01 // false-alarm rate
+	demoSize    = 224  // pixels of a frame's sides, as the network takes them
 )
 
 // demoTask is one of the demo's detectors and its camera.
