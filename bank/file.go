@@ -30,7 +30,9 @@ import (
 // held-out scores, ascending; "hvec" float32 held-out embeddings, row-major
 // ?×dim; "xfrm" float32 mean and matrix; "gate" float32
 // queries for the recall gate; "hnsw" the graph; since version 2 "axes" float32,
-// the mean of the rows and their main axes, row-major ?×dim, for sketches.
+// the mean of the rows and their main axes, row-major ?×dim, for sketches; "code"
+// bytes, the rows' codes, row-major n×dim rounded up to 32, and "scal" float32, their
+// scale and the mean of each dimension.
 const (
 	fileMagic   = "NMBANK\r\n"
 	fileVersion = 2
@@ -119,6 +121,9 @@ func (b *Bank) Encode(w io.Writer) error {
 	switch x := b.index.(type) {
 	case *hnsw:
 		sections = append(sections, section{"hnsw", bytesOf(x.encode())})
+		if c := x.codes; c != nil {
+			sections = append(sections, section{"code", c.data}, section{"scal", bytesOf(append([]float32{c.scale}, c.mean...))})
+		}
 	case *sketched:
 		if axes := x.stored(); len(axes) > 0 {
 			sections = append(sections, section{"axes", bytesOf(axes)})
@@ -146,7 +151,7 @@ func encodeSections(w io.Writer, sections []section) error {
 		offset = align(offset + uint64(len(s.data)))
 	}
 	version := uint32(1)
-	if slices.ContainsFunc(sections, func(s section) bool { return s.tag == "axes" }) {
+	if slices.ContainsFunc(sections, func(s section) bool { return s.tag == "axes" || s.tag == "code" }) {
 		version = 2
 	}
 	copy(head, fileMagic)

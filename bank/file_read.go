@@ -164,6 +164,9 @@ func (b *Bank) own() error {
 			return err
 		}
 		h.graph.own()
+		if h.codes != nil {
+			h.codes.data = slices.Clone(h.codes.data)
+		}
 	}
 	r.dropPrepared()
 	r.ids, r.data, r.inFile = slices.Clone(r.ids), slices.Clone(r.data), false
@@ -218,6 +221,9 @@ func (b *Bank) restore(table *fileTable, m meta) error {
 		if err != nil {
 			return err
 		}
+		if h.codes, err = readCodes(table, b.rows.dim, m.Count); err != nil {
+			return err
+		}
 		index = h
 	case Coder:
 		judged = false
@@ -241,6 +247,26 @@ func (b *Bank) restore(table *fileTable, m meta) error {
 	}
 	b.install(index, report, queries)
 	return nil
+}
+
+// readCodes gives the codes of n rows, or nil where there are none, or where the
+// rows are as fast without.
+func readCodes(table *fileTable, dim, n int) (*codes, error) {
+	if !table.has("code") {
+		return nil, nil
+	}
+	c := &codes{width: codeWidth(dim)}
+	scale, err := readNumbers[float32](table, "scal", 1+dim)
+	if err != nil {
+		return nil, err
+	}
+	if c.scale, c.mean = scale[0], scale[1:]; !(c.scale > 0) || isBad(norm2(scale)) {
+		return nil, corrupt("the scale of the codes is %v", c.scale)
+	}
+	if c.data, err = lookAt[uint8](table, "code", n*c.width); err != nil || !accelerated {
+		return nil, err
+	}
+	return c, nil
 }
 
 func corrupt(format string, args ...any) error {
@@ -300,7 +326,7 @@ func readTable(p []byte, verified bool) (*fileTable, error) {
 			return nil, corrupt("section %q appears twice", tag)
 		}
 		switch tag {
-		case "meta", "ids ", "rows", "held", "hvec", "xfrm", "gate", "hnsw", "axes":
+		case "meta", "ids ", "rows", "held", "hvec", "xfrm", "gate", "hnsw", "axes", "code", "scal":
 		default:
 			return nil, corrupt("unknown section %q", tag)
 		}
@@ -365,7 +391,7 @@ func readVectors(t *fileTable, tag string, dim, most int) ([]float32, error) {
 }
 
 type number interface {
-	uint32 | uint64 | float32 | float64
+	uint8 | uint32 | uint64 | float32 | float64
 }
 
 // lookAt gives a section of want numbers, or of any number of them where want is

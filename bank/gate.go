@@ -62,8 +62,11 @@ type Report struct {
 	// Blocks is how many blocks of 16 entries Sketch compares in full, after
 	// tuning; 0 for other kinds.
 	Blocks int `json:"blocks,omitempty"`
-	// GraphBytes is the size of HNSW's graph in memory and in the file, without
-	// the vectors; 0 for other kinds.
+	// Coded says that HNSW finds candidates by codes of seven bits a number and
+	// compares the nearest in full.
+	Coded bool `json:"coded,omitempty"`
+	// GraphBytes is the size of HNSW's graph, and codes, in memory and in the file,
+	// without the vectors; 0 for other kinds.
 	GraphBytes int64 `json:"graph_bytes,omitempty"`
 	// BuildSeconds is how long building (or loading) Wanted took.
 	BuildSeconds float64 `json:"build_seconds"`
@@ -129,6 +132,10 @@ func (b *Bank) make(ctx context.Context, queries []float32) (Index, Report, []fl
 		if err == nil {
 			err = h.build(ctx)
 		}
+		if err == nil && accelerated && len(b.rows.data) >= codeLeast {
+			h.codes = newCodes(ctx, b.rows)
+			err = ctx.Err()
+		}
 		if err != nil {
 			return nil, Report{}, nil, fmt.Errorf("build hnsw index: %w", err)
 		}
@@ -161,11 +168,18 @@ func (b *Bank) judgeIndex(ctx context.Context, wanted Kind, index Index, queries
 	case index.Kind() != wanted:
 		r.Fallback = "it could not be built"
 	default:
+		width := 0
+		if w := searchWidth(index); w != nil {
+			width = *w
+		}
 		if err := b.measure(ctx, index, queries, &r); err != nil {
 			return Report{}, fmt.Errorf("measure recall of the %s index: %w", wanted, err)
 		}
 		if r.Recall >= b.gate.MinRecall {
 			r.Kind = wanted
+		} else if h, ok := index.(*hnsw); ok && h.codes != nil {
+			h.codes, h.o.EfSearch = nil, width // by the rows it may find more
+			return b.judgeIndex(ctx, wanted, index, queries, took)
 		} else {
 			r.Fallback = fmt.Sprintf("its recall@%d of %.4f is below %.4g", b.k, r.Recall, b.gate.MinRecall)
 		}
@@ -248,6 +262,10 @@ func (b *Bank) measure(ctx context.Context, index Index, queries []float32, r *R
 		}
 		r.EfSearch = x.o.EfSearch
 		r.GraphBytes = int64(4 * len(x.encode()))
+		if x.codes != nil {
+			r.Coded = true
+			r.GraphBytes += int64(len(x.codes.data))
+		}
 	case *sketched:
 		if err := widen(searchWidth(x), mostBlocks); err != nil {
 			return err

@@ -65,6 +65,7 @@ type hnsw struct {
 	writer sync.Mutex
 	o      GraphOptions
 	graph  graph
+	codes  *codes    // of the rows, or nil; guarded as they are
 	pool   sync.Pool // *searcher
 }
 
@@ -200,8 +201,19 @@ func (h *hnsw) search(q []float32, k, ef int) []Neighbour {
 	k = min(k, h.rows.len())
 	s := h.searcher()
 	defer h.pool.Put(s)
+	if c := h.codes; c != nil {
+		if len(s.code) != c.width {
+			s.code = make([]uint8, c.width)
+		}
+		c.encode(s.code, q)
+		s.codes = c
+	}
 	at := s.descend(q, h.graph.top, 0)
 	found := s.layer(q, at, max(ef, k), 0)
+	if s.codes != nil {
+		s.codes = nil
+		found = s.rankFull(q, found[:min(len(found), k+codeRank)])
+	}
 	return h.rows.finish(q, found[:min(len(found), k+slack)], k)
 }
 
@@ -210,7 +222,7 @@ func (h *hnsw) searcher() *searcher {
 	if s == nil {
 		s = &searcher{}
 	}
-	s.rows, s.graph = h.rows, &h.graph
+	s.rows, s.graph, s.codes = h.rows, &h.graph, nil
 	return s
 }
 
@@ -225,6 +237,8 @@ type searcher struct {
 	sorted  []candidate
 	scratch []uint32
 	squares []float32
+	codes   *codes  // that distances are measured by; nil: by the rows
+	code    []uint8 // of the query
 }
 
 // measure gives the squared distances of rows to q; valid until the next call.
@@ -232,7 +246,11 @@ func (s *searcher) measure(q []float32, list []uint32) []float32 {
 	if len(s.squares) < len(list) {
 		s.squares = make([]float32, 2*len(list))
 	}
-	squaredL2Rows(q, s.rows.data, list, s.squares[:len(list)])
+	if s.codes != nil {
+		codeRows(s.code, s.codes.data, list, s.squares[:len(list)])
+	} else {
+		squaredL2Rows(q, s.rows.data, list, s.squares[:len(list)])
+	}
 	return s.squares[:len(list)]
 }
 
@@ -250,7 +268,7 @@ func (s *searcher) begin() {
 }
 
 func (s *searcher) entry(q []float32) candidate {
-	return candidate{squaredL2(q, s.rows.at(s.graph.entry)), s.graph.entry}
+	return candidate{s.measure(q, []uint32{s.graph.entry})[0], s.graph.entry}
 }
 
 // descend walks greedily from the entry point on layer from down to just above

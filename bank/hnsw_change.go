@@ -19,6 +19,9 @@ func (h *hnsw) Add(id uint64, v []float32) error {
 	h.rows.mu.Lock()
 	defer h.rows.mu.Unlock()
 	h.rows.add(id, v)
+	if h.codes != nil {
+		h.codes.add(v)
+	}
 	h.graph.extend(p.layer)
 	h.commit(node, p)
 	for _, b := range backs {
@@ -391,6 +394,9 @@ func (h *hnsw) Remove(id uint64) error {
 	}
 	slices.Sort(lost)
 	h.rows.remove(gone)
+	if h.codes != nil {
+		h.codes.remove(gone)
+	}
 	if gone != last {
 		for _, c := range changed {
 			links := g.links(c.node, c.layer)
