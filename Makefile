@@ -139,6 +139,10 @@ versus: runtime ## measure PyTorch, timm, faiss and hnswlib beside this program 
 	@$(VERSUS)/bin/python -m pip install -q pillow numpy torch timm faiss-cpu hnswlib
 	@$(VERSUS)/bin/python internal/bench/versus.py --program bin/nearmiss
 
+.PHONY: curves
+curves: runtime ## measure what a frame costs against cameras, entries of the bank and size of the picture (10 minutes)
+	bin/nearmiss bench curves
+
 .PHONY: bench
 bench: runtime ## measure embedding, the bank's indexes and the broker on this machine
 	bin/nearmiss bench embed

@@ -25,6 +25,7 @@ type benchCmd struct {
 	Score  benchScoreCmd  `cmd:"" help:"Images a second from file to verdict, of one release against others."`
 	Bank   benchBankCmd   `cmd:"" help:"Recall, queries a second and build time of the bank's indexes."`
 	Stream benchStreamCmd `cmd:"" help:"Frames a second through a broker with a scorer that does nothing."`
+	Curves benchCurvesCmd `cmd:"" help:"Milliseconds a frame against cameras, entries of the bank and size of the picture."`
 	Train  benchTrainCmd  `cmd:"" help:"Seconds of a training step, against those of its forward pass."`
 }
 
@@ -176,10 +177,11 @@ func (*benchStreamCmd) Help() string {
 	return examples("nearmiss bench stream", "nearmiss bench stream --bytes 20480 --workers 4 --json")
 }
 
-func (c *benchStreamCmd) Run(ctx context.Context, o *output) error {
+// benchStream measures a broker of its own.
+func benchStream(ctx context.Context, o *output, c bench.StreamConfig) (r bench.StreamResult, err error) {
 	dir, err := os.MkdirTemp("", "nearmiss-bench-")
 	if err != nil {
-		return err
+		return r, err
 	}
 	defer os.RemoveAll(dir)
 	conf := defaultConfig()
@@ -187,18 +189,21 @@ func (c *benchStreamCmd) Run(ctx context.Context, o *output) error {
 	quiet := &output{Out: o.Out, Err: o.Err, Log: o.Log.Level(zerolog.ErrorLevel)}
 	b, err := broker.New(conf.broker(), quiet.Log)
 	if err != nil {
-		return err
+		return r, err
 	}
-	var r bench.StreamResult
 	err = withBroker(ctx, b, conf, quiet, func(ctx context.Context, connect dial) error {
-		r, err = bench.Stream(ctx, bench.StreamConfig{
-			Frames: c.Frames, FrameBytes: c.Bytes, Workers: c.Workers, Dir: filepath.Join(dir, "work"), Connect: connect,
-		}, quiet.Log)
+		c.Dir, c.Connect = filepath.Join(dir, "work"), connect
+		r, err = bench.Stream(ctx, c, quiet.Log)
 		return err
 	})
 	if err == nil {
 		err = ctx.Err() // an interrupted measurement has no result
 	}
+	return r, err
+}
+
+func (c *benchStreamCmd) Run(ctx context.Context, o *output) error {
+	r, err := benchStream(ctx, o, bench.StreamConfig{Frames: c.Frames, FrameBytes: c.Bytes, Workers: c.Workers})
 	if err != nil {
 		return err
 	}

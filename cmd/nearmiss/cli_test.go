@@ -87,7 +87,7 @@ func TestWhatCannotBeWrittenIsRefusedFirst(t *testing.T) {
 func TestEveryCommandExplainsItself(t *testing.T) {
 	for _, command := range []string{
 		"up", "fit", "score", "eval", "broker", "worker", "trainer", "camera", "watch", "evidence list", "evidence get", "releases", "bench embed", "bench score", "bench bank",
-		"bench stream", "backbone pull", "backbone import", "backbone random", "backbone starter", "backbone train-starter", "backbone inspect", "runtime install", "runtime info", "version",
+		"bench stream", "bench curves", "backbone pull", "backbone import", "backbone random", "backbone starter", "backbone train-starter", "backbone inspect", "runtime install", "runtime info", "version",
 	} {
 		help, _ := program(t, 0, append(strings.Fields(command), "--help")...)
 		if !strings.Contains(help, "Usage: nearmiss "+command) {

@@ -6,6 +6,8 @@ import (
 	"io"
 	"math"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -69,6 +71,9 @@ type BankResult struct {
 	QueriesPerCPU float64 `json:"queries_per_cpu_second"`
 	// BuildSeconds on all cores (coder: one).
 	BuildSeconds float64 `json:"build_seconds"`
+	// LoadSeconds is how long it takes to read the bank, with the index, from a file
+	// whose bytes were verified; 0 where that was not measured.
+	LoadSeconds float64 `json:"load_seconds,omitempty"`
 	// Bytes is the size of vectors, ids and graph as they are stored; coder's
 	// graph is not.
 	Bytes int64 `json:"bytes"`
@@ -152,25 +157,29 @@ func runBank(ctx context.Context, o BankOptions, kind bank.Kind, c BankCase, dat
 	if err := b.AddBatch(ids, data); err != nil {
 		return BankResult{}, err
 	}
-	index, report, err := b.Measure(ctx, queries)
-	if err != nil {
-		return BankResult{}, err
+	var index bank.Index
+	var report bank.Report
+	if kind != bank.Coder { // whose file holds no graph
+		if report, err = b.Build(ctx, queries); err != nil {
+			return BankResult{}, err
+		}
+		index = b.Index()
+	}
+	if index == nil || index.Kind() != kind { // it does not serve
+		if index, report, err = b.Measure(ctx, queries); err != nil {
+			return BankResult{}, err
+		}
 	}
 	r := BankResult{
 		Index: string(kind), BankCase: c, K: o.K, Recall: report.Recall, FirstExcess: report.FirstExcess,
 		BuildSeconds: report.BuildSeconds, EfSearch: report.EfSearch, Served: report.Kind == kind,
 	}
 	m := len(queries) / c.Dim
-	asked, cpu := 0, cputime.Seconds()
-	if r.QueriesPerSecond, err = queryRate(ctx, o.MinTime, 1, func(i int) error {
-		asked++
+	if err := r.single(ctx, o, func(i int) error {
 		_, err := index.Search(queries[i%m*c.Dim:(i%m+1)*c.Dim], o.K)
 		return err
 	}); err != nil {
 		return BankResult{}, err
-	}
-	if cpu = cputime.Seconds() - cpu; cpu > 0 {
-		r.QueriesPerCPU = float64(asked) / cpu
 	}
 	if r.BatchPerSecond, err = queryRate(ctx, o.MinTime, m, func(int) error {
 		_, err := index.SearchBatch(ctx, queries, o.K)
@@ -178,12 +187,59 @@ func runBank(ctx context.Context, o BankOptions, kind bank.Kind, c BankCase, dat
 	}); err != nil {
 		return BankResult{}, err
 	}
-	var size counter // of the bank without a graph, since Measure installs none
-	if err := b.Encode(&size); err != nil {
-		return BankResult{}, err
+	if b.Index().Kind() != kind {
+		var size counter
+		if err := b.Encode(&size); err != nil {
+			return BankResult{}, err
+		}
+		r.Bytes = int64(size) + report.GraphBytes
+		return r, nil
 	}
-	r.Bytes = int64(size) + report.GraphBytes
-	return r, nil
+	r.Bytes, r.LoadSeconds, err = loading(b)
+	return r, err
+}
+
+// loading writes the bank and reads it again, the best of three times.
+func loading(b *bank.Bank) (size int64, seconds float64, err error) {
+	dir, err := os.MkdirTemp("", "nearmiss-bench-")
+	if err != nil {
+		return 0, 0, err
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "bank.nmb")
+	if err := b.WriteFile(path); err != nil {
+		return 0, 0, err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return 0, 0, err
+	}
+	seconds = math.Inf(1)
+	for range 3 {
+		start := time.Now()
+		back, err := bank.ReadFile(path, bank.ReadOptions{Verified: true})
+		if err != nil {
+			return 0, 0, err
+		}
+		seconds = min(seconds, time.Since(start).Seconds())
+		if err := back.Close(); err != nil {
+			return 0, 0, err
+		}
+	}
+	return info.Size(), seconds, nil
+}
+
+// single measures queries one by one.
+func (r *BankResult) single(ctx context.Context, o BankOptions, search func(i int) error) (err error) {
+	asked, cpu := 0, cputime.Seconds()
+	r.QueriesPerSecond, err = queryRate(ctx, o.MinTime, 1, func(i int) error {
+		asked++
+		return search(i)
+	})
+	if cpu = cputime.Seconds() - cpu; cpu > 0 {
+		r.QueriesPerCPU = float64(asked) / cpu
+	}
+	return err
 }
 
 // queryRate calls do, which answers n queries, for at least the given time and

@@ -16,6 +16,9 @@ func TestBankMeasuresEveryIndex(t *testing.T) {
 			r.QueriesPerSecond <= 0 || r.BatchPerSecond <= 0 || r.Recall <= 0 || r.Recall > 1+1e-9 || r.FirstExcess < 0 {
 			t.Errorf("%+v", r)
 		}
+		if loaded := r.LoadSeconds > 0; loaded != (r.Served && r.Index != "coder") {
+			t.Errorf("%s was loaded: %v", r.Index, loaded)
+		}
 		if r.Index == "exact" && (r.Recall != 1 || !r.Served) {
 			t.Errorf("%+v", r)
 		}

@@ -78,7 +78,7 @@ func measureHNSWLib(ctx context.Context, o BankOptions, c BankCase, data, querie
 		}
 	}
 	r.Served = r.Recall >= 0.99
-	if r.QueriesPerSecond, err = queryRate(ctx, o.MinTime, 1, func(i int) error { return search(i%m, rows, distances) }); err != nil {
+	if err := r.single(ctx, o, func(i int) error { return search(i%m, rows, distances) }); err != nil {
 		return BankResult{}, err
 	}
 	r.BatchPerSecond, err = queryRate(ctx, o.MinTime, m, func(int) error {

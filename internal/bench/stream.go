@@ -30,6 +30,7 @@ type StreamConfig struct {
 	Frames     int // default 2000
 	FrameBytes int // default 150 KiB
 	Workers    int // in this process, each with a connection of its own; default 1
+	Cameras    int // that the frames are of, in turn; default 1
 	BatchSize  int // default 16
 	Lanes      int // default 2
 	Publishes  int // publishes under way at once; default 64
@@ -66,6 +67,7 @@ func Stream(ctx context.Context, cfg StreamConfig, log zerolog.Logger) (StreamRe
 	def(&cfg.Frames, 2000)
 	def(&cfg.FrameBytes, 150<<10)
 	def(&cfg.Workers, 1)
+	def(&cfg.Cameras, 1)
 	def(&cfg.BatchSize, 16)
 	def(&cfg.Lanes, 2)
 	def(&cfg.Publishes, 64)
@@ -153,7 +155,7 @@ func benchPublish(ctx context.Context, cfg StreamConfig, js jetstream.JetStream)
 	run := fmt.Sprint(time.Now().UnixNano())
 	var acks []jetstream.PubAckFuture
 	for i := range cfg.Frames {
-		m, err := stream.Frame{Detector: benchDetector, Camera: "camera", ID: fmt.Sprintf("%s-%d", run, i), Image: image}.Message(cfg.Names)
+		m, err := stream.Frame{Detector: benchDetector, Camera: fmt.Sprint("camera-", i%cfg.Cameras), ID: fmt.Sprintf("%s-%d", run, i), Image: image}.Message(cfg.Names)
 		if err != nil {
 			return err
 		}

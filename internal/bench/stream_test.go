@@ -22,7 +22,7 @@ func TestStreamCountsEveryFrame(t *testing.T) {
 		t.Fatal(err)
 	}
 	res, err := Stream(t.Context(), StreamConfig{
-		Frames: 200, FrameBytes: 4 << 10, Workers: 2, Dir: t.TempDir(),
+		Frames: 200, FrameBytes: 4 << 10, Workers: 2, Cameras: 3, Dir: t.TempDir(),
 		Connect: func(name string) (*nats.Conn, error) { return stream.Connect(b.ClientURL(), name, zerolog.Nop()) },
 	}, zerolog.Nop())
 	if err != nil {
