@@ -22,6 +22,7 @@ type Levels struct {
 	Store       uint64            // bytes that JetStream has stored for this account
 	MaxStore    int64             // most that it may; 0 where there is no limit
 	Dead        map[string]uint64 // dead letters by the stream that they are from
+	Lost        map[string]uint64 // frames that were published and not stored since the broker started, by code
 	JobsWaiting int
 }
 
@@ -46,7 +47,7 @@ type StreamLevels struct {
 
 // Levels reads how full everything is.
 func (in *Installation) Levels(ctx context.Context) (Levels, error) {
-	l := Levels{Dead: map[string]uint64{}}
+	l := Levels{Lost: map[string]uint64{}}
 	fail := func(err error) (Levels, error) { return Levels{}, fmt.Errorf("read the levels: %w", err) }
 	account, err := in.js.AccountInfo(ctx)
 	if err != nil {
@@ -76,6 +77,13 @@ func (in *Installation) Levels(ctx context.Context) (Levels, error) {
 		return subject[strings.LastIndexByte(subject, '.')+1:], true
 	}); err != nil {
 		return fail(err)
+	}
+	lost, err := in.LostFrames(ctx)
+	if err != nil {
+		return fail(err)
+	}
+	for _, x := range lost {
+		l.Lost[x.Code] += x.Frames
 	}
 	if err := in.detectorLevels(ctx, frames, &l); err != nil {
 		return fail(err)

@@ -158,12 +158,16 @@ func TestAWorkerIsMeasured(t *testing.T) {
 	stop()
 
 	publish("waits")
+	if err := stream.NewInstallation(js, n).SetLostFrames(ctx, []stream.Lost{{Subject: "a", Code: stream.LostNotStored, Frames: 2}, {Subject: "b", Code: stream.LostNotStored, Frames: 3}}); err != nil {
+		t.Fatal(err)
+	}
 	for _, want := range []string{
 		`nearmiss_installation_readable 1`,
 		`nearmiss_frames_waiting{detector="bolts"} 1`,
 		`nearmiss_stream_messages{stream="NM_EVENTS"}`,
 		`nearmiss_stream_max_bytes{stream="NM_FRAMES"} 2.147483648e+09`,
 		`nearmiss_dead_letters{stream="NM_FRAMES"} 1`,
+		`nearmiss_frames_lost_total{code="not_stored"} 5`,
 		`nearmiss_normals{detector="bolts"} 0`,
 		`nearmiss_release_age_seconds{detector="bolts"}`,
 		`nearmiss_store_bytes `,

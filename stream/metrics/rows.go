@@ -96,7 +96,7 @@ func (c *connection) Collect(to chan<- prometheus.Metric) {
 type installation struct {
 	waiting, unacked, oldest, unserved         *prometheus.Desc
 	bytes, maxBytes, messages, store, maxStore *prometheus.Desc
-	dead, normals, anomalies, jobs, age        *prometheus.Desc
+	dead, lost, normals, anomalies, jobs, age  *prometheus.Desc
 	up                                         *prometheus.Desc
 
 	mu   sync.Mutex
@@ -119,6 +119,7 @@ func newInstallation(m *Metrics) *installation {
 		store:     m.row("gauge", "store_bytes", "What JetStream has stored for this installation's account."),
 		maxStore:  m.row("gauge", "store_max_bytes", "Most that JetStream may store for this account; absent where it has no limit."),
 		dead:      m.row("gauge", "dead_letters", "Dead letters, by the stream that they are from.", "stream"),
+		lost:      m.row("counter", "frames_lost_total", "Frames that clients published who are not told that they were not stored, since the broker started: not_stored where there was no room, bad_topic where no stream takes the subject.", "code"),
 		normals:   m.row("gauge", "normals", "Normal images of a detector's training set.", "detector"),
 		anomalies: m.row("gauge", "labelled_anomalies", "Labelled anomalies of a detector.", "detector"),
 		jobs:      m.row("gauge", "jobs_waiting", "Training jobs that wait for a trainer."),
@@ -139,7 +140,7 @@ func (m *Metrics) Installation(read func(context.Context) (stream.Levels, error)
 func (i *installation) Describe(to chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		i.up, i.waiting, i.unacked, i.oldest, i.unserved, i.bytes, i.maxBytes, i.messages, i.store, i.maxStore,
-		i.dead, i.normals, i.anomalies, i.jobs, i.age,
+		i.dead, i.lost, i.normals, i.anomalies, i.jobs, i.age,
 	} {
 		to <- d
 	}
@@ -198,6 +199,9 @@ func (i *installation) Collect(to chan<- prometheus.Metric) {
 	}
 	for of, n := range i.last.Dead {
 		gauge(i.dead, float64(n), of)
+	}
+	for code, n := range i.last.Lost {
+		to <- prometheus.MustNewConstMetric(i.lost, prometheus.CounterValue, float64(n), code)
 	}
 	gauge(i.jobs, float64(i.last.JobsWaiting))
 }
