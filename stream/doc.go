@@ -9,12 +9,12 @@
 // same for training requests.
 //
 // What travels: names, subjects, frames, events, errors, and the topology of streams
-// and buckets (names.go, frame.go, event.go, errors.go, topology.go, connect.go). What
-// is stored: [Installation] opens the stores of detectors, jobs, normals, evidence,
-// events and releases, and reads and collects them (installation.go, detector.go,
-// jobs.go, normals.go, evidence.go, events.go, cameras.go, queue.go, lost.go, status.go,
-// collect.go, dead.go). What is asked: a [Client] asks the services (client.go, api.go,
-// calibration.go, service.go).
+// and buckets (names.go, frame.go, event.go, trace.go, errors.go, topology.go,
+// connect.go). What is stored: [Installation] opens the stores of detectors, jobs,
+// normals, evidence, events and releases, and reads and collects them (installation.go,
+// detector.go, jobs.go, normals.go, evidence.go, events.go, cameras.go, queue.go,
+// lost.go, status.go, collect.go, dead.go). What is asked: a [Client] asks the services
+// (client.go, api.go, calibration.go, service.go).
 //
 // # The processes
 //

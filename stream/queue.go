@@ -39,7 +39,7 @@ func JobsConsumerConfig(ackWait time.Duration) jetstream.ConsumerConfig {
 // JobAckWait is how long a trainer may be silent about its job.
 const JobAckWait = 30 * time.Second
 
-// EnsureJobsConsumer is ensureFramesConsumer for trainers.
+// EnsureJobsConsumer is [Installation.EnsureFramesConsumer] for trainers.
 func (in *Installation) EnsureJobsConsumer(ctx context.Context) error {
 	_, err := in.js.CreateConsumer(ctx, in.names.TrainingStream(), JobsConsumerConfig(JobAckWait))
 	if err != nil && !errors.Is(err, jetstream.ErrConsumerExists) {

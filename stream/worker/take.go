@@ -54,7 +54,7 @@ func newTaker(nc *nats.Conn, n stream.Names, stream, consumer string) (*taker, e
 func (t *taker) close() { _ = t.sub.Unsubscribe() }
 
 // take takes up to most messages: what is there at once, or else the first that
-// comes within fetchWait and what is there with it, but no more than the pacer
+// comes within pull.FetchWait and what is there with it, but no more than the pacer
 // lets. A batch thus fills by itself when frames come faster than they are scored,
 // and a single frame does not wait for others. No message and no error means that
 // none came.
