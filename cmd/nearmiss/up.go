@@ -80,7 +80,7 @@ func (c *upCmd) serve(ctx context.Context, b *broker.Broker, conf config, v *obs
 	defer leave()
 	if conf.Console.LinksKey == "" {
 		if err := sink.EnsureLinkKey(sink.LinkKeyFile(conf.Data)); err != nil {
-			return err
+			o.Log.Warn().Err(err).Msg("sinks can send no links to pictures (pictures=link)")
 		}
 	}
 	page, url, err := openConsole(conf, o)
