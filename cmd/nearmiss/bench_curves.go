@@ -20,7 +20,7 @@ import (
 // benchCurvesCmd prints what a frame costs as one thing grows and all else stays.
 type benchCurvesCmd struct {
 	Cameras []int         `placeholder:"N" default:"1,10,50,200" help:"Cameras that send frames (default: ${default})."`
-	Frames  int           `default:"2000" help:"Frames of all cameras together."`
+	Frames  int           `default:"1000" help:"Frames of all cameras together."`
 	Entries []int         `placeholder:"N" default:"1000,10000,100000,1000000" help:"Entries of the bank, of 192 numbers (default: ${default})."`
 	Graphs  int           `default:"100000" help:"Most entries for which a graph is built, too."`
 	Sides   []int         `placeholder:"N" default:"256,512,1024,2048,4096" help:"Sides of square JPEG pictures, in pixels (default: ${default})."`
