@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
 // Ailments says why frames are not judged as they should be, one sentence a
@@ -50,6 +52,23 @@ func Ailments(st Status, workers []WorkerStatus, detectors ...string) []string {
 		}
 	}
 	return bad
+}
+
+// Reservations are what is not as it should be although frames are judged: workers
+// that refuse the active release, which may be of a later version than they are, and
+// serve the one before.
+func Reservations(workers []WorkerStatus) []string {
+	var all []string
+	for _, w := range workers {
+		for d, refused := range w.Refused {
+			if serving := w.Serving[d]; serving != "" {
+				all = append(all, fmt.Sprintf("detector %s: %s refuses the active release %s and serves %s; why is in its log and in the event (nearmiss watch %s --kind release --since 24h)",
+					d, w.Name, text.Short(refused), text.Short(serving), d))
+			}
+		}
+	}
+	slices.Sort(all)
+	return all
 }
 
 // IsAwaited says whether a detector has a configuration or a release, so that

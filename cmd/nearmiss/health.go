@@ -32,7 +32,7 @@ func (c *healthCmd) Run(ctx context.Context, o *output) error {
 	if c.HTTP != "" {
 		return c.readyz(ctx, o)
 	}
-	bad, workers, err := c.ask(ctx, o)
+	bad, notes, workers, err := c.ask(ctx, o)
 	if err != nil {
 		if c.JSON {
 			bad = []string{err.Error()}
@@ -45,7 +45,8 @@ func (c *healthCmd) Run(ctx context.Context, o *output) error {
 			Healthy bool     `json:"healthy"`
 			Workers int      `json:"workers"`
 			Reasons []string `json:"reasons,omitempty"`
-		}{len(bad) == 0, workers, bad}); err != nil {
+			Notes   []string `json:"notes,omitempty"` // on what is served all the same
+		}{len(bad) == 0, workers, bad, notes}); err != nil {
 			return err
 		}
 	}
@@ -59,12 +60,13 @@ func (c *healthCmd) Run(ctx context.Context, o *output) error {
 	if len(c.Detectors) > 0 {
 		what = strings.Join(c.Detectors, ", ")
 	}
-	_, err = fmt.Fprintf(o.Out, "healthy: %s served by %s\n", what, counted(workers, "worker"))
+	lines := append([]string{fmt.Sprintf("healthy: %s served by %s", what, counted(workers, "worker"))}, notes...)
+	_, err = fmt.Fprintln(o.Out, strings.Join(lines, "\n"))
 	return err
 }
 
-// ask returns what is wrong, and how many workers answer.
-func (c *healthCmd) ask(ctx context.Context, o *output) (bad []string, answered int, err error) {
+// ask returns what is wrong, what is not as it should be, and how many workers answer.
+func (c *healthCmd) ask(ctx context.Context, o *output) (bad, notes []string, answered int, err error) {
 	err = c.withInstallation("health", o, func(in *stream.Installation, client *stream.Client) error {
 		st, err := in.Status(ctx)
 		if err != nil {
@@ -74,10 +76,10 @@ func (c *healthCmd) ask(ctx context.Context, o *output) (bad []string, answered 
 		if err != nil {
 			return err
 		}
-		bad, answered = stream.Ailments(st, workers, c.Detectors...), len(workers)
+		bad, notes, answered = stream.Ailments(st, workers, c.Detectors...), stream.Reservations(workers), len(workers)
 		return nil
 	})
-	return bad, answered, err
+	return bad, notes, answered, err
 }
 
 // readyz asks one service over HTTP, as what restarts it does.

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"path/filepath"
@@ -287,6 +288,22 @@ func TestReleasesThatAreUnfitAreRefused(t *testing.T) {
 	url := startBroker(t)
 	l := listen(t, url)
 	reg := openRegistry(t, l.js)
+	// future publishes what a trainer of a later version may: a manifest of which this
+	// program does not know the half.
+	future := func(t *testing.T) string {
+		t.Helper()
+		out := changed(t, "", nil)
+		name := filepath.Join(out, "manifest.json")
+		b := read(out, "manifest.json")
+		later := bytes.Replace(b, []byte(`"schema_version": 1`), []byte(`"schema_version": 2, "aura": {"hue": [1, 2]}`), 1)
+		if bytes.Equal(later, b) {
+			t.Fatalf("the manifest has no schema version: %.100s", b)
+		}
+		if err := os.WriteFile(name, later, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return put(t, reg, out)
+	}
 	good, err := reg.Put(t.Context(), "cells", dir)
 	if err != nil {
 		t.Fatal(err)
@@ -296,7 +313,7 @@ func TestReleasesThatAreUnfitAreRefused(t *testing.T) {
 	}
 	w := start(t, "worker", "--server", url, "--data", t.TempDir())
 	w.logged("release is in service")
-	watch := start(t, "watch", "cells", "--kind", "release", "--json", "--server", url)
+	watch := start(t, "watch", "cells", "--kind", "release", "--since", "1h", "--json", "--server", url)
 	frames := 0
 	for _, c := range []struct {
 		name string
@@ -331,6 +348,7 @@ func TestReleasesThatAreUnfitAreRefused(t *testing.T) {
 			}
 			return digest
 		}, "bytes"},
+		{"a release of a later version", future, "schema version 2, this program reads 1: use a matching version of nearmiss"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			digest := c.bad(t)
@@ -368,6 +386,43 @@ func TestReleasesThatAreUnfitAreRefused(t *testing.T) {
 		})
 	}
 	watch.stop()
+
+	// As a trainer of a later version does it. People see it, and a worker that is
+	// started anew does not leave the frames.
+	for _, digest := range []string{good, future(t)} {
+		if _, err := reg.Promote(t.Context(), "cells", digest, registry.Change{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	said := func(when string) {
+		t.Helper()
+		eventually(t, "status and health say that it is refused "+when, func() bool {
+			var status, health bytes.Buffer // a worker that is busy may not answer at once
+			return run(t.Context(), []string{"status", "--server", url}, &status, io.Discard) == 0 && strings.Contains(status.String(), " was refused") &&
+				run(t.Context(), []string{"health", "--server", url}, &health, io.Discard) == 0 && strings.Contains(health.String(), "healthy: ") &&
+				strings.Contains(health.String(), "refuses the active release") && strings.Contains(health.String(), "serves "+good[:12])
+		})
+	}
+	said("while the one before goes on")
+	w.stop()
+	w = start(t, "worker", "--server", url, "--data", t.TempDir())
+	w.logged("falling back to the release before")
+	w.logged("release is in service")
+	said("after a start")
+	m, err := stream.Frame{Detector: "cells", Camera: "one", ID: "last", Image: images[0]}.Message(stream.Names{})
+	if err == nil {
+		_, err = l.js.PublishMsg(t.Context(), m)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the frame is scored", func() bool { return len(l.scoresOf("cells")) == frames+1 })
+	if s := l.scoresOf("cells")[frames]; s.Release != good {
+		t.Errorf("release %.12s scored it", s.Release)
+	}
+	if n := l.waiting(t); n != 0 {
+		t.Errorf("%d frames wait", n)
+	}
 	w.stop()
 }
 
