@@ -59,7 +59,6 @@ func (l *look) streams(ctx context.Context) {
 			continue
 		case err != nil:
 			failed = fmt.Errorf("%s: %w", name, err)
-			break
 		}
 		if failed != nil {
 			break // each of the others would take as long

@@ -35,7 +35,7 @@ export async function show(main, _, { signal, query }) {
     which(state, (v) => { state = v; }, [["open", "Open"], ["", "All states"], ["confirmed", "Confirmed"], ["false_alarm", "False alarms"], ["seen", "Seen"]], "State"),
     which(rows_, (v) => { rows_ = v; }, [["incidents", "Incidents"], ["frames", "Each frame"]], "Rows"),
     which(kind, (v) => { kind = v; if (v !== "anomaly") state = ""; }, [["anomaly", "Alarms"], ["rejected", "Rejected frames"], ["drift", "Drift"], ["release", "Releases"], ["disagreement", "Disagreements"], ["camera,lost,store", "Cameras and store"], ["", "All events"]], "Kind"),
-    detectors, cameras, which("", (v) => { since = Number(v); }, [["", "Since ever"], ["1", "Last hour"], ["24", "Last day"], ["168", "Last week"]], "Since")), h("div", { class: "list" }, list, older), view));
+    detectors, cameras, which("", (v) => { since = Number(v); }, [["", "Any time"], ["1", "Last hour"], ["24", "Last day"], ["168", "Last week"]], "Since")), h("div", { class: "list" }, list, older), view));
 
   const grouped = () => rows_ === "incidents" && kind === "anomaly";
   const face = (a) => a.peak || a; // the alarm that a row shows
