@@ -64,34 +64,13 @@ func (s *settings) follow(ctx context.Context, cfg Config, js jetstream.JetStrea
 		return err
 	}
 	defer s.silence()
-	changed := make(chan struct{}, 1)
-	watching, stop := context.WithCancel(ctx)
-	defer stop()
-	ended := make(chan error, 1)
-	go func() {
-		ended <- kv.Changes(watching, bucket, func() {
-			select {
-			case changed <- struct{}{}:
-			default:
-			}
-		})
-	}()
-	for {
-		select {
-		case <-ctx.Done():
-			<-ended
-			return nil
-		case err := <-ended:
+	return kv.Follow(ctx, bucket, func() error {
+		if err := s.read(ctx, cfg, js.Conn(), detectors); err != nil {
 			return err
-		case <-changed:
-			if err := s.read(ctx, cfg, js.Conn(), detectors); err != nil {
-				stop()
-				<-ended
-				return err
-			}
-			s.tried()
 		}
-	}
+		s.tried()
+		return nil
+	})
 }
 
 // read takes over what detectors say now.

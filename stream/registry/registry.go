@@ -170,7 +170,7 @@ func (r *Registry) putFile(ctx context.Context, path string, f envelope.Entry) e
 		Name:     f.SHA256,
 		Metadata: map[string]string{metaKind: kindFile},
 		Opts:     &jetstream.ObjectMetaOptions{ChunkSize: r.cfg.ChunkSize},
-	}, fullReader{in})
+	}, object.Chunked{Reader: in})
 	if err != nil {
 		return err
 	}
@@ -468,18 +468,6 @@ func (r *Registry) Resolve(ctx context.Context, detector, prefix string) (string
 // every 2 MiB.
 func transferTime(n int64) time.Duration {
 	return time.Minute + time.Duration(n>>21)*time.Second
-}
-
-// fullReader fills the buffer it is given: the Object Store makes one chunk of
-// every Read, however little it returns.
-type fullReader struct{ io.Reader }
-
-func (f fullReader) Read(p []byte) (int, error) {
-	n, err := io.ReadFull(f.Reader, p)
-	if errors.Is(err, io.ErrUnexpectedEOF) {
-		err = io.EOF
-	}
-	return n, err
 }
 
 func copyFile(from, to string) error {

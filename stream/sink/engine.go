@@ -100,33 +100,7 @@ func (e *Engine) follow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	changed := make(chan struct{}, 1)
-	changed <- struct{}{}
-	watching, stop := context.WithCancel(ctx)
-	defer stop()
-	ended := make(chan error, 1)
-	go func() {
-		ended <- kv.Changes(watching, b, func() {
-			select {
-			case changed <- struct{}{}:
-			default:
-			}
-		})
-	}()
-	for {
-		select {
-		case <-ctx.Done():
-			stop()
-			<-ended
-			return nil
-		case err := <-ended:
-			return err
-		case <-changed:
-			if err := e.reconcile(ctx, b); err != nil {
-				return err
-			}
-		}
-	}
+	return kv.Follow(ctx, b, func() error { return e.reconcile(ctx, b) })
 }
 
 // reconcile starts, restarts and stops lines as the bucket says.

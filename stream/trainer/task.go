@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -146,7 +145,7 @@ func (t *Task) saveCheckpoint(ctx context.Context, path string) error {
 	}
 	old := j.Checkpoint
 	name := fmt.Sprintf("%s%s/%d", stream.CheckpointObjects, t.Request.Job, j.CheckpointN+1)
-	if _, err := t.w.artifacts.Put(step, jetstream.ObjectMeta{Name: name, Opts: &jetstream.ObjectMetaOptions{ChunkSize: 252 << 10}}, bigReads{f}); err != nil {
+	if _, err := t.w.artifacts.Put(step, jetstream.ObjectMeta{Name: name, Opts: &jetstream.ObjectMetaOptions{ChunkSize: 252 << 10}}, object.Chunked{Reader: f}); err != nil {
 		return err
 	}
 	if _, err := t.w.jobs.Update(step, t.Request.Job, func(j *stream.Job) error {
@@ -164,18 +163,6 @@ func (t *Task) saveCheckpoint(ctx context.Context, path string) error {
 		_ = t.w.artifacts.Delete(step, old)
 	}
 	return nil
-}
-
-// bigReads fills the buffer it is given: the Object Store makes one chunk of
-// every Read.
-type bigReads struct{ io.Reader }
-
-func (r bigReads) Read(p []byte) (int, error) {
-	n, err := io.ReadFull(r.Reader, p)
-	if errors.Is(err, io.ErrUnexpectedEOF) {
-		err = io.EOF
-	}
-	return n, err
 }
 
 // prepare brings a job's data to this machine.

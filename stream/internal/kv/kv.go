@@ -46,3 +46,35 @@ func Changes(ctx context.Context, bucket jetstream.KeyValue, changed func()) err
 		return true
 	}, jetstream.UpdatesOnly())
 }
+
+// Follow calls act when it has begun to watch, and then whenever something in the
+// bucket may have changed: once for what changed while act was at work. It ends with
+// the error of act or of the watch, and without one with ctx.
+func Follow(ctx context.Context, bucket jetstream.KeyValue, act func() error) error {
+	watching, stop := context.WithCancel(ctx)
+	defer stop()
+	changed, ended := make(chan struct{}, 1), make(chan error, 1)
+	go func() {
+		ended <- Changes(watching, bucket, func() {
+			select {
+			case changed <- struct{}{}:
+			default:
+			}
+		})
+	}()
+	for {
+		select {
+		case err := <-ended:
+			return err
+		case <-changed:
+			if err := act(); err != nil {
+				stop()
+				<-ended
+				if ctx.Err() != nil {
+					return nil
+				}
+				return err
+			}
+		}
+	}
+}

@@ -2,6 +2,7 @@ package kv_test
 
 import (
 	"context"
+	"errors"
 	"testing"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -96,6 +97,34 @@ func TestChangesTellsOfWhatIsNew(t *testing.T) {
 	})
 	if err != nil || calls != 2 {
 		t.Errorf("%d calls, %v", calls, err)
+	}
+}
+
+// TestFollowActsOnChanges that came while it was at work, too, and ends with its
+// context without an error, and with that of the act.
+func TestFollowActsOnChanges(t *testing.T) {
+	b := bucket(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	calls := 0
+	err := kv.Follow(ctx, b, func() error {
+		if calls++; calls == 1 { // it has begun
+			put(t, b, "one")
+			put(t, b, "two")
+			return nil
+		}
+		if keys, err := b.Keys(t.Context()); err != nil || len(keys) < 2 {
+			t.Errorf("acts on %v, %v", keys, err)
+		}
+		cancel()
+		return ctx.Err()
+	})
+	if err != nil || calls != 2 {
+		t.Errorf("%d calls, %v", calls, err)
+	}
+	broken := errors.New("it does not act")
+	if err := kv.Follow(t.Context(), b, func() error { return broken }); !errors.Is(err, broken) {
+		t.Errorf("an act that fails: %v", err)
 	}
 }
 

@@ -29,6 +29,18 @@ var (
 	ErrBad = errors.New("object is damaged")
 )
 
+// Chunked is what an object store is to be given: it makes one chunk of every Read,
+// however little that returns, so a Chunked fills the buffer it is given.
+type Chunked struct{ io.Reader }
+
+func (c Chunked) Read(p []byte) (int, error) {
+	n, err := io.ReadFull(c.Reader, p)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		err = io.EOF
+	}
+	return n, err
+}
+
 // The stream of a bucket, and the subjects in it of an object's chunks and of its
 // metadata, as every client's object store names them (NATS ADR-20).
 
