@@ -59,6 +59,8 @@ func child(role string) int {
 		}
 	case "nothing":
 		return childNothing(ctx, nc, dir, log)
+	case "console":
+		return childConsole(ctx, nc, log)
 	case "trainer":
 		steps, _ := strconv.Atoi(os.Getenv("NEARMISS_TEST_STEPS"))
 		w, err := trainer.New(trainer.Config{

@@ -3,7 +3,9 @@ package stream_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,6 +23,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/console"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
 	"github.com/nearmiss/nearmiss/stream/steward"
@@ -54,6 +57,22 @@ func childNothing(ctx context.Context, nc *nats.Conn, dir string, log zerolog.Lo
 	return 0
 }
 
+// childConsole is the page for people, at NEARMISS_TEST_LISTEN.
+func childConsole(ctx context.Context, nc *nats.Conn, log zerolog.Logger) int {
+	c, err := console.New(console.Config{Listen: os.Getenv("NEARMISS_TEST_LISTEN"), Version: "test"}, log)
+	if err == nil {
+		_, err = c.Listen()
+	}
+	if err == nil {
+		err = c.Run(ctx, nc)
+	}
+	if err != nil {
+		log.Error().Err(err).Msg("child")
+		return 1
+	}
+	return 0
+}
+
 // usage is what a process has used: processor time, and its memory now, in bytes.
 func usage(t *testing.T, p *exec.Cmd) (cpu time.Duration, memory int64) {
 	t.Helper()
@@ -77,15 +96,15 @@ func usage(t *testing.T, p *exec.Cmd) (cpu time.Duration, memory int64) {
 	return cpu, pages * int64(os.Getpagesize())
 }
 
-// plant is a NATS server, a worker, and cameras that publish at their rate, each on a
-// connection of its own.
+// plant is a NATS server, a worker, a console that browsers listen to, and cameras that
+// publish at their rate, each on a connection of its own.
 type plant struct {
-	t              *testing.T
-	names          stream.Names
-	url            string
-	server, worker *exec.Cmd
-	image          []byte
-	sent, failed   atomic.Int64
+	t                       *testing.T
+	names                   stream.Names
+	url                     string
+	server, worker, console *exec.Cmd
+	image                   []byte
+	sent, failed, shown     atomic.Int64 // shown: bytes to browsers
 
 	mu     sync.Mutex
 	delays map[string][]time.Duration // from captured to scored, by detector
@@ -144,6 +163,30 @@ func (p *plant) listen(nc *nats.Conn) {
 	}
 }
 
+// browse listens to what the console tells the page, as a browser does, until ctx ends.
+func (p *plant) browse(ctx context.Context, address string) {
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/api/v1/live", nil)
+	if err != nil {
+		p.t.Error(err)
+		return
+	}
+	a, err := http.DefaultClient.Do(r)
+	if err == nil && a.StatusCode != http.StatusOK {
+		err = errors.New(a.Status)
+	}
+	if err == nil {
+		defer a.Body.Close()
+		for b := make([]byte, 64<<10); err == nil; {
+			var n int
+			n, err = a.Body.Read(b)
+			p.shown.Add(int64(n))
+		}
+	}
+	if ctx.Err() == nil {
+		p.t.Errorf("a browser hears nothing any more: %v", err)
+	}
+}
+
 // quantiles of the delays since the last call, of all detectors but one.
 func (p *plant) quantiles(but string) (n int, half, most time.Duration) {
 	p.mu.Lock()
@@ -162,6 +205,19 @@ func (p *plant) quantiles(but string) (n int, half, most time.Duration) {
 	return len(all), all[len(all)/2].Round(time.Millisecond), all[len(all)*99/100].Round(time.Millisecond)
 }
 
+// child starts this binary in a role, until the test ends.
+func (p *plant) child(role string, env ...string) *exec.Cmd {
+	p.t.Helper()
+	c := exec.Command(os.Args[0])
+	c.Env = append(append(os.Environ(), "NEARMISS_TEST_ROLE="+role, "NEARMISS_TEST_URL="+p.url), env...)
+	c.Stderr = os.Stderr
+	if err := c.Start(); err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() { killServer(c) })
+	return c
+}
+
 // measure lets the plant run for a while and says what that took.
 func (p *plant) measure(what string, d time.Duration, but string) {
 	p.t.Helper()
@@ -170,19 +226,26 @@ func (p *plant) measure(what string, d time.Duration, but string) {
 	sent, failed := p.sent.Load(), p.failed.Load()
 	c1, _ := usage(p.t, p.server)
 	w1, _ := usage(p.t, p.worker)
+	p1, _ := usage(p.t, p.console)
+	shown := p.shown.Load()
 	begin := time.Now()
 	time.Sleep(d)
 	took := time.Since(begin)
 	c2, server := usage(p.t, p.server)
 	w2, worker := usage(p.t, p.worker)
+	p2, page := usage(p.t, p.console)
 	n, half, most := p.quantiles(but)
-	p.t.Logf("%s: %.0f frames/s acknowledged (%d refused), %.0f/s scored; delay half %v, 99%% %v; broker %.0f%% of a core, %d MiB; worker %.0f%% of a core, %d MiB",
+	p.t.Logf("%s: %.0f frames/s acknowledged (%d refused), %.0f/s scored; delay half %v, 99%% %v; broker %.0f%% of a core, %d MiB; worker %.0f%% of a core, %d MiB; console %.1f%%, %d MiB, %.1f KiB/s to each of %d browsers",
 		what, float64(p.sent.Load()-sent)/took.Seconds(), p.failed.Load()-failed, float64(n)/took.Seconds(), half, most,
-		100*(c2-c1).Seconds()/took.Seconds(), server>>20, 100*(w2-w1).Seconds()/took.Seconds(), worker>>20)
+		100*(c2-c1).Seconds()/took.Seconds(), server>>20, 100*(w2-w1).Seconds()/took.Seconds(), worker>>20,
+		100*(p2-p1).Seconds()/took.Seconds(), page>>20, float64(p.shown.Load()-shown)/1024/browsers/took.Seconds(), browsers)
 }
 
+// browsers listen to the console.
+const browsers = 10
+
 // TestAPlantOfCameras: NEARMISS_TEST_CAMERAS cameras at one frame a second, twenty a
-// detector, against scorers that do nothing; what broker and worker take, where it
+// detector, against scorers that do nothing; what broker, worker and console take, where it
 // bends, and what one detector's flood costs the others (make scale).
 func TestAPlantOfCameras(t *testing.T) {
 	cameras := number("NEARMISS_TEST_CAMERAS", 0)
@@ -246,20 +309,16 @@ func TestAPlantOfCameras(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	p.worker = exec.Command(os.Args[0])
-	p.worker.Env = append(os.Environ(), "NEARMISS_TEST_ROLE=nothing", "NEARMISS_TEST_URL="+p.url, "NEARMISS_TEST_DIR="+dir)
-	p.worker.Stderr = os.Stderr
-	if err := p.worker.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { killServer(p.worker) })
+	p.worker = p.child("nothing", "NEARMISS_TEST_DIR="+dir)
+	page := listenAnywhere(t)
+	_ = page.Close()
+	p.console = p.child("console", "NEARMISS_TEST_LISTEN="+page.Addr().String())
 	s, err := steward.New(steward.Config{FramesMaxBytes: 256 << 20}, connect("steward"), streamtest.Log(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	brokertest.Run(t, "steward", s.Run)
-	p.listen(connect("console"))
-	p.measure(fmt.Sprintf("no camera, %d detectors", (cameras+each-1)/each), 5*time.Second, "")
+	p.listen(connect("listener"))
 
 	var every atomic.Int64
 	every.Store(int64(time.Second))
@@ -267,6 +326,18 @@ func TestAPlantOfCameras(t *testing.T) {
 	work, stop := context.WithCancel(ctx)
 	defer all.Wait()
 	defer stop()
+	streamtest.Eventually(t, "the console serves", func() bool {
+		a, err := http.Get("http://" + page.Addr().String() + "/api/v1/status")
+		if err != nil {
+			return false
+		}
+		_ = a.Body.Close()
+		return a.StatusCode == http.StatusOK
+	})
+	for range browsers {
+		all.Go(func() { p.browse(work, page.Addr().String()) })
+	}
+	p.measure(fmt.Sprintf("no camera, %d detectors", (cameras+each-1)/each), 5*time.Second, "")
 	on := 0
 	more := func(upTo int) {
 		for ; on < upTo; on++ {
