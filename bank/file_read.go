@@ -38,7 +38,8 @@ type ReadOptions struct {
 //
 // Where the machine can, the bank searches in the file, which may be removed or
 // replaced meanwhile but not written to, until it is closed or changed: Close ends
-// its use, and the first Add or Remove takes everything into memory.
+// its use, and the first Add or Remove takes everything into memory, as coder's
+// index does from the start.
 func ReadFile(path string, o ReadOptions) (*Bank, error) {
 	f, err := mapped.Open(path)
 	if err != nil {
@@ -47,6 +48,12 @@ func ReadFile(path string, o ReadOptions) (*Bank, error) {
 	b, err := decode(f.Data, o)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("read bank %s: %w", path, err), f.Close())
+	}
+	if !b.rows.inFile {
+		if err := f.Close(); err != nil {
+			return nil, fmt.Errorf("read bank %s: %w", path, err)
+		}
+		return b, nil
 	}
 	b.file = f
 	return b, nil
@@ -227,6 +234,9 @@ func (b *Bank) restore(table *fileTable, m meta) error {
 		index = h
 	case Coder:
 		judged = false
+		if err := b.own(); err != nil { // its graph keeps the rows
+			return err
+		}
 		x, err := buildCoder(context.Background(), b.rows, b.graph)
 		if err != nil {
 			b.log.Warn().Err(err).Msg("the coder index could not be built")
@@ -238,6 +248,10 @@ func (b *Bank) restore(table *fileTable, m meta) error {
 	}
 	if judged {
 		b.index, b.report, b.queries = index, m.Report, queries
+		if h, ok := index.(*hnsw); ok && h.codes == nil && b.report.Coded { // this machine has no use for them
+			b.report.Coded = false
+			b.report.GraphBytes -= int64(m.Count * codeWidth(m.Dim))
+		}
 		b.report.BuildSeconds = time.Since(start).Seconds()
 		return nil
 	}

@@ -141,6 +141,9 @@ func (b *Bank) make(ctx context.Context, queries []float32) (Index, Report, []fl
 		}
 		index = h
 	case kind == Coder:
+		if err := b.own(); err != nil { // its graph keeps the rows
+			return nil, Report{}, nil, fmt.Errorf("build coder index: %w", err)
+		}
 		x, err := buildCoder(ctx, b.rows, b.graph)
 		if err != nil && ctx.Err() != nil {
 			return nil, Report{}, nil, fmt.Errorf("build coder index: %w", err)

@@ -125,6 +125,48 @@ func TestABankInAFileCanBeChanged(t *testing.T) {
 	mustScore(t, got, []float32{1, 2, 3}) // it has left its file
 }
 
+// Coder keeps the entries themselves and searches without a lock, so a bank of its
+// kind is not searched in its file: it answers after the file is closed, and after a
+// change that it refuses.
+func TestACoderBankIsInMemory(t *testing.T) {
+	o := Options{Dim: 8, Kind: Coder, Graph: GraphOptions{Seed: 1}, Gate: Gate{MinRecall: 1e-6}}
+	b := newFilled(t, o, clustered(1, 300, 8))
+	if r, err := b.Build(t.Context(), clustered(2, 40, 8)); err != nil || r.Kind != Coder {
+		t.Fatal(r, err)
+	}
+	content, q := encoded(t, b), clustered(3, 1, 8)
+	for _, verified := range []bool{false, true} {
+		back, _ := written(t, content, ReadOptions{Verified: verified})
+		want := mustScore(t, back, q)
+		if err := back.Remove(1); !errors.Is(err, ErrUnsupported) {
+			t.Error(err)
+		}
+		if d := cmp.Diff(want, mustScore(t, back, q)); d != "" {
+			t.Error(d)
+		}
+		if err := back.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(want, mustScore(t, back, q)); d != "" {
+			t.Error(d)
+		}
+	}
+
+	// A bank in its file leaves it when such an index is built.
+	back, _ := written(t, encoded(t, newFilled(t, Options{Dim: 8}, clustered(1, 300, 8))), ReadOptions{Verified: true})
+	back.kind, back.gate = o.Kind, b.gate
+	if r, err := back.Build(t.Context(), clustered(2, 40, 8)); err != nil || r.Kind != Coder {
+		t.Fatal(r, err)
+	}
+	want := mustScore(t, back, q)
+	if err := back.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(want, mustScore(t, back, q)); d != "" {
+		t.Error(d)
+	}
+}
+
 // Whoever searches a bank that is closed meanwhile gets answers, then ErrClosed.
 func TestClosingWaitsForSearches(t *testing.T) {
 	b, _ := written(t, encoded(t, goldenBank(t)), ReadOptions{Verified: true})
