@@ -2,6 +2,7 @@ package bench
 
 import (
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -14,8 +15,16 @@ import (
 
 func TestStreamCountsEveryFrame(t *testing.T) {
 	b, _ := brokertest.Start(t, broker.Config{Port: -1})
-	js, err := jetstream.New(brokertest.Connect(t, b))
+	nc := brokertest.Connect(t, b)
+	js, err := jetstream.New(nc)
 	if err != nil {
+		t.Fatal(err)
+	}
+	scores, err := nc.SubscribeSync("nearmiss.scores.>")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := nc.Flush(); err != nil {
 		t.Fatal(err)
 	}
 	if err := stream.Ensure(t.Context(), js, stream.Topology{}); err != nil {
@@ -31,5 +40,13 @@ func TestStreamCountsEveryFrame(t *testing.T) {
 	t.Logf("%+v", res)
 	if res.PublishFPS <= 0 || res.ScoreFPS <= 0 || res.BothFPS <= 0 || res.Share[0]+res.Share[1] != 200 {
 		t.Errorf("%+v", res)
+	}
+	cameras := map[string]bool{}
+	for len(cameras) < 3 {
+		m, err := scores.NextMsg(time.Minute)
+		if err != nil {
+			t.Fatalf("scores of the cameras %v alone: %v", cameras, err)
+		}
+		cameras[m.Subject] = true
 	}
 }
