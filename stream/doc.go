@@ -8,13 +8,15 @@
 // read, and acknowledges the frame only after its event is stored. A trainer does the
 // same for training requests.
 //
-// What travels: names, subjects, frames, events, errors, and the topology of streams
-// and buckets (names.go, frame.go, event.go, trace.go, errors.go, topology.go,
-// connect.go). What is stored: [Installation] opens the stores of detectors, jobs,
-// normals, evidence, events and releases, and reads and collects them (installation.go,
-// detector.go, jobs.go, normals.go, evidence.go, events.go, cameras.go, queue.go,
-// lost.go, status.go, collect.go, dead.go). What is asked: a [Client] asks the services
-// (client.go, api.go, calibration.go, service.go).
+// What travels: names, subjects, frames, events, verdicts, errors, and the topology of
+// streams and buckets (names.go, frame.go, large.go, event.go, feedback.go, audit.go,
+// trace.go, errors.go, topology.go, connect.go, watch.go). What is stored:
+// [Installation] opens the stores of detectors, jobs, normals, evidence, events and
+// releases, and reads and collects them (installation.go, detector.go, jobs.go,
+// history.go, normals.go, evidence.go, object.go, events.go, cameras.go, queue.go,
+// lost.go, edge.go, levels.go, status.go, health.go, unreadable.go, collect.go,
+// dead.go). What is asked: a [Client] asks the services (client.go, api.go,
+// calibration.go, service.go).
 //
 // # The processes
 //

@@ -113,7 +113,7 @@ type Event struct {
 	Evidence string `json:"evidence,omitempty"` // object that keeps the image, "<bucket>/<name>"
 
 	// Pictures is the object with the event's pictures, "<bucket>/<name>"; see
-	// [GetEvidence]. NoPictures says why there is none although the release could
+	// [Installation.GetEvidence]. NoPictures says why there is none although the release could
 	// draw them: [NoPicturesPrivacy] and so on.
 	Pictures   string `json:"pictures,omitempty"`
 	NoPictures string `json:"no_pictures,omitempty"`

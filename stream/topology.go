@@ -375,7 +375,7 @@ func ensureObjects(ctx context.Context, js jetstream.JetStream, o jetstream.Obje
 	return err
 }
 
-// advisoryMaxDeliver, stream and consumer name the subject on which the server
+// AdvisoryMaxDeliver, stream and consumer name the subject on which the server
 // says that a message has been delivered as often as allowed (nats-server,
 // JSAdvisoryConsumerMaxDeliveryExceedPre).
 const AdvisoryMaxDeliver = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES."

@@ -6,7 +6,7 @@
 //
 // A request comes to the endpoint that offer declares for it, is changed into what it
 // asks for by one of the methods below, through [stream.Installation], and is answered.
-// What changes something passes change on its way, which has record write down who
+// What changes something passes serveChange on its way, which has record write down who
 // asked for what and what came of it.
 //
 // The endpoints do not wait for each other: nats.go runs them. [Service.Start] adds one
@@ -115,52 +115,52 @@ func (c *Service) offer(e *service.Endpoints) {
 	service.Serve(e, "releases", c.releases)
 
 	ofDetector := func(name string) string { return "detector/" + name }
-	change(c, e, "create", func(q stream.Detector) string { return ofDetector(q.Name) }, c.create)
-	change(c, e, "set", func(q stream.SetRequest) string { return ofDetector(q.Detector) }, c.set)
-	change(c, e, "feedback", func(q stream.Feedback) string { return ofDetector(q.Detector) }, c.feedback)
-	change(c, e, "train", func(q stream.TrainRequest) string { return ofDetector(q.Detector) }, c.train)
-	change(c, e, "cancel", func(q stream.JobRequest) string { return "job/" + q.Job }, c.cancel)
-	change(c, e, "promote", func(q stream.PromoteRequest) string { return ofDetector(q.Detector) }, c.promote)
-	change(c, e, "rollback", func(q stream.PromoteRequest) string { return ofDetector(q.Detector) }, c.rollback)
-	change(c, e, "shadow", func(q stream.PromoteRequest) string { return ofDetector(q.Detector) }, c.shadow)
-	change(c, e, "pin", func(q stream.PinRequest) string { return ofDetector(q.Detector) }, c.pin)
-	change(c, e, "delete", func(q stream.DeleteRequest) string { return ofDetector(q.Detector) }, c.delete)
-	change(c, e, "remove-normals", func(q stream.RemoveRequest) string { return ofDetector(q.Detector) }, c.removeNormals)
-	change(c, e, "set-sink", func(q stream.SinkRequest) string { return ofSink(q.Sink) }, c.setSink)
-	change(c, e, "remove-sink", func(q stream.SinkRequest) string { return ofSink(q.Sink) }, c.removeSink)
-	change(c, e, "test-sink", func(q sink.TestRequest) string { return ofSink(q.Sink) }, c.testSink)
-	change(c, e, "replay-sink", func(q sink.ReplayRequest) string { return ofSink(q.Sink) }, c.replaySink)
-	change(c, e, "collect", func(registry.CollectOptions) string { return "installation" }, c.collect)
+	serveChange(c, e, "create", func(q stream.Detector) string { return ofDetector(q.Name) }, c.create)
+	serveChange(c, e, "set", func(q stream.SetRequest) string { return ofDetector(q.Detector) }, c.set)
+	serveChange(c, e, "feedback", func(q stream.Feedback) string { return ofDetector(q.Detector) }, c.feedback)
+	serveChange(c, e, "train", func(q stream.TrainRequest) string { return ofDetector(q.Detector) }, c.train)
+	serveChange(c, e, "cancel", func(q stream.JobRequest) string { return "job/" + q.Job }, c.cancel)
+	serveChange(c, e, "promote", func(q stream.PromoteRequest) string { return ofDetector(q.Detector) }, c.promote)
+	serveChange(c, e, "rollback", func(q stream.PromoteRequest) string { return ofDetector(q.Detector) }, c.rollback)
+	serveChange(c, e, "shadow", func(q stream.PromoteRequest) string { return ofDetector(q.Detector) }, c.shadow)
+	serveChange(c, e, "pin", func(q stream.PinRequest) string { return ofDetector(q.Detector) }, c.pin)
+	serveChange(c, e, "delete", func(q stream.DeleteRequest) string { return ofDetector(q.Detector) }, c.delete)
+	serveChange(c, e, "remove-normals", func(q stream.RemoveRequest) string { return ofDetector(q.Detector) }, c.removeNormals)
+	serveChange(c, e, "set-sink", func(q stream.SinkRequest) string { return ofSink(q.Sink) }, c.setSink)
+	serveChange(c, e, "remove-sink", func(q stream.SinkRequest) string { return ofSink(q.Sink) }, c.removeSink)
+	serveChange(c, e, "test-sink", func(q sink.TestRequest) string { return ofSink(q.Sink) }, c.testSink)
+	serveChange(c, e, "replay-sink", func(q sink.ReplayRequest) string { return ofSink(q.Sink) }, c.replaySink)
+	serveChange(c, e, "collect", func(registry.CollectOptions) string { return "installation" }, c.collect)
 }
 
-// Caller is who asks for a change.
-type Caller struct {
+// caller is who asks for a change.
+type caller struct {
 	// By is a person, as the client says in [stream.HeaderBy].
-	By string `json:"by,omitempty"`
+	By string
 	// Identity is the public key of the NATS identity, as the reply subject tells:
 	// only its owner may subscribe to it. An identity that does not want the answer
 	// can name another's. Empty where the broker knows no identities.
-	Identity string `json:"identity,omitempty"`
+	Identity string
 }
 
-// Change is one thing that somebody asked [Service] to change.
-type Change struct {
-	Caller
-	Action string `json:"action"`           // the request: create, set, promote, …
-	Object string `json:"object"`           // what is changed: detector/NAME, job/NAME, installation
-	Before any    `json:"before,omitempty"` // what the action replaces, where that is known
-	After  any    `json:"after,omitempty"`  // the answer
-	Err    error  `json:"-"`                // why nothing was changed
+// change is one thing that somebody asked [Service] to change.
+type change struct {
+	caller
+	Action string // the request: create, set, promote, …
+	Object string // what is changed: detector/NAME, job/NAME, sink/NAME, installation
+	Before any    // what the action replaces, where that is known
+	After  any    // the answer
+	Err    error  // why nothing was changed
 }
 
-// change is serve for requests that change something. All of them pass here,
+// serveChange is [service.Serve] for requests that change something. All of them pass here,
 // whoever sends them: what must hold of every change belongs here, and in
 // [Service.record], which is told of each, done or refused, with who asked for
 // it. f may say what it replaces, in Before; one that changes nothing empties
 // Object, and is not recorded.
-func change[Q, A any](c *Service, e *service.Endpoints, name string, object func(Q) string, f func(context.Context, *Change, Q) (A, error)) {
+func serveChange[Q, A any](c *Service, e *service.Endpoints, name string, object func(Q) string, f func(context.Context, *change, Q) (A, error)) {
 	service.ServeRequest(e, name, func(ctx context.Context, r micro.Request, q Q) (A, error) {
-		ch := &Change{Caller: callerOf(r), Action: name, Object: object(q)}
+		ch := &change{caller: callerOf(r), Action: name, Object: object(q)}
 		a, err := f(ctx, ch, q)
 		if ch.Object != "" {
 			ch.After, ch.Err = a, err
@@ -171,7 +171,7 @@ func change[Q, A any](c *Service, e *service.Endpoints, name string, object func
 }
 
 // record tells of a change, and writes it down for good.
-func (c *Service) record(ctx context.Context, ch Change) {
+func (c *Service) record(ctx context.Context, ch change) {
 	e := stream.AuditEntry{By: ch.By, Identity: ch.Identity, Action: ch.Action, Object: ch.Object, Before: stream.Audited(ch.Before)}
 	if c.who != nil && ch.Identity != "" {
 		e.User = c.who(ch.Identity)
@@ -189,12 +189,12 @@ func (c *Service) record(ctx context.Context, ch Change) {
 }
 
 // callerOf reads who sent a request.
-func callerOf(r micro.Request) Caller {
+func callerOf(r micro.Request) caller {
 	by := text.Line(nats.Header(r.Headers()).Get(stream.HeaderBy))
 	if len(by) > stream.MaxFrameID {
 		by = text.Clip(by)
 	}
-	who := Caller{By: by}
+	who := caller{By: by}
 	if rest, ok := strings.CutPrefix(r.Reply(), inboxPrefix); ok {
 		who.Identity, _, _ = strings.Cut(rest, ".")
 	}
@@ -252,7 +252,7 @@ func (c *Service) releases(ctx context.Context, q stream.DetectorRequest) (a str
 	return a, err
 }
 
-func (c *Service) create(ctx context.Context, _ *Change, d stream.Detector) (stream.DetectorAnswer, error) {
+func (c *Service) create(ctx context.Context, _ *change, d stream.Detector) (stream.DetectorAnswer, error) {
 	if err := d.Validate(); err != nil {
 		return stream.DetectorAnswer{}, stream.Permanent(stream.CodeBadRequest, text.OneLine(err))
 	}
@@ -274,7 +274,7 @@ func (c *Service) create(ctx context.Context, _ *Change, d stream.Detector) (str
 	return answerOf(d), nil
 }
 
-func (c *Service) set(ctx context.Context, ch *Change, q stream.SetRequest) (stream.DetectorAnswer, error) {
+func (c *Service) set(ctx context.Context, ch *change, q stream.SetRequest) (stream.DetectorAnswer, error) {
 	s, err := c.in.Detectors(ctx)
 	if err != nil {
 		return stream.DetectorAnswer{}, err
@@ -340,7 +340,7 @@ func (c *Service) takeEffect(ctx context.Context, by string, was, is stream.Dete
 	return nil
 }
 
-func (c *Service) delete(ctx context.Context, ch *Change, q stream.DeleteRequest) (struct{}, error) {
+func (c *Service) delete(ctx context.Context, ch *change, q stream.DeleteRequest) (struct{}, error) {
 	if s, err := c.in.Detectors(ctx); err == nil && stream.ValidToken(q.Detector) {
 		if d, err := s.Get(ctx, q.Detector); err == nil {
 			ch.Before = d
@@ -349,7 +349,7 @@ func (c *Service) delete(ctx context.Context, ch *Change, q stream.DeleteRequest
 	return struct{}{}, c.in.DeleteDetector(ctx, q.Detector, q.Everything)
 }
 
-func (c *Service) removeNormals(ctx context.Context, _ *Change, q stream.RemoveRequest) (struct{}, error) {
+func (c *Service) removeNormals(ctx context.Context, _ *change, q stream.RemoveRequest) (struct{}, error) {
 	if err := stream.CheckToken("detector", q.Detector); err != nil {
 		return struct{}{}, err
 	}
@@ -361,12 +361,12 @@ func (c *Service) removeNormals(ctx context.Context, _ *Change, q stream.RemoveR
 	return struct{}{}, nil
 }
 
-func (c *Service) feedback(ctx context.Context, ch *Change, f stream.Feedback) (struct{}, error) {
+func (c *Service) feedback(ctx context.Context, ch *change, f stream.Feedback) (struct{}, error) {
 	f.By = cmp.Or(f.By, ch.By)
 	return struct{}{}, c.in.SendFeedback(ctx, f)
 }
 
-func (c *Service) train(ctx context.Context, ch *Change, q stream.TrainRequest) (stream.Job, error) {
+func (c *Service) train(ctx context.Context, ch *change, q stream.TrainRequest) (stream.Job, error) {
 	s, err := c.in.Detectors(ctx)
 	if err != nil {
 		return stream.Job{}, err
@@ -385,7 +385,7 @@ func (c *Service) train(ctx context.Context, ch *Change, q stream.TrainRequest) 
 	return jobs.Request(ctx, q)
 }
 
-func (c *Service) cancel(ctx context.Context, _ *Change, q stream.JobRequest) (stream.Job, error) {
+func (c *Service) cancel(ctx context.Context, _ *change, q stream.JobRequest) (stream.Job, error) {
 	jobs, err := c.in.Jobs(ctx)
 	if err != nil {
 		return stream.Job{}, err
@@ -407,13 +407,13 @@ func (c *Service) release(ctx context.Context, detector, release string) (*regis
 }
 
 // replaces notes which release was active.
-func (ch *Change) replaces(ctx context.Context, r *registry.Registry, detector string) {
+func (ch *change) replaces(ctx context.Context, r *registry.Registry, detector string) {
 	if p, err := r.Active(ctx, detector); err == nil {
 		ch.Before = p
 	}
 }
 
-func (c *Service) promote(ctx context.Context, ch *Change, q stream.PromoteRequest) (registry.Pointer, error) {
+func (c *Service) promote(ctx context.Context, ch *change, q stream.PromoteRequest) (registry.Pointer, error) {
 	r, digest, err := c.release(ctx, q.Detector, q.Release)
 	if err != nil {
 		return registry.Pointer{}, err
@@ -422,7 +422,7 @@ func (c *Service) promote(ctx context.Context, ch *Change, q stream.PromoteReque
 	return r.Promote(ctx, q.Detector, digest, registry.Change{By: cmp.Or(q.By, ch.By), Reason: q.Reason, Expect: q.Expect})
 }
 
-func (c *Service) rollback(ctx context.Context, ch *Change, q stream.PromoteRequest) (registry.Pointer, error) {
+func (c *Service) rollback(ctx context.Context, ch *change, q stream.PromoteRequest) (registry.Pointer, error) {
 	r, _, err := c.release(ctx, q.Detector, "")
 	if err != nil {
 		return registry.Pointer{}, err
@@ -431,7 +431,7 @@ func (c *Service) rollback(ctx context.Context, ch *Change, q stream.PromoteRequ
 	return r.Rollback(ctx, q.Detector, registry.Change{By: cmp.Or(q.By, ch.By), Reason: q.Reason, Expect: q.Expect})
 }
 
-func (c *Service) shadow(ctx context.Context, ch *Change, q stream.PromoteRequest) (struct{}, error) {
+func (c *Service) shadow(ctx context.Context, ch *change, q stream.PromoteRequest) (struct{}, error) {
 	r, digest, err := c.release(ctx, q.Detector, q.Release)
 	if err != nil {
 		return struct{}{}, err
@@ -439,7 +439,7 @@ func (c *Service) shadow(ctx context.Context, ch *Change, q stream.PromoteReques
 	return struct{}{}, r.SetShadow(ctx, q.Detector, digest, registry.Change{By: cmp.Or(q.By, ch.By), Reason: q.Reason})
 }
 
-func (c *Service) pin(ctx context.Context, ch *Change, q stream.PinRequest) (struct{}, error) {
+func (c *Service) pin(ctx context.Context, ch *change, q stream.PinRequest) (struct{}, error) {
 	r, digest, err := c.release(ctx, q.Detector, q.Release)
 	switch {
 	case err != nil:
@@ -451,7 +451,7 @@ func (c *Service) pin(ctx context.Context, ch *Change, q stream.PinRequest) (str
 	}
 }
 
-func (c *Service) collect(ctx context.Context, ch *Change, q registry.CollectOptions) (stream.Collected, error) {
+func (c *Service) collect(ctx context.Context, ch *change, q registry.CollectOptions) (stream.Collected, error) {
 	if q.DryRun {
 		ch.Object = ""
 	}

@@ -24,7 +24,7 @@ func (c *Service) sinks(ctx context.Context) (kv.Store[sink.Sink], error) {
 
 // setSink stores a sink, new or changed. Whether its kind can work with it only who
 // has the kinds can say, and says before.
-func (c *Service) setSink(ctx context.Context, ch *Change, q stream.SinkRequest) (a stream.SinkAnswer, err error) {
+func (c *Service) setSink(ctx context.Context, ch *change, q stream.SinkRequest) (a stream.SinkAnswer, err error) {
 	ch.Action = "set"
 	if q.Create {
 		ch.Action = "create"
@@ -75,7 +75,7 @@ func (c *Service) setSink(ctx context.Context, ch *Change, q stream.SinkRequest)
 }
 
 // removeSink removes one. The sinks' process then drops what waits for it.
-func (c *Service) removeSink(ctx context.Context, ch *Change, q stream.SinkRequest) (struct{}, error) {
+func (c *Service) removeSink(ctx context.Context, ch *change, q stream.SinkRequest) (struct{}, error) {
 	ch.Action = "delete"
 	if err := stream.CheckToken("sink", q.Sink); err != nil {
 		return struct{}{}, err
@@ -100,12 +100,12 @@ func (c *Service) removeSink(ctx context.Context, ch *Change, q stream.SinkReque
 }
 
 // testSink and replaySink pass the request on to who runs the sinks.
-func (c *Service) testSink(ctx context.Context, ch *Change, q sink.TestRequest) (a sink.TestAnswer, err error) {
+func (c *Service) testSink(ctx context.Context, ch *change, q sink.TestRequest) (a sink.TestAnswer, err error) {
 	ch.Action = "test"
 	return a, sink.Ask(ctx, c.nc, c.in.Names(), ch.Action, q, &a)
 }
 
-func (c *Service) replaySink(ctx context.Context, ch *Change, q sink.ReplayRequest) (a sink.ReplayAnswer, err error) {
+func (c *Service) replaySink(ctx context.Context, ch *change, q sink.ReplayRequest) (a sink.ReplayAnswer, err error) {
 	ch.Action = "replay"
 	return a, sink.Ask(ctx, c.nc, c.in.Names(), ch.Action, q, &a)
 }

@@ -82,8 +82,9 @@ func (s *Steward) remember(have jetstream.StreamConfig) bool {
 // errAttended is returned where a steward beside the broker looks after the queue.
 var errAttended = errors.New("there is a steward beside the broker")
 
-// updateApart has the stream be as planned, or returns errAttended. An account that may not store more than it does has the queue stay as
-// large as it is: then those within their share have what is free.
+// updateApart has the stream be as planned, or returns errAttended. An account that may
+// not store more than it does has the queue stay as large as it is: then those within
+// their share have what is free.
 func (s *Steward) updateApart(ctx context.Context, have jetstream.StreamConfig, p plan) error {
 	switch _, err := s.js.Conn().RequestWithContext(ctx, presence(s.cfg.Names), nil); {
 	case err == nil:

@@ -61,8 +61,9 @@
 //     what was refused, and the context that ends when any of these changes.
 //  3. loaded.mu: the drift tests of a release, by camera.
 //
-// Those of recentScores, inHand, pacer, recentFrames, cameraActivities, heartbeat,
-// stream.Reporter and pull.Epoch are held alone. Counters are atomic. What has no lock has one owner: added and bounded are
-// those of drawPictures, and a batch's frames its lane's until they are set aside,
-// those of drawPictures from then on.
+// Those of recentScores, inHand, pacer, recentFrames, cameraActivities,
+// heartbeat.Heartbeat, stream.Reporter and pull.Epoch are held alone. Counters are
+// atomic. What has no lock has one owner: added and bounded are those of drawPictures,
+// and a batch's frames its lane's until they are set aside, those of drawPictures from
+// then on.
 package worker

@@ -15,7 +15,15 @@ import (
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
-func (q *ScoreRequest) Read(r micro.Request) []byte {
+// scoreRequest asks a worker to score one image now, past the queue. Nothing is
+// stored. Instead of JSON, the image itself may be the payload, with the
+// detector in the header Nearmiss-Detector.
+type scoreRequest struct {
+	Detector string `json:"detector"`
+	Image    []byte `json:"image"` // the image file's bytes; base64 in JSON
+}
+
+func (q *scoreRequest) Read(r micro.Request) []byte {
 	if d := nats.Header(r.Headers()).Get(stream.HeaderDetector); d != "" {
 		q.Detector, q.Image = d, r.Data()
 		return nil
@@ -59,7 +67,7 @@ func (w *Worker) service(ctx context.Context) (stop func(), err error) {
 }
 
 // scoreNow scores one image with the release in service.
-func (w *Worker) scoreNow(ctx context.Context, q ScoreRequest) (*stream.Event, error) {
+func (w *Worker) scoreNow(ctx context.Context, q scoreRequest) (*stream.Event, error) {
 	if len(q.Image) == 0 || q.Detector == "" {
 		return nil, stream.Permanent(stream.CodeBadRequest, errors.New("score-now needs a detector and an image"))
 	}
@@ -120,12 +128,4 @@ func (w *Worker) shed(ctx context.Context, q shedRequest) (stream.ShedAnswer, er
 		w.log.Warn().Str("detector", q.detector).Str("camera", q.camera).Uint64("frames", n).Msg("the queue is full: old frames of a live camera are dropped")
 	}
 	return stream.ShedAnswer{Dropped: n}, err
-}
-
-// ScoreRequest asks a worker to score one image now, past the queue. Nothing is
-// stored. Instead of JSON, the image itself may be the payload, with the
-// detector in the header Nearmiss-Detector.
-type ScoreRequest struct {
-	Detector string `json:"detector"`
-	Image    []byte `json:"image"` // the image file's bytes; base64 in JSON
 }

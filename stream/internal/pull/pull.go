@@ -132,7 +132,7 @@ func (e *Epoch) Pull(ctx context.Context, log zerolog.Logger, consumer func(cont
 	}
 }
 
-// fetch is [fetch] for as long as the connection lasts.
+// fetch is [Fetch] for as long as the connection lasts.
 func (e *Epoch) fetch(ctx context.Context, c jetstream.Consumer, n int) ([]jetstream.Msg, error) {
 	ctx, cancel := e.Within(ctx)
 	defer cancel()

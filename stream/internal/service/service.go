@@ -50,7 +50,7 @@ func Serve[Q, A any](e *Endpoints, name string, f func(context.Context, Q) (A, e
 	ServeRequest(e, name, func(ctx context.Context, _ micro.Request, q Q) (A, error) { return f(ctx, q) }, opts...)
 }
 
-// ServeRequest is serve for handlers that look at more than what is asked.
+// ServeRequest is [Serve] for handlers that look at more than what is asked.
 func ServeRequest[Q, A any](e *Endpoints, name string, f func(context.Context, micro.Request, Q) (A, error), opts ...micro.EndpointOpt) {
 	if e.err != nil {
 		return
@@ -82,7 +82,7 @@ func ServeRequest[Q, A any](e *Endpoints, name string, f func(context.Context, m
 	}), opts...)
 }
 
-// Raw is a request that is not JSON alone: read takes the rest, and returns
+// Raw is a request that is not JSON alone: Read takes the rest, and returns
 // the JSON.
 type Raw interface{ Read(micro.Request) []byte }
 

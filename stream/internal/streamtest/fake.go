@@ -67,6 +67,15 @@ func MakeRelease(dir string, f Fake) error {
 	)
 }
 
+// readRelease reads what MakeRelease wrote.
+func readRelease(dir string) (f Fake, err error) {
+	b, err := os.ReadFile(filepath.Join(dir, "fake.json"))
+	if err == nil {
+		err = json.Unmarshal(b, &f)
+	}
+	return f, err
+}
+
 // Fake is a deterministic scorer: the score is a number of the image's bytes.
 type Fake struct {
 	Name      string        // makes releases differ
@@ -130,12 +139,8 @@ func (f Fake) Close() error { return nil }
 
 // LoadFake is the Loader of fakes.
 var LoadFake = worker.LoaderFunc(func(_ context.Context, dir string) (worker.Scorer, error) {
-	b, err := os.ReadFile(filepath.Join(dir, "fake.json"))
+	f, err := readRelease(dir)
 	if err != nil {
-		return nil, err
-	}
-	var f Fake
-	if err := json.Unmarshal(b, &f); err != nil {
 		return nil, err
 	}
 	if f.Broken != "" {
@@ -165,12 +170,8 @@ func (f FakeTrainer) Train(ctx context.Context, task *trainer.Task) (trainer.Res
 }
 
 func (f FakeTrainer) Extend(_ context.Context, task *trainer.Task) (trainer.Result, error) {
-	b, err := os.ReadFile(filepath.Join(task.Active, "fake.json"))
+	old, err := readRelease(task.Active)
 	if err != nil {
-		return trainer.Result{}, err
-	}
-	var old Fake
-	if err := json.Unmarshal(b, &old); err != nil {
 		return trainer.Result{}, err
 	}
 	files, err := os.ReadDir(task.Normals)
@@ -188,12 +189,8 @@ func (f FakeTrainer) Extend(_ context.Context, task *trainer.Task) (trainer.Resu
 }
 
 func (f FakeTrainer) Retract(_ context.Context, task *trainer.Task) (trainer.Result, error) {
-	b, err := os.ReadFile(filepath.Join(task.Active, "fake.json"))
+	old, err := readRelease(task.Active)
 	if err != nil {
-		return trainer.Result{}, err
-	}
-	var old Fake
-	if err := json.Unmarshal(b, &old); err != nil {
 		return trainer.Result{}, err
 	}
 	old.Known, old.Retracted = nil, append(old.Retracted, task.Request.Retract...)
@@ -201,12 +198,8 @@ func (f FakeTrainer) Retract(_ context.Context, task *trainer.Task) (trainer.Res
 }
 
 func (f FakeTrainer) Readjust(_ context.Context, task *trainer.Task) (trainer.Result, error) {
-	b, err := os.ReadFile(filepath.Join(task.Active, "fake.json"))
+	old, err := readRelease(task.Active)
 	if err != nil {
-		return trainer.Result{}, err
-	}
-	var old Fake
-	if err := json.Unmarshal(b, &old); err != nil {
 		return trainer.Result{}, err
 	}
 	old.Threshold = 1 - task.Detector.FalseAlarmRate

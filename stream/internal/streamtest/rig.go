@@ -200,7 +200,7 @@ func (r *Rig) EventsOf(kinds ...string) []stream.Event {
 		if err != nil {
 			r.T.Fatal(err)
 		}
-		CheckSchema(r.T, m.Data)
+		checkSchema(r.T, m.Data)
 		if slices.Contains(kinds, e.Kind) {
 			all = append(all, e)
 		}

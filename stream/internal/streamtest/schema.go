@@ -23,8 +23,8 @@ var eventSchema = sync.OnceValues(func() (*jsonschema.Schema, error) {
 	return c.Compile("event.json")
 })
 
-// CheckSchema holds an event's data against the schema in the repository.
-func CheckSchema(t testing.TB, data []byte) {
+// checkSchema holds an event's data against the schema in the repository.
+func checkSchema(t testing.TB, data []byte) {
 	t.Helper()
 	s, err := eventSchema()
 	if err != nil {
