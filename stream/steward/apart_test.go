@@ -2,11 +2,14 @@ package steward_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream"
@@ -126,19 +129,36 @@ func TestASecondStewardGoesOnWhereTheFirstEnded(t *testing.T) {
 	}
 }
 
-// TestTheStewardBesideTheBrokerDecides: one apart changes nothing there.
+// TestTheStewardBesideTheBrokerDecides: one apart changes nothing there, though it sees
+// a flood in a queue that could be larger.
 func TestTheStewardBesideTheBrokerDecides(t *testing.T) {
-	r := streamtest.New(t, stream.Topology{})
-	r.Detector(stream.Detector{Name: "bolts"})
+	const queue = 8 << 20
+	r := streamtest.New(t, stream.Topology{FramesMaxBytes: queue})
+	for _, d := range []string{"bolts", "nuts"} {
+		r.Detector(stream.Detector{Name: d})
+	}
+	if n, err := floodQueue(r, "bolts", 100<<10, 60); err != nil {
+		t.Fatalf("%d taken, then %v", n, err)
+	}
 	var full atomic.Bool
 	full.Store(true)
-	r.Steward(steward.Config{Full: func() string {
+	// It looks rarely, so that it does not undo at once what another does.
+	r.Steward(steward.Config{FramesMaxBytes: queue, Every: time.Second, Full: func() string {
 		if full.Load() {
 			return "the disk is full"
 		}
 		return ""
 	}})
-	streamtest.Eventually(t, "frames are refused", func() bool { _, err := floodQueue(r, "bolts", 10, 1); return stream.IsQueueFull(err) })
+	config := func() jetstream.StreamConfig {
+		t.Helper()
+		s, err := r.JS.Stream(t.Context(), r.Names.FramesStream())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.CachedInfo().Config
+	}
+	streamtest.Eventually(t, "the queue takes no more", func() bool { return config().MaxBytes < queue })
+	before := config()
 	apart, err := steward.New(steward.Config{Apart: true}, r.Connect(), streamtest.Log(t))
 	if err != nil {
 		t.Fatal(err)
@@ -146,9 +166,12 @@ func TestTheStewardBesideTheBrokerDecides(t *testing.T) {
 	if err := apart.Look(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := floodQueue(r, "bolts", 10, 1); !stream.IsQueueFull(err) {
+	if got := config(); got.MaxBytes != before.MaxBytes || !slices.Equal(got.Subjects, before.Subjects) {
+		t.Errorf("the other has the queue take %d bytes of %v, not %d of %v", got.MaxBytes, got.Subjects, before.MaxBytes, before.Subjects)
+	}
+	if _, err := floodQueue(r, "nuts", 10, 1); !stream.IsQueueFull(err) {
 		t.Errorf("the other let frames in: %v", err)
 	}
 	full.Store(false)
-	streamtest.Eventually(t, "frames are taken again", func() bool { _, err := floodQueue(r, "bolts", 10, 1); return err == nil })
+	streamtest.Eventually(t, "frames are taken again", func() bool { _, err := floodQueue(r, "nuts", 10, 1); return err == nil })
 }
