@@ -94,7 +94,7 @@ func TestTheContractIsWritten(t *testing.T) {
 
 	offered := map[string]bool{}
 	group := regexp.MustCompile(`API\(\) ?\+ ?"(\.\w+)"`)
-	endpoint := regexp.MustCompile(`(?:Serve\(e, |change\(c, e, |AddEndpoint\()"([\w-]+)"`)
+	endpoint := regexp.MustCompile(`(?:Serve\(e, |serveChange\(c, e, |AddEndpoint\()"([\w-]+)"`)
 	var files []string
 	for _, of := range []string{"*.go", "control/*.go", "trainer/*.go", "worker/*.go", "sink/api.go"} {
 		some, err := filepath.Glob(of)
