@@ -20,6 +20,17 @@ import (
 // PUBACK.
 func mqttCamera(t *testing.T, at string) func(topic string, payload []byte) {
 	t.Helper()
+	c := mqttClient(t, at)
+	return func(topic string, payload []byte) {
+		t.Helper()
+		if err := mqtt.Wait(t.Context(), c.Publish(topic, 1, false, payload)); err != nil {
+			t.Fatalf("publish on %s: %v", topic, err)
+		}
+	}
+}
+
+func mqttClient(t *testing.T, at string) paho.Client {
+	t.Helper()
 	o, err := mqtt.Access{URL: "mqtt://" + at}.Options("")
 	if err != nil {
 		t.Fatal(err)
@@ -29,12 +40,7 @@ func mqttCamera(t *testing.T, at string) func(topic string, payload []byte) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Disconnect(100) })
-	return func(topic string, payload []byte) {
-		t.Helper()
-		if err := mqtt.Wait(t.Context(), c.Publish(topic, 1, false, payload)); err != nil {
-			t.Fatalf("publish on %s: %v", topic, err)
-		}
-	}
+	return c
 }
 
 // startWithMQTT starts a service that prints its addresses, with an MQTT listener.

@@ -35,6 +35,18 @@ func mosquitto() string {
 	return ""
 }
 
+// Broker starts Mosquitto where that is installed, and else Nearmiss's own broker, and
+// returns host and port.
+func Broker(t testing.TB) (at string) {
+	t.Helper()
+	if mosquitto() == "" {
+		t.Log("mosquitto is not installed (Debian package mosquitto): Nearmiss's own broker takes its place")
+		return Embedded(t)
+	}
+	at, _ = Mosquitto(t)
+	return at
+}
+
 // Embedded starts Nearmiss's own broker and returns host and port of its MQTT
 // listener.
 func Embedded(t testing.TB) string {

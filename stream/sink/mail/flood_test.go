@@ -14,6 +14,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/internal/mailtest"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/stream/incident"
@@ -29,7 +30,7 @@ func TestAFloodIsAMailACameraAndItsEnd(t *testing.T) {
 		events = n
 	}
 	const cameras = 10
-	o := openOffice(t)
+	o := mailtest.Open(t)
 	b, _ := brokertest.Start(t, broker.Config{Port: -1})
 	nc := brokertest.Connect(t, b)
 	js, err := jetstream.New(nc)
@@ -40,10 +41,10 @@ func TestAFloodIsAMailACameraAndItsEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	word := filepath.Join(t.TempDir(), "password")
-	if err := os.WriteFile(word, []byte(password), 0o600); err != nil {
+	if err := os.WriteFile(word, []byte(mailtest.Password), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	config, err := json.Marshal(mail.Config{URL: o.url, CAFile: o.ca, From: "alarm@example.org", To: []string{"shift@example.org"}, User: user})
+	config, err := json.Marshal(mail.Config{URL: o.URL, CAFile: o.CA, From: "alarm@example.org", To: []string{"shift@example.org"}, User: mailtest.User})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,12 +119,11 @@ func TestAFloodIsAMailACameraAndItsEnd(t *testing.T) {
 		return phases[incident.End] >= cameras
 	})
 	eventually(t, "all mails are there", func() bool { return waiting("NM_INCIDENTS", "sink-shift") == 0 })
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if phases[incident.New] != cameras || phases[incident.End] != cameras || len(o.got) != 2*cameras {
-		t.Errorf("incidents %v, %d mails", phases, len(o.got))
+	mails := len(o.Mails())
+	if phases[incident.New] != cameras || phases[incident.End] != cameras || mails != 2*cameras {
+		t.Errorf("incidents %v, %d mails", phases, mails)
 	}
-	t.Logf("%d events of %d cameras in a minute: incidents %v, %d mails; counted %.0f events a second", events, cameras, phases, len(o.got), float64(events)/took.Seconds())
+	t.Logf("%d events of %d cameras in a minute: incidents %v, %d mails; counted %.0f events a second", events, cameras, phases, mails, float64(events)/took.Seconds())
 }
 
 func eventually(t *testing.T, what string, ok func() bool) {

@@ -4,10 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
-	"log"
 	"math/rand/v2"
-	"net"
 	"os"
 	"slices"
 	"strconv"
@@ -21,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/internal/modbustest"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/stream/sink"
@@ -127,26 +125,8 @@ func (c *controller) look() shown {
 // start serves c and returns its address, and what cuts all connections.
 func (c *controller) start(t *testing.T) (url string, cut func()) {
 	t.Helper()
-	for range 20 { // the library cannot say which port it has found
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		at := l.Addr().String()
-		l.Close()
-		s, err := modbus.NewServer(&modbus.ServerConfiguration{URL: "tcp://" + at, MaxClients: 100, Logger: log.New(io.Discard, "", 0)}, c)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if s.Start() != nil {
-			continue // somebody else has taken it
-		}
-		t.Cleanup(func() { _ = s.Stop() })
-		r := brokertest.NewRelay(t, at)
-		return "tcp://" + r.Addr(), r.Cut
-	}
-	t.Fatal("no port is free")
-	return "", nil
+	r := brokertest.NewRelay(t, modbustest.Serve(t, c))
+	return "tcp://" + r.Addr(), r.Cut
 }
 
 // line is a broker, a worker that only answers, and what the sink counted.
