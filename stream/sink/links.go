@@ -67,9 +67,9 @@ func (l *Links) keys() ([][]byte, error) {
 	}
 	var keys [][]byte
 	for _, field := range strings.Fields(text) {
-		k, err := base64.StdEncoding.DecodeString(field)
-		if err != nil || len(k) < keyBytes {
-			return nil, fmt.Errorf("the key of links to pictures: not %d bytes or more in base64", keyBytes)
+		k, err := linkKey(field)
+		if err != nil {
+			return nil, err
 		}
 		keys = append(keys, k)
 	}
@@ -77,6 +77,14 @@ func (l *Links) keys() ([][]byte, error) {
 		return nil, errors.New("the key of links to pictures: there is none")
 	}
 	return keys, nil
+}
+
+func linkKey(text string) ([]byte, error) {
+	k, err := base64.StdEncoding.DecodeString(text)
+	if err != nil || len(k) < keyBytes {
+		return nil, fmt.Errorf("the key of links to pictures: not %d bytes or more in base64", keyBytes)
+	}
+	return k, nil
 }
 
 // Check says why links could not be made.
@@ -160,7 +168,9 @@ func NewLinkKey(path string, drop bool) error {
 			return fmt.Errorf("make a key of links: %w", err)
 		}
 		if fields := strings.Fields(string(before)); len(fields) > 0 {
-			text += fields[0] + "\n"
+			if _, err := linkKey(fields[0]); err == nil { // one that is damaged has signed nothing
+				text += fields[0] + "\n"
+			}
 		}
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {

@@ -150,5 +150,8 @@ func TestLinksOutliveOneNewKey(t *testing.T) {
 		if err := l.Check(); err == nil || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("a key that is %s: %v", what, err)
 		}
+		if err := errors.Join(sink.NewLinkKey(path, false), l.Check()); err != nil {
+			t.Errorf("a new key in the place of one that is %s: %v", what, err)
+		}
 	}
 }
