@@ -52,7 +52,7 @@ pictures: runtime ## draw every kind of picture that the program makes into pict
 	NEARMISS_PICTURES=$$PWD/pictures go test -count 1 -run '^TestEveryPictureIsDrawn$$' ./cmd/nearmiss
 
 .PHONY: sinks
-sinks: ## all that sinks must show, in its long form, as a table: a receiver down for ten minutes, kills, floods, fuzz, a PLC (12 minutes)
+sinks: ## all that sinks must show, in its long form, as a table: a receiver down for ten minutes, kills, floods, fuzz, a PLC (ten minutes)
 	PYTHON=$(PYTHON) stream/sink/bars.sh
 
 .PHONY: plc
