@@ -58,7 +58,6 @@ func (l *look) gather(ctx context.Context, subject string) ([]micro.Info, error)
 	if err := l.nc.PublishRequest(subject, sub.Subject, nil); err != nil {
 		return nil, err
 	}
-	// All that are there answer at once: after the first there is little to wait for.
 	deadline := time.Now().Add(l.cfg.Wait)
 	prefix := strings.TrimSuffix(l.cfg.Topology.API(), ".api")
 	var all []micro.Info

@@ -33,7 +33,7 @@ type Config struct {
 	// Endpoint is the collector's address, http://host:4318 or https://…; without a
 	// path it is /v1/traces. Empty: there are no traces.
 	Endpoint string
-	// Share of the traces that are recorded, 0 to 1. Default 0.01.
+	// Share of the traces that are recorded, 0 to 1; 0: those of alarms and jobs only.
 	Share float64
 	// Service and Version name the process.
 	Service, Version string
@@ -75,9 +75,6 @@ const closing = 5 * time.Second
 func New(ctx context.Context, cfg Config, log zerolog.Logger) (*Tracer, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
-	}
-	if cfg.Share == 0 {
-		cfg.Share = 0.01
 	}
 	u, err := url.Parse(cfg.Endpoint)
 	if err != nil {

@@ -123,7 +123,7 @@ func follow(t *testing.T, cameraShare, workerShare float64, numbers ...float64) 
 	got := newReceiver(t)
 	atCamera, sentCamera := got.tracer(t, "camera", cameraShare)
 	atWorker, sentWorker := got.tracer(t, "worker", workerShare)
-	atSink, sentSink := got.tracer(t, "sinks", 1e-12)
+	atSink, sentSink := got.tracer(t, "sinks", 0)
 	r.Detector(stream.Detector{Name: "bolts"})
 	r.Release("bolts", streamtest.Fake{Name: "one"})
 
@@ -181,7 +181,7 @@ func id(b []byte) string { return hex.EncodeToString(b) }
 // TestAFrameIsFollowedFromCameraToSink: each span hangs on the one before, in another
 // process.
 func TestAFrameIsFollowedFromCameraToSink(t *testing.T) {
-	got := follow(t, 1, 1e-12, 0.1, 0.95)
+	got := follow(t, 1, 0, 0.1, 0.95)
 	sent, processed := got.named("camera", "send nearmiss.frames"), got.named("worker", "process nearmiss.frames")
 	if len(sent) != 2 || len(processed) != 2 {
 		t.Fatalf("%d frames sent, %d processed", len(sent), len(processed))
@@ -238,7 +238,7 @@ func TestAFrameIsFollowedFromCameraToSink(t *testing.T) {
 // TestAnAlarmIsFollowedWhateverTheCameraDecided: of frames that are not recorded, only
 // what raises an alarm is, from the worker on.
 func TestAnAlarmIsFollowedWhateverTheCameraDecided(t *testing.T) {
-	got := follow(t, 1e-12, 1, 0.1, 0.95, 0.2)
+	got := follow(t, 0, 1, 0.1, 0.95, 0.2)
 	if n := len(got.named("camera", "send nearmiss.frames")); n != 0 {
 		t.Errorf("%d spans of a camera that records none", n)
 	}
@@ -254,9 +254,27 @@ func TestAnAlarmIsFollowedWhateverTheCameraDecided(t *testing.T) {
 	}
 }
 
+// TestAShareOfNothing: of frames none is recorded then, and what is always recorded is.
+func TestAShareOfNothing(t *testing.T) {
+	got := newReceiver(t)
+	tr, sent := got.tracer(t, "worker", 0)
+	for range 2000 {
+		s := tr.Start(stream.Span{Name: "frame"})
+		if s.Recorded() {
+			t.Fatal("a frame is recorded")
+		}
+		s.End(time.Time{}, nil)
+	}
+	tr.Start(stream.Span{Name: "alarm", Always: true}).End(time.Time{}, nil)
+	sent()
+	if n := len(got.named("worker", "alarm")); n != 1 {
+		t.Errorf("%d alarms", n)
+	}
+}
+
 func TestJobsAreSpans(t *testing.T) {
 	got := newReceiver(t)
-	tr, sent := got.tracer(t, "trainer", 1e-12)
+	tr, sent := got.tracer(t, "trainer", 0)
 	m := traces.Jobs(tr, silent{})
 	m.Took("bolts", "train")
 	m.Progress("train", stream.Progress{Detector: "bolts", Job: "j", Phase: "fakes"})
@@ -314,7 +332,7 @@ func TestWhatIsNoEndpoint(t *testing.T) {
 
 // BenchmarkFrame is what a frame's spans cost a worker: none is recorded, or all are.
 func BenchmarkFrame(b *testing.B) {
-	for name, share := range map[string]float64{"unrecorded": 1e-12, "recorded": 1} {
+	for name, share := range map[string]float64{"unrecorded": 0, "recorded": 1} {
 		b.Run(name, func(b *testing.B) {
 			tr, closed := newReceiver(b).tracer(b, "bench", share)
 			f := stream.Frame{Detector: "bolts", Camera: "left", ID: "1", Image: make([]byte, 10)}
