@@ -187,6 +187,72 @@ func TestWhatIsWrongIsFoundAndSaysWhatToDo(t *testing.T) {
 	}
 }
 
+// TestWhatAServerMakesHardToSpoil: what compare finds of a stream, where a server would
+// not change it to that, or sets it up otherwise only in an earlier version.
+func TestWhatAServerMakesHardToSpoil(t *testing.T) {
+	for name, c := range map[string]struct {
+		spoil  func(*jetstream.StreamConfig)
+		detail string
+	}{
+		"nothing":        {func(*jetstream.StreamConfig) {}, ""},
+		"retention":      {func(c *jetstream.StreamConfig) { c.Retention = jetstream.InterestPolicy }, "has retention Interest, not Limits"},
+		"storage":        {func(c *jetstream.StreamConfig) { c.Storage = jetstream.MemoryStorage }, "is kept in Memory: it is lost with the server's process"},
+		"direct reads":   {func(c *jetstream.StreamConfig) { c.AllowDirect = !c.AllowDirect }, "is of an earlier version"},
+		"deletes":        {func(c *jetstream.StreamConfig) { c.DenyDelete = !c.DenyDelete }, "is of an earlier version"},
+		"purges":         {func(c *jetstream.StreamConfig) { c.DenyPurge = !c.DenyPurge }, "is of an earlier version"},
+		"republishing":   {func(c *jetstream.StreamConfig) { c.RePublish = &jetstream.RePublish{} }, "is of an earlier version"},
+		"another stream": {func(c *jetstream.StreamConfig) { c.Subjects = nil }, "stores , not nearmiss.feedback.*"},
+	} {
+		var want jetstream.StreamConfig
+		for _, s := range small.Streams() {
+			if s.Name == "NM_FEEDBACK" {
+				want = s
+			}
+		}
+		have := want
+		c.spoil(&have)
+		wrong, differs := compare(have, want)
+		expected := []string{"NM_FEEDBACK " + c.detail}
+		if c.detail == "" {
+			expected = nil
+		}
+		if diff := cmp.Diff(expected, wrong); diff != "" || len(differs) > 0 {
+			t.Errorf("%s: %s%v", name, diff, differs)
+		}
+	}
+}
+
+// TestCopiesOfACluster: what is said of the copies of streams, by what the server tells.
+func TestCopiesOfACluster(t *testing.T) {
+	info := func(replicas int, leader string, others ...*jetstream.PeerInfo) *jetstream.StreamInfo {
+		return &jetstream.StreamInfo{
+			Config:  jetstream.StreamConfig{Name: "NM_FRAMES", Replicas: replicas},
+			Cluster: &jetstream.ClusterInfo{Name: "c", Leader: leader, Replicas: others},
+		}
+	}
+	well := []*jetstream.PeerInfo{{Name: "n1", Current: true}, {Name: "n2", Current: true}}
+	alone := info(1, "n0")
+	alone.Cluster = nil
+	for name, c := range map[string]struct {
+		all           []*jetstream.StreamInfo
+		level, detail string
+	}{
+		"one server":        {[]*jetstream.StreamInfo{alone}, "", ""},
+		"all are there":     {[]*jetstream.StreamInfo{info(3, "n0", well...)}, OK, "3 copies of everything, all up to date"},
+		"no leader":         {[]*jetstream.StreamInfo{info(3, "n0", well...), info(3, "", well...)}, Failed, "no leader: NM_FRAMES"},
+		"one is away":       {[]*jetstream.StreamInfo{info(3, "n0", well[0], &jetstream.PeerInfo{Name: "n2", Current: true, Offline: true})}, Warning, "copies that are away or behind: NM_FRAMES on n2"},
+		"one is behind":     {[]*jetstream.StreamInfo{info(3, "n0", well[0], &jetstream.PeerInfo{Name: "n2"})}, Warning, "copies that are away or behind: NM_FRAMES on n2"},
+		"one has no copies": {[]*jetstream.StreamInfo{info(3, "n0", well...), info(1, "n1")}, Warning, "there are streams with one copy in a cluster"},
+	} {
+		var got Finding
+		l := &look{cfg: Config{Setup: "SETUP"}, tell: func(f Finding) { got = f }}
+		l.replicas(c.all)
+		if got.Level != c.level || got.Detail != c.detail || (got.Advice == "") != (c.level == OK || c.level == "") {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+}
+
 // fill has frames of so many bytes wait, in pieces of 10 KiB, or as many as there is
 // room for.
 func fill(n int) func(*testing.T, jetstream.JetStream) {

@@ -61,71 +61,92 @@ func TestSharesWhereTheStoreCannotGrow(t *testing.T) {
 	}
 }
 
+// queueConfig is how the queue is set up now.
+func queueConfig(r *streamtest.Rig) jetstream.StreamConfig {
+	r.T.Helper()
+	s, err := r.JS.Stream(r.T.Context(), r.Names.FramesStream())
+	if err != nil {
+		r.T.Fatal(err)
+	}
+	return s.CachedInfo().Config
+}
+
 // TestASecondStewardGoesOnWhereTheFirstEnded: one that begins while a detector is
 // refused keeps to that, and to what the queue may hold, which the first has enlarged.
 func TestASecondStewardGoesOnWhereTheFirstEnded(t *testing.T) {
 	const queue = 8 << 20
-	r := onOwnServer(t, stream.Topology{FramesMaxBytes: queue}, &server.Options{})
-	for _, d := range []string{"bolts", "nuts"} {
-		r.Detector(stream.Detector{Name: d})
-	}
-	look := func() {
-		t.Helper()
-		s, err := steward.New(steward.Config{Apart: true}, r.Connect(), streamtest.Log(t))
-		if err == nil {
-			err = s.Look(t.Context())
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	config := func() string {
-		t.Helper()
-		s, err := r.JS.Stream(t.Context(), r.Names.FramesStream())
-		if err != nil {
-			t.Fatal(err)
-		}
-		c := s.CachedInfo().Config
-		return fmt.Sprintf("%d %v %s", c.MaxBytes, c.Subjects, c.Metadata["nearmiss-frames-max-bytes"])
-	}
-	before := config()
-	if n, err := floodQueue(r, "bolts", 100<<10, 60); err != nil {
-		t.Fatalf("%d taken, then %v", n, err)
-	}
-	look()
-	cut := config()
-	if cut == before || strings.Contains(cut, "bolts") || !strings.Contains(cut, "frames.nuts.*") || !strings.HasSuffix(cut, fmt.Sprint(queue)) {
-		t.Errorf("refused: %s", cut)
-	}
-	// Below its share, and not yet below half of it: it is still refused.
-	drop := func(keep int) {
-		t.Helper()
-		s, err := r.JS.Stream(t.Context(), r.Names.FramesStream())
-		if err != nil {
-			t.Fatal(err)
-		}
-		info, err := s.Info(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		for seq := info.State.FirstSeq; info.State.LastSeq-seq+1 > uint64(keep); seq++ {
-			if err := s.DeleteMsg(t.Context(), seq); err != nil {
-				t.Fatal(err)
+	for _, c := range []struct {
+		flooder   string // a detector, or one that nobody has made
+		less, few int    // frames: below its share and above half of it, and below that
+		told      []string
+	}{
+		{"bolts", 30, 10, []string{stream.LostShare, stream.LostOver}}, // 3.0 MiB of 3.75
+		{"blots", 4, 1, nil}, // 400 KiB of 512
+	} {
+		t.Run(c.flooder, func(t *testing.T) {
+			r := onOwnServer(t, stream.Topology{FramesMaxBytes: queue}, &server.Options{})
+			for _, d := range []string{"bolts", "nuts"} {
+				r.Detector(stream.Detector{Name: d})
 			}
-		}
-	}
-	drop(30) // 3.0 MiB of 3.75
-	look()
-	if got := config(); strings.Contains(got, "frames.bolts") || !strings.HasSuffix(got, fmt.Sprint(queue)) {
-		t.Errorf("between half and all of its share: %s", got)
-	}
-	drop(10)
-	look()
-	if got := config(); got != before {
-		t.Errorf("after it: %s, before: %s", got, before)
-	}
-	if e := r.EventsOf(stream.KindLost); len(e) != 2 || e[0].Code != stream.LostShare || e[1].Code != stream.LostOver {
-		t.Errorf("%+v", e)
+			look := func() {
+				t.Helper()
+				s, err := steward.New(steward.Config{Apart: true}, r.Connect(), streamtest.Log(t))
+				if err == nil {
+					err = s.Look(t.Context())
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			config := func() string {
+				t.Helper()
+				c := queueConfig(r)
+				return fmt.Sprintf("%d %v %s", c.MaxBytes, c.Subjects, c.Metadata["nearmiss-frames-max-bytes"])
+			}
+			before := config()
+			if n, err := floodQueue(r, c.flooder, 100<<10, 60); err != nil {
+				t.Fatalf("%d taken, then %v", n, err)
+			}
+			look()
+			cut := config()
+			if cut == before || strings.Contains(cut, c.flooder) || strings.Contains(cut, "frames.*") || !strings.Contains(cut, "frames.nuts.*") || !strings.HasSuffix(cut, fmt.Sprint(queue)) {
+				t.Errorf("refused: %s", cut)
+			}
+			drop := func(keep int) {
+				t.Helper()
+				s, err := r.JS.Stream(t.Context(), r.Names.FramesStream())
+				if err != nil {
+					t.Fatal(err)
+				}
+				info, err := s.Info(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				for seq := info.State.FirstSeq; info.State.LastSeq-seq+1 > uint64(keep); seq++ {
+					if err := s.DeleteMsg(t.Context(), seq); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			// Below its share, and not yet below half of it: it is still refused.
+			drop(c.less)
+			look()
+			if got := config(); strings.Contains(got, "frames."+c.flooder) || strings.Contains(got, "frames.*") || !strings.HasSuffix(got, fmt.Sprint(queue)) {
+				t.Errorf("between half and all of its share: %s", got)
+			}
+			drop(c.few)
+			look()
+			if got := config(); got != before {
+				t.Errorf("after it: %s, before: %s", got, before)
+			}
+			var told []string
+			for _, e := range r.EventsOf(stream.KindLost) {
+				told = append(told, e.Code)
+			}
+			if !slices.Equal(told, c.told) {
+				t.Errorf("told %v", told)
+			}
+		})
 	}
 }
 
@@ -149,16 +170,8 @@ func TestTheStewardBesideTheBrokerDecides(t *testing.T) {
 		}
 		return ""
 	}})
-	config := func() jetstream.StreamConfig {
-		t.Helper()
-		s, err := r.JS.Stream(t.Context(), r.Names.FramesStream())
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s.CachedInfo().Config
-	}
-	streamtest.Eventually(t, "the queue takes no more", func() bool { return config().MaxBytes < queue })
-	before := config()
+	streamtest.Eventually(t, "the queue takes no more", func() bool { return queueConfig(r).MaxBytes < queue })
+	before := queueConfig(r)
 	apart, err := steward.New(steward.Config{Apart: true}, r.Connect(), streamtest.Log(t))
 	if err != nil {
 		t.Fatal(err)
@@ -166,7 +179,7 @@ func TestTheStewardBesideTheBrokerDecides(t *testing.T) {
 	if err := apart.Look(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if got := config(); got.MaxBytes != before.MaxBytes || !slices.Equal(got.Subjects, before.Subjects) {
+	if got := queueConfig(r); got.MaxBytes != before.MaxBytes || !slices.Equal(got.Subjects, before.Subjects) {
 		t.Errorf("the other has the queue take %d bytes of %v, not %d of %v", got.MaxBytes, got.Subjects, before.MaxBytes, before.Subjects)
 	}
 	if _, err := floodQueue(r, "nuts", 10, 1); !stream.IsQueueFull(err) {
