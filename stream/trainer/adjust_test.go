@@ -84,7 +84,10 @@ func TestAChangedRateActsWhoeverChangesIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-training
+	// Another trainer readjusts what the training then replaces.
+	r.Trainer(trainer.Config{Name: "second", RetryDelay: 10 * time.Millisecond}, streamtest.FakeTrainer{T: t})
 	put(0.375, "during the training")
+	becomes(0.625)
 	close(trained)
 	if j := r.Wait("train"); !j.Promoted || j.FalseAlarmRate != 0.125 {
 		t.Errorf("%+v", j)
