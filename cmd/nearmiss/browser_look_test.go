@@ -1,20 +1,17 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/cdproto/page"
 	"github.com/chromedp/chromedp"
 	"github.com/nats-io/nats.go"
-	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/synthetic"
 	"github.com/nearmiss/nearmiss/stream"
@@ -46,17 +43,8 @@ func TestThePageIsPhotographed(t *testing.T) {
 	browser := newBrowser(t)
 	receiver := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	defer receiver.Close()
-	up := start(t, "up", "--data", t.TempDir(), "--port=-1", "--json")
-	var a struct{ NATS, Console string }
-	if err := json.Unmarshal([]byte(up.line("its addresses", func(l string) bool { return strings.HasPrefix(l, "{") })), &a); err != nil {
-		t.Fatal(err)
-	}
+	a, nc := upWithPage(t)
 	server := "--server=" + a.NATS
-	nc, err := stream.Connect(a.NATS, "test", zerolog.Nop())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
 	b := openTab(t, browser, a.Console)
 	look := func(width, height int64, scale float64) {
 		t.Helper()

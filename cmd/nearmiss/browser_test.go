@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"maps"
 	"math"
 	"net/http"
 	"net/http/httptest"
@@ -29,12 +30,14 @@ import (
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/internal/synthetic"
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/sink"
 )
 
 // tab is a page of a browser.
@@ -94,6 +97,18 @@ func openTab(t *testing.T, browser context.Context, base string) *tab {
 		t.Fatal(err)
 	}
 	return b
+}
+
+// upWithPage starts all that up does, and a connection to its broker.
+func upWithPage(t *testing.T) (printed, *nats.Conn) {
+	t.Helper()
+	a := start(t, "up", "--data", t.TempDir(), "--port=-1", "--json").addresses()
+	nc, err := stream.Connect(a.NATS, "test", zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	return a, nc
 }
 
 // goTo loads the page at a place.
@@ -342,17 +357,8 @@ func TestTheOperatorsStoryOnThePage(t *testing.T) {
 	good, odd := filepath.Join(t.TempDir(), "good"), filepath.Join(t.TempDir(), "odd")
 	drawImages(t, good, 60, 0)
 	drawStill(t, odd, 6) // such as no cell looks like
-	up := start(t, "up", "--data", t.TempDir(), "--port=-1", "--json")
-	var a struct{ NATS, Console string }
-	if err := json.Unmarshal([]byte(up.line("its addresses", func(l string) bool { return strings.HasPrefix(l, "{") })), &a); err != nil {
-		t.Fatal(err)
-	}
+	a, nc := upWithPage(t)
 	server := "--server=" + a.NATS
-	nc, err := stream.Connect(a.NATS, "test", zerolog.Nop())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
 	broker, err := jetstream.New(nc)
 	if err != nil {
 		t.Fatal(err)
@@ -603,6 +609,11 @@ func TestTheOperatorsStoryOnThePage(t *testing.T) {
 		write(t, filepath.Join(keep, ".nearmiss-archive"), "")
 		b.visit("#/sinks", "Events go nowhere yet")
 		b.press("New sink")
+		b.see("the form", `document.querySelector("dialog[open] input[pattern]")`)
+		kinds := js[[]string](b, `[...document.querySelectorAll("dialog[open] option")].map((e) => e.value).sort()`)
+		if want := slices.Sorted(maps.Keys(sinkKinds(stream.Names{}, nil, nil))); !slices.Equal(kinds, want) {
+			t.Errorf("the form offers %q, there are %q", kinds, want)
+		}
 		b.set("dialog[open] input[pattern]", "keep")
 		b.set("dialog[open] select", "archive")
 		b.set("dialog[open] input[placeholder^='/mnt']", keep)
@@ -620,6 +631,22 @@ func TestTheOperatorsStoryOnThePage(t *testing.T) {
 		b.press("Cancel")
 		b.press("Pause")
 		b.see("that it is paused", `document.querySelector("main .chip")?.innerText === "paused"`)
+
+		// A change through the form takes away what was taken away, and nothing else.
+		if status, _ := fetch[any](b, "POST", "api/v1/sinks", `JSON.stringify({name: "desk", kind: "webhook", enabled: false, kinds: ["disagreement", "one-day"], config: {url: "https://desk.example.org/a", headers: {a: "1", b: "2"}}})`); status != http.StatusCreated {
+			t.Fatal(status)
+		}
+		change := `[...document.querySelectorAll("main section")].find((e) => e.querySelector("h2")?.innerText === "desk")?.querySelectorAll("button")[1]`
+		b.visit("#/sinks", "desk")
+		b.see("the button", change)
+		js[any](b, change+".click()")
+		b.set("dialog[open] textarea", `{"headers": {"b": "3"}}`)
+		b.press("Save")
+		b.see("the form close", `!document.querySelector("dialog[open]")`)
+		_, desk := fetch[sink.Sink](b, "GET", "api/v1/sinks/desk", "null")
+		if got := string(desk.Config); !slices.Equal(desk.Kinds, []string{"disagreement", "one-day"}) || got != `{"headers":{"b":"3"},"url":"https://desk.example.org/a"}` {
+			t.Errorf("after the change: %q, %s", desk.Kinds, got)
+		}
 	})
 
 	t.Run("every page below another path, and nothing from elsewhere", func(t *testing.T) {

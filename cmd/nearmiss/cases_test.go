@@ -48,9 +48,9 @@ func startWithMQTT(t *testing.T, args ...string) (natsURL, mqttAddress string) {
 	t.Helper()
 	p := start(t, append(args, "--data", t.TempDir(), "--port=-1", "--mqtt=-1", "--json")...)
 	t.Cleanup(p.stop)
-	var a struct{ NATS, MQTT string }
-	if err := json.Unmarshal([]byte(p.line("its addresses", func(l string) bool { return strings.HasPrefix(l, "{") })), &a); err != nil || a.MQTT == "" {
-		t.Fatalf("%+v, %v", a, err)
+	a := p.addresses()
+	if a.MQTT == "" {
+		t.Fatalf("%+v", a)
 	}
 	return a.NATS, a.MQTT
 }

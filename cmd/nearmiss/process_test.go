@@ -186,15 +186,22 @@ func runBroker(t *testing.T, port string, args ...string) (*process, string) {
 	return p, p.natsAddress()
 }
 
-// natsAddress waits for the address that up or broker prints with --json.
-func (p *process) natsAddress() string {
+// printed are the addresses that up and broker print with --json.
+type printed struct{ NATS, MQTT, Console string }
+
+// addresses waits for them.
+func (p *process) addresses() (a printed) {
 	p.t.Helper()
-	var a struct{ NATS string }
 	l := p.line("its addresses", func(l string) bool { return strings.HasPrefix(l, "{") })
 	if err := json.Unmarshal([]byte(l), &a); err != nil {
 		p.t.Fatal(err)
 	}
-	return a.NATS
+	return a
+}
+
+func (p *process) natsAddress() string {
+	p.t.Helper()
+	return p.addresses().NATS
 }
 
 // material is what a detector can learn from and be tried with: the shared data

@@ -9,12 +9,12 @@
 // # Goroutines and locks
 //
 // Console.Run owns everything and returns after the last of it has ended: the HTTP
-// server, one follower each of events, verdicts, scores, jobs and users, the ticker of
-// the live stream, and the sender of verdicts, which holds each for some seconds so
+// server, one follower each of events, detectors, verdicts, scores, jobs and users, the
+// ticker of the live stream, and the sender of verdicts, which holds each for some seconds so
 // that it can be taken back.
 //
 // The locks, none of which is held while another is taken or anybody is waited for:
-// feed.mu (cameras and their last scores), index.mu (events and verdicts), hub.mu
-// (who listens), client.mu (what one listener has yet to get), holder.mu (verdicts
+// feed.mu (cameras and their last scores), index.mu (events, incidents and
+// verdicts), hub.mu (who listens), client.mu (what one listener has yet to get), holder.mu (verdicts
 // that can still be taken back), and those of caches.
 package console

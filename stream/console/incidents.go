@@ -103,13 +103,13 @@ type sum struct {
 }
 
 // sumsLocked adds up the incidents of the entries from one on, in the order of their
-// latest events.
-func (x *index) sumsLocked(from int) []sum {
+// latest events; only: the one that begins with that event, 0: all.
+func (x *index) sumsLocked(from int, only uint64) []sum {
 	var all []sum
 	at := map[uint64]int{}
 	for i := len(x.entries) - 1; i >= from; i-- {
 		e := &x.entries[i]
-		if e.Incident == 0 {
+		if e.Incident == 0 || only > 0 && e.Incident != only {
 			continue
 		}
 		n, ok := at[e.Incident]
@@ -165,7 +165,7 @@ func (x *index) incidents(f filter, before uint64, limit int, now time.Time) (it
 	defer x.mu.Unlock()
 	items = []shownIncident{}
 	var last uint64
-	for _, s := range x.sumsLocked(0) {
+	for _, s := range x.sumsLocked(0, 0) {
 		if s.alarms == 0 {
 			continue
 		}
@@ -191,8 +191,8 @@ func (x *index) incident(first uint64, most int, now time.Time) (r shownIncident
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	from, _ := slices.BinarySearchFunc(x.entries, first, func(e entry, s uint64) int { return cmp.Compare(e.Sequence, s) })
-	for _, s := range x.sumsLocked(from) {
-		if x.entries[s.first].Incident != first || s.alarms == 0 {
+	for _, s := range x.sumsLocked(from, first) {
+		if s.alarms == 0 {
 			continue
 		}
 		for i := s.last; i >= from && len(events) < most; i-- {
@@ -207,9 +207,10 @@ func (x *index) incident(first uint64, most int, now time.Time) (r shownIncident
 
 // toJudge are the alarms of an incident that a verdict is about, newest first: the
 // open ones, or where there are none all; of a verdict that is taken back those that
-// have one. At most so many; more says how many others there are.
-func (x *index) toJudge(first uint64, withdraw bool, most int) (events []stream.Event, more int) {
-	_, all, _ := x.incident(first, indexMost, time.Time{})
+// have one. At most so many; more says how many others there are; false: no incident
+// begins there.
+func (x *index) toJudge(first uint64, withdraw bool, most int) (events []stream.Event, more int, ok bool) {
+	_, all, ok := x.incident(first, indexMost, time.Time{})
 	all = slices.DeleteFunc(all, func(a alarm) bool { return a.Kind != stream.KindAnomaly })
 	isOpen := func(a alarm) bool { return a.State == stateOpen }
 	if withdraw {
@@ -220,7 +221,7 @@ func (x *index) toJudge(first uint64, withdraw bool, most int) (events []stream.
 	for _, a := range all[:min(len(all), most)] {
 		events = append(events, stream.Event{ID: a.ID, Sequence: a.Sequence, Detector: a.Detector})
 	}
-	return events, len(all) - len(events)
+	return events, len(all) - len(events), ok
 }
 
 // incidentPage is a page of incidents.

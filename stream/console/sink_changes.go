@@ -137,13 +137,13 @@ func (c *Console) newSink(old sink.Sink, name string, value []byte) (sink.Sink, 
 }
 
 // machinesOwn are the settings of a kind that are about the machine that runs it:
-// files, and what may be reached there.
+// files, and what may be reached there. Case does not matter: JSON is read so.
 func machinesOwn(config json.RawMessage) map[string]json.RawMessage {
 	var all map[string]json.RawMessage
 	_ = json.Unmarshal(config, &all) // what is no object has none
 	own := map[string]json.RawMessage{}
 	for k, v := range all {
-		if k == "allow_loopback" || strings.HasSuffix(k, "_file") {
+		if strings.EqualFold(k, "allow_loopback") || strings.EqualFold(k[max(0, len(k)-len("_file")):], "_file") {
 			own[k] = v
 		}
 	}

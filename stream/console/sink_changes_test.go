@@ -60,6 +60,8 @@ func TestSinksAreMadeAndChanged(t *testing.T) {
 		`{"name": "x", "kind": "webhook", "secret": "env:HOME"}`:                           422,
 		`{"name": "x", "kind": "webhook", "config": {"allow_loopback": true}}`:             422,
 		`{"name": "x", "kind": "webhook", "config": {"key_file": "/etc/ssl/private/x"}}`:   422,
+		`{"name": "x", "kind": "webhook", "config": {"Allow_LOOPBACK": true}}`:             422,
+		`{"name": "x", "kind": "webhook", "config": {"CA_FILE": "/etc/ssl/private/x"}}`:    422,
 	} {
 		if status, data := me.do("POST", "sinks", []byte(body)); status != want {
 			t.Errorf("%s: %d %s", body, status, data)

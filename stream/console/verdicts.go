@@ -203,10 +203,10 @@ func (c *Console) judge(q *request) (any, error) {
 	}
 	left := 0
 	for _, n := range in.Incidents {
-		if _, _, ok := c.index.incident(n, 0, time.Time{}); !ok {
+		events, more, ok := c.index.toJudge(n, in.Verdict == stream.FeedbackWithdrawn, maxVerdicts-len(v.events))
+		if !ok {
 			return nil, missing("no incident begins with event %d", n)
 		}
-		events, more := c.index.toJudge(n, in.Verdict == stream.FeedbackWithdrawn, maxVerdicts-len(v.events))
 		v.events, left = append(v.events, events...), left+more
 	}
 	if len(v.events) == 0 {

@@ -8,8 +8,11 @@ const state = (s) => (!s.enabled ? chip("seen", "paused") : s.breaker_open ? chi
 const kinds = {
   webhook: "https://desk.example.org/alarms", mail: "smtp://mail.example.org", mqtt: "mqtts://mosquitto.example.org", archive: "/mnt/archive", modbus: "tcp://10.0.0.5:502", opcua: "opc.tcp://10.0.0.6:4840",
 };
-const events = ["incident.new", "incident.update", "incident.end", "anomaly", "rejected", "drift", "release", "camera", "store", "lost"];
+const events = ["incident.new", "incident.update", "incident.end", "anomaly", "rejected", "disagreement", "drift", "release", "camera", "store", "lost"];
 const words = (s) => s.split(/[\s,]+/).filter(Boolean);
+const parts = (v) => v !== null && typeof v === "object" && !Array.isArray(v);
+// The merge patch that makes one object of another.
+const patched = (was, now) => Object.fromEntries([...Object.keys(was).map((k) => [k, null]), ...Object.entries(now).map(([k, v]) => [k, parts(was[k]) && parts(v) ? patched(was[k], v) : v])]);
 const at = (name) => "api/v1/sinks/" + encodeURIComponent(name);
 
 /** Asks how a sink shall be; old: the one that is changed. */
@@ -27,7 +30,8 @@ function ask(old, again) {
     const hours = input(s.hours || "", { placeholder: "Mon-Fri 06:00-22:00 Europe/Berlin" }), cool = input(s.cool_down || "", { placeholder: "1m" });
     const more = h("textarea", { rows: 3, spellcheck: "false", class: "mono" });
     more.value = Object.keys(rest).length ? JSON.stringify(rest, null, 1) : "";
-    const boxes = events.map((k) => h("input", { type: "checkbox", value: k, checked: (s.kinds || []).includes(k) }));
+    const offered = [...new Set([...events, ...(s.kinds || [])])];
+    const boxes = offered.map((k) => h("input", { type: "checkbox", value: k, checked: (s.kinds || []).includes(k) }));
     const wrong = h("p", { role: "alert" });
     return h("form", {
       onsubmit: async (ev) => {
@@ -35,10 +39,9 @@ function ask(old, again) {
         try {
           let config = {};
           try { config = more.value.trim() ? JSON.parse(more.value) : {}; } catch (e) { throw new Error("settings: " + e.message); }
-          // What is left empty goes.
-          const gone = Object.fromEntries(Object.keys(rest).map((k) => [k, null])), list = (l) => (l.length ? l : null);
+          const list = (l) => (l.length ? l : null); // what is left empty goes
           const v = {
-            config: { ...gone, ...config, url: address.value.trim() }, secret: secret.value.trim() || null, detectors: list(words(of.value)), cameras: list(words(cameras.value)),
+            config: patched(rest, { ...config, url: address.value.trim() }), secret: secret.value.trim() || null, detectors: list(words(of.value)), cameras: list(words(cameras.value)),
             kinds: list(boxes.filter((b) => b.checked).map((b) => b.value)), min_ratio: Number(ratio.value) || null, hours: hours.value.trim() || null, cool_down: cool.value.trim() || null,
           };
           if (old) await patch(at(old.name), v, old.revision);
@@ -52,7 +55,7 @@ function ask(old, again) {
     h("div", { class: "cols" }, field("Name", name), field("Kind", kind)),
     field("Address of the receiver", address, "In a webhook's path or query, {secret} is where the secret goes."),
     field("Secret: where it is on the machine that runs the sinks", secret, "file:/run/secrets/…, file:….secret or env:NEARMISS_SINK_…; never the secret itself"),
-    h("fieldset", {}, h("legend", {}, "Events (none chosen: what people want to know)"), events.map((k, i) => h("label", {}, boxes[i], " " + k + " "))),
+    h("fieldset", {}, h("legend", {}, "Events (none chosen: what people want to know)"), offered.map((k, i) => h("label", {}, boxes[i], " " + k + " "))),
     h("div", { class: "cols" }, field("Only these detectors", of), field("Only these cameras", cameras)),
     h("div", { class: "cols" }, field("Only scores of so many times the threshold", ratio), field("Only at these hours", hours), field("Nothing more of a camera for", cool)),
     field("Further settings of the kind, JSON", more, 'as {"preset": "slack"}; all are in stream/sink/README.md'),
