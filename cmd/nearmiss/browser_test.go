@@ -638,14 +638,16 @@ func TestTheOperatorsStoryOnThePage(t *testing.T) {
 		}
 		change := `[...document.querySelectorAll("main section")].find((e) => e.querySelector("h2")?.innerText === "desk")?.querySelectorAll("button")[1]`
 		b.visit("#/sinks", "desk")
-		b.see("the button", change)
-		js[any](b, change+".click()")
+		b.see("the button", fmt.Sprintf(`(() => { const e = %s; e?.click(); return e; })()`, change))
 		b.set("dialog[open] textarea", `{"headers": {"b": "3"}}`)
 		b.press("Save")
 		b.see("the form close", `!document.querySelector("dialog[open]")`)
 		_, desk := fetch[sink.Sink](b, "GET", "api/v1/sinks/desk", "null")
 		if got := string(desk.Config); !slices.Equal(desk.Kinds, []string{"disagreement", "one-day"}) || got != `{"headers":{"b":"3"},"url":"https://desk.example.org/a"}` {
 			t.Errorf("after the change: %q, %s", desk.Kinds, got)
+		}
+		if status, _ := fetch[any](b, "DELETE", "api/v1/sinks/desk", "null"); status != http.StatusNoContent {
+			t.Error(status)
 		}
 	})
 
