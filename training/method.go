@@ -20,53 +20,21 @@ import (
 	"github.com/nearmiss/nearmiss/training/evaluate"
 )
 
-// Shared keeps what a frozen backbone says of images, for several evaluations of
-// it that differ in how they score: each image is embedded once. It must be
-// closed after them. The zero value is ready.
-type Shared struct {
-	known map[string]*knownImages
-}
-
-// knownImages are a model and what it gave of images.
-type knownImages struct {
-	b        *scoreBuilder
-	data     Data // how images are read
-	features *evaluate.Features
-}
-
-// Close unloads the models.
-func (s *Shared) Close() error {
-	var errs []error
-	for _, k := range s.known {
-		errs = append(errs, k.b.Close())
-	}
-	clear(s.known)
-	return errors.Join(errs...)
-}
-
-// of returns what the plan's frozen backbone gives for the plan's score.
+// of returns what the plan's frozen backbone gives for the plan's score. It must be
+// closed.
 func (s *Shared) of(p Plan) (*knownImages, error) {
 	view, err := json.Marshal([]any{p.Model.tone, p.Data.View})
 	if err != nil {
 		return nil, err
 	}
 	key := fmt.Sprintf("%s %s %s %s %v %s %s", p.Model.Backbone, p.Model.Precision, p.Model.See, p.Score.name(), p.Score.NoPatches, p.Model.Symmetry, view)
-	if k := s.known[key]; k != nil {
-		return k, nil
-	}
-	k, err := p.know(networks{served: p.Model.Backbone, frozen: p.Model.Backbone})
-	if err != nil {
-		return nil, err
-	}
-	if s.known == nil {
-		s.known = map[string]*knownImages{}
-	}
-	s.known[key] = k
-	return k, nil
+	return s.get(key, func() (*knownImages, error) {
+		return p.know(networks{served: p.Model.Backbone, frozen: p.Model.Backbone})
+	})
 }
 
 // know loads what the plan's score needs of networks, by way of a file in the work
-// folder.
+// folder. It must be closed.
 func (p Plan) know(n networks) (*knownImages, error) {
 	if err := os.MkdirAll(p.Host.Work, 0o755); err != nil {
 		return nil, err
@@ -75,7 +43,7 @@ func (p Plan) know(n networks) (*knownImages, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &knownImages{data: p.Data}
+	k := &knownImages{data: p.Data, users: 1}
 	k.b, err = p.scoreBuilder(filepath.Join(dir, "parts.onnx"), n)
 	if err := errors.Join(err, os.RemoveAll(dir)); err != nil {
 		return nil, err
@@ -274,10 +242,10 @@ func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64)
 	if err != nil {
 		return nil, err
 	}
+	defer func() { err = errors.Join(err, usual.Close()) }()
 	if r := p.resolution(usual.b.model, tried); r != nil {
 		p.Host.Log.Info().Msg(r.String())
 	}
-	own := p.Method != KNN
 	best, report, err := inLight(p.Model.Light, func(choice string) (*evaluatedScore, float64, error) {
 		s, q := &evaluatedScore{known: usual}, p
 		if choice == LightEven {
@@ -288,7 +256,8 @@ func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64)
 			if s.known, err = know(q); err != nil {
 				return nil, 0, err
 			}
-			s.own = own
+		} else {
+			usual.users++
 		}
 		// As in the paper, copies of normals count as often as they are given.
 		if err := s.build(ctx, q, items, copyingOf(len(items), p.Model.turned, choice == LightVaried), m.folding); err != nil {
@@ -297,18 +266,10 @@ func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64)
 		return s, s.score.alarms, nil
 	})
 	if err != nil {
-		if own {
-			err = errors.Join(err, usual.b.Close())
-		}
 		return nil, err
 	}
 	if p.Model.Light != LightUsual {
 		p.Host.Log.Info().Msg(report.String())
-	}
-	if best.known == usual {
-		best.own = own
-	} else if own {
-		return best, usual.b.Close()
 	}
 	return best, nil
 }
@@ -337,11 +298,12 @@ func (s *evaluatedScore) build(ctx context.Context, p Plan, items []dataset.Item
 
 // chooseSymmetry finds the symmetry that the frozen backbone's embeddings of the items are
 // to be averaged over.
-func (m *evaluation) chooseSymmetry(ctx context.Context, p Plan, items []dataset.Item) (imaging.Symmetry, error) {
+func (m *evaluation) chooseSymmetry(ctx context.Context, p Plan, items []dataset.Item) (_ imaging.Symmetry, err error) {
 	k, err := m.shared.of(p)
 	if err != nil {
 		return "", err
 	}
+	defer func() { err = errors.Join(err, k.Close()) }()
 	n, err := k.normals(ctx, items, p.Seed)
 	if err != nil {
 		return "", err
@@ -358,7 +320,6 @@ func (m *evaluation) chooseSymmetry(ctx context.Context, p Plan, items []dataset
 // score before it is calibrated.
 type evaluatedScore struct {
 	known *knownImages
-	own   bool // known is no one else's
 	score *builtScore
 }
 
@@ -447,14 +408,11 @@ func (s *evaluatedScore) Maps(ctx context.Context, items []dataset.Item) ([]heat
 // Preprocess implements evaluate.Localizer.
 func (s *evaluatedScore) Preprocess() imaging.Preprocess { return s.known.b.model.e.Preprocess() }
 
-// Close gives back the banks, and the model where it is its own.
+// Close gives back the banks and the model.
 func (s *evaluatedScore) Close() error {
-	var errs []error
+	var err error
 	if s.score != nil {
-		errs = append(errs, s.score.Close())
+		err = s.score.Close()
 	}
-	if s.own {
-		errs = append(errs, s.known.b.Close())
-	}
-	return errors.Join(errs...)
+	return errors.Join(err, s.known.Close())
 }

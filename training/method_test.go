@@ -1,10 +1,14 @@
 package training
 
 import (
+	"fmt"
 	"io"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/training/dataset"
@@ -100,5 +104,73 @@ func TestPlansForEvaluationAreChecked(t *testing.T) {
 		if _, err := ForEvaluation(p, nil, nil); err == nil || !strings.Contains(err.Error(), "bad plan") {
 			t.Errorf("%s: error %v", name, err)
 		}
+	}
+}
+
+// TestSharedKeepsWithinItsMemory: what is kept of images has a bound, and the scores are
+// those of one that keeps all.
+func TestSharedKeepsWithinItsMemory(t *testing.T) {
+	set := twoClasses(t, 12)
+	plan := Plan{Method: KNN, Model: Model{Backbone: smallBackbone(t)}, Host: Host{Work: t.TempDir(), Threads: 1}}
+	measure := func(s *Shared) *evaluate.Result {
+		m, err := ForEvaluation(plan, s, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.(io.Closer).Close()
+		r, err := evaluate.OneVsRest(t.Context(), set, m, evaluate.Options{Seed: 4})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	size := func(s *Shared) (sum int) {
+		for _, k := range s.known {
+			sum += k.features.Size()
+		}
+		return sum
+	}
+	var all Shared
+	defer all.Close()
+	want := measure(&all)
+	views := len(all.known) // one for each class, whose normals have their own box
+	image := size(&all) / all.known[0].features.Len() / views
+	few := Shared{most: 5 * image}
+	defer few.Close()
+	for range 2 {
+		got := measure(&few)
+		for i, run := range got.Runs {
+			if d := cmp.Diff(want.Runs[i].Scored, run.Scored, cmpopts.IgnoreUnexported(dataset.Item{})); d != "" {
+				t.Fatal(d)
+			}
+		}
+		if got := size(&few); got > few.most || got < 4*image {
+			t.Errorf("%d bytes are kept where %d may be, of %d an image", got, few.most, image)
+		}
+		for _, k := range few.known {
+			if k.users != 0 {
+				t.Errorf("view %s has %d users when all is done", k.key, k.users)
+			}
+		}
+	}
+	// The views that nobody uses are few.
+	opened := 0
+	for i := range 3 * mostViews {
+		k, err := few.get(fmt.Sprint(i), func() (*knownImages, error) {
+			opened++
+			return plan.withDefaults().know(networks{served: plan.Model.Backbone, frozen: plan.Model.Backbone})
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := k.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(few.known) != mostViews || opened != 3*mostViews {
+		t.Errorf("%d views are kept of %d, want %d of %d", len(few.known), opened, mostViews, 3*mostViews)
+	}
+	if _, err := few.get(fmt.Sprint(3*mostViews-1), nil); err != nil { // still there
+		t.Error(err)
 	}
 }

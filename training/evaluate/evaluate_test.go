@@ -472,3 +472,35 @@ func TestMoreNeighboursThanNormals(t *testing.T) {
 		t.Errorf("k = 50 of 20 normals gives %v, k = 20 %v", got[1].AUROC, got[0].AUROC)
 	}
 }
+
+// TestFeaturesWithoutRoom: what there is no room for is embedded again, and is the same.
+func TestFeaturesWithoutRoom(t *testing.T) {
+	calls := 0
+	f := NewFeatures(bytesAsVectors(&calls))
+	f.Room = func(bytes int) (bool, error) { return f.Size()+bytes <= 3*8, nil }
+	items := clusters(4, 1).Items
+	items = append(items, items...) // and each twice
+	all := NewFeatures(bytesAsVectors(new(int)))
+	want, err := all.Of(t.Context(), items)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for run, embedded := range []int{15, 12} {
+		calls = 0
+		got, err := f.Of(t.Context(), items)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("run %d: %s", run, d)
+		}
+		if calls != embedded || f.Len() != 3 || f.Size() != 3*8 {
+			t.Errorf("run %d: %d images embedded, %d remembered in %d bytes; want %d, 3 and 24", run, calls, f.Len(), f.Size(), embedded)
+		}
+	}
+	boom := errors.New("boom")
+	f.Room = func(int) (bool, error) { return false, boom }
+	if _, err := f.Of(t.Context(), items); !errors.Is(err, boom) {
+		t.Errorf("a room that fails: %v", err)
+	}
+}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/nearmiss/nearmiss/bank"
 	"github.com/nearmiss/nearmiss/training/dataset"
@@ -17,10 +19,15 @@ type EmbedFunc func(ctx context.Context, files [][]byte) ([][]float32, error)
 // Features remembers the embeddings of a frozen model, so that protocols which
 // meet an image many times embed it once. Memory: 4 bytes a number.
 type Features struct {
+	// Room, if not nil, says whether the embedding of another image, of so many bytes,
+	// may be remembered; else it is made anew when it is asked for again.
+	Room func(bytes int) (bool, error)
+
 	embed EmbedFunc
 	chunk int
 	mu    sync.Mutex
 	known map[string][]float32
+	bytes atomic.Int64
 }
 
 // NewFeatures returns an empty memory over a model.
@@ -45,17 +52,20 @@ func key(it dataset.Item) string {
 func (f *Features) Of(ctx context.Context, items []dataset.Item) ([][]float32, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	out := make([][]float32, len(items))
 	var missing []dataset.Item
-	asked := map[string]bool{}
-	for _, it := range items {
-		if k := key(it); f.known[k] == nil && !asked[k] {
-			asked[k] = true
+	places := map[string][]int{} // of those in out
+	for i, it := range items {
+		k := key(it)
+		if out[i] = f.known[k]; out[i] != nil {
+			continue
+		}
+		if places[k] == nil {
 			missing = append(missing, it)
 		}
+		places[k] = append(places[k], i)
 	}
-	for len(missing) > 0 {
-		part := missing[:min(f.chunk, len(missing))]
-		missing = missing[len(part):]
+	for part := range slices.Chunk(missing, f.chunk) {
 		files := make([][]byte, len(part))
 		for i, it := range part {
 			b, err := it.Read()
@@ -75,14 +85,29 @@ func (f *Features) Of(ctx context.Context, items []dataset.Item) ([][]float32, e
 			if len(v) == 0 {
 				return nil, fmt.Errorf("embed image %s: the vector is empty", part[i].Name)
 			}
-			f.known[key(part[i])] = v
+			k := key(part[i])
+			for _, at := range places[k] {
+				out[at] = v
+			}
+			if err := f.remember(k, v); err != nil {
+				return nil, err
+			}
 		}
 	}
-	out := make([][]float32, len(items))
-	for i, it := range items {
-		out[i] = f.known[key(it)]
-	}
 	return out, nil
+}
+
+// remember keeps a vector, where there is room for it.
+func (f *Features) remember(k string, v []float32) error {
+	bytes := 4 * len(v)
+	if f.Room != nil {
+		if room, err := f.Room(bytes); err != nil || !room {
+			return err
+		}
+	}
+	f.known[k] = v
+	f.bytes.Add(int64(bytes))
+	return nil
 }
 
 // Len is the number of images that are remembered.
@@ -91,6 +116,9 @@ func (f *Features) Len() int {
 	defer f.mu.Unlock()
 	return len(f.known)
 }
+
+// Size is about how many bytes their embeddings take. Room may ask for it.
+func (f *Features) Size() int { return int(f.bytes.Load()) }
 
 // KNN is the baseline (DN2): the score is the sum of the squared distances to
 // the k nearest normal embeddings of the frozen model, all of them where there

@@ -1,0 +1,113 @@
+package training
+
+import (
+	"errors"
+	"slices"
+
+	"github.com/nearmiss/nearmiss/training/evaluate"
+)
+
+const (
+	// mostShared bounds what Shared keeps of images, in bytes: the full score of a ViT-Ti
+	// takes 600 kB of each, nearly all of it patches.
+	mostShared = 1 << 30
+	// mostViews bounds the models that it keeps although nobody uses them.
+	mostViews = 8
+)
+
+// Shared keeps what a frozen backbone says of images, for several evaluations of
+// it that differ in how they score: each image is embedded once, as far as a GiB of
+// memory goes. What was used longest ago makes room for what is new, and what finds
+// none is embedded again. It must be closed after them. The zero value is ready. It
+// is for one goroutine.
+type Shared struct {
+	known []*knownImages // used longest ago first
+	most  int            // bytes of images; 0: mostShared
+}
+
+// knownImages are a model and what it gave of images.
+type knownImages struct {
+	b        *scoreBuilder
+	data     Data // how images are read
+	features *evaluate.Features
+	users    int
+	shared   bool   // a Shared closes it
+	key      string // there
+}
+
+// Close unloads the models.
+func (s *Shared) Close() error {
+	var errs []error
+	for _, k := range s.known {
+		errs = append(errs, k.b.Close())
+	}
+	s.known = nil
+	return errors.Join(errs...)
+}
+
+// get is what is kept by a key; open makes it where nothing is.
+func (s *Shared) get(key string, open func() (*knownImages, error)) (*knownImages, error) {
+	if i := slices.IndexFunc(s.known, func(k *knownImages) bool { return k.key == key }); i >= 0 {
+		k := s.known[i]
+		k.users++
+		s.known = append(slices.Delete(s.known, i, i+1), k)
+		return k, nil
+	}
+	for len(s.known) >= mostViews {
+		dropped, err := s.drop()
+		if err != nil {
+			return nil, err
+		}
+		if !dropped {
+			break
+		}
+	}
+	k, err := open()
+	if err != nil {
+		return nil, err
+	}
+	k.key, k.shared = key, true
+	k.features.Room = s.room
+	s.known = append(s.known, k)
+	return k, nil
+}
+
+// room says whether so many bytes more may be kept, and drops others for it.
+func (s *Shared) room(more int) (bool, error) {
+	most := s.most
+	if most == 0 {
+		most = mostShared
+	}
+	for {
+		all := more
+		for _, k := range s.known {
+			all += k.features.Size()
+		}
+		if all <= most {
+			return true, nil
+		}
+		if dropped, err := s.drop(); !dropped || err != nil {
+			return false, err
+		}
+	}
+}
+
+// drop gives up what was used longest ago and is not in use; false: all is.
+func (s *Shared) drop() (bool, error) {
+	i := slices.IndexFunc(s.known, func(k *knownImages) bool { return k.users == 0 })
+	if i < 0 {
+		return false, nil
+	}
+	k := s.known[i]
+	s.known = slices.Delete(s.known, i, i+1)
+	return true, k.b.Close()
+}
+
+// Close says that a user is done with it. The last one unloads the model, where it is
+// not shared.
+func (k *knownImages) Close() error {
+	if k.users--; k.users > 0 || k.shared {
+		return nil
+	}
+	return k.b.Close()
+}
