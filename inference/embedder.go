@@ -69,6 +69,9 @@ type EmbedOptions struct {
 	// Symmetry is what embeddings are averaged over, in place of what Preprocess
 	// says. Tokens and patches are those of the image as it is.
 	Symmetry imaging.Symmetry
+	// Tiles, where there are any, are what patches are taken from, in place of what
+	// Preprocess says. The Embedder finds the overlap that suits the model.
+	Tiles imaging.Tiles
 	// Tokens asks for the tokens output, too.
 	Tokens bool
 	// Patches are the outputs of patch vectors, float [N, P, E], that are asked for,
@@ -89,7 +92,7 @@ type Embedding struct {
 	// Tokens are the T×D token embeddings, row-major, where asked for.
 	Tokens []float32
 	// Patches are the P×E patch vectors, row-major and rows of the image first, of
-	// each output that was asked for.
+	// each output that was asked for: one grid over all tiles, where there are any.
 	Patches [][]float32
 	// Width and Height are those of the upright image, in pixels.
 	Width, Height int
@@ -108,6 +111,7 @@ type Embedder struct {
 	tokens     int // in the tokens output, 0 without
 	patches    []patchOutput
 	limit      int // images in a batch
+	inputs     int // of the model, of one image
 	fixed      int // the model's own batch, 0 where it takes any
 	embedding  int // index of the output
 	tokensAt   int
@@ -130,12 +134,6 @@ type embedderLife struct {
 	closed  bool
 }
 
-// patchOutput is an output of patch vectors.
-type patchOutput struct {
-	at         int // index of the output
-	count, dim int
-}
-
 // job is one image on its way.
 type job struct {
 	call   *call
@@ -144,6 +142,7 @@ type job struct {
 	img    *imaging.Image
 	pixels *[]uint8 // from the pool, or the caller's own
 	own    bool     // whether pixels go back to the pool
+	whole  bool     // there are no tiles
 }
 
 // call is one Embed.
@@ -216,9 +215,10 @@ func newEmbedder(path string, o EmbedOptions) (_ *Embedder, err error) {
 		return nil, err
 	}
 	// A batch has as many inputs as ever, which makes fewer images of them.
-	e.limit = max(1, o.Batch.limit(e.preprocess.Bytes())/e.preprocess.Symmetry.Count())
+	e.inputs = e.preprocess.Symmetry.Count() + e.preprocess.Tiles.Count()
+	e.limit = max(1, o.Batch.limit(e.preprocess.InputBytes())/e.inputs)
 	if e.fixed > 0 {
-		e.limit = min(e.limit, e.fixed)
+		e.limit = min(e.limit, max(1, e.fixed/e.inputs))
 	}
 	if o.Precision == release.Int8 {
 		e.limit = 1 // the range of 8 bits is that of a batch: company must not change a score
@@ -242,7 +242,7 @@ func newEmbedder(path string, o EmbedOptions) (_ *Embedder, err error) {
 		e.workers.Go(e.decode)
 	}
 	for range runners {
-		e.runners.Go(func() { e.run(runners) })
+		e.runners.Go(func() { e.work(runners) })
 	}
 	return e, nil
 }
@@ -346,6 +346,10 @@ func (e *Embedder) inspect() error {
 	if e.o.Symmetry != "" {
 		e.preprocess.Symmetry = e.o.Symmetry
 	}
+	if t := e.o.Tiles; t.Count() > 0 {
+		t.Overlap = 0 // until the probe
+		e.preprocess.Tiles = &t
+	}
 	if err := e.preprocess.Validate(); err != nil {
 		return fmt.Errorf("its metadata %q: %w", metadataPreprocess, err)
 	}
@@ -372,8 +376,8 @@ func (e *Embedder) inspect() error {
 // probe embeds a black image, to learn the dimensions and to fail early.
 func (e *Embedder) probe() error {
 	n := max(e.fixed, 1)
-	r := &runner{Embedder: e, input: make([]uint8, n*e.preprocess.Bytes())}
-	out, err := r.infer(n)
+	r := &runner{Embedder: e, input: make([]uint8, n*e.preprocess.InputBytes())}
+	out, err := r.once(r.input)
 	if err != nil {
 		return err
 	}
@@ -388,9 +392,9 @@ func (e *Embedder) probe() error {
 		if len(shape) != 3 || shape[0] != n || shape[1] < 1 || shape[2] < 1 {
 			return fmt.Errorf("its output %q is %v for %d images, want [%d, P, E]", e.o.Patches[i], shape, n, n)
 		}
-		e.patches[i].count, e.patches[i].dim = shape[1], shape[2]
+		e.patches[i].count, e.patches[i].dim, e.patches[i].all = shape[1], shape[2], shape[1]
 	}
-	return nil
+	return e.tile()
 }
 
 // Dim is the length of an embedding.
@@ -409,7 +413,7 @@ func (e *Embedder) Tokens() int { return e.tokens }
 // output that was asked for; 0 and 0 of others.
 func (e *Embedder) Patches(output string) (count, dim int) {
 	if i := slices.Index(e.o.Patches, output); i >= 0 {
-		return e.patches[i].count, e.patches[i].dim
+		return e.patches[i].all, e.patches[i].dim
 	}
 	return 0, 0
 }
@@ -453,15 +457,18 @@ func (e *Embedder) Vectors(ctx context.Context, images []*imaging.Image) ([][]fl
 	return out, nil
 }
 
-// EmbedPixels embeds images that are prepared already: Crop×Crop RGB pixels
-// each, as Preprocess.Apply gives them.
+// EmbedPixels embeds images that are prepared already, as Preprocess.Apply gives
+// them: Crop×Crop RGB pixels each, and those of the tiles. Without the latter, where
+// there should be some, an image gets no patches.
 func (e *Embedder) EmbedPixels(ctx context.Context, pixels [][]uint8) ([]Embedding, error) {
 	for i, p := range pixels {
-		if len(p) != e.preprocess.Bytes() {
+		if len(p) != e.preprocess.Bytes() && len(p) != e.preprocess.InputBytes() {
 			return nil, fmt.Errorf("embed image %d: %d bytes of pixels, want %d", i, len(p), e.preprocess.Bytes())
 		}
 	}
-	return e.embed(ctx, len(pixels), func(i int) *job { return &job{pixels: &pixels[i]} })
+	return e.embed(ctx, len(pixels), func(i int) *job {
+		return &job{pixels: &pixels[i], whole: len(pixels[i]) < e.preprocess.Bytes()}
+	})
 }
 
 func (e *Embedder) embed(ctx context.Context, n int, at func(i int) *job) ([]Embedding, error) {

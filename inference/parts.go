@@ -152,7 +152,7 @@ type PatchShape struct {
 func (e *Embedder) Outputs() Outputs {
 	o := Outputs{Dim: e.dim}
 	for i, p := range e.patches {
-		o.Patches = append(o.Patches, PatchShape{Name: e.o.Patches[i], Count: p.count, Dim: p.dim})
+		o.Patches = append(o.Patches, PatchShape{Name: e.o.Patches[i], Count: p.all, Dim: p.dim})
 	}
 	return o
 }

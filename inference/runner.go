@@ -13,10 +13,9 @@ type runner struct {
 	input []uint8
 }
 
-// run is a runner's loop.
-func (e *Embedder) run(share int) {
-	inputs := max(e.limit*e.preprocess.Symmetry.Count(), e.fixed)
-	r := &runner{Embedder: e, input: make([]uint8, inputs*e.preprocess.Bytes())}
+// work is a runner's loop.
+func (e *Embedder) work(share int) {
+	r := &runner{Embedder: e, input: make([]uint8, e.limit*e.inputs*e.preprocess.InputBytes())}
 	for {
 		batch := collect(e.ready, e.limit, share, e.o.Batch.Period)
 		if batch == nil {
@@ -39,27 +38,35 @@ func (r *runner) embed(batch []*job) {
 	if len(live) == 0 {
 		return
 	}
-	size := r.preprocess.Bytes()
-	same := r.preprocess.Symmetry.Count()
+	size, same := r.preprocess.InputBytes(), r.preprocess.Symmetry.Count()
+	n := 0
+	at := make([]int, len(live)) // the first input of an image
 	for i, j := range live {
-		r.preprocess.Symmetry.Expand(*j.pixels, r.preprocess.Crop, r.input[i*same*size:])
+		at[i] = n
+		r.preprocess.Symmetry.Expand((*j.pixels)[:size], r.preprocess.Crop, r.input[n*size:])
+		n += same
+		if !j.whole {
+			n += copy(r.input[n*size:], (*j.pixels)[size:]) / size
+		}
 		r.release(j)
 	}
-	n := len(live) * same
-	if r.fixed > 0 {
-		clear(r.input[n*size:])
-		n = r.fixed
-	}
 	got, err := r.infer(n)
-	part := func(all []float32, i, size int) []float32 { return all[i*size : (i+1)*size : (i+1)*size] }
+	part := func(all []float32, i, n, size int) []float32 { return all[i*size : (i+n)*size : (i+n)*size] }
 	for i, j := range live {
 		if err == nil {
 			out := &j.call.out[j.index]
-			v := mean(part(got.vectors, i, same*r.dim), same)
+			v := mean(part(got.vectors, at[i], same, r.dim), same)
 			good := finite(v)
 			var patches [][]float32
+			first, count := at[i], 1 // where patches come from
+			if r.preprocess.Tiles != nil {
+				first, count = at[i]+same, r.preprocess.Tiles.Count()
+			}
 			for k, p := range r.patches {
-				patches = append(patches, part(got.patches[k], i*same, p.count*p.dim))
+				if j.whole {
+					break
+				}
+				patches = append(patches, p.whole(part(got.patches[k], first, count, p.count*p.dim), r.preprocess.Tiles, r.preprocess.Crop))
 				good = good && finite(patches[k])
 			}
 			if !good {
@@ -67,7 +74,7 @@ func (r *runner) embed(batch []*job) {
 			} else {
 				out.Vector, out.Patches = v, patches
 				if r.o.Tokens {
-					out.Tokens = part(got.tokens, i*same, r.tokens*r.dim)
+					out.Tokens = part(got.tokens, at[i], 1, r.tokens*r.dim)
 				}
 			}
 		}
@@ -82,10 +89,35 @@ type outputs struct {
 	shapes          [][]int // of patches
 }
 
-// infer runs the model on the first n images of the input.
+// infer runs the model on the first n inputs, as many at once as it is to be given.
 func (r *runner) infer(n int) (o outputs, err error) {
-	side := r.preprocess.Crop
-	in, err := ort.NewTensor([]int{n, side, side, 3}, r.input[:n*r.preprocess.Bytes()])
+	size := r.preprocess.InputBytes()
+	for from := 0; from < n; {
+		to := min(from+r.run(from), n)
+		input := r.input[from*size : to*size]
+		if r.fixed > to-from {
+			input = append(make([]uint8, 0, r.fixed*size), input...)[:r.fixed*size]
+		}
+		got, err := r.once(input)
+		if err != nil || from == 0 && to == n {
+			return got, err
+		}
+		o.vectors, o.tokens = append(o.vectors, got.vectors[:(to-from)*r.dim]...), append(o.tokens, got.tokens[:(to-from)*r.tokens*r.dim]...)
+		for i, p := range r.patches {
+			if from == 0 {
+				o.patches = append(o.patches, nil)
+			}
+			o.patches[i] = append(o.patches[i], got.patches[i][:(to-from)*p.count*p.dim]...)
+		}
+		from = to
+	}
+	return o, nil
+}
+
+// once runs the model on inputs.
+func (r *runner) once(input []uint8) (o outputs, err error) {
+	side, n := r.preprocess.Crop, len(input)/r.preprocess.InputBytes()
+	in, err := ort.NewTensor([]int{n, side, side, 3}, input)
 	if err != nil {
 		return o, err
 	}

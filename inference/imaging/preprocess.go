@@ -27,7 +27,11 @@ type Preprocess struct {
 	View          *View         `json:"view,omitempty"`     // part of the frame that counts; nil: all of it
 	Tone          *Tone         `json:"tone,omitempty"`     // how bright pictures are made; nil: as they are
 	Symmetry      Symmetry      `json:"symmetry,omitempty"` // what embeddings are averaged over
+	Tiles         *Tiles        `json:"tiles,omitempty"`    // that patches are taken from, with Squash; nil: from the whole picture
 }
+
+// mostBytes bounds what a picture and its tiles become.
+const mostBytes = 256 << 20
 
 // Validate reports every field that makes no sense.
 func (p Preprocess) Validate() error {
@@ -56,14 +60,27 @@ func (p Preprocess) Validate() error {
 	if err := p.Symmetry.Validate(); err != nil {
 		errs = append(errs, err)
 	}
+	if err := p.Tiles.Validate(p.Crop); err != nil {
+		errs = append(errs, err)
+	}
+	if p.Tiles != nil && p.Tiles.Validate(p.Crop) == nil && p.Bytes() > mostBytes {
+		errs = append(errs, fmt.Errorf("preprocess: %d tiles of %d×%d pixels take more than %d MiB", p.Tiles.Count(), p.Crop, p.Crop, mostBytes>>20))
+	}
+	if p.Tiles != nil && !p.Squash {
+		errs = append(errs, errors.New("preprocess: tiles are cut from the whole picture, and the model is to see the middle of it: have both sides resized"))
+	}
 	return errors.Join(errs...)
 }
 
-// Bytes is the length of one preprocessed image: Crop × Crop × 3.
-func (p Preprocess) Bytes() int { return p.Crop * p.Crop * 3 }
+// InputBytes is the length of one of the model's inputs: Crop × Crop × 3.
+func (p Preprocess) InputBytes() int { return p.Crop * p.Crop * 3 }
+
+// Bytes is the length of one preprocessed image: that of its Inputs.
+func (p Preprocess) Bytes() int { return p.Inputs() * p.InputBytes() }
 
 // Apply checks and decodes the file b and writes the model's input into dst:
-// Crop × Crop pixels, RGB, rows first (one NHWC image). The header it returns
+// Crop × Crop pixels, RGB, rows first (one NHWC image), and behind it the tiles, if
+// any, in the same form. The header it returns
 // has the size of the upright frame. What cannot be used is a *RejectError.
 //
 // Rows are resized as they are decoded, so that most files take memory for a few
@@ -71,7 +88,7 @@ func (p Preprocess) Bytes() int { return p.Crop * p.Crop * 3 }
 func (p Preprocess) Apply(b []byte, l Limits, dst []uint8) (Header, error) {
 	h, err := p.applyFile(b, l, dst)
 	if err == nil {
-		p.Tone.Apply(dst)
+		p.tone(dst)
 	}
 	return h, err
 }
@@ -92,26 +109,47 @@ func (p Preprocess) applyFile(b []byte, l Limits, dst []uint8) (Header, error) {
 		return h, p.apply(img, img.Width, img.Height, dst)
 	}
 	r := newReducer(p, h)
-	defer r.passes.release()
+	defer r.release()
 	if err := decodeRows(b, h, p.View.bits(), false, r); err != nil {
 		return h, err
 	}
-	r.passes.finish(dst)
+	size := p.InputBytes()
+	for i, passes := range r.passes {
+		passes.finish(dst[i*size : (i+1)*size])
+	}
 	return h, nil
+}
+
+// tone evens out how bright the inputs of a picture are.
+func (p Preprocess) tone(dst []uint8) {
+	size := p.InputBytes()
+	for i := p.Inputs() - 1; i >= 0; i-- { // the whole, which says how, comes last
+		p.Tone.applyAs(dst[:size], dst[i*size:(i+1)*size])
+	}
 }
 
 // Memory bounds what Apply takes at its peak for a file with this header, in
 // bytes, beside the file and the model's input.
 func (p Preprocess) Memory(h Header) int64 {
 	px := 3 * int64(h.Width) * int64(h.Height)
+	x0, y0, x1, y1 := p.View.region(h.Width, h.Height)
+	// Every input has coefficients, and rows between the two passes of its resize.
+	// Tiles overlap by half at most, so that all of them have twice those of a canvas.
+	inputs := func(across, more int64) int64 {
+		return across*3*int64(p.Crop)*int64(y1-y0) + more*16*int64(x1-x0+y1-y0)
+	}
+	n := inputs(1, 1) + 64<<10
+	tiles := int64(0)
+	if t := p.Tiles; t != nil {
+		tiles = inputs(2*int64(t.Columns), 2*int64(max(t.Rows, t.Columns))) + int64(t.Count())*(256*int64(p.Crop)+48<<10)
+	}
 	if h.Orientation >= 5 {
 		if p.View != nil {
 			px += px / 3
 		}
-		return h.Memory + px
+		return h.Memory + px + tiles
 	}
-	x0, y0, x1, y1 := p.View.region(h.Width, h.Height)
-	n := h.work + 3*int64(h.Width) + 3*int64(p.Crop)*int64(y1-y0) + 16*int64(x1-x0+y1-y0) + 64<<10
+	n += h.work + 3*int64(h.Width) + tiles
 	if h.whole {
 		n += px
 	}
@@ -127,7 +165,7 @@ func (p Preprocess) fits(dst []uint8) error {
 		return err
 	}
 	if len(dst) != p.Bytes() {
-		return fmt.Errorf("preprocess: the destination has %d bytes, %d×%d RGB takes %d", len(dst), p.Crop, p.Crop, p.Bytes())
+		return fmt.Errorf("preprocess: the destination has %d bytes, %d×%d RGB takes %d, %d times", len(dst), p.Crop, p.Crop, p.InputBytes(), p.Inputs())
 	}
 	return nil
 }
@@ -141,7 +179,7 @@ func (p Preprocess) ApplyImage(img *Image, dst []uint8) error {
 	if err := p.apply(img, img.Width, img.Height, dst); err != nil {
 		return err
 	}
-	p.Tone.Apply(dst)
+	p.tone(dst)
 	return nil
 }
 
@@ -151,10 +189,12 @@ func (p Preprocess) apply(img *Image, w, h int, dst []uint8) error {
 	if err := p.fits(dst); err != nil {
 		return err
 	}
-	outW, outH, win := p.geometry(w, h)
 	// How much of img is frame: reductions round its sides up.
 	reduced := math.Round(max(float64(w)/float64(img.Width), float64(h)/float64(img.Height)))
-	resampleExtent(dst, img, float64(w)/reduced, float64(h)/reduced, outW, outH, win, p.Interpolation)
+	size := p.InputBytes()
+	for i, c := range p.cuts(w, h) {
+		resampleExtent(dst[i*size:(i+1)*size], img, float64(w)/reduced, float64(h)/reduced, c.outW, c.outH, c.win, p.Interpolation)
+	}
 	return nil
 }
 

@@ -33,7 +33,7 @@ func onCanvas(s sink, w, h int, draw func(img *Image) error) error {
 	return nil
 }
 
-// reducer makes a model's input of the rows: mirrored, cut and painted over as
+// reducer makes a model's inputs of the rows: mirrored, cut and painted over as
 // the view says, and resized. It takes orientations 1 to 4, which keep rows rows.
 type reducer struct {
 	w, h         int
@@ -41,7 +41,8 @@ type reducer struct {
 	view         *View
 	x0, y0       int // of the view's region, upright
 	x1, y1       int
-	passes       *passes
+	passes       []*passes // of the inputs
+	lo, hi       int       // the rows of the region that count
 	buf          []uint8
 }
 
@@ -52,9 +53,20 @@ func newReducer(p Preprocess, h Header) *reducer {
 		buf: make([]uint8, 3*h.Width),
 	}
 	r.x0, r.y0, r.x1, r.y1 = p.View.region(h.Width, h.Height)
-	outW, outH, win := p.geometry(r.x1-r.x0, r.y1-r.y0)
-	r.passes = newPasses(r.x1-r.x0, r.y1-r.y0, float64(r.x1-r.x0), float64(r.y1-r.y0), outW, outH, win, p.Interpolation)
+	r.lo = r.y1
+	for _, c := range p.cuts(r.x1-r.x0, r.y1-r.y0) {
+		one := newPasses(r.x1-r.x0, r.y1-r.y0, float64(r.x1-r.x0), float64(r.y1-r.y0), c.outW, c.outH, c.win, p.Interpolation)
+		r.passes = append(r.passes, one)
+		r.lo, r.hi = min(r.lo, one.lo), max(r.hi, one.hi)
+	}
 	return r
+}
+
+// release gives memory back that finish has not.
+func (r *reducer) release() {
+	for _, one := range r.passes {
+		one.release()
+	}
 }
 
 func (r *reducer) row(int) []uint8 { return r.buf }
@@ -63,7 +75,7 @@ func (r *reducer) done(y int) {
 	if r.flip {
 		y = r.h - 1 - y
 	}
-	if y < r.y0+r.passes.lo || y >= r.y0+r.passes.hi {
+	if y < r.y0+r.lo || y >= r.y0+r.hi {
 		return
 	}
 	row := r.buf
@@ -73,5 +85,7 @@ func (r *reducer) done(y int) {
 		}
 	}
 	r.view.paint(row, y, 0, r.w, r.h)
-	r.passes.put(y-r.y0, row[3*r.x0:3*r.x1])
+	for _, one := range r.passes {
+		one.put(y-r.y0, row[3*r.x0:3*r.x1])
+	}
 }

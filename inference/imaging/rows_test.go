@@ -53,6 +53,14 @@ func TestApplyKeepsToTheMemoryThatItForetells(t *testing.T) {
 	for name := range readGolden(t).Files {
 		files[name] = readCase(t, name)
 	}
+	tiles := p
+	tiles.Squash, tiles.Tiles = true, &Tiles{Rows: 3, Columns: 2, Overlap: 32}
+	for _, p := range []Preprocess{p, tiles} {
+		keepsToItsMemory(t, p, files)
+	}
+}
+
+func keepsToItsMemory(t *testing.T, p Preprocess, files map[string][]byte) {
 	dst := make([]uint8, p.Bytes())
 	for name, b := range files {
 		h, err := Inspect(b, Limits{})

@@ -52,26 +52,35 @@ func (s Symmetry) Count() int {
 func (s Symmetry) Expand(pix []uint8, side int, dst []uint8) {
 	size := side * side * 3
 	for i := range s.Count() {
-		// Bits of i: mirror columns, mirror rows, swap both.
-		out := dst[i*size : (i+1)*size]
-		if i == 0 {
-			copy(out, pix)
-			continue
-		}
-		for y := range side {
-			for x := range side {
-				u, v := x, y
-				if i&4 != 0 {
-					u, v = v, u
-				}
-				if i&1 != 0 {
-					u = side - 1 - u
-				}
-				if i&2 != 0 {
-					v = side - 1 - v
-				}
-				copy(out[(y*side+x)*3:(y*side+x)*3+3], pix[(v*side+u)*3:])
-			}
+		turn(pix, side, i, dst[i*size:(i+1)*size])
+	}
+}
+
+// turn writes a square of side × side pixels in one of the eight ways that it can lie.
+func turn(pix []uint8, side, way int, dst []uint8) {
+	if way == 0 {
+		copy(dst, pix)
+		return
+	}
+	for y := range side {
+		for x := range side {
+			u, v := turned(x, y, side, side, way)
+			copy(dst[(y*side+x)*3:(y*side+x)*3+3], pix[(v*side+u)*3:])
 		}
 	}
+}
+
+// turned is where what a turned picture of w × h shows at (x, y) was before. Bits of
+// way: mirror columns, mirror rows, swap both.
+func turned(x, y, w, h, way int) (u, v int) {
+	if way&4 != 0 {
+		x, y = y, x
+	}
+	if way&1 != 0 {
+		x = w - 1 - x
+	}
+	if way&2 != 0 {
+		y = h - 1 - y
+	}
+	return x, y
 }

@@ -33,13 +33,17 @@ func (t *Tone) Validate() error {
 const mostGain = 2
 
 // Apply changes samples in place. A nil tone changes nothing.
-func (t *Tone) Apply(pix []uint8) {
+func (t *Tone) Apply(pix []uint8) { t.applyAs(pix, pix) }
+
+// applyAs does so by the gain that another picture needs: parts of one picture all get
+// the whole's.
+func (t *Tone) applyAs(whole, pix []uint8) {
 	if t == nil || len(pix) == 0 {
 		return
 	}
 	gain := 1.0
 	if t.Brightness > 0 {
-		gain = min(max(t.Brightness/max(Brightness(pix), 1e-6), 1/float64(mostGain)), mostGain)
+		gain = min(max(t.Brightness/max(Brightness(whole), 1e-6), 1/float64(mostGain)), mostGain)
 	}
 	gamma := t.Gamma
 	if gamma == 0 {

@@ -18,9 +18,19 @@ import (
 	"github.com/nearmiss/nearmiss/inference/release/envelope"
 )
 
-// SchemaVersion is the version of the manifest that this program writes, and
-// the only one that it reads.
-const SchemaVersion = 1
+// SchemaVersion is the latest version of the manifest that this program reads. It
+// writes the earliest one that says all, so that earlier programs, which pass over what
+// they do not know, read a release that they can serve and refuse any other: version 2
+// has tiles.
+const SchemaVersion = 2
+
+// version is the earliest that says all that the manifest does.
+func (m Manifest) version() int {
+	if m.Model.Preprocess.Tiles != nil {
+		return 2
+	}
+	return 1
+}
 
 // Usual names in a release.
 const (
@@ -304,9 +314,8 @@ func ParseManifest(b []byte) (Manifest, error) {
 	if err := json.Unmarshal(b, &version); err != nil {
 		return Manifest{}, fmt.Errorf("read manifest: %w", err)
 	}
-	if version.SchemaVersion != SchemaVersion {
-		return Manifest{}, fmt.Errorf("read manifest: schema version %d, this program reads %d: use a matching version of nearmiss",
-			version.SchemaVersion, SchemaVersion)
+	if v := version.SchemaVersion; v < 1 || v > SchemaVersion {
+		return Manifest{}, fmt.Errorf("read manifest: schema version %d, this program reads 1 to %d: use a matching version of nearmiss", v, SchemaVersion)
 	}
 	d := json.NewDecoder(bytes.NewReader(b))
 	if err := d.Decode(&m); err != nil {
@@ -317,6 +326,9 @@ func ParseManifest(b []byte) (Manifest, error) {
 	}
 	if err := m.Validate(); err != nil {
 		return Manifest{}, fmt.Errorf("read manifest: %w", err)
+	}
+	if v := m.version(); v > m.SchemaVersion {
+		return Manifest{}, fmt.Errorf("read manifest: schema version %d has something of version %d", m.SchemaVersion, v)
 	}
 	return m, nil
 }

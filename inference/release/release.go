@@ -152,7 +152,7 @@ func (b *Builder) Commit(ctx context.Context, m Manifest) (*Release, error) {
 }
 
 func (b *Builder) commit(ctx context.Context, m Manifest) (*Release, error) {
-	m.SchemaVersion = SchemaVersion
+	m.SchemaVersion = m.version()
 	if m.CreatedAt.IsZero() {
 		m.CreatedAt = time.Now().UTC().Truncate(time.Second)
 	}

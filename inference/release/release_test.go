@@ -152,7 +152,7 @@ func TestCorruptReleasesAreRefused(t *testing.T) {
 func TestManifestValidate(t *testing.T) {
 	good := manifest()
 	sum := strings.Repeat("ab", 32)
-	good.SchemaVersion = SchemaVersion
+	good.SchemaVersion = 1
 	good.Files = envelope.Files{BackboneName: file(sum, 1), BankName: file(sum, 1), "check/a.png": file(sum, 1)}
 	if err := good.Validate(); err != nil {
 		t.Fatal(err)
@@ -188,7 +188,7 @@ func TestManifestValidate(t *testing.T) {
 func withParts() Manifest {
 	m := manifest()
 	sum := strings.Repeat("ab", 32)
-	m.SchemaVersion = SchemaVersion
+	m.SchemaVersion = 1
 	patches := Bank{File: PartBankName("patch"), Kind: "sketch", Count: 40, K: 1}
 	m.Files = envelope.Files{BackboneName: file(sum, 1), BankName: file(sum, 1), patches.File: file(sum, 1), "check/a.png": file(sum, 1)}
 	m.Parts = []Part{
@@ -260,8 +260,8 @@ func TestManifestOfPartsValidate(t *testing.T) {
 }
 
 func TestParseManifestRefusesOtherVersions(t *testing.T) {
-	_, err := ParseManifest([]byte(`{"schema_version": 2}`))
-	if err == nil || !strings.Contains(err.Error(), "schema version 2") {
+	_, err := ParseManifest([]byte(`{"schema_version": 3}`))
+	if err == nil || !strings.Contains(err.Error(), "schema version 3") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -269,7 +269,7 @@ func TestParseManifestRefusesOtherVersions(t *testing.T) {
 func FuzzParseManifest(f *testing.F) {
 	m := manifest()
 	sum := strings.Repeat("ab", 32)
-	m.SchemaVersion = SchemaVersion
+	m.SchemaVersion = 1
 	m.Files = envelope.Files{BackboneName: file(sum, 1), BankName: file(sum, 1), "check/a.png": file(sum, 1)}
 	b, err := json.Marshal(m)
 	if err != nil {
@@ -295,3 +295,41 @@ func FuzzParseManifest(f *testing.F) {
 }
 
 func file(sum string, size int64) envelope.File { return envelope.File{SHA256: sum, Size: size} }
+
+// A program that does not know tiles would pass over them and score otherwise, so
+// the version tells it; releases without stay what they were.
+func TestTilesHaveAVersionOfTheirOwn(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "plain")
+	if r := write(t, dir); r.Manifest.SchemaVersion != 1 {
+		t.Errorf("without tiles the version is %d", r.Manifest.SchemaVersion)
+	}
+	b, err := Create(filepath.Join(t.TempDir(), "tiles"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Abort()
+	for _, name := range []string{BackboneName, BankName, "check/a.png"} {
+		if err := b.AddBytes(name, []byte(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m := manifest()
+	m.Model.Preprocess.Squash, m.Model.Preprocess.Tiles = true, &imaging.Tiles{Rows: 2, Columns: 3, Overlap: 2}
+	r, err := b.Commit(t.Context(), m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := r.Manifest; got.SchemaVersion != 2 || !cmp.Equal(got.Model.Preprocess, m.Model.Preprocess) {
+		t.Errorf("version %d with %+v", got.SchemaVersion, got.Model.Preprocess.Tiles)
+	}
+	text, err := os.ReadFile(filepath.Join(r.Dir, ManifestName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, change := range [][2]string{{`"schema_version": 2`, `"schema_version": 1`}, {`"rows": 2`, `"rows": 2000000`}, {`"overlap": 2`, `"overlap": 7`}} {
+		other := strings.Replace(string(text), change[0], change[1], 1)
+		if _, err := ParseManifest([]byte(other)); err == nil || other == string(text) {
+			t.Errorf("%s is accepted", change[1])
+		}
+	}
+}
