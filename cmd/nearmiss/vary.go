@@ -221,8 +221,8 @@ func (c *evalCmd) alarms(ctx context.Context, o *output, embed inference.EmbedOp
 		}
 		fmt.Fprintf(o.Out, "%s %s, method %s: %d images in the bank, %d held out, %d tested, %d draws\n", r.Data, r.Normal, r.Method, r.Bank, r.HeldOut, r.Test, r.Draws)
 		for _, a := range r.Alarms {
-			fmt.Fprintf(o.Out, "  asked for %.3g %%: expected %.2f %%, measured %.2f %%; 95 %% of single calibrations within %.2f to %.2f %%\n",
-				100*a.Alpha, 100*a.Expected, 100*a.Rate, 100*a.Low, 100*a.High)
+			fmt.Fprintf(o.Out, "  asked for %.3g %%: expected %.2f %%, measured %.2f %%; 95 %% of single calibrations within %.2f to %.2f %%; %.1f %% of draws above %.2f %%, where 2.5 %% may be\n",
+				100*a.Alpha, 100*a.Expected, 100*a.Rate, 100*a.Low, 100*a.High, 100*a.Beyond, 100*a.Most)
 		}
 	}
 	return nil

@@ -28,6 +28,12 @@ type Alarms struct {
 	Low    float64 `json:"low"`
 	High   float64 `json:"high"`
 	Inside float64 `json:"inside"`
+	// Most is the rate among a draw's test images that 2.5 % of single calibrations would
+	// exceed (a beta-binomial distribution), and Beyond the share of draws that did.
+	Most   float64 `json:"most"`
+	Beyond float64 `json:"beyond"`
+	// Rates are those of the draws, so that several runs can be put together.
+	Rates []float64 `json:"rates"`
 }
 
 // AlarmResult is what FalseAlarms found.
@@ -181,9 +187,41 @@ func countAlarms(ctx context.Context, n int, alphas []float64, draws int, seed u
 				x.Inside += 1 / float64(draws)
 			}
 		}
+		x.Rates, x.Most = rates[a], float64(mostAlarms(int(x.Expected*float64(known+1)+0.5), known, part))/float64(part)
+		for _, v := range x.Rates {
+			if v > x.Most {
+				x.Beyond += 1 / float64(draws)
+			}
+		}
 		r.Alarms = append(r.Alarms, x)
 	}
 	return r, nil
+}
+
+// mostAlarms is the smallest number of alarms among test images that at least 97.5 % of
+// single calibrations by n images have no more than, where the threshold is their rank
+// th largest: the rate of one is Beta(rank, n+1−rank) distributed, and alarms are
+// binomial.
+func mostAlarms(rank, n, test int) int {
+	if rank == 0 {
+		return 0
+	}
+	a, b := float64(rank), float64(n+1-rank)
+	beta := func(a, b float64) float64 { // its logarithm
+		x, _ := math.Lgamma(a)
+		y, _ := math.Lgamma(b)
+		z, _ := math.Lgamma(a + b)
+		return x + y - z
+	}
+	sum := 0.0
+	for k := range test {
+		x, y := float64(k), float64(test-k)
+		sum += math.Exp(beta(x+a, y+b) - beta(a, b) - beta(x+1, y+1) - math.Log(float64(test+1)))
+		if sum >= 0.975 {
+			return k
+		}
+	}
+	return test
 }
 
 // neighbours are the others of an image, nearest first.

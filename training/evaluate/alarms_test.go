@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -45,11 +46,11 @@ func TestFalseAlarmsAreAsManyAsPromised(t *testing.T) {
 	}
 	for _, a := range r.Alarms[:2] {
 		// 400 draws of 120 images from the same 600: half a per cent is wide enough
-		if math.Abs(a.Rate-a.Expected) > 0.005 || a.Inside < 0.95 {
+		if math.Abs(a.Rate-a.Expected) > 0.005 || a.Inside < 0.95 || a.Beyond > 0.06 || len(a.Rates) != 400 {
 			t.Errorf("%+v", a)
 		}
 	}
-	if a := r.Alarms[2]; a.Rate != 0 || a.Expected != 0 {
+	if a := r.Alarms[2]; a.Rate != 0 || a.Expected != 0 || a.Most != 0 || a.Beyond != 0 {
 		t.Errorf("an unreachable rate gives alarms: %+v", a)
 	}
 }
@@ -77,5 +78,37 @@ func TestFalseAlarmsNeedEnoughImages(t *testing.T) {
 	items, f := points(4, 1)
 	if _, err := FalseAlarms(t.Context(), items, f, 2, []float64{0.5}, 10, 1); err == nil {
 		t.Error("four images are accepted")
+	}
+}
+
+// TestMostAlarmsAreTheQuantile: against draws of a rate and of alarms at it.
+func TestMostAlarmsAreTheQuantile(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 6))
+	for _, c := range []struct{ rank, n, test int }{{1, 99, 20}, {5, 99, 35}, {38, 761, 190}, {7, 141, 35}} {
+		most := mostAlarms(c.rank, c.n, c.test)
+		above, least := 0, 0
+		const draws = 5_000
+		for range draws {
+			calibrating := make([]float64, c.n)
+			for i := range calibrating {
+				calibrating[i] = r.Float64()
+			}
+			slices.Sort(calibrating)
+			alarms := 0
+			for range c.test {
+				if r.Float64() > calibrating[c.n-c.rank] {
+					alarms++
+				}
+			}
+			if alarms > most {
+				above++
+			}
+			if alarms >= most {
+				least++
+			}
+		}
+		if above > 0.03*draws || least < 0.02*draws {
+			t.Errorf("%+v: %d of %d draws have more than %d alarms, %d no fewer", c, above, draws, most, least)
+		}
 	}
 }
