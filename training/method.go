@@ -323,8 +323,12 @@ type evaluatedScore struct {
 	score *builtScore
 }
 
-// judge scores items, and says where they are strange.
-func (s *evaluatedScore) judge(ctx context.Context, items []dataset.Item) ([]inference.Score, error) {
+// judge scores items, and says where they are strange if maps are asked for.
+func (s *evaluatedScore) judge(ctx context.Context, items []dataset.Item, maps inference.Maps) ([]inference.Score, error) {
+	scorer, err := inference.NewScorer(s.known.b.model.e.Outputs(), s.score.Parts(), s.score.Join(), maps)
+	if err != nil {
+		return nil, err
+	}
 	const chunk = 32 // images whose patches are searched at a time
 	out := make([]inference.Score, len(items))
 	var some []*inference.Embedding
@@ -332,9 +336,9 @@ func (s *evaluatedScore) judge(ctx context.Context, items []dataset.Item) ([]inf
 	done := 0
 	flush := func() error {
 		defer func() { some, to = some[:0], to[:0] }()
-		return s.score.Judge(ctx, some, to)
+		return scorer.Judge(ctx, some, to)
 	}
-	err := s.known.see(ctx, items, func(e *inference.Embedding) error {
+	err = s.known.see(ctx, items, func(e *inference.Embedding) error {
 		some, to = append(some, e), append(to, &out[done])
 		if done++; len(some) < chunk && done < len(items) {
 			return nil
@@ -346,7 +350,7 @@ func (s *evaluatedScore) judge(ctx context.Context, items []dataset.Item) ([]inf
 
 // Score implements evaluate.Scorer.
 func (s *evaluatedScore) Score(ctx context.Context, items []dataset.Item) ([]float64, error) {
-	all, err := s.judge(ctx, items)
+	all, err := s.judge(ctx, items, inference.MapNone)
 	if err != nil {
 		return nil, err
 	}
@@ -362,7 +366,7 @@ func (s *evaluatedScore) Calibrating() []float64 { return s.score.folded }
 
 // Explain implements evaluate.Explainer.
 func (s *evaluatedScore) Explain(ctx context.Context, items []dataset.Item) ([]float64, []map[string]float64, error) {
-	all, err := s.judge(ctx, items)
+	all, err := s.judge(ctx, items, inference.MapNone)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -394,7 +398,7 @@ func (s *evaluatedScore) Maps(ctx context.Context, items []dataset.Item) ([]heat
 	if !s.score.HasMaps() {
 		return nil, nil
 	}
-	all, err := s.judge(ctx, items)
+	all, err := s.judge(ctx, items, inference.MapAll)
 	if err != nil {
 		return nil, err
 	}

@@ -38,7 +38,7 @@ type evalCmd struct {
 	Vary        []string `sep:"none" placeholder:"NAME=VALUE" help:"Measure with each value of an option in turn, which is named in the results; may be repeated. Numbers may be listed, as in k=1,2,5. The options are ${varied}."`
 	Out         string   `short:"o" type:"path" placeholder:"REPORT" help:"Also write a report: .html (one page with curves and the worst misses), .md or .jsonl."`
 	Predictions string   `type:"path" placeholder:"FILE" help:"Also write what was said of each test image: .csv, .jsonl or .parquet, for notebooks."`
-	Pixels      bool     `negatable:"" default:"true" help:"With mvtec and a score with patches, also measure where defects are found: pixel AUROC and PRO."`
+	Pixels      bool     `negatable:"" default:"true" help:"With a score with patches, also say where: pixel AUROC and PRO with mvtec, and what --predictions tells of places."`
 	Light       bool     `help:"Also say what other light does: normals with a gain of up to ±10 % and an offset of up to ±5 %."`
 	Sheet       string   `type:"path" placeholder:"FILE.png" help:"With a score with patches, also draw a contact sheet of heatmaps: images spread evenly by rank of their scores."`
 	Bare        bool     `name:"sheet-without-images" help:"Show heat and ground truth in --sheet, and nothing of the images."`
@@ -212,7 +212,7 @@ func (v *variant) measure(ctx context.Context, o *output, embed inference.EmbedO
 	}
 	res, err := run(ctx, method, f, evaluate.Options{
 		Repeats: v.Repeats, Seed: v.Seed, Resplit: v.Resplit, Normal: v.Normal, TrainLimit: v.Train, TestLimit: v.Test,
-		Pixels: v.Protocol == evaluate.ProtocolMVTec && v.Pixels || v.Sheet != "" || filepath.Ext(v.Out) == ".html" || v.Predictions != "",
+		Pixels: v.Pixels && (v.Protocol == evaluate.ProtocolMVTec || v.Predictions != "") || v.Sheet != "" || filepath.Ext(v.Out) == ".html",
 		Parts:  v.Predictions != "",
 		Light:  v.Light, Cost: v.Suite != "" || v.Light,
 		Progress: func(done, total int, what string) { bar.stage(what, int64(done), int64(total)) },
