@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -62,7 +63,7 @@ func (r Region) validate(what string) error {
 }
 
 // Detector is the configuration of one inspection task. What is learnt with
-// (backbone, method, profile, score, symmetry, region, mask, bits, held-out share) is used by the next
+// (backbone, method, profile, score, symmetry, tiles, budget, region, mask, bits, held-out share) is used by the next
 // training and travels in its release; k and the false-alarm rate, too, or in a release that
 // [TrainRequest] calls readjusted. The rest acts at once.
 type Detector struct {
@@ -74,6 +75,8 @@ type Detector struct {
 	Profile        string   `json:"profile,omitempty"`          // training profile; empty: the method's default
 	Score          string   `json:"score,omitempty"`            // what scores are made of: class, pooled, patch, both, several joined by +, or auto; default class
 	Symmetry       string   `json:"symmetry,omitempty"`         // what embeddings are averaged over: none, flip, dihedral, or auto, which looks how normals lie; default none
+	Tiles          string   `json:"tiles,omitempty"`            // of a frame, that patches are looked at in: rows and columns as in 2x3, auto, as many as frames have pixels and the budget time for, or none; default none, with a budget auto
+	Budget         Duration `json:"budget,omitempty"`           // the longest that judging a frame may take, of which inputs and tiles are chosen as fine; default 0, the backbone's own input
 	K              int      `json:"k,omitempty"`                // nearest normals that are summed; default 2
 	FalseAlarmRate float64  `json:"false_alarm_rate,omitempty"` // share of normals above the threshold; default 0.01
 	HeldOut        float64  `json:"held_out,omitempty"`         // share of the normals that stays out of the bank and alone sets the threshold; default 0, the trainer's
@@ -162,6 +165,9 @@ func (d Detector) Decide(e *Event) {
 	e.Threshold, e.Anomalous = &threshold, &yes
 }
 
+// tiles are those of a Detector.
+var tiles = regexp.MustCompile(`^(none|auto|[1-8]x[2-8]|[2-8]x1)?$`)
+
 // Validate reports every field that cannot be.
 func (d Detector) Validate() error {
 	c := d.WithDefaults()
@@ -175,6 +181,8 @@ func (d Detector) Validate() error {
 	bad(d.Profile != "" && !validFile(d.Profile), "profile %q: use the name of a training profile", text.Clip(d.Profile))
 	bad(!ValidToken(c.Method), "method %q: use knn or fitymi", d.Method)
 	bad(!slices.Contains([]string{"", "none", "flip", "dihedral", "auto"}, d.Symmetry), "symmetry %q: use none, flip, dihedral or auto", d.Symmetry)
+	bad(!tiles.MatchString(d.Tiles), "tiles %q: use rows and columns as in 2x3, each at most 8, auto or none", text.Clip(d.Tiles))
+	bad(d.Budget < 0 || d.Budget > Duration(time.Minute), "budget %v: use at most a minute for a frame", time.Duration(d.Budget))
 	bad(strings.Trim(d.Score, "abcdefghijklmnopqrstuvwxyz-+") != "" || len(d.Score) > 100, "score %q: use class, pooled, patch, both, several joined by +, or auto", d.Score)
 	bad(c.K < 1 || c.K > 1000, "k %d: use 1 to 1000", d.K)
 	bad(!(d.HeldOut >= 0 && d.HeldOut <= 0.9), "held-out share %g: use a share between 0 and 0.9", d.HeldOut)

@@ -37,13 +37,16 @@ func orientations(s imaging.Symmetry) []int {
 }
 
 // copyingOf is the copies of n normals each that a bank has room for: all of the
-// turned ones or their most useful, and two in other light.
-func copyingOf(n int, s imaging.Symmetry, lit bool) (c copying) {
+// turned ones or their most useful, and two in other light. Pictures in other rows than
+// columns of tiles are not turned to the side.
+func copyingOf(n int, m Model, lit bool) (c copying) {
 	room := mostCopied/max(n, 1) - 1
 	if lit && room > 0 {
 		c.lit = min(2, room)
 	}
-	all := orientations(s)
+	all := slices.DeleteFunc(orientations(m.turned), func(way int) bool {
+		return m.tiles.Count() > 0 && !imaging.Preprocess{Tiles: &m.tiles}.Turnable(way)
+	})
 	for _, some := range []int{7, 3, 1} {
 		if some <= len(all) && some <= room {
 			c.turned = all[:some]
@@ -60,8 +63,7 @@ func (c copying) count() int { return len(c.turned) + c.lit }
 func (m *model) vary(ctx context.Context, data Data, images []Image, c copying, f func(e *inference.Embedding) error) error {
 	const chunk = 4 // images whose copies are in memory at a time
 	prepare := m.e.Preprocess()
-	square := make([]uint8, prepare.Bytes())
-	ways := make([]uint8, imaging.Dihedral.Count()*prepare.Bytes())
+	as := make([]uint8, prepare.Bytes())
 	for some := range slices.Chunk(images, chunk) {
 		var turned [][]uint8
 		var lit []*imaging.Image
@@ -71,12 +73,13 @@ func (m *model) vary(ctx context.Context, data Data, images []Image, c copying, 
 				return fmt.Errorf("read normal image %s: %w", img.Name, err)
 			}
 			if len(c.turned) > 0 {
-				if _, err := prepare.Apply(file, data.Limits, square); err != nil {
+				if _, err := prepare.Apply(file, data.Limits, as); err != nil {
 					return fmt.Errorf("prepare normal image %s: %w", img.Name, err)
 				}
-				imaging.Dihedral.Expand(square, prepare.Crop, ways)
 				for _, way := range c.turned {
-					turned = append(turned, slices.Clone(ways[way*len(square):(way+1)*len(square)]))
+					pix := make([]uint8, len(as))
+					prepare.Turn(as, way, pix)
+					turned = append(turned, pix)
 				}
 			}
 			for k := range c.lit {

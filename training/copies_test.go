@@ -20,18 +20,21 @@ func TestCopiesFitIntoTheBank(t *testing.T) {
 	for _, c := range []struct {
 		normals int
 		turned  imaging.Symmetry
+		tiles   imaging.Tiles
 		lit     bool
 		want    int
 	}{
-		{20, imaging.NoSymmetry, false, 0},
-		{20, imaging.NoSymmetry, true, 2},
-		{20, imaging.Flip, false, 1},
-		{20, imaging.Dihedral, true, 9},
-		{400, imaging.Dihedral, false, 3},
-		{900, imaging.Dihedral, true, 2},
-		{1500, imaging.Dihedral, true, 0},
+		{20, imaging.NoSymmetry, imaging.Tiles{}, false, 0},
+		{20, imaging.NoSymmetry, imaging.Tiles{}, true, 2},
+		{20, imaging.Flip, imaging.Tiles{}, false, 1},
+		{20, imaging.Dihedral, imaging.Tiles{}, true, 9},
+		{20, imaging.Dihedral, imaging.Tiles{Rows: 2, Columns: 2}, true, 9},
+		{20, imaging.Dihedral, imaging.Tiles{Rows: 1, Columns: 2}, true, 5},
+		{400, imaging.Dihedral, imaging.Tiles{}, false, 3},
+		{900, imaging.Dihedral, imaging.Tiles{}, true, 2},
+		{1500, imaging.Dihedral, imaging.Tiles{}, true, 0},
 	} {
-		if got := copyingOf(c.normals, c.turned, c.lit); got.count() != c.want {
+		if got := copyingOf(c.normals, Model{turned: c.turned, tiles: c.tiles}, c.lit); got.count() != c.want {
 			t.Errorf("%d normals, %q, in other light %v: %+v, want %d copies", c.normals, c.turned, c.lit, got, c.want)
 		}
 	}

@@ -377,10 +377,10 @@ const gateCoreset = 2_000
 
 // judge scores unseen normals and anomalies with a network, as it would be served,
 // and banks of the normals that were fitted. Images are taken as they are: averaged
-// over symmetries, the many spoilt normals would take up to eight times as long.
+// over symmetries or in tiles, the many spoilt normals would take many times as long.
 func (run *tuningRun) judge(ctx context.Context, dir, network string) (_ evidence, err error) {
 	p := run.plan
-	p.Model.Symmetry = imaging.NoSymmetry
+	p.Model.Symmetry, p.Model.tiles = imaging.NoSymmetry, imaging.Tiles{}
 	p.Score.Coreset = min(p.Score.Coreset, gateCoreset)
 	p.Score.NoPatches = p.Score.NoPatches || len(p.Score.Groups) > 0 && !slices.ContainsFunc(slices.Concat(p.Score.Groups...), Part.isPatch)
 	file := filepath.Join(dir, "judge.onnx")

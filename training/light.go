@@ -142,7 +142,7 @@ func buildInLight(ctx context.Context, p Plan, nets networks, dir string, x *emb
 			}
 		}
 		one.x.b.light, one.x.b.folded = p.Model.Light != LightUsual, h.folded
-		one.x.b.copies = copyingOf(len(h.train), p.Model.turned, choice == LightVaried)
+		one.x.b.copies = copyingOf(len(h.train), p.Model, choice == LightVaried)
 		if one.s, err = one.x.b.build(ctx, one.x.n.at(h.train), one.x.n.at(h.held)); err != nil {
 			if one.own {
 				err = errors.Join(err, one.x.Close())
@@ -169,7 +169,7 @@ const toneImages = 100
 // brightnessOf is the mean brightness of normals, as the model sees them.
 func brightnessOf(m *model, data Data, images []Image) (*imaging.Tone, error) {
 	prepare := m.e.Preprocess()
-	prepare.Tone = nil
+	prepare.Tone, prepare.Tiles = nil, nil
 	square := make([]uint8, prepare.Bytes())
 	some := images[:min(len(images), toneImages)]
 	sum := 0.0

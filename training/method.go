@@ -27,7 +27,7 @@ func (s *Shared) of(p Plan) (*knownImages, error) {
 	if err != nil {
 		return nil, err
 	}
-	key := fmt.Sprintf("%s %s %s %s %v %s %s", p.Model.Backbone, p.Model.Precision, p.Model.See, p.Score.name(), p.Score.NoPatches, p.Model.Symmetry, view)
+	key := fmt.Sprintf("%s %s %s %s %v %s %s %s", p.Model.Backbone, p.Model.Precision, p.Model.See, p.Score.name(), p.Score.NoPatches, p.Model.Symmetry, p.Model.tiles, view)
 	return s.get(key, func() (*knownImages, error) {
 		return p.know(networks{served: p.Model.Backbone, frozen: p.Model.Backbone})
 	})
@@ -260,7 +260,7 @@ func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64)
 			usual.users++
 		}
 		// As in the paper, copies of normals count as often as they are given.
-		if err := s.build(ctx, q, items, copyingOf(len(items), p.Model.turned, choice == LightVaried), m.folding); err != nil {
+		if err := s.build(ctx, q, items, copyingOf(len(items), p.Model, choice == LightVaried), m.folding); err != nil {
 			return nil, 0, errors.Join(err, s.Close())
 		}
 		return s, s.score.alarms, nil

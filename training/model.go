@@ -2,6 +2,7 @@ package training
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -51,6 +52,9 @@ func (c composition) open(file string, n networks, data Data, m Model, h Host) (
 			o.Patches = append(o.Patches, p.Name)
 		}
 	}
+	if len(patches) > 0 {
+		o.Tiles = m.tiles
+	}
 	if info, err := os.Stat(out.path); err == nil {
 		out.size = info.Size()
 	}
@@ -82,7 +86,11 @@ func (c composition) open(file string, n networks, data Data, m Model, h Host) (
 		if p.isPatch() {
 			q := patches[at]
 			a.NoMap = p.noMap
-			a.Output, a.Dim, a.Width, a.Height = q.Name, q.Dim, q.Grid[0], q.Grid[1]
+			a.Output, a.Dim = q.Name, q.Dim
+			a.Width, a.Height = out.e.Preprocess().Grid(q.Grid[0], q.Grid[1])
+			if a.Width*a.Height > release.MostPatches {
+				return nil, errors.Join(fmt.Errorf("%w: %d×%d patches of a picture, at most %d are told apart: take fewer tiles or a smaller input", ErrPlan, a.Width, a.Height, release.MostPatches), out.Close())
+			}
 			for i, statistic := range p.statistics() {
 				if i == 0 {
 					a.Statistic = statistic

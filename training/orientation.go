@@ -83,6 +83,7 @@ func orient(ctx context.Context, s *scoreBuilder, normals []Image, n *normals, p
 	ways := imaging.Dihedral.Count()
 	scores := make([][]float64, ways)
 	prepare := s.model.e.Preprocess()
+	prepare.Tiles = nil
 	square, squares := make([]uint8, prepare.Bytes()), make([]uint8, ways*prepare.Bytes())
 	for done, i := range turned {
 		file, err := normals[i].Read()

@@ -99,7 +99,14 @@ type Model struct {
 	// takes no longer.
 	Size   int
 	Budget time.Duration
-	source string // the base name of Backbone as it was given
+	// Tiles are what patches are looked at in, each an input of the backbone beside the
+	// whole picture: rows and columns, as in 2x3, TilesNone, or TilesAuto, as many as the
+	// normals have pixels for, at most 4x4, and the Budget, if any, has time for. They
+	// travel with the release. Default: TilesNone; with a Budget and without a Size
+	// TilesAuto.
+	Tiles  string
+	tiles  imaging.Tiles // what came of it
+	source string        // the base name of Backbone as it was given
 	// Precision is that of the backbone's products: PrecisionFloat, PrecisionInt8, which
 	// is faster on the CPU, or PrecisionAuto, the latter where it is much faster and held-
 	// out normals are told from spoilt ones as well. It travels with the release. Default:
@@ -148,6 +155,12 @@ const (
 	PrecisionFloat = release.Float32
 	PrecisionInt8  = release.Int8
 	PrecisionAuto  = autoChoice
+)
+
+// What patches are looked at in, beside rows and columns of tiles.
+const (
+	TilesAuto = autoChoice
+	TilesNone = "none"
 )
 
 // What is done about light.
@@ -249,6 +262,15 @@ func (p Plan) withDefaults() Plan {
 	if p.Model.Turned == "" {
 		p.Model.Turned = TurnedNone
 	}
+	if p.Model.Tiles == "" {
+		p.Model.Tiles = TilesNone
+		if p.Model.Budget > 0 && p.tileable() {
+			p.Model.Tiles = TilesAuto
+		}
+	}
+	if p.Model.Tiles != TilesAuto {
+		p.Model.tiles, _ = imaging.ParseTiles(p.Model.Tiles)
+	}
 	if p.Model.Turned != TurnedAuto {
 		p.Model.turned, _ = imaging.ParseSymmetry(p.Model.Turned)
 	}
@@ -280,6 +302,9 @@ func (p Plan) withDefaults() Plan {
 	}
 	return p
 }
+
+// tileable says whether tiles are of any use to a plan with defaults.
+func (p Plan) tileable() bool { return p.Model.See == SeeWhole && !p.Score.NoPatches }
 
 // Validate names everything in the plan that makes no sense.
 func (p Plan) Validate() error {
@@ -315,6 +340,11 @@ func (p Plan) Validate() error {
 		if _, _, err := ParseSymmetry(p.Model.Turned); err != nil {
 			fail("turned copies of normals: %w", err)
 		}
+	}
+	if t, err := imaging.ParseTiles(p.Model.Tiles); p.Model.Tiles != TilesAuto && err != nil {
+		fail("%w, or %s", err, TilesAuto)
+	} else if q := p.withDefaults(); (p.Model.Tiles == TilesAuto || t.Count() > 0) && !q.tileable() {
+		fail("tiles %s are of the whole picture and for patches: take score %s, or one with patches, and have the model see %s", p.Model.Tiles, FullScore, SeeWhole)
 	}
 	if p.Model.Backbone == "" {
 		fail("no backbone is given")

@@ -1,9 +1,11 @@
 package training
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"path/filepath"
 	"slices"
 	"time"
@@ -15,36 +17,45 @@ import (
 
 // Resolution says how fine a model looks, and what it can see of a frame.
 type Resolution struct {
-	// Size is the side of the model's square input, in pixels, and Width and Height
-	// are the median normal's.
-	Size   int `json:"size"`
-	Width  int `json:"width"`
-	Height int `json:"height"`
+	// Size is the side of the model's square input, in pixels, Tiles are those that
+	// patches are looked at in, as imaging.ParseTiles reads them, and Passes how many
+	// inputs a picture takes. Width and Height are the median normal's.
+	Size   int    `json:"size"`
+	Tiles  string `json:"tiles"`
+	Passes int    `json:"passes"`
+	Width  int    `json:"width"`
+	Height int    `json:"height"`
 	// Across and Down are the frame's pixels in one patch, or in one cell of a
 	// convolutional network's map: a defect that is much smaller in both directions
 	// changes little of what the model gives.
 	Across float64 `json:"across"`
 	Down   float64 `json:"down"`
-	// Tried are input sizes that a budget let in question, and what a picture takes at
+	// Tried are input sizes and tiles that were in question, and what a picture takes with
 	// each, in milliseconds.
 	Tried []SizedTime `json:"tried,omitempty"`
 
-	fixed bool // a foreign model takes no other size
+	finer imaging.Tiles // that the frames have pixels for, the next step up; zero: none
+	by    float64       // what part of the pixels of a patch is then one of these
 }
 
-// SizedTime is about what judging a picture takes at an input size.
+// SizedTime is about what judging a picture takes at an input size, with tiles.
 type SizedTime struct {
 	Size         int     `json:"size"`
+	Tiles        string  `json:"tiles,omitempty"` // none where it is empty
 	Milliseconds float64 `json:"milliseconds"`
 }
 
 // String is the finding in a sentence, for people.
 func (r Resolution) String() string {
 	text := fmt.Sprintf("the model sees frames of %d×%d pixels at %d×%d", r.Width, r.Height, r.Size, r.Size)
+	if r.Passes > 1 {
+		text += fmt.Sprintf(" and in %s tiles of that size", r.Tiles)
+	}
 	if r.Across > 0 {
-		text += fmt.Sprintf(", a patch is %.0f×%.0f pixels of the frame, and a defect that is much smaller is hard to find", r.Across, r.Down)
-		if len(r.Tried) == 0 && !r.fixed && float64(min(r.Width, r.Height)) >= 2*float64(r.Size) {
-			text += ": --budget 200ms takes as large an input as that time allows"
+		text += fmt.Sprintf(", a patch is %.0f×%.0f pixels of the frame, and a defect of less than %.0f pixels is hard to find", r.Across, r.Down, r.visible())
+		if t := r.finer; t.Count() > 0 && len(r.Tried) == 0 {
+			text += fmt.Sprintf(": --tiles %s would bring that to %.0f for about %.0f times the time, and --budget 200ms takes what that time allows",
+				t, r.visible()*r.by, float64(1+t.Count())/float64(r.Passes))
 		}
 	}
 	for i, t := range r.Tried {
@@ -54,6 +65,9 @@ func (r Resolution) String() string {
 			text += ","
 		}
 		text += fmt.Sprintf(" %.0f ms at %d", t.Milliseconds, t.Size)
+		if t.Tiles != "" {
+			text += " in tiles of " + t.Tiles
+		}
 	}
 	return text
 }
@@ -62,6 +76,9 @@ const (
 	// sizeStep divides every input size that is chosen, so that patches of 14 and of 16
 	// pixels fit, and mostSize is the largest.
 	sizeStep, mostSize = 112, 672
+	// mostTiles bounds the tiles down and across that are chosen, and mostCanvas the
+	// picture that they are cut from: more patches than its cells of 8 pixels have no ids.
+	mostTiles, mostCanvas = 4, 2000
 	// sizeImages is how many normals say how large frames are.
 	sizeImages = 100
 	// fullCost is about what judging by the full score takes, as a multiple of the
@@ -69,7 +86,14 @@ const (
 	fullCost = 1.5
 	// timedRuns is how often an input size is timed; the median counts.
 	timedRuns = 3
+	// visibleShare is the diameter of the least defect that is found, of a patch's side:
+	// of dark spots on drawn parts half were found at this one (RESULTS.md).
+	visibleShare = 1.0
 )
+
+// visible is about the diameter of the least defect that can be seen, in pixels of the
+// frame.
+func (r Resolution) visible() float64 { return visibleShare * math.Sqrt(r.Across*r.Down) }
 
 // frameSize is the median normal's, of the part of it that counts.
 func (p Plan) frameSize() (width, height int) {
@@ -94,11 +118,59 @@ func (p Plan) frameSize() (width, height int) {
 	return widths[len(widths)/2], heights[len(heights)/2]
 }
 
-// sized fits the plan's backbone to the input size that is asked for, or to the
-// largest that the frames have pixels for and the budget has time for; the fitted
-// model is written to the folder dir.
+// looks is a way to look at frames: an input size and tiles.
+type looks struct {
+	size  int
+	tiles imaging.Tiles
+	// pixels are the frame's in one of the input or, where there are tiles, of one of these.
+	pixels float64
+}
+
+// at are the ways to look at frames of width × height pixels by inputs of a size: at the
+// whole of them, and in tiles, all that the frames have pixels for.
+func at(size, width, height int) []looks {
+	w, h := float64(width), float64(height)
+	out := []looks{{size: size, pixels: max(w, h) / float64(size)}}
+	for rows := 1; rows <= mostTiles; rows++ {
+		for columns := 1; columns <= mostTiles; columns++ {
+			// What the model's patches make of the overlap is not known yet.
+			t := imaging.Tiles{Rows: rows, Columns: columns}
+			across, down := imaging.Tiles{Rows: rows, Columns: columns, Overlap: size / 7}.Canvas(size)
+			if t.Count() > 1 && across <= min(width, mostCanvas) && down <= min(height, mostCanvas) {
+				out = append(out, looks{size, t, max(w/float64(across), h/float64(down))})
+			}
+		}
+	}
+	return out
+}
+
+// passes are the inputs of a picture.
+func (l looks) passes() int { return 1 + l.tiles.Count() }
+
+// finer says whether l shows more of a frame than o, or the same by fewer passes.
+func (l looks) finer(o looks) bool {
+	if math.Abs(l.pixels-o.pixels) > 0.02*o.pixels {
+		return l.pixels < o.pixels
+	}
+	return l.passes() < o.passes()
+}
+
+// finest is the finest of some ways that pass.
+func finest(all []looks, pass func(l looks) bool) (best looks, ok bool) {
+	for _, l := range all {
+		if pass(l) && (!ok || l.finer(best)) {
+			best, ok = l, true
+		}
+	}
+	return best, ok
+}
+
+// sized fits the plan's backbone to the input size that is asked for, and takes tiles
+// that are asked for, or finds the finest way to look that the frames have pixels for
+// and the budget has time for; a fitted model is written to the folder dir.
 func (p *Plan) sized(ctx context.Context, dir string) ([]SizedTime, error) {
-	if p.Model.Size == 0 && p.Model.Budget == 0 {
+	auto := p.Model.Tiles == TilesAuto
+	if p.Model.Size == 0 && p.Model.Budget == 0 && !auto {
 		return nil, nil
 	}
 	fail := func(err error) ([]SizedTime, error) {
@@ -108,10 +180,7 @@ func (p *Plan) sized(ctx context.Context, dir string) ([]SizedTime, error) {
 	if err != nil {
 		return fail(err)
 	}
-	if info.Spec == nil {
-		if p.Model.Size == 0 || p.Model.Size == info.Size {
-			return nil, nil // a foreign model has its size
-		}
+	if info.Spec == nil && p.Model.Size != 0 && p.Model.Size != info.Size {
 		return fail(fmt.Errorf("%w: a foreign model takes %d pixels only", ErrPlan, info.Size))
 	}
 	original := p.Model.Backbone
@@ -130,25 +199,51 @@ func (p *Plan) sized(ctx context.Context, dir string) ([]SizedTime, error) {
 		_, err := backbone.Import(original, file, backbone.ImportOptions{LoadOptions: backbone.LoadOptions{Size: size}})
 		return file, err
 	}
-	if p.Model.Size > 0 {
-		if p.Model.Backbone, err = fitted(p.Model.Size); err != nil {
+	take := func(l looks) (err error) {
+		if auto {
+			p.Model.tiles = l.tiles
+		}
+		p.Model.Backbone, err = fitted(l.size)
+		return err
+	}
+	if auto {
+		a, err := backbone.Dissect(original)
+		if err != nil {
+			return fail(err)
+		}
+		c, err := p.Score.compose(original, a, false)
+		if err != nil {
+			return fail(err)
+		}
+		auto = slices.ContainsFunc(c.parts, func(q placed) bool { return q.isPatch() })
+	}
+	size := cmp.Or(p.Model.Size, info.Size)
+	if p.Model.Size > 0 && !auto {
+		if err := take(looks{size: size}); err != nil {
 			return fail(err)
 		}
 		return nil, nil
 	}
-	width, height := p.frameSize()
-	var tried []SizedTime
-	best := ""
-	sizes := []int{info.Size}
-	for size := 2 * sizeStep; size <= mostSize; size += sizeStep {
-		sizes = append(sizes, size)
+	width, height := p.lookedAt()
+	if p.Model.Budget == 0 {
+		best, _ := finest(at(size, width, height), func(looks) bool { return true })
+		if err := take(best); err != nil {
+			return fail(err)
+		}
+		return nil, nil
+	}
+	sizes := []int{size}
+	for s := 2 * sizeStep; s <= mostSize && info.Spec != nil && p.Model.Size == 0; s += sizeStep {
+		sizes = append(sizes, s)
 	}
 	slices.Sort(sizes)
-	for _, size := range slices.Compact(sizes) {
-		if best != "" && size > info.Size && size > min(width, height) {
+	var tried []SizedTime
+	var best *looks
+	for _, s := range slices.Compact(sizes) {
+		if best != nil && s > size && s > min(width, height) {
 			break // more pixels than the frame has
 		}
-		file, err := fitted(size)
+		file, err := fitted(s)
 		if err != nil {
 			return fail(err)
 		}
@@ -156,17 +251,46 @@ func (p *Plan) sized(ctx context.Context, dir string) ([]SizedTime, error) {
 		if err != nil {
 			return fail(err)
 		}
-		tried = append(tried, SizedTime{size, ms})
-		late := ms > float64(p.Model.Budget.Milliseconds())
-		if !late || best == "" { // the smallest, where nothing is fast enough
-			best = file
+		note := func(l looks) {
+			t := SizedTime{Size: s, Milliseconds: ms * float64(l.passes())}
+			if l.tiles.Count() > 0 {
+				t.Tiles = l.tiles.String()
+			}
+			tried = append(tried, t)
 		}
-		if late {
+		inTime := func(l looks) bool { return ms*float64(l.passes()) <= float64(p.Model.Budget.Milliseconds()) }
+		whole := looks{size: s, tiles: p.Model.tiles, pixels: max(float64(width), float64(height)) / float64(s)}
+		note(whole)
+		ways := []looks{whole}
+		if auto {
+			ways = at(s, width, height)
+		}
+		l, ok := finest(ways, inTime)
+		if ok && l.tiles != whole.tiles {
+			note(l)
+		}
+		if !ok && best == nil { // the smallest, where nothing is fast enough
+			l, ok = whole, true
+		}
+		if ok && (best == nil || l.finer(*best)) {
+			best = &l
+		}
+		if !inTime(whole) {
 			break
 		}
 	}
-	p.Model.Backbone = best
+	if err := take(*best); err != nil {
+		return fail(err)
+	}
 	return tried, nil
+}
+
+// lookedAt is the size of the part of the median normal that will be looked at.
+func (p Plan) lookedAt() (width, height int) {
+	if p.frames() {
+		frame(p.Data.Normals, p.Data).apply(&p)
+	}
+	return p.frameSize()
 }
 
 // timeNetwork is about what judging a picture by the model at path takes, in
@@ -192,7 +316,10 @@ func (p Plan) timeNetwork(ctx context.Context, path string) (ms float64, err err
 // resolution is what a model sees of the plan's frames.
 func (p Plan) resolution(m *model, tried []SizedTime) *Resolution {
 	prepare := m.e.Preprocess()
-	r := &Resolution{Size: prepare.Crop, Tried: tried, fixed: format(m) == ""}
+	r := &Resolution{Size: prepare.Crop, Tiles: TilesNone, Passes: prepare.Inputs(), Tried: tried}
+	if prepare.Tiles != nil {
+		r.Tiles = prepare.Tiles.String()
+	}
 	whole := p
 	whole.Data.View = nil
 	if r.Width, r.Height = whole.frameSize(); r.Width == 0 {
@@ -203,6 +330,19 @@ func (p Plan) resolution(m *model, tried []SizedTime) *Resolution {
 		if a.IsPatch() {
 			r.Across, r.Down = (x1-x0)/float64(a.Width), (y1-y0)/float64(a.Height)
 			break
+		}
+	}
+	if p.tileable() {
+		ways := at(prepare.Crop, int(x1-x0), int(y1-y0))
+		now := ways[0]
+		if t := prepare.Tiles; t != nil {
+			across, down := t.Canvas(prepare.Crop)
+			now.tiles, now.pixels = *t, max((x1-x0)/float64(across), (y1-y0)/float64(down))
+		}
+		// The next step up, not the last.
+		next, ok := finest(ways, func(l looks) bool { return l.passes() <= 2*now.passes()+3 && l.pixels < 0.75*now.pixels })
+		if ok {
+			r.finer, r.by = next.tiles, next.pixels/now.pixels
 		}
 	}
 	return r

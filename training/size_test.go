@@ -43,12 +43,6 @@ func TestInputSizes(t *testing.T) {
 			t.Errorf("within %v: %+v, %v", budget, tried, err)
 		}
 	}
-	for _, fixed := range []bool{r.fixed, true} {
-		large := Resolution{Size: 20, Width: 60, Height: 40, Across: 6, Down: 4, fixed: fixed}
-		if strings.Contains(large.String(), "--budget") == fixed {
-			t.Errorf("fixed %v: %s", fixed, large)
-		}
-	}
 	plan.Model.Budget = time.Second
 	if err := plan.Validate(); !errors.Is(err, ErrPlan) {
 		t.Errorf("both a size and a budget: %v", err)
@@ -59,8 +53,8 @@ func TestInputSizes(t *testing.T) {
 		t.Errorf("a foreign model of another size: %v", err)
 	}
 	plan.Model.Size, plan.Model.Budget = 0, time.Hour // which it has its size for all the same
-	if res, err = Fit(t.Context(), plan); err != nil || !res.Resolution.fixed {
-		t.Errorf("a foreign model and a budget: %v, %v", res, err)
+	if res, err = Fit(t.Context(), plan); err != nil || len(res.Resolution.Tried) != 1 || res.Resolution.Tiles != TilesNone {
+		t.Errorf("a foreign model and a budget: %+v, %v", res, err)
 	}
 }
 
@@ -85,7 +79,7 @@ func TestInputSizesGrowWithTheBudget(t *testing.T) {
 		if _, err := net.Write(path, backbone.Options{}); err != nil {
 			t.Fatal(err)
 		}
-		plan := Plan{Data: Data{Normals: []Image{frame}}, Model: Model{Backbone: path, Budget: time.Hour}}.withDefaults()
+		plan := Plan{Data: Data{Normals: []Image{frame}}, Model: Model{Backbone: path, Budget: time.Hour, Tiles: TilesNone}}.withDefaults()
 		tried, err := plan.sized(t.Context(), dir)
 		if err != nil || len(tried) != 2 || tried[0].Size != 32 || tried[1].Size != 224 {
 			t.Fatalf("%+v, %v", tried, err)

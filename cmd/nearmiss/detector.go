@@ -40,6 +40,8 @@ type detectorFlags struct {
 	Profile        *string        `placeholder:"P" help:"Training profile (default: the method's own)."`
 	Symmetry       *string        `placeholder:"S" help:"What embeddings are averaged over: none, flip (twice the time of a frame) or dihedral (eight times), for what may lie in any orientation; or auto, which looks how the normals lie (default none)."`
 	Score          *string        `placeholder:"PARTS" help:"What scores are made of: full (every layer of the whole picture, and single patches), class (the paper's), or parts of your own, as in fit --score (default full)."`
+	Tiles          *string        `placeholder:"RxC" help:"Look at frames in so many rows and columns of overlapping tiles, as in 2x3, each of which takes the time of a frame; auto: as many as the normals have pixels for and the budget has time for; or none (default none, with a budget auto)."`
+	Budget         *time.Duration `placeholder:"TIME" help:"Look at frames as finely, by larger inputs or tiles, as judging one in this time allows on the trainer's machine, as in 200ms (default 0s: by the backbone's own input)."`
 	K              *int           `name:"k" placeholder:"N" help:"Nearest normals whose distances are summed (default 2)."`
 	FalseAlarmRate *float64       `placeholder:"SHARE" help:"Share of normal images that may be called anomalous (default 0.01)."`
 	HeldOut        *float64       `placeholder:"SHARE" help:"Share of the normals that stays out of the bank and alone sets the threshold (default 0.2; where the score has several parts the others set it, too, each share in turn)."`
@@ -73,6 +75,8 @@ func (f detectorFlags) apply(d *stream.Detector) error {
 	give(&d.Profile, f.Profile)
 	give(&d.Score, f.Score)
 	give(&d.Symmetry, f.Symmetry)
+	give(&d.Tiles, f.Tiles)
+	give((*time.Duration)(&d.Budget), f.Budget)
 	give(&d.K, f.K)
 	give(&d.Bits, f.Bits)
 	give(&d.FalseAlarmRate, f.FalseAlarmRate)
@@ -251,7 +255,7 @@ type detectorSetCmd struct {
 }
 
 func (*detectorSetCmd) Help() string {
-	return "What is learnt with (backbone, method, profile, score, symmetry, region, mask) is used by the next training. The rest acts at once; k and the false-alarm rate do so in a new release of the same model, which a trainer makes without training."
+	return "What is learnt with (backbone, method, profile, score, symmetry, tiles, budget, region, mask) is used by the next training. The rest acts at once; k and the false-alarm rate do so in a new release of the same model, which a trainer makes without training."
 }
 
 func (c *detectorSetCmd) Run(ctx context.Context, o *output) error {

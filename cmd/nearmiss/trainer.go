@@ -115,7 +115,7 @@ func (t maker) Train(ctx context.Context, task *trainer.Task) (trainer.Result, e
 	plan := training.Plan{
 		Detector: d.Name, Method: training.Method(d.Method), Out: out, Seed: uint64(task.Request.Seed),
 		Data:        training.Data{Normals: normals, View: view(d), NoImages: d.NoEvidence, Limits: t.limits},
-		Model:       training.Model{Backbone: model},
+		Model:       training.Model{Backbone: model, Tiles: d.Tiles, Budget: time.Duration(d.Budget)},
 		Score:       training.Score{K: d.K},
 		Calibration: training.Calibration{Alpha: d.FalseAlarmRate, HeldOut: d.HeldOut, Settle: true},
 		Host: training.Host{

@@ -46,6 +46,7 @@ type tuneFlags struct {
 	Turned    string        `enum:"none,flip,dihedral,auto" default:"none" help:"Copies of normals that join the banks, where these have room: ${enum}; flip is the mirror image, dihedral are turned and mirrored ones, for what may lie in any orientation; auto looks how the normals lie."`
 	Size      int           `name:"input-size" placeholder:"PIXELS" help:"Side of the backbone's square input, 224 to 672 (default: as it was imported)."`
 	Budget    time.Duration `placeholder:"DURATION" help:"Take as large an input, up to 672 pixels and to what the normals have, as judging a picture in this time allows, as in 200ms: small defects need pixels."`
+	Tiles     string        `default:"" placeholder:"RxC" help:"Look at patches in so many rows and columns of overlapping tiles, as in 2x3, each of which takes the time of a picture; auto: as many as the normals have pixels for and --budget has time for; or none (default: none; with --budget auto)."`
 	Precision string        `enum:"auto,fp32,int8" default:"fp32" help:"Of the backbone's arithmetic: ${enum}; int8 is faster on the CPU for ViTs, auto takes it where fit finds it much faster and held-out normals told from spoilt ones as well."`
 	Frame     string        `enum:",auto,all" default:"" help:"What is looked at of a frame: auto the part where normals show anything, with opened shadows where it is dark, all the whole of it as it is (default: auto for the full score, all for others)."`
 	Work      string        `type:"path" placeholder:"DIR" help:"Folder for the results of single steps, from which another run with the same images and seed goes on."`
@@ -57,7 +58,7 @@ func (f tuneFlags) plan(method string) (training.Plan, error) {
 		Method: training.Method(method), Score: training.Score{Coreset: f.Coreset, NoPatches: f.NoPatches}, Host: training.Host{Work: f.Work},
 	}
 	p.Model.See, p.Model.Light, p.Model.Turned, p.Data.Frame = f.See, f.Exposure, f.Turned, f.Frame
-	p.Model.Size, p.Model.Budget, p.Model.Precision = f.Size, f.Budget, f.Precision
+	p.Model.Size, p.Model.Budget, p.Model.Tiles, p.Model.Precision = f.Size, f.Budget, f.Tiles, f.Precision
 	var err error
 	if p.Score.Groups, err = training.ParseScore(f.Score); err != nil {
 		return p, usageError{err}

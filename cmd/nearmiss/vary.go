@@ -64,6 +64,7 @@ var varied = map[string]option{
 	"see":        text(func(c *evalCmd) *string { return &c.See }),
 	"stop":       text(func(c *evalCmd) *string { return &c.Stop }),
 	"symmetry":   text(func(c *evalCmd) *string { return &c.Symmetry }),
+	"tiles":      text(func(c *evalCmd) *string { return &c.Tiles }),
 	"turned":     text(func(c *evalCmd) *string { return &c.Turned }),
 }
 

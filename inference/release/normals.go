@@ -103,8 +103,11 @@ func Originals(ids []uint64) (n int) {
 	return n
 }
 
+// MostPatches bounds the patches of an image whose ids differ.
+const MostPatches = 1 << 16
+
 // PatchID is the id, in the bank of patches, of the patch at a place of an image
-// with an id in the other banks. Places count row by row, below 65,536.
+// with an id in the other banks. Places count row by row, below MostPatches.
 func PatchID(image uint64, place int) uint64 { return image<<16 | uint64(place) }
 
 // ImageOf is the id of the image that a patch with an id is of.

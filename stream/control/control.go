@@ -329,6 +329,7 @@ func (c *Service) takeEffect(ctx context.Context, by string, was, is stream.Dete
 	for what, changed := range map[string]bool{
 		"backbone": was.Backbone != is.Backbone, "method": was.Method != is.Method, "profile": was.Profile != is.Profile,
 		"score": was.Score != is.Score, "symmetry": was.Symmetry != is.Symmetry,
+		"tiles": was.Tiles != is.Tiles, "budget": was.Budget != is.Budget,
 		"region": !reflect.DeepEqual(was.Region, is.Region), "mask": !slices.Equal(was.Ignore, is.Ignore),
 		"bits": was.Bits != is.Bits, "held-out share": was.HeldOut != is.HeldOut,
 	} {
