@@ -27,7 +27,7 @@ func (s *Shared) of(p Plan) (*knownImages, error) {
 	if err != nil {
 		return nil, err
 	}
-	key := fmt.Sprintf("%s %s %s %s %v %s %s %s", p.Model.Backbone, p.Model.Precision, p.Model.See, p.Score.name(), p.Score.NoPatches, p.Model.Symmetry, p.Model.tiles, view)
+	key := fmt.Sprintf("%s %s %s %s %v %v %s %s %s", p.Model.Backbone, p.Model.Precision, p.Model.See, p.Score.name(), p.Score.NoPatches, p.Score.NoMaps, p.Model.Symmetry, p.Model.tiles, view)
 	return s.get(key, func() (*knownImages, error) {
 		return p.know(networks{served: p.Model.Backbone, frozen: p.Model.Backbone})
 	})
@@ -173,8 +173,9 @@ func (m *evaluation) Name() string {
 	return name
 }
 
-// Folding implements evaluate.Folder.
-func (m *evaluation) Folding() evaluate.Method {
+// Folding implements evaluate.Folder. Where to look is found of all items, so that
+// each is embedded once however often they are drawn.
+func (m *evaluation) Folding(items []dataset.Item) evaluate.Method {
 	a, err := backbone.Dissect(m.plan.Model.Backbone)
 	if err != nil || !m.plan.folds() {
 		return nil // Fit says what is wrong
@@ -184,6 +185,17 @@ func (m *evaluation) Folding() evaluate.Method {
 	}
 	out := *m
 	out.own, out.folding = false, true
+	out.plan.Score.NoMaps = true
+	if out.plan.frames() {
+		images := make([]Image, len(items))
+		for i, it := range items {
+			images[i] = Image{Name: it.Name, Read: it.Read}
+		}
+		f := frame(images, out.plan.Data)
+		f.apply(&out.plan)
+		out.plan.Data.Frame = FrameAll
+		out.plan.Host.Log.Info().Msg(f.String())
+	}
 	return &out
 }
 

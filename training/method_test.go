@@ -140,7 +140,7 @@ func TestSharedKeepsWithinItsMemory(t *testing.T) {
 	for range 2 {
 		got := measure(&few)
 		for i, run := range got.Runs {
-			if d := cmp.Diff(want.Runs[i].Scored, run.Scored, cmpopts.IgnoreUnexported(dataset.Item{})); d != "" {
+			if d := cmp.Diff(want.Runs[i].Scored, run.Scored, cmpopts.IgnoreUnexported(dataset.Item{}), cmpopts.EquateApprox(1e-4, 0)); d != "" {
 				t.Fatal(d)
 			}
 		}
@@ -172,5 +172,49 @@ func TestSharedKeepsWithinItsMemory(t *testing.T) {
 	}
 	if _, err := few.get(fmt.Sprint(3*mostViews-1), nil); err != nil { // still there
 		t.Error(err)
+	}
+}
+
+// TestEvaluationDoesWithoutMaps: what only heatmaps need changes no score, and is not
+// made where nobody asks for it; draws for false alarms embed each image once.
+func TestEvaluationDoesWithoutMaps(t *testing.T) {
+	set := twoClasses(t, 15)
+	plan := Plan{Method: KNN, Model: Model{Backbone: smallBackbone(t)}, Host: Host{Work: t.TempDir(), Threads: 1}, Score: Score{Groups: Class()}}
+	var scored [2][]evaluate.Scored
+	var banks [2]int
+	for i, no := range []bool{false, true} {
+		plan.Score.NoMaps = no
+		var shared Shared
+		defer shared.Close()
+		m, err := ForEvaluation(plan, &shared, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := evaluate.OneVsRest(t.Context(), set, m, evaluate.Options{Normal: []string{"plain"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		scored[i], banks[i] = r.Runs[0].Scored, len(shared.known[0].b.parts)
+	}
+	if d := cmp.Diff(scored[0], scored[1], cmpopts.IgnoreUnexported(dataset.Item{}), cmpopts.EquateApprox(1e-4, 0)); d != "" {
+		t.Error(d)
+	}
+	if banks[0] != 2 || banks[1] != 1 {
+		t.Errorf("%d parts with maps and %d without", banks[0], banks[1])
+	}
+
+	var shared Shared
+	defer shared.Close()
+	plan.Score, plan.Model.Light = Score{}, LightUsual
+	m, err := ForEvaluation(plan, &shared, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	items := set.Select("", "plain")
+	if _, err := evaluate.MethodAlarms(t.Context(), items, m, []float64{0.2}, 2, 1); err != nil {
+		t.Fatal(err)
+	}
+	if len(shared.known) != 1 || shared.known[0].features.Len() != len(items) {
+		t.Errorf("%d views and %d of %d images after two draws", len(shared.known), shared.known[0].features.Len(), len(items))
 	}
 }

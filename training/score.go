@@ -30,6 +30,8 @@ type Score struct {
 	// NoPatches makes no bank of patches, which heatmaps need, where the score itself
 	// needs none; of the full score its local group is left out.
 	NoPatches bool
+	// NoMaps makes no bank that only heatmaps need.
+	NoMaps bool
 }
 
 // DefaultCoreset is how many patches a bank keeps at most.
@@ -175,14 +177,15 @@ func (s Score) compose(path string, a backbone.Anatomy, tuned bool) (composition
 			c.parts = append(c.parts, placed{Part: p, name: p.name(), group: group, scored: true})
 		}
 	}
-	if len(s.Groups) == 0 && !s.NoPatches && a.Class {
+	maps := !s.NoPatches && !s.NoMaps
+	if len(s.Groups) == 0 && maps && a.Class {
 		c.showFiner(a, tuned)
 	}
 	isVector := func(p placed) bool { return !p.isPatch() }
 	if !slices.ContainsFunc(c.parts, isVector) { // a detector has a bank of images
 		c.parts = slices.Insert(c.parts, 0, placed{Part: ClassPart, name: ClassPart.name()})
 	}
-	if a.Layers > 0 && !s.NoPatches && !slices.ContainsFunc(c.parts, func(p placed) bool { return p.isPatch() }) {
+	if a.Layers > 0 && maps && !slices.ContainsFunc(c.parts, func(p placed) bool { return p.isPatch() }) {
 		c.parts = append(c.parts, placed{Part: PatchPart, name: PatchPart.name()})
 	}
 	// The main bank is the first: of the class token after the last layer, which

@@ -212,7 +212,7 @@ func (v *variant) measure(ctx context.Context, o *output, embed inference.EmbedO
 	}
 	res, err := run(ctx, method, f, evaluate.Options{
 		Repeats: v.Repeats, Seed: v.Seed, Resplit: v.Resplit, Normal: v.Normal, TrainLimit: v.Train, TestLimit: v.Test,
-		Pixels: v.Pixels && (v.Protocol == evaluate.ProtocolMVTec || v.Predictions != "") || v.Sheet != "" || filepath.Ext(v.Out) == ".html",
+		Pixels: v.maps(),
 		Parts:  v.Predictions != "",
 		Light:  v.Light, Cost: v.Suite != "" || v.Light,
 		Progress: func(done, total int, what string) { bar.stage(what, int64(done), int64(total)) },
@@ -221,6 +221,11 @@ func (v *variant) measure(ctx context.Context, o *output, embed inference.EmbedO
 		err = usageError{err}
 	}
 	return res, err
+}
+
+// maps says whether it is asked where images are strange.
+func (c *evalCmd) maps() bool {
+	return c.Pixels && (c.Protocol == evaluate.ProtocolMVTec || c.Predictions != "") || c.Sheet != "" || filepath.Ext(c.Out) == ".html"
 }
 
 // paper says whether the method is the paper's baseline, which needs no model but
@@ -246,6 +251,7 @@ func (c *evalCmd) method(o *output, embed inference.EmbedOptions, bar *progress,
 		}
 		end = func() { os.RemoveAll(plan.Host.Work) }
 	}
+	plan.Score.NoMaps = !c.maps() && !c.Light && c.Suite == "" // a suite says what judging costs
 	plan.Model.Backbone, plan.Score.K, plan.Host.Device, plan.Host.Threads, plan.Host.Batch, plan.Host.Log = c.Backbone, c.K, embed.Device, embed.Threads, embed.Batch.Count, o.Log
 	plan.Host.Progress = func(p training.Progress) {
 		bar.stage(stageText(p.Step, p.Loss, p.Frechet, p.Left), int64(p.Done), int64(p.Total))

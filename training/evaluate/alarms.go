@@ -83,9 +83,10 @@ func FalseAlarms(ctx context.Context, items []dataset.Item, f *Features, k int, 
 // Folder is a Method whose scorers may be calibrated by normals that they learnt
 // from.
 type Folder interface {
-	// Folding is the same method with scorers that are Folded; nil: they are
-	// calibrated by other normals.
-	Folding() Method
+	// Folding is the same method with scorers that are Folded, for draws from items;
+	// nil: they are calibrated by other normals. What it finds of them is the
+	// same for every draw, or the promise that is tested would be another.
+	Folding(items []dataset.Item) Method
 }
 
 // Folded is a Scorer that is calibrated by normals that it learnt from.
@@ -111,7 +112,7 @@ func MethodAlarms(ctx context.Context, items []dataset.Item, m Method, alphas []
 	}
 	folds := false
 	if f, ok := m.(Folder); ok {
-		if folding := f.Folding(); folding != nil {
+		if folding := f.Folding(items); folding != nil {
 			m, folds = folding, true
 		}
 	}
