@@ -34,7 +34,7 @@ func TestCopiesFitIntoTheBank(t *testing.T) {
 		{900, imaging.Dihedral, imaging.Tiles{}, true, 2},
 		{1500, imaging.Dihedral, imaging.Tiles{}, true, 0},
 	} {
-		if got := copyingOf(c.normals, Model{turned: c.turned, tiles: c.tiles}, c.lit); got.count() != c.want {
+		if got := copyingOf(c.normals, Model{found: found{turned: c.turned, tiles: c.tiles}}, c.lit); got.count() != c.want {
 			t.Errorf("%d normals, %q, in other light %v: %+v, want %d copies", c.normals, c.turned, c.lit, got, c.want)
 		}
 	}

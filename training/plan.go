@@ -105,8 +105,7 @@ type Model struct {
 	// travel with the release. Default: TilesNone; with a Budget and without a Size
 	// TilesAuto.
 	Tiles  string
-	tiles  imaging.Tiles // what came of it
-	source string        // the base name of Backbone as it was given
+	source string // the base name of Backbone as it was given
 	// Precision is that of the backbone's products: PrecisionFloat, PrecisionInt8, which
 	// is faster on the CPU, or PrecisionAuto, the latter where it is much faster and held-
 	// out normals are told from spoilt ones as well. It travels with the release. Default:
@@ -128,14 +127,20 @@ type Model struct {
 	// a symmetry, or TurnedAuto, where normals are found to lie in any way. Default:
 	// TurnedNone.
 	Turned string
-	turned imaging.Symmetry // what came of it
-	tone   *imaging.Tone    // what came of it
 	// Symmetry is what embeddings are averaged over. It travels with the release.
 	// Default: each image is taken as it is.
 	Symmetry imaging.Symmetry
 	// Look finds out whether it matters how normals lie, for people to choose by;
 	// AutoSymmetry takes what is found in place of Symmetry.
 	Look, AutoSymmetry bool
+	found
+}
+
+// found is what came of Tiles, Turned and what is done about light and dark frames.
+type found struct {
+	tiles  imaging.Tiles
+	turned imaging.Symmetry
+	tone   *imaging.Tone
 }
 
 // What is looked at of a frame.
