@@ -70,7 +70,7 @@ func newCodes(ctx context.Context, r *rows) *codes {
 	}
 	c.data = make([]uint8, n*c.width)
 	parallel(ctx, n, func() func(int) {
-		return func(i int) { c.encode(c.data[i*c.width:(i+1)*c.width], r.at(uint32(i))) }
+		return func(i int) { c.encode(c.at(uint32(i)), r.at(uint32(i))) }
 	})
 	return c
 }
@@ -82,6 +82,10 @@ func (c *codes) encode(to []uint8, v []float32) {
 		to[j] = uint8(max(0, min((x-mean[j])*c.scale+64.5, 127)))
 	}
 	clear(to[len(v):])
+}
+
+func (c *codes) at(i uint32) []uint8 {
+	return c.data[int(i)*c.width : (int(i)+1)*c.width]
 }
 
 func (c *codes) add(v []float32) {

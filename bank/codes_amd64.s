@@ -58,3 +58,124 @@ step:
 	JNZ   row
 	VZEROUPPER
 	RET
+
+// func codeRowsVNNI(q, base *uint8, rows *uint32, n, width int, out *float32)
+//
+// It is codeRowsAVX2 by AVX-512 and its dot products of bytes (VPDPBUSD), four rows at
+// a time, so that four wait for memory together: the sums of the four come out of one
+// transposition. What is left over repeats the last row.
+TEXT ·codeRowsVNNI(SB), NOSPLIT, $0-48
+	MOVQ q+0(FP), DI
+	MOVQ base+8(FP), SI
+	MOVQ rows+16(FP), R8
+	MOVQ n+24(FP), R9
+	MOVQ width+32(FP), R13
+	MOVQ out+40(FP), R10
+	MOVQ R13, R14
+	ANDQ $-64, R14            // whole steps
+
+four:
+	MOVL  (R8), R11
+	MOVL  R11, R12
+	MOVL  R11, AX
+	MOVL  R11, BX
+	CMPQ  R9, $2
+	JB    rows
+	MOVL  4(R8), R12
+	MOVL  R12, AX
+	MOVL  R12, BX
+	JE    rows
+	MOVL  8(R8), AX
+	MOVL  AX, BX
+	CMPQ  R9, $4
+	JB    rows
+	MOVL  12(R8), BX
+
+rows:
+	IMULQ R13, R11
+	IMULQ R13, R12
+	IMULQ R13, AX
+	IMULQ R13, BX
+	ADDQ  SI, R11
+	ADDQ  SI, R12
+	ADDQ  SI, AX
+	ADDQ  SI, BX
+	VPXORQ Z0, Z0, Z0
+	VPXORQ Z1, Z1, Z1
+	VPXORQ Z2, Z2, Z2
+	VPXORQ Z3, Z3, Z3
+	XORQ   CX, CX
+	TESTQ  R14, R14
+	JZ     half
+
+step:
+	VMOVDQU64 (DI)(CX*1), Z4
+	VPSUBB    (R11)(CX*1), Z4, Z5
+	VPSUBB    (R12)(CX*1), Z4, Z6
+	VPSUBB    (AX)(CX*1), Z4, Z7
+	VPSUBB    (BX)(CX*1), Z4, Z8
+	VPABSB    Z5, Z5
+	VPABSB    Z6, Z6
+	VPABSB    Z7, Z7
+	VPABSB    Z8, Z8
+	VPDPBUSD  Z5, Z5, Z0      // bytes of 0..127 are the same with and without a sign
+	VPDPBUSD  Z6, Z6, Z1
+	VPDPBUSD  Z7, Z7, Z2
+	VPDPBUSD  Z8, Z8, Z3
+	ADDQ      $64, CX
+	CMPQ      CX, R14
+	JB        step
+	CMPQ      CX, R13
+	JE        fold
+
+half:                             // 32 bytes more: a load of half a register clears the rest
+	VMOVDQU  (DI)(CX*1), Y4
+	VPSUBB   (R11)(CX*1), Y4, Y5
+	VPSUBB   (R12)(CX*1), Y4, Y6
+	VPSUBB   (AX)(CX*1), Y4, Y7
+	VPSUBB   (BX)(CX*1), Y4, Y8
+	VPABSB   Y5, Y5
+	VPABSB   Y6, Y6
+	VPABSB   Y7, Y7
+	VPABSB   Y8, Y8
+	VPDPBUSD Z5, Z5, Z0
+	VPDPBUSD Z6, Z6, Z1
+	VPDPBUSD Z7, Z7, Z2
+	VPDPBUSD Z8, Z8, Z3
+
+fold:
+	VEXTRACTI64X4 $1, Z0, Y5
+	VEXTRACTI64X4 $1, Z1, Y6
+	VEXTRACTI64X4 $1, Z2, Y7
+	VEXTRACTI64X4 $1, Z3, Y8
+	VPADDD        Y5, Y0, Y0
+	VPADDD        Y6, Y1, Y1
+	VPADDD        Y7, Y2, Y2
+	VPADDD        Y8, Y3, Y3
+	VPHADDD       Y1, Y0, Y0  // pairs of rows 0 and 1 in each half
+	VPHADDD       Y3, Y2, Y2
+	VPHADDD       Y2, Y0, Y0  // rows 0 to 3 in each half
+	VEXTRACTI128  $1, Y0, X1
+	VPADDD        X1, X0, X0
+	VCVTDQ2PS     X0, X0
+	CMPQ          R9, $4
+	JB            last
+	VMOVUPS       X0, (R10)
+	ADDQ          $16, R10
+	ADDQ          $16, R8
+	SUBQ          $4, R9
+	JNZ           four
+	VZEROUPPER
+	RET
+
+last:
+	VMOVSS    X0, (R10)
+	DECQ      R9
+	JZ        done
+	VPSRLDQ   $4, X0, X0
+	ADDQ      $4, R10
+	JMP       last
+
+done:
+	VZEROUPPER
+	RET

@@ -69,3 +69,106 @@ step:
 	JNZ  row
 	VZEROUPPER
 	RET
+
+// func l2RowsAVX512(q, base *float32, rows *uint32, n, dim int, out *float32)
+//
+// It is l2RowsAVX2 by AVX-512, four rows at a time, so that four wait for memory
+// together. What is left over repeats the last row.
+TEXT ·l2RowsAVX512(SB), NOSPLIT, $0-48
+	MOVQ q+0(FP), DI
+	MOVQ base+8(FP), SI
+	MOVQ rows+16(FP), R8
+	MOVQ n+24(FP), R9
+	MOVQ dim+32(FP), R13
+	MOVQ out+40(FP), R10
+	SHLQ $2, R13         // bytes of a row
+
+four:
+	MOVL (R8), R11
+	MOVL R11, R12
+	MOVL R11, AX
+	MOVL R11, BX
+	CMPQ R9, $2
+	JB   rows
+	MOVL 4(R8), R12
+	MOVL R12, AX
+	MOVL R12, BX
+	JE   rows
+	MOVL 8(R8), AX
+	MOVL AX, BX
+	CMPQ R9, $4
+	JB   rows
+	MOVL 12(R8), BX
+
+rows:
+	IMULQ R13, R11
+	IMULQ R13, R12
+	IMULQ R13, AX
+	IMULQ R13, BX
+	ADDQ  SI, R11
+	ADDQ  SI, R12
+	ADDQ  SI, AX
+	ADDQ  SI, BX
+	VPXORQ Z0, Z0, Z0
+	VPXORQ Z1, Z1, Z1
+	VPXORQ Z2, Z2, Z2
+	VPXORQ Z3, Z3, Z3
+	XORQ   CX, CX
+
+step:
+	VMOVUPS     (DI)(CX*1), Z4
+	VSUBPS      (R11)(CX*1), Z4, Z5
+	VSUBPS      (R12)(CX*1), Z4, Z6
+	VSUBPS      (AX)(CX*1), Z4, Z7
+	VSUBPS      (BX)(CX*1), Z4, Z8
+	VFMADD231PS Z5, Z5, Z0
+	VFMADD231PS Z6, Z6, Z1
+	VFMADD231PS Z7, Z7, Z2
+	VFMADD231PS Z8, Z8, Z3
+	VMOVUPS     64(DI)(CX*1), Z4
+	VSUBPS      64(R11)(CX*1), Z4, Z5
+	VSUBPS      64(R12)(CX*1), Z4, Z6
+	VSUBPS      64(AX)(CX*1), Z4, Z7
+	VSUBPS      64(BX)(CX*1), Z4, Z8
+	VFMADD231PS Z5, Z5, Z0
+	VFMADD231PS Z6, Z6, Z1
+	VFMADD231PS Z7, Z7, Z2
+	VFMADD231PS Z8, Z8, Z3
+	ADDQ        $128, CX
+	CMPQ        CX, R13
+	JB          step
+
+	VEXTRACTF64X4 $1, Z0, Y5
+	VEXTRACTF64X4 $1, Z1, Y6
+	VEXTRACTF64X4 $1, Z2, Y7
+	VEXTRACTF64X4 $1, Z3, Y8
+	VADDPS        Y5, Y0, Y0
+	VADDPS        Y6, Y1, Y1
+	VADDPS        Y7, Y2, Y2
+	VADDPS        Y8, Y3, Y3
+	VHADDPS       Y1, Y0, Y0 // pairs of rows 0 and 1 in each half
+	VHADDPS       Y3, Y2, Y2
+	VHADDPS       Y2, Y0, Y0 // rows 0 to 3 in each half
+	VEXTRACTF128  $1, Y0, X1
+	VADDPS        X1, X0, X0
+	CMPQ          R9, $4
+	JB            last
+	VMOVUPS       X0, (R10)
+	ADDQ          $16, R10
+	ADDQ          $16, R8
+	SUBQ          $4, R9
+	JNZ           four
+	VZEROUPPER
+	RET
+
+last:
+	VMOVSS  X0, (R10)
+	DECQ    R9
+	JZ      done
+	VPSRLDQ $4, X0, X0
+	ADDQ    $4, R10
+	JMP     last
+
+done:
+	VZEROUPPER
+	RET

@@ -128,18 +128,24 @@ func (b *Bank) make(ctx context.Context, queries []float32) (Index, Report, []fl
 	case kind == Sketch:
 		index = newSketched(b.rows)
 	case kind == HNSW:
-		h, err := newHNSW(b.rows, b.graph)
-		if err == nil {
-			err = h.build(ctx)
+		var c *codes
+		if accelerated && len(b.rows.data) >= codeLeast {
+			c = newCodes(ctx, b.rows)
 		}
-		if err == nil && accelerated && len(b.rows.data) >= codeLeast {
-			h.codes = newCodes(ctx, b.rows)
-			err = ctx.Err()
+		if index, err = b.makeGraph(ctx, c); err != nil {
+			return nil, Report{}, nil, err
 		}
-		if err != nil {
-			return nil, Report{}, nil, fmt.Errorf("build hnsw index: %w", err)
+		if c == nil {
+			break
 		}
-		index = h
+		report, err := b.judgeIndex(ctx, kind, index, queries, time.Since(start))
+		if err != nil || report.Kind == kind {
+			return index, report, queries, err
+		}
+		// Codes may not have told near rows apart: linked by the rows themselves it may do.
+		if index, err = b.makeGraph(ctx, nil); err != nil {
+			return nil, Report{}, nil, err
+		}
 	case kind == Coder:
 		if err := b.own(); err != nil { // its graph keeps the rows
 			return nil, Report{}, nil, fmt.Errorf("build coder index: %w", err)
@@ -156,6 +162,19 @@ func (b *Bank) make(ctx context.Context, queries []float32) (Index, Report, []fl
 	}
 	report, err := b.judgeIndex(ctx, kind, index, queries, time.Since(start))
 	return index, report, queries, err
+}
+
+// makeGraph builds an HNSW graph by codes, or by the rows where c is nil.
+func (b *Bank) makeGraph(ctx context.Context, c *codes) (Index, error) {
+	h, err := newHNSW(b.rows, b.graph)
+	if err == nil {
+		h.codes = c
+		err = h.build(ctx)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("build hnsw index: %w", err)
+	}
+	return h, nil
 }
 
 // judgeIndex puts an index to the recall gate.

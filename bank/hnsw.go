@@ -201,13 +201,7 @@ func (h *hnsw) search(q []float32, k, ef int) []Neighbour {
 	k = min(k, h.rows.len())
 	s := h.searcher()
 	defer h.pool.Put(s)
-	if c := h.codes; c != nil {
-		if len(s.code) != c.width {
-			s.code = make([]uint8, c.width)
-		}
-		c.encode(s.code, q)
-		s.codes = c
-	}
+	s.by(h.codes, q)
 	at := s.descend(q, h.graph.top, 0)
 	found := s.layer(q, at, max(ef, k), 0)
 	if s.codes != nil {
@@ -241,17 +235,33 @@ type searcher struct {
 	code    []uint8 // of the query
 }
 
+// by has distances to q measured by codes, where there are any.
+func (s *searcher) by(c *codes, q []float32) {
+	if s.codes = c; c == nil {
+		return
+	}
+	if len(s.code) != c.width {
+		s.code = make([]uint8, c.width)
+	}
+	c.encode(s.code, q)
+}
+
 // measure gives the squared distances of rows to q; valid until the next call.
 func (s *searcher) measure(q []float32, list []uint32) []float32 {
-	if len(s.squares) < len(list) {
-		s.squares = make([]float32, 2*len(list))
-	}
+	out := s.room(len(list))
 	if s.codes != nil {
-		codeRows(s.code, s.codes.data, list, s.squares[:len(list)])
+		codeRows(s.code, s.codes.data, list, out)
 	} else {
-		squaredL2Rows(q, s.rows.data, list, s.squares[:len(list)])
+		squaredL2Rows(q, s.rows.data, list, out)
 	}
-	return s.squares[:len(list)]
+	return out
+}
+
+func (s *searcher) room(n int) []float32 {
+	if len(s.squares) < n {
+		s.squares = make([]float32, 2*n)
+	}
+	return s.squares[:n]
 }
 
 func (s *searcher) begin() {
@@ -265,6 +275,34 @@ func (s *searcher) begin() {
 		s.epoch = 1
 	}
 	s.open, s.found = s.open[:0], s.found[:0]
+}
+
+// fresh gives the links of a node on a layer that this search has not seen, and marks
+// them as seen. It is follow and the look at seen in one pass without a branch on
+// what it sees, which no processor can foretell.
+func (s *searcher) fresh(node uint32, layer int) []uint32 {
+	g := s.graph
+	if int(node) >= len(g.layer) || layer > int(g.layer[node]) {
+		return nil
+	}
+	l := g.list(node, layer)
+	links := l[1 : 1+min(l[0], uint32(len(l)-1))]
+	if cap(s.scratch) < len(links) {
+		s.scratch = make([]uint32, g.capacity(0))
+	}
+	seen, epoch, to, n := s.seen[:len(g.layer)], s.epoch, s.scratch[:len(links)], 0
+	for _, t := range links {
+		if int(t) >= len(seen) {
+			continue
+		}
+		to[n] = t
+		was := seen[t]
+		seen[t] = epoch
+		if was != epoch {
+			n++
+		}
+	}
+	return to[:n]
 }
 
 func (s *searcher) entry(q []float32) candidate {
@@ -302,14 +340,7 @@ func (s *searcher) layer(q []float32, start candidate, ef, layer int) []candidat
 		if c.distance > s.found[0].distance && len(s.found) >= ef {
 			break
 		}
-		s.scratch = s.graph.follow(c.row, layer, s.scratch)
-		fresh := s.scratch[:0]
-		for _, n := range s.scratch {
-			if s.seen[n] != s.epoch {
-				s.seen[n] = s.epoch
-				fresh = append(fresh, n)
-			}
-		}
+		fresh := s.fresh(c.row, layer)
 		for i, d := range s.measure(q, fresh) {
 			n := fresh[i]
 			if len(s.found) < ef {

@@ -15,7 +15,7 @@ func (h *hnsw) Add(id uint64, v []float32) error {
 	}
 	p := h.plan(v, layerOf(h.o.Seed, id, h.o.M), nil)
 	node := uint32(h.graph.len())
-	backs := h.planBacks(p.backs(node, nil), v)
+	backs := h.planBacks(p.backs(node, nil), h.place(&freshRow{node: node, vector: v}))
 	h.rows.mu.Lock()
 	defer h.rows.mu.Unlock()
 	h.rows.add(id, v)
@@ -48,6 +48,7 @@ func (h *hnsw) plan(v []float32, layer int, peers []peer) placement {
 	p := placement{layer: layer, links: make([][]candidate, layer+1)}
 	s := h.searcher()
 	defer h.pool.Put(s)
+	s.by(h.codes, v)
 	top := h.graph.top
 	var at candidate
 	if top >= 0 {
@@ -68,7 +69,7 @@ func (h *hnsw) plan(v []float32, layer int, peers []peer) placement {
 			sortCandidates(found)
 			found = found[:min(len(found), h.o.EfConstruction)]
 		}
-		p.links[l] = h.choose(found, h.o.M, nil)
+		p.links[l] = h.choose(s, found, h.o.M, nil)
 	}
 	return p
 }
@@ -78,35 +79,84 @@ func (h *hnsw) plan(v []float32, layer int, peers []peer) placement {
 // taken before it. Candidates are sorted, nearest first. A duplicate of one
 // taken before is never taken: many equal vectors (a camera looking at a still
 // scene) would else link only to each other and be lost to the rest.
-func (h *hnsw) choose(sorted []candidate, m int, fresh *freshRow) []candidate {
-	out := make([]candidate, 0, min(m, len(sorted)))
+func (h *hnsw) choose(s *searcher, sorted []candidate, m int, fresh *freshRow) []candidate {
+	out, rows := make([]candidate, 0, min(m, len(sorted))), make([]uint32, 0, min(m, len(sorted)))
 next:
 	for _, c := range sorted {
 		if len(out) == m {
 			break
 		}
-		cv := h.row(c.row, fresh)
-		for _, o := range out {
-			if d := squaredL2(cv, h.row(o.row, fresh)); d < c.distance || d == 0 {
-				continue next
+		// A few at a time: the first of them that is nearer ends it, and those taken
+		// first are the likeliest.
+		for i := 0; i < len(rows); i += chooseStep {
+			for _, d := range h.between(s, c.row, rows[i:min(i+chooseStep, len(rows))], fresh) {
+				if d < c.distance || d == 0 {
+					continue next
+				}
 			}
 		}
-		out = append(out, c)
+		out, rows = append(out, c), append(rows, c.row)
 	}
 	return out
 }
+
+// chooseStep is how many distances the kernels sum side by side.
+const chooseStep = 4
 
 // freshRow is a row that is planned but not yet stored.
 type freshRow struct {
 	node   uint32
 	vector []float32
+	code   []uint8 // where the graph has codes
 }
 
-func (h *hnsw) row(node uint32, fresh *freshRow) []float32 {
-	if fresh != nil && fresh.node == node {
-		return fresh.vector
+// place codes a fresh row where the graph has codes.
+func (h *hnsw) place(f *freshRow) *freshRow {
+	if h.codes != nil {
+		f.code = make([]uint8, h.codes.width)
+		h.codes.encode(f.code, f.vector)
 	}
-	return h.rows.at(node)
+	return f
+}
+
+// between gives the squared distances, by codes where there are any, of a row to others,
+// one of which may be fresh; valid until s measures again.
+func (h *hnsw) between(s *searcher, from uint32, to []uint32, fresh *freshRow) []float32 {
+	out := s.room(len(to))
+	if fresh == nil {
+		h.distances(from, to, out)
+		return out
+	}
+	for i, n := range to {
+		switch fresh.node {
+		case from:
+			h.toFresh(fresh, n, out[i:i+1])
+		case n:
+			h.toFresh(fresh, from, out[i:i+1])
+		default:
+			h.distances(from, to[i:i+1], out[i:i+1])
+		}
+	}
+	return out
+}
+
+// distances puts the squared distances of a row to others into out.
+func (h *hnsw) distances(from uint32, to []uint32, out []float32) {
+	if c := h.codes; c != nil {
+		codeRows(c.at(from), c.data, to, out)
+	} else {
+		squaredL2Rows(h.rows.at(from), h.rows.data, to, out)
+	}
+}
+
+func (h *hnsw) toFresh(f *freshRow, node uint32, out []float32) {
+	if f.node == node {
+		out[0] = 0
+	} else if c := h.codes; c != nil {
+		codeRows(f.code, c.data, []uint32{node}, out)
+	} else {
+		squaredL2Rows(f.vector, h.rows.data, []uint32{node}, out)
+	}
 }
 
 // back is a link from an old node to a new one that wants to be made.
@@ -132,12 +182,12 @@ type newList struct {
 	links []uint32
 }
 
-// planBacks gives the lists of old nodes after one new node, whose vector is v,
-// has been linked back.
-func (h *hnsw) planBacks(backs []back, v []float32) []newList {
+// planBacks gives the lists of old nodes after one new node, the fresh one, has been
+// linked back.
+func (h *hnsw) planBacks(backs []back, fresh *freshRow) []newList {
 	out := make([]newList, len(backs))
 	for i, b := range backs {
-		links := h.withBacks(b.node, b.layer, []candidate{b.to}, &freshRow{b.to.row, v})
+		links := h.withBacks(b.node, b.layer, []candidate{b.to}, fresh)
 		out[i] = newList{b.node, b.layer, links}
 	}
 	return out
@@ -160,14 +210,15 @@ func (h *hnsw) withBacks(node uint32, layer int, add []candidate, fresh *freshRo
 
 // diverse cuts a node's links down to what its layer holds.
 func (h *hnsw) diverse(node uint32, links []uint32, layer int, fresh *freshRow) []uint32 {
-	v := h.row(node, fresh)
+	s := h.searcher()
+	defer h.pool.Put(s)
 	all := make([]candidate, len(links))
-	for i, n := range links {
-		all[i] = candidate{squaredL2(v, h.row(n, fresh)), n}
+	for i, d := range h.between(s, node, links, fresh) {
+		all[i] = candidate{d, links[i]}
 	}
 	sortCandidates(all)
 	out := links[:0]
-	for _, c := range h.choose(all, h.graph.capacity(layer), fresh) {
+	for _, c := range h.choose(s, all, h.graph.capacity(layer), fresh) {
 		out = append(out, c.row)
 	}
 	return out
@@ -226,7 +277,7 @@ func (h *hnsw) round(ctx context.Context, first, size int) {
 		peers, squares := make([]peer, 0, size), make([]float32, size)
 		return func(i int) {
 			v := h.rows.at(uint32(first + i))
-			squaredL2Rows(v, h.rows.data, list, squares)
+			h.distances(uint32(first+i), list, squares)
 			peers = peers[:0]
 			for j, d := range squares {
 				if j != i {
@@ -316,6 +367,7 @@ func (h *hnsw) linkTo(node uint32) {
 	s := h.searcher()
 	defer h.pool.Put(s)
 	v := h.rows.at(node)
+	s.by(h.codes, v)
 	at := s.descend(v, h.graph.top, 0)
 	for ef := h.o.EfConstruction; ; ef *= 4 {
 		found := s.layer(v, at, ef, 0)
