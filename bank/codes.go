@@ -32,9 +32,9 @@ const (
 	// codeRank is how many of the nearest by their codes, beside those wanted, are
 	// compared in full.
 	codeRank = 30
-	// codeLeast is the number of numbers from which on rows are coded: 16 MiB of
-	// them, about what caches hold.
-	codeLeast = 4 << 20
+	// codeLeast is the number of numbers from which on rows are coded: 2 MiB of
+	// them, about what a core has of caches of its own.
+	codeLeast = 512 << 10
 )
 
 func codeWidth(dim int) int { return (dim + codeBlock - 1) / codeBlock * codeBlock }

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/nearmiss/nearmiss/internal/cputime"
 )
 
 // DefaultCutoff is the number of entries from which on Auto builds a graph. Up
@@ -70,6 +72,9 @@ type Report struct {
 	GraphBytes int64 `json:"graph_bytes,omitempty"`
 	// BuildSeconds is how long building (or loading) Wanted took.
 	BuildSeconds float64 `json:"build_seconds"`
+	// BuildCPUSeconds is the processor time that this program used while Wanted was
+	// built; 0 where that is not known, and out of a file.
+	BuildCPUSeconds float64 `json:"-"`
 	// Fallback says why Kind is not Wanted; empty where it is.
 	Fallback string `json:"fallback,omitempty"`
 }
@@ -119,7 +124,13 @@ func (b *Bank) make(ctx context.Context, queries []float32) (Index, Report, []fl
 		}
 	}
 	queries = slices.Clone(pick(queries, b.rows.dim, b.gate.Queries))
-	start := time.Now()
+	start, cpu := time.Now(), cputime.Seconds()
+	judge := func(index Index) (Report, error) {
+		used := cputime.Seconds() - cpu
+		report, err := b.judgeIndex(ctx, kind, index, queries, time.Since(start))
+		report.BuildCPUSeconds = used
+		return report, err
+	}
 	var index Index = &exact{rows: b.rows}
 	switch {
 	case kind == Exact:
@@ -138,8 +149,7 @@ func (b *Bank) make(ctx context.Context, queries []float32) (Index, Report, []fl
 		if c == nil {
 			break
 		}
-		report, err := b.judgeIndex(ctx, kind, index, queries, time.Since(start))
-		if err != nil || report.Kind == kind {
+		if report, err := judge(index); err != nil || report.Kind == kind {
 			return index, report, queries, err
 		}
 		// Codes may not have told near rows apart: linked by the rows themselves it may do.
@@ -160,7 +170,7 @@ func (b *Bank) make(ctx context.Context, queries []float32) (Index, Report, []fl
 			index = x
 		}
 	}
-	report, err := b.judgeIndex(ctx, kind, index, queries, time.Since(start))
+	report, err := judge(index)
 	return index, report, queries, err
 }
 
@@ -265,17 +275,36 @@ func (b *Bank) measure(ctx context.Context, index Index, queries []float32, r *R
 		}
 		// Half of the allowed loss is kept as a margin for the judging half.
 		want := 1 - (1-b.gate.MinRecall)/2
-		for {
+		enough := func() (bool, error) {
 			found, err := index.SearchBatch(ctx, queries[:tune*dim], b.k)
 			if err != nil {
-				return err
+				return false, err
 			}
 			recall, _ := compare(truth[:tune], found)
-			if recall >= want || *width >= widest {
+			return recall >= want, nil
+		}
+		least := *width
+		for {
+			if ok, err := enough(); err != nil {
+				return err
+			} else if ok {
+				break
+			}
+			if *width >= widest {
 				return nil
 			}
 			*width = min(2**width, widest)
 		}
+		// Twice as much may be more than is needed: the last step is halved thrice.
+		for step, last := *width/4, max(1, *width/16); step >= last && *width-step > least; step /= 2 {
+			*width -= step
+			if ok, err := enough(); err != nil {
+				return err
+			} else if !ok {
+				*width += step
+			}
+		}
+		return nil
 	}
 	switch x := index.(type) {
 	case *hnsw:

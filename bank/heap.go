@@ -1,35 +1,37 @@
 package bank
 
-import "slices"
+import (
+	"cmp"
+	"math"
+	"slices"
+)
 
-// before orders candidates by distance, ties by row.
-func (c candidate) before(d candidate) bool {
-	return c.distance < d.distance || (c.distance == d.distance && c.row < d.row)
+// ranked is a candidate as one number, which orders candidates by distance, ties by
+// row: the bits of a float that is not negative order as it does.
+type ranked uint64
+
+func (c candidate) ranked() ranked {
+	return ranked(math.Float32bits(c.distance))<<32 | ranked(c.row)
 }
 
+func (r ranked) distance() float32 { return math.Float32frombits(uint32(r >> 32)) }
+func (r ranked) row() uint32       { return uint32(r) }
+
 func sortCandidates(c []candidate) {
-	slices.SortFunc(c, func(a, b candidate) int {
-		switch {
-		case a.before(b):
-			return -1
-		case b.before(a):
-			return 1
-		}
-		return 0
-	})
+	slices.SortFunc(c, func(a, b candidate) int { return cmp.Compare(a.ranked(), b.ranked()) })
 }
 
 // minHeap has the nearest candidate on top. container/heap would cost an
 // interface call per comparison in the innermost loop of a search.
-type minHeap []candidate
+type minHeap []ranked
 
-func (h *minHeap) push(c candidate) {
+func (h *minHeap) push(c ranked) {
 	*h = append(*h, c)
 	s := *h
 	i := len(s) - 1
 	for i > 0 {
 		p := (i - 1) / 2
-		if !c.before(s[p]) {
+		if c >= s[p] {
 			break
 		}
 		s[i] = s[p]
@@ -38,7 +40,7 @@ func (h *minHeap) push(c candidate) {
 	s[i] = c
 }
 
-func (h *minHeap) pop() candidate {
+func (h *minHeap) pop() ranked {
 	s := *h
 	top, c := s[0], s[len(s)-1]
 	s = s[:len(s)-1]
@@ -52,10 +54,10 @@ func (h *minHeap) pop() candidate {
 		if j >= len(s) {
 			break
 		}
-		if j+1 < len(s) && s[j+1].before(s[j]) {
+		if j+1 < len(s) && s[j+1] < s[j] {
 			j++
 		}
-		if !s[j].before(c) {
+		if s[j] >= c {
 			break
 		}
 		s[i] = s[j]
@@ -66,15 +68,15 @@ func (h *minHeap) pop() candidate {
 }
 
 // maxHeap has the farthest candidate on top.
-type maxHeap []candidate
+type maxHeap []ranked
 
-func (h *maxHeap) push(c candidate) {
+func (h *maxHeap) push(c ranked) {
 	*h = append(*h, c)
 	s := *h
 	i := len(s) - 1
 	for i > 0 {
 		p := (i - 1) / 2
-		if !s[p].before(c) {
+		if s[p] >= c {
 			break
 		}
 		s[i] = s[p]
@@ -84,17 +86,17 @@ func (h *maxHeap) push(c candidate) {
 }
 
 // replaceTop takes the farthest out and puts c in.
-func (h maxHeap) replaceTop(c candidate) {
+func (h maxHeap) replaceTop(c ranked) {
 	i := 0
 	for {
 		j := 2*i + 1
 		if j >= len(h) {
 			break
 		}
-		if j+1 < len(h) && h[j].before(h[j+1]) {
+		if j+1 < len(h) && h[j] < h[j+1] {
 			j++
 		}
-		if !c.before(h[j]) {
+		if c >= h[j] {
 			break
 		}
 		h[i] = h[j]

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 )
 
@@ -333,26 +334,29 @@ func (s *searcher) descend(q []float32, from, to int) candidate {
 func (s *searcher) layer(q []float32, start candidate, ef, layer int) []candidate {
 	s.begin()
 	s.seen[start.row] = s.epoch
-	s.open.push(start)
-	s.found.push(start)
+	s.open.push(start.ranked())
+	s.found.push(start.ranked())
 	for len(s.open) > 0 {
 		c := s.open.pop()
-		if c.distance > s.found[0].distance && len(s.found) >= ef {
+		if c.distance() > s.found[0].distance() && len(s.found) >= ef {
 			break
 		}
-		fresh := s.fresh(c.row, layer)
+		fresh := s.fresh(c.row(), layer)
 		for i, d := range s.measure(q, fresh) {
-			n := fresh[i]
+			n := candidate{d, fresh[i]}.ranked()
 			if len(s.found) < ef {
-				s.open.push(candidate{d, n})
-				s.found.push(candidate{d, n})
-			} else if d < s.found[0].distance {
-				s.open.push(candidate{d, n})
-				s.found.replaceTop(candidate{d, n})
+				s.open.push(n)
+				s.found.push(n)
+			} else if d < s.found[0].distance() {
+				s.open.push(n)
+				s.found.replaceTop(n)
 			}
 		}
 	}
-	s.sorted = append(s.sorted[:0], s.found...)
-	sortCandidates(s.sorted)
+	slices.Sort(s.found)
+	s.sorted = s.sorted[:0]
+	for _, r := range s.found {
+		s.sorted = append(s.sorted, candidate{r.distance(), r.row()})
+	}
 	return s.sorted
 }

@@ -60,12 +60,12 @@ func (h *hnsw) plan(v []float32, layer int, peers []peer) placement {
 			found = s.layer(v, at, h.o.EfConstruction, l)
 			at = found[0]
 		}
-		for _, q := range peers {
-			if q.layer >= l {
-				found = append(found, q.candidate)
+		if reached := len(found); len(peers) > 0 {
+			for _, q := range peers {
+				if q.layer >= l && (reached < h.o.EfConstruction || q.distance < found[reached-1].distance) {
+					found = append(found, q.candidate)
+				}
 			}
-		}
-		if len(peers) > 0 {
 			sortCandidates(found)
 			found = found[:min(len(found), h.o.EfConstruction)]
 		}

@@ -371,7 +371,7 @@ func TestRecallGate(t *testing.T) {
 			t.Fatal(err)
 		}
 		got := back.Report()
-		got.BuildSeconds = want.BuildSeconds
+		got.BuildSeconds, got.BuildCPUSeconds = want.BuildSeconds, want.BuildCPUSeconds
 		if d := cmp.Diff(want, got); d != "" {
 			t.Error(d)
 		}

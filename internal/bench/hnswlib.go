@@ -18,16 +18,18 @@ import (
 	"unsafe"
 
 	"github.com/nearmiss/nearmiss/bank"
+	"github.com/nearmiss/nearmiss/internal/cputime"
 )
 
 func init() { runHNSWLib = measureHNSWLib }
 
 // measureHNSWLib measures github.com/nmslib/hnswlib with the parameters of our
-// own graph (M 16, efConstruction 200), its search width raised as ours is.
+// own graph (M 16, efConstruction 200), its search width chosen as ours is: by half of
+// the queries, from 64 on, by doubling and halving the last step thrice.
 func measureHNSWLib(ctx context.Context, o BankOptions, c BankCase, data, queries []float32) (BankResult, error) {
 	x := C.nm_new(C.int(c.Dim), C.size_t(c.Count), 16, 200, C.size_t(o.Seed))
 	defer C.nm_free(x)
-	start := time.Now()
+	start, cpu := time.Now(), cputime.Seconds()
 	var next atomic.Int64
 	var wg sync.WaitGroup
 	for range runtime.GOMAXPROCS(0) {
@@ -45,7 +47,7 @@ func measureHNSWLib(ctx context.Context, o BankOptions, c BankCase, data, querie
 	if err := ctx.Err(); err != nil {
 		return BankResult{}, err
 	}
-	r := BankResult{Index: "hnswlib", BankCase: c, K: o.K, BuildSeconds: time.Since(start).Seconds(), Bytes: int64(C.nm_bytes(x))}
+	r := BankResult{Index: "hnswlib", BankCase: c, K: o.K, EfSearch: 64, BuildSeconds: time.Since(start).Seconds(), BuildCPU: cputime.Seconds() - cpu, Bytes: int64(C.nm_bytes(x))}
 	truth, err := exactTruth(ctx, o, c, data, queries)
 	if err != nil {
 		return BankResult{}, err
@@ -58,24 +60,44 @@ func measureHNSWLib(ctx context.Context, o BankOptions, c BankCase, data, querie
 		}
 		return nil
 	}
-	for r.EfSearch = 64; ; r.EfSearch *= 2 {
+	measure := func(from, to int) error {
 		C.nm_set_ef(x, C.size_t(r.EfSearch))
 		r.Recall, r.FirstExcess = 0, 0
-		for i := range m {
+		for i := from; i < to; i++ {
 			if err := search(i, rows, distances); err != nil {
-				return BankResult{}, err
+				return err
 			}
 			last := truth[i][o.K-1].Distance * (1 + 1e-5) // its float32 sums differ from ours
 			for _, d := range distances {
 				if float32(d) <= last {
-					r.Recall += 1 / float64(m*o.K)
+					r.Recall += 1 / float64((to-from)*o.K)
 				}
 			}
-			r.FirstExcess += max(0, float64(distances[0])/float64(truth[i][0].Distance)-1) / float64(m)
+			r.FirstExcess += max(0, float64(distances[0])/float64(truth[i][0].Distance)-1) / float64(to-from)
+		}
+		return nil
+	}
+	for {
+		if err := measure(0, m/2); err != nil {
+			return BankResult{}, err
 		}
 		if r.Recall >= 0.995 || r.EfSearch >= 4096 {
 			break
 		}
+		r.EfSearch *= 2
+	}
+	for step, least := r.EfSearch/4, r.EfSearch/16; step >= least && r.EfSearch > 64; step /= 2 {
+		r.EfSearch -= step
+		if err := measure(0, m/2); err != nil {
+			return BankResult{}, err
+		}
+		if r.Recall < 0.995 {
+			r.EfSearch += step
+		}
+	}
+	C.nm_set_ef(x, C.size_t(r.EfSearch))
+	if err := measure(m/2, m); err != nil {
+		return BankResult{}, err
 	}
 	r.Served = r.Recall >= 0.99
 	if err := r.single(ctx, o, func(i int) error { return search(i%m, rows, distances) }); err != nil {
