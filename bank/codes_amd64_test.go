@@ -48,3 +48,15 @@ func TestCodesOnAMachineWithoutVectors(t *testing.T) {
 		t.Errorf("written by this machine: %v", err)
 	}
 }
+
+// Every machine has a kernel that agrees: those without AVX-512 too.
+func TestKernelsWithoutAVX512(t *testing.T) {
+	if !accelerated {
+		t.Skip("this machine has no AVX2")
+	}
+	w, d := wide, dotsOfBytes
+	wide, dotsOfBytes = false, false
+	defer func() { wide, dotsOfBytes = w, d }()
+	t.Run("rows", TestKernelsAgree)
+	t.Run("codes", TestCodesKernelsAgree)
+}

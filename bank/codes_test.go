@@ -184,3 +184,31 @@ func TestCodesBelowTheGateAreDropped(t *testing.T) {
 		t.Errorf("%+v, width %d, was %d", r, h.o.EfSearch, width)
 	}
 }
+
+// Where codes do not tell near rows apart, the graph is linked by the rows.
+func TestAGraphThatCodesCannotLink(t *testing.T) {
+	const n, dim, clusters = 13_200, 40, 3 // just enough to be coded
+	data, r := make([]float32, n*dim), rand.New(rand.NewPCG(4, 4))
+	centres := gauss(5, clusters, dim)
+	near := func(to []float32) {
+		c := centres[r.IntN(clusters)*dim:]
+		for j := range to {
+			to[j] = c[j] + float32(r.NormFloat64()/float64(j+1))*1e-3
+		}
+	}
+	for i := range n {
+		near(data[i*dim : (i+1)*dim])
+	}
+	queries := make([]float32, 64*dim)
+	for i := range 64 {
+		near(queries[i*dim : (i+1)*dim])
+	}
+	b := newFilled(t, Options{Dim: dim, Kind: HNSW, Graph: GraphOptions{Seed: 1, M: 12, EfConstruction: 80}}, data)
+	report, err := b.Build(t.Context(), queries)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if report.Kind != HNSW || report.Coded || report.Recall < 0.99 {
+		t.Errorf("%+v", report)
+	}
+}

@@ -3,12 +3,15 @@ package bank
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/viterin/vek/vek32"
 	"pgregory.net/rapid"
+
+	"github.com/nearmiss/nearmiss/internal/cputime"
 )
 
 // plainCoreset is the algorithm without any pruning.
@@ -82,5 +85,25 @@ func TestCoresetPrunes(t *testing.T) {
 	cancel()
 	if _, _, err := Coreset(ctx, vectors, dim, want, 1); !errors.Is(err, context.Canceled) {
 		t.Error(err)
+	}
+}
+
+// BenchmarkCoreset measures a coreset by processor time, beside the plain algorithm.
+func BenchmarkCoreset(b *testing.B) {
+	for _, c := range []struct{ n, dim, want int }{{37_632, 80, 3_000}, {119_364, 192, 3_000}} {
+		vectors := clustered(1, c.n, c.dim)
+		for _, by := range []string{"turns", "plain"} {
+			b.Run(fmt.Sprintf("%s/%d of %dx%d", by, c.want, c.n, c.dim), func(b *testing.B) {
+				cpu := cputime.Seconds()
+				for range b.N {
+					if by == "plain" {
+						plainCoreset(vectors, c.dim, c.want, 0)
+					} else if _, _, err := Coreset(b.Context(), vectors, c.dim, c.want, 1); err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.ReportMetric((cputime.Seconds()-cpu)/float64(b.N), "cpu-s/op")
+			})
+		}
 	}
 }
