@@ -158,14 +158,14 @@ func TestWhatIsDoneAboutLight(t *testing.T) {
 		choice              string
 		closed              []string
 	}{
-		"steady":               {LightAuto, 0.1, 0, 0, LightUsual, nil},
-		"one brightness helps": {LightAuto, 0.3, 0.1, 0, LightEven, []string{LightUsual}},
-		"not by much":          {LightAuto, 0.3, 0.25, 0.15, LightVaried, []string{LightEven, LightUsual}},
-		"nothing helps":        {LightAuto, 0.3, 0.25, 0.29, LightUsual, []string{LightEven, LightVaried}},
-		"each a little":        {LightAuto, 0.9, 0.5, 0.4, LightEven, []string{LightUsual, LightVaried}},
-		"too few to say":       {LightAuto, math.NaN(), 0, 0, LightUsual, nil},
-		"asked for":            {LightVaried, 0, 0, 0.5, LightVaried, nil},
-		"even fails":           {LightAuto, 0.3, -1, 0, "", []string{LightUsual}},
+		"steady":              {LightAuto, 0.1, 0, 0, LightUsual, nil},
+		"evened out it holds": {LightAuto, 0.3, 0.1, 0, LightEven, []string{LightUsual}},
+		"not by much":         {LightAuto, 0.3, 0.25, 0.15, LightVaried, []string{LightEven, LightUsual}},
+		"nothing helps":       {LightAuto, 0.3, 0.25, 0.29, LightUsual, []string{LightEven, LightVaried}},
+		"each a little":       {LightAuto, 0.9, 0.5, 0.4, LightEven, []string{LightUsual, LightVaried}},
+		"too few to say":      {LightAuto, math.NaN(), 0, 0, LightUsual, nil},
+		"asked for":           {LightVaried, 0, 0, 0.5, LightVaried, nil},
+		"even fails":          {LightAuto, 0.3, -1, 0, "", []string{LightUsual}},
 	} {
 		var closed []string
 		best, report, err := inLight(c.want, func(choice string) (io.Closer, float64, error) {

@@ -20,7 +20,7 @@ import (
 type LightReport struct {
 	// Choice is LightUsual, LightEven or LightVaried.
 	Choice string `json:"choice"`
-	// The shares, 0..1, with pictures as they are, with pictures of one brightness,
+	// The shares, 0..1, with pictures as they are, with the light of each evened out,
 	// and with copies in other light in the banks; nil where that was not tried.
 	Usual  *float64 `json:"usual,omitempty"`
 	Even   *float64 `json:"even,omitempty"`
@@ -30,9 +30,9 @@ type LightReport struct {
 const (
 	// sensitiveAlarms is what 5 % of false alarms may become in other light.
 	sensitiveAlarms = 2 * evaluate.SuiteAlarms
-	// muchFewer is how many times fewer alarms make a remedy worth its price: one
-	// brightness hides what is wholly too dark or too bright, and copies in other
-	// light make the normals less alike.
+	// muchFewer is how many times fewer alarms make a remedy worth its price: evened-out
+	// light hides what is wholly too dark or too bright, and copies in other light make
+	// the normals less alike.
 	muchFewer = 1.5
 )
 
@@ -46,7 +46,7 @@ type remedy struct {
 func (l *LightReport) remedies() []remedy {
 	return []remedy{
 		{LightUsual, "with pictures as they are", &l.Usual},
-		{LightEven, "with every picture scaled to one brightness", &l.Even},
+		{LightEven, "with the light of every picture evened out", &l.Even},
 		{LightVaried, "with copies in other light among the normals", &l.Varied},
 	}
 }
@@ -134,7 +134,7 @@ func buildInLight(ctx context.Context, p Plan, nets networks, dir string, x *emb
 		var err error
 		if choice == LightEven {
 			one.own = true
-			if one.p.Model.tone, err = brightnessOf(x.b.model, p.Data, x.imagesAt(h.train)); err != nil {
+			if one.p.Model.tone, err = evenTone(x.b.model, p.Data, x.imagesAt(h.train)); err != nil {
 				return one, 0, err
 			}
 			if one.x, err = x.twin(ctx, one.p, nets, filepath.Join(dir, "even.onnx")); err != nil {
@@ -163,17 +163,28 @@ func buildInLight(ctx context.Context, p Plan, nets networks, dir string, x *emb
 	return best, report, err
 }
 
-// toneImages is how many normals say what one brightness is.
-const toneImages = 100
+const (
+	// toneImages is how many normals say what their usual light is.
+	toneImages = 100
+	// toneLevels is by how many levels, the 5th to the 95th percentile.
+	toneLevels = 19
+)
 
-// brightnessOf is the mean brightness of normals, as the model sees them.
-func brightnessOf(m *model, data Data, images []Image) (*imaging.Tone, error) {
+// evenTone brings pictures to the usual light of normals, as the model sees them, and
+// cuts off in all what other light cuts off in some: an offset of −5 % leaves nothing of
+// what is darker than that, and no gain or offset brings it back.
+func evenTone(m *model, data Data, images []Image) (*imaging.Tone, error) {
 	prepare := m.e.Preprocess()
+	t := imaging.Tone{Levels: make([]float64, toneLevels)}
+	t.Floor, t.Ceiling = evaluate.Kept()
+	if prepare.Tone != nil {
+		t.Gamma = prepare.Tone.Gamma
+	}
 	prepare.Tone, prepare.Tiles = nil, nil
 	square := make([]uint8, prepare.Bytes())
-	some := images[:min(len(images), toneImages)]
-	sum := 0.0
-	for _, img := range some {
+	some := min(len(images), toneImages)
+	for i := range some {
+		img := images[i*len(images)/some]
 		b, err := img.Read()
 		if err != nil {
 			return nil, fmt.Errorf("read normal image %s: %w", img.Name, err)
@@ -181,12 +192,9 @@ func brightnessOf(m *model, data Data, images []Image) (*imaging.Tone, error) {
 		if _, err := prepare.Apply(b, data.Limits, square); err != nil {
 			return nil, fmt.Errorf("prepare normal image %s: %w", img.Name, err)
 		}
-		sum += imaging.Brightness(square)
-	}
-	mean := sum / float64(max(len(some), 1))
-	t := imaging.Tone{Brightness: min(max(mean, 0.02), 0.98)}
-	if was := m.e.Preprocess().Tone; was != nil {
-		t.Gamma = was.Gamma
+		for k, v := range imaging.LevelsOf(square, toneLevels) {
+			t.Levels[k] += v / float64(some)
+		}
 	}
 	return &t, nil
 }

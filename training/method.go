@@ -262,7 +262,7 @@ func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64)
 		s, q := &evaluatedScore{known: usual}, p
 		if choice == LightEven {
 			var err error
-			if q.Model.tone, err = brightnessOf(usual.b.model, p.Data, p.Data.Normals); err != nil {
+			if q.Model.tone, err = evenTone(usual.b.model, p.Data, p.Data.Normals); err != nil {
 				return nil, 0, err
 			}
 			if s.known, err = know(q); err != nil {

@@ -579,7 +579,7 @@ func TestPatchesUnderTheProtocols(t *testing.T) {
 }
 
 // Squares that are always as bright as can be told from darker ones, so that light
-// that changes raises alarms; scaled to one brightness they are as before.
+// that changes raises alarms; with their light evened out they are as before.
 func TestFitSeesWhatOtherLightDoes(t *testing.T) {
 	plan := Plan{
 		Detector: "squares", Seed: 5, Out: filepath.Join(t.TempDir(), "release"), Data: Data{Normals: squares(t, 80)},
@@ -592,7 +592,7 @@ func TestFitSeesWhatOtherLightDoes(t *testing.T) {
 	l := res.Light
 	prov, d := provenanceOf(t, plan.Out)
 	tone := d.Embedder().Preprocess().Tone
-	if l == nil || l.Usual == nil || (tone != nil && tone.Brightness > 0) != (l.Choice == LightEven) || cmp.Diff(prov.Light, l) != "" {
+	if l == nil || l.Usual == nil || (tone != nil && tone.Levels != nil) != (l.Choice == LightEven) || cmp.Diff(prov.Light, l) != "" {
 		t.Fatalf("%+v, in the release %+v, tone %+v", l, prov.Light, tone)
 	}
 	if *l.Usual > sensitiveAlarms && l.Even == nil || *l.Usual <= sensitiveAlarms && l.Choice != LightUsual {

@@ -118,8 +118,8 @@ type Model struct {
 	// SeeMiddle for others.
 	See string
 	// Light says what is done about light that changes: LightUsual takes pictures as
-	// they are, LightEven scales each to one brightness, LightVaried puts copies in
-	// other light into the banks, LightAuto takes the first that helps where normals in
+	// they are, LightEven evens out how bright and contrasty each is, LightVaried puts
+	// copies in other light into the banks, LightAuto takes the first that helps where normals in
 	// other light would raise false alarms else. It travels with the release. Default:
 	// LightAuto for the full score, LightUsual for others.
 	Light string

@@ -1,7 +1,10 @@
 package imaging
 
 import (
+	"bytes"
 	"math"
+	"math/rand/v2"
+	"slices"
 	"testing"
 )
 
@@ -45,9 +48,98 @@ func TestToneEvensOutLight(t *testing.T) {
 			t.Fatal("no tone changes samples")
 		}
 	}
-	for _, bad := range []Tone{{Brightness: 1}, {Brightness: -1}, {Gamma: -1}, {Gamma: math.NaN()}} {
+	nan := math.NaN()
+	for _, bad := range []Tone{
+		{Brightness: 1},
+		{Brightness: -1},
+		{Gamma: -1},
+		{Gamma: nan},
+		{Levels: []float64{0.2, 0.1}},
+		{Levels: []float64{-0.1}},
+		{Levels: []float64{0.1, 1.1}},
+		{Levels: []float64{nan}},
+		{Levels: []float64{0.1, nan}},
+		{Levels: []float64{0.1}, Brightness: 0.5},
+		{Levels: make([]float64, 256)},
+		{Floor: -0.1},
+		{Floor: 1},
+		{Floor: nan},
+		{Ceiling: 1.1},
+		{Ceiling: nan},
+		{Floor: 0.5, Ceiling: 0.5},
+	} {
 		if bad.Validate() == nil {
 			t.Errorf("%+v is accepted", bad)
+		}
+	}
+}
+
+// Whatever gain and offset a picture is seen with, its levels are brought to the usual
+// ones, and what a dark one lost is lost to all.
+func TestToneUndoesGainAndOffset(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	usual := make([]float64, 3000) // samples of a dark picture with a few bright spots
+	for i := range usual {
+		usual[i] = 18 + 6*r.NormFloat64()
+		if i%20 == 0 {
+			usual[i] = 100 + 50*r.Float64()
+		}
+	}
+	seen := func(gain, offset float64) []uint8 {
+		pix := make([]uint8, len(usual))
+		for i, v := range usual {
+			pix[i] = uint8(min(max(math.Round(gain*math.Round(max(v, 0))+offset), 0), 255))
+		}
+		return pix
+	}
+	as := seen(1, 0)
+	tone := &Tone{Levels: LevelsOf(as, 19), Floor: 0.05 / 0.9, Ceiling: 0.95 / 1.1, Gamma: 0.5}
+	if err := tone.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	tone.Apply(as)
+	if least := slices.Min(as); math.Abs(float64(least)-255*math.Sqrt(0.05/0.9)) > 1 {
+		t.Errorf("the darkest sample is %d", least)
+	}
+	differs := func(pix []uint8) float64 {
+		d := 0.0
+		for i, v := range pix {
+			d += math.Abs(float64(v)-float64(as[i])) / float64(len(pix))
+		}
+		return d
+	}
+	for _, gain := range []float64{0.9, 1, 1.1} {
+		for _, offset := range []float64{-12.75, -6, 0, 6, 12.75} {
+			pix := seen(gain, offset)
+			before := differs(pix)
+			if tone.Apply(pix); differs(pix) > 0.9 || differs(pix) > before/20 {
+				t.Errorf("gain %v and offset %v: samples differ by %.2f, before by %.2f", gain, offset, differs(pix), before)
+			}
+		}
+	}
+	// One that has nothing in common with them stays what it is, or nearly so.
+	for what, pix := range map[string][]uint8{"black": make([]uint8, 300), "white": bytes.Repeat([]byte{255}, 300), "grey": bytes.Repeat([]byte{128}, 300)} {
+		was := float64(pix[0])
+		(&Tone{Levels: tone.Levels}).Apply(pix)
+		if d := math.Abs(float64(pix[0]) - was); d > 255*mostLevelOffset+1 || (what != "grey" && d > 0) {
+			t.Errorf("%s becomes %d", what, pix[0])
+		}
+	}
+}
+
+func TestLevelsOf(t *testing.T) {
+	pix := make([]uint8, 256)
+	for i := range pix {
+		pix[i] = uint8(i)
+	}
+	for i, v := range LevelsOf(pix, 3) {
+		if want := (64*float64(i+1) - 0.5) / 255; math.Abs(v-want) > 1e-9 {
+			t.Errorf("level %d of evenly spread samples: %v, want %v", i, v, want)
+		}
+	}
+	for _, v := range LevelsOf(nil, 3) {
+		if v != 0 {
+			t.Errorf("of no samples: %v", v)
 		}
 	}
 }

@@ -21,12 +21,12 @@ import (
 // SchemaVersion is the latest version of the manifest that this program reads. It
 // writes the earliest one that says all, so that earlier programs, which pass over what
 // they do not know, read a release that they can serve and refuse any other: version 2
-// has tiles.
+// has tiles, or a tone with levels.
 const SchemaVersion = 2
 
 // version is the earliest that says all that the manifest does.
 func (m Manifest) version() int {
-	if m.Model.Preprocess.Tiles != nil {
+	if p := m.Model.Preprocess; p.Tiles != nil || p.Tone != nil && len(p.Tone.Levels) > 0 {
 		return 2
 	}
 	return 1

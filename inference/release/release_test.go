@@ -296,32 +296,43 @@ func FuzzParseManifest(f *testing.F) {
 
 func file(sum string, size int64) envelope.File { return envelope.File{SHA256: sum, Size: size} }
 
-// A program that does not know tiles would pass over them and score otherwise, so
-// the version tells it; releases without stay what they were.
-func TestTilesHaveAVersionOfTheirOwn(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "plain")
-	if r := write(t, dir); r.Manifest.SchemaVersion != 1 {
-		t.Errorf("without tiles the version is %d", r.Manifest.SchemaVersion)
-	}
-	b, err := Create(filepath.Join(t.TempDir(), "tiles"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer b.Abort()
-	for _, name := range []string{BackboneName, BankName, "check/a.png"} {
-		if err := b.AddBytes(name, []byte(name)); err != nil {
+// A program that does not know tiles, or the levels of a tone, would pass over them
+// and score otherwise, so the version tells it; releases without stay what they were.
+func TestWhatIsNewHasAVersionOfItsOwn(t *testing.T) {
+	commit := func(p imaging.Preprocess) *Release {
+		t.Helper()
+		b, err := Create(filepath.Join(t.TempDir(), "release"))
+		if err != nil {
 			t.Fatal(err)
 		}
+		defer b.Abort()
+		for _, name := range []string{BackboneName, BankName, "check/a.png"} {
+			if err := b.AddBytes(name, []byte(name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		m := manifest()
+		m.Model.Preprocess = p
+		r, err := b.Commit(t.Context(), m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
 	}
-	m := manifest()
-	m.Model.Preprocess.Squash, m.Model.Preprocess.Tiles = true, &imaging.Tiles{Rows: 2, Columns: 3, Overlap: 2}
-	r, err := b.Commit(t.Context(), m)
-	if err != nil {
-		t.Fatal(err)
+	usual := manifest().Model.Preprocess
+	tiles, even, gamma := usual, usual, usual
+	tiles.Squash, tiles.Tiles = true, &imaging.Tiles{Rows: 2, Columns: 3, Overlap: 2}
+	even.Tone = &imaging.Tone{Levels: []float64{0.1, 0.5}, Floor: 0.05}
+	gamma.Tone = &imaging.Tone{Brightness: 0.5, Gamma: 0.5}
+	for what, c := range map[string]struct {
+		p       imaging.Preprocess
+		version int
+	}{"plain": {usual, 1}, "a brightness": {gamma, 1}, "tiles": {tiles, 2}, "levels": {even, 2}} {
+		if got := commit(c.p).Manifest; got.SchemaVersion != c.version || !cmp.Equal(got.Model.Preprocess, c.p) {
+			t.Errorf("%s: version %d, want %d, with %+v", what, got.SchemaVersion, c.version, got.Model.Preprocess)
+		}
 	}
-	if got := r.Manifest; got.SchemaVersion != 2 || !cmp.Equal(got.Model.Preprocess, m.Model.Preprocess) {
-		t.Errorf("version %d with %+v", got.SchemaVersion, got.Model.Preprocess.Tiles)
-	}
+	r := commit(tiles)
 	text, err := os.ReadFile(filepath.Join(r.Dir, ManifestName))
 	if err != nil {
 		t.Fatal(err)

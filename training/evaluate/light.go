@@ -19,6 +19,11 @@ const (
 	lightOffset = 0.05
 )
 
+// Kept are the samples, 0..1, that no such light cuts off as black or white.
+func Kept() (from, to float64) {
+	return lightOffset / (1 - lightGain), (1 - lightOffset) / (1 + lightGain)
+}
+
 // lightDraws is in how many other lights each normal is seen: with one, a set of few
 // normals says little.
 const lightDraws = 4
