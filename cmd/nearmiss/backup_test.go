@@ -26,7 +26,7 @@ func TestBackupAndRestore(t *testing.T) {
 	drawImages(t, normals, 60, 0)
 	drawImages(t, more, 4, 0.5)
 	images := readImages(t, more)
-	release, want := smallRelease(t, normals, 1, images)
+	release, want := smallRelease(t, normals, 1, images, "--tiles", "2x2")
 
 	from := startBroker(t)
 	program(t, 0, "detector", "create", "cells", "--false-alarm-rate", "0.1", "--server", from)

@@ -31,16 +31,17 @@ var tinySpec = backbone.Spec{
 	Family: backbone.ViT, Dim: 64, Depth: 1, Heads: 2, Hidden: 128, Patch: 16, Size: 64, ClassPos: true, NormEps: 1e-6,
 }
 
-// smallRelease learns from the folder with a small ViT of random weights, and
-// returns the release's folder and its score of each image.
-func smallRelease(t *testing.T, normals string, seed uint64, images [][]byte) (dir string, scores []inference.Score) {
+// smallRelease learns from the folder with a small ViT of random weights, by further
+// flags of fit, and returns the release's folder and its score of each image.
+func smallRelease(t *testing.T, normals string, seed uint64, images [][]byte, flags ...string) (dir string, scores []inference.Score) {
 	t.Helper()
 	model := filepath.Join(t.TempDir(), "model.onnx")
 	if _, err := writeRandomBackbone(tinySpec, seed, model); err != nil {
 		t.Fatal(err)
 	}
 	dir = filepath.Join(t.TempDir(), "release")
-	program(t, 0, "fit", "--normals", normals, "--backbone", model, "--out", dir, "--detector", "cells", "--alpha", "0.1", "--seed", "1")
+	fit := []string{"fit", "--normals", normals, "--backbone", model, "--out", dir, "--detector", "cells", "--alpha", "0.1", "--seed", "1"}
+	program(t, 0, append(fit, flags...)...)
 	return dir, scoresBy(t, dir, images)
 }
 
