@@ -39,10 +39,11 @@ type evalCmd struct {
 	Out         string   `short:"o" type:"path" placeholder:"REPORT" help:"Also write a report: .html (one page with curves and the worst misses), .md or .jsonl."`
 	Predictions string   `type:"path" placeholder:"FILE" help:"Also write what was said of each test image: .csv, .jsonl or .parquet, for notebooks."`
 	Pixels      bool     `negatable:"" default:"true" help:"With a score with patches, also say where: pixel AUROC and PRO with mvtec, and what --predictions tells of places."`
-	Light       bool     `help:"Also say what other light does: normals with a gain of up to ±10 % and an offset of up to ±5 %."`
-	Sheet       string   `type:"path" placeholder:"FILE.png" help:"With a score with patches, also draw a contact sheet of heatmaps: images spread evenly by rank of their scores."`
-	Bare        bool     `name:"sheet-without-images" help:"Show heat and ground truth in --sheet, and nothing of the images."`
-	JSON        bool     `name:"json" help:"Print one JSON object for each method."`
+	Light       bool     `help:"Also say what other light does: normals with a gain of up to ±10 % and an offset of up to ±5 %. --vary light=cast and light=blur try slight casts of colour and a slight blur."`
+	change      evaluate.Change
+	Sheet       string `type:"path" placeholder:"FILE.png" help:"With a score with patches, also draw a contact sheet of heatmaps: images spread evenly by rank of their scores."`
+	Bare        bool   `name:"sheet-without-images" help:"Show heat and ground truth in --sheet, and nothing of the images."`
+	JSON        bool   `name:"json" help:"Print one JSON object for each method."`
 	tuneFlags
 	deviceFlags
 }
@@ -214,13 +215,21 @@ func (v *variant) measure(ctx context.Context, o *output, embed inference.EmbedO
 		Repeats: v.Repeats, Seed: v.Seed, Resplit: v.Resplit, Normal: v.Normal, TrainLimit: v.Train, TestLimit: v.Test,
 		Pixels: v.maps(),
 		Parts:  v.Predictions != "",
-		Light:  v.Light, Cost: v.Suite != "" || v.Light,
+		Light:  v.changed(), Cost: v.Suite != "" || v.Light,
 		Progress: func(done, total int, what string) { bar.stage(what, int64(done), int64(total)) },
 	})
 	if errors.Is(err, evaluate.ErrWrongLayout) {
 		err = usageError{err}
 	}
 	return res, err
+}
+
+// changed is what is done to the normal test images once more.
+func (c *evalCmd) changed() evaluate.Change {
+	if c.Light && c.change == "" {
+		return evaluate.LightOther
+	}
+	return c.change
 }
 
 // maps says whether it is asked where images are strange.

@@ -48,10 +48,15 @@ var varied = map[string]option{
 	"input-size": count(func(c *evalCmd) *int { return &c.Size }),
 	"k":          count(func(c *evalCmd) *int { return &c.K }),
 	"light": {false, func(c *evalCmd, v string) error {
-		if v != "usual" && v != "other" {
-			return errors.New("take usual or other")
+		change := evaluate.Change(v)
+		switch change {
+		case "usual":
+			change = ""
+		case evaluate.LightOther, evaluate.LightCast, evaluate.LightBlur:
+		default:
+			return errors.New("take usual, other, cast or blur")
 		}
-		c.Light = v == "other"
+		c.Light, c.change = change != "", change
 		return nil
 	}},
 	"match":      number(func(c *evalCmd) *float64 { c.Match = new(float64); return c.Match }),

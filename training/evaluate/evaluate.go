@@ -78,9 +78,11 @@ type Options struct {
 	// Pixels asks where the anomalies are, of a Mapper or a Localizer: for pixel
 	// AUROC and PRO where there are masks, and for the pictures of reports.
 	Pixels bool
-	// Light asks what other light does to the normal test images, Cost what judging
-	// an image takes, of a Coster.
-	Light, Cost bool
+	// Light asks what a change of light does to the normal test images; empty: nothing
+	// is asked.
+	Light Change
+	// Cost asks what judging an image takes, of a Coster.
+	Cost bool
 	// Parts asks what scores are made of, of an Explainer.
 	Parts bool
 	// Progress is told what is being done; nil is fine.
@@ -390,8 +392,8 @@ func fitAndScore(ctx context.Context, m Method, train, test []dataset.Item, norm
 			return nil, err
 		}
 	}
-	if o.Light {
-		if run.Light, err = run.light(ctx, scorer); err != nil {
+	if o.Light != "" {
+		if run.Light, err = run.light(ctx, scorer, o.Light); err != nil {
 			return nil, err
 		}
 	}

@@ -12,6 +12,24 @@ import (
 	"github.com/nearmiss/nearmiss/training/dataset"
 )
 
+// Change is what Light does to pictures.
+type Change string
+
+const (
+	// LightOther changes gain and offset, of all colours alike.
+	LightOther Change = "other"
+	// LightCast changes the gain of each colour by up to 5 %.
+	LightCast Change = "cast"
+	// LightBlur takes away detail, as a lens does that is a little out of focus: what a picture of
+	// down to 1/1.5 of the size does not show.
+	LightBlur Change = "blur"
+)
+
+const (
+	lightCast = 0.05
+	lightBlur = 1.5
+)
+
 // How far light changes, in Light: the gain by up to 10 % and the offset by up to 5 %
 // of the range, which exposure, lamps and dust do in a day.
 const (
@@ -28,7 +46,7 @@ func Kept() (from, to float64) {
 // normals says little.
 const lightDraws = 4
 
-// Light says what other light does: the normal test images are seen once more, each
+// Light says what other light, or another [Change], does: the normal test images are seen once more, each
 // with gains and offsets of its own, and the anomalies as they are.
 type Light struct {
 	// AUROC is of these normals against the anomalies.
@@ -42,8 +60,8 @@ type Light struct {
 	Normals int `json:"normals"`
 }
 
-// otherLight are items in other light, each in several, the same at every call.
-func otherLight(items []dataset.Item) []dataset.Item {
+// items are items that are changed, each in several ways, the same at every call.
+func (c Change) items(items []dataset.Item) []dataset.Item {
 	var out []dataset.Item
 	for _, it := range items {
 		file, err := it.Read()
@@ -54,8 +72,8 @@ func otherLight(items []dataset.Item) []dataset.Item {
 			}
 			one := it // the protocol has read it before, so an error is told when it is read
 			if err == nil {
-				if b, err := relit(file, name); err == nil {
-					one = dataset.FromBytes("other light: "+name, it.Split, it.Label, b)
+				if b, err := c.file(file, name); err == nil {
+					one = dataset.FromBytes(string(c)+" light: "+name, it.Split, it.Label, b)
 				}
 			}
 			out = append(out, one)
@@ -84,38 +102,62 @@ func alarmsAt(normals []float64) (threshold, share float64) {
 	return sorted[n-above-1] + (sorted[n-above]-sorted[n-above-1])/2, float64(above) / float64(n)
 }
 
-// relit is an image file in the light that its name draws.
-func relit(file []byte, name string) ([]byte, error) {
+// file is an image file with the change that its name draws.
+func (c Change) file(file []byte, name string) ([]byte, error) {
 	m, err := imaging.Decode(file, imaging.Limits{})
 	if err != nil {
 		return nil, fmt.Errorf("light %s otherwise: %w", name, err)
 	}
-	Relight(m, name)
+	r := drawnBy(name)
+	switch c {
+	case LightCast:
+		var gain [3]float64
+		for k := range gain {
+			gain[k] = 1 + lightCast*(2*r.Float64()-1)
+		}
+		relight(m, gain, 0)
+	case LightBlur:
+		by := 1 + (lightBlur-1)*r.Float64()
+		small := imaging.Resize(m, max(1, int(math.Round(float64(m.Width)/by))), max(1, int(math.Round(float64(m.Height)/by))), imaging.Bilinear)
+		m = imaging.Resize(small, m.Width, m.Height, imaging.Bilinear)
+	default:
+		Relight(m, name)
+	}
 	return m.PNG()
+}
+
+// drawnBy draws the same for the same name.
+func drawnBy(name string) *rand.Rand {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(name))
+	return rand.New(rand.NewPCG(h.Sum64(), 0x6c69676874))
 }
 
 // Relight changes a picture's light, by a gain and an offset that the name draws.
 func Relight(m *imaging.Image, name string) {
-	h := fnv.New64a()
-	_, _ = h.Write([]byte(name))
-	r := rand.New(rand.NewPCG(h.Sum64(), 0x6c69676874))
-	gain, offset := 1+lightGain*(2*r.Float64()-1), 255*lightOffset*(2*r.Float64()-1)
+	r := drawnBy(name)
+	gain, offset := 1+lightGain*(2*r.Float64()-1), lightOffset*(2*r.Float64()-1)
+	relight(m, [3]float64{gain, gain, gain}, offset)
+}
+
+// relight changes light by a gain of each colour and an offset, in parts of the range.
+func relight(m *imaging.Image, gain [3]float64, offset float64) {
 	for i, v := range m.Pix {
-		m.Pix[i] = uint8(min(max(math.Round(gain*float64(v)+offset), 0), 255))
+		m.Pix[i] = uint8(min(max(math.Round(gain[i%3]*float64(v)+255*offset), 0), 255))
 	}
 }
 
-// light scores the normals of a run in other light.
-func (r *Run) light(ctx context.Context, scorer Scorer) (*Light, error) {
+// light scores the normals of a run with a change.
+func (r *Run) light(ctx context.Context, scorer Scorer, c Change) (*Light, error) {
 	var items []dataset.Item
 	for _, s := range r.Scored {
 		if !s.Anomalous {
 			items = append(items, s.Item)
 		}
 	}
-	scores, err := scorer.Score(ctx, otherLight(items))
+	scores, err := scorer.Score(ctx, c.items(items))
 	if err != nil {
-		return nil, fmt.Errorf("score normals in other light: %w", err)
+		return nil, fmt.Errorf("score normals in %s light: %w", c, err)
 	}
 	usual, anomalous := r.Split("")
 	if len(usual) == 0 || len(anomalous) == 0 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -147,16 +148,53 @@ func TestOtherLightIsMeasured(t *testing.T) {
 	grey(dataset.Train, dataset.Good, 5, 120)
 	grey(dataset.Test, dataset.Good, 20, 120)
 	grey(dataset.Test, "bright", 10, 130)
-	r, err := MVTec(t.Context(), set, brightness{}, Options{Light: true})
+	r, err := MVTec(t.Context(), set, brightness{}, Options{Light: LightOther})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if r.AUROC != 1 || r.Light == nil || r.Light.AUROC > 0.9 || r.Light.Alarms < 0.2 {
 		t.Errorf("AUROC %v, other light %+v", r.AUROC, r.Light)
 	}
-	again, err := MVTec(t.Context(), set, brightness{}, Options{Light: true})
+	again, err := MVTec(t.Context(), set, brightness{}, Options{Light: LightOther})
 	if err != nil || *again.Light != *r.Light {
 		t.Errorf("the same light gives %+v and %+v, %v", r.Light, again.Light, err)
+	}
+}
+
+// Each change does what it says: colours differ after a cast and are alike else, and a
+// blur takes contrast from what is fine and leaves what is even.
+func TestChangesOfLight(t *testing.T) {
+	fine := imaging.New(120, 120)
+	for i := range fine.Pix {
+		fine.Pix[i] = uint8(100 + 50*(i/3%2))
+	}
+	file, err := fine.PNG()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []Change{LightOther, LightCast, LightBlur} {
+		seen, differs, contrast := map[string]bool{}, false, 0
+		for _, it := range c.items([]dataset.Item{dataset.FromBytes("a", dataset.Test, dataset.Good, file)}) {
+			b, err := it.Read()
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen[string(b)] = true
+			m, err := imaging.Decode(b, imaging.Limits{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := 0; i < len(m.Pix); i += 3 {
+				differs = differs || m.Pix[i] != m.Pix[i+1]
+				if v := float64(m.Pix[i]); v < 100*0.9-12.75-1 || v > 150*1.1+12.75+1 {
+					t.Fatalf("%s: a sample of %v", c, v)
+				}
+			}
+			contrast = max(contrast, int(slices.Max(m.Pix))-int(slices.Min(m.Pix)))
+		}
+		if len(seen) < lightDraws-1 || differs != (c == LightCast) || (contrast < 45) != (c == LightBlur) {
+			t.Errorf("%s: %d pictures, colours differ %v, contrast %d", c, len(seen), differs, contrast)
+		}
 	}
 }
 
