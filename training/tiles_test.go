@@ -170,3 +170,29 @@ func TestTilesThatCannotBe(t *testing.T) {
 		}
 	}
 }
+
+// What is made of a release of tiles looks at the same tiles.
+func TestReleasesOfTilesAreExtended(t *testing.T) {
+	t.Parallel()
+	images := plates(t, 21, 21, 128, 128, 5)
+	dir := t.TempDir()
+	p := Plan{
+		Detector: "plates", Seed: 3, Out: filepath.Join(dir, "first"), Data: Data{Normals: images[:20], Frame: FrameAll},
+		Model: Model{Backbone: smallBackbone(t), Light: LightUsual, See: SeeWhole, Tiles: "2x3"}, Calibration: Calibration{Settle: true}, Score: Score{Coreset: 100},
+	}
+	had, err := Fit(t.Context(), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	more := filepath.Join(dir, "more")
+	res, err := Extend(t.Context(), Extension{Derivation: Derivation{Release: p.Out, Out: more}, Normals: images[20:]})
+	if err != nil || res.Bank != had.Bank+1 {
+		t.Fatalf("%+v, %v", res, err)
+	}
+	_, before := provenanceOf(t, p.Out)
+	_, after := provenanceOf(t, more)
+	was, is := before.Release().Manifest, after.Release().Manifest
+	if is.SchemaVersion != 2 || *is.Model.Preprocess.Tiles != *was.Model.Preprocess.Tiles || was.Model.Preprocess.Tiles.String() != "2x3" {
+		t.Errorf("tiles %+v of version %d, before %+v", is.Model.Preprocess.Tiles, is.SchemaVersion, was.Model.Preprocess.Tiles)
+	}
+}

@@ -24,5 +24,6 @@
 // reduction, coefficients in 22-bit fixed point, horizontal pass first, 8-bit
 // values between the passes. [Preprocess] resizes the shorter side and
 // keeps the middle, with torchvision's roundings on request, and computes only
-// the pixels that the crop keeps.
+// the pixels that the crop keeps. Of a large frame it also makes [Tiles], of the same
+// rows as they are decoded.
 package imaging
