@@ -209,9 +209,7 @@ type builtScore struct {
 	served  *inference.Scorer    // the same, but for maps of anomalies alone
 	reports []bank.Report        // of the parts' indexes
 	patches []bank.CoresetReport // of the parts; zero where a part has none
-	// alarms is the share of cross-fitted normals that are above the threshold in
-	// other light that 0.05 of them are above; NaN where nobody asked.
-	alarms float64
+	light   lightEffect          // of other light on normals
 	// What normals score by banks that they are not in, those of the banks too, and
 	// their maps; nil where nobody asked. heldOut of them are in none of the banks.
 	folded     []float64
@@ -271,7 +269,7 @@ func (b *scoreBuilder) build(ctx context.Context, n, others *normals) (*builtSco
 	if err != nil {
 		return nil, err
 	}
-	out.alarms = x.alarms(parts, join)
+	out.light = x.light(parts, join)
 	if b.folded {
 		out.folded, out.foldedMaps, out.heldOut = x.joint(parts, join), x.maps(parts), x.out
 	}

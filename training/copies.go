@@ -3,11 +3,13 @@ package training
 import (
 	"context"
 	"fmt"
+	"hash/fnv"
 	"slices"
 
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/release"
+	"github.com/nearmiss/nearmiss/training/corrupt"
 	"github.com/nearmiss/nearmiss/training/evaluate"
 )
 
@@ -18,6 +20,8 @@ type copying struct {
 	turned []int
 	// lit is how many copies are in another light, each in its own.
 	lit int
+	// spoilt makes one with a slight defect, for no bank.
+	spoilt bool
 }
 
 // mostCopied bounds the pictures in a bank, copies included, beyond which none is
@@ -56,7 +60,23 @@ func copyingOf(n int, m Model, lit bool) (c copying) {
 	return c
 }
 
-func (c copying) count() int { return len(c.turned) + c.lit }
+func (c copying) count() int { return len(c.turned) + c.changed() }
+
+// changed is how many look different, the spoilt one last.
+func (c copying) changed() int {
+	if c.spoilt {
+		return c.lit + 1
+	}
+	return c.lit
+}
+
+// spoilt is a picture with a slight defect, which its name draws.
+func spoilt(m *imaging.Image, name string) (*imaging.Image, error) {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(name))
+	seed := h.Sum64()
+	return corrupt.Apply(spoiltBy[seed%uint64(len(spoiltBy))], m, m, slightly, seed)
+}
 
 // vary shows f what the model gives of the images' copies, all of one image after
 // the other.
@@ -66,7 +86,7 @@ func (m *model) vary(ctx context.Context, data Data, images []Image, c copying, 
 	as := make([]uint8, prepare.Bytes())
 	for some := range slices.Chunk(images, chunk) {
 		var turned [][]uint8
-		var lit []*imaging.Image
+		var changed []*imaging.Image
 		for _, img := range some {
 			file, err := img.Read()
 			if err != nil {
@@ -82,29 +102,36 @@ func (m *model) vary(ctx context.Context, data Data, images []Image, c copying, 
 					turned = append(turned, pix)
 				}
 			}
-			for k := range c.lit {
+			for k := range c.changed() {
 				one, err := data.View.Decode(file, data.Limits)
 				if err != nil {
 					return fmt.Errorf("normal image %s: %w", img.Name, err)
+				}
+				if k == c.lit {
+					if one, err = spoilt(one, img.Name); err != nil {
+						return fmt.Errorf("spoil normal image %s: %w", img.Name, err)
+					}
+					changed = append(changed, one)
+					continue
 				}
 				name := img.Name
 				if c.lit > 1 { // other draws than of the one that is tested
 					name = fmt.Sprintf("%s, copy %d", img.Name, k+1)
 				}
 				evaluate.Relight(one, name)
-				lit = append(lit, one)
+				changed = append(changed, one)
 			}
 		}
 		byWay, err := m.e.EmbedPixels(ctx, turned)
 		if err != nil {
 			return err
 		}
-		byLight, err := m.e.EmbedImages(ctx, lit)
+		byChange, err := m.e.EmbedImages(ctx, changed)
 		if err != nil {
 			return err
 		}
 		for i, img := range some {
-			for _, e := range slices.Concat(byWay[i*len(c.turned):(i+1)*len(c.turned)], byLight[i*c.lit:(i+1)*c.lit]) {
+			for _, e := range slices.Concat(byWay[i*len(c.turned):(i+1)*len(c.turned)], byChange[i*c.changed():(i+1)*c.changed()]) {
 				if e.Err != nil {
 					return fmt.Errorf("embed a copy of image %s: %w", img.Name, e.Err)
 				}

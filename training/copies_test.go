@@ -6,6 +6,7 @@ import (
 	"math"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -155,25 +156,32 @@ func TestWhatIsDoneAboutLight(t *testing.T) {
 	for name, c := range map[string]struct {
 		want                string
 		usual, even, varied float64
+		blind               string // the one that sees less
 		choice              string
 		closed              []string
 	}{
-		"steady":              {LightAuto, 0.1, 0, 0, LightUsual, nil},
-		"evened out it holds": {LightAuto, 0.3, 0.1, 0, LightEven, []string{LightUsual}},
-		"not by much":         {LightAuto, 0.3, 0.25, 0.15, LightVaried, []string{LightEven, LightUsual}},
-		"nothing helps":       {LightAuto, 0.3, 0.25, 0.29, LightUsual, []string{LightEven, LightVaried}},
-		"each a little":       {LightAuto, 0.9, 0.5, 0.4, LightEven, []string{LightUsual, LightVaried}},
-		"too few to say":      {LightAuto, math.NaN(), 0, 0, LightUsual, nil},
-		"asked for":           {LightVaried, 0, 0, 0.5, LightVaried, nil},
-		"even fails":          {LightAuto, 0.3, -1, 0, "", []string{LightUsual}},
+		"steady":              {LightAuto, 0.1, 0, 0, "", LightUsual, nil},
+		"evened out it holds": {LightAuto, 0.3, 0.1, 0, "", LightEven, []string{LightUsual}},
+		"not by much":         {LightAuto, 0.3, 0.25, 0.15, "", LightVaried, []string{LightEven, LightUsual}},
+		"nothing helps":       {LightAuto, 0.3, 0.25, 0.29, "", LightUsual, []string{LightEven, LightVaried}},
+		"each a little":       {LightAuto, 0.9, 0.5, 0.4, "", LightEven, []string{LightUsual, LightVaried}},
+		"too few to say":      {LightAuto, math.NaN(), 0, 0, "", LightUsual, nil},
+		"asked for":           {LightVaried, 0, 0, 0.5, LightVaried, LightVaried, nil},
+		"even fails":          {LightAuto, 0.3, -1, 0, "", "", []string{LightUsual}},
+		"even is blind":       {LightAuto, 0.9, 0, 0.4, LightEven, LightVaried, []string{LightEven, LightUsual}},
+		"usual is blind":      {LightAuto, 0.9, 0, 0, LightUsual, LightEven, []string{LightUsual}},
 	} {
 		var closed []string
-		best, report, err := inLight(c.want, func(choice string) (io.Closer, float64, error) {
+		best, report, err := inLight(c.want, func(choice string) (io.Closer, lightEffect, error) {
 			alarms := map[string]float64{LightUsual: c.usual, LightEven: c.even, LightVaried: c.varied}[choice]
 			if alarms < 0 {
-				return nil, 0, broken
+				return nil, lightEffect{}, broken
 			}
-			return scoreInLight{choice, &closed}, alarms, nil
+			found := 0.8
+			if choice == c.blind {
+				found = 0.7
+			}
+			return scoreInLight{choice, &closed}, lightEffect{alarms, found}, nil
 		})
 		if (err != nil) != (c.choice == "") || !cmp.Equal(closed, c.closed) {
 			t.Errorf("%s: closed %v, %v", name, closed, err)
@@ -181,6 +189,9 @@ func TestWhatIsDoneAboutLight(t *testing.T) {
 		}
 		if err == nil && (report.Choice != c.choice || best.(scoreInLight).choice != c.choice || slices.Contains(closed, c.choice)) {
 			t.Errorf("%s: %+v, %+v", name, report, best)
+		}
+		if told := err == nil && strings.Contains(report.String(), "harder to see"); told != (c.blind == LightEven) {
+			t.Errorf("%s: %s", name, report)
 		}
 	}
 }

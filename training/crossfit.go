@@ -20,7 +20,7 @@ const (
 	references = 200
 	// foldedReferences bounds those that also calibrate.
 	foldedReferences = 1000
-	// lightReferences bounds those that are seen in another light, too.
+	// lightReferences bounds those that are seen in another light and spoilt, too.
 	lightReferences = 60
 	// folds is in how many turns that is done.
 	folds = 5
@@ -38,8 +38,9 @@ const (
 // crossFitted is what parts say of normals by banks that these are not in.
 type crossFitted struct {
 	said
-	relit said // of the first of the same normals in another light
-	out   int  // how many are in none of the score's banks
+	// Of the first of the same normals in another light, and spoilt in usual light.
+	relit, spoilt said
+	out           int // how many are in none of the score's banks
 }
 
 // said is what parts say of some images, by part.
@@ -113,15 +114,16 @@ func overPlaces(distances, places []float32) []float32 {
 	return out
 }
 
-// alarms is the share of the normals in another light above the threshold that 0.05
-// of them are above in usual light; NaN where nothing is known.
-func (x crossFitted) alarms(parts []inference.Part, join *release.Join) float64 {
+// light is what other light does to the normals, and how well they are told from
+// spoilt ones.
+func (x crossFitted) light(parts []inference.Part, join *release.Join) lightEffect {
+	out := lightEffect{math.NaN(), math.NaN()}
 	if x.scores == nil {
-		return math.NaN()
+		return out
 	}
-	usual, other := x.joint(parts, join), x.relit.joint(parts, join)
+	usual, other, spoilt := x.joint(parts, join), x.relit.joint(parts, join), x.spoilt.joint(parts, join)
 	if len(other) == 0 {
-		return math.NaN()
+		return out
 	}
 	slices.Sort(usual)
 	threshold := usual[min(int(math.Ceil((1-evaluate.SuiteAlarms)*float64(len(usual))))-1, len(usual)-1)]
@@ -131,7 +133,8 @@ func (x crossFitted) alarms(parts []inference.Part, join *release.Join) float64 
 			above++
 		}
 	}
-	return float64(above) / float64(len(other))
+	out.alarms, out.found = float64(above)/float64(len(other)), evaluate.AUROC(usual, spoilt)
+	return out
 }
 
 // fitWeights finds the scales and weights of the parts, which it sets, and how groups
@@ -303,7 +306,7 @@ func mapWeight(grids []heatmap.Grid, places []float32, layers int) float64 {
 // out in number, are a fold whose banks those of the parts are; the banks of the
 // other folds are made in the same way, of about as many normals.
 func (b *scoreBuilder) crossFit(ctx context.Context, parts []inference.Part, n *normals, out int) (crossFitted, error) {
-	x := crossFitted{said: newSaid(len(parts)), relit: newSaid(len(parts))}
+	x := crossFitted{said: newSaid(len(parts)), relit: newSaid(len(parts)), spoilt: newSaid(len(parts))}
 	count, most := min(folds, n.size()), references
 	if out > 0 {
 		most = foldedReferences
@@ -350,8 +353,11 @@ func (b *scoreBuilder) crossFit(ctx context.Context, parts []inference.Part, n *
 		}
 		err := n.show(ctx, b.model.e.Outputs(), some, func(e *inference.Embedding) error { return b.reference(ctx, without, e, x.said) })
 		if b.light && err == nil {
-			err = n.vary(ctx, some[:min(len(some), (lightReferences+count-1)/count)], copying{lit: 1}, func(e *inference.Embedding) error {
-				return b.reference(ctx, without, e, x.relit)
+			changed := []said{x.relit, x.spoilt} // by turns
+			err = n.vary(ctx, some[:min(len(some), (lightReferences+count-1)/count)], copying{lit: 1, spoilt: true}, func(e *inference.Embedding) error {
+				out := changed[0]
+				changed[0], changed[1] = changed[1], out
+				return b.reference(ctx, without, e, out)
 			})
 		}
 		for _, p := range without {

@@ -25,7 +25,14 @@ type LightReport struct {
 	Usual  *float64 `json:"usual,omitempty"`
 	Even   *float64 `json:"even,omitempty"`
 	Varied *float64 `json:"varied,omitempty"`
+	// Found is the AUROC, 0..1, of normals against slightly spoilt ones, both in usual
+	// light, by choice.
+	Found map[string]float64 `json:"found,omitempty"`
 }
+
+// lightEffect is what is known of a score: what 5 % of false alarms become in other
+// light, and the AUROC of normals against slightly spoilt ones; NaN: nothing.
+type lightEffect struct{ alarms, found float64 }
 
 const (
 	// sensitiveAlarms is what 5 % of false alarms may become in other light.
@@ -34,6 +41,9 @@ const (
 	// light hides what is wholly too dark or too bright, and copies in other light make
 	// the normals less alike.
 	muchFewer = 1.5
+	// mostBlind is how much AUROC of spoilt normals a remedy may cost: what sees less
+	// also has fewer false alarms.
+	mostBlind = 0.05
 )
 
 // remedy is one of the things that can be done about light.
@@ -59,6 +69,8 @@ func (l LightReport) String() string {
 			how := r.how
 			if r.choice == l.Choice {
 				how += " (this release)"
+			} else if l.blind(r.choice) {
+				how += fmt.Sprintf(" (but slight defects are harder to see then: AUROC %.2f, %.2f as they are)", l.Found[r.choice], l.Found[LightUsual])
 			}
 			tried = append(tried, fmt.Sprintf("%.0f %% %s", 100**v, how))
 		}
@@ -73,19 +85,33 @@ func (l LightReport) String() string {
 	return text
 }
 
+// blind says whether slight defects are much harder to see with a remedy.
+func (l *LightReport) blind(choice string) bool {
+	usual, known := l.Found[LightUsual]
+	found, tried := l.Found[choice]
+	return known && tried && found < usual-mostBlind
+}
+
 // inLight builds a score for each of the things that can be done about light, until
 // one keeps false alarms low, and gives back the best; a later one must be much
-// better. want is one of them, or LightAuto. build also says what 5 % of false
-// alarms become in other light, or NaN. The others are closed.
-func inLight[T io.Closer](want string, build func(choice string) (T, float64, error)) (best T, report *LightReport, err error) {
+// better, and see defects as well. want is one of them, or LightAuto. The others are
+// closed.
+func inLight[T io.Closer](want string, build func(choice string) (T, lightEffect, error)) (best T, report *LightReport, err error) {
 	report = &LightReport{}
 	least := math.NaN()
 	for _, r := range report.remedies() {
 		if want != LightAuto && want != r.choice {
 			continue
 		}
-		one, alarms, err := build(r.choice)
-		if err == nil && report.Choice != "" && !(alarms*muchFewer < least) {
+		one, effect, err := build(r.choice)
+		if err == nil && !math.IsNaN(effect.found) {
+			if report.Found == nil {
+				report.Found = map[string]float64{}
+			}
+			report.Found[r.choice] = effect.found
+		}
+		alarms := effect.alarms
+		if err == nil && report.Choice != "" && (!(alarms*muchFewer < least) || report.blind(r.choice)) {
 			err = one.Close()
 		} else if err == nil {
 			if report.Choice != "" {
@@ -129,16 +155,16 @@ func (b built) Close() error {
 // buildInLight builds the score with what the plan says about light, or leaves open
 // and helps. The model of x is closed where another is given back.
 func buildInLight(ctx context.Context, p Plan, nets networks, dir string, x *embedded, h halves) (built, *LightReport, error) {
-	best, report, err := inLight(p.Model.Light, func(choice string) (built, float64, error) {
+	best, report, err := inLight(p.Model.Light, func(choice string) (built, lightEffect, error) {
 		one := built{x: x, p: p}
 		var err error
 		if choice == LightEven {
 			one.own = true
 			if one.p.Model.tone, err = evenTone(x.b.model, p.Data, x.imagesAt(h.train)); err != nil {
-				return one, 0, err
+				return one, lightEffect{}, err
 			}
 			if one.x, err = x.twin(ctx, one.p, nets, filepath.Join(dir, "even.onnx")); err != nil {
-				return one, 0, err
+				return one, lightEffect{}, err
 			}
 		}
 		one.x.b.light, one.x.b.folded = p.Model.Light != LightUsual, h.folded
@@ -147,9 +173,9 @@ func buildInLight(ctx context.Context, p Plan, nets networks, dir string, x *emb
 			if one.own {
 				err = errors.Join(err, one.x.Close())
 			}
-			return one, 0, err
+			return one, lightEffect{}, err
 		}
-		return one, one.s.alarms, nil
+		return one, one.s.light, nil
 	})
 	if err != nil {
 		return built{x: x, p: p}, nil, err

@@ -258,24 +258,24 @@ func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64)
 	if r := p.resolution(usual.b.model, tried); r != nil {
 		p.Host.Log.Info().Msg(r.String())
 	}
-	best, report, err := inLight(p.Model.Light, func(choice string) (*evaluatedScore, float64, error) {
+	best, report, err := inLight(p.Model.Light, func(choice string) (*evaluatedScore, lightEffect, error) {
 		s, q := &evaluatedScore{known: usual}, p
 		if choice == LightEven {
 			var err error
 			if q.Model.tone, err = evenTone(usual.b.model, p.Data, p.Data.Normals); err != nil {
-				return nil, 0, err
+				return nil, lightEffect{}, err
 			}
 			if s.known, err = know(q); err != nil {
-				return nil, 0, err
+				return nil, lightEffect{}, err
 			}
 		} else {
 			usual.users++
 		}
 		// As in the paper, copies of normals count as often as they are given.
 		if err := s.build(ctx, q, items, copyingOf(len(items), p.Model, choice == LightVaried), m.folding); err != nil {
-			return nil, 0, errors.Join(err, s.Close())
+			return nil, lightEffect{}, errors.Join(err, s.Close())
 		}
-		return s, s.score.alarms, nil
+		return s, s.score.light, nil
 	})
 	if err != nil {
 		return nil, err

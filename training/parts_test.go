@@ -595,6 +595,9 @@ func TestFitSeesWhatOtherLightDoes(t *testing.T) {
 	if l == nil || l.Usual == nil || (tone != nil && tone.Levels != nil) != (l.Choice == LightEven) || cmp.Diff(prov.Light, l) != "" {
 		t.Fatalf("%+v, in the release %+v, tone %+v", l, prov.Light, tone)
 	}
+	if f := l.Found[l.Choice]; !(f > 0.5 && f <= 1) {
+		t.Errorf("spoilt squares are found with an AUROC of %v", f)
+	}
 	if *l.Usual > sensitiveAlarms && l.Even == nil || *l.Usual <= sensitiveAlarms && l.Choice != LightUsual {
 		t.Errorf("%v", l)
 	}
@@ -640,7 +643,7 @@ func TestFitSeesWhatOtherLightDoes(t *testing.T) {
 		t.Errorf("nearest %+v, %v", s[0].Nearest, err)
 	}
 	third := 1. / 3
-	for _, l := range []LightReport{{}, {LightUsual, &third, nil, nil}, {LightEven, nil, &third, nil}, {LightEven, &third, &third, nil}, {LightVaried, &third, &third, &third}} {
+	for _, l := range []LightReport{{}, {Choice: LightUsual, Usual: &third}, {Choice: LightEven, Even: &third}, {Choice: LightEven, Usual: &third, Even: &third}, {Choice: LightVaried, Usual: &third, Even: &third, Varied: &third}} {
 		if l.String() == "" {
 			t.Errorf("%+v is not told", l)
 		}
