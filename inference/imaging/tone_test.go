@@ -175,3 +175,15 @@ func TestPreprocessAppliesItsTone(t *testing.T) {
 		t.Error("a tone that makes no sense is applied")
 	}
 }
+
+func BenchmarkTone(b *testing.B) {
+	pix := make([]uint8, 3*224*224)
+	for i := range pix {
+		pix[i] = uint8(40 + i%100)
+	}
+	tone := &Tone{Levels: LevelsOf(pix, 19), Floor: 0.05, Ceiling: 0.9, Gamma: 0.5}
+	b.SetBytes(int64(len(pix)))
+	for b.Loop() {
+		tone.Apply(pix)
+	}
+}
