@@ -318,13 +318,13 @@ func (s *Scorer) Judge(ctx context.Context, embeddings []*Embedding, scores []*S
 	}
 	for _, j := range strange {
 		var of []heatmap.Grid
-		var weights []float64
+		var drawn []release.Part
 		for i, at := range s.at {
 			if at >= 0 && !s.parts[i].About.NoMap {
-				of, weights = append(of, grids[i][j]), append(weights, s.parts[i].About.Map)
+				of, drawn = append(of, grids[i][j]), append(drawn, s.parts[i].About)
 			}
 		}
-		g := SumMaps(of, weights)
+		g := SumMaps(drawn, of)
 		scores[j].Map = &g
 	}
 	return nil
@@ -387,23 +387,27 @@ func PatchGrids(ctx context.Context, p Part, rows []float32) ([]heatmap.Grid, er
 	return out, nil
 }
 
-// SumMaps adds the grids of one image's parts, each with its weight (0 stands for
-// 1), on the finest of their grids. One grid stays as it is where its weight is 1.
-func SumMaps(grids []heatmap.Grid, weights []float64) heatmap.Grid {
+// SumMaps adds the grids of one image's parts, each as the part counts in maps, on
+// the finest of their grids. One grid alone stays as it is where its weight is 1 and
+// all of it counts.
+func SumMaps(parts []release.Part, grids []heatmap.Grid) heatmap.Grid {
 	finest := 0
 	for i, g := range grids {
 		if len(g.Values) > len(grids[finest].Values) {
 			finest = i
 		}
 	}
-	if len(grids) == 1 && (weights[0] == 0 || weights[0] == 1) {
+	if p := parts[0]; len(grids) == 1 && (p.Map == 0 || p.Map == 1) && !p.MapExcess {
 		return grids[0]
 	}
 	out := heatmap.NewGrid(grids[finest].Width, grids[finest].Height)
 	for i, g := range grids {
-		w := float32(weights[i])
+		w := float32(parts[i].Map)
 		if w == 0 {
 			w = 1
+		}
+		if parts[i].MapExcess {
+			g = g.Excess()
 		}
 		for j, v := range g.Resized(out.Width, out.Height).Values {
 			out.Values[j] += w * v

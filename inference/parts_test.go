@@ -157,12 +157,17 @@ func TestGroupsAreJoinedBySoftMaximum(t *testing.T) {
 func TestMapsOfSeveralGridsAreAdded(t *testing.T) {
 	coarse := heatmap.Grid{Width: 1, Height: 1, Values: []float32{3}}
 	fine := heatmap.Grid{Width: 2, Height: 1, Values: []float32{1, 5}}
-	got := SumMaps([]heatmap.Grid{coarse, fine}, []float64{2, 0.5})
+	got := SumMaps([]release.Part{{Map: 2}, {Map: 0.5}}, []heatmap.Grid{coarse, fine})
 	if got.Width != 2 || got.Height != 1 || got.Values[0] != 6.5 || got.Values[1] != 8.5 {
 		t.Errorf("%+v", got)
 	}
-	if one := SumMaps([]heatmap.Grid{fine}, []float64{0}); &one.Values[0] != &fine.Values[0] {
+	if one := SumMaps([]release.Part{{}}, []heatmap.Grid{fine}); &one.Values[0] != &fine.Values[0] {
 		t.Error("a grid alone is changed")
+	}
+	wide := heatmap.Grid{Width: 3, Height: 1, Values: []float32{4, 1, 2}}
+	got = SumMaps([]release.Part{{Map: 2, MapExcess: true}, {}}, []heatmap.Grid{wide, {Width: 3, Height: 1, Values: []float32{7, 8, 9}}})
+	if want := []float32{11, 8, 9}; !slices.Equal(got.Values, want) { // above the median 2: 2, 0, 0
+		t.Errorf("%v, want %v", got.Values, want)
 	}
 }
 

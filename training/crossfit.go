@@ -85,12 +85,12 @@ func (s said) joint(parts []inference.Part, join *release.Join) []float64 {
 // maps are those of the images; nil without parts of patches.
 func (s said) maps(parts []inference.Part) []heatmap.Grid {
 	var grids [][]heatmap.Grid // by image
-	var weights []float64
+	var drawn []release.Part
 	for i, p := range parts {
 		if !p.About.IsPatch() || p.About.NoMap {
 			continue
 		}
-		weights = append(weights, p.About.Map)
+		drawn = append(drawn, p.About)
 		for j, g := range s.grids[i] {
 			if j == len(grids) {
 				grids = append(grids, nil)
@@ -100,7 +100,7 @@ func (s said) maps(parts []inference.Part) []heatmap.Grid {
 	}
 	var out []heatmap.Grid
 	for _, some := range grids {
-		out = append(out, inference.SumMaps(some, weights))
+		out = append(out, inference.SumMaps(drawn, some))
 	}
 	return out
 }
@@ -171,7 +171,7 @@ func (b *scoreBuilder) fitWeights(ctx context.Context, parts []inference.Part, n
 			}
 			scores = x.measures(i, *a)
 			if patches > 1 && !a.NoMap {
-				a.Map = mapWeight(x.grids[i], a.Places, patches)
+				a.Map = mapWeight(x.grids[i], *a, patches)
 			}
 		}
 		if !a.Scored {
@@ -284,19 +284,28 @@ func statistics(grids []heatmap.Grid, places []float32, measures []release.Measu
 	return out
 }
 
-// mapWeight makes the distances of several layers comparable.
-func mapWeight(grids []heatmap.Grid, places []float32, layers int) float64 {
+// mapWeight makes what several parts add to maps comparable: the inverse of how far
+// the strangest 1 % of the normals' patches are above the median one.
+func mapWeight(grids []heatmap.Grid, a release.Part, layers int) float64 {
 	var all []float64
 	for _, g := range grids {
-		for i, v := range g.Values {
-			if places != nil {
-				v /= places[i]
-			}
+		g.Values = overPlaces(g.Values, a.Places)
+		if a.MapExcess {
+			g = g.Excess()
+		}
+		for _, v := range g.Values {
 			all = append(all, float64(v))
 		}
 	}
-	if m := median(all); m > 0 && !math.IsInf(m, 0) {
-		return 1 / (m * float64(layers))
+	if len(all) == 0 {
+		return 1 / float64(layers)
+	}
+	slices.Sort(all)
+	middle, high := all[len(all)/2], all[(len(all)-1)*99/100]
+	for _, unit := range []float64{high - middle, middle} { // the median where none stands out
+		if unit > 0 && !math.IsInf(unit, 0) {
+			return 1 / (unit * float64(layers))
+		}
 	}
 	return 1 / float64(layers)
 }

@@ -85,7 +85,7 @@ func (c composition) open(file string, n networks, data Data, m Model, h Host) (
 		}
 		if p.isPatch() {
 			q := patches[at]
-			a.NoMap = p.noMap
+			a.NoMap, a.MapExcess = p.noMap, p.excess
 			a.Output, a.Dim = q.Name, q.Dim
 			a.Width, a.Height = out.e.Preprocess().Grid(q.Grid[0], q.Grid[1])
 			if a.Width*a.Height > release.MostPatches {

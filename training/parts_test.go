@@ -489,10 +489,10 @@ func TestFitJoinsTheWholePictureAndItsPatches(t *testing.T) {
 	}
 }
 
-// Maps of the full score are drawn from single patches of an early and a middle layer
-// and neighbourhoods of a late one, of which the middle's are not in the score, and the
-// early one's neighbourhoods, which blur, are in the score alone.
-func TestTheFullScoreDrawsSinglePatches(t *testing.T) {
+// Maps of the full score are drawn from single patches of an early and a middle layer,
+// neighbourhoods of a late one, and wide ones, of which the middle's and the wide ones are
+// not in the score; the early one's small neighbourhoods, which blur, are in the score alone.
+func TestTheFullScoreDrawsSingleAndWidePatches(t *testing.T) {
 	t.Parallel()
 	m, err := backbone.Random(backbone.Spec{
 		Family: backbone.ViT, Dim: 32, Depth: 6, Heads: 1, Hidden: 64, Patch: 8, Size: 32, ClassPos: true, NormEps: 1e-6,
@@ -520,6 +520,9 @@ func TestTheFullScoreDrawsSinglePatches(t *testing.T) {
 		if p.Scored {
 			text += " scored"
 		}
+		if p.MapExcess {
+			text += " excess"
+		}
 		if p.Map > 0 && !p.NoMap {
 			text += " drawn"
 		}
@@ -528,7 +531,7 @@ func TestTheFullScoreDrawsSinglePatches(t *testing.T) {
 		}
 		got = append(got, text)
 	}
-	if diff := cmp.Diff([]string{"patch@2 scored drawn heat", "patch@2x3 scored", "patch@4x3 scored drawn", "patch@3 drawn"}, got); diff != "" {
+	if diff := cmp.Diff([]string{"patch@2 scored excess drawn heat", "patch@2x3 scored excess", "patch@4x3 scored excess drawn", "patch@3 excess drawn", "patch@2x9 drawn"}, got); diff != "" {
 		t.Error(diff)
 	}
 }

@@ -142,6 +142,7 @@ type placed struct {
 	group  string // where groups are joined
 	scored bool   // it counts in the score
 	noMap  bool   // it does not count in maps
+	excess bool   // in maps it counts above the picture's median alone
 }
 
 // composition is what a score is made of with one backbone.
@@ -178,8 +179,8 @@ func (s Score) compose(path string, a backbone.Anatomy, tuned bool) (composition
 		}
 	}
 	maps := !s.NoPatches && !s.NoMaps
-	if len(s.Groups) == 0 && maps && a.Class {
-		c.showFiner(a, tuned)
+	if len(s.Groups) == 0 && maps && a.Layers > 0 {
+		c.draw(a, tuned)
 	}
 	isVector := func(p placed) bool { return !p.isPatch() }
 	if !slices.ContainsFunc(c.parts, isVector) { // a detector has a bank of images
@@ -211,19 +212,34 @@ func (s Score) compose(path string, a backbone.Anatomy, tuned bool) (composition
 	return c, nil
 }
 
-// showFiner has maps drawn from what shows best where: single patches of a middle
-// layer too, and not the neighbourhoods of the early one, which blur what it says.
-func (c *composition) showFiner(a backbone.Anatomy, tuned bool) {
+// wideAround is the side of the neighbourhoods that maps see large weak areas by: of
+// 14 patches, as many as most backbones see across, two thirds.
+const wideAround = 9
+
+// draw has maps drawn from what shows best where: single patches of an early layer and,
+// whitened, of a middle one, and small neighbourhoods of a late one, by what they have
+// that most of the picture has not; and wide neighbourhoods, whitened, for what is odd in
+// large. The neighbourhoods of the early layer that the score reads blur and show no more.
+func (c *composition) draw(a backbone.Anatomy, tuned bool) {
 	taps := localTaps(a)
-	middle := layerAt(a, 1./2)
-	if len(taps) < 3 || middle == taps[0].Layer {
-		return
-	}
+	early, late := taps[0].Layer, taps[len(taps)-1].Layer
 	for i := range c.parts {
-		c.parts[i].noMap = c.parts[i].isPatch() && c.parts[i].Layer == taps[0].Layer && c.parts[i].Around > 1
+		p := &c.parts[i]
+		p.excess = p.isPatch()
+		p.noMap = p.isPatch() && p.Layer == early && p.Around > 1 && late > early
 	}
-	p := Part{Tap: backbone.Tap{What: backbone.TapPatch, Layer: middle, Around: 1}, Placed: true, Statistic: release.StatisticMean, Frozen: tuned}
-	c.parts = append(c.parts, placed{Part: p, name: p.name()})
+	context := late
+	if a.Class { // whose early tokens know of the whole picture
+		context = early
+	}
+	for _, p := range []placed{
+		{Part: Part{Tap: backbone.Tap{Layer: layerAt(a, 1./2), Around: 1}}, excess: true},
+		{Part: Part{Tap: backbone.Tap{Layer: context, Around: wideAround}}},
+	} {
+		p.What, p.White, p.Placed, p.Statistic, p.Frozen = backbone.TapPatch, shrinkage, true, release.StatisticMean, tuned
+		p.name = p.Part.name()
+		c.parts = append(c.parts, p)
+	}
 }
 
 // plain says whether the model's own embedding is all that is needed.

@@ -1,6 +1,9 @@
 package heatmap
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // Grid is one image's patches, rows first: the value of column x and row y is
 // at Values[y*Width+x]. It holds squared patch distances (≥ 0), or intensities.
@@ -19,6 +22,19 @@ func (g Grid) At(x, y int) float32 { return g.Values[y*g.Width+x] }
 
 // Empty reports whether there is no grid: a release without a patch bank gives none.
 func (g Grid) Empty() bool { return len(g.Values) == 0 }
+
+// Excess is by how much each value is above the grid's median, and 0 where it is
+// not: what a place has that most of the picture has not.
+func (g Grid) Excess() Grid {
+	out := NewGrid(g.Width, g.Height)
+	middle := slices.Sorted(slices.Values(g.Values))[len(g.Values)/2]
+	for i, v := range g.Values {
+		if v > middle {
+			out.Values[i] = v - middle
+		}
+	}
+	return out
+}
 
 // Validate checks that the sizes are positive and fit the values.
 func (g Grid) Validate() error {

@@ -238,6 +238,10 @@ type Part struct {
 	Map float64 `json:"map,omitempty"`
 	// NoMap keeps the part's distances out of maps: it counts in the score alone.
 	NoMap bool `json:"no_map,omitempty"`
+	// MapExcess has only what a distance is above the median of the picture's count in
+	// maps, and nothing where it is below: a picture that is odd all over is not hot
+	// all over.
+	MapExcess bool `json:"map_excess,omitempty"`
 	// Heat says how large the values of maps are among held-out normals, which makes
 	// intensities of them. The first part of patches that counts in maps has it. None:
 	// the release draws no heatmaps.
