@@ -447,13 +447,13 @@ func TestFitJoinsTheWholePictureAndItsPatches(t *testing.T) {
 	}
 	prov, d := provenanceOf(t, plan.Out)
 	m := d.Release().Manifest
-	if res.Score != "full" || prov.Score != "full" || len(prov.Patches) != 2 || res.Patches != 200 || res.Cost.Milliseconds <= 0 || res.Cost.Banks == 0 {
+	if res.Score != "full" || prov.Score != "full" || len(prov.Patches) != 4 || res.Patches != 3*100+32 || res.Cost.Milliseconds <= 0 || res.Cost.Banks == 0 {
 		t.Errorf("%+v, %+v", res, prov)
 	}
 	if j := m.Join; j == nil || len(j.Groups) != 2 || j.Groups[0].Name != "whole" || !(j.Groups[1].Weight < j.Groups[0].Weight) || !m.Model.Preprocess.Squash {
 		t.Fatalf("join %+v, %+v", j, m.Model.Preprocess)
 	}
-	last := m.Parts[len(m.Parts)-1]
+	last := m.Parts[len(m.Parts)-3] // of the score; two more are for maps
 	if len(last.Also) != 2 || len(last.Places) != 16 || last.Map <= 0 || last.Group != "local" || m.Parts[0].Name != "class-unit" {
 		t.Errorf("%+v, first %s", last, m.Parts[0].Name)
 	}
