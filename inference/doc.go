@@ -2,9 +2,9 @@
 //
 // An [Embedder] is one backbone on one device. Images go in from any number of
 // goroutines; they are checked, decoded and resized by a few workers while the
-// model computes, and the model takes whatever is ready as one batch, up to a
-// [BatchPolicy]. Its queues are bounded: a caller that is faster than the model
-// waits.
+// model computes, and the model takes whatever is ready as one batch, up to
+// [EmbedOptions].Batch. Its queues are bounded: a caller that is faster than the
+// model waits.
 //
 // A [Detector] is a loaded release: an Embedder together with the bank and the
 // calibration that were made for it. It scores images:

@@ -21,7 +21,6 @@ import (
 const (
 	inputImage         = "image"     // uint8 [N, S, S, 3]
 	outputEmbedding    = "embedding" // float [N, D]
-	outputTokens       = "tokens"    // float [N, T, D], optional
 	metadataPreprocess = "nearmiss.preprocess"
 	metadataBackbone   = "nearmiss.backbone"
 )
@@ -46,8 +45,10 @@ type EmbedOptions struct {
 	// Workers is the number of goroutines that decode and resize. Default: all
 	// cores.
 	Workers int
-	// Batch says when images become a batch.
-	Batch BatchPolicy
+	// Batch is the most images in one run of the model; fewer where no more are ready:
+	// the model never idles while an image is, and batches grow by themselves while it
+	// is busy. Default 4 on the CPU, 32 elsewhere.
+	Batch int
 	// Queue bounds the images that wait, decoded, for the model. Default: two
 	// batches for each thread.
 	Queue int
@@ -67,13 +68,11 @@ type EmbedOptions struct {
 	// Tone is how bright pictures are made, in place of what Preprocess says.
 	Tone *imaging.Tone
 	// Symmetry is what embeddings are averaged over, in place of what Preprocess
-	// says. Tokens and patches are those of the image as it is.
+	// says. Patches are those of the image as it is.
 	Symmetry imaging.Symmetry
 	// Tiles, where there are any, are what patches are taken from, in place of what
 	// Preprocess says. The Embedder finds the overlap that suits the model.
 	Tiles imaging.Tiles
-	// Tokens asks for the tokens output, too.
-	Tokens bool
 	// Patches are the outputs of patch vectors, float [N, P, E], that are asked for,
 	// too.
 	Patches []string
@@ -89,8 +88,6 @@ type EmbedOptions struct {
 type Embedding struct {
 	// Vector is the embedding, D numbers; nil where Err is set.
 	Vector []float32
-	// Tokens are the T×D token embeddings, row-major, where asked for.
-	Tokens []float32
 	// Patches are the P×E patch vectors, row-major and rows of the image first, of
 	// each output that was asked for: one grid over all tiles, where there are any.
 	Patches [][]float32
@@ -108,13 +105,11 @@ type Embedder struct {
 	preprocess imaging.Preprocess
 	backbone   json.RawMessage
 	dim        int
-	tokens     int // in the tokens output, 0 without
 	patches    []patchOutput
 	limit      int // images in a batch
 	inputs     int // of the model, of one image
 	fixed      int // the model's own batch, 0 where it takes any
 	embedding  int // index of the output
-	tokensAt   int
 
 	embedderLife
 	buffers sync.Pool // of *[]uint8: one preprocessed image
@@ -180,8 +175,8 @@ func NewEmbedder(path string, o EmbedOptions) (*Embedder, error) {
 
 func newEmbedder(path string, o EmbedOptions) (_ *Embedder, err error) {
 	cpu := o.Device.Kind == "" || o.Device.Kind == "cpu"
-	if err := o.Batch.validate(); err != nil {
-		return nil, err
+	if o.Batch < 0 {
+		return nil, fmt.Errorf("batches of %d images: give a number above 0, or 0 for the default", o.Batch)
 	}
 	if o.Threads <= 0 {
 		o.Threads = runtime.GOMAXPROCS(0)
@@ -189,10 +184,10 @@ func newEmbedder(path string, o EmbedOptions) (_ *Embedder, err error) {
 	if o.Workers <= 0 {
 		o.Workers = runtime.GOMAXPROCS(0)
 	}
-	if o.Batch.Count == 0 {
-		o.Batch.Count = 4
+	if o.Batch == 0 {
+		o.Batch = 4
 		if !cpu {
-			o.Batch.Count = 32
+			o.Batch = 32
 		}
 	}
 	runners := o.Threads
@@ -216,7 +211,7 @@ func newEmbedder(path string, o EmbedOptions) (_ *Embedder, err error) {
 	}
 	// A batch has as many inputs as ever, which makes fewer images of them.
 	e.inputs = e.preprocess.Symmetry.Count() + e.preprocess.Tiles.Count()
-	e.limit = max(1, o.Batch.limit(e.preprocess.InputBytes())/e.inputs)
+	e.limit = max(1, o.Batch/e.inputs)
 	if e.fixed > 0 {
 		e.limit = min(e.limit, max(1, e.fixed/e.inputs))
 	}
@@ -298,23 +293,12 @@ func (e *Embedder) inspect() error {
 	if len(in) != 1 || in[0].Type != ort.Uint8 || len(in[0].Shape) != 4 || in[0].Shape[3] != 3 {
 		return fmt.Errorf(`its input must be one uint8 image [N, S, S, 3], it has %v: run "nearmiss backbone import"`, in)
 	}
-	e.embedding, e.tokensAt = -1, -1
-	for i, o := range out {
-		switch {
-		case o.Name == outputEmbedding:
-			e.embedding = i
-		case o.Name == outputTokens:
-			e.tokensAt = i
-		}
-	}
+	e.embedding = slices.IndexFunc(out, func(o ort.Info) bool { return o.Name == outputEmbedding })
 	if e.embedding < 0 && len(out) == 1 {
 		e.embedding = 0
 	}
 	if e.embedding < 0 || out[e.embedding].Type != ort.Float {
 		return fmt.Errorf(`it has no float output %q: run "nearmiss backbone import"`, outputEmbedding)
-	}
-	if e.o.Tokens && e.tokensAt < 0 {
-		return fmt.Errorf("it has no output %q: export it with tokens", outputTokens)
 	}
 	for _, name := range e.o.Patches {
 		at := slices.IndexFunc(out, func(o ort.Info) bool { return o.Name == name })
@@ -385,9 +369,6 @@ func (e *Embedder) probe() error {
 	if e.dim == 0 || len(out.vectors)%n != 0 {
 		return fmt.Errorf("it gave %d numbers for %d images", len(out.vectors), n)
 	}
-	if e.o.Tokens {
-		e.tokens = len(out.tokens) / n / e.dim
-	}
 	for i, shape := range out.shapes {
 		if len(shape) != 3 || shape[0] != n || shape[1] < 1 || shape[2] < 1 {
 			return fmt.Errorf("its output %q is %v for %d images, want [%d, P, E]", e.o.Patches[i], shape, n, n)
@@ -405,9 +386,6 @@ func (e *Embedder) Preprocess() imaging.Preprocess { return e.preprocess }
 
 // Backbone is what the model's metadata says of it (JSON), or nil.
 func (e *Embedder) Backbone() json.RawMessage { return slices.Clone(e.backbone) }
-
-// Tokens is the number of token embeddings of an image, 0 where not asked for.
-func (e *Embedder) Tokens() int { return e.tokens }
 
 // Patches is the number of patch vectors of an image and their length, of an
 // output that was asked for; 0 and 0 of others.

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -33,15 +32,13 @@ func TestEmbed(t *testing.T) {
 		batch int
 		o     EmbedOptions
 	}{
-		"any batch, all cores":                  {0, EmbedOptions{}},
-		"any batch, one thread, one worker":     {0, EmbedOptions{Threads: 1, Workers: 1, Queue: 1}},
-		"batches of one":                        {0, EmbedOptions{Batch: BatchPolicy{Count: 1}}},
-		"batches bounded by bytes":              {0, EmbedOptions{Batch: BatchPolicy{Bytes: 3 * side * side * 3}}},
-		"batches that wait for company":         {0, EmbedOptions{Batch: BatchPolicy{Count: 64, Period: time.Millisecond}}},
-		"a model for one image":                 {1, EmbedOptions{}},
-		"a model for four, partly filled":       {4, EmbedOptions{Threads: 2}},
-		"a model for four in batches of two":    {4, EmbedOptions{Batch: BatchPolicy{Count: 2}}},
-		"tokens are given where they are asked": {0, EmbedOptions{Tokens: true}},
+		"any batch, all cores":               {0, EmbedOptions{}},
+		"any batch, one thread, one worker":  {0, EmbedOptions{Threads: 1, Workers: 1, Queue: 1}},
+		"batches of one":                     {0, EmbedOptions{Batch: 1}},
+		"a model for one image":              {1, EmbedOptions{}},
+		"a model for four, partly filled":    {4, EmbedOptions{Threads: 2}},
+		"a model for four in batches of two": {4, EmbedOptions{Batch: 2}},
+		"patches that are asked for":         {0, EmbedOptions{Patches: []string{outputTokens}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := newTestEmbedder(t, writeModel(t, c.batch, 1, false), c.o)
@@ -57,11 +54,13 @@ func TestEmbed(t *testing.T) {
 				if g.Err != nil || !near(g.Vector, want[i]) || g.Width != side || g.Height != side {
 					t.Fatalf("image %d: got %+v, want %v", i, g, want[i])
 				}
-				if c.o.Tokens && (len(g.Tokens) != side*side*3 || e.Tokens()*e.Dim() != len(g.Tokens)) {
-					t.Fatalf("image %d: %d numbers of tokens", i, len(g.Tokens))
+				if len(g.Patches) != len(c.o.Patches) {
+					t.Fatalf("image %d: patches of %d outputs", i, len(g.Patches))
 				}
-				if c.o.Tokens && math.Abs(float64(g.Tokens[0]-want[i][0])) > 1e-5 {
-					t.Fatalf("image %d: token %v, want %v", i, g.Tokens[0], want[i][0])
+				for _, p := range g.Patches {
+					if len(p) != side*side*3 || math.Abs(float64(p[0]-want[i][0])) > 1e-5 {
+						t.Fatalf("image %d: %d numbers of patches from %v, want %v", i, len(p), p[0], want[i][0])
+					}
 				}
 			}
 		})
@@ -170,19 +169,6 @@ func TestEmbedEnds(t *testing.T) {
 			t.Errorf("afterwards: %v", err)
 		}
 	})
-	t.Run("while it waits for company", func(t *testing.T) {
-		e := newTestEmbedder(t, writeModel(t, 0, 1, false), EmbedOptions{Batch: BatchPolicy{Count: 64, Period: time.Hour}})
-		ctx, cancel := context.WithCancel(context.Background())
-		done := make(chan error, 1)
-		go func() {
-			_, err := e.Embed(ctx, files)
-			done <- err
-		}()
-		cancel()
-		if err := <-done; !errors.Is(err, context.Canceled) {
-			t.Errorf("got %v", err)
-		}
-	})
 	t.Run("when the embedder is closed", func(t *testing.T) {
 		e := newTestEmbedder(t, writeModel(t, 0, 1, false), EmbedOptions{})
 		if err := e.Close(); err != nil {
@@ -203,9 +189,9 @@ func TestNewEmbedderRefuses(t *testing.T) {
 		o    EmbedOptions
 		want string
 	}{
-		"a file that is not there":       {path + "x", EmbedOptions{}, "no such file"},
-		"another size of images":         {path, EmbedOptions{Preprocess: &wrong}, "4×4"},
-		"a policy with a negative count": {path, EmbedOptions{Batch: BatchPolicy{Count: -1}}, "negative"},
+		"a file that is not there": {path + "x", EmbedOptions{}, "no such file"},
+		"another size of images":   {path, EmbedOptions{Preprocess: &wrong}, "4×4"},
+		"a negative batch":         {path, EmbedOptions{Batch: -1}, "batches of -1 images"},
 	} {
 		if _, err := NewEmbedder(c.path, c.o); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: got %v", name, err)
@@ -222,32 +208,32 @@ func TestCollect(t *testing.T) {
 		return c
 	}
 	t.Run("takes what is ready up to the limit", func(t *testing.T) {
-		if got := collect(fill(6), 4, 1, 0); len(got) != 4 {
+		if got := collect(fill(6), 4, 1); len(got) != 4 {
 			t.Errorf("got %v", got)
 		}
-		if got := collect(fill(3), 4, 1, 0); len(got) != 3 {
+		if got := collect(fill(3), 4, 1); len(got) != 3 {
 			t.Errorf("got %v", got)
 		}
 	})
 	t.Run("leaves other collectors their share", func(t *testing.T) {
-		if got := collect(fill(6), 8, 2, 0); len(got) != 3 {
+		if got := collect(fill(6), 8, 2); len(got) != 3 {
 			t.Errorf("got %v", got)
 		}
 	})
-	t.Run("ends its wait when the batch is full", func(t *testing.T) {
-		c := fill(1)
-		go func() { c <- 1; c <- 2 }()
-		if got := collect(c, 3, 1, time.Hour); len(got) != 3 {
+	t.Run("waits for the first alone", func(t *testing.T) {
+		c := make(chan int)
+		go func() { c <- 1 }()
+		if got := collect(c, 3, 1); len(got) != 1 {
 			t.Errorf("got %v", got)
 		}
 	})
-	t.Run("ends its wait when the channel is closed", func(t *testing.T) {
+	t.Run("ends when the channel is closed", func(t *testing.T) {
 		c := fill(1)
 		close(c)
-		if got := collect(c, 3, 1, time.Hour); len(got) != 1 {
+		if got := collect(c, 3, 1); len(got) != 1 {
 			t.Errorf("got %v", got)
 		}
-		if got := collect(c, 3, 1, time.Hour); got != nil {
+		if got := collect(c, 3, 1); got != nil {
 			t.Errorf("got %v", got)
 		}
 	})

@@ -20,7 +20,10 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const side = 8
+const (
+	side         = 8
+	outputTokens = "tokens" // of the tiny model: its pixels as patches
+)
 
 func preprocess() imaging.Preprocess {
 	return imaging.Preprocess{

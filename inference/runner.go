@@ -17,12 +17,36 @@ type runner struct {
 func (e *Embedder) work(share int) {
 	r := &runner{Embedder: e, input: make([]uint8, e.limit*e.inputs*e.preprocess.InputBytes())}
 	for {
-		batch := collect(e.ready, e.limit, share, e.o.Batch.Period)
+		batch := collect(e.ready, e.limit, share)
 		if batch == nil {
 			return
 		}
 		r.embed(batch)
 	}
+}
+
+// collect takes the first item, waiting for it, and those that are ready beside it,
+// at most limit; it leaves the other collectors, share in all, their part of them. It
+// returns nil when the channel is closed and empty.
+func collect[T any](in <-chan T, limit, share int) []T {
+	first, ok := <-in
+	if !ok {
+		return nil
+	}
+	batch := append(make([]T, 0, limit), first)
+	fair := (1 + len(in) + share - 1) / share
+	for len(batch) < min(limit, fair) {
+		select {
+		case x, ok := <-in:
+			if !ok {
+				return batch
+			}
+			batch = append(batch, x)
+		default:
+			return batch
+		}
+	}
+	return batch
 }
 
 func (r *runner) embed(batch []*job) {
@@ -73,9 +97,6 @@ func (r *runner) embed(batch []*job) {
 				out.Err = ErrNotFinite
 			} else {
 				out.Vector, out.Patches = v, patches
-				if r.o.Tokens {
-					out.Tokens = part(got.tokens, at[i], 1, r.tokens*r.dim)
-				}
 			}
 		}
 		j.call.finish(err)
@@ -84,9 +105,9 @@ func (r *runner) embed(batch []*job) {
 
 // outputs are what the model gave for a batch, in memory of their own.
 type outputs struct {
-	vectors, tokens []float32
-	patches         [][]float32
-	shapes          [][]int // of patches
+	vectors []float32
+	patches [][]float32
+	shapes  [][]int // of patches
 }
 
 // infer runs the model on the first n inputs, as many at once as it is to be given.
@@ -102,7 +123,7 @@ func (r *runner) infer(n int) (o outputs, err error) {
 		if err != nil || from == 0 && to == n {
 			return got, err
 		}
-		o.vectors, o.tokens = append(o.vectors, got.vectors[:(to-from)*r.dim]...), append(o.tokens, got.tokens[:(to-from)*r.tokens*r.dim]...)
+		o.vectors = append(o.vectors, got.vectors[:(to-from)*r.dim]...)
 		for i, p := range r.patches {
 			if from == 0 {
 				o.patches = append(o.patches, nil)
@@ -128,9 +149,6 @@ func (r *runner) once(input []uint8) (o outputs, err error) {
 	}
 	defer ort.CloseAll(out...)
 	o.vectors = out[r.embedding].Float32s()
-	if r.o.Tokens {
-		o.tokens = out[r.tokensAt].Float32s()
-	}
 	if r.dim > 0 && len(o.vectors) != n*r.dim {
 		return o, fmt.Errorf("the model gave %d numbers for %d images of %d", len(o.vectors), n, r.dim)
 	}

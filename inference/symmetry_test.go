@@ -16,7 +16,7 @@ func TestEmbeddingsAreAveragedOverSymmetries(t *testing.T) {
 	mirror, _ := halves(t, blue, red)
 	path := writeModel(t, 0, 1, false)
 	for _, s := range []imaging.Symmetry{imaging.Flip, imaging.Dihedral} {
-		e, err := NewEmbedder(path, EmbedOptions{Symmetry: s, Tokens: true, Batch: BatchPolicy{Count: 16}})
+		e, err := NewEmbedder(path, EmbedOptions{Symmetry: s, Patches: []string{outputTokens}, Batch: 16})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -36,7 +36,7 @@ func TestEmbeddingsAreAveragedOverSymmetries(t *testing.T) {
 				}
 			}
 			left := []uint8{200, 100}[i%2] // red or blue
-			if got := a.Tokens[[]int{0, 2}[i%2]]; math.Abs(float64(got)-float64(left)/255) > 1e-6 {
+			if got := a.Patches[0][[]int{0, 2}[i%2]]; math.Abs(float64(got)-float64(left)/255) > 1e-6 {
 				t.Errorf("%s, image %d: its first token is %v, want that of the image as it is, %v", s, i, got, float64(left)/255)
 			}
 		}

@@ -78,7 +78,7 @@ func (e *Embedder) run(from int) int {
 	case e.fixed > 0:
 		return e.fixed
 	case e.o.Precision != release.Int8:
-		return max(e.o.Batch.limit(e.preprocess.InputBytes()), same)
+		return max(e.o.Batch, same)
 	case from > 0: // the range of 8 bits is a tile's own
 		return 1
 	}

@@ -79,8 +79,8 @@ func TestTilesArePutTogether(t *testing.T) {
 		"nothing shared":              {0, 2, 0, EmbedOptions{Tiles: imaging.Tiles{Rows: 3, Columns: 2}}},
 		"a model for one image":       {1, 8, 1, EmbedOptions{Tiles: imaging.Tiles{Rows: 2, Columns: 2}}},
 		"a model for four":            {4, 4, 2, EmbedOptions{Tiles: imaging.Tiles{Rows: 2, Columns: 2}}},
-		"runs of three":               {0, 8, 1, EmbedOptions{Tiles: imaging.Tiles{Rows: 1, Columns: 4}, Batch: BatchPolicy{Count: 3}}},
-		"several images in a run":     {0, 8, 1, EmbedOptions{Tiles: imaging.Tiles{Rows: 1, Columns: 2}, Batch: BatchPolicy{Count: 9}, Threads: 1}},
+		"runs of three":               {0, 8, 1, EmbedOptions{Tiles: imaging.Tiles{Rows: 1, Columns: 4}, Batch: 3}},
+		"several images in a run":     {0, 8, 1, EmbedOptions{Tiles: imaging.Tiles{Rows: 1, Columns: 2}, Batch: 9, Threads: 1}},
 		"averaged over mirror images": {0, 8, 1, EmbedOptions{Tiles: imaging.Tiles{Rows: 2, Columns: 2}, Symmetry: imaging.Flip}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -17,7 +17,7 @@ type Tried struct {
 // TimeOnce is the time that the backbone at path takes for one image on one
 // thread: the least of five runs.
 func TimeOnce(ctx context.Context, path string) (time.Duration, error) {
-	e, err := NewEmbedder(path, EmbedOptions{Threads: 1, Workers: 1, Batch: BatchPolicy{Count: 1}})
+	e, err := NewEmbedder(path, EmbedOptions{Threads: 1, Workers: 1, Batch: 1})
 	if err != nil {
 		return 0, err
 	}

@@ -137,7 +137,7 @@ func (run *tuningRun) generate(ctx context.Context, i int, r *FakesReport) (fit,
 	var m sde.Manifest
 	dir, err := run.step(name, inputs, &m, func(dir string) error {
 		run.plan.Host.report(name+": prepare", 0, 0)
-		e, err := inference.NewEmbedder(model, inference.EmbedOptions{Device: run.plan.Host.Device, Threads: run.plan.Host.Threads, Batch: inference.BatchPolicy{Count: run.plan.Host.Batch}, Limits: run.plan.Data.Limits, View: run.plan.Data.View})
+		e, err := inference.NewEmbedder(model, inference.EmbedOptions{Device: run.plan.Host.Device, Threads: run.plan.Host.Threads, Batch: run.plan.Host.Batch, Limits: run.plan.Data.Limits, View: run.plan.Data.View})
 		if err != nil {
 			return err
 		}

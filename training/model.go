@@ -114,7 +114,7 @@ func (m *model) Close() error { return m.e.Close() }
 // embed are the options of an embedder of images as data and m prepare them.
 func (h Host) embed(data Data, m Model) inference.EmbedOptions {
 	return inference.EmbedOptions{
-		Device: h.Device, Threads: h.Threads, Batch: inference.BatchPolicy{Count: h.Batch}, Limits: data.Limits, View: data.View,
+		Device: h.Device, Threads: h.Threads, Batch: h.Batch, Limits: data.Limits, View: data.View,
 		Symmetry: m.Symmetry, Whole: m.See == SeeWhole, Tone: m.tone, Precision: m.precision(),
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/nearmiss/nearmiss/inference"
@@ -190,6 +192,24 @@ func (c *backboneRandomCmd) Run(o *output) error {
 	return printBackbone(o, c.JSON, c.Out, info)
 }
 
+// orRandom is the model in a file or, where none is named, one with random weights,
+// which is as fast as a trained one; remove takes that away.
+func orRandom(model string, spec backbone.Spec) (file string, remove func(), err error) {
+	if model != "" {
+		return model, func() {}, nil
+	}
+	dir, err := os.MkdirTemp("", "nearmiss-bench-")
+	if err != nil {
+		return "", nil, err
+	}
+	remove = func() { os.RemoveAll(dir) }
+	file = filepath.Join(dir, "model.onnx")
+	if _, err = writeRandomBackbone(spec, 1, file); err != nil {
+		remove()
+	}
+	return file, remove, err
+}
+
 func writeRandomBackbone(spec backbone.Spec, seed uint64, out string) (backbone.Info, error) {
 	m, err := backbone.Random(spec, seed)
 	if err != nil {
@@ -199,15 +219,11 @@ func writeRandomBackbone(spec backbone.Spec, seed uint64, out string) (backbone.
 }
 
 func printBackbone(o *output, asJSON bool, file string, info backbone.Info) error {
-	if asJSON {
-		return o.JSON(struct {
-			Path string `json:"path"`
-			backbone.Info
-		}{file, info})
-	}
-	_, err := fmt.Fprintf(o.Out, "%s: %s, %d × %d pixels in, embeddings of %d dimensions, %.1f million parameters\n",
-		file, info.Name, info.Size, info.Size, info.Dim, float64(info.Params)/1e6)
-	return err
+	return o.say(asJSON, struct {
+		Path string `json:"path"`
+		backbone.Info
+	}{file, info}, fmt.Sprintf("%s: %s, %d × %d pixels in, embeddings of %d dimensions, %.1f million parameters",
+		file, info.Name, info.Size, info.Size, info.Dim, float64(info.Params)/1e6))
 }
 
 type backboneInspectCmd struct {
@@ -262,6 +278,5 @@ func (c *backboneInspectCmd) Run(o *output) error {
 	if !r.Imported {
 		fmt.Fprintf(&b, "to use it: nearmiss backbone import %s --out FILE.onnx\n", c.File)
 	}
-	_, err = fmt.Fprint(o.Out, b.String())
-	return err
+	return o.printf("%s", b.String())
 }

@@ -53,18 +53,11 @@ func (c *benchEmbedCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	model := c.Backbone
-	if model == "" {
-		dir, err := os.MkdirTemp("", "nearmiss-bench-")
-		if err != nil {
-			return err
-		}
-		defer os.RemoveAll(dir)
-		model = filepath.Join(dir, "vit_ti.onnx")
-		if _, err := writeRandomBackbone(backbone.Tiny, 1, model); err != nil {
-			return err
-		}
+	model, remove, err := orRandom(c.Backbone, backbone.Tiny)
+	if err != nil {
+		return err
 	}
+	defer remove()
 	bar := o.progress("")
 	r, err := bench.Embed(ctx, bench.EmbedOptions{
 		Model: model, Embed: embed, Files: files, Time: c.Time, Alone: c.Alone,
@@ -78,16 +71,14 @@ func (c *benchEmbedCmd) Run(ctx context.Context, o *output) error {
 		return o.JSON(r)
 	}
 	if c.Alone {
-		_, err = fmt.Fprintf(o.Out, "images a second, device %s, %d threads: model alone %.1f\n", r.Device, r.Threads, r.Inference.Median)
-		return err
+		return o.printf("images a second, device %s, %d threads: model alone %.1f\n", r.Device, r.Threads, r.Inference.Median)
 	}
-	_, err = fmt.Fprintf(o.Out, `images a second, device %s, %d threads, decoder %s:
+	return o.printf(`images a second, device %s, %d threads, decoder %s:
   decode       %8.1f
   preprocess   %8.1f
   model alone  %8.1f
   whole way    %8.1f  %.0f %% of the model alone (%.0f %% by processor time)
 `, r.Device, r.Threads, r.Decoder, r.Decode.Median, r.Preprocess.Median, r.Inference.Median, r.Whole.Median, 100*r.Share, 100*r.ShareCPU)
-	return err
 }
 
 func (c benchEmbedCmd) files(o *output) ([][]byte, error) {
@@ -157,12 +148,8 @@ func (c *benchBankCmd) Run(ctx context.Context, o *output) error {
 		fmt.Fprintln(o.Out, "index      entries   dim  recall@2  excess  queries/s  in batches/s  build s  served")
 	}
 	return bench.Bank(ctx, opts, func(r bench.BankResult) error {
-		if c.JSON {
-			return o.JSON(r)
-		}
-		_, err := fmt.Fprintf(o.Out, "%-8s %9d %5d    %.4f  %6.4f %10.0f %13.0f %8.1f  %v\n",
-			r.Index, r.Count, r.Dim, r.Recall, r.FirstExcess, r.QueriesPerSecond, r.BatchPerSecond, r.BuildSeconds, r.Served)
-		return err
+		return o.say(c.JSON, r, fmt.Sprintf("%-8s %9d %5d    %.4f  %6.4f %10.0f %13.0f %8.1f  %v",
+			r.Index, r.Count, r.Dim, r.Recall, r.FirstExcess, r.QueriesPerSecond, r.BatchPerSecond, r.BuildSeconds, r.Served))
 	})
 }
 
@@ -207,13 +194,8 @@ func (c *benchStreamCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	if c.JSON {
-		return o.JSON(r)
-	}
-	_, err = fmt.Fprintf(o.Out, `frames a second through the broker, %d frames of %d bytes, %d workers, a scorer that does nothing:
+	return o.say(c.JSON, r, fmt.Sprintf(`frames a second through the broker, %d frames of %d bytes, %d workers, a scorer that does nothing:
   published and stored       %8.0f
   taken and acknowledged     %8.0f  shared %v
-  both at the same time      %8.0f
-`, r.Frames, r.FrameBytes, r.Workers, r.PublishFPS, r.ScoreFPS, r.Share, r.BothFPS)
-	return err
+  both at the same time      %8.0f`, r.Frames, r.FrameBytes, r.Workers, r.PublishFPS, r.ScoreFPS, r.Share, r.BothFPS))
 }

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -50,11 +48,7 @@ func (c *benchCurvesCmd) Run(ctx context.Context, o *output) error {
 		}
 	}
 	put := func(p curvePoint) error {
-		if c.JSON {
-			return o.JSON(p)
-		}
-		_, err := fmt.Fprintf(o.Out, "%-8s %8d  %-34s %10.3f %10.3f\n", p.Curve, p.At, p.What, p.Milliseconds, p.CPU)
-		return err
+		return o.say(c.JSON, p, fmt.Sprintf("%-8s %8d  %-34s %10.3f %10.3f", p.Curve, p.At, p.What, p.Milliseconds, p.CPU))
 	}
 	if !c.JSON {
 		fmt.Fprintln(o.Out, "curve          at  what                               ms a frame     cpu ms")
@@ -80,15 +74,11 @@ func (c *benchCurvesCmd) sides(ctx context.Context, _ *output, put func(curvePoi
 	if len(c.Sides) == 0 {
 		return nil
 	}
-	dir, err := os.MkdirTemp("", "nearmiss-bench-")
+	model, remove, err := orRandom("", backbone.Tiny)
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
-	model := filepath.Join(dir, "vit_ti.onnx")
-	if _, err := writeRandomBackbone(backbone.Tiny, 1, model); err != nil {
-		return err
-	}
+	defer remove()
 	for _, side := range c.Sides {
 		s, err := synthetic.New(synthetic.Cells, 1, synthetic.Options{})
 		if err != nil {

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/nearmiss/nearmiss/inference/backbone"
@@ -86,18 +84,11 @@ func (c *benchTrainCmd) network(ctx context.Context, session ort.Options, o benc
 }
 
 func (c *benchTrainCmd) backbone(ctx context.Context, session ort.Options, o bench.TrainOptions) (bench.TrainResult, error) {
-	model := c.Backbone
-	if model == "" {
-		dir, err := os.MkdirTemp("", "nearmiss-bench-")
-		if err != nil {
-			return bench.TrainResult{}, err
-		}
-		defer os.RemoveAll(dir)
-		model = filepath.Join(dir, "vit_s.onnx")
-		if _, err := writeRandomBackbone(backbone.Small, 1, model); err != nil {
-			return bench.TrainResult{}, err
-		}
+	model, remove, err := orRandom(c.Backbone, backbone.Small)
+	if err != nil {
+		return bench.TrainResult{}, err
 	}
+	defer remove()
 	recipe := finetune.Paper()
 	recipe.Dropout, recipe.MicroBatch, recipe.FreezeBlocks = 0, c.Micro, c.Freeze
 	if c.Batch > 0 {
@@ -133,6 +124,5 @@ func (c *benchTrainCmd) print(o *output, r bench.TrainResult) error {
 			fmt.Fprintf(&b, "    %-24s %5.1f %%\n", op.Operator, 100*op.Share)
 		}
 	}
-	_, err := fmt.Fprint(o.Out, b.String())
-	return err
+	return o.printf("%s", b.String())
 }

@@ -146,12 +146,21 @@ func setup(ctx context.Context, o *output, server serverFlags, conf config) erro
 		o.Log.Warn().Int64("wanted", conf.topology().Reserved()).Int64("frames", topology.FramesMaxBytes).Int64("events", topology.EventsMaxBytes).
 			Msg("the server's store is smaller than all that may be kept: the limits are scaled to it; raise its max_file_store, or lower keep.frames_bytes and keep.events_bytes")
 	}
-	_, err = fmt.Fprintf(o.Out, "%s has the streams and buckets of Nearmiss\n", js.Conn().ConnectedUrlRedacted())
-	return err
+	return o.printf("%s has the streams and buckets of Nearmiss\n", js.Conn().ConnectedUrlRedacted())
 }
 
 // dial opens a connection to the embedded broker.
 type dial func(as string) (*nats.Conn, error)
+
+// with runs do with a connection of its own.
+func (d dial) with(as string, do func(*nats.Conn) error) error {
+	nc, err := d(as)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	return do(nc)
+}
 
 // withBroker runs the embedded broker around f: f starts when the streams are
 // there, and the broker stops after f has returned.
@@ -259,6 +268,5 @@ func printAddresses(o *output, b *broker.Broker, conf config) error {
 	if w := a["websocket"]; w != "" {
 		text += ", WebSocket on " + w
 	}
-	_, err := fmt.Fprintf(o.Out, "%s; data in %s\n", text, conf.Data)
-	return err
+	return o.printf("%s; data in %s\n", text, conf.Data)
 }

@@ -65,11 +65,7 @@ func (c *cameraCmd) Run(ctx context.Context, o *output) error {
 	}); err != nil {
 		return err
 	}
-	if c.JSON {
-		return o.JSON(s)
-	}
-	_, err = fmt.Fprintf(o.Out, "%d frames published, %.1f MB\n", s.Published, float64(s.Bytes)/1e6)
-	return err
+	return o.say(c.JSON, s, fmt.Sprintf("%d frames published, %.1f MB", s.Published, float64(s.Bytes)/1e6))
 }
 
 // publish brings the source's images to the broker until it ends.

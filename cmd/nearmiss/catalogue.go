@@ -197,9 +197,8 @@ func (c *backbonePullCmd) name(ctx context.Context, o *output, e catalogue.Entry
 	if len(e.SHA256) < 64 {
 		pinned = "recorded, and checked from now on"
 	}
-	_, err = fmt.Fprintf(o.Out, "%s: %s, %d × %d pixels in, embeddings of %d dimensions%s\nweights %s, SHA-256 %s (%s); licence %s\nuse it with --backbone %s\n",
+	return o.printf("%s: %s, %d × %d pixels in, embeddings of %d dimensions%s\nweights %s, SHA-256 %s (%s); licence %s\nuse it with --backbone %s\n",
 		r.Path, r.Info.Name, r.Info.Size, r.Info.Size, r.Info.Dim, speed, r.Have.From, r.Have.SHA256, pinned, e.Licence, e.Name)
-	return err
 }
 
 // pullBackbone gets a backbone of the catalogue and measures it.
@@ -242,11 +241,7 @@ func (c *backbonePullCmd) url(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	if c.JSON {
-		return o.JSON(map[string]string{"path": out, "sha256": digest})
-	}
-	_, err = fmt.Fprintf(o.Out, "%s\nSHA-256 %s\nto use it: nearmiss backbone import %s --out FILE.onnx\n", out, digest, out)
-	return err
+	return o.say(c.JSON, map[string]string{"path": out, "sha256": digest}, fmt.Sprintf("%s\nSHA-256 %s\nto use it: nearmiss backbone import %s --out FILE.onnx", out, digest, out))
 }
 
 // demoPatience is how long the demo waits for its network.

@@ -40,6 +40,14 @@ func (c clientConfig) files() access.TLSFiles {
 	return access.TLSFiles{CA: c.TLS.CA, Cert: c.TLS.Cert, Key: c.TLS.Key}
 }
 
+// flags are the same, as a command has them.
+func (c clientConfig) flags() credentialFlags {
+	return credentialFlags{
+		NKey: c.NKey, Creds: c.Creds, TLSCA: c.TLS.CA, TLSCert: c.TLS.Cert, TLSKey: c.TLS.Key,
+		JSDomain: c.JSDomain, JSAPIPrefix: c.JSAPIPrefix,
+	}
+}
+
 // values are the flags that a configuration stands for, of commands that talk to a
 // broker.
 func (c config) values() map[string]string {

@@ -113,16 +113,6 @@ func calibrationOf(dir string) (stream.Calibration, error) {
 	return stream.Calibration{Alpha: c.Alpha(), SmallestRate: c.SmallestAlpha(), K: b.K(), HeldOut: c.HeldOut(), Threshold: m.Threshold}, nil
 }
 
-// runConsole serves the page on a connection of its own.
-func runConsole(ctx context.Context, c *console.Console, connect dial) error {
-	nc, err := connect("console")
-	if err != nil {
-		return err
-	}
-	defer nc.Close()
-	return c.Run(ctx, nc)
-}
-
 // openConsole takes the page's address. An address that is in use costs up its page
 // only: the same machine may run another.
 func openConsole(conf config, o *output) (*console.Console, string, error) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -229,22 +230,15 @@ func (c *detectorShowCmd) Run(ctx context.Context, o *output) error {
 
 // printDetector shows what is in force, defaults included.
 func printDetector(o *output, in force, asJSON bool) error {
-	if asJSON {
-		return o.JSON(in)
-	}
 	d := in.Detector
-	backbone := d.Backbone
-	if backbone == "" {
-		backbone = "the trainer's own"
-	}
+	backbone := cmp.Or(d.Backbone, "the trainer's own")
 	goodFrames := ""
 	if d.QuietFrames > 0 {
 		goodFrames = fmt.Sprintf(" or %d good frames", d.QuietFrames)
 	}
-	_, err := fmt.Fprintf(o.Out, "%s\n  learns     %s, k %d, false-alarm rate %g, backbone: %s\n  frames     %s, smoothing over %d, cool-down %v\n%s  incidents  of a %s, over after %v%s\n  evidence   kept: %v, for %v, pictures up to %d MiB\n  retrains   every %v, after %d normals (0: never)\n",
+	return o.say(asJSON, in, fmt.Sprintf("%s\n  learns     %s, k %d, false-alarm rate %g, backbone: %s\n  frames     %s, smoothing over %d, cool-down %v\n%s  incidents  of a %s, over after %v%s\n  evidence   kept: %v, for %v, pictures up to %d MiB\n  retrains   every %v, after %d normals (0: never)",
 		d.Name, d.Method, d.K, d.FalseAlarmRate, backbone, d.Policy, d.Smoothing, time.Duration(d.CoolDown), in.text("  "), d.Group, time.Duration(d.Quiet), goodFrames, !d.NoEvidence,
-		time.Duration(d.Retention), d.EvidenceMiB, time.Duration(d.RetrainEvery), d.RetrainAfter)
-	return err
+		time.Duration(d.Retention), d.EvidenceMiB, time.Duration(d.RetrainEvery), d.RetrainAfter))
 }
 
 type detectorSetCmd struct {
@@ -305,7 +299,6 @@ func (c *detectorDeleteCmd) Run(ctx context.Context, o *output) error {
 		if err := control.DeleteDetector(ctx, c.Name, c.Everything); err != nil {
 			return err
 		}
-		_, err := fmt.Fprintf(o.Out, "deleted %s\n", c.Name)
-		return err
+		return o.printf("deleted %s\n", c.Name)
 	})
 }

@@ -17,7 +17,7 @@ func (f deviceFlags) options() (inference.EmbedOptions, error) {
 	if err != nil {
 		return inference.EmbedOptions{}, usageError{err}
 	}
-	return inference.EmbedOptions{Device: d, Threads: f.Threads, Batch: inference.BatchPolicy{Count: f.Batch}}, nil
+	return inference.EmbedOptions{Device: d, Threads: f.Threads, Batch: f.Batch}, nil
 }
 
 // modelFlags say the same to a service, which may have it from its

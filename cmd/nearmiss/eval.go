@@ -114,35 +114,19 @@ func (c *evalCmd) Run(ctx context.Context, o *output) error {
 	if c.Protocol == protocolAlarms {
 		return c.alarms(ctx, o, embed)
 	}
-	run, err := c.protocol(ctx, o)
-	if err != nil {
-		return err
-	}
 	bar := o.progress("")
 	defer bar.close()
-	all := &embedders{options: embed}
-	defer all.Close()
-	shared := &training.Shared{} // what other scores than class need
-	defer shared.Close()
 	var results []evaluate.Result
-	for _, v := range variants {
-		f, err := all.of(v)
-		if err != nil {
-			return err
-		}
-		res, err := v.measure(ctx, o, embed, bar, run, f, shared)
-		if err != nil {
-			return err
-		}
+	err = c.each(ctx, o, embed, bar, variants, func(res *evaluate.Result) error {
 		results = append(results, *res)
 		bar.close()
-		print := printResult
 		if c.JSON {
-			print = func(o *output, r *evaluate.Result) error { return o.JSON(r) }
+			return o.JSON(res)
 		}
-		if err := print(o, res); err != nil {
-			return err
-		}
+		return printResult(o, res)
+	})
+	if err != nil {
+		return err
 	}
 	if c.Out != "" {
 		if err := c.report(ctx, results); err != nil {
@@ -261,10 +245,8 @@ func (c *evalCmd) method(o *output, embed inference.EmbedOptions, bar *progress,
 		end = func() { os.RemoveAll(plan.Host.Work) }
 	}
 	plan.Score.NoMaps = !c.maps() && !c.Light && c.Suite == "" // a suite says what judging costs
-	plan.Model.Backbone, plan.Score.K, plan.Host.Device, plan.Host.Threads, plan.Host.Batch, plan.Host.Log = c.Backbone, c.K, embed.Device, embed.Threads, embed.Batch.Count, o.Log
-	plan.Host.Progress = func(p training.Progress) {
-		bar.stage(stageText(p.Step, p.Loss, p.Frechet, p.Left), int64(p.Done), int64(p.Total))
-	}
+	plan.Model.Backbone, plan.Score.K, plan.Host.Device, plan.Host.Threads, plan.Host.Batch, plan.Host.Log = c.Backbone, c.K, embed.Device, embed.Threads, embed.Batch, o.Log
+	plan.Host.Progress = bar.learning
 	m, err = training.ForEvaluation(plan, shared, func(l training.Learning) {
 		if plan.Method == training.FITYMI {
 			o.printGate(l)
@@ -364,6 +346,5 @@ func printResult(o *output, r *evaluate.Result) error {
 		fmt.Fprintf(&b, "  other light: AUROC %.1f, %.1f %% false alarms become %.1f %%\n", 100*l.AUROC, 100*l.Usual, 100*l.Alarms)
 	}
 	fmt.Fprintf(&b, "%.1f s\n", r.Seconds)
-	_, err := fmt.Fprint(o.Out, b.String())
-	return err
+	return o.printf("%s", b.String())
 }

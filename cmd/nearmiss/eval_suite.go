@@ -36,13 +36,13 @@ func (c *evalCmd) suite(ctx context.Context, o *output, embed inference.EmbedOpt
 			return fmt.Errorf("set %s: %w", set.Name, err)
 		}
 		bar.close()
-		if err := c.printRows(o, some, len(rows) == 0); err != nil {
+		if err := c.printRows(o, some); err != nil {
 			return err
 		}
 		rows = append(rows, some...)
 	}
 	all := evaluate.Summary(rows)
-	if err := c.printRows(o, all, false); err != nil {
+	if err := c.printRows(o, all); err != nil {
 		return err
 	}
 	if c.Out == "" {
@@ -65,40 +65,43 @@ func (c *evalCmd) suiteRows(ctx context.Context, o *output, embed inference.Embe
 	if err != nil {
 		return nil, err
 	}
+	var rows []evaluate.SuiteRow
+	err = c.each(ctx, o, embed, bar, variants, func(res *evaluate.Result) error {
+		rows = append(rows, res.Row(set))
+		return nil
+	})
+	return rows, err
+}
+
+// each measures variants on the data, and hands out one result after the other.
+func (c *evalCmd) each(ctx context.Context, o *output, embed inference.EmbedOptions, bar *progress, variants []variant, put func(*evaluate.Result) error) error {
 	run, err := c.protocol(ctx, o)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	all := &embedders{options: embed}
 	defer all.Close()
-	shared := &training.Shared{}
+	shared := &training.Shared{} // what other scores than class need
 	defer shared.Close()
-	var rows []evaluate.SuiteRow
 	for _, v := range variants {
 		f, err := all.of(v)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		res, err := v.measure(ctx, o, embed, bar, run, f, shared)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		rows = append(rows, res.Row(set))
+		if err := put(res); err != nil {
+			return err
+		}
 	}
-	return rows, nil
+	return nil
 }
 
 // printRows prints rows as they come, as lines of a table or as JSON.
-func (c *evalCmd) printRows(o *output, rows []evaluate.SuiteRow, first bool) error {
-	if c.JSON {
-		for _, r := range rows {
-			if err := o.JSON(r); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	for _, r := range rows {
+func (c *evalCmd) printRows(o *output, rows []evaluate.SuiteRow) error {
+	return list(o, c.JSON, rows, func(r evaluate.SuiteRow) string {
 		line := fmt.Sprintf("%-16s %-24s AUROC %5.1f  AP %5.1f  to 5 %% false alarms %5.1f", r.Set, r.Method, 100*r.AUROC, 100*r.AveragePrecision, 100*r.Partial)
 		if r.Nearest != nil {
 			line += fmt.Sprintf("  nearest %5.1f", 100**r.Nearest)
@@ -112,11 +115,8 @@ func (c *evalCmd) printRows(o *output, rows []evaluate.SuiteRow, first bool) err
 		if r.Light != nil {
 			line += fmt.Sprintf("  other light: AUROC %.1f, %.1f %% false alarms become %.1f %%", 100*r.Light.AUROC, 100*r.Light.Usual, 100*r.Light.Alarms)
 		}
-		if _, err := fmt.Fprintln(o.Out, line); err != nil {
-			return err
-		}
-	}
-	return nil
+		return line
+	})
 }
 
 // embedders are models and what they said of images, by backbone, symmetry and precision.

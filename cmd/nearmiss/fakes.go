@@ -139,10 +139,9 @@ func (c *fakesCmd) Run(ctx context.Context, o *output) error {
 	if !m.Reached {
 		fmt.Fprintln(o.Err, "note:", m.Stop)
 	}
-	_, err = fmt.Fprintf(o.Out, "%s: %d fakes of %d×%d pixels from %d normals, %.0f s training, %.0f s measuring, %.0f s sampling\n%s\nsheet %s\n",
+	return o.printf("%s: %d fakes of %d×%d pixels from %d normals, %.0f s training, %.0f s measuring, %.0f s sampling\n%s\nsheet %s\n",
 		filepath.Join(c.Out, sde.FakesFolder), len(m.Fakes), opt.Network.Size, opt.Network.Size, m.Normals, m.Seconds.Train, m.Seconds.Probe, m.Seconds.Sample,
 		m.Stop, filepath.Join(c.Out, sde.SheetFile))
-	return err
 }
 
 // holdOut keeps a fifth of the files from the generator.

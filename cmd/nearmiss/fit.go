@@ -91,10 +91,8 @@ func (c *fitCmd) Run(ctx context.Context, o *output) error {
 	plan.Model.Backbone, plan.Model.Look = c.Backbone, c.Advice
 	plan.Score.K, plan.Score.Index = c.K, bank.Kind(c.Index)
 	plan.Calibration = training.Calibration{Alpha: c.Alpha, Settle: c.Alpha == 0, HeldOut: c.HeldOut}
-	plan.Host.Device, plan.Host.Threads, plan.Host.Batch, plan.Host.Tool, plan.Host.Log = embed.Device, embed.Threads, embed.Batch.Count, "nearmiss "+version, o.Log
-	plan.Host.Progress = func(p training.Progress) {
-		bar.stage(stageText(p.Step, p.Loss, p.Frechet, p.Left), int64(p.Done), int64(p.Total))
-	}
+	plan.Host.Device, plan.Host.Threads, plan.Host.Batch, plan.Host.Tool, plan.Host.Log = embed.Device, embed.Threads, embed.Batch, "nearmiss "+version, o.Log
+	plan.Host.Progress = bar.learning
 	res, err := training.Fit(ctx, plan)
 	bar.close()
 	if errors.Is(err, training.ErrPlan) {
@@ -129,7 +127,6 @@ func (c *fitCmd) Run(ctx context.Context, o *output) error {
 	if res.Folded > 0 {
 		how = "calibrate in turn"
 	}
-	_, err = fmt.Fprintf(o.Out, "%s: %d normals in the bank, %d %s, %.1f s\nscore %s: %.0f ms an image, banks of %.0f MiB; scores above %.4g are anomalous (false-alarm rate %.3g %%)\nrelease %s\n",
+	return o.printf("%s: %d normals in the bank, %d %s, %.1f s\nscore %s: %.0f ms an image, banks of %.0f MiB; scores above %.4g are anomalous (false-alarm rate %.3g %%)\nrelease %s\n",
 		res.Release, res.Bank, res.HeldOut, how, res.Seconds, res.Score, res.Cost.Milliseconds, float64(res.Cost.Banks)/(1<<20), res.Threshold, 100*res.Alpha, res.Digest)
-	return err
 }

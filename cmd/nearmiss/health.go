@@ -61,8 +61,7 @@ func (c *healthCmd) Run(ctx context.Context, o *output) error {
 		what = strings.Join(c.Detectors, ", ")
 	}
 	lines := append([]string{fmt.Sprintf("healthy: %s served by %s", what, counted(workers, "worker"))}, notes...)
-	_, err = fmt.Fprintln(o.Out, strings.Join(lines, "\n"))
-	return err
+	return o.print(strings.Join(lines, "\n"))
 }
 
 // ask returns what is wrong, what is not as it should be, and how many workers answer.
@@ -116,6 +115,5 @@ func (c *healthCmd) readyz(ctx context.Context, o *output) error {
 	case c.JSON:
 		return nil
 	}
-	_, err = fmt.Fprintf(o.Out, "healthy: %s\n", counted(len(h.Checks), "check"))
-	return err
+	return o.printf("healthy: %s\n", counted(len(h.Checks), "check"))
 }

@@ -33,8 +33,7 @@ func (c *hubAddCmd) Run(ctx context.Context, o *output) error {
 		if err := in.AddEdge(ctx, c.Edge, stream.EdgeParts{Pictures: !c.NoPictures, Images: c.Images}); err != nil {
 			return err
 		}
-		_, err := fmt.Fprintf(o.Out, "events of %s are taken; nearmiss hub status shows when it answers\n", c.Edge)
-		return err
+		return o.printf("events of %s are taken; nearmiss hub status shows when it answers\n", c.Edge)
 	})
 }
 
@@ -48,8 +47,7 @@ func (c *hubRemoveCmd) Run(ctx context.Context, o *output) error {
 		if err := in.RemoveEdge(ctx, c.Edge); err != nil {
 			return err
 		}
-		_, err := fmt.Fprintf(o.Out, "nothing more of %s is taken\n", c.Edge)
-		return err
+		return o.printf("nothing more of %s is taken\n", c.Edge)
 	})
 }
 

@@ -76,7 +76,7 @@ func (c *lockCmd) Run(o *output) error {
 	}); err != nil {
 		return err
 	}
-	return o.say(false, nil, fmt.Sprintf("start it: nearmiss up --config %s\nlook at it: nearmiss status --config %s\nlet a machine in: nearmiss users add camera NAME --detector DETECTOR --bundle NAME",
+	return o.print(fmt.Sprintf("start it: nearmiss up --config %s\nlook at it: nearmiss status --config %s\nlet a machine in: nearmiss users add camera NAME --detector DETECTOR --bundle NAME",
 		conf, filepath.Join(bundle, bundleConfig)))
 }
 
@@ -115,12 +115,12 @@ func (b bundleFlags) fits(u access.User) error {
 // bundled says what was done, and writes the bundle that is asked for.
 func (b bundleFlags) bundled(o *output, f usersFolder, u access.User, done string) error {
 	if b.Bundle == "" {
-		return o.say(false, nil, done)
+		return o.print(done)
 	}
 	if err := f.bundle(u, b.Bundle, b.Address); err != nil {
 		return err
 	}
-	return o.say(false, nil, fmt.Sprintf("%s: bring it to the machine of %s, and start its command with --config %s", b.Bundle, u.Name, filepath.Join(b.Bundle, bundleConfig)))
+	return o.printf("%s: bring it to the machine of %s, and start its command with --config %s\n", b.Bundle, u.Name, filepath.Join(b.Bundle, bundleConfig))
 }
 
 // bundle puts all that a machine needs to reach the broker into a folder: its key,

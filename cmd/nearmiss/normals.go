@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/nearmiss/nearmiss/inference/heatmap"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/stream"
 )
@@ -158,7 +159,7 @@ func (c *normalsExportCmd) Run(ctx context.Context, o *output) error {
 					o.Log.Warn().Err(err).Uint64("number", n.Sequence).Msg("skipped")
 					return nil
 				}
-				if data, err = thumbnail(img, c.Thumbnail).JPEG(85); err != nil {
+				if data, err = heatmap.Thumbnail(img, c.Thumbnail).JPEG(85); err != nil {
 					return err
 				}
 				ext = ".jpg"
@@ -184,19 +185,8 @@ func (c *normalsExportCmd) Run(ctx context.Context, o *output) error {
 				return err
 			}
 		}
-		_, err := fmt.Fprintf(o.Out, "wrote %s to %s, named by their numbers\n", counted(count, "image"), c.Dir)
-		return err
+		return o.printf("wrote %s to %s, named by their numbers\n", counted(count, "image"), c.Dir)
 	})
-}
-
-// thumbnail scales an image so that its longer side has so many pixels, never
-// up.
-func thumbnail(img *imaging.Image, side int) *imaging.Image {
-	long := max(img.Width, img.Height)
-	if long <= side {
-		return img
-	}
-	return imaging.Resize(img, max(1, img.Width*side/long), max(1, img.Height*side/long), imaging.Bilinear)
 }
 
 type normalsRemoveCmd struct {
@@ -210,7 +200,6 @@ func (c *normalsRemoveCmd) Run(ctx context.Context, o *output) error {
 		if err := control.RemoveNormals(ctx, c.Detector, c.Numbers); err != nil {
 			return err
 		}
-		_, err := fmt.Fprintf(o.Out, "removed %s; the next training does without them\n", counted(len(c.Numbers), "image"))
-		return err
+		return o.printf("removed %s; the next training does without them\n", counted(len(c.Numbers), "image"))
 	})
 }

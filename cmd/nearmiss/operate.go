@@ -54,8 +54,7 @@ func (c *markCmd) Run(ctx context.Context, o *output) error {
 		if err := control.Feedback(ctx, f); err != nil {
 			return err
 		}
-		_, err := fmt.Fprintf(o.Out, "marked %s\n", c.Verdict)
-		return err
+		return o.printf("marked %s\n", c.Verdict)
 	})
 }
 
@@ -193,8 +192,7 @@ func (c *statusCmd) run(ctx context.Context, in *stream.Installation, client *st
 	for _, d := range dead {
 		fmt.Fprintf(&b, "  %s  %s  %s: %s\n", d.At.Local().Format(time.DateTime), d.Subject, d.Code, d.Reason)
 	}
-	_, err = fmt.Fprint(o.Out, b.String())
-	return err
+	return o.printf("%s", b.String())
 }
 
 type collectCmd struct {
@@ -222,15 +220,11 @@ func (c *collectCmd) Run(ctx context.Context, o *output) error {
 		if err != nil {
 			return err
 		}
-		if c.JSON {
-			return o.JSON(got)
-		}
 		verb := "removed"
 		if c.DryRun {
 			verb = "would remove"
 		}
-		_, err = fmt.Fprintf(o.Out, "%s %d releases, %d files (%d bytes), %d images and %d sets of pictures of anomalies, %d checkpoints; %d releases stay\n",
-			verb, len(got.Releases), got.Files, got.Bytes, got.Evidence, got.Pictures, got.Checkpoints, got.Kept)
-		return err
+		return o.say(c.JSON, got, fmt.Sprintf("%s %d releases, %d files (%d bytes), %d images and %d sets of pictures of anomalies, %d checkpoints; %d releases stay",
+			verb, len(got.Releases), got.Files, got.Bytes, got.Evidence, got.Pictures, got.Checkpoints, got.Kept))
 	})
 }

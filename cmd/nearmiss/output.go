@@ -13,6 +13,8 @@ import (
 	"github.com/rs/zerolog"
 	"github.com/schollz/progressbar/v3"
 	"golang.org/x/term"
+
+	"github.com/nearmiss/nearmiss/training"
 )
 
 // output is what subcommands write to: results on Out, progress and logs on Err.
@@ -63,13 +65,24 @@ func (o *output) flush() error {
 	return f.Sync()
 }
 
+// print writes a line, or several, for people.
+func (o *output) print(text string) error {
+	_, err := fmt.Fprintln(o.Out, text)
+	return err
+}
+
+// printf is print of what a format makes, which ends its last line itself.
+func (o *output) printf(format string, a ...any) error {
+	_, err := fmt.Fprintf(o.Out, format, a...)
+	return err
+}
+
 // say prints one result: as JSON, or as the text for people.
 func (o *output) say(asJSON bool, v any, text string) error {
 	if asJSON {
 		return o.JSON(v)
 	}
-	_, err := fmt.Fprintln(o.Out, text)
-	return err
+	return o.print(text)
 }
 
 // list prints results, one a line: as JSON, or as the text for people.
@@ -185,6 +198,11 @@ func (p *progress) stage(what string, done, total int64) {
 	}
 	p.mu.Unlock()
 	p.report(done, total)
+}
+
+// learning is stage for a training.
+func (p *progress) learning(t training.Progress) {
+	p.stage(stageText(t.Step, t.Loss, t.Frechet, t.Left), int64(t.Done), int64(t.Total))
 }
 
 // close removes the bar from the screen.

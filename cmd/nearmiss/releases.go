@@ -109,8 +109,7 @@ func (c *releasesCmd) change(ctx context.Context, o *output, in *stream.Installa
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(o.Out, "%s %s\n", c.Action, q.Release)
-	return err
+	return o.printf("%s %s\n", c.Action, q.Release)
 }
 
 func (c *releasesCmd) list(ctx context.Context, o *output, r *registry.Registry) error {
@@ -151,11 +150,7 @@ func (c *releasesCmd) copy(ctx context.Context, o *output, in *stream.Installati
 		if err != nil {
 			return usageError{err}
 		}
-		there.credentialFlags = credentialFlags{
-			NKey: conf.Client.NKey, Creds: conf.Client.Creds,
-			TLSCA: conf.Client.TLS.CA, TLSCert: conf.Client.TLS.Cert, TLSKey: conf.Client.TLS.Key,
-			JSDomain: conf.Client.JSDomain, JSAPIPrefix: conf.Client.JSAPIPrefix,
-		}
+		there.credentialFlags = conf.Client.flags()
 	}
 	r, err := in.Registry(ctx)
 	if err != nil {

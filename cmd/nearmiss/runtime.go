@@ -36,11 +36,7 @@ func (c *runtimeInstallCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	if c.JSON {
-		return o.JSON(map[string]string{"path": path, "version": ort.Version})
-	}
-	_, err = fmt.Fprintf(o.Out, "ONNX Runtime %s is at %s\n", ort.Version, path)
-	return err
+	return o.say(c.JSON, map[string]string{"path": path, "version": ort.Version}, fmt.Sprintf("ONNX Runtime %s is at %s", ort.Version, path))
 }
 
 type runtimeInfoCmd struct {
@@ -89,8 +85,7 @@ func (c *runtimeFetchCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(o.Out, "ONNX Runtime %s for %s is at %s\n", ort.Version, c.Platform, c.Out)
-	return err
+	return o.printf("ONNX Runtime %s for %s is at %s\n", ort.Version, c.Platform, c.Out)
 }
 
 func loadedRuntime() (version, path string, providers []ort.Provider, err error) {

@@ -136,7 +136,7 @@ func (c *sinksRekeyCmd) Run(_ context.Context, o *output) error {
 	if err := sink.NewLinkKey(path, c.Drop); err != nil {
 		return err
 	}
-	return o.say(false, nil, path+" has a new key")
+	return o.print(path + " has a new key")
 }
 
 // withSinks gives f the bucket of sinks, for reading, and a client of the control, for
@@ -202,7 +202,7 @@ func (c *sinksListCmd) Run(ctx context.Context, o *output) error {
 		return err
 	}
 	if len(all) == 0 && !c.JSON {
-		return o.say(false, nil, "there are no sinks: nearmiss sinks add")
+		return o.print("there are no sinks: nearmiss sinks add")
 	}
 	return list(o, c.JSON, all, func(s sink.Status) string {
 		var counts []string
@@ -301,7 +301,7 @@ func (c *sinksPauseCmd) Run(ctx context.Context, o *output) error {
 	if err := changeSink(ctx, c.serverFlags, o, c.Name, func(s *sink.Sink) { s.Enabled = false }); err != nil {
 		return err
 	}
-	return o.say(false, nil, c.Name+" is paused; its events wait")
+	return o.print(c.Name + " is paused; its events wait")
 }
 
 type sinksResumeCmd struct {
@@ -315,7 +315,7 @@ func (c *sinksResumeCmd) Run(ctx context.Context, o *output) error {
 	if err := changeSink(ctx, c.serverFlags, o, c.Name, func(s *sink.Sink) { s.Enabled = true }); err != nil {
 		return err
 	}
-	return o.say(false, nil, c.Name+" goes on")
+	return o.print(c.Name + " goes on")
 }
 
 type sinksReplayCmd struct {
@@ -369,6 +369,6 @@ func (c *sinksRemoveCmd) Run(ctx context.Context, o *output) error {
 		if err != nil {
 			return err
 		}
-		return o.say(false, nil, c.Name+" is removed; events that waited for it are dropped")
+		return o.print(c.Name + " is removed; events that waited for it are dropped")
 	})
 }

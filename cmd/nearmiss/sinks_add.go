@@ -97,11 +97,11 @@ func (c *sinksAddCmd) Run(ctx context.Context, o *output) error {
 			return err
 		}
 		if made != "" {
-			if err := o.say(false, nil, fmt.Sprintf("secret for the receiver (shown once): %s\n%s keeps it: bring that file to the machine that runs the sinks, if it is another", made, strings.TrimPrefix(s.Secret, "file:"))); err != nil {
+			if err := o.printf("secret for the receiver (shown once): %s\n%s keeps it: bring that file to the machine that runs the sinks, if it is another\n", made, strings.TrimPrefix(s.Secret, "file:")); err != nil {
 				return err
 			}
 		}
-		return o.say(false, nil, "sink "+s.Name+" is there; try it: nearmiss sinks test "+s.Name)
+		return o.print("sink " + s.Name + " is there; try it: nearmiss sinks test " + s.Name)
 	})
 }
 

@@ -37,7 +37,7 @@ func (c *tlsCACmd) Run(o *output) error {
 	if err := c.ca().Create(c.Name, c.Replace, time.Now()); err != nil {
 		return err
 	}
-	return o.say(false, nil, c.ca().CertFile()+" is what others need to trust it")
+	return o.print(c.ca().CertFile() + " is what others need to trust it")
 }
 
 type tlsIssueCmd struct {
@@ -59,7 +59,7 @@ func (c *tlsIssueCmd) Run(o *output) error {
 		return err
 	}
 	path := filepath.Join(c.Dir, c.Name)
-	return o.say(false, nil, fmt.Sprintf("%s.crt and %s.key are good for 397 days", path, path))
+	return o.printf("%s.crt and %s.key are good for 397 days\n", path, path)
 }
 
 type tlsRenewCmd struct {
@@ -90,12 +90,12 @@ func (c *tlsRenewCmd) Run(o *output) error {
 		if err := c.ca().Renew(f, now); err != nil {
 			return err
 		}
-		if err := o.say(false, nil, f+" is renewed"); err != nil {
+		if err := o.print(f + " is renewed"); err != nil {
 			return err
 		}
 	}
 	if len(c.Certs) == 0 {
-		return o.say(false, nil, fmt.Sprintf("no certificate in %s ends within %v", c.Dir, c.Within))
+		return o.printf("no certificate in %s ends within %v\n", c.Dir, c.Within)
 	}
 	return nil
 }
@@ -113,7 +113,7 @@ func (c *tlsShowCmd) Run(o *output) error {
 		return err
 	}
 	if len(all) == 0 && !c.JSON {
-		return o.say(false, nil, fmt.Sprintf("%s has no certificates: begin with nearmiss tls ca", c.Dir))
+		return o.printf("%s has no certificates: begin with nearmiss tls ca\n", c.Dir)
 	}
 	return list(o, c.JSON, all, func(s certificate) string {
 		kind := "certificate"

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -72,18 +73,9 @@ func (c *trainCmd) run(ctx context.Context, in *stream.Installation, control *st
 		return err
 	}
 	if err = o.say(c.JSON, j, jobText(j)); err == nil && j.State != stream.JobDone {
-		err = fmt.Errorf("job %s: %s", j.Job, firstText(j.Error, j.State))
+		err = fmt.Errorf("job %s: %s", j.Job, cmp.Or(j.Error, j.State))
 	}
 	return err
-}
-
-func firstText(texts ...string) string {
-	for _, t := range texts {
-		if t != "" {
-			return t
-		}
-	}
-	return ""
 }
 
 // stageText is what a training does, and what it has measured.

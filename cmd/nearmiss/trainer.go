@@ -60,19 +60,15 @@ func (c *trainerCmd) Run(ctx context.Context, o *output) error {
 			return err
 		}
 		defer nc.Close()
-		w, err := newTrainer(conf, c.ExitWhenIdle, nc, v, o)
-		if err != nil {
-			return err
-		}
-		return w.Run(ctx)
+		return runTrainer(ctx, conf, c.ExitWhenIdle, nc, v, o)
 	})
 }
 
-// newTrainer prepares the trainer that conf describes.
-func newTrainer(conf config, idle time.Duration, nc *nats.Conn, v *observer, o *output) (*trainer.Worker, error) {
+// runTrainer runs the trainer that conf describes until ctx ends.
+func runTrainer(ctx context.Context, conf config, idle time.Duration, nc *nats.Conn, v *observer, o *output) error {
 	d, err := ort.ParseDevice(conf.Worker.Device)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	w, err := trainer.New(trainer.Config{
 		Names:    conf.names(),
@@ -83,11 +79,11 @@ func newTrainer(conf config, idle time.Duration, nc *nats.Conn, v *observer, o *
 		limits: imaging.Limits{MaxBytes: conf.Images.MaxBytes, MaxPixels: conf.Images.MaxPixels},
 	}, o.Log)
 	if err != nil {
-		return nil, usageError{oneLine(err)}
+		return usageError{oneLine(err)}
 	}
 	v.Connection(nc)
 	v.begun("trainer", w.Ready)
-	return w, nil
+	return w.Run(ctx)
 }
 
 // maker carries training jobs out.
@@ -100,20 +96,54 @@ type maker struct {
 
 // Train implements [trainer.Maker].
 func (t maker) Train(ctx context.Context, task *trainer.Task) (trainer.Result, error) {
-	normals, err := normalImages(task)
+	d := task.Detector
+	plan, err := t.plan(ctx, task)
 	if err != nil {
 		return trainer.Result{}, stream.Permanent(stream.CodeTraining, err)
+	}
+	if plan.Method == training.FITYMI {
+		if _, err := task.RestoreFolder(plan.Host.Work); err != nil {
+			t.o.Log.Warn().Err(err).Str("detector", d.Name).Msg("learning from the beginning")
+			if err := os.RemoveAll(plan.Host.Work); err != nil {
+				return trainer.Result{}, err
+			}
+		}
+	}
+	res, err := training.Fit(ctx, plan)
+	if errors.Is(err, training.ErrPlan) || errors.Is(err, training.ErrTooFew) {
+		return trainer.Result{}, stream.Permanent(stream.CodeTraining, err)
+	}
+	if err != nil {
+		return trainer.Result{}, err
+	}
+	made := t.made(task, res)
+	if task.Active != "" && !task.Request.Force {
+		worse, err := training.Worse(task.Active, res, d.FalseAlarmRate)
+		if err != nil { // it cannot be loaded either
+			t.o.Log.Warn().Err(err).Str("detector", d.Name).Msg("the release that serves cannot be compared with")
+		}
+		if worse != "" {
+			made.Hold = fmt.Sprintf("%s; nearmiss train %s --force replaces it all the same", worse, d.Name)
+		}
+	}
+	return made, nil
+}
+
+// plan is how a task is carried out.
+func (t maker) plan(ctx context.Context, task *trainer.Task) (plan training.Plan, err error) {
+	normals, err := normalImages(task)
+	if err != nil {
+		return plan, err
 	}
 	model, err := t.backbone(task.Detector)
 	if err != nil {
-		return trainer.Result{}, stream.Permanent(stream.CodeTraining, err)
+		return plan, err
 	}
-	out := filepath.Join(task.Dir, "release")
 	d := task.Detector
 	work, phase, saved := filepath.Join(task.Dir, "steps"), "", time.Now()
 	sheet := sheets{work: work}
-	plan := training.Plan{
-		Detector: d.Name, Method: training.Method(d.Method), Out: out, Seed: uint64(task.Request.Seed),
+	plan = training.Plan{
+		Detector: d.Name, Method: training.Method(d.Method), Out: releaseOf(task), Seed: uint64(task.Request.Seed),
 		Data:        training.Data{Normals: normals, View: view(d), NoImages: d.NoEvidence, Limits: t.limits},
 		Model:       training.Model{Backbone: model, Tiles: d.Tiles, Budget: time.Duration(d.Budget)},
 		Score:       training.Score{K: d.K},
@@ -135,51 +165,25 @@ func (t maker) Train(ctx context.Context, task *trainer.Task) (trainer.Result, e
 		},
 	}
 	if plan.Score.Groups, err = training.ParseScore(d.Score); err != nil {
-		return trainer.Result{}, stream.Permanent(stream.CodeTraining, err)
+		return plan, err
 	}
 	if plan.Model.Symmetry, plan.Model.AutoSymmetry, err = training.ParseSymmetry(d.Symmetry); err != nil {
-		return trainer.Result{}, stream.Permanent(stream.CodeTraining, err)
+		return plan, err
 	}
-	if plan.Method == training.FITYMI {
-		profile := d.Profile
-		if profile == "" {
-			profile = "cpu"
-		}
-		tuning, err := t.profile(profile)
-		if err != nil {
-			return trainer.Result{}, stream.Permanent(stream.CodeTraining, err)
-		}
-		plan.Tuning, plan.Host.Work = &tuning, work
-		if _, err := task.RestoreFolder(work); err != nil {
-			t.o.Log.Warn().Err(err).Str("detector", d.Name).Msg("learning from the beginning")
-			if err := os.RemoveAll(work); err != nil {
-				return trainer.Result{}, err
-			}
-		}
-		if plan.Data.Anomalies, err = folderImages(task.Anomalies); err != nil {
-			return trainer.Result{}, stream.Permanent(stream.CodeTraining, err)
-		}
+	if plan.Method != training.FITYMI {
+		return plan, nil
 	}
-	res, err := training.Fit(ctx, plan)
-	if errors.Is(err, training.ErrPlan) || errors.Is(err, training.ErrTooFew) {
-		return trainer.Result{}, stream.Permanent(stream.CodeTraining, err)
-	}
+	tuning, err := t.profile(cmp.Or(d.Profile, "cpu"))
 	if err != nil {
-		return trainer.Result{}, err
+		return plan, err
 	}
-	t.tell(d.Name, res)
-	made := trainer.Result{Dir: out, Notes: res.Warnings}
-	if task.Active != "" && !task.Request.Force {
-		worse, err := training.Worse(task.Active, res, d.FalseAlarmRate)
-		if err != nil { // it cannot be loaded either
-			t.o.Log.Warn().Err(err).Str("detector", d.Name).Msg("the release that serves cannot be compared with")
-		}
-		if worse != "" {
-			made.Hold = fmt.Sprintf("%s; nearmiss train %s --force replaces it all the same", worse, d.Name)
-		}
-	}
-	return made, nil
+	plan.Tuning, plan.Host.Work = &tuning, work
+	plan.Data.Anomalies, err = folderImages(task.Anomalies)
+	return plan, err
 }
+
+// releaseOf is the folder that a task's release is written to.
+func releaseOf(task *trainer.Task) string { return filepath.Join(task.Dir, "release") }
 
 // sheets are the pictures that a generator makes of what it draws.
 type sheets struct {
@@ -290,7 +294,7 @@ func view(d stream.Detector) *imaging.View {
 func (t maker) derivation(task *trainer.Task) training.Derivation {
 	return training.Derivation{
 		Release: task.Active, Verified: true, // by the registry
-		Out: filepath.Join(task.Dir, "release"), NoImages: task.Detector.NoEvidence,
+		Out: releaseOf(task), NoImages: task.Detector.NoEvidence,
 		Device: t.device, Threads: t.conf.Worker.Threads, Limits: t.limits, Tool: "nearmiss " + version, Log: t.o.Log,
 	}
 }
@@ -310,8 +314,7 @@ func (t maker) Extend(ctx context.Context, task *trainer.Task) (trainer.Result, 
 	if err != nil {
 		return trainer.Result{}, err
 	}
-	t.tell(task.Detector.Name, res)
-	return trainer.Result{Dir: res.Release, Notes: res.Warnings}, nil
+	return t.made(task, res), nil
 }
 
 // Retract implements [trainer.Maker].
@@ -332,8 +335,7 @@ func (t maker) Retract(ctx context.Context, task *trainer.Task) (trainer.Result,
 	case err != nil:
 		return trainer.Result{}, err
 	}
-	t.tell(task.Detector.Name, res)
-	return trainer.Result{Dir: res.Release, Notes: res.Warnings}, nil
+	return t.made(task, res), nil
 }
 
 // Readjust implements [trainer.Maker].
@@ -350,17 +352,19 @@ func (t maker) Readjust(ctx context.Context, task *trainer.Task) (trainer.Result
 	case err != nil:
 		return trainer.Result{}, err
 	}
-	t.tell(d.Name, res)
-	return trainer.Result{Dir: res.Release, Notes: res.Warnings}, nil
+	return t.made(task, res), nil
 }
 
-func (t maker) tell(detector string, res *training.Result) {
+// made is a release that was learnt, whose warnings go to the log, too.
+func (t maker) made(task *trainer.Task, res *training.Result) trainer.Result {
+	log := t.o.Log.With().Str("component", "trainer").Str("detector", task.Detector.Name).Logger()
 	for _, w := range res.Warnings {
-		t.o.Log.Warn().Str("component", "trainer").Str("detector", detector).Msg(w)
+		log.Warn().Msg(w)
 	}
 	if o := res.Orientation; o != nil {
-		t.o.Log.Info().Str("component", "trainer").Str("detector", detector).Str("symmetry", cmp.Or(string(res.Symmetry), "none")).Msg(o.String())
+		log.Info().Str("symmetry", cmp.Or(string(res.Symmetry), "none")).Msg(o.String())
 	}
+	return trainer.Result{Dir: res.Release, Notes: res.Warnings}
 }
 
 // backbone is the detector's own model, or the trainer's, or the starter

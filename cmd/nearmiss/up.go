@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/nats-io/nats.go"
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
 
@@ -101,15 +102,16 @@ func (c *upCmd) serve(ctx context.Context, b *broker.Broker, conf config, v *obs
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	for name, start := range map[string]func(context.Context, dial) error{
-		"worker":  func(ctx context.Context, connect dial) error { return runWorker(ctx, connect, conf, v, o) },
-		"trainer": func(ctx context.Context, connect dial) error { return runTrainer(ctx, connect, conf, v, o) },
+		"worker": func(ctx context.Context, connect dial) error {
+			return connect.with("worker", func(nc *nats.Conn) error { return runWorker(ctx, conf, nil, nc, v, o) })
+		},
+		"trainer": func(ctx context.Context, connect dial) error {
+			return connect.with("trainer", func(nc *nats.Conn) error { return runTrainer(ctx, conf, 0, nc, v, o) })
+		},
 		"sinks": func(ctx context.Context, connect dial) error {
-			nc, err := connect("sinks")
-			if err != nil {
-				return err
-			}
-			defer nc.Close()
-			return runSinks(ctx, nc, stream.Names{Prefix: conf.Prefix}, conf.links(), v, o)
+			return connect.with("sinks", func(nc *nats.Conn) error {
+				return runSinks(ctx, nc, stream.Names{Prefix: conf.Prefix}, conf.links(), v, o)
+			})
 		},
 	} {
 		g.Go(func() error {
@@ -121,36 +123,12 @@ func (c *upCmd) serve(ctx context.Context, b *broker.Broker, conf config, v *obs
 	}
 	if page != nil {
 		page.Trace(v.tracer())
-		g.Go(func() error { return runConsole(ctx, page, connect) })
+		g.Go(func() error {
+			return connect.with("console", func(nc *nats.Conn) error { return page.Run(ctx, nc) })
+		})
 	}
 	if c.Demo {
 		g.Go(func() error { return runDemo(ctx, connect, conf, o, about, c.JSON) })
 	}
 	return g.Wait()
-}
-
-func runWorker(ctx context.Context, connect dial, conf config, v *observer, o *output) error {
-	nc, err := connect("worker")
-	if err != nil {
-		return err
-	}
-	defer nc.Close()
-	w, err := newWorker(conf, nil, nc, v, o)
-	if err != nil {
-		return err
-	}
-	return w.Run(ctx)
-}
-
-func runTrainer(ctx context.Context, connect dial, conf config, v *observer, o *output) error {
-	nc, err := connect("trainer")
-	if err != nil {
-		return err
-	}
-	defer nc.Close()
-	w, err := newTrainer(conf, 0, nc, v, o)
-	if err != nil {
-		return err
-	}
-	return w.Run(ctx)
 }

@@ -141,7 +141,7 @@ func (c *usersListCmd) Run(o *output) error {
 		return err
 	}
 	if len(f.Users) == 0 && !c.JSON {
-		return o.say(false, nil, "there are no users: whoever reaches the broker may do everything (nearmiss users add)")
+		return o.print("there are no users: whoever reaches the broker may do everything (nearmiss users add)")
 	}
 	return list(o, c.JSON, f.Users, func(u access.User) string {
 		where := u.Detector
@@ -229,7 +229,7 @@ func (c *usersDisableCmd) Run(o *output) error {
 	if err != nil {
 		return err
 	}
-	return o.say(false, nil, c.Name+map[bool]string{false: " is out within a second", true: " may come in again"}[c.Enable])
+	return o.print(c.Name + map[bool]string{false: " is out within a second", true: " may come in again"}[c.Enable])
 }
 
 type usersRemoveCmd struct {
@@ -246,7 +246,7 @@ func (c *usersRemoveCmd) Run(o *output) error {
 	if err := os.Remove(c.keyFile(c.Name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("%s is out; remove its key yourself: %w", c.Name, err)
 	}
-	return o.say(false, nil, c.Name+" is out within a second")
+	return o.print(c.Name + " is out within a second")
 }
 
 type usersRenderCmd struct {
@@ -280,7 +280,7 @@ func (c *usersRenderCmd) Run(o *output) error {
 	if err := renameio.WriteFile(c.Out, b, 0o600); err != nil {
 		return fmt.Errorf("write %s: %w", c.Out, err)
 	}
-	return o.say(false, nil, fmt.Sprintf("%s has %d users", c.Out, len(f.Users)))
+	return o.printf("%s has %d users\n", c.Out, len(f.Users))
 }
 
 type usersCheckCmd struct {
@@ -321,7 +321,7 @@ func (c *usersCheckCmd) Run(o *output) error {
 			failed++
 			what = "WRONG: " + what
 		}
-		return o.say(false, nil, fmt.Sprintf("%-60s %s", subject, what))
+		return o.printf("%-60s %s\n", subject, what)
 	}
 	for _, s := range u.Rights(c.names()).Subscribe {
 		ok, err := c.probe(o, "sub "+s)
@@ -401,7 +401,7 @@ func (c *usersDurableCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	return o.say(false, nil, u.Name+" gets its events by nearmiss watch --durable "+u.Name+" --js-api-prefix "+access.SubscriberAPIPrefix)
+	return o.print(u.Name + " gets its events by nearmiss watch --durable " + u.Name + " --js-api-prefix " + access.SubscriberAPIPrefix)
 }
 
 func durableOf(n stream.Names, u access.User) stream.Durable {

@@ -188,12 +188,12 @@ func (c *evalCmd) alarms(ctx context.Context, o *output, embed inference.EmbedOp
 	case len(classes) == 0:
 		classes = set.Labels()
 	}
-	e, err := inference.NewEmbedder(c.Backbone, embed)
+	all := &embedders{options: embed}
+	defer all.Close()
+	f, err := all.of(variant{evalCmd: *c})
 	if err != nil {
 		return err
 	}
-	defer e.Close()
-	f := evaluate.NewFeatures(embedAll(e))
 	quick := c.paper()
 	method := evaluate.KNN(f, c.K, nil)
 	if !quick {

@@ -16,14 +16,10 @@ type versionCmd struct {
 }
 
 func (c *versionCmd) Run(o *output) error {
-	if c.JSON {
-		return o.JSON(map[string]string{
-			"version": version, "commit": commit,
-			"go": runtime.Version(), "os": runtime.GOOS, "arch": runtime.GOARCH,
-		})
-	}
-	_, err := fmt.Fprintln(o.Out, versionText())
-	return err
+	return o.say(c.JSON, map[string]string{
+		"version": version, "commit": commit,
+		"go": runtime.Version(), "os": runtime.GOOS, "arch": runtime.GOARCH,
+	}, versionText())
 }
 
 func versionText() string {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -49,7 +50,7 @@ func (c *watchCmd) Run(ctx context.Context, o *output) error {
 				cancel()
 			}
 		})
-		return firstError(failed, err)
+		return cmp.Or(failed, err)
 	}
 	w := stream.WatchConfig{Names: c.names(), Detector: c.Detector, Kind: c.Kind, Durable: c.Durable, Live: c.Live}
 	if c.Ack && c.Durable == "" {
@@ -119,15 +120,6 @@ func (c *watchCmd) seen(o *output, stop context.CancelCauseFunc) func(context.Co
 			return nil
 		}
 	}
-}
-
-func firstError(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func (c *watchCmd) print(o *output, e stream.Event) error {

@@ -52,19 +52,15 @@ func (c *workerCmd) Run(ctx context.Context, o *output) error {
 			return err
 		}
 		defer nc.Close()
-		w, err := newWorker(conf, c.Detectors, nc, v, o)
-		if err != nil {
-			return err
-		}
-		return w.Run(ctx)
+		return runWorker(ctx, conf, c.Detectors, nc, v, o)
 	})
 }
 
-// newWorker prepares the worker that conf describes.
-func newWorker(conf config, detectors []string, nc *nats.Conn, v *observer, o *output) (*worker.Worker, error) {
+// runWorker runs the worker that conf describes until ctx ends.
+func runWorker(ctx context.Context, conf config, detectors []string, nc *nats.Conn, v *observer, o *output) error {
 	d, err := ort.ParseDevice(conf.Worker.Device)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	limits := imaging.Limits{MaxBytes: conf.Images.MaxBytes, MaxPixels: conf.Images.MaxPixels}
 	// Two halves, since a frame is held as a file while it waits for room for its
@@ -79,9 +75,9 @@ func newWorker(conf config, detectors []string, nc *nats.Conn, v *observer, o *o
 		Log:   o.Log,
 	}), o.Log)
 	if err != nil {
-		return nil, usageError{oneLine(err)}
+		return usageError{oneLine(err)}
 	}
 	v.Connection(nc)
 	v.begun("worker", w.Ready)
-	return w, nil
+	return w.Run(ctx)
 }

@@ -23,28 +23,14 @@ type Options struct {
 	// it to ONNX Runtime (one per physical core). With 1, Run computes on the
 	// thread of its caller, and concurrent Runs scale over cores.
 	IntraOpThreads int
-	// InterOpThreads is the number of operators that run side by side; 0 or 1
-	// means one after another.
-	InterOpThreads int
 	// NoSpinning lets idle threads sleep at once instead of spinning for the
 	// next operator: slower alone, kinder to neighbours.
 	NoSpinning bool
-	// NoOptimization turns ONNX Runtime's graph rewriting off.
-	NoOptimization bool
-	// NoMemoryPattern and NoArena trade speed for a smaller peak of memory.
-	NoMemoryPattern bool
-	NoArena         bool
-	// TF32 lets CUDA round the inputs of float32 products to 10 bits: faster, but
-	// scores then differ in the third digit from those of a CPU, which a
-	// release's check images would not pass.
-	TF32 bool
 	// Profile, when set, is the prefix of a trace file that ONNX Runtime
 	// writes when the session is closed (Chrome trace format).
 	Profile string
 	// Folder is where OpenBytes looks for external data that the model refers to.
 	Folder string
-	// Config holds further session configuration entries of ONNX Runtime.
-	Config map[string]string
 }
 
 // ErrClosed is returned by a Run on a closed session.
@@ -126,31 +112,16 @@ func (o Options) session() (*onnxruntime.SessionOptions, error) {
 	if err != nil {
 		return nil, errors.New(oneLine(err))
 	}
-	level := onnxruntime.GraphOptimizationLevel(onnxruntime.GraphOptimizationLevelEnableAll)
-	if o.NoOptimization {
-		level = onnxruntime.GraphOptimizationLevelDisableAll
-	}
 	steps := []func() error{
-		func() error { return so.SetGraphOptimizationLevel(level) },
+		func() error {
+			return so.SetGraphOptimizationLevel(onnxruntime.GraphOptimizationLevelEnableAll)
+		},
 		func() error { return so.SetIntraOpNumThreads(o.IntraOpThreads) },
-	}
-	if o.InterOpThreads > 1 {
-		steps = append(
-			steps,
-			func() error { return so.SetExecutionMode(onnxruntime.ExecutionModeParallel) },
-			func() error { return so.SetInterOpNumThreads(o.InterOpThreads) },
-		)
 	}
 	if o.NoSpinning {
 		steps = append(steps, func() error {
 			return so.AddSessionConfigEntry("session.intra_op.allow_spinning", "0")
 		})
-	}
-	if o.NoMemoryPattern {
-		steps = append(steps, func() error { return so.SetMemPattern(false) })
-	}
-	if o.NoArena {
-		steps = append(steps, func() error { return so.SetCpuMemArena(false) })
 	}
 	if o.Profile != "" {
 		steps = append(steps, func() error { return so.EnableProfiling(o.Profile) })
@@ -160,16 +131,13 @@ func (o Options) session() (*onnxruntime.SessionOptions, error) {
 			return so.AddSessionConfigEntry("session.model_external_initializers_file_folder_path", o.Folder)
 		})
 	}
-	for k, v := range o.Config {
-		steps = append(steps, func() error { return so.AddSessionConfigEntry(k, v) })
-	}
 	for _, step := range steps {
 		if err := step(); err != nil {
 			_ = so.Destroy()
 			return nil, errors.New(oneLine(err))
 		}
 	}
-	if err := appendProvider(so, o.Device, o.TF32); err != nil {
+	if err := appendProvider(so, o.Device); err != nil {
 		_ = so.Destroy()
 		return nil, err
 	}

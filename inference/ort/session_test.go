@@ -218,7 +218,7 @@ func TestOpen(t *testing.T) {
 		if err := os.WriteFile(path, m, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		s, err := Open(path, Options{IntraOpThreads: 1, NoSpinning: true, NoArena: true, NoMemoryPattern: true, NoOptimization: true})
+		s, err := Open(path, Options{IntraOpThreads: 1, NoSpinning: true})
 		if err != nil {
 			t.Fatal(err)
 		}
