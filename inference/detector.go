@@ -1,6 +1,7 @@
 package inference
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -238,10 +239,7 @@ func (d *Detector) Verify(ctx context.Context) error {
 		return fmt.Errorf("check the release: %w", err)
 	}
 	for i, c := range checks {
-		tolerance := c.Tolerance
-		if tolerance == 0 {
-			tolerance = defaultTolerance
-		}
+		tolerance := cmp.Or(c.Tolerance, defaultTolerance)
 		if made := d.rel.Manifest.Model.Preprocess.Decoder; made != imaging.DecoderName() && filepath.Ext(c.File) == ".jpeg" {
 			tolerance = max(tolerance, decoderTolerance)
 		}

@@ -1,6 +1,7 @@
 package inference
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,9 +36,7 @@ func NewBatchEngine(o ort.Options) (*BatchEngine, error) {
 	if err := ort.Load(); err != nil {
 		return nil, err
 	}
-	if o.Device.Kind == "" {
-		o.Device.Kind = "cpu"
-	}
+	o.Device.Kind = cmp.Or(o.Device.Kind, "cpu")
 	if o.Device.Kind == "cpu" {
 		o.IntraOpThreads = 0
 	}

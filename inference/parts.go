@@ -1,6 +1,7 @@
 package inference
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math"
@@ -402,10 +403,7 @@ func SumMaps(parts []release.Part, grids []heatmap.Grid) heatmap.Grid {
 	}
 	out := heatmap.NewGrid(grids[finest].Width, grids[finest].Height)
 	for i, g := range grids {
-		w := float32(parts[i].Map)
-		if w == 0 {
-			w = 1
-		}
+		w := cmp.Or(float32(parts[i].Map), 1)
 		if parts[i].MapExcess {
 			g = g.Excess()
 		}

@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -99,9 +100,7 @@ func (in *Installation) WriteAudit(ctx context.Context, e AuditEntry) error {
 	if e.At.IsZero() {
 		e.At = time.Now().UTC()
 	}
-	if e.Result == "" {
-		e.Result = AuditDone
-	}
+	e.Result = cmp.Or(e.Result, AuditDone)
 	m, err := e.message(in.names)
 	if err != nil {
 		return fmt.Errorf("write the audit of %s: %w", e.Action, err)

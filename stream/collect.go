@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -48,10 +49,7 @@ func (in *Installation) Collect(ctx context.Context, o registry.CollectOptions) 
 	if err != nil {
 		return out, err
 	}
-	grace := o.Grace
-	if grace == 0 {
-		grace = time.Hour
-	}
+	grace := cmp.Or(o.Grace, time.Hour)
 	if out.Jobs, err = jobs.prune(ctx, time.Now().Add(-max(grace, 0)), o.DryRun); err != nil {
 		return out, fmt.Errorf("collect: %w", err)
 	}

@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -110,39 +111,17 @@ type Detector struct {
 
 // WithDefaults fills in what is not set.
 func (d Detector) WithDefaults() Detector {
-	if d.Method == "" {
-		d.Method = "knn"
-	}
-	if d.K == 0 {
-		d.K = 2
-	}
-	if d.FalseAlarmRate == 0 {
-		d.FalseAlarmRate = 0.01
-	}
-	if d.Policy == "" {
-		d.Policy = PolicyLossless
-	}
-	if d.LiveBacklog == 0 {
-		d.LiveBacklog = 32
-	}
-	if d.Smoothing == 0 {
-		d.Smoothing = 1
-	}
-	if d.Quiet == 0 {
-		d.Quiet = Duration(30 * time.Second)
-	}
-	if d.Group == "" {
-		d.Group = GroupCamera
-	}
-	if d.DefectShare == 0 {
-		d.DefectShare = 0.05
-	}
-	if d.EvidenceMiB == 0 {
-		d.EvidenceMiB = 256
-	}
-	if d.Retention == 0 {
-		d.Retention = Duration(30 * 24 * time.Hour)
-	}
+	d.Method = cmp.Or(d.Method, "knn")
+	d.K = cmp.Or(d.K, 2)
+	d.FalseAlarmRate = cmp.Or(d.FalseAlarmRate, 0.01)
+	d.Policy = cmp.Or(d.Policy, PolicyLossless)
+	d.LiveBacklog = cmp.Or(d.LiveBacklog, 32)
+	d.Smoothing = cmp.Or(d.Smoothing, 1)
+	d.Quiet = cmp.Or(d.Quiet, Duration(30*time.Second))
+	d.Group = cmp.Or(d.Group, GroupCamera)
+	d.DefectShare = cmp.Or(d.DefectShare, 0.05)
+	d.EvidenceMiB = cmp.Or(d.EvidenceMiB, 256)
+	d.Retention = cmp.Or(d.Retention, Duration(30*24*time.Hour))
 	return d
 }
 

@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -82,12 +83,8 @@ func (t Topology) Fit(store int64) (Topology, float64) {
 // Reserved is what the limits take of the store, in bytes: the server reserves it.
 func (t Topology) Reserved() int64 {
 	t = t.WithDefaults()
-	sum := t.FramesMaxBytes + t.LargeMaxBytes + t.EventsMaxBytes + t.DeadMaxBytes +
+	return t.FramesMaxBytes + t.LargeMaxBytes + t.EventsMaxBytes + t.DeadMaxBytes +
 		t.scaled(feedbackMaxBytes) + t.scaled(trainingMaxBytes) + t.scaled(incidentsMaxBytes) + t.scaled(auditBytes)
-	for _, v := range []int64{t.NormalsMaxBytes, t.ArtifactsMaxBytes, t.ImagesMaxBytes, t.EvidenceMaxBytes} {
-		sum += max(v, 0)
-	}
-	return sum
 }
 
 // EnsureWithin is [Ensure] for a server whose store may be small. Such a one refuses
@@ -140,34 +137,27 @@ const (
 	feedbackMaxBytes  = 256 << 20
 	trainingMaxBytes  = 64 << 20
 	incidentsMaxBytes = 256 << 20
+
+	// eventsDuplicates is how long the broker remembers event ids, so that a frame
+	// delivered again raises no second event. It costs about 100 bytes of broker memory
+	// for each event of that time.
+	eventsDuplicates = 2 * time.Hour
+
+	// unbounded is a stream or bucket without a limit of its own: training sets, where
+	// new normals are refused when the store is full; releases and checkpoints; images
+	// that are kept whole, and pictures of anomalies, which each detector bounds.
+	unbounded = -1
 )
 
+// WithDefaults has the defaults in place of zeros.
 func (t Topology) WithDefaults() Topology {
-	def := func(v *int64, d int64) {
-		if *v == 0 {
-			*v = d
-		}
-	}
-	age := func(v *time.Duration, d time.Duration) {
-		if *v == 0 {
-			*v = d
-		}
-	}
-	def(&t.FramesMaxBytes, 2<<30)
-	def(&t.EventsMaxBytes, 1<<30)
-	def(&t.DeadMaxBytes, 1<<30)
-	def(&t.NormalsMaxBytes, -1)
-	def(&t.ArtifactsMaxBytes, -1)
-	def(&t.LargeMaxBytes, 1<<30)
-	def(&t.ImagesMaxBytes, -1)
-	def(&t.EvidenceMaxBytes, -1)
-	age(&t.FramesMaxAge, 7*24*time.Hour)
-	age(&t.EventsMaxAge, 90*24*time.Hour)
-	age(&t.EventsDuplicates, 2*time.Hour)
-	age(&t.DeadMaxAge, 30*24*time.Hour)
-	if t.Replicas == 0 {
-		t.Replicas = 1
-	}
+	t.FramesMaxBytes = cmp.Or(t.FramesMaxBytes, 2<<30)
+	t.EventsMaxBytes = cmp.Or(t.EventsMaxBytes, 1<<30)
+	t.DeadMaxBytes = cmp.Or(t.DeadMaxBytes, 1<<30)
+	t.LargeMaxBytes = cmp.Or(t.LargeMaxBytes, 1<<30)
+	t.FramesMaxAge = cmp.Or(t.FramesMaxAge, 7*24*time.Hour)
+	t.EventsMaxAge = cmp.Or(t.EventsMaxAge, 90*24*time.Hour)
+	t.Replicas = cmp.Or(t.Replicas, 1)
 	return t
 }
 
@@ -175,8 +165,8 @@ func (t Topology) WithDefaults() Topology {
 func (t Topology) Validate() error {
 	err := t.Names.Validate()
 	d := t.WithDefaults()
-	if d.EventsDuplicates > d.EventsMaxAge {
-		err = errors.Join(err, fmt.Errorf("event ids are to be remembered for %v, longer than events are kept (%v)", d.EventsDuplicates, d.EventsMaxAge))
+	if eventsDuplicates > d.EventsMaxAge {
+		err = errors.Join(err, fmt.Errorf("event ids are remembered for %v, longer than events are to be kept (%v)", eventsDuplicates, d.EventsMaxAge))
 	}
 	if d.FramesMaxAge < time.Second {
 		err = errors.Join(err, fmt.Errorf("frames are to be kept for %v: use 1s or more", d.FramesMaxAge))
@@ -209,14 +199,14 @@ func (t Topology) Streams() []jetstream.StreamConfig {
 			Name: t.EventsStream(), Description: "CloudEvents about frames, detectors and releases",
 			Subjects:  []string{p + ".events.*.*.*"},
 			Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardOld,
-			MaxBytes: t.EventsMaxBytes, MaxAge: t.EventsMaxAge, Duplicates: t.EventsDuplicates,
+			MaxBytes: t.EventsMaxBytes, MaxAge: t.EventsMaxAge, Duplicates: eventsDuplicates,
 			AllowDirect: true,
 		},
 		{
 			Name: t.NormalsStream(), Description: "training sets: normal images, and labelled anomalies apart from them",
 			Subjects:  []string{p + ".normals.*", p + ".anomalies.*"},
 			Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew,
-			MaxBytes: t.NormalsMaxBytes, Duplicates: time.Hour,
+			MaxBytes: unbounded, Duplicates: time.Hour,
 			AllowDirect: true,
 		},
 		{
@@ -257,7 +247,7 @@ func (t Topology) Streams() []jetstream.StreamConfig {
 				AdvisoryMaxDeliver + t.FramesStream() + ".*",
 			},
 			Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardOld,
-			MaxBytes: t.DeadMaxBytes, MaxAge: t.DeadMaxAge, Duplicates: time.Hour,
+			MaxBytes: t.DeadMaxBytes, MaxAge: 30 * 24 * time.Hour, Duplicates: time.Hour,
 			AllowDirect: true,
 		},
 	}
@@ -309,11 +299,11 @@ func Ensure(ctx context.Context, js jetstream.JetStream, t Topology) error {
 		}
 	}
 	for _, o := range []jetstream.ObjectStoreConfig{
-		{Bucket: t.ArtifactsBucket(), Description: "releases by SHA-256, and checkpoints", MaxBytes: t.ArtifactsMaxBytes},
+		{Bucket: t.ArtifactsBucket(), Description: "releases by SHA-256, and checkpoints", MaxBytes: unbounded},
 		// A worker removes what it has scored; what was left behind goes with its frame.
 		{Bucket: t.LargeBucket(), Description: "images of waiting frames that are too large for a message", MaxBytes: t.LargeMaxBytes, TTL: t.FramesMaxAge + time.Hour},
-		{Bucket: t.ImagesBucket(), Description: "images of anomalies, large normals and dead letters", MaxBytes: t.ImagesMaxBytes},
-		{Bucket: t.EvidenceBucket(), Description: "pictures of anomalies, by detector and event", MaxBytes: t.EvidenceMaxBytes},
+		{Bucket: t.ImagesBucket(), Description: "images of anomalies, large normals and dead letters", MaxBytes: unbounded},
+		{Bucket: t.EvidenceBucket(), Description: "pictures of anomalies, by detector and event", MaxBytes: unbounded},
 	} {
 		o.Storage, o.Replicas, o.Placement = jetstream.FileStorage, t.Replicas, t.placement()
 		if err := ensureObjects(ctx, js, o); err != nil {

@@ -30,6 +30,7 @@
 package drift
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -124,15 +125,9 @@ type state struct {
 
 // New makes a monitor.
 func New(o Options) (*Monitor, error) {
-	if o.Patience == 0 {
-		o.Patience = 1e6
-	}
-	if o.Defects == 0 {
-		o.Defects = 0.05
-	}
-	if o.Every == 0 {
-		o.Every = 1
-	}
+	o.Patience = cmp.Or(o.Patience, 1e6)
+	o.Defects = cmp.Or(o.Defects, 0.05)
+	o.Every = cmp.Or(o.Every, 1)
 	switch {
 	case o.HeldOut < 1 || o.HeldOut > 1<<24:
 		return nil, fmt.Errorf("drift monitor: %d held-out normals, must be in 1..%d", o.HeldOut, 1<<24)

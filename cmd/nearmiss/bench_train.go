@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -73,9 +74,7 @@ func (c *benchTrainCmd) network(ctx context.Context, session ort.Options, o benc
 	if err != nil {
 		return bench.TrainResult{}, err
 	}
-	if c.Batch == 0 {
-		c.Batch = 32
-	}
+	c.Batch = cmp.Or(c.Batch, 32)
 	spec, src, err := sde.Step(s, n, sde.TrainOptions{Batch: c.Batch, Session: session})
 	if err != nil {
 		return bench.TrainResult{}, err

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,9 +47,7 @@ func (*fitCmd) Help() string {
 }
 
 func (c *fitCmd) Run(ctx context.Context, o *output) error {
-	if c.Detector == "" {
-		c.Detector = filepath.Base(c.Out)
-	}
+	c.Detector = cmp.Or(c.Detector, filepath.Base(c.Out))
 	if err := stream.CheckToken("detector", c.Detector); err != nil {
 		return usageError{fmt.Errorf("%w (set it with --detector)", err)}
 	}
@@ -60,10 +59,7 @@ func (c *fitCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	work := c.Work
-	if work == "" {
-		work = training.WorkFolder(c.Out)
-	}
+	work := cmp.Or(c.Work, training.WorkFolder(c.Out))
 	seed := rand.Uint64() >> 11 // fits a JSON number
 	if c.Seed != nil {
 		seed = *c.Seed

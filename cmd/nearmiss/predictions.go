@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -30,9 +31,7 @@ func writePredictions(ctx context.Context, file string, results []evaluate.Resul
 					Path: s.Item.Path, Label: s.Item.Label, Score: &s.Score, Parts: s.Parts, Truth: &s.Anomalous,
 					Method: r.Method, Normal: run.Normal, Seed: &run.Seed,
 				}
-				if row.Path == "" {
-					row.Path = s.Item.Name
-				}
+				row.Path = cmp.Or(row.Path, s.Item.Name)
 				row.P = shareAbove(normals, s)
 				if row.Regions, err = regionsOf(run, s); err != nil {
 					return err

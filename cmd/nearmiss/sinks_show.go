@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -75,10 +76,7 @@ func describeSink(s sinkShown) string {
 	} else if !s.Enabled {
 		line("state", "paused")
 	}
-	events := list(s.Kinds)
-	if events == "" {
-		events = list(sink.DefaultKinds)
-	}
+	events := cmp.Or(list(s.Kinds), list(sink.DefaultKinds))
 	line("events", events)
 	line("detectors", list(s.Detectors))
 	line("cameras", list(s.Cameras))

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -312,9 +313,7 @@ func (c *usersCheckCmd) Run(o *output) error {
 	if u.MQTT {
 		return usageError{errors.New("an MQTT user has no NATS connection to check: publish a frame with its password")}
 	}
-	if c.NKey == "" {
-		c.NKey = c.keyFile(u.Name)
-	}
+	c.NKey = cmp.Or(c.NKey, c.keyFile(u.Name))
 	failed := 0
 	say := func(subject string, ok bool, what string) error {
 		if !ok {

@@ -1,6 +1,7 @@
 package backbone
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -126,9 +127,7 @@ func importFile(src, dst string, o ImportOptions) (info Info, err error) {
 		}
 		return info, architectureError("the model was imported before, with normalisation %v / %v in its graph; import the original", pre.Mean, pre.Std)
 	}
-	if o.Name == "" {
-		o.Name = stripExtension(src)
-	}
+	o.Name = cmp.Or(o.Name, stripExtension(src))
 	o.path = src
 	o.work = filepath.Dir(dst)
 	r, err := importForeign(data, o)
@@ -254,9 +253,7 @@ func Inspect(path string, o ImportOptions) (r Report, err error) {
 		r.Layers, err = readLayers(f.metadata)
 		return r, err
 	}
-	if o.Name == "" {
-		o.Name = stripExtension(path)
-	}
+	o.Name = cmp.Or(o.Name, stripExtension(path))
 	o.path = path
 	o.inspect = true
 	made, err := importForeign(data, o)

@@ -1,6 +1,7 @@
 package backbone
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -88,9 +89,7 @@ func FromWeights(w *Weights, o LoadOptions) (*Model, error) {
 		if side := readSidecar(w.path, dim); hint == "" {
 			hint = side.arch
 		}
-		if hint == "" {
-			hint = fileHint(w.path)
-		}
+		hint = cmp.Or(hint, fileHint(w.path))
 		return hint
 	})
 	if err != nil {

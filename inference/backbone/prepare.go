@@ -1,6 +1,7 @@
 package backbone
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -253,9 +254,7 @@ func readSidecar(path string, dim int) sidecar {
 		return sidecar{} // of another network
 	}
 	s.file, s.arch = "config.json", strings.ToLower(c.Architecture)
-	if s.arch == "" {
-		s.arch = strings.ToLower(c.ModelType)
-	}
+	s.arch = cmp.Or(s.arch, strings.ToLower(c.ModelType))
 	if read("preprocessor_config.json", &s.pre) {
 		s.file = "preprocessor_config.json"
 	}

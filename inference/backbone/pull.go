@@ -1,6 +1,7 @@
 package backbone
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -45,12 +46,8 @@ var ErrDigest = errors.New("SHA-256 mismatch")
 // renamed to dst only when it is complete and its digest is right, so dst is
 // never half a file. On a digest mismatch the partial file is removed.
 func Pull(ctx context.Context, url, dst string, o PullOptions) (digest string, err error) {
-	if o.Attempts == 0 {
-		o.Attempts = 5
-	}
-	if o.MaxBytes == 0 {
-		o.MaxBytes = 16 << 30
-	}
+	o.Attempts = cmp.Or(o.Attempts, 5)
+	o.MaxBytes = cmp.Or(o.MaxBytes, 16<<30)
 	if o.Client == nil {
 		o.Client = http.DefaultClient
 	}

@@ -1,6 +1,7 @@
 package backbone
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -212,9 +213,7 @@ func (f *foreign) embedding() (c chosen, err error) {
 		return fail("the shape of %q is not to be had from the model; install ONNX Runtime (nearmiss runtime install), so that import can run the model once", name)
 	}
 	c.rank, c.pool = len(shape), f.o.Pool
-	if c.pool == "" {
-		c.pool = map[int]Pooling{2: PoolNone, 3: PoolClass, 4: PoolMean}[c.rank]
-	}
+	c.pool = cmp.Or(c.pool, map[int]Pooling{2: PoolNone, 3: PoolClass, 4: PoolMean}[c.rank])
 	if ok := map[Pooling]bool{PoolNone: c.rank == 2, PoolClass: c.rank == 3, PoolMean: c.rank == 3 || c.rank == 4}; !ok[c.pool] {
 		return fail("pooling %q does not fit %q of shape %v: choose with --pool, or another value with --output", c.pool, name, shape)
 	}

@@ -2,6 +2,7 @@ package backbone
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"math"
@@ -257,9 +258,7 @@ type splice struct {
 func (s *splice) node(op string, in []string, out string, attrs ...[]byte) string {
 	name := fmt.Sprintf("nearmiss/%s/%d/%s", s.prefix, s.count, op)
 	s.count++
-	if out == "" {
-		out = name + ":0"
-	}
+	out = cmp.Or(out, name+":0")
 	var b []byte
 	for _, v := range in {
 		b = appendText(b, nodeInput, v)

@@ -2,6 +2,7 @@ package imaging
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"fmt"
 )
@@ -33,18 +34,10 @@ func DefaultLimits() Limits {
 
 func (l Limits) withDefaults() Limits {
 	d := DefaultLimits()
-	if l.MaxBytes == 0 {
-		l.MaxBytes = d.MaxBytes
-	}
-	if l.MaxPixels == 0 {
-		l.MaxPixels = d.MaxPixels
-	}
-	if l.MaxMemory == 0 {
-		l.MaxMemory = d.MaxMemory
-	}
-	if l.MaxAspect == 0 {
-		l.MaxAspect = d.MaxAspect
-	}
+	l.MaxBytes = cmp.Or(l.MaxBytes, d.MaxBytes)
+	l.MaxPixels = cmp.Or(l.MaxPixels, d.MaxPixels)
+	l.MaxMemory = cmp.Or(l.MaxMemory, d.MaxMemory)
+	l.MaxAspect = cmp.Or(l.MaxAspect, d.MaxAspect)
 	return l
 }
 

@@ -1,6 +1,7 @@
 package imaging
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"slices"
@@ -70,10 +71,7 @@ func (t *Tone) applyAs(whole, pix []uint8) {
 	} else if t.Brightness > 0 {
 		gain = min(max(t.Brightness/max(Brightness(whole), 1e-6), 1/float64(mostGain)), mostGain)
 	}
-	gamma := t.Gamma
-	if gamma == 0 {
-		gamma = 1
-	}
+	gamma := cmp.Or(t.Gamma, 1)
 	if gain == 1 && offset == 0 && gamma == 1 && t.Floor == 0 && t.Ceiling == 0 {
 		return
 	}

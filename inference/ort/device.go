@@ -1,6 +1,7 @@
 package ort
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"regexp"
@@ -43,10 +44,7 @@ func ParseDevice(s string) (Device, error) {
 }
 
 func (d Device) String() string {
-	kind := d.Kind
-	if kind == "" {
-		kind = "cpu"
-	}
+	kind := cmp.Or(d.Kind, "cpu")
 	if kind == "cpu" || d.ID == 0 {
 		return kind
 	}

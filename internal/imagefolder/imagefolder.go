@@ -3,6 +3,7 @@
 package imagefolder
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -108,9 +109,7 @@ func (l Listing) Notes() []string {
 	}
 	var kinds []string
 	for ext, n := range count {
-		if ext == "" {
-			ext = "without an end"
-		}
+		ext = cmp.Or(ext, "without an end")
 		kinds = append(kinds, fmt.Sprintf("%d %s", n, ext))
 	}
 	if len(kinds) > 0 {

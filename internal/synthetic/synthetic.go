@@ -17,6 +17,7 @@
 package synthetic
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -108,9 +109,7 @@ func New(kind string, seed uint64, o Options) (*Source, error) {
 	if !slices.Contains(Kinds(), kind) {
 		return nil, fmt.Errorf("synthetic source %q is not one of %v", kind, Kinds())
 	}
-	if s.o.Size == 0 {
-		s.o.Size = 256
-	}
+	s.o.Size = cmp.Or(s.o.Size, 256)
 	if s.o.Size < 32 || s.o.Size > 2048 {
 		errs = append(errs, fmt.Errorf("synthetic source: size %d is not between 32 and 2048", s.o.Size))
 	}

@@ -1,6 +1,7 @@
 package access
 
 import (
+	"cmp"
 	"slices"
 
 	"github.com/nearmiss/nearmiss/stream"
@@ -18,10 +19,7 @@ type Rights struct {
 // story (learn, score, mark, train, promote, roll back, collect, …); the tests
 // run that story with exactly these.
 func (u User) Rights(n stream.Names) Rights {
-	d := u.Detector
-	if d == "" {
-		d = "*"
-	}
+	d := cmp.Or(u.Detector, "*")
 	r := subjects{n}
 	var out Rights
 	switch u.Role {

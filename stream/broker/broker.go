@@ -4,6 +4,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -70,24 +71,12 @@ type Config struct {
 const maxBuffered = 2 << 30
 
 func (c Config) withDefaults() Config {
-	if c.Host == "" {
-		c.Host = "127.0.0.1"
-	}
-	if c.Port == 0 {
-		c.Port = 4222
-	}
-	if c.MaxStore == 0 {
-		c.MaxStore = 16 << 30
-	}
-	if c.MaxMemory == 0 {
-		c.MaxMemory = 256 << 20
-	}
-	if c.MaxPayload == 0 {
-		c.MaxPayload = 8 << 20
-	}
-	if c.Name == "" {
-		c.Name = "nearmiss"
-	}
+	c.Host = cmp.Or(c.Host, "127.0.0.1")
+	c.Port = cmp.Or(c.Port, 4222)
+	c.MaxStore = cmp.Or(c.MaxStore, 16<<30)
+	c.MaxMemory = cmp.Or(c.MaxMemory, 256<<20)
+	c.MaxPayload = cmp.Or(c.MaxPayload, 8<<20)
+	c.Name = cmp.Or(c.Name, "nearmiss")
 	return c
 }
 

@@ -9,6 +9,7 @@
 package camera
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -105,9 +106,7 @@ func NewPublisher(cfg Config, js jetstream.JetStream, log zerolog.Logger) (*Publ
 	if cfg.Run == "" {
 		cfg.Run = strconv.FormatInt(time.Now().UnixMilli(), 36)
 	}
-	if cfg.LiveBacklog == 0 {
-		cfg.LiveBacklog = 32
-	}
+	cfg.LiveBacklog = cmp.Or(cfg.LiveBacklog, 32)
 	return &Publisher{
 		cfg: cfg, js: js, epoch: pull.NewEpoch(),
 		log: log.With().Str("component", "camera").Str("detector", cfg.Detector).Str("camera", cfg.Camera).Logger(),

@@ -221,10 +221,7 @@ func (r *videoRun) image(data []byte, name string) Image {
 }
 
 func (s *Video) open(ctx context.Context) (*videoRun, error) {
-	program := s.Program
-	if program == "" {
-		program = "ffmpeg"
-	}
+	program := cmp.Or(s.Program, "ffmpeg")
 	found, err := exec.LookPath(program)
 	if err != nil {
 		return nil, fmt.Errorf("read video %s: %w", Redacted(s.Source), ErrNoProgram)

@@ -3,6 +3,7 @@ package camera
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -125,10 +126,7 @@ const answerTime = 30 * time.Second
 func (s *Web) once(ctx context.Context) (Image, error) {
 	for {
 		if s.stream == nil {
-			fps := s.FPS
-			if fps == 0 {
-				fps = 1
-			}
+			fps := cmp.Or(s.FPS, 1)
 			if err := s.pace.wait(ctx, fps); err != nil {
 				return Image{}, err
 			}

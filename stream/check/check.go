@@ -4,6 +4,7 @@
 package check
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -58,9 +59,7 @@ func Broker(ctx context.Context, nc *nats.Conn, cfg Config, tell func(Finding)) 
 	if err != nil {
 		return err
 	}
-	if cfg.Wait == 0 {
-		cfg.Wait = time.Second
-	}
+	cfg.Wait = cmp.Or(cfg.Wait, time.Second)
 	l := &look{nc: nc, js: js, cfg: cfg, tell: tell}
 	for _, f := range []func(context.Context){l.server, l.rights, l.payload, l.account, l.streams, l.clock, l.services} {
 		if ctx.Err() != nil {

@@ -2,6 +2,7 @@ package console
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -90,9 +91,7 @@ func (c *Console) fit(ctx context.Context, image []byte, side int) ([]byte, erro
 	if shown && (side == 0 || side >= tileSide && len(image) <= passThrough) {
 		return image, nil
 	}
-	if side == 0 {
-		side = 4096
-	}
+	side = cmp.Or(side, 4096)
 	if err := c.pictures.shrinks.Wait(ctx); err != nil {
 		return nil, problem{http.StatusServiceUnavailable, "busy", "too many pictures are asked for at once"}
 	}

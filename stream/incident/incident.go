@@ -60,18 +60,10 @@ type Rules struct {
 }
 
 func (r Rules) withDefaults() Rules {
-	if r.Quiet == 0 {
-		r.Quiet = 30 * time.Second
-	}
-	if r.Every == 0 {
-		r.Every = time.Minute
-	}
-	if r.Rise == 0 {
-		r.Rise = 0.2
-	}
-	if r.Flood == 0 {
-		r.Flood = 60
-	}
+	r.Quiet = cmp.Or(r.Quiet, 30*time.Second)
+	r.Every = cmp.Or(r.Every, time.Minute)
+	r.Rise = cmp.Or(r.Rise, 0.2)
+	r.Flood = cmp.Or(r.Flood, 60)
 	return r
 }
 

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,12 +39,8 @@ type Collected struct {
 // that belong to no release. It never removes what is active, shadow, pinned,
 // or young.
 func (r *Registry) Collect(ctx context.Context, o CollectOptions) (Collected, error) {
-	if o.Keep == 0 {
-		o.Keep = 5
-	}
-	if o.Grace == 0 {
-		o.Grace = time.Hour
-	}
+	o.Keep = cmp.Or(o.Keep, 5)
+	o.Grace = cmp.Or(o.Grace, time.Hour)
 	young := time.Now().Add(-max(o.Grace, 0))
 	var out Collected
 

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/hex"
@@ -68,9 +69,7 @@ func Open(ctx context.Context, js jetstream.JetStream, cfg Config) (*Registry, e
 	if err != nil {
 		return nil, fmt.Errorf("open object store %s: %w", cfg.ArtifactsBucket, err)
 	}
-	if cfg.ChunkSize == 0 {
-		cfg.ChunkSize = 256<<10 - 4<<10
-	}
+	cfg.ChunkSize = cmp.Or(cfg.ChunkSize, 256<<10-4<<10)
 	if limit := js.Conn().MaxPayload() / 2; limit > 0 && int64(cfg.ChunkSize) > limit {
 		cfg.ChunkSize = uint32(limit)
 	}

@@ -1,6 +1,7 @@
 package sink
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -61,9 +62,7 @@ func NewEngine(cfg EngineConfig, nc *nats.Conn, log zerolog.Logger) (*Engine, er
 	if len(cfg.Delays) == 0 {
 		cfg.Delays = schedule
 	}
-	if cfg.Looks == 0 {
-		cfg.Looks = time.Minute
-	}
+	cfg.Looks = cmp.Or(cfg.Looks, time.Minute)
 	js, err := cfg.JetStreamOn(nc)
 	if err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package sink
 
 import (
+	"cmp"
 	"encoding/json"
 	"time"
 
@@ -48,10 +49,7 @@ type Cloud struct {
 
 // Cloud makes the structured CloudEvent of n.
 func (n Notice) Cloud(names stream.Names) Cloud {
-	prefix := names.Prefix
-	if prefix == "" {
-		prefix = stream.DefaultPrefix
-	}
+	prefix := cmp.Or(names.Prefix, stream.DefaultPrefix)
 	kind := n.Event.Kind
 	c := Cloud{
 		SpecVersion: "1.0", ID: n.ID, Source: "/" + prefix + "/" + n.Event.Detector, Type: stream.EventType(kind),

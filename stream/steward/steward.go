@@ -16,6 +16,7 @@
 package steward
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -98,9 +99,7 @@ type told struct {
 // has returned. It should be one within the broker's process, where the steward is not
 // apart: it hears all frames.
 func New(cfg Config, nc *nats.Conn, log zerolog.Logger) (*Steward, error) {
-	if cfg.FramesMaxBytes == 0 {
-		cfg.FramesMaxBytes = stream.Topology{}.WithDefaults().FramesMaxBytes
-	}
+	cfg.FramesMaxBytes = cmp.Or(cfg.FramesMaxBytes, stream.Topology{}.WithDefaults().FramesMaxBytes)
 	if cfg.Every == 0 {
 		cfg.Every = 250 * time.Millisecond
 		if cfg.Apart {
@@ -231,9 +230,7 @@ func (s *Steward) countFrame(m *nats.Msg) {
 // should be looked at; mu is held.
 func (s *Steward) add(f *flow, bytes int) (flood bool) {
 	size := float64(bytes)
-	if f.size == 0 {
-		f.size = size
-	}
+	f.size = cmp.Or(f.size, size)
 	f.size += (size - f.size) / 8
 	s.burst += int64(size)
 	return s.burst > s.cfg.FramesMaxBytes/32

@@ -1,6 +1,7 @@
 package trainer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -63,9 +64,7 @@ func (w *Worker) outliers(ctx context.Context, q stream.OutliersRequest) (o stre
 	if w.cfg.Read.Outliers == nil {
 		return o, errNotRead
 	}
-	if q.Limit == 0 {
-		q.Limit = 100
-	}
+	q.Limit = cmp.Or(q.Limit, 100)
 	if q.Limit < 1 || q.Limit > maxOutliers {
 		return o, fmt.Errorf("%d normals: use 1 to %d: %w", q.Limit, maxOutliers, stream.ErrBadMessage)
 	}

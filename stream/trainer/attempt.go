@@ -1,6 +1,7 @@
 package trainer
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -50,10 +51,7 @@ func (w *Worker) handle(ctx context.Context, m jetstream.Msg) {
 		w.end(ctx, m, job, func(j *stream.Job) { j.State = stream.JobCancelled }, "cancelled before it began")
 		return
 	case job.Attempts > w.cfg.MaxAttempts:
-		reason := job.Error
-		if reason == "" {
-			reason = "its trainer died each time"
-		}
+		reason := cmp.Or(job.Error, "its trainer died each time")
 		w.toDeadLetters(ctx, m, &job, stream.CodeTraining, fmt.Errorf("%d attempts without a new checkpoint: %s", job.Attempts-1, reason))
 		return
 	}

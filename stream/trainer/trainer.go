@@ -34,6 +34,7 @@
 package trainer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -127,27 +128,15 @@ func (c Config) withDefaults() Config {
 		host, _ := os.Hostname()
 		c.Name = fmt.Sprintf("%s-%d", host, os.Getpid())
 	}
-	if c.AckWait == 0 {
-		c.AckWait = stream.JobAckWait
-	}
-	if c.MaxAttempts == 0 {
-		c.MaxAttempts = 5
-	}
-	if c.RetryDelay == 0 {
-		c.RetryDelay = 5 * time.Second
-	}
-	if c.Schedule == 0 {
-		c.Schedule = time.Minute
-	}
-	if c.Collect == 0 {
-		c.Collect = time.Hour
-	}
+	c.AckWait = cmp.Or(c.AckWait, stream.JobAckWait)
+	c.MaxAttempts = cmp.Or(c.MaxAttempts, 5)
+	c.RetryDelay = cmp.Or(c.RetryDelay, 5*time.Second)
+	c.Schedule = cmp.Or(c.Schedule, time.Minute)
+	c.Collect = cmp.Or(c.Collect, time.Hour)
 	if c.Meter == nil {
 		c.Meter = uncounted{}
 	}
-	if c.Drain == 0 {
-		c.Drain = 20 * time.Second
-	}
+	c.Drain = cmp.Or(c.Drain, 20*time.Second)
 	return c
 }
 

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -335,10 +336,7 @@ func (l *detectorRunner) scoreBatch(ctx context.Context, rel *loaded, items []*f
 // rejected.
 func judged(f stream.Frame, v Verdict, release string) (*stream.Event, error) {
 	if v.Reject != "" {
-		reason := v.Reason
-		if reason == "" {
-			reason = "the image cannot be read"
-		}
+		reason := cmp.Or(v.Reason, "the image cannot be read")
 		return nil, stream.Permanent(codeOf(v.Reject), errors.New(reason))
 	}
 	for _, x := range []float64{v.Score, v.Threshold, v.PValue} {
@@ -346,9 +344,7 @@ func judged(f stream.Frame, v Verdict, release string) (*stream.Event, error) {
 			return nil, stream.Permanent(stream.CodeNotFinite, fmt.Errorf("score %v, threshold %v, p-value %v: not finite, the release is unfit for this image", v.Score, v.Threshold, v.PValue))
 		}
 	}
-	if v.Release == "" {
-		v.Release = release
-	}
+	v.Release = cmp.Or(v.Release, release)
 	if v.Nearest == nil {
 		v.Nearest = []stream.Near{}
 	}

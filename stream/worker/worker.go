@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -74,39 +75,21 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
-	if c.BatchSize == 0 {
-		c.BatchSize = 16
-	}
-	if c.Lanes == 0 {
-		c.Lanes = 2
-	}
-	if c.AckWait == 0 {
-		c.AckWait = stream.FrameAckWait
-	}
-	if c.MaxDeliver == 0 {
-		c.MaxDeliver = 5
-	}
-	if c.RetryDelay == 0 {
-		c.RetryDelay = time.Second
-	}
-	if c.PictureQueue == 0 {
-		c.PictureQueue = 32
-	}
-	if c.MaxImage == 0 {
-		c.MaxImage = 64 << 20
-	}
+	c.BatchSize = cmp.Or(c.BatchSize, 16)
+	c.Lanes = cmp.Or(c.Lanes, 2)
+	c.AckWait = cmp.Or(c.AckWait, stream.FrameAckWait)
+	c.MaxDeliver = cmp.Or(c.MaxDeliver, 5)
+	c.RetryDelay = cmp.Or(c.RetryDelay, time.Second)
+	c.PictureQueue = cmp.Or(c.PictureQueue, 32)
+	c.MaxImage = cmp.Or(c.MaxImage, 64<<20)
 	if c.Memory == nil {
 		c.Memory = memory.New(512 << 20)
 	}
 	if c.Meter == nil {
 		c.Meter = unmetered{}
 	}
-	if c.Drain == 0 {
-		c.Drain = 20 * time.Second
-	}
-	if c.Resync == 0 {
-		c.Resync = 30 * time.Second
-	}
+	c.Drain = cmp.Or(c.Drain, 20*time.Second)
+	c.Resync = cmp.Or(c.Resync, 30*time.Second)
 	return c
 }
 

@@ -2,6 +2,7 @@ package evaluate
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -56,9 +57,7 @@ func ParseSuite(b []byte, dir string) (Suite, error) {
 		if !filepath.IsAbs(x.Data) {
 			x.Data = filepath.Join(dir, x.Data)
 		}
-		if x.Name == "" {
-			x.Name = filepath.Base(x.Data)
-		}
+		x.Name = cmp.Or(x.Name, filepath.Base(x.Data))
 		switch x.Protocol {
 		case ProtocolOneVsRest, ProtocolNear, ProtocolMVTec:
 		default:

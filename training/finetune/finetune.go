@@ -1,6 +1,7 @@
 package finetune
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -427,10 +428,7 @@ func (r *runner) bestPath() (string, error) {
 
 // train runs the epochs that are left.
 func (r *runner) train(ctx context.Context) error {
-	every := r.SaveEvery
-	if every == 0 {
-		every = 5 * time.Minute
-	}
+	every := cmp.Or(r.SaveEvery, 5*time.Minute)
 	steps := r.feed.steps()
 	s := &r.state
 	for len(s.Epochs) < r.Recipe.Epochs && !r.converged() {

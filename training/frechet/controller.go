@@ -1,6 +1,7 @@
 package frechet
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"slices"
@@ -77,21 +78,15 @@ type Controller struct {
 
 // NewController returns a controller for a target.
 func NewController(t Target, o ControllerOptions) *Controller {
-	if o.Overshoot == 0 {
-		o.Overshoot = 0.2
-	}
-	if o.Keep == 0 {
-		o.Keep = 3
-	}
+	o.Overshoot = cmp.Or(o.Overshoot, 0.2)
+	o.Keep = cmp.Or(o.Keep, 3)
 	if o.Reach == 0 {
 		o.Reach = 1.5
 		if t.Kind == Steps {
 			o.Reach = 1.25
 		}
 	}
-	if o.MaxCopies == 0 {
-		o.MaxCopies = 0.1
-	}
+	o.MaxCopies = cmp.Or(o.MaxCopies, 0.1)
 	return &Controller{target: t, o: o}
 }
 

@@ -1,6 +1,7 @@
 package frechet
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"slices"
@@ -38,9 +39,7 @@ type CopyReport struct {
 // mirror images. A fake counts as a copy below limit times the leave-one-out
 // distance of its nearest normal; 0 means 0.5.
 func NewCopies(limit float64, normals [][]float32, variants ...[][]float32) (*Copies, error) {
-	if limit == 0 {
-		limit = 0.5
-	}
+	limit = cmp.Or(limit, 0.5)
 	if len(normals) < 2 {
 		return nil, fmt.Errorf("look for copies: %w: want at least 2 normal images, got %d", ErrFeatures, len(normals))
 	}

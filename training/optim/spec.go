@@ -1,6 +1,7 @@
 package optim
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -173,15 +174,9 @@ func (s Schedule) At(step int) float64 {
 
 func (o Optimizer) withDefaults() Optimizer {
 	if o.Kind == Adam || o.Kind == AdamW {
-		if o.Beta1 == 0 {
-			o.Beta1 = 0.9
-		}
-		if o.Beta2 == 0 {
-			o.Beta2 = 0.999
-		}
-		if o.Epsilon == 0 {
-			o.Epsilon = 1e-8
-		}
+		o.Beta1 = cmp.Or(o.Beta1, 0.9)
+		o.Beta2 = cmp.Or(o.Beta2, 0.999)
+		o.Epsilon = cmp.Or(o.Epsilon, 1e-8)
 	}
 	return o
 }

@@ -1,6 +1,7 @@
 package optim
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -106,9 +107,7 @@ func New(s Spec) (*Trainer, error) {
 }
 
 func newTrainer(s Spec) (_ *Trainer, err error) {
-	if s.Name == "" {
-		s.Name = "model"
-	}
+	s.Name = cmp.Or(s.Name, "model")
 	s.Accumulate = max(s.Accumulate, 1)
 	s.Optimizer = s.Optimizer.withDefaults()
 	if err := s.validate(); err != nil {

@@ -1,6 +1,7 @@
 package sde
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -105,10 +106,7 @@ func (g *generation) draw(ctx context.Context, c Trained, first, n, done int) ([
 		if from == to {
 			continue
 		}
-		low := g.o.EditFrom
-		if low == 0 {
-			low = g.o.Edit
-		}
+		low := cmp.Or(g.o.EditFrom, g.o.Edit)
 		edit := low + (g.o.Edit-low)*float64(l)/(levels-1)
 		base.N, base.First = to-from, first+from
 		base.From = make([]float32, base.N*dim)

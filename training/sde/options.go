@@ -1,6 +1,7 @@
 package sde
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -102,9 +103,7 @@ func Profile(name, sdeName string, size, channels int) (Options, error) {
 		SDE: sdeName, Sampler: Heun, Probes: 500, N: 1000, Mix: true, DropCopies: true, Detail: DetailNone,
 		Stop: frechet.Target{Kind: frechet.Ratio, Value: 0.25},
 	}
-	if o.SDE == "" {
-		o.SDE = "edm"
-	}
+	o.SDE = cmp.Or(o.SDE, "edm")
 	if size == 0 {
 		size = 32
 		if name == "paper-high" {

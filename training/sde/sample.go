@@ -1,6 +1,7 @@
 package sde
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -113,9 +114,7 @@ func (o *SampleOptions) setDefaults(s SDE) error {
 	if o.N < 1 || o.Channels < 1 || o.Height < 1 || o.Width < 1 {
 		return fmt.Errorf("sample: want at least one image of at least one pixel, got %d of %d×%d×%d", o.N, o.Channels, o.Height, o.Width)
 	}
-	if o.Sampler == "" {
-		o.Sampler = Heun
-	}
+	o.Sampler = cmp.Or(o.Sampler, Heun)
 	if !slices.Contains(Samplers, o.Sampler) {
 		return fmt.Errorf("sample: unknown sampler %q, take one of %v", o.Sampler, Samplers)
 	}
@@ -141,20 +140,12 @@ func (o *SampleOptions) setDefaults(s SDE) error {
 			o.SNR = 0.075
 		}
 	}
-	if o.Tolerance == 0 {
-		o.Tolerance = 1e-5
-	}
-	if o.Rho == 0 {
-		o.Rho = 7
-	}
+	o.Tolerance = cmp.Or(o.Tolerance, 1e-5)
+	o.Rho = cmp.Or(o.Rho, 7)
 	lo, _, hi := s.Horizon()
 	top := ratio(s, hi)
-	if o.SigmaMin == 0 {
-		o.SigmaMin = 0.002
-	}
-	if o.SigmaMax == 0 {
-		o.SigmaMax = 80
-	}
+	o.SigmaMin = cmp.Or(o.SigmaMin, 0.002)
+	o.SigmaMax = cmp.Or(o.SigmaMax, 80)
 	o.SigmaMin, o.SigmaMax = max(o.SigmaMin, ratio(s, lo)), min(o.SigmaMax, top)
 	if (o.From == nil) != (o.Start == 0) {
 		return errors.New("sample: a partial diffusion needs both the images and the noise level to start from")

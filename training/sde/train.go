@@ -1,6 +1,7 @@
 package sde
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -35,30 +36,18 @@ type TrainOptions struct {
 }
 
 func (o TrainOptions) withDefaults(s SDE) (TrainOptions, error) {
-	if o.Batch == 0 {
-		o.Batch = 128
-	}
-	if o.LearningRate == 0 {
-		o.LearningRate = 2e-4
-	}
-	if o.Warmup == 0 {
-		o.Warmup = 5000
-	}
-	if o.Clip == 0 {
-		o.Clip = 1
-	}
+	o.Batch = cmp.Or(o.Batch, 128)
+	o.LearningRate = cmp.Or(o.LearningRate, 2e-4)
+	o.Warmup = cmp.Or(o.Warmup, 5000)
+	o.Clip = cmp.Or(o.Clip, 1)
 	if o.EMA == 0 {
 		o.EMA = 0.999
 		if n := s.Name(); n == "vp" || n == "subvp" {
 			o.EMA = 0.9999
 		}
 	}
-	if o.Augment == "" {
-		o.Augment = Flip
-	}
-	if o.LogEvery == 0 {
-		o.LogEvery = 50
-	}
+	o.Augment = cmp.Or(o.Augment, Flip)
+	o.LogEvery = cmp.Or(o.LogEvery, 50)
 	switch {
 	case o.Batch < 1:
 		return o, fmt.Errorf("train score network: batch of %d", o.Batch)

@@ -1,6 +1,7 @@
 package lower
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -175,9 +176,7 @@ func (w weights) rounded() (q []byte, scales []float32, finite bool) {
 			if !(largest <= math.MaxFloat32) {
 				bad.Store(true)
 			}
-			if largest == 0 {
-				largest = most
-			}
+			largest = cmp.Or(largest, most)
 			scales[j], inverse[j-from] = largest/most, most/largest
 		}
 		for i := range w.in {

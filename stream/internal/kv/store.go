@@ -2,6 +2,7 @@ package kv
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -141,10 +142,7 @@ func (s Store[T]) List(ctx context.Context) ([]Entry[T], []Bad, error) {
 
 // all are the newest entries of all keys that are not deleted.
 func (s Store[T]) all(ctx context.Context) ([]jetstream.KeyValueEntry, error) {
-	keys := s.Keys
-	if keys == "" {
-		keys = jetstream.AllKeys
-	}
+	keys := cmp.Or(s.Keys, jetstream.AllKeys)
 	w, err := s.Bucket.Watch(ctx, keys, jetstream.IgnoreDeletes())
 	if err != nil {
 		return nil, err

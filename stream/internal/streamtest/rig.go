@@ -3,6 +3,7 @@
 package streamtest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math"
@@ -89,9 +90,7 @@ func (r *Rig) Connect() *nats.Conn {
 func (r *Rig) Worker(cfg worker.Config, loader worker.Loader) (w *worker.Worker, stop func()) {
 	r.T.Helper()
 	cfg.Names = r.Names
-	if cfg.CacheDir == "" {
-		cfg.CacheDir = filepath.Join(r.Dir, "cache")
-	}
+	cfg.CacheDir = cmp.Or(cfg.CacheDir, filepath.Join(r.Dir, "cache"))
 	nc := r.Connect()
 	w, err := worker.New(cfg, nc, loader, Log(r.T))
 	if err != nil {

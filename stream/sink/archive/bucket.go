@@ -2,6 +2,7 @@ package archive
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -28,9 +29,7 @@ type bucket struct {
 }
 
 func newBucket(c Config, name, prefix, secret string) (*bucket, error) {
-	if c.Endpoint == "" {
-		c.Endpoint = "s3.amazonaws.com"
-	}
+	c.Endpoint = cmp.Or(c.Endpoint, "s3.amazonaws.com")
 	if c.Region == "" {
 		c.Region = "us-east-1" // asked for, it would be another request
 	}

@@ -1,6 +1,7 @@
 package archive
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,9 +25,7 @@ type folder struct {
 }
 
 func newFolder(root string, minFree uint64) (*folder, error) {
-	if minFree == 0 {
-		minFree = 1 << 30
-	}
+	minFree = cmp.Or(minFree, 1<<30)
 	return &folder{root: filepath.Clean(root), minFree: minFree}, nil
 }
 

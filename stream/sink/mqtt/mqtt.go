@@ -14,6 +14,7 @@
 package mqtt
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -83,12 +84,8 @@ func Opener(names stream.Names, version string, pictures sink.Pictures) func(sin
 		if err := s.Decode(&c); err != nil {
 			return nil, fmt.Errorf("mqtt: %w", err)
 		}
-		if c.Base == "" {
-			c.Base = "nearmiss"
-		}
-		if c.HomeAssistant == "" {
-			c.HomeAssistant = "homeassistant"
-		}
+		c.Base = cmp.Or(c.Base, "nearmiss")
+		c.HomeAssistant = cmp.Or(c.HomeAssistant, "homeassistant")
 		for what, topic := range map[string]string{"base": c.Base, "home_assistant": c.HomeAssistant} {
 			if strings.ContainsAny(topic, "+#\x00") || strings.HasPrefix(topic, "/") || strings.HasSuffix(topic, "/") || strings.HasPrefix(topic, "$") || len(topic) > 200 {
 				return nil, fmt.Errorf("mqtt: %s %q cannot begin topics", what, topic)

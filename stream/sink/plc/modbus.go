@@ -1,6 +1,7 @@
 package plc
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -60,9 +61,7 @@ func OpenModbus(s sink.Sink, _ string) (sink.Sender, error) {
 	if u.Port() == "" {
 		c.URL = "tcp://" + net.JoinHostPort(u.Hostname(), "502")
 	}
-	if c.Unit == 0 {
-		c.Unit = 1
-	}
+	c.Unit = cmp.Or(c.Unit, 1)
 	switch {
 	case c.Coil == nil && c.Registers == nil:
 		return nil, errors.New("modbus: name a coil, registers, or both")

@@ -1,6 +1,7 @@
 package plc
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -66,9 +67,7 @@ func OpenOPCUA(s sink.Sink, secret string) (sink.Sender, error) {
 	if err != nil || u.Scheme != "opc.tcp" || u.Host == "" || u.User != nil {
 		return nil, fmt.Errorf("opcua: address %q: write it as opc.tcp://10.0.0.5:4840", c.URL)
 	}
-	if c.Policy == "" {
-		c.Policy = "Basic256Sha256"
-	}
+	c.Policy = cmp.Or(c.Policy, "Basic256Sha256")
 	_, known := policies[c.Policy]
 	switch {
 	case !known:

@@ -18,6 +18,7 @@
 package plc
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -65,12 +66,8 @@ func (t Timing) withDefaults() Timing {
 			*d = sink.Duration(otherwise)
 		}
 	}
-	if t.TimeOut == 0 {
-		t.TimeOut = min(sink.Duration(500*time.Millisecond), t.MaxAge/4)
-	}
-	if t.Means == "" {
-		t.Means = accept
-	}
+	t.TimeOut = cmp.Or(t.TimeOut, min(sink.Duration(500*time.Millisecond), t.MaxAge/4))
+	t.Means = cmp.Or(t.Means, accept)
 	return t
 }
 

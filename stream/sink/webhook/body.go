@@ -2,6 +2,7 @@ package webhook
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -97,9 +98,7 @@ func (b *body) make(names stream.Names, n sink.Notice, with shown) (text []byte,
 		return text, "application/cloudevents+json", nil, err
 	}
 	contentType = b.cfg.ContentType
-	if contentType == "" {
-		contentType = "application/json"
-	}
+	contentType = cmp.Or(contentType, "application/json")
 	var out limited
 	run, err := b.tmpl.Clone()
 	if err == nil {

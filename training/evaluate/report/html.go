@@ -133,12 +133,8 @@ type sheetView struct {
 // are in it. Images are read again for their thumbnails; one that cannot be
 // read is named without a picture.
 func HTML(ctx context.Context, w io.Writer, p Page) error {
-	if p.Worst == 0 {
-		p.Worst = 12
-	}
-	if p.Thumb == 0 {
-		p.Thumb = 96
-	}
+	p.Worst = cmp.Or(p.Worst, 12)
+	p.Thumb = cmp.Or(p.Thumb, 96)
 	v := view{Title: p.Title, Notes: p.Notes}
 	if !p.Made.IsZero() {
 		v.Made = p.Made.UTC().Format("2 January 2006, 15:04 UTC")

@@ -1,6 +1,7 @@
 package report
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"image"
@@ -35,15 +36,9 @@ type HeatmapOptions struct {
 }
 
 func (o HeatmapOptions) withDefaults() HeatmapOptions {
-	if o.PerKind == 0 {
-		o.PerKind = 3
-	}
-	if o.Normals == 0 {
-		o.Normals = 4
-	}
-	if o.Side == 0 {
-		o.Side = 160
-	}
+	o.PerKind = cmp.Or(o.PerKind, 3)
+	o.Normals = cmp.Or(o.Normals, 4)
+	o.Side = cmp.Or(o.Side, 160)
 	return o
 }
 
