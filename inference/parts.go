@@ -325,8 +325,7 @@ func (s *Scorer) Judge(ctx context.Context, embeddings []*Embedding, scores []*S
 				of, drawn = append(of, grids[i][j]), append(drawn, s.parts[i].About)
 			}
 		}
-		g := SumMaps(drawn, of)
-		scores[j].Map = &g
+		scores[j].Map = new(SumMaps(drawn, of))
 	}
 	return nil
 }

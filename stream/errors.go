@@ -75,8 +75,7 @@ func Retryable(err error) bool {
 		errors.Is(err, nats.ErrBadSubject) || errors.Is(err, ErrBadName) || errors.Is(err, ErrBadMessage) {
 		return false
 	}
-	var api *jetstream.APIError
-	if errors.As(err, &api) {
+	if api, ok := errors.AsType[*jetstream.APIError](err); ok {
 		// 4xx: the request is wrong, except "not found" right after a broker
 		// came back and has not recovered its streams yet, and "resource limits
 		// exceeded for account" (10002), which is a full store.

@@ -4,6 +4,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -70,9 +71,7 @@ func TestTheContractIsWritten(t *testing.T) {
 		said[m[1]] = true
 	}
 	words := constants(t, ".", "Code", "Header", "Kind", "Release", "Store")
-	for v, name := range constants(t, "../inference/imaging", "Code") {
-		words[v] = name
-	}
+	maps.Copy(words, constants(t, "../inference/imaging", "Code"))
 	if len(words) < 30 {
 		t.Fatalf("only %d words are found in the code", len(words))
 	}

@@ -155,8 +155,7 @@ func triple(in []float64) (*[3]float64, error) {
 	case 1:
 		return &[3]float64{in[0], in[0], in[0]}, nil
 	case 3:
-		out := [3]float64(in)
-		return &out, nil
+		return new([3]float64(in)), nil
 	}
 	return nil, errors.New("give one number, or three for red, green and blue")
 }

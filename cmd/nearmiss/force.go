@@ -68,11 +68,9 @@ func inForce(ctx context.Context, installation *stream.Installation, client *str
 	case d.Threshold > 0:
 		in.InForce, in.ThresholdBy = &d.Threshold, stream.ThresholdByHand
 	case d.Margin > 0 && c.Threshold != nil:
-		t := *c.Threshold * d.Margin
-		in.InForce, in.ThresholdBy = &t, stream.ThresholdByMargin
+		in.InForce, in.ThresholdBy = new(*c.Threshold*d.Margin), stream.ThresholdByMargin
 	default:
-		rate := c.Rate()
-		in.Promised = &rate
+		in.Promised = new(c.Rate())
 	}
 	if wait > 0 {
 		workers, err := client.Workers(ctx, wait)
@@ -103,8 +101,7 @@ func (in *force) expect(workers []stream.WorkerStatus) {
 	}
 	for i := range in.Cameras {
 		if in.Promised != nil {
-			h := *in.Promised * in.Cameras[i].PerSecond * 3600
-			in.Cameras[i].PerHour = &h
+			in.Cameras[i].PerHour = new(*in.Promised * in.Cameras[i].PerSecond * 3600)
 		}
 	}
 }

@@ -62,8 +62,7 @@ func commandOf(ctx *kong.Context) string {
 
 // hint says where the help is for a line that made no sense.
 func hint(err error) string {
-	var parse *kong.ParseError
-	if errors.As(err, &parse) {
+	if parse, ok := errors.AsType[*kong.ParseError](err); ok {
 		return commandOf(parse.Context)
 	}
 	return "nearmiss"

@@ -53,8 +53,7 @@ func shareAbove(sorted []float64, s evaluate.Scored) *float64 {
 	if s.Anomalous {
 		count, n = count+1, n+1 // a normal one is among them
 	}
-	p := float64(count) / float64(n)
-	return &p
+	return new(float64(count) / float64(n))
 }
 
 func regionsOf(run evaluate.Run, s evaluate.Scored) ([]heatmap.Region, error) {

@@ -246,8 +246,7 @@ func (c *scoreCmd) heat(d *inference.Detector, s inference.Score, file []byte, t
 // line is what is said of an image.
 func line(path, digest string, s inference.Score, h heated, names map[uint64]string) scoreLine {
 	v := verdict(s)
-	var gone *fs.PathError
-	if errors.As(s.Err, &gone) {
+	if gone, ok := errors.AsType[*fs.PathError](s.Err); ok {
 		v.Reject, v.Reason = "unreadable", gone.Err.Error()
 	}
 	l := scoreLine{Image: path, Release: digest, Width: s.Width, Height: s.Height}

@@ -178,8 +178,7 @@ func sinksDo(ctx context.Context, s serverFlags, o *output, what string, q, a an
 
 // inWords is an error without the code with which a service answered.
 func inWords(err error) error {
-	var said *stream.ServiceError
-	if errors.As(err, &said) {
+	if said, ok := errors.AsType[*stream.ServiceError](err); ok {
 		return errors.New(said.Message)
 	}
 	return err

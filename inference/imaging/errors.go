@@ -37,8 +37,7 @@ func (e *RejectError) Error() string {
 
 // Rejection returns the RejectError in err's chain, or nil.
 func Rejection(err error) *RejectError {
-	var r *RejectError
-	if errors.As(err, &r) {
+	if r, ok := errors.AsType[*RejectError](err); ok {
 		return r
 	}
 	return nil

@@ -1,6 +1,9 @@
 package imaging
 
-import "io"
+import (
+	"io"
+	"slices"
+)
 
 // errCode: the entropy-coded data have bits that are no code.
 var errCode = reject(CodeCorrupt, "the jpeg's data have bits that are no code")
@@ -27,10 +30,8 @@ func (d *jpegReader) scan(seg []byte) (done bool, err error) {
 		if c == nil || tables>>4 > 3 || tables&15 > 3 {
 			return false, reject(CodeCorrupt, "the jpeg's scan has the component %d, with tables %#x", id, tables)
 		}
-		for _, other := range s.parts {
-			if other == c {
-				return false, reject(CodeCorrupt, "the jpeg's scan has the component %d twice", id)
-			}
+		if slices.Contains(s.parts, c) {
+			return false, reject(CodeCorrupt, "the jpeg's scan has the component %d twice", id)
 		}
 		c.dc, c.ac, c.pred = int(tables>>4), int(tables&15), 0
 		if !c.latched {

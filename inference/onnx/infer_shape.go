@@ -75,8 +75,7 @@ func constant(c *inference) {
 		t = tensorOf(Float, nil, []float64{float64(a.Float("value_float", 0))}, nil)
 	case a.Has("value_floats"):
 		v, _ := a["value_floats"].([]float32)
-		f := FromFloat32("", v, len(v))
-		t = &f
+		t = new(FromFloat32("", v, len(v)))
 	default:
 		c.failf("has no value that is supported")
 	}

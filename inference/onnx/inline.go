@@ -1,6 +1,9 @@
 package onnx
 
-import "fmt"
+import (
+	"fmt"
+	"maps"
+)
 
 // Inline copies the nodes of a model's graph into g and returns what has become
 // of its outputs. Each input of src must be in replace; initialisers may be,
@@ -19,9 +22,7 @@ func (g *Graph) Inline(src *Graph, replace map[*Value]*Value) (outputs []*Value,
 		return nil, nil, src.Err()
 	}
 	values = map[*Value]*Value{}
-	for from, to := range replace {
-		values[from] = to
-	}
+	maps.Copy(values, replace)
 	for _, v := range src.inputs {
 		if values[v] == nil {
 			return nil, nil, fmt.Errorf("inline %q: input %q is not replaced", src.name, v.name)

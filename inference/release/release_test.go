@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -174,9 +175,7 @@ func TestManifestValidate(t *testing.T) {
 	} {
 		m := good
 		m.Files = envelope.Files{}
-		for k, v := range good.Files {
-			m.Files[k] = v
-		}
+		maps.Copy(m.Files, good.Files)
 		change(&m)
 		if err := m.Validate(); err == nil {
 			t.Errorf("%s: accepted", name)

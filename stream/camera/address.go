@@ -198,8 +198,7 @@ func (c cleaned) Unwrap() error { return c.error }
 
 // cleanError takes the secrets of a source out of an error's text.
 func cleanError(err error, source string) error {
-	var u *url.Error
-	if errors.As(err, &u) {
+	if u, ok := errors.AsType[*url.Error](err); ok {
 		err = u.Err // without the URL
 	}
 	return cleaned{err, clean(err.Error(), source)}

@@ -9,6 +9,7 @@ import (
 	"image"
 	"image/jpeg"
 	"io"
+	"maps"
 	"net/http"
 	"strings"
 	"sync"
@@ -154,9 +155,7 @@ func (c asker) do(method, path string, body any) (int, []byte) {
 	if body != nil {
 		r.Header.Set("Content-Type", "application/json")
 	}
-	for k, v := range c.header {
-		r.Header[k] = v
-	}
+	maps.Copy(r.Header, c.header)
 	if c.token != "" {
 		r.Header.Set("Authorization", "Bearer "+c.token)
 	}

@@ -255,8 +255,7 @@ func (c *Console) describe(ctx context.Context, conf stream.Detector, o overview
 	case conf.Threshold > 0:
 		d.Threshold, d.By = &conf.Threshold, stream.ThresholdByHand
 	case conf.Margin > 0 && f.Threshold != nil:
-		t := *f.Threshold * conf.Margin
-		d.Threshold, d.By = &t, stream.ThresholdByMargin
+		d.Threshold, d.By = new(*f.Threshold*conf.Margin), stream.ThresholdByMargin
 	default:
 		d.Low, d.High = c.cfg.FalseAlarms(f.HeldOut, f.Promised)
 	}

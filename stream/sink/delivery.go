@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"strconv"
 	"sync"
@@ -388,9 +389,7 @@ func (l *delivery) ack(ctx context.Context, m jetstream.Msg) {
 // comes again.
 func (l *delivery) deadLetter(ctx context.Context, m jetstream.Msg, meta *jetstream.MsgMetadata, from, code string, err error) {
 	d := nats.NewMsg(l.names.Dead(from))
-	for k, v := range m.Headers() {
-		d.Header[k] = v
-	}
+	maps.Copy(d.Header, m.Headers())
 	d.Data = m.Data()
 	d.Header.Set(nats.MsgIdHdr, fmt.Sprintf("%s/%s/%s/%d", l.sink.Name, code, from, meta.Sequence.Stream))
 	d.Header.Set(HeaderDeadSink, l.sink.Name)

@@ -103,8 +103,7 @@ func (s *Steward) updateApart(ctx context.Context, have jetstream.StreamConfig, 
 		cfg.Metadata[frameBytes] = strconv.FormatInt(s.cfg.FramesMaxBytes, 10)
 	}
 	_, err := s.js.UpdateStream(ctx, cfg)
-	var api *jetstream.APIError
-	if errors.As(err, &api) && cfg.MaxBytes > have.MaxBytes {
+	if _, ok := errors.AsType[*jetstream.APIError](err); ok && cfg.MaxBytes > have.MaxBytes {
 		cfg.MaxBytes = have.MaxBytes
 		_, err = s.js.UpdateStream(ctx, cfg)
 	}

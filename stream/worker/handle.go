@@ -197,8 +197,7 @@ func (l *detectorRunner) settle(ctx context.Context, rel, shadow *loaded, items 
 			continue
 		}
 		var perm *stream.PermanentError
-		var counts *scoringError
-		if errors.As(it.failure, &counts) && ctx.Err() == nil {
+		if counts, ok := errors.AsType[*scoringError](it.failure); ok && ctx.Err() == nil {
 			it.tried.Failed++
 			if it.tried.Failed >= l.w.cfg.MaxDeliver {
 				it.failure = stream.Permanent(stream.CodeScoring, fmt.Errorf("failed %d times, at last: %w", it.tried.Failed, counts.err))

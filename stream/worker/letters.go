@@ -104,8 +104,7 @@ func (u *deadLetterMover) move(ctx context.Context, queue string, advisory jetst
 	}
 	u.log.Warn().Str("subject", raw.Subject).Uint64("sequence", raw.Sequence).Int("deliveries", a.Deliveries).Msg("moved to the dead letters")
 	if err := s.DeleteMsg(ctx, raw.Sequence); err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
-		var api *jetstream.APIError
-		if errors.As(err, &api) && api.Code == 404 {
+		if api, ok := errors.AsType[*jetstream.APIError](err); ok && api.Code == 404 {
 			return nil
 		}
 		return err

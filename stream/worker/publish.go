@@ -346,8 +346,7 @@ func (l *detectorRunner) sendScore(e *stream.Event) {
 // with a line in the log.
 func (l *detectorRunner) giveBack(it *frameTask) {
 	l.traced(it, it.failure)
-	var perm *stream.PermanentError
-	if errors.As(it.failure, &perm) || it.failure != nil && it.announce && !stream.Retryable(it.failure) && !errors.Is(it.failure, context.Canceled) {
+	if _, ok := errors.AsType[*stream.PermanentError](it.failure); ok || it.failure != nil && it.announce && !stream.Retryable(it.failure) && !errors.Is(it.failure, context.Canceled) {
 		l.log.Error().Err(it.failure).Str("camera", it.frame.Camera).Str("frame", it.frame.ID).Msg("the frame can neither be handled nor reported: it is dropped")
 		if err := it.msg.Term(); err != nil {
 			l.log.Debug().Err(err).Str("frame", it.frame.ID).Msg("the frame comes again when its time is up")

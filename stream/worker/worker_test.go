@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net/url"
 	"path/filepath"
@@ -149,9 +150,7 @@ func TestAFrameThatCannotBeReadIsRejectedAtOnce(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			m := nats.NewMsg(subject)
 			m.Data = c.data
-			for k, v := range c.header {
-				m.Header[k] = v
-			}
+			maps.Copy(m.Header, c.header)
 			if _, err := r.JS.PublishMsg(t.Context(), m); err != nil {
 				t.Fatal(err)
 			}

@@ -1,6 +1,7 @@
 package autodiff
 
 import (
+	"maps"
 	"slices"
 
 	"github.com/nearmiss/nearmiss/inference/onnx"
@@ -134,9 +135,7 @@ func (t *tape) runAgain(nodes []*onnx.Node) error {
 		}
 		again = append(again, n)
 	}
-	for n, r := range t.findPatterns(again) {
-		t.fused[n] = r
-	}
+	maps.Copy(t.fused, t.findPatterns(again))
 	for i, n := range slices.Backward(nodes) {
 		if c.nodes[n] != nil {
 			for _, v := range n.Outputs {

@@ -2,6 +2,7 @@ package autodiff
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"sort"
@@ -101,9 +102,7 @@ func evaluate(g *onnx.Graph, inputs map[*onnx.Value]array, wanted ...*onnx.Value
 		}
 	}()
 	values := map[*onnx.Value]array{}
-	for v, a := range inputs {
-		values[v] = a
-	}
+	maps.Copy(values, inputs)
 	for _, v := range g.Initializers() {
 		if _, given := values[v]; !given {
 			values[v] = array{v.Shape(), v.Const().Float64s()}

@@ -87,8 +87,7 @@ func List(paths []string) (Files, error) {
 
 // cause is an error of the file system without the path.
 func cause(err error) error {
-	var at *fs.PathError
-	if errors.As(err, &at) {
+	if at, ok := errors.AsType[*fs.PathError](err); ok {
 		return at.Err
 	}
 	return err

@@ -365,8 +365,7 @@ func (g *generation) tell(p Progress) {
 		return
 	}
 	if n := len(g.m.Probes); n > 0 && g.reference != nil {
-		last := g.m.Probes[n-1]
-		p.Probe = &last
+		p.Probe = new(g.m.Probes[n-1])
 	}
 	g.o.Progress(p)
 }

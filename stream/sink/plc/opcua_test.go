@@ -3,6 +3,7 @@ package plc
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"sync"
@@ -52,9 +53,7 @@ func controlled(t *testing.T) (url string, v *variables) {
 		)
 		v = &variables{MapNamespace: server.NewMapNamespace(s, "line")}
 		v.SetID(uint16(s.AddNamespace(v)))
-		for k, x := range map[string]any{"result": int16(9), "sequence": uint32(0), "score": float32(0), "part": "", "coil": true, "heartbeat": uint32(0)} {
-			v.Data[k] = x
-		}
+		maps.Copy(v.Data, map[string]any{"result": int16(9), "sequence": uint32(0), "score": float32(0), "part": "", "coil": true, "heartbeat": uint32(0)})
 		ctx, cancel := context.WithCancel(context.Background())
 		if err := s.Start(ctx); err != nil {
 			cancel()

@@ -281,8 +281,7 @@ func (s *sender) Send(ctx context.Context, n sink.Notice) error {
 	}
 	resp, err := s.client.Do(req)
 	if err != nil {
-		var refused *forbidden
-		if errors.As(err, &refused) {
+		if refused, ok := errors.AsType[*forbidden](err); ok {
 			return &sink.Permanent{Err: refused}
 		}
 		var u *url.Error // says the URL, which may hold a token
