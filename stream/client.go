@@ -243,32 +243,46 @@ func (c *Client) Status(ctx context.Context) (s Status, err error) {
 
 // Workers asks all workers for their status, and returns what came within wait.
 func (c *Client) Workers(ctx context.Context, wait time.Duration) ([]WorkerStatus, error) {
-	sub, err := c.nc.SubscribeSync(c.nc.NewInbox())
+	var all []WorkerStatus
+	err := Gather(ctx, c.nc, c.worker("status"), wait, func(m *nats.Msg) error {
+		var s WorkerStatus
+		err := answer(m, &s)
+		if err == nil {
+			all = append(all, s)
+		}
+		return err
+	})
 	if err != nil {
-		return nil, fmt.Errorf("ask the workers: %w", err)
+		err = fmt.Errorf("ask the workers: %w", err)
+	}
+	return all, err
+}
+
+// Gather asks everybody who answers on a subject, and hands take each answer that
+// comes within wait, until take fails. That nobody is there is no error.
+func Gather(ctx context.Context, nc *nats.Conn, subject string, wait time.Duration, take func(*nats.Msg) error) error {
+	sub, err := nc.SubscribeSync(nc.NewInbox())
+	if err != nil {
+		return err
 	}
 	defer func() { _ = sub.Unsubscribe() }()
-	if err := c.nc.PublishRequest(c.worker("status"), sub.Subject, nil); err != nil {
-		return nil, fmt.Errorf("ask the workers: %w", err)
+	if err := nc.PublishRequest(subject, sub.Subject, nil); err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	var all []WorkerStatus
 	for {
 		m, err := sub.NextMsgWithContext(ctx)
-		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrNoResponders) {
-			return all, nil
+		switch {
+		case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrNoResponders):
+			return nil
+		case err != nil:
+			return err
+		case m.Header.Get("Status") == "503":
+			return nil
 		}
-		if err != nil {
-			return all, fmt.Errorf("ask the workers: %w", err)
+		if err := take(m); err != nil {
+			return err
 		}
-		if m.Header.Get("Status") == "503" {
-			return all, nil // there are none
-		}
-		var s WorkerStatus
-		if err := answer(m, &s); err != nil {
-			return all, err
-		}
-		all = append(all, s)
 	}
 }

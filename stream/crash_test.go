@@ -21,6 +21,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/stream/camera"
@@ -219,13 +220,13 @@ func TestKilledWorkersLoseNoFrameAndRepeatNoEvent(t *testing.T) {
 	workers := []*process{startProcess(r, "worker"), startProcess(r, "worker")}
 	for k := range kills {
 		target := frames * (k + 1) / (kills + 2)
-		streamtest.Eventually(t, fmt.Sprintf("%d frames are scored", target), func() bool { return len(got.ByFrame()) >= target })
+		eventually.True(t, fmt.Sprintf("%d frames are scored", target), func() bool { return len(got.ByFrame()) >= target })
 		i := rng.IntN(len(workers))
 		workers[i].kill()
 		workers[i] = startProcess(r, "worker")
 	}
-	streamtest.Eventually(t, "every frame is scored", func() bool { return len(got.ByFrame()) == frames })
-	streamtest.Eventually(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
+	eventually.True(t, "every frame is scored", func() bool { return len(got.ByFrame()) == frames })
+	eventually.True(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
 	for _, w := range workers {
 		if err := w.interrupt(); err != nil {
 			t.Errorf("worker: %v", err)
@@ -272,7 +273,7 @@ func TestAKilledBrokerLosesNoFrameAndRepeatsNoEvent(t *testing.T) {
 	stop()
 	server := startProcess(r, "broker")
 	r.NC = r.Connect()
-	streamtest.Eventually(t, "the broker is up", r.NC.IsConnected)
+	eventually.True(t, "the broker is up", r.NC.IsConnected)
 	r.Open(stream.Topology{})
 	r.Release("bolts", streamtest.Fake{Name: "one"})
 	// Scores on core NATS are lost while the broker is away: the scorer itself
@@ -306,14 +307,14 @@ func TestAKilledBrokerLosesNoFrameAndRepeatsNoEvent(t *testing.T) {
 	}()
 	for k := range kills {
 		target := uint64(frames * (k + 1) / (kills + 2))
-		streamtest.Eventually(t, fmt.Sprintf("%d frames are scored", target), func() bool { return w.Stats().Scored >= target })
+		eventually.True(t, fmt.Sprintf("%d frames are scored", target), func() bool { return w.Stats().Scored >= target })
 		server.kill()
 		server = startProcess(r, "broker")
 	}
 	if err := <-published; err != nil {
 		t.Fatal(err)
 	}
-	streamtest.Eventually(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
+	eventually.True(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
 	stopWorker()
 	again := 0
 	for _, n := range seen {

@@ -17,6 +17,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
@@ -109,7 +110,7 @@ func TestAHubTakesTheEventsOfAnEdge(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	streamtest.Eventually(t, "what the edge had is at the hub", func() bool { return stored(ctx, t, hub, n.EventsStream()) == 20 })
+	eventually.True(t, "what the edge had is at the hub", func() bool { return stored(ctx, t, hub, n.EventsStream()) == 20 })
 
 	if err := stream.Ensure(ctx, hub, stream.Topology{}); err != nil {
 		t.Fatal(err)
@@ -127,8 +128,8 @@ func TestAHubTakesTheEventsOfAnEdge(t *testing.T) {
 	if _, err := pictures.PutBytes(ctx, "bolts/1.zip", make([]byte, 300_000)); err != nil {
 		t.Fatal(err)
 	}
-	streamtest.Eventually(t, "events of both are at the hub", func() bool { return stored(ctx, t, hub, n.EventsStream()) == 45 })
-	streamtest.Eventually(t, "the picture is at the hub", func() bool {
+	eventually.True(t, "events of both are at the hub", func() bool { return stored(ctx, t, hub, n.EventsStream()) == 45 })
+	eventually.True(t, "the picture is at the hub", func() bool {
 		b, err := hub.ObjectStore(ctx, n.EvidenceBucket())
 		if err != nil {
 			t.Fatal(err)
@@ -142,7 +143,7 @@ func TestAHubTakesTheEventsOfAnEdge(t *testing.T) {
 	if got := stored(ctx, t, edge, n.EventsStream()); got != 40 {
 		t.Errorf("%d events at the edge, want its 40", got)
 	}
-	streamtest.Eventually(t, "the edge is here and has nothing more", func() bool {
+	eventually.True(t, "the edge is here and has nothing more", func() bool {
 		edges, err := in.Edges(ctx)
 		if err != nil {
 			t.Fatal(err)
@@ -319,7 +320,7 @@ func TestAWorkerBehindALeafNode(t *testing.T) {
 		t.Fatal(err)
 	}
 	in := stream.NewInstallation(js, there)
-	streamtest.Eventually(t, "the hub's detectors are seen from the leaf", func() bool {
+	eventually.True(t, "the hub's detectors are seen from the leaf", func() bool {
 		step, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
 		_, err := in.Detectors(step)
@@ -353,7 +354,7 @@ func TestAWorkerBehindALeafNode(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	streamtest.Eventually(t, "all frames are scored, and their events at the hub", func() bool {
+	eventually.True(t, "all frames are scored, and their events at the hub", func() bool {
 		s, err := hub.Stream(ctx, there.EventsStream())
 		if err != nil {
 			t.Fatal(err)

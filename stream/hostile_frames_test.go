@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/internal/memory"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
@@ -49,18 +50,18 @@ func TestADeathCostsASecondAndNoFrame(t *testing.T) {
 	begin := time.Now()
 	for k := range kills {
 		target := frames * (k + 1) / (kills + 2)
-		streamtest.Eventually(t, fmt.Sprintf("%d frames are scored", target), func() bool { return len(got.ByFrame()) >= target })
+		eventually.True(t, fmt.Sprintf("%d frames are scored", target), func() bool { return len(got.ByFrame()) >= target })
 		w.kill()
 		w = startProcess(r, "worker", env)
 	}
 	// Each death took up to 32 frames with it.
 	last := time.Now()
-	streamtest.Eventually(t, "most of what the dead had in hand is scored", func() bool { return len(got.ByFrame()) >= frames-16*kills })
+	eventually.True(t, "most of what the dead had in hand is scored", func() bool { return len(got.ByFrame()) >= frames-16*kills })
 	if soon := time.Since(last); soon > ackWait/2 {
 		t.Errorf("it took %v: frames waited for the broker to give them back", soon)
 	}
-	streamtest.Eventually(t, "every frame is scored", func() bool { return len(got.ByFrame()) == frames })
-	streamtest.Eventually(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
+	eventually.True(t, "every frame is scored", func() bool { return len(got.ByFrame()) == frames })
+	eventually.True(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
 	t.Logf("%d kills: %d frames in %v, %v after the last", kills, frames, time.Since(begin).Round(100*time.Millisecond), time.Since(last).Round(100*time.Millisecond))
 	if dead := r.Stored(r.Names.DeadStream()); len(dead) > 0 {
 		t.Errorf("%d dead letters, first: %v", len(dead), dead[0].Header)
@@ -158,7 +159,7 @@ func TestAHostileNeighbour(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			streamtest.Eventually(t, "the broker takes an honest frame", func() bool {
+			eventually.True(t, "the broker takes an honest frame", func() bool {
 				_, err := r.JS.PublishMsg(t.Context(), msg)
 				return err == nil
 			})
@@ -178,8 +179,8 @@ func TestAHostileNeighbour(t *testing.T) {
 		}
 		return n
 	}
-	streamtest.Eventually(t, "the queue is empty", func() bool { return r.Waiting() == 0 || honest() == 2*frames })
-	streamtest.Eventually(t, fmt.Sprintf("every honest frame is scored, of which %d are; %+v, %d frames wait", honest(), w.Stats(), r.Waiting()),
+	eventually.True(t, "the queue is empty", func() bool { return r.Waiting() == 0 || honest() == 2*frames })
+	eventually.True(t, fmt.Sprintf("every honest frame is scored, of which %d are; %+v, %d frames wait", honest(), w.Stats(), r.Waiting()),
 		func() bool { return honest() == 2*frames })
 	count := map[string]int{}
 	for _, msg := range r.Stored(r.Names.EventsStream()) {

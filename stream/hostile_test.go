@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
@@ -79,7 +80,7 @@ func TestFeedbackOnForgedEvidence(t *testing.T) {
 		r.PublishRaw(r.Names.Feedback("bolts"), junk)
 	}
 	r.Trainer(trainer.Config{}, streamtest.FakeTrainer{T: t})
-	streamtest.Eventually(t, "all of it is dead", func() bool {
+	eventually.True(t, "all of it is dead", func() bool {
 		dead, err := r.In.DeadLetters(t.Context(), 0)
 		return err == nil && len(dead) == 12
 	})
@@ -151,21 +152,21 @@ func TestOneBadKeyCostsThatKey(t *testing.T) {
 	}
 
 	w, stop := r.Worker(worker.Config{}, streamtest.LoadFake)
-	streamtest.Eventually(t, "what can be served is", func() bool { return len(w.Status().Serving) == 2 })
+	eventually.True(t, "what can be served is", func() bool { return len(w.Status().Serving) == 2 })
 	r.Detector(stream.Detector{Name: "new"})
 	r.Release("new", streamtest.Fake{Name: "new"})
-	streamtest.Eventually(t, "a new detector is served", func() bool { return len(w.Status().Serving) == 3 })
+	eventually.True(t, "a new detector is served", func() bool { return len(w.Status().Serving) == 3 })
 	r.Publish(stream.Frame{Detector: "secret", Camera: "left", ID: "f", Image: streamtest.Image(0.95)})
-	streamtest.Eventually(t, "a frame is judged", func() bool { return len(r.Events()) == 1 })
+	eventually.True(t, "a frame is judged", func() bool { return len(r.Events()) == 1 })
 	if e := r.Events()[0]; e.Evidence != "" {
 		t.Error("an image is kept although nobody knows whether it may be")
 	}
-	streamtest.Eventually(t, "all that concerns the worker is told", func() bool { return len(r.EventsOf(stream.KindStore)) == 9 })
+	eventually.True(t, "all that concerns the worker is told", func() bool { return len(r.EventsOf(stream.KindStore)) == 9 })
 	stop()
 	w, stop = r.Worker(worker.Config{}, streamtest.LoadFake)
-	streamtest.Eventually(t, "it serves after a restart", func() bool { return len(w.Status().Serving) == 3 })
+	eventually.True(t, "it serves after a restart", func() bool { return len(w.Status().Serving) == 3 })
 	r.Trainer(trainer.Config{}, streamtest.FakeTrainer{T: t})
-	streamtest.Eventually(t, "the jobs' records are told of", func() bool { return len(r.EventsOf(stream.KindStore)) == 11 })
+	eventually.True(t, "the jobs' records are told of", func() bool { return len(r.EventsOf(stream.KindStore)) == 11 })
 	stop()
 
 	t.Run("it is mended by the usual commands", func(t *testing.T) {
@@ -206,25 +207,25 @@ func TestARefusedReleaseAndARestart(t *testing.T) {
 	r.Release("bolts", streamtest.Fake{Name: "two", Broken: "no session"})
 	three := r.Release("bolts", streamtest.Fake{Name: "three", Broken: "another version"})
 	w, stop := r.Worker(worker.Config{}, streamtest.LoadFake)
-	streamtest.Eventually(t, "the release before those serves", func() bool { return w.Status().Serving["bolts"] == one })
+	eventually.True(t, "the release before those serves", func() bool { return w.Status().Serving["bolts"] == one })
 	if st := w.Status(); st.Refused["bolts"] != three {
 		t.Errorf("refused: %+v", st.Refused)
 	}
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f", Image: streamtest.Image(0.95)})
-	streamtest.Eventually(t, "a frame is judged", func() bool { return len(r.Events()) == 1 })
+	eventually.True(t, "a frame is judged", func() bool { return len(r.Events()) == 1 })
 	if e := r.Events()[0]; e.Release != one {
 		t.Errorf("judged by %s", e.Release)
 	}
 	four := r.Release("bolts", streamtest.Fake{Name: "four"})
-	streamtest.Eventually(t, "a good one takes over", func() bool { return w.Status().Serving["bolts"] == four })
+	eventually.True(t, "a good one takes over", func() bool { return w.Status().Serving["bolts"] == four })
 	stop()
 
 	t.Run("nothing serves where there is nothing before", func(t *testing.T) {
 		r.Release("nuts", streamtest.Fake{Name: "only", Broken: "no session"})
 		w, _ := r.Worker(worker.Config{Detectors: []string{"nuts"}}, streamtest.LoadFake)
-		streamtest.Eventually(t, "it is refused", func() bool { return len(w.Status().Refused) == 1 })
+		eventually.True(t, "it is refused", func() bool { return len(w.Status().Refused) == 1 })
 		good := r.Release("nuts", streamtest.Fake{Name: "good"})
-		streamtest.Eventually(t, "a good one serves", func() bool { return w.Status().Serving["nuts"] == good })
+		eventually.True(t, "a good one serves", func() bool { return w.Status().Serving["nuts"] == good })
 	})
 }
 
@@ -376,7 +377,7 @@ func TestEventsCarryNoPassword(t *testing.T) {
 	if _, err := r.In.Normals().Add(t.Context(), stream.Normal{Detector: "bolts", Source: "rtsp://u:s3cret@h", Image: streamtest.Image(0.1)}); err != nil {
 		t.Fatal(err)
 	}
-	streamtest.Eventually(t, "both are announced", func() bool { return len(r.Events()) == 2 && len(got.ByFrame()["alarm"]) == 1 })
+	eventually.True(t, "both are announced", func() bool { return len(r.Events()) == 2 && len(got.ByFrame()["alarm"]) == 1 })
 	for _, s := range []string{r.Names.EventsStream(), r.Names.DeadStream(), r.Names.NormalsStream()} {
 		for _, m := range r.Stored(s) {
 			if all := fmt.Sprint(m.Header) + string(m.Data); strings.Contains(all, "cret") {

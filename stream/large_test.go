@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/trainer"
@@ -67,12 +68,12 @@ func TestLargeFramesAreObjectsToEveryClient(t *testing.T) {
 	}
 	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
 	r.Publish(small)
-	streamtest.Eventually(t, "it is scored", func() bool { return w.Stats().Scored == 1 })
+	eventually.True(t, "it is scored", func() bool { return w.Stats().Scored == 1 })
 	e := r.Events()
 	if len(e) != 1 || e[0].Kind != stream.KindAnomaly || !strings.HasPrefix(e[0].Evidence, r.Names.ImagesBucket()+"/"+stream.EvidenceObjects) {
 		t.Errorf("%+v", e)
 	}
-	streamtest.Eventually(t, "its object is gone", func() bool {
+	eventually.True(t, "its object is gone", func() bool {
 		_, err := store.GetInfo(t.Context(), small.Object)
 		return errors.Is(err, jetstream.ErrObjectNotFound)
 	})
@@ -94,12 +95,12 @@ func TestAnotherImageDoesNotTakeALargeFramesPlace(t *testing.T) {
 	putObject(r, r.Names.LargeBucket(), small.Object, streamtest.Image(0.1)) // a neighbour hides the defect
 	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
 	r.Publish(small)
-	streamtest.Eventually(t, "it is rejected", func() bool { return w.Stats().Rejected == 1 })
+	eventually.True(t, "it is rejected", func() bool { return w.Stats().Rejected == 1 })
 	if e := r.Events(); len(e) != 1 || e[0].Code != stream.CodeObjectBad || !strings.Contains(e[0].Reason, "SHA-256") {
 		t.Errorf("%+v", e)
 	}
 	r.Send(r.Names.Frames("bolts", "left"), map[string]string{stream.HeaderObject: small.Object, stream.HeaderObjectDigest: "abc"}, nil)
-	streamtest.Eventually(t, "a digest that is none is rejected", func() bool { return w.Stats().Rejected == 2 })
+	eventually.True(t, "a digest that is none is rejected", func() bool { return w.Stats().Rejected == 2 })
 }
 
 // TestImagesAreThoseThatWereNamed: whoever may write objects cannot have another
@@ -146,7 +147,7 @@ func TestObjectsOfEarlierVersions(t *testing.T) {
 	before := putObject(r, r.Names.ArtifactsBucket(), "frames/bolts/left/1", streamtest.Image(0.2))
 	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "1", Object: "frames/bolts/left/1"})
-	streamtest.Eventually(t, "the frame is scored", func() bool { return w.Stats().Scored == 1 && r.Waiting() == 0 })
+	eventually.True(t, "the frame is scored", func() bool { return w.Stats().Scored == 1 && r.Waiting() == 0 })
 
 	s := r.In.Normals()
 	putObject(r, r.Names.ArtifactsBucket(), "normals/bolts/big", streamtest.Image(0.3))
@@ -188,7 +189,7 @@ func TestObjectsOfEarlierVersions(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.Trainer(trainer.Config{}, streamtest.FakeTrainer{T: t})
-	streamtest.Eventually(t, "the old alarm is a labelled anomaly", func() bool {
+	eventually.True(t, "the old alarm is a labelled anomaly", func() bool {
 		all, err := s.List(ctx, "bolts", true)
 		return err == nil && len(all) == 1
 	})
@@ -208,7 +209,7 @@ func TestShed(t *testing.T) {
 		defer cancel()
 		return r.Client().Shed(ctx, detector, camera, keep)
 	}
-	streamtest.Eventually(t, "the worker answers", func() bool { n, err := ask("bolts", "left", 2); return err == nil && n == 3 })
+	eventually.True(t, "the worker answers", func() bool { n, err := ask("bolts", "left", 2); return err == nil && n == 3 })
 	if n, err := ask("bolts", "left", 2); err != nil || n != 0 {
 		t.Errorf("again: %d, %v", n, err)
 	}

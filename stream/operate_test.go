@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nats.go/micro"
 
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
@@ -28,10 +29,10 @@ func TestAFalseAlarmThatIsMarkedNormalIsNotRaisedAgain(t *testing.T) {
 	alarm, defect := streamtest.Image(0.95), streamtest.Image(0.97)
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "alarm", Image: alarm})
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "defect", Image: defect})
-	streamtest.Eventually(t, "both are announced", func() bool { return len(r.Events()) == 2 })
+	eventually.True(t, "both are announced", func() bool { return len(r.Events()) == 2 })
 
 	c := r.Client()
-	streamtest.Eventually(t, "the control answers", func() bool { _, err := c.Status(t.Context()); return err == nil })
+	eventually.True(t, "the control answers", func() bool { _, err := c.Status(t.Context()); return err == nil })
 	if err := c.Feedback(t.Context(), stream.Feedback{Detector: "bolts", Verdict: stream.FeedbackNormal, Camera: "left", Frame: "alarm", By: "Kim"}); err != nil {
 		t.Fatal(err)
 	}
@@ -42,10 +43,10 @@ func TestAFalseAlarmThatIsMarkedNormalIsNotRaisedAgain(t *testing.T) {
 			}
 		}
 	}
-	streamtest.Eventually(t, "the bank has it", func() bool { return w.Stats().Swaps == 2 })
+	eventually.True(t, "the bank has it", func() bool { return w.Stats().Swaps == 2 })
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "alarm2", Image: alarm})
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "defect2", Image: defect})
-	streamtest.Eventually(t, "both are scored again", func() bool { return len(got.ByFrame()) == 4 })
+	eventually.True(t, "both are scored again", func() bool { return len(got.ByFrame()) == 4 })
 	events := r.Events()
 	if len(events) != 3 || events[2].FrameID != "defect2" || events[2].Release == first {
 		t.Errorf("%d events, last %+v", len(events), events[len(events)-1])
@@ -58,7 +59,7 @@ func TestAFalseAlarmThatIsMarkedNormalIsNotRaisedAgain(t *testing.T) {
 	if err != nil || len(normals) != 1 || !strings.Contains(normals[0].Origin, "Kim") {
 		t.Errorf("normals %+v, %v", normals, err)
 	}
-	streamtest.Eventually(t, "the defect is a labelled anomaly", func() bool {
+	eventually.True(t, "the defect is a labelled anomaly", func() bool {
 		all, err := s.List(t.Context(), "bolts", true)
 		return err == nil && len(all) == 1
 	})
@@ -72,7 +73,7 @@ func TestAFalseAlarmThatIsMarkedNormalIsNotRaisedAgain(t *testing.T) {
 		}
 		// Who publishes it past the service hears nothing; the dead letters have it.
 		r.PublishRaw(r.Names.Feedback("bolts"), `{"detector":"bolts","verdict":"normal","id":"nothing"}`)
-		streamtest.Eventually(t, "it is dead", func() bool {
+		eventually.True(t, "it is dead", func() bool {
 			dead, err := r.In.DeadLetters(t.Context(), 0)
 			return err == nil && len(dead) == 1 && dead[0].Code == stream.CodeNotFound
 		})
@@ -87,8 +88,8 @@ func TestServices(t *testing.T) {
 	r.Trainer(trainer.Config{}, streamtest.FakeTrainer{T: t})
 	c := r.Client()
 	ctx := t.Context()
-	streamtest.Eventually(t, "the control answers", func() bool { _, err := c.Status(ctx); return err == nil })
-	streamtest.Eventually(t, "the worker serves", func() bool { return w.Stats().Swaps == 1 })
+	eventually.True(t, "the control answers", func() bool { _, err := c.Status(ctx); return err == nil })
+	eventually.True(t, "the worker serves", func() bool { return w.Stats().Swaps == 1 })
 	code := func(err error) string {
 		var se *stream.ServiceError
 		if errors.As(err, &se) {
@@ -173,7 +174,7 @@ func TestServices(t *testing.T) {
 		if err := r.NC.Publish(r.Names.Frames("nuts", "left"), streamtest.Image(0.1)); err != nil {
 			t.Fatal(err)
 		}
-		streamtest.Eventually(t, "the frame that nobody takes is counted", func() bool {
+		eventually.True(t, "the frame that nobody takes is counted", func() bool {
 			s, err := c.Status(ctx)
 			return err == nil && s.Unserved["nuts"] == 1
 		})
@@ -283,7 +284,7 @@ func TestNormals(t *testing.T) {
 				if err != nil {
 					t.Error(err)
 				}
-				streamtest.Eventually(t, "all frames are scored", func() bool { return w.Stats().Scored == sent })
+				eventually.True(t, "all frames are scored", func() bool { return w.Stats().Scored == sent })
 				if n, err := s.Count(ctx, "bolts"); err != nil || n != 5 || len(counted) != 3 {
 					t.Errorf("%d normals, %d counted, %v", n, len(counted), err)
 				}

@@ -22,6 +22,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/console"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
@@ -282,7 +283,7 @@ func TestAPlantOfCameras(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	streamtest.Eventually(t, "the server is set up", func() bool {
+	eventually.True(t, "the server is set up", func() bool {
 		step, cancel := context.WithTimeout(ctx, 30*time.Second)
 		defer cancel()
 		return stream.Ensure(step, js, stream.Topology{FramesMaxBytes: 256 << 20}) == nil
@@ -326,7 +327,7 @@ func TestAPlantOfCameras(t *testing.T) {
 	work, stop := context.WithCancel(ctx)
 	defer all.Wait()
 	defer stop()
-	streamtest.Eventually(t, "the console serves", func() bool {
+	eventually.True(t, "the console serves", func() bool {
 		a, err := http.Get("http://" + page.Addr().String() + "/api/v1/status")
 		if err != nil {
 			return false

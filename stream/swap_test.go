@@ -13,6 +13,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
@@ -53,7 +54,7 @@ func TestAHundredHotSwapsUnderLoad(t *testing.T) {
 	})
 	w, stop := r.Worker(worker.Config{BatchSize: 8}, loader)
 
-	streamtest.Eventually(t, "the first release is in service", func() bool { return w.Stats().Swaps == 1 })
+	eventually.True(t, "the first release is in service", func() bool { return w.Stats().Swaps == 1 })
 
 	// A camera publishes all the while.
 	ctx, cancel := context.WithCancel(t.Context())
@@ -77,8 +78,8 @@ func TestAHundredHotSwapsUnderLoad(t *testing.T) {
 	for i := 1; i <= swaps; i++ {
 		before := w.Stats().Scored
 		promote(i)
-		streamtest.Eventually(t, "the release is in service", func() bool { return w.Stats().Swaps == uint64(i+1) })
-		streamtest.Eventually(t, "it scores", func() bool { return w.Stats().Scored > before })
+		eventually.True(t, "the release is in service", func() bool { return w.Stats().Swaps == uint64(i+1) })
+		eventually.True(t, "it scores", func() bool { return w.Stats().Scored > before })
 		if i%20 == 0 {
 			runtime.GC()
 			var m runtime.MemStats
@@ -88,7 +89,7 @@ func TestAHundredHotSwapsUnderLoad(t *testing.T) {
 	}
 	cancel()
 	camera.Wait()
-	streamtest.Eventually(t, "every frame is scored", func() bool { return len(got.ByFrame()) == published })
+	eventually.True(t, "every frame is scored", func() bool { return len(got.ByFrame()) == published })
 	stop()
 
 	var pause time.Duration
@@ -151,7 +152,7 @@ func TestKilledTrainersFinishTheirJob(t *testing.T) {
 	for k := range kills {
 		// Kill whoever works, somewhere between two checkpoints.
 		target := (k + 1) * steps / (kills + 2)
-		streamtest.Eventually(t, fmt.Sprintf("step %d is done", target), func() bool {
+		eventually.True(t, fmt.Sprintf("step %d is done", target), func() bool {
 			j, err := r.Jobs().Get(t.Context(), "job")
 			return err == nil && j.CheckpointN >= target
 		})

@@ -9,6 +9,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/worker"
@@ -69,7 +70,7 @@ func TestWatchDeliversEvents(t *testing.T) {
 		return nil
 	})
 	publish("c")
-	streamtest.Eventually(t, "the event is stored", func() bool { return len(r.Events()) == 3 })
+	eventually.True(t, "the event is stored", func() bool { return len(r.Events()) == 3 })
 	ids = append(ids, watch(stream.WatchConfig{Durable: "desk"}, 1, fine)...)
 	if got := strings.Join(ids, ""); len(got) != 3 || got[2] != 'c' {
 		t.Errorf("durable watch: %v", ids)

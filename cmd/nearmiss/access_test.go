@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 )
 
@@ -63,7 +64,7 @@ func TestEachRoleDoesItsJobWithItsRights(t *testing.T) {
 	}))
 	defer receiver.Close()
 	desk("sinks", "add", "lamp", "webhook", "--url", receiver.URL, "--allow-loopback", "--no-secret", "--event", "anomaly", "--event", "drift")
-	eventually(t, "the sink is at work", func() bool { return strings.Contains(desk("sinks", "list"), "at work") })
+	eventually.True(t, "the sink is at work", func() bool { return strings.Contains(desk("sinks", "list"), "at work") })
 	desk("sinks", "test", "lamp")
 	if b := <-got; !strings.Contains(string(b), `"test":true`) {
 		t.Errorf("the test was %s", b)
@@ -71,7 +72,7 @@ func TestEachRoleDoesItsJobWithItsRights(t *testing.T) {
 
 	desk("detector", "create", "parts", "--learn-frames", "60", "--false-alarm-rate", "0.2")
 	camera("--count", "60", "--defects", "0")
-	eventually(t, "a release is active", func() bool { return strings.Contains(desk("releases", "parts"), "* ") })
+	eventually.True(t, "a release is active", func() bool { return strings.Contains(desk("releases", "parts"), "* ") })
 	camera("--count", "40", "--defects", "0.5", "--seed", "2")
 	event := func(p *process) eventLine {
 		var e eventLine

@@ -21,6 +21,7 @@ import (
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
 
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 )
 
@@ -213,7 +214,7 @@ func TestTheBudgetsOfThePage(t *testing.T) {
 		cancel()
 		all.Wait()
 		sent := published.Load() - before
-		eventually(t, "every score on the page", func() bool { return int64(js[float64](b, "window.frames_")) >= sent-cameras*fps }) // those of about the beginning
+		eventually.True(t, "every score on the page", func() bool { return int64(js[float64](b, "window.frames_")) >= sent-cameras*fps }) // those of about the beginning
 		b.visit("#/alarms?rows=frames", "open")
 		b.see("every alarm", fmt.Sprintf(`document.querySelector("h1 + .num").innerText.replaceAll(",", "") === "%d open"`, stored))
 	})

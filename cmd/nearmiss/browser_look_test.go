@@ -13,6 +13,7 @@ import (
 	"github.com/chromedp/chromedp"
 	"github.com/nats-io/nats.go"
 
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/internal/synthetic"
 	"github.com/nearmiss/nearmiss/stream"
 )
@@ -120,7 +121,7 @@ func TestThePageIsPhotographed(t *testing.T) {
 	fetch[any](b, "PATCH", "api/v1/detectors/parts", `JSON.stringify({false_alarm_rate: 0.05})`)
 	b.visit("#/jobs", "failed")
 	for _, sink := range []string{"quality-desk", "notification-channel-of-the-night-shift-of-production-line-4"} {
-		eventually(t, "the sink", func() bool {
+		eventually.True(t, "the sink", func() bool {
 			status, _ := fetch[any](b, "POST", "api/v1/sinks/"+sink+"/test", "JSON.stringify({})")
 			return status == http.StatusOK
 		})

@@ -35,6 +35,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/internal/synthetic"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/sink"
@@ -457,7 +458,7 @@ func TestTheOperatorsStoryOnThePage(t *testing.T) {
 			_, p := fetch[struct{ Total int }](b, "GET", "api/v1/detectors/cells/normals", "null")
 			return p.Total
 		}
-		eventually(t, "the frames among the normals", func() bool { return normals() == 66 })
+		eventually.True(t, "the frames among the normals", func() bool { return normals() == 66 })
 		idle := func() bool {
 			_, j := fetch[struct{ Items []stream.Job }](b, "GET", "api/v1/jobs?detector=cells", "null")
 			return !slices.ContainsFunc(j.Items, func(j stream.Job) bool { return !j.Finished() })
@@ -468,9 +469,9 @@ func TestTheOperatorsStoryOnThePage(t *testing.T) {
 			}](b, "GET", "api/v1/detectors/cells", "null")
 			return d.Facts.Normals
 		}
-		eventually(t, "the release with the frames in its bank", func() bool { return served() == 48+6 && idle() })
+		eventually.True(t, "the release with the frames in its bank", func() bool { return served() == 48+6 && idle() })
 		t.Logf("a verdict on six frames is in the serving bank after %v", time.Since(begun).Round(10*time.Millisecond))
-		eventually(t, "the worker with that release", func() bool {
+		eventually.True(t, "the worker with that release", func() bool {
 			p, err := openRegistry(t, broker).Active(t.Context(), "cells")
 			_, s := fetch[struct{ Workers []stream.WorkerStatus }](b, "GET", "api/v1/status", "null")
 			return err == nil && len(s.Workers) == 1 && s.Workers[0].Serving["cells"] == p.Release
@@ -481,7 +482,7 @@ func TestTheOperatorsStoryOnThePage(t *testing.T) {
 			Ranks  []float64 `json:"p_values"`
 		}
 		var again scores
-		eventually(t, "the scores of the frames that are shown again", func() bool {
+		eventually.True(t, "the scores of the frames that are shown again", func() bool {
 			_, again = fetch[scores](b, "GET", "api/v1/cameras/cells/again/scores", "null")
 			return len(again.Ranks) == 6
 		})
@@ -499,8 +500,8 @@ func TestTheOperatorsStoryOnThePage(t *testing.T) {
 		b.says("would not alarm any more")
 		b.do(chromedp.KeyEvent("u"))
 		open(1)
-		eventually(t, "the normals without the frame", func() bool { return normals() == 65 })
-		eventually(t, "the release without the frame", func() bool { return served() == 48+5 && idle() })
+		eventually.True(t, "the normals without the frame", func() bool { return normals() == 65 })
+		eventually.True(t, "the release without the frame", func() bool { return served() == 48+5 && idle() })
 	})
 
 	t.Run("the threshold is tuned, and back", func(t *testing.T) {
@@ -514,7 +515,7 @@ func TestTheOperatorsStoryOnThePage(t *testing.T) {
 		}
 		served := b.served()
 		b.press("Apply")
-		eventually(t, "the release with the new threshold", func() bool { return b.served() > served })
+		eventually.True(t, "the release with the new threshold", func() bool { return b.served() > served })
 		b.goTo("#/d/cells/releases")
 		b.press("Roll back")
 		b.see("the dialog", `document.querySelector("dialog[open] input")`)
@@ -618,7 +619,7 @@ func TestTheOperatorsStoryOnThePage(t *testing.T) {
 		b.set("dialog[open] select", "archive")
 		b.set("dialog[open] input[placeholder^='/mnt']", keep)
 		b.press("Create")
-		eventually(t, "who runs the sinks with this one", func() bool {
+		eventually.True(t, "who runs the sinks with this one", func() bool {
 			status, _ := fetch[any](b, "POST", "api/v1/sinks/keep/test", "JSON.stringify({})")
 			return status == http.StatusOK
 		})

@@ -12,6 +12,7 @@ import (
 	paho "github.com/eclipse/paho.mqtt.golang"
 
 	"github.com/nearmiss/nearmiss/internal/evaldata"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/internal/mqtt"
 	"github.com/nearmiss/nearmiss/stream"
 )
@@ -78,9 +79,9 @@ func TestCasesOfCameraNames(t *testing.T) {
 	for range 3 {
 		publish("nearmiss/frames/bolts/line1", frame)
 	}
-	eventually(t, "the good frames are scored", func() bool { return len(l.scoresOf("bolts")) >= 3 })
+	eventually.True(t, "the good frames are scored", func() bool { return len(l.scoresOf("bolts")) >= 3 })
 	var st stream.Status
-	eventually(t, "all bad ones are rejected or counted", func() bool {
+	eventually.True(t, "all bad ones are rejected or counted", func() bool {
 		text, _ := program(t, 0, "status", "--json", server)
 		if err := json.Unmarshal([]byte(text), &st); err != nil {
 			t.Fatal(err)
@@ -120,7 +121,7 @@ func TestCasesOfFramesLostOverMQTT(t *testing.T) {
 	}
 	l := listen(t, natsURL)
 	var lost map[string]uint64
-	eventually(t, "all are waiting or lost", func() bool {
+	eventually.True(t, "all are waiting or lost", func() bool {
 		text, _ := program(t, 0, "status", "--json", server)
 		var st stream.Status
 		if err := json.Unmarshal([]byte(text), &st); err != nil {

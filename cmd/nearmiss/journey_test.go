@@ -14,6 +14,7 @@ import (
 
 	"github.com/parquet-go/parquet-go"
 
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/training/evaluate"
 )
@@ -62,7 +63,7 @@ func TestAJourneyFromPicturesToAnAlarm(t *testing.T) {
 		return all[0].Detectors[0]
 	}
 	do("releases", "plates", "publish", p.release, "--promote")
-	eventually(t, "it is healthy", func() bool {
+	eventually.True(t, "it is healthy", func() bool {
 		var out, errs bytes.Buffer
 		return run(t.Context(), []string{"health", "plates", at}, &out, &errs) == 0 && strings.Contains(out.String(), "served by 1 worker")
 	})
@@ -84,13 +85,13 @@ func TestAJourneyFromPicturesToAnAlarm(t *testing.T) {
 
 	do("mark", "plates", "anomalous", alarms[0].ID)
 	do("mark", "plates", "normal", alarms[1].ID)
-	eventually(t, "both verdicts are taken", func() bool { s := status(); return s.Normals == 41 && s.Anomalies == 1 })
+	eventually.True(t, "both verdicts are taken", func() bool { s := status(); return s.Normals == 41 && s.Anomalies == 1 })
 	if _, errs := program(t, exitFailed, "mark", "plates", "normal", "no-such-event", at); !strings.Contains(errs, "no-such-event") || !strings.Contains(errs, "not found") {
 		t.Errorf("an unknown event: %s", errs)
 	}
 
 	extended := ""
-	eventually(t, "its bank has the marked one", func() bool { extended = status().Release; return extended != first.Release })
+	eventually.True(t, "its bank has the marked one", func() bool { extended = status().Release; return extended != first.Release })
 	do("train", "plates", "--wait", "--force")
 	trained := status()
 	if trained.Release == extended || trained.Release == "" || trained.LastJob == nil || trained.LastJob.Normals != 41 {
@@ -100,7 +101,7 @@ func TestAJourneyFromPicturesToAnAlarm(t *testing.T) {
 	if out := do("detector", "set", "plates", "--threshold", "1e-9"); !strings.Contains(out, "set by hand") {
 		t.Errorf("detector set: %s", out)
 	}
-	eventually(t, "the new release and the threshold are in force", func() bool {
+	eventually.True(t, "the new release and the threshold are in force", func() bool {
 		do("camera", p.normals, "--detector", "plates", "--camera", "line2", "--count", "1") // normal, until they are
 		for {
 			select {
@@ -137,7 +138,7 @@ func TestAJourneyOfPythonPrograms(t *testing.T) {
 	url := up.natsAddress()
 	desk := []string{"--server=" + url, "--nkey=" + key("desk")}
 	program(t, 0, append([]string{"releases", "plates", "publish", p.release, "--promote"}, desk...)...)
-	eventually(t, "it is healthy", func() bool {
+	eventually.True(t, "it is healthy", func() bool {
 		return run(t.Context(), append([]string{"health", "plates"}, desk...), new(bytes.Buffer), new(bytes.Buffer)) == 0
 	})
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/access"
 	"github.com/nearmiss/nearmiss/stream/broker"
@@ -159,7 +160,7 @@ func TestLockedWhileFramesFlow(t *testing.T) {
 	further := func(what string) {
 		t.Helper()
 		before, _ := scored()
-		eventually(t, "frames are scored after "+what, func() bool { n, _ := scored(); return n > before+5 })
+		eventually.True(t, "frames are scored after "+what, func() bool { n, _ := scored(); return n > before+5 })
 	}
 	published := func(p *process) uint64 {
 		t.Helper()
@@ -209,7 +210,7 @@ func TestLockedWhileFramesFlow(t *testing.T) {
 	// A frame that the broker had stored when it shut the camera out was never
 	// acknowledged.
 	out := published(line2)
-	eventually(t, "all frames are scored", func() bool { n, _ := scored(); return n >= frames+out })
+	eventually.True(t, "all frames are scored", func() bool { n, _ := scored(); return n >= frames+out })
 	n, rejected := scored()
 	if n > frames+out+1 || rejected > 0 {
 		t.Errorf("%d frames of %d and %d are scored, %d rejected", n, frames, out, rejected)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 )
 
@@ -22,7 +23,7 @@ func TestACameraOfAnMQTTBrokerWaitsForRoom(t *testing.T) {
 	start(t, "camera", "mqtt://"+at+"/hall/line1", "--detector", "bolts", "--camera", "line1", "--server", natsURL)
 	publish := mqttCamera(t, at)
 	l := listen(t, natsURL)
-	eventually(t, "the camera has subscribed", func() bool {
+	eventually.True(t, "the camera has subscribed", func() bool {
 		publish("hall/line1", []byte("probe"))
 		return l.waiting(t) > 0
 	})
@@ -31,7 +32,7 @@ func TestACameraOfAnMQTTBrokerWaitsForRoom(t *testing.T) {
 	for n := range images {
 		publish("hall/line1", image(n)) // acknowledged by the MQTT broker
 	}
-	eventually(t, "the queue is full", func() bool {
+	eventually.True(t, "the queue is full", func() bool {
 		_, err := l.js.Publish(t.Context(), stream.Names{}.Frames("bolts", "other"), bytes.Repeat([]byte("y"), size))
 		return stream.IsQueueFull(err)
 	})
@@ -42,7 +43,7 @@ func TestACameraOfAnMQTTBrokerWaitsForRoom(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := map[string]bool{}
-	eventually(t, "every image is there", func() bool {
+	eventually.True(t, "every image is there", func() bool {
 		batch, err := frames.Fetch(4, jetstream.FetchMaxWait(time.Second))
 		if err != nil {
 			return false

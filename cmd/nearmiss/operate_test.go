@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/internal/synthetic"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/training/evaluate"
@@ -78,7 +79,7 @@ func TestTheOperatorsStory(t *testing.T) {
 	l := listen(t, url)
 	scored := func(n int) {
 		t.Helper()
-		eventually(t, fmt.Sprintf("%d frames are scored", n), func() bool { return len(l.scoresOf("parts")) >= n && l.waiting(t) == 0 })
+		eventually.True(t, fmt.Sprintf("%d frames are scored", n), func() bool { return len(l.scoresOf("parts")) >= n && l.waiting(t) == 0 })
 	}
 
 	// It learns from the first frames of its camera, and scores those that follow.
@@ -122,9 +123,9 @@ func TestTheOperatorsStory(t *testing.T) {
 
 	// The false alarm enters the bank at once, without training.
 	s.run("mark parts normal", "FALSE_ALARM", falseAlarm.ID)
-	eventually(t, "another release is active", func() bool { return activeRelease(t, "parts", s.at) != first })
+	eventually.True(t, "another release is active", func() bool { return activeRelease(t, "parts", s.at) != first })
 	second := activeRelease(t, "parts", s.at)
-	eventually(t, "it is in service", func() bool { return serves(t, "parts", s.at, second) })
+	eventually.True(t, "it is in service", func() bool { return serves(t, "parts", s.at, second) })
 	s.run("mark parts anomalous", "TRUE_ALARM", trueAlarm.ID)
 	s.run("camera synthetic:parts")
 	scored(150)
@@ -149,7 +150,7 @@ func TestTheOperatorsStory(t *testing.T) {
 	if third == second || third == first {
 		t.Errorf("release %.12s is active after the training", third)
 	}
-	eventually(t, "the new release is in service", func() bool {
+	eventually.True(t, "the new release is in service", func() bool {
 		all := l.scoresOf("parts")
 		return all[len(all)-1].Release == third
 	})
@@ -157,7 +158,7 @@ func TestTheOperatorsStory(t *testing.T) {
 		t.Errorf("releases:\n%s", out)
 	}
 	s.run("releases parts rollback")
-	eventually(t, "the release before is in service again", func() bool {
+	eventually.True(t, "the release before is in service again", func() bool {
 		all := l.scoresOf("parts")
 		return all[len(all)-1].Release == second
 	})

@@ -17,6 +17,7 @@ import (
 	"github.com/nearmiss/nearmiss/inference/heatmap"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/release"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 )
 
@@ -186,7 +187,7 @@ func TestAlarmsCarryEvidence(t *testing.T) {
 	w := start(t, "worker", "--server", url, "--data", t.TempDir())
 	w.logged("release is in service")
 	program(t, 0, "camera", bad, "--detector", "plates", "--camera", "one", "--server", url)
-	eventually(t, "every frame has raised its alarm", func() bool {
+	eventually.True(t, "every frame has raised its alarm", func() bool {
 		_, events := l.seen()
 		return len(events) == 3
 	})

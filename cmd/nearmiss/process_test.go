@@ -18,6 +18,7 @@ import (
 	"github.com/nearmiss/nearmiss/inference/backbone"
 	"github.com/nearmiss/nearmiss/inference/ort"
 	"github.com/nearmiss/nearmiss/internal/evaldata"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/internal/synthetic"
 )
 
@@ -129,7 +130,7 @@ func (p *process) line(what string, want func(string) bool) string {
 // logged waits until standard error has the text.
 func (p *process) logged(text string) {
 	p.t.Helper()
-	eventually(p.t, fmt.Sprintf("%q is logged", text), func() bool { return strings.Contains(p.stderr(), text) })
+	eventually.True(p.t, fmt.Sprintf("%q is logged", text), func() bool { return strings.Contains(p.stderr(), text) })
 }
 
 // stop ends the process as Ctrl-C does, and demands that it ends well.
@@ -148,16 +149,6 @@ func (p *process) stop() {
 	}
 	if log := p.stderr(); strings.Contains(log, "goroutine ") || strings.Contains(log, "panic") {
 		p.t.Errorf("nearmiss %s left a stack trace", p.cmd.Args[1])
-	}
-}
-
-// eventually polls until the condition holds.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(patience); !ok(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within %v: %s", patience, what)
-		}
 	}
 }
 

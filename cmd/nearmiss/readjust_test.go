@@ -6,6 +6,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/nearmiss/nearmiss/internal/eventually"
 )
 
 // TestKAndTheFalseAlarmRateActWithoutTraining changes them while a worker and a
@@ -46,17 +48,17 @@ func TestKAndTheFalseAlarmRateActWithoutTraining(t *testing.T) {
 			t.Errorf("%q is not in the answer:\n%s", want, note)
 		}
 	}
-	eventually(t, "another release is active", func() bool { return active() != first })
+	eventually.True(t, "another release is active", func() bool { return active() != first })
 	was, is := f.manifest(reg, first), f.manifest(reg, active())
 	if is.Bank.K != 3 || is.Calibration.Alpha != 0.1 || is.ModelDigest() != was.ModelDigest() || is.Bank.Count != was.Bank.Count {
 		t.Errorf("k %d, rate %g, %d entries, model %.12s", is.Bank.K, is.Calibration.Alpha, is.Bank.Count, is.ModelDigest())
 	}
 	// A frame that comes before the worker has it is scored by the release before.
-	eventually(t, "the other release is in service", func() bool {
+	eventually.True(t, "the other release is in service", func() bool {
 		return regexp.MustCompile(`"release":"` + active()[:12] + `[^\n]*release is in service`).MatchString(worker.stderr())
 	})
 	program(t, 0, "camera", m.normals, "--detector", "cells", "--camera", "one", at)
-	eventually(t, "a frame is scored with k = 3", func() bool {
+	eventually.True(t, "a frame is scored with k = 3", func() bool {
 		all := l.scoresOf("cells")
 		return len(all) > 0 && all[len(all)-1].Release == active() && all[len(all)-1].K == 3
 	})

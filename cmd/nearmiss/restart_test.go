@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/internal/synthetic"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/registry"
@@ -80,7 +81,7 @@ func TestTheBrokerReturnsWhileAllAreAtWork(t *testing.T) {
 		<-server.exited
 		lost++
 		for _, p := range []*process{worker, trainer, camera} {
-			eventually(t, "the connection is lost", func() bool { return strings.Count(p.stderr(), "connection to the broker lost") >= lost })
+			eventually.True(t, "the connection is lost", func() bool { return strings.Count(p.stderr(), "connection to the broker lost") >= lost })
 		}
 		server, _ = runBroker(t, u.Port(), "--data", data)
 		back := time.Now()
@@ -143,7 +144,7 @@ func TestTheBrokerReturnsWhileAllAreAtWork(t *testing.T) {
 	}
 	<-camera.exited
 	l := &listener{js: f.js}
-	eventually(t, "the queue is empty", func() bool { return l.waiting(t) == 0 })
+	eventually.True(t, "the queue is empty", func() bool { return l.waiting(t) == 0 })
 	worker.stop()
 	trainer.stop()
 

@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/internal/synthetic"
 	"github.com/nearmiss/nearmiss/stream"
 )
@@ -73,7 +74,7 @@ func TestARollingUpgrade(t *testing.T) {
 	}
 	newer := func(args ...string) *process { t.Helper(); return start(t, args...) }
 	oldWorker := worker(older)
-	eventually(t, "the frames that waited are scored", func() bool { n, _, _ := count(); return n == 5 })
+	eventually.True(t, "the frames that waited are scored", func() bool { n, _, _ := count(); return n == 5 })
 
 	published := make(chan error, 1)
 	acked, tenths := make(chan int, frames), make(chan struct{}, 10)
@@ -87,7 +88,7 @@ func TestARollingUpgrade(t *testing.T) {
 	reached := func(part int) {
 		t.Helper()
 		publish(part)
-		eventually(t, fmt.Sprintf("%d frames are scored", frames*part/10), func() bool { n, _, _ := count(); return n >= frames*part/10 })
+		eventually.True(t, fmt.Sprintf("%d frames are scored", frames*part/10), func() bool { n, _, _ := count(); return n >= frames*part/10 })
 		n, twice, dead := count()
 		t.Logf("%d of %d acknowledged frames are scored, %d events twice, %d dead letters", n-5, len(acked), twice, dead-before)
 	}
@@ -108,7 +109,7 @@ func TestARollingUpgrade(t *testing.T) {
 	newTrainer := newer("trainer", "--data", t.TempDir(), "--server", at, "--threads", "1")
 	program(t, 0, "train", "cells", "--wait", "--force", "--server", at)
 	trained := activeRelease(t, "cells", "--server="+at)
-	eventually(t, "the new trainer's release serves", func() bool { return serves(t, "cells", "--server="+at, trained) })
+	eventually.True(t, "the new trainer's release serves", func() bool { return serves(t, "cells", "--server="+at, trained) })
 	reached(6)
 	publish(7)
 	oldWorker.stop()
@@ -128,8 +129,8 @@ func TestARollingUpgrade(t *testing.T) {
 	if err := <-published; err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "no frame waits", func() bool { return l.waiting(t) == 0 })
-	eventually(t, "every frame is scored", func() bool { n, _, _ := count(); return n == frames+5 })
+	eventually.True(t, "no frame waits", func() bool { return l.waiting(t) == 0 })
+	eventually.True(t, "every frame is scored", func() bool { n, _, _ := count(); return n == frames+5 })
 	n, twice, dead := count()
 	t.Logf("%d frames acknowledged, %d scored, %d events twice, %d dead letters", len(acked), n-5, twice, dead-before)
 	if len(acked) != frames || twice != 0 || dead != before {

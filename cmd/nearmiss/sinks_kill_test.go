@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 )
 
@@ -97,7 +98,7 @@ func TestSinksKilledLoseNothing(t *testing.T) {
 	worker := sinks()
 	l := listen(t, at)
 	for _, name := range []string{"weak", "steady"} {
-		eventually(t, name+" has its consumer", func() bool {
+		eventually.True(t, name+" has its consumer", func() bool {
 			_, err := l.js.Consumer(t.Context(), "NM_EVENTS", "sink-"+name)
 			return err == nil
 		})
@@ -142,7 +143,7 @@ func TestSinksKilledLoseNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the event is stored", func() bool {
+		eventually.True(t, "the event is stored", func() bool {
 			step, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 			defer cancel()
 			_, err := l.js.PublishMsg(step, m)
@@ -153,7 +154,7 @@ func TestSinksKilledLoseNothing(t *testing.T) {
 	weak.set(false)
 	back := time.Now()
 	for name, d := range map[string]*desk{"steady": steady, "weak": weak} {
-		eventually(t, name+" has every event", func() bool { return d.events() == events })
+		eventually.True(t, name+" has every event", func() bool { return d.events() == events })
 		d.mu.Lock()
 		twice := 0
 		for id, n := range d.got {

@@ -19,6 +19,7 @@ import (
 	"github.com/simonvetter/modbus"
 	standard "github.com/standard-webhooks/standard-webhooks/libraries/go"
 
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/internal/mailtest"
 	"github.com/nearmiss/nearmiss/internal/modbustest"
 	"github.com/nearmiss/nearmiss/internal/mqtt"
@@ -148,7 +149,7 @@ func TestReadmesSinksDeliver(t *testing.T) {
 			continue // it follows scores, and has no consumer
 		}
 		for _, s := range []string{"NM_EVENTS", "NM_INCIDENTS"} {
-			eventually(t, name+" has its consumers", func() bool {
+			eventually.True(t, name+" has its consumers", func() bool {
 				_, err := l.js.Consumer(t.Context(), s, "sink-"+name)
 				return err == nil
 			})
@@ -174,7 +175,7 @@ func TestReadmesSinksDeliver(t *testing.T) {
 	}
 	show(bad, "one", 0)
 	phase := func(i incident.Incident) bool { return i.Camera == "one" && i.Phase == incident.New }
-	eventually(t, "the alarm is at the webhook", func() bool {
+	eventually.True(t, "the alarm is at the webhook", func() bool {
 		select {
 		case r := <-posted:
 			if err := verifier.Verify(r.body, r.header); err != nil || r.path != "/alarms" {
@@ -190,7 +191,7 @@ func TestReadmesSinksDeliver(t *testing.T) {
 			return false
 		}
 	})
-	eventually(t, "the alarm is at the MQTT broker", func() bool {
+	eventually.True(t, "the alarm is at the MQTT broker", func() bool {
 		select {
 		case m := <-heard:
 			var cloud struct{ Data incident.Incident }
@@ -199,7 +200,7 @@ func TestReadmesSinksDeliver(t *testing.T) {
 			return false
 		}
 	})
-	eventually(t, "the alarm is in the mailbox", func() bool {
+	eventually.True(t, "the alarm is in the mailbox", func() bool {
 		return slices.ContainsFunc(office.Mails(), func(m mailtest.Mail) bool {
 			msg := m.Read(t)
 			if msg.Header.Get("Subject") != "Anomaly on bolts/one" {
@@ -214,7 +215,7 @@ func TestReadmesSinksDeliver(t *testing.T) {
 	})
 	// A verdict that comes too late is never written: good parts pass until one was in time.
 	shown := 0
-	eventually(t, "the coil was on", func() bool {
+	eventually.True(t, "the coil was on", func() bool {
 		if scores, _ := l.seen(); shown == 0 || len(scores) > shown {
 			show(normals, "two", shown%40)
 			shown++

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/sink"
 )
@@ -77,7 +78,7 @@ func TestSecretsAreNowhere(t *testing.T) {
 	}
 	l := listen(t, at)
 	for name := range kinds {
-		eventually(t, name+" has its consumer", func() bool {
+		eventually.True(t, name+" has its consumer", func() bool {
 			_, err := l.js.Consumer(t.Context(), "NM_EVENTS", "sink-"+name)
 			return err == nil
 		})
@@ -91,7 +92,7 @@ func TestSecretsAreNowhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	in := stream.NewInstallation(l.js, stream.Names{})
-	eventually(t, "what the webhooks refuse is in the dead letters", func() bool {
+	eventually.True(t, "what the webhooks refuse is in the dead letters", func() bool {
 		dead, err := in.DeadLetters(t.Context(), 0)
 		return err == nil && len(dead) == 3
 	})
@@ -103,7 +104,7 @@ func TestSecretsAreNowhere(t *testing.T) {
 		}
 		fmt.Fprintf(&said, "%+v\n", a)
 	}
-	eventually(t, "each has failed", func() bool {
+	eventually.True(t, "each has failed", func() bool {
 		var all []sink.Status
 		ask("status", nil, &all)
 		return len(all) == len(kinds) && !slices.ContainsFunc(all, func(s sink.Status) bool { return s.Error == "" })

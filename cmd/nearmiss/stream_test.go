@@ -25,6 +25,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/inference/backbone/starter"
 	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 )
 
@@ -70,7 +71,7 @@ func listen(t *testing.T, url string) *listener {
 	if err := nc.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the subscription to scores", func() bool { return nc.NumSubscriptions() >= 2 })
+	eventually.True(t, "the subscription to scores", func() bool { return nc.NumSubscriptions() >= 2 })
 	t.Cleanup(func() { cancel(); watching.Wait(); nc.Close() })
 	return l
 }
@@ -128,7 +129,7 @@ func TestStreamingEqualsOffline(t *testing.T) {
 		w.logged("release is in service")
 	}
 	program(t, 0, "camera", m.test, "--detector", "cells", "--camera", "one", "--server", url, "--json")
-	eventually(t, "every frame is scored and acknowledged", func() bool {
+	eventually.True(t, "every frame is scored and acknowledged", func() bool {
 		scores, _ := l.seen()
 		return len(scores) >= len(offline) && l.waiting(t) == 0
 	})
@@ -161,7 +162,7 @@ func TestStreamingEqualsOffline(t *testing.T) {
 	if len(seen) != len(offline) {
 		t.Errorf("%d of %d frames have a score", len(seen), len(offline))
 	}
-	eventually(t, "an event for each anomaly", func() bool {
+	eventually.True(t, "an event for each anomaly", func() bool {
 		_, events = l.seen()
 		return len(events) >= len(anomalies)
 	})
@@ -262,7 +263,7 @@ func TestBadImagesAreRejectedAndTheNextGoodOneIsScored(t *testing.T) {
 		}
 	}
 	publish("good", good)
-	eventually(t, "the first good frame is scored", func() bool { return l.waiting(t) == 0 })
+	eventually.True(t, "the first good frame is scored", func() bool { return l.waiting(t) == 0 })
 	before := peakMemory(t, w)
 
 	names := slices.Sorted(maps.Keys(bad))
@@ -274,7 +275,7 @@ func TestBadImagesAreRejectedAndTheNextGoodOneIsScored(t *testing.T) {
 		}
 	}
 	n := rounds * len(bad)
-	eventually(t, "all frames are handled", func() bool {
+	eventually.True(t, "all frames are handled", func() bool {
 		scores, events := l.seen()
 		return l.waiting(t) == 0 && len(scores) >= 1+n && len(events) >= n
 	})

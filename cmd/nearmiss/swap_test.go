@@ -22,6 +22,7 @@ import (
 	"github.com/nearmiss/nearmiss/inference/backbone"
 	"github.com/nearmiss/nearmiss/inference/onnx"
 	"github.com/nearmiss/nearmiss/inference/release"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
@@ -169,14 +170,14 @@ func TestAHundredHotSwapsOfRealReleases(t *testing.T) {
 	var resident []int64 // MiB
 	for i := 1; i <= swaps; i++ {
 		promote(i)
-		eventually(t, "the release scores", func() bool { return latest() == digests[i%2] })
+		eventually.True(t, "the release scores", func() bool { return latest() == digests[i%2] })
 		if i%10 == 0 {
 			resident = append(resident, memory(t, w, "VmRSS:")>>20)
 		}
 	}
 	stop()
 	camera.Wait()
-	eventually(t, "every frame is scored", func() bool {
+	eventually.True(t, "every frame is scored", func() bool {
 		scores, _ := l.seen()
 		return len(scores) >= published && l.waiting(t) == 0
 	})
@@ -380,7 +381,7 @@ func TestReleasesThatAreUnfitAreRefused(t *testing.T) {
 				t.Fatal(err)
 			}
 			frames++
-			eventually(t, "the frame is scored", func() bool { return len(l.scoresOf("cells")) == frames })
+			eventually.True(t, "the frame is scored", func() bool { return len(l.scoresOf("cells")) == frames })
 			if s := l.scoresOf("cells")[frames-1]; s.Release != good {
 				t.Errorf("release %.12s scored it", s.Release)
 			}
@@ -397,7 +398,7 @@ func TestReleasesThatAreUnfitAreRefused(t *testing.T) {
 	}
 	said := func(when string) {
 		t.Helper()
-		eventually(t, "status and health say that it is refused "+when, func() bool {
+		eventually.True(t, "status and health say that it is refused "+when, func() bool {
 			var status, health bytes.Buffer // a worker that is busy may not answer at once
 			return run(t.Context(), []string{"status", "--server", url}, &status, io.Discard) == 0 && strings.Contains(status.String(), " was refused") &&
 				run(t.Context(), []string{"health", "--server", url}, &health, io.Discard) == 0 && strings.Contains(health.String(), "healthy: ") &&
@@ -417,7 +418,7 @@ func TestReleasesThatAreUnfitAreRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the frame is scored", func() bool { return len(l.scoresOf("cells")) == frames+1 })
+	eventually.True(t, "the frame is scored", func() bool { return len(l.scoresOf("cells")) == frames+1 })
 	if s := l.scoresOf("cells")[frames]; s.Release != good {
 		t.Errorf("release %.12s scored it", s.Release)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 )
 
@@ -92,7 +93,7 @@ func TestADataFolderOfAnEarlierVersion(t *testing.T) {
 	}
 
 	worker := start(t, "worker", "--data", data, at)
-	eventually(t, "the waiting frames are scored", func() bool { return len(l.scoresOf("cells")) == 5 && l.waiting(t) == 0 })
+	eventually.True(t, "the waiting frames are scored", func() bool { return len(l.scoresOf("cells")) == 5 && l.waiting(t) == 0 })
 	for _, e := range l.scoresOf("cells") {
 		score := want.Scores[e.Source]
 		// The frames are JPEG files, which that version decoded otherwise.
@@ -133,7 +134,7 @@ func TestADataFolderOfAnEarlierVersion(t *testing.T) {
 		if text, _ = program(t, 0, "jobs", "cells", at); strings.Count(text, " done ") != 3 {
 			t.Errorf("jobs:\n%s", text)
 		}
-		eventually(t, "the pictures of the new alarms", func() bool {
+		eventually.True(t, "the pictures of the new alarms", func() bool {
 			text, _ = program(t, 0, "evidence", "list", "cells", "--json", at)
 			return strings.Count(text, "\n") == 9
 		})
@@ -147,16 +148,16 @@ func TestADataFolderOfAnEarlierVersion(t *testing.T) {
 		trainer := start(t, "trainer", "--data", data, "--backbone", filepath.Join(data, "releases", "releases", want.Active, "backbone.onnx"), at)
 		falseAlarm := l.scoresOf("cells")[0]
 		program(t, 0, "mark", "cells", "normal", "--camera", falseAlarm.Camera, "--frame", falseAlarm.FrameID, at)
-		eventually(t, "a release with the false alarm in its bank", func() bool { return activeRelease(t, "cells", at) != want.Active })
+		eventually.True(t, "a release with the false alarm in its bank", func() bool { return activeRelease(t, "cells", at) != want.Active })
 		extended := activeRelease(t, "cells", at)
-		eventually(t, "it is in service", func() bool { return serves(t, "cells", at, extended) })
+		eventually.True(t, "it is in service", func() bool { return serves(t, "cells", at, extended) })
 		program(t, 0, "train", "cells", "--wait", at)
 		trained := activeRelease(t, "cells", at)
 		if trained == extended || trained == want.Active {
 			t.Fatalf("release %.12s is active after the training", trained)
 		}
 		program(t, 0, "releases", "cells", "promote", want.Releases[0], at)
-		eventually(t, "the first release of the earlier version serves", func() bool { return serves(t, "cells", at, want.Releases[0]) })
+		eventually.True(t, "the first release of the earlier version serves", func() bool { return serves(t, "cells", at, want.Releases[0]) })
 		trainer.stop()
 	})
 	worker.stop()

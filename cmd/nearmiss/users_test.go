@@ -18,6 +18,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/access"
 )
@@ -112,7 +113,7 @@ func TestServicesBesideAServerOfOnesOwn(t *testing.T) {
 	exporter := serve(t, (&exporterCmd{serverFlags: as("exporter"), HTTP: "127.0.0.1:0"}).Run)
 	for name, at := range map[string]string{"control": control, "exporter": exporter} {
 		var out bytes.Buffer
-		eventually(t, name+" is well", func() bool {
+		eventually.True(t, name+" is well", func() bool {
 			out.Reset()
 			return run(t.Context(), []string{"health", "--http", at, "--json"}, &out, io.Discard) == 0
 		})
@@ -120,8 +121,8 @@ func TestServicesBesideAServerOfOnesOwn(t *testing.T) {
 			t.Errorf("health of %s: %s", name, out.String())
 		}
 	}
-	eventually(t, "a detector is created", func() bool { return run(t.Context(), create, io.Discard, io.Discard) == 0 })
-	eventually(t, "the exporter shows it", func() bool {
+	eventually.True(t, "a detector is created", func() bool { return run(t.Context(), create, io.Discard, io.Discard) == 0 })
+	eventually.True(t, "the exporter shows it", func() bool {
 		resp, err := http.Get("http://" + exporter + "/metrics")
 		if err != nil {
 			t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/access"
 	"github.com/nearmiss/nearmiss/stream/broker"
@@ -99,11 +100,11 @@ func TestTheTableOfWhatIsAcceptedOverMQTTIsTrue(t *testing.T) {
 			return err
 		}
 		// A server that is slow to answer itself ends the connection: cameras try again.
-		poll(t, func() bool { return send(image[:len(image)-room]) == nil })
+		eventually.True(t, "it is so", func() bool { return send(image[:len(image)-room]) == nil })
 		if err := send(image); err == nil {
 			t.Errorf("QoS %d: a payload of the limit is accepted", qos)
 		}
-		poll(t, func() bool {
+		eventually.True(t, "it is so", func() bool {
 			m, err := frames.GetLastMsgForSubject(t.Context(), "nearmiss.frames.bolts."+name)
 			return err == nil && len(m.Data) == len(image)-room
 		})

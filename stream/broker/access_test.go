@@ -22,6 +22,7 @@ import (
 	"github.com/nats-io/nkeys"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/access"
 	"github.com/nearmiss/nearmiss/stream/broker"
@@ -407,7 +408,7 @@ func TestReplySubjectsReachNobody(t *testing.T) {
 	}
 	// The frames arrived, and what was asked has been answered by now: the
 	// server works through the requests of JetStream in order.
-	poll(t, func() bool { return h.info("NM_FRAMES") >= 3 })
+	eventually.True(t, "it is so", func() bool { return h.info("NM_FRAMES") >= 3 })
 	e, err := kv.Get(ctx, "parts")
 	if err != nil || string(e.Value()) != "the release" || e.Revision() != 1 {
 		t.Fatalf("the active release is %v, %v", e, err)
@@ -428,15 +429,6 @@ func (h *hall) info(name string) uint64 {
 		h.t.Fatal(err)
 	}
 	return streamLength(h.t, js, name)
-}
-
-func poll(t testing.TB, done func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !done(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("gave up waiting")
-		}
-	}
 }
 
 // Cameras store frames and are told so; a durable subscriber pulls and
@@ -506,7 +498,7 @@ func TestUsersChangeWhileFramesFlow(t *testing.T) {
 		t.Helper()
 		before := b.Reloads()
 		change()
-		poll(t, func() bool { return b.Reloads() > before })
+		eventually.True(t, "it is so", func() bool { return b.Reloads() > before })
 	}
 	comesIn := func(opts []nats.Option) bool {
 		nc, err := nats.Connect(h.url, opts...)
@@ -583,7 +575,7 @@ func TestUsersChangeWhileFramesFlow(t *testing.T) {
 		t.Error("an old key is not good until its time is up")
 	}
 	// One look is enough where the change was taken after that time.
-	poll(t, func() bool { return b.Reloads() >= end || time.Since(until) > 20*time.Second })
+	eventually.True(t, "it is so", func() bool { return b.Reloads() >= end || time.Since(until) > 20*time.Second })
 	if comesIn(old) {
 		t.Error("an old key is good after its time is up")
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/control"
 	"github.com/nearmiss/nearmiss/stream/registry"
@@ -76,7 +77,7 @@ func TestControlSharesTheQueueWithItsRights(t *testing.T) {
 	}
 	brokertest.Run(t, "steward", s.Run)
 	camera := h.connect("line1")
-	poll(t, func() bool {
+	eventually.True(t, "it is so", func() bool {
 		m, err := camera.Request("nearmiss.frames.parts.line1", make([]byte, 100<<10), time.Second)
 		return err == nil && strings.Contains(string(m.Data), `"err_code":10077`) && strings.Contains(string(m.Data), "the detector's share of the frame queue is full")
 	})

@@ -13,6 +13,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/access"
 	"github.com/nearmiss/nearmiss/stream/broker"
@@ -75,7 +76,7 @@ func TestLargeFramesAndSheddingAcrossAccounts(t *testing.T) {
 
 	// A live camera asks for room among its own frames.
 	live := stream.NewClient(h.connect("big", strict), stream.Names{})
-	poll(t, func() bool {
+	eventually.True(t, "it is so", func() bool {
 		step, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
 		n, err := live.Shed(step, "parts", "big", 1)

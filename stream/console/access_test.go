@@ -18,6 +18,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/access"
 	"github.com/nearmiss/nearmiss/stream/broker"
@@ -240,13 +241,13 @@ func TestTheRoleOfTheConsoleIsEnough(t *testing.T) {
 		ok[any](ann, "GET", path, nil)
 	}
 	ok[any](ann, "POST", "verdicts", map[string]any{"events": []uint64{sequence}, "verdict": "anomalous", "hold": 0})
-	eventually(t, "the verdict in the stream", func() bool {
+	eventually.True(t, "the verdict in the stream", func() bool {
 		s, err := js.Stream(t.Context(), h.names.FeedbackStream())
 		return err == nil && s.CachedInfo().State.Msgs == 1
 	})
 	h.stop()
 	h.start(config()) // another one has read all of it
-	eventually(t, "the verdict, read from the stream", func() bool { return h.c.index.of("a").State == stateConfirmed })
+	eventually.True(t, "the verdict, read from the stream", func() bool { return h.c.index.of("a").State == stateConfirmed })
 	if s := ok[hello](asker{h: h, jar: ann.jar}, "GET", "session", nil); s.User != "ann" {
 		t.Errorf("the session is not kept: %+v", s)
 	}
@@ -457,7 +458,7 @@ func TestOtherMachinesNeedUsers(t *testing.T) {
 		t.Fatal(err)
 	}
 	brokertest.Run(t, "console", func(ctx context.Context) error { return c.Run(ctx, h.nc) })
-	eventually(t, "the console", c.isReady)
+	eventually.True(t, "the console", c.isReady)
 	h.c, h.url = c, strings.Replace(url, "[::]", "127.0.0.1", 1)
 	_, token, found := strings.Cut(link, "?")
 	if !found {
@@ -487,7 +488,7 @@ func TestACorruptUserOpensNothing(t *testing.T) {
 	if _, err := h.c.people.users.Bucket.PutString(t.Context(), userKeys+"x", "{"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the users to be read", func() bool { return !h.c.people.empty() })
+	eventually.True(t, "the users to be read", func() bool { return !h.c.people.empty() })
 	if status, _ := (asker{h: h}).do("GET", "status", nil); status != http.StatusUnauthorized {
 		t.Errorf("nobody gets %d", status)
 	}

@@ -27,6 +27,7 @@ import (
 	"golang.org/x/crypto/bcrypt"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/stream/control"
@@ -37,16 +38,6 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // patience is how long a test waits for what must come.
 const patience = time.Minute
-
-// eventually polls until done says so.
-func eventually(t testing.TB, what string, done func() bool) {
-	t.Helper()
-	for end := time.Now().Add(patience); !done(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("still waiting for %s", what)
-		}
-	}
-}
 
 // hall is a broker and a console on it.
 type hall struct {
@@ -113,7 +104,7 @@ func (h *hall) start(cfg Config) {
 	}
 	h.c, h.url = c, url
 	h.stop = brokertest.Run(h.t, "console", func(ctx context.Context) error { return c.Run(ctx, h.nc) })
-	eventually(h.t, "the console", c.isReady)
+	eventually.True(h.t, "the console", c.isReady)
 }
 
 // asker asks as somebody, and holds every answer against the contract.
@@ -240,7 +231,7 @@ func (h *hall) alarm(id string) (sequence uint64) {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	eventually(h.t, "the alarm in the index", func() bool { _, ok := h.c.index.find(ack.Sequence); return ok })
+	eventually.True(h.t, "the alarm in the index", func() bool { _, ok := h.c.index.find(ack.Sequence); return ok })
 	return ack.Sequence
 }
 
@@ -300,8 +291,8 @@ func TestVerdictsAreHeldAndSent(t *testing.T) {
 		t.Errorf("taken back twice: %d", status)
 	}
 	say(b, "anomalous", 0)
-	eventually(t, "the verdict in the stream", func() bool { return len(h.feedback()) == 1 })
-	eventually(t, "the verdict as sent", func() bool { return state(b) == "confirmed false" })
+	eventually.True(t, "the verdict in the stream", func() bool { return len(h.feedback()) == 1 })
+	eventually.True(t, "the verdict as sent", func() bool { return state(b) == "confirmed false" })
 	if got := h.feedback(); len(got) != 1 || got[0] != "b anomalous by local dirt" {
 		t.Errorf("the stream has %q", got)
 	}
@@ -320,7 +311,7 @@ func TestVerdictsAreHeldAndSent(t *testing.T) {
 	}
 	h.start(config())
 	me = asker{h: h}
-	eventually(t, "the verdicts after a restart", func() bool { return h.c.index.of("a").State == stateSeen && h.c.index.of("b").State == stateConfirmed })
+	eventually.True(t, "the verdicts after a restart", func() bool { return h.c.index.of("a").State == stateSeen && h.c.index.of("b").State == stateConfirmed })
 }
 
 // An event may leave its stream before a verdict on it is sent: nothing is tried for
@@ -336,7 +327,7 @@ func TestAVerdictOnAnEventThatIsGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	ok[any](asker{h: h}, "POST", "verdicts", map[string]any{"events": []uint64{gone, there}, "verdict": "seen", "hold": 0})
-	eventually(t, "the verdict as sent", func() bool { v := h.c.index.of("there"); return v.State == stateSeen && !v.Pending })
+	eventually.True(t, "the verdict as sent", func() bool { v := h.c.index.of("there"); return v.State == stateSeen && !v.Pending })
 	if v := h.c.index.of("gone"); v.State != stateOpen || v.Pending {
 		t.Errorf("the event that is gone is shown as %+v", v)
 	}

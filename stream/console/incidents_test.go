@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 )
 
@@ -30,7 +31,7 @@ func TestAlarmsOfOneIncidentAreARow(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the event in the index", func() bool { _, ok := h.c.index.find(ack.Sequence); return ok })
+		eventually.True(t, "the event in the index", func() bool { _, ok := h.c.index.find(ack.Sequence); return ok })
 		return ack.Sequence
 	}
 	first := put("a", "line1", 0, 2)
@@ -117,8 +118,8 @@ func TestAlarmsOfOneIncidentAreARow(t *testing.T) {
 		t.Errorf("after it was taken back %q are in the stream", all)
 	}
 	judge("seen", 0, first)
-	eventually(t, "the verdicts on both alarms", func() bool { return len(h.feedback()) == 2 })
-	eventually(t, "the incident as seen", func() bool {
+	eventually.True(t, "the verdicts on both alarms", func() bool { return len(h.feedback()) == 2 })
+	eventually.True(t, "the incident as seen", func() bool {
 		r := ok[row](me, "GET", fmt.Sprint("incidents/", first), nil)
 		return r.State == "seen" && !r.Pending
 	})
@@ -126,7 +127,7 @@ func TestAlarmsOfOneIncidentAreARow(t *testing.T) {
 	// What comes after a verdict was not seen; only that is judged.
 	put("f", "line1", 65*time.Second, 9)
 	judge("anomalous", 0, second)
-	eventually(t, "both as confirmed", func() bool {
+	eventually.True(t, "both as confirmed", func() bool {
 		r := ok[row](me, "GET", fmt.Sprint("incidents/", second), nil)
 		return r.State == "confirmed" && !r.Pending
 	})
@@ -140,7 +141,7 @@ func TestAlarmsOfOneIncidentAreARow(t *testing.T) {
 	}
 	// Detectors say when it is over, and of what it is.
 	ok[any](me, "POST", "detectors", map[string]any{"name": "parts", "quiet": "5s", "group": "detector"})
-	eventually(t, "what the detector says", func() bool {
+	eventually.True(t, "what the detector says", func() bool {
 		h.c.index.mu.Lock()
 		defer h.c.index.mu.Unlock()
 		return h.c.index.rules["parts"].Group

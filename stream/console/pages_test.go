@@ -17,6 +17,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/wait"
 	"github.com/nearmiss/nearmiss/stream/sink"
@@ -63,7 +64,7 @@ func TestImagesComeByUploadAndFromCameras(t *testing.T) {
 		}
 	}
 	list := func(query string) normalPage { return ok[normalPage](me, "GET", "detectors/parts/normals"+query, nil) }
-	eventually(t, "two frames among the normals", func() bool { publish(); return list("").Total == 3 })
+	eventually.True(t, "two frames among the normals", func() bool { publish(); return list("").Total == 3 })
 	if p := list("?anomalies=true"); p.Total != 1 || p.Items[0].Source != "odd.jpg" || p.Items[0].Origin != "uploaded by local" {
 		t.Errorf("labelled anomalies: %+v", p)
 	}
@@ -152,7 +153,7 @@ func TestListsGoOnWhereTheIndexEnds(t *testing.T) {
 		want = append([]uint64{h.alarm(fmt.Sprint("e", i))}, want...)
 	}
 	ok[any](me, "POST", "verdicts", map[string]any{"events": want[4:], "verdict": "seen", "hold": 0})
-	eventually(t, "the verdict", func() bool { v := h.c.index.of("e0"); return v.State == stateSeen && !v.Pending })
+	eventually.True(t, "the verdict", func() bool { v := h.c.index.of("e0"); return v.State == stateSeen && !v.Pending })
 	h.c.index.mu.Lock()
 	h.c.index.entries = h.c.index.entries[3:]
 	h.c.index.mu.Unlock()
@@ -249,7 +250,7 @@ func TestSinksAreSeenAndTried(t *testing.T) {
 		}
 		return l.Items
 	}
-	eventually(t, "the sink", func() bool { l := list(); return len(l) == 1 && l[0].Name == "desk" && l[0].Enabled })
+	eventually.True(t, "the sink", func() bool { l := list(); return len(l) == 1 && l[0].Name == "desk" && l[0].Enabled })
 	if a := ok[sink.TestAnswer](me, "POST", "sinks/desk/test", map[string]any{}); !a.OK || a.Event == "" {
 		t.Errorf("the test: %+v", a)
 	}
@@ -273,7 +274,7 @@ func TestTheAuditIsShownPageByPage(t *testing.T) {
 	page := func(query string) listing[stream.AuditEntry] {
 		return ok[listing[stream.AuditEntry]](me, "GET", "audit?"+query, nil)
 	}
-	eventually(t, "every entry", func() bool { return len(page("").Items) == 6 })
+	eventually.True(t, "every entry", func() bool { return len(page("").Items) == 6 })
 	var got []string
 	for cursor := ""; ; {
 		p := page("limit=2&action=create" + cursor)

@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go/micro"
 	"github.com/rs/zerolog"
 
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/control"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
@@ -119,15 +120,15 @@ func TestFramesWaitForTheFirstWorker(t *testing.T) {
 	for i := range 5 {
 		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint(i), Image: streamtest.Image(0.1)})
 	}
-	streamtest.Eventually(t, "the frames wait for the first worker", func() bool { // consumers count what is stored a moment later
+	eventually.True(t, "the frames wait for the first worker", func() bool { // consumers count what is stored a moment later
 		c, err := frames.Consumer(ctx, "frames-bolts")
 		return err == nil && c.CachedInfo().NumPending == 5
 	})
-	streamtest.Eventually(t, "detectors of a backup have theirs", func() bool {
+	eventually.True(t, "detectors of a backup have theirs", func() bool {
 		_, err := frames.Consumer(ctx, "frames-restored")
 		return err == nil
 	})
-	streamtest.Eventually(t, "trainers have theirs", func() bool {
+	eventually.True(t, "trainers have theirs", func() bool {
 		_, err := r.JS.Consumer(ctx, r.Names.TrainingStream(), "trainers")
 		return err == nil
 	})
@@ -135,7 +136,7 @@ func TestFramesWaitForTheFirstWorker(t *testing.T) {
 	r.Release("bolts", streamtest.Fake{Name: "one"})
 	got := r.Scores()
 	r.Worker(worker.Config{}, streamtest.LoadFake)
-	streamtest.Eventually(t, "the frames are scored", func() bool { return len(got.ByFrame()) == 5 && r.Waiting() == 0 })
+	eventually.True(t, "the frames are scored", func() bool { return len(got.ByFrame()) == 5 && r.Waiting() == 0 })
 	for id, all := range got.ByFrame() {
 		if len(all) != 1 {
 			t.Errorf("frame %s was scored %d times", id, len(all))

@@ -18,6 +18,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/stream/incident"
@@ -363,7 +364,7 @@ func TestAVerdictReachesItsIncident(t *testing.T) {
 	h.now.Store(&began)
 	h.engine(incident.Rules{})
 	h.engine(incident.Rules{})
-	poll(t, func() bool {
+	eventually.True(t, "it is so", func() bool {
 		_, err1 := h.js.Consumer(t.Context(), "NM_EVENTS", "incidents")
 		_, err2 := h.js.Consumer(t.Context(), "NM_FEEDBACK", "incidents")
 		return err1 == nil && err2 == nil
@@ -375,10 +376,10 @@ func TestAVerdictReachesItsIncident(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	poll(t, func() bool { return len(h.told()["line1"]) == 2 })
+	eventually.True(t, "it is so", func() bool { return len(h.told()["line1"]) == 2 })
 	later := began.Add(time.Minute)
 	h.now.Store(&later)
-	poll(t, func() bool { all := h.told(); return len(all["line1"]) == 3 && len(all["line2"]) == 2 })
+	eventually.True(t, "it is so", func() bool { all := h.told(); return len(all["line1"]) == 3 && len(all["line2"]) == 2 })
 	all := h.told()
 	for n, want := range []string{incident.Open, incident.FalseAlarm, incident.FalseAlarm} {
 		if got := all["line1"][n].State(); got != want {
@@ -508,15 +509,6 @@ func (h *hall) told() map[string][]incident.Incident {
 	return out
 }
 
-func poll(t testing.TB, done func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(2 * time.Minute); !done(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("gave up waiting")
-		}
-	}
-}
-
 // Ten cameras with a thousand anomalies, two engines that come and go: one
 // beginning and one end each, and messages that follow their schema.
 func TestEnginesShareTheWork(t *testing.T) {
@@ -526,7 +518,7 @@ func TestEnginesShareTheWork(t *testing.T) {
 	rules := incident.Rules{}
 	h.engine(rules)
 	stop := h.engine(rules)
-	poll(t, func() bool {
+	eventually.True(t, "it is so", func() bool {
 		_, err := h.js.Consumer(t.Context(), "NM_EVENTS", "incidents")
 		return err == nil
 	})
@@ -539,7 +531,7 @@ func TestEnginesShareTheWork(t *testing.T) {
 	}
 	later := began.Add(time.Minute)
 	h.now.Store(&later)
-	poll(t, func() bool {
+	eventually.True(t, "it is so", func() bool {
 		all := h.told()
 		for _, msgs := range all {
 			if msgs[len(msgs)-1].Phase != incident.End {
@@ -572,13 +564,13 @@ func TestACorruptStateBeginsAnew(t *testing.T) {
 		}
 	}
 	h.engine(incident.Rules{})
-	poll(t, func() bool {
+	eventually.True(t, "it is so", func() bool {
 		_, err := h.js.Consumer(t.Context(), "NM_EVENTS", "incidents")
 		return err == nil
 	})
 	h.publish("line1", 2)
 	h.publish("line2", 2)
-	poll(t, func() bool { all := h.told(); return len(all["line1"]) == 1 && len(all["line2"]) == 1 })
+	eventually.True(t, "it is so", func() bool { all := h.told(); return len(all["line1"]) == 1 && len(all["line2"]) == 1 })
 }
 
 // What a detector says of its incidents acts at once: how long it must be quiet, how
@@ -596,7 +588,7 @@ func TestDetectorsSayWhenIncidentsAreOver(t *testing.T) {
 	}
 	h.engine(incident.Rules{})
 	h.engine(incident.Rules{})
-	poll(t, func() bool {
+	eventually.True(t, "it is so", func() bool {
 		_, err := h.js.Consumer(t.Context(), "NM_EVENTS", "incidents")
 		return err == nil
 	})
@@ -613,7 +605,7 @@ func TestDetectorsSayWhenIncidentsAreOver(t *testing.T) {
 	h.publish("line1", 1.2)
 	h.publish("line2", 1.1)
 	h.publish("line2", 3)
-	poll(t, func() bool { return len(of("e1")) == 2 }) // the third is worse
+	eventually.True(t, "it is so", func() bool { return len(of("e1")) == 2 }) // the third is worse
 	if i := of("e1")[1]; i.Phase != incident.Update || i.Anomalies != 3 || fmt.Sprint(i.Cameras) != "[line1 line2]" || i.Peak.Camera != "line2" || i.Camera != "line1" {
 		t.Errorf("%+v", i)
 	}
@@ -650,15 +642,15 @@ func TestDetectorsSayWhenIncidentsAreOver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	poll(t, func() bool { return len(of("nut")) == 1 })
+	eventually.True(t, "it is so", func() bool { return len(of("nut")) == 1 })
 	half := began.Add(30 * time.Minute)
 	h.now.Store(&half)
-	poll(t, func() bool { all := of("nut"); return len(all) == 2 && all[1].EndedBy == incident.ByQuiet })
+	eventually.True(t, "it is so", func() bool { all := of("nut"); return len(all) == 2 && all[1].EndedBy == incident.ByQuiet })
 	if all := of("e1"); len(all) != 2 {
 		t.Errorf("told %+v", all[len(all)-1])
 	}
 	good("line2", 6*time.Second, true)
-	poll(t, func() bool { return len(of("e1")) == 3 })
+	eventually.True(t, "it is so", func() bool { return len(of("e1")) == 3 })
 	if i := of("e1")[2]; i.EndedBy != incident.ByFrames || !i.EndedAt.Equal(began.Add(6*time.Second)) {
 		t.Errorf("%+v", i)
 	}
@@ -670,14 +662,14 @@ func TestDetectorsSayWhenIncidentsAreOver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	poll(t, func() bool { // until who counts has read it
+	eventually.True(t, "it is so", func() bool { // until who counts has read it
 		h.publish("line2", 1)
 		all := h.told()["line2"]
 		return len(all) > 0 && len(all[len(all)-1].Cameras) == 0
 	})
 	later := half.Add(2 * time.Minute)
 	h.now.Store(&later)
-	poll(t, func() bool {
+	eventually.True(t, "it is so", func() bool {
 		for _, msgs := range h.told() {
 			if msgs[len(msgs)-1].Phase != incident.End {
 				return false

@@ -24,22 +24,13 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/stream/metrics"
 	"github.com/nearmiss/nearmiss/stream/registry"
 	"github.com/nearmiss/nearmiss/stream/worker"
 )
-
-// eventually waits for what must become true.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for begin := time.Now(); !ok(); time.Sleep(20 * time.Millisecond) {
-		if time.Since(begin) > 90*time.Second {
-			t.Fatalf("not after 90 s: %s", what)
-		}
-	}
-}
 
 func get(t *testing.T, h http.Handler, path string) (status int, body string) {
 	t.Helper()
@@ -147,7 +138,7 @@ func TestAWorkerIsMeasured(t *testing.T) {
 		`nearmiss_stage_seconds_count{stage="score"}`,
 		`nearmiss_broker_connected 1`,
 	} {
-		eventually(t, want, func() bool {
+		eventually.True(t, want, func() bool {
 			_, body := get(t, h, "/metrics")
 			return strings.Contains(body, want)
 		})
@@ -172,7 +163,7 @@ func TestAWorkerIsMeasured(t *testing.T) {
 		`nearmiss_release_age_seconds{detector="bolts"}`,
 		`nearmiss_store_bytes `,
 	} {
-		eventually(t, want, func() bool { // the server takes acknowledgements when it gets to them
+		eventually.True(t, want, func() bool { // the server takes acknowledgements when it gets to them
 			m = metrics.New(metrics.Build{}) // without old levels
 			m.Installation(stream.NewInstallation(js, n).Levels)
 			_, body := get(t, (&metrics.Server{Metrics: m}).Handler(), "/metrics")

@@ -19,6 +19,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/stream/incident"
@@ -174,19 +175,10 @@ func (h *hall) ask(what string, q, a any) {
 
 func (h *hall) ready(name string) {
 	h.t.Helper()
-	poll(h.t, func() bool {
+	eventually.True(h.t, "it is so", func() bool {
 		_, err := h.js.Consumer(h.t.Context(), "NM_EVENTS", "sink-"+name)
 		return err == nil
 	})
-}
-
-func poll(t testing.TB, done func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(2 * time.Minute); !done(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("gave up waiting")
-		}
-	}
 }
 
 // A receiver that is down for a while gets every event in the end, though the
@@ -204,8 +196,8 @@ func TestNothingIsLostWhileAReceiverIsDown(t *testing.T) {
 	for range 50 {
 		want[h.event("line1", 2)] = true
 	}
-	poll(t, func() bool { return len(other.ids()) == 50 })
-	poll(t, func() bool { return h.status("a").Open })
+	eventually.True(t, "it is so", func() bool { return len(other.ids()) == 50 })
+	eventually.True(t, "it is so", func() bool { return h.status("a").Open })
 	for range 3 {
 		stop()
 		stop = h.engine()
@@ -214,14 +206,14 @@ func TestNothingIsLostWhileAReceiverIsDown(t *testing.T) {
 		want[h.event("line1", 2)] = true
 	}
 	down.does(nil)
-	poll(t, func() bool {
+	eventually.True(t, "it is so", func() bool {
 		got := map[string]bool{}
 		for _, id := range down.ids() {
 			got[id] = true
 		}
 		return len(got) == len(want)
 	})
-	poll(t, func() bool { return len(other.ids()) == 100 })
+	eventually.True(t, "it is so", func() bool { return len(other.ids()) == 100 })
 	for _, id := range down.ids() {
 		if !want[id] {
 			t.Errorf("%s arrived and was never sent", id)
@@ -242,7 +234,7 @@ func TestDeadLettersCanBeSentAgain(t *testing.T) {
 	h.put(sink.Sink{Name: "a", Kind: "k", Enabled: true, Kinds: []string{"anomaly"}})
 	h.ready("a")
 	id := h.event("line1", 2)
-	poll(t, func() bool { return h.status("a").Results[sink.ResultDead] == 1 })
+	eventually.True(t, "it is so", func() bool { return h.status("a").Results[sink.ResultDead] == 1 })
 	dead, err := stream.NewInstallation(h.js, stream.Names{}).DeadLetters(t.Context(), 0)
 	if err != nil || len(dead) != 1 {
 		t.Fatalf("%v, %v", dead, err)
@@ -275,14 +267,14 @@ func TestEveryDecisionIsCounted(t *testing.T) {
 	h.ready("cool")
 	h.event("line1", 1.1) // filtered: starts no cool-down
 	first := h.event("line1", 2)
-	poll(t, func() bool { return len(r.ids()) == 1 })
+	eventually.True(t, "it is so", func() bool { return len(r.ids()) == 1 })
 	h.event("line1", 3) // cooled
 	second := h.event("line2", 2)
-	poll(t, func() bool { return len(r.ids()) == 2 })
+	eventually.True(t, "it is so", func() bool { return len(r.ids()) == 2 })
 	if ids := r.ids(); ids[0] != first || ids[1] != second {
 		t.Errorf("%v", ids)
 	}
-	poll(t, func() bool {
+	eventually.True(t, "it is so", func() bool {
 		s := h.status("cool").Results
 		return s[sink.ResultFiltered] == 1 && s[sink.ResultCooled] == 1 && s[sink.ResultSent] == 2
 	})
@@ -295,7 +287,7 @@ func TestEveryDecisionIsCounted(t *testing.T) {
 	for range 5 {
 		h.event("line3", 2)
 	}
-	poll(t, func() bool { return h.status("few").Results[sink.ResultSummaries] == 1 })
+	eventually.True(t, "it is so", func() bool { return h.status("few").Results[sink.ResultSummaries] == 1 })
 	last := r.got[len(r.got)-1]
 	if last.Summary != 3 || last.Event.Reason != "and 3 more on bolts/line3" || h.status("few").Results[sink.ResultLimited] != 3 {
 		t.Errorf("%+v, %+v", last, h.status("few"))
@@ -311,7 +303,7 @@ func TestGoneReceiversAndTests(t *testing.T) {
 	h.put(sink.Sink{Name: "a", Kind: "k", Enabled: true, Kinds: []string{"anomaly"}, MinRatio: 100})
 	h.ready("a")
 	h.event("line1", 2)
-	poll(t, func() bool { return h.status("a").Results[sink.ResultFiltered] == 1 })
+	eventually.True(t, "it is so", func() bool { return h.status("a").Results[sink.ResultFiltered] == 1 })
 	var a sink.TestAnswer
 	h.ask("test", map[string]string{"sink": "a", "event": "event-1"}, &a) // as it was once
 	if a.Event != "event-1" {
@@ -326,7 +318,7 @@ func TestGoneReceiversAndTests(t *testing.T) {
 	}
 	r.does(func(sink.Notice) error { return &sink.Gone{Err: errors.New("410")} })
 	h.put(sink.Sink{Name: "a", Kind: "k", Enabled: true, Kinds: []string{"anomaly"}})
-	poll(t, func() bool {
+	eventually.True(t, "it is so", func() bool {
 		if s := h.status("a"); !s.Enabled {
 			return true
 		}
@@ -349,7 +341,7 @@ func TestWhatIsDiscardedIsTold(t *testing.T) {
 	for range 6 {
 		h.event("line1", 2)
 	}
-	poll(t, func() bool { return h.status("a").Pending == 6 && h.status("a").Open })
+	eventually.True(t, "it is so", func() bool { return h.status("a").Pending == 6 && h.status("a").Open })
 	s, err := h.js.Stream(t.Context(), "NM_EVENTS")
 	if err == nil {
 		cfg := s.CachedInfo().Config
@@ -359,8 +351,8 @@ func TestWhatIsDiscardedIsTold(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	poll(t, func() bool { return h.status("a").Results[sink.ResultLost] >= 4 })
-	poll(t, func() bool { return len(desk.ids()) > 0 })
+	eventually.True(t, "it is so", func() bool { return h.status("a").Results[sink.ResultLost] >= 4 })
+	eventually.True(t, "it is so", func() bool { return len(desk.ids()) > 0 })
 	desk.mu.Lock()
 	defer desk.mu.Unlock()
 	if e := desk.got[0].Event; e.Code != stream.LostUntold || !strings.Contains(e.Reason, "before it had them") {
@@ -396,18 +388,18 @@ func TestDigests(t *testing.T) {
 	for range 10 {
 		want[h.event("line1", 2)] = true
 	}
-	poll(t, func() bool { return h.status("a").Results[sink.ResultFailed] > 0 })
+	eventually.True(t, "it is so", func() bool { return h.status("a").Results[sink.ResultFailed] > 0 })
 	stop()
 	h.engine()
 	c.does(nil)
-	poll(t, func() bool {
+	eventually.True(t, "it is so", func() bool {
 		got := map[string]bool{}
 		for _, id := range c.ids() {
 			got[id] = true
 		}
 		return len(got) == len(want)
 	})
-	poll(t, func() bool { return h.status("a").Reasons["sent: in a digest"] >= 1 })
+	eventually.True(t, "it is so", func() bool { return h.status("a").Reasons["sent: in a digest"] >= 1 })
 }
 
 // A sink whose consumer is gone gets another, also when nothing was asked for at
@@ -429,8 +421,8 @@ func TestAConsumerThatIsGoneIsMadeAnew(t *testing.T) {
 	h.put(sink.Sink{Name: "a", Kind: "k", Enabled: true, Kinds: []string{"anomaly"}, Ordered: true})
 	h.ready("a")
 	h.event("line1", 2)
-	poll(t, func() bool { return strings.Contains(h.status("a").Error, "its consumer in NM_EVENTS") })
-	poll(t, func() bool {
+	eventually.True(t, "it is so", func() bool { return strings.Contains(h.status("a").Error, "its consumer in NM_EVENTS") })
+	eventually.True(t, "it is so", func() bool {
 		h.event("line1", 2)
 		return len(r.ids()) > 0
 	})
@@ -457,7 +449,7 @@ func TestADigestThatFailsKeepsNoCamera(t *testing.T) {
 	h.put(sink.Sink{Name: "a", Kind: "k", Enabled: true, Kinds: []string{"anomaly"}, CoolDown: sink.Duration(time.Hour)})
 	h.ready("a")
 	h.event("line1", 2)
-	poll(t, func() bool {
+	eventually.True(t, "it is so", func() bool {
 		c, err := h.js.Consumer(t.Context(), "NM_EVENTS", "sink-a")
 		return err == nil && c.CachedInfo().NumAckPending == 1
 	})
@@ -465,7 +457,7 @@ func TestADigestThatFailsKeepsNoCamera(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.ready("a")
-	poll(t, func() bool {
+	eventually.True(t, "it is so", func() bool {
 		h.event("line1", 2)
 		return len(then.ids()) > 0
 	})
@@ -498,15 +490,15 @@ func TestBadSinksCostThemselves(t *testing.T) {
 	h.engine()
 	h.ready("good")
 	h.event("line1", 2)
-	poll(t, func() bool { return len(r.ids()) == 1 })
+	eventually.True(t, "it is so", func() bool { return len(r.ids()) == 1 })
 	if s := h.status("good"); s.Secret != "set" {
 		t.Errorf("%+v", s)
 	}
-	poll(t, func() bool { return strings.Contains(h.status("later").Error, `no kind "nothing"`) })
+	eventually.True(t, "it is so", func() bool { return strings.Contains(h.status("later").Error, `no kind "nothing"`) })
 	// A receiver that answers with what it was sent.
 	r.does(func(sink.Notice) error { return &sink.Permanent{Err: errors.New("401: who is hunter2?")} })
 	h.event("line1", 2)
-	poll(t, func() bool { return h.status("good").Results[sink.ResultDead] == 1 })
+	eventually.True(t, "it is so", func() bool { return h.status("good").Results[sink.ResultDead] == 1 })
 	var a sink.TestAnswer
 	h.ask("test", sink.TestRequest{Sink: "good"}, &a)
 	dead, err := stream.NewInstallation(h.js, stream.Names{}).DeadLetters(t.Context(), 0)
@@ -555,7 +547,7 @@ func TestPeopleAreToldOnce(t *testing.T) {
 	}
 	brokertest.Run(t, "incidents", i.Run)
 	h.put(sink.Sink{Name: "a", Kind: "k", Enabled: true})
-	poll(t, func() bool {
+	eventually.True(t, "it is so", func() bool {
 		_, err1 := h.js.Consumer(t.Context(), "NM_EVENTS", "incidents")
 		_, err2 := h.js.Consumer(t.Context(), "NM_INCIDENTS", "sink-a")
 		return err1 == nil && err2 == nil
@@ -564,7 +556,7 @@ func TestPeopleAreToldOnce(t *testing.T) {
 	for range 20 {
 		h.event("line1", 2)
 	}
-	poll(t, func() bool { return len(r.ids()) == 2 })
+	eventually.True(t, "it is so", func() bool { return len(r.ids()) == 2 })
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for n, phase := range []string{incident.New, incident.End} {

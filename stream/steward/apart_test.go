@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/steward"
@@ -170,7 +171,7 @@ func TestTheStewardBesideTheBrokerDecides(t *testing.T) {
 		}
 		return ""
 	}})
-	streamtest.Eventually(t, "the queue takes no more", func() bool { return queueConfig(r).MaxBytes < queue })
+	eventually.True(t, "the queue takes no more", func() bool { return queueConfig(r).MaxBytes < queue })
 	before := queueConfig(r)
 	apart, err := steward.New(steward.Config{Apart: true}, r.Connect(), streamtest.Log(t))
 	if err != nil {
@@ -186,5 +187,5 @@ func TestTheStewardBesideTheBrokerDecides(t *testing.T) {
 		t.Errorf("the other let frames in: %v", err)
 	}
 	full.Store(false)
-	streamtest.Eventually(t, "frames are taken again", func() bool { _, err := floodQueue(r, "nuts", 10, 1); return err == nil })
+	eventually.True(t, "frames are taken again", func() bool { _, err := floodQueue(r, "nuts", 10, 1); return err == nil })
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nuid"
 
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/steward"
@@ -62,7 +63,7 @@ func TestAFloodLeavesOthersTheirShareOfTheQueue(t *testing.T) {
 			}
 			// The others go on, for as much as is theirs.
 			in := 0
-			streamtest.Eventually(t, "the others have their share", func() bool {
+			eventually.True(t, "the others have their share", func() bool {
 				n, err := floodQueue(r, "nuts", 50<<10, 1)
 				if err != nil && !stream.IsQueueFull(err) {
 					t.Fatal(err)
@@ -82,13 +83,13 @@ func TestAFloodLeavesOthersTheirShareOfTheQueue(t *testing.T) {
 				r.Release(d, streamtest.Fake{Name: d})
 			}
 			w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
-			streamtest.Eventually(t, "all are scored", func() bool { return r.Waiting() == 0 && w.Stats().Scored >= uint64(taken+in) })
-			streamtest.Eventually(t, "its frames are taken again", func() bool { _, err := floodQueue(r, flooder, 10, 1); return err == nil })
+			eventually.True(t, "all are scored", func() bool { return r.Waiting() == 0 && w.Stats().Scored >= uint64(taken+in) })
+			eventually.True(t, "its frames are taken again", func() bool { _, err := floodQueue(r, flooder, 10, 1); return err == nil })
 			s, err := r.JS.Stream(t.Context(), r.Names.FramesStream())
 			if err != nil {
 				t.Fatal(err)
 			}
-			streamtest.Eventually(t, "the queue is as it was", func() bool {
+			eventually.True(t, "the queue is as it was", func() bool {
 				i, err := s.Info(t.Context())
 				return err == nil && i.Config.MaxBytes == queue && i.Config.Subjects[0] == r.Names.Frames("*", "*")
 			})
@@ -149,7 +150,7 @@ func TestNothingIsLostWhileSharesChange(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	streamtest.Eventually(t, "all that was acknowledged is scored", func() bool { return w.Stats().Scored == sent })
+	eventually.True(t, "all that was acknowledged is scored", func() bool { return w.Stats().Scored == sent })
 	if st := w.Stats(); st.Scored != sent {
 		t.Errorf("%d frames were acknowledged, %+v", sent, st)
 	}
@@ -159,7 +160,7 @@ func TestWhatIsPublishedAndNotStoredIsCountedAndTold(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{FramesMaxBytes: 1 << 20})
 	r.Detector(stream.Detector{Name: "bolts"})
 	r.Steward(steward.Config{FramesMaxBytes: 1 << 20})
-	streamtest.Eventually(t, "the steward hears", func() bool {
+	eventually.True(t, "the steward hears", func() bool {
 		_, err := r.JS.Publish(t.Context(), "nearmiss.frames.bolts.line1.top", nil)
 		var api *jetstream.APIError
 		return errors.As(err, &api) && api.Code == 404
@@ -175,7 +176,7 @@ func TestWhatIsPublishedAndNotStoredIsCountedAndTold(t *testing.T) {
 		}
 	}
 	var lost map[string]stream.Lost
-	streamtest.Eventually(t, "all is counted", func() bool {
+	eventually.True(t, "all is counted", func() bool {
 		all, err := r.In.LostFrames(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -194,7 +195,7 @@ func TestWhatIsPublishedAndNotStoredIsCountedAndTold(t *testing.T) {
 			t.Errorf("%s: %+v", s, lost[s])
 		}
 	}
-	streamtest.Eventually(t, "it is told", func() bool { return len(r.EventsOf(stream.KindLost)) >= 7 })
+	eventually.True(t, "it is told", func() bool { return len(r.EventsOf(stream.KindLost)) >= 7 })
 	if st, err := r.In.Status(t.Context()); err != nil || len(st.Lost) != len(lost) {
 		t.Errorf("%+v, %v", st.Lost, err)
 	}
@@ -209,11 +210,11 @@ func TestAFullDiskRefusesFramesAndLetsThemInAgain(t *testing.T) {
 	r.Steward(steward.Config{Full: state})
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "before", Image: streamtest.Image(0.1)})
 	set("the disk is full")
-	streamtest.Eventually(t, "frames are refused", func() bool { _, err := floodQueue(r, "bolts", 10, 1); return stream.IsQueueFull(err) })
-	streamtest.Eventually(t, "it is told", func() bool { e := r.EventsOf(stream.KindLost); return len(e) == 1 && e[0].Code == stream.LostDisk })
+	eventually.True(t, "frames are refused", func() bool { _, err := floodQueue(r, "bolts", 10, 1); return stream.IsQueueFull(err) })
+	eventually.True(t, "it is told", func() bool { e := r.EventsOf(stream.KindLost); return len(e) == 1 && e[0].Code == stream.LostDisk })
 	kept := r.Waiting()
 	set("")
-	streamtest.Eventually(t, "frames are taken again", func() bool { _, err := floodQueue(r, "bolts", 10, 1); return err == nil })
+	eventually.True(t, "frames are taken again", func() bool { _, err := floodQueue(r, "bolts", 10, 1); return err == nil })
 	if n := r.Waiting(); n < kept+1 {
 		t.Errorf("%d frames wait, want %d", n, kept+1)
 	}

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/camera"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
@@ -142,7 +143,7 @@ func follow(t *testing.T, cameraShare, workerShare float64, numbers ...float64) 
 		t.Fatal(err)
 	}
 	stopSinks := brokertest.Run(t, "sinks", e.Run)
-	streamtest.Eventually(t, "the sink listens", func() bool {
+	eventually.True(t, "the sink listens", func() bool {
 		_, err := r.JS.Consumer(t.Context(), r.Names.EventsStream(), "sink-desk")
 		return err == nil
 	})
@@ -167,7 +168,7 @@ func follow(t *testing.T, cameraShare, workerShare float64, numbers ...float64) 
 			t.Fatal("an anomaly is not delivered")
 		}
 	}
-	streamtest.Eventually(t, "all are scored", func() bool { return w.Stats().Scored == uint64(len(numbers)) })
+	eventually.True(t, "all are scored", func() bool { return w.Stats().Scored == uint64(len(numbers)) })
 	stopWorker()
 	stopSinks()
 	sentCamera()

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
@@ -51,7 +52,7 @@ func TestAChangedRateActsWhoeverChangesIt(t *testing.T) {
 	}
 	becomes := func(want float64) {
 		t.Helper()
-		streamtest.Eventually(t, fmt.Sprintf("the threshold is %g", want), func() bool { return threshold() == want })
+		eventually.True(t, fmt.Sprintf("the threshold is %g", want), func() bool { return threshold() == want })
 	}
 	put(0.2, "before there is a release") // acts with the first training
 	r.Release("bolts", streamtest.Fake{Name: "one", Threshold: 0.8})
@@ -156,7 +157,7 @@ func TestAThresholdByHand(t *testing.T) {
 			r.Publish(stream.Frame{Detector: d, Camera: "left", ID: fmt.Sprint(d, score), Image: streamtest.Image(score)})
 		}
 	}
-	streamtest.Eventually(t, "all are scored", func() bool { return len(got.ByFrame()) == 18 })
+	eventually.True(t, "all are scored", func() bool { return len(got.ByFrame()) == 18 })
 	want := map[string]struct {
 		threshold float64
 		by        string

@@ -15,6 +15,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
@@ -40,7 +41,7 @@ func TestLearningIsVisible(t *testing.T) {
 	r.Detector(stream.Detector{Name: "bolts", LearnFrames: 20})
 	learning := func(want stream.Learning) {
 		t.Helper()
-		streamtest.Eventually(t, fmt.Sprintf("status says %+v", want), func() bool {
+		eventually.True(t, fmt.Sprintf("status says %+v", want), func() bool {
 			st, err := r.In.Status(t.Context())
 			if err != nil || len(st.Detectors) != 1 {
 				t.Fatal(st.Detectors, err)
@@ -61,14 +62,14 @@ func TestLearningIsVisible(t *testing.T) {
 		}
 	}
 	publish(1)
-	streamtest.Eventually(t, "it is told that learning has begun", func() bool { return len(releaseEvents(r, stream.ReleaseLearning)) == 1 })
+	eventually.True(t, "it is told that learning has begun", func() bool { return len(releaseEvents(r, stream.ReleaseLearning)) == 1 })
 	publish(11)
 	learning(stream.Learning{Normals: 12, Frames: 20})
 	publish(13)
-	streamtest.Eventually(t, "it is told that there are enough", func() bool { return len(releaseEvents(r, stream.ReleaseLearned)) == 1 })
+	eventually.True(t, "it is told that there are enough", func() bool { return len(releaseEvents(r, stream.ReleaseLearned)) == 1 })
 	learning(stream.Learning{Normals: 20, Frames: 20})
 	r.Trainer(trainer.Config{}, streamtest.FakeTrainer{T: t, Model: func(*trainer.Task) streamtest.Fake { return streamtest.Fake{Name: "learned"} }})
-	streamtest.Eventually(t, "it has a release, and learns no more", func() bool {
+	eventually.True(t, "it has a release, and learns no more", func() bool {
 		st, err := r.In.Status(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -100,7 +101,7 @@ func TestANewDetectorLearnsFromItsFirstFramesThenScores(t *testing.T) {
 	for i := range frames {
 		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: streamtest.Image(0.5)})
 	}
-	streamtest.Eventually(t, "the rest is scored", func() bool { return w.Stats().Scored == frames-20 })
+	eventually.True(t, "the rest is scored", func() bool { return w.Stats().Scored == frames-20 })
 	if s := w.Stats(); s.Rejected != 2 || len(r.Events()) != 2 {
 		t.Errorf("%+v, %d events", s, len(r.Events()))
 	}
@@ -128,7 +129,7 @@ func TestAFirstTrainingThatFailsIsReportedAndRepeated(t *testing.T) {
 	for i := range 8 {
 		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: streamtest.Image(0.5)})
 	}
-	streamtest.Eventually(t, "it is reported", func() bool { return len(releaseEvents(r, stream.ReleaseMissing)) == 1 })
+	eventually.True(t, "it is reported", func() bool { return len(releaseEvents(r, stream.ReleaseMissing)) == 1 })
 	e := releaseEvents(r, stream.ReleaseMissing)[0]
 	for _, want := range []string{"missing.onnx", "nearmiss train bolts"} {
 		if !strings.Contains(e.Reason, want) {
@@ -145,7 +146,7 @@ func TestAFirstTrainingThatFailsIsReportedAndRepeated(t *testing.T) {
 	if _, err := detectors.Set(t.Context(), "bolts", func(d *stream.Detector) error { d.Backbone = ""; return nil }); err != nil {
 		t.Fatal(err)
 	}
-	streamtest.Eventually(t, "the frames are scored", func() bool { return w.Stats().Scored == 3 })
+	eventually.True(t, "the frames are scored", func() bool { return w.Stats().Scored == 3 })
 	if jobs, err := r.Jobs().List(t.Context(), "bolts"); err != nil || len(jobs) != 2 {
 		t.Errorf("%+v, %v", jobs, err)
 	}
@@ -171,12 +172,12 @@ func TestAReleaseIsReadjustedWithoutTraining(t *testing.T) {
 	if j := request("now"); j.State != stream.JobDone || !j.Promoted {
 		t.Errorf("%+v", j)
 	}
-	streamtest.Eventually(t, "it serves", func() bool {
+	eventually.True(t, "it serves", func() bool {
 		p, err := r.Registry.Active(t.Context(), "bolts")
 		return err == nil && w.Status().Serving["bolts"] == p.Release
 	})
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f", Image: streamtest.Image(0.8)})
-	streamtest.Eventually(t, "it is scored", func() bool { return len(got.ByFrame()) == 1 })
+	eventually.True(t, "it is scored", func() bool { return len(got.ByFrame()) == 1 })
 	if e := got.ByFrame()["f"][0]; *e.Threshold != 0.7 || !*e.Anomalous {
 		t.Errorf("score %v over %v", *e.Score, *e.Threshold)
 	}
@@ -218,7 +219,7 @@ func TestAJobsHistoryIsKept(t *testing.T) {
 		}
 		return h
 	}
-	streamtest.Eventually(t, "the whole history", func() bool { h := kept(); return len(h) > 0 && h[len(h)-1].Phase == "store" })
+	eventually.True(t, "the whole history", func() bool { h := kept(); return len(h) > 0 && h[len(h)-1].Phase == "store" })
 	h, looks := kept(), 0
 	for i, p := range h {
 		if p.Frechet != nil {
@@ -346,7 +347,7 @@ func TestTrainingJobs(t *testing.T) {
 	})
 	t.Run("a running job is cancelled", func(t *testing.T) {
 		request("slow")
-		streamtest.Eventually(t, "it runs", func() bool {
+		eventually.True(t, "it runs", func() bool {
 			j, err := r.Jobs().Get(t.Context(), "job-slow")
 			return err == nil && j.Progress != nil
 		})
@@ -361,13 +362,13 @@ func TestTrainingJobs(t *testing.T) {
 		if _, err := r.JS.Publish(t.Context(), r.Names.Train("bolts"), []byte("{")); err != nil {
 			t.Fatal(err)
 		}
-		streamtest.Eventually(t, "it is dead", func() bool {
+		eventually.True(t, "it is dead", func() bool {
 			dead, err := r.In.DeadLetters(t.Context(), 0)
 			return err == nil && len(dead) == 4 && dead[3].Code == stream.CodeBadRequest
 		})
 	})
 	t.Run("nothing is left", func(t *testing.T) {
-		streamtest.Eventually(t, "the queue is empty", func() bool {
+		eventually.True(t, "the queue is empty", func() bool {
 			s, err := r.JS.Stream(t.Context(), r.Names.TrainingStream())
 			return err == nil && s.CachedInfo().State.Msgs == 0
 		})
@@ -390,7 +391,7 @@ func TestTrainingSurvivesABrokerRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	w, stopWorker := r.Worker(worker.Config{}, streamtest.LoadFake)
-	streamtest.Eventually(t, "the old release serves", func() bool { return w.Stats().Swaps == 1 })
+	eventually.True(t, "the old release serves", func() bool { return w.Stats().Swaps == 1 })
 	middle, restarted := make(chan struct{}), make(chan struct{})
 	attempts := 0
 	stopTrainer := r.Trainer(trainer.Config{AckWait: time.Second}, streamtest.FakeTrainer{T: t, OnTrain: func(ctx context.Context, task *trainer.Task) error {
@@ -422,13 +423,13 @@ func TestTrainingSurvivesABrokerRestart(t *testing.T) {
 	}
 	brokertest.Start(t, broker.Config{Port: port, StoreDir: store})
 	close(restarted)
-	streamtest.Eventually(t, "the connection is back", r.NC.IsConnected)
+	eventually.True(t, "the connection is back", r.NC.IsConnected)
 	if j := r.Wait("job"); j.State != stream.JobDone || !j.Promoted {
 		t.Errorf("%+v", j)
 	}
-	streamtest.Eventually(t, "the new release serves", func() bool { return w.Stats().Swaps == 2 })
+	eventually.True(t, "the new release serves", func() bool { return w.Stats().Swaps == 2 })
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f", Image: streamtest.Image(0.1)})
-	streamtest.Eventually(t, "frames are scored", func() bool { return w.Stats().Scored == 1 })
+	eventually.True(t, "frames are scored", func() bool { return w.Stats().Scored == 1 })
 	t.Logf("%d attempts", attempts)
 	stopWorker() // before the broker, or they wait for it
 	stopTrainer()
@@ -467,7 +468,7 @@ func TestRetrainingIsRepeatedOnItsSchedule(t *testing.T) {
 	ago("fresh", "two-fresh", stream.JobFailed, time.Minute)
 	r.Trainer(trainer.Config{Schedule: 10 * time.Millisecond}, streamtest.FakeTrainer{T: t})
 	for _, name := range []string{"late", "failed"} {
-		streamtest.Eventually(t, name+" is trained", func() bool {
+		eventually.True(t, name+" is trained", func() bool {
 			all, err := r.Jobs().List(t.Context(), name)
 			return err == nil && all[len(all)-1].By == "schedule" && all[len(all)-1].State == stream.JobDone
 		})
@@ -508,7 +509,7 @@ func TestRetrainingIsAskedForWhenItIsDue(t *testing.T) {
 		t.Errorf("%+v, %d jobs", j, len(jobs()))
 	}
 	add(3)
-	streamtest.Eventually(t, "retraining is asked for", func() bool { return len(jobs()) == 2 })
+	eventually.True(t, "retraining is asked for", func() bool { return len(jobs()) == 2 })
 	second := r.Wait(jobs()[1].Job)
 	if second.State != stream.JobDone || second.Normals != 12 || second.By != "schedule" {
 		t.Errorf("%+v", second)

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/trainer"
@@ -60,7 +61,7 @@ func TestTheLastVerdictWins(t *testing.T) {
 	r.Worker(worker.Config{}, streamtest.LoadFake)
 	stop := r.Trainer(trainer.Config{}, streamtest.FakeTrainer{T: t})
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "alarm", Image: streamtest.Image(0.95)})
-	streamtest.Eventually(t, "it is announced", func() bool { return len(r.Events()) == 1 })
+	eventually.True(t, "it is announced", func() bool { return len(r.Events()) == 1 })
 	e := r.Events()[0]
 	say := func(verdict string) {
 		t.Helper()
@@ -70,7 +71,7 @@ func TestTheLastVerdictWins(t *testing.T) {
 	}
 	becomes := func(what string, normals, anomalies int, inBank bool) {
 		t.Helper()
-		streamtest.Eventually(t, fmt.Sprintf("%s: %d normals, %d anomalies, in the bank: %v", what, normals, anomalies, inBank), func() bool {
+		eventually.True(t, fmt.Sprintf("%s: %d normals, %d anomalies, in the bank: %v", what, normals, anomalies, inBank), func() bool {
 			n, a := countMarks(r, "bolts")
 			return n == normals && a == anomalies && (len(activeFake(r, "bolts").Known) > 0) == inBank
 		})
@@ -133,12 +134,12 @@ func TestWhatIsWithdrawnDuringATraining(t *testing.T) {
 	r.Trainer(trainer.Config{Name: "a"}, fake)
 	r.Trainer(trainer.Config{Name: "b"}, fake)
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "alarm", Image: streamtest.Image(0.95)})
-	streamtest.Eventually(t, "it is announced", func() bool { return len(r.Events()) == 1 })
+	eventually.True(t, "it is announced", func() bool { return len(r.Events()) == 1 })
 	f := stream.Feedback{Detector: "bolts", Verdict: stream.FeedbackNormal, Event: r.Events()[0].ID}
 	if err := r.In.SendFeedback(t.Context(), f); err != nil {
 		t.Fatal(err)
 	}
-	streamtest.Eventually(t, "it is in the bank", func() bool { return len(activeFake(r, "bolts").Known) == 1 })
+	eventually.True(t, "it is in the bank", func() bool { return len(activeFake(r, "bolts").Known) == 1 })
 	if _, err := r.Jobs().Request(t.Context(), stream.TrainRequest{Job: "train", Detector: "bolts", Promote: true}); err != nil {
 		t.Fatal(err)
 	}
@@ -147,10 +148,10 @@ func TestWhatIsWithdrawnDuringATraining(t *testing.T) {
 	if err := r.In.SendFeedback(t.Context(), f); err != nil {
 		t.Fatal(err)
 	}
-	streamtest.Eventually(t, "it has left the bank", func() bool { return len(activeFake(r, "bolts").Known) == 0 })
+	eventually.True(t, "it has left the bank", func() bool { return len(activeFake(r, "bolts").Known) == 0 })
 	close(trained)
 	r.Wait("train")
-	streamtest.Eventually(t, "it has left the trained one, too", func() bool {
+	eventually.True(t, "it has left the trained one, too", func() bool {
 		now := activeFake(r, "bolts")
 		return now.Name == "trained" && len(now.Known) == 0
 	})

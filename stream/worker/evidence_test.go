@@ -11,6 +11,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
@@ -65,7 +66,7 @@ func TestAnAnomalysEventNamesItsRegionsAndPictures(t *testing.T) {
 	for i := range 20 {
 		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: streamtest.Image(float64(i) / 20)})
 	}
-	streamtest.Eventually(t, "all frames are scored", func() bool { return w.Stats().Scored == 20 })
+	eventually.True(t, "all frames are scored", func() bool { return w.Stats().Scored == 20 })
 	stop()
 	events := r.Events()
 	if len(events) != 1 || w.Stats().Pictured != 1 || w.Stats().Unpictured != 0 {
@@ -122,7 +123,7 @@ func TestFramesDoNotWaitForPictures(t *testing.T) {
 		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("good", i), Image: streamtest.Image(0.1)})
 	}
 	// One is being drawn and two wait, at most and, once all came, at least.
-	streamtest.Eventually(t, "all others are done", func() bool { return w.Stats().Scored == 2*anomalies-3 })
+	eventually.True(t, "all others are done", func() bool { return w.Stats().Scored == 2*anomalies-3 })
 	early := r.Events()
 	if len(early) != anomalies-3 {
 		t.Errorf("%d events before a picture is drawn", len(early))
@@ -133,9 +134,9 @@ func TestFramesDoNotWaitForPictures(t *testing.T) {
 		}
 	}
 	close(release)
-	streamtest.Eventually(t, "all are done", func() bool { return w.Stats().Scored == 2*anomalies })
+	eventually.True(t, "all are done", func() bool { return w.Stats().Scored == 2*anomalies })
 	stop()
-	streamtest.Eventually(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
+	eventually.True(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
 	pictured := 0
 	for _, e := range r.Events() {
 		if e.Pictures != "" {
@@ -163,7 +164,7 @@ func TestAWorkerThatEndsWhileItDrawsLosesNoEvent(t *testing.T) {
 		t.Fatalf("%d events of a frame that was given back", n)
 	}
 	w, _ := r.Worker(worker.Config{}, serveArtist(artist{}))
-	streamtest.Eventually(t, "the frame is done", func() bool { return w.Stats().Scored == 1 })
+	eventually.True(t, "the frame is done", func() bool { return w.Stats().Scored == 1 })
 	if e := r.Events(); len(e) != 1 || e[0].Pictures == "" {
 		t.Errorf("%+v", e)
 	}
@@ -179,7 +180,7 @@ func TestPicturesThatCannotBeDrawnDoNotHoldUpTheEvent(t *testing.T) {
 			r.Release("bolts", streamtest.Fake{Name: "one"})
 			w, _ := r.Worker(worker.Config{}, serveArtist(artist{enter: enter}))
 			r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "bad", Image: streamtest.Image(0.95)})
-			streamtest.Eventually(t, "the frame is done", func() bool { return w.Stats().Scored == 1 })
+			eventually.True(t, "the frame is done", func() bool { return w.Stats().Scored == 1 })
 			if e := r.Events(); len(e) != 1 || e[0].NoPictures != stream.NoPicturesFailed || e[0].Pictures != "" || e[0].Evidence == "" || w.Stats().Unpictured != 1 {
 				t.Errorf("%+v", e)
 			}
@@ -202,7 +203,7 @@ func TestADetectorThatKeepsNoImagesStillReportsRegions(t *testing.T) {
 		return nil
 	}}))
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "bad", Image: streamtest.Image(0.95)})
-	streamtest.Eventually(t, "the frame is done", func() bool { return w.Stats().Scored == 1 })
+	eventually.True(t, "the frame is done", func() bool { return w.Stats().Scored == 1 })
 	e := r.Events()
 	if len(e) != 1 || e[0].NoPictures != stream.NoPicturesPrivacy || e[0].Pictures != "" || e[0].Evidence != "" || len(e[0].Regions) != 2 {
 		t.Errorf("%+v", e)
@@ -240,7 +241,7 @@ func TestACoolDownDrawsOnlyWhatItAnnounces(t *testing.T) {
 	for i := range 6 {
 		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("bad", i), CapturedAt: at, Image: streamtest.Image(0.95)})
 	}
-	streamtest.Eventually(t, "all frames are done", func() bool { return w.Stats().Scored == 6 })
+	eventually.True(t, "all frames are done", func() bool { return w.Stats().Scored == 6 })
 	if e := r.Events(); len(e) != 1 || e[0].Pictures == "" || drawn.Load() != 1 {
 		t.Errorf("%d pictures of %+v", drawn.Load(), e)
 	}
@@ -265,9 +266,9 @@ func TestEvidenceKeepsWithinItsLimits(t *testing.T) {
 	const frames = 25
 	for i := range frames {
 		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("bad", i), Image: streamtest.Image(0.95)})
-		streamtest.Eventually(t, "the frame is done", func() bool { return w.Stats().Scored >= uint64(i+1) })
+		eventually.True(t, "the frame is done", func() bool { return w.Stats().Scored >= uint64(i+1) })
 	}
-	streamtest.Eventually(t, "all frames are done", func() bool { return w.Stats().Scored == frames+1 })
+	eventually.True(t, "all frames are done", func() bool { return w.Stats().Scored == frames+1 })
 	sum := func() (n int, bytes uint64, last string) {
 		all, err := r.In.ListEvidence(t.Context(), "bolts")
 		if err != nil {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/worker"
@@ -34,8 +35,8 @@ func TestNobodyHidesTheFramesOfAnotherCamera(t *testing.T) {
 				}
 			}
 			w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
-			streamtest.Eventually(t, "all are scored", func() bool { return w.Stats().Scored == 2*frames })
-			streamtest.Eventually(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
+			eventually.True(t, "all are scored", func() bool { return w.Stats().Scored == 2*frames })
+			eventually.True(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
 			count := map[string]int{}
 			for _, e := range r.Events() {
 				count[e.Camera]++
@@ -53,12 +54,12 @@ func TestAnotherPictureIsAnotherFrameWhateverItsId(t *testing.T) {
 	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
 	header := map[string]string{stream.HeaderFrameID: "cam-0001"}
 	r.Send(r.Names.Frames("bolts", "left"), header, streamtest.Image(0.95))
-	streamtest.Eventually(t, "it is scored", func() bool { return w.Stats().Scored == 1 })
+	eventually.True(t, "it is scored", func() bool { return w.Stats().Scored == 1 })
 	r.Send(r.Names.Frames("bolts", "left"), header, streamtest.Image(0.96))
-	streamtest.Eventually(t, "the other picture is scored", func() bool { return w.Stats().Scored == 2 })
+	eventually.True(t, "the other picture is scored", func() bool { return w.Stats().Scored == 2 })
 	// Sent again it is the frame that it was.
 	r.Send(r.Names.Frames("bolts", "left"), header, streamtest.Image(0.95))
-	streamtest.Eventually(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
+	eventually.True(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
 	if st := w.Stats(); st.Scored != 2 || st.Repeated != 1 {
 		t.Errorf("%+v", st)
 	}
@@ -80,12 +81,12 @@ func TestAnObjectOfAnotherCameraIsNotTheThiefs(t *testing.T) {
 	}
 	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
 	r.Send(r.Names.Frames("bolts", "thief"), map[string]string{stream.HeaderObject: object}, nil)
-	streamtest.Eventually(t, "it is rejected", func() bool { return w.Stats().Rejected == 1 })
+	eventually.True(t, "it is rejected", func() bool { return w.Stats().Rejected == 1 })
 	if e := r.Events(); len(e) != 1 || e[0].Camera != "thief" || e[0].Code != stream.CodeBadHeader || !strings.Contains(e[0].Reason, "bolts/left") {
 		t.Errorf("%+v", e)
 	}
 	r.Send(r.Names.Frames("bolts", "left"), map[string]string{stream.HeaderObject: object, stream.HeaderFrameID: "1"}, nil)
-	streamtest.Eventually(t, "the owner's frame is scored", func() bool { return w.Stats().Scored == 1 })
+	eventually.True(t, "the owner's frame is scored", func() bool { return w.Stats().Scored == 1 })
 }
 
 func TestForgedScoresSmoothNothing(t *testing.T) {
@@ -94,7 +95,7 @@ func TestForgedScoresSmoothNothing(t *testing.T) {
 	r.Release("bolts", streamtest.Fake{Name: "one", Threshold: 0.5})
 	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "first", Image: streamtest.Image(0.9)})
-	streamtest.Eventually(t, "it is scored", func() bool { return w.Stats().Scored == 1 })
+	eventually.True(t, "it is scored", func() bool { return w.Stats().Scored == 1 })
 	zero := 0.0
 	for i := range 10 {
 		for j := range 10 {
@@ -107,7 +108,7 @@ func TestForgedScoresSmoothNothing(t *testing.T) {
 			}
 		}
 		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: streamtest.Image(0.9)})
-		streamtest.Eventually(t, "it is scored", func() bool { return w.Stats().Scored == uint64(i+2) })
+		eventually.True(t, "it is scored", func() bool { return w.Stats().Scored == uint64(i+2) })
 	}
 	if n := len(r.Events()); n != 11 {
 		t.Errorf("%d alarms of 11", n)
@@ -126,9 +127,9 @@ func TestFramesOfCamerasWithoutAGoodNameAreRejectedAtOnce(t *testing.T) {
 		}
 		r.Publish(stream.Frame{Detector: "bolts", Camera: "line1", ID: fmt.Sprint(i), Image: streamtest.Image(0.1)})
 	}
-	streamtest.Eventually(t, "the good ones are scored", func() bool { return w.Stats().Scored == uint64(len(bad)) })
-	streamtest.Eventually(t, "the bad ones are rejected", func() bool { return w.Stats().Rejected == uint64(6*len(bad)) })
-	streamtest.Eventually(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
+	eventually.True(t, "the good ones are scored", func() bool { return w.Stats().Scored == uint64(len(bad)) })
+	eventually.True(t, "the bad ones are rejected", func() bool { return w.Stats().Rejected == uint64(6*len(bad)) })
+	eventually.True(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
 	if d := time.Since(begin); d > 20*time.Second || w.Stats().Retried != 0 {
 		t.Errorf("took %v, %+v", d, w.Stats())
 	}
@@ -160,12 +161,12 @@ func TestHeadersThatFillAMessageAreRejectedAtOnce(t *testing.T) {
 		{stream.HeaderObject: big},
 	} {
 		r.Send(r.Names.Frames("bolts", "left"), h, nil)
-		streamtest.Eventually(t, "it is rejected", func() bool { return w.Stats().Rejected == uint64(i+1) })
+		eventually.True(t, "it is rejected", func() bool { return w.Stats().Rejected == uint64(i+1) })
 	}
 	// Nobody's headers harm nobody, but a dead letter cannot carry them.
 	r.Send(r.Names.Frames("bolts", "left"), map[string]string{"X-Anything": big}, []byte("no image"))
-	streamtest.Eventually(t, "it is rejected", func() bool { return w.Stats().Rejected == 7 })
-	streamtest.Eventually(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
+	eventually.True(t, "it is rejected", func() bool { return w.Stats().Rejected == 7 })
+	eventually.True(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
 	dead, err := r.In.DeadLetters(t.Context(), 0)
 	if err != nil || len(dead) != 7 || w.Stats().Retried != 0 || len(r.Events()) != 7 {
 		t.Fatalf("%d dead letters, %d events, %+v, %v", len(dead), len(r.Events()), w.Stats(), err)

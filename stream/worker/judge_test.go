@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/registry"
@@ -22,15 +23,15 @@ func TestACandidateScoresAlongside(t *testing.T) {
 		t.Fatal(err)
 	}
 	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
-	streamtest.Eventually(t, "both are loaded", func() bool { return w.Stats().Swaps == 2 })
+	eventually.True(t, "both are loaded", func() bool { return w.Stats().Swaps == 2 })
 	for i := range 100 {
 		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: streamtest.Image(float64(i) / 100)})
 	}
-	streamtest.Eventually(t, "both have judged", func() bool { s := w.Shadows(); return len(s) == 1 && s[0].Frames == 100 })
+	eventually.True(t, "both have judged", func() bool { s := w.Shadows(); return len(s) == 1 && s[0].Frames == 100 })
 	if s := w.Shadows()[0]; s.Both != 19 || s.OnlyShadow != 30 || s.OnlyActive != 0 || s.Active != active || s.Candidate != candidate {
 		t.Errorf("%+v", s)
 	}
-	streamtest.Eventually(t, "the disagreements are told", func() bool { return len(r.EventsOf(stream.KindDisagreement)) == 30 })
+	eventually.True(t, "the disagreements are told", func() bool { return len(r.EventsOf(stream.KindDisagreement)) == 30 })
 	for _, e := range r.Events() {
 		if e.Release != active {
 			t.Errorf("event of %s", e.Release)
@@ -44,7 +45,7 @@ func TestACandidateScoresAlongside(t *testing.T) {
 	if err := r.Registry.SetShadow(t.Context(), "bolts", "", registry.Change{}); err != nil {
 		t.Fatal(err)
 	}
-	streamtest.Eventually(t, "the candidate is gone", func() bool { return len(w.Shadows()) == 0 })
+	eventually.True(t, "the candidate is gone", func() bool { return len(w.Shadows()) == 0 })
 }
 
 func TestTheMeanOfACamerasScoresDecidesWhenTheDetectorSmooths(t *testing.T) {
@@ -56,7 +57,7 @@ func TestTheMeanOfACamerasScoresDecidesWhenTheDetectorSmooths(t *testing.T) {
 	// from the third frame on.
 	for i, n := range []float64{0.1, 0.1, 0.1, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9, 0.9, 0.9, 0.9} {
 		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: streamtest.Image(n)})
-		streamtest.Eventually(t, "it is scored", func() bool { return w.Stats().Scored == uint64(i+1) })
+		eventually.True(t, "it is scored", func() bool { return w.Stats().Scored == uint64(i+1) })
 	}
 	var ids []string
 	for _, e := range r.Events() {
@@ -82,7 +83,7 @@ func TestACoolDownSparesTheSubscribers(t *testing.T) {
 		}
 		if i%13 == 12 {
 			_, stop := r.Worker(worker.Config{BatchSize: 4, Lanes: 1}, streamtest.LoadFake)
-			streamtest.Eventually(t, "all scores are sent", func() bool { return len(got.ByFrame()) == 2*(i+1) })
+			eventually.True(t, "all scores are sent", func() bool { return len(got.ByFrame()) == 2*(i+1) })
 			stop()
 		}
 	}
@@ -121,8 +122,8 @@ func TestDriftIsToldOnceAndRetrainingAdvised(t *testing.T) {
 	for i := range 20 {
 		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: streamtest.Image(0.5)})
 	}
-	streamtest.Eventually(t, "all are scored", func() bool { return w.Stats().Scored == 20 })
-	streamtest.Eventually(t, "drift is told", func() bool { return len(r.EventsOf(stream.KindDrift)) == 1 })
+	eventually.True(t, "all are scored", func() bool { return w.Stats().Scored == 20 })
+	eventually.True(t, "drift is told", func() bool { return len(r.EventsOf(stream.KindDrift)) == 1 })
 	if e := r.EventsOf(stream.KindDrift)[0]; e.Camera != "left" || e.Release != release || e.Drift.Frames != 5 {
 		t.Errorf("%+v", e)
 	}

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
 	"github.com/nearmiss/nearmiss/stream/worker"
@@ -31,7 +32,7 @@ func TestACameraThatFallsSilentIsAnEvent(t *testing.T) {
 		send("bolts", fmt.Sprint(i))
 	}
 	send("nuts", "f")
-	streamtest.Eventually(t, "all are scored", func() bool { return a.Stats().Scored+b.Stats().Scored == 9 })
+	eventually.True(t, "all are scored", func() bool { return a.Stats().Scored+b.Stats().Scored == 9 })
 	rate := 0.0
 	for _, w := range []*worker.Worker{a, b} {
 		for _, c := range w.Status().Cameras {
@@ -50,8 +51,8 @@ func TestACameraThatFallsSilentIsAnEvent(t *testing.T) {
 		return codes
 	}
 	silent := func() bool { return len(said())%2 == 1 }
-	streamtest.Eventually(t, "it is silent", silent)
-	streamtest.Eventually(t, "both cameras are on record", func() bool {
+	eventually.True(t, "it is silent", silent)
+	eventually.True(t, "both cameras are on record", func() bool {
 		all, err := r.In.Cameras(t.Context())
 		return err == nil && len(all) == 2
 	})
@@ -60,14 +61,14 @@ func TestACameraThatFallsSilentIsAnEvent(t *testing.T) {
 	before := len(said())
 	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
 	send("bolts", "again")
-	streamtest.Eventually(t, "it is back, and silent once more", func() bool { return len(said()) > before && silent() })
+	eventually.True(t, "it is back, and silent once more", func() bool { return len(said()) > before && silent() })
 	for i, got := range said() {
 		if want := []string{"bolts/left silent", "bolts/left back"}[i%2]; got != want {
 			t.Errorf("%d: %s, want %s", i, got, want)
 		}
 	}
 	var all []stream.CameraStatus
-	streamtest.Eventually(t, "the record says so", func() bool {
+	eventually.True(t, "the record says so", func() bool {
 		var err error
 		all, err = r.In.Cameras(t.Context())
 		return err == nil && len(all) == 2 && all[0].Silent
@@ -78,7 +79,7 @@ func TestACameraThatFallsSilentIsAnEvent(t *testing.T) {
 	if st, err := r.In.Status(t.Context()); err != nil || len(st.Cameras) != 2 {
 		t.Errorf("%+v, %v", st.Cameras, err)
 	}
-	streamtest.Eventually(t, "the frame is counted", func() bool { return w.Stats().Scored == 1 })
+	eventually.True(t, "the frame is counted", func() bool { return w.Stats().Scored == 1 })
 	if err := r.In.DeleteDetector(t.Context(), "bolts", false); err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +97,7 @@ func TestFramesThatWaitAreNoSilence(t *testing.T) {
 	for i := range 2 {
 		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint(i), Image: streamtest.Image(0.1)})
 	}
-	streamtest.Eventually(t, "it is silent when nothing waits any more", func() bool { return len(r.EventsOf(stream.KindCamera)) > 0 })
+	eventually.True(t, "it is silent when nothing waits any more", func() bool { return len(r.EventsOf(stream.KindCamera)) > 0 })
 	if n := w.Stats().Scored; n != 2 {
 		t.Errorf("it was called silent when %d of its 2 frames were scored", n)
 	}
@@ -119,11 +120,11 @@ func TestASilenceIsToldByAnother(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.Worker(worker.Config{}, streamtest.LoadFake)
-	streamtest.Eventually(t, "it is told", func() bool {
+	eventually.True(t, "it is told", func() bool {
 		all := r.EventsOf(stream.KindCamera)
 		return len(all) == 1 && all[0].Code == stream.CameraSilent && all[0].Camera == "left"
 	})
-	streamtest.Eventually(t, "and that is on record", func() bool {
+	eventually.True(t, "and that is on record", func() bool {
 		all, err := r.In.Cameras(t.Context())
 		return err == nil && len(all) == 1 && all[0].Silent && !all[0].Untold
 	})
@@ -144,7 +145,7 @@ func TestAFrozenCameraIsOnRecord(t *testing.T) {
 		}
 	}
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "1", Image: streamtest.Image(0.1), UnchangedSince: since})
-	streamtest.Eventually(t, "the camera is frozen", says(since))
+	eventually.True(t, "the camera is frozen", says(since))
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "2", Image: streamtest.Image(0.2)})
-	streamtest.Eventually(t, "it is not any more", says(time.Time{}))
+	eventually.True(t, "it is not any more", says(time.Time{}))
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/internal/memory"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
@@ -29,7 +30,7 @@ func TestEventsThatCannotBeStoredAreNotTheFramesFault(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
 	r.Release("bolts", streamtest.Fake{Name: "one"})
 	w, _ := r.Worker(worker.Config{MaxDeliver: 2, RetryDelay: time.Millisecond, AckWait: 300 * time.Millisecond, BatchSize: 4, Lanes: 1}, streamtest.LoadFake)
-	streamtest.Eventually(t, "its release is told", func() bool { return len(r.EventsOf(stream.KindRelease)) == 1 })
+	eventually.True(t, "its release is told", func() bool { return len(r.EventsOf(stream.KindRelease)) == 1 })
 	s, err := r.JS.Stream(t.Context(), r.Names.EventsStream())
 	if err != nil {
 		t.Fatal(err)
@@ -54,7 +55,7 @@ func TestEventsThatCannotBeStoredAreNotTheFramesFault(t *testing.T) {
 		t.Fatal(err)
 	}
 	begin := time.Now()
-	streamtest.Eventually(t, "ten times AckWait are over", func() bool {
+	eventually.True(t, "ten times AckWait are over", func() bool {
 		info, err := cons.Info(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -70,7 +71,7 @@ func TestEventsThatCannotBeStoredAreNotTheFramesFault(t *testing.T) {
 	if _, err := r.JS.UpdateStream(t.Context(), good); err != nil {
 		t.Fatal(err)
 	}
-	streamtest.Eventually(t, "all have come to their end", func() bool { return r.Waiting() == 0 })
+	eventually.True(t, "all have come to their end", func() bool { return r.Waiting() == 0 })
 	if st := w.Stats(); st.Scored != frames/2 || st.Rejected != frames/2 || st.Retried != 0 {
 		t.Errorf("%+v", st)
 	}
@@ -96,7 +97,7 @@ func TestAnAlarmIsWorthMoreThanItsPicture(t *testing.T) {
 	}
 	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f", Image: append(streamtest.Image(0.95), make([]byte, 20<<10)...)})
-	streamtest.Eventually(t, "it is scored", func() bool { return w.Stats().Scored == 1 })
+	eventually.True(t, "it is scored", func() bool { return w.Stats().Scored == 1 })
 	if e := r.Events(); len(e) != 1 || e[0].Kind != stream.KindAnomaly || e[0].Evidence != "" || e[0].NoPictures != stream.NoPicturesStorage {
 		t.Errorf("evidence %q, no pictures %q", e[0].Evidence, e[0].NoPictures)
 	}
@@ -145,7 +146,7 @@ func TestFramesUnderWayShareOneMemory(t *testing.T) {
 	m := memory.New(budget)
 	w, _ := r.Worker(worker.Config{Memory: m}, loader)
 	// The first that is scored removes the object, which the others then miss.
-	streamtest.Eventually(t, "all have come to their end", func() bool { st := w.Stats(); return st.Scored+st.Rejected == 2*frames })
+	eventually.True(t, "all have come to their end", func() bool { st := w.Stats(); return st.Scored+st.Rejected == 2*frames })
 	// A frame whose object went while it was read is tried again.
 	if m.Peak() > budget || most > budget || w.Stats().Retried > 3 {
 		t.Errorf("%d bytes were lent, %d in the scorers, of %d; %+v", m.Peak(), most, budget, w.Stats())
@@ -153,7 +154,7 @@ func TestFramesUnderWayShareOneMemory(t *testing.T) {
 	if most < size {
 		t.Errorf("never more than %d bytes together: the test shows nothing", most)
 	}
-	streamtest.Eventually(t, "all is given back", func() bool {
+	eventually.True(t, "all is given back", func() bool {
 		free, ok := m.Try(budget)
 		if ok {
 			free()
@@ -268,7 +269,7 @@ func TestASlowLinkCostsTimeAndNoFrame(t *testing.T) {
 		t.Fatal(err)
 	}
 	brokertest.Run(t, "worker", w.Run)
-	streamtest.Eventually(t, "all are scored", func() bool { return r.Waiting() == 0 })
+	eventually.True(t, "all are scored", func() bool { return r.Waiting() == 0 })
 	if st := w.Stats(); st.Scored < frames || st.Rejected != 0 || st.Retried != 0 {
 		t.Errorf("%+v", st)
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
@@ -35,8 +36,8 @@ func TestWorkerScoresEveryFrameAndAnnouncesAnomalies(t *testing.T) {
 	for i := range frames {
 		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: streamtest.Image(float64(i) / frames), Truth: `{"defect":false}`, Source: "a/b.png"})
 	}
-	streamtest.Eventually(t, "all frames are scored", func() bool { return w.Stats().Scored == frames })
-	streamtest.Eventually(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
+	eventually.True(t, "all frames are scored", func() bool { return w.Stats().Scored == frames })
+	eventually.True(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
 	stop()
 	if err := r.NC.Flush(); err != nil {
 		t.Fatal(err)
@@ -74,7 +75,7 @@ func TestEventsAreCloudEvents(t *testing.T) {
 	r.Worker(worker.Config{}, streamtest.LoadFake)
 	captured := time.Date(2026, 1, 2, 3, 4, 5, 600, time.UTC)
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f1", CapturedAt: captured, Image: streamtest.Image(0.95), Trace: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"})
-	streamtest.Eventually(t, "there is an event", func() bool { return len(r.Events()) == 1 })
+	eventually.True(t, "there is an event", func() bool { return len(r.Events()) == 1 })
 	all := r.Stored("PLANT-2_EVENTS")
 	m := all[len(all)-1]
 	if m.Subject != "plant-2.events.bolts.left.anomaly" {
@@ -110,7 +111,7 @@ func TestTwoWorkersShareTheFramesOfADetector(t *testing.T) {
 	slow := streamtest.Serve(streamtest.Fake{Delay: 5 * time.Millisecond})
 	one, _ := r.Worker(worker.Config{BatchSize: 8}, slow)
 	two, _ := r.Worker(worker.Config{BatchSize: 8}, slow)
-	streamtest.Eventually(t, "all frames are scored", func() bool { return one.Stats().Scored+two.Stats().Scored == frames })
+	eventually.True(t, "all frames are scored", func() bool { return one.Stats().Scored+two.Stats().Scored == frames })
 	a, b := one.Stats().Scored, two.Stats().Scored
 	t.Logf("%d and %d frames", a, b)
 	if min(a, b) < frames/4 {
@@ -155,8 +156,8 @@ func TestAFrameThatCannotBeReadIsRejectedAtOnce(t *testing.T) {
 				t.Fatal(err)
 			}
 			r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("good", i), Image: streamtest.Image(0.1)})
-			streamtest.Eventually(t, "the next frame is scored", func() bool { return w.Stats().Scored == uint64(i+1) })
-			streamtest.Eventually(t, "it is rejected", func() bool { return w.Stats().Rejected == uint64(i+1) })
+			eventually.True(t, "the next frame is scored", func() bool { return w.Stats().Scored == uint64(i+1) })
+			eventually.True(t, "it is rejected", func() bool { return w.Stats().Rejected == uint64(i+1) })
 			events := r.Events()
 			if e := events[len(events)-1]; len(events) != i+1 || e.Kind != stream.KindRejected || e.Code != c.code || e.Reason == "" || e.FrameID == "" {
 				t.Errorf("%d events, last %+v", len(events), e)
@@ -170,7 +171,7 @@ func TestAFrameThatCannotBeReadIsRejectedAtOnce(t *testing.T) {
 			}
 		})
 	}
-	streamtest.Eventually(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
+	eventually.True(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
 	if n := w.Stats().Retried; n != 0 {
 		t.Errorf("%d frames were retried", n)
 	}
@@ -181,7 +182,7 @@ func TestAScoreThatIsNoNumberIsNoNormalFrame(t *testing.T) {
 	r.Release("bolts", streamtest.Fake{Name: "one"})
 	w, _ := r.Worker(worker.Config{}, worker.LoaderFunc(func(context.Context, string) (worker.Scorer, error) { return nanScorer{}, nil }))
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f", Image: streamtest.Image(0.1)})
-	streamtest.Eventually(t, "it is rejected", func() bool { return w.Stats().Rejected == 1 })
+	eventually.True(t, "it is rejected", func() bool { return w.Stats().Rejected == 1 })
 	if e := r.Events(); len(e) != 1 || e[0].Code != stream.CodeNotFinite {
 		t.Errorf("%+v", e)
 	}
@@ -219,13 +220,13 @@ func TestAScorerThatFailsIsTriedAgain(t *testing.T) {
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "good1", Image: streamtest.Image(0.1)})
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "poison", Image: poison})
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "good2", Image: streamtest.Image(0.2)})
-	streamtest.Eventually(t, "the good frames are scored", func() bool { return w.Stats().Scored == 2 })
-	streamtest.Eventually(t, "the bad frame is given up", func() bool { return w.Stats().Rejected == 1 })
+	eventually.True(t, "the good frames are scored", func() bool { return w.Stats().Scored == 2 })
+	eventually.True(t, "the bad frame is given up", func() bool { return w.Stats().Rejected == 1 })
 	dead, err := r.In.DeadLetters(t.Context(), 0)
 	if err != nil || len(dead) != 1 || dead[0].Code != stream.CodeScoring || dead[0].Deliveries != 4 || !strings.Contains(dead[0].Reason, "division by zero") {
 		t.Errorf("dead letters %+v, %v", dead, err)
 	}
-	streamtest.Eventually(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
+	eventually.True(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
 	if e := r.Events(); len(e) != 1 || e[0].Code != stream.CodeScoring || e[0].FrameID != "poison" {
 		t.Errorf("events %+v", e)
 	}
@@ -247,23 +248,23 @@ func TestAFrameThatIsNeverAcknowledgedGoesToTheDeadLetters(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	streamtest.Eventually(t, "the broker gives up", func() bool {
+	eventually.True(t, "the broker gives up", func() bool {
 		_, _ = cons.Next(jetstream.FetchMaxWait(20 * time.Millisecond))
 		return len(r.Stored(r.Names.DeadStream())) == 1
 	})
 	r.Release("bolts", streamtest.Fake{Name: "one"})
 	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
-	streamtest.Eventually(t, "it is dead", func() bool {
+	eventually.True(t, "it is dead", func() bool {
 		dead, err := r.In.DeadLetters(t.Context(), 0)
 		return err == nil && len(dead) == 1 && dead[0].Code == stream.CodeMaxDeliveries && bytes.Equal(dead[0].Data, streamtest.Image(0.5))
 	})
-	streamtest.Eventually(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
-	streamtest.Eventually(t, "only the dead letter is left", func() bool { return len(r.Stored(r.Names.DeadStream())) == 1 })
+	eventually.True(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
+	eventually.True(t, "only the dead letter is left", func() bool { return len(r.Stored(r.Names.DeadStream())) == 1 })
 	if e := r.Events(); len(e) != 1 || e[0].Code != stream.CodeMaxDeliveries || e[0].FrameID != "cursed" {
 		t.Errorf("events %+v", e)
 	}
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "next", Image: streamtest.Image(0.5)})
-	streamtest.Eventually(t, "the next frame is scored", func() bool { return w.Stats().Scored == 1 })
+	eventually.True(t, "the next frame is scored", func() bool { return w.Stats().Scored == 1 })
 }
 
 func TestFramesOfADetectorWithoutAReleaseWait(t *testing.T) {
@@ -275,10 +276,10 @@ func TestFramesOfADetectorWithoutAReleaseWait(t *testing.T) {
 	// Another detector works meanwhile.
 	r.Release("nuts", streamtest.Fake{Name: "nuts"})
 	r.Publish(stream.Frame{Detector: "nuts", Camera: "left", ID: "f", Image: streamtest.Image(0.5)})
-	streamtest.Eventually(t, "the other detector's frame is scored", func() bool { return w.Stats().Scored == 1 })
-	streamtest.Eventually(t, "only the others wait", func() bool { return r.Waiting() == 5 })
+	eventually.True(t, "the other detector's frame is scored", func() bool { return w.Stats().Scored == 1 })
+	eventually.True(t, "only the others wait", func() bool { return r.Waiting() == 5 })
 	r.Release("bolts", streamtest.Fake{Name: "bolts"})
-	streamtest.Eventually(t, "they are scored once there is one", func() bool { return w.Stats().Scored == 6 })
+	eventually.True(t, "they are scored once there is one", func() bool { return w.Stats().Scored == 6 })
 	if w.Stats().Retried != 0 {
 		t.Errorf("%+v", w.Stats())
 	}
@@ -300,8 +301,8 @@ func TestFramesOfAnyClient(t *testing.T) {
 	if err := r.NC.PublishMsg(m); err != nil {
 		t.Fatal(err)
 	}
-	streamtest.Eventually(t, "they are scored", func() bool { return w.Stats().Scored == 4 })
-	streamtest.Eventually(t, "their scores are there", func() bool { return len(got.ByFrame()) == 4 })
+	eventually.True(t, "they are scored", func() bool { return w.Stats().Scored == 4 })
+	eventually.True(t, "their scores are there", func() bool { return len(got.ByFrame()) == 4 })
 	if len(got.ByFrame()["mine"]) != 1 {
 		t.Errorf("scores of %v", got.ByFrame())
 	}
@@ -320,8 +321,8 @@ func TestAnImageAboveThePayloadLimitIsScoredAndItsObjectRemoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "big", Object: "frames/big"})
-	streamtest.Eventually(t, "it is scored", func() bool { return w.Stats().Scored == 1 })
-	streamtest.Eventually(t, "its object is gone", func() bool {
+	eventually.True(t, "it is scored", func() bool { return w.Stats().Scored == 1 })
+	eventually.True(t, "its object is gone", func() bool {
 		_, err := store.GetInfo(t.Context(), "frames/big")
 		return errors.Is(err, jetstream.ErrObjectNotFound)
 	})
@@ -369,7 +370,7 @@ func TestAFrameThatComesAgainAfterASwapRaisesNoSecondEvent(t *testing.T) {
 		}
 	}
 	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
-	streamtest.Eventually(t, "both are scored", func() bool { return w.Stats().Scored == 2 })
+	eventually.True(t, "both are scored", func() bool { return w.Stats().Scored == 2 })
 	var ids []string
 	for _, e := range r.Events() {
 		ids = append(ids, e.FrameID)
@@ -386,10 +387,10 @@ func TestALiveDetectorKeepsOnlyTheNewestFrames(t *testing.T) {
 		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: streamtest.Image(0.5)})
 	}
 	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
-	streamtest.Eventually(t, "old frames are dropped", func() bool { return w.Stats().Dropped == 90 })
+	eventually.True(t, "old frames are dropped", func() bool { return w.Stats().Dropped == 90 })
 	got := r.Scores()
 	r.Release("bolts", streamtest.Fake{Name: "one"})
-	streamtest.Eventually(t, "the others are scored", func() bool { return len(got.ByFrame()) == 10 })
+	eventually.True(t, "the others are scored", func() bool { return len(got.ByFrame()) == 10 })
 	if len(got.ByFrame()["f99"]) != 1 {
 		t.Error("the newest frame is not scored")
 	}
@@ -416,7 +417,7 @@ func TestAWorkerFinishesItsFramesWhenItIsStopped(t *testing.T) {
 	if w.Stats().Scored != 8 {
 		t.Errorf("%d frames scored", w.Stats().Scored)
 	}
-	streamtest.Eventually(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
+	eventually.True(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
 }
 
 func TestAScorerThatHangsDoesNotHoldTheWorker(t *testing.T) {
@@ -471,7 +472,7 @@ func TestWorkGoesOnAfterTheBrokerRestarts(t *testing.T) {
 		}
 	}
 	publish(20)
-	streamtest.Eventually(t, "the first frames are scored", func() bool { return w.Stats().Scored == 20 })
+	eventually.True(t, "the first frames are scored", func() bool { return w.Stats().Scored == 20 })
 	stop()
 	// The pointer changes behind the worker's back: on a broker of another port.
 	b2, stop2 := brokertest.Start(t, broker.Config{Port: -1, StoreDir: store})
@@ -481,12 +482,12 @@ func TestWorkGoesOnAfterTheBrokerRestarts(t *testing.T) {
 	other.NC.Close()
 	stop2()
 	brokertest.Start(t, broker.Config{Port: port, StoreDir: store})
-	streamtest.Eventually(t, "the connection is back", r.NC.IsConnected)
+	eventually.True(t, "the connection is back", r.NC.IsConnected)
 	publish(20)
-	streamtest.Eventually(t, "the next frames are scored", func() bool { return w.Stats().Scored >= 40 })
-	streamtest.Eventually(t, "the pointer is read again", func() bool { return w.Stats().Swaps == 2 })
+	eventually.True(t, "the next frames are scored", func() bool { return w.Stats().Scored >= 40 })
+	eventually.True(t, "the pointer is read again", func() bool { return w.Stats().Swaps == 2 })
 	publish(5)
-	streamtest.Eventually(t, "the last frames are scored", func() bool { return w.Stats().Scored >= 45 })
+	eventually.True(t, "the last frames are scored", func() bool { return w.Stats().Scored >= 45 })
 	stopWorker() // before the broker, or it waits for it
 	seen := map[string]int{}
 	for _, e := range r.Events() {
@@ -511,17 +512,17 @@ func TestAReleaseThatIsUnfitIsRefusedAndTheOldOneServes(t *testing.T) {
 	old := r.Release("bolts", streamtest.Fake{Name: "good"})
 	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f1", Image: streamtest.Image(0.95)})
-	streamtest.Eventually(t, "it serves", func() bool { return w.Stats().Scored == 1 })
+	eventually.True(t, "it serves", func() bool { return w.Stats().Scored == 1 })
 	r.Release("bolts", streamtest.Fake{Name: "bad", Broken: "the bank has 192 dimensions, the model 384"})
-	streamtest.Eventually(t, "the new one is refused", func() bool { return w.Stats().Refused == 1 })
+	eventually.True(t, "the new one is refused", func() bool { return w.Stats().Refused == 1 })
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f2", Image: streamtest.Image(0.95)})
-	streamtest.Eventually(t, "the old one serves", func() bool { return w.Stats().Scored == 2 })
+	eventually.True(t, "the old one serves", func() bool { return w.Stats().Scored == 2 })
 	for _, e := range r.Events() {
 		if e.Release != old {
 			t.Errorf("event of release %s", e.Release)
 		}
 	}
-	streamtest.Eventually(t, "the refusal is told", func() bool {
+	eventually.True(t, "the refusal is told", func() bool {
 		for _, e := range r.EventsOf(stream.KindRelease) {
 			if e.Code == stream.ReleaseRefused && strings.Contains(e.Reason, "192 dimensions") && strings.Contains(e.Reason, "goes on serving") {
 				return true
@@ -533,9 +534,9 @@ func TestAReleaseThatIsUnfitIsRefusedAndTheOldOneServes(t *testing.T) {
 		t.Fatal(err)
 	}
 	third := r.Release("bolts", streamtest.Fake{Name: "better"})
-	streamtest.Eventually(t, "the third one serves", func() bool { return w.Stats().Swaps == 2 })
+	eventually.True(t, "the third one serves", func() bool { return w.Stats().Swaps == 2 })
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f3", Image: streamtest.Image(0.95)})
-	streamtest.Eventually(t, "it scores", func() bool { return w.Stats().Scored == 3 })
+	eventually.True(t, "it scores", func() bool { return w.Stats().Scored == 3 })
 	var releases []string
 	for _, e := range r.Events() {
 		releases = append(releases, e.Release)
@@ -551,7 +552,7 @@ func TestAReleaseThatIsDamagedInTheStoreIsRefused(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
 	old := r.Release("bolts", streamtest.Fake{Name: "good"})
 	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
-	streamtest.Eventually(t, "it serves", func() bool { return w.Stats().Swaps == 1 })
+	eventually.True(t, "it serves", func() bool { return w.Stats().Swaps == 1 })
 	store, err := r.JS.ObjectStore(t.Context(), r.Names.ArtifactsBucket())
 	if err != nil {
 		t.Fatal(err)
@@ -598,8 +599,8 @@ func TestAReleaseThatIsDamagedInTheStoreIsRefused(t *testing.T) {
 			if _, err := kv.PutString(t.Context(), "bolts", `{"detector":"bolts","release":"`+digest+`"}`); err != nil {
 				t.Fatal(err)
 			}
-			streamtest.Eventually(t, "it is refused", func() bool { return w.Stats().Refused == uint64(i+1) })
-			streamtest.Eventually(t, "the reason is told", func() bool {
+			eventually.True(t, "it is refused", func() bool { return w.Stats().Refused == uint64(i+1) })
+			eventually.True(t, "the reason is told", func() bool {
 				for _, e := range r.EventsOf(stream.KindRelease) {
 					if e.Release == digest && e.Code == stream.ReleaseRefused && strings.Contains(e.Reason, c.reason) {
 						return true
@@ -608,7 +609,7 @@ func TestAReleaseThatIsDamagedInTheStoreIsRefused(t *testing.T) {
 				return false
 			})
 			r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: streamtest.Image(0.95)})
-			streamtest.Eventually(t, "the old one serves", func() bool { return len(r.Events()) == i+1 })
+			eventually.True(t, "the old one serves", func() bool { return len(r.Events()) == i+1 })
 			if e := r.Events()[i]; e.Release != old {
 				t.Errorf("event of release %s", e.Release)
 			}

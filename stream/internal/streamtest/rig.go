@@ -222,18 +222,6 @@ func (r *Rig) Waiting() uint64 {
 	return s.CachedInfo().State.Msgs
 }
 
-// Eventually polls until ok, and fails the test after a minute.
-func Eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(time.Minute)
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain until %s", what)
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-}
-
 func (r *Rig) Trainer(cfg trainer.Config, tr trainer.Maker) (stop func()) {
 	r.T.Helper()
 	cfg.Names = r.Names

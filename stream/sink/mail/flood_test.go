@@ -14,6 +14,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/internal/mailtest"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
@@ -79,7 +80,7 @@ func TestAFloodIsAMailACameraAndItsEnd(t *testing.T) {
 		}
 		return int(c.CachedInfo().NumPending) + c.CachedInfo().NumAckPending
 	}
-	eventually(t, "both are at work", func() bool {
+	eventually.True(t, "both are at work", func() bool {
 		return waiting("NM_EVENTS", "incidents") == 0 && waiting("NM_INCIDENTS", "sink-shift") == 0
 	})
 
@@ -97,12 +98,12 @@ func TestAFloodIsAMailACameraAndItsEnd(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "all are counted", func() bool { return waiting("NM_EVENTS", "incidents") == 0 })
+	eventually.True(t, "all are counted", func() bool { return waiting("NM_EVENTS", "incidents") == 0 })
 	took := time.Since(start)
 	over := began.Add(time.Hour)
 	now.Store(&over)
 	phases := map[string]int{}
-	eventually(t, "all incidents are over", func() bool {
+	eventually.True(t, "all incidents are over", func() bool {
 		s, err := js.Stream(t.Context(), "NM_INCIDENTS")
 		if err != nil {
 			return false
@@ -118,19 +119,10 @@ func TestAFloodIsAMailACameraAndItsEnd(t *testing.T) {
 		}
 		return phases[incident.End] >= cameras
 	})
-	eventually(t, "all mails are there", func() bool { return waiting("NM_INCIDENTS", "sink-shift") == 0 })
+	eventually.True(t, "all mails are there", func() bool { return waiting("NM_INCIDENTS", "sink-shift") == 0 })
 	mails := len(o.Mails())
 	if phases[incident.New] != cameras || phases[incident.End] != cameras || mails != 2*cameras {
 		t.Errorf("incidents %v, %d mails", phases, mails)
 	}
 	t.Logf("%d events of %d cameras in a minute: incidents %v, %d mails; counted %.0f events a second", events, cameras, phases, mails, float64(events)/took.Seconds())
-}
-
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(5 * time.Minute); !ok(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("gave up waiting: %s", what)
-		}
-	}
 }

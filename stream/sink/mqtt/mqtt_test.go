@@ -16,6 +16,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	inner "github.com/nearmiss/nearmiss/internal/mqtt"
 	"github.com/nearmiss/nearmiss/internal/mqtttest"
 	"github.com/nearmiss/nearmiss/stream"
@@ -61,7 +62,7 @@ func (e *ear) heard(topic string) []string {
 // last waits until the latest message on a topic is as wanted.
 func (e *ear) last(topic string, want func(string) bool) {
 	e.t.Helper()
-	eventually(e.t, "on "+topic, func() bool {
+	eventually.True(e.t, "on "+topic, func() bool {
 		all := e.heard(topic)
 		return len(all) > 0 && want(all[len(all)-1])
 	})
@@ -70,15 +71,6 @@ func (e *ear) last(topic string, want func(string) bool) {
 func is(s string) func(string) bool { return func(got string) bool { return got == s } }
 func has(s string) func(string) bool {
 	return func(got string) bool { return strings.Contains(got, s) }
-}
-
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("gave up waiting: %s", what)
-		}
-	}
 }
 
 func access(url string) (a inner.Access) {
@@ -143,7 +135,7 @@ func TestOnlyWhatIsAcknowledgedIsDelivered(t *testing.T) {
 			t.Fatal(err)
 		}
 		e.last("nearmiss/availability", is(mqtt.Online))
-		eventually(t, "it comes twice, under one id", func() bool {
+		eventually.True(t, "it comes twice, under one id", func() bool {
 			n := 0
 			for _, m := range e.heard("nearmiss/bolts/line1/event") {
 				if strings.Contains(m, `"id":"e2"`) {
@@ -202,7 +194,7 @@ func TestMosquittoIsKilledBetweenPublishAndAcknowledgement(t *testing.T) {
 		}
 		return int(c.CachedInfo().NumPending) + c.CachedInfo().NumAckPending
 	}
-	eventually(t, "the sink has its consumer", func() bool { return waiting() == 0 })
+	eventually.True(t, "the sink has its consumer", func() bool { return waiting() == 0 })
 	publish := func(id string) {
 		t.Helper()
 		m, err := anomaly(id).Event.Message(stream.Names{})
@@ -218,7 +210,7 @@ func TestMosquittoIsKilledBetweenPublishAndAcknowledgement(t *testing.T) {
 		before, during := fmt.Sprintf("before-%d", round), fmt.Sprintf("during-%d", round)
 		publish(before)
 		ear.last(topic, has(before))
-		eventually(t, "it is acknowledged", func() bool { return waiting() == 0 })
+		eventually.True(t, "it is acknowledged", func() bool { return waiting() == 0 })
 		r.Silence()
 		publish(during)
 		ear.last(topic, has(during)) // Mosquitto has it, and the sink does not know
@@ -231,7 +223,7 @@ func TestMosquittoIsKilledBetweenPublishAndAcknowledgement(t *testing.T) {
 		r.Lead(at)
 		r.Cut()
 		ear.last(topic, has(`"id":"`+during+`"`))
-		eventually(t, "all is acknowledged", func() bool { return waiting() == 0 })
+		eventually.True(t, "all is acknowledged", func() bool { return waiting() == 0 })
 		ear.last("nearmiss/availability", is(mqtt.Online))
 	}
 	t.Log("killed 3 times with an event in hand, 0 lost")
@@ -294,7 +286,7 @@ func TestHomeAssistantFindsCameras(t *testing.T) {
 		t.Fatal(err)
 	}
 	var device string
-	eventually(t, "the camera is announced", func() bool {
+	eventually.True(t, "the camera is announced", func() bool {
 		if err := nc.Publish(stream.Names{}.Scores("bolts", "line_1"), m); err != nil {
 			t.Fatal(err)
 		}
@@ -330,7 +322,7 @@ func TestHomeAssistantFindsCameras(t *testing.T) {
 	}
 	before := len(e.heard(device))
 	e.c.Publish("homeassistant/status", 1, false, "online")
-	eventually(t, "it is announced again", func() bool { return len(e.heard(device)) > before })
+	eventually.True(t, "it is announced again", func() bool { return len(e.heard(device)) > before })
 }
 
 func TestConfigurationsThatCannotWorkAreRefused(t *testing.T) {

@@ -221,6 +221,7 @@ func (l *line) score(n int, r Result) (part string) {
 	return part
 }
 
+// eventually looks more often than package eventually: a coil is set for milliseconds.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(500 * time.Microsecond) {
