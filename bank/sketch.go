@@ -315,9 +315,6 @@ func (s *sketch) describe(to, v, scratch []float32) float32 {
 // drop gives back what the engine holds, and forgets the axes, since the rows are
 // about to be others. The caller holds rows.mu for writing.
 func (x *sketched) drop() error {
-	if x.made == nil {
-		return nil
-	}
 	s := x.made
 	x.made, x.axes = nil, nil
 	return s.searcher.Close()

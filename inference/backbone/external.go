@@ -1,9 +1,9 @@
 package backbone
 
 import (
+	"errors"
 	"fmt"
 	"math"
-	"os"
 	"path/filepath"
 
 	"github.com/nearmiss/nearmiss/internal/mapped"
@@ -77,23 +77,12 @@ func (l *inliner) file(location string) ([]byte, error) {
 	if !filepath.IsLocal(location) {
 		return nil, formatError("external data %q lies outside the model's folder", location)
 	}
-	root, err := os.OpenRoot(l.dir) // also symbolic links stay inside
-	if err != nil {
-		return nil, fmt.Errorf("external data: %w", err)
-	}
-	defer root.Close()
-	f, err := root.Open(location)
-	if err != nil {
-		return nil, fmt.Errorf("the model's weights are in another file, which has to lie beside it: %w", err)
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil || !st.Mode().IsRegular() || st.Size() == 0 {
+	m, err := mapped.Within(l.dir, location)
+	if errors.Is(err, mapped.ErrNotFile) || err == nil && len(m.Data) == 0 {
 		return nil, formatError("external data %q is no file with content", location)
 	}
-	m, err := mapped.Of(f)
 	if err != nil {
-		return nil, fmt.Errorf("external data %q: %w", location, err)
+		return nil, fmt.Errorf("the model's weights are in another file, which has to lie beside it: %w", err)
 	}
 	if l.files == nil {
 		l.files = map[string][]byte{}

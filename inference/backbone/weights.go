@@ -3,6 +3,7 @@ package backbone
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -220,10 +221,12 @@ func floatBytes(f []float32) []byte {
 // mapFile maps path, or reads it where mapping is not to be had.
 func mapFile(path string) (data []byte, unmap func() error, err error) {
 	f, err := mapped.Open(path)
-	if err != nil {
+	switch {
+	case errors.Is(err, mapped.ErrNotFile):
+		return nil, nil, fmt.Errorf("%w: %w", ErrFormat, err)
+	case err != nil:
 		return nil, nil, err
-	}
-	if len(f.Data) == 0 {
+	case len(f.Data) == 0:
 		return nil, nil, formatError("the file is empty")
 	}
 	return f.Data, f.Close, nil

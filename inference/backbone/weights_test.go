@@ -80,6 +80,11 @@ func TestSafetensors(t *testing.T) {
 			}
 		})
 	}
+	t.Run("refused: a folder", func(t *testing.T) {
+		if _, err := Inspect(t.TempDir(), ImportOptions{}); !errors.Is(err, ErrFormat) {
+			t.Errorf("got %v, want ErrFormat", err)
+		}
+	})
 	t.Run("every truncation of a good file is refused or lacks a tensor", func(t *testing.T) {
 		whole := encodeSafetensors([]drawn{{"a", []int{2, 3}, 1, 0}, {"b", []int{4}, 1, 0}})
 		for n := range whole {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"unsafe"
 
@@ -184,17 +183,7 @@ func (d *decoder) file(location string) ([]byte, error) {
 	if !filepath.IsLocal(location) {
 		return nil, fmt.Errorf("external data: %q is not a path inside the model's folder", location)
 	}
-	root, err := os.OpenRoot(d.dir)
-	if err != nil {
-		return nil, fmt.Errorf("external data: %w", err)
-	}
-	defer root.Close()
-	f, err := root.Open(location)
-	if err != nil {
-		return nil, fmt.Errorf("external data: %w", err)
-	}
-	defer f.Close()
-	m, err := mapped.Of(f)
+	m, err := mapped.Within(d.dir, location)
 	if err != nil {
 		return nil, fmt.Errorf("external data: %w", err)
 	}

@@ -2,6 +2,7 @@
 package mapped
 
 import (
+	"errors"
 	"fmt"
 	"os"
 )
@@ -17,6 +18,9 @@ type File struct {
 	close func() error
 }
 
+// ErrNotFile is wrapped where what is to be mapped is a folder or a device.
+var ErrNotFile = errors.New("not a regular file")
+
 // Open maps all of the file at path.
 func Open(path string) (*File, error) {
 	f, err := os.Open(path)
@@ -24,17 +28,33 @@ func Open(path string) (*File, error) {
 		return nil, err
 	}
 	defer f.Close()
-	return Of(f)
+	return of(f)
 }
 
-// Of maps all of an open file, which may be closed then.
-func Of(f *os.File) (*File, error) {
+// Within maps the file that name says below a folder, out of which it cannot lead,
+// not by symbolic links either.
+func Within(dir, name string) (*File, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	f, err := root.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return of(f)
+}
+
+// of maps all of an open file, which may be closed then.
+func of(f *os.File) (*File, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a regular file", f.Name())
+		return nil, fmt.Errorf("%s is %w", f.Name(), ErrNotFile)
 	}
 	size := int(info.Size())
 	if int64(size) != info.Size() {

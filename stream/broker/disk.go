@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -26,6 +27,15 @@ const diskEvery = time.Second
 
 // leastStore is the smallest store that is worth a start, in bytes.
 const leastStore = 32 << 20
+
+// FreeBytes is the room that the file system of dir has for this process.
+func FreeBytes(dir string) (int64, error) {
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(dir, &st); err != nil {
+		return 0, err
+	}
+	return int64(st.Bavail) * int64(st.Bsize), nil
+}
 
 // bound sets the store's limit to what the configuration says or, if that is less,
 // to nine tenths of what the disk has room for.

@@ -170,39 +170,42 @@ func (f FakeTrainer) Train(ctx context.Context, task *trainer.Task) (trainer.Res
 }
 
 func (f FakeTrainer) Extend(_ context.Context, task *trainer.Task) (trainer.Result, error) {
-	old, err := readRelease(task.Active)
-	if err != nil {
-		return trainer.Result{}, err
-	}
-	files, err := os.ReadDir(task.Normals)
-	if err != nil {
-		return trainer.Result{}, err
-	}
-	for _, e := range files {
-		b, err := os.ReadFile(filepath.Join(task.Normals, e.Name()))
-		if err != nil {
-			return trainer.Result{}, err
+	return f.derive(task, func(old *Fake) error {
+		files, err := os.ReadDir(task.Normals)
+		for _, e := range files {
+			b, err := os.ReadFile(filepath.Join(task.Normals, e.Name()))
+			if err != nil {
+				return err
+			}
+			old.Known = append(old.Known, b)
 		}
-		old.Known = append(old.Known, b)
-	}
-	return trainer.Result{Dir: WriteRelease(f.T, old)}, nil
+		return err
+	})
 }
 
 func (f FakeTrainer) Retract(_ context.Context, task *trainer.Task) (trainer.Result, error) {
-	old, err := readRelease(task.Active)
-	if err != nil {
-		return trainer.Result{}, err
-	}
-	old.Known, old.Retracted = nil, append(old.Retracted, task.Request.Retract...)
-	return trainer.Result{Dir: WriteRelease(f.T, old)}, nil
+	return f.derive(task, func(old *Fake) error {
+		old.Known, old.Retracted = nil, append(old.Retracted, task.Request.Retract...)
+		return nil
+	})
 }
 
 func (f FakeTrainer) Readjust(_ context.Context, task *trainer.Task) (trainer.Result, error) {
+	return f.derive(task, func(old *Fake) error {
+		old.Threshold = 1 - task.Detector.FalseAlarmRate
+		return nil
+	})
+}
+
+// derive makes a release of the active one.
+func (f FakeTrainer) derive(task *trainer.Task, change func(*Fake) error) (trainer.Result, error) {
 	old, err := readRelease(task.Active)
+	if err == nil {
+		err = change(&old)
+	}
 	if err != nil {
 		return trainer.Result{}, err
 	}
-	old.Threshold = 1 - task.Detector.FalseAlarmRate
 	return trainer.Result{Dir: WriteRelease(f.T, old)}, nil
 }
 
