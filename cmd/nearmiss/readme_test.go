@@ -22,6 +22,7 @@ var (
 	makeTarget  = regexp.MustCompile("(?m)(?:^|`)make ([a-z-]+)")
 	pageLink    = regexp.MustCompile(`\]\(([^)\s]+)\)`)
 	goTest      = regexp.MustCompile("go test ([^`\n]*)")
+	comment     = regexp.MustCompile(`(?m)^\s*//.*$`)
 	testFunc    = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Benchmark|Example)\w*)\(`)
 )
 
@@ -186,29 +187,57 @@ func TestPagesLinksLeadSomewhere(t *testing.T) {
 	}
 }
 
+// commands are the pages, and what else names tests: the Makefile, scripts, and
+// comments of the code.
+func commands(t *testing.T) map[string]string {
+	t.Helper()
+	out := pages(t)
+	err := filepath.WalkDir("../..", func(path string, e fs.DirEntry, err error) error {
+		name := strings.TrimPrefix(filepath.ToSlash(path), "../../")
+		switch {
+		case err != nil:
+			return err
+		case e.IsDir() && strings.HasPrefix(e.Name(), ".") && e.Name() != ".." && e.Name() != ".ci":
+			return filepath.SkipDir
+		case e.IsDir() || e.Name() != "Makefile" && !strings.HasPrefix(name, ".ci/") && !slices.Contains([]string{".go", ".sh"}, filepath.Ext(name)):
+			return nil
+		}
+		b, err := os.ReadFile(path)
+		text := strings.ReplaceAll(string(b), "\\\n", "")
+		if strings.HasSuffix(name, ".go") {
+			text = strings.Join(comment.FindAllString(text, -1), "\n")
+		}
+		out[name] = strings.ReplaceAll(text, "$$", "$") // of make
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
 // TestPagesNameTestsThatExist: a page that says how something was checked names a
-// test of that package.
+// test of that package, and so do the Makefile, scripts and comments.
 func TestPagesNameTestsThatExist(t *testing.T) {
-	found := 0
-	for name, text := range pages(t) {
+	found := map[string]int{}
+	for name, text := range commands(t) {
 		for _, m := range goTest.FindAllStringSubmatch(text, -1) {
 			args := words(m[1])
 			var patterns, dirs []string
 			for i, a := range args {
 				switch {
 				case strings.HasPrefix(a, "./"):
-					dirs = append(dirs, strings.TrimSuffix(a, ","))
-				case i > 0 && slices.Contains([]string{"-run", "-bench", "-fuzz"}, args[i-1]) && strings.Trim(a, "x") != "" && a != ".":
+					dirs = append(dirs, strings.TrimRight(a, ",;)"))
+				case i > 0 && slices.Contains([]string{"-run", "-bench", "-fuzz"}, args[i-1]) && strings.Trim(a, "x") != "" && a != "." && !strings.Contains(a, "$") || i > 0 && args[i-1] == "-run" && strings.HasPrefix(a, "^"):
 					patterns = append(patterns, a)
 				}
 			}
+			if len(dirs) == 0 && strings.HasSuffix(name, ".go") {
+				dirs = []string{"./" + path.Dir(name)}
+			}
 			var names []string
 			for _, d := range dirs {
-				files, err := filepath.Glob(filepath.Join("../..", strings.TrimSuffix(d, "/..."), "*.go"))
-				if err != nil || len(files) == 0 && !strings.HasSuffix(d, "...") {
-					t.Errorf("%s: go test %s: there is no package %s", name, m[1], d)
-				}
-				for _, f := range files {
+				for _, f := range sources(t, d) {
 					b, err := os.ReadFile(f)
 					if err != nil {
 						t.Fatal(err)
@@ -219,19 +248,48 @@ func TestPagesNameTestsThatExist(t *testing.T) {
 				}
 			}
 			for _, p := range patterns {
-				re, err := regexp.Compile(p)
-				if err != nil {
-					t.Errorf("%s: go test %s: %v", name, m[1], err)
-					continue
-				}
-				found++
-				if !slices.ContainsFunc(names, re.MatchString) {
-					t.Errorf("%s: go test %s: no test is called so", name, m[1])
+				p, _, _ = strings.Cut(p, "/") // what follows are parts of a test
+				for _, one := range strings.Split(strings.TrimSuffix(strings.TrimPrefix(strings.TrimSuffix(strings.TrimPrefix(p, "^"), "$"), "("), ")"), "|") {
+					if one == "" {
+						continue
+					}
+					re, err := regexp.Compile(one)
+					if err != nil {
+						t.Errorf("%s: go test %s: %v", name, m[1], err)
+						continue
+					}
+					found[filepath.Ext(name)]++
+					if !slices.ContainsFunc(names, re.MatchString) {
+						t.Errorf("%s: go test … %s: no test is called %s", name, strings.Join(dirs, " "), one)
+					}
 				}
 			}
 		}
 	}
-	if found < 10 {
-		t.Errorf("only %d tests are named", found)
+	for kind, least := range map[string]int{".md": 10, "": 20, ".go": 1, ".sh": 1} {
+		if found[kind] < least {
+			t.Errorf("only %d tests are named in files %q", found[kind], kind)
+		}
 	}
+}
+
+// sources are the files of a package, or of those below ./DIR/...
+func sources(t *testing.T, dir string) (files []string) {
+	t.Helper()
+	dir, below := strings.CutSuffix(dir, "/...")
+	err := filepath.WalkDir(filepath.Join("../..", dir), func(path string, e fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case e.IsDir() && (strings.HasPrefix(e.Name(), ".") && e.Name() != ".." || !below && path != filepath.Join("../..", dir)):
+			return filepath.SkipDir
+		case filepath.Ext(path) == ".go":
+			files = append(files, path)
+		}
+		return nil
+	})
+	if err != nil || len(files) == 0 {
+		t.Errorf("there is no package %s: %v", dir, err)
+	}
+	return files
 }

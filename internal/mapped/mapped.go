@@ -5,17 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"syscall"
 )
 
 // File is the content of a regular file, read-only: writing to Data ends the
 // program. It outlives the open file. The file may be removed or replaced by
 // another meanwhile, which leaves Data as it was, but must not be cut short or
-// written to: touching what is no longer there ends the program, too. Where files
-// cannot be mapped (outside Unix) the content is read.
+// written to: touching what is no longer there ends the program, too.
 type File struct {
 	// Data is nil after Close, and for an empty file.
-	Data  []byte
-	close func() error
+	Data []byte
 }
 
 // ErrNotFile is wrapped where what is to be mapped is a folder or a device.
@@ -63,19 +62,19 @@ func of(f *os.File) (*File, error) {
 	if size == 0 {
 		return &File{}, nil
 	}
-	data, unmap, err := mapOpen(f, size)
+	data, err := syscall.Mmap(int(f.Fd()), 0, size, syscall.PROT_READ, syscall.MAP_SHARED)
 	if err != nil {
 		return nil, fmt.Errorf("map %s: %w", f.Name(), err)
 	}
-	return &File{Data: data, close: unmap}, nil
+	return &File{Data: data}, nil
 }
 
 // Close gives the memory back. Nothing may look at Data then.
 func (f *File) Close() error {
-	end := f.close
-	f.Data, f.close = nil, nil
-	if end == nil {
+	data := f.Data
+	f.Data = nil
+	if data == nil {
 		return nil
 	}
-	return end()
+	return syscall.Munmap(data)
 }

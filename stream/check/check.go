@@ -208,19 +208,25 @@ func (l *look) account(ctx context.Context) {
 		f.Level, f.Detail = Failed, "JetStream does not answer: "+err.Error()
 		f.Advice = "in a cluster: are most of its servers up?"
 	default:
-		f.Detail = fmt.Sprintf("%s stored by %d streams", humanize.IBytes(a.Store), a.Streams)
-		most := a.Limits.MaxStore
-		for _, t := range a.Tiers {
-			most = max(most, t.Limits.MaxStore)
-		}
-		if most > 0 {
-			f.Detail += " of " + humanize.IBytes(uint64(most)) + " that the account may"
-			if share := float64(a.Store) / float64(most); share > nearlyFull {
-				f.Level, f.Advice = Warning, fmt.Sprintf("%.0f %% of it is taken: raise the account's limit, or keep less (keep.* of the configuration, nearmiss collect)", 100*share)
-			}
-		}
+		f.stored(a)
 	}
 	l.tell(f)
+}
+
+// stored says how much of what an account may store is taken.
+func (f *Finding) stored(a *jetstream.AccountInfo) {
+	f.Detail = fmt.Sprintf("%s stored by %d streams", humanize.IBytes(a.Store), a.Streams)
+	most := a.Limits.MaxStore
+	for _, t := range a.Tiers {
+		most = max(most, t.Limits.MaxStore)
+	}
+	if most <= 0 {
+		return
+	}
+	f.Detail += " of " + humanize.IBytes(uint64(most)) + " that the account may"
+	if share := float64(a.Store) / float64(most); share > nearlyFull {
+		f.Level, f.Advice = Warning, fmt.Sprintf("%.0f %% of it is taken: raise the account's limit, or keep less (keep.* of the configuration, nearmiss collect)", 100*share)
+	}
 }
 
 // nearlyFull is the share of a limit that is worth a warning.

@@ -253,6 +253,33 @@ func TestCopiesOfACluster(t *testing.T) {
 	}
 }
 
+// TestWhatAnAccountMayStore: a limit that is nearly reached is a warning.
+func TestWhatAnAccountMayStore(t *testing.T) {
+	info := func(stored, most int64, tiers map[string]jetstream.Tier) *jetstream.AccountInfo {
+		return &jetstream.AccountInfo{Tier: jetstream.Tier{Store: uint64(stored), Streams: 3, Limits: jetstream.AccountLimits{MaxStore: most}}, Tiers: tiers}
+	}
+	tier := func(most int64) jetstream.Tier {
+		return jetstream.Tier{Limits: jetstream.AccountLimits{MaxStore: most}}
+	}
+	for name, c := range map[string]struct {
+		a             *jetstream.AccountInfo
+		level, detail string
+		advice        string
+	}{
+		"no limit":             {info(5<<20, -1, nil), OK, "5.0 MiB stored by 3 streams", ""},
+		"room":                 {info(85<<20, 100<<20, nil), OK, "85 MiB stored by 3 streams of 100 MiB that the account may", ""},
+		"nearly full":          {info(86<<20, 100<<20, nil), Warning, "86 MiB stored by 3 streams of 100 MiB that the account may", "86 % of it is taken"},
+		"limits by copies":     {info(10<<20, 0, map[string]jetstream.Tier{"R1": tier(1 << 20), "R3": tier(100 << 20)}), OK, "10 MiB stored by 3 streams of 100 MiB that the account may", ""},
+		"and one that is full": {info(99<<20, 0, map[string]jetstream.Tier{"R3": tier(100 << 20)}), Warning, "99 MiB stored by 3 streams of 100 MiB that the account may", "99 % of it is taken"},
+	} {
+		f := Finding{Level: OK}
+		f.stored(c.a)
+		if f.Level != c.level || f.Detail != c.detail || !strings.HasPrefix(f.Advice, c.advice) || (f.Advice == "") != (c.advice == "") {
+			t.Errorf("%s: %+v", name, f)
+		}
+	}
+}
+
 // fill has frames of so many bytes wait, in pieces of 10 KiB, or as many as there is
 // room for.
 func fill(n int) func(*testing.T, jetstream.JetStream) {
