@@ -97,17 +97,13 @@ func (c *benchCurvesCmd) sides(ctx context.Context, _ *output, put func(curvePoi
 		if err != nil {
 			return err
 		}
-		best := 0.0
-		for _, raw := range r.Raw {
-			best = max(best, raw.PerCPU)
-		}
 		for _, p := range []struct {
 			what     string
 			all, cpu float64
 		}{
 			{"decode", r.Decode.Median, r.Decode.PerCPU},
 			{"resize", r.Preprocess.Median, r.Preprocess.PerCPU},
-			{"the model alone", r.Inference.Median, best},
+			{"the model alone", r.Inference.Median, r.BestCPU()},
 			{"file to embedding", r.Whole.Median, r.Whole.PerCPU},
 		} {
 			if err := put(curvePoint{"side", side, p.what, perFrame(p.all), perFrame(p.cpu)}); err != nil {

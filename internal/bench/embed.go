@@ -58,6 +58,14 @@ type EmbedResult struct {
 	Raw []RawRate `json:"raw"`
 }
 
+// BestCPU is the most images per second of processor time of Raw; 0 where it is unknown.
+func (r EmbedResult) BestCPU() (best float64) {
+	for _, raw := range r.Raw {
+		best = max(best, raw.PerCPU)
+	}
+	return best
+}
+
 // RawRate is the speed of ONNX Runtime alone in one arrangement.
 type RawRate struct {
 	Sessions int `json:"concurrent_runs"`
@@ -182,11 +190,7 @@ func embed(ctx context.Context, o EmbedOptions) (EmbedResult, error) {
 		}
 	}
 	out.Share = out.Whole.Median / out.Inference.Median
-	var best float64
-	for _, raw := range out.Raw {
-		best = max(best, raw.PerCPU)
-	}
-	if best > 0 {
+	if best := out.BestCPU(); best > 0 {
 		out.ShareCPU = out.Whole.PerCPU / best
 	}
 	out.SharePrepared = out.Prepared.Median / out.Inference.Median
