@@ -28,31 +28,12 @@ type Topology struct {
 	// Default 1 GiB and 90 days.
 	EventsMaxBytes int64
 	EventsMaxAge   time.Duration
-	// EventsDuplicates is how long the broker remembers event ids, so that a
-	// frame delivered again raises no second event. It costs about 100 bytes of
-	// broker memory for each event of that time. Default 2 hours; at most
-	// EventsMaxAge.
-	EventsDuplicates time.Duration
-	// DeadMaxBytes and DeadMaxAge bound the dead letters; the oldest go first.
-	// Default 1 GiB and 30 days.
+	// DeadMaxBytes bounds the dead letters; the oldest go first, and all go after 30
+	// days. Default 1 GiB.
 	DeadMaxBytes int64
-	DeadMaxAge   time.Duration
-	// NormalsMaxBytes bounds the training sets, which have no age; when it is
-	// reached new normals are refused. Default: no limit of its own.
-	NormalsMaxBytes int64
-	// ArtifactsMaxBytes bounds releases and checkpoints together. Default: no
-	// limit of its own.
-	ArtifactsMaxBytes int64
 	// LargeMaxBytes bounds the images of waiting frames that are too large for a
 	// message; cameras are told when it is full. Default 1 GiB.
 	LargeMaxBytes int64
-	// ImagesMaxBytes bounds the images that are kept whole: of anomalies, large
-	// normals and dead letters. Default: no limit of its own.
-	ImagesMaxBytes int64
-	// EvidenceMaxBytes bounds the pictures of anomalies of all detectors together;
-	// when it is reached events go without. Default: no limit of its own, each
-	// detector has one.
-	EvidenceMaxBytes int64
 	// Replicas of everything, for a cluster of brokers. Default 1.
 	Replicas int
 	// Cluster and Tags say on which servers of a cluster everything lies. Default:

@@ -290,7 +290,6 @@ var large = map[string]string{
 	"internal/synthetic.part":          "the numbers of one drawing",
 	"internal/synthetic.patternDesign": "the numbers of one drawing",
 	"stream/sink/webhook.view":         "what a template may name",
-	"stream.Topology":                  "configuration: how much is kept of what",
 	"stream/sink.delivery":             "a sink at work: its settings, its consumer and what became of its events",
 	"stream/metrics.workerMeter":       "one metric a field",
 	"stream/metrics.installation":      "one metric a field",
@@ -321,7 +320,7 @@ func TestStructsAreSmall(t *testing.T) {
 			for _, field := range s.Fields.List {
 				n := max(1, len(field.Names))
 				fields += n
-				if field.Tag != nil {
+				if field.Tag != nil || field.Names == nil { // or a group of such fields
 					tags += n
 				}
 			}
