@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
@@ -52,7 +53,7 @@ func TestATrainerLearnsInTilesThatTheDetectorAsksFor(t *testing.T) {
 	}
 	worker := start(t, "worker", "--server", url, "--data", t.TempDir(), "--threads", "1")
 	program(t, 0, "camera", shown, "--detector", "cells", "--camera", "one", at)
-	eventually(t, "the frames are scored", func() bool { return len(l.scoresOf("cells")) == 5 })
+	eventually.True(t, "the frames are scored", func() bool { return len(l.scoresOf("cells")) == 5 })
 	worker.stop()
 	var got, want []float64
 	for _, e := range l.scoresOf("cells") {

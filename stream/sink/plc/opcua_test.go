@@ -83,7 +83,7 @@ func TestAnOPCUAControllerGetsEveryVerdict(t *testing.T) {
 		},
 	}
 	l.watch(OpenOPCUA, cfg)
-	eventually(t, "the heartbeat begins", func() bool { n, _ := v.GetValue("heartbeat").(uint32); return n > 0 })
+	soon(t, "the heartbeat begins", func() bool { n, _ := v.GetValue("heartbeat").(uint32); return n > 0 })
 	if v.GetValue("result") != int16(None) || v.GetValue("coil") != false {
 		t.Errorf("at the beginning: result %v, coil %v", v.GetValue("result"), v.GetValue("coil"))
 	}
@@ -91,7 +91,7 @@ func TestAnOPCUAControllerGetsEveryVerdict(t *testing.T) {
 		r := []Result{Good, Anomalous, Unreadable}[i%3]
 		part := l.score(i, r)
 		var got map[string]any
-		eventually(t, "the coil is written for "+part, func() bool {
+		soon(t, "the coil is written for "+part, func() bool {
 			v.mu.Lock()
 			defer v.mu.Unlock()
 			n := slices.IndexFunc(v.written, func(m map[string]any) bool { return m["written"] == "coil" && m["part"] == part })

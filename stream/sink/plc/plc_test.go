@@ -221,8 +221,8 @@ func (l *line) score(n int, r Result) (part string) {
 	return part
 }
 
-// eventually looks more often than package eventually: a coil is set for milliseconds.
-func eventually(t *testing.T, what string, ok func() bool) {
+// soon looks more often than package eventually: a coil is set for milliseconds.
+func soon(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(500 * time.Microsecond) {
 		if time.Now().After(deadline) {
@@ -254,7 +254,7 @@ func TestAModbusControllerGetsEveryVerdict(t *testing.T) {
 		timing = Timing{Pulse: sink.Duration(time.Hour)}
 	}
 	l.watch(OpenModbus, Modbus{URL: url, Coil: address(coilAt), Registers: address(firstRegister), Timing: timing})
-	eventually(t, "the heartbeat begins", func() bool { return c.look().beat > 0 })
+	soon(t, "the heartbeat begins", func() bool { return c.look().beat > 0 })
 
 	var took []time.Duration
 	seen := 0
@@ -263,7 +263,7 @@ func TestAModbusControllerGetsEveryVerdict(t *testing.T) {
 		began := time.Now()
 		part := l.score(i, r)
 		var got shown
-		eventually(t, "the coil is written for "+part, func() bool {
+		soon(t, "the coil is written for "+part, func() bool {
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			for ; seen < len(c.history); seen++ {
@@ -292,7 +292,7 @@ func TestAModbusControllerGetsEveryVerdict(t *testing.T) {
 		t.Errorf("99 of 100 within %v: more than 20 ms", took[n*99/100])
 	}
 	before := c.look().beat
-	eventually(t, "the heartbeat goes on", func() bool { return c.look().beat != before })
+	soon(t, "the heartbeat goes on", func() bool { return c.look().beat != before })
 }
 
 // When the worker is gone, the heartbeat stands still and there is no verdict;
@@ -307,20 +307,20 @@ func TestNobodyJudgesAndNobodyIsGood(t *testing.T) {
 	good := func(n int) {
 		t.Helper()
 		part := l.score(n, Good) // one, so that none is under way afterwards
-		eventually(t, "a good part", func() bool { s := c.look(); return s.result == Good && s.coil && s.part == part })
+		soon(t, "a good part", func() bool { s := c.look(); return s.result == Good && s.coil && s.part == part })
 	}
-	eventually(t, "the heartbeat begins", func() bool { return c.look().beat > 0 }) // it listens
+	soon(t, "the heartbeat begins", func() bool { return c.look().beat > 0 }) // it listens
 	good(1)
 	cut()
-	eventually(t, "the new connection has no verdict", func() bool { s := c.look(); return s.result == None && !s.coil })
+	soon(t, "the new connection has no verdict", func() bool { s := c.look(); return s.result == None && !s.coil })
 	good(2)
 	if err := l.worker.Unsubscribe(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "there is no verdict", func() bool { s := c.look(); return s.result == None && !s.coil })
+	soon(t, "there is no verdict", func() bool { s := c.look(); return s.result == None && !s.coil })
 	still := c.look().beat
 	l.work()
-	eventually(t, "the heartbeat goes on", func() bool { return c.look().beat != still })
+	soon(t, "the heartbeat goes on", func() bool { return c.look().beat != still })
 	good(3)
 	if len(l.errs) == 0 || !slices.ContainsFunc(l.errs, func(s string) bool { return strings.Contains(s, "no worker answers") }) {
 		t.Errorf("%q", l.errs)
@@ -341,7 +341,7 @@ func TestNoStaleVerdictReachesAController(t *testing.T) {
 	t0 := time.Now()
 	timing := Timing{}.withDefaults()
 	l.watch(OpenModbus, Modbus{URL: url, Coil: address(coilAt), Registers: address(firstRegister), Timing: timing})
-	eventually(t, "the heartbeat begins", func() bool { return c.look().beat > 0 })
+	soon(t, "the heartbeat begins", func() bool { return c.look().beat > 0 })
 	rng := rand.New(rand.NewPCG(18, 4))
 	published := map[string]time.Time{}
 	tick := time.NewTicker(10 * time.Millisecond)
@@ -370,7 +370,7 @@ func TestNoStaleVerdictReachesAController(t *testing.T) {
 		}
 	}
 	c.slow(0)
-	eventually(t, "there is no verdict after the last", func() bool { s := c.look(); return s.result == None && !s.coil })
+	soon(t, "there is no verdict after the last", func() bool { s := c.look(); return s.result == None && !s.coil })
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	stale, oldest := 0, time.Duration(0)
