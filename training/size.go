@@ -84,6 +84,10 @@ const (
 	// fullCost is about what judging by the full score takes, as a multiple of the
 	// network, which alone is timed: 1.3 to 1.4 was measured (RESULTS.md).
 	fullCost = 1.5
+	// muchFiner is how many pixels of the frame are in one of tiles, of those in one of a
+	// larger input, where tiles are worth it: at as many, a larger input finds as much or
+	// more, since the whole-picture group sees it, too (RESULTS.md).
+	muchFiner = 0.8
 	// timedRuns is how often an input size is timed; the median counts.
 	timedRuns = 3
 	// visibleShare is the diameter of the least defect that is found, of a patch's side:
@@ -238,9 +242,9 @@ func (p *Plan) sized(ctx context.Context, dir string) ([]SizedTime, error) {
 	}
 	slices.Sort(sizes)
 	var tried []SizedTime
-	var best *looks
+	var inTime []looks
 	for _, s := range slices.Compact(sizes) {
-		if best != nil && s > size && s > min(width, height) {
+		if len(tried) > 0 && s > size && s > min(width, height) {
 			break // more pixels than the frame has
 		}
 		file, err := fitted(s)
@@ -258,31 +262,38 @@ func (p *Plan) sized(ctx context.Context, dir string) ([]SizedTime, error) {
 			}
 			tried = append(tried, t)
 		}
-		inTime := func(l looks) bool { return ms*float64(l.passes()) <= float64(p.Model.Budget.Milliseconds()) }
-		whole := looks{size: s, tiles: p.Model.tiles, pixels: max(float64(width), float64(height)) / float64(s)}
-		note(whole)
-		ways := []looks{whole}
-		if auto {
-			ways = at(s, width, height)
+		early := func(l looks) bool { return ms*float64(l.passes()) <= float64(p.Model.Budget.Milliseconds()) }
+		ways := at(s, width, height)
+		if !auto {
+			ways = ways[:1]
+			ways[0].tiles = p.Model.tiles
 		}
-		l, ok := finest(ways, inTime)
-		if ok && l.tiles != whole.tiles {
+		note(ways[0])
+		if l, ok := finest(ways[1:], early); ok {
 			note(l)
+			inTime = append(inTime, l)
 		}
-		if !ok && best == nil { // the smallest, where nothing is fast enough
-			l, ok = whole, true
+		if early(ways[0]) || len(inTime) == 0 { // the smallest, where nothing is fast enough
+			inTime = append(inTime, ways[0])
 		}
-		if ok && (best == nil || l.finer(*best)) {
-			best = &l
-		}
-		if !inTime(whole) {
+		if !early(ways[0]) {
 			break
 		}
 	}
-	if err := take(*best); err != nil {
+	if err := take(best(inTime, auto)); err != nil {
 		return fail(err)
 	}
 	return tried, nil
+}
+
+// best is the finest of several ways: in tiles where those show much more than the
+// largest input.
+func best(all []looks, tiles bool) looks {
+	whole, _ := finest(all, func(l looks) bool { return !tiles || l.tiles.Count() == 0 })
+	if l, ok := finest(all, func(l looks) bool { return l.pixels < muchFiner*whole.pixels }); ok && tiles {
+		return l
+	}
+	return whole
 }
 
 // lookedAt is the size of the part of the median normal that will be looked at.
