@@ -4,10 +4,9 @@
 // (nearmiss up and nearmiss broker), or as nearmiss control where the broker is
 // another's. Several may run: each request goes to one of them.
 //
-// A request comes to the endpoint that offer declares for it, is changed into what it
-// asks for by one of the methods below, through [stream.Installation], and is answered.
-// What changes something passes serveChange on its way, which has record write down who
-// asked for what and what came of it.
+// offer declares the endpoints. One of the methods below carries a request out, through
+// [stream.Installation], and the requester is answered. What changes something goes
+// through serveChange, and record then writes down who asked for what and what came of it.
 //
 // The endpoints do not wait for each other: nats.go runs them. [Service.Start] adds one
 // goroutine, which sees to it that detectors and jobs have their consumers; stop waits

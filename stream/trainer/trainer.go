@@ -25,12 +25,12 @@
 // # Goroutines and locks
 //
 // [Worker.Run] handles one job at a time itself, beside goroutines that take feedback,
-// collect what nobody needs, have changed configurations act, and ask for what is due;
-// it returns after the last of them. A job adds two: one that watches whether it is
-// cancelled or taken over, and the training, which is left behind if it does not stop
-// within the drain time. Task.mu guards the time of the last progress record and what
-// is kept of the job's history, since a training may report from anywhere; it is held
-// alone.
+// remove what nobody needs, put changed configurations into effect, and ask for
+// trainings that are due; it returns after the last of them. A job adds two: one that
+// watches whether it is cancelled or taken over, and the training, which is left behind
+// if it does not stop within the drain time. Task.mu guards the time of the last
+// progress record and what is kept of the job's history, since a training may report
+// from any goroutine; no other lock is taken while it is held.
 package trainer
 
 import (

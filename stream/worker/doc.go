@@ -53,9 +53,9 @@
 // The locks, in the order in which they may be taken; none is held while the
 // broker or the scorer is waited for, but for the first:
 //
-//  0. Worker.scoring: the exception, held while the scorer is waited for. All that
-//     score hold it for reading; who holds it alone scores a frame that may be
-//     what ends processes, so that a death tells.
+//  0. Worker.scoring: the exception, held while the scorer is waited for. Lanes hold it
+//     for reading while they score. A frame that may have crashed a worker is scored
+//     with the lock held for writing, alone, so that another crash is surely its fault.
 //  1. Worker.mu: the runners.
 //  2. detectorRunner.mu: what is wanted, what serves, the candidate and its report,
 //     what was refused, and the context that ends when any of these changes.
