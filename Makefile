@@ -134,10 +134,15 @@ screenshots: runtime ## photograph every page of the console, light, dark, narro
 VERSUS ?= .cache/versus
 
 .PHONY: versus
-versus: runtime ## measure PyTorch, timm, faiss and hnswlib beside this program in one run, installed by pip into .cache/versus (15 minutes)
+versus: runtime ## measure PyTorch, timm, anomalib (OpenVINO), faiss and hnswlib beside this program in one run, installed by pip into .cache/versus (half an hour; VERSUS_ARGS="--only anomalib --large --data DIR --weights FILE")
 	@test -x $(VERSUS)/bin/python || python3 -m venv $(VERSUS)
-	@$(VERSUS)/bin/python -m pip install -q pillow numpy torch timm faiss-cpu hnswlib
-	@$(VERSUS)/bin/python internal/bench/versus.py --program bin/nearmiss
+	@$(VERSUS)/bin/python -m pip install -q pillow numpy torch timm anomalib openvino faiss-cpu hnswlib
+	@$(VERSUS)/bin/python -W ignore internal/bench/versus.py --program bin/nearmiss $(VERSUS_ARGS)
+
+.PHONY: gpu-check
+gpu-check: build ## on a machine with a GPU: are its scores the CPU's, and how fast is it (PICTURES=DIR, DEVICE=cuda, WHEEL=FILE.whl; 8 minutes)
+	@test -d '$(PICTURES)' || { echo "make gpu-check PICTURES=DIR: a folder of 20 pictures or more"; exit 1; }
+	@DEVICE=$(DEVICE) WHEEL=$(WHEEL) internal/bench/gpu.sh bin/nearmiss '$(PICTURES)'
 
 .PHONY: curves
 curves: runtime ## measure what a frame costs against cameras, entries of the bank and size of the picture (10 minutes)

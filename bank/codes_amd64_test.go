@@ -2,8 +2,11 @@ package bank
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
 	"testing"
+
+	"github.com/nearmiss/nearmiss/internal/cputime"
 )
 
 // A machine without the vector instructions reads a bank with codes and searches
@@ -59,4 +62,51 @@ func TestKernelsWithoutAVX512(t *testing.T) {
 	defer func() { wide, dotsOfBytes = w, d }()
 	t.Run("rows", TestKernelsAgree)
 	t.Run("codes", TestCodesKernelsAgree)
+}
+
+// BenchmarkKernels has AVX2 and AVX-512 take turns on rows that lie anywhere in 400 MB
+// of floats and 100 MB of codes: nanoseconds of processor time a row, the best of eight.
+func BenchmarkKernels(b *testing.B) {
+	if !dotsOfBytes {
+		b.Skip("this machine has no AVX-512")
+	}
+	defer func() { wide, dotsOfBytes = true, true }()
+	for _, dim := range []int{192, 768} {
+		b.Run(fmt.Sprint(dim), func(b *testing.B) {
+			n := 100 << 20 / dim
+			data, codes := make([]float32, n*dim), make([]uint8, n*dim)
+			for i := range data {
+				data[i], codes[i] = float32(i%127), uint8(i%127)
+			}
+			list, out, x := make([]uint32, 20), make([]float32, 20), uint64(1)
+			best := map[string]float64{}
+			for range 8 {
+				for _, w := range []bool{false, true} {
+					wide, dotsOfBytes = w, w
+					for name, kernel := range map[string]func(){
+						"floats": func() { squaredL2Rows(data[:dim], data, list, out) },
+						"codes":  func() { codeRows(codes[:dim], codes, list, out) },
+					} {
+						const rounds = 3000
+						cpu := cputime.Seconds()
+						for range rounds {
+							for i := range list {
+								x = mix(x)
+								list[i] = uint32(x % uint64(n))
+							}
+							kernel()
+						}
+						took := 1e9 * (cputime.Seconds() - cpu) / rounds / float64(len(list))
+						unit := name + map[bool]string{false: "-avx2-ns", true: "-avx512-ns"}[w]
+						if had, ok := best[unit]; !ok || took < had {
+							best[unit] = took
+						}
+					}
+				}
+			}
+			for unit, v := range best {
+				b.ReportMetric(v, unit)
+			}
+		})
+	}
 }
