@@ -9,14 +9,15 @@ import (
 
 const (
 	// mostShared bounds what Shared keeps of images, in bytes: the full score of a ViT-Ti
-	// takes 600 kB of each, nearly all of it patches.
-	mostShared = 1 << 30
+	// takes 600 kB of each, nearly all of it patches. The garbage collector lets a process
+	// grow to about twice of what is kept.
+	mostShared = 512 << 20
 	// mostViews bounds the models that it keeps although nobody uses them.
 	mostViews = 8
 )
 
 // Shared keeps what a frozen backbone says of images, for several evaluations of
-// it that differ in how they score: each image is embedded once, as far as a GiB of
+// it that differ in how they score: each image is embedded once, as far as half a GiB of
 // memory goes. What was used longest ago makes room for what is new, and what finds
 // none is embedded again. It must be closed after them. The zero value is ready. It
 // is for one goroutine.
