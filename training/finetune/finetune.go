@@ -1,7 +1,6 @@
 package finetune
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -45,20 +44,14 @@ type Config struct {
 	// Chunk is the number of steps in one call of ONNX Runtime, between which
 	// progress is reported and cancelling takes effect; 0: optim chooses.
 	Chunk int
-	// SingleSteps runs every step as a call of its own, without a Loop.
-	SingleSteps bool
 	// Recompute computes the activations of each block again when its gradients
 	// are due, instead of keeping them: less memory for more time.
 	Recompute bool
-	// CacheBytes bounds the memory for resized images; 0: 1 GiB.
-	CacheBytes int
 
 	// Checkpoint is a folder: the state of training is saved there after every
-	// epoch, every SaveEvery and when ctx ends; a run that finds its state there
+	// epoch, every five minutes and when ctx ends; a run that finds its state there
 	// goes on from it. Empty: no checkpoints.
 	Checkpoint string
-	// SaveEvery is the time between checkpoints within an epoch; 0: 5 minutes.
-	SaveEvery time.Duration
 
 	// Progress, if set, hears after each chunk of steps and each epoch.
 	Progress func(Progress)
@@ -254,13 +247,15 @@ func (r *runner) open() (err error) {
 	return r.resume()
 }
 
+const (
+	cacheBytes = 1 << 30         // of memory for resized images
+	saveEvery  = 5 * time.Minute // between checkpoints within an epoch
+)
+
 // newFeeder reads batches from two sets; middle is for evaluation.
 func (r *runner) newFeeder(normals, fakes Set, middle bool) *feeder {
 	if r.cache == nil {
-		r.cache = &cacheRoom{left: r.CacheBytes}
-		if r.CacheBytes == 0 {
-			r.cache.left = 1 << 30
-		}
+		r.cache = &cacheRoom{left: cacheBytes}
 	}
 	sized := func(s Set) *resized {
 		return &resized{set: s, pre: r.net.pre, kept: map[int]*imaging.Image{}, room: r.cache}
@@ -337,9 +332,9 @@ func (r *runner) spec() (optim.Spec, error) {
 		Groups:     groups,
 		Optimizer:  rec.Optimizer,
 		Accumulate: rec.Batch / rec.micro(),
-		Chunk:      r.Chunk, SingleSteps: r.SingleSteps,
-		Session:   r.Session,
-		Recompute: recompute,
+		Chunk:      r.Chunk,
+		Session:    r.Session,
+		Recompute:  recompute,
 	}, nil
 }
 
@@ -428,14 +423,13 @@ func (r *runner) bestPath() (string, error) {
 
 // train runs the epochs that are left.
 func (r *runner) train(ctx context.Context) error {
-	every := cmp.Or(r.SaveEvery, 5*time.Minute)
 	steps := r.feed.steps()
 	s := &r.state
 	for len(s.Epochs) < r.Recipe.Epochs && !r.converged() {
 		left := (len(s.Epochs)+1)*steps - r.trainer.Step()
 		err := r.trainer.Run(ctx, r.feed, left, optim.RunOptions{Progress: func(_ context.Context, p optim.Progress) error {
 			r.account(p)
-			if time.Since(r.saved) >= every {
+			if time.Since(r.saved) >= saveEvery {
 				return r.save()
 			}
 			return nil
