@@ -10,6 +10,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -297,7 +298,7 @@ func TestReleasesThatAreUnfitAreRefused(t *testing.T) {
 		out := changed(t, "", nil)
 		name := filepath.Join(out, "manifest.json")
 		b := read(out, "manifest.json")
-		later := bytes.Replace(b, []byte(`"schema_version": 1`), []byte(`"schema_version": 2, "aura": {"hue": [1, 2]}`), 1)
+		later := regexp.MustCompile(`"schema_version": \d+`).ReplaceAll(b, fmt.Appendf(nil, `"schema_version": %d, "aura": {"hue": [1, 2]}`, release.SchemaVersion+1))
 		if bytes.Equal(later, b) {
 			t.Fatalf("the manifest has no schema version: %.100s", b)
 		}
@@ -350,7 +351,7 @@ func TestReleasesThatAreUnfitAreRefused(t *testing.T) {
 			}
 			return digest
 		}, "bytes"},
-		{"a release of a later version", future, "schema version 2, this program reads 1: use a matching version of nearmiss"},
+		{"a release of a later version", future, fmt.Sprintf("schema version %d, this program reads 1 to %d: use a matching version of nearmiss", release.SchemaVersion+1, release.SchemaVersion)},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			digest := c.bad(t)
