@@ -48,6 +48,21 @@ func twoClasses(t *testing.T, n int) *dataset.Set {
 	return set
 }
 
+// oneVsRest is what a plan has under the protocol, which tells what it learns.
+func oneVsRest(t *testing.T, set *dataset.Set, plan Plan, s *Shared, learnt func(Learning)) *evaluate.Result {
+	t.Helper()
+	m, err := ForEvaluation(plan, s, learnt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.(io.Closer).Close()
+	r, err := evaluate.OneVsRest(t.Context(), set, m, evaluate.Options{Seed: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
 func TestFitymiUnderTheProtocols(t *testing.T) {
 	set := twoClasses(t, 30)
 	plan := Plan{Method: FITYMI, Tuning: quick(t, "warp"), Model: Model{Backbone: smallBackbone(t)}, Host: Host{Work: t.TempDir(), Threads: 1}, Score: Score{Groups: Class()}}
@@ -55,16 +70,7 @@ func TestFitymiUnderTheProtocols(t *testing.T) {
 	var heard []Learning
 	run := func() *evaluate.Result {
 		heard = nil
-		m, err := ForEvaluation(plan, nil, func(l Learning) { heard = append(heard, l) })
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer m.(io.Closer).Close()
-		r, err := evaluate.OneVsRest(t.Context(), set, m, evaluate.Options{Seed: 4})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return r
+		return oneVsRest(t, set, plan, nil, func(l Learning) { heard = append(heard, l) })
 	}
 	first := run()
 	if first.Method != "fitymi" || len(heard) != 2 || heard[0].Fitted != 14 || heard[0].Unseen != 6 || len(heard[0].Resumed) != 0 {
@@ -112,18 +118,7 @@ func TestPlansForEvaluationAreChecked(t *testing.T) {
 func TestSharedKeepsWithinItsMemory(t *testing.T) {
 	set := twoClasses(t, 12)
 	plan := Plan{Method: KNN, Model: Model{Backbone: smallBackbone(t)}, Host: Host{Work: t.TempDir(), Threads: 1}}
-	measure := func(s *Shared) *evaluate.Result {
-		m, err := ForEvaluation(plan, s, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer m.(io.Closer).Close()
-		r, err := evaluate.OneVsRest(t.Context(), set, m, evaluate.Options{Seed: 4})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return r
-	}
+	measure := func(s *Shared) *evaluate.Result { return oneVsRest(t, set, plan, s, nil) }
 	size := func(s *Shared) (sum int) {
 		for _, k := range s.known {
 			sum += k.features.Size()
