@@ -144,6 +144,11 @@ gpu-check: build ## on a machine with a GPU: are its scores the CPU's, and how f
 	@test -d '$(PICTURES)' || { echo "make gpu-check PICTURES=DIR: a folder of 20 pictures or more"; exit 1; }
 	@DEVICE=$(DEVICE) WHEEL=$(WHEEL) internal/bench/gpu.sh bin/nearmiss '$(PICTURES)'
 
+.PHONY: prices
+prices: runtime ## what larger inputs and tiles cost and find on drawn parts of 1,024 pixels (BACKBONE=FILE.onnx; 10 minutes)
+	@test -f '$(BACKBONE)' || { echo "make prices BACKBONE=FILE.onnx: a model from nearmiss backbone import"; exit 1; }
+	NEARMISS_PRICES='$(abspath $(BACKBONE))' go test -count 1 -v -timeout 60m -run '^TestPricesOfInputsAndTiles$$' ./cmd/nearmiss
+
 .PHONY: curves
 curves: runtime ## measure what a frame costs against cameras, entries of the bank and size of the picture (10 minutes)
 	bin/nearmiss bench curves

@@ -53,11 +53,12 @@ func (s spotted) draw(diameter float64) (*imaging.Image, error) {
 }
 
 // TestPricesOfInputsAndTiles measures what larger inputs and tiles cost and find, for
-// training/RESULTS.md: NEARMISS_PRICES names the backbone. It takes ten minutes.
+// training/RESULTS.md (make prices): NEARMISS_PRICES names the backbone. It takes ten
+// minutes.
 func TestPricesOfInputsAndTiles(t *testing.T) {
 	backbone := os.Getenv("NEARMISS_PRICES")
 	if backbone == "" {
-		t.Skip("NEARMISS_PRICES=BACKBONE.onnx measures larger inputs and tiles, for ten minutes")
+		t.Skip("make prices BACKBONE=FILE.onnx measures larger inputs and tiles, for ten minutes")
 	}
 	const learnt, good, each = 60, 20, 12
 	source, err := synthetic.New(synthetic.Parts, 7, synthetic.Options{Size: 1024})
