@@ -74,7 +74,7 @@ type Detector struct {
 	Backbone       string   `json:"backbone,omitempty"`         // name of the model that the trainer begins with, never a path; empty: the trainer's own
 	Method         string   `json:"method,omitempty"`           // knn or fitymi; default knn
 	Profile        string   `json:"profile,omitempty"`          // training profile; empty: the method's default
-	Score          string   `json:"score,omitempty"`            // what scores are made of: class, pooled, patch, both, several joined by +, or auto; default class
+	Score          string   `json:"score,omitempty"`            // what scores are made of: full, class, or parts as fit --score takes them; default full
 	Symmetry       string   `json:"symmetry,omitempty"`         // what embeddings are averaged over: none, flip, dihedral, or auto, which looks how normals lie; default none
 	Tiles          string   `json:"tiles,omitempty"`            // of a frame, that patches are looked at in: rows and columns as in 2x3, auto, as many as frames have pixels and the budget time for, or none; default none, with a budget auto
 	Budget         Duration `json:"budget,omitempty"`           // the longest that judging a frame may take, of which inputs and tiles are chosen as fine; default 0, the backbone's own input
@@ -162,7 +162,7 @@ func (d Detector) Validate() error {
 	bad(!slices.Contains([]string{"", "none", "flip", "dihedral", "auto"}, d.Symmetry), "symmetry %q: use none, flip, dihedral or auto", d.Symmetry)
 	bad(!tiles.MatchString(d.Tiles), "tiles %q: use rows and columns as in 2x3, each at most 8, auto or none", text.Clip(d.Tiles))
 	bad(d.Budget < 0 || d.Budget > Duration(time.Minute), "budget %v: use at most a minute for a frame", time.Duration(d.Budget))
-	bad(strings.Trim(d.Score, "abcdefghijklmnopqrstuvwxyz-+") != "" || len(d.Score) > 100, "score %q: use class, pooled, patch, both, several joined by +, or auto", d.Score)
+	bad(strings.Trim(d.Score, "abcdefghijklmnopqrstuvwxyz0123456789-+|@:=.") != "" || len(d.Score) > 1000, "score %q: use full, class, or parts as in class:unit+pooled@6|patch@4:top1", text.Clip(d.Score))
 	bad(c.K < 1 || c.K > 1000, "k %d: use 1 to 1000", d.K)
 	bad(!(d.HeldOut >= 0 && d.HeldOut <= 0.9), "held-out share %g: use a share between 0 and 0.9", d.HeldOut)
 	bad(!(c.FalseAlarmRate > 0 && c.FalseAlarmRate < 1), "false-alarm rate %g: use a share between 0 and 1", d.FalseAlarmRate)
