@@ -2,6 +2,7 @@ package sink
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -116,5 +117,42 @@ func TestVerdictsAreSaidAndFiltered(t *testing.T) {
 	}
 	if (Sink{Name: "a", Kind: "k", Verdicts: []string{"maybe"}}).Validate() == nil {
 		t.Error("a verdict that does not exist is taken")
+	}
+}
+
+// Beyond the rate events are held back until the period is over, and then told in
+// one summary, with which another period begins.
+func TestWhatIsBeyondTheRateIsToldOnce(t *testing.T) {
+	j, err := newJudge(Sink{Kinds: []string{stream.KindAnomaly}, Rate: Rate{N: 2, Per: Duration(time.Minute)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Date(2026, 11, 29, 12, 0, 0, 0, time.UTC)
+	at := func(after time.Duration) string {
+		result, _ := j.decide(Notice{ID: "e", Event: stream.Event{Kind: stream.KindAnomaly, Detector: "bolts", Camera: "line3"}}, begin.Add(after))
+		return result
+	}
+	var got []string
+	for i := range 5 {
+		got = append(got, at(time.Duration(i)*time.Second))
+	}
+	if want := []string{ResultSent, ResultSent, ResultLimited, ResultLimited, ResultLimited}; !slices.Equal(got, want) {
+		t.Fatalf("%v", got)
+	}
+	if n, ok := j.summary(begin.Add(59*time.Second), false); ok {
+		t.Errorf("told early: %+v", n)
+	}
+	if got := at(61 * time.Second); got != ResultLimited { // those before it are not told yet
+		t.Errorf("%v", got)
+	}
+	n, ok := j.summary(begin.Add(62*time.Second), false)
+	if !ok || n.Summary != 4 || n.Event.Reason != "and 4 more on bolts/line3" {
+		t.Errorf("%+v", n)
+	}
+	if n, ok := j.summary(begin.Add(10*time.Minute), true); ok {
+		t.Errorf("told twice: %+v", n)
+	}
+	if got := at(63 * time.Second); got != ResultSent {
+		t.Errorf("%v in a new period", got)
 	}
 }
