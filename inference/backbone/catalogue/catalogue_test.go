@@ -184,7 +184,11 @@ func TestPull(t *testing.T) {
 			e.URL = p.URL + "/file"
 			c.change(&e, p)
 			s := Store{Dir: t.TempDir()}
-			ctx, cancel := context.WithTimeout(t.Context(), time.Second) // resuming is backbone.Pull's, and tested there
+			patience := time.Minute
+			if name == "no network" { // which is tried again until time is up
+				patience = time.Second
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
 			_, err := s.Pull(ctx, e, PullOptions{})
 			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), e.Name) {
