@@ -21,11 +21,19 @@ import (
 // SchemaVersion is the latest version of the manifest that this program reads. It
 // writes the earliest one that says all, so that earlier programs, which pass over what
 // they do not know, read a release that they can serve and refuse any other: version 2
-// has tiles, or a tone with levels.
+// has tiles, a tone with levels, or maps of what is above a picture's median.
 const SchemaVersion = 2
 
 // version is the earliest that says all that the manifest does.
 func (m Manifest) version() int {
+	if slices.ContainsFunc(m.Parts, func(p Part) bool { return p.MapExcess }) {
+		return 2
+	}
+	return m.scoring()
+}
+
+// scoring is the earliest that says all that scores depend on.
+func (m Manifest) scoring() int {
 	if p := m.Model.Preprocess; p.Tiles != nil || p.Tone != nil && len(p.Tone.Levels) > 0 {
 		return 2
 	}
@@ -331,7 +339,8 @@ func ParseManifest(b []byte) (Manifest, error) {
 	if err := m.Validate(); err != nil {
 		return Manifest{}, fmt.Errorf("read manifest: %w", err)
 	}
-	if v := m.version(); v > m.SchemaVersion {
+	// Some manifests of version 1 have maps of version 2: those of 29 November 2026.
+	if v := m.scoring(); v > m.SchemaVersion {
 		return Manifest{}, fmt.Errorf("read manifest: schema version %d has something of version %d", m.SchemaVersion, v)
 	}
 	return m, nil

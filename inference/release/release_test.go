@@ -295,51 +295,73 @@ func FuzzParseManifest(f *testing.F) {
 
 func file(sum string, size int64) envelope.File { return envelope.File{SHA256: sum, Size: size} }
 
-// A program that does not know tiles, or the levels of a tone, would pass over them
-// and score otherwise, so the version tells it; releases without stay what they were.
+// A program that does not know tiles, the levels of a tone or what counts in maps would
+// pass over them and score or draw otherwise, so the version tells it; releases without
+// stay what they were.
 func TestWhatIsNewHasAVersionOfItsOwn(t *testing.T) {
-	commit := func(p imaging.Preprocess) *Release {
+	commit := func(change func(m *Manifest)) *Release {
 		t.Helper()
 		b, err := Create(filepath.Join(t.TempDir(), "release"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer b.Abort()
-		for _, name := range []string{BackboneName, BankName, "check/a.png"} {
+		for _, name := range []string{BackboneName, BankName, PartBankName("patch"), "check/a.png"} {
 			if err := b.AddBytes(name, []byte(name)); err != nil {
 				t.Fatal(err)
 			}
 		}
-		m := manifest()
-		m.Model.Preprocess = p
+		m := withParts()
+		m.Files = nil
+		change(&m)
 		r, err := b.Commit(t.Context(), m)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return r
 	}
-	usual := manifest().Model.Preprocess
-	tiles, even, gamma := usual, usual, usual
-	tiles.Squash, tiles.Tiles = true, &imaging.Tiles{Rows: 2, Columns: 3, Overlap: 2}
-	even.Tone = &imaging.Tone{Levels: []float64{0.1, 0.5}, Floor: 0.05}
-	gamma.Tone = &imaging.Tone{Brightness: 0.5, Gamma: 0.5}
+	text := func(r *Release) string {
+		t.Helper()
+		b, err := os.ReadFile(filepath.Join(r.Dir, ManifestName))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	tiles := func(m *Manifest) {
+		m.Model.Preprocess.Squash, m.Model.Preprocess.Tiles = true, &imaging.Tiles{Rows: 2, Columns: 3, Overlap: 2}
+	}
+	excess := func(m *Manifest) { m.Parts[1].MapExcess = true }
 	for what, c := range map[string]struct {
-		p       imaging.Preprocess
+		change  func(m *Manifest)
 		version int
-	}{"plain": {usual, 1}, "a brightness": {gamma, 1}, "tiles": {tiles, 2}, "levels": {even, 2}} {
-		if got := commit(c.p).Manifest; got.SchemaVersion != c.version || !cmp.Equal(got.Model.Preprocess, c.p) {
-			t.Errorf("%s: version %d, want %d, with %+v", what, got.SchemaVersion, c.version, got.Model.Preprocess)
+	}{
+		"plain":        {func(*Manifest) {}, 1},
+		"a brightness": {func(m *Manifest) { m.Model.Preprocess.Tone = &imaging.Tone{Brightness: 0.5, Gamma: 0.5} }, 1},
+		"a map less":   {func(m *Manifest) { m.Parts[1].NoMap = true }, 1},
+		"tiles":        {tiles, 2},
+		"levels":       {func(m *Manifest) { m.Model.Preprocess.Tone = &imaging.Tone{Levels: []float64{0.1, 0.5}, Floor: 0.05} }, 2},
+		"excess":       {excess, 2},
+	} {
+		want := withParts()
+		c.change(&want)
+		got := commit(c.change).Manifest
+		if got.SchemaVersion != c.version || !cmp.Equal(got.Model.Preprocess, want.Model.Preprocess) || !cmp.Equal(got.Parts, want.Parts) {
+			t.Errorf("%s: version %d, want %d, with %+v and %+v", what, got.SchemaVersion, c.version, got.Model.Preprocess, got.Parts)
 		}
 	}
-	r := commit(tiles)
-	text, err := os.ReadFile(filepath.Join(r.Dir, ManifestName))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, change := range [][2]string{{`"schema_version": 2`, `"schema_version": 1`}, {`"rows": 2`, `"rows": 2000000`}, {`"overlap": 2`, `"overlap": 7`}} {
-		other := strings.Replace(string(text), change[0], change[1], 1)
-		if _, err := ParseManifest([]byte(other)); err == nil || other == string(text) {
+	old := [2]string{`"schema_version": 2`, `"schema_version": 1`}
+	whole := text(commit(tiles))
+	for _, change := range [][2]string{old, {`"rows": 2`, `"rows": 2000000`}, {`"overlap": 2`, `"overlap": 7`}} {
+		other := strings.Replace(whole, change[0], change[1], 1)
+		if _, err := ParseManifest([]byte(other)); err == nil || other == whole {
 			t.Errorf("%s is accepted", change[1])
 		}
+	}
+	// Written before such maps had a version: it scores alike.
+	whole = text(commit(excess))
+	early := strings.Replace(whole, old[0], old[1], 1)
+	if m, err := ParseManifest([]byte(early)); err != nil || early == whole || !m.Parts[1].MapExcess {
+		t.Errorf("a release of version 1 with such maps: %v", err)
 	}
 }
