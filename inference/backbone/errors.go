@@ -3,11 +3,13 @@ package backbone
 import (
 	"errors"
 	"fmt"
+
+	"github.com/nearmiss/nearmiss/inference/onnx/wire"
 )
 
 // ErrFormat is wrapped by every error that says a weight file is malformed,
 // truncated or of a kind this package does not read. Retrying cannot help.
-var ErrFormat = errors.New("unreadable weight file")
+var ErrFormat = wire.ErrFormat
 
 // ErrArchitecture is wrapped by every error that says the tensors of a
 // well-formed file do not make a backbone this package can build.

@@ -6,6 +6,7 @@ import (
 	"math"
 	"path/filepath"
 
+	"github.com/nearmiss/nearmiss/inference/onnx/wire"
 	"github.com/nearmiss/nearmiss/internal/mapped"
 )
 
@@ -25,15 +26,15 @@ func (l *inliner) close() {
 
 // inline returns an initialiser with its data in it.
 func (l *inliner) inline(t []byte) ([]byte, error) {
-	name, _, location, err := initializer(t)
+	name, _, location, err := wire.Initializer(t)
 	if err != nil || location == "" || l.keep {
 		return t, err
 	}
 	var out []byte
 	offset, length := int64(0), int64(-1)
-	err = eachField(t, func(f field) error {
-		if f.tag == tensorExternal {
-			key, value, err := stringEntry(f.val)
+	err = wire.Each(t, func(f wire.Field) error {
+		if f.Num == wire.TensorExternal {
+			key, value, err := wire.Entry(f.Val)
 			if err != nil {
 				return err
 			}
@@ -46,8 +47,8 @@ func (l *inliner) inline(t []byte) ([]byte, error) {
 			}
 			return nil
 		}
-		if f.tag != tensorLocation {
-			out = append(out, f.raw...)
+		if f.Num != wire.TensorLocation {
+			out = append(out, f.Raw...)
 		}
 		return nil
 	})
@@ -67,7 +68,7 @@ func (l *inliner) inline(t []byte) ([]byte, error) {
 	if length > math.MaxInt32 {
 		return nil, architectureError("the weight %q alone has %d bytes: export the model in half precision", name, length)
 	}
-	return appendBytes(out, tensorRaw, data[offset:offset+length]), nil
+	return wire.AppendBytes(out, wire.TensorRaw, data[offset:offset+length]), nil
 }
 
 func (l *inliner) file(location string) ([]byte, error) {

@@ -9,6 +9,7 @@ import (
 	"github.com/google/renameio/v2"
 
 	"github.com/nearmiss/nearmiss/inference/onnx"
+	"github.com/nearmiss/nearmiss/inference/onnx/wire"
 )
 
 // MetadataLayers holds the JSON of a foreign model's [Layer] list, in order of
@@ -43,7 +44,7 @@ func (f *foreign) chooseLayers() ([]Layer, error) {
 	var out []Layer
 	grids := f.grids()
 	for _, name := range f.o.Layers {
-		if !f.produced[name] {
+		if !f.Produced[name] {
 			return nil, architectureError("no node produces the layer %q", name)
 		}
 		shape := f.shape(name)
@@ -277,27 +278,27 @@ func selectForeign(dst, path string, taps []Tap) (s Selection, err error) {
 		return fail(err)
 	}
 	defer func() { _ = unmap() }()
-	m, err := parseForeign(data)
+	m, err := wire.Parse(data)
 	if err != nil {
 		return fail(err)
 	}
-	if len(m.external) > 0 {
+	if len(m.External) > 0 {
 		return fail(architectureError("%s has its weights in other files: import it anew", path))
 	}
-	info, pre, err := readMetadata(m.metadata)
+	info, pre, err := readMetadata(m.Metadata)
 	if err != nil {
 		return fail(err)
 	}
-	layers, err := readLayers(m.metadata)
+	layers, err := readLayers(m.Metadata)
 	if err != nil {
 		return fail(err)
 	}
 	end := &splice{prefix: "tap"}
 	var vectors []string
-	var outputs []tensorInfo
+	var outputs []wire.ValueInfo
 	batch := int64(-1)
-	if len(m.inputs) == 1 && len(m.inputs[0].dims) == 4 {
-		batch = m.inputs[0].dims[0]
+	if len(m.Inputs) == 1 && len(m.Inputs[0].Dims) == 4 {
+		batch = m.Inputs[0].Dims[0]
 	}
 	rename := map[string]string{OutputEmbedding: "nearmiss/whole"}
 	for _, t := range taps {
@@ -315,7 +316,7 @@ func selectForeign(dst, path string, taps []Tap) (s Selection, err error) {
 			continue
 		}
 		end.node("Identity", []string{v}, t.String())
-		outputs = append(outputs, tensorInfo{t.String(), elemFloat, true, []int64{batch, int64(l.Width * l.Height), int64(l.Dim)}})
+		outputs = append(outputs, tensorInfo(t.String(), wire.Float, batch, int64(l.Width*l.Height), int64(l.Dim)))
 		s.Patches = append(s.Patches, PatchOutput{Name: t.String(), Grid: [2]int{l.Width, l.Height}, Dim: l.Dim})
 	}
 	if len(vectors) == 0 {
@@ -330,15 +331,15 @@ func selectForeign(dst, path string, taps []Tap) (s Selection, err error) {
 	} else {
 		end.node("Concat", vectors, OutputEmbedding, intAttr("axis", 1))
 	}
-	outputs = append([]tensorInfo{{OutputEmbedding, elemFloat, true, []int64{batch, int64(total)}}}, outputs...)
-	g, err := prune(m.graph, rename, end, outputs, nil)
+	outputs = slices.Insert(outputs, 0, tensorInfo(OutputEmbedding, wire.Float, batch, int64(total)))
+	g, err := prune(m.Graph, rename, end, outputs, nil)
 	if err != nil {
 		return fail(err)
 	}
 	if len(taps) > 1 || taps[0] != (Tap{What: TapClass}) {
 		info.Tokens, info.Dim = 0, total
 	}
-	f := &foreign{foreignModel: m, b: data}
+	f := &foreign{Model: m, b: data}
 	out, err := f.model(g, map[string]any{MetadataBackbone: info, MetadataPreprocess: pre})
 	if err != nil {
 		return fail(err)
@@ -347,7 +348,7 @@ func selectForeign(dst, path string, taps []Tap) (s Selection, err error) {
 }
 
 // tapForeign appends the nodes of one tap and names what it gives.
-func tapForeign(s *splice, m *foreignModel, layers []Layer, t Tap) (string, Layer, error) {
+func tapForeign(s *splice, m *wire.Model, layers []Layer, t Tap) (string, Layer, error) {
 	if t.Layer == 0 {
 		if t.What != TapClass {
 			return "", Layer{}, architectureError("%s is not to be had of a foreign model, behind all layers it gives its embedding only", t)
@@ -359,8 +360,8 @@ func tapForeign(s *splice, m *foreignModel, layers []Layer, t Tap) (string, Laye
 	}
 	l := layers[t.Layer-1]
 	x := l.Value
-	if m.values[x].elem == elemFloat16 || m.inputs[0].elem == elemFloat16 {
-		x = s.node("Cast", []string{x}, "", intAttr("to", elemFloat))
+	if m.Values[x].Elem == wire.Float16 || m.Inputs[0].Elem == wire.Float16 {
+		x = s.node("Cast", []string{x}, "", intAttr("to", wire.Float))
 	}
 	constant := func(v ...int64) string { return s.ints(v...) }
 	patches := func() string { // [N, P, D]
@@ -374,7 +375,7 @@ func tapForeign(s *splice, m *foreignModel, layers []Layer, t Tap) (string, Laye
 		return s.node("Slice", []string{x, constant(int64(l.Lead)), constant(int64(l.Lead + l.Width*l.Height)), constant(1)}, "")
 	}
 	unit := func(y string) string {
-		length := s.reduce("ReduceL2", m.opset, y, 2, true)
+		length := s.reduce("ReduceL2", m.Opset, y, 2, true)
 		length = s.node("Max", []string{length, s.floats(fmt.Sprintf("nearmiss/tap/%d/least", s.count), []float32{1e-12})}, "")
 		return s.node("Div", []string{y, length}, "")
 	}
@@ -396,10 +397,10 @@ func tapForeign(s *splice, m *foreignModel, layers []Layer, t Tap) (string, Laye
 			y = s.node("Reshape", []string{y, constant(0, -1, int64(l.Dim))}, "")
 		}
 		if t.What == TapPooled {
-			return s.mean(m.opset, y, 1, false), l, nil
+			return s.mean(m.Opset, y, 1, false), l, nil
 		}
-		off := s.node("Sub", []string{y, s.mean(m.opset, y, 1, true)}, "")
-		return s.node("Sqrt", []string{s.mean(m.opset, s.node("Mul", []string{off, off}, ""), 1, false)}, ""), l, nil
+		off := s.node("Sub", []string{y, s.mean(m.Opset, y, 1, true)}, "")
+		return s.node("Sqrt", []string{s.mean(m.Opset, s.node("Mul", []string{off, off}, ""), 1, false)}, ""), l, nil
 	case TapPatch:
 		if t.Around > 1 && t.Around%2 == 0 {
 			return "", l, architectureError("the mean of %d×%d patches has no middle one", t.Around, t.Around)
@@ -426,7 +427,7 @@ func tapForeign(s *splice, m *foreignModel, layers []Layer, t Tap) (string, Laye
 
 // prune writes a graph with only the nodes and weights that some outputs, and
 // some values inside, need.
-func prune(graph []byte, rename map[string]string, end *splice, outputs []tensorInfo, inside []Layer) ([]byte, error) {
+func prune(graph []byte, rename map[string]string, end *splice, outputs []wire.ValueInfo, inside []Layer) ([]byte, error) {
 	type node struct {
 		raw     []byte
 		outputs []string
@@ -440,11 +441,8 @@ func prune(graph []byte, rename map[string]string, end *splice, outputs []tensor
 		nodes = append(nodes, n)
 		return err
 	}
-	err := eachField(graph, func(f field) error {
-		if f.tag != graphNode {
-			return nil
-		}
-		raw, err := renameNode(f.val, rename, 0)
+	err := wire.EachOf(graph, wire.GraphNode, func(f wire.Field) error {
+		raw, err := renameNode(f.Val, rename, 0)
 		if err != nil {
 			return err
 		}
@@ -460,7 +458,7 @@ func prune(graph []byte, rename map[string]string, end *splice, outputs []tensor
 	}
 	need := map[string]bool{}
 	for _, t := range outputs {
-		need[t.name] = true
+		need[t.Name] = true
 	}
 	for _, l := range inside {
 		need[l.Value] = true
@@ -477,22 +475,22 @@ func prune(graph []byte, rename map[string]string, end *splice, outputs []tensor
 	var g []byte
 	for i, n := range nodes {
 		if keep[i] {
-			g = appendBytes(g, graphNode, n.raw)
+			g = wire.AppendBytes(g, wire.GraphNode, n.raw)
 		}
 	}
-	err = eachField(graph, func(f field) error {
-		switch f.tag {
-		case graphInitializer:
-			name, _, _, err := initializer(f.val)
+	err = wire.Each(graph, func(f wire.Field) error {
+		switch f.Num {
+		case wire.GraphInitializer:
+			name, _, _, err := wire.Initializer(f.Val)
 			if err != nil {
 				return err
 			}
 			if need[name] {
-				g = append(g, f.raw...)
+				g = append(g, f.Raw...)
 			}
-		case graphNode, graphOutput, graphValueInfo:
+		case wire.GraphNode, wire.GraphOutput, wire.GraphValueInfo:
 		default:
-			g = append(g, f.raw...)
+			g = append(g, f.Raw...)
 		}
 		return nil
 	})
@@ -500,10 +498,10 @@ func prune(graph []byte, rename map[string]string, end *splice, outputs []tensor
 		return nil, err
 	}
 	for _, t := range end.tensors {
-		g = appendBytes(g, graphInitializer, t)
+		g = wire.AppendBytes(g, wire.GraphInitializer, t)
 	}
 	for _, t := range outputs {
-		g = appendBytes(g, graphOutput, t.encode())
+		g = wire.AppendBytes(g, wire.GraphOutput, t.Encode())
 	}
 	return g, nil
 }
@@ -514,30 +512,30 @@ func wires(node []byte, depth int) (outputs, reads []string, err error) {
 		return nil, nil, formatError("subgraphs nest deeper than %d", maxGraphDepth)
 	}
 	all := map[string]bool{}
-	err = eachField(node, func(f field) error {
-		switch f.tag {
-		case nodeInput:
-			all[string(f.val)] = true
-		case nodeOutput:
-			if len(f.val) > 0 {
-				outputs = append(outputs, string(f.val))
+	err = wire.Each(node, func(f wire.Field) error {
+		switch f.Num {
+		case wire.NodeInput:
+			all[string(f.Val)] = true
+		case wire.NodeOutput:
+			if len(f.Val) > 0 {
+				outputs = append(outputs, string(f.Val))
 			}
-		case nodeAttribute:
-			return eachField(f.val, func(f field) error {
-				if f.tag != attrGraph && f.tag != attrGraphs {
+		case wire.NodeAttribute:
+			return wire.Each(f.Val, func(f wire.Field) error {
+				if f.Num != wire.AttrGraph && f.Num != wire.AttrGraphs {
 					return nil
 				}
-				return eachField(f.val, func(f field) error {
-					switch f.tag {
-					case graphNode:
-						_, inside, err := wires(f.val, depth+1)
+				return wire.Each(f.Val, func(f wire.Field) error {
+					switch f.Num {
+					case wire.GraphNode:
+						_, inside, err := wires(f.Val, depth+1)
 						for _, r := range inside {
 							all[r] = true
 						}
 						return err
-					case graphOutput: // may be a value of the outer graph
-						t, err := parseTensorInfo(f.val)
-						all[t.name] = true
+					case wire.GraphOutput: // may be a value of the outer graph
+						t, err := wire.ParseValueInfo(f.Val)
+						all[t.Name] = true
 						return err
 					}
 					return nil

@@ -13,6 +13,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/onnx"
+	"github.com/nearmiss/nearmiss/inference/onnx/wire"
 )
 
 // ImportOptions adjust [Import].
@@ -86,11 +87,11 @@ func importFile(src, dst string, o ImportOptions) (info Info, err error) {
 		return m.write(dst, o)
 	}
 
-	f, err := parseForeign(data)
+	f, err := wire.Parse(data)
 	if err != nil {
 		return info, err
 	}
-	own, pre, err := readMetadata(f.metadata)
+	own, pre, err := readMetadata(f.Metadata)
 	if err != nil {
 		return info, err
 	}
@@ -120,7 +121,7 @@ func importFile(src, dst string, o ImportOptions) (info Info, err error) {
 			return info, architectureError("the model takes %d px, not the %d px asked for", own.Size, o.Size)
 		}
 		if o.Preprocess == nil && o.Mean == nil && o.Std == nil {
-			if err := copyExternal(src, dst, f.external); err != nil {
+			if err := copyExternal(src, dst, f.External); err != nil {
 				return info, err
 			}
 			return own, renameio.WriteFile(dst, data, 0o644)
@@ -241,16 +242,16 @@ func Inspect(path string, o ImportOptions) (r Report, err error) {
 		r.PreprocessFrom, r.HeadsFrom, r.Ignored = m.PreprocessFrom, m.HeadsFrom, m.Left
 		return r, nil
 	}
-	f, err := parseForeign(data)
+	f, err := wire.Parse(data)
 	if err != nil {
 		return r, err
 	}
-	if r.Info, r.Preprocess, err = readMetadata(f.metadata); err != nil {
+	if r.Info, r.Preprocess, err = readMetadata(f.Metadata); err != nil {
 		return r, err
 	}
 	if r.Family != "" {
 		r.Imported = true
-		r.Layers, err = readLayers(f.metadata)
+		r.Layers, err = readLayers(f.Metadata)
 		return r, err
 	}
 	o.Name = cmp.Or(o.Name, stripExtension(path))
@@ -305,17 +306,9 @@ func readProperties(path string) (props map[string]string, err error) {
 		return nil, fmt.Errorf("read metadata of %s: %w", path, err)
 	}
 	defer func() { err = errors.Join(err, unmap()) }()
-	props = map[string]string{}
-	err = eachField(data, func(f field) error {
-		if f.tag != modelMetadata {
-			return nil
-		}
-		key, value, err := stringEntry(f.val)
-		props[key] = value
-		return err
-	})
+	m, err := wire.Parse(data)
 	if err != nil {
 		return nil, fmt.Errorf("read metadata of %s: %w", path, err)
 	}
-	return props, nil
+	return m.Metadata, nil
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/google/renameio/v2"
 
 	"github.com/nearmiss/nearmiss/inference/onnx"
+	"github.com/nearmiss/nearmiss/inference/onnx/wire"
 )
 
 // ReplaceWeights copies the ONNX model src to dst, atomically, with the data of
@@ -28,7 +29,7 @@ func ReplaceWeights(src, dst string, weights []onnx.Tensor) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, unmap()) }()
-	m, err := parseForeign(data)
+	m, err := wire.Parse(data)
 	if err != nil {
 		return err
 	}
@@ -36,32 +37,28 @@ func ReplaceWeights(src, dst string, weights []onnx.Tensor) (err error) {
 	for _, w := range weights {
 		byName[w.Name] = w
 	}
-	var g []byte
-	err = eachField(m.graph, func(f field) error {
-		if f.tag != graphInitializer {
-			g = append(g, f.raw...)
-			return nil
+	g, err := wire.Rewrite(m.Graph, func(g []byte, f wire.Field) ([]byte, error) {
+		if f.Num != wire.GraphInitializer {
+			return append(g, f.Raw...), nil
 		}
-		name, elements, _, err := initializer(f.val)
+		name, elements, _, err := wire.Initializer(f.Val)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		w, ok := byName[name]
 		if !ok {
-			g = append(g, f.raw...)
-			return nil
+			return append(g, f.Raw...), nil
 		}
 		delete(byName, name)
 		if w.Type != onnx.Float || elements != w.Elements() || len(w.Data) != 4*elements {
-			return architectureError("weight %q has %d elements, the new one is %s%v", name, elements, w.Type, w.Shape)
+			return nil, architectureError("weight %q has %d elements, the new one is %s%v", name, elements, w.Type, w.Shape)
 		}
 		var t []byte
 		for _, d := range w.Shape {
-			t = appendInt(t, tensorDims, int64(d))
+			t = wire.AppendInt(t, wire.TensorDims, int64(d))
 		}
-		t = appendBytes(appendText(appendInt(t, tensorType, elemFloat), tensorName, name), tensorRaw, w.Data)
-		g = appendBytes(g, graphInitializer, t)
-		return nil
+		t = wire.AppendBytes(wire.AppendBytes(wire.AppendInt(t, wire.TensorType, wire.Float), wire.TensorName, name), wire.TensorRaw, w.Data)
+		return wire.AppendBytes(g, wire.GraphInitializer, t), nil
 	})
 	if err != nil {
 		return err
@@ -69,14 +66,11 @@ func ReplaceWeights(src, dst string, weights []onnx.Tensor) (err error) {
 	if len(byName) > 0 {
 		return architectureError("the model has no initialisers %s", sortedNames(slices.Collect(maps.Keys(byName)), 6))
 	}
-	var out []byte
-	err = eachField(data, func(f field) error {
-		if f.tag == modelGraph {
-			out = appendBytes(out, modelGraph, g)
-		} else {
-			out = append(out, f.raw...)
+	out, err := wire.Rewrite(data, func(out []byte, f wire.Field) ([]byte, error) {
+		if f.Num == wire.ModelGraph {
+			return wire.AppendBytes(out, wire.ModelGraph, g), nil
 		}
-		return nil
+		return append(out, f.Raw...), nil
 	})
 	if err != nil {
 		return err
@@ -84,7 +78,7 @@ func ReplaceWeights(src, dst string, weights []onnx.Tensor) (err error) {
 	if len(out) > math.MaxInt32 {
 		return architectureError("the model reaches the 2 GiB of one protobuf message")
 	}
-	if err := copyExternal(src, dst, m.external); err != nil {
+	if err := copyExternal(src, dst, m.External); err != nil {
 		return err
 	}
 	return renameio.WriteFile(dst, out, 0o644)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/onnx"
+	"github.com/nearmiss/nearmiss/inference/onnx/wire"
 )
 
 // Pooling says how a foreign output of rank 3 or 4 becomes one vector.
@@ -37,11 +38,11 @@ const minDim = 8
 
 // foreign is a foreign model under import.
 type foreign struct {
-	*foreignModel
+	*wire.Model
 	b          []byte
 	o          ImportOptions
 	dir        string // of the model's external data
-	in         tensorInfo
+	in         wire.ValueInfo
 	size       int
 	nchw       bool
 	pre        imaging.Preprocess
@@ -53,24 +54,24 @@ type foreign struct {
 
 // openForeign parses a foreign model and settles its input.
 func openForeign(b []byte, o ImportOptions) (*foreign, error) {
-	m, err := parseForeign(b)
+	m, err := wire.Parse(b)
 	if err != nil {
 		return nil, err
 	}
-	f := &foreign{foreignModel: m, b: b, o: o, dir: filepath.Dir(o.path)}
-	if f.in, f.size, f.nchw, err = m.imageInput(o); err != nil {
+	f := &foreign{Model: m, b: b, o: o, dir: filepath.Dir(o.path)}
+	if f.in, f.size, f.nchw, err = imageInput(m, o); err != nil {
 		return nil, err
 	}
 	f.pre, f.from, f.unprepared = foreignPreprocess(f.in, f.size, o)
 	// Free the two public names, and give the input its own where it takes bytes.
 	f.rename = map[string]string{}
 	for _, public := range []string{InputImage, OutputEmbedding} {
-		if _, declared := m.values[public]; declared || m.produced[public] {
+		if _, declared := m.Values[public]; declared || m.Produced[public] {
 			f.rename[public] = "nearmiss/was/" + public
 		}
 	}
-	if f.in.elem == elemUint8 {
-		f.rename[f.in.name] = InputImage
+	if f.in.Elem == wire.Uint8 {
+		f.rename[f.in.Name] = InputImage
 	}
 	return f, nil
 }
@@ -86,9 +87,9 @@ func (f *foreign) inner(name string) string {
 // what is inside: shapes that the graph computes are folded there. A model that
 // onnx cannot read is not at fault.
 func (f *foreign) read() error {
-	var outputs []tensorInfo
-	for _, t := range f.outputs {
-		t.name = f.inner(t.name)
+	var outputs []wire.ValueInfo
+	for _, t := range f.Outputs {
+		t.Name = f.inner(t.Name)
 		outputs = append(outputs, t)
 	}
 	b, err := f.assemble(nil, outputs, 1, nil, true)
@@ -114,12 +115,12 @@ func (f *foreign) shape(name string) []int {
 			return v.Shape()
 		}
 	}
-	t := f.values[name]
-	if !t.known {
+	t := f.Values[name]
+	if !t.Known {
 		return nil
 	}
-	out := make([]int, len(t.dims))
-	for i, d := range t.dims {
+	out := make([]int, len(t.Dims))
+	for i, d := range t.Dims {
 		if out[i] = int(d); i == 0 {
 			out[i] = 1
 		}
@@ -132,7 +133,7 @@ func (f *foreign) shape(name string) []int {
 
 // run gives the value of a model for so many images by running it.
 func (f *foreign) run(name string, images int) (Output, error) {
-	b, err := f.assemble(nil, []tensorInfo{{name: f.inner(name), elem: max(f.values[name].elem, elemFloat)}}, -1, nil, false)
+	b, err := f.assemble(nil, []wire.ValueInfo{{Name: f.inner(name), Elem: max(f.Values[name].Elem, wire.Float)}}, -1, nil, false)
 	if err != nil {
 		return Output{}, err
 	}
@@ -162,7 +163,7 @@ func (f *foreign) runBytes(b []byte, images int, name string) (Output, error) {
 
 // chosen is the value that becomes the embedding.
 type chosen struct {
-	tensorInfo
+	wire.ValueInfo
 	pool Pooling
 	dim  int
 	rank int
@@ -172,8 +173,8 @@ type chosen struct {
 func (f *foreign) embedding() (c chosen, err error) {
 	fail := func(format string, a ...any) (chosen, error) { return c, architectureError(format, a...) }
 	var names []string
-	for _, v := range f.outputs {
-		names = append(names, v.name)
+	for _, v := range f.Outputs {
+		names = append(names, v.Name)
 	}
 	name := f.o.Output
 	if name == "" {
@@ -189,15 +190,15 @@ func (f *foreign) embedding() (c chosen, err error) {
 	if name == "" {
 		return fail("cannot choose the embedding among the outputs %q: name one with --output", names)
 	}
-	if !f.produced[name] {
+	if !f.Produced[name] {
 		return fail("no node produces %q; the outputs are %q: name one of them, or a value inside, with --output", name, names)
 	}
 	var declared bool
-	if c.tensorInfo, declared = f.values[name]; !declared || f.outputInside(name) {
-		c.tensorInfo = tensorInfo{name: name, elem: elemFloat}
+	if c.ValueInfo, declared = f.Values[name]; !declared || f.outputInside(name) {
+		c.ValueInfo = wire.ValueInfo{Name: name, Elem: wire.Float}
 		if f.graph != nil {
 			if v := f.graph.Lookup(f.inner(name)); v != nil {
-				c.elem = int(v.Type())
+				c.Elem = int(v.Type())
 			}
 		}
 	}
@@ -236,7 +237,7 @@ func (f *foreign) embedding() (c chosen, err error) {
 
 // outputInside says whether the name is an inner value's.
 func (f *foreign) outputInside(name string) bool {
-	return !slices.ContainsFunc(f.outputs, func(t tensorInfo) bool { return t.name == name })
+	return !slices.ContainsFunc(f.Outputs, func(t wire.ValueInfo) bool { return t.Name == name })
 }
 
 // suggest names values that could be meant.
@@ -260,10 +261,10 @@ func (f *foreign) outer(name string) string {
 
 // prologue are nodes from the uint8 image to the model's own input.
 func (f *foreign) prologue(s *splice) {
-	if f.in.elem == elemUint8 {
+	if f.in.Elem == wire.Uint8 {
 		return
 	}
-	x := s.node("Cast", []string{InputImage}, "", intAttr("to", elemFloat))
+	x := s.node("Cast", []string{InputImage}, "", intAttr("to", wire.Float))
 	scale, shift := make([]float32, 3), make([]float32, 3)
 	for c := range 3 {
 		scale[c] = float32(1 / (255 * f.pre.Std[c]))
@@ -274,12 +275,12 @@ func (f *foreign) prologue(s *splice) {
 	if f.nchw {
 		steps++
 	}
-	if f.in.elem == elemFloat16 {
+	if f.in.Elem == wire.Float16 {
 		steps++
 	}
 	end := func() string { // the last step produces the model's own input
 		if steps--; steps < 0 {
-			return f.inner(f.in.name)
+			return f.inner(f.in.Name)
 		}
 		return ""
 	}
@@ -287,16 +288,16 @@ func (f *foreign) prologue(s *splice) {
 	if f.nchw {
 		x = s.node("Transpose", []string{x}, end(), intsAttr("perm", 0, 3, 1, 2))
 	}
-	if f.in.elem == elemFloat16 {
-		s.node("Cast", []string{x}, end(), intAttr("to", elemFloat16))
+	if f.in.Elem == wire.Float16 {
+		s.node("Cast", []string{x}, end(), intAttr("to", wire.Float16))
 	}
 }
 
 // epilogue are nodes from the chosen value to the embedding.
 func (f *foreign) epilogue(c chosen) *splice {
 	s := &splice{prefix: "pool"}
-	y := f.inner(c.name)
-	half := c.elem == elemFloat16
+	y := f.inner(c.Name)
+	half := c.Elem == wire.Float16
 	end := OutputEmbedding
 	if half {
 		end = ""
@@ -309,10 +310,10 @@ func (f *foreign) epilogue(c chosen) *splice {
 	case c.rank == 4:
 		y = s.node("Flatten", []string{s.node("GlobalAveragePool", []string{y}, "")}, end, intAttr("axis", 1))
 	default:
-		y = s.node("Identity", []string{s.mean(f.opset, y, 1, false)}, end)
+		y = s.node("Identity", []string{s.mean(f.Opset, y, 1, false)}, end)
 	}
 	if half {
-		s.node("Cast", []string{y}, OutputEmbedding, intAttr("to", elemFloat))
+		s.node("Cast", []string{y}, OutputEmbedding, intAttr("to", wire.Float))
 	}
 	return s
 }
@@ -320,7 +321,7 @@ func (f *foreign) epilogue(c chosen) *splice {
 // assemble writes the model with its input replaced, end behind its nodes and
 // other outputs. batch −1 leaves the number of images open. Weights in external
 // files are brought in, but for outside, a model that is only looked at.
-func (f *foreign) assemble(end *splice, outputs []tensorInfo, batch int64, metadata map[string]any, outside bool) ([]byte, error) {
+func (f *foreign) assemble(end *splice, outputs []wire.ValueInfo, batch int64, metadata map[string]any, outside bool) ([]byte, error) {
 	start := &splice{prefix: "image"}
 	f.prologue(start)
 	if end == nil {
@@ -328,50 +329,50 @@ func (f *foreign) assemble(end *splice, outputs []tensorInfo, batch int64, metad
 	}
 	var g []byte
 	for _, n := range start.nodes {
-		g = appendBytes(g, graphNode, n)
+		g = wire.AppendBytes(g, wire.GraphNode, n)
 	}
-	shared, err := sharedInitializers(f.foreignModel.graph)
+	shared, err := sharedInitializers(f.Model.Graph)
 	if err != nil {
 		return nil, err
 	}
 	weights := &inliner{dir: f.dir, keep: outside}
 	defer weights.close()
 	put := func(t []byte) error {
-		t, err := weights.inline(renameField(t, tensorName, f.rename))
-		g = appendBytes(g, graphInitializer, t)
+		t, err := weights.inline(renameField(t, wire.TensorName, f.rename))
+		g = wire.AppendBytes(g, wire.GraphInitializer, t)
 		return err
 	}
-	err = eachField(f.foreignModel.graph, func(fd field) error {
-		switch fd.tag {
-		case graphNode:
-			own, err := unshare(fd.val, shared)
+	err = wire.Each(f.Model.Graph, func(fd wire.Field) error {
+		switch fd.Num {
+		case wire.GraphNode:
+			own, err := unshare(fd.Val, shared)
 			if err != nil {
 				return err
 			}
 			if own != nil {
 				return put(own)
 			}
-			n, err := renameNode(fd.val, f.rename, 0)
+			n, err := renameNode(fd.Val, f.rename, 0)
 			if err != nil {
 				return err
 			}
-			g = appendBytes(g, graphNode, n)
-		case graphInput:
-			t, err := parseTensorInfo(fd.val)
+			g = wire.AppendBytes(g, wire.GraphNode, n)
+		case wire.GraphInput:
+			t, err := wire.ParseValueInfo(fd.Val)
 			if err != nil {
 				return err
 			}
-			if t.name != f.in.name { // an initialiser's
-				g = appendBytes(g, graphInput, renameField(fd.val, infoName, f.rename))
+			if t.Name != f.in.Name { // an initialiser's
+				g = wire.AppendBytes(g, wire.GraphInput, renameField(fd.Val, wire.InfoName, f.rename))
 			}
-		case graphOutput:
-		case graphInitializer:
-			return put(fd.val)
-		case graphValueInfo:
+		case wire.GraphOutput:
+		case wire.GraphInitializer:
+			return put(fd.Val)
+		case wire.GraphValueInfo:
 			// Shapes that the file declares are not to be trusted for another input, and
 			// nobody needs them.
 		default:
-			g = append(g, fd.raw...)
+			g = append(g, fd.Raw...)
 		}
 		return nil
 	})
@@ -379,15 +380,15 @@ func (f *foreign) assemble(end *splice, outputs []tensorInfo, batch int64, metad
 		return nil, err
 	}
 	for _, n := range end.nodes {
-		g = appendBytes(g, graphNode, n)
+		g = wire.AppendBytes(g, wire.GraphNode, n)
 	}
 	for _, t := range slices.Concat(start.tensors, end.tensors) {
-		g = appendBytes(g, graphInitializer, t)
+		g = wire.AppendBytes(g, wire.GraphInitializer, t)
 	}
 	side := int64(f.size)
-	g = appendBytes(g, graphInput, tensorInfo{InputImage, elemUint8, true, []int64{batch, side, side, 3}}.encode())
+	g = wire.AppendBytes(g, wire.GraphInput, tensorInfo(InputImage, wire.Uint8, batch, side, side, 3).Encode())
 	for _, t := range outputs {
-		g = appendBytes(g, graphOutput, t.encode())
+		g = wire.AppendBytes(g, wire.GraphOutput, t.Encode())
 	}
 	if metadata == nil {
 		return f.model(g, nil)
@@ -398,11 +399,8 @@ func (f *foreign) assemble(end *splice, outputs []tensorInfo, batch int64, metad
 	}
 	info := metadata[MetadataBackbone].(Info)
 	info.Params = 0
-	err = eachField(g, func(fd field) error {
-		if fd.tag != graphInitializer {
-			return nil
-		}
-		name, elements, _, err := initializer(fd.val)
+	err = wire.EachOf(g, wire.GraphInitializer, func(fd wire.Field) error {
+		name, elements, _, err := wire.Initializer(fd.Val)
 		if !strings.HasPrefix(name, "nearmiss/") {
 			info.Params += elements
 		}
@@ -411,29 +409,23 @@ func (f *foreign) assemble(end *splice, outputs []tensorInfo, batch int64, metad
 	if err != nil {
 		return nil, err
 	}
-	f.params = info.Params
+	f.Params = info.Params
 	metadata[MetadataBackbone] = info
 	return f.model(g, metadata)
 }
 
 // model puts a graph into the model's frame.
 func (f *foreign) model(graph []byte, metadata map[string]any) (out []byte, err error) {
-	err = eachField(f.b, func(fd field) error {
-		switch fd.tag {
-		case modelGraph:
-			out = appendBytes(out, modelGraph, graph)
-		case modelMetadata:
-			key, _, err := stringEntry(fd.val)
-			if err != nil {
-				return err
+	out, err = wire.Rewrite(f.b, func(out []byte, fd wire.Field) ([]byte, error) {
+		switch fd.Num {
+		case wire.ModelGraph:
+			return wire.AppendBytes(out, wire.ModelGraph, graph), nil
+		case wire.ModelMetadata:
+			if key, _, err := wire.Entry(fd.Val); err != nil || strings.HasPrefix(key, "nearmiss.") {
+				return out, err
 			}
-			if !strings.HasPrefix(key, "nearmiss.") {
-				out = append(out, fd.raw...)
-			}
-		default:
-			out = append(out, fd.raw...)
 		}
-		return nil
+		return append(out, fd.Raw...), nil
 	})
 	if err != nil {
 		return nil, err
@@ -447,7 +439,7 @@ func (f *foreign) model(graph []byte, metadata map[string]any) (out []byte, err 
 		if err != nil {
 			return nil, err
 		}
-		out = appendBytes(out, modelMetadata, appendBytes(appendText(nil, 1, key), 2, j))
+		out = wire.AppendBytes(out, wire.ModelMetadata, wire.AppendBytes(wire.AppendBytes(nil, 1, key), 2, j))
 	}
 	if len(out) > math.MaxInt32 {
 		return nil, architectureError("the model reaches the 2 GiB of one ONNX file: export it in half precision")
@@ -487,21 +479,21 @@ func importForeign(b []byte, o ImportOptions) (r result, err error) {
 		return r, f.unprepared
 	}
 	batch := int64(-1)
-	if f.in.known && len(f.in.dims) == 4 {
-		batch = f.in.dims[0]
+	if f.in.Known && len(f.in.Dims) == 4 {
+		batch = f.in.Dims[0]
 	}
 	r.pre, r.from, r.layers = f.pre, f.from, layers
 	for {
-		r.info = Info{Name: o.Name, Family: Foreign, Format: "onnx", Size: f.size, Dim: c.dim, Params: f.params}
+		r.info = Info{Name: o.Name, Family: Foreign, Format: "onnx", Size: f.size, Dim: c.dim, Params: f.Params}
 		metadata := map[string]any{MetadataBackbone: r.info, MetadataPreprocess: r.pre}
 		if len(layers) > 0 {
 			metadata[MetadataLayers] = layers
 		}
-		out := tensorInfo{OutputEmbedding, elemFloat, true, []int64{batch, int64(c.dim)}}
-		if r.model, err = f.assemble(f.epilogue(c), []tensorInfo{out}, batch, metadata, false); err != nil {
+		out := tensorInfo(OutputEmbedding, wire.Float, batch, int64(c.dim))
+		if r.model, err = f.assemble(f.epilogue(c), []wire.ValueInfo{out}, batch, metadata, false); err != nil {
 			return r, err
 		}
-		r.info.Params = f.params
+		r.info.Params = f.Params
 		if o.Run == nil {
 			return r, nil
 		}

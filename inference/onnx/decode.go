@@ -7,10 +7,10 @@ import (
 	"math"
 	"strconv"
 
-	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/nearmiss/nearmiss/inference/onnx/internal/onnxpb"
+	"github.com/nearmiss/nearmiss/inference/onnx/wire"
 	"github.com/nearmiss/nearmiss/internal/mapped"
 )
 
@@ -66,35 +66,10 @@ type decoder struct {
 // maxDepth bounds how deep subgraphs may nest.
 const maxDepth = 16
 
-// splitFields walks the fields of a message, hands those of length-delimited type
-// and the given number to take, and returns the others as they are.
-func splitFields(b []byte, number protowire.Number, take func([]byte) error) (rest []byte, err error) {
-	for len(b) > 0 {
-		num, typ, n := protowire.ConsumeTag(b)
-		if n < 0 {
-			return nil, protowire.ParseError(n)
-		}
-		m := protowire.ConsumeFieldValue(num, typ, b[n:])
-		if m < 0 {
-			return nil, protowire.ParseError(m)
-		}
-		if num == number && typ == protowire.BytesType {
-			content, _ := protowire.ConsumeBytes(b[n:])
-			if err := take(content); err != nil {
-				return nil, err
-			}
-		} else {
-			rest = append(rest, b[:n+m]...)
-		}
-		b = b[n+m:]
-	}
-	return rest, nil
-}
-
 func (d *decoder) model(b []byte) (*Graph, error) {
 	var graph []byte
 	graphs := 0
-	rest, err := splitFields(b, fieldModelGraph, func(c []byte) error {
+	rest, err := wire.Split(b, wire.ModelGraph, func(c []byte) error {
 		graph = c
 		graphs++
 		return nil
@@ -125,7 +100,7 @@ func (d *decoder) model(b []byte) (*Graph, error) {
 		return nil, fmt.Errorf("model-local function %q is not supported: inline it when exporting", f.Name)
 	}
 	var initializers []Tensor
-	rest, err = splitFields(graph, fieldGraphInitializer, func(c []byte) error {
+	rest, err = wire.Split(graph, wire.GraphInitializer, func(c []byte) error {
 		t, err := d.rawTensor(c)
 		initializers = append(initializers, t)
 		return err
@@ -406,7 +381,7 @@ func (d *decoder) body(g *Graph, n *Node, p *onnxpb.GraphProto, scope *names) (*
 func (d *decoder) rawTensor(b []byte) (Tensor, error) {
 	var raw []byte
 	has := false
-	rest, err := splitFields(b, fieldTensorRaw, func(c []byte) error {
+	rest, err := wire.Split(b, wire.TensorRaw, func(c []byte) error {
 		raw, has = c, true
 		return nil
 	})
@@ -428,7 +403,7 @@ func (d *decoder) parsedTensor(p *onnxpb.TensorProto) (Tensor, error) {
 	}
 	var raw []byte
 	has := false
-	_, err := splitFields(p.ProtoReflect().GetUnknown(), fieldTensorRaw, func(c []byte) error {
+	_, err := wire.Split(p.ProtoReflect().GetUnknown(), wire.TensorRaw, func(c []byte) error {
 		raw, has = c, true
 		return nil
 	})

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"google.golang.org/protobuf/encoding/protowire"
+	"github.com/nearmiss/nearmiss/inference/onnx/wire"
 )
 
 func TestPyTorchExportsGetTheShapesOfONNXRuntime(t *testing.T) {
@@ -78,7 +78,7 @@ func FuzzDecode(f *testing.F) {
 		}
 		f.Add(b)
 	}
-	f.Add(protowire.AppendBytes(protowire.AppendTag(nil, 7, protowire.BytesType), nil))
+	f.Add(wire.AppendBytes(nil, wire.ModelGraph, ""))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		g, err := Decode(b, BindBatch(2))
 		if err != nil {

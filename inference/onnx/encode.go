@@ -10,17 +10,10 @@ import (
 	"math"
 	"slices"
 
-	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/nearmiss/nearmiss/inference/onnx/internal/onnxpb"
-)
-
-// Field numbers of the parts that are framed by hand.
-const (
-	fieldModelGraph       = 7
-	fieldGraphInitializer = 5
-	fieldTensorRaw        = 9
+	"github.com/nearmiss/nearmiss/inference/onnx/wire"
 )
 
 // maxMessage is the size that no protobuf message may reach.
@@ -127,10 +120,8 @@ func (g *Graph) message(external map[*Value]placement) (*message, error) {
 	if err != nil {
 		return nil, err
 	}
-	b = protowire.AppendTag(b, fieldModelGraph, protowire.BytesType)
-	b = protowire.AppendVarint(b, uint64(content.size))
 	m := &message{}
-	m.add(b)
+	m.add(wire.AppendHead(b, wire.ModelGraph, content.size))
 	m.add(content.pieces...)
 	return m, nil
 }
@@ -326,8 +317,7 @@ func tensorHead(name string, t *Tensor) *onnxpb.TensorProto {
 // data, which the generated type does not have, travel as an unknown field.
 func tensorProto(name string, t *Tensor) *onnxpb.TensorProto {
 	p := tensorHead(name, t)
-	raw := protowire.AppendTag(nil, fieldTensorRaw, protowire.BytesType)
-	p.ProtoReflect().SetUnknown(protowire.AppendBytes(raw, t.Data))
+	p.ProtoReflect().SetUnknown(wire.AppendBytes(nil, wire.TensorRaw, t.Data))
 	return p
 }
 
@@ -350,10 +340,8 @@ func (e *encoder) initializer(v *Value, at placement, outside bool) [][]byte {
 	if outside {
 		data = nil
 	} else {
-		head = protowire.AppendTag(head, fieldTensorRaw, protowire.BytesType)
-		head = protowire.AppendVarint(head, uint64(len(data)))
+		head = wire.AppendHead(head, wire.TensorRaw, len(data))
 	}
-	frame := protowire.AppendTag(nil, fieldGraphInitializer, protowire.BytesType)
-	frame = protowire.AppendVarint(frame, uint64(len(head)+len(data)))
+	frame := wire.AppendHead(nil, wire.GraphInitializer, len(head)+len(data))
 	return [][]byte{append(frame, head...), data}
 }

@@ -1,15 +1,15 @@
 package ort
 
-import "google.golang.org/protobuf/encoding/protowire"
+import "github.com/nearmiss/nearmiss/inference/onnx/wire"
 
-// Tiny ONNX models, encoded by hand so that these tests need no other package.
+// Tiny ONNX models, encoded by hand so that these tests need no builder.
 
-func field(num protowire.Number, b []byte) []byte {
-	return protowire.AppendBytes(protowire.AppendTag(nil, num, protowire.BytesType), b)
+func field(num wire.Number, b []byte) []byte {
+	return wire.AppendBytes(nil, num, b)
 }
 
-func number(num protowire.Number, v int64) []byte {
-	return protowire.AppendVarint(protowire.AppendTag(nil, num, protowire.VarintType), uint64(v))
+func number(num wire.Number, v int64) []byte {
+	return wire.AppendInt(nil, num, v)
 }
 
 func join(parts ...[]byte) []byte {

@@ -1,17 +1,15 @@
 package ort
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
-	"os"
 	"runtime"
 	"slices"
 	"sync"
 
+	"github.com/nearmiss/nearmiss/internal/mapped"
 	onnxruntime "github.com/yalue/onnxruntime_go"
 )
 
@@ -49,16 +47,12 @@ func Open(path string, o Options) (*Session, error) {
 	if err := Load(); err != nil {
 		return nil, err
 	}
-	f, err := os.Open(path)
+	f, err := mapped.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("open model: %w", err)
 	}
 	defer f.Close()
-	stat, err := f.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("open model: %w", err)
-	}
-	return open(path, f, stat.Size(), o, func(in, out []string, so *onnxruntime.SessionOptions) (*onnxruntime.DynamicAdvancedSession, error) {
+	return open(path, f.Data, o, func(in, out []string, so *onnxruntime.SessionOptions) (*onnxruntime.DynamicAdvancedSession, error) {
 		return onnxruntime.NewDynamicAdvancedSession(path, in, out, so)
 	})
 }
@@ -70,16 +64,16 @@ func OpenBytes(model []byte, o Options) (*Session, error) {
 	if err := Load(); err != nil {
 		return nil, err
 	}
-	return open("model in memory", bytes.NewReader(model), int64(len(model)), o,
+	return open("model in memory", model, o,
 		func(in, out []string, so *onnxruntime.SessionOptions) (*onnxruntime.DynamicAdvancedSession, error) {
 			return onnxruntime.NewDynamicAdvancedSessionWithONNXData(model, in, out, so)
 		})
 }
 
-func open(name string, r io.ReadSeeker, size int64, o Options,
+func open(name string, model []byte, o Options,
 	create func(in, out []string, so *onnxruntime.SessionOptions) (*onnxruntime.DynamicAdvancedSession, error),
 ) (*Session, error) {
-	h, err := readHeader(r, size)
+	h, err := readHeader(model)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", name, err)
 	}

@@ -347,7 +347,7 @@ func FuzzReadHeader(f *testing.F) {
 	f.Add(spinModel())
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		h, err := readHeader(bytes.NewReader(b), int64(len(b)))
+		h, err := readHeader(b)
 		if err == nil && len(h.out) == 0 {
 			t.Error("a model without outputs passed")
 		}

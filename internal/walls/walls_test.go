@@ -198,16 +198,17 @@ func TestWhatMayNotBeKnown(t *testing.T) {
 // packages that it was chosen for, so that it can be exchanged.
 func TestLibrariesHaveOneUser(t *testing.T) {
 	for library, users := range map[string][]string{
-		"github.com/yalue/onnxruntime_go":     {"inference/ort"},
-		"github.com/coder/hnsw":               {"bank"},
-		"github.com/viterin/vek/…":            {"bank", "training/holdout"},
-		"github.com/alecthomas/kong":          {"cmd/nearmiss"},
-		"github.com/caarlos0/env/v11":         {"cmd/nearmiss"},
-		"github.com/schollz/progressbar/v3":   {"cmd/nearmiss"},
-		"github.com/nats-io/nats-server/v2/…": {"stream/broker", "internal/brokertest"},
-		"gonum.org/v1/…":                      {"training/…"},
-		"github.com/prometheus/…":             {"stream/metrics"},
-		"go.opentelemetry.io/…":               {"stream/traces"},
+		"github.com/yalue/onnxruntime_go":               {"inference/ort"},
+		"google.golang.org/protobuf/encoding/protowire": {"inference/onnx/wire"},
+		"github.com/coder/hnsw":                         {"bank"},
+		"github.com/viterin/vek/…":                      {"bank", "training/holdout"},
+		"github.com/alecthomas/kong":                    {"cmd/nearmiss"},
+		"github.com/caarlos0/env/v11":                   {"cmd/nearmiss"},
+		"github.com/schollz/progressbar/v3":             {"cmd/nearmiss"},
+		"github.com/nats-io/nats-server/v2/…":           {"stream/broker", "internal/brokertest"},
+		"gonum.org/v1/…":                                {"training/…"},
+		"github.com/prometheus/…":                       {"stream/metrics"},
+		"go.opentelemetry.io/…":                         {"stream/traces"},
 	} {
 		used := false
 		for _, p := range packages(t) {
