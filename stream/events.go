@@ -126,6 +126,24 @@ func (in *Installation) Event(ctx context.Context, sequence uint64) (Event, erro
 	return e, err
 }
 
+// LastEvent returns the newest event of a subject, or [ErrNotFound].
+func (in *Installation) LastEvent(ctx context.Context, subject string) (Event, error) {
+	s, err := in.js.Stream(ctx, in.names.EventsStream())
+	if err != nil {
+		return Event{}, fmt.Errorf("read the last event of %s: %w", subject, err)
+	}
+	raw, err := s.GetLastMsgForSubject(ctx, subject)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return Event{}, fmt.Errorf("an event of %s: %w", subject, ErrNotFound)
+	}
+	if err != nil {
+		return Event{}, fmt.Errorf("read the last event of %s: %w", subject, err)
+	}
+	e, err := ParseEvent(in.names, raw.Subject, raw.Header, raw.Data)
+	e.Sequence = raw.Sequence
+	return e, err
+}
+
 // StoreNotice stores an event that is of no frame.
 func (in *Installation) StoreNotice(ctx context.Context, e *Event) error {
 	m, err := e.Message(in.names)

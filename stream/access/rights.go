@@ -289,7 +289,10 @@ func (r subjects) control() Rights {
 			readObjects(r.EvidenceBucket()), writeObjects(r.EvidenceBucket()),
 			[]string{r.Feedback("*"), r.Train("*"), r.Audit("*", "*")},
 			// Of the queue's shares: who is above its own is refused, and told.
-			[]string{api + "STREAM.UPDATE." + frames, r.API() + ".steward", r.Events("*", stream.NoCamera, stream.KindLost)},
+			[]string{
+				api + "STREAM.UPDATE." + frames, r.API() + ".steward", r.Events("*", stream.NoCamera, stream.KindLost),
+				api + "DIRECT.GET." + events + "." + r.Events("*", stream.NoCamera, stream.KindLost),
+			},
 		),
 		Subscribe: append([]string{r.API() + ".control.>", r.API() + ".trainer.>", r.prefixed("stored.*.*"), r.Frames("*", "*")}, service...),
 		Respond:   true,

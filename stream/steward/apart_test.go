@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -148,6 +149,36 @@ func TestASecondStewardGoesOnWhereTheFirstEnded(t *testing.T) {
 				t.Errorf("told %v", told)
 			}
 		})
+	}
+}
+
+// TestStewardsTellTheSameOnce: of several that tell what they all see one is heard,
+// however often it comes and goes, and whatever their clocks say.
+func TestStewardsTellTheSameOnce(t *testing.T) {
+	r := onOwnServer(t, stream.Topology{}, &server.Options{})
+	var stewards []*steward.Steward
+	for range 3 {
+		s, err := steward.New(steward.Config{Apart: true}, r.Connect(), streamtest.Log(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		stewards = append(stewards, s)
+	}
+	want := []string{stream.LostShare, stream.LostOver, stream.LostShare, stream.LostOver}
+	for i, code := range want {
+		var all sync.WaitGroup
+		for _, s := range stewards {
+			all.Go(func() { s.Tell(t.Context(), "bolts", code) })
+		}
+		all.Wait()
+		stewards[0].Tell(t.Context(), "bolts", code)
+		var told []string
+		for _, e := range r.EventsOf(stream.KindLost) {
+			told = append(told, e.Code)
+		}
+		if !slices.Equal(told, want[:i+1]) {
+			t.Fatalf("told %v, want %v", told, want[:i+1])
+		}
 	}
 }
 

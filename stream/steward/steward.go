@@ -487,12 +487,19 @@ func (s *Steward) reportFull(ctx context.Context, full string) {
 	s.full = full
 }
 
+// tell stores an event. Another steward apart may tell the same: whoever finds the
+// same event before it gives it the same id, and who finds it told leaves it.
 func (s *Steward) tell(ctx context.Context, detector, camera, code, reason string) {
-	at := time.Now().UTC()
+	what := time.Now().UTC().Format(time.RFC3339Nano)
 	if s.cfg.Apart {
-		at = at.Truncate(time.Minute) // another steward may tell the same
+		switch last, err := s.in.LastEvent(ctx, s.cfg.Events(detector, camera, stream.KindLost)); {
+		case err == nil && last.Code == code:
+			return
+		case err == nil || errors.Is(err, stream.ErrNotFound):
+			what = fmt.Sprint("after ", last.Sequence)
+		}
 	}
-	err := s.in.StoreNotice(ctx, stream.Notice(stream.KindLost, detector, camera, "", code, reason, at.Format(time.RFC3339Nano)))
+	err := s.in.StoreNotice(ctx, stream.Notice(stream.KindLost, detector, camera, "", code, reason, what))
 	if err != nil && ctx.Err() == nil {
 		s.log.Warn().Err(err).Str("detector", detector).Str("code", code).Msg("event not stored")
 	}
