@@ -1,4 +1,5 @@
 #include "textflag.h"
+#include "rows_amd64.h"
 
 // func codeRowsAVX2(q, base *uint8, rows *uint32, n, width int, out *float32)
 //
@@ -61,9 +62,8 @@ step:
 
 // func codeRowsVNNI(q, base *uint8, rows *uint32, n, width int, out *float32)
 //
-// It is codeRowsAVX2 by AVX-512 and its dot products of bytes (VPDPBUSD), four rows at
-// a time, so that four wait for memory together: the sums of the four come out of one
-// transposition. What is left over repeats the last row.
+// It is codeRowsAVX2 by AVX-512 and its dot products of bytes (VPDPBUSD): the sums of
+// four rows come out of one transposition.
 TEXT ·codeRowsVNNI(SB), NOSPLIT, $0-48
 	MOVQ q+0(FP), DI
 	MOVQ base+8(FP), SI
@@ -74,37 +74,7 @@ TEXT ·codeRowsVNNI(SB), NOSPLIT, $0-48
 	MOVQ R13, R14
 	ANDQ $-64, R14            // whole steps
 
-four:
-	MOVL  (R8), R11
-	MOVL  R11, R12
-	MOVL  R11, AX
-	MOVL  R11, BX
-	CMPQ  R9, $2
-	JB    rows
-	MOVL  4(R8), R12
-	MOVL  R12, AX
-	MOVL  R12, BX
-	JE    rows
-	MOVL  8(R8), AX
-	MOVL  AX, BX
-	CMPQ  R9, $4
-	JB    rows
-	MOVL  12(R8), BX
-
-rows:
-	IMULQ R13, R11
-	IMULQ R13, R12
-	IMULQ R13, AX
-	IMULQ R13, BX
-	ADDQ  SI, R11
-	ADDQ  SI, R12
-	ADDQ  SI, AX
-	ADDQ  SI, BX
-	VPXORQ Z0, Z0, Z0
-	VPXORQ Z1, Z1, Z1
-	VPXORQ Z2, Z2, Z2
-	VPXORQ Z3, Z3, Z3
-	XORQ   CX, CX
+	FOUR_ROWS
 	TESTQ  R14, R14
 	JZ     half
 
@@ -158,24 +128,4 @@ fold:
 	VEXTRACTI128  $1, Y0, X1
 	VPADDD        X1, X0, X0
 	VCVTDQ2PS     X0, X0
-	CMPQ          R9, $4
-	JB            last
-	VMOVUPS       X0, (R10)
-	ADDQ          $16, R10
-	ADDQ          $16, R8
-	SUBQ          $4, R9
-	JNZ           four
-	VZEROUPPER
-	RET
-
-last:
-	VMOVSS    X0, (R10)
-	DECQ      R9
-	JZ        done
-	VPSRLDQ   $4, X0, X0
-	ADDQ      $4, R10
-	JMP       last
-
-done:
-	VZEROUPPER
-	RET
+	STORE_FOUR

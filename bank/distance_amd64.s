@@ -1,4 +1,5 @@
 #include "textflag.h"
+#include "rows_amd64.h"
 
 // func l2RowsAVX2(q, base *float32, rows *uint32, n, dim int, out *float32)
 //
@@ -72,8 +73,7 @@ step:
 
 // func l2RowsAVX512(q, base *float32, rows *uint32, n, dim int, out *float32)
 //
-// It is l2RowsAVX2 by AVX-512, four rows at a time, so that four wait for memory
-// together. What is left over repeats the last row.
+// It is l2RowsAVX2 by AVX-512.
 TEXT ·l2RowsAVX512(SB), NOSPLIT, $0-48
 	MOVQ q+0(FP), DI
 	MOVQ base+8(FP), SI
@@ -83,37 +83,7 @@ TEXT ·l2RowsAVX512(SB), NOSPLIT, $0-48
 	MOVQ out+40(FP), R10
 	SHLQ $2, R13         // bytes of a row
 
-four:
-	MOVL (R8), R11
-	MOVL R11, R12
-	MOVL R11, AX
-	MOVL R11, BX
-	CMPQ R9, $2
-	JB   rows
-	MOVL 4(R8), R12
-	MOVL R12, AX
-	MOVL R12, BX
-	JE   rows
-	MOVL 8(R8), AX
-	MOVL AX, BX
-	CMPQ R9, $4
-	JB   rows
-	MOVL 12(R8), BX
-
-rows:
-	IMULQ R13, R11
-	IMULQ R13, R12
-	IMULQ R13, AX
-	IMULQ R13, BX
-	ADDQ  SI, R11
-	ADDQ  SI, R12
-	ADDQ  SI, AX
-	ADDQ  SI, BX
-	VPXORQ Z0, Z0, Z0
-	VPXORQ Z1, Z1, Z1
-	VPXORQ Z2, Z2, Z2
-	VPXORQ Z3, Z3, Z3
-	XORQ   CX, CX
+	FOUR_ROWS
 
 step:
 	VMOVUPS     (DI)(CX*1), Z4
@@ -151,24 +121,4 @@ step:
 	VHADDPS       Y2, Y0, Y0 // rows 0 to 3 in each half
 	VEXTRACTF128  $1, Y0, X1
 	VADDPS        X1, X0, X0
-	CMPQ          R9, $4
-	JB            last
-	VMOVUPS       X0, (R10)
-	ADDQ          $16, R10
-	ADDQ          $16, R8
-	SUBQ          $4, R9
-	JNZ           four
-	VZEROUPPER
-	RET
-
-last:
-	VMOVSS  X0, (R10)
-	DECQ    R9
-	JZ      done
-	VPSRLDQ $4, X0, X0
-	ADDQ    $4, R10
-	JMP     last
-
-done:
-	VZEROUPPER
-	RET
+	STORE_FOUR

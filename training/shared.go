@@ -1,6 +1,7 @@
 package training
 
 import (
+	"cmp"
 	"errors"
 	"slices"
 
@@ -75,10 +76,7 @@ func (s *Shared) get(key string, open func() (*knownImages, error)) (*knownImage
 
 // room says whether so many bytes more may be kept, and drops others for it.
 func (s *Shared) room(more int) (bool, error) {
-	most := s.most
-	if most == 0 {
-		most = mostShared
-	}
+	most := cmp.Or(s.most, mostShared)
 	for {
 		all := more
 		for _, k := range s.known {
