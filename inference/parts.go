@@ -83,8 +83,8 @@ func PatchStatistic(distances []float32, statistic string) float64 {
 // and all anomalies beyond the largest held-out score tie. The logarithm of a
 // ratio is their smooth equivalent.
 //
-// Scales, weights and the join come from normals that do not calibrate; the
-// combined score is calibrated as a whole.
+// The combined score is calibrated as a whole: a normal that calibrates counts by
+// scales, weights and a join that others set.
 func CombineScores(parts []PartScore, join *release.Join) float64 {
 	if join == nil {
 		if len(parts) == 1 {

@@ -271,7 +271,8 @@ func (b *scoreBuilder) build(ctx context.Context, n, others *normals) (*builtSco
 	}
 	out.light = x.light(parts, join)
 	if b.folded {
-		out.folded, out.foldedMaps, out.heldOut = x.joint(parts, join), x.maps(parts), x.out
+		out.folded, out.foldedMaps = b.calibrating(parts, x)
+		out.heldOut = x.out
 	}
 	if out.served, err = inference.NewScorer(b.model.e.Outputs(), parts, join, inference.MapAnomalies); err != nil {
 		return nil, err

@@ -40,7 +40,8 @@ type crossFitted struct {
 	said
 	// Of the first of the same normals in another light, and spoilt in usual light.
 	relit, spoilt said
-	out           int // how many are in none of the score's banks
+	out           int   // how many are in none of the score's banks
+	turns         []int // in which of the turns each was held out, ascending
 }
 
 // said is what parts say of some images, by part.
@@ -50,6 +51,21 @@ type said struct {
 }
 
 func newSaid(parts int) said { return said{make([][]float64, parts), make([][]heatmap.Grid, parts)} }
+
+// at is the same of the images at which.
+func (s said) at(which []int) said {
+	out := newSaid(len(s.scores))
+	for i := range s.scores {
+		for _, j := range which {
+			if s.grids[i] != nil {
+				out.grids[i] = append(out.grids[i], s.grids[i][j])
+			} else {
+				out.scores[i] = append(out.scores[i], s.scores[i][j])
+			}
+		}
+	}
+	return out
+}
 
 // measures are what a part's measures are of the images.
 func (s said) measures(i int, a release.Part) [][]float64 {
@@ -159,6 +175,18 @@ func (b *scoreBuilder) fitWeights(ctx context.Context, parts []inference.Part, n
 	if err != nil {
 		return x, nil, fmt.Errorf("weigh the parts of the score: %w", err)
 	}
+	return x, b.weigh(parts, x.said), nil
+}
+
+// weigh sets the places, scales and weights of the parts by what these say of normals,
+// and finds how groups of them are joined.
+func (b *scoreBuilder) weigh(parts []inference.Part, x said) *release.Join {
+	patches := 0
+	for _, p := range parts {
+		if p.About.IsPatch() && !p.About.NoMap {
+			patches++
+		}
+	}
 	values := map[string][]float64{} // of the groups, by reference
 	weights := map[string]float64{}
 	for i := range parts {
@@ -191,7 +219,7 @@ func (b *scoreBuilder) fitWeights(ctx context.Context, parts []inference.Part, n
 		a.Scale, a.Weight, a.Also = all[0].Scale, all[0].Weight, all[1:]
 	}
 	if !b.joined {
-		return x, nil, nil
+		return nil
 	}
 	join := &release.Join{Sharpness: sharpness}
 	for _, p := range b.scored() {
@@ -211,7 +239,31 @@ func (b *scoreBuilder) fitWeights(ctx context.Context, parts []inference.Part, n
 		join.Unit += g.Spread
 	}
 	join.Unit /= float64(len(join.Groups))
-	return x, join, nil
+	return join
+}
+
+// calibrating are the joint scores of the normals, and their maps, in their order. Places,
+// scales and weights are those of the normals of the other turns: ones that a normal
+// helped to set, as none of a new one's are, would make little of what is odd in it.
+func (b *scoreBuilder) calibrating(parts []inference.Part, x crossFitted) (scores []float64, maps []heatmap.Grid) {
+	for f := range folds {
+		var some, others []int
+		for j, turn := range x.turns {
+			if turn == f {
+				some = append(some, j)
+			} else {
+				others = append(others, j)
+			}
+		}
+		if len(some) == 0 {
+			continue
+		}
+		theirs := slices.Clone(parts)
+		join := b.weigh(theirs, x.at(others))
+		one := x.at(some)
+		scores, maps = append(scores, one.joint(theirs, join)...), append(maps, one.maps(theirs)...)
+	}
+	return scores, maps
 }
 
 // centerAndSpread are the median and the standard deviation.
@@ -350,13 +402,16 @@ func (b *scoreBuilder) crossFit(ctx context.Context, parts []inference.Part, n *
 				some = append(some, at)
 			}
 		}
+		for range some {
+			x.turns = append(x.turns, f)
+		}
 		own := out > 0 && f == 0
 		without := parts
 		if own {
 			x.out = len(some)
 		} else {
 			var err error
-			if without, err = b.without(ctx, parts, n, rest); err != nil {
+			if without, err = b.without(ctx, parts, n, rest, n.size()-out); err != nil {
 				return x, err
 			}
 		}
@@ -409,10 +464,11 @@ func (b *scoreBuilder) reference(ctx context.Context, parts []inference.Part, e 
 	return nil
 }
 
-// without are the parts with banks of the normals at which alone, which are a share
-// of all. Patches are chosen anew: what was chosen of all, but for those of the
+// without are the parts with banks of the normals at which alone; their own are of so
+// many normals. Patches are chosen anew: what was chosen of all, but for those of the
 // others, has holes where these had something rare, and theirs would seem strange.
-func (b *scoreBuilder) without(ctx context.Context, parts []inference.Part, n *normals, which []int) ([]inference.Part, error) {
+// Only for maps they are compared as in the parts' own banks.
+func (b *scoreBuilder) without(ctx context.Context, parts []inference.Part, n *normals, which []int, of int) ([]inference.Part, error) {
 	few := n.at(which)
 	var out []inference.Part
 	for i, p := range parts {
@@ -430,9 +486,14 @@ func (b *scoreBuilder) without(ctx context.Context, parts []inference.Part, n *n
 			all, names := b.patches(few, p)
 			want := p.Bank.Len()
 			if b.Coreset <= 1 {
-				want = want * len(which) / n.size()
+				want = want * len(which) / of
 			}
 			var err error
+			if p.About.Scored {
+				if o.Transform, err = whitening(all, o.Dim, b.parts[i].White); err != nil {
+					return nil, err
+				}
+			}
 			if rows, ids, _, err = chosen(ctx, all, names, o.Transform, max(want, 1), b.seed); err != nil {
 				return nil, err
 			}

@@ -145,8 +145,8 @@ var PatchStatistics = []string{StatisticMean, StatisticTop5, StatisticTop1, Stat
 //	z = 1/s · log Σ w·exp(s·z)    over the groups, w their weights
 //
 // which is close to the largest z, and the score exp(Unit·z), a positive number.
-// A score is calibrated as a whole: none of these numbers comes from the normals
-// that calibrate.
+// A score is calibrated as a whole: a normal that calibrates counts by numbers that
+// others set.
 type Join struct {
 	Groups    []Group `json:"groups"`
 	Sharpness float64 `json:"sharpness"` // above 0
