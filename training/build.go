@@ -157,7 +157,6 @@ type scoreBuilder struct {
 	composition
 	Score
 	model  *model
-	white  []*bank.Transform // of the parts of patches, once they are built
 	seed   uint64
 	engine *inference.BatchEngine
 	log    zerolog.Logger
@@ -203,82 +202,143 @@ func (b *scoreBuilder) empty() *normals {
 	return n
 }
 
-// builtScore is a score that can judge embeddings of its model.
+// builtScore is a score that can judge embeddings of its model. Its maps are whole
+// once they are drawn.
 type builtScore struct {
 	*inference.Scorer
-	served  *inference.Scorer    // the same, but for maps of anomalies alone
+	served *inference.Scorer // the same, but for maps of anomalies alone
+	basis
 	reports []bank.Report        // of the parts' indexes
 	patches []bank.CoresetReport // of the parts; zero where a part has none
 	light   lightEffect          // of other light on normals
 	// What normals score by banks that they are not in, those of the banks too, and
-	// their maps; nil where nobody asked. heldOut of them are in none of the banks.
+	// the maps of some; nil where nobody asked. heldOut of them are in none of the banks.
 	folded     []float64
 	foldedMaps []heatmap.Grid
 	heldOut    int
 }
 
+// basis is what a score is built of.
+type basis struct {
+	by        *scoreBuilder
+	n, others *normals // those of the banks, and those that ask for the recall gate
+	// all are these, of which the last, outside in number, are not in the banks, or
+	// those of the banks alone.
+	all     *normals
+	outside int
+	parts   []inference.Part  // the composition's; without a bank: not filled yet
+	white   []*bank.Transform // of the parts of patches
+	x       crossFitted
+}
+
 // Close gives back the banks.
-func (b *builtScore) Close() error {
+func (s *builtScore) Close() error {
 	var errs []error
-	for _, p := range b.Parts() {
-		errs = append(errs, p.Bank.Close())
+	for _, p := range s.parts {
+		if p.Bank != nil {
+			errs = append(errs, p.Bank.Close())
+		}
 	}
 	return errors.Join(errs...)
 }
 
-// build fills the banks with the normals. others, which may be nil, are queries
-// for the recall gate; no number of the score depends on them, unless all are to be
-// scored in turn.
-func (b *scoreBuilder) build(ctx context.Context, n, others *normals) (*builtScore, error) {
-	n, err := n.copied(ctx, b.copies, b.seed)
-	if err != nil {
+// build fills the banks that the score needs with the normals; what only maps need is
+// left to draw. others, which may be nil, are queries for the recall gate; no number of
+// the score depends on them, unless all are to be scored in turn.
+func (b *scoreBuilder) build(ctx context.Context, n, others *normals) (_ *builtScore, err error) {
+	s := &builtScore{
+		basis:   basis{by: b, others: others, parts: make([]inference.Part, len(b.parts)), white: make([]*bank.Transform, len(b.parts))},
+		reports: make([]bank.Report, len(b.parts)), patches: make([]bank.CoresetReport, len(b.parts)),
+	}
+	if s.n, err = n.copied(ctx, b.copies, b.seed); err != nil {
 		return nil, err
 	}
-	all, outside := n, 0
+	s.all = s.n
 	if b.folded {
-		if others, err = others.copied(ctx, b.copies, b.seed); err != nil {
+		if s.others, err = others.copied(ctx, b.copies, b.seed); err != nil {
 			return nil, err
 		}
-		all, outside = n.with(others), others.size()
+		s.all, s.outside = s.n.with(s.others), others.size()
 	}
-	out := &builtScore{}
-	var parts []inference.Part
-	b.white = make([]*bank.Transform, len(b.parts))
-	b.told("bank", 0, len(b.parts))
-	for i, p := range b.parts {
-		part := inference.Part{About: b.model.parts[i]}
-		var report bank.Report
-		var coreset bank.CoresetReport
-		var err error
-		if p.isPatch() {
-			report, coreset, b.white[i], err = b.fillPatches(ctx, &part, p, n, others)
-		} else {
-			report, err = b.fillVectors(ctx, &part, p, n, others)
-		}
+	defer func() {
 		if err != nil {
-			return nil, fmt.Errorf("part %s of the score: %w", p.name, err)
+			err = errors.Join(err, s.Close())
 		}
-		if report.Wanted != bank.Exact {
-			part.About.Bank.Recall, part.About.Bank.Excess = &report.Recall, &report.FirstExcess
-		}
-		parts = append(parts, part)
-		out.reports, out.patches = append(out.reports, report), append(out.patches, coreset)
-		b.told("bank", i+1, len(b.parts))
+	}()
+	if err := s.fill(ctx, b.where(func(p placed) bool { return !p.mapOnly() }), "bank"); err != nil {
+		return nil, err
 	}
-	x, join, err := b.fitWeights(ctx, parts, all, outside)
+	join, err := s.fitWeights(ctx)
 	if err != nil {
 		return nil, err
 	}
-	out.light = x.light(parts, join)
+	s.light = s.x.light(s.parts, join)
 	if b.folded {
-		out.folded, out.foldedMaps = b.calibrating(parts, x)
-		out.heldOut = x.out
+		s.folded, s.heldOut = s.calibrating(), s.x.out
 	}
-	if out.served, err = inference.NewScorer(b.model.e.Outputs(), parts, join, inference.MapAnomalies); err != nil {
-		return nil, err
+	return s, s.scorers(join)
+}
+
+// draw fills the banks that only maps need, and finds how parts count in maps. No score
+// depends on it, so that it is for the one score that is kept of several.
+func (s *builtScore) draw(ctx context.Context) error {
+	only := s.by.where(placed.mapOnly)
+	if err := s.fill(ctx, only, "maps"); err != nil {
+		return err
 	}
-	out.Scorer, err = inference.NewScorer(b.model.e.Outputs(), parts, join, inference.MapAll)
-	return out, err
+	if err := s.fitMaps(ctx, only); err != nil {
+		return fmt.Errorf("weigh the parts of maps: %w", err)
+	}
+	if s.by.folded {
+		s.foldedMaps = s.calibratingMaps()
+	}
+	s.n, s.others, s.all, s.x = nil, nil, nil, crossFitted{} // which takes much memory
+	return s.scorers(s.Join())
+}
+
+// scorers judge by the parts that are filled.
+func (s *builtScore) scorers(join *release.Join) (err error) {
+	parts := slices.DeleteFunc(slices.Clone(s.parts), func(p inference.Part) bool { return p.Bank == nil })
+	o := s.by.model.e.Outputs()
+	if s.served, err = inference.NewScorer(o, parts, join, inference.MapAnomalies); err != nil {
+		return err
+	}
+	s.Scorer, err = inference.NewScorer(o, parts, join, inference.MapAll)
+	return err
+}
+
+// where are the places of some parts.
+func (c composition) where(some func(p placed) bool) (at []int) {
+	for i, p := range c.parts {
+		if some(p) {
+			at = append(at, i)
+		}
+	}
+	return at
+}
+
+// fill makes the banks of the parts at which.
+func (s *builtScore) fill(ctx context.Context, which []int, step string) error {
+	b := s.by
+	for done, i := range which {
+		b.told(step, done, len(which))
+		p, part := b.parts[i], inference.Part{About: b.model.parts[i]}
+		var err error
+		if p.isPatch() {
+			s.reports[i], s.patches[i], s.white[i], err = b.fillPatches(ctx, &part, p, s.n, s.others)
+		} else {
+			s.reports[i], err = b.fillVectors(ctx, &part, p, s.n, s.others)
+		}
+		if err != nil {
+			return fmt.Errorf("part %s of the score: %w", p.name, err)
+		}
+		if r := &s.reports[i]; r.Wanted != bank.Exact {
+			part.About.Bank.Recall, part.About.Bank.Excess = &r.Recall, &r.FirstExcess
+		}
+		s.parts[i] = part
+	}
+	b.told(step, len(which), len(which))
+	return nil
 }
 
 func (b *scoreBuilder) fillVectors(ctx context.Context, part *inference.Part, p placed, n, others *normals) (bank.Report, error) {

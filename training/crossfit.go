@@ -22,8 +22,9 @@ const (
 	foldedReferences = 1000
 	// lightReferences bounds those that are seen in another light and spoilt, too.
 	lightReferences = 60
-	// folds is in how many turns that is done.
-	folds = 5
+	// folds is in how many turns that is done, and mapReferences is how many normals are
+	// enough to say how parts count in maps: no further turn is then made for them.
+	folds, mapReferences = 5, 40
 	// leastSpread keeps a part or group whose few scores happen to agree from ruling
 	// alone.
 	leastSpread, leastGroupSpread = 0.02, 0.01
@@ -52,14 +53,15 @@ type said struct {
 
 func newSaid(parts int) said { return said{make([][]float64, parts), make([][]heatmap.Grid, parts)} }
 
-// at is the same of the images at which.
+// at is the same of the images at which; nothing of parts that were not asked.
 func (s said) at(which []int) said {
 	out := newSaid(len(s.scores))
 	for i := range s.scores {
 		for _, j := range which {
-			if s.grids[i] != nil {
+			switch {
+			case s.grids[i] != nil:
 				out.grids[i] = append(out.grids[i], s.grids[i][j])
-			} else {
+			case s.scores[i] != nil:
 				out.scores[i] = append(out.scores[i], s.scores[i][j])
 			}
 		}
@@ -98,27 +100,14 @@ func (s said) joint(parts []inference.Part, join *release.Join) []float64 {
 	return out
 }
 
-// maps are those of the images; nil without parts of patches.
-func (s said) maps(parts []inference.Part) []heatmap.Grid {
-	var grids [][]heatmap.Grid // by image
-	var drawn []release.Part
+// drawn are the places of the parts that count in maps.
+func drawn(parts []inference.Part) (which []int) {
 	for i, p := range parts {
-		if !p.About.IsPatch() || p.About.NoMap {
-			continue
-		}
-		drawn = append(drawn, p.About)
-		for j, g := range s.grids[i] {
-			if j == len(grids) {
-				grids = append(grids, nil)
-			}
-			grids[j] = append(grids[j], heatmap.Grid{Width: g.Width, Height: g.Height, Values: overPlaces(g.Values, p.About.Places)})
+		if p.About.IsPatch() && !p.About.NoMap {
+			which = append(which, i)
 		}
 	}
-	var out []heatmap.Grid
-	for _, some := range grids {
-		out = append(out, inference.SumMaps(drawn, some))
-	}
-	return out
+	return which
 }
 
 // overPlaces are distances divided by those of their places.
@@ -153,44 +142,37 @@ func (x crossFitted) light(parts []inference.Part, join *release.Join) lightEffe
 	return out
 }
 
-// fitWeights finds the scales and weights of the parts, which it sets, and how groups
-// of them are joined, by normals of the banks that are compared with the others.
-// With too few of them all parts weigh the same. The last of them, out in number, are
-// not in the banks.
-func (b *scoreBuilder) fitWeights(ctx context.Context, parts []inference.Part, n *normals, out int) (crossFitted, *release.Join, error) {
-	measures, patches, placed := 0, 0, false
-	for i, p := range parts {
-		if b.parts[i].scored {
-			measures += len(p.About.Measures())
+// fitWeights finds the scales and weights of the scored parts, which it sets, and how
+// groups of them are joined, by normals that are compared with the others. With too few
+// of them all parts weigh the same.
+func (s *builtScore) fitWeights(ctx context.Context) (*release.Join, error) {
+	b, parts := s.by, s.parts
+	measures, placed := 0, false
+	for i, p := range b.parts {
+		if p.scored {
+			measures += len(parts[i].About.Measures())
+			placed = placed || p.Placed
 		}
-		if p.About.IsPatch() && !p.About.NoMap {
-			patches++
-		}
-		placed = placed || b.parts[i].Placed
 	}
-	if measures < 2 && patches < 2 && !placed && !b.light {
-		return crossFitted{}, nil, nil
+	if measures < 2 && !placed && !b.light {
+		return nil, nil
 	}
-	x, err := b.crossFit(ctx, parts, n, out)
-	if err != nil {
-		return x, nil, fmt.Errorf("weigh the parts of the score: %w", err)
+	if err := s.crossFit(ctx); err != nil {
+		return nil, fmt.Errorf("weigh the parts of the score: %w", err)
 	}
-	return x, b.weigh(parts, x.said), nil
+	return b.weigh(parts, s.x.said), nil
 }
 
-// weigh sets the places, scales and weights of the parts by what these say of normals,
-// and finds how groups of them are joined.
+// weigh sets the places, scales and weights of the scored parts by what these say of
+// normals, and finds how groups of them are joined.
 func (b *scoreBuilder) weigh(parts []inference.Part, x said) *release.Join {
-	patches := 0
-	for _, p := range parts {
-		if p.About.IsPatch() && !p.About.NoMap {
-			patches++
-		}
-	}
 	values := map[string][]float64{} // of the groups, by reference
 	weights := map[string]float64{}
 	for i := range parts {
 		a := &parts[i].About
+		if !a.Scored {
+			continue
+		}
 		all := a.Measures()
 		scores := [][]float64{x.scores[i]}
 		if a.IsPatch() {
@@ -198,12 +180,6 @@ func (b *scoreBuilder) weigh(parts []inference.Part, x said) *release.Join {
 				a.Places = places(x.grids[i])
 			}
 			scores = x.measures(i, *a)
-			if patches > 1 && !a.NoMap {
-				a.Map = mapWeight(x.grids[i], *a, patches)
-			}
-		}
-		if !a.Scored {
-			continue
 		}
 		for k, s := range scores {
 			m := partScaleOf(s)
@@ -242,13 +218,13 @@ func (b *scoreBuilder) weigh(parts []inference.Part, x said) *release.Join {
 	return join
 }
 
-// calibrating are the joint scores of the normals, and their maps, in their order. Places,
-// scales and weights are those of the normals of the other turns: ones that a normal
-// helped to set, as none of a new one's are, would make little of what is odd in it.
-func (b *scoreBuilder) calibrating(parts []inference.Part, x crossFitted) (scores []float64, maps []heatmap.Grid) {
+// calibrating are the joint scores of the normals, in their order. Places, scales and
+// weights are those of the normals of the other turns: ones that a normal helped to set,
+// as none of a new one's are, would make little of what is odd in it.
+func (s *builtScore) calibrating() (scores []float64) {
 	for f := range folds {
 		var some, others []int
-		for j, turn := range x.turns {
+		for j, turn := range s.x.turns {
 			if turn == f {
 				some = append(some, j)
 			} else {
@@ -258,12 +234,84 @@ func (b *scoreBuilder) calibrating(parts []inference.Part, x crossFitted) (score
 		if len(some) == 0 {
 			continue
 		}
-		theirs := slices.Clone(parts)
-		join := b.weigh(theirs, x.at(others))
-		one := x.at(some)
-		scores, maps = append(scores, one.joint(theirs, join)...), append(maps, one.maps(theirs)...)
+		theirs := slices.Clone(s.parts)
+		join := s.by.weigh(theirs, s.x.at(others))
+		scores = append(scores, s.x.at(some).joint(theirs, join)...)
 	}
-	return scores, maps
+	return scores
+}
+
+// calibratingMaps are the maps of the first normals, which all parts of maps have seen,
+// by places and weights of the others.
+func (s *builtScore) calibratingMaps() (maps []heatmap.Grid) {
+	which, seen := drawn(s.parts), 0
+	for k, i := range which {
+		if n := len(s.x.grids[i]); k == 0 || n < seen {
+			seen = n
+		}
+	}
+	for f := range min(folds, seen) {
+		theirs := slices.Clone(s.parts)
+		s.by.weighMaps(theirs, s.x.said, func(j int) bool { return j >= seen || j%folds != f })
+		for j := f; j < seen; j += folds {
+			var grids []heatmap.Grid
+			var of []release.Part
+			for _, i := range which {
+				g, a := s.x.grids[i][j], theirs[i].About
+				grids = append(grids, heatmap.Grid{Width: g.Width, Height: g.Height, Values: overPlaces(g.Values, a.Places)})
+				of = append(of, a)
+			}
+			maps = append(maps, inference.SumMaps(of, grids))
+		}
+	}
+	return maps
+}
+
+// weighMaps sets the places of the parts that count in maps, and what they weigh there,
+// by what these say of normals of which some count.
+func (b *scoreBuilder) weighMaps(parts []inference.Part, x said, counts func(j int) bool) {
+	which := drawn(parts)
+	for _, i := range which {
+		var grids []heatmap.Grid
+		for j, g := range x.grids[i] {
+			if counts(j) {
+				grids = append(grids, g)
+			}
+		}
+		a := &parts[i].About
+		if b.parts[i].Placed {
+			a.Places = places(grids)
+		}
+		if len(which) > 1 {
+			a.Map = mapWeight(grids, *a, len(which))
+		}
+	}
+}
+
+// fitMaps finds the places of the parts that only maps need, and what the parts weigh in
+// maps, and sets them. Banks of patches take long to choose, so as few turns are made as
+// show enough normals, the first of which may be none of the banks' own.
+func (s *builtScore) fitMaps(ctx context.Context, only []int) error {
+	which := drawn(s.parts)
+	if s.x.grids == nil {
+		s.x.said = newSaid(len(s.parts))
+	}
+	asked := s.by.folded || len(which) > 1 || slices.ContainsFunc(only, func(i int) bool { return s.by.parts[i].Placed })
+	seen := 0
+	for _, t := range s.turns() {
+		if len(only) == 0 || !asked || seen >= mapReferences {
+			break
+		}
+		err := s.take(ctx, t, only, func(without []inference.Part) error {
+			return s.show(ctx, t.some, without, only, s.x.said)
+		})
+		if err != nil {
+			return err
+		}
+		seen += len(t.some)
+	}
+	s.by.weighMaps(s.parts, s.x.said, func(int) bool { return true })
+	return nil
 }
 
 // centerAndSpread are the median and the standard deviation.
@@ -362,26 +410,32 @@ func mapWeight(grids []heatmap.Grid, a release.Part, layers int) float64 {
 	return 1 / float64(layers)
 }
 
-// crossFit scores some of the normals by banks that none of their fold is in: in
-// the same order for all parts, and none where there are too few. The last of them,
-// out in number, are a fold whose banks those of the parts are; the banks of the
-// other folds are made in the same way, of about as many normals.
-func (b *scoreBuilder) crossFit(ctx context.Context, parts []inference.Part, n *normals, out int) (crossFitted, error) {
-	x := crossFitted{said: newSaid(len(parts)), relit: newSaid(len(parts)), spoilt: newSaid(len(parts))}
-	count, most := min(folds, n.size()), references
-	if out > 0 {
+// turn is a fold of the normals.
+type turn struct {
+	rest, some []int // places of those of the banks, and of those that are compared with them
+	own        bool  // the banks are the parts' own
+}
+
+// turns are in which some of the normals are compared with banks that none of their
+// fold is in; none where there are too few. Those that are in none of the parts' own
+// banks are the first fold; the banks of the other folds are made in the same way, of
+// about as many normals.
+func (s *builtScore) turns() (out []turn) {
+	n, outside := s.all.size(), s.outside
+	count, most := min(folds, n), references
+	if outside > 0 {
 		most = foldedReferences
 	}
-	if n.size()-(n.size()+count-1)/max(count, 1) < max(b.K, 2) {
-		return x, nil
+	if n-(n+count-1)/max(count, 1) < max(s.by.K, 2) {
+		return nil
 	}
-	order := rand.New(rand.NewPCG(b.seed, 0x666f6c64)).Perm(n.size())
-	fold := make([]int, n.size())
+	order := rand.New(rand.NewPCG(s.by.seed, 0x666f6c64)).Perm(n)
+	fold := make([]int, n)
 	next := 0
 	for _, at := range order {
 		switch {
-		case at >= n.size()-out:
-		case out > 0 && count > 1:
+		case at >= n-outside:
+		case outside > 0 && count > 1:
 			fold[at] = 1 + next%(count-1)
 			next++
 		default:
@@ -390,51 +444,77 @@ func (b *scoreBuilder) crossFit(ctx context.Context, parts []inference.Part, n *
 		}
 	}
 	for f := range count {
-		b.told("weigh", f, count)
-		var rest, some []int
+		t := turn{own: outside > 0 && f == 0}
 		for at := range fold {
 			if fold[at] != f {
-				rest = append(rest, at)
+				t.rest = append(t.rest, at)
 			}
 		}
 		for _, at := range order[:min(len(order), most)] {
 			if fold[at] == f {
-				some = append(some, at)
+				t.some = append(t.some, at)
 			}
 		}
-		for range some {
-			x.turns = append(x.turns, f)
-		}
-		own := out > 0 && f == 0
-		without := parts
-		if own {
-			x.out = len(some)
-		} else {
-			var err error
-			if without, err = b.without(ctx, parts, n, rest, n.size()-out); err != nil {
-				return x, err
-			}
-		}
-		err := n.show(ctx, b.model.e.Outputs(), some, func(e *inference.Embedding) error { return b.reference(ctx, without, e, x.said) })
-		if b.light && err == nil {
-			changed := []said{x.relit, x.spoilt} // by turns
-			err = n.vary(ctx, some[:min(len(some), (lightReferences+count-1)/count)], copying{lit: 1, spoilt: true}, func(e *inference.Embedding) error {
-				out := changed[0]
-				changed[0], changed[1] = changed[1], out
-				return b.reference(ctx, without, e, out)
-			})
-		}
-		for _, p := range without {
-			if !own {
-				err = errors.Join(err, p.Bank.Close())
-			}
-		}
-		if err != nil {
-			return x, err
+		out = append(out, t)
+	}
+	return out
+}
+
+// take has f ask the banks of a turn, of the parts at which.
+func (s *builtScore) take(ctx context.Context, t turn, which []int, f func(without []inference.Part) error) error {
+	if t.own {
+		return f(s.parts)
+	}
+	without, err := s.without(ctx, which, t.rest)
+	if err == nil {
+		err = f(without)
+	}
+	for _, p := range without {
+		if p.Bank != nil {
+			err = errors.Join(err, p.Bank.Close())
 		}
 	}
-	b.told("weigh", count, count)
-	return x, nil
+	return err
+}
+
+// crossFit scores some of the normals in turns, in the same order for all scored parts.
+func (s *builtScore) crossFit(ctx context.Context) error {
+	b, none := s.by, len(s.parts)
+	x := crossFitted{said: newSaid(none), relit: newSaid(none), spoilt: newSaid(none)}
+	which, turns := b.where(func(p placed) bool { return p.scored }), s.turns()
+	for f, t := range turns {
+		b.told("weigh", f, len(turns))
+		if t.own {
+			x.out = len(t.some)
+		}
+		for range t.some {
+			x.turns = append(x.turns, f)
+		}
+		err := s.take(ctx, t, which, func(without []inference.Part) error {
+			if err := s.show(ctx, t.some, without, which, x.said); err != nil || !b.light {
+				return err
+			}
+			changed := []said{x.relit, x.spoilt} // by turns
+			return s.all.vary(ctx, t.some[:min(len(t.some), (lightReferences+len(turns)-1)/len(turns))], copying{lit: 1, spoilt: true}, func(e *inference.Embedding) error {
+				out := changed[0]
+				changed[0], changed[1] = changed[1], out
+				return b.reference(ctx, without, which, e, out)
+			})
+		})
+		if err != nil {
+			return err
+		}
+	}
+	b.told("weigh", len(turns), len(turns))
+	s.x = x
+	return nil
+}
+
+// show adds what the parts at which say of some of the normals.
+func (s *builtScore) show(ctx context.Context, some []int, parts []inference.Part, which []int, out said) error {
+	return s.all.show(ctx, s.by.model.e.Outputs(), some, func(e *inference.Embedding) error {
+		return s.by.reference(ctx, parts, which, e, out)
+	})
 }
 
 // told reports how far a step is, where somebody listens.
@@ -444,9 +524,10 @@ func (b *scoreBuilder) told(step string, done, total int) {
 	}
 }
 
-// reference adds what the parts say of one normal.
-func (b *scoreBuilder) reference(ctx context.Context, parts []inference.Part, e *inference.Embedding, out said) error {
-	for i, p := range parts {
+// reference adds what the parts at which say of one normal.
+func (b *scoreBuilder) reference(ctx context.Context, parts []inference.Part, which []int, e *inference.Embedding, out said) error {
+	for _, i := range which {
+		p := parts[i]
 		if !p.About.IsPatch() {
 			v, err := p.Bank.Scores(ctx, inference.Row(p.About, e.Vector))
 			if err != nil {
@@ -464,49 +545,47 @@ func (b *scoreBuilder) reference(ctx context.Context, parts []inference.Part, e 
 	return nil
 }
 
-// without are the parts with banks of the normals at which alone; their own are of so
-// many normals. Patches are chosen anew: what was chosen of all, but for those of the
-// others, has holes where these had something rare, and theirs would seem strange.
-// Only for maps they are compared as in the parts' own banks.
-func (b *scoreBuilder) without(ctx context.Context, parts []inference.Part, n *normals, which []int, of int) ([]inference.Part, error) {
-	few := n.at(which)
-	var out []inference.Part
-	for i, p := range parts {
+// without are the parts at which with banks of some of the normals alone. Patches are
+// chosen anew: what was chosen of all, but for those of the others, has holes where
+// these had something rare, and theirs would seem strange. Only for maps they are
+// compared as in the parts' own banks.
+func (s *builtScore) without(ctx context.Context, which, rest []int) ([]inference.Part, error) {
+	b, few := s.by, s.all.at(rest)
+	out := make([]inference.Part, len(s.parts))
+	for _, i := range which {
+		p := s.parts[i]
 		o := bank.Options{Dim: p.About.Dim, K: p.Bank.K(), Kind: bank.Exact, Batch: b.engine}
 		var rows []float32
 		var ids []uint64
+		var err error
 		if !p.About.IsPatch() {
-			var err error
 			ids, rows = few.banked(p.About)
 			if o.Transform, err = whitening(rows, o.Dim, b.parts[i].White); err != nil {
-				return nil, err
+				return out, err
 			}
 		} else {
-			o.Transform = b.white[i]
+			o.Transform = s.white[i]
 			all, names := b.patches(few, p)
 			want := p.Bank.Len()
 			if b.Coreset <= 1 {
-				want = want * len(which) / of
+				want = want * len(rest) / s.n.size()
 			}
-			var err error
 			if p.About.Scored {
 				if o.Transform, err = whitening(all, o.Dim, b.parts[i].White); err != nil {
-					return nil, err
+					return out, err
 				}
 			}
 			if rows, ids, _, err = chosen(ctx, all, names, o.Transform, max(want, 1), b.seed); err != nil {
-				return nil, err
+				return out, err
 			}
 		}
-		part := inference.Part{About: p.About}
-		var err error
-		if part.Bank, err = bank.New(o); err != nil {
-			return nil, err
+		out[i].About = p.About
+		if out[i].Bank, err = bank.New(o); err != nil {
+			return out, err
 		}
-		if err := part.Bank.AddBatch(ids, rows); err != nil {
-			return nil, err
+		if err := out[i].Bank.AddBatch(ids, rows); err != nil {
+			return out, err
 		}
-		out = append(out, part)
 	}
 	return out, nil
 }

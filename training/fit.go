@@ -213,6 +213,10 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 	p, res.Light = done.p, light
 	defer func() { _ = s.Close() }()
 	took.lap("bank")
+	if err := s.draw(ctx); err != nil {
+		return nil, err
+	}
+	took.lap("maps")
 	parts, err := calibrate(ctx, p, x, s, halves, res)
 	if err != nil {
 		return nil, err

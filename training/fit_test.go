@@ -141,7 +141,7 @@ func TestFitWritesAReleaseThatScores(t *testing.T) {
 			t.Errorf("%q is not in the warnings: %q", want, res.Warnings)
 		}
 	}
-	if got := strings.Join(steps, ", "); !strings.HasPrefix(got, "embed 52/52, bank 0/2, bank 1/2, bank 2/2, calibrate 0/10, calibrate 1/10") || !strings.HasSuffix(got, "calibrate 10/10") {
+	if got := strings.Join(steps, ", "); !strings.HasPrefix(got, "embed 52/52, bank 0/1, bank 1/1, maps 0/1, maps 1/1, calibrate 0/10, calibrate 1/10") || !strings.HasSuffix(got, "calibrate 10/10") {
 		t.Errorf("progress: %s", got)
 	}
 

@@ -89,7 +89,7 @@ func TestFitymiWritesAReleaseAndSaysHowItCameAbout(t *testing.T) {
 	if res.Published != "tuned" || res.Bank != 40 || res.HeldOut != 10 {
 		t.Fatalf("%+v", res)
 	}
-	if want := []string{"embed", "finetune-1", "finetune-2", "gate", "embed again", "bank", "calibrate"}; !slices.Equal(steps, want) {
+	if want := []string{"embed", "finetune-1", "finetune-2", "gate", "embed again", "bank", "maps", "calibrate"}; !slices.Equal(steps, want) {
 		t.Errorf("steps %v, want %v", steps, want)
 	}
 	prov, d := provenanceOf(t, plan.Out)

@@ -280,6 +280,9 @@ func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64)
 	if err != nil {
 		return nil, err
 	}
+	if err := best.score.draw(ctx); err != nil {
+		return nil, errors.Join(err, best.Close())
+	}
 	if p.Model.Light != LightUsual {
 		p.Host.Log.Info().Msg(report.String())
 	}

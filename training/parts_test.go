@@ -494,18 +494,9 @@ func TestFitJoinsTheWholePictureAndItsPatches(t *testing.T) {
 // not in the score; the early one's small neighbourhoods, which blur, are in the score alone.
 func TestTheFullScoreDrawsSingleAndWidePatches(t *testing.T) {
 	t.Parallel()
-	m, err := backbone.Random(backbone.Spec{
-		Family: backbone.ViT, Dim: 32, Depth: 6, Heads: 1, Hidden: 64, Patch: 8, Size: 32, ClassPos: true, NormEps: 1e-6,
-	}, 1)
-	if err != nil {
-		t.Fatal(err)
-	}
 	plan := Plan{
 		Detector: "squares", Seed: 5, Out: filepath.Join(t.TempDir(), "release"), Data: Data{Normals: squares(t, 20), Frame: FrameAll},
-		Model: Model{Backbone: filepath.Join(t.TempDir(), "six.onnx"), Light: LightUsual}, Calibration: Calibration{Settle: true}, Score: Score{Coreset: 100},
-	}
-	if _, err := m.Write(plan.Model.Backbone, backbone.Options{}); err != nil {
-		t.Fatal(err)
+		Model: Model{Backbone: sixLayers(t), Light: LightUsual}, Calibration: Calibration{Settle: true}, Score: Score{Coreset: 100},
 	}
 	if _, err := Fit(t.Context(), plan); err != nil {
 		t.Fatal(err)
@@ -534,6 +525,134 @@ func TestTheFullScoreDrawsSingleAndWidePatches(t *testing.T) {
 	if diff := cmp.Diff([]string{"patch@2 scored excess drawn heat", "patch@2x3 scored excess", "patch@4x3 scored excess drawn", "patch@3 excess drawn", "patch@2x9 drawn"}, got); diff != "" {
 		t.Error(diff)
 	}
+}
+
+// Banks that only maps need are made of the score that is kept, and not of those that
+// are tried before: no score depends on them. Held-out normals say how they count, and
+// with enough of these no other bank is made for that.
+func TestMapsAreDrawnOfTheScoreThatIsKept(t *testing.T) {
+	t.Parallel()
+	plan := Plan{
+		Detector: "squares", Seed: 5, Out: "none", Data: Data{Normals: squares(t, mapReferences+24)},
+		Model: Model{Backbone: sixLayers(t)}, Score: Score{Coreset: 100},
+	}.withDefaults()
+	nets := networks{served: plan.Model.Backbone, frozen: plan.Model.Backbone}
+	x, err := embed(t.Context(), plan, nets, filepath.Join(t.TempDir(), "model.onnx"), plan.Data.Normals, "embed")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer x.Close()
+	x.b.folded = true
+	turns := 0
+	x.b.tell = func(step string, done, total int) {
+		if step == "maps" && done == 0 {
+			turns++
+		}
+	}
+	for _, held := range []int{mapReferences + 4, 10} {
+		all := make([]int, len(plan.Data.Normals))
+		for i := range all {
+			all[i] = i
+		}
+		train, out := all[held:], all[:held]
+		s, err := x.b.build(t.Context(), x.n.at(train), x.n.at(out))
+		if err != nil {
+			t.Fatal(err)
+		}
+		judge := func() (scores []float64) {
+			t.Helper()
+			if err := x.n.look(t.Context(), out, func(e *inference.Embedding) error {
+				var v inference.Score
+				err := s.Judge(t.Context(), []*inference.Embedding{e}, []*inference.Score{&v})
+				scores = append(scores, v.Score)
+				return err
+			}); err != nil {
+				t.Fatal(err)
+			}
+			return scores
+		}
+		if slices.ContainsFunc(s.Parts(), func(p inference.Part) bool { return !p.About.Scored }) || turns != 0 {
+			t.Errorf("%d parts before maps are drawn", len(s.Parts()))
+		}
+		before := judge()
+		if err := s.draw(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		after := judge()
+		if !slices.Equal(before, after) || len(s.folded) != len(all) {
+			t.Errorf("%d normals calibrate; scores %v, and %v once maps are drawn", len(s.folded), before, after)
+		}
+		only := 0
+		for _, p := range s.Parts() {
+			if p.About.Scored {
+				continue
+			}
+			if only++; p.Bank.Len() < 2 || p.Bank.Len() > 100 || len(p.About.Places) != 16 || !(p.About.Map > 0) {
+				t.Errorf("%+v, %d patches", p.About, p.Bank.Len())
+			}
+		}
+		if only != 2 || turns != 1 {
+			t.Errorf("%d parts for maps, filled %d times", only, turns)
+		}
+		turns = 0
+		if n := len(s.foldedMaps); n < mapReferences || n > len(all) || held >= mapReferences && n != held {
+			t.Errorf("%d normals say how maps count, of %d held out", n, held)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// A normal that stands out is as hot in what calibrates maps as a new one would be: it
+// sets no place and no weight of its own map.
+func TestANormalSetsNothingOfItsOwnMap(t *testing.T) {
+	part := placed{Part: Part{Placed: true}, scored: true}
+	about := release.Part{Output: release.OutputPatches, Width: 2, Height: 1, Scored: true}
+	s := &builtScore{basis: basis{
+		by:    &scoreBuilder{composition: composition{parts: []placed{part, part}}},
+		parts: []inference.Part{{About: about}, {About: about}},
+	}}
+	s.x.said = newSaid(2)
+	const normals, odd = 20, 3
+	for i := range s.parts {
+		for j := range normals + 2*i { // the score has seen more of one part
+			g := heatmap.Grid{Width: 2, Height: 1, Values: []float32{1, 2}}
+			if j == odd {
+				g.Values = []float32{100, 200}
+			}
+			s.x.grids[i] = append(s.x.grids[i], g)
+		}
+	}
+	maps := s.calibratingMaps()
+	if len(maps) != normals {
+		t.Fatalf("%d maps of %d normals", len(maps), normals)
+	}
+	hot := 0
+	for _, m := range maps {
+		if m.Values[0] > 10 { // 1, where it has a say
+			hot++
+		}
+	}
+	if hot != 1 {
+		t.Errorf("%d of %v are hot", hot, maps)
+	}
+}
+
+// sixLayers is a transformer of which the layers of the full score are different ones.
+func sixLayers(t *testing.T) string {
+	t.Helper()
+	m, err := backbone.Random(backbone.Spec{
+		Family: backbone.ViT, Dim: 32, Depth: 6, Heads: 1, Hidden: 64, Patch: 8, Size: 32, ClassPos: true, NormEps: 1e-6,
+	}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "six.onnx")
+	if _, err := m.Write(file, backbone.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	return file
 }
 
 func TestPatchesUnderTheProtocols(t *testing.T) {

@@ -145,6 +145,9 @@ type placed struct {
 	excess bool   // in maps it counts above the picture's median alone
 }
 
+// mapOnly says whether the part is there for maps alone.
+func (p placed) mapOnly() bool { return !p.scored && p.isPatch() }
+
 // composition is what a score is made of with one backbone.
 type composition struct {
 	name   string
