@@ -159,42 +159,50 @@ func covariance(embeddings []float32, dim int) (mean, cov []float64) {
 	return mean, cov
 }
 
+// choleskyBlock is how many rows, and columns, are in a core's cache with others.
+const choleskyBlock = 128
+
 // inverseCholesky gives L⁻¹ (lower triangular, row-major) of the matrix whose
 // lower triangle is a; a is overwritten by L.
 func inverseCholesky(a []float64, n int) ([]float64, error) {
-	for j := range n {
-		for i := j; i < n; i++ {
-			s := a[i*n+j]
-			if j > 0 { // vek refuses empty slices
-				s -= vek.Dot(a[i*n:i*n+j], a[j*n:j*n+j])
-			}
-			if i == j {
+	for from := 0; from < n; from += choleskyBlock {
+		for i := from; i < n; i++ {
+			for j := from; j <= min(i, from+choleskyBlock-1); j++ {
+				s := a[i*n+j]
+				if j > 0 { // vek refuses empty slices
+					s -= vek.Dot(a[i*n:i*n+j], a[j*n:j*n+j])
+				}
+				if i > j {
+					a[i*n+j] = s / a[j*n+j]
+					continue
+				}
 				if !(s > 0) {
 					return nil, fmt.Errorf("covariance is not positive definite at dimension %d; use more shrinkage", j)
 				}
 				a[j*n+j] = math.Sqrt(s)
-			} else {
-				a[i*n+j] = s / a[j*n+j]
 			}
 		}
 	}
 	inv := make([]float64, n*n)
-	for i := range n {
-		d := a[i*n+i]
-		row := inv[i*n : (i+1)*n]
-		for l := range i {
-			f := a[i*n+l]
-			if f == 0 {
-				continue
-			}
-			for j, v := range inv[l*n : l*n+l+1] {
-				row[j] -= f * v
+	parallel(context.Background(), (n+choleskyBlock-1)/choleskyBlock, func() func(int) {
+		scaled := make([]float64, choleskyBlock)
+		return func(block int) {
+			from := block * choleskyBlock // of the columns; above the diagonal there is nothing
+			for i := from; i < n; i++ {
+				to := min(i+1, from+choleskyBlock)
+				row := inv[i*n+from : i*n+to]
+				for l := from; l < i; l++ {
+					to := min(l+1, from+choleskyBlock)
+					vek.Sub_Inplace(row[:to-from], vek.MulNumber_Into(scaled, inv[l*n+from:l*n+to], a[i*n+l]))
+				}
+				if i < from+choleskyBlock {
+					row[i-from] = 1
+				}
+				for j := range row {
+					row[j] /= a[i*n+i]
+				}
 			}
 		}
-		row[i] = 1
-		for j := range i + 1 {
-			row[j] /= d
-		}
-	}
+	})
 	return inv, nil
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 )
 
@@ -131,5 +132,54 @@ func TestWhiteningRefusesNonsense(t *testing.T) {
 	}
 	if _, err := New(Options{Dim: 3, Transform: &Transform{Mean: make([]float32, 2), Matrix: make([]float32, 4)}}); !errors.Is(err, ErrDim) {
 		t.Errorf("a transform of another dimension: %v", err)
+	}
+}
+
+// More rows than are looked at together.
+func TestTheInverseOfAFactorIsOne(t *testing.T) {
+	const n = 2*choleskyBlock + 3
+	r := rand.New(rand.NewPCG(5, 6))
+	a := make([]float64, n*n)
+	for range 3 {
+		x := make([]float64, n)
+		for i := range x {
+			x[i] = r.NormFloat64()
+		}
+		for i := range n {
+			for j := range i + 1 {
+				a[i*n+j] += x[i] * x[j]
+			}
+		}
+	}
+	for i := range n {
+		a[i*n+i] += 0.5
+	}
+	was := slices.Clone(a)
+	inverse, err := inverseCholesky(a, n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range n {
+		for j := range i + 1 {
+			one, square := 0.0, 0.0
+			for l := j; l <= i; l++ {
+				one += inverse[i*n+l] * a[l*n+j]
+			}
+			for l := range j + 1 {
+				square += a[i*n+l] * a[j*n+l]
+			}
+			if math.Abs(one-indicator(i == j)) > 1e-9 || math.Abs(square-was[i*n+j]) > 1e-9 {
+				t.Fatalf("at %d, %d: L⁻¹·L is %v, L·Lᵀ is %v, want %v", i, j, one, square, was[i*n+j])
+			}
+		}
+		if above := slices.IndexFunc(inverse[i*n+i+1:(i+1)*n], func(v float64) bool { return v != 0 }); above >= 0 {
+			t.Errorf("row %d has something above the diagonal", i)
+		}
+	}
+	for i := range n {
+		was[i*n+i] -= 0.6 // of rank 3, less a little
+	}
+	if _, err := inverseCholesky(was, n); err == nil {
+		t.Error("what is not positive definite has a factor")
 	}
 }

@@ -102,18 +102,23 @@ func (m *model) vary(ctx context.Context, data Data, images []Image, c copying, 
 					turned = append(turned, pix)
 				}
 			}
+			if c.changed() == 0 {
+				continue
+			}
+			usual, err := data.View.Decode(file, data.Limits)
+			if err != nil {
+				return fmt.Errorf("normal image %s: %w", img.Name, err)
+			}
 			for k := range c.changed() {
-				one, err := data.View.Decode(file, data.Limits)
-				if err != nil {
-					return fmt.Errorf("normal image %s: %w", img.Name, err)
-				}
 				if k == c.lit {
-					if one, err = spoilt(one, img.Name); err != nil {
+					one, err := spoilt(usual, img.Name)
+					if err != nil {
 						return fmt.Errorf("spoil normal image %s: %w", img.Name, err)
 					}
 					changed = append(changed, one)
 					continue
 				}
+				one := usual.Clone()
 				name := img.Name
 				if c.lit > 1 { // other draws than of the one that is tested
 					name = fmt.Sprintf("%s, copy %d", img.Name, k+1)
