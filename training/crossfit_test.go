@@ -28,6 +28,9 @@ func TestAllNormalsCalibrateInTurn(t *testing.T) {
 	if res.Bank != 64 || res.HeldOut != 80 || res.Folded != 64 || math.Abs(res.Smallest-1./81) > 1e-12 {
 		t.Errorf("%d in the bank, %d calibrate, of these %d in turn, at least %v", res.Bank, res.HeldOut, res.Folded, res.Smallest)
 	}
+	if low, high := bank.FalseAlarmRange(80, 0.02, 0.95); res.Low != low || res.High != high || !(low < 0.01 && high > 0.04) {
+		t.Errorf("single thresholds have %v to %v, not %v to %v", res.Low, res.High, low, high)
+	}
 	d, err := inference.Open(t.Context(), plan.Out, inference.Options{Maps: inference.MapNone})
 	if err != nil {
 		t.Fatal(err)

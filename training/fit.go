@@ -33,6 +33,10 @@ type Result struct {
 	Rejected  int     `json:"rejected"`         // images that could not be read
 	Alpha     float64 `json:"promised_rate"`    // false-alarm rate that the threshold promises
 	Smallest  float64 `json:"smallest_rate"`    // smallest rate that could be promised
+	// Low and High bound the rate of 95 % of single thresholds by as many normals; the
+	// promised rate is kept in the mean over them.
+	Low  float64 `json:"rate_low,omitempty"`
+	High float64 `json:"rate_high,omitempty"`
 	// Worth is how many independent pictures the normals are worth, where they
 	// resemble one another; 0: each counts.
 	Worth     float64 `json:"worth,omitempty"`
@@ -421,6 +425,7 @@ func calibrate(ctx context.Context, p Plan, x *embedded, s *builtScore, halves h
 	}
 	res.Alpha, res.Smallest, res.Threshold = alpha, bank.SmallestAlpha(len(scores)), c.Threshold()
 	halves.rest(s.Bank(), p.Calibration, res)
+	res.Low, res.High = bank.FalseAlarmRange(int(math.Ceil(s.Bank().Calibration().Worth())), res.Alpha, 0.95)
 	for i := range parts {
 		a := &parts[i].About
 		if m := median(scores); a.Scored && len(scored) == 1 && m > 0 && !math.IsInf(m, 0) {
