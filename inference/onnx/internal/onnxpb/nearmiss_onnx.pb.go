@@ -158,19 +158,15 @@ func (TensorProto_DataLocation) EnumDescriptor() ([]byte, []int) {
 }
 
 type ModelProto struct {
-	state           protoimpl.MessageState    `protogen:"open.v1"`
-	IrVersion       int64                     `protobuf:"varint,1,opt,name=ir_version,json=irVersion,proto3" json:"ir_version,omitempty"`
-	ProducerName    string                    `protobuf:"bytes,2,opt,name=producer_name,json=producerName,proto3" json:"producer_name,omitempty"`
-	ProducerVersion string                    `protobuf:"bytes,3,opt,name=producer_version,json=producerVersion,proto3" json:"producer_version,omitempty"`
-	Domain          string                    `protobuf:"bytes,4,opt,name=domain,proto3" json:"domain,omitempty"`
-	ModelVersion    int64                     `protobuf:"varint,5,opt,name=model_version,json=modelVersion,proto3" json:"model_version,omitempty"`
-	DocString       string                    `protobuf:"bytes,6,opt,name=doc_string,json=docString,proto3" json:"doc_string,omitempty"`
-	Graph           *GraphProto               `protobuf:"bytes,7,opt,name=graph,proto3" json:"graph,omitempty"`
-	OpsetImport     []*OperatorSetIdProto     `protobuf:"bytes,8,rep,name=opset_import,json=opsetImport,proto3" json:"opset_import,omitempty"`
-	MetadataProps   []*StringStringEntryProto `protobuf:"bytes,14,rep,name=metadata_props,json=metadataProps,proto3" json:"metadata_props,omitempty"`
-	Functions       []*FunctionProto          `protobuf:"bytes,25,rep,name=functions,proto3" json:"functions,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	state         protoimpl.MessageState    `protogen:"open.v1"`
+	IrVersion     int64                     `protobuf:"varint,1,opt,name=ir_version,json=irVersion,proto3" json:"ir_version,omitempty"`
+	ProducerName  string                    `protobuf:"bytes,2,opt,name=producer_name,json=producerName,proto3" json:"producer_name,omitempty"`
+	Graph         *GraphProto               `protobuf:"bytes,7,opt,name=graph,proto3" json:"graph,omitempty"`
+	OpsetImport   []*OperatorSetIdProto     `protobuf:"bytes,8,rep,name=opset_import,json=opsetImport,proto3" json:"opset_import,omitempty"`
+	MetadataProps []*StringStringEntryProto `protobuf:"bytes,14,rep,name=metadata_props,json=metadataProps,proto3" json:"metadata_props,omitempty"`
+	Functions     []*FunctionProto          `protobuf:"bytes,25,rep,name=functions,proto3" json:"functions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ModelProto) Reset() {
@@ -213,34 +209,6 @@ func (x *ModelProto) GetIrVersion() int64 {
 func (x *ModelProto) GetProducerName() string {
 	if x != nil {
 		return x.ProducerName
-	}
-	return ""
-}
-
-func (x *ModelProto) GetProducerVersion() string {
-	if x != nil {
-		return x.ProducerVersion
-	}
-	return ""
-}
-
-func (x *ModelProto) GetDomain() string {
-	if x != nil {
-		return x.Domain
-	}
-	return ""
-}
-
-func (x *ModelProto) GetModelVersion() int64 {
-	if x != nil {
-		return x.ModelVersion
-	}
-	return 0
-}
-
-func (x *ModelProto) GetDocString() string {
-	if x != nil {
-		return x.DocString
 	}
 	return ""
 }
@@ -380,7 +348,6 @@ func (x *StringStringEntryProto) GetValue() string {
 type FunctionProto struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Domain        string                 `protobuf:"bytes,10,opt,name=domain,proto3" json:"domain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -422,22 +389,13 @@ func (x *FunctionProto) GetName() string {
 	return ""
 }
 
-func (x *FunctionProto) GetDomain() string {
-	if x != nil {
-		return x.Domain
-	}
-	return ""
-}
-
 type GraphProto struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	Node              []*NodeProto           `protobuf:"bytes,1,rep,name=node,proto3" json:"node,omitempty"`
 	Name              string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Initializer       []*TensorProto         `protobuf:"bytes,5,rep,name=initializer,proto3" json:"initializer,omitempty"`
-	DocString         string                 `protobuf:"bytes,10,opt,name=doc_string,json=docString,proto3" json:"doc_string,omitempty"`
 	Input             []*ValueInfoProto      `protobuf:"bytes,11,rep,name=input,proto3" json:"input,omitempty"`
 	Output            []*ValueInfoProto      `protobuf:"bytes,12,rep,name=output,proto3" json:"output,omitempty"`
-	ValueInfo         []*ValueInfoProto      `protobuf:"bytes,13,rep,name=value_info,json=valueInfo,proto3" json:"value_info,omitempty"`
 	SparseInitializer []*SparseTensorProto   `protobuf:"bytes,15,rep,name=sparse_initializer,json=sparseInitializer,proto3" json:"sparse_initializer,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -494,13 +452,6 @@ func (x *GraphProto) GetInitializer() []*TensorProto {
 	return nil
 }
 
-func (x *GraphProto) GetDocString() string {
-	if x != nil {
-		return x.DocString
-	}
-	return ""
-}
-
 func (x *GraphProto) GetInput() []*ValueInfoProto {
 	if x != nil {
 		return x.Input
@@ -515,13 +466,6 @@ func (x *GraphProto) GetOutput() []*ValueInfoProto {
 	return nil
 }
 
-func (x *GraphProto) GetValueInfo() []*ValueInfoProto {
-	if x != nil {
-		return x.ValueInfo
-	}
-	return nil
-}
-
 func (x *GraphProto) GetSparseInitializer() []*SparseTensorProto {
 	if x != nil {
 		return x.SparseInitializer
@@ -532,7 +476,6 @@ func (x *GraphProto) GetSparseInitializer() []*SparseTensorProto {
 // SparseTensorProto is declared so that its use can be refused by name.
 type SparseTensorProto struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Values        *TensorProto           `protobuf:"bytes,1,opt,name=values,proto3" json:"values,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -567,13 +510,6 @@ func (*SparseTensorProto) Descriptor() ([]byte, []int) {
 	return file_nearmiss_onnx_proto_rawDescGZIP(), []int{5}
 }
 
-func (x *SparseTensorProto) GetValues() *TensorProto {
-	if x != nil {
-		return x.Values
-	}
-	return nil
-}
-
 type NodeProto struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Input         []string               `protobuf:"bytes,1,rep,name=input,proto3" json:"input,omitempty"`
@@ -581,7 +517,6 @@ type NodeProto struct {
 	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
 	OpType        string                 `protobuf:"bytes,4,opt,name=op_type,json=opType,proto3" json:"op_type,omitempty"`
 	Attribute     []*AttributeProto      `protobuf:"bytes,5,rep,name=attribute,proto3" json:"attribute,omitempty"`
-	DocString     string                 `protobuf:"bytes,6,opt,name=doc_string,json=docString,proto3" json:"doc_string,omitempty"`
 	Domain        string                 `protobuf:"bytes,7,opt,name=domain,proto3" json:"domain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -650,13 +585,6 @@ func (x *NodeProto) GetAttribute() []*AttributeProto {
 		return x.Attribute
 	}
 	return nil
-}
-
-func (x *NodeProto) GetDocString() string {
-	if x != nil {
-		return x.DocString
-	}
-	return ""
 }
 
 func (x *NodeProto) GetDomain() string {
@@ -794,7 +722,6 @@ type ValueInfoProto struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Type          *TypeProto             `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
-	DocString     string                 `protobuf:"bytes,3,opt,name=doc_string,json=docString,proto3" json:"doc_string,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -841,13 +768,6 @@ func (x *ValueInfoProto) GetType() *TypeProto {
 		return x.Type
 	}
 	return nil
-}
-
-func (x *ValueInfoProto) GetDocString() string {
-	if x != nil {
-		return x.DocString
-	}
-	return ""
 }
 
 type TypeProto struct {
@@ -946,7 +866,6 @@ type TensorProto struct {
 	DataType      *int32                    `protobuf:"varint,2,opt,name=data_type,json=dataType,proto3,oneof" json:"data_type,omitempty"`
 	FloatData     []float32                 `protobuf:"fixed32,4,rep,packed,name=float_data,json=floatData,proto3" json:"float_data,omitempty"`
 	Int32Data     []int32                   `protobuf:"varint,5,rep,packed,name=int32_data,json=int32Data,proto3" json:"int32_data,omitempty"`
-	StringData    [][]byte                  `protobuf:"bytes,6,rep,name=string_data,json=stringData,proto3" json:"string_data,omitempty"`
 	Int64Data     []int64                   `protobuf:"varint,7,rep,packed,name=int64_data,json=int64Data,proto3" json:"int64_data,omitempty"`
 	Name          string                    `protobuf:"bytes,8,opt,name=name,proto3" json:"name,omitempty"`
 	DoubleData    []float64                 `protobuf:"fixed64,10,rep,packed,name=double_data,json=doubleData,proto3" json:"double_data,omitempty"`
@@ -1011,13 +930,6 @@ func (x *TensorProto) GetFloatData() []float32 {
 func (x *TensorProto) GetInt32Data() []int32 {
 	if x != nil {
 		return x.Int32Data
-	}
-	return nil
-}
-
-func (x *TensorProto) GetStringData() [][]byte {
-	if x != nil {
-		return x.StringData
 	}
 	return nil
 }
@@ -1202,17 +1114,12 @@ var File_nearmiss_onnx_proto protoreflect.FileDescriptor
 
 const file_nearmiss_onnx_proto_rawDesc = "" +
 	"\n" +
-	"\x13nearmiss_onnx.proto\x12\rnearmiss.onnx\"\xd8\x03\n" +
+	"\x13nearmiss_onnx.proto\x12\rnearmiss.onnx\"\xd1\x02\n" +
 	"\n" +
 	"ModelProto\x12\x1d\n" +
 	"\n" +
 	"ir_version\x18\x01 \x01(\x03R\tirVersion\x12#\n" +
-	"\rproducer_name\x18\x02 \x01(\tR\fproducerName\x12)\n" +
-	"\x10producer_version\x18\x03 \x01(\tR\x0fproducerVersion\x12\x16\n" +
-	"\x06domain\x18\x04 \x01(\tR\x06domain\x12#\n" +
-	"\rmodel_version\x18\x05 \x01(\x03R\fmodelVersion\x12\x1d\n" +
-	"\n" +
-	"doc_string\x18\x06 \x01(\tR\tdocString\x12/\n" +
+	"\rproducer_name\x18\x02 \x01(\tR\fproducerName\x12/\n" +
 	"\x05graph\x18\a \x01(\v2\x19.nearmiss.onnx.GraphProtoR\x05graph\x12D\n" +
 	"\fopset_import\x18\b \x03(\v2!.nearmiss.onnx.OperatorSetIdProtoR\vopsetImport\x12L\n" +
 	"\x0emetadata_props\x18\x0e \x03(\v2%.nearmiss.onnx.StringStringEntryProtoR\rmetadataProps\x12:\n" +
@@ -1226,34 +1133,24 @@ const file_nearmiss_onnx_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tH\x00R\x03key\x88\x01\x01\x12\x19\n" +
 	"\x05value\x18\x02 \x01(\tH\x01R\x05value\x88\x01\x01B\x06\n" +
 	"\x04_keyB\b\n" +
-	"\x06_value\";\n" +
+	"\x06_value\"#\n" +
 	"\rFunctionProto\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
-	"\x06domain\x18\n" +
-	" \x01(\tR\x06domain\"\xa6\x03\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\xc9\x02\n" +
 	"\n" +
 	"GraphProto\x12,\n" +
 	"\x04node\x18\x01 \x03(\v2\x18.nearmiss.onnx.NodeProtoR\x04node\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12<\n" +
-	"\vinitializer\x18\x05 \x03(\v2\x1a.nearmiss.onnx.TensorProtoR\vinitializer\x12\x1d\n" +
-	"\n" +
-	"doc_string\x18\n" +
-	" \x01(\tR\tdocString\x123\n" +
+	"\vinitializer\x18\x05 \x03(\v2\x1a.nearmiss.onnx.TensorProtoR\vinitializer\x123\n" +
 	"\x05input\x18\v \x03(\v2\x1d.nearmiss.onnx.ValueInfoProtoR\x05input\x125\n" +
-	"\x06output\x18\f \x03(\v2\x1d.nearmiss.onnx.ValueInfoProtoR\x06output\x12<\n" +
-	"\n" +
-	"value_info\x18\r \x03(\v2\x1d.nearmiss.onnx.ValueInfoProtoR\tvalueInfo\x12O\n" +
-	"\x12sparse_initializer\x18\x0f \x03(\v2 .nearmiss.onnx.SparseTensorProtoR\x11sparseInitializer\"G\n" +
-	"\x11SparseTensorProto\x122\n" +
-	"\x06values\x18\x01 \x01(\v2\x1a.nearmiss.onnx.TensorProtoR\x06values\"\xda\x01\n" +
+	"\x06output\x18\f \x03(\v2\x1d.nearmiss.onnx.ValueInfoProtoR\x06output\x12O\n" +
+	"\x12sparse_initializer\x18\x0f \x03(\v2 .nearmiss.onnx.SparseTensorProtoR\x11sparseInitializer\"\x13\n" +
+	"\x11SparseTensorProto\"\xbb\x01\n" +
 	"\tNodeProto\x12\x14\n" +
 	"\x05input\x18\x01 \x03(\tR\x05input\x12\x16\n" +
 	"\x06output\x18\x02 \x03(\tR\x06output\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12\x17\n" +
 	"\aop_type\x18\x04 \x01(\tR\x06opType\x12;\n" +
-	"\tattribute\x18\x05 \x03(\v2\x1d.nearmiss.onnx.AttributeProtoR\tattribute\x12\x1d\n" +
-	"\n" +
-	"doc_string\x18\x06 \x01(\tR\tdocString\x12\x16\n" +
+	"\tattribute\x18\x05 \x03(\v2\x1d.nearmiss.onnx.AttributeProtoR\tattribute\x12\x16\n" +
 	"\x06domain\x18\a \x01(\tR\x06domain\"\xd3\x04\n" +
 	"\x0eAttributeProto\x12\x17\n" +
 	"\x04name\x18\x01 \x01(\tH\x00R\x04name\x88\x01\x01\x12\x11\n" +
@@ -1293,12 +1190,10 @@ const file_nearmiss_onnx_proto_rawDesc = "" +
 	"\x02_fB\x04\n" +
 	"\x02_iB\x04\n" +
 	"\x02_sB\a\n" +
-	"\x05_type\"q\n" +
+	"\x05_type\"R\n" +
 	"\x0eValueInfoProto\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12,\n" +
-	"\x04type\x18\x02 \x01(\v2\x18.nearmiss.onnx.TypeProtoR\x04type\x12\x1d\n" +
-	"\n" +
-	"doc_string\x18\x03 \x01(\tR\tdocString\"\xbe\x01\n" +
+	"\x04type\x18\x02 \x01(\v2\x18.nearmiss.onnx.TypeProtoR\x04type\"\xbe\x01\n" +
 	"\tTypeProto\x12@\n" +
 	"\vtensor_type\x18\x01 \x01(\v2\x1f.nearmiss.onnx.TypeProto.TensorR\n" +
 	"tensorType\x1ao\n" +
@@ -1312,16 +1207,14 @@ const file_nearmiss_onnx_proto_rawDesc = "" +
 	"\tDimension\x12\x1d\n" +
 	"\tdim_value\x18\x01 \x01(\x03H\x00R\bdimValue\x12\x1d\n" +
 	"\tdim_param\x18\x02 \x01(\tH\x00R\bdimParamB\a\n" +
-	"\x05value\"\x81\x04\n" +
+	"\x05value\"\xe0\x03\n" +
 	"\vTensorProto\x12\x12\n" +
 	"\x04dims\x18\x01 \x03(\x03R\x04dims\x12 \n" +
 	"\tdata_type\x18\x02 \x01(\x05H\x00R\bdataType\x88\x01\x01\x12\x1d\n" +
 	"\n" +
 	"float_data\x18\x04 \x03(\x02R\tfloatData\x12\x1d\n" +
 	"\n" +
-	"int32_data\x18\x05 \x03(\x05R\tint32Data\x12\x1f\n" +
-	"\vstring_data\x18\x06 \x03(\fR\n" +
-	"stringData\x12\x1d\n" +
+	"int32_data\x18\x05 \x03(\x05R\tint32Data\x12\x1d\n" +
 	"\n" +
 	"int64_data\x18\a \x03(\x03R\tint64Data\x12\x12\n" +
 	"\x04name\x18\b \x01(\tR\x04name\x12\x1f\n" +
@@ -1380,24 +1273,22 @@ var file_nearmiss_onnx_proto_depIdxs = []int32{
 	13, // 5: nearmiss.onnx.GraphProto.initializer:type_name -> nearmiss.onnx.TensorProto
 	10, // 6: nearmiss.onnx.GraphProto.input:type_name -> nearmiss.onnx.ValueInfoProto
 	10, // 7: nearmiss.onnx.GraphProto.output:type_name -> nearmiss.onnx.ValueInfoProto
-	10, // 8: nearmiss.onnx.GraphProto.value_info:type_name -> nearmiss.onnx.ValueInfoProto
-	7,  // 9: nearmiss.onnx.GraphProto.sparse_initializer:type_name -> nearmiss.onnx.SparseTensorProto
-	13, // 10: nearmiss.onnx.SparseTensorProto.values:type_name -> nearmiss.onnx.TensorProto
-	9,  // 11: nearmiss.onnx.NodeProto.attribute:type_name -> nearmiss.onnx.AttributeProto
-	13, // 12: nearmiss.onnx.AttributeProto.t:type_name -> nearmiss.onnx.TensorProto
-	6,  // 13: nearmiss.onnx.AttributeProto.g:type_name -> nearmiss.onnx.GraphProto
-	0,  // 14: nearmiss.onnx.AttributeProto.type:type_name -> nearmiss.onnx.AttributeProto.Type
-	11, // 15: nearmiss.onnx.ValueInfoProto.type:type_name -> nearmiss.onnx.TypeProto
-	14, // 16: nearmiss.onnx.TypeProto.tensor_type:type_name -> nearmiss.onnx.TypeProto.Tensor
-	15, // 17: nearmiss.onnx.TensorShapeProto.dim:type_name -> nearmiss.onnx.TensorShapeProto.Dimension
-	4,  // 18: nearmiss.onnx.TensorProto.external_data:type_name -> nearmiss.onnx.StringStringEntryProto
-	1,  // 19: nearmiss.onnx.TensorProto.data_location:type_name -> nearmiss.onnx.TensorProto.DataLocation
-	12, // 20: nearmiss.onnx.TypeProto.Tensor.shape:type_name -> nearmiss.onnx.TensorShapeProto
-	21, // [21:21] is the sub-list for method output_type
-	21, // [21:21] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	7,  // 8: nearmiss.onnx.GraphProto.sparse_initializer:type_name -> nearmiss.onnx.SparseTensorProto
+	9,  // 9: nearmiss.onnx.NodeProto.attribute:type_name -> nearmiss.onnx.AttributeProto
+	13, // 10: nearmiss.onnx.AttributeProto.t:type_name -> nearmiss.onnx.TensorProto
+	6,  // 11: nearmiss.onnx.AttributeProto.g:type_name -> nearmiss.onnx.GraphProto
+	0,  // 12: nearmiss.onnx.AttributeProto.type:type_name -> nearmiss.onnx.AttributeProto.Type
+	11, // 13: nearmiss.onnx.ValueInfoProto.type:type_name -> nearmiss.onnx.TypeProto
+	14, // 14: nearmiss.onnx.TypeProto.tensor_type:type_name -> nearmiss.onnx.TypeProto.Tensor
+	15, // 15: nearmiss.onnx.TensorShapeProto.dim:type_name -> nearmiss.onnx.TensorShapeProto.Dimension
+	4,  // 16: nearmiss.onnx.TensorProto.external_data:type_name -> nearmiss.onnx.StringStringEntryProto
+	1,  // 17: nearmiss.onnx.TensorProto.data_location:type_name -> nearmiss.onnx.TensorProto.DataLocation
+	12, // 18: nearmiss.onnx.TypeProto.Tensor.shape:type_name -> nearmiss.onnx.TensorShapeProto
+	19, // [19:19] is the sub-list for method output_type
+	19, // [19:19] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_nearmiss_onnx_proto_init() }
