@@ -38,12 +38,7 @@ var ErrNotAuthorised = errors.New("not authorised")
 
 // unauthorised says whether the broker refused a client.
 func unauthorised(err error) bool {
-	for _, e := range []error{nats.ErrAuthorization, nats.ErrAuthExpired, nats.ErrAuthRevoked, nats.ErrAccountAuthExpired} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
+	return errors.Is(err, nats.ErrAuthorization) || errors.Is(err, nats.ErrAuthExpired) || errors.Is(err, nats.ErrAuthRevoked) || errors.Is(err, nats.ErrAccountAuthExpired)
 }
 
 var errAddress = errors.New("the address cannot be understood: write what is special in a user or password as %23 (#), %40 (@), %2F (/) and so on")

@@ -3,9 +3,9 @@ package training
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
-	"sort"
 	"strings"
 
 	"github.com/nearmiss/nearmiss/training/corrupt"
@@ -257,11 +257,7 @@ type group struct {
 
 func newComparison(e evidence) *comparison {
 	c := &comparison{auroc: map[string]float64{}, n: len(e.normals)}
-	names := make([]string, 0, len(e.anomalies))
-	for name := range e.anomalies {
-		names = append(names, name)
-	}
-	sort.Strings(names)
+	names := slices.Sorted(maps.Keys(e.anomalies))
 	others := 0.0
 	for _, name := range names {
 		if name != EvidenceReal && len(e.anomalies[name]) > 0 {

@@ -9,11 +9,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/inference/onnx"
 )
 
 func TestHalfPrecisionRoundsToTheNearest(t *testing.T) {
 	for h := range 1 << 16 {
-		v := float16(uint16(h))
+		v := onnx.Half(uint16(h))
 		if v-v != 0 {
 			continue // infinite or NaN
 		}
@@ -21,7 +22,7 @@ func TestHalfPrecisionRoundsToTheNearest(t *testing.T) {
 			t.Fatalf("%#04x is %v, which becomes %#04x (%v)", h, v, got, ok)
 		}
 		// Half-way to the next number: to the even one. A hair beyond: up.
-		next := float16(uint16(h + 1))
+		next := onnx.Half(uint16(h + 1))
 		if next-next != 0 || h&0x7fff == 0x7fff {
 			continue
 		}

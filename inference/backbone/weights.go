@@ -149,15 +149,7 @@ func newWeights(format string) *Weights {
 }
 
 func shapeMatches(got, want []int) bool {
-	if len(got) != len(want) {
-		return false
-	}
-	for i := range got {
-		if want[i] >= 0 && got[i] != want[i] {
-			return false
-		}
-	}
-	return true
+	return slices.EqualFunc(got, want, func(g, w int) bool { return w < 0 || g == w })
 }
 
 // byteSize is the number of bytes of a dense tensor, with overflow checked.
@@ -188,25 +180,10 @@ func widen(typ elementType, raw []byte) []float32 {
 		case typeBF16:
 			out[i] = math.Float32frombits(uint32(binary.LittleEndian.Uint16(raw[2*i:])) << 16)
 		case typeF16:
-			out[i] = float16(binary.LittleEndian.Uint16(raw[2*i:]))
+			out[i] = onnx.Half(binary.LittleEndian.Uint16(raw[2*i:]))
 		}
 	}
 	return out
-}
-
-// float16 decodes an IEEE 754 binary16.
-func float16(h uint16) float32 {
-	sign := uint32(h>>15) << 31
-	exp, frac := uint32(h>>10)&0x1f, uint32(h)&0x3ff
-	switch {
-	case exp == 0x1f:
-		return math.Float32frombits(sign | 0x7f800000 | frac<<13)
-	case exp != 0:
-		return math.Float32frombits(sign | (exp+112)<<23 | frac<<13)
-	default: // zero or subnormal: frac · 2⁻²⁴
-		v := float32(frac) / (1 << 24)
-		return math.Float32frombits(sign | math.Float32bits(v))
-	}
 }
 
 // floatBytes views f as bytes. The hosts ONNX Runtime is shipped for are all

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"image"
 	"math"
+	"slices"
 
 	"github.com/nearmiss/nearmiss/inference/imaging"
 )
@@ -65,10 +66,5 @@ func (g Geometry) Rect(columns, rows, column, row int) (x0, y0, x1, y1 float64) 
 
 // ignored says whether a pixel was painted over.
 func (g Geometry) ignored(x, y int) bool {
-	for _, r := range g.Ignored {
-		if (image.Point{X: x, Y: y}).In(r) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(g.Ignored, image.Point{X: x, Y: y}.In)
 }

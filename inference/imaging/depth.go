@@ -44,9 +44,7 @@ func whiteOf(bits int) uint32 { return uint32(1<<uint(bits) - 1) }
 
 // to8 scales a sample to 0..255, rounding to the nearest.
 func (d *depth) to8(v uint32) uint8 {
-	if v > d.seen {
-		d.seen = v
-	}
+	d.seen = max(d.seen, v)
 	if v >= d.white {
 		return 255
 	}

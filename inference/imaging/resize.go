@@ -130,14 +130,7 @@ func (t *taps) pair(in int) {
 
 // clip8 drops the fractional bits and keeps the value within a byte.
 func clip8(v int32) uint8 {
-	v >>= coefBits
-	if uint32(v) > 255 {
-		if v < 0 {
-			return 0
-		}
-		return 255
-	}
-	return uint8(v)
+	return byteOf(v >> coefBits)
 }
 
 // window is the part of a resized image that is wanted.

@@ -255,7 +255,7 @@ func TestInlineReplacesInputsAndWeights(t *testing.T) {
 
 func TestFloat16(t *testing.T) {
 	for bits, want := range map[uint16]float64{0x3c00: 1, 0xc000: -2, 0x7bff: 65504, 0x0001: math.Ldexp(1, -24), 0x3555: 0.333251953125} {
-		if got := float16ToFloat64(bits); got != want {
+		if got := float64(Half(bits)); got != want {
 			t.Errorf("%#x is %v, want %v", bits, got, want)
 		}
 	}

@@ -231,15 +231,3 @@ func Broadcast(a, b []int) ([]int, bool) {
 	}
 	return out, true
 }
-
-func equalShapes(a, b []int) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for i := range a {
-		if a[i] != b[i] {
-			return false
-		}
-	}
-	return true
-}

@@ -1,5 +1,7 @@
 package onnx
 
+import "slices"
+
 func init() {
 	register(loop, 2, many, "Loop")
 	register(ifOp, 1, 1, "If")
@@ -24,10 +26,10 @@ func loop(c *inference) {
 	}
 	for i := range carried {
 		from, in, out := c.in(i+2), body.inputs[i+2], body.outputs[i+1]
-		if !equalShapes(from.shape, in.shape) || from.typ != in.typ {
+		if !slices.Equal(from.shape, in.shape) || from.typ != in.typ {
 			c.failf("carried value %d is %s%v, the body takes %s%v", i, from.typ, from.shape, in.typ, in.shape)
 		}
-		if !equalShapes(in.shape, out.shape) || in.typ != out.typ {
+		if !slices.Equal(in.shape, out.shape) || in.typ != out.typ {
 			c.failf("carried value %d is %s%v, the body returns %s%v", i, in.typ, in.shape, out.typ, out.shape)
 		}
 		c.out(i, in.typ, in.shape)
@@ -64,7 +66,7 @@ func ifOp(c *inference) {
 	}
 	for i, v := range yes.outputs {
 		w := no.outputs[i]
-		if v.typ != w.typ || !equalShapes(v.shape, w.shape) {
+		if v.typ != w.typ || !slices.Equal(v.shape, w.shape) {
 			c.failf("output %d is %s%v in one branch and %s%v in the other", i, v.typ, v.shape, w.typ, w.shape)
 		}
 		c.out(i, v.typ, v.shape)

@@ -1,5 +1,7 @@
 package onnx
 
+import "slices"
+
 func init() {
 	register(conv, 2, 3, "Conv")
 	register(convTranspose, 2, 3, "ConvTranspose")
@@ -49,7 +51,7 @@ const maxWindow = 1 << 24
 func (c *inference) window(kernel []int) Window {
 	x := c.rankAtLeast(0, 3)
 	n := len(x.shape) - 2
-	if k := c.attrs().Ints("kernel_shape"); k != nil && !equalShapes(k, kernel) {
+	if k := c.attrs().Ints("kernel_shape"); k != nil && !slices.Equal(k, kernel) {
 		c.failf("kernel_shape %v differs from the weight's %v", k, kernel)
 	}
 	if len(kernel) != n {
@@ -159,7 +161,7 @@ func conv(c *inference) {
 }
 
 func (c *inference) biasLength(n int) {
-	if b := c.opt(2); b != nil && !equalShapes(b.shape, []int{n}) {
+	if b := c.opt(2); b != nil && !slices.Equal(b.shape, []int{n}) {
 		c.failf("bias has shape %v, wants [%d]", b.shape, n)
 	}
 }

@@ -1,5 +1,7 @@
 package onnx
 
+import "slices"
+
 func init() {
 	register(unary, 1, 1,
 		"Identity", "Abs", "Neg", "Exp", "Log", "Sqrt", "Reciprocal", "Erf", "Sign",
@@ -40,7 +42,7 @@ func power(c *inference) { c.out(0, c.in(0).typ, c.broadcast(c.in(0).shape, c.in
 
 // prelu: the slope broadcasts to the input, not the other way round.
 func prelu(c *inference) {
-	if x := c.in(0); !equalShapes(c.broadcast(x.shape, c.in(1).shape), x.shape) {
+	if x := c.in(0); !slices.Equal(c.broadcast(x.shape, c.in(1).shape), x.shape) {
 		c.failf("slope %v does not broadcast to %v", c.in(1).shape, x.shape)
 	}
 	c.out(0, c.sameType(0, 1), c.in(0).shape)

@@ -87,7 +87,7 @@ func gemm(c *inference) {
 		c.failf("shapes %v and %v differ in the inner dimension", a, b)
 	}
 	if bias := c.opt(2); bias != nil {
-		if s, ok := Broadcast(bias.shape, []int{m, n}); !ok || !equalShapes(s, []int{m, n}) {
+		if s, ok := Broadcast(bias.shape, []int{m, n}); !ok || !slices.Equal(s, []int{m, n}) {
 			c.failf("shape %v does not broadcast to [%d %d]", bias.shape, m, n)
 		}
 	}

@@ -1,5 +1,7 @@
 package onnx
 
+import "slices"
+
 func init() {
 	register(softmax, 1, 1, "Softmax", "LogSoftmax", "Hardmax", "LpNormalization")
 	register(unary, 1, 1, "LRN", "MeanVarianceNormalization")
@@ -42,7 +44,7 @@ func (c *inference) unidirectional(i int, shape []int) {
 	if v == nil {
 		return
 	}
-	if s, ok := Broadcast(v.shape, shape); !ok || !equalShapes(s, shape) {
+	if s, ok := Broadcast(v.shape, shape); !ok || !slices.Equal(s, shape) {
 		c.failf("input %d has shape %v, which does not broadcast to %v", i, v.shape, shape)
 	}
 }

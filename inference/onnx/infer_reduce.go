@@ -1,5 +1,7 @@
 package onnx
 
+import "slices"
+
 func init() {
 	register(reduce, 1, 2, "ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd",
 		"ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceSumSquare")
@@ -86,10 +88,10 @@ func topK(c *inference) {
 // lossShape: scores [N,C,d...], labels [N,d...].
 func (c *inference) lossShape() []int {
 	scores, labels := c.rankAtLeast(0, 2), c.in(1)
-	if !equalShapes(labels.shape, append(cloneShape(scores.shape[:1]), scores.shape[2:]...)) {
+	if !slices.Equal(labels.shape, append(cloneShape(scores.shape[:1]), scores.shape[2:]...)) {
 		c.failf("labels %v do not fit scores %v", labels.shape, scores.shape)
 	}
-	if w := c.opt(2); w != nil && !equalShapes(w.shape, scores.shape[1:2]) {
+	if w := c.opt(2); w != nil && !slices.Equal(w.shape, scores.shape[1:2]) {
 		c.failf("weights %v do not fit scores %v", w.shape, scores.shape)
 	}
 	if c.attrs().String("reduction", "mean") == "none" {

@@ -1,6 +1,9 @@
 package onnx
 
-import "math"
+import (
+	"math"
+	"slices"
+)
 
 func init() {
 	register(shapeOp, 1, 1, "Shape")
@@ -472,7 +475,7 @@ func gatherND(c *inference) {
 func scatterElements(c *inference) {
 	x, idx, updates := c.rankAtLeast(0, 1), c.indices(1), c.in(2)
 	c.axis(c.attrs().Int("axis", 0), len(x.shape))
-	if len(idx.shape) != len(x.shape) || !equalShapes(idx.shape, updates.shape) {
+	if len(idx.shape) != len(x.shape) || !slices.Equal(idx.shape, updates.shape) {
 		c.failf("data %v, indices %v and updates %v do not fit", x.shape, idx.shape, updates.shape)
 	}
 	c.out(0, c.sameType(0, 2), x.shape)
@@ -482,7 +485,7 @@ func scatterND(c *inference) {
 	x, idx, updates := c.rankAtLeast(0, 1), c.rankAtLeast(1, 1), c.in(2)
 	c.indices(1)
 	depth := idx.shape[len(idx.shape)-1]
-	if depth > len(x.shape) || !equalShapes(updates.shape, append(cloneShape(idx.shape[:len(idx.shape)-1]), x.shape[depth:]...)) {
+	if depth > len(x.shape) || !slices.Equal(updates.shape, append(cloneShape(idx.shape[:len(idx.shape)-1]), x.shape[depth:]...)) {
 		c.failf("data %v, indices %v and updates %v do not fit", x.shape, idx.shape, updates.shape)
 	}
 	c.out(0, c.sameType(0, 2), x.shape)

@@ -92,7 +92,7 @@ func (g *Graph) Replace(n *Node, build func() []*Value) error {
 	swap := map[*Value]*Value{}
 	for i, v := range n.Outputs {
 		w := with[i]
-		if w.typ != v.typ || !equalShapes(w.shape, v.shape) {
+		if w.typ != v.typ || !slices.Equal(w.shape, v.shape) {
 			return fmt.Errorf("%s: output %d is %s%v, its replacement %s%v", n, i, v.typ, v.shape, w.typ, w.shape)
 		}
 		swap[w] = v

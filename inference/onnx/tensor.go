@@ -129,7 +129,7 @@ func (t Tensor) Float64s() []float64 {
 		case Double:
 			out[i] = math.Float64frombits(binary.LittleEndian.Uint64(b))
 		case Float16:
-			out[i] = float16ToFloat64(binary.LittleEndian.Uint16(b))
+			out[i] = float64(Half(binary.LittleEndian.Uint16(b)))
 		case BFloat16:
 			out[i] = float64(math.Float32frombits(uint32(binary.LittleEndian.Uint16(b)) << 16))
 		default:
@@ -219,22 +219,19 @@ func tensorOf(t DataType, shape []int, floats []float64, ints []int64) *Tensor {
 	return &Tensor{Type: t, Shape: cloneShape(shape), Data: data}
 }
 
-func float16ToFloat64(h uint16) float64 {
-	sign := 1.0
-	if h&0x8000 != 0 {
-		sign = -1
+// Half is the number that an IEEE 754 binary16 stands for.
+func Half(h uint16) float32 {
+	sign := uint32(h>>15) << 31
+	exp, frac := uint32(h>>10)&0x1f, uint32(h)&0x3ff
+	switch {
+	case exp == 0x1f:
+		return math.Float32frombits(sign | 0x7f800000 | frac<<13)
+	case exp != 0:
+		return math.Float32frombits(sign | (exp+112)<<23 | frac<<13)
+	default: // zero or subnormal: frac · 2⁻²⁴
+		v := float32(frac) / (1 << 24)
+		return math.Float32frombits(sign | math.Float32bits(v))
 	}
-	exponent, fraction := int(h>>10&0x1f), float64(h&0x3ff)
-	switch exponent {
-	case 0:
-		return sign * math.Ldexp(fraction, -24)
-	case 31:
-		if fraction != 0 {
-			return math.NaN()
-		}
-		return math.Inf(int(sign))
-	}
-	return sign * math.Ldexp(1024+fraction, exponent-25)
 }
 
 // bytesOf and viewOf rely on a little-endian host, as every platform that ONNX

@@ -3,6 +3,7 @@ package camera
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"path"
 	"path/filepath"
@@ -44,11 +45,7 @@ func scheme(address string) string {
 func CheckAddress(source string) error {
 	s := scheme(source)
 	if _, ok := protocols[s]; !ok {
-		known := make([]string, 0, len(protocols))
-		for k := range protocols {
-			known = append(known, k)
-		}
-		slices.Sort(known)
+		known := slices.Sorted(maps.Keys(protocols))
 		return fmt.Errorf("address %s: a camera's begins with one of %s, followed by ://", Redacted(source), strings.Join(known, ", "))
 	}
 	u, err := url.Parse(source)

@@ -3,7 +3,9 @@ package console
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -80,10 +82,7 @@ func (h *hub) send(m message) {
 		h.mu.Unlock()
 		return
 	}
-	all := make([]*client, 0, len(h.clients))
-	for c := range h.clients {
-		all = append(all, c)
-	}
+	all := slices.Collect(maps.Keys(h.clients))
 	h.mu.Unlock()
 	if m.text = m.encode(); m.text == nil {
 		return

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"errors"
+	"maps"
 	"time"
 
 	"github.com/nearmiss/nearmiss/stream"
@@ -68,10 +69,6 @@ func (c *Service) makeConsumers(ctx context.Context, made map[string]bool) error
 		failed = errors.Join(failed, err)
 		made[d.Name] = err == nil
 	}
-	for name := range made {
-		if !there[name] {
-			delete(made, name)
-		}
-	}
+	maps.DeleteFunc(made, func(name string, _ bool) bool { return !there[name] })
 	return failed
 }

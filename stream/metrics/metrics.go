@@ -7,6 +7,7 @@
 package metrics
 
 import (
+	"maps"
 	"runtime"
 	"sync"
 
@@ -140,9 +141,5 @@ func (c *cameras) label(detector, camera string) string {
 func (c *cameras) forget(detector string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for k := range c.known {
-		if k[0] == detector {
-			delete(c.known, k)
-		}
-	}
+	maps.DeleteFunc(c.known, func(k [2]string, _ struct{}) bool { return k[0] == detector })
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -39,11 +41,7 @@ func (l *detectorRunner) hold(msgs []jetstream.Msg) {
 	for _, m := range msgs {
 		l.hands.acks[m.Reply()] = struct{}{}
 	}
-	all := make([]string, 0, len(l.hands.acks))
-	for a := range l.hands.acks {
-		all = append(all, a)
-	}
-	if b, err := json.Marshal(all); err == nil {
+	if b, err := json.Marshal(slices.AppendSeq([]string{}, maps.Keys(l.hands.acks))); err == nil {
 		_, _ = l.w.js.PublishAsync("$KV."+l.w.cfg.WorkBucket()+"."+l.heldKey(), b)
 	}
 }

@@ -1,6 +1,8 @@
 package autodiff
 
 import (
+	"slices"
+
 	"github.com/nearmiss/nearmiss/inference/onnx"
 )
 
@@ -183,12 +185,7 @@ func isFilledWith(v *onnx.Value, f float64) bool {
 	if v == nil || v.Const() == nil || v.Elements() > 1<<16 {
 		return false
 	}
-	for _, x := range v.Const().Float64s() {
-		if x != f {
-			return false
-		}
-	}
-	return true
+	return !slices.ContainsFunc(v.Const().Float64s(), func(x float64) bool { return x != f })
 }
 
 // batchNorm with frozen statistics: Y = γ(X − μ)·s + β with s = 1/√(σ² + ε):

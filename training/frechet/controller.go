@@ -156,13 +156,7 @@ func (c *Controller) Keep() []int {
 		}
 	}
 	slices.SortStableFunc(usable, func(a, b Probe) int {
-		switch da, db := c.distance(a), c.distance(b); {
-		case da < db:
-			return -1
-		case da > db:
-			return 1
-		}
-		return 0
+		return cmp.Compare(c.distance(a), c.distance(b))
 	})
 	var steps []int
 	for i, p := range usable {

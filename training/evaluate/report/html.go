@@ -254,13 +254,7 @@ func (p Page) result(ctx context.Context, r evaluate.Result) (resultView, error)
 		}
 		worst := slices.Clone(run.Scored)
 		slices.SortStableFunc(worst, func(a, b evaluate.Scored) int {
-			switch {
-			case a.Score < b.Score:
-				return -1
-			case a.Score > b.Score:
-				return 1
-			}
-			return strings.Compare(a.Item.Name, b.Item.Name)
+			return cmp.Or(cmp.Compare(a.Score, b.Score), strings.Compare(a.Item.Name, b.Item.Name))
 		})
 		for _, s := range worst {
 			if s.Anomalous && len(c.Misses) < p.Worst {

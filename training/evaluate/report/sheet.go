@@ -66,15 +66,7 @@ func choose(run evaluate.Run, o HeatmapOptions) (out []shown) {
 	})
 	for _, name := range names {
 		all := kinds[name]
-		slices.SortStableFunc(all, func(a, b evaluate.Scored) int {
-			switch {
-			case a.Score < b.Score:
-				return -1
-			case a.Score > b.Score:
-				return 1
-			}
-			return 0
-		})
+		slices.SortStableFunc(all, func(a, b evaluate.Scored) int { return cmp.Compare(a.Score, b.Score) })
 		n := o.PerKind
 		if name == run.Normal {
 			n = o.Normals
