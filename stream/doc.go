@@ -18,6 +18,9 @@
 // dead.go). What is asked: a [Client] asks the services (client.go, api.go,
 // calibration.go, service.go).
 //
+// These are one package since detectors, jobs, verdicts and evidence are both: they
+// travel in requests and events, and are stored as they are.
+//
 // # The processes
 //
 // They are packages of their own, use this one, and do not know each other:

@@ -112,8 +112,12 @@ func (b bundleFlags) fits(u access.User) error {
 	return nil
 }
 
-// bundled says what was done, and writes the bundle that is asked for.
-func (b bundleFlags) bundled(o *output, f usersFolder, u access.User, done string) error {
+// bundled has the secret written, says so, and writes the bundle that is asked for.
+func (b bundleFlags) bundled(o *output, f usersFolder, u access.User, write func() (string, error)) error {
+	done, err := write()
+	if err != nil {
+		return err
+	}
 	if b.Bundle == "" {
 		return o.print(done)
 	}

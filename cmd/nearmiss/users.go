@@ -120,11 +120,7 @@ func (c *usersAddCmd) Run(o *output) error {
 	if err != nil {
 		return usageError{oneLine(err)}
 	}
-	line, err := write()
-	if err != nil {
-		return err
-	}
-	return c.bundled(o, c.usersFolder, u, line)
+	return c.bundled(o, c.usersFolder, u, write)
 }
 
 type usersListCmd struct {
@@ -203,11 +199,7 @@ func (c *usersRotateCmd) Run(o *output) error {
 	if err != nil {
 		return err
 	}
-	line, err := write()
-	if err != nil {
-		return err
-	}
-	return c.bundled(o, c.usersFolder, u, line)
+	return c.bundled(o, c.usersFolder, u, write)
 }
 
 type usersDisableCmd struct {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -55,13 +56,7 @@ func (r *recentScores) add(camera, frame string, score float64, n int) float64 {
 		r.byCamera = map[string][]scored{}
 	}
 	last := r.byCamera[camera]
-	known := false
-	for i := range last {
-		if last[i].frame == frame {
-			known = true
-		}
-	}
-	if !known {
+	if !slices.ContainsFunc(last, func(s scored) bool { return s.frame == frame }) {
 		last = append(last, scored{frame, score})
 	}
 	if len(last) > n {
