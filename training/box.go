@@ -143,7 +143,11 @@ func (f Framing) apply(p *Plan) {
 		p.Data.View = &v
 	}
 	if f.Gamma < 1 {
-		p.Model.tone = &imaging.Tone{Gamma: f.Gamma}
+		tone := imaging.Tone{Gamma: f.Gamma}
+		if p.Model.tone != nil {
+			tone.Grey = p.Model.tone.Grey
+		}
+		p.Model.tone = &tone
 	}
 }
 

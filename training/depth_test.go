@@ -72,3 +72,44 @@ func TestNormalsTellHowManyBitsACameraHas(t *testing.T) {
 		}
 	}
 }
+
+// Normals are grey where every file has one sample a pixel that stands for no colour: a
+// single one with colours is enough to read all in colour.
+func TestNormalsTellWhetherACameraIsGrey(t *testing.T) {
+	colour, palette := imaging.New(4, 4), image.NewPaletted(image.Rect(0, 0, 4, 4), color.Palette{color.Gray{Y: 9}, color.RGBA{R: 200, A: 255}})
+	colour.SetRGB(1, 1, 9, 9, 10)
+	rgb, err := colour.PNG()
+	if err != nil {
+		t.Fatal(err)
+	}
+	palette.Pix[3] = 1
+	var b bytes.Buffer
+	if err := png.Encode(&b, palette); err != nil {
+		t.Fatal(err)
+	}
+	of := func(file []byte) Image { return Image{Read: func() ([]byte, error) { return file, nil }} }
+	broken := of([]byte("no picture"))
+	for what, c := range map[string]struct {
+		normals []Image
+		light   string
+		grey    bool
+	}{
+		"grey":                 {[]Image{deep(t, 0), deep(t, 0)}, LightAuto, true},
+		"grey of 16 bits":      {[]Image{deep(t, 60000)}, LightEven, true},
+		"one broken":           {[]Image{broken, deep(t, 0)}, LightVaried, true},
+		"as they are":          {[]Image{deep(t, 0)}, LightUsual, false},
+		"all broken":           {[]Image{broken}, LightAuto, false},
+		"none":                 {nil, LightAuto, false},
+		"one in colour":        {[]Image{deep(t, 0), of(rgb)}, LightAuto, false},
+		"a palette of colours": {[]Image{deep(t, 0), of(b.Bytes())}, LightAuto, false},
+	} {
+		p := Plan{Data: Data{Normals: c.normals}, Model: Model{Light: c.light}}
+		if err := p.readGrey(t.Context()); err != nil || p.Model.tone.ReadsGrey() != c.grey {
+			t.Errorf("%s: tone %+v, %v", what, p.Model.tone, err)
+		}
+		Framing{Gamma: 0.5}.apply(&p)
+		if p.Model.tone.ReadsGrey() != c.grey || p.Model.tone.Gamma != 0.5 {
+			t.Errorf("%s, opened shadows: tone %+v", what, p.Model.tone)
+		}
+	}
+}

@@ -122,6 +122,9 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := p.readGrey(ctx); err != nil {
+		return nil, err
+	}
 	dir, err := folderBeside(p.Out)
 	if err != nil {
 		return nil, err

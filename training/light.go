@@ -20,6 +20,8 @@ import (
 type LightReport struct {
 	// Choice is LightUsual, LightEven or LightVaried.
 	Choice string `json:"choice"`
+	// Grey says that pictures are read as grey, because all normals are.
+	Grey bool `json:"grey,omitempty"`
 	// The shares, 0..1, with pictures as they are, with the light of each evened out,
 	// and with copies in other light in the banks; nil where that was not tried.
 	Usual  *float64 `json:"usual,omitempty"`
@@ -75,14 +77,18 @@ func (l LightReport) String() string {
 			tried = append(tried, fmt.Sprintf("%.0f %% %s", 100**v, how))
 		}
 	}
+	grey := ""
+	if l.Grey {
+		grey = "; pictures are read as grey, as all normals are"
+	}
 	if len(tried) == 0 {
-		return "too few normals to see what other light does"
+		return "too few normals to see what other light does" + grey
 	}
 	text := "in other light (±10 %) 5 % of false alarms become " + strings.Join(tried, ", ")
 	if l.Choice == LightEven {
-		text += "; what is wholly too dark or bright is then no anomaly: if it is to be one use --exposure usual"
+		text += "; what is wholly too dark or bright, or has a slight cast, is then no anomaly: if it is to be one use --exposure usual"
 	}
-	return text
+	return text + grey
 }
 
 // blind says whether slight defects are much harder to see with a remedy.
@@ -182,6 +188,8 @@ func buildInLight(ctx context.Context, p Plan, nets networks, dir string, x *emb
 	}
 	if p.Model.Light == LightUsual {
 		report = nil
+	} else {
+		report.Grey = best.p.Model.tone.ReadsGrey()
 	}
 	if best.own {
 		err = x.Close()
@@ -196,7 +204,7 @@ const (
 	toneLevels = 19
 )
 
-// evenTone brings pictures to the usual light of normals, as the model sees them, and
+// evenTone brings pictures to the usual light and colours of normals, as the model sees them, and
 // cuts off in all what other light cuts off in some: an offset of −5 % leaves nothing of
 // what is darker than that, and no gain or offset brings it back.
 func evenTone(m *model, data Data, images []Image) (*imaging.Tone, error) {
@@ -204,7 +212,10 @@ func evenTone(m *model, data Data, images []Image) (*imaging.Tone, error) {
 	t := imaging.Tone{Levels: make([]float64, toneLevels)}
 	t.Floor, t.Ceiling = evaluate.Kept()
 	if prepare.Tone != nil {
-		t.Gamma = prepare.Tone.Gamma
+		t.Gamma, t.Grey = prepare.Tone.Gamma, prepare.Tone.Grey
+	}
+	if !t.Grey {
+		t.Colours = [][]float64{make([]float64, toneLevels), make([]float64, toneLevels), make([]float64, toneLevels)}
 	}
 	prepare.Tone, prepare.Tiles = nil, nil
 	square := make([]uint8, prepare.Bytes())
@@ -220,6 +231,14 @@ func evenTone(m *model, data Data, images []Image) (*imaging.Tone, error) {
 		}
 		for k, v := range imaging.LevelsOf(square, toneLevels) {
 			t.Levels[k] += v / float64(some)
+		}
+		if t.Colours == nil {
+			continue
+		}
+		for c, levels := range imaging.ColourLevelsOf(square, toneLevels) {
+			for k, v := range levels {
+				t.Colours[c][k] += v / float64(some)
+			}
 		}
 	}
 	return &t, nil

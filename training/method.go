@@ -223,6 +223,9 @@ func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64)
 	if err != nil {
 		return nil, err
 	}
+	if err := p.readGrey(ctx); err != nil {
+		return nil, err
+	}
 	if p.frames() {
 		f := frame(p.Data.Normals, p.Data)
 		f.apply(&p)
@@ -284,6 +287,7 @@ func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64)
 		return nil, errors.Join(err, best.Close())
 	}
 	if p.Model.Light != LightUsual {
+		report.Grey = p.Model.tone.ReadsGrey()
 		p.Host.Log.Info().Msg(report.String())
 	}
 	return best, nil

@@ -727,8 +727,9 @@ func TestFitSeesWhatOtherLightDoes(t *testing.T) {
 	if res, err = Fit(t.Context(), plan); err != nil {
 		t.Fatal(err)
 	}
-	if _, d = provenanceOf(t, plan.Out); res.Light.Choice != LightEven || res.Light.Even == nil || d.Embedder().Preprocess().Tone == nil {
-		t.Errorf("%+v", res.Light)
+	_, d = provenanceOf(t, plan.Out)
+	if tone := d.Embedder().Preprocess().Tone; res.Light.Choice != LightEven || res.Light.Even == nil || tone == nil || len(tone.Colours) != 3 || tone.Grey || res.Light.Grey {
+		t.Errorf("%+v, tone %+v", res.Light, tone)
 	}
 	// A picture that is a fifth darker scores as before, or nearly so.
 	b, err := plan.Data.Normals[0].Read()
@@ -765,7 +766,7 @@ func TestFitSeesWhatOtherLightDoes(t *testing.T) {
 		t.Errorf("nearest %+v, %v", s[0].Nearest, err)
 	}
 	third := 1. / 3
-	for _, l := range []LightReport{{}, {Choice: LightUsual, Usual: &third}, {Choice: LightEven, Even: &third}, {Choice: LightEven, Usual: &third, Even: &third}, {Choice: LightVaried, Usual: &third, Even: &third, Varied: &third}} {
+	for _, l := range []LightReport{{}, {Choice: LightUsual, Usual: &third, Grey: true}, {Choice: LightEven, Even: &third}, {Choice: LightEven, Usual: &third, Even: &third}, {Choice: LightVaried, Usual: &third, Even: &third, Varied: &third}} {
 		if l.String() == "" {
 			t.Errorf("%+v is not told", l)
 		}

@@ -118,9 +118,10 @@ type Model struct {
 	// SeeMiddle for others.
 	See string
 	// Light says what is done about light that changes: LightUsual takes pictures as
-	// they are, LightEven evens out how bright and contrasty each is, LightVaried puts
-	// copies in other light into the banks, LightAuto takes the first that helps where normals in
-	// other light would raise false alarms else. It travels with the release. Default:
+	// they are, LightEven evens out how bright and contrasty each is, and slight casts of colour,
+	// LightVaried puts copies in other light into the banks, LightAuto takes the first that
+	// helps where normals in other light would raise false alarms else. All but LightUsual
+	// read pictures as grey where all normals are. It travels with the release. Default:
 	// LightAuto for the full score, LightUsual for others.
 	Light string
 	// Turned puts turned or mirrored copies of the normals into the banks: TurnedNone,

@@ -122,6 +122,12 @@ func (p Preprocess) applyFile(b []byte, l Limits, dst []uint8) (Header, error) {
 
 // tone evens out how bright the inputs of a picture are.
 func (p Preprocess) tone(dst []uint8) {
+	if p.Tone == nil {
+		return
+	}
+	if p.Tone.Grey {
+		toGrey(dst)
+	}
 	size := p.InputBytes()
 	for i := p.Inputs() - 1; i >= 0; i-- { // the whole, which says how, comes last
 		p.Tone.applyAs(dst[:size], dst[i*size:(i+1)*size])

@@ -61,6 +61,11 @@ func TestToneEvensOutLight(t *testing.T) {
 		{Levels: []float64{0.1, nan}},
 		{Levels: []float64{0.1}, Brightness: 0.5},
 		{Levels: make([]float64, 256)},
+		{Colours: [][]float64{{0.1}, {0.1}, {0.1}}},
+		{Levels: []float64{0.1}, Colours: [][]float64{{0.1}, {0.1}}},
+		{Levels: []float64{0.1}, Colours: [][]float64{{0.1}, {0.1}, {0.1, 0.2}}},
+		{Levels: []float64{0.1}, Colours: [][]float64{{0.1}, {0.1}, {nan}}},
+		{Levels: []float64{0.1}, Colours: [][]float64{{0.1}, {0.1}, {0.1}}, Grey: true},
 		{Floor: -0.1},
 		{Floor: 1},
 		{Floor: nan},
@@ -127,6 +132,93 @@ func TestToneUndoesGainAndOffset(t *testing.T) {
 	}
 }
 
+// A slight cast is undone, on top of other light; what has another colour keeps it.
+func TestToneUndoesSlightCasts(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	usual := make([][3]float64, 2000)
+	for i := range usual {
+		v := 60 + 60*r.Float64()
+		usual[i] = [3]float64{v, 0.8 * v, 0.5*v + 10*r.Float64()}
+	}
+	seen := func(cast [3]float64, gain, offset float64) (pix []uint8) {
+		for _, p := range usual {
+			for c, v := range p {
+				pix = append(pix, uint8(math.Round(gain*cast[c]*v+offset)))
+			}
+		}
+		return pix
+	}
+	as := seen([3]float64{1, 1, 1}, 1, 0)
+	tone := &Tone{Levels: LevelsOf(as, 19)}
+	for _, levels := range ColourLevelsOf(as, 19) {
+		tone.Colours = append(tone.Colours, levels)
+	}
+	if err := tone.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	differs := func(pix []uint8) float64 {
+		d := 0.0
+		for i, v := range pix {
+			d += math.Abs(float64(v)-float64(as[i])) / float64(len(pix))
+		}
+		return d
+	}
+	common := &Tone{Levels: tone.Levels}
+	for _, cast := range [][3]float64{{1, 1, 1}, {0.95, 1, 1.05}, {1.05, 0.95, 1}, {1, 1.05, 0.95}} {
+		for _, gain := range []float64{0.9, 1, 1.1} {
+			pix, without := seen(cast, gain, 5), seen(cast, gain, 5)
+			tone.Apply(pix)
+			common.Apply(without)
+			if differs(pix) > 1 || cast != [3]float64{1, 1, 1} && differs(pix) > differs(without)/2 {
+				t.Errorf("cast %v at a gain of %v: samples differ by %.2f, with the same gain for all colours by %.2f", cast, gain, differs(pix), differs(without))
+			}
+		}
+	}
+	blue := seen([3]float64{0.5, 1, 1.5}, 1, 0)
+	if tone.Apply(blue); differs(blue) < 10 {
+		t.Errorf("another colour differs by %.2f", differs(blue))
+	}
+}
+
+// A camera whose pictures are all grey cannot show a cast.
+func TestToneReadsGrey(t *testing.T) {
+	grey := New(12, 8)
+	for i := range grey.Pix {
+		grey.Pix[i] = uint8(20 + 5*(i/3%40))
+	}
+	cast := grey.Clone()
+	for i, v := range cast.Pix {
+		cast.Pix[i] = uint8(math.Round([3]float64{1.05, 0.99, 0.97}[i%3] * float64(v)))
+	}
+	if !grey.IsGrey() || cast.IsGrey() {
+		t.Fatal("what is grey is not told from what has a cast")
+	}
+	p := Preprocess{Crop: 8, Squash: true, Interpolation: Bilinear, Std: [3]float64{1, 1, 1}}
+	q := p
+	q.Tone = &Tone{Grey: true}
+	prepared := func(p Preprocess, m *Image) []uint8 {
+		out := make([]uint8, p.Bytes())
+		if err := p.ApplyImage(m, out); err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	as := prepared(p, grey)
+	if !bytes.Equal(prepared(q, grey), as) {
+		t.Error("what is grey is changed")
+	}
+	for i, v := range prepared(q, cast) {
+		if d := math.Abs(float64(v) - float64(as[i])); d > 2 || i%3 > 0 && v != prepared(q, cast)[i-1] {
+			t.Fatalf("sample %d: %d, without the cast %d", i, v, as[i])
+		}
+	}
+	alone := slices.Clone(cast.Pix)
+	q.Tone.Apply(alone)
+	if !(&Image{Pix: alone, Width: 12, Height: 8}).IsGrey() {
+		t.Error("samples keep their cast")
+	}
+}
+
 func TestLevelsOf(t *testing.T) {
 	pix := make([]uint8, 256)
 	for i := range pix {
@@ -182,6 +274,9 @@ func BenchmarkTone(b *testing.B) {
 		pix[i] = uint8(40 + i%100)
 	}
 	tone := &Tone{Levels: LevelsOf(pix, 19), Floor: 0.05, Ceiling: 0.9, Gamma: 0.5}
+	for _, levels := range ColourLevelsOf(pix, 19) {
+		tone.Colours = append(tone.Colours, levels)
+	}
 	b.SetBytes(int64(len(pix)))
 	for b.Loop() {
 		tone.Apply(pix)

@@ -21,20 +21,25 @@ import (
 // SchemaVersion is the latest version of the manifest that this program reads. It
 // writes the earliest one that says all, so that earlier programs, which pass over what
 // they do not know, read a release that they can serve and refuse any other: version 2
-// has tiles, a tone with levels, or maps of what is above a picture's median.
-const SchemaVersion = 2
+// has tiles, a tone with levels, or maps of what is above a picture's median, version 3 a
+// tone that evens out casts of colour.
+const SchemaVersion = 3
 
 // version is the earliest that says all that the manifest does.
 func (m Manifest) version() int {
 	if slices.ContainsFunc(m.Parts, func(p Part) bool { return p.MapExcess }) {
-		return 2
+		return max(2, m.scoring())
 	}
 	return m.scoring()
 }
 
 // scoring is the earliest that says all that scores depend on.
 func (m Manifest) scoring() int {
-	if p := m.Model.Preprocess; p.Tiles != nil || p.Tone != nil && len(p.Tone.Levels) > 0 {
+	p := m.Model.Preprocess
+	if t := p.Tone; t != nil && (t.Grey || len(t.Colours) > 0) {
+		return 3
+	}
+	if p.Tiles != nil || p.Tone != nil && len(p.Tone.Levels) > 0 {
 		return 2
 	}
 	return 1

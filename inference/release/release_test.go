@@ -259,8 +259,8 @@ func TestManifestOfPartsValidate(t *testing.T) {
 }
 
 func TestParseManifestRefusesOtherVersions(t *testing.T) {
-	_, err := ParseManifest([]byte(`{"schema_version": 3}`))
-	if err == nil || !strings.Contains(err.Error(), "schema version 3") {
+	_, err := ParseManifest([]byte(`{"schema_version": 4}`))
+	if err == nil || !strings.Contains(err.Error(), "schema version 4") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -295,7 +295,7 @@ func FuzzParseManifest(f *testing.F) {
 
 func file(sum string, size int64) envelope.File { return envelope.File{SHA256: sum, Size: size} }
 
-// A program that does not know tiles, the levels of a tone or what counts in maps would
+// A program that does not know tiles, the levels or colours of a tone or what counts in maps would
 // pass over them and score or draw otherwise, so the version tells it; releases without
 // stay what they were.
 func TestWhatIsNewHasAVersionOfItsOwn(t *testing.T) {
@@ -342,6 +342,11 @@ func TestWhatIsNewHasAVersionOfItsOwn(t *testing.T) {
 		"tiles":        {tiles, 2},
 		"levels":       {func(m *Manifest) { m.Model.Preprocess.Tone = &imaging.Tone{Levels: []float64{0.1, 0.5}, Floor: 0.05} }, 2},
 		"excess":       {excess, 2},
+		"grey":         {func(m *Manifest) { m.Model.Preprocess.Tone = &imaging.Tone{Grey: true} }, 3},
+		"colours and excess": {func(m *Manifest) {
+			m.Model.Preprocess.Tone = &imaging.Tone{Levels: []float64{0.5}, Colours: [][]float64{{0.5}, {0.4}, {0.6}}}
+			excess(m)
+		}, 3},
 	} {
 		want := withParts()
 		c.change(&want)
