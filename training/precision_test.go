@@ -106,6 +106,9 @@ func TestThePrecisionIsChosen(t *testing.T) {
 			if r.Choice != c.want || (d.Embedder().Options().Precision == release.Int8) != (c.want == PrecisionInt8) {
 				t.Errorf("%+v, and the model computes %q", r, d.Embedder().Options().Precision)
 			}
+			if res.Folded == 0 {
+				t.Error("only what was held out calibrates")
+			}
 			if judged := c.gate.faster < 1; judged != (r.Held == 8 && r.Low != nil && r.Int8 != nil && *r.Int8 > 0 && *r.Int8 < 1) {
 				t.Errorf("%+v", r)
 			}
