@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/nearmiss/nearmiss/inference/onnx"
+	"github.com/nearmiss/nearmiss/inference/onnx/wire"
 )
 
 // foreignNet is a small convolutional network as an exporter would write it:
@@ -155,6 +156,33 @@ func TestImportForeign(t *testing.T) {
 		}))
 		dst := filepath.Join(t.TempDir(), "out.onnx")
 		if _, err := Import(src, dst, ImportOptions{Output: "Flatten", Pool: PoolNone, LoadOptions: LoadOptions{Mean: &mean, Std: &std}}); err != nil {
+			t.Fatal(err)
+		}
+		im := testImages(2, 16)
+		near(t, "embedding", run(t, dst, im, 2, 16)[OutputEmbedding].Float32s(), foreignReference(im, 2, mean, std), 1e-5)
+	})
+
+	t.Run("an input of zero images of zero pixels is an open one", func(t *testing.T) {
+		b := foreignNet(t, "x", false, func(g *onnx.Graph, y *onnx.Value) { g.Output("features", pooled(g, y)) })
+		b, err := wire.Rewrite(b, func(out []byte, f wire.Field) ([]byte, error) {
+			if f.Num != wire.ModelGraph {
+				return append(out, f.Raw...), nil
+			}
+			graph, err := wire.Rewrite(f.Val, func(out []byte, f wire.Field) ([]byte, error) {
+				if f.Num != wire.GraphInput {
+					return append(out, f.Raw...), nil
+				}
+				in, err := wire.ParseValueInfo(f.Val)
+				in.Dims = []int64{0, 3, 0, 0}
+				return wire.AppendBytes(out, f.Num, in.Encode()), err
+			})
+			return wire.AppendBytes(out, f.Num, graph), err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		dst := filepath.Join(t.TempDir(), "out.onnx")
+		if _, err := Import(writeTemp(t, "net.onnx", b), dst, ImportOptions{LoadOptions: LoadOptions{Size: 16, Mean: &mean, Std: &std}}); err != nil {
 			t.Fatal(err)
 		}
 		im := testImages(2, 16)

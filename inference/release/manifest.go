@@ -22,7 +22,7 @@ import (
 // writes the earliest one that says all, so that earlier programs, which pass over what
 // they do not know, read a release that they can serve and refuse any other: version 2
 // has tiles, a tone with levels, or maps of what is above a picture's median, version 3 a
-// tone that evens out casts of colour.
+// tone that evens out casts of colour, or has pictures read as grey.
 const SchemaVersion = 3
 
 // version is the earliest that says all that the manifest does.

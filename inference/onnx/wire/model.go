@@ -57,7 +57,7 @@ func Parse(b []byte) (*Model, error) {
 	if m.Graph == nil {
 		return nil, fmt.Errorf("%w: no graph in the ONNX file", ErrFormat)
 	}
-	initial := map[string]bool{}
+	initial, outside := map[string]bool{}, map[string]bool{}
 	err = Each(m.Graph, func(f Field) error {
 		switch f.Num {
 		case GraphNode:
@@ -74,7 +74,8 @@ func Parse(b []byte) (*Model, error) {
 			}
 			initial[name], m.Produced[name] = true, true
 			m.Params += floats
-			if external != "" && !slices.Contains(m.External, external) {
+			if external != "" && !outside[external] {
+				outside[external] = true
 				m.External = append(m.External, external)
 			}
 		case GraphInput, GraphOutput, GraphValueInfo:
