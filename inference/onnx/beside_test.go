@@ -5,9 +5,11 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/nearmiss/nearmiss/inference/onnx"
+	"github.com/nearmiss/nearmiss/inference/onnx/wire"
 	"github.com/nearmiss/nearmiss/inference/ort"
 )
 
@@ -116,5 +118,24 @@ func TestABackboneWhoseFolderCannotBeFoundIsTold(t *testing.T) {
 	if s, err := ort.OpenBytes(model, ort.Options{Folder: filepath.Dir(path)}); err == nil {
 		_ = s.Close()
 		t.Error("a model without its weights was loaded")
+	}
+}
+
+// A release takes the files that a model names: none of another folder.
+func TestExternalStaysInTheFolder(t *testing.T) {
+	for name, good := range map[string]bool{"w.bin": true, "weights/w.bin": true, "../w.bin": false, "weights/../../w.bin": false, "/etc/hostname": false} {
+		entry := wire.AppendBytes(wire.AppendBytes(nil, 1, "location"), 2, name)
+		tensor := wire.AppendBytes(nil, wire.TensorExternal, entry)
+		model := wire.AppendBytes(nil, wire.ModelGraph, wire.AppendBytes(nil, wire.GraphInitializer, tensor))
+		path := filepath.Join(t.TempDir(), "model.onnx")
+		if err := os.WriteFile(path, model, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		switch names, err := onnx.External(path); {
+		case good && (err != nil || !slices.Equal(names, []string{name})):
+			t.Errorf("%s: %q, error %v", name, names, err)
+		case !good && err == nil:
+			t.Errorf("%s is taken: %q", name, names)
+		}
 	}
 }
