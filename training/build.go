@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"time"
 
 	"github.com/rs/zerolog"
 
@@ -473,6 +474,39 @@ func partScaleOf(scores []float64) partScale {
 	m.weight = 1 / max(leastSpread, math.Sqrt(sum/float64(len(logs)-1)))
 	return m
 }
+
+// cost times a few image files, from file to verdict and one at a time, and counts
+// what lies in memory.
+func (b *scoreBuilder) cost(ctx context.Context, s *builtScore, files [][]byte) (*Cost, error) {
+	c := &Cost{Parts: len(b.scored())}
+	for _, p := range s.Parts() {
+		c.Banks += 4 * int64(p.Bank.Len()) * int64(p.Bank.Dim())
+	}
+	c.Model = b.model.size
+	var times []float64
+	for _, file := range files {
+		began := time.Now()
+		all, err := b.model.e.Embed(ctx, [][]byte{file})
+		if err != nil {
+			return nil, err
+		}
+		if all[0].Err != nil {
+			return nil, fmt.Errorf("time an image: %w", all[0].Err)
+		}
+		var v inference.Score
+		if err := s.served.Judge(ctx, []*inference.Embedding{&all[0]}, []*inference.Score{&v}); err != nil {
+			return nil, err
+		}
+		times = append(times, 1000*time.Since(began).Seconds())
+	}
+	if c.Milliseconds = median(times); len(times) == 0 {
+		c.Milliseconds = 0
+	}
+	return c, nil
+}
+
+// timedImages is how many images cost times.
+const timedImages = 9
 
 // median is NaN of nothing.
 func median(v []float64) float64 {

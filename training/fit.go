@@ -498,39 +498,6 @@ func format(m *model) string {
 	return about.Format
 }
 
-// cost times a few image files, from file to verdict and one at a time, and counts
-// what lies in memory.
-func (b *scoreBuilder) cost(ctx context.Context, s *builtScore, files [][]byte) (*Cost, error) {
-	c := &Cost{Parts: len(b.scored())}
-	for _, p := range s.Parts() {
-		c.Banks += 4 * int64(p.Bank.Len()) * int64(p.Bank.Dim())
-	}
-	c.Model = b.model.size
-	var times []float64
-	for _, file := range files {
-		began := time.Now()
-		all, err := b.model.e.Embed(ctx, [][]byte{file})
-		if err != nil {
-			return nil, err
-		}
-		if all[0].Err != nil {
-			return nil, fmt.Errorf("time an image: %w", all[0].Err)
-		}
-		var v inference.Score
-		if err := s.served.Judge(ctx, []*inference.Embedding{&all[0]}, []*inference.Score{&v}); err != nil {
-			return nil, err
-		}
-		times = append(times, 1000*time.Since(began).Seconds())
-	}
-	if c.Milliseconds = median(times); len(times) == 0 {
-		c.Milliseconds = 0
-	}
-	return c, nil
-}
-
-// timedImages is how many images cost times.
-const timedImages = 9
-
 // write puts the release in place and names it in res.
 func write(ctx context.Context, p Plan, x *embedded, s *builtScore, parts []inference.Part, halves halves, t *tuned, seconds map[string]float64, res *Result) error {
 	lines, err := release.EncodeNormals(x.all)
