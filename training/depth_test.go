@@ -5,11 +5,14 @@ import (
 	"errors"
 	"image"
 	"image/color"
+	"image/draw"
 	"image/png"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/training/dataset"
 )
 
 // deep is a normal whose samples of 16 bits reach so far; 0: samples of 8 bits.
@@ -110,6 +113,66 @@ func TestNormalsTellWhetherACameraIsGrey(t *testing.T) {
 		Framing{Gamma: 0.5}.apply(&p)
 		if p.Model.tone.ReadsGrey() != c.grey || p.Model.tone.Gamma != 0.5 {
 			t.Errorf("%s, opened shadows: tone %+v", what, p.Model.tone)
+		}
+	}
+}
+
+// A grey camera's pictures are read as grey by what is learnt and by what is measured,
+// with their light evened out and without.
+func TestWhatIsLearntOfAGreyCameraReadsGrey(t *testing.T) {
+	t.Parallel()
+	var normals []Image
+	var items []dataset.Item
+	for _, img := range squares(t, 12) {
+		b, err := img.Read()
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := imaging.Decode(b, imaging.Limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		grey := image.NewGray(image.Rect(0, 0, m.Width, m.Height))
+		draw.Draw(grey, grey.Rect, m.RGBA(), image.Point{}, draw.Src)
+		var file bytes.Buffer
+		if err := png.Encode(&file, grey); err != nil {
+			t.Fatal(err)
+		}
+		normals = append(normals, Image{Name: img.Name, Read: func() ([]byte, error) { return file.Bytes(), nil }})
+		items = append(items, dataset.FromBytes(img.Name, dataset.Train, "square", file.Bytes()))
+	}
+	for _, light := range []string{LightEven, LightVaried} {
+		plan := Plan{
+			Detector: "squares", Seed: 5, Out: filepath.Join(t.TempDir(), "release"), Data: Data{Normals: normals},
+			Model: Model{Backbone: smallBackbone(t), Light: light}, Calibration: Calibration{Settle: true}, Score: Score{Groups: Class(), NoPatches: true},
+		}
+		greyIn := func(what string, tone *imaging.Tone) {
+			t.Helper()
+			if !tone.ReadsGrey() || len(tone.Colours) > 0 || (len(tone.Levels) > 0) != (light == LightEven) {
+				t.Errorf("light %s, %s: tone %+v", light, what, tone)
+			}
+		}
+		res, err := Fit(t.Context(), plan)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, d := provenanceOf(t, plan.Out)
+		if greyIn("in the release", d.Embedder().Preprocess().Tone); !res.Light.Grey || d.Release().Manifest.SchemaVersion != 3 {
+			t.Errorf("light %s: %+v, in a release of version %d", light, res.Light, d.Release().Manifest.SchemaVersion)
+		}
+		plan.Data, plan.Host.Work = Data{}, t.TempDir()
+		m, err := ForEvaluation(plan, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := m.Fit(t.Context(), items, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := s.(*evaluatedScore)
+		greyIn("under the protocols", e.known.b.model.e.Preprocess().Tone)
+		if err := errors.Join(e.Close(), m.(*evaluation).Close()); err != nil {
+			t.Error(err)
 		}
 	}
 }
