@@ -47,8 +47,8 @@
 // gate and for the protocols of package evaluate. [Orientation] says whether it
 // matters how the normals lie.
 //
-// Fit is one walk: embed → split → tune → build → calibrate → write, each a function
-// from what came before to what comes next.
+// Fit is one walk: embed → split → tune → build → draw → calibrate → write, each a
+// function from what came before to what comes next.
 //
 // Each step leaves its result in the work folder under a digest of everything it
 // depends on, so an interrupted run goes on, and runs that share steps (ablations
