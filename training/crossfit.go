@@ -22,9 +22,8 @@ const (
 	foldedReferences = 1000
 	// lightReferences bounds those that are seen in another light and spoilt, too.
 	lightReferences = 60
-	// folds is in how many turns that is done, and mapReferences is how many normals are
-	// enough to say how parts count in maps: no further turn is then made for them.
-	folds, mapReferences = 5, 40
+	// folds is in how many turns that is done.
+	folds = 5
 	// leastSpread keeps a part or group whose few scores happen to agree from ruling
 	// alone.
 	leastSpread, leastGroupSpread = 0.02, 0.01
@@ -289,17 +288,15 @@ func (b *scoreBuilder) weighMaps(parts []inference.Part, x said, counts func(j i
 }
 
 // fitMaps finds the places of the parts that only maps need, and what the parts weigh in
-// maps, and sets them. Banks of patches take long to choose, so as few turns are made as
-// show enough normals, the first of which may be none of the banks' own.
+// maps, and sets them.
 func (s *builtScore) fitMaps(ctx context.Context, only []int) error {
 	which := drawn(s.parts)
 	if s.x.grids == nil {
 		s.x.said = newSaid(len(s.parts))
 	}
 	asked := s.by.folded || len(which) > 1 || slices.ContainsFunc(only, func(i int) bool { return s.by.parts[i].Placed })
-	seen := 0
 	for _, t := range s.turns() {
-		if len(only) == 0 || !asked || seen >= mapReferences {
+		if len(only) == 0 || !asked {
 			break
 		}
 		err := s.take(ctx, t, only, func(without []inference.Part) error {
@@ -308,7 +305,6 @@ func (s *builtScore) fitMaps(ctx context.Context, only []int) error {
 		if err != nil {
 			return err
 		}
-		seen += len(t.some)
 	}
 	s.by.weighMaps(s.parts, s.x.said, func(int) bool { return true })
 	return nil

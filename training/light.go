@@ -18,15 +18,17 @@ import (
 // up to ±10 % and an offset of up to ±5 %. It is measured on normals that are
 // compared with others, and no anomaly is known.
 type LightReport struct {
-	// Choice is LightUsual, LightEven or LightVaried.
+	// Choice is LightUsual, LightEven, LightVaried or LightColours.
 	Choice string `json:"choice"`
 	// Grey says that pictures are read as grey, because all normals are.
 	Grey bool `json:"grey,omitempty"`
 	// The shares, 0..1, with pictures as they are, with the light of each evened out,
-	// and with copies in other light in the banks; nil where that was not tried.
-	Usual  *float64 `json:"usual,omitempty"`
-	Even   *float64 `json:"even,omitempty"`
-	Varied *float64 `json:"varied,omitempty"`
+	// with copies in other light in the banks, and with light and colours evened out;
+	// nil where that was not tried.
+	Usual   *float64 `json:"usual,omitempty"`
+	Even    *float64 `json:"even,omitempty"`
+	Varied  *float64 `json:"varied,omitempty"`
+	Colours *float64 `json:"colours,omitempty"`
 	// Found is the AUROC, 0..1, of normals against slightly spoilt ones, both in usual
 	// light, by choice.
 	Found map[string]float64 `json:"found,omitempty"`
@@ -54,12 +56,14 @@ type remedy struct {
 	alarms      **float64 // of the report
 }
 
-// remedies are in the order in which they are tried.
+// remedies are in the order in which they are tried. LightColours is only done when it
+// is asked for: what it hides cannot be told from what it helps by light alone.
 func (l *LightReport) remedies() []remedy {
 	return []remedy{
 		{LightUsual, "with pictures as they are", &l.Usual},
 		{LightEven, "with the light of every picture evened out", &l.Even},
 		{LightVaried, "with copies in other light among the normals", &l.Varied},
+		{LightColours, "with light and colours of every picture evened out", &l.Colours},
 	}
 }
 
@@ -85,8 +89,11 @@ func (l LightReport) String() string {
 		return "too few normals to see what other light does" + grey
 	}
 	text := "in other light (±10 %) 5 % of false alarms become " + strings.Join(tried, ", ")
-	if l.Choice == LightEven {
-		text += "; what is wholly too dark or bright, or has a slight cast, is then no anomaly: if it is to be one use --exposure usual"
+	switch l.Choice {
+	case LightEven:
+		text += "; what is wholly too dark or bright is then no anomaly: if it is to be one use --exposure usual"
+	case LightColours:
+		text += "; what is wholly too dark or bright, or has a slight cast, is then no anomaly"
 	}
 	return text + grey
 }
@@ -106,7 +113,7 @@ func inLight[T io.Closer](want string, build func(choice string) (T, lightEffect
 	report = &LightReport{}
 	least := math.NaN()
 	for _, r := range report.remedies() {
-		if want != LightAuto && want != r.choice {
+		if want != r.choice && (want != LightAuto || r.choice == LightColours) {
 			continue
 		}
 		one, effect, err := build(r.choice)
@@ -164,9 +171,9 @@ func buildInLight(ctx context.Context, p Plan, nets networks, dir string, x *emb
 	best, report, err := inLight(p.Model.Light, func(choice string) (built, lightEffect, error) {
 		one := built{x: x, p: p}
 		var err error
-		if choice == LightEven {
+		if evensOut(choice) {
 			one.own = true
-			if one.p.Model.tone, err = evenTone(x.b.model, p.Data, x.imagesAt(h.train)); err != nil {
+			if one.p.Model.tone, err = evenTone(x.b.model, p.Data, x.imagesAt(h.train), choice == LightColours); err != nil {
 				return one, lightEffect{}, err
 			}
 			if one.x, err = x.twin(ctx, one.p, nets, filepath.Join(dir, "even.onnx")); err != nil {
@@ -204,17 +211,21 @@ const (
 	toneLevels = 19
 )
 
-// evenTone brings pictures to the usual light and colours of normals, as the model sees them, and
+// evensOut says whether each picture is brought to the usual light of the normals.
+func evensOut(light string) bool { return light == LightEven || light == LightColours }
+
+// evenTone brings pictures to the usual light of normals, and to their colours if these are
+// to be evened out, too, as the model sees them, and
 // cuts off in all what other light cuts off in some: an offset of −5 % leaves nothing of
 // what is darker than that, and no gain or offset brings it back.
-func evenTone(m *model, data Data, images []Image) (*imaging.Tone, error) {
+func evenTone(m *model, data Data, images []Image, colours bool) (*imaging.Tone, error) {
 	prepare := m.e.Preprocess()
 	t := imaging.Tone{Levels: make([]float64, toneLevels)}
 	t.Floor, t.Ceiling = evaluate.Kept()
 	if prepare.Tone != nil {
 		t.Gamma, t.Grey = prepare.Tone.Gamma, prepare.Tone.Grey
 	}
-	if !t.Grey {
+	if colours && !t.Grey {
 		t.Colours = [][]float64{make([]float64, toneLevels), make([]float64, toneLevels), make([]float64, toneLevels)}
 	}
 	prepare.Tone, prepare.Tiles = nil, nil

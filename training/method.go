@@ -263,9 +263,9 @@ func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64)
 	}
 	best, report, err := inLight(p.Model.Light, func(choice string) (*evaluatedScore, lightEffect, error) {
 		s, q := &evaluatedScore{known: usual}, p
-		if choice == LightEven {
+		if evensOut(choice) {
 			var err error
-			if q.Model.tone, err = evenTone(usual.b.model, p.Data, p.Data.Normals); err != nil {
+			if q.Model.tone, err = evenTone(usual.b.model, p.Data, p.Data.Normals, choice == LightColours); err != nil {
 				return nil, lightEffect{}, err
 			}
 			if s.known, err = know(q); err != nil {

@@ -528,12 +528,11 @@ func TestTheFullScoreDrawsSingleAndWidePatches(t *testing.T) {
 }
 
 // Banks that only maps need are made of the score that is kept, and not of those that
-// are tried before: no score depends on them. Held-out normals say how they count, and
-// with enough of these no other bank is made for that.
+// are tried before: no score depends on them.
 func TestMapsAreDrawnOfTheScoreThatIsKept(t *testing.T) {
 	t.Parallel()
 	plan := Plan{
-		Detector: "squares", Seed: 5, Out: "none", Data: Data{Normals: squares(t, mapReferences+24)},
+		Detector: "squares", Seed: 5, Out: "none", Data: Data{Normals: squares(t, 64)},
 		Model: Model{Backbone: sixLayers(t)}, Score: Score{Coreset: 100},
 	}.withDefaults()
 	nets := networks{served: plan.Model.Backbone, frozen: plan.Model.Backbone}
@@ -549,7 +548,7 @@ func TestMapsAreDrawnOfTheScoreThatIsKept(t *testing.T) {
 			turns++
 		}
 	}
-	for _, held := range []int{mapReferences + 4, 10} {
+	for _, held := range []int{44, 10} {
 		all := make([]int, len(plan.Data.Normals))
 		for i := range all {
 			all[i] = i
@@ -595,7 +594,7 @@ func TestMapsAreDrawnOfTheScoreThatIsKept(t *testing.T) {
 			t.Errorf("%d parts for maps, filled %d times", only, turns)
 		}
 		turns = 0
-		if n := len(s.foldedMaps); n < mapReferences || n > len(all) || held >= mapReferences && n != held {
+		if n := len(s.foldedMaps); n != len(all) {
 			t.Errorf("%d normals say how maps count, of %d held out", n, held)
 		}
 		if err := s.Close(); err != nil {
@@ -714,7 +713,7 @@ func TestFitSeesWhatOtherLightDoes(t *testing.T) {
 	l := res.Light
 	prov, d := provenanceOf(t, plan.Out)
 	tone := d.Embedder().Preprocess().Tone
-	if l == nil || l.Usual == nil || (tone != nil && tone.Levels != nil) != (l.Choice == LightEven) || cmp.Diff(prov.Light, l) != "" {
+	if l == nil || l.Usual == nil || (tone != nil && tone.Levels != nil) != (l.Choice == LightEven) || tone != nil && tone.Colours != nil || cmp.Diff(prov.Light, l) != "" {
 		t.Fatalf("%+v, in the release %+v, tone %+v", l, prov.Light, tone)
 	}
 	if f := l.Found[l.Choice]; !(f > 0.5 && f <= 1) {
@@ -723,12 +722,12 @@ func TestFitSeesWhatOtherLightDoes(t *testing.T) {
 	if *l.Usual > sensitiveAlarms && l.Even == nil || *l.Usual <= sensitiveAlarms && l.Choice != LightUsual {
 		t.Errorf("%v", l)
 	}
-	plan.Out, plan.Model.Light = filepath.Join(t.TempDir(), "even"), LightEven
+	plan.Out, plan.Model.Light = filepath.Join(t.TempDir(), "colours"), LightColours
 	if res, err = Fit(t.Context(), plan); err != nil {
 		t.Fatal(err)
 	}
 	_, d = provenanceOf(t, plan.Out)
-	if tone := d.Embedder().Preprocess().Tone; res.Light.Choice != LightEven || res.Light.Even == nil || tone == nil || len(tone.Colours) != 3 || tone.Grey || res.Light.Grey {
+	if tone := d.Embedder().Preprocess().Tone; res.Light.Choice != LightColours || res.Light.Colours == nil || tone == nil || len(tone.Levels) == 0 || len(tone.Colours) != 3 || tone.Grey || res.Light.Grey {
 		t.Errorf("%+v, tone %+v", res.Light, tone)
 	}
 	// A picture that is a fifth darker scores as before, or nearly so.
@@ -766,7 +765,7 @@ func TestFitSeesWhatOtherLightDoes(t *testing.T) {
 		t.Errorf("nearest %+v, %v", s[0].Nearest, err)
 	}
 	third := 1. / 3
-	for _, l := range []LightReport{{}, {Choice: LightUsual, Usual: &third, Grey: true}, {Choice: LightEven, Even: &third}, {Choice: LightEven, Usual: &third, Even: &third}, {Choice: LightVaried, Usual: &third, Even: &third, Varied: &third}} {
+	for _, l := range []LightReport{{}, {Choice: LightUsual, Usual: &third, Grey: true}, {Choice: LightEven, Even: &third}, {Choice: LightColours, Colours: &third}, {Choice: LightEven, Usual: &third, Even: &third}, {Choice: LightVaried, Usual: &third, Even: &third, Varied: &third}} {
 		if l.String() == "" {
 			t.Errorf("%+v is not told", l)
 		}

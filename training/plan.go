@@ -118,11 +118,12 @@ type Model struct {
 	// SeeMiddle for others.
 	See string
 	// Light says what is done about light that changes: LightUsual takes pictures as
-	// they are, LightEven evens out how bright and contrasty each is, and slight casts of colour,
-	// LightVaried puts copies in other light into the banks, LightAuto takes the first that
-	// helps where normals in other light would raise false alarms else. All but LightUsual
-	// read pictures as grey where all normals are. It travels with the release. Default:
-	// LightAuto for the full score, LightUsual for others.
+	// they are, LightEven evens out how bright and contrasty each is, LightColours slight
+	// casts of colour, too, LightVaried puts copies in other light into the banks, LightAuto
+	// takes the first of all but LightColours that helps where normals in other light would
+	// raise false alarms else. All but LightUsual read pictures as grey where all normals
+	// are. It travels with the release. Default: LightAuto for the full score, LightUsual for
+	// others.
 	Light string
 	// Turned puts turned or mirrored copies of the normals into the banks: TurnedNone,
 	// a symmetry, or TurnedAuto, where normals are found to lie in any way. Default:
@@ -171,10 +172,11 @@ const (
 
 // What is done about light.
 const (
-	LightAuto   = "auto"
-	LightUsual  = "usual"
-	LightEven   = "even"
-	LightVaried = "varied"
+	LightAuto    = "auto"
+	LightUsual   = "usual"
+	LightEven    = "even"
+	LightVaried  = "varied"
+	LightColours = "colours"
 )
 
 // Which turned copies of normals join the banks, beside those of a symmetry.
@@ -336,8 +338,8 @@ func (p Plan) Validate() error {
 	if !slices.Contains([]string{"", FrameAuto, FrameAll}, p.Data.Frame) {
 		fail("of a frame %q is to be looked at: take %s or %s", p.Data.Frame, FrameAuto, FrameAll)
 	}
-	if !slices.Contains([]string{"", LightAuto, LightUsual, LightEven, LightVaried}, p.Model.Light) {
-		fail("light %q: take %s, %s, %s or %s", p.Model.Light, LightAuto, LightUsual, LightEven, LightVaried)
+	if !slices.Contains([]string{"", LightAuto, LightUsual, LightEven, LightVaried, LightColours}, p.Model.Light) {
+		fail("light %q: take %s, %s, %s, %s or %s", p.Model.Light, LightAuto, LightUsual, LightEven, LightColours, LightVaried)
 	}
 	if !slices.Contains([]string{"", PrecisionFloat, PrecisionInt8, PrecisionAuto}, p.Model.Precision) {
 		fail("precision %q: take %s, %s or %s", p.Model.Precision, PrecisionFloat, PrecisionInt8, PrecisionAuto)
