@@ -213,7 +213,7 @@ type builtScore struct {
 	patches []bank.CoresetReport // of the parts; zero where a part has none
 	light   lightEffect          // of other light on normals
 	// What normals score by banks that they are not in, those of the banks too, and
-	// the maps of some; nil where nobody asked. heldOut of them are in none of the banks.
+	// their maps; nil where nobody asked. heldOut of them are in none of the banks.
 	folded     []float64
 	foldedMaps []heatmap.Grid
 	heldOut    int

@@ -240,7 +240,7 @@ func (s *builtScore) calibrating() (scores []float64) {
 	return scores
 }
 
-// calibratingMaps are the maps of the first normals, which all parts of maps have seen,
+// calibratingMaps are the maps of the normals, as many as all parts of maps have seen,
 // by places and weights of the others.
 func (s *builtScore) calibratingMaps() (maps []heatmap.Grid) {
 	which, seen := drawn(s.parts), 0

@@ -123,6 +123,6 @@ func (c *fitCmd) Run(ctx context.Context, o *output) error {
 	if res.Folded > 0 {
 		how = "calibrate in turn"
 	}
-	return o.printf("%s: %d normals in the bank, %d %s, %.1f s\nscore %s: %.0f ms an image, banks of %.0f MiB; scores above %.4g are anomalous\nfalse-alarm rate %.3g %%: it is the mean, 19 of 20 such thresholds have %.2g to %.2g %%, and more normals bring them closer\nrelease %s\n",
+	return o.printf("%s: %d normals in the bank, %d %s, %.1f s\nscore %s: %.0f ms an image, banks of %.0f MiB; scores above %.4g are anomalous\nfalse-alarm rate %.3g %%: at most, in the mean; 19 of 20 such thresholds have %.2g to %.2g %%, and more normals bring them closer\nrelease %s\n",
 		res.Release, res.Bank, res.HeldOut, how, res.Seconds, res.Score, res.Cost.Milliseconds, float64(res.Cost.Banks)/(1<<20), res.Threshold, 100*res.Alpha, 100*res.Low, 100*res.High, res.Digest)
 }
