@@ -43,6 +43,9 @@ func ParseDevice(s string) (Device, error) {
 	return d, nil
 }
 
+// IsCPU says whether d is the CPU.
+func (d Device) IsCPU() bool { return d.Kind == "" || d.Kind == "cpu" }
+
 func (d Device) String() string {
 	kind := cmp.Or(d.Kind, "cpu")
 	if kind == "cpu" || d.ID == 0 {
@@ -82,7 +85,7 @@ func Providers() ([]Provider, error) {
 		if err != nil {
 			return nil, fmt.Errorf("create session options: %s", oneLine(err))
 		}
-		if err := appendProvider(so, Device{Kind: p.Device}); err != nil {
+		if err := (Options{Device: Device{Kind: p.Device}}).append(so, ""); err != nil {
 			p.Why = reason(err)
 		} else {
 			p.Usable = true
@@ -113,53 +116,6 @@ func reason(err error) string {
 }
 
 var missingLibrary = regexp.MustCompile(`([^\s:/]+\.so[.0-9]*): cannot open shared object file`)
-
-// appendProvider adds the device's execution provider; the CPU's is always
-// there, behind the others.
-func appendProvider(so *onnxruntime.SessionOptions, d Device) error {
-	id := strconv.Itoa(d.ID)
-	switch d.Kind {
-	case "", "cpu":
-		return nil
-	case "tensorrt":
-		o, err := onnxruntime.NewTensorRTProviderOptions()
-		if err != nil {
-			return deviceError(d, err)
-		}
-		defer o.Destroy()
-		if err := o.Update(map[string]string{"device_id": id}); err != nil {
-			return deviceError(d, err)
-		}
-		if err := so.AppendExecutionProviderTensorRT(o); err != nil {
-			return deviceError(d, err)
-		}
-		// What TensorRT does not take runs on CUDA.
-		return appendProvider(so, Device{Kind: "cuda", ID: d.ID})
-	case "cuda":
-		o, err := onnxruntime.NewCUDAProviderOptions()
-		if err != nil {
-			return deviceError(d, err)
-		}
-		defer o.Destroy()
-		// HEURISTIC: the other settings either search for minutes or, with
-		// DEFAULT, fall back to algorithms that were seen 50 times slower.
-		if err := o.Update(map[string]string{
-			"device_id":              id,
-			"cudnn_conv_algo_search": "HEURISTIC",
-			// Rounding the inputs of float32 products to 10 bits is faster, but scores then
-			// differ in the third digit from those of a CPU, which a release's check
-			// images would not pass.
-			"use_tf32": "0",
-		}); err != nil {
-			return deviceError(d, err)
-		}
-		if err := so.AppendExecutionProviderCUDA(o); err != nil {
-			return deviceError(d, err)
-		}
-		return nil
-	}
-	return fmt.Errorf("device %q is not known: use cpu, cuda or tensorrt", d.Kind)
-}
 
 // unusableError is why a device cannot be used.
 type unusableError struct {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"sync"
@@ -29,6 +30,11 @@ type Options struct {
 	Profile string
 	// Folder is where OpenBytes looks for external data that the model refers to.
 	Folder string
+	// Half says that the model computes in 16 bits, of which TensorRT must be told.
+	Half bool
+	// KeepEngines keeps what TensorRT builds for the model, which takes minutes, in the
+	// user's cache for the next time that it is opened.
+	KeepEngines bool
 }
 
 // ErrClosed is returned by a Run on a closed session.
@@ -52,7 +58,7 @@ func Open(path string, o Options) (*Session, error) {
 		return nil, fmt.Errorf("open model: %w", err)
 	}
 	defer f.Close()
-	return open(path, f.Data, o, func(in, out []string, so *onnxruntime.SessionOptions) (*onnxruntime.DynamicAdvancedSession, error) {
+	return open(path, f.Data, filepath.Dir(path), o, func(in, out []string, so *onnxruntime.SessionOptions) (*onnxruntime.DynamicAdvancedSession, error) {
 		return onnxruntime.NewDynamicAdvancedSession(path, in, out, so)
 	})
 }
@@ -64,13 +70,13 @@ func OpenBytes(model []byte, o Options) (*Session, error) {
 	if err := Load(); err != nil {
 		return nil, err
 	}
-	return open("model in memory", model, o,
+	return open("model in memory", model, o.Folder, o,
 		func(in, out []string, so *onnxruntime.SessionOptions) (*onnxruntime.DynamicAdvancedSession, error) {
 			return onnxruntime.NewDynamicAdvancedSessionWithONNXData(model, in, out, so)
 		})
 }
 
-func open(name string, model []byte, o Options,
+func open(name string, model []byte, dir string, o Options,
 	create func(in, out []string, so *onnxruntime.SessionOptions) (*onnxruntime.DynamicAdvancedSession, error),
 ) (*Session, error) {
 	h, err := readHeader(model)
@@ -80,7 +86,13 @@ func open(name string, model []byte, o Options,
 	if len(h.in) == 0 {
 		return nil, fmt.Errorf("open %s: it has no input: nothing to run it on", name)
 	}
-	so, err := o.session()
+	engines := ""
+	if o.KeepEngines && o.Device.Kind == tensorrt {
+		if engines, err = engineFolder(model, dir); err != nil {
+			return nil, fmt.Errorf("open %s: %w", name, err)
+		}
+	}
+	so, err := o.session(engines)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", name, err)
 	}
@@ -100,8 +112,9 @@ func names(infos []Info) []string {
 	return out
 }
 
-// session translates the options; the caller destroys the result.
-func (o Options) session() (*onnxruntime.SessionOptions, error) {
+// session translates the options; the caller destroys the result. TensorRT keeps
+// engines in a folder, if any.
+func (o Options) session(engines string) (*onnxruntime.SessionOptions, error) {
 	so, err := onnxruntime.NewSessionOptions()
 	if err != nil {
 		return nil, errors.New(oneLine(err))
@@ -131,7 +144,7 @@ func (o Options) session() (*onnxruntime.SessionOptions, error) {
 			return nil, errors.New(oneLine(err))
 		}
 	}
-	if err := appendProvider(so, o.Device); err != nil {
+	if err := o.append(so, engines); err != nil {
 		_ = so.Destroy()
 		return nil, err
 	}
