@@ -28,9 +28,9 @@ const defaultTolerance = 1e-3
 // another decoder: pixels differ by a few levels.
 const decoderTolerance = 0.05
 
-// int8Tolerance is that of a model whose products are in 8 bits: what another
+// coarseTolerance is that of a model whose products are in 8 or 16 bits: what another
 // processor sums in another order is rounded to another step here and there.
-const int8Tolerance = 0.02
+const coarseTolerance = 0.02
 
 // ErrMismatch: the parts of a release do not belong together, or do not score
 // as they did where the release was made.
@@ -485,8 +485,8 @@ func (s ReleaseSpec) fill(ctx context.Context, b *release.Builder) (release.Mani
 			return fail(err)
 		}
 		check := release.Check{File: name, Score: score.Score}
-		if m.Model.Precision == release.Int8 {
-			check.Tolerance = int8Tolerance
+		if p := m.Model.Precision; p == release.Int8 || p == release.Half {
+			check.Tolerance = coarseTolerance
 		}
 		m.Check = append(m.Check, check)
 	}

@@ -5,13 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"sync"
 
 	"github.com/nearmiss/nearmiss/inference/imaging"
-	"github.com/nearmiss/nearmiss/inference/onnx/lower"
 	"github.com/nearmiss/nearmiss/inference/ort"
 	"github.com/nearmiss/nearmiss/inference/release"
 	"github.com/nearmiss/nearmiss/internal/memory"
@@ -76,8 +74,9 @@ type EmbedOptions struct {
 	// Patches are the outputs of patch vectors, float [N, P, E], that are asked for,
 	// too.
 	Patches []string
-	// Precision is that of the model's products: release.Float32, the default, or
-	// release.Int8, on the CPU only, where images are then computed one at a time.
+	// Precision is that of the model's products: release.Float32, the default,
+	// release.Half, which is faster on accelerators, or release.Int8, on the CPU only,
+	// where images are then computed one at a time.
 	Precision string
 	// Session has further options of ONNX Runtime; its Device and
 	// IntraOpThreads are overwritten.
@@ -106,10 +105,10 @@ type Embedder struct {
 	backbone   json.RawMessage
 	dim        int
 	patches    []patchOutput
-	limit      int // images in a batch
-	inputs     int // of the model, of one image
-	fixed      int // the model's own batch, 0 where it takes any
-	embedding  int // index of the output
+	limit      int   // images in a batch
+	inputs     int   // of the model, of one image
+	fixed      int   // the model's own batch, 0 where it takes any
+	embedding  int   // index of the output
 
 	embedderLife
 	buffers sync.Pool // of *[]uint8: one preprocessed image
@@ -174,7 +173,7 @@ func NewEmbedder(path string, o EmbedOptions) (*Embedder, error) {
 }
 
 func newEmbedder(path string, o EmbedOptions) (_ *Embedder, err error) {
-	cpu := o.Device.Kind == "" || o.Device.Kind == "cpu"
+	cpu := o.Device.IsCPU()
 	if o.Batch < 0 {
 		return nil, fmt.Errorf("batches of %d images: give a number above 0, or 0 for the default", o.Batch)
 	}
@@ -191,7 +190,7 @@ func newEmbedder(path string, o EmbedOptions) (_ *Embedder, err error) {
 		}
 	}
 	runners := o.Threads
-	o.Session.Device = o.Device
+	o.Session.Device, o.Session.KeepEngines = o.Device, true
 	o.Session.IntraOpThreads = 1
 	if !cpu {
 		runners = 2 // one computes while the other gathers
@@ -240,51 +239,6 @@ func newEmbedder(path string, o EmbedOptions) (_ *Embedder, err error) {
 		e.runners.Go(func() { e.work(runners) })
 	}
 	return e, nil
-}
-
-// OpenBackbone loads the ONNX file at path in the form that its device runs fastest,
-// with products of a precision, as EmbedOptions has it: on the CPU layer
-// normalisations are lowered, which for ViT-Ti and ViT-S is 10 to 19 % of the time of
-// an image, and 8 bits are had.
-func OpenBackbone(path, precision string, o ort.Options) (*ort.Session, error) {
-	cpu := o.Device.Kind == "" || o.Device.Kind == "cpu"
-	switch precision {
-	case "", release.Float32:
-		if cpu {
-			return openLowered(path, o)
-		}
-		return ort.Open(path, o)
-	case release.Int8:
-		if !cpu {
-			return nil, fmt.Errorf("products in 8 bits are computed on the CPU only, not on %s: take precision %s", o.Device, release.Float32)
-		}
-		model, err := lower.FileInt8(path)
-		if err != nil {
-			return nil, fmt.Errorf("compute in 8 bits: %w", err)
-		}
-		return ort.OpenBytes(model, o)
-	}
-	return nil, fmt.Errorf("precision %q is not known: take %s or %s", precision, release.Float32, release.Int8)
-}
-
-// openLowered loads the ONNX file at path lowered for the CPU. Its weights stay where
-// they are, in the file, which ONNX Runtime maps: a third of the time that it takes to
-// hand them over as bytes.
-func openLowered(path string, o ort.Options) (*ort.Session, error) {
-	model, ok := lower.FileForCPU(path, false)
-	if !ok {
-		return ort.Open(path, o)
-	}
-	beside := o
-	beside.Folder = filepath.Dir(path)
-	if s, err := ort.OpenBytes(model, beside); err == nil {
-		return s, nil
-	}
-	// A library that cannot map them, or a file system.
-	if model, ok = lower.FileForCPU(path, true); !ok {
-		return ort.Open(path, o)
-	}
-	return ort.OpenBytes(model, o)
 }
 
 // inspect reads the model's surface.
@@ -374,6 +328,13 @@ func (e *Embedder) probe() error {
 			return fmt.Errorf("its output %q is %v for %d images, want [%d, P, E]", e.o.Patches[i], shape, n, n)
 		}
 		e.patches[i].count, e.patches[i].dim, e.patches[i].all = shape[1], shape[2], shape[1]
+	}
+	if e.o.Device.Kind == "tensorrt" && e.fixed == 0 {
+		// An engine is built, for minutes, for the sizes of batches that were seen: that
+		// is over before the first image comes.
+		if _, err := r.once(make([]uint8, e.run(0)*e.preprocess.InputBytes())); err != nil {
+			return err
+		}
 	}
 	return e.tile()
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/nearmiss/nearmiss/bank"
+	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/release"
 	"github.com/nearmiss/nearmiss/training/holdout"
@@ -229,6 +230,11 @@ func plural(n int, what string) string {
 func (p Plan) foreseen() error {
 	if _, err := os.Lstat(p.Out); err == nil {
 		return fmt.Errorf("write release %s: %w", p.Out, release.ErrExists)
+	}
+	if p.Model.Precision != PrecisionAuto {
+		if err := inference.CheckPrecision(p.Model.Backbone, p.Model.Precision, p.Host.Device); err != nil {
+			return fmt.Errorf("%w: %w", ErrPlan, err)
+		}
 	}
 	n, share := len(p.Data.Normals), p.Calibration.HeldOut
 	if _, _, err := Split(n, share, p.Score.K, p.Seed); err != nil {

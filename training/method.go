@@ -135,7 +135,7 @@ func ForEvaluation(p Plan, shared *Shared, heard func(Learning)) (evaluate.Metho
 		return nil, err
 	}
 	if p.Model.Precision == PrecisionAuto {
-		return nil, fmt.Errorf("%w: precision %s is chosen by held-out normals, of which an evaluation has none: take %s or %s", ErrPlan, PrecisionAuto, PrecisionFloat, PrecisionInt8)
+		return nil, fmt.Errorf("%w: precision %s is chosen by held-out normals, of which an evaluation has none: take %s, %s or %s", ErrPlan, PrecisionAuto, PrecisionFloat, PrecisionHalf, PrecisionInt8)
 	}
 	if p.Host.Work == "" {
 		return nil, fmt.Errorf("%w: no work folder is given", ErrPlan)

@@ -121,8 +121,8 @@ func (h Host) embed(data Data, m Model) inference.EmbedOptions {
 
 // precision is that of an embedder; PrecisionAuto begins with PrecisionFloat.
 func (m Model) precision() string {
-	if m.Precision == PrecisionInt8 {
-		return PrecisionInt8
+	if m.Precision == PrecisionInt8 || m.Precision == PrecisionHalf {
+		return m.Precision
 	}
 	return ""
 }

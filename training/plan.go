@@ -107,11 +107,11 @@ type Model struct {
 	Tiles  string
 	source string // the base name of Backbone as it was given
 	// Precision is that of the backbone's products: PrecisionFloat, PrecisionInt8, which
-	// is faster on the CPU, or PrecisionAuto, the latter where it is much faster and held-
-	// out normals are told from spoilt ones as well. It travels with the release. Default:
-	// PrecisionFloat.
+	// is faster on the CPU, PrecisionHalf, which is on accelerators, or PrecisionAuto, the
+	// faster one of the device where it is much faster and held-out normals are told from
+	// spoilt ones as well. It travels with the release. Default: PrecisionFloat.
 	Precision string
-	eightBits precisionGate // what PrecisionAuto asks of 8 bits; zero: usualGate
+	gate      precisionGate // what PrecisionAuto asks of it; zero: usualGate
 	// See says which part of a picture the model sees: SeeWhole squeezes all of it
 	// into its square, SeeMiddle is what the backbone says, usually the square in the
 	// middle. It travels with the release. Default: SeeWhole for the full score,
@@ -161,6 +161,7 @@ const (
 const (
 	PrecisionFloat = release.Float32
 	PrecisionInt8  = release.Int8
+	PrecisionHalf  = release.Half
 	PrecisionAuto  = autoChoice
 )
 
@@ -341,8 +342,8 @@ func (p Plan) Validate() error {
 	if !slices.Contains([]string{"", LightAuto, LightUsual, LightEven, LightVaried, LightColours}, p.Model.Light) {
 		fail("light %q: take %s, %s, %s, %s or %s", p.Model.Light, LightAuto, LightUsual, LightEven, LightColours, LightVaried)
 	}
-	if !slices.Contains([]string{"", PrecisionFloat, PrecisionInt8, PrecisionAuto}, p.Model.Precision) {
-		fail("precision %q: take %s, %s or %s", p.Model.Precision, PrecisionFloat, PrecisionInt8, PrecisionAuto)
+	if !slices.Contains([]string{"", PrecisionFloat, PrecisionHalf, PrecisionInt8, PrecisionAuto}, p.Model.Precision) {
+		fail("precision %q: take %s, %s, %s or %s", p.Model.Precision, PrecisionFloat, PrecisionHalf, PrecisionInt8, PrecisionAuto)
 	}
 	if p.Model.Turned != "" {
 		if _, _, err := ParseSymmetry(p.Model.Turned); err != nil {

@@ -14,18 +14,20 @@ import (
 	"github.com/nearmiss/nearmiss/training/corrupt"
 )
 
-// PrecisionReport says what 8 bits would change, and what was chosen.
+// PrecisionReport says what fewer bits would change, and what was chosen.
 type PrecisionReport struct {
-	// Choice is PrecisionFloat or PrecisionInt8.
+	// Choice is PrecisionFloat, or what was tried: PrecisionInt8 on the CPU,
+	// PrecisionHalf elsewhere.
 	Choice string `json:"choice"`
 	Reason string `json:"reason"`
-	// Speed is how many times faster the network is with 8 bits, on one picture; 0
-	// where that was not tried.
+	// Speed is how many times faster the network is so, on as many pictures as it is
+	// given at once; 0 where that was not tried.
 	Speed float64 `json:"speed,omitempty"`
 	// AUROC, 0..1, of held-out normals against the same ones spoilt, with either
 	// precision, and the lower bound of the difference; absent where it was not tried.
 	Float *float64 `json:"auroc_fp32,omitempty"`
 	Int8  *float64 `json:"auroc_int8,omitempty"`
+	Half  *float64 `json:"auroc_fp16,omitempty"`
 	Low   *float64 `json:"low,omitempty"`
 	// Held is how many held-out normals that is of.
 	Held int `json:"held,omitempty"`
@@ -34,13 +36,15 @@ type PrecisionReport struct {
 // String is the finding in a sentence, for people.
 func (r PrecisionReport) String() string { return r.Choice + ": " + r.Reason }
 
-// precisionGate says what 8 bits must show to be taken.
+// precisionGate says what fewer bits must show to be taken.
 type precisionGate struct {
 	// faster is how many times faster they must be.
 	faster float64
 	// margin is the loss of AUROC, 0..1, that the lower bound of the difference may
 	// show; they are to lose nothing.
 	margin float64
+	// try is what is tried; empty: what the device is made for.
+	try string
 }
 
 var usualGate = precisionGate{faster: 1.3, margin: 0.01}
@@ -60,23 +64,30 @@ const (
 var spoiltBy = []corrupt.Kind{corrupt.Scar, corrupt.Blur, corrupt.Spots, corrupt.Warp}
 
 // inPrecision chooses the precision of a score that was built with PrecisionFloat:
-// 8 bits where they are faster and lose nothing. The model and the score that are not
-// given back are closed.
+// 8 bits on the CPU and 16 elsewhere, where they are faster and lose nothing. The model
+// and the score that are not given back are closed.
 func inPrecision(ctx context.Context, nets networks, dir string, one built, h halves) (built, *PrecisionReport, error) {
-	r, gate := &PrecisionReport{Choice: PrecisionFloat}, cmp.Or(one.p.Model.eightBits, usualGate)
-	if k := one.p.Host.Device.Kind; k != "" && k != "cpu" {
-		r.Reason = "8 bits are for the CPU"
-		return one, r, nil
+	r, gate := &PrecisionReport{Choice: PrecisionFloat}, cmp.Or(one.p.Model.gate, usualGate)
+	try, bits := cmp.Or(gate.try, PrecisionHalf), "16 bits"
+	if gate.try == "" && one.p.Host.Device.IsCPU() {
+		try = PrecisionInt8
+	}
+	if try == PrecisionInt8 {
+		bits = "8 bits"
 	}
 	if len(h.held) < leastSpoilt {
 		r.Reason = fmt.Sprintf("%d held-out normals are too few to compare by", len(h.held))
 		return one, r, nil
 	}
 	q := one.p
-	q.Model.Precision = PrecisionInt8
-	y, err := one.x.twin(ctx, q, nets, filepath.Join(dir, "int8.onnx"))
-	if errors.Is(err, lower.ErrNothingToQuantize) {
-		r.Reason = "the backbone has no products that 8 bits make faster"
+	q.Model.Precision = try
+	y, err := one.x.twin(ctx, q, nets, filepath.Join(dir, try+".onnx"))
+	switch {
+	case errors.Is(err, lower.ErrNothingToLower):
+		r.Reason = "the backbone has no products that " + bits + " make faster"
+		return one, r, nil
+	case errors.Is(err, inference.ErrNotFinite):
+		r.Reason = "the backbone has numbers that " + bits + " do not hold"
 		return one, r, nil
 	}
 	if err != nil {
@@ -89,7 +100,7 @@ func inPrecision(ctx context.Context, nets networks, dir string, one built, h ha
 			return err
 		}
 		if r.Speed < gate.faster {
-			r.Reason = fmt.Sprintf("8 bits are %.2f times as fast, and %g is asked for", r.Speed, gate.faster)
+			r.Reason = fmt.Sprintf("%s are %.2f times as fast, and %g is asked for", bits, r.Speed, gate.faster)
 			return nil
 		}
 		y.b.copies, y.b.folded = one.x.b.copies, one.x.b.folded
@@ -98,23 +109,33 @@ func inPrecision(ctx context.Context, nets networks, dir string, one built, h ha
 		}
 		var found [2]evidence
 		for i, b := range []built{one, two} {
-			if found[i], err = b.spoilt(ctx, one.x.imagesAt(held)); err != nil {
+			found[i], err = b.spoilt(ctx, one.x.imagesAt(held))
+			if i == 1 && errors.Is(err, inference.ErrNotFinite) {
+				r.Reason = "spoilt pictures give numbers that " + bits + " do not hold"
+				return nil
+			}
+			if err != nil {
 				return err
 			}
 		}
 		base, other := newComparison(found[0]), newComparison(found[1])
 		gains, _ := other.gains(base, 1000, q.Seed)
 		low := quantile(gains, 0.05)
-		r.Float, r.Int8, r.Low, r.Held = &base.mean, &other.mean, &low, len(held)
-		if low > -gate.margin {
-			r.Choice = PrecisionInt8
+		r.Float, r.Low, r.Held = &base.mean, &low, len(held)
+		if try == PrecisionInt8 {
+			r.Int8 = &other.mean
+		} else {
+			r.Half = &other.mean
 		}
-		r.Reason = fmt.Sprintf("8 bits are %.2f times as fast, and tell %d held-out normals from spoilt ones with an AUROC of %.3f instead of %.3f, at least %+.3f",
-			r.Speed, len(held), other.mean, base.mean, low)
+		if low > -gate.margin {
+			r.Choice = try
+		}
+		r.Reason = fmt.Sprintf("%s are %.2f times as fast, and tell %d held-out normals from spoilt ones with an AUROC of %.3f instead of %.3f, at least %+.3f",
+			bits, r.Speed, len(held), other.mean, base.mean, low)
 		return nil
 	}()
 	keep, drop := one, two
-	if err == nil && r.Choice == PrecisionInt8 {
+	if err == nil && r.Choice == try {
 		keep, drop = two, one
 		drop.own = true
 	}
@@ -124,10 +145,13 @@ func inPrecision(ctx context.Context, nets networks, dir string, one built, h ha
 	return keep, r, errors.Join(err, drop.x.Close())
 }
 
-// faster is how many times faster b is than a on one picture: the quotient of the
-// least times of runs by turns.
+// faster is how many times faster b is than a on as many pictures as both are given at
+// once: the quotient of the least times of runs by turns.
 func faster(ctx context.Context, a, b *inference.Embedder) (float64, error) {
-	black := [][]uint8{make([]uint8, a.Preprocess().Bytes())}
+	black := make([][]uint8, min(a.BatchSize(), b.BatchSize()))
+	for i := range black {
+		black[i] = make([]uint8, a.Preprocess().Bytes())
+	}
 	var least [2]time.Duration
 	for range 2 * timedRuns {
 		for i, e := range []*inference.Embedder{a, b} {

@@ -33,7 +33,7 @@ type benchEmbedCmd struct {
 	Backbone  string        `type:"backbone" placeholder:"FILE|NAME" help:"Model (default: a ViT-Ti/16 at 224 px with random weights, which is as fast as a trained one)."`
 	Images    []string      `type:"existingpath" placeholder:"DIR" help:"Images (default: 64 synthetic JPEG files of 256 × 256)."`
 	Time      time.Duration `default:"5s" help:"How long each part is measured."`
-	Precision string        `enum:"fp32,int8" default:"fp32" help:"Of the model's arithmetic: ${enum}."`
+	Precision string        `enum:"fp32,fp16,int8" default:"fp32" help:"Of the model's arithmetic: ${enum}."`
 	Alone     bool          `help:"Measure the model alone."`
 	JSON      bool          `name:"json" help:"Print one JSON object."`
 	deviceFlags

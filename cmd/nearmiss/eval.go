@@ -99,7 +99,7 @@ func (c *evalCmd) Run(ctx context.Context, o *output) error {
 	}
 	for _, v := range variants {
 		if v.Precision == training.PrecisionAuto {
-			return usageError{errors.New("--precision auto is chosen by held-out normals, of which eval has none: take fp32, int8, or both with --vary")}
+			return usageError{errors.New("--precision auto is chosen by held-out normals, of which eval has none: take fp32, fp16, int8, or several with --vary")}
 		}
 	}
 	if c.Suite != "" {

@@ -47,7 +47,7 @@ type tuneFlags struct {
 	Size      int           `name:"input-size" placeholder:"PIXELS" help:"Side of the backbone's square input, 224 to 672 (default: as it was imported)."`
 	Budget    time.Duration `placeholder:"DURATION" help:"Take as large an input, up to 672 pixels and to what the normals have, as judging a picture in this time allows, as in 200ms: small defects need pixels."`
 	Tiles     string        `default:"" placeholder:"RxC" help:"Look at patches in so many rows and columns of overlapping tiles, as in 2x3, each of which takes the time of a picture; auto: as many as the normals have pixels for and --budget has time for; or none (default: none; with --budget auto)."`
-	Precision string        `enum:"auto,fp32,int8" default:"fp32" help:"Of the backbone's arithmetic: ${enum}; int8 is faster on the CPU for ViTs, auto takes it where fit finds it much faster and held-out normals told from spoilt ones as well."`
+	Precision string        `enum:"auto,fp32,fp16,int8" default:"fp32" help:"Of the backbone's arithmetic: ${enum}; int8 is faster on the CPU for ViTs, fp16 on accelerators; auto takes the one of the device where fit finds it much faster and held-out normals told from spoilt ones as well."`
 	Frame     string        `enum:",auto,all" default:"" help:"What is looked at of a frame: auto the part where normals show anything, with opened shadows where it is dark, all the whole of it as it is (default: auto for the full score, all for others)."`
 	Work      string        `type:"path" placeholder:"DIR" help:"Folder for the results of single steps, from which another run with the same images and seed goes on."`
 }

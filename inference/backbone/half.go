@@ -5,8 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"math"
 	"slices"
+
+	"github.com/nearmiss/nearmiss/inference/onnx"
 )
 
 // EncodeHalf returns the weights as a safetensors file of half-precision numbers,
@@ -35,7 +36,7 @@ func (m *Model) EncodeHalf(properties map[string]string) ([]byte, error) {
 	for _, t := range m.Tensors() {
 		from := len(data)
 		for i, v := range t.Float32s() {
-			h, ok := toHalf(v)
+			h, ok := onnx.ToHalf(v)
 			if !ok {
 				return nil, fmt.Errorf("encode %s: element %d of %q is %v, which half precision does not hold", m.Spec.Name(), i, t.Name, v)
 			}
@@ -52,25 +53,4 @@ func (m *Model) EncodeHalf(properties map[string]string) ([]byte, error) {
 	}
 	out := binary.LittleEndian.AppendUint64(nil, uint64(len(text)))
 	return append(append(out, text...), data...), nil
-}
-
-// toHalf rounds to the nearest IEEE 754 binary16, ties to even; ok is false where
-// that is no finite number.
-func toHalf(v float32) (h uint16, ok bool) {
-	sign := uint16(math.Float32bits(v)>>16) & 0x8000
-	a := math.Abs(float64(v))
-	if !(a < 65520) { // also NaN
-		return 0, false
-	}
-	// Steps of 2⁻²⁴ below 2⁻¹⁴, and of 2⁻¹⁰ of the leading power of two above.
-	// A carry of the rounding runs into the exponent, as it should.
-	exp := max(math.Ilogb(a), -14)
-	if a == 0 {
-		exp = -14
-	}
-	n := uint16(math.RoundToEven(math.Ldexp(a, 10-exp)))
-	if n < 1<<10 {
-		return sign | n, true // subnormal
-	}
-	return sign | (uint16(exp+15)<<10 + (n - 1<<10)), true
 }

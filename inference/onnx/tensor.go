@@ -234,6 +234,22 @@ func Half(h uint16) float32 {
 	}
 }
 
+// ToHalf rounds to the nearest IEEE 754 binary16, ties to even; ok is false where
+// that is no finite number.
+func ToHalf(v float32) (h uint16, ok bool) {
+	b := math.Float32bits(v)
+	sign := uint16(b>>16) & 0x8000
+	b &^= 1 << 31
+	switch {
+	case b >= 0x477ff000: // 65520, infinity and NaN
+		return 0, false
+	case b < 0x38800000: // below 2⁻¹⁴ in steps of 2⁻²⁴, as floats from a half to one are
+		return sign | uint16(math.Float32bits(math.Float32frombits(b)+0.5)-math.Float32bits(0.5)), true
+	}
+	b += 1<<12 - 1 + b>>13&1 // a carry runs into the exponent, as it should
+	return sign | uint16(b>>13-112<<10), true
+}
+
 // bytesOf and viewOf rely on a little-endian host, as every platform that ONNX
 // Runtime is published for is.
 func bytesOf[T float32 | float64 | int64 | int32 | bool](s []T) []byte {

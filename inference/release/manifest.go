@@ -94,7 +94,7 @@ type Model struct {
 	Dim        int                `json:"dim"`              // length of an embedding
 	Preprocess imaging.Preprocess `json:"preprocess"`
 	// Precision is that of the backbone's products when the banks were filled, and
-	// when images are scored: Float32, where it is empty, too, or Int8. The file has
+	// when images are scored: Float32, where it is empty, too, Int8 or Half. The file has
 	// the weights as they were learnt.
 	Precision string `json:"precision,omitempty"`
 	// RandomWeights warns that the backbone was never trained.
@@ -108,6 +108,7 @@ type Model struct {
 const (
 	Float32 = "fp32"
 	Int8    = "int8"
+	Half    = "fp16"
 )
 
 // Bank sums up the bank file.
@@ -383,8 +384,8 @@ func (m Manifest) Validate() error {
 	if err := m.Model.Preprocess.Validate(); err != nil {
 		fail("model: %w", err)
 	}
-	if p := m.Model.Precision; p != "" && p != Float32 && p != Int8 {
-		fail("model: precision %q: this program computes %s and %s", p, Float32, Int8)
+	if p := m.Model.Precision; !slices.Contains([]string{"", Float32, Int8, Half}, p) {
+		fail("model: precision %q: this program computes %s, %s and %s", p, Float32, Half, Int8)
 	}
 	if m.Bank.K < 1 || m.Bank.Count < m.Bank.K {
 		fail("bank: %d entries do not give %d neighbours", m.Bank.Count, m.Bank.K)

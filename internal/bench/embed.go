@@ -225,7 +225,7 @@ func rawArrangements(ctx context.Context, e *inference.Embedder, model string) (
 	used, prepare, limit := e.Options(), e.Preprocess(), e.BatchSize()
 	type arrangement struct{ sessions, threads int }
 	ways := []arrangement{{1, used.Threads}}
-	if cpu := used.Device.Kind == "" || used.Device.Kind == "cpu"; cpu && used.Threads > 1 {
+	if used.Device.IsCPU() && used.Threads > 1 {
 		ways = append(ways, arrangement{used.Threads, 1})
 	}
 	side := prepare.Crop

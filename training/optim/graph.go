@@ -314,7 +314,7 @@ func (p *plan) gradients(root, b *onnx.Graph, batch, weights []*onnx.Value) (val
 	differentiate := p.spec.Gradient
 	if differentiate == nil {
 		target := autodiff.CPU
-		if k := p.spec.Session.Device.Kind; k != "" && k != "cpu" {
+		if !p.spec.Session.Device.IsCPU() {
 			target = autodiff.CUDA
 		}
 		options := []autodiff.Option{autodiff.For(target)}

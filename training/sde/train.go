@@ -124,7 +124,7 @@ func (t *Trainer) spec() optim.Spec {
 		Session: t.o.Session,
 		Gradient: func(g *onnx.Graph, loss *onnx.Value, params []*onnx.Value) ([]*onnx.Value, error) {
 			target := autodiff.CPU
-			if k := t.o.Session.Device.Kind; k != "" && k != "cpu" {
+			if !t.o.Session.Device.IsCPU() {
 				target = autodiff.CUDA
 			}
 			return autodiff.Gradient(g, loss, params, autodiff.For(target))

@@ -13,9 +13,11 @@ import (
 	"github.com/nearmiss/nearmiss/inference/onnx"
 )
 
-// ErrNothingToQuantize is returned for a model without a product that 8 bits make
-// faster: ViTs have many, convolutions are none.
-var ErrNothingToQuantize = errors.New("it has no matrix product that is large enough for 8 bits")
+// ErrNothingToLower is returned for a model without an operator that fewer bits make
+// faster.
+var ErrNothingToLower = errors.New("it has nothing that fewer bits make faster")
+
+var errNoInt8 = fmt.Errorf("%w: 8 bits are for matrix products of %d rows and more, which ViTs have and convolutions are not", ErrNothingToLower, leastRows)
 
 // Below these sizes of a product [rows, in]·[in, out] its rounding costs more time
 // than its arithmetic saves, as where the class token alone is computed; the rows
@@ -45,7 +47,7 @@ func FileInt8(path string) ([]byte, error) {
 		return nil, err
 	}
 	if n == 0 {
-		return nil, ErrNothingToQuantize
+		return nil, errNoInt8
 	}
 	if _, err := rewrite(g, func(n *onnx.Node) bool { return free[n.Outputs[0].Name()] }); err != nil {
 		return nil, err
@@ -53,30 +55,47 @@ func FileInt8(path string) ([]byte, error) {
 	return g.Bytes()
 }
 
+// CheckInt8 says why FileInt8 will fail on the model at path, or nil: it looks for
+// products and rounds none.
+func CheckInt8(path string) error {
+	return lookFor(path, errNoInt8, func(n *onnx.Node) bool { _, _, ok := product(n); return ok })
+}
+
+// lookFor returns none where no node of the model at path is such a one.
+func lookFor(path string, none error, such func(*onnx.Node) bool) error {
+	g, err := onnx.ReadFile(path, onnx.BindBatch(1))
+	if err != nil {
+		return err
+	}
+	defer g.Close()
+	if !slices.ContainsFunc(g.Nodes(), such) {
+		return none
+	}
+	return nil
+}
+
 // quantize puts products in 8 bits in the place of those by weights and returns how
 // many there were.
 func quantize(g *onnx.Graph) (replaced int, err error) {
-	for _, n := range slices.Clone(g.Nodes()) {
+	replaced, err = replaceEach(g, func(n *onnx.Node) func() []*onnx.Value {
 		w, bias, ok := product(n)
 		if !ok {
-			continue
+			return nil
 		}
 		q, scales, finite := w.rounded()
 		if !finite {
-			continue
+			return nil
 		}
-		err := g.Replace(n, func() []*onnx.Value {
-			defer g.Scope(n.Name)()
+		return func() []*onnx.Value {
 			return []*onnx.Value{g.Op(onnx.Microsoft+":DynamicQuantizeMatMul", nil, n.Input(0),
 				g.Initializer(onnx.Tensor{Type: onnx.Int8, Shape: []int{w.in, w.out}, Data: q}),
 				g.Initializer(onnx.FromFloat32("", scales, w.out)), nil, bias)}
-		})
-		if err != nil {
-			return replaced, fmt.Errorf("lower to 8 bits: %w", err)
 		}
-		replaced++
+	})
+	if err != nil {
+		err = fmt.Errorf("lower to 8 bits: %w", err)
 	}
-	return replaced, g.Err()
+	return replaced, err
 }
 
 // weights are those of a product, element (i, j) at i·down + j·across.

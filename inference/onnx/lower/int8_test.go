@@ -127,7 +127,7 @@ func TestWhatEightBitsAreNotFor(t *testing.T) {
 		if err := g.WriteFile(path); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := FileInt8(path); !errors.Is(err, ErrNothingToQuantize) {
+		if _, err := FileInt8(path); !errors.Is(err, ErrNothingToLower) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -23,7 +23,7 @@ import (
 // [-1, k, D] with k the second last dimension, or all rows of a matrix, so that
 // a batch dimension that the caller bound to 1 stays free.
 func rewrite(g *onnx.Graph, allowed func(*onnx.Node) bool) (replaced int, err error) {
-	for _, n := range slices.Clone(g.Nodes()) {
+	for _, n := range g.Nodes() {
 		for _, a := range n.Attrs {
 			if body, ok := a.(*onnx.Graph); ok {
 				in, err := rewrite(body, allowed)
@@ -33,11 +33,33 @@ func rewrite(g *onnx.Graph, allowed func(*onnx.Node) bool) (replaced int, err er
 				replaced += in
 			}
 		}
+	}
+	n, err := replaceEach(g, func(n *onnx.Node) func() []*onnx.Value {
 		if !rewritable(n) || !allowed(n) {
+			return nil
+		}
+		return func() []*onnx.Value { return []*onnx.Value{layerNorm(g, n)} }
+	})
+	if err != nil {
+		err = fmt.Errorf("lower for the CPU: %w", err)
+	}
+	return replaced + n, err
+}
+
+// replaceEach puts what with builds for a node in its place, in g without its
+// subgraphs, and returns for how many nodes it did: with is nil for those that stay.
+func replaceEach(g *onnx.Graph, with func(*onnx.Node) func() []*onnx.Value) (replaced int, err error) {
+	for _, n := range slices.Clone(g.Nodes()) {
+		build := with(n)
+		if build == nil {
 			continue
 		}
-		if err := g.Replace(n, func() []*onnx.Value { return []*onnx.Value{layerNorm(g, n)} }); err != nil {
-			return replaced, fmt.Errorf("lower for the CPU: %w", err)
+		err := g.Replace(n, func() []*onnx.Value {
+			defer g.Scope(n.Name)()
+			return build()
+		})
+		if err != nil {
+			return replaced, err
 		}
 		replaced++
 	}
@@ -135,7 +157,6 @@ func rewritable(n *onnx.Node) bool {
 }
 
 func layerNorm(g *onnx.Graph, n *onnx.Node) *onnx.Value {
-	defer g.Scope(n.Name)()
 	x, scale, bias := n.Input(0), n.Input(1), n.Input(2)
 	shape := x.Shape()
 	rows, d := x.Dim(-2), x.Dim(-1)
