@@ -109,6 +109,7 @@ type Embedder struct {
 	inputs     int   // of the model, of one image
 	fixed      int   // the model's own batch, 0 where it takes any
 	embedding  int   // index of the output
+	row        []int // dimensions of one embedding; nil where the outputs of a batch are not apart
 
 	embedderLife
 	buffers sync.Pool // of *[]uint8: one preprocessed image
@@ -322,6 +323,9 @@ func (e *Embedder) probe() error {
 	e.dim = len(out.vectors) / n
 	if e.dim == 0 || len(out.vectors)%n != 0 {
 		return fmt.Errorf("it gave %d numbers for %d images", len(out.vectors), n)
+	}
+	if len(out.shape) > 0 && out.shape[0] == n {
+		e.row = out.shape[1:]
 	}
 	for i, shape := range out.shapes {
 		if len(shape) != 3 || shape[0] != n || shape[1] < 1 || shape[2] < 1 {

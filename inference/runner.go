@@ -107,6 +107,7 @@ func (r *runner) embed(batch []*job) {
 // outputs are what the model gave for a batch, in memory of their own.
 type outputs struct {
 	vectors []float32
+	shape   []int // of vectors
 	patches [][]float32
 	shapes  [][]int // of patches
 }
@@ -144,12 +145,15 @@ func (r *runner) once(input []uint8) (o outputs, err error) {
 		return o, err
 	}
 	defer in.Close()
-	out, err := r.session.Run(r.ctx, []*ort.Tensor{in})
+	out, err := r.expected(n)
+	defer func() { ort.CloseAll(out...) }()
 	if err != nil {
 		return o, err
 	}
-	defer ort.CloseAll(out...)
-	o.vectors = out[r.embedding].Float32s()
+	if err := r.session.RunInto(r.ctx, []*ort.Tensor{in}, out); err != nil {
+		return o, err
+	}
+	o.vectors, o.shape = out[r.embedding].Float32s(), out[r.embedding].Shape()
 	if r.dim > 0 && len(o.vectors) != n*r.dim {
 		return o, fmt.Errorf("the model gave %d numbers for %d images of %d", len(o.vectors), n, r.dim)
 	}
@@ -161,6 +165,34 @@ func (r *runner) once(input []uint8) (o outputs, err error) {
 		o.patches, o.shapes = append(o.patches, v), append(o.shapes, out[p.at].Shape())
 	}
 	return o, nil
+}
+
+// expected are the outputs of a run on n inputs, in memory of their own, which ONNX
+// Runtime writes to: what it had to allocate itself would be copied once more. Those
+// that nobody asks for are left to it.
+func (e *Embedder) expected(n int) (out []*ort.Tensor, err error) {
+	out = make([]*ort.Tensor, len(e.session.Outputs()))
+	expect := func(at int, shape ...int) {
+		size := 1
+		for _, d := range shape {
+			size *= d
+		}
+		if err == nil {
+			out[at], err = ort.NewTensor(shape, make([]float32, size))
+		}
+	}
+	if e.dim == 0 { // before the probe
+		return out, nil
+	}
+	if e.row != nil {
+		expect(e.embedding, append([]int{n}, e.row...)...)
+	}
+	for _, p := range e.patches {
+		if out[p.at] == nil {
+			expect(p.at, n, p.count, p.dim)
+		}
+	}
+	return out, err
 }
 
 // mean is that of n vectors which stand one after the other; it overwrites the
