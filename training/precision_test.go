@@ -95,11 +95,10 @@ func TestThePrecisionIsChosen(t *testing.T) {
 		gate precisionGate
 		want string
 	}{
-		"8 bits do":                {precisionGate{1e-9, 1, ""}, PrecisionInt8},
-		"8 bits are to be better":  {precisionGate{1e-9, -1, ""}, PrecisionFloat},
-		"16 bits do":               {precisionGate{1e-9, 1, PrecisionHalf}, PrecisionHalf},
-		"16 bits are to be better": {precisionGate{1e-9, -1, PrecisionHalf}, PrecisionFloat},
-		"nothing is fast enough":   {precisionGate{1e9, 1, ""}, PrecisionFloat},
+		"8 bits do":               {precisionGate{1e-9, 1, ""}, PrecisionInt8},
+		"8 bits are to be better": {precisionGate{1e-9, -1, ""}, PrecisionFloat},
+		"16 bits do":              {precisionGate{1e-9, 1, PrecisionHalf}, PrecisionHalf},
+		"nothing is fast enough":  {precisionGate{1e9, 1, ""}, PrecisionFloat},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
