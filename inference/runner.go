@@ -169,7 +169,8 @@ func (r *runner) once(input []uint8) (o outputs, err error) {
 
 // expected are the outputs of a run on n inputs, in memory of their own, which ONNX
 // Runtime writes to: what it had to allocate itself would be copied once more. Those
-// that nobody asks for are left to it.
+// that nobody asks for are left to it. Inputs and outputs that are bound once for all runs
+// (RunWithBinding) took the same time, and such a run cannot be stopped.
 func (e *Embedder) expected(n int) (out []*ort.Tensor, err error) {
 	out = make([]*ort.Tensor, len(e.session.Outputs()))
 	expect := func(at int, shape ...int) {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -13,7 +14,7 @@ import (
 
 // mixed has what is computed in 16 bits, what follows and what does not: a block with
 // attention on [N, 20, 64].
-func mixed(t *testing.T, large bool) string {
+func mixed(t testing.TB, large bool) string {
 	t.Helper()
 	r := rand.New(rand.NewPCG(4, 4))
 	g := onnx.New("mixed")
@@ -193,4 +194,52 @@ func TestWhatSixteenBitsAreNotFor(t *testing.T) {
 			t.Errorf("%s of a missing model: %v", name, err)
 		}
 	}
+}
+
+// FuzzLower: whatever model can be read, it is lowered to one that can be read, with the
+// same outputs.
+func FuzzLower(f *testing.F) {
+	seed := func(path string) {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	path, _ := products(f)
+	seed(path)
+	seed(mixed(f, true))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for name, lower := range map[string]func(*onnx.Graph) error{
+			"the CPU": func(g *onnx.Graph) error {
+				_, err := rewrite(g, func(*onnx.Node) bool { return true })
+				return err
+			},
+			"8 bits":  func(g *onnx.Graph) error { _, err := quantize(g); return err },
+			"16 bits": func(g *onnx.Graph) error { _, err := halve(g); return errors.Join(err, foldNorms(g)) },
+			"norms":   foldNorms,
+		} {
+			g, err := onnx.Decode(b, onnx.BindBatch(2))
+			if err != nil || len(g.Outputs()) == 0 {
+				return
+			}
+			before := g.Outputs()
+			if err := lower(g); err != nil {
+				t.Fatalf("for %s: %v", name, err)
+			}
+			out, err := g.Bytes()
+			if err != nil {
+				t.Fatalf("for %s: %v", name, err)
+			}
+			after, err := onnx.Decode(out)
+			if err != nil {
+				t.Fatalf("for %s: %v", name, err)
+			}
+			for i, v := range after.Outputs() {
+				if v.String() != before[i].String() {
+					t.Errorf("for %s: output %v was %v", name, v, before[i])
+				}
+			}
+		}
+	})
 }

@@ -15,7 +15,7 @@ import (
 // products has products of every form: of 20 rows an image by weights as they are,
 // transposed, in another shape and cut out of others, a batch of matrices, and of one
 // row.
-func products(t *testing.T) (path string, eight int) {
+func products(t testing.TB) (path string, eight int) {
 	t.Helper()
 	r := rand.New(rand.NewPCG(1, 1))
 	g := onnx.New("products")
