@@ -4,7 +4,10 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"runtime"
 	"slices"
+	"sync"
+	"sync/atomic"
 
 	"github.com/nearmiss/nearmiss/inference/onnx"
 )
@@ -145,17 +148,35 @@ func (h *halver) fits(x *onnx.Value, numbers []float32) bool {
 	if seen {
 		return t != nil
 	}
-	t = &onnx.Tensor{Type: onnx.Float16, Shape: x.Shape(), Data: make([]byte, 2*len(numbers))}
-	for i, v := range numbers {
-		half, ok := onnx.ToHalf(v)
-		if !ok {
-			h.known[x] = nil
-			return false
-		}
-		binary.LittleEndian.PutUint16(t.Data[2*i:], half)
+	if data, ok := halves(numbers); ok {
+		t = &onnx.Tensor{Type: onnx.Float16, Shape: x.Shape(), Data: data}
 	}
 	h.known[x] = t
-	return true
+	return t != nil
+}
+
+// halves are numbers in 16 bits; ok is false where one does not fit.
+func halves(numbers []float32) (data []byte, ok bool) {
+	data = make([]byte, 2*len(numbers))
+	var bad atomic.Bool
+	var wg sync.WaitGroup
+	part := max(len(numbers)/runtime.GOMAXPROCS(0)+1, 1<<14)
+	for from := 0; from < len(numbers); from += part {
+		to := min(from+part, len(numbers))
+		wg.Go(func() {
+			out := data[2*from : 2*to]
+			for i, v := range numbers[from:to] {
+				h, fits := onnx.ToHalf(v)
+				if !fits {
+					bad.Store(true)
+					return
+				}
+				binary.LittleEndian.PutUint16(out[2*i:], h)
+			}
+		})
+	}
+	wg.Wait()
+	return data, !bad.Load()
 }
 
 // half is x in 16 bits.
