@@ -446,35 +446,6 @@ func (b *scoreBuilder) patches(n *normals, part inference.Part) (rows []float32,
 	return rows, names
 }
 
-// partScale is what normals that are not in the bank score in a part: the median, and
-// a weight inverse to the spread of the logarithm.
-type partScale struct{ scale, weight float64 }
-
-func partScaleOf(scores []float64) partScale {
-	m := partScale{scale: 1, weight: 1}
-	if s := median(scores); s > 0 && !math.IsInf(s, 0) {
-		m.scale = s
-	}
-	var logs []float64
-	for _, s := range scores {
-		if s > 0 { // 0: a copy of a normal, which says nothing of the spread
-			logs = append(logs, math.Log(s))
-		}
-	}
-	if len(logs) < 4 {
-		return m
-	}
-	mean, sum := 0.0, 0.0
-	for _, v := range logs {
-		mean += v / float64(len(logs))
-	}
-	for _, v := range logs {
-		sum += (v - mean) * (v - mean)
-	}
-	m.weight = 1 / max(leastSpread, math.Sqrt(sum/float64(len(logs)-1)))
-	return m
-}
-
 // cost times a few image files, from file to verdict and one at a time, and counts
 // what lies in memory.
 func (b *scoreBuilder) cost(ctx context.Context, s *builtScore, files [][]byte) (*Cost, error) {

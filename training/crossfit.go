@@ -24,15 +24,10 @@ const (
 	lightReferences = 60
 	// folds is in how many turns that is done.
 	folds = 5
-	// leastSpread keeps a part or group whose few scores happen to agree from ruling
-	// alone.
-	leastSpread, leastGroupSpread = 0.02, 0.01
 	// sharpness of the soft maximum of groups.
 	sharpness = 1.0
 	// localWeight is that of the local group: it needs one spread more.
 	localWeight = 1 / math.E
-	// placeQuantile of the normals' distances at a place stands for the place.
-	placeQuantile = 0.9
 )
 
 // crossFitted is what parts say of normals by banks that these are not in.
@@ -42,6 +37,16 @@ type crossFitted struct {
 	relit, spoilt said
 	out           int   // how many are in none of the score's banks
 	turns         []int // in which of the turns each was held out, ascending
+}
+
+// largestTurn is how many normals the largest of the turns held out.
+func (x crossFitted) largestTurn() (most int) {
+	var count [folds]int
+	for _, turn := range x.turns {
+		count[turn]++
+		most = max(most, count[turn])
+	}
+	return most
 }
 
 // said is what parts say of some images, by part.
@@ -159,12 +164,17 @@ func (s *builtScore) fitWeights(ctx context.Context) (*release.Join, error) {
 	if err := s.crossFit(ctx); err != nil {
 		return nil, fmt.Errorf("weigh the parts of the score: %w", err)
 	}
-	return b.weigh(parts, s.x.said), nil
+	least := leastSpreads
+	if b.folded { // so many have to be left in each turn, whose scores are compared with the release's
+		least += s.x.largestTurn()
+	}
+	return b.weigh(parts, s.x.said, least), nil
 }
 
 // weigh sets the places, scales and weights of the scored parts by what these say of
-// normals, and finds how groups of them are joined.
-func (b *scoreBuilder) weigh(parts []inference.Part, x said) *release.Join {
+// normals, and finds how groups of them are joined. With fewer than least of them all
+// parts weigh the same, and groups spread alike.
+func (b *scoreBuilder) weigh(parts []inference.Part, x said, least int) *release.Join {
 	values := map[string][]float64{} // of the groups, by reference
 	weights := map[string]float64{}
 	for i := range parts {
@@ -181,7 +191,7 @@ func (b *scoreBuilder) weigh(parts []inference.Part, x said) *release.Join {
 			scores = x.measures(i, *a)
 		}
 		for k, s := range scores {
-			m := partScaleOf(s)
+			m := partScaleOf(s, least)
 			all[k].Scale, all[k].Weight = m.scale, m.weight
 			weights[a.Group] += m.weight
 			if values[a.Group] == nil {
@@ -209,7 +219,7 @@ func (b *scoreBuilder) weigh(parts []inference.Part, x said) *release.Join {
 		for j := range of {
 			of[j] /= weights[p.group]
 		}
-		g.Center, g.Spread = centerAndSpread(of)
+		g.Center, g.Spread = centerAndSpread(of, least)
 		join.Groups = append(join.Groups, g)
 		join.Unit += g.Spread
 	}
@@ -234,7 +244,7 @@ func (s *builtScore) calibrating() (scores []float64) {
 			continue
 		}
 		theirs := slices.Clone(s.parts)
-		join := s.by.weigh(theirs, s.x.at(others))
+		join := s.by.weigh(theirs, s.x.at(others), leastSpreads)
 		scores = append(scores, s.x.at(some).joint(theirs, join)...)
 	}
 	return scores
@@ -308,102 +318,6 @@ func (s *builtScore) fitMaps(ctx context.Context, only []int) error {
 	}
 	s.by.weighMaps(s.parts, s.x.said, func(int) bool { return true })
 	return nil
-}
-
-// centerAndSpread are the median and the standard deviation.
-func centerAndSpread(all []float64) (center, spread float64) {
-	var values []float64
-	mean := 0.0
-	for _, v := range all {
-		if !math.IsInf(v, 0) && !math.IsNaN(v) { // −Inf: a copy of a normal
-			values = append(values, v)
-			mean += v
-		}
-	}
-	if len(values) == 0 {
-		return 0, 1
-	}
-	if len(values) < 4 {
-		return median(values), 1
-	}
-	mean /= float64(len(values))
-	for _, v := range values {
-		spread += (v - mean) * (v - mean)
-	}
-	return median(values), max(leastGroupSpread, math.Sqrt(spread/float64(len(values)-1)))
-}
-
-// places are what normals show at each place of a grid: a high quantile of their
-// distances, averaged over the neighbours of the place. nil of no grids.
-func places(grids []heatmap.Grid) []float32 {
-	if len(grids) == 0 {
-		return nil
-	}
-	w, h := grids[0].Width, grids[0].Height
-	high := make([]float64, w*h)
-	all := make([]float64, len(grids))
-	for at := range high {
-		for i, g := range grids {
-			all[i] = float64(g.Values[at])
-		}
-		slices.Sort(all)
-		high[at] = all[min(int(placeQuantile*float64(len(all))), len(all)-1)]
-	}
-	least := slices.Max(high) * 1e-3 // a place that never changes
-	if !(least > 0) || math.IsInf(least, 0) {
-		return nil
-	}
-	out := make([]float32, w*h)
-	for y := range h {
-		for x := range w {
-			sum, count := 0.0, 0.0
-			for v := max(0, y-1); v <= min(h-1, y+1); v++ {
-				for u := max(0, x-1); u <= min(w-1, x+1); u++ {
-					sum, count = sum+high[v*w+u], count+1
-				}
-			}
-			out[y*w+x] = float32(max(sum/count, least))
-		}
-	}
-	return out
-}
-
-// statistics are the measures of grids, each of which is divided by the places.
-func statistics(grids []heatmap.Grid, places []float32, measures []release.Measure) [][]float64 {
-	out := make([][]float64, len(measures))
-	for _, g := range grids {
-		values := overPlaces(g.Values, places)
-		for k, m := range measures {
-			out[k] = append(out[k], inference.PatchStatistic(values, m.Statistic))
-		}
-	}
-	return out
-}
-
-// mapWeight makes what several parts add to maps comparable: the inverse of how far
-// the strangest 1 % of the normals' patches are above the median one.
-func mapWeight(grids []heatmap.Grid, a release.Part, layers int) float64 {
-	var all []float64
-	for _, g := range grids {
-		g.Values = overPlaces(g.Values, a.Places)
-		if a.MapExcess {
-			g = g.Excess()
-		}
-		for _, v := range g.Values {
-			all = append(all, float64(v))
-		}
-	}
-	if len(all) == 0 {
-		return 1 / float64(layers)
-	}
-	slices.Sort(all)
-	middle, high := all[len(all)/2], all[(len(all)-1)*99/100]
-	for _, unit := range []float64{high - middle, middle} { // the median where none stands out
-		if unit > 0 && !math.IsInf(unit, 0) {
-			return 1 / (unit * float64(layers))
-		}
-	}
-	return 1 / float64(layers)
 }
 
 // turn is a fold of the normals.

@@ -88,12 +88,8 @@ func TestAllNormalsCalibrateInTurn(t *testing.T) {
 
 // What is promised of normals that calibrate in turn, with normals of which each is as
 // likely as any other to be the next one: few of them, of which some are much odder than
-// most, in single parts, at single places or all over.
+// most, in single parts, at single places or all over, and four that are alike.
 func TestAsManyFalseAlarmsAsAskedFor(t *testing.T) {
-	const (
-		learnt, held, later, draws = 19, 4, 20, 50
-		alpha                      = 1. / (learnt + 1)
-	)
 	groups, err := ParseScore("class:unit+pooled@1+spread@1:unit:white|patch@1:placed:top1:mean")
 	if err != nil {
 		t.Fatal(err)
@@ -108,7 +104,8 @@ func TestAsManyFalseAlarmsAsAskedFor(t *testing.T) {
 	b.folded = true
 	o := b.model.e.Outputs()
 	rnd := rand.New(rand.NewPCG(11, 3))
-	odd := func() float32 { return float32(math.Exp(0.2 * rnd.ExpFloat64() * rnd.ExpFloat64())) }
+	var oddness float64
+	odd := func() float32 { return float32(math.Exp(oddness * rnd.ExpFloat64() * rnd.ExpFloat64())) }
 	draw := func(n int) (out []*inference.Embedding) {
 		for range n {
 			e := &inference.Embedding{}
@@ -148,36 +145,44 @@ func TestAsManyFalseAlarmsAsAskedFor(t *testing.T) {
 		}
 		return n
 	}
-	alarms := 0
-	for range draws {
-		known, other := draw(learnt), draw(later)
-		s, err := b.build(t.Context(), take(known[held:], held), take(known[:held], 0))
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := bank.NewCalibration(s.folded, alpha)
-		if err != nil {
-			t.Fatal(err)
-		}
-		scores := make([]*inference.Score, later)
-		for i := range scores {
-			scores[i] = &inference.Score{}
-		}
-		if err := s.Judge(t.Context(), other, scores); err != nil {
-			t.Fatal(err)
-		}
-		for _, v := range scores {
-			if c.Anomalous(v.Score) {
-				alarms++
+	const later, draws = 20, 50
+	for _, c := range []struct {
+		learnt, held int
+		oddness      float64
+	}{{19, 4, 0.2}, {4, 1, 0}} {
+		alpha, alarms := 1/float64(c.learnt+1), 0
+		oddness = c.oddness
+		for range draws {
+			known, other := draw(c.learnt), draw(later)
+			s, err := b.build(t.Context(), take(known[c.held:], c.held), take(known[:c.held], 0))
+			if err != nil {
+				t.Fatal(err)
+			}
+			calibration, err := bank.NewCalibration(s.folded, alpha)
+			if err != nil {
+				t.Fatal(err)
+			}
+			scores := make([]*inference.Score, later)
+			for i := range scores {
+				scores[i] = &inference.Score{}
+			}
+			if err := s.Judge(t.Context(), other, scores); err != nil {
+				t.Fatal(err)
+			}
+			for _, v := range scores {
+				if calibration.Anomalous(v.Score) {
+					alarms++
+				}
+			}
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
 			}
 		}
-		if err := s.Close(); err != nil {
-			t.Fatal(err)
+		// Of 19 one standard error is 0.7 %; 200 draws have 5.2 %. By scales, weights and places
+		// that the calibrating normals have a say in it is 10 % and more. Of four it is 0.5 %
+		// and not 20 if their spreads count in the release, and in no turn.
+		if rate := float64(alarms) / (draws * later); rate < 0.4*alpha || rate > 1.6*alpha {
+			t.Errorf("%d learnt: %.2f %% of false alarms, %.2f %% were asked for", c.learnt, 100*rate, 100*alpha)
 		}
-	}
-	// One standard error is 0.7 %; 200 draws have 5.2 %. By scales, weights and places that
-	// the calibrating normals have a say in it is 10 % and more.
-	if rate := float64(alarms) / (draws * later); rate < 0.4*alpha || rate > 1.6*alpha {
-		t.Errorf("%.2f %% of false alarms, %.2f %% were asked for", 100*rate, 100*alpha)
 	}
 }

@@ -401,16 +401,16 @@ func TestPatchesInAGraphIndex(t *testing.T) {
 }
 
 func TestMarksAreRobust(t *testing.T) {
-	m := partScaleOf([]float64{1, 2, 4, 8, 0})
+	m := partScaleOf([]float64{1, 2, 4, 8, 0}, leastSpreads)
 	if m.scale != 2 || math.Abs(m.weight-1/(math.Ln2*math.Sqrt(5.0/3))) > 1e-9 {
 		t.Errorf("%+v", m)
 	}
 	for _, few := range [][]float64{nil, {0, 0, 0, 0, 0}, {1, 2}, {math.Inf(1)}} {
-		if m := partScaleOf(few); !(m.scale > 0) || m.weight != 1 || math.IsInf(m.scale, 0) {
+		if m := partScaleOf(few, leastSpreads); !(m.scale > 0) || m.weight != 1 || math.IsInf(m.scale, 0) {
 			t.Errorf("%v: %+v", few, m)
 		}
 	}
-	if m := partScaleOf([]float64{3, 3, 3, 3, 3}); m.weight != 1/leastSpread {
+	if m := partScaleOf([]float64{3, 3, 3, 3, 3}, leastSpreads); m.weight != 1/leastSpread {
 		t.Errorf("equal scores: %+v", m)
 	}
 }
