@@ -11,6 +11,7 @@ import (
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/onnx/lower"
+	"github.com/nearmiss/nearmiss/inference/ort"
 	"github.com/nearmiss/nearmiss/training/corrupt"
 )
 
@@ -68,10 +69,7 @@ var spoiltBy = []corrupt.Kind{corrupt.Scar, corrupt.Blur, corrupt.Spots, corrupt
 // and the score that are not given back are closed.
 func inPrecision(ctx context.Context, nets networks, dir string, one built, h halves) (built, *PrecisionReport, error) {
 	r, gate := &PrecisionReport{Choice: PrecisionFloat}, cmp.Or(one.p.Model.gate, usualGate)
-	try, bits := cmp.Or(gate.try, PrecisionHalf), "16 bits"
-	if gate.try == "" && one.p.Host.Device.IsCPU() {
-		try = PrecisionInt8
-	}
+	try, bits := cmp.Or(gate.try, fewerBits(one.p.Host.Device)), "16 bits"
 	if try == PrecisionInt8 {
 		bits = "8 bits"
 	}
@@ -143,6 +141,14 @@ func inPrecision(ctx context.Context, nets networks, dir string, one built, h ha
 		err = errors.Join(err, drop.s.Close())
 	}
 	return keep, r, errors.Join(err, drop.x.Close())
+}
+
+// fewerBits is the precision that a device computes faster than PrecisionFloat.
+func fewerBits(d ort.Device) string {
+	if d.IsCPU() {
+		return PrecisionInt8
+	}
+	return PrecisionHalf
 }
 
 // faster is how many times faster b is than a on as many pictures as both are given at

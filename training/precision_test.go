@@ -130,6 +130,15 @@ func TestThePrecisionIsChosen(t *testing.T) {
 	}
 }
 
+func TestWhatADeviceIsMadeFor(t *testing.T) {
+	for device, want := range map[string]string{"cpu": PrecisionInt8, "cuda": PrecisionHalf, "cuda:1": PrecisionHalf, "tensorrt": PrecisionHalf} {
+		d, err := ort.ParseDevice(device)
+		if got := fewerBits(d); err != nil || got != want {
+			t.Errorf("%s on %s, want %s: %v", got, device, want, err)
+		}
+	}
+}
+
 func TestEightBitsThatCannotBeHad(t *testing.T) {
 	t.Parallel()
 	for _, precision := range []string{PrecisionInt8, PrecisionHalf} {
