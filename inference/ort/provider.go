@@ -156,6 +156,22 @@ func engineFolder(model []byte, dir string) (string, error) {
 	return folder, nil
 }
 
+// afresh creates what may take engines from a folder, and once more without them where
+// that fails: another version of TensorRT, or of the driver, refuses to read them.
+func afresh[T any](engines string, create func() (T, error)) (T, error) {
+	v, err := create()
+	if err == nil || engines == "" {
+		return v, err
+	}
+	if kept, e := os.ReadDir(engines); e != nil || len(kept) == 0 {
+		return v, err
+	}
+	if e := errors.Join(os.RemoveAll(engines), os.Mkdir(engines, 0o755)); e != nil {
+		return v, errors.Join(err, e)
+	}
+	return create()
+}
+
 // keepLatest removes all folders in dir but the n that were changed last.
 func keepLatest(dir string, n int) error {
 	entries, err := os.ReadDir(dir)

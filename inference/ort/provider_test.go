@@ -1,6 +1,7 @@
 package ort
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -105,6 +106,43 @@ func TestEveryModelHasItsOwnEngines(t *testing.T) {
 	model, dir := write(1, false)
 	if folder, err := engineFolder(model, dir); folder != "" || err != nil {
 		t.Errorf("where nothing can be written: %q, %v", folder, err)
+	}
+}
+
+func TestEnginesThatCannotBeReadAreBuiltAgain(t *testing.T) {
+	unreadable := errors.New("serialised by another version")
+	for name, c := range map[string]struct {
+		kept, cached bool
+		want         int // times that the session is created
+	}{
+		"no folder":               {false, false, 1},
+		"an empty folder":         {false, true, 1},
+		"a folder with an engine": {true, true, 2},
+	} {
+		folder := ""
+		if c.cached {
+			folder = t.TempDir()
+		}
+		file := filepath.Join(folder, "x.engine")
+		if c.kept {
+			if err := os.WriteFile(file, []byte("old"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		times := 0
+		got, err := afresh(folder, func() (int, error) {
+			times++
+			if _, err := os.Stat(file); c.kept && err != nil {
+				return 7, nil
+			}
+			return 0, unreadable
+		})
+		if c.kept != (err == nil && got == 7) || !c.kept && !errors.Is(err, unreadable) || times != c.want {
+			t.Errorf("%s: %d, %v, created %d times", name, got, err, times)
+		}
+		if info, err := os.Stat(folder); c.cached && (err != nil || !info.IsDir()) {
+			t.Errorf("%s: the folder is gone: %v", name, err)
+		}
 	}
 }
 

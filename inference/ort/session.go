@@ -97,7 +97,9 @@ func open(name string, model []byte, dir string, o Options,
 		return nil, fmt.Errorf("open %s: %w", name, err)
 	}
 	defer so.Destroy()
-	s, err := create(names(h.in), names(h.out), so)
+	s, err := afresh(engines, func() (*onnxruntime.DynamicAdvancedSession, error) {
+		return create(names(h.in), names(h.out), so)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("open %s on %s: %s", name, o.Device, oneLine(err))
 	}
