@@ -236,6 +236,9 @@ func (p Plan) foreseen() error {
 			return fmt.Errorf("%w: %w", ErrPlan, err)
 		}
 	}
+	if err := p.Host.Device.Usable(); err != nil {
+		return err
+	}
 	n, share := len(p.Data.Normals), p.Calibration.HeldOut
 	if _, _, err := Split(n, share, p.Score.K, p.Seed); err != nil {
 		return err

@@ -81,18 +81,26 @@ func Providers() ([]Provider, error) {
 			p.Why = "there is none for macOS"
 			continue
 		}
-		so, err := onnxruntime.NewSessionOptions()
-		if err != nil {
-			return nil, fmt.Errorf("create session options: %s", oneLine(err))
-		}
-		if err := (Options{Device: Device{Kind: p.Device}}).append(so, ""); err != nil {
+		if err := (Device{Kind: p.Device}).Usable(); err != nil {
 			p.Why = reason(err)
 		} else {
 			p.Usable = true
 		}
-		_ = so.Destroy()
 	}
 	return out, nil
+}
+
+// Usable says why no session can use the device in this process, or nil.
+func (d Device) Usable() error {
+	if err := Load(); err != nil {
+		return err
+	}
+	so, err := onnxruntime.NewSessionOptions()
+	if err != nil {
+		return fmt.Errorf("create session options: %s", oneLine(err))
+	}
+	defer so.Destroy()
+	return Options{Device: d}.append(so, "")
 }
 
 // reason is what is wrong, without what else ONNX Runtime says of its own files.
