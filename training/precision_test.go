@@ -139,6 +139,22 @@ func TestWhatADeviceIsMadeFor(t *testing.T) {
 	}
 }
 
+func TestADeviceThatCannotBeUsedIsSaidFirst(t *testing.T) {
+	d := ort.Device{Kind: "tensorrt"}
+	why := d.Usable()
+	if why == nil {
+		t.Skip("this machine has TensorRT")
+	}
+	plan := precisionPlan(t, PrecisionHalf)
+	plan.Host.Device = d
+	for i := range plan.Data.Normals {
+		plan.Data.Normals[i].Read = func() ([]byte, error) { return nil, errors.New("a picture was read") }
+	}
+	if _, err := Fit(t.Context(), plan); err == nil || err.Error() != why.Error() {
+		t.Errorf("%v, want %v", err, why)
+	}
+}
+
 func TestEightBitsThatCannotBeHad(t *testing.T) {
 	t.Parallel()
 	for _, precision := range []string{PrecisionInt8, PrecisionHalf} {
