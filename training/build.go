@@ -162,8 +162,8 @@ type scoreBuilder struct {
 	engine *inference.BatchEngine
 	log    zerolog.Logger
 	tell   func(step string, done, total int)
-	// light asks what other light does to normals.
-	light bool
+	// light asks what other light does to normals, blur what a slight blur does.
+	light, blur bool
 	// copies of normals join the banks.
 	copies copying
 	// folded asks what all normals score by banks that they are not in.
@@ -211,7 +211,7 @@ type builtScore struct {
 	basis
 	reports []bank.Report        // of the parts' indexes
 	patches []bank.CoresetReport // of the parts; zero where a part has none
-	light   lightEffect          // of other light on normals
+	effect  effect               // of other light and blur on normals
 	// What normals score by banks that they are not in, those of the banks too, and
 	// their maps; nil where nobody asked. heldOut of them are in none of the banks.
 	folded     []float64
@@ -273,7 +273,7 @@ func (b *scoreBuilder) build(ctx context.Context, n, others *normals) (_ *builtS
 	if err != nil {
 		return nil, err
 	}
-	s.light = s.x.light(s.parts, join)
+	s.effect = s.x.effect(s.parts, join)
 	if b.folded {
 		s.folded, s.heldOut = s.calibrating(), s.x.out
 	}

@@ -20,6 +20,10 @@ type copying struct {
 	turned []int
 	// lit is how many copies are in another light, each in its own.
 	lit int
+	// blurred is how many copies are slightly out of focus, the sharpest first, and whole says
+	// that their patches join no bank, where they would take room from sharp ones.
+	blurred int
+	whole   bool
 	// spoilt makes one with a slight defect, for no bank.
 	spoilt bool
 }
@@ -41,12 +45,16 @@ func orientations(s imaging.Symmetry) []int {
 }
 
 // copyingOf is the copies of n normals each that a bank has room for: all of the
-// turned ones or their most useful, and two in other light. Pictures in other rows than
-// columns of tiles are not turned to the side.
-func copyingOf(n int, m Model, lit bool) (c copying) {
+// turned ones or their most useful, and two in other light and two that are blurred, where that
+// is what is done about light and blur. Pictures in other rows than columns of tiles are not
+// turned to the side.
+func copyingOf(n int, m Model, light, sharpness string) (c copying) {
 	room := mostCopied/max(n, 1) - 1
-	if lit && room > 0 {
+	if light == LightVaried && room > 0 {
 		c.lit = min(2, room)
+	}
+	if (sharpness == SharpnessWhole || sharpness == SharpnessVaried) && room > c.lit {
+		c.blurred, c.whole = min(2, room-c.lit), sharpness == SharpnessWhole
 	}
 	all := slices.DeleteFunc(orientations(m.turned), func(way int) bool {
 		return m.tiles.Count() > 0 && !imaging.Preprocess{Tiles: &m.tiles}.Turnable(way)
@@ -65,9 +73,9 @@ func (c copying) count() int { return len(c.turned) + c.changed() }
 // changed is how many look different, the spoilt one last.
 func (c copying) changed() int {
 	if c.spoilt {
-		return c.lit + 1
+		return c.lit + c.blurred + 1
 	}
-	return c.lit
+	return c.lit + c.blurred
 }
 
 // spoilt is a picture with a slight defect, which its name draws.
@@ -110,7 +118,7 @@ func (m *model) vary(ctx context.Context, data Data, images []Image, c copying, 
 				return fmt.Errorf("normal image %s: %w", img.Name, err)
 			}
 			for k := range c.changed() {
-				if k == c.lit {
+				if k == c.lit+c.blurred {
 					one, err := spoilt(usual, img.Name)
 					if err != nil {
 						return fmt.Errorf("spoil normal image %s: %w", img.Name, err)
@@ -118,11 +126,15 @@ func (m *model) vary(ctx context.Context, data Data, images []Image, c copying, 
 					changed = append(changed, one)
 					continue
 				}
-				one := usual.Clone()
 				name := img.Name
-				if c.lit > 1 { // other draws than of the one that is tested
+				if !c.spoilt { // other draws than of the one that is tested
 					name = fmt.Sprintf("%s, copy %d", img.Name, k+1)
 				}
+				if k >= c.lit {
+					changed = append(changed, evaluate.Blur(usual, name, k-c.lit, c.blurred))
+					continue
+				}
+				one := usual.Clone()
 				evaluate.Relight(one, name)
 				changed = append(changed, one)
 			}
@@ -166,6 +178,9 @@ func (n *normals) copied(ctx context.Context, c copying, seed uint64) (*normals,
 	done, most := 0, mostNumbers/(n.size()*c.count())
 	err := n.vary(ctx, which, c, func(e *inference.Embedding) error {
 		id := release.CopyID(n.ids[done/c.count()], 1+done%c.count())
+		if c.whole && done%c.count() >= len(c.turned)+c.lit {
+			e = &inference.Embedding{Vector: e.Vector, Patches: make([][]float32, len(n.patches))}
+		}
 		done++
 		return out.copies.add(ctx, id, e, most, seed)
 	})

@@ -22,21 +22,25 @@ func TestCopiesFitIntoTheBank(t *testing.T) {
 		normals int
 		turned  imaging.Symmetry
 		tiles   imaging.Tiles
-		lit     bool
+		light   string
+		blurred string
 		want    int
 	}{
-		{20, imaging.NoSymmetry, imaging.Tiles{}, false, 0},
-		{20, imaging.NoSymmetry, imaging.Tiles{}, true, 2},
-		{20, imaging.Flip, imaging.Tiles{}, false, 1},
-		{20, imaging.Dihedral, imaging.Tiles{}, true, 9},
-		{20, imaging.Dihedral, imaging.Tiles{Rows: 2, Columns: 2}, true, 9},
-		{20, imaging.Dihedral, imaging.Tiles{Rows: 1, Columns: 2}, true, 5},
-		{400, imaging.Dihedral, imaging.Tiles{}, false, 3},
-		{900, imaging.Dihedral, imaging.Tiles{}, true, 2},
-		{1500, imaging.Dihedral, imaging.Tiles{}, true, 0},
+		{20, imaging.NoSymmetry, imaging.Tiles{}, LightUsual, SharpnessUsual, 0},
+		{20, imaging.NoSymmetry, imaging.Tiles{}, LightVaried, SharpnessUsual, 2},
+		{20, imaging.NoSymmetry, imaging.Tiles{}, LightUsual, SharpnessWhole, 2},
+		{20, imaging.Flip, imaging.Tiles{}, LightUsual, SharpnessUsual, 1},
+		{20, imaging.Dihedral, imaging.Tiles{}, LightVaried, SharpnessUsual, 9},
+		{20, imaging.Dihedral, imaging.Tiles{}, LightVaried, SharpnessWhole, 11},
+		{20, imaging.Dihedral, imaging.Tiles{Rows: 2, Columns: 2}, LightVaried, SharpnessUsual, 9},
+		{20, imaging.Dihedral, imaging.Tiles{Rows: 1, Columns: 2}, LightVaried, SharpnessUsual, 5},
+		{400, imaging.Dihedral, imaging.Tiles{}, LightUsual, SharpnessUsual, 3},
+		{500, imaging.NoSymmetry, imaging.Tiles{}, LightVaried, SharpnessWhole, 3},
+		{900, imaging.Dihedral, imaging.Tiles{}, LightVaried, SharpnessUsual, 2},
+		{1500, imaging.Dihedral, imaging.Tiles{}, LightVaried, SharpnessWhole, 0},
 	} {
-		if got := copyingOf(c.normals, Model{found: found{turned: c.turned, tiles: c.tiles}}, c.lit); got.count() != c.want {
-			t.Errorf("%d normals, %q, in other light %v: %+v, want %d copies", c.normals, c.turned, c.lit, got, c.want)
+		if got := copyingOf(c.normals, Model{found: found{turned: c.turned, tiles: c.tiles}}, c.light, c.blurred); got.count() != c.want {
+			t.Errorf("%d normals, %q, light %s, sharpness %s: %+v, want %d copies", c.normals, c.turned, c.light, c.blurred, got, c.want)
 		}
 	}
 	seen := map[int]bool{}
@@ -172,16 +176,16 @@ func TestWhatIsDoneAboutLight(t *testing.T) {
 		"usual is blind":      {LightAuto, 0.9, 0, 0, LightUsual, LightEven, []string{LightUsual}},
 	} {
 		var closed []string
-		best, report, err := inLight(c.want, func(choice string) (io.Closer, lightEffect, error) {
+		best, report, err := inLight(c.want, func(choice string) (io.Closer, effect, error) {
 			alarms := map[string]float64{LightUsual: c.usual, LightEven: c.even, LightVaried: c.varied}[choice]
 			if alarms < 0 {
-				return nil, lightEffect{}, broken
+				return nil, effect{}, broken
 			}
 			found := 0.8
 			if choice == c.blind {
 				found = 0.7
 			}
-			return scoreInLight{choice, &closed}, lightEffect{alarms, found}, nil
+			return scoreInLight{choice, &closed}, effect{alarms, math.NaN(), found}, nil
 		})
 		if (err != nil) != (c.choice == "") || !cmp.Equal(closed, c.closed) {
 			t.Errorf("%s: closed %v, %v", name, closed, err)

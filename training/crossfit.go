@@ -33,10 +33,10 @@ const (
 // crossFitted is what parts say of normals by banks that these are not in.
 type crossFitted struct {
 	said
-	// Of the first of the same normals in another light, and spoilt in usual light.
-	relit, spoilt said
-	out           int   // how many are in none of the score's banks
-	turns         []int // in which of the turns each was held out, ascending
+	// Of the first of the same normals in another light, blurred, and spoilt in usual light.
+	relit, blurred, spoilt said
+	out                    int   // how many are in none of the score's banks
+	turns                  []int // in which of the turns each was held out, ascending
 }
 
 // largestTurn is how many normals the largest of the turns held out.
@@ -123,26 +123,30 @@ func overPlaces(distances, places []float32) []float32 {
 	return out
 }
 
-// light is what other light does to the normals, and how well they are told from
+// effect is what other light and blur do to the normals, and how well they are told from
 // spoilt ones.
-func (x crossFitted) light(parts []inference.Part, join *release.Join) lightEffect {
-	out := lightEffect{math.NaN(), math.NaN()}
+func (x crossFitted) effect(parts []inference.Part, join *release.Join) effect {
+	out := effect{math.NaN(), math.NaN(), math.NaN()}
 	if x.scores == nil {
 		return out
 	}
-	usual, other, spoilt := x.joint(parts, join), x.relit.joint(parts, join), x.spoilt.joint(parts, join)
-	if len(other) == 0 {
+	spoilt := x.spoilt.joint(parts, join)
+	if len(spoilt) == 0 {
 		return out
 	}
+	usual := x.joint(parts, join)
 	slices.Sort(usual)
 	threshold := usual[min(int(math.Ceil((1-evaluate.SuiteAlarms)*float64(len(usual))))-1, len(usual)-1)]
-	above := 0
-	for _, v := range other {
-		if v > threshold {
-			above++
+	alarms := func(changed said) float64 {
+		above, scores := 0, changed.joint(parts, join)
+		for _, v := range scores {
+			if v > threshold {
+				above++
+			}
 		}
+		return float64(above) / float64(len(scores)) // NaN of none
 	}
-	out.alarms, out.found = float64(above)/float64(len(other)), evaluate.AUROC(usual, spoilt)
+	out.light, out.blur, out.found = alarms(x.relit), alarms(x.blurred), evaluate.AUROC(usual, spoilt)
 	return out
 }
 
@@ -158,7 +162,7 @@ func (s *builtScore) fitWeights(ctx context.Context) (*release.Join, error) {
 			placed = placed || p.Placed
 		}
 	}
-	if measures < 2 && !placed && !b.light {
+	if measures < 2 && !placed && !b.light && !b.blur {
 		return nil, nil
 	}
 	if err := s.crossFit(ctx); err != nil {
@@ -390,7 +394,7 @@ func (s *builtScore) take(ctx context.Context, t turn, which []int, f func(witho
 // crossFit scores some of the normals in turns, in the same order for all scored parts.
 func (s *builtScore) crossFit(ctx context.Context) error {
 	b, none := s.by, len(s.parts)
-	x := crossFitted{said: newSaid(none), relit: newSaid(none), spoilt: newSaid(none)}
+	x := crossFitted{said: newSaid(none), relit: newSaid(none), blurred: newSaid(none), spoilt: newSaid(none)}
 	which, turns := b.where(func(p placed) bool { return p.scored }), s.turns()
 	for f, t := range turns {
 		b.told("weigh", f, len(turns))
@@ -401,13 +405,20 @@ func (s *builtScore) crossFit(ctx context.Context) error {
 			x.turns = append(x.turns, f)
 		}
 		err := s.take(ctx, t, which, func(without []inference.Part) error {
-			if err := s.show(ctx, t.some, without, which, x.said); err != nil || !b.light {
+			if err := s.show(ctx, t.some, without, which, x.said); err != nil || !b.light && !b.blur {
 				return err
 			}
-			changed := []said{x.relit, x.spoilt} // by turns
-			return s.all.vary(ctx, t.some[:min(len(t.some), (lightReferences+len(turns)-1)/len(turns))], copying{lit: 1, spoilt: true}, func(e *inference.Embedding) error {
-				out := changed[0]
-				changed[0], changed[1] = changed[1], out
+			c, changed := copying{spoilt: true}, []said{x.spoilt} // by turns
+			if b.blur {
+				c.blurred, changed = 1, slices.Insert(changed, 0, x.blurred)
+			}
+			if b.light {
+				c.lit, changed = 1, slices.Insert(changed, 0, x.relit)
+			}
+			next := 0
+			return s.all.vary(ctx, t.some[:min(len(t.some), (lightReferences+len(turns)-1)/len(turns))], c, func(e *inference.Embedding) error {
+				out := changed[next%len(changed)]
+				next++
 				return b.reference(ctx, without, which, e, out)
 			})
 		})

@@ -59,6 +59,8 @@ type Result struct {
 	Resolution *Resolution `json:"resolution,omitempty"`
 	// Light says what other light does to normals, where that was looked at.
 	Light *LightReport `json:"light,omitempty"`
+	// Sharpness says what a slight blur does to normals, where that was looked at.
+	Sharpness *SharpnessReport `json:"sharpness,omitempty"`
 	// Precision says what 8 bits would change, where that was looked at.
 	Precision *PrecisionReport `json:"precision,omitempty"`
 	// Warnings are sentences for the user: what was left out, and what this
@@ -92,6 +94,7 @@ type Provenance struct {
 	Orientation  *Orientation       `json:"orientation,omitempty"`
 	Worth        *worth             `json:"worth,omitempty"`
 	Light        *LightReport       `json:"light,omitempty"`
+	Sharpness    *SharpnessReport   `json:"sharpness,omitempty"`
 	Framing      *Framing           `json:"framing,omitempty"`
 	Resolution   *Resolution        `json:"resolution,omitempty"`
 	Precision    *PrecisionReport   `json:"precision,omitempty"`
@@ -208,6 +211,13 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 
 	done, light, err := buildInLight(ctx, p, nets, dir, x, halves)
 	if x = done.x; err != nil {
+		return nil, err
+	}
+	lit := LightUsual
+	if light != nil {
+		lit = light.Choice
+	}
+	if done, res.Sharpness, err = buildInSharpness(ctx, p, lit, done, halves); err != nil {
 		return nil, err
 	}
 	if p.Model.Precision == PrecisionAuto {
@@ -508,7 +518,7 @@ func write(ctx context.Context, p Plan, x *embedded, s *builtScore, parts []infe
 		Tool: p.Host.Tool, Backbone: p.Model.source, DataSHA256: dataDigest(x.all),
 		Images: len(x.all), Duplicates: res.Duplicate, Rejected: res.Rejected,
 		HeldOutShare: p.Calibration.HeldOut, Seed: p.Seed, Seconds: seconds, Warnings: res.Warnings,
-		K: p.Score.K, Runtime: ort.Version, Score: res.Score, Cost: res.Cost, Orientation: res.Orientation, Worth: halves.worth, Light: res.Light, Framing: res.Framing, Resolution: res.Resolution, Precision: res.Precision,
+		K: p.Score.K, Runtime: ort.Version, Score: res.Score, Cost: res.Cost, Orientation: res.Orientation, Worth: halves.worth, Light: res.Light, Sharpness: res.Sharpness, Framing: res.Framing, Resolution: res.Resolution, Precision: res.Precision,
 	}
 	if t != nil {
 		about.Learning = &t.about

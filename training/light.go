@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"path/filepath"
-	"strings"
 
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/training/evaluate"
@@ -34,61 +32,28 @@ type LightReport struct {
 	Found map[string]float64 `json:"found,omitempty"`
 }
 
-// lightEffect is what is known of a score: what 5 % of false alarms become in other
-// light, and the AUROC of normals against slightly spoilt ones; NaN: nothing.
-type lightEffect struct{ alarms, found float64 }
-
-const (
-	// sensitiveAlarms is what 5 % of false alarms may become in other light.
-	sensitiveAlarms = 2 * evaluate.SuiteAlarms
-	// muchFewer is how many times fewer alarms make a remedy worth its price: evened-out
-	// light hides what is wholly too dark or too bright, and copies in other light make
-	// the normals less alike.
-	muchFewer = 1.5
-	// mostBlind is how much AUROC of spoilt normals a remedy may cost: what sees less
-	// also has fewer false alarms.
-	mostBlind = 0.05
-)
-
-// remedy is one of the things that can be done about light.
-type remedy struct {
-	choice, how string
-	alarms      **float64 // of the report
-}
-
-// remedies are in the order in which they are tried. LightColours is only done when it
+// remedies of light: LightColours is only done when it
 // is asked for: what it hides cannot be told from what it helps by light alone.
-func (l *LightReport) remedies() []remedy {
-	return []remedy{
+func (l *LightReport) remedies() remedies {
+	return remedies{[]remedy{
 		{LightUsual, "with pictures as they are", &l.Usual},
 		{LightEven, "with the light of every picture evened out", &l.Even},
 		{LightVaried, "with copies in other light among the normals", &l.Varied},
 		{LightColours, "with light and colours of every picture evened out", &l.Colours},
-	}
+	}, &l.Choice, &l.Found}
 }
 
 // String is the finding in a sentence, for people.
 func (l LightReport) String() string {
-	var tried []string
-	for _, r := range l.remedies() {
-		if v := *r.alarms; v != nil {
-			how := r.how
-			if r.choice == l.Choice {
-				how += " (this release)"
-			} else if l.blind(r.choice) {
-				how += fmt.Sprintf(" (but slight defects are harder to see then: AUROC %.2f, %.2f as they are)", l.Found[r.choice], l.Found[LightUsual])
-			}
-			tried = append(tried, fmt.Sprintf("%.0f %% %s", 100**v, how))
-		}
-	}
 	grey := ""
 	if l.Grey {
 		grey = "; pictures are read as grey, as all normals are"
 	}
-	if len(tried) == 0 {
+	tried := l.remedies().String()
+	if tried == "" {
 		return "too few normals to see what other light does" + grey
 	}
-	text := "in other light (±10 %) 5 % of false alarms become " + strings.Join(tried, ", ")
+	text := "in other light (±10 %) 5 % of false alarms become " + tried
 	switch l.Choice {
 	case LightEven:
 		text += "; what is wholly too dark or bright is then no anomaly: if it is to be one use --exposure usual"
@@ -98,54 +63,13 @@ func (l LightReport) String() string {
 	return text + grey
 }
 
-// blind says whether slight defects are much harder to see with a remedy.
-func (l *LightReport) blind(choice string) bool {
-	usual, known := l.Found[LightUsual]
-	found, tried := l.Found[choice]
-	return known && tried && found < usual-mostBlind
-}
-
 // inLight builds a score for each of the things that can be done about light, until
-// one keeps false alarms low, and gives back the best; a later one must be much
-// better, and see defects as well. want is one of them, or LightAuto. The others are
-// closed.
-func inLight[T io.Closer](want string, build func(choice string) (T, lightEffect, error)) (best T, report *LightReport, err error) {
+// one keeps false alarms low, and gives back the best. want is one of them, or LightAuto.
+func inLight[T io.Closer](want string, build func(choice string) (T, effect, error)) (best T, report *LightReport, err error) {
 	report = &LightReport{}
-	least := math.NaN()
-	for _, r := range report.remedies() {
-		if want != r.choice && (want != LightAuto || r.choice == LightColours) {
-			continue
-		}
-		one, effect, err := build(r.choice)
-		if err == nil && !math.IsNaN(effect.found) {
-			if report.Found == nil {
-				report.Found = map[string]float64{}
-			}
-			report.Found[r.choice] = effect.found
-		}
-		alarms := effect.alarms
-		if err == nil && report.Choice != "" && (!(alarms*muchFewer < least) || report.blind(r.choice)) {
-			err = one.Close()
-		} else if err == nil {
-			if report.Choice != "" {
-				err = best.Close()
-			}
-			best, report.Choice, least = one, r.choice, alarms
-		}
-		if err != nil {
-			if report.Choice != "" && report.Choice != r.choice {
-				err = errors.Join(err, best.Close())
-			}
-			return best, nil, err
-		}
-		if !math.IsNaN(alarms) {
-			*r.alarms = &alarms
-		}
-		if !(least > sensitiveAlarms) {
-			break
-		}
-	}
-	return best, report, nil
+	best, err = try(report.remedies(), func(choice string) bool { return want == choice || want == LightAuto && choice != LightColours },
+		func(e effect) float64 { return e.light }, build)
+	return best, report, err
 }
 
 // built is a score and the model and normals that it is of.
@@ -168,27 +92,27 @@ func (b built) Close() error {
 // buildInLight builds the score with what the plan says about light, or leaves open
 // and helps. The model of x is closed where another is given back.
 func buildInLight(ctx context.Context, p Plan, nets networks, dir string, x *embedded, h halves) (built, *LightReport, error) {
-	best, report, err := inLight(p.Model.Light, func(choice string) (built, lightEffect, error) {
+	best, report, err := inLight(p.Model.Light, func(choice string) (built, effect, error) {
 		one := built{x: x, p: p}
 		var err error
 		if evensOut(choice) {
 			one.own = true
 			if one.p.Model.tone, err = evenTone(x.b.model, p.Data, x.imagesAt(h.train), choice == LightColours); err != nil {
-				return one, lightEffect{}, err
+				return one, effect{}, err
 			}
 			if one.x, err = x.twin(ctx, one.p, nets, filepath.Join(dir, "even.onnx")); err != nil {
-				return one, lightEffect{}, err
+				return one, effect{}, err
 			}
 		}
-		one.x.b.light, one.x.b.folded = p.Model.Light != LightUsual, h.folded
-		one.x.b.copies = copyingOf(len(h.train), p.Model, choice == LightVaried)
+		one.x.b.light, one.x.b.blur, one.x.b.folded = p.Model.Light != LightUsual, p.Model.Sharpness != SharpnessUsual, h.folded
+		one.x.b.copies = copyingOf(len(h.train), p.Model, choice, p.Model.Sharpness)
 		if one.s, err = one.x.b.build(ctx, one.x.n.at(h.train), one.x.n.at(h.held)); err != nil {
 			if one.own {
 				err = errors.Join(err, one.x.Close())
 			}
-			return one, lightEffect{}, err
+			return one, effect{}, err
 		}
-		return one, one.s.light, nil
+		return one, one.s.effect, nil
 	})
 	if err != nil {
 		return built{x: x, p: p}, nil, err

@@ -261,27 +261,46 @@ func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64)
 	if r := p.resolution(usual.b.model, tried); r != nil {
 		p.Host.Log.Info().Msg(r.String())
 	}
-	best, report, err := inLight(p.Model.Light, func(choice string) (*evaluatedScore, lightEffect, error) {
+	best, report, err := inLight(p.Model.Light, func(choice string) (*evaluatedScore, effect, error) {
 		s, q := &evaluatedScore{known: usual}, p
 		if evensOut(choice) {
 			var err error
 			if q.Model.tone, err = evenTone(usual.b.model, p.Data, p.Data.Normals, choice == LightColours); err != nil {
-				return nil, lightEffect{}, err
+				return nil, effect{}, err
 			}
 			if s.known, err = know(q); err != nil {
-				return nil, lightEffect{}, err
+				return nil, effect{}, err
 			}
 		} else {
 			usual.users++
 		}
 		// As in the paper, copies of normals count as often as they are given.
-		if err := s.build(ctx, q, items, copyingOf(len(items), p.Model, choice == LightVaried), m.folding); err != nil {
-			return nil, lightEffect{}, errors.Join(err, s.Close())
+		if err := s.build(ctx, q, items, copyingOf(len(items), p.Model, choice, p.Model.Sharpness), m.folding); err != nil {
+			return nil, effect{}, errors.Join(err, s.Close())
 		}
-		return s, s.score.light, nil
+		return s, s.score.effect, nil
 	})
 	if err != nil {
 		return nil, err
+	}
+	if p.Model.Sharpness != SharpnessUsual {
+		one := best
+		var sharpness *SharpnessReport
+		best, sharpness, err = inSharpness(p.Model.Sharpness, func(choice string) (*evaluatedScore, effect, error) {
+			if choice == SharpnessUsual || choice == p.Model.Sharpness {
+				return one, one.score.effect, nil
+			}
+			s := &evaluatedScore{known: one.known}
+			s.known.users++
+			if err := s.build(ctx, p, items, copyingOf(len(items), p.Model, report.Choice, choice), m.folding); err != nil {
+				return nil, effect{}, errors.Join(err, s.Close())
+			}
+			return s, s.score.effect, nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		p.Host.Log.Info().Msg(sharpness.String())
 	}
 	if err := best.score.draw(ctx); err != nil {
 		return nil, errors.Join(err, best.Close())
@@ -302,7 +321,8 @@ func (s *evaluatedScore) build(ctx context.Context, p Plan, items []dataset.Item
 		return err
 	}
 	b := *s.known.b // several scores may be built of what is known
-	b.Score, b.seed, b.light, b.copies, b.folded = p.Score, p.Seed, p.Model.Light != LightUsual, c, folded
+	b.Score, b.seed, b.copies, b.folded = p.Score, p.Seed, c, folded
+	b.light, b.blur = p.Model.Light != LightUsual, p.Model.Sharpness != SharpnessUsual
 	if !folded {
 		s.score, err = b.build(ctx, n, nil)
 		return err

@@ -125,6 +125,12 @@ type Model struct {
 	// are. It travels with the release. Default: LightAuto for the full score, LightUsual for
 	// others.
 	Light string
+	// Sharpness says what is done about pictures that are slightly out of focus:
+	// SharpnessUsual nothing, SharpnessWhole puts blurred copies of the normals into the banks
+	// of whole pictures, where these have room, SharpnessVaried into those of patches, too,
+	// SharpnessAuto takes the first of these that helps where blurred normals would raise false
+	// alarms else. Default: SharpnessUsual.
+	Sharpness string
 	// Turned puts turned or mirrored copies of the normals into the banks: TurnedNone,
 	// a symmetry, or TurnedAuto, where normals are found to lie in any way. Default:
 	// TurnedNone.
@@ -178,6 +184,14 @@ const (
 	LightEven    = "even"
 	LightVaried  = "varied"
 	LightColours = "colours"
+)
+
+// What is done about blur.
+const (
+	SharpnessAuto   = autoChoice
+	SharpnessUsual  = "usual"
+	SharpnessWhole  = "whole"
+	SharpnessVaried = "varied"
 )
 
 // Which turned copies of normals join the banks, beside those of a symmetry.
@@ -268,6 +282,9 @@ func (p Plan) withDefaults() Plan {
 			p.Model.Light = LightAuto
 		}
 	}
+	if p.Model.Sharpness == "" {
+		p.Model.Sharpness = SharpnessUsual
+	}
 	if p.Model.Turned == "" {
 		p.Model.Turned = TurnedNone
 	}
@@ -341,6 +358,9 @@ func (p Plan) Validate() error {
 	}
 	if !slices.Contains([]string{"", LightAuto, LightUsual, LightEven, LightVaried, LightColours}, p.Model.Light) {
 		fail("light %q: take %s, %s, %s, %s or %s", p.Model.Light, LightAuto, LightUsual, LightEven, LightColours, LightVaried)
+	}
+	if !slices.Contains([]string{"", SharpnessAuto, SharpnessUsual, SharpnessWhole, SharpnessVaried}, p.Model.Sharpness) {
+		fail("sharpness %q: take %s, %s, %s or %s", p.Model.Sharpness, SharpnessAuto, SharpnessUsual, SharpnessWhole, SharpnessVaried)
 	}
 	if !slices.Contains([]string{"", PrecisionFloat, PrecisionHalf, PrecisionInt8, PrecisionAuto}, p.Model.Precision) {
 		fail("precision %q: take %s, %s, %s or %s", p.Model.Precision, PrecisionFloat, PrecisionHalf, PrecisionInt8, PrecisionAuto)

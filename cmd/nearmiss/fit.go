@@ -116,6 +116,9 @@ func (c *fitCmd) Run(ctx context.Context, o *output) error {
 	if res.Light != nil {
 		fmt.Fprintln(o.Err, "light:", res.Light)
 	}
+	if res.Sharpness != nil {
+		fmt.Fprintln(o.Err, "sharpness:", res.Sharpness)
+	}
 	if res.Precision != nil {
 		fmt.Fprintln(o.Err, "precision:", res.Precision)
 	}

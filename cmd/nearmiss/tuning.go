@@ -43,6 +43,7 @@ type tuneFlags struct {
 	Symmetry  string        `enum:"none,flip,dihedral,auto" default:"none" help:"Changes of an image that mean nothing, which embeddings are averaged over: ${enum}; flip is the mirror image (twice the time), dihedral the eight turns and mirror images of a square (eight times), for what may lie in any orientation; auto looks how the normals lie."`
 	See       string        `enum:",whole,middle" default:"" help:"What the model sees of a picture: whole, squeezed into its square, or middle, as the backbone was imported (default: whole for the full score, middle for others)."`
 	Exposure  string        `enum:",auto,usual,even,colours,varied" default:"" help:"What is done about light that changes: usual takes pictures as they are, even brings each to the normals' usual brightness and contrast, colours to their colours, too, varied puts copies of normals in other light into the banks, auto takes the first of usual, even and varied that helps where normals in other light would raise false alarms else; all but usual read pictures as grey where all normals are (default: auto for the full score, usual for others)."`
+	Sharpness string        `enum:"usual,whole,varied,auto" default:"usual" help:"What is done about pictures that are slightly out of focus: usual nothing, whole puts blurred copies of normals into the banks of whole pictures, varied into those of patches, too, auto takes the first of these that helps where blurred normals would raise false alarms else."`
 	Turned    string        `enum:"none,flip,dihedral,auto" default:"none" help:"Copies of normals that join the banks, where these have room: ${enum}; flip is the mirror image, dihedral are turned and mirrored ones, for what may lie in any orientation; auto looks how the normals lie."`
 	Size      int           `name:"input-size" placeholder:"PIXELS" help:"Side of the backbone's square input, 224 to 672 (default: as it was imported)."`
 	Budget    time.Duration `placeholder:"DURATION" help:"Take as large an input, up to 672 pixels and to what the normals have, as judging a picture in this time allows, as in 200ms: small defects need pixels."`
@@ -57,7 +58,7 @@ func (f tuneFlags) plan(method string) (training.Plan, error) {
 	p := training.Plan{
 		Method: training.Method(method), Score: training.Score{Coreset: f.Coreset, NoPatches: f.NoPatches}, Host: training.Host{Work: f.Work},
 	}
-	p.Model.See, p.Model.Light, p.Model.Turned, p.Data.Frame = f.See, f.Exposure, f.Turned, f.Frame
+	p.Model.See, p.Model.Light, p.Model.Sharpness, p.Model.Turned, p.Data.Frame = f.See, f.Exposure, f.Sharpness, f.Turned, f.Frame
 	p.Model.Size, p.Model.Budget, p.Model.Tiles, p.Model.Precision = f.Size, f.Budget, f.Tiles, f.Precision
 	var err error
 	if p.Score.Groups, err = training.ParseScore(f.Score); err != nil {

@@ -67,6 +67,7 @@ var varied = map[string]option{
 	"rate":       number(func(c *evalCmd) *float64 { return &c.Rate }),
 	"score":      text(func(c *evalCmd) *string { return &c.Score }),
 	"see":        text(func(c *evalCmd) *string { return &c.See }),
+	"sharpness":  text(func(c *evalCmd) *string { return &c.Sharpness }),
 	"stop":       text(func(c *evalCmd) *string { return &c.Stop }),
 	"symmetry":   text(func(c *evalCmd) *string { return &c.Symmetry }),
 	"tiles":      text(func(c *evalCmd) *string { return &c.Tiles }),

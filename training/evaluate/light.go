@@ -117,9 +117,7 @@ func (c Change) file(file []byte, name string) ([]byte, error) {
 		}
 		relight(m, gain, 0)
 	case LightBlur:
-		by := 1 + (lightBlur-1)*r.Float64()
-		small := imaging.Resize(m, max(1, int(math.Round(float64(m.Width)/by))), max(1, int(math.Round(float64(m.Height)/by))), imaging.Bilinear)
-		m = imaging.Resize(small, m.Width, m.Height, imaging.Bilinear)
+		m = blur(m, r.Float64())
 	default:
 		Relight(m, name)
 	}
@@ -131,6 +129,20 @@ func drawnBy(name string) *rand.Rand {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(name))
 	return rand.New(rand.NewPCG(h.Sum64(), 0x6c69676874))
+}
+
+// Blur gives a picture that is slightly out of focus, as LightBlur is: by as much as the name
+// draws from one of so many equal parts of the range, of which the first is the sharpest.
+func Blur(m *imaging.Image, name string, part, parts int) *imaging.Image {
+	return blur(m, (float64(part)+drawnBy(name).Float64())/float64(parts))
+}
+
+// blur takes away what a smaller picture does not show, of 1/1 of the size to 1/lightBlur for a
+// share from 0 to 1.
+func blur(m *imaging.Image, share float64) *imaging.Image {
+	by := 1 + (lightBlur-1)*share
+	small := imaging.Resize(m, max(1, int(math.Round(float64(m.Width)/by))), max(1, int(math.Round(float64(m.Height)/by))), imaging.Bilinear)
+	return imaging.Resize(small, m.Width, m.Height, imaging.Bilinear)
 }
 
 // Relight changes a picture's light, by a gain and an offset that the name draws.
