@@ -76,7 +76,7 @@ type Detector struct {
 	Profile        string   `json:"profile,omitempty"`          // training profile; empty: the method's default
 	Score          string   `json:"score,omitempty"`            // what scores are made of: full, class, or parts as fit --score takes them; default full
 	Symmetry       string   `json:"symmetry,omitempty"`         // what embeddings are averaged over: none, flip, dihedral, or auto, which looks how normals lie; default none
-	Tiles          string   `json:"tiles,omitempty"`            // of a frame, that patches are looked at in: rows and columns as in 2x3, auto, as many as frames have pixels and the budget time for, or none; default none, with a budget auto
+	Tiles          string   `json:"tiles,omitempty"`            // of a frame, that patches are looked at in: rows and columns as in 2x3, few, 2x2 where what is looked at has 400 pixels both ways, auto, as many as frames have pixels and the budget time for, or none; default few with the full score, with a budget auto
 	Budget         Duration `json:"budget,omitempty"`           // the longest that judging a frame may take, of which inputs and tiles are chosen as fine; default 0, the backbone's own input
 	K              int      `json:"k,omitempty"`                // nearest normals that are summed; default 2
 	FalseAlarmRate float64  `json:"false_alarm_rate,omitempty"` // share of normals above the threshold; default 0.01
@@ -145,7 +145,7 @@ func (d Detector) Decide(e *Event) {
 }
 
 // tiles are those of a Detector.
-var tiles = regexp.MustCompile(`^(none|auto|[1-8]x[2-8]|[2-8]x1)?$`)
+var tiles = regexp.MustCompile(`^(none|few|auto|[1-8]x[2-8]|[2-8]x1)?$`)
 
 // Validate reports every field that cannot be.
 func (d Detector) Validate() error {
@@ -160,7 +160,7 @@ func (d Detector) Validate() error {
 	bad(d.Profile != "" && !validFile(d.Profile), "profile %q: use the name of a training profile", text.Clip(d.Profile))
 	bad(!ValidToken(c.Method), "method %q: use knn or fitymi", d.Method)
 	bad(!slices.Contains([]string{"", "none", "flip", "dihedral", "auto"}, d.Symmetry), "symmetry %q: use none, flip, dihedral or auto", d.Symmetry)
-	bad(!tiles.MatchString(d.Tiles), "tiles %q: use rows and columns as in 2x3, each at most 8, auto or none", text.Clip(d.Tiles))
+	bad(!tiles.MatchString(d.Tiles), "tiles %q: use rows and columns as in 2x3, each at most 8, few, auto or none", text.Clip(d.Tiles))
 	bad(d.Budget < 0 || d.Budget > Duration(time.Minute), "budget %v: use at most a minute for a frame", time.Duration(d.Budget))
 	bad(strings.Trim(d.Score, "abcdefghijklmnopqrstuvwxyz0123456789-+|@:=.") != "" || len(d.Score) > 1000, "score %q: use full, class, or parts as in class:unit+pooled@6|patch@4:top1", text.Clip(d.Score))
 	bad(c.K < 1 || c.K > 1000, "k %d: use 1 to 1000", d.K)

@@ -101,9 +101,10 @@ type Model struct {
 	Budget time.Duration
 	// Tiles are what patches are looked at in, each an input of the backbone beside the
 	// whole picture: rows and columns, as in 2x3, TilesNone, or TilesAuto, as many as the
-	// normals have pixels for, at most 4x4, and the Budget, if any, has time for. They
-	// travel with the release. Default: TilesNone; with a Budget and without a Size
-	// TilesAuto.
+	// normals have pixels for, at most 4x4, and the Budget, if any, has time for, or
+	// TilesFew, 2x2 where what is looked at has 400 pixels or more both ways. They travel
+	// with the release. Default: with a Budget TilesAuto, else TilesFew for the full score
+	// and a Size that is not given, TilesNone for others.
 	Tiles  string
 	source string // the base name of Backbone as it was given
 	// Precision is that of the backbone's products: PrecisionFloat, PrecisionInt8, which
@@ -174,8 +175,12 @@ const (
 // What patches are looked at in, beside rows and columns of tiles.
 const (
 	TilesAuto = autoChoice
+	TilesFew  = "few"
 	TilesNone = "none"
 )
+
+// choosesTiles says whether the frames' size decides.
+func (m Model) choosesTiles() bool { return m.Tiles == TilesAuto || m.Tiles == TilesFew }
 
 // What is done about light.
 const (
@@ -290,11 +295,15 @@ func (p Plan) withDefaults() Plan {
 	}
 	if p.Model.Tiles == "" {
 		p.Model.Tiles = TilesNone
-		if p.Model.Budget > 0 && p.tileable() {
+		switch {
+		case !p.tileable():
+		case p.Model.Budget > 0:
 			p.Model.Tiles = TilesAuto
+		case p.Score.name() == FullScore && p.Model.Size == 0:
+			p.Model.Tiles = TilesFew
 		}
 	}
-	if p.Model.Tiles != TilesAuto {
+	if !p.Model.choosesTiles() {
 		p.Model.tiles, _ = imaging.ParseTiles(p.Model.Tiles)
 	}
 	if p.Model.Turned != TurnedAuto {
@@ -370,9 +379,9 @@ func (p Plan) Validate() error {
 			fail("turned copies of normals: %w", err)
 		}
 	}
-	if t, err := imaging.ParseTiles(p.Model.Tiles); p.Model.Tiles != TilesAuto && err != nil {
-		fail("%w, or %s", err, TilesAuto)
-	} else if q := p.withDefaults(); (p.Model.Tiles == TilesAuto || t.Count() > 0) && !q.tileable() {
+	if t, err := imaging.ParseTiles(p.Model.Tiles); !p.Model.choosesTiles() && err != nil {
+		fail("%w, %s or %s", err, TilesFew, TilesAuto)
+	} else if q := p.withDefaults(); (p.Model.choosesTiles() || t.Count() > 0) && !q.tileable() {
 		fail("tiles %s are of the whole picture and for patches: take score %s, or one with patches, and have the model see %s", p.Model.Tiles, FullScore, SeeWhole)
 	}
 	if p.Model.Backbone == "" {

@@ -79,6 +79,9 @@ const (
 	// mostTiles bounds the tiles down and across that are chosen, and mostCanvas the
 	// picture that they are cut from: more patches than its cells of 8 pixels have no ids.
 	mostTiles, mostCanvas = 4, 2000
+	// largeFrame is how many pixels both sides of what is looked at have, at least, where
+	// TilesFew takes tiles: smaller ones have hardly more than networks see of the whole.
+	largeFrame = 400
 	// sizeImages is how many normals say how large frames are.
 	sizeImages = 100
 	// fullCost is about what judging by the full score takes, as a multiple of the
@@ -95,6 +98,10 @@ const (
 	// at every setting (RESULTS.md).
 	visibleShare = 0.8
 )
+
+// fewTiles are what TilesFew takes: finer ones show more, but a frame takes the time of
+// all of them.
+var fewTiles = imaging.Tiles{Rows: 2, Columns: 2}
 
 // visible is about the diameter of the least defect that can be seen, in pixels of the
 // frame.
@@ -174,8 +181,11 @@ func finest(all []looks, pass func(l looks) bool) (best looks, ok bool) {
 // that are asked for, or finds the finest way to look that the frames have pixels for
 // and the budget has time for; a fitted model is written to the folder dir.
 func (p *Plan) sized(ctx context.Context, dir string) ([]SizedTime, error) {
-	auto := p.Model.Tiles == TilesAuto
+	auto, few := p.Model.choosesTiles(), p.Model.Tiles == TilesFew
 	if p.Model.Size == 0 && p.Model.Budget == 0 && !auto {
+		return nil, nil
+	}
+	if width, height := p.frameSize(); few && min(width, height) < largeFrame {
 		return nil, nil
 	}
 	fail := func(err error) ([]SizedTime, error) {
@@ -231,7 +241,9 @@ func (p *Plan) sized(ctx context.Context, dir string) ([]SizedTime, error) {
 	}
 	width, height := p.lookedAt()
 	if p.Model.Budget == 0 {
-		best, _ := finest(at(size, width, height), func(looks) bool { return true })
+		best, _ := finest(at(size, width, height), func(l looks) bool {
+			return !few || l.tiles.Count() == 0 || l.tiles == fewTiles && min(width, height) >= largeFrame
+		})
 		if err := take(best); err != nil {
 			return fail(err)
 		}

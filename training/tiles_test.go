@@ -109,7 +109,7 @@ func TestTilesFindSmallDefects(t *testing.T) {
 }
 
 // A budget goes over sizes and tiles together, and neither has more pixels than the
-// frames.
+// frames; without one, large frames are looked at in few tiles.
 func TestBudgetChoosesTiles(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -126,6 +126,11 @@ func TestBudgetChoosesTiles(t *testing.T) {
 		{128, 128, func(m *Model) { m.Budget, m.Tiles = time.Hour, TilesNone }, 32, TilesNone},
 		{128, 128, func(m *Model) { m.Budget, m.Tiles = time.Hour, "2x2" }, 32, "2x2"},
 		{128, 128, func(m *Model) { m.Tiles = TilesAuto }, 32, "4x4"},
+		{399, 600, func(*Model) {}, 32, TilesNone},
+		{400, 600, func(*Model) {}, 32, "2x2"},
+		{400, 600, func(m *Model) { m.Tiles = TilesNone }, 32, TilesNone},
+		{400, 600, func(m *Model) { m.Size = 96 }, 96, TilesNone},
+		{400, 600, func(m *Model) { m.Size, m.Tiles = 224, TilesFew }, 224, TilesNone}, // two rows need 416
 		{300, 300, func(m *Model) { m.Tiles, m.Size = TilesAuto, 96 }, 96, "3x3"},
 		{600, 600, func(m *Model) { m.Budget = time.Hour }, 560, TilesNone}, // the whole, or three rows of 224, which need 608
 	} {

@@ -41,7 +41,7 @@ type detectorFlags struct {
 	Profile        *string        `placeholder:"P" help:"Training profile (default: the method's own)."`
 	Symmetry       *string        `placeholder:"S" help:"What embeddings are averaged over: none, flip (twice the time of a frame) or dihedral (eight times), for what may lie in any orientation; or auto, which looks how the normals lie (default none)."`
 	Score          *string        `placeholder:"PARTS" help:"What scores are made of: full (every layer of the whole picture, and single patches), class (the paper's), or parts of your own, as in fit --score (default full)."`
-	Tiles          *string        `placeholder:"RxC" help:"Look at frames in so many rows and columns of overlapping tiles, as in 2x3, each of which takes the time of a frame; auto: as many as the normals have pixels for and the budget has time for; or none (default none, with a budget auto)."`
+	Tiles          *string        `placeholder:"RxC" help:"Look at frames in so many rows and columns of overlapping tiles, as in 2x3, each of which takes the time of a frame; few: 2x2 where what is looked at has 400 pixels both ways; auto: as many as the normals have pixels for and the budget has time for; or none (default few with the full score, with a budget auto)."`
 	Budget         *time.Duration `placeholder:"TIME" help:"Look at frames as finely, by larger inputs or tiles, as judging one in this time allows on the trainer's machine, as in 200ms (default 0s: by the backbone's own input)."`
 	K              *int           `name:"k" placeholder:"N" help:"Nearest normals whose distances are summed (default 2)."`
 	FalseAlarmRate *float64       `placeholder:"SHARE" help:"Share of normal images that may be called anomalous (default 0.01)."`
