@@ -89,7 +89,7 @@ func TestPricesOfInputsAndTiles(t *testing.T) {
 	for _, d := range diameters {
 		tests = append(tests, files(each, d))
 	}
-	for _, m := range []training.Model{{}, {Tiles: "2x2"}, {Size: 448}, {Tiles: "3x3"}, {Size: 672}} {
+	for _, m := range []training.Model{{Tiles: training.TilesNone}, {Tiles: "2x2"}, {Size: 448}, {Tiles: "3x3"}, {Size: 672}} {
 		m.Backbone, m.Light = backbone, training.LightUsual
 		p := training.Plan{
 			Detector: "parts", Seed: 1, Out: filepath.Join(t.TempDir(), "release"), Data: training.Data{Normals: normals},
