@@ -249,8 +249,14 @@ func (p *Plan) sized(ctx context.Context, dir string) ([]SizedTime, error) {
 		}
 		return nil, nil
 	}
-	sizes := []int{size}
-	for s := 2 * sizeStep; s <= mostSize && info.Spec != nil && p.Model.Size == 0; s += sizeStep {
+	sizes, most := []int{size}, mostSize
+	switch {
+	case info.Spec == nil || p.Model.Size > 0:
+		most = 0
+	case auto && learntPositions(*info.Spec):
+		most = size
+	}
+	for s := 2 * sizeStep; s <= most; s += sizeStep {
 		sizes = append(sizes, s)
 	}
 	slices.Sort(sizes)
@@ -297,6 +303,13 @@ func (p *Plan) sized(ctx context.Context, dir string) ([]SizedTime, error) {
 		return fail(err)
 	}
 	return tried, nil
+}
+
+// learntPositions says whether a network has position embeddings that were learnt at one
+// input size: larger inputs, between whose positions these are interpolated, found less
+// than tiles and even than the input it has (ViT-Ti, RESULTS.md).
+func learntPositions(s backbone.Spec) bool {
+	return (s.Family == backbone.ViT || s.Family == backbone.Hybrid) && s.Rope == 0
 }
 
 // best is the finest of several ways: in tiles where those show much more than the

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/nearmiss/nearmiss/inference"
+	"github.com/nearmiss/nearmiss/inference/backbone"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 )
 
@@ -132,7 +133,8 @@ func TestBudgetChoosesTiles(t *testing.T) {
 		{400, 600, func(m *Model) { m.Size = 96 }, 96, TilesNone},
 		{400, 600, func(m *Model) { m.Size, m.Tiles = 224, TilesFew }, 224, TilesNone}, // two rows need 416
 		{300, 300, func(m *Model) { m.Tiles, m.Size = TilesAuto, 96 }, 96, "3x3"},
-		{600, 600, func(m *Model) { m.Budget = time.Hour }, 560, TilesNone}, // the whole, or three rows of 224, which need 608
+		{600, 600, func(m *Model) { m.Budget = time.Hour }, 32, "4x4"},                                     // positions were learnt for 32
+		{600, 600, func(m *Model) { m.Budget, m.Backbone = time.Hour, rotaryBackbone(t) }, 560, TilesNone}, // the whole, or three rows of 224, which need 608
 	} {
 		p := Plan{Data: Data{Normals: plates(t, 1, 1, c.w, c.h, 1), Frame: FrameAll}, Model: Model{Backbone: smallBackbone(t)}}
 		c.change(&p.Model)
@@ -223,4 +225,20 @@ func TestReleasesOfTilesAreExtended(t *testing.T) {
 	if is.SchemaVersion != 2 || *is.Model.Preprocess.Tiles != *was.Model.Preprocess.Tiles || was.Model.Preprocess.Tiles.String() != "2x3" {
 		t.Errorf("tiles %+v of version %d, before %+v", is.Model.Preprocess.Tiles, is.SchemaVersion, was.Model.Preprocess.Tiles)
 	}
+}
+
+// rotaryBackbone is a small ViT whose positions are those of any input size.
+func rotaryBackbone(t *testing.T) string {
+	t.Helper()
+	m, err := backbone.Random(backbone.Spec{
+		Family: backbone.ViT, Dim: 64, Depth: 1, Heads: 1, Hidden: 64, Patch: 8, Size: 32, LayerScale: true, Rope: 100, NormEps: 1e-5,
+	}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "rotary.onnx")
+	if _, err := m.Write(path, backbone.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
