@@ -67,6 +67,8 @@ type Plan struct {
 	// Tuning says how FITYMI learns. Default Profile("cpu").
 	Tuning *Tuning
 	Host   Host
+
+	shapes []imaging.Header // of some of the normals, once they were looked at
 }
 
 // Data is what is learnt from.

@@ -49,7 +49,7 @@ type SizedTime struct {
 func (r Resolution) String() string {
 	text := fmt.Sprintf("the model sees frames of %d×%d pixels at %d×%d", r.Width, r.Height, r.Size, r.Size)
 	if r.Passes > 1 {
-		text += fmt.Sprintf(" and in %s tiles of that size", r.Tiles)
+		text += fmt.Sprintf(" and in %s tiles of that size (%d inputs a picture, of which --tiles %s leaves 1)", r.Tiles, r.Passes, TilesNone)
 	}
 	if r.Across > 0 {
 		text += fmt.Sprintf(", a patch is %.0f×%.0f pixels of the frame, and a defect of less than %.0f pixels is hard to find", r.Across, r.Down, r.visible())
@@ -107,9 +107,8 @@ var fewTiles = imaging.Tiles{Rows: 2, Columns: 2}
 // frame.
 func (r Resolution) visible() float64 { return visibleShare * math.Sqrt(r.Across*r.Down) }
 
-// frameSize is the median normal's, of the part of it that counts.
-func (p Plan) frameSize() (width, height int) {
-	var widths, heights []int
+// inspect reads how large some of the normals are.
+func (p Plan) inspect() (shapes []imaging.Header) {
 	n := min(len(p.Data.Normals), sizeImages)
 	for i := range n {
 		b, err := p.Data.Normals[i*len(p.Data.Normals)/n].Read()
@@ -117,13 +116,26 @@ func (p Plan) frameSize() (width, height int) {
 			continue // whoever learns from it says so
 		}
 		if h, err := imaging.Inspect(b, p.Data.Limits); err == nil {
-			all := imaging.Preprocess{Crop: 1, Squash: true, View: p.Data.View}
-			x0, y0, x1, y1 := all.Region(h.Width, h.Height)
-			widths, heights = append(widths, int(x1-x0)), append(heights, int(y1-y0))
+			shapes = append(shapes, h)
 		}
 	}
-	if len(widths) == 0 {
+	return shapes
+}
+
+// frameSize is the median normal's, of the part of it that counts.
+func (p Plan) frameSize() (width, height int) {
+	shapes := p.shapes
+	if shapes == nil {
+		shapes = p.inspect()
+	}
+	if len(shapes) == 0 {
 		return 0, 0
+	}
+	all := imaging.Preprocess{Crop: 1, Squash: true, View: p.Data.View}
+	var widths, heights []int
+	for _, h := range shapes {
+		x0, y0, x1, y1 := all.Region(h.Width, h.Height)
+		widths, heights = append(widths, int(x1-x0)), append(heights, int(y1-y0))
 	}
 	slices.Sort(widths)
 	slices.Sort(heights)
@@ -182,14 +194,18 @@ func finest(all []looks, pass func(l looks) bool) (best looks, ok bool) {
 // and the budget has time for; a fitted model is written to the folder dir.
 func (p *Plan) sized(ctx context.Context, dir string) ([]SizedTime, error) {
 	auto, few := p.Model.choosesTiles(), p.Model.Tiles == TilesFew
+	if auto || p.Model.Budget > 0 {
+		p.shapes = p.inspect()
+	}
+	if few {
+		width, height := p.frameSize()
+		auto = min(width, height) >= largeFrame // of which less may be looked at
+	}
 	if p.Model.Size == 0 && p.Model.Budget == 0 && !auto {
 		return nil, nil
 	}
-	if width, height := p.frameSize(); few && min(width, height) < largeFrame {
-		return nil, nil
-	}
 	fail := func(err error) ([]SizedTime, error) {
-		return nil, fmt.Errorf("fit %s to another input size: %w", filepath.Base(p.Model.Backbone), err)
+		return nil, fmt.Errorf("choose how finely %s looks at frames: %w", filepath.Base(p.Model.Backbone), err)
 	}
 	info, _, err := backbone.ReadMetadata(p.Model.Backbone)
 	if err != nil {
@@ -240,10 +256,13 @@ func (p *Plan) sized(ctx context.Context, dir string) ([]SizedTime, error) {
 		return nil, nil
 	}
 	width, height := p.lookedAt()
-	if p.Model.Budget == 0 {
-		best, _ := finest(at(size, width, height), func(l looks) bool {
-			return !few || l.tiles.Count() == 0 || l.tiles == fewTiles && min(width, height) >= largeFrame
+	waysOf := func(size int) []looks {
+		return slices.DeleteFunc(at(size, width, height), func(l looks) bool {
+			return few && l.tiles.Count() > 0 && (l.tiles != fewTiles || min(width, height) < largeFrame)
 		})
+	}
+	if p.Model.Budget == 0 {
+		best, _ := finest(waysOf(size), func(looks) bool { return true })
 		if err := take(best); err != nil {
 			return fail(err)
 		}
@@ -282,7 +301,7 @@ func (p *Plan) sized(ctx context.Context, dir string) ([]SizedTime, error) {
 			tried = append(tried, t)
 		}
 		early := func(l looks) bool { return ms*float64(l.passes()) <= float64(p.Model.Budget.Milliseconds()) }
-		ways := at(s, width, height)
+		ways := waysOf(s)
 		if !auto {
 			ways = ways[:1]
 			ways[0].tiles = p.Model.tiles

@@ -58,6 +58,23 @@ func TestInputSizes(t *testing.T) {
 	}
 }
 
+// What tiles cost, and what the next step would, is said.
+func TestAResolutionIsSaid(t *testing.T) {
+	t.Parallel()
+	r := Resolution{Size: 224, Tiles: "2x2", Passes: 5, Width: 1024, Height: 768, Across: 40, Down: 30, finer: imaging.Tiles{Rows: 3, Columns: 3}, by: 0.7}
+	want := "the model sees frames of 1024×768 pixels at 224×224 and in 2x2 tiles of that size (5 inputs a picture, of which --tiles none leaves 1), " +
+		"a patch is 40×30 pixels of the frame, and a defect of less than 28 pixels is hard to find: " +
+		"--tiles 3x3 would bring that to 19 for about 2 times the time, and --budget 200ms takes what that time allows"
+	if got := r.String(); got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	r = Resolution{Size: 224, Tiles: TilesNone, Passes: 1, Width: 300, Height: 300, Tried: []SizedTime{{224, "", 20}, {224, "1x2", 60}}}
+	want = "the model sees frames of 300×300 pixels at 224×224; a picture takes about 20 ms at 224, 60 ms at 224 in tiles of 1x2"
+	if got := r.String(); got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}
+
 // Where there is time the input is as large as the frames' shorter side has pixels
 // for, and a work folder that another backbone was fitted in serves this one, too.
 func TestInputSizesGrowWithTheBudget(t *testing.T) {
