@@ -61,7 +61,7 @@ type Result struct {
 	Light *LightReport `json:"light,omitempty"`
 	// Sharpness says what a slight blur does to normals, where that was looked at.
 	Sharpness *SharpnessReport `json:"sharpness,omitempty"`
-	// Precision says what 8 bits would change, where that was looked at.
+	// Precision says what fewer bits would change, where that was looked at.
 	Precision *PrecisionReport `json:"precision,omitempty"`
 	// Warnings are sentences for the user: what was left out, and what this
 	// release cannot promise.
