@@ -78,8 +78,8 @@ type EmbedOptions struct {
 	// release.Half, which is faster on accelerators, or release.Int8, on the CPU only,
 	// where images are then computed one at a time.
 	Precision string
-	// Session has further options of ONNX Runtime; its Device and
-	// IntraOpThreads are overwritten.
+	// Session has further options of ONNX Runtime; its Device, IntraOpThreads, Half
+	// and KeepEngines are overwritten.
 	Session ort.Options
 }
 

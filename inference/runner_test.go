@@ -24,6 +24,14 @@ func TestOutputsInMemoryOfTheirOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 	e := newTestEmbedder(t, path, EmbedOptions{Threads: 2, Patches: []string{backbone.OutputTokens}})
+	own, err := e.expected(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if own[e.embedding] == nil || own[e.patches[0].at] == nil {
+		t.Error("ONNX Runtime allocates what is asked for")
+	}
+	ort.CloseAll(own...)
 	size := e.Preprocess().InputBytes()
 	r := rand.New(rand.NewPCG(1, 1))
 	pixels := make([]uint8, 6*size)

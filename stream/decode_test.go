@@ -53,3 +53,14 @@ func TestBackbonesAreNames(t *testing.T) {
 		}
 	}
 }
+
+func TestTilesOfADetector(t *testing.T) {
+	for tiles, good := range map[string]bool{
+		"": true, "none": true, "few": true, "auto": true, "2x3": true, "1x2": true, "2x1": true, "8x8": true,
+		"1x1": false, "9x2": false, "2x9": false, "0x2": false, "2x": false, "fewer": false, "2x2\n": false,
+	} {
+		if err := (Detector{Name: "bolts", Tiles: tiles}).Validate(); (err == nil) != good {
+			t.Errorf("tiles %q: %v", tiles, err)
+		}
+	}
+}

@@ -77,7 +77,7 @@ type Detector struct {
 	Score          string   `json:"score,omitempty"`            // what scores are made of: full, class, or parts as fit --score takes them; default full
 	Symmetry       string   `json:"symmetry,omitempty"`         // what embeddings are averaged over: none, flip, dihedral, or auto, which looks how normals lie; default none
 	Tiles          string   `json:"tiles,omitempty"`            // of a frame, that patches are looked at in: rows and columns as in 2x3, few, 2x2 where what is looked at has 400 pixels both ways, auto, as many as frames have pixels and the budget time for, or none; default few with the full score, with a budget auto
-	Budget         Duration `json:"budget,omitempty"`           // the longest that judging a frame may take, of which inputs and tiles are chosen as fine; default 0, the backbone's own input
+	Budget         Duration `json:"budget,omitempty"`           // the longest that judging a frame may take, of which inputs and tiles are chosen as fine; default 0, the backbone's own input and Tiles
 	K              int      `json:"k,omitempty"`                // nearest normals that are summed; default 2
 	FalseAlarmRate float64  `json:"false_alarm_rate,omitempty"` // share of normals above the threshold; default 0.01
 	HeldOut        float64  `json:"held_out,omitempty"`         // share of the normals that stays out of the bank and alone sets the threshold; default 0, the trainer's

@@ -41,6 +41,11 @@ func releaseInFewerBits(t *testing.T, precision string, apart, cosine float64) {
 	if m.Model.Precision != precision || d.Embedder().Options().Precision != precision {
 		t.Fatalf("the manifest says %q, the model computes %q", m.Model.Precision, d.Embedder().Options().Precision)
 	}
+	for _, c := range m.Check {
+		if c.Tolerance == 0 {
+			t.Errorf("check image %s: another device's rounding is not allowed for", c.File)
+		}
+	}
 	var files [][]byte
 	for _, n := range plan.Data.Normals[:8] {
 		b, err := n.Read()

@@ -98,6 +98,15 @@ func TestEveryModelHasItsOwnEngines(t *testing.T) {
 			}
 		}
 	}
+	for i := range mostEngines {
+		model, dir := write(float32(3+i), false)
+		if folder, err := engineFolder(model, dir); folder == "" || err != nil {
+			t.Fatal(folder, err)
+		}
+	}
+	if left, err := filepath.Glob(filepath.Join(os.Getenv(EnvCache), "tensorrt", Version, "*")); err != nil || len(left) != mostEngines {
+		t.Errorf("%d folders of engines are kept, want %d: %v", len(left), mostEngines, err)
+	}
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)

@@ -1,5 +1,5 @@
 // Package lower rewrites ONNX graphs into what a kind of device computes
-// fastest, without changing what they compute.
+// fastest, without changing what they compute but for its rounding.
 //
 // A file that is stored or shared keeps the plain operators; lowering is for a
 // graph that is about to be run or differentiated.
