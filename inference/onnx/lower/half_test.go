@@ -37,7 +37,7 @@ func mixed(t testing.TB, large bool) string {
 	q := g.Scale(g.MatMul(n, weights(d, d)), 0.125) // 16 bits, and what follows
 	k := g.Transpose(g.Add(g.MatMul(n, weights(d, d)), weights(d)), 0, 2, 1)
 	v := g.Add(g.MatMul(n, g.Reshape(weights(d*d), d, d)), weights(20, d)) // again a table
-	h = g.Add(h, g.MatMul(g.Softmax(g.MatMul(q, k), -1), v)) // a sum of both: 32 bits
+	h = g.Add(h, g.MatMul(g.Softmax(g.MatMul(q, k), -1), v))               // a sum of both: 32 bits
 	y := g.Gelu(g.MatMul(h, weights(d, d)))
 	if large {
 		y = g.MatMul(y, g.Initializer(onnx.FromFloat32("large", append(make([]float32, d*d-1), 1e5), d, d)))
@@ -228,8 +228,8 @@ func FuzzLower(f *testing.F) {
 				_, err := rewrite(g, func(*onnx.Node) bool { return true })
 				return err
 			},
-			"8 bits":  func(g *onnx.Graph) error { _, err := quantize(g); return err },
-			"norms":   foldNorms,
+			"8 bits": func(g *onnx.Graph) error { _, err := quantize(g); return err },
+			"norms":  foldNorms,
 			"16 bits": func(g *onnx.Graph) error {
 				if err := foldNorms(g); err != nil { // as FileHalf does it
 					return err
