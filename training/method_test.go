@@ -213,3 +213,58 @@ func TestEvaluationDoesWithoutMaps(t *testing.T) {
 		t.Errorf("%d views and %d of %d images after two draws", len(shared.known), shared.known[0].features.Len(), len(items))
 	}
 }
+
+// An evaluation looks at pictures as Fit does where the normals decide: with blurred copies
+// where these help, and at large frames in tiles.
+func TestEvaluationLooksAsFitDoes(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		normals   []Image
+		sharpness string
+		copies    int
+		tiles     string
+		score     [][]Part
+	}{
+		"a fine pattern": {weaves(t, 20), SharpnessAuto, 2, TilesNone, [][]Part{{ClassPart, PatchPart}}},
+		"large frames":   {plates(t, 6, 6, 400, 400, 1), SharpnessUsual, 0, "2x2", nil},
+	} {
+		plan := Plan{
+			Detector: "same", Seed: 5, Out: filepath.Join(t.TempDir(), "release"), Data: Data{Normals: c.normals, Frame: FrameAll},
+			Model: Model{Backbone: smallBackbone(t), Light: LightUsual, Sharpness: c.sharpness}, Calibration: Calibration{Settle: true}, Score: Score{Groups: c.score, Coreset: 20}, Host: Host{Threads: 1},
+		}
+		res, err := Fit(t.Context(), plan)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, d := provenanceOf(t, plan.Out)
+		plan.Host.Work = t.TempDir()
+		m, err := ForEvaluation(plan, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var items []dataset.Item
+		for _, img := range c.normals {
+			b, err := img.Read()
+			if err != nil {
+				t.Fatal(err)
+			}
+			items = append(items, dataset.FromBytes(img.Name, dataset.Train, "good", b))
+		}
+		scorer, err := m.Fit(t.Context(), items, plan.Seed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := scorer.(*evaluatedScore)
+		if fitted, evaluated := d.Bank().Len()/res.Bank-1, s.score.Bank().Len()/len(items)-1; fitted != c.copies || evaluated != c.copies {
+			t.Errorf("%s: %d copies of a normal in a release and %d in an evaluation, want %d", name, fitted, evaluated, c.copies)
+		}
+		if diff := cmp.Diff(d.Embedder().Preprocess().Tiles, s.Preprocess().Tiles); diff != "" || res.Resolution.Tiles != c.tiles {
+			t.Errorf("%s: tiles %s; a release and an evaluation differ: %s", name, res.Resolution.Tiles, diff)
+		}
+		for _, closer := range []io.Closer{s, m.(io.Closer)} {
+			if err := closer.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
