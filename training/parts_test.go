@@ -333,8 +333,8 @@ func TestFitWithoutPatchesServesTheBackboneItself(t *testing.T) {
 }
 
 // foreignBackbone is a model of another program: the mean colours of the image's
-// halves.
-func foreignBackbone(t *testing.T) string {
+// halves. It names layers that it may not have.
+func foreignBackbone(t *testing.T, layers ...backbone.Layer) string {
 	t.Helper()
 	g := onnx.New("foreign")
 	x := g.Input(backbone.InputImage, onnx.Uint8, 1, 32, 32, 3)
@@ -348,6 +348,13 @@ func foreignBackbone(t *testing.T) string {
 		t.Fatal(err)
 	}
 	g.SetMetadata(backbone.MetadataPreprocess, string(p))
+	if layers != nil {
+		if p, err = json.Marshal(layers); err != nil {
+			t.Fatal(err)
+		}
+		g.SetMetadata(backbone.MetadataLayers, string(p))
+		g.SetMetadata(backbone.MetadataBackbone, `{"size":32}`)
+	}
 	path := filepath.Join(t.TempDir(), "foreign.onnx")
 	if err := g.WriteFile(path); err != nil {
 		t.Fatal(err)

@@ -246,7 +246,7 @@ func (p *Plan) sized(ctx context.Context, dir string) ([]SizedTime, error) {
 		if err != nil {
 			return fail(err)
 		}
-		auto = slices.ContainsFunc(c.parts, func(q placed) bool { return q.isPatch() })
+		auto = slices.ContainsFunc(c.parts, func(q placed) bool { return q.isPatch() }) && !(few && a.Oblong)
 	}
 	size := cmp.Or(p.Model.Size, info.Size)
 	if p.Model.Size > 0 && !auto {
@@ -272,7 +272,7 @@ func (p *Plan) sized(ctx context.Context, dir string) ([]SizedTime, error) {
 	switch {
 	case info.Spec == nil || p.Model.Size > 0:
 		most = 0
-	case auto && learntPositions(*info.Spec):
+	case (auto || few) && learntPositions(*info.Spec):
 		most = size
 	}
 	for s := 2 * sizeStep; s <= most; s += sizeStep {

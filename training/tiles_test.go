@@ -133,7 +133,9 @@ func TestBudgetChoosesTiles(t *testing.T) {
 		{400, 600, func(m *Model) { m.Size = 96 }, 96, TilesNone},
 		{400, 600, func(m *Model) { m.Size, m.Tiles = 224, TilesFew }, 224, TilesNone}, // two rows need 416
 		{399, 600, func(m *Model) { m.Size, m.Tiles = 96, TilesFew }, 96, TilesNone},
-		{300, 300, func(m *Model) { m.Budget, m.Tiles = time.Hour, TilesFew }, 224, TilesNone},
+		{300, 300, func(m *Model) { m.Budget, m.Tiles = time.Hour, TilesFew }, 32, TilesNone},
+		{400, 600, func(m *Model) { m.Backbone = layeredBackbone(t, 4, 4) }, 32, "2x2"},
+		{400, 600, func(m *Model) { m.Backbone = layeredBackbone(t, 4, 2) }, 32, TilesNone}, // tiles are put together of squares
 		{400, 600, func(m *Model) { m.Budget, m.Tiles = time.Hour, TilesFew }, 32, "2x2"},
 		{300, 300, func(m *Model) { m.Tiles, m.Size = TilesAuto, 96 }, 96, "3x3"},
 		{600, 600, func(m *Model) { m.Budget = time.Hour }, 32, "4x4"},                                     // positions were learnt for 32
@@ -244,4 +246,10 @@ func rotaryBackbone(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// layeredBackbone is a foreign model that says to have four layers of so many patches.
+func layeredBackbone(t *testing.T, width, height int) string {
+	l := backbone.Layer{Value: "x", Layout: "tokens", Class: true, Lead: 1, Width: width, Height: height, Dim: 8}
+	return foreignBackbone(t, l, l, l, l)
 }

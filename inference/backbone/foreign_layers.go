@@ -262,6 +262,7 @@ func foreignAnatomy(layers []Layer) Anatomy {
 		return a
 	}
 	a.Class = !slices.ContainsFunc(layers, func(l Layer) bool { return !l.Class })
+	a.Oblong = slices.ContainsFunc(layers, func(l Layer) bool { return l.Width != l.Height })
 	a.PatchLayer = max(a.Layers/2, 1)
 	if layers[0].Layout == layoutNCHW {
 		a.PatchLayer = min(3, a.Layers)

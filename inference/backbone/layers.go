@@ -258,6 +258,9 @@ type Anatomy struct {
 	PatchLayer int
 	// Foreign models give behind all layers their embedding only.
 	Foreign bool
+	// Oblong says that patches of some layer lie in a grid that is no square, of which
+	// tiles are not put together.
+	Oblong bool
 }
 
 // Vectors lists the taps of one vector that the model has: for each layer the
