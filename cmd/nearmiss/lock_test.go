@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"fmt"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -9,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/nats-io/nats.go"
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/eventually"
@@ -89,6 +92,59 @@ func TestABundleSaysWhereTheBrokerIs(t *testing.T) {
 	if !strings.Contains(errs, "password") {
 		t.Errorf("for an MQTT client: %s", errs)
 	}
+}
+
+// TestTheStatusIsReadWhileUsersChange: nobody answers for a moment then, which is
+// waited for. The broker is a process of its own, since its reload races (nats-server
+// 2.15.3).
+func TestTheStatusIsReadWhileUsersChange(t *testing.T) {
+	dir := t.TempDir()
+	data := filepath.Join(dir, "nearmiss-data")
+	in := "--data=" + data
+	program(t, 0, "lock", "127.0.0.1", "--listen=127.0.0.1", in)
+	b, at := runBroker(t, "-1", "--config="+filepath.Join(data, "nearmiss.yaml"))
+	conf, err := loadConfig(filepath.Join(data, "desk", "nearmiss.yaml"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	opts, err := conf.Client.flags().options(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc, err := nats.Connect(at, opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := stream.Names{}.JetStreamOn(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	desk := stream.NewInstallation(js, stream.Names{})
+	stop, read := make(chan struct{}), make(chan int)
+	go func() {
+		n := 0
+		defer func() { read <- n }()
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if _, err := desk.Status(context.Background()); err != nil {
+				t.Errorf("status %d: %v", n, err)
+			}
+			n++
+		}
+	}()
+	changes := func() int { return strings.Count(b.stderr(), "users have changed") }
+	for i := range 8 {
+		before := changes()
+		program(t, 0, "users", "add", "camera", fmt.Sprint("line", i), "--detector", "parts", "--bundle", filepath.Join(dir, fmt.Sprint(i)), in)
+		eventually.True(t, "the broker has another user", func() bool { return changes() > before })
+	}
+	close(stop)
+	t.Logf("the status was read %d times", <-read)
 }
 
 // TestLockedWhileFramesFlow goes through the runbook's start with TLS and users, two
