@@ -18,17 +18,7 @@ func mixed(t testing.TB, large bool) string {
 	t.Helper()
 	r := rand.New(rand.NewPCG(4, 4))
 	g := onnx.New("mixed")
-	weights := func(shape ...int) *onnx.Value {
-		n := 1
-		for _, d := range shape {
-			n *= d
-		}
-		data := make([]float32, n)
-		for i := range data {
-			data[i] = float32(r.NormFloat64() / 8)
-		}
-		return g.Initializer(onnx.FromFloat32("", data, shape...))
-	}
+	weights := func(shape ...int) *onnx.Value { return drawnWeights(g, r, shape...) }
 	const d = 64
 	x := g.Input("x", onnx.Float, 1, 20, d)
 	x.SetDimName(0, "N")

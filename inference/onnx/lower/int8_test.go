@@ -12,6 +12,19 @@ import (
 	"github.com/nearmiss/nearmiss/inference/ort"
 )
 
+// drawnWeights are random, of a spread of 1/8.
+func drawnWeights(g *onnx.Graph, r *rand.Rand, shape ...int) *onnx.Value {
+	n := 1
+	for _, d := range shape {
+		n *= d
+	}
+	data := make([]float32, n)
+	for i := range data {
+		data[i] = float32(r.NormFloat64() / 8)
+	}
+	return g.Initializer(onnx.FromFloat32("", data, shape...))
+}
+
 // products has products of every form: of 20 rows an image by weights as they are,
 // transposed, in another shape and cut out of others, a batch of matrices, and of one
 // row.
@@ -19,17 +32,7 @@ func products(t testing.TB) (path string, eight int) {
 	t.Helper()
 	r := rand.New(rand.NewPCG(1, 1))
 	g := onnx.New("products")
-	weights := func(shape ...int) *onnx.Value {
-		n := 1
-		for _, d := range shape {
-			n *= d
-		}
-		data := make([]float32, n)
-		for i := range data {
-			data[i] = float32(r.NormFloat64() / 8)
-		}
-		return g.Initializer(onnx.FromFloat32("", data, shape...))
-	}
+	weights := func(shape ...int) *onnx.Value { return drawnWeights(g, r, shape...) }
 	const d = 64
 	x := g.Input("x", onnx.Float, 1, 20, d)
 	x.SetDimName(0, "N")
