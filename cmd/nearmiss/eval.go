@@ -39,7 +39,7 @@ type evalCmd struct {
 	Out         string   `short:"o" type:"path" placeholder:"REPORT" help:"Also write a report: .html (one page with curves and the worst misses), .md or .jsonl."`
 	Predictions string   `type:"path" placeholder:"FILE" help:"Also write what was said of each test image: .csv, .jsonl or .parquet, for notebooks."`
 	Pixels      bool     `negatable:"" default:"true" help:"With a score with patches, also say where: pixel AUROC and PRO with mvtec, and what --predictions tells of places."`
-	Light       bool     `help:"Also say what other light does: normals with a gain of up to ±10 % and an offset of up to ±5 %. --vary light=cast and light=blur try slight casts of colour and a slight blur."`
+	Light       bool     `help:"Also say what other light does: normals with a gain of up to ±10 % and an offset of up to ±5 %. --vary light=cast, light=blur and light=lens try slight casts of colour, a slight blur, and one of another form."`
 	change      evaluate.Change
 	Sheet       string `type:"path" placeholder:"FILE.png" help:"With a score with patches, also draw a contact sheet of heatmaps: images spread evenly by rank of their scores."`
 	Bare        bool   `name:"sheet-without-images" help:"Show heat and ground truth in --sheet, and nothing of the images."`

@@ -52,9 +52,9 @@ var varied = map[string]option{
 		switch change {
 		case "usual":
 			change = ""
-		case evaluate.LightOther, evaluate.LightCast, evaluate.LightBlur:
+		case evaluate.LightOther, evaluate.LightCast, evaluate.LightBlur, evaluate.LightLens:
 		default:
-			return errors.New("take usual, other, cast or blur")
+			return errors.New("take usual, other, cast, blur or lens")
 		}
 		c.Light, c.change = change != "", change
 		return nil

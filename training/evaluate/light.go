@@ -23,11 +23,15 @@ const (
 	// LightBlur takes away detail, as a lens does that is a little out of focus: what a picture of
 	// down to 1/1.5 of the size does not show.
 	LightBlur Change = "blur"
+	// LightLens is a blur of another form: each point becomes a disc of a radius of 1 to 2 pixels,
+	// as by a lens that is out of focus.
+	LightLens Change = "lens"
 )
 
 const (
 	lightCast = 0.05
 	lightBlur = 1.5
+	lightLens = 1.0 // the smallest radius, in pixels; the largest is twice it
 )
 
 // How far light changes, in Light: the gain by up to 10 % and the offset by up to 5 %
@@ -118,6 +122,8 @@ func (c Change) file(file []byte, name string) ([]byte, error) {
 		relight(m, gain, 0)
 	case LightBlur:
 		m = blur(m, r.Float64())
+	case LightLens:
+		m = discs(m, lightLens*(1+r.Float64()))
 	default:
 		Relight(m, name)
 	}
@@ -143,6 +149,48 @@ func blur(m *imaging.Image, share float64) *imaging.Image {
 	by := 1 + (lightBlur-1)*share
 	small := imaging.Resize(m, max(1, int(math.Round(float64(m.Width)/by))), max(1, int(math.Round(float64(m.Height)/by))), imaging.Bilinear)
 	return imaging.Resize(small, m.Width, m.Height, imaging.Bilinear)
+}
+
+// discs makes a disc of a radius in pixels of every point; beyond the edges a picture goes on
+// as it is there.
+func discs(m *imaging.Image, radius float64) *imaging.Image {
+	const fine = 8 // parts of a pixel, each way, of which the disc covers some
+	type weight struct {
+		x, y int
+		w    float64
+	}
+	var kernel []weight
+	sum, reach := 0.0, int(math.Ceil(radius))
+	for y := -reach; y <= reach; y++ {
+		for x := -reach; x <= reach; x++ {
+			w := 0.0
+			for k := range fine * fine {
+				dx, dy := float64(x)+(float64(k%fine)+0.5)/fine-0.5, float64(y)+(float64(k/fine)+0.5)/fine-0.5
+				if dx*dx+dy*dy <= radius*radius {
+					w++
+				}
+			}
+			if w > 0 {
+				kernel, sum = append(kernel, weight{x, y, w}), sum+w
+			}
+		}
+	}
+	out := m.Clone()
+	for y := range m.Height {
+		for x := range m.Width {
+			var rgb [3]float64
+			for _, k := range kernel {
+				at := 3 * (min(max(y+k.y, 0), m.Height-1)*m.Width + min(max(x+k.x, 0), m.Width-1))
+				for c := range rgb {
+					rgb[c] += k.w * float64(m.Pix[at+c])
+				}
+			}
+			for c := range rgb {
+				out.Pix[3*(y*m.Width+x)+c] = uint8(math.Round(rgb[c] / sum))
+			}
+		}
+	}
+	return out
 }
 
 // Relight changes a picture's light, by a gain and an offset that the name draws.

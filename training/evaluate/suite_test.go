@@ -172,7 +172,7 @@ func TestChangesOfLight(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range []Change{LightOther, LightCast, LightBlur} {
+	for _, c := range []Change{LightOther, LightCast, LightBlur, LightLens} {
 		seen, differs, contrast := map[string]bool{}, false, 0
 		for _, it := range c.items([]dataset.Item{dataset.FromBytes("a", dataset.Test, dataset.Good, file)}) {
 			b, err := it.Read()
@@ -192,8 +192,34 @@ func TestChangesOfLight(t *testing.T) {
 			}
 			contrast = max(contrast, int(slices.Max(m.Pix))-int(slices.Min(m.Pix)))
 		}
-		if len(seen) < lightDraws-1 || differs != (c == LightCast) || (contrast < 45) != (c == LightBlur) {
+		if len(seen) < lightDraws-1 || differs != (c == LightCast) || (contrast < 45) != (c == LightBlur || c == LightLens) {
 			t.Errorf("%s: %d pictures, colours differ %v, contrast %d", c, len(seen), differs, contrast)
+		}
+	}
+}
+
+// A point becomes a disc of the radius asked for, of the same light.
+func TestALensOutOfFocusMakesDiscs(t *testing.T) {
+	const side, middle = 41, 20
+	for _, radius := range []float64{1, 1.5, 2} {
+		point := imaging.New(side, side)
+		point.SetRGB(middle, middle, 0, 255, 0)
+		m := discs(point, radius)
+		var sum, across, down float64
+		for y := range side {
+			for x := range side {
+				v, dx, dy := float64(m.Pix[3*(y*side+x)+1]), float64(x-middle), float64(y-middle)
+				sum, across, down = sum+v, across+v*dx*dx, down+v*dy*dy
+				if far := math.Hypot(dx, dy) > radius+1; far && v > 0 {
+					t.Errorf("radius %v: %v at %v, %v", radius, v, dx, dy)
+				}
+			}
+		}
+		// Along an axis the mean square is a quarter of that of the radius, and that of a pixel a
+		// twelfth; in whole pixels that is nearly so.
+		want := radius*radius/4 + 1.0/12
+		if math.Abs(sum-255) > 8 || math.Abs(across-down) > 1e-9 || math.Abs(across/sum-want) > 0.1 {
+			t.Errorf("radius %v: a sum of %v, spreads of %v and %v, want %v", radius, sum, across/sum, down/sum, want)
 		}
 	}
 }
