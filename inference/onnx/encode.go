@@ -156,6 +156,12 @@ func (g *Graph) liveValues() map[*Value]bool {
 	return live
 }
 
+// Live are the nodes that the outputs of g depend on: those that are written.
+func (g *Graph) Live() []*Node {
+	live := g.liveValues()
+	return slices.DeleteFunc(slices.Clone(g.nodes), func(n *Node) bool { return !n.isLive(live) })
+}
+
 // markLive marks what the live values of g depend on, in g and around it.
 // Nodes are in order, so one pass from the last to the first finds all.
 func (g *Graph) markLive(live map[*Value]bool) {

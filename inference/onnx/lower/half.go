@@ -47,25 +47,29 @@ func FileHalf(path string) ([]byte, error) {
 
 var errNoHalf = fmt.Errorf("%w: 16 bits are for matrix products and convolutions by weights of at most ±65504", ErrNothingToLower)
 
-// CheckHalf says why FileHalf will fail on the model at path, or nil, like CheckInt8.
+// CheckHalf says why FileHalf will fail on the model at path, or nil, like CheckInt8: it
+// looks for a product whose weights 16 bits hold.
 func CheckHalf(path string) error {
-	return lookFor(path, errNoHalf, func(n *onnx.Node) bool { return n.Domain == "" && slices.Contains(halfProducts, n.OpType) })
+	h := newHalver(nil)
+	return lookFor(path, errNoHalf, foldNorms, func(n *onnx.Node) bool { return slices.Contains(halfProducts, n.OpType) && h.lowers(n) })
 }
 
 var (
 	halfProducts = []string{"Conv", "ConvTranspose", "MatMul", "Gemm"}
-	halfFollows  = []string{
-		"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Relu", "LeakyRelu", "PRelu", "Elu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Erf", "Gelu",
-		"MaxPool", "Pad", "Reshape", "Transpose", "Slice", "Split", "Concat", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Gather", "Identity", "Where",
-		"DepthToSpace", "SpaceToDepth",
+	halfMoves    = []string{
+		"Reshape", "Transpose", "Slice", "Split", "Concat", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Gather", "Identity", "DepthToSpace", "SpaceToDepth",
 	}
+	halfFollows = append([]string{
+		"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Relu", "LeakyRelu", "PRelu", "Elu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Erf", "Gelu",
+		"MaxPool", "Pad", "Where",
+	}, halfMoves...)
 )
 
 // halve puts operators of 16 bits in the place of those that are to be, with casts
 // where the precision changes, and returns how many products there were. What nobody
 // reads of the casts is left out when the graph is written.
 func halve(g *onnx.Graph) (products int, err error) {
-	h := halver{g: g, known: map[*onnx.Value]*onnx.Tensor{}, made: map[*onnx.Value]*onnx.Value{}}
+	h := newHalver(g)
 	_, err = replaceEach(g, func(n *onnx.Node) func() []*onnx.Value {
 		if !h.lowers(n) {
 			return nil
@@ -99,6 +103,10 @@ type halver struct {
 	made  map[*onnx.Value]*onnx.Value  // float values in 16 bits
 }
 
+func newHalver(g *onnx.Graph) *halver {
+	return &halver{g: g, known: map[*onnx.Value]*onnx.Tensor{}, made: map[*onnx.Value]*onnx.Value{}}
+}
+
 func isFloat(v *onnx.Value) bool { return v != nil && v.Type() == onnx.Float }
 
 // lowers says whether a node is computed in 16 bits.
@@ -119,7 +127,7 @@ func (h *halver) lowers(n *onnx.Node) bool {
 		switch {
 		case numbers == nil:
 			comes = comes || origin(x) != nil
-			if !product && origin(x) == nil {
+			if !product && origin(x) == nil || product && h.beyond(x) {
 				return false
 			}
 		case !h.fits(x, numbers) || !product && !isVector(x):
@@ -140,6 +148,16 @@ func origin(x *onnx.Value) *onnx.Value {
 // isVector says whether at most one dimension is not 1.
 func isVector(x *onnx.Value) bool {
 	return !slices.ContainsFunc(x.Shape(), func(d int) bool { return d != 1 && d != x.Elements() })
+}
+
+// beyond says whether x is moved from weights that 16 bits do not hold.
+func (h *halver) beyond(x *onnx.Value) bool {
+	if numbers := known(x); numbers != nil {
+		return !h.fits(x, numbers)
+	}
+	n := x.Producer()
+	return n != nil && n.Domain == "" && slices.Contains(halfMoves, n.OpType) &&
+		slices.ContainsFunc(n.Inputs, func(v *onnx.Value) bool { return isFloat(v) && h.beyond(v) })
 }
 
 // fits says whether 16 bits hold the numbers that x is known to be.

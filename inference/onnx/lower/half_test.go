@@ -199,6 +199,77 @@ func TestWhatSixteenBitsAreNotFor(t *testing.T) {
 	}
 }
 
+// TestWeightsThatSixteenBitsDoNotHold: what has no others is refused, by the check and by
+// the conversion alike, and such a product stays in 32 bits however its weights get there.
+func TestWeightsThatSixteenBitsDoNotHold(t *testing.T) {
+	const d = 512 // more than what is folded when a model is read
+	write := func(name string, build func(g *onnx.Graph, x *onnx.Value, weights func(largest float32, shape ...int) *onnx.Value) *onnx.Value) string {
+		g := onnx.New(name)
+		x := g.Input("x", onnx.Float, 4, d)
+		g.Output("y", build(g, x, func(largest float32, shape ...int) *onnx.Value {
+			n := 1
+			for _, d := range shape {
+				n *= d
+			}
+			data := make([]float32, n)
+			for i := range data {
+				data[i] = float32(i%7) / 64
+			}
+			data[n/2] = largest
+			return g.Initializer(onnx.FromFloat32("", data, shape...))
+		}))
+		path := filepath.Join(t.TempDir(), "m.onnx")
+		if err := g.WriteFile(path); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	type drawn = func(largest float32, shape ...int) *onnx.Value
+	product := func(largest float32) func(*onnx.Graph, *onnx.Value, drawn) *onnx.Value {
+		return func(g *onnx.Graph, x *onnx.Value, w drawn) *onnx.Value { return g.MatMul(x, w(largest, d, d)) }
+	}
+	norm := func(scale float32) func(*onnx.Graph, *onnx.Value, drawn) *onnx.Value {
+		return func(g *onnx.Graph, x *onnx.Value, w drawn) *onnx.Value {
+			h := g.Conv(g.Reshape(x, 4, 2, 16, 16), w(100, 4, 2, 1, 1), nil, onnx.ConvOptions{})
+			return g.Op("BatchNormalization", nil, h, w(scale, 4), w(0, 4), w(0, 4), w(1, 4))
+		}
+	}
+	for name, c := range map[string]struct {
+		build func(*onnx.Graph, *onnx.Value, drawn) *onnx.Value
+		fits  bool
+	}{
+		"the largest":        {product(65504), true},
+		"beyond":             {product(-65520), false},
+		"infinite":           {product(float32(math.Inf(1))), false},
+		"with a norm, small": {norm(1), true},
+		"with a norm, large": {norm(1000), false},
+		"a bias": {func(g *onnx.Graph, x *onnx.Value, w drawn) *onnx.Value {
+			return g.Gemm(x, w(1, d, d), w(1e5, d), nil)
+		}, false},
+		"transposed": {func(g *onnx.Graph, x *onnx.Value, w drawn) *onnx.Value {
+			return g.MatMul(x, g.Transpose(w(1e5, d, d), 1, 0))
+		}, false},
+		"transposed, joined and small": {func(g *onnx.Graph, x *onnx.Value, w drawn) *onnx.Value {
+			return g.MatMul(x, g.Concat(1, g.Transpose(w(1, d, d), 1, 0), w(1, d, d)))
+		}, true},
+		"joined with others": {func(g *onnx.Graph, x *onnx.Value, w drawn) *onnx.Value {
+			return g.MatMul(x, g.Concat(1, g.Transpose(w(1, d, d), 1, 0), w(1e5, d, d)))
+		}, false},
+		"one of two": {func(g *onnx.Graph, x *onnx.Value, w drawn) *onnx.Value {
+			return g.MatMul(g.MatMul(x, w(1e5, d, d)), w(1, d, d))
+		}, true},
+	} {
+		path := write(name, c.build)
+		check := CheckHalf(path)
+		if c.fits != (check == nil) || check != nil && !errors.Is(check, ErrNothingToLower) {
+			t.Errorf("%s: the check says %v", name, check)
+		}
+		if _, err := FileHalf(path); c.fits != (err == nil) || err != nil && !errors.Is(err, ErrNothingToLower) {
+			t.Errorf("%s: the conversion says %v", name, err)
+		}
+	}
+}
+
 // FuzzLower: whatever model can be read, it is lowered to one that can be read, with the
 // same outputs.
 func FuzzLower(f *testing.F) {

@@ -58,17 +58,23 @@ func FileInt8(path string) ([]byte, error) {
 // CheckInt8 says why FileInt8 will fail on the model at path, or nil: it looks for
 // products and rounds none.
 func CheckInt8(path string) error {
-	return lookFor(path, errNoInt8, func(n *onnx.Node) bool { _, _, ok := product(n); return ok })
+	return lookFor(path, errNoInt8, nil, func(n *onnx.Node) bool { _, _, ok := product(n); return ok })
 }
 
-// lookFor returns none where no node of the model at path is such a one.
-func lookFor(path string, none error, such func(*onnx.Node) bool) error {
+// lookFor returns none where no node of the model at path, prepared first if it is to
+// be, is such a one.
+func lookFor(path string, none error, prepare func(*onnx.Graph) error, such func(*onnx.Node) bool) error {
 	g, err := onnx.ReadFile(path, onnx.BindBatch(1))
 	if err != nil {
 		return err
 	}
 	defer g.Close()
-	if !slices.ContainsFunc(g.Nodes(), such) {
+	if prepare != nil {
+		if err := prepare(g); err != nil {
+			return err
+		}
+	}
+	if !slices.ContainsFunc(g.Live(), such) {
 		return none
 	}
 	return nil

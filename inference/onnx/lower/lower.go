@@ -47,9 +47,10 @@ func rewrite(g *onnx.Graph, allowed func(*onnx.Node) bool) (replaced int, err er
 }
 
 // replaceEach puts what with builds for a node in its place, in g without its
-// subgraphs, and returns for how many nodes it did: with is nil for those that stay.
+// subgraphs and what nobody reads, and returns for how many nodes it did: with is nil for
+// those that stay.
 func replaceEach(g *onnx.Graph, with func(*onnx.Node) func() []*onnx.Value) (replaced int, err error) {
-	for _, n := range slices.Clone(g.Nodes()) {
+	for _, n := range g.Live() {
 		build := with(n)
 		if build == nil {
 			continue
