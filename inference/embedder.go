@@ -100,7 +100,7 @@ type Embedding struct {
 // Embedder computes embeddings. All methods may be called from many goroutines.
 type Embedder struct {
 	o          EmbedOptions
-	session    *ort.Session
+	session    session
 	preprocess imaging.Preprocess
 	backbone   json.RawMessage
 	dim        int
@@ -166,14 +166,41 @@ func (c *call) finish(err error) {
 // (uint8 [N, S, S, 3]) and an output "embedding" (float [N, D]), runs it once
 // on a black image, and starts its workers. Close stops them.
 func NewEmbedder(path string, o EmbedOptions) (*Embedder, error) {
-	e, err := newEmbedder(path, o)
+	e, err := newEmbedder(path, o, openSession)
 	if err != nil {
 		return nil, fmt.Errorf("load backbone %s: %w", path, err)
 	}
 	return e, nil
 }
 
-func newEmbedder(path string, o EmbedOptions) (_ *Embedder, err error) {
+// session is a loaded model.
+type session interface {
+	Inputs() []ort.Info
+	Outputs() []ort.Info
+	Metadata() map[string]string
+	RunInto(ctx context.Context, in, out []*ort.Tensor) error
+	Close() error
+}
+
+func openSession(path, precision string, o ort.Options) (session, error) {
+	return OpenBackbone(path, precision, o)
+}
+
+// newEmbedder does it once more without the engines that TensorRT kept, where it could
+// not read them: that is found out when the model is probed.
+func newEmbedder(path string, o EmbedOptions, open func(path, precision string, o ort.Options) (session, error)) (*Embedder, error) {
+	e, err := startEmbedder(path, o, open)
+	var stale *ort.EnginesError
+	if !errors.As(err, &stale) {
+		return e, err
+	}
+	if err := stale.Drop(); err != nil {
+		return nil, err
+	}
+	return startEmbedder(path, o, open)
+}
+
+func startEmbedder(path string, o EmbedOptions, open func(path, precision string, o ort.Options) (session, error)) (_ *Embedder, err error) {
 	cpu := o.Device.IsCPU()
 	if o.Batch < 0 {
 		return nil, fmt.Errorf("batches of %d images: give a number above 0, or 0 for the default", o.Batch)
@@ -198,7 +225,7 @@ func newEmbedder(path string, o EmbedOptions) (_ *Embedder, err error) {
 		o.Session.IntraOpThreads = o.Threads
 	}
 	e := &Embedder{o: o}
-	if e.session, err = OpenBackbone(path, o.Precision, o.Session); err != nil {
+	if e.session, err = open(path, o.Precision, o.Session); err != nil {
 		return nil, err
 	}
 	defer func() {

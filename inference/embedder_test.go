@@ -5,6 +5,8 @@ import (
 	"errors"
 	"image/color"
 	"math"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -12,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/inference/ort"
 )
 
 func near(a, b []float32) bool {
@@ -237,4 +240,78 @@ func TestCollect(t *testing.T) {
 			t.Errorf("got %v", got)
 		}
 	})
+}
+
+// refuses is a model whose first runs fail by reason of engines that cannot be read.
+type refuses struct {
+	session
+	err    error
+	closed *int
+}
+
+func (r refuses) RunInto(context.Context, []*ort.Tensor, []*ort.Tensor) error { return r.err }
+
+func (r refuses) Close() error {
+	*r.closed++
+	return r.session.Close()
+}
+
+// TestEnginesThatCannotBeReadAreBuiltAgain: once, whether that shows when the model is
+// opened or at its first run.
+func TestEnginesThatCannotBeReadAreBuiltAgain(t *testing.T) {
+	path := writeModel(t, 0, 1, false)
+	unreadable := errors.New("serialised by another version")
+	for name, c := range map[string]struct {
+		atOpen, kept, always bool
+		opened, closed       int
+	}{
+		"at the first run":                 {false, true, false, 2, 1},
+		"when it is opened":                {true, true, false, 2, 0},
+		"they were not to blame":           {false, true, true, 2, 2},
+		"a run that fails without engines": {false, false, true, 1, 1},
+		"a model that cannot be opened":    {true, false, true, 1, 0},
+		"not to blame when it is opened":   {true, true, true, 2, 0},
+	} {
+		folder := t.TempDir()
+		if err := os.WriteFile(filepath.Join(folder, "x.engine"), []byte("old"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		opened, closed := 0, 0
+		e, err := newEmbedder(path, EmbedOptions{Threads: 1}, func(path, precision string, o ort.Options) (session, error) {
+			opened++
+			var err error
+			if kept, e := os.ReadDir(folder); e != nil {
+				t.Error(e)
+			} else if len(kept) > 0 || c.always {
+				err = unreadable
+				if len(kept) > 0 && c.kept {
+					err = &ort.EnginesError{Err: unreadable, Folder: folder}
+				}
+			}
+			if c.atOpen && err != nil {
+				return nil, err
+			}
+			s, e := openSession(path, precision, o)
+			if e != nil || err == nil {
+				return s, e
+			}
+			return refuses{s, err, &closed}, nil
+		})
+		if c.always != errors.Is(err, unreadable) || opened != c.opened || closed != c.closed {
+			t.Errorf("%s: opened %d and closed %d times: %v", name, opened, closed, err)
+		}
+		if left, err := os.ReadDir(folder); err != nil || (len(left) == 0) != c.kept {
+			t.Errorf("%s: what is left of the engines: %v, %v", name, left, err)
+		}
+		if err != nil {
+			continue
+		}
+		files, want := images(t, 1, 1)
+		if got, err := e.Embed(t.Context(), files); err != nil || !near(got[0].Vector, want[0]) {
+			t.Errorf("%s: %v, %v", name, got, err)
+		}
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	}
 }

@@ -45,8 +45,8 @@ func TestOutputsInMemoryOfTheirOwn(t *testing.T) {
 			return out, err
 		}
 		defer in.Close()
-		got, err := e.session.Run(t.Context(), []*ort.Tensor{in})
-		if err != nil {
+		got := make([]*ort.Tensor, len(e.session.Outputs()))
+		if err := e.session.RunInto(t.Context(), []*ort.Tensor{in}, got); err != nil {
 			return out, err
 		}
 		defer ort.CloseAll(got...)

@@ -156,20 +156,41 @@ func engineFolder(model []byte, dir string) (string, error) {
 	return folder, nil
 }
 
-// afresh creates what may take engines from a folder, and once more without them where
-// that fails: another version of TensorRT, or of the driver, refuses to read them.
-func afresh[T any](engines string, create func() (T, error)) (T, error) {
-	v, err := create()
-	if err == nil || engines == "" {
-		return v, err
+// EnginesError is a failure of a session that found engines which TensorRT had kept, and
+// had not run yet: another version of TensorRT, or of the driver, refuses to read them,
+// when the session is created or at its first run.
+type EnginesError struct {
+	Err    error
+	Folder string // of the engines
+}
+
+func (e *EnginesError) Error() string { return e.Err.Error() }
+
+func (e *EnginesError) Unwrap() error { return e.Err }
+
+// Drop removes the engines, so that who opens the model once more has them built again.
+func (e *EnginesError) Drop() error {
+	if err := errors.Join(os.RemoveAll(e.Folder), os.Mkdir(e.Folder, 0o755)); err != nil {
+		return fmt.Errorf("remove engines of TensorRT, after: %w: %w", e.Err, err)
 	}
-	if kept, e := os.ReadDir(engines); e != nil || len(kept) == 0 {
-		return v, err
+	return nil
+}
+
+// blame makes err an EnginesError where that may be its cause.
+func (s *Session) blame(err error) error {
+	if folder := s.engines.Load(); folder != nil {
+		return &EnginesError{err, *folder}
 	}
-	if e := errors.Join(os.RemoveAll(engines), os.Mkdir(engines, 0o755)); e != nil {
-		return v, errors.Join(err, e)
+	return err
+}
+
+// hasEngines says whether there is anything in a folder of engines.
+func hasEngines(folder string) bool {
+	if folder == "" {
+		return false
 	}
-	return create()
+	kept, err := os.ReadDir(folder)
+	return err == nil && len(kept) > 0
 }
 
 // keepLatest removes all folders in dir but the n that were changed last.

@@ -1,6 +1,7 @@
 package ort
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -118,40 +119,57 @@ func TestEveryModelHasItsOwnEngines(t *testing.T) {
 	}
 }
 
-func TestEnginesThatCannotBeReadAreBuiltAgain(t *testing.T) {
-	unreadable := errors.New("serialised by another version")
-	for name, c := range map[string]struct {
-		kept, cached bool
-		want         int // times that the session is created
-	}{
-		"no folder":               {false, false, 1},
-		"an empty folder":         {false, true, 1},
-		"a folder with an engine": {true, true, 2},
-	} {
-		folder := ""
-		if c.cached {
-			folder = t.TempDir()
+// TestWhichFailuresEnginesAreBlamedFor: of a session that found some, what fails before
+// anything ran, and nothing after.
+func TestWhichFailuresEnginesAreBlamedFor(t *testing.T) {
+	fails := func(s *Session) error {
+		_, err := s.Run(t.Context(), []*Tensor{tensor[float32](t, []int{3, 2}, 1, 2, 3, 4, 5, 6), tensor[float32](t, []int{2, 2}, 1, 2, 3, 4)})
+		if err == nil {
+			t.Fatal("rows of unequal numbers were added")
 		}
-		file := filepath.Join(folder, "x.engine")
-		if c.kept {
-			if err := os.WriteFile(file, []byte("old"), 0o600); err != nil {
-				t.Fatal(err)
-			}
+		return err
+	}
+	open := func(folder string) *Session {
+		s := openBytes(t, addModel(-1, 2), Options{})
+		if hasEngines(folder) { // as with TensorRT
+			s.engines.Store(&folder)
 		}
-		times := 0
-		got, err := afresh(folder, func() (int, error) {
-			times++
-			if _, err := os.Stat(file); c.kept && err != nil {
-				return 7, nil
-			}
-			return 0, unreadable
-		})
-		if c.kept != (err == nil && got == 7) || !c.kept && !errors.Is(err, unreadable) || times != c.want {
-			t.Errorf("%s: %d, %v, created %d times", name, got, err, times)
+		return s
+	}
+	folder := t.TempDir()
+	var stale *EnginesError
+	for name, where := range map[string]string{"no folder": "", "an empty folder": folder, "no such folder": filepath.Join(folder, "x")} {
+		if err := fails(open(where)); errors.As(err, &stale) {
+			t.Errorf("%s: %v", name, err)
 		}
-		if info, err := os.Stat(folder); c.cached && (err != nil || !info.IsDir()) {
-			t.Errorf("%s: the folder is gone: %v", name, err)
-		}
+	}
+	file := filepath.Join(folder, "x.engine")
+	if err := os.WriteFile(file, []byte("old"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := open(folder)
+	x := tensor[float32](t, []int{1, 2}, 1, 2)
+	ended, end := context.WithCancel(t.Context())
+	end()
+	if _, err := s.Run(ended, []*Tensor{x, x}); err == nil || errors.As(err, &stale) {
+		t.Errorf("a run that its caller ended: %v", err)
+	}
+	if err := fails(s); !errors.As(err, &stale) || !strings.HasPrefix(err.Error(), "run model in memory: ") {
+		t.Fatalf("%v", err)
+	}
+	if out, err := s.Run(t.Context(), []*Tensor{x, x}); err != nil {
+		t.Fatal(err)
+	} else {
+		CloseAll(out...)
+	}
+	if err := fails(s); errors.As(err, new(*EnginesError)) {
+		t.Errorf("after a run that was well: %v", err)
+	}
+	if err := stale.Drop(); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(folder); err != nil || len(left) != 0 {
+		t.Errorf("what is left of the engines: %v, %v", left, err)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/nearmiss/nearmiss/internal/mapped"
 	onnxruntime "github.com/yalue/onnxruntime_go"
@@ -46,6 +47,8 @@ type Session struct {
 	name string
 	mu   sync.RWMutex // held for reading by every Run, for writing by Close
 	s    *onnxruntime.DynamicAdvancedSession
+	// engines is the folder of engines that the session found, until it has run once.
+	engines atomic.Pointer[string]
 }
 
 // Open loads the model file at path, with its external data beside it.
@@ -97,13 +100,14 @@ func open(name string, model []byte, dir string, o Options,
 		return nil, fmt.Errorf("open %s: %w", name, err)
 	}
 	defer so.Destroy()
-	s, err := afresh(engines, func() (*onnxruntime.DynamicAdvancedSession, error) {
-		return create(names(h.in), names(h.out), so)
-	})
-	if err != nil {
-		return nil, fmt.Errorf("open %s on %s: %s", name, o.Device, oneLine(err))
+	session := &Session{name: name, header: h}
+	if hasEngines(engines) {
+		session.engines.Store(&engines)
 	}
-	return &Session{name: name, header: h, s: s}, nil
+	if session.s, err = create(names(h.in), names(h.out), so); err != nil {
+		return nil, session.blame(fmt.Errorf("open %s on %s: %s", name, o.Device, oneLine(err)))
+	}
+	return session, nil
 }
 
 func names(infos []Info) []string {
@@ -240,8 +244,9 @@ func (s *Session) run(ctx context.Context, in, out []*Tensor) (err error) {
 		if stopped && ctx.Err() != nil {
 			return fmt.Errorf("run %s: %w", s.name, ctx.Err())
 		}
-		return fmt.Errorf("run %s: %s", s.name, oneLine(err))
+		return s.blame(fmt.Errorf("run %s: %s", s.name, oneLine(err)))
 	}
+	s.engines.Store(nil)
 	for _, copyBack := range c.results {
 		copyBack()
 	}
