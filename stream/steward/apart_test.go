@@ -1,6 +1,7 @@
 package steward_test
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -24,6 +25,9 @@ func onOwnServer(t *testing.T, topology stream.Topology, o *server.Options) *str
 	t.Helper()
 	t.Parallel()
 	o.JetStream, o.StoreDir = true, t.TempDir()
+	if o.JetStreamMaxStore == 0 { // else it depends on how much of the disk is free
+		o.JetStreamMaxStore = 2 * topology.Reserved()
+	}
 	r := &streamtest.Rig{T: t, Names: topology.Names, Dir: t.TempDir(), URL: brokertest.Server(t, o)}
 	r.Open(topology)
 	return r
@@ -149,6 +153,109 @@ func TestASecondStewardGoesOnWhereTheFirstEnded(t *testing.T) {
 				t.Errorf("told %v", told)
 			}
 		})
+	}
+}
+
+// TestStewardsChangeTheStreamOneAtATime: while several see a flood begin and end, each
+// frame of another detector is stored once.
+func TestStewardsChangeTheStreamOneAtATime(t *testing.T) {
+	const queue = 4 << 20
+	r := onOwnServer(t, stream.Topology{FramesMaxBytes: queue}, &server.Options{})
+	for _, d := range []string{"bolts", "nuts"} {
+		r.Detector(stream.Detector{Name: d})
+	}
+	var stewards []*steward.Steward
+	for range 4 {
+		s, err := steward.New(steward.Config{Apart: true}, r.Connect(), streamtest.Log(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		stewards = append(stewards, s)
+	}
+	before := queueConfig(r).Subjects
+	lookAll := func() {
+		var all sync.WaitGroup
+		for _, s := range stewards {
+			all.Go(func() {
+				if err := s.Look(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+	}
+	look := func(changed bool) {
+		t.Helper()
+		eventually.True(t, "one has changed the queue", func() bool {
+			lookAll()
+			return slices.Equal(before, queueConfig(r).Subjects) != changed
+		})
+		lookAll() // the others see it
+	}
+	for range 8 {
+		if n, err := floodQueue(r, "bolts", 100<<10, 25); err != nil {
+			t.Fatalf("%d taken, then %v", n, err)
+		}
+		look(true)
+		for range 3 {
+			if _, err := floodQueue(r, "nuts", 10, 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := r.Waiting(); n != 25+3 {
+			t.Fatalf("%d frames wait, %d were published", n, 25+3)
+		}
+		s, err := r.JS.Stream(t.Context(), r.Names.FramesStream())
+		if err == nil {
+			err = s.Purge(t.Context())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		look(false)
+	}
+}
+
+// TestATurnIsNotKeptForEver: a steward that died while it changed the queue does not keep
+// others from it, and one that is at it does.
+func TestATurnIsNotKeptForEver(t *testing.T) {
+	const queue = 4 << 20
+	r := onOwnServer(t, stream.Topology{FramesMaxBytes: queue}, &server.Options{})
+	for _, d := range []string{"bolts", "nuts"} {
+		r.Detector(stream.Detector{Name: d})
+	}
+	kv, err := r.JS.KeyValue(t.Context(), r.Names.WorkBucket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := kv.Create(t.Context(), "steward", nil); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := floodQueue(r, "bolts", 100<<10, 25); err != nil {
+		t.Fatalf("%d taken, then %v", n, err)
+	}
+	s, err := steward.New(steward.Config{Apart: true}, r.Connect(), streamtest.Log(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := queueConfig(r)
+	look := func() jetstream.StreamConfig {
+		t.Helper()
+		if err := s.Look(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return queueConfig(r)
+	}
+	if got := look(); !slices.Equal(got.Subjects, before.Subjects) {
+		t.Errorf("changed to %v in the turn of another", got.Subjects)
+	}
+
+	s.Wait(time.Hour)
+	if got := look(); slices.Equal(got.Subjects, before.Subjects) {
+		t.Errorf("not changed when the other had its turn for an hour: %v", got.Subjects)
+	}
+	if _, err := kv.Get(t.Context(), "steward"); !errors.Is(err, jetstream.ErrKeyNotFound) {
+		t.Errorf("the turn is not ended: %v", err)
 	}
 }
 

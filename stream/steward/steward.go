@@ -67,7 +67,7 @@ type Steward struct {
 	told  map[string]told // by subject; the loop's
 	full  string          // why no frames are taken; the loop's
 
-	refused map[string]*nats.Subscription // apart: to the frames of those detectors; the loop's
+	apart apart // the loop's
 
 	mu    sync.Mutex
 	rule  rule
@@ -115,7 +115,7 @@ func New(cfg Config, nc *nats.Conn, log zerolog.Logger) (*Steward, error) {
 	}
 	return &Steward{
 		cfg: cfg, js: js, in: stream.NewInstallation(js, cfg.Names), log: log.With().Str("component", "steward").Logger(), poke: make(chan struct{}, 1),
-		cut: map[string]bool{}, told: map[string]told{}, flows: map[string]*flow{}, refused: map[string]*nats.Subscription{},
+		cut: map[string]bool{}, told: map[string]told{}, flows: map[string]*flow{}, apart: apart{refused: map[string]*nats.Subscription{}},
 	}, nil
 }
 
@@ -299,6 +299,9 @@ func (s *Steward) learn(ctx context.Context) {
 			}
 		}
 	}
+	if ctx.Err() != nil { // which ends a list, too
+		return
+	}
 	s.known = known
 }
 
@@ -366,6 +369,9 @@ func (s *Steward) balance(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if s.known == nil {
+		return errors.New("which detectors there are is not known yet")
+	}
 	have, total := st.CachedInfo().Config, int64(st.CachedInfo().State.Bytes)
 	if s.cfg.Apart && !s.remember(have) {
 		return nil
@@ -391,16 +397,18 @@ func (s *Steward) balance(ctx context.Context) error {
 	if p.takes == nil && full != "" {
 		p.takes = map[string]bool{} // a full disk may not take the new limit either
 	}
-	if p.takes != nil { // who publishes while the stream changes has an answer
-		s.refuse(p, use, why)
-	}
-	if have.MaxBytes != p.limit || !slices.Equal(slices.Sorted(slices.Values(have.Subjects)), slices.Sorted(slices.Values(p.subjects))) {
-		err := s.update(ctx, have, p)
-		if errors.Is(err, errAttended) {
+	if !asPlanned(have, p.subjects, p.limit) {
+		switch err := s.update(ctx, have, p, func() {
+			if p.takes != nil { // who publishes while the stream changes has an answer
+				s.refuse(p, use, why)
+			}
+		}); {
+		case errors.Is(err, errAttended):
 			s.refuse(plan{}, nil, "")
 			return nil
-		}
-		if err != nil {
+		case errors.Is(err, errNotNow):
+			return nil
+		case err != nil:
 			return fmt.Errorf("bound the frame queue: %w", err)
 		}
 	}
@@ -409,6 +417,11 @@ func (s *Steward) balance(ctx context.Context) error {
 	s.reportFull(ctx, full)
 	s.refuse(p, use, why)
 	return nil
+}
+
+// asPlanned says whether the stream takes these subjects, and so many bytes.
+func asPlanned(have jetstream.StreamConfig, subjects []string, limit int64) bool {
+	return have.MaxBytes == limit && slices.Equal(slices.Sorted(slices.Values(have.Subjects)), slices.Sorted(slices.Values(subjects)))
 }
 
 // refuse has those answered that the stream does not take.
@@ -421,11 +434,12 @@ func (s *Steward) refuse(p plan, use map[string]int64, why string) {
 	}
 }
 
-// update has the stream be as planned.
-func (s *Steward) update(ctx context.Context, have jetstream.StreamConfig, p plan) error {
+// update has the stream be as planned, and calls refuse before.
+func (s *Steward) update(ctx context.Context, have jetstream.StreamConfig, p plan, refuse func()) error {
 	if s.cfg.Apart {
-		return s.updateApart(ctx, have, p)
+		return s.updateApart(ctx, have, p, refuse)
 	}
+	refuse()
 	have.MaxBytes, have.Subjects = p.limit, p.subjects
 	_, err := s.js.UpdateStream(ctx, have)
 	return err
