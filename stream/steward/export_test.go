@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/nearmiss/nearmiss/stream"
 )
 
@@ -20,3 +22,15 @@ func (s *Steward) Look(ctx context.Context) error {
 
 // Wait lets so much time pass for the turn of another.
 func (s *Steward) Wait(d time.Duration) { s.apart.others.since = s.apart.others.since.Add(-d) }
+
+// Use is what each detector's frames take of the queue, by what the server says of it.
+func (s *Steward) Use(ctx context.Context, st jetstream.Stream) (map[string]int64, error) {
+	return s.use(ctx, st)
+}
+
+// SetSizes has the frames on these subjects be so large, in bytes.
+func (s *Steward) SetSizes(of map[string]float64) {
+	for subject, size := range of {
+		s.flows[subject] = &flow{size: size}
+	}
+}

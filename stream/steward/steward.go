@@ -448,14 +448,24 @@ func (s *Steward) update(ctx context.Context, have jetstream.StreamConfig, p pla
 // use estimates the bytes of each detector's waiting frames: the broker knows how
 // many there are, and we how large they were.
 func (s *Steward) use(ctx context.Context, st jetstream.Stream) (map[string]int64, error) {
-	info, err := st.Info(ctx, jetstream.WithSubjectFilter(s.cfg.Frames("*", "*")))
-	if err != nil {
-		return nil, err
+	var state jetstream.StreamState
+	var counted uint64
+	// A server counts the subjects after the bytes. Where frames went in between, those
+	// that are left must not stand for the bytes of the others.
+	for try := 0; try == 0 || counted != state.Msgs && try < 3; try++ {
+		info, err := st.Info(ctx, jetstream.WithSubjectFilter(s.cfg.Frames("*", "*")))
+		if err != nil {
+			return nil, err
+		}
+		state, counted = info.State, 0
+		for _, n := range state.Subjects {
+			counted += n
+		}
 	}
-	mean := float64(info.State.Bytes) / float64(max(info.State.Msgs, 1))
+	mean := float64(state.Bytes) / float64(max(state.Msgs, 1))
 	sum, use := 0.0, map[string]float64{}
 	s.mu.Lock()
-	for subject, n := range info.State.Subjects {
+	for subject, n := range state.Subjects {
 		size := mean
 		if f := s.flows[subject]; f != nil && f.size > 0 {
 			size = f.size
@@ -465,9 +475,13 @@ func (s *Steward) use(ctx context.Context, st jetstream.Stream) (map[string]int6
 		sum += size * float64(n)
 	}
 	s.mu.Unlock()
+	scale := float64(state.Bytes) / max(sum, 1)
+	if counted != state.Msgs {
+		scale = min(scale, 1)
+	}
 	out := map[string]int64{}
 	for d, n := range use {
-		out[d] = int64(n * float64(info.State.Bytes) / max(sum, 1))
+		out[d] = int64(n * scale)
 	}
 	return out, nil
 }
