@@ -97,7 +97,7 @@ func childBroker(ctx context.Context, log zerolog.Logger) int {
 		return 1
 	}
 	port, _ := strconv.Atoi(u.Port())
-	b, err := broker.New(broker.Config{Port: port, StoreDir: filepath.Join(os.Getenv("NEARMISS_TEST_DIR"), "broker")}, log)
+	b, err := broker.New(broker.Config{Port: port, StoreDir: filepath.Join(os.Getenv("NEARMISS_TEST_DIR"), "broker"), Free: brokertest.Roomy}, log)
 	if err == nil {
 		err = b.Run(ctx)
 	}

@@ -88,15 +88,14 @@ func (in *Installation) AddEdge(ctx context.Context, domain string, parts EdgePa
 	} else if a.Domain == domain {
 		return fmt.Errorf("%s is the JetStream domain of this server itself, not of an edge: %w", domain, ErrBadName)
 	}
-	for _, name := range parts.taken(in.names) {
-		if err := in.changeSources(ctx, name, func(all []*jetstream.StreamSource) []*jetstream.StreamSource {
-			if slices.ContainsFunc(all, func(s *jetstream.StreamSource) bool { return edgeOf(s.External) == domain }) {
-				return all
-			}
-			return append(all, &jetstream.StreamSource{Name: name, External: &jetstream.ExternalStream{APIPrefix: DomainAPI(domain)}})
-		}); err != nil {
-			return fmt.Errorf("take %s of edge %s: %w", name, domain, err)
+	err := in.changeSources(ctx, parts, func(name string, all []*jetstream.StreamSource) []*jetstream.StreamSource {
+		if slices.ContainsFunc(all, func(s *jetstream.StreamSource) bool { return edgeOf(s.External) == domain }) {
+			return all
 		}
+		return append(all, &jetstream.StreamSource{Name: name, External: &jetstream.ExternalStream{APIPrefix: DomainAPI(domain)}})
+	})
+	if err != nil {
+		return fmt.Errorf("add edge %s: %w", domain, err)
 	}
 	return nil
 }
@@ -104,16 +103,15 @@ func (in *Installation) AddEdge(ctx context.Context, domain string, parts EdgePa
 // RemoveEdge takes nothing more of an edge; what was taken stays.
 func (in *Installation) RemoveEdge(ctx context.Context, domain string) error {
 	found := false
-	for _, name := range (EdgeParts{Pictures: true, Images: true}).taken(in.names) {
-		if err := in.changeSources(ctx, name, func(all []*jetstream.StreamSource) []*jetstream.StreamSource {
-			return slices.DeleteFunc(all, func(s *jetstream.StreamSource) bool {
-				mine := edgeOf(s.External) == domain
-				found = found || mine
-				return mine
-			})
-		}); err != nil {
-			return fmt.Errorf("take no more of edge %s: %w", domain, err)
-		}
+	err := in.changeSources(ctx, EdgeParts{Pictures: true, Images: true}, func(_ string, all []*jetstream.StreamSource) []*jetstream.StreamSource {
+		return slices.DeleteFunc(all, func(s *jetstream.StreamSource) bool {
+			mine := edgeOf(s.External) == domain
+			found = found || mine
+			return mine
+		})
+	})
+	if err != nil {
+		return fmt.Errorf("take no more of edge %s: %w", text.Clip(domain), err)
 	}
 	if !found {
 		return fmt.Errorf("edge %s: %w", text.Clip(domain), ErrNotFound)
@@ -121,18 +119,25 @@ func (in *Installation) RemoveEdge(ctx context.Context, domain string) error {
 	return nil
 }
 
-func (in *Installation) changeSources(ctx context.Context, name string, change func([]*jetstream.StreamSource) []*jetstream.StreamSource) error {
-	s, err := in.js.Stream(ctx, name)
-	if err != nil {
-		return err
-	}
-	cfg := s.CachedInfo().Config
-	was := len(cfg.Sources)
-	if cfg.Sources = change(cfg.Sources); len(cfg.Sources) == was {
+// changeSources changes what is taken from edges, of each stream.
+func (in *Installation) changeSources(ctx context.Context, parts EdgeParts, change func(name string, all []*jetstream.StreamSource) []*jetstream.StreamSource) error {
+	return inTurn(ctx, in.js, in.names, func(ctx context.Context) error {
+		for _, name := range parts.taken(in.names) {
+			s, err := in.js.Stream(ctx, name)
+			if err != nil {
+				return fmt.Errorf("look what %s is taken from: %w", name, err)
+			}
+			cfg := s.CachedInfo().Config
+			was := len(cfg.Sources)
+			if cfg.Sources = change(name, cfg.Sources); len(cfg.Sources) == was {
+				continue
+			}
+			if _, err := in.js.UpdateStream(ctx, cfg); err != nil {
+				return fmt.Errorf("change what %s is taken from: %w", name, err)
+			}
+		}
 		return nil
-	}
-	_, err = in.js.UpdateStream(ctx, cfg)
-	return err
+	})
 }
 
 // Edges are the edges that this installation takes from, by name.

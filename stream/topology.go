@@ -5,11 +5,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream/internal/object"
+	"github.com/nearmiss/nearmiss/stream/internal/turn"
 	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
 
@@ -248,13 +250,41 @@ func (t Topology) placement() *jetstream.Placement {
 }
 
 // Ensure creates what is missing in the broker and brings what is there to this
-// configuration. It is safe to call from every process at every start. A stream
-// of another use that has one of the names is refused rather than changed.
+// configuration. It is safe to call from every process at every start, of several at
+// once, too: they do it one after the other. A stream of another use that has one of the
+// names is refused rather than changed.
 func Ensure(ctx context.Context, js jetstream.JetStream, t Topology) error {
 	if err := t.Validate(); err != nil {
 		return err
 	}
 	t = t.WithDefaults()
+	if err := ensureBucket(ctx, js, t, t.workBucket()); err != nil { // has whose turn it is
+		return err
+	}
+	return inTurn(ctx, js, t.Names, func(ctx context.Context) error { return ensure(ctx, js, t) })
+}
+
+// inTurn changes streams while no other program does.
+func inTurn(ctx context.Context, js jetstream.JetStream, n Names, change func(context.Context) error) error {
+	bucket, err := js.KeyValue(ctx, n.WorkBucket())
+	if err != nil {
+		return fmt.Errorf("open bucket %s: %w", n.WorkBucket(), err)
+	}
+	err = turn.Of(bucket, TurnKey).Hold(ctx, change)
+	if errors.Is(err, turn.ErrNone) { // full, or locked by an earlier version
+		return change(ctx)
+	}
+	return err
+}
+
+// TurnKey is a key of the work bucket, which is there while a program changes streams.
+const TurnKey = "turn"
+
+func (t Topology) workBucket() jetstream.KeyValueConfig {
+	return jetstream.KeyValueConfig{Bucket: t.WorkBucket(), Description: "what workers have in hand, and frames that are tried again", History: 1, TTL: workAge}
+}
+
+func ensure(ctx context.Context, js jetstream.JetStream, t Topology) error {
 	all := t.Streams()
 	for _, cfg := range append(all[1:], all[0]) { // frames last: others are its source
 		if err := ensureStream(ctx, js, cfg); err != nil {
@@ -268,15 +298,13 @@ func Ensure(ctx context.Context, js jetstream.JetStream, t Topology) error {
 		{Bucket: t.DetectorsBucket(), Description: "detector configurations", History: 16},
 		{Bucket: t.ActiveBucket(), Description: "detector → active release, with its history", History: 64},
 		{Bucket: t.JobsBucket(), Description: "training jobs and their state", History: 1, TTL: 90 * 24 * time.Hour},
-		{Bucket: t.WorkBucket(), Description: "what workers have in hand, and frames that are tried again", History: 1, TTL: workAge},
 		{Bucket: t.IncidentsBucket(), Description: "detector and camera → the incident that goes on", History: 4, TTL: 90 * 24 * time.Hour},
 		{Bucket: t.SinksBucket(), Description: "sinks: where events go besides NATS", History: 16},
 		{Bucket: t.UsersBucket(), Description: "people of the console, and tokens for scripts", History: 4},
 		{Bucket: t.SessionsBucket(), Description: "who is signed in at the console", History: 1, TTL: SessionAge},
 	} {
-		kv.Replicas, kv.Storage, kv.Placement = t.Replicas, jetstream.FileStorage, t.placement()
-		if _, err := js.CreateOrUpdateKeyValue(ctx, kv); err != nil {
-			return fmt.Errorf("create bucket %s: %w", kv.Bucket, err)
+		if err := ensureBucket(ctx, js, t, kv); err != nil {
+			return err
 		}
 	}
 	for _, o := range []jetstream.ObjectStoreConfig{
@@ -290,6 +318,18 @@ func Ensure(ctx context.Context, js jetstream.JetStream, t Topology) error {
 		if err := ensureObjects(ctx, js, o); err != nil {
 			return fmt.Errorf("create object store %s: %w", o.Bucket, err)
 		}
+	}
+	return nil
+}
+
+func ensureBucket(ctx context.Context, js jetstream.JetStream, t Topology, kv jetstream.KeyValueConfig) error {
+	kv.Replicas, kv.Storage, kv.Placement = t.Replicas, jetstream.FileStorage, t.placement()
+	_, err := js.CreateOrUpdateKeyValue(ctx, kv)
+	if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another process was faster
+		_, err = js.CreateOrUpdateKeyValue(ctx, kv)
+	}
+	if err != nil {
+		return fmt.Errorf("create bucket %s: %w", kv.Bucket, err)
 	}
 	return nil
 }
@@ -323,7 +363,9 @@ func ensureStream(ctx context.Context, js jetstream.JetStream, cfg jetstream.Str
 	case err != nil:
 		return fmt.Errorf("look for stream %s: %w", cfg.Name, err)
 	}
-	if have := s.CachedInfo().Config; have.Retention != cfg.Retention || have.Subjects[0] != cfg.Subjects[0] {
+	// A steward may have bounded the subjects.
+	ours, _, _ := strings.Cut(cfg.Subjects[0], "*")
+	if have := s.CachedInfo().Config; have.Retention != cfg.Retention || len(have.Subjects) == 0 || !strings.HasPrefix(have.Subjects[0], ours) {
 		return fmt.Errorf("stream %s holds %v and is not Nearmiss's: choose another prefix or remove it", cfg.Name, have.Subjects)
 	}
 	cfg.Sources = append(cfg.Sources, ofEdges(s.CachedInfo().Config.Sources)...)

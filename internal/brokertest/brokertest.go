@@ -21,12 +21,25 @@ import (
 // begun leaves the helper waiting (v1.55, resetPendingAcksOnReconnect).
 var Leak = goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect")
 
+// Room is what the store of a server may take that says nothing else, in bytes: enough
+// for the limits of [stream.Topology]. A server that is not told makes it a share of the
+// disk, so that tests would need as much free space as those limits are large, of which
+// they use next to nothing.
+const Room = 16 << 30
+
+// Roomy is [broker.Config.Free] of a disk with that much room.
+func Roomy(string) (int64, error) { return 2 * Room, nil }
+
 // Start runs a broker until the test ends or stop is called, which waits for its
-// end. Without a StoreDir it keeps what it stores in a folder of the test's.
+// end. Without a StoreDir it keeps what it stores in a folder of the test's. Its disk
+// is [Roomy] unless the configuration says otherwise.
 func Start(t testing.TB, cfg broker.Config) (b *broker.Broker, stop func()) {
 	t.Helper()
 	if cfg.StoreDir == "" {
 		cfg.StoreDir = t.TempDir()
+	}
+	if cfg.Free == nil {
+		cfg.Free = Roomy
 	}
 	b, err := broker.New(cfg, zerolog.Nop())
 	if err != nil {
@@ -88,12 +101,16 @@ func JetStream(t testing.TB, cfg broker.Config) jetstream.JetStream {
 }
 
 // Server runs a plain nats-server, as somebody has who has one of their own, until the
-// test ends, and returns its URL. Without an address it listens on any free port.
+// test ends, and returns its URL. Without an address it listens on any free port, and
+// without a limit it may store as much as [Room].
 func Server(t testing.TB, o *server.Options) (url string) {
 	t.Helper()
 	o.NoSigs, o.NoLog = true, true
 	if o.Host == "" {
 		o.Host, o.Port = "127.0.0.1", server.RANDOM_PORT
+	}
+	if o.JetStream && o.JetStreamMaxStore <= 0 {
+		o.JetStreamMaxStore = Room
 	}
 	s, err := server.NewServer(o)
 	if err != nil {

@@ -382,6 +382,9 @@ func (r subjects) setup() []string {
 			out = append(out, api+"STREAM."+verb+"."+n)
 		}
 	}
+	// It changes streams while no other program does.
+	turn := "$KV." + r.WorkBucket() + "." + stream.TurnKey
+	out = append(out, turn, api+"DIRECT.GET.KV_"+r.WorkBucket()+"."+turn)
 	// A restore looks whether each active release loads.
 	out = append(out, readKV(r.ActiveBucket())...)
 	return append(out, readObjects(r.ArtifactsBucket())...)

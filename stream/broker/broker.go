@@ -64,6 +64,9 @@ type Config struct {
 	Anonymous bool
 	// Name of the server. Default nearmiss.
 	Name string
+	// Free is the room in bytes that this process has on the disk of a folder; tests
+	// say otherwise. Default [FreeBytes].
+	Free func(dir string) (int64, error)
 }
 
 // maxBuffered is how much the server holds for a stream whose disk is behind.
@@ -77,6 +80,9 @@ func (c Config) withDefaults() Config {
 	c.MaxMemory = cmp.Or(c.MaxMemory, 256<<20)
 	c.MaxPayload = cmp.Or(c.MaxPayload, 8<<20)
 	c.Name = cmp.Or(c.Name, "nearmiss")
+	if c.Free == nil {
+		c.Free = FreeBytes
+	}
 	return c
 }
 
@@ -153,7 +159,6 @@ type Broker struct {
 	reloads atomic.Int64 // see Reloads
 
 	// Overridden in tests.
-	free  func(dir string) (int64, error)
 	write func(path string) error
 }
 
@@ -162,7 +167,7 @@ func New(cfg Config, log zerolog.Logger) (*Broker, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Broker{cfg: cfg.withDefaults(), log: log.With().Str("component", "broker").Logger(), ready: make(chan struct{}), free: FreeBytes, write: writeProbe}, nil
+	return &Broker{cfg: cfg.withDefaults(), log: log.With().Str("component", "broker").Logger(), ready: make(chan struct{}), write: writeProbe}, nil
 }
 
 // startTimeout covers the recovery of a large store after a crash.

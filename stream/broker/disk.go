@@ -40,7 +40,7 @@ func FreeBytes(dir string) (int64, error) {
 // bound sets the store's limit to what the configuration says or, if that is less,
 // to nine tenths of what the disk has room for.
 func (b *Broker) bound() error {
-	free, err := b.free(b.cfg.StoreDir)
+	free, err := b.cfg.Free(b.cfg.StoreDir)
 	if err != nil {
 		return fmt.Errorf("start broker with store %s: find out how much room there is: %w", b.cfg.StoreDir, err)
 	}
@@ -107,7 +107,7 @@ func (b *Broker) watchDisk(ctx context.Context, srv *server.Server, lock *storeL
 		if !srv.JetStreamEnabled() {
 			return errNoRoom
 		}
-		free, err := b.free(b.cfg.StoreDir)
+		free, err := b.cfg.Free(b.cfg.StoreDir)
 		if err != nil {
 			continue
 		}
@@ -137,7 +137,7 @@ func (b *Broker) waitForRoom(ctx context.Context, lock *storeLock) error {
 		if err := b.intact(lock); err != nil && !isFull(err) {
 			return err
 		}
-		if free, err := b.free(b.cfg.StoreDir); err == nil && free > min(b.limit/5, 2<<30) {
+		if free, err := b.cfg.Free(b.cfg.StoreDir); err == nil && free > min(b.limit/5, 2<<30) {
 			b.log.Info().Int64("free", free).Msg("there is room on the disk: the broker starts again")
 			return nil
 		}

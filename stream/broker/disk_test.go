@@ -88,7 +88,7 @@ func TestTheLimitIsWhatTheDiskHasRoomFor(t *testing.T) {
 	var free atomic.Int64
 	free.Store(150 << 20)
 	b, _ := started(t, Config{StoreDir: t.TempDir()}, func(b *Broker) {
-		b.free = func(string) (int64, error) { return free.Load(), nil }
+		b.cfg.Free = func(string) (int64, error) { return free.Load(), nil }
 	})
 	if l := b.Limit(); l < 130<<20 || l > 136<<20 {
 		t.Errorf("limit of %d MiB on a disk of 150", l>>20)
@@ -111,7 +111,7 @@ func TestTheLimitIsWhatTheDiskHasRoomFor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	small.free = b.free
+	small.cfg.Free = b.cfg.Free
 	if err := small.Run(context.Background()); err == nil || !strings.Contains(err.Error(), "make room") {
 		t.Errorf("%v", err)
 	}
@@ -123,7 +123,7 @@ func TestAServerThatGaveItsStoreUpStartsAgain(t *testing.T) {
 	var free atomic.Int64
 	free.Store(150 << 20)
 	b, _ := started(t, Config{StoreDir: t.TempDir()}, func(b *Broker) {
-		b.free = func(string) (int64, error) { return free.Load(), nil }
+		b.cfg.Free = func(string) (int64, error) { return free.Load(), nil }
 	})
 	url := b.ClientURL()
 	nc, err := nats.Connect(url, nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond))

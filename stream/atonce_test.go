@@ -1,0 +1,142 @@
+package stream_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/stream"
+)
+
+// atOnce are that many clients of one server of somebody's own: what several programs
+// do at the same moment.
+func atOnce(t *testing.T, n int) []jetstream.JetStream {
+	t.Helper()
+	var far *nats.Conn
+	t.Cleanup(func() { far.Close() }) // after the server's end
+	url := brokertest.Server(t, &server.Options{JetStream: true, StoreDir: t.TempDir()})
+	far, err := nats.Connect(url, nats.NoReconnect())
+	if err == nil {
+		_, err = far.Subscribe("$JS.*.API.>", func(m *nats.Msg) { // an edge that is not set up yet
+			_ = m.Respond([]byte(`{"error": {"code": 404, "err_code": 10059, "description": "stream not found"}}`))
+		})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := make([]jetstream.JetStream, n)
+	for i := range all {
+		nc, err := nats.Connect(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(nc.Close)
+		if all[i], err = jetstream.New(nc); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return all
+}
+
+// allDo has every client do something at the same moment.
+func allDo(t *testing.T, all []jetstream.JetStream, do func(i int, js jetstream.JetStream) error) {
+	t.Helper()
+	var ready, ended sync.WaitGroup
+	ready.Add(len(all))
+	for i, js := range all {
+		ended.Go(func() {
+			ready.Done()
+			ready.Wait()
+			if err := do(i, js); err != nil {
+				t.Errorf("program %d: %v", i, err)
+			}
+		})
+	}
+	ended.Wait()
+}
+
+// TestSetupsAtOnce: several programs set up what is not there, and then what a steward
+// has bounded meanwhile. Each frame is stored once afterwards: the server makes a
+// subscription twice, of two changes at once.
+func TestSetupsAtOnce(t *testing.T) {
+	t.Parallel()
+	ctx, all := t.Context(), atOnce(t, 4)
+	for round := range 3 {
+		names := stream.Names{Prefix: fmt.Sprint("round", round)}
+		topology, _ := stream.Topology{Names: names}.Fit(64 << 20)
+		setup := func(_ int, js jetstream.JetStream) error { return stream.Ensure(ctx, js, topology) }
+		allDo(t, all, setup)
+		frames, err := all[0].Stream(ctx, names.FramesStream())
+		if err != nil {
+			t.Fatal(err)
+		}
+		bounded := frames.CachedInfo().Config
+		bounded.Subjects = []string{names.Frames("-", "-"), names.Frames("bolts", "*")}
+		if _, err := all[0].UpdateStream(ctx, bounded); err != nil {
+			t.Fatal(err)
+		}
+		allDo(t, all, setup)
+		for _, detector := range []string{"bolts", "nuts"} {
+			if _, err := all[0].Publish(ctx, names.Frames(detector, "one"), []byte("a frame")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		info, err := frames.Info(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.State.Msgs != 2 {
+			t.Fatalf("round %d: the queue has %d messages of 2 frames", round, info.State.Msgs)
+		}
+	}
+}
+
+// TestEdgesAddedAtOnce, while the hub's own streams are set up: each is taken from.
+func TestEdgesAddedAtOnce(t *testing.T) {
+	t.Parallel()
+	ctx, all := t.Context(), atOnce(t, 6)
+	for round := range 3 {
+		names := stream.Names{Prefix: fmt.Sprint("round", round)}
+		topology, _ := stream.Topology{Names: names}.Fit(64 << 20)
+		if err := stream.Ensure(ctx, all[0], topology); err != nil {
+			t.Fatal(err)
+		}
+		edge := func(i int) string { return fmt.Sprint("edge", i) }
+		add := func(i int, js jetstream.JetStream) error {
+			if i == 0 {
+				return stream.Ensure(ctx, js, topology)
+			}
+			return stream.NewInstallation(js, names).AddEdge(ctx, edge(i), stream.EdgeParts{Pictures: true})
+		}
+		edges := func() (s []string) {
+			found, err := stream.NewInstallation(all[0], names).Edges(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range found {
+				s = append(s, fmt.Sprint(e.Name, " ", len(e.Streams)))
+			}
+			return s
+		}
+		allDo(t, all, add)
+		if want := []string{"edge1 3", "edge2 3", "edge3 3", "edge4 3", "edge5 3"}; !slices.Equal(edges(), want) {
+			t.Fatalf("round %d: %v are taken from, want %v", round, strings.Join(edges(), ", "), want)
+		}
+		allDo(t, all, func(i int, js jetstream.JetStream) error {
+			if i < 3 {
+				return stream.Ensure(ctx, js, topology)
+			}
+			return stream.NewInstallation(js, names).RemoveEdge(ctx, edge(i))
+		})
+		if want := []string{"edge1 3", "edge2 3"}; !slices.Equal(edges(), want) {
+			t.Fatalf("round %d: %v are taken from, want %v", round, strings.Join(edges(), ", "), want)
+		}
+	}
+}

@@ -1,0 +1,146 @@
+// Package turn has programs change something in the broker one at a time, where the
+// broker itself does not compare: the configuration of a stream. Of two changes at once
+// nats-server 2.15 makes a subscription twice, and stores each message twice from then
+// on, since it compares both with the configuration before them
+// (stream.updateWithAdvisory); and who reads, changes and writes a configuration undoes
+// what another has written in between.
+package turn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nuid"
+
+	"github.com/nearmiss/nearmiss/stream/internal/kv"
+	"github.com/nearmiss/nearmiss/stream/internal/wait"
+)
+
+var (
+	// ErrOthers is returned where it is another program's turn.
+	ErrOthers = errors.New("another program changes the same")
+	// ErrNone is returned where nobody can have a turn: the store is full, or the
+	// server does not let this user write it.
+	ErrNone = errors.New("no turn can be had")
+)
+
+// Lasts is after how long without a sign of life a turn is taken from who has it.
+const Lasts = 15 * time.Second
+
+// answer is how long the broker is waited for.
+const answer = Lasts / 3
+
+// Turns are those of one key, as one program sees them. Not for concurrent use.
+type Turns struct {
+	bucket jetstream.KeyValue
+	key    string
+	me     string        // value of the key in our turn
+	lasts  time.Duration // of others; less than Lasts in tests
+
+	others uint64    // revision of another program's turn that was seen last
+	since  time.Time // when it was seen first, by our clock
+}
+
+// Of returns the turns of a key, which is in the bucket as long as it is somebody's.
+func Of(bucket jetstream.KeyValue, key string) *Turns {
+	return &Turns{bucket: bucket, key: key, me: nuid.Next(), lasts: Lasts}
+}
+
+// Take returns the turn, to be ended in less than [Lasts], or [ErrOthers], or [ErrNone].
+// The turn of a program that has died is had by asking again and again.
+func (t *Turns) Take(ctx context.Context) (end func(), err error) {
+	revision, err := t.take(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return func() { t.end(ctx, revision) }, nil
+}
+
+// Hold waits for the turn, and has it as long as do is at work. The context of do ends
+// when the turn is lost.
+func (t *Turns) Hold(ctx context.Context, do func(context.Context) error) error {
+	revision, err := t.take(ctx)
+	for errors.Is(err, ErrOthers) {
+		if wait.Pause(ctx, 50*time.Millisecond); ctx.Err() != nil {
+			return fmt.Errorf("%w: %w", err, ctx.Err())
+		}
+		revision, err = t.take(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	work, stop := context.WithCancel(ctx)
+	kept := make(chan uint64)
+	go func() { kept <- t.keep(work, stop, revision) }()
+	err = do(work)
+	stop()
+	t.end(ctx, <-kept)
+	return err
+}
+
+func (t *Turns) take(ctx context.Context) (uint64, error) {
+	step, cancel := context.WithTimeout(ctx, answer)
+	defer cancel()
+	revision, err := t.bucket.Create(step, t.key, []byte(t.me))
+	if kv.Conflict(err) {
+		revision, err = t.takeOver(step)
+	}
+	if err != nil && !errors.Is(err, ErrOthers) && ctx.Err() == nil {
+		err = fmt.Errorf("write %s into bucket %s, which says whose turn it is: %w: %w", t.key, t.bucket.Bucket(), ErrNone, err)
+	}
+	return revision, err
+}
+
+// takeOver takes the turn of a program that has given no sign of life for too long.
+func (t *Turns) takeOver(ctx context.Context) (uint64, error) {
+	e, err := t.bucket.Get(ctx, t.key)
+	switch {
+	case errors.Is(err, jetstream.ErrKeyNotFound):
+		return 0, ErrOthers // it has ended meanwhile: what it has changed is to be seen first
+	case err != nil:
+		return 0, err
+	case string(e.Value()) == t.me: // the answer was lost
+		return e.Revision(), nil
+	case t.others != e.Revision():
+		t.others, t.since = e.Revision(), time.Now()
+	}
+	if time.Since(t.since) < t.lasts {
+		return 0, ErrOthers
+	}
+	revision, err := t.bucket.Update(ctx, t.key, []byte(t.me), e.Revision())
+	if kv.Conflict(err) {
+		return 0, ErrOthers // somebody was faster
+	}
+	return revision, err
+}
+
+func (t *Turns) end(ctx context.Context, revision uint64) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answer)
+	defer cancel()
+	_ = t.bucket.Purge(ctx, t.key, jetstream.LastRevision(revision)) // in vain: others take it over
+}
+
+// keep gives signs of life until ctx ends, which lost ends where somebody else has the
+// turn. It returns the turn's last revision.
+func (t *Turns) keep(ctx context.Context, lost func(), revision uint64) uint64 {
+	for wait.Pause(ctx, t.lasts/5); ctx.Err() == nil; wait.Pause(ctx, t.lasts/5) {
+		step, cancel := context.WithTimeout(context.WithoutCancel(ctx), answer)
+		next, err := t.bucket.Update(step, t.key, []byte(t.me), revision)
+		if kv.Conflict(err) { // the answer to the sign before was lost, maybe
+			e, again := t.bucket.Get(step, t.key)
+			switch {
+			case again == nil && string(e.Value()) == t.me:
+				next, err = e.Revision(), nil
+			case again == nil || errors.Is(again, jetstream.ErrKeyNotFound):
+				lost()
+			}
+		}
+		if cancel(); err == nil {
+			revision = next
+		}
+	}
+	return revision
+}

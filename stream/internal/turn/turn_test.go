@@ -1,0 +1,158 @@
+package turn_test
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/goleak"
+
+	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/internal/eventually"
+	"github.com/nearmiss/nearmiss/stream/internal/turn"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// programs are clients of one server, each with the same bucket.
+func programs(t *testing.T, n int, o *server.Options) []jetstream.KeyValue {
+	t.Helper()
+	o.JetStream, o.StoreDir = true, t.TempDir()
+	url := brokertest.Server(t, o)
+	all := make([]jetstream.KeyValue, n)
+	for i := range all {
+		nc, err := nats.Connect(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(nc.Close)
+		js, err := jetstream.New(nc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if all[i], err = js.CreateOrUpdateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "B"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return all
+}
+
+// TestOneAtATime has programs count together without comparing.
+func TestOneAtATime(t *testing.T) {
+	ctx, all := t.Context(), programs(t, 4, &server.Options{})
+	if _, err := all[0].PutString(ctx, "count", "0"); err != nil {
+		t.Fatal(err)
+	}
+	const each = 5
+	var wg sync.WaitGroup
+	for _, bucket := range all {
+		turns := turn.Of(bucket, "turn")
+		wg.Go(func() {
+			for range each {
+				if err := turns.Hold(ctx, func(ctx context.Context) error {
+					e, err := bucket.Get(ctx, "count")
+					if err != nil {
+						return err
+					}
+					n, err := strconv.Atoi(string(e.Value()))
+					if err == nil {
+						_, err = bucket.PutString(ctx, "count", strconv.Itoa(n+1))
+					}
+					return err
+				}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if e, err := all[0].Get(ctx, "count"); err != nil || string(e.Value()) != strconv.Itoa(each*len(all)) {
+		t.Errorf("%d programs counted to %d, together to %s (%v)", len(all), each, e.Value(), err)
+	}
+	if e, err := all[0].Get(ctx, "turn"); !errors.Is(err, jetstream.ErrKeyNotFound) {
+		t.Errorf("a turn is left: %v, %v", e, err)
+	}
+}
+
+// TestWhoIsAtWorkKeepsTheTurn and shows so; who takes it all the same ends the work.
+func TestWhoIsAtWorkKeepsTheTurn(t *testing.T) {
+	ctx, all := t.Context(), programs(t, 2, &server.Options{})
+	turns, broken := turn.Of(all[0], "turn").Lasting(300*time.Millisecond), errors.New("it does not work")
+	if err := turns.Hold(ctx, func(ctx context.Context) error {
+		first, err := all[1].Get(ctx, "turn")
+		if err != nil {
+			return err
+		}
+		eventually.True(t, "there are signs of life", func() bool {
+			e, err := all[1].Get(ctx, "turn")
+			return err == nil && e.Revision() > first.Revision()+1
+		})
+		if _, err := turn.Of(all[1], "turn").Take(ctx); !errors.Is(err, turn.ErrOthers) {
+			t.Errorf("two have the turn: %v", err)
+		}
+		if _, err := all[1].PutString(ctx, "turn", "another's"); err != nil {
+			return err
+		}
+		<-ctx.Done()
+		return broken
+	}); !errors.Is(err, broken) {
+		t.Error(err)
+	}
+	if e, err := all[1].Get(ctx, "turn"); err != nil || string(e.Value()) != "another's" {
+		t.Errorf("another's turn was ended: %v", err)
+	}
+}
+
+// TestTheTurnOfTheDeadIsTaken, and an answer that was lost is no other program.
+func TestTheTurnOfTheDeadIsTaken(t *testing.T) {
+	ctx, all := t.Context(), programs(t, 2, &server.Options{})
+	dead := turn.Of(all[0], "turn")
+	if _, err := dead.Take(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := dead.Take(ctx); err != nil { // as after an answer that was lost
+		t.Errorf("its own turn: %v", err)
+	}
+	const silence = 300 * time.Millisecond
+	heir := turn.Of(all[1], "turn").Lasting(silence)
+	for begin := time.Now(); ; {
+		end, err := heir.Take(ctx)
+		if err == nil {
+			if time.Since(begin) < silence {
+				t.Error("the turn was taken at once")
+			}
+			end()
+			break
+		}
+		if !errors.Is(err, turn.ErrOthers) {
+			t.Fatal(err)
+		}
+	}
+	if end, err := turn.Of(all[0], "turn").Take(ctx); err != nil {
+		t.Errorf("after an end: %v", err)
+	} else {
+		end()
+	}
+}
+
+// TestNobodyHasATurnInAFullStore, which whoever wants it is told.
+func TestNobodyHasATurnInAFullStore(t *testing.T) {
+	bucket := programs(t, 1, &server.Options{JetStreamMaxStore: 1 << 20})[0]
+	full := false
+	for i := 0; i < 20 && !full; i++ {
+		_, err := bucket.Put(t.Context(), strconv.Itoa(i), make([]byte, 100<<10))
+		full = err != nil
+	}
+	if !full {
+		t.Fatal("2 MB are in a store of 1: the test tries nothing")
+	}
+	if err := turn.Of(bucket, "turn").Hold(t.Context(), func(context.Context) error { return nil }); !errors.Is(err, turn.ErrNone) {
+		t.Error(err)
+	}
+}
