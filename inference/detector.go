@@ -160,7 +160,7 @@ func open(ctx context.Context, dir string, o Options) (_ *Detector, err error) {
 	if len(about) == 0 {
 		about = []release.Part{wholePartOf(m)}
 	}
-	o.Embed.Preprocess, o.Embed.Precision = &m.Model.Preprocess, m.Model.Precision
+	o.Embed.Preprocess, o.Embed.Precision, o.Embed.FloatProducts = &m.Model.Preprocess, m.Model.Precision, m.Model.FloatProducts
 	about = slices.DeleteFunc(slices.Clone(about), func(p release.Part) bool {
 		return p.IsPatch() && !p.Scored && o.Maps == MapNone
 	})
@@ -440,7 +440,7 @@ func (s ReleaseSpec) fill(ctx context.Context, b *release.Builder) (release.Mani
 		Detector: s.Detector,
 		Method:   s.Method,
 		Model: release.Model{
-			File: release.BackboneName, Dim: s.Embedder.Dim(), Preprocess: preprocess, Precision: s.Embedder.o.Precision, RandomWeights: s.RandomWeights, StarterWeights: s.StarterWeights,
+			File: release.BackboneName, Dim: s.Embedder.Dim(), Preprocess: preprocess, Precision: s.Embedder.o.Precision, FloatProducts: s.Embedder.o.FloatProducts, RandomWeights: s.RandomWeights, StarterWeights: s.StarterWeights,
 		},
 		Bank: written[main].About.Bank,
 	}

@@ -78,6 +78,9 @@ type EmbedOptions struct {
 	// release.Half, which is faster on accelerators, or release.Int8, on the CPU only,
 	// where images are then computed one at a time.
 	Precision string
+	// FloatProducts are those, by the names of their results, that are computed in 32
+	// bits all the same with release.Int8; SpoiltByInt8 finds them.
+	FloatProducts []string
 	// Session has further options of ONNX Runtime; its Device, IntraOpThreads, Half
 	// and KeepEngines are overwritten.
 	Session ort.Options
@@ -182,13 +185,16 @@ type session interface {
 	Close() error
 }
 
-func openSession(path, precision string, o ort.Options) (session, error) {
-	return OpenBackbone(path, precision, o)
+// opening loads a model as OpenBackbone does it.
+type opening func(path, precision string, float []string, o ort.Options) (session, error)
+
+func openSession(path, precision string, float []string, o ort.Options) (session, error) {
+	return OpenBackbone(path, precision, float, o)
 }
 
 // newEmbedder does it once more without the engines that TensorRT kept, where it could
 // not read them: that is found out when the model is probed.
-func newEmbedder(path string, o EmbedOptions, open func(path, precision string, o ort.Options) (session, error)) (*Embedder, error) {
+func newEmbedder(path string, o EmbedOptions, open opening) (*Embedder, error) {
 	e, err := startEmbedder(path, o, open)
 	var stale *ort.EnginesError
 	if !errors.As(err, &stale) {
@@ -200,7 +206,7 @@ func newEmbedder(path string, o EmbedOptions, open func(path, precision string, 
 	return startEmbedder(path, o, open)
 }
 
-func startEmbedder(path string, o EmbedOptions, open func(path, precision string, o ort.Options) (session, error)) (_ *Embedder, err error) {
+func startEmbedder(path string, o EmbedOptions, open opening) (_ *Embedder, err error) {
 	cpu := o.Device.IsCPU()
 	if o.Batch < 0 {
 		return nil, fmt.Errorf("batches of %d images: give a number above 0, or 0 for the default", o.Batch)
@@ -225,7 +231,7 @@ func startEmbedder(path string, o EmbedOptions, open func(path, precision string
 		o.Session.IntraOpThreads = o.Threads
 	}
 	e := &Embedder{o: o}
-	if e.session, err = open(path, o.Precision, o.Session); err != nil {
+	if e.session, err = open(path, o.Precision, o.FloatProducts, o.Session); err != nil {
 		return nil, err
 	}
 	defer func() {

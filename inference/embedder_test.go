@@ -277,7 +277,7 @@ func TestEnginesThatCannotBeReadAreBuiltAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		opened, closed := 0, 0
-		e, err := newEmbedder(path, EmbedOptions{Threads: 1}, func(path, precision string, o ort.Options) (session, error) {
+		e, err := newEmbedder(path, EmbedOptions{Threads: 1}, func(path, precision string, float []string, o ort.Options) (session, error) {
 			opened++
 			var err error
 			if kept, e := os.ReadDir(folder); e != nil {
@@ -291,7 +291,7 @@ func TestEnginesThatCannotBeReadAreBuiltAgain(t *testing.T) {
 			if c.atOpen && err != nil {
 				return nil, err
 			}
-			s, e := openSession(path, precision, o)
+			s, e := openSession(path, precision, float, o)
 			if e != nil || err == nil {
 				return s, e
 			}

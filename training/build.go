@@ -172,7 +172,7 @@ type scoreBuilder struct {
 
 // scoreBuilder loads what the plan's score needs of networks; file is where a model
 // is written, where one has to be.
-func (p Plan) scoreBuilder(file string, n networks) (*scoreBuilder, error) {
+func (p Plan) scoreBuilder(ctx context.Context, file string, n networks) (*scoreBuilder, error) {
 	a, err := backbone.Dissect(p.Model.Backbone)
 	if err != nil {
 		return nil, err
@@ -181,7 +181,7 @@ func (p Plan) scoreBuilder(file string, n networks) (*scoreBuilder, error) {
 	if b.composition, err = p.Score.compose(p.Model.Backbone, a, n.tuned()); err != nil {
 		return nil, err
 	}
-	if b.model, err = b.composition.open(file, n, p.Data, p.Model, p.Host); err != nil {
+	if b.model, err = b.composition.open(ctx, file, n, p.Data, p.Model, p.Host); err != nil {
 		return nil, err
 	}
 	if b.engine, err = p.Host.engine(); err != nil {

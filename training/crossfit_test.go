@@ -96,7 +96,7 @@ func TestAsManyFalseAlarmsAsAskedFor(t *testing.T) {
 	}
 	backbone := smallBackbone(t)
 	plan := Plan{Model: Model{Backbone: backbone}, Score: Score{Groups: groups, Coreset: 0.2, Index: bank.Exact, NoMaps: true}, Seed: 1}.withDefaults()
-	b, err := plan.scoreBuilder(filepath.Join(t.TempDir(), "parts.onnx"), networks{served: backbone, frozen: backbone})
+	b, err := plan.scoreBuilder(t.Context(), filepath.Join(t.TempDir(), "parts.onnx"), networks{served: backbone, frozen: backbone})
 	if err != nil {
 		t.Fatal(err)
 	}

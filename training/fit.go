@@ -303,7 +303,7 @@ type embedded struct {
 
 // embed loads what the plan's score needs and shows it images.
 func embed(ctx context.Context, p Plan, nets networks, file string, images []Image, step string) (*embedded, error) {
-	b, err := p.scoreBuilder(file, nets)
+	b, err := p.scoreBuilder(ctx, file, nets)
 	if err != nil {
 		return nil, err
 	}

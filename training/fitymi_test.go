@@ -346,7 +346,7 @@ func TestPartsAreGivenByOneModel(t *testing.T) {
 	if b, err := os.ReadFile(model); err != nil || os.WriteFile(frozen, b, 0o600) != nil {
 		t.Fatal(err)
 	}
-	m, err := c.open(dst, networks{served: model, frozen: frozen}, Data{}, Model{}, Host{})
+	m, err := c.open(t.Context(), dst, networks{served: model, frozen: frozen}, Data{}, Model{}, Host{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -384,7 +384,7 @@ func (run *tuningRun) judge(ctx context.Context, dir, network string) (_ evidenc
 	p.Score.Coreset = min(p.Score.Coreset, gateCoreset)
 	p.Score.NoPatches = p.Score.NoPatches || len(p.Score.Groups) > 0 && !slices.ContainsFunc(slices.Concat(p.Score.Groups...), Part.isPatch)
 	file := filepath.Join(dir, "judge.onnx")
-	b, err := p.scoreBuilder(file, networks{served: network, frozen: p.Model.Backbone})
+	b, err := p.scoreBuilder(ctx, file, networks{served: network, frozen: p.Model.Backbone})
 	if err != nil {
 		return evidence{}, err
 	}

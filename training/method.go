@@ -21,21 +21,21 @@ import (
 )
 
 // of returns what the plan's frozen backbone gives for the plan's score. It must be
-// closed.
-func (s *Shared) of(p Plan) (*knownImages, error) {
+// closed. Which products stay in 32 bits with PrecisionInt8 the normals say that come first.
+func (s *Shared) of(ctx context.Context, p Plan) (*knownImages, error) {
 	view, err := json.Marshal([]any{p.Model.tone, p.Data.View})
 	if err != nil {
 		return nil, err
 	}
 	key := fmt.Sprintf("%s %s %s %s %v %v %s %s %s", p.Model.Backbone, p.Model.Precision, p.Model.See, p.Score.name(), p.Score.NoPatches, p.Score.NoMaps, p.Model.Symmetry, p.Model.tiles, view)
 	return s.get(key, func() (*knownImages, error) {
-		return p.know(networks{served: p.Model.Backbone, frozen: p.Model.Backbone})
+		return p.know(ctx, networks{served: p.Model.Backbone, frozen: p.Model.Backbone})
 	})
 }
 
 // know loads what the plan's score needs of networks, by way of a file in the work
 // folder. It must be closed.
-func (p Plan) know(n networks) (*knownImages, error) {
+func (p Plan) know(ctx context.Context, n networks) (*knownImages, error) {
 	if err := os.MkdirAll(p.Host.Work, 0o755); err != nil {
 		return nil, err
 	}
@@ -44,7 +44,7 @@ func (p Plan) know(n networks) (*knownImages, error) {
 		return nil, err
 	}
 	k := &knownImages{data: p.Data, users: 1}
-	k.b, err = p.scoreBuilder(filepath.Join(dir, "parts.onnx"), n)
+	k.b, err = p.scoreBuilder(ctx, filepath.Join(dir, "parts.onnx"), n)
 	if err := errors.Join(err, os.RemoveAll(dir)); err != nil {
 		return nil, err
 	}
@@ -241,7 +241,7 @@ func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64)
 		}
 	}
 	nets := networks{served: p.Model.Backbone, frozen: p.Model.Backbone}
-	know := func(p Plan) (*knownImages, error) { return m.shared.of(p) }
+	know := func(p Plan) (*knownImages, error) { return m.shared.of(ctx, p) }
 	if p.Method != KNN {
 		t, err := tune(ctx, p, p.Data.Normals, digests)
 		if err != nil {
@@ -251,7 +251,7 @@ func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64)
 			m.heard(t.about)
 		}
 		nets.served = t.network
-		know = func(p Plan) (*knownImages, error) { return p.know(nets) }
+		know = func(p Plan) (*knownImages, error) { return p.know(ctx, nets) }
 	}
 	usual, err := know(p)
 	if err != nil {
@@ -338,7 +338,7 @@ func (s *evaluatedScore) build(ctx context.Context, p Plan, items []dataset.Item
 // chooseSymmetry finds the symmetry that the frozen backbone's embeddings of the items are
 // to be averaged over.
 func (m *evaluation) chooseSymmetry(ctx context.Context, p Plan, items []dataset.Item) (_ imaging.Symmetry, err error) {
-	k, err := m.shared.of(p)
+	k, err := m.shared.of(ctx, p)
 	if err != nil {
 		return "", err
 	}

@@ -153,7 +153,7 @@ func TestSharedKeepsWithinItsMemory(t *testing.T) {
 	for i := range 3 * mostViews {
 		k, err := few.get(fmt.Sprint(i), func() (*knownImages, error) {
 			opened++
-			return plan.withDefaults().know(networks{served: plan.Model.Backbone, frozen: plan.Model.Backbone})
+			return plan.withDefaults().know(t.Context(), networks{served: plan.Model.Backbone, frozen: plan.Model.Backbone})
 		})
 		if err != nil {
 			t.Fatal(err)

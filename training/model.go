@@ -30,7 +30,7 @@ func (n networks) tuned() bool { return n.served != n.frozen }
 
 // open loads what a composition needs. file is where a model is written, where
 // one has to be; h and the rest say where and how images are prepared.
-func (c composition) open(file string, n networks, data Data, m Model, h Host) (*model, error) {
+func (c composition) open(ctx context.Context, file string, n networks, data Data, m Model, h Host) (*model, error) {
 	out := &model{path: n.served}
 	o := h.embed(data, m)
 	var dims []int
@@ -59,6 +59,11 @@ func (c composition) open(file string, n networks, data Data, m Model, h Host) (
 		out.size = info.Size()
 	}
 	var err error
+	if o.Precision == PrecisionInt8 {
+		if o.FloatProducts, err = spoiltByInt8(ctx, out.path, o, data.Normals); err != nil {
+			return nil, err
+		}
+	}
 	if out.e, err = inference.NewEmbedder(out.path, o); err != nil {
 		return nil, err
 	}
@@ -107,6 +112,25 @@ func (c composition) open(file string, n networks, data Data, m Model, h Host) (
 		out.parts = append(out.parts, a)
 	}
 	return out, nil
+}
+
+// probedNormals is by how many normals it is found which products 8 bits spoil.
+const probedNormals = 16
+
+// spoiltByInt8 finds the products of the model at path that 8 bits spoil, by some of the
+// normals, of the whole of them.
+func spoiltByInt8(ctx context.Context, path string, o inference.EmbedOptions, normals []Image) ([]string, error) {
+	var files [][]byte
+	n := min(len(normals), probedNormals)
+	for i := range n {
+		m := normals[i*len(normals)/n]
+		file, err := m.Read()
+		if err != nil {
+			return nil, fmt.Errorf("read normal image %s: %w", m.Name, err)
+		}
+		files = append(files, file)
+	}
+	return inference.SpoiltByInt8(ctx, path, o, files)
 }
 
 func (m *model) Close() error { return m.e.Close() }

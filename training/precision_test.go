@@ -5,10 +5,13 @@ import (
 	"errors"
 	"math"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/nearmiss/nearmiss/inference"
+	"github.com/nearmiss/nearmiss/inference/backbone"
+	"github.com/nearmiss/nearmiss/inference/onnx"
 	"github.com/nearmiss/nearmiss/inference/onnx/lower"
 	"github.com/nearmiss/nearmiss/inference/ort"
 	"github.com/nearmiss/nearmiss/inference/release"
@@ -91,6 +94,96 @@ func releaseInFewerBits(t *testing.T, precision string, apart, cosine float64) {
 		if c := dot / math.Sqrt(aa*bb); same || !(c > cosine) {
 			t.Errorf("picture %d: cosine %v of the embeddings with fewer and 32 bits, equal: %v", i, c, same)
 		}
+	}
+}
+
+// peaked is a backbone one of whose units is far above all others, whatever the image, as
+// trained ViTs have them.
+func peaked(t *testing.T) string {
+	t.Helper()
+	m, err := backbone.Random(backbone.Spec{Family: backbone.ViT, Dim: 64, Depth: 3, Heads: 1, Hidden: 128, Patch: 8, Size: 32, ClassPos: true, NormEps: 1e-6}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "even.onnx")
+	if _, err := m.Write(path, backbone.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	g, err := onnx.ReadFile(path, onnx.BindBatch(1), onnx.KeepOpen())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	bias := g.Lookup("blocks.1.mlp.fc1.bias").Const()
+	peak := slices.Clone(bias.Float32s())
+	peak[5] = 300
+	bias.Data = onnx.FromFloat32("", peak, len(peak)).Data
+	path = filepath.Join(t.TempDir(), "peaked.onnx")
+	if err := g.WriteFile(path); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestProductsThatEightBitsSpoil stay in 32 bits: the release says which, and who loads
+// it computes so.
+func TestProductsThatEightBitsSpoil(t *testing.T) {
+	t.Parallel()
+	plan := precisionPlan(t, PrecisionInt8)
+	plan.Model.Backbone = peaked(t)
+	if _, err := Fit(t.Context(), plan); err != nil {
+		t.Fatal(err)
+	}
+	_, d := provenanceOf(t, plan.Out)
+	m := d.Release().Manifest
+	names := m.Model.FloatProducts
+	if len(names) == 0 || !slices.Equal(d.Embedder().Options().FloatProducts, names) || m.SchemaVersion != 4 {
+		t.Fatalf("version %d, products in 32 bits: %q, computed: %q", m.SchemaVersion, names, d.Embedder().Options().FloatProducts)
+	}
+	file := d.Release().Path(m.Model.File)
+	g, err := onnx.ReadFile(file, onnx.BindBatch(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	if n := g.Lookup(names[0]).Producer(); n.Inputs[1].Name() != "blocks.1.mlp.fc2.weight" {
+		t.Errorf("what stays in 32 bits is %v", n)
+	}
+	var files [][]byte
+	for _, n := range plan.Data.Normals[:8] {
+		b, err := n.Read()
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, b)
+	}
+	embed := func(precision string, float []string) []inference.Embedding {
+		e, err := inference.NewEmbedder(file, inference.EmbedOptions{Preprocess: &m.Model.Preprocess, Precision: precision, FloatProducts: float})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer e.Close()
+		out, err := e.Embed(t.Context(), files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	want := embed("", nil)
+	off := func(got []inference.Embedding) (sum float64) {
+		for i := range got {
+			for j, v := range got[i].Vector {
+				sum += math.Pow(float64(v-want[i].Vector[j]), 2)
+			}
+		}
+		return math.Sqrt(sum)
+	}
+	served, err := d.Embedder().Embed(t.Context(), files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if kept, all := off(served), off(embed(PrecisionInt8, nil)); !(kept > 0 && 3*kept < all) {
+		t.Errorf("embeddings are off by %v, and by %v with all products in 8 bits", kept, all)
 	}
 }
 

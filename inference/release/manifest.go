@@ -22,8 +22,9 @@ import (
 // writes the earliest one that says all, so that earlier programs, which pass over what
 // they do not know, read a release that they can serve and refuse any other: version 2
 // has tiles, a tone with levels, or maps of what is above a picture's median, version 3 a
-// tone that evens out casts of colour, or has pictures read as grey.
-const SchemaVersion = 3
+// tone that evens out casts of colour, or has pictures read as grey, version 4 products in
+// 32 bits among those in 8.
+const SchemaVersion = 4
 
 // version is the earliest that says all that the manifest does.
 func (m Manifest) version() int {
@@ -35,6 +36,9 @@ func (m Manifest) version() int {
 
 // scoring is the earliest that says all that scores depend on.
 func (m Manifest) scoring() int {
+	if len(m.Model.FloatProducts) > 0 {
+		return 4
+	}
 	p := m.Model.Preprocess
 	if t := p.Tone; t != nil && (t.Grey || len(t.Colours) > 0) {
 		return 3
@@ -97,6 +101,9 @@ type Model struct {
 	// when images are scored: Float32, where it is empty, too, Int8 or Half. The file has
 	// the weights as they were learnt.
 	Precision string `json:"precision,omitempty"`
+	// FloatProducts are the products, by the names of their results in the file, that
+	// are computed in 32 bits all the same with Int8, since 8 would spoil them.
+	FloatProducts []string `json:"float_products,omitempty"`
 	// RandomWeights warns that the backbone was never trained.
 	RandomWeights bool `json:"random_weights,omitempty"`
 	// StarterWeights says that the backbone is the starter's, trained on drawn
@@ -386,6 +393,9 @@ func (m Manifest) Validate() error {
 	}
 	if p := m.Model.Precision; !slices.Contains([]string{"", Float32, Int8, Half}, p) {
 		fail("model: precision %q: this program computes %s, %s and %s", p, Float32, Half, Int8)
+	}
+	if len(m.Model.FloatProducts) > 0 && m.Model.Precision != Int8 {
+		fail("model: products stay in 32 bits with precision %q: that is for %s", m.Model.Precision, Int8)
 	}
 	if m.Bank.K < 1 || m.Bank.Count < m.Bank.K {
 		fail("bank: %d entries do not give %d neighbours", m.Bank.Count, m.Bank.K)

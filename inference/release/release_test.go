@@ -259,8 +259,8 @@ func TestManifestOfPartsValidate(t *testing.T) {
 }
 
 func TestParseManifestRefusesOtherVersions(t *testing.T) {
-	_, err := ParseManifest([]byte(`{"schema_version": 4}`))
-	if err == nil || !strings.Contains(err.Error(), "schema version 4") {
+	_, err := ParseManifest([]byte(`{"schema_version": 5}`))
+	if err == nil || !strings.Contains(err.Error(), "schema version 5") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -347,12 +347,13 @@ func TestWhatIsNewHasAVersionOfItsOwn(t *testing.T) {
 			m.Model.Preprocess.Tone = &imaging.Tone{Levels: []float64{0.5}, Colours: [][]float64{{0.5}, {0.4}, {0.6}}}
 			excess(m)
 		}, 3},
+		"products in 32 bits": {func(m *Manifest) { m.Model.Precision, m.Model.FloatProducts = Int8, []string{"a", "b"} }, 4},
 	} {
 		want := withParts()
 		c.change(&want)
 		got := commit(c.change).Manifest
-		if got.SchemaVersion != c.version || !cmp.Equal(got.Model.Preprocess, want.Model.Preprocess) || !cmp.Equal(got.Parts, want.Parts) {
-			t.Errorf("%s: version %d, want %d, with %+v and %+v", what, got.SchemaVersion, c.version, got.Model.Preprocess, got.Parts)
+		if got.SchemaVersion != c.version || !cmp.Equal(got.Model, want.Model) || !cmp.Equal(got.Parts, want.Parts) {
+			t.Errorf("%s: version %d, want %d, with %+v and %+v", what, got.SchemaVersion, c.version, got.Model, got.Parts)
 		}
 	}
 	old := [2]string{`"schema_version": 2`, `"schema_version": 1`}
@@ -362,6 +363,11 @@ func TestWhatIsNewHasAVersionOfItsOwn(t *testing.T) {
 		if _, err := ParseManifest([]byte(other)); err == nil || other == whole {
 			t.Errorf("%s is accepted", change[1])
 		}
+	}
+	whole = text(commit(func(m *Manifest) { m.Model.Precision, m.Model.FloatProducts = Int8, []string{"a"} }))
+	other := strings.Replace(whole, `"precision": "int8"`, `"precision": "fp16"`, 1)
+	if _, err := ParseManifest([]byte(other)); err == nil || other == whole {
+		t.Error("products in 32 bits beside those in 16 are accepted")
 	}
 	// Written before such maps had a version: it scores alike.
 	whole = text(commit(excess))

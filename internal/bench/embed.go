@@ -232,7 +232,7 @@ func rawArrangements(ctx context.Context, e *inference.Embedder, model string) (
 	for _, w := range ways {
 		o := used.Session
 		o.IntraOpThreads = w.threads
-		s, err := inference.OpenBackbone(model, used.Precision, o)
+		s, err := inference.OpenBackbone(model, used.Precision, used.FloatProducts, o)
 		if err != nil {
 			return nil, closeAll, err
 		}

@@ -289,7 +289,7 @@ func FuzzLower(f *testing.F) {
 				_, err := rewrite(g, func(*onnx.Node) bool { return true })
 				return err
 			},
-			"8 bits": func(g *onnx.Graph) error { _, err := quantize(g); return err },
+			"8 bits": func(g *onnx.Graph) error { _, err := quantize(g, nil); return err },
 			"norms":  foldNorms,
 			"16 bits": func(g *onnx.Graph) error {
 				if err := foldNorms(g); err != nil { // as FileHalf does it

@@ -36,13 +36,18 @@ const (
 //
 // What a picture gives so depends on the others of its batch: for results that do
 // not, run one at a time.
-func FileInt8(path string) ([]byte, error) {
+//
+// The products that float names, by their results, stay in 32 bits.
+func FileInt8(path string, float []string) ([]byte, error) {
 	g, free, err := openBatch(path)
 	if err != nil {
 		return nil, err
 	}
 	defer g.Close()
-	n, err := quantize(g)
+	if err := haveProducts(g, float); err != nil {
+		return nil, err
+	}
+	n, err := quantize(g, float)
 	if err != nil {
 		return nil, err
 	}
@@ -80,12 +85,72 @@ func lookFor(path string, none error, prepare func(*onnx.Graph) error, such func
 	return nil
 }
 
-// quantize puts products in 8 bits in the place of those by weights and returns how
-// many there were.
-func quantize(g *onnx.Graph) (replaced int, err error) {
+// Product is one that FileInt8 computes in 8 bits.
+type Product struct {
+	// Name is that of its result, a matrix of rows of so many numbers.
+	Name string
+	Out  int
+	// Gain is by how much it multiplies the variance of noise that all that comes in
+	// has: the sum of the squares of a column's weights, on the mean.
+	Gain float64
+}
+
+// Int8Probe returns the model at path with three further outputs for each product that
+// FileInt8 would compute in 8 bits, in their order: the least and the largest number that
+// comes in, and what comes of it in 32 bits, rows of Product.Out numbers.
+func Int8Probe(path string) (model []byte, products []Product, err error) {
+	g, err := onnx.ReadFile(path, onnx.BindBatch(1), onnx.KeepOpen())
+	if err != nil {
+		return nil, nil, err
+	}
+	defer g.Close()
+	for _, n := range g.Live() {
+		w, _, ok := product(n)
+		if !ok {
+			continue
+		}
+		x, y := n.Inputs[0], n.Outputs[0]
+		axes := make([]int, x.Rank())
+		for i := range axes {
+			axes[i] = i
+		}
+		name := y.Name()
+		g.Output(name+"/least", g.Reduce("ReduceMin", x, true, axes...))
+		g.Output(name+"/largest", g.Reduce("ReduceMax", x, true, axes...))
+		rows := g.Reshape(y, -1, w.out)
+		g.Output(name+"/rows", rows)
+		rows.SetDimName(0, "rows")
+		sum := 0.0
+		for _, v := range w.data {
+			sum += float64(v) * float64(v)
+		}
+		products = append(products, Product{Name: name, Out: w.out, Gain: sum / float64(w.out)})
+	}
+	if len(products) == 0 {
+		return nil, nil, errNoInt8
+	}
+	if model, err = g.Bytes(); err != nil {
+		return nil, nil, err
+	}
+	return model, products, nil
+}
+
+// haveProducts says which of the named products g does not have.
+func haveProducts(g *onnx.Graph, names []string) error {
+	for _, name := range names {
+		if v := g.Lookup(name); v == nil || v.Producer() == nil {
+			return fmt.Errorf("it has no product %q, which is to stay in 32 bits", name)
+		}
+	}
+	return nil
+}
+
+// quantize puts products in 8 bits in the place of those by weights, but for those that
+// are named, and returns how many there were.
+func quantize(g *onnx.Graph, float []string) (replaced int, err error) {
 	replaced, err = replaceEach(g, func(n *onnx.Node) func() []*onnx.Value {
 		w, bias, ok := product(n)
-		if !ok {
+		if !ok || slices.Contains(float, n.Outputs[0].Name()) {
 			return nil
 		}
 		q, scales, finite := w.rounded()

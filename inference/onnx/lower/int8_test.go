@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/nearmiss/nearmiss/inference/onnx"
@@ -72,7 +73,7 @@ func embed(t *testing.T, s *ort.Session, rows []float32) []float32 {
 
 func TestEightBitsAreCloseToThirtyTwo(t *testing.T) {
 	path, want := products(t)
-	model, err := FileInt8(path)
+	model, err := FileInt8(path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,6 +115,95 @@ func TestEightBitsAreCloseToThirtyTwo(t *testing.T) {
 	}
 }
 
+// TestProductsThatStay: those that are named, and no name may be strange to the model.
+func TestProductsThatStay(t *testing.T) {
+	path, all := products(t)
+	_, found, err := Int8Probe(path)
+	if err != nil || len(found) != all {
+		t.Fatalf("%d products, want %d: %v", len(found), all, err)
+	}
+	model, err := FileInt8(path, []string{found[1].Name, found[4].Name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := onnx.Decode(model, onnx.BindBatch(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, p := range found {
+		if op := g.Lookup(p.Name).Producer().OpType; (op == "DynamicQuantizeMatMul") == (i == 1 || i == 4) {
+			t.Errorf("product %d is a %s", i, op)
+		}
+	}
+	if _, err := FileInt8(path, []string{found[0].Name, "another's"}); err == nil || errors.Is(err, ErrNothingToLower) {
+		t.Errorf("a product that is not there: %v", err)
+	}
+	var names []string
+	for _, p := range found {
+		names = append(names, p.Name)
+	}
+	if _, err := FileInt8(path, names); !errors.Is(err, ErrNothingToLower) {
+		t.Errorf("all stay: %v", err)
+	}
+}
+
+// TestTheProbeShowsWhatComesIn: the model's own outputs, and of each product the range of
+// what comes in and the results, for any batch.
+func TestTheProbeShowsWhatComesIn(t *testing.T) {
+	const rows, d, out = 20, 64, 80
+	r := rand.New(rand.NewPCG(6, 6))
+	g := onnx.New("probed")
+	x := g.Input("x", onnx.Float, 1, rows, d)
+	x.SetDimName(0, "N")
+	w := drawnWeights(g, r, d, out)
+	y := g.MatMul(x, w)
+	g.Output("y", g.MatMul(y, drawnWeights(g, r, out, out)))
+	g.Outputs()[0].SetDimName(0, "N")
+	path := filepath.Join(t.TempDir(), "m.onnx")
+	if err := g.WriteFile(path); err != nil {
+		t.Fatal(err)
+	}
+	model, found, err := Int8Probe(path)
+	if err != nil || len(found) != 2 {
+		t.Fatal(found, err)
+	}
+	gain := 0.0
+	for _, v := range w.Const().Float32s() {
+		gain += float64(v) * float64(v) / out
+	}
+	if f := found[0]; f.Name != y.Name() || f.Out != out || math.Abs(f.Gain-gain) > 1e-9 {
+		t.Errorf("%+v, want %s with a gain of %v", f, y.Name(), gain)
+	}
+	s, err := ort.OpenBytes(model, ort.Options{IntraOpThreads: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for _, images := range []int{1, 2} {
+		in := make([]float32, images*rows*d)
+		for i := range in {
+			in[i] = float32(r.NormFloat64())
+		}
+		in[7], in[9] = -50, 70
+		tensor, err := ort.NewTensor([]int{images, rows, d}, in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := s.Run(t.Context(), []*ort.Tensor{tensor})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(got) != 7 || got[1].Float32s()[0] != -50 || got[2].Float32s()[0] != 70 || len(got[3].Float32s()) != images*rows*out {
+			t.Errorf("%d outputs, the range is %v to %v", len(got), got[1].Float32s(), got[2].Float32s())
+		}
+		least, largest := slices.Min(got[3].Float32s()), slices.Max(got[3].Float32s())
+		if got[4].Float32s()[0] != least || got[5].Float32s()[0] != largest {
+			t.Errorf("the second product takes in %v to %v, the first gives %v to %v", got[4].Float32s(), got[5].Float32s(), least, largest)
+		}
+		ort.CloseAll(append(got, tensor)...)
+	}
+}
+
 func TestWhatEightBitsAreNotFor(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "m.onnx")
 	for name, weight := range map[string]float32{"too small": 1, "not finite": float32(math.NaN())} {
@@ -130,11 +220,11 @@ func TestWhatEightBitsAreNotFor(t *testing.T) {
 		if err := g.WriteFile(path); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := FileInt8(path); !errors.Is(err, ErrNothingToLower) {
+		if _, err := FileInt8(path, nil); !errors.Is(err, ErrNothingToLower) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := FileInt8(path + ".missing"); err == nil {
+	if _, err := FileInt8(path+".missing", nil); err == nil {
 		t.Error("a missing model was lowered")
 	}
 }
