@@ -5,8 +5,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"path/filepath"
+	"slices"
 	"time"
+
+	"gonum.org/v1/gonum/floats"
+	"gonum.org/v1/gonum/stat"
 
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/imaging"
@@ -30,6 +35,10 @@ type PrecisionReport struct {
 	Int8  *float64 `json:"auroc_int8,omitempty"`
 	Half  *float64 `json:"auroc_fp16,omitempty"`
 	Low   *float64 `json:"low,omitempty"`
+	// Moved is how far the scores of held-out normals move, and Ranks how alike the same
+	// ones spoilt rank; absent where it was not tried, or where scores do not differ.
+	Moved *float64 `json:"moved,omitempty"`
+	Ranks *float64 `json:"ranks,omitempty"`
 	// Held is how many held-out normals that is of.
 	Held int `json:"held,omitempty"`
 }
@@ -44,11 +53,14 @@ type precisionGate struct {
 	// margin is the loss of AUROC, 0..1, that the lower bound of the difference may
 	// show; they are to lose nothing.
 	margin float64
+	// moved is how far the scores of held-out normals may move, and ranks how alike the
+	// spoilt ones must rank, at least.
+	moved, ranks float64
 	// try is what is tried; empty: what the device is made for.
 	try string
 }
 
-var usualGate = precisionGate{faster: 1.3, margin: 0.01}
+var usualGate = precisionGate{faster: 1.3, margin: 0.01, moved: 0.5, ranks: 0.9}
 
 const (
 	// mostSpoilt and leastSpoilt bound the held-out normals that are spoilt; with fewer
@@ -125,11 +137,12 @@ func inPrecision(ctx context.Context, nets networks, dir string, one built, h ha
 		} else {
 			r.Half = &other.mean
 		}
-		if low > -gate.margin {
-			r.Choice = try
-		}
 		r.Reason = fmt.Sprintf("%s are %.2f times as fast, and tell %d held-out normals from spoilt ones with an AUROC of %.3f instead of %.3f, at least %+.3f",
 			bits, r.Speed, len(held), other.mean, base.mean, low)
+		r.moves(found)
+		if low > -gate.margin && (r.Moved == nil || *r.Moved <= gate.moved) && (r.Ranks == nil || *r.Ranks >= gate.ranks) {
+			r.Choice = try
+		}
 		return nil
 	}()
 	keep, drop := one, two
@@ -141,6 +154,39 @@ func inPrecision(ctx context.Context, nets networks, dir string, one built, h ha
 		err = errors.Join(err, drop.s.Close())
 	}
 	return keep, r, errors.Join(err, drop.x.Close())
+}
+
+// moves compares the scores of the same pictures in both precisions, each of which has a
+// scale of its own.
+func (r *PrecisionReport) moves(found [2]evidence) {
+	var spoilt [2][]float64
+	for i, e := range found {
+		for _, kind := range spoiltBy {
+			spoilt[i] = append(spoilt[i], e.anomalies[string(kind)]...)
+		}
+	}
+	// Standardised scores with a correlation of c differ by √(2 − 2c), root mean square.
+	if c := stat.Correlation(found[0].normals, found[1].normals, nil); !math.IsNaN(c) {
+		v := math.Sqrt(2 * max(0, 1-c))
+		r.Moved = &v
+		r.Reason += fmt.Sprintf("; scores of held-out normals move by %.2f of their spread", v)
+	}
+	// Spearman's correlation.
+	if c := stat.Correlation(ranks(spoilt[0]), ranks(spoilt[1]), nil); !math.IsNaN(c) {
+		r.Ranks = &c
+		r.Reason += fmt.Sprintf("; spoilt ones rank alike to %.3f", c)
+	}
+}
+
+// ranks are those of scores, in their order.
+func ranks(scores []float64) []float64 {
+	order := make([]int, len(scores))
+	floats.Argsort(slices.Clone(scores), order)
+	out := make([]float64, len(scores))
+	for rank, i := range order {
+		out[i] = float64(rank)
+	}
+	return out
 }
 
 // fewerBits is the precision that a device computes faster than PrecisionFloat.

@@ -193,10 +193,12 @@ func TestThePrecisionIsChosen(t *testing.T) {
 		gate precisionGate
 		want string
 	}{
-		"8 bits do":               {precisionGate{1e-9, 1, ""}, PrecisionInt8},
-		"8 bits are to be better": {precisionGate{1e-9, -1, ""}, PrecisionFloat},
-		"16 bits do":              {precisionGate{1e-9, 1, PrecisionHalf}, PrecisionHalf},
-		"nothing is fast enough":  {precisionGate{1e9, 1, ""}, PrecisionFloat},
+		"8 bits do":               {precisionGate{faster: 1e-9, margin: 1, moved: 9}, PrecisionInt8},
+		"8 bits are to be better": {precisionGate{faster: 1e-9, margin: -1, moved: 9}, PrecisionFloat},
+		"scores may not move":     {precisionGate{faster: 1e-9, margin: 1, moved: 1e-9}, PrecisionFloat},
+		"spoilt ones rank alike":  {precisionGate{faster: 1e-9, margin: 1, moved: 9, ranks: 1.1}, PrecisionFloat},
+		"16 bits do":              {precisionGate{faster: 1e-9, margin: 1, moved: 9, try: PrecisionHalf}, PrecisionHalf},
+		"nothing is fast enough":  {precisionGate{faster: 1e9, margin: 1, moved: 9}, PrecisionFloat},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -221,7 +223,7 @@ func TestThePrecisionIsChosen(t *testing.T) {
 			if c.gate.try == PrecisionHalf {
 				other = r.Half
 			}
-			if judged := c.gate.faster < 1; judged != (r.Held == 8 && r.Low != nil && other != nil && *other > 0 && *other < 1) {
+			if judged := c.gate.faster < 1; judged != (r.Held == 8 && r.Low != nil && r.Moved != nil && *r.Moved > 0 && r.Ranks != nil && other != nil && *other > 0 && *other < 1) {
 				t.Errorf("%+v", r)
 			}
 		})
