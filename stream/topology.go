@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"strconv"
 	"strings"
 	"time"
 
@@ -251,8 +253,9 @@ func (t Topology) placement() *jetstream.Placement {
 
 // Ensure creates what is missing in the broker and brings what is there to this
 // configuration. It is safe to call from every process at every start, of several at
-// once, too: they do it one after the other. A stream of another use that has one of the
-// names is refused rather than changed.
+// once, too: they do it one after the other. Whom a steward refuses at the time stays
+// refused. A stream of another use that has one of the names is refused rather than
+// changed.
 func Ensure(ctx context.Context, js jetstream.JetStream, t Topology) error {
 	if err := t.Validate(); err != nil {
 		return err
@@ -287,7 +290,7 @@ func (t Topology) workBucket() jetstream.KeyValueConfig {
 func ensure(ctx context.Context, js jetstream.JetStream, t Topology) error {
 	all := t.Streams()
 	for _, cfg := range append(all[1:], all[0]) { // frames last: others are its source
-		if err := ensureStream(ctx, js, cfg); err != nil {
+		if err := ensureStream(ctx, js, t.Names, cfg); err != nil {
 			return err
 		}
 	}
@@ -349,12 +352,16 @@ func sourced(ctx context.Context, js jetstream.JetStream, stream string) error {
 	return nil
 }
 
-func ensureStream(ctx context.Context, js jetstream.JetStream, cfg jetstream.StreamConfig) error {
+// framesBytes is the metadata in which a steward apart from the broker keeps how much
+// the frame queue may hold while it refuses somebody; see package steward.
+const framesBytes = "nearmiss-frames-max-bytes"
+
+func ensureStream(ctx context.Context, js jetstream.JetStream, n Names, cfg jetstream.StreamConfig) error {
 	s, err := js.Stream(ctx, cfg.Name)
 	switch {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
 		if _, err = js.CreateStream(ctx, cfg); errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
-			return ensureStream(ctx, js, cfg) // another process was faster
+			return ensureStream(ctx, js, n, cfg) // another process was faster
 		}
 		if err != nil {
 			return fmt.Errorf("create stream %s: %w", cfg.Name, err)
@@ -363,12 +370,22 @@ func ensureStream(ctx context.Context, js jetstream.JetStream, cfg jetstream.Str
 	case err != nil:
 		return fmt.Errorf("look for stream %s: %w", cfg.Name, err)
 	}
-	// A steward may have bounded the subjects.
-	ours, _, _ := strings.Cut(cfg.Subjects[0], "*")
-	if have := s.CachedInfo().Config; have.Retention != cfg.Retention || len(have.Subjects) == 0 || !strings.HasPrefix(have.Subjects[0], ours) {
+	have := s.CachedInfo().Config
+	first := strings.Join(have.Subjects[:min(len(have.Subjects), 1)], "")
+	// A steward that refuses a detector has written other subjects, of which the first is
+	// nobody's. It goes on from these, also where it was killed.
+	shares := cfg.Name == n.FramesStream() && first == n.Frames(NoCamera, NoCamera)
+	if have.Retention != cfg.Retention || first != cfg.Subjects[0] && !shares {
 		return fmt.Errorf("stream %s holds %v and is not Nearmiss's: choose another prefix or remove it", cfg.Name, have.Subjects)
 	}
-	cfg.Sources = append(cfg.Sources, ofEdges(s.CachedInfo().Config.Sources)...)
+	if shares {
+		cfg.Metadata = maps.Clone(have.Metadata)
+		if cfg.Metadata[framesBytes] != "" {
+			cfg.Metadata[framesBytes] = strconv.FormatInt(cfg.MaxBytes, 10)
+		}
+		cfg.Subjects, cfg.MaxBytes = have.Subjects, have.MaxBytes
+	}
+	cfg.Sources = append(cfg.Sources, ofEdges(have.Sources)...)
 	if _, err := js.UpdateStream(ctx, cfg); err != nil {
 		return fmt.Errorf("update stream %s: %w", cfg.Name, err)
 	}
