@@ -15,7 +15,8 @@ import (
 // prefix. Its parts are opened when they are asked for, so that a process needs
 // rights only for those that it uses.
 //
-// Everybody may read through it. What people change goes through package control: a
+// Everybody may read through it. While the broker takes over users that have changed
+// nobody answers for a moment, which all its reads wait for. What people change goes through package control: a
 // [Client] asks for it.
 type Installation struct {
 	names Names
@@ -30,12 +31,12 @@ type Installation struct {
 
 // NewInstallation is the handle of what lies in a broker under names.
 func NewInstallation(js jetstream.JetStream, n Names) *Installation {
-	return &Installation{names: n, js: js}
+	return &Installation{names: n, js: patient{js}}
 }
 
 // NewCachingInstallation is NewInstallation for those that load releases into a folder.
 func NewCachingInstallation(js jetstream.JetStream, n Names, folder string) *Installation {
-	return &Installation{names: n, js: js, cache: folder}
+	return &Installation{names: n, js: patient{js}, cache: folder}
 }
 
 // opened returns what has been opened already, or opens it.
@@ -100,7 +101,7 @@ func (in *Installation) Registry(ctx context.Context) (*registry.Registry, error
 
 // Fetch brings a release into a folder below dir, and returns that.
 func (in *Installation) Fetch(ctx context.Context, digest, dir string) (string, error) {
-	r, err := NewCachingInstallation(in.js, in.names, dir).Registry(ctx)
+	r, err := (&Installation{names: in.names, js: in.js, cache: dir}).Registry(ctx)
 	if err != nil {
 		return "", err
 	}

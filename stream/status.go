@@ -8,8 +8,6 @@ import (
 	"sort"
 	"time"
 
-	"github.com/cenkalti/backoff/v4"
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -54,26 +52,8 @@ type Learning struct {
 	Frames  int `json:"frames"`  // that it wants; with so many, training begins
 }
 
-// Status reads the state of an installation. While a broker takes over users that have
-// changed nobody answers for a moment, which it waits for.
-func (in *Installation) Status(ctx context.Context) (st Status, err error) {
-	b := backoff.NewExponentialBackOff(backoff.WithInitialInterval(50*time.Millisecond), backoff.WithMaxElapsedTime(5*time.Second))
-	err = backoff.Retry(func() (err error) {
-		st, err = in.status(ctx)
-		for _, moment := range []error{nats.ErrNoResponders, jetstream.ErrJetStreamNotEnabled, nats.ErrJetStreamNotEnabled} {
-			if errors.Is(err, moment) {
-				return err
-			}
-		}
-		if err != nil {
-			err = backoff.Permanent(err)
-		}
-		return err
-	}, backoff.WithContext(b, ctx))
-	return st, err
-}
-
-func (in *Installation) status(ctx context.Context) (Status, error) {
+// Status reads the state of an installation.
+func (in *Installation) Status(ctx context.Context) (Status, error) {
 	var st Status
 	fail := func(err error) (Status, error) { return st, fmt.Errorf("read the status: %w", err) }
 	detectors, err := in.Detectors(ctx)
