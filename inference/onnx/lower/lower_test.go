@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/nearmiss/nearmiss/inference/onnx"
@@ -113,6 +114,69 @@ func TestFilesKeepTheirOpenBatch(t *testing.T) {
 	}
 	for _, batch := range []int{1, 3} {
 		compare(t, run(t, after, batch), run(t, before, batch))
+	}
+}
+
+// TestPatchesAreTheSame: of an image, for any batch, and not where the batch is inside.
+func TestPatchesAreTheSame(t *testing.T) {
+	const side, p, grid = 12, 4, 3
+	for name, c := range map[string]struct {
+		shape  []int
+		perm   []int
+		lowers bool
+	}{
+		"channels first":   {[]int{-1, grid, p, grid, p, 3}, []int{0, 1, 3, 5, 2, 4}, true},
+		"channels last":    {[]int{-1, grid, p, grid, p, 3}, []int{0, 1, 3, 2, 4, 5}, false},
+		"the batch inside": {[]int{1, -1, p, grid, p, 3}, []int{0, 1, 3, 5, 2, 4}, false},
+	} {
+		g := onnx.New("patches")
+		x := g.Input("x", onnx.Uint8, 1, side, side, 3)
+		x.SetDimName(0, "N")
+		y := g.Reshape(g.Transpose(g.Reshape(x, c.shape...), c.perm...), -1, 3*p*p)
+		g.Output("y", y)
+		y.SetDimName(0, "M")
+		before, err := g.Bytes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(t.TempDir(), "m.onnx")
+		if err := g.WriteFile(path); err != nil {
+			t.Fatal(err)
+		}
+		after, ok := FileForCPU(path, true)
+		if ok != c.lowers {
+			t.Fatalf("%s: lowered: %v", name, ok)
+		}
+		if !ok {
+			continue
+		}
+		for _, batch := range []int{1, 3} {
+			data := make([]uint8, batch*side*side*3)
+			for i := range data {
+				data[i] = uint8(i * i >> 3)
+			}
+			var got [2][]uint8
+			for i, model := range [][]byte{before, after} {
+				s, err := ort.OpenBytes(model, ort.Options{IntraOpThreads: 1})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer s.Close()
+				in, err := ort.NewTensor([]int{batch, side, side, 3}, data)
+				if err != nil {
+					t.Fatal(err)
+				}
+				out, err := s.Run(t.Context(), []*ort.Tensor{in})
+				if err != nil {
+					t.Fatal(err)
+				}
+				got[i] = slices.Clone(ort.Data[uint8](out[0]))
+				ort.CloseAll(append(out, in)...)
+			}
+			if len(got[0]) != len(data) || !slices.Equal(got[0], got[1]) {
+				t.Errorf("%s: the patches of %d images differ", name, batch)
+			}
+		}
 	}
 }
 
