@@ -290,7 +290,7 @@ func (r subjects) control() Rights {
 			[]string{r.Feedback("*"), r.Train("*"), r.Audit("*", "*")},
 			// Of the queue's shares: who is above its own is refused, and told.
 			[]string{
-				api + "STREAM.UPDATE." + frames, "$KV." + r.WorkBucket() + ".steward", r.API() + ".steward", r.Events("*", stream.NoCamera, stream.KindLost),
+				api + "STREAM.UPDATE." + frames, r.turn(), r.API() + ".steward", r.Events("*", stream.NoCamera, stream.KindLost),
 				api + "DIRECT.GET." + events + "." + r.Events("*", stream.NoCamera, stream.KindLost),
 			},
 		),
@@ -383,12 +383,14 @@ func (r subjects) setup() []string {
 		}
 	}
 	// It changes streams while no other program does.
-	turn := "$KV." + r.WorkBucket() + "." + stream.TurnKey
-	out = append(out, turn, api+"DIRECT.GET.KV_"+r.WorkBucket()+"."+turn)
+	out = append(out, r.turn(), api+"DIRECT.GET.KV_"+r.WorkBucket()+"."+r.turn())
 	// A restore looks whether each active release loads.
 	out = append(out, readKV(r.ActiveBucket())...)
 	return append(out, readObjects(r.ArtifactsBucket())...)
 }
+
+// turn is where it stands whose turn it is to change streams.
+func (r subjects) turn() string { return "$KV." + r.WorkBucket() + "." + stream.TurnKey }
 
 func (r subjects) prefixed(rest string) string {
 	if r.Prefix == "" {

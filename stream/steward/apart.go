@@ -14,17 +14,19 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/internal/turn"
 )
 
 // A steward apart from the broker keeps nothing between two looks but what is in the
 // stream's configuration, so that it goes on where another left off and several want
 // the same: who is refused is missing among the subjects, and what the queue may hold
-// when nobody is stands in the metadata. They change the stream one at a time, in turns.
+// when nobody is stands in the metadata. They change the stream one at a time, in turns
+// with those who set it up.
 
 // apart is what only a steward apart has.
 type apart struct {
 	refused map[string]*nats.Subscription // to the frames of detectors that the stream does not take
-	others  turn                          // the turn of another, to change the stream
+	turns   *turn.Turns                   // to change the stream; nil until there was one
 }
 
 // frameBytes is the metadata that says how much the queue may hold, while it may hold
@@ -86,10 +88,10 @@ func (s *Steward) remember(have jetstream.StreamConfig) bool {
 }
 
 // errAttended is returned where a steward beside the broker looks after the queue, and
-// errNotNow where another one apart has just changed the stream, or is about to.
+// errNotNow where somebody else has just changed the stream, or is about to.
 var (
 	errAttended = errors.New("there is a steward beside the broker")
-	errNotNow   = errors.New("another steward changes the frame queue")
+	errNotNow   = errors.New("somebody else changes the frame queue")
 )
 
 // updateApart has the stream be as planned, if it still is as it was when that was
@@ -133,62 +135,25 @@ func (s *Steward) updateApart(ctx context.Context, have jetstream.StreamConfig, 
 	return err
 }
 
-// turnKey is in the bucket of work while a steward changes the stream. Of two changes at
-// once, both compared with the configuration before them, a server makes the same
-// subscription twice, and stores every frame twice from then on (nats-server 2.15,
-// stream.updateWithAdvisory).
-const turnKey = "steward"
-
-// turnLasts is after how long without an end a turn is taken from who has it: longer
-// than a look at the queue may take.
-const turnLasts = 15 * time.Second
-
-// turn is the turn of another steward that was seen last, by our clock.
-type turn struct {
-	revision uint64
-	since    time.Time
-}
-
-// takeTurn returns what ends the turn, or errNotNow where it is another's.
+// takeTurn returns what ends the turn, or errNotNow where it is another's. Where nobody
+// can have one the queue is looked after without.
 func (s *Steward) takeTurn(ctx context.Context) (end func(), err error) {
-	kv, err := s.js.KeyValue(ctx, s.cfg.WorkBucket())
-	if err != nil {
-		return nil, fmt.Errorf("wait for a turn to change the frame queue: %w", err)
+	if s.apart.turns == nil {
+		bucket, err := s.js.KeyValue(ctx, s.cfg.WorkBucket())
+		if err != nil {
+			return nil, fmt.Errorf("wait for a turn to change the frame queue: %w", err)
+		}
+		s.apart.turns = turn.Of(bucket, stream.TurnKey)
 	}
-	revision, err := kv.Create(ctx, turnKey, nil)
-	if errors.Is(err, jetstream.ErrKeyExists) {
-		revision, err = s.takeOver(ctx, kv)
+	end, err = s.apart.turns.Take(ctx)
+	switch {
+	case errors.Is(err, turn.ErrOthers):
+		return nil, errNotNow
+	case errors.Is(err, turn.ErrNone):
+		s.log.Debug().Err(err).Msg("the frame queue is changed whoever else changes it")
+		return func() {}, nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("write %s into bucket %s, to change the frame queue: %w", turnKey, s.cfg.WorkBucket(), err)
-	}
-	return func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-		defer cancel()
-		_ = kv.Purge(ctx, turnKey, jetstream.LastRevision(revision)) // in vain: others take it over
-	}, nil
-}
-
-// takeOver takes the turn of a steward that has not ended it in time.
-func (s *Steward) takeOver(ctx context.Context, kv jetstream.KeyValue) (revision uint64, err error) {
-	e, err := kv.Get(ctx, turnKey)
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		return 0, errNotNow // it has ended meanwhile: the next look finds out what became of it
-	}
-	if err != nil {
-		return 0, err
-	}
-	if s.apart.others.revision != e.Revision() {
-		s.apart.others = turn{e.Revision(), time.Now()}
-	}
-	if time.Since(s.apart.others.since) < turnLasts {
-		return 0, errNotNow
-	}
-	revision, err = kv.Update(ctx, turnKey, nil, e.Revision())
-	if _, ok := errors.AsType[*jetstream.APIError](err); ok {
-		return 0, errNotNow // somebody was faster
-	}
-	return revision, err
+	return end, err
 }
 
 // hearRefused hears the frames of detectors that the stream does not take, to answer

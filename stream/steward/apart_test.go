@@ -228,7 +228,7 @@ func TestATurnIsNotKeptForEver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := kv.Create(t.Context(), "steward", nil); err != nil {
+	if _, err := kv.Create(t.Context(), stream.TurnKey, nil); err != nil {
 		t.Fatal(err)
 	}
 	if n, err := floodQueue(r, "bolts", 100<<10, 25); err != nil {
@@ -254,7 +254,7 @@ func TestATurnIsNotKeptForEver(t *testing.T) {
 	if got := look(); slices.Equal(got.Subjects, before.Subjects) {
 		t.Errorf("not changed when the other had its turn for an hour: %v", got.Subjects)
 	}
-	if _, err := kv.Get(t.Context(), "steward"); !errors.Is(err, jetstream.ErrKeyNotFound) {
+	if _, err := kv.Get(t.Context(), stream.TurnKey); !errors.Is(err, jetstream.ErrKeyNotFound) {
 		t.Errorf("the turn is not ended: %v", err)
 	}
 }

@@ -35,18 +35,21 @@ const answer = Lasts / 3
 
 // Turns are those of one key, as one program sees them. Not for concurrent use.
 type Turns struct {
+	// Silence is after how long without a sign of life another's turn is taken, by our
+	// clock: [Lasts], and less in tests.
+	Silence time.Duration
+
 	bucket jetstream.KeyValue
 	key    string
-	me     string        // value of the key in our turn
-	lasts  time.Duration // of others; less than Lasts in tests
+	me     string // value of the key in our turn
 
 	others uint64    // revision of another program's turn that was seen last
-	since  time.Time // when it was seen first, by our clock
+	since  time.Time // when it was seen first
 }
 
 // Of returns the turns of a key, which is in the bucket as long as it is somebody's.
 func Of(bucket jetstream.KeyValue, key string) *Turns {
-	return &Turns{bucket: bucket, key: key, me: nuid.Next(), lasts: Lasts}
+	return &Turns{bucket: bucket, key: key, me: nuid.Next(), Silence: Lasts}
 }
 
 // Take returns the turn, to be ended in less than [Lasts], or [ErrOthers], or [ErrNone].
@@ -107,7 +110,7 @@ func (t *Turns) takeOver(ctx context.Context) (uint64, error) {
 	case t.others != e.Revision():
 		t.others, t.since = e.Revision(), time.Now()
 	}
-	if time.Since(t.since) < t.lasts {
+	if time.Since(t.since) < t.Silence {
 		return 0, ErrOthers
 	}
 	revision, err := t.bucket.Update(ctx, t.key, []byte(t.me), e.Revision())
@@ -126,7 +129,7 @@ func (t *Turns) end(ctx context.Context, revision uint64) {
 // keep gives signs of life until ctx ends, which lost ends where somebody else has the
 // turn. It returns the turn's last revision.
 func (t *Turns) keep(ctx context.Context, lost func(), revision uint64) uint64 {
-	for wait.Pause(ctx, t.lasts/5); ctx.Err() == nil; wait.Pause(ctx, t.lasts/5) {
+	for wait.Pause(ctx, t.Silence/5); ctx.Err() == nil; wait.Pause(ctx, t.Silence/5) {
 		step, cancel := context.WithTimeout(context.WithoutCancel(ctx), answer)
 		next, err := t.bucket.Update(step, t.key, []byte(t.me), revision)
 		if kv.Conflict(err) { // the answer to the sign before was lost, maybe

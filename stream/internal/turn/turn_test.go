@@ -83,7 +83,8 @@ func TestOneAtATime(t *testing.T) {
 // TestWhoIsAtWorkKeepsTheTurn and shows so; who takes it all the same ends the work.
 func TestWhoIsAtWorkKeepsTheTurn(t *testing.T) {
 	ctx, all := t.Context(), programs(t, 2, &server.Options{})
-	turns, broken := turn.Of(all[0], "turn").Lasting(300*time.Millisecond), errors.New("it does not work")
+	turns, broken := turn.Of(all[0], "turn"), errors.New("it does not work")
+	turns.Silence = 300 * time.Millisecond
 	if err := turns.Hold(ctx, func(ctx context.Context) error {
 		first, err := all[1].Get(ctx, "turn")
 		if err != nil {
@@ -119,12 +120,12 @@ func TestTheTurnOfTheDeadIsTaken(t *testing.T) {
 	if _, err := dead.Take(ctx); err != nil { // as after an answer that was lost
 		t.Errorf("its own turn: %v", err)
 	}
-	const silence = 300 * time.Millisecond
-	heir := turn.Of(all[1], "turn").Lasting(silence)
+	heir := turn.Of(all[1], "turn")
+	heir.Silence = 300 * time.Millisecond
 	for begin := time.Now(); ; {
 		end, err := heir.Take(ctx)
 		if err == nil {
-			if time.Since(begin) < silence {
+			if time.Since(begin) < heir.Silence {
 				t.Error("the turn was taken at once")
 			}
 			end()
