@@ -62,8 +62,8 @@ func allDo(t *testing.T, all []jetstream.JetStream, do func(i int, js jetstream.
 	ended.Wait()
 }
 
-// TestSetupsAtOnce: several programs set up what is not there, and then what a steward
-// has bounded meanwhile. Each frame is stored once afterwards: the server makes a
+// TestSetupsAtOnce: several programs set up what is not there, and then what an earlier
+// version has set up. Each picture is stored once afterwards: the server makes a
 // subscription twice, of two changes at once.
 func TestSetupsAtOnce(t *testing.T) {
 	t.Parallel()
@@ -73,27 +73,27 @@ func TestSetupsAtOnce(t *testing.T) {
 		topology, _ := stream.Topology{Names: names}.Fit(64 << 20)
 		setup := func(_ int, js jetstream.JetStream) error { return stream.Ensure(ctx, js, topology) }
 		allDo(t, all, setup)
-		frames, err := all[0].Stream(ctx, names.FramesStream())
+		normals, err := all[0].Stream(ctx, names.NormalsStream())
 		if err != nil {
 			t.Fatal(err)
 		}
-		bounded := frames.CachedInfo().Config
-		bounded.Subjects = []string{names.Frames("-", "-"), names.Frames("bolts", "*")}
-		if _, err := all[0].UpdateStream(ctx, bounded); err != nil {
+		earlier := normals.CachedInfo().Config
+		earlier.Subjects = []string{names.Normals("*"), names.Anomalies("bolts"), names.Anomalies("nuts")}
+		if _, err := all[0].UpdateStream(ctx, earlier); err != nil {
 			t.Fatal(err)
 		}
 		allDo(t, all, setup)
-		for _, detector := range []string{"bolts", "nuts"} {
-			if _, err := all[0].Publish(ctx, names.Frames(detector, "one"), []byte("a frame")); err != nil {
+		for _, subject := range []string{names.Normals("bolts"), names.Anomalies("bolts")} {
+			if _, err := all[0].Publish(ctx, subject, []byte("a picture")); err != nil {
 				t.Fatal(err)
 			}
 		}
-		info, err := frames.Info(ctx)
+		info, err := normals.Info(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if info.State.Msgs != 2 {
-			t.Fatalf("round %d: the queue has %d messages of 2 frames", round, info.State.Msgs)
+			t.Fatalf("round %d: the stream has %d messages of 2 pictures", round, info.State.Msgs)
 		}
 	}
 }
