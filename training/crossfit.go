@@ -24,6 +24,9 @@ const (
 	lightReferences = 60
 	// folds is in how many turns that is done.
 	folds = 5
+	// weighings is how often normals that calibrate are weighed, each time by the others
+	// of about as many as weigh them in the release.
+	weighings = 20
 	// sharpness of the soft maximum of groups.
 	sharpness = 1.0
 	// localWeight is that of the local group: it needs one spread more.
@@ -35,18 +38,15 @@ type crossFitted struct {
 	said
 	// Of the first of the same normals in another light, blurred, and spoilt in usual light.
 	relit, blurred, spoilt said
-	out                    int   // how many are in none of the score's banks
-	turns                  []int // in which of the turns each was held out, ascending
+	out                    int // how many are in none of the score's banks
 }
 
-// largestTurn is how many normals the largest of the turns held out.
-func (x crossFitted) largestTurn() (most int) {
-	var count [folds]int
-	for _, turn := range x.turns {
-		count[turn]++
-		most = max(most, count[turn])
+// size is how many normals there are.
+func (s said) size() (n int) {
+	for i := range s.scores {
+		n = max(n, len(s.scores[i]), len(s.grids[i]))
 	}
-	return most
+	return n
 }
 
 // said is what parts say of some images, by part.
@@ -169,8 +169,8 @@ func (s *builtScore) fitWeights(ctx context.Context) (*release.Join, error) {
 		return nil, fmt.Errorf("weigh the parts of the score: %w", err)
 	}
 	least := leastSpreads
-	if b.folded { // so many have to be left in each turn, whose scores are compared with the release's
-		least += s.x.largestTurn()
+	if b.folded { // so many have to be left in each weighing, whose scores are compared with the release's
+		least += (s.x.size() + weighings - 1) / weighings
 	}
 	return b.weigh(parts, s.x.said, least), nil
 }
@@ -232,24 +232,27 @@ func (b *scoreBuilder) weigh(parts []inference.Part, x said, least int) *release
 }
 
 // calibrating are the joint scores of the normals, in their order. Places, scales and
-// weights are those of the normals of the other turns: ones that a normal helped to set,
-// as none of a new one's are, would make little of what is odd in it.
-func (s *builtScore) calibrating() (scores []float64) {
-	for f := range folds {
+// weights are those of other normals: ones that a normal helped to set, as none of a new
+// one's are, would make little of what is odd in it. They are those of nearly all others,
+// since the fewer set them the odder all the rest seems by them, and a new normal is
+// judged by those of all.
+func (s *builtScore) calibrating() []float64 {
+	n := s.x.size()
+	scores := make([]float64, n)
+	for f := range min(weighings, n) {
 		var some, others []int
-		for j, turn := range s.x.turns {
-			if turn == f {
+		for j := range n {
+			if j%weighings == f {
 				some = append(some, j)
 			} else {
 				others = append(others, j)
 			}
 		}
-		if len(some) == 0 {
-			continue
-		}
 		theirs := slices.Clone(s.parts)
 		join := s.by.weigh(theirs, s.x.at(others), leastSpreads)
-		scores = append(scores, s.x.at(some).joint(theirs, join)...)
+		for k, v := range s.x.at(some).joint(theirs, join) {
+			scores[some[k]] = v
+		}
 	}
 	return scores
 }
@@ -400,9 +403,6 @@ func (s *builtScore) crossFit(ctx context.Context) error {
 		b.told("weigh", f, len(turns))
 		if t.own {
 			x.out = len(t.some)
-		}
-		for range t.some {
-			x.turns = append(x.turns, f)
 		}
 		err := s.take(ctx, t, which, func(without []inference.Part) error {
 			if err := s.show(ctx, t.some, without, which, x.said); err != nil || !b.light && !b.blur {
