@@ -70,14 +70,25 @@ func TestAllNormalsCalibrateInTurn(t *testing.T) {
 	}
 }
 
+// someOfAll is a score of few parts, of all kinds.
+func someOfAll(t *testing.T) [][]Part {
+	t.Helper()
+	groups, err := ParseScore("class:unit+pooled@1+spread@1:unit:white|patch@1:placed:top1:mean")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return groups
+}
+
 // New normals are as strange as those that calibrate in turn, and those that were held out
 // of the release's banks as strange as both. 80 normals and 80 new ones have a mean p-value
-// of 0.51 ± 0.07, whoever draws them, so that it takes many draws to see that (twelve seeds of
-// these 20: 0.49 to 0.54, and 0.17 to 0.23 of alarms).
+// of 0.51 ± 0.07, whoever draws them, so that it takes many draws to see that (ten seeds of
+// 20: 0.48 to 0.55, and 0.15 to 0.22 of alarms).
 func TestNewNormalsAreAsStrangeAsThoseThatCalibrate(t *testing.T) {
 	images, backbone := squares(t, 320), smallBackbone(t)
 	plan := Plan{
-		Seed: 1, Data: Data{Frame: FrameAll}, Model: Model{Backbone: backbone, Light: LightUsual}, Score: Score{Coreset: 60, NoMaps: true},
+		Seed: 1, Data: Data{Frame: FrameAll}, Model: Model{Backbone: backbone, Light: LightUsual},
+		Score: Score{Groups: someOfAll(t), Coreset: 60, NoMaps: true},
 	}.withDefaults()
 	x, err := embed(t.Context(), plan, networks{served: backbone, frozen: backbone}, filepath.Join(t.TempDir(), "parts.onnx"), images, "embed")
 	if err != nil {
@@ -85,9 +96,9 @@ func TestNewNormalsAreAsStrangeAsThoseThatCalibrate(t *testing.T) {
 	}
 	defer x.Close()
 	x.b.folded = true
-	const learnt, held, later, draws = 80, 16, 80, 20
+	const learnt, held, later, draws = 80, 16, 80, 12
 	var meanP, alarms [2]float64 // of those that were held out, of new ones
-	rnd := rand.New(rand.NewPCG(2, 80))
+	rnd := rand.New(rand.NewPCG(5, 80))
 	for range draws {
 		order := rnd.Perm(x.n.size())
 		s, err := x.b.build(t.Context(), x.n.at(order[held:learnt]), x.n.at(order[:held]))
@@ -124,7 +135,7 @@ func TestNewNormalsAreAsStrangeAsThoseThatCalibrate(t *testing.T) {
 	}
 	t.Logf("of those held out and of new ones: mean p-value %.3f, alarms %.3f", meanP, alarms)
 	for k, who := range []string{"that were held out", "that are new"} {
-		if p := meanP[k]; p < 0.45 || p > 0.58 {
+		if p := meanP[k]; p < 0.43 || p > 0.59 {
 			t.Errorf("the mean p-value of normals %s is %.3f", who, p)
 		}
 		if rate := alarms[k]; rate < 0.12 || rate > 0.28 {
@@ -137,12 +148,8 @@ func TestNewNormalsAreAsStrangeAsThoseThatCalibrate(t *testing.T) {
 // likely as any other to be the next one: few of them, of which some are much odder than
 // most, in single parts, at single places or all over, and four that are alike.
 func TestAsManyFalseAlarmsAsAskedFor(t *testing.T) {
-	groups, err := ParseScore("class:unit+pooled@1+spread@1:unit:white|patch@1:placed:top1:mean")
-	if err != nil {
-		t.Fatal(err)
-	}
 	backbone := smallBackbone(t)
-	plan := Plan{Model: Model{Backbone: backbone}, Score: Score{Groups: groups, Coreset: 0.2, Index: bank.Exact, NoMaps: true}, Seed: 1}.withDefaults()
+	plan := Plan{Model: Model{Backbone: backbone}, Score: Score{Groups: someOfAll(t), Coreset: 0.2, Index: bank.Exact, NoMaps: true}, Seed: 1}.withDefaults()
 	b, err := plan.scoreBuilder(t.Context(), filepath.Join(t.TempDir(), "parts.onnx"), networks{served: backbone, frozen: backbone})
 	if err != nil {
 		t.Fatal(err)
