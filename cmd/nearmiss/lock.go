@@ -112,12 +112,8 @@ func (b bundleFlags) fits(u access.User) error {
 	return nil
 }
 
-// bundled has the secret written, says so, and writes the bundle that is asked for.
-func (b bundleFlags) bundled(o *output, f usersFolder, u access.User, write func() (string, error)) error {
-	done, err := write()
-	if err != nil {
-		return err
-	}
+// bundled says what was done with the secret, or writes the bundle that is asked for.
+func (b bundleFlags) bundled(o *output, f usersFolder, u access.User, done string) error {
 	if b.Bundle == "" {
 		return o.print(done)
 	}

@@ -41,16 +41,23 @@ func (f usersFolder) keyFile(name string) string {
 	return filepath.Join(filepath.Dir(f.path()), name+".nk")
 }
 
-// change lets f work on the file of users and saves it.
+// change lets do work on the file of users and saves it.
 func (f usersFolder) change(do func(*access.File) error) error {
-	file, err := access.Load(f.path())
-	if err != nil {
+	return access.Update(f.path(), do, func() error { return nil })
+}
+
+// give is change for what makes a key: the user gets it before anybody changes the file
+// again. It returns what is to be said of that.
+func (f usersFolder) give(do func(*access.File) (write func() (string, error), err error)) (done string, err error) {
+	var write func() (string, error)
+	err = access.Update(f.path(), func(file *access.File) (err error) {
+		write, err = do(file)
 		return err
-	}
-	if err := do(&file); err != nil {
+	}, func() (err error) {
+		done, err = write()
 		return err
-	}
-	return file.Save(f.path())
+	})
+	return done, err
 }
 
 // secret makes a key for u and sets the public half. write gives the private
@@ -113,14 +120,20 @@ func (c *usersAddCmd) Run(o *output) error {
 	if err := c.fits(u); err != nil {
 		return err
 	}
-	write, err := c.secret(&u)
-	if err == nil {
-		err = c.change(func(f *access.File) error { return f.Add(u) })
-	}
+	done, err := c.give(func(f *access.File) (func() (string, error), error) {
+		write, err := c.secret(&u)
+		if err == nil {
+			err = f.Add(u)
+		}
+		if err != nil {
+			err = usageError{oneLine(err)}
+		}
+		return write, err
+	})
 	if err != nil {
-		return usageError{oneLine(err)}
+		return err
 	}
-	return c.bundled(o, c.usersFolder, u, write)
+	return c.bundled(o, c.usersFolder, u, done)
 }
 
 type usersListCmd struct {
@@ -177,29 +190,28 @@ func (*usersRotateCmd) Help() string {
 }
 
 func (c *usersRotateCmd) Run(o *output) error {
-	var write func() (string, error)
 	var u access.User
-	err := c.change(func(f *access.File) (err error) {
+	done, err := c.give(func(f *access.File) (write func() (string, error), err error) {
 		if u, err = f.Get(c.Name); err != nil {
-			return err
+			return nil, err
 		}
 		if err := c.fits(u); err != nil {
-			return err
+			return nil, err
 		}
 		before := u.Key
 		if write, err = c.secret(&u); err != nil {
-			return err
+			return nil, err
 		}
 		u.Old, u.OldUntil = nil, time.Time{}
 		if !u.MQTT && c.Overlap > 0 {
 			u.Old, u.OldUntil = &before, time.Now().Add(c.Overlap).UTC().Truncate(time.Second)
 		}
-		return f.Change(u)
+		return write, f.Change(u)
 	})
 	if err != nil {
 		return err
 	}
-	return c.bundled(o, c.usersFolder, u, write)
+	return c.bundled(o, c.usersFolder, u, done)
 }
 
 type usersDisableCmd struct {

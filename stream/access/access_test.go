@@ -2,9 +2,12 @@ package access_test
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -236,4 +239,42 @@ func TestRenderedKeysAreTheGoodOnes(t *testing.T) {
 			rt.Fatalf("next change %v", next)
 		}
 	})
+}
+
+// TestUsersAreAddedAtOnce, and all are in the file; the keys are given in the order in
+// which they were made.
+func TestUsersAreAddedAtOnce(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "auth", "users.yaml")
+	const n = 12
+	var ready, ended sync.WaitGroup
+	ready.Add(n)
+	last := "" // user whose key was given last
+	for i := range n {
+		p := newPerson(t, access.User{Name: fmt.Sprint("line", i), Role: access.Worker})
+		ended.Go(func() {
+			ready.Done()
+			ready.Wait()
+			if err := access.Update(path, func(f *access.File) error {
+				last = ""
+				return f.Add(p.User)
+			}, func() error {
+				if last != "" {
+					t.Errorf("%s got its key while %s did", last, p.Name)
+				}
+				last = p.Name
+				return nil
+			}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	ended.Wait()
+	f, err := access.Load(path)
+	if err != nil || len(f.Users) != n {
+		t.Errorf("%d users of %d are in the file: %v", len(f.Users), n, err)
+	}
+	refused := errors.New("no")
+	if err := access.Update(path, func(*access.File) error { return refused }, nil); !errors.Is(err, refused) {
+		t.Error(err)
+	}
 }

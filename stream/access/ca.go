@@ -43,6 +43,11 @@ func (c CA) CertFile() string { return filepath.Join(c.dir, "ca.crt") }
 // gives way to a new one, and stays trusted in ca.crt: renew every certificate,
 // give everybody the new ca.crt before that.
 func (c CA) Create(name string, replace bool, now time.Time) error {
+	unlock, err := lock(c.CertFile()) // of two at once the key would be the one's, the certificate the other's
+	if err != nil {
+		return fmt.Errorf("tls: %w", err)
+	}
+	defer unlock()
 	before, err := os.ReadFile(c.CertFile())
 	switch {
 	case err == nil && !replace:
@@ -63,9 +68,6 @@ func (c CA) Create(name string, replace bool, now time.Time) error {
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		return fmt.Errorf("tls: make a certificate: %w", err)
-	}
-	if err := os.MkdirAll(c.dir, 0o700); err != nil {
-		return fmt.Errorf("tls: %w", err)
 	}
 	if err := writeKey(c.keyFile(), key); err != nil {
 		return err

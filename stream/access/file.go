@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/goccy/go-yaml"
@@ -74,6 +75,44 @@ func Load(path string) (File, error) {
 		return File{}, fmt.Errorf("%s: %w", path, err)
 	}
 	return f, nil
+}
+
+// Update lets do work on the file at path and saves it, and then does what goes with the
+// change. Other programs wait meanwhile: what one of two at once adds the other would
+// write away.
+func Update(path string, do func(*File) error, then func() error) error {
+	unlock, err := lock(path)
+	if err != nil {
+		return fmt.Errorf("write users: %w", err)
+	}
+	defer unlock()
+	f, err := Load(path)
+	if err != nil {
+		return err
+	}
+	if err := do(&f); err != nil {
+		return err
+	}
+	if err := f.Save(path); err != nil {
+		return err
+	}
+	return then()
+}
+
+// lock waits until no other program has the lock of a file, which lies beside it: the
+// file itself is another one after each change.
+func lock(path string) (unlock func(), err error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", f.Name(), err), f.Close())
+	}
+	return func() { _ = f.Close() }, nil
 }
 
 // Save writes the file as a whole, readable by its owner only.

@@ -16,5 +16,6 @@
 // The locks, none of which is held while another is taken or anybody is waited for:
 // feed.mu (cameras and their last scores), index.mu (events, incidents and
 // verdicts), hub.mu (who listens), client.mu (what one listener has yet to get), holder.mu (verdicts
-// that can still be taken back), and those of caches.
+// that can still be taken back), people.mu (users), and those of caches. People.reading is
+// held while the broker is asked for the users, so that older answers come first.
 package console

@@ -26,6 +26,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/kv"
+	"github.com/nearmiss/nearmiss/stream/internal/turn"
 )
 
 // Role is what somebody may do; each may what the ones before it may.
@@ -107,8 +108,9 @@ type people struct {
 	nothing  func() []byte // compared with where there is no such user, so that the answer takes as long
 	tries    tries
 
-	mu    sync.Mutex
-	known map[string]user // by key; as last read
+	reading sync.Mutex // held while users are read
+	mu      sync.Mutex
+	known   map[string]user // by key; as last read
 }
 
 func openPeople(ctx context.Context, js jetstream.JetStream, cfg Config, log zerolog.Logger) (*people, error) {
@@ -130,8 +132,11 @@ func openPeople(ctx context.Context, js jetstream.JetStream, cfg Config, log zer
 	return p, p.refresh(ctx)
 }
 
-// refresh reads all users.
+// refresh reads all users. What is known afterwards was read later than what was known
+// before: of two readings at once the older one could end last.
 func (p *people) refresh(ctx context.Context) error {
+	p.reading.Lock()
+	defer p.reading.Unlock()
 	all, unreadable, err := p.users.List(ctx)
 	if err != nil {
 		return fmt.Errorf("list the console's users: %w", err)
@@ -204,6 +209,21 @@ func (p *people) valid(w who) bool {
 	}
 	u, ok := p.get(userKeys + w.Name)
 	return ok && !u.Disabled && u.Role >= w.Role
+}
+
+// turnKey is in the bucket of sessions while a console changes users.
+const turnKey = "turn"
+
+// change changes users by what they are now, while no other request and no other console
+// does: of two at once one would undo what the other says, and two administrators could
+// remove each other.
+func (p *people) change(ctx context.Context, do func(context.Context) error) error {
+	return turn.Of(p.sessions.Bucket, turnKey).Hold(ctx, func(ctx context.Context) error {
+		if err := p.refresh(ctx); err != nil {
+			return err
+		}
+		return do(ctx)
+	})
 }
 
 // put stores a user. create: only where there is none.

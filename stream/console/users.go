@@ -2,6 +2,7 @@ package console
 
 import (
 	"cmp"
+	"context"
 	"net/http"
 	"slices"
 	"strings"
@@ -108,28 +109,32 @@ func (c *Console) changeUser(q *request) (any, error) {
 	if err := q.read(&in); err != nil {
 		return nil, err
 	}
-	key := userKeys + q.PathValue("user")
-	u, ok := c.people.get(key)
-	if !ok {
-		return nil, missing("there is no user %q", clean(q.PathValue("user")))
-	}
-	if in.Role != nil {
-		u.Role = *in.Role
-	}
-	if in.Disabled != nil {
-		u.Disabled = *in.Disabled
-	}
-	if (u.Role != Admin || u.Disabled) && c.people.adminsBut(key) == 0 {
-		return nil, problem{http.StatusConflict, stream.CodeConflict, u.Name + " is the last admin"}
-	}
+	hash := ""
 	if in.Password != nil {
-		h, err := c.people.hash(*in.Password)
-		if err != nil {
+		var err error
+		if hash, err = c.people.hash(*in.Password); err != nil {
 			return nil, err
 		}
-		u.Hash = h // which ends all sessions of before
 	}
-	if err := c.people.put(q.ctx, key, u, false); err != nil {
+	key := userKeys + q.PathValue("user")
+	var u user
+	if err := c.people.change(q.ctx, func(ctx context.Context) error {
+		var ok bool
+		if u, ok = c.people.get(key); !ok {
+			return missing("there is no user %q", clean(q.PathValue("user")))
+		}
+		if in.Role != nil {
+			u.Role = *in.Role
+		}
+		if in.Disabled != nil {
+			u.Disabled = *in.Disabled
+		}
+		if (u.Role != Admin || u.Disabled) && c.people.adminsBut(key) == 0 {
+			return problem{http.StatusConflict, stream.CodeConflict, u.Name + " is the last admin"}
+		}
+		u.Hash = cmp.Or(hash, u.Hash) // another one ends all sessions of before
+		return c.people.put(ctx, key, u, false)
+	}); err != nil {
 		return nil, err
 	}
 	c.record(q, "set", "user/"+u.Name, nil, map[string]any{"role": u.Role, "disabled": u.Disabled, "password": in.Password != nil})
@@ -138,21 +143,26 @@ func (c *Console) changeUser(q *request) (any, error) {
 
 func (c *Console) removeUser(q *request) (any, error) {
 	key := userKeys + q.PathValue("user")
-	if _, ok := c.people.get(key); !ok {
-		return nil, missing("there is no user %q", clean(q.PathValue("user")))
+	err := c.people.change(q.ctx, func(ctx context.Context) error {
+		if _, ok := c.people.get(key); !ok {
+			return missing("there is no user %q", clean(q.PathValue("user")))
+		}
+		if c.people.adminsBut(key) == 0 {
+			return problem{http.StatusConflict, stream.CodeConflict, "the last admin stays: without users the page would open to all"}
+		}
+		return c.forget(ctx, key)
+	})
+	if err == nil {
+		c.record(q, "delete", "user/"+q.PathValue("user"), nil, nil)
 	}
-	if c.people.adminsBut(key) == 0 {
-		return nil, problem{http.StatusConflict, stream.CodeConflict, "the last admin stays: without users the page would open to all"}
-	}
-	return nil, c.forget(q, key, "user/"+q.PathValue("user"))
+	return nil, err
 }
 
-func (c *Console) forget(q *request, key, object string) error {
-	if err := c.people.users.Bucket.Purge(q.ctx, key); err != nil {
+func (c *Console) forget(ctx context.Context, key string) error {
+	if err := c.people.users.Bucket.Purge(ctx, key); err != nil {
 		return err
 	}
-	c.record(q, "delete", object, nil, nil)
-	return c.people.refresh(q.ctx)
+	return c.people.refresh(ctx)
 }
 
 func (c *Console) addToken(q *request) (any, error) {
@@ -185,5 +195,9 @@ func (c *Console) removeToken(q *request) (any, error) {
 	if !ok {
 		return nil, missing("there is no such token")
 	}
-	return nil, c.forget(q, key, "token/"+u.Name)
+	if err := c.forget(q.ctx, key); err != nil {
+		return nil, err
+	}
+	c.record(q, "delete", "token/"+u.Name, nil, nil)
+	return nil, nil
 }
