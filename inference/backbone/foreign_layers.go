@@ -3,7 +3,6 @@ package backbone
 import (
 	"encoding/json"
 	"fmt"
-	"maps"
 	"slices"
 
 	"github.com/google/renameio/v2"
@@ -512,38 +511,36 @@ func wires(node []byte, depth int) (outputs, reads []string, err error) {
 	if depth > maxGraphDepth {
 		return nil, nil, formatError("subgraphs nest deeper than %d", maxGraphDepth)
 	}
-	all := map[string]bool{}
-	err = wire.Each(node, func(f wire.Field) error {
-		switch f.Num {
-		case wire.NodeInput:
-			all[string(f.Val)] = true
-		case wire.NodeOutput:
-			if len(f.Val) > 0 {
-				outputs = append(outputs, string(f.Val))
+	n, err := wire.ParseNode(node)
+	if err != nil {
+		return nil, nil, err
+	}
+	absent := func(name string) bool { return name == "" }
+	outputs, reads = slices.DeleteFunc(n.Outputs, absent), slices.DeleteFunc(n.Inputs, absent)
+	for _, a := range n.Attributes {
+		err := wire.Each(a, func(f wire.Field) error {
+			if f.Num != wire.AttrGraph && f.Num != wire.AttrGraphs {
+				return nil
 			}
-		case wire.NodeAttribute:
-			return wire.Each(f.Val, func(f wire.Field) error {
-				if f.Num != wire.AttrGraph && f.Num != wire.AttrGraphs {
-					return nil
+			g, err := wire.ParseGraph(f.Val)
+			if err != nil {
+				return err
+			}
+			for _, b := range g.Nodes {
+				_, inside, err := wires(b, depth+1)
+				if err != nil {
+					return err
 				}
-				return wire.Each(f.Val, func(f wire.Field) error {
-					switch f.Num {
-					case wire.GraphNode:
-						_, inside, err := wires(f.Val, depth+1)
-						for _, r := range inside {
-							all[r] = true
-						}
-						return err
-					case wire.GraphOutput: // may be a value of the outer graph
-						t, err := wire.ParseValueInfo(f.Val)
-						all[t.Name] = true
-						return err
-					}
-					return nil
-				})
-			})
+				reads = append(reads, inside...)
+			}
+			for _, t := range g.Outputs { // may be values of the outer graph
+				reads = append(reads, t.Name)
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, nil, err
 		}
-		return nil
-	})
-	return outputs, slices.Collect(maps.Keys(all)), err
+	}
+	return outputs, reads, nil
 }

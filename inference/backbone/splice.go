@@ -335,8 +335,8 @@ func (f *foreign) assemble(end *splice, outputs []wire.ValueInfo, batch int64, m
 	if err != nil {
 		return nil, err
 	}
-	weights := &inliner{dir: f.dir, keep: outside}
-	defer weights.close()
+	weights := &inliner{files: onnx.Beside{Dir: f.dir}, keep: outside}
+	defer weights.files.Close()
 	put := func(t []byte) error {
 		t, err := weights.inline(renameField(t, wire.TensorName, f.rename))
 		g = wire.AppendBytes(g, wire.GraphInitializer, t)
@@ -439,7 +439,7 @@ func (f *foreign) model(graph []byte, metadata map[string]any) (out []byte, err 
 		if err != nil {
 			return nil, err
 		}
-		out = wire.AppendBytes(out, wire.ModelMetadata, wire.AppendBytes(wire.AppendBytes(nil, 1, key), 2, j))
+		out = wire.AppendBytes(out, wire.ModelMetadata, wire.AppendEntry(nil, key, string(j)))
 	}
 	if len(out) > math.MaxInt32 {
 		return nil, architectureError("the model reaches the 2 GiB of one ONNX file: export it in half precision")

@@ -28,26 +28,12 @@ func sharedInitializers(graph []byte) (map[string][]byte, error) {
 // exporter merges weights that happen to be equal, such as the ones of every
 // norm, and leaves such nodes behind: training must not tie them.
 func unshare(node []byte, shared map[string][]byte) ([]byte, error) {
-	var op, in, out string
-	inputs := 0
-	err := wire.Each(node, func(f wire.Field) error {
-		switch f.Num {
-		case wire.NodeOp:
-			op = string(f.Val)
-		case wire.NodeInput:
-			in = string(f.Val)
-			inputs++
-		case wire.NodeOutput:
-			out = string(f.Val)
-		}
-		return nil
-	})
-	t, ok := shared[in]
-	if err != nil || op != "Identity" || inputs != 1 || !ok {
+	n, err := wire.ParseNode(node)
+	if err != nil || n.Op != "Identity" || len(n.Inputs) != 1 || len(n.Outputs) != 1 || n.Inputs[0] == n.Outputs[0] {
 		return nil, err
 	}
-	if named := renameField(t, wire.TensorName, map[string]string{in: out}); len(named) > 0 && in != out {
-		return named, nil
+	if t, ok := shared[n.Inputs[0]]; ok {
+		return renameField(t, wire.TensorName, map[string]string{n.Inputs[0]: n.Outputs[0]}), nil
 	}
 	return nil, nil
 }
@@ -69,14 +55,7 @@ func (s *splice) node(op string, in []string, out string, attrs ...[]byte) strin
 	name := fmt.Sprintf("nearmiss/%s/%d/%s", s.prefix, s.count, op)
 	s.count++
 	out = cmp.Or(out, name+":0")
-	var b []byte
-	for _, v := range in {
-		b = wire.AppendBytes(b, wire.NodeInput, v)
-	}
-	b = wire.AppendBytes(wire.AppendBytes(wire.AppendBytes(b, wire.NodeOutput, out), wire.NodeName, name), wire.NodeOp, op)
-	for _, a := range attrs {
-		b = wire.AppendBytes(b, wire.NodeAttribute, a)
-	}
+	b := wire.Node{Inputs: in, Outputs: []string{out}, Name: name, Op: op, Attributes: attrs}.Encode()
 	s.nodes = append(s.nodes, b)
 	return out
 }
@@ -129,7 +108,7 @@ func (s *splice) tensor(name string, elem int64, raw []byte, dims ...int64) stri
 }
 
 func intAttr(name string, v int64) []byte {
-	return wire.AppendInt(wire.AppendInt(wire.AppendBytes(nil, wire.AttrName, name), wire.AttrInt, v), wire.AttrType, 2)
+	return wire.AppendInt(wire.AppendInt(wire.AppendBytes(nil, wire.AttrName, name), wire.AttrInt, v), wire.AttrType, wire.TypeInt)
 }
 
 func intsAttr(name string, v ...int64) []byte {
@@ -137,7 +116,7 @@ func intsAttr(name string, v ...int64) []byte {
 	for _, x := range v {
 		b = wire.AppendInt(b, wire.AttrInts, x)
 	}
-	return wire.AppendInt(b, wire.AttrType, 7)
+	return wire.AppendInt(b, wire.AttrType, wire.TypeInts)
 }
 
 // renameField rewrites one string field of a message. A malformed message is

@@ -64,6 +64,27 @@ func TestUnknownOperatorIsNamedWithItsNode(t *testing.T) {
 	}
 }
 
+// Names of a model go into errors and into other programs.
+func TestNamesAreUTF8(t *testing.T) {
+	for what, spoil := range map[string]func(g *Graph){
+		"an input":     func(g *Graph) { g.inputs[0].name = "x\xff" },
+		"an output":    func(g *Graph) { g.nodes[0].Outputs[0].name = "y\xff" },
+		"a node":       func(g *Graph) { g.nodes[0].Name = "n\xff" },
+		"an attribute": func(g *Graph) { g.nodes[0].Attrs["a\xff"] = int64(1) },
+	} {
+		g := New("g")
+		g.Output("y", g.Op("Neg", nil, g.Input("x", Float, 2)))
+		spoil(g)
+		b, err := g.Bytes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Decode(b); err == nil || !strings.Contains(err.Error(), "UTF-8") {
+			t.Errorf("%s: error %v", what, err)
+		}
+	}
+}
+
 // FuzzDecode: whatever the bytes, Decode returns, without a panic and without
 // allocating far more than it was given.
 func FuzzDecode(f *testing.F) {

@@ -18,12 +18,10 @@
 //
 // Weights are not copied: a [Tensor] may alias the caller's memory or a mapped
 // file, is written as it is, and goes to an external data file when the model
-// would not fit the 2 GiB of one protobuf message. Package wire finds them in the
-// encoded model.
+// would not fit the 2 GiB of one protobuf message. Package wire has the messages of the
+// format.
 //
 // Shapes, attributes and defaults follow the ONNX operator specification
 // (onnx/docs/Operators.md); where versions of an operator differ, the operator
 // set of the graph decides. The package knows nothing of ONNX Runtime.
 package onnx
-
-//go:generate go run ./internal/protogen internal/onnxpb nearmiss_onnx.proto

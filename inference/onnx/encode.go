@@ -10,9 +10,6 @@ import (
 	"math"
 	"slices"
 
-	"google.golang.org/protobuf/proto"
-
-	"github.com/nearmiss/nearmiss/inference/onnx/internal/onnxpb"
 	"github.com/nearmiss/nearmiss/inference/onnx/wire"
 )
 
@@ -105,20 +102,14 @@ func (g *Graph) message(external map[*Value]placement) (*message, error) {
 			content.add(e.initializer(v, at, outside)...)
 		}
 	}
-	head := &onnxpb.ModelProto{
-		IrVersion:    irVersion(g.opset),
-		ProducerName: "nearmiss",
-		OpsetImport:  []*onnxpb.OperatorSetIdProto{{Domain: "", Version: proto.Int64(int64(g.opset))}},
-	}
+	b := wire.AppendInt(nil, wire.ModelVersion, irVersion(g.opset))
+	b = wire.AppendBytes(b, wire.ModelProducer, "nearmiss")
+	b = wire.AppendBytes(b, wire.ModelOpset, wire.AppendInt(nil, 2, int64(g.opset)))
 	for _, d := range slices.Sorted(maps.Keys(e.domains)) {
-		head.OpsetImport = append(head.OpsetImport, &onnxpb.OperatorSetIdProto{Domain: d, Version: proto.Int64(1)})
+		b = wire.AppendBytes(b, wire.ModelOpset, wire.AppendInt(wire.AppendBytes(nil, 1, d), 2, 1))
 	}
 	for _, k := range slices.Sorted(maps.Keys(g.metadata)) {
-		head.MetadataProps = append(head.MetadataProps, &onnxpb.StringStringEntryProto{Key: proto.String(k), Value: proto.String(g.metadata[k])})
-	}
-	b, err := marshal(head)
-	if err != nil {
-		return nil, err
+		b = wire.AppendBytes(b, wire.ModelMetadata, wire.AppendEntry(nil, k, g.metadata[k]))
 	}
 	m := &message{}
 	m.add(wire.AppendHead(b, wire.ModelGraph, content.size))
@@ -140,10 +131,6 @@ func irVersion(opset int) int64 {
 		return 10
 	}
 	return 11
-}
-
-func marshal(m proto.Message) ([]byte, error) {
-	return proto.MarshalOptions{Deterministic: true}.Marshal(m)
 }
 
 // liveValues returns the values that the outputs of the model depend on.
@@ -197,155 +184,125 @@ type encoder struct {
 // graph encodes everything but the initialisers of a model's graph, or all of
 // a subgraph.
 func (e *encoder) graph(g *Graph) ([]byte, error) {
-	p, err := e.graphProto(g)
-	if err != nil {
-		return nil, err
-	}
-	return marshal(p)
-}
-
-func (e *encoder) graphProto(g *Graph) (*onnxpb.GraphProto, error) {
-	p := &onnxpb.GraphProto{Name: g.name}
+	p := wire.Graph{Name: g.name}
 	for _, v := range g.inputs {
-		p.Input = append(p.Input, valueInfo(v))
+		p.Inputs = append(p.Inputs, valueInfo(v))
 	}
 	for _, v := range g.outputs {
-		p.Output = append(p.Output, valueInfo(v))
+		p.Outputs = append(p.Outputs, valueInfo(v))
 	}
 	for _, n := range g.nodes {
 		if !n.isLive(e.live) {
 			continue
 		}
-		np, err := e.node(n)
+		b, err := e.node(n)
 		if err != nil {
 			return nil, err
 		}
-		p.Node = append(p.Node, np)
+		p.Nodes = append(p.Nodes, b)
 	}
-	if g.parent != nil {
-		for _, v := range g.initializers {
-			if e.live[v] {
-				p.Initializer = append(p.Initializer, tensorProto(v.name, v.constant))
-			}
+	for _, v := range g.initializers {
+		if g.parent != nil && e.live[v] {
+			p.Initializers = append(p.Initializers, encodeTensor(v.name, v.constant))
 		}
 	}
-	return p, nil
+	return p.Encode(), nil
 }
 
-func valueInfo(v *Value) *onnxpb.ValueInfoProto {
-	shape := &onnxpb.TensorShapeProto{}
+func valueInfo(v *Value) wire.ValueInfo {
+	t := wire.ValueInfo{Name: v.name, Elem: int(v.typ), Known: true}
+	if len(v.dimNames) > 0 {
+		t.Params = make([]string, len(v.shape))
+	}
 	for i, d := range v.shape {
-		dim := &onnxpb.TensorShapeProto_Dimension{Value: &onnxpb.TensorShapeProto_Dimension_DimValue{DimValue: int64(d)}}
 		if name, free := v.dimNames[i]; free {
-			dim.Value = &onnxpb.TensorShapeProto_Dimension_DimParam{DimParam: name}
+			d, t.Params[i] = -1, name
 		}
-		shape.Dim = append(shape.Dim, dim)
+		t.Dims = append(t.Dims, int64(d))
 	}
-	return &onnxpb.ValueInfoProto{Name: v.name, Type: &onnxpb.TypeProto{
-		TensorType: &onnxpb.TypeProto_Tensor{ElemType: proto.Int32(int32(v.typ)), Shape: shape},
-	}}
+	return t
 }
 
-func (e *encoder) node(n *Node) (*onnxpb.NodeProto, error) {
-	p := &onnxpb.NodeProto{Name: n.Name, OpType: n.OpType, Domain: n.Domain}
+func (e *encoder) node(n *Node) ([]byte, error) {
+	p := wire.Node{Name: n.Name, Op: n.OpType, Domain: n.Domain}
 	if n.Domain != "" && n.Domain != "ai.onnx" {
 		e.domains[n.Domain] = true
 	}
 	for _, v := range n.Inputs {
 		if v == nil {
-			p.Input = append(p.Input, "")
+			p.Inputs = append(p.Inputs, "")
 			continue
 		}
-		p.Input = append(p.Input, v.name)
+		p.Inputs = append(p.Inputs, v.name)
 	}
 	for _, v := range n.Outputs {
-		p.Output = append(p.Output, v.name)
+		p.Outputs = append(p.Outputs, v.name)
 	}
 	for _, name := range slices.Sorted(maps.Keys(n.Attrs)) {
 		a, err := e.attribute(name, n.Attrs[name])
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", n, err)
 		}
-		p.Attribute = append(p.Attribute, a)
+		p.Attributes = append(p.Attributes, a)
 	}
-	return p, nil
+	return p.Encode(), nil
 }
 
-func (e *encoder) attribute(name string, value any) (*onnxpb.AttributeProto, error) {
-	a := &onnxpb.AttributeProto{Name: proto.String(name)}
-	kind := func(t onnxpb.AttributeProto_Type) { a.Type = t.Enum() }
+func (e *encoder) attribute(name string, value any) ([]byte, error) {
+	b := wire.AppendBytes(nil, wire.AttrName, name)
+	kind := int64(0)
 	switch v := value.(type) {
 	case int64:
-		a.I = proto.Int64(v)
-		kind(onnxpb.AttributeProto_INT)
+		b, kind = wire.AppendInt(b, wire.AttrInt, v), wire.TypeInt
 	case float32:
-		a.F = proto.Float32(v)
-		kind(onnxpb.AttributeProto_FLOAT)
+		b, kind = wire.AppendFloat(b, wire.AttrFloat, v), wire.TypeFloat
 	case string:
-		a.S = []byte(v)
-		kind(onnxpb.AttributeProto_STRING)
+		b, kind = wire.AppendBytes(b, wire.AttrString, v), wire.TypeString
 	case []int64:
-		a.Ints = v
-		kind(onnxpb.AttributeProto_INTS)
+		b, kind = wire.AppendInts(b, wire.AttrInts, v), wire.TypeInts
 	case []float32:
-		a.Floats = v
-		kind(onnxpb.AttributeProto_FLOATS)
+		b, kind = wire.AppendFloats(b, wire.AttrFloats, v), wire.TypeFloats
 	case []string:
 		for _, s := range v {
-			a.Strings = append(a.Strings, []byte(s))
+			b = wire.AppendBytes(b, wire.AttrStrings, s)
 		}
-		kind(onnxpb.AttributeProto_STRINGS)
+		kind = wire.TypeStrings
 	case *Tensor:
-		a.T = tensorProto(v.Name, v)
-		kind(onnxpb.AttributeProto_TENSOR)
+		b, kind = wire.AppendBytes(b, wire.AttrTensor, encodeTensor(v.Name, v)), wire.TypeTensor
 	case *Graph:
-		p, err := e.graphProto(v)
+		body, err := e.graph(v)
 		if err != nil {
 			return nil, err
 		}
-		a.G = p
-		kind(onnxpb.AttributeProto_GRAPH)
+		b, kind = wire.AppendBytes(b, wire.AttrGraph, body), wire.TypeGraph
 	default:
 		return nil, fmt.Errorf("attribute %q has type %T", name, value)
 	}
-	return a, nil
+	return wire.AppendInt(b, wire.AttrType, kind), nil
 }
 
-func tensorHead(name string, t *Tensor) *onnxpb.TensorProto {
-	p := &onnxpb.TensorProto{Name: name, DataType: proto.Int32(int32(t.Type))}
+func tensorHead(name string, t *Tensor) wire.Tensor {
+	p := wire.Tensor{Name: name, Elem: int(t.Type)}
 	for _, d := range t.Shape {
 		p.Dims = append(p.Dims, int64(d))
 	}
 	return p
 }
 
-// tensorProto is the form of small tensors inside nodes and subgraphs: the raw
-// data, which the generated type does not have, travel as an unknown field.
-func tensorProto(name string, t *Tensor) *onnxpb.TensorProto {
-	p := tensorHead(name, t)
-	p.ProtoReflect().SetUnknown(wire.AppendBytes(nil, wire.TensorRaw, t.Data))
-	return p
+// encodeTensor is the form of small tensors inside nodes and subgraphs.
+func encodeTensor(name string, t *Tensor) []byte {
+	return wire.AppendBytes(tensorHead(name, t).Encode(), wire.TensorRaw, t.Data)
 }
 
 // initializer returns the pieces of one field of the graph's message.
 func (e *encoder) initializer(v *Value, at placement, outside bool) [][]byte {
-	p := tensorHead(v.name, v.constant)
+	p, data := tensorHead(v.name, v.constant), v.constant.Data
 	if outside {
-		entry := func(k, val string) *onnxpb.StringStringEntryProto {
-			return &onnxpb.StringStringEntryProto{Key: proto.String(k), Value: proto.String(val)}
-		}
-		p.ExternalData = []*onnxpb.StringStringEntryProto{
-			entry("location", at.location),
-			entry("offset", fmt.Sprint(at.offset)),
-			entry("length", fmt.Sprint(at.length)),
-		}
-		p.DataLocation = onnxpb.TensorProto_EXTERNAL.Enum()
+		p.Outside, data = true, nil
+		p.External = map[string]string{"location": at.location, "offset": fmt.Sprint(at.offset), "length": fmt.Sprint(at.length)}
 	}
-	head, _ := marshal(p) // strings and numbers only: cannot fail
-	data := v.constant.Data
-	if outside {
-		data = nil
-	} else {
+	head := p.Encode()
+	if !outside {
 		head = wire.AppendHead(head, wire.TensorRaw, len(data))
 	}
 	frame := wire.AppendHead(nil, wire.GraphInitializer, len(head)+len(data))

@@ -173,31 +173,3 @@ func within(whole, part []byte) (at int, ok bool) {
 	}
 	return int(to - from), len(part) <= len(whole)
 }
-
-// file returns the content of an external data file. Its name comes from the
-// model, so it must stay inside the folder, also through symbolic links.
-func (d *decoder) file(location string) ([]byte, error) {
-	if f := d.files[location]; f != nil {
-		return f.Data, nil
-	}
-	if !filepath.IsLocal(location) {
-		return nil, fmt.Errorf("external data: %q is not a path inside the model's folder", location)
-	}
-	m, err := mapped.Within(d.dir, location)
-	if err != nil {
-		return nil, fmt.Errorf("external data: %w", err)
-	}
-	if d.files == nil {
-		d.files = map[string]*mapped.File{}
-	}
-	d.files[location] = m
-	return m.Data, nil
-}
-
-func (d *decoder) closeFiles() error {
-	var errs []error
-	for _, f := range d.files {
-		errs = append(errs, f.Close())
-	}
-	return errors.Join(errs...)
-}

@@ -5,11 +5,14 @@ import (
 	"slices"
 )
 
-// Model is what a model says of itself, without its nodes and weights.
+// Model is what a model says of itself, without its nodes and weights. [ParseHead]
+// leaves out what is in the graph.
 type Model struct {
 	Graph    []byte // a GraphProto, which aliases what was parsed
 	Opset    int    // of ONNX's own operators
 	Metadata map[string]string
+	// Functions are those that the model defines for itself.
+	Functions []string
 
 	Inputs, Outputs []ValueInfo          // inputs that are no initialisers
 	Values          map[string]ValueInfo // all that are declared
@@ -18,9 +21,9 @@ type Model struct {
 	Params          int                  // weights that are floats
 }
 
-// Parse reads a ModelProto. Of weights it touches the heads only.
-func Parse(b []byte) (*Model, error) {
-	m := &Model{Metadata: map[string]string{}, Values: map[string]ValueInfo{}, Produced: map[string]bool{}}
+// ParseHead reads a ModelProto without what is in its graph.
+func ParseHead(b []byte) (*Model, error) {
+	m := &Model{Metadata: map[string]string{}}
 	err := Each(b, func(f Field) error {
 		switch f.Num {
 		case ModelGraph:
@@ -48,54 +51,61 @@ func Parse(b []byte) (*Model, error) {
 			key, value, err := Entry(f.Val)
 			m.Metadata[key] = value
 			return err
+		case ModelFunction:
+			return EachOf(f.Val, 1, func(f Field) error {
+				m.Functions = append(m.Functions, string(f.Val))
+				return nil
+			})
 		}
 		return nil
 	})
+	if err == nil && m.Graph == nil {
+		err = fmt.Errorf("%w: no graph in the ONNX file", ErrFormat)
+	}
+	return m, err
+}
+
+// Parse reads a ModelProto. Of weights it touches the heads only.
+func Parse(b []byte) (*Model, error) {
+	m, err := ParseHead(b)
 	if err != nil {
 		return nil, err
 	}
-	if m.Graph == nil {
-		return nil, fmt.Errorf("%w: no graph in the ONNX file", ErrFormat)
+	g, err := ParseGraph(m.Graph)
+	if err != nil {
+		return nil, err
 	}
-	initial, outside := map[string]bool{}, map[string]bool{}
-	err = Each(m.Graph, func(f Field) error {
-		switch f.Num {
-		case GraphNode:
-			return EachOf(f.Val, NodeOutput, func(f Field) error {
-				if len(f.Val) > 0 {
-					m.Produced[string(f.Val)] = true
-				}
-				return nil
-			})
-		case GraphInitializer:
-			name, floats, external, err := Initializer(f.Val)
-			if err != nil {
-				return err
-			}
-			initial[name], m.Produced[name] = true, true
-			m.Params += floats
-			if external != "" && !outside[external] {
-				outside[external] = true
-				m.External = append(m.External, external)
-			}
-		case GraphInput, GraphOutput, GraphValueInfo:
-			t, err := ParseValueInfo(f.Val)
-			if err != nil {
-				return err
-			}
-			switch f.Num {
-			case GraphInput:
-				m.Inputs = append(m.Inputs, t)
-			case GraphOutput:
-				m.Outputs = append(m.Outputs, t)
-			}
-			if _, seen := m.Values[t.Name]; !seen {
-				m.Values[t.Name] = t
+	m.Values, m.Produced = map[string]ValueInfo{}, map[string]bool{}
+	initial := map[string]bool{}
+	for _, b := range g.Nodes {
+		n, err := ParseNode(b)
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range n.Outputs {
+			if name != "" {
+				m.Produced[name] = true
 			}
 		}
-		return nil
-	})
+	}
+	for _, b := range g.Initializers {
+		name, floats, external, err := Initializer(b)
+		if err != nil {
+			return nil, err
+		}
+		initial[name], m.Produced[name] = true, true
+		m.Params += floats
+		if external != "" && !slices.Contains(m.External, external) {
+			m.External = append(m.External, external)
+		}
+	}
+	for _, t := range slices.Concat(g.Inputs, g.Outputs, g.Values) {
+		if _, seen := m.Values[t.Name]; !seen {
+			m.Values[t.Name] = t
+		}
+	}
 	// IR version 3 lists initialisers as inputs too.
-	m.Inputs = slices.DeleteFunc(m.Inputs, func(t ValueInfo) bool { return initial[t.Name] })
-	return m, err
+	m.Inputs = slices.DeleteFunc(g.Inputs, func(t ValueInfo) bool { return initial[t.Name] })
+	m.Outputs = g.Outputs
+	return m, nil
 }

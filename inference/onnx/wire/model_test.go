@@ -18,7 +18,7 @@ func TestParseTellsWhatAModelIs(t *testing.T) {
 		}
 		return b
 	}
-	x := ValueInfo{Name: "x", Elem: Float, Known: true, Dims: []int64{-1, 0, 3}}
+	x := ValueInfo{Name: "x", Elem: Float, Known: true, Dims: []int64{-1, 0, 3}, Params: []string{"N", "", ""}}
 	w := ValueInfo{Name: "w", Elem: Float, Known: true, Dims: []int64{5}}
 	y := ValueInfo{Name: "y", Elem: Float16}
 	graph := AppendBytes(nil, GraphNode, AppendBytes(AppendBytes(nil, NodeOutput, "y"), NodeOutput, ""))
@@ -29,12 +29,13 @@ func TestParseTellsWhatAModelIs(t *testing.T) {
 	model := AppendBytes(AppendBytes(nil, ModelMetadata, entry("k", "v")), ModelGraph, graph)
 	model = AppendBytes(model, ModelOpset, AppendInt(nil, 2, 17))
 	model = AppendBytes(model, ModelOpset, AppendInt(AppendBytes(nil, 1, "other"), 2, 3))
+	model = AppendBytes(model, ModelFunction, AppendBytes(nil, 1, "f"))
 	got, err := Parse(model)
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := &Model{
-		Graph: graph, Opset: 17, Metadata: map[string]string{"k": "v"},
+		Graph: graph, Opset: 17, Metadata: map[string]string{"k": "v"}, Functions: []string{"f"},
 		Inputs: []ValueInfo{x}, Outputs: []ValueInfo{y}, Values: map[string]ValueInfo{"x": x, "w": w, "y": y},
 		Produced: map[string]bool{"y": true, "w": true, "v": true, "u": true, "t": true},
 		External: []string{"b", "a"}, Params: 5 + 6 + 8,

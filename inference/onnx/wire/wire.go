@@ -1,7 +1,9 @@
 // Package wire reads and writes ONNX models in protobuf's wire form, field by
 // field: nothing is copied, so that the weights of a mapped model stay where they
 // are, and what is not understood can be written again as it was. Field numbers
-// are those of onnx.proto.
+// are those of onnx.proto, of IR version 10. [Node], [Attribute], [Tensor],
+// [ValueInfo] and [Graph] are its messages, with the fields that Nearmiss knows; the
+// larger parts of a graph stay encoded until somebody asks for them.
 package wire
 
 import (
@@ -18,15 +20,21 @@ var ErrFormat = errors.New("unreadable weight file")
 
 // Fields of a model and of what is in it.
 const (
-	ModelGraph, ModelOpset, ModelMetadata = 7, 8, 14
+	ModelVersion, ModelProducer                          = 1, 2
+	ModelGraph, ModelOpset, ModelMetadata, ModelFunction = 7, 8, 14, 25
 
-	GraphNode, GraphInitializer, GraphInput, GraphOutput, GraphValueInfo = 1, 5, 11, 12, 13
+	GraphNode, GraphName, GraphInitializer               = 1, 2, 5
+	GraphInput, GraphOutput, GraphValueInfo, GraphSparse = 11, 12, 13, 15
 
-	NodeInput, NodeOutput, NodeName, NodeOp, NodeAttribute = 1, 2, 3, 4, 5
+	NodeInput, NodeOutput, NodeName, NodeOp, NodeAttribute, NodeDomain = 1, 2, 3, 4, 5, 7
 
-	AttrName, AttrInt, AttrGraph, AttrInts, AttrGraphs, AttrType = 1, 3, 6, 8, 11, 20
+	AttrName, AttrFloat, AttrInt, AttrString, AttrTensor, AttrGraph  = 1, 2, 3, 4, 5, 6
+	AttrFloats, AttrInts, AttrStrings, AttrGraphs, AttrType, AttrRef = 7, 8, 9, 11, 20, 21
 
 	TensorDims, TensorType, TensorName, TensorRaw, TensorExternal, TensorLocation = 1, 2, 8, 9, 13, 14
+	// Data of types of their own; the others are among the Int32s.
+	TensorFloats, TensorInt32s, TensorInt64s, TensorDoubles, TensorUint64s = 4, 5, 7, 10, 11
+	tensorOutside                                                          = 1 // TensorProto.DataLocation
 
 	InfoName, InfoType = 1, 2
 )
@@ -46,7 +54,7 @@ const Bytes = protowire.BytesType
 type Field struct {
 	Num  Number
 	Type protowire.Type
-	Val  []byte // what a length-delimited one holds
+	Val  []byte // what a length-delimited one or one of fixed length holds
 	Int  uint64 // the value of a varint
 	Raw  []byte // all of it, with its tag
 }
@@ -70,6 +78,9 @@ func Each(b []byte, f func(Field) error) error {
 		}
 		if m < 0 {
 			return malformed(m)
+		}
+		if typ == protowire.Fixed32Type || typ == protowire.Fixed64Type {
+			fd.Val = b[n : n+m]
 		}
 		fd.Raw = b[:n+m]
 		b = b[n+m:]
@@ -140,6 +151,8 @@ type ValueInfo struct {
 	Elem  int     // element type
 	Known bool    // a shape is declared
 	Dims  []int64 // -1: open
+	// Params are the names of open dimensions, in the places of these; nil: none has one.
+	Params []string
 }
 
 // ParseValueInfo reads a ValueInfoProto.
@@ -158,13 +171,22 @@ func ParseValueInfo(b []byte) (ValueInfo, error) {
 					case 2: // shape
 						t.Known = true
 						return EachOf(f.Val, 1, func(f Field) error {
-							dim := int64(-1)
-							err := EachOf(f.Val, 1, func(f Field) error {
-								if f.Type == protowire.VarintType && int64(f.Int) >= 0 {
+							dim, param := int64(-1), ""
+							err := Each(f.Val, func(f Field) error {
+								switch {
+								case f.Num == 1 && f.Type == protowire.VarintType && int64(f.Int) >= 0:
 									dim = int64(f.Int)
+								case f.Num == 2:
+									param = string(f.Val)
 								}
 								return nil
 							})
+							if param != "" && t.Params == nil {
+								t.Params = make([]string, len(t.Dims), len(t.Dims)+1)
+							}
+							if t.Params != nil {
+								t.Params = append(t.Params, param)
+							}
 							t.Dims = append(t.Dims, dim)
 							return err
 						})
@@ -188,7 +210,8 @@ func EachOf(b []byte, num Number, f func(Field) error) error {
 	})
 }
 
-// Encode writes a ValueInfoProto; an open first dimension is named N.
+// Encode writes a ValueInfoProto; an open first dimension is named N where none has a
+// name.
 func (t ValueInfo) Encode() []byte {
 	var shape []byte
 	for i, d := range t.Dims {
@@ -196,6 +219,8 @@ func (t ValueInfo) Encode() []byte {
 		switch {
 		case d >= 0:
 			dim = AppendInt(nil, 1, d)
+		case t.Params != nil:
+			dim = AppendBytes(nil, 2, t.Params[i])
 		case i == 0:
 			dim = AppendBytes(nil, 2, "N")
 		}
@@ -205,48 +230,21 @@ func (t ValueInfo) Encode() []byte {
 	if t.Known {
 		tensor = AppendBytes(tensor, 2, shape)
 	}
-	return AppendBytes(AppendBytes(nil, InfoName, t.Name), InfoType, AppendBytes(nil, 1, tensor))
+	return AppendBytes(appendText(nil, InfoName, t.Name), InfoType, AppendBytes(nil, 1, tensor))
 }
 
 // Initializer reads the head of a TensorProto: its name, how many floats it has (0
 // for another type), and the file that holds them where the model does not.
 func Initializer(b []byte) (name string, floats int, external string, err error) {
-	floats = 1
-	float := false
-	mul := func(d uint64) {
-		if d > 0 && (d > math.MaxInt32 || floats > math.MaxInt64/4/int(d)) {
+	t, err := ParseTensor(b)
+	if t.Elem == Float || t.Elem == Float16 {
+		floats = 1
+	}
+	for _, d := range t.Dims {
+		if d < 0 || d > 0 && (d > math.MaxInt32 || floats > math.MaxInt64/4/int(d)) {
 			d = 1 // absurd; ONNX Runtime refuses such a tensor itself
 		}
 		floats *= int(d)
 	}
-	err = Each(b, func(f Field) error {
-		switch {
-		case f.Num == TensorDims && f.Type == protowire.VarintType:
-			mul(f.Int)
-		case f.Num == TensorDims && f.Type == Bytes: // packed
-			for v := f.Val; len(v) > 0; {
-				d, n := protowire.ConsumeVarint(v)
-				if n < 0 {
-					return malformed(n)
-				}
-				mul(d)
-				v = v[n:]
-			}
-		case f.Num == TensorType:
-			float = f.Int == Float || f.Int == Float16
-		case f.Num == TensorName:
-			name = string(f.Val)
-		case f.Num == TensorExternal:
-			key, value, err := Entry(f.Val)
-			if key == "location" {
-				external = value
-			}
-			return err
-		}
-		return nil
-	})
-	if !float {
-		floats = 0
-	}
-	return name, floats, external, err
+	return t.Name, floats, t.External["location"], err
 }
