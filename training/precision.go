@@ -60,7 +60,9 @@ type precisionGate struct {
 	try string
 }
 
-var usualGate = precisionGate{faster: 1.3, margin: 0.01, moved: 0.5, ranks: 0.9}
+// Scores that move by m of their spread have m² of noise in their variance: 0.3 turn an
+// AUROC of 0.850 into 0.839, as much as the margin, and leave a correlation of 0.955.
+var usualGate = precisionGate{faster: 1.3, margin: 0.01, moved: 0.3, ranks: 0.95}
 
 const (
 	// mostSpoilt and leastSpoilt bound the held-out normals that are spoilt; with fewer

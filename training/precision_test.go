@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"math"
+	"math/rand/v2"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -227,6 +228,42 @@ func TestThePrecisionIsChosen(t *testing.T) {
 				t.Errorf("%+v", r)
 			}
 		})
+	}
+}
+
+// TestScoresThatMove: by nothing where only their scale differs, and by the noise that one
+// precision adds.
+func TestScoresThatMove(t *testing.T) {
+	const n = 2000
+	r := rand.New(rand.NewPCG(9, 9))
+	draw := func(noise, scale float64) (found [2]evidence) {
+		for i := range found {
+			found[i].anomalies = map[string][]float64{}
+		}
+		for range n {
+			v := r.NormFloat64()
+			found[0].normals = append(found[0].normals, v)
+			found[1].normals = append(found[1].normals, 7+scale*(v+noise*r.NormFloat64()))
+			for _, kind := range spoiltBy[:2] {
+				v := math.Exp(r.NormFloat64())
+				found[0].anomalies[string(kind)] = append(found[0].anomalies[string(kind)], v)
+				found[1].anomalies[string(kind)] = append(found[1].anomalies[string(kind)], scale*v*math.Exp(noise*r.NormFloat64()))
+			}
+		}
+		return found
+	}
+	for _, c := range []struct{ noise, moved, least, most float64 }{
+		{0, 0, 1, 1}, {0.3, 0.291, 0.94, 0.97}, {1, 0.765, 0.66, 0.72},
+	} {
+		var got PrecisionReport
+		got.moves(draw(c.noise, 3))
+		if math.Abs(*got.Moved-c.moved) > 0.03 || !(*got.Ranks > c.least-1e-9 && *got.Ranks < c.most+1e-9) {
+			t.Errorf("noise of %v: moved by %v, want %v; ranks alike to %v, want %v to %v", c.noise, *got.Moved, c.moved, *got.Ranks, c.least, c.most)
+		}
+	}
+	var got PrecisionReport
+	if got.moves([2]evidence{{normals: []float64{1, 1}}, {normals: []float64{1, 2}}}); got.Moved != nil || got.Ranks != nil {
+		t.Errorf("scores that do not differ: %+v", got)
 	}
 }
 
