@@ -106,7 +106,7 @@ func (c *Collected) collect(ctx context.Context, js jetstream.JetStream, bucket 
 		}
 		*count++
 		if !dry {
-			if err := store.Delete(ctx, i.Name); err != nil {
+			if err := store.Delete(ctx, i.Name); err != nil && !errors.Is(err, jetstream.ErrObjectNotFound) {
 				return fmt.Errorf("collect %s: %w", i.Name, err)
 			}
 		}
@@ -228,7 +228,7 @@ func (in *Installation) dropNormals(ctx context.Context, bucket, detector string
 	}
 	for _, i := range infos {
 		if normalObject(detector, i.Name) {
-			if err := store.Delete(ctx, i.Name); err != nil {
+			if err := store.Delete(ctx, i.Name); err != nil && !errors.Is(err, jetstream.ErrObjectNotFound) {
 				return err
 			}
 		}

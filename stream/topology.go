@@ -15,6 +15,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/internal/object"
 	"github.com/nearmiss/nearmiss/stream/internal/turn"
 	"github.com/nearmiss/nearmiss/stream/internal/wait"
+	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
 // Topology says how large and how old things may grow in the broker. The zero
@@ -282,6 +283,9 @@ func inTurn(ctx context.Context, js jetstream.JetStream, n Names, change func(co
 
 // TurnKey is a key of the work bucket, which is there while a program changes streams.
 const TurnKey = "turn"
+
+// ReleasesTurnKey is the same for releases, a key of the bucket of pointers.
+const ReleasesTurnKey = registry.TurnKey
 
 func (t Topology) workBucket() jetstream.KeyValueConfig {
 	return jetstream.KeyValueConfig{Bucket: t.WorkBucket(), Description: "what workers have in hand, and frames that are tried again", History: 1, TTL: workAge}

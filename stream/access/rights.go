@@ -322,7 +322,8 @@ func (r subjects) operator() Rights {
 			readObjects(r.ArtifactsBucket()), writeObjects(r.ArtifactsBucket()),
 			readObjects(r.ImagesBucket()), writeObjects(r.ImagesBucket()),
 			readObjects(r.EvidenceBucket()),
-			readObjects(r.LargeBucket()), // normals are taken from frames
+			readObjects(r.LargeBucket()),                                       // normals are taken from frames
+			[]string{"$KV." + r.ActiveBucket() + "." + stream.ReleasesTurnKey}, // brings releases while nobody collects
 			[]string{r.Normals("*"), r.Anomalies("*"), r.API() + ".>", "$SRV.PING.*", "$SRV.INFO.*", "$SRV.STATS.*"},
 		),
 		Subscribe: []string{r.Progress("*", "*"), r.Frames("*", "*"), r.Scores("*", "*")},

@@ -217,7 +217,7 @@ func (e *Engine) change(ctx context.Context, states kv.Store[State], key string,
 		s := entry.Value
 		if f(&s) {
 			entry.Head, err = e.put(ctx, states.Bucket, key, s, entry.Head)
-			if isConflict(err) {
+			if kv.Conflict(err) {
 				continue
 			}
 			if err != nil {
@@ -233,9 +233,9 @@ func (e *Engine) change(ctx context.Context, states kv.Store[State], key string,
 			}
 		}
 		s.Outbox = nil
-		if _, err := e.put(ctx, states.Bucket, key, s, entry.Head); err != nil && !isConflict(err) {
+		if _, err := e.put(ctx, states.Bucket, key, s, entry.Head); err != nil && !kv.Conflict(err) {
 			return err
-		} else if isConflict(err) {
+		} else if kv.Conflict(err) {
 			f = func(*State) bool { return false } // another engine has gone on; its outbox is looked at
 			continue
 		}
@@ -249,10 +249,6 @@ func (e *Engine) put(ctx context.Context, b jetstream.KeyValue, key string, s St
 		return 0, fmt.Errorf("encode the incidents of %s: %w", key, err)
 	}
 	return b.Update(ctx, key, value, head) // head 0: it must not be there
-}
-
-func isConflict(err error) bool {
-	return errors.Is(err, jetstream.ErrKeyExists) || errors.Is(err, jetstream.ErrKeyRevisionMismatch)
 }
 
 // Message is the incident as a CloudEvent in binary mode.

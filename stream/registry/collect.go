@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/nearmiss/nearmiss/inference/release/envelope"
 	"github.com/nearmiss/nearmiss/stream/internal/object"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
@@ -38,13 +40,20 @@ type Collected struct {
 // Collect removes releases that nobody can need any more, and files and chunks
 // that belong to no release. It never removes what is active, shadow, pinned,
 // or young.
-func (r *Registry) Collect(ctx context.Context, o CollectOptions) (Collected, error) {
+func (r *Registry) Collect(ctx context.Context, o CollectOptions) (out Collected, err error) {
+	err = r.inTurn(ctx, func(ctx context.Context) error {
+		out, err = r.collect(ctx, o)
+		return err
+	})
+	return out, err
+}
+
+func (r *Registry) collect(ctx context.Context, o CollectOptions) (Collected, error) {
 	o.Keep = cmp.Or(o.Keep, 5)
 	o.Grace = cmp.Or(o.Grace, time.Hour)
 	young := time.Now().Add(-max(o.Grace, 0))
 	var out Collected
 
-	// What is seen before the pointers are read cannot be younger than they are.
 	infos, err := r.list(ctx)
 	if err != nil {
 		return out, err
@@ -61,21 +70,11 @@ func (r *Registry) Collect(ctx context.Context, o CollectOptions) (Collected, er
 		if !keep[i.Name] && i.ModTime.Before(young) {
 			out.Releases = append(out.Releases, i.Name)
 			if !o.DryRun {
-				// A pointer may have come back to it meanwhile.
-				again, err := r.needed(ctx, o.Keep)
-				if err != nil {
-					return out, err
-				}
-				if again[i.Name] {
-					out.Releases = out.Releases[:len(out.Releases)-1]
-				} else if err := r.blobs.Delete(ctx, i.Name); err != nil {
+				if err := r.blobs.Delete(ctx, i.Name); err != nil && !errors.Is(err, jetstream.ErrObjectNotFound) {
 					return out, fmt.Errorf("collect release %s: %w", text.Short(i.Name), err)
-				} else {
-					continue
 				}
-			} else {
-				continue
 			}
+			continue
 		}
 		out.Kept++
 		raw, err := r.manifest(ctx, i.Name)
@@ -100,7 +99,7 @@ func (r *Registry) Collect(ctx context.Context, o CollectOptions) (Collected, er
 		out.Files++
 		out.Bytes += i.Size
 		if !o.DryRun {
-			if err := r.blobs.Delete(ctx, i.Name); err != nil {
+			if err := r.blobs.Delete(ctx, i.Name); err != nil && !errors.Is(err, jetstream.ErrObjectNotFound) {
 				return out, fmt.Errorf("collect file %s: %w", text.Short(i.Name), err)
 			}
 		}

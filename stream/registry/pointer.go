@@ -116,7 +116,15 @@ type Change struct {
 }
 
 // Promote makes a release the active one. It must be in the store, whole.
-func (r *Registry) Promote(ctx context.Context, detector, digest string, c Change) (Pointer, error) {
+func (r *Registry) Promote(ctx context.Context, detector, digest string, c Change) (p Pointer, err error) {
+	err = r.inTurn(ctx, func(ctx context.Context) error {
+		p, err = r.promote(ctx, detector, digest, c)
+		return err
+	})
+	return p, err
+}
+
+func (r *Registry) promote(ctx context.Context, detector, digest string, c Change) (Pointer, error) {
 	if err := r.check(ctx, digest); err != nil {
 		return Pointer{}, err
 	}
@@ -137,7 +145,15 @@ func (r *Registry) Promote(ctx context.Context, detector, digest string, c Chang
 
 // Rollback returns to the release that was active before the present one;
 // rolling back again goes one further.
-func (r *Registry) Rollback(ctx context.Context, detector string, c Change) (Pointer, error) {
+func (r *Registry) Rollback(ctx context.Context, detector string, c Change) (p Pointer, err error) {
+	err = r.inTurn(ctx, func(ctx context.Context) error {
+		p, err = r.rollback(ctx, detector, c)
+		return err
+	})
+	return p, err
+}
+
+func (r *Registry) rollback(ctx context.Context, detector string, c Change) (Pointer, error) {
 	now, err := r.Active(ctx, detector)
 	if err != nil {
 		return Pointer{}, err
@@ -186,17 +202,19 @@ func (r *Registry) SetShadow(ctx context.Context, detector, digest string, c Cha
 		}
 		return nil
 	}
-	if err := r.check(ctx, digest); err != nil {
-		return err
-	}
 	data, err := json.Marshal(Pointer{Detector: detector, Release: digest, PromotedAt: time.Now().UTC(), By: c.By, Reason: c.Reason})
 	if err != nil {
 		return err
 	}
-	if _, err := r.kv.Put(ctx, shadowKey(detector), data); err != nil {
-		return fmt.Errorf("set the shadow release of %s: %w", detector, err)
-	}
-	return nil
+	return r.inTurn(ctx, func(ctx context.Context) error {
+		if err := r.check(ctx, digest); err != nil {
+			return err
+		}
+		if _, err := r.kv.Put(ctx, shadowKey(detector), data); err != nil {
+			return fmt.Errorf("set the shadow release of %s: %w", detector, err)
+		}
+		return nil
+	})
 }
 
 // write is the compare-and-set: rev is the revision that was read, 0 for none.
@@ -311,13 +329,15 @@ func (r *Registry) Watch(ctx context.Context, changed func()) error {
 
 // Pin keeps a release from being collected; Unpin lets it go.
 func (r *Registry) Pin(ctx context.Context, digest, by string) error {
-	if err := r.check(ctx, digest); err != nil {
-		return err
-	}
-	if _, err := r.kv.PutString(ctx, pinKey(digest), by); err != nil {
-		return fmt.Errorf("pin release %s: %w", text.Short(digest), err)
-	}
-	return nil
+	return r.inTurn(ctx, func(ctx context.Context) error {
+		if err := r.check(ctx, digest); err != nil {
+			return err
+		}
+		if _, err := r.kv.PutString(ctx, pinKey(digest), by); err != nil {
+			return fmt.Errorf("pin release %s: %w", text.Short(digest), err)
+		}
+		return nil
+	})
 }
 
 // Unpin is the opposite of Pin.

@@ -21,6 +21,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/internal/kv"
 	"github.com/nearmiss/nearmiss/stream/internal/object"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
+	"github.com/nearmiss/nearmiss/stream/internal/turn"
 )
 
 // Config names the registry's buckets and its folder on this machine.
@@ -75,8 +76,22 @@ func Open(ctx context.Context, js jetstream.JetStream, cfg Config) (*Registry, e
 	}
 	return &Registry{
 		cfg: cfg, js: js, kv: bucket, blobs: blobs, stream: s,
-		points: kv.Store[Pointer]{Bucket: bucket, Decode: decodePointer, Skip: func(key string) bool { return strings.HasPrefix(key, pinKey("")) }},
+		points: kv.Store[Pointer]{Bucket: bucket, Decode: decodePointer, Skip: func(key string) bool { return strings.HasPrefix(key, pinKey("")) || key == TurnKey }},
 	}, nil
+}
+
+// TurnKey is a key of the bucket of pointers, which is there while a program collects,
+// stores the last of a release, or points to one.
+const TurnKey = "turn/releases"
+
+// inTurn does what counts on a release while no other program collects, and collects
+// while nobody counts on one: what is looked for is then still there when it is used.
+func (r *Registry) inTurn(ctx context.Context, do func(context.Context) error) error {
+	err := turn.Of(r.kv, TurnKey).Hold(ctx, do)
+	if errors.Is(err, turn.ErrNone) { // the store is full, or locked by an earlier version
+		return do(ctx)
+	}
+	return err
 }
 
 // Release is what the registry knows of one release.
@@ -98,18 +113,26 @@ func (r *Registry) Put(ctx context.Context, detector, dir string) (string, error
 	if err != nil {
 		return "", err
 	}
-	// The second pass finds files that a collection removed during the first.
-	for range 2 {
+	putFiles := func(ctx context.Context) error {
 		for _, f := range e.Files {
 			if err := r.putFile(ctx, envelope.Path(dir, f.Name), f); err != nil {
-				return "", fmt.Errorf("store %s of release %s: %w", f.Name, text.Short(e.Digest), err)
+				return fmt.Errorf("store %s of release %s: %w", f.Name, text.Short(e.Digest), err)
 			}
 		}
-		if err := r.putManifest(ctx, detector, e.Digest, e.Manifest); err != nil {
-			return "", fmt.Errorf("store release %s: %w", text.Short(e.Digest), err)
-		}
+		return nil
 	}
-	return e.Digest, nil
+	if err := putFiles(ctx); err != nil { // which may take long
+		return "", err
+	}
+	return e.Digest, r.inTurn(ctx, func(ctx context.Context) error {
+		if err := putFiles(ctx); err != nil { // that a collection has removed meanwhile
+			return err
+		}
+		if err := r.putManifest(ctx, detector, e.Digest, e.Manifest); err != nil {
+			return fmt.Errorf("store release %s: %w", text.Short(e.Digest), err)
+		}
+		return nil
+	})
 }
 
 // Digest is the digest of the release in a folder.

@@ -471,3 +471,64 @@ func TestAReleaseOfTwoDetectors(t *testing.T) {
 		t.Errorf("%s, %v", dir, err)
 	}
 }
+
+// TestWhatIsPromotedIsThere, whoever collects at the same moment: a release that nobody
+// needed until then, and one that is stored and has a file of it.
+func TestWhatIsPromotedIsThere(t *testing.T) {
+	r := setUp(t)
+	ctx := t.Context()
+	backbone := noise(300_000, 1)
+	for round := range byte(6) {
+		old := map[string][]byte{"backbone.onnx": backbone, "bank.nmb": {round}}
+		digest := r.put(t, old)
+		young := folder(t, map[string][]byte{"backbone.onnx": backbone, "bank.nmb": {round, 1}})
+		promoted := make(chan string, 2)
+		promote := func(reg *registry.Registry, detector, digest string) error {
+			_, err := reg.Promote(ctx, detector, digest, registry.Change{})
+			if err == nil {
+				promoted <- digest
+			} else if errors.Is(err, registry.ErrNoRelease) { // a collection was faster
+				err = nil
+			}
+			return err
+		}
+		collect := func(reg *registry.Registry) error {
+			_, err := reg.Collect(ctx, registry.CollectOptions{Keep: -1, Grace: -1})
+			return err
+		}
+		var ready, ended sync.WaitGroup
+		for i, do := range []func(*registry.Registry) error{
+			collect, collect,
+			func(reg *registry.Registry) error { return promote(reg, "bolts", digest) },
+			func(reg *registry.Registry) error {
+				digest, err := reg.Put(ctx, "nuts", young)
+				if err != nil {
+					return err
+				}
+				return promote(reg, "nuts", digest)
+			},
+		} {
+			reg := r.open(t, t.TempDir())
+			ready.Add(1)
+			ended.Go(func() {
+				ready.Done()
+				ready.Wait()
+				if err := do(reg); err != nil {
+					t.Errorf("round %d: program %d: %v", round, i, err)
+				}
+			})
+		}
+		ended.Wait()
+		close(promoted)
+		for digest := range promoted {
+			if _, err := r.open(t, t.TempDir()).Get(ctx, digest); err != nil {
+				t.Errorf("round %d: a release is active: %v", round, err)
+			}
+		}
+		for _, detector := range []string{"bolts", "nuts"} {
+			if err := r.reg.Forget(ctx, detector); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
