@@ -38,6 +38,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"strings"
 	"sync"
@@ -91,7 +92,7 @@ type Result struct {
 type Config struct {
 	stream.Names
 
-	// Name of this trainer in jobs' records. Default: host and process.
+	// Name of this trainer in jobs' records, another one for each. Default: host and process.
 	Name string
 	// CacheDir holds releases, ScratchDir jobs under way. Both required.
 	CacheDir, ScratchDir string
@@ -126,7 +127,7 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	if c.Name == "" {
 		host, _ := os.Hostname()
-		c.Name = fmt.Sprintf("%s-%d", host, os.Getpid())
+		c.Name = nameOf(host, os.Getpid())
 	}
 	c.AckWait = cmp.Or(c.AckWait, stream.JobAckWait)
 	c.MaxAttempts = cmp.Or(c.MaxAttempts, 5)
@@ -138,6 +139,16 @@ func (c Config) withDefaults() Config {
 	}
 	c.Drain = cmp.Or(c.Drain, 20*time.Second)
 	return c
+}
+
+// nameOf is the name of a process. In containers all are number 1, and with the host's
+// network all have the host's name: two trainers that are called the same would each
+// take the other's job for its own.
+func nameOf(host string, pid int) string {
+	if pid == 1 {
+		return fmt.Sprintf("%s-%08x", host, rand.Uint32())
+	}
+	return fmt.Sprintf("%s-%d", host, pid)
 }
 
 // Validate reports every setting that cannot work.

@@ -232,9 +232,13 @@ func TestAJobsHistoryIsKept(t *testing.T) {
 	if len(h) > 260 || looks != 10 || h[len(h)-2].Step != 999 {
 		t.Errorf("%d points, %d of the generator's curve, the last but one %+v", len(h), looks, h[len(h)-2])
 	}
-	if b, err := r.In.JobFile(t.Context(), j.Job, stream.JobSheet); err != nil || string(b) != "sheet" {
-		t.Errorf("the sheet: %q, %v", b, err)
-	}
+	eventually.True(t, "the sheet, which is stored after the history", func() bool {
+		b, err := r.In.JobFile(t.Context(), j.Job, stream.JobSheet)
+		if err != nil && !errors.Is(err, stream.ErrNotFound) {
+			t.Fatal(err)
+		}
+		return string(b) == "sheet"
+	})
 	if _, err := r.In.JobFile(t.Context(), "none", stream.JobSheet); !errors.Is(err, stream.ErrNotFound) {
 		t.Errorf("of no job: %v", err)
 	}
