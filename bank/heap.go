@@ -21,11 +21,12 @@ func sortCandidates(c []candidate) {
 	slices.SortFunc(c, func(a, b candidate) int { return cmp.Compare(a.ranked(), b.ranked()) })
 }
 
-// minHeap has the nearest candidate on top. container/heap would cost an
-// interface call per comparison in the innermost loop of a search.
-type minHeap []ranked
+// heap has the least on top: the nearest candidate, or of complements (^ranked) the
+// farthest. container/heap would cost an interface call per comparison in the innermost
+// loop of a search.
+type heap []ranked
 
-func (h *minHeap) push(c ranked) {
+func (h *heap) push(c ranked) {
 	*h = append(*h, c)
 	s := *h
 	i := len(s) - 1
@@ -40,63 +41,28 @@ func (h *minHeap) push(c ranked) {
 	s[i] = c
 }
 
-func (h *minHeap) pop() ranked {
+func (h *heap) pop() ranked {
 	s := *h
 	top, c := s[0], s[len(s)-1]
-	s = s[:len(s)-1]
-	*h = s
-	if len(s) == 0 {
-		return top
+	*h = s[:len(s)-1]
+	if len(*h) > 0 {
+		h.replaceTop(c)
 	}
-	i := 0
-	for {
-		j := 2*i + 1
-		if j >= len(s) {
-			break
-		}
-		if j+1 < len(s) && s[j+1] < s[j] {
-			j++
-		}
-		if s[j] >= c {
-			break
-		}
-		s[i] = s[j]
-		i = j
-	}
-	s[i] = c
 	return top
 }
 
-// maxHeap has the farthest candidate on top.
-type maxHeap []ranked
-
-func (h *maxHeap) push(c ranked) {
-	*h = append(*h, c)
-	s := *h
-	i := len(s) - 1
-	for i > 0 {
-		p := (i - 1) / 2
-		if s[p] >= c {
-			break
-		}
-		s[i] = s[p]
-		i = p
-	}
-	s[i] = c
-}
-
-// replaceTop takes the farthest out and puts c in.
-func (h maxHeap) replaceTop(c ranked) {
+// replaceTop takes the top out and puts c in.
+func (h heap) replaceTop(c ranked) {
 	i := 0
 	for {
 		j := 2*i + 1
 		if j >= len(h) {
 			break
 		}
-		if j+1 < len(h) && h[j] < h[j+1] {
+		if j+1 < len(h) && h[j+1] < h[j] {
 			j++
 		}
-		if c >= h[j] {
+		if h[j] >= c {
 			break
 		}
 		h[i] = h[j]

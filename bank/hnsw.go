@@ -129,8 +129,7 @@ func (g *graph) setLinks(node uint32, layer int, links []uint32) {
 }
 
 // extend adds a node without links.
-func (g *graph) extend(layer int) uint32 {
-	n := uint32(len(g.layer))
+func (g *graph) extend(layer int) {
 	g.layer = append(g.layer, uint8(layer))
 	g.base = append(g.base, make([]uint32, 2*g.m+1)...)
 	var up []uint32
@@ -138,7 +137,6 @@ func (g *graph) extend(layer int) uint32 {
 		up = make([]uint32, layer*(g.m+1))
 	}
 	g.upper = append(g.upper, up)
-	return n
 }
 
 // layerOf draws a node's highest layer from its id, geometric with ratio 1/M
@@ -227,8 +225,8 @@ type searcher struct {
 	graph   *graph
 	seen    []uint32 // epoch in which a node was last seen
 	epoch   uint32
-	open    minHeap // nodes whose links are to be followed
-	found   maxHeap // the ef nearest so far
+	open    heap // nodes whose links are to be followed, the nearest on top
+	found   heap // the ef nearest so far: their complements, the farthest on top
 	sorted  []candidate
 	scratch []uint32
 	squares []float32
@@ -335,10 +333,10 @@ func (s *searcher) layer(q []float32, start candidate, ef, layer int) []candidat
 	s.begin()
 	s.seen[start.row] = s.epoch
 	s.open.push(start.ranked())
-	s.found.push(start.ranked())
+	s.found.push(^start.ranked())
 	for len(s.open) > 0 {
 		c := s.open.pop()
-		if c.distance() > s.found[0].distance() && len(s.found) >= ef {
+		if c.distance() > (^s.found[0]).distance() && len(s.found) >= ef {
 			break
 		}
 		fresh := s.fresh(c.row(), layer)
@@ -346,17 +344,17 @@ func (s *searcher) layer(q []float32, start candidate, ef, layer int) []candidat
 			n := candidate{d, fresh[i]}.ranked()
 			if len(s.found) < ef {
 				s.open.push(n)
-				s.found.push(n)
-			} else if d < s.found[0].distance() {
+				s.found.push(^n)
+			} else if d < (^s.found[0]).distance() {
 				s.open.push(n)
-				s.found.replaceTop(n)
+				s.found.replaceTop(^n)
 			}
 		}
 	}
 	slices.Sort(s.found)
 	s.sorted = s.sorted[:0]
-	for _, r := range s.found {
-		s.sorted = append(s.sorted, candidate{r.distance(), r.row()})
+	for _, r := range slices.Backward(s.found) {
+		s.sorted = append(s.sorted, candidate{(^r).distance(), (^r).row()})
 	}
 	return s.sorted
 }

@@ -53,14 +53,12 @@ func (r *rows) at(i uint32) []float32 {
 	return r.data[o : o+r.dim : o+r.dim]
 }
 
-// add appends a checked vector and returns its row number.
-func (r *rows) add(id uint64, v []float32) uint32 {
+// add appends a checked vector.
+func (r *rows) add(id uint64, v []float32) {
 	r.dropShort(len(r.ids) + 1)
-	i := uint32(len(r.ids))
 	r.data = append(r.data, v...)
+	r.row[id] = uint32(len(r.ids))
 	r.ids = append(r.ids, id)
-	r.row[id] = i
-	return i
 }
 
 // grow makes room for n more rows, so that a batch is copied once.

@@ -118,16 +118,16 @@ func newCell(c *canvas, class int, r *rng, variation float64) scene {
 	d := newCellDesign(class)
 	s := &cell{c: c, d: d, seed: r.next()}
 	v := variation
-	s.x, s.y = r.around(0, 0.05*v), r.around(0, 0.05*v)
-	s.r = d.radius * (1 + r.around(0, 0.045*v))
+	s.x, s.y = r.around(0.05*v), r.around(0.05*v)
+	s.r = d.radius * (1 + r.around(0.045*v))
 	s.sin, s.cos = math.Sincos(r.unit() * 2 * math.Pi)
 	s.squeeze = 1 - 0.12*r.unit()*v
-	s.strength = 1 + r.around(0, 0.06*v)
+	s.strength = 1 + r.around(0.06*v)
 	for i := range 3 {
-		s.hue[i] = 1 + r.around(0, 0.025*v)
+		s.hue[i] = 1 + r.around(0.025*v)
 	}
-	s.light = 1 + r.around(0, 0.018*v)
-	s.slopeX, s.slopeY = r.around(0, 0.02*v), r.around(0, 0.02*v)
+	s.light = 1 + r.around(0.018*v)
+	s.slopeX, s.slopeY = r.around(0.02*v), r.around(0.02*v)
 	s.focus = 0.10 + 0.10*r.unit()
 	s.noise = 1.0 + 0.7*r.unit()
 	s.lobes = s.arrange(r.fork(), d.lobes, 1, v)
@@ -140,9 +140,9 @@ func (s *cell) arrange(r *rng, n int, grow, variation float64) []lobe {
 	out := make([]lobe, n)
 	a := -float64(n-1) / 2 * s.d.arc
 	for i := range out {
-		sin, cos := math.Sincos(a + r.around(0, 0.12*variation))
-		ring := s.d.ring * (1 + r.around(0, 0.10*variation))
-		out[i] = lobe{ring * cos, ring * sin, s.d.lobe * grow * (1 + r.around(0, 0.07*variation))}
+		sin, cos := math.Sincos(a + r.around(0.12*variation))
+		ring := s.d.ring * (1 + r.around(0.10*variation))
+		out[i] = lobe{ring * cos, ring * sin, s.d.lobe * grow * (1 + r.around(0.07*variation))}
 		a += s.d.arc
 	}
 	// the nucleus lies about in the middle of the cell
@@ -165,11 +165,11 @@ func (s *cell) populate(r *rng, variation float64) {
 		if len(s.reds) > 18 {
 			break
 		}
-		c := redCell{x: r.between(-1.25, 1.25), y: r.between(-1.25, 1.25), r: size * (1 + r.around(0, 0.05*variation))}
+		c := redCell{x: r.between(-1.25, 1.25), y: r.between(-1.25, 1.25), r: size * (1 + r.around(0.05*variation))}
 		c.squeeze = 1 - 0.13*r.unit()*min(variation, 1.5)
 		c.sin, c.cos = math.Sincos(r.unit() * math.Pi)
-		c.dense = 1 + r.around(0, 0.07*variation)
-		c.pale = 0.62 + r.around(0, 0.08*variation)
+		c.dense = 1 + r.around(0.07*variation)
+		c.pale = 0.62 + r.around(0.08*variation)
 		c.seed = r.next()
 		room := math.Hypot(c.x-s.x, c.y-s.y) > s.r+c.r*0.97
 		for _, o := range s.reds {
@@ -283,7 +283,7 @@ func (s *cell) draw(dst *imaging.Image, d *defect) bool {
 			spread := lerp(0.06, 0.30, amount)
 			for range 3 + int(amount*26) {
 				over = append(over, blob{
-					x: x0 + r.around(0, spread*0.6), y: y0 + r.around(0, spread*0.6), r: lerp(0.014, 0.04, amount) * r.between(0.5, 1.3),
+					x: x0 + r.around(spread*0.6), y: y0 + r.around(spread*0.6), r: lerp(0.014, 0.04, amount) * r.between(0.5, 1.3),
 					color: rgb{1.3, 1.5, 0.75}.times(lerp(0.6, 1.1, amount)), seed: r.next(), rough: 0.5,
 				})
 			}

@@ -29,24 +29,24 @@ type part struct {
 func newPart(c *canvas, class int, r *rng, variation float64) scene {
 	d := newDesign(class)
 	p := &part{c: c, d: d, seed: r.next()}
-	p.cx, p.cy = r.around(0, 0.018*variation), r.around(0, 0.018*variation)
-	p.scale = 0.80 * d.radius * (1 + r.around(0, 0.008*variation))
-	angle := r.around(0, 0.05*variation)
+	p.cx, p.cy = r.around(0.018*variation), r.around(0.018*variation)
+	p.scale = 0.80 * d.radius * (1 + r.around(0.008*variation))
+	angle := r.around(0.05 * variation)
 	if turn := r.unit() * 2 * math.Pi; d.free {
 		angle = turn * min(variation, 1)
 	}
 	p.sin, p.cos = math.Sincos(angle)
-	az := -2.2 + r.around(0, 0.16*variation)
-	el := 0.95 + r.around(0, 0.05*variation)
+	az := -2.2 + r.around(0.16*variation)
+	el := 0.95 + r.around(0.05*variation)
 	p.light = [3]float64{math.Cos(az) * math.Cos(el), math.Sin(az) * math.Cos(el), math.Sin(el)}
-	p.power = 1 + r.around(0, 0.045*variation)
-	p.warmth = r.around(0, 0.012*variation)
-	p.tone = 1 + r.around(0, 0.03*variation)
-	g := 0.115 + r.around(0, 0.008*variation)
+	p.power = 1 + r.around(0.045*variation)
+	p.warmth = r.around(0.012 * variation)
+	p.tone = 1 + r.around(0.03*variation)
+	g := 0.115 + r.around(0.008*variation)
 	p.table = rgb{g * 0.95, g, g * 1.12}
 	p.noise = 0.9 + 0.5*r.unit()
 	p.shade = 0.05 + 0.02*r.unit()
-	p.tilt = r.around(0, 0.02*variation)
+	p.tilt = r.around(0.02 * variation)
 	p.holes = make([]float64, d.holes)
 	p.fill(c.keepA, c.keepB, nil)
 	return p
@@ -266,15 +266,15 @@ func (p *part) mar(d *defect) bool {
 func curve(r *rng, length, bend, jag float64) [][2]float64 {
 	const n = 14
 	out := make([][2]float64, n)
-	turn := r.around(0, bend)
+	turn := r.around(bend)
 	a := -turn * n / 2 * 0.2
 	x, y := 0.0, 0.0
 	for i := range out {
-		out[i] = [2]float64{x + r.around(0, jag), y + r.around(0, jag)}
+		out[i] = [2]float64{x + r.around(jag), y + r.around(jag)}
 		s, c := math.Sincos(a)
 		x += length / (n - 1) * c
 		y += length / (n - 1) * s
-		a += turn*0.2 + r.around(0, bend*0.4)
+		a += turn*0.2 + r.around(bend*0.4)
 	}
 	mx, my := out[n/2][0], out[n/2][1]
 	for i := range out {
@@ -455,7 +455,7 @@ func (p *part) fibre(d *defect) []strand {
 	length := lerp(0.22, 1.0, d.amount)
 	s := strand{
 		line: curve(r, length, 0.9, 0.004), width: max(lerp(0.007, 0.014, d.amount), 1.1/float64(p.c.size)),
-		x: p.cx + r.around(0, 0.3), y: p.cy + r.around(0, 0.3), opacity: lerp(0.5, 0.92, d.amount),
+		x: p.cx + r.around(0.3), y: p.cy + r.around(0.3), opacity: lerp(0.5, 0.92, d.amount),
 		color: []rgb{{0.75, 0.72, 0.66}, {0.12, 0.12, 0.15}, {0.55, 0.14, 0.12}, {0.15, 0.25, 0.55}}[r.intn(4)],
 	}
 	sin, cos := math.Sincos(r.unit() * 2 * math.Pi)

@@ -141,16 +141,16 @@ type pattern struct {
 func newPattern(c *canvas, class int, r *rng, variation float64) scene {
 	d := newPatternDesign(class)
 	p := &pattern{c: c, d: d, seed: r.next()}
-	angle := d.angle + r.around(0, 0.03*variation)
+	angle := d.angle + r.around(0.03*variation)
 	if turn := r.unit() * 2 * math.Pi; d.free {
 		angle += turn * min(variation, 1)
 	}
 	p.sin, p.cos = math.Sincos(angle)
 	p.dx, p.dy = r.between(-1, 1), r.between(-1, 1)
-	p.zoom = 1 + r.around(0, 0.02*variation)
-	p.light = 1 + r.around(0, 0.045*variation)
-	p.warmth = r.around(0, 0.015*variation)
-	p.slopeX, p.slopeY = r.around(0, 0.05*variation), r.around(0, 0.05*variation)
+	p.zoom = 1 + r.around(0.02*variation)
+	p.light = 1 + r.around(0.045*variation)
+	p.warmth = r.around(0.015 * variation)
+	p.slopeX, p.slopeY = r.around(0.05*variation), r.around(0.05*variation)
 	p.noise = 0.8 + 1.2*r.unit()
 	p.defocused = 0.08 + 0.06*r.unit()
 	p.place(r.fork(), variation)
@@ -161,7 +161,7 @@ func newPattern(c *canvas, class int, r *rng, variation float64) scene {
 func (p *pattern) place(r *rng, variation float64) {
 	d := p.d
 	add := func(x, y, turn float64) {
-		e := element{x: x, y: y, r: d.size * (1 + r.around(0, 0.05*variation)), outline: d.outline, core: d.core, rim: d.rim, seed: r.next()}
+		e := element{x: x, y: y, r: d.size * (1 + r.around(0.05*variation)), outline: d.outline, core: d.core, rim: d.rim, seed: r.next()}
 		e.sin, e.cos = math.Sincos(turn)
 		p.elements = append(p.elements, e)
 	}
@@ -170,18 +170,18 @@ func (p *pattern) place(r *rng, variation float64) {
 		if d.free {
 			return t
 		}
-		return d.angle + r.around(0, 0.06*variation)
+		return d.angle + r.around(0.06*variation)
 	}
 	switch {
 	case d.elements == 0:
 	case d.single:
-		add(r.around(0, 0.04*variation), r.around(0, 0.04*variation), turn())
+		add(r.around(0.04*variation), r.around(0.04*variation), turn())
 	case d.grid:
 		pitch := 2 / float64(d.elements)
-		ox, oy := r.around(0, 0.1*pitch*variation), r.around(0, 0.1*pitch*variation)
+		ox, oy := r.around(0.1*pitch*variation), r.around(0.1*pitch*variation)
 		for i := range d.elements {
 			for j := range d.elements {
-				add((float64(i)+0.5)*pitch-1+ox+r.around(0, 0.03*pitch*variation), (float64(j)+0.5)*pitch-1+oy+r.around(0, 0.03*pitch*variation), turn())
+				add((float64(i)+0.5)*pitch-1+ox+r.around(0.03*pitch*variation), (float64(j)+0.5)*pitch-1+oy+r.around(0.03*pitch*variation), turn())
 			}
 		}
 	default:
@@ -347,7 +347,7 @@ func (p *pattern) draw(dst *imaging.Image, d *defect) bool {
 				return false
 			}
 			region(0.12, 0.45)
-			sx, sy = r.around(0, 0.35), r.around(0, 0.35)
+			sx, sy = r.around(0.35), r.around(0.35)
 		case "patch":
 			if p.d.ground == plain {
 				return false

@@ -32,11 +32,11 @@ func (r *rng) between(lo, hi float64) float64 { return lo + r.unit()*(hi-lo) }
 
 func (r *rng) intn(n int) int { return int(r.next() % uint64(n)) }
 
-// around is close to normal with mean m and standard deviation s; it never
-// leaves m ± 3.5 s (the sum of four uniform numbers).
-func (r *rng) around(m, s float64) float64 {
+// around is close to normal with mean 0 and standard deviation s; it never
+// leaves ± 3.5 s (the sum of four uniform numbers).
+func (r *rng) around(s float64) float64 {
 	sum := r.unit() + r.unit() + r.unit() + r.unit() - 2
-	return m + s*sum*1.7320508075688772
+	return s * sum * 1.7320508075688772
 }
 
 // fork gives an independent generator, so that what one thing draws does not

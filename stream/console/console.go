@@ -227,7 +227,7 @@ func (c *Console) work(ctx context.Context, nc *nats.Conn) error {
 	if err := c.open(ctx, nc); err != nil || ctx.Err() != nil {
 		return err
 	}
-	if err := c.admit(ctx); err != nil {
+	if err := c.admit(); err != nil {
 		return err
 	}
 	if err := c.readRules(ctx); err != nil && ctx.Err() == nil {
@@ -283,7 +283,7 @@ func (c *Console) openBuckets(ctx context.Context) (err error) {
 var ErrNoUsers = errors.New("the console listens where others reach it, and there are no users: start it once with --setup, or listen on 127.0.0.1")
 
 // admit decides who may come in when nobody is known yet.
-func (c *Console) admit(ctx context.Context) error {
+func (c *Console) admit() error {
 	if c.cfg.Setup != nil {
 		c.setup = newSetup()
 		c.cfg.Setup("#/setup?" + c.setup.token)

@@ -91,7 +91,7 @@ func (c *Console) deadAgain(q *request) (any, error) {
 		return nil, fmt.Errorf("remove dead letter %d, which was published again: %w", m.Sequence, err)
 	}
 	c.overview.forget("")
-	c.record(q, "again", fmt.Sprint("dead/", m.Sequence), nil, map[string]string{"subject": again.Subject})
+	c.record(q, "again", fmt.Sprint("dead/", m.Sequence), map[string]string{"subject": again.Subject})
 	return nil, nil
 }
 
@@ -118,6 +118,6 @@ func (c *Console) deleteDead(q *request) (any, error) {
 		return nil, fmt.Errorf("remove dead letter %d: %w", m.Sequence, err)
 	}
 	c.overview.forget("")
-	c.record(q, "delete", fmt.Sprint("dead/", m.Sequence), nil, nil)
+	c.record(q, "delete", fmt.Sprint("dead/", m.Sequence), nil)
 	return nil, nil
 }

@@ -33,7 +33,7 @@ func sinkDoes[A any](c *Console, q *request, what string, ask any) (any, error) 
 	if err := sink.Ask(q.ctx, c.nc, c.cfg.Names, what, ask, &a); err != nil {
 		return nil, err
 	}
-	c.record(q, what, "sink/"+q.PathValue("sink"), nil, a)
+	c.record(q, what, "sink/"+q.PathValue("sink"), a)
 	return a, nil
 }
 

@@ -71,7 +71,7 @@ func (c *Console) addUser(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.record(q, "create", "user/"+u.Name, nil, map[string]any{"role": u.Role})
+	c.record(q, "create", "user/"+u.Name, map[string]any{"role": u.Role})
 	return created{http.StatusCreated, shownUser{Name: u.Name, Role: u.Role, CreatedAt: u.CreatedAt, CreatedBy: u.CreatedBy}}, nil
 }
 
@@ -96,7 +96,7 @@ func (c *Console) firstUser(q *request) (any, error) {
 		c.setup.giveBack()
 		return nil, err
 	}
-	c.record(q, "create", "user/"+u.Name, nil, map[string]any{"role": u.Role})
+	c.record(q, "create", "user/"+u.Name, map[string]any{"role": u.Role})
 	return c.begin(q, u)
 }
 
@@ -137,7 +137,7 @@ func (c *Console) changeUser(q *request) (any, error) {
 	}); err != nil {
 		return nil, err
 	}
-	c.record(q, "set", "user/"+u.Name, nil, map[string]any{"role": u.Role, "disabled": u.Disabled, "password": in.Password != nil})
+	c.record(q, "set", "user/"+u.Name, map[string]any{"role": u.Role, "disabled": u.Disabled, "password": in.Password != nil})
 	return shownUser{Name: u.Name, Role: u.Role, Disabled: u.Disabled, CreatedAt: u.CreatedAt, CreatedBy: u.CreatedBy}, nil
 }
 
@@ -153,7 +153,7 @@ func (c *Console) removeUser(q *request) (any, error) {
 		return c.forget(ctx, key)
 	})
 	if err == nil {
-		c.record(q, "delete", "user/"+q.PathValue("user"), nil, nil)
+		c.record(q, "delete", "user/"+q.PathValue("user"), nil)
 	}
 	return nil, err
 }
@@ -182,7 +182,7 @@ func (c *Console) addToken(q *request) (any, error) {
 	if err := c.people.put(q.ctx, tokenKeys+digest(value), u, true); err != nil {
 		return nil, err
 	}
-	c.record(q, "create", "token/"+u.Name, nil, map[string]any{"role": u.Role, "expires_at": u.ExpiresAt})
+	c.record(q, "create", "token/"+u.Name, map[string]any{"role": u.Role, "expires_at": u.ExpiresAt})
 	return created{http.StatusCreated, struct {
 		shownUser
 		Secret string `json:"secret"` // shown once
@@ -198,6 +198,6 @@ func (c *Console) removeToken(q *request) (any, error) {
 	if err := c.forget(q.ctx, key); err != nil {
 		return nil, err
 	}
-	c.record(q, "delete", "token/"+u.Name, nil, nil)
+	c.record(q, "delete", "token/"+u.Name, nil)
 	return nil, nil
 }

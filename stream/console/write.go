@@ -212,7 +212,7 @@ func (c *Console) addNormals(q *request) (any, error) {
 		out.Added++
 	}
 	c.overview.forget("")
-	c.record(q, "add-normals", "detector/"+name, nil, map[string]any{"added": out.Added, "anomalies": v.Get("anomalies") == "true"})
+	c.record(q, "add-normals", "detector/"+name, map[string]any{"added": out.Added, "anomalies": v.Get("anomalies") == "true"})
 	return out, nil
 }
 
@@ -242,7 +242,7 @@ func (c *Console) takeFrames(q *request) (any, error) {
 	}) {
 		return nil, problem{http.StatusServiceUnavailable, "busy", "frames are taken already for as many detectors as can be at once: wait"}
 	}
-	c.record(q, "take-normals", "detector/"+name, nil, in)
+	c.record(q, "take-normals", "detector/"+name, in)
 	return created{http.StatusAccepted, in}, nil
 }
 

@@ -36,7 +36,7 @@ func (l *detectorRunner) learn(ctx, work context.Context) {
 // release that the training makes.
 func (l *detectorRunner) collect(ctx, work context.Context, conf stream.Detector) error {
 	step, cancel := context.WithTimeout(ctx, 10*time.Second)
-	_, err := l.consumer(step)
+	err := l.ensureConsumer(step)
 	cancel()
 	if err != nil {
 		return err

@@ -141,13 +141,13 @@ func (l *detectorRunner) run(ctx, work context.Context) {
 	l.retire(shadow)
 }
 
-// consumer is the durable consumer that all workers of the detector share.
-func (l *detectorRunner) consumer(ctx context.Context) (jetstream.Consumer, error) {
-	c, err := l.w.js.CreateOrUpdateConsumer(ctx, l.w.cfg.FramesStream(), stream.FramesConsumerConfig(l.w.cfg.Names, l.name, l.w.cfg.AckWait))
+// ensureConsumer makes the durable consumer that all workers of the detector share.
+func (l *detectorRunner) ensureConsumer(ctx context.Context) error {
+	_, err := l.w.js.CreateOrUpdateConsumer(ctx, l.w.cfg.FramesStream(), stream.FramesConsumerConfig(l.w.cfg.Names, l.name, l.w.cfg.AckWait))
 	if err != nil {
-		return nil, fmt.Errorf("frames consumer of detector %s: %w", l.name, err)
+		return fmt.Errorf("frames consumer of detector %s: %w", l.name, err)
 	}
-	return c, nil
+	return nil
 }
 
 // making is what a runner knows of its consumer.
@@ -174,7 +174,7 @@ func (l *detectorRunner) makeConsumer(ctx context.Context, anew bool) error {
 	m.patience = min(max(2*m.patience, stream.Leaderless), 5*stream.Leaderless)
 	step, cancel := context.WithTimeout(ctx, m.patience)
 	defer cancel()
-	_, err := l.consumer(step)
+	err := l.ensureConsumer(step)
 	if err == nil {
 		m.made, m.patience = true, 0
 	}

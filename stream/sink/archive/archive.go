@@ -84,7 +84,7 @@ func Opener(names stream.Names, from Source) func(sink.Sink, string) (sink.Sende
 		case u.Scheme == "s3":
 			out.place, err = newBucket(c, u.Host, strings.Trim(u.Path, "/"), secret)
 		case (u.Scheme == "" || u.Scheme == "file") && u.Host == "" && path.IsAbs(u.Path):
-			out.place, err = newFolder(u.Path, c.MinFree)
+			out.place = newFolder(u.Path, c.MinFree)
 		default:
 			return nil, fmt.Errorf("archive: address %q: use an absolute path or s3://BUCKET", c.URL)
 		}

@@ -24,9 +24,8 @@ type folder struct {
 	mu      sync.Mutex // of the index
 }
 
-func newFolder(root string, minFree uint64) (*folder, error) {
-	minFree = cmp.Or(minFree, 1<<30)
-	return &folder{root: filepath.Clean(root), minFree: minFree}, nil
+func newFolder(root string, minFree uint64) *folder {
+	return &folder{root: filepath.Clean(root), minFree: cmp.Or(minFree, 1<<30)}
 }
 
 // ready says whether the folder is there and has room.
