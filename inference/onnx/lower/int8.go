@@ -115,11 +115,13 @@ func Int8Probe(path string) (model []byte, products []Product, err error) {
 			axes[i] = i
 		}
 		name := y.Name()
+		restore := g.Scope(name + "/probe") // the model's own nodes may be called as new ones are
 		g.Output(name+"/least", g.Reduce("ReduceMin", x, true, axes...))
 		g.Output(name+"/largest", g.Reduce("ReduceMax", x, true, axes...))
 		rows := g.Reshape(y, -1, w.out)
 		g.Output(name+"/rows", rows)
 		rows.SetDimName(0, "rows")
+		restore()
 		sum := 0.0
 		for _, v := range w.data {
 			sum += float64(v) * float64(v)
