@@ -79,6 +79,7 @@ func TestAHostileNeighbour(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{FramesMaxBytes: queue})
 	r.Detector(stream.Detector{Name: "bolts", Smoothing: 2})
 	r.Release("bolts", streamtest.Fake{Name: "one", Threshold: 0.5})
+	r.Consumers("bolts")
 	r.Steward(steward.Config{FramesMaxBytes: queue})
 	m := memory.New(budget)
 	w, _ := r.Worker(worker.Config{Memory: m}, streamtest.LoadFake)

@@ -52,6 +52,7 @@ func TestAFloodLeavesOthersTheirShareOfTheQueue(t *testing.T) {
 			for _, d := range []string{"bolts", "nuts"} {
 				r.Detector(stream.Detector{Name: d})
 			}
+			r.Consumers("bolts", "blots", "nuts")
 			if c.own {
 				r.Steward(steward.Config{Apart: true})
 				r.Steward(steward.Config{Apart: true})
@@ -112,6 +113,7 @@ func TestNothingIsLostWhileSharesChange(t *testing.T) {
 	for _, d := range []string{"bolts", "nuts"} {
 		r.Release(d, streamtest.Fake{Name: d})
 	}
+	r.Consumers("bolts", "nuts")
 	r.Steward(steward.Config{FramesMaxBytes: queue, Every: 20 * time.Millisecond})
 	r.Worker(worker.Config{Detectors: []string{"nuts"}}, streamtest.LoadFake)
 	scores := r.Scores()

@@ -244,6 +244,18 @@ func (r *Rig) Detector(d stream.Detector) {
 	}
 }
 
+// Consumers makes the consumers of detectors, as control does, before a steward changes
+// the stream that they are of: nats-server 2.15 makes a consumer by what a change writes
+// at the same time, a data race of its own, which the race detector holds against a test.
+func (r *Rig) Consumers(detectors ...string) {
+	r.T.Helper()
+	for _, d := range detectors {
+		if err := r.In.EnsureFramesConsumer(r.T.Context(), d); err != nil {
+			r.T.Fatal(err)
+		}
+	}
+}
+
 func (r *Rig) Jobs() *stream.Jobs {
 	r.T.Helper()
 	s, err := r.In.Jobs(r.T.Context())
