@@ -12,7 +12,7 @@
 // streams and buckets (names.go, frame.go, large.go, event.go, feedback.go, audit.go,
 // trace.go, errors.go, topology.go, connect.go, watch.go). What is stored:
 // [Installation] opens the stores of detectors, jobs, normals, evidence, events and
-// releases, and reads and collects them (installation.go, detector.go, jobs.go,
+// releases, and reads and collects them (installation.go, patient.go, detector.go, jobs.go,
 // history.go, normals.go, evidence.go, object.go, events.go, cameras.go, queue.go,
 // lost.go, edge.go, levels.go, status.go, health.go, unreadable.go, collect.go,
 // dead.go). What is asked: a [Client] asks the services (client.go, api.go,

@@ -48,8 +48,10 @@
 // gate and for the protocols of package evaluate. [Orientation] says whether it
 // matters how the normals lie.
 //
-// Fit is one walk: embed → split → tune → build → draw → calibrate → write, each a
-// function from what came before to what comes next.
+// Fit is one walk: size → embed → split → frame → tune → build → draw → calibrate →
+// write, each a function from what came before to what comes next. What the frame, how
+// the normals lie, or a tuned model change is embedded again, once; light, sharpness and
+// precision each may have the banks built again.
 //
 // Each step leaves its result in the work folder under a digest of everything it
 // depends on, so an interrupted run goes on, and runs that share steps (ablations

@@ -8,7 +8,7 @@
 //	begin            one more attempt on the job's record
 //	attempt
 //	  prepare        normals and the active release into folders: a [Task]
-//	  make           Maker.Train, Extend, Retract or Readjust → a release folder
+//	  train          Maker.Train, Extend, Retract or Readjust → a release folder
 //	  registry.Put   the release into the store
 //	  promote        the active pointer, if nobody changed it meanwhile
 //	end              the job's record, acknowledge the request
