@@ -105,17 +105,6 @@ func Rewrite(b []byte, f func(out []byte, fd Field) ([]byte, error)) (out []byte
 	return out, err
 }
 
-// Split takes the length-delimited fields of a number out of a message, and
-// returns copies of the others.
-func Split(b []byte, num Number, take func([]byte) error) (rest []byte, err error) {
-	return Rewrite(b, func(out []byte, f Field) ([]byte, error) {
-		if f.Num == num && f.Type == Bytes {
-			return out, take(f.Val)
-		}
-		return append(out, f.Raw...), nil
-	})
-}
-
 // AppendHead appends the head of a length-delimited field of size bytes.
 func AppendHead(b []byte, num Number, size int) []byte {
 	return protowire.AppendVarint(protowire.AppendTag(b, num, protowire.BytesType), uint64(size))
