@@ -101,10 +101,11 @@ type halver struct {
 	g     *onnx.Graph
 	known map[*onnx.Value]*onnx.Tensor // of 16 bits; nil where it does not fit
 	made  map[*onnx.Value]*onnx.Value  // float values in 16 bits
+	moved map[*onnx.Value]bool         // whether from weights that do not fit
 }
 
 func newHalver(g *onnx.Graph) *halver {
-	return &halver{g: g, known: map[*onnx.Value]*onnx.Tensor{}, made: map[*onnx.Value]*onnx.Value{}}
+	return &halver{g: g, known: map[*onnx.Value]*onnx.Tensor{}, made: map[*onnx.Value]*onnx.Value{}, moved: map[*onnx.Value]bool{}}
 }
 
 func isFloat(v *onnx.Value) bool { return v != nil && v.Type() == onnx.Float }
@@ -155,9 +156,12 @@ func (h *halver) beyond(x *onnx.Value) bool {
 	if numbers := known(x); numbers != nil {
 		return !h.fits(x, numbers)
 	}
-	n := x.Producer()
-	return n != nil && n.Domain == "" && slices.Contains(halfMoves, n.OpType) &&
-		slices.ContainsFunc(n.Inputs, func(v *onnx.Value) bool { return isFloat(v) && h.beyond(v) })
+	bad, seen := h.moved[x]
+	if n := x.Producer(); !seen && n != nil && n.Domain == "" && slices.Contains(halfMoves, n.OpType) {
+		bad = slices.ContainsFunc(n.Inputs, func(v *onnx.Value) bool { return isFloat(v) && h.beyond(v) })
+		h.moved[x] = bad
+	}
+	return bad
 }
 
 // fits says whether 16 bits hold the numbers that x is known to be.

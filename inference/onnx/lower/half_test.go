@@ -255,6 +255,13 @@ func TestWeightsThatSixteenBitsDoNotHold(t *testing.T) {
 		"joined with others": {func(g *onnx.Graph, x *onnx.Value, w drawn) *onnx.Value {
 			return g.MatMul(x, g.Concat(1, g.Transpose(w(1, d, d), 1, 0), w(1e5, d, d)))
 		}, false},
+		"joined with itself again and again": {func(g *onnx.Graph, x *onnx.Value, w drawn) *onnx.Value {
+			b := g.Transpose(w(1, d, d), 1, 0)
+			for range 64 {
+				b = g.Slice(g.Concat(1, b, b), 1, 0, d)
+			}
+			return g.MatMul(x, b)
+		}, true},
 		"one of two": {func(g *onnx.Graph, x *onnx.Value, w drawn) *onnx.Value {
 			return g.MatMul(g.MatMul(x, w(1e5, d, d)), w(1, d, d))
 		}, true},

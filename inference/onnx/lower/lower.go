@@ -148,7 +148,7 @@ func openBatch(path string) (one *onnx.Graph, free map[string]bool, err error) {
 	for i, n := range two.Nodes() {
 		if m := one.Nodes()[i]; (rewritable(n) || cutsPatches(n)) && len(n.Reads()) == len(m.Reads()) {
 			x1, x2 := m.Inputs[0], n.Inputs[0]
-			free[m.Outputs[0].Name()] = slices.Equal(x1.Shape()[1:], x2.Shape()[1:]) && x2.Dim(0)%x1.Dim(0) == 0
+			free[m.Outputs[0].Name()] = x1.Elements() > 0 && slices.Equal(x1.Shape()[1:], x2.Shape()[1:]) && x2.Dim(0)%x1.Dim(0) == 0
 		}
 	}
 	return one, free, nil

@@ -180,6 +180,26 @@ func TestPatchesAreTheSame(t *testing.T) {
 	}
 }
 
+// TestNothingOfOneImage: what all images but the first go through has nothing to do for
+// one alone, and stays as it is.
+func TestNothingOfOneImage(t *testing.T) {
+	g := onnx.New("the others")
+	x := g.Input("x", onnx.Float, 2, 4, 8)
+	x.SetDimName(0, "N")
+	others := g.Slice(x, 0, 1, onnx.End)
+	norm := g.Op("LayerNormalization", nil, others, g.Repeated(onnx.Float, 1, 8), g.Repeated(onnx.Float, 0, 8))
+	patches := g.Transpose(g.Reshape(norm, -1, 2, 2, 2, 2, 2), 0, 1, 3, 5, 2, 4)
+	g.Output("y", patches)
+	patches.SetDimName(0, "M")
+	path := filepath.Join(t.TempDir(), "m.onnx")
+	if err := g.WriteFile(path); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := FileForCPU(path, true); ok {
+		t.Error("it was lowered")
+	}
+}
+
 func TestFilesThatStayAsTheyAre(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "m.onnx")
 	g := onnx.New("plain")

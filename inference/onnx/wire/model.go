@@ -76,7 +76,7 @@ func Parse(b []byte) (*Model, error) {
 		return nil, err
 	}
 	m.Values, m.Produced = map[string]ValueInfo{}, map[string]bool{}
-	initial := map[string]bool{}
+	initial, outside := map[string]bool{}, map[string]bool{}
 	for _, b := range g.Nodes {
 		n, err := ParseNode(b)
 		if err != nil {
@@ -95,7 +95,8 @@ func Parse(b []byte) (*Model, error) {
 		}
 		initial[name], m.Produced[name] = true, true
 		m.Params += floats
-		if external != "" && !slices.Contains(m.External, external) {
+		if external != "" && !outside[external] {
+			outside[external] = true
 			m.External = append(m.External, external)
 		}
 	}
