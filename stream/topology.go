@@ -356,9 +356,9 @@ func sourced(ctx context.Context, js jetstream.JetStream, stream string) error {
 	return nil
 }
 
-// framesBytes is the metadata in which a steward apart from the broker keeps how much
-// the frame queue may hold while it refuses somebody; see package steward.
-const framesBytes = "nearmiss-frames-max-bytes"
+// FramesBytes is the metadata in which a steward apart from the broker keeps how much
+// the frame queue may hold while it refuses somebody: then it may hold more for others.
+const FramesBytes = "nearmiss-frames-max-bytes"
 
 func ensureStream(ctx context.Context, js jetstream.JetStream, n Names, cfg jetstream.StreamConfig) error {
 	s, err := js.Stream(ctx, cfg.Name)
@@ -384,8 +384,8 @@ func ensureStream(ctx context.Context, js jetstream.JetStream, n Names, cfg jets
 	}
 	if shares {
 		cfg.Metadata = maps.Clone(have.Metadata)
-		if cfg.Metadata[framesBytes] != "" {
-			cfg.Metadata[framesBytes] = strconv.FormatInt(cfg.MaxBytes, 10)
+		if cfg.Metadata[FramesBytes] != "" {
+			cfg.Metadata[FramesBytes] = strconv.FormatInt(cfg.MaxBytes, 10)
 		}
 		cfg.Subjects, cfg.MaxBytes = have.Subjects, have.MaxBytes
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,10 +27,6 @@ type apart struct {
 	refused map[string]*nats.Subscription // to the frames of detectors that the stream does not take
 	turns   *turn.Turns                   // to change the stream; nil until there was one
 }
-
-// frameBytes is the metadata that says how much the queue may hold, while it may hold
-// more for those that are within their share.
-const frameBytes = "nearmiss-frames-max-bytes"
 
 // presence is where a steward beside the broker answers.
 func presence(n stream.Names) string { return n.API() + ".steward" }
@@ -57,7 +52,7 @@ func (s *Steward) measure(m *nats.Msg) {
 // has no shares.
 func (s *Steward) remember(have jetstream.StreamConfig) bool {
 	most := have.MaxBytes
-	if n, err := strconv.ParseInt(have.Metadata[frameBytes], 10, 64); err == nil && n > 0 {
+	if n, err := strconv.ParseInt(have.Metadata[stream.FramesBytes], 10, 64); err == nil && n > 0 {
 		most = n
 	}
 	if most <= 0 {
@@ -109,23 +104,23 @@ func (s *Steward) updateApart(ctx context.Context, have jetstream.StreamConfig, 
 		return err
 	}
 	defer end()
-	switch now, err := s.js.Stream(ctx, s.cfg.FramesStream()); {
-	case err != nil:
+	now, err := s.js.Stream(ctx, s.cfg.FramesStream())
+	if err != nil {
 		return err
-	case !asPlanned(now.CachedInfo().Config, have.Subjects, have.MaxBytes):
+	}
+	cfg := now.CachedInfo().Config // what a setup has changed meanwhile stays
+	if !asPlanned(cfg, have.Subjects, have.MaxBytes) || cfg.Metadata[stream.FramesBytes] != have.Metadata[stream.FramesBytes] {
 		s.look()
 		return errNotNow
 	}
 	refuse()
-	cfg := have
 	cfg.Subjects, cfg.MaxBytes = p.subjects, p.limit
-	cfg.Metadata = maps.Clone(have.Metadata)
-	delete(cfg.Metadata, frameBytes)
+	delete(cfg.Metadata, stream.FramesBytes)
 	if p.takes != nil {
 		if cfg.Metadata == nil {
 			cfg.Metadata = map[string]string{}
 		}
-		cfg.Metadata[frameBytes] = strconv.FormatInt(s.cfg.FramesMaxBytes, 10)
+		cfg.Metadata[stream.FramesBytes] = strconv.FormatInt(s.cfg.FramesMaxBytes, 10)
 	}
 	_, err = s.js.UpdateStream(ctx, cfg)
 	if _, ok := errors.AsType[*jetstream.APIError](err); ok && cfg.MaxBytes > have.MaxBytes {

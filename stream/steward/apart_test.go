@@ -107,7 +107,7 @@ func TestASecondStewardGoesOnWhereTheFirstEnded(t *testing.T) {
 			config := func() string {
 				t.Helper()
 				c := queueConfig(r)
-				return fmt.Sprintf("%d %v %s", c.MaxBytes, c.Subjects, c.Metadata["nearmiss-frames-max-bytes"])
+				return fmt.Sprintf("%d %v %s", c.MaxBytes, c.Subjects, c.Metadata[stream.FramesBytes])
 			}
 			before := config()
 			if n, err := floodQueue(r, c.flooder, 100<<10, 60); err != nil {

@@ -41,7 +41,7 @@ type Turns struct {
 
 	bucket jetstream.KeyValue
 	key    string
-	me     string // value of the key in our turn
+	me     string // value of the key in our turn; another one in the next
 
 	others uint64    // revision of another program's turn that was seen last
 	since  time.Time // when it was seen first
@@ -75,12 +75,15 @@ func (t *Turns) Hold(ctx context.Context, do func(context.Context) error) error 
 	if err != nil {
 		return err
 	}
-	work, stop := context.WithCancel(ctx)
+	work, stop := context.WithCancelCause(ctx)
 	kept := make(chan uint64)
-	go func() { kept <- t.keep(work, stop, revision) }()
+	go func() { kept <- t.keep(work, func() { stop(ErrOthers) }, revision) }()
 	err = do(work)
-	stop()
+	stop(nil)
 	t.end(ctx, <-kept)
+	if err != nil && errors.Is(context.Cause(work), ErrOthers) { // else it says that it was cancelled, and nobody has
+		err = fmt.Errorf("%w: %w", ErrOthers, err)
+	}
 	return err
 }
 
@@ -123,7 +126,9 @@ func (t *Turns) takeOver(ctx context.Context) (uint64, error) {
 func (t *Turns) end(ctx context.Context, revision uint64) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answer)
 	defer cancel()
-	_ = t.bucket.Purge(ctx, t.key, jetstream.LastRevision(revision)) // in vain: others take it over
+	if t.bucket.Purge(ctx, t.key, jetstream.LastRevision(revision)) == nil { // in vain: others take it over
+		t.me = nuid.Next() // a replica that is late may still have the turn that has ended
+	}
 }
 
 // keep gives signs of life until ctx ends, which lost ends where somebody else has the
