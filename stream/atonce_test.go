@@ -1,11 +1,13 @@
 package stream_test
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
@@ -95,6 +97,52 @@ func TestSetupsAtOnce(t *testing.T) {
 		if info.State.Msgs != 2 {
 			t.Fatalf("round %d: the stream has %d messages of 2 pictures", round, info.State.Msgs)
 		}
+	}
+}
+
+// TestSetupWaitsForItsTurn: it changes nothing while another program changes streams.
+func TestSetupWaitsForItsTurn(t *testing.T) {
+	t.Parallel()
+	ctx, js := t.Context(), atOnce(t, 1)[0]
+	names := stream.Names{Prefix: "waits"}
+	topology, _ := stream.Topology{Names: names}.Fit(64 << 20)
+	if err := stream.Ensure(ctx, js, topology); err != nil {
+		t.Fatal(err)
+	}
+	normals := func() jetstream.StreamConfig {
+		t.Helper()
+		s, err := js.Stream(ctx, names.NormalsStream())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.CachedInfo().Config
+	}
+	earlier := normals()
+	usual := earlier.Subjects
+	earlier.Subjects = usual[:1]
+	if _, err := js.UpdateStream(ctx, earlier); err != nil {
+		t.Fatal(err)
+	}
+	work, err := js.KeyValue(ctx, names.WorkBucket())
+	if err == nil {
+		_, err = work.PutString(ctx, stream.TurnKey, "another's")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	moment, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if err := stream.Ensure(moment, js, topology); err == nil {
+		t.Error("it does not wait for the turn of another")
+	}
+	if got := normals().Subjects; !slices.Equal(got, earlier.Subjects) {
+		t.Errorf("in the turn of another the stream was changed to %v", got)
+	}
+	if err := work.Purge(ctx, stream.TurnKey); err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Ensure(ctx, js, topology); err != nil || !slices.Equal(normals().Subjects, usual) {
+		t.Errorf("in its own turn: %v, %v", normals().Subjects, err)
 	}
 }
 
