@@ -13,20 +13,12 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream"
-	"github.com/nearmiss/nearmiss/stream/internal/turn"
 )
 
 // A steward apart from the broker keeps nothing between two looks but what is in the
 // stream's configuration, so that it goes on where another left off and several want
 // the same: who is refused is missing among the subjects, and what the queue may hold
-// when nobody is stands in the metadata. They change the stream one at a time, in turns
-// with those who set it up.
-
-// apart is what only a steward apart has.
-type apart struct {
-	refused map[string]*nats.Subscription // to the frames of detectors that the stream does not take
-	turns   *turn.Turns                   // to change the stream; nil until there was one
-}
+// when nobody is stands in the metadata.
 
 // presence is where a steward beside the broker answers.
 func presence(n stream.Names) string { return n.API() + ".steward" }
@@ -82,73 +74,27 @@ func (s *Steward) remember(have jetstream.StreamConfig) bool {
 	return true
 }
 
-// errAttended is returned where a steward beside the broker looks after the queue, and
-// errNotNow where somebody else has just changed the stream, or is about to.
-var (
-	errAttended = errors.New("there is a steward beside the broker")
-	errNotNow   = errors.New("somebody else changes the frame queue")
-)
-
-// updateApart has the stream be as planned, if it still is as it was when that was
-// planned. An account that may not store more than it does has the queue stay as large
-// as it is: then those within their share have what is free.
-func (s *Steward) updateApart(ctx context.Context, have jetstream.StreamConfig, p plan, refuse func()) error {
+// attended returns errAttended where a steward beside the broker looks after the queue.
+func (s *Steward) attended(ctx context.Context) error {
 	switch _, err := s.js.Conn().RequestWithContext(ctx, presence(s.cfg.Names), nil); {
 	case err == nil:
 		return errAttended
 	case !errors.Is(err, nats.ErrNoResponders):
 		return fmt.Errorf("look for a steward beside the broker: %w", err)
 	}
-	end, err := s.takeTurn(ctx)
-	if err != nil {
-		return err
-	}
-	defer end()
-	now, err := s.js.Stream(ctx, s.cfg.FramesStream())
-	if err != nil {
-		return err
-	}
-	cfg := now.CachedInfo().Config // what a setup has changed meanwhile stays
-	if !asPlanned(cfg, have.Subjects, have.MaxBytes) || cfg.Metadata[stream.FramesBytes] != have.Metadata[stream.FramesBytes] {
-		s.look()
-		return errNotNow
-	}
-	refuse()
-	cfg.Subjects, cfg.MaxBytes = p.subjects, p.limit
-	delete(cfg.Metadata, stream.FramesBytes)
-	if p.takes != nil {
-		if cfg.Metadata == nil {
-			cfg.Metadata = map[string]string{}
-		}
-		cfg.Metadata[stream.FramesBytes] = strconv.FormatInt(s.cfg.FramesMaxBytes, 10)
-	}
-	_, err = s.js.UpdateStream(ctx, cfg)
-	if _, ok := errors.AsType[*jetstream.APIError](err); ok && cfg.MaxBytes > have.MaxBytes {
-		cfg.MaxBytes = have.MaxBytes
-		_, err = s.js.UpdateStream(ctx, cfg)
-	}
-	return err
+	return nil
 }
 
-// takeTurn returns what ends the turn, or errNotNow where it is another's. Where nobody
-// can have one the queue is looked after without.
-func (s *Steward) takeTurn(ctx context.Context) (end func(), err error) {
-	if s.apart.turns == nil {
-		bucket, err := s.js.KeyValue(ctx, s.cfg.WorkBucket())
-		if err != nil {
-			return nil, fmt.Errorf("wait for a turn to change the frame queue: %w", err)
-		}
-		s.apart.turns = turn.Of(bucket, stream.TurnKey)
+// note leaves in the stream's configuration what the next look has to know.
+func (s *Steward) note(cfg *jetstream.StreamConfig, p plan) {
+	delete(cfg.Metadata, stream.FramesBytes)
+	if p.takes == nil {
+		return
 	}
-	end, err = s.apart.turns.Take(ctx)
-	switch {
-	case errors.Is(err, turn.ErrOthers):
-		return nil, errNotNow
-	case errors.Is(err, turn.ErrNone):
-		s.log.Debug().Err(err).Msg("the frame queue is changed whoever else changes it")
-		return func() {}, nil
+	if cfg.Metadata == nil {
+		cfg.Metadata = map[string]string{}
 	}
-	return end, err
+	cfg.Metadata[stream.FramesBytes] = strconv.FormatInt(s.cfg.FramesMaxBytes, 10)
 }
 
 // hearRefused hears the frames of detectors that the stream does not take, to answer
@@ -165,14 +111,14 @@ func (s *Steward) hearRefused(p plan, use map[string]int64) {
 			want[d] = !p.takes[d] && stream.ValidToken(d)
 		}
 	}
-	for d, sub := range s.apart.refused {
+	for d, sub := range s.held.refused {
 		if !want[d] {
 			_ = sub.Unsubscribe()
-			delete(s.apart.refused, d)
+			delete(s.held.refused, d)
 		}
 	}
 	for d, yes := range want {
-		if !yes || s.apart.refused[d] != nil {
+		if !yes || s.held.refused[d] != nil {
 			continue
 		}
 		sub, err := s.js.Conn().QueueSubscribe(s.cfg.Frames(d, "*"), "steward", func(m *nats.Msg) { s.refuseFrame(m, d) })
@@ -180,6 +126,6 @@ func (s *Steward) hearRefused(p plan, use map[string]int64) {
 			s.log.Debug().Err(err).Str("detector", d).Msg("cameras are refused without an answer")
 			continue
 		}
-		s.apart.refused[d] = sub
+		s.held.refused[d] = sub
 	}
 }

@@ -21,7 +21,7 @@ func (s *Steward) Look(ctx context.Context) error {
 }
 
 // Wait lets so much time pass for the turn of another.
-func (s *Steward) Wait(d time.Duration) { s.apart.turns.Silence -= d }
+func (s *Steward) Wait(d time.Duration) { s.held.turns.Silence -= d }
 
 // Use is what each detector's frames take of the queue, by what the server says of it.
 func (s *Steward) Use(ctx context.Context, st jetstream.Stream) (map[string]int64, error) {

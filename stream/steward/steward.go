@@ -67,7 +67,7 @@ type Steward struct {
 	told  map[string]told // by subject; the loop's
 	full  string          // why no frames are taken; the loop's
 
-	apart apart // the loop's
+	held held // the loop's
 
 	mu    sync.Mutex
 	rule  rule
@@ -115,7 +115,7 @@ func New(cfg Config, nc *nats.Conn, log zerolog.Logger) (*Steward, error) {
 	}
 	return &Steward{
 		cfg: cfg, js: js, in: stream.NewInstallation(js, cfg.Names), log: log.With().Str("component", "steward").Logger(), poke: make(chan struct{}, 1),
-		cut: map[string]bool{}, told: map[string]told{}, flows: map[string]*flow{}, apart: apart{refused: map[string]*nats.Subscription{}},
+		cut: map[string]bool{}, told: map[string]told{}, flows: map[string]*flow{}, held: held{refused: map[string]*nats.Subscription{}},
 	}, nil
 }
 
@@ -432,17 +432,6 @@ func (s *Steward) refuse(p plan, use map[string]int64, why string) {
 	if s.cfg.Apart {
 		s.hearRefused(p, use)
 	}
-}
-
-// update has the stream be as planned, and calls refuse before.
-func (s *Steward) update(ctx context.Context, have jetstream.StreamConfig, p plan, refuse func()) error {
-	if s.cfg.Apart {
-		return s.updateApart(ctx, have, p, refuse)
-	}
-	refuse()
-	have.MaxBytes, have.Subjects = p.limit, p.subjects
-	_, err := s.js.UpdateStream(ctx, have)
-	return err
 }
 
 // use estimates the bytes of each detector's waiting frames: the broker knows how
