@@ -274,11 +274,7 @@ func inTurn(ctx context.Context, js jetstream.JetStream, n Names, change func(co
 	if err != nil {
 		return fmt.Errorf("open bucket %s: %w", n.WorkBucket(), err)
 	}
-	err = turn.Of(bucket, TurnKey).Hold(ctx, change)
-	if errors.Is(err, turn.ErrNone) { // full, or locked by an earlier version
-		return change(ctx)
-	}
-	return err
+	return turn.Of(bucket, TurnKey).HoldIfPossible(ctx, change)
 }
 
 // TurnKey is a key of the work bucket, which is there while a program changes streams.

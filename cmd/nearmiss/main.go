@@ -136,6 +136,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitUsage
 	}
 	o.Log = newLogger(screen, c.LogLevel, c.LogFormat)
+	kctx.BindTo(o.Log.WithContext(ctx), (*context.Context)(nil)) // for who waits and has no logger of its own
 
 	err = kctx.Run()
 	var usage usageError

@@ -87,11 +87,7 @@ const TurnKey = "turn/releases"
 // inTurn does what counts on a release while no other program collects, and collects
 // while nobody counts on one: what is looked for is then still there when it is used.
 func (r *Registry) inTurn(ctx context.Context, do func(context.Context) error) error {
-	err := turn.Of(r.kv, TurnKey).Hold(ctx, do)
-	if errors.Is(err, turn.ErrNone) { // the store is full, or locked by an earlier version
-		return do(ctx)
-	}
-	return err
+	return turn.Of(r.kv, TurnKey).HoldIfPossible(ctx, do)
 }
 
 // Release is what the registry knows of one release.

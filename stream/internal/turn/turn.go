@@ -14,6 +14,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nuid"
+	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/stream/internal/kv"
 	"github.com/nearmiss/nearmiss/stream/internal/wait"
@@ -62,15 +63,34 @@ func (t *Turns) Take(ctx context.Context) (end func(), err error) {
 	return func() { t.end(ctx, revision) }, nil
 }
 
+// HoldIfPossible is Hold for what has to be done in any case: where nobody can have a
+// turn, since the store is full or the server was locked by an earlier version, do is at
+// work without.
+func (t *Turns) HoldIfPossible(ctx context.Context, do func(context.Context) error) error {
+	err := t.Hold(ctx, do)
+	if errors.Is(err, ErrNone) {
+		return do(ctx)
+	}
+	return err
+}
+
 // Hold waits for the turn, and has it as long as do is at work. The context of do ends
-// when the turn is lost.
+// when the turn is lost. Whoever waits for long is told by the logger of ctx
+// ([zerolog.Ctx]), if it has one.
 func (t *Turns) Hold(ctx context.Context, do func(context.Context) error) error {
+	told := time.AfterFunc(t.Silence/15, func() {
+		zerolog.Ctx(ctx).Info().Str("turn", t.key).Stringer("at_most_if_it_has_died", t.Silence).Msg("another program changes the same: waiting until it is done")
+	})
 	revision, err := t.take(ctx)
 	for errors.Is(err, ErrOthers) {
 		if wait.Pause(ctx, 50*time.Millisecond); ctx.Err() != nil {
-			return fmt.Errorf("%w: %w", err, ctx.Err())
+			break
 		}
 		revision, err = t.take(ctx)
+	}
+	told.Stop()
+	if errors.Is(err, ErrOthers) {
+		return fmt.Errorf("waited for the program that has %s in bucket %s, and it is not done: try again: %w: %w", t.key, t.bucket.Bucket(), err, ctx.Err())
 	}
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
@@ -142,7 +144,49 @@ func TestTheTurnOfTheDeadIsTaken(t *testing.T) {
 	}
 }
 
-// TestNobodyHasATurnInAFullStore, which whoever wants it is told.
+// lines are what a logger has written, line by line.
+type lines chan string
+
+func (l lines) Write(b []byte) (int, error) {
+	l <- string(b)
+	return len(b), nil
+}
+
+// TestWhoWaitsIsTold what for, while it waits, and says so when it gives up.
+func TestWhoWaitsIsTold(t *testing.T) {
+	bucket := programs(t, 1, &server.Options{})[0]
+	if _, err := bucket.PutString(t.Context(), "turn", "another's"); err != nil {
+		t.Fatal(err)
+	}
+	said := make(lines, 1)
+	ctx, giveUp := context.WithCancel(zerolog.New(said).WithContext(t.Context()))
+	defer giveUp()
+	ended := make(chan error, 1)
+	go func() {
+		ended <- turn.Of(bucket, "turn").Hold(ctx, func(context.Context) error { return errors.New("it has the turn of another") })
+	}()
+	select {
+	case line := <-said:
+		if !strings.Contains(line, "another program") || !strings.Contains(line, "15s") {
+			t.Error(line)
+		}
+	case <-time.After(time.Minute):
+		t.Error("nothing is said")
+	}
+	giveUp()
+	if err := <-ended; !errors.Is(err, turn.ErrOthers) || !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "turn in bucket B") {
+		t.Error(err)
+	}
+	if err := bucket.Purge(t.Context(), "turn"); err != nil {
+		t.Fatal(err)
+	}
+	if err := turn.Of(bucket, "turn").Hold(zerolog.New(said).WithContext(t.Context()), func(context.Context) error { return nil }); err != nil || len(said) > 0 {
+		t.Errorf("%v; who does not wait is told %d lines", err, len(said))
+	}
+}
+
+// TestNobodyHasATurnInAFullStore, which whoever wants it is told; what has to be done is
+// done without.
 func TestNobodyHasATurnInAFullStore(t *testing.T) {
 	bucket := programs(t, 1, &server.Options{JetStreamMaxStore: 1 << 20})[0]
 	full := false
@@ -155,5 +199,9 @@ func TestNobodyHasATurnInAFullStore(t *testing.T) {
 	}
 	if err := turn.Of(bucket, "turn").Hold(t.Context(), func(context.Context) error { return nil }); !errors.Is(err, turn.ErrNone) {
 		t.Error(err)
+	}
+	done := false
+	if err := turn.Of(bucket, "turn").HoldIfPossible(t.Context(), func(context.Context) error { done = true; return nil }); err != nil || !done {
+		t.Errorf("%v, done: %v", err, done)
 	}
 }
