@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -33,7 +34,7 @@ func (*lockCmd) Help() string {
 		)
 }
 
-func (c *lockCmd) Run(o *output) error {
+func (c *lockCmd) Run(ctx context.Context, o *output) error {
 	file, err := access.Load(c.path())
 	if err != nil {
 		return err
@@ -48,16 +49,16 @@ func (c *lockCmd) Run(o *output) error {
 		if err := os.MkdirAll(tls, 0o700); err != nil {
 			return fmt.Errorf("lock: %w", err)
 		}
-		if err := ca.Create("Nearmiss CA", false, now); err != nil {
+		if err := ca.Create(ctx, "Nearmiss CA", false, now); err != nil {
 			return err
 		}
 	}
-	if err := ca.Issue(tls, serverCert, true, append(c.Hosts, "localhost", "127.0.0.1"), now); err != nil {
+	if err := ca.Issue(ctx, tls, serverCert, true, append(c.Hosts, "localhost", "127.0.0.1"), now); err != nil {
 		return err
 	}
 	bundle := filepath.Join(c.Data, c.Operator)
 	add := usersAddCmd{Role: string(access.Operator), Name: c.Operator, bundleFlags: bundleFlags{Bundle: bundle, Address: "tls://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(c.Port))}, usersFolder: c.usersFolder}
-	if err := add.Run(o); err != nil {
+	if err := add.Run(ctx, o); err != nil {
 		return err
 	}
 	data, err := filepath.Abs(c.Data)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -33,8 +34,8 @@ func (*tlsCACmd) Help() string {
 		examples("nearmiss tls ca", "nearmiss tls ca --replace")
 }
 
-func (c *tlsCACmd) Run(o *output) error {
-	if err := c.ca().Create(c.Name, c.Replace, time.Now()); err != nil {
+func (c *tlsCACmd) Run(ctx context.Context, o *output) error {
+	if err := c.ca().Create(ctx, c.Name, c.Replace, time.Now()); err != nil {
 		return err
 	}
 	return o.print(c.ca().CertFile() + " is what others need to trust it")
@@ -54,8 +55,8 @@ func (*tlsIssueCmd) Help() string {
 	)
 }
 
-func (c *tlsIssueCmd) Run(o *output) error {
-	if err := c.ca().Issue(c.Dir, c.Name, c.Kind == "server", c.SAN, time.Now()); err != nil {
+func (c *tlsIssueCmd) Run(ctx context.Context, o *output) error {
+	if err := c.ca().Issue(ctx, c.Dir, c.Name, c.Kind == "server", c.SAN, time.Now()); err != nil {
 		return err
 	}
 	path := filepath.Join(c.Dir, c.Name)
@@ -73,7 +74,7 @@ func (*tlsRenewCmd) Help() string {
 		examples("nearmiss tls renew", "nearmiss tls renew nearmiss-data/tls/broker.crt")
 }
 
-func (c *tlsRenewCmd) Run(o *output) error {
+func (c *tlsRenewCmd) Run(ctx context.Context, o *output) error {
 	now := time.Now()
 	if len(c.Certs) == 0 {
 		all, err := certificates(c.Dir)
@@ -87,7 +88,7 @@ func (c *tlsRenewCmd) Run(o *output) error {
 		}
 	}
 	for _, f := range c.Certs {
-		if err := c.ca().Renew(f, now); err != nil {
+		if err := c.ca().Renew(ctx, f, now); err != nil {
 			return err
 		}
 		if err := o.print(f + " is renewed"); err != nil {

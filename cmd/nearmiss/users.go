@@ -41,16 +41,35 @@ func (f usersFolder) keyFile(name string) string {
 	return filepath.Join(filepath.Dir(f.path()), name+".nk")
 }
 
+// there refuses a folder that does not exist, for all that does not set it up.
+func (f usersFolder) there() error {
+	if _, err := os.Stat(f.Data); errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("no such folder %s: name the broker's data folder with --data", f.Data)
+	}
+	return nil
+}
+
+// load reads the file of users, for looking.
+func (f usersFolder) load() (access.File, error) {
+	if err := f.there(); err != nil {
+		return access.File{}, err
+	}
+	return access.Load(f.path())
+}
+
 // change lets do work on the file of users and saves it.
-func (f usersFolder) change(do func(*access.File) error) error {
-	return access.Update(f.path(), do, func() error { return nil })
+func (f usersFolder) change(ctx context.Context, do func(*access.File) error) error {
+	if err := f.there(); err != nil {
+		return err
+	}
+	return access.Update(ctx, f.path(), do, func() error { return nil })
 }
 
 // give is change for what makes a key: the user gets it before anybody changes the file
 // again. It returns what is to be said of that.
-func (f usersFolder) give(do func(*access.File) (write func() (string, error), err error)) (done string, err error) {
+func (f usersFolder) give(ctx context.Context, do func(*access.File) (write func() (string, error), err error)) (done string, err error) {
 	var write func() (string, error)
-	err = access.Update(f.path(), func(file *access.File) (err error) {
+	err = access.Update(ctx, f.path(), func(file *access.File) (err error) {
 		write, err = do(file)
 		return err
 	}, func() (err error) {
@@ -112,7 +131,7 @@ func (*usersAddCmd) Help() string {
 		)
 }
 
-func (c *usersAddCmd) Run(o *output) error {
+func (c *usersAddCmd) Run(ctx context.Context, o *output) error {
 	u := access.User{
 		Name: c.Name, Role: access.Role(c.Role), Detector: c.Detector, Camera: c.Camera, Kinds: c.Kinds,
 		Live: c.Live, Large: c.Large, MQTT: c.MQTT, Created: time.Now().UTC().Truncate(time.Second),
@@ -120,7 +139,7 @@ func (c *usersAddCmd) Run(o *output) error {
 	if err := c.fits(u); err != nil {
 		return err
 	}
-	done, err := c.give(func(f *access.File) (func() (string, error), error) {
+	done, err := c.give(ctx, func(f *access.File) (func() (string, error), error) {
 		write, err := c.secret(&u)
 		if err == nil {
 			err = f.Add(u)
@@ -146,7 +165,7 @@ func (*usersListCmd) Help() string {
 }
 
 func (c *usersListCmd) Run(o *output) error {
-	f, err := access.Load(c.path())
+	f, err := c.load()
 	if err != nil {
 		return err
 	}
@@ -189,9 +208,12 @@ func (*usersRotateCmd) Help() string {
 	return examples("nearmiss users rotate line1", "nearmiss users rotate line1 --overlap 0s")
 }
 
-func (c *usersRotateCmd) Run(o *output) error {
+func (c *usersRotateCmd) Run(ctx context.Context, o *output) error {
+	if err := c.there(); err != nil {
+		return err
+	}
 	var u access.User
-	done, err := c.give(func(f *access.File) (write func() (string, error), err error) {
+	done, err := c.give(ctx, func(f *access.File) (write func() (string, error), err error) {
 		if u, err = f.Get(c.Name); err != nil {
 			return nil, err
 		}
@@ -222,8 +244,8 @@ type usersDisableCmd struct {
 
 func (*usersDisableCmd) Help() string { return examples("nearmiss users disable line1") }
 
-func (c *usersDisableCmd) Run(o *output) error {
-	err := c.change(func(f *access.File) error {
+func (c *usersDisableCmd) Run(ctx context.Context, o *output) error {
+	err := c.change(ctx, func(f *access.File) error {
 		u, err := f.Get(c.Name)
 		if err != nil {
 			return err
@@ -244,8 +266,8 @@ type usersRemoveCmd struct {
 
 func (*usersRemoveCmd) Help() string { return examples("nearmiss users remove line1") }
 
-func (c *usersRemoveCmd) Run(o *output) error {
-	if err := c.change(func(f *access.File) error { return f.Remove(c.Name) }); err != nil {
+func (c *usersRemoveCmd) Run(ctx context.Context, o *output) error {
+	if err := c.change(ctx, func(f *access.File) error { return f.Remove(c.Name) }); err != nil {
 		return err
 	}
 	if err := os.Remove(c.keyFile(c.Name)); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -267,7 +289,7 @@ func (*usersRenderCmd) Help() string {
 }
 
 func (c *usersRenderCmd) Run(o *output) error {
-	f, err := access.Load(c.path())
+	f, err := c.load()
 	if err != nil {
 		return err
 	}
@@ -306,7 +328,7 @@ var forbidden = []string{
 }
 
 func (c *usersCheckCmd) Run(o *output) error {
-	f, err := access.Load(c.path())
+	f, err := c.load()
 	if err != nil {
 		return err
 	}
@@ -387,7 +409,7 @@ func (*usersDurableCmd) Help() string {
 }
 
 func (c *usersDurableCmd) Run(ctx context.Context, o *output) error {
-	f, err := access.Load(c.path())
+	f, err := c.load()
 	if err != nil {
 		return err
 	}

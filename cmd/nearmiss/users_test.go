@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -195,5 +197,61 @@ func TestUsersOnAServerOfOnesOwn(t *testing.T) {
 		if one := c.CachedInfo().Config.FilterSubject; one != "nearmiss.events.parts.*.anomaly" {
 			t.Errorf("it filters %v %q", got, one)
 		}
+	}
+}
+
+// TestAFolderThatIsNotThere is refused by what does not set it up, and not made.
+func TestAFolderThatIsNotThere(t *testing.T) {
+	data := filepath.Join(t.TempDir(), "nearmis-data")
+	for _, what := range []string{"list", "rotate line1", "disable line1", "remove line1", "render", "check line1", "durable line1"} {
+		_, errs := program(t, exitFailed, append(append([]string{"users"}, strings.Fields(what)...), "--data", data)...)
+		if !strings.Contains(errs, "no such folder "+data) || !strings.Contains(errs, "--data") {
+			t.Errorf("users %s: %s", what, errs)
+		}
+		if _, err := os.Stat(data); !errors.Is(err, os.ErrNotExist) {
+			t.Fatalf("users %s has made the folder: %v", what, err)
+		}
+	}
+}
+
+// TestAnInterruptEndsTheWaitForOtherPrograms: somebody else has the file of users.
+func TestAnInterruptEndsTheWaitForOtherPrograms(t *testing.T) {
+	data := t.TempDir()
+	program(t, 0, "users", "add", "operator", "desk", "--data", data)
+	f, err := os.OpenFile(filepath.Join(data, "auth", "users.yaml.lock"), os.O_RDWR, 0)
+	if err == nil {
+		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	ctx, interrupt := context.WithCancel(t.Context())
+	ended := make(chan int, 1)
+	said := make(chan string, 1)
+	go func() {
+		ended <- run(ctx, []string{"users", "rotate", "desk", "--data", data}, io.Discard, lines(func(line []byte) {
+			select {
+			case said <- string(line):
+			default:
+			}
+		}))
+	}()
+	select {
+	case line := <-said: // after a second
+		if !strings.Contains(line, "another program changes users") {
+			t.Error(line)
+		}
+	case <-time.After(patience):
+		t.Error("it does not say that it waits")
+	}
+	interrupt()
+	select {
+	case code := <-ended:
+		if code != exitInterrupted {
+			t.Errorf("exit code %d", code)
+		}
+	case <-time.After(patience):
+		t.Fatal("it waits on")
 	}
 }

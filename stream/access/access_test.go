@@ -1,6 +1,7 @@
 package access_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -255,7 +257,7 @@ func TestUsersAreAddedAtOnce(t *testing.T) {
 		ended.Go(func() {
 			ready.Done()
 			ready.Wait()
-			if err := access.Update(path, func(f *access.File) error {
+			if err := access.Update(t.Context(), path, func(f *access.File) error {
 				if n := inside.Add(1); n != 1 {
 					t.Errorf("%d change the file at once", n)
 				}
@@ -274,7 +276,39 @@ func TestUsersAreAddedAtOnce(t *testing.T) {
 		t.Errorf("%d users of %d are in the file: %v", len(f.Users), n, err)
 	}
 	refused := errors.New("no")
-	if err := access.Update(path, func(*access.File) error { return refused }, nil); !errors.Is(err, refused) {
+	if err := access.Update(t.Context(), path, func(*access.File) error { return refused }, nil); !errors.Is(err, refused) {
 		t.Error(err)
+	}
+}
+
+// TestWhoWaitsForTheUsersCanGiveUp: the wait for another program ends with the context.
+func TestWhoWaitsForTheUsersCanGiveUp(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "users.yaml")
+	f, err := os.Create(path + ".lock") // as another program has it
+	if err == nil {
+		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, giveUp := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- access.Update(ctx, path, func(*access.File) error { return errors.New("two change the file at once") }, nil)
+	}()
+	giveUp()
+	select {
+	case err := <-ended:
+		if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), path) {
+			t.Error(err)
+		}
+	case <-time.After(time.Minute):
+		t.Error("it waits on")
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := access.Update(t.Context(), path, func(*access.File) error { return nil }, func() error { return nil }); err != nil {
+		t.Errorf("when the other is done: %v", err)
 	}
 }

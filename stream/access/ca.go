@@ -2,6 +2,7 @@ package access
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -29,6 +30,9 @@ const (
 // CA is a certificate authority in a folder: ca.key (readable by its owner
 // only) and ca.crt. ca.crt may hold several certificates, the newest first: the
 // others are authorities before it that are still trusted.
+//
+// What writes a key and its certificate waits for other programs that do, until ctx ends:
+// of two at once the key would be the one's, the certificate the other's.
 type CA struct{ dir string }
 
 // OpenCA names the folder; nothing is read yet.
@@ -42,8 +46,8 @@ func (c CA) CertFile() string { return filepath.Join(c.dir, "ca.crt") }
 // Create makes key and certificate. With replace, an authority that is there
 // gives way to a new one, and stays trusted in ca.crt: renew every certificate,
 // give everybody the new ca.crt before that.
-func (c CA) Create(name string, replace bool, now time.Time) error {
-	unlock, err := lock(c.CertFile()) // of two at once the key would be the one's, the certificate the other's
+func (c CA) Create(ctx context.Context, name string, replace bool, now time.Time) error {
+	unlock, err := lock(ctx, c.CertFile())
 	if err != nil {
 		return fmt.Errorf("tls: %w", err)
 	}
@@ -78,7 +82,7 @@ func (c CA) Create(name string, replace bool, now time.Time) error {
 // Issue makes a certificate for name and its key: dir/name.crt, which has the
 // authority's certificate behind it, and dir/name.key. server certificates are
 // good for the given host names and addresses, client certificates for none.
-func (c CA) Issue(dir, name string, server bool, hosts []string, now time.Time) error {
+func (c CA) Issue(ctx context.Context, dir, name string, server bool, hosts []string, now time.Time) error {
 	if name == "" || name != filepath.Base(name) || name[0] == '.' || name == "ca" {
 		return fmt.Errorf("tls: %q cannot name a certificate: use a plain file name other than ca", name)
 	}
@@ -99,12 +103,12 @@ func (c CA) Issue(dir, name string, server bool, hosts []string, now time.Time) 
 			template.DNSNames = append(template.DNSNames, h)
 		}
 	}
-	return c.sign(filepath.Join(dir, name), template, now)
+	return c.sign(ctx, filepath.Join(dir, name), template, now)
 }
 
 // Renew makes the certificate in certFile anew: same names, same use, another
 // key, which is written beside it.
-func (c CA) Renew(certFile string, now time.Time) error {
+func (c CA) Renew(ctx context.Context, certFile string, now time.Time) error {
 	old, err := ReadCert(certFile)
 	if err != nil {
 		return err
@@ -117,10 +121,10 @@ func (c CA) Renew(certFile string, now time.Time) error {
 		KeyUsage: old.KeyUsage, ExtKeyUsage: old.ExtKeyUsage,
 		IPAddresses: old.IPAddresses, DNSNames: old.DNSNames,
 	}
-	return c.sign(certFile[:len(certFile)-len(filepath.Ext(certFile))], template, now)
+	return c.sign(ctx, certFile[:len(certFile)-len(filepath.Ext(certFile))], template, now)
 }
 
-func (c CA) sign(path string, template *x509.Certificate, now time.Time) error {
+func (c CA) sign(ctx context.Context, path string, template *x509.Certificate, now time.Time) error {
 	ca, err := ReadCert(c.CertFile())
 	if err != nil {
 		return fmt.Errorf("%w (make the authority first: nearmiss tls ca)", err)
@@ -141,9 +145,11 @@ func (c CA) sign(path string, template *x509.Certificate, now time.Time) error {
 	if err != nil {
 		return fmt.Errorf("tls: make a certificate: %w", err)
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	unlock, err := lock(ctx, path)
+	if err != nil {
 		return fmt.Errorf("tls: %w", err)
 	}
+	defer unlock()
 	// The certificate last: a listener that reads between the two writes finds a
 	// key that does not fit, keeps what it has, and looks again when the
 	// certificate has changed.

@@ -3,6 +3,7 @@ package access
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +16,9 @@ import (
 
 	"github.com/goccy/go-yaml"
 	"github.com/google/renameio/v2"
+	"github.com/rs/zerolog"
+
+	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
 
 // maxFile bounds users.yaml: ten thousand users take about 4 MiB.
@@ -79,9 +83,9 @@ func Load(path string) (File, error) {
 
 // Update lets do work on the file at path and saves it, and then does what goes with the
 // change. Other programs wait meanwhile: what one of two at once adds the other would
-// write away.
-func Update(path string, do func(*File) error, then func() error) error {
-	unlock, err := lock(path)
+// write away. Who waits until ctx ends changes nothing.
+func Update(ctx context.Context, path string, do func(*File) error, then func() error) error {
+	unlock, err := lock(ctx, path)
 	if err != nil {
 		return fmt.Errorf("write users: %w", err)
 	}
@@ -100,8 +104,9 @@ func Update(path string, do func(*File) error, then func() error) error {
 }
 
 // lock waits until no other program has the lock of a file, which lies beside it: the
-// file itself is another one after each change.
-func lock(path string) (unlock func(), err error) {
+// file itself is another one after each change. Whoever waits for long is told by the
+// logger of ctx.
+func lock(ctx context.Context, path string) (unlock func(), err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, err
 	}
@@ -109,10 +114,22 @@ func lock(path string) (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+	told := time.AfterFunc(time.Second, func() {
+		zerolog.Ctx(ctx).Info().Str("lock", f.Name()).Msg("another program changes users: waiting until it is done")
+	})
+	defer told.Stop()
+	for {
+		switch err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); {
+		case err == nil:
+			return func() { _ = f.Close() }, nil
+		case errors.Is(err, syscall.EWOULDBLOCK) && ctx.Err() == nil:
+			wait.Pause(ctx, 20*time.Millisecond)
+			continue
+		case ctx.Err() != nil:
+			err = ctx.Err()
+		}
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", f.Name(), err), f.Close())
 	}
-	return func() { _ = f.Close() }, nil
 }
 
 // Save writes the file as a whole, readable by its owner only.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,9 +18,9 @@ import (
 func authority(t testing.TB, dir string, now time.Time) access.CA {
 	t.Helper()
 	ca := access.OpenCA(dir)
-	must(t, ca.Create("test", false, now))
-	must(t, ca.Issue(dir, "server", true, []string{"localhost", "127.0.0.1"}, now))
-	must(t, ca.Issue(dir, "client", false, nil, now))
+	must(t, ca.Create(t.Context(), "test", false, now))
+	must(t, ca.Issue(t.Context(), dir, "server", true, []string{"localhost", "127.0.0.1"}, now))
+	must(t, ca.Issue(t.Context(), dir, "client", false, nil, now))
 	return ca
 }
 
@@ -134,12 +135,12 @@ func TestCertificatesChangeWhileListening(t *testing.T) {
 	before, err := os.ReadFile(in("ca.crt"))
 	must(t, err)
 
-	must(t, ca.Renew(in("server.crt"), now))
+	must(t, ca.Renew(t.Context(), in("server.crt"), now))
 	must(t, shake(t, addr, "localhost", in("ca.crt")))
 
-	must(t, ca.Create("second", true, now))
+	must(t, ca.Create(t.Context(), "second", true, now))
 	must(t, shake(t, addr, "localhost", in("ca.crt"))) // still the first CA's certificate, which is still trusted
-	must(t, ca.Renew(in("server.crt"), now))
+	must(t, ca.Renew(t.Context(), in("server.crt"), now))
 	must(t, shake(t, addr, "localhost", in("ca.crt")))
 	must(t, os.WriteFile(in("old.crt"), before, 0o600))
 	if shake(t, addr, "localhost", in("old.crt")) == nil {
@@ -154,21 +155,42 @@ func TestCertificatesChangeWhileListening(t *testing.T) {
 	}
 }
 
+// TestACertificateIsRenewedAtOnce by several programs, and has its key afterwards.
+func TestACertificateIsRenewedAtOnce(t *testing.T) {
+	dir := t.TempDir()
+	ca := authority(t, dir, time.Now())
+	cert, key := filepath.Join(dir, "server.crt"), filepath.Join(dir, "server.key")
+	for range 10 {
+		var all sync.WaitGroup
+		for range 4 {
+			all.Go(func() {
+				if err := ca.Renew(t.Context(), cert, time.Now()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		if _, err := tls.LoadX509KeyPair(cert, key); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestCAsAreNotLostByMistake(t *testing.T) {
 	dir := t.TempDir()
 	ca := authority(t, dir, time.Now())
-	if err := ca.Create("again", false, time.Now()); err == nil || !strings.Contains(err.Error(), "--replace") {
+	if err := ca.Create(t.Context(), "again", false, time.Now()); err == nil || !strings.Contains(err.Error(), "--replace") {
 		t.Errorf("a second CA: %v", err)
 	}
 	if st, err := os.Stat(filepath.Join(dir, "ca.key")); err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("key: %v, %v", st, err)
 	}
 	for _, name := range []string{"", "../x", "ca", ".hidden"} {
-		if ca.Issue(dir, name, false, nil, time.Now()) == nil {
+		if ca.Issue(t.Context(), dir, name, false, nil, time.Now()) == nil {
 			t.Errorf("a certificate called %q was made", name)
 		}
 	}
-	if ca.Issue(dir, "s", true, nil, time.Now()) == nil {
+	if ca.Issue(t.Context(), dir, "s", true, nil, time.Now()) == nil {
 		t.Error("a server's certificate for no host was made")
 	}
 	c, err := access.ReadCert(filepath.Join(dir, "server.crt"))
