@@ -644,9 +644,9 @@ func TestTLS(t *testing.T) {
 	ca := access.OpenCA(dir)
 	in := func(name string) string { return filepath.Join(dir, name) }
 	for _, err := range []error{
-		ca.Create("test", false, now),
-		ca.Issue(dir, "server", true, []string{"127.0.0.1"}, now),
-		ca.Issue(dir, "client", false, nil, now),
+		ca.Create(t.Context(), "test", false, now),
+		ca.Issue(t.Context(), dir, "server", true, []string{"127.0.0.1"}, now),
+		ca.Issue(t.Context(), dir, "client", false, nil, now),
 	} {
 		if err != nil {
 			t.Fatal(err)
@@ -730,9 +730,9 @@ func TestTLS(t *testing.T) {
 		t.Errorf("an MQTT client with a certificate: %v", err)
 	}
 	for _, step := range []func() error{
-		func() error { return ca.Renew(in("server.crt"), now) },
-		func() error { return ca.Create("second", true, now) },
-		func() error { return ca.Renew(in("server.crt"), now) },
+		func() error { return ca.Renew(t.Context(), in("server.crt"), now) },
+		func() error { return ca.Create(t.Context(), "second", true, now) },
+		func() error { return ca.Renew(t.Context(), in("server.crt"), now) },
 	} {
 		if err := step(); err != nil {
 			t.Fatal(err)
