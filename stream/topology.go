@@ -262,17 +262,20 @@ func Ensure(ctx context.Context, js jetstream.JetStream, t Topology) error {
 		return err
 	}
 	t = t.WithDefaults()
-	if err := ensureBucket(ctx, js, t, t.workBucket()); err != nil { // has whose turn it is
-		return err
-	}
-	return inTurn(ctx, js, t.Names, func(ctx context.Context) error { return ensure(ctx, js, t) })
+	return InTurn(ctx, js, t, func(ctx context.Context) error { return ensure(ctx, js, t) })
 }
 
-// inTurn changes streams while no other program does.
-func inTurn(ctx context.Context, js jetstream.JetStream, n Names, change func(context.Context) error) error {
-	bucket, err := js.KeyValue(ctx, n.WorkBucket())
+// InTurn changes streams while no other program does. The bucket that says whose turn it
+// is is made where it is missing.
+func InTurn(ctx context.Context, js jetstream.JetStream, t Topology, change func(context.Context) error) error {
+	bucket, err := js.KeyValue(ctx, t.WorkBucket())
+	if errors.Is(err, jetstream.ErrBucketNotFound) {
+		if err = ensureBucket(ctx, js, t.WithDefaults(), t.workBucket()); err == nil {
+			bucket, err = js.KeyValue(ctx, t.WorkBucket())
+		}
+	}
 	if err != nil {
-		return fmt.Errorf("open bucket %s: %w", n.WorkBucket(), err)
+		return fmt.Errorf("open bucket %s: %w", t.WorkBucket(), err)
 	}
 	return turn.Of(bucket, TurnKey).HoldIfPossible(ctx, change)
 }
@@ -298,6 +301,7 @@ func ensure(ctx context.Context, js jetstream.JetStream, t Topology) error {
 		return err
 	}
 	for _, kv := range []jetstream.KeyValueConfig{
+		t.workBucket(),
 		{Bucket: t.DetectorsBucket(), Description: "detector configurations", History: 16},
 		{Bucket: t.ActiveBucket(), Description: "detector → active release, with its history", History: 64},
 		{Bucket: t.JobsBucket(), Description: "training jobs and their state", History: 1, TTL: 90 * 24 * time.Hour},

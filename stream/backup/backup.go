@@ -308,6 +308,7 @@ var ErrNotEmpty = errors.New("is not empty")
 // installation that has nothing of what the backup has: its streams are missing or
 // empty. What the backup lacks is left as it is; [stream.Ensure] makes what is
 // missing. The server gives streams the replicas that it is told: those of target.
+// Meanwhile no other program changes streams.
 func (s Source) Restore(ctx context.Context, dir string, replicas int) (Manifest, error) {
 	m, err := Read(dir)
 	if err != nil {
@@ -320,15 +321,22 @@ func (s Source) Restore(ctx context.Context, dir string, replicas int) (Manifest
 	if err != nil {
 		return m, err
 	}
+	return m, stream.InTurn(ctx, js, stream.Topology{Names: s.Names, Replicas: replicas}, func(ctx context.Context) error {
+		return s.restoreAll(ctx, js, dir, m, replicas)
+	})
+}
+
+// restoreAll restores all streams, none of which may have anything.
+func (s Source) restoreAll(ctx context.Context, js jetstream.JetStream, dir string, m Manifest, replicas int) error {
 	var empty []string
 	for _, e := range m.Streams {
 		st, err := js.Stream(ctx, e.Stream)
 		switch {
 		case errors.Is(err, jetstream.ErrStreamNotFound):
 		case err != nil:
-			return m, fmt.Errorf("look for stream %s: %w", e.Stream, err)
+			return fmt.Errorf("look for stream %s: %w", e.Stream, err)
 		case st.CachedInfo().State.Msgs > 0:
-			return m, fmt.Errorf("stream %s %w: it has %d messages; restore into an installation that has nothing, or remove what is there yourself", e.Stream, ErrNotEmpty, st.CachedInfo().State.Msgs)
+			return fmt.Errorf("stream %s %w: it has %d messages; restore into an installation that has nothing, such as a broker with a new data folder", e.Stream, ErrNotEmpty, st.CachedInfo().State.Msgs)
 		default:
 			empty = append(empty, e.Stream)
 		}
@@ -338,18 +346,18 @@ func (s Source) Restore(ctx context.Context, dir string, replicas int) (Manifest
 			if subject := s.Names.JetStreamRequest("STREAM.DELETE." + name); stream.IsForbidden(s.Conn, subject) {
 				err = fmt.Errorf("no identity may delete streams: restore before the first user is added, then copy the auth folder: %w", nats.ErrPermissionViolation)
 			}
-			return m, fmt.Errorf("make room for stream %s: %w", name, err)
+			return fmt.Errorf("make room for stream %s: %w", name, err)
 		}
 	}
 	for _, e := range m.Streams {
 		if err := s.restore(ctx, dir, e, replicas); err != nil {
-			return m, fmt.Errorf("restore stream %s: %w", e.Stream, err)
+			return fmt.Errorf("restore stream %s: %w", e.Stream, err)
 		}
 		if s.Told != nil {
 			s.Told(e)
 		}
 	}
-	return m, nil
+	return nil
 }
 
 func (s Source) restore(ctx context.Context, dir string, e Entry, replicas int) error {

@@ -1,0 +1,89 @@
+package backup_test
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/backup"
+	"github.com/nearmiss/nearmiss/stream/broker"
+)
+
+// installation is a new broker that has been set up.
+func installation(t *testing.T, topology stream.Topology) (js jetstream.JetStream, url string) {
+	t.Helper()
+	b, _ := brokertest.Start(t, broker.Config{Port: -1})
+	js, err := jetstream.New(brokertest.Connect(t, b))
+	if err == nil {
+		err = stream.Ensure(t.Context(), js, topology)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return js, b.ClientURL()
+}
+
+// TestRestoresAtOnce: of several programs that restore at the same moment, while others
+// set the broker up, one restores all that was backed up, and the others change nothing.
+func TestRestoresAtOnce(t *testing.T) {
+	ctx, names := t.Context(), stream.Names{}
+	topology := stream.Topology{Names: names}
+	from, _ := installation(t, topology)
+	const normals = 30
+	for i := range normals {
+		if _, err := from.Publish(ctx, names.Normals("bolts"), fmt.Append(make([]byte, 100<<10), i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir := filepath.Join(t.TempDir(), "b")
+	if _, err := (backup.Source{Conn: from.Conn(), Names: names}).Save(ctx, dir, backup.Models); err != nil {
+		t.Fatal(err)
+	}
+	for round := range 3 {
+		to, url := installation(t, topology)
+		var all sync.WaitGroup
+		ended := make([]error, 4)
+		for i := range ended {
+			nc, err := nats.Connect(url)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(nc.Close)
+			all.Go(func() {
+				if i%2 == 0 {
+					_, ended[i] = backup.Source{Conn: nc, Names: names}.Restore(ctx, dir, 1)
+					return
+				}
+				js, err := jetstream.New(nc)
+				if err == nil {
+					err = stream.Ensure(ctx, js, topology)
+				}
+				ended[i] = err
+			})
+		}
+		all.Wait()
+		done := 0
+		for i, err := range ended {
+			switch {
+			case err == nil && i%2 == 0:
+				done++
+			case err != nil && (i%2 != 0 || !errors.Is(err, backup.ErrNotEmpty)):
+				t.Errorf("round %d, program %d: %v", round, i, err)
+			}
+		}
+		s, err := to.Stream(ctx, names.NormalsStream())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := s.CachedInfo().State.Msgs; done != 1 || n != normals {
+			t.Fatalf("round %d: %d have restored, of %d normals %d are there", round, done, normals, n)
+		}
+	}
+}
