@@ -111,11 +111,11 @@ func (n *normals) with(o *normals) *normals {
 	return out
 }
 
-// show is look, but does not have the model look again at images of which all is in
-// memory.
+// show is look, but does not have the model look again at images of which all that is of
+// the outputs o is in memory.
 func (n *normals) show(ctx context.Context, o inference.Outputs, which []int, f func(e *inference.Embedding) error) error {
-	for k, p := range n.patches {
-		if slices.ContainsFunc(which, func(i int) bool { return len(p.places[i]) < o.Patches[k].Count }) {
+	for k, p := range o.Patches {
+		if slices.ContainsFunc(which, func(i int) bool { return len(n.patches[k].places[i]) < p.Count }) {
 			return n.look(ctx, which, f)
 		}
 	}
@@ -166,6 +166,7 @@ type scoreBuilder struct {
 	light, blur bool
 	// copies of normals join the banks.
 	copies copying
+	most   int // bytes of what is kept of copies, for the next thing to be tried; 0: mostKept
 	// folded asks what all normals score by banks that they are not in.
 	folded bool
 }
@@ -248,36 +249,51 @@ func (s *builtScore) Close() error {
 // the score depends on them, unless all are to be scored in turn.
 func (b *scoreBuilder) build(ctx context.Context, n, others *normals) (_ *builtScore, err error) {
 	s := &builtScore{
-		basis:   basis{by: b, others: others, parts: make([]inference.Part, len(b.parts)), white: make([]*bank.Transform, len(b.parts))},
+		basis:   basis{by: b, parts: make([]inference.Part, len(b.parts)), white: make([]*bank.Transform, len(b.parts))},
 		reports: make([]bank.Report, len(b.parts)), patches: make([]bank.CoresetReport, len(b.parts)),
 	}
-	if s.n, err = n.copied(ctx, b.copies, b.seed); err != nil {
+	if s.n, s.others, err = b.copied(ctx, n, others, b.copies); err != nil {
 		return nil, err
 	}
-	s.all = s.n
-	if b.folded {
-		if s.others, err = others.copied(ctx, b.copies, b.seed); err != nil {
-			return nil, err
-		}
-		s.all, s.outside = s.n.with(s.others), others.size()
-	}
+	s.gather()
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
 		}
 	}()
-	if err := s.fill(ctx, b.where(func(p placed) bool { return !p.mapOnly() }), "bank"); err != nil {
-		return nil, err
+	return s, s.settle(ctx, b.where(func(p placed) bool { return !p.mapOnly() }))
+}
+
+// copied are the normals with copies of each, and others, these too where all are to be
+// scored in turn.
+func (b *scoreBuilder) copied(ctx context.Context, n, others *normals, c copying) (_, _ *normals, err error) {
+	if n, err = n.copied(ctx, c, b.seed); err == nil && b.folded {
+		others, err = others.copied(ctx, c, b.seed)
 	}
-	join, err := s.fitWeights(ctx)
+	return n, others, err
+}
+
+// gather finds all normals.
+func (s *basis) gather() {
+	if s.all = s.n; s.by.folded {
+		s.all, s.outside = s.n.with(s.others), s.others.size()
+	}
+}
+
+// settle makes the banks of the parts at which, and finds how all parts are joined.
+func (s *builtScore) settle(ctx context.Context, which []int) error {
+	if err := s.fill(ctx, which, "bank"); err != nil {
+		return err
+	}
+	join, err := s.fitWeights(ctx, which)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	s.effect = s.x.effect(s.parts, join)
-	if b.folded {
+	if s.by.folded {
 		s.folded, s.heldOut = s.calibrating(), s.x.out
 	}
-	return s, s.scorers(join)
+	return s.scorers(join)
 }
 
 // draw fills the banks that only maps need, and finds how parts count in maps. No score

@@ -190,6 +190,36 @@ func (n *normals) copied(ctx context.Context, c copying, seed uint64) (*normals,
 	return &out, nil
 }
 
+// uncopied are the normals alone.
+func (n *normals) uncopied() *normals {
+	if n == nil {
+		return nil
+	}
+	out := *n
+	out.copies = nil
+	return &out
+}
+
+// unpatched are the normals without the patches of those of their copies c that are blurred.
+func (n *normals) unpatched(c copying) *normals {
+	if n == nil || n.copies == nil {
+		return n
+	}
+	out, copies := *n, *n.copies
+	copies.patches = nil
+	for _, p := range n.copies.patches {
+		p.rows, p.places = slices.Clone(p.rows), slices.Clone(p.places)
+		for i := range p.rows {
+			if i%c.count() >= len(c.turned)+c.lit {
+				p.rows[i], p.places[i] = nil, nil
+			}
+		}
+		copies.patches = append(copies.patches, p)
+	}
+	out.copies = &copies
+	return &out
+}
+
 // banked are the rows of a part of one vector that join its bank, copies too, and
 // their ids.
 func (n *normals) banked(a release.Part) (ids []uint64, rows []float32) {

@@ -38,7 +38,21 @@ type crossFitted struct {
 	said
 	// Of the first of the same normals in another light, blurred, and spoilt in usual light.
 	relit, blurred, spoilt said
-	out                    int // how many are in none of the score's banks
+	// seen are what the model gives of each that is blurred and then spoilt, for scores that
+	// are built of the same normals later; without patches where these take much memory.
+	seen []inference.Embedding
+	out  int // how many are in none of the score's banks
+}
+
+func newCrossFitted(parts int) crossFitted {
+	return crossFitted{said: newSaid(parts), relit: newSaid(parts), blurred: newSaid(parts), spoilt: newSaid(parts)}
+}
+
+// without is the same but for what parts at which say, which is to be asked, and for other
+// light.
+func (x crossFitted) without(which []int) crossFitted {
+	x.said, x.relit, x.blurred, x.spoilt = x.said.without(which), newSaid(len(x.scores)), x.blurred.without(which), x.spoilt.without(which)
+	return x
 }
 
 // size is how many normals there are.
@@ -56,6 +70,15 @@ type said struct {
 }
 
 func newSaid(parts int) said { return said{make([][]float64, parts), make([][]heatmap.Grid, parts)} }
+
+// without is the same but for what parts at which say.
+func (s said) without(which []int) said {
+	out := said{slices.Clone(s.scores), slices.Clone(s.grids)}
+	for _, i := range which {
+		out.scores[i], out.grids[i] = nil, nil
+	}
+	return out
+}
 
 // at is the same of the images at which; nothing of parts that were not asked.
 func (s said) at(which []int) said {
@@ -152,8 +175,9 @@ func (x crossFitted) effect(parts []inference.Part, join *release.Join) effect {
 
 // fitWeights finds the scales and weights of the scored parts, which it sets, and how
 // groups of them are joined, by normals that are compared with the others. With too few
-// of them all parts weigh the same.
-func (s *builtScore) fitWeights(ctx context.Context) (*release.Join, error) {
+// of them all parts weigh the same. Only the parts at which are asked; what the others say
+// is known.
+func (s *builtScore) fitWeights(ctx context.Context, which []int) (*release.Join, error) {
 	b, parts := s.by, s.parts
 	measures, placed := 0, false
 	for i, p := range b.parts {
@@ -165,7 +189,7 @@ func (s *builtScore) fitWeights(ctx context.Context) (*release.Join, error) {
 	if measures < 2 && !placed && !b.light && !b.blur {
 		return nil, nil
 	}
-	if err := s.crossFit(ctx); err != nil {
+	if err := s.crossFit(ctx, which); err != nil {
 		return nil, fmt.Errorf("weigh the parts of the score: %w", err)
 	}
 	least := leastSpreads
@@ -394,11 +418,29 @@ func (s *builtScore) take(ctx context.Context, t turn, which []int, f func(witho
 	return err
 }
 
-// crossFit scores some of the normals in turns, in the same order for all scored parts.
-func (s *builtScore) crossFit(ctx context.Context) error {
-	b, none := s.by, len(s.parts)
-	x := crossFitted{said: newSaid(none), relit: newSaid(none), blurred: newSaid(none), spoilt: newSaid(none)}
-	which, turns := b.where(func(p placed) bool { return p.scored }), s.turns()
+// crossFit asks the scored ones of the parts at which about some of the normals in turns, in
+// the same order for all of them.
+func (s *builtScore) crossFit(ctx context.Context, which []int) error {
+	b, x, turns := s.by, &s.x, s.turns()
+	if x.scores == nil {
+		*x = newCrossFitted(len(s.parts))
+	}
+	which = slices.DeleteFunc(slices.Clone(which), func(i int) bool { return !b.parts[i].scored })
+	if len(which) == 0 {
+		return nil
+	}
+	first, seen := x.seen == nil, x.seen
+	keep := first && b.blur && b.copies.blurred == 0
+	if len(seen) > 0 && seen[0].Patches == nil && b.anyPatches(which) {
+		seen = nil
+	}
+	c, to := copying{spoilt: true}, []said{x.spoilt} // by turns
+	if b.blur {
+		c.blurred, to = 1, slices.Insert(to, 0, x.blurred)
+	}
+	if b.light && first {
+		c.lit, to = 1, slices.Insert(to, 0, x.relit)
+	}
 	for f, t := range turns {
 		b.told("weigh", f, len(turns))
 		if t.own {
@@ -408,32 +450,55 @@ func (s *builtScore) crossFit(ctx context.Context) error {
 			if err := s.show(ctx, t.some, without, which, x.said); err != nil || !b.light && !b.blur {
 				return err
 			}
-			c, changed := copying{spoilt: true}, []said{x.spoilt} // by turns
-			if b.blur {
-				c.blurred, changed = 1, slices.Insert(changed, 0, x.blurred)
-			}
-			if b.light {
-				c.lit, changed = 1, slices.Insert(changed, 0, x.relit)
-			}
 			next := 0
-			return s.all.vary(ctx, t.some[:min(len(t.some), (lightReferences+len(turns)-1)/len(turns))], c, func(e *inference.Embedding) error {
-				out := changed[next%len(changed)]
+			ask := func(e *inference.Embedding) error {
+				k := next % len(to)
 				next++
-				return b.reference(ctx, without, which, e, out)
-			})
+				if keep && k >= c.lit {
+					x.seen = append(x.seen, b.kept(e))
+				}
+				return b.reference(ctx, without, which, e, to[k])
+			}
+			some := t.some[:min(len(t.some), (lightReferences+len(turns)-1)/len(turns))]
+			if seen == nil {
+				return s.all.vary(ctx, some, c, ask)
+			}
+			for range len(some) * len(to) {
+				if err := ask(&seen[0]); err != nil {
+					return err
+				}
+				seen = seen[1:]
+			}
+			return nil
 		})
 		if err != nil {
 			return err
 		}
 	}
 	b.told("weigh", len(turns), len(turns))
-	s.x = x
 	return nil
+}
+
+// kept is what is kept of what the model gives of a changed normal.
+func (b *scoreBuilder) kept(e *inference.Embedding) inference.Embedding {
+	if !b.room(2 * lightReferences) {
+		return inference.Embedding{Vector: e.Vector}
+	}
+	return *e
+}
+
+// anyPatches says whether some of the parts at which are of patches.
+func (c composition) anyPatches(which []int) bool {
+	return slices.ContainsFunc(which, func(i int) bool { return c.parts[i].isPatch() })
 }
 
 // show adds what the parts at which say of some of the normals.
 func (s *builtScore) show(ctx context.Context, some []int, parts []inference.Part, which []int, out said) error {
-	return s.all.show(ctx, s.by.model.e.Outputs(), some, func(e *inference.Embedding) error {
+	o := s.by.model.e.Outputs()
+	if !s.by.anyPatches(which) {
+		o.Patches = nil
+	}
+	return s.all.show(ctx, o, some, func(e *inference.Embedding) error {
 		return s.by.reference(ctx, parts, which, e, out)
 	})
 }

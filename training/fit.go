@@ -217,7 +217,7 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 	if light != nil {
 		lit = light.Choice
 	}
-	if done, res.Sharpness, err = buildInSharpness(ctx, p, lit, done, halves); err != nil {
+	if done.s, res.Sharpness, err = done.s.sharpen(ctx, p.Model, lit); err != nil {
 		return nil, err
 	}
 	if p.Model.Precision == PrecisionAuto {

@@ -283,23 +283,11 @@ func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64)
 	if err != nil {
 		return nil, err
 	}
-	if p.Model.Sharpness != SharpnessUsual {
-		one := best
-		var sharpness *SharpnessReport
-		best, sharpness, err = inSharpness(p.Model.Sharpness, func(choice string) (*evaluatedScore, effect, error) {
-			if choice == SharpnessUsual || choice == p.Model.Sharpness {
-				return one, one.score.effect, nil
-			}
-			s := &evaluatedScore{known: one.known}
-			s.known.users++
-			if err := s.build(ctx, p, items, copyingOf(len(items), p.Model, report.Choice, choice), m.folding); err != nil {
-				return nil, effect{}, errors.Join(err, s.Close())
-			}
-			return s, s.score.effect, nil
-		})
-		if err != nil {
-			return nil, err
-		}
+	var sharpness *SharpnessReport
+	if best.score, sharpness, err = best.score.sharpen(ctx, p.Model, report.Choice); err != nil {
+		return nil, errors.Join(err, best.known.Close())
+	}
+	if sharpness != nil {
 		p.Host.Log.Info().Msg(sharpness.String())
 	}
 	if err := best.score.draw(ctx); err != nil {

@@ -1,6 +1,7 @@
 package training
 
 import (
+	"cmp"
 	"context"
 	"slices"
 
@@ -12,6 +13,19 @@ import (
 // numbers: 156,000 patches of 192, 115 MiB. Of more, each image gives as many, which
 // lie as far from each other as can be, so that none of the images is left out.
 const mostNumbers = 30_000_000
+
+// mostKept bounds what is kept of the patches of copies of normals for the next thing that is
+// tried, in bytes: a ViT-Ti gives 600 kB of each.
+const mostKept = 512 << 20
+
+// room says whether the patches of so many images may be kept.
+func (b *scoreBuilder) room(images int) bool {
+	each := 0
+	for _, p := range b.model.e.Outputs().Patches {
+		each += 4 * p.Count * p.Dim
+	}
+	return images*each <= cmp.Or(b.most, mostKept)
+}
 
 // patchSample is some of the patch vectors of each image.
 type patchSample struct {

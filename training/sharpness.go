@@ -2,7 +2,11 @@ package training
 
 import (
 	"context"
+	"errors"
 	"io"
+	"slices"
+
+	"github.com/nearmiss/nearmiss/inference"
 )
 
 // SharpnessReport says what a slight blur does to normals, as [LightReport] says it of other
@@ -36,37 +40,80 @@ func (s SharpnessReport) String() string {
 	return "slightly blurred, 5 % of false alarms become " + tried
 }
 
-// inSharpness is inLight for a blur: want is one of what can be done, or SharpnessAuto.
-func inSharpness[T io.Closer](want string, build func(choice string) (T, effect, error)) (best T, report *SharpnessReport, err error) {
+// inSharpness is inLight for a blur: want is one of what can be done, or SharpnessAuto, which
+// tries what is of use.
+func inSharpness[T io.Closer](want string, ofUse []string, build func(choice string) (T, effect, error)) (best T, report *SharpnessReport, err error) {
 	report = &SharpnessReport{}
-	best, err = try(report.remedies(), func(choice string) bool { return want == choice || want == SharpnessAuto },
-		func(e effect) float64 { return e.blur }, build)
+	wanted := func(choice string) bool {
+		return want == choice || want == SharpnessAuto && slices.Contains(ofUse, choice)
+	}
+	best, err = try(report.remedies(), wanted, func(e effect) float64 { return e.blur }, build)
 	return best, report, err
 }
 
-// buildInSharpness has a score that is built be the best of what the plan says about blur,
-// after what was chosen about light. Where it cannot be, the score is closed.
-func buildInSharpness(ctx context.Context, p Plan, light string, one built, h halves) (built, *SharpnessReport, error) {
-	if p.Model.Sharpness == SharpnessUsual {
-		return one, nil, nil
+// sharpen has a score that is built be the best of what the plan says about blur, after what
+// was chosen about light. Each remedy makes anew only what it changes of the one before:
+// SharpnessWhole the banks of whole pictures, SharpnessVaried those of patches. Where it cannot
+// be, the score is closed.
+func (s *builtScore) sharpen(ctx context.Context, m Model, light string) (*builtScore, *SharpnessReport, error) {
+	if m.Sharpness == SharpnessUsual {
+		return s, nil, nil
 	}
-	b, made := one.x.b, map[*builtScore]copying{one.s: one.x.b.copies}
-	s, report, err := inSharpness(p.Model.Sharpness, func(choice string) (*builtScore, effect, error) {
-		if choice == SharpnessUsual || choice == p.Model.Sharpness {
-			return one.s, one.s.effect, nil // which has what was asked for
+	b, c := s.by, copyingOf(s.n.size(), m, light, SharpnessVaried)
+	ofUse, which := []string{SharpnessUsual}, map[string][]int{}
+	for choice, some := range map[string]func(p placed) bool{
+		SharpnessWhole:  func(p placed) bool { return !p.isPatch() },
+		SharpnessVaried: func(p placed) bool { return p.isPatch() && p.scored },
+	} {
+		if which[choice] = b.where(some); c.blurred > 0 && len(which[choice]) > 0 {
+			ofUse = append(ofUse, choice)
 		}
-		b.copies = copyingOf(len(h.train), p.Model, light, choice)
-		s, err := b.build(ctx, one.x.n.at(h.train), one.x.n.at(h.held))
-		if err != nil {
-			return nil, effect{}, err
+	}
+	last, copies := s, map[*builtScore]copying{s: b.copies}
+	n, others := s.n.uncopied(), s.others.uncopied()
+	var kept basis // of normals with copies, which are embedded once where there is room for them
+	keep := b.room(c.count() * s.all.size())
+	best, report, err := inSharpness(m.Sharpness, ofUse, func(choice string) (_ *builtScore, _ effect, err error) {
+		if choice == SharpnessUsual || choice == m.Sharpness {
+			return s, s.effect, nil // which has what was asked for
 		}
-		made[s] = b.copies
-		return s, s.effect, nil
+		c.whole = choice == SharpnessWhole
+		t := last.renewed(which[choice])
+		if t.n, t.others = kept.n, kept.others; t.n == nil {
+			made := c
+			made.whole = c.whole && !keep
+			if t.n, t.others, err = b.copied(ctx, n, others, made); err != nil {
+				return nil, effect{}, err
+			}
+			if keep {
+				kept = t.basis
+			}
+		}
+		if c.whole {
+			t.n, t.others = t.n.unpatched(c), t.others.unpatched(c)
+		}
+		t.gather()
+		if err := t.settle(ctx, which[choice]); err != nil {
+			return nil, effect{}, errors.Join(err, t.Close())
+		}
+		last, copies[t] = t, c
+		return t, t.effect, nil
 	})
 	if err != nil {
-		return one, nil, err
+		return nil, nil, err
 	}
-	b.copies = made[s] // of whatever else is built as this is
-	one.s = s
-	return one, report, nil
+	b.copies = copies[best] // of whatever else is built as this is
+	return best, report, nil
+}
+
+// renewed is s without the banks of the parts at which, and what these say of normals. The
+// other banks are those of s: in memory, they may be used and closed after s is closed.
+func (s *builtScore) renewed(which []int) *builtScore {
+	t := *s
+	t.parts, t.white, t.reports, t.patches = slices.Clone(s.parts), slices.Clone(s.white), slices.Clone(s.reports), slices.Clone(s.patches)
+	for _, i := range which {
+		t.parts[i] = inference.Part{}
+	}
+	t.x = s.x.without(which)
+	return &t
 }

@@ -1,6 +1,7 @@
 package training
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -39,7 +41,7 @@ func TestWhatIsDoneAboutBlur(t *testing.T) {
 		"copies fail":     {SharpnessAuto, 0.5, -1, 0, "", "", []string{SharpnessUsual}},
 	} {
 		var closed []string
-		best, report, err := inSharpness(c.want, func(choice string) (io.Closer, effect, error) {
+		best, report, err := inSharpness(c.want, []string{SharpnessUsual, SharpnessWhole, SharpnessVaried}, func(choice string) (io.Closer, effect, error) {
 			blur := map[string]float64{SharpnessUsual: c.usual, SharpnessWhole: c.whole, SharpnessVaried: c.varied}[choice]
 			if blur < 0 {
 				return nil, effect{}, broken
@@ -147,5 +149,84 @@ func TestFitSeesWhatABlurDoes(t *testing.T) {
 	}
 	if p[SharpnessUsual] > 0.1 || p[SharpnessWhole] > 0.1 || p[SharpnessVaried] < 0.3 || math.Abs(p[SharpnessAuto]-p[SharpnessVaried]) > 0.01 {
 		t.Errorf("mean p-values of blurred pictures: %v", p)
+	}
+}
+
+// What is tried one after the other makes anew only what changes, and comes to the same as
+// what is made from the start.
+func TestRemediesForBlurAreMadeOfTheOneBefore(t *testing.T) {
+	t.Parallel()
+	images := weaves(t, 60)
+	var read atomic.Int32
+	for i := range images {
+		file := images[i].Read
+		images[i].Read = func() ([]byte, error) { read.Add(1); return file() }
+	}
+	for name, c := range map[string]struct {
+		score, choice string
+		most          int
+		reads         int32
+	}{
+		"whole pictures":              {"spread@1:unit|patch@1:placed:top1:mean", SharpnessWhole, 0, 60},
+		"patches, too":                {FullScore, SharpnessVaried, 0, 60},
+		"patches for maps alone":      {"spread@1:unit|class", SharpnessWhole, 0, 60},
+		"patches, embedded each time": {FullScore, SharpnessVaried, 1, 60 + 60 + 60},
+	} {
+		plan := Plan{
+			Detector: "weaves", Seed: 5, Out: "none", Data: Data{Normals: images},
+			Model: Model{Backbone: smallBackbone(t), Sharpness: SharpnessAuto}, Score: Score{Coreset: 100}, Host: Host{Batch: 1}, // batches form by chance, and round otherwise
+		}.withDefaults()
+		var err error
+		if plan.Score.Groups, err = ParseScore(c.score); err != nil {
+			t.Fatal(err)
+		}
+		nets := networks{served: plan.Model.Backbone, frozen: plan.Model.Backbone}
+		x, err := embed(t.Context(), plan, nets, filepath.Join(t.TempDir(), "model.onnx"), images, "embed")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer x.Close()
+		x.b.folded, x.b.blur, x.b.most = true, true, c.most
+		var all []int
+		for i := range images {
+			all = append(all, i)
+		}
+		build := func() *builtScore {
+			t.Helper()
+			s, err := x.b.build(t.Context(), x.n.at(all[12:]), x.n.at(all[:12]))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s
+		}
+		usual := build()
+		read.Store(0)
+		one, report, err := usual.sharpen(t.Context(), plan.Model, LightUsual)
+		if err != nil || report.Choice != c.choice || read.Load() != c.reads {
+			t.Fatalf("%s: %v, %v, and %d images read, want %s and %d", name, err, report, read.Load(), c.choice, c.reads)
+		}
+		other := build() // with the copies that were chosen
+		for _, s := range []*builtScore{one, other} {
+			if err := s.draw(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+		}
+		if !slices.Equal(one.folded, other.folded) || one.effect.blur != other.effect.blur || one.effect.found != other.effect.found || one.heldOut != other.heldOut {
+			t.Errorf("%s: normals score %v and %v, %+v and %+v", name, one.folded, other.folded, one.effect, other.effect)
+		}
+		if diff := cmp.Diff([]any{one.Join(), one.foldedMaps}, []any{other.Join(), other.foldedMaps}); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+		for i, p := range one.Parts() {
+			q := other.Parts()[i]
+			var files [2]bytes.Buffer
+			if err := errors.Join(p.Bank.Encode(&files[0]), q.Bank.Encode(&files[1])); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(p.About, q.About); diff != "" || !bytes.Equal(files[0].Bytes(), files[1].Bytes()) {
+				t.Errorf("%s: part %s has %d and %d entries; %s", name, p.About.Name, p.Bank.Len(), q.Bank.Len(), diff)
+			}
+		}
 	}
 }
