@@ -256,10 +256,14 @@ func (w *Worker) promote(ctx context.Context, job stream.Job) (stream.Job, error
 	if !job.Promote || job.Held != "" {
 		return job, nil
 	}
+	if why, err := w.outrun(ctx, job); err != nil || why != "" {
+		job.Held = why
+		return job, err
+	}
 	for {
 		_, err := w.registry.Promote(ctx, job.Detector, job.Release, registry.Change{By: w.cfg.Name, Reason: "job " + job.Job, Expect: job.Base})
 		if errors.Is(err, registry.ErrConflict) && job.Base == "" && ctx.Err() == nil {
-			continue // whoever was faster: this release is newer
+			continue // whoever was faster
 		}
 		if err != nil {
 			return job, err
@@ -267,6 +271,22 @@ func (w *Worker) promote(ctx context.Context, job stream.Job) (stream.Job, error
 		job.Promoted = true
 		return job, w.catchUp(ctx, job)
 	}
+}
+
+// outrun says why a trained release does not replace what is active: a job that was asked
+// for later has learned newer normals, and another trainer had it done sooner.
+func (w *Worker) outrun(ctx context.Context, job stream.Job) (why string, err error) {
+	if job.Derived() || job.Force {
+		return "", nil
+	}
+	all, err := w.jobs.List(ctx, job.Detector)
+	for _, j := range all {
+		if j.Promoted && !j.Derived() && j.At.After(job.At) && j.LastNormal > job.LastNormal {
+			return fmt.Sprintf("job %s, which was asked for later and has newer normals, took over meanwhile; nearmiss releases %s promote %s replaces it all the same",
+				j.Job, job.Detector, text.Short(job.Release)), nil
+		}
+	}
+	return "", err
 }
 
 // catchUp brings into a newly trained release what operators have called normal

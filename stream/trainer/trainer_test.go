@@ -384,6 +384,57 @@ func TestTrainingJobs(t *testing.T) {
 
 // TestTrainingSurvivesABrokerRestart restarts the broker in the middle of a job
 // while frames are scored.
+// TestTrainingsAtOnce: of two jobs of a detector that two trainers do at once the one that
+// was asked for first ends last. What has newer normals stays.
+func TestTrainingsAtOnce(t *testing.T) {
+	r := streamtest.New(t, stream.Topology{})
+	r.Detector(stream.Detector{Name: "bolts"})
+	begun, goOn := make(chan struct{}), make(chan struct{})
+	for _, name := range []string{"t1", "t2"} {
+		r.Trainer(trainer.Config{Name: name}, streamtest.FakeTrainer{T: t, OnTrain: func(ctx context.Context, task *trainer.Task) error {
+			if task.Request.Profile != "slow" {
+				return nil
+			}
+			close(begun)
+			select {
+			case <-goOn:
+			case <-ctx.Done():
+			}
+			return ctx.Err()
+		}})
+	}
+	train := func(job, profile string, force bool) {
+		t.Helper()
+		if _, err := r.In.Normals().Add(t.Context(), stream.Normal{Detector: "bolts", ID: job, Image: streamtest.Image(0.1)}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.Jobs().Request(t.Context(), stream.TrainRequest{Job: job, Detector: "bolts", Profile: profile, Promote: true, Force: force}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for round, force := range []bool{false, true} {
+		begun, goOn = make(chan struct{}), make(chan struct{})
+		first, second := fmt.Sprint("first-", round), fmt.Sprint("second-", round)
+		train(first, "slow", force)
+		<-begun
+		train(second, "quick", false)
+		quick := r.Wait(second)
+		close(goOn)
+		slow := r.Wait(first)
+		now, err := r.Registry.Active(t.Context(), "bolts")
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := quick.Release
+		if force {
+			want = slow.Release
+		}
+		if now.Release != want || !quick.Promoted || slow.State != stream.JobDone || slow.Promoted != force || strings.Contains(slow.Held, second) == force {
+			t.Errorf("forced %v: %.8s is active, of the first job %+v, of the second %+v", force, now.Release, slow, quick)
+		}
+	}
+}
+
 func TestTrainingSurvivesABrokerRestart(t *testing.T) {
 	store := filepath.Join(t.TempDir(), "broker")
 	b, stop := brokertest.Start(t, broker.Config{Port: -1, StoreDir: store})
