@@ -127,9 +127,11 @@ func (e *Engine) reconcile(ctx context.Context, b jetstream.KeyValue) error {
 	}
 	for name, r := range e.lines {
 		if !wanted[name] {
-			r.stop()
+			r.stop() // which may take long
 			delete(e.lines, name)
-			e.forget(ctx, name)
+			if _, err := b.Get(ctx, name); errors.Is(err, jetstream.ErrKeyNotFound) { // else another engine has begun with a new one
+				e.forget(ctx, name)
+			}
 		}
 	}
 	return nil

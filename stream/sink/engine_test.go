@@ -186,6 +186,51 @@ func (h *hall) ready(name string) {
 	})
 }
 
+// TestASinkThatIsPutBack keeps what another engine has begun for it: one that was still
+// sending when the sink was removed does not take away the new one's place.
+func TestASinkThatIsPutBack(t *testing.T) {
+	r, gone := &receiver{}, sink.Sink{Name: "a", Kind: "r", Enabled: true, Kinds: []string{"anomaly"}}
+	sending, goOn := make(chan struct{}), make(chan struct{})
+	r.does(func(sink.Notice) error {
+		r.does(nil)
+		close(sending)
+		<-goOn
+		return nil
+	})
+	h := newHall(t, map[string]*receiver{"r": r})
+	h.engine()
+	h.put(gone)
+	h.ready("a")
+	h.event("left", 2)
+	<-sending // the first engine waits for the receiver
+	h.engine()
+	begun := func(n int) bool {
+		h.logMu.Lock()
+		defer h.logMu.Unlock()
+		return strings.Count(h.log.String(), "sink is at work") >= n
+	}
+	eventually.True(t, "the second engine has it, too", func() bool { return begun(2) })
+	consumer := func() *jetstream.ConsumerInfo {
+		c, err := h.js.Consumer(t.Context(), "NM_EVENTS", "sink-a")
+		if err != nil {
+			return nil
+		}
+		return c.CachedInfo()
+	}
+	if err := h.sinks.Delete(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	eventually.True(t, "the second engine has removed its place", func() bool { return consumer() == nil })
+	h.put(gone)
+	h.ready("a")
+	created := consumer().Created
+	close(goOn)
+	eventually.True(t, "the first engine has it again, too", func() bool { return begun(4) })
+	if c := consumer(); c == nil || !c.Created.Equal(created) {
+		t.Errorf("its place was made at %v and is %+v", created, c)
+	}
+}
+
 // A receiver that is down for a while gets every event in the end, though the
 // engine was stopped and started meanwhile; another sink does not wait for it.
 func TestNothingIsLostWhileAReceiverIsDown(t *testing.T) {
