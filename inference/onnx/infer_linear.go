@@ -9,6 +9,8 @@ func init() {
 	register(matMul, 2, 2, "MatMul")
 	register(fusedMatMul, 2, 2, "com.microsoft:FusedMatMul")
 	register(dynamicQuantizeMatMul, 3, 5, "com.microsoft:DynamicQuantizeMatMul")
+	register(quantizedAttention, 3, 9, "com.microsoft:QAttention")
+	register(dynamicQuantize, 1, 1, "DynamicQuantizeLinear")
 	register(gemm, 2, 3, "Gemm")
 	register(einsum, 1, many, "Einsum")
 	register(attention, 3, 6, "Attention")
@@ -69,6 +71,26 @@ func dynamicQuantizeMatMul(c *inference) {
 		c.failf("weights are %s, want int8 or uint8", b)
 	}
 	c.out(0, c.in(0).typ, c.matMulShape(c.in(0).shape, c.in(1).shape))
+}
+
+// dynamicQuantize rounds to 8 bits by the range of what comes in: the integers, their
+// step and their zero.
+func dynamicQuantize(c *inference) {
+	x := c.in(0)
+	c.out(0, Uint8, x.shape)
+	c.out(1, x.typ, nil)
+	c.out(2, Uint8, nil)
+}
+
+// quantizedAttention is ONNX Runtime's self-attention of 8-bit rows [N,L,C] by the
+// 8-bit weights [C,3·D] of queries, keys and values, D in num_heads heads.
+func quantizedAttention(c *inference) {
+	x, w, bias := c.in(0), c.in(1), c.in(2)
+	heads := c.attrs().Int("num_heads", 0)
+	if len(x.shape) != 3 || len(w.shape) != 2 || w.shape[0] != x.shape[2] || heads <= 0 || w.shape[1]%(3*heads) != 0 {
+		c.failf("rows %v and weights %v do not make queries, keys and values of %d heads", x.shape, w.shape, heads)
+	}
+	c.out(0, bias.typ, []int{x.shape[0], x.shape[1], w.shape[1] / 3})
 }
 
 func gemm(c *inference) {

@@ -176,6 +176,15 @@ func TestShapesAndFoldedValuesAreThoseOfONNXRuntime(t *testing.T) {
 			return list(b.Op("Constant", attrs{"value_int": 3}), b.Op("Constant", attrs{"value_ints": []int{1, 2}}),
 				b.Op("Constant", attrs{"value_float": 0.5}), b.Op("Constant", attrs{"value_floats": []float32{1, 2.5}}))
 		},
+		"SkipLayerNormalization": func(b built) []*onnx.Value {
+			y := b.OpN("com.microsoft:SkipLayerNormalization", 4, nil, b.x(2, 3, 4), b.x(2, 3, 4), b.x(4), b.x(4))
+			return list(y[0], y[3]) // the CPU does not give the statistics
+		},
+		"QAttention of what is rounded": func(b built) []*onnx.Value {
+			x := b.OpN("DynamicQuantizeLinear", 3, nil, b.x(2, 3, 4))
+			w := b.Initializer(onnx.Tensor{Type: onnx.Int8, Shape: []int{4, 24}, Data: make([]byte, 96)})
+			return append(x, b.Op("com.microsoft:QAttention", attrs{"num_heads": 2}, x[0], w, b.x(24), x[1], b.x(24), nil, x[2]))
+		},
 		"Squeeze": func(b built) []*onnx.Value {
 			return list(b.Op("Squeeze", nil, b.c(1, 3, 1)), b.Unsqueeze(b.c(3), 0, -1), b.Flatten(b.c(2, 3, 2), -1))
 		},
@@ -250,10 +259,15 @@ func TestInferenceRefusesWhatDoesNotFit(t *testing.T) {
 		"stride": func(b built) *onnx.Value {
 			return b.Conv(b.x(1, 1, 5, 5), b.x(1, 1, 3, 3), nil, onnx.ConvOptions{Strides: []int{0, 1}})
 		},
-		"pads":              func(b built) *onnx.Value { return b.Pad(b.x(2, 2), 1, 1) },
-		"negative pads":     func(b built) *onnx.Value { return b.Pad(b.x(2, 2), -3, 0, 0, 0) },
-		"reshape":           func(b built) *onnx.Value { return b.Reshape(b.x(2, 3), 4, -1) },
-		"reshape twice":     func(b built) *onnx.Value { return b.Reshape(b.x(2, 3), -1, -1) },
+		"pads":          func(b built) *onnx.Value { return b.Pad(b.x(2, 2), 1, 1) },
+		"negative pads": func(b built) *onnx.Value { return b.Pad(b.x(2, 2), -3, 0, 0, 0) },
+		"reshape":       func(b built) *onnx.Value { return b.Reshape(b.x(2, 3), 4, -1) },
+		"reshape twice": func(b built) *onnx.Value { return b.Reshape(b.x(2, 3), -1, -1) },
+		"attention's heads": func(b built) *onnx.Value {
+			x := b.OpN("DynamicQuantizeLinear", 3, nil, b.x(2, 3, 4))
+			w := b.Initializer(onnx.Tensor{Type: onnx.Int8, Shape: []int{4, 24}, Data: make([]byte, 96)})
+			return b.Op("com.microsoft:QAttention", attrs{"num_heads": 3}, x[0], w, b.x(24), x[1], b.x(24), nil, x[2])
+		},
 		"permutation":       func(b built) *onnx.Value { return b.Transpose(b.x(2, 3), 0, 0) },
 		"axis":              func(b built) *onnx.Value { return b.Softmax(b.x(2, 3), 2) },
 		"concat":            func(b built) *onnx.Value { return b.Concat(0, b.x(2, 3), b.x(2, 4)) },

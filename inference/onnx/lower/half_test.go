@@ -296,8 +296,12 @@ func FuzzLower(f *testing.F) {
 				_, err := rewrite(g, func(*onnx.Node) bool { return true })
 				return err
 			},
-			"8 bits": func(g *onnx.Graph) error { _, err := quantize(g, nil); return err },
-			"norms":  foldNorms,
+			"8 bits": func(g *onnx.Graph) error {
+				_, err := quantize(g, nil, func(*onnx.Node) bool { return true })
+				return err
+			},
+			"sums":  func(g *onnx.Graph) error { return normaliseSums(g, func(*onnx.Node) bool { return true }) },
+			"norms": foldNorms,
 			"16 bits": func(g *onnx.Graph) error {
 				if err := foldNorms(g); err != nil { // as FileHalf does it
 					return err

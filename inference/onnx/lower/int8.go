@@ -34,6 +34,10 @@ const (
 // all of it (ONNX Runtime's operator DynamicQuantizeMatMul, which its integer
 // kernels compute, with VNNI or AMX where the processor has them).
 //
+// An attention whose queries, keys and values are one product becomes one node
+// (QAttention, with the same results), and so does a sum with its layer normalisation
+// (SkipLayerNormalization).
+//
 // What a picture gives so depends on the others of its batch: for results that do
 // not, run one at a time.
 //
@@ -47,14 +51,18 @@ func FileInt8(path string, float []string) ([]byte, error) {
 	if err := haveProducts(g, float); err != nil {
 		return nil, err
 	}
-	n, err := quantize(g, float)
+	allowed := func(n *onnx.Node) bool { return free[n.Outputs[0].Name()] }
+	n, err := quantize(g, float, allowed)
 	if err != nil {
 		return nil, err
 	}
 	if n == 0 {
 		return nil, errNoInt8
 	}
-	if _, err := rewrite(g, func(n *onnx.Node) bool { return free[n.Outputs[0].Name()] }); err != nil {
+	if err := normaliseSums(g, allowed); err != nil {
+		return nil, err
+	}
+	if _, err := rewrite(g, allowed); err != nil {
 		return nil, err
 	}
 	return g.Bytes()
@@ -148,27 +156,59 @@ func haveProducts(g *onnx.Graph, names []string) error {
 }
 
 // quantize puts products in 8 bits in the place of those by weights, but for those that
-// are named, and returns how many there were.
-func quantize(g *onnx.Graph, float []string) (replaced int, err error) {
-	replaced, err = replaceEach(g, func(n *onnx.Node) func() []*onnx.Value {
+// are named, and returns how many there were. Where one makes the queries, keys and
+// values of an attention, one node computes all of that.
+func quantize(g *onnx.Graph, float []string, allowed func(*onnx.Node) bool) (replaced int, err error) {
+	eight := func(n *onnx.Node) (q, scales, bias *onnx.Value) {
+		if n == nil || slices.Contains(float, n.Outputs[0].Name()) {
+			return nil, nil, nil
+		}
 		w, bias, ok := product(n)
-		if !ok || slices.Contains(float, n.Outputs[0].Name()) {
-			return nil
+		if !ok {
+			return nil, nil, nil
 		}
-		q, scales, finite := w.rounded()
+		rounded, s, finite := w.rounded()
 		if !finite {
-			return nil
+			return nil, nil, nil
 		}
-		return func() []*onnx.Value {
-			return []*onnx.Value{g.Op(onnx.Microsoft+":DynamicQuantizeMatMul", nil, n.Input(0),
-				g.Initializer(onnx.Tensor{Type: onnx.Int8, Shape: []int{w.in, w.out}, Data: q}),
-				g.Initializer(onnx.FromFloat32("", scales, w.out)), nil, bias)}
-		}
-	})
-	if err != nil {
-		err = fmt.Errorf("lower to 8 bits: %w", err)
+		return g.Initializer(onnx.Tensor{Type: onnx.Int8, Shape: []int{w.in, w.out}, Data: rounded}), g.Initializer(onnx.FromFloat32("", s, w.out)), bias
 	}
-	return replaced, err
+	for _, with := range []func(*onnx.Node) func() []*onnx.Value{
+		func(n *onnx.Node) func() []*onnx.Value {
+			if !allowed(n) {
+				return nil
+			}
+			of, tokens, heads := selfAttention(n)
+			q, scales, bias := eight(of)
+			if q == nil {
+				return nil
+			}
+			return func() []*onnx.Value {
+				if bias == nil {
+					bias = g.Repeated(onnx.Float, 0, q.Dim(1))
+				}
+				x := g.OpN("DynamicQuantizeLinear", 3, nil, g.Reshape(of.Inputs[0], -1, tokens, q.Dim(0)))
+				return []*onnx.Value{g.Reshape(g.Op(onnx.Microsoft+":QAttention", onnx.Attrs{"num_heads": heads},
+					x[0], q, bias, x[1], scales, nil, x[2]), -1, q.Dim(1)/3)}
+			}
+		},
+		func(n *onnx.Node) func() []*onnx.Value {
+			q, scales, bias := eight(n)
+			if q == nil {
+				return nil
+			}
+			return func() []*onnx.Value {
+				return []*onnx.Value{g.Op(onnx.Microsoft+":DynamicQuantizeMatMul", nil, n.Input(0), q, scales, nil, bias)}
+			}
+		},
+	} {
+		more, err := replaceEach(g, with)
+		if err != nil {
+			return replaced, fmt.Errorf("lower to 8 bits: %w", err)
+		}
+		replaced += more
+	}
+	return replaced, nil
 }
 
 // weights are those of a product, element (i, j) at i·down + j·across.

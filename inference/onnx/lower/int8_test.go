@@ -71,6 +71,15 @@ func embed(t *testing.T, s *ort.Session, rows []float32) []float32 {
 	return append([]float32(nil), out[0].Float32s()...)
 }
 
+// relativeError is the length of the difference in that of what is wanted.
+func relativeError(got, want []float32) float64 {
+	off, all := 0.0, 0.0
+	for i, w := range want {
+		off, all = off+math.Pow(float64(got[i]-w), 2), all+math.Pow(float64(w), 2)
+	}
+	return math.Sqrt(off / all)
+}
+
 func TestEightBitsAreCloseToThirtyTwo(t *testing.T) {
 	path, want := products(t)
 	model, err := FileInt8(path, nil)
@@ -105,11 +114,7 @@ func TestEightBitsAreCloseToThirtyTwo(t *testing.T) {
 			rows[i] = float32(r.NormFloat64())
 		}
 		a, b := embed(t, float, rows), embed(t, eight, rows)
-		off, all := 0.0, 0.0
-		for i := range a {
-			off, all = off+math.Pow(float64(a[i]-b[i]), 2), all+math.Pow(float64(a[i]), 2)
-		}
-		if e := math.Sqrt(off / all); !(e > 0 && e < 0.03) {
+		if e := relativeError(b, a); !(e > 0 && e < 0.03) {
 			t.Errorf("the relative error is %v", e)
 		}
 	}
