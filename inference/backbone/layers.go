@@ -226,13 +226,16 @@ func (b *builder) patchTokens(x *onnx.Value) *onnx.Value {
 }
 
 // around is the mean of each cell of a plane and its neighbours in a square, as
-// far as they are in the image.
+// far as they are in the image: of columns and then of rows, since all columns of a
+// square have as many cells.
 func (b *builder) around(x *onnx.Value, side int) *onnx.Value {
 	pad := side / 2
-	return b.g.Op("AveragePool", onnx.Attrs{
-		"kernel_shape": []int{side, side}, "strides": []int{1, 1},
-		"pads": []int{pad, pad, pad, pad}, "count_include_pad": 0,
-	}, x)
+	for _, across := range []int{0, 1} {
+		kernel, pads := []int{1, 1}, []int{0, 0, 0, 0}
+		kernel[across], pads[across], pads[2+across] = side, pad, pad
+		x = b.g.Op("AveragePool", onnx.Attrs{"kernel_shape": kernel, "pads": pads, "count_include_pad": 0}, x)
+	}
+	return x
 }
 
 // cells are the cells of a plane: [N, C, H, W] → [N, H·W, C].
