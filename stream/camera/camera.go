@@ -25,6 +25,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/pull"
+	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
 
 // Image is one encoded image from a source.
@@ -171,7 +172,7 @@ func (p *Publisher) publish(ctx context.Context, f stream.Frame) (err error) {
 	if err != nil {
 		return err
 	}
-	if int64(m.Size()) > p.js.Conn().MaxPayload() {
+	if int64(m.Size()) > p.limit(ctx) {
 		if m, err = p.asObject(ctx, f); err != nil {
 			return fmt.Errorf("store the image of frame %s of camera %s: %w", f.ID, p.cfg.Camera, err)
 		}
@@ -184,6 +185,14 @@ func (p *Publisher) publish(ctx context.Context, f stream.Frame) (err error) {
 	p.stats.Published++
 	p.stats.Bytes += uint64(size)
 	return nil
+}
+
+// limit waits until a broker has said how large a message may be, in bytes.
+func (p *Publisher) limit(ctx context.Context) int64 {
+	for p.js.Conn().MaxPayload() == 0 && ctx.Err() == nil {
+		wait.Pause(ctx, 20*time.Millisecond)
+	}
+	return p.js.Conn().MaxPayload()
 }
 
 // errUnsure is returned for a message of which nobody knows whether it is stored.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -299,5 +300,37 @@ func TestOddEntriesOfAFolderCostThemselves(t *testing.T) {
 	s = &camera.Folder{Dir: root, Loop: true, Log: zerolog.Nop()}
 	if _, err := s.Next(t.Context()); err == nil {
 		t.Error("an empty folder gave an image")
+	}
+}
+
+// TestACameraBeforeItsBroker waits for it with the first frame.
+func TestACameraBeforeItsBroker(t *testing.T) {
+	js := setUp(t, stream.Topology{})
+	way := brokertest.NewRelay(t, "127.0.0.1:1") // nobody is there
+	nc, err := stream.Connect("nats://"+way.Addr(), "camera", zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	early, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := publisher(t, early, camera.Config{})
+	ended := make(chan error, 1)
+	made := make(chan int, 2)
+	go func() {
+		ended <- p.Run(t.Context(), &camera.Generated{Count: 2, Make: func(n int) ([]byte, string, error) {
+			made <- n
+			return []byte("image"), "", nil
+		}})
+	}()
+	<-made
+	way.Lead(strings.TrimPrefix(js.Conn().ConnectedUrl(), "nats://"))
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	if got := frames(t, js); len(got) != 2 || len(got[0].Image) == 0 {
+		t.Errorf("%d frames wait, 2 were published", len(got))
 	}
 }
