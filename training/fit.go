@@ -474,9 +474,9 @@ func (r *Result) describe(x *embedded, s *builtScore, train []int, t *tuned) {
 	r.Score, r.Symmetry = x.b.composition.name, x.b.model.e.Preprocess().Symmetry
 	switch format(x.b.model) {
 	case backbone.FormatRandom:
-		r.warn("the backbone has random weights and has learnt nothing; for real work import a pretrained one: nearmiss backbone import")
+		r.warn("the backbone has random weights and has learnt nothing; for real work take a pretrained one: nearmiss backbone pull vit-small")
 	case backbone.FormatStarter:
-		r.warn("the starter backbone knows drawn pictures only; for real work import a pretrained one: nearmiss backbone import")
+		r.warn("the starter backbone knows drawn pictures only; for real work take a pretrained one: nearmiss backbone pull vit-small")
 	}
 	if x.b.composition.name == FullScore && len(x.b.scored()) == 1 {
 		r.warn("the backbone is a foreign model that gives one vector only, so the score is %s: one that gives its layers finds more", ClassScore)

@@ -168,7 +168,7 @@ func (c *cameraCmd) source(o *output) (camera.Source, error) {
 		if strings.Contains(c.Source, "@") { // an address that lacks its beginning, and has a password?
 			return nil, usageError{errors.New("the source is no file or folder that is there; an address begins with http://, https://, rtsp:// or the like")}
 		}
-		return nil, usageError{err}
+		return nil, usageError{fmt.Errorf("the source %s is no file, folder, device or address: %w", c.Source, err)}
 	} else if info.IsDir() {
 		return &camera.Folder{Dir: c.Source, Loop: c.Loop, FPS: c.FPS, Order: c.Order, Seed: c.Seed, Log: o.Log}, nil
 	}

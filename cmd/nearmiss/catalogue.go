@@ -63,7 +63,7 @@ func findBackbone(text string) (string, error) {
 	}
 	e, ok := catalogue.Find(text)
 	if !ok {
-		return "", fmt.Errorf("there is no file %s, and no such name in the catalogue (did you mean %s? nearmiss backbone list has them all)", text, catalogue.Nearest(text))
+		return "", fmt.Errorf("there is no file %s, and no such name in the catalogue (%s)", text, catalogue.Hint(text))
 	}
 	s, err := store()
 	if err != nil {
@@ -155,7 +155,7 @@ func (c *backbonePullCmd) Run(ctx context.Context, o *output) error {
 		return c.name(ctx, o, e)
 	}
 	if catalogue.IsName(c.Name) {
-		return usageError{fmt.Errorf("%q is no name of the catalogue (did you mean %s? nearmiss backbone list has them all)", c.Name, catalogue.Nearest(c.Name))}
+		return usageError{fmt.Errorf("%q is no name of the catalogue (%s)", c.Name, catalogue.Hint(c.Name))}
 	}
 	if c.From != "" || c.Size != nil || c.Renew {
 		return usageError{errors.New("--from, --size and --renew are for a name of the catalogue; a URL is only downloaded")}

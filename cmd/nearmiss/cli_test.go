@@ -36,6 +36,8 @@ func TestWrongUsageIsOneClearLineAndExitCode2(t *testing.T) {
 		"copy to nowhere":         {[]string{"releases", "bolts", "copy"}, "--to"},
 		"promote without release": {[]string{"releases", "bolts", "promote"}, "digest"},
 		"bad source of a camera":  {[]string{"camera", "synthetic:trees", "--detector", "d", "--camera", "c"}, "trees"},
+		"no source of a camera":   {[]string{"camera", "/does/not/exist", "--detector", "d", "--camera", "c"}, "/does/not/exist is no file, folder"},
+		"no such backbone":        {[]string{"fit", "--normals", file, "--out", file + "r", "--backbone", "zzzzzzz"}, "(nearmiss backbone list"},
 		"bad size":                {[]string{"bench", "bank", "--size", "many"}, "many"},
 		"bad configuration":       {[]string{"worker", "--config", config}, "bach"},
 		"bad device":              {[]string{"score", "--release", t.TempDir(), "--device", "abacus", file}, "abacus"},
@@ -47,6 +49,25 @@ func TestWrongUsageIsOneClearLineAndExitCode2(t *testing.T) {
 				t.Errorf("it says: %s", errs)
 			}
 		})
+	}
+}
+
+// TestWhatIsNotThereIsNamed, and what it was looked for as.
+func TestWhatIsNotThereIsNamed(t *testing.T) {
+	dir := t.TempDir()
+	picture := filepath.Join(dir, "a.png")
+	write(t, picture, "x")
+	lost := filepath.Join(dir, "lost")
+	for _, c := range []struct {
+		args []string
+		says string
+	}{
+		{[]string{"fit", "--normals", lost, "--backbone", picture, "--out", filepath.Join(dir, "r")}, "there is no file or folder " + lost},
+		{[]string{"score", "--release", dir, picture}, "is no release, which nearmiss fit makes"},
+	} {
+		if _, errs := program(t, exitFailed, c.args...); !strings.Contains(errs, c.says) || strings.Count(errs, "\n") != 1 {
+			t.Errorf("%s says: %s", c.args[0], errs)
+		}
 	}
 }
 

@@ -97,7 +97,7 @@ func TestReleaseSaysThatItsBackboneIsTheStarter(t *testing.T) {
 		t.Errorf("inspect says %s", text)
 	}
 	_, errs := program(t, 0, "fit", "--normals", normals, "--backbone", model, "--out", out, "--seed", "1")
-	if !strings.Contains(errs, "backbone import") {
+	if !strings.Contains(errs, "backbone pull") {
 		t.Errorf("fit does not say what to use for real work: %s", errs)
 	}
 	r, err := release.Open(out)

@@ -408,8 +408,8 @@ func (c config) model(name string) (string, error) {
 	}
 	e, ok := catalogue.Find(name)
 	if !ok {
-		return "", fmt.Errorf("the trainer has no model %q: put %s.onnx into %s, or take a name of the catalogue (did you mean %s? nearmiss backbone list has them all)",
-			name, strings.TrimSuffix(name, ".onnx"), c.models(), catalogue.Nearest(name))
+		return "", fmt.Errorf("the trainer has no model %q: put %s.onnx into %s, or take a name of the catalogue (%s)",
+			name, strings.TrimSuffix(name, ".onnx"), c.models(), catalogue.Hint(name))
 	}
 	s, err := store()
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -238,6 +239,9 @@ func (b *Broker) serve(ctx context.Context, lock *storeLock, users access.File) 
 		case <-ctx.Done():
 			return nil
 		case why := <-fatal:
+			if strings.Contains(why, syscall.EADDRINUSE.Error()) {
+				why += ": stop what listens there, a broker maybe, or choose another port"
+			}
 			return fmt.Errorf("start broker with store %s: %s", b.cfg.StoreDir, why)
 		default:
 		}

@@ -48,6 +48,9 @@ func List(paths []string) (Files, error) {
 	var lost, other []string
 	for _, p := range paths {
 		info, err := os.Stat(p)
+		if errors.Is(err, os.ErrNotExist) {
+			return out, fmt.Errorf("there is no file or folder %s: %w", p, os.ErrNotExist)
+		}
 		if err != nil {
 			return out, err
 		}

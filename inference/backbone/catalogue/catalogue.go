@@ -151,8 +151,21 @@ func IsName(text string) bool {
 	return text != "" && path.Base(text) == text && !strings.ContainsAny(text, `\:`) && path.Ext(text) == ""
 }
 
-// Nearest is the name of the catalogue that is most like a text, for messages.
-func Nearest(text string) string {
+// Hint says where the names are, for somebody who has written text, and which of them is
+// most like it.
+func Hint(text string) string {
+	const all = "nearmiss backbone list has them all"
+	if text == "starter" {
+		return all + ", nearmiss backbone starter writes the starter"
+	}
+	if like := nearest(text); like != "" {
+		return "did you mean " + like + "? " + all
+	}
+	return all
+}
+
+// nearest is the name that is most like text; empty: none has a letter of it.
+func nearest(text string) string {
 	best, least := "", len(text)
 	for _, e := range entries {
 		if d := distance(strings.ToLower(text), e.Name); d < least {

@@ -43,8 +43,12 @@ func TestEntriesAreWhole(t *testing.T) {
 	if _, ok := Find(Demo); !ok {
 		t.Error("the demo's entry is missing")
 	}
-	if got := Nearest("vit-smal"); got != "vit-small" {
-		t.Errorf("nearest to vit-smal is %s", got)
+	for text, want := range map[string]string{
+		"vit-smal": "did you mean vit-small? nearmiss backbone list", "starter": "nearmiss backbone starter", "zzzzzzz": "nearmiss backbone list",
+	} {
+		if got := Hint(text); !strings.Contains(got, want) || strings.Contains(got, "did you mean") != strings.Contains(want, "did you mean") {
+			t.Errorf("of %s it says: %s", text, got)
+		}
 	}
 	for text, want := range map[string]bool{"vit-small": true, "a/b": false, "./x": false, "x.onnx": false, "": false, `c:\x`: false} {
 		if IsName(text) != want {

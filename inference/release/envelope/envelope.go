@@ -156,6 +156,9 @@ func Read(dir string) (*Envelope, error) {
 // are bounded.
 func ReadManifest(dir string) ([]byte, error) {
 	f, err := os.Open(filepath.Join(dir, ManifestName))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("it has no %s and is no release, which nearmiss fit makes: %w", ManifestName, os.ErrNotExist)
+	}
 	if err != nil {
 		return nil, err
 	}
