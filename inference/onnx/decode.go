@@ -54,6 +54,7 @@ type decoder struct {
 	depth  int
 
 	keepOpen bool
+	nodes    []string // their names
 }
 
 // maxDepth bounds how deep subgraphs may nest.
@@ -80,6 +81,11 @@ func (d *decoder) model(b []byte) (*Graph, error) {
 	g.metadata = m.Metadata
 	if err := d.fill(g, p, nil); err != nil {
 		return nil, err
+	}
+	for _, name := range d.nodes { // now, so that values keep their names
+		if g.names[name] == 0 {
+			g.names[name] = -1
+		}
 	}
 	for name, f := range d.beside.files {
 		g.release = append(g.release, f.Close)
@@ -244,6 +250,7 @@ func (d *decoder) node(g *Graph, b []byte, scope *names) error {
 	if !utf8.ValidString(n.Name) {
 		return fmt.Errorf("%s: its name is not UTF-8", n)
 	}
+	d.nodes = append(d.nodes, n.Name)
 	if !Supported(n.Domain, n.OpType) {
 		return fmt.Errorf("%s: shape inference does not know this operator", n)
 	}

@@ -85,6 +85,42 @@ func TestNamesAreUTF8(t *testing.T) {
 	}
 }
 
+// TestNodesThatAreReadKeepTheirNames to themselves: what is built on them is called
+// otherwise, but for an output, whose name the user has chosen.
+func TestNodesThatAreReadKeepTheirNames(t *testing.T) {
+	g := New("g")
+	x := g.Input("x", Float, 2)
+	first, second := g.Op("Neg", nil, x), g.Op("Neg", nil, x)
+	g.Output("y", first)
+	g.Output("z", second)
+	g.nodes[0].Name, g.nodes[1].Name = "Abs", "feature"
+	b, err := g.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := Decode(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		d.Op("Abs", nil, d.Lookup("y"))
+	}
+	d.Output("feature", d.Op("Relu", nil, d.Lookup("z")))
+	if err := d.Err(); err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for _, n := range d.Nodes() {
+		if seen[n.Name] {
+			t.Errorf("two nodes are called %s", n.Name)
+		}
+		seen[n.Name] = true
+	}
+	if d.Lookup("feature") == nil || d.Lookup("y") == nil || d.Lookup("z") == nil {
+		t.Error("an output has another name")
+	}
+}
+
 // FuzzDecode: whatever the bytes, Decode returns, without a panic and without
 // allocating far more than it was given.
 func FuzzDecode(f *testing.F) {

@@ -160,7 +160,7 @@ type Graph struct {
 
 // rootGraph is what a root graph alone has.
 type rootGraph struct {
-	names     map[string]int // how often a name was asked for, in all subgraphs
+	names     map[string]int // how often a name was asked for, in all subgraphs; below 0: only a node that was read has it
 	metadata  map[string]string
 	foldBytes int // what folding has allocated
 	release   []func() error
@@ -288,28 +288,30 @@ func (g *Graph) Scope(prefix string) (restore func()) {
 func (g *Graph) unique(name string) string {
 	names := g.root().names
 	n, taken := names[name]
-	names[name] = n + 1
 	if !taken {
+		names[name] = 1
 		return name
 	}
-	for {
-		candidate := name + "_" + strconv.Itoa(n)
+	step := 1
+	if n < 0 {
+		step = -1
+	}
+	for ; ; n += step {
+		candidate := name + "_" + strconv.Itoa(n*step)
 		if _, taken := names[candidate]; !taken {
-			names[candidate] = 1
+			names[candidate], names[name] = 1, n+step
 			return candidate
 		}
-		n++
-		names[name] = n + 1
 	}
 }
 
-// claim takes exactly this name, or fails.
+// claim takes exactly this name, which no other value may have, or fails.
 func (g *Graph) claim(name string) error {
 	if name == "" {
 		return errors.New("a value needs a name")
 	}
 	names := g.root().names
-	if _, taken := names[name]; taken {
+	if names[name] > 0 {
 		return fmt.Errorf("the name %q is already taken", name)
 	}
 	names[name] = 1
