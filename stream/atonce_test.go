@@ -35,14 +35,7 @@ func atOnce(t *testing.T, n int) []jetstream.JetStream {
 	}
 	all := make([]jetstream.JetStream, n)
 	for i := range all {
-		nc, err := nats.Connect(url)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(nc.Close)
-		if all[i], err = jetstream.New(nc); err != nil {
-			t.Fatal(err)
-		}
+		all[i] = brokertest.Streams(t, url)
 	}
 	return all
 }

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
@@ -31,16 +30,7 @@ var sharedSubjects = []string{"nearmiss.>", "$KV.>", "$O.>"}
 func natsServer(t *testing.T, o *server.Options) jetstream.JetStream {
 	t.Helper()
 	o.JetStream, o.StoreDir, o.JetStreamMaxStore = true, t.TempDir(), 8<<30
-	nc, err := nats.Connect(brokertest.Server(t, o))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return js
+	return brokertest.Streams(t, brokertest.Server(t, o))
 }
 
 // storeEvents stores n events of an edge, each as large as most.

@@ -8,9 +8,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/backup"
 	"github.com/nearmiss/nearmiss/stream/registry"
@@ -65,16 +64,7 @@ func TestBackupAndRestore(t *testing.T) {
 				t.Errorf("the audit was\n%s\nand is\n%s", before, after)
 			}
 		}
-		nc, err := nats.Connect(to)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(nc.Close)
-		js, err := jetstream.New(nc)
-		if err != nil {
-			t.Fatal(err)
-		}
-		n := stream.Names{}
+		js, n := brokertest.Streams(t, to), stream.Names{}
 		reg, err := registry.Open(t.Context(), js, registry.Config{ActiveBucket: n.ActiveBucket(), ArtifactsBucket: n.ArtifactsBucket(), CacheDir: t.TempDir()})
 		if err != nil {
 			t.Fatal(err)

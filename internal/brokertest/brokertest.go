@@ -79,12 +79,28 @@ func Run(t testing.TB, name string, run func(ctx context.Context) error) (stop f
 // Connect is a client of the broker's until the test ends.
 func Connect(t testing.TB, b *broker.Broker, opts ...nats.Option) *nats.Conn {
 	t.Helper()
-	nc, err := nats.Connect(b.ClientURL(), opts...)
+	return Client(t, b.ClientURL(), opts...)
+}
+
+// Client is a client of any server until the test ends.
+func Client(t testing.TB, url string, opts ...nats.Option) *nats.Conn {
+	t.Helper()
+	nc, err := nats.Connect(url, opts...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(nc.Close)
 	return nc
+}
+
+// Streams are what such a client sees of JetStream.
+func Streams(t testing.TB, url string, opts ...nats.Option) jetstream.JetStream {
+	t.Helper()
+	js, err := jetstream.New(Client(t, url, opts...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return js
 }
 
 // JetStream is a client of a broker that runs until the test ends, at any free
@@ -93,11 +109,7 @@ func JetStream(t testing.TB, cfg broker.Config) jetstream.JetStream {
 	t.Helper()
 	cfg.Port = -1
 	b, _ := Start(t, cfg)
-	js, err := jetstream.New(Connect(t, b))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return js
+	return Streams(t, b.ClientURL())
 }
 
 // Server runs a plain nats-server, as somebody has who has one of their own, until the

@@ -7,7 +7,6 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
@@ -20,11 +19,8 @@ import (
 func installation(t *testing.T, topology stream.Topology) (js jetstream.JetStream, url string) {
 	t.Helper()
 	b, _ := brokertest.Start(t, broker.Config{Port: -1})
-	js, err := jetstream.New(brokertest.Connect(t, b))
-	if err == nil {
-		err = stream.Ensure(t.Context(), js, topology)
-	}
-	if err != nil {
+	js = brokertest.Streams(t, b.ClientURL())
+	if err := stream.Ensure(t.Context(), js, topology); err != nil {
 		t.Fatal(err)
 	}
 	return js, b.ClientURL()
@@ -51,21 +47,13 @@ func TestRestoresAtOnce(t *testing.T) {
 		var all sync.WaitGroup
 		ended := make([]error, 4)
 		for i := range ended {
-			nc, err := nats.Connect(url)
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(nc.Close)
+			js := brokertest.Streams(t, url)
 			all.Go(func() {
 				if i%2 == 0 {
-					_, ended[i] = backup.Source{Conn: nc, Names: names}.Restore(ctx, dir, 1)
-					return
+					_, ended[i] = backup.Source{Conn: js.Conn(), Names: names}.Restore(ctx, dir, 1)
+				} else {
+					ended[i] = stream.Ensure(ctx, js, topology)
 				}
-				js, err := jetstream.New(nc)
-				if err == nil {
-					err = stream.Ensure(ctx, js, topology)
-				}
-				ended[i] = err
 			})
 		}
 		all.Wait()

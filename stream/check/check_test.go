@@ -30,17 +30,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func own(t *testing.T, o *server.Options) *nats.Conn {
 	t.Helper()
 	o.JetStream, o.StoreDir = true, t.TempDir()
-	return connect(t, brokertest.Server(t, o))
-}
-
-func connect(t *testing.T, url string, opts ...nats.Option) *nats.Conn {
-	t.Helper()
-	nc, err := nats.Connect(url, opts...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
-	return nc
+	return brokertest.Client(t, brokertest.Server(t, o))
 }
 
 // found are the findings by check.
@@ -297,7 +287,7 @@ func fill(n int) func(*testing.T, jetstream.JetStream) {
 }
 
 func TestAServerWithoutStreams(t *testing.T) {
-	nc := connect(t, brokertest.Server(t, &server.Options{}))
+	nc := brokertest.Client(t, brokertest.Server(t, &server.Options{}))
 	all := found(t, nc, Config{Topology: small, Wait: time.Millisecond})
 	if f := all["jetstream"]; f.Level != Failed || !strings.Contains(f.Advice, "store_dir") {
 		t.Errorf("%+v", f)
@@ -340,7 +330,7 @@ func locked(t *testing.T, u access.User, edit func(string) string) *nats.Conn {
 	o.JetStream, o.StoreDir = true, t.TempDir()
 	url := brokertest.Server(t, o)
 	as := func(u access.User) *nats.Conn {
-		return connect(t, url, nats.CustomInboxPrefix(access.Inbox(u.Key.Public)), nats.Nkey(u.Key.Public, func(nonce []byte) ([]byte, error) {
+		return brokertest.Client(t, url, nats.CustomInboxPrefix(access.Inbox(u.Key.Public)), nats.Nkey(u.Key.Public, func(nonce []byte) ([]byte, error) {
 			pair, err := nkeys.FromSeed(seeds[u.Name])
 			if err != nil {
 				return nil, err

@@ -18,11 +18,7 @@ import (
 // TestABatchIsTakenWholeWhateverOvertakesIt: a consumer with several copies holds its
 // messages until those agree, and says meanwhile that the batch is complete.
 func TestABatchIsTakenWholeWhateverOvertakesIt(t *testing.T) {
-	nc, err := nats.Connect(brokertest.Server(t, &server.Options{}))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
+	nc := brokertest.Client(t, brokertest.Server(t, &server.Options{}))
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	tk, err := newTaker(nc, stream.Names{JetStreamAPI: stream.DomainAPI("edge1")}, "NM_FRAMES", "frames-bolts")

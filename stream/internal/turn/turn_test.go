@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
@@ -29,16 +28,8 @@ func programs(t *testing.T, n int, o *server.Options) []jetstream.KeyValue {
 	url := brokertest.Server(t, o)
 	all := make([]jetstream.KeyValue, n)
 	for i := range all {
-		nc, err := nats.Connect(url)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(nc.Close)
-		js, err := jetstream.New(nc)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if all[i], err = js.CreateOrUpdateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "B"}); err != nil {
+		var err error
+		if all[i], err = brokertest.Streams(t, url).CreateOrUpdateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "B"}); err != nil {
 			t.Fatal(err)
 		}
 	}
