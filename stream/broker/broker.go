@@ -156,6 +156,7 @@ type Broker struct {
 	srv   atomic.Pointer[server.Server] // set before ready is closed, and again when it has to be started again
 	limit int64                         // of the store, bytes; set before ready is closed
 	full  atomic.Pointer[string]        // why no more frames should be taken
+	stuck atomic.Bool                   // a stream that met the full disk takes nothing more until the server is started again
 
 	reloads atomic.Int64 // see Reloads
 
@@ -219,7 +220,8 @@ func (b *Broker) serve(ctx context.Context, lock *storeLock, users access.File) 
 		return fmt.Errorf("start broker: %w", err)
 	}
 	fatal := make(chan string, 1)
-	srv.SetLoggerV2(natsLog{b.log, fatal}, false, false, false)
+	b.stuck.Store(false)
+	srv.SetLoggerV2(natsLog{b.log, fatal, &b.stuck}, false, false, false)
 	srv.Start()
 	defer func() {
 		down := make(chan struct{})
@@ -415,13 +417,23 @@ func (b *Broker) identification() []nats.Option {
 type natsLog struct {
 	log   zerolog.Logger
 	fatal chan<- string // the first reason for which the server cannot serve
+	stuck *atomic.Bool
 }
 
 func (l natsLog) Noticef(f string, v ...any) { l.log.Debug().Msgf(f, v...) }
 func (l natsLog) Warnf(f string, v ...any)   { l.log.Warn().Msgf(f, v...) }
-func (l natsLog) Errorf(f string, v ...any)  { l.log.Error().Msgf(f, v...) }
 func (l natsLog) Debugf(f string, v ...any)  { l.log.Trace().Msgf(f, v...) }
 func (l natsLog) Tracef(f string, v ...any)  { l.log.Trace().Msgf(f, v...) }
+
+// Errorf also learns of streams whose store has met a full disk: there is no other word
+// of it (nats-server 2.15, fileStore.setWriteErr).
+func (l natsLog) Errorf(f string, v ...any) {
+	text := fmt.Sprintf(f, v...)
+	if strings.Contains(text, "Critical write error") && (strings.Contains(text, syscall.ENOSPC.Error()) || strings.Contains(text, syscall.EDQUOT.Error())) {
+		l.stuck.Store(true)
+	}
+	l.log.Error().Msg(text)
+}
 
 // Fatalf is what the server calls when it cannot listen, expecting the process
 // to end.

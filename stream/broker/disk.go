@@ -14,8 +14,8 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 )
 
-// The server takes a full disk badly: it disables its store until it is started
-// again. So the limit is what the disk has room for, frames are refused before it
+// The server takes a full disk badly: it disables its store, or single streams, until it
+// is started again. So the limit is what the disk has room for, frames are refused before it
 // is reached, and should the disk be full all the same, for others write to it,
 // the server is started again when there is room.
 
@@ -111,13 +111,16 @@ func (b *Broker) watchDisk(ctx context.Context, srv *server.Server, lock *storeL
 		if err != nil {
 			continue
 		}
+		if b.stuck.Load() && free > b.enough() {
+			return errNoRoom
+		}
 		used := int64(0)
 		if v, err := srv.Jsz(nil); err == nil {
 			used = int64(v.Store)
 		}
 		was, why := b.Full(), ""
 		switch {
-		case free < low, was != "" && free < low+low/2:
+		case free < low, was != "" && free < low+low/2, b.stuck.Load():
 			why = fmt.Sprintf("the disk of %s has %d MiB left: make room, and frames are taken again", b.cfg.StoreDir, free>>20)
 		case used > b.limit/10*9, was != "" && used > b.limit/20*17:
 			why = fmt.Sprintf("the store in %s holds %d MiB of at most %d (broker.max_store): raise it, or remove what is not needed", b.cfg.StoreDir, used>>20, b.limit>>20)
@@ -129,7 +132,11 @@ func (b *Broker) watchDisk(ctx context.Context, srv *server.Server, lock *storeL
 	}
 }
 
-// waitForRoom waits until there is twice as much room as is too little.
+// enough is the room in bytes with which a server is started again: twice what is too
+// little.
+func (b *Broker) enough() int64 { return min(b.limit/5, 2<<30) }
+
+// waitForRoom waits until there is [Broker.enough].
 func (b *Broker) waitForRoom(ctx context.Context, lock *storeLock) error {
 	why := fmt.Sprintf("the disk of %s is full", b.cfg.StoreDir)
 	b.full.Store(&why)
@@ -137,7 +144,7 @@ func (b *Broker) waitForRoom(ctx context.Context, lock *storeLock) error {
 		if err := b.intact(lock); err != nil && !isFull(err) {
 			return err
 		}
-		if free, err := b.cfg.Free(b.cfg.StoreDir); err == nil && free > min(b.limit/5, 2<<30) {
+		if free, err := b.cfg.Free(b.cfg.StoreDir); err == nil && free > b.enough() {
 			b.log.Info().Int64("free", free).Msg("there is room on the disk: the broker starts again")
 			return nil
 		}
