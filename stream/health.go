@@ -27,6 +27,9 @@ func Ailments(st Status, workers []WorkerStatus, detectors ...string) []string {
 	// Detectors that are not ready yet are no fault while others serve.
 	ready := !asked && slices.ContainsFunc(st.Detectors, served)
 	var bad []string
+	if st.Full != "" {
+		bad = append(bad, "no frames are taken: "+st.Full)
+	}
 	for _, d := range st.Detectors {
 		if asked && !slices.Contains(detectors, d.Detector) || served(d) {
 			continue

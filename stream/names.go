@@ -184,6 +184,10 @@ func (n Names) Shed(detector, camera string) string {
 // API is the root of the micro services' request subjects.
 func (n Names) API() string { return n.Root() + ".api" }
 
+// Steward is where the steward beside an embedded broker says why no frames are taken,
+// or nothing.
+func (n Names) Steward() string { return n.API() + ".steward" }
+
 // ParseFrames splits a frame subject. ok is false for anything else.
 func (n Names) ParseFrames(subject string) (detector, camera string, ok bool) {
 	rest, found := strings.CutPrefix(subject, n.Root()+".frames.")

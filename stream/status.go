@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
 // Status is the state of a whole installation, as the broker knows it.
@@ -17,6 +19,8 @@ type Status struct {
 	// Unserved counts the frames of detectors that have neither a configuration
 	// nor a release, by detector: nobody will take them.
 	Unserved map[string]uint64 `json:"unserved,omitempty"`
+	// Full says why no frames are taken, while the disk or the store is full.
+	Full string `json:"full,omitempty"`
 	// Lost is what was published and not stored, since the broker started.
 	Lost        []Lost `json:"lost,omitempty"`
 	Events      uint64 `json:"events"`       // stored
@@ -81,6 +85,7 @@ func (in *Installation) Status(ctx context.Context) (Status, error) {
 		return fail(err)
 	}
 	st.Unreadable = slices.Concat(unread, bad, lost)
+	st.Full = in.refusal(ctx)
 	if st.Cameras, err = in.Cameras(ctx); err != nil {
 		return fail(err)
 	}
@@ -154,6 +159,18 @@ func (in *Installation) Status(ctx context.Context) (Status, error) {
 		}
 	}
 	return st, nil
+}
+
+// refusal asks the steward beside an embedded broker why no frames are taken. It is
+// nothing where there is none.
+func (in *Installation) refusal(ctx context.Context) string {
+	step, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	m, err := in.js.Conn().RequestWithContext(step, in.names.Steward(), nil)
+	if err != nil {
+		return ""
+	}
+	return text.Line(string(m.Data[:min(len(m.Data), 400)])) // anybody may have answered
 }
 
 // perDetector counts the messages of a stream by what key makes of their

@@ -107,6 +107,9 @@ func (c *statusCmd) run(ctx context.Context, in *stream.Installation, client *st
 		return err
 	}
 	var b strings.Builder
+	if st.Full != "" {
+		fmt.Fprintf(&b, "no frames are taken: %s\n", st.Full)
+	}
 	for _, d := range st.Detectors {
 		release := "no release"
 		switch {

@@ -290,7 +290,7 @@ func (r subjects) control() Rights {
 			[]string{r.Feedback("*"), r.Train("*"), r.Audit("*", "*")},
 			// Of the queue's shares: who is above its own is refused, and told.
 			[]string{
-				api + "STREAM.UPDATE." + frames, r.turn(), r.API() + ".steward", r.Events("*", stream.NoCamera, stream.KindLost),
+				api + "STREAM.UPDATE." + frames, r.turn(), r.Steward(), r.Events("*", stream.NoCamera, stream.KindLost),
 				api + "DIRECT.GET." + events + "." + r.Events("*", stream.NoCamera, stream.KindLost),
 			},
 		),

@@ -20,9 +20,6 @@ import (
 // the same: who is refused is missing among the subjects, and what the queue may hold
 // when nobody is stands in the metadata.
 
-// presence is where a steward beside the broker answers.
-func presence(n stream.Names) string { return n.API() + ".steward" }
-
 // measure counts the bytes of a frame that the stream has stored.
 func (s *Steward) measure(m *nats.Msg) {
 	size, err := strconv.Atoi(m.Header.Get("Nats-Msg-Size"))
@@ -76,7 +73,7 @@ func (s *Steward) remember(have jetstream.StreamConfig) bool {
 
 // attended returns errAttended where a steward beside the broker looks after the queue.
 func (s *Steward) attended(ctx context.Context) error {
-	switch _, err := s.js.Conn().RequestWithContext(ctx, presence(s.cfg.Names), nil); {
+	switch _, err := s.js.Conn().RequestWithContext(ctx, s.cfg.Steward(), nil); {
 	case err == nil:
 		return errAttended
 	case !errors.Is(err, nats.ErrNoResponders):

@@ -179,7 +179,7 @@ func (s *Steward) ears() map[string]nats.MsgHandler {
 		// What people write who mean frames.
 		"/." + p + ".frames.>": s.misled, p + ".frame.>": s.misled, p + ".Frames.>": s.misled, p + ".FRAMES.>": s.misled,
 		strings.ToUpper(p) + ".frames.>": s.misled, strings.ToUpper(p[:1]) + p[1:] + ".frames.>": s.misled, strings.ToUpper(p) + ".FRAMES.>": s.misled,
-		presence(s.cfg.Names): func(m *nats.Msg) { _ = m.Respond(nil) },
+		s.cfg.Steward(): func(m *nats.Msg) { _ = m.Respond([]byte(s.cfg.Full())) },
 	}
 }
 

@@ -261,9 +261,23 @@ func TestAFullDiskRefusesFramesAndLetsThemInAgain(t *testing.T) {
 	set("the disk is full")
 	eventually.True(t, "frames are refused", func() bool { _, err := floodQueue(r, "bolts", 10, 1); return stream.IsQueueFull(err) })
 	eventually.True(t, "it is told", func() bool { e := r.EventsOf(stream.KindLost); return len(e) == 1 && e[0].Code == stream.LostDisk })
+	status := func() stream.Status {
+		t.Helper()
+		st, err := r.In.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st
+	}
+	if st, want := status(), "no frames are taken: the disk is full"; st.Full != "the disk is full" || !slices.Contains(stream.Ailments(st, make([]stream.WorkerStatus, 1)), want) {
+		t.Errorf("%+v", st)
+	}
 	kept := r.Waiting()
 	set("")
 	eventually.True(t, "frames are taken again", func() bool { _, err := floodQueue(r, "bolts", 10, 1); return err == nil })
+	if st := status(); st.Full != "" {
+		t.Errorf("%+v", st)
+	}
 	if n := r.Waiting(); n < kept+1 {
 		t.Errorf("%d frames wait, want %d", n, kept+1)
 	}

@@ -12,6 +12,7 @@ export async function show(main, _, { signal }) {
     if (s.broker !== "connected") { fill(body, banner("bad", "The broker is away: " + (s.problem || ""), ". Is ", h("code", {}, "nearmiss up"), " or ", h("code", {}, "nearmiss broker"), " running?")); return; }
     const bad = [];
     for (const [name, n] of Object.entries(s.unserved || {})) bad.push(`${plural(n, "frame")} wait for detector ${name}, which does not exist: create it, or correct the camera.`);
+    if (s.full) bad.push(`No frames are taken: ${s.full}.`);
     for (const l of s.lost || []) bad.push(`${plural(l.frames, "frame")} published on ${l.subject} are lost: ${l.code === "bad_topic" ? "no stream takes this topic" : "there was no room, and the client is not told"}.`);
     for (const u of s.unreadable || []) bad.push(`${u.bucket}/${u.key} cannot be read: ${u.reason}.`);
     if (!s.workers.length) bad.push("No worker answers: frames wait. Start nearmiss worker, or nearmiss up.");
