@@ -16,7 +16,7 @@ const mostNumbers = 30_000_000
 
 // mostKept bounds what is kept of the patches of copies of normals for the next thing that is
 // tried, in bytes: a ViT-Ti gives 600 kB of each.
-const mostKept = 512 << 20
+const mostKept = 256 << 20
 
 // room says whether the patches of so many images may be kept.
 func (b *scoreBuilder) room(images int) bool {
