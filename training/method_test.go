@@ -215,7 +215,7 @@ func TestEvaluationDoesWithoutMaps(t *testing.T) {
 }
 
 // An evaluation looks at pictures as Fit does where the normals decide: with blurred copies
-// where these help, and at large frames in tiles.
+// where these help, unless it is told otherwise, and at large frames in tiles.
 func TestEvaluationLooksAsFitDoes(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -223,14 +223,13 @@ func TestEvaluationLooksAsFitDoes(t *testing.T) {
 		sharpness string
 		copies    int
 		tiles     string
-		score     [][]Part
 	}{
-		"a fine pattern": {weaves(t, 20), SharpnessAuto, 2, TilesNone, [][]Part{{ClassPart, PatchPart}}},
-		"large frames":   {plates(t, 6, 6, 400, 400, 1), SharpnessUsual, 0, "2x2", nil},
+		"a fine pattern": {weaves(t, 40), "", 2, TilesNone},
+		"large frames":   {plates(t, 6, 6, 400, 400, 1), SharpnessUsual, 0, "2x2"},
 	} {
 		plan := Plan{
 			Detector: "same", Seed: 5, Out: filepath.Join(t.TempDir(), "release"), Data: Data{Normals: c.normals, Frame: FrameAll},
-			Model: Model{Backbone: smallBackbone(t), Light: LightUsual, Sharpness: c.sharpness}, Calibration: Calibration{Settle: true}, Score: Score{Groups: c.score, Coreset: 20}, Host: Host{Threads: 1},
+			Model: Model{Backbone: smallBackbone(t), Light: LightUsual, Sharpness: c.sharpness}, Calibration: Calibration{Settle: true}, Score: Score{Coreset: 20}, Host: Host{Threads: 1},
 		}
 		res, err := Fit(t.Context(), plan)
 		if err != nil {

@@ -90,7 +90,7 @@ func TestPricesOfInputsAndTiles(t *testing.T) {
 		tests = append(tests, files(each, d))
 	}
 	for _, m := range []training.Model{{Tiles: training.TilesNone}, {Tiles: "2x2"}, {Size: 448}, {Tiles: "3x3"}, {Size: 672}} {
-		m.Backbone, m.Light = backbone, training.LightUsual
+		m.Backbone, m.Light, m.Sharpness = backbone, training.LightUsual, training.SharpnessUsual
 		p := training.Plan{
 			Detector: "parts", Seed: 1, Out: filepath.Join(t.TempDir(), "release"), Data: training.Data{Normals: normals},
 			Model: m, Calibration: training.Calibration{Alpha: 0.05}, Host: training.Host{Threads: 1},
