@@ -36,10 +36,10 @@ type LightReport struct {
 // is asked for: what it hides cannot be told from what it helps by light alone.
 func (l *LightReport) remedies() remedies {
 	return remedies{[]remedy{
-		{LightUsual, "with pictures as they are", &l.Usual},
-		{LightEven, "with the light of every picture evened out", &l.Even},
-		{LightVaried, "with copies in other light among the normals", &l.Varied},
-		{LightColours, "with light and colours of every picture evened out", &l.Colours},
+		{LightUsual, "with pictures as they are", &l.Usual, 0},
+		{LightEven, "with the light of every picture evened out", &l.Even, 0},
+		{LightVaried, "with copies in other light among the normals", &l.Varied, 0},
+		{LightColours, "with light and colours of every picture evened out", &l.Colours, 0},
 	}, &l.Choice, &l.Found}
 }
 

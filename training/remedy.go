@@ -1,6 +1,7 @@
 package training
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -29,6 +30,7 @@ const (
 type remedy struct {
 	choice, how string
 	alarms      **float64 // of the report
+	above       float64   // how many have to be left for it to be tried; 0: sensitiveAlarms
 }
 
 // remedies are in the order in which they are tried, the first of which does nothing; what
@@ -45,7 +47,7 @@ type remedies struct {
 func try[T io.Closer](r remedies, wanted func(choice string) bool, alarmsOf func(effect) float64, build func(choice string) (T, effect, error)) (best T, err error) {
 	least := math.NaN()
 	for _, m := range r.all {
-		if !wanted(m.choice) {
+		if !wanted(m.choice) || *r.choice != "" && !(least > cmp.Or(m.above, sensitiveAlarms)) {
 			continue
 		}
 		one, e, err := build(m.choice)
@@ -72,9 +74,6 @@ func try[T io.Closer](r remedies, wanted func(choice string) bool, alarmsOf func
 		}
 		if !math.IsNaN(alarms) {
 			*m.alarms = &alarms
-		}
-		if !(least > sensitiveAlarms) {
-			break
 		}
 	}
 	return best, nil
