@@ -76,13 +76,14 @@ func Open(ctx context.Context, js jetstream.JetStream, cfg Config) (*Registry, e
 	}
 	return &Registry{
 		cfg: cfg, js: js, kv: bucket, blobs: blobs, stream: s,
-		points: kv.Store[Pointer]{Bucket: bucket, Decode: decodePointer, Skip: func(key string) bool { return strings.HasPrefix(key, pinKey("")) || key == TurnKey }},
+		points: kv.Store[Pointer]{Bucket: bucket, Decode: decodePointer, Skip: func(key string) bool { return strings.HasPrefix(key, pinKey("")) }},
 	}, nil
 }
 
 // TurnKey is a key of the bucket of pointers, which is there while a program collects,
-// stores the last of a release, or points to one.
-const TurnKey = "turn/releases"
+// stores the last of a release, or points to one. Programs of earlier versions pass over
+// pins, and take all else for pointers: during an upgrade they would report it.
+const TurnKey = "pin/turn"
 
 // inTurn does what counts on a release while no other program collects, and collects
 // while nobody counts on one: what is looked for is then still there when it is used.

@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -530,5 +531,22 @@ func TestWhatIsPromotedIsThere(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+	}
+}
+
+// TestTurnsAreNoPointers, neither to this program nor to one of an earlier version, which
+// reads the bucket while this one changes it, and knows pins.
+func TestTurnsAreNoPointers(t *testing.T) {
+	r := setUp(t)
+	b, err := r.js.KeyValue(t.Context(), "ACTIVE")
+	if err == nil {
+		_, err = b.PutString(t.Context(), registry.TurnKey, "another's")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	active, shadow, bad, err := r.open(t, "").Pointers(t.Context())
+	if err != nil || len(active)+len(shadow)+len(bad) > 0 || !strings.HasPrefix(registry.TurnKey, "pin/") {
+		t.Errorf("%v, %v, %v, %v", active, shadow, bad, err)
 	}
 }
