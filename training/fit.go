@@ -156,6 +156,9 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 	took.lap("embed")
 
 	halves, err := split(ctx, p, x)
+	if left := len(x.all) - len(x.of); errors.Is(err, ErrTooFew) && left > 0 {
+		err = fmt.Errorf("%w; %d of the %d images are copies of others, as of a frozen camera, or cannot be read", err, left, len(x.all))
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -106,6 +107,22 @@ func TestReleaseSaysThatItsBackboneIsTheStarter(t *testing.T) {
 	}
 	if !r.Manifest.Model.StarterWeights || r.Manifest.Model.RandomWeights {
 		t.Errorf("manifest: %+v", r.Manifest.Model)
+	}
+	same := filepath.Join(dir, "same")
+	files, err := os.ReadDir(normals)
+	if err := errors.Join(err, os.Mkdir(same, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	picture, err := os.ReadFile(filepath.Join(normals, files[0].Name()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 5 {
+		write(t, filepath.Join(same, fmt.Sprint(i, ".png")), string(picture))
+	}
+	_, errs = program(t, exitFailed, "fit", "--normals", same, "--backbone", model, "--out", out+"2")
+	if !strings.Contains(errs, "4 of the 5 images are copies of others") {
+		t.Errorf("of one picture five times: %s", errs)
 	}
 }
 
