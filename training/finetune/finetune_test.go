@@ -304,21 +304,49 @@ func TestRun(t *testing.T) {
 			t.Errorf("another recipe takes up the checkpoint: %v", err)
 		}
 	})
-	t.Run("in micro-batches, nearly the same", func(t *testing.T) {
+	t.Run("in micro-batches or not, nearly the same", func(t *testing.T) {
 		again := cfg
 		again.Out = filepath.Join(t.TempDir(), "again.onnx")
 		again.Progress = nil
-		again.Recipe.MicroBatch = 2
-		parts, err := Run(ctx, again)
+		again.Recipe.MicroBatch = again.Recipe.Batch
+		whole, err := Run(ctx, again)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for i, e := range parts.Epochs {
+		for i, e := range whole.Epochs {
 			if math.Abs(e.Loss-res.Epochs[i].Loss) > 1e-4 || math.Abs(*e.HeldLoss-*res.Epochs[i].HeldLoss) > 1e-4 {
-				t.Errorf("epoch %d: loss %v and %v, whole batches have %v and %v", i, e.Loss, *e.HeldLoss, res.Epochs[i].Loss, *res.Epochs[i].HeldLoss)
+				t.Errorf("epoch %d: loss %v and %v, parts have %v and %v", i, e.Loss, *e.HeldLoss, res.Epochs[i].Loss, *res.Epochs[i].HeldLoss)
 			}
 		}
 	})
+}
+
+// TestParts: on the CPU steps are made of parts of four, where nobody says otherwise.
+func TestParts(t *testing.T) {
+	for name, c := range map[string]struct {
+		batch, micro int
+		device       ort.Device
+		parts        int
+	}{
+		"two of four":             {8, 0, ort.Device{}, 2},
+		"four do not divide it":   {6, 0, ort.Device{}, 1},
+		"asked for all":           {8, 8, ort.Device{}, 1},
+		"asked for two at a time": {8, 2, ort.Device{}, 4},
+		"on a GPU":                {8, 0, ort.Device{Kind: "cuda"}, 1},
+	} {
+		cfg := config(t)
+		cfg.Recipe.Batch, cfg.Recipe.MicroBatch, cfg.Session.Device = c.batch, c.micro, c.device
+		spec, _, closeStep, err := Step(cfg)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if spec.Accumulate != c.parts || spec.EvalInputs[0].Shape[0] != c.batch/c.parts {
+			t.Errorf("%s: %d parts, held-out batches of %v", name, spec.Accumulate, spec.EvalInputs[0].Shape)
+		}
+		if err := closeStep(); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 func weights(t *testing.T, path string) map[string]onnx.Tensor {

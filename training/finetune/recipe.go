@@ -13,8 +13,8 @@ type Recipe struct {
 	// Batch is the number of images in a step, normals and fakes together.
 	Batch int `json:"batch"`
 	// MicroBatch splits a step into parts of so many images, whose gradients are
-	// averaged, where a whole batch does not fit in memory; 0: not split. It
-	// divides Batch.
+	// averaged. It divides Batch. 0: parts of four on the CPU where that divides Batch,
+	// which are faster and take less memory; otherwise, and for foreign models, all.
 	MicroBatch int `json:"micro_batch,omitempty"`
 	// Epochs is the largest number of passes over the normals.
 	Epochs int `json:"epochs"`

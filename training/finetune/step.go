@@ -25,7 +25,7 @@ func (r *runner) step() (spec optim.Spec, src optim.Source, err error) {
 	if err := r.Recipe.Validate(); err != nil {
 		return spec, nil, err
 	}
-	if r.net, err = openNetwork(r.Backbone, r.Recipe.micro()); err != nil {
+	if err := r.openNetwork(); err != nil {
 		return spec, nil, err
 	}
 	if r.drop, err = findDropout(r.net, r.Recipe.Dropout); err != nil {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/nearmiss/nearmiss/inference/onnx"
+	"github.com/nearmiss/nearmiss/inference/onnx/lower"
 	"github.com/nearmiss/nearmiss/inference/ort"
 )
 
@@ -152,6 +153,11 @@ func (t *Trainer) load(g *onnx.Graph, name string) (*ort.Session, error) {
 			return nil, err
 		}
 		t.temp = dir
+	}
+	if t.spec.Session.Device.IsCPU() {
+		if err := lower.ForCPU(g); err != nil {
+			return nil, err
+		}
 	}
 	file := filepath.Join(t.temp, name+".onnx")
 	if err := g.WriteFile(file, onnx.ExternalAbove(32<<20)); err != nil {

@@ -23,6 +23,9 @@ import (
 // [-1, k, D] with k the second last dimension, or all rows of a matrix, so that
 // a batch dimension that the caller bound to 1 stays free.
 //
+// One whose mean and inverse deviation are asked for, as gradients do, is computed from
+// them, which are products with a vector: they read memory once and write next to nothing.
+//
 // An image that is cut into patches with the channels first, as a ViT begins, is cut
 // into patches first, whole rows of pixels at a time, and each is turned then: [1, 224,
 // 224, 3] takes 0.14 ms instead of 0.59, a fiftieth of ViT-Ti's time in 32 bits.
@@ -44,6 +47,8 @@ func rewrite(g *onnx.Graph, allowed func(*onnx.Node) bool) (replaced int, err er
 			return nil
 		case rewritable(n):
 			return func() []*onnx.Value { return []*onnx.Value{layerNorm(g, n)} }
+		case normalises(n) && len(n.Outputs) == 3:
+			return func() []*onnx.Value { return layerNormAndStatistics(g, n) }
 		case cutsPatches(n):
 			return func() []*onnx.Value { return []*onnx.Value{patches(g, n.Inputs[0])} }
 		}
@@ -74,6 +79,12 @@ func replaceEach(g *onnx.Graph, with func(*onnx.Node) func() []*onnx.Value) (rep
 		replaced++
 	}
 	return replaced, g.Err()
+}
+
+// ForCPU lowers g, whose batch is fixed, in place.
+func ForCPU(g *onnx.Graph) error {
+	_, err := rewrite(g, func(*onnx.Node) bool { return true })
+	return err
 }
 
 // maxModel bounds what FileForCPU holds in memory.
@@ -161,8 +172,12 @@ func openBatch(path string) (one *onnx.Graph, free map[string]bool, err error) {
 
 // rewritable reports whether n is a LayerNormalization of float rows over the
 // last dimension whose statistics nobody asks for.
-func rewritable(n *onnx.Node) bool {
-	if n.OpType != "LayerNormalization" || n.Domain != "" || len(n.Outputs) != 1 {
+func rewritable(n *onnx.Node) bool { return normalises(n) && len(n.Outputs) == 1 }
+
+// normalises reports whether n is a LayerNormalization of float rows over the last
+// dimension.
+func normalises(n *onnx.Node) bool {
+	if n.OpType != "LayerNormalization" || n.Domain != "" {
 		return false
 	}
 	x := n.Inputs[0]
@@ -205,4 +220,18 @@ func layerNorm(g *onnx.Graph, n *onnx.Node) *onnx.Value {
 		h = g.Add(h, bias)
 	}
 	return h
+}
+
+func layerNormAndStatistics(g *onnx.Graph, n *onnx.Node) []*onnx.Value {
+	x := n.Inputs[0]
+	average := g.Filled(onnx.Float, 1/float64(x.Dim(-1)), x.Dim(-1), 1)
+	mean := g.MatMul(x, average)
+	centred := g.Sub(x, mean)
+	variance := g.MatMul(g.Mul(centred, centred), average)
+	inverse := g.Op("Reciprocal", nil, g.Sqrt(g.Add(variance, g.Const(onnx.Float, float64(n.Attrs.Float("epsilon", 1e-5))))))
+	y := g.Mul(g.Mul(centred, inverse), n.Inputs[1])
+	if bias := n.Input(2); bias != nil {
+		y = g.Add(y, bias)
+	}
+	return []*onnx.Value{y, mean, inverse}
 }
