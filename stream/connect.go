@@ -2,6 +2,7 @@ package stream
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	neturl "net/url"
@@ -62,7 +63,8 @@ func waits(opts []nats.Option) bool {
 
 // Connect opens a connection as every part of Nearmiss wants it: it reconnects
 // for ever, and waits for a broker that is not there yet; one that is there and
-// refuses it is [ErrNotAuthorised]. name shows in the broker's connection list.
+// refuses it is [ErrNotAuthorised], and one that cannot be trusted is
+// [tls.CertificateVerificationError]. name shows in the broker's connection list.
 func Connect(url, name string, log zerolog.Logger, extra ...nats.Option) (*nats.Conn, error) {
 	log = log.With().Str("component", "connection").Logger()
 	opts := append([]nats.Option{
@@ -100,6 +102,10 @@ func Connect(url, name string, log zerolog.Logger, extra ...nats.Option) (*nats.
 	// The first try is one alone: while nats.go tries again in the background, what
 	// the broker has answered is soon forgotten.
 	nc, err := nats.Connect(url, append(opts[:len(opts):len(opts)], nats.RetryOnFailedConnect(false))...)
+	untrusted := (*tls.CertificateVerificationError)(nil)
+	if errors.As(err, &untrusted) {
+		return nil, redact.Error(fmt.Errorf("%w at the broker %s: name the authority of its certificate (--tls-ca), or the configuration that was made for this machine (--config)", err, url))
+	}
 	if err != nil && !unauthorised(err) && waits(opts) {
 		nc, err = nats.Connect(url, opts...)
 	}

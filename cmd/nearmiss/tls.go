@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -77,6 +78,9 @@ func (*tlsRenewCmd) Help() string {
 func (c *tlsRenewCmd) Run(ctx context.Context, o *output) error {
 	now := time.Now()
 	if len(c.Certs) == 0 {
+		if _, err := os.Stat(c.Dir); err != nil {
+			return fmt.Errorf("no folder of certificates: %w: name it with --dir", err)
+		}
 		all, err := certificates(c.Dir)
 		if err != nil {
 			return err

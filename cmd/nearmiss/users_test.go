@@ -203,6 +203,9 @@ func TestUsersOnAServerOfOnesOwn(t *testing.T) {
 // TestAFolderThatIsNotThere is refused by what does not set it up, and not made.
 func TestAFolderThatIsNotThere(t *testing.T) {
 	data := filepath.Join(t.TempDir(), "nearmis-data")
+	if _, errs := program(t, exitFailed, "tls", "renew", "--dir", data); !strings.Contains(errs, "--dir") {
+		t.Errorf("tls renew: %s", errs)
+	}
 	for _, what := range []string{"list", "rotate line1", "disable line1", "remove line1", "render", "check line1", "durable line1"} {
 		_, errs := program(t, exitFailed, append(append([]string{"users"}, strings.Fields(what)...), "--data", data)...)
 		if !strings.Contains(errs, "no such folder "+data) || !strings.Contains(errs, "--data") {

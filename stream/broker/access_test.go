@@ -20,6 +20,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nkeys"
+	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/internal/eventually"
@@ -679,6 +680,12 @@ func TestTLS(t *testing.T) {
 	h.url = b.ClientURL()
 	if _, err := nats.Connect(h.url, h.options("line1")...); err == nil {
 		t.Error("a client that does not know the CA came in")
+	}
+	if nc, err := stream.Connect(h.url, "line1", zerolog.Nop(), h.options("line1")...); err == nil || !strings.Contains(err.Error(), "--tls-ca") {
+		if err == nil {
+			nc.Close()
+		}
+		t.Errorf("a service that does not know the CA waits, or is not told what to do: %v", err)
 	}
 	if _, err := nats.Connect(h.url, append(h.options("line1"), nats.RootCAs(in("ca.crt")))...); err == nil {
 		t.Error("a client without a certificate came in")
