@@ -27,7 +27,7 @@ const busy = "busy"
 
 // judge decides whether an event is sent. Cool-downs and rates start when
 // something was delivered, not when it was seen: what was filtered out must
-// not silence what matters.
+// not silence what matters. Each engine has judges of its own.
 type judge struct {
 	sink  Sink
 	hours hours
