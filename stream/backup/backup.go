@@ -108,6 +108,12 @@ func (s Source) Save(ctx context.Context, dir, what string) (Manifest, error) {
 		SchemaVersion: schemaVersion, Tool: s.Tool, CreatedAt: time.Now().UTC(), Prefix: s.Names.Root(), What: what,
 		Server: s.Conn.ConnectedServerVersion(),
 	}
+	there := func() error { return nil }
+	if what != Config {
+		if there, err = s.pointed(ctx); err != nil {
+			return m, fmt.Errorf("back up: %w", err)
+		}
+	}
 	for _, name := range names {
 		e, err := s.save(ctx, dir, name)
 		if err != nil {
@@ -118,11 +124,36 @@ func (s Source) Save(ctx context.Context, dir, what string) (Manifest, error) {
 			s.Told(e)
 		}
 	}
+	if err := there(); err != nil {
+		return m, fmt.Errorf("back up: %w", err)
+	}
 	b, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
 		return m, err
 	}
 	return m, renameio.WriteFile(filepath.Join(dir, manifestFile), b, 0o600)
+}
+
+// pointed reads which releases serve. there says whether all of them still are in the
+// store: one that was replaced meanwhile may have been collected before it was copied.
+func (s Source) pointed(ctx context.Context) (there func() error, err error) {
+	js, err := s.Names.JetStreamOn(s.Conn)
+	if err != nil {
+		return nil, err
+	}
+	reg, err := stream.NewInstallation(js, s.Names).Registry(ctx)
+	if err != nil {
+		return nil, err
+	}
+	active, _, _, err := reg.Pointers(ctx)
+	return func() error {
+		for name, p := range active {
+			if _, err := reg.Show(ctx, p.Release); err != nil {
+				return fmt.Errorf("the release of detector %s was replaced and removed meanwhile: back up again: %w", name, err)
+			}
+		}
+		return nil
+	}, err
 }
 
 // apiError is how JetStream refuses.

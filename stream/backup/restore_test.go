@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -13,6 +15,8 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/backup"
 	"github.com/nearmiss/nearmiss/stream/broker"
+	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
+	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
 // installation is a new broker that has been set up.
@@ -73,5 +77,33 @@ func TestRestoresAtOnce(t *testing.T) {
 		if n := s.CachedInfo().State.Msgs; done != 1 || n != normals {
 			t.Fatalf("round %d: %d have restored, of %d normals %d are there", round, done, normals, n)
 		}
+	}
+}
+
+// TestABackupLacksNoRelease: one that is replaced and collected between the copies of the
+// pointers and of the files makes no backup.
+func TestABackupLacksNoRelease(t *testing.T) {
+	r := streamtest.New(t, stream.Topology{})
+	first := r.Release("bolts", streamtest.Fake{Name: "A"})
+	source := backup.Source{Conn: r.NC, Names: r.Names}
+	saved := source
+	saved.Told = func(e backup.Entry) {
+		if e.Stream != "KV_"+r.Names.ActiveBucket() {
+			return
+		}
+		r.Release("bolts", streamtest.Fake{Name: "B"})
+		if got, err := r.Registry.Collect(t.Context(), registry.CollectOptions{Keep: -1, Grace: -1}); err != nil || !slices.Equal(got.Releases, []string{first}) {
+			t.Errorf("%+v, %v", got, err)
+		}
+	}
+	dir := filepath.Join(t.TempDir(), "b")
+	if _, err := saved.Save(t.Context(), dir, backup.Models); !errors.Is(err, registry.ErrNoRelease) || !strings.Contains(err.Error(), "detector bolts") {
+		t.Errorf("without %s: %v", first, err)
+	}
+	if _, err := backup.Read(dir); err == nil {
+		t.Error("there is a backup all the same")
+	}
+	if _, err := source.Save(t.Context(), dir+"2", backup.Models); err != nil {
+		t.Error(err)
 	}
 }
