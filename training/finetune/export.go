@@ -83,7 +83,7 @@ func (r *runner) checkImages() ([][]uint8, error) {
 // trainedEmbeddings runs the forward pass as in training: trained weights are
 // inputs of the graph.
 func (r *runner) trainedEmbeddings(ctx context.Context, images [][]uint8, weights []onnx.Tensor, trained map[string]bool) ([]float32, error) {
-	n, side := r.Recipe.micro(), r.net.pre.Crop
+	n, side := r.part, r.net.pre.Crop
 	g := onnx.New("check")
 	image := g.Input(inputImage, onnx.Uint8, n, side, side, 3)
 	values := map[string]*onnx.Value{}
@@ -136,7 +136,7 @@ func (r *runner) embed(ctx context.Context, path string, images [][]uint8, weigh
 	}
 	defer s.Close()
 	at := slices.IndexFunc(s.Outputs(), func(o ort.Info) bool { return o.Name == backbone.OutputEmbedding })
-	n, side := r.Recipe.micro(), r.net.pre.Crop
+	n, side := r.part, r.net.pre.Crop
 	var out []float32
 	for i := 0; i < len(images); i += n {
 		batch := make([]uint8, n*r.net.pre.Bytes())

@@ -1,6 +1,7 @@
 package finetune
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -189,6 +190,7 @@ type runner struct {
 	feed    *feeder
 	held    *feeder // nil: nothing is held out
 	cache   *cacheRoom
+	part    int // images in a part of a step
 	state   state
 	result  *Result
 	temp    string // folder for the best weights where no checkpoints are kept
@@ -214,13 +216,14 @@ func (r *runner) close() error {
 const cachedImages = 4
 
 // openNetwork reads the backbone, and has steps made of small parts where these are
-// faster and nobody says otherwise.
+// faster and nobody says otherwise. A checkpoint may be taken up in parts of another size.
 func (r *runner) openNetwork() (err error) {
-	if r.net, err = openNetwork(r.Backbone, r.Recipe.micro()); err != nil {
+	r.part = cmp.Or(r.Recipe.MicroBatch, r.Recipe.Batch)
+	if r.net, err = openNetwork(r.Backbone, r.part); err != nil {
 		return err
 	}
 	if r.Recipe.MicroBatch == 0 && r.Recipe.Batch%cachedImages == 0 && r.net.own != nil && r.Session.Device.IsCPU() {
-		r.Recipe.MicroBatch = cachedImages
+		r.part = cachedImages
 	}
 	return nil
 }
@@ -327,9 +330,9 @@ func (r *runner) spec() (optim.Spec, error) {
 	if r.drop.active() {
 		inputs = append(inputs, optim.Input{Name: inputNoise, Type: onnx.Int64, Shape: []int{rec.Batch, r.drop.width}})
 	}
-	if n := rec.micro(); n != rec.Batch { // held-out batches are as large as one part
+	if r.part != rec.Batch { // held-out batches are as large as one part
 		for i := range evalInputs {
-			s := append([]int{n}, evalInputs[i].Shape[1:]...)
+			s := append([]int{r.part}, evalInputs[i].Shape[1:]...)
 			evalInputs[i].Shape = s
 		}
 	}
@@ -346,7 +349,7 @@ func (r *runner) spec() (optim.Spec, error) {
 		EvalInputs: evalInputs,
 		Groups:     groups,
 		Optimizer:  rec.Optimizer,
-		Accumulate: rec.Batch / rec.micro(),
+		Accumulate: rec.Batch / r.part,
 		Chunk:      r.Chunk,
 		Session:    r.Session,
 		Recompute:  recompute,
@@ -550,7 +553,7 @@ func (r *runner) endEpoch(ctx context.Context) error {
 // weighted by their real images, so that the last one may be partial.
 func (r *runner) evaluate(ctx context.Context) (loss, accuracy float64, err error) {
 	h := r.held
-	h.batch = r.Recipe.micro()
+	h.batch = r.part
 	total, n := h.examples(), h.steps()
 	// The partial batch's mean is over fewer images: scale it to its share.
 	src := optim.SourceFunc(func(ctx context.Context, step int, b optim.Batch) error {

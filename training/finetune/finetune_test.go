@@ -57,7 +57,7 @@ func TestTorchExport(t *testing.T) {
 	for i := range top[0].Float32s() {
 		top[0].Float32s()[i] = float32(0.1 * math.Sin(float64(i)))
 	}
-	r := &runner{Config: Config{Recipe: recipe, head: top, Backbone: path, Out: filepath.Join(t.TempDir(), "tuned.onnx")}, result: &Result{}}
+	r := &runner{Config: Config{Recipe: recipe, head: top, Backbone: path, Out: filepath.Join(t.TempDir(), "tuned.onnx")}, part: n, result: &Result{}}
 	if r.net, err = openNetwork(path, n); err != nil {
 		t.Fatal(err)
 	}
@@ -346,6 +346,30 @@ func TestParts(t *testing.T) {
 		if err := closeStep(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestACheckpointOfAGPUIsTakenUpOnTheCPU: parts that nobody asked for are not what a run is
+// known by, and neither were they to earlier programs.
+func TestACheckpointOfAGPUIsTakenUpOnTheCPU(t *testing.T) {
+	var names []string
+	for _, device := range []ort.Device{{}, {Kind: "cuda"}} {
+		r := &runner{Config: config(t)}
+		r.Recipe.Batch, r.Session.Device = 8, device
+		if err := r.openNetwork(); err != nil {
+			t.Fatal(err)
+		}
+		name, err := r.fingerprint()
+		if err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, name)
+		if err := r.close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if names[0] != names[1] {
+		t.Error("the CPU takes the checkpoint for one of another run")
 	}
 }
 

@@ -93,10 +93,3 @@ func (r Recipe) Validate() error {
 	}
 	return errors.Join(errs...)
 }
-
-func (r Recipe) micro() int {
-	if r.MicroBatch > 0 {
-		return r.MicroBatch
-	}
-	return r.Batch
-}

@@ -54,7 +54,7 @@ func TestViTTinySGD(t *testing.T) {
 			top[0].Float32s()[j*192+i] = float32(0.01 * math.Sin(0.1*float64(i+1)*float64(j+1)))
 		}
 	}
-	r := &runner{Config: Config{Recipe: recipe, head: top, Backbone: path, Chunk: 5}}
+	r := &runner{Config: Config{Recipe: recipe, head: top, Backbone: path, Chunk: 5}, part: recipe.Batch}
 	if r.net, err = openNetwork(path, n); err != nil {
 		t.Fatal(err)
 	}
