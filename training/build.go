@@ -223,6 +223,7 @@ type builtScore struct {
 // basis is what a score is built of.
 type basis struct {
 	by        *scoreBuilder
+	copies    copying  // of normals that join the banks
 	n, others *normals // those of the banks, and those that ask for the recall gate
 	// all are these, of which the last, outside in number, are not in the banks, or
 	// those of the banks alone.
@@ -249,7 +250,7 @@ func (s *builtScore) Close() error {
 // the score depends on them, unless all are to be scored in turn.
 func (b *scoreBuilder) build(ctx context.Context, n, others *normals) (_ *builtScore, err error) {
 	s := &builtScore{
-		basis:   basis{by: b, parts: make([]inference.Part, len(b.parts)), white: make([]*bank.Transform, len(b.parts))},
+		basis:   basis{by: b, copies: b.copies, parts: make([]inference.Part, len(b.parts)), white: make([]*bank.Transform, len(b.parts))},
 		reports: make([]bank.Report, len(b.parts)), patches: make([]bank.CoresetReport, len(b.parts)),
 	}
 	if s.n, s.others, err = b.copied(ctx, n, others, b.copies); err != nil {

@@ -115,7 +115,7 @@ func inPrecision(ctx context.Context, nets networks, dir string, one built, h ha
 			r.Reason = fmt.Sprintf("%s are %.2f times as fast, and %g is asked for", bits, r.Speed, gate.faster)
 			return nil
 		}
-		y.b.copies, y.b.folded = one.x.b.copies, one.x.b.folded
+		y.b.copies, y.b.folded = one.s.copies, one.x.b.folded
 		if two.s, err = y.b.build(ctx, y.n.at(h.train), y.n.at(h.held)); err != nil {
 			return err
 		}

@@ -231,6 +231,39 @@ func TestThePrecisionIsChosen(t *testing.T) {
 	}
 }
 
+// TestPrecisionsAreComparedWithTheSameCopies, whatever was tried last of what is done about
+// light, and not kept.
+func TestPrecisionsAreComparedWithTheSameCopies(t *testing.T) {
+	t.Parallel()
+	plan := precisionPlan(t, PrecisionAuto).withDefaults()
+	plan.Model.gate = precisionGate{faster: 1e-9, margin: 1, moved: 9}
+	dir, nets := t.TempDir(), networks{served: plan.Model.Backbone, frozen: plan.Model.Backbone}
+	x, err := embed(t.Context(), plan, nets, filepath.Join(dir, "model.onnx"), plan.Data.Normals, "embed")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := split(t.Context(), plan, x)
+	if err != nil {
+		t.Fatal(err)
+	}
+	one := built{x: x, p: plan}
+	if one.s, err = x.b.build(t.Context(), x.n.at(h.train), x.n.at(h.held)); err != nil {
+		t.Fatal(err)
+	}
+	want := one.s.Parts()[0].Bank.Len()
+	x.b.copies = copying{lit: 2}
+	done, r, err := inPrecision(t.Context(), nets, dir, one, h)
+	if err != nil || r.Choice != PrecisionInt8 {
+		t.Fatalf("%+v: %v", r, err)
+	}
+	if got := done.s.Parts()[0].Bank.Len(); got != want {
+		t.Errorf("%d pictures are in the bank in 8 bits, %d in 32", got, want)
+	}
+	if err := done.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestScoresThatMove: by nothing where only their scale differs, and by the noise that one
 // precision adds.
 func TestScoresThatMove(t *testing.T) {

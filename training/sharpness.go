@@ -73,7 +73,7 @@ func (s *builtScore) sharpen(ctx context.Context, m Model, light string) (*built
 			ofUse = append(ofUse, choice)
 		}
 	}
-	last, copies := s, map[*builtScore]copying{s: b.copies}
+	last := s
 	n, others := s.n.uncopied(), s.others.uncopied()
 	var kept basis // of normals with copies, which are embedded once where there is room for them
 	keep := b.room(c.count() * s.all.size())
@@ -83,6 +83,7 @@ func (s *builtScore) sharpen(ctx context.Context, m Model, light string) (*built
 		}
 		c.whole = choice == SharpnessWhole
 		t := last.renewed(which[choice])
+		t.copies = c
 		if t.n, t.others = kept.n, kept.others; t.n == nil {
 			made := c
 			made.whole = c.whole && !keep
@@ -100,13 +101,12 @@ func (s *builtScore) sharpen(ctx context.Context, m Model, light string) (*built
 		if err := t.settle(ctx, which[choice]); err != nil {
 			return nil, effect{}, errors.Join(err, t.Close())
 		}
-		last, copies[t] = t, c
+		last = t
 		return t, t.effect, nil
 	})
 	if err != nil {
 		return nil, nil, err
 	}
-	b.copies = copies[best] // of whatever else is built as this is
 	return best, report, nil
 }
 

@@ -206,7 +206,8 @@ func TestRemediesForBlurAreMadeOfTheOneBefore(t *testing.T) {
 		if err != nil || report.Choice != c.choice || read.Load() != c.reads {
 			t.Fatalf("%s: %v, %v, and %d images read, want %s and %d", name, err, report, read.Load(), c.choice, c.reads)
 		}
-		other := build() // with the copies that were chosen
+		x.b.copies = one.copies
+		other := build()
 		for _, s := range []*builtScore{one, other} {
 			if err := s.draw(t.Context()); err != nil {
 				t.Fatal(err)
