@@ -36,7 +36,9 @@ const (
 //
 // An attention whose queries, keys and values are one product becomes one node
 // (QAttention, with the same results), and so does a sum with its layer normalisation
-// (SkipLayerNormalization).
+// (SkipLayerNormalization, which rounds otherwise, and takes the variance for the mean
+// square less the square of the mean: nothing is left of it in rows whose mean is a
+// thousand times their deviation, which ViTs do not have).
 //
 // What a picture gives so depends on the others of its batch: for results that do
 // not, run one at a time.

@@ -25,7 +25,7 @@ func normalised(batch int, free bool) *onnx.Graph {
 	h = g.Add(h, g.Transpose(g.LayerNorm(g.Transpose(h, 1, 0, 2), scale, bias, 1e-6), 1, 0, 2))
 	y := g.Op("LayerNormalization", onnx.Attrs{"axis": 1}, g.Reshape(h, -1, 12, 6), g.Initializer(onnx.FromFloat32("", make([]float32, 72), 12, 6)))
 	h = g.Reshape(h, -1, 3, 4, 6)
-	z := g.LayerNorm(h, scale, bias, 1e-6)
+	z := g.LayerNorm(g.Transpose(g.Transpose(h, 0, 1, 3, 2), 0, 1, 3, 2), scale, bias, 1e-6)
 	stats := g.Extend(z.Producer(), 3) // mean and inverse deviation, as gradients need them
 	g.Output("y", g.Add(g.Add(g.Add(h, g.Reshape(y, -1, 3, 4, 6)), z), g.Mul(stats[1], stats[2])))
 	if free {
