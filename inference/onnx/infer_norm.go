@@ -6,7 +6,6 @@ func init() {
 	register(softmax, 1, 1, "Softmax", "LogSoftmax", "Hardmax", "LpNormalization")
 	register(unary, 1, 1, "LRN", "MeanVarianceNormalization")
 	register(layerNorm, 2, 3, "LayerNormalization")
-	register(skipLayerNorm, 3, 5, "com.microsoft:SkipLayerNormalization")
 	register(rmsNorm, 2, 2, "RMSNormalization")
 	register(channelNorm, 3, 3, "InstanceNormalization", "GroupNormalization")
 	register(batchNorm, 5, 5, "BatchNormalization")
@@ -37,21 +36,6 @@ func layerNorm(c *inference) {
 	}
 	c.out(1, stash, stats)
 	c.out(2, stash, stats)
-}
-
-// skipLayerNorm is ONNX Runtime's layer normalisation of the last dimension of a sum,
-// which is output 3.
-func skipLayerNorm(c *inference) {
-	x := c.rankAtLeast(0, 2)
-	for i := 1; i < len(c.node.Inputs); i++ {
-		c.unidirectional(i, x.shape)
-	}
-	stats := cloneShape(x.shape)
-	stats[len(stats)-1] = 1
-	c.out(0, x.typ, x.shape)
-	c.out(1, Float, stats)
-	c.out(2, Float, stats)
-	c.out(3, x.typ, x.shape)
 }
 
 // unidirectional fails unless input i broadcasts to shape.

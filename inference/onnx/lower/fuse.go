@@ -1,7 +1,6 @@
 package lower
 
 import (
-	"fmt"
 	"math"
 	"slices"
 
@@ -38,40 +37,6 @@ func selfAttention(n *onnx.Node) (of *onnx.Node, tokens, heads int) {
 		return nil, 0, 0
 	}
 	return x.Producer(), shape[1], shape[2]
-}
-
-// normaliseSums computes the layer normalisation of a sum, by scales and biases that are
-// weights, together with the sum.
-func normaliseSums(g *onnx.Graph, allowed func(*onnx.Node) bool) error {
-	norms, results := map[*onnx.Node]*onnx.Node{}, map[*onnx.Node]*onnx.Value{} // by sum; by norm
-	for _, n := range g.Live() {
-		if !rewritable(n) || slices.ContainsFunc(n.Inputs[1:], func(v *onnx.Value) bool { return v == nil || !v.IsInitializer() || v.Rank() != 1 }) {
-			continue
-		}
-		x := n.Inputs[0]
-		if sum := made(n, 0, "Add"); sum != nil && sum.Graph() == g && allowed(sum) && x.Rank() <= 3 && norms[sum] == nil &&
-			slices.Equal(sum.Inputs[0].Shape(), x.Shape()) && slices.Equal(sum.Inputs[1].Shape(), x.Shape()) {
-			norms[sum] = n
-		}
-	}
-	_, err := replaceEach(g, func(n *onnx.Node) func() []*onnx.Value {
-		if norm := norms[n]; norm != nil {
-			return func() []*onnx.Value {
-				out := g.OpN(onnx.Microsoft+":SkipLayerNormalization", 4, onnx.Attrs{"epsilon": norm.Attrs.Float("epsilon", 1e-5)},
-					append(slices.Clone(n.Inputs), norm.Inputs[1:]...)...)
-				results[norm] = out[0]
-				return out[3:]
-			}
-		}
-		if y := results[n]; y != nil {
-			return func() []*onnx.Value { return []*onnx.Value{y} }
-		}
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("normalise sums: %w", err)
-	}
-	return nil
 }
 
 // made returns the node that makes input i of n if it is of that operator, and if it

@@ -63,12 +63,12 @@ func block(t *testing.T, with string) (path string) {
 // TestAttentionInEightBits: one node where it is what that computes, for any batch.
 func TestAttentionInEightBits(t *testing.T) {
 	for with, want := range map[string]map[string]int{
-		"nothing unusual":     {"QAttention": 1, "DynamicQuantizeMatMul": 2, "SkipLayerNormalization": 2, "Softmax": 0},
-		"no bias":             {"QAttention": 1, "DynamicQuantizeMatMul": 2, "SkipLayerNormalization": 2, "Softmax": 0},
-		"queries twice":       {"QAttention": 0, "DynamicQuantizeMatMul": 3, "SkipLayerNormalization": 2, "Softmax": 1},
-		"values of their own": {"QAttention": 0, "DynamicQuantizeMatMul": 4, "SkipLayerNormalization": 2, "Softmax": 1},
-		"all images at once":  {"QAttention": 0, "DynamicQuantizeMatMul": 3, "SkipLayerNormalization": 2, "Softmax": 1},
-		"another scale":       {"QAttention": 0, "DynamicQuantizeMatMul": 3, "SkipLayerNormalization": 2, "Softmax": 1},
+		"nothing unusual":     {"QAttention": 1, "DynamicQuantizeMatMul": 2, "Softmax": 0},
+		"no bias":             {"QAttention": 1, "DynamicQuantizeMatMul": 2, "Softmax": 0},
+		"queries twice":       {"QAttention": 0, "DynamicQuantizeMatMul": 3, "Softmax": 1},
+		"values of their own": {"QAttention": 0, "DynamicQuantizeMatMul": 4, "Softmax": 1},
+		"all images at once":  {"QAttention": 0, "DynamicQuantizeMatMul": 3, "Softmax": 1},
+		"another scale":       {"QAttention": 0, "DynamicQuantizeMatMul": 3, "Softmax": 1},
 	} {
 		path := block(t, with)
 		model, err := FileInt8(path, nil)

@@ -300,7 +300,6 @@ func FuzzLower(f *testing.F) {
 				_, err := quantize(g, nil, func(*onnx.Node) bool { return true })
 				return err
 			},
-			"sums":  func(g *onnx.Graph) error { return normaliseSums(g, func(*onnx.Node) bool { return true }) },
 			"norms": foldNorms,
 			"16 bits": func(g *onnx.Graph) error {
 				if err := foldNorms(g); err != nil { // as FileHalf does it

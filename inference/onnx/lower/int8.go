@@ -35,10 +35,7 @@ const (
 // kernels compute, with VNNI or AMX where the processor has them).
 //
 // An attention whose queries, keys and values are one product becomes one node
-// (QAttention, with the same results), and so does a sum with its layer normalisation
-// (SkipLayerNormalization, which rounds otherwise, and takes the variance for the mean
-// square less the square of the mean: nothing is left of it in rows whose mean is a
-// thousand times their deviation, which ViTs do not have).
+// (QAttention, with the same results).
 //
 // What a picture gives so depends on the others of its batch: for results that do
 // not, run one at a time.
@@ -60,9 +57,6 @@ func FileInt8(path string, float []string) ([]byte, error) {
 	}
 	if n == 0 {
 		return nil, errNoInt8
-	}
-	if err := normaliseSums(g, allowed); err != nil {
-		return nil, err
 	}
 	if _, err := rewrite(g, allowed); err != nil {
 		return nil, err

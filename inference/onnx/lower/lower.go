@@ -160,8 +160,6 @@ func openBatch(path string) (one *onnx.Graph, free map[string]bool, err error) {
 		m := one.Nodes()[i]
 		switch {
 		case len(n.Reads()) != len(m.Reads()):
-		case n.OpType == "Add":
-			free[m.Outputs[0].Name()] = slices.Equal(n.Inputs[0].Shape(), n.Inputs[1].Shape())
 		case rewritable(n), cutsPatches(n), n.OpType == "Reshape" && made(n, 0, "Transpose") != nil:
 			x1, x2 := m.Inputs[0], n.Inputs[0]
 			free[m.Outputs[0].Name()] = x1.Rank() > 0 && x1.Elements() > 0 && slices.Equal(x1.Shape()[1:], x2.Shape()[1:]) && x2.Dim(0)%x1.Dim(0) == 0
