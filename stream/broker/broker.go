@@ -161,7 +161,7 @@ type Broker struct {
 	reloads atomic.Int64 // see Reloads
 
 	// Overridden in tests.
-	write func(path string) error
+	write func(path string, size int) error
 }
 
 // New prepares a broker; Run starts it.

@@ -101,7 +101,8 @@ func (b *Broker) watchDisk(ctx context.Context, srv *server.Server, lock *storeL
 			return nil
 		case <-tick.C:
 		}
-		if err := b.intact(lock); err != nil {
+		full, err := b.intact(lock)
+		if err != nil {
 			return err
 		}
 		if !srv.JetStreamEnabled() {
@@ -111,7 +112,7 @@ func (b *Broker) watchDisk(ctx context.Context, srv *server.Server, lock *storeL
 		if err != nil {
 			continue
 		}
-		if b.stuck.Load() && free > b.enough() {
+		if b.stuck.Load() && !full && free > b.enough() {
 			return errNoRoom
 		}
 		used := int64(0)
@@ -120,6 +121,8 @@ func (b *Broker) watchDisk(ctx context.Context, srv *server.Server, lock *storeL
 		}
 		was, why := b.Full(), ""
 		switch {
+		case full && free >= low:
+			why = fmt.Sprintf("the disk of %s takes nothing more, though it has %d MiB left (a quota, or too many files): make room, and frames are taken again", b.cfg.StoreDir, free>>20)
 		case free < low, was != "" && free < low+low/2, b.stuck.Load():
 			why = fmt.Sprintf("the disk of %s has %d MiB left: make room, and frames are taken again", b.cfg.StoreDir, free>>20)
 		case used > b.limit/10*9, was != "" && used > b.limit/20*17:
@@ -141,10 +144,11 @@ func (b *Broker) waitForRoom(ctx context.Context, lock *storeLock) error {
 	why := fmt.Sprintf("the disk of %s is full", b.cfg.StoreDir)
 	b.full.Store(&why)
 	for ctx.Err() == nil {
-		if err := b.intact(lock); err != nil && !isFull(err) {
+		full, err := b.intact(lock)
+		if err != nil {
 			return err
 		}
-		if free, err := b.cfg.Free(b.cfg.StoreDir); err == nil && free > b.enough() {
+		if free, err := b.cfg.Free(b.cfg.StoreDir); err == nil && !full && free > b.enough() {
 			b.log.Info().Int64("free", free).Msg("there is room on the disk: the broker starts again")
 			return nil
 		}
@@ -157,19 +161,24 @@ func (b *Broker) waitForRoom(ctx context.Context, lock *storeLock) error {
 }
 
 // intact says whether the store's folder is still the one that was locked, and can
-// be written.
-func (b *Broker) intact(lock *storeLock) error {
+// be written; or that it is full, whatever room is said to be left: a quota may have
+// been used up.
+func (b *Broker) intact(lock *storeLock) (full bool, err error) {
 	if err := lock.intact(); err != nil {
-		return fmt.Errorf("the store %s is gone or another one: put it back and start again: %w", b.cfg.StoreDir, err)
+		return false, fmt.Errorf("the store %s is gone or another one: put it back and start again: %w", b.cfg.StoreDir, err)
 	}
 	probe := filepath.Join(b.cfg.StoreDir, ".writable")
-	err := b.write(probe)
-	if err != nil && !isFull(err) {
-		return fmt.Errorf("the store %s cannot be written: make it writable and start again: %w", b.cfg.StoreDir, err)
+	size := 1
+	if b.stuck.Load() { // a server that finds no room again would be started again and again
+		size = 1 << 20
 	}
-	return nil
+	err = b.write(probe, size)
+	if err != nil && !isFull(err) {
+		return false, fmt.Errorf("the store %s cannot be written: make it writable and start again: %w", b.cfg.StoreDir, err)
+	}
+	return err != nil, nil
 }
 
-func writeProbe(path string) error {
-	return errors.Join(os.WriteFile(path, []byte("x"), 0o600), os.Remove(path))
+func writeProbe(path string, size int) error {
+	return errors.Join(os.WriteFile(path, make([]byte, size), 0o600), os.Remove(path))
 }

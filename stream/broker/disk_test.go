@@ -64,11 +64,11 @@ func TestAStoreThatIsLostEndsTheBroker(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var ro atomic.Bool
 			b, ended := started(t, Config{StoreDir: filepath.Join(t.TempDir(), "store")}, func(b *Broker) {
-				b.write = func(path string) error {
+				b.write = func(path string, size int) error {
 					if ro.Load() {
 						return syscall.EROFS
 					}
-					return writeProbe(path)
+					return writeProbe(path, size)
 				}
 			})
 			c.lose(t, b, &ro)
@@ -161,6 +161,39 @@ func TestAServerThatGaveItsStoreUpStartsAgain(t *testing.T) {
 	if i, err := js.StreamInfo("S"); err != nil || i.State.Msgs != 2 {
 		t.Errorf("%+v, %v", i, err)
 	}
+}
+
+// TestAQuotaThatIsUsedUp: the disk has room, and takes nothing. The server is not started
+// again before it would find room for what it writes.
+func TestAQuotaThatIsUsedUp(t *testing.T) {
+	var quota atomic.Int64
+	quota.Store(1 << 10)
+	var tries atomic.Int32 // that had to find room for more than there is
+	b, _ := started(t, Config{StoreDir: t.TempDir()}, func(b *Broker) {
+		b.write = func(path string, size int) error {
+			if int64(size) > quota.Load() {
+				tries.Add(1)
+				return syscall.EDQUOT
+			}
+			return writeProbe(path, size)
+		}
+	})
+	old := b.srv.Load()
+	b.stuck.Store(true) // as the server's log says
+	until := func(what string, ok func() bool) {
+		t.Helper()
+		for end := time.Now().Add(time.Minute); !ok(); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("waited in vain until %s: %q", what, b.Full())
+			}
+		}
+	}
+	until("it has looked several times", func() bool { return tries.Load() > 2 })
+	if b.srv.Load() != old || !strings.Contains(b.Full(), "quota") {
+		t.Errorf("the server is started again: %v, full: %q", b.srv.Load() != old, b.Full())
+	}
+	quota.Store(1 << 30)
+	until("the server is started again", func() bool { return b.srv.Load() != old && b.Full() == "" })
 }
 
 // TestAStoreMayBeMadeSmaller: the streams in it were made for a larger one.
