@@ -3,6 +3,7 @@ package stream
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	neturl "net/url"
@@ -64,7 +65,8 @@ func waits(opts []nats.Option) bool {
 // Connect opens a connection as every part of Nearmiss wants it: it reconnects
 // for ever, and waits for a broker that is not there yet; one that is there and
 // refuses it is [ErrNotAuthorised], and one that cannot be trusted is
-// [tls.CertificateVerificationError]. name shows in the broker's connection list.
+// [tls.CertificateVerificationError], unless by the clock alone: a machine that starts may
+// not know the time yet. name shows in the broker's connection list.
 func Connect(url, name string, log zerolog.Logger, extra ...nats.Option) (*nats.Conn, error) {
 	log = log.With().Str("component", "connection").Logger()
 	opts := append([]nats.Option{
@@ -102,9 +104,20 @@ func Connect(url, name string, log zerolog.Logger, extra ...nats.Option) (*nats.
 	// The first try is one alone: while nats.go tries again in the background, what
 	// the broker has answered is soon forgotten.
 	nc, err := nats.Connect(url, append(opts[:len(opts):len(opts)], nats.RetryOnFailedConnect(false))...)
-	untrusted := (*tls.CertificateVerificationError)(nil)
-	if errors.As(err, &untrusted) {
-		return nil, redact.Error(fmt.Errorf("%w at the broker %s: name the authority of its certificate (--tls-ca), or the configuration that was made for this machine (--config)", err, url))
+	if untrusted := (*tls.CertificateVerificationError)(nil); errors.As(err, &untrusted) {
+		expired, host := x509.CertificateInvalidError{}, x509.HostnameError{}
+		advice := "name the authority of its certificate (--tls-ca), or the configuration that was made for this machine (--config)"
+		switch {
+		case errors.As(err, &expired) && expired.Reason == x509.Expired:
+			advice = "set the clock, or renew the broker's certificate (nearmiss tls renew)"
+		case errors.As(err, &host):
+			advice = "name the broker by a name of its certificate, or issue it one for this name (nearmiss tls issue)"
+		}
+		told := redact.Error(fmt.Errorf("%w at the broker %s: %s", err, url, advice))
+		if expired.Reason != x509.Expired || !waits(opts) {
+			return nil, told
+		}
+		log.Warn().Err(told).Msg("the broker's certificate is not valid at this time: trying again") // until then
 	}
 	if err != nil && !unauthorised(err) && waits(opts) {
 		nc, err = nats.Connect(url, opts...)

@@ -2,16 +2,20 @@ package stream_test
 
 import (
 	"bytes"
+	"crypto/tls"
 	"errors"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/access"
 	"github.com/nearmiss/nearmiss/stream/broker"
 )
 
@@ -51,6 +55,51 @@ func TestConnectPrintsNoPassword(t *testing.T) {
 		}
 		if s := err.Error() + buf.String(); strings.Contains(s, "s3") {
 			t.Errorf("%s: %s", url, s)
+		}
+	}
+}
+
+// TestABrokerThatIsNotTrusted: commands and services hear what to do. What only time
+// makes right, or a clock, services wait for.
+func TestABrokerThatIsNotTrusted(t *testing.T) {
+	t.Parallel()
+	serve := func(issued time.Time, name string) (url, ca string) {
+		dir := t.TempDir()
+		a := access.OpenCA(dir)
+		err := errors.Join(a.Create(t.Context(), "test", false, issued), a.Issue(t.Context(), dir, "server", true, []string{name}, issued))
+		if err != nil {
+			t.Fatal(err)
+		}
+		pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "server.crt"), filepath.Join(dir, "server.key"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return brokertest.Server(t, &server.Options{TLS: true, TLSTimeout: 60, TLSConfig: &tls.Config{Certificates: []tls.Certificate{pair}}}), a.CertFile()
+	}
+	now := time.Now()
+	unknown, _ := serve(now, "127.0.0.1")
+	_, another := serve(now, "127.0.0.1")
+	named, ofNamed := serve(now, "elsewhere.example.org")
+	late, ofLate := serve(now.AddDate(-2, 0, 0), "127.0.0.1")
+	for what, c := range map[string]struct {
+		url, ca, says string
+		waits         bool
+	}{
+		"of an unknown authority": {unknown, another, "--tls-ca", false},
+		"for another name":        {named, ofNamed, "name of its certificate", false},
+		"expired":                 {late, ofLate, "set the clock", true},
+	} {
+		nc, err := stream.Connect(c.url, "test", zerolog.Nop(), nats.RootCAs(c.ca), nats.RetryOnFailedConnect(false))
+		if err == nil || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("a command, %s: %v, %v", what, nc, err)
+		}
+		var said bytes.Buffer
+		nc, err = stream.Connect(c.url, "test", zerolog.New(&said), nats.RootCAs(c.ca), nats.ReconnectWait(time.Hour))
+		if err == nil {
+			nc.Close()
+		}
+		if (err == nil) != c.waits || c.waits != strings.Contains(said.String(), c.says) {
+			t.Errorf("a service, %s: %v, %s", what, err, said.String())
 		}
 	}
 }
