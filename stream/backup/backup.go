@@ -26,6 +26,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
 // What is to be kept.
@@ -134,8 +135,8 @@ func (s Source) Save(ctx context.Context, dir, what string) (Manifest, error) {
 	return m, renameio.WriteFile(filepath.Join(dir, manifestFile), b, 0o600)
 }
 
-// pointed reads which releases serve. there says whether all of them still are in the
-// store: one that was replaced meanwhile may have been collected before it was copied.
+// pointed reads which releases serve and are in the store. there says whether they still
+// are: one that was replaced meanwhile may have been collected before it was copied.
 func (s Source) pointed(ctx context.Context) (there func() error, err error) {
 	js, err := s.Names.JetStreamOn(s.Conn)
 	if err != nil {
@@ -146,6 +147,17 @@ func (s Source) pointed(ctx context.Context) (there func() error, err error) {
 		return nil, err
 	}
 	active, _, _, err := reg.Pointers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for name, p := range active {
+		switch _, err := reg.Show(ctx, p.Release); {
+		case errors.Is(err, registry.ErrNoRelease), errors.Is(err, registry.ErrCorrupt), errors.Is(err, registry.ErrBadManifest):
+			delete(active, name) // it was lost before, and all else is to be backed up
+		case err != nil:
+			return nil, err
+		}
+	}
 	return func() error {
 		for name, p := range active {
 			if _, err := reg.Show(ctx, p.Release); err != nil {
@@ -153,7 +165,7 @@ func (s Source) pointed(ctx context.Context) (there func() error, err error) {
 			}
 		}
 		return nil
-	}, err
+	}, nil
 }
 
 // apiError is how JetStream refuses.

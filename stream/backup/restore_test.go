@@ -106,4 +106,18 @@ func TestABackupLacksNoRelease(t *testing.T) {
 	if _, err := source.Save(t.Context(), dir+"2", backup.Models); err != nil {
 		t.Error(err)
 	}
+	now, err := r.Registry.Active(t.Context(), "bolts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := r.JS.ObjectStore(t.Context(), r.Names.ArtifactsBucket())
+	if err == nil {
+		err = files.Delete(t.Context(), now.Release)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := source.Save(t.Context(), dir+"3", backup.Models); err != nil {
+		t.Errorf("where a release was lost before: %v", err)
+	}
 }
