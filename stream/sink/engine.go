@@ -128,8 +128,12 @@ func (e *Engine) reconcile(ctx context.Context, b jetstream.KeyValue) error {
 	for name, r := range e.lines {
 		if !wanted[name] {
 			r.stop() // which may take long
+			_, err := b.Get(ctx, name)
+			if err != nil && !errors.Is(err, jetstream.ErrKeyNotFound) {
+				return err // it is looked at again
+			}
 			delete(e.lines, name)
-			if _, err := b.Get(ctx, name); errors.Is(err, jetstream.ErrKeyNotFound) { // else another engine has begun with a new one
+			if err != nil { // else another engine has begun with a new one
 				e.forget(ctx, name)
 			}
 		}
