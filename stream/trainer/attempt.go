@@ -256,11 +256,11 @@ func (w *Worker) promote(ctx context.Context, job stream.Job) (stream.Job, error
 	if !job.Promote || job.Held != "" {
 		return job, nil
 	}
-	if why, err := w.outrun(ctx, job); err != nil || why != "" {
-		job.Held = why
-		return job, err
-	}
 	for {
+		if why, err := w.outrun(ctx, job); err != nil || why != "" {
+			job.Held = why
+			return job, err
+		}
 		_, err := w.registry.Promote(ctx, job.Detector, job.Release, registry.Change{By: w.cfg.Name, Reason: "job " + job.Job, Expect: job.Base})
 		if errors.Is(err, registry.ErrConflict) && job.Base == "" && ctx.Err() == nil {
 			continue // whoever was faster
@@ -279,9 +279,17 @@ func (w *Worker) outrun(ctx context.Context, job stream.Job) (why string, err er
 	if job.Derived() || job.Force {
 		return "", nil
 	}
+	active, err := w.registry.Active(ctx, job.Detector)
+	if errors.Is(err, registry.ErrNoRelease) || errors.Is(err, registry.ErrCorrupt) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
 	all, err := w.jobs.List(ctx, job.Detector)
 	for _, j := range all {
-		if j.Promoted && !j.Derived() && j.At.After(job.At) && j.LastNormal > job.LastNormal {
+		// One that has just taken over has not said so yet.
+		if (j.Promoted || j.Release == active.Release) && !j.Derived() && j.At.After(job.At) && j.LastNormal > job.LastNormal {
 			return fmt.Sprintf("job %s, which was asked for later and has newer normals, took over meanwhile; nearmiss releases %s promote %s replaces it all the same",
 				j.Job, job.Detector, text.Short(job.Release)), nil
 		}
