@@ -391,3 +391,22 @@ func TestEventsCarryNoPassword(t *testing.T) {
 		}
 	}
 }
+
+// TestWhoeverSaysThatTheDiskIsFull says it in what a terminal shows as it is.
+func TestWhoeverSaysThatTheDiskIsFull(t *testing.T) {
+	r := streamtest.New(t, stream.Topology{})
+	sub, err := r.NC.Subscribe(r.Names.Steward(), func(m *nats.Msg) {
+		_ = m.Respond([]byte("\x1b[2Jit is full\n" + strings.Repeat("é", 400)))
+	})
+	if err == nil {
+		err = r.NC.Flush()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = sub.Unsubscribe() }()
+	st, err := r.In.Status(t.Context())
+	if want := " [2Jit is full " + strings.Repeat("é", 192); err != nil || st.Full != want {
+		t.Errorf("%q, %v", st.Full, err)
+	}
+}

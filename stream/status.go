@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"slices"
 	"sort"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/nats-io/nats.go/jetstream"
-
-	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
 // Status is the state of a whole installation, as the broker knows it.
@@ -170,7 +170,12 @@ func (in *Installation) refusal(ctx context.Context) string {
 	if err != nil {
 		return ""
 	}
-	return text.Line(string(m.Data[:min(len(m.Data), 400)])) // anybody may have answered
+	return strings.Map(func(r rune) rune { // anybody may have answered
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(string(m.Data[:min(len(m.Data), 400)]), ""))
 }
 
 // perDetector counts the messages of a stream by what key makes of their
