@@ -242,7 +242,7 @@ func TestAnInterruptEndsTheWaitForOtherPrograms(t *testing.T) {
 	}()
 	select {
 	case line := <-said: // after a second
-		if !strings.Contains(line, "another program changes users") {
+		if !strings.Contains(line, "another program changes the same files") {
 			t.Error(line)
 		}
 	case <-time.After(patience):

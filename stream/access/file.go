@@ -115,7 +115,7 @@ func lock(ctx context.Context, path string) (unlock func(), err error) {
 		return nil, err
 	}
 	told := time.AfterFunc(time.Second, func() {
-		zerolog.Ctx(ctx).Info().Str("lock", f.Name()).Msg("another program changes users: waiting until it is done")
+		zerolog.Ctx(ctx).Info().Str("lock", f.Name()).Msg("another program changes the same files: waiting until it is done")
 	})
 	defer told.Stop()
 	for {
