@@ -23,7 +23,7 @@ type healthCmd struct {
 }
 
 func (*healthCmd) Help() string {
-	return "Exits with 0 where a broker and workers answer and every detector that has a release is served, and with 1 and the reasons where not: " +
+	return "Exits with 0 where a broker and workers answer, frames are taken and every detector that has a release is served, and with 1 and the reasons where not: " +
 		"for scripts and for whatever restarts services.\n\n" +
 		examples("nearmiss health", "nearmiss health bolts || page-somebody", "nearmiss health --http 127.0.0.1:9420")
 }
