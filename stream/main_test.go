@@ -13,5 +13,5 @@ func TestMain(m *testing.M) {
 	if role := os.Getenv("NEARMISS_TEST_ROLE"); role != "" {
 		os.Exit(child(role))
 	}
-	goleak.VerifyTestMain(m, brokertest.Leak)
+	goleak.VerifyTestMain(m, brokertest.Leaks...)
 }

@@ -17,9 +17,13 @@ import (
 	"github.com/nearmiss/nearmiss/stream/broker"
 )
 
-// Leak is nats.go's: a Put into an Object Store that ends before its helper has
-// begun leaves the helper waiting (v1.55, resetPendingAcksOnReconnect).
-var Leak = goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect")
+// Leaks are others': a Put into an Object Store of nats.go that ends before its helper has
+// begun leaves the helper waiting (v1.55), and a nats-server that is stopped while a stream
+// begins to take from another waits for the answer for up to 30 s more (v2.15).
+var Leaks = []goleak.Option{
+	goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"),
+	goleak.IgnoreTopFunction("github.com/nats-io/nats-server/v2/server.(*stream).trySetupSourceConsumer.func3"),
+}
 
 // Room is what the store of a server may take that says nothing else, in bytes: enough
 // for the limits of [stream.Topology]. A server that is not told makes it a share of the

@@ -26,7 +26,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/worker"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m, brokertest.Leak) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, brokertest.Leaks...) }
 
 // setUp starts a broker with everything in it.
 func setUp(t *testing.T, top stream.Topology) jetstream.JetStream {

@@ -25,7 +25,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m, brokertest.Leak) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, brokertest.Leaks...) }
 
 const bucket = "ARTIFACTS"
 

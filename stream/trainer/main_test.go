@@ -8,4 +8,4 @@ import (
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m, brokertest.Leak) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, brokertest.Leaks...) }

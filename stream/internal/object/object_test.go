@@ -19,7 +19,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/internal/object"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m, brokertest.Leak) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, brokertest.Leaks...) }
 
 func store(t testing.TB) (jetstream.JetStream, jetstream.ObjectStore) {
 	t.Helper()
