@@ -131,8 +131,8 @@ type Model struct {
 	// Sharpness says what is done about pictures that are slightly out of focus:
 	// SharpnessUsual nothing, SharpnessWhole puts blurred copies of the normals into the banks
 	// of whole pictures, where these have room, SharpnessVaried into those of patches, too,
-	// SharpnessAuto takes the first of these that helps where blurred normals would raise false
-	// alarms else, the last only where these are many. Default: SharpnessAuto for the full score, SharpnessUsual for others.
+	// SharpnessAuto takes the first of these that helps where blurred normals would raise many
+	// false alarms else. Default: SharpnessAuto for the full score, SharpnessUsual for others.
 	Sharpness string
 	// Turned puts turned or mirrored copies of the normals into the banks: TurnedNone,
 	// a symmetry, or TurnedAuto, where normals are found to lie in any way. Default:

@@ -30,16 +30,16 @@ func TestWhatIsDoneAboutBlur(t *testing.T) {
 		choice               string
 		closed               []string
 	}{
-		"steady":           {SharpnessAuto, 0.1, 0, 0, "", SharpnessUsual, nil},
-		"whole pictures":   {SharpnessAuto, 0.5, 0.1, 0, "", SharpnessWhole, []string{SharpnessUsual}},
-		"patches, too":     {SharpnessAuto, 0.5, 0.4, 0.1, "", SharpnessVaried, []string{SharpnessWhole, SharpnessUsual}},
-		"patches too dear": {SharpnessAuto, 0.3, 0.25, 0, "", SharpnessUsual, []string{SharpnessWhole}},
-		"not by much":      {SharpnessAuto, 0.4, 0.35, 0.3, "", SharpnessUsual, []string{SharpnessWhole, SharpnessVaried}},
-		"copies blind":     {SharpnessAuto, 0.5, 0.4, 0, SharpnessVaried, SharpnessUsual, []string{SharpnessWhole, SharpnessVaried}},
-		"too few to say":   {SharpnessAuto, math.NaN(), 0, 0, "", SharpnessUsual, nil},
-		"asked for":        {SharpnessVaried, 0, 0, 0.5, SharpnessVaried, SharpnessVaried, nil},
-		"whole asked for":  {SharpnessWhole, 0, 0.5, 0, SharpnessWhole, SharpnessWhole, nil},
-		"copies fail":      {SharpnessAuto, 0.5, -1, 0, "", "", []string{SharpnessUsual}},
+		"steady":          {SharpnessAuto, 0.1, 0, 0, "", SharpnessUsual, nil},
+		"whole pictures":  {SharpnessAuto, 0.5, 0.1, 0, "", SharpnessWhole, []string{SharpnessUsual}},
+		"patches, too":    {SharpnessAuto, 0.5, 0.4, 0.1, "", SharpnessVaried, []string{SharpnessWhole, SharpnessUsual}},
+		"copies too dear": {SharpnessAuto, 0.3, 0.05, 0, "", SharpnessUsual, nil},
+		"not by much":     {SharpnessAuto, 0.4, 0.35, 0.3, "", SharpnessUsual, []string{SharpnessWhole, SharpnessVaried}},
+		"copies blind":    {SharpnessAuto, 0.5, 0.4, 0, SharpnessVaried, SharpnessUsual, []string{SharpnessWhole, SharpnessVaried}},
+		"too few to say":  {SharpnessAuto, math.NaN(), 0, 0, "", SharpnessUsual, nil},
+		"asked for":       {SharpnessVaried, 0, 0, 0.5, SharpnessVaried, SharpnessVaried, nil},
+		"whole asked for": {SharpnessWhole, 0, 0.5, 0, SharpnessWhole, SharpnessWhole, nil},
+		"copies fail":     {SharpnessAuto, 0.5, -1, 0, "", "", []string{SharpnessUsual}},
 	} {
 		var closed []string
 		best, report, err := inSharpness(c.want, []string{SharpnessUsual, SharpnessWhole, SharpnessVaried}, func(choice string) (io.Closer, effect, error) {
