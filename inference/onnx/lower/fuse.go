@@ -33,7 +33,7 @@ func selfAttention(n *onnx.Node) (of *onnx.Node, tokens, heads int) {
 	x, scale := split.Inputs[0], scaled.Input(1).Const()
 	if x.Rank() != 2 || split.Attrs.Int("axis", 0) != 1 || split.Outputs[0].Dim(1)*3 != x.Dim(1) || len(shape) != 4 || shape[2]*shape[3]*3 != x.Dim(1) ||
 		!slices.Equal(n.Outputs[0].Shape(), split.Outputs[0].Shape()) || p.Attrs.Int("axis", -1) != -1 ||
-		scale == nil || scale.Elements() != 1 || math.Abs(float64(scale.Float32s()[0])*math.Sqrt(float64(shape[3]))-1) > 1e-6 {
+		scale == nil || scale.Type != onnx.Float || scale.Elements() != 1 || math.Abs(float64(scale.Float32s()[0])*math.Sqrt(float64(shape[3]))-1) > 1e-6 {
 		return nil, 0, 0
 	}
 	return x.Producer(), shape[1], shape[2]

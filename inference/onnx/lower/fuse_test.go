@@ -31,7 +31,12 @@ func block(t *testing.T, with string) (path string) {
 	x := g.Input("x", onnx.Float, 1, tokens, d)
 	x.SetDimName(0, "N")
 	h := g.Reshape(norm(g.Add(x, weights(1, tokens, d))), -1, d)
-	qkv := g.Split(linear(h, 3*d), 1, d, d, d)
+	all, real := linear(h, 3*d), onnx.Float
+	if with == "64 bits" {
+		real = onnx.Double
+		all = g.Cast(all, real)
+	}
+	qkv := g.Split(all, 1, d, d, d)
 	switch with {
 	case "queries twice":
 		qkv[1] = qkv[0]
@@ -48,8 +53,12 @@ func block(t *testing.T, with string) (path string) {
 	}
 	part := func(i int, perm ...int) *onnx.Value { return g.Transpose(g.Reshape(qkv[i], shape...), perm...) }
 	q, k, v := part(0, 0, 2, 1, 3), part(1, 0, 2, 3, 1), part(2, 0, 2, 1, 3)
-	p := g.Softmax(g.MatMul(g.Mul(q, g.Floats(scale)), k), -1)
-	h = g.Add(h, linear(g.Reshape(g.Transpose(g.MatMul(p, v), 0, 2, 1, 3), -1, d), d))
+	p := g.Softmax(g.MatMul(g.Mul(q, g.Const(real, scale)), k), -1)
+	y := g.Reshape(g.Transpose(g.MatMul(p, v), 0, 2, 1, 3), -1, d)
+	if real != onnx.Float {
+		y = g.Cast(y, onnx.Float)
+	}
+	h = g.Add(h, linear(y, d))
 	h = g.Add(h, linear(norm(h), d))
 	g.Output("y", norm(h))
 	g.Outputs()[0].SetDimName(0, "M")
@@ -69,6 +78,7 @@ func TestAttentionInEightBits(t *testing.T) {
 		"values of their own": {"QAttention": 0, "DynamicQuantizeMatMul": 4, "Softmax": 1},
 		"all images at once":  {"QAttention": 0, "DynamicQuantizeMatMul": 3, "Softmax": 1},
 		"another scale":       {"QAttention": 0, "DynamicQuantizeMatMul": 3, "Softmax": 1},
+		"64 bits":             {"QAttention": 0, "DynamicQuantizeMatMul": 3, "Softmax": 1},
 	} {
 		path := block(t, with)
 		model, err := FileInt8(path, nil)
