@@ -7,7 +7,6 @@ import (
 	"testing"
 
 	"github.com/nearmiss/nearmiss/inference/onnx"
-	"github.com/nearmiss/nearmiss/inference/ort"
 )
 
 // block is one of a ViT, of 20 tokens of 64 numbers in two heads, behind the sum of tokens
@@ -81,33 +80,13 @@ func TestAttentionInEightBits(t *testing.T) {
 		"64 bits":             {"QAttention": 0, "DynamicQuantizeMatMul": 3, "Softmax": 1},
 	} {
 		path := block(t, with)
-		model, err := FileInt8(path, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		g, err := onnx.Decode(model, onnx.BindBatch(1))
-		if err != nil {
-			t.Fatal(err)
-		}
-		got := map[string]int{}
-		for _, n := range g.Nodes() {
-			got[n.OpType]++
-		}
+		model, got := inEightBits(t, path)
 		for op, n := range want {
 			if got[op] != n {
 				t.Errorf("%s: %d nodes are %s, want %d", with, got[op], op, n)
 			}
 		}
-		float, err := ort.Open(path, ort.Options{IntraOpThreads: 1})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer float.Close()
-		eight, err := ort.OpenBytes(model, ort.Options{IntraOpThreads: 1})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer eight.Close()
+		float, eight := both(t, path, model)
 		r := rand.New(rand.NewPCG(8, 8))
 		for _, images := range []int{1, 3} {
 			rows := make([]float32, images*20*64)

@@ -80,8 +80,9 @@ func relativeError(got, want []float32) float64 {
 	return math.Sqrt(off / all)
 }
 
-func TestEightBitsAreCloseToThirtyTwo(t *testing.T) {
-	path, want := products(t)
+// inEightBits is the file at path in 8 bits, and how many nodes there are of each operator.
+func inEightBits(t *testing.T, path string) (model []byte, count map[string]int) {
+	t.Helper()
 	model, err := FileInt8(path, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -90,23 +91,36 @@ func TestEightBitsAreCloseToThirtyTwo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	count := map[string]int{}
+	count = map[string]int{}
 	for _, n := range g.Nodes() {
 		count[n.OpType]++
 	}
-	if count["DynamicQuantizeMatMul"] != want || count["Gemm"] != 2 || count["MatMul"] != 0 || count["LayerNormalization"] != 0 {
-		t.Fatalf("the operators are %v", count)
-	}
-	eight, err := ort.OpenBytes(model, ort.Options{IntraOpThreads: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer eight.Close()
+	return model, count
+}
+
+// both are the file at path and the model of 8 bits that was made of it, until the test ends.
+func both(t *testing.T, path string, model []byte) (float, eight *ort.Session) {
+	t.Helper()
 	float, err := ort.Open(path, ort.Options{IntraOpThreads: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer float.Close()
+	t.Cleanup(func() { float.Close() })
+	eight, err = ort.OpenBytes(model, ort.Options{IntraOpThreads: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { eight.Close() })
+	return float, eight
+}
+
+func TestEightBitsAreCloseToThirtyTwo(t *testing.T) {
+	path, want := products(t)
+	model, count := inEightBits(t, path)
+	if count["DynamicQuantizeMatMul"] != want || count["Gemm"] != 2 || count["MatMul"] != 0 || count["LayerNormalization"] != 0 {
+		t.Fatalf("the operators are %v", count)
+	}
+	float, eight := both(t, path, model)
 	r := rand.New(rand.NewPCG(2, 2))
 	for range 3 {
 		rows := make([]float32, 2*20*64)
