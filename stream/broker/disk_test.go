@@ -119,18 +119,15 @@ func TestTheLimitIsWhatTheDiskHasRoomFor(t *testing.T) {
 
 // TestAServerThatGaveItsStoreUpStartsAgain: a full disk has the server disable its
 // store until it is started again.
-func TestAServerThatGaveItsStoreUpStartsAgain(t *testing.T) {
-	var free atomic.Int64
-	free.Store(150 << 20)
-	b, _ := started(t, Config{StoreDir: t.TempDir()}, func(b *Broker) {
-		b.cfg.Free = func(string) (int64, error) { return free.Load(), nil }
-	})
-	url := b.ClientURL()
+// withStream is a client that does not give up, of a server that then has stream S of
+// subject s.
+func withStream(t *testing.T, url string) nats.JetStreamContext {
+	t.Helper()
 	nc, err := nats.Connect(url, nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer nc.Close()
+	t.Cleanup(nc.Close)
 	js, err := nc.JetStream()
 	if err != nil {
 		t.Fatal(err)
@@ -138,6 +135,17 @@ func TestAServerThatGaveItsStoreUpStartsAgain(t *testing.T) {
 	if _, err := js.AddStream(&nats.StreamConfig{Name: "S", Subjects: []string{"s"}}); err != nil {
 		t.Fatal(err)
 	}
+	return js
+}
+
+func TestAServerThatGaveItsStoreUpStartsAgain(t *testing.T) {
+	var free atomic.Int64
+	free.Store(150 << 20)
+	b, _ := started(t, Config{StoreDir: t.TempDir()}, func(b *Broker) {
+		b.cfg.Free = func(string) (int64, error) { return free.Load(), nil }
+	})
+	url := b.ClientURL()
+	js := withStream(t, url)
 	if _, err := js.Publish("s", []byte("before")); err != nil {
 		t.Fatal(err)
 	}

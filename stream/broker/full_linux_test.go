@@ -7,9 +7,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
-
-	"github.com/nats-io/nats.go"
 
 	"github.com/nearmiss/nearmiss/internal/eventually"
 )
@@ -43,18 +40,7 @@ func TestADiskThatWasFull(t *testing.T) {
 		t.Skip(err)
 	}
 	b, _ := started(t, Config{StoreDir: filepath.Join(dir, "store")}, nil)
-	nc, err := nats.Connect(b.ClientURL(), nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
-	js, err := nc.JetStream()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := js.AddStream(&nats.StreamConfig{Name: "S", Subjects: []string{"s"}}); err != nil {
-		t.Fatal(err)
-	}
+	js := withStream(t, b.ClientURL())
 	publish := func() bool { _, err := js.Publish("s", make([]byte, 64<<10)); return err == nil }
 	if !publish() {
 		t.Fatal("nothing is taken")

@@ -67,6 +67,18 @@ func TestSharesWhereTheStoreCannotGrow(t *testing.T) {
 	}
 }
 
+// emptyQueue removes all frames.
+func emptyQueue(r *streamtest.Rig) {
+	r.T.Helper()
+	s, err := r.JS.Stream(r.T.Context(), r.Names.FramesStream())
+	if err == nil {
+		err = s.Purge(r.T.Context())
+	}
+	if err != nil {
+		r.T.Fatal(err)
+	}
+}
+
 // queueConfig is how the queue is set up now.
 func queueConfig(r *streamtest.Rig) jetstream.StreamConfig {
 	r.T.Helper()
@@ -205,13 +217,7 @@ func TestStewardsChangeTheStreamOneAtATime(t *testing.T) {
 		if n := r.Waiting(); n != 25+3 {
 			t.Fatalf("%d frames wait, %d were published", n, 25+3)
 		}
-		s, err := r.JS.Stream(t.Context(), r.Names.FramesStream())
-		if err == nil {
-			err = s.Purge(t.Context())
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		emptyQueue(r)
 		look(false)
 	}
 }

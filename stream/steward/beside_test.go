@@ -93,13 +93,7 @@ func TestSetupsDuringAFlood(t *testing.T) {
 		if n := r.Waiting(); n != 4+3 {
 			t.Fatalf("round %d: %d frames wait, %d were published", round, n, 4+3)
 		}
-		s, err := r.JS.Stream(t.Context(), r.Names.FramesStream())
-		if err == nil {
-			err = s.Purge(t.Context())
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		emptyQueue(r)
 		look(false)
 	}
 }
