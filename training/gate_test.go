@@ -1,6 +1,7 @@
 package training
 
 import (
+	"maps"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -110,9 +111,7 @@ func TestGateHoldsBack(t *testing.T) {
 	}
 	with := func(e evidence, real ...float64) evidence {
 		out := evidence{normals: e.normals, anomalies: map[string][]float64{EvidenceReal: real}}
-		for k, v := range e.anomalies {
-			out.anomalies[k] = v
-		}
+		maps.Copy(out.anomalies, e.anomalies)
 		return out
 	}
 	g := defaultGate().forSources(nil)

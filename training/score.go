@@ -58,9 +58,9 @@ func ParseScore(text string) ([][]Part, error) {
 	}
 	var groups [][]Part
 	var names []string
-	for _, group := range strings.Split(text, "|") {
+	for group := range strings.SplitSeq(text, "|") {
 		var parts []Part
-		for _, item := range strings.Split(group, "+") {
+		for item := range strings.SplitSeq(group, "+") {
 			p, err := ParsePart(item)
 			if err != nil {
 				return nil, fmt.Errorf("%w; or take %s or %s", err, FullScore, ClassScore)

@@ -95,7 +95,7 @@ func ParseSources(text string) ([]Source, error) {
 		return []Source{}, nil
 	}
 	var out []Source
-	for _, item := range strings.Split(text, ",") {
+	for item := range strings.SplitSeq(text, ",") {
 		name, share, given := strings.Cut(strings.TrimSpace(item), "=")
 		s := Source{Share: 1}
 		if given {

@@ -89,7 +89,7 @@ func writeMan(w io.Writer, app *kong.Application) error {
 	b := bufio.NewWriter(w)
 	line := func(format string, a ...any) { fmt.Fprintf(b, format+"\n", a...) }
 	text := func(s string) {
-		for _, l := range strings.Split(strings.TrimSpace(s), "\n") {
+		for l := range strings.SplitSeq(strings.TrimSpace(s), "\n") {
 			if l = roff(strings.TrimRight(l, " ")); l == "" {
 				line(".PP")
 			} else {
@@ -120,7 +120,7 @@ func writeMan(w io.Writer, app *kong.Application) error {
 			}
 			if found {
 				line(".PP\nExamples:\n.PP\n.nf\n.RS")
-				for _, l := range strings.Split(strings.TrimSpace(lines), "\n") {
+				for l := range strings.SplitSeq(strings.TrimSpace(lines), "\n") {
 					line("%s", roff(strings.TrimSpace(l)))
 				}
 				line(".RE\n.fi")

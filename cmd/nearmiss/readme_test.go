@@ -249,7 +249,7 @@ func TestPagesNameTestsThatExist(t *testing.T) {
 			}
 			for _, p := range patterns {
 				p, _, _ = strings.Cut(p, "/") // what follows are parts of a test
-				for _, one := range strings.Split(strings.TrimSuffix(strings.TrimPrefix(strings.TrimSuffix(strings.TrimPrefix(p, "^"), "$"), "("), ")"), "|") {
+				for one := range strings.SplitSeq(strings.TrimSuffix(strings.TrimPrefix(strings.TrimSuffix(strings.TrimPrefix(p, "^"), "$"), "("), ")"), "|") {
 					if one == "" {
 						continue
 					}

@@ -159,7 +159,7 @@ func EinsumTerms(equation string) (inputs [][]rune, output []rune, problem strin
 		return nil, nil, "an ellipsis is not supported"
 	}
 	count := map[rune]int{}
-	for _, term := range strings.Split(left, ",") {
+	for term := range strings.SplitSeq(left, ",") {
 		labels := []rune(term)
 		for _, l := range labels {
 			if (l < 'a' || l > 'z') && (l < 'A' || l > 'Z') {

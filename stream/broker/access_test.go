@@ -123,7 +123,7 @@ func (h *hall) external() {
 	l.Close()
 	for name, text := range map[string][]byte{
 		"auth.conf": auth,
-		"nats.conf": []byte(fmt.Sprintf("server_name: real\nlisten: %q\njetstream { store_dir: %q, max_file_store: %d }\ninclude auth.conf\n", addr, filepath.Join(dir, "js"), int64(brokertest.Room))),
+		"nats.conf": fmt.Appendf(nil, "server_name: real\nlisten: %q\njetstream { store_dir: %q, max_file_store: %d }\ninclude auth.conf\n", addr, filepath.Join(dir, "js"), int64(brokertest.Room)),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), text, 0o600); err != nil {
 			h.t.Fatal(err)

@@ -66,7 +66,7 @@ func (l *Links) keys() ([][]byte, error) {
 		return nil, fmt.Errorf("the key of links to pictures: %w", err)
 	}
 	var keys [][]byte
-	for _, field := range strings.Fields(text) {
+	for field := range strings.FieldsSeq(text) {
 		k, err := linkKey(field)
 		if err != nil {
 			return nil, err

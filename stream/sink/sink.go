@@ -245,7 +245,7 @@ func parseHours(s string) (hours, error) {
 	if len(fields) < 2 || len(fields) > 3 {
 		return bad("days, times and zone are expected")
 	}
-	for _, part := range strings.Split(fields[0], ",") {
+	for part := range strings.SplitSeq(fields[0], ",") {
 		a, b, isRange := strings.Cut(part, "-")
 		if !isRange {
 			b = a

@@ -238,8 +238,6 @@ func frames(otherwise int) (n int, long bool) {
 	return otherwise, false
 }
 
-func address(n uint16) *uint16 { return &n }
-
 // Each part has its verdict: result, sequence, score and part belong together
 // when the coil is written, which is on after a good verdict only. make plc
 // measures how long it takes.
@@ -253,7 +251,7 @@ func TestAModbusControllerGetsEveryVerdict(t *testing.T) {
 	if long {
 		timing = Timing{Pulse: sink.Duration(time.Hour)}
 	}
-	l.watch(OpenModbus, Modbus{URL: url, Coil: address(coilAt), Registers: address(firstRegister), Timing: timing})
+	l.watch(OpenModbus, Modbus{URL: url, Coil: new(uint16(coilAt)), Registers: new(uint16(firstRegister)), Timing: timing})
 	soon(t, "the heartbeat begins", func() bool { return c.look().beat > 0 })
 
 	var took []time.Duration
@@ -301,7 +299,7 @@ func TestNobodyJudgesAndNobodyIsGood(t *testing.T) {
 	c := &controller{}
 	url, cut := c.start(t)
 	l := newLine(t)
-	l.watch(OpenModbus, Modbus{URL: url, Coil: address(coilAt), Registers: address(firstRegister), Timing: Timing{
+	l.watch(OpenModbus, Modbus{URL: url, Coil: new(uint16(coilAt)), Registers: new(uint16(firstRegister)), Timing: Timing{
 		MaxAge: sink.Duration(10 * time.Minute), TimeOut: sink.Duration(time.Minute), Pulse: sink.Duration(time.Hour), Heartbeat: sink.Duration(20 * time.Millisecond),
 	}})
 	good := func(n int) {
@@ -340,7 +338,7 @@ func TestNoStaleVerdictReachesAController(t *testing.T) {
 	l := newLine(t)
 	t0 := time.Now()
 	timing := Timing{}.withDefaults()
-	l.watch(OpenModbus, Modbus{URL: url, Coil: address(coilAt), Registers: address(firstRegister), Timing: timing})
+	l.watch(OpenModbus, Modbus{URL: url, Coil: new(uint16(coilAt)), Registers: new(uint16(firstRegister)), Timing: timing})
 	soon(t, "the heartbeat begins", func() bool { return c.look().beat > 0 })
 	rng := rand.New(rand.NewPCG(18, 4))
 	published := map[string]time.Time{}

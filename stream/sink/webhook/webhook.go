@@ -348,7 +348,7 @@ func NewSecret() (string, error) {
 // parseKeys reads secrets separated by blanks. Errors do not contain them.
 func parseKeys(secret string) ([][]byte, error) {
 	var keys [][]byte
-	for _, s := range strings.Fields(secret) {
+	for s := range strings.FieldsSeq(secret) {
 		raw, ok := strings.CutPrefix(s, secretPrefix)
 		key, err := base64.StdEncoding.DecodeString(raw)
 		if !ok || err != nil || len(key) < 24 || len(key) > 64 {

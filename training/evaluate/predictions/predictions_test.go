@@ -18,8 +18,6 @@ import (
 	"github.com/nearmiss/nearmiss/training/evaluate"
 )
 
-func ptr[T any](v T) *T { return &v }
-
 func rows() (all []Row, normal, anomalous []float64) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for i := range 60 {
@@ -33,8 +31,8 @@ func rows() (all []Row, normal, anomalous []float64) {
 			normal = append(normal, score)
 		}
 		row := Row{
-			Path: fmt.Sprintf("test/%s/%d, \"the\" one.png", label, i), Label: label, Score: &score, P: ptr(1 / float64(i+1)), Truth: &bad,
-			Parts: map[string]float64{"class": score, "patch": 2 * score}, Method: "knn", Normal: "good", Seed: ptr(uint64(i)),
+			Path: fmt.Sprintf("test/%s/%d, \"the\" one.png", label, i), Label: label, Score: &score, P: new(1 / float64(i+1)), Truth: &bad,
+			Parts: map[string]float64{"class": score, "patch": 2 * score}, Method: "knn", Normal: "good", Seed: new(uint64(i)),
 		}
 		if bad {
 			row.Regions = []heatmap.Region{{X: 1, Y: 2, Width: 30, Height: 40, Area: 500, Peak: 0.75}, {X: 9, Width: 1, Height: 1, Area: 1, Peak: 0.5, Faint: true}}
