@@ -37,7 +37,7 @@ type CoresetReport struct {
 // where the rest are duplicates of chosen ones.
 //
 // What comes back is the plain algorithm's, with less work. A vector that was found
-// near a chosen one is looked at again only when no other is farther from what it
+// near a chosen one is compared again only when no other is farther from what it
 // was compared with: until then it cannot be the farthest. And two vectors are
 // compared in a sketch of 32 numbers first: coordinates along the main axes of the
 // vectors, and the length of what these leave over. The distance of two sketches is
@@ -90,9 +90,9 @@ type traversal struct {
 	chosen   []int
 	sketches []float32 // of the chosen rows, one after the other
 	// near is the distance of each row to the nearest of those that were chosen when
-	// it was last looked at, which were seen in number.
-	near []float32
-	seen []int
+	// it was last compared: the first comparedTo of them.
+	near       []float32
+	comparedTo []int
 	// far are the rows that are more than level from all chosen ones, in order; they
 	// have seen all. No other row is.
 	far   []uint32
@@ -105,13 +105,13 @@ const (
 	sketchDim    = 32
 	sketchSample = 2048
 	// levelStep is the share of the level before that a level is: a smaller one has
-	// more rows compared with each choice, a larger one has them looked at more often.
+	// more rows compared with each choice, a larger one has them compared more often.
 	levelStep = 0.97
 )
 
 func newTraversal(ctx context.Context, vectors []float32, dim int, seed uint64) *traversal {
 	n := len(vectors) / dim
-	t := &traversal{vectors: vectors, dim: dim, near: make([]float32, n), seen: make([]int, n), level: math.MaxFloat32}
+	t := &traversal{vectors: vectors, dim: dim, near: make([]float32, n), comparedTo: make([]int, n), level: math.MaxFloat32}
 	for i := range t.near {
 		t.near[i] = math.MaxFloat32
 	}
@@ -136,7 +136,7 @@ func (t *traversal) take(row int) {
 // farthest is the row that is farthest from all chosen ones, the first of equals;
 // false where every row is one of them, or the same.
 func (t *traversal) farthest(ctx context.Context) (int, bool) {
-	t.look(ctx)
+	t.refresh(ctx)
 	for len(t.far) == 0 {
 		// Of distances that are not of now, the largest is no less than that of now.
 		top := slices.Max(t.near)
@@ -149,7 +149,7 @@ func (t *traversal) farthest(ctx context.Context) (int, bool) {
 				t.far = append(t.far, uint32(i))
 			}
 		}
-		t.look(ctx)
+		t.refresh(ctx)
 	}
 	best := t.far[0]
 	for _, i := range t.far {
@@ -160,9 +160,9 @@ func (t *traversal) farthest(ctx context.Context) (int, bool) {
 	return int(best), true
 }
 
-// look compares the far rows with what was chosen since they were looked at, and
+// refresh compares the far rows with what was chosen since they were last compared, and
 // keeps those that are still far.
-func (t *traversal) look(ctx context.Context) {
+func (t *traversal) refresh(ctx context.Context) {
 	const chunk = 256
 	parallel(ctx, (len(t.far)+chunk-1)/chunk, func() func(int) {
 		var squares [len(countUp)]float32
@@ -181,7 +181,7 @@ func (t *traversal) look(ctx context.Context) {
 
 // update compares a row with chosen ones until it is not far, or none is left.
 func (t *traversal) update(row int, squares *[len(countUp)]float32) (compared, distances int64) {
-	near, next := t.near[row], t.seen[row]
+	near, next := t.near[row], t.comparedTo[row]
 	v := t.at(row)
 	for next < len(t.chosen) && near > t.level {
 		count := min(len(countUp), len(t.chosen)-next)
@@ -205,7 +205,7 @@ func (t *traversal) update(row int, squares *[len(countUp)]float32) (compared, d
 		}
 		next += count
 	}
-	t.near[row], t.seen[row] = near, next
+	t.near[row], t.comparedTo[row] = near, next
 	return compared, distances
 }
 

@@ -124,8 +124,8 @@ func (r *rows) withTail(q []float32, candidates []candidate, count, k int, n *ne
 	tail := r.len() - count
 	n.reset(min(k+slack, tail), r.ids)
 	r.scanBlock(q, n, count, r.len())
-	if found := len(n.items); found < tail && n.items[found-1].distance <= reach(n.items[k-1].distance, r.dim) {
-		far := reach(n.items[k-1].distance, r.dim) // near ties: every row that might be among them, as in settle
+	if found := len(n.kept); found < tail && n.kept[found-1].distance <= reach(n.kept[k-1].distance, r.dim) {
+		far := reach(n.kept[k-1].distance, r.dim) // near ties: every row that might be among them, as in settle
 		out := slices.Clone(candidates)
 		for i := count; i < r.len(); i++ {
 			if d := squaredL2(q, r.at(uint32(i))); d <= far {
@@ -134,7 +134,7 @@ func (r *rows) withTail(q []float32, candidates []candidate, count, k int, n *ne
 		}
 		return out
 	}
-	return append(slices.Clone(candidates), n.items...)
+	return append(slices.Clone(candidates), n.kept...)
 }
 
 // dropShort takes the rows back from the engine where those that it has are too

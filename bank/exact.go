@@ -93,7 +93,7 @@ func (r *rows) search(q []float32, k int, n *nearest) []Neighbour {
 		return []Neighbour{}
 	}
 	r.scan(q, k+slack, n)
-	return r.settle(q, k, n.items)
+	return r.settle(q, k, n.kept)
 }
 
 // settle picks the k nearest from at least min(k+slack, len) candidates of a
@@ -206,7 +206,7 @@ func (r *rows) loopBatch(ctx context.Context, queries []float32, k int) ([][]Nei
 				return
 			}
 			for i := first; i < end; i++ {
-				out[i] = r.settle(queries[i*r.dim:(i+1)*r.dim], k, found[i-first].items)
+				out[i] = r.settle(queries[i*r.dim:(i+1)*r.dim], k, found[i-first].kept)
 			}
 		}
 	})

@@ -73,11 +73,11 @@ func decode(p []byte, o ReadOptions) (_ *Bank, err error) {
 	if m.Count < 0 || m.Count > 1<<31-1 || m.Dim < 1 || m.Dim > maxDim {
 		return nil, corrupt("meta says %d entries of dimension %d", m.Count, m.Dim)
 	}
-	ids, err := lookAt[uint64](table, "ids ", m.Count)
+	ids, err := inPlace[uint64](table, "ids ", m.Count)
 	if err != nil {
 		return nil, err
 	}
-	data, err := lookAt[float32](table, "rows", m.Count*m.Dim)
+	data, err := inPlace[float32](table, "rows", m.Count*m.Dim)
 	if err != nil {
 		return nil, err
 	}
@@ -217,7 +217,7 @@ func (b *Bank) restore(table *fileTable, m meta) error {
 		}
 		index = x
 	case HNSW:
-		lists, err := lookAt[uint32](table, "hnsw", -1)
+		lists, err := inPlace[uint32](table, "hnsw", -1)
 		if err != nil {
 			return err
 		}
@@ -277,7 +277,7 @@ func readCodes(table *fileTable, dim, n int) (*codes, error) {
 	if c.scale, c.mean = scale[0], scale[1:]; !(c.scale > 0) || isBad(norm2(scale)) {
 		return nil, corrupt("the scale of the codes is %v", c.scale)
 	}
-	if c.data, err = lookAt[uint8](table, "code", n*c.width); err != nil || !accelerated {
+	if c.data, err = inPlace[uint8](table, "code", n*c.width); err != nil || !accelerated {
 		return nil, err
 	}
 	return c, nil
@@ -316,8 +316,8 @@ func readTable(p []byte, verified bool) (*fileTable, error) {
 	if n > maxSections {
 		return nil, corrupt("%d sections", n)
 	}
-	if said := le.Uint64(head[16:]); said != uint64(size) {
-		return nil, corrupt("it has %d bytes, its header says %d", size, said)
+	if stated := le.Uint64(head[16:]); stated != uint64(size) {
+		return nil, corrupt("it has %d bytes, its header says %d", size, stated)
 	}
 	end := headerSize + entrySize*int64(n)
 	if end > size {
@@ -408,9 +408,9 @@ type number interface {
 	uint8 | uint32 | uint64 | float32 | float64
 }
 
-// lookAt gives a section of want numbers, or of any number of them where want is
+// inPlace gives a section of want numbers, or of any number of them where want is
 // negative, where it lies in the file: it must not be written to.
-func lookAt[T number](t *fileTable, tag string, want int) ([]T, error) {
+func inPlace[T number](t *fileTable, tag string, want int) ([]T, error) {
 	return numbers[T](t, tag, want, true)
 }
 

@@ -223,7 +223,7 @@ func (h *hnsw) searcher() *searcher {
 type searcher struct {
 	rows    *rows
 	graph   *graph
-	seen    []uint32 // epoch in which a node was last seen
+	visited []uint32 // epoch in which a node was last visited
 	epoch   uint32
 	open    heap // nodes whose links are to be followed, the nearest on top
 	found   heap // the ef nearest so far: their complements, the farthest on top
@@ -264,20 +264,20 @@ func (s *searcher) room(n int) []float32 {
 }
 
 func (s *searcher) begin() {
-	if n := s.graph.len(); len(s.seen) < n {
-		s.seen = make([]uint32, n+n/8)
+	if n := s.graph.len(); len(s.visited) < n {
+		s.visited = make([]uint32, n+n/8)
 		s.epoch = 0
 	}
 	s.epoch++
 	if s.epoch == 0 {
-		clear(s.seen)
+		clear(s.visited)
 		s.epoch = 1
 	}
 	s.open, s.found = s.open[:0], s.found[:0]
 }
 
 // fresh gives the links of a node on a layer that this search has not seen, and marks
-// them as seen. It is follow and the look at seen in one pass without a branch on
+// them as visited. It is follow and the check of visited in one pass without a branch on
 // what it sees, which no processor can foretell.
 func (s *searcher) fresh(node uint32, layer int) []uint32 {
 	g := s.graph
@@ -289,14 +289,14 @@ func (s *searcher) fresh(node uint32, layer int) []uint32 {
 	if cap(s.scratch) < len(links) {
 		s.scratch = make([]uint32, g.capacity(0))
 	}
-	seen, epoch, to, n := s.seen[:len(g.layer)], s.epoch, s.scratch[:len(links)], 0
+	visited, epoch, to, n := s.visited[:len(g.layer)], s.epoch, s.scratch[:len(links)], 0
 	for _, t := range links {
-		if int(t) >= len(seen) {
+		if int(t) >= len(visited) {
 			continue
 		}
 		to[n] = t
-		was := seen[t]
-		seen[t] = epoch
+		was := visited[t]
+		visited[t] = epoch
 		if was != epoch {
 			n++
 		}
@@ -331,7 +331,7 @@ func (s *searcher) descend(q []float32, from, to int) candidate {
 // search reaches, nearest first. The result is valid until the next call.
 func (s *searcher) layer(q []float32, start candidate, ef, layer int) []candidate {
 	s.begin()
-	s.seen[start.row] = s.epoch
+	s.visited[start.row] = s.epoch
 	s.open.push(start.ranked())
 	s.found.push(^start.ranked())
 	for len(s.open) > 0 {

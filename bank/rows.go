@@ -184,36 +184,36 @@ type candidate struct {
 // nearest keeps the k nearest candidates seen so far, sorted, ties by id. k is
 // small (2 in nearly all use), so insertion beats a heap.
 type nearest struct {
-	k     int
-	ids   []uint64
-	items []candidate
+	k    int
+	ids  []uint64
+	kept []candidate
 }
 
 func (n *nearest) reset(k int, ids []uint64) {
 	k = min(k, len(ids))
 	n.k, n.ids = k, ids
-	if cap(n.items) < k+1 {
-		n.items = make([]candidate, 0, k+1)
+	if cap(n.kept) < k+1 {
+		n.kept = make([]candidate, 0, k+1)
 	}
-	n.items = n.items[:0]
+	n.kept = n.kept[:0]
 }
 
 // worst is the distance above which an offer is in vain.
 func (n *nearest) worst() float32 {
-	if len(n.items) < n.k {
+	if len(n.kept) < n.k {
 		return math.MaxFloat32
 	}
-	return n.items[n.k-1].distance
+	return n.kept[n.k-1].distance
 }
 
 // offer considers one row.
 func (n *nearest) offer(row uint32, d float32) {
-	if len(n.items) == n.k && d > n.items[n.k-1].distance {
+	if len(n.kept) == n.k && d > n.kept[n.k-1].distance {
 		return
 	}
-	i := len(n.items)
+	i := len(n.kept)
 	for i > 0 {
-		p := n.items[i-1]
+		p := n.kept[i-1]
 		if p.distance < d || (p.distance == d && n.ids[p.row] < n.ids[row]) {
 			break
 		}
@@ -222,8 +222,8 @@ func (n *nearest) offer(row uint32, d float32) {
 	if i == n.k {
 		return
 	}
-	n.items = slices.Insert(n.items, i, candidate{d, row})
-	if len(n.items) > n.k {
-		n.items = n.items[:n.k]
+	n.kept = slices.Insert(n.kept, i, candidate{d, row})
+	if len(n.kept) > n.k {
+		n.kept = n.kept[:n.k]
 	}
 }

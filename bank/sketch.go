@@ -172,7 +172,7 @@ func (x *sketched) search(ctx context.Context, engine BlockEngine, queries []flo
 			n.reset(k+1, r.ids)
 			for _, b := range top {
 				// The estimates of the blocks after it are no less.
-				if len(n.items) >= k && lengths[i]-2*b.distance > looseness*n.items[k-1].distance {
+				if len(n.kept) >= k && lengths[i]-2*b.distance > looseness*n.kept[k-1].distance {
 					break
 				}
 				from := int(b.row) * blockRows
@@ -185,7 +185,7 @@ func (x *sketched) search(ctx context.Context, engine BlockEngine, queries []flo
 				}
 			}
 			r.scanBlock(q, &n, s.count, r.len())
-			out[i] = r.finish(q, n.items, k)
+			out[i] = r.finish(q, n.kept, k)
 		}
 	})
 	return out, ctx.Err()

@@ -28,9 +28,9 @@ type CameraStatus struct {
 	// UnchangedSince is since when the camera has sent the same picture, where that
 	// is too long for a camera that works; see [HeaderUnchanged].
 	UnchangedSince time.Time `json:"unchanged_since,omitzero"`
-	// Untold is set while that event may not be stored yet: whoever reads the
+	// Unreported is set while that event may not be stored yet: whoever reads the
 	// record stores it first.
-	Untold bool `json:"untold,omitempty"`
+	Unreported bool `json:"untold,omitempty"`
 }
 
 // cameraKeys is what the keys of cameras in the work bucket begin with.

@@ -79,10 +79,10 @@ func (c *Client) send(ctx context.Context, q *nats.Msg, limit time.Duration, a a
 	if err != nil {
 		return fmt.Errorf("ask %s: %w", q.Subject, err)
 	}
-	return answer(m, a)
+	return decodeReply(m, a)
 }
 
-func answer(m *nats.Msg, a any) error {
+func decodeReply(m *nats.Msg, a any) error {
 	if code := m.Header.Get(micro.ErrorCodeHeader); code != "" {
 		return &ServiceError{Code: code, Message: m.Header.Get(micro.ErrorHeader)}
 	}
@@ -246,7 +246,7 @@ func (c *Client) Workers(ctx context.Context, wait time.Duration) ([]WorkerStatu
 	var all []WorkerStatus
 	err := Gather(ctx, c.nc, c.worker("status"), wait, func(m *nats.Msg) error {
 		var s WorkerStatus
-		err := answer(m, &s)
+		err := decodeReply(m, &s)
 		if err == nil {
 			all = append(all, s)
 		}

@@ -21,13 +21,13 @@ import (
 // Await does what needs the broker as soon as that can, for ever. It says once
 // that it waits.
 func Await(ctx context.Context, log zerolog.Logger, do func(context.Context) error) error {
-	told := false
+	logged := false
 	return Retry(ctx, wait.Patient(), func() error {
 		step, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
 		err := do(step)
-		if err != nil && ctx.Err() == nil && !told {
-			told = true
+		if err != nil && ctx.Err() == nil && !logged {
+			logged = true
 			log.Warn().Err(err).Msg("waiting for the broker")
 		}
 		return err
@@ -113,11 +113,11 @@ func Connect(url, name string, log zerolog.Logger, extra ...nats.Option) (*nats.
 		case errors.As(err, &host):
 			advice = "name the broker by a name of its certificate, or issue it one for this name (nearmiss tls issue)"
 		}
-		told := redact.Error(fmt.Errorf("%w at the broker %s: %s", err, url, advice))
+		advised := redact.Error(fmt.Errorf("%w at the broker %s: %s", err, url, advice))
 		if expired.Reason != x509.Expired || !waits(opts) {
-			return nil, told
+			return nil, advised
 		}
-		log.Warn().Err(told).Msg("the broker's certificate is not valid at this time: trying again") // until then
+		log.Warn().Err(advised).Msg("the broker's certificate is not valid at this time: trying again") // until then
 	}
 	if err != nil && !unauthorised(err) && waits(opts) {
 		nc, err = nats.Connect(url, opts...)

@@ -21,7 +21,7 @@ import (
 
 // Policies of a detector's frames when there are more than can be scored.
 const (
-	// PolicyLossless keeps every frame in the queue; a camera is told when it
+	// PolicyLossless keeps every frame in the queue; a camera gets an error when it
 	// is full.
 	PolicyLossless = "lossless"
 	// PolicyLive keeps only the newest frames.

@@ -30,11 +30,11 @@ type Edge struct {
 type EdgeStream struct {
 	Stream  string        `json:"stream"`
 	Waiting uint64        `json:"waiting"`
-	Quiet   time.Duration `json:"quiet_ns"`        // since the edge was last heard of; negative: never
+	Quiet   time.Duration `json:"quiet_ns"`        // since the edge's last sign of life; negative: none yet
 	Error   string        `json:"error,omitempty"` // of the server
 }
 
-// edgeQuiet is how long an edge that is there is not heard of, at most: sources send
+// edgeQuiet is how long an edge that is there gives no sign of life, at most: sources send
 // a heartbeat each second.
 const edgeQuiet = 10 * time.Second
 

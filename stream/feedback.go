@@ -21,7 +21,7 @@ import (
 const (
 	FeedbackNormal    = "normal"    // a false alarm: the frame shows nothing wrong
 	FeedbackAnomalous = "anomalous" // the frame shows something wrong
-	FeedbackSeen      = "seen"      // somebody has looked at it, and nothing is to be learnt from it
+	FeedbackSeen      = "seen"      // somebody has seen it, and nothing is to be learnt from it
 	FeedbackWithdrawn = "withdrawn" // the verdict before is taken back
 )
 

@@ -345,26 +345,26 @@ func (s *Jobs) Update(ctx context.Context, job string, change func(*Job) error) 
 	return Job{}, fmt.Errorf("record job %s: %w", job, ErrConflict)
 }
 
-// Wait calls told, when it is not nil, with every progress message of a job and
+// Wait calls progress, when it is not nil, with every progress message of a job and
 // returns its record when it has finished.
-func (s *Jobs) Wait(ctx context.Context, job string, told func(Progress)) (Job, error) {
-	look := func() (Job, error) {
+func (s *Jobs) Wait(ctx context.Context, job string, progress func(Progress)) (Job, error) {
+	read := func() (Job, error) {
 		step, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
 		return s.Get(step, job)
 	}
-	j, err := look()
+	j, err := read()
 	for errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
-		j, err = look() // a broker that has just come back may lose a question
+		j, err = read() // a broker that has just come back may lose a question
 	}
 	if err != nil || j.Finished() {
 		return j, err
 	}
-	if told != nil {
+	if progress != nil {
 		sub, err := s.js.Conn().Subscribe(s.names.Progress(j.Detector, job), func(m *nats.Msg) {
 			var p Progress
 			if json.Unmarshal(m.Data, &p) == nil {
-				told(p)
+				progress(p)
 			}
 		})
 		if err != nil {
@@ -383,7 +383,7 @@ func (s *Jobs) Wait(ctx context.Context, job string, told func(Progress)) (Job, 
 		if err != nil {
 			wait.Pause(ctx, 100*time.Millisecond)
 		}
-		if k, err := look(); err == nil {
+		if k, err := read(); err == nil {
 			if j = k; j.Finished() {
 				return j, nil
 			}

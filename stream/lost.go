@@ -10,7 +10,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// Lost is what was published on one subject and not stored, by who was not told.
+// Lost is what was published on one subject and not stored, by a sender that got no error.
 type Lost struct {
 	Subject string    `json:"subject"` // an MQTT topic has slashes for dots
 	Code    string    `json:"code"`    // bad_topic or not_stored
@@ -20,12 +20,12 @@ type Lost struct {
 
 // Codes of lost frames.
 const (
-	LostBadTopic  = "bad_topic"  // no stream takes the subject
-	LostNotStored = "not_stored" // the queue, the detector's share or the disk was full
-	LostShare     = "share_full" // a detector's share is full: its cameras are refused
-	LostDisk      = "disk_full"  // no frames are taken
-	LostOver      = "over"       // frames are taken again
-	LostUntold    = "untold"     // events, by age or size, before a sink had them
+	LostBadTopic    = "bad_topic"  // no stream takes the subject
+	LostNotStored   = "not_stored" // the queue, the detector's share or the disk was full
+	LostShare       = "share_full" // a detector's share is full: its cameras are refused
+	LostDisk        = "disk_full"  // no frames are taken
+	LostOver        = "over"       // frames are taken again
+	LostUndelivered = "untold"     // events, by age or size, before a sink had them
 )
 
 // lostKey is their place in the work bucket.

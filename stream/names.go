@@ -156,7 +156,7 @@ func (n Names) Incidents(detector, camera, phase string) string {
 	return n.Root() + ".incidents." + detector + "." + camera + "." + phase
 }
 
-// Audit is where it is told who changed an object: of kind detector, job, user and
+// Audit is the subject of the records of who changed an object: of kind detector, job, user and
 // so on, and its name.
 func (n Names) Audit(kind, name string) string { return n.Root() + ".audit." + kind + "." + name }
 

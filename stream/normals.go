@@ -324,9 +324,9 @@ func (s *Normals) locate(ctx context.Context, name string, n *Normal) error {
 		n.Problem = "it names object " + text.Clip(name) + ", which is no normal's of " + n.Detector
 		return nil
 	}
-	info, err := object.Look(ctx, s.js, s.names.ImagesBucket(), name, maxStoredImage)
+	info, err := object.Stat(ctx, s.js, s.names.ImagesBucket(), name, maxStoredImage)
 	if errors.Is(err, object.ErrMissing) {
-		if before, err2 := object.Look(ctx, s.js, s.names.ArtifactsBucket(), name, maxStoredImage); !errors.Is(err2, object.ErrMissing) {
+		if before, err2 := object.Stat(ctx, s.js, s.names.ArtifactsBucket(), name, maxStoredImage); !errors.Is(err2, object.ErrMissing) {
 			info, err = before, err2
 		}
 	}
@@ -342,8 +342,8 @@ func (s *Normals) locate(ctx context.Context, name string, n *Normal) error {
 }
 
 // FromFrames makes the next n frames of a detector normals, besides their being
-// scored as ever. It calls told with the count after each.
-func (s *Normals) FromFrames(ctx context.Context, detector string, n int, told func(int)) error {
+// scored as ever. It calls progress with the count after each.
+func (s *Normals) FromFrames(ctx context.Context, detector string, n int, progress func(int)) error {
 	if err := CheckToken("detector", detector); err != nil {
 		return err
 	}
@@ -382,8 +382,8 @@ func (s *Normals) FromFrames(ctx context.Context, detector string, n int, told f
 			return err
 		}
 		done++
-		if told != nil {
-			told(done)
+		if progress != nil {
+			progress(done)
 		}
 	}
 	return nil

@@ -25,7 +25,7 @@ type Topology struct {
 	Names
 
 	// FramesMaxBytes bounds the frame queue. When it is full the broker refuses
-	// new frames and the camera is told. Default 2 GiB.
+	// new frames and the camera gets an error. Default 2 GiB.
 	FramesMaxBytes int64
 	// FramesMaxAge drops frames that nobody took. Default 7 days.
 	FramesMaxAge time.Duration
@@ -37,7 +37,7 @@ type Topology struct {
 	// days. Default 1 GiB.
 	DeadMaxBytes int64
 	// LargeMaxBytes bounds the images of waiting frames that are too large for a
-	// message; cameras are told when it is full. Default 1 GiB.
+	// message; cameras get an error when it is full. Default 1 GiB.
 	LargeMaxBytes int64
 	// Replicas of everything, for a cluster of brokers. Default 1.
 	Replicas int
@@ -90,7 +90,7 @@ func EnsureWithin(ctx context.Context, js jetstream.JetStream, t Topology) (Topo
 		most /= int64(t.WithDefaults().Replicas)
 	}
 	fitted, _ := t.Fit(most)
-	// An account without a limit is told nothing of the server's.
+	// An account without a limit does not show the server's.
 	for store := fitted.Reserved(); ; {
 		err = Ensure(ctx, js, fitted)
 		var refused *jetstream.APIError
@@ -226,7 +226,7 @@ func (t Topology) Streams() []jetstream.StreamConfig {
 		},
 		{
 			Name: t.DeadStream(), Description: "what could not be handled, with the reason",
-			// The advisories are stored too: one that nobody heard would leave
+			// The advisories are stored too: one that nobody received would leave
 			// its message in the work queue for ever.
 			Subjects: []string{
 				p + ".dead.*",

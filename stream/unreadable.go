@@ -11,17 +11,17 @@ import (
 // Reporter says once of each entry that cannot be read that it cannot: in the log
 // and as an event. Several processes that see the same store one event.
 type Reporter struct {
-	mu   sync.Mutex
-	told map[Unreadable]bool
+	mu       sync.Mutex
+	reported map[Unreadable]bool
 }
 
-// Report tells of entries. One that could not be told of is told of the next time.
+// Report reports entries. One whose event could not be stored is tried again the next time.
 func (r *Reporter) Report(ctx context.Context, in *Installation, log zerolog.Logger, all []Unreadable) {
 	for _, u := range all {
 		r.mu.Lock()
-		known := r.told[u]
+		done := r.reported[u]
 		r.mu.Unlock()
-		if known {
+		if done {
 			continue
 		}
 		if err := in.StoreNotice(ctx, unreadableNotice(u)); err != nil {
@@ -32,10 +32,10 @@ func (r *Reporter) Report(ctx context.Context, in *Installation, log zerolog.Log
 		}
 		log.Error().Str("bucket", u.Bucket).Str("key", u.Key).Uint64("revision", u.Revision).Msg(u.Error())
 		r.mu.Lock()
-		if r.told == nil {
-			r.told = map[Unreadable]bool{}
+		if r.reported == nil {
+			r.reported = map[Unreadable]bool{}
 		}
-		r.told[u] = true
+		r.reported[u] = true
 		r.mu.Unlock()
 	}
 }

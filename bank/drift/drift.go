@@ -116,11 +116,11 @@ type Monitor struct {
 
 // state is what changes, and what MarshalJSON keeps.
 type state struct {
-	Seen   int       `json:"seen"`   // frames offered
-	Counts []uint32  `json:"counts"` // normal frames observed, by level above first or groups of them
-	Scores []float64 `json:"scores"` // R of each bet on ranks
-	Alarms []float64 `json:"alarms"` // R of each bet on the alarm share
-	Status Status    `json:"status"`
+	Offered int       `json:"seen"`   // frames offered
+	Counts  []uint32  `json:"counts"` // normal frames observed, by level above first or groups of them
+	Scores  []float64 `json:"scores"` // R of each bet on ranks
+	Alarms  []float64 `json:"alarms"` // R of each bet on the alarm share
+	Status  Status    `json:"status"`
 }
 
 // New makes a monitor.
@@ -177,8 +177,8 @@ func (m *Monitor) Observe(p float64) (Status, error) {
 	if !(p > 0 && p <= 1) || level < 1 || math.Abs(p*n1-float64(level)) > 1e-6*n1 {
 		return m.s.Status, fmt.Errorf("observe p-value %v: not of a calibration with %d held-out normals", p, m.o.HeldOut)
 	}
-	m.s.Seen++
-	if (m.s.Seen-1)%m.o.Every != 0 {
+	m.s.Offered++
+	if (m.s.Offered-1)%m.o.Every != 0 {
 		return m.s.Status, nil
 	}
 	st := &m.s.Status
@@ -214,7 +214,7 @@ func (m *Monitor) rank(level int) float64 {
 	own := float64(1 + m.s.Counts[level])
 	total := float64(len(m.s.Counts) + m.s.Status.Frames - 1 - m.s.Status.Anomalous)
 	m.s.Counts[level]++
-	return (below + uniform(m.o.Seed, uint64(m.s.Seen))*own) / total
+	return (below + uniform(m.o.Seed, uint64(m.s.Offered))*own) / total
 }
 
 // rankBets are densities on 0..1. Slopes find scores that rise or fall, powers
@@ -319,7 +319,7 @@ func (m *Monitor) UnmarshalJSON(b []byte) error {
 	st := v.State.Status
 	if len(v.State.Counts) != len(fresh.s.Counts) || len(v.State.Scores) != len(fresh.s.Scores) ||
 		len(v.State.Alarms) != len(fresh.s.Alarms) || st.Anomalous < 0 || observed != st.Frames-st.Anomalous ||
-		v.State.Seen < st.Frames {
+		v.State.Offered < st.Frames {
 		return errors.New("read drift monitor: its state does not fit its options")
 	}
 	for _, r := range append(append([]float64{}, v.State.Scores...), v.State.Alarms...) {

@@ -218,7 +218,7 @@ func writeRandomBackbone(spec backbone.Spec, seed uint64, out string) (backbone.
 }
 
 func printBackbone(o *output, asJSON bool, file string, info backbone.Info) error {
-	return o.say(asJSON, struct {
+	return o.result(asJSON, struct {
 		Path string `json:"path"`
 		backbone.Info
 	}{file, info}, fmt.Sprintf("%s: %s, %d × %d pixels in, embeddings of %d dimensions, %.1f million parameters",

@@ -62,7 +62,7 @@ func (c *backupCmd) Run(ctx context.Context, o *output) error {
 	for _, e := range m.Streams {
 		messages, size = messages+e.Messages, size+e.Bytes
 	}
-	return o.say(c.JSON, m, fmt.Sprintf("%s: %d streams, %d messages, %.1f MB", c.Out, len(m.Streams), messages, float64(size)/1e6))
+	return o.result(c.JSON, m, fmt.Sprintf("%s: %d streams, %d messages, %.1f MB", c.Out, len(m.Streams), messages, float64(size)/1e6))
 }
 
 type restoreCmd struct {
@@ -109,7 +109,7 @@ func (c *restoreCmd) Run(ctx context.Context, o *output) error {
 			return fmt.Errorf("everything is restored, but: %w", err)
 		}
 	}
-	return o.say(c.JSON, m, fmt.Sprintf("restored %d streams of %s; %s; nearmiss broker --setup makes what the backup has not", len(m.Streams), m.CreatedAt.Format(time.RFC3339), counted(releases, "active release loads", "active releases load")))
+	return o.result(c.JSON, m, fmt.Sprintf("restored %d streams of %s; %s; nearmiss broker --setup makes what the backup has not", len(m.Streams), m.CreatedAt.Format(time.RFC3339), counted(releases, "active release loads", "active releases load")))
 }
 
 // loadActive fetches and opens each active release, and returns how many there are.

@@ -148,7 +148,7 @@ func (c *benchBankCmd) Run(ctx context.Context, o *output) error {
 		fmt.Fprintln(o.Out, "index      entries   dim  recall@2  excess  queries/s  in batches/s  build s  served")
 	}
 	return bench.Bank(ctx, opts, func(r bench.BankResult) error {
-		return o.say(c.JSON, r, fmt.Sprintf("%-8s %9d %5d    %.4f  %6.4f %10.0f %13.0f %8.1f  %v",
+		return o.result(c.JSON, r, fmt.Sprintf("%-8s %9d %5d    %.4f  %6.4f %10.0f %13.0f %8.1f  %v",
 			r.Index, r.Count, r.Dim, r.Recall, r.FirstExcess, r.QueriesPerSecond, r.BatchPerSecond, r.BuildSeconds, r.Served))
 	})
 }
@@ -194,7 +194,7 @@ func (c *benchStreamCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	return o.say(c.JSON, r, fmt.Sprintf(`frames a second through the broker, %d frames of %d bytes, %d workers, a scorer that does nothing:
+	return o.result(c.JSON, r, fmt.Sprintf(`frames a second through the broker, %d frames of %d bytes, %d workers, a scorer that does nothing:
   published and stored       %8.0f
   taken and acknowledged     %8.0f  shared %v
   both at the same time      %8.0f`, r.Frames, r.FrameBytes, r.Workers, r.PublishFPS, r.ScoreFPS, r.Share, r.BothFPS))

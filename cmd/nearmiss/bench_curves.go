@@ -48,7 +48,7 @@ func (c *benchCurvesCmd) Run(ctx context.Context, o *output) error {
 		}
 	}
 	put := func(p curvePoint) error {
-		return o.say(c.JSON, p, fmt.Sprintf("%-8s %8d  %-34s %10.3f %10.3f", p.Curve, p.At, p.What, p.Milliseconds, p.CPU))
+		return o.result(c.JSON, p, fmt.Sprintf("%-8s %8d  %-34s %10.3f %10.3f", p.Curve, p.At, p.What, p.Milliseconds, p.CPU))
 	}
 	if !c.JSON {
 		fmt.Fprintln(o.Out, "curve          at  what                               ms a frame     cpu ms")

@@ -65,7 +65,7 @@ func (c *cameraCmd) Run(ctx context.Context, o *output) error {
 	}); err != nil {
 		return err
 	}
-	return o.say(c.JSON, s, fmt.Sprintf("%d frames published, %.1f MB", s.Published, float64(s.Bytes)/1e6))
+	return o.result(c.JSON, s, fmt.Sprintf("%d frames published, %.1f MB", s.Published, float64(s.Bytes)/1e6))
 }
 
 // publish brings the source's images to the broker until it ends.
@@ -99,17 +99,17 @@ func (c *cameraCmd) publish(ctx context.Context, src camera.Source, v *observer,
 		return metrics.CameraState{Frames: s.Published, Bytes: s.Bytes, Waited: s.Waited, Up: nc.IsConnected()}
 	})
 	v.begun("camera", linked(nc))
-	c.tellUnknown(ctx, nc, js, o)
+	c.warnUnknownDetector(ctx, nc, js, o)
 	err = p.Run(ctx, src)
 	return p.Stats(), err
 }
 
-// tellUnknown warns of a detector that is not there: a name may be misspelt.
-func (c *cameraCmd) tellUnknown(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, o *output) {
+// warnUnknownDetector warns of a detector that is not there: a name may be misspelt.
+func (c *cameraCmd) warnUnknownDetector(ctx context.Context, nc *nats.Conn, js jetstream.JetStream, o *output) {
 	if c.NKey != "" || c.Creds != "" || strings.Contains(c.Server, "@") {
 		return // cameras' identities are of one detector, and may publish and nothing else
 	}
-	look := func() {
+	check := func() {
 		step, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
 		if there, err := stream.NewInstallation(js, c.names()).IsAwaited(step, c.Detector); err == nil && !there {
@@ -117,7 +117,7 @@ func (c *cameraCmd) tellUnknown(ctx context.Context, nc *nats.Conn, js jetstream
 		}
 	}
 	if nc.IsConnected() {
-		look()
+		check()
 		return
 	}
 	up := nc.StatusChanged(nats.CONNECTED)
@@ -125,7 +125,7 @@ func (c *cameraCmd) tellUnknown(ctx context.Context, nc *nats.Conn, js jetstream
 		select {
 		case <-ctx.Done():
 		case <-up:
-			look()
+			check()
 		}
 	}()
 }

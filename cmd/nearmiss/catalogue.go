@@ -241,7 +241,7 @@ func (c *backbonePullCmd) url(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	return o.say(c.JSON, map[string]string{"path": out, "sha256": digest}, fmt.Sprintf("%s\nSHA-256 %s\nto use it: nearmiss backbone import %s --out FILE.onnx", out, digest, out))
+	return o.result(c.JSON, map[string]string{"path": out, "sha256": digest}, fmt.Sprintf("%s\nSHA-256 %s\nto use it: nearmiss backbone import %s --out FILE.onnx", out, digest, out))
 }
 
 // demoPatience is how long the demo waits for its network.

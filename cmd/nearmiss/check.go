@@ -46,19 +46,19 @@ func (c *checkCmd) Run(ctx context.Context, o *output) error {
 	var failed []string
 	total := 0
 	var broken error // standard output is
-	tell := func(f check.Finding) {
+	report := func(f check.Finding) {
 		total++
 		if f.Level == check.Failed {
 			failed = append(failed, f.Check)
 		}
-		broken = errors.Join(broken, o.say(c.JSON, f, findingText(f)))
+		broken = errors.Join(broken, o.result(c.JSON, f, findingText(f)))
 	}
-	tell(check.Finding{Check: "program", Level: check.OK, Detail: versionText()})
+	report(check.Finding{Check: "program", Level: check.OK, Detail: versionText()})
 	if c.needs("worker", "trainer") {
-		tell(checkRuntime())
-		tell(checkFolder(cmp.Or(c.Data, conf.Data)))
+		report(checkRuntime())
+		report(checkFolder(cmp.Or(c.Data, conf.Data)))
 	}
-	if err := c.ask(ctx, o, conf, tell); err != nil {
+	if err := c.ask(ctx, o, conf, report); err != nil {
 		return err
 	}
 	if broken != nil {
@@ -73,26 +73,26 @@ func (c *checkCmd) Run(ctx context.Context, o *output) error {
 // needs says whether the machine is to be fit for one of the roles.
 func (c *checkCmd) needs(roles ...string) bool { return c.As == "" || slices.Contains(roles, c.As) }
 
-// ask looks at what lies behind the connection.
-func (c *checkCmd) ask(ctx context.Context, o *output, conf config, tell func(check.Finding)) error {
+// ask checks what lies behind the connection.
+func (c *checkCmd) ask(ctx context.Context, o *output, conf config, report func(check.Finding)) error {
 	nc, err := c.connect("check", o)
 	if usage := (usageError{}); errors.As(err, &usage) {
 		return err
 	}
 	if err != nil {
-		tell(check.Finding{Check: "server", Level: check.Failed, Detail: redact.Error(err).Error()})
+		report(check.Finding{Check: "server", Level: check.Failed, Detail: redact.Error(err).Error()})
 		return nil
 	}
 	defer nc.Close()
 	if f, ok := c.checkCertificates(nc); ok {
-		tell(f)
+		report(f)
 	}
 	topology := conf.topology()
 	topology.Names = c.names()
 	return check.Broker(ctx, nc, check.Config{
 		Topology: topology, Role: access.Role(c.As), Detector: c.Detector, Wait: c.Wait,
 		Setup: "nearmiss broker --setup " + nc.ConnectedUrlRedacted(),
-	}, tell)
+	}, report)
 }
 
 func findingText(f check.Finding) string {
@@ -141,7 +141,7 @@ func checkFolder(dir string) check.Finding {
 	return f
 }
 
-// checkCertificates looks at the certificates that the connection stands on.
+// checkCertificates checks the certificates that the connection stands on.
 func (c *checkCmd) checkCertificates(nc *nats.Conn) (check.Finding, bool) {
 	all, err := c.expiries(nc)
 	if err == nil && len(all) == 0 {

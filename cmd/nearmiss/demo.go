@@ -47,9 +47,9 @@ func (d demoTask) source(normal int, from uint64) (camera.Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	sources := inTurn{&camera.Generated{Make: camera.Drawn(mixed, from+uint64(normal)), FPS: demoFPS}}
+	sources := sequence{&camera.Generated{Make: camera.Drawn(mixed, from+uint64(normal)), FPS: demoFPS}}
 	if normal > 0 {
-		sources = inTurn{&camera.Generated{Make: camera.Drawn(good, from), Count: normal}, sources[0]}
+		sources = sequence{&camera.Generated{Make: camera.Drawn(good, from), Count: normal}, sources[0]}
 	}
 	return &sources, nil
 }
@@ -66,10 +66,10 @@ func (d demoTask) images(share float64) (good, mixed *synthetic.Source, err erro
 	return good, mixed, err
 }
 
-// inTurn is one source after the other.
-type inTurn []camera.Source
+// sequence is one source after the other.
+type sequence []camera.Source
 
-func (s *inTurn) Next(ctx context.Context) (camera.Image, error) {
+func (s *sequence) Next(ctx context.Context) (camera.Image, error) {
 	for {
 		if len(*s) == 0 {
 			return camera.Image{}, io.EOF
@@ -97,7 +97,7 @@ func runDemo(ctx context.Context, connect dial, conf config, o *output, about st
 		in: stream.NewInstallation(js, names), control: stream.NewClient(nc, names).For("demo"),
 	}
 	if about != "" {
-		d.say("%s", about)
+		d.printf("%s", about)
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	for _, task := range demoTasks {
@@ -154,14 +154,14 @@ func (d *demo) run(ctx context.Context, connect dial, task demoTask, o *output) 
 	learn := 0
 	switch p, err := reg.Active(ctx, task.detector); {
 	case err == nil:
-		d.say("%s goes on with release %.12s from an earlier run", task.detector, p.Release)
+		d.printf("%s goes on with release %.12s from an earlier run", task.detector, p.Release)
 	case errors.Is(err, registry.ErrNoRelease):
 		have, err := d.in.Normals().Count(ctx, task.detector)
 		if err != nil {
 			return err
 		}
 		learn = max(0, demoLearn-have)
-		d.say("%s learns normal from the first %d frames of camera %s", task.detector, demoLearn, task.camera)
+		d.printf("%s learns normal from the first %d frames of camera %s", task.detector, demoLearn, task.camera)
 	default:
 		return err
 	}
@@ -181,8 +181,8 @@ func (d *demo) run(ctx context.Context, connect dial, task demoTask, o *output) 
 	return p.Run(ctx, src)
 }
 
-// say prints a line for people.
-func (d *demo) say(format string, a ...any) {
+// printf prints a line for people.
+func (d *demo) printf(format string, a ...any) {
 	if d.json {
 		return
 	}
@@ -213,7 +213,7 @@ func (d *demo) event(e stream.Event) error {
 	default:
 		text += "  truth: normal, DISAGREES"
 	}
-	d.say("%s", text)
+	d.printf("%s", text)
 	return nil
 }
 
@@ -258,7 +258,7 @@ func (d *demo) summary() {
 		t := *d.tally[task.detector]
 		d.mu.Unlock()
 		if n := t.found + t.missed + t.falseAlarms + t.quiet; n > 0 {
-			d.say("%s so far: %d frames; defects: %d found, %d missed; normals: %d false alarms in %d",
+			d.printf("%s so far: %d frames; defects: %d found, %d missed; normals: %d false alarms in %d",
 				task.detector, n, t.found, t.missed, t.falseAlarms, t.falseAlarms+t.quiet)
 		}
 	}

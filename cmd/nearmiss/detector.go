@@ -178,7 +178,7 @@ func (c *detectorCreateCmd) Run(ctx context.Context, o *output) error {
 		if d.LearnFrames > 0 {
 			text = fmt.Sprintf("created %s: it learns from its first %d frames", d.Name, d.LearnFrames)
 		}
-		return o.say(c.JSON, d.Detector, text)
+		return o.result(c.JSON, d.Detector, text)
 	})
 }
 
@@ -220,7 +220,7 @@ func (c *detectorShowCmd) Run(ctx context.Context, o *output) error {
 		if err != nil {
 			return err
 		}
-		decides, err := inForce(ctx, in, client, d, workersAnswer)
+		decides, err := inForce(ctx, in, client, d, workersTimeout)
 		if err != nil {
 			return err
 		}
@@ -236,7 +236,7 @@ func printDetector(o *output, in force, asJSON bool) error {
 	if d.QuietFrames > 0 {
 		goodFrames = fmt.Sprintf(" or %d good frames", d.QuietFrames)
 	}
-	return o.say(asJSON, in, fmt.Sprintf("%s\n  learns     %s, k %d, false-alarm rate %g, backbone: %s\n  frames     %s, smoothing over %d, cool-down %v\n%s  incidents  of a %s, over after %v%s\n  evidence   kept: %v, for %v, pictures up to %d MiB\n  retrains   every %v, after %d normals (0: never)",
+	return o.result(asJSON, in, fmt.Sprintf("%s\n  learns     %s, k %d, false-alarm rate %g, backbone: %s\n  frames     %s, smoothing over %d, cool-down %v\n%s  incidents  of a %s, over after %v%s\n  evidence   kept: %v, for %v, pictures up to %d MiB\n  retrains   every %v, after %d normals (0: never)",
 		d.Name, d.Method, d.K, d.FalseAlarmRate, backbone, d.Policy, d.Smoothing, time.Duration(d.CoolDown), in.text("  "), d.Group, time.Duration(d.Quiet), goodFrames, !d.NoEvidence,
 		time.Duration(d.Retention), d.EvidenceMiB, time.Duration(d.RetrainEvery), d.RetrainAfter))
 }
@@ -258,7 +258,7 @@ func (c *detectorSetCmd) Run(ctx context.Context, o *output) error {
 		if err != nil {
 			return err
 		}
-		decides, err := inForce(ctx, in, control, a.Detector, workersAnswer)
+		decides, err := inForce(ctx, in, control, a.Detector, workersTimeout)
 		if err != nil {
 			return err
 		}

@@ -92,6 +92,6 @@ func (c *evidenceGetCmd) Run(ctx context.Context, o *output) error {
 				}
 			}
 		}
-		return o.say(c.JSON, map[string]any{"event": newEventLine(e.Event), "files": files}, eventText(e.Event))
+		return o.result(c.JSON, map[string]any{"event": newEventLine(e.Event), "files": files}, eventText(e.Event))
 	})
 }

@@ -34,9 +34,9 @@ type expect struct {
 	PerHour   *float64 `json:"false_alarms_per_hour,omitempty"` // at most, when all that it sees is normal
 }
 
-// workersAnswer is how long it is waited for the workers, who know the cameras'
+// workersTimeout is how long to wait for the workers, which know the cameras'
 // rates.
-const workersAnswer = 200 * time.Millisecond
+const workersTimeout = 200 * time.Millisecond
 
 // inForce finds out what decides on a detector's frames. wait 0 does without the
 // cameras.

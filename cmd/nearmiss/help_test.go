@@ -214,9 +214,9 @@ func TestManualPage(t *testing.T) {
 }
 
 func TestLongStepsAreLoggedWithoutATerminal(t *testing.T) {
-	was := tellEvery
-	t.Cleanup(func() { tellEvery = was })
-	tellEvery = time.Hour
+	was := logInterval
+	t.Cleanup(func() { logInterval = was })
+	logInterval = time.Hour
 	var b bytes.Buffer
 	o := &output{Err: &b, Log: newLogger(&b, "info", "json")}
 	p := o.progress("embedding")
@@ -225,7 +225,7 @@ func TestLongStepsAreLoggedWithoutATerminal(t *testing.T) {
 	if b.Len() > 0 {
 		t.Errorf("a short step is logged: %s", b.String())
 	}
-	tellEvery = 0
+	logInterval = 0
 	p.stage("bank", 7, 10)
 	p.close()
 	if s := b.String(); strings.Count(s, "\n") != 1 || !strings.Contains(s, `"step":"bank","done":7,"total":10`) {

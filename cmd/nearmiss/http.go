@@ -53,10 +53,10 @@ type observer struct {
 	*metrics.Metrics
 	traces *traces.Tracer // nil: there are none
 
-	mu    sync.Mutex
-	order []string
-	ready map[string]func() []stream.Check // by part; nil: it has not begun
-	told  bool
+	mu        sync.Mutex
+	order     []string
+	ready     map[string]func() []stream.Check // by part; nil: it has not begun
+	announced bool
 }
 
 // observe runs a service of some parts beside the HTTP server of its process, which
@@ -125,8 +125,8 @@ func (v *observer) begun(part string, ready func() []stream.Check) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.ready[part] = ready
-	if len(v.ready) == len(v.order) && !v.told {
-		v.told = true
+	if len(v.ready) == len(v.order) && !v.announced {
+		v.announced = true
 		notify("READY=1")
 	}
 }

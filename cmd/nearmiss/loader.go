@@ -85,7 +85,7 @@ func (t driftTest) Observe(p float64) (stream.DriftStatus, error) {
 	}, err
 }
 
-// inspect looks at an image before it becomes a normal.
+// inspect checks an image before it becomes a normal.
 func inspect(l imaging.Limits) func([]byte) (code, reason string) {
 	return func(file []byte) (code, reason string) {
 		_, err := imaging.Inspect(file, l)

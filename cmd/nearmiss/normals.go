@@ -74,7 +74,7 @@ func (c *normalsAddCmd) report(o *output, added, skipped int) error {
 	if c.Anomaly {
 		what = "labelled anomalies"
 	}
-	return o.say(c.JSON, map[string]any{"detector": c.Detector, "added": added, "skipped": skipped, "anomalies": c.Anomaly},
+	return o.result(c.JSON, map[string]any{"detector": c.Detector, "added": added, "skipped": skipped, "anomalies": c.Anomaly},
 		fmt.Sprintf("added %s to the %s of %s, skipped %d", counted(added, "image"), what, c.Detector, skipped))
 }
 

@@ -227,7 +227,7 @@ func (c *collectCmd) Run(ctx context.Context, o *output) error {
 		if c.DryRun {
 			verb = "would remove"
 		}
-		return o.say(c.JSON, got, fmt.Sprintf("%s %d releases, %d files (%d bytes), %d images and %d sets of pictures of anomalies, %d checkpoints; %d releases stay",
+		return o.result(c.JSON, got, fmt.Sprintf("%s %d releases, %d files (%d bytes), %d images and %d sets of pictures of anomalies, %d checkpoints; %d releases stay",
 			verb, len(got.Releases), got.Files, got.Bytes, got.Evidence, got.Pictures, got.Checkpoints, got.Kept))
 	})
 }

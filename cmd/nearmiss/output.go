@@ -77,8 +77,8 @@ func (o *output) printf(format string, a ...any) error {
 	return err
 }
 
-// say prints one result: as JSON, or as the text for people.
-func (o *output) say(asJSON bool, v any, text string) error {
+// result prints one result: as JSON, or as the text for people.
+func (o *output) result(asJSON bool, v any, text string) error {
 	if asJSON {
 		return o.JSON(v)
 	}
@@ -92,7 +92,7 @@ func list[T any](o *output, asJSON bool, all []T, text func(T) string) error {
 		if !asJSON {
 			line = text(v)
 		}
-		if err := o.say(asJSON, v, line); err != nil {
+		if err := o.result(asJSON, v, line); err != nil {
 			return err
 		}
 	}
@@ -127,14 +127,14 @@ type progress struct {
 	what  string
 	bytes bool
 
-	mu   sync.Mutex
-	bar  *progressbar.ProgressBar
-	told time.Time // when the last log line was due
+	mu       sync.Mutex
+	bar      *progressbar.ProgressBar
+	loggedAt time.Time // when the last log line was due
 }
 
-// tellEvery is how often a step that takes long is logged where there is no
+// logInterval is how often a step that takes long is logged where there is no
 // terminal; one that takes less is not.
-var tellEvery = 10 * time.Second
+var logInterval = 10 * time.Second
 
 // progress starts a bar for counted things; the total comes with the first report.
 func (o *output) progress(what string) *progress { return &progress{o: o, what: what} }
@@ -173,13 +173,13 @@ func (p *progress) report(done, total int64) {
 // log writes a line if none was written for a while. The caller holds mu.
 func (p *progress) log(done, total int64) {
 	now := time.Now()
-	if p.told.IsZero() {
-		p.told = now
+	if p.loggedAt.IsZero() {
+		p.loggedAt = now
 	}
-	if now.Sub(p.told) < tellEvery {
+	if now.Sub(p.loggedAt) < logInterval {
 		return
 	}
-	p.told = now
+	p.loggedAt = now
 	e := p.o.Log.Info().Str("step", p.what).Int64("done", done)
 	if total > 0 {
 		e = e.Int64("total", total)

@@ -183,7 +183,7 @@ func (c *releasesCmd) show(ctx context.Context, o *output, r *registry.Registry)
 	if err != nil {
 		return err
 	}
-	return o.say(c.JSON, struct {
+	return o.result(c.JSON, struct {
 		registry.Release
 		Manifest json.RawMessage `json:"manifest"`
 	}{rel, rel.Manifest}, fmt.Sprintf("%s\n%s", rel.Digest, rel.Manifest))
@@ -211,7 +211,7 @@ func (c *releasesCmd) publish(ctx context.Context, o *output, in *stream.Install
 	if c.Promote {
 		return c.promote(ctx, o, control, stream.PromoteRequest{Detector: c.Detector, Release: digest, Reason: c.Reason})
 	}
-	return o.say(c.JSON, map[string]any{"detector": c.Detector, "release": digest, "active": false},
+	return o.result(c.JSON, map[string]any{"detector": c.Detector, "release": digest, "active": false},
 		fmt.Sprintf("stored %s; make it the active one with: nearmiss releases %s promote %.12s", digest, c.Detector, digest))
 }
 
@@ -224,5 +224,5 @@ func (c *releasesCmd) promote(ctx context.Context, o *output, control *stream.Cl
 }
 
 func (c *releasesCmd) printPointer(o *output, p registry.Pointer) error {
-	return o.say(c.JSON, p, fmt.Sprintf("%s now uses release %s", p.Detector, p.Release))
+	return o.result(c.JSON, p, fmt.Sprintf("%s now uses release %s", p.Detector, p.Release))
 }

@@ -36,7 +36,7 @@ func (c *runtimeInstallCmd) Run(ctx context.Context, o *output) error {
 	if err != nil {
 		return err
 	}
-	return o.say(c.JSON, map[string]string{"path": path, "version": ort.Version}, fmt.Sprintf("ONNX Runtime %s is at %s", ort.Version, path))
+	return o.result(c.JSON, map[string]string{"path": path, "version": ort.Version}, fmt.Sprintf("ONNX Runtime %s is at %s", ort.Version, path))
 }
 
 type runtimeInfoCmd struct {

@@ -150,7 +150,7 @@ func (c *scoreCmd) Run(ctx context.Context, o *output) error {
 				return fmt.Errorf("heatmap of %s: %w", some[i], err)
 			}
 			l := line(some[i], d.Info().Release, s, h, names)
-			if err := o.say(c.JSON, l, l.text()); err != nil {
+			if err := o.result(c.JSON, l, l.text()); err != nil {
 				return err
 			}
 			if table == nil {

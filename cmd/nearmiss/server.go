@@ -35,7 +35,7 @@ type credentialFlags struct {
 	JSAPIPrefix string `name:"js-api-prefix" env:"NEARMISS_JS_API_PREFIX" placeholder:"SUBJECT" help:"Where JetStream answers, in an account that imports it: NM.API for subscribers."`
 }
 
-// jetStreamAPI is where JetStream answers; empty: where it does without being told.
+// jetStreamAPI is where JetStream answers; empty: where that is its own setting.
 func (f credentialFlags) jetStreamAPI() string {
 	if f.JSDomain != "" {
 		return stream.DomainAPI(f.JSDomain)

@@ -178,8 +178,8 @@ func sinksDo(ctx context.Context, s serverFlags, o *output, what string, q, a an
 
 // inWords is an error without the code with which a service answered.
 func inWords(err error) error {
-	if said, ok := errors.AsType[*stream.ServiceError](err); ok {
-		return errors.New(said.Message)
+	if service, ok := errors.AsType[*stream.ServiceError](err); ok {
+		return errors.New(service.Message)
 	}
 	return err
 }
@@ -252,7 +252,7 @@ func (c *sinksTestCmd) Run(ctx context.Context, o *output) error {
 		text += "; otherwise it would not have been sent: " + a.Filter
 	}
 	if c.JSON || a.OK {
-		if err := o.say(c.JSON, a, text); err != nil {
+		if err := o.result(c.JSON, a, text); err != nil {
 			return err
 		}
 	}
@@ -343,7 +343,7 @@ func (c *sinksReplayCmd) Run(ctx context.Context, o *output) error {
 	if err := sinksDo(step, c.serverFlags, o, "replay", q, &a); err != nil {
 		return err
 	}
-	if err := o.say(c.JSON, a, fmt.Sprintf("%d events sent, %d failed", a.Sent, a.Failed)); err != nil {
+	if err := o.result(c.JSON, a, fmt.Sprintf("%d events sent, %d failed", a.Sent, a.Failed)); err != nil {
 		return err
 	}
 	if a.Failed > 0 {

@@ -58,7 +58,7 @@ func (c *sinksShowCmd) Run(ctx context.Context, o *output) error {
 	if asked != nil {
 		text += "\n" + asked.Error()
 	}
-	return o.say(c.JSON, shown, text)
+	return o.result(c.JSON, shown, text)
 }
 
 // describeSink is a sink in words, a line each.

@@ -83,15 +83,15 @@ func (c *backboneTrainStarterCmd) Run(ctx context.Context, o *output) error {
 		conf.Work = c.Out + ".work"
 	}
 	bar := o.progress("draw")
-	told := 0
+	reported := 0
 	conf.Progress = func(p pretrain.Progress) {
 		what := p.Stage
 		if p.Stage == pretrain.StageTrain {
 			what = fmt.Sprintf("train, loss %.3f", p.Loss)
 		}
 		bar.stage(what, int64(p.Done), int64(p.Total))
-		if c.JSON && p.Stage == pretrain.StageTrain && (p.Done-told >= 50 || p.Done == p.Total) {
-			told = p.Done
+		if c.JSON && p.Stage == pretrain.StageTrain && (p.Done-reported >= 50 || p.Done == p.Total) {
+			reported = p.Done
 			_ = o.JSON(map[string]any{"step": p.Done, "steps": p.Total, "loss": p.Loss, "parts": p.Parts, "seconds_left": p.Left.Seconds()})
 		}
 	}

@@ -54,7 +54,7 @@ func (c *trainCmd) run(ctx context.Context, in *stream.Installation, control *st
 		return err
 	}
 	if !c.Wait {
-		return o.say(c.JSON, j, fmt.Sprintf("job %s is in the queue; see nearmiss jobs %s", j.Job, c.Detector))
+		return o.result(c.JSON, j, fmt.Sprintf("job %s is in the queue; see nearmiss jobs %s", j.Job, c.Detector))
 	}
 	jobs, err := in.Jobs(ctx)
 	if err != nil {
@@ -72,7 +72,7 @@ func (c *trainCmd) run(ctx context.Context, in *stream.Installation, control *st
 	if err != nil {
 		return err
 	}
-	if err = o.say(c.JSON, j, jobText(j)); err == nil && j.State != stream.JobDone {
+	if err = o.result(c.JSON, j, jobText(j)); err == nil && j.State != stream.JobDone {
 		err = fmt.Errorf("job %s: %s", j.Job, cmp.Or(j.Error, j.State))
 	}
 	return err

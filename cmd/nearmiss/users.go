@@ -341,7 +341,7 @@ func (c *usersCheckCmd) Run(o *output) error {
 	}
 	c.NKey = cmp.Or(c.NKey, c.keyFile(u.Name))
 	failed := 0
-	say := func(subject string, ok bool, what string) error {
+	report := func(subject string, ok bool, what string) error {
 		if !ok {
 			failed++
 			what = "WRONG: " + what
@@ -351,7 +351,7 @@ func (c *usersCheckCmd) Run(o *output) error {
 	for _, s := range u.Rights(c.names()).Subscribe {
 		ok, err := c.probe(o, "sub "+s)
 		if err == nil {
-			err = say("sub "+s, ok, map[bool]string{true: "allowed", false: "refused"}[ok])
+			err = report("sub "+s, ok, map[bool]string{true: "allowed", false: "refused"}[ok])
 		}
 		if err != nil {
 			return err
@@ -360,7 +360,7 @@ func (c *usersCheckCmd) Run(o *output) error {
 	for _, s := range forbidden {
 		ok, err := c.probe(o, s)
 		if err == nil {
-			err = say(s, !ok, map[bool]string{true: "allowed", false: "refused"}[ok])
+			err = report(s, !ok, map[bool]string{true: "allowed", false: "refused"}[ok])
 		}
 		if err != nil {
 			return err

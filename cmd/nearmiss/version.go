@@ -16,7 +16,7 @@ type versionCmd struct {
 }
 
 func (c *versionCmd) Run(o *output) error {
-	return o.say(c.JSON, map[string]string{
+	return o.result(c.JSON, map[string]string{
 		"version": version, "commit": commit,
 		"go": runtime.Version(), "os": runtime.GOOS, "arch": runtime.GOARCH,
 	}, versionText())

@@ -67,7 +67,7 @@ func (c *watchCmd) Run(ctx context.Context, o *output) error {
 	}
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	err = stream.Watch(ctx, nc, w, o.Log, c.seen(o, stop))
+	err = stream.Watch(ctx, nc, w, o.Log, c.deliver(o, stop))
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
 		return cause
 	}
@@ -79,10 +79,10 @@ var errReaderGone = errors.New("the events' reader is gone; what it has not ackn
 
 var errRefused = errors.New("its reader gave it back")
 
-// seen writes an event of a durable subscription, which the broker takes for
+// deliver writes an event of a durable subscription, which the broker takes for
 // handled when it returns nil: once the line is on its way to whoever reads it, or
 // with --ack when the reader says so.
-func (c *watchCmd) seen(o *output, stop context.CancelCauseFunc) func(context.Context, stream.Event) error {
+func (c *watchCmd) deliver(o *output, stop context.CancelCauseFunc) func(context.Context, stream.Event) error {
 	var answers chan string
 	if c.Ack {
 		answers = make(chan string)
@@ -123,7 +123,7 @@ func (c *watchCmd) seen(o *output, stop context.CancelCauseFunc) func(context.Co
 }
 
 func (c *watchCmd) print(o *output, e stream.Event) error {
-	return o.say(c.JSON, newEventLine(e), eventText(e))
+	return o.result(c.JSON, newEventLine(e), eventText(e))
 }
 
 // eventLine is the JSON of an event on one line: its data, with its id, kind

@@ -54,14 +54,14 @@ func (m *Map) Sheet() *image.Paletted {
 	}
 	w, h := fit(m.Width, m.Height, sheetSide)
 	out := image.NewPaletted(image.Rect(0, 0, w, h), colours)
-	const looks = 3 // a pixel, across and down
-	for y := range h * looks {
-		for x := range w * looks {
-			v, ok := m.At((2*x+1)*m.Width/(2*w*looks), (2*y+1)*m.Height/(2*h*looks))
+	const samples = 3 // a pixel, across and down
+	for y := range h * samples {
+		for x := range w * samples {
+			v, ok := m.At((2*x+1)*m.Width/(2*w*samples), (2*y+1)*m.Height/(2*h*samples))
 			if !ok {
 				continue
 			}
-			p := &out.Pix[y/looks*out.Stride+x/looks]
+			p := &out.Pix[y/samples*out.Stride+x/samples]
 			*p = max(*p, uint8(1+math.Round(254*min(float64(v), 1))))
 		}
 	}

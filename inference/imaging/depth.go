@@ -12,11 +12,11 @@ package imaging
 //     range, OME's SignificantBits), if no sample of it is larger;
 //   - all bits of the sample. A picture that then reaches less than a sixteenth
 //     of the range, so that some sixteen greys would be left, is refused where
-//     frames are judged; where one picture is only looked at ([Decode]), the
+//     frames are judged; where one picture is only shown ([Decode]), the
 //     least of 8, 10 and 12 bits that hold it is taken.
 type depth struct {
-	white uint32 // the sample that becomes 255; larger ones do, too
-	seen  uint32 // the largest sample so far
+	white   uint32 // the sample that becomes 255; larger ones do, too
+	largest uint32 // the largest sample so far
 	// inverse is 2⁴⁰ / white, rounded up. Where white has up to 16 bits, a
 	// product with it and a shift are exact: 255 × 65535 + 32767 < 2²⁴.
 	inverse uint64
@@ -44,7 +44,7 @@ func whiteOf(bits int) uint32 { return uint32(1<<uint(bits) - 1) }
 
 // to8 scales a sample to 0..255, rounding to the nearest.
 func (d *depth) to8(v uint32) uint8 {
-	d.seen = max(d.seen, v)
+	d.largest = max(d.largest, v)
 	if v >= d.white {
 		return 255
 	}
@@ -67,7 +67,7 @@ func decodeDeep(h Header, bits int, guess bool, decode func(d *depth) error) err
 		return decode(newDepth(whiteOf(min(bits, h.Bits))))
 	case h.Significant > 0 && h.Significant < h.Bits:
 		d := newDepth(whiteOf(h.Significant))
-		if err := decode(d); err != nil || d.seen <= d.white {
+		if err := decode(d); err != nil || d.largest <= d.white {
 			return err
 		}
 	}
@@ -75,14 +75,14 @@ func decodeDeep(h Header, bits int, guess bool, decode func(d *depth) error) err
 	if err := decode(d); err != nil {
 		return err
 	}
-	if d.seen > all>>4 || d.seen == 0 {
+	if d.largest > all>>4 || d.largest == 0 {
 		return nil
 	}
 	if !guess {
 		return reject(CodeUnsupported, "the largest of the %d-bit samples is %d, and nothing says what white is: set the detector's bits (its camera seems to have %d)",
-			h.Bits, d.seen, holding(d.seen))
+			h.Bits, d.largest, holding(d.largest))
 	}
-	return decode(newDepth(whiteOf(holding(d.seen))))
+	return decode(newDepth(whiteOf(holding(d.largest))))
 }
 
 // NeededBits is the least of the usual depths (8, 10, 12, 14, 16, 32 bits) that
@@ -97,7 +97,7 @@ func NeededBits(b []byte, l Limits) (int, error) {
 	if err := decodeAt(b, h, d, &discarded{make([]uint8, 3*max(h.Width, h.Height))}); err != nil {
 		return 0, err
 	}
-	return holding(d.seen), nil
+	return holding(d.largest), nil
 }
 
 // discarded keeps nothing.

@@ -109,18 +109,18 @@ func reason(err error) string {
 	if !errors.As(err, &unusable) {
 		return oneLine(err)
 	}
-	said := oneLine(unusable.err)
+	text := oneLine(unusable.err)
 	missing := ""
-	if m := missingLibrary.FindStringSubmatch(said); m != nil {
+	if m := missingLibrary.FindStringSubmatch(text); m != nil {
 		missing = m[1]
 	}
 	switch {
-	case isProvider(missing), strings.Contains(said, "not enabled in this build"):
+	case isProvider(missing), strings.Contains(text, "not enabled in this build"):
 		return `the library is built without it: "nearmiss runtime install --cuda" gets one that has it`
 	case missing != "":
 		return "its library " + missing + " is not found: install it, or name its folder in LD_LIBRARY_PATH"
 	}
-	return said
+	return text
 }
 
 var missingLibrary = regexp.MustCompile(`([^\s:/]+\.so[.0-9]*): cannot open shared object file`)

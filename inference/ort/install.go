@@ -253,13 +253,13 @@ func npmPack(ctx context.Context, dir string) (string, error) {
 	}
 	cmd := exec.CommandContext(ctx, npm, "pack", packageSpec, "--ignore-scripts", "--loglevel=error", "--pack-destination", dir)
 	cmd.Dir = dir // not in a project: its .npmrc is not ours
-	var said strings.Builder
-	cmd.Stderr = &said
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
 	if err := cmd.Run(); err != nil {
 		if ctx.Err() != nil {
 			return "", fmt.Errorf("install ONNX Runtime: npm pack %s: %w", packageSpec, ctx.Err())
 		}
-		reason := strings.Join(strings.Fields(said.String()), " ")
+		reason := strings.Join(strings.Fields(stderr.String()), " ")
 		if len(reason) > 400 {
 			reason = reason[:400] + "…"
 		}

@@ -174,7 +174,7 @@ func embed(ctx context.Context, o EmbedOptions) (EmbedResult, error) {
 			},
 		})
 	}
-	if err := takeTurns(ctx, parts, o.Time, o.Rounds, o.Progress); err != nil {
+	if err := interleave(ctx, parts, o.Time, o.Rounds, o.Progress); err != nil {
 		return EmbedResult{}, err
 	}
 	if !o.Alone {

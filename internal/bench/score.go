@@ -68,7 +68,7 @@ func score(ctx context.Context, dirs []string, files [][]byte, o inference.Optio
 			})
 		}})
 	}
-	if err := takeTurns(ctx, parts, total, rounds, func(string) {}); err != nil {
+	if err := interleave(ctx, parts, total, rounds, func(string) {}); err != nil {
 		return nil, err
 	}
 	for i, p := range parts {

@@ -41,9 +41,9 @@ func (p *part) rate() Rate {
 	return r
 }
 
-// takeTurns measures the parts for total in all, in rounds, so that a
-// disturbance of the machine meets them all. progress is told what begins.
-func takeTurns(ctx context.Context, parts []*part, total time.Duration, rounds int, progress func(string)) error {
+// interleave measures the parts for total in all, in rounds, so that a
+// disturbance of the machine meets them all. progress is called with what begins.
+func interleave(ctx context.Context, parts []*part, total time.Duration, rounds int, progress func(string)) error {
 	for round := range rounds {
 		for _, p := range parts {
 			if err := ctx.Err(); err != nil {

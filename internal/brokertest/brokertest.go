@@ -26,7 +26,7 @@ var Leaks = []goleak.Option{
 }
 
 // Room is what the store of a server may take that says nothing else, in bytes: enough
-// for the limits of [stream.Topology]. A server that is not told makes it a share of the
+// for the limits of [stream.Topology]. A server without the setting makes it a share of the
 // disk, so that tests would need as much free space as those limits are large, of which
 // they use next to nothing.
 const Room = 16 << 30

@@ -71,7 +71,7 @@ func (a answers) Write(b []byte) (int, error) {
 	return a.Conn.Write(b)
 }
 
-// Cut ends all connections, and lets new ones hear the server again.
+// Cut ends all connections, and lets new ones receive from the server again.
 func (r *Relay) Cut() {
 	r.mu.Lock()
 	defer r.mu.Unlock()

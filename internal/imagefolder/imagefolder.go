@@ -28,7 +28,7 @@ func IsImage(name string) bool {
 // Walk calls f for every file below root, hidden ones and those in hidden
 // folders excepted, in the order of their names: rel is the path below root,
 // with slashes, full the path to open. Links are followed, wherever they lead.
-// What cannot be looked at costs only itself: lost is called for links that lead
+// What cannot be read costs only itself: lost is called for links that lead
 // nowhere or back to a folder above them, and folders that may not be read. It
 // fails where root itself cannot be read.
 func Walk(root string, f func(rel, full string), lost func(rel string, err error)) error {
@@ -75,7 +75,7 @@ func walkIn(root, below string, above []fs.FileInfo, f func(rel, full string), l
 type Listing struct {
 	Files []string // paths of images by their names' ends
 	Other []string // paths of files that are none
-	Odd   []error  // what could not be looked at
+	Odd   []error  // what could not be read
 }
 
 // List looks through a folder. A file is its own listing, whatever it is called.
@@ -100,7 +100,7 @@ func List(root string) (Listing, error) {
 }
 
 // Notes tells people what was left out: other files by the ends of their names,
-// and what could not be looked at.
+// and what could not be read.
 func (l Listing) Notes() []string {
 	var out []string
 	count := map[string]int{}

@@ -69,7 +69,7 @@ func of(f *os.File) (*File, error) {
 	return &File{Data: data}, nil
 }
 
-// Close gives the memory back. Nothing may look at Data then.
+// Close gives the memory back. Data must not be read then.
 func (f *File) Close() error {
 	data := f.Data
 	f.Data = nil

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// mark stands in the place of a secret, as net/url's Redacted has it.
-const mark = "xxxxx"
+// placeholder stands in the place of a secret, as net/url's Redacted has it.
+const placeholder = "xxxxx"
 
 var (
 	// address is a URL up to what cannot be of it. A password that was not escaped
@@ -35,12 +35,12 @@ func one(s string) string {
 	if user, host, ok := split(rest); ok {
 		name, _, hasPassword := strings.Cut(user, ":")
 		if hasPassword && name != "" {
-			rest = name + ":" + mark + "@" + host
+			rest = name + ":" + placeholder + "@" + host
 		} else {
-			rest = mark + "@" + host // a token, or a password alone
+			rest = placeholder + "@" + host // a token, or a password alone
 		}
 	}
-	return scheme + "://" + secret.ReplaceAllString(rest, "${1}${2}${3}"+mark)
+	return scheme + "://" + secret.ReplaceAllString(rest, "${1}${2}${3}"+placeholder)
 }
 
 // split finds where the user and the password of a URL end, without its scheme.

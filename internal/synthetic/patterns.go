@@ -390,7 +390,7 @@ func (p *pattern) draw(dst *imaging.Image, d *defect) bool {
 		}
 	}
 	for _, e := range elements {
-		p.lay(e)
+		p.render(e)
 	}
 	strength := lerp(0.45, 1, amount)
 	var at rgb
@@ -429,8 +429,8 @@ func (p *pattern) draw(dst *imaging.Image, d *defect) bool {
 	return true
 }
 
-// lay draws an element over the ground.
-func (p *pattern) lay(e element) {
+// render draws an element over the ground.
+func (p *pattern) render(e element) {
 	n := p.c.size
 	px := 2 / float64(n)
 	reach := 1.15*e.r + 2*px

@@ -57,14 +57,14 @@ func Fetch(ctx context.Context, s Spec, dir, byHand string) (string, error) {
 		cmd := exec.CommandContext(ctx, t[0], append(t[1:len(t):len(t)], s.args(dir)...)...)
 		cmd.Dir = dir
 		cmd.WaitDelay = 5 * time.Second
-		var said strings.Builder
-		cmd.Stderr = &said
+		var stderr strings.Builder
+		cmd.Stderr = &stderr
 		err := cmd.Run()
 		if ctx.Err() != nil {
 			return "", ctx.Err()
 		}
 		if err != nil {
-			reason := strings.Join(strings.Fields(said.String()), " ")
+			reason := strings.Join(strings.Fields(stderr.String()), " ")
 			if len(reason) > 300 {
 				reason = reason[len(reason)-300:]
 			}

@@ -69,7 +69,7 @@ func nkeyOption(file string) (nats.Option, string, error) {
 	if err != nil {
 		return nil, "", fmt.Errorf("key %s: %w", file, err)
 	}
-	// The file is not looked at again: after a rotation it has another key than the
+	// The file is not read again: after a rotation it has another key than the
 	// one that this client says it has, which is good until the overlap ends.
 	return nats.Nkey(public, pair.Sign), public, nil
 }

@@ -104,7 +104,7 @@ func Update(ctx context.Context, path string, do func(*File) error, then func() 
 }
 
 // lock waits until no other program has the lock of a file, which lies beside it: the
-// file itself is another one after each change. Whoever waits for long is told by the
+// file itself is another one after each change. A long wait is logged by the
 // logger of ctx.
 func lock(ctx context.Context, path string) (unlock func(), err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
@@ -114,10 +114,10 @@ func lock(ctx context.Context, path string) (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	told := time.AfterFunc(time.Second, func() {
+	notice := time.AfterFunc(time.Second, func() {
 		zerolog.Ctx(ctx).Info().Str("lock", f.Name()).Msg("another program changes the same files: waiting until it is done")
 	})
-	defer told.Stop()
+	defer notice.Stop()
 	for {
 		switch err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); {
 		case err == nil:

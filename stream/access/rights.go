@@ -256,7 +256,7 @@ func (r subjects) sinks() Rights {
 			// For controllers: is there somebody who scores? And of what was lost.
 			[]string{"$SRV.PING." + stream.WorkerService, r.Events("*", stream.NoCamera, stream.KindLost)},
 		),
-		// Controllers follow scores, and are told of what has none.
+		// Controllers follow scores, and get a notice of what has none.
 		Subscribe: append([]string{r.API() + ".sinks.>", r.Scores("*", "*"), r.Events("*", "*", stream.KindRejected), r.Incidents("*", "*", "*")}, service...),
 		Respond:   true,
 	}
@@ -288,9 +288,9 @@ func (r subjects) control() Rights {
 			lastChunks(r.ArtifactsBucket(), r.ImagesBucket()),
 			readObjects(r.EvidenceBucket()), writeObjects(r.EvidenceBucket()),
 			[]string{r.Feedback("*"), r.Train("*"), r.Audit("*", "*")},
-			// Of the queue's shares: who is above its own is refused, and told.
+			// Of the queue's shares: who is above its own is refused, and gets the reason.
 			[]string{
-				api + "STREAM.UPDATE." + frames, r.turn(), r.Steward(), r.Events("*", stream.NoCamera, stream.KindLost),
+				api + "STREAM.UPDATE." + frames, r.changeLock(), r.Steward(), r.Events("*", stream.NoCamera, stream.KindLost),
 				api + "DIRECT.GET." + events + "." + r.Events("*", stream.NoCamera, stream.KindLost),
 			},
 		),
@@ -384,14 +384,14 @@ func (r subjects) setup() []string {
 		}
 	}
 	// It changes streams while no other program does.
-	out = append(out, r.turn(), api+"DIRECT.GET.KV_"+r.WorkBucket()+"."+r.turn())
+	out = append(out, r.changeLock(), api+"DIRECT.GET.KV_"+r.WorkBucket()+"."+r.changeLock())
 	// A restore looks whether each active release loads.
 	out = append(out, readKV(r.ActiveBucket())...)
 	return append(out, readObjects(r.ArtifactsBucket())...)
 }
 
-// turn is where it stands whose turn it is to change streams.
-func (r subjects) turn() string { return "$KV." + r.WorkBucket() + "." + stream.TurnKey }
+// changeLock is the subject of the lock for changes of streams.
+func (r subjects) changeLock() string { return "$KV." + r.WorkBucket() + "." + stream.TurnKey }
 
 func (r subjects) prefixed(rest string) string {
 	if r.Prefix == "" {

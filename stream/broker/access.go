@@ -20,7 +20,7 @@ import (
 // openAccount is the account of a server that knows no accounts.
 const openAccount = "$G"
 
-// usersEvery is how often the file of users is looked at: who is taken out of
+// usersEvery is how often the file of users is read: who is taken out of
 // it is out within a second.
 const usersEvery = 250 * time.Millisecond
 
@@ -157,7 +157,7 @@ func (b *Broker) reloadUsers(now time.Time) (access.File, error) {
 }
 
 // Reloads is how often a change of the users' file, or the end of an old key, has
-// been looked at since the start; what could not be used counts too.
+// been read since the start; what could not be used counts too.
 func (b *Broker) Reloads() int64 { return b.reloads.Load() }
 
 // certsEvery is how often it is said that a certificate ends soon.

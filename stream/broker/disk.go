@@ -22,7 +22,7 @@ import (
 // errNoRoom: the server has given its store up.
 var errNoRoom = errors.New("the disk is full")
 
-// diskEvery is how often the disk and the folder are looked at.
+// diskEvery is how often the disk and the folder are checked.
 const diskEvery = time.Second
 
 // leastStore is the smallest store that is worth a start, in bytes.

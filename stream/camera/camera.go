@@ -62,8 +62,8 @@ type Config struct {
 	// 32.
 	LiveBacklog int
 	// FrozenAfter is how long a camera may send the same picture before that is
-	// told: in the log, once an hour, and in the frames' header
-	// Nearmiss-Unchanged-Since. 0: it is never told.
+	// reported: in the log, once an hour, and in the frames' header
+	// Nearmiss-Unchanged-Since. 0: it is never reported.
 	FrozenAfter time.Duration
 	// Tracer makes spans of what is published. Default nil: nobody follows it.
 	Tracer stream.Tracer

@@ -57,14 +57,14 @@ func newLogin(address string, trust *tls.Config) (*login, error) {
 	return l, nil
 }
 
-// known says whether there is a user.
-func (l *login) known() bool { return l.user != nil && l.user.Username() != "" }
+// hasUser says whether there is a user.
+func (l *login) hasUser() bool { return l.user != nil && l.user.Username() != "" }
 
 // get asks, and once more when the server wants to know who asks, or wants to
 // know it anew.
 func (l *login) get(ctx context.Context) (*http.Response, error) {
 	resp, err := l.once(ctx, l.url)
-	if err != nil || resp.StatusCode != http.StatusUnauthorized || !l.known() || resp.Request.URL.Host != l.url.Host {
+	if err != nil || resp.StatusCode != http.StatusUnauthorized || !l.hasUser() || resp.Request.URL.Host != l.url.Host {
 		return resp, err
 	}
 	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10))
@@ -148,7 +148,7 @@ func (l *login) once(ctx context.Context, u *url.URL) (*http.Response, error) {
 		return nil, err
 	}
 	name, password := l.user.Username(), ""
-	if l.known() {
+	if l.hasUser() {
 		password, _ = l.user.Password()
 	}
 	switch {

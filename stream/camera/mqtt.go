@@ -150,10 +150,10 @@ func (s *MQTT) signal() {
 func (s *MQTT) run(ctx context.Context) {
 	defer close(s.ended)
 	wait := backoff.NewExponentialBackOff(backoff.WithInitialInterval(200*time.Millisecond), backoff.WithMaxInterval(10*time.Second), backoff.WithMaxElapsedTime(0))
-	for told := false; ctx.Err() == nil; {
+	for logged := false; ctx.Err() == nil; {
 		err := s.connected(ctx, func() {
 			wait.Reset()
-			told = false
+			logged = false
 		})
 		if ctx.Err() != nil {
 			return
@@ -165,8 +165,8 @@ func (s *MQTT) run(ctx context.Context) {
 			s.signal()
 			return
 		}
-		if err != nil && !told {
-			told = true
+		if err != nil && !logged {
+			logged = true
 			s.Log.Warn().Err(err).Str("broker", s.URL).Msg("the MQTT broker is away: trying on")
 		}
 		t := time.NewTimer(wait.NextBackOff())

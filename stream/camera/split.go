@@ -39,9 +39,9 @@ var (
 // Cameras and telephones append further images to a JPEG, a stereo pair or a
 // preview (CIPA DC-007, "MPO"): those are no frames, and are passed over.
 type Splitter struct {
-	r    *bufio.Reader
-	max  int
-	seen bool
+	r     *bufio.Reader
+	max   int
+	found bool
 }
 
 // NewSplitter reads r.
@@ -56,7 +56,7 @@ func (s *Splitter) Next() ([]byte, error) {
 	if err := s.seek(); err != nil {
 		return nil, err
 	}
-	s.seen = true
+	s.found = true
 	img := &growing{r: s.r, max: s.max}
 	var err error
 	switch {
@@ -157,7 +157,7 @@ func (s *Splitter) seek() error {
 		if noise > maxNoise {
 			return fmt.Errorf("%d bytes without one: %w", noise, ErrNoImages)
 		}
-		if _, err := s.r.Discard(1); errors.Is(err, io.EOF) && !s.seen {
+		if _, err := s.r.Discard(1); errors.Is(err, io.EOF) && !s.found {
 			return ErrNoImages
 		} else if err != nil {
 			return err

@@ -11,19 +11,19 @@ import (
 // still watches for a frozen camera, which sends one picture again and again and
 // looks healthy. A picture that works has noise: no two are the same bytes.
 type still struct {
-	seed  maphash.Seed
-	last  uint64
-	since time.Time // of the first of the same pictures
-	same  int       // pictures after it
-	told  time.Time // zero: not yet
+	seed     maphash.Seed
+	last     uint64
+	since    time.Time // of the first of the same pictures
+	same     int       // pictures after it
+	warnedAt time.Time // zero: not yet
 }
 
 // leastSame is how many pictures must be the same: one that is asked for more
 // often than it is made comes twice.
 const leastSame = 3
 
-// tellEvery is how often a frozen camera is told again.
-const tellEvery = time.Hour
+// warnInterval is how often the warning of a frozen camera is repeated.
+const warnInterval = time.Hour
 
 // watch takes the next picture, and returns since when it has been the same, the
 // zero time unless that is longer than after.
@@ -33,18 +33,18 @@ func (s *still) watch(data []byte, now time.Time, after time.Duration, log zerol
 	}
 	h := maphash.Bytes(s.seed, pixels(data))
 	if s.since.IsZero() || h != s.last {
-		if !s.told.IsZero() {
+		if !s.warnedAt.IsZero() {
 			log.Info().Time("since", s.since).Msg("the camera's picture changes again")
 		}
-		s.last, s.since, s.same, s.told = h, now, 0, time.Time{}
+		s.last, s.since, s.same, s.warnedAt = h, now, 0, time.Time{}
 		return time.Time{}
 	}
 	s.same++
 	if s.same < leastSame || now.Sub(s.since) < after {
 		return time.Time{}
 	}
-	if s.told.IsZero() || now.Sub(s.told) >= tellEvery {
-		s.told = now
+	if s.warnedAt.IsZero() || now.Sub(s.warnedAt) >= warnInterval {
+		s.warnedAt = now
 		log.Warn().Time("since", s.since).Int("pictures", s.same+1).Msg("the camera sends the same picture again and again: it may be frozen")
 	}
 	return s.since

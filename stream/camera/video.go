@@ -49,9 +49,9 @@ type Video struct {
 	Program string
 	Log     zerolog.Logger
 
-	run   *videoRun // nil: none is under way
-	known bool      // it has given a picture
-	old   bool      // ffmpeg is older than 5.1
+	run       *videoRun // nil: none is under way
+	delivered bool      // it has given a picture
+	old       bool      // ffmpeg is older than 5.1
 }
 
 // ErrNoProgram: ffmpeg is not installed.
@@ -117,7 +117,7 @@ func (s *Video) Next(ctx context.Context) (Image, error) {
 	var img Image
 	err := backoff.RetryNotify(func() (err error) {
 		img, err = s.once(ctx)
-		if err != nil && (!s.known || !s.live() || ctx.Err() != nil) {
+		if err != nil && (!s.delivered || !s.live() || ctx.Err() != nil) {
 			return backoff.Permanent(err)
 		}
 		return err
@@ -155,11 +155,11 @@ func (s *Video) once(ctx context.Context) (Image, error) {
 	data, err := s.run.images.Next()
 	late()
 	if err == nil {
-		s.known = true
+		s.delivered = true
 		return s.run.image(data, Redacted(s.Source)), nil
 	}
 	failed := s.run.end()
-	first, said := s.run.taken == 0, clean(s.run.said.errors(), s.Source)
+	first, reason := s.run.taken == 0, clean(s.run.log.errors(), s.Source)
 	s.run = nil
 	switch {
 	case ctx.Err() != nil:
@@ -172,7 +172,7 @@ func (s *Video) once(ctx context.Context) (Image, error) {
 	case failed != nil:
 		return Image{}, fmt.Errorf("read video %s: %w", Redacted(s.Source), failed)
 	case first && s.live(): // that is no end, whatever ffmpeg's exit code says
-		return Image{}, fmt.Errorf("read video %s: it gave no picture: %s", Redacted(s.Source), cmp.Or(said, err.Error()))
+		return Image{}, fmt.Errorf("read video %s: it gave no picture: %s", Redacted(s.Source), cmp.Or(reason, err.Error()))
 	case errors.Is(err, io.EOF):
 		return Image{}, io.EOF
 	}
@@ -187,7 +187,7 @@ func tooOld(err error) bool {
 // videoRun is one run of ffmpeg.
 type videoRun struct {
 	images *Splitter
-	said   *said
+	log    *ffmpegLog
 	ended  chan struct{}
 	err    error // of the program, when it has ended
 	stop   context.CancelFunc
@@ -206,8 +206,8 @@ func (r *videoRun) image(data []byte, name string) Image {
 	if r.untimed {
 		return img
 	}
-	at, said := r.said.time(r.ended)
-	if r.untimed = !said; at < 0 || !said { // one that is missed would shift all that follow
+	at, ok := r.log.time(r.ended)
+	if r.untimed = !ok; at < 0 || !ok { // one that is missed would shift all that follow
 		return img
 	}
 	if r.first.IsZero() {
@@ -231,9 +231,9 @@ func (s *Video) open(ctx context.Context) (*videoRun, error) {
 		return nil, err
 	}
 	ctx, stop := context.WithCancel(ctx)
-	said := &said{times: make(chan time.Duration, 1<<10)}
+	log := &ffmpegLog{times: make(chan time.Duration, 1<<10)}
 	cmd := exec.CommandContext(ctx, found, s.arguments()...)
-	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = w, said, 2*time.Second
+	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = w, log, 2*time.Second
 	err = cmd.Start()
 	w.Close()
 	if err != nil {
@@ -241,11 +241,11 @@ func (s *Video) open(ctx context.Context) (*videoRun, error) {
 		r.Close()
 		return nil, fmt.Errorf("start %s: %w", program, err)
 	}
-	run := &videoRun{images: NewSplitter(r), said: said, ended: make(chan struct{}), stop: stop}
+	run := &videoRun{images: NewSplitter(r), log: log, ended: make(chan struct{}), stop: stop}
 	go func() {
 		defer close(run.ended)
 		if err := cmd.Wait(); err != nil {
-			run.err = fmt.Errorf("%s: %w: %s", program, err, clean(said.errors(), s.Source))
+			run.err = fmt.Errorf("%s: %w: %s", program, err, clean(log.errors(), s.Source))
 		}
 	}()
 	context.AfterFunc(ctx, func() { r.Close() })
@@ -274,9 +274,9 @@ func (r *videoRun) end() error {
 	}
 }
 
-// said takes what ffmpeg says, line by line: the times of its pictures, and the
+// ffmpegLog takes what ffmpeg writes, line by line: the times of its pictures, and the
 // end of what is no mere information.
-type said struct {
+type ffmpegLog struct {
 	times chan time.Duration
 	mu    sync.Mutex
 	line  []byte
@@ -289,7 +289,7 @@ const (
 	keptBytes = 512
 )
 
-func (s *said) Write(p []byte) (int, error) {
+func (s *ffmpegLog) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range p {
@@ -307,7 +307,7 @@ func (s *said) Write(p []byte) (int, error) {
 
 // take keeps a line, or the time in it:
 // "[Parsed_showinfo_0 @ 0x…] [info] n:   0 pts:  40 pts_time:0.04 …".
-func (s *said) take(line string) {
+func (s *ffmpegLog) take(line string) {
 	if strings.Contains(line, "Parsed_showinfo") {
 		if _, after, ok := strings.Cut(line, " pts_time:"); ok && strings.Contains(line, " n:") {
 			at := time.Duration(-1)
@@ -332,7 +332,7 @@ func (s *said) take(line string) {
 
 // time is that of the next picture, negative if the video does not tell. ffmpeg
 // says it before the picture comes.
-func (s *said) time(ended <-chan struct{}) (at time.Duration, ok bool) {
+func (s *ffmpegLog) time(ended <-chan struct{}) (at time.Duration, ok bool) {
 	late := time.NewTimer(time.Second)
 	defer late.Stop()
 	select {
@@ -349,7 +349,7 @@ func (s *said) time(ended <-chan struct{}) (at time.Duration, ok bool) {
 	}
 }
 
-func (s *said) errors() string {
+func (s *ffmpegLog) errors() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return strings.Join(append(s.lines, strings.Join(strings.Fields(string(s.line)), " ")), " ")

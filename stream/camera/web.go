@@ -24,7 +24,7 @@ import (
 // Web is a source that asks a network camera: for one image after the other
 // where it answers with an image, and for the images of its answer where that is
 // motion JPEG (a multipart, or images that follow one another). What it answers
-// with is told by the bytes: many cameras name another type, or none. A camera
+// with is found by the bytes: many cameras name another type, or none. A camera
 // that has answered once and goes away is asked until it is back.
 type Web struct {
 	// URL is http or https, with a user and a password for basic or digest
@@ -37,13 +37,13 @@ type Web struct {
 	TLS *tls.Config
 	Log zerolog.Logger
 
-	login  *login
-	body   io.ReadCloser // of a stream under way
-	stream *Splitter
-	got    int  // images of it
-	known  bool // it has answered with images
-	due    time.Time
-	pace   pace
+	login     *login
+	body      io.ReadCloser // of a stream under way
+	stream    *Splitter
+	got       int  // images of it
+	delivered bool // it has answered with images
+	due       time.Time
+	pace      pace
 }
 
 // TLSConfig trusts the certificates in a PEM file beside the system's, and with
@@ -109,7 +109,7 @@ func (s *Web) Next(ctx context.Context) (Image, error) {
 	var img Image
 	err := backoff.RetryNotify(func() (err error) {
 		img, err = s.once(ctx)
-		if err != nil && (!s.known || ctx.Err() != nil) {
+		if err != nil && (!s.delivered || ctx.Err() != nil) {
 			return backoff.Permanent(err)
 		}
 		return err
@@ -119,8 +119,8 @@ func (s *Web) Next(ctx context.Context) (Image, error) {
 	return img, err
 }
 
-// answerTime is how long a camera may take for one image.
-const answerTime = 30 * time.Second
+// imageTimeout is how long a camera may take for one image.
+const imageTimeout = 30 * time.Second
 
 // once asks once, or takes the next image of the stream.
 func (s *Web) once(ctx context.Context) (Image, error) {
@@ -135,7 +135,7 @@ func (s *Web) once(ctx context.Context) (Image, error) {
 			}
 			s.got = 0
 		}
-		late := time.AfterFunc(answerTime, func() { s.body.Close() })
+		late := time.AfterFunc(imageTimeout, func() { s.body.Close() })
 		data, err := s.stream.Next()
 		late.Stop()
 		if err != nil {
@@ -181,7 +181,7 @@ func (s *Web) take(now time.Time) bool {
 }
 
 func (s *Web) image(data []byte) Image {
-	s.known = s.known || data != nil
+	s.delivered = s.delivered || data != nil
 	return Image{Data: data, CapturedAt: time.Now(), Name: Redacted(s.URL)}
 }
 
@@ -193,7 +193,7 @@ var imageStarts = [][]byte{jpegStart, pngStart, []byte("RIFF"), []byte("BM"), []
 // a stream, which is open then.
 func (s *Web) ask(ctx context.Context) ([]byte, error) {
 	step, cancel := context.WithCancel(ctx)
-	late := time.AfterFunc(answerTime, cancel)
+	late := time.AfterFunc(imageTimeout, cancel)
 	resp, err := s.login.get(step)
 	if err != nil {
 		cancel()
@@ -209,7 +209,7 @@ func (s *Web) ask(ctx context.Context) ([]byte, error) {
 	kind, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";")
 	kind = strings.ToLower(strings.TrimSpace(kind))
 	switch {
-	case resp.StatusCode == http.StatusUnauthorized && !s.login.known():
+	case resp.StatusCode == http.StatusUnauthorized && !s.login.hasUser():
 		body.Close()
 		return nil, s.failed(fmt.Errorf("it answers %s: write a user and a password before its host, as user:password@", resp.Status))
 	case resp.StatusCode != http.StatusOK:

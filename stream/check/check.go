@@ -1,4 +1,4 @@
-// Package check looks at an installation as somebody does who has just set it up, or
+// Package check examines an installation as somebody does who has just set it up, or
 // has changed its server: what is asked for that nobody would notice before it is
 // needed. It changes nothing.
 package check
@@ -27,7 +27,7 @@ const (
 	OK      = "ok"
 	Warning = "warning" // it works, and something should be done
 	Failed  = "failed"  // it does not work, or not as it should
-	Skipped = "skipped" // it could not be looked at
+	Skipped = "skipped" // it could not be checked
 )
 
 // Finding is what one check found. The names of checks and levels stay.
@@ -52,15 +52,15 @@ type Config struct {
 	Setup string
 }
 
-// Broker looks at everything that a client sees from its connection, and calls tell
+// Broker checks everything that a client sees from its connection, and calls report
 // with each finding.
-func Broker(ctx context.Context, nc *nats.Conn, cfg Config, tell func(Finding)) error {
+func Broker(ctx context.Context, nc *nats.Conn, cfg Config, report func(Finding)) error {
 	js, err := cfg.Topology.JetStreamOn(nc)
 	if err != nil {
 		return err
 	}
 	cfg.Wait = cmp.Or(cfg.Wait, time.Second)
-	l := &look{nc: nc, js: js, cfg: cfg, tell: tell}
+	l := &checker{nc: nc, js: js, cfg: cfg, report: report}
 	for _, f := range []func(context.Context){l.server, l.rights, l.payload, l.account, l.streams, l.clock, l.services} {
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -70,12 +70,12 @@ func Broker(ctx context.Context, nc *nats.Conn, cfg Config, tell func(Finding)) 
 	return nil
 }
 
-// look is one run of the checks.
-type look struct {
-	nc   *nats.Conn
-	js   jetstream.JetStream
-	cfg  Config
-	tell func(Finding)
+// checker is one run of the checks.
+type checker struct {
+	nc     *nats.Conn
+	js     jetstream.JetStream
+	cfg    Config
+	report func(Finding)
 
 	limits *permissions // nil: not known
 }
@@ -85,7 +85,7 @@ const step = 5 * time.Second
 
 // ask calls f with a context that ends early when the broker says that this client may
 // not publish on subject: there is no other answer then.
-func (l *look) ask(ctx context.Context, subject string, f func(context.Context) error) error {
+func (l *checker) ask(ctx context.Context, subject string, f func(context.Context) error) error {
 	if l.limits != nil && !l.limits.mayPublish(subject) {
 		return errForbidden
 	}
@@ -117,7 +117,7 @@ const (
 	Tested = "2.15"
 )
 
-func (l *look) server(context.Context) {
+func (l *checker) server(context.Context) {
 	version := l.nc.ConnectedServerVersion()
 	f := Finding{Check: "server", Level: OK}
 	where := l.nc.ConnectedUrlRedacted()
@@ -127,7 +127,7 @@ func (l *look) server(context.Context) {
 	rtt, err := l.nc.RTT()
 	if err != nil {
 		f.Level, f.Detail = Failed, fmt.Sprintf("%s does not answer a ping: %v", where, err)
-		l.tell(f)
+		l.report(f)
 		return
 	}
 	f.Detail = fmt.Sprintf("nats-server %s at %s, %s away, %s", version, where, rtt.Round(10*time.Microsecond), l.encryption())
@@ -141,15 +141,15 @@ func (l *look) server(context.Context) {
 	case rtt > 200*time.Millisecond:
 		f.Level, f.Advice = Warning, "every frame waits for an answer or two: run workers nearer to the server"
 	}
-	l.tell(f)
+	l.report(f)
 }
 
-func (l *look) encrypted() bool {
+func (l *checker) encrypted() bool {
 	_, err := l.nc.TLSConnectionState()
 	return err == nil
 }
 
-func (l *look) encryption() string {
+func (l *checker) encryption() string {
 	state, err := l.nc.TLSConnectionState()
 	if err != nil {
 		return "not encrypted"
@@ -158,7 +158,7 @@ func (l *look) encryption() string {
 }
 
 // isLocal says whether the server is on this machine.
-func (l *look) isLocal() bool {
+func (l *checker) isLocal() bool {
 	u, err := url.Parse(l.nc.ConnectedUrl())
 	if err != nil {
 		return false
@@ -183,16 +183,16 @@ func older(version, than string) bool {
 // servers below deployments/ set.
 const usualPayload = 8 << 20
 
-func (l *look) payload(context.Context) {
+func (l *checker) payload(context.Context) {
 	f := Finding{Check: "payload", Level: OK, Detail: "messages of up to " + humanize.IBytes(uint64(l.nc.MaxPayload()))}
 	if l.nc.MaxPayload() < usualPayload {
 		f.Level = Warning
 		f.Advice = "larger images are stored as objects, which takes several writes and which only cameras with NATS and the right to it can do: set max_payload: 8MB in the server's configuration"
 	}
-	l.tell(f)
+	l.report(f)
 }
 
-func (l *look) account(ctx context.Context) {
+func (l *checker) account(ctx context.Context) {
 	f := Finding{Check: "jetstream", Level: OK}
 	var a *jetstream.AccountInfo
 	err := l.ask(ctx, l.cfg.Topology.JetStreamRequest("INFO"), func(ctx context.Context) (err error) { a, err = l.js.AccountInfo(ctx); return err })
@@ -210,7 +210,7 @@ func (l *look) account(ctx context.Context) {
 	default:
 		f.stored(a)
 	}
-	l.tell(f)
+	l.report(f)
 }
 
 // stored says how much of what an account may store is taken.
@@ -236,7 +236,7 @@ const nearlyFull = 0.85
 // and in how long sessions last.
 const skew = 2 * time.Second
 
-func (l *look) clock(ctx context.Context) {
+func (l *checker) clock(ctx context.Context) {
 	f := Finding{Check: "clock", Level: OK}
 	name := l.cfg.Topology.EventsStream()
 	var at time.Time
@@ -254,10 +254,10 @@ func (l *look) clock(ctx context.Context) {
 		if err != nil {
 			f.Detail += ": " + err.Error()
 		}
-		l.tell(f)
+		l.report(f)
 		return
 	}
-	l.tell(clocks(begin, took, at))
+	l.report(clocks(begin, took, at))
 }
 
 // clocks compares the server's time with this machine's, at which it was asked for it.

@@ -235,7 +235,7 @@ func TestCopiesOfACluster(t *testing.T) {
 		"one has no copies": {[]*jetstream.StreamInfo{info(3, "n0", well...), info(1, "n1")}, Warning, "there are streams with one copy in a cluster"},
 	} {
 		var got Finding
-		l := &look{cfg: Config{Setup: "SETUP"}, tell: func(f Finding) { got = f }}
+		l := &checker{cfg: Config{Setup: "SETUP"}, report: func(f Finding) { got = f }}
 		l.replicas(c.all)
 		if got.Level != c.level || got.Detail != c.detail || (got.Advice == "") != (c.level == OK || c.level == "") {
 			t.Errorf("%s: %+v", name, got)

@@ -56,7 +56,7 @@ func covers(pattern, subject string) bool {
 }
 
 // rights asks what this client may do, and compares it with what its role needs.
-func (l *look) rights(ctx context.Context) {
+func (l *checker) rights(ctx context.Context) {
 	f := Finding{Check: "rights", Level: OK}
 	var who struct {
 		User    string       `json:"user"`
@@ -99,12 +99,12 @@ func (l *look) rights(ctx context.Context) {
 		l.limits = who.May
 		f = l.compare(f, who.User, who.Account)
 	}
-	l.tell(f)
+	l.report(f)
 }
 
 // compare says which roles the client's rights are enough for, and what is missing for
 // the one that it should have.
-func (l *look) compare(f Finding, user, account string) Finding {
+func (l *checker) compare(f Finding, user, account string) Finding {
 	f.Detail = fmt.Sprintf("%s in account %s", short(user), account)
 	if l.cfg.Role != "" {
 		missing := l.missing(l.cfg.Role)
@@ -132,7 +132,7 @@ func (l *look) compare(f Finding, user, account string) Finding {
 }
 
 // missing are the subjects that a role needs and this client may not use.
-func (l *look) missing(role access.Role) []string {
+func (l *checker) missing(role access.Role) []string {
 	need := access.User{Role: role, Detector: l.cfg.Detector}.Rights(l.cfg.Topology.Names)
 	var all []string
 	for _, s := range need.Publish {

@@ -16,7 +16,7 @@ import (
 )
 
 // services looks who is there to take changes, to score and to learn.
-func (l *look) services(ctx context.Context) {
+func (l *checker) services(ctx context.Context) {
 	f := Finding{Check: "services", Level: OK}
 	wanted := []struct{ name, called, advice string }{
 		{stream.ControlService, "control", "nearmiss control takes people's changes"},
@@ -34,7 +34,7 @@ func (l *look) services(ctx context.Context) {
 	asked.Wait()
 	if err := cmp.Or(errs...); err != nil {
 		f.Level, f.Detail = Skipped, "which services are there: "+err.Error()
-		l.tell(f)
+		l.report(f)
 		return
 	}
 	var there, absent, advice []string
@@ -52,11 +52,11 @@ func (l *look) services(ctx context.Context) {
 	if len(absent) > 0 {
 		f.Level, f.Advice = Warning, strings.Join(advice, ", ")+"; nearmiss up is all of them"
 	}
-	l.tell(f)
+	l.report(f)
 }
 
 // count is how many of this installation's services answer on a subject.
-func (l *look) count(ctx context.Context, subject string) (n int, err error) {
+func (l *checker) count(ctx context.Context, subject string) (n int, err error) {
 	prefix := strings.TrimSuffix(l.cfg.Topology.API(), ".api")
 	err = l.ask(ctx, subject, func(ctx context.Context) error {
 		return stream.Gather(ctx, l.nc, subject, l.cfg.Wait, func(m *nats.Msg) error {

@@ -30,7 +30,7 @@ func buckets(n stream.Names) []string {
 
 // streams compares streams and buckets with what they should be, and looks whether they
 // have their copies and their room.
-func (l *look) streams(ctx context.Context) {
+func (l *checker) streams(ctx context.Context) {
 	wanted := map[string]jetstream.StreamConfig{}
 	var names []string
 	for _, c := range l.cfg.Topology.Streams() {
@@ -93,7 +93,7 @@ func (l *look) streams(ctx context.Context) {
 		f.Level, f.Detail = Warning, shortened(differs)
 		f.Advice = "keep.* of the configuration says otherwise (is --config the one of the set-up?): " + l.cfg.Setup + " brings it into force; on a small store the limits were scaled to it"
 	}
-	l.tell(f)
+	l.report(f)
 	if len(there) > 0 {
 		l.replicas(there)
 		l.space(there)
@@ -156,7 +156,7 @@ func limit(n int64) string {
 }
 
 // replicas looks whether all copies are there.
-func (l *look) replicas(all []*jetstream.StreamInfo) {
+func (l *checker) replicas(all []*jetstream.StreamInfo) {
 	f := Finding{Check: "replicas", Level: OK}
 	var leaderless, behind []string
 	least := all[0].Config.Replicas
@@ -188,11 +188,11 @@ func (l *look) replicas(all []*jetstream.StreamInfo) {
 	default:
 		f.Detail = copies(least) + " of everything, all up to date"
 	}
-	l.tell(f)
+	l.report(f)
 }
 
 // space looks for streams that refuse what is new when they are full, and nearly are.
-func (l *look) space(all []*jetstream.StreamInfo) {
+func (l *checker) space(all []*jetstream.StreamInfo) {
 	f := Finding{Check: "space", Level: OK, Detail: "no stream is nearly full"}
 	var near, full []string
 	for _, i := range all {
@@ -215,5 +215,5 @@ func (l *look) space(all []*jetstream.StreamInfo) {
 	case len(near) > 0:
 		f.Level, f.Detail, f.Advice = Warning, "nearly full: "+shortened(near), advice
 	}
-	l.tell(f)
+	l.report(f)
 }

@@ -24,7 +24,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/sink"
 )
 
-// DefaultListen is where the page is served unless told otherwise.
+// DefaultListen is where the page is served unless set otherwise.
 const DefaultListen = "127.0.0.1:4280"
 
 // Config configures a [Console]. The zero value of a field means its default.
@@ -251,14 +251,14 @@ func (c *Console) open(ctx context.Context, nc *nats.Conn) (err error) {
 	}
 	c.client, c.in = stream.NewClient(nc, c.cfg.Names), stream.NewInstallation(c.js, c.cfg.Names)
 	c.normals = c.in.Normals()
-	told := false
+	logged := false
 	for ctx.Err() == nil {
 		if err = c.openBuckets(ctx); err == nil {
 			return nil
 		}
-		if !told {
+		if !logged {
 			c.log.Warn().Err(err).Msg("the page waits for the broker")
-			told = true
+			logged = true
 		}
 		wait.Pause(ctx, time.Second)
 	}

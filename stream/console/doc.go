@@ -3,7 +3,7 @@
 //
 // It is a client of the broker like any other and keeps nothing on disk. What it
 // knows of events and verdicts it reads from their streams at the start and follows
-// from then on; scores it hears as they are published. What it is asked to change
+// from then on; scores it receives as they are published. What it is asked to change
 // goes the way on which the command line's orders go.
 //
 // # Goroutines and locks

@@ -32,7 +32,7 @@ func (x *index) groupLocked(e *entry) {
 	p.state.Add(x.rules[e.Detector], stream.Event{
 		ID: e.ID, Kind: e.Kind, Detector: e.Detector, Camera: e.Camera, ScoredAt: e.ScoredAt, Score: e.Score, Threshold: e.Threshold, Release: e.Release,
 	}, e.Sequence)
-	p.state.Outbox = nil // nobody is told from here
+	p.state.Outbox = nil // nothing is published from here
 	if p.state.Open != before {
 		p.first = e.Sequence
 	}
@@ -99,7 +99,7 @@ type sum struct {
 	first, last, peak      int // places of entries
 	ratio                  float64
 	alarms, rejected, open int
-	said                   judged // last
+	verdict                judged // last
 }
 
 // sumsLocked adds up the incidents of the entries from one on, in the order of their
@@ -131,8 +131,8 @@ func (x *index) sumsLocked(from int, only uint64) []sum {
 		v := x.stateLocked(e.ID)
 		if v.State == stateOpen {
 			s.open++
-		} else if s.said.State == "" || !s.said.Pending && (v.Pending || v.order > s.said.order) {
-			s.said = v
+		} else if s.verdict.State == "" || !s.verdict.Pending && (v.Pending || v.order > s.verdict.order) {
+			s.verdict = v
 		}
 	}
 	return all
@@ -142,7 +142,7 @@ func (s sum) judged() judged {
 	if s.open > 0 {
 		return judged{State: stateOpen}
 	}
-	return s.said
+	return s.verdict
 }
 
 func (x *index) shownLocked(s sum, now time.Time) shownIncident {

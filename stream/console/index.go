@@ -128,7 +128,7 @@ func (x *index) add(e entry) (alarm, bool) {
 			}
 		}
 		x.entries = slices.Clone(x.entries[cut:])
-		maps.DeleteFunc(x.places, func(_ cameraName, p *place) bool { return p.state.Seen < x.entries[0].Sequence })
+		maps.DeleteFunc(x.places, func(_ cameraName, p *place) bool { return p.state.LastSequence < x.entries[0].Sequence })
 	}
 	return alarm{e, x.stateLocked(e.ID)}, true
 }
@@ -197,12 +197,12 @@ func (x *index) of(event string) judged {
 	return x.stateLocked(event)
 }
 
-// told returns what is said of an event, for the live stream.
-func (x *index) told(event string) told {
+// noticeOf returns the verdict on an event, for the live stream.
+func (x *index) noticeOf(event string) verdictNotice {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	a, _ := x.findLocked(x.at[event])
-	return told{Event: event, Incident: a.Incident, judged: x.stateLocked(event)}
+	return verdictNotice{Event: event, Incident: a.Incident, judged: x.stateLocked(event)}
 }
 
 // find returns the entry at a sequence.
@@ -359,8 +359,8 @@ func (c *Console) followFeedback(ctx context.Context) {
 	})
 }
 
-// told is a verdict on the live stream.
-type told struct {
+// verdictNotice is a verdict on the live stream.
+type verdictNotice struct {
 	Event    string `json:"event"` // its id
 	Incident uint64 `json:"incident,omitempty"`
 	judged

@@ -104,7 +104,7 @@ type client struct {
 var resync = message{event: "resync", text: []byte("event: resync\ndata: {}\n\n")}
 
 // queue adds a message. Of ticks the oldest gives way; anything else is kept, and
-// when that is too much the listener is told to read everything anew.
+// when that is too much the listener has to read everything anew.
 func (c *client) queue(m message) {
 	c.mu.Lock()
 	if m.tick && c.ticks >= maxTicks {

@@ -41,7 +41,7 @@ type store struct {
 	Limit int64  `json:"limit,omitempty"`
 }
 
-const workersAnswer = 500 * time.Millisecond
+const workersTimeout = 500 * time.Millisecond
 
 // getOverview is at most two seconds old.
 func (c *Console) getOverview() (overview, error) {
@@ -61,7 +61,7 @@ func (c *Console) findOverview(ctx context.Context) (o overview, err error) {
 	if o.Status, err = c.in.Status(ctx); err != nil {
 		return o, err
 	}
-	if o.Workers, err = c.client.Workers(ctx, workersAnswer); err != nil {
+	if o.Workers, err = c.client.Workers(ctx, workersTimeout); err != nil {
 		return o, err
 	}
 	for i := range o.Workers {
@@ -152,16 +152,16 @@ func (c *Console) cameraStates(ctx context.Context, o overview) ([]cameraState, 
 	return out, nil
 }
 
-func stateOfCamera(s cameraState, conf stream.Detector, known bool, stat stream.DetectorStatus, told bool, now time.Time) (state, reason string) {
+func stateOfCamera(s cameraState, conf stream.Detector, configured bool, stat stream.DetectorStatus, reported bool, now time.Time) (state, reason string) {
 	limit := silentAfter
 	if conf.Silence > 0 {
 		limit = time.Duration(conf.Silence)
 	}
 	age := now.Sub(s.LastFrame)
 	switch {
-	case !known && stat.Release == "":
+	case !configured && stat.Release == "":
 		return "no_detector", "there is no such detector: create it, or correct the camera"
-	case told || age > limit:
+	case reported || age > limit:
 		if s.LastFrame.IsZero() {
 			return "silent", "no frame has come in the last week"
 		}

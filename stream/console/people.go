@@ -78,10 +78,10 @@ type user struct {
 
 // session is what the bucket of sessions has under the SHA-256 of the cookie.
 type session struct {
-	User      string    `json:"user"`
-	Hash      string    `json:"hash"` // of the password that it was begun with: another one ends it
-	CreatedAt time.Time `json:"created_at"`
-	SeenAt    time.Time `json:"seen_at"`
+	User       string    `json:"user"`
+	Hash       string    `json:"hash"` // of the password that it was begun with: another one ends it
+	CreatedAt  time.Time `json:"created_at"`
+	LastSeenAt time.Time `json:"seen_at"`
 }
 
 // Keys of the users' bucket.
@@ -110,7 +110,7 @@ type people struct {
 
 	reading sync.Mutex // held while users are read
 	mu      sync.Mutex
-	known   map[string]user // by key; as last read
+	byKey   map[string]user // by key; as last read
 }
 
 func openPeople(ctx context.Context, js jetstream.JetStream, cfg Config, log zerolog.Logger) (*people, error) {
@@ -132,8 +132,8 @@ func openPeople(ctx context.Context, js jetstream.JetStream, cfg Config, log zer
 	return p, p.refresh(ctx)
 }
 
-// refresh reads all users. What is known afterwards was read later than what was known
-// before: of two readings at once the older one could end last.
+// refresh reads all users. Of two readings at once the older one could end last, so one
+// waits for the other.
 func (p *people) refresh(ctx context.Context) error {
 	p.reading.Lock()
 	defer p.reading.Unlock()
@@ -141,21 +141,21 @@ func (p *people) refresh(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("list the console's users: %w", err)
 	}
-	known := map[string]user{}
+	byKey := map[string]user{}
 	for _, e := range all {
-		known[e.Key] = e.Value
+		byKey[e.Key] = e.Value
 	}
 	for _, b := range unreadable { // nobody, and not nothing: the page must not open to all
-		known[b.Key] = user{Name: b.Key, Disabled: true}
+		byKey[b.Key] = user{Name: b.Key, Disabled: true}
 		p.log.Warn().Str("key", b.Key).Str("reason", b.Reason).Msg("a user cannot be read")
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.known = known
+	p.byKey = byKey
 	return nil
 }
 
-// followUsers hears of users that other consoles change.
+// followUsers reads the users again when other consoles change them.
 func (c *Console) followUsers(ctx context.Context) {
 	c.repeat(ctx, "users", func(ctx context.Context) error {
 		return kv.Changes(ctx, c.people.users.Bucket, func() {
@@ -170,7 +170,7 @@ func (c *Console) followUsers(ctx context.Context) {
 func (p *people) empty() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for k := range p.known {
+	for k := range p.byKey {
 		if strings.HasPrefix(k, userKeys) {
 			return false
 		}
@@ -181,14 +181,14 @@ func (p *people) empty() bool {
 func (p *people) get(key string) (user, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	u, ok := p.known[key]
+	u, ok := p.byKey[key]
 	return u, ok
 }
 
 func (p *people) list() map[string]user {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return maps.Clone(p.known)
+	return maps.Clone(p.byKey)
 }
 
 // adminsBut counts the administrators who can sign in, without one.
@@ -212,13 +212,13 @@ func (p *people) valid(w who) bool {
 }
 
 // turnKey is in the bucket of sessions while a console changes users.
-const turnKey = "turn"
+const changeLockKey = "turn"
 
 // change changes users by what they are now, while no other request and no other console
 // does: of two at once one would undo what the other says, and two administrators could
 // remove each other.
 func (p *people) change(ctx context.Context, do func(context.Context) error) error {
-	return turn.Of(p.sessions.Bucket, turnKey).Hold(ctx, func(ctx context.Context) error {
+	return turn.Of(p.sessions.Bucket, changeLockKey).Hold(ctx, func(ctx context.Context) error {
 		if err := p.refresh(ctx); err != nil {
 			return err
 		}
@@ -350,11 +350,11 @@ func (c *Console) resume(ctx context.Context, cookie string) (who, error) {
 	}
 	s, now := e.Value, time.Now()
 	u, ok := c.people.get(userKeys + s.User)
-	if !ok || u.Disabled || !same(u.Hash, s.Hash) || now.Sub(s.SeenAt) > c.cfg.Idle || now.Sub(s.CreatedAt) > c.cfg.Max {
+	if !ok || u.Disabled || !same(u.Hash, s.Hash) || now.Sub(s.LastSeenAt) > c.cfg.Idle || now.Sub(s.CreatedAt) > c.cfg.Max {
 		return who{}, nil
 	}
-	if now.Sub(s.SeenAt) > min(time.Minute, c.cfg.Idle/10) {
-		s.SeenAt = now.UTC()
+	if now.Sub(s.LastSeenAt) > min(time.Minute, c.cfg.Idle/10) {
+		s.LastSeenAt = now.UTC()
 		if b, err := json.Marshal(s); err == nil {
 			// By its revision: who signed out meanwhile must not come in again.
 			_, _ = c.people.sessions.Bucket.Update(ctx, key, b, e.Head)
@@ -412,7 +412,7 @@ func (c *Console) signIn(q *request) (any, error) {
 // begin starts a session.
 func (c *Console) begin(q *request, u user) (any, error) {
 	value, now := secret(), time.Now().UTC()
-	b, err := json.Marshal(session{User: u.Name, Hash: u.Hash, CreatedAt: now, SeenAt: now})
+	b, err := json.Marshal(session{User: u.Name, Hash: u.Hash, CreatedAt: now, LastSeenAt: now})
 	if err != nil {
 		return nil, err
 	}

@@ -23,7 +23,7 @@ const (
 	tileSide      = 320              // pixels of a camera's picture
 	passThrough   = 256 << 10        // bytes of a picture that browsers get as it is
 	frameWait     = 3 * time.Second  // for a camera's next frame
-	frameAge      = time.Second      // a camera is looked at once a second, however many look
+	frameAge      = time.Second      // a camera's picture is fetched once a second, however many people look
 	shrinksPerSec = 10               // a picture of two megapixels costs 40 ms
 	maxImage      = 64 << 20         // bytes of an image that is read
 	evidenceKept  = 32               // archives in memory

@@ -348,18 +348,18 @@ func (c *Console) listJobs(q *request) (any, error) {
 	return listing[stream.Job]{Items: append([]stream.Job{}, all[:min(len(all), 500)]...)}, nil
 }
 
-// jobHistory is what the trainer has kept, and then what was heard since.
+// jobHistory is what the trainer has kept, and then what came since.
 func (c *Console) jobHistory(q *request) (any, error) {
-	heard := c.curves.of(q.PathValue("job"))
+	live := c.curves.of(q.PathValue("job"))
 	kept, err := c.in.History(q.ctx, q.PathValue("job"))
 	if err != nil {
 		return nil, err
 	}
-	if len(heard) > 0 {
-		i, _ := slices.BinarySearchFunc(kept, heard[0].At, func(p stream.Progress, at time.Time) int { return p.At.Compare(at) })
+	if len(live) > 0 {
+		i, _ := slices.BinarySearchFunc(kept, live[0].At, func(p stream.Progress, at time.Time) int { return p.At.Compare(at) })
 		kept = kept[:i]
 	}
-	return listing[stream.Progress]{Items: append(append([]stream.Progress{}, kept...), heard...)}, nil
+	return listing[stream.Progress]{Items: append(append([]stream.Progress{}, kept...), live...)}, nil
 }
 
 // jobSheet is the picture that the trainer has kept of a job.

@@ -117,8 +117,8 @@ type request struct {
 	who who
 }
 
-// answerWithin is when an answer is late.
-const answerWithin = 20 * time.Second
+// slowAfter is when an answer is late.
+const slowAfter = 20 * time.Second
 
 // respond is an answer that is not JSON.
 type respond func(http.ResponseWriter, *http.Request) error
@@ -215,7 +215,7 @@ func (c *Console) handler() http.Handler {
 func (c *Console) serve(r route) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, h *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
-		ctx, cancel := context.WithTimeout(h.Context(), answerWithin)
+		ctx, cancel := context.WithTimeout(h.Context(), slowAfter)
 		defer cancel()
 		q := &request{Request: h, ctx: ctx}
 		err := func() error {

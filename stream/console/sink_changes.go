@@ -193,10 +193,10 @@ func merged(target, patch map[string]any) map[string]any {
 	return target
 }
 
-// record tells of a change that the console makes itself, in the log and the audit;
+// record writes down a change that the console makes itself, in the log and the audit;
 // of others control does.
 func (c *Console) record(q *request, action, object string, after any) {
-	c.say(q, action, object)
+	c.logAction(q, action, object)
 	e := stream.AuditEntry{By: q.who.Name, Action: action, Object: clean(object), After: stream.Audited(after)}
 	if err := c.in.WriteAudit(context.WithoutCancel(q.ctx), e); err != nil {
 		c.log.Error().Err(err).Str("by", q.who.Name).Str("object", object).Msg("a change is missing in the audit")

@@ -30,11 +30,11 @@ type holder struct {
 
 // heldVerdict is what one press of a key says, of one event or of many.
 type heldVerdict struct {
-	token  string
-	until  time.Time
-	events []stream.Event
-	saying stream.Feedback // without the event
-	sent   int
+	token    string
+	until    time.Time
+	events   []stream.Event
+	feedback stream.Feedback // without the event
+	sent     int
 }
 
 func newHolder(c *Console) *holder {
@@ -44,7 +44,7 @@ func newHolder(c *Console) *holder {
 // add takes a verdict over; it is the holder's from then on.
 func (h *holder) add(v *heldVerdict) {
 	for _, e := range v.events { // before it may be sent
-		h.c.index.hold(e.ID, judged{State: stateOf(v.saying.Verdict), By: v.saying.By, Note: v.saying.Note, At: v.saying.At})
+		h.c.index.hold(e.ID, judged{State: stateOf(v.feedback.Verdict), By: v.feedback.By, Note: v.feedback.Note, At: v.feedback.At})
 		h.c.announce(e.ID)
 	}
 	h.mu.Lock()
@@ -80,11 +80,11 @@ func (h *holder) settle(v *heldVerdict) {
 
 // announce says on the live stream what is said of an event.
 func (c *Console) announce(id string) {
-	c.hub.send(message{event: "verdict", data: c.index.told(id)})
+	c.hub.send(message{event: "verdict", data: c.index.noticeOf(id)})
 }
 
 // due returns the verdicts whose time has come, which can no longer be taken back,
-// and when to look again.
+// and when to check again.
 func (h *holder) due(now time.Time) (ready []*heldVerdict, next time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -98,7 +98,7 @@ func (h *holder) due(now time.Time) (ready []*heldVerdict, next time.Duration) {
 			next = min(next, left)
 		}
 	}
-	slices.SortFunc(ready, func(a, b *heldVerdict) int { return a.saying.At.Compare(b.saying.At) })
+	slices.SortFunc(ready, func(a, b *heldVerdict) int { return a.feedback.At.Compare(b.feedback.At) })
 	return ready, next
 }
 
@@ -128,7 +128,7 @@ func (h *holder) run(ctx context.Context) {
 	ready, _ := h.due(time.Now().Add(maxHold))
 	for _, v := range ready {
 		if err := h.send(last, v); err != nil {
-			h.c.log.Error().Err(err).Str("detector", v.saying.Detector).Msg("a verdict is lost: give it again")
+			h.c.log.Error().Err(err).Str("detector", v.feedback.Detector).Msg("a verdict is lost: give it again")
 		}
 	}
 }
@@ -137,7 +137,7 @@ func (h *holder) run(ctx context.Context) {
 // again, nor what is refused: the same would be.
 func (h *holder) send(ctx context.Context, v *heldVerdict) error {
 	for ; v.sent < len(v.events); v.sent++ {
-		e, f := v.events[v.sent], v.saying
+		e, f := v.events[v.sent], v.feedback
 		f.Detector, f.Event, f.Sequence = e.Detector, e.ID, e.Sequence
 		seen := h.c.index.newest()
 		step, cancel := context.WithTimeout(ctx, 5*time.Second)
@@ -191,7 +191,7 @@ func (c *Console) judge(q *request) (any, error) {
 	case hold < 0 || hold > maxHold:
 		return nil, bad("hold: use 0 to %.0f seconds", maxHold.Seconds())
 	}
-	v := &heldVerdict{token: secret(), until: time.Now().Add(hold), saying: stream.Feedback{
+	v := &heldVerdict{token: secret(), until: time.Now().Add(hold), feedback: stream.Feedback{
 		Verdict: in.Verdict, By: q.who.Name, Note: noteOf(in.Reason, in.Note), At: time.Now().UTC(),
 	}}
 	for _, n := range in.Events {
@@ -213,7 +213,7 @@ func (c *Console) judge(q *request) (any, error) {
 		return nil, problem{http.StatusConflict, stream.CodeConflict, "there is nothing to say it of: look again"}
 	}
 	for _, e := range v.events {
-		f := v.saying
+		f := v.feedback
 		f.Detector, f.Event = e.Detector, e.ID
 		if err := f.Validate(); err != nil {
 			return nil, err

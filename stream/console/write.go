@@ -76,12 +76,12 @@ func (c *Console) createDetector(q *request) (any, error) {
 		return nil, err
 	}
 	c.overview.forget("")
-	c.say(q, "created detector", d.Name)
+	c.logAction(q, "created detector", d.Name)
 	return created{http.StatusCreated, detector{Detector: a.WithDefaults(), Revision: a.Revision, Set: setFields(a.Detector)}}, nil
 }
 
-// say writes into the log who did what.
-func (c *Console) say(q *request, what, object string) {
+// logAction writes into the log who did what.
+func (c *Console) logAction(q *request, what, object string) {
 	c.log.Info().Str("by", q.who.Name).Stringer("role", q.who.Role).Str("object", object).Msg(what)
 }
 
@@ -114,7 +114,7 @@ func (c *Console) changeDetector(q *request) (any, error) {
 	d = a.Detector
 	d.Revision = a.Revision
 	c.overview.forget("")
-	c.say(q, "changed detector", name)
+	c.logAction(q, "changed detector", name)
 	o, err := c.getOverview()
 	if err != nil {
 		return nil, err
@@ -132,7 +132,7 @@ func (c *Console) deleteDetector(q *request) (any, error) {
 		return nil, err
 	}
 	c.overview.forget("")
-	c.say(q, "deleted detector", name)
+	c.logAction(q, "deleted detector", name)
 	return nil, nil
 }
 
@@ -162,7 +162,7 @@ func (c *Console) calibration(q *request) (any, error) {
 	return out, nil
 }
 
-// addNormals takes the files of a form. Each is looked at before it is stored; what
+// addNormals takes the files of a form. Each is checked before it is stored; what
 // is wrong with one is its own matter.
 func (c *Console) addNormals(q *request) (any, error) {
 	v, err := q.allow("anomalies")
@@ -178,9 +178,9 @@ func (c *Console) addNormals(q *request) (any, error) {
 		return nil, problem{http.StatusUnsupportedMediaType, stream.CodeBadRequest, "send the images as multipart/form-data"}
 	}
 	out := struct {
-		Added   int       `json:"added"`
-		Refused []refused `json:"refused"`
-	}{Refused: []refused{}}
+		Added   int            `json:"added"`
+		Refused []rejectedFile `json:"refused"`
+	}{Refused: []rejectedFile{}}
 	for {
 		p, err := parts.NextPart()
 		if errors.Is(err, io.EOF) {
@@ -201,7 +201,7 @@ func (c *Console) addNormals(q *request) (any, error) {
 			return nil, problem{http.StatusRequestEntityTooLarge, stream.CodeTooLarge, clean(file) + " is larger than 64 MiB"}
 		}
 		if err := c.cfg.Check(b); err != nil {
-			out.Refused = append(out.Refused, refused{clean(file), err.Error()})
+			out.Refused = append(out.Refused, rejectedFile{clean(file), err.Error()})
 			continue
 		}
 		if _, err := c.normals.Add(q.Context(), stream.Normal{
@@ -216,7 +216,7 @@ func (c *Console) addNormals(q *request) (any, error) {
 	return out, nil
 }
 
-type refused struct {
+type rejectedFile struct {
 	File   string `json:"file"`
 	Reason string `json:"reason"`
 }
@@ -256,7 +256,7 @@ func (c *Console) removeNormal(q *request) (any, error) {
 		return nil, err
 	}
 	c.overview.forget("")
-	c.say(q, fmt.Sprintf("removed image %d", n), name)
+	c.logAction(q, fmt.Sprintf("removed image %d", n), name)
 	return nil, nil
 }
 
@@ -290,7 +290,7 @@ func (c *Console) cancelJob(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.say(q, "cancelled job", j.Job)
+	c.logAction(q, "cancelled job", j.Job)
 	return j, nil
 }
 
@@ -316,7 +316,7 @@ func (c *Console) choose(q *request, what string, do func(stream.PromoteRequest)
 		return nil, err
 	}
 	c.overview.forget("")
-	c.say(q, what, name)
+	c.logAction(q, what, name)
 	return a, nil
 }
 
@@ -346,6 +346,6 @@ func (c *Console) pin(q *request) (any, error) {
 	if err := c.control(q).Pin(q.ctx, stream.PinRequest{Detector: name, Release: in.Release, Unpin: in.Unpin}); err != nil {
 		return nil, err
 	}
-	c.say(q, "changed a pin", name)
+	c.logAction(q, "changed a pin", name)
 	return nil, nil
 }

@@ -18,7 +18,7 @@ func (c *Service) keepConsumers(ctx context.Context) {
 	made := map[string]bool{} // detectors; what is false is to be made
 	jobs := false
 	again := wait.Patient()
-	told := false
+	logged := false
 	for ctx.Err() == nil {
 		step, cancel := context.WithTimeout(ctx, stream.RequestTime)
 		err := c.makeConsumers(step, made)
@@ -30,11 +30,11 @@ func (c *Service) keepConsumers(ctx context.Context) {
 		wait := consumersEvery
 		if err == nil {
 			again.Reset()
-			told = false
+			logged = false
 		} else {
 			wait = again.NextBackOff()
-			if ctx.Err() == nil && !told {
-				told = true
+			if ctx.Err() == nil && !logged {
+				logged = true
 				c.log.Warn().Err(text.OneLine(err)).Msg("workers and trainers make their consumers themselves: until then nobody sees what waits for them")
 			}
 		}

@@ -154,7 +154,7 @@ type change struct {
 
 // serveChange is [service.Serve] for requests that change something. All of them pass here,
 // whoever sends them: what must hold of every change belongs here, and in
-// [Service.record], which is told of each, done or refused, with who asked for
+// [Service.record], which is called for each, done or refused, with who asked for
 // it. f may say what it replaces, in Before; one that changes nothing empties
 // Object, and is not recorded.
 func serveChange[Q, A any](c *Service, e *service.Endpoints, name string, object func(Q) string, f func(context.Context, *change, Q) (A, error)) {
@@ -169,7 +169,7 @@ func serveChange[Q, A any](c *Service, e *service.Endpoints, name string, object
 	})
 }
 
-// record tells of a change, and writes it down for good.
+// record logs a change, and writes it down for good.
 func (c *Service) record(ctx context.Context, ch change) {
 	e := stream.AuditEntry{By: ch.By, Identity: ch.Identity, Action: ch.Action, Object: ch.Object, Before: stream.Audited(ch.Before)}
 	if c.who != nil && ch.Identity != "" {

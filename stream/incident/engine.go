@@ -82,14 +82,14 @@ func (e *Engine) insist(ctx context.Context, trouble string, do func(context.Con
 	}
 }
 
-// lookEvery is how often open incidents are looked at while no event comes.
-const lookEvery = time.Second
+// checkInterval is how often open incidents are checked while no event comes.
+const checkInterval = time.Second
 
 func (e *Engine) work(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		return nil
-	case <-e.known:
+	case <-e.ready:
 	}
 	bucket, err := e.js.KeyValue(ctx, e.cfg.IncidentsBucket())
 	if err != nil {
@@ -110,8 +110,8 @@ func (e *Engine) work(ctx context.Context) error {
 		return err
 	}
 	var counted time.Time // when the event happened that was counted last
-	for looked := time.Now(); ctx.Err() == nil; {
-		batch, err := cons.Fetch(1, jetstream.FetchMaxWait(lookEvery))
+	for checked := time.Now(); ctx.Err() == nil; {
+		batch, err := cons.Fetch(1, jetstream.FetchMaxWait(checkInterval))
 		if err != nil {
 			return err
 		}
@@ -126,10 +126,10 @@ func (e *Engine) work(ctx context.Context) error {
 		if err := batch.Error(); err != nil && !errors.Is(err, nats.ErrTimeout) && ctx.Err() == nil {
 			return err
 		}
-		if time.Since(looked) < lookEvery {
+		if time.Since(checked) < checkInterval {
 			continue
 		}
-		looked = time.Now()
+		checked = time.Now()
 		info, err := cons.Info(ctx)
 		if err != nil {
 			return err
@@ -236,7 +236,7 @@ func (e *Engine) change(ctx context.Context, states kv.Store[State], key string,
 		if _, err := e.put(ctx, states.Bucket, key, s, entry.Head); err != nil && !kv.Conflict(err) {
 			return err
 		} else if kv.Conflict(err) {
-			f = func(*State) bool { return false } // another engine has gone on; its outbox is looked at
+			f = func(*State) bool { return false } // another engine has gone on; its outbox is published
 			continue
 		}
 		return nil

@@ -1,5 +1,5 @@
 // Package incident gives alarms a beginning and an end. A camera that shows the
-// same defect for a minute raises hundreds of events; people want to be told
+// same defect for a minute raises hundreds of events; people want to be notified
 // once that it began, perhaps that it grew worse, and once that it is over.
 //
 // An incident ([Incident]) is all that went wrong at one camera without a pause.
@@ -8,7 +8,7 @@
 // incidents in the bucket NM_INCIDENTS, and publishes each phase on
 // nearmiss.incidents.<detector>.<camera>.<phase>.
 //
-// Nothing is told twice and nothing is left out, whenever a process dies: a new
+// Nothing is reported twice and nothing is left out, whenever a process dies: a new
 // state is stored together with what it has to tell, only then that is published,
 // under an id made of the incident's and a number, and only then is the event
 // acknowledged.
@@ -40,7 +40,7 @@ const (
 // Type is the CloudEvents type of incidents.
 const Type = "dev.nearmiss.incident.v1"
 
-// Rules say when an incident ends and when it is told of again.
+// Rules say when an incident ends and when it is reported again.
 type Rules struct {
 	// Quiet is how long nothing may go wrong until it is over. Default 30 s.
 	Quiet time.Duration
@@ -51,7 +51,7 @@ type Rules struct {
 	Group bool
 	// Every is how long an incident that goes on stays untold. Default 60 s.
 	Every time.Duration
-	// Rise is by how much the worst score must grow to be told at once, as a
+	// Rise is by how much the worst score must grow to be reported at once, as a
 	// share. Default 0.2.
 	Rise float64
 	// Flood is how many events of one minute are too many to be defects: the
@@ -205,9 +205,9 @@ const overlap = time.Minute
 type State struct {
 	// Open is the incident that goes on; nil: there is none.
 	Open *Incident `json:"open,omitempty"`
-	// Told is the worst ratio that has been published, and ToldAt when.
-	Told   float64   `json:"told,omitempty"`
-	ToldAt time.Time `json:"told_at,omitzero"`
+	// PublishedRatio is the worst ratio that has been published, and PublishedAt when.
+	PublishedRatio float64   `json:"told,omitempty"`
+	PublishedAt    time.Time `json:"told_at,omitzero"`
 	// Minute and InMinute count the events of the current minute.
 	Minute   time.Time `json:"minute,omitzero"`
 	InMinute int       `json:"in_minute,omitempty"`
@@ -217,9 +217,9 @@ type State struct {
 	ChangedAt time.Time `json:"changed_at,omitzero"`
 	// CountedAt is when the last event was counted, by the engine's clock.
 	CountedAt time.Time `json:"counted_at,omitzero"`
-	// Seen is the sequence of the last event that was counted: one that comes
+	// LastSequence is the sequence of the last event that was counted: one that comes
 	// again changes nothing.
-	Seen uint64 `json:"seen"`
+	LastSequence uint64 `json:"seen"`
 	// Outbox is what has to be published still.
 	Outbox []Incident `json:"outbox,omitempty"`
 }
@@ -233,13 +233,13 @@ func at(e stream.Event) time.Time {
 }
 
 // Add counts an event, whose sequence in the broker is seq, and puts what must
-// be told into the outbox. It says whether anything has changed.
+// be published into the outbox. It says whether anything has changed.
 func (s *State) Add(r Rules, e stream.Event, seq uint64) bool {
 	r = r.withDefaults()
-	if seq <= s.Seen {
+	if seq <= s.LastSequence {
 		return false
 	}
-	s.Seen = seq
+	s.LastSequence = seq
 	t := at(e)
 	if s.Open != nil && t.Sub(s.Open.LastAt) > r.Quiet {
 		s.end(s.Open.LastAt.Add(r.Quiet), ByQuiet)
@@ -248,7 +248,7 @@ func (s *State) Add(r Rules, e stream.Event, seq uint64) bool {
 	first := s.Open == nil
 	if first {
 		s.Open = &Incident{ID: e.ID, Detector: e.Detector, Camera: e.Camera, OpenedAt: t, LastAt: t, Trace: e.Trace}
-		s.Told, s.ToldAt, s.Minute, s.InMinute = 0, t, t, 0
+		s.PublishedRatio, s.PublishedAt, s.Minute, s.InMinute = 0, t, t, 0
 	}
 	o := s.Open
 	if t.After(o.LastAt) {
@@ -284,7 +284,7 @@ func (s *State) Add(r Rules, e stream.Event, seq uint64) bool {
 	case flooded:
 		s.announce(Update, t)
 	case o.Flood: // nothing more until it ends
-	case o.Peak.Ratio > s.Told*(1+r.Rise), t.Sub(s.ToldAt) >= r.Every:
+	case o.Peak.Ratio > s.PublishedRatio*(1+r.Rise), t.Sub(s.PublishedAt) >= r.Every:
 		s.announce(Update, t)
 	}
 	return true
@@ -356,7 +356,7 @@ func (s *State) Due(r Rules) time.Time {
 	return s.Open.LastAt.Add(r.withDefaults().Quiet)
 }
 
-// runs tell of cameras' latest good frames; see [State.Good].
+// runs have the cameras' latest good frames; see [State.Good].
 type runs = func(camera string) (from, to time.Time, ok bool)
 
 // Good ends the incident when all its cameras have had enough good frames in a row
@@ -392,7 +392,7 @@ func (s *State) announce(phase string, t time.Time) {
 	o.Phase = phase
 	s.Outbox = append(s.Outbox, *o)
 	o.N++
-	s.Told, s.ToldAt = o.Peak.Ratio, t
+	s.PublishedRatio, s.PublishedAt = o.Peak.Ratio, t
 }
 
 func peakOf(e stream.Event) Peak {

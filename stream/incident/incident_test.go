@@ -690,7 +690,7 @@ func FuzzParseState(f *testing.F) {
 		if err != nil {
 			return
 		}
-		s.Add(incident.Rules{}, event(1, "line1", start, 2), s.Seen+1)
+		s.Add(incident.Rules{}, event(1, "line1", start, 2), s.LastSequence+1)
 		s.Judge(stream.Feedback{Verdict: stream.FeedbackNormal}, event(1, "line1", start, 2))
 		s.Good(incident.Rules{QuietFrames: 1}, func(string) (from, to time.Time, ok bool) { return start, start, true })
 		s.Quiet(incident.Rules{}, start.Add(time.Hour))

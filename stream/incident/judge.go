@@ -13,7 +13,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/internal/kv"
 )
 
-// countSoon is after how long it is looked again whether an event is counted.
+// countSoon is after how long it is checked again whether an event is counted.
 const countSoon = 200 * time.Millisecond
 
 // judge brings people's verdicts to the incidents that they are about, one after
@@ -33,7 +33,7 @@ func (e *Engine) judge(ctx context.Context) error {
 		return fmt.Errorf("make the consumer of verdicts: %w", err)
 	}
 	for ctx.Err() == nil {
-		batch, err := cons.Fetch(1, jetstream.FetchMaxWait(lookEvery))
+		batch, err := cons.Fetch(1, jetstream.FetchMaxWait(checkInterval))
 		if err != nil {
 			return err
 		}

@@ -19,21 +19,21 @@ type settings struct {
 	base Rules // of detectors that say nothing
 
 	// known is closed when they have been read, or could not be.
-	known chan struct{}
+	ready chan struct{}
 	once  sync.Once
 
-	mu    sync.Mutex
-	rules map[string]Rules              // by detector
-	heard map[string]*nats.Subscription // scores, by detector
-	runs  map[string]map[string]*run    // by detector and camera
+	mu            sync.Mutex
+	rules         map[string]Rules              // by detector
+	subscriptions map[string]*nats.Subscription // scores, by detector
+	runs          map[string]map[string]*run    // by detector and camera
 }
 
 func newSettings(base Rules) *settings {
-	return &settings{base: base, known: make(chan struct{}), rules: map[string]Rules{}, heard: map[string]*nats.Subscription{}, runs: map[string]map[string]*run{}}
+	return &settings{base: base, ready: make(chan struct{}), rules: map[string]Rules{}, subscriptions: map[string]*nats.Subscription{}, runs: map[string]map[string]*run{}}
 }
 
 // tried says that the settings have been read, or could not be.
-func (s *settings) tried() { s.once.Do(func() { close(s.known) }) }
+func (s *settings) tried() { s.once.Do(func() { close(s.ready) }) }
 
 // of are a detector's rules.
 func (s *settings) of(detector string) Rules {
@@ -85,22 +85,22 @@ func (s *settings) read(ctx context.Context, cfg Config, nc *nats.Conn, detector
 	for _, d := range all {
 		s.rules[d.Name] = s.base.Of(d)
 	}
-	for d, sub := range s.heard {
+	for d, sub := range s.subscriptions {
 		if s.rules[d].QuietFrames == 0 {
 			_ = sub.Unsubscribe()
-			delete(s.heard, d)
+			delete(s.subscriptions, d)
 			delete(s.runs, d)
 		}
 	}
 	for d, r := range s.rules {
-		if r.QuietFrames == 0 || s.heard[d] != nil {
+		if r.QuietFrames == 0 || s.subscriptions[d] != nil {
 			continue
 		}
 		sub, err := nc.Subscribe(cfg.Scores(d, "*"), s.score)
 		if err != nil {
 			return fmt.Errorf("follow the scores of %s: %w", d, err)
 		}
-		s.heard[d], s.runs[d] = sub, map[string]*run{}
+		s.subscriptions[d], s.runs[d] = sub, map[string]*run{}
 	}
 	return nil
 }
@@ -109,10 +109,10 @@ func (s *settings) read(ctx context.Context, cfg Config, nc *nats.Conn, detector
 func (s *settings) silence() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, sub := range s.heard {
+	for _, sub := range s.subscriptions {
 		_ = sub.Unsubscribe()
 	}
-	s.heard, s.runs = map[string]*nats.Subscription{}, map[string]map[string]*run{}
+	s.subscriptions, s.runs = map[string]*nats.Subscription{}, map[string]map[string]*run{}
 }
 
 // maxPlaces bounds the cameras of a detector that are counted.

@@ -110,15 +110,15 @@ const overflow = "(others)"
 
 // cameras gives each camera its label.
 type cameras struct {
-	mu    sync.RWMutex
-	known map[[2]string]struct{}
+	mu       sync.RWMutex
+	labelled map[[2]string]struct{}
 }
 
 func (c *cameras) label(detector, camera string) string {
 	k := [2]string{detector, camera}
 	c.mu.RLock()
-	_, ok := c.known[k]
-	n := len(c.known)
+	_, ok := c.labelled[k]
+	n := len(c.labelled)
 	c.mu.RUnlock()
 	switch {
 	case ok:
@@ -128,18 +128,18 @@ func (c *cameras) label(detector, camera string) string {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.known) >= maxCameras {
+	if len(c.labelled) >= maxCameras {
 		return overflow
 	}
-	if c.known == nil {
-		c.known = map[[2]string]struct{}{}
+	if c.labelled == nil {
+		c.labelled = map[[2]string]struct{}{}
 	}
-	c.known[k] = struct{}{}
+	c.labelled[k] = struct{}{}
 	return camera
 }
 
 func (c *cameras) forget(detector string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	maps.DeleteFunc(c.known, func(k [2]string, _ struct{}) bool { return k[0] == detector })
+	maps.DeleteFunc(c.labelled, func(k [2]string, _ struct{}) bool { return k[0] == detector })
 }

@@ -40,13 +40,13 @@ func (m *Metrics) Connection(nc *nats.Conn) {
 	c.mu.Lock()
 	c.all[nc] = struct{}{}
 	c.mu.Unlock()
-	told := nc.ErrorHandler()
+	previous := nc.ErrorHandler()
 	nc.SetErrorHandler(func(nc *nats.Conn, sub *nats.Subscription, err error) {
 		if errors.Is(err, nats.ErrPermissionViolation) {
 			c.denied.WithLabelValues(subjectClass(err.Error())).Inc()
 		}
-		if told != nil {
-			told(nc, sub, err)
+		if previous != nil {
+			previous(nc, sub, err)
 		}
 	})
 }

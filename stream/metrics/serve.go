@@ -31,8 +31,8 @@ type Server struct {
 	Metrics *Metrics
 	Log     zerolog.Logger
 
-	mu    sync.Mutex
-	known map[string]stream.Check // as they were at the last look
+	mu   sync.Mutex
+	last map[string]stream.Check // as they were at the last check
 }
 
 // Off as an address says that no server is wanted.
@@ -97,13 +97,13 @@ func (s *Server) Run(ctx context.Context, bound func(addr string)) error {
 // loaded models and mend nothing.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { answer(w, nil) })
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { writeHealth(w, nil) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		var checks []stream.Check
 		if s.Ready != nil {
 			checks = s.since(s.Ready())
 		}
-		answer(w, checks)
+		writeHealth(w, checks)
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(s.Metrics.reg, promhttp.HandlerOpts{
 		ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: 4, EnableOpenMetrics: true,
@@ -125,14 +125,14 @@ func (s *Server) since(checks []stream.Check) []stream.Check {
 	fresh := make(map[string]stream.Check, len(checks))
 	for i := range checks {
 		c := &checks[i]
-		if was, ok := s.known[c.Name]; ok && was.OK == c.OK {
+		if was, ok := s.last[c.Name]; ok && was.OK == c.OK {
 			c.Since = was.Since
 		} else if c.Since.IsZero() {
 			c.Since = time.Now().UTC()
 		}
 		fresh[c.Name] = *c
 	}
-	s.known = fresh
+	s.last = fresh
 	return checks
 }
 
@@ -142,7 +142,7 @@ type Health struct {
 	Checks []stream.Check `json:"checks"`
 }
 
-func answer(w http.ResponseWriter, checks []stream.Check) {
+func writeHealth(w http.ResponseWriter, checks []stream.Check) {
 	h := Health{OK: !slices.ContainsFunc(checks, func(c stream.Check) bool { return !c.OK }), Checks: checks}
 	if h.Checks == nil {
 		h.Checks = []stream.Check{}

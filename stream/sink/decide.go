@@ -13,7 +13,7 @@ const (
 	ResultFiltered  = "filtered"   // kind, detector, camera, score or hours
 	ResultTooOld    = "too_old"    // older than max_age
 	ResultCooled    = "cooled"     // its camera's cool-down
-	ResultLimited   = "limited"    // beyond the rate: told in a summary
+	ResultLimited   = "limited"    // beyond the rate: reported in a summary
 	ResultFailed    = "failed"     // a try that failed; another follows
 	ResultDead      = "dead"       // in the dead letters
 	ResultLost      = "lost"       // the broker discarded it by age or size before it was sent

@@ -57,9 +57,9 @@ type delivery struct {
 	hider  hider
 	judge  *judge
 	delays []time.Duration
-	// lookEvery is how often it is looked whether something was lost.
-	lookEvery time.Duration
-	tracer    stream.Tracer // nil: nobody follows events
+	// lossCheckInterval is how often to check whether something was lost.
+	lossCheckInterval time.Duration
+	tracer            stream.Tracer // nil: nobody follows events
 	// off is called when the receiver says that it is no more.
 	off func(error)
 
@@ -71,9 +71,9 @@ type delivery struct {
 	mu sync.Mutex
 	// fails counts the tries of what waits for another one while the receiver took
 	// other events; at most maxPending of each stream.
-	fails map[spot]int
-	fresh map[spot]bool       // what came for the first time since the last look
-	looks map[string]position // the last, by stream
+	fails     map[spot]int
+	fresh     map[spot]bool       // what came for the first time since the last check
+	positions map[string]position // at the last check, by stream
 }
 
 // run delivers until ctx ends.
@@ -159,7 +159,7 @@ func (l *delivery) pull(ctx context.Context, c source, tries *errgroup.Group) er
 	return nil
 }
 
-// giveBack returns the messages that were pulled and not looked at: the broker
+// giveBack returns the messages that were pulled and not begun: the broker
 // would wait for them, and the next engine with it.
 func giveBack(it jetstream.MessagesContext) {
 	it.Drain()

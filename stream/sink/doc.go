@@ -1,5 +1,5 @@
 // Package sink brings events to people and machines outside: an event on NATS is
-// an alarm only once somebody has been told.
+// an alarm only once it has been delivered.
 //
 // A sink ([Sink]) is an entry of the bucket NM_SINKS: which events it wants, how
 // often, and where they go. The engine ([Engine]) follows the bucket and runs

@@ -39,8 +39,8 @@ type EngineConfig struct {
 	Kinds Kinds
 	// Delays between the tries of one event. Default: 5 s to 5 h.
 	Delays []time.Duration
-	// Looks is how often it is looked whether something was lost. Default 1 min.
-	Looks time.Duration
+	// LossCheckInterval is how often to check whether something was lost. Default 1 min.
+	LossCheckInterval time.Duration
 	// Tracer makes spans of what is delivered. Default nil: nobody follows it.
 	Tracer stream.Tracer
 }
@@ -62,7 +62,7 @@ func NewEngine(cfg EngineConfig, nc *nats.Conn, log zerolog.Logger) (*Engine, er
 	if len(cfg.Delays) == 0 {
 		cfg.Delays = schedule
 	}
-	cfg.Looks = cmp.Or(cfg.Looks, time.Minute)
+	cfg.LossCheckInterval = cmp.Or(cfg.LossCheckInterval, time.Minute)
 	js, err := cfg.JetStreamOn(nc)
 	if err != nil {
 		return nil, err
@@ -130,7 +130,7 @@ func (e *Engine) reconcile(ctx context.Context, b jetstream.KeyValue) error {
 			r.stop() // which may take long
 			_, err := b.Get(ctx, name)
 			if err != nil && !errors.Is(err, jetstream.ErrKeyNotFound) {
-				return err // it is looked at again
+				return err // it is checked again
 			}
 			delete(e.lines, name)
 			if err != nil { // else another engine has begun with a new one
@@ -170,12 +170,12 @@ func (e *Engine) start(ctx context.Context, b jetstream.KeyValue, s Sink, rev ui
 		close(done)
 		return r
 	}
-	l := &delivery{names: e.cfg.Names, nc: e.nc, js: e.js, log: log, sink: s, judge: j, delays: e.cfg.Delays, lookEvery: e.cfg.Looks, tracer: e.cfg.Tracer}
+	l := &delivery{names: e.cfg.Names, nc: e.nc, js: e.js, log: log, sink: s, judge: j, delays: e.cfg.Delays, lossCheckInterval: e.cfg.LossCheckInterval, tracer: e.cfg.Tracer}
 	l.off = func(why error) { e.switchOff(own, b, s.Name, rev, why) }
 	r.line = l
 	go func() {
 		defer close(done)
-		told := false
+		logged := false
 		for own.Err() == nil {
 			sender, hider, err := open(e.cfg.Kinds, s)
 			if err == nil {
@@ -186,9 +186,9 @@ func (e *Engine) start(ctx context.Context, b jetstream.KeyValue, s Sink, rev ui
 			}
 			if err != nil && own.Err() == nil {
 				l.stats.failed(err)
-				if !told {
+				if !logged {
 					log.Error().Err(err).Msg("the sink does not work: trying again")
-					told = true
+					logged = true
 				}
 				wait.Pause(own, e.cfg.Delays[0])
 			}

@@ -114,7 +114,7 @@ func newHall(t *testing.T, receivers map[string]*receiver) *hall {
 // engine runs one until the test ends or stop is called.
 func (h *hall) engine() (stop func()) {
 	h.t.Helper()
-	e, err := sink.NewEngine(sink.EngineConfig{Kinds: h.kinds, Delays: []time.Duration{50 * time.Millisecond, 100 * time.Millisecond}, Looks: 50 * time.Millisecond}, h.nc, zerolog.New(h))
+	e, err := sink.NewEngine(sink.EngineConfig{Kinds: h.kinds, Delays: []time.Duration{50 * time.Millisecond, 100 * time.Millisecond}, LossCheckInterval: 50 * time.Millisecond}, h.nc, zerolog.New(h))
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -412,7 +412,7 @@ func TestWhatIsDiscardedIsTold(t *testing.T) {
 	eventually.True(t, "it is so", func() bool { return len(desk.ids()) > 0 })
 	desk.mu.Lock()
 	defer desk.mu.Unlock()
-	if e := desk.got[0].Event; e.Code != stream.LostUntold || !strings.Contains(e.Reason, "before it had them") {
+	if e := desk.got[0].Event; e.Code != stream.LostUndelivered || !strings.Contains(e.Reason, "before it had them") {
 		t.Errorf("%+v", e)
 	}
 }

@@ -35,10 +35,10 @@ func (l *delivery) came(from string, seq uint64) {
 
 // watchLosses counts what the broker discarded by age or size before the sink
 // had it, and raises an event. It returns when ctx ends, or when the consumer is
-// no more: whoever asks that for messages is not told, unless the request was
+// no more: whoever asks that for messages gets no error, unless the request was
 // there before.
 func (l *delivery) watchLosses(ctx context.Context, c source) error {
-	tick := time.NewTicker(l.lookEvery)
+	tick := time.NewTicker(l.lossCheckInterval)
 	defer tick.Stop()
 	for {
 		lost, first, err := l.losses(ctx, c)
@@ -48,7 +48,7 @@ func (l *delivery) watchLosses(ctx context.Context, c source) error {
 		if err == nil && lost > 0 {
 			l.stats.add(ResultLost, "discarded by the broker", lost)
 			l.log.Error().Uint64("events", lost).Msg("the broker discarded events before this sink had them: raise keep.events_age or keep.events_bytes, or mend the receiver")
-			l.tellLosses(ctx, c, lost, first)
+			l.reportLosses(ctx, c, lost, first)
 		}
 		select {
 		case <-ctx.Done():
@@ -58,9 +58,9 @@ func (l *delivery) watchLosses(ctx context.Context, c source) error {
 	}
 }
 
-// losses counts what is lost since the last look, and returns the first sequence
+// losses counts what is lost since the last check, and returns the first sequence
 // that is left. The broker counts what it discards as acknowledged, so its own
-// figures do not tell: lost is what waited for another try and is gone, and
+// figures do not show it: lost is what waited for another try and is gone, and
 // what was still to come and is gone without having come. Where several engines
 // share a sink, what came to another is among the latter: it is at most so many.
 func (l *delivery) losses(ctx context.Context, c source) (lost, first uint64, err error) {
@@ -82,35 +82,35 @@ func (l *delivery) losses(ctx context.Context, c source) (lost, first uint64, er
 			lost++
 		}
 	}
-	before, known := l.looks[c.stream]
-	seen := uint64(0)
+	before, known := l.positions[c.stream]
+	delivered := uint64(0)
 	for at := range l.fresh {
 		if at.stream != c.stream {
 			continue
 		}
 		if at.seq > before.delivered && at.seq < first {
-			seen++
+			delivered++
 		}
 		if at.seq <= info.Delivered.Stream {
 			delete(l.fresh, at)
 		}
 	}
 	if known && first > before.delivered+1 {
-		if gone := min(before.pending, first-1-before.delivered); gone > seen {
-			lost += gone - seen
+		if gone := min(before.pending, first-1-before.delivered); gone > delivered {
+			lost += gone - delivered
 		}
 	}
-	if l.looks == nil {
-		l.looks = map[string]position{}
+	if l.positions == nil {
+		l.positions = map[string]position{}
 	}
-	l.looks[c.stream] = position{info.Delivered.Stream, info.NumPending}
+	l.positions[c.stream] = position{info.Delivered.Stream, info.NumPending}
 	return lost, first, nil
 }
 
-// tellLosses raises an event, for the other sinks and whoever watches.
-func (l *delivery) tellLosses(ctx context.Context, c source, lost, first uint64) {
+// reportLosses raises an event, for the other sinks and whoever watches.
+func (l *delivery) reportLosses(ctx context.Context, c source, lost, first uint64) {
 	e := stream.Event{
-		ID: fmt.Sprintf("untold-%s-%s-%d", l.sink.Name, c.stream, first), Kind: stream.KindLost, Code: stream.LostUntold,
+		ID: fmt.Sprintf("untold-%s-%s-%d", l.sink.Name, c.stream, first), Kind: stream.KindLost, Code: stream.LostUndelivered,
 		Detector: stream.NoCamera, Camera: stream.NoCamera, ScoredAt: time.Now().UTC(),
 		Reason: fmt.Sprintf("sink %s: up to %d events were discarded by age or size before it had them", l.sink.Name, lost),
 	}

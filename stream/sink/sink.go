@@ -28,7 +28,7 @@ type Sink struct {
 	// MaxP is the largest p-value, 0-1; 0: any.
 	MaxP float64 `json:"max_p,omitempty"`
 	// Verdicts are the states of incidents that are sent, see [incident.Verdict]:
-	// with open alone, what somebody has looked at is told no more. Empty: all.
+	// with open alone, what somebody has seen is sent no more. Empty: all.
 	Verdicts []string `json:"verdicts,omitempty"`
 	// Hours are when events are sent, such as "Mon-Fri 06:00-22:00
 	// Europe/Berlin"; empty: always. What comes at other times is not sent later.
@@ -36,7 +36,7 @@ type Sink struct {
 
 	// CoolDown is how long nothing more is sent of a camera after something was.
 	CoolDown Duration `json:"cool_down,omitzero"`
-	// Rate bounds what is sent; what is beyond it is told in one summary.
+	// Rate bounds what is sent; what is beyond it is sent in one summary.
 	Rate Rate `json:"rate,omitzero"`
 	// MaxAge is the age from which an event is too old to be sent; 0: none is.
 	MaxAge Duration `json:"max_age,omitzero"`

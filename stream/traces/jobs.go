@@ -9,7 +9,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/trainer"
 )
 
-// Jobs has a trainer's jobs be spans, and tells next what it is told. Without a tracer
+// Jobs has a trainer's jobs be spans, and calls next with what it gets. Without a tracer
 // it is next.
 func Jobs(t *Tracer, next trainer.Meter) trainer.Meter {
 	if t == nil {

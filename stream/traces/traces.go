@@ -63,8 +63,8 @@ type Tracer struct {
 	tracer   trace.Tracer
 	log      zerolog.Logger
 
-	mu   sync.Mutex
-	told time.Time // when a failure was last told
+	mu       sync.Mutex
+	loggedAt time.Time // when a failure was last logged
 }
 
 // closing is how long the last spans may take to be sent.
@@ -89,7 +89,7 @@ func New(ctx context.Context, cfg Config, log zerolog.Logger) (*Tracer, error) {
 	}
 	t := &Tracer{log: log.With().Str("component", "traces").Logger()}
 	t.provider = sdk.NewTracerProvider(
-		sdk.WithBatcher(telling{exporter, t}),
+		sdk.WithBatcher(lossLogger{exporter, t}),
 		sdk.WithSampler(sampler{sdk.ParentBased(sdk.TraceIDRatioBased(cfg.Share))}),
 		sdk.WithResource(resource.NewSchemaless(
 			attribute.String("service.name", cfg.Service), attribute.String("service.namespace", "nearmiss"), attribute.String("service.version", cfg.Version),
@@ -104,27 +104,27 @@ func New(ctx context.Context, cfg Config, log zerolog.Logger) (*Tracer, error) {
 func (t *Tracer) Close() {
 	ctx, cancel := context.WithTimeout(context.Background(), closing)
 	defer cancel()
-	_ = t.provider.Shutdown(ctx) // telling has told
+	_ = t.provider.Shutdown(ctx) // lossLogger has logged it
 }
 
-// telling says once a minute that spans are lost.
-type telling struct {
+// lossLogger says once a minute that spans are lost.
+type lossLogger struct {
 	sdk.SpanExporter
 	t *Tracer
 }
 
-func (e telling) ExportSpans(ctx context.Context, spans []sdk.ReadOnlySpan) error {
+func (e lossLogger) ExportSpans(ctx context.Context, spans []sdk.ReadOnlySpan) error {
 	err := e.SpanExporter.ExportSpans(ctx, spans)
 	if err == nil {
 		return nil
 	}
 	e.t.mu.Lock()
 	defer e.t.mu.Unlock()
-	if time.Since(e.t.told) > time.Minute {
-		e.t.told = time.Now()
+	if time.Since(e.t.loggedAt) > time.Minute {
+		e.t.loggedAt = time.Now()
 		e.t.log.Warn().Err(err).Int("spans", len(spans)).Msg("the collector does not take traces")
 	}
-	return nil // told
+	return nil // it is logged
 }
 
 // always marks a span that is recorded whatever its trace is.

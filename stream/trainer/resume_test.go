@@ -26,7 +26,7 @@ func TestAResumedExtensionDoesNotUndoAPromotion(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := r.Release("bolts", streamtest.Fake{Name: "A"})
-	extended := r.Put("bolts", streamtest.Fake{Name: "A", Known: [][]byte{streamtest.Image(0.95)}}) // made from A, stored
+	extended := r.Put("bolts", streamtest.Fake{Name: "A", Normal: [][]byte{streamtest.Image(0.95)}}) // made from A, stored
 	r.Trainer(trainer.Config{}, streamtest.FakeTrainer{T: t})
 	kv, err := r.JS.KeyValue(t.Context(), r.Names.JobsBucket())
 	if err != nil {

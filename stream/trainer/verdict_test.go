@@ -73,7 +73,7 @@ func TestTheLastVerdictWins(t *testing.T) {
 		t.Helper()
 		eventually.True(t, fmt.Sprintf("%s: %d normals, %d anomalies, in the bank: %v", what, normals, anomalies, inBank), func() bool {
 			n, a := countMarks(r, "bolts")
-			return n == normals && a == anomalies && (len(activeFake(r, "bolts").Known) > 0) == inBank
+			return n == normals && a == anomalies && (len(activeFake(r, "bolts").Normal) > 0) == inBank
 		})
 	}
 	say(stream.FeedbackNormal)
@@ -129,7 +129,7 @@ func TestWhatIsWithdrawnDuringATraining(t *testing.T) {
 		<-trained
 		return nil
 	}, Model: func(*trainer.Task) streamtest.Fake {
-		return streamtest.Fake{Name: "trained", Known: [][]byte{streamtest.Image(0.95)}}
+		return streamtest.Fake{Name: "trained", Normal: [][]byte{streamtest.Image(0.95)}}
 	}}
 	r.Trainer(trainer.Config{Name: "a"}, fake)
 	r.Trainer(trainer.Config{Name: "b"}, fake)
@@ -139,7 +139,7 @@ func TestWhatIsWithdrawnDuringATraining(t *testing.T) {
 	if err := r.In.SendFeedback(t.Context(), f); err != nil {
 		t.Fatal(err)
 	}
-	eventually.True(t, "it is in the bank", func() bool { return len(activeFake(r, "bolts").Known) == 1 })
+	eventually.True(t, "it is in the bank", func() bool { return len(activeFake(r, "bolts").Normal) == 1 })
 	if _, err := r.Jobs().Request(t.Context(), stream.TrainRequest{Job: "train", Detector: "bolts", Promote: true}); err != nil {
 		t.Fatal(err)
 	}
@@ -148,12 +148,12 @@ func TestWhatIsWithdrawnDuringATraining(t *testing.T) {
 	if err := r.In.SendFeedback(t.Context(), f); err != nil {
 		t.Fatal(err)
 	}
-	eventually.True(t, "it has left the bank", func() bool { return len(activeFake(r, "bolts").Known) == 0 })
+	eventually.True(t, "it has left the bank", func() bool { return len(activeFake(r, "bolts").Normal) == 0 })
 	close(trained)
 	r.Wait("train")
 	eventually.True(t, "it has left the trained one, too", func() bool {
 		now := activeFake(r, "bolts")
-		return now.Name == "trained" && len(now.Known) == 0
+		return now.Name == "trained" && len(now.Normal) == 0
 	})
 }
 

@@ -165,7 +165,7 @@ func (w *Worker) checkCameras(ctx context.Context, limits map[string]time.Durati
 	}
 	for _, e := range all {
 		c := e.Value
-		if c.Untold { // its worker may have died between the record and the event
+		if c.Unreported { // its worker may have died between the record and the event
 			if err := w.reportSilence(ctx, store, c, e.Head); err != nil {
 				return err
 			}
@@ -185,7 +185,7 @@ func (w *Worker) checkCameras(ctx context.Context, limits map[string]time.Durati
 		}
 		// The record first: where another worker knows of a younger frame, it is no
 		// silence. Then the event, which is the same whoever stores it.
-		c.Silent, c.Untold = true, true
+		c.Silent, c.Unreported = true, true
 		head, err := putCamera(ctx, store, c, e.Head)
 		if err != nil {
 			return err
@@ -207,7 +207,7 @@ func (w *Worker) reportSilence(ctx context.Context, store kv.Store[stream.Camera
 		return err
 	}
 	w.log.Warn().Str("detector", c.Detector).Str("camera", c.Camera).Time("last_frame", c.LastFrame).Msg("camera has fallen silent")
-	c.Untold = false
+	c.Unreported = false
 	_, err := putCamera(ctx, store, c, head)
 	return err
 }
@@ -223,7 +223,7 @@ func (w *Worker) recordCamera(ctx context.Context, store kv.Store[stream.CameraS
 		w.seenCameras.recorded(c)
 		return nil
 	case e.Value.Silent:
-		if e.Value.Untold {
+		if e.Value.Unreported {
 			return w.reportSilence(ctx, store, e.Value, e.Head) // first things first
 		}
 		why := fmt.Sprintf("camera %s of %s sends frames again, after %v", c.Camera, c.Detector, c.LastFrame.Sub(e.Value.LastFrame).Round(time.Second))

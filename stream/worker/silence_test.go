@@ -112,7 +112,7 @@ func TestASilenceIsToldByAnother(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := json.Marshal(stream.CameraStatus{Detector: "bolts", Camera: "left", LastFrame: time.Now().Add(-2 * time.Hour), Silent: true, Untold: true})
+	c, err := json.Marshal(stream.CameraStatus{Detector: "bolts", Camera: "left", LastFrame: time.Now().Add(-2 * time.Hour), Silent: true, Unreported: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +126,7 @@ func TestASilenceIsToldByAnother(t *testing.T) {
 	})
 	eventually.True(t, "and that is on record", func() bool {
 		all, err := r.In.Cameras(t.Context())
-		return err == nil && len(all) == 1 && all[0].Silent && !all[0].Untold
+		return err == nil && len(all) == 1 && all[0].Silent && !all[0].Unreported
 	})
 }
 

@@ -85,7 +85,7 @@ type Options struct {
 	Cost bool
 	// Parts asks what scores are made of, of an Explainer.
 	Parts bool
-	// Progress is told what is being done; nil is fine.
+	// Progress is called with what is being done; it may be nil.
 	Progress func(done, total int, what string)
 }
 

@@ -23,16 +23,16 @@ type Features struct {
 	// may be remembered; else it is made anew when it is asked for again.
 	Room func(bytes int) (bool, error)
 
-	embed EmbedFunc
-	chunk int
-	mu    sync.Mutex
-	known map[string][]float32
-	bytes atomic.Int64
+	embed  EmbedFunc
+	chunk  int
+	mu     sync.Mutex
+	cached map[string][]float32
+	bytes  atomic.Int64
 }
 
 // NewFeatures returns an empty memory over a model.
 func NewFeatures(embed EmbedFunc) *Features {
-	return &Features{embed: embed, chunk: 64, known: map[string][]float32{}}
+	return &Features{embed: embed, chunk: 64, cached: map[string][]float32{}}
 }
 
 // key tells items of different sets apart: names are unique within a set only.
@@ -57,7 +57,7 @@ func (f *Features) Of(ctx context.Context, items []dataset.Item) ([][]float32, e
 	places := map[string][]int{} // of those in out
 	for i, it := range items {
 		k := key(it)
-		if out[i] = f.known[k]; out[i] != nil {
+		if out[i] = f.cached[k]; out[i] != nil {
 			continue
 		}
 		if places[k] == nil {
@@ -105,7 +105,7 @@ func (f *Features) remember(k string, v []float32) error {
 			return err
 		}
 	}
-	f.known[k] = v
+	f.cached[k] = v
 	f.bytes.Add(int64(bytes))
 	return nil
 }
@@ -114,7 +114,7 @@ func (f *Features) remember(k string, v []float32) error {
 func (f *Features) Len() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return len(f.known)
+	return len(f.cached)
 }
 
 // Size is about how many bytes their embeddings take. Room may ask for it.

@@ -31,25 +31,25 @@ func (f *feeder) Fill(_ context.Context, step int, b optim.Batch) error {
 	size := f.c.Spec.Size
 	each := 3 * size * size
 	at := 0
-	looks := make([]appearance, f.c.Looks)
-	for i := range looks {
-		looks[i] = newLook(r)
+	appearances := make([]appearance, f.c.Appearances)
+	for i := range appearances {
+		appearances[i] = newAppearance(r)
 	}
 	for nth, i := range distinct(r, len(f.pool), f.c.BatchDesigns) {
-		d, look := f.pool[i], looks[nth%len(looks)]
+		d, style := f.pool[i], appearances[nth%len(appearances)]
 		for _, j := range distinct(r, len(d.normal), f.c.BatchNormals) {
-			look.take(images[at*each:(at+1)*each], size, d.normal[j], r)
+			style.take(images[at*each:(at+1)*each], size, d.normal[j], r)
 			at++
 		}
 		for range f.c.BatchMarred {
 			dst := images[at*each : (at+1)*each]
 			at++
 			if r.Float64() >= f.c.Corrupt {
-				look.take(dst, size, d.marred[r.IntN(len(d.marred))], r)
+				style.take(dst, size, d.marred[r.IntN(len(d.marred))], r)
 				continue
 			}
-			look.take(dst, size, d.normal[r.IntN(len(d.normal))], r)
-			if err := f.spoil(dst, size, d, look, r); err != nil {
+			style.take(dst, size, d.normal[r.IntN(len(d.normal))], r)
+			if err := f.spoil(dst, size, d, style, r); err != nil {
 				return err
 			}
 		}
@@ -74,10 +74,10 @@ func (c Config) pair(target []float32) {
 
 // spoil applies a local corruption, whose material may come from another image
 // of the design.
-func (f *feeder) spoil(dst []uint8, size int, d design, look appearance, r *rand.Rand) error {
+func (f *feeder) spoil(dst []uint8, size int, d design, how appearance, r *rand.Rand) error {
 	img := &imaging.Image{Width: size, Height: size, Pix: dst}
 	donor := imaging.New(size, size)
-	look.take(donor.Pix, size, d.normal[r.IntN(len(d.normal))], r)
+	how.take(donor.Pix, size, d.normal[r.IntN(len(d.normal))], r)
 	out, err := corrupt.Apply(localKinds[r.IntN(len(localKinds))], img, donor, 0.3+0.7*r.Float64(), r.Uint64())
 	if err != nil {
 		return err
@@ -119,7 +119,7 @@ type appearance struct {
 	noise  float64       // greatest standard deviation, levels
 }
 
-func newLook(r *rand.Rand) appearance {
+func newAppearance(r *rand.Rand) appearance {
 	between := func(lo, hi float64) float64 { return lo + (hi-lo)*r.Float64() }
 	l := appearance{side: between(0.72, 1) * poolSize, mirror: 1, turn: r.IntN(4), jitter: r.Float64(), noise: between(0, 4)}
 	room := (poolSize - l.side) / 2

@@ -126,7 +126,7 @@ func share(i int) (kind string, nth int) {
 	return turns[turn], nth + i/len(turns)*each
 }
 
-// turns are the kinds in turn: patterns have by far the greatest variety.
+// turns are the kinds, one after the other: patterns have by far the greatest variety.
 var turns = []string{synthetic.Patterns, synthetic.Parts, synthetic.Patterns, synthetic.Cells}
 
 // trainedOn numbers the classes of a kind that are trained on, and lists the

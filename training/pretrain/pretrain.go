@@ -41,10 +41,10 @@ type Config struct {
 	BatchDesigns int `json:"batch_designs"`
 	BatchNormals int `json:"batch_normals"`
 	BatchMarred  int `json:"batch_marred"`
-	// Looks is the number of different colours, sections, mirrorings and turns in a
+	// Appearances is the number of different colours, sections, mirrorings and turns in a
 	// batch, which the designs share: with fewer than designs, colours alone do
 	// not tell designs apart.
-	Looks int `json:"looks"`
+	Appearances int `json:"looks"`
 	// Head is the width of a layer between the embedding and the loss, which is
 	// dropped after the training; 0: none.
 	Head int `json:"head"`
@@ -75,7 +75,7 @@ func Starter() Config {
 		},
 		Seed: 1, Steps: 6400, LearningRate: 1.5e-3, WeightDecay: 0.05, Temperature: 0.1,
 		Designs: 1200, PoolNormals: 8, PoolMarred: 6,
-		BatchDesigns: 12, BatchNormals: 3, BatchMarred: 2, Looks: 6, Head: 384, Thumbnail: 4, Corrupt: 0.3,
+		BatchDesigns: 12, BatchNormals: 3, BatchMarred: 2, Appearances: 6, Head: 384, Thumbnail: 4, Corrupt: 0.3,
 	}
 }
 
@@ -133,8 +133,8 @@ func (c Config) Validate() error {
 	if c.PoolMarred < 1 || c.BatchMarred < 1 {
 		fail("%d marred images of %d: at least 1 is needed", c.BatchMarred, c.PoolMarred)
 	}
-	if c.Looks < 1 || c.Head < 0 || !(c.Thumbnail >= 0) {
-		fail("%d looks, a head of width %d and a weight of %v", c.Looks, c.Head, c.Thumbnail)
+	if c.Appearances < 1 || c.Head < 0 || !(c.Thumbnail >= 0) {
+		fail("%d looks, a head of width %d and a weight of %v", c.Appearances, c.Head, c.Thumbnail)
 	}
 	if c.Spec.Size%thumbSide != 0 {
 		fail("%d pixels are no multiple of %d", c.Spec.Size, thumbSide)

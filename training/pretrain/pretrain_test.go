@@ -28,7 +28,7 @@ func tiny() Config {
 		Spec:  backbone.Spec{Family: backbone.ViT, Size: 32, Dim: 64, Depth: 1, Heads: 1, Hidden: 64, Patch: 8, ClassPos: true, NormEps: 1e-6},
 		Seed:  1,
 		Steps: 25, LearningRate: 2e-3, WeightDecay: 0.05, Temperature: 0.1, Designs: 8, PoolNormals: 3, PoolMarred: 2,
-		BatchDesigns: 4, BatchNormals: 2, BatchMarred: 1, Looks: 2, Head: 32, Thumbnail: 1, Corrupt: 0.3,
+		BatchDesigns: 4, BatchNormals: 2, BatchMarred: 1, Appearances: 2, Head: 32, Thumbnail: 1, Corrupt: 0.3,
 		Session: ort.Options{IntraOpThreads: 1}, Every: 10,
 	}
 }
@@ -132,7 +132,7 @@ func TestSettingsAreChecked(t *testing.T) {
 		"one normal":  func(c *Config) { c.BatchNormals = 1 },
 		"marred":      func(c *Config) { c.BatchMarred = 0 },
 		"designs":     func(c *Config) { c.Designs = 3 },
-		"looks":       func(c *Config) { c.Looks = 0 },
+		"looks":       func(c *Config) { c.Appearances = 0 },
 		"share":       func(c *Config) { c.Corrupt = 1.5 },
 		"family":      func(c *Config) { c.Spec.Family = backbone.ResNet },
 		"shape":       func(c *Config) { c.Spec.Patch = 7 },

