@@ -11,6 +11,7 @@ import (
 	"github.com/nearmiss/nearmiss/inference/ort"
 	"github.com/nearmiss/nearmiss/internal/bench"
 	"github.com/nearmiss/nearmiss/training/finetune"
+	"github.com/nearmiss/nearmiss/training/optim"
 	"github.com/nearmiss/nearmiss/training/sde"
 )
 
@@ -26,6 +27,7 @@ type benchTrainCmd struct {
 	Rounds     int    `default:"5" help:"How often forward pass and step take turns."`
 	Steps      int    `default:"2" help:"Steps in one Loop."`
 	Single     bool   `help:"Also measure steps as single calls, without a Loop."`
+	State      string `enum:"auto,host,device" default:"auto" help:"Where weights and the optimiser's state are between calls: ${enum} (auto: on the device, unless it is the CPU)."`
 	Profile    bool   `help:"Also tell where the time goes, by operator."`
 	Device     string `default:"cpu" placeholder:"D" help:"Where the model runs: cpu, cuda, cuda:1 or tensorrt."`
 	Threads    int    `placeholder:"N" help:"CPU threads (default: all cores)."`
@@ -46,7 +48,7 @@ func (c *benchTrainCmd) Run(ctx context.Context, o *output) error {
 	session := ort.Options{Device: device, IntraOpThreads: c.Threads}
 	bar := o.progress("")
 	opts := bench.TrainOptions{
-		Rounds: c.Rounds, Steps: c.Steps, Single: c.Single, Profile: c.Profile,
+		Rounds: c.Rounds, Steps: c.Steps, Single: c.Single, Profile: c.Profile, State: optim.State(strings.TrimPrefix(c.State, "auto")),
 		Progress: func(part string) { bar.stage(part, 0, -1) },
 	}
 	var r bench.TrainResult
@@ -106,10 +108,13 @@ func (c *benchTrainCmd) backbone(ctx context.Context, session ort.Options, o ben
 
 func (c *benchTrainCmd) print(o *output, r bench.TrainResult) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, `training step of %s, batch %d, device %s, %d parameters trained, %d frozen:
+	fmt.Fprintf(&b, `training step of %s, batch %d, device %s, state on %s, %d parameters trained, %d frozen:
   forward      %8.3f s  %8.1f GFLOP/s
   step         %8.3f s  %8.1f GFLOP/s
-`, r.Name, r.Batch, r.Device, r.Trained, r.Frozen, r.Forward.Median, r.ForwardGFLOPPerS, r.Step.Median, r.StepGFLOPPerS)
+`, r.Name, r.Batch, r.Device, r.State, r.Trained, r.Frozen, r.Forward.Median, r.ForwardGFLOPPerS, r.Step.Median, r.StepGFLOPPerS)
+	if r.StateWhy != "" {
+		fmt.Fprintf(&b, "  the state is not on the device: %s\n", r.StateWhy)
+	}
 	if r.SingleStep.Median > 0 {
 		fmt.Fprintf(&b, "  single step  %8.3f s\n", r.SingleStep.Median)
 	}

@@ -12,4 +12,13 @@
 //
 // A [Tensor] aliases Go memory, which stays pinned until Close. The outputs of
 // one Run can be handed to the next as they are: nothing is copied in between.
+//
+// On an accelerator they would cross the bus at every Run. A [Memory] has tensors that
+// stay there. onnxruntime_go 1.27 makes values in the host's memory only, and its I/O
+// binding has neither BindOutputToDevice nor a device's OrtMemoryInfo nor a session's
+// allocator, so api.go calls eight functions of the C interface itself. Values that they
+// make go through the binding's Run like any others: ONNX Runtime copies only what is
+// elsewhere. So nothing is bound, and a Run can be stopped, which RunWithBinding cannot.
+// All of this runs on the CPU, too, where the tests prove it; on an accelerator,
+// internal/bench/gpu.sh does.
 package ort

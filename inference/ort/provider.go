@@ -49,6 +49,9 @@ func (o Options) settings(engines string) []setting {
 		// images would not pass.
 		"use_tf32": "0",
 	}}
+	if o.exact {
+		onCUDA.options["arena_extend_strategy"] = "kSameAsRequested" // by default it doubles
+	}
 	switch o.Device.Kind {
 	case cuda:
 		return []setting{onCUDA}

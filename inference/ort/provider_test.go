@@ -28,8 +28,11 @@ func TestProviderSettings(t *testing.T) {
 		"nothing said": {Options{}, "", nil},
 		"cpu":          {Options{Device: Device{Kind: "cpu"}, Half: true}, "", nil},
 		"cuda":         {Options{Device: Device{Kind: "cuda", ID: 1}}, "", []setting{{"cuda", onCUDA("1")}}},
-		"cuda, fp16":   {Options{Device: Device{Kind: "cuda"}, Half: true}, "", []setting{{"cuda", onCUDA("0")}}},
-		"tensorrt":     {Options{Device: Device{Kind: "tensorrt", ID: 2}}, "", []setting{{"tensorrt", map[string]string{"device_id": "2"}}, {"cuda", onCUDA("2")}}},
+		"cuda, of which every byte is counted": {Options{Device: Device{Kind: "cuda"}, exact: true}, "", []setting{
+			{"cuda", map[string]string{"device_id": "0", "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}},
+		}},
+		"cuda, fp16": {Options{Device: Device{Kind: "cuda"}, Half: true}, "", []setting{{"cuda", onCUDA("0")}}},
+		"tensorrt":   {Options{Device: Device{Kind: "tensorrt", ID: 2}}, "", []setting{{"tensorrt", map[string]string{"device_id": "2"}}, {"cuda", onCUDA("2")}}},
 		"tensorrt, fp16, with a cache": {Options{Device: Device{Kind: "tensorrt"}, Half: true}, cache, []setting{
 			{"tensorrt", map[string]string{
 				"device_id": "0", "trt_fp16_enable": "1", "trt_layer_norm_fp32_fallback": "1",

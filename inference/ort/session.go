@@ -36,6 +36,8 @@ type Options struct {
 	// KeepEngines keeps what TensorRT builds for the model, which takes minutes, in the
 	// user's cache for the next time that it is opened.
 	KeepEngines bool
+
+	exact bool // takes no more of an accelerator's memory than is asked for
 }
 
 // ErrClosed is returned by a Run on a closed session.

@@ -68,11 +68,12 @@ func TypeOf[T Element]() Type {
 // Tensor is an ONNX Runtime value over Go memory. The memory is pinned until
 // Close; reading and writing it through the slices is allowed whenever no Run
 // uses the tensor. A tensor that is dropped without Close is released by the
-// garbage collector, but its slices keep their memory.
+// garbage collector, but its slices keep their memory. One that [Memory.Tensor] made is
+// in the memory of a device, out of reach of slices.
 type Tensor struct {
 	typ   Type
 	shape []int
-	data  []byte
+	data  []byte // nil on a device
 	h     *handle
 	gc    runtime.Cleanup
 }
@@ -164,9 +165,13 @@ func NewRaw(t Type, shape []int, data []byte) (*Tensor, error) {
 			return nil, fmt.Errorf("create %s tensor of shape %v: %s", t, shape, oneLine(err))
 		}
 	}
+	return newTensor(t, shape, data, h), nil
+}
+
+func newTensor(t Type, shape []int, data []byte, h *handle) *Tensor {
 	x := &Tensor{typ: t, shape: slices.Clone(shape), data: data, h: h}
 	x.gc = runtime.AddCleanup(x, func(h *handle) { h.release() }, h)
-	return x, nil
+	return x
 }
 
 func newValue(t Type, shape []int, data []byte) (onnxruntime.Value, error) {
@@ -201,22 +206,35 @@ func (t *Tensor) Type() Type { return t.typ }
 // Shape returns a copy of the dimensions; empty for a scalar.
 func (t *Tensor) Shape() []int { return slices.Clone(t.shape) }
 
-// Len returns the number of elements.
-func (t *Tensor) Len() int { return len(t.data) / t.typ.Size() }
+// OnDevice says whether the elements are in a [Memory].
+func (t *Tensor) OnDevice() bool {
+	_, ok := t.h.value.(*foreignValue)
+	return ok
+}
 
-// Bytes returns the elements as little-endian bytes, without a copy.
-func (t *Tensor) Bytes() []byte { return t.data }
+// Len returns the number of elements.
+func (t *Tensor) Len() int { return len(t.Bytes()) / t.typ.Size() }
+
+// Bytes returns the elements as little-endian bytes, without a copy. It panics when
+// they are on a device.
+func (t *Tensor) Bytes() []byte {
+	if t.OnDevice() {
+		panic("ort: a tensor on a device is read as if it were in Go's memory")
+	}
+	return t.data
+}
 
 // Data returns the elements without a copy. It panics when T is not the
-// tensor's element type, like a failed type assertion.
+// tensor's element type, like a failed type assertion, or they are on a device.
 func Data[T Element](t *Tensor) []T {
 	if TypeOf[T]() != t.typ {
 		panic(fmt.Sprintf("ort: a %s tensor read as %s", t.typ, TypeOf[T]()))
 	}
-	if len(t.data) == 0 {
+	b := t.Bytes()
+	if len(b) == 0 {
 		return nil
 	}
-	return unsafe.Slice((*T)(unsafe.Pointer(&t.data[0])), len(t.data)/t.typ.Size())
+	return unsafe.Slice((*T)(unsafe.Pointer(&b[0])), len(b)/t.typ.Size())
 }
 
 // Float32s is Data[float32].

@@ -26,6 +26,8 @@ type TrainOptions struct {
 	Steps int
 	// Single also measures steps as single calls, without a Loop.
 	Single bool
+	// State is where weights and the optimiser's state are between calls, as optim.Spec has it.
+	State optim.State
 	// Profile also finds out where the time of a step goes, by operator.
 	Profile bool
 	// Progress, if set, is called with the name of the part that begins.
@@ -41,6 +43,10 @@ type TrainResult struct {
 	Trained   int     `json:"trained_parameters"`
 	Frozen    int     `json:"frozen_parameters"`
 	BuildTime float64 `json:"build_seconds"` // of the training graph, until it is loaded
+	// State is where weights and the optimiser's state are between calls: host or device;
+	// StateWhy says why they are not on a device that is no CPU.
+	State    optim.State `json:"state"`
+	StateWhy string      `json:"state_why,omitempty"`
 
 	// Forward is the forward pass with the loss, all weights constant, as in
 	// service. Step is a whole training step in a Loop.
@@ -128,7 +134,7 @@ func train(ctx context.Context, s optim.Spec, src optim.Source, o TrainOptions) 
 	r := TrainResult{Name: s.Name, Device: s.Session.Device.String(), Threads: s.Session.IntraOpThreads}
 	resetPeak()
 	_, r.BeforeMemoryBytes = memory()
-	s.Chunk, s.SingleSteps = o.Steps, false
+	s.Chunk, s.SingleSteps, s.State = o.Steps, false, o.State
 	o.Progress("build")
 	start := time.Now()
 	loop, err := optim.New(s)
@@ -138,6 +144,10 @@ func train(ctx context.Context, s optim.Spec, src optim.Source, o TrainOptions) 
 	defer loop.Close()
 	r.BuildTime = time.Since(start).Seconds()
 	r.Batch = s.Inputs[0].Shape[0]
+	var why error
+	if r.State, why = loop.State(); why != nil {
+		r.StateWhy = why.Error()
+	}
 	cost, err := loop.Cost(o.Steps)
 	if err != nil {
 		return r, err

@@ -8,6 +8,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/inference/backbone"
 	"github.com/nearmiss/nearmiss/training/finetune"
+	"github.com/nearmiss/nearmiss/training/optim"
 )
 
 // fineTune is the paper's recipe on random weights.
@@ -47,11 +48,14 @@ func TestTrain(t *testing.T) {
 		Family: backbone.ViT, Size: 16, Dim: 64, Depth: 2, Heads: 1, Hidden: 64, Patch: 8, ClassPos: true, NormEps: 1e-6,
 	})
 	cfg.Recipe.Batch, cfg.Recipe.MicroBatch, cfg.Recipe.FreezeBlocks, cfg.Recipe.Dropout = 8, 4, 1, 0
-	r := measure(t, cfg, TrainOptions{Rounds: 2, Steps: 2, Single: true, Profile: true})
+	r := measure(t, cfg, TrainOptions{Rounds: 2, Steps: 2, Single: true, Profile: true, State: optim.OnDevice})
 	for name, v := range map[string]Seconds{"forward": r.Forward, "step": r.Step, "single step": r.SingleStep} {
 		if !(v.Min > 0 && v.Min <= v.Median && v.Median <= v.Max) {
 			t.Errorf("%s: %+v", name, v)
 		}
+	}
+	if r.State != optim.OnDevice || r.StateWhy != "" {
+		t.Errorf("the state is on %q: %s", r.State, r.StateWhy)
 	}
 	if r.Batch != 8 || r.Trained == 0 || r.Frozen == 0 || r.ForwardGFLOP <= 0 || r.StepGFLOP <= r.ForwardGFLOP ||
 		r.RatioGFLOP != r.StepGFLOP/r.ForwardGFLOP || r.Ratio != r.Step.Median/r.Forward.Median {

@@ -20,7 +20,10 @@ func (r *runner) export(ctx context.Context) error {
 	for _, name := range r.trainer.Trained() {
 		trained[name] = true
 	}
-	all := r.trainer.Weights()
+	all, err := r.trainer.Weights()
+	if err != nil {
+		return err
+	}
 	var tuned []onnx.Tensor
 	for _, w := range all {
 		switch w.Name {

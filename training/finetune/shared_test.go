@@ -135,7 +135,10 @@ func TestViTTinySGD(t *testing.T) {
 	t.Logf("losses: off by %.2g at most", worst)
 
 	worst = 0
-	after := r.trainer.Weights()
+	after, err := r.trainer.Weights()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, want := range golden.Updates {
 		i := slices.IndexFunc(spec.Weights, func(w onnx.Tensor) bool { return goldenName(w.Name) == name })
 		if i < 0 {

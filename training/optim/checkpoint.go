@@ -96,8 +96,16 @@ func (t *Trainer) Save(path string, extra any) (err error) {
 	w := io.MultiWriter(buffered, sum)
 	prefix := append([]byte(checkpointMagic), checkpointVersion)
 	prefix = binary.LittleEndian.AppendUint64(prefix, uint64(len(header)))
-	for _, b := range append([][]byte{prefix, header}, stateBytes(t.cur)...) {
+	for _, b := range [][]byte{prefix, header} {
 		if _, err := w.Write(b); err != nil {
+			return err
+		}
+	}
+	for _, x := range t.cur {
+		if err := t.see(x, func(x *ort.Tensor) error {
+			_, err := w.Write(x.Bytes())
+			return err
+		}); err != nil {
 			return err
 		}
 	}
@@ -135,13 +143,43 @@ func (t *Trainer) Load(path string) (extra json.RawMessage, err error) {
 		return nil, err
 	}
 	defer f.Close()
-	h, err := readCheckpoint(f, t.header(), stateBytes(t.next)) // into the spare state
+	state, err := t.spare()
 	if err != nil {
 		return nil, err
+	}
+	if t.resident {
+		defer ort.CloseAll(state...)
+	}
+	h, err := readCheckpoint(f, t.header(), stateBytes(state))
+	if err != nil {
+		return nil, err
+	}
+	for i, x := range state {
+		if t.resident {
+			if err := t.device.Copy(t.next[i], x); err != nil {
+				return nil, err
+			}
+		}
 	}
 	t.cur, t.next = t.next, t.cur
 	t.step = h.Step
 	return h.Extra, nil
+}
+
+// spare is memory for a state: that which the next step overwrites where Go sees it.
+func (t *Trainer) spare() ([]*ort.Tensor, error) {
+	if !t.resident {
+		return t.next, nil
+	}
+	var out []*ort.Tensor
+	for _, x := range t.next {
+		here, err := ort.Zeros(x.Type(), x.Shape()...)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, here)
+	}
+	return out, nil
 }
 
 // readCheckpoint reads a checkpoint of the state that want describes into the

@@ -5,7 +5,9 @@
 // and a function that appends the forward pass and its loss. Many steps run as
 // one ONNX Loop whose carried values are the weights and the optimiser's state,
 // so that nothing is copied between steps; Go fills the batches of the next
-// chunk of steps meanwhile.
+// chunk of steps meanwhile. Between two Loops weights and state are in Go's memory, and
+// with an accelerator in the device's: only batches and losses then cross the bus, and
+// what is saved or asked for.
 //
 //	t, err := optim.New(optim.Spec{
 //		Weights:   model.Tensors(),
@@ -16,7 +18,7 @@
 //	})
 //	defer t.Close()
 //	err = t.Run(ctx, source, 1000, optim.RunOptions{Progress: …})
-//	weights := t.Weights()
+//	weights, err := t.Weights()
 //
 // Batches are addressed by the number of their step and everything random is
 // in them, so a run that was saved with [Trainer.Save] and resumed with

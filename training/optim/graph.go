@@ -62,6 +62,8 @@ type plan struct {
 	frozen  int       // elements of the frozen weights that the loss uses
 	metrics []string  // of the record, the loss first
 	forward *onnx.Graph
+	// resident says that the state is where Go does not see it.
+	resident bool
 }
 
 // newPlan builds the forward pass alone, to see which weights it uses.
@@ -198,7 +200,8 @@ func (p *plan) unflatten(v []*onnx.Value) state {
 
 // stepGraph makes the training graph for up to chunk steps. Its inputs are
 // "trips" (with a Loop), "schedule", the batches, the record and the state; its
-// outputs are the record and the state.
+// outputs are the record and the state and, where that is resident, a number for each
+// weight that tells whether it is finite.
 //
 // The record, one row of metrics for each step, is carried and written into
 // rather than stacked: so every shape is fixed whatever the number of steps.
@@ -265,6 +268,13 @@ func (p *plan) stepGraph(chunk int) (*onnx.Graph, error) {
 			name = "next/" + in[i-1].Name()
 		}
 		g.Output(name, v)
+	}
+	if p.resident {
+		var sums []*onnx.Value
+		for _, w := range out[1 : 1+len(p.trained)] {
+			sums = append(sums, g.Reshape(g.Reduce("ReduceSum", g.Sub(w, w), false), 1))
+		}
+		g.Output("finite", g.Concat(0, sums...))
 	}
 	return g, g.Err()
 }

@@ -57,6 +57,19 @@ func linear() Spec {
 	}
 }
 
+// inBothPlaces runs a test with the state in Go's memory and in that of the device.
+func inBothPlaces(t *testing.T, f func(t *testing.T, linear func() Spec)) {
+	for _, state := range []State{OnHost, OnDevice} {
+		t.Run("state on "+string(state), func(t *testing.T) {
+			f(t, func() Spec {
+				s := linear()
+				s.State = state
+				return s
+			})
+		})
+	}
+}
+
 // draw is the batch of a step.
 func draw(step int) (x, y []float32) {
 	r := rand.New(rand.NewPCG(uint64(step), 7))
@@ -179,7 +192,11 @@ func train(t testing.TB, x *Trainer, steps int) (losses, norms []float64) {
 	return losses, norms
 }
 
-func flatten(w []onnx.Tensor) []float64 {
+// flatten and bits take what Weights and EMAWeights return.
+func flatten(w []onnx.Tensor, err error) []float64 {
+	if err != nil {
+		panic(err)
+	}
 	var out []float64
 	for _, x := range w[:2] {
 		for _, v := range x.Float32s() {
@@ -201,7 +218,9 @@ func compare(t testing.TB, what string, got, want []float64, tolerance float64) 
 	}
 }
 
-func TestOptimizers(t *testing.T) {
+func TestOptimizers(t *testing.T) { inBothPlaces(t, testOptimizers) }
+
+func testOptimizers(t *testing.T, linear func() Spec) {
 	decay := 0.3
 	for name, c := range map[string]struct {
 		o      Optimizer
@@ -244,15 +263,18 @@ func TestOptimizers(t *testing.T) {
 			if c.o.EMA > 0 {
 				compare(t, "averages", flatten(x.EMAWeights()), want.ema, 2e-5)
 			}
-			if x.Step() != 22 || x.Weights()[2].Float32s()[0] != 1 {
-				t.Errorf("step %d, frozen weight %v", x.Step(), x.Weights()[2].Float32s())
+			if w, err := x.Weights(); x.Step() != 22 || err != nil || w[2].Float32s()[0] != 1 {
+				t.Errorf("step %d, frozen weight %v, %v", x.Step(), w, err)
 			}
 		})
 	}
 }
 
 // bits are the exact weights.
-func bits(w []onnx.Tensor) string {
+func bits(w []onnx.Tensor, err error) string {
+	if err != nil {
+		panic(err)
+	}
 	var b strings.Builder
 	for _, x := range w {
 		fmt.Fprintf(&b, "%x ", x.Data)
@@ -260,7 +282,9 @@ func bits(w []onnx.Tensor) string {
 	return b.String()
 }
 
-func TestChunksDoNotMatter(t *testing.T) {
+func TestChunksDoNotMatter(t *testing.T) { inBothPlaces(t, testChunksDoNotMatter) }
+
+func testChunksDoNotMatter(t *testing.T, linear func() Spec) {
 	s := linear()
 	s.Optimizer = Optimizer{Kind: Adam, LearningRate: 0.05, EMA: 0.9, Clip: 2}
 	whole := newTestTrainer(t, s)
@@ -283,7 +307,9 @@ func TestChunksDoNotMatter(t *testing.T) {
 	}
 }
 
-func TestAccumulation(t *testing.T) {
+func TestAccumulation(t *testing.T) { inBothPlaces(t, testAccumulation) }
+
+func testAccumulation(t *testing.T, linear func() Spec) {
 	s := linear()
 	s.GradientNorm = true
 	x := newTestTrainer(t, s)
@@ -296,7 +322,92 @@ func TestAccumulation(t *testing.T) {
 	compare(t, "weights", flatten(y.Weights()), flatten(x.Weights()), 1e-5)
 }
 
-func TestResume(t *testing.T) {
+// TestPlacesAgree: where the state is between calls changes no bit of it, nor of a
+// checkpoint, which the other place takes up.
+func TestPlacesAgree(t *testing.T) {
+	for name, o := range map[string]Optimizer{
+		"plain SGD":         {Kind: SGD, LearningRate: 0.05},
+		"SGD with momentum": {Kind: SGD, LearningRate: 0.02, Momentum: 0.9, WeightDecay: 0.01},
+		"Adam":              {Kind: Adam, LearningRate: 0.05, Clip: 1, EMA: 0.9},
+		"AdamW":             {Kind: AdamW, LearningRate: 0.05, WeightDecay: 0.1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			file := func(state State) string { return filepath.Join(dir, string(state)) }
+			saved, trainers := map[State]string{}, map[State]*Trainer{}
+			for _, state := range []State{OnHost, OnDevice} {
+				s := linear()
+				s.Optimizer, s.State = o, state
+				x := newTestTrainer(t, s)
+				if got, err := x.State(); got != state || err != nil {
+					t.Fatalf("the state is on %s, want %s: %v", got, state, err)
+				}
+				losses, _ := train(t, x, 10)
+				if err := x.Save(file(state), losses); err != nil {
+					t.Fatal(err)
+				}
+				b, err := os.ReadFile(file(state))
+				if err != nil {
+					t.Fatal(err)
+				}
+				saved[state], trainers[state] = string(b), x
+			}
+			if saved[OnHost] != saved[OnDevice] {
+				t.Error("losses or checkpoints differ")
+			}
+			for _, x := range trainers {
+				if _, err := x.Load(file(OnHost)); err != nil {
+					t.Fatal(err)
+				}
+				train(t, x, 5)
+			}
+			if bits(trainers[OnHost].Weights()) != bits(trainers[OnDevice].Weights()) || bits(trainers[OnHost].EMAWeights()) != bits(trainers[OnDevice].EMAWeights()) {
+				t.Error("the weights differ after five steps from a checkpoint")
+			}
+		})
+	}
+}
+
+// TestPlaceOfTheState: what nobody asked for may fail and is told, what was asked for may not.
+func TestPlaceOfTheState(t *testing.T) {
+	cuda := ort.Device{Kind: "cuda"}
+	for name, c := range map[string]struct {
+		device ort.Device
+		wanted State
+		want   State
+		told   bool // why it is not on the device
+		fails  bool
+	}{
+		"a CPU":                              {want: OnHost},
+		"a CPU, asked for":                   {wanted: OnDevice, want: OnDevice},
+		"an accelerator":                     {device: cuda, want: OnDevice},
+		"an accelerator, not wanted":         {device: cuda, wanted: OnHost, want: OnHost},
+		"one that is not there":              {device: ort.Device{Kind: "cuda", ID: 99}, want: OnHost, told: true},
+		"one that is not there, asked for":   {device: ort.Device{Kind: "cuda", ID: 99}, wanted: OnDevice, fails: true},
+		"one that is not there, not wanted ": {device: ort.Device{Kind: "cuda", ID: 99}, wanted: OnHost, want: OnHost},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if c.device == cuda && c.wanted == "" {
+				if err := cuda.Usable(); err != nil {
+					c.want, c.told = OnHost, true
+				}
+			}
+			x := &Trainer{plan: &plan{spec: Spec{State: c.wanted, Session: ort.Options{Device: c.device}}}}
+			defer x.Close()
+			err := x.place()
+			if (err != nil) != c.fails {
+				t.Fatalf("got %v", err)
+			}
+			if got, why := x.State(); err == nil && (got != c.want || (why != nil) != c.told) {
+				t.Errorf("on %s: %v", got, why)
+			}
+		})
+	}
+}
+
+func TestResume(t *testing.T) { inBothPlaces(t, testResume) }
+
+func testResume(t *testing.T, linear func() Spec) {
 	s := linear()
 	s.Optimizer = Optimizer{Kind: Adam, LearningRate: 0.05, EMA: 0.9}
 	whole := newTestTrainer(t, s)
@@ -359,7 +470,9 @@ func TestResume(t *testing.T) {
 	}
 }
 
-func TestRunEnds(t *testing.T) {
+func TestRunEnds(t *testing.T) { inBothPlaces(t, testRunEnds) }
+
+func testRunEnds(t *testing.T, linear func() Spec) {
 	ctx := context.Background()
 	t.Run("where its progress function says so", func(t *testing.T) {
 		x := newTestTrainer(t, linear())
@@ -422,7 +535,9 @@ func TestRunEnds(t *testing.T) {
 	}
 }
 
-func TestEvaluate(t *testing.T) {
+func TestEvaluate(t *testing.T) { inBothPlaces(t, testEvaluate) }
+
+func testEvaluate(t *testing.T, linear func() Spec) {
 	s := linear()
 	s.Optimizer.EMA = 0.9
 	x := newTestTrainer(t, s)
@@ -469,6 +584,7 @@ func TestNewRefuses(t *testing.T) {
 		"an unknown schedule":       {func(s *Spec) { s.Optimizer.Schedule.Kind = "zigzag" }, "zigzag"},
 		"a batch that cannot split": {func(s *Spec) { s.Accumulate = 3 }, "3 parts"},
 		"nothing to train":          {func(s *Spec) { s.Groups = []Group{{Pattern: "*", Freeze: true}} }, "nothing to train"},
+		"an unknown place":          {func(s *Spec) { s.State = "abacus" }, "abacus"},
 		"a bad pattern":             {func(s *Spec) { s.Groups = []Group{{Pattern: "[", Freeze: true}} }, "syntax"},
 		"a weight that is not there": {func(s *Spec) {
 			s.Loss = func(g *onnx.Graph, batch []*onnx.Value, w Weights) (Loss, error) { return Loss{Value: w("nope")}, nil }

@@ -46,6 +46,10 @@ type Spec struct {
 	GradientNorm bool
 	// Session has the options of ONNX Runtime.
 	Session ort.Options
+	// State is where the trained weights and the optimiser's state are between calls of
+	// ONNX Runtime. Default: on the session's device, where that is no CPU and has
+	// memory for them that can be had; else in Go's memory.
+	State State
 
 	// Recompute trades about a third more time for memory: see
 	// autodiff.Recompute. It labels the nodes of the loss, whose names begin with
@@ -219,6 +223,9 @@ func (s Spec) validate() error {
 	var errs []error
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	errs = append(errs, s.Optimizer.validate())
+	if s.State != "" && s.State != OnHost && s.State != OnDevice {
+		fail("state on %q: want %s or %s", s.State, OnHost, OnDevice)
+	}
 	if s.Loss == nil {
 		fail("no loss is given")
 	}

@@ -86,8 +86,11 @@ type Trainer struct {
 	temp    string       // folder of the graphs' files
 	step    int
 
+	device    *ort.Memory   // where the state is; nil: in Go's memory
+	why       error         // no device has it although the session has one
 	cur, next []*ort.Tensor // the state, in the order of state.flat
 	record    [2]*ort.Tensor
+	finite    *ort.Tensor // with a device: 0 for each weight that is, else NaN
 	sets      [2]feed
 }
 
@@ -134,6 +137,9 @@ func newTrainer(s Spec) (_ *Trainer, err error) {
 	if s.SingleSteps {
 		t.chunk = 1
 	}
+	if err := t.place(); err != nil {
+		return nil, err
+	}
 	g, err := p.stepGraph(t.chunk)
 	if err != nil {
 		return nil, err
@@ -171,21 +177,25 @@ func (t *Trainer) allocate() error {
 	zeros := func(typ onnx.DataType, shape ...int) (*ort.Tensor, error) {
 		return ort.Zeros(typ, shape...)
 	}
+	if t.resident {
+		var err error
+		if t.finite, err = zeros(onnx.Float, len(t.trained)); err != nil {
+			return err
+		}
+	}
 	for side := range 2 {
-		var list []*ort.Tensor
+		list := &t.cur
+		if side == 1 {
+			list = &t.next
+		}
 		for range 1 + len(t.spec.Optimizer.slots()) {
 			for _, w := range t.trained {
-				x, err := zeros(onnx.Float, w.shape...)
+				x, err := t.tensor(w.shape)
 				if err != nil {
 					return err
 				}
-				list = append(list, x)
+				*list = append(*list, x)
 			}
-		}
-		if side == 0 {
-			t.cur = list
-		} else {
-			t.next = list
 		}
 		var err error
 		if t.record[side], err = zeros(onnx.Float, t.chunk, len(t.metrics)); err != nil {
@@ -215,15 +225,23 @@ func (t *Trainer) allocate() error {
 			f.batches = append(f.batches, x)
 		}
 	}
-	at := t.places()
+	at, n := t.places(), len(t.trained)
+	given := make([][]float32, n)
 	for _, w := range t.spec.Weights {
-		i, ok := at[w.Name]
-		if !ok {
-			continue
+		if i, ok := at[w.Name]; ok {
+			given[i] = w.Float32s()
 		}
-		copy(t.cur[i].Float32s(), w.Float32s())
-		if t.spec.Optimizer.EMA > 0 {
-			copy(t.cur[len(t.cur)-len(t.trained)+i].Float32s(), w.Float32s())
+	}
+	for i, x := range t.cur {
+		v := given[i%n]
+		if i >= n && (t.spec.Optimizer.EMA == 0 || i < len(t.cur)-n) {
+			if !t.resident {
+				continue // there are zeros, and none of their pages was touched
+			}
+			v = make([]float32, len(v))
+		}
+		if err := t.write(x, v); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -301,10 +319,13 @@ func (t *Trainer) run(ctx context.Context, src Source, steps int, o RunOptions) 
 		in = append(append(in, f.schedule), f.batches...)
 		in = append(append(in, t.record[0]), t.cur...)
 		out := append([]*ort.Tensor{t.record[1]}, t.next...)
+		if t.resident {
+			out = append(out, t.finite)
+		}
 		if err := t.session.RunInto(ctx, in, out); err != nil {
 			return err
 		}
-		p := t.read(n)
+		p := t.progress(n)
 		for i, l := range p.Losses {
 			if math.IsNaN(l) || math.IsInf(l, 0) {
 				return fmt.Errorf("%w: the loss of step %d is %v", ErrDiverged, t.step+i, l)
@@ -312,7 +333,7 @@ func (t *Trainer) run(ctx context.Context, src Source, steps int, o RunOptions) 
 		}
 		// The last update of a chunk shows in no loss of it.
 		for i, w := range t.trained {
-			if !finite(t.next[i].Float32s()) {
+			if t.resident && !finite(t.finite.Float32s()[i:i+1]) || !t.resident && !finite(t.next[i].Float32s()) {
 				return fmt.Errorf("%w: after step %d, %s is not finite", ErrDiverged, t.step+n-1, w.name)
 			}
 		}
@@ -360,8 +381,8 @@ func (t *Trainer) prepare(ctx context.Context, src Source, side, step, n int) ch
 	return done
 }
 
-// read turns the record into numbers.
-func (t *Trainer) read(n int) Progress {
+// progress turns the record into numbers.
+func (t *Trainer) progress(n int) Progress {
 	p := Progress{Metrics: map[string][]float64{}}
 	m := len(t.metrics)
 	rows := t.record[1].Float32s()
@@ -389,30 +410,6 @@ func (t *Trainer) Trained() []string {
 	var out []string
 	for _, w := range t.trained {
 		out = append(out, w.name)
-	}
-	return out
-}
-
-// Weights returns all weights in the order of the Spec: copies of the trained
-// ones as they are now, and the frozen ones as they were given.
-func (t *Trainer) Weights() []onnx.Tensor { return t.weights(0) }
-
-// EMAWeights is Weights with the moving averages in the place of the trained
-// weights; the same as Weights where the optimiser keeps none.
-func (t *Trainer) EMAWeights() []onnx.Tensor {
-	if t.spec.Optimizer.EMA == 0 {
-		return t.weights(0)
-	}
-	return t.weights(len(t.cur) - len(t.trained))
-}
-
-func (t *Trainer) weights(from int) []onnx.Tensor {
-	at := t.places()
-	out := slices.Clone(t.spec.Weights)
-	for i, w := range out {
-		if j, ok := at[w.Name]; ok {
-			out[i] = onnx.FromFloat32(w.Name, slices.Clone(t.cur[from+j].Float32s()), w.Shape...)
-		}
 	}
 	return out
 }
@@ -522,9 +519,13 @@ func (t *Trainer) Close() error {
 	ort.CloseAll(t.cur...)
 	ort.CloseAll(t.next...)
 	ort.CloseAll(t.record[:]...)
+	t.finite.Close()
 	for _, f := range t.sets {
 		ort.CloseAll(f.trips, f.schedule)
 		ort.CloseAll(f.batches...)
+	}
+	if t.device != nil {
+		errs = append(errs, t.device.Close())
 	}
 	if t.temp != "" {
 		errs = append(errs, os.RemoveAll(t.temp))

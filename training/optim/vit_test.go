@@ -82,7 +82,10 @@ func lossesOf(t *testing.T, spec optim.Spec, source optim.Source, steps int) (lo
 	}}); err != nil {
 		t.Fatal(err)
 	}
-	return losses, trainer.Weights()
+	if weights, err = trainer.Weights(); err != nil {
+		t.Fatal(err)
+	}
+	return losses, weights
 }
 
 // TestViTLearns trains the same network in every arrangement.
@@ -104,6 +107,17 @@ func TestViTLearns(t *testing.T) {
 		spec.SingleSteps = true
 		if got, _ := lossesOf(t, spec, source, 12); !slices.Equal(got, want) {
 			t.Errorf("losses %v, want %v", got, want)
+		}
+	})
+	t.Run("weights that stay in the device's memory, bit for bit", func(t *testing.T) {
+		for _, single := range []bool{false, true} {
+			spec := spec
+			spec.State, spec.SingleSteps = optim.OnDevice, single
+			got, there := lossesOf(t, spec, source, 12)
+			same := slices.EqualFunc(there, weights, func(a, b onnx.Tensor) bool { return slices.Equal(a.Float32s(), b.Float32s()) })
+			if !same || !slices.Equal(got, want) {
+				t.Errorf("losses %v, want %v", got, want)
+			}
 		}
 	})
 	t.Run("gradients gathered from four parts of the batch", func(t *testing.T) {

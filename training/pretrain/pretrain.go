@@ -198,7 +198,11 @@ func train(ctx context.Context, c Config) (_ *Result, err error) {
 	if err := c.run(ctx, t, p, res); err != nil {
 		return nil, err
 	}
-	for _, w := range t.EMAWeights() {
+	averages, err := t.EMAWeights()
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range averages {
 		if strings.HasPrefix(w.Name, "head.") {
 			continue
 		}

@@ -423,7 +423,11 @@ func (g *generation) probe(ctx context.Context) error {
 		n = max(n, g.reference.Size())
 	}
 	step := g.trainer.Steps()
-	c := Trained{Step: step, SDE: g.o.SDE, Network: g.o.Network, Params: g.trainer.Averaged()}
+	averaged, err := g.trainer.Averaged()
+	if err != nil {
+		return err
+	}
+	c := Trained{Step: step, SDE: g.o.SDE, Network: g.o.Network, Params: averaged}
 	// The same noise at every probe, so that only the weights change the curve.
 	x, err := g.sample(ctx, c, SampleOptions{N: n, Seed: g.o.Seed, Sampler: Heun, Progress: func(done, total int) { g.progress("probe", done, total) }})
 	if err != nil {

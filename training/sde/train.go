@@ -213,12 +213,16 @@ func (f *feed) pick(at int) int {
 }
 
 // Averaged are copies of the averaged weights, to sample with.
-func (t *Trainer) Averaged() []Param {
+func (t *Trainer) Averaged() ([]Param, error) {
+	all, err := t.optim.EMAWeights()
+	if err != nil {
+		return nil, err
+	}
 	ps := slices.Clone(t.fixed)
-	for i, w := range t.optim.EMAWeights() {
+	for i, w := range all {
 		ps[i].Data = w.Float32s()
 	}
-	return ps
+	return ps, nil
 }
 
 // resumable is what a training checkpoint says of its training.

@@ -131,11 +131,11 @@ func TestTheTrainedScoreApproachesTheAnalyticOne(t *testing.T) {
 			}
 			defer closing(t, tr)
 			exact := gaussian{s, mean, cov}
-			before := scoreError(t, s, net, tr.Averaged(), exact)
+			before := scoreError(t, s, net, averaged(t, tr), exact)
 			if err := tr.Run(t.Context(), 160, nil); err != nil {
 				t.Fatal(err)
 			}
-			after := scoreError(t, s, net, tr.Averaged(), exact)
+			after := scoreError(t, s, net, averaged(t, tr), exact)
 			t.Logf("relative squared error of the score: %.3f before training, %.4f after", before, after)
 			if after > 0.1 || before < 3*after { // edm's untrained network already points to the mean
 				t.Errorf("relative squared error of the score: %.3f before training, %.4f after; want it below 0.1", before, after)
@@ -241,8 +241,8 @@ func TestTrainingGoesOnFromACheckpoint(t *testing.T) {
 	if got := losses(t, half, 10); !slices.Equal(got, want) {
 		t.Errorf("losses after resuming %v, without interruption %v", got, want)
 	}
-	for i, p := range half.Averaged() {
-		if !slices.Equal(p.Data, whole.Averaged()[i].Data) {
+	for i, p := range averaged(t, half) {
+		if !slices.Equal(p.Data, averaged(t, whole)[i].Data) {
 			t.Errorf("%s differs after resuming", p.Name)
 		}
 	}
@@ -255,7 +255,7 @@ func TestTrainingGoesOnFromACheckpoint(t *testing.T) {
 func TestATrainedNetworkIsReadBack(t *testing.T) {
 	tr := testTrainer(t, TrainOptions{Batch: 4, LearningRate: 1e-3, Warmup: -1}, 0)
 	losses(t, tr, 3)
-	want := Trained{SDE: "edm", Network: tr.net, Step: 3, Params: tr.Averaged()}
+	want := Trained{SDE: "edm", Network: tr.net, Step: 3, Params: averaged(t, tr)}
 	path := filepath.Join(t.TempDir(), "net.onnx")
 	if err := want.WriteFile(path); err != nil {
 		t.Fatal(err)
@@ -344,4 +344,13 @@ func TestTrainingRefuses(t *testing.T) {
 	if err := wild.Run(t.Context(), 30, nil); !errors.Is(err, optim.ErrDiverged) {
 		t.Errorf("a learning rate of 1e30: got %v", err)
 	}
+}
+
+func averaged(t testing.TB, tr *Trainer) []Param {
+	t.Helper()
+	ps, err := tr.Averaged()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ps
 }
