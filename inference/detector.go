@@ -169,6 +169,10 @@ func open(ctx context.Context, dir string, o Options) (_ *Detector, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if _, why := e.Captured(); why != nil {
+		o.Log.Warn().Err(why).Str("release", rel.Digest).Str("device", o.Embed.Device.String()).
+			Msg("runs of the model are not captured in graphs: it runs without")
+	}
 	end := e.Close
 	defer func() {
 		if err != nil {

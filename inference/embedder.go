@@ -34,7 +34,8 @@ var (
 // EmbedOptions adjust an Embedder. The zero value is a sensible choice for the
 // CPU.
 type EmbedOptions struct {
-	// Device runs the model. Default cpu.
+	// Device runs the model. Default cpu. With Graph, runs on one image and on a whole
+	// batch are captured, where that gives what the model gives: see Embedder.Captured.
 	Device ort.Device
 	// Threads is the number of CPU threads that the model computes on. On the
 	// CPU as many batches are computed at the same time, each by one thread,
@@ -108,11 +109,13 @@ type Embedder struct {
 	backbone   json.RawMessage
 	dim        int
 	patches    []patchOutput
-	limit      int   // images in a batch
-	inputs     int   // of the model, of one image
-	fixed      int   // the model's own batch, 0 where it takes any
-	embedding  int   // index of the output
-	row        []int // dimensions of one embedding; nil where the outputs of a batch are not apart
+	limit      int                   // images in a batch
+	inputs     int                   // of the model, of one image
+	fixed      int                   // the model's own batch, 0 where it takes any
+	embedding  int                   // index of the output
+	row        []int                 // dimensions of one embedding; nil where the outputs of a batch are not apart
+	captured   map[int]*ort.Captured // by the number of inputs
+	uncaptured error                 // why none is, although the device asks
 
 	embedderLife
 	buffers sync.Pool // of *[]uint8: one preprocessed image
@@ -262,6 +265,12 @@ func startEmbedder(path string, o EmbedOptions, open opening) (_ *Embedder, err 
 	if err := e.probe(); err != nil {
 		e.cancel()
 		return nil, err
+	}
+	if o.Device.Graph {
+		if err := e.capture(path, open); err != nil {
+			e.uncaptured = e.uncapture(err)
+			e.o.Device.Graph, e.o.Session.Device.Graph = false, false
+		}
 	}
 	e.jobs = make(chan *job, o.Workers)
 	e.ready = make(chan *job, o.Queue)
@@ -565,5 +574,5 @@ func (e *Embedder) Close() error {
 	close(e.ready)
 	e.runners.Wait()
 	e.cancel()
-	return e.session.Close()
+	return errors.Join(e.uncapture(nil), e.session.Close())
 }

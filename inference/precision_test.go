@@ -44,7 +44,11 @@ func TestSixteenBitsAgreeWithThirtyTwo(t *testing.T) {
 			}
 			embed := func(o EmbedOptions) [][]float32 {
 				o.Threads = 1
-				out, err := newTestEmbedder(t, path, o).Vectors(t.Context(), images)
+				e := newTestEmbedder(t, path, o)
+				if sizes, why := e.Captured(); (len(sizes) > 0) != o.Device.Graph || why != nil {
+					t.Errorf("captured are %v: %v", sizes, why)
+				}
+				out, err := e.Vectors(t.Context(), images)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -54,6 +58,7 @@ func TestSixteenBitsAgreeWithThirtyTwo(t *testing.T) {
 			for name, got := range map[string][][]float32{
 				"one at a time": embed(EmbedOptions{Precision: release.Half, Batch: 1}),
 				"in batches":    embed(EmbedOptions{Precision: release.Half, Batch: 4}),
+				"captured":      embed(EmbedOptions{Precision: release.Half, Batch: 4, Device: ort.Device{Graph: true}}),
 			} {
 				for i := range got {
 					off, all := 0.0, 0.0

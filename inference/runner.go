@@ -150,7 +150,11 @@ func (r *runner) once(input []uint8) (o outputs, err error) {
 	if err != nil {
 		return o, err
 	}
-	if err := r.session.RunInto(r.ctx, []*ort.Tensor{in}, out); err != nil {
+	run := r.session.RunInto
+	if c := r.captured[n]; c != nil {
+		run = c.Run
+	}
+	if err := run(r.ctx, []*ort.Tensor{in}, out); err != nil {
 		return o, err
 	}
 	o.vectors, o.shape = out[r.embedding].Float32s(), out[r.embedding].Shape()

@@ -70,6 +70,11 @@ func (c *benchEmbedCmd) Run(ctx context.Context, o *output) error {
 	if c.JSON {
 		return o.JSON(r)
 	}
+	if r.CapturedWhy != "" {
+		if err := o.printf("runs are not captured in graphs: %s\n", r.CapturedWhy); err != nil {
+			return err
+		}
+	}
 	if c.Alone {
 		return o.printf("images a second, device %s, %d threads: model alone %.1f\n", r.Device, r.Threads, r.Inference.Median)
 	}

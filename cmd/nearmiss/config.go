@@ -91,7 +91,7 @@ type placementConfig struct {
 
 // workerConfig is how frames are scored; device and threads are the trainer's, too.
 type workerConfig struct {
-	Device  string `yaml:"device" env:"DEVICE"`   // cpu, cuda, cuda:1, tensorrt
+	Device  string `yaml:"device" env:"DEVICE"`   // cpu, cuda, cuda:1, cuda+graph, tensorrt
 	Threads int    `yaml:"threads" env:"THREADS"` // CPU threads that the model computes on; 0: one a core
 	Batch   int    `yaml:"batch" env:"BATCH"`     // most frames scored at once
 }

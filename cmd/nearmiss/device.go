@@ -7,7 +7,7 @@ import (
 
 // deviceFlags say where the model runs.
 type deviceFlags struct {
-	Device  string `default:"cpu" placeholder:"D" help:"Where the model runs: cpu, cuda, cuda:1 or tensorrt."`
+	Device  string `default:"cpu" placeholder:"D" help:"Where the model runs: cpu, cuda, cuda:1, cuda+graph or tensorrt."`
 	Threads int    `placeholder:"N" help:"CPU threads that the model computes on (default: all cores)."`
 	Batch   int    `placeholder:"N" help:"Most images in one run of the model (default: 4 on the CPU, 32 elsewhere)."`
 }
@@ -23,7 +23,7 @@ func (f deviceFlags) options() (inference.EmbedOptions, error) {
 // modelFlags say the same to a service, which may have it from its
 // configuration.
 type modelFlags struct {
-	Device  string `placeholder:"D" help:"Where the model runs: cpu, cuda, cuda:1 or tensorrt (default cpu)."`
+	Device  string `placeholder:"D" help:"Where the model runs: cpu, cuda, cuda:1, cuda+graph or tensorrt (default cpu)."`
 	Threads int    `placeholder:"N" help:"CPU threads that the model computes on (default: all cores)."`
 }
 

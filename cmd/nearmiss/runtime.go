@@ -58,6 +58,8 @@ func (c *runtimeInfoCmd) Run(o *output) error {
 		state := "usable"
 		if !p.Usable {
 			state = "not usable: " + p.Why
+		} else if p.Device == "cuda" {
+			state += ", also as cuda+graph"
 		}
 		if _, err := fmt.Fprintf(o.Out, "%-9s %s\n", p.Device, state); err != nil {
 			return err

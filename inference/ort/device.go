@@ -16,12 +16,19 @@ import (
 type Device struct {
 	Kind string // "cpu", "cuda" or "tensorrt"; empty means cpu
 	ID   int    // which of several accelerators, from 0
+	// Graph says that models are to be captured: see [Captured]. Sessions take no notice.
+	Graph bool
 }
 
-// ParseDevice reads "cpu", "cuda", "cuda:1", "tensorrt" or "tensorrt:0".
+// ParseDevice reads "cpu", "cuda", "cuda:1", "cuda+graph", "cuda:1+graph", "tensorrt" or
+// "tensorrt:0", and "cpu+graph", which goes the same way with nothing recorded.
 func ParseDevice(s string) (Device, error) {
-	kind, id, numbered := strings.Cut(strings.ToLower(strings.TrimSpace(s)), ":")
-	d := Device{Kind: kind}
+	name, graph := strings.CutSuffix(strings.ToLower(strings.TrimSpace(s)), withGraph)
+	kind, id, numbered := strings.Cut(name, ":")
+	d := Device{Kind: kind, Graph: graph}
+	if graph && kind != cuda && kind != "cpu" {
+		return Device{}, fmt.Errorf("device %q: only cuda has graphs", s)
+	}
 	switch kind {
 	case "", "cpu":
 		d.Kind = "cpu"
@@ -31,7 +38,7 @@ func ParseDevice(s string) (Device, error) {
 		return d, nil
 	case "cuda", "tensorrt":
 	default:
-		return Device{}, fmt.Errorf("device %q is not known: use cpu, cuda, cuda:N, tensorrt or tensorrt:N", s)
+		return Device{}, fmt.Errorf("device %q is not known: use cpu, cuda, cuda:N, cuda+graph, cuda:N+graph, tensorrt or tensorrt:N", s)
 	}
 	if numbered {
 		n, err := strconv.Atoi(id)
@@ -46,12 +53,17 @@ func ParseDevice(s string) (Device, error) {
 // IsCPU says whether d is the CPU.
 func (d Device) IsCPU() bool { return d.Kind == "" || d.Kind == "cpu" }
 
+const withGraph = "+graph"
+
 func (d Device) String() string {
-	kind := cmp.Or(d.Kind, "cpu")
-	if kind == "cpu" || d.ID == 0 {
-		return kind
+	s := cmp.Or(d.Kind, "cpu")
+	if s != "cpu" && d.ID != 0 {
+		s += ":" + strconv.Itoa(d.ID)
 	}
-	return kind + ":" + strconv.Itoa(d.ID)
+	if d.Graph {
+		s += withGraph
+	}
+	return s
 }
 
 // Provider is an execution provider: what runs a model on a kind of device.

@@ -54,9 +54,20 @@ func TestPlacesAreTheHeaders(t *testing.T) {
 	}
 }
 
+// tested are the options of a session on the device whose memory is tested: the CPU, or
+// what gpu.sh says.
+func tested(t *testing.T) Options {
+	t.Helper()
+	d, err := ParseDevice(os.Getenv("NEARMISS_TEST_DEVICE"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Options{Device: d, IntraOpThreads: 1}
+}
+
 func openMemory(t *testing.T) *Memory {
 	t.Helper()
-	m, err := OpenMemory(Options{})
+	m, err := OpenMemory(tested(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +93,7 @@ func TestMemory(t *testing.T) {
 	ctx := context.Background()
 	t.Run("outputs of one run stay and become the inputs of the next", func(t *testing.T) {
 		m := openMemory(t)
-		s := openBytes(t, addModel(2, 2), Options{})
+		s := openBytes(t, addModel(2, 2), tested(t))
 		one := tensor[float32](t, []int{2, 2}, 1, 2, 3, 4)
 		cur, next := deviceTensor(t, m, Float, 2, 2), deviceTensor(t, m, Float, 2, 2)
 		if err := m.Copy(cur, one); err != nil {
@@ -142,7 +153,7 @@ func TestMemory(t *testing.T) {
 		if err := m.Close(); err != nil {
 			t.Fatal(err)
 		}
-		s := openBytes(t, addModel(1000), Options{})
+		s := openBytes(t, addModel(1000), tested(t))
 		if err := s.RunInto(ctx, []*Tensor{tensor(t, []int{1000}, make([]float32, 1000)...), tensor(t, []int{1000}, make([]float32, 1000)...)}, []*Tensor{x}); err != nil {
 			t.Error(err)
 		}
@@ -192,11 +203,14 @@ func TestMemory(t *testing.T) {
 		}
 	})
 	t.Run("a device that is not there has no memory, and says why", func(t *testing.T) {
-		_, err := OpenMemory(Options{Device: Device{Kind: "cuda"}})
-		if usable := (Device{Kind: "cuda"}).Usable(); (usable == nil) != (err == nil) || err != nil && !strings.Contains(err.Error(), "use device cuda") {
-			t.Errorf("%v, and the device: %v", err, usable)
+		if _, err := OpenMemory(Options{Device: Device{Kind: "cuda", ID: 99}}); err == nil || !strings.Contains(err.Error(), "device cuda:99") {
+			t.Errorf("got %v", err)
 		}
-		m := openMemory(t)
+		m, err := OpenMemory(Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close()
 		s, err := m.copier(Float)
 		if err != nil {
 			t.Fatal(err)
@@ -211,7 +225,7 @@ func TestMemory(t *testing.T) {
 // collector runs, and it is closed before the last of them.
 func TestMemoryIsShared(t *testing.T) {
 	m := openMemory(t)
-	s := openBytes(t, addModel(-1), Options{IntraOpThreads: 1})
+	s := openBytes(t, addModel(-1), tested(t))
 	var wg sync.WaitGroup
 	for w := range 4 {
 		wg.Go(func() {
@@ -260,7 +274,92 @@ func TestMemoryIsShared(t *testing.T) {
 	wg.Wait()
 }
 
-// TestNothingLeaks: memories, sessions and tensors that are closed are gone.
+// captureAdd captures addModel for n numbers.
+func captureAdd(t *testing.T, n int, seen func(o Options)) (*Captured, error) {
+	zeros, err := Zeros(Float, n)
+	if err != nil {
+		return nil, err
+	}
+	defer zeros.Close()
+	return Capture(context.Background(), tested(t), func(o Options) (Model, error) {
+		seen(o)
+		return OpenBytes(addModel(-1), o)
+	}, []*Tensor{zeros, zeros}, []*Tensor{zeros})
+}
+
+func TestCaptured(t *testing.T) {
+	ctx := context.Background()
+	c, err := captureAdd(t, 3, func(o Options) {
+		if !o.capture {
+			t.Error("the model is not opened to be captured")
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for w := range 4 {
+		wg.Go(func() {
+			for i := range 50 {
+				x, y := make([]float32, 3), make([]float32, 3)
+				for j := range x {
+					x[j] = float32(1000*w + 10*i + j)
+				}
+				in, err := NewTensor([]int{3}, x)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer in.Close()
+				out, err := NewTensor([]int{3}, y)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer out.Close()
+				if err := errors.Join(c.Run(ctx, []*Tensor{in, in}, []*Tensor{nil}), c.Run(ctx, []*Tensor{in, in}, []*Tensor{out})); err != nil {
+					t.Error(err)
+					return
+				}
+				for j := range y {
+					if y[j] != 2*x[j] {
+						t.Errorf("goroutine %d, run %d: %v of %v", w, i, y, x)
+						return
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	three, two := tensor[float32](t, []int{3}, 1, 2, 3), tensor[float32](t, []int{2}, 1, 2)
+	for name, in := range map[string][]*Tensor{"an input too few": {three}, "another shape": {three, two}, "another type": {three, tensor[int64](t, []int{3}, 1, 2, 3)}} {
+		if err := c.Run(ctx, in, []*Tensor{three}); err == nil {
+			t.Errorf("%s is taken", name)
+		}
+	}
+	if err := c.Run(ctx, []*Tensor{three, three}, []*Tensor{two}); err == nil {
+		t.Error("an output of another shape is taken")
+	}
+	ended, cancel := context.WithCancel(ctx)
+	cancel()
+	if err := c.Run(ended, []*Tensor{three, three}, []*Tensor{three}); !errors.Is(err, context.Canceled) {
+		t.Errorf("after its context ended: %v", err)
+	}
+	for range 2 {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := c.Run(ctx, []*Tensor{three, three}, []*Tensor{three}); !errors.Is(err, ErrClosed) {
+		t.Errorf("a closed one: %v", err)
+	}
+	broken := errors.New("broken")
+	if c, err := Capture(ctx, Options{}, func(Options) (Model, error) { return (*Session)(nil), broken }, []*Tensor{three}, nil); c != nil || !errors.Is(err, broken) {
+		t.Errorf("a model that cannot be opened: %v", err)
+	}
+}
+
+// TestNothingLeaks: memories, sessions, tensors and captured models that are closed are gone.
 func TestNothingLeaks(t *testing.T) {
 	const n = 1 << 18 // 1 MiB
 	x := tensor(t, []int{n}, make([]float32, n)...)
@@ -281,6 +380,13 @@ func TestNothingLeaks(t *testing.T) {
 			t.Fatal(err)
 		}
 		y.Close()
+		c, err := captureAdd(t, n, func(Options) {})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	m := openMemory(t)
 	s := openBytes(t, addModel(n), Options{IntraOpThreads: 1})

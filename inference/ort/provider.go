@@ -33,10 +33,6 @@ type setting struct {
 
 // settings are the providers of the device in the order in which they take nodes. The
 // CPU's is always there, behind them. TensorRT keeps engines in a folder, if any.
-//
-// CUDA graphs are not asked for: a graph reads and writes the same device memory at every
-// run, and onnxruntime_go 1.27 binds values in the host's memory only, which ONNX Runtime
-// copies to another place of the device each time.
 func (o Options) settings(engines string) []setting {
 	id := strconv.Itoa(o.Device.ID)
 	onCUDA := setting{cuda, map[string]string{
@@ -49,6 +45,9 @@ func (o Options) settings(engines string) []setting {
 		// images would not pass.
 		"use_tf32": "0",
 	}}
+	if o.capture {
+		onCUDA.options["enable_cuda_graph"] = "1"
+	}
 	if o.exact {
 		onCUDA.options["arena_extend_strategy"] = "kSameAsRequested" // by default it doubles
 	}

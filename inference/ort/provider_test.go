@@ -28,6 +28,10 @@ func TestProviderSettings(t *testing.T) {
 		"nothing said": {Options{}, "", nil},
 		"cpu":          {Options{Device: Device{Kind: "cpu"}, Half: true}, "", nil},
 		"cuda":         {Options{Device: Device{Kind: "cuda", ID: 1}}, "", []setting{{"cuda", onCUDA("1")}}},
+		"cuda, captured": {Options{Device: Device{Kind: "cuda"}, capture: true}, "", []setting{
+			{"cuda", map[string]string{"device_id": "0", "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0", "enable_cuda_graph": "1"}},
+		}},
+		"cuda, where the device says that models are captured": {Options{Device: Device{Kind: "cuda", Graph: true}}, "", []setting{{"cuda", onCUDA("0")}}},
 		"cuda, of which every byte is counted": {Options{Device: Device{Kind: "cuda"}, exact: true}, "", []setting{
 			{"cuda", map[string]string{"device_id": "0", "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}},
 		}},

@@ -37,7 +37,8 @@ type Options struct {
 	// user's cache for the next time that it is opened.
 	KeepEngines bool
 
-	exact bool // takes no more of an accelerator's memory than is asked for
+	exact   bool // takes no more of an accelerator's memory than is asked for
+	capture bool // records its first run where the device can: see Captured
 }
 
 // ErrClosed is returned by a Run on a closed session.

@@ -313,12 +313,17 @@ func mustRaw(t *testing.T, words []uint64) *Tensor {
 func TestParseDevice(t *testing.T) {
 	for s, want := range map[string]Device{
 		"": {Kind: "cpu"}, "cpu": {Kind: "cpu"}, "CUDA": {Kind: "cuda"}, "cuda:1": {Kind: "cuda", ID: 1}, "tensorrt:0": {Kind: "tensorrt"},
+		"cuda+graph": {Kind: "cuda", Graph: true}, "Cuda:2+graph": {Kind: "cuda", ID: 2, Graph: true}, "cpu+graph": {Kind: "cpu", Graph: true},
 	} {
-		if got, err := ParseDevice(s); err != nil || got != want {
+		got, err := ParseDevice(s)
+		if err != nil || got != want {
 			t.Errorf("%q: got %v, %v, want %v", s, got, err, want)
 		}
+		if again, err := ParseDevice(got.String()); err != nil || again != got {
+			t.Errorf("%q is printed as %q, and that is %v, %v", s, got, again, err)
+		}
 	}
-	for _, s := range []string{"gpu", "cuda:x", "cuda:-1", "cpu:1", "cuda:"} {
+	for _, s := range []string{"gpu", "cuda:x", "cuda:-1", "cpu:1", "cuda:", "tensorrt+graph", "+graph", "graph", "cuda+graph:1", "cuda+graphs"} {
 		if got, err := ParseDevice(s); err == nil {
 			t.Errorf("%q: got %v, want an error", s, got)
 		}

@@ -33,17 +33,20 @@ type EmbedOptions struct {
 // EmbedResult has images per second of each part of the way of an image, with
 // all the threads of the options.
 type EmbedResult struct {
-	Device     string `json:"device"`
-	Threads    int    `json:"threads"`
-	Workers    int    `json:"workers"`
-	Batch      int    `json:"batch"` // largest batch in service
-	Files      int    `json:"files"`
-	Decoder    string `json:"decoder"`
-	Decode     Rate   `json:"decode"`     // file → pixels
-	Preprocess Rate   `json:"preprocess"` // pixels → the model's input
-	Inference  Rate   `json:"inference"`  // ONNX Runtime alone, the best of Raw
-	Whole      Rate   `json:"whole"`      // file → embedding, through the Embedder
-	Prepared   Rate   `json:"prepared"`   // the model's input → embedding, through the Embedder
+	Device   string `json:"device"`
+	Threads  int    `json:"threads"`
+	Workers  int    `json:"workers"`
+	Batch    int    `json:"batch"` // largest batch in service
+	Files    int    `json:"files"`
+	Decoder  string `json:"decoder"`
+	Captured []int  `json:"captured,omitempty"` // sizes of batches in service whose runs are captured
+	// CapturedWhy says why there are none, although the device asks.
+	CapturedWhy string `json:"captured_why,omitempty"`
+	Decode      Rate   `json:"decode"`     // file → pixels
+	Preprocess  Rate   `json:"preprocess"` // pixels → the model's input
+	Inference   Rate   `json:"inference"`  // ONNX Runtime alone, the best of Raw
+	Whole       Rate   `json:"whole"`      // file → embedding, through the Embedder
+	Prepared    Rate   `json:"prepared"`   // the model's input → embedding, through the Embedder
 	// Share is Whole ÷ Inference, 0..1: how much of ONNX Runtime's own speed
 	// is left end to end. SharePrepared is the same without decoding.
 	Share float64 `json:"share"`
@@ -105,6 +108,10 @@ func embed(ctx context.Context, o EmbedOptions) (EmbedResult, error) {
 	out := EmbedResult{
 		Device: used.Device.String(), Threads: used.Threads, Workers: used.Workers, Batch: limit,
 		Files: len(o.Files), Decoder: imaging.DecoderName(),
+	}
+	var why error
+	if out.Captured, why = e.Captured(); why != nil {
+		out.CapturedWhy = why.Error()
 	}
 	images := make([]*imaging.Image, len(o.Files))
 	pixels := make([][]uint8, len(o.Files))
@@ -214,9 +221,10 @@ type raw struct {
 }
 
 // rawArrangements are the ways to spend the options' threads: many runs of one
-// thread, or one run of all threads, each with several batch sizes.
+// thread, or one run of all threads, each with several batch sizes. Runs are captured
+// where they are in service.
 func rawArrangements(ctx context.Context, e *inference.Embedder, model string) (raws []raw, closeAll func(), err error) {
-	var sessions []*ort.Session
+	var sessions []interface{ Close() error }
 	closeAll = func() {
 		for _, s := range sessions {
 			_ = s.Close()
@@ -260,13 +268,26 @@ func rawArrangements(ctx context.Context, e *inference.Embedder, model string) (
 				}
 				free <- slot{p, []*ort.Tensor{t}, out}
 			}
+			into := s.RunInto
+			if used.Device.Graph {
+				x := <-free
+				c, err := ort.Capture(ctx, o, func(o ort.Options) (ort.Model, error) {
+					return inference.OpenBackbone(model, used.Precision, used.FloatProducts, o)
+				}, x.in, x.out)
+				free <- x
+				if err != nil {
+					return nil, closeAll, err
+				}
+				sessions = append(sessions, c)
+				into = c.Run
+			}
 			raws = append(raws, raw{
 				RawRate: RawRate{Sessions: w.sessions, Threads: w.threads, Batch: n},
 				run: func(ctx context.Context, image []uint8) error {
 					x := <-free
 					defer func() { free <- x }()
 					copy(x.pixels, image)
-					err := s.RunInto(ctx, x.in, x.out)
+					err := into(ctx, x.in, x.out)
 					runtime.KeepAlive(x.pixels)
 					return err
 				},

@@ -4,12 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/onnx"
+	"github.com/nearmiss/nearmiss/inference/ort"
 	"github.com/nearmiss/nearmiss/internal/synthetic"
 )
 
@@ -66,6 +68,16 @@ func TestEmbed(t *testing.T) {
 	}
 	if r.Share != r.Whole.Median/r.Inference.Median || r.Device != "cpu" || r.Threads != 2 || len(r.Raw) != 4 || !(r.Limit > 0 && r.Limit < r.Decode.Median) {
 		t.Errorf("%+v", r)
+	}
+	captured, err := Embed(context.Background(), EmbedOptions{
+		Model: path, Files: files, Time: time.Millisecond, Rounds: 1, Alone: true,
+		Embed: inference.EmbedOptions{Threads: 1, Batch: 2, Device: ort.Device{Graph: true}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if captured.Device != "cpu+graph" || !slices.Equal(captured.Captured, []int{1, 2}) || captured.CapturedWhy != "" || !(captured.Inference.Median > 0) {
+		t.Errorf("%+v", captured)
 	}
 	if _, err := Embed(context.Background(), EmbedOptions{Model: path}); err == nil {
 		t.Error("no images were accepted")
