@@ -142,7 +142,8 @@ versus: runtime ## measure PyTorch, timm, anomalib (OpenVINO), faiss and hnswlib
 .PHONY: gpu-check
 gpu-check: build ## on a machine with a GPU: are its scores the CPU's, and how fast is it (PICTURES=DIR, DEVICE=cuda, WHEEL=FILE.whl; 8 minutes)
 	@test -d '$(PICTURES)' || { echo "make gpu-check PICTURES=DIR: a folder of 20 pictures or more"; exit 1; }
-	@for p in inference/ort inference training/optim; do go test -c -ldflags='-s -w' -o bin/gpu/$$(basename $$p).test ./$$p || exit 1; done
+	@mkdir -p bin/gpu
+	@go test -c -ldflags='-s -w' -o bin/gpu ./inference/ort ./inference ./training/optim
 	@DEVICE=$(DEVICE) WHEEL=$(WHEEL) internal/bench/gpu.sh bin/nearmiss '$(PICTURES)'
 
 .PHONY: prices
