@@ -350,7 +350,7 @@ func (r *runner) spec() (optim.Spec, error) {
 		Groups:     groups,
 		Optimizer:  rec.Optimizer,
 		Accumulate: rec.Batch / r.part,
-		Chunk:      r.Chunk,
+		Calls:      optim.Calls{Chunk: r.Chunk},
 		Session:    r.Session,
 		Recompute:  recompute,
 	}, nil

@@ -52,7 +52,7 @@ func linear() Spec {
 			return []*onnx.Value{gw, gb}, nil
 		},
 		Optimizer: Optimizer{Kind: SGD, LearningRate: 0.05},
-		Chunk:     4,
+		Calls:     Calls{Chunk: 4},
 		Session:   ort.Options{IntraOpThreads: 1},
 	}
 }
@@ -400,7 +400,7 @@ func TestPlaceOfTheState(t *testing.T) {
 					c.want, c.told = OnHost, true
 				}
 			}
-			x := &Trainer{plan: &plan{spec: Spec{State: c.wanted, Session: ort.Options{Device: c.device}}}}
+			x := &Trainer{plan: &plan{spec: Spec{Calls: Calls{State: c.wanted}, Session: ort.Options{Device: c.device}}}}
 			defer x.Close()
 			err := x.place()
 			if (err != nil) != c.fails {

@@ -37,19 +37,11 @@ type Spec struct {
 	// first axis of every input, whose gradients are averaged: for batches that
 	// do not fit in memory at once. Default 1.
 	Accumulate int
-	// Chunk is the largest number of steps in one call of ONNX Runtime.
-	// Default: 10, or less where ten batches exceed 64 MiB.
-	Chunk int
-	// SingleSteps runs each step as a call of its own instead of a Loop.
-	SingleSteps bool
 	// GradientNorm records the global gradient norm even without clipping.
 	GradientNorm bool
 	// Session has the options of ONNX Runtime.
 	Session ort.Options
-	// State is where the trained weights and the optimiser's state are between calls of
-	// ONNX Runtime. Default: on the session's device, where that is no CPU and has
-	// memory for them that can be had; else in Go's memory.
-	State State
+	Calls
 
 	// Recompute trades about a third more time for memory: see
 	// autodiff.Recompute. It labels the nodes of the loss, whose names begin with
@@ -59,6 +51,19 @@ type Spec struct {
 	// Gradient differentiates; nil means autodiff.Gradient for the session's
 	// device, with Recompute.
 	Gradient func(g *onnx.Graph, loss *onnx.Value, params []*onnx.Value) ([]*onnx.Value, error)
+}
+
+// Calls says how steps become calls of ONNX Runtime.
+type Calls struct {
+	// Chunk is the largest number of steps in one call of ONNX Runtime.
+	// Default: 10, or less where ten batches exceed 64 MiB.
+	Chunk int
+	// SingleSteps runs each step as a call of its own instead of a Loop.
+	SingleSteps bool
+	// State is where the trained weights and the optimiser's state are between calls of
+	// ONNX Runtime. Default: on the session's device, where that is no CPU and has
+	// memory for them that can be had; else in Go's memory.
+	State State
 }
 
 // Input is one part of a batch.
