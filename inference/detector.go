@@ -269,15 +269,6 @@ func (d *Detector) Score(ctx context.Context, files [][]byte) ([]Score, error) {
 	return d.ScoreEmbeddings(ctx, embeddings)
 }
 
-// ScoreImages judges decoded images, like Score.
-func (d *Detector) ScoreImages(ctx context.Context, images []*imaging.Image) ([]Score, error) {
-	embeddings, err := d.e.EmbedImages(ctx, images)
-	if err != nil {
-		return nil, err
-	}
-	return d.ScoreEmbeddings(ctx, embeddings)
-}
-
 // ScoreEmbeddings judges what the Detector's own Embedder gave.
 func (d *Detector) ScoreEmbeddings(ctx context.Context, embeddings []Embedding) ([]Score, error) {
 	scores := make([]Score, len(embeddings))

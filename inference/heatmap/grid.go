@@ -20,9 +20,6 @@ func NewGrid(width, height int) Grid {
 // At returns the value of column x, row y, which must lie inside the grid.
 func (g Grid) At(x, y int) float32 { return g.Values[y*g.Width+x] }
 
-// Empty reports whether there is no grid: a release without a patch bank gives none.
-func (g Grid) Empty() bool { return len(g.Values) == 0 }
-
 // Excess is by how much each value is above the grid's median, and 0 where it is
 // not: what a place has that most of the picture has not.
 func (g Grid) Excess() Grid {

@@ -67,9 +67,6 @@ func (v *Value) Elements() int { return product(v.shape) }
 // initialisers.
 func (v *Value) Producer() *Node { return v.producer }
 
-// Index returns which output of its producer the value is.
-func (v *Value) Index() int { return v.index }
-
 // Const returns the value when it is known: an initialiser, or the result of
 // folding; nil otherwise.
 func (v *Value) Const() *Tensor { return v.constant }
@@ -77,12 +74,6 @@ func (v *Value) Const() *Tensor { return v.constant }
 // Graph returns the graph that the value belongs to, which is an outer graph
 // where a Loop body uses it from outside.
 func (v *Value) Graph() *Graph { return v.graph }
-
-// IsInput reports whether the value is an input of its graph.
-func (v *Value) IsInput() bool { return v.kind == input }
-
-// IsInitializer reports whether the value is an initialiser.
-func (v *Value) IsInitializer() bool { return v.kind == initializer }
 
 // SetDimName writes the dimension of a graph input or output as a named free
 // dimension in the file. Shapes inside the graph stay those of the number that
@@ -217,9 +208,6 @@ func (g *Graph) Name() string { return g.name }
 
 // Opset returns the operator set of the default domain.
 func (g *Graph) Opset() int { return g.opset }
-
-// Parent returns the graph that a subgraph is in, nil for a model's graph.
-func (g *Graph) Parent() *Graph { return g.parent }
 
 // Err returns the first error, nil while there is none.
 func (g *Graph) Err() error { return g.root().err }

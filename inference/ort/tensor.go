@@ -243,9 +243,6 @@ func (t *Tensor) Float32s() []float32 { return Data[float32](t) }
 // Int64s is Data[int64].
 func (t *Tensor) Int64s() []int64 { return Data[int64](t) }
 
-// Uint8s is Data[uint8].
-func (t *Tensor) Uint8s() []uint8 { return Data[uint8](t) }
-
 // Close gives back the ONNX Runtime value and unpins the memory. It must not
 // run while a Run uses the tensor. Closing twice is allowed.
 func (t *Tensor) Close() {

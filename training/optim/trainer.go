@@ -65,9 +65,6 @@ func (b Batch) Uint8s(name string) []uint8 { return batchOf[uint8](b, name) }
 // Int64s is the memory of an int64 input.
 func (b Batch) Int64s(name string) []int64 { return batchOf[int64](b, name) }
 
-// Bools is the memory of a bool input.
-func (b Batch) Bools(name string) []bool { return batchOf[bool](b, name) }
-
 func elements(shape []int) int {
 	n := 1
 	for _, d := range shape {
