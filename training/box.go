@@ -9,7 +9,7 @@ import (
 	"github.com/nearmiss/nearmiss/inference/imaging"
 )
 
-// Framing is what the normals say of where to look and how dark it is there.
+// Framing is the part of the frame that counts by the normals, and how dark it is there.
 type Framing struct {
 	// Box is the part of the frame where normals show anything; nil: all of it.
 	Box *imaging.Rect `json:"box,omitempty"`
@@ -20,7 +20,7 @@ type Framing struct {
 }
 
 const (
-	framingImages = 100 // normals that are looked at, evenly
+	framingImages = 100 // normals that are read, evenly
 	framingSide   = 224 // pixels that they are squeezed to
 	framingCell   = 8   // pixels of a cell's side
 	// framingTail is the share of what normals show that may lie outside the box at
@@ -37,7 +37,7 @@ const (
 func (f Framing) String() string {
 	text := "normals show something everywhere in the frame"
 	if b := f.Box; b != nil {
-		text = fmt.Sprintf("normals show something from %.0f to %.0f %% of the frame's width and %.0f to %.0f %% of its height, and only that is looked at (--frame all takes all of it)",
+		text = fmt.Sprintf("normals show something from %.0f to %.0f %% of the frame's width and %.0f to %.0f %% of its height, and only that counts (--frame all takes all of it)",
 			100*b.X, 100*(b.X+b.Width), 100*b.Y, 100*(b.Y+b.Height))
 	}
 	if f.Gamma < 1 {
@@ -46,13 +46,13 @@ func (f Framing) String() string {
 	return text
 }
 
-// frame looks where normals show anything: it averages the energy of their
+// frame finds where normals show anything: it averages the energy of their
 // gradients. Images that cannot be read are passed over.
 func frame(images []Image, d Data) Framing {
 	cells := framingSide / framingCell
 	energy := make([]float64, cells*cells)
 	light := make([]float64, framingSide*framingSide)
-	seen := 0
+	read := 0
 	count := min(len(images), framingImages)
 	prepare := imaging.Preprocess{Crop: framingSide, Squash: true, Interpolation: imaging.Bilinear, Std: [3]float64{1, 1, 1}, View: d.View}
 	square, grey := make([]uint8, prepare.Bytes()), make([]float64, framingSide*framingSide)
@@ -64,7 +64,7 @@ func frame(images []Image, d Data) Framing {
 		if _, err := prepare.Apply(b, d.Limits, square); err != nil {
 			continue
 		}
-		seen++
+		read++
 		for j := range grey {
 			grey[j] = (float64(square[3*j]) + float64(square[3*j+1]) + float64(square[3*j+2])) / (3 * 255)
 			light[j] += grey[j]
@@ -78,7 +78,7 @@ func frame(images []Image, d Data) Framing {
 		}
 	}
 	f := Framing{Gamma: 1}
-	if seen == 0 {
+	if read == 0 {
 		return f
 	}
 	floor := median(energy) // noise
@@ -99,7 +99,7 @@ func frame(images []Image, d Data) Framing {
 			f.Brightness += light[y*framingSide+x]
 		}
 	}
-	f.Brightness /= float64(seen * inside.Dx() * inside.Dy())
+	f.Brightness /= float64(read * inside.Dx() * inside.Dy())
 	if f.Brightness < framingDark {
 		f.Gamma = max(framingGamma, math.Log(framingDark)/math.Log(max(f.Brightness, 1e-6)))
 	}
@@ -133,7 +133,7 @@ func extent(energy []float64) (from, to float64) {
 	return max(from-framingMargin, 0), min(to+framingMargin, 1)
 }
 
-// apply has a plan look there. Where a region is given, it stays.
+// apply has a plan take that part. Where a region is given, it stays.
 func (f Framing) apply(p *Plan) {
 	if f.Box != nil {
 		v := imaging.View{Region: f.Box}
@@ -151,10 +151,10 @@ func (f Framing) apply(p *Plan) {
 	}
 }
 
-// changes says whether anything is to be looked at otherwise.
+// changes says whether frames are to be taken otherwise than whole and as they are.
 func (f Framing) changes() bool { return f.Box != nil || f.Gamma < 1 }
 
-// frames says whether the plan leaves it open where to look.
+// frames says whether the plan leaves open which part counts.
 func (p Plan) frames() bool {
 	return p.Data.Frame == FrameAuto && (p.Data.View == nil || p.Data.View.Region == nil)
 }

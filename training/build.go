@@ -23,9 +23,9 @@ type normals struct {
 	dim     int           // of a row
 	rows    []float32     // the embeddings, one image after the other
 	patches []patchSample // some patches of each image, by output
-	// look shows f what the model gives of the images at which, in this order: all of
-	// their patches.
-	look func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error
+	// replay calls f with what the model gives of the images at which, in this order: all
+	// of their patches.
+	replay func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error
 	// vary does the same for copies of them, all of an image's one after the other;
 	// nil: it cannot.
 	vary func(ctx context.Context, which []int, c copying, f func(e *inference.Embedding) error) error
@@ -52,8 +52,8 @@ func (n *normals) at(which []int) *normals {
 		}
 		return places
 	}
-	out.look = func(ctx context.Context, some []int, f func(e *inference.Embedding) error) error {
-		return n.look(ctx, at(some), f)
+	out.replay = func(ctx context.Context, some []int, f func(e *inference.Embedding) error) error {
+		return n.replay(ctx, at(some), f)
 	}
 	if n.vary != nil {
 		out.vary = func(ctx context.Context, some []int, c copying, f func(e *inference.Embedding) error) error {
@@ -97,8 +97,8 @@ func (n *normals) with(o *normals) *normals {
 		}
 		return nil
 	}
-	out.look = func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error {
-		return in(which, func(of *normals, some []int) error { return of.look(ctx, some, f) })
+	out.replay = func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error {
+		return in(which, func(of *normals, some []int) error { return of.replay(ctx, some, f) })
 	}
 	if n.vary != nil && o.vary != nil {
 		out.vary = func(ctx context.Context, which []int, c copying, f func(e *inference.Embedding) error) error {
@@ -111,12 +111,12 @@ func (n *normals) with(o *normals) *normals {
 	return out
 }
 
-// show is look, but does not have the model look again at images of which all that is of
+// show is replay, but does not run the model again for images of which all that is of
 // the outputs o is in memory.
 func (n *normals) show(ctx context.Context, o inference.Outputs, which []int, f func(e *inference.Embedding) error) error {
 	for k, p := range o.Patches {
 		if slices.ContainsFunc(which, func(i int) bool { return len(n.patches[k].places[i]) < p.Count }) {
-			return n.look(ctx, which, f)
+			return n.replay(ctx, which, f)
 		}
 	}
 	for _, i := range which {
@@ -247,7 +247,7 @@ func (s *builtScore) Close() error {
 
 // build fills the banks that the score needs with the normals; what only maps need is
 // left to draw. others, which may be nil, are queries for the recall gate; no number of
-// the score depends on them, unless all are to be scored in turn.
+// the score depends on them, unless all are to be scored, fold by fold.
 func (b *scoreBuilder) build(ctx context.Context, n, others *normals) (_ *builtScore, err error) {
 	s := &builtScore{
 		basis:   basis{by: b, copies: b.copies, parts: make([]inference.Part, len(b.parts)), white: make([]*bank.Transform, len(b.parts))},
@@ -266,7 +266,7 @@ func (b *scoreBuilder) build(ctx context.Context, n, others *normals) (_ *builtS
 }
 
 // copied are the normals with copies of each, and others, these too where all are to be
-// scored in turn.
+// scored, fold by fold.
 func (b *scoreBuilder) copied(ctx context.Context, n, others *normals, c copying) (_, _ *normals, err error) {
 	if n, err = n.copied(ctx, c, b.seed); err == nil && b.folded {
 		others, err = others.copied(ctx, c, b.seed)

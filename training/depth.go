@@ -7,7 +7,7 @@ import (
 	"github.com/nearmiss/nearmiss/inference/imaging"
 )
 
-// depthSample is how many normals are looked at for samples of 16 bits, and for palettes
+// depthSample is how many normals are read for samples of 16 bits, and for palettes
 // of colours.
 const depthSample = 16
 
@@ -84,7 +84,7 @@ func (p *Plan) readGrey(ctx context.Context) error {
 // sample a pixel, and some of them, evenly, are decoded to see that it stands for no
 // colour. Files that cannot be read do not count.
 func (d Data) isGrey(ctx context.Context) (bool, error) {
-	seen := false
+	sampled := false
 	every := max(1, len(d.Normals)/depthSample)
 	for i, img := range d.Normals {
 		if err := ctx.Err(); err != nil {
@@ -110,7 +110,7 @@ func (d Data) isGrey(ctx context.Context) (bool, error) {
 				return false, nil
 			}
 		}
-		seen = true
+		sampled = true
 	}
-	return seen, nil
+	return sampled, nil
 }

@@ -170,7 +170,7 @@ func TestWhatIsLearntOfAGreyCameraReadsGrey(t *testing.T) {
 			t.Fatal(err)
 		}
 		e := s.(*evaluatedScore)
-		greyIn("under the protocols", e.known.b.model.e.Preprocess().Tone)
+		greyIn("under the protocols", e.cached.b.model.e.Preprocess().Tone)
 		if err := errors.Join(e.Close(), m.(*evaluation).Close()); err != nil {
 			t.Error(err)
 		}

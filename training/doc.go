@@ -30,13 +30,13 @@
 //
 // Method fitymi tunes the backbone first (arXiv 2205.14297):
 //
-//	normals ─┬─ held out: calibrate the release, seen by nothing before
-//	         ├─ unseen:   the fine-tune's curve and the gate; join the bank
+//	normals ─┬─ held out:   calibrate the release, seen by nothing before
+//	         ├─ validation: the fine-tune's curve and the gate; join the bank
 //	         └─ fitted ─▶ fakes ─▶ fine-tunes ─▶ average ─▶ gate ─▶ bank
 //
 // Fakes come from any mix of [Source]s. Several fine-tunes with different seeds
 // are averaged, weight by weight. The [Gate] publishes the average, or one half
-// way to the frozen weights, only where unseen normals and anomalies of kinds that
+// way to the frozen weights, only where validation normals and anomalies of kinds that
 // nothing was trained on show no harm beyond a margin, and without a generator's
 // fakes only where it is surely better; else the release has the frozen backbone,
 // and says so.

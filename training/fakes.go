@@ -36,7 +36,7 @@ func (m makers) Image(i int) (*imaging.Image, error) { return m[i]() }
 type fakeSets struct {
 	fit, held makers
 	// small is the side, pixels, of fakes that are smaller than what the backbone
-	// looks at, the smallest of all sources; 0: none are.
+	// takes in, the smallest of all sources; 0: none are.
 	small int
 	key   string // digest of everything that they depend on
 }
@@ -55,7 +55,7 @@ func (run *tuningRun) makeFakes(ctx context.Context) error {
 		r := FakesReport{
 			Source: s, Seed: run.draw("fakes", i),
 			Count:   max(1, int(math.Round(part*t.PerNormal*float64(len(run.fit))))),
-			HeldOut: max(1, int(math.Round(part*float64(len(run.unseen))))),
+			HeldOut: max(1, int(math.Round(part*float64(len(run.validation))))),
 		}
 		var fit, held makers
 		var err error
@@ -66,13 +66,13 @@ func (run *tuningRun) makeFakes(ctx context.Context) error {
 			fit, held, err = run.folder(&r)
 		default:
 			fit = run.corrupted(corrupt.Kind(s.Kind), s, run.fit, r.Count, r.Seed)
-			held = run.corrupted(corrupt.Kind(s.Kind), s, run.unseen, r.HeldOut, r.Seed+1)
+			held = run.corrupted(corrupt.Kind(s.Kind), s, run.validation, r.HeldOut, r.Seed+1)
 		}
 		if err != nil {
 			return fmt.Errorf("make fakes from source %s: %w", s.Kind, err)
 		}
 		if err := run.measure(fit, &r); err != nil {
-			return fmt.Errorf("look at fakes of source %s: %w", s.Kind, err)
+			return fmt.Errorf("check the fakes of source %s: %w", s.Kind, err)
 		}
 		if r.Small > 0 && (run.fakes.small == 0 || r.Small < run.fakes.small) {
 			run.fakes.small = r.Small
@@ -87,7 +87,7 @@ func (run *tuningRun) makeFakes(ctx context.Context) error {
 	return nil
 }
 
-// corrupted spoils normals in turn.
+// corrupted spoils one normal after the other.
 func (run *tuningRun) corrupted(k corrupt.Kind, s Source, from []int, n int, seed uint64) makers {
 	out := make(makers, n)
 	for i := range out {

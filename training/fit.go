@@ -49,19 +49,19 @@ type Result struct {
 	// Published is "tuned" or "frozen" after FITYMI, and Reason says why.
 	Published string `json:"published,omitempty"`
 	Reason    string `json:"reason,omitempty"`
-	// Orientation says whether it matters how the normals lie, where that was looked
-	// at.
+	// Orientation says whether it matters how the normals lie, where that was
+	// measured.
 	Orientation *Orientation     `json:"orientation,omitempty"`
 	Symmetry    imaging.Symmetry `json:"symmetry,omitempty"` // what embeddings are averaged over
-	// Framing says where normals show anything, where that was looked at.
+	// Framing says where normals show anything, where that was measured.
 	Framing *Framing `json:"framing,omitempty"`
-	// Resolution says how fine the model looks.
+	// Resolution says how finely the model samples frames.
 	Resolution *Resolution `json:"resolution,omitempty"`
-	// Light says what other light does to normals, where that was looked at.
+	// Light says what other light does to normals, where that was measured.
 	Light *LightReport `json:"light,omitempty"`
-	// Sharpness says what a slight blur does to normals, where that was looked at.
+	// Sharpness says what a slight blur does to normals, where that was measured.
 	Sharpness *SharpnessReport `json:"sharpness,omitempty"`
-	// Precision says what fewer bits would change, where that was looked at.
+	// Precision says what fewer bits would change, where that was measured.
 	Precision *PrecisionReport `json:"precision,omitempty"`
 	// Warnings are sentences for the user: what was left out, and what this
 	// release cannot promise.
@@ -117,7 +117,7 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 		return nil, err
 	}
 	p = p.withDefaults()
-	if err := p.foreseen(); err != nil {
+	if err := p.preflight(); err != nil {
 		return nil, err
 	}
 	start := time.Now()
@@ -171,10 +171,10 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 		res.Framing, again = &f, again || f.changes()
 		took.lap("frame")
 	}
-	if p.Model.Look || p.Model.AutoSymmetry || p.Model.Turned == TurnedAuto {
+	if p.Model.Advise || p.Model.AutoSymmetry || p.Model.Turned == TurnedAuto {
 		if p.Model.Symmetry == imaging.NoSymmetry {
 			if res.Orientation, err = p.orient(ctx, x, train); err != nil {
-				return nil, fmt.Errorf("look at how the normals lie: %w", err)
+				return nil, fmt.Errorf("compare how the normals lie: %w", err)
 			}
 			took.lap("orientation")
 		}
@@ -318,7 +318,7 @@ func embed(ctx context.Context, p Plan, nets networks, file string, images []Ima
 	if err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
-	x.n.look = func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error {
+	x.n.replay = func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error {
 		return b.model.embedEach(ctx, x.usable(), which, f)
 	}
 	x.n.vary = func(ctx context.Context, which []int, c copying, f func(e *inference.Embedding) error) error {
@@ -352,7 +352,7 @@ func (x *embedded) twin(ctx context.Context, p Plan, nets networks, file string)
 	for j, i := range x.of {
 		y.n.ids[j] = x.all[i].ID
 	}
-	y.n.look = func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error {
+	y.n.replay = func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error {
 		return y.b.model.embedEach(ctx, x.usable(), which, f)
 	}
 	y.n.vary = func(ctx context.Context, which []int, c copying, f func(e *inference.Embedding) error) error {
@@ -412,7 +412,7 @@ func calibrate(ctx context.Context, p Plan, x *embedded, s *builtScore, halves h
 		return nil, err
 	}
 	p.Host.report("calibrate", len(scores), len(scores)+len(held))
-	err = x.n.look(ctx, held, func(e *inference.Embedding) error {
+	err = x.n.replay(ctx, held, func(e *inference.Embedding) error {
 		var v inference.Score
 		if err := s.Judge(ctx, []*inference.Embedding{e}, []*inference.Score{&v}); err != nil {
 			return err

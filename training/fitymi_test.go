@@ -95,7 +95,7 @@ func TestFitymiWritesAReleaseAndSaysHowItCameAbout(t *testing.T) {
 	prov, d := provenanceOf(t, plan.Out)
 	l := prov.Learning
 	switch {
-	case l == nil || l.Fitted != 32 || l.Unseen != 8:
+	case l == nil || l.Fitted != 32 || l.Validation != 8:
 		t.Fatalf("%+v", l)
 	case len(l.Fakes) != 2 || l.Fakes[0].Count != 48 || l.Fakes[1].Count != 16:
 		t.Errorf("fakes %+v", l.Fakes)

@@ -44,7 +44,7 @@ type Gate struct {
 	Confidence float64 `json:"confidence"`
 	// Resamples is the number of bootstrap draws.
 	Resamples int `json:"resamples"`
-	// Least is the number of unseen normals below which nothing can be told and
+	// Least is the number of validation normals below which nothing is decided and
 	// the frozen backbone is published. Most bounds those that are used.
 	Least int `json:"least"`
 	Most  int `json:"most"`
@@ -136,7 +136,7 @@ type Verdict struct {
 	// Published is "tuned" or "frozen".
 	Published string `json:"published"`
 	Reason    string `json:"reason"`
-	// Held is the number of unseen normals that it was judged by.
+	// Held is the number of validation normals that it was judged by.
 	Held int `json:"held"`
 	// Frozen has the frozen backbone's AUROC by kind of evidence.
 	Frozen map[string]float64 `json:"frozen,omitempty"`

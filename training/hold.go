@@ -56,9 +56,9 @@ type crop struct {
 }
 
 // littleSeen of a picture, by area, is worth a word.
-const littleSeen = 0.8
+const smallShare = 0.8
 
-// cropOf looks at the shapes of normals.
+// cropOf measures the shapes of normals.
 func cropOf(p imaging.Preprocess, shapes []imaging.Header) crop {
 	var all []crop
 	for _, h := range shapes {
@@ -132,7 +132,7 @@ func split(ctx context.Context, p Plan, x *embedded) (halves, error) {
 // copies are, for each usable normal, the place in of of the one that it shows
 // the same as, or -1; shapes tell their sizes.
 func (x *embedded) copies(ctx context.Context, d Data) (copies []int, shapes []imaging.Header, err error) {
-	looks := make([]holdout.Look, len(x.of))
+	thumbs := make([]holdout.Thumb, len(x.of))
 	shapes = make([]imaging.Header, len(x.of))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0))
@@ -152,14 +152,14 @@ func (x *embedded) copies(ctx context.Context, d Data) (copies []int, shapes []i
 			if err != nil {
 				return fmt.Errorf("normal image %s: %w", x.images[i].Name, err)
 			}
-			looks[j] = holdout.LookAt(m)
+			thumbs[j] = holdout.ThumbOf(m)
 			return nil
 		})
 	}
 	if err := g.Wait(); err != nil {
 		return nil, nil, err
 	}
-	return holdout.Copies(looks), shapes, nil
+	return holdout.Copies(thumbs), shapes, nil
 }
 
 // leave puts copies aside.
@@ -172,15 +172,15 @@ func (x *embedded) leave(copies []int) {
 		}
 		of, kept = append(of, i), append(kept, j)
 	}
-	look, vary := x.n.look, x.n.vary // of x.of as it is then
+	replay, vary := x.n.replay, x.n.vary // of x.of as it is then
 	n := x.n.at(kept)
-	n.look, n.vary = look, vary
+	n.replay, n.vary = replay, vary
 	x.of, x.n = of, n
 }
 
-// rest tells the main bank and the result what the held-out normals are worth.
+// rest notes in the main bank and the result what the held-out normals are worth.
 func (h halves) rest(main *bank.Bank, c Calibration, res *Result) {
-	if s := h.crop; s.share < littleSeen {
+	if s := h.crop; s.share < smallShare {
 		res.warn("the model sees %.0f %% of a picture of %d×%d pixels, from its middle, and finds no defect elsewhere: let it see all of it with --see %s, or name the part that counts as the detector's region",
 			100*s.share, s.width, s.height, SeeWhole)
 	}
@@ -192,7 +192,7 @@ func (h halves) rest(main *bank.Bank, c Calibration, res *Result) {
 	if w.HeldOut > 0 {
 		main.Rest(w.HeldOut, w.Alike)
 	}
-	asked := res.Alpha
+	wanted := res.Alpha
 	res.Alpha = main.Calibration().Promise()
 	res.Smallest = max(res.Smallest, 1/(main.Calibration().Worth()+1))
 	narrow := w.Pictures < 0.8*float64(w.Normals) || w.Kept
@@ -206,10 +206,10 @@ func (h halves) rest(main *bank.Bank, c Calibration, res *Result) {
 	default:
 		text += fmt.Sprintf(": any %.0f in a row resemble one another, so whole stretches were held out", math.Ceil(w.Alike))
 	}
-	if res.Alpha > asked {
-		text += fmt.Sprintf("; the threshold was set for false alarms in %.3g %% of normal pictures, and no less than %.2g %% can be promised", 100*asked, 100*res.Alpha)
+	if res.Alpha > wanted {
+		text += fmt.Sprintf("; the threshold was set for false alarms in %.3g %% of normal pictures, and no less than %.2g %% can be promised", 100*wanted, 100*res.Alpha)
 		if w.Alike > 0 {
-			need := float64(bank.HeldOutFor(asked)) * float64(len(h.held)) / w.HeldOut / c.HeldOut
+			need := float64(bank.HeldOutFor(wanted)) * float64(len(h.held)) / w.HeldOut / c.HeldOut
 			text += fmt.Sprintf(". Learn from a longer time: about %d such frames, or as many as now, but only one in %.0f", int(math.Ceil(need/50)*50), math.Ceil(need/float64(w.Normals)))
 		} else {
 			text += ". Learn from pictures that differ as much as normal ones may: more parts, other light, a longer time"
@@ -225,9 +225,9 @@ func plural(n int, what string) string {
 	return fmt.Sprintf("%d %ss", n, what)
 }
 
-// foreseen is what is bound to fail, whatever the images show: it is said before
+// preflight is what is bound to fail, whatever the images show: it is said before
 // hours of work and not after them.
-func (p Plan) foreseen() error {
+func (p Plan) preflight() error {
 	if _, err := os.Lstat(p.Out); err == nil {
 		return fmt.Errorf("write release %s: %w", p.Out, release.ErrExists)
 	}

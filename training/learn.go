@@ -28,10 +28,10 @@ import (
 // Learning records how a model came about, for the manifest.
 type Learning struct {
 	Tuning Tuning `json:"tuning"`
-	// Fitted normals were trained on; Unseen ones were kept for the curves and
+	// Fitted normals were trained on; Validation ones were kept for the curves and
 	// the gate, and are in the bank.
-	Fitted int `json:"fitted"`
-	Unseen int `json:"unseen"`
+	Fitted     int `json:"fitted"`
+	Validation int `json:"unseen"`
 
 	Fakes   []FakesReport `json:"fakes"`
 	Members []Member      `json:"members"`
@@ -73,16 +73,16 @@ type tuned struct {
 // model. Its steps leave their results in folders of work, named by a digest of
 // everything that they depend on, so that another run takes up where one ended.
 type tuningRun struct {
-	plan        Plan
-	normals     []Image // of use, without duplicates
-	digests     []string
-	fit, unseen []int // places in normals
-	work        string
-	base        string // digest of what every step depends on
-	about       Learning
-	fakes       fakeSets
-	start       *finetune.Head // nil: the recipe's
-	members     []string       // the fine-tuned networks' files
+	plan            Plan
+	normals         []Image // of use, without duplicates
+	digests         []string
+	fit, validation []int // places in normals
+	work            string
+	base            string // digest of what every step depends on
+	about           Learning
+	fakes           fakeSets
+	start           *finetune.Head // nil: the recipe's
+	members         []string       // the fine-tuned networks' files
 }
 
 // tune makes the network that a plan asks for from the usable normals.
@@ -96,10 +96,10 @@ func tune(ctx context.Context, p Plan, normals []Image, digests []string) (*tune
 		return nil, err
 	}
 	var err error
-	if run.fit, run.unseen, err = p.Tuning.split(len(normals), p.Score.K, p.Seed); err != nil {
+	if run.fit, run.validation, err = p.Tuning.split(len(normals), p.Score.K, p.Seed); err != nil {
 		return nil, err
 	}
-	run.about.Fitted, run.about.Unseen = len(run.fit), len(run.unseen)
+	run.about.Fitted, run.about.Validation = len(run.fit), len(run.validation)
 	if err := run.identify(); err != nil {
 		return nil, err
 	}
@@ -147,7 +147,7 @@ func WorkSeed(work string) (seed uint64, ok bool) {
 func WorkFolder(out string) string { return filepath.Clean(out) + ".work" }
 
 // split keeps some normals from the fine-tune, in ascending order.
-func (t Tuning) split(n, k int, seed uint64) (fit, unseen []int, err error) {
+func (t Tuning) split(n, k int, seed uint64) (fit, validation []int, err error) {
 	m := heldOutOf(n, t.Stopping)
 	if m < t.Gate.Least {
 		m = max(1, min(t.Gate.Least, n/3))
@@ -156,10 +156,10 @@ func (t Tuning) split(n, k int, seed uint64) (fit, unseen []int, err error) {
 		return nil, nil, fmt.Errorf("%w: of %d, %d are kept to judge the fine-tune by, and it needs more than %d; add images", ErrTooFew, n, m, k)
 	}
 	order := rand.New(rand.NewPCG(seed, 0x73746f70)).Perm(n)
-	unseen, fit = order[:m:m], order[m:]
-	slices.Sort(unseen)
+	validation, fit = order[:m:m], order[m:]
+	slices.Sort(validation)
 	slices.Sort(fit)
-	return fit, unseen, nil
+	return fit, validation, nil
 }
 
 // draw gives a seed for one purpose, small enough for a JSON number.
@@ -191,7 +191,7 @@ func (run *tuningRun) identify() error {
 	if err != nil {
 		return err
 	}
-	if err := enc.Encode([]any{pick(run.fit), pick(run.unseen), run.plan.Seed, imaging.DecoderName(), folders, run.plan.Data.View}); err != nil {
+	if err := enc.Encode([]any{pick(run.fit), pick(run.validation), run.plan.Seed, imaging.DecoderName(), folders, run.plan.Data.View}); err != nil {
 		return err
 	}
 	run.base = hex.EncodeToString(h.Sum(nil))
@@ -261,7 +261,7 @@ func (run *tuningRun) finetune(ctx context.Context, i int) error {
 		res, err := finetune.Run(ctx, finetune.Config{
 			Backbone: run.plan.Model.Backbone, Out: filepath.Join(dir, tunedFile),
 			Normals: run.matched(run.fit), Fakes: run.fakes.fit,
-			HeldNormals: run.matched(run.unseen), HeldFakes: run.fakes.held,
+			HeldNormals: run.matched(run.validation), HeldFakes: run.fakes.held,
 			Recipe: recipe, Start: run.start, Session: run.session(), Checkpoint: dir,
 			Progress: func(p finetune.Progress) {
 				run.plan.Host.Progress(Progress{Step: name, Done: p.Step, Total: p.Steps, Loss: &p.Loss})
@@ -375,7 +375,7 @@ func describe(blends []float64, members int) []string {
 // serves nobody.
 const gateCoreset = 2_000
 
-// judge scores unseen normals and anomalies with a network, as it would be served,
+// judge scores validation normals and anomalies with a network, as it would be served,
 // and banks of the normals that were fitted. Images are taken as they are: averaged
 // over symmetries or in tiles, the many spoilt normals would take many times as long.
 func (run *tuningRun) judge(ctx context.Context, dir, network string) (_ evidence, err error) {
@@ -405,7 +405,7 @@ func (run *tuningRun) judge(ctx context.Context, dir, network string) (_ evidenc
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
 	e := evidence{anomalies: map[string][]float64{}}
-	groups := []string{groupUnseen}
+	groups := []string{groupValidation}
 	if len(run.members) > 0 {
 		groups = run.groups()
 	}
@@ -426,7 +426,7 @@ func (run *tuningRun) judge(ctx context.Context, dir, network string) (_ evidenc
 			return err
 		}
 		for _, v := range scores {
-			if group == groupUnseen {
+			if group == groupValidation {
 				e.normals = append(e.normals, v.Score)
 			} else {
 				e.anomalies[group] = append(e.anomalies[group], v.Score)
@@ -436,10 +436,10 @@ func (run *tuningRun) judge(ctx context.Context, dir, network string) (_ evidenc
 	})
 }
 
-// fitted are the normals that the fine-tune saw, as a model shows them.
+// fitted are the normals that were fine-tuned on, as a model embeds them.
 func (run *tuningRun) fitted(ctx context.Context, b *scoreBuilder) (*normals, error) {
 	n := b.empty()
-	n.look = func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error {
+	n.replay = func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error {
 		for _, i := range which {
 			m, err := run.image(run.fit[i])
 			if err != nil {
@@ -477,32 +477,32 @@ func (run *tuningRun) fitted(ctx context.Context, b *scoreBuilder) (*normals, er
 	})
 }
 
-// Groups of images that the gate looks at, beside the evidence's kinds.
+// Groups of images that the gate scores, beside the evidence's kinds.
 const (
-	groupFit    = "\x00fit"
-	groupUnseen = "\x00unseen"
+	groupFit        = "\x00fit"
+	groupValidation = "\x00unseen"
 )
 
 // groups lists all groups but groupFit.
 func (run *tuningRun) groups() []string {
-	out := []string{groupUnseen}
+	out := []string{groupValidation}
 	for _, k := range run.plan.Tuning.Gate.kinds(run.plan.Tuning.Sources) {
 		out = append(out, string(k))
 	}
 	return append(out, EvidenceFakes, EvidenceReal)
 }
 
-var errNoImages = errors.New("no images to look at")
+var errNoImages = errors.New("no images to score")
 
 // eachImages goes through the images of groups, some at a time.
-func (run *tuningRun) eachImages(groups []string, see func(group string, images []*imaging.Image) error) error {
+func (run *tuningRun) eachImages(groups []string, use func(group string, images []*imaging.Image) error) error {
 	const chunk = 32
 	for _, group := range groups {
 		set, err := run.group(group)
 		if err != nil {
 			return err
 		}
-		if set.n == 0 && (group == groupFit || group == groupUnseen) {
+		if set.n == 0 && (group == groupFit || group == groupValidation) {
 			return fmt.Errorf("judge by normals: %w", errNoImages)
 		}
 		for lo := 0; lo < set.n; lo += chunk {
@@ -510,7 +510,7 @@ func (run *tuningRun) eachImages(groups []string, see func(group string, images 
 			if err != nil {
 				return err
 			}
-			if err := see(group, images); err != nil {
+			if err := use(group, images); err != nil {
 				return err
 			}
 		}
@@ -520,12 +520,12 @@ func (run *tuningRun) eachImages(groups []string, see func(group string, images 
 
 // group is a group's images.
 func (run *tuningRun) group(name string) (setOf, error) {
-	unseen := run.unseen[:min(len(run.unseen), run.plan.Tuning.Gate.Most)]
+	validation := run.validation[:min(len(run.validation), run.plan.Tuning.Gate.Most)]
 	switch name {
 	case groupFit:
 		return setOf{len(run.fit), func(i int) (*imaging.Image, error) { return run.image(run.fit[i]) }}, nil
-	case groupUnseen:
-		return setOf{len(unseen), func(i int) (*imaging.Image, error) { return run.image(unseen[i]) }}, nil
+	case groupValidation:
+		return setOf{len(validation), func(i int) (*imaging.Image, error) { return run.image(validation[i]) }}, nil
 	case EvidenceFakes:
 		return setOf{run.fakes.held.Len(), run.fakes.held.Image}, nil
 	case EvidenceReal:
@@ -542,17 +542,17 @@ func (run *tuningRun) group(name string) (setOf, error) {
 		}}, nil
 	}
 	g := run.plan.Tuning.Gate
-	kind, n := corrupt.Kind(name), len(unseen)
+	kind, n := corrupt.Kind(name), len(validation)
 	k := slices.Index(g.kinds(run.plan.Tuning.Sources), kind)
 	if k < 0 {
 		return setOf{}, fmt.Errorf("no group of images is called %q", name)
 	}
 	return setOf{n * len(g.Strengths), func(i int) (*imaging.Image, error) {
-		m, err := run.image(unseen[i%n])
+		m, err := run.image(validation[i%n])
 		if err != nil {
 			return nil, err
 		}
-		donor, err := run.image(unseen[(i+1+i/n)%n])
+		donor, err := run.image(validation[(i+1+i/n)%n])
 		if err != nil {
 			return nil, err
 		}

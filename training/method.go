@@ -22,20 +22,20 @@ import (
 
 // of returns what the plan's frozen backbone gives for the plan's score. It must be
 // closed. Which products stay in 32 bits with PrecisionInt8 the normals say that come first.
-func (s *Shared) of(ctx context.Context, p Plan) (*knownImages, error) {
+func (s *Shared) of(ctx context.Context, p Plan) (*cachedModel, error) {
 	view, err := json.Marshal([]any{p.Model.tone, p.Data.View})
 	if err != nil {
 		return nil, err
 	}
 	key := fmt.Sprintf("%s %s %s %s %v %v %s %s %s", p.Model.Backbone, p.Model.Precision, p.Model.See, p.Score.name(), p.Score.NoPatches, p.Score.NoMaps, p.Model.Symmetry, p.Model.tiles, view)
-	return s.get(key, func() (*knownImages, error) {
-		return p.know(ctx, networks{served: p.Model.Backbone, frozen: p.Model.Backbone})
+	return s.get(key, func() (*cachedModel, error) {
+		return p.cachedModel(ctx, networks{served: p.Model.Backbone, frozen: p.Model.Backbone})
 	})
 }
 
-// know loads what the plan's score needs of networks, by way of a file in the work
+// cachedModel loads what the plan's score needs of networks, by way of a file in the work
 // folder. It must be closed.
-func (p Plan) know(ctx context.Context, n networks) (*knownImages, error) {
+func (p Plan) cachedModel(ctx context.Context, n networks) (*cachedModel, error) {
 	if err := os.MkdirAll(p.Host.Work, 0o755); err != nil {
 		return nil, err
 	}
@@ -43,7 +43,7 @@ func (p Plan) know(ctx context.Context, n networks) (*knownImages, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &knownImages{data: p.Data, users: 1}
+	k := &cachedModel{data: p.Data, users: 1}
 	k.b, err = p.scoreBuilder(ctx, filepath.Join(dir, "parts.onnx"), n)
 	if err := errors.Join(err, os.RemoveAll(dir)); err != nil {
 		return nil, err
@@ -56,7 +56,7 @@ func (p Plan) know(ctx context.Context, n networks) (*knownImages, error) {
 // vectors are the embedding and then the patch vectors, image by image. It fails
 // where one file cannot be embedded: a data set with a broken image gives no
 // figures.
-func (k *knownImages) vectors(ctx context.Context, files [][]byte) ([][]float32, error) {
+func (k *cachedModel) vectors(ctx context.Context, files [][]byte) ([][]float32, error) {
 	all, err := k.b.model.e.Embed(ctx, files)
 	if err != nil {
 		return nil, err
@@ -72,7 +72,7 @@ func (k *knownImages) vectors(ctx context.Context, files [][]byte) ([][]float32,
 }
 
 // embedding is a row of vectors as the model gave it.
-func (k *knownImages) embedding(row []float32) *inference.Embedding {
+func (k *cachedModel) embedding(row []float32) *inference.Embedding {
 	o := k.b.model.e.Outputs()
 	e := &inference.Embedding{Vector: row[:o.Dim]}
 	row = row[o.Dim:]
@@ -83,8 +83,8 @@ func (k *knownImages) embedding(row []float32) *inference.Embedding {
 	return e
 }
 
-// see shows f what the model gives of items, in their order.
-func (k *knownImages) see(ctx context.Context, items []dataset.Item, f func(e *inference.Embedding) error) error {
+// each calls f with what the model gives of items, in their order.
+func (k *cachedModel) each(ctx context.Context, items []dataset.Item, f func(e *inference.Embedding) error) error {
 	const chunk = 64 // items in memory at a time
 	for some := range slices.Chunk(items, chunk) {
 		rows, err := k.features.Of(ctx, some)
@@ -101,14 +101,14 @@ func (k *knownImages) see(ctx context.Context, items []dataset.Item, f func(e *i
 }
 
 // normals are the items, to build a score of.
-func (k *knownImages) normals(ctx context.Context, items []dataset.Item, seed uint64) (*normals, error) {
+func (k *cachedModel) normals(ctx context.Context, items []dataset.Item, seed uint64) (*normals, error) {
 	n := k.b.empty()
-	n.look = func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error {
+	n.replay = func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error {
 		some := make([]dataset.Item, len(which))
 		for i, at := range which {
 			some[i] = items[at]
 		}
-		return k.see(ctx, some, f)
+		return k.each(ctx, some, f)
 	}
 	n.vary = func(ctx context.Context, which []int, c copying, f func(e *inference.Embedding) error) error {
 		images := make([]Image, len(which))
@@ -118,7 +118,7 @@ func (k *knownImages) normals(ctx context.Context, items []dataset.Item, seed ui
 		return k.b.model.vary(ctx, k.data, images, c, f)
 	}
 	most := mostNumbers / max(len(items), 1)
-	return n, k.see(ctx, items, func(e *inference.Embedding) error {
+	return n, k.each(ctx, items, func(e *inference.Embedding) error {
 		return n.add(ctx, uint64(n.size()), e, most, seed)
 	})
 }
@@ -126,10 +126,10 @@ func (k *knownImages) normals(ctx context.Context, items []dataset.Item, seed ui
 // ForEvaluation adapts a plan to the protocols of package evaluate, which give
 // the normals and the seeds; the plan's own, Out and what concerns calibration
 // count for nothing. Every normal that is given joins the bank, as in the paper.
-// Host.Work must be set. Several evaluations may share what they know of images;
-// nil shares nothing. heard, if not nil, is told how each model came about. A
+// Host.Work must be set. Several evaluations may share their embeddings;
+// nil shares nothing. report, if not nil, is called with how each model came about. A
 // method that is an io.Closer must be closed.
-func ForEvaluation(p Plan, shared *Shared, heard func(Learning)) (evaluate.Method, error) {
+func ForEvaluation(p Plan, shared *Shared, report func(Learning)) (evaluate.Method, error) {
 	p.Detector, p.Out = "evaluation", "none"
 	if err := p.Validate(); err != nil {
 		return nil, err
@@ -140,7 +140,7 @@ func ForEvaluation(p Plan, shared *Shared, heard func(Learning)) (evaluate.Metho
 	if p.Host.Work == "" {
 		return nil, fmt.Errorf("%w: no work folder is given", ErrPlan)
 	}
-	m := &evaluation{plan: p.withDefaults(), shared: shared, heard: heard}
+	m := &evaluation{plan: p.withDefaults(), shared: shared, report: report}
 	if shared == nil {
 		m.shared, m.own = &Shared{}, true
 	}
@@ -149,7 +149,7 @@ func ForEvaluation(p Plan, shared *Shared, heard func(Learning)) (evaluate.Metho
 
 type evaluation struct {
 	plan   Plan
-	heard  func(Learning)
+	report func(Learning)
 	shared *Shared
 	own    bool // shared is no one else's
 	// folding asks what the normals score by banks that they are not in.
@@ -173,7 +173,7 @@ func (m *evaluation) Name() string {
 	return name
 }
 
-// Folding implements evaluate.Folder. Where to look is found of all items, so that
+// Folding implements evaluate.Folder. The part that counts is found of all items, so that
 // each is embedded once however often they are drawn.
 func (m *evaluation) Folding(items []dataset.Item) evaluate.Method {
 	a, err := backbone.Dissect(m.plan.Model.Backbone)
@@ -241,19 +241,19 @@ func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64)
 		}
 	}
 	nets := networks{served: p.Model.Backbone, frozen: p.Model.Backbone}
-	know := func(p Plan) (*knownImages, error) { return m.shared.of(ctx, p) }
+	open := func(p Plan) (*cachedModel, error) { return m.shared.of(ctx, p) }
 	if p.Method != KNN {
 		t, err := tune(ctx, p, p.Data.Normals, digests)
 		if err != nil {
 			return nil, err
 		}
-		if m.heard != nil {
-			m.heard(t.about)
+		if m.report != nil {
+			m.report(t.about)
 		}
 		nets.served = t.network
-		know = func(p Plan) (*knownImages, error) { return p.know(ctx, nets) }
+		open = func(p Plan) (*cachedModel, error) { return p.cachedModel(ctx, nets) }
 	}
-	usual, err := know(p)
+	usual, err := open(p)
 	if err != nil {
 		return nil, err
 	}
@@ -262,13 +262,13 @@ func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64)
 		p.Host.Log.Info().Msg(r.String())
 	}
 	best, report, err := inLight(p.Model.Light, func(choice string) (*evaluatedScore, effect, error) {
-		s, q := &evaluatedScore{known: usual}, p
+		s, q := &evaluatedScore{cached: usual}, p
 		if evensOut(choice) {
 			var err error
 			if q.Model.tone, err = evenTone(usual.b.model, p.Data, p.Data.Normals, choice == LightColours); err != nil {
 				return nil, effect{}, err
 			}
-			if s.known, err = know(q); err != nil {
+			if s.cached, err = open(q); err != nil {
 				return nil, effect{}, err
 			}
 		} else {
@@ -285,7 +285,7 @@ func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64)
 	}
 	var sharpness *SharpnessReport
 	if best.score, sharpness, err = best.score.sharpen(ctx, p.Model, report.Choice); err != nil {
-		return nil, errors.Join(err, best.known.Close())
+		return nil, errors.Join(err, best.cached.Close())
 	}
 	if sharpness != nil {
 		p.Host.Log.Info().Msg(sharpness.String())
@@ -304,11 +304,11 @@ func (m *evaluation) Fit(ctx context.Context, items []dataset.Item, seed uint64)
 // score themselves, each by banks that it is not in, and keeps a share out of the
 // banks for that.
 func (s *evaluatedScore) build(ctx context.Context, p Plan, items []dataset.Item, c copying, folded bool) error {
-	n, err := s.known.normals(ctx, items, p.Seed)
+	n, err := s.cached.normals(ctx, items, p.Seed)
 	if err != nil {
 		return err
 	}
-	b := *s.known.b // several scores may be built of what is known
+	b := *s.cached.b // several scores may be built of what is known
 	b.Score, b.seed, b.copies, b.folded = p.Score, p.Seed, c, folded
 	b.light, b.blur = p.Model.Light != LightUsual, p.Model.Sharpness != SharpnessUsual
 	if !folded {
@@ -346,13 +346,13 @@ func (m *evaluation) chooseSymmetry(ctx context.Context, p Plan, items []dataset
 // evaluatedScore scores with banks of everything that it learnt from: a release's
 // score before it is calibrated.
 type evaluatedScore struct {
-	known *knownImages
-	score *builtScore
+	cached *cachedModel
+	score  *builtScore
 }
 
 // judge scores items, and says where they are strange if maps are asked for.
 func (s *evaluatedScore) judge(ctx context.Context, items []dataset.Item, maps inference.Maps) ([]inference.Score, error) {
-	scorer, err := inference.NewScorer(s.known.b.model.e.Outputs(), s.score.Parts(), s.score.Join(), maps)
+	scorer, err := inference.NewScorer(s.cached.b.model.e.Outputs(), s.score.Parts(), s.score.Join(), maps)
 	if err != nil {
 		return nil, err
 	}
@@ -365,7 +365,7 @@ func (s *evaluatedScore) judge(ctx context.Context, items []dataset.Item, maps i
 		defer func() { some, to = some[:0], to[:0] }()
 		return scorer.Judge(ctx, some, to)
 	}
-	err = s.known.see(ctx, items, func(e *inference.Embedding) error {
+	err = s.cached.each(ctx, items, func(e *inference.Embedding) error {
 		some, to = append(some, e), append(to, &out[done])
 		if done++; len(some) < chunk && done < len(items) {
 			return nil
@@ -417,7 +417,7 @@ func (s *evaluatedScore) Cost(ctx context.Context, items []dataset.Item) (*Cost,
 		}
 		files = append(files, b)
 	}
-	return s.known.b.cost(ctx, s.score, files)
+	return s.cached.b.cost(ctx, s.score, files)
 }
 
 // Maps implements evaluate.Localizer.
@@ -437,7 +437,7 @@ func (s *evaluatedScore) Maps(ctx context.Context, items []dataset.Item) ([]heat
 }
 
 // Preprocess implements evaluate.Localizer.
-func (s *evaluatedScore) Preprocess() imaging.Preprocess { return s.known.b.model.e.Preprocess() }
+func (s *evaluatedScore) Preprocess() imaging.Preprocess { return s.cached.b.model.e.Preprocess() }
 
 // Close gives back the banks and the model.
 func (s *evaluatedScore) Close() error {
@@ -445,5 +445,5 @@ func (s *evaluatedScore) Close() error {
 	if s.score != nil {
 		err = s.score.Close()
 	}
-	return errors.Join(err, s.known.Close())
+	return errors.Join(err, s.cached.Close())
 }

@@ -73,7 +73,7 @@ func TestFitymiUnderTheProtocols(t *testing.T) {
 		return oneVsRest(t, set, plan, nil, func(l Learning) { heard = append(heard, l) })
 	}
 	first := run()
-	if first.Method != "fitymi" || len(heard) != 2 || heard[0].Fitted != 14 || heard[0].Unseen != 6 || len(heard[0].Resumed) != 0 {
+	if first.Method != "fitymi" || len(heard) != 2 || heard[0].Fitted != 14 || heard[0].Validation != 6 || len(heard[0].Resumed) != 0 {
 		t.Fatalf("%+v, %+v", first, heard)
 	}
 	if first.AUROC < 0.8 {
@@ -120,7 +120,7 @@ func TestSharedKeepsWithinItsMemory(t *testing.T) {
 	plan := Plan{Method: KNN, Model: Model{Backbone: smallBackbone(t)}, Host: Host{Work: t.TempDir(), Threads: 1}}
 	measure := func(s *Shared) *evaluate.Result { return oneVsRest(t, set, plan, s, nil) }
 	size := func(s *Shared) (sum int) {
-		for _, k := range s.known {
+		for _, k := range s.models {
 			sum += k.features.Size()
 		}
 		return sum
@@ -128,8 +128,8 @@ func TestSharedKeepsWithinItsMemory(t *testing.T) {
 	var all Shared
 	defer all.Close()
 	want := measure(&all)
-	views := len(all.known) // one for each class, whose normals have their own box
-	image := size(&all) / all.known[0].features.Len() / views
+	views := len(all.models) // one for each class, whose normals have their own box
+	image := size(&all) / all.models[0].features.Len() / views
 	few := Shared{most: 5 * image}
 	defer few.Close()
 	for range 2 {
@@ -142,7 +142,7 @@ func TestSharedKeepsWithinItsMemory(t *testing.T) {
 		if got := size(&few); got > few.most || got < 4*image {
 			t.Errorf("%d bytes are kept where %d may be, of %d an image", got, few.most, image)
 		}
-		for _, k := range few.known {
+		for _, k := range few.models {
 			if k.users != 0 {
 				t.Errorf("view %s has %d users when all is done", k.key, k.users)
 			}
@@ -151,9 +151,9 @@ func TestSharedKeepsWithinItsMemory(t *testing.T) {
 	// The views that nobody uses are few.
 	opened := 0
 	for i := range 3 * mostViews {
-		k, err := few.get(fmt.Sprint(i), func() (*knownImages, error) {
+		k, err := few.get(fmt.Sprint(i), func() (*cachedModel, error) {
 			opened++
-			return plan.withDefaults().know(t.Context(), networks{served: plan.Model.Backbone, frozen: plan.Model.Backbone})
+			return plan.withDefaults().cachedModel(t.Context(), networks{served: plan.Model.Backbone, frozen: plan.Model.Backbone})
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -162,8 +162,8 @@ func TestSharedKeepsWithinItsMemory(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if len(few.known) != mostViews || opened != 3*mostViews {
-		t.Errorf("%d views are kept of %d, want %d of %d", len(few.known), opened, mostViews, 3*mostViews)
+	if len(few.models) != mostViews || opened != 3*mostViews {
+		t.Errorf("%d views are kept of %d, want %d of %d", len(few.models), opened, mostViews, 3*mostViews)
 	}
 	if _, err := few.get(fmt.Sprint(3*mostViews-1), nil); err != nil { // still there
 		t.Error(err)
@@ -189,7 +189,7 @@ func TestEvaluationDoesWithoutMaps(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		scored[i], banks[i] = r.Runs[0].Scored, len(shared.known[0].b.parts)
+		scored[i], banks[i] = r.Runs[0].Scored, len(shared.models[0].b.parts)
 	}
 	if d := cmp.Diff(scored[0], scored[1], cmpopts.IgnoreUnexported(dataset.Item{}), cmpopts.EquateApprox(1e-4, 0)); d != "" {
 		t.Error(d)
@@ -209,8 +209,8 @@ func TestEvaluationDoesWithoutMaps(t *testing.T) {
 	if _, err := evaluate.MethodAlarms(t.Context(), items, m, []float64{0.2}, 2, 1); err != nil {
 		t.Fatal(err)
 	}
-	if len(shared.known) != 1 || shared.known[0].features.Len() != len(items) {
-		t.Errorf("%d views and %d of %d images after two draws", len(shared.known), shared.known[0].features.Len(), len(items))
+	if len(shared.models) != 1 || shared.models[0].features.Len() != len(items) {
+		t.Errorf("%d views and %d of %d images after two draws", len(shared.models), shared.models[0].features.Len(), len(items))
 	}
 }
 

@@ -30,7 +30,7 @@ type Orientation struct {
 }
 
 const (
-	// orientationNormals bounds the normals that are looked at, in eight ways each.
+	// orientationNormals bounds the normals that are compared, in eight ways each.
 	orientationNormals = 60
 	// strangeAUROC is how well normals that lie in another way may be told from the
 	// others where the way is said to mean nothing.
@@ -49,7 +49,7 @@ func ParseSymmetry(text string) (s imaging.Symmetry, auto bool, err error) {
 	return s, false, err
 }
 
-// orient looks at how the normals at which lie, by the main part of the score. The
+// orient finds how the normals at which lie, by the main part of the score. The
 // model takes images as they are.
 func (p Plan) orient(ctx context.Context, x *embedded, which []int) (*Orientation, error) {
 	return orient(ctx, x.b, x.imagesAt(which), x.n.at(which), p)

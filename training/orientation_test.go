@@ -63,7 +63,7 @@ func TestAdviceOnSymmetryChangesNothing(t *testing.T) {
 		Seed:        5,
 		Out:         filepath.Join(t.TempDir(), "release"),
 		Data:        Data{Normals: squares(t, 100)},
-		Model:       Model{Backbone: smallBackbone(t), Look: true},
+		Model:       Model{Backbone: smallBackbone(t), Advise: true},
 		Calibration: Calibration{Settle: true},
 		Score:       Score{Groups: Class()},
 	}

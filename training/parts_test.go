@@ -363,7 +363,7 @@ func foreignBackbone(t *testing.T, layers ...backbone.Layer) string {
 }
 
 func TestForeignModelsHaveNoPatches(t *testing.T) {
-	plan := Plan{Detector: "squares", Out: filepath.Join(t.TempDir(), "release"), Data: Data{Normals: squares(t, 20)}, Model: Model{Backbone: foreignBackbone(t), Look: true}, Calibration: Calibration{Settle: true}, Score: Score{}}
+	plan := Plan{Detector: "squares", Out: filepath.Join(t.TempDir(), "release"), Data: Data{Normals: squares(t, 20)}, Model: Model{Backbone: foreignBackbone(t), Advise: true}, Calibration: Calibration{Settle: true}, Score: Score{}}
 	res, err := Fit(t.Context(), plan)
 	if err != nil {
 		t.Fatal(err)
@@ -567,7 +567,7 @@ func TestMapsAreDrawnOfTheScoreThatIsKept(t *testing.T) {
 		}
 		judge := func() (scores []float64) {
 			t.Helper()
-			if err := x.n.look(t.Context(), out, func(e *inference.Embedding) error {
+			if err := x.n.replay(t.Context(), out, func(e *inference.Embedding) error {
 				var v inference.Score
 				err := s.Judge(t.Context(), []*inference.Embedding{e}, []*inference.Score{&v})
 				scores = append(scores, v.Score)

@@ -68,7 +68,7 @@ type Plan struct {
 	Tuning *Tuning
 	Host   Host
 
-	shapes []imaging.Header // of some of the normals, once they were looked at
+	shapes []imaging.Header // of some of the normals, once they were read
 }
 
 // Data is what is learnt from.
@@ -81,7 +81,7 @@ type Data struct {
 	// View is the part of each image that counts, in learning and in scoring. It
 	// travels with the release. Default: all of it.
 	View *imaging.View
-	// Frame says what is looked at where View has no region: FrameAuto the part of the
+	// Frame says what counts where View has no region: FrameAuto the part of the
 	// frame where normals show anything, with opened shadows where it is dark, FrameAll
 	// all of it as it is. Default: FrameAuto for the full score, FrameAll for others.
 	Frame string
@@ -92,7 +92,7 @@ type Data struct {
 	NoImages bool
 }
 
-// Model is what looks at images.
+// Model is what embeds images.
 type Model struct {
 	// Backbone is the ONNX file that embeds images. Required.
 	Backbone string
@@ -101,10 +101,10 @@ type Model struct {
 	// takes no longer.
 	Size   int
 	Budget time.Duration
-	// Tiles are what patches are looked at in, each an input of the backbone beside the
+	// Tiles are what patches come from, each an input of the backbone beside the
 	// whole picture: rows and columns, as in 2x3, TilesNone, or TilesAuto, as many as the
 	// normals have pixels for, at most 4x4, and the Budget, if any, has time for, or
-	// TilesFew, 2x2 where what is looked at has 400 pixels or more both ways. They travel
+	// TilesFew, 2x2 where what counts has 400 pixels or more both ways. They travel
 	// with the release. Default: with a Budget TilesAuto, else TilesFew for the full score
 	// and a Size that is not given, TilesNone for others.
 	Tiles  string
@@ -141,9 +141,9 @@ type Model struct {
 	// Symmetry is what embeddings are averaged over. It travels with the release.
 	// Default: each image is taken as it is.
 	Symmetry imaging.Symmetry
-	// Look finds out whether it matters how normals lie, for people to choose by;
+	// Advise finds out whether it matters how normals lie, for people to choose by;
 	// AutoSymmetry takes what is found in place of Symmetry.
-	Look, AutoSymmetry bool
+	Advise, AutoSymmetry bool
 	found
 }
 
@@ -154,7 +154,7 @@ type found struct {
 	tone   *imaging.Tone
 }
 
-// What is looked at of a frame.
+// What counts of a frame.
 const (
 	FrameAuto = "auto"
 	FrameAll  = "all"
@@ -174,7 +174,7 @@ const (
 	PrecisionAuto  = autoChoice
 )
 
-// What patches are looked at in, beside rows and columns of tiles.
+// What patches come from, beside rows and columns of tiles.
 const (
 	TilesAuto = autoChoice
 	TilesFew  = "few"
@@ -225,7 +225,7 @@ type Calibration struct {
 	folds   bool // what the default allows
 }
 
-// Host is where a plan is carried out, and who is told.
+// Host is where a plan is carried out, and where its progress goes.
 type Host struct {
 	// Device and Threads say where the backbone runs, as in inference.
 	Device  ort.Device
@@ -238,7 +238,7 @@ type Host struct {
 	Work string
 	// Tool is the program and its version, for the manifest.
 	Tool string
-	// Progress, when set, hears how far each step is; from one goroutine at a
+	// Progress, when set, is called with how far each step is; from one goroutine at a
 	// time.
 	Progress func(Progress)
 	// Log gets warnings. The zero value is silent.
@@ -324,12 +324,12 @@ func (p Plan) withDefaults() Plan {
 		t, _ := Profile("cpu")
 		p.Tuning = &t
 	}
-	c, hear := &clock{now: time.Now}, p.Host.Progress
+	c, report := &clock{now: time.Now}, p.Host.Progress
 	if p.Tuning != nil {
 		c.fineTunes = p.Tuning.Members
 	}
-	if hear == nil {
-		hear = func(Progress) {}
+	if report == nil {
+		report = func(Progress) {}
 	}
 	p.Host.Progress = func(at Progress) {
 		at.Left = c.left(at.Step, at.Done, at.Total)
@@ -338,7 +338,7 @@ func (p Plan) withDefaults() Plan {
 				*v = nil
 			}
 		}
-		hear(at)
+		report(at)
 	}
 	return p
 }
@@ -368,7 +368,7 @@ func (p Plan) Validate() error {
 		fail("the model is to see %q of a picture: take %s or %s", p.Model.See, SeeWhole, SeeMiddle)
 	}
 	if !slices.Contains([]string{"", FrameAuto, FrameAll}, p.Data.Frame) {
-		fail("of a frame %q is to be looked at: take %s or %s", p.Data.Frame, FrameAuto, FrameAll)
+		fail("frame %q is unknown: take %s or %s", p.Data.Frame, FrameAuto, FrameAll)
 	}
 	if !slices.Contains([]string{"", LightAuto, LightUsual, LightEven, LightVaried, LightColours}, p.Model.Light) {
 		fail("light %q: take %s, %s, %s, %s or %s", p.Model.Light, LightAuto, LightUsual, LightEven, LightColours, LightVaried)
@@ -416,7 +416,7 @@ type clock struct {
 	now       func() time.Time
 	step      string
 	began     time.Time
-	first     int // done when the step was first heard of: resumed steps start late
+	first     int // done at the step's first report: resumed steps start late
 	members   int // fine-tunes begun
 }
 

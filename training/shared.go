@@ -23,12 +23,12 @@ const (
 // none is embedded again. It must be closed after them. The zero value is ready. It
 // is for one goroutine.
 type Shared struct {
-	known []*knownImages // used longest ago first
-	most  int            // bytes of images; 0: mostShared
+	models []*cachedModel // used longest ago first
+	most   int            // bytes of images; 0: mostShared
 }
 
-// knownImages are a model and what it gave of images.
-type knownImages struct {
+// cachedModel is a model and what it gave of images.
+type cachedModel struct {
 	b        *scoreBuilder
 	data     Data // how images are read
 	features *evaluate.Features
@@ -40,22 +40,22 @@ type knownImages struct {
 // Close unloads the models.
 func (s *Shared) Close() error {
 	var errs []error
-	for _, k := range s.known {
+	for _, k := range s.models {
 		errs = append(errs, k.b.Close())
 	}
-	s.known = nil
+	s.models = nil
 	return errors.Join(errs...)
 }
 
 // get is what is kept by a key; open makes it where nothing is.
-func (s *Shared) get(key string, open func() (*knownImages, error)) (*knownImages, error) {
-	if i := slices.IndexFunc(s.known, func(k *knownImages) bool { return k.key == key }); i >= 0 {
-		k := s.known[i]
+func (s *Shared) get(key string, open func() (*cachedModel, error)) (*cachedModel, error) {
+	if i := slices.IndexFunc(s.models, func(k *cachedModel) bool { return k.key == key }); i >= 0 {
+		k := s.models[i]
 		k.users++
-		s.known = append(slices.Delete(s.known, i, i+1), k)
+		s.models = append(slices.Delete(s.models, i, i+1), k)
 		return k, nil
 	}
-	for len(s.known) >= mostViews {
+	for len(s.models) >= mostViews {
 		dropped, err := s.drop()
 		if err != nil {
 			return nil, err
@@ -70,7 +70,7 @@ func (s *Shared) get(key string, open func() (*knownImages, error)) (*knownImage
 	}
 	k.key, k.shared = key, true
 	k.features.Room = s.room
-	s.known = append(s.known, k)
+	s.models = append(s.models, k)
 	return k, nil
 }
 
@@ -79,7 +79,7 @@ func (s *Shared) room(more int) (bool, error) {
 	most := cmp.Or(s.most, mostShared)
 	for {
 		all := more
-		for _, k := range s.known {
+		for _, k := range s.models {
 			all += k.features.Size()
 		}
 		if all <= most {
@@ -93,18 +93,18 @@ func (s *Shared) room(more int) (bool, error) {
 
 // drop gives up what was used longest ago and is not in use; false: all is.
 func (s *Shared) drop() (bool, error) {
-	i := slices.IndexFunc(s.known, func(k *knownImages) bool { return k.users == 0 })
+	i := slices.IndexFunc(s.models, func(k *cachedModel) bool { return k.users == 0 })
 	if i < 0 {
 		return false, nil
 	}
-	k := s.known[i]
-	s.known = slices.Delete(s.known, i, i+1)
+	k := s.models[i]
+	s.models = slices.Delete(s.models, i, i+1)
 	return true, k.b.Close()
 }
 
 // Close says that a user is done with it. The last one unloads the model, where it is
 // not shared.
-func (k *knownImages) Close() error {
+func (k *cachedModel) Close() error {
 	if k.users--; k.users > 0 || k.shared {
 		return nil
 	}

@@ -15,10 +15,10 @@ import (
 	"github.com/nearmiss/nearmiss/inference/imaging"
 )
 
-// Resolution says how fine a model looks, and what it can see of a frame.
+// Resolution says how finely a model samples frames, and what it can find in them.
 type Resolution struct {
-	// Size is the side of the model's square input, in pixels, Tiles are those that
-	// patches are looked at in, as imaging.ParseTiles reads them, and Passes how many
+	// Size is the side of the model's square input, in pixels, Tiles are those
+	// that patches come from, as imaging.ParseTiles reads them, and Passes how many
 	// inputs a picture takes. Width and Height are the median normal's.
 	Size   int    `json:"size"`
 	Tiles  string `json:"tiles"`
@@ -79,7 +79,7 @@ const (
 	// mostTiles bounds the tiles down and across that are chosen, and mostCanvas the
 	// picture that they are cut from: more patches than its cells of 8 pixels have no ids.
 	mostTiles, mostCanvas = 4, 2000
-	// largeFrame is how many pixels both sides of what is looked at have, at least, where
+	// largeFrame is how many pixels both sides of the part that counts have, at least, where
 	// TilesFew takes tiles: smaller ones have hardly more than networks see of the whole.
 	largeFrame = 400
 	// sizeImages is how many normals say how large frames are.
@@ -142,26 +142,26 @@ func (p Plan) frameSize() (width, height int) {
 	return widths[len(widths)/2], heights[len(heights)/2]
 }
 
-// looks is a way to look at frames: an input size and tiles.
-type looks struct {
+// sampling is a way to sample frames: an input size and tiles.
+type sampling struct {
 	size  int
 	tiles imaging.Tiles
 	// pixels are the frame's in one of the input or, where there are tiles, of one of these.
 	pixels float64
 }
 
-// at are the ways to look at frames of width × height pixels by inputs of a size: at the
+// at are the ways to sample frames of width × height pixels by inputs of a size: at the
 // whole of them, and in tiles, all that the frames have pixels for.
-func at(size, width, height int) []looks {
+func at(size, width, height int) []sampling {
 	w, h := float64(width), float64(height)
-	out := []looks{{size: size, pixels: max(w, h) / float64(size)}}
+	out := []sampling{{size: size, pixels: max(w, h) / float64(size)}}
 	for rows := 1; rows <= mostTiles; rows++ {
 		for columns := 1; columns <= mostTiles; columns++ {
 			// What the model's patches make of the overlap is not known yet.
 			t := imaging.Tiles{Rows: rows, Columns: columns}
 			across, down := imaging.Tiles{Rows: rows, Columns: columns, Overlap: size / 7}.Canvas(size)
 			if t.Count() > 1 && across <= min(width, mostCanvas) && down <= min(height, mostCanvas) {
-				out = append(out, looks{size, t, max(w/float64(across), h/float64(down))})
+				out = append(out, sampling{size, t, max(w/float64(across), h/float64(down))})
 			}
 		}
 	}
@@ -169,10 +169,10 @@ func at(size, width, height int) []looks {
 }
 
 // passes are the inputs of a picture.
-func (l looks) passes() int { return 1 + l.tiles.Count() }
+func (l sampling) passes() int { return 1 + l.tiles.Count() }
 
 // finer says whether l shows more of a frame than o, or the same by fewer passes.
-func (l looks) finer(o looks) bool {
+func (l sampling) finer(o sampling) bool {
 	if math.Abs(l.pixels-o.pixels) > 0.02*o.pixels {
 		return l.pixels < o.pixels
 	}
@@ -180,7 +180,7 @@ func (l looks) finer(o looks) bool {
 }
 
 // finest is the finest of some ways that pass.
-func finest(all []looks, pass func(l looks) bool) (best looks, ok bool) {
+func finest(all []sampling, pass func(l sampling) bool) (best sampling, ok bool) {
 	for _, l := range all {
 		if pass(l) && (!ok || l.finer(best)) {
 			best, ok = l, true
@@ -190,7 +190,7 @@ func finest(all []looks, pass func(l looks) bool) (best looks, ok bool) {
 }
 
 // sized fits the plan's backbone to the input size that is asked for, and takes tiles
-// that are asked for, or finds the finest way to look that the frames have pixels for
+// that are asked for, or finds the finest sampling that the frames have pixels for
 // and the budget has time for; a fitted model is written to the folder dir.
 func (p *Plan) sized(ctx context.Context, dir string) ([]SizedTime, error) {
 	auto, few := p.Model.choosesTiles(), p.Model.Tiles == TilesFew
@@ -199,13 +199,13 @@ func (p *Plan) sized(ctx context.Context, dir string) ([]SizedTime, error) {
 	}
 	if few {
 		width, height := p.frameSize()
-		auto = min(width, height) >= largeFrame // of which less may be looked at
+		auto = min(width, height) >= largeFrame // of which less may count
 	}
 	if p.Model.Size == 0 && p.Model.Budget == 0 && !auto {
 		return nil, nil
 	}
 	fail := func(err error) ([]SizedTime, error) {
-		return nil, fmt.Errorf("choose how finely %s looks at frames: %w", filepath.Base(p.Model.Backbone), err)
+		return nil, fmt.Errorf("choose how finely %s samples frames: %w", filepath.Base(p.Model.Backbone), err)
 	}
 	info, _, err := backbone.ReadMetadata(p.Model.Backbone)
 	if err != nil {
@@ -230,7 +230,7 @@ func (p *Plan) sized(ctx context.Context, dir string) ([]SizedTime, error) {
 		_, err := backbone.Import(original, file, backbone.ImportOptions{LoadOptions: backbone.LoadOptions{Size: size}})
 		return file, err
 	}
-	take := func(l looks) (err error) {
+	take := func(l sampling) (err error) {
 		if auto {
 			p.Model.tiles = l.tiles
 		}
@@ -250,19 +250,19 @@ func (p *Plan) sized(ctx context.Context, dir string) ([]SizedTime, error) {
 	}
 	size := cmp.Or(p.Model.Size, info.Size)
 	if p.Model.Size > 0 && !auto {
-		if err := take(looks{size: size}); err != nil {
+		if err := take(sampling{size: size}); err != nil {
 			return fail(err)
 		}
 		return nil, nil
 	}
-	width, height := p.lookedAt()
-	waysOf := func(size int) []looks {
-		return slices.DeleteFunc(at(size, width, height), func(l looks) bool {
+	width, height := p.croppedFrameSize()
+	waysOf := func(size int) []sampling {
+		return slices.DeleteFunc(at(size, width, height), func(l sampling) bool {
 			return few && l.tiles.Count() > 0 && (l.tiles != fewTiles || min(width, height) < largeFrame)
 		})
 	}
 	if p.Model.Budget == 0 {
-		best, _ := finest(waysOf(size), func(looks) bool { return true })
+		best, _ := finest(waysOf(size), func(sampling) bool { return true })
 		if err := take(best); err != nil {
 			return fail(err)
 		}
@@ -280,7 +280,7 @@ func (p *Plan) sized(ctx context.Context, dir string) ([]SizedTime, error) {
 	}
 	slices.Sort(sizes)
 	var tried []SizedTime
-	var inTime []looks
+	var inTime []sampling
 	for _, s := range slices.Compact(sizes) {
 		if len(tried) > 0 && s > size && s > min(width, height) {
 			break // more pixels than the frame has
@@ -293,14 +293,14 @@ func (p *Plan) sized(ctx context.Context, dir string) ([]SizedTime, error) {
 		if err != nil {
 			return fail(err)
 		}
-		note := func(l looks) {
+		note := func(l sampling) {
 			t := SizedTime{Size: s, Milliseconds: ms * float64(l.passes())}
 			if l.tiles.Count() > 0 {
 				t.Tiles = l.tiles.String()
 			}
 			tried = append(tried, t)
 		}
-		early := func(l looks) bool { return ms*float64(l.passes()) <= float64(p.Model.Budget.Milliseconds()) }
+		early := func(l sampling) bool { return ms*float64(l.passes()) <= float64(p.Model.Budget.Milliseconds()) }
 		ways := waysOf(s)
 		if !auto {
 			ways = ways[:1]
@@ -333,16 +333,16 @@ func learntPositions(s backbone.Spec) bool {
 
 // best is the finest of several ways: in tiles where those show much more than the
 // largest input.
-func best(all []looks, tiles bool) looks {
-	whole, _ := finest(all, func(l looks) bool { return !tiles || l.tiles.Count() == 0 })
-	if l, ok := finest(all, func(l looks) bool { return l.pixels < muchFiner*whole.pixels }); ok && tiles {
+func best(all []sampling, tiles bool) sampling {
+	whole, _ := finest(all, func(l sampling) bool { return !tiles || l.tiles.Count() == 0 })
+	if l, ok := finest(all, func(l sampling) bool { return l.pixels < muchFiner*whole.pixels }); ok && tiles {
 		return l
 	}
 	return whole
 }
 
-// lookedAt is the size of the part of the median normal that will be looked at.
-func (p Plan) lookedAt() (width, height int) {
+// croppedFrameSize is the size of the part of the median normal that will count.
+func (p Plan) croppedFrameSize() (width, height int) {
 	if p.frames() {
 		frame(p.Data.Normals, p.Data).apply(&p)
 	}
@@ -396,7 +396,7 @@ func (p Plan) resolution(m *model, tried []SizedTime) *Resolution {
 			now.tiles, now.pixels = *t, max((x1-x0)/float64(across), (y1-y0)/float64(down))
 		}
 		// The next step up, not the last.
-		next, ok := finest(ways, func(l looks) bool { return l.passes() <= 2*now.passes()+3 && l.pixels < 0.75*now.pixels })
+		next, ok := finest(ways, func(l sampling) bool { return l.passes() <= 2*now.passes()+3 && l.pixels < 0.75*now.pixels })
 		if ok {
 			r.finer, r.by = next.tiles, next.pixels/now.pixels
 		}

@@ -165,21 +165,21 @@ func TestBudgetChoosesTiles(t *testing.T) {
 // Tiles are taken where they show much more of a frame than the largest input does.
 func TestTilesMustShowMuchMore(t *testing.T) {
 	t.Parallel()
-	tiled := func(pixels float64) looks {
-		return looks{224, imaging.Tiles{Rows: 2, Columns: 2}, pixels}
+	tiled := func(pixels float64) sampling {
+		return sampling{224, imaging.Tiles{Rows: 2, Columns: 2}, pixels}
 	}
-	small, large := looks{size: 224, pixels: 4}, looks{size: 448, pixels: 2}
+	small, large := sampling{size: 224, pixels: 4}, sampling{size: 448, pixels: 2}
 	for _, c := range []struct {
-		tiles looks
+		tiles sampling
 		asked bool
-		want  looks
+		want  sampling
 	}{
 		{tiled(2.1), true, large},
 		{tiled(1.7), true, large}, // finer, and not by much
 		{tiled(1.5), true, tiled(1.5)},
 		{tiled(1.5), false, tiled(1.5)}, // nobody chooses: all ways are in the same tiles
 	} {
-		if got := best([]looks{small, c.tiles, large}, c.asked); got != c.want {
+		if got := best([]sampling{small, c.tiles, large}, c.asked); got != c.want {
 			t.Errorf("%+v, chosen by itself %v: %+v, want %+v", c.tiles, c.asked, got, c.want)
 		}
 	}

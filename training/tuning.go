@@ -37,7 +37,7 @@ type Tuning struct {
 	// space of FID's Inception. Default: the detector's own backbone.
 	Inception string `json:"inception,omitempty"`
 	// Match is the share of the normals, 0..1, that go through the fakes' size in
-	// training where fakes are smaller than what the backbone looks at: else it
+	// training where fakes are smaller than what the backbone takes in: else it
 	// would learn to see blur.
 	Match float64 `json:"match"`
 

@@ -340,7 +340,7 @@ func printResult(o *output, r *evaluate.Result) error {
 	for _, name := range report.PixelLabels(*r) {
 		p := r.Pixels[name]
 		fmt.Fprintf(&b, "  pixels of %-10s AUROC %.1f PRO %.1f; %.0f %% of them are seen, of these AUROC %.1f PRO %.1f\n",
-			name, 100*p.AUROC, 100*p.PRO, 100*p.Seen, 100*p.SeenAUROC, 100*p.SeenPRO)
+			name, 100*p.AUROC, 100*p.PRO, 100*p.Covered, 100*p.CoveredAUROC, 100*p.CoveredPRO)
 	}
 	if l := r.Light; l != nil {
 		fmt.Fprintf(&b, "  other light: AUROC %.1f, %.1f %% false alarms become %.1f %%\n", 100*l.AUROC, 100*l.Usual, 100*l.Alarms)

@@ -84,7 +84,7 @@ func (c *fitCmd) Run(ctx context.Context, o *output) error {
 	if c.Bits != 0 {
 		plan.Data.View = &imaging.View{Bits: c.Bits}
 	}
-	plan.Model.Backbone, plan.Model.Look = c.Backbone, c.Advice
+	plan.Model.Backbone, plan.Model.Advise = c.Backbone, c.Advice
 	plan.Score.K, plan.Score.Index = c.K, bank.Kind(c.Index)
 	plan.Calibration = training.Calibration{Alpha: c.Alpha, Settle: c.Alpha == 0, HeldOut: c.HeldOut}
 	plan.Host.Device, plan.Host.Threads, plan.Host.Batch, plan.Host.Tool, plan.Host.Log = embed.Device, embed.Threads, embed.Batch, "nearmiss "+version, o.Log

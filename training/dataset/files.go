@@ -161,7 +161,7 @@ type labelled struct {
 	mixed       []string // folders right below, good ones and others
 }
 
-// labelledIn looks at a folder. Of a plain one ok is false.
+// labelledIn examines a folder. Of a plain one ok is false.
 func labelledIn(dir string) (s labelled, ok bool) {
 	s.dir = dir
 	sub := foldersIn(dir)

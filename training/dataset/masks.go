@@ -93,7 +93,7 @@ func opaque(b []byte, width, height int) []uint8 {
 	if !bytes.HasPrefix(b, []byte("\x89PNG")) || len(b) <= kindAt || !slices.Contains([]byte{3, 4, 6}, b[kindAt]) {
 		return nil
 	}
-	img, err := png.Decode(bytes.NewReader(b)) // imaging has looked at its size
+	img, err := png.Decode(bytes.NewReader(b)) // imaging has checked its size
 	if err != nil || img.Bounds().Dx() != width || img.Bounds().Dy() != height {
 		return nil
 	}

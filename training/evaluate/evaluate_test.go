@@ -404,13 +404,13 @@ func TestMVTecMeasuresPatchesOnTheFramesGeometry(t *testing.T) {
 		t.Fatal(err)
 	}
 	in, out, all := res.Pixels["inside"], res.Pixels["outside"], res.Pixels[All]
-	if in.Seen != 1 || in.AUROC < 0.99 || in.SeenAUROC < 0.99 || in.PRO < 0.9 || in.Regions != 1 {
+	if in.Covered != 1 || in.AUROC < 0.99 || in.CoveredAUROC < 0.99 || in.PRO < 0.9 || in.Regions != 1 {
 		t.Errorf("inside: %+v", in)
 	}
-	if out.Seen != 0 || out.AUROC > 0.4 || out.PRO > 0.2 || out.SeenAUROC != 0 {
+	if out.Covered != 0 || out.AUROC > 0.4 || out.PRO > 0.2 || out.CoveredAUROC != 0 {
 		t.Errorf("outside: %+v", out)
 	}
-	if all.Regions != 2 || math.Abs(all.Seen-0.6) > 1e-9 || all.SeenAUROC < 0.99 || all.AUROC > 0.9 || *res.PixelAUROC != all.AUROC || *res.PRO != all.PRO {
+	if all.Regions != 2 || math.Abs(all.Covered-0.6) > 1e-9 || all.CoveredAUROC < 0.99 || all.AUROC > 0.9 || *res.PixelAUROC != all.AUROC || *res.PRO != all.PRO {
 		t.Errorf("all: %+v", all)
 	}
 	run := res.Runs[0]

@@ -238,7 +238,7 @@ func TestPixelsOfGroupsAndOfWhatIsSeen(t *testing.T) {
 					scores[i] += 5
 				}
 				if i%w < border {
-					scores[i] = Unseen
+					scores[i] = Uncovered
 					unseen += int(mask[i])
 					continue
 				}
@@ -276,8 +276,8 @@ func TestPixelsOfGroupsAndOfWhatIsSeen(t *testing.T) {
 	}
 	for name, pair := range map[string][2]float64{
 		"auroc": {f.AUROC, must(t)(all.AUROC())}, "pro": {f.PRO, must(t)(all.PRO(PROLimit))},
-		"seen auroc": {f.SeenAUROC, must(t)(seen.AUROC())}, "seen pro": {f.SeenPRO, must(t)(seen.PRO(PROLimit))},
-		"seen": {f.Seen, 1 - float64(unseen)/float64(marked)},
+		"seen auroc": {f.CoveredAUROC, must(t)(seen.AUROC())}, "seen pro": {f.CoveredPRO, must(t)(seen.PRO(PROLimit))},
+		"seen": {f.Covered, 1 - float64(unseen)/float64(marked)},
 	} {
 		if math.Abs(pair[0]-pair[1]) > 1e-9 {
 			t.Errorf("%s is %v, want %v", name, pair[0], pair[1])

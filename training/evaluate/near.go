@@ -298,17 +298,17 @@ func fitSoftmax(x [][]float32, y []int, classes int) *softmaxModel {
 	}
 	step := 1 / (0.55*lambda + decay)
 
-	look := slices.Clone(m.w) // Nesterov's look-ahead
+	ahead := slices.Clone(m.w) // Nesterov's look-ahead
 	grad := make([]float64, len(m.w))
 	p := make([]float64, classes)
 	t := 1.0
 	for range 500 {
 		for j := range grad {
-			grad[j] = decay * look[j]
+			grad[j] = decay * ahead[j]
 		}
 		for i := range n {
 			row := z[i*(d+1) : (i+1)*(d+1)]
-			softmax(p, look, row)
+			softmax(p, ahead, row)
 			p[y[i]]--
 			for c := range p {
 				g := p[c] * weight[i]
@@ -327,8 +327,8 @@ func fitSoftmax(x [][]float32, y []int, classes int) *softmaxModel {
 		largest := 0.0
 		for j, g := range grad {
 			largest = max(largest, math.Abs(g))
-			w := look[j] - step*g
-			look[j] = w + beta*(w-m.w[j])
+			w := ahead[j] - step*g
+			ahead[j] = w + beta*(w-m.w[j])
 			m.w[j] = w
 		}
 		if largest < 1e-5 {

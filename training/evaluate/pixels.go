@@ -16,15 +16,15 @@ const PROLimit = 0.3
 // [Pixels.PRO]. It keeps 4 bytes for each normal pixel and 8 for each anomalous
 // one.
 type Pixels struct {
-	normal []float32
-	marked []markedPixel
+	normal    []float32
+	anomalous []anomalousPixel
 	// regions is the number of connected anomalous regions so far, sizes their
 	// pixels.
 	sizes  []int
 	sorted bool
 }
 
-type markedPixel struct {
+type anomalousPixel struct {
 	score  float32
 	region int32
 }
@@ -59,7 +59,7 @@ func (p *Pixels) Add(scores []float32, mask []uint8, width, height int) error {
 			p.sizes = append(p.sizes, 0)
 		}
 		p.sizes[k]++
-		p.marked = append(p.marked, markedPixel{s, int32(k)})
+		p.anomalous = append(p.anomalous, anomalousPixel{s, int32(k)})
 	}
 	return nil
 }
@@ -69,9 +69,9 @@ func (p *Pixels) Regions() int { return len(p.sizes) }
 
 var errNoPixels = errors.New("pixel measures need both normal and anomalous pixels")
 
-// Unseen is the score of a pixel that a method does not look at: lower than any
+// Uncovered is the score of a pixel that a method does not cover: lower than any
 // other.
-var Unseen = float32(math.Inf(-1))
+var Uncovered = float32(math.Inf(-1))
 
 // AUROC is the area under the pixels' receiver operating characteristic.
 func (p *Pixels) AUROC() (float64, error) { return pixelGroups{p}.auroc(false) }
@@ -87,12 +87,12 @@ type PixelFigures struct {
 	AUROC   float64 `json:"auroc"`
 	PRO     float64 `json:"pro"`     // up to a false-positive rate of 0.3
 	Regions int     `json:"regions"` // of the ground truth
-	// Seen is the share of the anomalous pixels that the method looks at; what it
-	// does not counts as missed in AUROC and PRO. SeenAUROC and SeenPRO are those of
-	// the pixels that it looks at alone.
-	Seen      float64 `json:"seen"`
-	SeenAUROC float64 `json:"seen_auroc"`
-	SeenPRO   float64 `json:"seen_pro"`
+	// Covered is the share of the anomalous pixels that the method covers; the others
+	// count as missed in AUROC and PRO. CoveredAUROC and CoveredPRO are those of the
+	// covered pixels alone.
+	Covered      float64 `json:"seen"`
+	CoveredAUROC float64 `json:"seen_auroc"`
+	CoveredPRO   float64 `json:"seen_pro"`
 }
 
 // measurePixels sums up the pixels of several groups of images together.
@@ -104,62 +104,62 @@ func measurePixels(groups ...*Pixels) (f PixelFigures, err error) {
 	if f.PRO, err = all.pro(PROLimit, false); err != nil {
 		return f, err
 	}
-	marked, seen := 0, 0
+	anomalous, covered := 0, 0
 	for _, p := range groups {
 		f.Regions += len(p.sizes)
-		marked += len(p.marked)
-		seen += p.seenMarked()
+		anomalous += len(p.anomalous)
+		covered += p.coveredAnomalous()
 	}
-	f.Seen = float64(seen) / float64(marked)
-	if seen == 0 {
+	f.Covered = float64(covered) / float64(anomalous)
+	if covered == 0 {
 		return f, nil // nothing of it can be found
 	}
-	if f.SeenAUROC, err = all.auroc(true); err != nil {
+	if f.CoveredAUROC, err = all.auroc(true); err != nil {
 		return f, err
 	}
-	f.SeenPRO, err = all.pro(PROLimit, true)
+	f.CoveredPRO, err = all.pro(PROLimit, true)
 	return f, err
 }
 
-// sort puts normal scores in rising and marked ones in falling order.
+// sort puts normal scores in rising and anomalous ones in falling order.
 func (p *Pixels) sort() {
 	if !p.sorted {
 		slices.Sort(p.normal)
-		slices.SortFunc(p.marked, func(a, b markedPixel) int { return cmp.Compare(b.score, a.score) })
+		slices.SortFunc(p.anomalous, func(a, b anomalousPixel) int { return cmp.Compare(b.score, a.score) })
 		p.sorted = true
 	}
 }
 
-// seenMarked is how many of the marked pixels are not Unseen.
-func (p *Pixels) seenMarked() int {
+// coveredAnomalous is how many of the anomalous pixels are not Uncovered.
+func (p *Pixels) coveredAnomalous() int {
 	p.sort()
-	n, _ := slices.BinarySearchFunc(p.marked, Unseen, func(m markedPixel, s float32) int { return cmp.Compare(s, m.score) })
+	n, _ := slices.BinarySearchFunc(p.anomalous, Uncovered, func(m anomalousPixel, s float32) int { return cmp.Compare(s, m.score) })
 	return n
 }
 
-// unseenNormal is how many of the normal pixels are Unseen.
-func (p *Pixels) unseenNormal() int {
+// uncoveredNormal is how many of the normal pixels are Uncovered.
+func (p *Pixels) uncoveredNormal() int {
 	p.sort()
-	n, _ := slices.BinarySearch(p.normal, math.Nextafter32(Unseen, 0))
+	n, _ := slices.BinarySearch(p.normal, math.Nextafter32(Uncovered, 0))
 	return n
 }
 
 // pixelGroups are measured together without being copied into one.
 type pixelGroups []*Pixels
 
-func (g pixelGroups) auroc(seen bool) (float64, error) {
+func (g pixelGroups) auroc(covered bool) (float64, error) {
 	n := 0
 	for _, p := range g {
-		if seen {
-			n += p.seenMarked()
+		if covered {
+			n += p.coveredAnomalous()
 		} else {
-			n += len(p.marked)
+			n += len(p.anomalous)
 		}
 	}
-	return g.area(1, seen, func(*Pixels, int32) float64 { return 1 / float64(n) })
+	return g.area(1, covered, func(*Pixels, int32) float64 { return 1 / float64(n) })
 }
 
-func (g pixelGroups) pro(limit float64, seen bool) (float64, error) {
+func (g pixelGroups) pro(limit float64, covered bool) (float64, error) {
 	if !(limit > 0 && limit <= 1) {
 		return 0, fmt.Errorf("limit %v of the false-positive rate is not between 0 and 1", limit)
 	}
@@ -167,9 +167,9 @@ func (g pixelGroups) pro(limit float64, seen bool) (float64, error) {
 	regions := 0
 	for _, p := range g {
 		sizes[p] = p.sizes
-		if seen {
+		if covered {
 			sizes[p] = make([]int, len(p.sizes))
-			for _, m := range p.marked[:p.seenMarked()] {
+			for _, m := range p.anomalous[:p.coveredAnomalous()] {
 				sizes[p][m.region]++
 			}
 		}
@@ -187,32 +187,32 @@ func (g pixelGroups) pro(limit float64, seen bool) (float64, error) {
 		}
 		weights[p] = w
 	}
-	return g.area(limit, seen, func(p *Pixels, region int32) float64 { return weights[p][region] })
+	return g.area(limit, covered, func(p *Pixels, region int32) float64 { return weights[p][region] })
 }
 
 // area integrates Σ weight over found anomalous pixels against the false-
-// positive rate. PRO is nothing but a pixel ROC in which every region weighs
-// the same.
-func (g pixelGroups) area(limit float64, seen bool, weight func(p *Pixels, region int32) float64) (float64, error) {
+// positive rate. PRO is nothing but a pixel ROC in which every region has
+// the same weight.
+func (g pixelGroups) area(limit float64, covered bool, weight func(p *Pixels, region int32) float64) (float64, error) {
 	type cursor struct {
 		p    *Pixels
-		i, j int // normals from i on and marked before j are above the threshold
+		i, j int // normals from i on and anomalous ones before j are above the threshold
 		from int // first normal that counts
-		to   int // first marked that does not
+		to   int // first anomalous one that does not
 	}
 	cursors := make([]cursor, len(g))
-	normals, marked := 0, 0
+	normals, anomalous := 0, 0
 	for k, p := range g {
 		p.sort()
-		c := cursor{p: p, i: len(p.normal), to: len(p.marked)}
-		if seen {
-			c.from, c.to = p.unseenNormal(), p.seenMarked()
+		c := cursor{p: p, i: len(p.normal), to: len(p.anomalous)}
+		if covered {
+			c.from, c.to = p.uncoveredNormal(), p.coveredAnomalous()
 		}
 		normals += c.i - c.from
-		marked += c.to
+		anomalous += c.to
 		cursors[k] = c
 	}
-	if normals == 0 || marked == 0 {
+	if normals == 0 || anomalous == 0 {
 		return 0, errNoPixels
 	}
 	total := float64(normals)
@@ -226,7 +226,7 @@ func (g pixelGroups) area(limit float64, seen bool, weight func(p *Pixels, regio
 				t, more = max(t, c.p.normal[c.i-1]), true
 			}
 			if c.j < c.to {
-				t, more = max(t, c.p.marked[c.j].score), true
+				t, more = max(t, c.p.anomalous[c.j].score), true
 			}
 		}
 		if !more {
@@ -239,8 +239,8 @@ func (g pixelGroups) area(limit float64, seen bool, weight func(p *Pixels, regio
 				c.i--
 				alarms++
 			}
-			for c.j < c.to && c.p.marked[c.j].score >= t {
-				found += weight(c.p, c.p.marked[c.j].region)
+			for c.j < c.to && c.p.anomalous[c.j].score >= t {
+				found += weight(c.p, c.p.anomalous[c.j].region)
 				c.j++
 			}
 		}

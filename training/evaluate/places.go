@@ -58,7 +58,7 @@ func meanFigures(repeats []map[string]PixelFigures) map[string]PixelFigures {
 			n := float64(len(repeats))
 			m := out[label]
 			m.AUROC, m.PRO, m.Regions = m.AUROC+f.AUROC/n, m.PRO+f.PRO/n, f.Regions
-			m.Seen, m.SeenAUROC, m.SeenPRO = m.Seen+f.Seen/n, m.SeenAUROC+f.SeenAUROC/n, m.SeenPRO+f.SeenPRO/n
+			m.Covered, m.CoveredAUROC, m.CoveredPRO = m.Covered+f.Covered/n, m.CoveredAUROC+f.CoveredAUROC/n, m.CoveredPRO+f.CoveredPRO/n
 			out[label] = m
 		}
 	}
@@ -167,7 +167,7 @@ func (r *Run) locateByPatches(ctx context.Context, where Localizer, px pixelsOf)
 		if err != nil {
 			return fmt.Errorf("map of %s: %w", s.Item.Name, err)
 		}
-		if err := px.add(s, m.Pixels(Unseen), h.Width, h.Height); err != nil {
+		if err := px.add(s, m.Pixels(Uncovered), h.Width, h.Height); err != nil {
 			return err
 		}
 	}

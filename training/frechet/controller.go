@@ -43,7 +43,7 @@ func ParseTarget(s string) (Target, error) {
 
 func (t Target) String() string { return fmt.Sprintf("%s=%g", t.Kind, t.Value) }
 
-// Probe is one look at the generator during training.
+// Probe is one measurement of the generator during training.
 type Probe struct {
 	Step int `json:"step"` // training steps done
 	Measurement

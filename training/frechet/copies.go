@@ -95,8 +95,8 @@ func NewCopies(limit float64, normals [][]float32, variants ...[][]float32) (*Co
 // which a twentieth of all pairs are: no variation, but the same picture again.
 const twins = 0.1
 
-// Look compares fakes with the normals.
-func (c *Copies) Look(fakes [][]float32) (CopyReport, error) {
+// Compare compares fakes with the normals.
+func (c *Copies) Compare(fakes [][]float32) (CopyReport, error) {
 	var r CopyReport
 	x, err := dense(fakes)
 	if err != nil {

@@ -224,7 +224,7 @@ func TestCopiesAreFound(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fresh, err := c.Look(randomFeatures(rng, 200, 16, 0, 1))
+	fresh, err := c.Compare(randomFeatures(rng, 200, 16, 0, 1))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -236,14 +236,14 @@ func TestCopiesAreFound(t *testing.T) {
 		fakes[3][j] = normals[17][j] + 0.01
 		fakes[8][j] = mirrored[2][j] - 0.01
 	}
-	r, err := c.Look(fakes)
+	r, err := c.Compare(fakes)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(r.Copied) != 2 || r.Copied[0] != 3 || r.Copied[1] != 8 {
 		t.Errorf("copied fakes: got %v, want 3 and 8", r.Copied)
 	}
-	all, err := c.Look(normals)
+	all, err := c.Compare(normals)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -297,7 +297,7 @@ func TestCopiesOfDuplicatedNormalsAreFound(t *testing.T) {
 		}
 		fakes := randomFeatures(rng, 20, 16, 0, 1)
 		fakes[4], fakes[9] = near(plain[7], 0.02), near(plain[3], -0.02)
-		r, err := c.Look(fakes)
+		r, err := c.Compare(fakes)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -7,28 +7,28 @@ import (
 )
 
 const (
-	lookSide = 32
-	// Two looks are the same picture where at most one value in a hundred differs
-	// by more than lookLevels of 255: less than a small part moves by, more than
+	thumbSide = 32
+	// Two thumbnails are of the same picture where at most one value in a hundred differs
+	// by more than sameLevels of 255: less than a small part moves by, more than
 	// compression and a sensor's noise leave after averaging.
-	lookLevels  = 4
-	lookStrange = lookSide * lookSide * 3 / 100
+	sameLevels    = 4
+	mostDiffering = thumbSide * thumbSide * 3 / 100
 )
 
-// Look is a picture at a glance, 32 × 32 × 3 values.
-type Look []uint8
+// Thumb is a small copy of a picture, 32 × 32 × 3 values.
+type Thumb []uint8
 
-// LookAt makes the look of a picture, its sides brought to one length.
-func LookAt(m *imaging.Image) Look {
-	return imaging.Resize(m, lookSide, lookSide, imaging.Bilinear).Pix
+// ThumbOf makes the thumbnail of a picture, its sides brought to one length.
+func ThumbOf(m *imaging.Image) Thumb {
+	return imaging.Resize(m, thumbSide, thumbSide, imaging.Bilinear).Pix
 }
 
-// same says whether two looks are of one picture.
-func (a Look) same(b Look) bool {
+// same says whether two thumbnails are of one picture.
+func (a Thumb) same(b Thumb) bool {
 	strange := 0
 	for i, v := range a {
-		if d := int(v) - int(b[i]); d > lookLevels || d < -lookLevels {
-			if strange++; strange > lookStrange {
+		if d := int(v) - int(b[i]); d > sameLevels || d < -sameLevels {
+			if strange++; strange > mostDiffering {
 				return false
 			}
 		}
@@ -36,8 +36,8 @@ func (a Look) same(b Look) bool {
 	return true
 }
 
-// mean is of all values. Those of equal pictures differ by less than meanApart.
-func (a Look) mean() float64 {
+// mean is of all values. Those of equal pictures differ by less than meanTolerance.
+func (a Thumb) mean() float64 {
 	sum := 0
 	for _, v := range a {
 		sum += int(v)
@@ -45,30 +45,30 @@ func (a Look) mean() float64 {
 	return float64(sum) / float64(len(a))
 }
 
-const meanApart = lookLevels + 255*float64(lookStrange)/(lookSide*lookSide*3)
+const meanTolerance = sameLevels + 255*float64(mostDiffering)/(thumbSide*thumbSide*3)
 
 // Copies finds the pictures that show the same as one before them, but for
 // compression and noise: for each the place of the first such, or -1. Those of a
 // first one count; what is the same as a copy only is none.
-func Copies(looks []Look) []int {
+func Copies(thumbs []Thumb) []int {
 	type first struct {
 		mean  float64
 		place int
 	}
 	var firsts []first // by mean
-	out := make([]int, len(looks))
-	for i, l := range looks {
+	out := make([]int, len(thumbs))
+	for i, l := range thumbs {
 		out[i] = -1
 		mean := l.mean()
-		from, _ := slices.BinarySearchFunc(firsts, mean-meanApart, func(f first, v float64) int {
+		from, _ := slices.BinarySearchFunc(firsts, mean-meanTolerance, func(f first, v float64) int {
 			if f.mean < v {
 				return -1
 			}
 			return 1
 		})
 		at := from
-		for ; at < len(firsts) && firsts[at].mean <= mean+meanApart; at++ {
-			if looks[firsts[at].place].same(l) {
+		for ; at < len(firsts) && firsts[at].mean <= mean+meanTolerance; at++ {
+			if thumbs[firsts[at].place].same(l) {
 				out[i] = firsts[at].place
 				break
 			}

@@ -287,18 +287,18 @@ func textured(r *rand.Rand) *imaging.Image {
 
 func TestCopiesShowTheSameAsAnother(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 6))
-	var looks []Look
+	var looks []Thumb
 	var want []int
 	for i := range 40 {
 		m := textured(r)
-		looks, want = append(looks, LookAt(m)), append(want, -1)
+		looks, want = append(looks, ThumbOf(m)), append(want, -1)
 		if i%4 == 0 { // the same with noise, as from a sensor, and again
 			for range 2 {
 				noisy := imaging.New(m.Width, m.Height)
 				for j, v := range m.Pix {
 					noisy.Pix[j] = uint8(max(0, min(255, int(v)+int(3*r.NormFloat64()))))
 				}
-				looks, want = append(looks, LookAt(noisy)), append(want, len(want)-1)
+				looks, want = append(looks, ThumbOf(noisy)), append(want, len(want)-1)
 				if want[len(want)-2] >= 0 {
 					want[len(want)-1] = want[len(want)-2]
 				}
@@ -312,7 +312,7 @@ func TestCopiesShowTheSameAsAnother(t *testing.T) {
 					other.SetRGB(40+x, 20+y, 255, 255, 255)
 				}
 			}
-			looks, want = append(looks, LookAt(other)), append(want, -1)
+			looks, want = append(looks, ThumbOf(other)), append(want, -1)
 		}
 	}
 	if diff := cmp.Diff(want, Copies(looks)); diff != "" {

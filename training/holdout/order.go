@@ -18,7 +18,7 @@ type Shot struct {
 	At     time.Time
 }
 
-// fewest shots that are looked at as a sequence of its own; shorter ones are
+// fewest shots that are taken as a sequence of its own; shorter ones are
 // strung together.
 const fewest = 12
 

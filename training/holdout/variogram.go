@@ -8,7 +8,7 @@ import (
 )
 
 const (
-	longestLag = 512  // places apart that are looked at
+	longestLag = 512  // places apart that are compared
 	pairsOfLag = 2000 // compared, at most, for one lag
 	leastShots = 24   // in the longest sequence, to see anything
 	// Neighbours resemble one another where a frame is nearer to the next one than
@@ -33,18 +33,18 @@ func kinship(seqs [][]int, rows []float32, dim int) float64 {
 		return 1
 	}
 	lags := min(max(longest/4, min(longest/2, 32)), longestLag)
-	apart := make([]float64, lags+1)
+	differences := make([]float64, lags+1)
 	for lag := 1; lag <= lags; lag++ {
-		apart[lag] = medianApart(seqs, lag, rows, dim)
+		differences[lag] = medianDifference(seqs, lag, rows, dim)
 	}
-	far := slices.Clone(apart[(lags+1)/2:])
+	far := slices.Clone(differences[(lags+1)/2:])
 	slices.Sort(far)
 	level := far[len(far)/2]
 	if !(level > 0) || !ordered(seqs, (lags+1)/2, lags, rows, dim) {
 		return 1
 	}
 	sum := 1.0
-	for _, d := range apart[1:] {
+	for _, d := range differences[1:] {
 		rho := 1 - d/level
 		if rho < 0.05 {
 			break
@@ -87,7 +87,7 @@ func ordered(seqs [][]int, from, lags int, rows []float32, dim int) bool {
 }
 
 // medianApart is the median squared distance of frames that are lag places apart.
-func medianApart(seqs [][]int, lag int, rows []float32, dim int) float64 {
+func medianDifference(seqs [][]int, lag int, rows []float32, dim int) float64 {
 	all := 0
 	for _, s := range seqs {
 		all += max(0, len(s)-lag)
@@ -115,7 +115,7 @@ func squared(rows []float32, dim, i, j int) float64 {
 }
 
 // clustering is how many frames in a row, in the mean, are as one when the highest
-// scores are looked at. Scores of neighbours resemble one another less than the
+// scores are compared. Scores of neighbours resemble one another less than the
 // frames do, since noise and place in the frame count in them, so that a
 // threshold may rest on more than the frames' worth. It is the mean, for the
 // upper quarter and the upper tenth of scores, of 1 + 2 Σ of the autocorrelation

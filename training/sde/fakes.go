@@ -154,7 +154,7 @@ func (g *generation) withoutCopies(ctx context.Context, fakes []made) ([]made, e
 	if err != nil {
 		return nil, err
 	}
-	r, err := g.copies.Look(features)
+	r, err := g.copies.Compare(features)
 	if err != nil {
 		return nil, err
 	}
@@ -195,7 +195,7 @@ func (g *generation) compare(ctx context.Context, fakes []made) error {
 	if p.Measurement, err = g.reference.Measure(features); err != nil {
 		return err
 	}
-	if p.Copies, err = g.copies.Look(features); err != nil {
+	if p.Copies, err = g.copies.Compare(features); err != nil {
 		return err
 	}
 	p.Copies.Copied = nil

@@ -448,7 +448,7 @@ func (g *generation) probe(ctx context.Context) error {
 			}
 			g.m.NoiseFD, p.Ratio = p.FD, 1
 		}
-		if p.Copies, err = g.copies.Look(features); err != nil {
+		if p.Copies, err = g.copies.Compare(features); err != nil {
 			return err
 		}
 		p.Copies.Copied = nil

@@ -113,8 +113,8 @@ type partView struct {
 }
 
 type pixelView struct {
-	Anomaly, AUROC, PRO, Seen, SeenAUROC, SeenPRO string
-	Regions                                       int
+	Anomaly, AUROC, PRO, Covered, CoveredAUROC, CoveredPRO string
+	Regions                                                int
 }
 
 type thumbView struct {
@@ -213,7 +213,7 @@ func (p Page) result(ctx context.Context, r evaluate.Result) (resultView, error)
 	for _, label := range PixelLabels(r) {
 		f := r.Pixels[label]
 		p := pixelView{Anomaly: label, Regions: f.Regions}
-		for to, v := range map[*string]float64{&p.AUROC: f.AUROC, &p.PRO: f.PRO, &p.Seen: f.Seen, &p.SeenAUROC: f.SeenAUROC, &p.SeenPRO: f.SeenPRO} {
+		for to, v := range map[*string]float64{&p.AUROC: f.AUROC, &p.PRO: f.PRO, &p.Covered: f.Covered, &p.CoveredAUROC: f.CoveredAUROC, &p.CoveredPRO: f.CoveredPRO} {
 			*to = fmt.Sprintf("%.1f", 100*v)
 		}
 		v.Pixels = append(v.Pixels, p)

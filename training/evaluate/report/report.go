@@ -110,7 +110,7 @@ func markdownPixels(b *strings.Builder, r evaluate.Result) {
 	b.WriteString("| anomaly | regions | pixel AUROC | PRO | seen | AUROC of what is seen | PRO of what is seen |\n|---|---|---|---|---|---|---|\n")
 	for _, label := range PixelLabels(r) {
 		f := r.Pixels[label]
-		fmt.Fprintf(b, "| %s | %d | %.1f | %.1f | %.1f | %.1f | %.1f |\n", label, f.Regions, 100*f.AUROC, 100*f.PRO, 100*f.Seen, 100*f.SeenAUROC, 100*f.SeenPRO)
+		fmt.Fprintf(b, "| %s | %d | %.1f | %.1f | %.1f | %.1f | %.1f |\n", label, f.Regions, 100*f.AUROC, 100*f.PRO, 100*f.Covered, 100*f.CoveredAUROC, 100*f.CoveredPRO)
 	}
 }
 

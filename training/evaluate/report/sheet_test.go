@@ -120,7 +120,7 @@ func TestHeatmapsAreSpreadByRank(t *testing.T) {
 	}
 	var buf bytes.Buffer
 	rs := results(t)
-	rs[2].Pixels = map[string]evaluate.PixelFigures{"crack": {AUROC: 0.812, PRO: 0.5, Seen: 0.4, SeenAUROC: 0.99, SeenPRO: 0.9, Regions: 7}, evaluate.All: {AUROC: 0.8}}
+	rs[2].Pixels = map[string]evaluate.PixelFigures{"crack": {AUROC: 0.812, PRO: 0.5, Covered: 0.4, CoveredAUROC: 0.99, CoveredPRO: 0.9, Regions: 7}, evaluate.All: {AUROC: 0.8}}
 	if err := HTML(t.Context(), &buf, Page{Title: "heat", Results: rs, Sheets: []Sheet{sheet}}); err != nil {
 		t.Fatal(err)
 	}
