@@ -118,7 +118,7 @@ func TestSetupWaitsForItsTurn(t *testing.T) {
 	}
 	work, err := js.KeyValue(ctx, names.WorkBucket())
 	if err == nil {
-		_, err = work.PutString(ctx, stream.TurnKey, "another's")
+		_, err = work.PutString(ctx, stream.StreamsLease, "another's")
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -131,7 +131,7 @@ func TestSetupWaitsForItsTurn(t *testing.T) {
 	if got := normals().Subjects; !slices.Equal(got, earlier.Subjects) {
 		t.Errorf("in the turn of another the stream was changed to %v", got)
 	}
-	if err := work.Purge(ctx, stream.TurnKey); err != nil {
+	if err := work.Purge(ctx, stream.StreamsLease); err != nil {
 		t.Fatal(err)
 	}
 	if err := stream.Ensure(ctx, js, topology); err != nil || !slices.Equal(normals().Subjects, usual) {

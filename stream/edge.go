@@ -121,7 +121,7 @@ func (in *Installation) RemoveEdge(ctx context.Context, domain string) error {
 
 // changeSources changes what is taken from edges, of each stream.
 func (in *Installation) changeSources(ctx context.Context, parts EdgeParts, change func(name string, all []*jetstream.StreamSource) []*jetstream.StreamSource) error {
-	return InTurn(ctx, in.js, Topology{Names: in.names}, func(ctx context.Context) error {
+	return Exclusively(ctx, in.js, Topology{Names: in.names}, func(ctx context.Context) error {
 		for _, name := range parts.taken(in.names) {
 			s, err := in.js.Stream(ctx, name)
 			if err != nil {

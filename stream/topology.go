@@ -12,8 +12,8 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/stream/internal/lease"
 	"github.com/nearmiss/nearmiss/stream/internal/object"
-	"github.com/nearmiss/nearmiss/stream/internal/turn"
 	"github.com/nearmiss/nearmiss/stream/internal/wait"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
@@ -262,12 +262,12 @@ func Ensure(ctx context.Context, js jetstream.JetStream, t Topology) error {
 		return err
 	}
 	t = t.WithDefaults()
-	return InTurn(ctx, js, t, func(ctx context.Context) error { return ensure(ctx, js, t) })
+	return Exclusively(ctx, js, t, func(ctx context.Context) error { return ensure(ctx, js, t) })
 }
 
-// InTurn changes streams while no other program does. The bucket that says whose turn it
-// is is made where it is missing.
-func InTurn(ctx context.Context, js jetstream.JetStream, t Topology, change func(context.Context) error) error {
+// Exclusively changes streams while no other program does. The bucket of the lease is
+// made where it is missing.
+func Exclusively(ctx context.Context, js jetstream.JetStream, t Topology, change func(context.Context) error) error {
 	bucket, err := js.KeyValue(ctx, t.WorkBucket())
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
 		if err = ensureBucket(ctx, js, t.WithDefaults(), t.workBucket()); err == nil {
@@ -277,14 +277,14 @@ func InTurn(ctx context.Context, js jetstream.JetStream, t Topology, change func
 	if err != nil {
 		return fmt.Errorf("open bucket %s: %w", t.WorkBucket(), err)
 	}
-	return turn.Of(bucket, TurnKey).HoldIfPossible(ctx, change)
+	return lease.Of(bucket, StreamsLease).HoldIfPossible(ctx, change)
 }
 
-// TurnKey is a key of the work bucket, which is there while a program changes streams.
-const TurnKey = "turn"
+// StreamsLease is a key of the work bucket, which is there while a program changes streams.
+const StreamsLease = "turn"
 
-// ReleasesTurnKey is the same for releases, a key of the bucket of pointers.
-const ReleasesTurnKey = registry.TurnKey
+// ReleasesLease is the same for releases, a key of the bucket of pointers.
+const ReleasesLease = registry.CollectLease
 
 func (t Topology) workBucket() jetstream.KeyValueConfig {
 	return jetstream.KeyValueConfig{Bucket: t.WorkBucket(), Description: "what workers have in hand, and frames that are tried again", History: 1, TTL: workAge}

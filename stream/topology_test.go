@@ -68,7 +68,7 @@ func TestSetupLeavesWhomTheStewardRefuses(t *testing.T) {
 	for i := range 60 {
 		r.PublishRaw(r.Names.Frames("bolts", "left"), fmt.Sprint(i, strings.Repeat("x", 100<<10)))
 	}
-	r.Steward(steward.Config{Apart: true, Every: 20 * time.Millisecond})
+	r.Steward(steward.Config{Remote: true, Every: 20 * time.Millisecond})
 	refuses := func() bool { return slices.Contains(queue().Subjects, r.Names.Frames("nuts", "*")) }
 	eventually.True(t, "bolts is refused", refuses)
 	cut := queue()

@@ -33,7 +33,7 @@ func (c *controlCmd) Run(ctx context.Context, o *output) error {
 		}
 		v.Connection(nc)
 		v.begun("control", linked(nc))
-		shares, err := steward.New(steward.Config{Names: c.names(), Apart: true}, nc, o.Log)
+		shares, err := steward.New(steward.Config{Names: c.names(), Remote: true}, nc, o.Log)
 		if err != nil {
 			return err
 		}

@@ -290,7 +290,7 @@ func (r subjects) control() Rights {
 			[]string{r.Feedback("*"), r.Train("*"), r.Audit("*", "*")},
 			// Of the queue's shares: who is above its own is refused, and gets the reason.
 			[]string{
-				api + "STREAM.UPDATE." + frames, r.changeLock(), r.Steward(), r.Events("*", stream.NoCamera, stream.KindLost),
+				api + "STREAM.UPDATE." + frames, r.changeLease(), r.Steward(), r.Events("*", stream.NoCamera, stream.KindLost),
 				api + "DIRECT.GET." + events + "." + r.Events("*", stream.NoCamera, stream.KindLost),
 			},
 		),
@@ -322,8 +322,8 @@ func (r subjects) operator() Rights {
 			readObjects(r.ArtifactsBucket()), writeObjects(r.ArtifactsBucket()),
 			readObjects(r.ImagesBucket()), writeObjects(r.ImagesBucket()),
 			readObjects(r.EvidenceBucket()),
-			readObjects(r.LargeBucket()),                                       // normals are taken from frames
-			[]string{"$KV." + r.ActiveBucket() + "." + stream.ReleasesTurnKey}, // brings releases while nobody collects
+			readObjects(r.LargeBucket()),                                     // normals are taken from frames
+			[]string{"$KV." + r.ActiveBucket() + "." + stream.ReleasesLease}, // brings releases while nobody collects
 			[]string{r.Normals("*"), r.Anomalies("*"), r.API() + ".>", "$SRV.PING.*", "$SRV.INFO.*", "$SRV.STATS.*"},
 		),
 		Subscribe: []string{r.Progress("*", "*"), r.Frames("*", "*"), r.Scores("*", "*")},
@@ -384,14 +384,14 @@ func (r subjects) setup() []string {
 		}
 	}
 	// It changes streams while no other program does.
-	out = append(out, r.changeLock(), api+"DIRECT.GET.KV_"+r.WorkBucket()+"."+r.changeLock())
+	out = append(out, r.changeLease(), api+"DIRECT.GET.KV_"+r.WorkBucket()+"."+r.changeLease())
 	// A restore looks whether each active release loads.
 	out = append(out, readKV(r.ActiveBucket())...)
 	return append(out, readObjects(r.ArtifactsBucket())...)
 }
 
-// changeLock is the subject of the lock for changes of streams.
-func (r subjects) changeLock() string { return "$KV." + r.WorkBucket() + "." + stream.TurnKey }
+// changeLease is the subject of the lease for changes of streams.
+func (r subjects) changeLease() string { return "$KV." + r.WorkBucket() + "." + stream.StreamsLease }
 
 func (r subjects) prefixed(rest string) string {
 	if r.Prefix == "" {

@@ -364,7 +364,7 @@ func (s Source) Restore(ctx context.Context, dir string, replicas int) (Manifest
 	if err != nil {
 		return m, err
 	}
-	return m, stream.InTurn(ctx, js, stream.Topology{Names: s.Names, Replicas: replicas}, func(ctx context.Context) error {
+	return m, stream.Exclusively(ctx, js, stream.Topology{Names: s.Names, Replicas: replicas}, func(ctx context.Context) error {
 		return s.restoreAll(ctx, js, dir, m, replicas)
 	})
 }

@@ -71,7 +71,7 @@ func TestControlSharesTheQueueWithItsRights(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s, err := steward.New(steward.Config{Apart: true}, nc, zerolog.Nop())
+	s, err := steward.New(steward.Config{Remote: true}, nc, zerolog.Nop())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,7 +26,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/kv"
-	"github.com/nearmiss/nearmiss/stream/internal/turn"
+	"github.com/nearmiss/nearmiss/stream/internal/lease"
 )
 
 // Role is what somebody may do; each may what the ones before it may.
@@ -211,14 +211,14 @@ func (p *people) valid(w who) bool {
 	return ok && !u.Disabled && u.Role >= w.Role
 }
 
-// turnKey is in the bucket of sessions while a console changes users.
-const changeLockKey = "turn"
+// usersLease is in the bucket of sessions while a console changes users.
+const usersLease = "turn"
 
 // change changes users by what they are now, while no other request and no other console
 // does: of two at once one would undo what the other says, and two administrators could
 // remove each other.
 func (p *people) change(ctx context.Context, do func(context.Context) error) error {
-	return turn.Of(p.sessions.Bucket, changeLockKey).Hold(ctx, func(ctx context.Context) error {
+	return lease.Of(p.sessions.Bucket, usersLease).Hold(ctx, func(ctx context.Context) error {
 		if err := p.refresh(ctx); err != nil {
 			return err
 		}

@@ -226,7 +226,7 @@ func TestCameraNamesAreBounded(t *testing.T) {
 	m := metrics.New(metrics.Build{})
 	w := m.Worker()
 	for i := range 20_000 {
-		w.Seen("bolts", "c"+strconv.Itoa(i), time.Unix(1, 0))
+		w.CameraFrame("bolts", "c"+strconv.Itoa(i), time.Unix(1, 0))
 	}
 	families, err := m.Gatherer().Gather()
 	if err != nil {
@@ -243,7 +243,7 @@ func TestCameraNamesAreBounded(t *testing.T) {
 	if _, body := get(t, (&metrics.Server{Metrics: m}).Handler(), "/metrics"); strings.Contains(body, `detector="bolts"`) {
 		t.Error("a detector that is gone has rows")
 	}
-	w.Seen("nuts", "one", time.Unix(1, 0))
+	w.CameraFrame("nuts", "one", time.Unix(1, 0))
 	if _, body := get(t, (&metrics.Server{Metrics: m}).Handler(), "/metrics"); !strings.Contains(body, `camera="one",detector="nuts"`) {
 		t.Error("what a detector took up is not free again")
 	}
@@ -451,7 +451,7 @@ func BenchmarkFrame(b *testing.B) {
 	e := &stream.Event{Detector: "bolts", Camera: "one", Score: &score, Threshold: &threshold, PValue: &p, Anomalous: &no, CapturedAt: at, ScoredAt: at.Add(time.Millisecond)}
 	b.ReportAllocs()
 	for b.Loop() {
-		w.Seen("bolts", "one", at)
+		w.CameraFrame("bolts", "one", at)
 		w.Batch("bolts", 1)
 		w.Stage(worker.StageScore, time.Millisecond)
 		w.Stage(worker.StagePublish, time.Millisecond)

@@ -99,7 +99,7 @@ func (w *workerMeter) Stage(stage string, took time.Duration) {
 	w.stage.WithLabelValues(stage).Observe(took.Seconds())
 }
 
-func (w *workerMeter) Seen(detector, camera string, at time.Time) {
+func (w *workerMeter) CameraFrame(detector, camera string, at time.Time) {
 	w.last.WithLabelValues(detector, w.cameras.label(detector, camera)).Set(float64(at.UnixNano()) / 1e9)
 }
 

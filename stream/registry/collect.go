@@ -41,7 +41,7 @@ type Collected struct {
 // that belong to no release. It never removes what is active, shadow, pinned,
 // or young.
 func (r *Registry) Collect(ctx context.Context, o CollectOptions) (out Collected, err error) {
-	err = r.inTurn(ctx, func(ctx context.Context) error {
+	err = r.exclusively(ctx, func(ctx context.Context) error {
 		out, err = r.collect(ctx, o)
 		return err
 	})

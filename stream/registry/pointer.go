@@ -117,7 +117,7 @@ type Change struct {
 
 // Promote makes a release the active one. It must be in the store, whole.
 func (r *Registry) Promote(ctx context.Context, detector, digest string, c Change) (p Pointer, err error) {
-	err = r.inTurn(ctx, func(ctx context.Context) error {
+	err = r.exclusively(ctx, func(ctx context.Context) error {
 		p, err = r.promote(ctx, detector, digest, c)
 		return err
 	})
@@ -146,7 +146,7 @@ func (r *Registry) promote(ctx context.Context, detector, digest string, c Chang
 // Rollback returns to the release that was active before the present one;
 // rolling back again goes one further.
 func (r *Registry) Rollback(ctx context.Context, detector string, c Change) (p Pointer, err error) {
-	err = r.inTurn(ctx, func(ctx context.Context) error {
+	err = r.exclusively(ctx, func(ctx context.Context) error {
 		p, err = r.rollback(ctx, detector, c)
 		return err
 	})
@@ -206,7 +206,7 @@ func (r *Registry) SetShadow(ctx context.Context, detector, digest string, c Cha
 	if err != nil {
 		return err
 	}
-	return r.inTurn(ctx, func(ctx context.Context) error {
+	return r.exclusively(ctx, func(ctx context.Context) error {
 		if err := r.check(ctx, digest); err != nil {
 			return err
 		}
@@ -329,7 +329,7 @@ func (r *Registry) Watch(ctx context.Context, changed func()) error {
 
 // Pin keeps a release from being collected; Unpin lets it go.
 func (r *Registry) Pin(ctx context.Context, digest, by string) error {
-	return r.inTurn(ctx, func(ctx context.Context) error {
+	return r.exclusively(ctx, func(ctx context.Context) error {
 		if err := r.check(ctx, digest); err != nil {
 			return err
 		}

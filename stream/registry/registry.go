@@ -19,9 +19,9 @@ import (
 
 	"github.com/nearmiss/nearmiss/inference/release/envelope"
 	"github.com/nearmiss/nearmiss/stream/internal/kv"
+	"github.com/nearmiss/nearmiss/stream/internal/lease"
 	"github.com/nearmiss/nearmiss/stream/internal/object"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
-	"github.com/nearmiss/nearmiss/stream/internal/turn"
 )
 
 // Config names the registry's buckets and its folder on this machine.
@@ -80,15 +80,15 @@ func Open(ctx context.Context, js jetstream.JetStream, cfg Config) (*Registry, e
 	}, nil
 }
 
-// TurnKey is a key of the bucket of pointers, which is there while a program collects,
+// CollectLease is a key of the bucket of pointers, which is there while a program collects,
 // stores the last of a release, or points to one. Programs of earlier versions pass over
 // pins, and take all else for pointers: during an upgrade they would report it.
-const TurnKey = "pin/turn"
+const CollectLease = "pin/turn"
 
-// inTurn does what counts on a release while no other program collects, and collects
+// exclusively does what counts on a release while no other program collects, and collects
 // while nobody counts on one: what is looked for is then still there when it is used.
-func (r *Registry) inTurn(ctx context.Context, do func(context.Context) error) error {
-	return turn.Of(r.kv, TurnKey).HoldIfPossible(ctx, do)
+func (r *Registry) exclusively(ctx context.Context, do func(context.Context) error) error {
+	return lease.Of(r.kv, CollectLease).HoldIfPossible(ctx, do)
 }
 
 // Release is what the registry knows of one release.
@@ -121,7 +121,7 @@ func (r *Registry) Put(ctx context.Context, detector, dir string) (string, error
 	if err := putFiles(ctx); err != nil { // which may take long
 		return "", err
 	}
-	return e.Digest, r.inTurn(ctx, func(ctx context.Context) error {
+	return e.Digest, r.exclusively(ctx, func(ctx context.Context) error {
 		if err := putFiles(ctx); err != nil { // that a collection has removed meanwhile
 			return err
 		}

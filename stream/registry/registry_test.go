@@ -540,13 +540,13 @@ func TestTurnsAreNoPointers(t *testing.T) {
 	r := setUp(t)
 	b, err := r.js.KeyValue(t.Context(), "ACTIVE")
 	if err == nil {
-		_, err = b.PutString(t.Context(), registry.TurnKey, "another's")
+		_, err = b.PutString(t.Context(), registry.CollectLease, "another's")
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	active, shadow, bad, err := r.open(t, "").Pointers(t.Context())
-	if err != nil || len(active)+len(shadow)+len(bad) > 0 || !strings.HasPrefix(registry.TurnKey, "pin/") {
+	if err != nil || len(active)+len(shadow)+len(bad) > 0 || !strings.HasPrefix(registry.CollectLease, "pin/") {
 		t.Errorf("%v, %v, %v, %v", active, shadow, bad, err)
 	}
 }

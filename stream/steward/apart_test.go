@@ -44,7 +44,7 @@ func TestSharesWhereTheStoreCannotGrow(t *testing.T) {
 	for _, d := range []string{"bolts", "nuts"} {
 		r.Detector(stream.Detector{Name: d})
 	}
-	apart, err := steward.New(steward.Config{Apart: true}, r.Connect(), streamtest.Log(t))
+	apart, err := steward.New(steward.Config{Remote: true}, r.Connect(), streamtest.Log(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +108,7 @@ func TestASecondStewardGoesOnWhereTheFirstEnded(t *testing.T) {
 			}
 			look := func() {
 				t.Helper()
-				s, err := steward.New(steward.Config{Apart: true}, r.Connect(), streamtest.Log(t))
+				s, err := steward.New(steward.Config{Remote: true}, r.Connect(), streamtest.Log(t))
 				if err == nil {
 					err = s.Look(t.Context())
 				}
@@ -178,7 +178,7 @@ func TestStewardsChangeTheStreamOneAtATime(t *testing.T) {
 	}
 	var stewards []*steward.Steward
 	for range 4 {
-		s, err := steward.New(steward.Config{Apart: true}, r.Connect(), streamtest.Log(t))
+		s, err := steward.New(steward.Config{Remote: true}, r.Connect(), streamtest.Log(t))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -234,13 +234,13 @@ func TestATurnIsNotKeptForEver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := kv.Create(t.Context(), stream.TurnKey, nil); err != nil {
+	if _, err := kv.Create(t.Context(), stream.StreamsLease, nil); err != nil {
 		t.Fatal(err)
 	}
 	if n, err := floodQueue(r, "bolts", 100<<10, 25); err != nil {
 		t.Fatalf("%d taken, then %v", n, err)
 	}
-	s, err := steward.New(steward.Config{Apart: true}, r.Connect(), streamtest.Log(t))
+	s, err := steward.New(steward.Config{Remote: true}, r.Connect(), streamtest.Log(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -260,7 +260,7 @@ func TestATurnIsNotKeptForEver(t *testing.T) {
 	if got := look(); slices.Equal(got.Subjects, before.Subjects) {
 		t.Errorf("not changed when the other had its turn for an hour: %v", got.Subjects)
 	}
-	if _, err := kv.Get(t.Context(), stream.TurnKey); !errors.Is(err, jetstream.ErrKeyNotFound) {
+	if _, err := kv.Get(t.Context(), stream.StreamsLease); !errors.Is(err, jetstream.ErrKeyNotFound) {
 		t.Errorf("the turn is not ended: %v", err)
 	}
 }
@@ -271,7 +271,7 @@ func TestStewardsTellTheSameOnce(t *testing.T) {
 	r := onOwnServer(t, stream.Topology{}, &server.Options{})
 	var stewards []*steward.Steward
 	for range 3 {
-		s, err := steward.New(steward.Config{Apart: true}, r.Connect(), streamtest.Log(t))
+		s, err := steward.New(steward.Config{Remote: true}, r.Connect(), streamtest.Log(t))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -317,7 +317,7 @@ func TestTheStewardBesideTheBrokerDecides(t *testing.T) {
 	}})
 	eventually.True(t, "the queue takes no more", func() bool { return queueConfig(r).MaxBytes < queue })
 	before := queueConfig(r)
-	apart, err := steward.New(steward.Config{Apart: true}, r.Connect(), streamtest.Log(t))
+	apart, err := steward.New(steward.Config{Remote: true}, r.Connect(), streamtest.Log(t))
 	if err != nil {
 		t.Fatal(err)
 	}

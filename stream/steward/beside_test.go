@@ -9,8 +9,8 @@ import (
 
 	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/internal/lease"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
-	"github.com/nearmiss/nearmiss/stream/internal/turn"
 	"github.com/nearmiss/nearmiss/stream/steward"
 )
 
@@ -42,7 +42,7 @@ func TestSetupsDuringAFlood(t *testing.T) {
 	changes := 0
 	var setup sync.WaitGroup
 	setup.Go(func() {
-		for turns := turn.Of(work, stream.TurnKey); ; changes++ {
+		for turns := lease.Of(work, stream.StreamsLease); ; changes++ {
 			select {
 			case <-enough:
 				return

@@ -11,17 +11,17 @@ import (
 
 // Tell stores an event of a detector.
 func (s *Steward) Tell(ctx context.Context, detector, code string) {
-	s.tell(ctx, detector, stream.NoCamera, code, code)
+	s.storeEvent(ctx, detector, stream.NoCamera, code, code)
 }
 
 // Look is one look at the queue.
 func (s *Steward) Look(ctx context.Context) error {
-	s.learn(ctx)
+	s.listDetectors(ctx)
 	return s.balance(ctx)
 }
 
 // Wait lets so much time pass for the turn of another.
-func (s *Steward) Wait(d time.Duration) { s.held.turns.Silence -= d }
+func (s *Steward) Wait(d time.Duration) { s.held.lease.Silence -= d }
 
 // Use is what each detector's frames take of the queue, by what the server says of it.
 func (s *Steward) Use(ctx context.Context, st jetstream.Stream) (map[string]int64, error) {

@@ -1,10 +1,10 @@
 // Package steward looks after the frame queue, beside an embedded broker or, with
 // control, apart from a server of somebody's own: every detector has a share of it.
-// Beside the broker, what was published and not stored is counted and told.
+// Beside the broker, what was published and not stored is counted and reported.
 //
 // As long as half of the queue is free anybody may use it. Above that, a detector
 // that takes more than its share is taken out of the stream's subjects until it
-// takes less than half of that: its cameras are told that the queue is full, and
+// takes less than half of that: its cameras get the error that the queue is full, and
 // the others have what is theirs. Detectors that nobody has made share a sixteenth.
 // What was acknowledged stays and is scored.
 //
@@ -39,14 +39,14 @@ import (
 type Config struct {
 	stream.Names
 	// FramesMaxBytes is what all detectors' waiting frames may take together, as
-	// in [stream.Topology]. Default 2 GiB; apart it is the stream's own limit.
+	// in [stream.Topology]. Default 2 GiB; where Remote, the stream's own limit.
 	FramesMaxBytes int64
-	// Apart says that the broker is a server of somebody's own, far away maybe: then
-	// not every frame is heard, so that nothing is counted that was lost, and several
-	// stewards may look after the queue, but none where one is beside the broker.
-	Apart bool
-	// Every is how often the queue is looked at; a flood is looked at at once.
-	// Default 250 ms, apart 1 s.
+	// Remote says that the broker is another server, which may be far away: then not
+	// every frame is received, so that lost ones are not counted, and several stewards
+	// may look after the queue, but none where one is beside the broker.
+	Remote bool
+	// Every is how often the queue is checked; a flood has it checked at once.
+	// Default 250 ms, where Remote 1 s.
 	Every time.Duration
 	// Full says why no more frames are to be taken, in a sentence, or nothing.
 	// Default: never.
@@ -61,18 +61,18 @@ type Steward struct {
 	log  zerolog.Logger
 	poke chan struct{}
 
-	known map[string]bool // detectors; the loop's
-	cut   map[string]bool // of them, above their share; the loop's
-	odd   bool            // detectors that nobody has made are above theirs; the loop's
-	told  map[string]told // by subject; the loop's
-	full  string          // why no frames are taken; the loop's
+	detectors map[string]bool       // detectors; the loop's
+	cut       map[string]bool       // of them, above their share; the loop's
+	odd       bool                  // detectors that nobody has made are above theirs; the loop's
+	reported  map[string]lossReport // by subject; the loop's
+	full      string                // why no frames are taken; the loop's
 
 	held held // the loop's
 
 	mu    sync.Mutex
 	rule  rule
 	flows map[string]*flow
-	burst int64 // bytes since the queue was looked at
+	burst int64 // bytes since the queue was checked
 }
 
 // rule says whose frames are taken.
@@ -83,26 +83,26 @@ type rule struct {
 
 // flow counts what was published on one subject.
 type flow struct {
-	seen, quiet, stored, lost uint64  // quiet: published by who gets no answer
-	before                    uint64  // seen at the last look
-	size                      float64 // bytes of a message, about
-	code                      string  // why it is lost, where that is known
-	last                      time.Time
+	published, quiet, stored, lost uint64  // quiet: published by who gets no answer
+	before                         uint64  // published at the last report
+	size                           float64 // bytes of a message, about
+	code                           string  // why it is lost, where that is known
+	last                           time.Time
 }
 
-type told struct {
+type lossReport struct {
 	count uint64
 	at    time.Time
 }
 
 // New prepares a steward on a connection that the caller closes after Run
 // has returned. It should be one within the broker's process, where the steward is not
-// apart: it hears all frames.
+// remote: it receives all frames.
 func New(cfg Config, nc *nats.Conn, log zerolog.Logger) (*Steward, error) {
 	cfg.FramesMaxBytes = cmp.Or(cfg.FramesMaxBytes, stream.Topology{}.WithDefaults().FramesMaxBytes)
 	if cfg.Every == 0 {
 		cfg.Every = 250 * time.Millisecond
-		if cfg.Apart {
+		if cfg.Remote {
 			cfg.Every = time.Second
 		}
 	}
@@ -115,46 +115,46 @@ func New(cfg Config, nc *nats.Conn, log zerolog.Logger) (*Steward, error) {
 	}
 	return &Steward{
 		cfg: cfg, js: js, in: stream.NewInstallation(js, cfg.Names), log: log.With().Str("component", "steward").Logger(), poke: make(chan struct{}, 1),
-		cut: map[string]bool{}, told: map[string]told{}, flows: map[string]*flow{}, held: held{refused: map[string]*nats.Subscription{}},
+		cut: map[string]bool{}, reported: map[string]lossReport{}, flows: map[string]*flow{}, held: held{refused: map[string]*nats.Subscription{}},
 	}, nil
 }
 
-// maxFlows bounds the subjects that are counted apart.
+// maxFlows bounds the subjects that are counted each by itself.
 const maxFlows = 4096
 
 // Run works until ctx ends.
 func (s *Steward) Run(ctx context.Context) error {
-	for subject, f := range s.ears() {
+	for subject, f := range s.handlers() {
 		sub, err := s.js.Conn().Subscribe(subject, f)
 		if err == nil {
 			err = sub.SetPendingLimits(-1, 256<<20)
 		}
 		if err != nil {
-			return fmt.Errorf("steward: hear %s: %w", subject, err)
+			return fmt.Errorf("steward: subscribe to %s: %w", subject, err)
 		}
 		defer func() { _ = sub.Unsubscribe() }()
 	}
-	if s.cfg.Apart {
-		defer s.hearRefused(plan{}, nil)
+	if s.cfg.Remote {
+		defer s.subscribeRefused(plan{}, nil)
 	} else {
 		_ = s.in.SetLostFrames(ctx, nil) // what a steward before this one has counted
 	}
 	tick := time.NewTicker(s.cfg.Every)
 	defer tick.Stop()
-	var asked, reported time.Time
+	var listed, reported time.Time
 	failing := false
 	for ctx.Err() == nil {
 		step, cancel := context.WithTimeout(ctx, 10*time.Second)
-		if time.Since(asked) > time.Second {
-			asked = time.Now()
-			s.learn(step)
+		if time.Since(listed) > time.Second {
+			listed = time.Now()
+			s.listDetectors(step)
 		}
 		err := s.balance(step)
 		if err != nil && ctx.Err() == nil && !failing {
 			s.log.Warn().Err(err).Msg("cannot look after the frame queue: trying on")
 		}
 		failing = err != nil
-		if time.Since(reported) > time.Second && !s.cfg.Apart {
+		if time.Since(reported) > time.Second && !s.cfg.Remote {
 			reported = time.Now()
 			s.report(step)
 		}
@@ -168,10 +168,10 @@ func (s *Steward) Run(ctx context.Context) error {
 	return nil
 }
 
-// ears are what the steward hears.
-func (s *Steward) ears() map[string]nats.MsgHandler {
+// handlers are the steward's subscriptions.
+func (s *Steward) handlers() map[string]nats.MsgHandler {
 	p := s.cfg.Root()
-	if s.cfg.Apart {
+	if s.cfg.Remote {
 		return map[string]nats.MsgHandler{p + ".stored.*.*": s.measure}
 	}
 	return map[string]nats.MsgHandler{
@@ -213,7 +213,7 @@ func (s *Steward) countFrame(m *nats.Msg) {
 	}
 	s.mu.Lock()
 	f := s.flowOf(m.Subject)
-	f.seen++
+	f.published++
 	f.last = time.Now()
 	if m.Reply == "" {
 		f.quiet++
@@ -222,12 +222,12 @@ func (s *Steward) countFrame(m *nats.Msg) {
 	s.mu.Unlock()
 	s.refuseFrame(m, detector)
 	if flood {
-		s.look()
+		s.wake()
 	}
 }
 
 // add counts the bytes of one frame, and says whether so many have come that the queue
-// should be looked at; mu is held.
+// should be checked; mu is held.
 func (s *Steward) add(f *flow, bytes int) (flood bool) {
 	size := float64(bytes)
 	f.size = cmp.Or(f.size, size)
@@ -236,8 +236,8 @@ func (s *Steward) add(f *flow, bytes int) (flood bool) {
 	return s.burst > s.cfg.FramesMaxBytes/32
 }
 
-// look has the queue looked at now.
-func (s *Steward) look() {
+// wake has the queue checked now.
+func (s *Steward) wake() {
 	select {
 	case s.poke <- struct{}{}:
 	default:
@@ -281,9 +281,9 @@ func refusePublish(m *nats.Msg, code, errCode int, text string) {
 	_ = m.Respond(b)
 }
 
-// learn finds out which detectors there are.
-func (s *Steward) learn(ctx context.Context) {
-	known := map[string]bool{}
+// listDetectors finds out which detectors there are.
+func (s *Steward) listDetectors(ctx context.Context) {
+	detectors := map[string]bool{}
 	for _, bucket := range []string{s.cfg.DetectorsBucket(), s.cfg.ActiveBucket()} {
 		kv, err := s.js.KeyValue(ctx, bucket)
 		if err != nil {
@@ -295,14 +295,14 @@ func (s *Steward) learn(ctx context.Context) {
 		}
 		for k := range keys.Keys() {
 			if name, _, _ := strings.Cut(k, "."); stream.ValidToken(name) {
-				known[name] = true
+				detectors[name] = true
 			}
 		}
 	}
 	if ctx.Err() != nil { // which ends a list, too
 		return
 	}
-	s.known = known
+	s.detectors = detectors
 }
 
 // plan is what the stream should take.
@@ -319,13 +319,13 @@ type plan struct {
 func (s *Steward) plan(use map[string]int64, total, most int64, cut map[string]bool, odd bool) plan {
 	strange := int64(0)
 	for d, n := range use {
-		if !s.known[d] {
+		if !s.detectors[d] {
 			strange += n
 		}
 	}
 	p := plan{cut: map[string]bool{}, subjects: []string{s.cfg.Frames("*", "*")}, limit: most}
-	share := (most - most/16) / int64(max(len(s.known), 1))
-	for d := range s.known {
+	share := (most - most/16) / int64(max(len(s.detectors), 1))
+	for d := range s.detectors {
 		if n := use[d]; n > share && total > most/2 || cut[d] && n > share/2 && total > most/4 {
 			p.cut[d] = true
 		}
@@ -336,14 +336,14 @@ func (s *Steward) plan(use map[string]int64, total, most int64, cut map[string]b
 	}
 	p.takes = map[string]bool{}
 	spare := int64(0)
-	for d := range s.known {
+	for d := range s.detectors {
 		if !p.cut[d] {
 			p.takes[d] = true
 			spare += max(share-use[d], 0)
 		}
 	}
 	for d := range use {
-		if !s.known[d] && !p.odd && stream.ValidToken(d) {
+		if !s.detectors[d] && !p.odd && stream.ValidToken(d) {
 			p.takes[d] = true
 		}
 	}
@@ -369,11 +369,11 @@ func (s *Steward) balance(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if s.known == nil {
+	if s.detectors == nil {
 		return errors.New("which detectors there are is not known yet")
 	}
 	have, total := st.CachedInfo().Config, int64(st.CachedInfo().State.Bytes)
-	if s.cfg.Apart && !s.remember(have) {
+	if s.cfg.Remote && !s.remember(have) {
 		return nil
 	}
 	most, full := s.cfg.FramesMaxBytes, s.cfg.Full()
@@ -429,8 +429,8 @@ func (s *Steward) refuse(p plan, use map[string]int64, why string) {
 	s.mu.Lock()
 	s.rule.takes, s.rule.why = p.takes, why
 	s.mu.Unlock()
-	if s.cfg.Apart {
-		s.hearRefused(p, use)
+	if s.cfg.Remote {
+		s.subscribeRefused(p, use)
 	}
 }
 
@@ -475,40 +475,40 @@ func (s *Steward) use(ctx context.Context, st jetstream.Stream) (map[string]int6
 	return out, nil
 }
 
-// reportCut tells of detectors that are refused from now on, or no longer.
+// reportCut reports detectors that are refused from now on, or no longer.
 func (s *Steward) reportCut(ctx context.Context, cut map[string]bool) {
 	for d := range cut {
 		if !s.cut[d] {
 			s.log.Warn().Str("detector", d).Msg("its frames fill more than its share of the queue: its cameras are refused until they are fewer")
-			s.tell(ctx, d, stream.NoCamera, stream.LostShare, "its waiting frames fill more than its share of the frame queue: its cameras are refused until they are fewer")
+			s.storeEvent(ctx, d, stream.NoCamera, stream.LostShare, "its waiting frames fill more than its share of the frame queue: its cameras are refused until they are fewer")
 		}
 	}
 	for d := range s.cut {
 		if !cut[d] {
 			s.log.Info().Str("detector", d).Msg("its frames are taken again")
-			s.tell(ctx, d, stream.NoCamera, stream.LostOver, "its frames are taken again")
+			s.storeEvent(ctx, d, stream.NoCamera, stream.LostOver, "its frames are taken again")
 		}
 	}
 }
 
-// reportFull tells that no frames are taken from now on, or that they are again.
+// reportFull reports that no frames are taken from now on, or that they are again.
 func (s *Steward) reportFull(ctx context.Context, full string) {
 	switch {
 	case full != "" && s.full == "":
 		s.log.Error().Str("why", full).Msg("no more frames are taken")
-		s.tell(ctx, stream.NoCamera, stream.NoCamera, stream.LostDisk, full)
+		s.storeEvent(ctx, stream.NoCamera, stream.NoCamera, stream.LostDisk, full)
 	case full == "" && s.full != "":
 		s.log.Info().Msg("frames are taken again")
-		s.tell(ctx, stream.NoCamera, stream.NoCamera, stream.LostOver, "frames are taken again")
+		s.storeEvent(ctx, stream.NoCamera, stream.NoCamera, stream.LostOver, "frames are taken again")
 	}
 	s.full = full
 }
 
-// tell stores an event. Another steward apart may tell the same: whoever finds the
-// same event before it gives it the same id, and who finds it told leaves it.
-func (s *Steward) tell(ctx context.Context, detector, camera, code, reason string) {
+// storeEvent stores an event. Another remote steward may store the same: whoever finds
+// the same event before it gives it the same id, and who finds it stored leaves it.
+func (s *Steward) storeEvent(ctx context.Context, detector, camera, code, reason string) {
 	what := time.Now().UTC().Format(time.RFC3339Nano)
-	if s.cfg.Apart {
+	if s.cfg.Remote {
 		switch last, err := s.in.LastEvent(ctx, s.cfg.Events(detector, camera, stream.KindLost)); {
 		case err == nil && last.Code == code:
 			return
@@ -522,21 +522,21 @@ func (s *Steward) tell(ctx context.Context, detector, camera, code, reason strin
 	}
 }
 
-// lostEvery is how often a subject's lost frames are told, at most.
-const lostEvery = time.Minute
+// reportInterval is how often a subject's lost frames are reported, at most.
+const reportInterval = time.Minute
 
-// report counts what was lost since the last report, tells it and writes it down.
+// report counts what was lost since the last report, reports it and writes it down.
 func (s *Steward) report(ctx context.Context) {
 	var all []stream.Lost
 	s.mu.Lock()
 	for subject, f := range s.flows {
-		// What was seen a second ago and is not stored now never will be. Who got
-		// an answer knows.
+		// What was published a second ago and is not stored now never will be. Who got
+		// an answer has the error.
 		if gone := int64(f.before) - int64(f.stored); f.code != stream.LostBadTopic && f.quiet > 0 && gone > int64(f.lost) {
 			f.lost = min(uint64(gone), f.quiet)
 			f.code = stream.LostNotStored
 		}
-		f.before = f.seen
+		f.before = f.published
 		if f.lost > 0 {
 			all = append(all, stream.Lost{Subject: subject, Code: f.code, Frames: f.lost, Last: f.last.UTC()})
 		}
@@ -546,21 +546,21 @@ func (s *Steward) report(ctx context.Context) {
 	all = all[:min(len(all), 100)]
 	changed := false
 	for _, l := range all {
-		was := s.told[l.Subject]
-		if was.count == l.Frames || time.Since(was.at) < lostEvery {
+		was := s.reported[l.Subject]
+		if was.count == l.Frames || time.Since(was.at) < reportInterval {
 			continue
 		}
 		changed = true
-		s.told[l.Subject] = told{l.Frames, time.Now()}
+		s.reported[l.Subject] = lossReport{l.Frames, time.Now()}
 		detector, camera := s.whose(l.Subject)
 		reason := fmt.Sprintf("%d frames published on %s are not stored", l.Frames, l.Subject)
 		if l.Code == stream.LostBadTopic {
 			reason += ": frames go to " + s.cfg.Frames("<detector>", "<camera>") + ", over MQTT " + strings.ReplaceAll(s.cfg.Frames("<detector>", "<camera>"), ".", "/")
 		} else {
-			reason += ": there was no room, and MQTT and plain NATS clients are not told"
+			reason += ": there was no room, and MQTT and plain NATS clients get no error"
 		}
 		s.log.Warn().Str("subject", l.Subject).Uint64("frames", l.Frames).Str("code", l.Code).Msg("frames were published and not stored")
-		s.tell(ctx, detector, camera, l.Code, reason)
+		s.storeEvent(ctx, detector, camera, l.Code, reason)
 	}
 	if changed {
 		_ = s.in.SetLostFrames(ctx, all) // in vain: the next change writes them

@@ -54,8 +54,8 @@ func TestAFloodLeavesOthersTheirShareOfTheQueue(t *testing.T) {
 			}
 			r.Consumers("bolts", "blots", "nuts")
 			if c.own {
-				r.Steward(steward.Config{Apart: true})
-				r.Steward(steward.Config{Apart: true})
+				r.Steward(steward.Config{Remote: true})
+				r.Steward(steward.Config{Remote: true})
 			} else {
 				r.Steward(steward.Config{FramesMaxBytes: queue})
 			}
@@ -181,7 +181,7 @@ func (c *changing) Info(context.Context, ...jetstream.StreamInfoOpt) (*jetstream
 // taken for those of another detector.
 func TestWhoIsLeftDoesNotStandForWhoIsGone(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
-	s, err := steward.New(steward.Config{Apart: true}, r.NC, streamtest.Log(t))
+	s, err := steward.New(steward.Config{Remote: true}, r.NC, streamtest.Log(t))
 	if err != nil {
 		t.Fatal(err)
 	}

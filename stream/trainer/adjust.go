@@ -14,12 +14,12 @@ import (
 // adjustments has a changed k or rate act, whichever client of the broker changed
 // it, until ctx ends.
 func (w *Worker) adjustments(ctx context.Context) {
-	seen := map[string]uint64{} // detector → revision that has been looked at
+	handled := map[string]uint64{} // detector → revision that has been handled
 	for ctx.Err() == nil {
 		within, cancel := w.epoch.Within(ctx)
 		var failed error
 		err := w.detectors.Watch(within, func() {
-			if failed = w.adjust(within, seen); failed != nil {
+			if failed = w.adjust(within, handled); failed != nil {
 				cancel() // and from the beginning
 			}
 		})
@@ -31,13 +31,13 @@ func (w *Worker) adjustments(ctx context.Context) {
 	}
 }
 
-func (w *Worker) adjust(ctx context.Context, seen map[string]uint64) error {
+func (w *Worker) adjust(ctx context.Context, handled map[string]uint64) error {
 	all, err := w.detectors.List(ctx)
 	if err != nil {
 		return err
 	}
 	for _, d := range all {
-		if seen[d.Name] == d.Revision {
+		if handled[d.Name] == d.Revision {
 			continue
 		}
 		p, err := w.registry.Active(ctx, d.Name)
@@ -58,7 +58,7 @@ func (w *Worker) adjust(ctx context.Context, seen map[string]uint64) error {
 			}
 			w.log.Info().Str("detector", d.Name).Str("job", j.Job).Msg("k or the false-alarm rate was changed: the release is readjusted")
 		}
-		seen[d.Name] = d.Revision
+		handled[d.Name] = d.Revision
 	}
 	return nil
 }

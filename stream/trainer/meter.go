@@ -6,7 +6,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 )
 
-// Meter is told what a trainer does. Its methods must not wait.
+// Meter counts what a trainer does. Its methods must not wait.
 type Meter interface {
 	// Took says that a job has been taken; Ended that it is over: done, failed,
 	// cancelled, lost or back in the queue.

@@ -21,10 +21,10 @@ import (
 // An operator may think better of it: the last verdict on an event wins, whatever
 // the ones before it did is undone, and in whatever order trainers take them.
 
-// marking is a batch of feedback on its way.
-type marking struct {
-	w     *Worker
-	known map[string]map[string][]stream.Normal // detector → id → what verdicts have made of it
+// verdictBatch is a batch of feedback on its way.
+type verdictBatch struct {
+	w    *Worker
+	made map[string]map[string][]stream.Normal // detector → id → the normals that verdicts have made
 }
 
 // effect is what one verdict asks for.
@@ -45,7 +45,7 @@ func (w *Worker) handleFeedback(ctx context.Context, msgs []jetstream.Msg) {
 		msgs []jetstream.Msg
 	}
 	groups := map[string]*group{}
-	batch := &marking{w: w, known: map[string]map[string][]stream.Normal{}}
+	batch := &verdictBatch{w: w, made: map[string]map[string][]stream.Normal{}}
 	for _, m := range msgs {
 		x, err := batch.resolve(ctx, m)
 		var perm *stream.PermanentError
@@ -125,7 +125,7 @@ func (w *Worker) takeEffect(ctx context.Context, x effect) error {
 
 // resolve finds out what a verdict asks for, and stores the image that it makes a
 // normal or a labelled anomaly.
-func (b *marking) resolve(ctx context.Context, m jetstream.Msg) (effect, error) {
+func (b *verdictBatch) resolve(ctx context.Context, m jetstream.Msg) (effect, error) {
 	w := b.w
 	f, err := stream.ParseFeedback(m.Data())
 	if err != nil {
@@ -198,8 +198,8 @@ func (w *Worker) superseded(ctx context.Context, x effect, e stream.Event) (bool
 }
 
 // of returns what verdicts have made of the frames of a detector, by id.
-func (b *marking) of(ctx context.Context, detector string) (map[string][]stream.Normal, error) {
-	if ids := b.known[detector]; ids != nil {
+func (b *verdictBatch) of(ctx context.Context, detector string) (map[string][]stream.Normal, error) {
+	if ids := b.made[detector]; ids != nil {
 		return ids, nil
 	}
 	ids := map[string][]stream.Normal{}
@@ -213,7 +213,7 @@ func (b *marking) of(ctx context.Context, detector string) (map[string][]stream.
 			return nil, err
 		}
 	}
-	b.known[detector] = ids
+	b.made[detector] = ids
 	return ids, nil
 }
 

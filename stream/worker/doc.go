@@ -19,7 +19,7 @@
 //
 // In a learning phase detectorRunner.collect adds the frames themselves to NM_NORMALS,
 // and learned asks for the first training. What becomes of verdicts and training
-// requests is told by package trainer.
+// requests is described in package trainer.
 //
 // # Goroutines and locks
 //
@@ -33,11 +33,11 @@
 //	├ moveDeadLetters      moves frames that were delivered too often to the dead letters
 //	├ adoptFrames          gives back the frames of workers that are gone
 //	├ evict                clears the release cache
-//	├ watchCameras         records when cameras sent frames, and tells of silent ones
+//	├ watchCameras         records when cameras sent frames, and reports silent ones
 //	└ detectorRunner.run   one a detector
 //	  ├ swapper            loads what should serve and exchanges it; owns loading
 //	  ├ lane ×Lanes        pull, score, publish, acknowledge: one batch at a time
-//	  │ └ heartbeat        tells the broker that the batch's frames are at work, or
+//	  │ └ heartbeat        shows the broker that the batch's frames are at work, or
 //	  │                    wait to be stored
 //	  ├ drawPictures       draws the pictures of alarms; fed by lanes, ends after them
 //	  ├ learn              makes normals of the first frames, while there is no release

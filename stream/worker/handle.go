@@ -27,7 +27,7 @@ type frameTask struct {
 	event    *stream.Event
 	announce bool  // the event is to be stored, not only the score sent
 	place    Place // nil: the release cannot tell where
-	apart    bool  // its pictures are being drawn
+	drawing  bool  // its pictures are being drawn
 	scoring  *scoring
 	spans    *frameSpans // nil: nobody follows it
 	frameHistory
@@ -97,12 +97,12 @@ func (l *detectorRunner) read(m jetstream.Msg) *frameTask {
 	it.deliveries = int(meta.NumDelivered)
 	it.frame, err = stream.ParseFrame(l.w.cfg.Names, m.Subject(), m.Headers(), m.Data(), meta, time.Unix(0, l.w.created.Load()))
 	it.bytes = len(it.frame.Image)
-	l.w.seenCameras.saw(it.frame.Detector, it.frame.Camera, meta.Timestamp, it.frame.UnchangedSince)
+	l.w.cameras.count(it.frame.Detector, it.frame.Camera, meta.Timestamp, it.frame.UnchangedSince)
 	if err != nil {
 		it.failure = stream.Permanent(stream.CodeBadHeader, err)
 	}
 	if it.frame.Camera != "" {
-		l.w.cfg.Meter.Seen(l.name, it.frame.Camera, meta.Timestamp)
+		l.w.cfg.Meter.CameraFrame(l.name, it.frame.Camera, meta.Timestamp)
 	}
 	return it
 }
@@ -240,7 +240,7 @@ func (l *detectorRunner) settle(ctx context.Context, rel, shadow *loaded, items 
 		l.compare(ctx, rel, shadow, items)
 	}
 	for _, it := range items {
-		if !it.apart {
+		if !it.drawing {
 			it.free()
 		}
 	}
@@ -253,7 +253,7 @@ func (l *detectorRunner) score(ctx context.Context, rel *loaded, items []*frameT
 	for _, it := range items {
 		switch {
 		case it.failure != nil:
-		case l.w.seen.has(it.frame):
+		case l.w.recent.has(it.frame):
 			it.again = true
 		default:
 			todo = append(todo, it)

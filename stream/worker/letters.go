@@ -23,7 +23,7 @@ type deadLetterMover struct {
 	in  *stream.Installation
 	js  jetstream.JetStream
 	log zerolog.Logger
-	// moved is told of each message before it is removed; an error leaves it
+	// moved is called with each message before it is removed; an error leaves it
 	// for later.
 	moved func(ctx context.Context, m *jetstream.RawStreamMsg, d stream.DeadLetter) error
 }

@@ -6,7 +6,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 )
 
-// Meter is told what a worker does, for whoever counts it. Its methods are
+// Meter counts what a worker does. Its methods are
 // called from many goroutines, in the way of frames: they must not wait.
 type Meter interface {
 	// Frame has come to its end: e is its event, with a score or rejected. The
@@ -19,8 +19,8 @@ type Meter interface {
 	// Stage is the time that a batch (score, publish) or an anomaly (evidence,
 	// pictures) took.
 	Stage(stage string, took time.Duration)
-	// Seen says that a camera's frame was stored at that time.
-	Seen(detector, camera string, at time.Time)
+	// CameraFrame says that a camera's frame was stored at that time.
+	CameraFrame(detector, camera string, at time.Time)
 	// Drift is what the test of a camera knows.
 	Drift(detector, camera string, s stream.DriftStatus)
 	// Swap says that a release came into service or was refused (result), as the
@@ -65,7 +65,7 @@ func (unmetered) Frame(*stream.Event, time.Time, time.Time) {}
 func (unmetered) Frames(string, string, uint64)             {}
 func (unmetered) Batch(string, int)                         {}
 func (unmetered) Stage(string, time.Duration)               {}
-func (unmetered) Seen(string, string, time.Time)            {}
+func (unmetered) CameraFrame(string, string, time.Time)     {}
 func (unmetered) Drift(string, string, stream.DriftStatus)  {}
 func (unmetered) Swap(_, _, _, _ string, _ time.Duration)   {}
 func (unmetered) Left(string, string)                       {}

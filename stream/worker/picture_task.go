@@ -13,7 +13,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/internal/heartbeat"
 )
 
-// pictureTask is an anomaly that is looked at apart from the lanes: where it is
+// pictureTask is an anomaly that is drawn beside the lanes: where it is
 // strange, and pictures of that. Its event goes out, and its frame is
 // acknowledged, once they are kept.
 type pictureTask struct {
@@ -33,12 +33,12 @@ func (l *detectorRunner) setAside(rel *loaded, items []*frameTask) (now, later [
 		}
 		rel.users.Add(1) // rel is borrowed here, so that it cannot be about to close
 		x := pictureTask{it: it, rel: rel, beat: l.beat([]jetstream.Msg{it.msg})}
-		it.apart = true
+		it.drawing = true
 		select {
 		case l.pictureTasks <- x:
 			later = append(later, it)
 		default:
-			it.apart = false
+			it.drawing = false
 			x.beat.Stop()
 			rel.users.Done()
 			if conf, _, _, _ := l.state(); !conf.NoEvidence {
@@ -74,7 +74,7 @@ func (l *detectorRunner) drawPictures(work context.Context) {
 // show draws an anomaly's pictures and keeps them. Whatever fails, the event
 // goes out; but where ctx has ended, the frame is for another worker.
 func (l *detectorRunner) show(ctx context.Context, it *frameTask) error {
-	if it.place == nil || !it.apart {
+	if it.place == nil || !it.drawing {
 		return nil
 	}
 	begin := time.Now()

@@ -47,10 +47,10 @@ func (l *detectorRunner) publish(ctx context.Context, rel *loaded, items []*fram
 			continue
 		}
 		if it.event.Kind == stream.KindAnomaly {
-			if seen, err := l.announced(ctx, rel, it); err != nil {
+			if announced, err := l.announced(ctx, rel, it); err != nil {
 				fail(it, err)
 				continue
-			} else if seen {
+			} else if announced {
 				ok = append(ok, it)
 				continue
 			}
@@ -110,16 +110,16 @@ func (l *detectorRunner) publish(ctx context.Context, rel *loaded, items []*fram
 // insist does what must be done before a frame is: again and again until it
 // succeeds, cannot ever, or ctx ends.
 func (l *detectorRunner) insist(ctx context.Context, what string, do func() error) error {
-	begin, told := time.Now(), false
+	begin, logged := time.Now(), false
 	err := stream.Retry(ctx, prompt(), func() error {
 		err := do()
-		if stream.Retryable(err) && ctx.Err() == nil && !told && time.Since(begin) > 5*time.Second {
-			told = true
+		if stream.Retryable(err) && ctx.Err() == nil && !logged && time.Since(begin) > 5*time.Second {
+			logged = true
 			l.log.Warn().Err(err).Str("what", what).Msg("the broker does not store it: frames wait until it does")
 		}
 		return err
 	})
-	if told && err == nil {
+	if logged && err == nil {
 		l.log.Info().Str("what", what).Dur("after", time.Since(begin)).Msg("stored at last")
 	}
 	return err
@@ -165,14 +165,14 @@ func (l *detectorRunner) announced(ctx context.Context, rel *loaded, it *frameTa
 	}
 	ctx, cancel := l.w.epoch.Within(ctx)
 	defer cancel()
-	seen := false
+	announced := false
 	start := it.meta.Timestamp
 	err := scan.Run(ctx, l.w.js, l.w.cfg.EventsStream(), jetstream.OrderedConsumerConfig{
 		FilterSubjects: []string{l.w.cfg.Events(it.frame.Detector, it.frame.Camera, stream.KindAnomaly)},
 		DeliverPolicy:  jetstream.DeliverByStartTimePolicy, OptStartTime: &start, HeadersOnly: true,
 	}, func(m jetstream.Msg, _ *jetstream.MsgMetadata) error {
 		if stream.IsOfFrame(m.Headers(), it.frame) {
-			seen = true
+			announced = true
 			return scan.ErrStop
 		}
 		return nil
@@ -180,7 +180,7 @@ func (l *detectorRunner) announced(ctx context.Context, rel *loaded, it *frameTa
 	if err != nil {
 		return false, fmt.Errorf("look for an earlier event of frame %s: %w", it.frame.ID, err)
 	}
-	return seen, nil
+	return announced, nil
 }
 
 // keepAll keeps the evidence of a batch, several pieces at a time: each takes
@@ -300,7 +300,7 @@ func (l *detectorRunner) finish(ctx context.Context, it *frameTask) {
 		}
 		l.sendScore(it.event)
 	}
-	l.w.seen.add(it.frame)
+	l.w.recent.add(it.frame)
 	defer l.forget(context.WithoutCancel(ctx), it)
 	if it.frame.Object != "" && !rejected {
 		// The object may go only when the frame cannot come again.

@@ -257,14 +257,14 @@ func (l *detectorRunner) lane(ctx, work context.Context) {
 // swapper brings the releases in service to those that are wanted, until ctx
 // ends.
 func (l *detectorRunner) swapper(ctx, work context.Context) {
-	told := false
+	logged := false
 	again := wait.Patient()
 	for ctx.Err() == nil {
 		l.mu.Lock()
 		want, cur, shadow, changed := l.want, l.cur, l.shadow, l.changed
 		l.mu.Unlock()
-		if want.active.Release == "" && cur == nil && !told && want.conf.Name != "" {
-			told = true
+		if want.active.Release == "" && cur == nil && !logged && want.conf.Name != "" {
+			logged = true
 			if n := want.conf.LearnFrames; n > 0 {
 				l.log.Info().Int("frames", n).Msg("no release yet: learning from the first frames")
 			} else {

@@ -33,7 +33,7 @@ func (q *scoreRequest) Read(r micro.Request) []byte {
 
 // Status returns what the worker says of itself.
 func (w *Worker) Status() stream.WorkerStatus {
-	st := stream.WorkerStatus{WorkerStats: w.Stats(), Name: w.nc.Opts.Name, Serving: map[string]string{}, Refused: map[string]string{}, Shadows: w.Shadows(), Cameras: w.seenCameras.rates()}
+	st := stream.WorkerStatus{WorkerStats: w.Stats(), Name: w.nc.Opts.Name, Serving: map[string]string{}, Refused: map[string]string{}, Shadows: w.Shadows(), Cameras: w.cameras.rates()}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for name, l := range w.runners {

@@ -15,7 +15,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
 
-// cameraActivities is what this worker has seen of cameras.
+// cameraActivities is when and how often cameras sent frames to this worker.
 type cameraActivities struct {
 	mu  sync.Mutex
 	all map[string]*cameraActivity // by key
@@ -23,16 +23,16 @@ type cameraActivities struct {
 
 type cameraActivity struct {
 	stream.CameraRate
-	frozen     time.Time // since when its pictures are the same; zero: they are not
-	told       time.Time // last frame that the record says
-	toldFrozen time.Time // frozen, as the record says it
-	slots      [60]uint16
-	seconds    int64 // of the newest slot
+	frozen         time.Time // since when its pictures are the same; zero: they are not
+	recordedAt     time.Time // last frame that the record says
+	recordedFrozen time.Time // frozen, as the record says it
+	slots          [60]uint16
+	seconds        int64 // of the newest slot
 }
 
-// saw counts a frame, with the time at which the broker stored it and since when
+// count counts a frame, with the time at which the broker stored it and since when
 // its camera has sent the same picture.
-func (s *cameraActivities) saw(detector, camera string, at, frozen time.Time) {
+func (s *cameraActivities) count(detector, camera string, at, frozen time.Time) {
 	if !stream.ValidToken(detector) || !stream.ValidToken(camera) {
 		return
 	}
@@ -97,7 +97,7 @@ func (s *cameraActivities) news(step time.Duration) []stream.CameraStatus {
 	defer s.mu.Unlock()
 	var out []stream.CameraStatus
 	for _, c := range s.all {
-		if c.told.IsZero() || c.LastFrame.Sub(c.told) >= step || !c.frozen.Equal(c.toldFrozen) {
+		if c.recordedAt.IsZero() || c.LastFrame.Sub(c.recordedAt) >= step || !c.frozen.Equal(c.recordedFrozen) {
 			out = append(out, stream.CameraStatus{Detector: c.Detector, Camera: c.Camera, LastFrame: c.LastFrame, UnchangedSince: c.frozen})
 		}
 	}
@@ -107,8 +107,8 @@ func (s *cameraActivities) news(step time.Duration) []stream.CameraStatus {
 func (s *cameraActivities) recorded(c stream.CameraStatus) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if x := s.all[stream.CameraKey(c.Detector, c.Camera)]; x != nil && !c.LastFrame.Before(x.told) {
-		x.told, x.toldFrozen = c.LastFrame, c.UnchangedSince
+	if x := s.all[stream.CameraKey(c.Detector, c.Camera)]; x != nil && !c.LastFrame.Before(x.recordedAt) {
+		x.recordedAt, x.recordedFrozen = c.LastFrame, c.UnchangedSince
 	}
 }
 
@@ -151,7 +151,7 @@ func (w *Worker) checkCameras(ctx context.Context, limits map[string]time.Durati
 	ctx, cancel := w.epoch.Within(ctx)
 	defer cancel()
 	store := stream.OpenCameras(w.work)
-	for _, c := range w.seenCameras.news(step) {
+	for _, c := range w.cameras.news(step) {
 		if err := w.recordCamera(ctx, store, c); err != nil {
 			return err
 		}
@@ -220,7 +220,7 @@ func (w *Worker) recordCamera(ctx context.Context, store kv.Store[stream.CameraS
 	case err != nil:
 		return err
 	case !c.LastFrame.After(e.Value.LastFrame): // another worker's is younger
-		w.seenCameras.recorded(c)
+		w.cameras.recorded(c)
 		return nil
 	case e.Value.Silent:
 		if e.Value.Unreported {
@@ -234,13 +234,13 @@ func (w *Worker) recordCamera(ctx context.Context, store kv.Store[stream.CameraS
 	}
 	head, err := putCamera(ctx, store, c, e.Head)
 	if err == nil && head > 0 {
-		w.seenCameras.recorded(c)
+		w.cameras.recorded(c)
 	}
 	return err
 }
 
 // putCamera writes a record and returns its revision, or 0 where another worker
-// was faster: it is looked at again soon.
+// was faster: it is checked again soon.
 func putCamera(ctx context.Context, store kv.Store[stream.CameraStatus], c stream.CameraStatus, head uint64) (uint64, error) {
 	b, err := json.Marshal(c)
 	if err != nil {

@@ -58,11 +58,11 @@ type Config struct {
 	// Memory is what the images of all frames under way may take together, as
 	// files; the loader bounds what they take as pixels. Default 512 MiB.
 	Memory *memory.Budget
-	// Inspect looks at an image before it becomes a normal in the learn phase,
+	// Inspect checks an image before it becomes a normal in the learn phase,
 	// in which no release can. A code, a stable word, and a reason reject it; an
 	// empty code accepts it. Default: whatever is not empty is accepted.
 	Inspect func(image []byte) (code, reason string)
-	// Meter is told what the worker does. Default: nobody is.
+	// Meter counts what the worker does. Default: nothing is counted.
 	Meter Meter
 	// Tracer makes spans of frames and events. Default nil: nobody follows them.
 	Tracer stream.Tracer
@@ -128,14 +128,14 @@ type Worker struct {
 	log    zerolog.Logger
 	count  workerCounters
 	id     string // names this worker among others
-	seen   recentFrames
+	recent recentFrames
 	poke   chan struct{} // pointers or configurations may have changed
 	epoch  *pull.Epoch
 
 	workerStores
 
-	unread      stream.Reporter // of what is stored and cannot be read
-	seenCameras cameraActivities
+	unread  stream.Reporter // of what is stored and cannot be read
+	cameras cameraActivities
 
 	// scoring is held by all that score; who holds it alone scores a frame that may
 	// end the process.

@@ -1,4 +1,4 @@
-package turn_test
+package lease_test
 
 import (
 	"context"
@@ -16,7 +16,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/internal/eventually"
-	"github.com/nearmiss/nearmiss/stream/internal/turn"
+	"github.com/nearmiss/nearmiss/stream/internal/lease"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -45,10 +45,10 @@ func TestOneAtATime(t *testing.T) {
 	const each = 5
 	var wg sync.WaitGroup
 	for _, bucket := range all {
-		turns := turn.Of(bucket, "turn")
+		own := lease.Of(bucket, "turn")
 		wg.Go(func() {
 			for range each {
-				if err := turns.Hold(ctx, func(ctx context.Context) error {
+				if err := own.Hold(ctx, func(ctx context.Context) error {
 					e, err := bucket.Get(ctx, "count")
 					if err != nil {
 						return err
@@ -69,16 +69,16 @@ func TestOneAtATime(t *testing.T) {
 		t.Errorf("%d programs counted to %d, together to %s (%v)", len(all), each, e.Value(), err)
 	}
 	if e, err := all[0].Get(ctx, "turn"); !errors.Is(err, jetstream.ErrKeyNotFound) {
-		t.Errorf("a turn is left: %v, %v", e, err)
+		t.Errorf("a lease is left: %v, %v", e, err)
 	}
 }
 
 // TestWhoIsAtWorkKeepsTheTurn and shows so; who takes it all the same ends the work.
 func TestWhoIsAtWorkKeepsTheTurn(t *testing.T) {
 	ctx, all := t.Context(), programs(t, 2, &server.Options{})
-	turns, broken := turn.Of(all[0], "turn"), errors.New("it does not work")
-	turns.Silence = 300 * time.Millisecond
-	if err := turns.Hold(ctx, func(ctx context.Context) error {
+	own, broken := lease.Of(all[0], "turn"), errors.New("it does not work")
+	own.Silence = 300 * time.Millisecond
+	if err := own.Hold(ctx, func(ctx context.Context) error {
 		first, err := all[1].Get(ctx, "turn")
 		if err != nil {
 			return err
@@ -87,48 +87,48 @@ func TestWhoIsAtWorkKeepsTheTurn(t *testing.T) {
 			e, err := all[1].Get(ctx, "turn")
 			return err == nil && e.Revision() > first.Revision()+1
 		})
-		if _, err := turn.Of(all[1], "turn").Take(ctx); !errors.Is(err, turn.ErrOthers) {
-			t.Errorf("two have the turn: %v", err)
+		if _, err := lease.Of(all[1], "turn").Take(ctx); !errors.Is(err, lease.ErrOthers) {
+			t.Errorf("two hold the lease: %v", err)
 		}
 		if _, err := all[1].PutString(ctx, "turn", "another's"); err != nil {
 			return err
 		}
 		<-ctx.Done()
 		return broken
-	}); !errors.Is(err, broken) || !errors.Is(err, turn.ErrOthers) {
+	}); !errors.Is(err, broken) || !errors.Is(err, lease.ErrOthers) {
 		t.Error(err)
 	}
 	if e, err := all[1].Get(ctx, "turn"); err != nil || string(e.Value()) != "another's" {
-		t.Errorf("another's turn was ended: %v", err)
+		t.Errorf("another's lease was ended: %v", err)
 	}
 }
 
 // TestTheTurnOfTheDeadIsTaken, and an answer that was lost is no other program.
 func TestTheTurnOfTheDeadIsTaken(t *testing.T) {
 	ctx, all := t.Context(), programs(t, 2, &server.Options{})
-	dead := turn.Of(all[0], "turn")
+	dead := lease.Of(all[0], "turn")
 	if _, err := dead.Take(ctx); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := dead.Take(ctx); err != nil { // as after an answer that was lost
-		t.Errorf("its own turn: %v", err)
+		t.Errorf("its own lease: %v", err)
 	}
-	heir := turn.Of(all[1], "turn")
+	heir := lease.Of(all[1], "turn")
 	heir.Silence = 300 * time.Millisecond
 	for begin := time.Now(); ; {
 		end, err := heir.Take(ctx)
 		if err == nil {
 			if time.Since(begin) < heir.Silence {
-				t.Error("the turn was taken at once")
+				t.Error("the lease was taken at once")
 			}
 			end()
 			break
 		}
-		if !errors.Is(err, turn.ErrOthers) {
+		if !errors.Is(err, lease.ErrOthers) {
 			t.Fatal(err)
 		}
 	}
-	if end, err := turn.Of(all[0], "turn").Take(ctx); err != nil {
+	if end, err := lease.Of(all[0], "turn").Take(ctx); err != nil {
 		t.Errorf("after an end: %v", err)
 	} else {
 		end()
@@ -154,7 +154,7 @@ func TestWhoWaitsIsTold(t *testing.T) {
 	defer giveUp()
 	ended := make(chan error, 1)
 	go func() {
-		ended <- turn.Of(bucket, "turn").Hold(ctx, func(context.Context) error { return errors.New("it has the turn of another") })
+		ended <- lease.Of(bucket, "turn").Hold(ctx, func(context.Context) error { return errors.New("it has the turn of another") })
 	}()
 	select {
 	case line := <-said:
@@ -165,13 +165,13 @@ func TestWhoWaitsIsTold(t *testing.T) {
 		t.Error("nothing is said")
 	}
 	giveUp()
-	if err := <-ended; !errors.Is(err, turn.ErrOthers) || !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "turn in bucket B") {
+	if err := <-ended; !errors.Is(err, lease.ErrOthers) || !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "turn in bucket B") {
 		t.Error(err)
 	}
 	if err := bucket.Purge(t.Context(), "turn"); err != nil {
 		t.Fatal(err)
 	}
-	free := turn.Of(bucket, "turn")
+	free := lease.Of(bucket, "turn")
 	free.Silence *= 60 // even where the machine is slow
 	if err := free.Hold(zerolog.New(said).WithContext(t.Context()), func(context.Context) error { return nil }); err != nil || len(said) > 0 {
 		t.Errorf("%v; who does not wait is told %d lines", err, len(said))
@@ -190,11 +190,11 @@ func TestNobodyHasATurnInAFullStore(t *testing.T) {
 	if !full {
 		t.Fatal("2 MB are in a store of 1: the test tries nothing")
 	}
-	if err := turn.Of(bucket, "turn").Hold(t.Context(), func(context.Context) error { return nil }); !errors.Is(err, turn.ErrNone) {
+	if err := lease.Of(bucket, "turn").Hold(t.Context(), func(context.Context) error { return nil }); !errors.Is(err, lease.ErrNone) {
 		t.Error(err)
 	}
 	done := false
-	if err := turn.Of(bucket, "turn").HoldIfPossible(t.Context(), func(context.Context) error { done = true; return nil }); err != nil || !done {
+	if err := lease.Of(bucket, "turn").HoldIfPossible(t.Context(), func(context.Context) error { done = true; return nil }); err != nil || !done {
 		t.Errorf("%v, done: %v", err, done)
 	}
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 )
 
-// A steward apart from the broker keeps nothing between two looks but what is in the
+// A remote steward keeps nothing between two checks but what is in the
 // stream's configuration, so that it goes on where another left off and several want
 // the same: who is refused is missing among the subjects, and what the queue may hold
 // when nobody is stands in the metadata.
@@ -33,11 +33,11 @@ func (s *Steward) measure(m *nats.Msg) {
 	flood := s.add(f, size+len(subject)+64)
 	s.mu.Unlock()
 	if flood {
-		s.look()
+		s.wake()
 	}
 }
 
-// remember reads from the stream what the last look left there. A queue without a limit
+// remember reads from the stream what the last check left there. A queue without a limit
 // has no shares.
 func (s *Steward) remember(have jetstream.StreamConfig) bool {
 	most := have.MaxBytes
@@ -59,11 +59,11 @@ func (s *Steward) remember(have jetstream.StreamConfig) bool {
 	for _, subject := range have.Subjects {
 		d, _, _ := s.cfg.ParseFrames(strings.TrimSuffix(subject, "*") + "x")
 		taken[d] = true
-		if d != stream.NoCamera && !s.known[d] {
+		if d != stream.NoCamera && !s.detectors[d] {
 			s.odd = false
 		}
 	}
-	for d := range s.known {
+	for d := range s.detectors {
 		if !taken[d] {
 			s.cut[d] = true
 		}
@@ -82,7 +82,7 @@ func (s *Steward) attended(ctx context.Context) error {
 	return nil
 }
 
-// note leaves in the stream's configuration what the next look has to know.
+// note leaves in the stream's configuration what the next check has to know.
 func (s *Steward) note(cfg *jetstream.StreamConfig, p plan) {
 	delete(cfg.Metadata, stream.FramesBytes)
 	if p.takes == nil {
@@ -94,12 +94,12 @@ func (s *Steward) note(cfg *jetstream.StreamConfig, p plan) {
 	cfg.Metadata[stream.FramesBytes] = strconv.FormatInt(s.cfg.FramesMaxBytes, 10)
 }
 
-// hearRefused hears the frames of detectors that the stream does not take, to answer
+// subscribeRefused receives the frames of detectors that the stream does not take, to answer
 // them, and no others: they may be far away. One of several stewards answers.
-func (s *Steward) hearRefused(p plan, use map[string]int64) {
+func (s *Steward) subscribeRefused(p plan, use map[string]int64) {
 	want := map[string]bool{}
 	if p.takes != nil {
-		for _, all := range []map[string]bool{p.cut, s.known} {
+		for _, all := range []map[string]bool{p.cut, s.detectors} {
 			for d := range all {
 				want[d] = !p.takes[d]
 			}

@@ -13,14 +13,14 @@ import (
 type recentFrames struct {
 	mu       sync.Mutex
 	now, old map[string]struct{}
-	turned   time.Time
+	rotated  time.Time
 }
 
-// seenTime is how long a frame is remembered, at least, unless there are more than
-// seenMost of them.
+// recentTime is how long a frame is remembered, at least, unless there are more than
+// recentMost of them.
 const (
-	seenTime = 2 * time.Minute
-	seenMost = 50_000
+	recentTime = 2 * time.Minute
+	recentMost = 50_000
 )
 
 func (s *recentFrames) has(f stream.Frame) bool {
@@ -36,8 +36,8 @@ func (s *recentFrames) add(f stream.Frame) {
 	key := f.Key()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.now == nil || len(s.now) >= seenMost || time.Since(s.turned) > seenTime {
-		s.now, s.old, s.turned = map[string]struct{}{}, s.now, time.Now()
+	if s.now == nil || len(s.now) >= recentMost || time.Since(s.rotated) > recentTime {
+		s.now, s.old, s.rotated = map[string]struct{}{}, s.now, time.Now()
 	}
 	s.now[key] = struct{}{}
 }

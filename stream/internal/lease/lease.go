@@ -1,10 +1,10 @@
-// Package turn has programs change something in the broker one at a time, where the
+// Package lease has programs change something in the broker one at a time, where the
 // broker itself does not compare: the configuration of a stream. Of two changes at once
 // nats-server 2.15 makes a subscription twice, and stores each message twice from then
 // on, since it compares both with the configuration before them
 // (stream.updateWithAdvisory); and who reads, changes and writes a configuration undoes
 // what another has written in between.
-package turn
+package lease
 
 import (
 	"context"
@@ -21,41 +21,41 @@ import (
 )
 
 var (
-	// ErrOthers is returned where it is another program's turn.
+	// ErrOthers is returned where another program holds the lease.
 	ErrOthers = errors.New("another program changes the same")
-	// ErrNone is returned where nobody can have a turn: the store is full, or the
+	// ErrNone is returned where nobody can have the lease: the store is full, or the
 	// server does not let this user write it.
-	ErrNone = errors.New("no turn can be had")
+	ErrNone = errors.New("no lease can be had")
 )
 
-// Lasts is after how long without a sign of life a turn is taken from who has it.
+// Lasts is after how long without a sign of life a lease is taken from its holder.
 const Lasts = 15 * time.Second
 
-// answer is how long the broker is waited for.
-const answer = Lasts / 3
+// timeout is how long to wait for the broker.
+const timeout = Lasts / 3
 
-// Turns are those of one key, as one program sees them. Not for concurrent use.
-type Turns struct {
-	// Silence is after how long without a sign of life another's turn is taken, by our
+// Lease is that of one key, as one program sees it. Not for concurrent use.
+type Lease struct {
+	// Silence is after how long without a sign of life another's lease is taken, by our
 	// clock: [Lasts], and less in tests.
 	Silence time.Duration
 
 	bucket jetstream.KeyValue
 	key    string
-	me     string // value of the key in our turn; another one in the next
+	me     string // value of the key while we hold it; another one the next time
 
-	others uint64    // revision of another program's turn that was seen last
-	since  time.Time // when it was seen first
+	others uint64    // revision of another program's lease at the last check
+	since  time.Time // when we first read it
 }
 
-// Of returns the turns of a key, which is in the bucket as long as it is somebody's.
-func Of(bucket jetstream.KeyValue, key string) *Turns {
-	return &Turns{bucket: bucket, key: key, me: nuid.Next(), Silence: Lasts}
+// Of returns the lease of a key, which is in the bucket as long as somebody holds it.
+func Of(bucket jetstream.KeyValue, key string) *Lease {
+	return &Lease{bucket: bucket, key: key, me: nuid.Next(), Silence: Lasts}
 }
 
-// Take returns the turn, to be ended in less than [Lasts], or [ErrOthers], or [ErrNone].
-// The turn of a program that has died is had by asking again and again.
-func (t *Turns) Take(ctx context.Context) (end func(), err error) {
+// Take takes the lease, to be ended in less than [Lasts], or [ErrOthers], or [ErrNone].
+// The lease of a program that has died is had by asking again and again.
+func (t *Lease) Take(ctx context.Context) (end func(), err error) {
 	revision, err := t.take(ctx)
 	if err != nil {
 		return nil, err
@@ -63,10 +63,10 @@ func (t *Turns) Take(ctx context.Context) (end func(), err error) {
 	return func() { t.end(ctx, revision) }, nil
 }
 
-// HoldIfPossible is Hold for what has to be done in any case: where nobody can have a
-// turn, since the store is full or the server was locked by an earlier version, do is at
+// HoldIfPossible is Hold for what has to be done in any case: where nobody can have the
+// lease, since the store is full or the server was locked by an earlier version, do is at
 // work without.
-func (t *Turns) HoldIfPossible(ctx context.Context, do func(context.Context) error) error {
+func (t *Lease) HoldIfPossible(ctx context.Context, do func(context.Context) error) error {
 	err := t.Hold(ctx, do)
 	if errors.Is(err, ErrNone) {
 		return do(ctx)
@@ -74,12 +74,12 @@ func (t *Turns) HoldIfPossible(ctx context.Context, do func(context.Context) err
 	return err
 }
 
-// Hold waits for the turn, and has it as long as do is at work. The context of do ends
-// when the turn is lost. Whoever waits for long is told by the logger of ctx
+// Hold waits for the lease, and holds it as long as do is at work. The context of do ends
+// when the lease is lost. A long wait is logged by the logger of ctx
 // ([zerolog.Ctx]), if it has one.
-func (t *Turns) Hold(ctx context.Context, do func(context.Context) error) error {
-	told := time.AfterFunc(t.Silence/15, func() {
-		zerolog.Ctx(ctx).Info().Str("turn", t.key).Stringer("at_most_if_it_has_died", t.Silence).Msg("another program changes the same: waiting until it is done")
+func (t *Lease) Hold(ctx context.Context, do func(context.Context) error) error {
+	notice := time.AfterFunc(t.Silence/15, func() {
+		zerolog.Ctx(ctx).Info().Str("lease", t.key).Stringer("at_most_if_it_has_died", t.Silence).Msg("another program changes the same: waiting until it is done")
 	})
 	revision, err := t.take(ctx)
 	for errors.Is(err, ErrOthers) {
@@ -88,7 +88,7 @@ func (t *Turns) Hold(ctx context.Context, do func(context.Context) error) error 
 		}
 		revision, err = t.take(ctx)
 	}
-	told.Stop()
+	notice.Stop()
 	if errors.Is(err, ErrOthers) {
 		return fmt.Errorf("waited for the program that has %s in bucket %s, and it is not done: try again: %w: %w", t.key, t.bucket.Bucket(), err, ctx.Err())
 	}
@@ -107,21 +107,21 @@ func (t *Turns) Hold(ctx context.Context, do func(context.Context) error) error 
 	return err
 }
 
-func (t *Turns) take(ctx context.Context) (uint64, error) {
-	step, cancel := context.WithTimeout(ctx, answer)
+func (t *Lease) take(ctx context.Context) (uint64, error) {
+	step, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	revision, err := t.bucket.Create(step, t.key, []byte(t.me))
 	if kv.Conflict(err) {
 		revision, err = t.takeOver(step)
 	}
 	if err != nil && !errors.Is(err, ErrOthers) && ctx.Err() == nil {
-		err = fmt.Errorf("write %s into bucket %s, which says whose turn it is: %w: %w", t.key, t.bucket.Bucket(), ErrNone, err)
+		err = fmt.Errorf("write %s into bucket %s, which is the lease for changes: %w: %w", t.key, t.bucket.Bucket(), ErrNone, err)
 	}
 	return revision, err
 }
 
-// takeOver takes the turn of a program that has given no sign of life for too long.
-func (t *Turns) takeOver(ctx context.Context) (uint64, error) {
+// takeOver takes the lease of a program that has given no sign of life for too long.
+func (t *Lease) takeOver(ctx context.Context) (uint64, error) {
 	e, err := t.bucket.Get(ctx, t.key)
 	switch {
 	case errors.Is(err, jetstream.ErrKeyNotFound):
@@ -143,19 +143,19 @@ func (t *Turns) takeOver(ctx context.Context) (uint64, error) {
 	return revision, err
 }
 
-func (t *Turns) end(ctx context.Context, revision uint64) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answer)
+func (t *Lease) end(ctx context.Context, revision uint64) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
 	if t.bucket.Purge(ctx, t.key, jetstream.LastRevision(revision)) == nil { // in vain: others take it over
-		t.me = nuid.Next() // a replica that is late may still have the turn that has ended
+		t.me = nuid.Next() // a replica that is late may still have the lease that has ended
 	}
 }
 
 // keep gives signs of life until ctx ends, which lost ends where somebody else has the
 // turn. It returns the turn's last revision.
-func (t *Turns) keep(ctx context.Context, lost func(), revision uint64) uint64 {
+func (t *Lease) keep(ctx context.Context, lost func(), revision uint64) uint64 {
 	for wait.Pause(ctx, t.Silence/5); ctx.Err() == nil; wait.Pause(ctx, t.Silence/5) {
-		step, cancel := context.WithTimeout(context.WithoutCancel(ctx), answer)
+		step, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 		next, err := t.bucket.Update(step, t.key, []byte(t.me), revision)
 		if kv.Conflict(err) { // the answer to the sign before was lost, maybe
 			e, again := t.bucket.Get(step, t.key)
