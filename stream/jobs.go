@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sort"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -121,6 +122,7 @@ type Job struct {
 	Release        string   `json:"release,omitempty"`  // the result
 	Promoted       bool     `json:"promoted,omitempty"` // the result is or was active
 	Held           string   `json:"held,omitempty"`     // why it was not promoted
+	Without        string   `json:"without,omitempty"`  // what a first release was made without, see [WholeRequest]
 	Notes          []string `json:"notes,omitempty"`    // what the result cannot promise
 	Code           string   `json:"code,omitempty"`     // why it failed, as a stable word
 	Error          string   `json:"error,omitempty"`    // why it failed, as a sentence
@@ -421,6 +423,48 @@ func ReadjustRequest(d Detector, by string) TrainRequest {
 		Reason: fmt.Sprintf("k is %d, the false-alarm rate %g", d.K, d.FalseAlarmRate),
 	}
 }
+
+// LearnRequest asks for the first release of a detector, whose first frames have become
+// normals. The job has the same name whoever asks for it, so that it is done once.
+func LearnRequest(d Detector, frames int, by string) TrainRequest {
+	return TrainRequest{
+		Job: fmt.Sprintf("%s%s-%d", learnJob, d.Name, d.Revision), Detector: d.Name, Promote: true, By: by,
+		Reason: fmt.Sprintf("the first %d frames have become normals", frames),
+	}
+}
+
+// Learns says whether the request is a [LearnRequest]: frames wait for its release, which
+// is to be there soon.
+func (r TrainRequest) Learns() bool {
+	return !r.Derived() && strings.HasPrefix(r.Job, learnJob+r.Detector+"-")
+}
+
+// WholeRequest asks for a release with all that the job's, a first one, was made without.
+// It replaces that one and what was made from it, and nothing else.
+func WholeRequest(first Job, by string) TrainRequest {
+	return TrainRequest{
+		Job: wholeJob + first.Job, Detector: first.Detector, Promote: true, By: by,
+		// It is what the detector is configured to have, whatever the first one promises.
+		Force:  true,
+		Reason: fmt.Sprintf("job %s made the first release without %s", first.Job, first.Without),
+	}
+}
+
+// Completes is the job whose release a [WholeRequest] replaces; empty: it is none.
+func (r TrainRequest) Completes() string {
+	first, whole := strings.CutPrefix(r.Job, wholeJob+learnJob)
+	if !whole || r.Derived() {
+		return ""
+	}
+	return learnJob + first
+}
+
+// What the names of these jobs begin with. Trainers of earlier versions refuse requests with
+// fields that they do not know, and do these jobs like any other.
+const (
+	learnJob = "learn-"
+	wholeJob = "whole-"
+)
 
 // CheckpointObjects is what the names of checkpoints begin with.
 const CheckpointObjects = "checkpoints/"

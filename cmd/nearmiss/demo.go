@@ -17,7 +17,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
-// Sizes of the demo: on two idle cores the first event comes after a minute or so.
+// Sizes of the demo: on two idle cores the first event comes after half a minute or so.
 const (
 	demoLearn   = 240  // frames that are taken to be normal
 	demoFPS     = 2    // of each camera, after those

@@ -101,6 +101,10 @@ func (t maker) Train(ctx context.Context, task *trainer.Task) (trainer.Result, e
 	if err != nil {
 		return trainer.Result{}, stream.Permanent(stream.CodeTraining, err)
 	}
+	without := ""
+	if task.First {
+		without = plan.Hasten()
+	}
 	if plan.Method == training.FITYMI {
 		if _, err := task.RestoreFolder(plan.Host.Work); err != nil {
 			t.o.Log.Warn().Err(err).Str("detector", d.Name).Msg("learning from the beginning")
@@ -117,6 +121,7 @@ func (t maker) Train(ctx context.Context, task *trainer.Task) (trainer.Result, e
 		return trainer.Result{}, err
 	}
 	made := t.made(task, res)
+	made.Without = without
 	if task.Active != "" && !task.Request.Force {
 		worse, err := training.Worse(task.Active, res, d.FalseAlarmRate)
 		if err != nil { // it cannot be loaded either

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -148,6 +149,11 @@ func (w *Worker) attempt(ctx context.Context, job stream.Job) (done stream.Job, 
 			return w.promote(ctx, done)
 		}
 	}
+	if job.Completes() != "" {
+		if _, done.Held, err = w.outrun(ctx, job); err != nil || done.Held != "" {
+			return done, err
+		}
+	}
 	dir, remove, err := scratch(w.cfg.ScratchDir)
 	if err != nil {
 		return done, fmt.Errorf("make a scratch folder: %w", err)
@@ -186,7 +192,9 @@ func (w *Worker) attempt(ctx context.Context, job stream.Job) (done stream.Job, 
 	if err != nil {
 		return done, err
 	}
-	done.Notes = res.Notes
+	if done.Notes, done.Without = res.Notes, res.Without; done.Without != "" {
+		done.Notes = append(done.Notes, fmt.Sprintf("it was made without %s, to be there soon; job %s makes one with that", done.Without, stream.WholeRequest(done, "").Job))
+	}
 	if done.Held = res.Hold; res.Dir == "" {
 		return done, nil
 	}
@@ -194,7 +202,7 @@ func (w *Worker) attempt(ctx context.Context, job stream.Job) (done stream.Job, 
 		return done, stream.Permanent(stream.CodeTraining, fmt.Errorf("the trainer's release: %w", err))
 	}
 	if _, err := w.jobs.Update(ctx, job.Job, func(j *stream.Job) error {
-		j.Release, j.Held, j.Notes = done.Release, done.Held, done.Notes
+		j.Release, j.Held, j.Notes, j.Without = done.Release, done.Held, done.Notes, done.Without
 		return w.mine(j)
 	}); err != nil {
 		return done, err
@@ -257,11 +265,12 @@ func (w *Worker) promote(ctx context.Context, job stream.Job) (stream.Job, error
 		return job, nil
 	}
 	for {
-		if why, err := w.outrun(ctx, job); err != nil || why != "" {
+		expect, why, err := w.outrun(ctx, job)
+		if err != nil || why != "" {
 			job.Held = why
 			return job, err
 		}
-		_, err := w.registry.Promote(ctx, job.Detector, job.Release, registry.Change{By: w.cfg.Name, Reason: "job " + job.Job, Expect: job.Base})
+		_, err = w.registry.Promote(ctx, job.Detector, job.Release, registry.Change{By: w.cfg.Name, Reason: "job " + job.Job, Expect: expect})
 		if errors.Is(err, registry.ErrConflict) && job.Base == "" && ctx.Err() == nil {
 			continue // whoever was faster
 		}
@@ -269,32 +278,59 @@ func (w *Worker) promote(ctx context.Context, job stream.Job) (stream.Job, error
 			return job, err
 		}
 		job.Promoted = true
-		return job, w.catchUp(ctx, job)
+		if err := w.catchUp(ctx, job); err != nil || job.Without == "" {
+			return job, err
+		}
+		_, err = w.jobs.Request(ctx, stream.WholeRequest(job, w.cfg.Name))
+		return job, err
 	}
 }
 
 // outrun says why a trained release does not replace what is active: a job that was asked
-// for later has learned newer normals, and another trainer had it done sooner.
-func (w *Worker) outrun(ctx context.Context, job stream.Job) (why string, err error) {
-	if job.Derived() || job.Force {
-		return "", nil
+// for later has learned newer normals, and another trainer had it done sooner; or it is for
+// the place of a first release, where another one is. Else expect is what it replaces, where
+// that must be one.
+func (w *Worker) outrun(ctx context.Context, job stream.Job) (expect, why string, err error) {
+	first := job.Completes()
+	if job.Derived() || job.Force && first == "" {
+		return job.Base, "", nil
 	}
 	active, err := w.registry.Active(ctx, job.Detector)
 	if errors.Is(err, registry.ErrNoRelease) || errors.Is(err, registry.ErrCorrupt) {
-		return "", nil
+		return "", "", nil
 	}
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	all, err := w.jobs.List(ctx, job.Detector)
+	switch {
+	case err != nil:
+		return "", "", err
+	case first != "" && active.Release != job.Release && !madeFrom(all, active.Release, first):
+		return "", fmt.Sprintf("release %s, which was not made from the first one, is active meanwhile; nearmiss train %s makes one in its place", text.Short(active.Release), job.Detector), nil
+	case first != "":
+		return active.Release, "", nil
+	}
 	for _, j := range all {
 		// One that has just taken over has not said so yet.
 		if (j.Promoted || j.Release == active.Release) && !j.Derived() && j.At.After(job.At) && j.LastNormal > job.LastNormal {
-			return fmt.Sprintf("job %s, which was asked for later and has newer normals, took over meanwhile; nearmiss releases %s promote %s replaces it all the same",
+			return "", fmt.Sprintf("job %s, which was asked for later and has newer normals, took over meanwhile; nearmiss releases %s promote %s replaces it all the same",
 				j.Job, job.Detector, text.Short(job.Release)), nil
 		}
 	}
-	return "", err
+	return "", "", nil
+}
+
+// madeFrom says whether a release is that of the job first, or was made from it by others.
+func madeFrom(all []stream.Job, release, first string) bool {
+	for range all {
+		at := slices.IndexFunc(all, func(j stream.Job) bool { return j.Release == release && (j.Derived() || j.Job == first) })
+		if at < 0 || all[at].Job == first {
+			return at >= 0
+		}
+		release = all[at].Base
+	}
+	return false
 }
 
 // catchUp brings into a newly trained release what operators have called normal

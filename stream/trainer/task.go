@@ -34,6 +34,7 @@ type Task struct {
 	ActiveID   string                   // its digest, or empty
 	Checkpoint string                   // file of the last checkpoint of an earlier attempt, or empty
 	Skipped    []stream.Normal          // normals and labelled anomalies without an image, which are left out
+	First      bool                     // nothing serves, and frames wait: a release soon is worth more than the best
 
 	taskState
 }
@@ -247,6 +248,7 @@ func (w *Worker) prepare(ctx context.Context, job stream.Job, dir string) (*Task
 			t.ActiveID = p.Release
 		}
 	}
+	t.First = job.Learns() && t.Active == ""
 	if job.Derived() && t.Active == "" {
 		return nil, stream.Permanent(stream.CodeBadRequest, fmt.Errorf("detector %s has no release to change: train it", job.Detector))
 	}

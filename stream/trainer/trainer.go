@@ -10,10 +10,17 @@
 //	  prepare        normals and the active release into folders: a [Task]
 //	  train          Maker.Train, Extend, Retract or Readjust → a release folder
 //	  registry.Put   the release into the store
-//	  promote        the active pointer, if nobody changed it meanwhile
+//	  promote        the active pointer, if nobody changed it meanwhile, and asks for
+//	                 what follows from that
 //	end              the job's record, acknowledge the request
 //
 // Each worker's swapper sees the pointer, loads the release and exchanges it.
+//
+// Frames wait for the first release of a detector that learns from them. It is made without
+// what may come later (Task.First), and promoted; then a job of its own is asked for, which
+// trains with all. Both are in one job's attempt, so that another trainer does the second
+// where one dies in between. What that job makes replaces the first release or what was made
+// from it, and not what somebody else made active.
 //
 // A verdict. [stream.Client.Feedback] asks control, which puts it into NM_FEEDBACK.
 // handleFeedback takes a batch:
@@ -83,6 +90,8 @@ type Result struct {
 	// Hold, when not empty, says why the release must not replace the active
 	// one, in a sentence: it did not pass the gate.
 	Hold string
+	// Without says what a Task.First was made without, in a few words; empty: nothing.
+	Without string
 	// Notes are sentences about what the release cannot promise, for people.
 	Notes []string
 }

@@ -191,10 +191,7 @@ func (l *detectorRunner) firstJob(ctx context.Context, conf stream.Detector, hav
 			return j, nil
 		}
 	}
-	return l.w.jobs.Request(ctx, stream.TrainRequest{
-		Job: fmt.Sprintf("learn-%s-%d", l.name, conf.Revision), Detector: l.name,
-		Reason: fmt.Sprintf("the first %d frames have become normals", have), By: "worker", Promote: true,
-	})
+	return l.w.jobs.Request(ctx, stream.LearnRequest(conf, have, "worker"))
 }
 
 // shed keeps the queue of a live detector short.

@@ -154,6 +154,7 @@ type FakeTrainer struct {
 	T       testing.TB
 	OnTrain func(ctx context.Context, task *trainer.Task) error // before the release is made
 	Model   func(task *trainer.Task) Fake
+	Without string // what a first release is made without
 }
 
 func (f FakeTrainer) Train(ctx context.Context, task *trainer.Task) (trainer.Result, error) {
@@ -166,7 +167,11 @@ func (f FakeTrainer) Train(ctx context.Context, task *trainer.Task) (trainer.Res
 	if f.Model != nil {
 		model = f.Model(task)
 	}
-	return trainer.Result{Dir: WriteRelease(f.T, model)}, nil
+	made := trainer.Result{Dir: WriteRelease(f.T, model)}
+	if task.First {
+		made.Without = f.Without
+	}
+	return made, nil
 }
 
 func (f FakeTrainer) Extend(_ context.Context, task *trainer.Task) (trainer.Result, error) {
