@@ -4,11 +4,13 @@
 //
 // It works while everything runs. Pointers are copied before the releases that they
 // name, and both before what is said of them: what is copied later may know more
-// than what was copied before, never less.
+// than what was copied before, never less. Should a release be collected in between that a
+// pointer of the copy names, there is no backup.
 package backup
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -16,9 +18,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/renameio/v2"
@@ -110,13 +114,15 @@ func (s Source) Save(ctx context.Context, dir, what string) (Manifest, error) {
 		Server: s.Conn.ConnectedServerVersion(),
 	}
 	there := func() error { return nil }
-	if what != Config {
-		if there, err = s.pointed(ctx); err != nil {
-			return m, fmt.Errorf("back up: %w", err)
-		}
-	}
 	for _, name := range names {
-		e, err := s.save(ctx, dir, name)
+		save := s.save
+		if name == "KV_"+s.Names.ActiveBucket() && what != Config {
+			save = func(ctx context.Context, dir, name string) (e Entry, err error) {
+				e, there, err = s.savePointers(ctx, dir, name)
+				return e, err
+			}
+		}
+		e, err := save(ctx, dir, name)
 		if err != nil {
 			return m, fmt.Errorf("back up stream %s: %w", name, err)
 		}
@@ -135,37 +141,57 @@ func (s Source) Save(ctx context.Context, dir, what string) (Manifest, error) {
 	return m, renameio.WriteFile(filepath.Join(dir, manifestFile), b, 0o600)
 }
 
-// pointed reads which releases serve and are in the store. there says whether they still
-// are: one that was replaced meanwhile may have been collected before it was copied.
-func (s Source) pointed(ctx context.Context) (there func() error, err error) {
+// savePointers saves the stream of pointers, again until none has changed meanwhile: it is
+// known then which releases those of the copy name. there says whether what was in the store
+// of these still is: one that was replaced since may have been collected before it was copied.
+func (s Source) savePointers(ctx context.Context, dir, name string) (e Entry, there func() error, err error) {
 	js, err := s.Names.JetStreamOn(s.Conn)
 	if err != nil {
-		return nil, err
+		return e, nil, err
 	}
 	reg, err := stream.NewInstallation(js, s.Names).Registry(ctx)
 	if err != nil {
-		return nil, err
+		return e, nil, err
 	}
-	active, _, _, err := reg.Pointers(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for name, p := range active {
-		switch _, err := reg.Show(ctx, p.Release); {
-		case errors.Is(err, registry.ErrNoRelease), errors.Is(err, registry.ErrCorrupt), errors.Is(err, registry.ErrBadManifest):
-			delete(active, name) // it was lost before, and all else is to be backed up
-		case err != nil:
-			return nil, err
+	pointers, err := pointed(ctx, reg)
+	for changed := true; err == nil && changed; {
+		if e, err = s.save(ctx, dir, name); err != nil {
+			break
+		}
+		was := pointers
+		pointers, err = pointed(ctx, reg)
+		if changed = !slices.Equal(was, pointers); err == nil && changed {
+			err = os.Remove(filepath.Join(dir, e.File))
 		}
 	}
-	return func() error {
-		for name, p := range active {
+	return e, func() error {
+		for _, p := range pointers {
 			if _, err := reg.Show(ctx, p.Release); err != nil {
-				return fmt.Errorf("the release of detector %s was replaced and removed meanwhile: back up again: %w", name, err)
+				return fmt.Errorf("a release of detector %s was replaced and removed meanwhile: back up again: %w", p.Detector, err)
 			}
 		}
 		return nil
-	}, nil
+	}, err
+}
+
+// pointed are the pointers, in the order in which they were written, whose releases are in the
+// store: others were lost before, and all else is to be backed up.
+func pointed(ctx context.Context, reg *registry.Registry) ([]registry.Pointer, error) {
+	active, shadow, _, err := reg.Pointers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var all []registry.Pointer
+	for _, p := range slices.Concat(slices.Collect(maps.Values(active)), slices.Collect(maps.Values(shadow))) {
+		switch _, err := reg.Show(ctx, p.Release); {
+		case err == nil:
+			all = append(all, p)
+		case !errors.Is(err, registry.ErrNoRelease) && !errors.Is(err, registry.ErrCorrupt) && !errors.Is(err, registry.ErrBadManifest):
+			return nil, err
+		}
+	}
+	slices.SortFunc(all, func(a, b registry.Pointer) int { return cmp.Compare(a.Revision, b.Revision) })
+	return all, nil
 }
 
 // apiError is how JetStream refuses.
@@ -378,7 +404,7 @@ func (s Source) restoreAll(ctx context.Context, js jetstream.JetStream, dir stri
 		case errors.Is(err, jetstream.ErrStreamNotFound):
 		case err != nil:
 			return fmt.Errorf("look for stream %s: %w", e.Stream, err)
-		case st.CachedInfo().State.Msgs > 0:
+		case st.CachedInfo().State.Msgs > 0 && !markersOnly(ctx, js, e.Stream):
 			return fmt.Errorf("stream %s %w: it has %d messages; restore into an installation that has nothing, such as a broker with a new data folder", e.Stream, ErrNotEmpty, st.CachedInfo().State.Msgs)
 		default:
 			empty = append(empty, e.Stream)
@@ -401,6 +427,35 @@ func (s Source) restoreAll(ctx context.Context, js jetstream.JetStream, dir stri
 		}
 	}
 	return nil
+}
+
+// markersOnly says whether nothing is in the stream but what a bucket keeps of keys that are
+// gone, as of a trainer's leases.
+func markersOnly(ctx context.Context, js jetstream.JetStream, name string) bool {
+	bucket, is := strings.CutPrefix(name, "KV_")
+	if !is {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, silence)
+	defer cancel()
+	kv, err := js.KeyValue(ctx, bucket)
+	if err != nil {
+		return false
+	}
+	all, err := kv.WatchAll(ctx, jetstream.IncludeHistory())
+	if err != nil {
+		return false
+	}
+	defer func() { _ = all.Stop() }()
+	for e := range all.Updates() {
+		switch {
+		case e == nil:
+			return true
+		case e.Operation() == jetstream.KeyValuePut:
+			return false
+		}
+	}
+	return false
 }
 
 func (s Source) restore(ctx context.Context, dir string, e Entry, replicas int) error {

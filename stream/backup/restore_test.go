@@ -80,6 +80,97 @@ func TestRestoresAtOnce(t *testing.T) {
 	}
 }
 
+// TestARestoreWhereNothingIsLeft: marks of keys that are gone, such as trainers leave, are in
+// nobody's way; what was written is, also where it was deleted.
+func TestARestoreWhereNothingIsLeft(t *testing.T) {
+	ctx, names := t.Context(), stream.Names{}
+	from, _ := installation(t, stream.Topology{Names: names})
+	dir := filepath.Join(t.TempDir(), "b")
+	if _, err := (backup.Source{Conn: from.Conn(), Names: names}).Save(ctx, dir, backup.Config); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		before func(kv jetstream.KeyValue) error
+		want   error
+	}{
+		"a lease that has ended": {func(kv jetstream.KeyValue) error { return kv.Purge(ctx, registry.CollectLease) }, nil},
+		"a value": {func(kv jetstream.KeyValue) error {
+			_, err := kv.PutString(ctx, "bolts", "{}")
+			return err
+		}, backup.ErrNotEmpty},
+		"a value that was deleted": {func(kv jetstream.KeyValue) error {
+			_, err := kv.PutString(ctx, "bolts", "{}")
+			return errors.Join(err, kv.Delete(ctx, "bolts"))
+		}, backup.ErrNotEmpty},
+	} {
+		t.Run(name, func(t *testing.T) {
+			to, _ := installation(t, stream.Topology{Names: names})
+			kv, err := to.KeyValue(ctx, names.ActiveBucket())
+			if err == nil {
+				err = c.before(kv)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := (backup.Source{Conn: to.Conn(), Names: names}).Restore(ctx, dir, 1); !errors.Is(err, c.want) {
+				t.Errorf("%v, want %v", err, c.want)
+			}
+		})
+	}
+}
+
+// TestABackupLacksNoReleaseOfItsPointers: of releases that served or scored alongside for a
+// moment, and were collected before the files were copied.
+func TestABackupLacksNoReleaseOfItsPointers(t *testing.T) {
+	for name, c := range map[string]struct {
+		before, after func(r *streamtest.Rig, old, other string) error
+	}{
+		"active for a moment": {
+			func(r *streamtest.Rig, _, other string) error {
+				_, err := r.Registry.Promote(r.T.Context(), "bolts", other, registry.Change{})
+				return err
+			},
+			func(r *streamtest.Rig, old, _ string) error {
+				_, err := r.Registry.Promote(r.T.Context(), "bolts", old, registry.Change{})
+				return err
+			},
+		},
+		"a candidate": {
+			func(r *streamtest.Rig, _, other string) error {
+				return r.Registry.SetShadow(r.T.Context(), "bolts", other, registry.Change{})
+			},
+			func(r *streamtest.Rig, _, _ string) error {
+				return r.Registry.SetShadow(r.T.Context(), "bolts", "", registry.Change{})
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := streamtest.New(t, stream.Topology{})
+			old := r.Release("bolts", streamtest.Fake{Name: "A"})
+			other := r.Put("bolts", streamtest.Fake{Name: "B"})
+			told := func(e backup.Entry) {
+				var err error
+				switch e.Stream {
+				case "KV_" + r.Names.DetectorsBucket(): // the copy before
+					err = c.before(r, old, other)
+				case "KV_" + r.Names.ActiveBucket():
+					if err = c.after(r, old, other); err == nil {
+						_, err = r.Registry.Collect(t.Context(), registry.CollectOptions{Keep: -1, Grace: -1})
+					}
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			}
+			dir := filepath.Join(t.TempDir(), "b")
+			_, err := backup.Source{Conn: r.NC, Names: r.Names, Told: told}.Save(t.Context(), dir, backup.Models)
+			if !errors.Is(err, registry.ErrNoRelease) || !strings.Contains(err.Error(), "detector bolts") {
+				t.Errorf("without %.8s: %v", other, err)
+			}
+		})
+	}
+}
+
 // TestABackupLacksNoRelease: one that is replaced and collected between the copies of the
 // pointers and of the files makes no backup.
 func TestABackupLacksNoRelease(t *testing.T) {
