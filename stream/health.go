@@ -17,8 +17,12 @@ import (
 // which there must be one. None means that all is well. workers are those that
 // answered.
 func Ailments(st Status, workers []WorkerStatus, detectors ...string) []string {
+	var bad []string
+	if st.Full != "" {
+		bad = append(bad, "no frames are taken: "+st.Full)
+	}
 	if len(workers) == 0 {
-		return []string{"no worker answers"}
+		return append(bad, "no worker answers")
 	}
 	asked := len(detectors) > 0
 	served := func(d DetectorStatus) bool {
@@ -26,10 +30,6 @@ func Ailments(st Status, workers []WorkerStatus, detectors ...string) []string {
 	}
 	// Detectors that are not ready yet are no fault while others serve.
 	ready := !asked && slices.ContainsFunc(st.Detectors, served)
-	var bad []string
-	if st.Full != "" {
-		bad = append(bad, "no frames are taken: "+st.Full)
-	}
 	for _, d := range st.Detectors {
 		if asked && !slices.Contains(detectors, d.Detector) || served(d) {
 			continue
