@@ -53,7 +53,7 @@ func (l LightReport) String() string {
 	if tried == "" {
 		return "too few normals to see what other light does" + grey
 	}
-	text := "in other light (±10 %) 5 % of false alarms become " + tried
+	text := "in other light (±10 %) a false-alarm rate of 5 % becomes " + tried
 	switch l.Choice {
 	case LightEven:
 		text += "; what is wholly too dark or bright is then no anomaly: if it is to be one use --exposure usual"

@@ -42,7 +42,7 @@ func (s SharpnessReport) String() string {
 	if tried == "" {
 		return "too few normals to see what a slight blur does"
 	}
-	return "slightly blurred, 5 % of false alarms become " + tried
+	return "slightly blurred, a false-alarm rate of 5 % becomes " + tried
 }
 
 // inSharpness is inLight for a blur: want is one of what can be done, or SharpnessAuto, which

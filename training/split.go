@@ -27,8 +27,12 @@ func Split(n int, share float64, keep int, seed uint64) (train, heldOut []int, e
 	}
 	m := heldOutOf(n, share)
 	if n-m < keep {
-		return nil, nil, fmt.Errorf("%w: of %d different ones %d are held out for calibration, and the bank needs at least %d; add images",
-			ErrTooFew, n, m, keep)
+		least := n
+		for least-heldOutOf(least, share) < keep {
+			least++
+		}
+		return nil, nil, fmt.Errorf("%w: %d different ones, and at least %d are needed, some of which calibrate the threshold",
+			ErrTooFew, n, least)
 	}
 	order := rand.New(rand.NewPCG(seed, 0x6e656172)).Perm(n)
 	heldOut, train = order[:m:m], order[m:]
