@@ -29,7 +29,7 @@ type backboneCmd struct {
 // weightFlags say of a file of weights what its tensors do not.
 type weightFlags struct {
 	Size          *int      `placeholder:"PX" help:"Side of the square input (default: what the weights were made for)."`
-	Arch          string    `placeholder:"NAME" help:"Of which publication the weights are where several have the same tensors: timm's name or a part of it, such as deit, dino, mae, miil, augreg or tf_efficientnet_lite0 (default: what config.json beside the file or the file's name says)."`
+	Arch          string    `placeholder:"NAME" help:"Which publication the weights are from, where several have the same tensors: timm's name or a part of it, such as deit, dino, mae, miil, augreg or tf_efficientnet_lite0 (default: what config.json beside the file or the file's name says)."`
 	Heads         *int      `placeholder:"N" help:"Attention heads of a ViT (default: those of the published networks of the same width)."`
 	Prefix        string    `placeholder:"TEXT" help:"Which of several networks in the file: the start of its tensors' names."`
 	Resize        *int      `placeholder:"PX" help:"Shorter side before the crop (default: that of the weights' publication)."`

@@ -109,7 +109,7 @@ func (c *restoreCmd) Run(ctx context.Context, o *output) error {
 			return fmt.Errorf("everything is restored, but: %w", err)
 		}
 	}
-	return o.result(c.JSON, m, fmt.Sprintf("restored %d streams of %s; %s; nearmiss broker --setup makes what the backup has not", len(m.Streams), m.CreatedAt.Format(time.RFC3339), counted(releases, "active release loads", "active releases load")))
+	return o.result(c.JSON, m, fmt.Sprintf("restored %d streams of %s; %s; nearmiss broker --setup creates what the backup lacks", len(m.Streams), m.CreatedAt.Format(time.RFC3339), counted(releases, "active release loads", "active releases load")))
 }
 
 // loadActive fetches and opens each active release, and returns how many there are.

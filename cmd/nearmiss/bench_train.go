@@ -24,11 +24,11 @@ type benchTrainCmd struct {
 	Freeze     int    `default:"0" help:"Freeze so many blocks from the front, and what lies before them."`
 	Embeddings bool   `help:"Train what lies before the frozen blocks all the same, as the paper does: gradients then cross the frozen blocks."`
 	Recompute  bool   `help:"Compute the activations of each block again for its gradients instead of keeping them: less memory, more time."`
-	Rounds     int    `default:"5" help:"How often forward pass and step take turns."`
+	Rounds     int    `default:"5" help:"How often forward pass and step alternate."`
 	Steps      int    `default:"2" help:"Steps in one Loop."`
 	Single     bool   `help:"Also measure steps as single calls, without a Loop."`
 	State      string `enum:"auto,host,device" default:"auto" help:"Where weights and the optimiser's state are between calls: ${enum} (auto: on the device, unless it is the CPU)."`
-	Profile    bool   `help:"Also tell where the time goes, by operator."`
+	Profile    bool   `help:"Also show where the time goes, by operator."`
 	Device     string `default:"cpu" placeholder:"D" help:"Where the model runs: cpu, cuda, cuda:1 or tensorrt."`
 	Threads    int    `placeholder:"N" help:"CPU threads (default: all cores)."`
 	JSON       bool   `name:"json" help:"Print one JSON object."`

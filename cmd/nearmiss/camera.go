@@ -26,13 +26,13 @@ type cameraCmd struct {
 	Loop     bool    `help:"Begin again after the last image of a folder, or a video file's end."`
 	Order    string  `enum:"name,time,random" default:"name" help:"Order of a folder's images: ${enum}."`
 	Count    int     `placeholder:"N" help:"End after this many frames."`
-	Live     bool    `help:"When the queue is full have this camera's oldest waiting frames dropped, instead of waiting."`
+	Live     bool    `help:"When the queue is full, drop this camera's oldest waiting frames instead of waiting."`
 	Seed     uint64  `default:"1" help:"Draws synthetic images and the random order."`
 	Defects  float64 `default:"0.1" placeholder:"SHARE" help:"Share of synthetic images with a defect, 0..1."`
-	CA       string  `name:"ca" placeholder:"FILE" help:"Certificates, in PEM form, by which an https or rtsps camera is trusted that made its own."`
+	CA       string  `name:"ca" placeholder:"FILE" help:"PEM file of certificates to trust, for https and rtsps cameras that sign their own."`
 	Insecure bool    `help:"Trust any certificate of an https or rtsps camera."`
 
-	FrozenAfter time.Duration `default:"10m" placeholder:"TIME" help:"Tell, in the log and the frames' headers, when a live camera has sent the same picture for so long; 0 never does."`
+	FrozenAfter time.Duration `default:"10m" placeholder:"TIME" help:"Report, in the log and the frames' headers, a live camera that has sent the same picture for this long; 0: never."`
 
 	JSON bool `name:"json" help:"Print the counters at the end as one JSON object."`
 	serverFlags

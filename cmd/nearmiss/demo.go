@@ -198,10 +198,14 @@ func (d *demo) event(e stream.Event) error {
 	known = known && (e.Kind == stream.KindAnomaly || e.Kind == stream.KindRejected)
 	agrees := known && truth.Anomalous == (e.Kind == stream.KindAnomaly)
 	if d.json {
-		return d.o.JSON(struct {
+		line := struct {
 			eventLine
 			Agrees *bool `json:"agrees,omitempty"`
-		}{newEventLine(e), ifKnown(known, agrees)})
+		}{eventLine: newEventLine(e)}
+		if known {
+			line.Agrees = &agrees
+		}
+		return d.o.JSON(line)
 	}
 	text := eventText(e)
 	switch {
@@ -215,13 +219,6 @@ func (d *demo) event(e stream.Event) error {
 	}
 	d.printf("%s", text)
 	return nil
-}
-
-func ifKnown(known, v bool) *bool {
-	if !known {
-		return nil
-	}
-	return &v
 }
 
 // score counts a frame.

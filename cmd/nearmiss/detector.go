@@ -39,16 +39,16 @@ type detectorFlags struct {
 	Backbone       *string        `placeholder:"NAME" help:"Model to begin with: a name of the catalogue, or of a file in the trainers' folder of models (default: the trainer's own)."`
 	Method         *string        `placeholder:"M" help:"How it learns: knn or fitymi (default knn)."`
 	Profile        *string        `placeholder:"P" help:"Training profile (default: the method's own)."`
-	Symmetry       *string        `placeholder:"S" help:"What embeddings are averaged over: none, flip (twice the time of a frame) or dihedral (eight times), for what may lie in any orientation; or auto, which looks how the normals lie (default none)."`
+	Symmetry       *string        `placeholder:"S" help:"What embeddings are averaged over: none, flip (twice the time of a frame) or dihedral (eight times), for parts in any orientation; auto decides by the normals (default none)."`
 	Score          *string        `placeholder:"PARTS" help:"What scores are made of: full (every layer of the whole picture, and single patches), class (the paper's), or parts of your own, as in fit --score (default full)."`
-	Tiles          *string        `placeholder:"RxC" help:"Look at frames in so many rows and columns of overlapping tiles, as in 2x3, each of which takes the time of a frame; few: 2x2 where what is looked at has 400 pixels both ways; auto: as many as the normals have pixels for and the budget has time for; or none (default few with the full score, with a budget auto)."`
-	Budget         *time.Duration `placeholder:"TIME" help:"Look at frames as finely, by larger inputs or tiles, as judging one in this time allows on the trainer's machine, as in 200ms (default 0s: by the backbone's own input, and tiles)."`
+	Tiles          *string        `placeholder:"RxC" help:"Cut frames into rows and columns of overlapping tiles, as in 2x3; each tile takes as long as a frame. few: 2x2 where the inspected part has 400 pixels both ways; auto: as many as the normals' pixels and the budget allow; or none (default: few with the full score, auto with a budget)."`
+	Budget         *time.Duration `placeholder:"TIME" help:"Use larger inputs or tiles as far as one frame can be judged in this time on the trainer's machine, as in 200ms (default 0s: the backbone's own input, and --tiles)."`
 	K              *int           `name:"k" placeholder:"N" help:"Nearest normals whose distances are summed (default 2)."`
 	FalseAlarmRate *float64       `placeholder:"SHARE" help:"Share of normal images that may be called anomalous (default 0.01)."`
-	HeldOut        *float64       `placeholder:"SHARE" help:"Share of the normals that stays out of the bank and alone sets the threshold (default 0.2; where the score has several parts the others set it, too, each share in turn)."`
+	HeldOut        *float64       `placeholder:"SHARE" help:"Share of the normals that is kept out of the bank and alone sets the threshold (default 0.2; with a score of several parts, all normals set it by cross-validation)."`
 	Threshold      *float64       `placeholder:"SCORE" help:"Call a frame anomalous above this score, whatever the release promises (default 0: the release's threshold)."`
 	Margin         *float64       `placeholder:"FACTOR" help:"Multiply the release's threshold by this (default 0: do not)."`
-	Region         *string        `placeholder:"X,Y,W,H" help:"Look at this part of the image only, in fractions of its width and height; empty for all of it."`
+	Region         *string        `placeholder:"X,Y,W,H" help:"Inspect only this part of the image, in fractions of its width and height; empty for all of it."`
 	Ignore         []string       `placeholder:"X,Y,W,H" sep:"none" help:"Mask this part out; may be repeated, replaces those before."`
 	Bits           *int           `placeholder:"N" help:"How many bits of 16-bit images are used, 8 to 32, as by a camera of 12 bits (default 0: what the normals need)."`
 	Policy         *string        `placeholder:"P" help:"lossless: every frame is scored; live: only the newest (default lossless)."`

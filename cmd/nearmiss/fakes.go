@@ -27,8 +27,8 @@ type fakesCmd struct {
 	Backbone string `type:"backbone" placeholder:"FILE|NAME" help:"Model whose embeddings tell how near fakes are: the detector's pretrained backbone, from nearmiss backbone import, or an Inception for fid targets."`
 	Stop     string `default:"r=0.25" placeholder:"T" help:"When to stop training: r=R of the way from the normals (0) to noise (1), fid=F, or steps=N, which needs no backbone (default ${default})."`
 	MaxSteps int    `name:"max-steps" placeholder:"N" help:"Most training steps (default: the profile's)."`
-	Every    int    `placeholder:"N" help:"Steps between two looks at the generator (default: the profile's)."`
-	Probes   int    `placeholder:"N" help:"Samples at each look, at most half the normals (default: the profile's)."`
+	Every    int    `placeholder:"N" help:"Training steps between two measurements of the generator (default: the profile's)."`
+	Probes   int    `placeholder:"N" help:"Samples in each measurement, at most half the normals (default: the profile's)."`
 	Best     bool   `help:"Sample from the one best checkpoint instead of a mix of those around the target."`
 
 	SDE       string  `name:"sde" enum:"auto,vp,subvp,ve,edm" default:"auto" help:"Diffusion: ${enum}; auto is the profile's."`
@@ -46,7 +46,7 @@ type fakesCmd struct {
 	Resume  bool    `help:"Go on with an interrupted run in the same folder, with the same options; --stop may differ."`
 	Dataset string  `type:"path" placeholder:"DIR" help:"Also write a data set for nearmiss eval: a fifth of the normals, which the generator then does not see, against the fakes."`
 	Seed    *uint64 `placeholder:"N" help:"Of everything random (default: another one every time; the manifest records it)."`
-	JSON    bool    `name:"json" help:"Print training steps, looks and the outcome as JSON lines."`
+	JSON    bool    `name:"json" help:"Print training steps, measurements and the outcome as JSON lines."`
 	deviceFlags
 }
 

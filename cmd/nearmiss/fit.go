@@ -22,10 +22,10 @@ type fitCmd struct {
 	Method    string   `enum:"knn,fitymi" default:"knn" help:"How to learn: ${enum}. fitymi first tunes the backbone to tell normals from fakes."`
 	K         int      `default:"2" help:"Nearest normals whose squared distances make the score."`
 	Alpha     float64  `name:"false-alarm-rate" aliases:"alpha" placeholder:"SHARE" help:"Share of normal images that may be called anomalous, as 0.01 or 1% (default 1%, or else the smallest that the held-out images can promise)."`
-	HeldOut   float64  `name:"held-out" placeholder:"SHARE" help:"Share of the normals that stays out of the bank and alone sets the threshold, which then keeps its promise exactly (default: 0.2 stay out, and where the score has several parts the others set the threshold, too, each share in turn)."`
+	HeldOut   float64  `name:"held-out" placeholder:"SHARE" help:"Share of the normals that is kept out of the bank and alone sets the threshold, which then keeps its promise exactly (default: 0.2 are kept out; with a score of several parts, all normals set the threshold by cross-validation)."`
 	Seed      *uint64  `placeholder:"N" help:"Draws the held-out images (default: another one every time; the release records it)."`
 	Anomalies []string `type:"existingpath" placeholder:"DIR" help:"Real anomalies that fitymi's gate is to judge by; nothing is learnt from them."`
-	Advice    bool     `negatable:"" help:"Also say whether it matters how the normals lie, which --symmetry could make use of: that takes eight embeddings of up to 60 normals."`
+	Advice    bool     `negatable:"" help:"Also report whether the normals' orientation matters, to choose --symmetry by: it embeds up to 60 normals eight times."`
 	Index     string   `enum:"auto,exact,hnsw,coder" default:"auto" help:"The bank's index: ${enum}; auto is exact for fewer than 50,000 images."`
 	Bits      int      `placeholder:"N" help:"How many bits of 16-bit images are used, 8 to 32, as by a camera of 12 bits (default: what the normals need)."`
 	NoImages  bool     `name:"no-images" help:"Keep no image of a normal in the release: neither thumbnails of what is nearest nor images to check it with."`
@@ -36,7 +36,7 @@ type fitCmd struct {
 
 func (*fitCmd) Help() string {
 	return "The threshold is set by the scores of normals that are not in the bank: a fifth of them, or with a score of several parts, " +
-		"such as the default, all of them in turn. n scores can promise no false-alarm rate below 1/(n+1): 1 % needs 99 different images, " +
+		"such as the default, all of them by cross-validation. n scores can promise no false-alarm rate below 1/(n+1): 1 % needs 99 different images, " +
 		"or 493 where a fifth alone sets the threshold (--held-out 0.2, --score class, --method fitymi, frames that resemble those before them).\n\n" +
 		examples(
 			"nearmiss fit --normals good/ --backbone vit_b.onnx --out releases/bolts",
@@ -107,25 +107,22 @@ func (c *fitCmd) Run(ctx context.Context, o *output) error {
 		fmt.Fprintln(o.Err, "the fine-tuned backbone is published:", res.Reason)
 	}
 	o.printOrientation(res)
-	if res.Framing != nil {
-		fmt.Fprintln(o.Err, "frame:", res.Framing)
-	}
-	if res.Resolution != nil {
-		fmt.Fprintln(o.Err, "resolution:", res.Resolution)
-	}
-	if res.Light != nil {
-		fmt.Fprintln(o.Err, "light:", res.Light)
-	}
-	if res.Sharpness != nil {
-		fmt.Fprintln(o.Err, "sharpness:", res.Sharpness)
-	}
-	if res.Precision != nil {
-		fmt.Fprintln(o.Err, "precision:", res.Precision)
-	}
+	printFound(o, "frame", res.Framing)
+	printFound(o, "resolution", res.Resolution)
+	printFound(o, "light", res.Light)
+	printFound(o, "sharpness", res.Sharpness)
+	printFound(o, "precision", res.Precision)
 	how := "held out"
 	if res.Folded > 0 {
-		how = "calibrate in turn"
+		how = "calibrate by cross-validation"
 	}
 	return o.printf("%s: %d normals in the bank, %d %s, %.1f s\nscore %s: %.0f ms an image, banks of %.0f MiB; scores above %.4g are anomalous\nfalse-alarm rate %.3g %%: at most, in the mean; 19 of 20 such thresholds have %.2g to %.2g %%, and more normals bring them closer\nrelease %s\n",
 		res.Release, res.Bank, res.HeldOut, how, res.Seconds, res.Score, res.Cost.Milliseconds, float64(res.Cost.Banks)/(1<<20), res.Threshold, 100*res.Alpha, 100*res.Low, 100*res.High, res.Digest)
+}
+
+// printFound prints what was found about a subject, if anything was.
+func printFound[T any](o *output, about string, found *T) {
+	if found != nil {
+		fmt.Fprintf(o.Err, "%s: %v\n", about, found)
+	}
 }

@@ -17,7 +17,7 @@ import (
 )
 
 type lockCmd struct {
-	Hosts    []string `arg:"" name:"host" help:"Names and addresses by which other machines reach this one; they are told the first name, or the first address where there is no name."`
+	Hosts    []string `arg:"" name:"host" help:"Names and addresses by which other machines reach this one; their bundles use the first name, or else the first address."`
 	Listen   string   `default:"0.0.0.0" placeholder:"ADDR" help:"Address to listen on."`
 	Port     int      `default:"4222" help:"Port of NATS clients."`
 	Operator string   `default:"desk" placeholder:"NAME" help:"Name of the identity for the command line."`
@@ -101,7 +101,7 @@ func writeYAML(path, about string, v yaml.MapSlice) error {
 // bundleFlags ask for a folder with all that a machine needs.
 type bundleFlags struct {
 	Bundle  string `type:"path" placeholder:"DIR" help:"Also write a folder for the machine: its key, the authority, and a configuration for --config."`
-	Address string `placeholder:"URL" help:"With --bundle: where the machine reaches the broker (default: what nearmiss lock was told)."`
+	Address string `placeholder:"URL" help:"With --bundle: where the machine reaches the broker (default: the host that nearmiss lock was given)."`
 }
 
 // fits refuses a bundle for what does not run this program: an MQTT client needs its

@@ -42,7 +42,7 @@ type cli struct {
 	Eval  evalCmd  `cmd:"" help:"Measure a method on a labelled data set with the paper's protocols; needs no broker."`
 
 	Broker   brokerCmd   `cmd:"" help:"Run a NATS broker for this machine, with everything that must survive in one folder."`
-	Control  controlCmd  `cmd:"" help:"Take people's changes for a NATS server of your own."`
+	Control  controlCmd  `cmd:"" help:"Handle people's changes for a NATS server of your own."`
 	Worker   workerCmd   `cmd:"" help:"Score frames and raise events."`
 	Trainer  trainerCmd  `cmd:"" help:"Learn detectors from their normals when asked."`
 	Camera   cameraCmd   `cmd:"" help:"Publish images as frames."`
@@ -58,11 +58,11 @@ type cli struct {
 	Mark     markCmd     `cmd:"" help:"Tell a detector that an alarm was false, or true."`
 	Status   statusCmd   `cmd:"" help:"Show detectors, workers, jobs and what needs attention."`
 	Health   healthCmd   `cmd:"" help:"Exit with 0 where all that has a release is served, and with 1 and the reason where not."`
-	Check    checkCmd    `cmd:"" help:"Look whether server, rights, clocks and this machine are as they should be, and say what to do."`
+	Check    checkCmd    `cmd:"" help:"Check server, rights, clocks and this machine, and advise what to do."`
 	Exporter exporterCmd `cmd:"" help:"Show the state of an installation in a NATS server of your own as metrics."`
 	Backup   backupCmd   `cmd:"" help:"Copy detectors, releases and training sets out of the broker."`
 	Restore  restoreCmd  `cmd:"" help:"Bring a backup into an empty broker."`
-	Hub      hubCmd      `cmd:"" help:"See at one place what happens at edges that work alone."`
+	Hub      hubCmd      `cmd:"" help:"Collect the events of edges that work on their own."`
 	Collect  collectCmd  `cmd:"" help:"Remove releases and files that nobody needs."`
 
 	Sinks sinksCmd `cmd:"" help:"Alarms to people and machines outside: webhooks, chats."`

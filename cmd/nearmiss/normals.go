@@ -50,22 +50,20 @@ func (c *normalsAddCmd) Run(ctx context.Context, o *output) error {
 		s := in.Normals()
 		p := o.progress("adding")
 		defer p.close()
-		added, skipped := 0, 0
+		var added, skipped int
+		var err error
 		if c.FromFrames > 0 {
-			err := s.FromFrames(ctx, c.Detector, c.FromFrames, func(n int) {
+			err = s.FromFrames(ctx, c.Detector, c.FromFrames, func(n int) {
 				added = n
 				p.report(int64(n), int64(c.FromFrames))
 			})
-			if err != nil {
-				return err
-			}
-			return c.report(o, added, skipped)
+		} else {
+			added, skipped, err = addNormals(ctx, s, c.Detector, c.Paths, c.Anomaly, o, p)
 		}
-		n, skipped, err := addNormals(ctx, s, c.Detector, c.Paths, c.Anomaly, o, p)
 		if err != nil {
 			return err
 		}
-		return c.report(o, n, skipped)
+		return c.report(o, added, skipped)
 	})
 }
 

@@ -24,7 +24,7 @@ func userName() string {
 
 type markCmd struct {
 	Detector string `arg:"" help:"Detector whose event is meant."`
-	Verdict  string `arg:"" enum:"normal,anomalous,seen,withdrawn" help:"normal: a false alarm; anomalous: a true one; seen: looked at, nothing to learn; withdrawn: what was said before is taken back."`
+	Verdict  string `arg:"" enum:"normal,anomalous,seen,withdrawn" help:"normal: a false alarm; anomalous: a true one; seen: checked, nothing to learn; withdrawn: the verdict before is taken back."`
 	Event    string `arg:"" optional:"" help:"Id of the event, as watch --json shows it."`
 	Camera   string `placeholder:"C" help:"Instead of the event: the camera …"`
 	Frame    string `placeholder:"F" help:"… and its frame."`
@@ -145,7 +145,7 @@ func (c *statusCmd) run(ctx context.Context, in *stream.Installation, client *st
 		fmt.Fprintf(&b, "%-24s does not exist, and %d frames wait for it: create it, or correct the camera\n", name, n)
 	}
 	for _, l := range st.Lost {
-		why := "there was no room, and its client is not told"
+		why := "there was no room, and its client got no error"
 		if l.Code == stream.LostBadTopic {
 			why = "no stream takes this topic"
 		}

@@ -124,11 +124,11 @@ func (c *sinksServeCmd) Run(ctx context.Context, o *output) error {
 
 type sinksRekeyCmd struct {
 	Data string `default:"nearmiss-data" env:"NEARMISS_DATA" type:"path" placeholder:"DIR" help:"Folder that has the key, in auth/links.key."`
-	Drop bool   `help:"Links that are out lead nowhere from now on (default: they stay good for their seven days, if the key was not replaced twice)."`
+	Drop bool   `help:"Invalidate the links that were already sent (default: they stay valid for their seven days, unless the key is replaced twice)."`
 }
 
 func (*sinksRekeyCmd) Help() string {
-	return "A link to a picture (pictures=link) is signed with it, and the console shows the picture to who has the link. Both read the file anew: nothing need be started again. On several machines, bring the file to the others.\n\n" + examples("nearmiss sinks rekey --data /var/lib/nearmiss --drop")
+	return "Links to pictures (pictures=link) are signed with this key, and the console shows a picture to whoever has its link. No restart is needed. With several machines, copy the file to the others.\n\n" + examples("nearmiss sinks rekey --data /var/lib/nearmiss --drop")
 }
 
 func (c *sinksRekeyCmd) Run(_ context.Context, o *output) error {
@@ -320,7 +320,7 @@ func (c *sinksResumeCmd) Run(ctx context.Context, o *output) error {
 type sinksReplayCmd struct {
 	Name  string        `arg:"" help:"Sink."`
 	Dead  bool          `help:"Those that it could not deliver; they leave the dead letters when they arrive."`
-	Since time.Duration `placeholder:"AGO" help:"All of so long ago, whatever became of them."`
+	Since time.Duration `placeholder:"AGO" help:"All since this long ago, delivered or not."`
 	JSON  bool          `name:"json" help:"Print one JSON object."`
 	serverFlags
 }

@@ -24,7 +24,7 @@ type sinksAddCmd struct {
 	Set       []string      `sep:"none" placeholder:"KEY=VALUE" help:"A setting of the kind, such as coil=3; may be repeated. stream/sink/README.md has examples."`
 	Preset    string        `placeholder:"NAME" help:"Receiver whose language to speak: slack, mattermost, discord, teams, ntfy, pagerduty or alertmanager (default: CloudEvents)."`
 	Template  string        `type:"existingfile" placeholder:"FILE" help:"Template of the body (Go text/template)."`
-	Bearer    bool          `help:"The secret is a token for the header Authorization, not one to sign with."`
+	Bearer    bool          `help:"Send the secret as a token in the Authorization header instead of signing with it."`
 	Secret    string        `placeholder:"REF" help:"Where the secret is on the machine that runs the sinks: file:PATH or env:NAME. Without it, one to sign with is made for a webhook and written into the data folder."`
 	NoSecret  bool          `help:"Sign nothing."`
 	Loopback  bool          `name:"allow-loopback" help:"The receiver is on the machine that runs the sinks."`
@@ -35,7 +35,7 @@ type sinksAddCmd struct {
 	Verdicts  []string      `name:"verdict" placeholder:"STATE" help:"Only incidents of this state: open (nobody has said anything), seen, confirmed or false_alarm; may be repeated."`
 	Hours     string        `placeholder:"TEXT" help:"Only at these times, for instance \"Mon-Fri 06:00-22:00 Europe/Berlin\"."`
 	CoolDown  time.Duration `placeholder:"TIME" help:"Nothing more of a camera for so long after something was sent."`
-	Rate      string        `placeholder:"N/TIME" help:"At most N in TIME, for instance 30/1m; the rest is told in one summary."`
+	Rate      string        `placeholder:"N/TIME" help:"At most N in TIME, for instance 30/1m; the rest is sent as one summary."`
 	Data      string        `default:"nearmiss-data" env:"NEARMISS_DATA" type:"path" placeholder:"DIR" help:"Folder for a secret that is made."`
 	serverFlags
 }

@@ -17,7 +17,7 @@ type trainCmd struct {
 	Profile  string `placeholder:"P" help:"Instead of the detector's."`
 	Seed     int64  `help:"Of everything random."`
 	Promote  bool   `negatable:"" default:"true" help:"Make the release active when it passes its gate."`
-	Force    bool   `help:"Also replace a release that would be better, by its own promise or by far more normals."`
+	Force    bool   `help:"Also replace a release that promises fewer false alarms, or was learnt from far more normals."`
 	Wait     bool   `help:"Wait for the end, and fail if the job does."`
 	JSON     bool   `name:"json" help:"Print one JSON object a line: progress, then the job."`
 	serverFlags

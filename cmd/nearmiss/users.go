@@ -199,7 +199,7 @@ func (c *usersListCmd) Run(o *output) error {
 
 type usersRotateCmd struct {
 	Name    string        `arg:"" help:"Identity."`
-	Overlap time.Duration `default:"24h" help:"How long the key before stays good (MQTT passwords change at once)."`
+	Overlap time.Duration `default:"24h" help:"How long the old key stays valid (MQTT passwords change at once)."`
 	bundleFlags
 	usersFolder
 }
@@ -284,7 +284,7 @@ type usersRenderCmd struct {
 
 func (*usersRenderCmd) Help() string {
 	return "The configuration has accounts, users and rights. Include it in the server's own, and reload the server after each change:\n" +
-		"an old key of a rotation is left out from its end on, so render again then.\n\n" +
+		"the old key of a rotation is left out once it has expired, so render again then.\n\n" +
 		examples("nearmiss users render --out auth.conf   # nats.conf: include auth.conf", "nats-server --signal reload")
 }
 
@@ -317,7 +317,7 @@ type usersCheckCmd struct {
 }
 
 func (*usersCheckCmd) Help() string {
-	return "It publishes nothing that is taken: forbidden subjects are refused by the broker, and allowed ones are asked for only where asking changes nothing.\n\n" +
+	return "It changes nothing: allowed subjects are only subscribed to, and what is published on forbidden ones is refused by the broker.\n\n" +
 		examples("nearmiss users check line1 --nkey nearmiss-data/auth/line1.nk")
 }
 
@@ -341,33 +341,30 @@ func (c *usersCheckCmd) Run(o *output) error {
 	}
 	c.NKey = cmp.Or(c.NKey, c.keyFile(u.Name))
 	failed := 0
-	report := func(subject string, ok bool, what string) error {
-		if !ok {
+	check := func(subject string, want bool) error {
+		ok, err := c.probe(o, subject)
+		if err != nil {
+			return err
+		}
+		what := map[bool]string{true: "allowed", false: "refused"}[ok]
+		if ok != want {
 			failed++
 			what = "WRONG: " + what
 		}
 		return o.printf("%-60s %s\n", subject, what)
 	}
 	for _, s := range u.Rights(c.names()).Subscribe {
-		ok, err := c.probe(o, "sub "+s)
-		if err == nil {
-			err = report("sub "+s, ok, map[bool]string{true: "allowed", false: "refused"}[ok])
-		}
-		if err != nil {
+		if err := check("sub "+s, true); err != nil {
 			return err
 		}
 	}
 	for _, s := range forbidden {
-		ok, err := c.probe(o, s)
-		if err == nil {
-			err = report(s, !ok, map[bool]string{true: "allowed", false: "refused"}[ok])
-		}
-		if err != nil {
+		if err := check(s, false); err != nil {
 			return err
 		}
 	}
 	if failed > 0 {
-		return fmt.Errorf("%d rights of %s are not as they should be: is the broker's configuration rendered from this file", failed, u.Name)
+		return fmt.Errorf("%d rights of %s are wrong: was the broker's configuration rendered from this file?", failed, u.Name)
 	}
 	return nil
 }

@@ -17,8 +17,8 @@ type watchCmd struct {
 	Detector string        `arg:"" optional:"" help:"Detector to watch (default: all)."`
 	Kind     string        `placeholder:"KIND" help:"Only events of this kind: anomaly, rejected, drift or release."`
 	Since    time.Duration `placeholder:"AGO" help:"Begin with the events of this long ago, for instance 1h."`
-	Durable  string        `placeholder:"NAME" help:"Remember under this name what was seen, and begin there the next time."`
-	Ack      bool          `help:"With --durable, take an event for seen when a line comes on standard input, from whoever reads the events, and not when it is written; a line nak brings it again."`
+	Durable  string        `placeholder:"NAME" help:"Remember the position under this name, and continue there the next time."`
+	Ack      bool          `help:"With --durable, acknowledge an event when its reader writes a line to standard input, not when it is printed; the line nak brings it again."`
 	Live     bool          `help:"Print events as they are published and nothing else: for identities that may only listen."`
 	Scores   bool          `help:"Print the score of every frame instead of the events."`
 	JSON     bool          `name:"json" help:"Print one JSON object a line."`
