@@ -111,9 +111,9 @@ func (n *normals) with(o *normals) *normals {
 	return out
 }
 
-// show is replay, but does not run the model again for images of which all that is of
+// each is replay, but does not run the model again for images of which all that is of
 // the outputs o is in memory.
-func (n *normals) show(ctx context.Context, o inference.Outputs, which []int, f func(e *inference.Embedding) error) error {
+func (n *normals) each(ctx context.Context, o inference.Outputs, which []int, f func(e *inference.Embedding) error) error {
 	for k, p := range o.Patches {
 		if slices.ContainsFunc(which, func(i int) bool { return len(n.patches[k].places[i]) < p.Count }) {
 			return n.replay(ctx, which, f)
@@ -157,11 +157,11 @@ func (n *normals) add(ctx context.Context, id uint64, e *inference.Embedding, mo
 type scoreBuilder struct {
 	composition
 	Score
-	model  *model
-	seed   uint64
-	engine *inference.BatchEngine
-	log    zerolog.Logger
-	tell   func(step string, done, total int)
+	model    *model
+	seed     uint64
+	engine   *inference.BatchEngine
+	log      zerolog.Logger
+	progress func(step string, done, total int)
 	// light asks what other light does to normals, blur what a slight blur does.
 	light, blur bool
 	// copies of normals join the banks.
@@ -178,7 +178,7 @@ func (p Plan) scoreBuilder(ctx context.Context, file string, n networks) (*score
 	if err != nil {
 		return nil, err
 	}
-	b := &scoreBuilder{Score: p.Score, seed: p.Seed, log: p.Host.Log, tell: p.Host.report}
+	b := &scoreBuilder{Score: p.Score, seed: p.Seed, log: p.Host.Log, progress: p.Host.report}
 	if b.composition, err = p.Score.compose(p.Model.Backbone, a, n.tuned()); err != nil {
 		return nil, err
 	}
@@ -305,7 +305,7 @@ func (s *builtScore) draw(ctx context.Context) error {
 		return err
 	}
 	if err := s.fitMaps(ctx, only); err != nil {
-		return fmt.Errorf("weigh the parts of maps: %w", err)
+		return fmt.Errorf("set the weights of the maps' parts: %w", err)
 	}
 	if s.by.folded {
 		s.foldedMaps = s.calibratingMaps()
@@ -339,7 +339,7 @@ func (c composition) where(some func(p placed) bool) (at []int) {
 func (s *builtScore) fill(ctx context.Context, which []int, step string) error {
 	b := s.by
 	for done, i := range which {
-		b.told(step, done, len(which))
+		b.report(step, done, len(which))
 		p, part := b.parts[i], inference.Part{About: b.model.parts[i]}
 		var err error
 		if p.isPatch() {
@@ -355,7 +355,7 @@ func (s *builtScore) fill(ctx context.Context, which []int, step string) error {
 		}
 		s.parts[i] = part
 	}
-	b.told(step, len(which), len(which))
+	b.report(step, len(which), len(which))
 	return nil
 }
 

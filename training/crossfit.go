@@ -16,73 +16,75 @@ import (
 )
 
 const (
-	// references bounds the normals that weigh the parts, each against the others.
+	// references bounds the normals that set the parts' weights, each against the others.
 	references = 200
 	// foldedReferences bounds those that also calibrate.
 	foldedReferences = 1000
-	// lightReferences bounds those that are seen in another light and spoilt, too.
+	// lightReferences bounds those that are scored in another light and spoilt, too.
 	lightReferences = 60
-	// folds is in how many turns that is done.
-	folds = 5
-	// weighings is how often normals that calibrate are weighed, each time by the others
-	// of about as many as weigh them in the release.
-	weighings = 20
+	// foldCount is in how many folds that is done.
+	foldCount = 5
+	// calibrationRounds is how often normals that calibrate are scored, some each time, with
+	// weights set by all others, about as many as set them in the release.
+	calibrationRounds = 20
 	// sharpness of the soft maximum of groups.
 	sharpness = 1.0
 	// localWeight is that of the local group: it needs one spread more.
 	localWeight = 1 / math.E
 )
 
-// crossFitted is what parts say of normals by banks that these are not in.
+// crossFitted is what parts score normals by banks that these are not in.
 type crossFitted struct {
-	said
+	partScores
 	// Of the first of the same normals in another light, blurred, and spoilt in usual light.
-	relit, blurred, spoilt said
-	// seen are what the model gives of each that is blurred and then spoilt, for scores that
+	relit, blurred, spoilt partScores
+	// varied are what the model gives of each that is blurred and then spoilt, for scores that
 	// are built of the same normals later; without patches where these take much memory.
-	seen []inference.Embedding
-	out  int // how many are in none of the score's banks
+	varied []inference.Embedding
+	out    int // how many are in none of the score's banks
 }
 
 func newCrossFitted(parts int) crossFitted {
-	return crossFitted{said: newSaid(parts), relit: newSaid(parts), blurred: newSaid(parts), spoilt: newSaid(parts)}
+	return crossFitted{partScores: newPartScores(parts), relit: newPartScores(parts), blurred: newPartScores(parts), spoilt: newPartScores(parts)}
 }
 
-// without is the same but for what parts at which say, which is to be asked, and for other
-// light.
+// without is the same but for the scores of the parts at which, which are to be made anew,
+// and for other light.
 func (x crossFitted) without(which []int) crossFitted {
-	x.said, x.relit, x.blurred, x.spoilt = x.said.without(which), newSaid(len(x.scores)), x.blurred.without(which), x.spoilt.without(which)
+	x.partScores, x.relit, x.blurred, x.spoilt = x.partScores.without(which), newPartScores(len(x.scores)), x.blurred.without(which), x.spoilt.without(which)
 	return x
 }
 
 // size is how many normals there are.
-func (s said) size() (n int) {
+func (s partScores) size() (n int) {
 	for i := range s.scores {
 		n = max(n, len(s.scores[i]), len(s.grids[i]))
 	}
 	return n
 }
 
-// said is what parts say of some images, by part.
-type said struct {
+// partScores are what parts score some images, by part.
+type partScores struct {
 	scores [][]float64      // of parts of one vector
 	grids  [][]heatmap.Grid // of parts of patches
 }
 
-func newSaid(parts int) said { return said{make([][]float64, parts), make([][]heatmap.Grid, parts)} }
+func newPartScores(parts int) partScores {
+	return partScores{make([][]float64, parts), make([][]heatmap.Grid, parts)}
+}
 
-// without is the same but for what parts at which say.
-func (s said) without(which []int) said {
-	out := said{slices.Clone(s.scores), slices.Clone(s.grids)}
+// without is the same but for the scores of the parts at which.
+func (s partScores) without(which []int) partScores {
+	out := partScores{slices.Clone(s.scores), slices.Clone(s.grids)}
 	for _, i := range which {
 		out.scores[i], out.grids[i] = nil, nil
 	}
 	return out
 }
 
-// at is the same of the images at which; nothing of parts that were not asked.
-func (s said) at(which []int) said {
-	out := newSaid(len(s.scores))
+// at is the same of the images at which; nothing of parts that have not scored them.
+func (s partScores) at(which []int) partScores {
+	out := newPartScores(len(s.scores))
 	for i := range s.scores {
 		for _, j := range which {
 			switch {
@@ -97,7 +99,7 @@ func (s said) at(which []int) said {
 }
 
 // measures are what a part's measures are of the images.
-func (s said) measures(i int, a release.Part) [][]float64 {
+func (s partScores) measures(i int, a release.Part) [][]float64 {
 	if a.IsPatch() {
 		return statistics(s.grids[i], a.Places, a.Measures())
 	}
@@ -105,7 +107,7 @@ func (s said) measures(i int, a release.Part) [][]float64 {
 }
 
 // joint are the scores of the images.
-func (s said) joint(parts []inference.Part, join *release.Join) []float64 {
+func (s partScores) joint(parts []inference.Part, join *release.Join) []float64 {
 	var all [][]inference.PartScore // by image
 	for i, p := range parts {
 		if !p.About.Scored {
@@ -146,8 +148,8 @@ func overPlaces(distances, places []float32) []float32 {
 	return out
 }
 
-// effect is what other light and blur do to the normals, and how well they are told from
-// spoilt ones.
+// effect is what other light and blur do to the normals, and how well they are separated
+// from spoilt ones.
 func (x crossFitted) effect(parts []inference.Part, join *release.Join) effect {
 	out := effect{math.NaN(), math.NaN(), math.NaN()}
 	if x.scores == nil {
@@ -160,7 +162,7 @@ func (x crossFitted) effect(parts []inference.Part, join *release.Join) effect {
 	usual := x.joint(parts, join)
 	slices.Sort(usual)
 	threshold := usual[min(int(math.Ceil((1-evaluate.SuiteAlarms)*float64(len(usual))))-1, len(usual)-1)]
-	alarms := func(changed said) float64 {
+	alarms := func(changed partScores) float64 {
 		above, scores := 0, changed.joint(parts, join)
 		for _, v := range scores {
 			if v > threshold {
@@ -175,8 +177,8 @@ func (x crossFitted) effect(parts []inference.Part, join *release.Join) effect {
 
 // fitWeights finds the scales and weights of the scored parts, which it sets, and how
 // groups of them are joined, by normals that are compared with the others. With too few
-// of them all parts weigh the same. Only the parts at which are asked; what the others say
-// is known.
+// of them all parts have the same weight. Only the parts at which score them; the others
+// have.
 func (s *builtScore) fitWeights(ctx context.Context, which []int) (*release.Join, error) {
 	b, parts := s.by, s.parts
 	measures, placed := 0, false
@@ -190,19 +192,19 @@ func (s *builtScore) fitWeights(ctx context.Context, which []int) (*release.Join
 		return nil, nil
 	}
 	if err := s.crossFit(ctx, which); err != nil {
-		return nil, fmt.Errorf("weigh the parts of the score: %w", err)
+		return nil, fmt.Errorf("set the weights of the score's parts: %w", err)
 	}
 	least := leastSpreads
-	if b.folded { // so many have to be left in each weighing, whose scores are compared with the release's
-		least += (s.x.size() + weighings - 1) / weighings
+	if b.folded { // so many have to be left in each round, whose scores are compared with the release's
+		least += (s.x.size() + calibrationRounds - 1) / calibrationRounds
 	}
-	return b.weigh(parts, s.x.said, least), nil
+	return b.setWeights(parts, s.x.partScores, least), nil
 }
 
-// weigh sets the places, scales and weights of the scored parts by what these say of
+// setWeights sets the places, scales and weights of the scored parts by what these score
 // normals, and finds how groups of them are joined. With fewer than least of them all
-// parts weigh the same, and groups spread alike.
-func (b *scoreBuilder) weigh(parts []inference.Part, x said, least int) *release.Join {
+// parts have the same weight, and groups spread alike.
+func (b *scoreBuilder) setWeights(parts []inference.Part, x partScores, least int) *release.Join {
 	values := map[string][]float64{} // of the groups, by reference
 	weights := map[string]float64{}
 	for i := range parts {
@@ -263,17 +265,17 @@ func (b *scoreBuilder) weigh(parts []inference.Part, x said, least int) *release
 func (s *builtScore) calibrating() []float64 {
 	n := s.x.size()
 	scores := make([]float64, n)
-	for f := range min(weighings, n) {
+	for f := range min(calibrationRounds, n) {
 		var some, others []int
 		for j := range n {
-			if j%weighings == f {
+			if j%calibrationRounds == f {
 				some = append(some, j)
 			} else {
 				others = append(others, j)
 			}
 		}
 		theirs := slices.Clone(s.parts)
-		join := s.by.weigh(theirs, s.x.at(others), leastSpreads)
+		join := s.by.setWeights(theirs, s.x.at(others), leastSpreads)
 		for k, v := range s.x.at(some).joint(theirs, join) {
 			scores[some[k]] = v
 		}
@@ -281,19 +283,19 @@ func (s *builtScore) calibrating() []float64 {
 	return scores
 }
 
-// calibratingMaps are the maps of the normals, as many as all parts of maps have seen,
+// calibratingMaps are the maps of the normals, as many as all parts of maps have scored,
 // by places and weights of the others.
 func (s *builtScore) calibratingMaps() (maps []heatmap.Grid) {
-	which, seen := drawn(s.parts), 0
+	which, most := drawn(s.parts), 0
 	for k, i := range which {
-		if n := len(s.x.grids[i]); k == 0 || n < seen {
-			seen = n
+		if n := len(s.x.grids[i]); k == 0 || n < most {
+			most = n
 		}
 	}
-	for f := range min(folds, seen) {
+	for f := range min(foldCount, most) {
 		theirs := slices.Clone(s.parts)
-		s.by.weighMaps(theirs, s.x.said, func(j int) bool { return j >= seen || j%folds != f })
-		for j := f; j < seen; j += folds {
+		s.by.setMapWeights(theirs, s.x.partScores, func(j int) bool { return j >= most || j%foldCount != f })
+		for j := f; j < most; j += foldCount {
 			var grids []heatmap.Grid
 			var of []release.Part
 			for _, i := range which {
@@ -307,9 +309,9 @@ func (s *builtScore) calibratingMaps() (maps []heatmap.Grid) {
 	return maps
 }
 
-// weighMaps sets the places of the parts that count in maps, and what they weigh there,
-// by what these say of normals of which some count.
-func (b *scoreBuilder) weighMaps(parts []inference.Part, x said, counts func(j int) bool) {
+// setMapWeights sets the places and weights of the parts that count in maps, by what
+// these give of normals of which some count.
+func (b *scoreBuilder) setMapWeights(parts []inference.Part, x partScores, counts func(j int) bool) {
 	which := drawn(parts)
 	for _, i := range which {
 		var grids []heatmap.Grid
@@ -328,42 +330,42 @@ func (b *scoreBuilder) weighMaps(parts []inference.Part, x said, counts func(j i
 	}
 }
 
-// fitMaps finds the places of the parts that only maps need, and what the parts weigh in
+// fitMaps finds the places of the parts that only maps need, and the parts' weights in
 // maps, and sets them.
 func (s *builtScore) fitMaps(ctx context.Context, only []int) error {
 	which := drawn(s.parts)
 	if s.x.grids == nil {
-		s.x.said = newSaid(len(s.parts))
+		s.x.partScores = newPartScores(len(s.parts))
 	}
-	asked := s.by.folded || len(which) > 1 || slices.ContainsFunc(only, func(i int) bool { return s.by.parts[i].Placed })
-	for _, t := range s.turns() {
-		if len(only) == 0 || !asked {
+	needed := s.by.folded || len(which) > 1 || slices.ContainsFunc(only, func(i int) bool { return s.by.parts[i].Placed })
+	for _, t := range s.folds() {
+		if len(only) == 0 || !needed {
 			break
 		}
-		err := s.take(ctx, t, only, func(without []inference.Part) error {
-			return s.show(ctx, t.some, without, only, s.x.said)
+		err := s.inFold(ctx, t, only, func(without []inference.Part) error {
+			return s.score(ctx, t.some, without, only, s.x.partScores)
 		})
 		if err != nil {
 			return err
 		}
 	}
-	s.by.weighMaps(s.parts, s.x.said, func(int) bool { return true })
+	s.by.setMapWeights(s.parts, s.x.partScores, func(int) bool { return true })
 	return nil
 }
 
-// turn is a fold of the normals.
-type turn struct {
+// fold is one of the cross-fit: some of the normals, and the rest.
+type fold struct {
 	rest, some []int // places of those of the banks, and of those that are compared with them
 	own        bool  // the banks are the parts' own
 }
 
-// turns are in which some of the normals are compared with banks that none of their
+// folds are some of the normals each, which are compared with banks that none of their
 // fold is in; none where there are too few. Those that are in none of the parts' own
 // banks are the first fold; the banks of the other folds are made in the same way, of
 // about as many normals.
-func (s *builtScore) turns() (out []turn) {
+func (s *builtScore) folds() (out []fold) {
 	n, outside := s.all.size(), s.outside
-	count, most := min(folds, n), references
+	count, most := min(foldCount, n), references
 	if outside > 0 {
 		most = foldedReferences
 	}
@@ -371,28 +373,28 @@ func (s *builtScore) turns() (out []turn) {
 		return nil
 	}
 	order := rand.New(rand.NewPCG(s.by.seed, 0x666f6c64)).Perm(n)
-	fold := make([]int, n)
+	number := make([]int, n)
 	next := 0
 	for _, at := range order {
 		switch {
 		case at >= n-outside:
 		case outside > 0 && count > 1:
-			fold[at] = 1 + next%(count-1)
+			number[at] = 1 + next%(count-1)
 			next++
 		default:
-			fold[at] = next % count
+			number[at] = next % count
 			next++
 		}
 	}
 	for f := range count {
-		t := turn{own: outside > 0 && f == 0}
-		for at := range fold {
-			if fold[at] != f {
+		t := fold{own: outside > 0 && f == 0}
+		for at := range number {
+			if number[at] != f {
 				t.rest = append(t.rest, at)
 			}
 		}
 		for _, at := range order[:min(len(order), most)] {
-			if fold[at] == f {
+			if number[at] == f {
 				t.some = append(t.some, at)
 			}
 		}
@@ -401,8 +403,8 @@ func (s *builtScore) turns() (out []turn) {
 	return out
 }
 
-// take has f ask the banks of a turn, of the parts at which.
-func (s *builtScore) take(ctx context.Context, t turn, which []int, f func(without []inference.Part) error) error {
+// inFold calls f with the parts at which and the banks of a fold.
+func (s *builtScore) inFold(ctx context.Context, t fold, which []int, f func(without []inference.Part) error) error {
 	if t.own {
 		return f(s.parts)
 	}
@@ -418,10 +420,10 @@ func (s *builtScore) take(ctx context.Context, t turn, which []int, f func(witho
 	return err
 }
 
-// crossFit asks the scored ones of the parts at which about some of the normals in turns, in
-// the same order for all of them.
+// crossFit has the scored ones of the parts at which score some of the normals fold by
+// fold, in the same order for all of them.
 func (s *builtScore) crossFit(ctx context.Context, which []int) error {
-	b, x, turns := s.by, &s.x, s.turns()
+	b, x, folds := s.by, &s.x, s.folds()
 	if x.scores == nil {
 		*x = newCrossFitted(len(s.parts))
 	}
@@ -429,25 +431,25 @@ func (s *builtScore) crossFit(ctx context.Context, which []int) error {
 	if len(which) == 0 {
 		return nil
 	}
-	first, seen := x.seen == nil, x.seen
+	first, kept := x.varied == nil, x.varied
 	keep := first && b.blur && b.copies.blurred == 0
-	if len(seen) > 0 && seen[0].Patches == nil && b.anyPatches(which) {
-		seen = nil
+	if len(kept) > 0 && kept[0].Patches == nil && b.anyPatches(which) {
+		kept = nil
 	}
-	c, to := copying{spoilt: true}, []said{x.spoilt} // by turns
+	c, to := copying{spoilt: true}, []partScores{x.spoilt} // one after the other
 	if b.blur {
 		c.blurred, to = 1, slices.Insert(to, 0, x.blurred)
 	}
 	if b.light && first {
 		c.lit, to = 1, slices.Insert(to, 0, x.relit)
 	}
-	for f, t := range turns {
-		b.told("weigh", f, len(turns))
+	for f, t := range folds {
+		b.report("weigh", f, len(folds))
 		if t.own {
 			x.out = len(t.some)
 		}
-		err := s.take(ctx, t, which, func(without []inference.Part) error {
-			if err := s.show(ctx, t.some, without, which, x.said); err != nil || !b.light && !b.blur {
+		err := s.inFold(ctx, t, which, func(without []inference.Part) error {
+			if err := s.score(ctx, t.some, without, which, x.partScores); err != nil || !b.light && !b.blur {
 				return err
 			}
 			next := 0
@@ -455,19 +457,19 @@ func (s *builtScore) crossFit(ctx context.Context, which []int) error {
 				k := next % len(to)
 				next++
 				if keep && k >= c.lit {
-					x.seen = append(x.seen, b.kept(e))
+					x.varied = append(x.varied, b.kept(e))
 				}
 				return b.reference(ctx, without, which, e, to[k])
 			}
-			some := t.some[:min(len(t.some), (lightReferences+len(turns)-1)/len(turns))]
-			if seen == nil {
+			some := t.some[:min(len(t.some), (lightReferences+len(folds)-1)/len(folds))]
+			if kept == nil {
 				return s.all.vary(ctx, some, c, ask)
 			}
 			for range len(some) * len(to) {
-				if err := ask(&seen[0]); err != nil {
+				if err := ask(&kept[0]); err != nil {
 					return err
 				}
-				seen = seen[1:]
+				kept = kept[1:]
 			}
 			return nil
 		})
@@ -475,7 +477,7 @@ func (s *builtScore) crossFit(ctx context.Context, which []int) error {
 			return err
 		}
 	}
-	b.told("weigh", len(turns), len(turns))
+	b.report("weigh", len(folds), len(folds))
 	return nil
 }
 
@@ -492,26 +494,26 @@ func (c composition) anyPatches(which []int) bool {
 	return slices.ContainsFunc(which, func(i int) bool { return c.parts[i].isPatch() })
 }
 
-// show adds what the parts at which say of some of the normals.
-func (s *builtScore) show(ctx context.Context, some []int, parts []inference.Part, which []int, out said) error {
+// score adds what the parts at which score some of the normals.
+func (s *builtScore) score(ctx context.Context, some []int, parts []inference.Part, which []int, out partScores) error {
 	o := s.by.model.e.Outputs()
 	if !s.by.anyPatches(which) {
 		o.Patches = nil
 	}
-	return s.all.show(ctx, o, some, func(e *inference.Embedding) error {
+	return s.all.each(ctx, o, some, func(e *inference.Embedding) error {
 		return s.by.reference(ctx, parts, which, e, out)
 	})
 }
 
-// told reports how far a step is, where somebody listens.
-func (b *scoreBuilder) told(step string, done, total int) {
-	if b.tell != nil {
-		b.tell(step, done, total)
+// report reports how far a step is, where progress is wanted.
+func (b *scoreBuilder) report(step string, done, total int) {
+	if b.progress != nil {
+		b.progress(step, done, total)
 	}
 }
 
-// reference adds what the parts at which say of one normal.
-func (b *scoreBuilder) reference(ctx context.Context, parts []inference.Part, which []int, e *inference.Embedding, out said) error {
+// reference adds what the parts at which score one normal.
+func (b *scoreBuilder) reference(ctx context.Context, parts []inference.Part, which []int, e *inference.Embedding, out partScores) error {
 	for _, i := range which {
 		p := parts[i]
 		if !p.About.IsPatch() {

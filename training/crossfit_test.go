@@ -112,7 +112,7 @@ func TestNewNormalsAreAsStrangeAsThoseThatCalibrate(t *testing.T) {
 		for k, which := range [][]int{order[:held], order[learnt : learnt+later]} {
 			var some []*inference.Embedding
 			var scores []*inference.Score
-			err := x.n.show(t.Context(), x.b.model.e.Outputs(), which, func(e *inference.Embedding) error {
+			err := x.n.each(t.Context(), x.b.model.e.Outputs(), which, func(e *inference.Embedding) error {
 				some, scores = append(some, new(*e)), append(scores, &inference.Score{})
 				return nil
 			})

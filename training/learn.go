@@ -394,7 +394,7 @@ func (run *tuningRun) judge(ctx context.Context, dir, network string) (_ evidenc
 			err = errors.Join(err, os.Remove(file))
 		}
 	}()
-	b.tell = nil
+	b.progress = nil
 	fitted, err := run.fitted(ctx, b)
 	if err != nil {
 		return evidence{}, err

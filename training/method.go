@@ -48,7 +48,7 @@ func (p Plan) cachedModel(ctx context.Context, n networks) (*cachedModel, error)
 	if err := errors.Join(err, os.RemoveAll(dir)); err != nil {
 		return nil, err
 	}
-	k.b.tell = nil
+	k.b.progress = nil
 	k.features = evaluate.NewFeatures(k.vectors)
 	return k, nil
 }

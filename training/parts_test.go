@@ -550,7 +550,7 @@ func TestMapsAreDrawnOfTheScoreThatIsKept(t *testing.T) {
 	defer x.Close()
 	x.b.folded = true
 	turns := 0
-	x.b.tell = func(step string, done, total int) {
+	x.b.progress = func(step string, done, total int) {
 		if step == "maps" && done == 0 {
 			turns++
 		}
@@ -619,7 +619,7 @@ func TestANormalSetsNothingOfItsOwnMap(t *testing.T) {
 		by:    &scoreBuilder{composition: composition{parts: []placed{part, part}}},
 		parts: []inference.Part{{About: about}, {About: about}},
 	}}
-	s.x.said = newSaid(2)
+	s.x.partScores = newPartScores(2)
 	const normals, odd = 20, 3
 	for i := range s.parts {
 		for j := range normals + 2*i { // the score has seen more of one part

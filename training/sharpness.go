@@ -111,7 +111,7 @@ func (s *builtScore) sharpen(ctx context.Context, m Model, light string) (*built
 	return best, report, nil
 }
 
-// renewed is s without the banks of the parts at which, and what these say of normals. The
+// renewed is s without the banks of the parts at which, and what these score normals. The
 // other banks are those of s: in memory, they may be used and closed after s is closed.
 func (s *builtScore) renewed(which []int) *builtScore {
 	t := *s
