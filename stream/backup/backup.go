@@ -92,8 +92,8 @@ type Source struct {
 	Conn  *nats.Conn
 	Names stream.Names
 	Tool  string
-	// Told, when given, hears of each stream that is done.
-	Told func(Entry)
+	// Done, when given, is called with each stream that is done.
+	Done func(Entry)
 }
 
 // Save writes a backup into the folder dir, which must be empty or new. The
@@ -127,8 +127,8 @@ func (s Source) Save(ctx context.Context, dir, what string) (Manifest, error) {
 			return m, fmt.Errorf("back up stream %s: %w", name, err)
 		}
 		m.Streams = append(m.Streams, e)
-		if s.Told != nil {
-			s.Told(e)
+		if s.Done != nil {
+			s.Done(e)
 		}
 	}
 	if err := there(); err != nil {
@@ -422,8 +422,8 @@ func (s Source) restoreAll(ctx context.Context, js jetstream.JetStream, dir stri
 		if err := s.restore(ctx, dir, e, replicas); err != nil {
 			return fmt.Errorf("restore stream %s: %w", e.Stream, err)
 		}
-		if s.Told != nil {
-			s.Told(e)
+		if s.Done != nil {
+			s.Done(e)
 		}
 	}
 	return nil

@@ -163,7 +163,7 @@ func TestABackupLacksNoReleaseOfItsPointers(t *testing.T) {
 				}
 			}
 			dir := filepath.Join(t.TempDir(), "b")
-			_, err := backup.Source{Conn: r.NC, Names: r.Names, Told: told}.Save(t.Context(), dir, backup.Models)
+			_, err := backup.Source{Conn: r.NC, Names: r.Names, Done: told}.Save(t.Context(), dir, backup.Models)
 			if !errors.Is(err, registry.ErrNoRelease) || !strings.Contains(err.Error(), "detector bolts") {
 				t.Errorf("without %.8s: %v", other, err)
 			}
@@ -178,7 +178,7 @@ func TestABackupLacksNoRelease(t *testing.T) {
 	first := r.Release("bolts", streamtest.Fake{Name: "A"})
 	source := backup.Source{Conn: r.NC, Names: r.Names}
 	saved := source
-	saved.Told = func(e backup.Entry) {
+	saved.Done = func(e backup.Entry) {
 		if e.Stream != "KV_"+r.Names.ActiveBucket() {
 			return
 		}

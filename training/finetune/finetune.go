@@ -54,7 +54,7 @@ type Config struct {
 	// goes on from it. Empty: no checkpoints.
 	Checkpoint string
 
-	// Progress, if set, hears after each chunk of steps and each epoch.
+	// Progress, if set, is called after each chunk of steps and each epoch.
 	Progress func(Progress)
 
 	// head replaces the drawn head, in tests.

@@ -31,7 +31,7 @@ func (g *generation) make(ctx context.Context) error {
 	began := time.Now()
 	g.m.Mix = g.control.Mix()
 	if len(g.m.Mix) == 0 {
-		return fmt.Errorf("make fakes: no checkpoint is fit to sample from: %s; look at the generator more often than every %d steps, or lower the learning rate", g.m.Stop, g.o.ProbeEvery)
+		return fmt.Errorf("make fakes: no checkpoint is fit to sample from: %s; measure the generator more often than every %d steps, or lower the learning rate", g.m.Stop, g.o.ProbeEvery)
 	}
 	if !g.o.Mix {
 		g.m.Mix = []frechet.Share{{Step: g.control.Keep()[0], Part: 1}}

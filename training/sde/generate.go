@@ -68,7 +68,7 @@ const (
 	CurveFile      = "curve.png"
 	SheetFile      = "sheet.png"
 	CheckpointFile = "training.ckpt" // the state of training
-	HistoryFile    = "looks.json"    // the looks at the generator so far
+	HistoryFile    = "looks.json"    // the measurements of the generator so far
 	FakesFolder    = "fakes"
 )
 
@@ -78,7 +78,7 @@ const (
 // an earlier run in it are replaced.
 //
 // When ctx ends during training, the state is saved, and a call with
-// [Options.Resume] goes on from there. The state is also saved at every look.
+// [Options.Resume] goes on from there. The state is also saved at every measurement.
 func Generate(ctx context.Context, normals Images, out string, o Options) (*Manifest, error) {
 	g := &generation{o: o, normals: normals, out: out}
 	if err := g.prepare(ctx); err != nil {
@@ -203,24 +203,24 @@ func (g *generation) prepare(ctx context.Context) (err error) {
 	return err
 }
 
-// history is what a run has seen so far, beside its checkpoint: [HistoryFile],
-// and the samples of each look as a strip.
+// history is what a run has measured so far, beside its checkpoint: [HistoryFile],
+// and the samples of each measurement as a strip.
 type history struct {
 	NoiseFD float64         `json:"noise_fd"`
 	Probes  []frechet.Probe `json:"probes"`
 }
 
-const lookImages = 8 // of a strip
+const stripImages = 8 // of a strip
 
 func (g *generation) strip(step int) string {
 	return filepath.Join(g.out, fmt.Sprintf("look-%06d.png", step))
 }
 
 // remember writes the history.
-func (g *generation) remember(look []*imaging.Image, step int) error {
-	strip := imaging.New(g.o.Network.Size, g.o.Network.Size*len(look))
+func (g *generation) remember(samples []*imaging.Image, step int) error {
+	strip := imaging.New(g.o.Network.Size, g.o.Network.Size*len(samples))
 	strip.Pix = strip.Pix[:0]
-	for _, im := range look {
+	for _, im := range samples {
 		strip.Pix = append(strip.Pix, im.Pix...)
 	}
 	raw, err := strip.PNG()
@@ -234,7 +234,7 @@ func (g *generation) remember(look []*imaging.Image, step int) error {
 		return err
 	}
 	if err := renameio.WriteFile(filepath.Join(g.out, HistoryFile), raw, 0o644); err != nil {
-		return fmt.Errorf("write the history of looks: %w", err)
+		return fmt.Errorf("write the history of measurements: %w", err)
 	}
 	return nil
 }
@@ -263,15 +263,15 @@ func (g *generation) recall() error {
 		if err != nil {
 			return fmt.Errorf("go on with a run: %w", err)
 		}
-		strip, err := imaging.Decode(raw, imaging.Limits{MaxAspect: 2 * lookImages})
+		strip, err := imaging.Decode(raw, imaging.Limits{MaxAspect: 2 * stripImages})
 		if err != nil {
 			return fmt.Errorf("go on with a run: read %s: %w", g.strip(p.Step), err)
 		}
-		var look []*imaging.Image
+		var samples []*imaging.Image
 		for y := 0; y < strip.Height; y += strip.Width {
-			look = append(look, strip.Crop(0, y, strip.Width, strip.Width))
+			samples = append(samples, strip.Crop(0, y, strip.Width, strip.Width))
 		}
-		g.observe(p, look)
+		g.observe(p, samples)
 	}
 	return nil
 }
@@ -292,13 +292,13 @@ func (g *generation) clear() error {
 	return nil
 }
 
-// observe shows a look to the controller and notes its column of the sheet.
-func (g *generation) observe(p frechet.Probe, look []*imaging.Image) {
+// observe shows a measurement to the controller and notes its column of the sheet.
+func (g *generation) observe(p frechet.Probe, samples []*imaging.Image) {
 	title := []string{fmt.Sprintf("%d", p.Step)}
 	if g.reference != nil {
 		title = append(title, fmt.Sprintf("r %.2f", p.Ratio))
 	}
-	g.columns = append(g.columns, frechet.Column{Title: title, Images: pictures(look)})
+	g.columns = append(g.columns, frechet.Column{Title: title, Images: pictures(samples)})
 	if g.control.Observe(p) {
 		g.m.Stop = g.control.Reason()
 	}
@@ -356,11 +356,11 @@ func (g *generation) embed(ctx context.Context, images []*imaging.Image, stage s
 }
 
 func (g *generation) progress(stage string, done, total int) {
-	g.tell(Progress{Stage: stage, Done: done, Total: total})
+	g.publish(Progress{Stage: stage, Done: done, Total: total})
 }
 
-// tell adds the last point of the curve.
-func (g *generation) tell(p Progress) {
+// publish adds the last point of the curve.
+func (g *generation) publish(p Progress) {
 	if g.o.Progress == nil {
 		return
 	}
@@ -372,10 +372,10 @@ func (g *generation) tell(p Progress) {
 
 // train trains until the controller stops it or the steps are used up.
 func (g *generation) train(ctx context.Context) error {
-	// The first look, before the first step, is the noise end of the scale; a run
-	// that goes on may have been interrupted just before a look.
-	now, seen := g.trainer.Steps(), g.m.Probes
-	if len(seen) == 0 || now%g.o.ProbeEvery == 0 && seen[len(seen)-1].Step != now {
+	// The first measurement, before the first step, is the noise end of the scale; a run
+	// that goes on may have been interrupted just before one.
+	now, probes := g.trainer.Steps(), g.m.Probes
+	if len(probes) == 0 || now%g.o.ProbeEvery == 0 && probes[len(probes)-1].Step != now {
 		if err := g.probe(ctx); err != nil {
 			return err
 		}
@@ -385,7 +385,7 @@ func (g *generation) train(ctx context.Context) error {
 		n := min(g.o.ProbeEvery-step%g.o.ProbeEvery, g.o.MaxSteps-step)
 		began := time.Now()
 		err := g.trainer.Run(ctx, n, func(i StepInfo) {
-			g.tell(Progress{Stage: "train", Done: i.Step, Total: g.o.MaxSteps, Loss: &i.Loss})
+			g.publish(Progress{Stage: "train", Done: i.Step, Total: g.o.MaxSteps, Loss: &i.Loss})
 		})
 		g.m.Seconds.Train += time.Since(began).Seconds()
 		g.steps += g.trainer.Steps() - step
@@ -418,7 +418,7 @@ func (g *generation) averagedFile(step int) string {
 func (g *generation) probe(ctx context.Context) error {
 	began := time.Now()
 	defer func() { g.m.Seconds.Probe += time.Since(began).Seconds() }()
-	n := lookImages
+	n := stripImages
 	if g.reference != nil {
 		n = max(n, g.reference.Size())
 	}
@@ -458,8 +458,8 @@ func (g *generation) probe(ctx context.Context) error {
 			return err
 		}
 	}
-	g.observe(p, x[:lookImages])
-	if err := g.remember(x[:lookImages], step); err != nil {
+	g.observe(p, x[:stripImages])
+	if err := g.remember(x[:stripImages], step); err != nil {
 		return err
 	}
 	if step > 0 {

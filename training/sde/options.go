@@ -73,7 +73,7 @@ type Options struct {
 	Extractor Extractor `json:"-"`
 	// Log gets JSON lines: steps, probes and the outcome.
 	Log io.Writer `json:"-"`
-	// Progress hears what is done and how far it is.
+	// Progress is called with what is done and how far it is.
 	Progress func(Progress) `json:"-"`
 }
 

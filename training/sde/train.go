@@ -152,7 +152,7 @@ func (t *Trainer) Close() error { return t.optim.Close() }
 // Steps is the number of steps done.
 func (t *Trainer) Steps() int { return t.optim.Step() }
 
-// Run trains for some steps. each, which may be nil, hears of every step, some
+// Run trains for some steps. each, which may be nil, is called after every step, some
 // time after it was done. When ctx ends, Steps says how far training came.
 func (t *Trainer) Run(ctx context.Context, steps int, each func(StepInfo)) error {
 	return t.optim.Run(ctx, newFeed(t), steps, optim.RunOptions{Progress: func(_ context.Context, p optim.Progress) error {
