@@ -30,7 +30,7 @@
 //	stream/control   changes what people change: the command line and others ask it
 //	stream/steward   looks after the frame queue, beside the broker
 //
-// Each tells its walk, its goroutines and its locks. What several of them do in the
+// The comment of each has its steps, its goroutines and its locks. What several of them do in the
 // same way lies in stream/internal.
 //
 // This package knows nothing of ONNX, banks or training, and starts no goroutine that

@@ -48,8 +48,8 @@
 // gate and for the protocols of package evaluate. [Orientation] says whether it
 // matters how the normals lie.
 //
-// Fit is one walk: size → embed → split → frame → tune → build → draw → calibrate →
-// write, each a function from what came before to what comes next. What the frame, how
+// Fit goes in one line: size → embed → split → frame → orient → tune → build → draw →
+// calibrate → write, each a function from what came before to what comes next. What the frame, how
 // the normals lie, or a tuned model change is embedded again, once; light, sharpness and
 // precision each may have the banks built again.
 //

@@ -1,5 +1,5 @@
 // Package steward looks after the frame queue, beside an embedded broker or, with
-// control, apart from a server of somebody's own: every detector has a share of it.
+// control, remote from a server of somebody's own: every detector has a share of it.
 // Beside the broker, what was published and not stored is counted and reported.
 //
 // As long as half of the queue is free anybody may use it. Above that, a detector
@@ -8,7 +8,7 @@
 // the others have what is theirs. Detectors that nobody has made share a sixteenth.
 // What was acknowledged stays and is scored.
 //
-// [Steward.Run] is one loop: it learns which detectors there are, balances what waits
+// [Steward.Run] is one loop: it lists the detectors, balances what waits
 // against the shares, and reports what was lost. The handlers of its subscriptions run
 // beside it, in nats.go's goroutines. Steward.mu guards what both touch: which
 // detectors the stream takes, why others are refused, and the counts by subject. It

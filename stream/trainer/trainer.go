@@ -6,7 +6,7 @@
 // records the job and puts the request into NM_TRAINING. handle takes it:
 //
 //	begin            one more attempt on the job's record
-//	attempt
+//	attempt          by work: again where the active release was replaced meanwhile
 //	  prepare        normals and the active release into folders: a [Task]
 //	  train          Maker.Train, Extend, Retract or Readjust → a release folder
 //	  registry.Put   the release into the store
@@ -25,7 +25,8 @@
 // A verdict. [stream.Client.Feedback] asks control, which puts it into NM_FEEDBACK.
 // handleFeedback takes a batch:
 //
-//	resolve          finds the event and its image, and adds that to NM_NORMALS
+//	resolve          finds the event and its image, and adds that to NM_NORMALS, unless
+//	                 a later verdict is there
 //	takeEffect       asks for a job that extends the active release by it, or takes out
 //	                 of it what a later verdict withdrew
 //

@@ -6,16 +6,18 @@
 // [stream.Frame.Message] makes the camera's message, which waits in NM_FRAMES. A lane
 // takes a batch of them and calls detectorRunner.handle with the release in service:
 //
-//	read       message → frameTask: the frame, or why it cannot be read
-//	prepare    what is known of earlier tries; the object, if it names one
-//	score      Scorer.Score → the event of each frame
-//	judge      smoothing and drift, over the camera's last frames
-//	setAside   alarms whose pictures are to be drawn go to drawPictures
-//	publish    keep the image, store the event
-//	finish     send the score, acknowledge the frame
+//	read         message → frameTask: the frame, or why it cannot be read
+//	prepare      of a frame that comes again or names an object: its earlier tries, its image
+//	settle       the batch; frames that were prepared each alone
+//	  score      Scorer.Score → the event of each frame
+//	  judge      threshold, smoothing and drift, over the camera's last frames
+//	  setAside   alarms whose pictures are to be drawn go to drawPictures
+//	  publish    cool-down; keep the image, store the event
+//	  finish     send the score, acknowledge the frame
 //
 // What fails for good takes the same way as a rejected event; anything else is
-// given back (giveBack) and comes again.
+// given back (giveBack) and comes again. At the end of settle a candidate release scores
+// the same frames, for comparison.
 //
 // In a learning phase detectorRunner.collect adds the frames themselves to NM_NORMALS,
 // and learned asks for the first training. What becomes of verdicts and training
