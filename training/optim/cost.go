@@ -54,7 +54,7 @@ func (t *Trainer) Forward() (_ *Forward, err error) {
 			_ = f.Close()
 		}
 	}()
-	if f.session, err = t.load(g, "forward"); err != nil {
+	if f.session, err = t.load(g); err != nil {
 		return nil, err
 	}
 	for i, in := range microInputs(t.spec.Inputs, t.spec.Accumulate) {

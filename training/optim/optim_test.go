@@ -376,6 +376,36 @@ func TestPlacesAgree(t *testing.T) {
 	}
 }
 
+// TestNoFileIsLeftBehind: a trainer that is killed leaves no weights on the disk, since none
+// are there once its graphs are loaded, which go on without them.
+func TestNoFileIsLeftBehind(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("TMPDIR", dir)
+	s := linear()
+	const n = 9 << 20 // 36 MiB, which ONNX Runtime maps
+	s.Weights = append(s.Weights, onnx.FromFloat32("large", make([]float32, n), n))
+	s.Groups = append([]Group{{Pattern: "large", Freeze: true}}, s.Groups...)
+	loss := s.Loss
+	s.Loss = func(g *onnx.Graph, batch []*onnx.Value, w Weights) (Loss, error) {
+		l, err := loss(g, batch, w)
+		at := g.Cast(g.Scale(g.Reduce("ReduceSum", batch[0], false), 0), onnx.Int64)
+		l.Value = g.Add(l.Value, g.Reshape(g.Op("Gather", nil, w("large"), at)))
+		return l, err
+	}
+	want, _ := train(t, newTestTrainer(t, linear()), 8)
+	x := newTestTrainer(t, s)
+	got, _ := train(t, x, 4)
+	if _, _, err := x.Evaluate(t.Context(), source, 1, EvalOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) > 0 {
+		t.Errorf("beside a trainer there are %v, %v", left, err)
+	}
+	more, _ := train(t, x, 4)
+	compare(t, "losses", append(got, more...), want, 1e-6)
+}
+
 // TestPlaceOfTheState: what nobody asked for may fail and is told, what was asked for may not.
 func TestPlaceOfTheState(t *testing.T) {
 	cuda := ort.Device{Kind: "cuda"}

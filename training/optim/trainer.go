@@ -80,7 +80,6 @@ type Trainer struct {
 	chunk   int
 	session *ort.Session
 	eval    *ort.Session // made by the first Evaluate
-	temp    string       // folder of the graphs' files
 	step    int
 
 	device    *ort.Memory   // where the state is; nil: in Go's memory
@@ -141,28 +140,27 @@ func newTrainer(s Spec) (_ *Trainer, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if t.session, err = t.load(g, "step"); err != nil {
+	if t.session, err = t.load(g); err != nil {
 		return nil, err
 	}
 	return t, t.allocate()
 }
 
 // load gives a graph to ONNX Runtime through a file whose weights it can map,
-// so that frozen weights are not copied on the way.
-func (t *Trainer) load(g *onnx.Graph, name string) (*ort.Session, error) {
-	if t.temp == "" {
-		dir, err := os.MkdirTemp("", "nearmiss-train-")
-		if err != nil {
-			return nil, err
-		}
-		t.temp = dir
+// so that frozen weights are not copied on the way. What is mapped outlasts the file, and
+// nothing is left of it when the process is killed.
+func (t *Trainer) load(g *onnx.Graph) (*ort.Session, error) {
+	dir, err := os.MkdirTemp("", "nearmiss-train-")
+	if err != nil {
+		return nil, err
 	}
+	defer os.RemoveAll(dir)
 	if t.spec.Session.Device.IsCPU() {
 		if err := lower.ForCPU(g); err != nil {
 			return nil, err
 		}
 	}
-	file := filepath.Join(t.temp, name+".onnx")
+	file := filepath.Join(dir, "graph.onnx")
 	if err := g.WriteFile(file, onnx.ExternalAbove(32<<20)); err != nil {
 		return nil, err
 	}
@@ -443,7 +441,7 @@ func (t *Trainer) evaluate(ctx context.Context, src Source, n int, o EvalOptions
 		if _, _, err := t.lossGraph(g, build, inputs, true); err != nil {
 			return 0, nil, err
 		}
-		s, err := t.load(g, "evaluate")
+		s, err := t.load(g)
 		if err != nil {
 			return 0, nil, err
 		}
@@ -523,10 +521,6 @@ func (t *Trainer) Close() error {
 	}
 	if t.device != nil {
 		errs = append(errs, t.device.Close())
-	}
-	if t.temp != "" {
-		errs = append(errs, os.RemoveAll(t.temp))
-		t.temp = ""
 	}
 	return errors.Join(errs...)
 }
