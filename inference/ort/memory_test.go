@@ -275,14 +275,14 @@ func TestMemoryIsShared(t *testing.T) {
 }
 
 // captureAdd captures addModel for n numbers.
-func captureAdd(t *testing.T, n int, seen func(o Options)) (*Captured, error) {
+func captureAdd(t *testing.T, n int, opened func(o Options)) (*Captured, error) {
 	zeros, err := Zeros(Float, n)
 	if err != nil {
 		return nil, err
 	}
 	defer zeros.Close()
 	return Capture(context.Background(), tested(t), func(o Options) (Model, error) {
-		seen(o)
+		opened(o)
 		return OpenBytes(addModel(-1), o)
 	}, []*Tensor{zeros, zeros}, []*Tensor{zeros})
 }

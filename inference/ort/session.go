@@ -226,6 +226,10 @@ func (s *Session) run(ctx context.Context, in, out []*Tensor) (err error) {
 		if t == nil {
 			fresh = append(fresh, i)
 			if !s.out[i].Static() {
+				if typ := s.out[i].Type; typ == Float16 || typ == BFloat16 {
+					// The binding counts a byte for each element, fails, and keeps what it has made.
+					return fmt.Errorf("run %s: output %q: give a %s tensor: its shape is not known before", s.name, s.out[i].Name, typ)
+				}
 				continue // ONNX Runtime allocates it
 			}
 			if t, err = Zeros(s.out[i].Type, s.out[i].Shape...); err != nil {
@@ -257,11 +261,13 @@ func (s *Session) run(ctx context.Context, in, out []*Tensor) (err error) {
 		if out[i] != nil {
 			continue
 		}
-		if out[i], err = adopt(v); err != nil {
-			return fmt.Errorf("run %s: output %q: %s", s.name, s.out[i].Name, oneLine(err))
+		x, e := adopt(v)
+		if e != nil { // the others are adopted, and closed, all the same
+			err = errors.Join(err, fmt.Errorf("run %s: output %q: %s", s.name, s.out[i].Name, oneLine(e)))
 		}
+		out[i] = x
 	}
-	return nil
+	return err
 }
 
 // execute runs the session under ctx; stopped says whether ctx ended it.

@@ -177,6 +177,36 @@ func TestRunRefuses(t *testing.T) {
 			}
 		})
 	}
+	t.Run("an output of which neither the shape nor memory is given, in 16 bits", func(t *testing.T) {
+		cast := []byte(join(field(1, []byte("to")), number(3, int64(Float16)), number(20, 2)))
+		for name, s := range map[string]*Session{
+			"open": openBytes(t, model(graph(
+				[][]byte{node("Identity", []string{"x"}, []string{"y"}), node("Cast", []string{"x"}, []string{"z"}, cast)},
+				[][]byte{valueInfo("x", Float, -1)}, [][]byte{valueInfo("y", Float, -1), valueInfo("z", Float16, -1)},
+			)), Options{}),
+			"static": openBytes(t, model(graph(
+				[][]byte{node("Identity", []string{"x"}, []string{"y"}), node("Cast", []string{"x"}, []string{"z"}, cast)},
+				[][]byte{valueInfo("x", Float, 2)}, [][]byte{valueInfo("y", Float, 2), valueInfo("z", Float16, 2)},
+			)), Options{}),
+		} {
+			x := tensor[float32](t, []int{2}, 1, 2)
+			out, err := s.Run(ctx, []*Tensor{x})
+			if name == "open" && (err == nil || !strings.Contains(err.Error(), `output "z": give a float16 tensor`)) || name == "static" && err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			CloseAll(out...)
+			half, err := Zeros(Float16, 2)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer half.Close()
+			out = []*Tensor{nil, half}
+			if err := s.RunInto(ctx, []*Tensor{x}, out); err != nil || !bytes.Equal(half.Bytes(), []byte{0, 0x3c, 0, 0x40}) {
+				t.Errorf("%s, with memory: %v, %v", name, half.Bytes(), err)
+			}
+			out[0].Close()
+		}
+	})
 	t.Run("a closed session", func(t *testing.T) {
 		s := openBytes(t, addModel(2), Options{})
 		if err := s.Close(); err != nil {

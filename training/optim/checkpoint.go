@@ -102,7 +102,7 @@ func (t *Trainer) Save(path string, extra any) (err error) {
 		}
 	}
 	for _, x := range t.cur {
-		if err := t.see(x, func(x *ort.Tensor) error {
+		if err := t.fetch(x, func(x *ort.Tensor) error {
 			_, err := w.Write(x.Bytes())
 			return err
 		}); err != nil {

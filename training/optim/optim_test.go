@@ -413,21 +413,21 @@ func TestPlaceOfTheState(t *testing.T) {
 		device ort.Device
 		wanted State
 		want   State
-		told   bool // why it is not on the device
+		why    bool // it says why it is not on the device
 		fails  bool
 	}{
 		"a CPU":                              {want: OnHost},
 		"a CPU, asked for":                   {wanted: OnDevice, want: OnDevice},
 		"an accelerator":                     {device: cuda, want: OnDevice},
 		"an accelerator, not wanted":         {device: cuda, wanted: OnHost, want: OnHost},
-		"one that is not there":              {device: ort.Device{Kind: "cuda", ID: 99}, want: OnHost, told: true},
+		"one that is not there":              {device: ort.Device{Kind: "cuda", ID: 99}, want: OnHost, why: true},
 		"one that is not there, asked for":   {device: ort.Device{Kind: "cuda", ID: 99}, wanted: OnDevice, fails: true},
 		"one that is not there, not wanted ": {device: ort.Device{Kind: "cuda", ID: 99}, wanted: OnHost, want: OnHost},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if c.device == cuda && c.wanted == "" {
 				if err := cuda.Usable(); err != nil {
-					c.want, c.told = OnHost, true
+					c.want, c.why = OnHost, true
 				}
 			}
 			x := &Trainer{plan: &plan{spec: Spec{Calls: Calls{State: c.wanted}, Session: ort.Options{Device: c.device}}}}
@@ -436,7 +436,7 @@ func TestPlaceOfTheState(t *testing.T) {
 			if (err != nil) != c.fails {
 				t.Fatalf("got %v", err)
 			}
-			if got, why := x.State(); err == nil && (got != c.want || (why != nil) != c.told) {
+			if got, why := x.State(); err == nil && (got != c.want || (why != nil) != c.why) {
 				t.Errorf("on %s: %v", got, why)
 			}
 		})

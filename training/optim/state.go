@@ -62,9 +62,9 @@ func (t *Trainer) write(x *ort.Tensor, v []float32) error {
 	return t.device.Copy(x, from)
 }
 
-// see calls f with a tensor of the state in Go's memory: itself, or a copy that ends with
+// fetch calls f with a tensor of the state in Go's memory: itself, or a copy that ends with
 // the call.
-func (t *Trainer) see(x *ort.Tensor, f func(*ort.Tensor) error) error {
+func (t *Trainer) fetch(x *ort.Tensor, f func(*ort.Tensor) error) error {
 	if !t.resident {
 		return f(x)
 	}
@@ -100,7 +100,7 @@ func (t *Trainer) weights(from int) ([]onnx.Tensor, error) {
 		if !ok {
 			continue
 		}
-		if err := t.see(t.cur[from+j], func(x *ort.Tensor) error {
+		if err := t.fetch(t.cur[from+j], func(x *ort.Tensor) error {
 			out[i] = onnx.FromFloat32(w.Name, slices.Clone(x.Float32s()), w.Shape...)
 			return nil
 		}); err != nil {
