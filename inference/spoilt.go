@@ -34,6 +34,7 @@ const (
 func SpoiltByInt8(ctx context.Context, path string, o EmbedOptions, images [][]byte) (names []string, err error) {
 	p := &probing{}
 	o.Precision, o.FloatProducts, o.Patches, o.Threads, o.Batch = "", nil, nil, 1, 1
+	o.Device.Graph = false // p is one model
 	e, err := newEmbedder(path, o, p.open)
 	if err != nil {
 		return nil, fmt.Errorf("look for what 8 bits spoil in %s: %w", path, err)

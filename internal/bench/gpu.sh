@@ -57,7 +57,7 @@ agree() {
   done
 }
 
-for arch in tiny small base; do
+for arch in tiny base; do
   "$program" backbone random --arch $arch --out "$temp/$arch.onnx" --json >/dev/null
 done
 fit() { "$program" fit --normals "$pictures" --seed 1 --frame all --device "$device" "$@"; }
@@ -79,7 +79,7 @@ embed() { # DEVICE ARCH PRECISION BATCH
   measure embed --backbone "$temp/$2.onnx" --images "$pictures" --device $1 --batch $4 --precision $3 --time 2s --alone
 }
 
-for arch in tiny base small; do
+for arch in tiny base; do
   for precision in fp32 fp16; do
     for batch in 1 32; do
       for d in "$device" ${graphs[@]+"${graphs[@]}"}; do
@@ -90,14 +90,14 @@ for arch in tiny base small; do
 done
 for network in "" "--network small"; do
   for state in host device; do
-    measure train --device "$device" $network --state $state --single --rounds 2
+    measure train --device "$device" $network --state $state ${network:+--single} --rounds 2
   done
 done
 for d in "$device" ${graphs[@]+"${graphs[@]}"} cpu; do
   measure score --release "$temp/fp32" --images "$pictures" --device $d --time 5s
 done
 if [ "$device" != cpu ]; then # slow there
-  for arch in tiny small base; do embed cpu $arch fp32 1; done
+  for arch in tiny base; do embed cpu $arch fp32 1; done
   measure train --device cpu --rounds 1
 fi
 exit $bad
