@@ -28,15 +28,15 @@ func suffix(b []byte) string {
 // exportNormals sends a training set as it is stored, image by image. The archive's
 // names are numbers: whatever images were called, nothing is written beside them.
 func (c *Console) exportNormals(q *request) (any, error) {
-	v, err := q.allow("anomalies")
-	if err != nil {
-		return nil, err
+	v := q.params("anomalies")
+	if v.err != nil {
+		return nil, v.err
 	}
 	name, kind := q.PathValue("detector"), "normals"
 	if _, err := c.detectors.Get(q.ctx, name); err != nil {
 		return nil, err
 	}
-	anomalies := v.Get("anomalies") == "true"
+	anomalies := v.yes("anomalies")
 	if anomalies {
 		kind = "anomalies"
 	}

@@ -232,17 +232,11 @@ type incidentPage struct {
 }
 
 func (c *Console) listIncidents(q *request) (any, error) {
-	v, err := q.allow("detector", "camera", "state", "since", "cursor", "limit")
-	if err != nil {
-		return nil, err
-	}
-	f, err := filterOf(v)
-	if err != nil {
-		return nil, err
-	}
-	limit, before, err := paging(v, 100)
-	if err != nil {
-		return nil, err
+	v := q.params("detector", "camera", "state", "since", "cursor", "limit")
+	f := v.filter()
+	limit, before := v.paging(100)
+	if v.err != nil {
+		return nil, v.err
 	}
 	items, next, open, alarms := c.index.incidents(f, before, limit, time.Now())
 	return incidentPage{listing[shownIncident]{items, nextCursor(next)}, open, alarms}, nil

@@ -105,13 +105,10 @@ func (c *Console) fit(ctx context.Context, image []byte, side int) ([]byte, erro
 // frame shows what a camera sees: the next frame that it sends. A publish to a
 // stream is heard by plain subscribers, too.
 func (c *Console) frame(q *request) (any, error) {
-	v, err := q.allow("w", "t")
-	if err != nil {
-		return nil, err
-	}
-	side, err := number(v, "w", 32, 1920, tileSide)
-	if err != nil {
-		return nil, err
+	v := q.params("w", "t")
+	side := v.number("w", 32, 1920, tileSide)
+	if v.err != nil {
+		return nil, v.err
 	}
 	d, cam := q.PathValue("detector"), q.PathValue("camera")
 	b, err := c.pictures.frames.get(c.base, fmt.Sprint(d, "/", cam, "/", side), frameAge, func(ctx context.Context) ([]byte, error) {
@@ -201,6 +198,11 @@ func (c *Console) eventPicture(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	return c.pictureOf(q, e)
+}
+
+// pictureOf is the picture of an event that the path names.
+func (c *Console) pictureOf(q *request, e stream.Event) (any, error) {
 	v, err := c.evidenceOf(q.ctx, e)
 	if err != nil {
 		return nil, err
@@ -210,19 +212,19 @@ func (c *Console) eventPicture(q *request) (any, error) {
 			return picture(p.Data, forGood)
 		}
 	}
-	return nil, missing("event %s has no picture %s", e.ID, clean(q.PathValue("name")))
+	return nil, missing("event %s has no picture %s", clean(e.ID), clean(q.PathValue("name")))
 }
 
 // linkedPicture is a picture for who has a link to it ([sink.Links]) and need not
 // sign in. Nothing is looked for before the signature is seen to be good, so that
 // nobody finds out what there is.
 func (c *Console) linkedPicture(q *request) (any, error) {
-	v, err := q.allow("e", "s")
-	if err != nil {
-		return nil, err
+	v := q.params("e", "s")
+	if v.err != nil {
+		return nil, v.err
 	}
 	d, event, name := q.PathValue("detector"), q.PathValue("event"), q.PathValue("name")
-	switch err := c.cfg.Links.Verify(d, event, name, v); {
+	switch err := c.cfg.Links.Verify(d, event, name, v.Values); {
 	case errors.Is(err, sink.ErrLinkExpired):
 		return nil, problem{http.StatusGone, "expired", err.Error()}
 	case errors.Is(err, sink.ErrBadLink), errors.Is(err, sink.ErrNoLinks):
@@ -230,37 +232,25 @@ func (c *Console) linkedPicture(q *request) (any, error) {
 	case err != nil:
 		return nil, err
 	}
-	e, err := c.evidenceOf(q.ctx, stream.Event{Detector: d, ID: event})
-	if err != nil {
-		return nil, err
+	a, err := c.pictureOf(q, stream.Event{Detector: d, ID: event})
+	if show, ok := a.(respond); ok {
+		// Chats and mail programs show it in pages of their own.
+		return respond(func(w http.ResponseWriter, r *http.Request) error {
+			w.Header().Set("Cross-Origin-Resource-Policy", "cross-origin")
+			return show(w, r)
+		}), nil
 	}
-	for _, p := range e.Pictures {
-		if p.Name == name {
-			a, err := picture(p.Data, forGood)
-			if show, ok := a.(respond); ok {
-				// Chats and mail programs show it in pages of their own.
-				return respond(func(w http.ResponseWriter, r *http.Request) error {
-					w.Header().Set("Cross-Origin-Resource-Policy", "cross-origin")
-					return show(w, r)
-				}), nil
-			}
-			return a, err
-		}
-	}
-	return nil, missing("event %s has no picture %s", clean(event), clean(name))
+	return a, err
 }
 
 // sized answers with an image that does not change, with as many pixels as the
 // request wants, and without that as it is, where browsers can show it. Small ones,
 // of which a page shows hundreds, are kept for a while under key.
 func (c *Console) sized(q *request, key string, find func(context.Context) ([]byte, error)) (any, error) {
-	v, err := q.allow("w")
-	if err != nil {
-		return nil, err
-	}
-	side, err := number(v, "w", 32, 4096, 0)
-	if err != nil {
-		return nil, err
+	v := q.params("w")
+	side := v.number("w", 32, 4096, 0)
+	if v.err != nil {
+		return nil, v.err
 	}
 	made := func(ctx context.Context) ([]byte, error) {
 		b, err := find(ctx)
@@ -270,6 +260,7 @@ func (c *Console) sized(q *request, key string, find func(context.Context) ([]by
 		return c.fit(ctx, b, side)
 	}
 	var b []byte
+	var err error
 	if side > 0 && side <= tileSide {
 		b, err = c.pictures.small.get(c.base, fmt.Sprint(key, "/", side), pictureAge, made)
 	} else {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -15,13 +14,10 @@ import (
 )
 
 func (c *Console) cameraScores(q *request) (any, error) {
-	v, err := q.allow("for")
-	if err != nil {
-		return nil, err
-	}
-	age, err := duration(v.Get("for"), 10*time.Minute)
-	if err != nil {
-		return nil, err
+	v := q.params("for")
+	age := v.duration("for", 10*time.Minute)
+	if v.err != nil {
+		return nil, v.err
 	}
 	s, ok := c.feed.series(cameraName{q.PathValue("detector"), q.PathValue("camera")}, time.Now().Add(-age))
 	if !ok {
@@ -30,15 +26,16 @@ func (c *Console) cameraScores(q *request) (any, error) {
 	return s, nil
 }
 
-func duration(s string, def time.Duration) (time.Duration, error) {
+func (p *params) duration(name string, def time.Duration) time.Duration {
+	s := p.Get(name)
 	if s == "" {
-		return def, nil
+		return def
 	}
 	d, err := time.ParseDuration(s)
 	if err != nil || d <= 0 {
-		return 0, bad("%q is no time such as 10m", s)
+		p.fail("%q is no time such as 10m", s)
 	}
-	return d, nil
+	return d
 }
 
 // events is a page of events.
@@ -48,35 +45,30 @@ type events struct {
 	Total int `json:"total"` // events stored
 }
 
-// filterOf reads which events, or incidents, are wanted.
-func filterOf(v url.Values) (f filter, err error) {
-	f = filter{detector: v.Get("detector"), camera: v.Get("camera"), state: v.Get("state")}
+// filter reads which events, or incidents, are wanted.
+func (p *params) filter() filter {
+	f := filter{detector: p.Get("detector"), camera: p.Get("camera"), state: p.Get("state")}
 	if f.state != "" && !slices.Contains(states, f.state) {
-		return f, bad("state %q: use %s", f.state, strings.Join(states, ", "))
+		p.fail("state %q: use %s", f.state, strings.Join(states, ", "))
 	}
-	if s := v.Get("since"); s != "" {
+	if s := p.Get("since"); s != "" {
+		var err error
 		if f.since, err = time.Parse(time.RFC3339, s); err != nil {
-			return f, bad("since %q: give a time as RFC 3339 has it", s)
+			p.fail("since %q: give a time as RFC 3339 has it", s)
 		}
 	}
-	return f, nil
+	return f
 }
 
 func (c *Console) listEvents(q *request) (any, error) {
-	v, err := q.allow("kind", "detector", "camera", "state", "since", "cursor", "limit")
-	if err != nil {
-		return nil, err
-	}
-	f, err := filterOf(v)
-	if err != nil {
-		return nil, err
+	v := q.params("kind", "detector", "camera", "state", "since", "cursor", "limit")
+	f := v.filter()
+	limit, before := v.paging(100)
+	if v.err != nil {
+		return nil, v.err
 	}
 	if k := v.Get("kind"); k != "" {
 		f.kinds = strings.Split(k, ",")
-	}
-	limit, before, err := paging(v, 100)
-	if err != nil {
-		return nil, err
 	}
 	items, next := c.index.list(f, before, limit)
 	switch {
@@ -217,11 +209,15 @@ func (c *Console) listDetectors(q *request) (any, error) {
 }
 
 func (c *Console) getDetector(q *request) (any, error) {
-	name := q.PathValue("detector")
-	d, err := c.detectors.Get(q.ctx, name)
+	d, err := c.detectors.Get(q.ctx, q.PathValue("detector"))
 	if err != nil {
 		return nil, err
 	}
+	return c.described(q, d)
+}
+
+// described is a detector with what is in force now.
+func (c *Console) described(q *request, d stream.Detector) (any, error) {
 	o, err := c.getOverview()
 	if err != nil {
 		return nil, err
@@ -332,9 +328,9 @@ func (c *Console) listReleases(q *request) (any, error) {
 }
 
 func (c *Console) listJobs(q *request) (any, error) {
-	v, err := q.allow("detector")
-	if err != nil {
-		return nil, err
+	v := q.params("detector")
+	if v.err != nil {
+		return nil, v.err
 	}
 	jobs, err := c.in.Jobs(q.ctx)
 	if err != nil {
@@ -378,16 +374,12 @@ type normalPage struct {
 }
 
 func (c *Console) listNormals(q *request) (any, error) {
-	v, err := q.allow("anomalies", "cursor", "limit")
-	if err != nil {
-		return nil, err
+	v := q.params("anomalies", "cursor", "limit")
+	limit, before := v.paging(200)
+	if v.err != nil {
+		return nil, v.err
 	}
-	name := q.PathValue("detector")
-	limit, before, err := paging(v, 200)
-	if err != nil {
-		return nil, err
-	}
-	all, err := c.normals.List(q.ctx, name, v.Get("anomalies") == "true")
+	all, err := c.normals.List(q.ctx, q.PathValue("detector"), v.yes("anomalies"))
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package console
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -329,44 +330,53 @@ func (q *request) body() ([]byte, error) {
 	return b, nil
 }
 
-// allow refuses parameters that the route does not have.
-func (q *request) allow(names ...string) (url.Values, error) {
+// params are a request's parameters. err is the first that cannot be read.
+type params struct {
+	url.Values
+	err error
+}
+
+// params refuses parameters that the route does not have.
+func (q *request) params(names ...string) *params {
 	v, err := url.ParseQuery(q.URL.RawQuery)
 	if err != nil {
-		return nil, bad("the parameters cannot be read: %v", err)
+		return &params{err: bad("the parameters cannot be read: %v", err)}
 	}
 	for k := range v {
 		if !slices.Contains(names, k) {
-			return nil, bad("there is no parameter %q", k)
+			return &params{err: bad("there is no parameter %q", k)}
 		}
 	}
-	return v, nil
+	return &params{Values: v}
 }
 
-func number(v url.Values, name string, least, most, def int) (int, error) {
-	s := v.Get(name)
+func (p *params) fail(format string, a ...any) { p.err = cmp.Or(p.err, bad(format, a...)) }
+
+func (p *params) yes(name string) bool { return p.Get(name) == "true" }
+
+func (p *params) number(name string, least, most, def int) int {
+	s := p.Get(name)
 	if s == "" {
-		return def, nil
+		return def
 	}
 	n, err := strconv.Atoi(s)
 	if err != nil || n < least || n > most {
-		return 0, bad("%s %q: use %d to %d", name, s, least, most)
+		p.fail("%s %q: use %d to %d", name, s, least, most)
 	}
-	return n, nil
+	return n
 }
 
 // paging is how many rows a page of a list is to have, and which sequence they come
 // before; 0: the list's first page.
-func paging(v url.Values, def int) (limit int, before uint64, err error) {
-	if limit, err = number(v, "limit", 1, 500, def); err != nil {
-		return 0, 0, err
-	}
-	if s := v.Get("cursor"); s != "" {
+func (p *params) paging(def int) (limit int, before uint64) {
+	limit = p.number("limit", 1, 500, def)
+	if s := p.Get("cursor"); s != "" {
+		var err error
 		if before, err = strconv.ParseUint(s, 10, 64); err != nil || before == 0 {
-			return 0, 0, bad("cursor %q: use the one that the page before gave", s)
+			p.fail("cursor %q: use the one that the page before gave", s)
 		}
 	}
-	return limit, before, nil
+	return limit, before
 }
 
 // listing answers a list.

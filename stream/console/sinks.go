@@ -39,16 +39,13 @@ func sinkDoes[A any](c *Console, q *request, what string, ask any) (any, error) 
 
 // listAudit shows who changed what, newest first.
 func (c *Console) listAudit(q *request) (any, error) {
-	v, err := q.allow("by", "action", "object", "failed", "cursor", "limit")
-	if err != nil {
-		return nil, err
-	}
-	limit, before, err := paging(v, 100)
-	if err != nil {
-		return nil, err
+	v := q.params("by", "action", "object", "failed", "cursor", "limit")
+	limit, before := v.paging(100)
+	if v.err != nil {
+		return nil, v.err
 	}
 	all, err := c.in.Audit(q.ctx, stream.AuditFilter{
-		By: v.Get("by"), Action: v.Get("action"), Object: v.Get("object"), Failed: v.Get("failed") == "true",
+		By: v.Get("by"), Action: v.Get("action"), Object: v.Get("object"), Failed: v.yes("failed"),
 	}, before, limit)
 	if err != nil {
 		return nil, err
@@ -62,20 +59,15 @@ func (c *Console) listAudit(q *request) (any, error) {
 
 // choices are what a detector may be configured with, as a trainer says.
 func (c *Console) choices(q *request) (any, error) {
-	a, err := c.client.Choices(q.ctx)
-	return a, err
+	return c.client.Choices(q.ctx)
 }
 
 // outliers are the normals in the serving bank, strangest first.
 func (c *Console) outliers(q *request) (any, error) {
-	v, err := q.allow("limit")
-	if err != nil {
-		return nil, err
+	v := q.params("limit")
+	limit := v.number("limit", 1, 1000, 200)
+	if v.err != nil {
+		return nil, v.err
 	}
-	limit, err := number(v, "limit", 1, 1000, 200)
-	if err != nil {
-		return nil, err
-	}
-	a, err := c.client.Outliers(q.ctx, stream.OutliersRequest{ReleaseRequest: stream.ReleaseRequest{Detector: q.PathValue("detector")}, Limit: limit})
-	return a, err
+	return c.client.Outliers(q.ctx, stream.OutliersRequest{ReleaseRequest: stream.ReleaseRequest{Detector: q.PathValue("detector")}, Limit: limit})
 }

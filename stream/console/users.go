@@ -22,10 +22,15 @@ type shownUser struct {
 	ExpiresAt time.Time `json:"expires_at,omitzero"`
 }
 
+func shown(u user) shownUser {
+	return shownUser{Name: u.Name, Role: u.Role, Disabled: u.Disabled, CreatedAt: u.CreatedAt, CreatedBy: u.CreatedBy, ExpiresAt: u.ExpiresAt}
+}
+
 func (c *Console) listUsers(*request) (any, error) {
 	out := listing[shownUser]{Items: []shownUser{}}
 	for k, u := range c.people.list() {
-		s := shownUser{Name: u.Name, Role: max(u.Role, Viewer), Disabled: u.Disabled, CreatedAt: u.CreatedAt, CreatedBy: u.CreatedBy, ExpiresAt: u.ExpiresAt}
+		s := shown(u)
+		s.Role = max(u.Role, Viewer)
 		if t, ok := strings.CutPrefix(k, tokenKeys); ok {
 			s.Token = t
 		}
@@ -72,7 +77,7 @@ func (c *Console) addUser(q *request) (any, error) {
 		return nil, err
 	}
 	c.record(q, "create", "user/"+u.Name, map[string]any{"role": u.Role})
-	return created{http.StatusCreated, shownUser{Name: u.Name, Role: u.Role, CreatedAt: u.CreatedAt, CreatedBy: u.CreatedBy}}, nil
+	return created{http.StatusCreated, shown(u)}, nil
 }
 
 // firstUser makes an administrator of who has the link of --setup, and signs him in.
@@ -138,7 +143,7 @@ func (c *Console) changeUser(q *request) (any, error) {
 		return nil, err
 	}
 	c.record(q, "set", "user/"+u.Name, map[string]any{"role": u.Role, "disabled": u.Disabled, "password": in.Password != nil})
-	return shownUser{Name: u.Name, Role: u.Role, Disabled: u.Disabled, CreatedAt: u.CreatedAt, CreatedBy: u.CreatedBy}, nil
+	return shown(u), nil
 }
 
 func (c *Console) removeUser(q *request) (any, error) {

@@ -115,20 +115,16 @@ func (c *Console) changeDetector(q *request) (any, error) {
 	d.Revision = a.Revision
 	c.overview.forget("")
 	c.logAction(q, "changed detector", name)
-	o, err := c.getOverview()
-	if err != nil {
-		return nil, err
-	}
-	return c.describe(q.ctx, d, o), nil
+	return c.described(q, d)
 }
 
 func (c *Console) deleteDetector(q *request) (any, error) {
 	name := q.PathValue("detector")
-	v, err := q.allow("everything")
-	if err != nil {
-		return nil, err
+	v := q.params("everything")
+	if v.err != nil {
+		return nil, v.err
 	}
-	if err := c.control(q).DeleteDetector(q.ctx, name, v.Get("everything") == "true"); err != nil {
+	if err := c.control(q).DeleteDetector(q.ctx, name, v.yes("everything")); err != nil {
 		return nil, err
 	}
 	c.overview.forget("")
@@ -165,9 +161,9 @@ func (c *Console) calibration(q *request) (any, error) {
 // addNormals takes the files of a form. Each is checked before it is stored; what
 // is wrong with one is its own matter.
 func (c *Console) addNormals(q *request) (any, error) {
-	v, err := q.allow("anomalies")
-	if err != nil {
-		return nil, err
+	v := q.params("anomalies")
+	if v.err != nil {
+		return nil, v.err
 	}
 	name := q.PathValue("detector")
 	if _, err := c.detectors.Get(q.ctx, name); err != nil {
@@ -205,14 +201,14 @@ func (c *Console) addNormals(q *request) (any, error) {
 			continue
 		}
 		if _, err := c.normals.Add(q.Context(), stream.Normal{
-			Detector: name, Origin: "uploaded by " + q.who.Name, Source: clean(file), Anomaly: v.Get("anomalies") == "true", Image: b,
+			Detector: name, Origin: "uploaded by " + q.who.Name, Source: clean(file), Anomaly: v.yes("anomalies"), Image: b,
 		}); err != nil {
 			return nil, err
 		}
 		out.Added++
 	}
 	c.overview.forget("")
-	c.record(q, "add-normals", "detector/"+name, map[string]any{"added": out.Added, "anomalies": v.Get("anomalies") == "true"})
+	c.record(q, "add-normals", "detector/"+name, map[string]any{"added": out.Added, "anomalies": v.yes("anomalies")})
 	return out, nil
 }
 
