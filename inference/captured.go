@@ -14,7 +14,7 @@ import (
 // model of its own, where they give what the model gives; other runs stay as they are.
 func (e *Embedder) capture(path string, open opening) error {
 	if e.row == nil {
-		return errors.New("its outputs do not tell the images of a batch apart")
+		return errors.New("its outputs do not separate the images of a batch")
 	}
 	e.captured = map[int]*ort.Captured{}
 	model := func(o ort.Options) (ort.Model, error) {

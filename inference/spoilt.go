@@ -37,7 +37,7 @@ func SpoiltByInt8(ctx context.Context, path string, o EmbedOptions, images [][]b
 	o.Device.Graph = false // p is one model
 	e, err := newEmbedder(path, o, p.open)
 	if err != nil {
-		return nil, fmt.Errorf("look for what 8 bits spoil in %s: %w", path, err)
+		return nil, fmt.Errorf("find what 8 bits spoil in %s: %w", path, err)
 	}
 	defer func() { err = errors.Join(err, e.Close()) }()
 	p.forget() // the probe with a black image

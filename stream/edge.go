@@ -125,7 +125,7 @@ func (in *Installation) changeSources(ctx context.Context, parts EdgeParts, chan
 		for _, name := range parts.taken(in.names) {
 			s, err := in.js.Stream(ctx, name)
 			if err != nil {
-				return fmt.Errorf("look what %s is taken from: %w", name, err)
+				return fmt.Errorf("find the sources of %s: %w", name, err)
 			}
 			cfg := s.CachedInfo().Config
 			was := len(cfg.Sources)
@@ -146,7 +146,7 @@ func (in *Installation) Edges(ctx context.Context) ([]Edge, error) {
 	for _, name := range (EdgeParts{Pictures: true, Images: true}).taken(in.names) {
 		s, err := in.js.Stream(ctx, name)
 		if err != nil {
-			return nil, fmt.Errorf("look what %s is taken from: %w", name, err)
+			return nil, fmt.Errorf("find the sources of %s: %w", name, err)
 		}
 		for _, src := range s.CachedInfo().Sources {
 			domain := edgeOf(src.External)

@@ -27,7 +27,7 @@ var (
 	// ErrNotFound is returned for what is not, or no longer, there.
 	ErrNotFound = errors.New("not found")
 	// ErrConflict is returned when somebody else changed a record first.
-	ErrConflict = errors.New("changed by somebody else meanwhile")
+	ErrConflict = errors.New("changed meanwhile")
 )
 
 // Codes say in one stable word why something was rejected, refused or given up.

@@ -88,7 +88,7 @@ func (in *Installation) FindEvent(ctx context.Context, detector, camera, id, fra
 		return seq == 0
 	})
 	if err != nil {
-		return Event{}, fmt.Errorf("look for the event: %w", err)
+		return Event{}, fmt.Errorf("find the event: %w", err)
 	}
 	what := fmt.Sprintf("event %s of detector %s", text.Clip(id), detector)
 	if id == "" {

@@ -86,7 +86,7 @@ func (in *Installation) IsAwaited(ctx context.Context, detector string) (bool, e
 		case err == nil:
 			return true, nil
 		case !errors.Is(err, jetstream.ErrKeyNotFound):
-			return false, fmt.Errorf("look for detector %s: %w", detector, err)
+			return false, fmt.Errorf("find detector %s: %w", detector, err)
 		}
 	}
 	return false, nil

@@ -56,14 +56,14 @@ func (in *Installation) LostFrames(ctx context.Context) ([]Lost, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("look for lost frames: %w", err)
+		return nil, fmt.Errorf("find lost frames: %w", err)
 	}
 	e, err := kv.Get(ctx, lostKey)
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("look for lost frames: %w", err)
+		return nil, fmt.Errorf("find lost frames: %w", err)
 	}
 	var all []Lost
 	if err := json.Unmarshal(e.Value(), &all); err != nil {

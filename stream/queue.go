@@ -77,7 +77,7 @@ func (in *Installation) WaitingFrames(ctx context.Context, detector, camera stri
 func (in *Installation) Shed(ctx context.Context, detector, camera string, keep int) (uint64, error) {
 	s, err := in.js.Stream(ctx, in.names.FramesStream())
 	if err != nil {
-		return 0, fmt.Errorf("look for stream %s: %w", in.names.FramesStream(), err)
+		return 0, fmt.Errorf("find stream %s: %w", in.names.FramesStream(), err)
 	}
 	before, err := in.WaitingFrames(ctx, detector, camera)
 	if err != nil || before <= uint64(keep) {

@@ -347,7 +347,7 @@ func sourced(ctx context.Context, js jetstream.JetStream, stream string) error {
 	for begin := time.Now(); time.Since(begin) < 2*time.Second && ctx.Err() == nil; wait.Pause(ctx, 10*time.Millisecond) {
 		s, err := js.Stream(ctx, stream)
 		if err != nil {
-			return fmt.Errorf("look for stream %s: %w", stream, err)
+			return fmt.Errorf("find stream %s: %w", stream, err)
 		}
 		if src := s.CachedInfo().Sources; len(src) == 0 || src[0].Active >= 0 {
 			break
@@ -372,7 +372,7 @@ func ensureStream(ctx context.Context, js jetstream.JetStream, n Names, cfg jets
 		}
 		return nil
 	case err != nil:
-		return fmt.Errorf("look for stream %s: %w", cfg.Name, err)
+		return fmt.Errorf("find stream %s: %w", cfg.Name, err)
 	}
 	have := s.CachedInfo().Config
 	first := strings.Join(have.Subjects[:min(len(have.Subjects), 1)], "")

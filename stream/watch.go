@@ -164,7 +164,7 @@ func Watch(ctx context.Context, nc *nats.Conn, cfg WatchConfig, log zerolog.Logg
 			_ = m.NakWithDelay(time.Millisecond)
 			return nil
 		case err != nil:
-			log.Warn().Err(err).Str("event", e.ID).Msg("event not handled: it comes again")
+			log.Warn().Err(err).Str("event", e.ID).Msg("event not handled: it will be retried")
 			_ = m.NakWithDelay(time.Second)
 		case cfg.Durable != "":
 			_ = m.Ack()

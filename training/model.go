@@ -94,7 +94,7 @@ func (c composition) open(ctx context.Context, file string, n networks, data Dat
 			a.Output, a.Dim = q.Name, q.Dim
 			a.Width, a.Height = out.e.Preprocess().Grid(q.Grid[0], q.Grid[1])
 			if a.Width*a.Height > release.MostPatches {
-				return nil, errors.Join(fmt.Errorf("%w: %d×%d patches of a picture, at most %d are told apart: take fewer tiles or a smaller input", ErrPlan, a.Width, a.Height, release.MostPatches), out.Close())
+				return nil, errors.Join(fmt.Errorf("%w: %d×%d patches of a picture, at most %d can have ids: take fewer tiles or a smaller input", ErrPlan, a.Width, a.Height, release.MostPatches), out.Close())
 			}
 			for i, statistic := range p.statistics() {
 				if i == 0 {

@@ -239,7 +239,7 @@ func withBroker(ctx context.Context, b *broker.Broker, conf config, o *output, f
 		defer cancelSteward()
 		all.Go(func() {
 			if err := keeper.Run(within); err != nil {
-				o.Log.Error().Err(err).Msg("nobody looks after the frame queue")
+				o.Log.Error().Err(err).Msg("the frame queue is not attended to")
 			}
 		})
 		return f(work, connect)

@@ -82,7 +82,7 @@ func (c *evalCmd) Run(ctx context.Context, o *output) error {
 			return usageError{fmt.Errorf("--predictions %w", err)}
 		}
 		if c.Suite != "" || c.Protocol == protocolAlarms {
-			return usageError{errors.New("--predictions tells of single images: it goes with one-vs-rest, near and mvtec")}
+			return usageError{errors.New("--predictions is about single images: it goes with one-vs-rest, near and mvtec")}
 		}
 	}
 	embed, err := c.options()

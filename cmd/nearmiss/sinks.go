@@ -163,7 +163,7 @@ func askSinks(ctx context.Context, s serverFlags, o *output) (all []sink.Status,
 	defer nc.Close()
 	err = sink.Ask(ctx, nc, s.names(), "status", nil, &all)
 	if errors.Is(err, stream.ErrNobody) {
-		return nil, errors.New("nobody runs the sinks: start nearmiss up, or nearmiss sinks")
+		return nil, errors.New("no process runs the sinks: start nearmiss up, or nearmiss sinks")
 	}
 	return all, inWords(err)
 }

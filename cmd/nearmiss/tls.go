@@ -142,7 +142,7 @@ type certificate struct {
 func certificates(dir string) ([]certificate, error) {
 	files, err := filepath.Glob(filepath.Join(dir, "*.crt"))
 	if err != nil {
-		return nil, fmt.Errorf("look for certificates in %s: %w", dir, err)
+		return nil, fmt.Errorf("find certificates in %s: %w", dir, err)
 	}
 	var all []certificate
 	for _, f := range files {

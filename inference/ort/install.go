@@ -516,7 +516,7 @@ func tryLoad(staged, target string) error {
 	}
 	environment.path = target
 	if v := onnxruntime.GetVersion(); v == "" {
-		return errors.New("the library does not tell its version")
+		return errors.New("the library does not report its version")
 	}
 	return nil
 }

@@ -403,7 +403,7 @@ func (s Source) restoreAll(ctx context.Context, js jetstream.JetStream, dir stri
 		switch {
 		case errors.Is(err, jetstream.ErrStreamNotFound):
 		case err != nil:
-			return fmt.Errorf("look for stream %s: %w", e.Stream, err)
+			return fmt.Errorf("find stream %s: %w", e.Stream, err)
 		case st.CachedInfo().State.Msgs > 0 && !markersOnly(ctx, js, e.Stream):
 			return fmt.Errorf("stream %s %w: it has %d messages; restore into an installation that has nothing, such as a broker with a new data folder", e.Stream, ErrNotEmpty, st.CachedInfo().State.Msgs)
 		default:

@@ -93,7 +93,7 @@ func moveAccount(store string, users bool) error {
 	case err == nil:
 		return fmt.Errorf("the broker's store has streams in both %s and %s: move one of them away", from, to)
 	case !errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("look for the broker's streams: %w", err)
+		return fmt.Errorf("find the broker's streams: %w", err)
 	}
 	if err := os.RemoveAll(to); err != nil { // an account without streams
 		return fmt.Errorf("move the broker's streams: %w", err)

@@ -160,7 +160,7 @@ func (s *MQTT) run(ctx context.Context) {
 		}
 		if errors.Is(err, packets.ErrorRefusedBadUsernameOrPassword) || errors.Is(err, packets.ErrorRefusedNotAuthorised) {
 			s.mu.Lock()
-			s.err = fmt.Errorf("the MQTT broker at %s lets nobody in with this user and password: %w", s.URL, err)
+			s.err = fmt.Errorf("the MQTT broker at %s refuses this user and password: %w", s.URL, err)
 			s.mu.Unlock()
 			s.signal()
 			return

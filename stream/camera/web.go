@@ -159,7 +159,7 @@ func (s *Web) once(ctx context.Context) (Image, error) {
 func (s *Web) failed(err error) error {
 	err = cleanError(err, s.URL)
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		err = fmt.Errorf("%w: name the camera's own certificate with --ca FILE, or trust it unseen with --insecure", err)
+		err = fmt.Errorf("%w: name the camera's own certificate with --ca FILE, or trust any with --insecure", err)
 	}
 	return fmt.Errorf("ask camera %s: %w", Redacted(s.URL), err)
 }

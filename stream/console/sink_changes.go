@@ -80,7 +80,7 @@ func (c *Console) changeSink(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	stale := problem{http.StatusPreconditionFailed, codeStale, "somebody else has changed the sink meanwhile: look again"}
+	stale := problem{http.StatusPreconditionFailed, codeStale, "somebody else has changed the sink meanwhile: read it again"}
 	if want > 0 && want != e.Head {
 		return nil, stale
 	}

@@ -210,7 +210,7 @@ func (c *Console) judge(q *request) (any, error) {
 		v.events, left = append(v.events, events...), left+more
 	}
 	if len(v.events) == 0 {
-		return nil, problem{http.StatusConflict, stream.CodeConflict, "there is nothing to say it of: look again"}
+		return nil, problem{http.StatusConflict, stream.CodeConflict, "there is no alarm to judge: reload the page"}
 	}
 	for _, e := range v.events {
 		f := v.feedback

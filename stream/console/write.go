@@ -106,7 +106,7 @@ func (c *Console) changeDetector(q *request) (any, error) {
 	change.Revision = want
 	a, err := c.control(q).Set(q.ctx, change)
 	if want > 0 && errors.Is(err, stream.ErrConflict) {
-		return nil, problem{http.StatusPreconditionFailed, codeStale, "somebody else has changed the detector meanwhile: look again"}
+		return nil, problem{http.StatusPreconditionFailed, codeStale, "somebody else has changed the detector meanwhile: read it again"}
 	}
 	if err != nil {
 		return nil, err

@@ -35,7 +35,7 @@ func (c *Service) keepConsumers(ctx context.Context) {
 			wait = again.NextBackOff()
 			if ctx.Err() == nil && !logged {
 				logged = true
-				c.log.Warn().Err(text.OneLine(err)).Msg("workers and trainers make their consumers themselves: until then nobody sees what waits for them")
+				c.log.Warn().Err(text.OneLine(err)).Msg("workers and trainers make their consumers themselves: until then what waits for them is not shown")
 			}
 		}
 		select {

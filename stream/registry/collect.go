@@ -82,7 +82,7 @@ func (r *Registry) collect(ctx context.Context, o CollectOptions) (Collected, er
 			continue // it cannot be loaded either: no file is needed for its sake
 		}
 		if err != nil {
-			return out, fmt.Errorf("collect: cannot tell which files release %s needs: %w", text.Short(i.Name), err)
+			return out, fmt.Errorf("collect: cannot find which files release %s needs: %w", text.Short(i.Name), err)
 		}
 		files, err := envelope.Parse(raw)
 		if err != nil {

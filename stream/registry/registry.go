@@ -298,7 +298,7 @@ func (r *Registry) manifest(ctx context.Context, digest string) ([]byte, error) 
 		return nil, fmt.Errorf("release %s: %w", text.Short(digest), ErrNoRelease)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("look for release %s: %w", text.Short(digest), err)
+		return nil, fmt.Errorf("find release %s: %w", text.Short(digest), err)
 	}
 	if info.Size > envelope.MaxManifest {
 		return nil, fmt.Errorf("release %s: %w: %d bytes", text.Short(digest), ErrBadManifest, info.Size)
@@ -394,7 +394,7 @@ func (r *Registry) download(ctx context.Context, f envelope.Entry, path string) 
 func (r *Registry) Show(ctx context.Context, digest string) (Release, error) {
 	info, err := r.blobs.GetInfo(ctx, digest)
 	if err != nil && !errors.Is(err, jetstream.ErrObjectNotFound) {
-		return Release{}, fmt.Errorf("look for release %s: %w", text.Short(digest), err)
+		return Release{}, fmt.Errorf("find release %s: %w", text.Short(digest), err)
 	}
 	raw, err := r.manifest(ctx, digest)
 	if err != nil {

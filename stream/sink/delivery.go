@@ -402,7 +402,7 @@ func (l *delivery) deadLetter(ctx context.Context, m jetstream.Msg, meta *jetstr
 	step, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
 	if _, err := l.js.PublishMsg(step, d); err != nil {
-		l.log.Warn().Err(err).Msg("a dead letter cannot be stored: its event comes again")
+		l.log.Warn().Err(err).Msg("a dead letter cannot be stored: its event will be retried")
 		_ = m.NakWithDelay(l.delays[0])
 		return
 	}

@@ -22,7 +22,7 @@ type held struct {
 // errNotNow where somebody else has just changed the stream, or is about to.
 var (
 	errAttended = errors.New("there is a steward beside the broker")
-	errNotNow   = errors.New("somebody else changes the frame queue")
+	errNotNow   = errors.New("another program changes the frame queue")
 )
 
 // update has the stream be as planned, if it still is as it was when that was planned, and
@@ -77,7 +77,7 @@ func (s *Steward) acquire(ctx context.Context) (end func(), err error) {
 	case errors.Is(err, lease.ErrOthers):
 		return nil, errNotNow
 	case errors.Is(err, lease.ErrNone):
-		s.log.Debug().Err(err).Msg("the frame queue is changed whoever else changes it")
+		s.log.Debug().Err(err).Msg("the frame queue is changed without a lease")
 		return func() {}, nil
 	}
 	return end, err

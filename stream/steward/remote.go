@@ -77,7 +77,7 @@ func (s *Steward) attended(ctx context.Context) error {
 	case err == nil:
 		return errAttended
 	case !errors.Is(err, nats.ErrNoResponders):
-		return fmt.Errorf("look for a steward beside the broker: %w", err)
+		return fmt.Errorf("find a steward beside the broker: %w", err)
 	}
 	return nil
 }

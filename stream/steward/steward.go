@@ -151,7 +151,7 @@ func (s *Steward) Run(ctx context.Context) error {
 		}
 		err := s.balance(step)
 		if err != nil && ctx.Err() == nil && !failing {
-			s.log.Warn().Err(err).Msg("cannot look after the frame queue: trying on")
+			s.log.Warn().Err(err).Msg("cannot attend to the frame queue: trying again")
 		}
 		failing = err != nil
 		if time.Since(reported) > time.Second && !s.cfg.Remote {

@@ -25,7 +25,7 @@ func (w *Worker) adjustments(ctx context.Context) {
 		})
 		cancel()
 		if err := errors.Join(failed, err); err != nil && ctx.Err() == nil {
-			w.log.Debug().Err(err).Msg("cannot look for changed configurations: once more")
+			w.log.Debug().Err(err).Msg("cannot read changed configurations: trying again")
 		}
 		wait.Pause(ctx, w.cfg.RetryDelay/5)
 	}

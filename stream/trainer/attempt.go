@@ -39,7 +39,7 @@ func (w *Worker) handle(ctx context.Context, m jetstream.Msg) {
 	job, err := w.begin(ctx, m, req)
 	if err != nil {
 		if ctx.Err() == nil {
-			log.Warn().Err(err).Msg("cannot record the job: it comes again")
+			log.Warn().Err(err).Msg("cannot record the job: it will be retried")
 		}
 		_ = m.NakWithDelay(time.Second)
 		return
@@ -129,7 +129,7 @@ func (w *Worker) work(ctx context.Context, job stream.Job) (stream.Job, error) {
 		if !errors.Is(err, registry.ErrConflict) || ctx.Err() != nil {
 			return done, err
 		}
-		w.log.Info().Str("job", job.Job).Msg("the active release was replaced meanwhile: once more")
+		w.log.Info().Str("job", job.Job).Msg("the active release was replaced meanwhile: trying again")
 		if job, err = w.jobs.Update(ctx, job.Job, func(j *stream.Job) error {
 			j.Release = ""
 			return w.mine(j)
@@ -419,7 +419,7 @@ func (w *Worker) end(ctx context.Context, m jetstream.Msg, job stream.Job, chang
 		return err
 	})
 	if err != nil {
-		w.log.Warn().Err(err).Str("job", job.Job).Msg("cannot record the job's end: it comes again")
+		w.log.Warn().Err(err).Str("job", job.Job).Msg("cannot record the job's end: it will be retried")
 		_ = m.NakWithDelay(time.Second)
 		return
 	}
@@ -453,7 +453,7 @@ func (w *Worker) release(ctx context.Context, m jetstream.Msg, job stream.Job, d
 		w.log.Warn().Err(err).Str("job", job.Job).Msg("cannot record that the job goes back")
 	}
 	if err := m.NakWithDelay(max(delay, 100*time.Millisecond)); err != nil {
-		w.log.Debug().Err(err).Str("job", job.Job).Msg("the job comes again when its time is up")
+		w.log.Debug().Err(err).Str("job", job.Job).Msg("the job will be retried when its acknowledgement times out")
 	}
 }
 
@@ -467,7 +467,7 @@ func (w *Worker) toDeadLetters(ctx context.Context, m jetstream.Msg, job *stream
 	}
 	dead := stream.DeadMessage(w.cfg.Names, m.Subject(), w.cfg.TrainingStream(), meta.Sequence.Stream, int(meta.NumDelivered), m.Headers(), m.Data(), code, why.Error())
 	if err := stream.Retry(ctx, wait.Brief(), func() error { return w.in.StoreDeadLetter(ctx, dead) }); err != nil {
-		w.log.Warn().Err(err).Msg("dead letter not stored: the job comes again")
+		w.log.Warn().Err(err).Msg("dead letter not stored: the job will be retried")
 		_ = m.NakWithDelay(time.Second)
 		return
 	}

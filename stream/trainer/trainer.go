@@ -337,7 +337,7 @@ func (w *Worker) schedule(ctx context.Context) {
 	defer t.Stop()
 	for {
 		if err := w.due(ctx, time.Now()); err != nil && ctx.Err() == nil {
-			w.log.Debug().Err(err).Msg("cannot look for detectors that are due for retraining")
+			w.log.Debug().Err(err).Msg("cannot find the detectors that are due for retraining")
 		}
 		select {
 		case <-ctx.Done():

@@ -54,7 +54,7 @@ func (w *Worker) handleFeedback(ctx context.Context, msgs []jetstream.Msg) {
 			w.refuseFeedback(ctx, m, perm)
 			beat.Done(m)
 		case err != nil:
-			w.log.Warn().Err(err).Msg("feedback not handled: it comes again")
+			w.log.Warn().Err(err).Msg("feedback not handled: it will be retried")
 			_ = m.NakWithDelay(w.cfg.RetryDelay)
 			beat.Done(m)
 		default:
@@ -78,7 +78,7 @@ func (w *Worker) handleFeedback(ctx context.Context, msgs []jetstream.Msg) {
 			beat.Done(m)
 		}
 		if err != nil && ctx.Err() == nil {
-			w.log.Warn().Err(err).Str("detector", g.detector).Msg("feedback not handled: it comes again")
+			w.log.Warn().Err(err).Str("detector", g.detector).Msg("feedback not handled: it will be retried")
 		}
 	}
 }
@@ -192,7 +192,7 @@ func (w *Worker) superseded(ctx context.Context, x effect, e stream.Event) (bool
 		return !over
 	})
 	if err != nil {
-		return false, fmt.Errorf("look for later feedback: %w", err)
+		return false, fmt.Errorf("find later feedback: %w", err)
 	}
 	return over, nil
 }

@@ -19,7 +19,7 @@ func (l *detectorRunner) fallBack(ctx, work context.Context, refused registry.Po
 			return true
 		}
 		if err != nil {
-			l.log.Warn().Err(err).Msg("cannot look for the release before")
+			l.log.Warn().Err(err).Msg("cannot find the previous release")
 			return false
 		}
 		p = before

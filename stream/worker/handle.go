@@ -168,7 +168,7 @@ func (l *detectorRunner) objectSize(ctx context.Context, name string) (int64, er
 	case errors.Is(err, jetstream.ErrBadObjectMeta):
 		return 0, stream.Permanent(stream.CodeObjectMissing, fmt.Errorf("object %s: its metadata cannot be understood", text.Clip(name)))
 	case err != nil:
-		return 0, fmt.Errorf("look for object %s: %w", text.Clip(name), err)
+		return 0, fmt.Errorf("find object %s: %w", text.Clip(name), err)
 	case info.Size > uint64(l.w.cfg.MaxImage):
 		return 0, stream.Permanent(stream.CodeTooLarge, fmt.Errorf("object %s has %d bytes, at most %d are read", text.Clip(name), info.Size, l.w.cfg.MaxImage))
 	}

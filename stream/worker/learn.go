@@ -116,7 +116,7 @@ func (l *detectorRunner) learnOne(ctx context.Context, normals *stream.Normals, 
 			l.w.count.learned.Add(1)
 			l.w.cfg.Meter.Frames(l.name, FramesLearned, 1)
 			if err := m.Ack(); err != nil {
-				l.log.Debug().Err(err).Msg("acknowledgement failed: the frame comes again")
+				l.log.Debug().Err(err).Msg("acknowledgement failed: the frame will be retried")
 			}
 			return
 		}

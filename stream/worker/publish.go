@@ -178,7 +178,7 @@ func (l *detectorRunner) announced(ctx context.Context, rel *loaded, it *frameTa
 		return nil
 	})
 	if err != nil {
-		return false, fmt.Errorf("look for an earlier event of frame %s: %w", it.frame.ID, err)
+		return false, fmt.Errorf("find an earlier event of frame %s: %w", it.frame.ID, err)
 	}
 	return announced, nil
 }
@@ -316,7 +316,7 @@ func (l *detectorRunner) finish(ctx context.Context, it *frameTask) {
 		return
 	}
 	if err := it.msg.Ack(); err != nil {
-		l.log.Debug().Err(err).Str("frame", it.frame.ID).Msg("acknowledgement failed: the frame comes again")
+		l.log.Debug().Err(err).Str("frame", it.frame.ID).Msg("acknowledgement failed: the frame will be retried")
 	}
 }
 
@@ -349,7 +349,7 @@ func (l *detectorRunner) giveBack(it *frameTask) {
 	if _, ok := errors.AsType[*stream.PermanentError](it.failure); ok || it.failure != nil && it.announce && !stream.Retryable(it.failure) && !errors.Is(it.failure, context.Canceled) {
 		l.log.Error().Err(it.failure).Str("camera", it.frame.Camera).Str("frame", it.frame.ID).Msg("the frame can neither be handled nor reported: it is dropped")
 		if err := it.msg.Term(); err != nil {
-			l.log.Debug().Err(err).Str("frame", it.frame.ID).Msg("the frame comes again when its time is up")
+			l.log.Debug().Err(err).Str("frame", it.frame.ID).Msg("the frame will be retried when its acknowledgement times out")
 		}
 		return
 	}
@@ -359,6 +359,6 @@ func (l *detectorRunner) giveBack(it *frameTask) {
 	l.log.Warn().Err(it.failure).Str("camera", it.frame.Camera).Str("frame", it.frame.ID).Int("delivery", it.deliveries).
 		Dur("again_in", delay).Msg("frame not handled")
 	if err := it.msg.NakWithDelay(delay); err != nil {
-		l.log.Debug().Err(err).Str("frame", it.frame.ID).Msg("the frame comes again when its time is up")
+		l.log.Debug().Err(err).Str("frame", it.frame.ID).Msg("the frame will be retried when its acknowledgement times out")
 	}
 }

@@ -134,7 +134,7 @@ func (w *Worker) watchCameras(ctx context.Context) {
 			step = min(step, shortest/4)
 		}
 		if err := w.checkCameras(ctx, limits, step); err != nil && ctx.Err() == nil {
-			w.log.Debug().Err(err).Msg("cannot look after the cameras")
+			w.log.Debug().Err(err).Msg("cannot check the cameras")
 		}
 		until := max(step/2, 50*time.Millisecond)
 		if len(limits) == 0 {

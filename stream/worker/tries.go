@@ -50,7 +50,7 @@ func (l *detectorRunner) recall(ctx context.Context, it *frameTask) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("look for earlier tries of frame %s: %w", it.frame.ID, err)
+		return fmt.Errorf("find earlier tries of frame %s: %w", it.frame.ID, err)
 	}
 	var t try
 	if json.Unmarshal(e.Value(), &t) != nil || t.Failed < 0 || t.Died < 0 {

@@ -331,12 +331,12 @@ func (w *Worker) open(ctx context.Context) error {
 	return stream.Await(ctx, w.log, func(step context.Context) error {
 		frames, err := w.js.Stream(step, w.cfg.FramesStream())
 		if err != nil {
-			return fmt.Errorf("look for stream %s: %w", w.cfg.FramesStream(), err)
+			return fmt.Errorf("find stream %s: %w", w.cfg.FramesStream(), err)
 		}
 		w.created.Store(frames.CachedInfo().Created.UnixNano())
 		events, err := w.js.Stream(step, w.cfg.EventsStream())
 		if err != nil {
-			return fmt.Errorf("look for stream %s: %w", w.cfg.EventsStream(), err)
+			return fmt.Errorf("find stream %s: %w", w.cfg.EventsStream(), err)
 		}
 		w.events = events
 		w.window.Store(int64(events.CachedInfo().Config.Duplicates))
@@ -350,16 +350,16 @@ func (w *Worker) open(ctx context.Context) error {
 			return err
 		}
 		if w.large, err = w.js.ObjectStore(step, w.cfg.LargeBucket()); err != nil {
-			return fmt.Errorf("look for bucket %s (nearmiss up, broker and broker --setup make it): %w", w.cfg.LargeBucket(), err)
+			return fmt.Errorf("find bucket %s (nearmiss up, broker and broker --setup make it): %w", w.cfg.LargeBucket(), err)
 		}
 		if w.images, err = w.js.ObjectStore(step, w.cfg.ImagesBucket()); err != nil {
-			return fmt.Errorf("look for bucket %s (nearmiss up, broker and broker --setup make it): %w", w.cfg.ImagesBucket(), err)
+			return fmt.Errorf("find bucket %s (nearmiss up, broker and broker --setup make it): %w", w.cfg.ImagesBucket(), err)
 		}
 		if w.evidence, err = w.js.ObjectStore(step, w.cfg.EvidenceBucket()); err != nil {
 			return err
 		}
 		if w.work, err = w.js.KeyValue(step, w.cfg.WorkBucket()); err != nil {
-			return fmt.Errorf("look for bucket %s (nearmiss up, broker and broker --setup make it): %w", w.cfg.WorkBucket(), err)
+			return fmt.Errorf("find bucket %s (nearmiss up, broker and broker --setup make it): %w", w.cfg.WorkBucket(), err)
 		}
 		return nil
 	})

@@ -79,7 +79,7 @@ func List(paths []string) (Files, error) {
 		out.Notes = append(out.Notes, fmt.Sprintf("%s left out, first %s: JPEG, PNG, BMP, TIFF and WebP are read", count(len(other), "picture of another format is", "pictures of other formats are"), other[0]))
 	}
 	if len(out.Paths) == 0 {
-		err := fmt.Errorf("%w in %s: JPEG, PNG, BMP, TIFF and WebP files are looked for by their names", ErrNoImages, strings.Join(paths, ", "))
+		err := fmt.Errorf("%w in %s: JPEG, PNG, BMP, TIFF and WebP files are found by their names", ErrNoImages, strings.Join(paths, ", "))
 		if len(out.Notes) > 0 {
 			err = fmt.Errorf("%w; %s", err, strings.Join(out.Notes, "; "))
 		}

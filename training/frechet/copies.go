@@ -41,13 +41,13 @@ type CopyReport struct {
 func NewCopies(limit float64, normals [][]float32, variants ...[][]float32) (*Copies, error) {
 	limit = cmp.Or(limit, 0.5)
 	if len(normals) < 2 {
-		return nil, fmt.Errorf("look for copies: %w: want at least 2 normal images, got %d", ErrFeatures, len(normals))
+		return nil, fmt.Errorf("find copies: %w: want at least 2 normal images, got %d", ErrFeatures, len(normals))
 	}
 	c := &Copies{limit: limit}
 	var all [][]float32
 	for _, set := range append([][][]float32{normals}, variants...) {
 		if len(set) != len(normals) {
-			return nil, fmt.Errorf("look for copies: %d variants of %d normals", len(set), len(normals))
+			return nil, fmt.Errorf("find copies: %d variants of %d normals", len(set), len(normals))
 		}
 		for i := range set {
 			c.of = append(c.of, i)
@@ -56,7 +56,7 @@ func NewCopies(limit float64, normals [][]float32, variants ...[][]float32) (*Co
 	}
 	var err error
 	if c.normals, err = dense(all); err != nil {
-		return nil, fmt.Errorf("look for copies: %w", err)
+		return nil, fmt.Errorf("find copies: %w", err)
 	}
 	c.squares = squares(c.normals)
 	own := c.distances(c.normals.Slice(0, len(normals), 0, len(all[0])).(*mat.Dense))
@@ -100,10 +100,10 @@ func (c *Copies) Compare(fakes [][]float32) (CopyReport, error) {
 	var r CopyReport
 	x, err := dense(fakes)
 	if err != nil {
-		return r, fmt.Errorf("look for copies: %w", err)
+		return r, fmt.Errorf("find copies: %w", err)
 	}
 	if _, d := c.normals.Dims(); d != len(fakes[0]) {
-		return r, fmt.Errorf("look for copies: %w: %d features against %d", ErrFeatures, len(fakes[0]), d)
+		return r, fmt.Errorf("find copies: %w: %d features against %d", ErrFeatures, len(fakes[0]), d)
 	}
 	dist := c.distances(x)
 	ratios := make([]float64, len(fakes))

@@ -150,7 +150,7 @@ func (g *generation) name(i int) string {
 }
 
 func (g *generation) withoutCopies(ctx context.Context, fakes []made) ([]made, error) {
-	features, err := g.embed(ctx, lows(fakes), "look for copies")
+	features, err := g.embed(ctx, lows(fakes), "find copies")
 	if err != nil {
 		return nil, err
 	}

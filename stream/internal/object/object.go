@@ -129,7 +129,7 @@ func checked(ctx context.Context, js jetstream.JetStream, store jetstream.Object
 	case errors.Is(err, jetstream.ErrBadObjectMeta):
 		return nil, fmt.Errorf("object %s: its metadata cannot be understood: %w", text.Clip(name), ErrBad)
 	case err != nil:
-		return nil, fmt.Errorf("look for object %s: %w", text.Clip(name), err)
+		return nil, fmt.Errorf("find object %s: %w", text.Clip(name), err)
 	case info.Opts != nil && info.Opts.Link != nil:
 		return nil, fmt.Errorf("object %s is a link, which is not followed: %w", text.Clip(name), ErrBad)
 	case info.Name != name || !token(info.NUID):
@@ -143,11 +143,11 @@ func checked(ctx context.Context, js jetstream.JetStream, store jetstream.Object
 	// Reading chunks that are not there would wait for the deadline.
 	s, err := js.Stream(ctx, StreamOf(bucket))
 	if err != nil {
-		return nil, fmt.Errorf("look for object %s: %w", text.Clip(name), err)
+		return nil, fmt.Errorf("find object %s: %w", text.Clip(name), err)
 	}
 	have, err := Stored(ctx, s, bucket, info)
 	if err != nil {
-		return nil, fmt.Errorf("look for object %s: %w", text.Clip(name), err)
+		return nil, fmt.Errorf("find object %s: %w", text.Clip(name), err)
 	}
 	if info.Size > 0 && have != uint64(info.Chunks) {
 		return nil, fmt.Errorf("object %s has %d chunks of %d: %w", text.Clip(name), have, info.Chunks, ErrMissing)
@@ -224,12 +224,12 @@ func List(ctx context.Context, js jetstream.JetStream, bucket string) (all []*je
 func Orphans(ctx context.Context, js jetstream.JetStream, bucket string, young time.Time, dry bool) (int, error) {
 	s, err := js.Stream(ctx, StreamOf(bucket))
 	if err != nil {
-		return 0, fmt.Errorf("look for unfinished uploads in %s: %w", bucket, err)
+		return 0, fmt.Errorf("find unfinished uploads in %s: %w", bucket, err)
 	}
 	prefix := ChunksOf(bucket, "")
 	si, err := s.Info(ctx, jetstream.WithSubjectFilter(prefix+">"))
 	if err != nil {
-		return 0, fmt.Errorf("look for unfinished uploads in %s: %w", bucket, err)
+		return 0, fmt.Errorf("find unfinished uploads in %s: %w", bucket, err)
 	}
 	if len(si.State.Subjects) == 0 {
 		return 0, nil
