@@ -27,32 +27,50 @@ type detectorCmd struct {
 func (*detectorCmd) Help() string {
 	return examples(
 		"nearmiss detector create bolts --learn-frames 200",
+		"nearmiss detector create bolts --learn-frames 200 --backbone vit-small --false-alarm-rate 0.005",
+		"nearmiss detector create cells --symmetry dihedral --region 0.1,0.1,0.8,0.8",
 		"nearmiss detector set bolts --quiet 2m --quiet-frames 20 --group detector",
 		"nearmiss detector set bolts --cool-down 30s --smoothing 3",
 		"nearmiss detector list --json",
+		"nearmiss detector show bolts",
+		"nearmiss detector delete bolts --everything",
 	)
 }
 
 // detectorFlags are the settings; what is not given stays as it is.
 type detectorFlags struct {
-	Description    *string        `placeholder:"TEXT" help:"What is inspected."`
-	Backbone       *string        `placeholder:"NAME" help:"Model to begin with: a name of the catalogue, or of a file in the trainers' folder of models (default: the trainer's own)."`
-	Method         *string        `placeholder:"M" help:"How it learns: knn or fitymi (default knn)."`
-	Profile        *string        `placeholder:"P" help:"Training profile (default: the method's own)."`
-	Symmetry       *string        `placeholder:"S" help:"What embeddings are averaged over: none, flip (twice the time of a frame) or dihedral (eight times), for parts in any orientation; auto decides by the normals (default none)."`
-	Score          *string        `placeholder:"PARTS" help:"What scores are made of: full (every layer of the whole picture, and single patches), class (the paper's), or parts of your own, as in fit --score (default full)."`
-	Tiles          *string        `placeholder:"RxC" help:"Cut frames into rows and columns of overlapping tiles, as in 2x3; each tile takes as long as a frame. few: 2x2 where the inspected part has 400 pixels both ways; auto: as many as the normals' pixels and the budget allow; or none (default: few with the full score, auto with a budget)."`
-	Budget         *time.Duration `placeholder:"TIME" help:"Use larger inputs or tiles as far as one frame can be judged in this time on the trainer's machine, as in 200ms (default 0s: the backbone's own input, and --tiles)."`
-	K              *int           `name:"k" placeholder:"N" help:"Nearest normals whose distances are summed (default 2)."`
+	Description   *string `placeholder:"TEXT" help:"What is inspected."`
+	learningFlags `group:"How it learns:"`
+	judgingFlags  `group:"How it compares:"`
+	alarmFlags    `group:"When it raises an alarm:"`
+	keepingFlags  `group:"Frames and pictures:"`
+}
+
+type learningFlags struct {
+	Backbone     *string        `placeholder:"NAME" help:"Model to begin with: a name of the catalogue, or of a file in the trainers' folder of models (default: the trainer's own)."`
+	Method       *string        `placeholder:"M" help:"How it learns: knn or fitymi (default knn)."`
+	Profile      *string        `placeholder:"P" help:"Training profile (default: the method's own)."`
+	HeldOut      *float64       `placeholder:"SHARE" help:"Share of the normals that is kept out of the bank and alone sets the threshold (default 0.2; with a score of several parts, all normals set it by cross-validation)."`
+	LearnFrames  *int           `placeholder:"N" help:"Without a release, take the first N frames as normal and learn from them (default 0: frames wait)."`
+	RetrainEvery *time.Duration `placeholder:"TIME" help:"Train again this often (default 0s: never)."`
+	RetrainAfter *int           `placeholder:"N" help:"Train again after N new normals (default 0: never)."`
+}
+
+type judgingFlags struct {
+	Score    *string        `placeholder:"PARTS" help:"What scores are made of: full (every layer of the whole picture, and single patches), class (the paper's), or parts of your own, as in fit --score (default full)."`
+	K        *int           `name:"k" placeholder:"N" help:"Nearest normals whose distances are summed (default 2)."`
+	Symmetry *string        `placeholder:"S" help:"What embeddings are averaged over: none, flip (twice the time of a frame) or dihedral (eight times), for parts in any orientation; auto decides by the normals (default none)."`
+	Tiles    *string        `placeholder:"RxC" help:"Cut frames into rows and columns of overlapping tiles, as in 2x3; each tile takes as long as a frame. few: 2x2 where the inspected part has 400 pixels both ways; auto: as many as the normals' pixels and the budget allow; or none (default: few with the full score, auto with a budget)."`
+	Budget   *time.Duration `placeholder:"TIME" help:"Use larger inputs or tiles as far as one frame can be judged in this time on the trainer's machine, as in 200ms (default 0s: the backbone's own input, and --tiles)."`
+	Region   *string        `placeholder:"X,Y,W,H" help:"Inspect only this part of the image, in fractions of its width and height; empty for all of it."`
+	Ignore   []string       `placeholder:"X,Y,W,H" sep:"none" help:"Mask this part out; may be repeated, replaces those before."`
+	Bits     *int           `placeholder:"N" help:"How many bits of 16-bit images are used, 8 to 32, as by a camera of 12 bits (default 0: what the normals need)."`
+}
+
+type alarmFlags struct {
 	FalseAlarmRate *float64       `placeholder:"SHARE" help:"Share of normal images that may be called anomalous (default 0.01)."`
-	HeldOut        *float64       `placeholder:"SHARE" help:"Share of the normals that is kept out of the bank and alone sets the threshold (default 0.2; with a score of several parts, all normals set it by cross-validation)."`
 	Threshold      *float64       `placeholder:"SCORE" help:"Call a frame anomalous above this score, whatever the release promises (default 0: the release's threshold)."`
 	Margin         *float64       `placeholder:"FACTOR" help:"Multiply the release's threshold by this (default 0: do not)."`
-	Region         *string        `placeholder:"X,Y,W,H" help:"Inspect only this part of the image, in fractions of its width and height; empty for all of it."`
-	Ignore         []string       `placeholder:"X,Y,W,H" sep:"none" help:"Mask this part out; may be repeated, replaces those before."`
-	Bits           *int           `placeholder:"N" help:"How many bits of 16-bit images are used, 8 to 32, as by a camera of 12 bits (default 0: what the normals need)."`
-	Policy         *string        `placeholder:"P" help:"lossless: every frame is scored; live: only the newest (default lossless)."`
-	LiveBacklog    *int           `placeholder:"N" help:"live: frames that may wait (default 32)."`
 	Smoothing      *int           `placeholder:"N" help:"Decide on the mean of a camera's last N scores (default 1)."`
 	CoolDown       *time.Duration `placeholder:"TIME" help:"At most one anomaly event a camera in this time (default 0s: all)."`
 	Quiet          *time.Duration `placeholder:"TIME" help:"An incident is over when nothing has gone wrong for so long (default 30s)."`
@@ -60,12 +78,14 @@ type detectorFlags struct {
 	Group          *string        `placeholder:"G" help:"What an incident is of: camera, or detector, all its cameras together (default camera)."`
 	Silence        *time.Duration `placeholder:"TIME" help:"A camera without a frame for so long is an event (default 0s: never)."`
 	DefectShare    *float64       `placeholder:"SHARE" help:"Share of defective frames that is nothing to worry about (default 0.05)."`
-	Evidence       *bool          `negatable:"" help:"Keep the images of anomalies, pictures of where they are strange, and, in the next release, thumbnails of normals (default yes)."`
-	Retention      *time.Duration `placeholder:"TIME" help:"How long those images are kept (default 720h)."`
-	EvidenceMiB    *int           `name:"evidence-mib" placeholder:"N" help:"How much pictures of anomalies may take; the oldest go first (default 256)."`
-	LearnFrames    *int           `placeholder:"N" help:"Without a release, take the first N frames as normal and learn from them (default 0: frames wait)."`
-	RetrainEvery   *time.Duration `placeholder:"TIME" help:"Train again this often (default 0s: never)."`
-	RetrainAfter   *int           `placeholder:"N" help:"Train again after N new normals (default 0: never)."`
+}
+
+type keepingFlags struct {
+	Policy      *string        `placeholder:"P" help:"lossless: every frame is scored; live: only the newest (default lossless)."`
+	LiveBacklog *int           `placeholder:"N" help:"live: frames that may wait (default 32)."`
+	Evidence    *bool          `negatable:"" help:"Keep the images of anomalies, pictures of where they are strange, and, in the next release, thumbnails of normals (default yes)."`
+	Retention   *time.Duration `placeholder:"TIME" help:"How long those images are kept (default 720h)."`
+	EvidenceMiB *int           `name:"evidence-mib" placeholder:"N" help:"How much pictures of anomalies may take; the oldest go first (default 256)."`
 }
 
 // apply changes d by the flags that were given.

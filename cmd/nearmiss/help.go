@@ -17,6 +17,74 @@ type helpCmd struct {
 	Command []string `arg:"" optional:"" help:"Command that is to be explained (default: all of them, briefly)."`
 }
 
+func (*helpCmd) Help() string { return examples("nearmiss help detector create") }
+
+// commandGroups are the headings of --help and the commands under each.
+var commandGroups = []struct {
+	title    string
+	commands []string
+}{
+	{"Start here:", []string{"up", "fit", "score", "eval", "watch", "status"}},
+	{"Services:", []string{"broker", "control", "worker", "trainer", "camera", "console", "exporter"}},
+	{"Detectors, alarms and releases:", []string{"detector", "normals", "train", "jobs", "releases", "mark", "evidence"}},
+	{"Tell somebody:", []string{"sinks"}},
+	{"Running it:", []string{"health", "check", "backup", "restore", "collect", "hub"}},
+	{"Who may do what:", []string{"lock", "users", "tls", "audit"}},
+	{"Models and this machine:", []string{"backbone", "runtime", "fakes", "bench"}},
+	{"This program:", []string{"help", "version", "completion", "man"}},
+}
+
+// groupCommands puts the commands under their headings, in that order, and the flags that
+// every command has under one of their own. A command without examples has those of the
+// command above.
+func groupCommands(app *kong.Application) {
+	var ordered []*kong.Node
+	for _, g := range commandGroups {
+		for _, name := range g.commands {
+			if n := childOf(app.Node, name); n != nil {
+				n.Group = &kong.Group{Key: g.title, Title: g.title}
+				ordered = append(ordered, n)
+			}
+		}
+	}
+	for _, n := range app.Children {
+		if n.Group == nil {
+			ordered = append(ordered, n)
+		}
+	}
+	app.Children = ordered
+	for _, n := range app.Leaves(true) {
+		if !strings.Contains(n.Detail, "Examples:") {
+			n.Detail = strings.TrimSpace(n.Detail + "\n\n" + examplesOf(n))
+		}
+	}
+	for _, f := range app.Flags {
+		f.Group = &kong.Group{Key: "every", Title: "Every command:"}
+	}
+}
+
+// examplesOf are those of the examples of the command above that are of n.
+func examplesOf(n *kong.Node) string {
+	var own []string
+	for line := range strings.Lines(n.Parent.Detail) {
+		if line = strings.TrimSpace(line); strings.HasPrefix(line+" ", n.FullPath()+" ") {
+			own = append(own, line)
+		}
+	}
+	if own == nil {
+		return ""
+	}
+	return examples(own...)
+}
+
+// printHelp prints a command's own flags before those that every command has.
+func printHelp(options kong.HelpOptions, ctx *kong.Context) error {
+	if n := ctx.Selected(); n != nil {
+		n.Flags, ctx.Model.Flags = append(n.Flags, ctx.Model.Flags...), nil
+	}
+	return kong.DefaultHelpPrinter(options, ctx)
+}
+
 // wantsHelp turns "help COMMAND" into "COMMAND --help". What it names must exist.
 func wantsHelp(app *kong.Application, args []string) ([]string, error) {
 	if len(args) == 0 {

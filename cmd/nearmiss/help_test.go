@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -48,6 +49,34 @@ func TestHelpOfEveryKind(t *testing.T) {
 	version, _ := program(t, 0, "--version")
 	if command, _ := program(t, 0, "version"); version != command || !strings.HasPrefix(version, "nearmiss ") {
 		t.Errorf("--version prints %q, version %q", version, command)
+	}
+}
+
+// TestEveryHelp: each command stands under a heading and has an example of its own, and
+// the flags that all commands have come last.
+func TestEveryHelp(t *testing.T) {
+	headings := regexp.MustCompile(`(?m)^[A-Z].*:$`)
+	for _, leaf := range model(t).Leaves(true) {
+		path := leaf.FullPath()
+		if leaf.ClosestGroup() == nil {
+			t.Errorf("%s stands under no heading of --help", path)
+		}
+		help, _ := program(t, 0, append(strings.Fields(path)[1:], "--help")...)
+		if _, own, _ := strings.Cut(help, "Examples:\n"); !strings.Contains(own, path) {
+			t.Errorf("%s has no example of its own:\n%s", path, help)
+		}
+		if all := headings.FindAllString(help, -1); len(all) == 0 || all[len(all)-1] != "Every command:" {
+			t.Errorf("%s: the flags of every command do not come last:\n%s", path, help)
+		}
+	}
+	listed := map[string]bool{}
+	for _, g := range commandGroups {
+		for _, name := range g.commands {
+			if listed[name] || childOf(model(t).Node, name) == nil {
+				t.Errorf("%s under %s is no command, or is listed twice", name, g.title)
+			}
+			listed[name] = true
+		}
 	}
 }
 

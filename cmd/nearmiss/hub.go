@@ -42,6 +42,8 @@ type hubRemoveCmd struct {
 	serverFlags
 }
 
+func (*hubRemoveCmd) Help() string { return examples("nearmiss hub remove-edge edge1") }
+
 func (c *hubRemoveCmd) Run(ctx context.Context, o *output) error {
 	return c.withInstallation("hub", o, func(in *stream.Installation, _ *stream.Client) error {
 		if err := in.RemoveEdge(ctx, c.Edge); err != nil {
@@ -54,6 +56,10 @@ func (c *hubRemoveCmd) Run(ctx context.Context, o *output) error {
 type hubStatusCmd struct {
 	JSON bool `name:"json" help:"Print one JSON object a line."`
 	serverFlags
+}
+
+func (*hubStatusCmd) Help() string {
+	return examples("nearmiss hub status --server nats://hub.example.org:4222")
 }
 
 func (c *hubStatusCmd) Run(ctx context.Context, o *output) error {

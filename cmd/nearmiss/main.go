@@ -36,10 +36,10 @@ type cli struct {
 
 	Up upCmd `cmd:"" help:"Run broker, worker, trainer and the operators' page on this machine; --demo shows them at work."`
 
-	Fit   fitCmd   `cmd:"" help:"Learn what is normal from images and write a release; needs no broker."`
-	Score scoreCmd `cmd:"" help:"Score images with a release; needs no broker."`
-	Fakes fakesCmd `cmd:"" help:"Learn to make near-normal images from normal ones; needs no broker."`
-	Eval  evalCmd  `cmd:"" help:"Measure a method on a labelled data set with the paper's protocols; needs no broker."`
+	Fit   fitCmd   `cmd:"" help:"Learn what is normal from images and write a release."`
+	Score scoreCmd `cmd:"" help:"Score images with a release."`
+	Fakes fakesCmd `cmd:"" help:"Learn to make near-normal images from normal ones."`
+	Eval  evalCmd  `cmd:"" help:"Measure a method on a labelled data set with the paper's protocols."`
 
 	Broker   brokerCmd   `cmd:"" help:"Run a NATS broker for this machine, with everything that must survive in one folder."`
 	Control  controlCmd  `cmd:"" help:"Handle people's changes for a NATS server of your own."`
@@ -90,14 +90,19 @@ func (e usageError) Unwrap() error { return e.err }
 
 // newParser is a parser of the command line.
 func newParser(c *cli, options ...kong.Option) (*kong.Kong, error) {
-	return kong.New(c, append(append(options, mappers()...),
+	k, err := kong.New(c, append(append(options, mappers()...),
 		kong.Name("nearmiss"),
 		kong.Description("Watches streams of images and raises an event when one is not normal, most of all when it is almost normal."),
 		kong.Vars{"varied": variedNames(), "version": versionText()},
 		kong.Resolvers(configured{map[string]config{}}),
 		kong.NamedMapper("backbone", kong.MapperFunc(mapBackbone)),
+		kong.Help(printHelp),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
 	)...)
+	if err == nil {
+		groupCommands(k.Model)
+	}
+	return k, err
 }
 
 // run parses args, executes one subcommand and returns the process's exit

@@ -25,6 +25,7 @@ func (*normalsCmd) Help() string {
 		"nearmiss normals add bolts pictures/good",
 		"nearmiss normals add bolts --from-frames 500",
 		"nearmiss normals add bolts --anomaly pictures/scratched",
+		"nearmiss normals list bolts",
 		"nearmiss normals export bolts look --thumbnail 160",
 		"nearmiss normals remove bolts 17 18",
 	)

@@ -207,7 +207,8 @@ type collectCmd struct {
 }
 
 func (*collectCmd) Help() string {
-	return "Releases that are active, candidates or pinned are never removed. Trainers collect by themselves once an hour, what is older than a week."
+	return "Releases that are active, candidates or pinned are never removed. Trainers collect by themselves once an hour, what is older than a week.\n\n" +
+		examples("nearmiss collect --dry-run", "nearmiss collect --keep 2 --grace 24h")
 }
 
 func (c *collectCmd) Run(ctx context.Context, o *output) error {

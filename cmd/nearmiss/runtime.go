@@ -43,6 +43,8 @@ type runtimeInfoCmd struct {
 	JSON bool `name:"json" help:"Print one JSON object."`
 }
 
+func (*runtimeInfoCmd) Help() string { return examples("nearmiss runtime info --json") }
+
 func (c *runtimeInfoCmd) Run(o *output) error {
 	version, path, providers, err := loadedRuntime()
 	if err != nil {

@@ -13,9 +13,9 @@ import (
 
 // serverFlags say which broker a command talks to.
 type serverFlags struct {
-	Server string `default:"nats://127.0.0.1:4222" env:"NEARMISS_SERVER" placeholder:"URL" help:"NATS server; user and password may stand in the URL."`
+	Server string `group:"Connection:" default:"nats://127.0.0.1:4222" env:"NEARMISS_SERVER" placeholder:"URL" help:"NATS server; user and password may stand in the URL."`
 	credentialFlags
-	Prefix string `default:"nearmiss" env:"NEARMISS_PREFIX" help:"First token of every subject."`
+	Prefix string `group:"Connection:" default:"nearmiss" env:"NEARMISS_PREFIX" help:"First token of every subject."`
 	configFlag
 }
 
@@ -25,14 +25,14 @@ func (f serverFlags) names() stream.Names {
 
 // credentialFlags say how a command proves to the broker who it is.
 type credentialFlags struct {
-	NKey    string `name:"nkey" type:"existingfile" env:"NEARMISS_NKEY" placeholder:"FILE" help:"Key of this machine's identity, from nearmiss users add."`
-	Creds   string `type:"existingfile" env:"NEARMISS_CREDS" placeholder:"FILE" help:"NATS credentials file."`
-	TLSCA   string `name:"tls-ca" type:"existingfile" env:"NEARMISS_TLS_CA" placeholder:"FILE" help:"CA that signed the broker's certificate (default: the system's)."`
-	TLSCert string `name:"tls-cert" type:"existingfile" env:"NEARMISS_TLS_CERT" placeholder:"FILE" help:"This machine's certificate, where the broker asks for one."`
-	TLSKey  string `name:"tls-key" type:"existingfile" env:"NEARMISS_TLS_KEY" placeholder:"FILE" help:"Key of that certificate."`
+	NKey    string `group:"Connection:" name:"nkey" type:"existingfile" env:"NEARMISS_NKEY" placeholder:"FILE" help:"Key of this machine's identity, from nearmiss users add."`
+	Creds   string `group:"Connection:" type:"existingfile" env:"NEARMISS_CREDS" placeholder:"FILE" help:"NATS credentials file."`
+	TLSCA   string `group:"Connection:" name:"tls-ca" type:"existingfile" env:"NEARMISS_TLS_CA" placeholder:"FILE" help:"CA that signed the broker's certificate (default: the system's)."`
+	TLSCert string `group:"Connection:" name:"tls-cert" type:"existingfile" env:"NEARMISS_TLS_CERT" placeholder:"FILE" help:"This machine's certificate, where the broker asks for one."`
+	TLSKey  string `group:"Connection:" name:"tls-key" type:"existingfile" env:"NEARMISS_TLS_KEY" placeholder:"FILE" help:"Key of that certificate."`
 
-	JSDomain    string `name:"js-domain" env:"NEARMISS_JS_DOMAIN" placeholder:"NAME" help:"JetStream domain of the streams, where the server is a leaf node that has another."`
-	JSAPIPrefix string `name:"js-api-prefix" env:"NEARMISS_JS_API_PREFIX" placeholder:"SUBJECT" help:"Where JetStream answers, in an account that imports it: NM.API for subscribers."`
+	JSDomain    string `group:"Connection:" name:"js-domain" env:"NEARMISS_JS_DOMAIN" placeholder:"NAME" help:"JetStream domain of the streams, where the server is a leaf node that has another."`
+	JSAPIPrefix string `group:"Connection:" name:"js-api-prefix" env:"NEARMISS_JS_API_PREFIX" placeholder:"SUBJECT" help:"Where JetStream answers, in an account that imports it: NM.API for subscribers."`
 }
 
 // jetStreamAPI is where JetStream answers; empty: where that is its own setting.

@@ -108,7 +108,7 @@ type sinksServeCmd struct {
 
 func (*sinksServeCmd) Help() string {
 	return "Several may run: each event goes to one of them. Secrets are read on this machine.\n\n" +
-		examples("nearmiss sinks --server nats://broker.example.org:4222")
+		examples("nearmiss sinks serve --server nats://broker.example.org:4222")
 }
 
 func (c *sinksServeCmd) Run(ctx context.Context, o *output) error {

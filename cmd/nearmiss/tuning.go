@@ -12,10 +12,38 @@ import (
 	"github.com/nearmiss/nearmiss/training/sde"
 )
 
-// tuneFlags say how method fitymi learns, for fit and eval. What is not given is
-// the profile's.
+// tuneFlags say what is compared and how method fitymi learns, for fit and eval.
 type tuneFlags struct {
-	Profile   string   `enum:"cpu,gpu,paper,paper-high" default:"cpu" help:"With fitymi, how much to spend: ${enum}; paper-high is the paper's for high resolution, with a generator of 256 pixels. Everything below changes a number of it."`
+	Work         string `type:"path" placeholder:"DIR" help:"Folder for the results of single steps, from which another run with the same images and seed goes on."`
+	compareFlags `group:"What is compared:"`
+	viewFlags    `group:"What is seen of a picture:"`
+	fitymiFlags  `group:"With --method fitymi:"`
+}
+
+// compareFlags say what scores are made of.
+type compareFlags struct {
+	Score     string  `default:"full" placeholder:"PARTS" help:"What scores are made of: full (every layer of the whole picture, and single patches of several), class (the paper's), or parts of your own: class, pooled, spread or patch, after a layer as in pooled@6, with :unit or :white, patches with :top1 or another statistic; joined by + within a group and by | between groups, of which one that stands out suffices."`
+	Coreset   float64 `placeholder:"N" help:"Patches that each bank keeps at most; up to 1, the share of them (default 3000)."`
+	NoPatches bool    `name:"no-patches" help:"Make no bank of patches: there are no heatmaps, and a full score looks at the whole picture only."`
+	Precision string  `enum:"auto,fp32,fp16,int8" default:"fp32" help:"Of the backbone's arithmetic: ${enum}; int8 is faster on the CPU for ViTs, fp16 on accelerators; auto takes the device's own where it is much faster and changes little: spoilt normals are found as well, scores of held-out normals move by at most 0.3 of their spread, and spoilt ones rank alike (correlation 0.95)."`
+}
+
+// viewFlags say what the model is shown.
+type viewFlags struct {
+	Symmetry  string        `enum:"none,flip,dihedral,auto" default:"none" help:"Changes of an image that mean nothing, which embeddings are averaged over: ${enum}; flip is the mirror image (twice the time), dihedral the eight turns and mirror images of a square (eight times), for parts in any orientation; auto decides by the normals."`
+	See       string        `enum:",whole,middle" default:"" help:"What the model sees of a picture: whole, squeezed into its square, or middle, as the backbone was imported (default: whole for the full score, middle for others)."`
+	Exposure  string        `enum:",auto,usual,even,colours,varied" default:"" help:"What to do about changing light. usual: take pictures as they are; even: bring each to the normals' usual brightness and contrast; colours: and to their colours; varied: put copies of normals in other light into the banks; auto: the first of usual, even and varied that avoids false alarms in other light. All but usual read pictures as grey where all normals are grey (default: auto for the full score, usual for others)."`
+	Sharpness string        `enum:",auto,usual,whole,varied" default:"" help:"What to do about pictures that are slightly out of focus. usual: nothing; whole: put blurred copies of normals into the banks of whole pictures; varied: and into those of patches; auto: the first of these that helps where blurred normals would raise many false alarms (default: auto for the full score, usual for others)."`
+	Turned    string        `enum:"none,flip,dihedral,auto" default:"none" help:"Copies of normals that join the banks, where these have room: ${enum}; flip is the mirror image, dihedral are turned and mirrored ones, for parts in any orientation; auto decides by the normals."`
+	Size      int           `name:"input-size" placeholder:"PIXELS" help:"Side of the backbone's square input, 224 to 672 (default: as it was imported)."`
+	Budget    time.Duration `placeholder:"DURATION" help:"Use larger inputs or tiles as far as the pictures have pixels and one can be judged in this time, as in 200ms: small defects need pixels."`
+	Tiles     string        `default:"" placeholder:"RxC" help:"Take patches from rows and columns of overlapping tiles, as in 2x3; each tile takes as long as a picture. few: 2x2 where the inspected part has 400 pixels both ways; auto: as many as the normals' pixels and --budget allow; or none (default: few with the full score, none with --input-size, auto with --budget)."`
+	Frame     string        `enum:",auto,all" default:"" help:"Which part of a frame is inspected. auto: where normals show anything, with opened shadows where it is dark; all: the whole frame as it is (default: auto for the full score, all for others)."`
+}
+
+// fitymiFlags say how method fitymi learns. What is not given is the profile's.
+type fitymiFlags struct {
+	Profile   string   `enum:"cpu,gpu,paper,paper-high" default:"cpu" help:"How much to spend: ${enum}; paper-high is the paper's for high resolution, with a generator of 256 pixels. The flags below change single numbers of it."`
 	Fakes     string   `placeholder:"SOURCES" help:"Where fakes come from: sde (samples from noise), sdedit (partly diffused normals), folder:DIR (from nearmiss fakes), a local corruption (cutpaste, scar, mix, warp, swirl, bulge, blur, shade, spots, grain, erase; of the whole picture: tint, zoom, fade), several with their shares as in sdedit=2,warp=1, or none."`
 	PerNormal float64  `name:"per-normal" placeholder:"N" help:"Fakes for each normal."`
 	Match     *float64 `placeholder:"SHARE" help:"Share of the normals, 0..1, that is brought to the fakes' size where these are small."`
@@ -36,21 +64,6 @@ type tuneFlags struct {
 	Unseen     float64   `placeholder:"SHARE" help:"Share of the normals that the fine-tune does not see, to judge it by."`
 	Blends     []float64 `placeholder:"SHARE" help:"Shares of the tuned weights, the rest being frozen ones, that the gate chooses from."`
 	NoGate     bool      `name:"no-gate" help:"Publish the fine-tuned backbone whatever the gate finds."`
-
-	Score     string        `default:"full" placeholder:"PARTS" help:"What scores are made of: full (every layer of the whole picture, and single patches of several), class (the paper's), or parts of your own: class, pooled, spread or patch, after a layer as in pooled@6, with :unit or :white, patches with :top1 or another statistic; joined by + within a group and by | between groups, of which one that stands out suffices."`
-	Coreset   float64       `placeholder:"N" help:"Patches that each bank keeps at most; up to 1, the share of them (default 3000)."`
-	NoPatches bool          `name:"no-patches" help:"Make no bank of patches: there are no heatmaps, and a full score looks at the whole picture only."`
-	Symmetry  string        `enum:"none,flip,dihedral,auto" default:"none" help:"Changes of an image that mean nothing, which embeddings are averaged over: ${enum}; flip is the mirror image (twice the time), dihedral the eight turns and mirror images of a square (eight times), for parts in any orientation; auto decides by the normals."`
-	See       string        `enum:",whole,middle" default:"" help:"What the model sees of a picture: whole, squeezed into its square, or middle, as the backbone was imported (default: whole for the full score, middle for others)."`
-	Exposure  string        `enum:",auto,usual,even,colours,varied" default:"" help:"What to do about changing light. usual: take pictures as they are; even: bring each to the normals' usual brightness and contrast; colours: and to their colours; varied: put copies of normals in other light into the banks; auto: the first of usual, even and varied that avoids false alarms in other light. All but usual read pictures as grey where all normals are grey (default: auto for the full score, usual for others)."`
-	Sharpness string        `enum:",auto,usual,whole,varied" default:"" help:"What to do about pictures that are slightly out of focus. usual: nothing; whole: put blurred copies of normals into the banks of whole pictures; varied: and into those of patches; auto: the first of these that helps where blurred normals would raise many false alarms (default: auto for the full score, usual for others)."`
-	Turned    string        `enum:"none,flip,dihedral,auto" default:"none" help:"Copies of normals that join the banks, where these have room: ${enum}; flip is the mirror image, dihedral are turned and mirrored ones, for parts in any orientation; auto decides by the normals."`
-	Size      int           `name:"input-size" placeholder:"PIXELS" help:"Side of the backbone's square input, 224 to 672 (default: as it was imported)."`
-	Budget    time.Duration `placeholder:"DURATION" help:"Use larger inputs or tiles as far as the pictures have pixels and one can be judged in this time, as in 200ms: small defects need pixels."`
-	Tiles     string        `default:"" placeholder:"RxC" help:"Take patches from rows and columns of overlapping tiles, as in 2x3; each tile takes as long as a picture. few: 2x2 where the inspected part has 400 pixels both ways; auto: as many as the normals' pixels and --budget allow; or none (default: few with the full score, none with --input-size, auto with --budget)."`
-	Precision string        `enum:"auto,fp32,fp16,int8" default:"fp32" help:"Of the backbone's arithmetic: ${enum}; int8 is faster on the CPU for ViTs, fp16 on accelerators; auto takes the device's own where it is much faster and changes little: spoilt normals are found as well, scores of held-out normals move by at most 0.3 of their spread, and spoilt ones rank alike (correlation 0.95)."`
-	Frame     string        `enum:",auto,all" default:"" help:"Which part of a frame is inspected. auto: where normals show anything, with opened shadows where it is dark; all: the whole frame as it is (default: auto for the full score, all for others)."`
-	Work      string        `type:"path" placeholder:"DIR" help:"Folder for the results of single steps, from which another run with the same images and seed goes on."`
 }
 
 // plan is the part of a plan that the flags make.

@@ -15,6 +15,8 @@ type versionCmd struct {
 	JSON bool `name:"json" help:"Print one JSON object."`
 }
 
+func (*versionCmd) Help() string { return examples("nearmiss version --json") }
+
 func (c *versionCmd) Run(o *output) error {
 	return o.result(c.JSON, map[string]string{
 		"version": version, "commit": commit,
