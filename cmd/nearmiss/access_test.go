@@ -122,4 +122,9 @@ func TestEachRoleDoesItsJobWithItsRights(t *testing.T) {
 	if !strings.Contains(stderr, "may not publish on nearmiss.frames.parts.line2") {
 		t.Errorf("another camera's frames: %s", stderr)
 	}
+	for _, command := range [][]string{{"status"}, {"jobs", "--cancel", "j"}} {
+		if _, stderr := program(t, 1, append(command, server, key("line1"))...); !strings.Contains(stderr, "this identity may not do that; use one of role operator") {
+			t.Errorf("a camera asks for %s: %s", command, stderr)
+		}
+	}
 }

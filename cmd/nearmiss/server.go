@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -92,7 +93,17 @@ func (f serverFlags) withClient(as string, o *output, do func(*stream.Client) er
 		return err
 	}
 	defer nc.Close()
-	return do(f.client(nc))
+	return answered(nc, do(f.client(nc)))
+}
+
+// answered says why nothing was answered in time, where the broker has said that this
+// identity may not ask.
+func answered(nc *nats.Conn, err error) error {
+	late := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout)
+	if said := nc.LastError(); late && errors.Is(said, nats.ErrPermissionViolation) {
+		return fmt.Errorf("this identity may not do that; use one of role operator: %w", said)
+	}
+	return err
 }
 
 // streams is JetStream on a connection that was just opened, js.Conn(), which the
@@ -115,7 +126,7 @@ func (f serverFlags) withJetStream(as string, o *output, do func(jetstream.JetSt
 		return err
 	}
 	defer js.Conn().Close()
-	return do(js)
+	return answered(js.Conn(), do(js))
 }
 
 // withInstallation runs f with what lies in the broker, for reading, and a client
