@@ -143,12 +143,20 @@ func (e *Engine) work(ctx context.Context) error {
 	return nil
 }
 
+// setBack is by how much the clock has to have been set back since an event was counted for
+// its incident to end: it would be open for as long again, and have every alarm for its own.
+const setBack = 5 * time.Minute
+
 // over ends what is over. While events wait, which have times of their own, that is
 // only what has had none for so long also by the clock, and by the time of the event
 // that was counted last: a backlog's incidents are not cut into pieces, and one
 // camera's flood keeps no other's open.
 func (e *Engine) over(s *State, r Rules, good runs, waits bool, counted time.Time) bool {
 	now := e.cfg.Now()
+	if s.Open != nil && s.CountedAt.Sub(now) > setBack {
+		s.end(s.Open.LastAt, ByQuiet)
+		return true
+	}
 	if !waits {
 		return s.Quiet(r, now) || s.Good(r, good)
 	}

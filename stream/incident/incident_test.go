@@ -437,6 +437,28 @@ func TestTheNamesOfBeforeAreUnderstood(t *testing.T) {
 	valid(t, *s.Open)
 }
 
+// TestAnIncidentEndsWhenTheClockIsSetBack: what comes after that opens another.
+func TestAnIncidentEndsWhenTheClockIsSetBack(t *testing.T) {
+	h := newHall(t)
+	h.engine(incident.Rules{})
+	eventually.True(t, "an engine counts", func() bool {
+		_, err := h.js.Consumer(t.Context(), "NM_EVENTS", "incidents")
+		return err == nil
+	})
+	h.publish("left", 2)
+	eventually.True(t, "an incident is open", func() bool { return len(h.told()["left"]) == 1 })
+	h.now.Store(new(time.Now().Add(-time.Hour)))
+	eventually.True(t, "it is over", func() bool {
+		all := h.told()["left"]
+		return len(all) == 2 && all[1].Phase == incident.End
+	})
+	h.publish("left", 2)
+	eventually.True(t, "another is open", func() bool {
+		all := h.told()["left"]
+		return len(all) == 3 && all[2].Phase == incident.New && all[2].ID != all[0].ID
+	})
+}
+
 // hall is a broker and what is told on it.
 type hall struct {
 	t   *testing.T

@@ -17,9 +17,17 @@ import (
 
 // cameraActivities is when and how often cameras sent frames to this worker.
 type cameraActivities struct {
-	mu  sync.Mutex
-	all map[string]*cameraActivity // by key
+	mu    sync.Mutex
+	all   map[string]*cameraActivity // by key
+	began time.Time                  // from which seconds are counted, whatever becomes of the clock
 }
+
+// ahead says whether a time of the broker's lies so far ahead that the clock was set back
+// since.
+func ahead(t time.Time) bool { return time.Until(t) > setBack }
+
+// setBack is by how much clocks may differ.
+const setBack = 5 * time.Minute
 
 type cameraActivity struct {
 	stream.CameraRate
@@ -39,7 +47,7 @@ func (s *cameraActivities) count(detector, camera string, at, frozen time.Time) 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.all == nil {
-		s.all = map[string]*cameraActivity{}
+		s.all, s.began = map[string]*cameraActivity{}, time.Now()
 	}
 	key := stream.CameraKey(detector, camera)
 	c := s.all[key]
@@ -50,10 +58,10 @@ func (s *cameraActivities) count(detector, camera string, at, frozen time.Time) 
 		c = &cameraActivity{CameraRate: stream.CameraRate{Detector: detector, Camera: camera}}
 		s.all[key] = c
 	}
-	if at.After(c.LastFrame) {
+	if at.After(c.LastFrame) || ahead(c.LastFrame) {
 		c.LastFrame, c.frozen = at.UTC(), frozen
 	}
-	c.advance(time.Now().Unix())
+	c.advance(s.seconds())
 	if slot := &c.slots[c.seconds%60]; *slot < 1<<15 {
 		*slot++
 	}
@@ -61,6 +69,8 @@ func (s *cameraActivities) count(detector, camera string, at, frozen time.Time) 
 
 // maxCameras bounds what a worker remembers: names come from whoever publishes.
 const maxCameras = 10_000
+
+func (s *cameraActivities) seconds() int64 { return int64(time.Since(s.began) / time.Second) }
 
 // advance clears the slots of the seconds since the last frame.
 func (c *cameraActivity) advance(now int64) {
@@ -76,7 +86,7 @@ func (s *cameraActivities) rates() []stream.CameraRate {
 	defer s.mu.Unlock()
 	var out []stream.CameraRate
 	for _, c := range s.all {
-		c.advance(time.Now().Unix())
+		c.advance(s.seconds())
 		sum := 0
 		for _, n := range c.slots {
 			sum += int(n)
@@ -97,7 +107,7 @@ func (s *cameraActivities) news(step time.Duration) []stream.CameraStatus {
 	defer s.mu.Unlock()
 	var out []stream.CameraStatus
 	for _, c := range s.all {
-		if c.recordedAt.IsZero() || c.LastFrame.Sub(c.recordedAt) >= step || !c.frozen.Equal(c.recordedFrozen) {
+		if c.recordedAt.IsZero() || c.LastFrame.Sub(c.recordedAt) >= step || ahead(c.recordedAt) || !c.frozen.Equal(c.recordedFrozen) {
 			out = append(out, stream.CameraStatus{Detector: c.Detector, Camera: c.Camera, LastFrame: c.LastFrame, UnchangedSince: c.frozen})
 		}
 	}
@@ -107,7 +117,7 @@ func (s *cameraActivities) news(step time.Duration) []stream.CameraStatus {
 func (s *cameraActivities) recorded(c stream.CameraStatus) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if x := s.all[stream.CameraKey(c.Detector, c.Camera)]; x != nil && !c.LastFrame.Before(x.recordedAt) {
+	if x := s.all[stream.CameraKey(c.Detector, c.Camera)]; x != nil && (!c.LastFrame.Before(x.recordedAt) || ahead(x.recordedAt)) {
 		x.recordedAt, x.recordedFrozen = c.LastFrame, c.UnchangedSince
 	}
 }
@@ -115,6 +125,7 @@ func (s *cameraActivities) recorded(c stream.CameraStatus) {
 // watchCameras keeps the cameras' records, and says which camera has fallen silent and
 // which is back. Any worker may notice; all of them make the same event of it.
 func (w *Worker) watchCameras(ctx context.Context) {
+	seen := map[string]sighting{}
 	for ctx.Err() == nil {
 		shortest := time.Duration(0)
 		limits := map[string]time.Duration{}
@@ -133,7 +144,7 @@ func (w *Worker) watchCameras(ctx context.Context) {
 		if shortest > 0 {
 			step = min(step, shortest/4)
 		}
-		if err := w.checkCameras(ctx, limits, step); err != nil && ctx.Err() == nil {
+		if err := w.checkCameras(ctx, limits, step, seen); err != nil && ctx.Err() == nil {
 			w.log.Debug().Err(err).Msg("cannot check the cameras")
 		}
 		until := max(step/2, 50*time.Millisecond)
@@ -147,7 +158,15 @@ func (w *Worker) watchCameras(ctx context.Context) {
 // recordEvery is how often a camera's last frame is recorded.
 const recordEvery = 10 * time.Second
 
-func (w *Worker) checkCameras(ctx context.Context, limits map[string]time.Duration, step time.Duration) error {
+// sighting is which revision of a record was seen, and since when, by our clock.
+type sighting struct {
+	head  uint64
+	since time.Time
+}
+
+// checkCameras does that once. seen are the records that were seen before of cameras whose last
+// frame is ahead of the clock.
+func (w *Worker) checkCameras(ctx context.Context, limits map[string]time.Duration, step time.Duration, seen map[string]sighting) error {
 	ctx, cancel := w.epoch.Within(ctx)
 	defer cancel()
 	store := stream.OpenCameras(w.work)
@@ -171,8 +190,16 @@ func (w *Worker) checkCameras(ctx context.Context, limits map[string]time.Durati
 			}
 			continue
 		}
-		limit := limits[c.Detector]
-		if limit == 0 || c.Silent || time.Since(c.LastFrame) <= limit {
+		limit, quiet := limits[c.Detector], time.Since(c.LastFrame)
+		if ahead(c.LastFrame) {
+			if seen[e.Key].head != e.Head {
+				seen[e.Key] = sighting{e.Head, time.Now()}
+			}
+			quiet = time.Since(seen[e.Key].since)
+		} else {
+			delete(seen, e.Key)
+		}
+		if limit == 0 || c.Silent || quiet <= limit {
 			continue
 		}
 		// Frames that wait are not the camera's silence.
@@ -219,14 +246,17 @@ func (w *Worker) recordCamera(ctx context.Context, store kv.Store[stream.CameraS
 	case errors.Is(err, jetstream.ErrKeyNotFound), errors.Is(err, kv.ErrUnreadable):
 	case err != nil:
 		return err
-	case !c.LastFrame.After(e.Value.LastFrame): // another worker's is younger
+	case !c.LastFrame.After(e.Value.LastFrame) && !ahead(e.Value.LastFrame): // another worker's is younger
 		w.cameras.recorded(c)
 		return nil
 	case e.Value.Silent:
 		if e.Value.Unreported {
 			return w.reportSilence(ctx, store, e.Value, e.Head) // first things first
 		}
-		why := fmt.Sprintf("camera %s of %s sends frames again, after %v", c.Camera, c.Detector, c.LastFrame.Sub(e.Value.LastFrame).Round(time.Second))
+		why := fmt.Sprintf("camera %s of %s sends frames again", c.Camera, c.Detector)
+		if away := c.LastFrame.Sub(e.Value.LastFrame).Round(time.Second); away > 0 {
+			why += fmt.Sprintf(", after %v", away)
+		}
 		if err := w.reportCamera(ctx, e.Value, stream.CameraBack, why); err != nil {
 			return err
 		}

@@ -88,6 +88,37 @@ func TestACameraThatFallsSilentIsAnEvent(t *testing.T) {
 	}
 }
 
+// TestSilenceWhenTheClockWasSetBack: the last frame on record is an hour ahead.
+func TestSilenceWhenTheClockWasSetBack(t *testing.T) {
+	r := streamtest.New(t, stream.Topology{})
+	r.Detector(stream.Detector{Name: "bolts", Silence: stream.Duration(time.Second)})
+	r.Release("bolts", streamtest.Fake{Name: "one"})
+	bucket, err := r.JS.KeyValue(t.Context(), r.Names.WorkBucket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := json.Marshal(stream.CameraStatus{Detector: "bolts", Camera: "left", LastFrame: time.Now().Add(time.Hour)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bucket.Put(t.Context(), "camera.bolts.left", c); err != nil {
+		t.Fatal(err)
+	}
+	r.Worker(worker.Config{}, streamtest.LoadFake)
+	codes := func() (all string) {
+		for _, e := range r.EventsOf(stream.KindCamera) {
+			all += e.Code + " "
+		}
+		return all
+	}
+	eventually.True(t, "it is silent", func() bool { return codes() == "silent " })
+	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f", Image: streamtest.Image(0.1)})
+	eventually.True(t, "it is back, and silent once more", func() bool { return codes() == "silent back silent " })
+	if all, err := r.In.Cameras(t.Context()); err != nil || len(all) != 1 || all[0].LastFrame.After(time.Now()) {
+		t.Errorf("%+v, %v", all, err)
+	}
+}
+
 // TestFramesThatWaitAreNoSilence: where workers are behind, cameras are not silent.
 func TestFramesThatWaitAreNoSilence(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})

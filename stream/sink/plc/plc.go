@@ -171,7 +171,7 @@ func (s *sender) Watch(ctx context.Context, live sink.Live) error {
 		}
 		defer func() { _ = sub.Unsubscribe() }()
 	}
-	var alive atomic.Int64 // when a worker answered last, Unix nanoseconds
+	var alive atomic.Pointer[time.Time] // when a worker answered last; not of the clock on the wall, which may be set
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() {
@@ -180,7 +180,7 @@ func (s *sender) Watch(ctx context.Context, live sink.Live) error {
 	}()
 	l := &link{panel: s.panel(), t: s.timing, live: live, msgs: msgs, now: time.Now, judged: func() bool {
 		last := alive.Load()
-		return live.NC.IsConnected() && last > 0 && time.Since(time.Unix(0, last)) < s.missed
+		return live.NC.IsConnected() && last != nil && time.Since(*last) < s.missed
 	}}
 	l.run(ctx)
 	cancel()
@@ -189,7 +189,7 @@ func (s *sender) Watch(ctx context.Context, live sink.Live) error {
 }
 
 // watchWorkers asks for a worker at each heartbeat.
-func (s *sender) watchWorkers(ctx context.Context, nc *nats.Conn, alive *atomic.Int64) {
+func (s *sender) watchWorkers(ctx context.Context, nc *nats.Conn, alive *atomic.Pointer[time.Time]) {
 	tick := time.NewTicker(time.Duration(s.timing.Heartbeat))
 	defer tick.Stop()
 	for {
@@ -198,9 +198,9 @@ func (s *sender) watchWorkers(ctx context.Context, nc *nats.Conn, alive *atomic.
 		cancel()
 		switch {
 		case err == nil:
-			alive.Store(time.Now().UnixNano())
+			alive.Store(new(time.Now()))
 		case errors.Is(err, nats.ErrNoResponders):
-			alive.Store(0) // there is none, which is certain
+			alive.Store(nil) // there is none, which is certain
 		}
 		select {
 		case <-ctx.Done():
