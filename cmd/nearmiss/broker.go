@@ -224,12 +224,12 @@ func withBroker(ctx context.Context, b *broker.Broker, conf config, o *output, f
 			return err
 		}
 		defer enough()
-		ears, err := connect("steward")
+		forSteward, err := connect("steward")
 		if err != nil {
 			return err
 		}
-		defer ears.Close()
-		keeper, err := steward.New(steward.Config{Names: topology.Names, FramesMaxBytes: topology.FramesMaxBytes, Full: b.Full}, ears, o.Log)
+		defer forSteward.Close()
+		keeper, err := steward.New(steward.Config{Names: topology.Names, FramesMaxBytes: topology.FramesMaxBytes, Full: b.Full}, forSteward, o.Log)
 		if err != nil {
 			return err
 		}

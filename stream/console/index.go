@@ -154,12 +154,12 @@ func (x *index) newest() uint64 {
 }
 
 // sent takes in a verdict that was sent when the stream had been read as far as
-// seen. It stands until the stream brings it, which is within a moment or has been.
-func (x *index) sent(event string, v judged, seen uint64) {
+// read. It stands until the stream brings it, which is within a moment or has been.
+func (x *index) sent(event string, v judged, read uint64) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.verdicts[event].order <= seen {
-		v.order = seen
+	if x.verdicts[event].order <= read {
+		v.order = read
 		x.verdicts[event] = v
 	}
 }

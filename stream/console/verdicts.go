@@ -139,13 +139,13 @@ func (h *holder) send(ctx context.Context, v *heldVerdict) error {
 	for ; v.sent < len(v.events); v.sent++ {
 		e, f := v.events[v.sent], v.feedback
 		f.Detector, f.Event, f.Sequence = e.Detector, e.ID, e.Sequence
-		seen := h.c.index.newest()
+		read := h.c.index.newest()
 		step, cancel := context.WithTimeout(ctx, 5*time.Second)
 		err := h.c.client.For(f.By).Feedback(step, f)
 		cancel()
 		switch {
 		case err == nil:
-			h.c.index.sent(e.ID, judged{State: stateOf(f.Verdict), By: f.By, Note: f.Note, At: f.At}, seen)
+			h.c.index.sent(e.ID, judged{State: stateOf(f.Verdict), By: f.By, Note: f.Note, At: f.At}, read)
 		case errors.Is(err, stream.ErrBadMessage), errors.Is(err, stream.ErrNotFound):
 			h.c.log.Warn().Err(err).Str("event", e.ID).Msg("a verdict is refused")
 		default:

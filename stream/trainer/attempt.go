@@ -403,7 +403,7 @@ func (w *Worker) lasting(ctx context.Context) (context.Context, context.CancelFu
 }
 
 // end records a job's end and takes it out of the queue.
-func (w *Worker) end(ctx context.Context, m jetstream.Msg, job stream.Job, change func(*stream.Job), said string) {
+func (w *Worker) end(ctx context.Context, m jetstream.Msg, job stream.Job, change func(*stream.Job), how string) {
 	ctx, cancel := w.lasting(ctx)
 	defer cancel()
 	var final stream.Job
@@ -429,7 +429,7 @@ func (w *Worker) end(ctx context.Context, m jetstream.Msg, job stream.Job, chang
 	if err := m.DoubleAck(ctx); err != nil {
 		w.log.Debug().Err(err).Str("job", job.Job).Msg("acknowledgement not confirmed")
 	}
-	w.reportProgress(stream.Progress{Job: job.Job, Detector: job.Detector, Phase: "end", State: final.State, Message: said, At: time.Now().UTC()})
+	w.reportProgress(stream.Progress{Job: job.Job, Detector: job.Detector, Phase: "end", State: final.State, Message: how, At: time.Now().UTC()})
 	e := w.log.Info()
 	if final.State == stream.JobFailed {
 		e = w.log.Error().Str("error", final.Error)

@@ -217,22 +217,22 @@ func (w *Worker) prepare(ctx context.Context, job stream.Job, dir string) (*Task
 		}
 	}
 	if !job.Readjust && len(job.Retract) == 0 {
-		seen, err := w.normals.Replay(ctx, job.Detector, false, true, save(t.Normals))
+		replay, err := w.normals.Replay(ctx, job.Detector, false, true, save(t.Normals))
 		if err != nil {
 			return nil, err
 		}
-		t.DataDigest = seen.Digest
-		t.skip(seen.Skipped)
+		t.DataDigest = replay.Digest
+		t.skip(replay.Skipped)
 		if t.Count == 0 && len(job.Extend) == 0 {
 			return nil, stream.Permanent(stream.CodeBadRequest, fmt.Errorf("detector %s has no such normal images: add some first", job.Detector))
 		}
 	}
 	if !job.Derived() {
-		seen, err := w.normals.Replay(ctx, job.Detector, true, true, save(t.Anomalies))
+		replay, err := w.normals.Replay(ctx, job.Detector, true, true, save(t.Anomalies))
 		if err != nil {
 			return nil, err
 		}
-		t.skip(seen.Skipped)
+		t.skip(replay.Skipped)
 	}
 	w.reportSkipped(ctx, job, t.Skipped)
 	p, err := w.registry.Active(ctx, job.Detector)

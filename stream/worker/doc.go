@@ -20,7 +20,7 @@
 // the same frames, for comparison.
 //
 // In a learning phase detectorRunner.collect adds the frames themselves to NM_NORMALS,
-// and learned asks for the first training. What becomes of verdicts and training
+// and requestTraining asks for the first training. What becomes of verdicts and training
 // requests is described in package trainer.
 //
 // # Goroutines and locks

@@ -58,7 +58,7 @@ func (l *detectorRunner) collect(ctx, work context.Context, conf stream.Detector
 			return err
 		}
 		if have >= conf.LearnFrames {
-			return l.learned(ctx, work, conf, have)
+			return l.requestTraining(ctx, work, conf, have)
 		}
 		msgs, failure := t.take(ctx, &l.pace, min(l.w.cfg.BatchSize, conf.LearnFrames-have))
 		if len(msgs) > 0 {
@@ -125,12 +125,12 @@ func (l *detectorRunner) learnOne(ctx context.Context, normals *stream.Normals, 
 	l.giveBack(it)
 }
 
-// learned asks for training, once however many workers learn, and waits for the
+// requestTraining asks for training, once however many workers learn, and waits for the
 // release. Frames wait in the queue meanwhile. Trainers try again by themselves
 // what may succeed; what they give up is said, and asked for again when the
 // configuration has changed.
-func (l *detectorRunner) learned(ctx, work context.Context, conf stream.Detector, have int) error {
-	told := ""
+func (l *detectorRunner) requestTraining(ctx, work context.Context, conf stream.Detector, have int) error {
+	requested := ""
 	for ctx.Err() == nil {
 		now, target, cur, changed := l.state()
 		if target.Release != "" || cur != nil {
@@ -144,8 +144,8 @@ func (l *detectorRunner) learned(ctx, work context.Context, conf stream.Detector
 			return err
 		}
 		if !job.Finished() {
-			if told != job.Job {
-				told = job.Job
+			if requested != job.Job {
+				requested = job.Job
 				l.log.Info().Int("normals", have).Str("job", job.Job).Msg("learned enough: training is asked for, frames wait in the queue")
 				l.notify(work, stream.Notice(stream.KindRelease, l.name, stream.NoCamera, "", stream.ReleaseLearned,
 					fmt.Sprintf("%d normals are there: job %s makes the first release, and frames wait for it", have, job.Job), job.Job))
