@@ -92,7 +92,8 @@ func (r *rows) search(q []float32, k int, n *nearest) []Neighbour {
 	if k == 0 {
 		return []Neighbour{}
 	}
-	r.scan(q, k+slack, n)
+	n.reset(k+slack, r.ids)
+	r.scanBlock(q, n, 0, r.len())
 	return r.settle(q, k, n.kept)
 }
 
@@ -114,12 +115,6 @@ func (r *rows) settle(q []float32, k int, found []candidate) []Neighbour {
 		}
 	}
 	return r.finish(q, found, k)
-}
-
-// scan offers every row to n, which keeps the min(k, len) nearest.
-func (r *rows) scan(q []float32, k int, n *nearest) {
-	n.reset(k, r.ids)
-	r.scanBlock(q, n, 0, r.len())
 }
 
 // scanBlock offers rows from..to−1 to n.

@@ -304,14 +304,10 @@ func (s *searcher) fresh(node uint32, layer int) []uint32 {
 	return to[:n]
 }
 
-func (s *searcher) entry(q []float32) candidate {
-	return candidate{s.measure(q, []uint32{s.graph.entry})[0], s.graph.entry}
-}
-
 // descend walks greedily from the entry point on layer from down to just above
 // layer to, and returns where it arrives.
 func (s *searcher) descend(q []float32, from, to int) candidate {
-	at := s.entry(q)
+	at := candidate{s.measure(q, []uint32{s.graph.entry})[0], s.graph.entry}
 	for l := from; l > to; l-- {
 		for moved := true; moved; {
 			moved = false

@@ -92,11 +92,6 @@ func newAxes(numbers []float32, dim int) *axes {
 	return a
 }
 
-// numbers is what newAxes takes.
-func (a *axes) numbers() []float32 {
-	return append(slices.Clone(a.mean), slices.Concat(a.along...)...)
-}
-
 func newSketched(r *rows) *sketched { return &sketched{exact: &exact{rows: r}, blocks: fewestBlocks} }
 
 func (x *sketched) Kind() Kind { return Sketch }
@@ -294,7 +289,7 @@ func (x *sketched) stored() []float32 {
 		return nil
 	}
 	x.find(context.Background())
-	return x.axes.numbers()
+	return append(slices.Clone(x.axes.mean), slices.Concat(x.axes.along...)...)
 }
 
 // describe writes the sketch of v but its last number, and returns the squared

@@ -411,7 +411,7 @@ func (s Spec) mobileName() string {
 		return "mobilenetv3_small"
 	case m.Hard:
 		return "mobilenetv3_large"
-	case m.Act == actRelu6 && allKernels(m.Blocks, 3):
+	case m.Act == actRelu6 && !slices.ContainsFunc(m.Blocks, func(b MobileBlock) bool { return b.Kernel != 3 }):
 		return "mobilenetv2"
 	case m.Act == actRelu6:
 		n := map[int]string{16: "0", 21: "1", 24: "3", 30: "4"}[depth]
@@ -425,8 +425,4 @@ func (s Spec) mobileName() string {
 		n = "2"
 	}
 	return "efficientnet_b" + n
-}
-
-func allKernels(blocks []MobileBlock, k int) bool {
-	return !slices.ContainsFunc(blocks, func(b MobileBlock) bool { return b.Kernel != k })
 }

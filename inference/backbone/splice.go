@@ -193,8 +193,9 @@ func (f *foreign) embedding() (c chosen, err error) {
 	if !f.Produced[name] {
 		return fail("no node produces %q; the outputs are %q: name one of them, or a value inside, with --output", name, names)
 	}
+	isOutput := slices.ContainsFunc(f.Outputs, func(t wire.ValueInfo) bool { return t.Name == name })
 	var declared bool
-	if c.ValueInfo, declared = f.Values[name]; !declared || f.outputInside(name) {
+	if c.ValueInfo, declared = f.Values[name]; !declared || !isOutput {
 		c.ValueInfo = wire.ValueInfo{Name: name, Elem: wire.Float}
 		if f.graph != nil {
 			if v := f.graph.Lookup(f.inner(name)); v != nil {
@@ -233,11 +234,6 @@ func (f *foreign) embedding() (c chosen, err error) {
 		f.o.note("%q has %d numbers, which looks like classes: a value in front of the classifier is better (--output)", name, c.dim)
 	}
 	return c, nil
-}
-
-// outputInside says whether the name is an inner value's.
-func (f *foreign) outputInside(name string) bool {
-	return !slices.ContainsFunc(f.Outputs, func(t wire.ValueInfo) bool { return t.Name == name })
 }
 
 // suggest names values that could be meant.
@@ -306,7 +302,7 @@ func (f *foreign) epilogue(c chosen) *splice {
 	case c.pool == PoolNone:
 		y = s.node("Identity", []string{y}, end)
 	case c.pool == PoolClass:
-		y = s.node("Gather", []string{y, s.scalar("nearmiss/class", 0)}, end, intAttr("axis", 1))
+		y = s.node("Gather", []string{y, s.tensor("nearmiss/class", 7, make([]byte, 8))}, end, intAttr("axis", 1))
 	case c.rank == 4:
 		y = s.node("Flatten", []string{s.node("GlobalAveragePool", []string{y}, "")}, end, intAttr("axis", 1))
 	default:

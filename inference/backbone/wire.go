@@ -93,10 +93,6 @@ func (s *splice) floats(name string, v []float32) string {
 	return s.tensor(name, wire.Float, raw.Bytes(), int64(len(v)))
 }
 
-func (s *splice) scalar(name string, v int64) string {
-	return s.tensor(name, 7, binary.LittleEndian.AppendUint64(nil, uint64(v)))
-}
-
 func (s *splice) tensor(name string, elem int64, raw []byte, dims ...int64) string {
 	var b []byte
 	for _, d := range dims {

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"image"
 	"math"
-	"slices"
 
 	"github.com/nearmiss/nearmiss/inference/imaging"
 )
@@ -62,9 +61,4 @@ func (g Geometry) Rect(columns, rows, column, row int) (x0, y0, x1, y1 float64) 
 	w, h := (g.X1-g.X0)/float64(columns), (g.Y1-g.Y0)/float64(rows)
 	x0, y0 = g.X0+float64(column)*w, g.Y0+float64(row)*h
 	return x0, y0, x0 + w, y0 + h
-}
-
-// ignored says whether a pixel was painted over.
-func (g Geometry) ignored(x, y int) bool {
-	return slices.ContainsFunc(g.Ignored, image.Point{X: x, Y: y}.In)
 }

@@ -3,6 +3,7 @@ package heatmap
 import (
 	"image"
 	"math"
+	"slices"
 )
 
 const (
@@ -174,7 +175,8 @@ func (m *Map) Threshold() float64 { return m.threshold }
 // At is the value of a pixel of the frame. ok is false where it has none: it was
 // cut off before the model saw it, or painted over.
 func (m *Map) At(x, y int) (v float32, ok bool) {
-	if !(image.Point{X: x, Y: y}).In(m.rect) || m.ignored(x, y) {
+	at := image.Point{X: x, Y: y}
+	if !at.In(m.rect) || slices.ContainsFunc(m.Ignored, at.In) {
 		return 0, false
 	}
 	return m.value(m.cols[x-m.rect.Min.X], m.rows[y-m.rect.Min.Y]), true

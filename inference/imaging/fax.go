@@ -19,12 +19,6 @@ type faxRows struct {
 	ref, line []int // where the colour changes in the row above and in this one
 }
 
-// newFaxRows reads rows of w pixels; two says that rows of T.4 may refer to the
-// row above.
-func newFaxRows(b []byte, w, kind int, two bool) *faxRows {
-	return &faxRows{b: b, w: w, kind: kind, two: two, ref: []int{w, w, w, w}}
-}
-
 func (f *faxRows) close() {}
 
 // peek returns the next n bits, at most 24. Beyond the end there are zeros.

@@ -55,7 +55,8 @@ func (p *tiffPage) rows(i, w int) (tiffRows, error) {
 	u := &unpacker{p: p}
 	switch p.compression {
 	case tiffRLE, tiffGroup3, tiffGroup4, tiffRLEWords:
-		return newFaxRows(data, w, p.compression, p.first(tagT4Options, 0)&1 != 0), nil
+		two := p.first(tagT4Options, 0)&1 != 0 // rows of T.4 may refer to the row above
+		return &faxRows{b: data, w: w, kind: p.compression, two: two, ref: []int{w, w, w, w}}, nil
 	case tiffLZW:
 		if len(data) >= 2 && data[0] == 0 && data[1]&1 == 1 {
 			return nil, reject(CodeUnsupported, "the tiff has LZW data of the kind before TIFF 6.0")

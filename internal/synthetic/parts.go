@@ -110,7 +110,7 @@ func (p *part) draw(dst *imaging.Image, d *defect) bool {
 	for _, s := range over {
 		s.draw(dst)
 	}
-	p.expose(dst)
+	finish(dst, 0.12, p.seed, p.noise*1.3) // blurred a little, as by a lens, with the sensor's noise
 	return true
 }
 
@@ -408,11 +408,6 @@ func (p *part) render(dst *imaging.Image) {
 			}
 		}
 	}
-}
-
-// expose blurs a little, as a lens does, and adds the sensor's noise.
-func (p *part) expose(dst *imaging.Image) {
-	finish(dst, 0.12, p.seed, p.noise*1.3)
 }
 
 // finish blurs with the kernel (s, 1−2s, s) in both directions and adds noise

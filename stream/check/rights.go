@@ -34,8 +34,7 @@ func (s *subjects) may(subject string) bool {
 	return (len(s.Allow) == 0 || slices.ContainsFunc(s.Allow, within)) && !slices.ContainsFunc(s.Deny, within)
 }
 
-func (p *permissions) mayPublish(subject string) bool   { return p.Publish.may(subject) }
-func (p *permissions) maySubscribe(subject string) bool { return p.Subscribe.may(subject) }
+func (p *permissions) mayPublish(subject string) bool { return p.Publish.may(subject) }
 
 // covers says whether a pattern matches all that a subject, which may be a pattern
 // itself, matches.
@@ -141,7 +140,7 @@ func (l *checker) missing(role access.Role) []string {
 		}
 	}
 	for _, s := range need.Subscribe {
-		if !l.limits.maySubscribe(s) {
+		if !l.limits.Subscribe.may(s) {
 			all = append(all, "subscribe "+s)
 		}
 	}

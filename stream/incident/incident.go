@@ -413,17 +413,14 @@ func ParseState(key string, value []byte) (State, error) {
 	if err := json.Unmarshal(value, &s); err != nil {
 		return s, fmt.Errorf("incidents of %q: %w", key, err)
 	}
-	for _, i := range append(slices.Clone(s.Outbox), deref(s.Open)...) {
+	all := slices.Clone(s.Outbox)
+	if s.Open != nil {
+		all = append(all, *s.Open)
+	}
+	for _, i := range all {
 		if !stream.ValidToken(i.Detector) || !stream.ValidToken(i.Camera) || i.ID == "" || i.N < 0 {
 			return s, fmt.Errorf("incidents of %q: an incident without id, detector or camera", key)
 		}
 	}
 	return s, nil
-}
-
-func deref(i *Incident) []Incident {
-	if i == nil {
-		return nil
-	}
-	return []Incident{*i}
 }

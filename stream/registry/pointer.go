@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -133,7 +134,7 @@ func (r *Registry) promote(ctx context.Context, detector, digest string, c Chang
 		return Pointer{}, err
 	}
 	if c.Expect != "" && c.Expect != old.Release && !(c.Expect == "none" && old.Release == "") {
-		return Pointer{}, fmt.Errorf("promote %s for %s: %s is active, not %s: %w", text.Short(digest), detector, orNone(text.Short(old.Release)), text.Short(c.Expect), ErrConflict)
+		return Pointer{}, fmt.Errorf("promote %s for %s: %s is active, not %s: %w", text.Short(digest), detector, cmp.Or(text.Short(old.Release), "none"), text.Short(c.Expect), ErrConflict)
 	}
 	if old.Release == digest && old.Revision == old.head {
 		return old, nil
@@ -373,11 +374,4 @@ func (r *Registry) annotate(ctx context.Context, all []Release, detector string)
 		all[i].Active, all[i].Pinned = active[all[i].Digest], pinned[all[i].Digest]
 	}
 	return all, nil
-}
-
-func orNone(s string) string {
-	if s == "" {
-		return "none"
-	}
-	return s
 }

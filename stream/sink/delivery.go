@@ -1,6 +1,7 @@
 package sink
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -328,7 +329,7 @@ func (l *delivery) failed(ctx context.Context, m jetstream.Msg, meta *jetstream.
 		l.breaker.succeeded() // it answers
 		l.deadLetter(ctx, m, meta, from, CodeRefused, err)
 		return
-	case time.Since(meta.Timestamp) > l.sink.giveUp():
+	case time.Since(meta.Timestamp) > cmp.Or(time.Duration(l.sink.GiveUp), defaultGiveUp):
 		l.deadLetter(ctx, m, meta, from, CodeGaveUp, err)
 		return
 	}

@@ -185,13 +185,6 @@ func (s Sink) kinds() []string {
 	return s.Kinds
 }
 
-func (s Sink) giveUp() time.Duration {
-	if s.GiveUp == 0 {
-		return defaultGiveUp
-	}
-	return time.Duration(s.GiveUp)
-}
-
 // filters are the subjects that the sink's consumers ask for, of the events and
 // of the incidents.
 func (s Sink) filters(n stream.Names) (events, incidents []string) {

@@ -11,12 +11,14 @@ package archive
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
 	"path"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -84,7 +86,7 @@ func Opener(names stream.Names, from Source) func(sink.Sink, string) (sink.Sende
 		case u.Scheme == "s3":
 			out.place, err = newBucket(c, u.Host, strings.Trim(u.Path, "/"), secret)
 		case (u.Scheme == "" || u.Scheme == "file") && u.Host == "" && path.IsAbs(u.Path):
-			out.place = newFolder(u.Path, c.MinFree)
+			out.place = &folder{root: filepath.Clean(u.Path), minFree: cmp.Or(c.MinFree, 1<<30)}
 		default:
 			return nil, fmt.Errorf("archive: address %q: use an absolute path or s3://BUCKET", c.URL)
 		}

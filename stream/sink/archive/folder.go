@@ -1,7 +1,6 @@
 package archive
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,10 +21,6 @@ type folder struct {
 	root    string
 	minFree uint64
 	mu      sync.Mutex // of the index
-}
-
-func newFolder(root string, minFree uint64) *folder {
-	return &folder{root: filepath.Clean(root), minFree: cmp.Or(minFree, 1<<30)}
 }
 
 // ready says whether the folder is there and has room.

@@ -175,11 +175,6 @@ func (b *body) data(names stream.Names, n sink.Notice, with shown) view {
 	return v
 }
 
-func encode(v any) (string, error) {
-	b, err := json.Marshal(v)
-	return string(b), err
-}
-
 // sampleLink stands for a picture's address where a new template is tried.
 func sampleLink(cfg Config) string {
 	if cfg.Pictures != "link" {

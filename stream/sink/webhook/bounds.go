@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -128,11 +129,11 @@ func (m *meter) functions() template.FuncMap {
 			if err := m.reads(v); err != nil {
 				return "", err
 			}
-			s, err := encode(v)
+			b, err := json.Marshal(v)
 			if err != nil {
 				return "", err
 			}
-			return m.makes(s)
+			return m.makes(string(b))
 		},
 		"date": func(layout string, t time.Time) (string, error) {
 			return m.sprints(func(...any) string { return t.Format(layout) })(layout)

@@ -141,7 +141,7 @@ func open(s sink.Sink, secret string, names stream.Names, version string, pictur
 			return nil, err
 		}
 	}
-	if out.client, err = cfg.client(); err != nil {
+	if out.client, err = cfg.clientOf(newGuard(cfg.AllowLoopback)); err != nil {
 		return nil, err
 	}
 	return out, nil
@@ -208,10 +208,6 @@ func token(s string) bool {
 		}
 	}
 	return s != ""
-}
-
-func (c Config) client() (*http.Client, error) {
-	return c.clientOf(newGuard(c.AllowLoopback))
 }
 
 func (c Config) clientOf(g guard) (*http.Client, error) {
