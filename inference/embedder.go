@@ -284,6 +284,9 @@ func startEmbedder(path string, o EmbedOptions, open opening) (_ *Embedder, err 
 	return e, nil
 }
 
+// mostInput is how many bytes of images are made up because a model says that it takes them.
+const mostInput = 1 << 30
+
 // inspect reads the model's surface.
 func (e *Embedder) inspect() error {
 	in, out := e.session.Inputs(), e.session.Outputs()
@@ -344,6 +347,9 @@ func (e *Embedder) inspect() error {
 	}
 	if n := in[0].Shape[0]; n > 0 {
 		e.fixed = n
+		if n > mostInput/e.preprocess.InputBytes() {
+			return fmt.Errorf("it takes %d images at a time, more than %d MiB: export it with a free first dimension", n, mostInput>>20)
+		}
 		if n > 1 && e.o.Precision == release.Int8 {
 			return fmt.Errorf("it takes %d images at a time, and 8 bits take one: export it with a free first dimension", n)
 		}

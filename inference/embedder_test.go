@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/inference/onnx"
 	"github.com/nearmiss/nearmiss/inference/ort"
 )
 
@@ -313,5 +314,26 @@ func TestEnginesThatCannotBeReadAreBuiltAgain(t *testing.T) {
 		if err := e.Close(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestModelsOfHugeInputsAreRefused: what a file of some bytes says is not believed.
+func TestModelsOfHugeInputsAreRefused(t *testing.T) {
+	path := writeModel(t, 1<<34, 1, false)
+	if e, err := NewEmbedder(path, EmbedOptions{}); err == nil || !strings.Contains(err.Error(), "more than 1024 MiB") {
+		if err == nil {
+			e.Close()
+		}
+		t.Errorf("a batch of 2³⁴ images: %v", err)
+	}
+	g := onnx.New("wide")
+	x := g.Input(inputImage, onnx.Uint8, 1, 1<<20, 1<<20, 3)
+	g.Output(outputEmbedding, g.ReduceMean(g.Cast(x, onnx.Float), false, 1, 2))
+	path = filepath.Join(t.TempDir(), "wide.onnx")
+	if err := g.WriteFile(path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := RunOnce(path, 2); err == nil || !strings.Contains(err.Error(), "more than 1024 MiB") {
+		t.Errorf("a picture of 2²⁰ pixels a side: %v", err)
 	}
 }

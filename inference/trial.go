@@ -48,6 +48,9 @@ func RunOnce(path string, images int) (map[string]Tried, error) {
 	if len(in) != 1 || in[0].Type != ort.Uint8 || len(in[0].Shape) != 4 || in[0].Shape[1] < 1 || in[0].Shape[2] < 1 {
 		return nil, fmt.Errorf("run %s: its input is %v, want one uint8 image [N, S, S, 3]", path, in)
 	}
+	if in[0].Shape[1] > mostInput/3/images/in[0].Shape[2] {
+		return nil, fmt.Errorf("run %s: %d images of its input %v are more than %d MiB", path, images, in[0].Shape, mostInput>>20)
+	}
 	shape := []int{images, in[0].Shape[1], in[0].Shape[2], 3}
 	pixels := make([]uint8, images*shape[1]*shape[2]*3)
 	size := len(pixels) / images

@@ -187,6 +187,10 @@ func (s *Session) RunInto(ctx context.Context, in, out []*Tensor) error {
 	return s.run(ctx, in, out)
 }
 
+// believed is how many bytes of an output are allocated because the model says so. What
+// is larger waits for the computation: a file of some bytes may say anything.
+const believed = 64 << 20
+
 func (s *Session) run(ctx context.Context, in, out []*Tensor) (err error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -225,7 +229,7 @@ func (s *Session) run(ctx context.Context, in, out []*Tensor) (err error) {
 	for i, t := range out {
 		if t == nil {
 			fresh = append(fresh, i)
-			if !s.out[i].Static() {
+			if size, err := byteSize(s.out[i].Type, s.out[i].Shape); !s.out[i].Static() || err != nil || size > believed {
 				if typ := s.out[i].Type; typ == Float16 || typ == BFloat16 {
 					// The binding counts a byte for each element, fails, and keeps what it has made.
 					return fmt.Errorf("run %s: output %q: give a %s tensor: its shape is not known before", s.name, s.out[i].Name, typ)

@@ -177,6 +177,18 @@ func TestRunRefuses(t *testing.T) {
 			}
 		})
 	}
+	t.Run("an output as large as the model pleases to say", func(t *testing.T) {
+		// Without a bound the process ends here.
+		for _, n := range []int{1 << 40, 1 << 61, 1<<63 - 1} {
+			s := openBytes(t, model(graph([][]byte{node("Add", []string{"x", "y"}, []string{"z"})},
+				[][]byte{valueInfo("x", Float, 1, 2), valueInfo("y", Float, 1, 2)}, [][]byte{valueInfo("z", Float, n, 2)})), Options{})
+			out, err := s.Run(ctx, []*Tensor{good, good})
+			if err != nil || len(out) != 1 || out[0].Len() != 2 {
+				t.Errorf("%d rows: %v, %v", n, out, err)
+			}
+			CloseAll(out...)
+		}
+	})
 	t.Run("an output of which neither the shape nor memory is given, in 16 bits", func(t *testing.T) {
 		cast := []byte(join(field(1, []byte("to")), number(3, int64(Float16)), number(20, 2)))
 		for name, s := range map[string]*Session{
