@@ -14,6 +14,7 @@ import (
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/backbone"
 	"github.com/nearmiss/nearmiss/inference/heatmap"
+	"github.com/nearmiss/nearmiss/inference/ort"
 	"github.com/nearmiss/nearmiss/inference/release"
 )
 
@@ -185,7 +186,7 @@ func (p Plan) scoreBuilder(ctx context.Context, file string, n networks) (*score
 	if b.model, err = b.composition.open(ctx, file, n, p.Data, p.Model, p.Host); err != nil {
 		return nil, err
 	}
-	if b.engine, err = p.Host.engine(); err != nil {
+	if b.engine, err = inference.NewBatchEngine(ort.Options{Device: p.Host.Device}); err != nil {
 		return nil, errors.Join(err, b.model.Close())
 	}
 	return b, nil

@@ -44,10 +44,6 @@ type crossFitted struct {
 	out    int // how many are in none of the score's banks
 }
 
-func newCrossFitted(parts int) crossFitted {
-	return crossFitted{partScores: newPartScores(parts), relit: newPartScores(parts), blurred: newPartScores(parts), spoilt: newPartScores(parts)}
-}
-
 // without is the same but for the scores of the parts at which, which are to be made anew,
 // and for other light.
 func (x crossFitted) without(which []int) crossFitted {
@@ -425,7 +421,8 @@ func (s *builtScore) inFold(ctx context.Context, t fold, which []int, f func(wit
 func (s *builtScore) crossFit(ctx context.Context, which []int) error {
 	b, x, folds := s.by, &s.x, s.folds()
 	if x.scores == nil {
-		*x = newCrossFitted(len(s.parts))
+		n := len(s.parts)
+		*x = crossFitted{partScores: newPartScores(n), relit: newPartScores(n), blurred: newPartScores(n), spoilt: newPartScores(n)}
 	}
 	which = slices.DeleteFunc(slices.Clone(which), func(i int) bool { return !b.parts[i].scored })
 	if len(which) == 0 {

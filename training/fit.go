@@ -173,7 +173,7 @@ func Fit(ctx context.Context, p Plan) (*Result, error) {
 	}
 	if p.Model.Advise || p.Model.AutoSymmetry || p.Model.Turned == TurnedAuto {
 		if p.Model.Symmetry == imaging.NoSymmetry {
-			if res.Orientation, err = p.orient(ctx, x, train); err != nil {
+			if res.Orientation, err = orient(ctx, x.b, x.imagesAt(train), x.n.at(train), p); err != nil {
 				return nil, fmt.Errorf("compare how the normals lie: %w", err)
 			}
 			took.lap("orientation")

@@ -92,7 +92,8 @@ func tune(ctx context.Context, p Plan, normals []Image, digests []string) (*tune
 	if err := os.MkdirAll(run.work, 0o755); err != nil {
 		return nil, fmt.Errorf("make the work folder: %w", err)
 	}
-	if err := run.keepSeed(); err != nil {
+	// A later run with the same folder finds the seed.
+	if err := renameio.WriteFile(filepath.Join(run.work, seedFile), fmt.Appendf(nil, "%d\n", p.Seed), 0o644); err != nil {
 		return nil, err
 	}
 	var err error
@@ -126,11 +127,6 @@ func tune(ctx context.Context, p Plan, normals []Image, digests []string) (*tune
 }
 
 const seedFile = "seed"
-
-// keepSeed lets a later run with the same folder find the seed.
-func (run *tuningRun) keepSeed() error {
-	return renameio.WriteFile(filepath.Join(run.work, seedFile), fmt.Appendf(nil, "%d\n", run.plan.Seed), 0o644)
-}
 
 // WorkSeed is the seed of the last run that used a work folder; ok is false where
 // there was none.

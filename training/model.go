@@ -9,7 +9,6 @@ import (
 
 	"github.com/nearmiss/nearmiss/inference"
 	"github.com/nearmiss/nearmiss/inference/backbone"
-	"github.com/nearmiss/nearmiss/inference/ort"
 	"github.com/nearmiss/nearmiss/inference/release"
 )
 
@@ -149,11 +148,6 @@ func (m Model) precision() string {
 		return m.Precision
 	}
 	return ""
-}
-
-// engine is what searches many vectors at once.
-func (h Host) engine() (*inference.BatchEngine, error) {
-	return inference.NewBatchEngine(ort.Options{Device: h.Device})
 }
 
 // embedEach shows f what the model gives of the images at which, in this order. Every

@@ -49,12 +49,8 @@ func ParseSymmetry(text string) (s imaging.Symmetry, auto bool, err error) {
 	return s, false, err
 }
 
-// orient finds how the normals at which lie, by the main part of the score. The
-// model takes images as they are.
-func (p Plan) orient(ctx context.Context, x *embedded, which []int) (*Orientation, error) {
-	return orient(ctx, x.b, x.imagesAt(which), x.n.at(which), p)
-}
-
+// orient finds how normals lie, by the main part of the score. The model takes images
+// as they are.
 func orient(ctx context.Context, s *scoreBuilder, normals []Image, n *normals, p Plan) (*Orientation, error) {
 	main := s.model.parts[0]
 	k := p.Score.K

@@ -51,7 +51,7 @@ func (r *runner) export(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	got, err := r.servedEmbeddings(ctx, next, images)
+	got, err := r.embed(ctx, next, images, nil)
 	if err != nil {
 		return err
 	}
@@ -125,10 +125,6 @@ func (r *runner) trainedEmbeddings(ctx context.Context, images [][]uint8, weight
 		return nil, err
 	}
 	return r.embed(ctx, path, images, in)
-}
-
-func (r *runner) servedEmbeddings(ctx context.Context, path string, images [][]uint8) ([]float32, error) {
-	return r.embed(ctx, path, images, nil)
 }
 
 // embed runs a model over the images in batches of the training's size.

@@ -16,10 +16,6 @@ func (p place) deviceID() string {
 	return id
 }
 
-func (s *sender) deviceTopic(p place) string {
-	return s.cfg.HomeAssistant + "/device/" + p.deviceID() + "/config"
-}
-
 // device is a camera's discovery message (Home Assistant, MQTT device
 // discovery, in its abbreviations).
 func (s *sender) device(p place) map[string]any {

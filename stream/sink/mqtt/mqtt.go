@@ -338,7 +338,7 @@ func (s *sender) refresh(ctx context.Context, c paho.Client, at place) error {
 		return err
 	}
 	if announce {
-		if err := publish(ctx, c, s.deviceTopic(at), 1, true, s.device(at)); err != nil {
+		if err := publish(ctx, c, s.cfg.HomeAssistant+"/device/"+at.deviceID()+"/config", 1, true, s.device(at)); err != nil {
 			return fail(err)
 		}
 	}
