@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/nearmiss/nearmiss/bank"
+	"github.com/nearmiss/nearmiss/inference/ort"
 )
 
 // TestCloseWhileItScores: scores that are under way when a detector is closed are right,
@@ -66,4 +67,34 @@ func TestCloseWhileItScores(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestEngineClosesWhileItsSearchersBegin: on an accelerator a searcher has sessions of its
+// own, and asks the engine whether it is closed before it opens one.
+func TestEngineClosesWhileItsSearchersBegin(t *testing.T) {
+	e, err := NewBatchEngine(ort.Options{Device: ort.Device{Kind: "cuda", ID: 99}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var searching sync.WaitGroup
+	for range 2 {
+		s, err := e.Prepare(make([]float32, 12), 3)
+		if err != nil {
+			t.Fatal(err)
+		}
+		searching.Go(func() {
+			for !errors.Is(err, ErrClosed) { // until then the device is not there
+				if _, _, err = s.Search(context.Background(), make([]float32, 3), 2); err == nil {
+					t.Error("a device that is not there was searched")
+				}
+			}
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	if err := e.Close(); err != nil {
+		t.Error(err)
+	}
+	searching.Wait()
 }

@@ -8,6 +8,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/nearmiss/nearmiss/bank"
 	"github.com/nearmiss/nearmiss/inference/onnx"
@@ -20,9 +21,9 @@ import (
 type BatchEngine struct {
 	o ort.Options
 
+	closed atomic.Bool
 	mu     sync.Mutex
 	shared map[graphKey]*ort.Session // on the CPU, where the rows are an input
-	closed bool
 }
 
 // graphKey names one search graph.
@@ -48,7 +49,7 @@ func NewBatchEngine(o ort.Options) (*BatchEngine, error) {
 func (e *BatchEngine) Close() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.closed = true
+	e.closed.Store(true)
 	var errs []error
 	for _, s := range e.shared {
 		errs = append(errs, s.Close())
@@ -193,7 +194,7 @@ func (s *batchSearcher) session(k int) (*ort.Session, error) {
 	if session, ok := sessions[key]; ok {
 		return session, nil
 	}
-	if s.engine.closed {
+	if s.engine.closed.Load() {
 		return nil, ErrClosed
 	}
 	model, err := searchGraph(s.dim, k, rows, norms)

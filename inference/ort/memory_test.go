@@ -202,6 +202,17 @@ func TestMemory(t *testing.T) {
 			}()
 		}
 	})
+	t.Run("a memory that does not give back what was written is found out", func(t *testing.T) {
+		m := openMemory(t)
+		defer m.copies[Float].Close()
+		for op, right := range map[string]bool{"Neg": false, "Ceil": false, "Identity": true} {
+			m.copies[Float] = openBytes(t, model(graph([][]byte{node(op, []string{"x"}, []string{"y"})},
+				[][]byte{valueInfo("x", Float, 2, 3)}, [][]byte{valueInfo("y", Float, 2, 3)})), tested(t))
+			if err := m.try(); (err == nil) != right || err != nil && !strings.Contains(err.Error(), "was written and") {
+				t.Errorf("%s: %v", op, err)
+			}
+		}
+	})
 	t.Run("a device that is not there has no memory, and says why", func(t *testing.T) {
 		if _, err := OpenMemory(Options{Device: Device{Kind: "cuda", ID: 99}}); err == nil || !strings.Contains(err.Error(), "device cuda:99") {
 			t.Errorf("got %v", err)
