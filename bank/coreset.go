@@ -89,6 +89,8 @@ type traversal struct {
 
 	chosen   []int
 	sketches []float32 // of the chosen rows, one after the other
+	padded   []float32 // where there are sketches, the chosen rows with zeros up to wide numbers each
+	wide     int
 	// near is the distance of each row to the nearest of those that were chosen when
 	// it was last compared: the first comparedTo of them.
 	near       []float32
@@ -116,6 +118,7 @@ func newTraversal(ctx context.Context, vectors []float32, dim int, seed uint64) 
 		t.near[i] = math.MaxFloat32
 	}
 	if dim >= 2*sketchDim {
+		t.wide = (dim + 31) / 32 * 32 // which squaredL2Rows is fast with
 		t.makeSketch(ctx, seed)
 	}
 	return t
@@ -130,6 +133,7 @@ func (t *traversal) take(row int) {
 	t.chosen = append(t.chosen, row)
 	if t.sketch != nil {
 		t.sketches = append(t.sketches, t.sketchOf(row)...)
+		t.padded = append(append(t.padded, t.at(row)...), make([]float32, t.wide-t.dim)...)
 	}
 }
 
@@ -165,11 +169,11 @@ func (t *traversal) farthest(ctx context.Context) (int, bool) {
 func (t *traversal) refresh(ctx context.Context) {
 	const chunk = 256
 	parallel(ctx, (len(t.far)+chunk-1)/chunk, func() func(int) {
-		var squares [len(countUp)]float32
+		x := &scratch{row: make([]float32, t.wide)}
 		return func(i int) {
 			var compared, distances int64
 			for _, row := range t.far[i*chunk : min((i+1)*chunk, len(t.far))] {
-				c, d := t.update(int(row), &squares)
+				c, d := t.update(int(row), x)
 				compared, distances = compared+c, distances+d
 			}
 			t.compared.Add(compared)
@@ -179,10 +183,20 @@ func (t *traversal) refresh(ctx context.Context) {
 	t.far = slices.DeleteFunc(t.far, func(row uint32) bool { return t.near[row] <= t.level })
 }
 
-// update compares a row with chosen ones until it is not far, or none is left.
-func (t *traversal) update(row int, squares *[len(countUp)]float32) (compared, distances int64) {
+// scratch is memory in which one row at a time is compared.
+type scratch struct {
+	row     []float32 // padded
+	squares [len(countUp)]float32
+	near    [len(countUp)]uint32 // chosen rows that may be nearer
+}
+
+// update compares a row with chosen ones until it is not far, or none is left. Those that
+// their sketches do not dismiss are compared in one batch, and those that may still be nearer
+// once more, with the rounding of the plain algorithm.
+func (t *traversal) update(row int, x *scratch) (compared, distances int64) {
 	near, next := t.near[row], t.comparedTo[row]
 	v := t.at(row)
+	copy(x.row, v)
 	for next < len(t.chosen) && near > t.level {
 		count := min(len(countUp), len(t.chosen)-next)
 		if t.sketch == nil {
@@ -192,18 +206,23 @@ func (t *traversal) update(row int, squares *[len(countUp)]float32) (compared, d
 			next, compared, distances = next+count, compared+int64(count), distances+int64(count)
 			continue
 		}
-		squaredL2Rows(t.sketchOf(row), t.sketches[next*sketchDim:], countUp[:count], squares[:count])
-		compared += int64(count)
-		within := t.within(near)
-		for i, s := range squares[:count] {
+		squaredL2Rows(t.sketchOf(row), t.sketches[next*sketchDim:], countUp[:count], x.squares[:count])
+		within, nearer := t.within(near), x.near[:0]
+		for i, s := range x.squares[:count] {
 			if s < within {
-				distances++
-				if d := vek32.Distance(t.at(t.chosen[next+i]), v); d < near {
-					near, within = d, t.within(d)
-				}
+				nearer = append(nearer, uint32(next+i))
 			}
 		}
-		next += count
+		squaredL2Rows(x.row, t.padded, nearer, x.squares[:len(nearer)])
+		for i, s := range x.squares[:len(nearer)] {
+			if s >= within {
+				continue
+			}
+			if d := vek32.Distance(t.at(t.chosen[nearer[i]]), v); d < near {
+				near, within = d, t.within(d)
+			}
+		}
+		next, compared, distances = next+count, compared+int64(count), distances+int64(len(nearer))
 	}
 	t.near[row], t.comparedTo[row] = near, next
 	return compared, distances

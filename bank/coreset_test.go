@@ -78,6 +78,14 @@ func TestCoresetPrunes(t *testing.T) {
 	if r.Compared > n*want/2 || r.Distances > r.Compared/2 {
 		t.Errorf("of %d pairs %d were compared, %d in full", n*want, r.Compared, r.Distances)
 	}
+	// Where no direction counts for more than others sketches dismiss little.
+	white := whitened(t, clustered(1, n, 80), 80)
+	if got, r, err = Coreset(context.Background(), white, 80, want, 1); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(plainCoreset(white, 80, want, got[0]), got); d != "" || r.Distances < r.Compared/4 {
+		t.Errorf("whitened, %d of %d in full: %s", r.Distances, r.Compared, d)
+	}
 	if _, _, err := Coreset(context.Background(), []float32{float32(math.NaN())}, 1, 1, 0); !errors.Is(err, ErrNotFinite) {
 		t.Error(err)
 	}
@@ -88,12 +96,30 @@ func TestCoresetPrunes(t *testing.T) {
 	}
 }
 
+func whitened(t testing.TB, vectors []float32, dim int) []float32 {
+	t.Helper()
+	w, err := LearnWhitening(vectors, dim, 0.1)
+	if err == nil {
+		vectors, err = w.ApplyAll(vectors)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return vectors
+}
+
 // BenchmarkCoreset measures a coreset by processor time, beside the plain algorithm.
 func BenchmarkCoreset(b *testing.B) {
-	for _, c := range []struct{ n, dim, want int }{{37_632, 80, 3_000}, {119_364, 192, 3_000}} {
+	for _, c := range []struct {
+		n, dim, want int
+		white        bool
+	}{{37_632, 80, 3_000, false}, {119_364, 192, 3_000, false}, {37_632, 80, 3_000, true}} {
 		vectors := clustered(1, c.n, c.dim)
+		if c.white {
+			vectors = whitened(b, vectors, c.dim)
+		}
 		for _, by := range []string{"turns", "plain"} {
-			b.Run(fmt.Sprintf("%s/%d of %dx%d", by, c.want, c.n, c.dim), func(b *testing.B) {
+			b.Run(fmt.Sprintf("%s/%d of %dx%d, white %v", by, c.want, c.n, c.dim, c.white), func(b *testing.B) {
 				cpu := cputime.Seconds()
 				for range b.N {
 					if by == "plain" {
