@@ -11,11 +11,11 @@ func TestWhatAFirstReleaseIsMadeWithout(t *testing.T) {
 		light, blur string
 	}{
 		"the default": {
-			without: "looking at other light, looking at a slight blur", light: LightUsual, blur: SharpnessUsual,
+			without: "a look at other light and a look at a slight blur", light: LightUsual, blur: SharpnessUsual,
 		},
 		"a tuned network": {
 			plan:    Plan{Method: FITYMI, Data: Data{Anomalies: []Image{{}}}, Host: Host{Work: "steps"}},
-			without: "tuning the network, looking at other light, looking at a slight blur", light: LightUsual, blur: SharpnessUsual,
+			without: "tuning the network and a look at other light and a look at a slight blur", light: LightUsual, blur: SharpnessUsual,
 		},
 		"what was chosen":     {plan: Plan{Model: Model{Light: LightEven, Sharpness: SharpnessVaried}}, light: LightEven, blur: SharpnessVaried},
 		"a score of one part": {plan: Plan{Score: Score{Groups: Class()}}},

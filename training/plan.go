@@ -355,13 +355,13 @@ func (p *Plan) Hasten() (without string) {
 	}
 	if q.Model.Light == LightAuto {
 		p.Model.Light = LightUsual
-		left = append(left, "looking at other light")
+		left = append(left, "a look at other light")
 	}
 	if q.Model.Sharpness == SharpnessAuto {
 		p.Model.Sharpness = SharpnessUsual
-		left = append(left, "looking at a slight blur")
+		left = append(left, "a look at a slight blur")
 	}
-	return strings.Join(left, ", ")
+	return strings.Join(left, " and ")
 }
 
 // tileable says whether tiles are of any use to a plan with defaults.

@@ -193,7 +193,7 @@ func (w *Worker) attempt(ctx context.Context, job stream.Job) (done stream.Job, 
 		return done, err
 	}
 	if done.Notes, done.Without = res.Notes, res.Without; done.Without != "" {
-		done.Notes = append(done.Notes, fmt.Sprintf("it was made without %s, to be there soon; job %s makes one with that", done.Without, stream.WholeRequest(done, "").Job))
+		done.Notes = append(done.Notes, fmt.Sprintf("it was made without %s, to be there soon; job %s makes one with all of that", done.Without, stream.WholeRequest(done, "").Job))
 	}
 	if done.Held = res.Hold; res.Dir == "" {
 		return done, nil
