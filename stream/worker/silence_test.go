@@ -60,6 +60,7 @@ func TestACameraThatFallsSilentIsAnEvent(t *testing.T) {
 	stopB()
 	before := len(said())
 	w, _ := r.Worker(worker.Config{}, streamtest.LoadFake)
+	sent := time.Now()
 	send("bolts", "again")
 	eventually.True(t, "it is back, and silent once more", func() bool { return len(said()) > before && silent() })
 	for i, got := range said() {
@@ -71,7 +72,7 @@ func TestACameraThatFallsSilentIsAnEvent(t *testing.T) {
 	eventually.True(t, "the record says so", func() bool {
 		var err error
 		all, err = r.In.Cameras(t.Context())
-		return err == nil && len(all) == 2 && all[0].Silent
+		return err == nil && len(all) == 2 && all[0].Silent && all[0].LastFrame.After(sent)
 	})
 	if all[0].Detector != "bolts" || all[1].Silent || all[1].LastFrame.IsZero() {
 		t.Errorf("%+v", all)
