@@ -98,9 +98,9 @@ func (r *rows) search(q []float32, k int, n *nearest) []Neighbour {
 }
 
 // settle picks the k nearest from at least min(k+slack, len) candidates of a
-// scan. Where rounding leaves open which belong among them, it looks at every
+// scan. Where rounding leaves open which belong among them, it measures every
 // row that might, so the result is the same with any kernel on any machine. Rows
-// of a file that was not looked through may have no distance: then it finds fewer.
+// of a file that was not searched may have no distance: then it finds fewer.
 func (r *rows) settle(q []float32, k int, found []candidate) []Neighbour {
 	if len(found) < k {
 		return r.finish(q, found, k)

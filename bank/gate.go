@@ -152,7 +152,7 @@ func (b *Bank) make(ctx context.Context, queries []float32) (Index, Report, []fl
 		if report, err := judge(index); err != nil || report.Kind == kind {
 			return index, report, queries, err
 		}
-		// Codes may not have told near rows apart: linked by the rows themselves it may do.
+		// Codes may not have separated near rows: linked by the rows themselves it may do.
 		if index, err = b.makeGraph(ctx, nil); err != nil {
 			return nil, Report{}, nil, err
 		}
@@ -266,7 +266,7 @@ func (b *Bank) measure(ctx context.Context, index Index, queries []float32, r *R
 	}
 	tune, judge := 0, 0 // queries [0, tune) tune, [judge, n) judge
 	n := len(truth)
-	// widen raises how much is looked at, from *width to at most widest.
+	// widen raises how much is searched, from *width to at most widest.
 	widen := func(width *int, widest int) error {
 		if n >= 2 {
 			tune, judge = n/2, n/2
@@ -332,7 +332,7 @@ func (b *Bank) measure(ctx context.Context, index Index, queries []float32, r *R
 	return nil
 }
 
-// searchWidth is how much an index looks at, where that can be chosen, or nil.
+// searchWidth is how much an index searches, where that can be chosen, or nil.
 func searchWidth(index Index) *int {
 	switch x := index.(type) {
 	case *hnsw:

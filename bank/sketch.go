@@ -38,7 +38,7 @@ type BlockSearcher interface {
 // Without an engine, and for single queries, it searches exactly.
 type sketched struct {
 	*exact
-	blocks int // that are looked at in full
+	blocks int // that are searched in full
 
 	making sync.Mutex // guards what follows while rows.mu is held for reading
 	axes   *axes      // of the rows as they once were, which is as good; nil: not found yet
@@ -110,7 +110,7 @@ func (x *sketched) SearchBatch(ctx context.Context, queries []float32, k int) ([
 		k = min(k, r.len())
 	}
 	engine, ok := r.engine.(BlockEngine)
-	// Where as many rows are looked at as there are, exact search is as fast.
+	// Where as many rows are searched as there are, exact search is as fast.
 	if err != nil || !ok || m < engineQueries || k < 1 || k > blockRows || 2*x.blocks*blockRows >= r.len() {
 		r.mu.RUnlock()
 		if err != nil {

@@ -22,7 +22,7 @@ const (
 	// mostFloat is the share of the products that stay in 32 bits at most: so much
 	// speed may be given up.
 	mostFloat = 1.0 / 8
-	// probedRows are the rows of a product's results, spread over all, that are looked at.
+	// probedRows are the rows of a product's results, spread over all, that are compared.
 	probedRows = 16
 )
 

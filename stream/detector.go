@@ -76,14 +76,14 @@ type Detector struct {
 	Profile        string   `json:"profile,omitempty"`          // training profile; empty: the method's default
 	Score          string   `json:"score,omitempty"`            // what scores are made of: full, class, or parts as fit --score takes them; default full
 	Symmetry       string   `json:"symmetry,omitempty"`         // what embeddings are averaged over: none, flip, dihedral, or auto, which looks how normals lie; default none
-	Tiles          string   `json:"tiles,omitempty"`            // of a frame, that patches are looked at in: rows and columns as in 2x3, few, 2x2 where what is looked at has 400 pixels both ways, auto, as many as frames have pixels and the budget time for, or none; default few with the full score, with a budget auto
+	Tiles          string   `json:"tiles,omitempty"`            // of a frame, that patches come from: rows and columns as in 2x3, few, 2x2 where what is inspected has 400 pixels both ways, auto, as many as frames have pixels and the budget time for, or none; default few with the full score, with a budget auto
 	Budget         Duration `json:"budget,omitempty"`           // the longest that judging a frame may take, of which inputs and tiles are chosen as fine; default 0, the backbone's own input and Tiles
 	K              int      `json:"k,omitempty"`                // nearest normals that are summed; default 2
 	FalseAlarmRate float64  `json:"false_alarm_rate,omitempty"` // share of normals above the threshold; default 0.01
 	HeldOut        float64  `json:"held_out,omitempty"`         // share of the normals that stays out of the bank and alone sets the threshold; default 0, the trainer's
 	Threshold      float64  `json:"threshold,omitempty"`        // score above which a frame is anomalous, set by hand; default 0, the release's
 	Margin         float64  `json:"margin,omitempty"`           // factor on the release's threshold, set by hand; default 0, none
-	Region         *Region  `json:"region,omitempty"`           // only this part of the image is looked at
+	Region         *Region  `json:"region,omitempty"`           // only this part of the image is inspected
 	Ignore         []Region `json:"ignore,omitempty"`           // these parts are masked out
 	Bits           int      `json:"bits,omitempty"`             // used of 16-bit samples, 8-32; default what the normals need
 

@@ -38,7 +38,7 @@ const (
 	// 3339, where that is too long for a camera that works.
 	HeaderUnchanged = "Nearmiss-Unchanged-Since"
 	// HeaderTruth is the ground truth of a synthetic frame, JSON; it is copied
-	// into the headers of the frame's score and event, and never looked at.
+	// into the headers of the frame's score and event, and never read.
 	HeaderTruth = "Nearmiss-Truth"
 	// HeaderTrace is the W3C trace context, copied like the ground truth.
 	HeaderTrace = "traceparent"

@@ -33,7 +33,7 @@ type LightReport struct {
 }
 
 // remedies of light: LightColours is only done when it
-// is asked for: what it hides cannot be told from what it helps by light alone.
+// is asked for: what it hides cannot be separated from what it helps by light alone.
 func (l *LightReport) remedies() remedies {
 	return remedies{[]remedy{
 		{LightUsual, "with pictures as they are", &l.Usual, 0},

@@ -32,8 +32,8 @@ type Orientation struct {
 const (
 	// orientationNormals bounds the normals that are compared, in eight ways each.
 	orientationNormals = 60
-	// strangeAUROC is how well normals that lie in another way may be told from the
-	// others where the way is said to mean nothing.
+	// strangeAUROC is how well normals in another orientation may be separated from
+	// the others where the way is said to mean nothing.
 	strangeAUROC          = 0.6
 	orientationConfidence = 0.95
 	orientationDraws      = 1000 // bootstrap

@@ -111,8 +111,8 @@ type Model struct {
 	source string // the base name of Backbone as it was given
 	// Precision is that of the backbone's products: PrecisionFloat, PrecisionInt8, which
 	// is faster on the CPU, PrecisionHalf, which is on accelerators, or PrecisionAuto, the
-	// faster one of the device where it is much faster, held-out normals are told from
-	// spoilt ones as well, and scores move little. It travels with the release. Default: PrecisionFloat.
+	// faster one of the device where it is much faster, held-out normals are separated
+	// from spoilt ones as well, and scores move little. It travels with the release. Default: PrecisionFloat.
 	Precision string
 	gate      precisionGate // what PrecisionAuto asks of it; zero: usualGate
 	// See says which part of a picture the model sees: SeeWhole squeezes all of it

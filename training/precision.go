@@ -66,7 +66,7 @@ var usualGate = precisionGate{faster: 1.3, margin: 0.01, moved: 0.3, ranks: 0.95
 
 const (
 	// mostSpoilt and leastSpoilt bound the held-out normals that are spoilt; with fewer
-	// nothing can be told.
+	// nothing can be decided.
 	mostSpoilt  = 30
 	leastSpoilt = 6
 	// slightly is how strongly they are spoilt: what is plain to see tells models

@@ -44,7 +44,7 @@ type Options struct {
 	// HeldOut is the number n of held-out normals behind the p-values. Required.
 	HeldOut int `json:"held_out"`
 	// Worth is how many independent ones these are worth, 1..HeldOut, as
-	// [bank.Calibration.Worth] has it; p-values are then told apart no finer than
+	// [bank.Calibration.Worth] has it; p-values are then distinguished no finer than
 	// so many can. Default HeldOut.
 	Worth float64 `json:"worth,omitempty"`
 	// Alpha is the detector's false-alarm rate, 0 < Alpha < 1: frames with p ≤

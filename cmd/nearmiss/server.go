@@ -81,7 +81,7 @@ func (f serverFlags) connect(as string, o *output) (*nats.Conn, error) {
 	return nc, err
 }
 
-// client asks the control, in the name of whoever sits at this terminal.
+// client asks the control, in the name of this terminal's user.
 func (f serverFlags) client(nc *nats.Conn) *stream.Client {
 	return stream.NewClient(nc, f.names()).For(userName())
 }

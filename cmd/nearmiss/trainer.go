@@ -279,7 +279,7 @@ func (t maker) save(ctx context.Context, task *trainer.Task, work string) {
 	}
 }
 
-// view is the part of each image that a detector looks at.
+// view is the part of each image that a detector inspects.
 func view(d stream.Detector) *imaging.View {
 	if d.Region == nil && len(d.Ignore) == 0 && d.Bits == 0 {
 		return nil

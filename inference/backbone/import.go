@@ -29,9 +29,9 @@ type ImportOptions struct {
 	// usual name; class token for rank 3, mean for rank 4.
 	Input, Output string
 	Pool          Pooling
-	// Note is told, a sentence each, what was taken from elsewhere than the
+	// Note is called, with a sentence each, with what was taken from elsewhere than the
 	// weights: the normalisation, the number of attention heads, what was left out.
-	// Nil: nobody is told.
+	// Nil: it is not reported.
 	Note func(sentence string)
 	// Layers names, in a foreign model, values whose vectors the score may use, in
 	// order of depth. Nil: the blocks that are found by their structure.

@@ -197,7 +197,7 @@ func margin(t Tap, n int) int {
 	return min(int(math.Round(float64(t.Margin)*float64(n)/14)), (n-1)/2)
 }
 
-// inner is what a tap looks at of a plane whose rows are along an axis and whose
+// inner is what a tap takes of a plane whose rows are along an axis and whose
 // columns along the next.
 func (b *builder) inner(x *onnx.Value, t Tap, axis int) *onnx.Value {
 	for a := axis; a < axis+2; a++ {
@@ -324,7 +324,7 @@ type PatchOutput struct {
 	Dim  int
 }
 
-// Select writes a model to dst that looks at an image through the networks at
+// Select writes a model to dst that embeds an image by the networks at
 // paths and gives the vectors of some taps: those of TapClass and TapPooled one
 // after the other as its embedding, those of TapPatch as outputs of their own. It
 // computes nothing that no tap needs.

@@ -18,7 +18,7 @@ import (
 // It comes, the first that is known counting most, from the caller, from what the
 // weights' own folder says (config.json of timm and Hugging Face,
 // preprocessor_config.json), from the architecture's name that the caller or the
-// file's name gives, and at last from the family, which is then told.
+// file's name gives, and at last from the family, which is then noted.
 
 // The normalisation constants in use: samples in 0..1.
 var (

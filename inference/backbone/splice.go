@@ -316,7 +316,7 @@ func (f *foreign) epilogue(c chosen) *splice {
 
 // assemble writes the model with its input replaced, end behind its nodes and
 // other outputs. batch −1 leaves the number of images open. Weights in external
-// files are brought in, but for outside, a model that is only looked at.
+// files are brought in, but for outside, a model that is only inspected.
 func (f *foreign) assemble(end *splice, outputs []wire.ValueInfo, batch int64, metadata map[string]any, outside bool) ([]byte, error) {
 	start := &splice{prefix: "image"}
 	f.prologue(start)

@@ -42,7 +42,7 @@ var torchStorages = map[string]elementType{
 }
 
 // torchIgnored are classes of values that checkpoints carry beside the weights
-// and that are not looked at.
+// and that are not used.
 var torchIgnored = []string{
 	"argparse.Namespace", "collections.defaultdict", "collections.Counter", "numpy.core.multiarray.scalar",
 	"numpy._core.multiarray.scalar", "numpy.dtype", "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
@@ -73,7 +73,7 @@ type torchCall func(args []any) (any, error)
 
 func (f torchCall) Call(args ...any) (any, error) { return f(args) }
 
-// opaque is a value that is not looked at. It takes whatever the pickle does to it.
+// opaque is a value that is not used. It takes whatever the pickle does to it.
 type opaque struct{}
 
 func (opaque) Call(...any) (any, error)    { return opaque{}, nil }
@@ -224,7 +224,7 @@ func readTorchLegacy(b []byte) (*Weights, error) {
 		typ, used := sizes[key]
 		n := binary.LittleEndian.Uint64(rest)
 		rest = rest[8:]
-		if !used { // of a value that is not looked at: its element's size is not known
+		if !used { // of a value that is not used: its element's size is not known
 			return nil, formatError("the storage %q belongs to no tensor", key)
 		}
 		if n > uint64(len(rest)/elementSizes[typ]) {

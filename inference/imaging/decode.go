@@ -6,7 +6,7 @@ import (
 	"golang.org/x/image/webp"
 )
 
-// Decode inspects and decodes an image file, to look at it. Every error is a
+// Decode inspects and decodes an image file, to show it. Every error is a
 // *RejectError; a decoder that panics on hostile bytes counts as "corrupt".
 //
 // Where neither the file nor anybody says how many of the 16 bits of a sample

@@ -3,7 +3,7 @@ package imaging
 // depth scales samples of more than 8 bits to 8.
 //
 // Cameras of 10, 12 or 14 bits store their samples in 16, and many files do not
-// say so. What white is must not be told from one frame alone, or a dim frame
+// say so. What white is must not be concluded from one frame alone, or a dim frame
 // would come out as bright as a good one. So, in this order:
 //
 //   - the bits that the view names: an operator's setting, or what all normals
@@ -57,7 +57,7 @@ func (d *depth) to8(v uint32) uint8 {
 
 // decodeDeep runs decode, which may need a second run, until the depth fits.
 // bits are the view's, 0 if it names none; guess says that the picture is only
-// looked at.
+// shown.
 func decodeDeep(h Header, bits int, guess bool, decode func(d *depth) error) error {
 	all := whiteOf(h.Bits)
 	switch {

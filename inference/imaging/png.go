@@ -34,7 +34,7 @@ type pngChunk struct {
 	body []byte
 }
 
-// critical chunks are those without which the pixels cannot be told.
+// critical chunks are those without which the pixels are unknown.
 func (c pngChunk) critical() bool { return c.id[0]&0x20 == 0 }
 
 // sound says whether the check sum fits.

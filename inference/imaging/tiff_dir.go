@@ -192,7 +192,7 @@ func (d ifd) first(tag uint16, missing uint32) uint32 {
 	return missing
 }
 
-// maxPages bounds the directories that are looked at.
+// maxPages bounds the directories that are read.
 const maxPages = 4096
 
 // pages returns the directories of a file in their order, those of sub-pages

@@ -31,7 +31,7 @@ type Options struct {
 	Profile string
 	// Folder is where OpenBytes looks for external data that the model refers to.
 	Folder string
-	// Half says that the model computes in 16 bits, of which TensorRT must be told.
+	// Half says that the model computes in 16 bits, which TensorRT needs as a setting.
 	Half bool
 	// KeepEngines keeps what TensorRT builds for the model, which takes minutes, in the
 	// user's cache for the next time that it is opened.

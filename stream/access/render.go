@@ -52,7 +52,7 @@ func Render(n stream.Names, f File, internal string, now time.Time) ([]byte, err
 			}
 			users[u.account()] = append(users[u.account()], c)
 			if u.MQTT {
-				break // two passwords of one name cannot be told apart
+				break // two passwords of one name cannot be distinguished
 			}
 		}
 	}

@@ -376,7 +376,7 @@ var ErrNotEmpty = errors.New("is not empty")
 // Restore brings the backup in dir, which was made under the same prefix, into an
 // installation that has nothing of what the backup has: its streams are missing or
 // empty. What the backup lacks is left as it is; [stream.Ensure] makes what is
-// missing. The server gives streams the replicas that it is told: those of target.
+// missing. The server gives streams the replicas that are asked for: those of target.
 // Meanwhile no other program changes streams.
 func (s Source) Restore(ctx context.Context, dir string, replicas int) (Manifest, error) {
 	m, err := Read(dir)

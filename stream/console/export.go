@@ -55,8 +55,8 @@ func (c *Console) exportNormals(q *request) (any, error) {
 	}), nil
 }
 
-// pack writes the archive; a normal that is gone meanwhile, or has no image, is told
-// of in the list alone.
+// pack writes the archive; a normal that is gone meanwhile, or has no image, is in
+// the list alone.
 func (c *Console) pack(r *http.Request, w http.ResponseWriter, all []stream.Normal) error {
 	z := zip.NewWriter(w)
 	put := func(name string, at time.Time, data []byte) error {

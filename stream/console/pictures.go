@@ -103,7 +103,7 @@ func (c *Console) fit(ctx context.Context, image []byte, side int) ([]byte, erro
 }
 
 // frame shows what a camera sees: the next frame that it sends. A publish to a
-// stream is heard by plain subscribers, too.
+// stream reaches plain subscribers, too.
 func (c *Console) frame(q *request) (any, error) {
 	v := q.params("w", "t")
 	side := v.number("w", 32, 1920, tileSide)

@@ -214,7 +214,7 @@ func (e *Engine) sweep(ctx context.Context, states kv.Store[State], over func(*S
 }
 
 // change stores what f makes of a place's state, together with what has to be
-// told; then it tells that, and takes note that it is told. A state that cannot
+// published; then it publishes that, and notes that it has. A state that cannot
 // be read begins anew.
 func (e *Engine) change(ctx context.Context, states kv.Store[State], key string, f func(*State) bool) error {
 	for {

@@ -19,7 +19,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 )
 
-// Links are addresses of pictures that whoever has one may look at for [LinkAge]:
+// Links are addresses of pictures that whoever has one may open for [LinkAge]:
 // the servers of chats and mailboxes cannot sign in at the console. Such an address
 // holds a signature and no secret, and is of one picture of one event. The sinks
 // sign it, and the console serves what is behind it; both know the keys.

@@ -125,7 +125,7 @@ type Config struct {
 	// IdleExit ends Run, without an error, when no job has been under way or waiting
 	// for so long. Default: never.
 	IdleExit time.Duration
-	// Meter is told what the trainer does. Default: nobody is.
+	// Meter counts what the trainer does. Default: nothing is counted.
 	Meter Meter
 	// Drain is how long a job may take to stop when it is cancelled or Run's
 	// context ends. Default 20 s.

@@ -2,7 +2,7 @@
 // folders, the layout of MVTec AD, folders of classes, and images in memory.
 // Nothing is read until an [Item] is asked for its bytes.
 //
-// Three layouts are known, and [Open] tells them apart:
+// Three layouts are known, and [Open] recognises them:
 //
 //	folder   DIR/**/*.png                                   normal images
 //	mvtec    DIR/train/good/*  DIR/test/good/*              normal images

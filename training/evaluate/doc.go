@@ -9,7 +9,7 @@
 //	            are anomalies
 //	MVTec       good images are normal, each defect, and all together, anomalies
 //	Near        a class is normal, each other class alone is anomalous; which of
-//	            them are near is told by a classifier (closeness) and by the
+//	            them are near is found by a classifier (closeness) and by the
 //	            results themselves (bottom-i)
 //
 // Each can be repeated with other seeds and other random splits. A [Result]

@@ -74,7 +74,7 @@ func (c Change) items(items []dataset.Item) []dataset.Item {
 			if draw > 0 {
 				name = fmt.Sprintf("%s, light %d", it.Name, draw+1)
 			}
-			one := it // the protocol has read it before, so an error is told when it is read
+			one := it // the protocol has read it before, so an error is reported when it is read
 			if err == nil {
 				if b, err := c.file(file, name); err == nil {
 					one = dataset.FromBytes(string(c)+" light: "+name, it.Split, it.Label, b)

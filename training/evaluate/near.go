@@ -20,7 +20,7 @@ import (
 //     higher the logarithm of the probability that it gives the normal class,
 //     averaged over that class's test images (the confusion log probability
 //     of Winkens et al. 2020, which the paper uses).
-//   - bottom-i: the i classes with the lowest AUROC, which is told by hindsight.
+//   - bottom-i: the i classes with the lowest AUROC, which is known by hindsight.
 //
 // Result.AUROC is the mean over the normal classes of the AUROC against the
 // closest class.

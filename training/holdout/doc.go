@@ -8,7 +8,7 @@
 // measured on a window that slides over magnetic tiles with 90 % overlap, such
 // a threshold promised 5 % and gave 28 to 41 % false alarms. So where normals
 // resemble their neighbours in time, whole stretches are held out, nothing near
-// their ends is used, and what the normals are worth is told: how many
+// their ends is used, and what the normals are worth is reported: how many
 // independent pictures would say as much.
 //
 // How far frames resemble one another is seen in the embeddings, by the distance

@@ -139,7 +139,7 @@ type Envelope struct {
 	Files    []Entry // by name
 }
 
-// Read reads the manifest of the release folder dir. The files are not looked at.
+// Read reads the manifest of the release folder dir. The files are not read.
 func Read(dir string) (*Envelope, error) {
 	raw, err := ReadManifest(dir)
 	if err != nil {

@@ -86,7 +86,7 @@ func stroke(colour string, width float64) string {
 }
 
 // curves calls draw for all anomalies of a run, and for each label where there are
-// several, but not more than can be told apart.
+// several, but not more than can be distinguished.
 func curves(run evaluate.Run, draw func(normal, anomalous []float64, name, colour string, width float64)) {
 	var labels []string
 	for _, s := range run.Scored {
@@ -153,7 +153,7 @@ func thin[T any](p []T, most int) []T {
 
 // histogramSVG draws both kinds' scores as shares, on a logarithmic axis where
 // scores are positive and spread over more than a factor of 20, and the threshold
-// that tells them apart best.
+// that separates them best.
 func histogramSVG(normal, anomalous []float64) template.HTML {
 	const bins = 40
 	lo, hi := math.Inf(1), math.Inf(-1)
