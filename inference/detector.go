@@ -109,9 +109,9 @@ type Detector struct {
 	end  func() error // closes what belongs to the detector
 }
 
-// NewOfParts joins an Embedder and the banks of several parts of its outputs, as
+// newOfParts joins an Embedder and the banks of several parts of its outputs, as
 // NewScorer does, without a release. All stay the caller's.
-func NewOfParts(e *Embedder, parts []Part, join *release.Join, maps Maps) (*Detector, error) {
+func newOfParts(e *Embedder, parts []Part, join *release.Join, maps Maps) (*Detector, error) {
 	s, err := NewScorer(e.Outputs(), parts, join, maps)
 	if err != nil {
 		return nil, err
@@ -207,7 +207,7 @@ func open(ctx context.Context, dir string, o Options) (_ *Detector, err error) {
 		}
 		parts = append(parts, Part{About: p, Bank: b})
 	}
-	d, err := NewOfParts(e, parts, m.Join, o.Maps)
+	d, err := newOfParts(e, parts, m.Join, o.Maps)
 	if err != nil {
 		return nil, err
 	}
@@ -425,7 +425,7 @@ func (s ReleaseSpec) fill(ctx context.Context, b *release.Builder) (release.Mani
 		}
 		written = append(written, Part{About: about, Bank: read})
 	}
-	d, err := NewOfParts(s.Embedder, written, s.Join, MapNone)
+	d, err := newOfParts(s.Embedder, written, s.Join, MapNone)
 	if err != nil {
 		return fail(err)
 	}

@@ -206,7 +206,7 @@ func TestOpenRefuses(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := NewOfParts(e, []Part{{About: release.Part{Name: "whole", Output: release.OutputEmbedding, Dim: e.Dim(), Scored: true}, Bank: b}}, nil, MapNone); !errors.Is(err, ErrMismatch) {
+		if _, err := newOfParts(e, []Part{{About: release.Part{Name: "whole", Output: release.OutputEmbedding, Dim: e.Dim(), Scored: true}, Bank: b}}, nil, MapNone); !errors.Is(err, ErrMismatch) {
 			t.Errorf("got %v", err)
 		}
 	})

@@ -176,7 +176,7 @@ func TestDetectorJoinsParts(t *testing.T) {
 	e := newTestEmbedder(t, writePatchModel(t), EmbedOptions{Patches: []string{release.OutputPatches}})
 	files, _ := images(t, 40, 3)
 	parts := threeParts(t, e, files, "left", "right", "patch")
-	d, err := NewOfParts(e, parts, nil, MapAnomalies)
+	d, err := newOfParts(e, parts, nil, MapAnomalies)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -247,7 +247,7 @@ func TestMapsLeavePartsOut(t *testing.T) {
 	}
 	score := func(parts []Part) []Score {
 		t.Helper()
-		d, err := NewOfParts(e, parts, nil, MapAll)
+		d, err := newOfParts(e, parts, nil, MapAll)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -291,7 +291,7 @@ func TestReleasesOfPartsAreReadBack(t *testing.T) {
 	held, _ := images(t, 39, 4)
 	write := func(scored ...string) string {
 		parts := threeParts(t, e, files, scored...)
-		d, err := NewOfParts(e, parts, nil, MapAnomalies)
+		d, err := newOfParts(e, parts, nil, MapAnomalies)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -387,7 +387,7 @@ func TestPartsThatDoNotFitAreRefused(t *testing.T) {
 		"nothing scored":             func(p []Part) []Part { p[0].About.Scored = false; return p[:1] },
 		"nothing of the whole image": func(p []Part) []Part { return p[2:] },
 	} {
-		if _, err := NewOfParts(e, change(threeParts(t, e, files, "left", "patch")), nil, MapAnomalies); !errors.Is(err, ErrMismatch) {
+		if _, err := newOfParts(e, change(threeParts(t, e, files, "left", "patch")), nil, MapAnomalies); !errors.Is(err, ErrMismatch) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -234,7 +234,7 @@ func TestReleaseOfTiles(t *testing.T) {
 			{release.Part{Name: "class", Output: release.OutputEmbedding, Dim: 3, Statistic: release.StatisticKNN, Scale: 1, Weight: 1}, bankOfRows(t, 3, 1, vectors...)},
 			{release.Part{Name: "patch", Output: release.OutputPatches, Dim: 6, Statistic: release.StatisticMax, Scored: true, Scale: 1, Weight: 1, Width: across, Height: down}, bankOfRows(t, 6, 1, patches...)},
 		}
-		written, err := NewOfParts(e, parts, nil, MapAll)
+		written, err := newOfParts(e, parts, nil, MapAll)
 		if err != nil {
 			t.Fatal(err)
 		}

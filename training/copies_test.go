@@ -61,7 +61,7 @@ func TestCopiesLeaveWithTheirNormal(t *testing.T) {
 	first, more, less := filepath.Join(dir, "first"), filepath.Join(dir, "more"), filepath.Join(dir, "less")
 	had, err := Fit(t.Context(), Plan{
 		Detector: "squares", Out: first, Seed: 5, Data: Data{Normals: images[:20]}, Model: Model{Backbone: smallBackbone(t), Turned: "dihedral"},
-		Calibration: Calibration{Settle: true}, Score: Score{Groups: [][]Part{{ClassPart, PatchPart}}, Coreset: 400},
+		Calibration: Calibration{Settle: true}, Score: Score{Groups: [][]Part{{classPart, patchPart}}, Coreset: 400},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -467,7 +467,7 @@ func (c Calibration) rate(n int, share float64, res *Result) (float64, error) {
 		return 0, c.outOfReach(n, share)
 	}
 	res.warn("%d normals that calibrate can promise no false-alarm rate below %.3g %%, and that is what the threshold promises; %g %% needs %d different normal images",
-		n, 100*smallest, 100*c.Alpha, NormalsFor(c.Alpha, share))
+		n, 100*smallest, 100*c.Alpha, normalsFor(c.Alpha, share))
 	return smallest, nil
 }
 

@@ -411,7 +411,7 @@ func TestKNNOnSeveralParts(t *testing.T) {
 		Data:        Data{Normals: squares(t, 40)},
 		Model:       Model{Backbone: smallBackbone(t)},
 		Calibration: Calibration{Settle: true},
-		Score:       Score{Groups: [][]Part{{ClassPart, PooledPart}}},
+		Score:       Score{Groups: [][]Part{{classPart, pooledPart}}},
 	}
 	if _, err := Fit(t.Context(), plan); err != nil {
 		t.Fatal(err)

@@ -265,5 +265,5 @@ func (p Plan) folds() bool {
 // is asked.
 func (c Calibration) outOfReach(n int, share float64) error {
 	return fmt.Errorf("%d normals that calibrate cannot promise a false-alarm rate of %g, the smallest is %.3g: give %d different normal images, hold out more, or ask for less",
-		n, c.Alpha, bank.SmallestAlpha(n), NormalsFor(c.Alpha, share))
+		n, c.Alpha, bank.SmallestAlpha(n), normalsFor(c.Alpha, share))
 }

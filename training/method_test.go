@@ -89,7 +89,7 @@ func TestFitymiUnderTheProtocols(t *testing.T) {
 		t.Errorf("with another k %v is resumed", heard[0].Resumed)
 	}
 
-	plan = Plan{Method: KNN, Model: Model{Backbone: plan.Model.Backbone}, Host: Host{Work: plan.Host.Work}, Score: Score{Groups: [][]Part{{ClassPart, PooledPart}}}}
+	plan = Plan{Method: KNN, Model: Model{Backbone: plan.Model.Backbone}, Host: Host{Work: plan.Host.Work}, Score: Score{Groups: [][]Part{{classPart, pooledPart}}}}
 	if r := run(); r.Method != "knn class+pooled" || r.AUROC < 0.8 {
 		t.Errorf("%s: AUROC %.3f", r.Method, r.AUROC)
 	}
@@ -102,7 +102,7 @@ func TestPlansForEvaluationAreChecked(t *testing.T) {
 		"unknown method":  func(p *Plan) { p.Method = "guess" },
 		"unknown part":    func(p *Plan) { p.Score.Groups = [][]Part{{{Statistic: "left"}}} },
 		"no backbone":     func(p *Plan) { p.Model.Backbone = "" },
-		"part twice":      func(p *Plan) { p.Score.Groups = [][]Part{{ClassPart, ClassPart}} },
+		"part twice":      func(p *Plan) { p.Score.Groups = [][]Part{{classPart, classPart}} },
 		"negative shares": func(p *Plan) { p.Method, p.Tuning = FITYMI, &Tuning{Stopping: -1} },
 	} {
 		p := ok

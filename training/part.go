@@ -40,9 +40,9 @@ const usualLayer = -1
 // pooled is the mean of the patch tokens there, and patch the means of
 // neighbouring patches in the middle of the backbone.
 var (
-	ClassPart  = Part{Tap: backbone.Tap{What: backbone.TapClass}}
-	PooledPart = Part{Tap: backbone.Tap{What: backbone.TapPooled}}
-	PatchPart  = Part{Tap: backbone.Tap{What: backbone.TapPatch, Layer: usualLayer, Around: 3}, Statistic: release.StatisticMean}
+	classPart  = Part{Tap: backbone.Tap{What: backbone.TapClass}}
+	pooledPart = Part{Tap: backbone.Tap{What: backbone.TapPooled}}
+	patchPart  = Part{Tap: backbone.Tap{What: backbone.TapPatch, Layer: usualLayer, Around: 3}, Statistic: release.StatisticMean}
 )
 
 // shrinkage is that of white without a number.
@@ -50,15 +50,15 @@ const shrinkage = 0.1
 
 const frozenPrefix = "frozen-"
 
-// ParsePart reads a part such as "class", "pooled@6:unit:white", "patch@4x3:placed:top1:mean"
+// parsePart reads a part such as "class", "pooled@6:unit:white", "patch@4x3:placed:top1:mean"
 // or "frozen-class@9:white=0.2".
-func ParsePart(text string) (Part, error) {
+func parsePart(text string) (Part, error) {
 	fail := func(err error) (Part, error) { return Part{}, fmt.Errorf("part %q of the score: %w", text, err) }
 	words := strings.Split(strings.TrimSpace(text), ":")
 	name, frozen := strings.CutPrefix(words[0], frozenPrefix)
 	p := Part{Frozen: frozen}
 	if name == backbone.TapPatch {
-		p = PatchPart
+		p = patchPart
 		p.Frozen = frozen
 	} else {
 		var err error
@@ -104,7 +104,7 @@ func ParsePart(text string) (Part, error) {
 	return p, nil
 }
 
-// String is the part as ParsePart reads it.
+// String is the part as parsePart reads it.
 func (p Part) String() string {
 	var b strings.Builder
 	if p.Frozen {
@@ -137,9 +137,9 @@ func (p Part) String() string {
 // MarshalText and UnmarshalText write parts as people do.
 func (p Part) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
 
-// UnmarshalText is ParsePart.
+// UnmarshalText is parsePart.
 func (p *Part) UnmarshalText(b []byte) (err error) {
-	*p, err = ParsePart(string(b))
+	*p, err = parsePart(string(b))
 	return err
 }
 

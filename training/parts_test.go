@@ -24,18 +24,18 @@ import (
 )
 
 func TestScoresAreRead(t *testing.T) {
-	white := ClassPart
+	white := classPart
 	white.White, white.Unit = 0.1, true
 	single := Part{Tap: backbone.Tap{What: backbone.TapPatch, Layer: 4, Around: 1}, Statistic: release.StatisticTop1}
 	last := Part{Tap: backbone.Tap{What: backbone.TapPatch, Around: 3}, Statistic: release.StatisticMean}
-	frozen := ClassPart
+	frozen := classPart
 	frozen.Frozen = true
 	middle, texture := Part{Tap: backbone.Tap{What: "pooled", Layer: 6, Margin: 2}}, Part{Tap: backbone.Tap{What: "spread", Layer: 6, Margin: 4}}
 	placed := single
 	placed.Placed, placed.Statistic = true, "top1:mean"
 	for text, want := range map[string][][]Part{
-		"class": {{ClassPart}}, "both": {{ClassPart, PatchPart}}, "": nil, "full": nil, "auto": nil,
-		"pooled + patch": {{PooledPart, PatchPart}}, "class+frozen-class": {{ClassPart, frozen}},
+		"class": {{classPart}}, "both": {{classPart, patchPart}}, "": nil, "full": nil, "auto": nil,
+		"pooled + patch": {{pooledPart, patchPart}}, "class+frozen-class": {{classPart, frozen}},
 		"class:unit:white|patch@4:top1": {{white}, {single}}, "patch@0x3": {{last}},
 		"pooled@6m2+spread@6m4|patch@4:placed:top1:mean": {{middle, texture}, {placed}},
 	} {
@@ -75,7 +75,7 @@ func FuzzParseScore(f *testing.F) {
 func TestOnlyWhatMakesSenseIsAskedOfPatches(t *testing.T) {
 	for name, s := range map[string]Score{
 		"a negative coreset": {Coreset: -1}, "no number": {Coreset: math.NaN()}, "a negative k": {K: -1},
-		"patches without a bank": {Groups: [][]Part{{PatchPart}}, NoPatches: true},
+		"patches without a bank": {Groups: [][]Part{{patchPart}}, NoPatches: true},
 	} {
 		if s.validate() == nil {
 			t.Errorf("%s is accepted", name)
@@ -164,7 +164,7 @@ func TestFitScoresOnClassAndPatches(t *testing.T) {
 		Data:        Data{Normals: normals[:40]},
 		Model:       Model{Backbone: smallBackbone(t)},
 		Calibration: Calibration{Settle: true},
-		Score:       Score{Groups: [][]Part{{ClassPart, PatchPart}}, Coreset: 100},
+		Score:       Score{Groups: [][]Part{{classPart, patchPart}}, Coreset: 100},
 	}
 	res, err := Fit(t.Context(), plan)
 	if err != nil {
@@ -231,7 +231,7 @@ func TestFitScoresOnClassAndPatches(t *testing.T) {
 }
 
 func TestFitOnPatchesAlone(t *testing.T) {
-	largest := PatchPart
+	largest := patchPart
 	largest.Statistic = release.StatisticMax
 	normals := squares(t, 40)
 	plan := Plan{
@@ -371,7 +371,7 @@ func TestForeignModelsHaveNoPatches(t *testing.T) {
 	if res.Patches != 0 || res.Score != "full" || res.Cost.Parts != 1 || !strings.Contains(strings.Join(res.Warnings, "\n"), "foreign") {
 		t.Errorf("%+v", res)
 	}
-	plan.Score.Groups, plan.Out = [][]Part{{PatchPart}}, filepath.Join(t.TempDir(), "other")
+	plan.Score.Groups, plan.Out = [][]Part{{patchPart}}, filepath.Join(t.TempDir(), "other")
 	if _, err := Fit(t.Context(), plan); !errors.Is(err, ErrPlan) {
 		t.Errorf("patches of a foreign model: %v", err)
 	}
@@ -393,7 +393,7 @@ func TestPatchesInAGraphIndex(t *testing.T) {
 		Data:        Data{Normals: squares(t, 40)},
 		Model:       Model{Backbone: smallBackbone(t)},
 		Calibration: Calibration{Settle: true},
-		Score:       Score{Groups: [][]Part{{PatchPart}}, Index: bank.HNSW},
+		Score:       Score{Groups: [][]Part{{patchPart}}, Index: bank.HNSW},
 	}
 	if _, err := Fit(t.Context(), plan); err != nil {
 		t.Fatal(err)
@@ -671,7 +671,7 @@ func TestPatchesUnderTheProtocols(t *testing.T) {
 	}
 	var scores [][]float64
 	for _, c := range []float64{1, 0.1} {
-		plan := Plan{Method: KNN, Model: Model{Backbone: smallBackbone(t)}, Host: Host{Work: t.TempDir()}, Score: Score{Groups: [][]Part{{PatchPart}}, Coreset: c}}
+		plan := Plan{Method: KNN, Model: Model{Backbone: smallBackbone(t)}, Host: Host{Work: t.TempDir()}, Score: Score{Groups: [][]Part{{patchPart}}, Coreset: c}}
 		m, err := ForEvaluation(plan, shared, nil)
 		if err != nil {
 			t.Fatal(err)

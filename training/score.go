@@ -54,14 +54,14 @@ func ParseScore(text string) ([][]Part, error) {
 	case "", FullScore, autoChoice:
 		return nil, nil
 	case bothScore:
-		return [][]Part{{ClassPart, PatchPart}}, nil
+		return [][]Part{{classPart, patchPart}}, nil
 	}
 	var groups [][]Part
 	var names []string
 	for group := range strings.SplitSeq(text, "|") {
 		var parts []Part
 		for item := range strings.SplitSeq(group, "+") {
-			p, err := ParsePart(item)
+			p, err := parsePart(item)
 			if err != nil {
 				return nil, fmt.Errorf("%w; or take %s or %s", err, FullScore, ClassScore)
 			}
@@ -76,7 +76,7 @@ func ParseScore(text string) ([][]Part, error) {
 }
 
 // Class is the paper's score.
-func Class() [][]Part { return [][]Part{{ClassPart}} }
+func Class() [][]Part { return [][]Part{{classPart}} }
 
 // name is the score's as ParseScore reads it.
 func (s Score) name() string {
@@ -187,10 +187,10 @@ func (s Score) compose(path string, a backbone.Anatomy, tuned bool) (composition
 	}
 	isVector := func(p placed) bool { return !p.isPatch() }
 	if !slices.ContainsFunc(c.parts, isVector) { // a detector has a bank of images
-		c.parts = slices.Insert(c.parts, 0, placed{Part: ClassPart, name: ClassPart.name()})
+		c.parts = slices.Insert(c.parts, 0, placed{Part: classPart, name: classPart.name()})
 	}
 	if a.Layers > 0 && maps && !slices.ContainsFunc(c.parts, func(p placed) bool { return p.isPatch() }) {
-		c.parts = append(c.parts, placed{Part: PatchPart, name: PatchPart.name()})
+		c.parts = append(c.parts, placed{Part: patchPart, name: patchPart.name()})
 	}
 	// The main bank is the first: of the class token after the last layer, which
 	// tells neighbours apart best, where there is one.
@@ -204,7 +204,7 @@ func (s Score) compose(path string, a backbone.Anatomy, tuned bool) (composition
 			p.Layer = a.PatchLayer
 		}
 		switch {
-		case a.Layers == 0 && p.Tap != ClassPart.Tap:
+		case a.Layers == 0 && p.Tap != classPart.Tap:
 			return c, fmt.Errorf("%w: %s is a foreign model, which gives one vector only: score on %s", ErrPlan, path, ClassScore)
 		case p.Layer > a.Layers:
 			return c, fmt.Errorf("%w: part %s of the score: %s has %d layers", ErrPlan, p.Part, path, a.Layers)
@@ -247,7 +247,7 @@ func (c *composition) draw(a backbone.Anatomy, tuned bool) {
 
 // plain says whether the model's own embedding is all that is needed.
 func (c composition) plain() bool {
-	return len(c.parts) == 1 && c.parts[0].Tap == ClassPart.Tap && !c.parts[0].Frozen
+	return len(c.parts) == 1 && c.parts[0].Tap == classPart.Tap && !c.parts[0].Frozen
 }
 
 // scored are the parts that count in the score.

@@ -43,9 +43,9 @@ func Split(n int, share float64, keep int, seed uint64) (train, heldOut []int, e
 
 func heldOutOf(n int, share float64) int { return max(1, int(math.Round(share*float64(n)))) }
 
-// NormalsFor is how many normal images are needed so that the held-out share
+// normalsFor is how many normal images are needed so that the held-out share
 // of them, 0 < share < 1, can promise the false-alarm rate alpha, 0 < alpha < 1.
-func NormalsFor(alpha, share float64) int {
+func normalsFor(alpha, share float64) int {
 	want := bank.HeldOutFor(alpha)
 	n := max(1, int((float64(want)-1)/share))
 	for heldOutOf(n, share) < want {

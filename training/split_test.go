@@ -67,7 +67,7 @@ func TestNormalsForTheWantedFalseAlarmRate(t *testing.T) {
 		{0.5, 0.5, 1},
 		{0.01, 0.5, 197},
 	} {
-		got := NormalsFor(c.alpha, c.share)
+		got := normalsFor(c.alpha, c.share)
 		if got != c.want {
 			t.Errorf("alpha %v of share %v: %d images, want %d", c.alpha, c.share, got, c.want)
 		}

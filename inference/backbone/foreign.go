@@ -43,7 +43,7 @@ func looksONNX(b []byte) bool {
 // not say it, and says where that is from. A model that takes bytes normalises them
 // itself.
 func foreignPreprocess(in wire.ValueInfo, size int, o ImportOptions) (pre imaging.Preprocess, from string, err error) {
-	pre = DefaultPreprocess(Spec{Family: Foreign, Size: size}, "onnx")
+	pre = defaultPreprocess(Spec{Family: Foreign, Size: size}, "onnx")
 	switch side := readSidecar(o.path, 0); {
 	case in.Elem == wire.Uint8:
 		pre.Mean, pre.Std, from = [3]float64{}, [3]float64{1, 1, 1}, "the model normalises by itself"

@@ -21,7 +21,7 @@ type LoadOptions struct {
 	Positions PositionResample
 	// Preprocess overrides how images are prepared; its Crop must be the input's
 	// size. Nil: what files beside the weights say, or the family's default
-	// ([DefaultPreprocess]).
+	// (defaultPreprocess).
 	Preprocess *imaging.Preprocess
 	// Mean and Std override the normalisation alone; nil: unchanged.
 	Mean, Std *[3]float64

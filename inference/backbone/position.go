@@ -49,9 +49,9 @@ func (m *Model) Resize(size int, how PositionResample) error {
 		m.put(resamplePositions(pos, s.posLead(), old.grid(), s.grid(), how))
 	}
 	m.Spec = s
-	usual, p := DefaultPreprocess(old, m.Format), m.Preprocess
+	usual, p := defaultPreprocess(old, m.Format), m.Preprocess
 	if p.Resize == usual.Resize && !p.Squash {
-		p.Resize = DefaultPreprocess(s, m.Format).Resize
+		p.Resize = defaultPreprocess(s, m.Format).Resize
 	} else {
 		p.Resize = p.Resize * size / old.Size
 	}

@@ -101,7 +101,7 @@ func (r recipe) apply(p imaging.Preprocess) imaging.Preprocess {
 	return p
 }
 
-// DefaultPreprocess is how the family's published checkpoints want images.
+// defaultPreprocess is how the family's published checkpoints want images.
 // format is the weight file's ("npz": the original ViT recipe). Sources: timm's
 // default configurations; resize is ⌊size / crop fraction⌋.
 //
@@ -112,7 +112,7 @@ func (r recipe) apply(p imaging.Preprocess) imaging.Preprocess {
 //     bicubic, 1.0, ImageNet statistics
 //   - ResNet: bilinear, 0.875; ConvNeXt and mobile networks: bicubic, 0.875;
 //     ImageNet statistics
-func DefaultPreprocess(s Spec, format string) imaging.Preprocess {
+func defaultPreprocess(s Spec, format string) imaging.Preprocess {
 	p := imaging.Preprocess{Crop: s.Size, Interpolation: imaging.Bicubic, Mean: halfMean, Std: halfMean}
 	fraction := 0.9
 	switch {
@@ -147,7 +147,7 @@ func ambiguous(s Spec, format string) string {
 // prepare settles how images are prepared for m and says where that is from.
 func (m *Model) prepare(w *Weights, side sidecar, o LoadOptions) {
 	s := m.Spec
-	p := DefaultPreprocess(s, m.Format)
+	p := defaultPreprocess(s, m.Format)
 	m.PreprocessFrom = "the usual of " + string(s.Family)
 	if a := ambiguous(s, m.Format); a != "" {
 		m.PreprocessFrom = "assumed: that of " + a + "; say which with --arch deit, dino, mae, miil or augreg, or with --mean and --std"

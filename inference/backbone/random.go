@@ -43,7 +43,7 @@ func Random(s Spec, seed uint64) (*Model, error) {
 		fill(data, p, s, seed)
 		m.put(onnx.FromFloat32(p.name, data, p.shape...))
 	}
-	m.Preprocess = DefaultPreprocess(s, m.Format)
+	m.Preprocess = defaultPreprocess(s, m.Format)
 	return m, nil
 }
 

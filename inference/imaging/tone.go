@@ -119,7 +119,7 @@ func (t *Tone) applyAs(whole, pix []uint8) {
 	if len(t.Levels) > 0 {
 		gain, offset, casts = t.match(countsOf(whole))
 	} else if t.Brightness > 0 {
-		gain = min(max(t.Brightness/max(Brightness(whole), 1e-6), 1/float64(mostGain)), mostGain)
+		gain = min(max(t.Brightness/max(brightnessOf(whole), 1e-6), 1/float64(mostGain)), mostGain)
 	}
 	gamma := cmp.Or(t.Gamma, 1)
 	if gain == 1 && offset == 0 && gamma == 1 && t.Floor == 0 && t.Ceiling == 0 && casts == [3]float64{1, 1, 1} {
@@ -285,8 +285,8 @@ func nearestCast(levels, usual []float64, gain, offset float64) float64 {
 // isKept says whether a level is one that neither black nor white cut off.
 func isKept(level float64) bool { return level >= leastSample && level <= mostSample }
 
-// Brightness is the mean of samples, 0..1; 0 of none.
-func Brightness(pix []uint8) float64 {
+// brightnessOf is the mean of samples, 0..1; 0 of none.
+func brightnessOf(pix []uint8) float64 {
 	sum := 0
 	for _, v := range pix {
 		sum += int(v)

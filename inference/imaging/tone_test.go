@@ -19,8 +19,8 @@ func TestToneEvensOutLight(t *testing.T) {
 	tone := &Tone{Brightness: 0.3}
 	usual, dark, bright := picture(1), picture(0.8), picture(1.2)
 	for _, p := range [][]uint8{usual, dark, bright} {
-		if tone.Apply(p); math.Abs(Brightness(p)-0.3) > 0.002 {
-			t.Errorf("brightness %v", Brightness(p))
+		if tone.Apply(p); math.Abs(brightnessOf(p)-0.3) > 0.002 {
+			t.Errorf("brightness %v", brightnessOf(p))
 		}
 	}
 	for i := range usual {
@@ -29,7 +29,7 @@ func TestToneEvensOutLight(t *testing.T) {
 		}
 	}
 	black := make([]uint8, 30)
-	if tone.Apply(black); Brightness(black) != 0 {
+	if tone.Apply(black); brightnessOf(black) != 0 {
 		t.Error("black is made bright")
 	}
 	faint := []uint8{10, 10, 10}
@@ -259,7 +259,7 @@ func TestPreprocessAppliesItsTone(t *testing.T) {
 			t.Fatalf("sample %d: %d from the file, %d from the picture", i, a[i], b[i])
 		}
 	}
-	if got := Brightness(a); math.Abs(got-0.5) > 0.01 {
+	if got := brightnessOf(a); math.Abs(got-0.5) > 0.01 {
 		t.Errorf("brightness %v", got)
 	}
 	p.Tone.Brightness = 2

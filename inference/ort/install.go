@@ -84,7 +84,7 @@ type InstallOptions struct {
 	Progress func(stage string, done, total int64)
 }
 
-// Install puts the library into the cache and returns its path, which Locate
+// Install puts the library into the cache and returns its path, which locate
 // then finds. Nothing changes unless the new library is whole and fits this
 // platform; where this process has not loaded a library yet, it loads the new
 // one first. Installers may run at the same time.

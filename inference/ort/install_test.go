@@ -48,7 +48,7 @@ func child(t *testing.T, cache, from string) (string, error) {
 
 func located(t *testing.T) string {
 	t.Helper()
-	path, err := Locate()
+	path, err := locate()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +78,7 @@ func TestInstallFromALibrary(t *testing.T) {
 	}
 	t.Setenv(EnvCache, cache)
 	t.Setenv(EnvLibrary, "")
-	if got, err := Locate(); err != nil || got != want {
+	if got, err := locate(); err != nil || got != want {
 		t.Errorf("located %s, %v, want %s", got, err, want)
 	}
 }

@@ -46,11 +46,11 @@ func CacheDir() (string, error) {
 	return filepath.Join(dir, "nearmiss"), nil
 }
 
-// Locate returns the path of the library that Load would load: the file named
+// locate returns the path of the library that Load would load: the file named
 // by $NEARMISS_ONNXRUNTIME, else the installed one, else the one beside the
 // program, as in archives. When there is none, the error wraps [ErrNotInstalled]
 // and says in one line what to run.
-func Locate() (string, error) {
+func locate() (string, error) {
 	if path := os.Getenv(EnvLibrary); path != "" {
 		if info, err := os.Stat(path); err != nil || info.IsDir() {
 			return "", fmt.Errorf("%w: %s=%s is not a file: correct it, or unset it and %s",
@@ -105,7 +105,7 @@ func Load() error {
 	if environment.path != "" {
 		return nil
 	}
-	path, err := Locate()
+	path, err := locate()
 	if err != nil {
 		return err
 	}

@@ -376,14 +376,14 @@ func TestLocate(t *testing.T) {
 	t.Run("a missing library is one line that says what to run", func(t *testing.T) {
 		t.Setenv(EnvLibrary, "")
 		t.Setenv(EnvCache, t.TempDir())
-		_, err := Locate()
+		_, err := locate()
 		if !errors.Is(err, ErrNotInstalled) || !strings.Contains(err.Error(), `run "nearmiss runtime install"`) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("got %v", err)
 		}
 	})
 	t.Run("a wrong variable is named", func(t *testing.T) {
 		t.Setenv(EnvLibrary, "/nowhere/lib.so")
-		if _, err := Locate(); err == nil || !strings.Contains(err.Error(), EnvLibrary) {
+		if _, err := locate(); err == nil || !strings.Contains(err.Error(), EnvLibrary) {
 			t.Errorf("got %v", err)
 		}
 	})

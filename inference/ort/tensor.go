@@ -37,8 +37,8 @@ type Element interface {
 	float32 | float64 | uint8 | int8 | uint16 | int16 | int32 | int64 | uint32 | uint64 | bool
 }
 
-// TypeOf returns the element type of a Go type.
-func TypeOf[T Element]() Type {
+// typeOf returns the element type of a Go type.
+func typeOf[T Element]() Type {
 	var z T
 	switch any(z).(type) {
 	case float32:
@@ -102,7 +102,7 @@ func NewTensor[T Element](shape []int, data []T) (*Tensor, error) {
 	if len(data) > 0 {
 		raw = unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(data))), len(data)*int(unsafe.Sizeof(z)))
 	}
-	return NewRaw(TypeOf[T](), shape, raw)
+	return NewRaw(typeOf[T](), shape, raw)
 }
 
 // Zeros returns a tensor of zeros in memory of its own.
@@ -227,8 +227,8 @@ func (t *Tensor) Bytes() []byte {
 // Data returns the elements without a copy. It panics when T is not the
 // tensor's element type, like a failed type assertion, or they are on a device.
 func Data[T Element](t *Tensor) []T {
-	if TypeOf[T]() != t.typ {
-		panic(fmt.Sprintf("ort: a %s tensor read as %s", t.typ, TypeOf[T]()))
+	if typeOf[T]() != t.typ {
+		panic(fmt.Sprintf("ort: a %s tensor read as %s", t.typ, typeOf[T]()))
 	}
 	b := t.Bytes()
 	if len(b) == 0 {

@@ -49,15 +49,15 @@ func ReadNormals(dir string) ([]Normal, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the list of normals: %w", err)
 	}
-	all, err := ParseNormals(b)
+	all, err := parseNormals(b)
 	if err != nil {
 		return nil, fmt.Errorf("read the list of normals in %s: %w", dir, err)
 	}
 	return all, nil
 }
 
-// ParseNormals reads the lines of NormalsName.
-func ParseNormals(b []byte) (all []Normal, err error) {
+// parseNormals reads the lines of NormalsName.
+func parseNormals(b []byte) (all []Normal, err error) {
 	lines := bufio.NewScanner(bytes.NewReader(b))
 	lines.Buffer(nil, maxLine)
 	for lines.Scan() {

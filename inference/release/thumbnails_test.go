@@ -112,7 +112,7 @@ func TestNormalsAreListed(t *testing.T) {
 func FuzzParseNormals(f *testing.F) {
 	f.Add([]byte(`{"id":1,"name":"a","sha256":"aa","use":"bank"}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		all, err := ParseNormals(b)
+		all, err := parseNormals(b)
 		if err != nil {
 			return
 		}
@@ -120,7 +120,7 @@ func FuzzParseNormals(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		back, err := ParseNormals(again)
+		back, err := parseNormals(again)
 		if err != nil || len(back) != len(all) {
 			t.Fatalf("%d of %d lines come back: %v", len(back), len(all), err)
 		}

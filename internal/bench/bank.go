@@ -22,8 +22,8 @@ type BankCase struct {
 	Dim   int `json:"dim"`
 }
 
-// BankCases are the sizes that the project reports.
-func BankCases() []BankCase {
+// bankCases are the sizes that the project reports.
+func bankCases() []BankCase {
 	var out []BankCase
 	for _, n := range []int{2_000, 20_000, 100_000} {
 		for _, d := range []int{192, 768} {
@@ -35,7 +35,7 @@ func BankCases() []BankCase {
 
 // BankOptions choose what is measured. The zero value of a field means its default.
 type BankOptions struct {
-	// Cases default to BankCases().
+	// Cases default to bankCases().
 	Cases []BankCase
 	// Indexes to measure: exact, hnsw, coder and, where the program was built
 	// with the tag hnswlib, hnswlib. Default all.
@@ -87,8 +87,8 @@ type BankResult struct {
 	Served bool `json:"served"`
 }
 
-// BankIndexes lists what this program can measure.
-func BankIndexes() []string {
+// bankIndexes lists what this program can measure.
+func bankIndexes() []string {
 	out := []string{string(bank.Exact), string(bank.HNSW), string(bank.Coder)}
 	if runHNSWLib != nil {
 		out = append(out, "hnswlib")
@@ -103,10 +103,10 @@ var runHNSWLib func(ctx context.Context, o BankOptions, c BankCase, data, querie
 // each as soon as it is there. It stops at the first error.
 func Bank(ctx context.Context, o BankOptions, each func(BankResult) error) error {
 	if len(o.Cases) == 0 {
-		o.Cases = BankCases()
+		o.Cases = bankCases()
 	}
 	if len(o.Indexes) == 0 {
-		o.Indexes = BankIndexes()
+		o.Indexes = bankIndexes()
 	}
 	if o.Queries == 0 {
 		o.Queries = 512
@@ -121,8 +121,8 @@ func Bank(ctx context.Context, o BankOptions, each func(BankResult) error) error
 		if c.Count < o.K || c.Dim < 1 {
 			return fmt.Errorf("bench bank: case of %d entries of dimension %d: need at least k = %d entries", c.Count, c.Dim, o.K)
 		}
-		data := Embeddings(o.Seed, c.Count, c.Dim)
-		queries := Embeddings(o.Seed+1, o.Queries, c.Dim)
+		data := madeUpEmbeddings(o.Seed, c.Count, c.Dim)
+		queries := madeUpEmbeddings(o.Seed+1, o.Queries, c.Dim)
 		for _, index := range o.Indexes {
 			var r BankResult
 			var err error
@@ -275,11 +275,11 @@ func (c *counter) Write(p []byte) (int, error) {
 
 var _ io.Writer = (*counter)(nil)
 
-// Embeddings makes n vectors, row-major n×dim, that resemble a backbone's: 32
+// madeUpEmbeddings makes n vectors, row-major n×dim, that resemble a backbone's: 32
 // clusters (always the same ones), whose spread and whose centres' spread fall
 // off along the axes as a power law, so that about 30 axes carry most of it.
 // Axes need no rotation: distances do not see it.
-func Embeddings(seed uint64, n, dim int) []float32 {
+func madeUpEmbeddings(seed uint64, n, dim int) []float32 {
 	const clusters = 32
 	r, rc := rand.New(rand.NewPCG(seed, 7)), rand.New(rand.NewPCG(99, 7))
 	scale := make([]float64, dim)

@@ -31,8 +31,8 @@ func TestBankMeasuresEveryIndex(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(got) != len(BankIndexes()) {
-		t.Errorf("measured %v, want %v", got, BankIndexes())
+	if len(got) != len(bankIndexes()) {
+		t.Errorf("measured %v, want %v", got, bankIndexes())
 	}
 }
 

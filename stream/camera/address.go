@@ -46,13 +46,13 @@ func CheckAddress(source string) error {
 	s := scheme(source)
 	if _, ok := protocols[s]; !ok {
 		known := slices.Sorted(maps.Keys(protocols))
-		return fmt.Errorf("address %s: a camera's begins with one of %s, followed by ://", Redacted(source), strings.Join(known, ", "))
+		return fmt.Errorf("address %s: a camera's begins with one of %s, followed by ://", redacted(source), strings.Join(known, ", "))
 	}
 	u, err := url.Parse(source)
 	// The text of the error would show the password. What follows a # is never
 	// sent; where there is an @ in it, it was meant to be a password's.
 	if err != nil || u.Host == "" || strings.Contains(u.Fragment, "@") {
-		return fmt.Errorf("address %s cannot be read: in a user's name or password write %%23 for #, %%40 for @, %%2F for /, %%3F for ?, %%3A for : and %%25 for %%", Redacted(source))
+		return fmt.Errorf("address %s cannot be read: in a user's name or password write %%23 for #, %%40 for @, %%2F for /, %%3F for ?, %%3A for : and %%25 for %%", redacted(source))
 	}
 	return nil
 }
@@ -100,10 +100,10 @@ func parameters(query string) (out []parameter) {
 	return out
 }
 
-// Redacted is a source as it may be shown and stored: without the password, and
+// redacted is a source as it may be shown and stored: without the password, and
 // without the values of parameters that may be secrets. A file's name stays as
 // it is.
-func Redacted(source string) string {
+func redacted(source string) string {
 	if !IsAddress(source) {
 		return source
 	}
@@ -177,7 +177,7 @@ func clean(text, source string) string {
 	for i, s := range secrets(source) {
 		with := hidden
 		if i == 0 {
-			with = Redacted(source)
+			with = redacted(source)
 		}
 		text = strings.ReplaceAll(text, s, with)
 	}

@@ -21,7 +21,7 @@ func TestSecretsOfAnAddressAreNotShown(t *testing.T) {
 		"10:00:00 a@b.png":                                                      "10:00:00 a@b.png",
 		"concat:http://root:secret@a|file:///etc/passwd":                        "concat:http://root:xxxxx@a|file:///etc/passwd",
 	} {
-		if got := Redacted(source); got != want {
+		if got := redacted(source); got != want {
 			t.Errorf("%s is shown as %s, want %s", source, got, want)
 		}
 		for _, secret := range []string{"secret", "se#cr@t", "se%23cr%40t", "secr@et"} {

@@ -62,17 +62,17 @@ func IsMQTT(source string) bool {
 func NewMQTT(address, session string, log zerolog.Logger) (*MQTT, error) {
 	u, err := url.Parse(strings.ReplaceAll(address, "#", "%23")) // the wildcard, not a fragment
 	if err != nil || u.Host == "" {
-		return nil, fmt.Errorf("address %s: write it as mqtt://HOST/TOPIC", Redacted(address))
+		return nil, fmt.Errorf("address %s: write it as mqtt://HOST/TOPIC", redacted(address))
 	}
 	s := &MQTT{Topic: strings.TrimPrefix(u.Path, "/"), Session: session, Log: log, come: make(chan struct{}, 1), ended: make(chan struct{})}
 	if s.Topic == "" {
-		return nil, fmt.Errorf("address %s names no topic: write it as mqtt://HOST/TOPIC", Redacted(address))
+		return nil, fmt.Errorf("address %s names no topic: write it as mqtt://HOST/TOPIC", redacted(address))
 	}
 	s.User = u.User.Username()
 	s.Password, _ = u.User.Password()
 	s.URL = u.Scheme + "://" + u.Host
 	if _, err := s.Options(s.Password); err != nil {
-		return nil, fmt.Errorf("address %s: %w", Redacted(address), err)
+		return nil, fmt.Errorf("address %s: %w", redacted(address), err)
 	}
 	return s, nil
 }

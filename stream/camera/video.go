@@ -123,7 +123,7 @@ func (s *Video) Next(ctx context.Context) (Image, error) {
 		return err
 	}, backoff.WithContext(b, ctx), func(err error, wait time.Duration) {
 		if errors.Is(err, io.EOF) {
-			s.Log.Warn().Str("video", Redacted(s.Source)).Dur("again_in", wait).Msg("the stream has ended: opening it again")
+			s.Log.Warn().Str("video", redacted(s.Source)).Dur("again_in", wait).Msg("the stream has ended: opening it again")
 			return
 		}
 		s.Log.Warn().Err(err).Dur("again_in", wait).Msg("the video cannot be read: trying again")
@@ -156,7 +156,7 @@ func (s *Video) once(ctx context.Context) (Image, error) {
 	late()
 	if err == nil {
 		s.delivered = true
-		return s.run.image(data, Redacted(s.Source)), nil
+		return s.run.image(data, redacted(s.Source)), nil
 	}
 	failed := s.run.end()
 	first, reason := s.run.taken == 0, clean(s.run.log.errors(), s.Source)
@@ -165,18 +165,18 @@ func (s *Video) once(ctx context.Context) (Image, error) {
 	case ctx.Err() != nil:
 		return Image{}, ctx.Err()
 	case silent.Load():
-		return Image{}, fmt.Errorf("read video %s: no picture comes", Redacted(s.Source))
+		return Image{}, fmt.Errorf("read video %s: no picture comes", redacted(s.Source))
 	case failed != nil && first && !s.old && tooOld(failed):
 		s.old = true
 		return s.once(ctx)
 	case failed != nil:
-		return Image{}, fmt.Errorf("read video %s: %w", Redacted(s.Source), failed)
+		return Image{}, fmt.Errorf("read video %s: %w", redacted(s.Source), failed)
 	case first && s.live(): // that is no end, whatever ffmpeg's exit code says
-		return Image{}, fmt.Errorf("read video %s: it gave no picture: %s", Redacted(s.Source), cmp.Or(reason, err.Error()))
+		return Image{}, fmt.Errorf("read video %s: it gave no picture: %s", redacted(s.Source), cmp.Or(reason, err.Error()))
 	case errors.Is(err, io.EOF):
 		return Image{}, io.EOF
 	}
-	return Image{}, fmt.Errorf("read video %s: %w", Redacted(s.Source), err)
+	return Image{}, fmt.Errorf("read video %s: %w", redacted(s.Source), err)
 }
 
 // tooOld says whether ffmpeg did not know an argument.
@@ -224,7 +224,7 @@ func (s *Video) open(ctx context.Context) (*videoRun, error) {
 	program := cmp.Or(s.Program, "ffmpeg")
 	found, err := exec.LookPath(program)
 	if err != nil {
-		return nil, fmt.Errorf("read video %s: %w", Redacted(s.Source), ErrNoProgram)
+		return nil, fmt.Errorf("read video %s: %w", redacted(s.Source), ErrNoProgram)
 	}
 	r, w, err := os.Pipe()
 	if err != nil {

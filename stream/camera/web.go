@@ -161,7 +161,7 @@ func (s *Web) failed(err error) error {
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		err = fmt.Errorf("%w: name the camera's own certificate with --ca FILE, or trust any with --insecure", err)
 	}
-	return fmt.Errorf("ask camera %s: %w", Redacted(s.URL), err)
+	return fmt.Errorf("ask camera %s: %w", redacted(s.URL), err)
 }
 
 // take says whether an image of the stream that comes now is one of FPS a second.
@@ -182,7 +182,7 @@ func (s *Web) take(now time.Time) bool {
 
 func (s *Web) image(data []byte) Image {
 	s.delivered = s.delivered || data != nil
-	return Image{Data: data, CapturedAt: time.Now(), Name: Redacted(s.URL)}
+	return Image{Data: data, CapturedAt: time.Now(), Name: redacted(s.URL)}
 }
 
 // imageStarts are the beginnings of the files that a camera may answer with;

@@ -255,7 +255,7 @@ func (s *Set) folders(below string) ([]string, error) {
 func (s *Set) walk(below string, label func(*Item)) error {
 	err := imagefolder.Walk(filepath.Join(s.Root, filepath.FromSlash(below)), func(rel, full string) {
 		name := path.Join(below, rel)
-		if !IsImageName(name) {
+		if !isImageName(name) {
 			if !described(path.Base(name)) {
 				s.Ignored = append(s.Ignored, name)
 			}

@@ -13,8 +13,8 @@ import (
 	"github.com/nearmiss/nearmiss/internal/imagefolder"
 )
 
-// IsImageName reports whether a file's name ends like an image's.
-func IsImageName(name string) bool { return imagefolder.IsImage(name) }
+// isImageName reports whether a file's name ends like an image's.
+func isImageName(name string) bool { return imagefolder.IsImage(name) }
 
 // otherImages are the ends of pictures that are not read.
 var otherImages = []string{
@@ -60,7 +60,7 @@ func List(paths []string) (Files, error) {
 		}
 		err = imagefolder.Walk(p, func(rel, full string) {
 			switch {
-			case IsImageName(rel):
+			case isImageName(rel):
 				out.Paths = append(out.Paths, full)
 			case slices.Contains(otherImages, strings.ToLower(path.Ext(rel))):
 				other = append(other, full)

@@ -240,7 +240,7 @@ func (s *Set) masked(label string, items []Item) ([]Item, error) {
 	truth := find(foldersIn(s.Root), truthNames...)
 	if name := find(foldersIn(filepath.Join(s.Root, truth)), strings.ToLower(label)); truth != "" && name != "" {
 		err := imagefolder.Walk(filepath.Join(s.Root, truth, name), func(rel, full string) {
-			if IsImageName(rel) {
+			if isImageName(rel) {
 				belongs(rel, full, path.Join(truth, name, rel))
 			}
 		}, func(rel string, _ error) { lost = append(lost, path.Join(truth, name, rel)) })

@@ -433,7 +433,7 @@ func (t *table) add(run Run, normal, anomaly, label string) float64 {
 	auroc := AUROC(n, a)
 	r.AUROCs = append(r.AUROCs, auroc)
 	r.aps = append(r.aps, AveragePrecision(n, a))
-	r.fprs = append(r.fprs, FPRAtTPR(n, a, 0.95))
+	r.fprs = append(r.fprs, fprAtTPR(n, a, 0.95))
 	best := BestF1(n, a)
 	if r.f1s = append(r.f1s, best.F1); r.Confusion == nil {
 		r.Confusion = &best

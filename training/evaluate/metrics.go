@@ -105,10 +105,10 @@ func AveragePrecision(normal, anomalous []float64) float64 {
 	return sum
 }
 
-// FPRAtTPR is the smallest share of normals that raise a false alarm at a
+// fprAtTPR is the smallest share of normals that raise a false alarm at a
 // threshold that finds at least the share tpr (0 to 1) of the anomalies. It is
 // NaN where AUROC is.
-func FPRAtTPR(normal, anomalous []float64, tpr float64) float64 {
+func fprAtTPR(normal, anomalous []float64, tpr float64) float64 {
 	for _, p := range ROC(normal, anomalous) {
 		if p.TPR >= tpr {
 			return p.FPR
@@ -117,11 +117,11 @@ func FPRAtTPR(normal, anomalous []float64, tpr float64) float64 {
 	return math.NaN()
 }
 
-// PartialAUROC is the mean share of the anomalies that is found at false-alarm
+// partialAUROC is the mean share of the anomalies that is found at false-alarm
 // rates from 0 to most (0 to 1): the area under the receiver operating
 // characteristic up to there, divided by most. Chance gives most/2, and a perfect
 // score 1. It is NaN where AUROC is.
-func PartialAUROC(normal, anomalous []float64, most float64) float64 {
+func partialAUROC(normal, anomalous []float64, most float64) float64 {
 	roc := ROC(normal, anomalous)
 	if roc == nil || !(most > 0 && most <= 1) {
 		return math.NaN()

@@ -73,7 +73,7 @@ func TestAUROCExtremes(t *testing.T) {
 		if got != c.want && !(math.IsNaN(got) && math.IsNaN(c.want)) {
 			t.Errorf("%v against %v: %v, want %v", c.n, c.a, got, c.want)
 		}
-		if math.IsNaN(c.want) && (ROC(c.n, c.a) != nil || !math.IsNaN(AveragePrecision(c.n, c.a)) || !math.IsNaN(FPRAtTPR(c.n, c.a, 0.9))) {
+		if math.IsNaN(c.want) && (ROC(c.n, c.a) != nil || !math.IsNaN(AveragePrecision(c.n, c.a)) || !math.IsNaN(fprAtTPR(c.n, c.a, 0.9))) {
 			t.Errorf("%v against %v: a figure was made of nothing", c.n, c.a)
 		}
 	}
@@ -121,7 +121,7 @@ func TestFiguresAgreeWithPython(t *testing.T) {
 		for name, v := range map[string][2]float64{
 			"auroc":             {AUROC(c.Normal, c.Anomalous), c.AUROC},
 			"average precision": {AveragePrecision(c.Normal, c.Anomalous), c.AveragePrecision},
-			"fpr at 95":         {FPRAtTPR(c.Normal, c.Anomalous, 0.95), c.FPR95},
+			"fpr at 95":         {fprAtTPR(c.Normal, c.Anomalous, 0.95), c.FPR95},
 		} {
 			if math.Abs(v[0]-v[1]) > 1e-9 {
 				t.Errorf("case %d: %s is %v, in Python %v", i, name, v[0], v[1])

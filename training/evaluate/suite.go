@@ -84,7 +84,7 @@ type SuiteRow struct {
 	AUROC            float64  `json:"auroc"`
 	Std              float64  `json:"auroc_std,omitempty"`
 	AveragePrecision float64  `json:"average_precision"`
-	Partial          float64  `json:"auroc_to_5_percent"` // see PartialAUROC
+	Partial          float64  `json:"auroc_to_5_percent"` // see partialAUROC
 	Nearest          *float64 `json:"nearest,omitempty"`  // near: against the nearest class alone
 	PixelAUROC       *float64 `json:"pixel_auroc,omitempty"`
 	PRO              *float64 `json:"pro,omitempty"`
@@ -109,7 +109,7 @@ func (r *Result) Row(set string) SuiteRow {
 			continue
 		}
 		out.AveragePrecision += AveragePrecision(normal, anomalous)
-		out.Partial += PartialAUROC(normal, anomalous, SuiteAlarms)
+		out.Partial += partialAUROC(normal, anomalous, SuiteAlarms)
 		n++
 	}
 	out.AveragePrecision, out.Partial = out.AveragePrecision/n, out.Partial/n

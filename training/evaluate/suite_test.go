@@ -32,11 +32,11 @@ func TestPartialAUROC(t *testing.T) {
 		"as likely as normals": {normal, 0.1, 0.05},
 		"all of it":            {[]float64{49.5}, 1, 0.5},
 	} {
-		if got := PartialAUROC(normal, c.anomalous, c.most); math.Abs(got-c.want) > 1e-9 {
+		if got := partialAUROC(normal, c.anomalous, c.most); math.Abs(got-c.want) > 1e-9 {
 			t.Errorf("%s: %v, want %v", name, got, c.want)
 		}
 	}
-	if got := PartialAUROC(nil, normal, 0.05); !math.IsNaN(got) {
+	if got := partialAUROC(nil, normal, 0.05); !math.IsNaN(got) {
 		t.Errorf("without normals: %v", got)
 	}
 }

@@ -55,7 +55,7 @@ func benchmarkModel(b *testing.B, sample bool) {
 				b.Fatal(err)
 			}
 			s := testSDE(b, "edm")
-			m, err := NewNetworkModel(s, n, ps, c.batch, ort.Options{IntraOpThreads: 1})
+			m, err := newNetworkModel(s, n, ps, c.batch, ort.Options{IntraOpThreads: 1})
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -86,11 +86,11 @@ func BenchmarkTrain(b *testing.B) {
 	for _, c := range benchCases {
 		b.Run(c.String(), func(b *testing.B) {
 			n, flops := c.network(b)
-			set, err := NewSet(Pictures{imaging.New(c.size, c.size)}, c.size, 3)
+			set, err := newSet(Pictures{imaging.New(c.size, c.size)}, c.size, 3)
 			if err != nil {
 				b.Fatal(err)
 			}
-			tr, err := NewTrainer(testSDE(b, "edm"), n, set, TrainOptions{Batch: c.batch, Session: ort.Options{IntraOpThreads: 1}})
+			tr, err := newTrainer(testSDE(b, "edm"), n, set, TrainOptions{Batch: c.batch, Session: ort.Options{IntraOpThreads: 1}})
 			if err != nil {
 				b.Fatal(err)
 			}

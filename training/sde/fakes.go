@@ -40,7 +40,7 @@ func (g *generation) make(ctx context.Context) error {
 	var fakes []made
 	first := 0 // sampled so far, copies included: the place in the seed's sequence
 	for k, share := range g.m.Mix {
-		c, err := ReadTrained(g.averagedFile(share.Step))
+		c, err := readTrained(g.averagedFile(share.Step))
 		if err != nil {
 			return err
 		}

@@ -165,10 +165,10 @@ func (g *generation) prepare(ctx context.Context) (err error) {
 	if g.sde, err = New(o.SDE, o.Network.Size); err != nil {
 		return err
 	}
-	if g.set, err = NewSet(g.normals, o.Network.Size, o.Network.Channels); err != nil {
+	if g.set, err = newSet(g.normals, o.Network.Size, o.Network.Channels); err != nil {
 		return err
 	}
-	if g.trainer, err = NewTrainer(g.sde, o.Network, g.set, o.Train); err != nil {
+	if g.trainer, err = newTrainer(g.sde, o.Network, g.set, o.Train); err != nil {
 		return err
 	}
 	defer func() {
@@ -488,7 +488,7 @@ func (g *generation) sample(ctx context.Context, c Trained, o SampleOptions) ([]
 	n := c.Network
 	o.Channels, o.Height, o.Width = n.Channels, n.Size, n.Size
 	o.Batch = min(g.o.Batch, o.N)
-	m, err := NewNetworkModel(g.sde, n, c.Params, o.Batch, g.o.Train.Session)
+	m, err := newNetworkModel(g.sde, n, c.Params, o.Batch, g.o.Train.Session)
 	if err != nil {
 		return nil, err
 	}

@@ -29,10 +29,10 @@ type Set struct {
 	n              int
 }
 
-// NewSet reads all images, keeps the square in the middle of each and resizes it
+// newSet reads all images, keeps the square in the middle of each and resizes it
 // to size×size pixels. Grey (channels 1) is the mean of
 // red, green and blue.
-func NewSet(images Images, size, channels int) (*Set, error) {
+func newSet(images Images, size, channels int) (*Set, error) {
 	s := &Set{Channels: channels, Size: size, n: images.Len()}
 	if s.n == 0 {
 		return nil, errors.New("prepare the normal images: there are none")

@@ -21,7 +21,7 @@ func gradient(w, h int) *imaging.Image {
 
 func TestASetKeepsItsPixels(t *testing.T) {
 	im := gradient(8, 8)
-	s, err := NewSet(Pictures{im, gradient(24, 16)}, 8, 3)
+	s, err := newSet(Pictures{im, gradient(24, 16)}, 8, 3)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,7 +39,7 @@ func TestASetKeepsItsPixels(t *testing.T) {
 			t.Errorf("range %v: the way there and back changed the image", r)
 		}
 	}
-	grey, err := NewSet(Pictures{im}, 4, 1)
+	grey, err := newSet(Pictures{im}, 4, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,17 +49,17 @@ func TestASetKeepsItsPixels(t *testing.T) {
 			t.Fatal("a grey image has colour")
 		}
 	}
-	if _, err := NewSet(Pictures{}, 8, 3); err == nil {
+	if _, err := newSet(Pictures{}, 8, 3); err == nil {
 		t.Error("no images were accepted")
 	}
-	if _, err := NewSet(Pictures{im}, 8, 2); err == nil {
+	if _, err := newSet(Pictures{im}, 8, 2); err == nil {
 		t.Error("two channels were accepted")
 	}
 }
 
 func TestSymmetriesAreEightAndRight(t *testing.T) {
 	im := gradient(6, 6)
-	s, err := NewSet(Pictures{im}, 6, 3)
+	s, err := newSet(Pictures{im}, 6, 3)
 	if err != nil {
 		t.Fatal(err)
 	}

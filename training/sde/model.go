@@ -18,9 +18,9 @@ type NetworkModel struct {
 	dim     int
 }
 
-// NewNetworkModel loads a network with its weights for batches of up to batch
+// newNetworkModel loads a network with its weights for batches of up to batch
 // images. The caller closes it.
-func NewNetworkModel(s SDE, n Network, params []Param, batch int, o ort.Options) (_ *NetworkModel, err error) {
+func newNetworkModel(s SDE, n Network, params []Param, batch int, o ort.Options) (_ *NetworkModel, err error) {
 	g, err := n.Graph(batch, params)
 	if err != nil {
 		return nil, err

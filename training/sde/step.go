@@ -17,7 +17,7 @@ func Step(s SDE, n Network, o TrainOptions) (optim.Spec, optim.Source, error) {
 	if err != nil {
 		return fail(err)
 	}
-	set, err := NewSet(Pictures{imaging.New(n.Size, n.Size)}, n.Size, n.Channels)
+	set, err := newSet(Pictures{imaging.New(n.Size, n.Size)}, n.Size, n.Channels)
 	if err != nil {
 		return fail(err)
 	}

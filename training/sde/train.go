@@ -79,9 +79,9 @@ type Trainer struct {
 	fixed []Param // the network's weights as they began, with those that stay
 }
 
-// NewTrainer prepares to train a network on a set of images of its size. The
+// newTrainer prepares to train a network on a set of images of its size. The
 // caller closes it.
-func NewTrainer(s SDE, n Network, data *Set, o TrainOptions) (*Trainer, error) {
+func newTrainer(s SDE, n Network, data *Set, o TrainOptions) (*Trainer, error) {
 	o, err := o.withDefaults(s)
 	if err != nil {
 		return nil, err
@@ -298,8 +298,8 @@ func (t Trained) WriteFile(path string) error {
 	return g.WriteFile(path)
 }
 
-// ReadTrained reads a network that [Trained.WriteFile] wrote.
-func ReadTrained(path string) (Trained, error) {
+// readTrained reads a network that [Trained.WriteFile] wrote.
+func readTrained(path string) (Trained, error) {
 	var t Trained
 	g, err := onnx.ReadFile(path)
 	if err != nil {

@@ -100,7 +100,7 @@ func gaussianSet(t testing.TB, n int, s SDE) (set *Set, mean []float64, cov *mat
 		}
 		pics = append(pics, im)
 	}
-	set, err := NewSet(pics, side, 1)
+	set, err := newSet(pics, side, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +123,7 @@ func TestTheTrainedScoreApproachesTheAnalyticOne(t *testing.T) {
 			t.Parallel()
 			s := testSDE(t, name)
 			set, mean, cov := gaussianSet(t, 2000, s)
-			tr, err := NewTrainer(s, net, set, TrainOptions{
+			tr, err := newTrainer(s, net, set, TrainOptions{
 				Batch: 48, LearningRate: 4e-3, Warmup: 10, EMA: 0.96, Augment: NoAugment, Seed: 1, Session: oneThread,
 			})
 			if err != nil {
@@ -149,7 +149,7 @@ func TestTheTrainedScoreApproachesTheAnalyticOne(t *testing.T) {
 func scoreError(t testing.TB, s SDE, n Network, ps []Param, exact gaussian) float64 {
 	t.Helper()
 	const batch, d = 200, 16
-	m, err := NewNetworkModel(s, n, ps, batch, oneThread)
+	m, err := newNetworkModel(s, n, ps, batch, oneThread)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -204,7 +204,7 @@ func testTrainer(t testing.TB, o TrainOptions, dropout float64) *Trainer {
 	s := testSDE(t, "edm")
 	set, _, _ := gaussianSet(t, 50, s)
 	o.Session = oneThread
-	tr, err := NewTrainer(s, Network{Size: 4, Channels: 1, Width: 8, Multipliers: []int{1}, Blocks: 1, Dropout: dropout}, set, o)
+	tr, err := newTrainer(s, Network{Size: 4, Channels: 1, Width: 8, Multipliers: []int{1}, Blocks: 1, Dropout: dropout}, set, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -260,7 +260,7 @@ func TestATrainedNetworkIsReadBack(t *testing.T) {
 	if err := want.WriteFile(path); err != nil {
 		t.Fatal(err)
 	}
-	got, err := ReadTrained(path)
+	got, err := readTrained(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -273,7 +273,7 @@ func TestATrainedNetworkIsReadBack(t *testing.T) {
 	if err := g.WriteFile(other); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ReadTrained(other); !errors.Is(err, ErrNetwork) {
+	if _, err := readTrained(other); !errors.Is(err, ErrNetwork) {
 		t.Errorf("a model that is no score network: got %v", err)
 	}
 }
@@ -330,7 +330,7 @@ func TestTrainingRefuses(t *testing.T) {
 	} {
 		n, o := net, TrainOptions{Batch: 2}
 		change(&n, &o)
-		if _, err := NewTrainer(s, n, set, o); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := newTrainer(s, n, set, o); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v", want, err)
 		}
 	}

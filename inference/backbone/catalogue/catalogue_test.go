@@ -315,7 +315,7 @@ echo wheel > "$2/pkg-1.0-py3-none-any.whl"
 				t.Fatal(err)
 			}
 			t.Setenv("PATH", bin)
-			got, err := Pip(t.Context(), p, t.TempDir())
+			got, err := pipDownload(t.Context(), p, t.TempDir())
 			if err != nil || filepath.Base(got) != "pkg-1.0-py3-none-any.whl" {
 				t.Errorf("%s, error %v", got, err)
 			}
@@ -323,7 +323,7 @@ echo wheel > "$2/pkg-1.0-py3-none-any.whl"
 	}
 	t.Run("none", func(t *testing.T) {
 		t.Setenv("PATH", t.TempDir())
-		if _, err := Pip(t.Context(), p, t.TempDir()); err == nil || !strings.Contains(err.Error(), "--from") {
+		if _, err := pipDownload(t.Context(), p, t.TempDir()); err == nil || !strings.Contains(err.Error(), "--from") {
 			t.Errorf("got %v", err)
 		}
 	})
@@ -333,7 +333,7 @@ echo wheel > "$2/pkg-1.0-py3-none-any.whl"
 			t.Fatal(err)
 		}
 		t.Setenv("PATH", bin)
-		if _, err := Pip(t.Context(), p, t.TempDir()); err == nil || !strings.Contains(err.Error(), "no matching distribution") {
+		if _, err := pipDownload(t.Context(), p, t.TempDir()); err == nil || !strings.Contains(err.Error(), "no matching distribution") {
 			t.Errorf("got %v", err)
 		}
 	})

@@ -237,7 +237,7 @@ func (s Store) fetch(ctx context.Context, e Entry, dst string, o PullOptions) (f
 		defer os.RemoveAll(dir)
 		download := s.Download
 		if download == nil {
-			download = Pip
+			download = pipDownload
 		}
 		fetched, err := download(ctx, *e.Package, dir)
 		if err != nil {
@@ -313,7 +313,7 @@ func hashFile(path string) (digest string, size int64, err error) {
 	return hex.EncodeToString(h.Sum(nil)), size, err
 }
 
-// Pip fetches a package's wheel with pip.
-func Pip(ctx context.Context, p Package, dir string) (string, error) {
+// pipDownload fetches a package's wheel with pip.
+func pipDownload(ctx context.Context, p Package, dir string) (string, error) {
 	return wheel.Fetch(ctx, wheel.Spec{Name: p.Name, Version: p.Version}, dir, "give it with --from")
 }
