@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -270,7 +269,7 @@ func (w *Worker) promote(ctx context.Context, job stream.Job) (stream.Job, error
 			job.Held = why
 			return job, err
 		}
-		_, err = w.registry.Promote(ctx, job.Detector, job.Release, registry.Change{By: w.cfg.Name, Reason: "job " + job.Job, Expect: expect})
+		_, err = w.registry.Promote(ctx, job.Detector, job.Release, registry.Change{By: w.cfg.Name, Reason: promotedBy + job.Job, Expect: expect})
 		if errors.Is(err, registry.ErrConflict) && job.Base == "" && ctx.Err() == nil {
 			continue // whoever was faster
 		}
@@ -302,14 +301,16 @@ func (w *Worker) outrun(ctx context.Context, job stream.Job) (expect, why string
 	if err != nil {
 		return "", "", err
 	}
+	if first != "" {
+		ours, err := w.madeFrom(ctx, active, first)
+		if err == nil && !ours && active.Release != job.Release {
+			why = fmt.Sprintf("release %s, which was not made from the first one, is active meanwhile; nearmiss train %s makes one in its place", text.Short(active.Release), job.Detector)
+		}
+		return active.Release, why, err
+	}
 	all, err := w.jobs.List(ctx, job.Detector)
-	switch {
-	case err != nil:
+	if err != nil {
 		return "", "", err
-	case first != "" && active.Release != job.Release && !madeFrom(all, active.Release, first):
-		return "", fmt.Sprintf("release %s, which was not made from the first one, is active meanwhile; nearmiss train %s makes one in its place", text.Short(active.Release), job.Detector), nil
-	case first != "":
-		return active.Release, "", nil
 	}
 	for _, j := range all {
 		// One that has just taken over has not said so yet.
@@ -321,17 +322,27 @@ func (w *Worker) outrun(ctx context.Context, job stream.Job) (expect, why string
 	return "", "", nil
 }
 
-// madeFrom says whether a release is that of the job first, or was made from it by others.
-func madeFrom(all []stream.Job, release, first string) bool {
-	for range all {
-		at := slices.IndexFunc(all, func(j stream.Job) bool { return j.Release == release && (j.Derived() || j.Job == first) })
-		if at < 0 || all[at].Job == first {
-			return at >= 0
+// madeFrom says whether what is active is the release of the job first, or was made from it
+// by others. It asks for one record after the other: a list lacks one that changes meanwhile.
+func (w *Worker) madeFrom(ctx context.Context, p registry.Pointer, first string) (bool, error) {
+	j, err := w.jobs.Get(ctx, first)
+	for err == nil && p.Release != j.Release {
+		var by stream.Job
+		if by, err = w.jobs.Get(ctx, strings.TrimPrefix(p.Reason, promotedBy)); err == nil && (!by.Derived() || by.Release != p.Release) {
+			return false, nil
 		}
-		release = all[at].Base
+		if err == nil {
+			p, err = w.registry.Before(ctx, p)
+		}
 	}
-	return false
+	if errors.Is(err, stream.ErrNotFound) || errors.Is(err, registry.ErrNoPrevious) {
+		return false, nil
+	}
+	return err == nil, err
 }
+
+// promotedBy is what the reason of a promotion by a job begins with.
+const promotedBy = "job "
 
 // catchUp brings into a newly trained release what operators have called normal
 // while it was trained: the release that it replaces had that already.

@@ -187,7 +187,7 @@ func (l *detectorRunner) firstJob(ctx context.Context, conf stream.Detector, hav
 		return stream.Job{}, err
 	}
 	for _, j := range all {
-		if !j.Finished() && !j.Derived() {
+		if !j.Finished() && !j.Derived() && j.Completes() == "" {
 			return j, nil
 		}
 	}
