@@ -17,15 +17,15 @@
 // Mathematics and Artificial Intelligence 74, 2015; CV+ in Barber et al., Annals of
 // Statistics 49, 2021): each fifth of them is held out in turn and scored by banks
 // that are made of the other four, of the same size and in the same way as the
-// release's own, which are those of one of the turns. Scales, weights and places are those
+// release's own, which are those of one of the folds. Scales, weights and places are those
 // that other normals alone set: a normal that helps to set these makes little of that in
 // which it stands out, and a new one that is as odd does not. They are set by 19 of 20, for
 // the release by all, since the fewer set them the odder all the rest seems by them. Each
 // score is then distributed as that of a new normal, and there are five times as many: were they
 // independent, 95 % of single thresholds for 2 % would raise alarms on 0.5 to 3.6 % of
 // normals with 240 of them, and on 0.1 to 7.4 % with 48. It is not exact, because the
-// turns share normals. For that only twice the rate is proved in general (CV+, where a
-// new picture is compared with each turn's banks, which a release does not do); what is
+// folds share normals. For that only twice the rate is proved in general (CV+, where a
+// new picture is compared with each fold's banks, which a release does not do); what is
 // measured, which is about the rate itself, is in RESULTS.md.
 //
 // Method fitymi tunes the backbone first (arXiv 2205.14297):

@@ -55,7 +55,7 @@ type crop struct {
 	width, height int     // of such a normal
 }
 
-// littleSeen of a picture, by area, is worth a word.
+// smallShare of a picture, by area: where the model sees less of it a warning says so.
 const smallShare = 0.8
 
 // cropOf measures the shapes of normals.

@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"sort"
 
 	"github.com/nearmiss/nearmiss/bank"
 )
@@ -27,12 +28,9 @@ func Split(n int, share float64, keep int, seed uint64) (train, heldOut []int, e
 	}
 	m := heldOutOf(n, share)
 	if n-m < keep {
-		least := n
-		for least-heldOutOf(least, share) < keep {
-			least++
-		}
-		return nil, nil, fmt.Errorf("%w: %d different ones, and at least %d are needed, some of which calibrate the threshold",
-			ErrTooFew, n, least)
+		more := sort.Search(1<<53, func(i int) bool { return n+i-heldOutOf(n+i, share) >= keep })
+		return nil, nil, fmt.Errorf("%w: %d different ones, and at least %d are needed, some of which are held out",
+			ErrTooFew, n, n+more)
 	}
 	order := rand.New(rand.NewPCG(seed, 0x6e656172)).Perm(n)
 	heldOut, train = order[:m:m], order[m:]

@@ -1,7 +1,10 @@
 package training
 
 import (
+	"errors"
+	"math"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -48,6 +51,11 @@ func TestSplitRefusesTooFewImages(t *testing.T) {
 	for _, n := range []int{0, 1, 2} {
 		if _, _, err := Split(n, 0.2, 2, 1); err == nil {
 			t.Errorf("%d images were accepted", n)
+		}
+	}
+	for share, want := range map[float64]string{0.2: "at least 3 are", 0.9: "at least 16 are", math.Nextafter(1, 0): "are needed"} {
+		if _, _, err := Split(2, share, 2, 1); !errors.Is(err, ErrTooFew) || !strings.Contains(err.Error(), want) {
+			t.Errorf("two images, share %v: %v, want %q", share, err, want)
 		}
 	}
 	for _, share := range []float64{0, 1, -0.1, 2} {

@@ -24,7 +24,7 @@ import (
 type evalCmd struct {
 	Suite       string   `type:"existingfile" xor:"data" required:"" placeholder:"FILE.yaml" help:"Measure on all data sets of a file instead, and print one table with the mean and the worst: training/suite.yaml is an example."`
 	Data        string   `xor:"data" required:"" type:"existingdir" placeholder:"DIR" help:"Data set: {train,test}/<class>/* (one-vs-rest) or the layout of MVTec AD (mvtec)."`
-	Backbone    string   `required:"" type:"backbone" placeholder:"FILE|NAME" help:"Pretrained model, from nearmiss backbone import."`
+	Backbone    string   `required:"" type:"backbone" placeholder:"FILE|NAME" help:"Pretrained model: a name of nearmiss backbone list, or a file from nearmiss backbone import."`
 	Protocol    string   `enum:",one-vs-rest,near,mvtec,alarms" default:"" help:"What is normal and what is not: ${enum}."`
 	Method      string   `enum:"knn,fitymi" default:"knn" help:"How to learn: ${enum}."`
 	K           int      `default:"2" help:"Nearest normals whose squared distances make the score."`

@@ -232,7 +232,7 @@ func (s *Session) run(ctx context.Context, in, out []*Tensor) (err error) {
 			if size, err := byteSize(s.out[i].Type, s.out[i].Shape); !s.out[i].Static() || err != nil || size > believed {
 				if typ := s.out[i].Type; typ == Float16 || typ == BFloat16 {
 					// The binding counts a byte for each element, fails, and keeps what it has made.
-					return fmt.Errorf("run %s: output %q: give a %s tensor: its shape is not known before", s.name, s.out[i].Name, typ)
+					return fmt.Errorf("run %s: output %q: give a %s tensor: its shape is not known before, or is very large", s.name, s.out[i].Name, typ)
 				}
 				continue // ONNX Runtime allocates it
 			}

@@ -86,7 +86,7 @@ func ordered(seqs [][]int, from, lags int, rows []float32, dim int) bool {
 	return n > 0 && sum/n <= nearerThan && (0.5-sum/n)*math.Sqrt(n) > noChance*math.Sqrt(2.0/12)
 }
 
-// medianApart is the median squared distance of frames that are lag places apart.
+// medianDifference is the median squared distance of frames that are lag places apart.
 func medianDifference(seqs [][]int, lag int, rows []float32, dim int) float64 {
 	all := 0
 	for _, s := range seqs {
