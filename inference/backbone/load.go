@@ -11,7 +11,7 @@ import (
 	"github.com/nearmiss/nearmiss/inference/onnx"
 )
 
-// LoadOptions adjust [Load] and [Import]. The zero value keeps everything as
+// LoadOptions adjust [FromWeights] and [Import]. The zero value keeps everything as
 // the weights have it.
 type LoadOptions struct {
 	// Size is the side of the square input in pixels; 0: what the weights were

@@ -12,7 +12,7 @@
 // to the node's output Y. Rules emit only operators that both the CPU and the
 // CUDA provider of ONNX Runtime have: no Col2Im, MaxUnpool, Bernoulli,
 // GroupNormalization or SoftmaxCrossEntropyLoss. Nodes of these kinds in the
-// graph are first decomposed, see [Decompose].
+// graph are first decomposed, see decomposeNode.
 package autodiff
 
 import (
