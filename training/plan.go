@@ -344,8 +344,8 @@ func (p Plan) withDefaults() Plan {
 }
 
 // Hasten leaves out what a release need not have that is to be there soon, and says what in
-// a few words; empty: nothing. It tells pictures apart as well that are like the normals;
-// other light or focus may raise false alarms.
+// a few words; empty: nothing. On pictures like the normals such a release is as good; in
+// other light or focus it may raise false alarms.
 func (p *Plan) Hasten() (without string) {
 	var left []string
 	q := p.withDefaults()

@@ -88,7 +88,7 @@ func (c *Captured) do(f func() error) error {
 }
 
 // Run computes the outputs for inputs of the shapes that were captured. Those that are
-// nil in out are left where they are. What has begun is not stopped by ctx.
+// nil in out are left where they are. When ctx ends the computation stops, not a copy.
 func (c *Captured) Run(ctx context.Context, in, out []*Tensor) error {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
