@@ -100,8 +100,8 @@ func (p patientBucket) Get(ctx context.Context, key string) (jetstream.KeyValueE
 	return answered(ctx, func() (jetstream.KeyValueEntry, error) { return p.KeyValue.Get(ctx, key) })
 }
 
-func (p patientBucket) Keys(ctx context.Context, opts ...jetstream.WatchOpt) ([]string, error) {
-	return answered(ctx, func() ([]string, error) { return p.KeyValue.Keys(ctx, opts...) })
+func (p patientBucket) Status(ctx context.Context) (jetstream.KeyValueStatus, error) {
+	return answered(ctx, func() (jetstream.KeyValueStatus, error) { return p.KeyValue.Status(ctx) })
 }
 
 func (p patientBucket) History(ctx context.Context, key string, opts ...jetstream.WatchOpt) ([]jetstream.KeyValueEntry, error) {

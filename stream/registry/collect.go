@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/inference/release/envelope"
+	"github.com/nearmiss/nearmiss/stream/internal/kv"
 	"github.com/nearmiss/nearmiss/stream/internal/object"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
@@ -135,7 +136,7 @@ func (r *Registry) needed(ctx context.Context, keep int) (map[string]bool, error
 			}
 		}
 	}
-	keys, err := r.keys(ctx)
+	keys, err := kv.Keys(ctx, r.kv)
 	if err != nil {
 		return nil, err
 	}

@@ -304,14 +304,6 @@ func (r *Registry) Pointers(ctx context.Context) (active, shadow map[string]Poin
 // Bad is an entry that cannot be read.
 type Bad = kv.Bad
 
-func (r *Registry) keys(ctx context.Context) ([]string, error) {
-	keys, err := r.kv.Keys(ctx)
-	if err != nil && !errors.Is(err, jetstream.ErrNoKeysFound) {
-		return nil, fmt.Errorf("list active releases: %w", err)
-	}
-	return keys, nil
-}
-
 // Forget removes a detector's pointers; its releases become collectable.
 func (r *Registry) Forget(ctx context.Context, detector string) error {
 	for _, k := range []string{activeKey(detector), shadowKey(detector)} {
@@ -351,7 +343,7 @@ func (r *Registry) Unpin(ctx context.Context, digest string) error {
 
 // annotate sets Active, of a detector or, with an empty name, of any, and Pinned.
 func (r *Registry) annotate(ctx context.Context, all []Release, detector string) ([]Release, error) {
-	keys, err := r.keys(ctx)
+	keys, err := kv.Keys(ctx, r.kv)
 	if err != nil {
 		return nil, err
 	}

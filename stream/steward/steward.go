@@ -32,6 +32,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/internal/kv"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
@@ -285,22 +286,19 @@ func refusePublish(m *nats.Msg, code, errCode int, text string) {
 func (s *Steward) listDetectors(ctx context.Context) {
 	detectors := map[string]bool{}
 	for _, bucket := range []string{s.cfg.DetectorsBucket(), s.cfg.ActiveBucket()} {
-		kv, err := s.js.KeyValue(ctx, bucket)
+		b, err := s.js.KeyValue(ctx, bucket)
 		if err != nil {
 			return
 		}
-		keys, err := kv.ListKeys(ctx)
+		keys, err := kv.Keys(ctx, b)
 		if err != nil {
 			return
 		}
-		for k := range keys.Keys() {
+		for _, k := range keys {
 			if name, _, _ := strings.Cut(k, "."); stream.ValidToken(name) {
 				detectors[name] = true
 			}
 		}
-	}
-	if ctx.Err() != nil { // which ends a list, too
-		return
 	}
 	s.detectors = detectors
 }

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sort"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -115,7 +114,7 @@ func (s Store[T]) decode(e jetstream.KeyValueEntry) (T, error) {
 // List returns the newest readable value of every key, in the order of the keys,
 // and the values that cannot be read. It is one pass over the bucket.
 func (s Store[T]) List(ctx context.Context) ([]Entry[T], []Bad, error) {
-	raw, err := s.all(ctx)
+	raw, err := newest(ctx, s.Bucket, cmp.Or(s.Keys, jetstream.AllKeys))
 	if err != nil {
 		return nil, nil, fmt.Errorf("read bucket %s: %w", s.Bucket.Bucket(), err)
 	}
@@ -136,33 +135,7 @@ func (s Store[T]) List(ctx context.Context) ([]Entry[T], []Bad, error) {
 			return nil, nil, fmt.Errorf("read bucket %s: %w", s.Bucket.Bucket(), err)
 		}
 	}
-	sort.Slice(all, func(a, b int) bool { return all[a].Key < all[b].Key })
 	return all, bad, nil
-}
-
-// all are the newest entries of all keys that are not deleted.
-func (s Store[T]) all(ctx context.Context) ([]jetstream.KeyValueEntry, error) {
-	keys := cmp.Or(s.Keys, jetstream.AllKeys)
-	w, err := s.Bucket.Watch(ctx, keys, jetstream.IgnoreDeletes())
-	if err != nil {
-		return nil, err
-	}
-	defer w.Stop()
-	var raw []jetstream.KeyValueEntry
-	for {
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case e, ok := <-w.Updates():
-			if !ok {
-				return nil, errEnded
-			}
-			if e == nil { // those of now have been delivered
-				return raw, nil
-			}
-			raw = append(raw, e)
-		}
-	}
 }
 
 // History returns a key's readable values, newest first, as far as the bucket

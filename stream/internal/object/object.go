@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -197,26 +198,62 @@ func Copy(ctx context.Context, js jetstream.JetStream, bucket string, info *jets
 // were stored, and how many there are that cannot be understood. (The client
 // library's own List waits in vain where the last one cannot.)
 func List(ctx context.Context, js jetstream.JetStream, bucket string) (all []*jetstream.ObjectInfo, bad int, err error) {
-	err = scan.Run(ctx, js, StreamOf(bucket), jetstream.OrderedConsumerConfig{
-		FilterSubjects: []string{"$O." + bucket + ".M.>"}, DeliverPolicy: jetstream.DeliverLastPerSubjectPolicy,
-	}, func(m jetstream.Msg, meta *jetstream.MsgMetadata) error {
+	metas, listed := MetaOf(bucket, "")+">", map[string]bool{}
+	add := func(subject string, data []byte, at time.Time) {
+		listed[subject] = true
 		var info jetstream.ObjectInfo
-		switch err := json.Unmarshal(m.Data(), &info); {
+		switch err := json.Unmarshal(data, &info); {
 		case err != nil || info.Name == "":
 			bad++
 		case !info.Deleted:
-			info.ModTime = meta.Timestamp.UTC()
+			info.ModTime = at.UTC()
 			all = append(all, &info)
 		}
+	}
+	err = scan.Run(ctx, js, StreamOf(bucket), jetstream.OrderedConsumerConfig{
+		FilterSubjects: []string{metas}, DeliverPolicy: jetstream.DeliverLastPerSubjectPolicy,
+	}, func(m jetstream.Msg, meta *jetstream.MsgMetadata) error {
+		add(m.Subject(), m.Data(), meta.Timestamp)
 		return nil
 	})
+	if err == nil {
+		err = others(ctx, js, bucket, metas, listed, add)
+	}
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		err = fmt.Errorf("object store %s: %w", bucket, jetstream.ErrBucketNotFound)
 	}
 	if err != nil {
 		return nil, bad, fmt.Errorf("list the objects of %s: %w", bucket, err)
 	}
+	slices.SortStableFunc(all, func(a, b *jetstream.ObjectInfo) int { return a.ModTime.Compare(b.ModTime) })
 	return all, bad, nil
+}
+
+// others adds those that are not listed: a scan of last messages may end before the last of
+// them, with nats-server 2.15 when another one changes meanwhile.
+func others(ctx context.Context, js jetstream.JetStream, bucket, metas string, listed map[string]bool, add func(subject string, data []byte, at time.Time)) error {
+	s, err := js.Stream(ctx, StreamOf(bucket))
+	if err != nil {
+		return err
+	}
+	info, err := s.Info(ctx, jetstream.WithSubjectFilter(metas))
+	if err != nil {
+		return err
+	}
+	for subject := range info.State.Subjects {
+		if listed[subject] {
+			continue
+		}
+		m, err := s.GetLastMsgForSubject(ctx, subject)
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			return err
+		}
+		add(subject, m.Data, m.Time)
+	}
+	return nil
 }
 
 // Orphans removes the chunks of uploads that never became objects, the youngest

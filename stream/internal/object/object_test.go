@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -191,4 +192,27 @@ func FuzzRead(f *testing.F) {
 			t.Fatalf("%q: the list ends: %v", meta, err)
 		}
 	})
+}
+
+// TestAListHasAllObjectsWhileOneChanges: a release that a list lacks would be collected.
+func TestAListHasAllObjectsWhileOneChanges(t *testing.T) {
+	js, store := store(t)
+	const many = 40
+	put := func(i int) {
+		if _, err := store.PutString(t.Context(), fmt.Sprint("object ", i), "its bytes"); err != nil {
+			t.Error(err)
+		}
+	}
+	for i := range many {
+		put(i)
+	}
+	for i := range 25 {
+		var changes sync.WaitGroup
+		changes.Go(func() { put(many - 1 - i%4) })
+		all, bad, err := object.List(t.Context(), js, "B")
+		changes.Wait()
+		if err != nil || bad != 0 || len(all) != many {
+			t.Fatalf("list %d has %d objects, want %d: %d bad, %v", i, len(all), many, bad, err)
+		}
+	}
 }

@@ -14,8 +14,13 @@ import (
 var ErrStop = errors.New("enough")
 
 // patience is how long a scan waits for a message before it asks whether there
-// are any left: what was removed meanwhile does not come.
-const patience = 5 * time.Second
+// are any left: what was removed meanwhile does not come. Of last messages each that
+// is replaced meanwhile does not, so that the wait is short; whoever scans these looks
+// for others in the end.
+const (
+	patience     = 5 * time.Second
+	patienceLast = 250 * time.Millisecond
+)
 
 // Run calls f for every message that a stream holds now and that the ordered
 // consumer's filter lets through, in the order of their sequences. opts say how
@@ -39,8 +44,12 @@ func Run(ctx context.Context, js jetstream.JetStream, stream string, cfg jetstre
 		return err
 	}
 	defer it.Stop()
+	wait := patience
+	if cfg.DeliverPolicy == jetstream.DeliverLastPerSubjectPolicy {
+		wait = patienceLast
+	}
 	for left > 0 {
-		step, cancel := context.WithTimeout(ctx, patience)
+		step, cancel := context.WithTimeout(ctx, wait)
 		m, err := it.Next(jetstream.NextContext(step))
 		late := step.Err() != nil
 		cancel()
