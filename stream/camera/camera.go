@@ -2,10 +2,10 @@
 // the broker.
 //
 // A [Source] hands out one image after the other. A [Publisher] names each,
-// says when it was taken, and publishes it so that it is stored once: when the
-// broker does not answer it asks again with the same message id, when the queue
-// is full it waits, and an image above the broker's payload limit travels as an
-// object.
+// says when it was taken, and publishes it until it is stored: when the broker does
+// not answer it is sent again, which may store it twice, and the worker knows the
+// second by its id and image; when the queue is full it waits, and an image above
+// the broker's payload limit travels as an object.
 package camera
 
 import (
@@ -198,8 +198,9 @@ func (p *Publisher) limit(ctx context.Context) int64 {
 // errUnsure is returned for a message of which nobody knows whether it is stored.
 var errUnsure = errors.New("the broker has not said whether it is stored")
 
-// send publishes one message until it is stored. The broker knows one that it has
-// by its id, for two minutes; with unsure above 0, send gives up after that time
+// send publishes one message until it is stored. The frame queue, which knows no
+// message ids, may have it twice then; the bucket of large frames knows a part that it
+// has by its id, for two minutes: with unsure above 0, send gives up after that time
 // without an answer.
 func (p *Publisher) send(ctx context.Context, m *nats.Msg, unsure time.Duration) error {
 	var fullSince, unsureSince time.Time
