@@ -452,11 +452,11 @@ func WholeRequest(first Job, by string) TrainRequest {
 
 // Completes is the job whose release a [WholeRequest] replaces; empty: it is none.
 func (r TrainRequest) Completes() string {
-	first, whole := strings.CutPrefix(r.Job, wholeJob+learnJob)
-	if !whole || r.Derived() {
+	first, whole := strings.CutPrefix(r.Job, wholeJob)
+	if !whole || r.Derived() || !strings.HasPrefix(first, learnJob+r.Detector+"-") {
 		return ""
 	}
-	return learnJob + first
+	return first
 }
 
 // What the names of these jobs begin with. Trainers of earlier versions refuse requests with

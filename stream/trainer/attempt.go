@@ -263,6 +263,17 @@ func (w *Worker) promote(ctx context.Context, job stream.Job) (stream.Job, error
 	if !job.Promote || job.Held != "" {
 		return job, nil
 	}
+	if job.Without != "" {
+		// An attempt that asked for the second job had promoted this one: by now that job, or
+		// an operator, may have replaced it.
+		switch _, err := w.jobs.Get(ctx, stream.WholeRequest(job, "").Job); {
+		case err == nil:
+			job.Promoted = true
+			return job, nil
+		case !errors.Is(err, stream.ErrNotFound) && !errors.Is(err, stream.ErrBadMessage):
+			return job, err
+		}
+	}
 	for {
 		expect, why, err := w.outrun(ctx, job)
 		if err != nil || why != "" {
@@ -295,6 +306,9 @@ func (w *Worker) outrun(ctx context.Context, job stream.Job) (expect, why string
 		return job.Base, "", nil
 	}
 	active, err := w.registry.Active(ctx, job.Detector)
+	if errors.Is(err, registry.ErrNoRelease) && first != "" { // a detector of that name may be learning anew
+		return "", fmt.Sprintf("the first release does not serve any more, since detector %s was deleted meanwhile", job.Detector), nil
+	}
 	if errors.Is(err, registry.ErrNoRelease) || errors.Is(err, registry.ErrCorrupt) {
 		return "", "", nil
 	}

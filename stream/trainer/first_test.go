@@ -3,6 +3,7 @@ package trainer_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -96,6 +97,86 @@ func TestTheWholeReleaseOfALostTrainer(t *testing.T) {
 	}
 	if now := activeOf(t, r); !whole.Promoted || now != whole.Release || now == first {
 		t.Errorf("%.8s is active, the second job: %+v", now, whole)
+	}
+}
+
+// TestAFirstReleaseDoesNotComeBack: the request for it comes again, since its trainer died before
+// it had said that it was done, and the second job is done already.
+func TestAFirstReleaseDoesNotComeBack(t *testing.T) {
+	r, first := firstRelease(t, stream.Job{Without: "a look at blur"})
+	learnt, err := r.Jobs().Get(t.Context(), learnJob)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put := r.Put("bolts", streamtest.Fake{Name: "whole"})
+	if _, err := r.Jobs().Create(t.Context(), stream.Job{
+		TrainRequest: stream.WholeRequest(learnt, "dead"), State: stream.JobDone, Release: put, Promoted: true,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	promote(t, r, put, "job "+wholeJob)
+	r.Trainer(trainer.Config{}, streamtest.FakeTrainer{T: t})
+	if j := r.Wait(learnJob); j.State != stream.JobDone || !j.Promoted || j.Release != first || j.Held != "" {
+		t.Errorf("the first job: %+v", j)
+	}
+	if now := activeOf(t, r); now != put {
+		t.Errorf("%.8s is active, the first was %.8s", now, first)
+	}
+}
+
+// TestTheWholeReleaseOfADeletedDetector is not made for another detector of that name, which
+// takes its first frames to be normal.
+func TestTheWholeReleaseOfADeletedDetector(t *testing.T) {
+	for name, during := range map[string]bool{"before it is made": false, "while it is made": true} {
+		t.Run(name, func(t *testing.T) {
+			r, _ := firstRelease(t, stream.Job{State: stream.JobDone, Promoted: true, Without: "a look at blur"})
+			learnt, err := r.Jobs().Get(t.Context(), learnJob)
+			if err != nil {
+				t.Fatal(err)
+			}
+			forget := func() {
+				if err := r.Registry.Forget(t.Context(), "bolts"); err != nil {
+					t.Error(err)
+				}
+			}
+			if !during {
+				forget()
+			}
+			r.Trainer(trainer.Config{}, streamtest.FakeTrainer{T: t, OnTrain: func(context.Context, *trainer.Task) error {
+				if forget(); !during {
+					t.Error("it was trained")
+				}
+				return nil
+			}})
+			if _, err := r.Jobs().Request(t.Context(), stream.WholeRequest(learnt, "a trainer")); err != nil {
+				t.Fatal(err)
+			}
+			if j := r.Wait(wholeJob); j.State != stream.JobDone || j.Promoted || !strings.Contains(j.Held, "deleted") {
+				t.Errorf("the second job: %+v", j)
+			}
+			if now, err := r.Registry.Active(t.Context(), "bolts"); !errors.Is(err, registry.ErrNoRelease) {
+				t.Errorf("%.8s is active: %v", now.Release, err)
+			}
+		})
+	}
+}
+
+// TestADetectorThatIsCalledLikeASecondJob has jobs like any other.
+func TestADetectorThatIsCalledLikeASecondJob(t *testing.T) {
+	name := "whole-learn-bolts"
+	r := streamtest.New(t, stream.Topology{})
+	r.Detector(stream.Detector{Name: name})
+	if _, err := r.In.Normals().Add(t.Context(), stream.Normal{Detector: name, ID: "a", Image: streamtest.Image(0.1)}); err != nil {
+		t.Fatal(err)
+	}
+	r.Release(name, streamtest.Fake{Name: "before"})
+	r.Trainer(trainer.Config{}, streamtest.FakeTrainer{T: t})
+	j, err := r.Jobs().Request(t.Context(), stream.TrainRequest{Job: stream.NewJob(name), Detector: name, Promote: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if j = r.Wait(j.Job); !j.Promoted {
+		t.Errorf("%+v", j)
 	}
 }
 

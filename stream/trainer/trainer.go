@@ -372,7 +372,10 @@ func (w *Worker) due(ctx context.Context, now time.Time) error {
 			case !j.Finished():
 				open = true
 			case !j.Derived() && j.FinishedAt.After(last):
-				last, trained, once = j.FinishedAt, j.Normals+j.Skipped, once || j.State == stream.JobDone
+				last, once = j.FinishedAt, once || j.State == stream.JobDone
+				if n := j.Normals + j.Skipped; n > 0 { // one that ended before it had read them says nothing of them
+					trained = n
+				}
 			}
 		}
 		if open || !once {

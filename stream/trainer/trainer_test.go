@@ -504,10 +504,10 @@ func TestRetrainingIsRepeatedOnItsSchedule(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ago := func(detector, job, state string, d time.Duration) {
+	ago := func(detector, job, state string, normals int, d time.Duration) {
 		t.Helper()
 		data, err := json.Marshal(stream.Job{
-			TrainRequest: stream.TrainRequest{Job: job, Detector: detector, At: time.Now().Add(-d)}, State: state, FinishedAt: time.Now().Add(-d),
+			TrainRequest: stream.TrainRequest{Job: job, Detector: detector, At: time.Now().Add(-d)}, State: state, FinishedAt: time.Now().Add(-d), Normals: normals,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -522,11 +522,18 @@ func TestRetrainingIsRepeatedOnItsSchedule(t *testing.T) {
 			t.Fatal(err)
 		}
 		if name != "never" {
-			ago(name, "one-"+name, stream.JobDone, 4*time.Hour)
+			ago(name, "one-"+name, stream.JobDone, 1, 4*time.Hour)
 		}
 	}
-	ago("failed", "two-failed", stream.JobFailed, 2*time.Hour)
-	ago("fresh", "two-fresh", stream.JobFailed, time.Minute)
+	ago("failed", "two-failed", stream.JobFailed, 1, 2*time.Hour)
+	ago("fresh", "two-fresh", stream.JobFailed, 1, time.Minute)
+	// One that ended before it had read the normals was not a training on none.
+	r.Detector(stream.Detector{Name: "held", RetrainAfter: 1})
+	if _, err := r.In.Normals().Add(t.Context(), stream.Normal{Detector: "held", Image: streamtest.Image(0.1)}); err != nil {
+		t.Fatal(err)
+	}
+	ago("held", "one-held", stream.JobDone, 1, 2*time.Hour)
+	ago("held", "two-held", stream.JobDone, 0, time.Hour)
 	r.Trainer(trainer.Config{Schedule: 10 * time.Millisecond}, streamtest.FakeTrainer{T: t})
 	for _, name := range []string{"late", "failed"} {
 		eventually.True(t, name+" is trained", func() bool {
@@ -534,7 +541,7 @@ func TestRetrainingIsRepeatedOnItsSchedule(t *testing.T) {
 			return err == nil && all[len(all)-1].By == "schedule" && all[len(all)-1].State == stream.JobDone
 		})
 	}
-	for name, want := range map[string]int{"late": 2, "failed": 3, "fresh": 2, "never": 0} {
+	for name, want := range map[string]int{"late": 2, "failed": 3, "fresh": 2, "held": 2, "never": 0} {
 		if all, err := r.Jobs().List(t.Context(), name); err != nil || len(all) != want {
 			t.Errorf("%s has %d jobs, want %d (%v)", name, len(all), want, err)
 		}
