@@ -163,8 +163,8 @@ func (in *Installation) dropKey(ctx context.Context, key string) error {
 }
 
 // DeleteDetector removes a detector: its configuration, its pointers and its
-// waiting frames. With everything set, its training set and labelled anomalies
-// go too. Its releases go with the next collection, its events with their age.
+// waiting frames, and cancels its jobs. With everything set, its training set and
+// labelled anomalies go too. Its releases go with the next collection, its events with their age.
 func (in *Installation) DeleteDetector(ctx context.Context, name string, everything bool) error {
 	s, err := in.Detectors(ctx)
 	if err != nil {
@@ -177,8 +177,15 @@ func (in *Installation) DeleteDetector(ctx context.Context, name string, everyth
 	if !ValidToken(name) {
 		return in.dropKey(ctx, name)
 	}
+	jobs, err := in.Jobs(ctx)
+	if err != nil {
+		return err
+	}
 	if err := s.Delete(ctx, name); err != nil {
 		return err
+	}
+	if err := jobs.abandon(ctx, name); err != nil {
+		return fmt.Errorf("delete detector %s: %w", name, err)
 	}
 	if err := reg.Forget(ctx, name); err != nil {
 		return err

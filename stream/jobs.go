@@ -320,6 +320,29 @@ func (s *Jobs) Cancel(ctx context.Context, job string) (Job, error) {
 	})
 }
 
+// abandon ends the open jobs of a detector that is deleted. Their requests leave the queue, so
+// that no trainer would; one that is at work on one stops within seconds.
+func (s *Jobs) abandon(ctx context.Context, detector string) error {
+	all, err := s.List(ctx, detector)
+	if err != nil {
+		return err
+	}
+	for _, j := range all {
+		if j.Finished() {
+			continue
+		}
+		if _, err := s.Update(ctx, j.Job, func(j *Job) error {
+			if !j.Finished() {
+				j.State, j.Cancel, j.FinishedAt = JobCancelled, true, time.Now().UTC()
+			}
+			return nil
+		}); err != nil && !errors.Is(err, ErrNotFound) {
+			return err
+		}
+	}
+	return nil
+}
+
 // Update changes a record by compare-and-set, unless change returns an error.
 func (s *Jobs) Update(ctx context.Context, job string, change func(*Job) error) (Job, error) {
 	for range 10 {

@@ -347,8 +347,20 @@ func TestDetectors(t *testing.T) {
 	if _, err := r.In.Normals().Add(ctx, stream.Normal{Detector: "bolts", Image: streamtest.Image(0.1)}); err != nil {
 		t.Fatal(err)
 	}
+	for _, job := range []string{"waiting", "running"} {
+		if _, err := r.Jobs().Request(ctx, stream.TrainRequest{Job: job, Detector: "bolts"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := r.Jobs().Update(ctx, "running", func(j *stream.Job) error { j.State, j.Trainer = stream.JobRunning, "dead"; return nil }); err != nil {
+		t.Fatal(err)
+	}
 	if err := r.In.DeleteDetector(ctx, "bolts", true); err != nil {
 		t.Fatal(err)
+	}
+	// Else the next detector of that name would wait for them.
+	if all, err := r.Jobs().List(ctx, "bolts"); err != nil || len(all) != 2 || all[0].State != stream.JobCancelled || all[1].State != stream.JobCancelled || !all[1].Cancel {
+		t.Errorf("jobs: %+v, %v", all, err)
 	}
 	if all, err := s.List(ctx); err != nil || len(all) != 0 {
 		t.Errorf("%+v, %v", all, err)
