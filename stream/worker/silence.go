@@ -23,8 +23,12 @@ type cameraActivities struct {
 }
 
 // ahead says whether a time of the broker's lies so far ahead that the clock was set back
-// since.
+// since, or that ours is behind.
 func ahead(t time.Time) bool { return time.Until(t) > setBack }
+
+// replaces says whether a frame of one time is news after one of another: it is younger, or
+// the clock was set back in between.
+func replaces(t, before time.Time) bool { return t.After(before) || ahead(before) && !ahead(t) }
 
 // setBack is by how much clocks may differ.
 const setBack = 5 * time.Minute
@@ -58,7 +62,7 @@ func (s *cameraActivities) count(detector, camera string, at, frozen time.Time) 
 		c = &cameraActivity{CameraRate: stream.CameraRate{Detector: detector, Camera: camera}}
 		s.all[key] = c
 	}
-	if at.After(c.LastFrame) || ahead(c.LastFrame) {
+	if replaces(at, c.LastFrame) {
 		c.LastFrame, c.frozen = at.UTC(), frozen
 	}
 	c.advance(s.seconds())
@@ -101,13 +105,13 @@ func (s *cameraActivities) rates() []stream.CameraRate {
 }
 
 // news are the cameras with frames that are not on record yet, and step younger
-// than what is.
+// than what is, or older by a clock that was set back.
 func (s *cameraActivities) news(step time.Duration) []stream.CameraStatus {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var out []stream.CameraStatus
 	for _, c := range s.all {
-		if c.recordedAt.IsZero() || c.LastFrame.Sub(c.recordedAt) >= step || ahead(c.recordedAt) || !c.frozen.Equal(c.recordedFrozen) {
+		if c.recordedAt.IsZero() || c.LastFrame.Sub(c.recordedAt).Abs() >= step || !c.frozen.Equal(c.recordedFrozen) {
 			out = append(out, stream.CameraStatus{Detector: c.Detector, Camera: c.Camera, LastFrame: c.LastFrame, UnchangedSince: c.frozen})
 		}
 	}
@@ -117,7 +121,7 @@ func (s *cameraActivities) news(step time.Duration) []stream.CameraStatus {
 func (s *cameraActivities) recorded(c stream.CameraStatus) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if x := s.all[stream.CameraKey(c.Detector, c.Camera)]; x != nil && (!c.LastFrame.Before(x.recordedAt) || ahead(x.recordedAt)) {
+	if x := s.all[stream.CameraKey(c.Detector, c.Camera)]; x != nil && (!c.LastFrame.Before(x.recordedAt) || replaces(c.LastFrame, x.recordedAt)) {
 		x.recordedAt, x.recordedFrozen = c.LastFrame, c.UnchangedSince
 	}
 }
@@ -246,7 +250,7 @@ func (w *Worker) recordCamera(ctx context.Context, store kv.Store[stream.CameraS
 	case errors.Is(err, jetstream.ErrKeyNotFound), errors.Is(err, kv.ErrUnreadable):
 	case err != nil:
 		return err
-	case !c.LastFrame.After(e.Value.LastFrame) && !ahead(e.Value.LastFrame): // another worker's is younger
+	case !replaces(c.LastFrame, e.Value.LastFrame): // another worker's is younger
 		w.cameras.recorded(c)
 		return nil
 	case e.Value.Silent:
