@@ -304,7 +304,7 @@ type detectorDeleteCmd struct {
 }
 
 func (*detectorDeleteCmd) Help() string {
-	return "Its releases go with the next collection, its events with their age."
+	return "Its jobs are cancelled. Its releases go with the next collection, its events with their age."
 }
 
 func (c *detectorDeleteCmd) Run(ctx context.Context, o *output) error {
