@@ -108,6 +108,7 @@ func TestANewDetectorLearnsFromItsFirstFramesThenScores(t *testing.T) {
 	if counted != 20 || w.Stats().Learned != 20 {
 		t.Errorf("trained on %d images, %d learned, want 20", counted, w.Stats().Learned)
 	}
+	r.Wait(learnJob) // its release serves a moment before it has ended
 	jobs, err := r.Jobs().List(t.Context(), "bolts")
 	if err != nil || len(jobs) != 1 || jobs[0].State != stream.JobDone || !jobs[0].Promoted || jobs[0].Normals != 20 || len(jobs[0].DataDigest) != 64 {
 		t.Errorf("jobs %+v, %v", jobs, err)
