@@ -82,6 +82,7 @@ func (t *Lease) Hold(ctx context.Context, do func(context.Context) error) error 
 		zerolog.Ctx(ctx).Info().Str("lease", t.key).Stringer("at_most_if_it_has_died", t.Silence).Msg("another program changes the same: waiting until it is done")
 	})
 	revision, err := t.take(ctx)
+	waited := errors.Is(err, ErrOthers)
 	for errors.Is(err, ErrOthers) {
 		if wait.Pause(ctx, 50*time.Millisecond); ctx.Err() != nil {
 			break
@@ -89,8 +90,8 @@ func (t *Lease) Hold(ctx context.Context, do func(context.Context) error) error 
 		revision, err = t.take(ctx)
 	}
 	notice.Stop()
-	if errors.Is(err, ErrOthers) {
-		return fmt.Errorf("waited for the program that has %s in bucket %s, and it is not done: try again: %w: %w", t.key, t.bucket.Bucket(), err, ctx.Err())
+	if err != nil && waited && ctx.Err() != nil {
+		return fmt.Errorf("waited for the program that has %s in bucket %s, and it is not done: try again: %w: %w", t.key, t.bucket.Bucket(), ErrOthers, ctx.Err())
 	}
 	if err != nil {
 		return err
