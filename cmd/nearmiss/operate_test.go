@@ -87,7 +87,16 @@ func TestTheOperatorsStory(t *testing.T) {
 	watch := start(t, s.next("watch parts --kind anomaly --json")...)
 	s.run("camera synthetic:parts")
 	scored(30)
+	soon := activeRelease(t, "parts", s.at)
+	eventually.True(t, "the whole release follows the first one", func() bool {
+		jobs, _ := program(t, 0, "jobs", "parts", s.at)
+		return strings.Count(jobs, " done ") == 2
+	})
 	first := activeRelease(t, "parts", s.at)
+	eventually.True(t, "it is in service", func() bool { return serves(t, "parts", s.at, first) })
+	if first == soon {
+		t.Errorf("release %.12s was not replaced by the whole one", soon)
+	}
 
 	// Events tell of defects and of some good parts.
 	s.run("camera synthetic:parts")
@@ -154,7 +163,7 @@ func TestTheOperatorsStory(t *testing.T) {
 		all := l.scoresOf("parts")
 		return all[len(all)-1].Release == third
 	})
-	if out := s.run("releases parts"); !strings.Contains(out, "* "+third[:12]) || strings.Count(out, "\n") != 3 {
+	if out := s.run("releases parts"); !strings.Contains(out, "* "+third[:12]) || strings.Count(out, "\n") != 4 {
 		t.Errorf("releases:\n%s", out)
 	}
 	s.run("releases parts rollback")
@@ -193,7 +202,7 @@ func TestTheOperatorsStory(t *testing.T) {
 	if text := s.run("status"); !strings.Contains(text, second[:12]) || !strings.Contains(text, "121 normals, 1 labelled anomalies") {
 		t.Errorf("status:\n%s", text)
 	}
-	if jobs, _ := program(t, 0, "jobs", "parts", s.at); strings.Count(jobs, " done ") != 3 {
+	if jobs, _ := program(t, 0, "jobs", "parts", s.at); strings.Count(jobs, " done ") != 4 {
 		t.Errorf("jobs:\n%s", jobs)
 	}
 	if len(s.lines) != 0 {
