@@ -337,7 +337,7 @@ func (w *Worker) outrun(ctx context.Context, job stream.Job) (expect, why string
 }
 
 // madeFrom says whether what is active is the release of the job first, or was made from it
-// by others. It asks for one record after the other: a list lacks one that changes meanwhile.
+// by others. It asks for one record after the other, each as it is now.
 func (w *Worker) madeFrom(ctx context.Context, p registry.Pointer, first string) (bool, error) {
 	j, err := w.jobs.Get(ctx, first)
 	for err == nil && p.Release != j.Release {
