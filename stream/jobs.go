@@ -192,21 +192,62 @@ func (s *Jobs) Request(ctx context.Context, r TrainRequest) (Job, error) {
 	if r.At.IsZero() {
 		r.At = time.Now().UTC()
 	}
-	data, err := json.Marshal(r)
-	if err != nil {
+	if err := s.enqueue(ctx, r); err != nil {
 		return Job{}, err
-	}
-	m := nats.NewMsg(s.names.Train(r.Detector))
-	m.Header.Set(nats.MsgIdHdr, r.Job)
-	m.Data = data
-	if _, err := s.js.PublishMsg(ctx, m); err != nil {
-		return Job{}, fmt.Errorf("ask for training of %s: %w", r.Detector, err)
 	}
 	j, err := s.Create(ctx, Job{TrainRequest: r, State: JobQueued})
 	if errors.Is(err, ErrConflict) { // a trainer was faster
 		return s.Get(ctx, r.Job)
 	}
 	return j, err
+}
+
+func (s *Jobs) enqueue(ctx context.Context, r TrainRequest) error {
+	data, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	m := nats.NewMsg(s.names.Train(r.Detector))
+	m.Header.Set(nats.MsgIdHdr, r.Job)
+	m.Data = data
+	if _, err := s.js.PublishMsg(ctx, m); err != nil {
+		return fmt.Errorf("ask for training of %s: %w", r.Detector, err)
+	}
+	return nil
+}
+
+// Requeue puts the jobs among records that are open, and whose detector has no request in
+// the queue, into it again, and returns them. A request leaves the queue after its job has
+// ended; what is lost is a queue, as in a restored installation, since a backup has none.
+func (s *Jobs) Requeue(ctx context.Context, records []Job) ([]Job, error) {
+	open := slices.DeleteFunc(slices.Clone(records), Job.Finished)
+	if len(open) == 0 {
+		return nil, nil
+	}
+	queue, err := s.js.Stream(ctx, s.names.TrainingStream())
+	if err != nil {
+		return nil, fmt.Errorf("find the training requests: %w", err)
+	}
+	info, err := queue.Info(ctx, jetstream.WithSubjectFilter(s.names.Train("*")))
+	if err != nil {
+		return nil, fmt.Errorf("find the training requests: %w", err)
+	}
+	var lost []Job
+	for _, j := range open {
+		if info.State.Subjects[s.names.Train(j.Detector)] > 0 {
+			continue
+		}
+		if j, err = s.Get(ctx, j.Job); errors.Is(err, ErrNotFound) || err == nil && j.Finished() {
+			continue // it has ended meanwhile
+		} else if err != nil {
+			return lost, err
+		}
+		if err := s.enqueue(ctx, j.TrainRequest); err != nil {
+			return lost, err
+		}
+		lost = append(lost, j)
+	}
+	return lost, nil
 }
 
 // Create stores a new record, also in place of one that cannot be read.

@@ -116,7 +116,7 @@ type Config struct {
 	// Default 5 s, at most 10 minutes.
 	RetryDelay time.Duration
 	// Schedule is how often it is looked whether a detector is due for
-	// retraining. Default a minute; negative: never.
+	// retraining, or a job's request has been lost. Default a minute; negative: never.
 	Schedule time.Duration
 	// Collect is how often what nobody can need any more is removed, see
 	// [stream.Installation.Collect]; releases of the last week stay. Default an hour; negative:
@@ -331,13 +331,19 @@ func (w *Worker) collect(ctx context.Context) {
 	}
 }
 
-// schedule asks for the training of detectors that are due.
+// schedule asks for the training of detectors that are due, and again for jobs whose
+// requests are lost.
 func (w *Worker) schedule(ctx context.Context) {
 	t := time.NewTicker(w.cfg.Schedule)
 	defer t.Stop()
 	for {
-		if err := w.due(ctx, time.Now()); err != nil && ctx.Err() == nil {
-			w.log.Debug().Err(err).Msg("cannot find the detectors that are due for retraining")
+		records, bad, err := w.jobs.Check(ctx, "")
+		if err == nil {
+			w.unread.Report(ctx, w.in, w.log, bad)
+			err = errors.Join(w.requeue(ctx, records), w.due(ctx, records, time.Now()))
+		}
+		if err != nil && ctx.Err() == nil {
+			w.log.Debug().Err(err).Msg("cannot find the trainings that are due")
 		}
 		select {
 		case <-ctx.Done():
@@ -347,18 +353,21 @@ func (w *Worker) schedule(ctx context.Context) {
 	}
 }
 
+func (w *Worker) requeue(ctx context.Context, records []stream.Job) error {
+	lost, err := w.jobs.Requeue(ctx, records)
+	for _, j := range lost {
+		w.log.Warn().Str("detector", j.Detector).Str("job", j.Job).Msg("the job's request was lost, as after a restore: it is in the queue again")
+	}
+	return err
+}
+
 // due requests what is due at a time. The names of the jobs are the same in
 // every trainer, so that each is requested once.
-func (w *Worker) due(ctx context.Context, now time.Time) error {
+func (w *Worker) due(ctx context.Context, records []stream.Job, now time.Time) error {
 	all, err := w.detectors.List(ctx)
 	if err != nil {
 		return err
 	}
-	records, lost, err := w.jobs.Check(ctx, "")
-	if err != nil {
-		return err
-	}
-	w.unread.Report(ctx, w.in, w.log, lost)
 	for _, d := range all {
 		if d.RetrainEvery == 0 && d.RetrainAfter == 0 {
 			continue

@@ -588,6 +588,48 @@ func TestRetrainingIsAskedForWhenItIsDue(t *testing.T) {
 	}
 }
 
+// TestJobsWhoseRequestsAreLost: in a restored installation the records of jobs are there,
+// and the queue is not, since no backup has it.
+func TestJobsWhoseRequestsAreLost(t *testing.T) {
+	r := streamtest.New(t, stream.Topology{})
+	for detector, job := range map[string]stream.Job{
+		"bolts": {State: stream.JobQueued},
+		"nuts":  {State: stream.JobRunning, Trainer: "gone", Attempts: 1, StartedAt: time.Now().UTC()},
+		"pins":  {State: stream.JobDone, FinishedAt: time.Now().UTC()},
+	} {
+		r.Detector(stream.Detector{Name: detector})
+		if _, err := r.In.Normals().Add(t.Context(), stream.Normal{Detector: detector, ID: "n", Image: streamtest.Image(0.1)}); err != nil {
+			t.Fatal(err)
+		}
+		job.TrainRequest = stream.TrainRequest{Job: "of-" + detector, Detector: detector, Promote: true, At: time.Now().UTC()}
+		if _, err := r.Jobs().Create(t.Context(), job); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 { // which ask for each once
+		r.Trainer(trainer.Config{Schedule: 10 * time.Millisecond}, streamtest.FakeTrainer{T: t})
+	}
+	for job, attempts := range map[string]int{"of-bolts": 1, "of-nuts": 2} {
+		if j := r.Wait(job); j.State != stream.JobDone || !j.Promoted || j.Attempts != attempts {
+			t.Errorf("%+v", j)
+		}
+	}
+	s, err := r.JS.Stream(t.Context(), r.Names.TrainingStream())
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually.True(t, "nothing waits", func() bool {
+		i, err := s.Info(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i.State.LastSeq != 2 {
+			t.Errorf("%d requests, want one for each job that is open", i.State.LastSeq)
+		}
+		return i.State.Msgs == 0
+	})
+}
+
 // idle is a trainer that has nothing to do.
 type idle struct{ trainer.Maker }
 
