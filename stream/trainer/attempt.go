@@ -318,7 +318,8 @@ func (w *Worker) outrun(ctx context.Context, job stream.Job) (expect, why string
 	if first != "" {
 		ours, err := w.madeFrom(ctx, active, first)
 		if err == nil && !ours && active.Release != job.Release {
-			why = fmt.Sprintf("release %s, which was not made from the first one, is active meanwhile; nearmiss train %s makes one in its place", text.Short(active.Release), job.Detector)
+			why = fmt.Sprintf("release %s was made active by %s meanwhile; nearmiss train %s makes one in its place",
+				text.Short(active.Release), cmp.Or(text.Clip(active.By), "somebody"), job.Detector)
 		}
 		return active.Release, why, err
 	}

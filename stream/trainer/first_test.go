@@ -180,6 +180,25 @@ func TestADetectorThatIsCalledLikeASecondJob(t *testing.T) {
 	}
 }
 
+// extended has a job that adds a normal to what is active, and returns its release.
+func extended(t *testing.T, r *streamtest.Rig, job string) string {
+	t.Helper()
+	seq, err := r.In.Normals().Add(t.Context(), stream.Normal{Detector: "bolts", ID: job, Image: streamtest.Image(0.95)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := activeOf(t, r)
+	put := r.Put("bolts", streamtest.Fake{Name: job})
+	if _, err := r.Jobs().Create(t.Context(), stream.Job{
+		TrainRequest: stream.TrainRequest{Job: job, Detector: "bolts", Extend: []uint64{seq}},
+		State:        stream.JobDone, Base: base, Release: put, Promoted: true,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	promote(t, r, put, "job "+job)
+	return put
+}
+
 // TestOnlyAFirstReleaseIsReplaced: what becomes of the second job when something else
 // happened since the first release.
 func TestOnlyAFirstReleaseIsReplaced(t *testing.T) {
@@ -190,19 +209,7 @@ func TestOnlyAFirstReleaseIsReplaced(t *testing.T) {
 	}{
 		"nothing": {meanwhile: func(*testing.T, *streamtest.Rig) {}},
 		"a frame was confirmed normal": {meanwhile: func(t *testing.T, r *streamtest.Rig) {
-			seq, err := r.In.Normals().Add(t.Context(), stream.Normal{Detector: "bolts", ID: "b", Image: streamtest.Image(0.95)})
-			if err != nil {
-				t.Fatal(err)
-			}
-			base := activeOf(t, r)
-			put := r.Put("bolts", streamtest.Fake{Name: "extended"})
-			if _, err := r.Jobs().Create(t.Context(), stream.Job{
-				TrainRequest: stream.TrainRequest{Job: "extend-bolts-2", Detector: "bolts", Extend: []uint64{seq}},
-				State:        stream.JobDone, Base: base, Release: put, Promoted: true,
-			}); err != nil {
-				t.Fatal(err)
-			}
-			promote(t, r, put, "job extend-bolts-2")
+			extended(t, r, "extend-bolts-2")
 		}},
 		"an operator trained": {held: true, meanwhile: func(t *testing.T, r *streamtest.Rig) {
 			put := r.Put("bolts", streamtest.Fake{Name: "operator's"})
@@ -215,6 +222,13 @@ func TestOnlyAFirstReleaseIsReplaced(t *testing.T) {
 		}},
 		"an operator promoted another release": {held: true, meanwhile: func(t *testing.T, r *streamtest.Rig) {
 			r.Release("bolts", streamtest.Fake{Name: "other"})
+		}},
+		"an operator went back to what a verdict had made": {held: true, meanwhile: func(t *testing.T, r *streamtest.Rig) {
+			made := extended(t, r, "extend-bolts-1")
+			extended(t, r, "extend-bolts-2")
+			if p, err := r.Registry.Rollback(t.Context(), "bolts", registry.Change{By: "an operator"}); err != nil || p.Release != made {
+				t.Fatal(p, err)
+			}
 		}},
 		"an operator promoted another release while it was made": {held: true, during: true, meanwhile: func(t *testing.T, r *streamtest.Rig) {
 			r.Release("bolts", streamtest.Fake{Name: "other"})
@@ -242,6 +256,9 @@ func TestOnlyAFirstReleaseIsReplaced(t *testing.T) {
 			whole, now := r.Wait(wholeJob), activeOf(t, r)
 			if whole.State != stream.JobDone || whole.Promoted == c.held || (whole.Held != "") != c.held || (now == whole.Release) == c.held || now == first {
 				t.Errorf("%.8s is active, the first was %.8s, the second job: %+v", now, first, whole)
+			}
+			if c.held && !strings.Contains(whole.Held, "was made active by ") {
+				t.Errorf("held since %s", whole.Held)
 			}
 			if trained != (c.during || !c.held) {
 				t.Errorf("trained: %v", trained)
