@@ -15,23 +15,23 @@ import (
 )
 
 type fitCmd struct {
-	Normals   []string `required:"" type:"existingpath" placeholder:"DIR" help:"Normal images to learn from: folders (with their sub-folders) or files; may be repeated."`
-	Backbone  string   `required:"" type:"backbone" placeholder:"FILE|NAME" help:"Pretrained model: a name of nearmiss backbone list, or a file from nearmiss backbone import."`
-	Out       string   `short:"o" required:"" type:"path" placeholder:"DIR" help:"Release folder that is written; it must not exist."`
-	Detector  string   `placeholder:"NAME" help:"Name of the inspection task (default: the release folder's)."`
-	Method    string   `enum:"knn,fitymi" default:"knn" help:"How to learn: ${enum}. fitymi first tunes the backbone to tell normals from fakes."`
-	K         int      `default:"2" help:"Nearest normals whose squared distances make the score."`
-	Alpha     float64  `name:"false-alarm-rate" aliases:"alpha" placeholder:"SHARE" help:"Share of normal images that may be called anomalous, as 0.01 or 1% (default 1%, or else the smallest that the held-out images can promise)."`
-	HeldOut   float64  `name:"held-out" placeholder:"SHARE" help:"Share of the normals that is kept out of the bank and alone sets the threshold, which then keeps its promise exactly (default: 0.2 are kept out; with a score of several parts, all normals set the threshold by cross-validation)."`
-	Seed      *uint64  `placeholder:"N" help:"Draws the held-out images (default: another one every time; the release records it)."`
-	Anomalies []string `group:"With --method fitymi:" type:"existingpath" placeholder:"DIR" help:"Real anomalies that fitymi's gate is to judge by; nothing is learnt from them."`
-	Advice    bool     `negatable:"" help:"Also report whether the normals' orientation matters, to choose --symmetry by: it embeds up to 60 normals eight times."`
-	Index     string   `enum:"auto,exact,hnsw,coder" default:"auto" help:"The bank's index: ${enum}; auto is exact for fewer than 50,000 images."`
-	Bits      int      `placeholder:"N" help:"How many bits of 16-bit images are used, 8 to 32, as by a camera of 12 bits (default: what the normals need)."`
-	NoImages  bool     `name:"no-images" help:"Keep no image of a normal in the release: neither thumbnails of what is nearest nor images to check it with."`
-	JSON      bool     `name:"json" help:"Print one JSON object."`
+	Normals  []string `required:"" type:"existingpath" placeholder:"DIR" help:"Normal images to learn from: folders (with their sub-folders) or files; may be repeated."`
+	Backbone string   `required:"" type:"backbone" placeholder:"FILE|NAME" help:"Pretrained model: a name of nearmiss backbone list, or a file from nearmiss backbone import."`
+	Out      string   `short:"o" required:"" type:"path" placeholder:"DIR" help:"Release folder that is written; it must not exist."`
+	Detector string   `placeholder:"NAME" help:"Name of the inspection task (default: the release folder's)."`
+	Method   string   `enum:"knn,fitymi" default:"knn" help:"How to learn: ${enum}. fitymi first tunes the backbone to tell normals from fakes."`
+	K        int      `default:"2" help:"Nearest normals whose squared distances make the score."`
+	Alpha    float64  `name:"false-alarm-rate" aliases:"alpha" placeholder:"SHARE" help:"Share of normal images that may be called anomalous, as 0.01 or 1% (default 1%, or else the smallest that the held-out images can promise)."`
+	HeldOut  float64  `name:"held-out" placeholder:"SHARE" help:"Share of the normals that is kept out of the bank and alone sets the threshold, which then keeps its promise exactly (default: 0.2 are kept out; with a score of several parts, all normals set the threshold by cross-validation)."`
+	Seed     *uint64  `placeholder:"N" help:"Draws the held-out images (default: another one every time; the release records it)."`
+	Advice   bool     `negatable:"" help:"Also report whether the normals' orientation matters, to choose --symmetry by: it embeds up to 60 normals eight times."`
+	Index    string   `enum:"auto,exact,hnsw,coder" default:"auto" help:"The bank's index: ${enum}; auto is exact for fewer than 50,000 images."`
+	Bits     int      `placeholder:"N" help:"How many bits of 16-bit images are used, 8 to 32, as by a camera of 12 bits (default: what the normals need)."`
+	NoImages bool     `name:"no-images" help:"Keep no image of a normal in the release: neither thumbnails of what is nearest nor images to check it with."`
+	JSON     bool     `name:"json" help:"Print one JSON object."`
 	tuneFlags
 	deviceFlags
+	Anomalies []string `group:"With --method fitymi:" type:"existingpath" placeholder:"DIR" help:"Real anomalies that fitymi's gate is to judge by; nothing is learnt from them."`
 }
 
 func (*fitCmd) Help() string {
