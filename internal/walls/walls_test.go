@@ -291,7 +291,6 @@ var large = map[string]string{
 	"internal/synthetic.part":          "the numbers of one drawing",
 	"internal/synthetic.patternDesign": "the numbers of one drawing",
 	"stream/sink/webhook.view":         "what a template may name",
-	"stream/sink.delivery":             "a sink at work: its settings, its consumer and what became of its events",
 	"stream/metrics.workerMeter":       "one metric a field",
 	"stream/metrics.installation":      "one metric a field",
 	"stream/console.Console":           "the parts of the page's server, wired in one place",

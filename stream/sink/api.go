@@ -137,12 +137,12 @@ func (e *Engine) withSender(name string, f func(Sink, Sender) error) error {
 	if r == nil {
 		return fmt.Errorf("sink %q: %w", name, stream.ErrNotFound)
 	}
-	sender, hider, err := open(e.cfg.Kinds, r.sink)
+	sender, err := open(e.cfg.Kinds, r.sink)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = sender.Close() }()
-	return f(r.sink, guarded{sender, hider})
+	return f(r.sink, sender)
 }
 
 func (e *Engine) test(ctx context.Context, q TestRequest) (TestAnswer, error) {

@@ -1,6 +1,7 @@
 package sink
 
 import (
+	"maps"
 	"sync"
 	"time"
 )
@@ -47,4 +48,17 @@ func (c *counters) delivered(at time.Time, delay time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.lastAt, c.delay = at, delay
+}
+
+// tell fills in what a status says of them.
+func (c *counters) tell(s *Status) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, n := range c.pending {
+		s.Pending += n
+	}
+	s.Results, s.Reasons, s.LastSent, s.Delay = maps.Clone(c.results), maps.Clone(c.why), c.lastAt, c.delay.Seconds()
+	if c.last != "" {
+		s.Error = c.last
+	}
 }

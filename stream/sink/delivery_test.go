@@ -35,12 +35,12 @@ func TestWhenAFailedEventComesAgain(t *testing.T) {
 	no := errors.New("connection refused")
 	off := 0
 	newLine := func() *delivery {
-		return &delivery{sink: Sink{Name: "a", GiveUp: Duration(24 * 365 * time.Hour)}, delays: schedule, log: zerolog.Nop(), off: func(error) { off++ }}
+		return &delivery{sink: Sink{Name: "a", GiveUp: Duration(24 * 365 * time.Hour)}, retries: retries{delays: schedule}, log: zerolog.Nop(), off: func(error) { off++ }}
 	}
 	check := func(l *delivery, what string, seq uint64, err error, want time.Duration) {
 		t.Helper()
 		m := &again{}
-		l.failed(t.Context(), m, meta(seq), Notice{}, "NM_EVENTS", err)
+		l.failed(t.Context(), taken{Msg: m, meta: meta(seq), stream: "NM_EVENTS"}, err)
 		if low, high := want*8/10, want*12/10; m.after < low || m.after > high {
 			t.Errorf("%s: it comes again after %v, want %v", what, m.after, want)
 		}
@@ -50,7 +50,7 @@ func TestWhenAFailedEventComesAgain(t *testing.T) {
 	check(l, "a year", 2, &Later{After: 365 * 24 * time.Hour, Err: no}, 5*time.Hour)
 	l = newLine()
 	for n, want := range append(schedule, schedule[len(schedule)-1]) {
-		l.breaker.succeeded() // other events are taken
+		l.retries.breaker.succeeded() // other events are taken
 		check(l, "try "+string(rune('1'+n)), 1, no, want)
 	}
 	l = newLine()
@@ -58,13 +58,13 @@ func TestWhenAFailedEventComesAgain(t *testing.T) {
 		check(l, "one of some", seq, no, schedule[0])
 	}
 	for range 3 {
-		l.breaker.failed(time.Hour)
+		l.retries.breaker.failed(time.Hour)
 		check(l, "while it is down", 1, &Later{Err: no}, schedule[0])
 	}
-	if !l.breaker.open() {
+	if !l.retries.breaker.open() {
 		t.Error("the breaker is closed")
 	}
-	l.failed(t.Context(), &again{}, meta(9), Notice{}, "NM_EVENTS", &Gone{no})
+	l.failed(t.Context(), taken{Msg: &again{}, meta: meta(9), stream: "NM_EVENTS"}, &Gone{no})
 	if off != 1 {
 		t.Errorf("switched off %d times", off)
 	}

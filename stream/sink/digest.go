@@ -3,8 +3,6 @@ package sink
 import (
 	"context"
 	"time"
-
-	"github.com/nats-io/nats.go/jetstream"
 )
 
 // A Digester collects what comes within a time and sends it as one. Until then
@@ -20,26 +18,17 @@ type Digester interface {
 // maxDigest is how many events one digest has at most; then it goes out early.
 const maxDigest = 500
 
-// collected is an event in a digest.
-type collected struct {
-	m       jetstream.Msg
-	n       Notice
-	meta    *jetstream.MsgMetadata
-	from    string
-	release func()
-}
-
 // digest collects from in and sends in every period, until ctx ends; then it
 // gives back what it has.
-func (l *delivery) digest(ctx context.Context, d Digester, in <-chan collected) {
+func (l *delivery) digest(ctx context.Context, d Digester, in <-chan taken) {
 	tick := time.NewTicker(d.Every())
 	defer tick.Stop()
-	var all []collected
+	var all []taken
 	give := func() {
 		for _, c := range all {
 			c.release()
-			l.judge.delivered(c.n, false, time.Now())
-			_ = c.m.Nak()
+			l.judge.delivered(c.notice, false, time.Now())
+			_ = c.Nak()
 		}
 	}
 	for {
@@ -61,27 +50,27 @@ func (l *delivery) digest(ctx context.Context, d Digester, in <-chan collected) 
 	}
 }
 
-func (l *delivery) sendDigest(ctx context.Context, d Digester, all []collected) {
+func (l *delivery) sendDigest(ctx context.Context, d Digester, all []taken) {
 	var notices []Notice
 	for _, c := range all {
-		notices = append(notices, c.n)
+		notices = append(notices, c.notice)
 	}
 	step, cancel := context.WithTimeout(context.WithoutCancel(ctx), sendTime)
 	defer cancel()
-	err := l.hider.hide(d.SendAll(step, notices))
+	err := l.receiver.hide(d.SendAll(step, notices))
 	now := time.Now()
 	for _, c := range all {
 		c.release()
-		l.judge.delivered(c.n, err == nil, now)
+		l.judge.delivered(c.notice, err == nil, now)
 		if err != nil {
-			l.failed(ctx, c.m, c.meta, c.n, c.from, err)
+			l.failed(ctx, c, err)
 			continue
 		}
 		l.stats.add(ResultSent, "in a digest", 1)
 		l.stats.delivered(now, now.Sub(c.meta.Timestamp))
-		l.ack(ctx, c.m)
+		l.ack(ctx, c)
 	}
 	if err == nil {
-		l.breaker.succeeded()
+		l.retries.breaker.succeeded()
 	}
 }

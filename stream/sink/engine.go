@@ -170,18 +170,21 @@ func (e *Engine) start(ctx context.Context, b jetstream.KeyValue, s Sink, rev ui
 		close(done)
 		return r
 	}
-	l := &delivery{names: e.cfg.Names, nc: e.nc, js: e.js, log: log, sink: s, judge: j, delays: e.cfg.Delays, lossCheckInterval: e.cfg.LossCheckInterval, tracer: e.cfg.Tracer}
-	l.off = func(why error) { e.switchOff(own, b, s.Name, rev, why) }
+	l := &delivery{
+		sink: s, origin: origin{e.cfg.Names, e.nc, e.js}, judge: j, log: log,
+		retries: retries{delays: e.cfg.Delays}, losses: lossCheck{interval: e.cfg.LossCheckInterval},
+		off: func(why error) { e.switchOff(own, b, s.Name, rev, why) },
+	}
 	r.line = l
 	go func() {
 		defer close(done)
 		logged := false
 		for own.Err() == nil {
-			sender, hider, err := open(e.cfg.Kinds, s)
+			sender, err := open(e.cfg.Kinds, s)
 			if err == nil {
-				l.sender, l.hider = sender, hider
+				l.receiver = receiver{sender, s.Name, s.Kind, e.cfg.Tracer}
 				log.Info().Str("kind", s.Kind).Msg("sink is at work")
-				err = hider.hide(l.run(own))
+				err = sender.hide(l.run(own))
 				_ = sender.Close()
 			}
 			if err != nil && own.Err() == nil {
@@ -198,21 +201,21 @@ func (e *Engine) start(ctx context.Context, b jetstream.KeyValue, s Sink, rev ui
 }
 
 // open makes a sink's sender.
-func open(kinds Kinds, s Sink) (Sender, hider, error) {
+func open(kinds Kinds, s Sink) (guarded, error) {
 	opener, ok := kinds[s.Kind]
 	if !ok {
-		return nil, nil, fmt.Errorf("sink %s: there is no kind %q: use one of %s", s.Name, s.Kind, strings.Join(slices.Sorted(maps.Keys(kinds)), ", "))
+		return guarded{}, fmt.Errorf("sink %s: there is no kind %q: use one of %s", s.Name, s.Kind, strings.Join(slices.Sorted(maps.Keys(kinds)), ", "))
 	}
 	secret, err := readSecret(s.Secret)
 	if err != nil {
-		return nil, nil, fmt.Errorf("sink %s: %w", s.Name, err)
+		return guarded{}, fmt.Errorf("sink %s: %w", s.Name, err)
 	}
 	h := newHider(secret)
 	sender, err := opener(s, secret)
 	if err != nil {
-		return nil, nil, fmt.Errorf("sink %s: %w", s.Name, h.hide(err))
+		return guarded{}, fmt.Errorf("sink %s: %w", s.Name, h.hide(err))
 	}
-	return sender, h, nil
+	return guarded{sender, h}, nil
 }
 
 // switchOff disables a sink whose receiver said that it is no more, unless
@@ -275,17 +278,8 @@ func (e *Engine) Statuses() []Status {
 			s.Error = r.err.Error()
 		}
 		if l := r.line; l != nil {
-			s.Open = l.breaker.open()
-			c := &l.stats
-			c.mu.Lock()
-			for _, n := range c.pending {
-				s.Pending += n
-			}
-			s.Results, s.Reasons, s.LastSent, s.Delay = maps.Clone(c.results), maps.Clone(c.why), c.lastAt, c.delay.Seconds()
-			if c.last != "" {
-				s.Error = c.last
-			}
-			c.mu.Unlock()
+			s.Open = l.retries.breaker.open()
+			l.stats.tell(&s)
 		}
 		all = append(all, s)
 	}

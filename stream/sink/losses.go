@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -23,14 +24,55 @@ type position struct {
 	pending   uint64 // events behind it
 }
 
+// lossCheck finds out which events the broker discarded before they came. The broker
+// counts what it discards as acknowledged, so its own figures do not show it.
+type lossCheck struct {
+	interval time.Duration // between two checks
+
+	mu        sync.Mutex
+	fresh     map[spot]bool       // what came for the first time since the last check
+	positions map[string]position // at the last check, by stream
+}
+
 // came takes note of an event that came for the first time.
-func (l *delivery) came(from string, seq uint64) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.fresh == nil {
-		l.fresh = map[spot]bool{}
+func (c *lossCheck) came(at spot) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.fresh == nil {
+		c.fresh = map[spot]bool{}
 	}
-	l.fresh[spot{from, seq}] = true
+	c.fresh[at] = true
+}
+
+// discarded counts what was still to come at the last check and is gone without
+// having come; first is the first sequence that is left in the stream. Where several
+// engines share a sink, what came to another counts too: it is at most so many.
+func (c *lossCheck) discarded(stream string, now position, first uint64) (n uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	before, known := c.positions[stream]
+	delivered := uint64(0)
+	for at := range c.fresh {
+		if at.stream != stream {
+			continue
+		}
+		if at.seq > before.delivered && at.seq < first {
+			delivered++
+		}
+		if at.seq <= now.delivered {
+			delete(c.fresh, at)
+		}
+	}
+	if known && first > before.delivered+1 {
+		if gone := min(before.pending, first-1-before.delivered); gone > delivered {
+			n = gone - delivered
+		}
+	}
+	if c.positions == nil {
+		c.positions = map[string]position{}
+	}
+	c.positions[stream] = now
+	return n
 }
 
 // watchLosses counts what the broker discarded by age or size before the sink
@@ -38,10 +80,10 @@ func (l *delivery) came(from string, seq uint64) {
 // no more: whoever asks that for messages gets no error, unless the request was
 // there before.
 func (l *delivery) watchLosses(ctx context.Context, c source) error {
-	tick := time.NewTicker(l.lossCheckInterval)
+	tick := time.NewTicker(l.losses.interval)
 	defer tick.Stop()
 	for {
-		lost, first, err := l.losses(ctx, c)
+		lost, first, err := l.lost(ctx, c)
 		if errors.Is(err, jetstream.ErrConsumerNotFound) {
 			return fmt.Errorf("sink %s: its consumer in %s: %w", l.sink.Name, c.stream, err)
 		}
@@ -58,53 +100,21 @@ func (l *delivery) watchLosses(ctx context.Context, c source) error {
 	}
 }
 
-// losses counts what is lost since the last check, and returns the first sequence
-// that is left. The broker counts what it discards as acknowledged, so its own
-// figures do not show it: lost is what waited for another try and is gone, and
-// what was still to come and is gone without having come. Where several engines
-// share a sink, what came to another is among the latter: it is at most so many.
-func (l *delivery) losses(ctx context.Context, c source) (lost, first uint64, err error) {
+// lost counts what is lost since the last check: what waited for another try, and
+// what was still to come. It returns the first sequence that is left, too.
+func (l *delivery) lost(ctx context.Context, c source) (n, first uint64, err error) {
 	info, err := c.Info(ctx)
 	if err != nil {
 		return 0, 0, err
 	}
 	l.stats.waiting(c.stream, info.NumPending+uint64(info.NumAckPending))
-	s, err := l.js.Stream(ctx, c.stream)
+	s, err := l.origin.js.Stream(ctx, c.stream)
 	if err != nil {
 		return 0, 0, err
 	}
 	first = s.CachedInfo().State.FirstSeq
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for at := range l.fails {
-		if at.stream == c.stream && at.seq < first {
-			delete(l.fails, at)
-			lost++
-		}
-	}
-	before, known := l.positions[c.stream]
-	delivered := uint64(0)
-	for at := range l.fresh {
-		if at.stream != c.stream {
-			continue
-		}
-		if at.seq > before.delivered && at.seq < first {
-			delivered++
-		}
-		if at.seq <= info.Delivered.Stream {
-			delete(l.fresh, at)
-		}
-	}
-	if known && first > before.delivered+1 {
-		if gone := min(before.pending, first-1-before.delivered); gone > delivered {
-			lost += gone - delivered
-		}
-	}
-	if l.positions == nil {
-		l.positions = map[string]position{}
-	}
-	l.positions[c.stream] = position{info.Delivered.Stream, info.NumPending}
-	return lost, first, nil
+	now := position{info.Delivered.Stream, info.NumPending}
+	return l.retries.discarded(c.stream, first) + l.losses.discarded(c.stream, now, first), first, nil
 }
 
 // reportLosses raises an event, for the other sinks and whoever watches.
@@ -114,11 +124,11 @@ func (l *delivery) reportLosses(ctx context.Context, c source, lost, first uint6
 		Detector: stream.NoCamera, Camera: stream.NoCamera, ScoredAt: time.Now().UTC(),
 		Reason: fmt.Sprintf("sink %s: up to %d events were discarded by age or size before it had them", l.sink.Name, lost),
 	}
-	m, err := e.Message(l.names)
+	m, err := e.Message(l.origin.Names)
 	if err == nil {
 		step, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
-		_, err = l.js.PublishMsg(step, m)
+		_, err = l.origin.js.PublishMsg(step, m)
 	}
 	if err != nil {
 		l.log.Warn().Err(err).Msg("the loss could not be told")
