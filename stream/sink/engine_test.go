@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -370,8 +371,8 @@ func TestGoneReceiversAndTests(t *testing.T) {
 	r.got = nil
 	r.mu.Unlock()
 	h.ask("test", sink.TestRequest{Sink: "a"}, &a)
-	if !a.OK || a.Filter != "filtered: score" || len(r.got) != 1 || !r.got[0].Test {
-		t.Errorf("%+v, %+v", a, r.got)
+	if got := r.notices(); !a.OK || a.Filter != "filtered: score" || len(got) != 1 || !got[0].Test {
+		t.Errorf("%+v, %+v", a, got)
 	}
 	r.does(func(sink.Notice) error { return &sink.Gone{Err: errors.New("410")} })
 	h.put(sink.Sink{Name: "a", Kind: "k", Enabled: true, Kinds: []string{"anomaly"}})
@@ -598,7 +599,11 @@ func TestPeopleAreToldOnce(t *testing.T) {
 	r := &receiver{}
 	h := newHall(t, map[string]*receiver{"k": r})
 	h.engine()
-	i, err := incident.NewEngine(incident.Config{Rules: incident.Rules{Quiet: time.Second}}, h.nc, zerolog.Nop())
+	var now atomic.Pointer[time.Time] // no time passes but what the test says
+	began := time.Now()
+	now.Store(&began)
+	rules := incident.Rules{Quiet: time.Hour}
+	i, err := incident.NewEngine(incident.Config{Rules: rules, Now: func() time.Time { return *now.Load() }}, h.nc, zerolog.Nop())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -613,7 +618,13 @@ func TestPeopleAreToldOnce(t *testing.T) {
 	for range 20 {
 		h.event("line1", 2)
 	}
-	eventually.True(t, "it is so", func() bool { return len(r.ids()) == 2 })
+	eventually.True(t, "all are counted", func() bool {
+		c, err := h.js.Consumer(t.Context(), "NM_EVENTS", "incidents")
+		return err == nil && c.CachedInfo().AckFloor.Stream == uint64(h.sent)
+	})
+	over := began.Add(2 * rules.Quiet)
+	now.Store(&over)
+	eventually.True(t, "its beginning and its end are told", func() bool { return len(r.ids()) == 2 })
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for n, phase := range []string{incident.New, incident.End} {
