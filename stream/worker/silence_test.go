@@ -125,10 +125,10 @@ func TestFramesThatWaitAreNoSilence(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
 	r.Detector(stream.Detector{Name: "bolts", Silence: stream.Duration(time.Second)})
 	r.Release("bolts", streamtest.Fake{Name: "slow", Delay: 1500 * time.Millisecond})
-	w, _ := r.Worker(worker.Config{BatchSize: 1, Lanes: 1}, streamtest.LoadFake)
 	for i := range 2 {
 		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint(i), Image: streamtest.Image(0.1)})
 	}
+	w, _ := r.Worker(worker.Config{BatchSize: 1, Lanes: 1}, streamtest.LoadFake)
 	eventually.True(t, "it is silent when nothing waits any more", func() bool { return len(r.EventsOf(stream.KindCamera)) > 0 })
 	if n := w.Stats().Scored; n != 2 {
 		t.Errorf("it was called silent when %d of its 2 frames were scored", n)
