@@ -1,6 +1,7 @@
 package bank
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -110,23 +111,15 @@ func New(o Options) (*Bank, error) {
 	if o.Dim < 1 || o.Dim > maxDim {
 		return nil, fmt.Errorf("new bank: dimension %d is not in 1..%d", o.Dim, maxDim)
 	}
-	if o.K == 0 {
-		o.K = defaultK
-	}
-	if o.K < 1 {
+	if o.K = cmp.Or(o.K, defaultK); o.K < 1 {
 		return nil, fmt.Errorf("new bank: k is %d, must be at least 1", o.K)
 	}
-	if o.Kind == "" {
-		o.Kind = Auto
-	}
-	switch o.Kind {
+	switch o.Kind = cmp.Or(o.Kind, Auto); o.Kind {
 	case Auto, Exact, HNSW, Coder, Sketch:
 	default:
 		return nil, fmt.Errorf("new bank: unknown kind of index %q; use auto, exact, hnsw, coder or sketch", o.Kind)
 	}
-	if o.Cutoff == 0 {
-		o.Cutoff = DefaultCutoff
-	}
+	o.Cutoff = cmp.Or(o.Cutoff, DefaultCutoff)
 	graph, err := o.Graph.withDefaults()
 	if err != nil {
 		return nil, fmt.Errorf("new bank: %w", err)
@@ -170,7 +163,7 @@ func (b *Bank) Close() error {
 	return f.Close()
 }
 
-// Dim is the length of the embeddings that Add and Score take.
+// Dim is the length of the embeddings that go in and are scored.
 func (b *Bank) Dim() int { return b.dim }
 
 // K is the number of neighbours in a score.
@@ -244,24 +237,10 @@ func (b *Bank) Remove(id uint64) error {
 	return b.Index().Remove(id)
 }
 
-// Score finds the K nearest entries of an embedding and judges it: ErrDim,
-// ErrNotFinite (a broken embedding never gets a verdict, least of all
-// "normal"), or ErrTooFew where the bank has fewer than K entries.
-func (b *Bank) Score(v []float32) (Result, error) {
-	t, err := b.apply(v)
-	if err != nil {
-		return Result{}, fmt.Errorf("score: %w", err)
-	}
-	index, calibration := b.state()
-	near, err := index.Search(t, b.k)
-	if err != nil {
-		return Result{}, err
-	}
-	return b.judge(near, calibration)
-}
-
-// ScoreBatch does the same for m embeddings, row-major m×Dim, on all cores or
-// the batch engine. It fails as a whole if one embedding is bad.
+// ScoreBatch finds the K nearest entries of each of m embeddings, row-major m×Dim,
+// on all cores or the batch engine, and judges them: ErrDim, ErrNotFinite (a broken
+// embedding never gets a verdict, least of all "normal"), or ErrTooFew where the
+// bank has fewer than K entries. It fails as a whole if one embedding is bad.
 func (b *Bank) ScoreBatch(ctx context.Context, embeddings []float32) ([]Result, error) {
 	t, err := b.applyAll(embeddings)
 	if err != nil {

@@ -42,9 +42,26 @@ func newFilled(t testing.TB, o Options, data []float32) *Bank {
 	return b
 }
 
+// scoreOne scores one embedding, and searchOne finds what is nearest to one vector.
+func scoreOne(b *Bank, v []float32) (Result, error) {
+	all, err := b.ScoreBatch(context.Background(), v)
+	if err != nil {
+		return Result{}, err
+	}
+	return all[0], nil
+}
+
+func searchOne(x Index, q []float32, k int) ([]Neighbour, error) {
+	all, err := x.SearchBatch(context.Background(), q, k)
+	if err != nil {
+		return nil, err
+	}
+	return all[0], nil
+}
+
 func TestScoreIsTheSumOfSquaredDistances(t *testing.T) {
 	b := newFilled(t, Options{Dim: 2}, []float32{0, 0, 3, 4, 10, 0})
-	got, err := b.Score([]float32{0, 1})
+	got, err := scoreOne(b, []float32{0, 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +81,7 @@ func TestBadVectorsAreRefused(t *testing.T) {
 		if err := b.Add(9, v); !errors.Is(err, ErrNotFinite) {
 			t.Errorf("%s: add: %v", name, err)
 		}
-		if _, err := b.Score(v); !errors.Is(err, ErrNotFinite) {
+		if _, err := scoreOne(b, v); !errors.Is(err, ErrNotFinite) {
 			t.Errorf("%s: score: %v", name, err)
 		}
 		if _, err := b.ScoreBatch(context.Background(), v); !errors.Is(err, ErrNotFinite) {
@@ -86,7 +103,7 @@ func TestBadVectorsAreRefused(t *testing.T) {
 	if err := b.Remove(2); err != nil {
 		t.Error(err)
 	}
-	if _, err := b.Score([]float32{0, 0}); !errors.Is(err, ErrTooFew) {
+	if _, err := scoreOne(b, []float32{0, 0}); !errors.Is(err, ErrTooFew) {
 		t.Error(err)
 	}
 }
@@ -96,7 +113,7 @@ func TestTiesAreOrderedByID(t *testing.T) {
 	if err := b.Remove(0); err != nil { // moves the row of id 4 to the front
 		t.Fatal(err)
 	}
-	got, err := b.Score([]float32{1})
+	got, err := scoreOne(b, []float32{1})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package bank
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand"
 
@@ -39,7 +40,6 @@ func buildCoder(ctx context.Context, r *rows, o GraphOptions) (x *coderIndex, er
 }
 
 func (x *coderIndex) Kind() Kind { return Coder }
-func (x *coderIndex) Dim() int   { return x.rows.dim }
 
 // Len needs no lock: the rows never change.
 func (x *coderIndex) Len() int { return x.rows.len() }
@@ -52,10 +52,19 @@ func (x *coderIndex) Remove(id uint64) error {
 	return fmt.Errorf("remove %d: %w: coder is built once; build an exact or hnsw index", id, ErrUnsupported)
 }
 
-func (x *coderIndex) Search(q []float32, k int) (out []Neighbour, err error) {
-	if err := x.rows.checkQuery(q, k); err != nil {
+func (x *coderIndex) SearchBatch(ctx context.Context, queries []float32, k int) ([][]Neighbour, error) {
+	m, err := x.rows.checkQueries(queries, k)
+	if err != nil {
 		return nil, err
 	}
+	out, errs := make([][]Neighbour, m), make([]error, m)
+	parallel(ctx, m, func() func(int) {
+		return func(i int) { out[i], errs[i] = x.search(queries[i*x.rows.dim:][:x.rows.dim:x.rows.dim], k) }
+	})
+	return out, errors.Join(append(errs, ctx.Err())...)
+}
+
+func (x *coderIndex) search(q []float32, k int) (out []Neighbour, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			out, err = nil, fmt.Errorf("search: coder/hnsw panicked: %v", p)
@@ -67,10 +76,4 @@ func (x *coderIndex) Search(q []float32, k int) (out []Neighbour, err error) {
 		found[i].row = n.Key
 	}
 	return x.rows.finish(q, found, k), nil
-}
-
-func (x *coderIndex) SearchBatch(ctx context.Context, queries []float32, k int) ([][]Neighbour, error) {
-	return eachQuery(ctx, queries, x.rows.dim, func(q []float32) ([]Neighbour, error) {
-		return x.Search(q, k)
-	})
 }

@@ -96,7 +96,7 @@ func (c *codes) add(v []float32) {
 // remove takes row i out; the last one takes its place.
 func (c *codes) remove(i uint32) {
 	last := len(c.data) - c.width
-	copy(c.data[int(i)*c.width:(int(i)+1)*c.width], c.data[last:])
+	copy(c.at(i), c.data[last:])
 	c.data = c.data[:last]
 }
 

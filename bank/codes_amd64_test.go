@@ -31,11 +31,11 @@ func TestCodesOnAMachineWithoutVectors(t *testing.T) {
 	hits := 0
 	for i := range 100 {
 		q := fresh[i*dim : (i+1)*dim]
-		got, err := b.Index().Search(q, 2)
+		got, err := searchOne(b.Index(), q, 2)
 		if err != nil {
 			t.Fatal(err)
 		}
-		exactly, err := (&exact{rows: b.rows}).Search(q, 2)
+		exactly, err := searchOne(&exact{rows: b.rows}, q, 2)
 		if err != nil {
 			t.Fatal(err)
 		}

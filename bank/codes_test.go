@@ -106,11 +106,11 @@ func TestSearchByCodes(t *testing.T) {
 		hits := 0
 		for i := range 200 {
 			q := fresh[i*dim : (i+1)*dim]
-			got, err := b.Index().Search(q, 2)
+			got, err := searchOne(b.Index(), q, 2)
 			if err != nil {
 				t.Fatal(err)
 			}
-			want, err := (&exact{rows: b.rows}).Search(q, 2)
+			want, err := searchOne(&exact{rows: b.rows}, q, 2)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -16,7 +16,7 @@
 //	err = b.WriteFile("bank.nmb")
 //	...
 //	b, err = bank.ReadFile("bank.nmb", bank.ReadOptions{})
-//	result, err := b.Score(embedding)
+//	results, err := b.ScoreBatch(ctx, embeddings)
 //	err = b.Close()
 //
 // A bank that was read is searched in its file, which the system maps: reading one

@@ -13,8 +13,6 @@ import (
 type Index interface {
 	// Kind names the index.
 	Kind() Kind
-	// Dim is the length of its vectors.
-	Dim() int
 	// Len is the number of entries.
 	Len() int
 	// Add puts a vector in. It fails with ErrDim, ErrNotFinite, ErrExists or,
@@ -22,10 +20,9 @@ type Index interface {
 	Add(id uint64, v []float32) error
 	// Remove takes an entry out: ErrNotFound, or for coder ErrUnsupported.
 	Remove(id uint64) error
-	// Search returns the min(k, Len) nearest entries, nearest first, ties in
-	// the order of their ids.
-	Search(q []float32, k int) ([]Neighbour, error)
-	// SearchBatch does the same for m queries, row-major m×Dim, on all cores.
+	// SearchBatch returns the min(k, Len) nearest entries of each of m queries,
+	// row-major m×Dim, nearest first, ties in the order of their ids. It uses all
+	// cores.
 	SearchBatch(ctx context.Context, queries []float32, k int) ([][]Neighbour, error)
 }
 
@@ -43,7 +40,6 @@ func NewExact(dim int) (Index, error) {
 }
 
 func (x *exact) Kind() Kind { return Exact }
-func (x *exact) Dim() int   { return x.rows.dim }
 
 func (x *exact) Len() int {
 	x.rows.mu.RLock()
@@ -70,16 +66,6 @@ func (x *exact) Remove(id uint64) error {
 	}
 	x.rows.remove(i)
 	return nil
-}
-
-func (x *exact) Search(q []float32, k int) ([]Neighbour, error) {
-	x.rows.mu.RLock()
-	defer x.rows.mu.RUnlock()
-	if err := x.rows.checkQuery(q, k); err != nil {
-		return nil, err
-	}
-	var n nearest
-	return x.rows.search(q, k, &n), nil
 }
 
 func (x *exact) SearchBatch(ctx context.Context, queries []float32, k int) ([][]Neighbour, error) {
@@ -145,17 +131,17 @@ var countUp = func() (list [64]uint32) {
 func (r *rows) searchBatch(ctx context.Context, queries []float32, k int) ([][]Neighbour, error) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	m, err := countQueries(queries, r.dim)
-	if err != nil {
+	if _, err := r.checkQueries(queries, k); err != nil {
 		return nil, err
 	}
-	for i := range m {
-		if err := r.checkQuery(queries[i*r.dim:(i+1)*r.dim], k); err != nil {
-			return nil, fmt.Errorf("query %d of %d: %w", i, m, err)
-		}
-	}
+	return r.searchChecked(ctx, queries, k)
+}
+
+// searchChecked is searchBatch of queries that were checked. The caller holds mu for
+// reading.
+func (r *rows) searchChecked(ctx context.Context, queries []float32, k int) ([][]Neighbour, error) {
 	k = min(k, r.len())
-	if r.engine != nil && m >= engineQueries && k > 0 {
+	if r.engine != nil && len(queries) >= engineQueries*r.dim && k > 0 {
 		out, err := r.engineBatch(ctx, queries, k)
 		if err == nil || ctx.Err() != nil {
 			return out, err
@@ -206,38 +192,6 @@ func (r *rows) loopBatch(ctx context.Context, queries []float32, k int) ([][]Nei
 		}
 	})
 	return out, ctx.Err()
-}
-
-// eachQuery answers m queries on all cores; the error is that of the first
-// query that failed.
-func eachQuery(ctx context.Context, queries []float32, dim int,
-	search func(q []float32) ([]Neighbour, error),
-) ([][]Neighbour, error) {
-	m, err := countQueries(queries, dim)
-	if err != nil {
-		return nil, err
-	}
-	out := make([][]Neighbour, m)
-	errs := make([]error, m)
-	parallel(ctx, m, func() func(int) {
-		return func(i int) { out[i], errs[i] = search(queries[i*dim : (i+1)*dim : (i+1)*dim]) }
-	})
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	for i, err := range errs {
-		if err != nil {
-			return nil, fmt.Errorf("query %d of %d: %w", i, m, err)
-		}
-	}
-	return out, nil
-}
-
-func countQueries(queries []float32, dim int) (int, error) {
-	if len(queries)%dim != 0 {
-		return 0, fmt.Errorf("search: %w: %d numbers are not whole queries of dimension %d", ErrDim, len(queries), dim)
-	}
-	return len(queries) / dim, nil
 }
 
 // parallel calls do(0..n−1) on all cores until ctx ends; worker makes one

@@ -1,16 +1,15 @@
 package bank
 
 import (
-	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"hash/crc32"
 	"io"
 	"slices"
-	"unsafe"
 
 	"github.com/google/renameio/v2"
+	"github.com/nearmiss/nearmiss/internal/mapped"
 )
 
 // A bank file is, all little-endian:
@@ -102,31 +101,31 @@ func (b *Bank) Encode(w io.Writer) error {
 	m.Report.BuildSeconds = 0
 	sections := []section{
 		{"meta", nil},
-		{"ids ", bytesOf(b.rows.ids)},
-		{"rows", bytesOf(b.rows.data)},
+		{"ids ", mapped.Bytes(b.rows.ids)},
+		{"rows", mapped.Bytes(b.rows.data)},
 	}
 	if c := b.calibration; c != nil {
 		m.Alpha, m.Worth, m.Alike = &c.alpha, c.worth, c.alike
-		sections = append(sections, section{"held", bytesOf(c.heldOut)})
+		sections = append(sections, section{"held", mapped.Bytes(c.heldOut)})
 		if len(b.heldOut) > 0 {
-			sections = append(sections, section{"hvec", bytesOf(b.heldOut)})
+			sections = append(sections, section{"hvec", mapped.Bytes(b.heldOut)})
 		}
 	}
 	if t := b.transform; t != nil {
-		sections = append(sections, section{"xfrm", append(bytesOf(t.Mean), bytesOf(t.Matrix)...)})
+		sections = append(sections, section{"xfrm", append(mapped.Bytes(t.Mean), mapped.Bytes(t.Matrix)...)})
 	}
 	if len(b.queries) > 0 {
-		sections = append(sections, section{"gate", bytesOf(b.queries)})
+		sections = append(sections, section{"gate", mapped.Bytes(b.queries)})
 	}
 	switch x := b.index.(type) {
 	case *hnsw:
-		sections = append(sections, section{"hnsw", bytesOf(x.encode())})
+		sections = append(sections, section{"hnsw", mapped.Bytes(x.encode())})
 		if c := x.codes; c != nil {
-			sections = append(sections, section{"code", c.data}, section{"scal", bytesOf(append([]float32{c.scale}, c.mean...))})
+			sections = append(sections, section{"code", c.data}, section{"scal", mapped.Bytes(append([]float32{c.scale}, c.mean...))})
 		}
 	case *sketched:
 		if axes := x.stored(); len(axes) > 0 {
-			sections = append(sections, section{"axes", bytesOf(axes)})
+			sections = append(sections, section{"axes", mapped.Bytes(axes)})
 		}
 	}
 	var err error
@@ -184,38 +183,4 @@ func align(n uint64) uint64 { return (n + fileAlign - 1) &^ (fileAlign - 1) }
 
 func headerCRC(head []byte) uint32 {
 	return crc32.Update(crc32.Checksum(head[:24], castagnoli), castagnoli, head[28:])
-}
-
-// bytesOf gives the little-endian bytes of s: a view on little-endian
-// machines, which must not be changed, else a copy. Appending to it copies.
-func bytesOf[T number](s []T) []byte {
-	p := viewBytes(s)
-	if !hostIsLittleEndian {
-		p = bytes.Clone(p)
-		toLittleEndian[T](p)
-	}
-	return p[:len(p):len(p)]
-}
-
-func viewBytes[T number](s []T) []byte {
-	if len(s) == 0 {
-		return nil
-	}
-	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(s))), len(s)*int(unsafe.Sizeof(s[0])))
-}
-
-var hostIsLittleEndian = binary.NativeEndian.Uint16([]byte{1, 0}) == 1
-
-// toLittleEndian swaps each number's bytes in place, there and back, on
-// big-endian machines.
-func toLittleEndian[T number](p []byte) {
-	if hostIsLittleEndian {
-		return
-	}
-	width := int(unsafe.Sizeof(T(0)))
-	for i := 0; i+width <= len(p); i += width {
-		for a, b := i, i+width-1; a < b; a, b = a+1, b-1 {
-			p[a], p[b] = p[b], p[a]
-		}
-	}
 }

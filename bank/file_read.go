@@ -404,28 +404,24 @@ func readVectors(t *fileTable, tag string, dim, most int) ([]float32, error) {
 	return v, nil
 }
 
-type number interface {
-	uint8 | uint32 | uint64 | float32 | float64
-}
-
 // inPlace gives a section of want numbers, or of any number of them where want is
 // negative, where it lies in the file: it must not be written to.
-func inPlace[T number](t *fileTable, tag string, want int) ([]T, error) {
+func inPlace[T mapped.Number](t *fileTable, tag string, want int) ([]T, error) {
 	return numbers[T](t, tag, want, true)
 }
 
-// readNumbers is lookAt into memory of its own, and always checked.
-func readNumbers[T number](t *fileTable, tag string, want int) ([]T, error) {
+// readNumbers is inPlace into memory of its own, and always checked.
+func readNumbers[T mapped.Number](t *fileTable, tag string, want int) ([]T, error) {
 	v, err := numbers[T](t, tag, want, false)
 	return slices.Clone(v), err
 }
 
-func numbers[T number](t *fileTable, tag string, want int, trust bool) ([]T, error) {
+func numbers[T mapped.Number](t *fileTable, tag string, want int, trust bool) ([]T, error) {
 	e, ok := t.entries[tag]
 	if !ok {
 		return nil, corrupt("section %q is missing", tag)
 	}
-	width := uint64(unsafe.Sizeof(T(0)))
+	width := uint64(unsafe.Sizeof(*new(T)))
 	if e.length%width != 0 || (want >= 0 && e.length != uint64(want)*width) {
 		return nil, corrupt("section %q has %d bytes, want %d×%d", tag, e.length, want, width)
 	}
@@ -433,12 +429,5 @@ func numbers[T number](t *fileTable, tag string, want int, trust bool) ([]T, err
 	if err != nil || len(p) == 0 {
 		return nil, err
 	}
-	n := len(p) / int(width)
-	if first := unsafe.Pointer(unsafe.SliceData(p)); hostIsLittleEndian && uintptr(first)%uintptr(width) == 0 {
-		return unsafe.Slice((*T)(first), n)[:n:n], nil
-	}
-	out := make([]T, n) // the machine's numbers are not like the file's
-	copy(viewBytes(out), p)
-	toLittleEndian[T](viewBytes(out))
-	return out, nil
+	return mapped.Numbers[T](p), nil
 }

@@ -88,11 +88,11 @@ func TestFileFormatGolden(t *testing.T) {
 	}
 	for i := range 50 {
 		q := []float32{float32(i), float32(-i), float32(i % 7)}
-		a, err := b.Score(q)
+		a, err := scoreOne(b, q)
 		if err != nil {
 			t.Fatal(err)
 		}
-		c, err := back.Score(q)
+		c, err := scoreOne(back, q)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -149,7 +149,7 @@ func FuzzDecode(f *testing.F) {
 				continue
 			}
 			q := make([]float32, b.Dim())
-			if _, err := b.Score(q); err != nil && !errors.Is(err, ErrTooFew) && !errors.Is(err, ErrNotFinite) {
+			if _, err := scoreOne(b, q); err != nil && !errors.Is(err, ErrTooFew) && !errors.Is(err, ErrNotFinite) {
 				t.Error(err)
 			}
 			if _, err := decodeBytes(encoded(t, b)); err != nil {
@@ -209,7 +209,7 @@ func TestDamagedFilesAreRefused(t *testing.T) {
 			bad := replaceMeta(t, good, claim)
 			b, err := decodeBytes(bad)
 			if err == nil { // only k may be any number
-				if _, err := b.Score(make([]float32, 3)); !errors.Is(err, ErrTooFew) {
+				if _, err := scoreOne(b, make([]float32, 3)); !errors.Is(err, ErrTooFew) {
 					t.Errorf("%s: %v", claim, err)
 				}
 			} else if !errors.Is(err, ErrCorrupt) {

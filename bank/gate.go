@@ -1,6 +1,7 @@
 package bank
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -27,12 +28,8 @@ type Gate struct {
 }
 
 func (g Gate) withDefaults() (Gate, error) {
-	if g.MinRecall == 0 {
-		g.MinRecall = 0.99
-	}
-	if g.Queries == 0 {
-		g.Queries = 256
-	}
+	g.MinRecall = cmp.Or(g.MinRecall, 0.99)
+	g.Queries = cmp.Or(g.Queries, 256)
 	if !(g.MinRecall > 0 && g.MinRecall <= 1) || g.Queries < 1 {
 		return g, fmt.Errorf("recall gate: least recall %v must be in (0, 1] and queries %d at least 1",
 			g.MinRecall, g.Queries)

@@ -1,6 +1,7 @@
 package bank
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math"
@@ -31,15 +32,9 @@ const (
 )
 
 func (o GraphOptions) withDefaults() (GraphOptions, error) {
-	if o.M == 0 {
-		o.M = 16
-	}
-	if o.EfConstruction == 0 {
-		o.EfConstruction = max(200, o.M)
-	}
-	if o.EfSearch == 0 {
-		o.EfSearch = 64
-	}
+	o.M = cmp.Or(o.M, 16)
+	o.EfConstruction = cmp.Or(o.EfConstruction, max(200, o.M))
+	o.EfSearch = cmp.Or(o.EfSearch, 64)
 	if o.M < 2 || o.M > maxM {
 		return o, fmt.Errorf("hnsw: M is %d, must be in 2..%d", o.M, maxM)
 	}
@@ -164,7 +159,6 @@ func newHNSW(r *rows, o GraphOptions) (*hnsw, error) {
 }
 
 func (h *hnsw) Kind() Kind { return HNSW }
-func (h *hnsw) Dim() int   { return h.rows.dim }
 
 func (h *hnsw) Len() int {
 	h.rows.mu.RLock()
@@ -172,24 +166,18 @@ func (h *hnsw) Len() int {
 	return h.rows.len()
 }
 
-func (h *hnsw) Search(q []float32, k int) ([]Neighbour, error) {
-	h.rows.mu.RLock()
-	defer h.rows.mu.RUnlock()
-	if err := h.rows.checkQuery(q, k); err != nil {
-		return nil, err
-	}
-	return h.search(q, k, h.o.EfSearch), nil
-}
-
 func (h *hnsw) SearchBatch(ctx context.Context, queries []float32, k int) ([][]Neighbour, error) {
 	h.rows.mu.RLock()
 	defer h.rows.mu.RUnlock()
-	return eachQuery(ctx, queries, h.rows.dim, func(q []float32) ([]Neighbour, error) {
-		if err := h.rows.checkQuery(q, k); err != nil {
-			return nil, err
-		}
-		return h.search(q, k, h.o.EfSearch), nil
+	m, err := h.rows.checkQueries(queries, k)
+	if err != nil {
+		return nil, err
+	}
+	out := make([][]Neighbour, m)
+	parallel(ctx, m, func() func(int) {
+		return func(i int) { out[i] = h.search(queries[i*h.rows.dim:(i+1)*h.rows.dim], k, h.o.EfSearch) }
 	})
+	return out, ctx.Err()
 }
 
 // search is the paper's algorithm 5. The caller holds rows.mu.

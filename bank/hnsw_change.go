@@ -410,11 +410,7 @@ func (h *hnsw) Remove(id uint64) error {
 		}
 		for l := 0; l <= int(g.layer[n]); l++ {
 			links := g.links(n, l)
-			hit, moved := false, false
-			for _, t := range links {
-				hit = hit || t == gone
-				moved = moved || t == last
-			}
+			hit, moved := slices.Contains(links, gone), slices.Contains(links, last)
 			if hit {
 				links = h.without(n, gone, l)
 			}

@@ -185,13 +185,13 @@ func TestHNSWAddsAndRemoves(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if got, err := h.Search(queries[:dim], 2); err != nil || len(got) != 0 {
+	if got, err := searchOne(h, queries[:dim], 2); err != nil || len(got) != 0 {
 		t.Errorf("search in an emptied index: %v, %v", got, err)
 	}
 	if err := h.Add(1, data[:dim]); err != nil {
 		t.Fatal(err)
 	}
-	if got, _ := h.Search(data[:dim], 2); len(got) != 1 || got[0] != (Neighbour{ID: 1}) {
+	if got, _ := searchOne(h, data[:dim], 2); len(got) != 1 || got[0] != (Neighbour{ID: 1}) {
 		t.Errorf("search after emptying and adding: %v", got)
 	}
 }
@@ -227,14 +227,14 @@ func TestIndexesAgreeUnderChanges(t *testing.T) {
 					t.Fatalf("%d and %d entries", x.Len(), h.Len())
 				}
 				q := vector.Draw(t, "q")
-				want, err := x.Search(q, 3)
+				want, err := searchOne(x, q, 3)
 				if err != nil {
 					t.Fatal(err)
 				}
 				if len(want) != min(3, x.Len()) || !slices.IsSortedFunc(want, compareNeighbours) {
 					t.Fatalf("exact found %v of %d", want, x.Len())
 				}
-				got, err := h.Search(q, 3)
+				got, err := searchOne(h, q, 3)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -266,7 +266,7 @@ func TestSearchWhileChanging(t *testing.T) {
 				wg.Go(func() {
 					for i := w; ; i++ {
 						q := queries[i%50*dim : (i%50+1)*dim]
-						if r, err := b.Score(q); err != nil || !(r.Score >= 0) {
+						if r, err := scoreOne(b, q); err != nil || !(r.Score >= 0) {
 							t.Errorf("score: %v, %v", r, err)
 							return
 						}
@@ -378,7 +378,7 @@ func TestRecallGate(t *testing.T) {
 		if err := back.Add(n, queries[:dim]); err != nil {
 			t.Fatal(err)
 		}
-		if r, err := back.Score(queries[:dim]); err != nil || r.Nearest[0] != (Neighbour{ID: n}) {
+		if r, err := scoreOne(back, queries[:dim]); err != nil || r.Nearest[0] != (Neighbour{ID: n}) {
 			t.Error(r, err)
 		}
 	})

@@ -29,7 +29,7 @@ func written(t *testing.T, content []byte, o ReadOptions) (*Bank, string) {
 
 func mustScore(t *testing.T, b *Bank, q []float32) Result {
 	t.Helper()
-	r, err := b.Score(q)
+	r, err := scoreOne(b, q)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +77,7 @@ func TestABankIsSearchedInItsFile(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				_, scoring := back.Score(make([]float32, 3))
+				_, scoring := scoreOne(back, make([]float32, 3))
 				_, all := back.Scores(context.Background(), make([]float32, 3*engineQueries))
 				for i, err := range []error{scoring, all, back.Add(1000, make([]float32, 3)), back.Remove(1), back.Encode(&bytes.Buffer{})} {
 					if !errors.Is(err, ErrClosed) {
@@ -175,7 +175,7 @@ func TestClosingWaitsForSearches(t *testing.T) {
 		begun.Add(1)
 		searchers.Go(func() {
 			for i := 0; ; i++ {
-				_, err := b.Score([]float32{1, float32(i), 3})
+				_, err := scoreOne(b, []float32{1, float32(i), 3})
 				if i == 0 {
 					begun.Done()
 				}
@@ -233,7 +233,7 @@ func use(t *testing.T, p []byte) {
 		}
 		t.Error(err)
 	}
-	_, err = b.Score(q)
+	_, err = scoreOne(b, q)
 	expected(err)
 	_, err = b.Scores(context.Background(), make([]float32, engineQueries*len(q)))
 	expected(err)

@@ -135,18 +135,24 @@ func (r *rows) find(id uint64) (uint32, error) {
 	return i, nil
 }
 
-// checkQuery says why a search cannot be answered.
-func (r *rows) checkQuery(q []float32, k int) error {
-	if r.closed {
-		return fmt.Errorf("search: %w", ErrClosed)
+// checkQueries counts the queries of a search, row-major m×dim, or says why they
+// cannot be answered.
+func (r *rows) checkQueries(queries []float32, k int) (m int, err error) {
+	switch {
+	case r.closed:
+		return 0, fmt.Errorf("search: %w", ErrClosed)
+	case k < 1:
+		return 0, fmt.Errorf("search: k is %d, must be at least 1", k)
+	case len(queries)%r.dim != 0:
+		return 0, fmt.Errorf("search: %w: %d numbers are not whole queries of dimension %d", ErrDim, len(queries), r.dim)
 	}
-	if k < 1 {
-		return fmt.Errorf("search: k is %d, must be at least 1", k)
+	m = len(queries) / r.dim
+	for i := range m {
+		if err := checkVector(queries[i*r.dim:(i+1)*r.dim], r.dim); err != nil {
+			return 0, fmt.Errorf("query %d of %d: search: %w", i, m, err)
+		}
 	}
-	if err := checkVector(q, r.dim); err != nil {
-		return fmt.Errorf("search: %w", err)
-	}
-	return nil
+	return m, nil
 }
 
 // finish turns candidate row numbers into at most k neighbours with distances

@@ -19,7 +19,7 @@ func BenchmarkExact(b *testing.B) {
 		b.Run(fmt.Sprintf("single/%dx%d", c.n, c.dim), func(b *testing.B) {
 			x := &exact{rows: r}
 			for i := range b.N {
-				if _, err := x.Search(queries[i%m*c.dim:(i%m+1)*c.dim], 2); err != nil {
+				if _, err := searchOne(x, queries[i%m*c.dim:(i%m+1)*c.dim], 2); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -89,7 +89,7 @@ func BenchmarkGraph(b *testing.B) {
 							cpu := cputime.Seconds()
 							for i := range b.N {
 								i %= m
-								if _, err := h.Search(queries[i*c.dim:(i+1)*c.dim], 2); err != nil {
+								if _, err := searchOne(h, queries[i*c.dim:(i+1)*c.dim], 2); err != nil {
 									b.Fatal(err)
 								}
 							}

@@ -100,26 +100,17 @@ func (x *sketched) Kind() Kind { return Sketch }
 func (x *sketched) SearchBatch(ctx context.Context, queries []float32, k int) ([][]Neighbour, error) {
 	r := x.rows
 	r.mu.RLock()
-	m, err := countQueries(queries, r.dim)
-	for i := 0; err == nil && i < m; i++ {
-		if err = r.checkQuery(queries[i*r.dim:(i+1)*r.dim], k); err != nil {
-			err = fmt.Errorf("query %d of %d: %w", i, m, err)
-		}
-	}
-	if err == nil {
-		k = min(k, r.len())
+	defer r.mu.RUnlock()
+	m, err := r.checkQueries(queries, k)
+	if err != nil {
+		return nil, err
 	}
 	engine, ok := r.engine.(BlockEngine)
 	// Where as many rows are searched as there are, exact search is as fast.
-	if err != nil || !ok || m < engineQueries || k < 1 || k > blockRows || 2*x.blocks*blockRows >= r.len() {
-		r.mu.RUnlock()
-		if err != nil {
-			return nil, err
-		}
-		return x.exact.SearchBatch(ctx, queries, k)
+	if !ok || m < engineQueries || min(k, r.len()) < 1 || min(k, r.len()) > blockRows || 2*x.blocks*blockRows >= r.len() {
+		return r.searchChecked(ctx, queries, k)
 	}
-	defer r.mu.RUnlock()
-	out, err := x.search(ctx, engine, queries, k)
+	out, err := x.search(ctx, engine, queries, min(k, r.len()))
 	if err == nil || ctx.Err() != nil {
 		return out, err
 	}

@@ -106,7 +106,7 @@ func TestWhitenedDistancesAreMahalanobis(t *testing.T) {
 		want += (float64(x[i]) - float64(y[i])) * a[i][dim] / a[i][i]
 	}
 	b := newFilled(t, Options{Dim: dim, K: 1, Transform: w}, x)
-	got, err := b.Score(y)
+	got, err := scoreOne(b, y)
 	if err != nil {
 		t.Fatal(err)
 	}

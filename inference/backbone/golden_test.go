@@ -16,6 +16,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/inference/onnx"
 	"github.com/nearmiss/nearmiss/inference/ort"
+	"github.com/nearmiss/nearmiss/internal/mapped"
 )
 
 // draw is the script's generator: splitmix64 counted from the CRC-32 of name.
@@ -66,7 +67,7 @@ func encodeSafetensors(ws []drawn) []byte {
 	head := map[string]any{"__metadata__": map[string]string{"format": "pt"}}
 	var data []byte
 	for _, w := range ws {
-		raw := floatBytes(w.values())
+		raw := mapped.Bytes(w.values())
 		head[w.Name] = map[string]any{"dtype": "F32", "shape": w.Shape, "data_offsets": []int{len(data), len(data) + len(raw)}}
 		data = append(data, raw...)
 	}
@@ -94,7 +95,7 @@ func encodeNPZ(t *testing.T, ws []drawn) []byte {
 		dict := fmt.Sprintf("{'descr': '<f4', 'fortran_order': False, 'shape': (%s,), }", dims)
 		dict += strings.Repeat(" ", 63-(10+len(dict))%64) + "\n"
 		head := append([]byte("\x93NUMPY\x01\x00"), byte(len(dict)), byte(len(dict)>>8))
-		if _, err := f.Write(append(append(head, dict...), floatBytes(w.values())...)); err != nil {
+		if _, err := f.Write(append(append(head, dict...), mapped.Bytes(w.values())...)); err != nil {
 			t.Fatal(err)
 		}
 	}

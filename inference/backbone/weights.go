@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"unsafe"
 
 	"github.com/nearmiss/nearmiss/inference/onnx"
 	"github.com/nearmiss/nearmiss/internal/mapped"
@@ -128,7 +127,7 @@ func (w *Weights) Float32(name string, want ...int) (onnx.Tensor, error) {
 	case typeF32:
 		t.Data = raw
 	case typeF64, typeF16, typeBF16:
-		t.Data = floatBytes(widen(e.typ, raw))
+		t.Data = mapped.Bytes(widen(e.typ, raw))
 	default:
 		return onnx.Tensor{}, formatError("tensor %q holds integers, want floating point", name)
 	}
@@ -184,15 +183,6 @@ func widen(typ elementType, raw []byte) []float32 {
 		}
 	}
 	return out
-}
-
-// floatBytes views f as bytes. The hosts ONNX Runtime is shipped for are all
-// little-endian.
-func floatBytes(f []float32) []byte {
-	if len(f) == 0 {
-		return nil
-	}
-	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(f))), 4*len(f))
 }
 
 // mapFile maps path, or reads it where mapping is not to be had.

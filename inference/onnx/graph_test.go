@@ -190,11 +190,11 @@ func TestShapeArithmeticFolds(t *testing.T) {
 		t.Fatalf("shape is %v: %v", y.Shape(), g.Err())
 	}
 	half := g.Op("Div", nil, rest, g.Ints(2))
-	if got := half.Const(); got == nil || got.Int64s()[0] != 30 {
+	if got := half.Const(); got == nil || got.Ints()[0] != 30 {
 		t.Errorf("half of 60 is %v", got)
 	}
 	r := g.Op("Range", nil, g.Const(Int64, 3), g.Const(Int64, 12), g.Const(Int64, 4))
-	if got := r.Const(); got == nil || !slices.Equal(got.Int64s(), []int64{3, 7, 11}) {
+	if got := r.Const(); got == nil || !slices.Equal(got.Ints(), []int64{3, 7, 11}) {
 		t.Errorf("range is %v", got)
 	}
 	full := g.Op("Expand", nil, g.Const(Float, 2.5), g.Ints(2, 2))

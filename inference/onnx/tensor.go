@@ -4,7 +4,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
-	"unsafe"
+
+	"github.com/nearmiss/nearmiss/internal/mapped"
 )
 
 // DataType is an element type, numbered as TensorProto.DataType.
@@ -77,17 +78,17 @@ type Tensor struct {
 
 // FromFloat32 returns a float tensor that aliases data.
 func FromFloat32(name string, data []float32, shape ...int) Tensor {
-	return Tensor{Name: name, Type: Float, Shape: cloneShape(shape), Data: bytesOf(data)}
+	return Tensor{Name: name, Type: Float, Shape: cloneShape(shape), Data: mapped.Bytes(data)}
 }
 
 // FromInt64 returns an int64 tensor that aliases data.
 func FromInt64(name string, data []int64, shape ...int) Tensor {
-	return Tensor{Name: name, Type: Int64, Shape: cloneShape(shape), Data: bytesOf(data)}
+	return Tensor{Name: name, Type: Int64, Shape: cloneShape(shape), Data: mapped.Bytes(data)}
 }
 
 // FromInt32 returns an int32 tensor that aliases data.
 func FromInt32(name string, data []int32, shape ...int) Tensor {
-	return Tensor{Name: name, Type: Int32, Shape: cloneShape(shape), Data: bytesOf(data)}
+	return Tensor{Name: name, Type: Int32, Shape: cloneShape(shape), Data: mapped.Bytes(data)}
 }
 
 // Elements returns the number of elements that the shape asks for.
@@ -100,16 +101,7 @@ func (t Tensor) Float32s() []float32 {
 	if t.Type != Float {
 		return nil
 	}
-	return viewOf[float32](t.Data)
-}
-
-// Int64s returns the elements of an int64 tensor, or nil for another type.
-// The result aliases Data where that is aligned to 8 bytes.
-func (t Tensor) Int64s() []int64 {
-	if t.Type != Int64 {
-		return nil
-	}
-	return viewOf[int64](t.Data)
+	return mapped.Numbers[float32](t.Data)
 }
 
 // Float64s returns the elements of any numeric tensor as float64 copies, or
@@ -248,30 +240,6 @@ func ToHalf(v float32) (h uint16, ok bool) {
 	}
 	b += 1<<12 - 1 + b>>13&1 // a carry runs into the exponent, as it should
 	return sign | uint16(b>>13-112<<10), true
-}
-
-// bytesOf and viewOf rely on a little-endian host, as every platform that ONNX
-// Runtime is published for is.
-func bytesOf[T float32 | float64 | int64 | int32 | bool](s []T) []byte {
-	if len(s) == 0 {
-		return nil
-	}
-	return unsafe.Slice((*byte)(unsafe.Pointer(&s[0])), len(s)*int(unsafe.Sizeof(s[0])))
-}
-
-func viewOf[T float32 | int64](b []byte) []T {
-	var zero T
-	size := int(unsafe.Sizeof(zero))
-	n := len(b) / size
-	if n == 0 {
-		return []T{}
-	}
-	if p := unsafe.Pointer(&b[0]); uintptr(p)%uintptr(size) == 0 {
-		return unsafe.Slice((*T)(p), n)
-	}
-	out := make([]T, n)
-	copy(unsafe.Slice((*byte)(unsafe.Pointer(&out[0])), n*size), b)
-	return out
 }
 
 // maxElements bounds the elements of any tensor, so that products of

@@ -10,6 +10,7 @@ import (
 	onnxruntime "github.com/yalue/onnxruntime_go"
 
 	"github.com/nearmiss/nearmiss/inference/onnx"
+	"github.com/nearmiss/nearmiss/internal/mapped"
 )
 
 // Type is the element type of a tensor.
@@ -97,12 +98,7 @@ func (h *handle) release() {
 // NewTensor returns a tensor that aliases data, whose length must be the
 // product of shape (1 for a scalar, whose shape is empty).
 func NewTensor[T Element](shape []int, data []T) (*Tensor, error) {
-	var z T
-	var raw []byte
-	if len(data) > 0 {
-		raw = unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(data))), len(data)*int(unsafe.Sizeof(z)))
-	}
-	return NewRaw(typeOf[T](), shape, raw)
+	return NewRaw(typeOf[T](), shape, mapped.Bytes(data))
 }
 
 // Zeros returns a tensor of zeros in memory of its own.
@@ -112,12 +108,7 @@ func Zeros(t Type, shape ...int) (*Tensor, error) {
 		return nil, err
 	}
 	// Allocated as 8-byte words: every element type is then aligned.
-	words := make([]uint64, (n+7)/8)
-	var raw []byte
-	if n > 0 {
-		raw = unsafe.Slice((*byte)(unsafe.Pointer(&words[0])), n)
-	}
-	return NewRaw(t, shape, raw)
+	return NewRaw(t, shape, mapped.Bytes(make([]uint64, (n+7)/8))[:n])
 }
 
 func byteSize(t Type, shape []int) (int, error) {

@@ -180,7 +180,7 @@ func runBank(ctx context.Context, o BankOptions, kind bank.Kind, c BankCase, dat
 	}
 	m := len(queries) / c.Dim
 	if err := r.single(ctx, o, func(i int) error {
-		_, err := index.Search(queries[i%m*c.Dim:(i%m+1)*c.Dim], o.K)
+		_, err := index.SearchBatch(ctx, queries[i%m*c.Dim:(i%m+1)*c.Dim], o.K)
 		return err
 	}); err != nil {
 		return BankResult{}, err

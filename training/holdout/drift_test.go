@@ -72,11 +72,11 @@ func TestAStationaryCameraDoesNotDrift(t *testing.T) {
 			}
 			watch := func(frames int, shift float32) bool {
 				for range frames {
-					res, err := b.Score(next(shift))
+					res, err := b.ScoreBatch(t.Context(), next(shift))
 					if err != nil {
 						t.Fatal(err)
 					}
-					if _, err := m.Observe(res.PValue); err != nil {
+					if _, err := m.Observe(res[0].PValue); err != nil {
 						t.Fatal(err)
 					}
 				}
