@@ -2,7 +2,6 @@ package bank
 
 import (
 	"context"
-	"fmt"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -29,14 +28,6 @@ type Index interface {
 // exact compares a query with every row.
 type exact struct {
 	rows *rows
-}
-
-// NewExact makes an empty exact index over vectors of length dim.
-func NewExact(dim int) (Index, error) {
-	if dim < 1 || dim > maxDim {
-		return nil, fmt.Errorf("exact index: dimension %d is not in 1..%d", dim, maxDim)
-	}
-	return &exact{rows: newRows(dim)}, nil
 }
 
 func (x *exact) Kind() Kind { return Exact }

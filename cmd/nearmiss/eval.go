@@ -232,7 +232,7 @@ func (c *evalCmd) paper() bool {
 func (c *evalCmd) method(o *output, embed inference.EmbedOptions, bar *progress, f *evaluate.Features, shared *training.Shared) (m evaluate.Method, end func(), err error) {
 	end = func() {}
 	if c.paper() {
-		return evaluate.KNN(f, c.K, nil), end, nil
+		return evaluate.KNN(f, c.K), end, nil
 	}
 	plan, err := c.plan(c.Method)
 	if err != nil {

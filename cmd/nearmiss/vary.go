@@ -196,7 +196,7 @@ func (c *evalCmd) alarms(ctx context.Context, o *output, embed inference.EmbedOp
 		return err
 	}
 	quick := c.paper()
-	method := evaluate.KNN(f, c.K, nil)
+	method := evaluate.KNN(f, c.K)
 	if !quick {
 		shared := &training.Shared{}
 		defer shared.Close()

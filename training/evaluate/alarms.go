@@ -247,16 +247,16 @@ func (n neighbours) score(inBank []bool, k int) float64 {
 // order sorts all images by their distance from each.
 func order(ctx context.Context, rows [][]float32) ([]neighbours, error) {
 	out := make([]neighbours, len(rows))
-	index, err := bank.NewExact(len(rows[0]))
+	b, err := bank.New(bank.Options{Dim: len(rows[0]), Kind: bank.Exact})
 	if err != nil {
 		return nil, err
 	}
 	for i, r := range rows {
-		if err := index.Add(uint64(i), r); err != nil {
+		if err := b.Add(uint64(i), r); err != nil {
 			return nil, err
 		}
 	}
-	found, err := index.SearchBatch(ctx, slices.Concat(rows...), len(rows))
+	found, err := b.Index().SearchBatch(ctx, slices.Concat(rows...), len(rows))
 	if err != nil {
 		return nil, err
 	}

@@ -62,14 +62,14 @@ func TestFalseAlarmsOfAMethodAreThoseOfItsScores(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := MethodAlarms(t.Context(), items, KNN(f, 2, nil), alphas, 30, 9)
+	got, err := MethodAlarms(t.Context(), items, KNN(f, 2), alphas, 30, 9)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
 	}
-	if _, err := MethodAlarms(t.Context(), items[:4], KNN(f, 2, nil), alphas, 30, 9); err == nil {
+	if _, err := MethodAlarms(t.Context(), items[:4], KNN(f, 2), alphas, 30, 9); err == nil {
 		t.Error("four images are accepted")
 	}
 }

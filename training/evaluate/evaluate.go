@@ -35,12 +35,6 @@ type Explainer interface {
 	Explain(ctx context.Context, items []dataset.Item) (scores []float64, parts []map[string]float64, err error)
 }
 
-// Mapper is a Scorer that also says where: one score for each pixel of the
-// upright image. A nil map means that there is none for this image.
-type Mapper interface {
-	Map(ctx context.Context, item dataset.Item) (scores []float32, width, height int, err error)
-}
-
 // Localizer is a Scorer that says where by patches: the grid of each item's
 // squared patch distances, or no grids at all (nil) where it has no bank of
 // patches. Preprocess says which part of an image a grid covers.
@@ -75,8 +69,7 @@ type Options struct {
 	TrainLimit, TestLimit int
 	// Normal limits which classes are taken as normal; none means all.
 	Normal []string
-	// Pixels asks where the anomalies are, of a Mapper or a Localizer: for pixel
-	// AUROC and PRO where there are masks, and for the pictures of reports.
+	// Pixels asks where the anomalies are, of a Localizer: for pixel AUROC and PRO where there are masks, and for the pictures of reports.
 	Pixels bool
 	// Light asks what a change of light does to the normal test images; empty: nothing
 	// is asked.
@@ -220,7 +213,10 @@ func OneVsRest(ctx context.Context, set *dataset.Set, m Method, o Options) (*Res
 		return nil, fmt.Errorf("one-vs-rest on %s: %w: it takes {train,test}/<class>/ folders", set.Root, ErrWrongLayout)
 	}
 	res, t := begin(ProtocolOneVsRest, set, m, o)
-	normals, err := chosen(set, o)
+	normals, err := o.normals(set)
+	if err == nil && len(set.Labels()) < 2 {
+		err = fmt.Errorf("data set %s: %d classes are too few, one is normal and the others are not", set.Root, len(set.Labels()))
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -323,12 +319,9 @@ func (t *table) end(r *Result, means []float64) (*Result, error) {
 	return r, nil
 }
 
-// chosen lists the classes that are to be normal.
-func chosen(set *dataset.Set, o Options) ([]string, error) {
+// normals lists the classes that are to be normal.
+func (o Options) normals(set *dataset.Set) ([]string, error) {
 	all := set.Labels()
-	if len(all) < 2 {
-		return nil, fmt.Errorf("data set %s: %d classes are too few, one is normal and the others are not", set.Root, len(all))
-	}
 	for _, n := range o.Normal {
 		if !slices.Contains(all, n) {
 			return nil, fmt.Errorf("data set %s has no class %q, only %v", set.Root, n, all)
@@ -387,8 +380,8 @@ func fitAndScore(ctx context.Context, m Method, train, test []dataset.Item, norm
 		}
 		run.Scored = append(run.Scored, s)
 	}
-	if o.Pixels {
-		if err := run.locate(ctx, scorer, px); err != nil {
+	if where, ok := scorer.(Localizer); ok && o.Pixels {
+		if err := run.locate(ctx, where, px); err != nil {
 			return nil, err
 		}
 	}

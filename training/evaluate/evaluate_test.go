@@ -56,7 +56,7 @@ func TestOneVsRest(t *testing.T) {
 	set := clusters(20, 10)
 	f := NewFeatures(bytesAsVectors(&calls))
 	var told []string
-	res, err := OneVsRest(t.Context(), set, KNN(f, 2, nil), Options{Repeats: 2, Progress: func(done, total int, what string) {
+	res, err := OneVsRest(t.Context(), set, KNN(f, 2), Options{Repeats: 2, Progress: func(done, total int, what string) {
 		told = append(told, fmt.Sprint(done, "/", total, " ", what))
 	}})
 	if err != nil {
@@ -108,7 +108,7 @@ func TestRandomSplitsDeviate(t *testing.T) {
 	calls := 0
 	f := NewFeatures(bytesAsVectors(&calls))
 	o := Options{Repeats: 4, Seed: 7, Resplit: 0.6, TrainLimit: 15, TestLimit: 8, Normal: []string{"a", "b"}}
-	res, err := OneVsRest(t.Context(), clusters(20, 10), KNN(f, 2, nil), o)
+	res, err := OneVsRest(t.Context(), clusters(20, 10), KNN(f, 2), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,12 +121,12 @@ func TestRandomSplitsDeviate(t *testing.T) {
 	for r, seed := range res.Seeds {
 		o := o
 		o.Repeats, o.Seed = 1, seed
-		single, err := OneVsRest(t.Context(), clusters(20, 10), KNN(f, 2, nil), o)
+		single, err := OneVsRest(t.Context(), clusters(20, 10), KNN(f, 2), o)
 		if err != nil || single.Parts[1].AUROC != res.Parts[1].AUROCs[r] || single.Parts[1].AUROCs != nil {
 			t.Errorf("seed %d alone: %+v, %v, want %v", seed, single, err, res.Parts[1].AUROCs)
 		}
 	}
-	again, err := OneVsRest(t.Context(), clusters(20, 10), KNN(f, 2, nil), o)
+	again, err := OneVsRest(t.Context(), clusters(20, 10), KNN(f, 2), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,7 +140,7 @@ func TestNearFindsTheCloseClass(t *testing.T) {
 	calls := 0
 	f := NewFeatures(bytesAsVectors(&calls))
 	set := clusters(30, 20)
-	res, err := Near(t.Context(), set, set, KNN(f, 2, nil), f, Options{})
+	res, err := Near(t.Context(), set, set, KNN(f, 2), f, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,14 +171,14 @@ func TestNearFindsTheCloseClass(t *testing.T) {
 		t.Errorf("c against the far b: %v", c)
 	}
 
-	two, err := Near(t.Context(), set, clusters(10, 10), KNN(f, 2, nil), f, Options{Normal: []string{"a"}})
+	two, err := Near(t.Context(), set, clusters(10, 10), KNN(f, 2), f, Options{Normal: []string{"a"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(two.Parts) != 3 || two.Parts[0].Anomaly != "other/a" || two.Data != "clusters against clusters" {
 		t.Errorf("two sets gave %+v of %s", two.Parts, two.Data)
 	}
-	if _, err := Near(t.Context(), set, set, KNN(f, 2, nil), nil, Options{}); err == nil {
+	if _, err := Near(t.Context(), set, set, KNN(f, 2), nil, Options{}); err == nil {
 		t.Error("closeness without features")
 	}
 }
@@ -279,20 +279,27 @@ func (mapping) Score(_ context.Context, items []dataset.Item) ([]float64, error)
 	return make([]float64, len(items)), nil
 }
 
-func (mapping) Map(_ context.Context, it dataset.Item) ([]float32, int, int, error) {
-	b, err := it.Read()
-	if err != nil {
-		return nil, 0, 0, err
+func (mapping) Preprocess() imaging.Preprocess {
+	return imaging.Preprocess{Resize: 8, Crop: 8, Interpolation: imaging.Bilinear}
+}
+
+func (mapping) Maps(_ context.Context, items []dataset.Item) ([]heatmap.Grid, error) {
+	grids := make([]heatmap.Grid, len(items))
+	for i, it := range items {
+		b, err := it.Read()
+		if err != nil {
+			return nil, err
+		}
+		m, err := imaging.Decode(b, imaging.Limits{})
+		if err != nil {
+			return nil, err
+		}
+		grids[i] = heatmap.NewGrid(8, 8)
+		for p := range grids[i].Values {
+			grids[i].Values[p] = float32(m.Pix[3*p])
+		}
 	}
-	m, err := imaging.Decode(b, imaging.Limits{})
-	if err != nil {
-		return nil, 0, 0, err
-	}
-	out := make([]float32, m.Width*m.Height)
-	for i := range out {
-		out[i] = float32(m.Pix[3*i])
-	}
-	return out, m.Width, m.Height, nil
+	return grids, nil
 }
 
 func TestMVTecMeasuresPixelsWhereThereAreMasks(t *testing.T) {
@@ -451,7 +458,7 @@ func TestProtocolsFailClearly(t *testing.T) {
 	empty := NewFeatures(func(_ context.Context, files [][]byte) ([][]float32, error) {
 		return make([][]float32, len(files)), nil
 	})
-	if _, err := OneVsRest(ctx, clusters(3, 3), KNN(empty, 2, nil), Options{}); err == nil {
+	if _, err := OneVsRest(ctx, clusters(3, 3), KNN(empty, 2), Options{}); err == nil {
 		t.Error("empty embeddings were taken")
 	}
 }
@@ -464,7 +471,7 @@ func TestMoreNeighboursThanNormals(t *testing.T) {
 	var got [2]*Result
 	for i, k := range []int{20, 50} {
 		var err error
-		if got[i], err = OneVsRest(t.Context(), set, KNN(f, k, nil), Options{}); err != nil {
+		if got[i], err = OneVsRest(t.Context(), set, KNN(f, k), Options{}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -122,13 +122,12 @@ func (f *Features) Size() int { return int(f.bytes.Load()) }
 
 // KNN is the baseline (DN2): the score is the sum of the squared distances to
 // the k nearest normal embeddings of the frozen model, all of them where there
-// are fewer, searched exactly. Engine may be nil.
-func KNN(f *Features, k int, engine bank.BatchEngine) Method { return knn{f, k, engine} }
+// are fewer, searched exactly.
+func KNN(f *Features, k int) Method { return knn{f, k} }
 
 type knn struct {
-	f      *Features
-	k      int
-	engine bank.BatchEngine
+	f *Features
+	k int
 }
 
 func (knn) Name() string { return "knn" }
@@ -141,7 +140,7 @@ func (m knn) Fit(ctx context.Context, normals []dataset.Item, _ uint64) (Scorer,
 	if len(rows) == 0 {
 		return nil, fmt.Errorf("there are no normal images")
 	}
-	b, err := bank.New(bank.Options{Dim: len(rows[0]), K: min(m.k, len(rows)), Kind: bank.Exact, Batch: m.engine})
+	b, err := bank.New(bank.Options{Dim: len(rows[0]), K: min(m.k, len(rows)), Kind: bank.Exact})
 	if err != nil {
 		return nil, err
 	}
@@ -149,7 +148,7 @@ func (m knn) Fit(ctx context.Context, normals []dataset.Item, _ uint64) (Scorer,
 	for i := range ids {
 		ids[i] = uint64(i)
 	}
-	if err := b.AddBatch(ids, flatten(rows)); err != nil {
+	if err := b.AddBatch(ids, slices.Concat(rows...)); err != nil {
 		return nil, err
 	}
 	return knnScorer{m.f, b}, nil
@@ -165,15 +164,7 @@ func (s knnScorer) Score(ctx context.Context, items []dataset.Item) ([]float64, 
 	if err != nil {
 		return nil, err
 	}
-	return s.b.Scores(ctx, flatten(rows))
+	return s.b.Scores(ctx, slices.Concat(rows...))
 }
 
 func (s knnScorer) Close() error { return s.b.Close() }
-
-func flatten(rows [][]float32) []float32 {
-	var out []float32
-	for _, r := range rows {
-		out = append(out, r...)
-	}
-	return out
-}

@@ -1,7 +1,6 @@
 package evaluate
 
 import (
-	"cmp"
 	"math"
 	"slices"
 )
@@ -44,63 +43,59 @@ type Point struct {
 // ROC returns the curve's corners, one for each different score, from (0, 0) to
 // (1, 1). The first threshold is +Inf. It is nil where AUROC is NaN.
 func ROC(normal, anomalous []float64) []Point {
-	if math.IsNaN(AUROC(normal, anomalous)) {
-		return nil
-	}
-	all := rank(normal, anomalous)
-	out := []Point{{Threshold: math.Inf(1)}}
-	var fp, tp int
-	for i, s := range all {
-		if s.anomalous {
-			tp++
-		} else {
-			fp++
+	var out []Point
+	for i, s := range steps(normal, anomalous) {
+		if i == 0 {
+			out = append(out, Point{Threshold: math.Inf(1)})
 		}
-		if i+1 < len(all) && all[i+1].score == s.score {
-			continue
-		}
-		out = append(out, Point{float64(fp) / float64(len(normal)), float64(tp) / float64(len(anomalous)), s.score})
+		out = append(out, Point{float64(s.fp) / float64(len(normal)), float64(s.tp) / float64(len(anomalous)), s.score})
 	}
 	return out
 }
 
-type ranked struct {
-	score     float64
-	anomalous bool
+// step is how many normals (fp) and anomalies (tp) score as much or more.
+type step struct {
+	score  float64
+	fp, tp int
 }
 
-// rank sorts all scores, highest first.
-func rank(normal, anomalous []float64) []ranked {
-	all := make([]ranked, 0, len(normal)+len(anomalous))
-	for _, s := range normal {
-		all = append(all, ranked{s, false})
+// steps are those of the different scores, highest first; none where AUROC is NaN.
+func steps(normal, anomalous []float64) (out []step) {
+	if math.IsNaN(AUROC(normal, anomalous)) {
+		return nil
 	}
-	for _, s := range anomalous {
-		all = append(all, ranked{s, true})
+	n, a := slices.Sorted(slices.Values(normal)), slices.Sorted(slices.Values(anomalous))
+	for i, j := len(n), len(a); i > 0 || j > 0; {
+		score := math.Inf(-1)
+		if i > 0 {
+			score = n[i-1]
+		}
+		if j > 0 {
+			score = max(score, a[j-1])
+		}
+		for i > 0 && n[i-1] == score {
+			i--
+		}
+		for j > 0 && a[j-1] == score {
+			j--
+		}
+		out = append(out, step{score, len(n) - i, len(a) - j})
 	}
-	slices.SortFunc(all, func(a, b ranked) int { return cmp.Compare(b.score, a.score) })
-	return all
+	return out
 }
 
 // AveragePrecision is Σ (Rₙ − Rₙ₋₁)·Pₙ over the different scores from the
 // highest: precision weighted by the gain in recall, anomalies being the
 // positives. It is NaN where AUROC is.
 func AveragePrecision(normal, anomalous []float64) float64 {
-	if math.IsNaN(AUROC(normal, anomalous)) {
+	all := steps(normal, anomalous)
+	if all == nil {
 		return math.NaN()
 	}
-	all := rank(normal, anomalous)
-	var sum float64
-	var tp, before int
-	for i, s := range all {
-		if s.anomalous {
-			tp++
-		}
-		if i+1 < len(all) && all[i+1].score == s.score {
-			continue
-		}
-		sum += float64(tp-before) / float64(len(anomalous)) * float64(tp) / float64(i+1)
-		before = tp
+	sum, before := 0.0, 0
+	for _, s := range all {
+		sum += float64(s.tp-before) / float64(len(anomalous)) * float64(s.tp) / float64(s.tp+s.fp)
+		before = s.tp
 	}
 	return sum
 }

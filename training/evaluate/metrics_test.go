@@ -141,16 +141,16 @@ func TestPixelFiguresAgreeWithPython(t *testing.T) {
 	if p.Regions() != g.Regions {
 		t.Errorf("%d regions, in Python %d", p.Regions(), g.Regions)
 	}
-	auroc, err := p.AUROC()
+	area, err := auroc(&p)
 	if err != nil {
 		t.Fatal(err)
 	}
-	pro, err := p.PRO(PROLimit)
+	overlap, err := pro(&p, PROLimit)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if math.Abs(auroc-g.AUROC) > 1e-9 || math.Abs(pro-g.PRO) > 1e-9 {
-		t.Errorf("pixel auroc %v, pro %v; in Python %v and %v", auroc, pro, g.AUROC, g.PRO)
+	if math.Abs(area-g.AUROC) > 1e-9 || math.Abs(overlap-g.PRO) > 1e-9 {
+		t.Errorf("pixel auroc %v, pro %v; in Python %v and %v", area, overlap, g.AUROC, g.PRO)
 	}
 }
 
@@ -174,7 +174,7 @@ func TestPixelAUROCIsThatOfThePixels(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	got, err := p.AUROC()
+	got, err := auroc(&p)
 	if err != nil || math.Abs(got-AUROC(normal, marked)) > 1e-12 {
 		t.Errorf("got %v (%v), want %v", got, err, AUROC(normal, marked))
 	}
@@ -202,8 +202,8 @@ func TestPROWeighsRegionsAlike(t *testing.T) {
 	if p.Regions() != 2 {
 		t.Fatalf("%d regions", p.Regions())
 	}
-	if pro, err := p.PRO(PROLimit); err != nil || math.Abs(pro-0.5) > 1e-12 {
-		t.Errorf("pro %v, %v; want one half", pro, err)
+	if got, err := pro(&p, PROLimit); err != nil || math.Abs(got-0.5) > 1e-12 {
+		t.Errorf("pro %v, %v; want one half", got, err)
 	}
 	perfect := slices.Clone(scores)
 	perfect[11] = 2
@@ -211,8 +211,8 @@ func TestPROWeighsRegionsAlike(t *testing.T) {
 	if err := q.Add(perfect, mask, 6, 3); err != nil {
 		t.Fatal(err)
 	}
-	if pro, err := q.PRO(PROLimit); err != nil || math.Abs(pro-1) > 1e-12 {
-		t.Errorf("pro %v, %v; want 1", pro, err)
+	if got, err := pro(&q, PROLimit); err != nil || math.Abs(got-1) > 1e-12 {
+		t.Errorf("pro %v, %v; want 1", got, err)
 	}
 }
 
@@ -275,8 +275,8 @@ func TestPixelsOfGroupsAndOfWhatIsSeen(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, pair := range map[string][2]float64{
-		"auroc": {f.AUROC, must(t)(all.AUROC())}, "pro": {f.PRO, must(t)(all.PRO(PROLimit))},
-		"seen auroc": {f.CoveredAUROC, must(t)(seen.AUROC())}, "seen pro": {f.CoveredPRO, must(t)(seen.PRO(PROLimit))},
+		"auroc": {f.AUROC, must(t)(auroc(&all))}, "pro": {f.PRO, must(t)(pro(&all, PROLimit))},
+		"seen auroc": {f.CoveredAUROC, must(t)(auroc(&seen))}, "seen pro": {f.CoveredPRO, must(t)(pro(&seen, PROLimit))},
 		"seen": {f.Covered, 1 - float64(unseen)/float64(marked)},
 	} {
 		if math.Abs(pair[0]-pair[1]) > 1e-9 {
@@ -300,7 +300,7 @@ func must(t *testing.T) func(float64, error) float64 {
 
 func TestPixelsRefuseNonsense(t *testing.T) {
 	var p Pixels
-	if _, err := p.AUROC(); err == nil {
+	if _, err := auroc(&p); err == nil {
 		t.Error("a figure of nothing")
 	}
 	if err := p.Add(make([]float32, 5), nil, 2, 3); err == nil {
@@ -312,7 +312,12 @@ func TestPixelsRefuseNonsense(t *testing.T) {
 	if err := p.Add([]float32{float32(math.NaN())}, nil, 1, 1); err == nil {
 		t.Error("NaN was taken")
 	}
-	if _, err := p.PRO(0); err == nil {
+	if _, err := pro(&p, 0); err == nil {
 		t.Error("a limit of 0 was taken")
 	}
 }
+
+// auroc and pro are the measures of one group of images.
+func auroc(p *Pixels) (float64, error) { return pixelGroups{p}.auroc(false) }
+
+func pro(p *Pixels, limit float64) (float64, error) { return pixelGroups{p}.pro(limit, false) }

@@ -31,7 +31,10 @@ func Near(ctx context.Context, set, others *dataset.Set, m Method, f *Features, 
 	if f == nil {
 		return nil, errors.New("near: features for the closeness of classes are missing")
 	}
-	normals, err := nearNormals(set, others, o)
+	normals, err := o.normals(set)
+	if n := len(others.Labels()); err == nil && (n == 0 || n == 1 && set == others) {
+		err = fmt.Errorf("data set %s: %d classes are too few, one is normal and the others are not", others.Root, n)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -122,24 +125,6 @@ func foreign(label string, two bool) string {
 		return "other/" + label
 	}
 	return label
-}
-
-func nearNormals(set, others *dataset.Set, o Options) ([]string, error) {
-	if set == others {
-		return chosen(set, o)
-	}
-	if len(others.Labels()) == 0 {
-		return nil, fmt.Errorf("data set %s has no classes", others.Root)
-	}
-	for _, n := range o.Normal {
-		if !slices.Contains(set.Labels(), n) {
-			return nil, fmt.Errorf("data set %s has no class %q, only %v", set.Root, n, set.Labels())
-		}
-	}
-	if len(o.Normal) > 0 {
-		return o.Normal, nil
-	}
-	return set.Labels(), nil
 }
 
 // running gives the means of the first 1, 2, … values.

@@ -2,7 +2,6 @@ package evaluate
 
 import (
 	"math"
-	"slices"
 )
 
 // Confusion is what a threshold makes of scored images: those above it are called
@@ -41,37 +40,14 @@ func confusion(threshold float64, tp, fp, anomalies, normals int) Confusion {
 // so that what is above it is called anomalous; the last one's is just below all. It is nil
 // where AUROC is NaN.
 func PrecisionRecall(normal, anomalous []float64) []Confusion {
-	if math.IsNaN(AUROC(normal, anomalous)) {
-		return nil
-	}
-	n, a := slices.Sorted(slices.Values(normal)), slices.Sorted(slices.Values(anomalous))
-	slices.Reverse(n)
-	slices.Reverse(a)
 	var out []Confusion
-	for fp, tp := 0, 0; fp < len(n) || tp < len(a); {
-		score := math.Inf(-1)
-		if fp < len(n) {
-			score = n[fp]
+	all := steps(normal, anomalous)
+	for i, s := range all {
+		next := math.Nextafter(s.score, math.Inf(-1)) // nothing is left: all are above it
+		if i+1 < len(all) {
+			next = all[i+1].score
 		}
-		if tp < len(a) {
-			score = max(score, a[tp])
-		}
-		for fp < len(n) && n[fp] == score {
-			fp++
-		}
-		for tp < len(a) && a[tp] == score {
-			tp++
-		}
-		next := math.Nextafter(score, math.Inf(-1)) // nothing is left: all are above it
-		switch {
-		case fp < len(n) && tp < len(a):
-			next = max(n[fp], a[tp])
-		case fp < len(n):
-			next = n[fp]
-		case tp < len(a):
-			next = a[tp]
-		}
-		out = append(out, confusion(next, tp, fp, len(a), len(n)))
+		out = append(out, confusion(next, s.tp, s.fp, len(anomalous), len(normal)))
 	}
 	return out
 }

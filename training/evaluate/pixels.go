@@ -12,8 +12,7 @@ import (
 // evaluation does.
 const PROLimit = 0.3
 
-// Pixels gathers score maps and ground truths, for [Pixels.AUROC] and
-// [Pixels.PRO]. It keeps 4 bytes for each normal pixel and 8 for each anomalous
+// Pixels gathers score maps and ground truths. It keeps 4 bytes for each normal pixel and 8 for each anomalous
 // one.
 type Pixels struct {
 	normal    []float32
@@ -72,14 +71,6 @@ var errNoPixels = errors.New("pixel measures need both normal and anomalous pixe
 // Uncovered is the score of a pixel that a method does not cover: lower than any
 // other.
 var Uncovered = float32(math.Inf(-1))
-
-// AUROC is the area under the pixels' receiver operating characteristic.
-func (p *Pixels) AUROC() (float64, error) { return pixelGroups{p}.auroc(false) }
-
-// PRO is the per-region overlap: the share of a region that is found, averaged
-// over the regions, as a function of the share of normal pixels that are marked
-// in error, integrated from 0 to limit and divided by limit. 1 is perfect.
-func (p *Pixels) PRO(limit float64) (float64, error) { return pixelGroups{p}.pro(limit, false) }
 
 // PixelFigures are the pixel measures of one kind of anomaly, or of all. Rates
 // are fractions of 1.
@@ -147,6 +138,7 @@ func (p *Pixels) uncoveredNormal() int {
 // pixelGroups are measured together without being copied into one.
 type pixelGroups []*Pixels
 
+// auroc is the area under the pixels' receiver operating characteristic.
 func (g pixelGroups) auroc(covered bool) (float64, error) {
 	n := 0
 	for _, p := range g {
@@ -159,6 +151,9 @@ func (g pixelGroups) auroc(covered bool) (float64, error) {
 	return g.area(1, covered, func(*Pixels, int32) float64 { return 1 / float64(n) })
 }
 
+// pro is the per-region overlap: the share of a region that is found, averaged
+// over the regions, as a function of the share of normal pixels that are marked
+// in error, integrated from 0 to limit and divided by limit. 1 is perfect.
 func (g pixelGroups) pro(limit float64, covered bool) (float64, error) {
 	if !(limit > 0 && limit <= 1) {
 		return 0, fmt.Errorf("limit %v of the false-positive rate is not between 0 and 1", limit)

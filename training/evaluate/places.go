@@ -65,11 +65,8 @@ func meanFigures(repeats []map[string]PixelFigures) map[string]PixelFigures {
 	return out
 }
 
-// add takes the map of one image. An anomaly without a mask counts for nothing.
+// add takes the map of one image.
 func (p pixelsOf) add(s Scored, scores []float32, w, h int) error {
-	if p == nil || s.Anomalous && len(s.Item.Masks) == 0 {
-		return nil
-	}
 	mask, mw, mh, err := s.Item.ReadMask()
 	if err != nil {
 		return err
@@ -89,36 +86,9 @@ func (p pixelsOf) add(s Scored, scores []float32, w, h int) error {
 	return nil
 }
 
-// locate asks a scorer that knows it where its images are strange, and collects
-// the pixels in px.
-func (r *Run) locate(ctx context.Context, scorer Scorer, px pixelsOf) error {
-	switch where := scorer.(type) {
-	case Localizer:
-		return r.locateByPatches(ctx, where, px)
-	case Mapper:
-		if px == nil {
-			return nil
-		}
-		for _, s := range r.Scored {
-			if s.Anomalous && len(s.Item.Masks) == 0 {
-				continue
-			}
-			scores, w, h, err := where.Map(ctx, s.Item)
-			if err != nil {
-				return fmt.Errorf("map of %s: %w", s.Item.Name, err)
-			}
-			if scores == nil {
-				continue
-			}
-			if err := px.add(s, scores, w, h); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-func (r *Run) locateByPatches(ctx context.Context, where Localizer, px pixelsOf) error {
+// locate asks where the images are strange, and collects the pixels in px. An
+// anomaly without a mask counts for nothing there.
+func (r *Run) locate(ctx context.Context, where Localizer, px pixelsOf) error {
 	items := make([]dataset.Item, len(r.Scored))
 	for i, s := range r.Scored {
 		items[i] = s.Item
