@@ -109,12 +109,12 @@ func foldSplit(c *inference) {
 		return
 	}
 	axis := c.axis(c.attrs().Int("axis", 0), len(x.shape))
-	inner := product(x.shape[axis+1:]) * x.typ.Size()
+	inner := Elements(x.shape[axis+1:]) * x.typ.Size()
 	start := 0
 	for _, v := range c.node.Outputs {
 		var data []byte
 		width := v.Dim(axis) * inner
-		for b := range product(x.shape[:axis]) {
+		for b := range Elements(x.shape[:axis]) {
 			at := b*x.shape[axis]*inner + start
 			data = append(data, x.constant.Data[at:at+width]...)
 		}
@@ -152,8 +152,8 @@ func (c *inference) pick(positions []int) *Tensor {
 // positions returns, for each element of a tensor of the given shape in row-major
 // order, base plus the sum of index times stride.
 func positions(shape, strides []int, base int) []int {
-	out := make([]int, 0, product(shape))
-	if product(shape) == 0 {
+	out := make([]int, 0, Elements(shape))
+	if Elements(shape) == 0 {
 		return out
 	}
 	index := make([]int, len(shape))
@@ -231,7 +231,7 @@ func foldTile(c *inference) *Tensor {
 	}
 	strides := rowMajor(x.shape)
 	out := c.node.Outputs[0].shape
-	at := make([]int, 0, product(out))
+	at := make([]int, 0, Elements(out))
 	for _, p := range positions(out, rowMajor(out), 0) {
 		source := 0
 		for i, s := range rowMajor(out) {
@@ -245,7 +245,7 @@ func foldTile(c *inference) *Tensor {
 func foldGather(c *inference) *Tensor {
 	x, idx := c.in(0), c.in(1)
 	axis := c.axis(c.attrs().Int("axis", 0), len(x.shape))
-	before, dim, after := product(x.shape[:axis]), x.shape[axis], product(x.shape[axis+1:])
+	before, dim, after := Elements(x.shape[:axis]), x.shape[axis], Elements(x.shape[axis+1:])
 	at := make([]int, 0, c.node.Outputs[0].Elements())
 	chosen := idx.constant.Ints()
 	for b := range before {
@@ -265,9 +265,9 @@ func foldConcat(c *inference) *Tensor {
 	out := c.node.Outputs[0]
 	axis := c.axis(c.attrs().Int("axis", 0), len(out.shape))
 	var data []byte
-	for b := range product(out.shape[:axis]) {
+	for b := range Elements(out.shape[:axis]) {
 		for _, v := range c.node.Inputs {
-			chunk := product(v.shape[axis:]) * v.typ.Size()
+			chunk := Elements(v.shape[axis:]) * v.typ.Size()
 			data = append(data, v.constant.Data[b*chunk:(b+1)*chunk]...)
 		}
 	}

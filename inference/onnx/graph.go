@@ -61,7 +61,7 @@ func (v *Value) Dim(axis int) int {
 }
 
 // Elements returns the product of the dimensions.
-func (v *Value) Elements() int { return product(v.shape) }
+func (v *Value) Elements() int { return Elements(v.shape) }
 
 // Producer returns the node that computes the value, nil for graph inputs and
 // initialisers.

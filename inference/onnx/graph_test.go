@@ -17,7 +17,7 @@ func attentionBlock(t *testing.T) *Graph {
 	g := New("block")
 	x := g.Input("pixels", Uint8, 2, 32, 32, 3)
 	weight := func(name string, shape ...int) *Value {
-		return g.Initializer(FromFloat32(name, make([]float32, product(shape)), shape...))
+		return g.Initializer(FromFloat32(name, make([]float32, Elements(shape)), shape...))
 	}
 	h := g.Scale(g.Cast(x, Float), 1.0/255)
 	h = g.Transpose(h, 0, 3, 1, 2)

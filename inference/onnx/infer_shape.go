@@ -172,7 +172,7 @@ func flatten(c *inference) {
 	if axis < 0 || axis > len(x.shape) {
 		c.failf("axis %d is outside rank %d", axis, len(x.shape))
 	}
-	c.out(0, x.typ, []int{product(x.shape[:axis]), product(x.shape[axis:])})
+	c.out(0, x.typ, []int{Elements(x.shape[:axis]), Elements(x.shape[axis:])})
 }
 
 func squeeze(c *inference) {

@@ -92,7 +92,7 @@ func FromInt32(name string, data []int32, shape ...int) Tensor {
 }
 
 // Elements returns the number of elements that the shape asks for.
-func (t Tensor) Elements() int { return product(t.Shape) }
+func (t Tensor) Elements() int { return Elements(t.Shape) }
 
 // Float32s returns the elements of a float tensor, or nil for another type.
 // The result aliases Data where that is aligned to 4 bytes and is a copy
@@ -184,7 +184,7 @@ func integerAt(t DataType, b []byte) int64 {
 // tensorOf encodes values, which are float64 for floating-point types and
 // int64 otherwise, as type t.
 func tensorOf(t DataType, shape []int, floats []float64, ints []int64) *Tensor {
-	n := product(shape)
+	n := Elements(shape)
 	size := t.Size()
 	data := make([]byte, n*size)
 	for i := range n {
@@ -262,7 +262,8 @@ func elements(shape []int) (int, error) {
 	return n, nil
 }
 
-func product(shape []int) int {
+// Elements is the product of dimensions.
+func Elements(shape []int) int {
 	n := 1
 	for _, d := range shape {
 		n *= d

@@ -567,6 +567,6 @@ func (r *runner) evaluate(ctx context.Context) (loss, accuracy float64, err erro
 		}
 		return nil
 	})
-	loss, metrics, err := r.trainer.Evaluate(ctx, src, n, optim.EvalOptions{})
+	loss, metrics, err := r.trainer.Evaluate(ctx, src, n)
 	return loss, metrics[metricAccuracy], err
 }

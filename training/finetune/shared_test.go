@@ -127,7 +127,7 @@ func TestViTTinySGD(t *testing.T) {
 		within("loss before a step", losses[i], want, 1e-3)
 		worst = max(worst, math.Abs(losses[i]/want-1))
 	}
-	last, _, err := r.trainer.Evaluate(ctx, src, 1, optim.EvalOptions{})
+	last, _, err := r.trainer.Evaluate(ctx, src, 1)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,7 +19,7 @@ type Cost struct {
 func (t *Trainer) Cost(steps int) (Cost, error) {
 	c := Cost{Frozen: t.frozen}
 	for _, w := range t.trained {
-		c.Trained += elements(w.shape)
+		c.Trained += onnx.Elements(w.shape)
 	}
 	forward, err := t.servingLoss()
 	if err != nil {
@@ -59,7 +59,7 @@ func (t *Trainer) Forward() (_ *Forward, err error) {
 	}
 	for i, in := range microInputs(t.spec.Inputs, t.spec.Accumulate) {
 		batch := t.sets[0].batches[i]
-		x, err := ort.NewRaw(batch.Type(), in.Shape, batch.Bytes()[:elements(in.Shape)*in.Type.Size()])
+		x, err := ort.NewRaw(batch.Type(), in.Shape, batch.Bytes()[:onnx.Elements(in.Shape)*in.Type.Size()])
 		if err != nil {
 			return nil, err
 		}

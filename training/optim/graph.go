@@ -61,7 +61,6 @@ type plan struct {
 	trained []trained // in the order of Spec.Weights, used by the loss
 	frozen  int       // elements of the frozen weights that the loss uses
 	metrics []string  // of the record, the loss first
-	forward *onnx.Graph
 	// resident says that the state is where Go does not see it.
 	resident bool
 }
@@ -70,16 +69,15 @@ type plan struct {
 func newPlan(s Spec) (*plan, error) {
 	p := &plan{spec: s}
 	g := onnx.New(s.Name + "_forward")
-	loss, used, err := p.lossGraph(g, s.Loss, microInputs(s.Inputs, s.Accumulate), true)
+	loss, used, err := p.lossGraph(g, s.Loss, microInputs(s.Inputs, s.Accumulate))
 	if err != nil {
 		return nil, err
 	}
-	p.forward = g
 	p.metrics = []string{"loss"}
 	for _, m := range loss.Metrics {
 		p.metrics = append(p.metrics, m.Name)
 	}
-	if s.Optimizer.Clip > 0 || s.GradientNorm {
+	if s.Optimizer.Clip > 0 {
 		p.metrics = append(p.metrics, "gradient_norm")
 	}
 	for _, w := range s.Weights {
@@ -110,7 +108,7 @@ func microInputs(in []Input, parts int) []Input {
 
 // lossGraph makes a graph of the loss alone: batch and, in the order of
 // Spec.Weights, the trainable weights go in; loss and metrics come out, [1] each.
-func (p *plan) lossGraph(g *onnx.Graph, build LossFunc, inputs []Input, outputs bool) (Loss, map[string]bool, error) {
+func (p *plan) lossGraph(g *onnx.Graph, build LossFunc, inputs []Input) (Loss, map[string]bool, error) {
 	var batch []*onnx.Value
 	for _, in := range inputs {
 		batch = append(batch, g.Input(in.Name, in.Type, in.Shape...))
@@ -126,11 +124,9 @@ func (p *plan) lossGraph(g *onnx.Graph, build LossFunc, inputs []Input, outputs 
 	if err != nil {
 		return Loss{}, nil, err
 	}
-	if outputs {
-		g.Output("loss", g.Reshape(loss.Value, 1))
-		for _, m := range loss.Metrics {
-			g.Output("metric/"+m.Name, g.Reshape(m.Value, 1))
-		}
+	g.Output("loss", g.Reshape(loss.Value, 1))
+	for _, m := range loss.Metrics {
+		g.Output("metric/"+m.Name, g.Reshape(m.Value, 1))
 	}
 	return loss, used, g.Err()
 }
@@ -210,21 +206,15 @@ func (p *plan) stepGraph(chunk int) (*onnx.Graph, error) {
 	g := onnx.New(s.Name + "_training")
 	loop := !s.SingleSteps
 	var trips *onnx.Value
-	stack := []int{chunk}
+	rows, steps := []int{columns}, 0
 	if loop {
 		trips = g.Input("trips", onnx.Int64)
-	} else {
-		stack = nil
+		rows, steps = []int{chunk, columns}, chunk
 	}
-	schedule := g.Input("schedule", onnx.Float, append(slices.Clone(stack), columns)...)
+	schedule := g.Input("schedule", onnx.Float, rows...)
 	var batches []*onnx.Value
 	for _, in := range s.Inputs {
-		shape := slices.Clone(stack)
-		if s.Accumulate > 1 {
-			shape = append(shape, s.Accumulate)
-		}
-		shape = append(append(shape, in.Shape[0]/s.Accumulate), in.Shape[1:]...)
-		batches = append(batches, g.Input("batch/"+in.Name, in.Type, shape...))
+		batches = append(batches, g.Input("batch/"+in.Name, in.Type, in.parts(steps, s.Accumulate)...))
 	}
 	record := g.Input("record", onnx.Float, max(chunk, 1), len(p.metrics))
 	var in []*onnx.Value
@@ -286,7 +276,7 @@ func (p *plan) step(root, b *onnx.Graph, batch []*onnx.Value, schedule *onnx.Val
 		return state{}, nil, err
 	}
 	o := p.spec.Optimizer
-	if o.Clip > 0 || p.spec.GradientNorm {
+	if o.Clip > 0 {
 		defer b.Scope("clip")()
 		var sum *onnx.Value
 		for _, g := range gradients {
@@ -299,12 +289,10 @@ func (p *plan) step(root, b *onnx.Graph, batch []*onnx.Value, schedule *onnx.Val
 		}
 		norm := b.Sqrt(sum)
 		values = append(values, norm)
-		if o.Clip > 0 {
-			// As torch.nn.utils.clip_grad_norm_ does.
-			factor := b.Op("Min", nil, b.Const(onnx.Float, 1), b.Div(b.Const(onnx.Float, o.Clip), b.Add(norm, b.Const(onnx.Float, 1e-6))))
-			for i, g := range gradients {
-				gradients[i] = b.Mul(g, factor)
-			}
+		// As torch.nn.utils.clip_grad_norm_ does.
+		factor := b.Op("Min", nil, b.Const(onnx.Float, 1), b.Div(b.Const(onnx.Float, o.Clip), b.Add(norm, b.Const(onnx.Float, 1e-6))))
+		for i, g := range gradients {
+			gradients[i] = b.Mul(g, factor)
 		}
 	}
 	for i, v := range values {
@@ -321,19 +309,13 @@ func (p *plan) step(root, b *onnx.Graph, batch []*onnx.Value, schedule *onnx.Val
 // gradients appends loss, metrics and the gradients of the weights.
 func (p *plan) gradients(root, b *onnx.Graph, batch, weights []*onnx.Value) (values, gradients []*onnx.Value, err error) {
 	defer b.Scope("loss")()
-	differentiate := p.spec.Gradient
-	if differentiate == nil {
-		target := autodiff.CPU
-		if !p.spec.Session.Device.IsCPU() {
-			target = autodiff.CUDA
-		}
-		options := []autodiff.Option{autodiff.For(target)}
-		if p.spec.Recompute != nil {
-			options = append(options, autodiff.Recompute(p.spec.Recompute))
-		}
-		differentiate = func(g *onnx.Graph, loss *onnx.Value, params []*onnx.Value) ([]*onnx.Value, error) {
-			return autodiff.Gradient(g, loss, params, options...)
-		}
+	target := autodiff.CPU
+	if !p.spec.Session.Device.IsCPU() {
+		target = autodiff.CUDA
+	}
+	options := []autodiff.Option{autodiff.For(target)}
+	if p.spec.Recompute != nil {
+		options = append(options, autodiff.Recompute(p.spec.Recompute))
 	}
 	at := func(g *onnx.Graph, batch, weights []*onnx.Value) (values, gradients []*onnx.Value, err error) {
 		given := map[string]*onnx.Value{}
@@ -344,15 +326,12 @@ func (p *plan) gradients(root, b *onnx.Graph, batch, weights []*onnx.Value) (val
 		if err != nil {
 			return nil, nil, err
 		}
-		gradients, err = differentiate(g, loss.Value, weights)
+		gradients, err = autodiff.Gradient(g, loss.Value, weights, options...)
 		if err == nil {
 			err = g.Err()
 		}
 		if err != nil {
 			return nil, nil, fmt.Errorf("differentiate the loss: %w", err)
-		}
-		if len(gradients) != len(weights) {
-			return nil, nil, fmt.Errorf("differentiate the loss: %d gradients for %d weights", len(gradients), len(weights))
 		}
 		for i, v := range gradients {
 			if v == nil {
@@ -371,9 +350,9 @@ func (p *plan) gradients(root, b *onnx.Graph, batch, weights []*onnx.Value) (val
 	}
 	// The parts' sums are carried; the weights are values of the outer graph.
 	var zeros []*onnx.Value
-	count := 1 + len(p.metrics) - 1
-	if p.spec.Optimizer.Clip > 0 || p.spec.GradientNorm {
-		count--
+	count := len(p.metrics)
+	if p.spec.Optimizer.Clip > 0 {
+		count-- // the norm is of the sums
 	}
 	for range count {
 		zeros = append(zeros, b.Filled(onnx.Float, 0, 1))

@@ -2,6 +2,7 @@ package optim
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,7 +31,6 @@ func linear() Spec {
 	for i := range w {
 		w[i] = 0.3 * float32(i-2)
 	}
-	var gw, gb *onnx.Value
 	return Spec{
 		Name:    "linear",
 		Weights: []onnx.Tensor{onnx.FromFloat32("w", w, inputs, 1), onnx.FromFloat32("b", []float32{0.5}, 1), onnx.FromFloat32("scale", []float32{1}, 1)},
@@ -40,16 +40,10 @@ func linear() Spec {
 			n := batch[0].Dim(0)
 			p := g.Mul(g.Reshape(g.Add(g.MatMul(batch[0], w("w")), w("b")), n), w("scale"))
 			d := g.Sub(p, batch[1])
-			e := g.Scale(d, 2/float64(n))
-			gw = g.MatMul(g.Transpose(batch[0], 1, 0), g.Reshape(e, n, 1))
-			gb = g.Reshape(g.ReduceSum(e, false), 1)
 			return Loss{
 				Value:   g.ReduceMean(g.Mul(d, d), false),
 				Metrics: []Metric{{"worst", g.Reduce("ReduceMax", g.Op("Abs", nil, d), false)}},
 			}, nil
-		},
-		Gradient: func(g *onnx.Graph, loss *onnx.Value, params []*onnx.Value) ([]*onnx.Value, error) {
-			return []*onnx.Value{gw, gb}, nil
 		},
 		Optimizer: Optimizer{Kind: SGD, LearningRate: 0.05},
 		Calls:     Calls{Chunk: 4},
@@ -252,7 +246,8 @@ func testOptimizers(t *testing.T, linear func() Spec) {
 				c.scale = func(int) (float64, float64) { return 1, c.o.WeightDecay }
 			}
 			s := linear()
-			s.Optimizer, s.Groups, s.GradientNorm = c.o, append(c.groups, s.Groups...), true
+			c.o.Clip = cmp.Or(c.o.Clip, math.MaxFloat32) // the norms are recorded where there is clipping
+			s.Optimizer, s.Groups = c.o, append(c.groups, s.Groups...)
 			x := newTestTrainer(t, s)
 			losses, norms := train(t, x, 22)
 			want := newReference()
@@ -311,7 +306,7 @@ func TestAccumulation(t *testing.T) { inBothPlaces(t, testAccumulation) }
 
 func testAccumulation(t *testing.T, linear func() Spec) {
 	s := linear()
-	s.GradientNorm = true
+	s.Optimizer.Clip = math.MaxFloat32 // only for the norms
 	x := newTestTrainer(t, s)
 	losses, norms := train(t, x, 9)
 	s.Accumulate = 4
@@ -395,7 +390,7 @@ func TestNoFileIsLeftBehind(t *testing.T) {
 	want, _ := train(t, newTestTrainer(t, linear()), 8)
 	x := newTestTrainer(t, s)
 	got, _ := train(t, x, 4)
-	if _, _, err := x.Evaluate(t.Context(), source, 1, EvalOptions{}); err != nil {
+	if _, _, err := x.Evaluate(t.Context(), source, 1); err != nil {
 		t.Fatal(err)
 	}
 	left, err := os.ReadDir(dir)
@@ -581,32 +576,27 @@ func testEvaluate(t *testing.T, linear func() Spec) {
 	x := newTestTrainer(t, s)
 	train(t, x, 5)
 	before := bits(x.Weights())
-	for _, ema := range []bool{false, true} {
-		w := flatten(x.Weights())
-		if ema {
-			w = flatten(x.EMAWeights())
-		}
-		var want, worst float64
-		for step := range 3 {
-			bx, by := draw(step)
-			var top float64
-			for n := range examples {
-				p := w[inputs]
-				for i := range inputs {
-					p += w[i] * float64(bx[n*inputs+i])
-				}
-				d := p - float64(by[n])
-				want += d * d / examples / 3
-				top = math.Max(top, math.Abs(d))
+	w := flatten(x.Weights())
+	var want, worst float64
+	for step := range 3 {
+		bx, by := draw(step)
+		var top float64
+		for n := range examples {
+			p := w[inputs]
+			for i := range inputs {
+				p += w[i] * float64(bx[n*inputs+i])
 			}
-			worst += top / 3
+			d := p - float64(by[n])
+			want += d * d / examples / 3
+			top = math.Max(top, math.Abs(d))
 		}
-		loss, metrics, err := x.Evaluate(context.Background(), source, 3, EvalOptions{EMA: ema})
-		if err != nil {
-			t.Fatal(err)
-		}
-		compare(t, "loss", []float64{loss, metrics["worst"]}, []float64{want, worst}, 1e-5)
+		worst += top / 3
 	}
+	loss, metrics, err := x.Evaluate(context.Background(), source, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	compare(t, "loss", []float64{loss, metrics["worst"]}, []float64{want, worst}, 1e-5)
 	if bits(x.Weights()) != before {
 		t.Error("evaluating changed the weights")
 	}

@@ -37,8 +37,6 @@ type Spec struct {
 	// first axis of every input, whose gradients are averaged: for batches that
 	// do not fit in memory at once. Default 1.
 	Accumulate int
-	// GradientNorm records the global gradient norm even without clipping.
-	GradientNorm bool
 	// Session has the options of ONNX Runtime.
 	Session ort.Options
 	Calls
@@ -47,10 +45,6 @@ type Spec struct {
 	// autodiff.Recompute. It labels the nodes of the loss, whose names begin with
 	// the names of the graphs around them, by segment; nil keeps everything.
 	Recompute func(node string) string
-
-	// Gradient differentiates; nil means autodiff.Gradient for the session's
-	// device, with Recompute.
-	Gradient func(g *onnx.Graph, loss *onnx.Value, params []*onnx.Value) ([]*onnx.Value, error)
 }
 
 // Calls says how steps become calls of ONNX Runtime.
@@ -71,6 +65,18 @@ type Input struct {
 	Name  string
 	Type  onnx.DataType
 	Shape []int // the first dimension is the number of examples
+}
+
+// parts is the input's shape where its examples come in so many parts; with
+// steps > 0, for as many steps.
+func (in Input) parts(steps, parts int) (shape []int) {
+	if steps > 0 {
+		shape = append(shape, steps)
+	}
+	if parts > 1 {
+		shape = append(shape, parts)
+	}
+	return append(append(shape, in.Shape[0]/parts), in.Shape[1:]...)
 }
 
 // Weights gives the value that stands for a weight in the graph being built:

@@ -8,7 +8,6 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/nearmiss/nearmiss/inference/onnx"
@@ -48,7 +47,7 @@ type Batch struct {
 func batchOf[T ort.Element](b Batch, name string) []T {
 	for i, in := range b.inputs {
 		if in.Name == name {
-			n := elements(in.Shape)
+			n := onnx.Elements(in.Shape)
 			return ort.Data[T](b.memory[i])[b.step*n : (b.step+1)*n : (b.step+1)*n]
 		}
 	}
@@ -64,14 +63,6 @@ func (b Batch) Uint8s(name string) []uint8 { return batchOf[uint8](b, name) }
 
 // Int64s is the memory of an int64 input.
 func (b Batch) Int64s(name string) []int64 { return batchOf[int64](b, name) }
-
-func elements(shape []int) int {
-	n := 1
-	for _, d := range shape {
-		n *= d
-	}
-	return n
-}
 
 // Trainer trains the weights of a Spec. Its methods must not be called at the
 // same time.
@@ -126,7 +117,7 @@ func newTrainer(s Spec) (_ *Trainer, err error) {
 	if t.chunk <= 0 {
 		bytes := 0
 		for _, in := range s.Inputs {
-			bytes += elements(in.Shape) * in.Type.Size()
+			bytes += onnx.Elements(in.Shape) * in.Type.Size()
 		}
 		t.chunk = min(10, max(1, 64<<20/max(bytes, 1)))
 	}
@@ -169,20 +160,13 @@ func (t *Trainer) load(g *onnx.Graph) (*ort.Session, error) {
 
 // allocate makes the state, twice, and the memory of two chunks.
 func (t *Trainer) allocate() error {
-	zeros := func(typ onnx.DataType, shape ...int) (*ort.Tensor, error) {
-		return ort.Zeros(typ, shape...)
-	}
 	if t.resident {
 		var err error
-		if t.finite, err = zeros(onnx.Float, len(t.trained)); err != nil {
+		if t.finite, err = ort.Zeros(onnx.Float, len(t.trained)); err != nil {
 			return err
 		}
 	}
-	for side := range 2 {
-		list := &t.cur
-		if side == 1 {
-			list = &t.next
-		}
+	for side, list := range []*[]*ort.Tensor{&t.cur, &t.next} {
 		for range 1 + len(t.spec.Optimizer.slots()) {
 			for _, w := range t.trained {
 				x, err := t.tensor(w.shape)
@@ -193,27 +177,22 @@ func (t *Trainer) allocate() error {
 			}
 		}
 		var err error
-		if t.record[side], err = zeros(onnx.Float, t.chunk, len(t.metrics)); err != nil {
+		if t.record[side], err = ort.Zeros(onnx.Float, t.chunk, len(t.metrics)); err != nil {
 			return err
 		}
 		f := &t.sets[side]
-		var stack []int
+		schedule, steps := []int{columns}, 0
 		if !t.spec.SingleSteps {
-			if f.trips, err = zeros(onnx.Int64); err != nil {
+			if f.trips, err = ort.Zeros(onnx.Int64); err != nil {
 				return err
 			}
-			stack = []int{t.chunk}
+			schedule, steps = []int{t.chunk, columns}, t.chunk
 		}
-		if f.schedule, err = zeros(onnx.Float, append(slices.Clone(stack), columns)...); err != nil {
+		if f.schedule, err = ort.Zeros(onnx.Float, schedule...); err != nil {
 			return err
 		}
 		for _, in := range t.spec.Inputs {
-			shape := slices.Clone(stack)
-			if t.spec.Accumulate > 1 {
-				shape = append(shape, t.spec.Accumulate)
-			}
-			shape = append(append(shape, in.Shape[0]/t.spec.Accumulate), in.Shape[1:]...)
-			x, err := zeros(in.Type, shape...)
+			x, err := ort.Zeros(in.Type, in.parts(steps, t.spec.Accumulate)...)
 			if err != nil {
 				return err
 			}
@@ -255,7 +234,7 @@ type Progress struct {
 	Step int // steps done, in all
 	// Losses has the loss of each step of the chunk, before its update.
 	Losses []float64
-	// GradientNorms has the global norms before clipping, where recorded.
+	// GradientNorms has the global norms before clipping, where there is clipping.
 	GradientNorms []float64
 	// Metrics has the metrics of the loss, by name.
 	Metrics map[string][]float64
@@ -409,22 +388,17 @@ func (t *Trainer) Trained() []string {
 	return out
 }
 
-// EvalOptions adjust Evaluate.
-type EvalOptions struct {
-	EMA bool // with the moving averages of the weights
-}
-
 // Evaluate computes the mean loss and metrics over n batches, steps 0..n−1 of
 // the source, with the present weights and without changing them.
-func (t *Trainer) Evaluate(ctx context.Context, src Source, n int, o EvalOptions) (loss float64, metrics map[string]float64, err error) {
-	loss, metrics, err = t.evaluate(ctx, src, n, o)
+func (t *Trainer) Evaluate(ctx context.Context, src Source, n int) (loss float64, metrics map[string]float64, err error) {
+	loss, metrics, err = t.evaluate(ctx, src, n)
 	if err != nil {
 		return 0, nil, fmt.Errorf("evaluate %s: %w", t.spec.Name, err)
 	}
 	return loss, metrics, nil
 }
 
-func (t *Trainer) evaluate(ctx context.Context, src Source, n int, o EvalOptions) (float64, map[string]float64, error) {
+func (t *Trainer) evaluate(ctx context.Context, src Source, n int) (float64, map[string]float64, error) {
 	if t.session == nil {
 		return 0, nil, ort.ErrClosed
 	}
@@ -438,7 +412,7 @@ func (t *Trainer) evaluate(ctx context.Context, src Source, n int, o EvalOptions
 	}
 	if t.eval == nil {
 		g := onnx.New(t.spec.Name + "_evaluation")
-		if _, _, err := t.lossGraph(g, build, inputs, true); err != nil {
+		if _, _, err := t.lossGraph(g, build, inputs); err != nil {
 			return 0, nil, err
 		}
 		s, err := t.load(g)
@@ -456,10 +430,6 @@ func (t *Trainer) evaluate(ctx context.Context, src Source, n int, o EvalOptions
 		}
 		in = append(in, m)
 	}
-	from := 0
-	if o.EMA && t.spec.Optimizer.EMA > 0 {
-		from = len(t.cur) - len(t.trained)
-	}
 	at := t.places()
 	var unused []*ort.Tensor // trainable weights that the loss of training does not use
 	defer func() { ort.CloseAll(unused...) }()
@@ -468,7 +438,7 @@ func (t *Trainer) evaluate(ctx context.Context, src Source, n int, o EvalOptions
 			continue
 		}
 		if i, ok := at[w.Name]; ok {
-			in = append(in, t.cur[from+i])
+			in = append(in, t.cur[i])
 			continue
 		}
 		m, err := ort.NewTensor(w.Shape, w.Float32s())

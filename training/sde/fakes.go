@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"image"
 	"image/png"
+	"io"
 	"math"
 	"os"
 	"path/filepath"
@@ -268,7 +269,7 @@ func (g *generation) sheet(fakes []made) error {
 	pickNormal := newRand(g.o.Seed, streamSplit, 2).Perm(g.set.n)
 	several("real", g.set.n, func(i int) *imaging.Image { im, _ := g.set.At(pickNormal[i]); return im })
 	side := max(64, g.o.Network.Size)
-	return writePNG(filepath.Join(g.out, SheetFile), frechet.Sheet(columns, side))
+	return g.writePicture(SheetFile, func(w io.Writer) error { return png.Encode(w, frechet.Sheet(columns, side)) })
 }
 
 func pictures(images []*imaging.Image) []image.Image {
@@ -279,14 +280,14 @@ func pictures(images []*imaging.Image) []image.Image {
 	return out
 }
 
-func writePNG(path string, im image.Image) error {
-	f, err := renameio.NewPendingFile(path)
+func (g *generation) writePicture(name string, write func(io.Writer) error) error {
+	f, err := renameio.NewPendingFile(filepath.Join(g.out, name))
 	if err != nil {
-		return fmt.Errorf("write picture: %w", err)
+		return fmt.Errorf("write %s: %w", name, err)
 	}
 	defer f.Cleanup()
-	if err := png.Encode(f, im); err != nil {
-		return fmt.Errorf("write picture %s: %w", path, err)
+	if err := write(f); err != nil {
+		return fmt.Errorf("write %s: %w", name, err)
 	}
 	return f.CloseAtomicallyReplace()
 }
@@ -294,16 +295,11 @@ func writePNG(path string, im image.Image) error {
 // report writes the curve and the manifest.
 func (g *generation) report() error {
 	if g.reference != nil {
-		f, err := renameio.NewPendingFile(filepath.Join(g.out, CurveFile))
+		err := g.writePicture(CurveFile, func(w io.Writer) error {
+			return frechet.WriteCurve(w, "early stopping", g.m.Probes, g.o.Stop, g.control.Keep()[0])
+		})
 		if err != nil {
-			return fmt.Errorf("write the curve: %w", err)
-		}
-		defer f.Cleanup()
-		if err := frechet.WriteCurve(f, "early stopping", g.m.Probes, g.o.Stop, g.control.Keep()[0]); err != nil {
 			return err
-		}
-		if err := f.CloseAtomicallyReplace(); err != nil {
-			return fmt.Errorf("write the curve: %w", err)
 		}
 	}
 	if s := g.m.Seconds.Train; s > 0 {

@@ -1,6 +1,7 @@
 package sde
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -140,15 +141,9 @@ func (g *generation) validate() error {
 	if o.Names != nil && len(o.Names) != g.normals.Len() {
 		errs = append(errs, fmt.Errorf("%d names for %d normals", len(o.Names), g.normals.Len()))
 	}
-	if o.Batch <= 0 {
-		o.Batch = 64
-	}
-	if o.Probes <= 0 {
-		o.Probes = 500
-	}
-	if o.Reference <= 0 {
-		o.Reference = 4000
-	}
+	o.Batch = cmp.Or(max(o.Batch, 0), 64)
+	o.Probes = cmp.Or(max(o.Probes, 0), 500)
+	o.Reference = cmp.Or(max(o.Reference, 0), 4000)
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("make fakes: %w: %w", ErrOptions, err)
 	}

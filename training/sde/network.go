@@ -143,7 +143,7 @@ func (n Network) Init(seed uint64) ([]Param, error) {
 	var ps []Param
 	_, err := n.build(1, false, func(g *onnx.Graph) source {
 		return func(name string, shape []int, in initial) *onnx.Value {
-			p := Param{Name: name, Shape: shape, Data: make([]float32, volume(shape)), Fixed: in.kind == initNormal}
+			p := Param{Name: name, Shape: shape, Data: make([]float32, onnx.Elements(shape)), Fixed: in.kind == initNormal}
 			r := newRand(seed, streamInit, uint64(len(ps)))
 			switch in.kind {
 			case initOne:
@@ -151,7 +151,7 @@ func (n Network) Init(seed uint64) ([]Param, error) {
 					p.Data[i] = 1
 				}
 			case initFan:
-				out, fan := shape[0], volume(shape[1:])
+				out, fan := shape[0], onnx.Elements(shape[1:])
 				field := 1
 				if len(shape) == 4 {
 					field = shape[2] * shape[3]
@@ -172,14 +172,6 @@ func (n Network) Init(seed uint64) ([]Param, error) {
 	return ps, err
 }
 
-func volume(shape []int) int {
-	v := 1
-	for _, d := range shape {
-		v *= d
-	}
-	return v
-}
-
 // Graph returns the network for serving: inputs "x" [batch, C, H, W] and "label"
 // [batch], output "f" like x, weights as initialisers that alias params.
 func (n Network) Graph(batch int, params []Param) (*onnx.Graph, error) {
@@ -188,7 +180,7 @@ func (n Network) Graph(batch int, params []Param) (*onnx.Graph, error) {
 		return func(name string, shape []int, _ initial) *onnx.Value {
 			if i >= len(params) || params[i].Name != name || !slices.Equal(params[i].Shape, shape) {
 				g.Fail(fmt.Errorf("weight %q %v: the weights given are of another network", name, shape))
-				return g.Initializer(onnx.FromFloat32(name, make([]float32, volume(shape)), shape...))
+				return g.Initializer(onnx.FromFloat32(name, make([]float32, onnx.Elements(shape)), shape...))
 			}
 			i++
 			return g.Initializer(onnx.FromFloat32(name, params[i-1].Data, shape...))
@@ -211,7 +203,7 @@ func (n Network) Cost() (params int, flops int64, err error) {
 	u, err := n.build(1, false, func(g *onnx.Graph) source {
 		return func(name string, shape []int, in initial) *onnx.Value {
 			if in.kind != initNormal {
-				params += volume(shape)
+				params += onnx.Elements(shape)
 			}
 			return g.Input(name, onnx.Float, shape...) // no data: only shapes count
 		}

@@ -8,6 +8,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"github.com/nearmiss/nearmiss/inference/onnx"
 )
 
 // The table of the design: weights and forward operations of the paper's sizes.
@@ -184,7 +186,7 @@ func lcg(name string, shape []int, scale, shift float64) []float32 {
 	h := fnv.New32a()
 	h.Write([]byte(name))
 	s := h.Sum32()
-	out := make([]float32, volume(shape))
+	out := make([]float32, onnx.Elements(shape))
 	for i := range out {
 		s = s*1664525 + 1013904223
 		out[i] = float32(scale*(2*float64(s)/(1<<32)-1) + shift)
@@ -207,7 +209,7 @@ func (c networkCase) params(t testing.TB) []Param {
 		default:
 			fan := 4
 			if len(p.Shape) > 1 {
-				fan = volume(p.Shape[1:])
+				fan = onnx.Elements(p.Shape[1:])
 			}
 			ps[i].Data = lcg(p.Name, p.Shape, 0.5/math.Sqrt(float64(fan)), 0)
 		}

@@ -281,7 +281,7 @@ func (w *walk) denoise(t float64) error {
 // eulerMaruyama discretises dx = (f·x − g²·score) dt + g dw̄ (Song et al. eq. 6).
 // n steps cost n calls: the last one is the denoising.
 func (w *walk) eulerMaruyama() error {
-	ts := w.sde.Times(w.o.Steps, w.start())
+	ts := times(w.sde, w.o.Steps, w.start())
 	w.planned = len(ts)
 	for i, t := range ts[:len(ts)-1] {
 		if err := w.eval(w.x, 1, t); err != nil {
@@ -304,7 +304,7 @@ func (w *walk) eulerMaruyama() error {
 // both norms are what they are for noise around data, √d and √d/std, so that an
 // image does not depend on what else is in its batch.
 func (w *walk) predictorCorrector() error {
-	ts := w.sde.Times(w.o.Steps, w.start())
+	ts := times(w.sde, w.o.Steps, w.start())
 	w.planned = 2*len(ts) - 1
 	for i, t := range ts[:len(ts)-1] {
 		if err := w.eval(w.x, 1, t); err != nil {

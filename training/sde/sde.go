@@ -23,9 +23,6 @@ type SDE interface {
 	// Step is the discretisation of the forward diffusion from time s up to
 	// t > s: x_t = x_s + drift·x_s + diffusion·z.
 	Step(t, s float64) (drift, diffusion float64)
-	// Times are n ≥ 1 times at which a sampler of n steps stands, falling from
-	// the start of sampling (at most the horizon) to the horizon's lower end.
-	Times(n int, start float64) []float64
 	// Horizon is the interval of times that training draws from and the least
 	// time at which samplers ask for a score.
 	Horizon() (trainMin, sampleMin, max float64)
@@ -110,10 +107,6 @@ func (v VP) Step(t, s float64) (drift, diffusion float64) {
 	return math.Sqrt(1-b) - 1, math.Sqrt(b)
 }
 
-func (v VP) Times(n int, start float64) []float64 {
-	_, lo, _ := v.Horizon()
-	return uniformTimes(n, start, lo)
-}
 func (VP) Horizon() (trainMin, sampleMin, max float64) { return 1e-5, 1e-3, 1 }
 
 func (v VP) Time(sigma float64) float64 {
@@ -167,10 +160,6 @@ func (v VE) Step(t, s float64) (drift, diffusion float64) {
 	return 0, math.Sqrt(a*a - b*b)
 }
 
-func (v VE) Times(n int, start float64) []float64 {
-	_, lo, _ := v.Horizon()
-	return uniformTimes(n, start, lo)
-}
 func (VE) Horizon() (trainMin, sampleMin, max float64) { return 1e-5, 1e-5, 1 }
 
 func (v VE) Time(sigma float64) float64 {
@@ -200,10 +189,6 @@ func (e EDM) Horizon() (trainMin, sampleMin, m float64) { return e.SigmaMin, e.S
 
 func (e EDM) Step(t, s float64) (drift, diffusion float64) { return 0, math.Sqrt(t*t - s*s) }
 
-func (e EDM) Times(n int, start float64) []float64 {
-	return powerTimes(n, start, e.SigmaMin, e.Rho)
-}
-
 // Precondition gives the factors of D(x; σ) = cSkip·x + cOut·F(cIn·x; cNoise)
 // and the weight λ(σ) of the squared error of D in the training loss.
 func (e EDM) Precondition(sigma float64) (cSkip, cOut, cIn, cNoise, weight float64) {
@@ -213,9 +198,14 @@ func (e EDM) Precondition(sigma float64) (cSkip, cOut, cIn, cNoise, weight float
 	return cSkip, cOut, 1 / math.Sqrt(v), math.Log(sigma) / 4, v / (sigma * sigma * e.SigmaData * e.SigmaData)
 }
 
-// uniformTimes are n times from start down to lo at equal distances.
-func uniformTimes(n int, start, lo float64) []float64 {
-	return powerTimes(n, start, lo, 1)
+// times are n ≥ 1 times at which a sampler of n steps stands, falling from the
+// start of sampling (at most the horizon) to the horizon's lower end.
+func times(s SDE, n int, start float64) []float64 {
+	_, lo, _ := s.Horizon()
+	if e, ok := s.(EDM); ok {
+		return powerTimes(n, start, lo, e.Rho)
+	}
+	return powerTimes(n, start, lo, 1) // at equal distances
 }
 
 // powerTimes are n times from hi down to lo, equally spaced in t^(1/rho)

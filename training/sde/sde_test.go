@@ -81,7 +81,7 @@ func TestTimesFallFromStartToTheLeastTime(t *testing.T) {
 	each(t, func(t *testing.T, s SDE) {
 		_, lo, hi := s.Horizon()
 		for _, n := range []int{2, 18, 1000} {
-			ts := s.Times(n, hi)
+			ts := times(s, n, hi)
 			if len(ts) != n || ts[0] != hi || ts[n-1] != lo {
 				t.Fatalf("%d times from %g to %g, want %d from %g to %g", len(ts), ts[0], ts[len(ts)-1], n, hi, lo)
 			}

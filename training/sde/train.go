@@ -11,7 +11,6 @@ import (
 
 	"github.com/nearmiss/nearmiss/inference/onnx"
 	"github.com/nearmiss/nearmiss/inference/ort"
-	"github.com/nearmiss/nearmiss/training/autodiff"
 	"github.com/nearmiss/nearmiss/training/optim"
 )
 
@@ -82,6 +81,16 @@ type Trainer struct {
 // newTrainer prepares to train a network on a set of images of its size. The
 // caller closes it.
 func newTrainer(s SDE, n Network, data *Set, o TrainOptions) (*Trainer, error) {
+	t, err := untrained(s, n, data, o)
+	if err != nil {
+		return nil, err
+	}
+	t.optim, err = optim.New(t.spec())
+	return t, err
+}
+
+// untrained is a Trainer without what runs its steps.
+func untrained(s SDE, n Network, data *Set, o TrainOptions) (*Trainer, error) {
 	o, err := o.withDefaults(s)
 	if err != nil {
 		return nil, err
@@ -91,10 +100,7 @@ func newTrainer(s SDE, n Network, data *Set, o TrainOptions) (*Trainer, error) {
 			data.Channels, data.Size, data.Size, n.Channels, n.Size, n.Size)
 	}
 	t := &Trainer{sde: s, net: n, o: o, data: data}
-	if t.fixed, err = n.Init(o.Seed); err != nil {
-		return nil, err
-	}
-	t.optim, err = optim.New(t.spec())
+	t.fixed, err = n.Init(o.Seed)
 	return t, err
 }
 
@@ -122,13 +128,6 @@ func (t *Trainer) spec() optim.Spec {
 			Schedule: optim.Schedule{WarmUp: max(t.o.Warmup, 0)},
 		},
 		Session: t.o.Session,
-		Gradient: func(g *onnx.Graph, loss *onnx.Value, params []*onnx.Value) ([]*onnx.Value, error) {
-			target := autodiff.CPU
-			if !t.o.Session.Device.IsCPU() {
-				target = autodiff.CUDA
-			}
-			return autodiff.Gradient(g, loss, params, autodiff.For(target))
-		},
 	}
 	for _, p := range t.fixed {
 		spec.Weights = append(spec.Weights, onnx.FromFloat32(p.Name, p.Data, p.Shape...))
