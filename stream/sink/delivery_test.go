@@ -35,7 +35,7 @@ func TestWhenAFailedEventComesAgain(t *testing.T) {
 	no := errors.New("connection refused")
 	off := 0
 	newLine := func() *delivery {
-		return &delivery{sink: Sink{Name: "a", GiveUp: Duration(24 * 365 * time.Hour)}, retries: retries{delays: schedule}, log: zerolog.Nop(), off: func(error) { off++ }}
+		return &delivery{sink: Sink{Name: "a", GiveUp: Duration(24 * 365 * time.Hour)}, retries: retries{delays: schedule, fails: map[spot]int{}}, log: zerolog.Nop(), off: func(error) { off++ }}
 	}
 	check := func(l *delivery, what string, seq uint64, err error, want time.Duration) {
 		t.Helper()

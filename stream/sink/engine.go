@@ -172,8 +172,9 @@ func (e *Engine) start(ctx context.Context, b jetstream.KeyValue, s Sink, rev ui
 	}
 	l := &delivery{
 		sink: s, origin: origin{e.cfg.Names, e.nc, e.js}, judge: j, log: log,
-		retries: retries{delays: e.cfg.Delays}, losses: lossCheck{interval: e.cfg.LossCheckInterval},
-		off: func(why error) { e.switchOff(own, b, s.Name, rev, why) },
+		retries: retries{delays: e.cfg.Delays, fails: map[spot]int{}},
+		losses:  lossCheck{interval: e.cfg.LossCheckInterval, fresh: map[spot]bool{}, positions: map[string]position{}},
+		off:     func(why error) { e.switchOff(own, b, s.Name, rev, why) },
 	}
 	r.line = l
 	go func() {

@@ -38,9 +38,6 @@ type lossCheck struct {
 func (c *lossCheck) came(at spot) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.fresh == nil {
-		c.fresh = map[spot]bool{}
-	}
 	c.fresh[at] = true
 }
 
@@ -67,9 +64,6 @@ func (c *lossCheck) discarded(stream string, now position, first uint64) (n uint
 		if gone := min(before.pending, first-1-before.delivered); gone > delivered {
 			n = gone - delivered
 		}
-	}
-	if c.positions == nil {
-		c.positions = map[string]position{}
 	}
 	c.positions[stream] = now
 	return n

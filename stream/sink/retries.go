@@ -42,9 +42,6 @@ func (r *retries) delay(at spot) time.Duration {
 	down := r.breaker.open()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.fails == nil {
-		r.fails = map[spot]int{}
-	}
 	if down {
 		r.fails[at] += 0
 		return r.delays[0]
