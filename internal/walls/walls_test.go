@@ -293,7 +293,6 @@ var large = map[string]string{
 	"stream/sink/webhook.view":         "what a template may name",
 	"stream/metrics.workerMeter":       "one metric a field",
 	"stream/metrics.installation":      "one metric a field",
-	"stream/console.Console":           "the parts of the page's server, wired in one place",
 }
 
 // TestStructsAreSmall: no struct has more than fifteen fields, but configurations,

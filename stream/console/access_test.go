@@ -35,7 +35,7 @@ func TestTheContractIsWhatIsServed(t *testing.T) {
 		t.Fatal(err)
 	}
 	served := map[string]string{}
-	for _, r := range routes {
+	for _, r := range new(Console).routes() {
 		served[r.method+" /"+r.path] = r.needs.String()
 	}
 	for path, item := range doc.Paths.Map() {
@@ -59,7 +59,7 @@ func TestTheContractIsWhatIsServed(t *testing.T) {
 func (h *hall) member(role Role) asker {
 	h.t.Helper()
 	value := tokenPrefix + secret()
-	if err := h.c.people.put(h.t.Context(), tokenKeys+digest(value), user{Name: role.String() + "-script", Role: role}, true); err != nil {
+	if err := h.c.door.people.put(h.t.Context(), tokenKeys+digest(value), user{Name: role.String() + "-script", Role: role}, true); err != nil {
 		h.t.Fatal(err)
 	}
 	return asker{h: h, token: value}
@@ -68,11 +68,11 @@ func (h *hall) member(role Role) asker {
 // person makes a user.
 func (h *hall) person(name string, role Role) {
 	h.t.Helper()
-	hash, err := h.c.people.hash(password)
+	hash, err := h.c.door.people.hash(password)
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	if err := h.c.people.put(h.t.Context(), userKeys+name, user{Name: name, Role: role, Hash: hash}, true); err != nil {
+	if err := h.c.door.people.put(h.t.Context(), userKeys+name, user{Name: name, Role: role, Hash: hash}, true); err != nil {
 		h.t.Fatal(err)
 	}
 }
@@ -102,7 +102,7 @@ func TestEachRoleMayWhatTheTableSays(t *testing.T) {
 	t.Logf("%-52s %-6s %-8s %-10s %s", "route", "needs", "viewer", "operator", "admin")
 	for role := Viewer; role <= Admin; role++ {
 		before := h.stored()
-		for _, r := range routes {
+		for _, r := range new(Console).routes() {
 			if r.needs > role || r.path == "live" { // which is tested by itself
 				continue
 			}
@@ -115,7 +115,7 @@ func TestEachRoleMayWhatTheTableSays(t *testing.T) {
 		}
 	}
 	before := h.stored()
-	for _, r := range routes {
+	for _, r := range new(Console).routes() {
 		var row []string
 		for role := nobody; role <= Admin; role++ {
 			if role >= r.needs {
@@ -247,7 +247,7 @@ func TestTheRoleOfTheConsoleIsEnough(t *testing.T) {
 	})
 	h.stop()
 	h.start(config()) // another one has read all of it
-	eventually.True(t, "the verdict, read from the stream", func() bool { return h.c.index.of("a").State == stateConfirmed })
+	eventually.True(t, "the verdict, read from the stream", func() bool { return h.c.alarms.index.of("a").State == stateConfirmed })
 	if s := ok[hello](asker{h: h, jar: ann.jar}, "GET", "session", nil); s.User != "ann" {
 		t.Errorf("the session is not kept: %+v", s)
 	}
@@ -355,7 +355,7 @@ func TestUsersAndSessions(t *testing.T) {
 	if s := ok[hello](ann, "GET", "session", nil); s.User != "ann" || s.Role != "admin" || s.Open {
 		t.Errorf("%+v", s)
 	}
-	if users, err := h.c.people.sessions.Bucket.Keys(t.Context()); err != nil || strings.Contains(strings.Join(users, " "), ann.jar[0].Value) {
+	if users, err := h.c.door.people.sessions.Bucket.Keys(t.Context()); err != nil || strings.Contains(strings.Join(users, " "), ann.jar[0].Value) {
 		t.Errorf("the bucket has the cookie itself: %v", err)
 	}
 	ok[any](ann, "POST", "users", map[string]any{"name": "bob", "password": password, "role": "operator"})
@@ -458,7 +458,7 @@ func TestOtherMachinesNeedUsers(t *testing.T) {
 		t.Fatal(err)
 	}
 	brokertest.Run(t, "console", func(ctx context.Context) error { return c.Run(ctx, h.nc) })
-	eventually.True(t, "the console", c.isReady)
+	eventually.True(t, "the console", c.backend.isReady)
 	h.c, h.url = c, strings.Replace(url, "[::]", "127.0.0.1", 1)
 	_, token, found := strings.Cut(link, "?")
 	if !found {
@@ -485,10 +485,10 @@ func TestOtherMachinesNeedUsers(t *testing.T) {
 // Whatever anybody writes into the bucket of users, the page does not open to all.
 func TestACorruptUserOpensNothing(t *testing.T) {
 	h := newHall(t, config())
-	if _, err := h.c.people.users.Bucket.PutString(t.Context(), userKeys+"x", "{"); err != nil {
+	if _, err := h.c.door.people.users.Bucket.PutString(t.Context(), userKeys+"x", "{"); err != nil {
 		t.Fatal(err)
 	}
-	eventually.True(t, "the users to be read", func() bool { return !h.c.people.empty() })
+	eventually.True(t, "the users to be read", func() bool { return !h.c.door.people.empty() })
 	if status, _ := (asker{h: h}).do("GET", "status", nil); status != http.StatusUnauthorized {
 		t.Errorf("nobody gets %d", status)
 	}

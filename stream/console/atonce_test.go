@@ -36,11 +36,11 @@ func TestUsersAreChangedAtOnce(t *testing.T) {
 	}
 	read := func() *people {
 		for _, c := range []*Console{h.c, other.c} { // which hear of each other's changes by and by
-			if err := c.people.refresh(t.Context()); err != nil {
+			if err := c.door.people.refresh(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 		}
-		return h.c.people
+		return h.c.door.people
 	}
 	for range 5 {
 		for _, name := range []string{"ann", "bob"} { // one of them is there

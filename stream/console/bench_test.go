@@ -69,9 +69,9 @@ func BenchmarkConsoleLists(b *testing.B) {
 			Sequence: uint64(i + 1), ID: fmt.Sprint(i), Kind: stream.KindAnomaly, Detector: "parts", Camera: fmt.Sprint("line", i%50),
 			ScoredAt: begin.Add(time.Duration(i/50)*time.Second + time.Duration(i/250)*time.Minute), Score: &score, Threshold: &score,
 		}
-		h.c.index.add(e)
+		h.c.alarms.index.add(e)
 		if i%2 == 0 {
-			h.c.index.judge(e.ID, judged{State: stateSeen, order: uint64(i + 1)})
+			h.c.alarms.index.judge(e.ID, judged{State: stateSeen, order: uint64(i + 1)})
 		}
 	}
 	for _, list := range []string{"events?kind=anomaly&state=open", "incidents?state=open"} {

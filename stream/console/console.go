@@ -9,18 +9,15 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"github.com/nearmiss/nearmiss/stream"
-	"github.com/nearmiss/nearmiss/stream/internal/wait"
-	"github.com/nearmiss/nearmiss/stream/registry"
 	"github.com/nearmiss/nearmiss/stream/sink"
 )
 
@@ -113,39 +110,25 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Console serves the page.
+// Console serves the page. Each of its parts answers for one area of it, by what the
+// backend has and what is followed.
 type Console struct {
-	cfg    Config
-	log    zerolog.Logger
-	tracer stream.Tracer // nil: nobody follows requests
-
+	cfg      Config
+	tracer   stream.Tracer // nil: nobody follows requests
 	listener net.Listener
-	loopback bool // only this machine reaches it
-	secure   bool // browsers reach it by TLS
+	page     *page
+	tasks    *tasks
+	backend  *backend
 
-	base  context.Context // ends with Run
-	tasks sync.WaitGroup  // that go on when who asked for them has gone
-	busy  chan struct{}   // has as many as there are
-
-	nc        *nats.Conn
-	js        jetstream.JetStream
-	client    *stream.Client
-	normals   *stream.Normals
-	people    *people
-	feed      *feed
-	index     *index
-	hub       *hub
-	holder    *holder
-	curves    *curves
-	pictures  *pictureCache
-	overview  flight[overview]
-	facts     flight[Facts] // by release
-	page      *page
-	setup     *setup
-	ready     chan struct{} // closed when what is stored has been read
-	in        *stream.Installation
-	detectors *stream.Detectors
-	registry  *registry.Registry
+	door    *door
+	live    *live
+	wall    *wall
+	gallery *gallery
+	alarms  *alarms
+	tuning  *tuning
+	jobs    *jobs
+	sinks   *sinks
+	dead    *dead
 }
 
 // New prepares a console. It does nothing until Listen and Run.
@@ -158,13 +141,21 @@ func New(cfg Config, log zerolog.Logger) (*Console, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Console{
-		cfg: cfg, log: log.With().Str("component", "console").Logger(), page: page, ready: make(chan struct{}), busy: make(chan struct{}, maxTasks),
-		feed: newFeed(), index: newIndex(), hub: newHub(), curves: newCurves(), pictures: newPictureCache(),
-		secure: cfg.Cert != "",
-	}
-	c.holder = newHolder(c)
-	return c, nil
+	b := &backend{Names: cfg.Names, log: log.With().Str("component", "console").Logger(), ready: make(chan struct{})}
+	t := &tasks{busy: make(chan struct{}, maxTasks)}
+	feed, index, hub := newFeed(), newIndex(), newHub()
+	d := &door{cfg: cfg, backend: b, secure: cfg.Cert != ""}
+	w := &wall{backend: b, tasks: t, feed: feed, index: index, hub: hub}
+	g := &gallery{backend: b, tasks: t, shrink: cfg.Shrink, links: cfg.Links, shrinks: rate.NewLimiter(shrinksPerSec, shrinksPerSec)}
+	return &Console{
+		cfg: cfg, page: page, tasks: t, backend: b, door: d, wall: w, gallery: g,
+		live:   &live{door: d, feed: feed, index: index, hub: hub},
+		alarms: &alarms{backend: b, feed: feed, index: index, hub: hub, holder: newHolder(b, index, hub), gallery: g},
+		tuning: &tuning{cfg: cfg, backend: b, tasks: t, wall: w},
+		jobs:   &jobs{backend: b, hub: hub, curves: map[string][]stream.Progress{}},
+		sinks:  &sinks{b, cfg.CheckSink},
+		dead:   &dead{b, w},
+	}, nil
 }
 
 // Listen takes the address and returns the page's URL.
@@ -174,7 +165,7 @@ func (c *Console) Listen() (url string, err error) {
 		return "", fmt.Errorf("serve the console: %w", err)
 	}
 	scheme := "http"
-	if c.secure {
+	if c.door.secure {
 		cert, err := tls.LoadX509KeyPair(c.cfg.Cert, c.cfg.Key)
 		if err != nil {
 			return "", errors.Join(fmt.Errorf("serve the console: %w", err), l.Close())
@@ -184,7 +175,7 @@ func (c *Console) Listen() (url string, err error) {
 	}
 	c.listener = l
 	if a, ok := l.Addr().(*net.TCPAddr); ok {
-		c.loopback = a.IP.IsLoopback()
+		c.door.loopback = a.IP.IsLoopback()
 	}
 	return scheme + "://" + l.Addr().String() + "/", nil
 }
@@ -195,8 +186,8 @@ func (c *Console) Run(ctx context.Context, nc *nats.Conn) error {
 	// Long answers end with ctx, so that the server need not wait for them.
 	work, cancel := context.WithCancel(ctx)
 	defer cancel()
-	c.base = work
-	defer c.tasks.Wait()
+	c.tasks.base = work
+	defer c.tasks.running.Wait()
 	server := &http.Server{
 		Handler: traced(c.tracer, c.handler()), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
 		BaseContext: func(net.Listener) context.Context { return work },
@@ -224,118 +215,46 @@ func (c *Console) Run(ctx context.Context, nc *nats.Conn) error {
 
 // work connects the page with the broker's content.
 func (c *Console) work(ctx context.Context, nc *nats.Conn) error {
-	if err := c.open(ctx, nc); err != nil || ctx.Err() != nil {
+	if err := c.backend.open(ctx, nc, c.door.open); err != nil || ctx.Err() != nil {
 		return err
 	}
-	if err := c.admit(); err != nil {
+	if err := c.door.admit(); err != nil {
 		return err
 	}
-	if err := c.readRules(ctx); err != nil && ctx.Err() == nil {
-		c.log.Warn().Err(err).Msg("what detectors say of their incidents is read when one changes")
+	if err := c.alarms.readRules(ctx); err != nil && ctx.Err() == nil {
+		c.backend.log.Warn().Err(err).Msg("what detectors say of their incidents is read when one changes")
 	}
-	close(c.ready)
+	close(c.backend.ready)
 	g, ctx := errgroup.WithContext(ctx)
 	for _, f := range []func(context.Context){
-		c.followEvents, c.followDetectors, c.followFeedback, c.followScores, c.followJobs, c.followUsers, c.tick, c.holder.run,
+		c.alarms.followEvents, c.alarms.followDetectors, c.alarms.followFeedback, c.wall.followScores, c.jobs.follow, c.door.followUsers, c.wall.tick, c.alarms.holder.run,
 	} {
 		g.Go(func() error { f(ctx); return nil })
 	}
 	return g.Wait()
 }
 
-// open waits until the broker has what the console reads.
-func (c *Console) open(ctx context.Context, nc *nats.Conn) (err error) {
-	c.nc = nc
-	if c.js, err = c.cfg.JetStreamOn(nc); err != nil {
-		return err
-	}
-	c.client, c.in = stream.NewClient(nc, c.cfg.Names), stream.NewInstallation(c.js, c.cfg.Names)
-	c.normals = c.in.Normals()
-	logged := false
-	for ctx.Err() == nil {
-		if err = c.openBuckets(ctx); err == nil {
-			return nil
-		}
-		if !logged {
-			c.log.Warn().Err(err).Msg("the page waits for the broker")
-			logged = true
-		}
-		wait.Pause(ctx, time.Second)
-	}
-	return nil
-}
-
-func (c *Console) openBuckets(ctx context.Context) (err error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	if c.detectors, err = c.in.Detectors(ctx); err != nil {
-		return err
-	}
-	if c.registry, err = c.in.Registry(ctx); err != nil {
-		return err
-	}
-	c.people, err = openPeople(ctx, c.js, c.cfg, c.log)
-	return err
-}
-
-// ErrNoUsers is returned by Run for an address that others reach, while nobody has
-// to say who they are.
-var ErrNoUsers = errors.New("the console listens where others reach it, and there are no users: start it once with --setup, or listen on 127.0.0.1")
-
-// admit decides who may come in when nobody is known yet.
-func (c *Console) admit() error {
-	if c.cfg.Setup != nil {
-		c.setup = newSetup()
-		c.cfg.Setup("#/setup?" + c.setup.token)
-		return nil
-	}
-	if !c.loopback && c.people.empty() && c.cfg.ProxySecret == "" {
-		return ErrNoUsers
-	}
-	return nil
-}
-
-// openToAll says whether everybody who reaches the page is an administrator.
-func (c *Console) openToAll() bool { return c.loopback && c.people.empty() && c.cfg.Setup == nil }
-
 // maxTasks is how many start has at once.
 const maxTasks = 4
 
+// tasks go on when who asked for them has gone.
+type tasks struct {
+	base    context.Context // ends with Run; set by it
+	running sync.WaitGroup
+	busy    chan struct{} // has as many as there are
+}
+
 // start has f done, also when who asked for it has gone; false: there is too much
 // of that already.
-func (c *Console) start(f func(context.Context)) bool {
+func (t *tasks) start(f func(context.Context)) bool {
 	select {
-	case c.busy <- struct{}{}:
+	case t.busy <- struct{}{}:
 	default:
 		return false
 	}
-	c.tasks.Go(func() {
-		defer func() { <-c.busy }()
-		f(c.base)
+	t.running.Go(func() {
+		defer func() { <-t.busy }()
+		f(t.base)
 	})
 	return true
-}
-
-// repeat calls f until ctx ends; f returns when the broker was away.
-func (c *Console) repeat(ctx context.Context, what string, f func(context.Context) error) {
-	for ctx.Err() == nil {
-		if err := f(ctx); err != nil && ctx.Err() == nil {
-			c.log.Warn().Err(err).Msgf("%s are followed again", what)
-		}
-		wait.Pause(ctx, time.Second)
-	}
-}
-
-// loopbackHost says whether a host name or address can only mean this machine.
-func loopbackHost(host string) bool {
-	if host == "localhost" {
-		return true
-	}
-	a, err := netip.ParseAddr(host)
-	return err == nil && a.Unmap().IsLoopback()
-}
-
-// trusts says whether an address is a trusted proxy's.
-func (c Config) trusts(addr netip.Addr) bool {
-	return slices.ContainsFunc(c.Proxies, func(p netip.Prefix) bool { return p.Contains(addr.Unmap()) })
 }

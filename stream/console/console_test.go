@@ -104,7 +104,7 @@ func (h *hall) start(cfg Config) {
 	}
 	h.c, h.url = c, url
 	h.stop = brokertest.Run(h.t, "console", func(ctx context.Context) error { return c.Run(ctx, h.nc) })
-	eventually.True(h.t, "the console", c.isReady)
+	eventually.True(h.t, "the console", c.backend.isReady)
 }
 
 // asker asks as somebody, and holds every answer against the contract.
@@ -231,7 +231,7 @@ func (h *hall) alarm(id string) (sequence uint64) {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	eventually.True(h.t, "the alarm in the index", func() bool { _, ok := h.c.index.find(ack.Sequence); return ok })
+	eventually.True(h.t, "the alarm in the index", func() bool { _, ok := h.c.alarms.index.find(ack.Sequence); return ok })
 	return ack.Sequence
 }
 
@@ -259,7 +259,7 @@ func (h *hall) feedback() (all []string) {
 
 func (h *hall) detector(name string) {
 	h.t.Helper()
-	if _, err := h.c.detectors.Create(h.t.Context(), stream.Detector{Name: name}); err != nil {
+	if _, err := h.c.backend.detectors.Create(h.t.Context(), stream.Detector{Name: name}); err != nil {
 		h.t.Fatal(err)
 	}
 }
@@ -311,7 +311,9 @@ func TestVerdictsAreHeldAndSent(t *testing.T) {
 	}
 	h.start(config())
 	me = asker{h: h}
-	eventually.True(t, "the verdicts after a restart", func() bool { return h.c.index.of("a").State == stateSeen && h.c.index.of("b").State == stateConfirmed })
+	eventually.True(t, "the verdicts after a restart", func() bool {
+		return h.c.alarms.index.of("a").State == stateSeen && h.c.alarms.index.of("b").State == stateConfirmed
+	})
 }
 
 // An event may leave its stream before a verdict on it is sent: nothing is tried for
@@ -327,8 +329,8 @@ func TestAVerdictOnAnEventThatIsGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	ok[any](asker{h: h}, "POST", "verdicts", map[string]any{"events": []uint64{gone, there}, "verdict": "seen", "hold": 0})
-	eventually.True(t, "the verdict as sent", func() bool { v := h.c.index.of("there"); return v.State == stateSeen && !v.Pending })
-	if v := h.c.index.of("gone"); v.State != stateOpen || v.Pending {
+	eventually.True(t, "the verdict as sent", func() bool { v := h.c.alarms.index.of("there"); return v.State == stateSeen && !v.Pending })
+	if v := h.c.alarms.index.of("gone"); v.State != stateOpen || v.Pending {
 		t.Errorf("the event that is gone is shown as %+v", v)
 	}
 	if got := h.feedback(); len(got) != 1 || got[0] != "there seen by local " {
@@ -385,7 +387,7 @@ func TestOnlyImagesAreShown(t *testing.T) {
 		"svg": []byte(`<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>`), "html": []byte("<!doctype html><script>alert(1)</script>"),
 		"gif": []byte("GIF89a<script>"), "empty jpeg": []byte("\xff\xd8"), "jpeg": pixels(),
 	} {
-		seq, err := h.c.normals.Add(t.Context(), stream.Normal{Detector: "parts", ID: name, Image: b})
+		seq, err := h.c.backend.normals.Add(t.Context(), stream.Normal{Detector: "parts", ID: name, Image: b})
 		if err != nil {
 			t.Fatal(err)
 		}

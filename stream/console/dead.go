@@ -16,6 +16,12 @@ import (
 	"github.com/nearmiss/nearmiss/stream/internal/object"
 )
 
+// dead shows the dead letters.
+type dead struct {
+	backend *backend
+	wall    *wall
+}
+
 // letter is a dead letter with what it says.
 type letter struct {
 	stream.DeadLetter
@@ -24,25 +30,25 @@ type letter struct {
 	Picture bool              `json:"picture"`
 }
 
-func (c *Console) listDead(q *request) (any, error) {
-	all, err := c.in.DeadLetters(q.ctx, 100)
+func (d *dead) list(q *request) (any, error) {
+	all, err := d.backend.in.DeadLetters(q.ctx, 100)
 	if err != nil {
 		return nil, err
 	}
 	out := listing[letter]{Items: []letter{}}
-	for _, d := range slices.Backward(all) {
-		out.Items = append(out.Items, newLetter(d))
+	for _, l := range slices.Backward(all) {
+		out.Items = append(out.Items, newLetter(l))
 	}
 	return out, nil
 }
 
-// dead is the letter at the sequence that the path names.
-func (c *Console) dead(ctx context.Context, q *request) (*jetstream.RawStreamMsg, jetstream.Stream, error) {
+// at is the letter at the sequence that the path names.
+func (d *dead) at(ctx context.Context, q *request) (*jetstream.RawStreamMsg, jetstream.Stream, error) {
 	n, err := q.sequence()
 	if err != nil {
 		return nil, nil, err
 	}
-	s, err := c.js.Stream(ctx, c.cfg.DeadStream())
+	s, err := d.backend.js.Stream(ctx, d.backend.DeadStream())
 	if err != nil {
 		return nil, nil, err
 	}
@@ -64,18 +70,18 @@ func newLetter(d stream.DeadLetter) letter {
 	return l
 }
 
-// deadAgain publishes a dead letter where it had been, and removes it.
-func (c *Console) deadAgain(q *request) (any, error) {
-	m, s, err := c.dead(q.ctx, q)
+// again publishes a dead letter where it had been, and removes it.
+func (d *dead) again(q *request) (any, error) {
+	m, s, err := d.at(q.ctx, q)
 	if err != nil {
 		return nil, err
 	}
 	again := nats.NewMsg(m.Header.Get(stream.HeaderDeadSubject))
-	if !c.mayPublishAgain(again.Subject) {
+	if !d.mayPublishAgain(again.Subject) {
 		return nil, problem{http.StatusUnprocessableEntity, stream.CodeBadRequest, "it was published on " + clean(again.Subject) + ", where nothing is published from here"}
 	}
 	if again.Data = m.Data; m.Header.Get(stream.HeaderDeadObject) != "" {
-		if again.Data, err = object.Read(q.ctx, c.js, c.cfg.ImagesBucket(), m.Header.Get(stream.HeaderDeadObject), maxImage); err != nil {
+		if again.Data, err = object.Read(q.ctx, d.backend.js, d.backend.ImagesBucket(), m.Header.Get(stream.HeaderDeadObject), maxImage); err != nil {
 			return nil, err
 		}
 	}
@@ -84,40 +90,40 @@ func (c *Console) deadAgain(q *request) (any, error) {
 			again.Header[k] = v
 		}
 	}
-	if _, err := c.js.PublishMsg(q.ctx, again); err != nil {
+	if _, err := d.backend.js.PublishMsg(q.ctx, again); err != nil {
 		return nil, fmt.Errorf("publish dead letter %d again: %w", m.Sequence, err)
 	}
 	if err := s.DeleteMsg(q.ctx, m.Sequence); err != nil {
 		return nil, fmt.Errorf("remove dead letter %d, which was published again: %w", m.Sequence, err)
 	}
-	c.overview.forget("")
-	c.record(q, "again", fmt.Sprint("dead/", m.Sequence), map[string]string{"subject": again.Subject})
+	d.wall.overview.forget("")
+	d.backend.record(q, "again", fmt.Sprint("dead/", m.Sequence), map[string]string{"subject": again.Subject})
 	return nil, nil
 }
 
 // mayPublishAgain: anybody may write a dead letter that claims to have been
 // published anywhere.
-func (c *Console) mayPublishAgain(subject string) bool {
-	if d, cam, ok := c.cfg.ParseFrames(subject); ok && stream.ValidToken(d) && stream.ValidToken(cam) {
+func (d *dead) mayPublishAgain(subject string) bool {
+	if name, cam, ok := d.backend.ParseFrames(subject); ok && stream.ValidToken(name) && stream.ValidToken(cam) {
 		return true
 	}
-	for _, of := range []func(string) string{c.cfg.Feedback, c.cfg.Train} {
-		if d := subject[strings.LastIndexByte(subject, '.')+1:]; stream.ValidToken(d) && subject == of(d) {
+	for _, of := range []func(string) string{d.backend.Feedback, d.backend.Train} {
+		if name := subject[strings.LastIndexByte(subject, '.')+1:]; stream.ValidToken(name) && subject == of(name) {
 			return true
 		}
 	}
 	return false
 }
 
-func (c *Console) deleteDead(q *request) (any, error) {
-	m, s, err := c.dead(q.ctx, q)
+func (d *dead) remove(q *request) (any, error) {
+	m, s, err := d.at(q.ctx, q)
 	if err != nil {
 		return nil, err
 	}
 	if err := s.DeleteMsg(q.ctx, m.Sequence); err != nil {
 		return nil, fmt.Errorf("remove dead letter %d: %w", m.Sequence, err)
 	}
-	c.overview.forget("")
-	c.record(q, "delete", fmt.Sprint("dead/", m.Sequence), nil)
+	d.wall.overview.forget("")
+	d.backend.record(q, "delete", fmt.Sprint("dead/", m.Sequence), nil)
 	return nil, nil
 }

@@ -243,15 +243,15 @@ func (f *feed) recentScores(detector string) []float64 {
 	return []float64{}
 }
 
-func (c *Console) followScores(ctx context.Context) {
-	c.repeat(ctx, "scores", func(ctx context.Context) error {
-		return stream.WatchScores(ctx, c.nc, c.cfg.Names, "", func(e stream.Event) { c.feed.score(e, time.Now()) })
+func (w *wall) followScores(ctx context.Context) {
+	w.backend.repeat(ctx, "scores", func(ctx context.Context) error {
+		return stream.WatchScores(ctx, w.backend.nc, w.backend.Names, "", func(e stream.Event) { w.feed.score(e, time.Now()) })
 	})
 }
 
 // tick sends what the cameras scored, four times a second, and from time to time
 // the state of everything.
-func (c *Console) tick(ctx context.Context) {
+func (w *wall) tick(ctx context.Context) {
 	ticks, slow := time.NewTicker(tickEvery), time.NewTicker(statusTick)
 	defer ticks.Stop()
 	defer slow.Stop()
@@ -261,22 +261,22 @@ func (c *Console) tick(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-ticks.C:
-			rows, names := c.feed.take(known)
+			rows, names := w.feed.take(known)
 			if names != nil {
 				known = len(names)
-				c.hub.send(message{event: "cams", data: names})
+				w.hub.send(message{event: "cams", data: names})
 			}
 			if len(rows) > 0 {
-				c.hub.send(message{event: "scores", data: scoresTick{now.UnixMilli(), rows}, tick: true})
+				w.hub.send(message{event: "scores", data: scoresTick{now.UnixMilli(), rows}, tick: true})
 			}
 		case <-slow.C:
-			if !c.hub.hasListeners() {
+			if !w.hub.hasListeners() {
 				continue
 			}
-			if o, err := c.getOverview(); err == nil {
-				c.hub.send(message{event: "status", data: o})
+			if o, err := w.getOverview(); err == nil {
+				w.hub.send(message{event: "status", data: o})
 			} else {
-				c.hub.send(message{event: "status", data: overview{Broker: "away", Problem: err.Error()}})
+				w.hub.send(message{event: "status", data: overview{Broker: "away", Problem: err.Error()}})
 			}
 		}
 	}

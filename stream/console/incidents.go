@@ -59,20 +59,20 @@ func (x *index) govern(all []stream.Detector) {
 }
 
 // readRules asks detectors what they say of their incidents.
-func (c *Console) readRules(ctx context.Context) error {
-	all, _, err := c.detectors.Check(ctx)
+func (l *alarms) readRules(ctx context.Context) error {
+	all, _, err := l.backend.detectors.Check(ctx)
 	if err == nil {
-		c.index.govern(all)
+		l.index.govern(all)
 	}
 	return err
 }
 
 // followDetectors reads it again when one changes.
-func (c *Console) followDetectors(ctx context.Context) {
-	c.repeat(ctx, "detectors", func(ctx context.Context) error {
-		return c.detectors.Watch(ctx, func() {
-			if err := c.readRules(ctx); err != nil && ctx.Err() == nil {
-				c.log.Warn().Err(err).Msg("what detectors say of their incidents is not known")
+func (l *alarms) followDetectors(ctx context.Context) {
+	l.backend.repeat(ctx, "detectors", func(ctx context.Context) error {
+		return l.backend.detectors.Watch(ctx, func() {
+			if err := l.readRules(ctx); err != nil && ctx.Err() == nil {
+				l.backend.log.Warn().Err(err).Msg("what detectors say of their incidents is not known")
 			}
 		})
 	})
@@ -231,26 +231,26 @@ type incidentPage struct {
 	Alarms int `json:"open_alarms"` // alarms of which nobody has said anything
 }
 
-func (c *Console) listIncidents(q *request) (any, error) {
+func (l *alarms) listIncidents(q *request) (any, error) {
 	v := q.params("detector", "camera", "state", "since", "cursor", "limit")
 	f := v.filter()
 	limit, before := v.paging(100)
 	if v.err != nil {
 		return nil, v.err
 	}
-	items, next, open, alarms := c.index.incidents(f, before, limit, time.Now())
+	items, next, open, alarms := l.index.incidents(f, before, limit, time.Now())
 	return incidentPage{listing[shownIncident]{items, nextCursor(next)}, open, alarms}, nil
 }
 
 // incidentEvents is how many of an incident's events the page gets.
 const incidentEvents = 200
 
-func (c *Console) getIncident(q *request) (any, error) {
+func (l *alarms) getIncident(q *request) (any, error) {
 	n, err := q.sequence()
 	if err != nil {
 		return nil, err
 	}
-	r, events, ok := c.index.incident(n, incidentEvents, time.Now())
+	r, events, ok := l.index.incident(n, incidentEvents, time.Now())
 	if !ok {
 		return nil, missing("no incident begins with event %d", n)
 	}

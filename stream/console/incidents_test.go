@@ -31,7 +31,7 @@ func TestAlarmsOfOneIncidentAreARow(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		eventually.True(t, "the event in the index", func() bool { _, ok := h.c.index.find(ack.Sequence); return ok })
+		eventually.True(t, "the event in the index", func() bool { _, ok := h.c.alarms.index.find(ack.Sequence); return ok })
 		return ack.Sequence
 	}
 	first := put("a", "line1", 0, 2)
@@ -142,9 +142,9 @@ func TestAlarmsOfOneIncidentAreARow(t *testing.T) {
 	// Detectors say when it is over, and of what it is.
 	ok[any](me, "POST", "detectors", map[string]any{"name": "parts", "quiet": "5s", "group": "detector"})
 	eventually.True(t, "what the detector says", func() bool {
-		h.c.index.mu.Lock()
-		defer h.c.index.mu.Unlock()
-		return h.c.index.rules["parts"].Group
+		h.c.alarms.index.mu.Lock()
+		defer h.c.alarms.index.mu.Unlock()
+		return h.c.alarms.index.rules["parts"].Group
 	})
 	put("h", "line1", 200*time.Second, 2)
 	put("i", "line2", 203*time.Second, 3)

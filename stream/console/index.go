@@ -2,16 +2,10 @@ package console
 
 import (
 	"cmp"
-	"context"
-	"encoding/json"
-	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
-
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/incident"
@@ -303,133 +297,9 @@ func (x *index) oldest() uint64 {
 	return x.entries[0].Sequence
 }
 
-// followEvents reads what is stored and what comes.
-func (c *Console) followEvents(ctx context.Context) {
-	since := time.Now().Add(-indexFor)
-	c.repeat(ctx, "events", func(ctx context.Context) error {
-		w := stream.WatchConfig{Names: c.cfg.Names, Since: since}
-		return stream.Watch(ctx, c.nc, w, c.log, func(_ context.Context, e stream.Event) error {
-			if at := e.ScoredAt.Add(-time.Minute); at.After(since) && at.Before(time.Now()) {
-				since = at // where another watch begins
-			}
-			if x, ok := c.index.add(newEntry(e)); ok {
-				if e.Camera != stream.NoCamera && time.Since(e.ScoredAt) < ringFor {
-					c.feed.know(cameraName{e.Detector, e.Camera})
-				}
-				c.hub.send(message{event: "event", id: x.Sequence, data: x})
-			}
-			return nil
-		})
-	})
-}
-
-// followFeedback reads the verdicts, whoever sent them.
-func (c *Console) followFeedback(ctx context.Context) {
-	c.repeat(ctx, "verdicts", func(ctx context.Context) error {
-		start := time.Now().Add(-indexFor)
-		cons, err := c.js.OrderedConsumer(ctx, c.cfg.FeedbackStream(), jetstream.OrderedConsumerConfig{
-			FilterSubjects: []string{c.cfg.Feedback("*")}, DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &start,
-		})
-		if err != nil {
-			return fmt.Errorf("read the verdicts: %w", err)
-		}
-		it, err := cons.Messages()
-		if err != nil {
-			return fmt.Errorf("read the verdicts: %w", err)
-		}
-		defer it.Stop()
-		for {
-			m, err := it.Next(jetstream.NextContext(ctx))
-			if ctx.Err() != nil {
-				return nil
-			}
-			if err != nil {
-				return fmt.Errorf("read the verdicts: %w", err)
-			}
-			f, err := stream.ParseFeedback(m.Data())
-			meta, err2 := m.Metadata()
-			if err != nil || err2 != nil || f.Event == "" {
-				continue // a trainer finds out which event is meant, or refuses it
-			}
-			v := judged{State: stateOf(f.Verdict), By: f.By, Note: f.Note, At: f.At, order: meta.Sequence.Stream}
-			if c.index.judge(f.Event, v) {
-				c.announce(f.Event)
-			}
-		}
-	})
-}
-
 // verdictNotice is a verdict on the live stream.
 type verdictNotice struct {
 	Event    string `json:"event"` // its id
 	Incident uint64 `json:"incident,omitempty"`
 	judged
-}
-
-// curves are the progress of jobs, as far as this console has seen it.
-type curves struct {
-	mu  sync.Mutex
-	all map[string][]stream.Progress
-	old []string // job names in the order of their first message
-}
-
-const (
-	maxCurves = 50
-	maxPoints = 2000
-)
-
-func newCurves() *curves { return &curves{all: map[string][]stream.Progress{}} }
-
-func (h *curves) add(p stream.Progress) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	points, ok := h.all[p.Job]
-	if !ok {
-		h.old = append(h.old, p.Job)
-		if len(h.old) > maxCurves {
-			delete(h.all, h.old[0])
-			h.old = h.old[1:]
-		}
-	}
-	if len(points) >= maxPoints { // half as many, twice as far apart
-		thin := points[:0]
-		for i, q := range points {
-			if i%2 == 0 {
-				thin = append(thin, q)
-			}
-		}
-		points = thin
-	}
-	h.all[p.Job] = append(points, p)
-}
-
-func (h *curves) of(job string) []stream.Progress {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return append([]stream.Progress{}, h.all[job]...)
-}
-
-func (c *Console) followJobs(ctx context.Context) {
-	c.repeat(ctx, "jobs", func(ctx context.Context) error {
-		sub, err := c.nc.SubscribeSync(c.cfg.Progress("*", "*"))
-		if err != nil {
-			return err
-		}
-		defer func() { _ = sub.Unsubscribe() }()
-		for {
-			m, err := sub.NextMsgWithContext(ctx)
-			if ctx.Err() != nil {
-				return nil
-			}
-			if err != nil {
-				return err
-			}
-			var p stream.Progress
-			if json.Unmarshal(m.Data, &p) != nil || m.Subject != c.cfg.Progress(p.Detector, p.Job) || strings.ContainsAny(p.Job, " .") {
-				continue // anybody may publish
-			}
-			c.curves.add(p)
-			c.hub.send(message{event: "job", data: p})
-		}
-	})
 }

@@ -139,22 +139,22 @@ func (c *client) take() []message {
 	return all
 }
 
-type hello struct {
-	Version string    `json:"version"`
-	User    string    `json:"user"`
-	Role    string    `json:"role"`
-	Open    bool      `json:"open_to_all"`
-	Now     time.Time `json:"now"`
+// live sends what happens to whoever listens.
+type live struct {
+	door  *door
+	feed  *feed
+	index *index
+	hub   *hub
 }
 
-// live is the stream of Server-Sent Events (HTML Living Standard, 9.2).
-func (c *Console) live(q *request) (any, error) {
+// serve is the stream of Server-Sent Events (HTML Living Standard, 9.2).
+func (s *live) serve(q *request) (any, error) {
 	return respond(func(w http.ResponseWriter, r *http.Request) error {
-		me := c.hub.join()
+		me := s.hub.join()
 		if me == nil {
 			return problem{http.StatusServiceUnavailable, "busy", "too many pages listen already: close some"}
 		}
-		defer c.hub.leave(me)
+		defer s.hub.leave(me)
 		out := http.NewResponseController(w)
 		w.Header().Set("Content-Type", "text/event-stream")
 		w.Header().Set("X-Accel-Buffering", "no")
@@ -167,10 +167,10 @@ func (c *Console) live(q *request) (any, error) {
 			}
 			return out.Flush()
 		}
-		first := message{event: "hello", data: c.hello(q)}.encode()
-		first = append(first, message{event: "cams", data: c.feed.names()}.encode()...)
+		first := message{event: "hello", data: s.door.hello(q)}.encode()
+		first = append(first, message{event: "cams", data: s.feed.names()}.encode()...)
 		if last, err := strconv.ParseUint(r.Header.Get("Last-Event-ID"), 10, 64); err == nil {
-			missed, ok := c.index.after(last, maxResumed)
+			missed, ok := s.index.after(last, maxResumed)
 			if !ok {
 				first = append(first, resync.text...)
 			}
@@ -189,7 +189,7 @@ func (c *Console) live(q *request) (any, error) {
 			case <-r.Context().Done():
 				return nil
 			case <-ping.C:
-				if !c.people.valid(q.who) {
+				if !s.door.people.valid(q.who) {
 					return nil // it has to sign in again
 				}
 				text = []byte(": ping\n\n")
@@ -203,8 +203,4 @@ func (c *Console) live(q *request) (any, error) {
 			}
 		}
 	}), nil
-}
-
-func (c *Console) hello(q *request) hello {
-	return hello{Version: c.cfg.Version, User: q.who.Name, Role: q.who.Role.String(), Open: c.openToAll(), Now: time.Now().UTC()}
 }

@@ -215,6 +215,6 @@ func TestTheLiveStreamGoesOnWhereItEnded(t *testing.T) {
 	h.lines("", "event: scores", 1, func() {
 		score, threshold, no := 0.5, 1.0, false
 		e := stream.Event{Detector: "parts", Camera: "line1", Score: &score, Threshold: &threshold, Anomalous: &no}
-		h.c.feed.score(e, e.ScoredAt)
+		h.c.wall.feed.score(e, e.ScoredAt)
 	})
 }

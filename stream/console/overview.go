@@ -12,6 +12,16 @@ import (
 	"github.com/nearmiss/nearmiss/stream"
 )
 
+// wall shows the cameras, and the state of everything.
+type wall struct {
+	backend  *backend
+	tasks    *tasks
+	feed     *feed
+	index    *index
+	hub      *hub
+	overview flight[overview]
+}
+
 // overview is the state of everything, as each page's head and the health page
 // show it.
 type overview struct {
@@ -44,24 +54,24 @@ type store struct {
 const workersTimeout = 500 * time.Millisecond
 
 // getOverview is at most two seconds old.
-func (c *Console) getOverview() (overview, error) {
-	o, err := c.overview.get(c.base, "", 2*time.Second, c.findOverview)
+func (w *wall) getOverview() (overview, error) {
+	o, err := w.overview.get(w.tasks.base, "", 2*time.Second, w.findOverview)
 	if err != nil {
 		return o, err
 	}
-	o.Open = c.index.open("")
+	o.Open = w.index.open("")
 	return o, nil
 }
 
-func (c *Console) findOverview(ctx context.Context) (o overview, err error) {
-	if !c.nc.IsConnected() {
+func (w *wall) findOverview(ctx context.Context) (o overview, err error) {
+	if !w.backend.nc.IsConnected() {
 		return o, problem{http.StatusServiceUnavailable, "broker_away", "the broker does not answer"}
 	}
 	o.Broker, o.At = "connected", time.Now().UTC()
-	if o.Status, err = c.in.Status(ctx); err != nil {
+	if o.Status, err = w.backend.in.Status(ctx); err != nil {
 		return o, err
 	}
-	if o.Workers, err = c.client.Workers(ctx, workersTimeout); err != nil {
+	if o.Workers, err = w.backend.client.Workers(ctx, workersTimeout); err != nil {
 		return o, err
 	}
 	for i := range o.Workers {
@@ -70,25 +80,25 @@ func (c *Console) findOverview(ctx context.Context) (o overview, err error) {
 		})
 	}
 	for _, name := range []string{
-		c.cfg.FramesStream(), c.cfg.EventsStream(), c.cfg.NormalsStream(), c.cfg.FeedbackStream(), c.cfg.TrainingStream(), c.cfg.DeadStream(),
-		"OBJ_" + c.cfg.ArtifactsBucket(), "OBJ_" + c.cfg.ImagesBucket(), "OBJ_" + c.cfg.LargeBucket(), "OBJ_" + c.cfg.EvidenceBucket(),
+		w.backend.FramesStream(), w.backend.EventsStream(), w.backend.NormalsStream(), w.backend.FeedbackStream(), w.backend.TrainingStream(), w.backend.DeadStream(),
+		"OBJ_" + w.backend.ArtifactsBucket(), "OBJ_" + w.backend.ImagesBucket(), "OBJ_" + w.backend.LargeBucket(), "OBJ_" + w.backend.EvidenceBucket(),
 	} {
-		s, err := c.js.Stream(ctx, name)
+		s, err := w.backend.js.Stream(ctx, name)
 		if err != nil {
 			continue // not all may be read with every identity
 		}
 		i := s.CachedInfo()
 		o.Streams = append(o.Streams, streamState{Name: name, Messages: i.State.Msgs, Bytes: i.State.Bytes, Limit: max(0, i.Config.MaxBytes), Oldest: i.State.FirstTime})
 	}
-	if a, err := c.js.AccountInfo(ctx); err == nil {
+	if a, err := w.backend.js.AccountInfo(ctx); err == nil {
 		o.Store = store{a.Store, max(0, a.Limits.MaxStore)}
 	}
-	o.Cams, err = c.cameraStates(ctx, o)
+	o.Cams, err = w.cameraStates(ctx, o)
 	return o, err
 }
 
-func (c *Console) status(*request) (any, error) {
-	return c.getOverview()
+func (w *wall) status(*request) (any, error) {
+	return w.getOverview()
 }
 
 // cameraState is what a tile of the wall says.
@@ -111,8 +121,8 @@ type cameraState struct {
 const silentAfter = 30 * time.Second
 
 // cameraStates joins what scores, the broker and workers say of the cameras.
-func (c *Console) cameraStates(ctx context.Context, o overview) ([]cameraState, error) {
-	all, _, err := c.detectors.Check(ctx)
+func (w *wall) cameraStates(ctx context.Context, o overview) ([]cameraState, error) {
+	all, _, err := w.backend.detectors.Check(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -127,11 +137,11 @@ func (c *Console) cameraStates(ctx context.Context, o overview) ([]cameraState, 
 	for _, s := range o.Cameras {
 		n := cameraName{s.Detector, s.Camera}
 		frames[n] = s
-		c.feed.know(n)
+		w.feed.know(n)
 	}
 	now, out := time.Now(), []cameraState{}
-	c.feed.mu.Lock()
-	for _, cam := range c.feed.cameras {
+	w.feed.mu.Lock()
+	for _, cam := range w.feed.cameras {
 		s := cameraState{
 			Detector: cam.detector, Camera: cam.camera, LastScore: cam.lastAt, LastAlarm: cam.lastAlarm, PerSecond: cam.perSecond(now),
 			Score: cam.last, Threshold: cam.threshold, PValue: cam.p,
@@ -145,7 +155,7 @@ func (c *Console) cameraStates(ctx context.Context, o overview) ([]cameraState, 
 		s.State, s.Reason = stateOfCamera(s, conf, ok, stats[cam.detector], frames[cam.cameraName].Silent, now)
 		out = append(out, s)
 	}
-	c.feed.mu.Unlock()
+	w.feed.mu.Unlock()
 	slices.SortFunc(out, func(a, b cameraState) int {
 		return cmp.Or(strings.Compare(a.Detector, b.Detector), strings.Compare(a.Camera, b.Camera))
 	})
@@ -181,10 +191,35 @@ func stateOfCamera(s cameraState, conf stream.Detector, configured bool, stat st
 	return "live", ""
 }
 
-func (c *Console) listCameras(*request) (any, error) {
-	o, err := c.getOverview()
+func (w *wall) listCameras(*request) (any, error) {
+	o, err := w.getOverview()
 	if err != nil {
 		return nil, err
 	}
 	return listing[cameraState]{Items: o.Cams}, nil
+}
+
+func (w *wall) cameraScores(q *request) (any, error) {
+	v := q.params("for")
+	age := v.duration("for", 10*time.Minute)
+	if v.err != nil {
+		return nil, v.err
+	}
+	s, ok := w.feed.series(cameraName{q.PathValue("detector"), q.PathValue("camera")}, time.Now().Add(-age))
+	if !ok {
+		return nil, missing("nothing is known of that camera")
+	}
+	return s, nil
+}
+
+func (p *params) duration(name string, def time.Duration) time.Duration {
+	s := p.Get(name)
+	if s == "" {
+		return def
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil || d <= 0 {
+		p.fail("%q is no time such as 10m", s)
+	}
+	return d
 }

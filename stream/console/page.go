@@ -127,7 +127,7 @@ func (p *page) asset(w http.ResponseWriter, r *http.Request) {
 }
 
 // contract answers with the API's description.
-func (c *Console) contract(*request) (any, error) {
+func (*page) contract(*request) (any, error) {
 	return respond(func(w http.ResponseWriter, _ *http.Request) error {
 		w.Header().Set("Content-Type", "application/yaml")
 		_, _ = w.Write(openapi)

@@ -113,7 +113,7 @@ func TestAJobIsAskedForAndCancelled(t *testing.T) {
 	for i := range 3 {
 		loss := float64(i)
 		p := stream.Progress{Job: j.Job, Detector: "parts", Step: i, Loss: &loss, At: time.Now()}
-		h.c.curves.add(p)
+		h.c.jobs.add(p)
 	}
 	if l := ok[listing[stream.Progress]](me, "GET", "jobs/"+j.Job+"/history", nil); len(l.Items) != 3 || l.Items[2].Step != 2 {
 		t.Errorf("its progress: %+v", l)
@@ -153,10 +153,10 @@ func TestListsGoOnWhereTheIndexEnds(t *testing.T) {
 		want = append([]uint64{h.alarm(fmt.Sprint("e", i))}, want...)
 	}
 	ok[any](me, "POST", "verdicts", map[string]any{"events": want[4:], "verdict": "seen", "hold": 0})
-	eventually.True(t, "the verdict", func() bool { v := h.c.index.of("e0"); return v.State == stateSeen && !v.Pending })
-	h.c.index.mu.Lock()
-	h.c.index.entries = h.c.index.entries[3:]
-	h.c.index.mu.Unlock()
+	eventually.True(t, "the verdict", func() bool { v := h.c.alarms.index.of("e0"); return v.State == stateSeen && !v.Pending })
+	h.c.alarms.index.mu.Lock()
+	h.c.alarms.index.entries = h.c.alarms.index.entries[3:]
+	h.c.alarms.index.mu.Unlock()
 	for query, want := range map[string][]uint64{"kind=anomaly": want, "kind=anomaly&state=open": want[:4], "kind=anomaly&state=seen": want[4:]} {
 		var got []uint64
 		for cursor := ""; ; {
@@ -307,7 +307,7 @@ func (h *hall) release(name string) string {
 			h.t.Fatal(err)
 		}
 	}
-	d, err := h.c.registry.Put(h.t.Context(), "parts", dir)
+	d, err := h.c.backend.registry.Put(h.t.Context(), "parts", dir)
 	if err != nil {
 		h.t.Fatal(err)
 	}

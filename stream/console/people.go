@@ -9,7 +9,6 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -100,7 +99,6 @@ const (
 
 // people are those who may come in.
 type people struct {
-	cfg      Config
 	log      zerolog.Logger
 	users    kv.Store[user]
 	sessions kv.Store[session]
@@ -114,7 +112,7 @@ type people struct {
 }
 
 func openPeople(ctx context.Context, js jetstream.JetStream, cfg Config, log zerolog.Logger) (*people, error) {
-	p := &people{cfg: cfg, log: log, cost: cmp.Or(cfg.cost, cost)}
+	p := &people{log: log, cost: cmp.Or(cfg.cost, cost)}
 	p.nothing = sync.OnceValue(func() []byte {
 		h, _ := bcrypt.GenerateFromPassword([]byte("nobody has this"), p.cost) // fails for no such cost and length
 		return h
@@ -153,17 +151,6 @@ func (p *people) refresh(ctx context.Context) error {
 	defer p.mu.Unlock()
 	p.byKey = byKey
 	return nil
-}
-
-// followUsers reads the users again when other consoles change them.
-func (c *Console) followUsers(ctx context.Context) {
-	c.repeat(ctx, "users", func(ctx context.Context) error {
-		return kv.Changes(ctx, c.people.users.Bucket, func() {
-			if err := c.people.refresh(ctx); err != nil && ctx.Err() == nil {
-				c.log.Warn().Err(err).Msg("the users are as they were")
-			}
-		})
-	})
 }
 
 // empty says that there are no people yet. Tokens alone do not close the page.
@@ -306,165 +293,4 @@ func (t *tries) spend(now time.Time, keys ...string) bool {
 		}
 	}
 	return ok
-}
-
-// identify finds out who asks. Nobody is no error: some routes are for all.
-func (c *Console) identify(r *http.Request) (who, error) {
-	if c.openToAll() {
-		return who{Name: "local", Role: Admin}, nil
-	}
-	if name := r.Header.Get("X-Forwarded-User"); name != "" { // only a trusted proxy's is left
-		w := who{Name: clean(name), Role: Viewer}
-		if role := r.Header.Get("X-Forwarded-Role"); role != "" {
-			if err := w.Role.UnmarshalText([]byte(role)); err != nil {
-				return who{}, problem{http.StatusForbidden, "forbidden", err.Error()}
-			}
-		}
-		return w, nil
-	}
-	if t, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); ok {
-		u, ok := c.people.get(tokenKeys + digest(t))
-		if !ok || u.Disabled || !u.ExpiresAt.IsZero() && time.Now().After(u.ExpiresAt) {
-			return who{}, problem{http.StatusUnauthorized, "unauthorised", "the token is not known, or its time is over"}
-		}
-		return who{Name: u.Name, Role: u.Role}, nil
-	}
-	cookie, err := r.Cookie(c.cookieName(r))
-	if err != nil {
-		return who{}, nil
-	}
-	return c.resume(r.Context(), cookie.Value)
-}
-
-// resume finds the session of a cookie.
-func (c *Console) resume(ctx context.Context, cookie string) (who, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	key := digest(cookie)
-	e, err := c.people.sessions.Get(ctx, key)
-	if errors.Is(err, jetstream.ErrKeyNotFound) || errors.Is(err, kv.ErrUnreadable) {
-		return who{}, nil
-	}
-	if err != nil {
-		return who{}, fmt.Errorf("read the session: %w", err)
-	}
-	s, now := e.Value, time.Now()
-	u, ok := c.people.get(userKeys + s.User)
-	if !ok || u.Disabled || !same(u.Hash, s.Hash) || now.Sub(s.LastSeenAt) > c.cfg.Idle || now.Sub(s.CreatedAt) > c.cfg.Max {
-		return who{}, nil
-	}
-	if now.Sub(s.LastSeenAt) > min(time.Minute, c.cfg.Idle/10) {
-		s.LastSeenAt = now.UTC()
-		if b, err := json.Marshal(s); err == nil {
-			// By its revision: who signed out meanwhile must not come in again.
-			_, _ = c.people.sessions.Bucket.Update(ctx, key, b, e.Head)
-		}
-	}
-	return who{Name: u.Name, Role: u.Role, session: key}, nil
-}
-
-func (c *Console) cookieName(r *http.Request) string {
-	if c.encrypted(r) {
-		return "__Host-nm"
-	}
-	return "nm"
-}
-
-func (c *Console) cookie(r *http.Request, value string, age time.Duration) *http.Cookie {
-	return &http.Cookie{
-		Name: c.cookieName(r), Value: value, Path: "/", MaxAge: int(age / time.Second), HttpOnly: true, Secure: c.encrypted(r), SameSite: http.SameSiteLaxMode,
-	}
-}
-
-func (c *Console) getSession(q *request) (any, error) {
-	if !c.isReady() {
-		return struct {
-			Ready bool `json:"ready"`
-		}{}, nil
-	}
-	return struct {
-		hello
-		Ready bool `json:"ready"`
-	}{c.hello(q), true}, nil
-}
-
-func (c *Console) signIn(q *request) (any, error) {
-	if !c.isReady() {
-		return nil, problem{http.StatusServiceUnavailable, "broker_away", "the console waits for the broker"}
-	}
-	var in struct {
-		User     string `json:"user"`
-		Password string `json:"password"`
-	}
-	if err := q.read(&in); err != nil {
-		return nil, err
-	}
-	if !c.people.tries.spend(time.Now(), "user "+cmp.Or(in.User[:min(len(in.User), 64)], "-"), "address "+remote(q.Request).String()) {
-		return nil, problem{http.StatusTooManyRequests, "too_many_tries", "too many tries: wait a minute"}
-	}
-	u, ok := c.people.check(in.User, in.Password)
-	if !ok {
-		return nil, problem{http.StatusUnauthorized, "unauthorised", "the name or the password is wrong"}
-	}
-	return c.begin(q, u)
-}
-
-// begin starts a session.
-func (c *Console) begin(q *request, u user) (any, error) {
-	value, now := secret(), time.Now().UTC()
-	b, err := json.Marshal(session{User: u.Name, Hash: u.Hash, CreatedAt: now, LastSeenAt: now})
-	if err != nil {
-		return nil, err
-	}
-	if _, err := c.people.sessions.Bucket.Create(q.ctx, digest(value), b); err != nil {
-		return nil, fmt.Errorf("store the session: %w", err)
-	}
-	return respond(func(w http.ResponseWriter, r *http.Request) error {
-		http.SetCookie(w, c.cookie(r, value, c.cfg.Max))
-		return writeJSON(w, http.StatusOK, who{Name: u.Name, Role: u.Role})
-	}), nil
-}
-
-func (c *Console) signOut(q *request) (any, error) {
-	if q.who.session != "" {
-		if err := c.people.sessions.Bucket.Purge(q.ctx, q.who.session); err != nil {
-			return nil, fmt.Errorf("end the session: %w", err)
-		}
-	}
-	return respond(func(w http.ResponseWriter, r *http.Request) error {
-		http.SetCookie(w, c.cookie(r, "", -time.Second))
-		w.WriteHeader(http.StatusNoContent)
-		return nil
-	}), nil
-}
-
-// setup is the way in for the first administrator.
-type setup struct {
-	token string
-	until time.Time
-
-	mu   sync.Mutex
-	used bool
-}
-
-func newSetup() *setup { return &setup{token: secret(), until: time.Now().Add(setupFor)} }
-
-// take spends the token.
-func (s *setup) take(token string) bool {
-	if s == nil {
-		return false
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.used || time.Now().After(s.until) || !same(token, s.token) {
-		return false
-	}
-	s.used = true
-	return true
-}
-
-func (s *setup) giveBack() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.used = false
 }

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"strconv"
 	"sync"
@@ -31,20 +30,16 @@ const (
 	pictureAge    = 30 * time.Second // of a small picture in memory
 )
 
-// pictureCache keeps what pages ask for again and again.
-type pictureCache struct {
-	frames  flight[[]byte]
-	small   flight[[]byte]
-	shrinks *rate.Limiter
-
-	mu       sync.Mutex
-	evidence map[string]stream.Evidence
-	order    []string
-	bytes    int
-}
-
-func newPictureCache() *pictureCache {
-	return &pictureCache{evidence: map[string]stream.Evidence{}, shrinks: rate.NewLimiter(shrinksPerSec, shrinksPerSec)}
+// gallery shows pictures, and keeps what pages ask for again and again.
+type gallery struct {
+	backend  *backend
+	tasks    *tasks
+	shrink   func(image []byte, side int) ([]byte, error)
+	links    *sink.Links
+	shrinks  *rate.Limiter
+	frames   flight[[]byte] // by camera and width
+	small    flight[[]byte] // by image and width
+	evidence evidenceCache
 }
 
 // picture is an answer with an image that anybody may have sent. Its type is what
@@ -86,16 +81,16 @@ func pictureType(b []byte) string {
 
 // fit makes an image such as a page takes: of at most side pixels, unless it is
 // small as it is. side 0: as it is, where browsers can show it.
-func (c *Console) fit(ctx context.Context, image []byte, side int) ([]byte, error) {
+func (g *gallery) fit(ctx context.Context, image []byte, side int) ([]byte, error) {
 	shown := pictureType(image) != ""
 	if shown && (side == 0 || side >= tileSide && len(image) <= passThrough) {
 		return image, nil
 	}
 	side = cmp.Or(side, 4096)
-	if err := c.pictures.shrinks.Wait(ctx); err != nil {
+	if err := g.shrinks.Wait(ctx); err != nil {
 		return nil, problem{http.StatusServiceUnavailable, "busy", "too many pictures are asked for at once"}
 	}
-	b, err := c.cfg.Shrink(image, side)
+	b, err := g.shrink(image, side)
 	if err != nil {
 		return nil, problem{http.StatusUnprocessableEntity, "unsupported", "the image cannot be shown: " + err.Error()}
 	}
@@ -104,19 +99,19 @@ func (c *Console) fit(ctx context.Context, image []byte, side int) ([]byte, erro
 
 // frame shows what a camera sees: the next frame that it sends. A publish to a
 // stream reaches plain subscribers, too.
-func (c *Console) frame(q *request) (any, error) {
+func (g *gallery) frame(q *request) (any, error) {
 	v := q.params("w", "t")
 	side := v.number("w", 32, 1920, tileSide)
 	if v.err != nil {
 		return nil, v.err
 	}
 	d, cam := q.PathValue("detector"), q.PathValue("camera")
-	b, err := c.pictures.frames.get(c.base, fmt.Sprint(d, "/", cam, "/", side), frameAge, func(ctx context.Context) ([]byte, error) {
-		image, err := c.nextFrame(ctx, d, cam)
+	b, err := g.frames.get(g.tasks.base, fmt.Sprint(d, "/", cam, "/", side), frameAge, func(ctx context.Context) ([]byte, error) {
+		image, err := g.nextFrame(ctx, d, cam)
 		if err != nil {
 			return nil, err
 		}
-		return c.fit(ctx, image, side)
+		return g.fit(ctx, image, side)
 	})
 	if err != nil {
 		return nil, err
@@ -124,10 +119,10 @@ func (c *Console) frame(q *request) (any, error) {
 	return picture(b, forNow)
 }
 
-func (c *Console) nextFrame(ctx context.Context, detector, camera string) ([]byte, error) {
+func (g *gallery) nextFrame(ctx context.Context, detector, camera string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, frameWait)
 	defer cancel()
-	sub, err := c.nc.SubscribeSync(c.cfg.Frames(detector, camera))
+	sub, err := g.backend.nc.SubscribeSync(g.backend.Frames(detector, camera))
 	if err != nil {
 		return nil, err
 	}
@@ -142,47 +137,57 @@ func (c *Console) nextFrame(ctx context.Context, detector, camera string) ([]byt
 	if err != nil {
 		return nil, err
 	}
-	f, err := stream.ParseFrame(c.cfg.Names, m.Subject, m.Header, m.Data, &jetstream.MsgMetadata{Timestamp: time.Now()}, time.Now())
+	f, err := stream.ParseFrame(g.backend.Names, m.Subject, m.Header, m.Data, &jetstream.MsgMetadata{Timestamp: time.Now()}, time.Now())
 	if err != nil {
 		return nil, err
 	}
-	return c.in.FrameImage(ctx, f)
-}
-
-// stored is the event at the sequence that the path names.
-func (c *Console) stored(ctx context.Context, q *request) (stream.Event, error) {
-	n, err := q.sequence()
-	if err != nil {
-		return stream.Event{}, err
-	}
-	return c.in.Event(ctx, n)
+	return g.backend.in.FrameImage(ctx, f)
 }
 
 // evidenceOf returns an event's archive.
-func (c *Console) evidenceOf(ctx context.Context, e stream.Event) (stream.Evidence, error) {
-	p, key := c.pictures, e.Detector+"/"+e.ID
-	p.mu.Lock()
-	v, ok := p.evidence[key]
-	p.mu.Unlock()
-	if ok {
+func (g *gallery) evidenceOf(ctx context.Context, e stream.Event) (stream.Evidence, error) {
+	key := e.Detector + "/" + e.ID
+	if v, ok := g.evidence.get(key); ok {
 		return v, nil
 	}
-	v, err := c.in.GetEvidence(ctx, e.Detector, e.ID)
-	if err != nil {
-		return v, err
+	v, err := g.backend.in.GetEvidence(ctx, e.Detector, e.ID)
+	if err == nil {
+		g.evidence.put(key, v)
 	}
+	return v, err
+}
+
+// evidenceCache keeps the archives that were read last.
+type evidenceCache struct {
+	mu    sync.Mutex
+	all   map[string]stream.Evidence
+	order []string
+	bytes int
+}
+
+func (c *evidenceCache) get(key string) (stream.Evidence, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v, ok := c.all[key]
+	return v, ok
+}
+
+func (c *evidenceCache) put(key string, v stream.Evidence) {
 	size := sizeOf(v)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if _, ok := p.evidence[key]; !ok && size <= evidenceBytes/4 {
-		p.evidence[key], p.order, p.bytes = v, append(p.order, key), p.bytes+size
-		for len(p.order) > evidenceKept || p.bytes > evidenceBytes {
-			p.bytes -= sizeOf(p.evidence[p.order[0]])
-			delete(p.evidence, p.order[0])
-			p.order = p.order[1:]
-		}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, ok := c.all[key]; ok || size > evidenceBytes/4 {
+		return
 	}
-	return v, nil
+	if c.all == nil {
+		c.all = map[string]stream.Evidence{}
+	}
+	c.all[key], c.order, c.bytes = v, append(c.order, key), c.bytes+size
+	for len(c.order) > evidenceKept || c.bytes > evidenceBytes {
+		c.bytes -= sizeOf(c.all[c.order[0]])
+		delete(c.all, c.order[0])
+		c.order = c.order[1:]
+	}
 }
 
 func sizeOf(e stream.Evidence) int {
@@ -193,17 +198,17 @@ func sizeOf(e stream.Evidence) int {
 	return n
 }
 
-func (c *Console) eventPicture(q *request) (any, error) {
-	e, err := c.stored(q.ctx, q)
+func (g *gallery) eventPicture(q *request) (any, error) {
+	e, err := g.backend.stored(q.ctx, q)
 	if err != nil {
 		return nil, err
 	}
-	return c.pictureOf(q, e)
+	return g.pictureOf(q, e)
 }
 
 // pictureOf is the picture of an event that the path names.
-func (c *Console) pictureOf(q *request, e stream.Event) (any, error) {
-	v, err := c.evidenceOf(q.ctx, e)
+func (g *gallery) pictureOf(q *request, e stream.Event) (any, error) {
+	v, err := g.evidenceOf(q.ctx, e)
 	if err != nil {
 		return nil, err
 	}
@@ -218,13 +223,13 @@ func (c *Console) pictureOf(q *request, e stream.Event) (any, error) {
 // linkedPicture is a picture for who has a link to it ([sink.Links]) and need not
 // sign in. Nothing is looked for before the signature is seen to be good, so that
 // nobody finds out what there is.
-func (c *Console) linkedPicture(q *request) (any, error) {
+func (g *gallery) linkedPicture(q *request) (any, error) {
 	v := q.params("e", "s")
 	if v.err != nil {
 		return nil, v.err
 	}
 	d, event, name := q.PathValue("detector"), q.PathValue("event"), q.PathValue("name")
-	switch err := c.cfg.Links.Verify(d, event, name, v.Values); {
+	switch err := g.links.Verify(d, event, name, v.Values); {
 	case errors.Is(err, sink.ErrLinkExpired):
 		return nil, problem{http.StatusGone, "expired", err.Error()}
 	case errors.Is(err, sink.ErrBadLink), errors.Is(err, sink.ErrNoLinks):
@@ -232,7 +237,7 @@ func (c *Console) linkedPicture(q *request) (any, error) {
 	case err != nil:
 		return nil, err
 	}
-	a, err := c.pictureOf(q, stream.Event{Detector: d, ID: event})
+	a, err := g.pictureOf(q, stream.Event{Detector: d, ID: event})
 	if show, ok := a.(respond); ok {
 		// Chats and mail programs show it in pages of their own.
 		return respond(func(w http.ResponseWriter, r *http.Request) error {
@@ -246,7 +251,7 @@ func (c *Console) linkedPicture(q *request) (any, error) {
 // sized answers with an image that does not change, with as many pixels as the
 // request wants, and without that as it is, where browsers can show it. Small ones,
 // of which a page shows hundreds, are kept for a while under key.
-func (c *Console) sized(q *request, key string, find func(context.Context) ([]byte, error)) (any, error) {
+func (g *gallery) sized(q *request, key string, find func(context.Context) ([]byte, error)) (any, error) {
 	v := q.params("w")
 	side := v.number("w", 32, 4096, 0)
 	if v.err != nil {
@@ -257,12 +262,12 @@ func (c *Console) sized(q *request, key string, find func(context.Context) ([]by
 		if err != nil {
 			return nil, err
 		}
-		return c.fit(ctx, b, side)
+		return g.fit(ctx, b, side)
 	}
 	var b []byte
 	var err error
 	if side > 0 && side <= tileSide {
-		b, err = c.pictures.small.get(c.base, fmt.Sprint(key, "/", side), pictureAge, made)
+		b, err = g.small.get(g.tasks.base, fmt.Sprint(key, "/", side), pictureAge, made)
 	} else {
 		b, err = made(q.ctx)
 	}
@@ -273,54 +278,25 @@ func (c *Console) sized(q *request, key string, find func(context.Context) ([]by
 }
 
 // eventImage is the frame that raised the event.
-func (c *Console) eventImage(q *request) (any, error) {
-	return c.sized(q, "event/"+q.PathValue("sequence"), func(ctx context.Context) ([]byte, error) {
-		e, err := c.stored(ctx, q)
+func (g *gallery) eventImage(q *request) (any, error) {
+	return g.sized(q, "event/"+q.PathValue("sequence"), func(ctx context.Context) ([]byte, error) {
+		e, err := g.backend.stored(ctx, q)
 		if err != nil {
 			return nil, err
 		}
-		return c.in.EventImage(ctx, e)
+		return g.backend.in.EventImage(ctx, e)
 	})
 }
 
-// scoreAgain has the frame of an event scored by what serves now; nothing is stored.
-func (c *Console) scoreAgain(q *request) (any, error) {
-	e, err := c.stored(q.ctx, q)
-	if err != nil {
-		return nil, err
-	}
-	b, err := c.in.EventImage(q.ctx, e)
-	if err != nil {
-		return nil, err
-	}
-	return c.client.ScoreNow(q.ctx, e.Detector, b)
-}
-
-// scoreImage has the image that is the request's body scored; nothing is stored.
-func (c *Console) scoreImage(q *request) (any, error) {
-	d, err := c.detectors.Get(q.ctx, q.PathValue("detector"))
-	if err != nil {
-		return nil, err
-	}
-	b, err := io.ReadAll(io.LimitReader(q.Body, maxUpload+1))
-	if err != nil {
-		return nil, bad("read the image: %v", err)
-	}
-	if len(b) > maxUpload {
-		return nil, problem{http.StatusRequestEntityTooLarge, stream.CodeTooLarge, "the image is larger than 64 MiB"}
-	}
-	return c.client.ScoreNow(q.ctx, d.Name, b)
-}
-
 // getNormal shows a normal or labelled anomaly.
-func (c *Console) getNormal(q *request) (any, error) {
+func (g *gallery) getNormal(q *request) (any, error) {
 	d := q.PathValue("detector")
 	n, err := q.sequence()
 	if err != nil {
 		return nil, err
 	}
-	return c.sized(q, fmt.Sprint("normal/", d, "/", n), func(ctx context.Context) ([]byte, error) {
-		x, err := c.normals.Get(ctx, d, n)
+	return g.sized(q, fmt.Sprint("normal/", d, "/", n), func(ctx context.Context) ([]byte, error) {
+		x, err := g.backend.normals.Get(ctx, d, n)
 		return x.Image, err
 	})
 }

@@ -32,79 +32,81 @@ const (
 type route struct {
 	method, path string
 	needs        Role
-	do           func(*Console, *request) (any, error)
+	do           func(*request) (any, error)
 }
 
 // routes is the API: everything below api/v1, and who may ask for it. openapi.yaml
 // is its contract.
-var routes = []route{
-	{"GET", "session", nobody, (*Console).getSession},
-	{"POST", "session", nobody, (*Console).signIn},
-	{"DELETE", "session", nobody, (*Console).signOut},
-	{"POST", "setup", nobody, (*Console).firstUser},
-	{"GET", "openapi.yaml", nobody, (*Console).contract},
-	{"GET", "pictures/{detector}/{event}/{name}", nobody, (*Console).linkedPicture}, // the link's signature may
+func (c *Console) routes() []route {
+	return []route{
+		{"GET", "session", nobody, c.door.getSession},
+		{"POST", "session", nobody, c.door.signIn},
+		{"DELETE", "session", nobody, c.door.signOut},
+		{"POST", "setup", nobody, c.door.firstUser},
+		{"GET", "openapi.yaml", nobody, c.page.contract},
+		{"GET", "pictures/{detector}/{event}/{name}", nobody, c.gallery.linkedPicture}, // the link's signature may
 
-	{"GET", "live", Viewer, (*Console).live},
-	{"GET", "status", Viewer, (*Console).status},
-	{"GET", "cameras", Viewer, (*Console).listCameras},
-	{"GET", "cameras/{detector}/{camera}/frame", Viewer, (*Console).frame},
-	{"GET", "cameras/{detector}/{camera}/scores", Viewer, (*Console).cameraScores},
-	{"GET", "events", Viewer, (*Console).listEvents},
-	{"GET", "events/{sequence}", Viewer, (*Console).getEvent},
-	{"POST", "events/{sequence}/score", Operator, (*Console).scoreAgain},
-	{"GET", "events/{sequence}/image", Viewer, (*Console).eventImage},
-	{"GET", "events/{sequence}/pictures/{name}", Viewer, (*Console).eventPicture},
-	{"GET", "incidents", Viewer, (*Console).listIncidents},
-	{"GET", "incidents/{sequence}", Viewer, (*Console).getIncident},
-	{"POST", "verdicts", Operator, (*Console).judge},
-	{"DELETE", "verdicts/{token}", Operator, (*Console).unjudge},
+		{"GET", "live", Viewer, c.live.serve},
+		{"GET", "status", Viewer, c.wall.status},
+		{"GET", "cameras", Viewer, c.wall.listCameras},
+		{"GET", "cameras/{detector}/{camera}/frame", Viewer, c.gallery.frame},
+		{"GET", "cameras/{detector}/{camera}/scores", Viewer, c.wall.cameraScores},
+		{"GET", "events", Viewer, c.alarms.listEvents},
+		{"GET", "events/{sequence}", Viewer, c.alarms.getEvent},
+		{"POST", "events/{sequence}/score", Operator, c.alarms.scoreAgain},
+		{"GET", "events/{sequence}/image", Viewer, c.gallery.eventImage},
+		{"GET", "events/{sequence}/pictures/{name}", Viewer, c.gallery.eventPicture},
+		{"GET", "incidents", Viewer, c.alarms.listIncidents},
+		{"GET", "incidents/{sequence}", Viewer, c.alarms.getIncident},
+		{"POST", "verdicts", Operator, c.alarms.judge},
+		{"DELETE", "verdicts/{token}", Operator, c.alarms.unjudge},
 
-	{"GET", "detectors", Viewer, (*Console).listDetectors},
-	{"POST", "detectors", Operator, (*Console).createDetector},
-	{"GET", "detectors/{detector}", Viewer, (*Console).getDetector},
-	{"PATCH", "detectors/{detector}", Operator, (*Console).changeDetector},
-	{"DELETE", "detectors/{detector}", Admin, (*Console).deleteDetector},
-	{"GET", "detectors/{detector}/calibration", Viewer, (*Console).calibration},
-	{"GET", "detectors/{detector}/outliers", Viewer, (*Console).outliers},
-	{"GET", "choices", Viewer, (*Console).choices},
-	{"GET", "detectors/{detector}/normals", Viewer, (*Console).listNormals},
-	{"POST", "detectors/{detector}/normals", Operator, (*Console).addNormals},
-	{"POST", "detectors/{detector}/normals/take", Operator, (*Console).takeFrames},
-	{"GET", "detectors/{detector}/normals.zip", Operator, (*Console).exportNormals},
-	{"GET", "detectors/{detector}/normals/{sequence}", Viewer, (*Console).getNormal},
-	{"DELETE", "detectors/{detector}/normals/{sequence}", Operator, (*Console).removeNormal},
-	{"POST", "detectors/{detector}/score", Operator, (*Console).scoreImage},
-	{"POST", "detectors/{detector}/train", Operator, (*Console).train},
-	{"GET", "detectors/{detector}/releases", Viewer, (*Console).listReleases},
-	{"POST", "detectors/{detector}/promote", Operator, (*Console).promote},
-	{"POST", "detectors/{detector}/rollback", Operator, (*Console).rollback},
-	{"POST", "detectors/{detector}/shadow", Operator, (*Console).shadow},
-	{"POST", "detectors/{detector}/pin", Operator, (*Console).pin},
+		{"GET", "detectors", Viewer, c.tuning.listDetectors},
+		{"POST", "detectors", Operator, c.tuning.createDetector},
+		{"GET", "detectors/{detector}", Viewer, c.tuning.getDetector},
+		{"PATCH", "detectors/{detector}", Operator, c.tuning.changeDetector},
+		{"DELETE", "detectors/{detector}", Admin, c.tuning.deleteDetector},
+		{"GET", "detectors/{detector}/calibration", Viewer, c.tuning.calibration},
+		{"GET", "detectors/{detector}/outliers", Viewer, c.tuning.outliers},
+		{"GET", "choices", Viewer, c.tuning.choices},
+		{"GET", "detectors/{detector}/normals", Viewer, c.tuning.listNormals},
+		{"POST", "detectors/{detector}/normals", Operator, c.tuning.addNormals},
+		{"POST", "detectors/{detector}/normals/take", Operator, c.tuning.takeFrames},
+		{"GET", "detectors/{detector}/normals.zip", Operator, c.tuning.exportNormals},
+		{"GET", "detectors/{detector}/normals/{sequence}", Viewer, c.gallery.getNormal},
+		{"DELETE", "detectors/{detector}/normals/{sequence}", Operator, c.tuning.removeNormal},
+		{"POST", "detectors/{detector}/score", Operator, c.tuning.scoreImage},
+		{"POST", "detectors/{detector}/train", Operator, c.tuning.train},
+		{"GET", "detectors/{detector}/releases", Viewer, c.tuning.listReleases},
+		{"POST", "detectors/{detector}/promote", Operator, c.tuning.promote},
+		{"POST", "detectors/{detector}/rollback", Operator, c.tuning.rollback},
+		{"POST", "detectors/{detector}/shadow", Operator, c.tuning.shadow},
+		{"POST", "detectors/{detector}/pin", Operator, c.tuning.pin},
 
-	{"GET", "jobs", Viewer, (*Console).listJobs},
-	{"GET", "jobs/{job}/history", Viewer, (*Console).jobHistory},
-	{"GET", "jobs/{job}/sheet.jpg", Viewer, (*Console).jobSheet},
-	{"DELETE", "jobs/{job}", Operator, (*Console).cancelJob},
-	{"GET", "dead", Viewer, (*Console).listDead},
-	{"POST", "dead/{sequence}/again", Operator, (*Console).deadAgain},
-	{"DELETE", "dead/{sequence}", Admin, (*Console).deleteDead},
+		{"GET", "jobs", Viewer, c.jobs.list},
+		{"GET", "jobs/{job}/history", Viewer, c.jobs.history},
+		{"GET", "jobs/{job}/sheet.jpg", Viewer, c.jobs.sheet},
+		{"DELETE", "jobs/{job}", Operator, c.jobs.cancel},
+		{"GET", "dead", Viewer, c.dead.list},
+		{"POST", "dead/{sequence}/again", Operator, c.dead.again},
+		{"DELETE", "dead/{sequence}", Admin, c.dead.remove},
 
-	{"GET", "sinks", Viewer, (*Console).listSinks},
-	{"POST", "sinks", Admin, (*Console).addSink},
-	{"GET", "sinks/{sink}", Admin, (*Console).getSink},
-	{"PATCH", "sinks/{sink}", Admin, (*Console).changeSink},
-	{"DELETE", "sinks/{sink}", Admin, (*Console).removeSink},
-	{"POST", "sinks/{sink}/test", Admin, (*Console).testSink},
-	{"POST", "sinks/{sink}/replay", Admin, (*Console).replaySink},
-	{"GET", "audit", Admin, (*Console).listAudit},
+		{"GET", "sinks", Viewer, c.sinks.list},
+		{"POST", "sinks", Admin, c.sinks.add},
+		{"GET", "sinks/{sink}", Admin, c.sinks.get},
+		{"PATCH", "sinks/{sink}", Admin, c.sinks.change},
+		{"DELETE", "sinks/{sink}", Admin, c.sinks.remove},
+		{"POST", "sinks/{sink}/test", Admin, c.sinks.test},
+		{"POST", "sinks/{sink}/replay", Admin, c.sinks.replay},
+		{"GET", "audit", Admin, c.door.listAudit},
 
-	{"GET", "users", Admin, (*Console).listUsers},
-	{"POST", "users", Admin, (*Console).addUser},
-	{"PATCH", "users/{user}", Admin, (*Console).changeUser},
-	{"DELETE", "users/{user}", Admin, (*Console).removeUser},
-	{"POST", "tokens", Admin, (*Console).addToken},
-	{"DELETE", "tokens/{token}", Admin, (*Console).removeToken},
+		{"GET", "users", Admin, c.door.listUsers},
+		{"POST", "users", Admin, c.door.addUser},
+		{"PATCH", "users/{user}", Admin, c.door.changeUser},
+		{"DELETE", "users/{user}", Admin, c.door.removeUser},
+		{"POST", "tokens", Admin, c.door.addToken},
+		{"DELETE", "tokens/{token}", Admin, c.door.removeToken},
+	}
 }
 
 // without are the routes that work while the broker is away.
@@ -201,7 +203,7 @@ func (p problem) write(w http.ResponseWriter) {
 // handler is the whole page.
 func (c *Console) handler() http.Handler {
 	mux := http.NewServeMux()
-	for _, r := range routes {
+	for _, r := range c.routes() {
 		mux.Handle(r.method+" /api/v1/"+r.path, c.serve(r))
 	}
 	mux.HandleFunc("/api/", func(w http.ResponseWriter, r *http.Request) {
@@ -209,7 +211,7 @@ func (c *Console) handler() http.Handler {
 	})
 	mux.HandleFunc("GET /assets/{version}/{file...}", c.page.asset)
 	mux.HandleFunc("GET /{$}", c.page.index)
-	return c.guard(mux)
+	return c.door.guard(mux)
 }
 
 // serve answers one route: who asks, may he, and what becomes of it.
@@ -220,12 +222,12 @@ func (c *Console) serve(r route) http.Handler {
 		defer cancel()
 		q := &request{Request: h, ctx: ctx}
 		err := func() error {
-			if !c.isReady() && !slices.Contains(without, r.path) {
+			if !c.backend.isReady() && !slices.Contains(without, r.path) {
 				return problem{http.StatusServiceUnavailable, "broker_away", "the console waits for the broker"}
 			}
-			if c.isReady() {
+			if c.backend.isReady() {
 				var err error
-				if q.who, err = c.identify(h); err != nil {
+				if q.who, err = c.door.identify(h); err != nil {
 					return err
 				}
 			}
@@ -241,7 +243,7 @@ func (c *Console) serve(r route) http.Handler {
 					return missing("%q is no name of a %s", clean(name), part)
 				}
 			}
-			a, err := r.do(c, q)
+			a, err := r.do(q)
 			if err != nil {
 				return err
 			}
@@ -262,19 +264,10 @@ func (c *Console) serve(r route) http.Handler {
 		}
 		p := problemOf(err)
 		if p.status == http.StatusInternalServerError {
-			c.log.Warn().Err(err).Str("path", h.URL.Path).Msg("a request failed")
+			c.backend.log.Warn().Err(err).Str("path", h.URL.Path).Msg("a request failed")
 		}
 		p.write(w)
 	})
-}
-
-func (c *Console) isReady() bool {
-	select {
-	case <-c.ready:
-		return true
-	default:
-		return false
-	}
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) error {
@@ -303,16 +296,6 @@ func (q *request) read(v any) error {
 		return bad("there is something behind the request's JSON")
 	}
 	return nil
-}
-
-// about reads the request's JSON into v and returns the detector that the path
-// names, which there must be.
-func (c *Console) about(q *request, v any) (name string, err error) {
-	if err := q.read(v); err != nil {
-		return "", err
-	}
-	d, err := c.detectors.Get(q.ctx, q.PathValue("detector"))
-	return d.Name, err
 }
 
 func (q *request) body() ([]byte, error) {

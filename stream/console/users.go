@@ -26,9 +26,9 @@ func shown(u user) shownUser {
 	return shownUser{Name: u.Name, Role: u.Role, Disabled: u.Disabled, CreatedAt: u.CreatedAt, CreatedBy: u.CreatedBy, ExpiresAt: u.ExpiresAt}
 }
 
-func (c *Console) listUsers(*request) (any, error) {
+func (d *door) listUsers(*request) (any, error) {
 	out := listing[shownUser]{Items: []shownUser{}}
-	for k, u := range c.people.list() {
+	for k, u := range d.people.list() {
 		s := shown(u)
 		s.Role = max(u.Role, Viewer)
 		if t, ok := strings.CutPrefix(k, tokenKeys); ok {
@@ -49,39 +49,39 @@ type newUser struct {
 	Role     Role   `json:"role"`
 }
 
-func (c *Console) make(q *request, in newUser, by string) (user, error) {
+func (d *door) make(q *request, in newUser, by string) (user, error) {
 	if !stream.ValidToken(in.Name) {
 		return user{}, bad("user %q: use 1 to 64 letters, digits, - and _", clean(in.Name))
 	}
 	if in.Role < Viewer {
 		return user{}, bad("say which role: viewer, operator or admin")
 	}
-	h, err := c.people.hash(in.Password)
+	h, err := d.people.hash(in.Password)
 	if err != nil {
 		return user{}, err
 	}
 	u := user{Name: in.Name, Role: in.Role, Hash: h, CreatedAt: time.Now().UTC(), CreatedBy: by}
-	return u, c.people.put(q.ctx, userKeys+u.Name, u, true)
+	return u, d.people.put(q.ctx, userKeys+u.Name, u, true)
 }
 
-func (c *Console) addUser(q *request) (any, error) {
+func (d *door) addUser(q *request) (any, error) {
 	var in newUser
 	if err := q.read(&in); err != nil {
 		return nil, err
 	}
-	if c.people.empty() && in.Role != Admin {
+	if d.people.empty() && in.Role != Admin {
 		return nil, problem{http.StatusUnprocessableEntity, stream.CodeBadRequest, "the first user is an admin: nobody could make others"}
 	}
-	u, err := c.make(q, in, q.who.Name)
+	u, err := d.make(q, in, q.who.Name)
 	if err != nil {
 		return nil, err
 	}
-	c.record(q, "create", "user/"+u.Name, map[string]any{"role": u.Role})
+	d.backend.record(q, "create", "user/"+u.Name, map[string]any{"role": u.Role})
 	return created{http.StatusCreated, shown(u)}, nil
 }
 
 // firstUser makes an administrator of who has the link of --setup, and signs him in.
-func (c *Console) firstUser(q *request) (any, error) {
+func (d *door) firstUser(q *request) (any, error) {
 	var in struct {
 		Token    string `json:"token"`
 		User     string `json:"user"`
@@ -90,22 +90,22 @@ func (c *Console) firstUser(q *request) (any, error) {
 	if err := q.read(&in); err != nil {
 		return nil, err
 	}
-	if !c.people.tries.spend(time.Now(), "setup "+remote(q.Request).String()) {
+	if !d.people.tries.spend(time.Now(), "setup "+remote(q.Request).String()) {
 		return nil, problem{http.StatusTooManyRequests, "too_many_tries", "too many tries: wait a minute"}
 	}
-	if !c.setup.take(in.Token) {
+	if !d.setup.take(in.Token) {
 		return nil, problem{http.StatusForbidden, "forbidden", "the link is not valid, or no longer: start the console with --setup again"}
 	}
-	u, err := c.make(q, newUser{in.User, in.Password, Admin}, "setup")
+	u, err := d.make(q, newUser{in.User, in.Password, Admin}, "setup")
 	if err != nil {
-		c.setup.giveBack()
+		d.setup.giveBack()
 		return nil, err
 	}
-	c.record(q, "create", "user/"+u.Name, map[string]any{"role": u.Role})
-	return c.begin(q, u)
+	d.backend.record(q, "create", "user/"+u.Name, map[string]any{"role": u.Role})
+	return d.begin(q, u)
 }
 
-func (c *Console) changeUser(q *request) (any, error) {
+func (d *door) changeUser(q *request) (any, error) {
 	var in struct {
 		Password *string `json:"password,omitempty"`
 		Role     *Role   `json:"role,omitempty"`
@@ -117,15 +117,15 @@ func (c *Console) changeUser(q *request) (any, error) {
 	hash := ""
 	if in.Password != nil {
 		var err error
-		if hash, err = c.people.hash(*in.Password); err != nil {
+		if hash, err = d.people.hash(*in.Password); err != nil {
 			return nil, err
 		}
 	}
 	key := userKeys + q.PathValue("user")
 	var u user
-	if err := c.people.change(q.ctx, func(ctx context.Context) error {
+	if err := d.people.change(q.ctx, func(ctx context.Context) error {
 		var ok bool
-		if u, ok = c.people.get(key); !ok {
+		if u, ok = d.people.get(key); !ok {
 			return missing("there is no user %q", clean(q.PathValue("user")))
 		}
 		if in.Role != nil {
@@ -134,43 +134,43 @@ func (c *Console) changeUser(q *request) (any, error) {
 		if in.Disabled != nil {
 			u.Disabled = *in.Disabled
 		}
-		if (u.Role != Admin || u.Disabled) && c.people.adminsBut(key) == 0 {
+		if (u.Role != Admin || u.Disabled) && d.people.adminsBut(key) == 0 {
 			return problem{http.StatusConflict, stream.CodeConflict, u.Name + " is the last admin"}
 		}
 		u.Hash = cmp.Or(hash, u.Hash) // another one ends all sessions of before
-		return c.people.put(ctx, key, u, false)
+		return d.people.put(ctx, key, u, false)
 	}); err != nil {
 		return nil, err
 	}
-	c.record(q, "set", "user/"+u.Name, map[string]any{"role": u.Role, "disabled": u.Disabled, "password": in.Password != nil})
+	d.backend.record(q, "set", "user/"+u.Name, map[string]any{"role": u.Role, "disabled": u.Disabled, "password": in.Password != nil})
 	return shown(u), nil
 }
 
-func (c *Console) removeUser(q *request) (any, error) {
+func (d *door) removeUser(q *request) (any, error) {
 	key := userKeys + q.PathValue("user")
-	err := c.people.change(q.ctx, func(ctx context.Context) error {
-		if _, ok := c.people.get(key); !ok {
+	err := d.people.change(q.ctx, func(ctx context.Context) error {
+		if _, ok := d.people.get(key); !ok {
 			return missing("there is no user %q", clean(q.PathValue("user")))
 		}
-		if c.people.adminsBut(key) == 0 {
+		if d.people.adminsBut(key) == 0 {
 			return problem{http.StatusConflict, stream.CodeConflict, "the last admin stays: without users the page would open to all"}
 		}
-		return c.forget(ctx, key)
+		return d.forget(ctx, key)
 	})
 	if err == nil {
-		c.record(q, "delete", "user/"+q.PathValue("user"), nil)
+		d.backend.record(q, "delete", "user/"+q.PathValue("user"), nil)
 	}
 	return nil, err
 }
 
-func (c *Console) forget(ctx context.Context, key string) error {
-	if err := c.people.users.Bucket.Purge(ctx, key); err != nil {
+func (d *door) forget(ctx context.Context, key string) error {
+	if err := d.people.users.Bucket.Purge(ctx, key); err != nil {
 		return err
 	}
-	return c.people.refresh(ctx)
+	return d.people.refresh(ctx)
 }
 
-func (c *Console) addToken(q *request) (any, error) {
+func (d *door) addToken(q *request) (any, error) {
 	var in struct {
 		Name string `json:"name"`
 		Role Role   `json:"role"`
@@ -184,25 +184,45 @@ func (c *Console) addToken(q *request) (any, error) {
 	}
 	value := tokenPrefix + secret()
 	u := user{Name: in.Name, Role: in.Role, CreatedAt: time.Now().UTC(), CreatedBy: q.who.Name, ExpiresAt: time.Now().UTC().Add(time.Duration(in.Days) * 24 * time.Hour)}
-	if err := c.people.put(q.ctx, tokenKeys+digest(value), u, true); err != nil {
+	if err := d.people.put(q.ctx, tokenKeys+digest(value), u, true); err != nil {
 		return nil, err
 	}
-	c.record(q, "create", "token/"+u.Name, map[string]any{"role": u.Role, "expires_at": u.ExpiresAt})
+	d.backend.record(q, "create", "token/"+u.Name, map[string]any{"role": u.Role, "expires_at": u.ExpiresAt})
 	return created{http.StatusCreated, struct {
 		shownUser
 		Secret string `json:"secret"` // shown once
 	}{shownUser{Name: u.Name, Role: u.Role, Token: digest(value), CreatedAt: u.CreatedAt, CreatedBy: u.CreatedBy, ExpiresAt: u.ExpiresAt}, value}}, nil
 }
 
-func (c *Console) removeToken(q *request) (any, error) {
+func (d *door) removeToken(q *request) (any, error) {
 	key := tokenKeys + q.PathValue("token")
-	u, ok := c.people.get(key)
+	u, ok := d.people.get(key)
 	if !ok {
 		return nil, missing("there is no such token")
 	}
-	if err := c.forget(q.ctx, key); err != nil {
+	if err := d.forget(q.ctx, key); err != nil {
 		return nil, err
 	}
-	c.record(q, "delete", "token/"+u.Name, nil)
+	d.backend.record(q, "delete", "token/"+u.Name, nil)
 	return nil, nil
+}
+
+// listAudit shows who changed what, newest first.
+func (d *door) listAudit(q *request) (any, error) {
+	v := q.params("by", "action", "object", "failed", "cursor", "limit")
+	limit, before := v.paging(100)
+	if v.err != nil {
+		return nil, v.err
+	}
+	all, err := d.backend.in.Audit(q.ctx, stream.AuditFilter{
+		By: v.Get("by"), Action: v.Get("action"), Object: v.Get("object"), Failed: v.yes("failed"),
+	}, before, limit)
+	if err != nil {
+		return nil, err
+	}
+	out := listing[stream.AuditEntry]{Items: append([]stream.AuditEntry{}, all...)}
+	if len(all) == limit && all[limit-1].Sequence > 1 {
+		out.Next = nextCursor(all[limit-1].Sequence)
+	}
+	return out, nil
 }

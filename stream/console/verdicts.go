@@ -21,8 +21,10 @@ const (
 // holder keeps verdicts for a while, so that they can be taken back without a
 // trace, and then sends them.
 type holder struct {
-	c    *Console
-	wake chan struct{}
+	backend *backend
+	index   *index
+	hub     *hub
+	wake    chan struct{}
 
 	mu   sync.Mutex
 	held map[string]*heldVerdict // by token
@@ -37,15 +39,15 @@ type heldVerdict struct {
 	sent     int
 }
 
-func newHolder(c *Console) *holder {
-	return &holder{c: c, wake: make(chan struct{}, 1), held: map[string]*heldVerdict{}}
+func newHolder(b *backend, x *index, hub *hub) *holder {
+	return &holder{backend: b, index: x, hub: hub, wake: make(chan struct{}, 1), held: map[string]*heldVerdict{}}
 }
 
 // add takes a verdict over; it is the holder's from then on.
 func (h *holder) add(v *heldVerdict) {
 	for _, e := range v.events { // before it may be sent
-		h.c.index.hold(e.ID, judged{State: stateOf(v.feedback.Verdict), By: v.feedback.By, Note: v.feedback.Note, At: v.feedback.At})
-		h.c.announce(e.ID)
+		h.index.hold(e.ID, judged{State: stateOf(v.feedback.Verdict), By: v.feedback.By, Note: v.feedback.Note, At: v.feedback.At})
+		h.announce(e.ID)
 	}
 	h.mu.Lock()
 	h.held[v.token] = v
@@ -73,14 +75,14 @@ func (h *holder) back(token string) bool {
 // settle shows the events as the stream has them.
 func (h *holder) settle(v *heldVerdict) {
 	for _, e := range v.events {
-		h.c.index.release(e.ID)
-		h.c.announce(e.ID)
+		h.index.release(e.ID)
+		h.announce(e.ID)
 	}
 }
 
 // announce says on the live stream what is said of an event.
-func (c *Console) announce(id string) {
-	c.hub.send(message{event: "verdict", data: c.index.noticeOf(id)})
+func (h *holder) announce(id string) {
+	h.hub.send(message{event: "verdict", data: h.index.noticeOf(id)})
 }
 
 // due returns the verdicts whose time has come, which can no longer be taken back,
@@ -110,7 +112,7 @@ func (h *holder) run(ctx context.Context) {
 		for _, v := range ready {
 			if err := h.send(ctx, v); err != nil {
 				if ctx.Err() == nil {
-					h.c.log.Warn().Err(err).Msg("a verdict is sent again")
+					h.backend.log.Warn().Err(err).Msg("a verdict is sent again")
 				}
 				next = time.Second
 			}
@@ -128,7 +130,7 @@ func (h *holder) run(ctx context.Context) {
 	ready, _ := h.due(time.Now().Add(maxHold))
 	for _, v := range ready {
 		if err := h.send(last, v); err != nil {
-			h.c.log.Error().Err(err).Str("detector", v.feedback.Detector).Msg("a verdict is lost: give it again")
+			h.backend.log.Error().Err(err).Str("detector", v.feedback.Detector).Msg("a verdict is lost: give it again")
 		}
 	}
 }
@@ -139,15 +141,15 @@ func (h *holder) send(ctx context.Context, v *heldVerdict) error {
 	for ; v.sent < len(v.events); v.sent++ {
 		e, f := v.events[v.sent], v.feedback
 		f.Detector, f.Event, f.Sequence = e.Detector, e.ID, e.Sequence
-		read := h.c.index.newest()
+		read := h.index.newest()
 		step, cancel := context.WithTimeout(ctx, 5*time.Second)
-		err := h.c.client.For(f.By).Feedback(step, f)
+		err := h.backend.client.For(f.By).Feedback(step, f)
 		cancel()
 		switch {
 		case err == nil:
-			h.c.index.sent(e.ID, judged{State: stateOf(f.Verdict), By: f.By, Note: f.Note, At: f.At}, read)
+			h.index.sent(e.ID, judged{State: stateOf(f.Verdict), By: f.By, Note: f.Note, At: f.At}, read)
 		case errors.Is(err, stream.ErrBadMessage), errors.Is(err, stream.ErrNotFound):
-			h.c.log.Warn().Err(err).Str("event", e.ID).Msg("a verdict is refused")
+			h.backend.log.Warn().Err(err).Str("event", e.ID).Msg("a verdict is refused")
 		default:
 			return fmt.Errorf("send the verdict on event %s: %w", e.ID, err)
 		}
@@ -172,7 +174,7 @@ type verdictRequest struct {
 // reasons are those of a false alarm.
 var reasons = []string{"", "reflection", "dirt", "other_product", "too_sensitive", "other"}
 
-func (c *Console) judge(q *request) (any, error) {
+func (l *alarms) judge(q *request) (any, error) {
 	var in verdictRequest
 	if err := q.read(&in); err != nil {
 		return nil, err
@@ -195,7 +197,7 @@ func (c *Console) judge(q *request) (any, error) {
 		Verdict: in.Verdict, By: q.who.Name, Note: noteOf(in.Reason, in.Note), At: time.Now().UTC(),
 	}}
 	for _, n := range in.Events {
-		e, err := c.alarmAt(q.ctx, n)
+		e, err := l.alarmAt(q.ctx, n)
 		if err != nil {
 			return nil, err
 		}
@@ -203,7 +205,7 @@ func (c *Console) judge(q *request) (any, error) {
 	}
 	left := 0
 	for _, n := range in.Incidents {
-		events, more, ok := c.index.toJudge(n, in.Verdict == stream.FeedbackWithdrawn, maxVerdicts-len(v.events))
+		events, more, ok := l.index.toJudge(n, in.Verdict == stream.FeedbackWithdrawn, maxVerdicts-len(v.events))
 		if !ok {
 			return nil, missing("no incident begins with event %d", n)
 		}
@@ -225,7 +227,7 @@ func (c *Console) judge(q *request) (any, error) {
 		Events int       `json:"events"` // of which it is said
 		Left   int       `json:"left"`   // alarms of the incidents that were too many for one verdict
 	}{v.token, v.until.UTC(), len(v.events), left}}
-	c.holder.add(v)
+	l.holder.add(v)
 	return answer, nil
 }
 
@@ -238,22 +240,22 @@ func noteOf(reason, note string) string {
 }
 
 // alarmAt is the alarm at a sequence, with what feedback needs to know of it.
-func (c *Console) alarmAt(ctx context.Context, sequence uint64) (stream.Event, error) {
-	if a, ok := c.index.find(sequence); ok {
+func (l *alarms) alarmAt(ctx context.Context, sequence uint64) (stream.Event, error) {
+	if a, ok := l.index.find(sequence); ok {
 		if a.Kind != stream.KindAnomaly {
 			return stream.Event{}, bad("event %d is no alarm", sequence)
 		}
 		return stream.Event{ID: a.ID, Sequence: a.Sequence, Detector: a.Detector}, nil
 	}
-	e, err := c.in.Event(ctx, sequence)
+	e, err := l.backend.in.Event(ctx, sequence)
 	if err == nil && e.Kind != stream.KindAnomaly {
 		err = bad("event %d is no alarm", sequence)
 	}
 	return e, err
 }
 
-func (c *Console) unjudge(q *request) (any, error) {
-	if !c.holder.back(q.PathValue("token")) {
+func (l *alarms) unjudge(q *request) (any, error) {
+	if !l.holder.back(q.PathValue("token")) {
 		return nil, problem{http.StatusConflict, stream.CodeConflict, "it has been sent: withdraw it with another verdict"}
 	}
 	return nil, nil

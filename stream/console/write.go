@@ -15,9 +15,6 @@ import (
 	"github.com/nearmiss/nearmiss/stream/internal/kv"
 )
 
-// control asks for a change in the name of who is signed in.
-func (c *Console) control(q *request) *stream.Client { return c.client.For(q.who.Name) }
-
 // setFields are those of a configuration that somebody has set.
 func setFields(d stream.Detector) map[string]bool {
 	b, err := json.Marshal(d)
@@ -56,7 +53,7 @@ func patch(d stream.Detector, b []byte) (stream.SetRequest, error) {
 	return q, nil
 }
 
-func (c *Console) createDetector(q *request) (any, error) {
+func (t *tuning) createDetector(q *request) (any, error) {
 	b, err := q.body()
 	if err != nil {
 		return nil, err
@@ -71,21 +68,16 @@ func (c *Console) createDetector(q *request) (any, error) {
 	if err := d.Validate(); err != nil {
 		return nil, problem{http.StatusUnprocessableEntity, stream.CodeBadRequest, err.Error()}
 	}
-	a, err := c.control(q).CreateDetector(q.ctx, d)
+	a, err := t.backend.control(q).CreateDetector(q.ctx, d)
 	if err != nil {
 		return nil, err
 	}
-	c.overview.forget("")
-	c.logAction(q, "created detector", d.Name)
+	t.wall.overview.forget("")
+	t.backend.logAction(q, "created detector", d.Name)
 	return created{http.StatusCreated, detector{Detector: a.WithDefaults(), Revision: a.Revision, Set: setFields(a.Detector)}}, nil
 }
 
-// logAction writes into the log who did what.
-func (c *Console) logAction(q *request, what, object string) {
-	c.log.Info().Str("by", q.who.Name).Stringer("role", q.who.Role).Str("object", object).Msg(what)
-}
-
-func (c *Console) changeDetector(q *request) (any, error) {
+func (t *tuning) changeDetector(q *request) (any, error) {
 	name := q.PathValue("detector")
 	b, err := q.body()
 	if err != nil {
@@ -95,7 +87,7 @@ func (c *Console) changeDetector(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	d, err := c.detectors.Get(q.ctx, name)
+	d, err := t.backend.detectors.Get(q.ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +96,7 @@ func (c *Console) changeDetector(q *request) (any, error) {
 		return nil, err
 	}
 	change.Revision = want
-	a, err := c.control(q).Set(q.ctx, change)
+	a, err := t.backend.control(q).Set(q.ctx, change)
 	if want > 0 && errors.Is(err, stream.ErrConflict) {
 		return nil, problem{http.StatusPreconditionFailed, codeStale, "somebody else has changed the detector meanwhile: read it again"}
 	}
@@ -113,22 +105,22 @@ func (c *Console) changeDetector(q *request) (any, error) {
 	}
 	d = a.Detector
 	d.Revision = a.Revision
-	c.overview.forget("")
-	c.logAction(q, "changed detector", name)
-	return c.described(q, d)
+	t.wall.overview.forget("")
+	t.backend.logAction(q, "changed detector", name)
+	return t.described(q, d)
 }
 
-func (c *Console) deleteDetector(q *request) (any, error) {
+func (t *tuning) deleteDetector(q *request) (any, error) {
 	name := q.PathValue("detector")
 	v := q.params("everything")
 	if v.err != nil {
 		return nil, v.err
 	}
-	if err := c.control(q).DeleteDetector(q.ctx, name, v.yes("everything")); err != nil {
+	if err := t.backend.control(q).DeleteDetector(q.ctx, name, v.yes("everything")); err != nil {
 		return nil, err
 	}
-	c.overview.forget("")
-	c.logAction(q, "deleted detector", name)
+	t.wall.overview.forget("")
+	t.backend.logAction(q, "deleted detector", name)
 	return nil, nil
 }
 
@@ -144,15 +136,15 @@ type tune struct {
 // maxRanges bounds them: a larger share of false alarms nobody wants.
 const maxRanges = 400
 
-func (c *Console) calibration(q *request) (any, error) {
+func (t *tuning) calibration(q *request) (any, error) {
 	name := q.PathValue("detector")
-	a, err := c.client.Calibration(q.ctx, stream.ReleaseRequest{Detector: name})
+	a, err := t.backend.client.Calibration(q.ctx, stream.ReleaseRequest{Detector: name})
 	if err != nil {
 		return nil, err
 	}
-	out := tune{Calibration: &a, Recent: c.feed.recentScores(name), Ranges: [][2]float64{}}
+	out := tune{Calibration: &a, Recent: t.wall.feed.recentScores(name), Ranges: [][2]float64{}}
 	for i := range min(len(a.HeldOut), maxRanges) {
-		low, high := c.cfg.FalseAlarms(len(a.HeldOut), float64(i+1)/float64(len(a.HeldOut)+1))
+		low, high := t.cfg.FalseAlarms(len(a.HeldOut), float64(i+1)/float64(len(a.HeldOut)+1))
 		out.Ranges = append(out.Ranges, [2]float64{low, high})
 	}
 	return out, nil
@@ -160,13 +152,13 @@ func (c *Console) calibration(q *request) (any, error) {
 
 // addNormals takes the files of a form. Each is checked before it is stored; what
 // is wrong with one is its own matter.
-func (c *Console) addNormals(q *request) (any, error) {
+func (t *tuning) addNormals(q *request) (any, error) {
 	v := q.params("anomalies")
 	if v.err != nil {
 		return nil, v.err
 	}
 	name := q.PathValue("detector")
-	if _, err := c.detectors.Get(q.ctx, name); err != nil {
+	if _, err := t.backend.detectors.Get(q.ctx, name); err != nil {
 		return nil, err
 	}
 	parts, err := q.MultipartReader()
@@ -196,19 +188,19 @@ func (c *Console) addNormals(q *request) (any, error) {
 		if len(b) > maxUpload {
 			return nil, problem{http.StatusRequestEntityTooLarge, stream.CodeTooLarge, clean(file) + " is larger than 64 MiB"}
 		}
-		if err := c.cfg.Check(b); err != nil {
+		if err := t.cfg.Check(b); err != nil {
 			out.Refused = append(out.Refused, rejectedFile{clean(file), err.Error()})
 			continue
 		}
-		if _, err := c.normals.Add(q.Context(), stream.Normal{
+		if _, err := t.backend.normals.Add(q.Context(), stream.Normal{
 			Detector: name, Origin: "uploaded by " + q.who.Name, Source: clean(file), Anomaly: v.yes("anomalies"), Image: b,
 		}); err != nil {
 			return nil, err
 		}
 		out.Added++
 	}
-	c.overview.forget("")
-	c.record(q, "add-normals", "detector/"+name, map[string]any{"added": out.Added, "anomalies": v.yes("anomalies")})
+	t.wall.overview.forget("")
+	t.backend.record(q, "add-normals", "detector/"+name, map[string]any{"added": out.Added, "anomalies": v.yes("anomalies")})
 	return out, nil
 }
 
@@ -218,45 +210,45 @@ type rejectedFile struct {
 }
 
 // takeFrames makes normals of the next frames. It goes on when the page is closed.
-func (c *Console) takeFrames(q *request) (any, error) {
+func (t *tuning) takeFrames(q *request) (any, error) {
 	var in struct {
 		Frames int `json:"frames"`
 	}
-	name, err := c.about(q, &in)
+	name, err := t.backend.about(q, &in)
 	if err != nil {
 		return nil, err
 	}
 	if in.Frames < 1 || in.Frames > 10_000 {
 		return nil, bad("frames: take 1 to 10000")
 	}
-	if !c.start(func(ctx context.Context) {
+	if !t.tasks.start(func(ctx context.Context) {
 		ctx, cancel := context.WithTimeout(ctx, time.Hour)
 		defer cancel()
-		if err := c.normals.FromFrames(ctx, name, in.Frames, nil); err != nil && ctx.Err() == nil {
-			c.log.Warn().Err(err).Str("detector", name).Msg("no more frames are taken as normals")
+		if err := t.backend.normals.FromFrames(ctx, name, in.Frames, nil); err != nil && ctx.Err() == nil {
+			t.backend.log.Warn().Err(err).Str("detector", name).Msg("no more frames are taken as normals")
 		}
 	}) {
 		return nil, problem{http.StatusServiceUnavailable, "busy", "frames are taken already for as many detectors as can be at once: wait"}
 	}
-	c.record(q, "take-normals", "detector/"+name, in)
+	t.backend.record(q, "take-normals", "detector/"+name, in)
 	return created{http.StatusAccepted, in}, nil
 }
 
-func (c *Console) removeNormal(q *request) (any, error) {
+func (t *tuning) removeNormal(q *request) (any, error) {
 	name := q.PathValue("detector")
 	n, err := q.sequence()
 	if err != nil {
 		return nil, err
 	}
-	if err := c.control(q).RemoveNormals(q.ctx, name, []uint64{n}); err != nil {
+	if err := t.backend.control(q).RemoveNormals(q.ctx, name, []uint64{n}); err != nil {
 		return nil, err
 	}
-	c.overview.forget("")
-	c.logAction(q, fmt.Sprintf("removed image %d", n), name)
+	t.wall.overview.forget("")
+	t.backend.logAction(q, fmt.Sprintf("removed image %d", n), name)
 	return nil, nil
 }
 
-func (c *Console) train(q *request) (any, error) {
+func (t *tuning) train(q *request) (any, error) {
 	var in struct {
 		Method  string `json:"method,omitempty"`
 		Profile string `json:"profile,omitempty"`
@@ -265,29 +257,20 @@ func (c *Console) train(q *request) (any, error) {
 		Force   bool   `json:"force,omitempty"`
 		Reason  string `json:"reason,omitempty"`
 	}
-	name, err := c.about(q, &in)
+	name, err := t.backend.about(q, &in)
 	if err != nil {
 		return nil, err
 	}
 	// The job waits in the queue when no trainer runs.
-	j, err := c.control(q).Train(q.ctx, stream.TrainRequest{
+	j, err := t.backend.control(q).Train(q.ctx, stream.TrainRequest{
 		Detector: name, Method: in.Method, Profile: in.Profile, Seed: in.Seed,
 		Promote: in.Promote == nil || *in.Promote, Force: in.Force, Reason: cmp.Or(in.Reason, "asked for on the page"),
 	})
 	if err != nil {
 		return nil, err
 	}
-	c.overview.forget("")
+	t.wall.overview.forget("")
 	return created{http.StatusAccepted, j}, nil
-}
-
-func (c *Console) cancelJob(q *request) (any, error) {
-	j, err := c.control(q).Cancel(q.ctx, q.PathValue("job"))
-	if err != nil {
-		return nil, err
-	}
-	c.logAction(q, "cancelled job", j.Job)
-	return j, nil
 }
 
 // choice is a change of a detector's release.
@@ -298,7 +281,7 @@ type choice struct {
 }
 
 // choose makes a change; a reason is asked for, since others will ask.
-func (c *Console) choose(q *request, what string, do func(stream.PromoteRequest) (any, error)) (any, error) {
+func (t *tuning) choose(q *request, what string, do func(stream.PromoteRequest) (any, error)) (any, error) {
 	var in choice
 	if err := q.read(&in); err != nil {
 		return nil, err
@@ -311,26 +294,26 @@ func (c *Console) choose(q *request, what string, do func(stream.PromoteRequest)
 	if err != nil {
 		return nil, err
 	}
-	c.overview.forget("")
-	c.logAction(q, what, name)
+	t.wall.overview.forget("")
+	t.backend.logAction(q, what, name)
 	return a, nil
 }
 
-func (c *Console) promote(q *request) (any, error) {
-	return c.choose(q, "promoted a release", func(r stream.PromoteRequest) (any, error) { return c.control(q).Promote(q.ctx, r) })
+func (t *tuning) promote(q *request) (any, error) {
+	return t.choose(q, "promoted a release", func(r stream.PromoteRequest) (any, error) { return t.backend.control(q).Promote(q.ctx, r) })
 }
 
-func (c *Console) rollback(q *request) (any, error) {
-	return c.choose(q, "rolled back", func(r stream.PromoteRequest) (any, error) { return c.control(q).Rollback(q.ctx, r) })
+func (t *tuning) rollback(q *request) (any, error) {
+	return t.choose(q, "rolled back", func(r stream.PromoteRequest) (any, error) { return t.backend.control(q).Rollback(q.ctx, r) })
 }
 
-func (c *Console) shadow(q *request) (any, error) {
-	return c.choose(q, "changed the candidate", func(r stream.PromoteRequest) (any, error) { return nil, c.control(q).Shadow(q.ctx, r) })
+func (t *tuning) shadow(q *request) (any, error) {
+	return t.choose(q, "changed the candidate", func(r stream.PromoteRequest) (any, error) { return nil, t.backend.control(q).Shadow(q.ctx, r) })
 }
 
 // pin keeps a release from being collected, or lets it go; the registry keeps no
 // reason for that.
-func (c *Console) pin(q *request) (any, error) {
+func (t *tuning) pin(q *request) (any, error) {
 	var in struct {
 		Release string `json:"release"`
 		Unpin   bool   `json:"unpin,omitempty"`
@@ -339,9 +322,9 @@ func (c *Console) pin(q *request) (any, error) {
 		return nil, err
 	}
 	name := q.PathValue("detector")
-	if err := c.control(q).Pin(q.ctx, stream.PinRequest{Detector: name, Release: in.Release, Unpin: in.Unpin}); err != nil {
+	if err := t.backend.control(q).Pin(q.ctx, stream.PinRequest{Detector: name, Release: in.Release, Unpin: in.Unpin}); err != nil {
 		return nil, err
 	}
-	c.logAction(q, "changed a pin", name)
+	t.backend.logAction(q, "changed a pin", name)
 	return nil, nil
 }

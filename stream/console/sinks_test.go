@@ -111,7 +111,7 @@ func TestATrainingSetIsExported(t *testing.T) {
 	h.detector("parts")
 	want := map[string]string{}
 	for i, source := range []string{"good.jpg", "../../etc/passwd", "a\"b\nc"} {
-		seq, err := h.c.normals.Add(t.Context(), stream.Normal{Detector: "parts", ID: fmt.Sprint(i), Source: source, Image: append(pixels(), byte(i))})
+		seq, err := h.c.backend.normals.Add(t.Context(), stream.Normal{Detector: "parts", ID: fmt.Sprint(i), Source: source, Image: append(pixels(), byte(i))})
 		if err != nil {
 			t.Fatal(err)
 		}
