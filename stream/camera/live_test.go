@@ -217,15 +217,17 @@ func TestAVideoEndsWithItsContext(t *testing.T) {
 // TestASilentStreamIsOpenedAgain: a network that is cut says nothing.
 func TestASilentStreamIsOpenedAgain(t *testing.T) {
 	program, called := player(t, "cat 1.img; exec sleep 1000")
-	s := &camera.Video{Source: "rtsp://eye/1", Program: program, Patience: 300 * time.Millisecond, Log: zerolog.Nop()}
+	s := &camera.Video{Source: "rtsp://eye/1", Program: program, Log: zerolog.Nop()}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	for range 2 {
 		if _, err := s.Next(ctx); err != nil {
 			t.Fatal(err)
 		}
+		s.Patience = 300 * time.Millisecond // from its first picture on
 	}
-	if said, err := os.ReadFile(called); err != nil || strings.Count(string(said), "\n") != 2 {
+	// More than twice where the program took longer than that to begin.
+	if said, err := os.ReadFile(called); err != nil || strings.Count(string(said), "\n") < 2 {
 		t.Errorf("called with %q, %v", said, err)
 	}
 	cancel()
