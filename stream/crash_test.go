@@ -350,7 +350,7 @@ func TestAJobThatKillsItsTrainersEndsInTheDeadLetters(t *testing.T) {
 	}
 	died := 0
 	ended := make(chan stream.Job, 1)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), eventually.Patience) // seven programs are started meanwhile
 	defer cancel()
 	jobs := r.Jobs()
 	go func() {

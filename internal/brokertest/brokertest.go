@@ -80,6 +80,10 @@ func Run(t testing.TB, name string, run func(ctx context.Context) error) (stop f
 	return stop
 }
 
+// connectTime is how long a broker may take to let a client in: without it two seconds, which
+// a loaded machine needs now and then.
+const connectTime = time.Minute
+
 // Connect is a client of the broker's until the test ends.
 func Connect(t testing.TB, b *broker.Broker, opts ...nats.Option) *nats.Conn {
 	t.Helper()
@@ -89,7 +93,7 @@ func Connect(t testing.TB, b *broker.Broker, opts ...nats.Option) *nats.Conn {
 // Client is a client of any server until the test ends.
 func Client(t testing.TB, url string, opts ...nats.Option) *nats.Conn {
 	t.Helper()
-	nc, err := nats.Connect(url, opts...)
+	nc, err := nats.Connect(url, append([]nats.Option{nats.Timeout(connectTime)}, opts...)...)
 	if err != nil {
 		t.Fatal(err)
 	}

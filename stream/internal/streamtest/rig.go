@@ -11,13 +11,13 @@ import (
 	"slices"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/stream/control"
@@ -268,7 +268,7 @@ func (r *Rig) Jobs() *stream.Jobs {
 // Wait returns a job's record when it has finished.
 func (r *Rig) Wait(job string) stream.Job {
 	r.T.Helper()
-	ctx, cancel := context.WithTimeout(r.T.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(r.T.Context(), eventually.Patience)
 	defer cancel()
 	j, err := r.Jobs().Wait(ctx, job, nil)
 	if err != nil {
