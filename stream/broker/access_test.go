@@ -184,6 +184,7 @@ func (h *hall) options(user string) []nats.Option {
 			return pair.Sign(nonce)
 		}),
 		nats.CustomInboxPrefix(access.Inbox(h.keys[user].Public)),
+		nats.Timeout(time.Minute), // not two seconds, in which a loaded machine may not let anybody in
 	}
 }
 
