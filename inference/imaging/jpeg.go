@@ -40,14 +40,30 @@ type jpegComponent struct {
 	blocksY       int
 	quant         [64]int32 // in the order of rows
 	latched       bool      // its first scan has come, with that table
-	plane         []uint8   // samples of three rows of units, one after the other
-	stride        int
-	coefficients  []int16 // of all blocks, where scans bring them in parts
-	missing       [64]int // bits of each that have not come; -1: none has
-	dc, ac        int     // tables of the scan
-	pred          int32
-	bandH         int // rows of samples in a row of units
+	band          jpegBand
+	parts         jpegParts
+	scan          jpegCoder
 	expandH, expV int
+}
+
+// jpegBand is what is kept of a component's samples: three rows of units, one after
+// the other.
+type jpegBand struct {
+	plane  []uint8
+	stride int
+	rows   int // of samples in a row of units
+}
+
+// jpegParts are the coefficients of all blocks, where scans bring them in parts.
+type jpegParts struct {
+	coefficients []int16
+	missing      [64]int // bits of each that have not come; -1: none has
+}
+
+// jpegCoder is where the decoding of a scan is.
+type jpegCoder struct {
+	dc, ac int // tables
+	pred   int32
 }
 
 // jpegFrame is a frame header.
@@ -114,7 +130,7 @@ func readFrame(marker byte, seg []byte) (f jpegFrame, err error) {
 		c.expandH, c.expV = f.maxH/c.h, f.maxV/c.v
 		c.w, c.rows = (f.w*c.h+f.maxH-1)/f.maxH, (f.h*c.v+f.maxV-1)/f.maxV
 		c.blocksX, c.blocksY = f.unitsX*c.h, f.unitsY*c.v
-		c.stride, c.bandH = 8*c.blocksX, 8*c.v
+		c.band.stride, c.band.rows = 8*c.blocksX, 8*c.v
 	}
 	return f, nil
 }
@@ -208,7 +224,7 @@ func readJPEG(b []byte) (stored, error) {
 			s.work = 64<<10 + 12*int64(f.w)
 			parts := f.marker == markSOF2 || len(seg) > 0 && int(seg[0]) < len(f.components)
 			for _, c := range f.components {
-				s.work += 3 * int64(c.bandH) * int64(c.stride)
+				s.work += 3 * int64(c.band.rows) * int64(c.band.stride)
 				if parts { // every coefficient is kept until the last scan
 					s.work += 128 * int64(c.blocksX) * int64(c.blocksY)
 				}
@@ -302,9 +318,9 @@ func decodeJPEGInto(b []byte, want jpegWant, out sink) error {
 			}
 			for i := range d.components {
 				c := &d.components[i]
-				c.plane = make([]uint8, 3*c.bandH*c.stride)
-				for k := range c.missing {
-					c.missing[k] = -1
+				c.band.plane = make([]uint8, 3*c.band.rows*c.band.stride)
+				for k := range c.parts.missing {
+					c.parts.missing[k] = -1
 				}
 			}
 		case marker == markDHT:
@@ -341,7 +357,7 @@ func (d *jpegReader) ended(err error) error {
 		if !c.latched {
 			return reject(CodeTruncated, "the jpeg ends before the scan of component %d", c.id)
 		}
-		for k, bits := range c.missing {
+		for k, bits := range c.parts.missing {
 			if bits != 0 {
 				return reject(CodeTruncated, "the jpeg ends before its last scan: coefficient %d of component %d is not complete", k, c.id)
 			}
@@ -353,7 +369,7 @@ func (d *jpegReader) ended(err error) error {
 			for v := range c.v {
 				for x := range c.blocksX {
 					at := 64 * ((y*c.v+v)*c.blocksX + x)
-					inverse((*[64]int16)(c.coefficients[at:]), &c.quant, c.place(y, x, v), c.stride)
+					inverse((*[64]int16)(c.parts.coefficients[at:]), &c.quant, c.place(y, x, v), c.band.stride)
 				}
 			}
 		}
@@ -365,7 +381,7 @@ func (d *jpegReader) ended(err error) error {
 
 // place is where the samples of a block go: block x of row v of unit row y.
 func (c *jpegComponent) place(y, x, v int) []uint8 {
-	return c.plane[((y%3)*c.bandH+8*v)*c.stride+8*x:]
+	return c.band.plane[((y%3)*c.band.rows+8*v)*c.band.stride+8*x:]
 }
 
 func (d *jpegReader) readQuantisation(seg []byte) error {

@@ -169,8 +169,8 @@ func (d *jpegReader) colour() jpegColour {
 
 // row is a row of samples; the first and last stand for those beyond.
 func (c *jpegComponent) row(i int) []uint8 {
-	i = min(max(i, 0), c.rows-1) % (3 * c.bandH)
-	return c.plane[i*c.stride:][:c.w]
+	i = min(max(i, 0), c.rows-1) % (3 * c.band.rows)
+	return c.band.plane[i*c.band.stride:][:c.w]
 }
 
 // enlarged is row r of the image: halved samples are enlarged with libjpeg's

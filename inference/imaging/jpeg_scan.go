@@ -33,7 +33,7 @@ func (d *jpegReader) scan(seg []byte) (done bool, err error) {
 		if slices.Contains(s.parts, c) {
 			return false, reject(CodeCorrupt, "the jpeg's scan has the component %d twice", id)
 		}
-		c.dc, c.ac, c.pred = int(tables>>4), int(tables&15), 0
+		c.scan.dc, c.scan.ac, c.scan.pred = int(tables>>4), int(tables&15), 0
 		if !c.latched {
 			t := d.tables[c.tq]
 			if t == nil {
@@ -53,18 +53,18 @@ func (d *jpegReader) scan(seg []byte) (done bool, err error) {
 	}
 	for _, c := range s.parts {
 		for k := s.from; k <= s.to; k++ {
-			if before := c.missing[k]; progressive && s.high != 0 && before != s.high || progressive && s.high == 0 && before != -1 ||
+			if before := c.parts.missing[k]; progressive && s.high != 0 && before != s.high || progressive && s.high == 0 && before != -1 ||
 				!progressive && before != -1 {
 				return false, reject(CodeCorrupt, "the jpeg's scans do not follow one another: coefficient %d of component %d", k, c.id)
 			}
-			c.missing[k] = s.low
+			c.parts.missing[k] = s.low
 		}
 	}
 	s.whole = !progressive && n == len(d.components)
 	if !s.whole {
 		for i := range d.components {
-			if c := &d.components[i]; c.coefficients == nil {
-				c.coefficients = make([]int16, 64*c.blocksX*c.blocksY)
+			if c := &d.components[i]; c.parts.coefficients == nil {
+				c.parts.coefficients = make([]int16, 64*c.blocksX*c.blocksY)
 			}
 		}
 	}
@@ -110,13 +110,13 @@ func (s *jpegScan) decode() error {
 				}
 				at := &block
 				if !s.whole {
-					at = (*[64]int16)(c.coefficients[64*(y*c.blocksX+x):])
+					at = (*[64]int16)(c.parts.coefficients[64*(y*c.blocksX+x):])
 				}
 				if err := s.block(c, at); err != nil {
 					return err
 				}
 				if s.whole {
-					inverse(at, &c.quant, c.place(y/c.v, x, y%c.v), c.stride)
+					inverse(at, &c.quant, c.place(y/c.v, x, y%c.v), c.band.stride)
 				}
 			}
 			if s.bits.overrun() {
@@ -138,13 +138,13 @@ func (s *jpegScan) decode() error {
 					for h := range c.h {
 						at := &block
 						if !s.whole {
-							at = (*[64]int16)(c.coefficients[64*((y*c.v+v)*c.blocksX+x*c.h+h):])
+							at = (*[64]int16)(c.parts.coefficients[64*((y*c.v+v)*c.blocksX+x*c.h+h):])
 						}
 						if err := s.block(c, at); err != nil {
 							return err
 						}
 						if s.whole {
-							inverse(at, &c.quant, c.place(y, x*c.h+h, v), c.stride)
+							inverse(at, &c.quant, c.place(y, x*c.h+h, v), c.band.stride)
 						}
 					}
 				}
@@ -197,7 +197,7 @@ func (s *jpegScan) next() error {
 	s.bits = bitReader{b: r.b, at: at + 2}
 	s.eobRun = 0
 	for _, c := range s.parts {
-		c.pred = 0
+		c.scan.pred = 0
 	}
 	return nil
 }
@@ -223,7 +223,7 @@ func (s *jpegScan) block(c *jpegComponent, b *[64]int16) error {
 
 // difference decodes a DC coefficient (T.81 F.2.2.1).
 func (s *jpegScan) difference(c *jpegComponent) error {
-	h, err := s.table(0, c.dc)
+	h, err := s.table(0, c.scan.dc)
 	if err != nil {
 		return err
 	}
@@ -232,7 +232,7 @@ func (s *jpegScan) difference(c *jpegComponent) error {
 	if size > 15 {
 		return errCode
 	}
-	c.pred += s.bits.extend(size)
+	c.scan.pred += s.bits.extend(size)
 	return nil
 }
 
@@ -240,12 +240,12 @@ func (s *jpegScan) sequential(c *jpegComponent, b *[64]int16) error {
 	if err := s.difference(c); err != nil {
 		return err
 	}
-	h, err := s.table(1, c.ac)
+	h, err := s.table(1, c.scan.ac)
 	if err != nil {
 		return err
 	}
 	*b = [64]int16{}
-	b[0] = int16(c.pred)
+	b[0] = int16(c.scan.pred)
 	r := &s.bits
 	for k := 1; k < 64; k++ {
 		r.fill()
@@ -282,7 +282,7 @@ func (s *jpegScan) firstDC(c *jpegComponent, b *[64]int16) error {
 	if err := s.difference(c); err != nil {
 		return err
 	}
-	b[0] = int16(c.pred << s.low)
+	b[0] = int16(c.scan.pred << s.low)
 	return nil
 }
 
@@ -292,7 +292,7 @@ func (s *jpegScan) firstAC(c *jpegComponent, b *[64]int16) error {
 		s.eobRun--
 		return nil
 	}
-	h, err := s.table(1, c.ac)
+	h, err := s.table(1, c.scan.ac)
 	if err != nil {
 		return err
 	}
@@ -325,7 +325,7 @@ func (s *jpegScan) firstAC(c *jpegComponent, b *[64]int16) error {
 
 // refineAC decodes one more bit of a band (T.81 G.1.2.3).
 func (s *jpegScan) refineAC(c *jpegComponent, b *[64]int16) error {
-	h, err := s.table(1, c.ac)
+	h, err := s.table(1, c.scan.ac)
 	if err != nil {
 		return err
 	}

@@ -45,19 +45,27 @@ type tiffPage struct {
 	colours     int // of them that count: 1, 3 or 4
 	float       bool
 	photometric int
-	compression int
-	planes      int // 1, or samples where each is stored for itself
-	predictor   int
-	reversed    bool // FillOrder 2
+	planes      int  // 1, or samples where each is stored for itself
 	premultiply bool // the sample after the colours is alpha, by which they were multiplied
 	subH, subV  int  // chroma subsampling of YCbCr
+	coding      tiffCoding
+	grid        tiffGrid
+	idle        []io.ReadCloser // of DEFLATE data
+}
 
+// tiffCoding is how the data of pixels are written.
+type tiffCoding struct {
+	compression int
+	predictor   int
+	reversed    bool // FillOrder 2
+}
+
+// tiffGrid is how a picture is cut into strips or tiles, and where these lie.
+type tiffGrid struct {
 	tiled          bool
-	blockW, blockH int
+	w, h           int // pixels of a block
 	across, down   int // blocks of a plane
 	offsets, sizes []uint64
-
-	idle []io.ReadCloser // of DEFLATE data
 }
 
 // isTIFF says whether a file begins like a TIFF or a BigTIFF.
@@ -94,19 +102,19 @@ func readTIFF(b []byte) (stored, error) {
 	}
 	line := p.line(p.w)
 	// What the last blocks took is perhaps not yet collected.
-	blocks := int64(min(len(p.offsets), 16*p.planes))
+	blocks := int64(min(len(p.grid.offsets), 16*p.planes))
 	s.work = 64<<10 + int64(p.w)*int64(p.samples)*4 + line + blocks*p.unpackMemory()
-	if p.tiled {
-		s.work += int64(p.blockH)*p.line(p.across*p.blockW)*int64(p.planes) + p.line(p.blockW)
+	if p.grid.tiled {
+		s.work += int64(p.grid.h)*p.line(p.grid.across*p.grid.w)*int64(p.planes) + p.line(p.grid.w)
 	}
-	if p.compression == tiffJPEG {
-		s.work += 9 * int64(p.blockW) * int64(p.blockH)
+	if p.coding.compression == tiffJPEG {
+		s.work += 9 * int64(p.grid.w) * int64(p.grid.h)
 	}
 	if p.subV > 1 {
 		s.work += int64(p.subV) * line
 	}
 	all := line * int64(p.planes) * int64(p.h)
-	switch p.compression {
+	switch p.coding.compression {
 	case tiffPlain:
 		s.least = all
 	case tiffLZW:
@@ -125,7 +133,7 @@ func (p *tiffPage) line(w int) int64 {
 	if p.planes > 1 {
 		n = 1
 	}
-	if p.photometric == tiffYCbCr && p.compression != tiffJPEG { // per row, on average
+	if p.photometric == tiffYCbCr && p.coding.compression != tiffJPEG { // per row, on average
 		return (int64(w+p.subH-1)/int64(p.subH)*int64(p.subH*p.subV+2) + int64(p.subV) - 1) / int64(p.subV)
 	}
 	return (int64(w)*n*int64(p.bits) + 7) / 8
@@ -160,7 +168,7 @@ func openTIFF(b []byte) (*tiffPage, error) {
 	if err := p.coloured(); err != nil {
 		return p, err
 	}
-	p.reversed = p.first(tagFillOrder, 1) == 2
+	p.coding.reversed = p.first(tagFillOrder, 1) == 2
 	if v := p.first(tagPlanar, 1); v == 2 && p.samples > 1 {
 		p.planes = p.samples
 	} else if v > 2 {
@@ -168,38 +176,39 @@ func openTIFF(b []byte) (*tiffPage, error) {
 	} else {
 		p.planes = 1
 	}
-	switch p.predictor = int(p.first(tagPredictor, 1)); {
-	case p.compression != tiffLZW && p.compression != tiffDeflate && p.compression != tiffOldDeflate && p.compression != tiffZSTD:
-		p.predictor = 1 // has no meaning there
-	case p.predictor <= 1:
-		p.predictor = 1
-	case p.predictor == 2 && (p.bits == 8 || p.bits == 16 || p.bits == 32):
-	case p.predictor == 3 && p.float:
+	switch p.coding.predictor = int(p.first(tagPredictor, 1)); {
+	case p.coding.compression != tiffLZW && p.coding.compression != tiffDeflate && p.coding.compression != tiffOldDeflate && p.coding.compression != tiffZSTD:
+		p.coding.predictor = 1 // has no meaning there
+	case p.coding.predictor <= 1:
+		p.coding.predictor = 1
+	case p.coding.predictor == 2 && (p.bits == 8 || p.bits == 16 || p.bits == 32):
+	case p.coding.predictor == 3 && p.float:
 	default:
-		return p, reject(CodeUnsupported, "the tiff's predictor %d for samples of %d bits is not read", p.predictor, p.bits)
+		return p, reject(CodeUnsupported, "the tiff's predictor %d for samples of %d bits is not read", p.coding.predictor, p.bits)
 	}
 	return p, p.blocks()
 }
 
 // compressed reads the compression.
 func (p *tiffPage) compressed() error {
-	p.compression = int(p.first(tagCompression, tiffPlain))
-	switch p.compression {
+	c := &p.coding
+	c.compression = int(p.first(tagCompression, tiffPlain))
+	switch c.compression {
 	case 0:
-		p.compression = tiffPlain
+		c.compression = tiffPlain
 	case tiffPlain, tiffLZW, tiffJPEG, tiffDeflate, tiffPackBits, tiffOldDeflate, tiffZSTD:
 	case tiffRLE, tiffGroup3, tiffGroup4, tiffRLEWords:
 		if p.bits != 1 || p.samples != 1 {
 			return reject(CodeCorrupt, "the tiff is fax-coded, but has %d samples of %d bits", p.samples, p.bits)
 		}
-		if p.compression == tiffGroup3 && p.first(tagT4Options, 0)&2 != 0 || p.compression == tiffGroup4 && p.first(tagT6Options, 0)&2 != 0 {
+		if c.compression == tiffGroup3 && p.first(tagT4Options, 0)&2 != 0 || c.compression == tiffGroup4 && p.first(tagT6Options, 0)&2 != 0 {
 			return reject(CodeUnsupported, "the tiff uses the fax codes' uncompressed mode")
 		}
 	case tiffOldJPEG:
 		return reject(CodeUnsupported, "the tiff holds JPEG data of the old kind (compression 6), store it plain, LZW or Deflate")
 	default:
-		name := map[int]string{34925: " (LZMA)", 34712: " (JPEG 2000)", 33003: " (JPEG 2000)", 33005: " (JPEG 2000)", 50001: " (WebP)", 50002: " (JPEG XL)", 32809: " (ThunderScan)", 34887: " (LERC)"}[p.compression]
-		return reject(CodeUnsupported, "the tiff's compression %d%s is not read, store it plain, LZW or Deflate", p.compression, name)
+		name := map[int]string{34925: " (LZMA)", 34712: " (JPEG 2000)", 33003: " (JPEG 2000)", 33005: " (JPEG 2000)", 50001: " (WebP)", 50002: " (JPEG XL)", 32809: " (ThunderScan)", 34887: " (LERC)"}[c.compression]
+		return reject(CodeUnsupported, "the tiff's compression %d%s is not read, store it plain, LZW or Deflate", c.compression, name)
 	}
 	return nil
 }
@@ -225,7 +234,7 @@ func (p *tiffPage) coloured() error {
 	switch {
 	case p.samples >= 3:
 		missing = tiffRGB
-	case p.compression == tiffRLE || p.compression == tiffGroup3 || p.compression == tiffGroup4 || p.compression == tiffRLEWords:
+	case p.coding.compression == tiffRLE || p.coding.compression == tiffGroup3 || p.coding.compression == tiffGroup4 || p.coding.compression == tiffRLEWords:
 		missing = tiffWhiteIsZero
 	}
 	p.photometric = int(p.first(tagPhotometric, missing))
@@ -254,7 +263,7 @@ func (p *tiffPage) coloured() error {
 		}
 	case tiffYCbCr:
 		p.colours = 3
-		if p.compression == tiffJPEG {
+		if p.coding.compression == tiffJPEG {
 			break
 		}
 		if v := p.all(tagYCbCrSubsampling, 2); len(v) == 2 {
@@ -266,7 +275,7 @@ func (p *tiffPage) coloured() error {
 		if p.bits != 8 || p.samples != 3 || p.first(tagPlanar, 1) != 1 || !usual(p.subH) || !usual(p.subV) || p.has(tagReferenceBlack) && !p.fullRange() {
 			return reject(CodeUnsupported, "the tiff is YCbCr of an unusual kind, convert it to RGB")
 		}
-		p.predictor = 1
+		p.coding.predictor = 1
 	case 8, 9, 10:
 		return reject(CodeUnsupported, "the tiff is CIE L*a*b*, convert it to RGB")
 	default:
@@ -279,7 +288,7 @@ func (p *tiffPage) coloured() error {
 	if p.float && p.photometric != tiffBlackIsZero && p.photometric != tiffRGB {
 		return reject(CodeUnsupported, "the tiff has floating-point samples of colour model %d, grey and RGB are read", p.photometric)
 	}
-	if p.compression == tiffJPEG && (p.bits != 8 || p.float || p.samples > 4 || p.photometric == tiffIndexed) {
+	if p.coding.compression == tiffJPEG && (p.bits != 8 || p.float || p.samples > 4 || p.photometric == tiffIndexed) {
 		return reject(CodeUnsupported, "the tiff holds JPEG data of %d samples of %d bits", p.samples, p.bits)
 	}
 	extra := p.all(tagExtraSamples, 1)
@@ -304,32 +313,33 @@ func (p *tiffPage) fullRange() bool {
 
 // blocks finds where the strips or tiles are.
 func (p *tiffPage) blocks() error {
+	g := &p.grid
 	if p.w <= 0 || p.h <= 0 || p.w > maxSide || p.h > maxSide {
 		return nil // refused by Inspect
 	}
-	p.offsets, p.sizes = p.all(tagStripOffsets, len(p.b)), p.all(tagStripBytes, len(p.b))
-	p.blockW, p.blockH = p.w, int(min(p.first(tagRowsPerStrip, math.MaxUint32), uint32(p.h)))
+	g.offsets, g.sizes = p.all(tagStripOffsets, len(p.b)), p.all(tagStripBytes, len(p.b))
+	g.w, g.h = p.w, int(min(p.first(tagRowsPerStrip, math.MaxUint32), uint32(p.h)))
 	if tw, th := p.first(tagTileWidth, 0), p.first(tagTileHeight, 0); tw > 0 && th > 0 {
 		if tw > maxSide || th > maxSide || int64(tw)*int64(p.samples)*int64(p.bits) > 8*64<<20 {
 			return reject(CodeTooLarge, "the tiff has tiles of %d×%d pixels", tw, th)
 		}
-		p.tiled, p.blockW, p.blockH = true, int(tw), int(min(th, uint32(p.h)))
+		g.tiled, g.w, g.h = true, int(tw), int(min(th, uint32(p.h)))
 		if v := p.all(tagTileOffsets, len(p.b)); v != nil {
-			p.offsets, p.sizes = v, p.all(tagTileBytes, len(p.b))
+			g.offsets, g.sizes = v, p.all(tagTileBytes, len(p.b))
 		}
 	}
-	if p.tiled && p.photometric == tiffYCbCr && p.compression != tiffJPEG {
+	if g.tiled && p.photometric == tiffYCbCr && p.coding.compression != tiffJPEG {
 		return reject(CodeUnsupported, "the tiff is YCbCr in tiles, convert it to RGB")
 	}
-	if p.blockH <= 0 || !p.tiled && len(p.offsets) == p.planes {
-		p.blockH = p.h // one strip, whatever the rows are said to be
+	if g.h <= 0 || !g.tiled && len(g.offsets) == p.planes {
+		g.h = p.h // one strip, whatever the rows are said to be
 	}
-	p.across, p.down = (p.w+p.blockW-1)/p.blockW, (p.h+p.blockH-1)/p.blockH
-	need := int64(p.across) * int64(p.down) * int64(p.planes)
-	if int64(len(p.offsets)) < need {
-		return reject(CodeCorrupt, "the tiff has %d strips or tiles, its size needs %d", len(p.offsets), need)
+	g.across, g.down = (p.w+g.w-1)/g.w, (p.h+g.h-1)/g.h
+	need := int64(g.across) * int64(g.down) * int64(p.planes)
+	if int64(len(g.offsets)) < need {
+		return reject(CodeCorrupt, "the tiff has %d strips or tiles, its size needs %d", len(g.offsets), need)
 	}
-	if p.subV > 1 && p.blockH != p.h && p.blockH%p.subV != 0 {
+	if p.subV > 1 && g.h != p.h && g.h%p.subV != 0 {
 		return reject(CodeCorrupt, "the tiff's strips cut its chroma samples apart")
 	}
 	return nil
@@ -337,17 +347,18 @@ func (p *tiffPage) blocks() error {
 
 // block returns the bytes of a strip or tile.
 func (p *tiffPage) block(i int) ([]byte, error) {
+	g := &p.grid
 	size := uint64(len(p.b))
-	at := p.offsets[i]
+	at := g.offsets[i]
 	if at >= size {
 		return nil, reject(CodeTruncated, "a strip or tile of the tiff begins at byte %d of %d", at, size)
 	}
 	n := size - at
 	switch {
-	case i < len(p.sizes) && p.sizes[i] > 0:
-		n = min(n, p.sizes[i])
-	case i+1 < len(p.offsets) && p.offsets[i+1] > at && p.compression != tiffPlain:
-		n = min(n, p.offsets[i+1]-at)
+	case i < len(g.sizes) && g.sizes[i] > 0:
+		n = min(n, g.sizes[i])
+	case i+1 < len(g.offsets) && g.offsets[i+1] > at && p.coding.compression != tiffPlain:
+		n = min(n, g.offsets[i+1]-at)
 	}
 	return p.b[at : at+n], nil
 }

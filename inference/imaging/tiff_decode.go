@@ -16,7 +16,7 @@ import (
 // unpackMemory bounds what unpacking one block takes, in bytes.
 func (p *tiffPage) unpackMemory() int64 {
 	n := int64(0)
-	switch p.compression {
+	switch p.coding.compression {
 	case tiffDeflate, tiffOldDeflate:
 		n = zlibMemory
 	case tiffLZW:
@@ -28,7 +28,7 @@ func (p *tiffPage) unpackMemory() int64 {
 	case tiffRLE, tiffGroup3, tiffGroup4, tiffRLEWords:
 		n = 64<<10 + 16*int64(p.w)
 	}
-	if p.reversed {
+	if p.coding.reversed {
 		n += int64(len(p.b))
 	}
 	return n
@@ -46,17 +46,17 @@ func (p *tiffPage) rows(i, w int) (tiffRows, error) {
 	if err != nil {
 		return nil, err
 	}
-	if p.reversed { // the bits of every byte, whatever they are packed with
+	if p.coding.reversed { // the bits of every byte, whatever they are packed with
 		data = bytes.Clone(data)
 		for j, v := range data {
 			data[j] = bits.Reverse8(v)
 		}
 	}
 	u := &unpacker{p: p}
-	switch p.compression {
+	switch p.coding.compression {
 	case tiffRLE, tiffGroup3, tiffGroup4, tiffRLEWords:
 		two := p.first(tagT4Options, 0)&1 != 0 // rows of T.4 may refer to the row above
-		return &faxRows{b: data, w: w, kind: p.compression, two: two, ref: []int{w, w, w, w}}, nil
+		return &faxRows{b: data, w: w, kind: p.coding.compression, two: two, ref: []int{w, w, w, w}}, nil
 	case tiffLZW:
 		if len(data) >= 2 && data[0] == 0 && data[1]&1 == 1 {
 			return nil, reject(CodeUnsupported, "the tiff has LZW data of the kind before TIFF 6.0")
@@ -118,7 +118,7 @@ func (u *unpacker) next(line []byte) error {
 	if u.p.planes > 1 {
 		n = 1
 	}
-	switch u.p.predictor {
+	switch u.p.coding.predictor {
 	case 2:
 		u.add(line, n)
 	case 3: // TIFF technical note 3: the bytes of each row by significance, differenced
@@ -219,11 +219,11 @@ func decodeTIFF(b []byte, d *depth, s sink) error {
 		c.readPalette()
 	}
 	switch {
-	case p.compression == tiffJPEG:
+	case p.coding.compression == tiffJPEG:
 		return p.jpegBlocks(s)
 	case p.photometric == tiffYCbCr:
 		return p.ycbcr(s)
-	case p.tiled:
+	case p.grid.tiled:
 		return p.tiles(c, s)
 	}
 	return p.strips(c, s)
@@ -234,15 +234,15 @@ func (p *tiffPage) strips(c *tiffColours, s sink) error {
 	lines := p.lines(1)
 	open := make([]tiffRows, p.planes)
 	defer func() { closeAll(open) }()
-	for i := range p.down {
+	for i := range p.grid.down {
 		closeAll(open)
 		for k := range open {
 			var err error
-			if open[k], err = p.rows(k*p.down+i, p.w); err != nil {
+			if open[k], err = p.rows(k*p.grid.down+i, p.w); err != nil {
 				return err
 			}
 		}
-		for y := i * p.blockH; y < min((i+1)*p.blockH, p.h); y++ {
+		for y := i * p.grid.h; y < min((i+1)*p.grid.h, p.h); y++ {
 			for k, r := range open {
 				if err := r.next(lines[k]); err != nil {
 					return err
@@ -270,26 +270,26 @@ func closeAll(open []tiffRows) {
 func (p *tiffPage) lines(rows int) [][]byte {
 	out := make([][]byte, p.planes)
 	for k := range out {
-		out[k] = make([]byte, int64(rows)*p.line(p.across*p.blockW))
+		out[k] = make([]byte, int64(rows)*p.line(p.grid.across*p.grid.w))
 	}
 	return out
 }
 
 // tiles decodes one row of tiles after the other.
 func (p *tiffPage) tiles(c *tiffColours, s sink) error {
-	one := p.line(p.blockW)
-	if p.across > 1 && one*8 != int64(p.blockW)*int64(p.samples/p.planes)*int64(p.bits) {
-		return reject(CodeUnsupported, "the tiff has tiles of %d pixels of %d bits, which end within a byte", p.blockW, p.bits)
+	one := p.line(p.grid.w)
+	if p.grid.across > 1 && one*8 != int64(p.grid.w)*int64(p.samples/p.planes)*int64(p.bits) {
+		return reject(CodeUnsupported, "the tiff has tiles of %d pixels of %d bits, which end within a byte", p.grid.w, p.bits)
 	}
-	wide := one * int64(p.across)
-	band := p.lines(p.blockH)
+	wide := one * int64(p.grid.across)
+	band := p.lines(p.grid.h)
 	lines := make([][]byte, p.planes)
-	perPlane := p.across * p.down
-	for i := range p.down {
-		high := min(p.blockH, p.h-i*p.blockH)
+	perPlane := p.grid.across * p.grid.down
+	for i := range p.grid.down {
+		high := min(p.grid.h, p.h-i*p.grid.h)
 		for k := range band {
-			for j := range p.across {
-				r, err := p.rows(k*perPlane+i*p.across+j, p.blockW)
+			for j := range p.grid.across {
+				r, err := p.rows(k*perPlane+i*p.grid.across+j, p.grid.w)
 				if err != nil {
 					return err
 				}
@@ -308,7 +308,7 @@ func (p *tiffPage) tiles(c *tiffColours, s sink) error {
 			for k := range lines {
 				lines[k] = band[k][int64(y)*wide:][:wide]
 			}
-			row := i*p.blockH + y
+			row := i*p.grid.h + y
 			if err := c.pixels(s.row(row), lines); err != nil {
 				return err
 			}
@@ -486,13 +486,13 @@ func (p *tiffPage) ycbcr(s sink) error {
 	units := (p.w + p.subH - 1) / p.subH
 	line := make([]byte, units*unit)
 	luma, cb, cr := make([]uint8, units*p.subH), make([]uint8, units*p.subH), make([]uint8, units*p.subH)
-	for i := range p.down {
+	for i := range p.grid.down {
 		r, err := p.rows(i, p.w)
 		if err != nil {
 			return err
 		}
 		defer r.close()
-		for top := i * p.blockH; top < min((i+1)*p.blockH, p.h); top += p.subV {
+		for top := i * p.grid.h; top < min((i+1)*p.grid.h, p.h); top += p.subV {
 			if err := r.next(line); err != nil {
 				return err
 			}

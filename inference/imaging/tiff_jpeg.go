@@ -27,28 +27,28 @@ func (p *tiffPage) jpegBlocks(s sink) error {
 		if t := bytes.TrimSuffix(tables, []byte{0xff, markEOI}); len(t) > 2 && len(data) > 2 {
 			data = append(bytes.Clone(t), data[2:]...)
 		}
-		return decodeJPEGInto(data, jpegWant{p.blockW, min(p.blockH, p.h-i/p.across*p.blockH), colour, true}, s)
+		return decodeJPEGInto(data, jpegWant{p.grid.w, min(p.grid.h, p.h-i/p.grid.across*p.grid.h), colour, true}, s)
 	}
-	if !p.tiled {
-		for i := range p.down {
-			if err := one(i, shifted{s, i * p.blockH}); err != nil {
+	if !p.grid.tiled {
+		for i := range p.grid.down {
+			if err := one(i, shifted{s, i * p.grid.h}); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
-	tile, band := New(p.blockW, p.blockH), New(p.w, p.blockH)
-	for i := range p.down {
-		for j := range p.across {
-			if err := one(i*p.across+j, canvas{tile}); err != nil {
+	tile, band := New(p.grid.w, p.grid.h), New(p.w, p.grid.h)
+	for i := range p.grid.down {
+		for j := range p.grid.across {
+			if err := one(i*p.grid.across+j, canvas{tile}); err != nil {
 				return err
 			}
-			for y := range p.blockH {
-				copy(band.row(y)[3*j*p.blockW:], tile.row(y))
+			for y := range p.grid.h {
+				copy(band.row(y)[3*j*p.grid.w:], tile.row(y))
 			}
 		}
-		for y := i * p.blockH; y < min((i+1)*p.blockH, p.h); y++ {
-			copy(s.row(y), band.row(y-i*p.blockH))
+		for y := i * p.grid.h; y < min((i+1)*p.grid.h, p.h); y++ {
+			copy(s.row(y), band.row(y-i*p.grid.h))
 			s.done(y)
 		}
 	}
