@@ -82,25 +82,28 @@ func newCellDesign(class int) cellDesign {
 	return d
 }
 
+// oval is a cell as it lies in the image, the image being −1 … 1.
+type oval struct {
+	x, y, r  float64 // its middle, and half its longer axis
+	squeeze  float64 // shorter axis ÷ longer axis
+	sin, cos float64 // of the longer axis
+}
+
 // redCell is a biconcave disc.
 type redCell struct {
-	x, y, r  float64
-	squeeze  float64 // shorter axis ÷ longer axis
-	sin, cos float64
-	dense    float64
-	pale     float64 // depth of the hollow
-	seed     uint64
+	oval
+	dense float64
+	pale  float64 // depth of the hollow
+	seed  uint64
 }
 
 type lobe struct{ x, y, r float64 }
 
 // cell is one image of a white cell and its neighbours.
 type cell struct {
-	c        *canvas
-	d        cellDesign
-	x, y, r  float64
-	sin, cos float64
-	squeeze  float64
+	c *canvas
+	d cellDesign
+	oval
 	lobes    []lobe
 	reds     []redCell
 	platelet []lobe
@@ -165,7 +168,7 @@ func (s *cell) populate(r *rng, variation float64) {
 		if len(s.reds) > 18 {
 			break
 		}
-		c := redCell{x: r.between(-1.25, 1.25), y: r.between(-1.25, 1.25), r: size * (1 + r.around(0.05*variation))}
+		c := redCell{oval: oval{x: r.between(-1.25, 1.25), y: r.between(-1.25, 1.25), r: size * (1 + r.around(0.05*variation))}}
 		c.squeeze = 1 - 0.13*r.unit()*min(variation, 1.5)
 		c.sin, c.cos = math.Sincos(r.unit() * math.Pi)
 		c.dense = 1 + r.around(0.07*variation)

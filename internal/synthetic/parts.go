@@ -8,39 +8,47 @@ import (
 
 // part is one image of a machined part.
 type part struct {
-	c      *canvas
-	d      design
-	cx, cy float64 // the part's middle in the image, the image being −1 … 1
-	scale  float64 // image units per part unit
-	sin    float64
-	cos    float64
-	light  [3]float64
-	power  float64
-	warmth float64
-	tone   float64 // brightness of the metal
-	table  rgb
-	seed   uint64
-	noise  float64
-	shade  float64 // length of the shadow
-	tilt   float64
-	holes  []float64
+	c     *canvas
+	d     design
+	pose  pose
+	lamp  lamp
+	tone  float64 // brightness of the metal
+	table rgb
+	seed  uint64
+	noise float64
+	shade float64 // length of the shadow
+	tilt  float64
+	holes []float64
+}
+
+// pose is where a part lies in the image, the image being −1 … 1.
+type pose struct {
+	cx, cy   float64 // its middle
+	scale    float64 // image units per part unit
+	sin, cos float64 // of the angle by which it is turned
+}
+
+// lamp is the light on a part.
+type lamp struct {
+	from          [3]float64 // direction, of length 1
+	power, warmth float64
 }
 
 func newPart(c *canvas, class int, r *rng, variation float64) scene {
 	d := newDesign(class)
 	p := &part{c: c, d: d, seed: r.next()}
-	p.cx, p.cy = r.around(0.018*variation), r.around(0.018*variation)
-	p.scale = 0.80 * d.radius * (1 + r.around(0.008*variation))
+	p.pose.cx, p.pose.cy = r.around(0.018*variation), r.around(0.018*variation)
+	p.pose.scale = 0.80 * d.radius * (1 + r.around(0.008*variation))
 	angle := r.around(0.05 * variation)
 	if turn := r.unit() * 2 * math.Pi; d.free {
 		angle = turn * min(variation, 1)
 	}
-	p.sin, p.cos = math.Sincos(angle)
+	p.pose.sin, p.pose.cos = math.Sincos(angle)
 	az := -2.2 + r.around(0.16*variation)
 	el := 0.95 + r.around(0.05*variation)
-	p.light = [3]float64{math.Cos(az) * math.Cos(el), math.Sin(az) * math.Cos(el), math.Sin(el)}
-	p.power = 1 + r.around(0.045*variation)
-	p.warmth = r.around(0.012 * variation)
+	p.lamp.from = [3]float64{math.Cos(az) * math.Cos(el), math.Sin(az) * math.Cos(el), math.Sin(el)}
+	p.lamp.power = 1 + r.around(0.045*variation)
+	p.lamp.warmth = r.around(0.012 * variation)
 	p.tone = 1 + r.around(0.03*variation)
 	g := 0.115 + r.around(0.008*variation)
 	p.table = rgb{g * 0.95, g, g * 1.12}
@@ -66,19 +74,19 @@ func (p *part) fill(dist, height []float64, d *defect) {
 	}
 	n := p.c.size
 	px := 2 / float64(n)
-	inv := 1 / p.scale
+	inv := 1 / p.pose.scale
 	for y := range n {
-		v := (float64(y)+0.5)*px - 1 - p.cy
+		v := (float64(y)+0.5)*px - 1 - p.pose.cy
 		for x := range n {
-			u := (float64(x)+0.5)*px - 1 - p.cx
-			lx, ly := (u*p.cos+v*p.sin)*inv, (v*p.cos-u*p.sin)*inv
+			u := (float64(x)+0.5)*px - 1 - p.pose.cx
+			lx, ly := (u*p.pose.cos+v*p.pose.sin)*inv, (v*p.pose.cos-u*p.pose.sin)*inv
 			dd, h := 9.0, 0.0
 			if lx*lx+ly*ly < 1.8 {
 				dd, h = p.d.shape.at(lx, ly, p.holes)
 			} else {
 				dd = math.Sqrt(lx*lx+ly*ly) - 1
 			}
-			dist[y*n+x], height[y*n+x] = dd*p.scale, h*p.scale
+			dist[y*n+x], height[y*n+x] = dd*p.pose.scale, h*p.pose.scale
 		}
 	}
 }
@@ -306,9 +314,9 @@ func (p *part) render(dst *imaging.Image) {
 	n := p.c.size
 	px := 2 / float64(n)
 	dist, height := p.c.a, p.c.b
-	bevel := p.d.bevel * p.scale
+	bevel := p.d.bevel * p.pose.scale
 	// The half vector between light and camera, for highlights.
-	hx, hy, hz := p.light[0], p.light[1], p.light[2]+1
+	hx, hy, hz := p.lamp.from[0], p.lamp.from[1], p.lamp.from[2]+1
 	hl := 1 / math.Sqrt(hx*hx+hy*hy+hz*hz)
 	hx, hy, hz = hx*hl, hy*hl, hz*hl
 
@@ -319,7 +327,7 @@ func (p *part) render(dst *imaging.Image) {
 		surface[i] = height[i] - bevel*0.55*t*t
 	}
 	// The shadow falls away from the light.
-	shx, shy := int(math.Round(p.light[0]*p.shade/px)), int(math.Round(p.light[1]*p.shade/px))
+	shx, shy := int(math.Round(p.lamp.from[0]*p.shade/px)), int(math.Round(p.lamp.from[1]*p.shade/px))
 	at := func(x, y int) float64 {
 		return dist[min(max(y, 0), n-1)*n+min(max(x, 0), n-1)]
 	}
@@ -336,15 +344,15 @@ func (p *part) render(dst *imaging.Image) {
 				tex := 1 + 0.10*noise(p.seed^0x7ab1e, u*45, v*45) + 0.10*noise(p.seed^0x7ab1f, u*5, v*5)
 				lit := 0.5*(step(-0.035, 0.05, at(x+shx, y+shy))+step(-0.05, 0.08, at(x+2*shx/3, y+2*shy/3))) + 0.0
 				contact := 0.55 + 0.45*step(0, 0.10, d)
-				fall := 1.12 - 0.22*(u*u+v*v) + 0.18*(u*p.light[0]+v*p.light[1])
+				fall := 1.12 - 0.22*(u*u+v*v) + 0.18*(u*p.lamp.from[0]+v*p.lamp.from[1])
 				under = p.table.times(tex * fall * contact * (0.35 + 0.65*lit))
 			}
 			if cover > 0 {
 				x0, x1, y0, y1 := max(x-1, 0), min(x+1, n-1), max(y-1, 0), min(y+1, n-1)
 				nx := -(surface[y*n+x1] - surface[y*n+x0]) / (float64(x1-x0) * px)
 				ny := -(surface[y1*n+x] - surface[y0*n+x]) / (float64(y1-y0) * px)
-				lx := ((u-p.cx)*p.cos + (v-p.cy)*p.sin) / p.scale
-				ly := ((v-p.cy)*p.cos - (u-p.cx)*p.sin) / p.scale
+				lx := ((u-p.pose.cx)*p.pose.cos + (v-p.pose.cy)*p.pose.sin) / p.pose.scale
+				ly := ((v-p.pose.cy)*p.pose.cos - (u-p.pose.cx)*p.pose.sin) / p.pose.scale
 				// Tool marks tilt the surface across their direction (tx, ty).
 				var tx, ty, mark, aniso float64
 				switch p.d.brush {
@@ -364,14 +372,14 @@ func (p *part) render(dst *imaging.Image) {
 					aniso = 0.15
 				}
 				// back to the image's directions
-				tx, ty = tx*p.cos-ty*p.sin, tx*p.sin+ty*p.cos
+				tx, ty = tx*p.pose.cos-ty*p.pose.sin, tx*p.pose.sin+ty*p.pose.cos
 				nx += -ty*mark*grit + p.tilt
 				ny += tx * mark * grit
 				nl := 1 / math.Sqrt(nx*nx+ny*ny+1)
 				nx, ny = nx*nl, ny*nl
 				nz := nl
 
-				diffuse := max(0, nx*p.light[0]+ny*p.light[1]+nz*p.light[2])
+				diffuse := max(0, nx*p.lamp.from[0]+ny*p.lamp.from[1]+nz*p.lamp.from[2])
 				nh := max(0, nx*hx+ny*hy+nz*hz)
 				s := nh * nh
 				s *= s
@@ -403,7 +411,7 @@ func (p *part) render(dst *imaging.Image) {
 			}
 			j := 3 * i
 			for c := range 3 {
-				w := p.power * (1 + p.warmth*float64(1-c))
+				w := p.lamp.power * (1 + p.lamp.warmth*float64(1-c))
 				dst.Pix[j+c] = uint8(clamp(255*under[c]*w, 0, 255))
 			}
 		}
@@ -450,14 +458,14 @@ func (p *part) fibre(d *defect) []strand {
 	length := lerp(0.22, 1.0, d.amount)
 	s := strand{
 		line: curve(r, length, 0.9, 0.004), width: max(lerp(0.007, 0.014, d.amount), 1.1/float64(p.c.size)),
-		x: p.cx + r.around(0.3), y: p.cy + r.around(0.3), opacity: lerp(0.5, 0.92, d.amount),
+		x: p.pose.cx + r.around(0.3), y: p.pose.cy + r.around(0.3), opacity: lerp(0.5, 0.92, d.amount),
 		color: []rgb{{0.75, 0.72, 0.66}, {0.12, 0.12, 0.15}, {0.55, 0.14, 0.12}, {0.15, 0.25, 0.55}}[r.intn(4)],
 	}
 	sin, cos := math.Sincos(r.unit() * 2 * math.Pi)
 	for i, q := range s.line {
 		s.line[i] = [2]float64{q[0]*cos - q[1]*sin, q[0]*sin + q[1]*cos}
 	}
-	s.shadeX, s.shdY = -p.light[0]*0.02, -p.light[1]*0.02
+	s.shadeX, s.shdY = -p.lamp.from[0]*0.02, -p.lamp.from[1]*0.02
 	return []strand{s}
 }
 

@@ -40,19 +40,24 @@ const (
 
 // patternDesign is what all pictures of a class have in common.
 type patternDesign struct {
-	ground    ground
-	freq      float64 // features per unit
-	stretch   float64 // along the fibres
-	octaves   int
-	wave      float64 // how wavy bands are
-	warp      float64
-	angle     float64
-	ramp      [3]rgb // colours, from the lowest value of the ground to the highest
-	contrast  float64
-	free      bool // may lie at any angle
-	elements  int  // 0: none
-	grid      bool // elements in rows
-	single    bool // one element in the middle
+	ground   ground
+	freq     float64 // features per unit
+	stretch  float64 // along the fibres
+	octaves  int
+	wave     float64 // how wavy bands are
+	warp     float64
+	angle    float64
+	ramp     [3]rgb // colours, from the lowest value of the ground to the highest
+	contrast float64
+	free     bool // may lie at any angle
+	elements elementDesign
+}
+
+// elementDesign is what lies on the ground.
+type elementDesign struct {
+	n         int  // 0: nothing
+	grid      bool // in rows
+	single    bool // one in the middle
 	outline   outline
 	corners   float64
 	aspect    float64
@@ -73,14 +78,17 @@ func newPatternDesign(class int) patternDesign {
 	}
 	d := patternDesign{
 		freq: math.Exp(r.between(1.2, 3.2)), stretch: r.between(3, 12), octaves: 1 + r.intn(4), wave: r.between(0, 0.3), warp: r.unit(),
-		angle: r.between(0, math.Pi), contrast: r.between(0.3, 1), free: r.intn(3) == 0, corners: float64(3 + r.intn(6)),
-		aspect: r.between(0.2, 0.6), speckle: r.between(0, 0.4), bump: r.between(-0.4, 0.4), soft: r.between(0.02, 0.15),
-		outline: outline(r.intn(int(outlines))),
+		angle: r.between(0, math.Pi), contrast: r.between(0.3, 1), free: r.intn(3) == 0,
+		elements: elementDesign{
+			corners: float64(3 + r.intn(6)), aspect: r.between(0.2, 0.6), speckle: r.between(0, 0.4), bump: r.between(-0.4, 0.4),
+			soft: r.between(0.02, 0.15), outline: outline(r.intn(int(outlines))),
+		},
 	}
+	e := &d.elements
 	for i := range d.ramp {
 		d.ramp[i] = color()
 	}
-	d.core, d.rim = color(), color()
+	e.core, e.rim = color(), color()
 	second := ground(r.intn(int(veins) + 1))
 	switch class % len(patternNames) {
 	case 0:
@@ -95,19 +103,19 @@ func newPatternDesign(class int) patternDesign {
 	case 3:
 		d.ground, d.freq = cobbles, math.Exp(r.between(1, 2.3))
 	case 4:
-		d.ground, d.grid, d.free = second, true, false
-		d.elements = 3 + r.intn(6)
-		d.size = r.between(0.25, 0.42) * 2 / float64(d.elements)
+		d.ground, e.grid, d.free = second, true, false
+		e.n = 3 + r.intn(6)
+		e.size = r.between(0.25, 0.42) * 2 / float64(e.n)
 	case 5:
-		d.ground, d.single, d.elements, d.size = second, true, 1, r.between(0.35, 0.75)
+		d.ground, e.single, e.n, e.size = second, true, 1, r.between(0.35, 0.75)
 	case 6:
 		d.ground = second
-		d.elements = 4 + r.intn(20)
-		d.size = r.between(0.5, 0.8) / math.Sqrt(float64(d.elements))
+		e.n = 4 + r.intn(20)
+		e.size = r.between(0.5, 0.8) / math.Sqrt(float64(e.n))
 	default:
 		d.ground = veins
 	}
-	if d.elements > 0 {
+	if e.n > 0 {
 		d.contrast *= 0.5 // what matters lies on top
 	}
 	return d
@@ -159,33 +167,33 @@ func newPattern(c *canvas, class int, r *rng, variation float64) scene {
 
 // place lays the elements out.
 func (p *pattern) place(r *rng, variation float64) {
-	d := p.d
+	of := p.d.elements
 	add := func(x, y, turn float64) {
-		e := element{x: x, y: y, r: d.size * (1 + r.around(0.05*variation)), outline: d.outline, core: d.core, rim: d.rim, seed: r.next()}
+		e := element{x: x, y: y, r: of.size * (1 + r.around(0.05*variation)), outline: of.outline, core: of.core, rim: of.rim, seed: r.next()}
 		e.sin, e.cos = math.Sincos(turn)
 		p.elements = append(p.elements, e)
 	}
 	turn := func() float64 {
 		t := r.unit() * 2 * math.Pi
-		if d.free {
+		if p.d.free {
 			return t
 		}
-		return d.angle + r.around(0.06*variation)
+		return p.d.angle + r.around(0.06*variation)
 	}
 	switch {
-	case d.elements == 0:
-	case d.single:
+	case of.n == 0:
+	case of.single:
 		add(r.around(0.04*variation), r.around(0.04*variation), turn())
-	case d.grid:
-		pitch := 2 / float64(d.elements)
+	case of.grid:
+		pitch := 2 / float64(of.n)
 		ox, oy := r.around(0.1*pitch*variation), r.around(0.1*pitch*variation)
-		for i := range d.elements {
-			for j := range d.elements {
+		for i := range of.n {
+			for j := range of.n {
 				add((float64(i)+0.5)*pitch-1+ox+r.around(0.03*pitch*variation), (float64(j)+0.5)*pitch-1+oy+r.around(0.03*pitch*variation), turn())
 			}
 		}
 	default:
-		n := max(1, d.elements+r.intn(3)-1)
+		n := max(1, of.n+r.intn(3)-1)
 		for range 40 * n {
 			if len(p.elements) == n {
 				break
@@ -193,7 +201,7 @@ func (p *pattern) place(r *rng, variation float64) {
 			x, y := r.between(-0.95, 0.95), r.between(-0.95, 0.95)
 			free := true
 			for _, e := range p.elements {
-				free = free && (e.x-x)*(e.x-x)+(e.y-y)*(e.y-y) > 3*d.size*d.size
+				free = free && (e.x-x)*(e.x-x)+(e.y-y)*(e.y-y) > 3*of.size*of.size
 			}
 			if free {
 				add(x, y, turn())
@@ -259,7 +267,7 @@ func (d patternDesign) color(t float64) rgb {
 
 // shape is the signed distance to the outline at a place relative to the
 // element, in units of its radius.
-func (e element) shape(d patternDesign, x, y float64) float64 {
+func (e element) shape(d elementDesign, x, y float64) float64 {
 	rad := math.Sqrt(x*x + y*y)
 	switch e.outline {
 	case ring:
@@ -292,8 +300,8 @@ func (p *pattern) draw(dst *imaging.Image, d *defect) bool {
 		region := func(lo, hi float64) {
 			size, s := lerp(lo, hi, amount), r.next()
 			cx, cy := r.between(-0.75, 0.75), r.between(-0.75, 0.75)
-			if p.d.single {
-				cx, cy = 0.7*p.d.size*cx, 0.7*p.d.size*cy
+			if p.d.elements.single {
+				cx, cy = 0.7*p.d.elements.size*cx, 0.7*p.d.elements.size*cy
 			}
 			where = func(u, v float64) float64 {
 				u, v = (u-cx)/size, (v-cy)/size
@@ -322,7 +330,7 @@ func (p *pattern) draw(dst *imaging.Image, d *defect) bool {
 				stain = rgb{0.25, 0.25, 0.25}
 			}
 		case "missing", "odd":
-			if len(elements) == 0 || d.kind == "missing" && !p.d.grid { // nobody can tell
+			if len(elements) == 0 || d.kind == "missing" && !p.d.elements.grid { // nobody can tell
 				return false
 			}
 			i := r.intn(len(elements))
@@ -434,19 +442,20 @@ func (p *pattern) render(e element) {
 	n := p.c.size
 	px := 2 / float64(n)
 	reach := 1.15*e.r + 2*px
-	soft := max(p.d.soft, 0.8*px/e.r)
+	d := p.d.elements
+	soft := max(d.soft, 0.8*px/e.r)
 	x0, x1 := int((e.x-reach+1)/px), int((e.x+reach+1)/px)
 	y0, y1 := int((e.y-reach+1)/px), int((e.y+reach+1)/px)
 	for y := max(0, y0); y < min(n, y1+1); y++ {
 		for x := max(0, x0); x < min(n, x1+1); x++ {
 			u, v := ((float64(x)+0.5)*px-1-e.x)/e.r, ((float64(y)+0.5)*px-1-e.y)/e.r
-			dist := e.shape(p.d, u*e.cos+v*e.sin, v*e.cos-u*e.sin)
+			dist := e.shape(d, u*e.cos+v*e.sin, v*e.cos-u*e.sin)
 			cover := 1 - step(-soft, soft, dist)
 			if cover == 0 {
 				continue
 			}
 			c := mixRGB(e.rim, e.core, step(0.05, 0.35, -dist))
-			k := 1 + p.d.speckle*noise(e.seed, 6*u, 6*v) - p.d.bump*(u+v)*0.5*step(-0.5, 0, dist)
+			k := 1 + d.speckle*noise(e.seed, 6*u, 6*v) - d.bump*(u+v)*0.5*step(-0.5, 0, dist)
 			for i := range c {
 				c[i] = clamp(c[i]*k, 0, 1)
 			}
