@@ -94,36 +94,73 @@ func (c *connection) Collect(to chan<- prometheus.Metric) {
 // installation are the rows of what the broker knows. One process of an
 // installation shows them.
 type installation struct {
-	waiting, unacked, oldest, unserved         *prometheus.Desc
-	bytes, maxBytes, messages, store, maxStore *prometheus.Desc
-	dead, lost, normals, anomalies, jobs, age  *prometheus.Desc
-	up                                         *prometheus.Desc
+	levels   levels
+	up       *prometheus.Desc
+	dead     *prometheus.Desc
+	lost     *prometheus.Desc
+	queue    queueRows
+	storage  storageRows
+	training trainingRows
+}
 
+// queueRows are about frames that wait.
+type queueRows struct{ waiting, unacked, oldest, unserved *prometheus.Desc }
+
+// storageRows are about the broker's disk.
+type storageRows struct{ bytes, maxBytes, messages, store, maxStore *prometheus.Desc }
+
+// trainingRows are about what detectors learn from, and when they did.
+type trainingRows struct{ normals, anomalies, jobs, age *prometheus.Desc }
+
+// levels are what the installation's state was when it was last read.
+type levels struct {
 	mu   sync.Mutex
-	read func(context.Context) (stream.Levels, error)
+	read func(context.Context) (stream.Levels, error) // nil: nobody may
 	last stream.Levels
 	err  error
 	at   time.Time
 }
 
+// get reads it again when it is old; false: it cannot be read at all.
+func (l *levels) get() (stream.Levels, bool, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.read == nil {
+		return stream.Levels{}, false, nil
+	}
+	if time.Since(l.at) > levelsAge {
+		ctx, cancel := context.WithTimeout(context.Background(), levelsWait)
+		l.last, l.err = l.read(ctx)
+		cancel()
+		l.at = time.Now()
+	}
+	return l.last, true, l.err
+}
+
 func newInstallation(m *Metrics) *installation {
 	i := &installation{
-		up:        m.row("gauge", "installation_readable", "Whether the broker's state could be read at this scrape."),
-		waiting:   m.row("gauge", "frames_waiting", "Frames of a detector in the queue, those under way included.", "detector"),
-		unacked:   m.row("gauge", "frames_unacked", "Frames of a detector that workers have in hand.", "detector"),
-		oldest:    m.row("gauge", "frames_oldest_seconds", "Age of the oldest frame of a detector that no worker has finished; 0 where none waits.", "detector"),
-		unserved:  m.row("gauge", "unserved_frames", "Waiting frames of detectors that have neither a configuration nor a release."),
-		bytes:     m.row("gauge", "stream_bytes", "Size of a stream.", "stream"),
-		maxBytes:  m.row("gauge", "stream_max_bytes", "Largest size of a stream; absent where it has no limit of its own.", "stream"),
-		messages:  m.row("gauge", "stream_messages", "Messages of a stream.", "stream"),
-		store:     m.row("gauge", "store_bytes", "What JetStream has stored for this installation's account."),
-		maxStore:  m.row("gauge", "store_max_bytes", "Most that JetStream may store for this account; absent where it has no limit."),
-		dead:      m.row("gauge", "dead_letters", "Dead letters, by the stream that they are from.", "stream"),
-		lost:      m.row("counter", "frames_lost_total", "Frames that clients published who are not told that they were not stored, since the broker started: not_stored where there was no room, bad_topic where no stream takes the subject.", "code"),
-		normals:   m.row("gauge", "normals", "Normal images of a detector's training set.", "detector"),
-		anomalies: m.row("gauge", "labelled_anomalies", "Labelled anomalies of a detector.", "detector"),
-		jobs:      m.row("gauge", "jobs_waiting", "Training jobs that wait for a trainer."),
-		age:       m.row("gauge", "release_age_seconds", "Time since a detector's active release was promoted.", "detector"),
+		up:   m.row("gauge", "installation_readable", "Whether the broker's state could be read at this scrape."),
+		dead: m.row("gauge", "dead_letters", "Dead letters, by the stream that they are from.", "stream"),
+		lost: m.row("counter", "frames_lost_total", "Frames that clients published who are not told that they were not stored, since the broker started: not_stored where there was no room, bad_topic where no stream takes the subject.", "code"),
+		queue: queueRows{
+			waiting:  m.row("gauge", "frames_waiting", "Frames of a detector in the queue, those under way included.", "detector"),
+			unacked:  m.row("gauge", "frames_unacked", "Frames of a detector that workers have in hand.", "detector"),
+			oldest:   m.row("gauge", "frames_oldest_seconds", "Age of the oldest frame of a detector that no worker has finished; 0 where none waits.", "detector"),
+			unserved: m.row("gauge", "unserved_frames", "Waiting frames of detectors that have neither a configuration nor a release."),
+		},
+		storage: storageRows{
+			bytes:    m.row("gauge", "stream_bytes", "Size of a stream.", "stream"),
+			maxBytes: m.row("gauge", "stream_max_bytes", "Largest size of a stream; absent where it has no limit of its own.", "stream"),
+			messages: m.row("gauge", "stream_messages", "Messages of a stream.", "stream"),
+			store:    m.row("gauge", "store_bytes", "What JetStream has stored for this installation's account."),
+			maxStore: m.row("gauge", "store_max_bytes", "Most that JetStream may store for this account; absent where it has no limit."),
+		},
+		training: trainingRows{
+			normals:   m.row("gauge", "normals", "Normal images of a detector's training set.", "detector"),
+			anomalies: m.row("gauge", "labelled_anomalies", "Labelled anomalies of a detector.", "detector"),
+			jobs:      m.row("gauge", "jobs_waiting", "Training jobs that wait for a trainer."),
+			age:       m.row("gauge", "release_age_seconds", "Time since a detector's active release was promoted.", "detector"),
+		},
 	}
 	m.reg.MustRegister(i)
 	return i
@@ -132,15 +169,15 @@ func newInstallation(m *Metrics) *installation {
 // Installation shows what read returns: the state of the whole installation. It
 // is read at most every five seconds, however many scrape.
 func (m *Metrics) Installation(read func(context.Context) (stream.Levels, error)) {
-	m.rows.mu.Lock()
-	m.rows.read = read
-	m.rows.mu.Unlock()
+	m.rows.levels.mu.Lock()
+	m.rows.levels.read = read
+	m.rows.levels.mu.Unlock()
 }
 
 func (i *installation) Describe(to chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		i.up, i.waiting, i.unacked, i.oldest, i.unserved, i.bytes, i.maxBytes, i.messages, i.store, i.maxStore,
-		i.dead, i.lost, i.normals, i.anomalies, i.jobs, i.age,
+		i.up, i.queue.waiting, i.queue.unacked, i.queue.oldest, i.queue.unserved, i.storage.bytes, i.storage.maxBytes, i.storage.messages, i.storage.store, i.storage.maxStore,
+		i.dead, i.lost, i.training.normals, i.training.anomalies, i.training.jobs, i.training.age,
 	} {
 		to <- d
 	}
@@ -152,58 +189,51 @@ const (
 )
 
 func (i *installation) Collect(to chan<- prometheus.Metric) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.read == nil {
+	now, known, err := i.levels.get()
+	if !known {
 		return
-	}
-	if time.Since(i.at) > levelsAge {
-		ctx, cancel := context.WithTimeout(context.Background(), levelsWait)
-		i.last, i.err = i.read(ctx)
-		cancel()
-		i.at = time.Now()
 	}
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
-	if i.err != nil {
+	if err != nil {
 		gauge(i.up, 0)
 		return
 	}
 	gauge(i.up, 1)
-	for _, d := range i.last.Detectors {
-		gauge(i.waiting, float64(d.Waiting), d.Detector)
-		gauge(i.unacked, float64(d.Unacked), d.Detector)
+	for _, d := range now.Detectors {
+		gauge(i.queue.waiting, float64(d.Waiting), d.Detector)
+		gauge(i.queue.unacked, float64(d.Unacked), d.Detector)
 		oldest := 0.0
 		if !d.Oldest.IsZero() {
 			oldest = positive(time.Since(d.Oldest))
 		}
-		gauge(i.oldest, oldest, d.Detector)
-		gauge(i.normals, float64(d.Normals), d.Detector)
-		gauge(i.anomalies, float64(d.Anomalies), d.Detector)
+		gauge(i.queue.oldest, oldest, d.Detector)
+		gauge(i.training.normals, float64(d.Normals), d.Detector)
+		gauge(i.training.anomalies, float64(d.Anomalies), d.Detector)
 		if !d.PromotedAt.IsZero() {
-			gauge(i.age, positive(time.Since(d.PromotedAt)), d.Detector)
+			gauge(i.training.age, positive(time.Since(d.PromotedAt)), d.Detector)
 		}
 	}
-	gauge(i.unserved, float64(i.last.Unserved))
-	for _, s := range i.last.Streams {
-		gauge(i.bytes, float64(s.Bytes), s.Stream)
-		gauge(i.messages, float64(s.Messages), s.Stream)
+	gauge(i.queue.unserved, float64(now.Unserved))
+	for _, s := range now.Streams {
+		gauge(i.storage.bytes, float64(s.Bytes), s.Stream)
+		gauge(i.storage.messages, float64(s.Messages), s.Stream)
 		if s.MaxBytes > 0 {
-			gauge(i.maxBytes, float64(s.MaxBytes), s.Stream)
+			gauge(i.storage.maxBytes, float64(s.MaxBytes), s.Stream)
 		}
 	}
-	gauge(i.store, float64(i.last.Store))
-	if i.last.MaxStore > 0 {
-		gauge(i.maxStore, float64(i.last.MaxStore))
+	gauge(i.storage.store, float64(now.Store))
+	if now.MaxStore > 0 {
+		gauge(i.storage.maxStore, float64(now.MaxStore))
 	}
-	for of, n := range i.last.Dead {
+	for of, n := range now.Dead {
 		gauge(i.dead, float64(n), of)
 	}
-	for code, n := range i.last.Lost {
+	for code, n := range now.Lost {
 		to <- prometheus.MustNewConstMetric(i.lost, prometheus.CounterValue, float64(n), code)
 	}
-	gauge(i.jobs, float64(i.last.JobsWaiting))
+	gauge(i.training.jobs, float64(now.JobsWaiting))
 }
 
 // sinkRows are the rows of the sinks that this process runs.

@@ -17,57 +17,80 @@ func (m *Metrics) Worker() worker.Meter { return m.worker }
 func (m *Metrics) Trainer() trainer.Meter { return m.trainer }
 
 type workerMeter struct {
-	cameras cameras
+	cameras  cameras
+	frames   frameCounters
+	drift    driftGauges
+	releases releaseMetrics
 
+	delay, queue, stage, batch, ratio, pvalue *prometheus.HistogramVec
+	pictures, events                          *prometheus.CounterVec
+	last                                      *prometheus.GaugeVec
+}
+
+// frameCounters count frames by what became of them.
+type frameCounters struct {
 	scored, anomalous, rejected, retried, dropped, learned *prometheus.CounterVec
-	swaps, shadow, pictures, events                        *prometheus.CounterVec
-	delay, queue, stage, batch, ratio, pvalue, swap        *prometheus.HistogramVec
-	evidence, level, alarms, last, release, threshold      *prometheus.GaugeVec
+}
+
+// driftGauges say how far what cameras see has moved.
+type driftGauges struct{ evidence, level, alarms *prometheus.GaugeVec }
+
+// releaseMetrics are about the releases that judge.
+type releaseMetrics struct {
+	swaps, shadow   *prometheus.CounterVec
+	swap            *prometheus.HistogramVec
+	info, threshold *prometheus.GaugeVec
 }
 
 func newWorker(m *Metrics) *workerMeter {
 	seconds := []float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300}
 	return &workerMeter{
-		scored:    m.counter("frames_scored_total", "Frames with a score.", "detector", "camera"),
-		anomalous: m.counter("frames_anomalous_total", "Frames that were judged anomalous.", "detector", "camera"),
-		rejected:  m.counter("frames_rejected_total", "Frames that could not be judged, by the code of the reason.", "detector", "code"),
-		retried:   m.counter("frames_retried_total", "Frames that were given back to be tried again.", "detector"),
-		dropped:   m.counter("frames_dropped_total", "Frames of live detectors that were too old.", "detector"),
-		learned:   m.counter("frames_learned_total", "Frames that have become normals.", "detector"),
-		delay:     m.histogram("frame_delay_seconds", "From the time when a frame was taken to its score.", seconds, "detector"),
-		queue:     m.histogram("frame_queue_seconds", "From the time when a frame was stored to its delivery to a worker.", seconds, "detector"),
-		stage:     m.histogram("stage_seconds", "Time of a batch: score (decode, embed and search), publish; time of an anomaly: evidence, pictures.", []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}, "stage"),
-		batch:     m.histogram("batch_frames", "Frames that were scored at once.", []float64{1, 2, 4, 8, 16, 32, 64, 128}, "detector"),
-		ratio:     m.histogram("score_ratio", "Score divided by threshold; above 1 is anomalous.", []float64{.25, .5, .75, .9, 1, 1.1, 1.25, 1.5, 2, 4}, "detector"),
-		pvalue:    m.histogram("p_value", "Share of normals that are at least as strange as the frame.", []float64{.001, .005, .01, .05, .1, .25, .5, .75, 1}, "detector"),
-		evidence:  m.gauge("drift_evidence", "Evidence that what a camera sees as normal has moved; 1 and above means so.", "detector", "camera"),
-		level:     m.gauge("drift_level", "Mean rank of a camera's recent scores: 0.5 as calibrated, less where scores rise.", "detector", "camera"),
-		alarms:    m.gauge("drift_alarm_ratio", "Share of anomalous frames among a camera's recent ones.", "detector", "camera"),
-		last:      m.gauge("camera_last_frame_timestamp_seconds", "When the last frame of a camera was stored that this worker has taken.", "detector", "camera"),
-		release:   m.gauge("release_info", "Releases in service, active or candidate; always 1.", "detector", "release", "role"),
-		threshold: m.gauge("release_threshold", "Threshold that the last frame was judged by.", "detector"),
-		swaps:     m.counter("release_swaps_total", "Releases that came into service or were refused.", "detector", "result"),
-		swap:      m.histogram("release_swap_seconds", "Time to load a release.", []float64{.1, .25, .5, 1, 2.5, 5, 10, 30, 60}, "detector"),
-		shadow:    m.counter("shadow_frames_total", "Frames that a candidate has judged alongside: both, neither, only_active, only_candidate, failed.", "detector", "outcome"),
-		pictures:  m.counter("pictures_total", "Anomalies by what became of their pictures: kept, busy, failed, privacy, storage.", "result"),
-		events:    m.counter("events_total", "Events that were stored.", "kind"),
+		frames: frameCounters{
+			scored:    m.counter("frames_scored_total", "Frames with a score.", "detector", "camera"),
+			anomalous: m.counter("frames_anomalous_total", "Frames that were judged anomalous.", "detector", "camera"),
+			rejected:  m.counter("frames_rejected_total", "Frames that could not be judged, by the code of the reason.", "detector", "code"),
+			retried:   m.counter("frames_retried_total", "Frames that were given back to be tried again.", "detector"),
+			dropped:   m.counter("frames_dropped_total", "Frames of live detectors that were too old.", "detector"),
+			learned:   m.counter("frames_learned_total", "Frames that have become normals.", "detector"),
+		},
+		drift: driftGauges{
+			evidence: m.gauge("drift_evidence", "Evidence that what a camera sees as normal has moved; 1 and above means so.", "detector", "camera"),
+			level:    m.gauge("drift_level", "Mean rank of a camera's recent scores: 0.5 as calibrated, less where scores rise.", "detector", "camera"),
+			alarms:   m.gauge("drift_alarm_ratio", "Share of anomalous frames among a camera's recent ones.", "detector", "camera"),
+		},
+		releases: releaseMetrics{
+			swaps:     m.counter("release_swaps_total", "Releases that came into service or were refused.", "detector", "result"),
+			swap:      m.histogram("release_swap_seconds", "Time to load a release.", []float64{.1, .25, .5, 1, 2.5, 5, 10, 30, 60}, "detector"),
+			info:      m.gauge("release_info", "Releases in service, active or candidate; always 1.", "detector", "release", "role"),
+			shadow:    m.counter("shadow_frames_total", "Frames that a candidate has judged alongside: both, neither, only_active, only_candidate, failed.", "detector", "outcome"),
+			threshold: m.gauge("release_threshold", "Threshold that the last frame was judged by.", "detector"),
+		},
+		delay:    m.histogram("frame_delay_seconds", "From the time when a frame was taken to its score.", seconds, "detector"),
+		queue:    m.histogram("frame_queue_seconds", "From the time when a frame was stored to its delivery to a worker.", seconds, "detector"),
+		stage:    m.histogram("stage_seconds", "Time of a batch: score (decode, embed and search), publish; time of an anomaly: evidence, pictures.", []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}, "stage"),
+		batch:    m.histogram("batch_frames", "Frames that were scored at once.", []float64{1, 2, 4, 8, 16, 32, 64, 128}, "detector"),
+		ratio:    m.histogram("score_ratio", "Score divided by threshold; above 1 is anomalous.", []float64{.25, .5, .75, .9, 1, 1.1, 1.25, 1.5, 2, 4}, "detector"),
+		pvalue:   m.histogram("p_value", "Share of normals that are at least as strange as the frame.", []float64{.001, .005, .01, .05, .1, .25, .5, .75, 1}, "detector"),
+		pictures: m.counter("pictures_total", "Anomalies by what became of their pictures: kept, busy, failed, privacy, storage.", "result"),
+		events:   m.counter("events_total", "Events that were stored.", "kind"),
+		last:     m.gauge("camera_last_frame_timestamp_seconds", "When the last frame of a camera was stored that this worker has taken.", "detector", "camera"),
 	}
 }
 
 func (w *workerMeter) Frame(e *stream.Event, stored, delivered time.Time) {
 	w.queue.WithLabelValues(e.Detector).Observe(positive(delivered.Sub(stored)))
 	if e.Score == nil || e.Anomalous == nil {
-		w.rejected.WithLabelValues(e.Detector, e.Code).Inc()
+		w.frames.rejected.WithLabelValues(e.Detector, e.Code).Inc()
 		return
 	}
 	camera := w.cameras.label(e.Detector, e.Camera)
-	w.scored.WithLabelValues(e.Detector, camera).Inc()
-	if anomalous := w.anomalous.WithLabelValues(e.Detector, camera); *e.Anomalous { // there with 0 before the first
+	w.frames.scored.WithLabelValues(e.Detector, camera).Inc()
+	if anomalous := w.frames.anomalous.WithLabelValues(e.Detector, camera); *e.Anomalous { // there with 0 before the first
 		anomalous.Inc()
 	}
 	w.delay.WithLabelValues(e.Detector).Observe(positive(e.ScoredAt.Sub(e.CapturedAt)))
 	if e.Threshold != nil {
-		w.threshold.WithLabelValues(e.Detector).Set(*e.Threshold)
+		w.releases.threshold.WithLabelValues(e.Detector).Set(*e.Threshold)
 	}
 	if r, ok := e.Ratio(); ok {
 		w.ratio.WithLabelValues(e.Detector).Observe(r)
@@ -83,11 +106,11 @@ func positive(d time.Duration) float64 { return max(d, 0).Seconds() }
 func (w *workerMeter) Frames(detector, what string, n uint64) {
 	switch what {
 	case worker.FramesRetried:
-		w.retried.WithLabelValues(detector).Add(float64(n))
+		w.frames.retried.WithLabelValues(detector).Add(float64(n))
 	case worker.FramesDropped:
-		w.dropped.WithLabelValues(detector).Add(float64(n))
+		w.frames.dropped.WithLabelValues(detector).Add(float64(n))
 	case worker.FramesLearned:
-		w.learned.WithLabelValues(detector).Add(float64(n))
+		w.frames.learned.WithLabelValues(detector).Add(float64(n))
 	}
 }
 
@@ -105,27 +128,27 @@ func (w *workerMeter) CameraFrame(detector, camera string, at time.Time) {
 
 func (w *workerMeter) Drift(detector, camera string, s stream.DriftStatus) {
 	camera = w.cameras.label(detector, camera)
-	w.evidence.WithLabelValues(detector, camera).Set(s.Evidence)
-	w.level.WithLabelValues(detector, camera).Set(s.Level)
-	w.alarms.WithLabelValues(detector, camera).Set(s.AlarmShare)
+	w.drift.evidence.WithLabelValues(detector, camera).Set(s.Evidence)
+	w.drift.level.WithLabelValues(detector, camera).Set(s.Level)
+	w.drift.alarms.WithLabelValues(detector, camera).Set(s.AlarmShare)
 }
 
 func (w *workerMeter) Swap(detector, role, release, result string, took time.Duration) {
-	w.swaps.WithLabelValues(detector, result).Inc()
+	w.releases.swaps.WithLabelValues(detector, result).Inc()
 	if result != stream.ReleaseInService {
 		return
 	}
-	w.swap.WithLabelValues(detector).Observe(took.Seconds())
+	w.releases.swap.WithLabelValues(detector).Observe(took.Seconds())
 	w.Left(detector, role)
-	w.release.WithLabelValues(detector, release[:min(12, len(release))], role).Set(1)
+	w.releases.info.WithLabelValues(detector, release[:min(12, len(release))], role).Set(1)
 }
 
 func (w *workerMeter) Left(detector, role string) {
-	w.release.DeletePartialMatch(prometheus.Labels{"detector": detector, "role": role})
+	w.releases.info.DeletePartialMatch(prometheus.Labels{"detector": detector, "role": role})
 }
 
 func (w *workerMeter) Shadow(detector, outcome string, n int) {
-	w.shadow.WithLabelValues(detector, outcome).Add(float64(n))
+	w.releases.shadow.WithLabelValues(detector, outcome).Add(float64(n))
 }
 
 func (w *workerMeter) Pictures(result string) { w.pictures.WithLabelValues(result).Inc() }
@@ -136,8 +159,8 @@ func (w *workerMeter) Stored(kind string)     { w.events.WithLabelValues(kind).I
 func (w *workerMeter) Gone(detector string) {
 	of := prometheus.Labels{"detector": detector}
 	for _, v := range []interface{ DeletePartialMatch(prometheus.Labels) int }{
-		w.scored, w.anomalous, w.rejected, w.retried, w.dropped, w.learned, w.swaps, w.shadow,
-		w.delay, w.queue, w.batch, w.ratio, w.pvalue, w.swap, w.evidence, w.level, w.alarms, w.last, w.release, w.threshold,
+		w.frames.scored, w.frames.anomalous, w.frames.rejected, w.frames.retried, w.frames.dropped, w.frames.learned, w.releases.swaps, w.releases.shadow,
+		w.delay, w.queue, w.batch, w.ratio, w.pvalue, w.releases.swap, w.drift.evidence, w.drift.level, w.drift.alarms, w.last, w.releases.info, w.releases.threshold,
 	} {
 		v.DeletePartialMatch(of)
 	}
