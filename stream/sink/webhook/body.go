@@ -123,20 +123,11 @@ func (l *limited) Write(p []byte) (int, error) {
 	return l.Buffer.Write(p)
 }
 
-// view is what a template sees.
+// view is what a template sees. It names what is in the groups as if they were none.
 type view struct {
-	ID       string
-	Kind     string
-	Detector string
-	Camera   string
-	Time     time.Time
-	Title    string  // one line for people
-	Text     string  // what is known besides
-	Link     string  // a page about it, where one is configured
-	Score    float64 // 0 where there is none, as the next three
-	Limit    float64 // threshold
-	Ratio    float64 // score as a multiple of the threshold
-	PValue   float64
+	subject
+	wording
+	measure
 	Reason   string
 	Code     string
 	Release  string
@@ -151,11 +142,35 @@ type view struct {
 	PictureURL string
 }
 
+// subject is what an event is about.
+type subject struct {
+	ID       string
+	Kind     string
+	Detector string
+	Camera   string
+	Time     time.Time
+}
+
+// wording is what people read.
+type wording struct {
+	Title string // one line
+	Text  string // what is known besides
+	Link  string // a page about it, where one is configured
+}
+
+// measure is how strange a frame is; 0 where nothing was measured.
+type measure struct {
+	Score  float64
+	Limit  float64 // threshold
+	Ratio  float64 // score as a multiple of the threshold
+	PValue float64
+}
+
 func (b *body) data(names stream.Names, n sink.Notice, with shown) view {
 	e := n.Event
 	v := view{
-		ID: n.ID, Kind: e.Kind, Detector: e.Detector, Camera: e.Camera, Time: e.ScoredAt.UTC(),
-		Reason: e.Reason, Code: e.Code, Release: e.Release, Ratio: n.Ratio(), Test: n.Test, Summary: n.Summary,
+		subject: subject{n.ID, e.Kind, e.Detector, e.Camera, e.ScoredAt.UTC()}, measure: measure{Ratio: n.Ratio()},
+		Reason: e.Reason, Code: e.Code, Release: e.Release, Test: n.Test, Summary: n.Summary,
 		Event: e, Incident: n.Incident, Cloud: n.Cloud(names), Severity: "warning",
 		Picture: base64.StdEncoding.EncodeToString(with.picture), PictureURL: with.link,
 	}
