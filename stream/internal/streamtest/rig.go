@@ -62,16 +62,20 @@ func (r *Rig) Open(topology stream.Topology) {
 	r.T.Helper()
 	r.NC = r.Connect()
 	var err error
-	if r.JS, err = jetstream.New(r.NC); err != nil {
-		r.T.Fatal(err)
-	}
-	if err := stream.Ensure(r.T.Context(), r.JS, topology); err != nil {
-		r.T.Fatal(err)
-	}
+	r.JS, err = jetstream.New(r.NC)
+	r.must(err)
+	r.must(stream.Ensure(r.T.Context(), r.JS, topology))
 	r.In = stream.NewInstallation(r.JS, r.Names)
-	if r.Registry, err = registry.Open(r.T.Context(), r.JS, registry.Config{
+	r.Registry, err = registry.Open(r.T.Context(), r.JS, registry.Config{
 		ActiveBucket: r.Names.ActiveBucket(), ArtifactsBucket: r.Names.ArtifactsBucket(), CacheDir: filepath.Join(r.Dir, "cache"),
-	}); err != nil {
+	})
+	r.must(err)
+}
+
+// must ends the test when something that it builds on failed.
+func (r *Rig) must(err error) {
+	r.T.Helper()
+	if err != nil {
 		r.T.Fatal(err)
 	}
 }
@@ -79,9 +83,7 @@ func (r *Rig) Open(topology stream.Topology) {
 func (r *Rig) Connect() *nats.Conn {
 	r.T.Helper()
 	nc, err := stream.Connect(r.URL, "test", zerolog.Nop())
-	if err != nil {
-		r.T.Fatal(err)
-	}
+	r.must(err)
 	r.T.Cleanup(nc.Close)
 	return nc
 }
@@ -93,9 +95,7 @@ func (r *Rig) Worker(cfg worker.Config, loader worker.Loader) (w *worker.Worker,
 	cfg.CacheDir = cmp.Or(cfg.CacheDir, filepath.Join(r.Dir, "cache"))
 	nc := r.Connect()
 	w, err := worker.New(cfg, nc, loader, Log(r.T))
-	if err != nil {
-		r.T.Fatal(err)
-	}
+	r.must(err)
 	return w, brokertest.Run(r.T, "worker", w.Run)
 }
 
@@ -103,12 +103,9 @@ func (r *Rig) Worker(cfg worker.Config, loader worker.Loader) (w *worker.Worker,
 func (r *Rig) Publish(f stream.Frame) {
 	r.T.Helper()
 	m, err := f.Message(r.Names)
-	if err != nil {
-		r.T.Fatal(err)
-	}
-	if _, err := r.JS.PublishMsg(r.T.Context(), m); err != nil {
-		r.T.Fatal(err)
-	}
+	r.must(err)
+	_, err = r.JS.PublishMsg(r.T.Context(), m)
+	r.must(err)
 }
 
 // Scores collects what is sent on the scores subjects from now on.
@@ -129,15 +126,9 @@ func (r *Rig) Scores() *Scores {
 		s.all = append(s.all, e)
 		s.mu.Unlock()
 	})
-	if err != nil {
-		r.T.Fatal(err)
-	}
-	if err := sub.SetPendingLimits(-1, -1); err != nil {
-		r.T.Fatal(err)
-	}
-	if err := r.NC.Flush(); err != nil {
-		r.T.Fatal(err)
-	}
+	r.must(err)
+	r.must(sub.SetPendingLimits(-1, -1))
+	r.must(r.NC.Flush())
 	r.T.Cleanup(func() { _ = sub.Unsubscribe() })
 	return s
 }
@@ -163,22 +154,16 @@ func (s *Scores) ByFrame() map[string][]stream.Event {
 func (r *Rig) Stored(name string) []*jetstream.RawStreamMsg {
 	r.T.Helper()
 	s, err := r.JS.Stream(r.T.Context(), name)
-	if err != nil {
-		r.T.Fatal(err)
-	}
+	r.must(err)
 	info, err := s.Info(r.T.Context())
-	if err != nil {
-		r.T.Fatal(err)
-	}
+	r.must(err)
 	var all []*jetstream.RawStreamMsg
 	for seq := info.State.FirstSeq; seq <= info.State.LastSeq && seq > 0; seq++ {
 		m, err := s.GetMsg(r.T.Context(), seq)
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
 			continue
 		}
-		if err != nil {
-			r.T.Fatal(err)
-		}
+		r.must(err)
 		all = append(all, m)
 	}
 	return all
@@ -196,9 +181,7 @@ func (r *Rig) EventsOf(kinds ...string) []stream.Event {
 	var all []stream.Event
 	for _, m := range r.Stored(r.Names.EventsStream()) {
 		e, err := stream.ParseEvent(r.Names, m.Subject, m.Header, m.Data)
-		if err != nil {
-			r.T.Fatal(err)
-		}
+		r.must(err)
 		checkSchema(r.T, m.Data)
 		if slices.Contains(kinds, e.Kind) {
 			all = append(all, e)
@@ -216,9 +199,7 @@ func (r *Rig) Waiting() uint64 {
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrNoResponders) {
 		return math.MaxUint64
 	}
-	if err != nil {
-		r.T.Fatal(err)
-	}
+	r.must(err)
 	return s.CachedInfo().State.Msgs
 }
 
@@ -227,21 +208,16 @@ func (r *Rig) Trainer(cfg trainer.Config, tr trainer.Maker) (stop func()) {
 	cfg.Names = r.Names
 	cfg.CacheDir, cfg.ScratchDir = filepath.Join(r.Dir, "cache"), filepath.Join(r.Dir, "scratch")
 	w, err := trainer.New(cfg, r.Connect(), tr, Log(r.T))
-	if err != nil {
-		r.T.Fatal(err)
-	}
+	r.must(err)
 	return brokertest.Run(r.T, "trainer", w.Run)
 }
 
 func (r *Rig) Detector(d stream.Detector) {
 	r.T.Helper()
 	s, err := r.In.Detectors(r.T.Context())
-	if err != nil {
-		r.T.Fatal(err)
-	}
-	if _, err := s.Create(r.T.Context(), d); err != nil {
-		r.T.Fatal(err)
-	}
+	r.must(err)
+	_, err = s.Create(r.T.Context(), d)
+	r.must(err)
 }
 
 // Consumers makes the consumers of detectors, as control does, before a steward changes
@@ -250,18 +226,14 @@ func (r *Rig) Detector(d stream.Detector) {
 func (r *Rig) Consumers(detectors ...string) {
 	r.T.Helper()
 	for _, d := range detectors {
-		if err := r.In.EnsureFramesConsumer(r.T.Context(), d); err != nil {
-			r.T.Fatal(err)
-		}
+		r.must(r.In.EnsureFramesConsumer(r.T.Context(), d))
 	}
 }
 
 func (r *Rig) Jobs() *stream.Jobs {
 	r.T.Helper()
 	s, err := r.In.Jobs(r.T.Context())
-	if err != nil {
-		r.T.Fatal(err)
-	}
+	r.must(err)
 	return s
 }
 
@@ -271,9 +243,7 @@ func (r *Rig) Wait(job string) stream.Job {
 	ctx, cancel := context.WithTimeout(r.T.Context(), eventually.Patience)
 	defer cancel()
 	j, err := r.Jobs().Wait(ctx, job, nil)
-	if err != nil {
-		r.T.Fatal(err)
-	}
+	r.must(err)
 	return j
 }
 
@@ -282,13 +252,10 @@ func (r *Rig) Client() *stream.Client {
 	r.T.Helper()
 	if r.Control == nil {
 		var err error
-		if r.Control, err = control.New(r.Connect(), r.Names, Log(r.T)); err != nil {
-			r.T.Fatal(err)
-		}
+		r.Control, err = control.New(r.Connect(), r.Names, Log(r.T))
+		r.must(err)
 		stop, err := r.Control.Start(r.T.Context())
-		if err != nil {
-			r.T.Fatal(err)
-		}
+		r.must(err)
 		r.T.Cleanup(stop)
 	}
 	return stream.NewClient(r.NC, r.Names).For("tester")
@@ -298,18 +265,15 @@ func (r *Rig) Steward(cfg steward.Config) {
 	r.T.Helper()
 	cfg.Names = r.Names
 	s, err := steward.New(cfg, r.Connect(), Log(r.T))
-	if err != nil {
-		r.T.Fatal(err)
-	}
+	r.must(err)
 	brokertest.Run(r.T, "steward", s.Run)
 }
 
 // PublishRaw publishes bytes on a subject of a stream.
 func (r *Rig) PublishRaw(subject, data string) {
 	r.T.Helper()
-	if _, err := r.JS.Publish(r.T.Context(), subject, []byte(data)); err != nil {
-		r.T.Fatal(err)
-	}
+	_, err := r.JS.Publish(r.T.Context(), subject, []byte(data))
+	r.must(err)
 }
 
 // Send publishes a message as any client may and fails the test when the broker
@@ -322,9 +286,7 @@ func (r *Rig) Send(subject string, header map[string]string, data []byte) {
 		m.Header.Set(k, v)
 	}
 	ack, err := r.JS.PublishMsg(r.T.Context(), m)
-	if err != nil {
-		r.T.Fatal(err)
-	}
+	r.must(err)
 	if ack.Duplicate {
 		r.T.Errorf("%s is taken for a duplicate", subject)
 	}
