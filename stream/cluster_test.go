@@ -284,7 +284,7 @@ func TestAClusterLosesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		w, err := worker.New(worker.Config{CacheDir: t.TempDir()}, wc,
-			worker.LoaderFunc(func(context.Context, string) (worker.Scorer, error) { return strange{}, nil }), streamtest.Log(t))
+			func(context.Context, string) (worker.Scorer, error) { return strange{}, nil }, streamtest.Log(t))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -47,7 +47,7 @@ func (nothing) Close() error { return nil }
 // childNothing is a worker whose scorer does nothing.
 func childNothing(ctx context.Context, nc *nats.Conn, dir string, log zerolog.Logger) int {
 	w, err := worker.New(worker.Config{CacheDir: filepath.Join(dir, "cache")}, nc,
-		worker.LoaderFunc(func(context.Context, string) (worker.Scorer, error) { return nothing{}, nil }), log)
+		func(context.Context, string) (worker.Scorer, error) { return nothing{}, nil }, log)
 	if err == nil {
 		err = w.Run(ctx)
 	}

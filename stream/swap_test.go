@@ -41,7 +41,7 @@ func TestAHundredHotSwapsUnderLoad(t *testing.T) {
 	got := r.Scores()
 	var open, most int
 	var mu sync.Mutex
-	loader := worker.LoaderFunc(func(ctx context.Context, dir string) (worker.Scorer, error) {
+	loader := func(ctx context.Context, dir string) (worker.Scorer, error) {
 		s, err := streamtest.LoadFake(ctx, dir)
 		if err != nil {
 			return nil, err
@@ -51,7 +51,7 @@ func TestAHundredHotSwapsUnderLoad(t *testing.T) {
 		open++
 		most = max(most, open)
 		return &counted{s, func() { mu.Lock(); open--; mu.Unlock() }, make([]byte, 1<<20)}, nil
-	})
+	}
 	w, stop := r.Worker(worker.Config{BatchSize: 8}, loader)
 
 	eventually.True(t, "the first release is in service", func() bool { return w.Stats().Swaps == 1 })

@@ -136,7 +136,7 @@ func loadActive(ctx context.Context, js jetstream.JetStream, n stream.Names, o *
 		dir, err := reg.Get(ctx, active[name].Release)
 		if err == nil {
 			var s worker.Scorer
-			if s, err = load.Load(ctx, dir); err == nil {
+			if s, err = load(ctx, dir); err == nil {
 				err = s.Close()
 			}
 		}

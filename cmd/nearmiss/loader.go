@@ -17,7 +17,7 @@ import (
 // loader opens releases for the worker, which has them from the registry.
 func loader(o inference.Options) worker.Loader {
 	o.Verified = true
-	return worker.LoaderFunc(func(ctx context.Context, dir string) (worker.Scorer, error) {
+	return func(ctx context.Context, dir string) (worker.Scorer, error) {
 		d, err := inference.Open(ctx, dir, o)
 		if err != nil {
 			return nil, err
@@ -27,7 +27,7 @@ func loader(o inference.Options) worker.Loader {
 			return nil, errors.Join(err, d.Close())
 		}
 		return scorer{d, thumbs, o.Embed.Limits, o.Embed.Memory}, nil
-	})
+	}
 }
 
 // scorer is a loaded release as the worker sees it.

@@ -200,7 +200,7 @@ func startBench(ctx context.Context, cfg StreamConfig, log zerolog.Logger) (*ben
 		w, err := worker.New(worker.Config{
 			Names: cfg.Names, Detectors: []string{benchDetector}, CacheDir: filepath.Join(cfg.Dir, "cache"),
 			BatchSize: cfg.BatchSize, Lanes: cfg.Lanes,
-		}, nc, worker.LoaderFunc(func(context.Context, string) (worker.Scorer, error) { return nullScorer{r}, nil }), log)
+		}, nc, func(context.Context, string) (worker.Scorer, error) { return nullScorer{r}, nil }, log)
 		if err != nil {
 			r.stop()
 			return nil, err

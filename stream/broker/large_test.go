@@ -51,9 +51,9 @@ func TestLargeFramesAndSheddingAcrossAccounts(t *testing.T) {
 	}
 
 	nc := h.connect("worker", strict)
-	w, err := worker.New(worker.Config{CacheDir: t.TempDir()}, nc, worker.LoaderFunc(func(context.Context, string) (worker.Scorer, error) {
+	w, err := worker.New(worker.Config{CacheDir: t.TempDir()}, nc, func(context.Context, string) (worker.Scorer, error) {
 		return nil, errors.New("there is no release")
-	}), zerolog.Nop())
+	}, zerolog.Nop())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -223,9 +223,9 @@ func TestAFullQueueHoldsTheCameraBackAndLosesNothing(t *testing.T) {
 
 func TestALiveCameraDropsOldFrames(t *testing.T) {
 	js := setUp(t, stream.Topology{FramesMaxBytes: 64 << 10})
-	w, err := worker.New(worker.Config{CacheDir: t.TempDir()}, js.Conn(), worker.LoaderFunc(func(context.Context, string) (worker.Scorer, error) {
+	w, err := worker.New(worker.Config{CacheDir: t.TempDir()}, js.Conn(), func(context.Context, string) (worker.Scorer, error) {
 		return nil, errors.New("there is no release")
-	}), zerolog.Nop())
+	}, zerolog.Nop())
 	if err != nil {
 		t.Fatal(err)
 	}

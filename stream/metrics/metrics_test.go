@@ -99,7 +99,7 @@ func TestAWorkerIsMeasured(t *testing.T) {
 	m.Connection(js.Conn())
 	m.Installation(stream.NewInstallation(js, n).Levels)
 	w, err := worker.New(worker.Config{Names: n, CacheDir: t.TempDir(), Meter: m.Worker()}, js.Conn(),
-		worker.LoaderFunc(func(context.Context, string) (worker.Scorer, error) { return byLength{}, nil }), zerolog.Nop())
+		func(context.Context, string) (worker.Scorer, error) { return byLength{}, nil }, zerolog.Nop())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -55,7 +55,7 @@ func (s scene) Draw(ctx context.Context, image []byte) ([]stream.Picture, error)
 }
 
 func serveArtist(a artist) worker.Loader {
-	return worker.LoaderFunc(func(context.Context, string) (worker.Scorer, error) { return a, nil })
+	return func(context.Context, string) (worker.Scorer, error) { return a, nil }
 }
 
 func TestAnAnomalysEventNamesItsRegionsAndPictures(t *testing.T) {

@@ -118,7 +118,7 @@ func TestDriftIsToldOnceAndRetrainingAdvised(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
 	r.Detector(stream.Detector{Name: "bolts"})
 	release := r.Release("bolts", streamtest.Fake{Name: "one"})
-	w, _ := r.Worker(worker.Config{}, worker.LoaderFunc(func(context.Context, string) (worker.Scorer, error) { return drifting{}, nil }))
+	w, _ := r.Worker(worker.Config{}, func(context.Context, string) (worker.Scorer, error) { return drifting{}, nil })
 	for i := range 20 {
 		r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: fmt.Sprint("f", i), Image: streamtest.Image(0.5)})
 	}

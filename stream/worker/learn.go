@@ -19,10 +19,7 @@ func (l *detectorRunner) learn(ctx, work context.Context) {
 	for ctx.Err() == nil {
 		conf, target, cur, changed := l.state()
 		if conf.LearnFrames == 0 || target.Release != "" || cur != nil {
-			select {
-			case <-ctx.Done():
-			case <-changed.Done():
-			}
+			wait.Any(ctx, changed)
 			continue
 		}
 		if err := l.collect(ctx, work, conf); err != nil && ctx.Err() == nil {
@@ -171,10 +168,7 @@ func (l *detectorRunner) requestTraining(ctx, work context.Context, conf stream.
 			l.log.Error().Msg(why)
 			l.notify(work, stream.Notice(stream.KindRelease, l.name, stream.NoCamera, "", stream.ReleaseMissing, why, job.Job))
 		}
-		select {
-		case <-ctx.Done():
-		case <-changed.Done():
-		}
+		wait.Any(ctx, changed)
 	}
 	return nil
 }
@@ -199,10 +193,7 @@ func (l *detectorRunner) shed(ctx context.Context) {
 	for ctx.Err() == nil {
 		conf, _, _, changed := l.state()
 		if conf.Policy != stream.PolicyLive {
-			select {
-			case <-ctx.Done():
-			case <-changed.Done():
-			}
+			wait.Any(ctx, changed)
 			continue
 		}
 		n, err := l.w.in.Shed(ctx, l.name, "*", conf.LiveBacklog)

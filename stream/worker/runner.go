@@ -239,10 +239,7 @@ func (l *detectorRunner) lane(ctx, work context.Context) {
 		if cur != nil { // and stays
 			break
 		}
-		select {
-		case <-ctx.Done():
-		case <-changed.Done():
-		}
+		wait.Any(ctx, changed)
 	}
 	l.takeAll(ctx, func(msgs []jetstream.Msg) {
 		rel, shadow := l.borrow() // rel is there: it goes only after the lanes
@@ -291,10 +288,7 @@ func (l *detectorRunner) swapper(ctx, work context.Context) {
 			continue
 		}
 		again.Reset()
-		select {
-		case <-ctx.Done():
-		case <-changed.Done():
-		}
+		wait.Any(ctx, changed)
 	}
 }
 
@@ -383,7 +377,7 @@ func (l *detectorRunner) load(ctx context.Context, digest string) (s Scorer, err
 			s, err = nil, &loadError{fmt.Errorf("open release %s: panic: %v", text.Short(digest), p)}
 		}
 	}()
-	s, err = l.w.loader.Load(ctx, dir)
+	s, err = l.w.loader(ctx, dir)
 	if err != nil {
 		return nil, &loadError{fmt.Errorf("open release %s: %w", text.Short(digest), err)}
 	}

@@ -67,16 +67,7 @@ type DriftTester interface {
 	DriftTest(camera string, defects float64) (DriftTest, error)
 }
 
-// Loader opens release folders.
-type Loader interface {
-	// Load opens the release in dir, which is whole and verified, warms it and
-	// checks it (dimensions, its own check images). An error means that the
-	// release is not fit to serve.
-	Load(ctx context.Context, dir string) (Scorer, error)
-}
-
-// LoaderFunc makes a Loader of a function.
-type LoaderFunc func(ctx context.Context, dir string) (Scorer, error)
-
-// Load calls f.
-func (f LoaderFunc) Load(ctx context.Context, dir string) (Scorer, error) { return f(ctx, dir) }
+// Loader opens the release in dir, which is whole and verified, warms it and
+// checks it (dimensions, its own check images). An error means that the
+// release is not fit to serve.
+type Loader func(ctx context.Context, dir string) (Scorer, error)

@@ -193,7 +193,7 @@ func TestAFrameThatCannotBeReadIsRejectedAtOnce(t *testing.T) {
 func TestAScoreThatIsNoNumberIsNoNormalFrame(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
 	r.Release("bolts", streamtest.Fake{Name: "one"})
-	w, _ := r.Worker(worker.Config{}, worker.LoaderFunc(func(context.Context, string) (worker.Scorer, error) { return nanScorer{}, nil }))
+	w, _ := r.Worker(worker.Config{}, func(context.Context, string) (worker.Scorer, error) { return nanScorer{}, nil })
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f", Image: streamtest.Image(0.1)})
 	eventually.True(t, "it is rejected", func() bool { return w.Stats().Rejected == 1 })
 	if e := r.Events(); len(e) != 1 || e[0].Code != stream.CodeNotFinite {
@@ -440,9 +440,9 @@ func TestAScorerThatHangsDoesNotHoldTheWorker(t *testing.T) {
 	entered := make(chan struct{}, 10)
 	r.Publish(stream.Frame{Detector: "bolts", Camera: "left", ID: "f", Image: streamtest.Image(0.5)})
 	f := streamtest.Fake{Delay: time.Hour, OnScore: nil}
-	w, stop := r.Worker(worker.Config{Drain: 10 * time.Millisecond, Lanes: 1}, worker.LoaderFunc(func(context.Context, string) (worker.Scorer, error) {
+	w, stop := r.Worker(worker.Config{Drain: 10 * time.Millisecond, Lanes: 1}, func(context.Context, string) (worker.Scorer, error) {
 		return hooked{f, func() { entered <- struct{}{} }}, nil
-	}))
+	})
 	<-entered
 	stop()
 	if w.Stats().Scored != 0 || r.Waiting() != 1 {

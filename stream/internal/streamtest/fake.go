@@ -26,18 +26,15 @@ import (
 func (r *Rig) Release(detector string, f Fake) string {
 	r.T.Helper()
 	digest := r.Put(detector, f)
-	if _, err := r.Registry.Promote(r.T.Context(), detector, digest, registry.Change{By: "test"}); err != nil {
-		r.T.Fatal(err)
-	}
+	_, err := r.Registry.Promote(r.T.Context(), detector, digest, registry.Change{By: "test"})
+	r.must(err)
 	return digest
 }
 
 func (r *Rig) Put(detector string, f Fake) string {
 	r.T.Helper()
 	digest, err := r.Registry.Put(r.T.Context(), detector, WriteRelease(r.T, f))
-	if err != nil {
-		r.T.Fatal(err)
-	}
+	r.must(err)
 	return digest
 }
 
@@ -138,7 +135,7 @@ func (f Fake) Score(ctx context.Context, images [][]byte) ([]worker.Verdict, err
 func (f Fake) Close() error { return nil }
 
 // LoadFake is the Loader of fakes.
-var LoadFake = worker.LoaderFunc(func(_ context.Context, dir string) (worker.Scorer, error) {
+func LoadFake(_ context.Context, dir string) (worker.Scorer, error) {
 	f, err := readRelease(dir)
 	if err != nil {
 		return nil, err
@@ -147,7 +144,7 @@ var LoadFake = worker.LoaderFunc(func(_ context.Context, dir string) (worker.Sco
 		return nil, errors.New(f.Broken)
 	}
 	return f, nil
-})
+}
 
 // FakeTrainer makes releases of fakes.
 type FakeTrainer struct {
@@ -216,5 +213,5 @@ func (f FakeTrainer) derive(task *trainer.Task, change func(*Fake) error) (train
 
 // Serve is a Loader of one scorer.
 func Serve(f Fake) worker.Loader {
-	return worker.LoaderFunc(func(context.Context, string) (worker.Scorer, error) { return f, nil })
+	return func(context.Context, string) (worker.Scorer, error) { return f, nil }
 }

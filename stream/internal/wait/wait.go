@@ -10,11 +10,17 @@ import (
 
 // Pause waits for d or until ctx ends.
 func Pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
 	select {
 	case <-ctx.Done():
-	case <-t.C:
+	case <-time.After(d):
+	}
+}
+
+// Any waits until one of two contexts ends.
+func Any(ctx, other context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-other.Done():
 	}
 }
 
@@ -29,9 +35,11 @@ func Either(ctx, other context.Context) (context.Context, context.CancelFunc) {
 }
 
 // Patient is the back-off for what must succeed at last: 100 ms to 5 s, for ever.
-func Patient() backoff.BackOff {
-	return backoff.NewExponentialBackOff(
-		backoff.WithInitialInterval(100*time.Millisecond), backoff.WithMaxInterval(5*time.Second), backoff.WithMaxElapsedTime(0))
+func Patient() backoff.BackOff { return Endless(100*time.Millisecond, 5*time.Second) }
+
+// Endless is a back-off from first to most, for ever.
+func Endless(first, most time.Duration) backoff.BackOff {
+	return backoff.NewExponentialBackOff(backoff.WithInitialInterval(first), backoff.WithMaxInterval(most), backoff.WithMaxElapsedTime(0))
 }
 
 // Brief is the back-off within the handling of one message: 50 ms to 2 s, half
