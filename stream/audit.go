@@ -76,20 +76,12 @@ func (e AuditEntry) subject(n Names) string {
 
 // message is the entry as a CloudEvent in binary mode.
 func (e AuditEntry) message(n Names) (*nats.Msg, error) {
-	m := nats.NewMsg(e.subject(n))
-	for k, v := range map[string]string{
-		ceSpec: "1.0", ceID: e.ID, ceSource: "/" + n.Root() + "/audit", ceType: auditType, ceTime: e.At.UTC().Format(time.RFC3339Nano),
-		ceContentType: jsonType, contentType: jsonType, nats.MsgIdHdr: e.ID,
-	} {
-		m.Header.Set(k, v)
-	}
+	subject := e.subject(n)
 	e.Object, e.Error = text.Clip(text.Line(e.Object)), redact.Text(e.Error)
 	if len(e.Error) > maxHeader {
 		e.Error = e.Error[:maxHeader] + "…"
 	}
-	var err error
-	m.Data, err = json.Marshal(e)
-	return m, err
+	return CloudEvent(n, subject, e.ID, "audit", auditType, e.At, e)
 }
 
 // WriteAudit stores an entry, which gets an id and a time where it has none.
@@ -108,9 +100,7 @@ func (in *Installation) WriteAudit(ctx context.Context, e AuditEntry) error {
 	err = Retry(ctx, wait.Brief(), func() error {
 		step, cancel := context.WithTimeout(ctx, PublishWait)
 		defer cancel()
-		again := nats.NewMsg(m.Subject)
-		again.Header, again.Data = m.Header, m.Data
-		_, err := in.js.PublishMsg(step, again)
+		_, err := in.js.PublishMsg(step, m)
 		return err
 	})
 	if err != nil {

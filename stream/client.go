@@ -59,9 +59,7 @@ func (c *Client) ask(ctx context.Context, endpoint string, q, a any) error {
 		return err
 	}
 	m := &nats.Msg{Subject: c.names.API() + ".control." + endpoint, Data: data, Header: nats.Header{}}
-	if c.by != "" {
-		m.Header.Set(HeaderBy, text.Line(c.by))
-	}
+	setHeader(m, HeaderBy, text.Line(c.by))
 	err = c.send(ctx, m, LimitOf(endpoint), a)
 	if errors.Is(err, ErrNobody) {
 		err = fmt.Errorf("%w: start nearmiss up, nearmiss broker or, with a broker of your own, nearmiss control", err)

@@ -3,7 +3,6 @@ package stream
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -239,13 +238,9 @@ func (s *Detectors) Create(ctx context.Context, d Detector) (Detector, error) {
 	if d.CreatedAt.IsZero() {
 		d.CreatedAt = time.Now().UTC()
 	}
-	data, err := json.Marshal(d)
-	if err != nil {
-		return d, err
-	}
-	d.Revision, err = s.kv.Bucket.Create(ctx, d.Name, data)
-	if kv.Conflict(err) {
-		return d, fmt.Errorf("create detector %s: %w", d.Name, ErrDetectorExists)
+	var err error
+	if d.Revision, err = s.kv.Put(ctx, d.Name, d, 0); kv.Conflict(err) {
+		err = ErrDetectorExists
 	}
 	if err != nil {
 		return d, fmt.Errorf("create detector %s: %w", d.Name, err)
@@ -293,11 +288,7 @@ func (s *Detectors) Set(ctx context.Context, name string, change func(*Detector)
 		if err := d.Validate(); err != nil {
 			return d, err
 		}
-		data, err := json.Marshal(d)
-		if err != nil {
-			return d, err
-		}
-		rev, err := s.kv.Bucket.Update(ctx, name, data, head)
+		rev, err := s.kv.Put(ctx, name, d, head)
 		if kv.Conflict(err) {
 			continue
 		}

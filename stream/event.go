@@ -173,6 +173,24 @@ const (
 	jsonType      = "application/json"
 )
 
+// CloudEvent is a message with the JSON of v as a CloudEvent in binary mode. from, such as
+// a detector's name, is the last part of its source.
+func CloudEvent(n Names, subject, id, from, eventType string, at time.Time, v any) (*nats.Msg, error) {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return nil, err
+	}
+	m := nats.NewMsg(subject)
+	m.Data = data
+	for k, s := range map[string]string{
+		ceSpec: "1.0", ceID: id, ceSource: "/" + n.Root() + "/" + from, ceType: eventType, ceTime: at.UTC().Format(time.RFC3339Nano),
+		ceContentType: jsonType, contentType: jsonType, nats.MsgIdHdr: id,
+	} {
+		m.Header.Set(k, s)
+	}
+	return m, nil
+}
+
 // EventID names the event that a frame raises under a release. It must be the
 // same in every process and at every delivery.
 func EventID(f Frame, release string) string {
@@ -194,33 +212,17 @@ func (e Event) Ratio() (r float64, ok bool) {
 
 // Message is the event as a CloudEvent in binary mode, ready to be published.
 func (e Event) Message(n Names) (*nats.Msg, error) {
-	m := nats.NewMsg(n.Events(e.Detector, e.Camera, e.Kind))
-	m.Header.Set(ceSpec, "1.0")
-	m.Header.Set(ceID, e.ID)
-	m.Header.Set(ceSource, "/"+n.Root()+"/"+e.Detector)
-	m.Header.Set(ceType, EventType(e.Kind))
-	m.Header.Set(ceTime, e.ScoredAt.UTC().Format(time.RFC3339Nano))
-	if e.FrameID != "" {
-		m.Header.Set(ceSubject, e.Camera+"/"+e.FrameID)
-	}
-	if e.Digest != "" {
-		m.Header.Set(frameDigest, e.Digest)
-	}
-	m.Header.Set(ceContentType, jsonType)
-	m.Header.Set(contentType, jsonType)
-	m.Header.Set(nats.MsgIdHdr, e.ID)
-	if e.Truth != "" {
-		m.Header.Set(HeaderTruth, e.Truth)
-	}
-	if e.Trace != "" {
-		m.Header.Set(HeaderTrace, e.Trace)
-	}
 	e.Source, e.Reason = redact.Text(e.Source), redact.Text(e.Reason)
-	data, err := json.Marshal(e)
+	m, err := CloudEvent(n, n.Events(e.Detector, e.Camera, e.Kind), e.ID, e.Detector, EventType(e.Kind), e.ScoredAt, e)
 	if err != nil {
 		return nil, fmt.Errorf("encode event of frame %s: %w", e.FrameID, err)
 	}
-	m.Data = data
+	if e.FrameID != "" {
+		m.Header.Set(ceSubject, e.Camera+"/"+e.FrameID)
+	}
+	setHeader(m, frameDigest, e.Digest)
+	setHeader(m, HeaderTruth, e.Truth)
+	setHeader(m, HeaderTrace, e.Trace)
 	return m, nil
 }
 

@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,16 +20,15 @@ type EventFilter struct {
 }
 
 func (f EventFilter) subject(n Names) (string, error) {
-	token := func(what, s string) (string, error) {
-		if s == "" {
-			return "*", nil
+	var errs []error
+	token := func(what, s string) string {
+		if s != "" {
+			errs = append(errs, CheckToken(what, s))
 		}
-		return s, CheckToken(what, s)
+		return cmp.Or(s, "*")
 	}
-	d, err1 := token("detector", f.Detector)
-	c, err2 := token("camera", f.Camera)
-	k, err3 := token("kind", f.Kind)
-	return n.Events(d, c, k), errors.Join(err1, err2, err3)
+	subject := n.Events(token("detector", f.Detector), token("camera", f.Camera), token("kind", f.Kind))
+	return subject, errors.Join(errs...)
 }
 
 // EventPage is a part of the stored events.
@@ -110,42 +110,37 @@ func (in *Installation) Event(ctx context.Context, sequence uint64) (Event, erro
 	if sequence == 0 {
 		return Event{}, fmt.Errorf("event %d: %w", sequence, ErrNotFound)
 	}
-	s, err := in.js.Stream(ctx, in.names.EventsStream())
-	if err != nil {
-		return Event{}, fmt.Errorf("read event %d: %w", sequence, err)
-	}
-	raw, err := s.GetMsg(ctx, sequence)
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return Event{}, fmt.Errorf("event %d: %w", sequence, ErrNotFound)
-	}
-	if err != nil {
-		return Event{}, fmt.Errorf("read event %d: %w", sequence, err)
-	}
-	e, err := ParseEvent(in.names, raw.Subject, raw.Header, raw.Data)
-	e.Sequence = sequence
-	return e, err
+	return in.readEvent(ctx, fmt.Sprintf("event %d", sequence), func(s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
+		return s.GetMsg(ctx, sequence)
+	})
 }
 
 // LastEvent returns the newest event of a subject, or [ErrNotFound].
 func (in *Installation) LastEvent(ctx context.Context, subject string) (Event, error) {
+	return in.readEvent(ctx, "an event of "+subject, func(s jetstream.Stream) (*jetstream.RawStreamMsg, error) {
+		return s.GetLastMsgForSubject(ctx, subject)
+	})
+}
+
+func (in *Installation) readEvent(ctx context.Context, what string, get func(jetstream.Stream) (*jetstream.RawStreamMsg, error)) (Event, error) {
 	s, err := in.js.Stream(ctx, in.names.EventsStream())
 	if err != nil {
-		return Event{}, fmt.Errorf("read the last event of %s: %w", subject, err)
+		return Event{}, fmt.Errorf("read %s: %w", what, err)
 	}
-	raw, err := s.GetLastMsgForSubject(ctx, subject)
+	raw, err := get(s)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return Event{}, fmt.Errorf("an event of %s: %w", subject, ErrNotFound)
+		return Event{}, fmt.Errorf("%s: %w", what, ErrNotFound)
 	}
 	if err != nil {
-		return Event{}, fmt.Errorf("read the last event of %s: %w", subject, err)
+		return Event{}, fmt.Errorf("read %s: %w", what, err)
 	}
 	e, err := ParseEvent(in.names, raw.Subject, raw.Header, raw.Data)
 	e.Sequence = raw.Sequence
 	return e, err
 }
 
-// StoreNotice stores an event that is of no frame.
-func (in *Installation) StoreNotice(ctx context.Context, e *Event) error {
+// StoreEvent stores an event.
+func (in *Installation) StoreEvent(ctx context.Context, e *Event) error {
 	m, err := e.Message(in.names)
 	if err != nil {
 		return err

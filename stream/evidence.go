@@ -40,9 +40,9 @@ const (
 
 // Picture is one file of an event's evidence.
 type Picture struct {
-	Name  string // of the file: overlay.jpg
-	About string // what it shows
-	Data  []byte
+	Name  string `json:"name"`  // of the file: overlay.jpg
+	About string `json:"about"` // what it shows
+	Data  []byte `json:"-"`
 }
 
 // Evidence is what an object of the evidence bucket holds, a ZIP archive of
@@ -57,14 +57,9 @@ const EvidenceIndex = "evidence.json"
 
 // evidenceIndex is that file's JSON.
 type evidenceIndex struct {
-	ID    string         `json:"id"` // of the event
-	Event Event          `json:"event"`
-	Files []evidenceFile `json:"files"`
-}
-
-type evidenceFile struct {
-	Name  string `json:"name"`
-	About string `json:"about"`
+	ID    string    `json:"id"` // of the event
+	Event Event     `json:"event"`
+	Files []Picture `json:"files"`
 }
 
 // maxEvidence bounds what is read of one archive, in bytes.
@@ -72,12 +67,11 @@ const maxEvidence = 64 << 20
 
 // Archive packs the evidence.
 func (e Evidence) Archive() ([]byte, error) {
-	index := evidenceIndex{ID: e.Event.ID, Event: e.Event}
+	index := evidenceIndex{ID: e.Event.ID, Event: e.Event, Files: e.Pictures}
 	for _, p := range e.Pictures {
 		if !validFile(p.Name) || p.Name == EvidenceIndex {
 			return nil, fmt.Errorf("pack evidence of event %s: file name %q", e.Event.ID, p.Name)
 		}
-		index.Files = append(index.Files, evidenceFile{p.Name, p.About})
 	}
 	about, err := json.MarshalIndent(index, "", "  ")
 	if err != nil {
@@ -137,11 +131,10 @@ func ParseEvidence(b []byte) (Evidence, error) {
 		if !validFile(f.Name) {
 			return bad(fmt.Errorf("file name %q", text.Clip(f.Name)))
 		}
-		data, err := read(f.Name)
-		if err != nil {
+		if f.Data, err = read(f.Name); err != nil {
 			return bad(err)
 		}
-		e.Pictures = append(e.Pictures, Picture{Name: f.Name, About: f.About, Data: data})
+		e.Pictures = append(e.Pictures, f)
 	}
 	return e, nil
 }
@@ -232,6 +225,11 @@ func (in *Installation) PurgeEvidence(ctx context.Context, detector string, age 
 	if err != nil {
 		return 0, 0, err
 	}
+	return in.purgeEvidence(ctx, all, age, most, false)
+}
+
+// purgeEvidence does that with what there is, oldest first. dry only counts.
+func (in *Installation) purgeEvidence(ctx context.Context, all []EvidenceInfo, age time.Duration, most uint64, dry bool) (removed int, left uint64, err error) {
 	for _, i := range all {
 		left += i.Bytes
 	}
@@ -239,8 +237,10 @@ func (in *Installation) PurgeEvidence(ctx context.Context, detector string, age 
 		if time.Since(i.StoredAt) <= age && left <= most {
 			break // the others are younger
 		}
-		if err := in.dropEvidence(ctx, i); err != nil {
-			return removed, left, err
+		if !dry {
+			if err := in.dropEvidence(ctx, i); err != nil {
+				return removed, left, err
+			}
 		}
 		removed++
 		left -= i.Bytes
@@ -295,23 +295,10 @@ func (in *Installation) purgeAllEvidence(ctx context.Context, dry bool) (int, er
 			return count, err
 		}
 		d = d.WithDefaults()
-		if !dry {
-			removed, _, err := in.PurgeEvidence(ctx, name, time.Duration(d.Retention), d.EvidenceBytes())
-			count += removed
-			if err != nil {
-				return count, err
-			}
-			continue
-		}
-		var left uint64
-		for _, i := range pieces {
-			left += i.Bytes
-		}
-		for _, i := range pieces {
-			if time.Since(i.StoredAt) > time.Duration(d.Retention) || left > d.EvidenceBytes() {
-				count++
-				left -= i.Bytes
-			}
+		removed, _, err := in.purgeEvidence(ctx, pieces, time.Duration(d.Retention), d.EvidenceBytes(), dry)
+		count += removed
+		if err != nil {
+			return count, err
 		}
 	}
 	return count, nil

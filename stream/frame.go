@@ -97,11 +97,6 @@ func (f Frame) Message(n Names) (*nats.Msg, error) {
 	}
 	m := nats.NewMsg(n.Frames(f.Detector, f.Camera))
 	m.Data = f.Image
-	set := func(k, v string) {
-		if v != "" {
-			m.Header.Set(k, v)
-		}
-	}
 	if f.ID != "" {
 		m.Header.Set(HeaderFrameID, f.ID)
 		f.Digest = DigestOf(append([]byte(f.Object), f.Image...))
@@ -110,15 +105,22 @@ func (f Frame) Message(n Names) (*nats.Msg, error) {
 	if !f.CapturedAt.IsZero() {
 		m.Header.Set(HeaderCapturedAt, f.CapturedAt.UTC().Format(time.RFC3339Nano))
 	}
-	set(HeaderObject, f.Object)
-	set(HeaderObjectDigest, f.ObjectDigest)
-	set(HeaderSource, text.Line(f.Source))
+	setHeader(m, HeaderObject, f.Object)
+	setHeader(m, HeaderObjectDigest, f.ObjectDigest)
+	setHeader(m, HeaderSource, text.Line(f.Source))
 	if !f.UnchangedSince.IsZero() {
 		m.Header.Set(HeaderUnchanged, f.UnchangedSince.UTC().Format(time.RFC3339))
 	}
-	set(HeaderTruth, text.Line(f.Truth))
-	set(HeaderTrace, text.Line(f.Trace))
+	setHeader(m, HeaderTruth, text.Line(f.Truth))
+	setHeader(m, HeaderTrace, text.Line(f.Trace))
 	return m, nil
+}
+
+// setHeader sets a header that has a value.
+func setHeader(m *nats.Msg, k, v string) {
+	if v != "" {
+		m.Header.Set(k, v)
+	}
 }
 
 // ParseFrame reads a frame message. created is when its stream was created and

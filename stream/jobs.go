@@ -252,18 +252,14 @@ func (s *Jobs) Requeue(ctx context.Context, records []Job) ([]Job, error) {
 
 // Create stores a new record, also in place of one that cannot be read.
 func (s *Jobs) Create(ctx context.Context, j Job) (Job, error) {
-	data, err := json.Marshal(j)
-	if err != nil {
-		return j, err
-	}
-	j.Revision, err = s.kv.Bucket.Create(ctx, j.Job, data)
-	if kv.Conflict(err) {
+	var err error
+	if j.Revision, err = s.kv.Put(ctx, j.Job, j, 0); kv.Conflict(err) {
 		if have, unread := s.Get(ctx, j.Job); errors.Is(unread, ErrBadMessage) {
-			j.Revision, err = s.kv.Bucket.Update(ctx, j.Job, data, have.Revision)
+			j.Revision, err = s.kv.Put(ctx, j.Job, j, have.Revision)
 		}
 	}
 	if kv.Conflict(err) {
-		return j, fmt.Errorf("record job %s: %w", j.Job, ErrConflict)
+		err = ErrConflict
 	}
 	if err != nil {
 		return j, fmt.Errorf("record job %s: %w", j.Job, err)
@@ -394,11 +390,7 @@ func (s *Jobs) Update(ctx context.Context, job string, change func(*Job) error) 
 		if err := change(&j); err != nil {
 			return j, err
 		}
-		data, err := json.Marshal(j)
-		if err != nil {
-			return j, err
-		}
-		rev, err := s.kv.Bucket.Update(ctx, job, data, j.Revision)
+		rev, err := s.kv.Put(ctx, job, j, j.Revision)
 		if kv.Conflict(err) {
 			continue
 		}

@@ -1,7 +1,9 @@
 package stream
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/nats-io/nats.go"
@@ -94,10 +96,7 @@ func (n Names) Validate() error {
 
 // Root is the first token of every subject.
 func (n Names) Root() string {
-	if n.Prefix == "" {
-		return DefaultPrefix
-	}
-	return n.Prefix
+	return cmp.Or(n.Prefix, DefaultPrefix)
 }
 
 // asset makes the name of a stream or bucket: NM_<kind> for the default prefix,
@@ -190,15 +189,19 @@ func (n Names) Steward() string { return n.API() + ".steward" }
 
 // ParseFrames splits a frame subject. ok is false for anything else.
 func (n Names) ParseFrames(subject string) (detector, camera string, ok bool) {
-	rest, found := strings.CutPrefix(subject, n.Root()+".frames.")
-	if !found {
+	t, ok := n.parse(subject, "frames", 2)
+	if !ok {
 		return "", "", false
 	}
-	detector, camera, found = strings.Cut(rest, ".")
-	if !found || !ValidToken(detector) || !ValidToken(camera) {
-		return "", "", false
-	}
-	return detector, camera, true
+	return t[0], t[1], true
+}
+
+// parse returns the tokens of a subject behind its kind; ok is false where it is of another
+// kind, or has others than count names.
+func (n Names) parse(subject, kind string, count int) (tokens []string, ok bool) {
+	rest, found := strings.CutPrefix(subject, n.Root()+"."+kind+".")
+	tokens = strings.Split(rest, ".")
+	return tokens, found && len(tokens) == count && !slices.ContainsFunc(tokens, func(t string) bool { return !ValidToken(t) })
 }
 
 // SafeToken makes a token that can name a camera in a subject of what names
@@ -221,26 +224,21 @@ func SafeToken(s string) string {
 
 // ParseEvents splits an event subject. ok is false for anything else.
 func (n Names) ParseEvents(subject string) (detector, camera, kind string, ok bool) {
-	rest, found := strings.CutPrefix(subject, n.Root()+".events.")
-	if !found {
+	t, ok := n.parse(subject, "events", 3)
+	if !ok {
 		return "", "", "", false
 	}
-	parts := strings.Split(rest, ".")
-	if len(parts) != 3 || !ValidToken(parts[0]) || !ValidToken(parts[1]) || !ValidToken(parts[2]) {
-		return "", "", "", false
-	}
-	return parts[0], parts[1], parts[2], true
+	return t[0], t[1], t[2], true
 }
 
 // ParseIncidents returns the phase of an incident's subject. ok is false for
 // anything else.
 func (n Names) ParseIncidents(subject string) (phase string, ok bool) {
-	rest, found := strings.CutPrefix(subject, n.Root()+".incidents.")
-	parts := strings.Split(rest, ".")
-	if !found || len(parts) != 3 || !ValidToken(parts[0]) || !ValidToken(parts[1]) || !ValidToken(parts[2]) {
+	t, ok := n.parse(subject, "incidents", 3)
+	if !ok {
 		return "", false
 	}
-	return parts[2], true
+	return t[2], true
 }
 
 // FramesConsumer is the durable consumer from which every worker of a detector

@@ -90,12 +90,8 @@ func (s *Normals) Add(ctx context.Context, n Normal) (sequence uint64, err error
 	m.Header.Set(nats.MsgIdHdr, m.Subject+"/"+text.Line(cmp.Or(n.Once, n.ID)))
 	m.Header.Set(HeaderFrameID, text.Line(n.ID))
 	m.Header.Set(HeaderOrigin, text.Line(n.Origin))
-	if n.Source != "" {
-		m.Header.Set(HeaderSource, text.Line(redact.Text(n.Source)))
-	}
-	if n.Camera != "" {
-		m.Header.Set(HeaderCamera, text.Line(n.Camera))
-	}
+	setHeader(m, HeaderSource, text.Line(redact.Text(n.Source)))
+	setHeader(m, HeaderCamera, text.Line(n.Camera))
 	if !n.CapturedAt.IsZero() {
 		m.Header.Set(HeaderCapturedAt, n.CapturedAt.UTC().Format(time.RFC3339Nano))
 	}
@@ -235,38 +231,33 @@ func (s *Normals) parse(ctx context.Context, detector string, h nats.Header, dat
 	return n, nil
 }
 
-// Get returns one normal with its image, by its sequence.
-func (s *Normals) Get(ctx context.Context, detector string, sequence uint64) (Normal, error) {
+// raw is a normal's message, and the stream that it is in.
+func (s *Normals) raw(ctx context.Context, detector string, sequence uint64) (jetstream.Stream, *jetstream.RawStreamMsg, error) {
 	str, err := s.js.Stream(ctx, s.names.NormalsStream())
 	if err != nil {
-		return Normal{}, err
+		return nil, nil, err
 	}
 	raw, err := str.GetMsg(ctx, sequence)
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return Normal{}, fmt.Errorf("normal %d of %s: %w", sequence, detector, ErrNotFound)
+	if errors.Is(err, jetstream.ErrMsgNotFound) || err == nil && raw.Subject != s.names.Normals(detector) && raw.Subject != s.names.Anomalies(detector) {
+		err = ErrNotFound
 	}
+	return str, raw, err
+}
+
+// Get returns one normal with its image, by its sequence.
+func (s *Normals) Get(ctx context.Context, detector string, sequence uint64) (Normal, error) {
+	_, raw, err := s.raw(ctx, detector, sequence)
 	if err != nil {
 		return Normal{}, fmt.Errorf("normal %d of %s: %w", sequence, detector, err)
 	}
-	anomaly := raw.Subject == s.names.Anomalies(detector)
-	if !anomaly && raw.Subject != s.names.Normals(detector) {
-		return Normal{}, fmt.Errorf("normal %d of %s: %w", sequence, detector, ErrNotFound)
-	}
 	n, err := s.parse(ctx, detector, raw.Header, raw.Data, true)
-	n.Detector, n.Anomaly, n.Sequence, n.StoredAt = detector, anomaly, sequence, raw.Time.UTC()
+	n.Detector, n.Anomaly, n.Sequence, n.StoredAt = detector, raw.Subject == s.names.Anomalies(detector), sequence, raw.Time.UTC()
 	return n, err
 }
 
 // Remove takes one image out of a detector's training set for good.
 func (s *Normals) Remove(ctx context.Context, detector string, sequence uint64) error {
-	str, err := s.js.Stream(ctx, s.names.NormalsStream())
-	if err != nil {
-		return err
-	}
-	raw, err := str.GetMsg(ctx, sequence)
-	if errors.Is(err, jetstream.ErrMsgNotFound) || err == nil && raw.Subject != s.names.Normals(detector) && raw.Subject != s.names.Anomalies(detector) {
-		return fmt.Errorf("remove normal %d of %s: %w", sequence, detector, ErrNotFound)
-	}
+	str, raw, err := s.raw(ctx, detector, sequence)
 	if err != nil {
 		return fmt.Errorf("remove normal %d of %s: %w", sequence, detector, err)
 	}
@@ -390,7 +381,7 @@ func (s *Normals) FromFrames(ctx context.Context, detector string, n int, progre
 }
 
 // ImageExtension is what an image file of these bytes is called, by their
-// beginning: ".jpg", ".png" and so on, or ".img".
+// beginning: ".jpg", ".png" and so on; empty: it is no image that is known.
 func ImageExtension(b []byte) string {
 	for _, k := range []struct{ magic, ext string }{
 		{"\xff\xd8\xff", ".jpg"}, {"\x89PNG", ".png"}, {"BM", ".bmp"}, {"II*\x00", ".tif"}, {"MM\x00*", ".tif"}, {"RIFF", ".webp"},
@@ -399,5 +390,5 @@ func ImageExtension(b []byte) string {
 			return k.ext
 		}
 	}
-	return ".img"
+	return ""
 }

@@ -24,7 +24,7 @@ func (r *Reporter) Report(ctx context.Context, in *Installation, log zerolog.Log
 		if done {
 			continue
 		}
-		if err := in.StoreNotice(ctx, unreadableNotice(u)); err != nil {
+		if err := in.StoreEvent(ctx, unreadableNotice(u)); err != nil {
 			if ctx.Err() == nil {
 				log.Debug().Err(err).Msg("notice not stored")
 			}

@@ -1,16 +1,17 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
+	"github.com/nearmiss/nearmiss/stream/internal/heartbeat"
 	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
 
@@ -43,11 +44,11 @@ type Durable struct {
 // EnsureDurable makes the consumer of [Watch]'s durable subscription for a
 // client that may not make it itself. It begins with the events that come next.
 func EnsureDurable(ctx context.Context, js jetstream.JetStream, d Durable) error {
-	filters := []string{d.Events(star(d.Detector), "*", "*")}
+	filters := []string{d.Events(cmp.Or(d.Detector, "*"), "*", "*")}
 	if len(d.Kinds) > 0 {
 		filters = nil
 		for _, k := range d.Kinds {
-			filters = append(filters, d.Events(star(d.Detector), "*", k))
+			filters = append(filters, d.Events(cmp.Or(d.Detector, "*"), "*", k))
 		}
 	}
 	_, err := js.CreateConsumer(ctx, d.EventsStream(), durableConfig(d.Name, filters, jetstream.DeliverNewPolicy, nil))
@@ -67,14 +68,6 @@ func durableConfig(name string, filters []string, policy jetstream.DeliverPolicy
 	}
 }
 
-// star is the token that stands for s in a subject.
-func star(s string) string {
-	if s == "" {
-		return "*"
-	}
-	return s
-}
-
 // Watch calls handle for every event, in order, until ctx ends, which is no
 // error. With a durable subscription, an event for which handle returns an error
 // comes again; without one the error ends the watch. Messages that are no
@@ -90,7 +83,7 @@ func Watch(ctx context.Context, nc *nats.Conn, cfg WatchConfig, log zerolog.Logg
 			}
 		}
 	}
-	subject := cfg.Events(star(cfg.Detector), "*", star(cfg.Kind))
+	subject := cfg.Events(cmp.Or(cfg.Detector, "*"), "*", cmp.Or(cfg.Kind, "*"))
 	if cfg.Live {
 		return watchLive(ctx, nc, cfg, subject, log, handle)
 	}
@@ -151,22 +144,23 @@ func Watch(ctx context.Context, nc *nats.Conn, cfg WatchConfig, log zerolog.Logg
 		if meta, err := m.Metadata(); err == nil {
 			e.Sequence = meta.Sequence.Stream
 		}
-		done := func() {}
-		if cfg.Durable != "" {
-			done = keepAlive(m)
+		if cfg.Durable == "" {
+			if err := handle(ctx, e); err != nil {
+				return err
+			}
+			continue
 		}
+		beat := heartbeat.New(durableWait/3, []jetstream.Msg{m})
 		err = handle(ctx, e)
-		done()
+		beat.Stop()
 		switch {
-		case cfg.Durable == "" && err != nil:
-			return err
 		case err != nil && ctx.Err() != nil: // the watch ends: at once for the next one
 			_ = m.NakWithDelay(time.Millisecond)
 			return nil
 		case err != nil:
 			log.Warn().Err(err).Str("event", e.ID).Msg("event not handled: it will be retried")
 			_ = m.NakWithDelay(time.Second)
-		case cfg.Durable != "":
+		default:
 			_ = m.Ack()
 		}
 	}
@@ -174,28 +168,6 @@ func Watch(ctx context.Context, nc *nats.Conn, cfg WatchConfig, log zerolog.Logg
 
 // durableWait is after how long an event that nobody has handled comes again.
 const durableWait = 30 * time.Second
-
-// keepAlive says that an event is being handled, for as long as it takes.
-func keepAlive(m jetstream.Msg) (done func()) {
-	ctx, cancel := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		t := time.NewTicker(durableWait / 3)
-		defer t.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-t.C:
-				_ = m.InProgress()
-			}
-		}
-	})
-	return func() {
-		cancel()
-		wg.Wait()
-	}
-}
 
 // watchLive is [Watch] on core NATS.
 func watchLive(ctx context.Context, nc *nats.Conn, cfg WatchConfig, subject string, log zerolog.Logger, handle func(context.Context, Event) error) error {
@@ -213,7 +185,7 @@ func watchLive(ctx context.Context, nc *nats.Conn, cfg WatchConfig, subject stri
 // on, until ctx ends, which is no error. Scores that come faster than handle
 // takes them are dropped by the connection, which says so.
 func WatchScores(ctx context.Context, nc *nats.Conn, n Names, detector string, handle func(Event)) error {
-	return subscribe(ctx, nc, n.Scores(star(detector), "*"), func(m *nats.Msg) error {
+	return subscribe(ctx, nc, n.Scores(cmp.Or(detector, "*"), "*"), func(m *nats.Msg) error {
 		if e, err := ParseScore(m.Data, m.Header); err == nil {
 			handle(e)
 		}

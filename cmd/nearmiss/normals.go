@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -151,7 +152,7 @@ func (c *normalsExportCmd) Run(ctx context.Context, o *output) error {
 		s := in.Normals()
 		count := 0
 		write := func(n stream.Normal) error {
-			data, ext := n.Image, stream.ImageExtension(n.Image)
+			data, ext := n.Image, cmp.Or(stream.ImageExtension(n.Image), ".img")
 			if c.Thumbnail > 0 {
 				img, err := imaging.Decode(n.Image, imaging.Limits{})
 				if err != nil {

@@ -393,9 +393,4 @@ func (r subjects) setup() []string {
 // changeLease is the subject of the lease for changes of streams.
 func (r subjects) changeLease() string { return "$KV." + r.WorkBucket() + "." + stream.StreamsLease }
 
-func (r subjects) prefixed(rest string) string {
-	if r.Prefix == "" {
-		return stream.DefaultPrefix + "." + rest
-	}
-	return r.Prefix + "." + rest
-}
+func (r subjects) prefixed(rest string) string { return r.Root() + "." + rest }

@@ -118,14 +118,9 @@ type event struct {
 	Truth    string `json:"truth,omitempty"`
 	stream.Event
 	judged
-	Incident uint64      `json:"incident,omitempty"` // sequence of the first event of its incident
-	Files    []eventFile `json:"files"`              // pictures that are kept
-	Job      *stream.Job `json:"job,omitempty"`
-}
-
-type eventFile struct {
-	Name  string `json:"name"`
-	About string `json:"about"`
+	Incident uint64           `json:"incident,omitempty"` // sequence of the first event of its incident
+	Files    []stream.Picture `json:"files"`              // pictures that are kept
+	Job      *stream.Job      `json:"job,omitempty"`
 }
 
 func (l *alarms) getEvent(q *request) (any, error) {
@@ -133,7 +128,7 @@ func (l *alarms) getEvent(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := event{Sequence: e.Sequence, ID: e.ID, Kind: e.Kind, Truth: e.Truth, Event: e, judged: l.index.of(e.ID), Files: []eventFile{}}
+	out := event{Sequence: e.Sequence, ID: e.ID, Kind: e.Kind, Truth: e.Truth, Event: e, judged: l.index.of(e.ID), Files: []stream.Picture{}}
 	if a, ok := l.index.find(e.Sequence); ok {
 		out.Incident = a.Incident
 	}
@@ -145,9 +140,7 @@ func (l *alarms) getEvent(q *request) (any, error) {
 		case err != nil:
 			return nil, err
 		}
-		for _, p := range v.Pictures {
-			out.Files = append(out.Files, eventFile{p.Name, p.About})
-		}
+		out.Files = append(out.Files, v.Pictures...)
 	}
 	if out.State == stateFalse && !out.Pending {
 		// The job that took it into the bank began after the verdict.

@@ -3,7 +3,6 @@ package console
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -112,10 +111,8 @@ func (d *door) resume(ctx context.Context, cookie string) (who, error) {
 	}
 	if now.Sub(s.LastSeenAt) > min(time.Minute, d.cfg.Idle/10) {
 		s.LastSeenAt = now.UTC()
-		if b, err := json.Marshal(s); err == nil {
-			// By its revision: who signed out meanwhile must not come in again.
-			_, _ = d.people.sessions.Bucket.Update(ctx, key, b, e.Head)
-		}
+		// By its revision: who signed out meanwhile must not come in again.
+		_, _ = d.people.sessions.Put(ctx, key, s, e.Head)
 	}
 	return who{Name: u.Name, Role: u.Role, session: key}, nil
 }
@@ -169,11 +166,8 @@ func (d *door) signIn(q *request) (any, error) {
 // begin starts a session.
 func (d *door) begin(q *request, u user) (any, error) {
 	value, now := secret(), time.Now().UTC()
-	b, err := json.Marshal(session{User: u.Name, Hash: u.Hash, CreatedAt: now, LastSeenAt: now})
-	if err != nil {
-		return nil, err
-	}
-	if _, err := d.people.sessions.Bucket.Create(q.ctx, digest(value), b); err != nil {
+	s := session{User: u.Name, Hash: u.Hash, CreatedAt: now, LastSeenAt: now}
+	if _, err := d.people.sessions.Put(q.ctx, digest(value), s, 0); err != nil {
 		return nil, fmt.Errorf("store the session: %w", err)
 	}
 	return respond(func(w http.ResponseWriter, r *http.Request) error {

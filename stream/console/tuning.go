@@ -3,6 +3,7 @@ package console
 import (
 	"archive/zip"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -237,19 +238,6 @@ func (t *tuning) scoreImage(q *request) (any, error) {
 	return t.backend.client.ScoreNow(q.ctx, d.Name, b)
 }
 
-// suffix is the one of an image file's name, by its first bytes.
-func suffix(b []byte) string {
-	switch t := pictureType(b); {
-	case t != "":
-		return map[string]string{"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp"}[t]
-	case bytes.HasPrefix(b, []byte("II*\x00")), bytes.HasPrefix(b, []byte("MM\x00*")):
-		return ".tif"
-	case bytes.HasPrefix(b, []byte("BM")):
-		return ".bmp"
-	}
-	return ".bin"
-}
-
 // exportNormals sends a training set as it is stored, image by image. The archive's
 // names are numbers: whatever images were called, nothing is written beside them.
 func (t *tuning) exportNormals(q *request) (any, error) {
@@ -306,7 +294,7 @@ func (t *tuning) pack(r *http.Request, w http.ResponseWriter, all []stream.Norma
 		case x.Problem != "" || len(x.Image) == 0:
 			line.Problem = x.Problem
 		default:
-			line.File = fmt.Sprintf("%08d%s", n.Sequence, suffix(x.Image))
+			line.File = fmt.Sprintf("%08d%s", n.Sequence, cmp.Or(stream.ImageExtension(x.Image), ".bin"))
 			if err := put(line.File, n.StoredAt, x.Image); err != nil {
 				return err
 			}

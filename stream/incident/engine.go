@@ -15,6 +15,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/kv"
+	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
 
 // durable is the consumer that all engines share.
@@ -72,12 +73,7 @@ func (e *Engine) insist(ctx context.Context, trouble string, do func(context.Con
 	for ctx.Err() == nil {
 		if err := do(ctx); err != nil && ctx.Err() == nil {
 			e.log.Warn().Err(err).Msg(trouble)
-			t := time.NewTimer(time.Second)
-			select {
-			case <-ctx.Done():
-			case <-t.C:
-			}
-			t.Stop()
+			wait.Pause(ctx, time.Second)
 		}
 	}
 }
@@ -224,7 +220,7 @@ func (e *Engine) change(ctx context.Context, states kv.Store[State], key string,
 		}
 		s := entry.Value
 		if f(&s) {
-			entry.Head, err = e.put(ctx, states.Bucket, key, s, entry.Head)
+			entry.Head, err = states.Put(ctx, key, s, entry.Head)
 			if kv.Conflict(err) {
 				continue
 			}
@@ -241,49 +237,27 @@ func (e *Engine) change(ctx context.Context, states kv.Store[State], key string,
 			}
 		}
 		s.Outbox = nil
-		if _, err := e.put(ctx, states.Bucket, key, s, entry.Head); err != nil && !kv.Conflict(err) {
+		if _, err := states.Put(ctx, key, s, entry.Head); !kv.Conflict(err) {
 			return err
-		} else if kv.Conflict(err) {
-			f = func(*State) bool { return false } // another engine has gone on; its outbox is published
-			continue
 		}
-		return nil
+		f = func(*State) bool { return false } // another engine has gone on; its outbox is published
 	}
-}
-
-func (e *Engine) put(ctx context.Context, b jetstream.KeyValue, key string, s State, head uint64) (uint64, error) {
-	value, err := json.Marshal(s)
-	if err != nil {
-		return 0, fmt.Errorf("encode the incidents of %s: %w", key, err)
-	}
-	return b.Update(ctx, key, value, head) // head 0: it must not be there
 }
 
 // Message is the incident as a CloudEvent in binary mode.
 func (i Incident) Message(n stream.Names) (*nats.Msg, error) {
-	data, err := json.Marshal(i)
-	if err != nil {
-		return nil, fmt.Errorf("encode incident %s: %w", i.ID, err)
-	}
-	m := nats.NewMsg(n.Incidents(i.Detector, i.Camera, i.Phase))
-	id := fmt.Sprintf("%s/%d", i.ID, i.N)
-	m.Header.Set("ce-specversion", "1.0")
-	m.Header.Set("ce-id", id)
-	m.Header.Set("ce-source", "/"+n.Root()+"/"+i.Detector)
-	m.Header.Set("ce-type", Type)
 	when := i.LastAt
 	if !i.EndedAt.IsZero() {
 		when = i.EndedAt
 	}
-	m.Header.Set("ce-time", when.UTC().Format(time.RFC3339Nano))
+	m, err := stream.CloudEvent(n, n.Incidents(i.Detector, i.Camera, i.Phase), fmt.Sprintf("%s/%d", i.ID, i.N), i.Detector, Type, when, i)
+	if err != nil {
+		return nil, fmt.Errorf("encode incident %s: %w", i.ID, err)
+	}
 	m.Header.Set("ce-subject", i.Camera+"/"+i.ID)
-	m.Header.Set("ce-datacontenttype", "application/json")
-	m.Header.Set("content-type", "application/json")
-	m.Header.Set(nats.MsgIdHdr, id)
 	if i.Trace != "" {
 		m.Header.Set(stream.HeaderTrace, i.Trace)
 	}
-	m.Data = data
 	return m, nil
 }
 

@@ -221,19 +221,11 @@ func (r *Registry) SetShadow(ctx context.Context, detector, digest string, c Cha
 // write is the compare-and-set: rev is the revision that was read, 0 for none.
 func (r *Registry) write(ctx context.Context, key string, p Pointer, rev uint64) (Pointer, error) {
 	p.PromotedAt = time.Now().UTC()
-	data, err := json.Marshal(p)
-	if err != nil {
-		return Pointer{}, err
-	}
-	if rev == 0 {
-		p.Revision, err = r.kv.Create(ctx, key, data)
-	} else {
-		p.Revision, err = r.kv.Update(ctx, key, data, rev)
+	var err error
+	if p.Revision, err = r.points.Put(ctx, key, p, rev); kv.Conflict(err) {
+		err = ErrConflict
 	}
 	p.head = p.Revision
-	if kv.Conflict(err) {
-		return Pointer{}, fmt.Errorf("point %s to release %s: %w", key, text.Short(p.Release), ErrConflict)
-	}
 	if err != nil {
 		return Pointer{}, fmt.Errorf("point %s to release %s: %w", key, text.Short(p.Release), err)
 	}

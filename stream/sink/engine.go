@@ -3,7 +3,6 @@ package sink
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -222,16 +221,13 @@ func open(kinds Kinds, s Sink) (guarded, error) {
 // switchOff disables a sink whose receiver said that it is no more, unless
 // somebody has changed it meanwhile.
 func (e *Engine) switchOff(ctx context.Context, b jetstream.KeyValue, name string, rev uint64, why error) {
-	entry, err := store(b).Get(ctx, name)
+	sinks := store(b)
+	entry, err := sinks.Get(ctx, name)
 	if err != nil || entry.Revision != rev {
 		return
 	}
 	entry.Value.Enabled = false
-	value, err := json.Marshal(entry.Value)
-	if err == nil {
-		_, err = b.Update(ctx, name, value, entry.Head)
-	}
-	if err != nil {
+	if _, err := sinks.Put(ctx, name, entry.Value, entry.Head); err != nil {
 		e.log.Warn().Err(err).Str("sink", name).Msg("it could not be switched off")
 		return
 	}

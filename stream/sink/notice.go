@@ -1,7 +1,6 @@
 package sink
 
 import (
-	"cmp"
 	"encoding/json"
 	"time"
 
@@ -49,10 +48,9 @@ type Cloud struct {
 
 // Cloud makes the structured CloudEvent of n.
 func (n Notice) Cloud(names stream.Names) Cloud {
-	prefix := cmp.Or(names.Prefix, stream.DefaultPrefix)
 	kind := n.Event.Kind
 	c := Cloud{
-		SpecVersion: "1.0", ID: n.ID, Source: "/" + prefix + "/" + n.Event.Detector, Type: stream.EventType(kind),
+		SpecVersion: "1.0", ID: n.ID, Source: "/" + names.Root() + "/" + n.Event.Detector, Type: stream.EventType(kind),
 		Time: n.Event.ScoredAt.UTC(), DataContentType: "application/json", Test: n.Test, Summary: n.Summary, Data: n.Event,
 	}
 	if n.Event.FrameID != "" {

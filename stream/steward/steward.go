@@ -140,8 +140,7 @@ func (s *Steward) Run(ctx context.Context) error {
 	} else {
 		_ = s.in.SetLostFrames(ctx, nil) // what a steward before this one has counted
 	}
-	tick := time.NewTicker(s.cfg.Every)
-	defer tick.Stop()
+	tick := time.Tick(s.cfg.Every)
 	var listed, reported time.Time
 	failing := false
 	for ctx.Err() == nil {
@@ -162,7 +161,7 @@ func (s *Steward) Run(ctx context.Context) error {
 		cancel()
 		select {
 		case <-ctx.Done():
-		case <-tick.C:
+		case <-tick:
 		case <-s.poke:
 		}
 	}
@@ -514,7 +513,7 @@ func (s *Steward) storeEvent(ctx context.Context, detector, camera, code, reason
 			what = fmt.Sprint("after ", last.Sequence)
 		}
 	}
-	err := s.in.StoreNotice(ctx, stream.Notice(stream.KindLost, detector, camera, "", code, reason, what))
+	err := s.in.StoreEvent(ctx, stream.Notice(stream.KindLost, detector, camera, "", code, reason, what))
 	if err != nil && ctx.Err() == nil {
 		s.log.Warn().Err(err).Str("detector", detector).Str("code", code).Msg("event not stored")
 	}

@@ -1,6 +1,7 @@
 package trainer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -202,7 +203,7 @@ func (w *Worker) prepare(ctx context.Context, job stream.Job, dir string) (*Task
 	}
 	save := func(folder string) func(stream.Normal) error {
 		return func(n stream.Normal) error {
-			name := fmt.Sprintf("%012d%s", n.Sequence, stream.ImageExtension(n.Image))
+			name := fmt.Sprintf("%012d%s", n.Sequence, cmp.Or(stream.ImageExtension(n.Image), ".img"))
 			if folder == t.Normals {
 				if len(only) > 0 && !only[n.Sequence] {
 					return nil
@@ -275,7 +276,7 @@ func (w *Worker) reportSkipped(ctx context.Context, job stream.Job, all []stream
 		len(all), job.Detector, first.Sequence, first.Problem, job.Detector, job.Detector, first.Sequence)
 	w.log.Warn().Str("job", job.Job).Msg(why)
 	last := all[len(all)-1].Sequence
-	if err := w.in.StoreNotice(ctx, stream.Notice(stream.KindStore, job.Detector, stream.NoCamera, "", stream.StoreMissing, why, fmt.Sprintf("%d/%d", len(all), last))); err != nil {
+	if err := w.in.StoreEvent(ctx, stream.Notice(stream.KindStore, job.Detector, stream.NoCamera, "", stream.StoreMissing, why, fmt.Sprintf("%d/%d", len(all), last))); err != nil {
 		w.log.Debug().Err(err).Msg("notice not stored")
 	}
 }

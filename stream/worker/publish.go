@@ -111,7 +111,7 @@ func (l *detectorRunner) publish(ctx context.Context, rel *loaded, items []*fram
 // succeeds, cannot ever, or ctx ends.
 func (l *detectorRunner) insist(ctx context.Context, what string, do func() error) error {
 	begin, logged := time.Now(), false
-	err := stream.Retry(ctx, prompt(), func() error {
+	err := stream.Retry(ctx, wait.Endless(100*time.Millisecond, time.Second), func() error {
 		err := do()
 		if stream.Retryable(err) && ctx.Err() == nil && !logged && time.Since(begin) > 5*time.Second {
 			logged = true

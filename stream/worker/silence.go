@@ -2,7 +2,6 @@ package worker
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"sync"
@@ -276,16 +275,7 @@ func (w *Worker) recordCamera(ctx context.Context, store kv.Store[stream.CameraS
 // putCamera writes a record and returns its revision, or 0 where another worker
 // was faster: it is checked again soon.
 func putCamera(ctx context.Context, store kv.Store[stream.CameraStatus], c stream.CameraStatus, head uint64) (uint64, error) {
-	b, err := json.Marshal(c)
-	if err != nil {
-		return 0, err
-	}
-	key := stream.CameraKey(c.Detector, c.Camera)
-	if head == 0 {
-		head, err = store.Bucket.Create(ctx, key, b)
-	} else {
-		head, err = store.Bucket.Update(ctx, key, b, head)
-	}
+	head, err := store.Put(ctx, stream.CameraKey(c.Detector, c.Camera), c, head)
 	if kv.Conflict(err) {
 		return 0, nil
 	}
@@ -295,5 +285,5 @@ func putCamera(ctx context.Context, store kv.Store[stream.CameraStatus], c strea
 // reportCamera stores a camera event; its id is made of the last frame before the
 // silence, the same in all workers.
 func (w *Worker) reportCamera(ctx context.Context, c stream.CameraStatus, code, why string) error {
-	return w.in.StoreNotice(ctx, stream.Notice(stream.KindCamera, c.Detector, c.Camera, "", code, why, c.LastFrame.Format(time.RFC3339Nano)))
+	return w.in.StoreEvent(ctx, stream.Notice(stream.KindCamera, c.Detector, c.Camera, "", code, why, c.LastFrame.Format(time.RFC3339Nano)))
 }

@@ -10,7 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/cenkalti/backoff/v4"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nuid"
@@ -229,8 +228,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	})
 	helpers.Go(func() { w.evict(ctx) })
 	helpers.Go(func() { w.watchCameras(ctx) })
-	tick := time.NewTicker(w.cfg.Resync)
-	defer tick.Stop()
+	tick := time.Tick(w.cfg.Resync)
 
 	var runners sync.WaitGroup
 	w.log.Info().Int("batch", w.cfg.BatchSize).Int("lanes", w.cfg.Lanes).Msg("worker is up")
@@ -241,7 +239,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 		case <-w.poke:
-		case <-tick.C:
+		case <-tick:
 		}
 	}
 
@@ -251,15 +249,13 @@ func (w *Worker) Run(ctx context.Context) error {
 		helpers.Wait()
 		close(done)
 	}()
-	hard := time.NewTimer(w.cfg.Drain)
-	defer hard.Stop()
 	lost := w.away(done)
 	select {
 	case <-done:
 	case <-lost:
 		kill() // nothing can be finished without a broker
 		<-done
-	case <-hard.C:
+	case <-time.After(w.cfg.Drain):
 		w.log.Warn().Dur("drain", w.cfg.Drain).Msg("frames under way did not finish in time: they go to another worker")
 		kill()
 		<-done
@@ -350,19 +346,23 @@ func (w *Worker) open(ctx context.Context) error {
 			return err
 		}
 		if w.large, err = w.js.ObjectStore(step, w.cfg.LargeBucket()); err != nil {
-			return fmt.Errorf("find bucket %s (nearmiss up, broker and broker --setup make it): %w", w.cfg.LargeBucket(), err)
+			return noBucket(w.cfg.LargeBucket(), err)
 		}
 		if w.images, err = w.js.ObjectStore(step, w.cfg.ImagesBucket()); err != nil {
-			return fmt.Errorf("find bucket %s (nearmiss up, broker and broker --setup make it): %w", w.cfg.ImagesBucket(), err)
+			return noBucket(w.cfg.ImagesBucket(), err)
 		}
 		if w.evidence, err = w.js.ObjectStore(step, w.cfg.EvidenceBucket()); err != nil {
 			return err
 		}
 		if w.work, err = w.js.KeyValue(step, w.cfg.WorkBucket()); err != nil {
-			return fmt.Errorf("find bucket %s (nearmiss up, broker and broker --setup make it): %w", w.cfg.WorkBucket(), err)
+			return noBucket(w.cfg.WorkBucket(), err)
 		}
 		return nil
 	})
+}
+
+func noBucket(name string, err error) error {
+	return fmt.Errorf("find bucket %s (nearmiss up, broker and broker --setup make it): %w", name, err)
 }
 
 // reopen learns whether the frames stream is the one it was.
@@ -467,29 +467,4 @@ func (w *Worker) unconfigured(name string, unread []stream.Unreadable) stream.De
 		}
 	}
 	return stream.Detector{Name: name, NoEvidence: true}
-}
-
-// moveDeadLetters moves frames that were delivered too often to the dead letters.
-func (w *Worker) moveDeadLetters(ctx context.Context) {
-	u := &deadLetterMover{in: w.in, js: w.js, log: w.log, moved: func(ctx context.Context, raw *jetstream.RawStreamMsg, d stream.DeadLetter) error {
-		meta := &jetstream.MsgMetadata{Timestamp: raw.Time, Sequence: jetstream.SequencePair{Stream: raw.Sequence}}
-		f, _ := stream.ParseFrame(w.cfg.Names, raw.Subject, raw.Header, raw.Data, meta, time.Unix(0, w.created.Load()))
-		if f.Detector == "" || f.Camera == "" {
-			return nil
-		}
-		m, err := rejectedEvent(f, d.Code, d.Reason).Message(w.cfg.Names)
-		if err != nil {
-			return err
-		}
-		_, err = w.js.PublishMsg(ctx, m)
-		return err
-	}}
-	u.run(ctx, w.cfg.FramesStream())
-}
-
-// prompt is the back-off for what must succeed at last and that others wait for:
-// 100 ms to 1 s, for ever.
-func prompt() backoff.BackOff {
-	return backoff.NewExponentialBackOff(
-		backoff.WithInitialInterval(100*time.Millisecond), backoff.WithMaxInterval(time.Second), backoff.WithMaxElapsedTime(0))
 }

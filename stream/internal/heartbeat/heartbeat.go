@@ -24,13 +24,12 @@ func New(every time.Duration, msgs []jetstream.Msg) *Heartbeat {
 		h.open[m] = struct{}{}
 	}
 	h.wg.Go(func() {
-		t := time.NewTicker(every)
-		defer t.Stop()
+		t := time.Tick(every)
 		for {
 			select {
 			case <-h.end:
 				return
-			case <-t.C:
+			case <-t:
 				h.mu.Lock()
 				for m := range h.open {
 					_ = m.InProgress()

@@ -111,6 +111,19 @@ func (s Store[T]) decode(e jetstream.KeyValueEntry) (T, error) {
 	return s.Decode(e.Key(), e.Value())
 }
 
+// Put writes a key's value in the place of its revision head, 0: of none, and returns
+// the new revision. An error is a [Conflict] when the key has another one.
+func (s Store[T]) Put(ctx context.Context, key string, value T, head uint64) (revision uint64, err error) {
+	b, err := json.Marshal(value)
+	if err != nil {
+		return 0, err
+	}
+	if head == 0 {
+		return s.Bucket.Create(ctx, key, b)
+	}
+	return s.Bucket.Update(ctx, key, b, head)
+}
+
 // List returns the newest readable value of every key, in the order of the keys,
 // and the values that cannot be read. It is one pass over the bucket.
 func (s Store[T]) List(ctx context.Context) ([]Entry[T], []Bad, error) {
@@ -170,8 +183,8 @@ func Conflict(err error) bool {
 // WrongSequence says whether a publish failed since a subject's last sequence is
 // another one than was expected.
 func WrongSequence(err error) bool {
-	var api *jetstream.APIError
-	return errors.As(err, &api) && (api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence ||
+	api, ok := errors.AsType[*jetstream.APIError](err)
+	return ok && (api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence ||
 		api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant)
 }
 
