@@ -41,16 +41,14 @@ type weightFlags struct {
 
 func (c weightFlags) options() (o backbone.LoadOptions, err error) {
 	o = backbone.LoadOptions{Arch: c.Arch, Prefix: c.Prefix}
+	give(&o.Size, c.Size)
+	give(&o.Heads, c.Heads)
 	for _, n := range []struct {
-		flag string
-		from *int
-		to   *int
-	}{{"--size", c.Size, &o.Size}, {"--heads", c.Heads, &o.Heads}} {
-		if n.from != nil {
-			if *n.from < 1 {
-				return o, usageError{fmt.Errorf("%s %d: give a number above 0, or leave it out", n.flag, *n.from)}
-			}
-			*n.to = *n.from
+		flag  string
+		value *int
+	}{{"--size", c.Size}, {"--heads", c.Heads}, {"--resize", c.Resize}} {
+		if n.value != nil && *n.value < 1 {
+			return o, usageError{fmt.Errorf("%s %d: give a number above 0, or leave it out", n.flag, *n.value)}
 		}
 	}
 	if o.Mean, err = triple(c.Mean); err != nil {
@@ -61,9 +59,6 @@ func (c weightFlags) options() (o backbone.LoadOptions, err error) {
 	}
 	if c.Squash && c.Resize != nil {
 		return o, usageError{errors.New("--squash has no use for --resize")}
-	}
-	if c.Resize != nil && *c.Resize < 1 {
-		return o, usageError{fmt.Errorf("--resize %d: give a number above 0, or leave it out", *c.Resize)}
 	}
 	return o, nil
 }
@@ -78,9 +73,7 @@ func (c weightFlags) geometry(file string, o *backbone.ImportOptions) error {
 		return err
 	}
 	pre := r.Preprocess
-	if c.Resize != nil {
-		pre.Resize = *c.Resize
-	}
+	give(&pre.Resize, c.Resize)
 	if c.Squash {
 		pre.Squash, pre.Resize = true, 0
 	}
@@ -181,9 +174,7 @@ func (c *backboneRandomCmd) Run(o *output) error {
 		"tiny": backbone.Tiny, "small": backbone.Small, "base": backbone.Base, "large": backbone.Large,
 		"starter": pretrain.Starter().Spec,
 	}[c.Arch]
-	if c.Size != 0 {
-		spec.Size = c.Size
-	}
+	set(&spec.Size, c.Size)
 	info, err := writeRandomBackbone(spec, c.Seed, c.Out)
 	if err != nil {
 		return err

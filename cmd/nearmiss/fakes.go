@@ -198,23 +198,16 @@ func (c *fakesCmd) options() (sde.Options, error) {
 	opt.Train.Session.IntraOpThreads = embed.Threads
 	opt.Resume = c.Resume
 	opt.Seed = rand.Uint64() >> 11 // fits a JSON number
-	if c.Seed != nil {
-		opt.Seed = *c.Seed
-	}
+	give(&opt.Seed, c.Seed)
 	if c.Sampler != "auto" {
 		opt.Sampler, opt.Steps = sde.Sampler(c.Sampler), 0
 	}
-	for _, f := range []struct {
-		flag int
-		to   *int
-	}{{c.MaxSteps, &opt.MaxSteps}, {c.Every, &opt.ProbeEvery}, {c.Probes, &opt.Probes}, {c.TrainSize, &opt.Train.Batch}, {c.Steps, &opt.Steps}} {
-		if f.flag != 0 {
-			*f.to = f.flag
-		}
-	}
-	if c.Rate != 0 {
-		opt.Train.LearningRate = c.Rate
-	}
+	set(&opt.MaxSteps, c.MaxSteps)
+	set(&opt.ProbeEvery, c.Every)
+	set(&opt.Probes, c.Probes)
+	set(&opt.Train.Batch, c.TrainSize)
+	set(&opt.Steps, c.Steps)
+	set(&opt.Train.LearningRate, c.Rate)
 	return opt, nil
 }
 

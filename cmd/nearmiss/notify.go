@@ -34,13 +34,12 @@ func keepAlive(ctx context.Context) {
 	if pid := os.Getenv("WATCHDOG_PID"); err != nil || us < 1 || pid != "" && pid != strconv.Itoa(os.Getpid()) {
 		return
 	}
-	t := time.NewTicker(time.Duration(us) * time.Microsecond / 2)
-	defer t.Stop()
+	t := time.Tick(time.Duration(us) * time.Microsecond / 2)
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-t.C:
+		case <-t:
 			notify("WATCHDOG=1")
 		}
 	}

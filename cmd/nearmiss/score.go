@@ -275,9 +275,7 @@ func (l scoreLine) text() string {
 		return fmt.Sprintf("%-9s %s: %s: %s", "rejected", quoted(l.Image), l.Rejected, l.Reason)
 	}
 	threshold := math.Inf(1)
-	if l.Threshold != nil {
-		threshold = *l.Threshold
-	}
+	give(&threshold, l.Threshold)
 	return fmt.Sprintf("%-9s score %-10.4g threshold %-10.4g p %-8.3g %s%s",
 		word(*l.Anomalous), *l.Score, threshold, *l.PValue, quoted(l.Image), whereText(spots(l.Regions)))
 }

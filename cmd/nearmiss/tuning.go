@@ -116,38 +116,23 @@ func (f tuneFlags) change(t *training.Tuning) (err error) {
 		}
 		t.SDE.MaxSteps = max(t.SDE.MaxSteps, 1)
 	}
-	if f.Match != nil {
-		t.Match = *f.Match
-	}
-	if f.Freeze != nil {
-		t.Recipe.FreezeBlocks = *f.Freeze
-	}
-	if f.Dropout != nil {
-		t.Recipe.Dropout = *f.Dropout
-	}
-	if f.LeastSteps != nil {
-		t.LeastSteps = *f.LeastSteps
-	}
-	if f.Probe != nil {
-		t.Probe = *f.Probe
-	}
+	give(&t.Match, f.Match)
+	give(&t.Recipe.FreezeBlocks, f.Freeze)
+	give(&t.Recipe.Dropout, f.Dropout)
+	give(&t.LeastSteps, f.LeastSteps)
+	give(&t.Probe, f.Probe)
 	if len(f.Blends) > 0 {
 		t.Gate.Blends = f.Blends
 	}
 	t.Gate.Off = f.NoGate
-	for to, v := range map[*int]int{&t.SDE.MaxSteps: f.FakeSteps, &t.Recipe.Epochs: f.Epochs, &t.Members: f.Members} {
-		if v != 0 {
-			*to = v
-		}
-	}
-	for to, v := range map[*float64]float64{
-		&t.PerNormal: f.PerNormal, &t.SDE.Edit: f.Edit, &t.SDE.EditFrom: f.EditFrom,
-		&t.Recipe.Optimizer.LearningRate: f.Rate, &t.Stopping: f.Unseen,
-	} {
-		if v != 0 {
-			*to = v
-		}
-	}
+	set(&t.SDE.MaxSteps, f.FakeSteps)
+	set(&t.Recipe.Epochs, f.Epochs)
+	set(&t.Members, f.Members)
+	set(&t.PerNormal, f.PerNormal)
+	set(&t.SDE.Edit, f.Edit)
+	set(&t.SDE.EditFrom, f.EditFrom)
+	set(&t.Recipe.Optimizer.LearningRate, f.Rate)
+	set(&t.Stopping, f.Unseen)
 	if f.Edit != 0 && f.EditFrom == 0 {
 		t.SDE.EditFrom = min(t.SDE.EditFrom, f.Edit)
 	}

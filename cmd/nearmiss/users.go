@@ -435,7 +435,7 @@ func durableOf(n stream.Names, u access.User) stream.Durable {
 func keepDurables(ctx context.Context, js jetstream.JetStream, conf config, o *output) {
 	path := conf.usersFile()
 	made := map[string]bool{}
-	for tick := time.NewTicker(time.Second); ; {
+	for tick := time.Tick(time.Second); ctx.Err() == nil; {
 		f, err := access.Load(path)
 		for _, u := range f.Users {
 			if err != nil || u.Role != access.Subscriber || u.Live || u.Disabled || made[u.Name] {
@@ -452,9 +452,7 @@ func keepDurables(ctx context.Context, js jetstream.JetStream, conf config, o *o
 		}
 		select {
 		case <-ctx.Done():
-			tick.Stop()
-			return
-		case <-tick.C:
+		case <-tick:
 		}
 	}
 }

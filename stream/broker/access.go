@@ -112,13 +112,12 @@ func (b *Broker) watchUsers(ctx context.Context, f access.File) {
 	}
 	last := b.stat()
 	expiry := f.NextChange(time.Now())
-	tick := time.NewTicker(usersEvery)
-	defer tick.Stop()
+	tick := time.Tick(usersEvery)
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-tick:
 		}
 		now, stat := time.Now(), b.stat()
 		if stat == last && (expiry.IsZero() || now.Before(expiry)) {
@@ -168,8 +167,7 @@ func (b *Broker) watchCerts(ctx context.Context) {
 	if !b.cfg.TLS.On() {
 		return
 	}
-	tick := time.NewTicker(certsEvery)
-	defer tick.Stop()
+	tick := time.Tick(certsEvery)
 	for {
 		now := time.Now()
 		all, err := b.cfg.TLS.Expiries()
@@ -185,7 +183,7 @@ func (b *Broker) watchCerts(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-tick:
 		}
 	}
 }

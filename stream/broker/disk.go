@@ -93,13 +93,12 @@ func (b *Broker) Full() string {
 // wrong that the server cannot go on.
 func (b *Broker) watchDisk(ctx context.Context, srv *server.Server, lock *storeLock) error {
 	low := min(b.limit/10, 1<<30)
-	tick := time.NewTicker(diskEvery)
-	defer tick.Stop()
+	tick := time.Tick(diskEvery)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-tick:
 		}
 		full, err := b.intact(lock)
 		if err != nil {

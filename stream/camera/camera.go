@@ -205,7 +205,7 @@ var errUnsure = errors.New("the broker has not said whether it is stored")
 func (p *Publisher) send(ctx context.Context, m *nats.Msg, unsure time.Duration) error {
 	var fullSince, unsureSince time.Time
 	tries := 0
-	b := backoff.NewExponentialBackOff(backoff.WithInitialInterval(20*time.Millisecond), backoff.WithMaxInterval(2*time.Second), backoff.WithMaxElapsedTime(0))
+	b := wait.Endless(20*time.Millisecond, 2*time.Second)
 	err := backoff.Retry(func() error {
 		tries++
 		within, cancel := p.epoch.Within(ctx)

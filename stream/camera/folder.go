@@ -15,6 +15,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/imagefolder"
+	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
 
 // Orders of a folder's images.
@@ -140,13 +141,8 @@ func (p *pace) wait(ctx context.Context, fps float64) error {
 	if p.due.IsZero() || now.Sub(p.due) > time.Second {
 		p.due = now
 	}
-	t := time.NewTimer(p.due.Sub(now))
-	defer t.Stop()
+	late := p.due.Sub(now)
 	p.due = p.due.Add(time.Duration(float64(time.Second) / fps))
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return ctx.Err()
-	}
+	wait.Pause(ctx, late)
+	return ctx.Err()
 }

@@ -11,12 +11,12 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cenkalti/backoff/v4"
 	paho "github.com/eclipse/paho.mqtt.golang"
 	"github.com/eclipse/paho.mqtt.golang/packets"
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/mqtt"
+	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
 
 // MQTT is a source of the images that come on a topic of an MQTT broker, with
@@ -149,10 +149,10 @@ func (s *MQTT) signal() {
 // run keeps a connection until ctx ends or the broker will not have us.
 func (s *MQTT) run(ctx context.Context) {
 	defer close(s.ended)
-	wait := backoff.NewExponentialBackOff(backoff.WithInitialInterval(200*time.Millisecond), backoff.WithMaxInterval(10*time.Second), backoff.WithMaxElapsedTime(0))
+	again := wait.Endless(firstWait, longestWait)
 	for logged := false; ctx.Err() == nil; {
 		err := s.connected(ctx, func() {
-			wait.Reset()
+			again.Reset()
 			logged = false
 		})
 		if ctx.Err() != nil {
@@ -169,12 +169,7 @@ func (s *MQTT) run(ctx context.Context) {
 			logged = true
 			s.Log.Warn().Err(err).Str("broker", s.URL).Msg("the MQTT broker is away: trying on")
 		}
-		t := time.NewTimer(wait.NextBackOff())
-		select {
-		case <-ctx.Done():
-		case <-t.C:
-		}
-		t.Stop()
+		wait.Pause(ctx, again.NextBackOff())
 	}
 }
 
@@ -204,8 +199,7 @@ func (s *MQTT) connected(ctx context.Context, up func()) error {
 	}
 	up()
 	s.Log.Info().Str("broker", s.URL).Str("topic", s.Topic).Msg("images are taken from the MQTT broker")
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
+	tick := time.Tick(100 * time.Millisecond)
 	for {
 		select {
 		case <-ctx.Done():
@@ -215,7 +209,7 @@ func (s *MQTT) connected(ctx context.Context, up func()) error {
 			return mqtt.Wait(end, c.Unsubscribe("nearmiss/the-end"))
 		case err := <-lost:
 			return err
-		case <-tick.C:
+		case <-tick:
 			s.mu.Lock()
 			again := s.refused && len(s.waiting) == 0
 			s.mu.Unlock()

@@ -14,7 +14,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/cenkalti/backoff/v4"
 	"github.com/rs/zerolog"
 )
 
@@ -113,22 +112,13 @@ func (s *Video) Next(ctx context.Context) (Image, error) {
 			return Image{}, err
 		}
 	}
-	b := backoff.NewExponentialBackOff(backoff.WithInitialInterval(200*time.Millisecond), backoff.WithMaxInterval(10*time.Second), backoff.WithMaxElapsedTime(0))
-	var img Image
-	err := backoff.RetryNotify(func() (err error) {
-		img, err = s.once(ctx)
-		if err != nil && (!s.delivered || !s.live() || ctx.Err() != nil) {
-			return backoff.Permanent(err)
-		}
-		return err
-	}, backoff.WithContext(b, ctx), func(err error, wait time.Duration) {
+	return insist(ctx, s.once, func() bool { return s.delivered && s.live() }, func(err error, wait time.Duration) {
 		if errors.Is(err, io.EOF) {
 			s.Log.Warn().Str("video", redacted(s.Source)).Dur("again_in", wait).Msg("the stream has ended: opening it again")
 			return
 		}
 		s.Log.Warn().Err(err).Dur("again_in", wait).Msg("the video cannot be read: trying again")
 	})
-	return img, err
 }
 
 func (s *Video) once(ctx context.Context) (Image, error) {
@@ -261,13 +251,11 @@ func (r *videoRun) end() error {
 	default:
 	}
 	// The pictures have ended, and so does the program, most often.
-	t := time.NewTimer(2 * time.Second)
-	defer t.Stop()
 	select {
 	case <-r.ended:
 		r.stop()
 		return r.err
-	case <-t.C:
+	case <-time.After(2 * time.Second):
 		r.stop()
 		<-r.ended
 		return nil
@@ -333,13 +321,11 @@ func (s *ffmpegLog) take(line string) {
 // time is that of the next picture, negative if the video does not tell. ffmpeg
 // says it before the picture comes.
 func (s *ffmpegLog) time(ended <-chan struct{}) (at time.Duration, ok bool) {
-	late := time.NewTimer(time.Second)
-	defer late.Stop()
 	select {
 	case at = <-s.times:
 		return at, true
 	case <-ended:
-	case <-late.C:
+	case <-time.After(time.Second):
 	}
 	select {
 	case at = <-s.times:

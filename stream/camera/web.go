@@ -19,6 +19,8 @@ import (
 
 	"github.com/cenkalti/backoff/v4"
 	"github.com/rs/zerolog"
+
+	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
 
 // Web is a source that asks a network camera: for one image after the other
@@ -105,18 +107,27 @@ func (s *Web) Next(ctx context.Context) (Image, error) {
 		}
 		s.login = login
 	}
-	b := backoff.NewExponentialBackOff(backoff.WithInitialInterval(200*time.Millisecond), backoff.WithMaxInterval(10*time.Second), backoff.WithMaxElapsedTime(0))
-	var img Image
-	err := backoff.RetryNotify(func() (err error) {
-		img, err = s.once(ctx)
-		if err != nil && (!s.delivered || ctx.Err() != nil) {
-			return backoff.Permanent(err)
-		}
-		return err
-	}, backoff.WithContext(b, ctx), func(err error, wait time.Duration) {
+	return insist(ctx, s.once, func() bool { return s.delivered }, func(err error, wait time.Duration) {
 		s.Log.Warn().Err(err).Dur("again_in", wait).Msg("the camera does not answer with images")
 	})
-	return img, err
+}
+
+// How long a source waits before it asks a camera again that has answered before.
+const (
+	firstWait   = 200 * time.Millisecond
+	longestWait = 10 * time.Second
+)
+
+// insist takes an image, and tries again when it cannot be had, after a longer and
+// longer wait, where again says so.
+func insist(ctx context.Context, once func(context.Context) (Image, error), again func() bool, notify backoff.Notify) (Image, error) {
+	return backoff.RetryNotifyWithData(func() (Image, error) {
+		img, err := once(ctx)
+		if err != nil && (!again() || ctx.Err() != nil) {
+			return img, backoff.Permanent(err)
+		}
+		return img, err
+	}, backoff.WithContext(wait.Endless(firstWait, longestWait), ctx), notify)
 }
 
 // imageTimeout is how long a camera may take for one image.

@@ -252,15 +252,13 @@ func (w *wall) followScores(ctx context.Context) {
 // tick sends what the cameras scored, four times a second, and from time to time
 // the state of everything.
 func (w *wall) tick(ctx context.Context) {
-	ticks, slow := time.NewTicker(tickEvery), time.NewTicker(statusTick)
-	defer ticks.Stop()
-	defer slow.Stop()
+	ticks, slow := time.Tick(tickEvery), time.Tick(statusTick)
 	known := 0
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case now := <-ticks.C:
+		case now := <-ticks:
 			rows, names := w.feed.take(known)
 			if names != nil {
 				known = len(names)
@@ -269,7 +267,7 @@ func (w *wall) tick(ctx context.Context) {
 			if len(rows) > 0 {
 				w.hub.send(message{event: "scores", data: scoresTick{now.UnixMilli(), rows}, tick: true})
 			}
-		case <-slow.C:
+		case <-slow:
 			if !w.hub.hasListeners() {
 				continue
 			}

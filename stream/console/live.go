@@ -181,14 +181,13 @@ func (s *live) serve(q *request) (any, error) {
 		if err := write(first); err != nil {
 			return nil // it has gone
 		}
-		ping := time.NewTicker(pingEvery)
-		defer ping.Stop()
+		ping := time.Tick(pingEvery)
 		for {
 			var text []byte
 			select {
 			case <-r.Context().Done():
 				return nil
-			case <-ping.C:
+			case <-ping:
 				if !s.door.people.valid(q.who) {
 					return nil // it has to sign in again
 				}

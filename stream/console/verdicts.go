@@ -117,13 +117,11 @@ func (h *holder) run(ctx context.Context) {
 				next = time.Second
 			}
 		}
-		t := time.NewTimer(next)
 		select {
 		case <-ctx.Done():
 		case <-h.wake:
-		case <-t.C:
+		case <-time.After(next):
 		}
-		t.Stop()
 	}
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
 	defer cancel()

@@ -247,12 +247,10 @@ func (w *Worker) train(ctx context.Context, task *Task) (Result, error) {
 		return o.res, o.err
 	case <-ctx.Done():
 	}
-	hard := time.NewTimer(w.cfg.Drain)
-	defer hard.Stop()
 	select {
 	case o := <-out:
 		return o.res, o.err
-	case <-hard.C:
+	case <-time.After(w.cfg.Drain):
 		return Result{}, fmt.Errorf("train %s: it did not stop within %v", task.Request.Detector, w.cfg.Drain)
 	}
 }

@@ -334,8 +334,7 @@ func (w *Worker) collect(ctx context.Context) {
 // schedule asks for the training of detectors that are due, and again for jobs whose
 // requests are lost.
 func (w *Worker) schedule(ctx context.Context) {
-	t := time.NewTicker(w.cfg.Schedule)
-	defer t.Stop()
+	t := time.Tick(w.cfg.Schedule)
 	for {
 		records, bad, err := w.jobs.Check(ctx, "")
 		if err == nil {
@@ -348,7 +347,7 @@ func (w *Worker) schedule(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-t.C:
+		case <-t:
 		}
 	}
 }

@@ -92,8 +92,7 @@ func (w *Worker) inherit(ctx context.Context) error {
 	defer func() { _ = watch.Stop() }()
 	held := map[string]map[string]jetstream.KeyValueEntry{} // worker → key → record
 	absent := map[string]int{}
-	tick := time.NewTicker(aliveEvery)
-	defer tick.Stop()
+	tick := time.Tick(aliveEvery)
 	for {
 		select {
 		case <-ctx.Done():
@@ -114,7 +113,7 @@ func (w *Worker) inherit(ctx context.Context) error {
 			}
 			held[parts[1]][e.Key()] = e
 			continue
-		case <-tick.C:
+		case <-tick:
 		}
 		for worker, records := range held {
 			if w.isThere(ctx, worker) {

@@ -364,8 +364,7 @@ func (s *sender) Follow(ctx context.Context, live sink.Live) error {
 		}
 		defer func() { _ = sub.Unsubscribe() }()
 	}
-	tick := time.NewTicker(stateEvery)
-	defer tick.Stop()
+	tick := time.Tick(stateEvery)
 	for {
 		select {
 		case <-ctx.Done():
@@ -379,7 +378,7 @@ func (s *sender) Follow(ctx context.Context, live sink.Live) error {
 				s.score(e)
 			}
 			continue
-		case <-tick.C:
+		case <-tick:
 		}
 		if err := s.refreshAll(ctx); err != nil && !errors.Is(err, context.Canceled) {
 			live.Failed(err)

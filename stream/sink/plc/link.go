@@ -41,11 +41,9 @@ const (
 )
 
 func (l *link) run(ctx context.Context) {
-	beat := time.NewTicker(time.Duration(l.t.Heartbeat))
-	defer beat.Stop()
+	beat := time.Tick(time.Duration(l.t.Heartbeat))
 	defer l.farewell()
 	for ctx.Err() == nil {
-		due := time.NewTimer(l.due())
 		select {
 		case <-ctx.Done():
 		case m := <-l.msgs:
@@ -59,11 +57,10 @@ func (l *link) run(ctx context.Context) {
 					break drain
 				}
 			}
-		case <-beat.C:
+		case <-beat:
 			l.beat(ctx)
-		case <-due.C:
+		case <-time.After(l.due()):
 		}
-		due.Stop()
 		l.work(ctx)
 	}
 }

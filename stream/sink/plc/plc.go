@@ -190,8 +190,7 @@ func (s *sender) Watch(ctx context.Context, live sink.Live) error {
 
 // watchWorkers asks for a worker at each heartbeat.
 func (s *sender) watchWorkers(ctx context.Context, nc *nats.Conn, alive *atomic.Pointer[time.Time]) {
-	tick := time.NewTicker(time.Duration(s.timing.Heartbeat))
-	defer tick.Stop()
+	tick := time.Tick(time.Duration(s.timing.Heartbeat))
 	for {
 		step, cancel := context.WithTimeout(ctx, s.missed)
 		_, err := nc.RequestWithContext(step, "$SRV.PING."+stream.WorkerService, nil)
@@ -205,7 +204,7 @@ func (s *sender) watchWorkers(ctx context.Context, nc *nats.Conn, alive *atomic.
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-tick:
 		}
 	}
 }
