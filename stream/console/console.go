@@ -146,11 +146,12 @@ func New(cfg Config, log zerolog.Logger) (*Console, error) {
 	feed, index, hub := newFeed(), newIndex(), newHub()
 	d := &door{cfg: cfg, backend: b, secure: cfg.Cert != ""}
 	w := &wall{backend: b, tasks: t, feed: feed, index: index, hub: hub}
+	h := &holder{backend: b, index: index, hub: hub, wake: make(chan struct{}, 1), held: map[string]*heldVerdict{}}
 	g := &gallery{backend: b, tasks: t, shrink: cfg.Shrink, links: cfg.Links, shrinks: rate.NewLimiter(shrinksPerSec, shrinksPerSec)}
 	return &Console{
 		cfg: cfg, page: page, tasks: t, backend: b, door: d, wall: w, gallery: g,
 		live:   &live{door: d, feed: feed, index: index, hub: hub},
-		alarms: &alarms{backend: b, feed: feed, index: index, hub: hub, holder: newHolder(b, index, hub), gallery: g},
+		alarms: &alarms{backend: b, feed: feed, index: index, hub: hub, holder: h, gallery: g},
 		tuning: &tuning{cfg: cfg, backend: b, tasks: t, wall: w},
 		jobs:   &jobs{backend: b, hub: hub, curves: map[string][]stream.Progress{}},
 		sinks:  &sinks{b, cfg.CheckSink},

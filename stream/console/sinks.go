@@ -88,11 +88,7 @@ func (s *sinks) add(q *request) (any, error) {
 	if err := json.Unmarshal(b, &name); err != nil {
 		return nil, bad("the request's JSON: %v", err)
 	}
-	n, err := s.read(sink.Sink{}, name.Name, b)
-	if err != nil {
-		return nil, err
-	}
-	value, err := json.Marshal(n)
+	n, value, err := s.read(sink.Sink{}, name.Name, b)
 	if err != nil {
 		return nil, err
 	}
@@ -129,11 +125,7 @@ func (s *sinks) change(q *request) (any, error) {
 	if err != nil {
 		return nil, bad("the change: %v", err)
 	}
-	n, err := s.read(e.Value, e.Key, merged)
-	if err != nil {
-		return nil, err
-	}
-	value, err := json.Marshal(n)
+	n, value, err := s.read(e.Value, e.Key, merged)
 	if err != nil {
 		return nil, err
 	}
@@ -151,26 +143,29 @@ func (s *sinks) remove(q *request) (any, error) {
 	return nil, s.backend.control(q).RemoveSink(q.ctx, q.PathValue("sink"))
 }
 
-// read reads what a sink shall be instead of old. What could bring files of the
-// machine that runs the sinks to a receiver, or reach what listens there for that
-// machine alone, is for who may work on it.
-func (s *sinks) read(old sink.Sink, name string, value []byte) (sink.Sink, error) {
-	n, err := sink.Parse(name, value)
-	if err == nil {
+// read reads what a sink shall be instead of old, and how it is stored. What could
+// bring files of the machine that runs the sinks to a receiver, or reach what listens
+// there for that machine alone, is for who may work on it.
+func (s *sinks) read(old sink.Sink, name string, b []byte) (n sink.Sink, value []byte, err error) {
+	refuse := func(why string) (sink.Sink, []byte, error) {
+		return n, nil, problem{http.StatusUnprocessableEntity, stream.CodeBadRequest, why}
+	}
+	if n, err = sink.Parse(name, b); err == nil {
 		n, err = s.check(n)
 	}
 	switch {
 	case err != nil:
-		return n, problem{http.StatusUnprocessableEntity, stream.CodeBadRequest, err.Error()}
+		return refuse(err.Error())
 	case n.Secret != old.Secret && !pageSecret(n.Secret):
-		return n, problem{http.StatusUnprocessableEntity, stream.CodeBadRequest, "from the page a secret is a file below /run/secrets, one whose name ends in .secret, or a variable whose name begins with NEARMISS_SINK_: name others with nearmiss sinks add"}
+		return refuse("from the page a secret is a file below /run/secrets, one whose name ends in .secret, or a variable whose name begins with NEARMISS_SINK_: name others with nearmiss sinks add")
 	}
 	for k, v := range machinesOwn(n.Config) {
 		if !bytes.Equal(v, machinesOwn(old.Config)[k]) {
-			return n, problem{http.StatusUnprocessableEntity, stream.CodeBadRequest, k + " is about the machine that runs the sinks: set it with nearmiss sinks add"}
+			return refuse(k + " is about the machine that runs the sinks: set it with nearmiss sinks add")
 		}
 	}
-	return n, nil
+	value, err = json.Marshal(n)
+	return n, value, err
 }
 
 // machinesOwn are the settings of a kind that are about the machine that runs it:

@@ -39,10 +39,6 @@ type heldVerdict struct {
 	sent     int
 }
 
-func newHolder(b *backend, x *index, hub *hub) *holder {
-	return &holder{backend: b, index: x, hub: hub, wake: make(chan struct{}, 1), held: map[string]*heldVerdict{}}
-}
-
 // add takes a verdict over; it is the holder's from then on.
 func (h *holder) add(v *heldVerdict) {
 	for _, e := range v.events { // before it may be sent

@@ -121,7 +121,7 @@ type levels struct {
 	at   time.Time
 }
 
-// get reads it again when it is old; false: it cannot be read at all.
+// get reads it again when it is old; false: nobody has said how.
 func (l *levels) get() (stream.Levels, bool, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

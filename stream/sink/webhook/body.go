@@ -123,7 +123,8 @@ func (l *limited) Write(p []byte) (int, error) {
 	return l.Buffer.Write(p)
 }
 
-// view is what a template sees. It names what is in the groups as if they were none.
+// view is what a template sees. Groups are embedded: a template names their fields as
+// it names the others.
 type view struct {
 	subject
 	wording
