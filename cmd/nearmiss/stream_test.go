@@ -18,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -49,17 +50,24 @@ func listen(t *testing.T, url string) *listener {
 		t.Fatal(err)
 	}
 	l := &listener{nc: nc, js: js}
-	ctx, cancel := context.WithCancel(t.Context())
-	var watching sync.WaitGroup
-	watching.Go(func() {
-		_ = stream.WatchScores(ctx, nc, stream.Names{}, "", func(e stream.Event) {
+	since := time.Now() // whenever the watch of events begins
+	_, err = nc.Subscribe(stream.Names{}.Scores("*", "*"), func(m *nats.Msg) {
+		if e, err := stream.ParseScore(m.Data, m.Header); err == nil {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			l.scores = append(l.scores, e)
-		})
+		}
 	})
+	if err == nil {
+		err = nc.Flush() // the broker has the subscription
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var watching sync.WaitGroup
 	watching.Go(func() {
-		_ = stream.Watch(ctx, nc, stream.WatchConfig{}, zerolog.Nop(), func(_ context.Context, e stream.Event) error {
+		_ = stream.Watch(ctx, nc, stream.WatchConfig{Since: since}, zerolog.Nop(), func(_ context.Context, e stream.Event) error {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			if e.FrameID != "" { // not those about releases
@@ -68,10 +76,6 @@ func listen(t *testing.T, url string) *listener {
 			return nil
 		})
 	})
-	if err := nc.Flush(); err != nil {
-		t.Fatal(err)
-	}
-	eventually.True(t, "the subscription to scores", func() bool { return nc.NumSubscriptions() >= 2 })
 	t.Cleanup(func() { cancel(); watching.Wait(); nc.Close() })
 	return l
 }
