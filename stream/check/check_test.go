@@ -19,6 +19,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/access"
 	"github.com/nearmiss/nearmiss/stream/control"
@@ -85,7 +86,11 @@ func TestAnInstallationAsItShouldBe(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer stop()
-	all := found(t, nc, Config{Topology: small, Wait: time.Minute / 30})
+	var all map[string]Finding
+	eventually.True(t, "control answers in time", func() bool {
+		all = found(t, nc, Config{Topology: small, Wait: time.Minute / 30})
+		return !strings.HasPrefix(all["services"].Detail, "no control")
+	})
 	want := map[string]string{
 		"server": OK, "rights": OK, "payload": OK, "jetstream": OK, "streams": OK, "space": OK, "clock": OK, "services": Warning,
 	}
