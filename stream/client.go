@@ -70,7 +70,13 @@ func (c *Client) ask(ctx context.Context, endpoint string, q, a any) error {
 func (c *Client) send(ctx context.Context, q *nats.Msg, limit time.Duration, a any) error {
 	ctx, cancel := context.WithTimeout(ctx, limit+RequestTime)
 	defer cancel()
-	m, err := c.nc.RequestMsgWithContext(ctx, q)
+	return Ask(ctx, c.nc, q, a)
+}
+
+// Ask sends a request to a service and decodes the answer into what a points to. Errors of
+// the service are [*ServiceError]; where none is there, it is [ErrNobody].
+func Ask(ctx context.Context, nc *nats.Conn, q *nats.Msg, a any) error {
+	m, err := nc.RequestMsgWithContext(ctx, q)
 	if errors.Is(err, nats.ErrNoResponders) {
 		return fmt.Errorf("%w on %s", ErrNobody, q.Subject)
 	}

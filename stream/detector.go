@@ -130,17 +130,21 @@ func (d Detector) Decide(e *Event) {
 	if e.Score == nil || e.Threshold == nil {
 		return
 	}
-	threshold := *e.Threshold
+	if threshold, by := d.InForce(e.Threshold); by != "" {
+		e.Threshold, e.ThresholdBy, e.Anomalous = threshold, by, new(*e.Score > *threshold)
+	}
+}
+
+// InForce is the threshold that decides where the release's is another, nil: not known,
+// and who says so: [ThresholdByHand], [ThresholdByMargin], or, empty, the release.
+func (d Detector) InForce(release *float64) (threshold *float64, by string) {
 	switch {
 	case d.Threshold > 0:
-		threshold, e.ThresholdBy = d.Threshold, ThresholdByHand
-	case d.Margin > 0:
-		threshold, e.ThresholdBy = threshold*d.Margin, ThresholdByMargin
-	default:
-		return
+		return &d.Threshold, ThresholdByHand
+	case d.Margin > 0 && release != nil:
+		return new(*release * d.Margin), ThresholdByMargin
 	}
-	yes := *e.Score > threshold
-	e.Threshold, e.Anomalous = &threshold, &yes
+	return release, ""
 }
 
 // tiles are those of a Detector.

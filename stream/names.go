@@ -8,31 +8,19 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream/internal/object"
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
 // DefaultPrefix is the first token of every subject unless another is set.
 const DefaultPrefix = "nearmiss"
 
-// maxToken bounds a subject token: stream, consumer and bucket names are made
-// of them, and the file store turns those into file names.
-const maxToken = 64
+const maxToken = text.MaxToken
 
 // ValidToken says whether s can name a detector or a camera: 1 to 64 of
 // [A-Za-z0-9_-].
-func ValidToken(s string) bool {
-	if s == "" || len(s) > maxToken {
-		return false
-	}
-	for i := range len(s) {
-		c := s[i]
-		switch {
-		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '_', c == '-':
-		default:
-			return false
-		}
-	}
-	return true
-}
+func ValidToken(s string) bool { return text.IsToken(s) }
 
 // CheckToken is [ValidToken] with the sentence for the user; what is "detector"
 // or "camera".
@@ -136,6 +124,20 @@ func (n Names) EvidenceBucket() string  { return n.asset("EVIDENCE") }  // objec
 // WorkBucket is KV: what workers have in hand, and the tries of frames that were
 // not handled at once.
 func (n Names) WorkBucket() string { return n.asset("WORK") }
+
+// BucketStreams are the streams behind all buckets, as every client names them.
+func (n Names) BucketStreams() []string {
+	var all []string
+	for _, b := range []string{
+		n.DetectorsBucket(), n.ActiveBucket(), n.JobsBucket(), n.WorkBucket(), n.IncidentsBucket(), n.SinksBucket(), n.UsersBucket(), n.SessionsBucket(),
+	} {
+		all = append(all, "KV_"+b)
+	}
+	for _, b := range []string{n.ArtifactsBucket(), n.EvidenceBucket(), n.LargeBucket(), n.ImagesBucket()} {
+		all = append(all, object.StreamOf(b))
+	}
+	return all
+}
 
 // Subjects.
 

@@ -40,31 +40,23 @@ func (p patient) AccountInfo(ctx context.Context) (*jetstream.AccountInfo, error
 }
 
 func (p patient) Stream(ctx context.Context, name string) (jetstream.Stream, error) {
-	return answered(ctx, func() (jetstream.Stream, error) {
-		s, err := p.JetStream.Stream(ctx, name)
-		return patientStream{s}, err
-	})
+	s, err := answered(ctx, func() (jetstream.Stream, error) { return p.JetStream.Stream(ctx, name) })
+	return patientStream{s}, err
 }
 
 func (p patient) OrderedConsumer(ctx context.Context, stream string, cfg jetstream.OrderedConsumerConfig) (jetstream.Consumer, error) {
-	return answered(ctx, func() (jetstream.Consumer, error) {
-		c, err := p.JetStream.OrderedConsumer(ctx, stream, cfg)
-		return patientConsumer{c}, err
-	})
+	c, err := answered(ctx, func() (jetstream.Consumer, error) { return p.JetStream.OrderedConsumer(ctx, stream, cfg) })
+	return patientConsumer{c}, err
 }
 
 func (p patient) KeyValue(ctx context.Context, bucket string) (jetstream.KeyValue, error) {
-	return answered(ctx, func() (jetstream.KeyValue, error) {
-		b, err := p.JetStream.KeyValue(ctx, bucket)
-		return patientBucket{b}, err
-	})
+	b, err := answered(ctx, func() (jetstream.KeyValue, error) { return p.JetStream.KeyValue(ctx, bucket) })
+	return patientBucket{b}, err
 }
 
 func (p patient) ObjectStore(ctx context.Context, bucket string) (jetstream.ObjectStore, error) {
-	return answered(ctx, func() (jetstream.ObjectStore, error) {
-		b, err := p.JetStream.ObjectStore(ctx, bucket)
-		return patientObjects{b}, err
-	})
+	b, err := answered(ctx, func() (jetstream.ObjectStore, error) { return p.JetStream.ObjectStore(ctx, bucket) })
+	return patientObjects{b}, err
 }
 
 type patientStream struct{ jetstream.Stream }
@@ -82,10 +74,8 @@ func (p patientStream) GetLastMsgForSubject(ctx context.Context, subject string)
 }
 
 func (p patientStream) Consumer(ctx context.Context, name string) (jetstream.Consumer, error) {
-	return answered(ctx, func() (jetstream.Consumer, error) {
-		c, err := p.Stream.Consumer(ctx, name)
-		return patientConsumer{c}, err
-	})
+	c, err := answered(ctx, func() (jetstream.Consumer, error) { return p.Stream.Consumer(ctx, name) })
+	return patientConsumer{c}, err
 }
 
 type patientConsumer struct{ jetstream.Consumer }

@@ -63,13 +63,8 @@ func inForce(ctx context.Context, installation *stream.Installation, client *str
 		return in, nil
 	}
 	c := m.Calibration
-	in.understood, in.HeldOut, in.SmallestRate, in.InForce = true, c.HeldOut, c.SmallestAlpha, c.Threshold
-	switch {
-	case d.Threshold > 0:
-		in.InForce, in.ThresholdBy = &d.Threshold, stream.ThresholdByHand
-	case d.Margin > 0 && c.Threshold != nil:
-		in.InForce, in.ThresholdBy = new(*c.Threshold*d.Margin), stream.ThresholdByMargin
-	default:
+	in.understood, in.HeldOut, in.SmallestRate = true, c.HeldOut, c.SmallestAlpha
+	if in.InForce, in.ThresholdBy = d.InForce(c.Threshold); in.ThresholdBy == "" {
 		in.Promised = new(c.Rate())
 	}
 	if wait > 0 {

@@ -313,13 +313,7 @@ func (t maker) Extend(ctx context.Context, task *trainer.Task) (trainer.Result, 
 	res, err := training.Extend(ctx, training.Extension{
 		Derivation: t.derivation(task), Normals: normals,
 	})
-	if errors.Is(err, training.ErrNothingNew) {
-		return trainer.Result{Hold: training.ErrNothingNew.Error()}, nil
-	}
-	if err != nil {
-		return trainer.Result{}, err
-	}
-	return t.made(task, res), nil
+	return t.derived(task, res, err, training.ErrNothingNew)
 }
 
 // Retract implements [trainer.Maker].
@@ -332,15 +326,7 @@ func (t maker) Retract(ctx context.Context, task *trainer.Task) (trainer.Result,
 		Derivation: t.derivation(task),
 		Names:      func(name string) bool { return gone[strings.TrimSuffix(name, filepath.Ext(name))] },
 	})
-	switch {
-	case errors.Is(err, training.ErrNotThere):
-		return trainer.Result{Hold: training.ErrNotThere.Error()}, nil
-	case errors.Is(err, training.ErrNeeded), errors.Is(err, bank.ErrUnsupported), errors.Is(err, bank.ErrNoHeldOut):
-		return trainer.Result{}, stream.Permanent(stream.CodeTraining, err)
-	case err != nil:
-		return trainer.Result{}, err
-	}
-	return t.made(task, res), nil
+	return t.derived(task, res, err, training.ErrNotThere, training.ErrNeeded, bank.ErrUnsupported, bank.ErrNoHeldOut)
 }
 
 // Readjust implements [trainer.Maker].
@@ -349,15 +335,22 @@ func (t maker) Readjust(ctx context.Context, task *trainer.Task) (trainer.Result
 	res, err := training.Readjust(ctx, training.Readjustment{
 		Derivation: t.derivation(task), K: d.K, Alpha: d.FalseAlarmRate,
 	})
+	return t.derived(task, res, err, training.ErrUnchanged, training.ErrCannotReadjust, bank.ErrTooFew)
+}
+
+// derived is what came of a change of the active release: hold is why there is nothing to
+// change, and the others are why it never can be.
+func (t maker) derived(task *trainer.Task, res *training.Result, err, hold error, never ...error) (trainer.Result, error) {
+	is := func(why error) bool { return errors.Is(err, why) }
 	switch {
-	case errors.Is(err, training.ErrUnchanged):
-		return trainer.Result{Hold: training.ErrUnchanged.Error()}, nil
-	case errors.Is(err, training.ErrCannotReadjust), errors.Is(err, bank.ErrTooFew):
+	case err == nil:
+		return t.made(task, res), nil
+	case is(hold):
+		return trainer.Result{Hold: hold.Error()}, nil
+	case slices.ContainsFunc(never, is):
 		return trainer.Result{}, stream.Permanent(stream.CodeTraining, err)
-	case err != nil:
-		return trainer.Result{}, err
 	}
-	return t.made(task, res), nil
+	return trainer.Result{}, err
 }
 
 // made is a release that was learnt, whose warnings go to the log, too.

@@ -1,11 +1,11 @@
 package access
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -125,23 +125,17 @@ func (c CA) Renew(ctx context.Context, certFile string, now time.Time) error {
 }
 
 func (c CA) sign(ctx context.Context, path string, template *x509.Certificate, now time.Time) error {
-	ca, err := ReadCert(c.CertFile())
+	pair, err := tls.LoadX509KeyPair(c.CertFile(), c.keyFile())
 	if err != nil {
-		return fmt.Errorf("%w (make the authority first: nearmiss tls ca)", err)
+		return fmt.Errorf("tls: authority %s with key %s: %w (nearmiss tls ca makes one)", c.CertFile(), c.keyFile(), err)
 	}
-	caKey, err := readKey(c.keyFile())
-	if err != nil {
-		return err
-	}
-	if !caKey.PublicKey.Equal(ca.PublicKey) {
-		return fmt.Errorf("tls: %s is not the key of %s", c.keyFile(), c.CertFile())
-	}
+	ca := pair.Leaf
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return fmt.Errorf("tls: make a key: %w", err)
 	}
 	template.SerialNumber, template.NotBefore, template.NotAfter = serial(), now.Add(-time.Hour), now.Add(leafLife)
-	der, err := x509.CreateCertificate(rand.Reader, template, ca, key.Public(), caKey)
+	der, err := x509.CreateCertificate(rand.Reader, template, ca, key.Public(), pair.PrivateKey)
 	if err != nil {
 		return fmt.Errorf("tls: make a certificate: %w", err)
 	}
@@ -178,36 +172,12 @@ func ReadCert(path string) (*x509.Certificate, error) {
 	return nil, fmt.Errorf("tls: %s has no certificate in PEM", path)
 }
 
-func readKey(path string) (*ecdsa.PrivateKey, error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("tls: %w", err)
-	}
-	block, _ := pem.Decode(b)
-	if block == nil {
-		return nil, fmt.Errorf("tls: %s has no key in PEM", path)
-	}
-	k, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("tls: %s: %w", path, err)
-	}
-	key, ok := k.(*ecdsa.PrivateKey)
-	if !ok {
-		return nil, fmt.Errorf("tls: %s is not an ECDSA key", path)
-	}
-	return key, nil
-}
-
 func writeKey(path string, key *ecdsa.PrivateKey) error {
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		return fmt.Errorf("tls: %w", err)
 	}
-	var b bytes.Buffer
-	if err := pem.Encode(&b, &pem.Block{Type: "PRIVATE KEY", Bytes: der}); err != nil {
-		return fmt.Errorf("tls: %w", err)
-	}
-	if err := renameio.WriteFile(path, b.Bytes(), 0o600); err != nil {
+	if err := renameio.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600); err != nil {
 		return fmt.Errorf("tls: %w", err)
 	}
 	return nil

@@ -364,13 +364,9 @@ func (r subjects) subscriber(u User, d string) Rights {
 }
 
 func (r subjects) setup() []string {
-	names := []string{
-		r.FramesStream(), r.EventsStream(), r.NormalsStream(), r.FeedbackStream(), r.TrainingStream(), r.DeadStream(),
-		"KV_" + r.DetectorsBucket(), "KV_" + r.ActiveBucket(), "KV_" + r.JobsBucket(), "KV_" + r.WorkBucket(), "KV_" + r.SinksBucket(),
-		"KV_" + r.UsersBucket(), "KV_" + r.SessionsBucket(),
-		r.AuditStream(), r.IncidentsStream(), "KV_" + r.IncidentsBucket(),
-		"OBJ_" + r.ArtifactsBucket(), "OBJ_" + r.EvidenceBucket(), "OBJ_" + r.LargeBucket(), "OBJ_" + r.ImagesBucket(),
-	}
+	names := append([]string{
+		r.FramesStream(), r.EventsStream(), r.NormalsStream(), r.FeedbackStream(), r.TrainingStream(), r.DeadStream(), r.AuditStream(), r.IncidentsStream(),
+	}, r.BucketStreams()...)
 	out := []string{api + "INFO"}
 	passing := []string{r.FramesStream(), r.TrainingStream(), "KV_" + r.WorkBucket(), "OBJ_" + r.LargeBucket()} // is not backed up
 	for _, n := range names {

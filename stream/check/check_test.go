@@ -100,7 +100,7 @@ func TestAnInstallationAsItShouldBe(t *testing.T) {
 	if s := all["services"]; s.Detail != "1 control, no worker, no trainer" || !strings.Contains(s.Advice, "nearmiss worker scores") {
 		t.Errorf("%+v", s)
 	}
-	looked := buckets(stream.Names{})
+	looked := stream.Names{}.BucketStreams()
 	for _, c := range small.Streams() {
 		looked = append(looked, c.Name)
 	}

@@ -9,24 +9,7 @@ import (
 
 	"github.com/dustin/go-humanize"
 	"github.com/nats-io/nats.go/jetstream"
-
-	"github.com/nearmiss/nearmiss/stream"
 )
-
-// buckets are the streams behind key-value buckets and object stores, which differ
-// between installations in nothing but their limits.
-func buckets(n stream.Names) []string {
-	var all []string
-	for _, b := range []string{
-		n.DetectorsBucket(), n.ActiveBucket(), n.JobsBucket(), n.WorkBucket(), n.IncidentsBucket(), n.SinksBucket(), n.UsersBucket(), n.SessionsBucket(),
-	} {
-		all = append(all, "KV_"+b)
-	}
-	for _, b := range []string{n.ArtifactsBucket(), n.EvidenceBucket(), n.LargeBucket(), n.ImagesBucket()} {
-		all = append(all, "OBJ_"+b)
-	}
-	return all
-}
 
 // streams compares streams and buckets with what they should be, and looks whether they
 // have their copies and their room.
@@ -37,7 +20,7 @@ func (l *checker) streams(ctx context.Context) {
 		wanted[c.Name] = c
 		names = append(names, c.Name)
 	}
-	names = append(names, buckets(l.cfg.Topology.Names)...)
+	names = append(names, l.cfg.Topology.BucketStreams()...)
 	var there []*jetstream.StreamInfo
 	var absent, hidden, wrong, differs []string
 	var failed error

@@ -104,7 +104,7 @@ func (d *dead) again(q *request) (any, error) {
 // mayPublishAgain: anybody may write a dead letter that claims to have been
 // published anywhere.
 func (d *dead) mayPublishAgain(subject string) bool {
-	if name, cam, ok := d.backend.ParseFrames(subject); ok && stream.ValidToken(name) && stream.ValidToken(cam) {
+	if _, _, ok := d.backend.ParseFrames(subject); ok {
 		return true
 	}
 	for _, of := range []func(string) string{d.backend.Feedback, d.backend.Train} {

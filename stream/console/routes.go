@@ -20,7 +20,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream"
-	"github.com/nearmiss/nearmiss/stream/registry"
+	"github.com/nearmiss/nearmiss/stream/internal/service"
 )
 
 const (
@@ -154,22 +154,18 @@ const codeStale = "stale"
 
 // problemOf finds out what an error means to who asked.
 func problemOf(err error) problem {
-	var p problem
-	var s *stream.ServiceError
-	var perm *stream.PermanentError
-	switch {
-	case errors.As(err, &p):
+	if p, ok := errors.AsType[problem](err); ok {
 		return p
-	case errors.As(err, &s):
+	}
+	if s, ok := errors.AsType[*stream.ServiceError](err); ok {
 		return problem{statusOf(s.Code), s.Code, s.Message}
-	case errors.As(err, &perm):
-		return problem{statusOf(perm.Code), perm.Code, err.Error()}
-	case errors.Is(err, stream.ErrNotFound), errors.Is(err, stream.ErrNoDetector), errors.Is(err, registry.ErrNoRelease), errors.Is(err, registry.ErrNoPrevious), errors.Is(err, jetstream.ErrKeyNotFound):
+	}
+	if code := service.CodeOf(err); code != stream.CodeInternal {
+		return problem{statusOf(code), code, err.Error()}
+	}
+	switch {
+	case errors.Is(err, jetstream.ErrKeyNotFound):
 		return problem{http.StatusNotFound, stream.CodeNotFound, err.Error()}
-	case errors.Is(err, stream.ErrConflict), errors.Is(err, stream.ErrDetectorExists), errors.Is(err, registry.ErrConflict):
-		return problem{http.StatusConflict, stream.CodeConflict, err.Error()}
-	case errors.Is(err, stream.ErrBadName), errors.Is(err, stream.ErrBadMessage):
-		return problem{http.StatusBadRequest, stream.CodeBadRequest, err.Error()}
 	case errors.Is(err, nats.ErrMaxPayload):
 		return problem{http.StatusRequestEntityTooLarge, stream.CodeTooLarge, "the image is larger than what the broker takes in one message"}
 	case errors.Is(err, stream.ErrNobody):
@@ -303,12 +299,17 @@ func (q *request) body() ([]byte, error) {
 	if err != nil || t != "application/json" && t != "application/merge-patch+json" {
 		return nil, problem{http.StatusUnsupportedMediaType, stream.CodeBadRequest, "send application/json"}
 	}
-	b, err := io.ReadAll(io.LimitReader(q.Body, maxBody+1))
+	return readAll(q.Body, maxBody, "the request")
+}
+
+// readAll reads what is at most most bytes long.
+func readAll(r io.Reader, most int, what string) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(r, int64(most)+1))
 	if err != nil {
-		return nil, bad("read the request: %v", err)
+		return nil, bad("read %s: %v", what, err)
 	}
-	if len(b) > maxBody {
-		return nil, problem{http.StatusRequestEntityTooLarge, stream.CodeTooLarge, "the request is larger than 1 MiB"}
+	if len(b) > most {
+		return nil, problem{http.StatusRequestEntityTooLarge, stream.CodeTooLarge, fmt.Sprintf("%s is larger than %d MiB", what, most>>20)}
 	}
 	return b, nil
 }

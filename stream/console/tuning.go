@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
 	"time"
@@ -96,13 +95,8 @@ func (t *tuning) describe(ctx context.Context, conf stream.Detector, o overview)
 	if err != nil {
 		return d
 	}
-	d.Facts, d.Threshold = &f, f.Threshold
-	switch {
-	case conf.Threshold > 0:
-		d.Threshold, d.By = &conf.Threshold, stream.ThresholdByHand
-	case conf.Margin > 0 && f.Threshold != nil:
-		d.Threshold, d.By = new(*f.Threshold*conf.Margin), stream.ThresholdByMargin
-	default:
+	d.Facts = &f
+	if d.Threshold, d.By = conf.InForce(f.Threshold); d.By == "" {
 		d.Low, d.High = t.cfg.FalseAlarms(f.HeldOut, f.Promised)
 	}
 	return d
@@ -228,12 +222,9 @@ func (t *tuning) scoreImage(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := io.ReadAll(io.LimitReader(q.Body, maxUpload+1))
+	b, err := readAll(q.Body, maxUpload, "the image")
 	if err != nil {
-		return nil, bad("read the image: %v", err)
-	}
-	if len(b) > maxUpload {
-		return nil, problem{http.StatusRequestEntityTooLarge, stream.CodeTooLarge, "the image is larger than 64 MiB"}
+		return nil, err
 	}
 	return t.backend.client.ScoreNow(q.ctx, d.Name, b)
 }

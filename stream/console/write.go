@@ -181,12 +181,9 @@ func (t *tuning) addNormals(q *request) (any, error) {
 		if file == "" {
 			continue
 		}
-		b, err := io.ReadAll(io.LimitReader(p, maxUpload+1))
+		b, err := readAll(p, maxUpload, clean(file))
 		if err != nil {
-			return nil, bad("read %s: %v", clean(file), err)
-		}
-		if len(b) > maxUpload {
-			return nil, problem{http.StatusRequestEntityTooLarge, stream.CodeTooLarge, clean(file) + " is larger than 64 MiB"}
+			return nil, err
 		}
 		if err := t.cfg.Check(b); err != nil {
 			out.Refused = append(out.Refused, rejectedFile{clean(file), err.Error()})

@@ -87,11 +87,10 @@ func (e *Engine) work(ctx context.Context) error {
 		return nil
 	case <-e.ready:
 	}
-	bucket, err := e.js.KeyValue(ctx, e.cfg.IncidentsBucket())
+	states, err := e.states(ctx)
 	if err != nil {
 		return err
 	}
-	states := kv.Store[State]{Bucket: bucket, Decode: ParseState}
 	cons, err := e.js.CreateOrUpdateConsumer(ctx, e.cfg.EventsStream(), jetstream.ConsumerConfig{
 		Durable: durable, Description: "makes incidents of events",
 		FilterSubjects: []string{e.cfg.Events("*", "*", stream.KindAnomaly), e.cfg.Events("*", "*", stream.KindRejected)},
@@ -101,25 +100,19 @@ func (e *Engine) work(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	nothing := func(*State, Rules, runs) bool { return false }
-	if err := e.sweep(ctx, states, nothing); err != nil { // what a process before left untold
+	if err := e.sweep(ctx, states, func(*State, Rules, runs) bool { return false }); err != nil { // what a process before left untold
 		return err
 	}
 	var counted time.Time // when the event happened that was counted last
 	for checked := time.Now(); ctx.Err() == nil; {
-		batch, err := cons.Fetch(1, jetstream.FetchMaxWait(checkInterval))
-		if err != nil {
-			return err
-		}
-		for m := range batch.Messages() {
+		err := next(ctx, cons, func(m jetstream.Msg) error {
 			happened, err := e.event(ctx, states, m)
-			if err != nil {
-				_ = m.NakWithDelay(time.Second)
-				return err
+			if err == nil {
+				counted = happened
 			}
-			counted = happened
-		}
-		if err := batch.Error(); err != nil && !errors.Is(err, nats.ErrTimeout) && ctx.Err() == nil {
+			return err
+		})
+		if err != nil {
 			return err
 		}
 		if time.Since(checked) < checkInterval {
@@ -135,6 +128,31 @@ func (e *Engine) work(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// states are those of all places.
+func (e *Engine) states(ctx context.Context) (kv.Store[State], error) {
+	bucket, err := e.js.KeyValue(ctx, e.cfg.IncidentsBucket())
+	return kv.Store[State]{Bucket: bucket, Decode: ParseState}, err
+}
+
+// next hands on the message that comes within the check interval, which comes again when
+// it is not taken.
+func next(ctx context.Context, cons jetstream.Consumer, take func(jetstream.Msg) error) error {
+	batch, err := cons.Fetch(1, jetstream.FetchMaxWait(checkInterval))
+	if err != nil {
+		return err
+	}
+	for m := range batch.Messages() {
+		if err := take(m); err != nil {
+			_ = m.NakWithDelay(time.Second)
+			return err
+		}
+	}
+	if err := batch.Error(); err != nil && !errors.Is(err, nats.ErrTimeout) && ctx.Err() == nil {
+		return err
 	}
 	return nil
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream"
@@ -19,11 +18,10 @@ const countSoon = 200 * time.Millisecond
 // judge brings people's verdicts to the incidents that they are about, one after
 // the other.
 func (e *Engine) judge(ctx context.Context) error {
-	bucket, err := e.js.KeyValue(ctx, e.cfg.IncidentsBucket())
+	states, err := e.states(ctx)
 	if err != nil {
 		return err
 	}
-	states := kv.Store[State]{Bucket: bucket, Decode: ParseState}
 	cons, err := e.js.CreateOrUpdateConsumer(ctx, e.cfg.FeedbackStream(), jetstream.ConsumerConfig{
 		Durable: durable, Description: "brings verdicts to incidents",
 		DeliverPolicy: jetstream.DeliverNewPolicy, AckPolicy: jetstream.AckExplicitPolicy,
@@ -33,17 +31,7 @@ func (e *Engine) judge(ctx context.Context) error {
 		return fmt.Errorf("make the consumer of verdicts: %w", err)
 	}
 	for ctx.Err() == nil {
-		batch, err := cons.Fetch(1, jetstream.FetchMaxWait(checkInterval))
-		if err != nil {
-			return err
-		}
-		for m := range batch.Messages() {
-			if err := e.verdict(ctx, states, m); err != nil {
-				_ = m.NakWithDelay(time.Second)
-				return err
-			}
-		}
-		if err := batch.Error(); err != nil && !errors.Is(err, nats.ErrTimeout) && ctx.Err() == nil {
+		if err := next(ctx, cons, func(m jetstream.Msg) error { return e.verdict(ctx, states, m) }); err != nil {
 			return err
 		}
 	}

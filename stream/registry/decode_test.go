@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+
+	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
 // FuzzPointer: what is taken for a pointer names a detector and a release, and
@@ -20,7 +22,7 @@ func FuzzPointer(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if !isName(strings.TrimPrefix(key, "shadow/")) || len(p.Release) != 64 {
+		if !text.IsToken(strings.TrimPrefix(key, "shadow/")) || len(p.Release) != 64 {
 			t.Fatalf("%q %q was taken: %+v", key, value, p)
 		}
 		again, err := json.Marshal(p)

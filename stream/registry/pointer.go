@@ -88,7 +88,7 @@ func decodePointer(key string, value []byte) (Pointer, error) {
 	}
 	detector := strings.TrimPrefix(key, "shadow/")
 	switch {
-	case !isName(detector):
+	case !text.IsToken(detector):
 		return p, errors.New("the key is no detector's name")
 	case p.Detector != "" && p.Detector != detector:
 		return p, fmt.Errorf("it is a pointer of detector %q", kv.Clip(p.Detector))
@@ -97,13 +97,6 @@ func decodePointer(key string, value []byte) (Pointer, error) {
 	}
 	p.Detector = detector
 	return p, nil
-}
-
-// isName says whether s can be a detector's name: a token of a subject and part
-// of consumers' names, 1 to 64 of [A-Za-z0-9_-].
-func isName(s string) bool {
-	return s != "" && len(s) <= 64 &&
-		strings.Trim(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_") == ""
 }
 
 // Change is who changes a pointer and why.

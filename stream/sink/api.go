@@ -73,17 +73,11 @@ func Ask(ctx context.Context, nc *nats.Conn, n stream.Names, what string, q, a a
 	if err != nil {
 		return err
 	}
-	m, err := nc.RequestWithContext(ctx, n.API()+".sinks."+what, b)
-	if errors.Is(err, nats.ErrNoResponders) {
-		return fmt.Errorf("start nearmiss up, or nearmiss sinks: %w", stream.ErrNobody)
+	err = stream.Ask(ctx, nc, &nats.Msg{Subject: n.API() + ".sinks." + what, Data: b}, a)
+	if errors.Is(err, stream.ErrNobody) {
+		err = fmt.Errorf("start nearmiss up, or nearmiss sinks: %w", err)
 	}
-	if err != nil {
-		return fmt.Errorf("ask for %s: %w", what, err)
-	}
-	if text := m.Header.Get(micro.ErrorHeader); text != "" {
-		return &stream.ServiceError{Code: m.Header.Get(micro.ErrorCodeHeader), Message: text}
-	}
-	return json.Unmarshal(m.Data, a)
+	return err
 }
 
 // testTime bounds a test.

@@ -22,10 +22,10 @@ const serviceVersion = "1.0.0"
 
 // CodeOf turns an error into the code with which a service answers.
 func CodeOf(err error) string {
-	var perm *stream.PermanentError
-	switch {
-	case errors.As(err, &perm):
+	if perm, ok := errors.AsType[*stream.PermanentError](err); ok {
 		return perm.Code
+	}
+	switch {
 	case errors.Is(err, stream.ErrBadName), errors.Is(err, stream.ErrBadMessage):
 		return stream.CodeBadRequest
 	case errors.Is(err, stream.ErrNotFound), errors.Is(err, stream.ErrNoDetector), errors.Is(err, registry.ErrNoRelease), errors.Is(err, registry.ErrNoPrevious):
