@@ -166,28 +166,20 @@ func (in *Installation) dropKey(ctx context.Context, key string) error {
 // waiting frames, and cancels its jobs. With everything set, its training set and
 // labelled anomalies go too. Its releases go with the next collection, its events with their age.
 func (in *Installation) DeleteDetector(ctx context.Context, name string, everything bool) error {
-	s, err := in.Detectors(ctx)
-	if err != nil {
-		return err
-	}
-	reg, err := in.Registry(ctx)
-	if err != nil {
-		return err
-	}
 	if !ValidToken(name) {
 		return in.dropKey(ctx, name)
 	}
-	jobs, err := in.Jobs(ctx)
+	s, err := in.Stores(ctx)
 	if err != nil {
 		return err
 	}
-	if err := s.Delete(ctx, name); err != nil {
+	if err := s.Detectors.Delete(ctx, name); err != nil {
 		return err
 	}
-	if err := jobs.abandon(ctx, name); err != nil {
+	if err := s.Jobs.abandon(ctx, name); err != nil {
 		return fmt.Errorf("delete detector %s: %w", name, err)
 	}
-	if err := reg.Forget(ctx, name); err != nil {
+	if err := s.Registry.Forget(ctx, name); err != nil {
 		return err
 	}
 	if err := in.js.DeleteConsumer(ctx, in.names.FramesStream(), FramesConsumer(name)); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {

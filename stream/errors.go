@@ -67,8 +67,7 @@ func Permanent(code string, err error) error { return &PermanentError{Code: code
 // refusals of the request itself are not. That the caller's context has not
 // ended is the caller's to check.
 func Retryable(err error) bool {
-	var perm *PermanentError
-	if err == nil || errors.As(err, &perm) {
+	if _, permanent := errors.AsType[*PermanentError](err); permanent || err == nil {
 		return false
 	}
 	if errors.Is(err, nats.ErrMaxPayload) || errors.Is(err, nats.ErrConnectionClosed) ||
@@ -104,6 +103,6 @@ func IsQueueFull(err error) bool {
 	// The server answers "maximum bytes exceeded", "maximum messages exceeded"
 	// or "maximum messages per subject exceeded" with the one code for a store
 	// that failed (nats-server, JSStreamStoreFailedF).
-	var api *jetstream.APIError
-	return errors.As(err, &api) && api.ErrorCode == 10077 && strings.Contains(api.Description, "maximum")
+	api, ok := errors.AsType[*jetstream.APIError](err)
+	return ok && api.ErrorCode == 10077 && strings.Contains(api.Description, "maximum")
 }

@@ -99,6 +99,25 @@ func (in *Installation) Registry(ctx context.Context) (*registry.Registry, error
 	})
 }
 
+// Stores are what most changes need.
+type Stores struct {
+	Detectors *Detectors
+	Jobs      *Jobs
+	Registry  *registry.Registry
+}
+
+// Stores opens all three, for those that have the rights for each.
+func (in *Installation) Stores(ctx context.Context) (s Stores, err error) {
+	if s.Detectors, err = in.Detectors(ctx); err != nil {
+		return s, err
+	}
+	if s.Jobs, err = in.Jobs(ctx); err != nil {
+		return s, err
+	}
+	s.Registry, err = in.Registry(ctx)
+	return s, err
+}
+
 // Fetch brings a release into a folder below dir, and returns that.
 func (in *Installation) Fetch(ctx context.Context, digest, dir string) (string, error) {
 	r, err := (&Installation{names: in.names, js: in.js, cache: dir}).Registry(ctx)

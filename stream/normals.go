@@ -179,13 +179,12 @@ func (s *Normals) Replay(ctx context.Context, detector string, anomalies, images
 		n, err := s.parse(ctx, detector, m.Headers(), m.Data(), images)
 		n.Detector, n.Anomaly = detector, anomalies
 		n.Sequence, n.StoredAt = meta.Sequence.Stream, meta.Timestamp.UTC()
-		var perm *PermanentError
-		switch {
-		case errors.As(err, &perm):
+		if perm, ok := errors.AsType[*PermanentError](err); ok {
 			n.Problem = perm.Error()
 			out.Skipped = append(out.Skipped, n)
 			return nil
-		case err != nil:
+		}
+		if err != nil {
 			return err
 		}
 		if images {
@@ -358,9 +357,8 @@ func (s *Normals) FromFrames(ctx context.Context, detector string, n int, progre
 			continue // the worker rejects it
 		}
 		if f.Object != "" {
-			var perm *PermanentError
 			f.Image, err = fetchMoved(ctx, s.js, s.names, s.names.LargeBucket(), f.Object, maxStoredImage)
-			if errors.As(err, &perm) {
+			if _, gone := errors.AsType[*PermanentError](err); gone {
 				continue // scored, and gone
 			}
 			if err != nil {

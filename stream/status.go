@@ -60,27 +60,19 @@ type Learning struct {
 func (in *Installation) Status(ctx context.Context) (Status, error) {
 	var st Status
 	fail := func(err error) (Status, error) { return st, fmt.Errorf("read the status: %w", err) }
-	detectors, err := in.Detectors(ctx)
+	s, err := in.Stores(ctx)
 	if err != nil {
 		return fail(err)
 	}
-	reg, err := in.Registry(ctx)
+	list, unread, err := s.Detectors.Check(ctx)
 	if err != nil {
 		return fail(err)
 	}
-	jobs, err := in.Jobs(ctx)
+	active, shadow, bad, err := s.Registry.Pointers(ctx)
 	if err != nil {
 		return fail(err)
 	}
-	list, unread, err := detectors.Check(ctx)
-	if err != nil {
-		return fail(err)
-	}
-	active, shadow, bad, err := reg.Pointers(ctx)
-	if err != nil {
-		return fail(err)
-	}
-	all, lost, err := jobs.Check(ctx, "")
+	all, lost, err := s.Jobs.Check(ctx, "")
 	if err != nil {
 		return fail(err)
 	}

@@ -93,8 +93,8 @@ func EnsureWithin(ctx context.Context, js jetstream.JetStream, t Topology) (Topo
 	// An account without a limit does not show the server's.
 	for store := fitted.Reserved(); ; {
 		err = Ensure(ctx, js, fitted)
-		var refused *jetstream.APIError
-		if !errors.As(err, &refused) || refused.ErrorCode != storageExceeded && refused.ErrorCode != accountExceeded || store < 64<<20 {
+		refused, ok := errors.AsType[*jetstream.APIError](err)
+		if !ok || refused.ErrorCode != storageExceeded && refused.ErrorCode != accountExceeded || store < 64<<20 {
 			return fitted, float64(fitted.Reserved()) / float64(wanted), err
 		}
 		store = store * 3 / 4

@@ -171,7 +171,7 @@ const durableWait = 30 * time.Second
 
 // watchLive is [Watch] on core NATS.
 func watchLive(ctx context.Context, nc *nats.Conn, cfg WatchConfig, subject string, log zerolog.Logger, handle func(context.Context, Event) error) error {
-	return subscribe(ctx, nc, subject, func(m *nats.Msg) error {
+	return Subscribe(ctx, nc, subject, func(m *nats.Msg) error {
 		e, err := ParseEvent(cfg.Names, m.Subject, m.Header, m.Data)
 		if err != nil {
 			log.Warn().Err(err).Msg("skipped what is no event")
@@ -185,7 +185,7 @@ func watchLive(ctx context.Context, nc *nats.Conn, cfg WatchConfig, subject stri
 // on, until ctx ends, which is no error. Scores that come faster than handle
 // takes them are dropped by the connection, which says so.
 func WatchScores(ctx context.Context, nc *nats.Conn, n Names, detector string, handle func(Event)) error {
-	return subscribe(ctx, nc, n.Scores(cmp.Or(detector, "*"), "*"), func(m *nats.Msg) error {
+	return Subscribe(ctx, nc, n.Scores(cmp.Or(detector, "*"), "*"), func(m *nats.Msg) error {
 		if e, err := ParseScore(m.Data, m.Header); err == nil {
 			handle(e)
 		}
@@ -193,9 +193,9 @@ func WatchScores(ctx context.Context, nc *nats.Conn, n Names, detector string, h
 	})
 }
 
-// subscribe calls handle for every message until ctx ends, which is no error, or
+// Subscribe calls handle for every message until ctx ends, which is no error, or
 // handle returns one.
-func subscribe(ctx context.Context, nc *nats.Conn, subject string, handle func(*nats.Msg) error) error {
+func Subscribe(ctx context.Context, nc *nats.Conn, subject string, handle func(*nats.Msg) error) error {
 	sub, err := nc.SubscribeSync(subject)
 	if err != nil {
 		return fmt.Errorf("watch %s: %w", subject, err)

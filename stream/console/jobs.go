@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/nearmiss/nearmiss/stream"
 )
 
@@ -78,26 +80,14 @@ func (j *jobs) cancel(q *request) (any, error) {
 // follow takes in the progress that trainers publish.
 func (j *jobs) follow(ctx context.Context) {
 	j.backend.repeat(ctx, "jobs", func(ctx context.Context) error {
-		sub, err := j.backend.nc.SubscribeSync(j.backend.Progress("*", "*"))
-		if err != nil {
-			return err
-		}
-		defer func() { _ = sub.Unsubscribe() }()
-		for {
-			m, err := sub.NextMsgWithContext(ctx)
-			if ctx.Err() != nil {
-				return nil
-			}
-			if err != nil {
-				return err
-			}
+		return stream.Subscribe(ctx, j.backend.nc, j.backend.Progress("*", "*"), func(m *nats.Msg) error {
 			var p stream.Progress
-			if json.Unmarshal(m.Data, &p) != nil || m.Subject != j.backend.Progress(p.Detector, p.Job) || strings.ContainsAny(p.Job, " .") {
-				continue // anybody may publish
+			if json.Unmarshal(m.Data, &p) == nil && m.Subject == j.backend.Progress(p.Detector, p.Job) && !strings.ContainsAny(p.Job, " .") { // anybody may publish
+				j.add(p)
+				j.hub.send(message{event: "job", data: p})
 			}
-			j.add(p)
-			j.hub.send(message{event: "job", data: p})
-		}
+			return nil
+		})
 	})
 }
 

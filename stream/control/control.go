@@ -145,6 +145,7 @@ type caller struct {
 // change is one thing that somebody asked [Service] to change.
 type change struct {
 	caller
+	stream.Stores
 	Action string // the request: create, set, promote, …
 	Object string // what is changed: detector/NAME, job/NAME, sink/NAME, installation
 	Before any    // what the action replaces, where that is known
@@ -160,7 +161,11 @@ type change struct {
 func serveChange[Q, A any](c *Service, e *service.Endpoints, name string, object func(Q) string, f func(context.Context, *change, Q) (A, error)) {
 	service.ServeRequest(e, name, func(ctx context.Context, r micro.Request, q Q) (A, error) {
 		ch := &change{caller: callerOf(r), Action: name, Object: object(q)}
-		a, err := f(ctx, ch, q)
+		var a A
+		var err error
+		if ch.Stores, err = c.in.Stores(ctx); err == nil {
+			a, err = f(ctx, ch, q)
+		}
 		if ch.Object != "" {
 			ch.After, ch.Err = a, err
 			c.record(ctx, *ch)
@@ -251,15 +256,12 @@ func (c *Service) releases(ctx context.Context, q stream.DetectorRequest) (a str
 	return a, err
 }
 
-func (c *Service) create(ctx context.Context, _ *change, d stream.Detector) (stream.DetectorAnswer, error) {
+func (c *Service) create(ctx context.Context, ch *change, d stream.Detector) (stream.DetectorAnswer, error) {
 	if err := d.Validate(); err != nil {
 		return stream.DetectorAnswer{}, stream.Permanent(stream.CodeBadRequest, text.OneLine(err))
 	}
-	s, err := c.in.Detectors(ctx)
+	d, err := ch.Detectors.Create(ctx, d)
 	if err != nil {
-		return stream.DetectorAnswer{}, err
-	}
-	if d, err = s.Create(ctx, d); err != nil {
 		return answerOf(d), err
 	}
 	step, cancel := context.WithTimeout(ctx, 5*stream.Leaderless)
@@ -274,12 +276,8 @@ func (c *Service) create(ctx context.Context, _ *change, d stream.Detector) (str
 }
 
 func (c *Service) set(ctx context.Context, ch *change, q stream.SetRequest) (stream.DetectorAnswer, error) {
-	s, err := c.in.Detectors(ctx)
-	if err != nil {
-		return stream.DetectorAnswer{}, err
-	}
 	var was stream.Detector
-	is, err := s.Set(ctx, q.Detector, func(d *stream.Detector) error {
+	is, err := ch.Detectors.Set(ctx, q.Detector, func(d *stream.Detector) error {
 		if q.Revision != 0 && q.Revision != d.Revision {
 			return fmt.Errorf("change detector %s: its revision is %d, not %d: %w", d.Name, d.Revision, q.Revision, stream.ErrConflict)
 		}
@@ -297,28 +295,20 @@ func (c *Service) set(ctx context.Context, ch *change, q stream.SetRequest) (str
 	}
 	ch.Before = was
 	a := answerOf(is)
-	return a, c.takeEffect(ctx, ch.By, was, is, &a)
+	return a, ch.takeEffect(ctx, was, is, &a)
 }
 
 // takeEffect has what was changed act as soon as it can, and says in a when that
 // is.
-func (c *Service) takeEffect(ctx context.Context, by string, was, is stream.Detector, a *stream.DetectorAnswer) error {
-	r, err := c.in.Registry(ctx)
-	if err != nil {
-		return err
-	}
-	if _, err := r.Active(ctx, is.Name); errors.Is(err, registry.ErrNoRelease) {
+func (ch *change) takeEffect(ctx context.Context, was, is stream.Detector, a *stream.DetectorAnswer) error {
+	if _, err := ch.Registry.Active(ctx, is.Name); errors.Is(err, registry.ErrNoRelease) {
 		return nil // all of it acts with the first training
 	} else if err != nil {
 		return err
 	}
 	if !stream.SameJudgement(was, is) {
-		jobs, err := c.in.Jobs(ctx)
-		if err != nil {
-			return err
-		}
 		// Trainers do so by themselves; asked for here, it waits for one.
-		j, err := jobs.Request(ctx, stream.ReadjustRequest(is, by))
+		j, err := ch.Jobs.Request(ctx, stream.ReadjustRequest(is, ch.By))
 		if err != nil {
 			return err
 		}
@@ -341,10 +331,8 @@ func (c *Service) takeEffect(ctx context.Context, by string, was, is stream.Dete
 }
 
 func (c *Service) delete(ctx context.Context, ch *change, q stream.DeleteRequest) (struct{}, error) {
-	if s, err := c.in.Detectors(ctx); err == nil && stream.ValidToken(q.Detector) {
-		if d, err := s.Get(ctx, q.Detector); err == nil {
-			ch.Before = d
-		}
+	if d, err := ch.Detectors.Get(ctx, q.Detector); err == nil {
+		ch.Before = d
 	}
 	return struct{}{}, c.in.DeleteDetector(ctx, q.Detector, q.Everything)
 }
@@ -367,87 +355,69 @@ func (c *Service) feedback(ctx context.Context, ch *change, f stream.Feedback) (
 }
 
 func (c *Service) train(ctx context.Context, ch *change, q stream.TrainRequest) (stream.Job, error) {
-	s, err := c.in.Detectors(ctx)
-	if err != nil {
-		return stream.Job{}, err
-	}
-	if _, err := s.Get(ctx, q.Detector); err != nil {
-		return stream.Job{}, err
-	}
-	jobs, err := c.in.Jobs(ctx)
-	if err != nil {
+	if _, err := ch.Detectors.Get(ctx, q.Detector); err != nil {
 		return stream.Job{}, err
 	}
 	q.By = cmp.Or(q.By, ch.By)
 	if q.Job == "" {
 		q.Job = stream.NewJob(q.Detector)
 	}
-	return jobs.Request(ctx, q)
+	return ch.Jobs.Request(ctx, q)
 }
 
-func (c *Service) cancel(ctx context.Context, _ *change, q stream.JobRequest) (stream.Job, error) {
-	jobs, err := c.in.Jobs(ctx)
-	if err != nil {
-		return stream.Job{}, err
-	}
-	return jobs.Cancel(ctx, q.Job)
+func (c *Service) cancel(ctx context.Context, ch *change, q stream.JobRequest) (stream.Job, error) {
+	return ch.Jobs.Cancel(ctx, q.Job)
 }
 
-// release finds the release that a request is about.
-func (c *Service) release(ctx context.Context, detector, release string) (*registry.Registry, string, error) {
-	if err := stream.CheckToken("detector", detector); err != nil {
-		return nil, "", err
+// release finds the release that a request is about; none where it names none.
+func (ch *change) release(ctx context.Context, detector, release string) (digest string, err error) {
+	if err := stream.CheckToken("detector", detector); err != nil || release == "" {
+		return "", err
 	}
-	r, err := c.in.Registry(ctx)
-	if err != nil || release == "" {
-		return r, "", err
-	}
-	digest, err := r.Resolve(ctx, detector, release)
-	return r, digest, err
+	return ch.Registry.Resolve(ctx, detector, release)
 }
 
 // replaces notes which release was active.
-func (ch *change) replaces(ctx context.Context, r *registry.Registry, detector string) {
-	if p, err := r.Active(ctx, detector); err == nil {
+func (ch *change) replaces(ctx context.Context, detector string) {
+	if p, err := ch.Registry.Active(ctx, detector); err == nil {
 		ch.Before = p
 	}
 }
 
 func (c *Service) promote(ctx context.Context, ch *change, q stream.PromoteRequest) (registry.Pointer, error) {
-	r, digest, err := c.release(ctx, q.Detector, q.Release)
+	digest, err := ch.release(ctx, q.Detector, q.Release)
 	if err != nil {
 		return registry.Pointer{}, err
 	}
-	ch.replaces(ctx, r, q.Detector)
-	return r.Promote(ctx, q.Detector, digest, registry.Change{By: cmp.Or(q.By, ch.By), Reason: q.Reason, Expect: q.Expect})
+	ch.replaces(ctx, q.Detector)
+	return ch.Registry.Promote(ctx, q.Detector, digest, registry.Change{By: cmp.Or(q.By, ch.By), Reason: q.Reason, Expect: q.Expect})
 }
 
 func (c *Service) rollback(ctx context.Context, ch *change, q stream.PromoteRequest) (registry.Pointer, error) {
-	r, _, err := c.release(ctx, q.Detector, "")
-	if err != nil {
+	if err := stream.CheckToken("detector", q.Detector); err != nil {
 		return registry.Pointer{}, err
 	}
-	ch.replaces(ctx, r, q.Detector)
-	return r.Rollback(ctx, q.Detector, registry.Change{By: cmp.Or(q.By, ch.By), Reason: q.Reason, Expect: q.Expect})
+	ch.replaces(ctx, q.Detector)
+	return ch.Registry.Rollback(ctx, q.Detector, registry.Change{By: cmp.Or(q.By, ch.By), Reason: q.Reason, Expect: q.Expect})
 }
 
 func (c *Service) shadow(ctx context.Context, ch *change, q stream.PromoteRequest) (struct{}, error) {
-	r, digest, err := c.release(ctx, q.Detector, q.Release)
+	digest, err := ch.release(ctx, q.Detector, q.Release)
 	if err != nil {
 		return struct{}{}, err
 	}
-	return struct{}{}, r.SetShadow(ctx, q.Detector, digest, registry.Change{By: cmp.Or(q.By, ch.By), Reason: q.Reason})
+	return struct{}{}, ch.Registry.SetShadow(ctx, q.Detector, digest, registry.Change{By: cmp.Or(q.By, ch.By), Reason: q.Reason})
 }
 
 func (c *Service) pin(ctx context.Context, ch *change, q stream.PinRequest) (struct{}, error) {
-	r, digest, err := c.release(ctx, q.Detector, q.Release)
+	digest, err := ch.release(ctx, q.Detector, q.Release)
 	switch {
 	case err != nil:
 		return struct{}{}, err
 	case q.Unpin:
-		return struct{}{}, r.Unpin(ctx, digest)
+		return struct{}{}, ch.Registry.Unpin(ctx, digest)
 	default:
-		return struct{}{}, r.Pin(ctx, digest, cmp.Or(q.By, ch.By))
+		return struct{}{}, ch.Registry.Pin(ctx, digest, cmp.Or(q.By, ch.By))
 	}
 }
 

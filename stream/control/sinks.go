@@ -52,17 +52,14 @@ func (c *Service) setSink(ctx context.Context, ch *change, q stream.SinkRequest)
 		if q.Create && !errors.Is(err, jetstream.ErrKeyNotFound) {
 			return a, fmt.Errorf("there is a sink %s already: %w", n.Name, stream.ErrConflict)
 		}
-		var revision uint64
-		if errors.Is(err, jetstream.ErrKeyNotFound) {
+		ch.Action = "set"
+		switch {
+		case errors.Is(err, jetstream.ErrKeyNotFound):
 			ch.Action = "create"
-			revision, err = s.Bucket.Create(ctx, n.Name, value)
-		} else {
-			ch.Action = "set"
-			if err == nil {
-				ch.Before = e.Value
-			}
-			revision, err = s.Bucket.Update(ctx, n.Name, value, e.Head)
+		case err == nil:
+			ch.Before = e.Value
 		}
+		revision, err := s.Put(ctx, n.Name, n, e.Head)
 		if kv.Conflict(err) {
 			continue
 		}

@@ -273,16 +273,11 @@ func (w *Worker) open(ctx context.Context) error {
 	w.in = stream.NewCachingInstallation(w.js, w.cfg.Names, w.cfg.CacheDir)
 	w.normals = w.in.Normals()
 	return stream.Await(ctx, w.log, func(step context.Context) error {
-		var err error
-		if w.registry, err = w.in.Registry(step); err != nil {
+		s, err := w.in.Stores(step)
+		if err != nil {
 			return err
 		}
-		if w.detectors, err = w.in.Detectors(step); err != nil {
-			return err
-		}
-		if w.jobs, err = w.in.Jobs(step); err != nil {
-			return err
-		}
+		w.registry, w.detectors, w.jobs = s.Registry, s.Detectors, s.Jobs
 		w.artifacts, err = w.js.ObjectStore(step, w.cfg.ArtifactsBucket())
 		return err
 	})

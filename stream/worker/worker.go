@@ -336,15 +336,11 @@ func (w *Worker) open(ctx context.Context) error {
 		}
 		w.events = events
 		w.window.Store(int64(events.CachedInfo().Config.Duplicates))
-		if w.registry, err = w.in.Registry(step); err != nil {
+		s, err := w.in.Stores(step)
+		if err != nil {
 			return err
 		}
-		if w.detectors, err = w.in.Detectors(step); err != nil {
-			return err
-		}
-		if w.jobs, err = w.in.Jobs(step); err != nil {
-			return err
-		}
+		w.registry, w.detectors, w.jobs = s.Registry, s.Detectors, s.Jobs
 		if w.large, err = w.js.ObjectStore(step, w.cfg.LargeBucket()); err != nil {
 			return noBucket(w.cfg.LargeBucket(), err)
 		}

@@ -186,8 +186,8 @@ func (s *sender) files(ctx context.Context, e stream.Event) ([]stream.Picture, e
 
 // gone says whether another try will not find it either.
 func gone(err error) bool {
-	var permanent *stream.PermanentError
-	return errors.Is(err, stream.ErrNotFound) || errors.As(err, &permanent)
+	_, permanent := errors.AsType[*stream.PermanentError](err)
+	return permanent || errors.Is(err, stream.ErrNotFound)
 }
 
 func (s *sender) Close() error {
