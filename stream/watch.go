@@ -11,7 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
-	"github.com/nearmiss/nearmiss/stream/internal/heartbeat"
+	"github.com/nearmiss/nearmiss/stream/internal/pull"
 	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
 
@@ -150,7 +150,7 @@ func Watch(ctx context.Context, nc *nats.Conn, cfg WatchConfig, log zerolog.Logg
 			}
 			continue
 		}
-		beat := heartbeat.New(durableWait/3, []jetstream.Msg{m})
+		beat := pull.Beat(durableWait/3, []jetstream.Msg{m})
 		err = handle(ctx, e)
 		beat.Stop()
 		switch {

@@ -277,13 +277,12 @@ func (l *delivery) summaries(ctx context.Context) {
 	if per == 0 {
 		return
 	}
-	tick := time.NewTicker(max(per/4, 10*time.Millisecond))
-	defer tick.Stop()
+	tick := time.Tick(max(per/4, 10*time.Millisecond))
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-tick:
 			if n, ok := l.judge.summary(time.Now(), false); ok {
 				l.sendSummary(ctx, n)
 			}

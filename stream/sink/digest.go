@@ -21,8 +21,7 @@ const maxDigest = 500
 // digest collects from in and sends in every period, until ctx ends; then it
 // gives back what it has.
 func (l *delivery) digest(ctx context.Context, d Digester, in <-chan taken) {
-	tick := time.NewTicker(d.Every())
-	defer tick.Stop()
+	tick := time.Tick(d.Every())
 	var all []taken
 	give := func() {
 		for _, c := range all {
@@ -40,7 +39,7 @@ func (l *delivery) digest(ctx context.Context, d Digester, in <-chan taken) {
 			if all = append(all, c); len(all) < maxDigest {
 				continue
 			}
-		case <-tick.C:
+		case <-tick:
 		}
 		if len(all) == 0 {
 			continue

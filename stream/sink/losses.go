@@ -74,8 +74,7 @@ func (c *lossCheck) discarded(stream string, now position, first uint64) (n uint
 // no more: whoever asks that for messages gets no error, unless the request was
 // there before.
 func (l *delivery) watchLosses(ctx context.Context, c source) error {
-	tick := time.NewTicker(l.losses.interval)
-	defer tick.Stop()
+	tick := time.Tick(l.losses.interval)
 	for {
 		lost, first, err := l.lost(ctx, c)
 		if errors.Is(err, jetstream.ErrConsumerNotFound) {
@@ -89,7 +88,7 @@ func (l *delivery) watchLosses(ctx context.Context, c source) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-tick:
 		}
 	}
 }

@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/internal/pull"
 )
 
 // origin is the broker, where the events of sinks come from.
@@ -61,20 +61,7 @@ func (o origin) consumers(ctx context.Context, s Sink) ([]source, error) {
 
 // hold keeps a message in hand until release is called.
 func hold(m jetstream.Msg) (release func()) {
-	done := make(chan struct{})
-	go func() {
-		tick := time.NewTicker(ackWait / 3)
-		defer tick.Stop()
-		for {
-			select {
-			case <-done:
-				return
-			case <-tick.C:
-				_ = m.InProgress()
-			}
-		}
-	}()
-	return func() { close(done) }
+	return pull.Beat(ackWait/3, []jetstream.Msg{m}).Stop
 }
 
 // giveBack returns the messages that were pulled and not begun: the broker

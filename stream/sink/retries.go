@@ -6,6 +6,8 @@ import (
 	"math/rand/v2"
 	"sync"
 	"time"
+
+	"github.com/nearmiss/nearmiss/stream/internal/wait"
 )
 
 const breakAfter = 5 // failures in a row that open the breaker
@@ -111,12 +113,6 @@ func (b *breaker) wait(ctx context.Context) (probe, ok bool) {
 	if until.IsZero() {
 		return false, ctx.Err() == nil
 	}
-	t := time.NewTimer(time.Until(until))
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false, false
-	case <-t.C:
-		return true, true
-	}
+	wait.Pause(ctx, time.Until(until))
+	return ctx.Err() == nil, ctx.Err() == nil
 }

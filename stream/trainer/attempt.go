@@ -13,7 +13,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream"
-	"github.com/nearmiss/nearmiss/stream/internal/heartbeat"
+	"github.com/nearmiss/nearmiss/stream/internal/pull"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
 	"github.com/nearmiss/nearmiss/stream/internal/wait"
 	"github.com/nearmiss/nearmiss/stream/registry"
@@ -24,7 +24,7 @@ const maxTries = 1000
 
 // handle sees one job to its end, or gives it back.
 func (w *Worker) handle(ctx context.Context, m jetstream.Msg) {
-	beat := heartbeat.New(w.cfg.AckWait/3, []jetstream.Msg{m})
+	beat := pull.Beat(w.cfg.AckWait/3, []jetstream.Msg{m})
 	defer beat.Stop()
 	req, err := stream.ParseTrainRequest(m.Data())
 	if err == nil && m.Subject() != w.cfg.Train(req.Detector) {

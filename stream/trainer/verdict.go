@@ -11,7 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream"
-	"github.com/nearmiss/nearmiss/stream/internal/heartbeat"
+	"github.com/nearmiss/nearmiss/stream/internal/pull"
 	"github.com/nearmiss/nearmiss/stream/internal/scan"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
 	"github.com/nearmiss/nearmiss/stream/internal/wait"
@@ -38,7 +38,7 @@ type effect struct {
 // handleFeedback sees a batch of feedback to its end: what one detector learns of
 // it makes one job, and what it forgets another.
 func (w *Worker) handleFeedback(ctx context.Context, msgs []jetstream.Msg) {
-	beat := heartbeat.New(10*time.Second, msgs)
+	beat := pull.Beat(10*time.Second, msgs)
 	defer beat.Stop()
 	type group struct {
 		effect

@@ -64,7 +64,7 @@
 //  3. loaded.mu: the drift tests of a release, by camera.
 //
 // Those of recentScores, inHand, pacer, recentFrames, cameraActivities,
-// heartbeat.Heartbeat, stream.Reporter and pull.Epoch are held alone. Counters are
+// pull.Heartbeat, stream.Reporter and pull.Epoch are held alone. Counters are
 // atomic. What has no lock has one owner: added and bounded are those of drawPictures,
 // and a batch's frames its lane's until they are set aside, those of drawPictures from
 // then on.

@@ -14,7 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream"
-	"github.com/nearmiss/nearmiss/stream/internal/heartbeat"
+	"github.com/nearmiss/nearmiss/stream/internal/pull"
 )
 
 // Workers write down which frames they have in hand, and ask each other whether
@@ -55,8 +55,8 @@ func (l *detectorRunner) letGo(m jetstream.Msg) {
 }
 
 // beat keeps frames in hand until each is answered.
-func (l *detectorRunner) beat(msgs []jetstream.Msg) *heartbeat.Heartbeat {
-	h := heartbeat.New(l.w.cfg.AckWait/3, msgs)
+func (l *detectorRunner) beat(msgs []jetstream.Msg) *pull.Heartbeat {
+	h := pull.Beat(l.w.cfg.AckWait/3, msgs)
 	h.Closed = l.letGo
 	return h
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream"
-	"github.com/nearmiss/nearmiss/stream/internal/heartbeat"
+	"github.com/nearmiss/nearmiss/stream/internal/pull"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
 )
 
@@ -184,7 +184,7 @@ func (l *detectorRunner) object(ctx context.Context, name string) ([]byte, error
 
 // settle scores frames and brings each to its end; the candidate, if there is one,
 // judges them after that.
-func (l *detectorRunner) settle(ctx context.Context, rel, shadow *loaded, items []*frameTask, beat *heartbeat.Heartbeat) {
+func (l *detectorRunner) settle(ctx context.Context, rel, shadow *loaded, items []*frameTask, beat *pull.Heartbeat) {
 	if len(items) == 0 {
 		return
 	}

@@ -10,7 +10,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream"
-	"github.com/nearmiss/nearmiss/stream/internal/heartbeat"
+	"github.com/nearmiss/nearmiss/stream/internal/pull"
 )
 
 // pictureTask is an anomaly that is drawn beside the lanes: where it is
@@ -19,7 +19,7 @@ import (
 type pictureTask struct {
 	it   *frameTask
 	rel  *loaded // borrowed
-	beat *heartbeat.Heartbeat
+	beat *pull.Heartbeat
 }
 
 // setAside hands the anomalies of which pictures can be made to drawPictures

@@ -1,5 +1,4 @@
-// Package heartbeat tells the broker that messages are being worked on.
-package heartbeat
+package pull
 
 import (
 	"sync"
@@ -8,7 +7,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// Heartbeat is that of some messages, until each is answered.
+// Heartbeat tells the broker that messages are being worked on, until each is answered.
 type Heartbeat struct {
 	mu     sync.Mutex
 	open   map[jetstream.Msg]struct{}
@@ -17,8 +16,8 @@ type Heartbeat struct {
 	Closed func(jetstream.Msg) // called with each message that is answered; may be nil
 }
 
-// New beats for messages, every so often, until Stop.
-func New(every time.Duration, msgs []jetstream.Msg) *Heartbeat {
+// Beat beats for messages, every so often, until Stop.
+func Beat(every time.Duration, msgs []jetstream.Msg) *Heartbeat {
 	h := &Heartbeat{open: make(map[jetstream.Msg]struct{}, len(msgs)), end: make(chan struct{})}
 	for _, m := range msgs {
 		h.open[m] = struct{}{}
