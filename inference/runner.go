@@ -178,12 +178,8 @@ func (r *runner) once(input []uint8) (o outputs, err error) {
 func (e *Embedder) expected(n int) (out []*ort.Tensor, err error) {
 	out = make([]*ort.Tensor, len(e.session.Outputs()))
 	expect := func(at int, shape ...int) {
-		size := 1
-		for _, d := range shape {
-			size *= d
-		}
 		if err == nil {
-			out[at], err = ort.NewTensor(shape, make([]float32, size))
+			out[at], err = ort.Zeros(ort.Float, shape...)
 		}
 	}
 	if e.dim == 0 { // before the probe

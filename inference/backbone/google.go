@@ -57,18 +57,14 @@ func (s googleSource) origin(name string) []string {
 // place finds where a timm name comes from: one tensor, or three for qkv.
 func (s googleSource) place(name string) (files []string, l layout) {
 	one := func(n string) []string { return []string{s.prefix + n} }
-	suffix := func(base, rest string) ([]string, layout) { // a norm: scale and bias
+	pair := func(base, rest, weight string, l layout) ([]string, layout) {
 		if rest == "weight" {
-			return one(base + "/scale"), asIs
+			return one(base + weight), l
 		}
 		return one(base + "/bias"), asIs
 	}
-	weight := func(base, rest string, l layout) ([]string, layout) {
-		if rest == "weight" {
-			return one(base + "/kernel"), l
-		}
-		return one(base + "/bias"), asIs
-	}
+	suffix := func(base, rest string) ([]string, layout) { return pair(base, rest, "/scale", asIs) } // of a norm
+	weight := func(base, rest string, l layout) ([]string, layout) { return pair(base, rest, "/kernel", l) }
 	dot := strings.LastIndexByte(name, '.')
 	stem, rest := name[:max(dot, 0)], name[dot+1:]
 	switch {
@@ -163,11 +159,7 @@ func (s googleSource) shape(name string) []int {
 	case name == "cls_token" || name == "pos_embed":
 		out = append(out, from...)
 	default: // biases and scales, which some files keep as [1, 1, 1, C] or [heads, d]
-		n := 1
-		for _, d := range from {
-			n *= d
-		}
-		out = []int{n}
+		out = []int{onnx.Elements(from)}
 	}
 	if len(files) > 1 && len(out) > 0 {
 		out[0] *= len(files)
@@ -183,10 +175,7 @@ func (s googleSource) take(m *Model, name string, shape ...int) error {
 	if got := s.shape(name); got == nil || !shapeMatches(got, shape) {
 		return architectureError("tensor %q (%s) has shape %v, want %v", files[0], name, got, shape)
 	}
-	elements := 1
-	for _, d := range shape {
-		elements *= d
-	}
+	elements := onnx.Elements(shape)
 	out := make([]float32, 0, elements)
 	for _, f := range files {
 		t, err := s.w.Float32(f)

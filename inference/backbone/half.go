@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"slices"
 
 	"github.com/nearmiss/nearmiss/inference/onnx"
@@ -15,21 +14,14 @@ import (
 // preprocessing and the description of where the weights come from. properties
 // are kept besides. Weights beyond ±65504 and NaN are refused.
 func (m *Model) EncodeHalf(properties map[string]string) ([]byte, error) {
-	metadata := maps.Clone(properties)
-	if metadata == nil {
-		metadata = map[string]string{}
+	metadata, err := newMetadata(m.Preprocess, m.Info())
+	if err != nil {
+		return nil, fmt.Errorf("encode %s: %w", m.Spec.Name(), err)
 	}
-	for key, v := range map[string]any{MetadataPreprocess: m.Preprocess, MetadataBackbone: m.Info()} {
-		b, err := json.Marshal(v)
-		if err != nil {
-			return nil, fmt.Errorf("encode %s: %w", m.Spec.Name(), err)
+	for key, v := range properties {
+		if _, own := metadata[key]; !own {
+			metadata[key] = v
 		}
-		metadata[key] = string(b)
-	}
-	type entry struct {
-		DType   string `json:"dtype"`
-		Shape   []int  `json:"shape"`
-		Offsets [2]int `json:"data_offsets"`
 	}
 	header := map[string]any{"__metadata__": metadata}
 	var data []byte
@@ -42,7 +34,7 @@ func (m *Model) EncodeHalf(properties map[string]string) ([]byte, error) {
 			}
 			data = binary.LittleEndian.AppendUint16(data, h)
 		}
-		header[t.Name] = entry{"F16", slices.Clone(t.Shape), [2]int{from, len(data)}}
+		header[t.Name] = safetensor{"F16", slices.Clone(t.Shape), []int{from, len(data)}}
 	}
 	text, err := json.Marshal(header) // keys sorted: the same bytes for the same weights
 	if err != nil {

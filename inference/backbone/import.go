@@ -84,7 +84,7 @@ func importFile(src, dst string, o ImportOptions) (info Info, err error) {
 		for _, s := range m.assumptions() {
 			o.note("%s", s)
 		}
-		return m.write(dst, o)
+		return m.Write(dst, Options{Tokens: o.Tokens})
 	}
 
 	f, err := wire.Parse(data)
@@ -107,14 +107,14 @@ func importFile(src, dst string, o ImportOptions) (info Info, err error) {
 			return info, err
 		}
 		if o.Size != 0 && o.Size != m.Spec.Size {
-			if err := m.Resize(o.Size, o.Positions); err != nil {
+			if err := m.Resize(o.Size); err != nil {
 				return info, err
 			}
 		}
 		if m.Preprocess, err = o.apply(m.Preprocess, m.Spec.Size); err != nil {
 			return info, err
 		}
-		return m.write(dst, o)
+		return m.Write(dst, Options{Tokens: o.Tokens})
 	case own.Family != "":
 		// Imported before: only the preprocessing can change.
 		if o.Size != 0 && o.Size != own.Size {
@@ -140,12 +140,8 @@ func importFile(src, dst string, o ImportOptions) (info Info, err error) {
 
 // Write builds the serving graph and writes it to dst atomically.
 func (m *Model) Write(dst string, o Options) (Info, error) {
-	return m.write(dst, ImportOptions{Tokens: o.Tokens})
-}
-
-func (m *Model) write(dst string, o ImportOptions) (Info, error) {
 	info := m.Info()
-	g, err := m.Build(Options{Tokens: o.Tokens})
+	g, err := m.Build(o)
 	if err != nil {
 		return info, err
 	}

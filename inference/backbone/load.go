@@ -17,8 +17,6 @@ type LoadOptions struct {
 	// Size is the side of the square input in pixels; 0: what the weights were
 	// made for. Position embeddings are resampled where it differs.
 	Size int
-	// Positions is how they are resampled; "": as the weights' own code does.
-	Positions PositionResample
 	// Preprocess overrides how images are prepared; its Crop must be the input's
 	// size. Nil: what files beside the weights say, or the family's default
 	// (defaultPreprocess).
@@ -116,7 +114,7 @@ func FromWeights(w *Weights, o LoadOptions) (*Model, error) {
 		return nil, err
 	}
 	if o.Size != 0 && o.Size != m.Spec.Size {
-		if err := m.Resize(o.Size, o.Positions); err != nil {
+		if err := m.Resize(o.Size); err != nil {
 			return nil, err
 		}
 	}

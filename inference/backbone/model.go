@@ -2,6 +2,7 @@ package backbone
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -330,14 +331,18 @@ func (b *builder) pixels(image *onnx.Value) *onnx.Value {
 }
 
 func setMetadata(g *onnx.Graph, p imaging.Preprocess, info Info) error {
-	for key, v := range map[string]any{MetadataPreprocess: p, MetadataBackbone: info} {
-		b, err := json.Marshal(v)
-		if err != nil {
-			return err
-		}
-		g.SetMetadata(key, string(b))
+	all, err := newMetadata(p, info)
+	for key, v := range all {
+		g.SetMetadata(key, v)
 	}
-	return nil
+	return err
+}
+
+// newMetadata is what a file of the model says of it.
+func newMetadata(p imaging.Preprocess, info Info) (map[string]string, error) {
+	pre, err := json.Marshal(p)
+	about, err2 := json.Marshal(info)
+	return map[string]string{MetadataPreprocess: string(pre), MetadataBackbone: string(about)}, errors.Join(err, err2)
 }
 
 // readMetadata parses what Build wrote. A model without the keys gives zero

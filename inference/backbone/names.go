@@ -250,10 +250,7 @@ func (s fileSource) take(m *Model, name string, shape ...int) error {
 	}
 	part := slices.Clone(shape)
 	part[0] /= n
-	size := 1
-	for _, d := range part {
-		size *= d
-	}
+	size := onnx.Elements(part)
 	out := make([]float32, n*size)
 	for i := range n {
 		if i >= len(files) || files[i] == "" {

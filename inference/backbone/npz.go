@@ -71,12 +71,12 @@ func npzEntry(b []byte, f *zip.File) (entry, error) {
 	if err != nil {
 		return zero, formatError("%v", err)
 	}
-	head, err := npyHeader(r)
+	dict, length, err := npyHeader(r)
 	r.Close()
 	if err != nil {
 		return zero, err
 	}
-	typ, shape, fortran, err := parseNPYHeader(head.dict)
+	typ, shape, fortran, err := parseNPYHeader(dict)
 	if err != nil {
 		return zero, err
 	}
@@ -84,10 +84,10 @@ func npzEntry(b []byte, f *zip.File) (entry, error) {
 	if err != nil {
 		return zero, err
 	}
-	if want := uint64(head.length) + uint64(size); f.UncompressedSize64 != want {
+	if want := uint64(length) + uint64(size); f.UncompressedSize64 != want {
 		return zero, formatError("shape %v needs %d bytes, the member has %d", shape, want, f.UncompressedSize64)
 	}
-	load := func() ([]byte, error) { return npzBytes(b, f, head.length) }
+	load := func() ([]byte, error) { return npzBytes(b, f, length) }
 	if fortran && len(shape) > 1 {
 		inner := load
 		load = func() ([]byte, error) {
@@ -104,14 +104,10 @@ func npzEntry(b []byte, f *zip.File) (entry, error) {
 // npzBytes returns a member's bytes after its .npy header, its CRC checked.
 func npzBytes(b []byte, f *zip.File, skip int) ([]byte, error) {
 	if f.Method == zip.Store {
-		off, err := f.DataOffset()
+		raw, err := zipBytes(b, f)
 		if err != nil {
-			return nil, formatError("%v", err)
+			return nil, err
 		}
-		if off < 0 || uint64(off) > uint64(len(b)) || f.UncompressedSize64 > uint64(len(b))-uint64(off) {
-			return nil, formatError("reaches past the end of the file: truncated")
-		}
-		raw := b[off : uint64(off)+f.UncompressedSize64]
 		if crc32.ChecksumIEEE(raw) != f.CRC32 {
 			return nil, formatError("checksum mismatch: corrupt")
 		}
@@ -132,32 +128,29 @@ func npzBytes(b []byte, f *zip.File, skip int) ([]byte, error) {
 	return raw[skip:], nil
 }
 
-type npyHead struct {
-	dict   string
-	length int // of magic, version, header length and dictionary together
-}
-
-func npyHeader(r io.Reader) (npyHead, error) {
+// npyHeader reads the dictionary; length is that of magic, version, header length and
+// dictionary together.
+func npyHeader(r io.Reader) (dict string, length int, err error) {
 	var fixed [10]byte
 	if _, err := io.ReadFull(r, fixed[:]); err != nil || string(fixed[:6]) != "\x93NUMPY" {
-		return npyHead{}, formatError("not a .npy array")
+		return "", 0, formatError("not a .npy array")
 	}
 	n, length := int(binary.LittleEndian.Uint16(fixed[8:])), 10
 	if fixed[6] >= 2 {
 		var more [2]byte
 		if _, err := io.ReadFull(r, more[:]); err != nil {
-			return npyHead{}, formatError("truncated .npy header")
+			return "", 0, formatError("truncated .npy header")
 		}
 		n, length = n|int(binary.LittleEndian.Uint16(more[:]))<<16, 12
 	}
 	if n > maxNPYHeader {
-		return npyHead{}, formatError(".npy header of %d bytes, want at most %d", n, maxNPYHeader)
+		return "", 0, formatError(".npy header of %d bytes, want at most %d", n, maxNPYHeader)
 	}
-	dict := make([]byte, n)
-	if _, err := io.ReadFull(r, dict); err != nil {
-		return npyHead{}, formatError("truncated .npy header")
+	text := make([]byte, n)
+	if _, err := io.ReadFull(r, text); err != nil {
+		return "", 0, formatError("truncated .npy header")
 	}
-	return npyHead{string(dict), length + n}, nil
+	return string(text), length + n, nil
 }
 
 // parseNPYHeader reads {'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }.
@@ -212,26 +205,13 @@ func between(s, key, open, end string) (string, bool) {
 
 // rowMajor reorders column-major elements of the given size in bytes.
 func rowMajor(raw []byte, shape []int, size int) []byte {
-	out := make([]byte, len(raw))
-	stride := make([]int, len(shape)) // of the column-major source, in elements
-	n := 1
+	stride, n := make([]int, len(shape)), 1
 	for i, d := range shape {
 		stride[i] = n
 		n *= d
 	}
-	index := make([]int, len(shape))
-	for i := range n {
-		src := 0
-		for a, x := range index {
-			src += x * stride[a]
-		}
-		copy(out[i*size:(i+1)*size], raw[src*size:])
-		for a := len(shape) - 1; a >= 0; a-- {
-			if index[a]++; index[a] < shape[a] {
-				break
-			}
-			index[a] = 0
-		}
+	if n == 0 {
+		return nil
 	}
-	return out
+	return gather(raw, 0, shape, stride, size)
 }

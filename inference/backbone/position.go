@@ -8,45 +8,25 @@ import (
 	"github.com/nearmiss/nearmiss/inference/onnx"
 )
 
-// PositionResample is how position embeddings are fitted to another grid.
-type PositionResample string
-
-const (
-	// BicubicPositions is what timm does: separable bicubic (a = −0.5), half-pixel
-	// centres, antialiased when the grid shrinks.
-	BicubicPositions PositionResample = "bicubic"
-	// LinearPositions is what the original ViT code does for .npz files: linear
-	// with the corners of both grids aligned (scipy's zoom of order 1).
-	LinearPositions PositionResample = "linear"
-	// PlainPositions is what Hugging Face's and DINOv2's code does: bicubic
-	// (a = −0.75), half-pixel centres, no antialiasing.
-	PlainPositions PositionResample = "plain"
-)
-
 // Resize fits a ViT or Hybrid to another square input by resampling its
-// position embeddings, and the preprocessing to that size. ResNet and ConvNeXt take any size
-// as they are. how "" chooses by the weights' format.
-func (m *Model) Resize(size int, how PositionResample) error {
+// position embeddings as the weights' own code does, and the preprocessing to that
+// size. ResNet and ConvNeXt take any size as they are.
+func (m *Model) Resize(size int) error {
 	old := m.Spec
 	s := old
 	s.Size = size
 	if err := s.Validate(); err != nil {
 		return fmt.Errorf("resize %s to %d px: %w", old.Name(), size, err)
 	}
-	if how == "" {
-		how = BicubicPositions
-		switch {
-		case m.Format == "npz":
-			how = LinearPositions
-		case m.dialect == dialectHFViT, m.dialect == dialectHFDINOv2:
-			how = PlainPositions
-		}
-	}
-	if how != BicubicPositions && how != LinearPositions && how != PlainPositions {
-		return fmt.Errorf("resize %s: position resampling %q is neither bicubic, linear nor plain", old.Name(), how)
+	weights := bicubicWeights
+	switch {
+	case m.Format == "npz":
+		weights = linearWeights
+	case m.dialect == dialectHFViT, m.dialect == dialectHFDINOv2:
+		weights = plainWeights
 	}
 	if pos, ok := m.tensors["pos_embed"]; ok && s.grid() != old.grid() {
-		m.put(resamplePositions(pos, s.posLead(), old.grid(), s.grid(), how))
+		m.put(resamplePositions(pos, s.posLead(), old.grid(), s.grid(), weights(old.grid(), s.grid())))
 	}
 	m.Spec = s
 	usual, p := defaultPreprocess(old, m.Format), m.Preprocess
@@ -60,18 +40,11 @@ func (m *Model) Resize(size int, how PositionResample) error {
 	return nil
 }
 
-// resamplePositions maps [1, lead + from², D] to [1, lead + to², D]; the lead
-// rows are kept.
-func resamplePositions(t onnx.Tensor, lead, from, to int, how PositionResample) onnx.Tensor {
+// resamplePositions maps [1, lead + from², D] to [1, lead + to², D] by separable
+// weights; the lead rows are kept.
+func resamplePositions(t onnx.Tensor, lead, from, to int, weights []taps) onnx.Tensor {
 	d := t.Shape[2]
 	src := t.Float32s()
-	weights := bicubicWeights(from, to)
-	switch how {
-	case LinearPositions:
-		weights = linearWeights(from, to)
-	case PlainPositions:
-		weights = plainWeights(from, to)
-	}
 	// Columns first, then rows; float64 in between.
 	mid := make([]float64, from*to*d)
 	for y := range from {
@@ -112,9 +85,10 @@ type taps struct {
 	w     []float64
 }
 
-// bicubicWeights are those of torch's antialiased bicubic interpolation, which
-// follows Pillow: a = −0.5, the support grows with the scale when shrinking, and
-// weights outside the image are dropped and the rest normalised.
+// bicubicWeights are timm's: those of torch's antialiased bicubic interpolation,
+// which follows Pillow: a = −0.5, half-pixel centres, the support grows with the
+// scale when shrinking, and weights outside the image are dropped and the rest
+// normalised.
 func bicubicWeights(from, to int) []taps {
 	scale := float64(from) / float64(to)
 	stretch := max(scale, 1)
@@ -137,8 +111,8 @@ func bicubicWeights(from, to int) []taps {
 	return out
 }
 
-// plainWeights are those of torch's bicubic interpolation: a = −0.75, four taps,
-// the border repeated.
+// plainWeights are those of Hugging Face's and DINOv2's code, torch's bicubic
+// interpolation: a = −0.75, half-pixel centres, four taps, the border repeated.
 func plainWeights(from, to int) []taps {
 	out := make([]taps, to)
 	for i := range out {
@@ -166,7 +140,8 @@ func cubic(x, a float64) float64 {
 	return 0
 }
 
-// linearWeights interpolate between grids whose end points coincide.
+// linearWeights are those of the original ViT code for .npz files: linear between
+// grids whose end points coincide (scipy's zoom of order 1).
 func linearWeights(from, to int) []taps {
 	out := make([]taps, to)
 	for i := range out {

@@ -35,11 +35,7 @@ func Random(s Spec, seed uint64) (*Model, error) {
 	}
 	m := &Model{Spec: s, Format: FormatRandom, Source: fmt.Sprintf("seed %d", seed), Seed: seed, tensors: map[string]onnx.Tensor{}}
 	for _, p := range s.shapes() {
-		n := 1
-		for _, d := range p.shape {
-			n *= d
-		}
-		data := make([]float32, n)
+		data := make([]float32, onnx.Elements(p.shape))
 		fill(data, p, s, seed)
 		m.put(onnx.FromFloat32(p.name, data, p.shape...))
 	}
@@ -74,11 +70,7 @@ func fill(data []float32, p paramShape, s Spec, seed uint64) {
 	case name == "cls_token", name == "reg_token", name == "pos_embed":
 		std = 0.1
 	default:
-		fan := 1
-		for _, d := range p.shape[1:] {
-			fan *= d
-		}
-		std = 1 / math.Sqrt(float64(fan))
+		std = 1 / math.Sqrt(float64(onnx.Elements(p.shape[1:])))
 		if name == "patch_embed.proj.weight" && s.Family == ViT {
 			std *= 3
 		}

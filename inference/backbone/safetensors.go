@@ -19,6 +19,13 @@ import (
 // implementation sets too.
 const maxSafetensorsHeader = 100_000_000
 
+// safetensor is one tensor of the header.
+type safetensor struct {
+	DType   string `json:"dtype"`
+	Shape   []int  `json:"shape"`
+	Offsets []int  `json:"data_offsets"`
+}
+
 var safetensorsTypes = map[string]elementType{
 	"F32": typeF32, "F64": typeF64, "F16": typeF16, "BF16": typeBF16, "I64": typeI64,
 	"I32": typeI32, "I16": typeI16, "I8": typeI8, "U8": typeU8, "BOOL": typeBool,
@@ -62,11 +69,7 @@ func readSafetensors(b []byte) (*Weights, error) {
 			}
 			continue
 		}
-		var h struct {
-			DType   string `json:"dtype"`
-			Shape   []int  `json:"shape"`
-			Offsets []int  `json:"data_offsets"`
-		}
+		var h safetensor
 		if err := dec.Decode(&h); err != nil {
 			return nil, formatError("safetensors tensor %q: %v", name, err)
 		}

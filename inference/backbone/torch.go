@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/nearmiss/nearmiss/inference/onnx"
 	"github.com/nlpodyssey/gopickle/pickle"
 	"github.com/nlpodyssey/gopickle/types"
 )
@@ -417,24 +418,30 @@ func (t *torchTensor) entry(storage func(torchStorage) (func() ([]byte, error), 
 		if dense {
 			return raw[t.offset*unit : t.offset*unit+size : t.offset*unit+size], nil
 		}
-		out := make([]byte, 0, size)
-		index := make([]int, len(t.shape))
-		for at := t.offset; ; {
-			out = append(out, raw[at*unit:(at+1)*unit]...)
-			i := len(index) - 1
-			for ; i >= 0; i-- {
-				if index[i]++; index[i] < t.shape[i] {
-					at += t.stride[i]
-					break
-				}
-				at -= (t.shape[i] - 1) * t.stride[i]
-				index[i] = 0
-			}
-			if i < 0 {
-				return out, nil
-			}
-		}
+		return gather(raw, t.offset, t.shape, t.stride, unit), nil
 	}}, nil
+}
+
+// gather copies the elements, of unit bytes each, of a view with at least one into
+// one piece, row-major.
+func gather(raw []byte, offset int, shape, stride []int, unit int) []byte {
+	out := make([]byte, 0, onnx.Elements(shape)*unit)
+	index := make([]int, len(shape))
+	for at := offset; ; {
+		out = append(out, raw[at*unit:(at+1)*unit]...)
+		i := len(index) - 1
+		for ; i >= 0; i-- {
+			if index[i]++; index[i] < shape[i] {
+				at += stride[i]
+				break
+			}
+			at -= (shape[i] - 1) * stride[i]
+			index[i] = 0
+		}
+		if i < 0 {
+			return out
+		}
+	}
 }
 
 // pickleLength walks a pickle's opcodes without running them and returns its
@@ -463,6 +470,10 @@ func pickleLength(b []byte) (int, error) {
 		at += bytes
 		return binary.LittleEndian.Uint64(v[:]), true
 	}
+	counted := func(width int) bool {
+		n, ok := number(width)
+		return ok && skip(n)
+	}
 	for at < len(b) {
 		if at > maxPickle {
 			return 0, formatError("the pickle has more than %d bytes", maxPickle)
@@ -478,9 +489,7 @@ func pickleLength(b []byte) (int, error) {
 		case 'F', 'I', 'L', 'P', 'S', 'V', 'g', 'p':
 			ok = line()
 		case 'c', 'i':
-			if ok = line(); ok {
-				ok = line()
-			}
+			ok = line() && line()
 		case 'K', 'h', 'q', 0x80, 0x82:
 			ok = skip(1)
 		case 'M', 0x83:
@@ -494,20 +503,11 @@ func pickleLength(b []byte) (int, error) {
 			n, ok = number(8)
 			ok = ok && n <= uint64(len(b)-at)
 		case 'U', 'C', 0x8a, 0x8c:
-			var n uint64
-			if n, ok = number(1); ok {
-				ok = skip(n)
-			}
+			ok = counted(1)
 		case 'T', 'B', 'X', 0x8b:
-			var n uint64
-			if n, ok = number(4); ok {
-				ok = n <= math.MaxInt32 && skip(n)
-			}
+			ok = counted(4)
 		case 0x8d, 0x8e, 0x96:
-			var n uint64
-			if n, ok = number(8); ok {
-				ok = skip(n)
-			}
+			ok = counted(8)
 		default:
 			return 0, formatError("the pickle has the opcode %#x at byte %d, which is not read", op, at-1)
 		}

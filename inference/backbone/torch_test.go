@@ -32,8 +32,8 @@ func TestTorch(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if w.Format != "pth" || len(w.Names()) != 9 {
-				t.Errorf("format %s, names %v", w.Format, w.Names())
+			if w.Format != "pth" || len(w.names) != 9 {
+				t.Errorf("format %s, names %v", w.Format, w.names)
 			}
 			for name, v := range want {
 				x, err := w.Float32(name)
@@ -54,7 +54,7 @@ func TestTorch(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if d := cmp.Diff([]string{"model.w"}, w.Names()); d != "" {
+		if d := cmp.Diff([]string{"model.w"}, w.names); d != "" {
 			t.Error(d)
 		}
 	})
@@ -170,7 +170,7 @@ func FuzzTorch(f *testing.F) {
 				}
 				continue
 			}
-			for _, name := range w.Names() {
+			for _, name := range w.names {
 				x, err := w.Float32(name)
 				if err == nil && len(x.Data) > 8*len(b)+64 {
 					t.Errorf("%q has %d bytes of a file of %d", name, len(x.Data), len(b))

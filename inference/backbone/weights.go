@@ -54,8 +54,8 @@ type Weights struct {
 	// __metadata__), often empty.
 	Metadata map[string]string
 
-	path    string // of the file, "" where there is none
-	names   []string
+	path    string   // of the file, "" where there is none
+	names   []string // in the file's order
 	entries map[string]entry
 }
 
@@ -97,9 +97,6 @@ func notWeights(data []byte) error {
 }
 
 func isZip(b []byte) bool { return bytes.HasPrefix(b, []byte("PK\x03\x04")) }
-
-// Names lists the tensors in the file's order.
-func (w *Weights) Names() []string { return slices.Clone(w.names) }
 
 // Has reports whether a tensor of that name exists.
 func (w *Weights) Has(name string) bool { _, ok := w.entries[name]; return ok }

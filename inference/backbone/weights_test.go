@@ -45,8 +45,8 @@ func TestSafetensors(t *testing.T) {
 				t.Errorf("%s: %s", name, d)
 			}
 		}
-		if w.Metadata["k"] != "v" || !slices.Equal(w.Names(), []string{"a", "b", "c", "d"}) {
-			t.Errorf("metadata %v, names %v", w.Metadata, w.Names())
+		if w.Metadata["k"] != "v" || !slices.Equal(w.names, []string{"a", "b", "c", "d"}) {
+			t.Errorf("metadata %v, names %v", w.Metadata, w.names)
 		}
 		if _, err := w.Float32("a", 2); !errors.Is(err, ErrArchitecture) {
 			t.Errorf("a wrong shape gives %v", err)
@@ -230,7 +230,7 @@ func FuzzReadWeights(f *testing.F) {
 		if err != nil {
 			return
 		}
-		for _, name := range w.Names() {
+		for _, name := range w.names {
 			x, err := w.Float32(name)
 			if err == nil && len(x.Data) != 4*x.Elements() {
 				t.Errorf("%s %v has %d bytes", name, x.Shape, len(x.Data))

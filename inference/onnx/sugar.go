@@ -64,16 +64,14 @@ func (g *Graph) shared(t *Tensor) *Value {
 		return g.badValue()
 	}
 	key := fmt.Sprintf("%d %v %x", t.Type, t.Shape, t.Data)
-	if len(key) > 256 {
-		t.Name = g.unique("const")
-		return g.addInitializer(t)
-	}
 	if v := g.constants[key]; v != nil {
 		return v
 	}
 	t.Name = g.unique("const")
 	v := g.addInitializer(t)
-	g.constants[key] = v
+	if len(key) <= 256 { // a longer one is not worth a place in memory
+		g.constants[key] = v
+	}
 	return v
 }
 
@@ -159,19 +157,20 @@ func (o ConvOptions) attrs(kernel []int) Attrs {
 
 // Conv convolves x [N,C,d...] with w [M,C/group,k...]; bias [M] may be nil.
 func (g *Graph) Conv(x, w, bias *Value, o ConvOptions) *Value {
+	return g.conv("Conv", x, w, bias, o)
+}
+
+func (g *Graph) conv(op string, x, w, bias *Value, o ConvOptions) *Value {
 	if g.Err() != nil || w.bad || len(w.shape) < 3 {
-		return g.Op("Conv", nil, x, w, bias)
+		return g.Op(op, nil, x, w, bias)
 	}
-	return g.Op("Conv", o.attrs(w.shape[2:]), x, w, bias)
+	return g.Op(op, o.attrs(w.shape[2:]), x, w, bias)
 }
 
 // ConvTranspose is the gradient of Conv with respect to its input: x [N,M,d...]
 // and w [M,C/group,k...] give [N,C,...]; bias [C] may be nil.
 func (g *Graph) ConvTranspose(x, w, bias *Value, o ConvOptions) *Value {
-	if g.Err() != nil || w.bad || len(w.shape) < 3 {
-		return g.Op("ConvTranspose", nil, x, w, bias)
-	}
-	return g.Op("ConvTranspose", o.attrs(w.shape[2:]), x, w, bias)
+	return g.conv("ConvTranspose", x, w, bias, o)
 }
 
 // Reshape gives x another shape; one dimension may be −1, and 0 keeps the

@@ -80,14 +80,7 @@ func layerNorm(b *backward) {
 	if axis < 0 {
 		axis += x.Rank()
 	}
-	rows, n := 1, 1
-	for i, d := range x.Shape() {
-		if i < axis {
-			rows *= d
-		} else {
-			n *= d
-		}
-	}
+	rows, n := onnx.Elements(x.Shape()[:axis]), onnx.Elements(x.Shape()[axis:])
 	if gamma.Elements() != n || b.x(2) != nil && b.x(2).Elements() != n {
 		b.failf("scale and bias must have the %d elements of the normalised dimensions", n)
 		return

@@ -47,10 +47,7 @@ func averagePool(b *backward) {
 		return
 	}
 	g, x, dy := b.g, b.x(0), b.dy()
-	k := 1
-	for _, d := range w.Kernel {
-		k *= d
-	}
+	k := onnx.Elements(w.Kernel)
 	unpadded := allEqual(w.Begin, 0) && allEqual(w.End, 0) && b.node.Attrs.Int("ceil_mode", 0) == 0
 	tiles := unpadded && slices.Equal(w.Kernel, w.Strides) && len(w.Kernel) == 2
 	for i, d := range w.Kernel {
