@@ -201,9 +201,14 @@ func (b *Bank) Add(id uint64, v []float32) error {
 	return b.Index().Add(id, t)
 }
 
-// AddBatch puts n embeddings in, row-major n×Dim. On an error those before it
-// stay in.
+// AddBatch puts n embeddings in, row-major n×Dim; with nil their ids are 0, 1, … On
+// an error those before it stay in.
 func (b *Bank) AddBatch(ids []uint64, embeddings []float32) error {
+	if ids == nil {
+		for i := range len(embeddings) / b.dim {
+			ids = append(ids, uint64(i))
+		}
+	}
 	if len(embeddings) != len(ids)*b.dim {
 		return fmt.Errorf("add %d entries: %w: got %d numbers, want %d×%d",
 			len(ids), ErrDim, len(embeddings), len(ids), b.dim)

@@ -1,6 +1,7 @@
 package inference
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -214,12 +215,8 @@ func startEmbedder(path string, o EmbedOptions, open opening) (_ *Embedder, err 
 	if o.Batch < 0 {
 		return nil, fmt.Errorf("batches of %d images: give a number above 0, or 0 for the default", o.Batch)
 	}
-	if o.Threads <= 0 {
-		o.Threads = runtime.GOMAXPROCS(0)
-	}
-	if o.Workers <= 0 {
-		o.Workers = runtime.GOMAXPROCS(0)
-	}
+	o.Threads = cmp.Or(max(o.Threads, 0), runtime.GOMAXPROCS(0))
+	o.Workers = cmp.Or(max(o.Workers, 0), runtime.GOMAXPROCS(0))
 	if o.Batch == 0 {
 		o.Batch = 4
 		if !cpu {
@@ -254,9 +251,7 @@ func startEmbedder(path string, o EmbedOptions, open opening) (_ *Embedder, err 
 	if o.Precision == release.Int8 {
 		e.limit = 1 // the range of 8 bits is that of a batch: company must not change a score
 	}
-	if o.Queue <= 0 {
-		o.Queue = 2 * e.limit * runners
-	}
+	o.Queue = cmp.Or(max(o.Queue, 0), 2*e.limit*runners)
 	e.buffers.New = func() any {
 		b := make([]uint8, e.preprocess.Bytes())
 		return &b

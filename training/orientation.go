@@ -67,11 +67,7 @@ func orient(ctx context.Context, s *scoreBuilder, normals []Image, n *normals, p
 		return nil, err
 	}
 	defer b.Close()
-	ids := make([]uint64, len(normals))
-	for i := range ids {
-		ids[i] = uint64(i)
-	}
-	if err := b.AddBatch(ids, rows); err != nil {
+	if err := b.AddBatch(nil, rows); err != nil {
 		return nil, err
 	}
 	turned := rand.New(rand.NewPCG(p.Seed, 0x6f7269656e74)).Perm(len(normals))

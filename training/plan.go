@@ -1,6 +1,7 @@
 package training
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -266,38 +267,20 @@ func (h Host) report(step string, done, total int) {
 }
 
 func (p Plan) withDefaults() Plan {
-	if p.Method == "" {
-		p.Method = KNN
-	}
+	p.Method = cmp.Or(p.Method, KNN)
 	p.Score = p.Score.withDefaults()
 	p.Model.source = filepath.Base(p.Model.Backbone)
-	if p.Model.See == "" {
-		p.Model.See = SeeMiddle
+	usual := func(plain, full string) string {
 		if p.Score.name() == FullScore {
-			p.Model.See = SeeWhole
+			return full
 		}
+		return plain
 	}
-	if p.Data.Frame == "" {
-		p.Data.Frame = FrameAll
-		if p.Score.name() == FullScore {
-			p.Data.Frame = FrameAuto
-		}
-	}
-	if p.Model.Light == "" {
-		p.Model.Light = LightUsual
-		if p.Score.name() == FullScore {
-			p.Model.Light = LightAuto
-		}
-	}
-	if p.Model.Sharpness == "" {
-		p.Model.Sharpness = SharpnessUsual
-		if p.Score.name() == FullScore {
-			p.Model.Sharpness = SharpnessAuto
-		}
-	}
-	if p.Model.Turned == "" {
-		p.Model.Turned = TurnedNone
-	}
+	p.Model.See = cmp.Or(p.Model.See, usual(SeeMiddle, SeeWhole))
+	p.Data.Frame = cmp.Or(p.Data.Frame, usual(FrameAll, FrameAuto))
+	p.Model.Light = cmp.Or(p.Model.Light, usual(LightUsual, LightAuto))
+	p.Model.Sharpness = cmp.Or(p.Model.Sharpness, usual(SharpnessUsual, SharpnessAuto))
+	p.Model.Turned = cmp.Or(p.Model.Turned, TurnedNone)
 	if p.Model.Tiles == "" {
 		p.Model.Tiles = TilesNone
 		switch {
@@ -314,9 +297,7 @@ func (p Plan) withDefaults() Plan {
 	if p.Model.Turned != TurnedAuto {
 		p.Model.turned, _ = imaging.ParseSymmetry(p.Model.Turned)
 	}
-	if p.Calibration.Alpha == 0 {
-		p.Calibration.Alpha = DefaultAlpha
-	}
+	p.Calibration.Alpha = cmp.Or(p.Calibration.Alpha, DefaultAlpha)
 	if p.Calibration.HeldOut == 0 {
 		p.Calibration.HeldOut, p.Calibration.folds = DefaultHeldOut, true
 	}

@@ -1,6 +1,7 @@
 package training
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -95,15 +96,9 @@ func (s Score) name() string {
 }
 
 func (s Score) withDefaults() Score {
-	if s.K == 0 {
-		s.K = DefaultK
-	}
-	if s.Index == "" {
-		s.Index = bank.Auto
-	}
-	if s.Coreset == 0 {
-		s.Coreset = DefaultCoreset
-	}
+	s.K = cmp.Or(s.K, DefaultK)
+	s.Index = cmp.Or(s.Index, bank.Auto)
+	s.Coreset = cmp.Or(s.Coreset, DefaultCoreset)
 	return s
 }
 

@@ -1,6 +1,9 @@
 package onnx
 
-import "math"
+import (
+	"math"
+	"slices"
+)
 
 // Folding keeps small results only: the arithmetic on shapes that exporters
 // write, not weights. The totals bound what a hostile file can make us
@@ -447,10 +450,7 @@ func foldReduce(start float64, f func(a, b float64) float64) folder {
 			strides[a] = 0
 		}
 		floats := x.constant.Float64s()
-		total := make([]float64, c.node.Outputs[0].Elements())
-		for i := range total {
-			total[i] = start
-		}
+		total := slices.Repeat([]float64{start}, c.node.Outputs[0].Elements())
 		for i, p := range positions(x.shape, strides, 0) {
 			total[p] = f(total[p], floats[i])
 		}

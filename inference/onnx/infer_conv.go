@@ -60,10 +60,7 @@ func (c *inference) window(kernel []int) Window {
 	list := func(name string, def, low int) []int {
 		l := c.attrs().Ints(name)
 		if len(l) == 0 {
-			l = make([]int, n)
-			for i := range l {
-				l[i] = def
-			}
+			l = slices.Repeat([]int{def}, n)
 		}
 		if len(l) != n {
 			c.failf("%s %v does not fit an input of shape %v", name, l, x.shape)
@@ -253,9 +250,7 @@ func resize(c *inference) {
 	x := c.in(0)
 	axes := c.attrs().Ints("axes")
 	if len(axes) == 0 {
-		for i := range x.shape {
-			axes = append(axes, i)
-		}
+		axes = Axes(0, len(x.shape))
 	}
 	axes = c.axes(axes, len(x.shape))
 	shape := cloneShape(x.shape)

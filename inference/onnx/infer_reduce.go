@@ -28,20 +28,10 @@ func (c *inference) reduced() (axes []int, keep bool) {
 		if c.attrs().Int("noop_with_empty_axes", 0) != 0 {
 			return nil, keep
 		}
-		for i := range rank {
-			axes = append(axes, i)
-		}
-		return axes, keep
+		return Axes(0, rank), keep
 	}
-	marked := make([]bool, rank)
-	for _, a := range c.axes(list, rank) {
-		marked[a] = true
-	}
-	for i, m := range marked {
-		if m {
-			axes = append(axes, i)
-		}
-	}
+	axes = c.axes(list, rank)
+	slices.Sort(axes)
 	return axes, keep
 }
 

@@ -225,10 +225,8 @@ func unsqueeze(c *inference) {
 func Permutation(n *Node) []int {
 	perm := n.Attrs.Ints("perm")
 	if len(perm) == 0 && !n.Attrs.Has("perm") {
-		rank := n.Inputs[0].Rank()
-		for i := range rank {
-			perm = append(perm, rank-1-i)
-		}
+		perm = Axes(0, n.Inputs[0].Rank())
+		slices.Reverse(perm)
 	}
 	return perm
 }
@@ -331,20 +329,12 @@ func SpansOf(n *Node) []Span { return (&inference{n}).spans() }
 func (c *inference) spans() []Span {
 	x := c.in(0)
 	starts, ends := c.constInts(1, "starts"), c.constInts(2, "ends")
-	var axes, steps []int
+	axes, steps := Axes(0, len(starts)), slices.Repeat([]int{1}, len(starts))
 	if c.opt(3) != nil {
 		axes = c.constInts(3, "axes")
-	} else {
-		for i := range starts {
-			axes = append(axes, i)
-		}
 	}
 	if c.opt(4) != nil {
 		steps = c.constInts(4, "steps")
-	} else {
-		for range starts {
-			steps = append(steps, 1)
-		}
 	}
 	if len(ends) != len(starts) || len(axes) != len(starts) || len(steps) != len(starts) {
 		c.failf("starts %v, ends %v, axes %v and steps %v differ in length", starts, ends, axes, steps)
@@ -396,13 +386,9 @@ func PadsOf(n *Node) (begin, end []int) { return (&inference{n}).pads() }
 func (c *inference) pads() (begin, end []int) {
 	x := c.in(0)
 	pads := c.constInts(1, "pads")
-	var axes []int
+	axes := Axes(0, len(x.shape))
 	if c.opt(3) != nil {
 		axes = c.axes(c.constInts(3, "axes"), len(x.shape))
-	} else {
-		for i := range x.shape {
-			axes = append(axes, i)
-		}
 	}
 	if len(pads) != 2*len(axes) {
 		c.failf("pads %v do not fit shape %v", pads, x.shape)

@@ -3,6 +3,7 @@ package onnx
 import (
 	"fmt"
 	"math"
+	"slices"
 )
 
 // This file holds short forms of [Graph.Op] for the operators that builders use
@@ -273,11 +274,7 @@ func (g *Graph) GroupNorm(x, scale, bias *Value, groups int, epsilon float64) *V
 	h = g.Op("InstanceNormalization", Attrs{"epsilon": epsilon}, h,
 		g.Repeated(x.typ, 1, groups), g.Repeated(x.typ, 0, groups))
 	h = g.Reshape(h, x.shape...)
-	channel := make([]int, x.Rank()-1)
-	for i := range channel {
-		channel[i] = 1
-	}
-	channel[0] = x.shape[1]
+	channel := PerChannel(x.shape[1], x.Rank())
 	return g.Add(g.Mul(h, g.Reshape(scale, channel...)), g.Reshape(bias, channel...))
 }
 
@@ -291,12 +288,7 @@ func (g *Graph) Repeated(t DataType, v float64, n int) *Value {
 	if c := g.constants[key]; c != nil {
 		return c
 	}
-	floats := make([]float64, n)
-	ints := make([]int64, n)
-	for i := range n {
-		floats[i], ints[i] = v, int64(v)
-	}
-	c := tensorOf(t, []int{n}, floats, ints)
+	c := tensorOf(t, []int{n}, slices.Repeat([]float64{v}, n), slices.Repeat([]int64{int64(v)}, n))
 	c.Name = g.unique("const")
 	g.constants[key] = g.addInitializer(c)
 	return g.constants[key]

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/nearmiss/nearmiss/internal/mapped"
 )
@@ -260,6 +261,20 @@ func elements(shape []int) (int, error) {
 		n *= d
 	}
 	return n, nil
+}
+
+// Axes are the numbers from, from+1, … to−1.
+func Axes(from, to int) []int {
+	out := make([]int, max(to-from, 0))
+	for i := range out {
+		out[i] = from + i
+	}
+	return out
+}
+
+// PerChannel is the shape [C, 1, …], which broadcasts over [N, C, …] of a rank of 2 or more.
+func PerChannel(channels, rank int) []int {
+	return append([]int{channels}, slices.Repeat([]int{1}, rank-2)...)
 }
 
 // Elements is the product of dimensions.

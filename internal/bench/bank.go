@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -108,15 +109,9 @@ func Bank(ctx context.Context, o BankOptions, each func(BankResult) error) error
 	if len(o.Indexes) == 0 {
 		o.Indexes = bankIndexes()
 	}
-	if o.Queries == 0 {
-		o.Queries = 512
-	}
-	if o.K == 0 {
-		o.K = 2
-	}
-	if o.MinTime == 0 {
-		o.MinTime = time.Second
-	}
+	o.Queries = cmp.Or(o.Queries, 512)
+	o.K = cmp.Or(o.K, 2)
+	o.MinTime = cmp.Or(o.MinTime, time.Second)
 	for _, c := range o.Cases {
 		if c.Count < o.K || c.Dim < 1 {
 			return fmt.Errorf("bench bank: case of %d entries of dimension %d: need at least k = %d entries", c.Count, c.Dim, o.K)
@@ -154,11 +149,7 @@ func runBank(ctx context.Context, o BankOptions, kind bank.Kind, c BankCase, dat
 		return BankResult{}, err
 	}
 	defer b.Close()
-	ids := make([]uint64, c.Count)
-	for i := range ids {
-		ids[i] = uint64(i)
-	}
-	if err := b.AddBatch(ids, data); err != nil {
+	if err := b.AddBatch(nil, data); err != nil {
 		return BankResult{}, err
 	}
 	var index bank.Index

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -90,12 +91,8 @@ func embed(ctx context.Context, o EmbedOptions) (EmbedResult, error) {
 	if len(o.Files) == 0 {
 		return EmbedResult{}, errors.New("no images are given")
 	}
-	if o.Time <= 0 {
-		o.Time = 5 * time.Second
-	}
-	if o.Rounds <= 0 {
-		o.Rounds = 5
-	}
+	o.Time = cmp.Or(max(o.Time, 0), 5*time.Second)
+	o.Rounds = cmp.Or(max(o.Rounds, 0), 5)
 	if o.Progress == nil {
 		o.Progress = func(string) {}
 	}

@@ -126,11 +126,7 @@ func exactTruth(ctx context.Context, o BankOptions, c BankCase, data, queries []
 		return nil, err
 	}
 	defer b.Close()
-	ids := make([]uint64, c.Count)
-	for i := range ids {
-		ids[i] = uint64(i)
-	}
-	if err := b.AddBatch(ids, data); err != nil {
+	if err := b.AddBatch(nil, data); err != nil {
 		return nil, err
 	}
 	return b.Index().SearchBatch(ctx, queries, o.K)

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -9,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,9 +33,6 @@ type StreamConfig struct {
 	FrameBytes int // default 150 KiB
 	Workers    int // in this process, each with a connection of its own; default 1
 	Cameras    int // that the frames are of, in turn; default 1
-	BatchSize  int // default 16
-	Lanes      int // default 2
-	Publishes  int // publishes under way at once; default 64
 	// Dir is a scratch folder. Required.
 	Dir string
 	// Connect opens a connection for the camera and for each worker. Required.
@@ -53,34 +52,31 @@ type StreamResult struct {
 	Share      []int   `json:"share"`                     // frames of each worker while scoring the full queue
 }
 
-const benchDetector = "bench"
+const (
+	benchDetector  = "bench"
+	benchBatch     = 16 // frames that are scored at once
+	benchLanes     = 2
+	benchPublishes = 64 // under way at once
+)
 
 // Stream measures frames a second through the broker: publishing alone, scoring
 // a full queue, and both at once. It needs a broker whose streams exist, and
 // leaves a detector named bench without frames.
 func Stream(ctx context.Context, cfg StreamConfig, log zerolog.Logger) (StreamResult, error) {
-	def := func(v *int, d int) {
-		if *v == 0 {
-			*v = d
-		}
-	}
-	def(&cfg.Frames, 2000)
-	def(&cfg.FrameBytes, 150<<10)
-	def(&cfg.Workers, 1)
-	def(&cfg.Cameras, 1)
-	def(&cfg.BatchSize, 16)
-	def(&cfg.Lanes, 2)
-	def(&cfg.Publishes, 64)
+	cfg.Frames = cmp.Or(cfg.Frames, 2000)
+	cfg.FrameBytes = cmp.Or(cfg.FrameBytes, 150<<10)
+	cfg.Workers = cmp.Or(cfg.Workers, 1)
+	cfg.Cameras = cmp.Or(cfg.Cameras, 1)
 	if cfg.Dir == "" || cfg.Connect == nil {
 		return StreamResult{}, errors.New("bench: a scratch folder and connections are needed")
 	}
-	res := StreamResult{Frames: cfg.Frames, FrameBytes: cfg.FrameBytes, Workers: cfg.Workers, Batch: cfg.BatchSize}
+	res := StreamResult{Frames: cfg.Frames, FrameBytes: cfg.FrameBytes, Workers: cfg.Workers, Batch: benchBatch}
 	nc, err := cfg.Connect("bench-camera")
 	if err != nil {
 		return res, err
 	}
 	defer nc.Close()
-	js, err := jetstream.New(nc, jetstream.WithPublishAsyncMaxPending(cfg.Publishes))
+	js, err := jetstream.New(nc, jetstream.WithPublishAsyncMaxPending(benchPublishes))
 	if err != nil {
 		return res, err
 	}
@@ -199,7 +195,7 @@ func startBench(ctx context.Context, cfg StreamConfig, log zerolog.Logger) (*ben
 		r.conns = append(r.conns, nc)
 		w, err := worker.New(worker.Config{
 			Names: cfg.Names, Detectors: []string{benchDetector}, CacheDir: filepath.Join(cfg.Dir, "cache"),
-			BatchSize: cfg.BatchSize, Lanes: cfg.Lanes,
+			BatchSize: benchBatch, Lanes: benchLanes,
 		}, nc, func(context.Context, string) (worker.Scorer, error) { return nullScorer{r}, nil }, log)
 		if err != nil {
 			r.stop()
@@ -241,10 +237,7 @@ func (r *benchRun) stop() []int {
 type nullScorer struct{ r *benchRun }
 
 func (s nullScorer) Score(_ context.Context, images [][]byte) ([]worker.Verdict, error) {
-	out := make([]worker.Verdict, len(images))
-	for i := range out {
-		out[i] = worker.Verdict{Threshold: 1, PValue: 1, K: 1, Width: 1, Height: 1}
-	}
+	out := slices.Repeat([]worker.Verdict{{Threshold: 1, PValue: 1, K: 1, Width: 1, Height: 1}}, len(images))
 	s.r.total.Add(int64(len(images)))
 	select {
 	case s.r.more <- struct{}{}:

@@ -121,12 +121,8 @@ func Train(ctx context.Context, s optim.Spec, src optim.Source, o TrainOptions) 
 }
 
 func train(ctx context.Context, s optim.Spec, src optim.Source, o TrainOptions) (_ TrainResult, err error) {
-	if o.Rounds <= 0 {
-		o.Rounds = 5
-	}
-	if o.Steps <= 0 {
-		o.Steps = 2
-	}
+	o.Rounds = cmp.Or(max(o.Rounds, 0), 5)
+	o.Steps = cmp.Or(max(o.Steps, 0), 2)
 	if o.Progress == nil {
 		o.Progress = func(string) {}
 	}

@@ -37,11 +37,7 @@ func conv(b *backward) {
 
 // sumChannels sums [N,C,d...] to [C].
 func (b *backward) sumChannels(v *onnx.Value) *onnx.Value {
-	axes := []int{0}
-	for i := 2; i < v.Rank(); i++ {
-		axes = append(axes, i)
-	}
-	return b.g.ReduceSum(v, false, axes...)
+	return b.g.ReduceSum(v, false, append([]int{0}, onnx.Axes(2, v.Rank())...)...)
 }
 
 // convData returns the gradient of a convolution's input. A transposed
@@ -120,11 +116,7 @@ func (b *backward) flip(v *onnx.Value, n int) *onnx.Value {
 
 // swapChannels turns a kernel [M, C, k...] into [C, M, k...].
 func (b *backward) swapChannels(v *onnx.Value) *onnx.Value {
-	perm := []int{1, 0}
-	for i := 2; i < v.Rank(); i++ {
-		perm = append(perm, i)
-	}
-	return b.g.Transpose(v, perm...)
+	return b.g.Transpose(v, append([]int{1, 0}, onnx.Axes(2, v.Rank())...)...)
 }
 
 func allEqual(list []int, v int) bool {

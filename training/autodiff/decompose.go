@@ -1,6 +1,7 @@
 package autodiff
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"slices"
@@ -69,10 +70,7 @@ func attention(g *onnx.Graph, n *onnx.Node) ([]*onnx.Value, error) {
 	if k.Dim(1) != q.Dim(1) {
 		k, v = repeatHeads(g, k, q.Dim(1)), repeatHeads(g, v, q.Dim(1))
 	}
-	scale := float64(a.Float("scale", 0))
-	if scale == 0 {
-		scale = 1 / math.Sqrt(float64(q.Dim(3)))
-	}
+	scale := cmp.Or(float64(a.Float("scale", 0)), 1/math.Sqrt(float64(q.Dim(3))))
 	mask := n.Input(3)
 	if mask != nil && mask.Type() == onnx.Bool {
 		mask = g.Op("Where", nil, mask, g.ConstLike(q, 0), g.ConstLike(q, math.Inf(-1)))
@@ -140,10 +138,7 @@ func multiHeadAttention(g *onnx.Graph, n *onnx.Node) ([]*onnx.Value, error) {
 	for i, v := range operands {
 		operands[i] = splitHeads(g, v, heads)
 	}
-	scale := float64(n.Attrs.Float("scale", 0))
-	if scale == 0 {
-		scale = 1 / math.Sqrt(float64(operands[0].Dim(3)))
-	}
+	scale := cmp.Or(float64(n.Attrs.Float("scale", 0)), 1/math.Sqrt(float64(operands[0].Dim(3))))
 	o := scaledDotProduct(g, operands[0], operands[1], operands[2], nil, scale)
 	o = g.Reshape(g.Transpose(o, 0, 2, 1, 3), o.Dim(0), o.Dim(2), o.Dim(1)*o.Dim(3))
 	return []*onnx.Value{o}, nil
@@ -172,11 +167,7 @@ func rmsNorm(g *onnx.Graph, n *onnx.Node) ([]*onnx.Value, error) {
 	if axis < 0 {
 		axis += x.Rank()
 	}
-	var axes []int
-	for i := axis; i < x.Rank(); i++ {
-		axes = append(axes, i)
-	}
-	mean := g.ReduceMean(g.Mul(x, x), true, axes...)
+	mean := g.ReduceMean(g.Mul(x, x), true, onnx.Axes(axis, x.Rank())...)
 	r := g.Op("Reciprocal", nil, g.Sqrt(g.Add(mean, g.ConstLike(x, float64(n.Attrs.Float("epsilon", 1e-5))))))
 	return []*onnx.Value{g.Mul(g.Mul(x, r), n.Input(1))}, nil
 }
@@ -212,16 +203,8 @@ func likelihoodLoss(g *onnx.Graph, n *onnx.Node) ([]*onnx.Value, error) {
 func pickedLoss(g *onnx.Graph, n *onnx.Node, logs *onnx.Value) (*onnx.Value, error) {
 	labels := g.Cast(n.Input(1), onnx.Int64)
 	classes := logs.Dim(1)
-	channel := make([]int, logs.Rank()-1)
-	for i := range channel {
-		channel[i] = 1
-	}
-	channel[0] = classes
-	numbers := make([]int, classes)
-	for i := range numbers {
-		numbers[i] = i
-	}
-	hot := g.Cast(g.Op("Equal", nil, g.Unsqueeze(labels, 1), g.Reshape(g.Ints(numbers...), channel...)), logs.Type())
+	channel := onnx.PerChannel(classes, logs.Rank())
+	hot := g.Cast(g.Op("Equal", nil, g.Unsqueeze(labels, 1), g.Reshape(g.Ints(onnx.Axes(0, classes)...), channel...)), logs.Type())
 	if n.Attrs.Has("ignore_index") {
 		ignored := g.Const(onnx.Int64, float64(n.Attrs.Int("ignore_index", 0)))
 		counts := g.Cast(g.Op("Not", nil, g.Op("Equal", nil, labels, ignored)), logs.Type())

@@ -16,10 +16,7 @@ func init() {
 
 // swapLast transposes the last two dimensions.
 func swapLast(g *onnx.Graph, v *onnx.Value) *onnx.Value {
-	perm := make([]int, v.Rank())
-	for i := range perm {
-		perm[i] = i
-	}
+	perm := onnx.Axes(0, v.Rank())
 	n := len(perm)
 	perm[n-1], perm[n-2] = n-2, n-1
 	return g.Transpose(v, perm...)

@@ -129,10 +129,7 @@ func sumRows(g *onnx.Graph, v *onnx.Value) *onnx.Value { return g.ReduceSum(v, t
 // r follows from it: q = mean(X·x̂) = r·σ² = 1/r − ε·r, so r = 2/(q + √(q² + 4ε)).
 func instanceNorm(b *backward) {
 	g, x, gamma := b.g, b.x(0), b.x(1)
-	spatial := make([]int, x.Rank()-2)
-	for i := range spatial {
-		spatial[i] = i + 2
-	}
+	spatial := onnx.Axes(2, x.Rank())
 	all := append([]int{0}, spatial...)
 	epsilon := float64(b.node.Attrs.Float("epsilon", 1e-5))
 	dy := b.dy()
@@ -144,11 +141,7 @@ func instanceNorm(b *backward) {
 		b.give(0, b.normalized(dy, normal, g.Mul(dy, normal), r, spatial))
 		return
 	}
-	channel := make([]int, x.Rank()-1)
-	for i := range channel {
-		channel[i] = 1
-	}
-	channel[0] = x.Dim(1)
+	channel := onnx.PerChannel(x.Dim(1), x.Rank())
 	centred := g.Sub(x, g.ReduceMean(x, true, spatial...))
 	count := float64(x.Elements()) / float64(max(x.Dim(0)*x.Dim(1), 1))
 	variance := g.Scale(g.Reduce("ReduceSumSquare", centred, true, spatial...), 1/count)
@@ -189,15 +182,7 @@ func batchNorm(b *backward) {
 		return
 	}
 	g, x := b.g, b.x(0)
-	others := []int{0}
-	channel := make([]int, x.Rank()-1)
-	for i := range channel {
-		channel[i] = 1
-	}
-	channel[0] = x.Dim(1)
-	for i := 2; i < x.Rank(); i++ {
-		others = append(others, i)
-	}
+	others, channel := append([]int{0}, onnx.Axes(2, x.Rank())...), onnx.PerChannel(x.Dim(1), x.Rank())
 	epsilon := float64(b.node.Attrs.Float("epsilon", 1e-5))
 	s := g.Op("Reciprocal", nil, g.Sqrt(g.Add(b.x(4), g.ConstLike(b.x(4), epsilon))))
 	if b.wants(0) {

@@ -122,11 +122,7 @@ func globalAveragePool(b *backward) {
 
 // globalMaxPool: dY where the input is the maximum; ties share it.
 func globalMaxPool(b *backward) {
-	axes := make([]int, b.x(0).Rank()-2)
-	for i := range axes {
-		axes[i] = i + 2
-	}
-	b.give(0, b.toExtremum(b.y(0), b.dy(), axes))
+	b.give(0, b.toExtremum(b.y(0), b.dy(), onnx.Axes(2, b.x(0).Rank())))
 }
 
 // toExtremum spreads dy, reduced over axes with these kept as 1, over the

@@ -144,11 +144,7 @@ func (m knn) Fit(ctx context.Context, normals []dataset.Item, _ uint64) (Scorer,
 	if err != nil {
 		return nil, err
 	}
-	ids := make([]uint64, len(rows))
-	for i := range ids {
-		ids[i] = uint64(i)
-	}
-	if err := b.AddBatch(ids, slices.Concat(rows...)); err != nil {
+	if err := b.AddBatch(nil, slices.Concat(rows...)); err != nil {
 		return nil, err
 	}
 	return knnScorer{m.f, b}, nil

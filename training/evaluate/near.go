@@ -259,10 +259,7 @@ func fitSoftmax(x [][]float32, y []int, classes int) *softmaxModel {
 	for i, c := range y {
 		weight[i] = 1 / (count[c] * float64(classes))
 	}
-	v := make([]float64, d+1)
-	for j := range v {
-		v[j] = 1 / math.Sqrt(float64(d+1))
-	}
+	v := slices.Repeat([]float64{1 / math.Sqrt(float64(d+1))}, d+1)
 	lambda := 1.0
 	for range 30 {
 		next := make([]float64, d+1)

@@ -256,10 +256,7 @@ func (g pixelGroups) area(limit float64, covered bool, weight func(p *Pixels, re
 // regions labels the connected pixels of a mask, 8-connected, from 0 in the
 // order of their first pixels; −1 elsewhere.
 func regions(mask []uint8, width, height int) []int32 {
-	label := make([]int32, len(mask))
-	for i := range label {
-		label[i] = -1
-	}
+	label := slices.Repeat([]int32{-1}, len(mask))
 	next := int32(0)
 	var stack []int
 	for i, v := range mask {

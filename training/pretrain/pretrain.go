@@ -1,6 +1,7 @@
 package pretrain
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -165,9 +166,7 @@ func Train(ctx context.Context, c Config) (*Result, error) {
 }
 
 func train(ctx context.Context, c Config) (_ *Result, err error) {
-	if c.Every < 1 {
-		c.Every = 200
-	}
+	c.Every = cmp.Or(max(c.Every, 0), 200)
 	if c.Progress == nil {
 		c.Progress = func(Progress) {}
 	}

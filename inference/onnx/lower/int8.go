@@ -114,10 +114,7 @@ func Int8Probe(path string) (model []byte, products []Product, err error) {
 			continue
 		}
 		x, y := n.Inputs[0], n.Outputs[0]
-		axes := make([]int, x.Rank())
-		for i := range axes {
-			axes[i] = i
-		}
+		axes := onnx.Axes(0, x.Rank())
 		name := y.Name()
 		restore := g.Scope(name + "/probe") // the model's own nodes may be called as new ones are
 		g.Output(name+"/least", g.Reduce("ReduceMin", x, true, axes...))
