@@ -72,14 +72,13 @@ type section struct {
 // WriteFile writes the bank, atomically: the file appears whole or not at all.
 func (b *Bank) WriteFile(path string) (err error) {
 	f, err := renameio.NewPendingFile(path, renameio.WithPermissions(0o644))
+	if err == nil {
+		defer func() { _ = f.Cleanup() }()
+		if err = b.Encode(f); err == nil {
+			err = f.CloseAtomicallyReplace()
+		}
+	}
 	if err != nil {
-		return fmt.Errorf("write bank %s: %w", path, err)
-	}
-	defer func() { _ = f.Cleanup() }()
-	if err := b.Encode(f); err != nil {
-		return fmt.Errorf("write bank %s: %w", path, err)
-	}
-	if err := f.CloseAtomicallyReplace(); err != nil {
 		return fmt.Errorf("write bank %s: %w", path, err)
 	}
 	return nil

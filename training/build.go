@@ -46,19 +46,12 @@ func (n *normals) at(which []int) *normals {
 	for _, p := range n.patches {
 		out.patches = append(out.patches, p.at(which))
 	}
-	at := func(some []int) []int {
-		places := make([]int, len(some))
-		for i, j := range some {
-			places[i] = which[j]
-		}
-		return places
-	}
 	out.replay = func(ctx context.Context, some []int, f func(e *inference.Embedding) error) error {
-		return n.replay(ctx, at(some), f)
+		return n.replay(ctx, picked(which, some), f)
 	}
 	if n.vary != nil {
 		out.vary = func(ctx context.Context, some []int, c copying, f func(e *inference.Embedding) error) error {
-			return n.vary(ctx, at(some), c, f)
+			return n.vary(ctx, picked(which, some), c, f)
 		}
 	}
 	if n.copies != nil {

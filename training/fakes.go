@@ -25,12 +25,25 @@ import (
 	"github.com/nearmiss/nearmiss/training/sde"
 )
 
-// makers are images that are made or read when they are needed; a
-// finetune.Set.
+// makers are images that are made or read when they are needed; a finetune.Set, and
+// an sde.Images.
 type makers []func() (*imaging.Image, error)
 
 func (m makers) Len() int                            { return len(m) }
 func (m makers) Image(i int) (*imaging.Image, error) { return m[i]() }
+
+func makersOf(n int, image func(i int) (*imaging.Image, error)) makers {
+	out := make(makers, n)
+	for i := range out {
+		out[i] = func() (*imaging.Image, error) { return image(i) }
+	}
+	return out
+}
+
+// images are the normals at some places.
+func (run *tuningRun) images(which []int) makers {
+	return makersOf(len(which), func(i int) (*imaging.Image, error) { return run.image(which[i]) })
+}
 
 // fakeSets are the fakes of all sources.
 type fakeSets struct {
@@ -156,7 +169,7 @@ func (run *tuningRun) generate(ctx context.Context, i int, r *FakesReport) (fit,
 			run.plan.Host.Progress(at)
 		}
 		o.Resume = fileExists(filepath.Join(dir, sde.CheckpointFile))
-		made, err := sde.Generate(ctx, normalImages{run, run.fit}, dir, o)
+		made, err := sde.Generate(ctx, run.images(run.fit), dir, o)
 		if err == nil {
 			m = *made
 		}
@@ -300,15 +313,6 @@ func (run *tuningRun) matched(which []int) finetune.Set {
 func (run *tuningRun) session() ort.Options {
 	return ort.Options{Device: run.plan.Host.Device, IntraOpThreads: run.plan.Host.Threads}
 }
-
-// normalImages are the normals at some places, for the generator.
-type normalImages struct {
-	run   *tuningRun
-	which []int
-}
-
-func (n normalImages) Len() int                         { return len(n.which) }
-func (n normalImages) At(i int) (*imaging.Image, error) { return n.run.image(n.which[i]) }
 
 // sourcesDigest names the folders of fakes by what is in them.
 func sourcesDigest(sources []Source) ([]string, error) {

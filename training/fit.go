@@ -366,21 +366,19 @@ func (x *embedded) Close() error { return x.b.Close() }
 
 // usable are the images of use.
 func (x *embedded) usable() []Image {
-	out := make([]Image, len(x.of))
-	for j, i := range x.of {
-		out[j] = x.images[i]
+	return picked(x.images, x.of)
+}
+
+// picked are those of some things that are at some places; nil of no places.
+func picked[T any](all []T, which []int) (out []T) {
+	for _, i := range which {
+		out = append(out, all[i])
 	}
 	return out
 }
 
 // imagesAt are those at places in of, digestsAt the SHA-256 of their files.
-func (x *embedded) imagesAt(which []int) []Image {
-	out := make([]Image, len(which))
-	for j, i := range which {
-		out[j] = x.images[x.of[i]]
-	}
-	return out
-}
+func (x *embedded) imagesAt(which []int) []Image { return picked(x.images, picked(x.of, which)) }
 
 func (x *embedded) digestsAt(which []int) []string {
 	out := make([]string, len(which))

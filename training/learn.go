@@ -176,18 +176,11 @@ func (run *tuningRun) identify() error {
 		return fmt.Errorf("read backbone %s: %w", run.plan.Model.Backbone, err)
 	}
 	enc := json.NewEncoder(h)
-	pick := func(which []int) []string {
-		var out []string
-		for _, i := range which {
-			out = append(out, run.digests[i])
-		}
-		return out
-	}
 	folders, err := sourcesDigest(run.plan.Tuning.Sources)
 	if err != nil {
 		return err
 	}
-	if err := enc.Encode([]any{pick(run.fit), pick(run.validation), run.plan.Seed, imaging.DecoderName(), folders, run.plan.Data.View}); err != nil {
+	if err := enc.Encode([]any{picked(run.digests, run.fit), picked(run.digests, run.validation), run.plan.Seed, imaging.DecoderName(), folders, run.plan.Data.View}); err != nil {
 		return err
 	}
 	run.base = hex.EncodeToString(h.Sum(nil))
@@ -498,11 +491,11 @@ func (run *tuningRun) eachImages(groups []string, use func(group string, images 
 		if err != nil {
 			return err
 		}
-		if set.n == 0 && (group == groupFit || group == groupValidation) {
+		if set.Len() == 0 && (group == groupFit || group == groupValidation) {
 			return fmt.Errorf("judge by normals: %w", errNoImages)
 		}
-		for lo := 0; lo < set.n; lo += chunk {
-			images, err := picturesOf(set, lo, min(lo+chunk, set.n))
+		for lo := 0; lo < set.Len(); lo += chunk {
+			images, err := picturesOf(set, lo, min(lo+chunk, set.Len()))
 			if err != nil {
 				return err
 			}
@@ -515,17 +508,17 @@ func (run *tuningRun) eachImages(groups []string, use func(group string, images 
 }
 
 // group is a group's images.
-func (run *tuningRun) group(name string) (setOf, error) {
+func (run *tuningRun) group(name string) (makers, error) {
 	validation := run.validation[:min(len(run.validation), run.plan.Tuning.Gate.Most)]
 	switch name {
 	case groupFit:
-		return setOf{len(run.fit), func(i int) (*imaging.Image, error) { return run.image(run.fit[i]) }}, nil
+		return run.images(run.fit), nil
 	case groupValidation:
-		return setOf{len(validation), func(i int) (*imaging.Image, error) { return run.image(validation[i]) }}, nil
+		return run.images(validation), nil
 	case EvidenceFakes:
-		return setOf{run.fakes.held.Len(), run.fakes.held.Image}, nil
+		return run.fakes.held, nil
 	case EvidenceReal:
-		return setOf{len(run.plan.Data.Anomalies), func(i int) (*imaging.Image, error) {
+		return makersOf(len(run.plan.Data.Anomalies), func(i int) (*imaging.Image, error) {
 			b, err := run.plan.Data.Anomalies[i].Read()
 			if err != nil {
 				return nil, err
@@ -535,15 +528,15 @@ func (run *tuningRun) group(name string) (setOf, error) {
 				return nil, fmt.Errorf("anomaly %s: %w", run.plan.Data.Anomalies[i].Name, err)
 			}
 			return m, nil
-		}}, nil
+		}), nil
 	}
 	g := run.plan.Tuning.Gate
 	kind, n := corrupt.Kind(name), len(validation)
 	k := slices.Index(g.kinds(run.plan.Tuning.Sources), kind)
 	if k < 0 {
-		return setOf{}, fmt.Errorf("no group of images is called %q", name)
+		return nil, fmt.Errorf("no group of images is called %q", name)
 	}
-	return setOf{n * len(g.Strengths), func(i int) (*imaging.Image, error) {
+	return makersOf(n*len(g.Strengths), func(i int) (*imaging.Image, error) {
 		m, err := run.image(validation[i%n])
 		if err != nil {
 			return nil, err
@@ -553,17 +546,8 @@ func (run *tuningRun) group(name string) (setOf, error) {
 			return nil, err
 		}
 		return corrupt.Apply(kind, m, donor, g.Strengths[i/n], run.draw("gate", k*1_000_000+i))
-	}}, nil
+	}), nil
 }
-
-// setOf is a finetune.Set of a function.
-type setOf struct {
-	n  int
-	at func(i int) (*imaging.Image, error)
-}
-
-func (s setOf) Len() int                            { return s.n }
-func (s setOf) Image(i int) (*imaging.Image, error) { return s.at(i) }
 
 func picturesOf(set finetune.Set, from, to int) ([]*imaging.Image, error) {
 	out := make([]*imaging.Image, to-from)

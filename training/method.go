@@ -104,11 +104,7 @@ func (k *cachedModel) each(ctx context.Context, items []dataset.Item, f func(e *
 func (k *cachedModel) normals(ctx context.Context, items []dataset.Item, seed uint64) (*normals, error) {
 	n := k.b.empty()
 	n.replay = func(ctx context.Context, which []int, f func(e *inference.Embedding) error) error {
-		some := make([]dataset.Item, len(which))
-		for i, at := range which {
-			some[i] = items[at]
-		}
-		return k.each(ctx, some, f)
+		return k.each(ctx, picked(items, which), f)
 	}
 	n.vary = func(ctx context.Context, which []int, c copying, f func(e *inference.Embedding) error) error {
 		images := make([]Image, len(which))

@@ -216,7 +216,7 @@ type imageFiles []string
 
 func (f imageFiles) Len() int { return len(f) }
 
-func (f imageFiles) At(i int) (*imaging.Image, error) {
+func (f imageFiles) Image(i int) (*imaging.Image, error) {
 	raw, err := os.ReadFile(f[i])
 	if err != nil {
 		return nil, err

@@ -61,15 +61,12 @@ func (o ImportOptions) note(format string, a ...any) {
 //   - an ONNX file made by this package is built again with the new options
 //   - any other ONNX file keeps its graph: normalisation is put in front of its
 //     image input, pooling behind the chosen output
-func Import(src, dst string, o ImportOptions) (Info, error) {
-	info, err := importFile(src, dst, o)
-	if err != nil {
-		return info, fmt.Errorf("import backbone %s: %w", src, err)
-	}
-	return info, nil
-}
-
-func importFile(src, dst string, o ImportOptions) (info Info, err error) {
+func Import(src, dst string, o ImportOptions) (info Info, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("import backbone %s: %w", src, err)
+		}
+	}()
 	data, unmap, err := mapFile(src)
 	if err != nil {
 		return info, err

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"hash/crc32"
 	"io"
+	"slices"
 )
 
 const pngMagic = "\x89PNG\r\n\x1a\n"
@@ -82,11 +83,7 @@ func readPNG(b []byte) (stored, error) {
 	kind, interlace := head.body[9], head.body[12]
 	s.Width, s.Height, s.Bits = int(w), int(h), int(head.body[8])
 	depths := map[byte][]int{pngGrey: {1, 2, 4, 8, 16}, pngRGB: {8, 16}, pngPalette: {1, 2, 4, 8}, pngGreyAlpha: {8, 16}, pngRGBA: {8, 16}}[kind]
-	fits := false
-	for _, d := range depths {
-		fits = fits || d == s.Bits
-	}
-	if !fits || head.body[10] != 0 || head.body[11] != 0 || interlace > 1 {
+	if !slices.Contains(depths, s.Bits) || head.body[10] != 0 || head.body[11] != 0 || interlace > 1 {
 		return s, reject(CodeCorrupt, "the png header says colour type %d of %d bits, compression %d, filter %d, interlace %d",
 			kind, s.Bits, head.body[10], head.body[11], interlace)
 	}
@@ -96,9 +93,7 @@ func readPNG(b []byte) (stored, error) {
 	if s.Width <= maxSide && s.Height <= maxSide {
 		bits := int64(s.Width) * int64(s.Channels) * int64(s.Bits)
 		s.least = (bits + 7) / 8 * int64(s.Height) / maxDeflate
-		if interlace == 1 {
-			s.whole = true
-		}
+		s.whole = interlace == 1
 	}
 	var o orientation
 	for at := next; at > 0; {

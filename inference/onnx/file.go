@@ -95,18 +95,17 @@ func (g *Graph) writeExternal(path string) (*message, error) {
 
 func writeAtomic(path string, write func(io.Writer) error) error {
 	f, err := renameio.NewPendingFile(path, renameio.WithPermissions(0o644))
+	if err == nil {
+		defer f.Cleanup()
+		b := bufio.NewWriterSize(f, 1<<20)
+		if err = write(b); err == nil {
+			err = b.Flush()
+		}
+		if err == nil {
+			err = f.CloseAtomicallyReplace()
+		}
+	}
 	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	defer f.Cleanup()
-	b := bufio.NewWriterSize(f, 1<<20)
-	if err := write(b); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	if err := b.Flush(); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	if err := f.CloseAtomicallyReplace(); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil

@@ -79,15 +79,12 @@ type RawRate struct {
 }
 
 // Embed measures the way of an image from its file to its embedding.
-func Embed(ctx context.Context, o EmbedOptions) (EmbedResult, error) {
-	r, err := embed(ctx, o)
-	if err != nil {
-		return EmbedResult{}, fmt.Errorf("bench embed: %w", err)
-	}
-	return r, nil
-}
-
-func embed(ctx context.Context, o EmbedOptions) (EmbedResult, error) {
+func Embed(ctx context.Context, o EmbedOptions) (_ EmbedResult, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("bench embed: %w", err)
+		}
+	}()
 	if len(o.Files) == 0 {
 		return EmbedResult{}, errors.New("no images are given")
 	}

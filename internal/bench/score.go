@@ -26,15 +26,12 @@ type ScoreResult struct {
 // Score measures releases in turns, so that a disturbance meets them all: in
 // each of rounds every one scores the files, again and again, for a share of
 // total.
-func Score(ctx context.Context, dirs []string, files [][]byte, o inference.Options, total time.Duration, rounds int) ([]ScoreResult, error) {
-	out, err := score(ctx, dirs, files, o, total, rounds)
-	if err != nil {
-		return nil, fmt.Errorf("bench score: %w", err)
-	}
-	return out, nil
-}
-
-func score(ctx context.Context, dirs []string, files [][]byte, o inference.Options, total time.Duration, rounds int) (out []ScoreResult, err error) {
+func Score(ctx context.Context, dirs []string, files [][]byte, o inference.Options, total time.Duration, rounds int) (out []ScoreResult, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("bench score: %w", err)
+		}
+	}()
 	if len(dirs) == 0 || len(files) == 0 || rounds < 1 {
 		return nil, errors.New("it takes releases, images and at least one round")
 	}

@@ -112,15 +112,12 @@ func (r *rounds) seconds() Seconds {
 
 // Train measures a training step and its forward pass. The batches come from
 // src; the weights change.
-func Train(ctx context.Context, s optim.Spec, src optim.Source, o TrainOptions) (TrainResult, error) {
-	r, err := train(ctx, s, src, o)
-	if err != nil {
-		return TrainResult{}, fmt.Errorf("bench training of %s: %w", s.Name, err)
-	}
-	return r, nil
-}
-
-func train(ctx context.Context, s optim.Spec, src optim.Source, o TrainOptions) (_ TrainResult, err error) {
+func Train(ctx context.Context, s optim.Spec, src optim.Source, o TrainOptions) (_ TrainResult, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("bench training of %s: %w", s.Name, err)
+		}
+	}()
 	o.Rounds = cmp.Or(max(o.Rounds, 0), 5)
 	o.Steps = cmp.Or(max(o.Steps, 0), 2)
 	if o.Progress == nil {

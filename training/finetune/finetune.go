@@ -130,15 +130,12 @@ const MaxDifference = 1e-5
 // Run fine-tunes and writes cfg.Out. When ctx ends it saves a checkpoint, where
 // it has a folder for that, and returns ctx's error; nothing is written to Out
 // unless the run is whole and its check holds.
-func Run(ctx context.Context, cfg Config) (*Result, error) {
-	res, err := run(ctx, cfg)
-	if err != nil {
-		return nil, fmt.Errorf("fine-tune %s: %w", cfg.Backbone, err)
-	}
-	return res, nil
-}
-
-func run(ctx context.Context, cfg Config) (_ *Result, err error) {
+func Run(ctx context.Context, cfg Config) (_ *Result, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("fine-tune %s: %w", cfg.Backbone, err)
+		}
+	}()
 	start := time.Now()
 	if err := cfg.validate(); err != nil {
 		return nil, err

@@ -89,15 +89,12 @@ type feed struct {
 }
 
 // New builds the training graph and loads it. The caller closes the Trainer.
-func New(s Spec) (*Trainer, error) {
-	t, err := newTrainer(s)
-	if err != nil {
-		return nil, fmt.Errorf("train %s: %w", s.Name, err)
-	}
-	return t, nil
-}
-
-func newTrainer(s Spec) (_ *Trainer, err error) {
+func New(s Spec) (_ *Trainer, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("train %s: %w", s.Name, err)
+		}
+	}()
 	s.Name = cmp.Or(s.Name, "model")
 	s.Accumulate = max(s.Accumulate, 1)
 	s.Optimizer = s.Optimizer.withDefaults()
@@ -134,7 +131,10 @@ func newTrainer(s Spec) (_ *Trainer, err error) {
 	if t.session, err = t.load(g); err != nil {
 		return nil, err
 	}
-	return t, t.allocate()
+	if err := t.allocate(); err != nil {
+		return nil, err
+	}
+	return t, nil
 }
 
 // load gives a graph to ONNX Runtime through a file whose weights it can map,
@@ -253,14 +253,12 @@ type RunOptions struct {
 
 // Run does the next steps. When ctx ends, or on an error, the weights are those
 // of the last whole chunk, and Step says how many steps that were.
-func (t *Trainer) Run(ctx context.Context, src Source, steps int, o RunOptions) error {
-	if err := t.run(ctx, src, steps, o); err != nil {
-		return fmt.Errorf("train %s: step %d: %w", t.spec.Name, t.step, err)
-	}
-	return nil
-}
-
-func (t *Trainer) run(ctx context.Context, src Source, steps int, o RunOptions) error {
+func (t *Trainer) Run(ctx context.Context, src Source, steps int, o RunOptions) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("train %s: step %d: %w", t.spec.Name, t.step, err)
+		}
+	}()
 	if t.session == nil {
 		return ort.ErrClosed
 	}
@@ -391,14 +389,11 @@ func (t *Trainer) Trained() []string {
 // Evaluate computes the mean loss and metrics over n batches, steps 0..n−1 of
 // the source, with the present weights and without changing them.
 func (t *Trainer) Evaluate(ctx context.Context, src Source, n int) (loss float64, metrics map[string]float64, err error) {
-	loss, metrics, err = t.evaluate(ctx, src, n)
-	if err != nil {
-		return 0, nil, fmt.Errorf("evaluate %s: %w", t.spec.Name, err)
-	}
-	return loss, metrics, nil
-}
-
-func (t *Trainer) evaluate(ctx context.Context, src Source, n int) (float64, map[string]float64, error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("evaluate %s: %w", t.spec.Name, err)
+		}
+	}()
 	if t.session == nil {
 		return 0, nil, ort.ErrClosed
 	}
@@ -448,8 +443,7 @@ func (t *Trainer) evaluate(ctx context.Context, src Source, n int) (float64, map
 		unused = append(unused, m)
 		in = append(in, m)
 	}
-	var loss float64
-	metrics := map[string]float64{}
+	metrics = map[string]float64{}
 	names := t.eval.Outputs()
 	for step := range n {
 		if err := src.Fill(ctx, step, Batch{inputs, 0, in[:len(inputs)]}); err != nil {

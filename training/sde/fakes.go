@@ -218,15 +218,11 @@ func (g *generation) write(fakes []made) error {
 	for i, f := range fakes {
 		im := f.low
 		if g.o.Detail == DetailResidual {
-			full, err := g.normals.At(f.from)
+			full, err := g.normals.Image(f.from)
 			if err != nil {
 				return fmt.Errorf("read normal image %d again: %w", f.from, err)
 			}
-			low, err := g.set.At(f.from)
-			if err != nil {
-				return err
-			}
-			im = addDetail(full, low, f.low)
+			im = addDetail(full, g.set.at(f.from), f.low)
 		}
 		raw, err := im.PNG()
 		if err != nil {
@@ -267,7 +263,7 @@ func (g *generation) sheet(fakes []made) error {
 	order := newRand(g.o.Seed, streamSplit, 1).Perm(len(fakes))
 	several("fakes", len(fakes), func(i int) *imaging.Image { return fakes[order[i]].low })
 	pickNormal := newRand(g.o.Seed, streamSplit, 2).Perm(g.set.n)
-	several("real", g.set.n, func(i int) *imaging.Image { im, _ := g.set.At(pickNormal[i]); return im })
+	several("real", g.set.n, func(i int) *imaging.Image { return g.set.at(pickNormal[i]) })
 	side := max(64, g.o.Network.Size)
 	return g.writePicture(SheetFile, func(w io.Writer) error { return png.Encode(w, frechet.Sheet(columns, side)) })
 }

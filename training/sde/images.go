@@ -12,15 +12,15 @@ import (
 // Images are the normal images, read when they are needed.
 type Images interface {
 	Len() int
-	// At returns image i; the caller must not change it.
-	At(i int) (*imaging.Image, error)
+	// Image returns image i; the caller must not change it.
+	Image(i int) (*imaging.Image, error)
 }
 
 // Pictures are [Images] in memory.
 type Pictures []*imaging.Image
 
-func (p Pictures) Len() int                         { return len(p) }
-func (p Pictures) At(i int) (*imaging.Image, error) { return p[i], nil }
+func (p Pictures) Len() int                            { return len(p) }
+func (p Pictures) Image(i int) (*imaging.Image, error) { return p[i], nil }
 
 // Set holds images at the network's size, in C, H, W order, a byte a value.
 type Set struct {
@@ -42,7 +42,7 @@ func newSet(images Images, size, channels int) (*Set, error) {
 	}
 	s.pixels = make([]uint8, 0, s.n*s.dim())
 	for i := range s.n {
-		im, err := images.At(i)
+		im, err := images.Image(i)
 		if err != nil {
 			return nil, fmt.Errorf("prepare normal image %d: %w", i, err)
 		}
@@ -77,14 +77,11 @@ func (s *Set) add(to []uint8, im *imaging.Image) []uint8 {
 	return to
 }
 
-// Len is the number of images.
-func (s *Set) Len() int { return s.n }
-
 func (s *Set) dim() int { return s.Channels * s.Size * s.Size }
 
-// At returns image i, so that a Set is [Images] too.
-func (s *Set) At(i int) (*imaging.Image, error) {
-	return toPicture(s.pixels[i*s.dim():(i+1)*s.dim()], s.Channels, s.Size), nil
+// at returns image i as the network sees it.
+func (s *Set) at(i int) *imaging.Image {
+	return toPicture(s.pixels[i*s.dim():(i+1)*s.dim()], s.Channels, s.Size)
 }
 
 // put writes image i into dst in the SDE's range, turned as one of the eight

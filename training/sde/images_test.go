@@ -25,7 +25,7 @@ func TestASetKeepsItsPixels(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	back, err := s.At(0)
+	back := s.at(0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +43,7 @@ func TestASetKeepsItsPixels(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g, _ := grey.At(0)
+	g := grey.at(0)
 	for i := 0; i < len(g.Pix); i += 3 {
 		if g.Pix[i] != g.Pix[i+1] || g.Pix[i] != g.Pix[i+2] {
 			t.Fatal("a grey image has colour")
