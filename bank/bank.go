@@ -251,7 +251,9 @@ func (b *Bank) ScoreBatch(ctx context.Context, embeddings []float32) ([]Result, 
 	if err != nil {
 		return nil, fmt.Errorf("score: %w", err)
 	}
-	index, calibration := b.state()
+	b.mu.RLock()
+	index, calibration := b.index, b.calibration
+	b.mu.RUnlock()
 	near, err := index.SearchBatch(ctx, t, b.k)
 	if err != nil {
 		return nil, err
@@ -474,12 +476,6 @@ func (b *Bank) Calibration() *Calibration {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	return b.calibration
-}
-
-func (b *Bank) state() (Index, *Calibration) {
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	return b.index, b.calibration
 }
 
 func (b *Bank) judge(near []Neighbour, c *Calibration) (Result, error) {

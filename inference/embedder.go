@@ -395,15 +395,6 @@ func (e *Embedder) Preprocess() imaging.Preprocess { return e.preprocess }
 // Backbone is what the model's metadata says of it (JSON), or nil.
 func (e *Embedder) Backbone() json.RawMessage { return slices.Clone(e.backbone) }
 
-// Patches is the number of patch vectors of an image and their length, of an
-// output that was asked for; 0 and 0 of others.
-func (e *Embedder) Patches(output string) (count, dim int) {
-	if i := slices.Index(e.o.Patches, output); i >= 0 {
-		return e.patches[i].all, e.patches[i].dim
-	}
-	return 0, 0
-}
-
 // PatchOutputs are those that were asked for, in the order of Embedding.Patches.
 func (e *Embedder) PatchOutputs() []string { return slices.Clone(e.o.Patches) }
 

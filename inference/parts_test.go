@@ -225,7 +225,7 @@ func TestDetectorJoinsParts(t *testing.T) {
 		if s.PValue != c.PValue(s.Score) || s.Threshold != c.Threshold() || s.Anomalous != (s.Score > s.Threshold) {
 			t.Errorf("image %d: %+v is judged otherwise than the calibration does", i, s)
 		}
-		if s.Map == nil || s.Map.Width != 2 || s.Map.Values[0] != s.Map.Values[2] || math.Abs(float64(s.Map.At(1, 0))-nearest(want[i][3:])) > 1e-5 {
+		if s.Map == nil || s.Map.Width != 2 || s.Map.Values[0] != s.Map.Values[2] || math.Abs(float64(s.Map.Values[1])-nearest(want[i][3:])) > 1e-5 {
 			t.Errorf("image %d: map %+v", i, s.Map)
 		}
 	}

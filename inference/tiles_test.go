@@ -96,8 +96,8 @@ func TestTilesArePutTogether(t *testing.T) {
 			canvasW, canvasH := side+(tiles.Columns-1)*step, side+(tiles.Rows-1)*step
 			cell := side / c.grid
 			across, down := canvasW/cell, canvasH/cell
-			if count, dim := e.Patches(release.OutputPatches); count != across*down || dim != 6 {
-				t.Fatalf("%d patches of %d, want %d×%d", count, dim, across, down)
+			if p := e.patches[slices.Index(e.o.Patches, release.OutputPatches)]; p.all != across*down || p.dim != 6 {
+				t.Fatalf("%d patches of %d, want %d×%d", p.all, p.dim, across, down)
 			}
 			got, err := e.Embed(t.Context(), files)
 			if err != nil {

@@ -17,9 +17,6 @@ func NewGrid(width, height int) Grid {
 	return Grid{Width: width, Height: height, Values: make([]float32, width*height)}
 }
 
-// At returns the value of column x, row y, which must lie inside the grid.
-func (g Grid) At(x, y int) float32 { return g.Values[y*g.Width+x] }
-
 // Excess is by how much each value is above the grid's median, and 0 where it is
 // not: what a place has that most of the picture has not.
 func (g Grid) Excess() Grid {

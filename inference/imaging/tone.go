@@ -75,15 +75,6 @@ func (t *Tone) ceiling() float64 {
 // mostGain bounds the gain of a Tone either way.
 const mostGain = 2
 
-// Apply changes the samples of a picture, red, green and blue of each pixel, in place.
-// A nil tone changes nothing.
-func (t *Tone) Apply(pix []uint8) {
-	if t.ReadsGrey() {
-		toGrey(pix)
-	}
-	t.applyAs(pix, pix)
-}
-
 // ReadsGrey says whether pictures are read as grey; false of nil.
 func (t *Tone) ReadsGrey() bool { return t != nil && t.Grey }
 

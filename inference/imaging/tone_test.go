@@ -282,3 +282,11 @@ func BenchmarkTone(b *testing.B) {
 		tone.Apply(pix)
 	}
 }
+
+// Apply changes the samples of a picture, red, green and blue of each pixel, in place.
+func (t *Tone) Apply(pix []uint8) {
+	if t.ReadsGrey() {
+		toGrey(pix)
+	}
+	t.applyAs(pix, pix)
+}

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"io"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -263,8 +262,6 @@ func (c *counter) Write(p []byte) (int, error) {
 	*c += counter(len(p))
 	return len(p), nil
 }
-
-var _ io.Writer = (*counter)(nil)
 
 // madeUpEmbeddings makes n vectors, row-major n×dim, that resemble a backbone's: 32
 // clusters (always the same ones), whose spread and whose centres' spread fall

@@ -22,9 +22,6 @@ import (
 	"github.com/nearmiss/nearmiss/inference/backbone"
 )
 
-// MaxBytes bounds the file in the repository.
-const MaxBytes = 4_000_000
-
 //go:embed starter.safetensors
 var file []byte
 
