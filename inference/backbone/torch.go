@@ -489,7 +489,8 @@ func pickleLength(b []byte) (int, error) {
 		case 'F', 'I', 'L', 'P', 'S', 'V', 'g', 'p':
 			ok = line()
 		case 'c', 'i':
-			ok = line() && line()
+			ok = line()
+			ok = ok && line()
 		case 'K', 'h', 'q', 0x80, 0x82:
 			ok = skip(1)
 		case 'M', 0x83:
