@@ -176,7 +176,7 @@ func (in *Installation) DeleteDetector(ctx context.Context, name string, everyth
 	if err := s.Detectors.Delete(ctx, name); err != nil {
 		return err
 	}
-	if err := s.Jobs.abandon(ctx, name); err != nil {
+	if err := s.Jobs.abandonAll(ctx, name); err != nil {
 		return fmt.Errorf("delete detector %s: %w", name, err)
 	}
 	if err := s.Registry.Forget(ctx, name); err != nil {

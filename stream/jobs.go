@@ -192,7 +192,7 @@ func (s *Jobs) Request(ctx context.Context, r TrainRequest) (Job, error) {
 	if r.At.IsZero() {
 		r.At = time.Now().UTC()
 	}
-	if err := s.enqueue(ctx, r); err != nil {
+	if _, err := s.enqueue(ctx, r); err != nil {
 		return Job{}, err
 	}
 	j, err := s.Create(ctx, Job{TrainRequest: r, State: JobQueued})
@@ -202,24 +202,27 @@ func (s *Jobs) Request(ctx context.Context, r TrainRequest) (Job, error) {
 	return j, err
 }
 
-func (s *Jobs) enqueue(ctx context.Context, r TrainRequest) error {
+// enqueue publishes a request. It is not stored where the broker had it within the hour.
+func (s *Jobs) enqueue(ctx context.Context, r TrainRequest) (stored bool, err error) {
 	data, err := json.Marshal(r)
 	if err != nil {
-		return err
+		return false, err
 	}
 	m := nats.NewMsg(s.names.Train(r.Detector))
 	m.Header.Set(nats.MsgIdHdr, r.Job)
 	m.Data = data
-	if _, err := s.js.PublishMsg(ctx, m); err != nil {
-		return fmt.Errorf("ask for training of %s: %w", r.Detector, err)
+	ack, err := s.js.PublishMsg(ctx, m)
+	if err != nil {
+		return false, fmt.Errorf("ask for training of %s: %w", r.Detector, err)
 	}
-	return nil
+	return !ack.Duplicate, nil
 }
 
 // Requeue puts the jobs among records that are open, and whose detector has no request in
 // the queue, into it again, and returns them. A request leaves the queue after its job has
 // ended; what is lost is a queue, as in a restored installation, since a backup has none.
-func (s *Jobs) Requeue(ctx context.Context, records []Job) ([]Job, error) {
+// Earlier versions left the jobs of a deleted detector open, too: these are cancelled.
+func (s *Jobs) Requeue(ctx context.Context, records []Job, detectors *Detectors) ([]Job, error) {
 	open := slices.DeleteFunc(slices.Clone(records), Job.Finished)
 	if len(open) == 0 {
 		return nil, nil
@@ -242,10 +245,23 @@ func (s *Jobs) Requeue(ctx context.Context, records []Job) ([]Job, error) {
 		} else if err != nil {
 			return lost, err
 		}
-		if err := s.enqueue(ctx, j.TrainRequest); err != nil {
+		d, err := detectors.Get(ctx, j.Detector)
+		switch {
+		case errors.Is(err, ErrNoDetector), err == nil && !j.At.IsZero() && d.CreatedAt.After(j.At): // that is another one of its name
+			if err := s.abandon(ctx, j.Job); err != nil {
+				return lost, err
+			}
+			continue
+		case err != nil && !errors.Is(err, ErrBadMessage): // which the job will say
 			return lost, err
 		}
-		lost = append(lost, j)
+		stored, err := s.enqueue(ctx, j.TrainRequest)
+		if err != nil {
+			return lost, err
+		}
+		if stored { // else another trainer was faster
+			lost = append(lost, j)
+		}
 	}
 	return lost, nil
 }
@@ -357,9 +373,9 @@ func (s *Jobs) Cancel(ctx context.Context, job string) (Job, error) {
 	})
 }
 
-// abandon ends the open jobs of a detector that is deleted. Their requests leave the queue, so
-// that no trainer would; one that is at work on one stops within seconds.
-func (s *Jobs) abandon(ctx context.Context, detector string) error {
+// abandonAll ends the open jobs of a detector that is deleted. Their requests leave the queue,
+// so that no trainer would; one that is at work on one stops within seconds.
+func (s *Jobs) abandonAll(ctx context.Context, detector string) error {
 	all, err := s.List(ctx, detector)
 	if err != nil {
 		return err
@@ -368,16 +384,24 @@ func (s *Jobs) abandon(ctx context.Context, detector string) error {
 		if j.Finished() {
 			continue
 		}
-		if _, err := s.Update(ctx, j.Job, func(j *Job) error {
-			if !j.Finished() {
-				j.State, j.Cancel, j.FinishedAt = JobCancelled, true, time.Now().UTC()
-			}
-			return nil
-		}); err != nil && !errors.Is(err, ErrNotFound) {
+		if err := s.abandon(ctx, j.Job); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (s *Jobs) abandon(ctx context.Context, job string) error {
+	_, err := s.Update(ctx, job, func(j *Job) error {
+		if !j.Finished() {
+			j.State, j.Cancel, j.FinishedAt = JobCancelled, true, time.Now().UTC()
+		}
+		return nil
+	})
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	return err
 }
 
 // Update changes a record by compare-and-set, unless change returns an error.

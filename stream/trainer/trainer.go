@@ -34,7 +34,7 @@
 //
 // [Worker.Run] handles one job at a time itself, beside goroutines that take feedback,
 // remove what nobody needs, put changed configurations into effect, and ask for
-// trainings that are due; it returns after the last of them. A job adds two: one that
+// trainings that are due or whose requests are lost; it returns after the last of them. A job adds two: one that
 // watches whether it is cancelled or taken over, and the training, which is left behind
 // if it does not stop within the drain time. Task.mu guards the time of the last
 // progress record and what is kept of the job's history, since a training may report
@@ -348,7 +348,7 @@ func (w *Worker) schedule(ctx context.Context) {
 }
 
 func (w *Worker) requeue(ctx context.Context, records []stream.Job) error {
-	lost, err := w.jobs.Requeue(ctx, records)
+	lost, err := w.jobs.Requeue(ctx, records, w.detectors)
 	for _, j := range lost {
 		w.log.Warn().Str("detector", j.Detector).Str("job", j.Job).Msg("the job's request was lost, as after a restore: it is in the queue again")
 	}

@@ -628,6 +628,64 @@ func TestJobsWhoseRequestsAreLost(t *testing.T) {
 	})
 }
 
+// TestOpenJobsOfDeletedDetectors: earlier versions left them. They are cancelled, and what
+// has the name of their detector now is not trained by them.
+func TestOpenJobsOfDeletedDetectors(t *testing.T) {
+	r := streamtest.New(t, stream.Topology{})
+	r.Detector(stream.Detector{Name: "bolts"}) // another one than the job is about
+	if _, err := r.In.Normals().Add(t.Context(), stream.Normal{Detector: "bolts", ID: "n", Image: streamtest.Image(0.1)}); err != nil {
+		t.Fatal(err)
+	}
+	for _, detector := range []string{"bolts", "nuts"} {
+		if _, err := r.Jobs().Create(t.Context(), stream.Job{
+			TrainRequest: stream.TrainRequest{Job: "of-" + detector, Detector: detector, Promote: true, At: time.Now().Add(-time.Hour).UTC()},
+			State:        stream.JobQueued,
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.Trainer(trainer.Config{Schedule: 10 * time.Millisecond}, streamtest.FakeTrainer{T: t})
+	for _, job := range []string{"of-bolts", "of-nuts"} {
+		if j := r.Wait(job); j.State != stream.JobCancelled || j.Attempts != 0 || j.FinishedAt.IsZero() {
+			t.Errorf("%+v", j)
+		}
+	}
+	s, err := r.JS.Stream(t.Context(), r.Names.TrainingStream())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := s.CachedInfo().State.LastSeq; n != 0 {
+		t.Errorf("%d requests", n)
+	}
+}
+
+// TestARequestThatTheBrokerHadWithinTheHour: it is not in the queue, and is not said to be.
+func TestARequestThatTheBrokerHadWithinTheHour(t *testing.T) {
+	r := streamtest.New(t, stream.Topology{})
+	r.Detector(stream.Detector{Name: "bolts"})
+	detectors, err := r.In.Detectors(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	j, err := r.Jobs().Request(t.Context(), stream.TrainRequest{Job: "a", Detector: "bolts"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := r.JS.Stream(t.Context(), r.Names.TrainingStream())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Purge(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if lost, err := r.Jobs().Requeue(t.Context(), []stream.Job{j}, detectors); err != nil || len(lost) != 0 {
+		t.Errorf("%+v, %v", lost, err)
+	}
+	if j, err = r.Jobs().Get(t.Context(), "a"); err != nil || j.State != stream.JobQueued {
+		t.Errorf("%+v, %v", j, err)
+	}
+}
+
 // idle is a trainer that has nothing to do.
 type idle struct{ trainer.Maker }
 
