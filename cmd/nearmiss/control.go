@@ -5,6 +5,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/nearmiss/nearmiss/stream/control"
 	"github.com/nearmiss/nearmiss/stream/steward"
 )
@@ -21,12 +23,7 @@ func (*controlCmd) Help() string {
 }
 
 func (c *controlCmd) Run(ctx context.Context, o *output) error {
-	return observe(ctx, c.observed(), o, []string{"control"}, func(ctx context.Context, v *observer) error {
-		nc, err := c.await("control", o)
-		if err != nil {
-			return err
-		}
-		defer nc.Close()
+	return c.serve(ctx, "control", c.observed(), o, func(ctx context.Context, nc *nats.Conn, v *observer) error {
 		s, err := control.New(nc, c.names(), o.Log)
 		if err != nil {
 			return usageError{oneLine(err)}

@@ -137,6 +137,18 @@ func (f serverFlags) withInstallation(as string, o *output, do func(*stream.Inst
 	})
 }
 
+// serve runs a service on a connection of its own until it ends, seen by who observes it.
+func (f serverFlags) serve(ctx context.Context, as string, by observed, o *output, run func(context.Context, *nats.Conn, *observer) error) error {
+	return observe(ctx, by, o, []string{as}, func(ctx context.Context, v *observer) error {
+		nc, err := f.await(as, o)
+		if err != nil {
+			return err
+		}
+		defer nc.Close()
+		return run(ctx, nc, v)
+	})
+}
+
 // await opens a connection for a service, which waits for its broker.
 func (f serverFlags) await(as string, o *output) (*nats.Conn, error) {
 	opts, err := f.options(f.Server)

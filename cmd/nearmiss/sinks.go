@@ -112,12 +112,7 @@ func (*sinksServeCmd) Help() string {
 }
 
 func (c *sinksServeCmd) Run(ctx context.Context, o *output) error {
-	return observe(ctx, c.observed(), o, []string{"sinks"}, func(ctx context.Context, v *observer) error {
-		nc, err := c.await("sinks", o)
-		if err != nil {
-			return err
-		}
-		defer nc.Close()
+	return c.serve(ctx, "sinks", c.observed(), o, func(ctx context.Context, nc *nats.Conn, v *observer) error {
 		return runSinks(ctx, nc, c.names(), &sink.Links{Key: c.LinksKey}, v, o)
 	})
 }

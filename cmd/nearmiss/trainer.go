@@ -54,12 +54,8 @@ func (c *trainerCmd) Run(ctx context.Context, o *output) error {
 	if err := ort.Load(); err != nil { // now, and not at the first job
 		return err
 	}
-	return observe(ctx, conf.observed(), o, []string{"trainer"}, func(ctx context.Context, v *observer) error {
-		nc, err := serverFlags{Server: conf.Server, credentialFlags: c.credentialFlags}.await("trainer", o)
-		if err != nil {
-			return err
-		}
-		defer nc.Close()
+	server := serverFlags{Server: conf.Server, credentialFlags: c.credentialFlags}
+	return server.serve(ctx, "trainer", conf.observed(), o, func(ctx context.Context, nc *nats.Conn, v *observer) error {
 		return runTrainer(ctx, conf, c.ExitWhenIdle, nc, v, o)
 	})
 }

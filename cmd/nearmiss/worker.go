@@ -46,12 +46,8 @@ func (c *workerCmd) Run(ctx context.Context, o *output) error {
 	if err := ort.Load(); err != nil { // now, and not at the first release
 		return err
 	}
-	return observe(ctx, conf.observed(), o, []string{"worker"}, func(ctx context.Context, v *observer) error {
-		nc, err := serverFlags{Server: conf.Server, credentialFlags: c.credentialFlags}.await("worker", o)
-		if err != nil {
-			return err
-		}
-		defer nc.Close()
+	server := serverFlags{Server: conf.Server, credentialFlags: c.credentialFlags}
+	return server.serve(ctx, "worker", conf.observed(), o, func(ctx context.Context, nc *nats.Conn, v *observer) error {
 		return runWorker(ctx, conf, c.Detectors, nc, v, o)
 	})
 }

@@ -485,12 +485,7 @@ func (w *Worker) release(ctx context.Context, m jetstream.Msg, job stream.Job, d
 func (w *Worker) toDeadLetters(ctx context.Context, m jetstream.Msg, job *stream.Job, code string, why error) {
 	ctx, cancel := w.lasting(ctx)
 	defer cancel()
-	meta, err := m.Metadata()
-	if err != nil {
-		return
-	}
-	dead := stream.DeadMessage(w.cfg.Names, m.Subject(), w.cfg.TrainingStream(), meta.Sequence.Stream, int(meta.NumDelivered), m.Headers(), m.Data(), code, why.Error())
-	if err := stream.Retry(ctx, wait.Brief(), func() error { return w.in.StoreDeadLetter(ctx, dead) }); err != nil {
+	if err := w.storeDeadLetter(ctx, m, w.cfg.TrainingStream(), code, why); err != nil {
 		w.log.Warn().Err(err).Msg("dead letter not stored: the job will be retried")
 		_ = m.NakWithDelay(time.Second)
 		return
@@ -501,6 +496,16 @@ func (w *Worker) toDeadLetters(ctx context.Context, m jetstream.Msg, job *stream
 		return
 	}
 	w.end(ctx, m, *job, func(j *stream.Job) { j.State, j.Code, j.Error = stream.JobFailed, code, why.Error() }, why.Error())
+}
+
+// storeDeadLetter stores a copy of a message of a queue.
+func (w *Worker) storeDeadLetter(ctx context.Context, m jetstream.Msg, queue, code string, why error) error {
+	meta, err := m.Metadata()
+	if err != nil {
+		return err
+	}
+	dead := stream.DeadMessage(w.cfg.Names, m.Subject(), queue, meta.Sequence.Stream, int(meta.NumDelivered), m.Headers(), m.Data(), code, why.Error())
+	return stream.Retry(ctx, wait.Brief(), func() error { return w.in.StoreDeadLetter(ctx, dead) })
 }
 
 // reportProgress publishes progress on core NATS.

@@ -14,7 +14,6 @@ import (
 	"github.com/nearmiss/nearmiss/stream/internal/pull"
 	"github.com/nearmiss/nearmiss/stream/internal/scan"
 	"github.com/nearmiss/nearmiss/stream/internal/text"
-	"github.com/nearmiss/nearmiss/stream/internal/wait"
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
@@ -290,12 +289,7 @@ func (w *Worker) feedbackConsumer(ctx context.Context) (jetstream.Consumer, erro
 
 // refuseFeedback moves feedback that cannot be used to the dead letters.
 func (w *Worker) refuseFeedback(ctx context.Context, m jetstream.Msg, why *stream.PermanentError) {
-	meta, err := m.Metadata()
-	if err != nil {
-		return
-	}
-	dead := stream.DeadMessage(w.cfg.Names, m.Subject(), w.cfg.FeedbackStream(), meta.Sequence.Stream, int(meta.NumDelivered), m.Headers(), m.Data(), why.Code, why.Error())
-	if err := stream.Retry(ctx, wait.Brief(), func() error { return w.in.StoreDeadLetter(ctx, dead) }); err != nil {
+	if err := w.storeDeadLetter(ctx, m, w.cfg.FeedbackStream(), why.Code, why); err != nil {
 		_ = m.NakWithDelay(5 * time.Second)
 		return
 	}
