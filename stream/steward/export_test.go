@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/nearmiss/nearmiss/stream"
@@ -26,6 +27,26 @@ func (s *Steward) Wait(d time.Duration) { s.held.lease.Silence -= d }
 // Use is what each detector's frames take of the queue, by what the server says of it.
 func (s *Steward) Use(ctx context.Context, st jetstream.Stream) (map[string]int64, error) {
 	return s.use(ctx, st)
+}
+
+// Published counts frames of clients that get no answer, Stored those that the stream has.
+func (s *Steward) Published(camera string, n int) {
+	for range n {
+		s.countFrame(nats.NewMsg("nearmiss.frames." + camera))
+	}
+}
+
+func (s *Steward) Stored(camera string, n int) {
+	for range n {
+		s.stored(nats.NewMsg("nearmiss.stored." + camera))
+	}
+}
+
+// Report is n reports, a second each.
+func (s *Steward) Report(ctx context.Context, n int) {
+	for range n {
+		s.report(ctx)
+	}
 }
 
 // SetSizes has the frames on these subjects be so large, in bytes.

@@ -84,10 +84,10 @@ type rule struct {
 
 // flow counts what was published on one subject.
 type flow struct {
-	published, quiet, stored, lost uint64  // quiet: published by who gets no answer
-	before                         uint64  // published at the last report
-	size                           float64 // bytes of a message, about
-	code                           string  // why it is lost, where that is known
+	published, quiet, stored, lost uint64          // quiet: published by who gets no answer
+	before                         [settled]uint64 // published at the last reports, oldest first
+	size                           float64         // bytes of a message, about
+	code                           string          // why it is lost, where that is known
 	last                           time.Time
 }
 
@@ -519,21 +519,26 @@ func (s *Steward) storeEvent(ctx context.Context, detector, camera, code, reason
 	}
 }
 
-// reportInterval is how often a subject's lost frames are reported, at most.
-const reportInterval = time.Minute
+const (
+	// reportInterval is how often a subject's lost frames are reported, at most.
+	reportInterval = time.Minute
+	// settled is in how many reports, a second each, a frame is stored if it ever is: a
+	// busy disk may keep it waiting for seconds.
+	settled = 5
+)
 
 // report counts what was lost since the last report, reports it and writes it down.
 func (s *Steward) report(ctx context.Context) {
 	var all []stream.Lost
 	s.mu.Lock()
 	for subject, f := range s.flows {
-		// What was published a second ago and is not stored now never will be. Who got
-		// an answer has the error.
-		if gone := int64(f.before) - int64(f.stored); f.code != stream.LostBadTopic && f.quiet > 0 && gone > int64(f.lost) {
+		// Who got an answer has the error.
+		if gone := int64(f.before[0]) - int64(f.stored); f.code != stream.LostBadTopic && f.quiet > 0 && gone > int64(f.lost) {
 			f.lost = min(uint64(gone), f.quiet)
 			f.code = stream.LostNotStored
 		}
-		f.before = f.published
+		copy(f.before[:], f.before[1:])
+		f.before[settled-1] = f.published
 		if f.lost > 0 {
 			all = append(all, stream.Lost{Subject: subject, Code: f.code, Frames: f.lost, Last: f.last.UTC()})
 		}

@@ -251,6 +251,41 @@ func TestWhatIsPublishedAndNotStoredIsCountedAndTold(t *testing.T) {
 	}
 }
 
+// TestWhatIsStoredLateIsNotLost: a busy disk keeps frames waiting for seconds.
+func TestWhatIsStoredLateIsNotLost(t *testing.T) {
+	r := streamtest.New(t, stream.Topology{})
+	s, err := steward.New(steward.Config{}, r.NC, streamtest.Log(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const camera = "bolts.line1"
+	lost := func() (n uint64) {
+		t.Helper()
+		all, err := r.In.LostFrames(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range all {
+			n += l.Frames
+		}
+		return n
+	}
+	for range 20 { // each frame is stored three seconds after it was published
+		s.Published(camera, 10)
+		s.Report(t.Context(), 3)
+		s.Stored(camera, 10)
+	}
+	if n := lost(); n != 0 {
+		t.Errorf("%d of 200 frames are said to be lost, all are stored", n)
+	}
+	s.Published(camera, 10)
+	s.Stored(camera, 7)
+	s.Report(t.Context(), 10)
+	if n := lost(); n != 3 {
+		t.Errorf("%d frames are said to be lost, three are", n)
+	}
+}
+
 func TestAFullDiskRefusesFramesAndLetsThemInAgain(t *testing.T) {
 	r := streamtest.New(t, stream.Topology{})
 	full := make(chan string, 1)
