@@ -114,16 +114,16 @@ func (c *Service) offer(e *service.Endpoints) {
 	service.Serve(e, "releases", c.releases)
 
 	ofDetector := func(name string) string { return "detector/" + name }
-	serveChange(c, e, "create", func(q stream.Detector) string { return ofDetector(q.Name) }, c.create)
-	serveChange(c, e, "set", func(q stream.SetRequest) string { return ofDetector(q.Detector) }, c.set)
+	serveChange(c, e, "create", func(q stream.Detector) string { return ofDetector(q.Name) }, withStores(c, c.create))
+	serveChange(c, e, "set", func(q stream.SetRequest) string { return ofDetector(q.Detector) }, withStores(c, c.set))
 	serveChange(c, e, "feedback", func(q stream.Feedback) string { return ofDetector(q.Detector) }, c.feedback)
-	serveChange(c, e, "train", func(q stream.TrainRequest) string { return ofDetector(q.Detector) }, c.train)
-	serveChange(c, e, "cancel", func(q stream.JobRequest) string { return "job/" + q.Job }, c.cancel)
-	serveChange(c, e, "promote", func(q stream.PromoteRequest) string { return ofDetector(q.Detector) }, c.promote)
-	serveChange(c, e, "rollback", func(q stream.PromoteRequest) string { return ofDetector(q.Detector) }, c.rollback)
-	serveChange(c, e, "shadow", func(q stream.PromoteRequest) string { return ofDetector(q.Detector) }, c.shadow)
-	serveChange(c, e, "pin", func(q stream.PinRequest) string { return ofDetector(q.Detector) }, c.pin)
-	serveChange(c, e, "delete", func(q stream.DeleteRequest) string { return ofDetector(q.Detector) }, c.delete)
+	serveChange(c, e, "train", func(q stream.TrainRequest) string { return ofDetector(q.Detector) }, withStores(c, c.train))
+	serveChange(c, e, "cancel", func(q stream.JobRequest) string { return "job/" + q.Job }, withStores(c, c.cancel))
+	serveChange(c, e, "promote", func(q stream.PromoteRequest) string { return ofDetector(q.Detector) }, withStores(c, c.promote))
+	serveChange(c, e, "rollback", func(q stream.PromoteRequest) string { return ofDetector(q.Detector) }, withStores(c, c.rollback))
+	serveChange(c, e, "shadow", func(q stream.PromoteRequest) string { return ofDetector(q.Detector) }, withStores(c, c.shadow))
+	serveChange(c, e, "pin", func(q stream.PinRequest) string { return ofDetector(q.Detector) }, withStores(c, c.pin))
+	serveChange(c, e, "delete", func(q stream.DeleteRequest) string { return ofDetector(q.Detector) }, withStores(c, c.delete))
 	serveChange(c, e, "remove-normals", func(q stream.RemoveRequest) string { return ofDetector(q.Detector) }, c.removeNormals)
 	serveChange(c, e, "set-sink", func(q stream.SinkRequest) string { return ofSink(q.Sink) }, c.setSink)
 	serveChange(c, e, "remove-sink", func(q stream.SinkRequest) string { return ofSink(q.Sink) }, c.removeSink)
@@ -145,7 +145,8 @@ type caller struct {
 // change is one thing that somebody asked [Service] to change.
 type change struct {
 	caller
-	stream.Stores
+	stream.Stores // opened by withStores
+
 	Action string // the request: create, set, promote, …
 	Object string // what is changed: detector/NAME, job/NAME, sink/NAME, installation
 	Before any    // what the action replaces, where that is known
@@ -161,17 +162,24 @@ type change struct {
 func serveChange[Q, A any](c *Service, e *service.Endpoints, name string, object func(Q) string, f func(context.Context, *change, Q) (A, error)) {
 	service.ServeRequest(e, name, func(ctx context.Context, r micro.Request, q Q) (A, error) {
 		ch := &change{caller: callerOf(r), Action: name, Object: object(q)}
-		var a A
-		var err error
-		if ch.Stores, err = c.in.Stores(ctx); err == nil {
-			a, err = f(ctx, ch, q)
-		}
+		a, err := f(ctx, ch, q)
 		if ch.Object != "" {
 			ch.After, ch.Err = a, err
 			c.record(ctx, *ch)
 		}
 		return a, err
 	})
+}
+
+// withStores opens the stores for f. Verdicts, training sets and sinks are changed without
+// them, also while one of the buckets is not there or has no leader.
+func withStores[Q, A any](c *Service, f func(context.Context, *change, Q) (A, error)) func(context.Context, *change, Q) (A, error) {
+	return func(ctx context.Context, ch *change, q Q) (a A, err error) {
+		if ch.Stores, err = c.in.Stores(ctx); err != nil {
+			return a, err
+		}
+		return f(ctx, ch, q)
+	}
 }
 
 // record logs a change, and writes it down for good.

@@ -1,13 +1,16 @@
 package control_test
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/internal/streamtest"
+	"github.com/nearmiss/nearmiss/stream/registry"
 	"github.com/nearmiss/nearmiss/stream/sink"
 )
 
@@ -91,5 +94,36 @@ func TestSinksAreChanged(t *testing.T) {
 	}
 	if e := all[11]; !strings.Contains(string(e.Before), `"enabled":true`) || !strings.Contains(string(e.After), `"enabled":false`) {
 		t.Errorf("%s → %s", e.Before, e.After)
+	}
+}
+
+// What a change does without need not be there: while the releases are away, sinks are
+// changed, and a collection that only counts is in no audit.
+func TestAChangeNeedsOnlyWhatItUses(t *testing.T) {
+	r := streamtest.New(t, stream.Topology{})
+	ctx := t.Context()
+	if err := r.JS.DeleteObjectStore(ctx, r.Names.ArtifactsBucket()); err != nil {
+		t.Fatal(err)
+	}
+	c := r.Client().For("Kim")
+	if _, err := c.CreateSink(ctx, "desk", []byte(`{"name":"desk","kind":"webhook","enabled":true}`)); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.Collect(ctx, registry.CollectOptions{DryRun: true}); err == nil {
+		t.Error("it was collected from nothing")
+	}
+	if err := c.Pin(ctx, stream.PinRequest{Detector: "bolts", Release: "1"}); err == nil {
+		t.Error("a release was pinned where there is none")
+	}
+	var told []string
+	for _, m := range r.Stored(r.Names.AuditStream()) {
+		var e stream.AuditEntry
+		if err := json.Unmarshal(m.Data, &e); err != nil {
+			t.Fatal(err)
+		}
+		told = append(told, e.Action+" "+e.Object+" "+e.Result)
+	}
+	if want := []string{"create sink/desk done", "pin detector/bolts internal"}; !slices.Equal(told, want) {
+		t.Errorf("%q, not %q", told, want)
 	}
 }

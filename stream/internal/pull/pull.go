@@ -1,4 +1,5 @@
-// Package pull takes messages from consumers, whatever happens to the broker.
+// Package pull takes messages from consumers, whatever happens to the broker, and keeps
+// them in hand while they are worked on.
 package pull
 
 import (
