@@ -127,7 +127,10 @@ func (c CA) Renew(ctx context.Context, certFile string, now time.Time) error {
 func (c CA) sign(ctx context.Context, path string, template *x509.Certificate, now time.Time) error {
 	pair, err := tls.LoadX509KeyPair(c.CertFile(), c.keyFile())
 	if err != nil {
-		return fmt.Errorf("tls: authority %s with key %s: %w (nearmiss tls ca makes one)", c.CertFile(), c.keyFile(), err)
+		if _, absent := os.Stat(c.CertFile()); errors.Is(absent, fs.ErrNotExist) {
+			return fmt.Errorf("tls: %w (make the authority first: nearmiss tls ca)", err)
+		}
+		return fmt.Errorf("tls: authority %s with key %s: %w", c.CertFile(), c.keyFile(), err)
 	}
 	ca := pair.Leaf
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -185,6 +185,25 @@ func TestCAsAreNotLostByMistake(t *testing.T) {
 	if st, err := os.Stat(filepath.Join(dir, "ca.key")); err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("key: %v, %v", st, err)
 	}
+	// Only who has no authority is told to make one: a new one has everybody renew.
+	for kind, make := range map[string]func(dir string) error{
+		"no authority": func(string) error { return nil },
+		"no key":       func(other string) error { return os.Remove(filepath.Join(other, "ca.key")) },
+		"another key": func(other string) error {
+			key, err := os.ReadFile(filepath.Join(dir, "ca.key"))
+			return errors.Join(err, os.WriteFile(filepath.Join(other, "ca.key"), key, 0o600))
+		},
+	} {
+		other := access.OpenCA(t.TempDir())
+		if kind != "no authority" {
+			must(t, other.Create(t.Context(), "other", false, time.Now()))
+		}
+		must(t, make(filepath.Dir(other.CertFile())))
+		err := other.Issue(t.Context(), t.TempDir(), "client", false, nil, time.Now())
+		if err == nil || strings.Contains(err.Error(), "nearmiss tls ca") != (kind == "no authority") {
+			t.Errorf("%s: %v", kind, err)
+		}
+	}
 	for _, name := range []string{"", "../x", "ca", ".hidden"} {
 		if ca.Issue(t.Context(), dir, name, false, nil, time.Now()) == nil {
 			t.Errorf("a certificate called %q was made", name)
