@@ -1,8 +1,8 @@
 package bank
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"math/rand"
 
@@ -61,7 +61,7 @@ func (x *coderIndex) SearchBatch(ctx context.Context, queries []float32, k int) 
 	parallel(ctx, m, func() func(int) {
 		return func(i int) { out[i], errs[i] = x.search(queries[i*x.rows.dim:][:x.rows.dim:x.rows.dim], k) }
 	})
-	return out, errors.Join(append(errs, ctx.Err())...)
+	return out, cmp.Or(append(errs, ctx.Err())...) // one error says what all of them do
 }
 
 func (x *coderIndex) search(q []float32, k int) (out []Neighbour, err error) {
