@@ -69,7 +69,8 @@ type Options struct {
 	TrainLimit, TestLimit int
 	// Normal limits which classes are taken as normal; none means all.
 	Normal []string
-	// Pixels asks where the anomalies are, of a Localizer: for pixel AUROC and PRO where there are masks, and for the pictures of reports.
+	// Pixels asks where the anomalies are, of a Localizer: for pixel AUROC and PRO
+	// where there are masks, and for the pictures of reports.
 	Pixels bool
 	// Light asks what a change of light does to the normal test images; empty: nothing
 	// is asked.

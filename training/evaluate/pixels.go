@@ -12,8 +12,8 @@ import (
 // evaluation does.
 const PROLimit = 0.3
 
-// Pixels gathers score maps and ground truths. It keeps 4 bytes for each normal pixel and 8 for each anomalous
-// one.
+// Pixels gathers score maps and ground truths. It keeps 4 bytes for each normal
+// pixel and 8 for each anomalous one.
 type Pixels struct {
 	normal    []float32
 	anomalous []anomalousPixel

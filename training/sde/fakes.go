@@ -278,14 +278,16 @@ func pictures(images []*imaging.Image) []image.Image {
 
 func (g *generation) writePicture(name string, write func(io.Writer) error) error {
 	f, err := renameio.NewPendingFile(filepath.Join(g.out, name))
+	if err == nil {
+		defer f.Cleanup()
+		if err = write(f); err == nil {
+			err = f.CloseAtomicallyReplace()
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
-	defer f.Cleanup()
-	if err := write(f); err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	return f.CloseAtomicallyReplace()
+	return nil
 }
 
 // report writes the curve and the manifest.

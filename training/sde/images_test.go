@@ -25,11 +25,7 @@ func TestASetKeepsItsPixels(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	back := s.at(0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(back.Pix, im.Pix) {
+	if !bytes.Equal(s.at(0).Pix, im.Pix) {
 		t.Error("an image of the network's size changed")
 	}
 	for _, r := range [][2]float64{{-1, 1}, {0, 1}} {
