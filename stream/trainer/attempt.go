@@ -63,7 +63,8 @@ func (w *Worker) handle(ctx context.Context, m jetstream.Msg) {
 
 	run, stop := context.WithCancelCause(ctx)
 	var watch sync.WaitGroup
-	watch.Go(func() { w.watchCancel(run, job, stop) })
+	taken := job // work changes it
+	watch.Go(func() { w.watchCancel(run, taken, stop) })
 	job, err = w.work(run, job)
 	cause := context.Cause(run)
 	stop(nil)
