@@ -24,9 +24,10 @@ const durable = "incidents"
 // Engine makes incidents of events. Several engines share the work: the state
 // of a place changes by compare-and-set only.
 type Engine struct {
-	cfg Config
-	js  jetstream.JetStream
-	log zerolog.Logger
+	cfg   Config
+	js    jetstream.JetStream
+	log   zerolog.Logger
+	clock clock
 	*settings
 }
 
@@ -34,7 +35,8 @@ type Engine struct {
 type Config struct {
 	stream.Names
 	Rules
-	// Now is the time at which incidents are over. Default time.Now; tests replace it.
+	// Now is the time by which incidents are over. Default the broker's clock, on which
+	// engines of different machines agree; tests replace it.
 	Now func() time.Time
 }
 
@@ -43,14 +45,14 @@ func NewEngine(cfg Config, nc *nats.Conn, log zerolog.Logger) (*Engine, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	if cfg.Now == nil {
-		cfg.Now = time.Now
-	}
 	js, err := cfg.JetStreamOn(nc)
 	if err != nil {
 		return nil, err
 	}
-	return &Engine{cfg: cfg, js: js, log: log.With().Str("component", "incidents").Logger(), settings: newSettings(cfg.Rules)}, nil
+	return &Engine{
+		cfg: cfg, js: js, log: log.With().Str("component", "incidents").Logger(),
+		clock: clock{local: time.Now, instead: cfg.Now}, settings: newSettings(cfg.Rules),
+	}, nil
 }
 
 // Run makes incidents, and takes people's verdicts on them, until ctx ends.
@@ -91,6 +93,7 @@ func (e *Engine) work(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	asked := e.clock.local()
 	cons, err := e.js.CreateOrUpdateConsumer(ctx, e.cfg.EventsStream(), jetstream.ConsumerConfig{
 		Durable: durable, Description: "makes incidents of events",
 		FilterSubjects: []string{e.cfg.Events("*", "*", stream.KindAnomaly), e.cfg.Events("*", "*", stream.KindRejected)},
@@ -100,6 +103,7 @@ func (e *Engine) work(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	e.clock.set(asked, cons.CachedInfo().TimeStamp)
 	if err := e.sweep(ctx, states, func(*State, Rules, runs) bool { return false }); err != nil { // what a process before left untold
 		return err
 	}
@@ -119,10 +123,12 @@ func (e *Engine) work(ctx context.Context) error {
 			continue
 		}
 		checked = time.Now()
+		asked := e.clock.local()
 		info, err := cons.Info(ctx)
 		if err != nil {
 			return err
 		}
+		e.clock.set(asked, info.TimeStamp)
 		waits := info.NumPending > 0 || info.NumAckPending > 0
 		err = e.sweep(ctx, states, func(s *State, r Rules, good runs) bool { return e.over(s, r, good, waits, counted) })
 		if err != nil {
@@ -166,7 +172,7 @@ const setBack = 5 * time.Minute
 // that was counted last: a backlog's incidents are not cut into pieces, and one
 // camera's flood keeps no other's open.
 func (e *Engine) over(s *State, r Rules, good runs, waits bool, counted time.Time) bool {
-	now := e.cfg.Now()
+	now := e.clock.now()
 	if s.Open != nil && s.CountedAt.Sub(now) > setBack {
 		s.end(s.Open.LastAt, ByQuiet)
 		return true
@@ -197,7 +203,7 @@ func (e *Engine) event(ctx context.Context, states kv.Store[State], m jetstream.
 	err = e.change(ctx, states, e.key(ev.Detector, ev.Camera), func(s *State) bool {
 		added := s.Add(rules, ev, meta.Sequence.Stream)
 		if added {
-			s.CountedAt = e.cfg.Now().UTC()
+			s.CountedAt = e.clock.now().UTC()
 		}
 		return added
 	})

@@ -215,7 +215,7 @@ type State struct {
 	Release   string    `json:"release,omitempty"`
 	Before    string    `json:"before,omitempty"`
 	ChangedAt time.Time `json:"changed_at,omitzero"`
-	// CountedAt is when the last event was counted, by the engine's clock.
+	// CountedAt is when the last event was counted, by the engines' clock, the broker's.
 	CountedAt time.Time `json:"counted_at,omitzero"`
 	// LastSequence is the sequence of the last event that was counted: one that comes
 	// again changes nothing.
