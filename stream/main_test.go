@@ -4,8 +4,6 @@ import (
 	"os"
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 )
 
@@ -13,5 +11,5 @@ func TestMain(m *testing.M) {
 	if role := os.Getenv("NEARMISS_TEST_ROLE"); role != "" {
 		os.Exit(child(role))
 	}
-	goleak.VerifyTestMain(m, brokertest.Leaks...)
+	brokertest.Main(m)
 }

@@ -11,8 +11,6 @@ import (
 	"strings"
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/nearmiss/nearmiss/inference"
@@ -20,9 +18,10 @@ import (
 	"github.com/nearmiss/nearmiss/inference/imaging"
 	"github.com/nearmiss/nearmiss/inference/onnx"
 	"github.com/nearmiss/nearmiss/inference/release"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { eventually.Main(m) }
 
 // smallBackbone writes a ViT of one block with random weights.
 func smallBackbone(t testing.TB) string {

@@ -14,16 +14,20 @@ import (
 	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
 
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream/broker"
 )
 
-// Leaks are others': a Put into an Object Store of nats.go that ends before its helper has
+// leaks are others': a Put into an Object Store of nats.go that ends before its helper has
 // begun leaves the helper waiting (v1.55), and a nats-server that is stopped while a stream
 // begins to take from another waits for the answer for up to 30 s more (v2.15).
-var Leaks = []goleak.Option{
+var leaks = []goleak.Option{
 	goleak.IgnoreTopFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"),
 	goleak.IgnoreTopFunction("github.com/nats-io/nats-server/v2/server.(*stream).trySetupSourceConsumer.func3"),
 }
+
+// Main is [eventually.Main] for tests that use brokers.
+func Main(m *testing.M) { eventually.Main(m, leaks...) }
 
 // Room is what the store of a server may take that says nothing else, in bytes: enough
 // for the limits of [stream.Topology]. A server without the setting makes it a share of the

@@ -1,9 +1,13 @@
-// Package eventually waits, in tests, for what comes in its own time.
+// Package eventually waits, in tests, for what comes, or ends, in its own time.
 package eventually
 
 import (
+	"fmt"
+	"os"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
 )
 
 // Patience is more than the slowest machine under load has needed.
@@ -17,4 +21,25 @@ func True(t testing.TB, what string, ok func() bool) {
 			t.Fatalf("waited for %v, in vain, until %s", Patience, what)
 		}
 	}
+}
+
+// leakTime is how long goroutines may take to end after the last test: goleak alone gives
+// them less than half a second.
+const leakTime = time.Minute
+
+// Main runs the tests of a package and ends the process. Goroutines that stay when the
+// tests have passed fail it, but for those that are ignored.
+func Main(m *testing.M, ignored ...goleak.Option) {
+	code := m.Run()
+	if code == 0 {
+		err := goleak.Find(ignored...)
+		for begin := time.Now(); err != nil && time.Since(begin) < leakTime; {
+			err = goleak.Find(ignored...)
+		}
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "goroutines are left after the tests: %v\n", err)
+			code = 1
+		}
+	}
+	os.Exit(code)
 }

@@ -16,7 +16,6 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
-	"go.uber.org/goleak"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/internal/synthetic"
@@ -26,7 +25,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/worker"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m, brokertest.Leaks...) }
+func TestMain(m *testing.M) { brokertest.Main(m) }
 
 // setUp starts a broker with everything in it.
 func setUp(t *testing.T, top stream.Topology) jetstream.JetStream {

@@ -16,7 +16,6 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nkeys"
 	"github.com/rs/zerolog"
-	"go.uber.org/goleak"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/internal/eventually"
@@ -25,7 +24,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/control"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { brokertest.Main(m) }
 
 // own is a nats-server of somebody's own, as cfg sets it up.
 func own(t *testing.T, o *server.Options) *nats.Conn {

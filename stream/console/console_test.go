@@ -23,7 +23,6 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
-	"go.uber.org/goleak"
 	"golang.org/x/crypto/bcrypt"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
@@ -34,7 +33,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/sink"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { brokertest.Main(m) }
 
 // patience is how long a test waits for what must come.
 const patience = time.Minute

@@ -14,7 +14,6 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 	"github.com/santhosh-tekuri/jsonschema/v6"
-	"go.uber.org/goleak"
 	"pgregory.net/rapid"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
@@ -24,7 +23,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/incident"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { brokertest.Main(m) }
 
 var start = time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
 

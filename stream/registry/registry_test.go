@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
-	"go.uber.org/goleak"
 
 	"github.com/nearmiss/nearmiss/inference/release/envelope"
 	"github.com/nearmiss/nearmiss/internal/brokertest"
@@ -25,7 +24,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/registry"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m, brokertest.Leaks...) }
+func TestMain(m *testing.M) { brokertest.Main(m) }
 
 const bucket = "ARTIFACTS"
 

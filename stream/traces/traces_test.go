@@ -15,7 +15,6 @@ import (
 	"github.com/rs/zerolog"
 	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
-	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
@@ -29,7 +28,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/worker"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { brokertest.Main(m) }
 
 // receiver is a collector.
 type receiver struct {

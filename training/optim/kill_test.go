@@ -13,7 +13,7 @@ import (
 	"strings"
 	"testing"
 
-	"go.uber.org/goleak"
+	"github.com/nearmiss/nearmiss/internal/eventually"
 )
 
 const childVariable = "NEARMISS_TEST_TRAIN_CHILD"
@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	goleak.VerifyTestMain(m)
+	eventually.Main(m)
 }
 
 const killedSteps = 60

@@ -13,14 +13,13 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"go.uber.org/goleak"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/stream/internal/object"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m, brokertest.Leaks...) }
+func TestMain(m *testing.M) { brokertest.Main(m) }
 
 func store(t testing.TB) (jetstream.JetStream, jetstream.ObjectStore) {
 	t.Helper()

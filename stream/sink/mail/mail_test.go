@@ -9,8 +9,8 @@ import (
 	"time"
 
 	"github.com/emersion/go-smtp"
-	"go.uber.org/goleak"
 
+	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/internal/mailtest"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/incident"
@@ -18,7 +18,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/sink/mail"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { brokertest.Main(m) }
 
 func open(t *testing.T, cfg mail.Config, secret string) sink.Sender {
 	t.Helper()

@@ -15,7 +15,6 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/simonvetter/modbus"
-	"go.uber.org/goleak"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/internal/modbustest"
@@ -24,7 +23,7 @@ import (
 	"github.com/nearmiss/nearmiss/stream/sink"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { brokertest.Main(m) }
 
 // shown is what a controller has been told, and when.
 type shown struct {

@@ -16,15 +16,15 @@ import (
 	"time"
 
 	standard "github.com/standard-webhooks/standard-webhooks/libraries/go"
-	"go.uber.org/goleak"
 
+	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/incident"
 	"github.com/nearmiss/nearmiss/stream/sink"
 	"github.com/nearmiss/nearmiss/stream/sink/webhook"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { eventually.Main(m) }
 
 func anomaly(id string) sink.Notice {
 	score, threshold, at := 2.0, 1.0, time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
