@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -40,7 +41,8 @@ func CameraKey(detector, camera string) string { return cameraKeys + detector + 
 
 // OpenCameras reads the cameras' records in the work bucket.
 func OpenCameras(bucket jetstream.KeyValue) kv.Store[CameraStatus] {
-	return kv.Store[CameraStatus]{Bucket: bucket, Keys: cameraKeys + ">", Decode: func(key string, value []byte) (CameraStatus, error) {
+	others := func(key string) bool { return !strings.HasPrefix(key, cameraKeys) }
+	return kv.Store[CameraStatus]{Bucket: bucket, Skip: others, Decode: func(key string, value []byte) (CameraStatus, error) {
 		var c CameraStatus
 		if err := kv.Object(value, &c, false); err != nil {
 			return c, err

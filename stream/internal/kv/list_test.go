@@ -1,6 +1,7 @@
 package kv_test
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"sync"
@@ -55,5 +56,79 @@ func TestAListHasAllKeysWhileOneChanges(t *testing.T) {
 				t.Fatalf("history %d, list %d: %v, %v", 1+3*history, i, got, err)
 			}
 		}
+	}
+}
+
+// early is a bucket whose watch says that it has delivered all when the last entry of now
+// is still to come.
+type early struct {
+	jetstream.KeyValue
+	updates chan jetstream.KeyValueEntry
+	asked   int
+	then    map[int]func() // what happens after the bucket was asked for its state so often
+}
+
+func (b *early) Updates() <-chan jetstream.KeyValueEntry { return b.updates }
+func (b *early) Error() <-chan error                     { return nil }
+func (b *early) Stop() error                             { return nil }
+
+func (b *early) WatchAll(context.Context, ...jetstream.WatchOpt) (jetstream.KeyWatcher, error) {
+	return b, nil
+}
+
+func (b *early) Status(ctx context.Context) (jetstream.KeyValueStatus, error) {
+	s, err := b.KeyValue.Status(ctx)
+	if b.asked++; b.then[b.asked] != nil {
+		b.then[b.asked]()
+	}
+	return s, err
+}
+
+// TestAListWaitsForWhatIsThere, however late it comes, and not for what was removed since.
+func TestAListWaitsForWhatIsThere(t *testing.T) {
+	js := brokertest.JetStream(t, broker.Config{})
+	real, err := js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "B"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := []string{"a", "b", "c"}
+	list := func(then func(b *early, last jetstream.KeyValueEntry)) (keys []string, asked int) {
+		t.Helper()
+		b := &early{KeyValue: real, updates: make(chan jetstream.KeyValueEntry, len(all)+1)}
+		for i, key := range all {
+			put(t, real, key)
+			e, err := real.Get(t.Context(), key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if i < len(all)-1 {
+				b.updates <- e
+				continue
+			}
+			b.updates <- nil
+			then(b, e)
+		}
+		if keys, err = kv.Keys(t.Context(), b); err != nil {
+			t.Fatal(err)
+		}
+		return keys, b.asked
+	}
+	if got, asked := list(func(b *early, last jetstream.KeyValueEntry) {
+		b.then = map[int]func(){3: func() { b.updates <- last }}
+	}); !slices.Equal(got, all) || asked < 3 {
+		t.Errorf("asked %d times: %v", asked, got)
+	}
+	if got, asked := list(func(b *early, last jetstream.KeyValueEntry) {
+		b.then = map[int]func(){1: func() {
+			s, err := js.Stream(t.Context(), "KV_B")
+			if err == nil {
+				err = s.Purge(t.Context(), jetstream.WithPurgeSubject("$KV.B."+last.Key()))
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		}}
+	}); !slices.Equal(got, all[:2]) || asked < 2 {
+		t.Errorf("asked %d times: %v", asked, got)
 	}
 }
