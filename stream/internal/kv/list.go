@@ -33,7 +33,7 @@ func Keys(ctx context.Context, bucket jetstream.KeyValue) ([]string, error) {
 // bucket ended when the watch had begun. What stood there may have been removed since
 // without a mark; then the list ends when it has as many keys as the bucket.
 func newest(ctx context.Context, bucket jetstream.KeyValue, opts ...jetstream.WatchOpt) ([]jetstream.KeyValueEntry, error) {
-	w, err := bucket.WatchAll(ctx, opts...)
+	w, err := bucket.Watch(ctx, jetstream.AllKeys, opts...)
 	if err != nil {
 		return nil, err
 	}

@@ -72,7 +72,7 @@ func (b *early) Updates() <-chan jetstream.KeyValueEntry { return b.updates }
 func (b *early) Error() <-chan error                     { return nil }
 func (b *early) Stop() error                             { return nil }
 
-func (b *early) WatchAll(context.Context, ...jetstream.WatchOpt) (jetstream.KeyWatcher, error) {
+func (b *early) Watch(context.Context, string, ...jetstream.WatchOpt) (jetstream.KeyWatcher, error) {
 	return b, nil
 }
 
