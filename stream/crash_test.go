@@ -1,11 +1,11 @@
 package stream_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net/url"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -34,6 +34,7 @@ import (
 func child(role string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
+	fmt.Println("an interrupt is heard from now on")
 	log := zerolog.New(os.Stderr).Level(zerolog.WarnLevel)
 	switch role {
 	case "broker":
@@ -89,16 +90,14 @@ func childAckWait() time.Duration {
 	return time.Second
 }
 
-// childBroker serves the store of the test on the port of its URL.
+// childBroker serves the store of the test on any free port, and says where.
 func childBroker(ctx context.Context, log zerolog.Logger) int {
-	u, err := url.Parse(os.Getenv("NEARMISS_TEST_URL"))
-	if err != nil {
-		log.Error().Err(err).Msg("child")
-		return 1
-	}
-	port, _ := strconv.Atoi(u.Port())
-	b, err := broker.New(broker.Config{Port: port, StoreDir: filepath.Join(os.Getenv("NEARMISS_TEST_DIR"), "broker"), Free: brokertest.Roomy}, log)
+	b, err := broker.New(broker.Config{Port: -1, StoreDir: filepath.Join(os.Getenv("NEARMISS_TEST_DIR"), "broker"), Free: brokertest.Roomy}, log)
 	if err == nil {
+		go func() {
+			<-b.Ready()
+			fmt.Println(b.ClientURL())
+		}()
 		err = b.Run(ctx)
 	}
 	if err != nil {
@@ -166,8 +165,8 @@ func (stepping) Readjust(context.Context, *trainer.Task) (trainer.Result, error)
 
 // process is this test binary in another role.
 type process struct {
-	t   testing.TB
-	cmd *exec.Cmd
+	cmd  *exec.Cmd
+	says *bufio.Reader
 }
 
 func startProcess(r *streamtest.Rig, role string, env ...string) *process {
@@ -177,10 +176,14 @@ func startProcess(r *streamtest.Rig, role string, env ...string) *process {
 		"NEARMISS_TEST_ROLE=" + role, "NEARMISS_TEST_URL=" + r.URL, "NEARMISS_TEST_DIR=" + r.Dir,
 	}, env...)...)
 	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
+	says, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
 		r.T.Fatal(err)
 	}
-	p := &process{t: r.T, cmd: cmd}
+	p := &process{cmd: cmd, says: bufio.NewReader(says)}
 	r.T.Cleanup(p.kill)
 	return p
 }
@@ -193,8 +196,11 @@ func (p *process) kill() {
 	}
 }
 
-// interrupt asks the process to end and returns how it did.
+// interrupt asks the process to end, once it hears that, and returns how it did.
 func (p *process) interrupt() error {
+	if _, err := p.says.ReadString('\n'); err != nil {
+		return err
+	}
 	if err := p.cmd.Process.Signal(os.Interrupt); err != nil {
 		return err
 	}
@@ -267,13 +273,19 @@ func TestKilledWorkersLoseNoFrameAndRepeatNoEvent(t *testing.T) {
 // it did not the camera sends again.
 func TestAKilledBrokerLosesNoFrameAndRepeatsNoEvent(t *testing.T) {
 	const frames, kills = 600, 6
-	// A port that is free now serves all the brokers.
-	b, stop := brokertest.Start(t, broker.Config{Port: -1, StoreDir: t.TempDir()})
-	r := &streamtest.Rig{T: t, Dir: t.TempDir(), URL: b.ClientURL()}
-	stop()
-	server := startProcess(r, "broker")
-	r.NC = r.Connect()
-	eventually.True(t, "the broker is up", r.NC.IsConnected)
+	way := brokertest.NewRelay(t, "") // to whichever broker is there, by one address
+	r := &streamtest.Rig{T: t, Dir: t.TempDir(), URL: "nats://" + way.Addr()}
+	start := func() *process {
+		p := startProcess(r, "broker")
+		_, _ = p.says.ReadString('\n') // that it hears an interrupt
+		at, err := p.says.ReadString('\n')
+		if err != nil {
+			t.Fatal(err)
+		}
+		way.Lead(strings.TrimPrefix(strings.TrimSpace(at), "nats://"))
+		return p
+	}
+	server := start()
 	r.Open(stream.Topology{})
 	r.Release("bolts", streamtest.Fake{Name: "one"})
 	// Scores on core NATS are lost while the broker is away: the scorer itself
@@ -308,8 +320,9 @@ func TestAKilledBrokerLosesNoFrameAndRepeatsNoEvent(t *testing.T) {
 	for k := range kills {
 		target := uint64(frames * (k + 1) / (kills + 2))
 		eventually.True(t, fmt.Sprintf("%d frames are scored", target), func() bool { return w.Stats().Scored >= target })
+		way.Lead("")
 		server.kill()
-		server = startProcess(r, "broker")
+		server = start()
 	}
 	if err := <-published; err != nil {
 		t.Fatal(err)
