@@ -24,7 +24,7 @@ func atOnce(t *testing.T, n int) []jetstream.JetStream {
 	var far *nats.Conn
 	t.Cleanup(func() { far.Close() }) // after the server's end
 	url := brokertest.Server(t, &server.Options{JetStream: true, StoreDir: t.TempDir()})
-	far, err := nats.Connect(url, nats.NoReconnect())
+	far, err := nats.Connect(url, nats.NoReconnect(), nats.Timeout(time.Minute))
 	if err == nil {
 		_, err = far.Subscribe("$JS.*.API.>", func(m *nats.Msg) { // an edge that is not set up yet
 			_ = m.Respond([]byte(`{"error": {"code": 404, "err_code": 10059, "description": "stream not found"}}`))

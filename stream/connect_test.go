@@ -19,6 +19,9 @@ import (
 	"github.com/nearmiss/nearmiss/stream/broker"
 )
 
+// inTime is enough for an answer of the broker's, also on a loaded machine.
+var inTime = nats.Timeout(time.Minute)
+
 // TestWrongCredentialsAreNoMissingBroker, neither for commands nor for services,
 // which wait for their broker.
 func TestWrongCredentialsAreNoMissingBroker(t *testing.T) {
@@ -29,14 +32,14 @@ func TestWrongCredentialsAreNoMissingBroker(t *testing.T) {
 		"a wrong password": strings.Replace(b.ClientURL(), "://", "://u:wr%23ng@", 1),
 		"a token":          strings.Replace(b.ClientURL(), "://", "://wr%23ng@", 1),
 	} {
-		for kind, opts := range map[string][]nats.Option{"a command": {nats.RetryOnFailedConnect(false)}, "a service": nil} {
+		for kind, opts := range map[string][]nats.Option{"a command": {inTime, nats.RetryOnFailedConnect(false)}, "a service": {inTime}} {
 			nc, err := stream.Connect(url, "test", zerolog.Nop(), opts...)
 			if !errors.Is(err, stream.ErrNotAuthorised) || strings.Contains(err.Error(), "wr%23ng") {
 				t.Errorf("%s with %s: %v, %v", kind, what, nc, err)
 			}
 		}
 	}
-	nc, err := stream.Connect(strings.Replace(b.ClientURL(), "://", "://u:right@", 1), "test", zerolog.Nop())
+	nc, err := stream.Connect(strings.Replace(b.ClientURL(), "://", "://u:right@", 1), "test", zerolog.Nop(), inTime)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,12 +92,12 @@ func TestABrokerThatIsNotTrusted(t *testing.T) {
 		"for another name":        {named, ofNamed, "name of its certificate", false},
 		"expired":                 {late, ofLate, "set the clock", true},
 	} {
-		nc, err := stream.Connect(c.url, "test", zerolog.Nop(), nats.RootCAs(c.ca), nats.RetryOnFailedConnect(false))
+		nc, err := stream.Connect(c.url, "test", zerolog.Nop(), nats.RootCAs(c.ca), inTime, nats.RetryOnFailedConnect(false))
 		if err == nil || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("a command, %s: %v, %v", what, nc, err)
 		}
 		var said bytes.Buffer
-		nc, err = stream.Connect(c.url, "test", zerolog.New(&said), nats.RootCAs(c.ca), nats.ReconnectWait(time.Hour))
+		nc, err = stream.Connect(c.url, "test", zerolog.New(&said), nats.RootCAs(c.ca), inTime, nats.ReconnectWait(time.Hour))
 		if err == nil {
 			nc.Close()
 		}

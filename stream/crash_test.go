@@ -17,7 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
@@ -303,10 +302,7 @@ func TestAKilledBrokerLosesNoFrameAndRepeatsNoEvent(t *testing.T) {
 		return nil
 	}}))
 
-	js, err := jetstream.New(r.Connect())
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := brokertest.StreamsOn(t, r.Connect())
 	p, err := camera.NewPublisher(camera.Config{Detector: "bolts", Camera: "left", Run: "r"}, js, zerolog.Nop())
 	if err != nil {
 		t.Fatal(err)

@@ -202,10 +202,7 @@ func TestAnEdgeIsCutOff(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(nc.Close)
-		js, err := jetstream.New(nc)
-		if err != nil {
-			t.Fatal(err)
-		}
+		js := brokertest.StreamsOn(t, nc)
 		long("setup of "+at, func() bool {
 			step, cancel := context.WithTimeout(ctx, 30*time.Second)
 			defer cancel()

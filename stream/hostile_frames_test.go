@@ -13,8 +13,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/internal/memory"
 	"github.com/nearmiss/nearmiss/stream"
@@ -91,10 +91,7 @@ func TestAHostileNeighbour(t *testing.T) {
 		t.Fatal(err)
 	}
 	hostile := r.Connect()
-	hjs, err := jetstream.New(hostile)
-	if err != nil {
-		t.Fatal(err)
-	}
+	hjs := brokertest.StreamsOn(t, hostile)
 	rng := rand.New(rand.NewPCG(3, 4))
 	pick := func(s ...string) string { return s[rng.IntN(len(s))] }
 	zero := 0.0

@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
@@ -16,10 +15,7 @@ import (
 func TestStreamCountsEveryFrame(t *testing.T) {
 	b, _ := brokertest.Start(t, broker.Config{Port: -1})
 	nc := brokertest.Connect(t, b)
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := brokertest.StreamsOn(t, nc)
 	scores, err := nc.SubscribeSync("nearmiss.scores.>")
 	if err != nil {
 		t.Fatal(err)

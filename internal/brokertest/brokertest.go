@@ -84,9 +84,13 @@ func Run(t testing.TB, name string, run func(ctx context.Context) error) (stop f
 	return stop
 }
 
-// connectTime is how long a broker may take to let a client in: without it two seconds, which
-// a loaded machine needs now and then.
-const connectTime = time.Minute
+// How long a broker may take to let a client in, and to answer a request of JetStream's.
+// Without them nats.go gives it two seconds and five, which a loaded machine needs now and
+// then.
+const (
+	connectTime = time.Minute
+	requestTime = time.Minute
+)
 
 // Connect is a client of the broker's until the test ends.
 func Connect(t testing.TB, b *broker.Broker, opts ...nats.Option) *nats.Conn {
@@ -108,7 +112,13 @@ func Client(t testing.TB, url string, opts ...nats.Option) *nats.Conn {
 // Streams are what such a client sees of JetStream.
 func Streams(t testing.TB, url string, opts ...nats.Option) jetstream.JetStream {
 	t.Helper()
-	js, err := jetstream.New(Client(t, url, opts...))
+	return StreamsOn(t, Client(t, url, opts...))
+}
+
+// StreamsOn is [Streams] on a connection that is there.
+func StreamsOn(t testing.TB, nc *nats.Conn) jetstream.JetStream {
+	t.Helper()
+	js, err := jetstream.New(nc, jetstream.WithDefaultTimeout(requestTime))
 	if err != nil {
 		t.Fatal(err)
 	}

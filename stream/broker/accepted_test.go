@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
@@ -51,10 +49,7 @@ func TestTheTableOfWhatIsAcceptedOverMQTTIsTrue(t *testing.T) {
 		return nil
 	})
 	b := h.start(broker.Config{MQTTPort: -1, MaxPayload: 64 << 10})
-	js, err := jetstream.New(brokertest.Connect(t, b, b.Credentials()...), jetstream.WithDefaultTimeout(time.Minute))
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := brokertest.StreamsOn(t, brokertest.Connect(t, b, b.Credentials()...))
 	frames, err := js.Stream(t.Context(), "NM_FRAMES")
 	if err != nil {
 		t.Fatal(err)

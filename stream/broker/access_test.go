@@ -149,13 +149,11 @@ func (h *hall) external() {
 // setup makes the streams as user setup, with no right but its own.
 func (h *hall) setup() {
 	h.t.Helper()
-	js, err := jetstream.New(h.connect("setup", nats.RetryOnFailedConnect(true), nats.MaxReconnects(100), nats.ReconnectWait(50*time.Millisecond)))
-	if err != nil {
-		h.t.Fatal(err)
-	}
+	js := brokertest.StreamsOn(h.t, h.connect("setup", nats.RetryOnFailedConnect(true), nats.MaxReconnects(100), nats.ReconnectWait(50*time.Millisecond)))
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
-	for err = stream.Ensure(ctx, js, stream.Topology{}); errors.Is(err, nats.ErrConnectionReconnecting) || errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, nats.ErrNoResponders); {
+	err := stream.Ensure(ctx, js, stream.Topology{})
+	for errors.Is(err, nats.ErrConnectionReconnecting) || errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, nats.ErrNoResponders) {
 		err = stream.Ensure(ctx, js, stream.Topology{})
 	}
 	if err != nil {
@@ -357,10 +355,7 @@ func TestDenialMatrix(t *testing.T) {
 // active puts a release pointer where an attack would overwrite it.
 func (h *hall) active() jetstream.KeyValue {
 	h.t.Helper()
-	js, err := jetstream.New(h.connect("trainer"))
-	if err != nil {
-		h.t.Fatal(err)
-	}
+	js := brokertest.StreamsOn(h.t, h.connect("trainer"))
 	kv, err := js.KeyValue(context.Background(), "NM_ACTIVE")
 	if err == nil {
 		_, err = kv.PutString(context.Background(), "parts", "the release")
@@ -378,18 +373,12 @@ func TestReplySubjectsReachNobody(t *testing.T) {
 	h := newHall(t)
 	h.embedded()
 	kv := h.active()
-	js, err := jetstream.New(h.connect("op"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := brokertest.StreamsOn(t, h.connect("op"))
 	ctx := context.Background()
 	if _, err := js.CreateConsumer(ctx, "NM_EVENTS", jetstream.ConsumerConfig{Durable: "watch-lamp", FilterSubject: "nearmiss.events.>", AckPolicy: jetstream.AckExplicitPolicy}); err != nil {
 		t.Fatal(err)
 	}
-	worker, err := jetstream.New(h.connect("worker"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	worker := brokertest.StreamsOn(t, h.connect("worker"))
 	if _, err := worker.Publish(ctx, "nearmiss.events.parts.line1.anomaly", []byte("{}")); err != nil {
 		t.Fatal(err)
 	}
@@ -426,10 +415,7 @@ func TestReplySubjectsReachNobody(t *testing.T) {
 // info is the number of messages in a stream.
 func (h *hall) info(name string) uint64 {
 	h.t.Helper()
-	js, err := jetstream.New(h.connect("op"))
-	if err != nil {
-		h.t.Fatal(err)
-	}
+	js := brokertest.StreamsOn(h.t, h.connect("op"))
 	return streamLength(h.t, js, name)
 }
 
@@ -440,17 +426,11 @@ func TestRolesDoTheirJobAcrossAccounts(t *testing.T) {
 	h.embedded()
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
-	cam, err := jetstream.New(h.connect("line1"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	cam := brokertest.StreamsOn(t, h.connect("line1"))
 	if ack, err := cam.Publish(ctx, "nearmiss.frames.parts.line1", []byte("frame")); err != nil || ack.Stream != "NM_FRAMES" {
 		t.Fatalf("a camera's frame: %v, %v", ack, err)
 	}
-	op, err := jetstream.New(h.connect("op"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	op := brokertest.StreamsOn(t, h.connect("op"))
 	if _, err := op.CreateConsumer(ctx, "NM_EVENTS", jetstream.ConsumerConfig{Durable: "watch-lamp", FilterSubject: "nearmiss.events.>", AckPolicy: jetstream.AckExplicitPolicy}); err != nil {
 		t.Fatal(err)
 	}
@@ -462,10 +442,7 @@ func TestRolesDoTheirJobAcrossAccounts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	worker, err := jetstream.New(h.connect("worker"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	worker := brokertest.StreamsOn(t, h.connect("worker"))
 	if _, err := worker.Publish(ctx, "nearmiss.events.parts.line1.anomaly", []byte("event")); err != nil {
 		t.Fatal(err)
 	}
@@ -516,10 +493,7 @@ func TestUsersChangeWhileFramesFlow(t *testing.T) {
 	}
 	stays, staysGone := lost("line1")
 	_, outGone := lost("line2")
-	js, err := jetstream.New(stays)
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := brokertest.StreamsOn(t, stays)
 	stop, sent := make(chan struct{}), make(chan int)
 	go func() {
 		n := 0
@@ -609,10 +583,7 @@ func TestStoresMoveIntoTheAccountAndBack(t *testing.T) {
 	b, stop := brokertest.Start(t, broker.Config{Port: -1, StoreDir: dir})
 	ctx := context.Background()
 	nc := brokertest.Connect(t, b)
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := brokertest.StreamsOn(t, nc)
 	if err := stream.Ensure(ctx, js, stream.Topology{}); err != nil {
 		t.Fatal(err)
 	}
@@ -629,9 +600,7 @@ func TestStoresMoveIntoTheAccountAndBack(t *testing.T) {
 	}
 	stop()
 	b, _ = brokertest.Start(t, broker.Config{Port: -1, StoreDir: dir})
-	if js, err = jetstream.New(brokertest.Connect(t, b)); err != nil {
-		t.Fatal(err)
-	}
+	js = brokertest.StreamsOn(t, brokertest.Connect(t, b))
 	s, err := js.Stream(ctx, "NM_FRAMES")
 	if err != nil || s.CachedInfo().State.Msgs != 1 {
 		t.Fatalf("without users: %v", err)
@@ -666,16 +635,8 @@ func TestTLS(t *testing.T) {
 		Port: -1, MQTTPort: -1, Users: h.users,
 		TLS: access.TLSFiles{CA: in("ca.crt"), Cert: in("server.crt"), Key: in("server.key"), Verify: access.ClientCertsRequired},
 	})
-	local, err := nats.Connect(b.LocalURL(), b.Credentials()...)
-	if err != nil {
-		t.Fatalf("the broker's own process: %v", err)
-	}
-	defer local.Close()
-	js, err := jetstream.New(local)
-	if err == nil {
-		err = stream.Ensure(context.Background(), js, stream.Topology{})
-	}
-	if err != nil {
+	js := brokertest.Streams(t, b.LocalURL(), b.Credentials()...) // as the broker's own process
+	if err := stream.Ensure(context.Background(), js, stream.Topology{}); err != nil {
 		t.Fatal(err)
 	}
 	h.url = b.ClientURL()
@@ -692,10 +653,7 @@ func TestTLS(t *testing.T) {
 		t.Error("a client without a certificate came in")
 	}
 	with := []nats.Option{nats.RootCAs(in("ca.crt")), nats.ClientCert(in("client.crt"), in("client.key")), nats.MaxReconnects(-1), nats.ReconnectWait(10 * time.Millisecond)}
-	cam, err := jetstream.New(h.connect("line1", with...))
-	if err != nil {
-		t.Fatal(err)
-	}
+	cam := brokertest.StreamsOn(t, h.connect("line1", with...))
 	sent := uint64(0)
 	frame := func() {
 		t.Helper()

@@ -36,10 +36,7 @@ func start(t *testing.T, cfg broker.Config) (b *broker.Broker, stop func()) {
 func TestWhatIsStoredSurvivesARestart(t *testing.T) {
 	cfg := broker.Config{StoreDir: filepath.Join(t.TempDir(), "data")}
 	b, stop := start(t, cfg)
-	js, err := jetstream.New(brokertest.Connect(t, b))
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := brokertest.StreamsOn(t, brokertest.Connect(t, b))
 	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "S", Subjects: []string{"s"}}); err != nil {
 		t.Fatal(err)
 	}
@@ -48,10 +45,7 @@ func TestWhatIsStoredSurvivesARestart(t *testing.T) {
 	}
 	stop()
 	b, _ = start(t, cfg)
-	js, err = jetstream.New(brokertest.Connect(t, b))
-	if err != nil {
-		t.Fatal(err)
-	}
+	js = brokertest.StreamsOn(t, brokertest.Connect(t, b))
 	s, err := js.Stream(t.Context(), "S")
 	if err != nil {
 		t.Fatal(err)
@@ -88,10 +82,7 @@ func TestCredentialsAreAsked(t *testing.T) {
 // TestAnMQTTCamera publishes as an MQTT 3.1.1 client does, packet by packet.
 func TestAnMQTTCamera(t *testing.T) {
 	b, _ := start(t, broker.Config{StoreDir: t.TempDir(), MQTTPort: -1})
-	js, err := jetstream.New(brokertest.Connect(t, b))
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := brokertest.StreamsOn(t, brokertest.Connect(t, b))
 	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "F", Subjects: []string{"nearmiss.frames.*.*"}}); err != nil {
 		t.Fatal(err)
 	}
@@ -215,10 +206,7 @@ func TestAWebSocketClient(t *testing.T) {
 
 func TestAFullStoreRefusesAtOnceAndRecovers(t *testing.T) {
 	b, _ := start(t, broker.Config{StoreDir: t.TempDir(), MaxStore: 64 << 20})
-	js, err := jetstream.New(brokertest.Connect(t, b))
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := brokertest.StreamsOn(t, brokertest.Connect(t, b))
 	s, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "S", Subjects: []string{"s"}})
 	if err != nil {
 		t.Fatal(err)

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
@@ -48,11 +47,8 @@ func TestControlSharesTheQueueWithItsRights(t *testing.T) {
 	h := newHall(t)
 	h.embedded()
 	ctx := t.Context()
-	setup, err := jetstream.New(h.connect("setup"))
-	if err == nil {
-		err = stream.Ensure(ctx, setup, stream.Topology{FramesMaxBytes: 4 << 20})
-	}
-	if err != nil {
+	setup := brokertest.StreamsOn(t, h.connect("setup"))
+	if err := stream.Ensure(ctx, setup, stream.Topology{FramesMaxBytes: 4 << 20}); err != nil {
 		t.Fatal(err)
 	}
 	var refused refusals
@@ -116,10 +112,7 @@ func TestControlDoesItsJobWithItsRights(t *testing.T) {
 	}
 	defer stop()
 	nc := h.connect("op", refused.option())
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := brokertest.StreamsOn(t, nc)
 	in, c := stream.NewInstallation(js, stream.Names{}), stream.NewClient(nc, stream.Names{}).For("Kim")
 	must := func(what string, err error) {
 		t.Helper()
@@ -167,8 +160,7 @@ func TestControlDoesItsJobWithItsRights(t *testing.T) {
 	must("remove it", c.RemoveNormals(ctx, "parts", []uint64{seq}))
 	alarm, err := (&stream.Event{ID: "x", Kind: stream.KindAnomaly, Detector: "parts", Camera: "line1", FrameID: "1", ScoredAt: time.Now()}).Message(stream.Names{})
 	must("make an event", err)
-	worker, err := jetstream.New(h.connect("worker"))
-	must("be a worker", err)
+	worker := brokertest.StreamsOn(t, h.connect("worker"))
 	_, err = worker.PublishMsg(ctx, alarm)
 	must("store the event", err)
 	must("feedback", c.Feedback(ctx, stream.Feedback{Detector: "parts", Verdict: stream.FeedbackNormal, Event: "x"}))
@@ -214,8 +206,7 @@ func TestControlDoesItsJobWithItsRights(t *testing.T) {
 	if none, err := in.Audit(ctx, stream.AuditFilter{Since: time.Now().Add(time.Hour)}, 0, 10); err != nil || len(none) != 0 {
 		t.Errorf("in an hour: %+v, %v", none, err)
 	}
-	own, err := jetstream.New(h.connect("op"))
-	must("be an operator", err)
+	own := brokertest.StreamsOn(t, h.connect("op"))
 	forged, stopWaiting := context.WithTimeout(ctx, time.Second)
 	defer stopWaiting()
 	if _, err := own.Publish(forged, "nearmiss.audit.detector.parts", []byte("{}")); err == nil {

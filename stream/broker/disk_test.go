@@ -117,13 +117,17 @@ func TestTheLimitIsWhatTheDiskHasRoomFor(t *testing.T) {
 	}
 }
 
-// TestAServerThatGaveItsStoreUpStartsAgain: a full disk has the server disable its
-// store until it is started again.
+// A loaded machine may need more than the seconds that nats.go gives it.
+var (
+	patient = nats.Timeout(time.Minute)
+	long    = nats.MaxWait(time.Minute)
+)
+
 // withStream is a client that does not give up, of a server that then has stream S of
 // subject s.
 func withStream(t *testing.T, url string) nats.JetStreamContext {
 	t.Helper()
-	nc, err := nats.Connect(url, nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond))
+	nc, err := nats.Connect(url, nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond), patient)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,12 +136,14 @@ func withStream(t *testing.T, url string) nats.JetStreamContext {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := js.AddStream(&nats.StreamConfig{Name: "S", Subjects: []string{"s"}}); err != nil {
+	if _, err := js.AddStream(&nats.StreamConfig{Name: "S", Subjects: []string{"s"}}, long); err != nil {
 		t.Fatal(err)
 	}
 	return js
 }
 
+// TestAServerThatGaveItsStoreUpStartsAgain: a full disk has the server disable its
+// store until it is started again.
 func TestAServerThatGaveItsStoreUpStartsAgain(t *testing.T) {
 	var free atomic.Int64
 	free.Store(150 << 20)
@@ -166,7 +172,7 @@ func TestAServerThatGaveItsStoreUpStartsAgain(t *testing.T) {
 	if b.ClientURL() != url || b.srv.Load() == old {
 		t.Errorf("%s, was %s", b.ClientURL(), url)
 	}
-	if i, err := js.StreamInfo("S"); err != nil || i.State.Msgs != 2 {
+	if i, err := js.StreamInfo("S", long); err != nil || i.State.Msgs != 2 {
 		t.Errorf("%+v, %v", i, err)
 	}
 }
@@ -216,7 +222,7 @@ func TestAStoreMayBeMadeSmaller(t *testing.T) {
 		ended := make(chan error, 1)
 		go func() { ended <- b.Run(ctx) }()
 		<-b.Ready()
-		nc, err := nats.Connect(b.ClientURL())
+		nc, err := nats.Connect(b.ClientURL(), patient)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -226,8 +232,8 @@ func TestAStoreMayBeMadeSmaller(t *testing.T) {
 		}
 		for _, name := range []string{"A", "B"} { // three quarters of it together
 			cfg := &nats.StreamConfig{Name: name, MaxBytes: most / 8 * 3}
-			if _, err = js.AddStream(cfg); err != nil {
-				_, err = js.UpdateStream(cfg)
+			if _, err = js.AddStream(cfg, long); err != nil {
+				_, err = js.UpdateStream(cfg, long)
 			}
 			if err != nil {
 				t.Errorf("stream %s in a store of %d: %v", name, most, err)

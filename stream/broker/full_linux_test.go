@@ -57,7 +57,7 @@ func TestADiskThatWasFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually.True(t, "messages are taken again", publish)
-	if i, err := js.StreamInfo("S"); err != nil || i.State.Msgs < stored+1 {
+	if i, err := js.StreamInfo("S", long); err != nil || i.State.Msgs < stored+1 {
 		t.Errorf("%d messages were stored, %+v, %v", stored+1, i, err)
 	}
 	eventually.True(t, "it is not said to be full any more", func() bool { return b.Full() == "" })

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/internal/brokertest"
@@ -34,10 +33,7 @@ func TestLargeFramesAndSheddingAcrossAccounts(t *testing.T) {
 	strict := nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { refused <- err })
 
 	publish := func(user, name string, cfg camera.Config, images ...[]byte) error {
-		js, err := jetstream.New(h.connect(user, strict))
-		if err != nil {
-			t.Fatal(err)
-		}
+		js := brokertest.StreamsOn(t, h.connect(user, strict))
 		cfg.Detector, cfg.Camera, cfg.Run = "parts", name, "r"
 		p, err := camera.NewPublisher(cfg, js, zerolog.Nop())
 		if err != nil {
@@ -58,10 +54,7 @@ func TestLargeFramesAndSheddingAcrossAccounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	brokertest.Run(t, "worker", w.Run)
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := brokertest.StreamsOn(t, nc)
 	store, err := js.ObjectStore(ctx, "NM_LARGE")
 	if err != nil {
 		t.Fatal(err)
@@ -107,10 +100,7 @@ func TestWorkersAndCamerasCannotTouchReleases(t *testing.T) {
 	h.embedded()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	trainer, err := jetstream.New(h.connect("trainer"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	trainer := brokertest.StreamsOn(t, h.connect("trainer"))
 	releases, err := trainer.ObjectStore(ctx, "NM_ARTIFACTS")
 	if err == nil {
 		_, err = releases.PutString(ctx, "release", "what serves")
@@ -135,10 +125,7 @@ func TestWorkersAndCamerasCannotTouchReleases(t *testing.T) {
 	if got, err := releases.GetString(ctx, "release"); err != nil || got != "what serves" {
 		t.Errorf("the release is %q, %v", got, err)
 	}
-	worker, err := jetstream.New(h.connect("worker"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	worker := brokertest.StreamsOn(t, h.connect("worker"))
 	if store, err := worker.ObjectStore(ctx, "NM_ARTIFACTS"); err != nil {
 		t.Error(err)
 	} else if got, err := store.GetString(ctx, "release"); err != nil || got != "what serves" {

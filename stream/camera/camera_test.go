@@ -311,10 +311,7 @@ func TestACameraBeforeItsBroker(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(nc.Close)
-	early, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	early := brokertest.StreamsOn(t, nc)
 	p := publisher(t, early, camera.Config{})
 	ended := make(chan error, 1)
 	made := make(chan int, 2)

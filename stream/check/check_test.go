@@ -61,11 +61,8 @@ var small = stream.Topology{FramesMaxBytes: 1 << 20, EventsMaxBytes: 1 << 20, De
 
 func ensured(t *testing.T, nc *nats.Conn) jetstream.JetStream {
 	t.Helper()
-	js, err := jetstream.New(nc)
-	if err == nil {
-		err = stream.Ensure(t.Context(), js, small)
-	}
-	if err != nil {
+	js := brokertest.StreamsOn(t, nc)
+	if err := stream.Ensure(t.Context(), js, small); err != nil {
 		t.Fatal(err)
 	}
 	return js

@@ -173,10 +173,7 @@ func TestTheRoleOfTheConsoleIsEnough(t *testing.T) {
 				refused = append(refused, fmt.Errorf("%s: %w", role, err))
 			}
 		}))...)
-		js, err := jetstream.New(nc)
-		if err != nil {
-			t.Fatal(err)
-		}
+		js := brokertest.StreamsOn(t, nc)
 		return nc, js
 	}
 	_, js := as(access.Setup)

@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go/micro"
 	"github.com/rs/zerolog"
 
+	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/control"
@@ -162,11 +163,7 @@ func TestEveryChangeIsTold(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer stop()
-	nc, err := nats.Connect(r.URL, nats.CustomInboxPrefix("_INBOX_UKIM"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
+	nc := brokertest.Client(t, r.URL, nats.CustomInboxPrefix("_INBOX_UKIM"))
 	c := stream.NewClient(nc, r.Names).For("Kim\nMin")
 	one, two := r.Put("bolts", streamtest.Fake{Name: "one"}), r.Put("bolts", streamtest.Fake{Name: "two"})
 

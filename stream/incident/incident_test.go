@@ -471,11 +471,8 @@ func newHall(t *testing.T) *hall {
 	t.Helper()
 	b, _ := brokertest.Start(t, broker.Config{Port: -1})
 	h := &hall{t: t, nc: brokertest.Connect(t, b)}
-	var err error
-	if h.js, err = jetstream.New(h.nc); err == nil {
-		err = stream.Ensure(t.Context(), h.js, stream.Topology{})
-	}
-	if err != nil {
+	h.js = brokertest.StreamsOn(t, h.nc)
+	if err := stream.Ensure(t.Context(), h.js, stream.Topology{}); err != nil {
 		t.Fatal(err)
 	}
 	return h

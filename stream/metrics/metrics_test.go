@@ -373,11 +373,7 @@ func TestRefusalsAreCounted(t *testing.T) {
 		t.Fatal("the server does not start")
 	}
 	told := make(chan error, 10)
-	nc, err := nats.Connect(b.ClientURL(), nats.UserInfo("u", "p"), nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { told <- err }))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
+	nc := brokertest.Client(t, b.ClientURL(), nats.UserInfo("u", "p"), nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { told <- err }))
 	m := metrics.New(metrics.Build{})
 	m.Connection(nc)
 	refused := []string{"$JS.API.INFO", "$KV.NM_ACTIVE.bolts", "$O.NM_LARGE.C.x", "nearmiss.frames.bolts.one", "nearmiss.frames.bolts.two", "mine"}

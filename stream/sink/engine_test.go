@@ -95,10 +95,8 @@ func newHall(t *testing.T, receivers map[string]*receiver) *hall {
 	t.Helper()
 	b, _ := brokertest.Start(t, broker.Config{Port: -1})
 	h := &hall{t: t, nc: brokertest.Connect(t, b), kinds: sink.Kinds{}}
-	var err error
-	if h.js, err = jetstream.New(h.nc); err == nil {
-		err = stream.Ensure(t.Context(), h.js, stream.Topology{})
-	}
+	h.js = brokertest.StreamsOn(t, h.nc)
+	err := stream.Ensure(t.Context(), h.js, stream.Topology{})
 	if err == nil {
 		h.sinks, err = h.js.KeyValue(t.Context(), "NM_SINKS")
 	}

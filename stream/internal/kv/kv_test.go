@@ -130,10 +130,7 @@ func TestFollowActsOnChanges(t *testing.T) {
 func TestAWatchThatBreaksSaysSo(t *testing.T) {
 	b, _ := brokertest.Start(t, broker.Config{Port: -1})
 	nc := brokertest.Connect(t, b)
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := brokertest.StreamsOn(t, nc)
 	store, err := js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "B"})
 	if err != nil {
 		t.Fatal(err)

@@ -61,11 +61,10 @@ func New(t *testing.T, topology stream.Topology) *Rig {
 func (r *Rig) Open(topology stream.Topology) {
 	r.T.Helper()
 	r.NC = r.Connect()
-	var err error
-	r.JS, err = jetstream.New(r.NC)
-	r.must(err)
+	r.JS = brokertest.StreamsOn(r.T, r.NC)
 	r.must(stream.Ensure(r.T.Context(), r.JS, topology))
 	r.In = stream.NewInstallation(r.JS, r.Names)
+	var err error
 	r.Registry, err = registry.Open(r.T.Context(), r.JS, registry.Config{
 		ActiveBucket: r.Names.ActiveBucket(), ArtifactsBucket: r.Names.ArtifactsBucket(), CacheDir: filepath.Join(r.Dir, "cache"),
 	})

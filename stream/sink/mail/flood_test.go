@@ -34,11 +34,8 @@ func TestAFloodIsAMailACameraAndItsEnd(t *testing.T) {
 	o := mailtest.Open(t)
 	b, _ := brokertest.Start(t, broker.Config{Port: -1})
 	nc := brokertest.Connect(t, b)
-	js, err := jetstream.New(nc)
-	if err == nil {
-		err = stream.Ensure(t.Context(), js, stream.Topology{})
-	}
-	if err != nil {
+	js := brokertest.StreamsOn(t, nc)
+	if err := stream.Ensure(t.Context(), js, stream.Topology{}); err != nil {
 		t.Fatal(err)
 	}
 	word := filepath.Join(t.TempDir(), "password")

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	paho "github.com/eclipse/paho.mqtt.golang"
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nuid"
 	"github.com/rs/zerolog"
 
@@ -157,11 +156,8 @@ func TestMosquittoIsKilledBetweenPublishAndAcknowledgement(t *testing.T) {
 	at, kill := mqtttest.Mosquitto(t)
 	b, _ := brokertest.Start(t, broker.Config{Port: -1})
 	nc := brokertest.Connect(t, b)
-	js, err := jetstream.New(nc)
-	if err == nil {
-		err = stream.Ensure(t.Context(), js, stream.Topology{})
-	}
-	if err != nil {
+	js := brokertest.StreamsOn(t, nc)
+	if err := stream.Ensure(t.Context(), js, stream.Topology{}); err != nil {
 		t.Fatal(err)
 	}
 	r := brokertest.NewRelay(t, at)
