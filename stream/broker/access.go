@@ -104,14 +104,19 @@ func moveAccount(store string, users bool) error {
 	return nil
 }
 
+// knownUsers are the users as they are in force.
+type knownUsers struct {
+	file access.File
+	at   stamp // of the file, when it was last looked at
+}
+
 // watchUsers brings changes of the users' file into force, without touching
 // those who stay.
-func (b *Broker) watchUsers(ctx context.Context, f access.File) {
+func (b *Broker) watchUsers(ctx context.Context, known *knownUsers) {
 	if b.cfg.Users == "" {
 		return
 	}
-	last := b.stat()
-	expiry := f.NextChange(time.Now())
+	expiry := known.file.NextChange(time.Now())
 	tick := time.Tick(usersEvery)
 	for {
 		select {
@@ -120,15 +125,15 @@ func (b *Broker) watchUsers(ctx context.Context, f access.File) {
 		case <-tick:
 		}
 		now, stat := time.Now(), b.stat()
-		if stat == last && (expiry.IsZero() || now.Before(expiry)) {
+		if stat == known.at && (expiry.IsZero() || now.Before(expiry)) {
 			continue
 		}
-		last = stat
+		known.at = stat
 		next, err := b.reloadUsers(now)
 		if err != nil {
 			b.log.Error().Err(err).Msg("the users' file cannot be used: what it said before stays in force")
 		} else {
-			expiry = next.NextChange(now)
+			known.file, expiry = next, next.NextChange(now)
 		}
 		b.reloads.Add(1)
 	}

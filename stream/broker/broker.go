@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -186,11 +187,11 @@ func (b *Broker) Run(ctx context.Context) error {
 	if err := b.bound(); err != nil {
 		return err
 	}
-	users, err := b.cfg.users()
-	if err != nil {
+	users := knownUsers{at: b.stat()} // before it is read: what changes meanwhile is read again
+	if users.file, err = b.cfg.users(); err != nil {
 		return err
 	}
-	if len(users.Users) > 0 {
+	if len(users.file.Users) > 0 {
 		if b.own, err = newIdentity(); err != nil {
 			return err
 		}
@@ -199,7 +200,7 @@ func (b *Broker) Run(ctx context.Context) error {
 		return err
 	}
 	for {
-		if err := b.serve(ctx, lock, users); !errors.Is(err, errNoRoom) {
+		if err := b.serve(ctx, lock, &users); !errors.Is(err, errNoRoom) {
 			return err
 		}
 		b.log.Error().Msg("the disk is full and the server has given its store up: it starts again when there is room")
@@ -209,9 +210,10 @@ func (b *Broker) Run(ctx context.Context) error {
 	}
 }
 
-// serve runs one server until ctx ends or it fails.
-func (b *Broker) serve(ctx context.Context, lock *storeLock, users access.File) error {
-	opts, err := b.serverOptions(users, time.Now())
+// serve runs one server until ctx ends or it fails. users are what is known of them, then
+// and afterwards.
+func (b *Broker) serve(ctx context.Context, lock *storeLock, users *knownUsers) error {
+	opts, err := b.serverOptions(users.file, time.Now())
 	if err != nil {
 		return err
 	}
@@ -263,9 +265,11 @@ func (b *Broker) serve(ctx context.Context, lock *storeLock, users access.File) 
 	b.log.Info().Str("url", b.ClientURL()).Str("mqtt", b.MQTTAddr()).Str("websocket", b.WebSocketURL()).
 		Str("store", b.cfg.StoreDir).Msg("broker is up")
 	watching, enough := context.WithCancel(ctx)
+	var files sync.WaitGroup
+	defer files.Wait()
 	defer enough()
-	go b.watchUsers(watching, users)
-	go b.watchCerts(watching)
+	files.Go(func() { b.watchUsers(watching, users) })
+	files.Go(func() { b.watchCerts(watching) })
 	disk := make(chan error, 1)
 	go func() { disk <- b.watchDisk(watching, srv, lock) }()
 	stopped := make(chan struct{})

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,7 +12,11 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
 	"github.com/rs/zerolog"
+
+	"github.com/nearmiss/nearmiss/internal/eventually"
+	"github.com/nearmiss/nearmiss/stream/access"
 )
 
 // started runs a broker; ended has what Run returned.
@@ -174,6 +179,70 @@ func TestAServerThatGaveItsStoreUpStartsAgain(t *testing.T) {
 	}
 	if i, err := js.StreamInfo("S", long); err != nil || i.State.Msgs != 2 {
 		t.Errorf("%+v, %v", i, err)
+	}
+}
+
+// TestUsersAreThoseOfNow: what was said of users since the start holds in a server that is
+// started again, and so does what is said of them while there is none.
+func TestUsersAreThoseOfNow(t *testing.T) {
+	var file access.File
+	path := filepath.Join(t.TempDir(), "users.yaml")
+	seeds := map[string][]byte{}
+	add := func(name string) {
+		t.Helper()
+		key, seed, err := access.NewNKey()
+		if err == nil {
+			seeds[name] = seed
+			err = errors.Join(file.Add(access.User{Name: name, Role: access.Worker, Key: key}), file.Save(path))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	add("stays")
+	add("goes")
+	var free atomic.Int64
+	free.Store(150 << 20)
+	b, _ := started(t, Config{StoreDir: t.TempDir(), Users: path}, func(b *Broker) {
+		b.cfg.Free = func(string) (int64, error) { return free.Load(), nil }
+	})
+	in := func(name string) bool {
+		t.Helper()
+		u, err := file.Get(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		nc, err := nats.Connect(b.ClientURL(), patient, nats.Nkey(u.Key.Public, func(nonce []byte) ([]byte, error) {
+			pair, err := nkeys.FromSeed(seeds[name])
+			if err != nil {
+				return nil, err
+			}
+			return pair.Sign(nonce)
+		}))
+		if err == nil {
+			nc.Close()
+		}
+		return err == nil
+	}
+	goes, err := file.Get("goes")
+	goes.Disabled = true
+	if err := errors.Join(err, file.Change(goes), file.Save(path)); err != nil {
+		t.Fatal(err)
+	}
+	eventually.True(t, "the server knows who goes", func() bool { return b.Reloads() == 1 })
+	free.Store(1 << 20)
+	if err := b.srv.Load().DisableJetStream(); err != nil {
+		t.Fatal(err)
+	}
+	eventually.True(t, "there is no server", func() bool { return strings.HasSuffix(b.Full(), "is full") })
+	add("comes")
+	free.Store(100 << 20)
+	eventually.True(t, "the next one knows who comes", func() bool { return b.Reloads() == 2 })
+	if !in("stays") || !in("comes") {
+		t.Error("somebody is kept out")
+	}
+	if in("goes") {
+		t.Error("who has gone is let in again")
 	}
 }
 
