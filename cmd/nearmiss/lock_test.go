@@ -226,16 +226,17 @@ func TestLockedWhileFramesFlow(t *testing.T) {
 	}
 	line1, line2 := camera("line1", "--loop", "--fps", "10"), camera("line2", "--loop", "--fps", "10")
 	scored := func() (n, rejected uint64) {
+		t.Helper()
 		var st struct {
 			Workers []stream.WorkerStatus
 		}
-		if err := json.Unmarshal([]byte(desk("status", "--json", "--workers=500ms")), &st); err != nil {
-			t.Fatal(err)
-		}
-		for _, w := range st.Workers {
-			n, rejected = n+w.Scored, rejected+w.Rejected
-		}
-		return n, rejected
+		eventually.True(t, "the worker says what it has scored", func() bool { // one that is busy does not answer at once
+			if err := json.Unmarshal([]byte(desk("status", "--json", "--workers=500ms")), &st); err != nil {
+				t.Fatal(err)
+			}
+			return len(st.Workers) == 1
+		})
+		return st.Workers[0].Scored, st.Workers[0].Rejected
 	}
 	further := func(what string) {
 		t.Helper()
