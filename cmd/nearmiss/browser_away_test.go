@@ -2,90 +2,23 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"io"
-	"net"
-	"net/url"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"github.com/rs/zerolog"
 
+	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream"
 )
-
-// detour is an address that stays the same while what is behind it comes and goes.
-type detour struct {
-	l net.Listener
-
-	mu     sync.Mutex
-	behind string
-	open   map[net.Conn]bool
-	done   sync.WaitGroup
-}
-
-func newDetour(t *testing.T) *detour {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := &detour{l: l, open: map[net.Conn]bool{}}
-	d.done.Go(d.accept)
-	t.Cleanup(func() {
-		_ = l.Close()
-		d.mu.Lock()
-		for c := range d.open {
-			_ = c.Close()
-		}
-		d.mu.Unlock()
-		d.done.Wait()
-	})
-	return d
-}
-
-// lead has the address lead to another.
-func (d *detour) lead(to string) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.behind = to
-}
-
-func (d *detour) accept() {
-	for {
-		in, err := d.l.Accept()
-		if err != nil {
-			return
-		}
-		d.mu.Lock()
-		out, err := net.Dial("tcp", d.behind)
-		if err != nil {
-			_ = in.Close()
-			d.mu.Unlock()
-			continue
-		}
-		d.open[in], d.open[out] = true, true
-		d.mu.Unlock()
-		for _, way := range [][2]net.Conn{{in, out}, {out, in}} {
-			d.done.Go(func() {
-				_, _ = io.Copy(way[0], way[1])
-				_ = way[0].Close()
-				_ = way[1].Close()
-			})
-		}
-	}
-}
 
 // stage is a broker, a console beside it and a tab that shows the page; no detector,
 // no worker: the test says what was scored.
 type stage struct {
 	*tab
-	way     *detour
+	way     lasting
 	data    string
 	browser context.Context
 	broker  *process
@@ -97,9 +30,9 @@ type stage struct {
 func newStage(t *testing.T) *stage {
 	t.Helper()
 	browser := newBrowser(t)
-	s := &stage{way: newDetour(t), data: t.TempDir(), browser: browser}
+	s := &stage{way: lastingFor(t, "nats://"), data: t.TempDir(), browser: browser}
 	s.startBroker(t)
-	s.console = start(t, "console", "--server", "nats://"+s.way.l.Addr().String())
+	s.console = start(t, "console", "--server", s.way.url())
 	l := s.console.line("the page's address", func(l string) bool { return strings.HasPrefix(l, "console on ") })
 	s.tab = openTab(t, browser, strings.TrimPrefix(l, "console on "))
 	return s
@@ -108,21 +41,12 @@ func newStage(t *testing.T) *stage {
 // startBroker starts the broker, on the folder that it had before.
 func (s *stage) startBroker(t *testing.T) {
 	t.Helper()
-	s.broker = start(t, "broker", "--data", s.data, "--port=-1", "--json")
-	var a struct{ NATS string }
-	if err := json.Unmarshal([]byte(s.broker.line("the broker's address", func(l string) bool { return strings.HasPrefix(l, "{") })), &a); err != nil {
-		t.Fatal(err)
-	}
-	u, err := url.Parse(a.NATS)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.way.lead(u.Host)
-	if s.nc, err = stream.Connect(a.NATS, "test", zerolog.Nop()); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.nc.Close)
-	if s.js, err = jetstream.New(s.nc); err != nil {
+	var at string
+	s.broker, at = runBroker(t, "--data", s.data)
+	s.way.lead(at)
+	s.nc = brokertest.Client(t, at)
+	var err error
+	if s.js, err = jetstream.New(s.nc, jetstream.WithDefaultTimeout(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -232,8 +156,6 @@ func TestThePageWhileTheBrokerComesAndGoes(t *testing.T) {
 		}
 		rows(4)
 		b.see("that it is back", `document.querySelector("#top .chip.ok") && !document.querySelector(".toast.bad")`)
-		if open := js[string](b, `document.querySelector("h1 + .num").innerText`); open != "4 open" {
-			t.Errorf("the page says %s", open)
-		}
+		b.see("four open alarms", `document.querySelector("h1 + .num").innerText === "4 open"`)
 	})
 }

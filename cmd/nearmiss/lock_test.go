@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -102,7 +101,7 @@ func TestAnInstallationIsReadWhileUsersChange(t *testing.T) {
 	data := filepath.Join(dir, "nearmiss-data")
 	in := "--data=" + data
 	program(t, 0, "lock", "127.0.0.1", "--listen=127.0.0.1", in)
-	b, at := runBroker(t, "-1", "--config="+filepath.Join(data, "nearmiss.yaml"))
+	b, at := runBroker(t, "--config="+filepath.Join(data, "nearmiss.yaml"))
 	conf, err := loadConfig(filepath.Join(data, "desk", "nearmiss.yaml"), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -183,20 +182,18 @@ func TestLockedWhileFramesFlow(t *testing.T) {
 	// The machine of the broker.
 	program(t, 0, "lock", "127.0.0.1", "--listen=127.0.0.1", in)
 	conf := "--config=" + filepath.Join(data, "nearmiss.yaml")
-	up, at := runBroker(t, "-1", conf)
-	u, err := url.Parse(at)
-	if err != nil {
-		t.Fatal(err)
-	}
+	up, at := runBroker(t, conf)
+	way := lastingFor(t, at)
+	at = "tls://" + way.Addr()
 	as := func(bundle string, args ...string) []string { // the free port is not the one in the bundles
-		return append(args, "--config", filepath.Join(bundle, "nearmiss.yaml"), "--server", "tls://"+u.Host)
+		return append(args, "--config", filepath.Join(bundle, "nearmiss.yaml"), "--server", at)
 	}
 	desk := func(args ...string) string {
 		t.Helper()
 		out, _ := program(t, 0, as(filepath.Join(data, "desk"), args...)...)
 		return out
 	}
-	if _, errs := program(t, 1, "status", "--server", "tls://"+u.Host); !strings.Contains(errs, "certificate") {
+	if _, errs := program(t, 1, "status", "--server", at); !strings.Contains(errs, "certificate") {
 		t.Errorf("without the authority: %s", errs)
 	}
 	if out := desk("status"); !strings.Contains(out, "certificate server is good until") || strings.Contains(out, "renew it") {
@@ -256,6 +253,10 @@ func TestLockedWhileFramesFlow(t *testing.T) {
 		return s.Published
 	}
 
+	eventually.True(t, "both cameras are there", func() bool {
+		out := desk("status", "--json", "--workers=10ms")
+		return strings.Contains(out, `"camera":"line1"`) && strings.Contains(out, `"camera":"line2"`)
+	})
 	further("the start")
 	program(t, 0, "users", "rotate", "line1", "--bundle", folder("line1"), in)
 	program(t, 0, "users", "rotate", "w1", "--bundle", folder("w1"), in)
@@ -280,7 +281,8 @@ func TestLockedWhileFramesFlow(t *testing.T) {
 	program(t, 0, "tls", "renew", cert, tls)
 	further("another authority")
 	up.stop()
-	up, _ = runBroker(t, u.Port(), conf)
+	up, now := runBroker(t, conf)
+	way.lead(now)
 	further("the broker's restart")
 
 	frames := published(line1)
@@ -289,11 +291,11 @@ func TestLockedWhileFramesFlow(t *testing.T) {
 	<-again.exited
 	frames += 20
 	// A frame that the broker had stored when it shut the camera out was never
-	// acknowledged.
+	// acknowledged, and of one that was interrupted the camera may not know.
 	out := published(line2)
 	eventually.True(t, "all frames are scored", func() bool { n, _ := scored(); return n >= frames+out })
 	n, rejected := scored()
-	if n > frames+out+1 || rejected > 0 {
+	if n > frames+out+2 || rejected > 0 {
 		t.Errorf("%d frames of %d and %d are scored, %d rejected", n, frames, out, rejected)
 	}
 	t.Logf("%d and %d frames, %d scored", frames, out, n)

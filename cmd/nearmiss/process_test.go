@@ -17,6 +17,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/inference/backbone"
 	"github.com/nearmiss/nearmiss/inference/ort"
+	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/internal/evaldata"
 	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/internal/synthetic"
@@ -165,16 +166,39 @@ func program(t *testing.T, code int, args ...string) (stdout, stderr string) {
 // startBroker returns the address of a broker with a folder of its own.
 func startBroker(t *testing.T) string {
 	t.Helper()
-	p, at := runBroker(t, "-1", "--data", t.TempDir())
+	p, at := runBroker(t, "--data", t.TempDir())
 	t.Cleanup(p.stop)
 	return at
 }
 
-// runBroker starts a broker at the port and returns it with its address.
-func runBroker(t *testing.T, port string, args ...string) (*process, string) {
+// runBroker starts a broker at any free port and returns it with its address.
+func runBroker(t *testing.T, args ...string) (*process, string) {
 	t.Helper()
-	p := start(t, append([]string{"broker", "--port=" + port, "--json"}, args...)...)
+	p := start(t, append([]string{"broker", "--port=-1", "--json"}, args...)...)
 	return p, p.natsAddress()
+}
+
+// lasting is an address of a broker's that stays the same when the broker is started
+// again, at another port: the one that it had may be somebody else's by then.
+type lasting struct {
+	*brokertest.Relay
+	scheme string
+}
+
+// lastingFor leads to the broker at an address.
+func lastingFor(t *testing.T, at string) lasting {
+	t.Helper()
+	scheme, host, _ := strings.Cut(at, "://")
+	return lasting{brokertest.NewRelay(t, host), scheme}
+}
+
+// url is the address.
+func (l lasting) url() string { return l.scheme + "://" + l.Addr() }
+
+// lead has it lead to another broker.
+func (l lasting) lead(to string) {
+	_, host, _ := strings.Cut(to, "://")
+	l.Lead(host)
 }
 
 // printed are the addresses that up and broker print with --json.

@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,8 +11,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
-	"github.com/rs/zerolog"
 
+	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/internal/synthetic"
 	"github.com/nearmiss/nearmiss/stream"
@@ -27,11 +26,9 @@ import (
 func TestTheBrokerReturnsWhileAllAreAtWork(t *testing.T) {
 	t.Parallel()
 	data := t.TempDir()
-	server, at := runBroker(t, "-1", "--data", data)
-	u, err := url.Parse(at)
-	if err != nil {
-		t.Fatal(err)
-	}
+	server, at := runBroker(t, "--data", data)
+	way := lastingFor(t, at)
+	at = way.url()
 	f := newFakery(t, at)
 
 	// Two releases that know cells; what the camera shows is none, so that each
@@ -53,7 +50,7 @@ func TestTheBrokerReturnsWhileAllAreAtWork(t *testing.T) {
 	trainer := f.trainer(t.TempDir())
 	worker.logged("release is in service")
 	camera := start(t, "camera", shown, "--loop", "--detector", "cells", "--camera", "one", "--fps", "20", "--server", at, "--json")
-	told := f.follow("learner", "job")
+	told := f.follow(f.nc, "learner", "job")
 	f.request("learner", "job")
 	come := func(phase string) {
 		t.Helper()
@@ -83,17 +80,10 @@ func TestTheBrokerReturnsWhileAllAreAtWork(t *testing.T) {
 		for _, p := range []*process{worker, trainer, camera} {
 			eventually.True(t, "the connection is lost", func() bool { return strings.Count(p.stderr(), "connection to the broker lost") >= lost })
 		}
-		server, _ = runBroker(t, u.Port(), "--data", data)
-		back := time.Now()
-		nc, err := stream.Connect(at, "test", zerolog.Nop())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer nc.Close()
-		progress, err := nc.SubscribeSync(stream.Names{}.Progress("learner", "job"))
-		if err != nil {
-			t.Fatal(err)
-		}
+		var now string
+		server, now = runBroker(t, "--data", data)
+		nc := brokertest.Client(t, now) // before the others
+		told = f.follow(nc, "learner", "job")
 		scores, err := nc.SubscribeSync(stream.Names{}.Scores("cells", "*"))
 		if err != nil {
 			t.Fatal(err)
@@ -105,6 +95,8 @@ func TestTheBrokerReturnsWhileAllAreAtWork(t *testing.T) {
 		if _, err := openRegistry(t, js).Promote(t.Context(), "cells", active, registry.Change{}); err != nil {
 			t.Fatal(err)
 		}
+		back := time.Now()
+		way.lead(now)
 		var first, swapped, trains time.Duration
 		for swapped == 0 {
 			m, err := scores.NextMsg(patience)
@@ -122,9 +114,7 @@ func TestTheBrokerReturnsWhileAllAreAtWork(t *testing.T) {
 				swapped = time.Since(back)
 			}
 		}
-		if _, err := progress.NextMsg(patience); err != nil {
-			t.Fatal(err)
-		}
+		come("")
 		trains = time.Since(back)
 		t.Logf("%v: after the broker's return the first score came in %v, the first by the release that was made active then in %v, progress of the job by %v",
 			how, first.Round(time.Millisecond), swapped.Round(time.Millisecond), trains.Round(time.Millisecond))

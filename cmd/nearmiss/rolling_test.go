@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -45,11 +44,8 @@ func TestARollingUpgrade(t *testing.T) {
 		return launch(t, cmd)
 	}
 	server := older("broker", "--port=-1", "--json", "--data", data, "--config", config)
-	at := server.natsAddress()
-	u, err := url.Parse(at)
-	if err != nil {
-		t.Fatal(err)
-	}
+	way := lastingFor(t, server.natsAddress())
+	at := way.url()
 	l := listen(t, at)
 	count := func() (scored, twice int, dead uint64) {
 		seen := map[string]bool{}
@@ -99,7 +95,8 @@ func TestARollingUpgrade(t *testing.T) {
 
 	publish(4)
 	server.stop()
-	server, _ = runBroker(t, u.Port(), "--data", data, "--config", config)
+	server, now := runBroker(t, "--data", data, "--config", config)
+	way.lead(now)
 	newWorker.logged("release is in service")
 	reached(4)
 	t.Log("the broker is new; both workers and the older trainer are there")

@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"os"
 	"slices"
 	"strconv"
@@ -79,11 +78,9 @@ func TestSinksKilledLoseNothing(t *testing.T) {
 	events, kills := setting(t, "NEARMISS_TEST_SINK_EVENTS", 120), setting(t, "NEARMISS_TEST_SINK_KILLS", 3)
 	down := time.Duration(setting(t, "NEARMISS_TEST_SINK_DOWN", 0)) * time.Second
 	data := t.TempDir()
-	server, at := runBroker(t, "-1", "--data", data)
-	u, err := url.Parse(at)
-	if err != nil {
-		t.Fatal(err)
-	}
+	server, at := runBroker(t, "--data", data)
+	way := lastingFor(t, at)
+	at = way.url()
 	weak, steady := &desk{got: map[string]int{}, other: map[string]int{}, down: true}, &desk{got: map[string]int{}, other: map[string]int{}}
 	for name, d := range map[string]*desk{"weak": weak, "steady": steady} {
 		srv := httptest.NewServer(d)
@@ -126,7 +123,9 @@ func TestSinksKilledLoseNothing(t *testing.T) {
 		}
 		if at2[n] {
 			kill(t, server)
-			server, _ = runBroker(t, u.Port(), "--data", data)
+			var now string
+			server, now = runBroker(t, "--data", data)
+			way.lead(now)
 		}
 		if n == up {
 			weak.set(false)

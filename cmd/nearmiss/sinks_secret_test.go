@@ -26,7 +26,7 @@ import (
 // log, no answer. The receivers of webhooks answer with what they were sent.
 func TestSecretsAreNowhere(t *testing.T) {
 	data, secrets := t.TempDir(), t.TempDir()
-	server, at := runBroker(t, "-1", "--data", data)
+	server, at := runBroker(t, "--data", data)
 	echo := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(io.LimitReader(r.Body, 1<<20))
 		w.WriteHeader(http.StatusForbidden)

@@ -85,7 +85,7 @@ func TestADataFolderOfAnEarlierVersion(t *testing.T) {
 	}
 	data, config := filepath.Join(dir, "data"), filepath.Join(dir, "nearmiss.yaml")
 
-	broker, url := runBroker(t, "-1", "--data", data, "--config", config)
+	broker, url := runBroker(t, "--data", data, "--config", config)
 	at := "--server=" + url
 	l := listen(t, url)
 	if n := l.waiting(t); n != 5 {
