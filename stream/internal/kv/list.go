@@ -30,8 +30,10 @@ func Keys(ctx context.Context, bucket jetstream.KeyValue) ([]string, error) {
 //
 // A watch may say that all of now has been delivered when an entry is still to come: with
 // nats-server 2.15 whenever another key changes meanwhile. So a list goes on to where the
-// bucket ended when the watch had begun. What stood there may have been removed since
-// without a mark; then the list ends when it has as many keys as the bucket.
+// bucket ended when the watch had begun. A key that was changed before it could be delivered
+// is behind that: where a key is missing, or something has changed, the list goes on to
+// where the bucket ends now, or until it has as many keys, since what stood at the end may
+// have been removed without a mark.
 func newest(ctx context.Context, bucket jetstream.KeyValue, opts ...jetstream.WatchOpt) ([]jetstream.KeyValueEntry, error) {
 	w, err := bucket.Watch(ctx, jetstream.AllKeys, opts...)
 	if err != nil {
@@ -42,29 +44,36 @@ func newest(ctx context.Context, bucket jetstream.KeyValue, opts ...jetstream.Wa
 	if err != nil {
 		return nil, err
 	}
-	found := map[string]jetstream.KeyValueEntry{}
+	found, end := map[string]jetstream.KeyValueEntry{}, begun
 	var at uint64
 	var tooLate <-chan time.Time
-	for said, complete := false, begun.Msgs == 0; !said || !complete; {
+	for said, complete := false, false; !complete; {
+		ask := false
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-tooLate:
-			now, err := state(ctx, bucket)
-			if err != nil {
-				return nil, err
-			}
-			complete, tooLate = uint64(len(found)) >= now.NumSubjects, time.After(late)
+			ask = true
 		case e, ok := <-w.Updates():
 			if !ok {
 				return nil, errEnded
 			}
 			if e == nil {
 				said, tooLate = true, time.After(late)
+			} else {
+				at, found[e.Key()] = e.Revision(), e
+			}
+			if !said || at < end.LastSeq {
 				continue
 			}
-			at, found[e.Key()] = e.Revision(), e
-			complete = complete || at >= begun.LastSeq
+			ask = at > begun.LastSeq || uint64(len(found)) < begun.NumSubjects
+			complete = !ask
+		}
+		if ask {
+			if end, err = state(ctx, bucket); err != nil {
+				return nil, err
+			}
+			complete, tooLate = at >= end.LastSeq || uint64(len(found)) >= end.NumSubjects, time.After(late)
 		}
 	}
 	var all []jetstream.KeyValueEntry
@@ -77,7 +86,7 @@ func newest(ctx context.Context, bucket jetstream.KeyValue, opts ...jetstream.Wa
 	return all, nil
 }
 
-// state is what the stream of a bucket has.
+// state is what the stream of a bucket has; one that has nothing ends at 0.
 func state(ctx context.Context, bucket jetstream.KeyValue) (jetstream.StreamState, error) {
 	status, err := bucket.Status(ctx)
 	if err != nil {
@@ -87,5 +96,9 @@ func state(ctx context.Context, bucket jetstream.KeyValue) (jetstream.StreamStat
 	if !ok {
 		return jetstream.StreamState{}, fmt.Errorf("bucket %s is a %T", bucket.Bucket(), status)
 	}
-	return of.StreamInfo().State, nil
+	s := of.StreamInfo().State
+	if s.Msgs == 0 {
+		s.LastSeq = 0
+	}
+	return s, nil
 }

@@ -84,6 +84,45 @@ func (b *early) Status(ctx context.Context) (jetstream.KeyValueStatus, error) {
 	return s, err
 }
 
+// TestAListHasWhatChangedBeforeItCame: its old value is not delivered any more, and the new
+// one comes behind all that was there.
+func TestAListHasWhatChangedBeforeItCame(t *testing.T) {
+	for _, another := range []string{"", "d"} { // a key that has come meanwhile, and makes the number right
+		real := bucket(t)
+		change := func(key string) jetstream.KeyValueEntry {
+			t.Helper()
+			put(t, real, key)
+			e, err := real.Get(t.Context(), key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return e
+		}
+		b := &early{KeyValue: real, updates: make(chan jetstream.KeyValueEntry, 9)}
+		want := []string{"a", "b", "c"}
+		for _, key := range want {
+			if e := change(key); key != "b" {
+				b.updates <- e
+			}
+		}
+		b.updates <- nil
+		var late jetstream.KeyValueEntry
+		b.then = map[int]func(){
+			1: func() {
+				if another != "" {
+					want = append(want, another)
+					b.updates <- change(another)
+				}
+				late = change("b")
+			},
+			2: func() { b.updates <- late },
+		}
+		if got, err := kv.Keys(t.Context(), b); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%v, want %v: %v", got, want, err)
+		}
+	}
+}
+
 // TestAListWaitsForWhatIsThere, however late it comes, and not for what was removed since.
 func TestAListWaitsForWhatIsThere(t *testing.T) {
 	js := brokertest.JetStream(t, broker.Config{})
