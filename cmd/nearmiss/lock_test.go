@@ -10,9 +10,9 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/nats-io/nats.go"
 	"github.com/rs/zerolog"
 
+	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/access"
@@ -110,12 +110,7 @@ func TestAnInstallationIsReadWhileUsersChange(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	nc, err := nats.Connect(at, opts...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
-	js, err := stream.Names{}.JetStreamOn(nc)
+	js, err := stream.Names{}.JetStreamOn(brokertest.Client(t, at, opts...))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,8 +10,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/stream"
 )
 
@@ -84,15 +84,7 @@ func TestNothingThatIsPublishedReachesTheTerminal(t *testing.T) {
 	url := startBroker(t)
 	at := "--server=" + url
 	program(t, 0, "detector", "create", "bolts", at)
-	nc, err := nats.Connect(url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := brokertest.Streams(t, url)
 	var n stream.Names
 	const evil = "\x1b[2J\x1b]0;owned\a\u009b31m\u202e"
 	publish := func(subject string, header map[string]string, data string) {

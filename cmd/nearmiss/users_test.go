@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
@@ -180,11 +179,7 @@ func TestUsersOnAServerOfOnesOwn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	nc, err := nats.Connect(strings.TrimPrefix(at, "--server="), opts...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
+	nc := brokertest.Client(t, strings.TrimPrefix(at, "--server="), opts...)
 	js, err := jetstream.NewWithAPIPrefix(nc, access.SubscriberAPIPrefix, jetstream.WithDefaultTimeout(time.Minute))
 	if err != nil {
 		t.Fatal(err)
