@@ -3,6 +3,7 @@ package stream_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -141,8 +142,8 @@ func requests(t *testing.T) map[string]bool {
 		}
 	}()
 	offered := map[string]bool{}
-	for _, name := range []string{stream.WorkerService, stream.TrainerService, stream.ControlService, sink.Service} {
-		eventually.True(t, name+" answers", func() bool {
+	for name, n := range endpoints {
+		eventually.True(t, fmt.Sprintf("%s has its %d endpoints", name, n), func() bool { // it gets one after the other
 			m, err := r.NC.Request("$SRV.INFO."+name, nil, time.Second)
 			var info micro.Info
 			if err != nil || json.Unmarshal(m.Data, &info) != nil {
@@ -151,7 +152,7 @@ func requests(t *testing.T) map[string]bool {
 			for _, e := range info.Endpoints {
 				offered[strings.TrimRight(e.Subject, ".*")] = true // without its parameters
 			}
-			return len(info.Endpoints) > 0
+			return len(info.Endpoints) == n
 		})
 	}
 	return offered
