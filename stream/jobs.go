@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -428,7 +429,8 @@ func (s *Jobs) Update(ctx context.Context, job string, change func(*Job) error) 
 }
 
 // Wait calls progress, when it is not nil, with every progress message of a job and
-// returns its record when it has finished.
+// returns its record when it has finished. progress is called by one goroutine at a time,
+// and not after Wait has returned.
 func (s *Jobs) Wait(ctx context.Context, job string, progress func(Progress)) (Job, error) {
 	read := func() (Job, error) {
 		step, cancel := context.WithTimeout(ctx, 5*time.Second)
@@ -443,9 +445,18 @@ func (s *Jobs) Wait(ctx context.Context, job string, progress func(Progress)) (J
 		return j, err
 	}
 	if progress != nil {
+		var mu sync.Mutex
+		ended := false
+		defer func() { // whom the end of a subscription does not wait for
+			mu.Lock()
+			defer mu.Unlock()
+			ended = true
+		}()
 		sub, err := s.js.Conn().Subscribe(s.names.Progress(j.Detector, job), func(m *nats.Msg) {
+			mu.Lock()
+			defer mu.Unlock()
 			var p Progress
-			if json.Unmarshal(m.Data, &p) == nil {
+			if !ended && json.Unmarshal(m.Data, &p) == nil {
 				progress(p)
 			}
 		})
