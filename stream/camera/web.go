@@ -146,7 +146,8 @@ func (s *Web) once(ctx context.Context) (Image, error) {
 			}
 			s.got = 0
 		}
-		late := time.AfterFunc(imageTimeout, func() { s.body.Close() })
+		body := s.body // which may be another one when the function begins
+		late := time.AfterFunc(imageTimeout, func() { body.Close() })
 		data, err := s.stream.Next()
 		late.Stop()
 		if err != nil {
