@@ -115,45 +115,71 @@ func (h *hall) external() {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	l.Close()
-	for name, text := range map[string][]byte{
-		"auth.conf": auth,
-		"nats.conf": fmt.Appendf(nil, "server_name: real\nlisten: %q\njetstream { store_dir: %q, max_file_store: %d }\ninclude auth.conf\n", addr, filepath.Join(dir, "js"), int64(brokertest.Room)),
-	} {
-		if err := os.WriteFile(filepath.Join(dir, name), text, 0o600); err != nil {
+	for range 20 { // ports, since it does not say at once which one it has found itself
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
 			h.t.Fatal(err)
 		}
+		addr := l.Addr().String()
+		l.Close()
+		for name, text := range map[string][]byte{
+			"auth.conf": auth,
+			"nats.conf": fmt.Appendf(nil, "server_name: real\nlisten: %q\njetstream { store_dir: %q, max_file_store: %d }\ninclude auth.conf\n", addr, filepath.Join(dir, "js"), int64(brokertest.Room)),
+		} {
+			if err := os.WriteFile(filepath.Join(dir, name), text, 0o600); err != nil {
+				h.t.Fatal(err)
+			}
+		}
+		h.url = "nats://" + addr
+		if h.run(exec.Command(bin, "-c", filepath.Join(dir, "nats.conf"))) {
+			h.setup()
+			return
+		}
 	}
+	h.t.Fatal("nats-server does not start")
+}
+
+// run runs a server until the test ends, and says whether it lets clients in.
+func (h *hall) run(cmd *exec.Cmd) bool {
+	h.t.Helper()
 	var log bytes.Buffer
-	cmd := exec.Command(bin, "-c", filepath.Join(dir, "nats.conf"))
 	cmd.Stdout, cmd.Stderr = &log, &log
 	if err := cmd.Start(); err != nil {
 		h.t.Fatal(err)
 	}
+	ended := make(chan struct{})
+	go func() {
+		_ = cmd.Wait()
+		close(ended)
+	}()
 	h.t.Cleanup(func() {
 		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+		<-ended
 		if h.t.Failed() {
 			h.t.Log(log.String())
 		}
 	})
-	h.url = "nats://" + addr
-	h.setup()
+	for {
+		if nc, err := nats.Connect(h.url, append(h.options("setup"), nats.Timeout(2*time.Second))...); err == nil {
+			nc.Close()
+			return true
+		}
+		select {
+		case <-ended: // somebody else has the port
+			return false
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 // setup makes the streams as user setup, with no right but its own.
 func (h *hall) setup() {
 	h.t.Helper()
-	js := brokertest.StreamsOn(h.t, h.connect("setup", nats.RetryOnFailedConnect(true), nats.MaxReconnects(100), nats.ReconnectWait(50*time.Millisecond)))
+	js := brokertest.StreamsOn(h.t, h.connect("setup"))
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	err := stream.Ensure(ctx, js, stream.Topology{})
-	for errors.Is(err, nats.ErrConnectionReconnecting) || errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, nats.ErrNoResponders) {
+	for errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, nats.ErrNoResponders) {
 		err = stream.Ensure(ctx, js, stream.Topology{})
 	}
 	if err != nil {
