@@ -32,7 +32,7 @@ func TestImagesFromMQTTAreAcknowledgedWhenTheyAreStored(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 		defer cancel()
 		first := open()
-		device := paho.NewClient(paho.NewClientOptions().AddBroker("tcp://" + at).SetClientID("device"))
+		device := paho.NewClient(paho.NewClientOptions().AddBroker("tcp://" + at).SetClientID("device").SetConnectRetry(true).SetConnectRetryInterval(20 * time.Millisecond))
 		defer device.Disconnect(250)
 		must := func(tk paho.Token) {
 			t.Helper()

@@ -36,7 +36,8 @@ type ear struct {
 func listen(t *testing.T, at string) *ear {
 	t.Helper()
 	e := &ear{t: t, by: map[string][]string{}}
-	e.c = paho.NewClient(paho.NewClientOptions().AddBroker("tcp://" + at).SetClientID("ear-" + nuid.Next()).SetAutoReconnect(false))
+	e.c = paho.NewClient(paho.NewClientOptions().AddBroker("tcp://" + at).SetClientID("ear-" + nuid.Next()).
+		SetAutoReconnect(false).SetConnectRetry(true).SetConnectRetryInterval(20 * time.Millisecond)) // a server that is slow to answer itself ends the connection
 	for _, token := range []func() paho.Token{e.c.Connect, func() paho.Token {
 		return e.c.Subscribe("#", 1, func(_ paho.Client, m paho.Message) {
 			e.mu.Lock()
