@@ -6,7 +6,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/internal/eventually"
+	"github.com/nearmiss/nearmiss/stream"
+	"github.com/nearmiss/nearmiss/stream/broker"
 	"github.com/nearmiss/nearmiss/stream/check"
 )
 
@@ -35,7 +38,11 @@ func TestCheckSaysWhatToDo(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	at := "--server=" + startBroker(t)
+	b, _ := brokertest.Start(t, broker.Config{Port: -1}) // a small disk has smaller streams, of which check warns
+	if err := stream.Ensure(t.Context(), brokertest.Streams(t, b.ClientURL()), defaultConfig().topology()); err != nil {
+		t.Fatal(err)
+	}
+	at := "--server=" + b.ClientURL()
 	var levels map[string]string
 	eventually.True(t, "the server is near enough", func() bool { // of a machine that is busy it is not always
 		out, errs = program(t, exitFailed, "check", "--json", "--data", file, "--wait=1ms", at)
