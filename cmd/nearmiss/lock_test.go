@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -223,7 +224,12 @@ func TestLockedWhileFramesFlow(t *testing.T) {
 			Workers []stream.WorkerStatus
 		}
 		eventually.True(t, "the worker says what it has scored", func() bool { // one that is busy does not answer at once
-			if err := json.Unmarshal([]byte(desk("status", "--json", "--workers=500ms")), &st); err != nil {
+			var out, errs bytes.Buffer
+			if run(t.Context(), as(filepath.Join(data, "desk"), "status", "--json", "--workers=500ms"), &out, &errs) != 0 {
+				t.Logf("while users and certificates change: %s", errs.String())
+				return false
+			}
+			if err := json.Unmarshal(out.Bytes(), &st); err != nil {
 				t.Fatal(err)
 			}
 			return len(st.Workers) == 1
