@@ -321,7 +321,7 @@ func (b *Broker) options() (*server.Options, error) {
 		ServerName: c.Name, Host: c.Host, Port: c.Port,
 		Username: c.User, Password: c.Password, Authorization: c.Token,
 		JetStream: true, StoreDir: filepath.Clean(c.StoreDir),
-		JetStreamMaxStore: max(b.limit, b.reserved()), JetStreamMaxMemory: c.MaxMemory,
+		JetStreamMaxStore: max(b.limit, b.reserved()+1), JetStreamMaxMemory: c.MaxMemory,
 		SyncAlways:            true, // an acknowledged frame survives a power cut
 		StreamMaxBufferedSize: maxBuffered,
 		MaxPayload:            c.MaxPayload, MaxPending: 256 << 20,

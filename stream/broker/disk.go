@@ -64,7 +64,8 @@ func (b *Broker) bound() error {
 }
 
 // reserved is what the limits of the streams in the store are together: with less
-// the server would not let them be made smaller.
+// the server would not let them be made smaller, and with that alone none be made that
+// has no limit, which it takes for one byte.
 func (b *Broker) reserved() (sum int64) {
 	files, _ := filepath.Glob(filepath.Join(b.cfg.StoreDir, "jetstream", "*", "streams", "*", "meta.inf"))
 	for _, f := range files {

@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -279,7 +280,8 @@ func TestAQuotaThatIsUsedUp(t *testing.T) {
 	until("the server is started again", func() bool { return b.srv.Load() != old && b.Full() == "" })
 }
 
-// TestAStoreMayBeMadeSmaller: the streams in it were made for a larger one.
+// TestAStoreMayBeMadeSmaller: the streams in it were made for a larger one. Before they
+// are smaller there is room for another without a limit, such as the one with the lease.
 func TestAStoreMayBeMadeSmaller(t *testing.T) {
 	dir := t.TempDir()
 	for _, most := range []int64{8 << 30, 1 << 30} {
@@ -300,8 +302,11 @@ func TestAStoreMayBeMadeSmaller(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, name := range []string{"A", "B"} { // three quarters of it together
-			cfg := &nats.StreamConfig{Name: name, MaxBytes: most / 8 * 3}
+		if _, err := js.AddStream(&nats.StreamConfig{Name: fmt.Sprint("LEASE-", most)}, long); err != nil {
+			t.Errorf("a stream without a limit in a store of %d: %v", most, err)
+		}
+		for _, name := range []string{"A", "B"} { // all of it together
+			cfg := &nats.StreamConfig{Name: name, MaxBytes: most / 2}
 			if _, err = js.AddStream(cfg, long); err != nil {
 				_, err = js.UpdateStream(cfg, long)
 			}
