@@ -162,7 +162,8 @@ type Broker struct {
 	reloads atomic.Int64 // see Reloads
 
 	// Overridden in tests.
-	write func(path string, size int) error
+	write    func(path string, size int) error
+	shutdown time.Duration // how long a server, and what watches its files, may take to end
 }
 
 // New prepares a broker; Run starts it.
@@ -170,7 +171,7 @@ func New(cfg Config, log zerolog.Logger) (*Broker, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Broker{cfg: cfg.withDefaults(), log: log.With().Str("component", "broker").Logger(), ready: make(chan struct{}), write: writeProbe}, nil
+	return &Broker{cfg: cfg.withDefaults(), log: log.With().Str("component", "broker").Logger(), ready: make(chan struct{}), write: writeProbe, shutdown: 10 * time.Second}, nil
 }
 
 // startTimeout covers the recovery of a large store after a crash.
@@ -211,7 +212,7 @@ func (b *Broker) Run(ctx context.Context) error {
 }
 
 // serve runs one server until ctx ends or it fails. users are what is known of them, then
-// and afterwards.
+// and, once nothing watches their file any more, afterwards.
 func (b *Broker) serve(ctx context.Context, lock *storeLock, users *knownUsers) error {
 	opts, err := b.serverOptions(users.file, time.Now())
 	if err != nil {
@@ -225,16 +226,20 @@ func (b *Broker) serve(ctx context.Context, lock *storeLock, users *knownUsers) 
 	b.stuck.Store(false)
 	srv.SetLoggerV2(natsLog{b.log, fatal, &b.stuck}, false, false, false)
 	srv.Start()
+	known := *users
+	var files sync.WaitGroup
 	defer func() {
 		down := make(chan struct{})
 		go func() {
 			srv.Shutdown()
 			srv.WaitForShutdown()
+			files.Wait()
 			close(down)
 		}()
 		select {
 		case <-down:
-		case <-time.After(shutdownTime): // its store is gone, or its disk does not answer
+			*users = known
+		case <-time.After(b.shutdown): // its store is gone, or its disk does not answer
 			b.log.Error().Msg("the server does not end in time: it is left")
 		}
 	}()
@@ -265,10 +270,8 @@ func (b *Broker) serve(ctx context.Context, lock *storeLock, users *knownUsers) 
 	b.log.Info().Str("url", b.ClientURL()).Str("mqtt", b.MQTTAddr()).Str("websocket", b.WebSocketURL()).
 		Str("store", b.cfg.StoreDir).Msg("broker is up")
 	watching, enough := context.WithCancel(ctx)
-	var files sync.WaitGroup
-	defer files.Wait()
 	defer enough()
-	files.Go(func() { b.watchUsers(watching, users) })
+	files.Go(func() { b.watchUsers(watching, &known) })
 	files.Go(func() { b.watchCerts(watching) })
 	disk := make(chan error, 1)
 	go func() { disk <- b.watchDisk(watching, srv, lock) }()
@@ -296,9 +299,6 @@ func (b *Broker) serve(ctx context.Context, lock *storeLock, users *knownUsers) 
 		return errors.New("broker stopped by itself (see the log)")
 	}
 }
-
-// shutdownTime is how long a server may take to end.
-const shutdownTime = 10 * time.Second
 
 // pin keeps the ports that the first server took, for those after it.
 func (b *Broker) pin(srv *server.Server) {

@@ -247,6 +247,35 @@ func TestUsersAreThoseOfNow(t *testing.T) {
 	}
 }
 
+// TestABrokerEndsWithoutItsUsers: a disk that does not answer may keep the users' file, too,
+// from being read.
+func TestABrokerEndsWithoutItsUsers(t *testing.T) {
+	users := filepath.Join(t.TempDir(), "users.yaml")
+	b, ended := started(t, Config{StoreDir: filepath.Join(t.TempDir(), "store"), Users: users}, func(b *Broker) { b.shutdown = time.Second })
+	if err := syscall.Mkfifo(users, 0o600); err != nil { // whose reader waits for somebody who writes
+		t.Fatal(err)
+	}
+	var end *os.File
+	eventually.True(t, "the file is being read", func() (ok bool) {
+		var err error
+		end, err = os.OpenFile(users, os.O_WRONLY|syscall.O_NONBLOCK, 0)
+		return err == nil
+	})
+	defer end.Close()
+	if err := os.RemoveAll(b.cfg.StoreDir); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-ended:
+		if err == nil || !strings.Contains(err.Error(), "gone") {
+			t.Errorf("%v", err)
+		}
+	case <-time.After(2 * time.Minute):
+		t.Fatal("the broker waits for its users")
+	}
+	b.srv.Load().WaitForShutdown() // it was left
+}
+
 // TestAQuotaThatIsUsedUp: the disk has room, and takes nothing. The server is not started
 // again before it would find room for what it writes.
 func TestAQuotaThatIsUsedUp(t *testing.T) {
