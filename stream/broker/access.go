@@ -108,6 +108,7 @@ func moveAccount(store string, users bool) error {
 type knownUsers struct {
 	file access.File
 	at   stamp // of the file, when it was last looked at
+	most int64 // bytes that the server may store, which cannot be made less while it runs
 }
 
 // watchUsers brings changes of the users' file into force, without touching
@@ -129,7 +130,7 @@ func (b *Broker) watchUsers(ctx context.Context, known *knownUsers) {
 			continue
 		}
 		known.at = stat
-		next, err := b.reloadUsers(now)
+		next, err := b.reloadUsers(now, known.most)
 		if err != nil {
 			b.log.Error().Err(err).Msg("the users' file cannot be used: what it said before stays in force")
 		} else {
@@ -139,7 +140,7 @@ func (b *Broker) watchUsers(ctx context.Context, known *knownUsers) {
 	}
 }
 
-func (b *Broker) reloadUsers(now time.Time) (access.File, error) {
+func (b *Broker) reloadUsers(now time.Time, most int64) (access.File, error) {
 	f, err := b.cfg.users()
 	if err != nil {
 		return f, err
@@ -152,6 +153,7 @@ func (b *Broker) reloadUsers(now time.Time) (access.File, error) {
 	}
 	o, err := b.serverOptions(f, now)
 	if err == nil {
+		o.JetStreamMaxStore = most
 		err = b.srv.Load().ReloadOptions(o)
 	}
 	if err == nil {

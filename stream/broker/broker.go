@@ -227,6 +227,7 @@ func (b *Broker) serve(ctx context.Context, lock *storeLock, users *knownUsers) 
 	srv.SetLoggerV2(natsLog{b.log, fatal, &b.stuck}, false, false, false)
 	srv.Start()
 	known := *users
+	known.most = opts.JetStreamMaxStore
 	var files sync.WaitGroup
 	defer func() {
 		down := make(chan struct{})

@@ -276,6 +276,73 @@ func TestABrokerEndsWithoutItsUsers(t *testing.T) {
 	b.srv.Load().WaitForShutdown() // it was left
 }
 
+// TestUsersChangeInAStoreThatWasMadeSmaller: its streams had more room than it may have now,
+// and a server that is to have less than it started with takes no change of users either.
+func TestUsersChangeInAStoreThatWasMadeSmaller(t *testing.T) {
+	var file access.File
+	path := filepath.Join(t.TempDir(), "users.yaml")
+	add := func(name string) nkeys.KeyPair {
+		t.Helper()
+		key, seed, err := access.NewNKey()
+		if err == nil {
+			err = errors.Join(file.Add(access.User{Name: name, Role: access.Worker, Key: key}), file.Save(path))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		pair, err := nkeys.FromSeed(seed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pair
+	}
+	add("first")
+	dir := t.TempDir()
+	roomy := func(string) (int64, error) { return 32 << 30, nil }
+	for _, most := range []int64{8 << 30, 1 << 30} {
+		b, err := New(Config{StoreDir: dir, Port: -1, MaxStore: most, Free: roomy, Users: path}, zerolog.Nop())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		ended := make(chan error, 1)
+		go func() { ended <- b.Run(ctx) }()
+		<-b.Ready()
+		nc, err := nats.Connect(b.LocalURL(), append(b.Credentials(), patient)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		js, err := nc.JetStream()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg := &nats.StreamConfig{Name: "A", MaxBytes: most / 4 * 3}
+		if _, err = js.AddStream(cfg, long); err != nil {
+			_, err = js.UpdateStream(cfg, long)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		nc.Close()
+		pair := add(fmt.Sprint("of-", most>>30))
+		eventually.True(t, "the users are read", func() bool { return b.Reloads() == 1 })
+		public, err := pair.PublicKey()
+		if err == nil {
+			nc, err = nats.Connect(b.ClientURL(), patient, nats.Nkey(public, pair.Sign))
+		}
+		if err != nil {
+			t.Errorf("in a store of %d: %v", most, err)
+		} else {
+			nc.Close()
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestAQuotaThatIsUsedUp: the disk has room, and takes nothing. The server is not started
 // again before it would find room for what it writes.
 func TestAQuotaThatIsUsedUp(t *testing.T) {
