@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -39,10 +38,10 @@ const cameraKeys = "camera."
 
 func CameraKey(detector, camera string) string { return cameraKeys + detector + "." + camera }
 
-// OpenCameras reads the cameras' records in the work bucket.
-func OpenCameras(bucket jetstream.KeyValue) kv.Store[CameraStatus] {
-	others := func(key string) bool { return !strings.HasPrefix(key, cameraKeys) }
-	return kv.Store[CameraStatus]{Bucket: bucket, Skip: others, Decode: func(key string, value []byte) (CameraStatus, error) {
+// OpenCameras reads the cameras' records in the work bucket, which has many others: of each
+// frame that was tried again there is a mark.
+func OpenCameras(js jetstream.JetStream, bucket jetstream.KeyValue) kv.Store[CameraStatus] {
+	return kv.Store[CameraStatus]{Bucket: bucket, JS: js, Keys: cameraKeys + ">", Decode: func(key string, value []byte) (CameraStatus, error) {
 		var c CameraStatus
 		if err := kv.Object(value, &c, false); err != nil {
 			return c, err
@@ -61,7 +60,7 @@ func (in *Installation) Cameras(ctx context.Context) ([]CameraStatus, error) {
 	if err != nil {
 		return nil, err
 	}
-	all, _, err := OpenCameras(bucket).List(ctx)
+	all, _, err := OpenCameras(in.js, bucket).List(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list cameras: %w", err)
 	}

@@ -172,7 +172,7 @@ type sighting struct {
 func (w *Worker) checkCameras(ctx context.Context, limits map[string]time.Duration, step time.Duration, seen map[string]sighting) error {
 	ctx, cancel := w.epoch.Within(ctx)
 	defer cancel()
-	store := stream.OpenCameras(w.work)
+	store := stream.OpenCameras(w.js, w.work)
 	for _, c := range w.cameras.news(step) {
 		if err := w.recordCamera(ctx, store, c); err != nil {
 			return err

@@ -2,6 +2,7 @@ package kv
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -12,6 +13,10 @@ import (
 
 // late is how long a list waits for what it lacks before it asks again what there is.
 const late = 200 * time.Millisecond
+
+// unsaid is how long it waits, or one of some keys for the next, before it does so without
+// a word that all has come: a watch does not say that when the last was removed meanwhile.
+const unsaid = 10 * late
 
 // Keys are the keys of a bucket that have a value, in their order.
 func Keys(ctx context.Context, bucket jetstream.KeyValue) ([]string, error) {
@@ -46,7 +51,7 @@ func newest(ctx context.Context, bucket jetstream.KeyValue, opts ...jetstream.Wa
 	}
 	found, end := map[string]jetstream.KeyValueEntry{}, begun
 	var at uint64
-	var tooLate <-chan time.Time
+	tooLate := time.After(unsaid)
 	for said, complete := false, false; !complete; {
 		ask := false
 		select {
@@ -76,14 +81,71 @@ func newest(ctx context.Context, bucket jetstream.KeyValue, opts ...jetstream.Wa
 			complete, tooLate = at >= end.LastSeq || uint64(len(found)) >= end.NumSubjects, time.After(late)
 		}
 	}
-	var all []jetstream.KeyValueEntry
+	return sorted(found), nil
+}
+
+// newestOf is [newest] of the keys that a pattern fits, of a bucket in js that may have many
+// others. Such a list cannot tell from sequences what it lacks: it asks the stream for the
+// keys, and for each that has not come.
+func newestOf(ctx context.Context, js jetstream.JetStream, bucket jetstream.KeyValue, keys string) ([]jetstream.KeyValueEntry, error) {
+	w, err := bucket.Watch(ctx, keys)
+	if err != nil {
+		return nil, err
+	}
+	defer w.Stop()
+	found := map[string]jetstream.KeyValueEntry{}
+	for said := false; !said; {
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(unsaid):
+			said = true
+		case e, ok := <-w.Updates():
+			switch {
+			case !ok:
+				return nil, errEnded
+			case e == nil:
+				said = true
+			default:
+				found[e.Key()] = e
+			}
+		}
+	}
+	s, err := js.Stream(ctx, "KV_"+bucket.Bucket())
+	if err != nil {
+		return nil, err
+	}
+	prefix := "$KV." + bucket.Bucket() + "."
+	info, err := s.Info(ctx, jetstream.WithSubjectFilter(prefix+keys))
+	if err != nil {
+		return nil, err
+	}
+	for subject := range info.State.Subjects {
+		key := strings.TrimPrefix(subject, prefix)
+		if found[key] != nil {
+			continue
+		}
+		e, err := bucket.Get(ctx, key)
+		if errors.Is(err, jetstream.ErrKeyNotFound) || errors.Is(err, jetstream.ErrInvalidKey) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		found[key] = e
+	}
+	return sorted(found), nil
+}
+
+// sorted are the entries of the keys that are not deleted, in the order of the keys.
+func sorted(found map[string]jetstream.KeyValueEntry) (all []jetstream.KeyValueEntry) {
 	for _, e := range found {
 		if e.Operation() == jetstream.KeyValuePut {
 			all = append(all, e)
 		}
 	}
 	slices.SortFunc(all, func(a, b jetstream.KeyValueEntry) int { return strings.Compare(a.Key(), b.Key()) })
-	return all, nil
+	return all
 }
 
 // state is what the stream of a bucket has; one that has nothing ends at 0.

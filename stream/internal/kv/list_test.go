@@ -157,17 +157,74 @@ func TestAListWaitsForWhatIsThere(t *testing.T) {
 	}); !slices.Equal(got, all) || asked < 3 {
 		t.Errorf("asked %d times: %v", asked, got)
 	}
+	remove := func(key string) {
+		s, err := js.Stream(t.Context(), "KV_B")
+		if err == nil {
+			err = s.Purge(t.Context(), jetstream.WithPurgeSubject("$KV.B."+key))
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}
 	if got, asked := list(func(b *early, last jetstream.KeyValueEntry) {
-		b.then = map[int]func(){1: func() {
-			s, err := js.Stream(t.Context(), "KV_B")
-			if err == nil {
-				err = s.Purge(t.Context(), jetstream.WithPurgeSubject("$KV.B."+last.Key()))
-			}
-			if err != nil {
-				t.Error(err)
-			}
-		}}
+		b.then = map[int]func(){1: func() { remove(last.Key()) }}
 	}); !slices.Equal(got, all[:2]) || asked < 2 {
 		t.Errorf("asked %d times: %v", asked, got)
+	}
+	if got, asked := list(func(b *early, last jetstream.KeyValueEntry) {
+		for range all { // and nothing says that all has come
+			if e := <-b.updates; e != nil {
+				defer func() { b.updates <- e }()
+			}
+		}
+		remove(last.Key())
+	}); !slices.Equal(got, all[:2]) || asked < 2 {
+		t.Errorf("asked %d times: %v", asked, got)
+	}
+}
+
+// TestAListOfSomeKeysHasThemAll, and has the broker send no others: the bucket may have
+// many.
+func TestAListOfSomeKeysHasThemAll(t *testing.T) {
+	js := brokertest.JetStream(t, broker.Config{})
+	real, err := js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "B"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{"some.a", "some.b", "some.c", "some.gone", "other.a", "others"} {
+		put(t, real, key)
+	}
+	if err := real.Delete(t.Context(), "some.gone"); err != nil {
+		t.Fatal(err)
+	}
+	late := func(said bool) jetstream.KeyValue {
+		b := &early{KeyValue: real, updates: make(chan jetstream.KeyValueEntry, 9)}
+		e, err := real.Get(t.Context(), "some.c")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b.updates <- e; said {
+			b.updates <- nil
+		}
+		return b
+	}
+	for what, b := range map[string]jetstream.KeyValue{
+		"a bucket":                        real,
+		"one whose watch ends too early":  late(true),
+		"one whose watch does not say so": late(false),
+	} {
+		asked := 0
+		s := kv.Store[string]{Bucket: b, JS: js, Keys: "some.>", Decode: func(key string, _ []byte) (string, error) {
+			asked++
+			return key, nil
+		}}
+		all, bad, err := s.List(t.Context())
+		var got []string
+		for _, e := range all {
+			got = append(got, e.Value)
+		}
+		if want := []string{"some.a", "some.b", "some.c"}; err != nil || len(bad) > 0 || !slices.Equal(got, want) || asked != len(want) {
+			t.Errorf("%s: %v of %d, %v, %v", what, got, asked, bad, err)
+		}
 	}
 }

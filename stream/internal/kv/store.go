@@ -26,6 +26,10 @@ type Store[T any] struct {
 	// Decode makes a T of a value, or says why it cannot. It sees keys and values
 	// that anybody may have written.
 	Decode func(key string, value []byte) (T, error)
+	// Keys, when set, are those that List reads, "camera.>": the broker keeps the others to
+	// itself. JS is where the bucket is, then.
+	Keys string
+	JS   jetstream.JetStream
 	// Skip, when set, says which keys are of another kind.
 	Skip func(key string) bool
 }
@@ -124,7 +128,13 @@ func (s Store[T]) Put(ctx context.Context, key string, value T, head uint64) (re
 // List returns the newest readable value of every key, in the order of the keys,
 // and the values that cannot be read. It is one pass over the bucket.
 func (s Store[T]) List(ctx context.Context) ([]Entry[T], []Bad, error) {
-	raw, err := newest(ctx, s.Bucket)
+	var raw []jetstream.KeyValueEntry
+	var err error
+	if s.Keys == "" {
+		raw, err = newest(ctx, s.Bucket)
+	} else {
+		raw, err = newestOf(ctx, s.JS, s.Bucket, s.Keys)
+	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("read bucket %s: %w", s.Bucket.Bucket(), err)
 	}
