@@ -7,9 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
-	"net/url"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -470,15 +468,8 @@ func TestWorkGoesOnAfterTheBrokerRestarts(t *testing.T) {
 	dir := t.TempDir()
 	store := filepath.Join(dir, "broker")
 	b, stop := brokertest.Start(t, broker.Config{Port: -1, StoreDir: store})
-	u, err := url.Parse(b.ClientURL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	port, err := strconv.Atoi(u.Port())
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &streamtest.Rig{T: t, Dir: dir, URL: b.ClientURL()}
+	way := brokertest.NewRelay(t, strings.TrimPrefix(b.ClientURL(), "nats://")) // to each of them by one address
+	r := &streamtest.Rig{T: t, Dir: dir, URL: "nats://" + way.Addr()}
 	r.Open(stream.Topology{})
 	r.Release("bolts", streamtest.Fake{Name: "one"})
 	w, stopWorker := r.Worker(worker.Config{Resync: time.Hour}, streamtest.LoadFake)
@@ -491,15 +482,17 @@ func TestWorkGoesOnAfterTheBrokerRestarts(t *testing.T) {
 	}
 	publish(20)
 	eventually.True(t, "the first frames are scored", func() bool { return w.Stats().Scored == 20 })
+	way.Lead("")
 	stop()
-	// The pointer changes behind the worker's back: on a broker of another port.
+	// The pointer changes behind the worker's back: on a broker that it does not know.
 	b2, stop2 := brokertest.Start(t, broker.Config{Port: -1, StoreDir: store})
 	other := &streamtest.Rig{T: t, Dir: dir, URL: b2.ClientURL()}
 	other.Open(stream.Topology{})
 	second := other.Release("bolts", streamtest.Fake{Name: "two"})
 	other.NC.Close()
 	stop2()
-	brokertest.Start(t, broker.Config{Port: port, StoreDir: store})
+	b, _ = brokertest.Start(t, broker.Config{Port: -1, StoreDir: store})
+	way.Lead(strings.TrimPrefix(b.ClientURL(), "nats://"))
 	eventually.True(t, "the connection is back", r.NC.IsConnected)
 	publish(20)
 	eventually.True(t, "the next frames are scored", func() bool { return w.Stats().Scored >= 40 })
