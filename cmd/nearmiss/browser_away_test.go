@@ -45,10 +45,7 @@ func (s *stage) startBroker(t *testing.T) {
 	s.broker, at = runBroker(t, "--data", s.data)
 	s.way.lead(at)
 	s.nc = brokertest.Client(t, at)
-	var err error
-	if s.js, err = jetstream.New(s.nc, jetstream.WithDefaultTimeout(time.Minute)); err != nil {
-		t.Fatal(err)
-	}
+	s.js = brokertest.StreamsOn(t, s.nc)
 }
 
 // event is what a worker says of a frame.
@@ -144,6 +141,7 @@ func TestThePageWhileTheBrokerComesAndGoes(t *testing.T) {
 		s.t, b.t = t, t
 		b.visit("#/alarms?rows=frames", "open")
 		rows(1)
+		s.way.away()
 		if err := s.broker.cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}

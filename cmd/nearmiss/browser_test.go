@@ -31,10 +31,10 @@ import (
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
 	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/internal/synthetic"
 	"github.com/nearmiss/nearmiss/stream"
@@ -364,10 +364,7 @@ func TestTheOperatorsStoryOnThePage(t *testing.T) {
 	drawStill(t, odd, 6) // such as no cell looks like
 	a, nc := upWithPage(t)
 	server := "--server=" + a.NATS
-	broker, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	broker := brokertest.StreamsOn(t, nc)
 	b := openTab(t, browser, a.Console)
 
 	t.Run("a new detector from images", func(t *testing.T) {

@@ -281,6 +281,7 @@ func TestLockedWhileFramesFlow(t *testing.T) {
 	}
 	program(t, 0, "tls", "renew", cert, tls)
 	further("another authority")
+	way.away()
 	up.stop()
 	up, now := runBroker(t, conf)
 	way.lead(now)

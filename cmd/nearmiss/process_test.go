@@ -201,6 +201,9 @@ func (l lasting) lead(to string) {
 	l.Lead(host)
 }
 
+// away has it lead nowhere, before its broker ends: another test's may listen there next.
+func (l lasting) away() { l.Lead("") }
+
 // printed are the addresses that up and broker print with --json.
 type printed struct{ NATS, MQTT, Console string }
 

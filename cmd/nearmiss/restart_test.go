@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-
 	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/internal/synthetic"
@@ -72,6 +70,7 @@ func TestTheBrokerReturnsWhileAllAreAtWork(t *testing.T) {
 	lost := 0
 	restart := func(how syscall.Signal, active string) {
 		t.Helper()
+		way.away()
 		if err := server.cmd.Process.Signal(how); err != nil {
 			t.Fatal(err)
 		}
@@ -88,11 +87,7 @@ func TestTheBrokerReturnsWhileAllAreAtWork(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		js, err := jetstream.New(nc)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := openRegistry(t, js).Promote(t.Context(), "cells", active, registry.Change{}); err != nil {
+		if _, err := openRegistry(t, brokertest.StreamsOn(t, nc)).Promote(t.Context(), "cells", active, registry.Change{}); err != nil {
 			t.Fatal(err)
 		}
 		back := time.Now()

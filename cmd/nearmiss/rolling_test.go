@@ -94,6 +94,7 @@ func TestARollingUpgrade(t *testing.T) {
 	reached(2)
 
 	publish(4)
+	way.away()
 	server.stop()
 	server, now := runBroker(t, "--data", data, "--config", config)
 	way.lead(now)

@@ -122,6 +122,7 @@ func TestSinksKilledLoseNothing(t *testing.T) {
 			worker = sinks()
 		}
 		if at2[n] {
+			way.away()
 			kill(t, server)
 			var now string
 			server, now = runBroker(t, "--data", data)

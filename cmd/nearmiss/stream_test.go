@@ -25,6 +25,7 @@ import (
 
 	"github.com/nearmiss/nearmiss/inference/backbone/starter"
 	"github.com/nearmiss/nearmiss/inference/imaging"
+	"github.com/nearmiss/nearmiss/internal/brokertest"
 	"github.com/nearmiss/nearmiss/internal/eventually"
 	"github.com/nearmiss/nearmiss/stream"
 )
@@ -44,11 +45,7 @@ func listen(t *testing.T, url string) *listener {
 	if err != nil {
 		t.Fatal(err)
 	}
-	js, err := jetstream.New(nc, jetstream.WithDefaultTimeout(time.Minute))
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := &listener{nc: nc, js: js}
+	l := &listener{nc: nc, js: brokertest.StreamsOn(t, nc)}
 	since := time.Now() // whenever the watch of events begins
 	_, err = nc.Subscribe(stream.Names{}.Scores("*", "*"), func(m *nats.Msg) {
 		if e, err := stream.ParseScore(m.Data, m.Header); err == nil {

@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
@@ -82,10 +81,7 @@ func TestEventsForPeopleAndForMachines(t *testing.T) {
 // acknowledged, or could not be given, comes again at the next watch.
 func TestADurableWatchLosesNothingWhenItsReaderDies(t *testing.T) {
 	b, _ := brokertest.Start(t, broker.Config{Port: -1})
-	js, err := jetstream.New(brokertest.Connect(t, b))
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := brokertest.StreamsOn(t, brokertest.Connect(t, b))
 	if err := stream.Ensure(t.Context(), js, stream.Topology{}); err != nil {
 		t.Fatal(err)
 	}
