@@ -70,7 +70,11 @@ func (c *Client) ask(ctx context.Context, endpoint string, q, a any) error {
 func (c *Client) send(ctx context.Context, q *nats.Msg, limit time.Duration, a any) error {
 	ctx, cancel := context.WithTimeout(ctx, limit+RequestTime)
 	defer cancel()
-	return Ask(ctx, c.nc, q, a)
+	err := UnlessForbidden(ctx, c.nc, q.Subject, func(ctx context.Context) error { return Ask(ctx, c.nc, q, a) })
+	if errors.Is(err, ErrForbidden) {
+		err = fmt.Errorf("ask %s: %w", q.Subject, err)
+	}
+	return err
 }
 
 // Ask sends a request to a service and decodes the answer into what a points to. Errors of

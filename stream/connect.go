@@ -141,5 +141,35 @@ func IsForbidden(nc *nats.Conn, subject string) bool {
 	return errors.Is(err, nats.ErrPermissionViolation) && strings.Contains(err.Error(), strconv.Quote(subject))
 }
 
+// ErrForbidden is the broker's word that this client may not ask.
+var ErrForbidden = errors.New("this client's rights do not allow to ask for it")
+
+// UnlessForbidden calls f with a context that ends early when the broker says that this
+// client may not publish on subject: there is no other answer then. The error is
+// [ErrForbidden].
+func UnlessForbidden(ctx context.Context, nc *nats.Conn, subject string, f func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	before := nc.LastError() // who may ask by now is not held to what was said then
+	forbidden := func() bool { return nc.LastError() != before && IsForbidden(nc, subject) }
+	done := make(chan error, 1)
+	go func() { done <- f(ctx) }()
+	look := time.NewTicker(20 * time.Millisecond)
+	defer look.Stop()
+	for {
+		select {
+		case err := <-done:
+			if err != nil && forbidden() {
+				return ErrForbidden
+			}
+			return err
+		case <-look.C:
+			if forbidden() {
+				cancel()
+			}
+		}
+	}
+}
+
 // PublishWait is how long one publish may wait for the broker's answer.
 const PublishWait = 5 * time.Second

@@ -99,7 +99,7 @@ func (f serverFlags) withClient(as string, o *output, do func(*stream.Client) er
 // answered says why nothing was answered in time, where the broker has said that this
 // identity may not ask.
 func answered(nc *nats.Conn, err error) error {
-	late := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout)
+	late := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) || errors.Is(err, stream.ErrForbidden)
 	if said := nc.LastError(); late && errors.Is(said, nats.ErrPermissionViolation) {
 		return fmt.Errorf("this identity may not do that; use one of role operator: %w", said)
 	}

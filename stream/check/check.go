@@ -83,32 +83,15 @@ type checker struct {
 // step bounds one question.
 const step = 5 * time.Second
 
-// ask calls f with a context that ends early when the broker says that this client may
-// not publish on subject: there is no other answer then.
+// ask calls f, which asks on subject, unless this client may not.
 func (l *checker) ask(ctx context.Context, subject string, f func(context.Context) error) error {
 	if l.limits != nil && !l.limits.mayPublish(subject) {
-		return errForbidden
+		return stream.ErrForbidden
 	}
 	ctx, cancel := context.WithTimeout(ctx, step)
 	defer cancel()
-	done := make(chan error, 1)
-	go func() { done <- f(ctx) }()
-	for {
-		select {
-		case err := <-done:
-			if err != nil && stream.IsForbidden(l.nc, subject) {
-				return errForbidden
-			}
-			return err
-		case <-time.After(20 * time.Millisecond):
-			if stream.IsForbidden(l.nc, subject) {
-				cancel()
-			}
-		}
-	}
+	return stream.UnlessForbidden(ctx, l.nc, subject, f)
 }
-
-var errForbidden = errors.New("this client's rights do not allow to ask for it")
 
 // Versions of nats-server: what is used of it is there from Oldest on, and the tests
 // run with Tested.
@@ -197,7 +180,7 @@ func (l *checker) account(ctx context.Context) {
 	var a *jetstream.AccountInfo
 	err := l.ask(ctx, l.cfg.Topology.JetStreamRequest("INFO"), func(ctx context.Context) (err error) { a, err = l.js.AccountInfo(ctx); return err })
 	switch {
-	case errors.Is(err, errForbidden):
+	case errors.Is(err, stream.ErrForbidden):
 		f.Level, f.Detail = Skipped, "what the account may store: "+err.Error()
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, nats.ErrNoResponders):
 		f.Level, f.Detail = Failed, "the server has no JetStream"

@@ -10,6 +10,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/nearmiss/nearmiss/stream"
 	"github.com/nearmiss/nearmiss/stream/access"
 )
 
@@ -81,7 +82,7 @@ func (l *checker) rights(ctx context.Context) {
 		return nil
 	})
 	switch {
-	case errors.Is(err, errForbidden):
+	case errors.Is(err, stream.ErrForbidden):
 		f.Level, f.Detail = Skipped, "this client may not ask what it may do"
 		f.Advice = "its rights are those of an earlier version, or not of nearmiss users: render them anew, or allow publishing on " + access.OwnRights
 	case errors.Is(err, nats.ErrNoResponders), errors.Is(err, context.DeadlineExceeded):

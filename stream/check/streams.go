@@ -9,6 +9,8 @@ import (
 
 	"github.com/dustin/go-humanize"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/nearmiss/nearmiss/stream"
 )
 
 // streams compares streams and buckets with what they should be, and looks whether they
@@ -34,7 +36,7 @@ func (l *checker) streams(ctx context.Context) {
 			return err
 		})
 		switch {
-		case errors.Is(err, errForbidden):
+		case errors.Is(err, stream.ErrForbidden):
 			hidden = append(hidden, name)
 			continue
 		case errors.Is(err, jetstream.ErrStreamNotFound):
